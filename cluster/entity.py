@@ -1,0 +1,76 @@
+"""What the coordinator and a simulated host say to each other.
+
+The coordinator knows hosts only as entities: things with a name that take
+messages, advance to a horizon, and say when they could next speak. Toy
+entities in tests and real hosts are the same to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+NEVER = (1 << 63) - 1
+"""A virtual time later than every other."""
+
+Payload = dict[str, object]
+"""The body of a message: msgpack-able values under names. Each receiver parses it into its own typed command."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Message:
+    """One message across the star, ordered by (time, sender, sequence).
+
+    ``time_ns`` is the virtual time at which it takes effect at the receiver.
+    """
+
+    time_ns: int
+    sender: str
+    sequence: int
+    receiver: str
+    kind: str
+    payload: bytes = b""
+    """msgpack bytes of a ``Payload``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """What an entity says after it was advanced.
+
+    ``reached_ns`` is the horizon when all its events before it are done, else
+    the time it got to when its budget of events ran out.
+    ``next_event_ns`` is the time of its next local event (``NEVER`` if none).
+    ``earliest_output_ns`` is a promise: no message of this entity will carry an
+    earlier sending time, unless a message is delivered to it first.
+    """
+
+    reached_ns: int
+    next_event_ns: int
+    earliest_output_ns: int
+    events: int
+    outputs: tuple[Message, ...] = ()
+
+
+class Entity(Protocol):
+    """A simulated thing that the coordinator advances: a host, or a toy in a test."""
+
+    @property
+    def name(self) -> str: ...
+
+    def deliver(self, messages: tuple[Message, ...]) -> None:
+        """Take messages for later; each takes effect at its time, before local events of that nanosecond."""
+
+    def advance(self, horizon_ns: int, event_budget: int) -> Advance:
+        """Do every event before ``horizon_ns`` (half-open), at most ``event_budget`` of them."""
+
+    def next_event_ns(self) -> int:
+        """Time of the next local event or delivery, ``NEVER`` if none."""
+
+    def earliest_output_ns(self) -> int:
+        """The promise of ``Advance.earliest_output_ns`` as it stands now."""
+
+    def collect(self, end_ns: int) -> dict[str, list[dict[str, object]]]:
+        """Close the books at ``end_ns`` and return rows by table name (msgpack-able values)."""
+
+    def gauges(self) -> dict[str, float]:
+        """A few live figures for the metrics page, by metric name; never part of results."""

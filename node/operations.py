@@ -1,0 +1,219 @@
+"""Operations that programs yield and the board executes in virtual time.
+
+An operation carries no key, ASID, VMPL or identity: the board takes those from
+the core that executes. Operations travel in batches (tuples); a batch takes
+effect, in order and at one instant, when the time of all of it has passed.
+What must be seen half done goes in separate batches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from psp.system_bus import RmpEntry
+
+
+# Operations of a guest's vCPU. Addresses are guest-physical.
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Load ``length`` bytes; ``private`` is the C-bit. Answer: bytes, or a Fault."""
+
+    gpa: int
+    length: int
+    private: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Store ``data``; ``private`` is the C-bit. Answer: None, or a Fault."""
+
+    gpa: int
+    data: bytes
+    private: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PValidate:
+    """PVALIDATE every page of a range. Answer: ``PValidateResult``, or a Fault."""
+
+    gpa: int
+    length: int
+    large: bool
+    validate: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PageStateChange:
+    """Ask the hypervisor through the GHCB to make a range shared or private. Answer: 0, or an error."""
+
+    gpa: int
+    length: int
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRead:
+    """Read logical blocks from the VM's disk into shared memory. Answer: NVMe status, 0 is success."""
+
+    lba: int
+    blocks: int
+    gpa: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockWrite:
+    """Write logical blocks to the VM's disk from shared memory. Answer: NVMe status, 0 is success."""
+
+    lba: int
+    blocks: int
+    gpa: int
+
+
+# Operations of the hypervisor. Addresses are system-physical.
+
+
+@dataclass(frozen=True, slots=True)
+class HostRead:
+    """Load through a host mapping with C=0. Answer: bytes."""
+
+    spa: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostWrite:
+    """Store through a host mapping with C=0. Answer: None, or a Fault (RMP)."""
+
+    spa: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RmpUpdate:
+    """RMPUPDATE on ``length`` bytes from ``spa``; the GPA advances with the page. Answer: RMP code."""
+
+    spa: int
+    length: int
+    entry: RmpEntry
+
+
+@dataclass(frozen=True, slots=True)
+class PSmash:
+    """PSMASH one 2 MiB entry. Answer: RMP code."""
+
+    spa: int
+
+
+@dataclass(frozen=True, slots=True)
+class NestedMap:
+    """Point the nested page table of a VM at memory. Answer: None."""
+
+    vm: str
+    gpa: int
+    spa: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class NestedUnmap:
+    """Take a range out of the nested page table of a VM. Answer: None."""
+
+    vm: str
+    gpa: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class PspCommand:
+    """Ring the security processor's mailbox. Answer: ``PspAnswer``.
+
+    ``buffer`` is the command buffer as bytes; the board lays it at ``spa`` in
+    host memory first, as a driver would.
+    """
+
+    command: int
+    spa: int
+    buffer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Wbinvd:
+    """WBINVD on all cores. Answer: None."""
+
+
+HypervisorOperation = HostRead | HostWrite | RmpUpdate | PSmash | NestedMap | NestedUnmap | PspCommand | Wbinvd
+GuestOperation = Read | Write | PValidate | PageStateChange | BlockRead | BlockWrite
+
+
+# How a block of a program may end.
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Retire instructions with the program's demand number ``demand``. Divisible."""
+
+    demand: int
+    instructions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Halt the vCPU until a timer fires. Divisible."""
+
+    duration_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """Power the virtual machine off. ``code`` 0 is a normal end."""
+
+    code: int = 0
+
+
+# Answers.
+
+
+class FaultKind(IntEnum):
+    """What the core reported instead of an answer."""
+
+    NESTED_PAGE_FAULT = 0x400
+    """#NPF without a mapping: exit code of APM volume 2, appendix C."""
+    RMP_FAULT = 0x80000000
+    """#NPF or #PF with error bit 31: the RMP refused the access."""
+    PAGE_NOT_VALIDATED = 0x404
+    """#VC in the guest: the page is assigned but not validated."""
+    UNDEFINED_OPCODE = 6
+    """#UD: the role may not execute this instruction."""
+    MACHINE_CHECK = 18
+    """#MC: no memory answers at the address."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault in place of an answer; ``error`` holds EXITINFO1 or the #PF error code."""
+
+    kind: FaultKind
+    address: int
+    error: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PValidateResult:
+    """EAX of PVALIDATE, and whether any page already had the wanted state (CF)."""
+
+    code: int
+    unchanged: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PspAnswer:
+    """Status bits 15:0 of CmdResp, and the command buffer as the firmware left it."""
+
+    status: int
+    buffer: bytes
+
+
+Answer = bytes | int | None | Fault | PValidateResult | PspAnswer

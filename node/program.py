@@ -1,0 +1,120 @@
+"""Programs of tenants: frozen specifications made of short blocks.
+
+Everything a program knows between two blocks is in its vCPU's registers and in
+guest memory. So a paused VM can lose every Python object of its programs and
+go on after they are rebuilt from their specification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from node.operations import Answer, Compute, GuestOperation, Shutdown, Sleep
+
+Scalar = int | float | str
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a steady phase asks of a core and its memory.
+
+    ``bytes_per_llc_miss`` counts the line and its share of write-backs.
+    ``max_instructions_per_s`` caps the phase, 0 means as fast as the core goes.
+    """
+
+    name: str
+    instructions_per_cycle: float
+    llc_misses_per_kilo_instruction: float
+    tlb_misses_per_kilo_instruction: float
+    memory_level_parallelism: float
+    bytes_per_llc_miss: float = 64.0
+    exits_per_mega_instruction: float = 0.0
+    max_instructions_per_s: float = 0.0
+
+
+class Registers:
+    """General registers of a vCPU as software sees them, 64-bit unsigned.
+
+    R13 counts the program's completed units of work, R14 names the demand of
+    an unfinished ``Compute`` and R15 holds what is left of it, so that a pause
+    in the middle of a phase loses nothing. Programs own the others.
+    """
+
+    __slots__ = ("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rax", "rbp", "rbx", "rcx", "rdi", "rdx", "rip", "rsi", "rsp")  # fmt: skip
+
+    r8: int
+    r9: int
+    r10: int
+    r11: int
+    r12: int
+    r13: int
+    r14: int
+    r15: int
+    rax: int
+    rbp: int
+    rbx: int
+    rcx: int
+    rdi: int
+    rdx: int
+    rip: int
+    rsi: int
+    rsp: int
+
+    def __init__(self, rip: int = 0) -> None:
+        for name in self.__slots__:
+            setattr(self, name, 0)
+        self.rip = rip
+
+
+Ending = Compute | Sleep | Shutdown | None
+Block = Generator[tuple[GuestOperation, ...], tuple[Answer, ...], Ending]
+
+
+class Program(Protocol):
+    """What one vCPU runs.
+
+    ``entry`` is the RIP of the first block. ``blocks`` maps a RIP to the
+    function that starts the block there; a block yields batches of operations,
+    sets ``rip`` to the next block and ends by returning what follows: a
+    ``Compute``, a ``Sleep``, a ``Shutdown``, or None to go straight on.
+    """
+
+    @property
+    def entry(self) -> int: ...
+
+    @property
+    def demands(self) -> tuple[Demand, ...]: ...
+
+    @property
+    def blocks(self) -> Mapping[int, Callable[[Registers], Block]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a program finds itself: its VM, its vCPU and the memory that is its own.
+
+    The range [``base_gpa``, ``base_gpa + length``) is private to this vCPU;
+    [``shared_gpa``, ``shared_gpa + shared_length``) is shared with the host,
+    for device buffers. ``seed`` is the scenario's.
+    """
+
+    vm: str
+    vcpu: int
+    base_gpa: int
+    length: int
+    shared_gpa: int
+    shared_length: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramSpec:
+    """A program's name and parameters; with a ``Placement`` it rebuilds the program whole."""
+
+    name: str
+    parameters: tuple[tuple[str, Scalar], ...] = ()
+
+
+ProgramFactory = Callable[[ProgramSpec, Placement], Program]

@@ -1,0 +1,97 @@
+"""What the security processor sees of its machine: one small protocol, handed in.
+
+The firmware reaches DRAM, the memory controllers' key slots, the RMP and the
+facts of the cores only through this. Nothing here knows time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+PAGE_BYTES = 4096
+LARGE_PAGE_BYTES = 2 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class RmpEntry:
+    """One decoded entry of the reverse map table (APM volume 2, 15.36.3).
+
+    ``large`` is the PAGE_SIZE bit (2 MiB). ``gpa`` is the guest-physical
+    address of the page, ``asid`` 0 means hypervisor or firmware.
+    ``vmpl_permissions`` holds one permission byte for each of VMPL 0 to 3.
+    """
+
+    assigned: bool = False
+    large: bool = False
+    immutable: bool = False
+    gpa: int = 0
+    asid: int = 0
+    vmsa: bool = False
+    validated: bool = False
+    vmpl_permissions: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class CoreConfiguration:
+    """What firmware checks on every core before it initialises SNP."""
+
+    snp_enabled: bool
+    mtrr_fix_dram_mod_enabled: bool
+    hsave_pa_zero: bool
+    smt_enabled: bool
+
+
+class SystemBus(Protocol):
+    """The machine as the security processor reaches it. Addresses are SPAs."""
+
+    @property
+    def max_asid(self) -> int:
+        """Highest ASID with a key slot (CPUID 8000001F ECX)."""
+
+    @property
+    def min_sev_asid(self) -> int:
+        """Lowest ASID for a guest that is neither ES nor SNP (CPUID 8000001F EDX)."""
+
+    @property
+    def dram_bytes(self) -> int:
+        """Size of the host's memory; an address at or above it is not there."""
+
+    def core_configuration(self) -> CoreConfiguration:
+        """The settings that must agree on all cores."""
+
+    def read(self, spa: int, length: int) -> bytes:
+        """Read DRAM without a key, as a host mapping with C=0 does."""
+
+    def write(self, spa: int, data: bytes) -> None:
+        """Write DRAM without a key."""
+
+    def read_guest(self, spa: int, length: int, asid: int) -> bytes:
+        """Read through the key of an ASID."""
+
+    def write_guest(self, spa: int, data: bytes, asid: int) -> None:
+        """Write through the key of an ASID."""
+
+    def install_key(self, asid: int, key: bytes) -> None:
+        """Load a guest's memory key into the slot of its ASID in every controller."""
+
+    def remove_key(self, asid: int) -> None:
+        """Take the key of an ASID out of every controller."""
+
+    def wbinvd_count(self) -> int:
+        """How many times WBINVD has completed on all cores since boot."""
+
+    def rmp_covers(self, spa: int) -> bool:
+        """Whether the page has an RMP entry."""
+
+    def rmp_initialise(self) -> None:
+        """Zero every entry (SNP_INIT with INIT_RMP)."""
+
+    def rmp_entry(self, spa: int) -> RmpEntry:
+        """The effective entry of the 4 KiB page at ``spa``."""
+
+    def rmp_set(self, spa: int, entry: RmpEntry) -> None:
+        """Replace the entry of the page at ``spa``; size taken from ``entry.large``."""
+
+    def rmp_pages_of_asid(self, asid: int) -> int:
+        """Number of 4 KiB pages assigned to an ASID (the RMP's per-ASID counter)."""
