@@ -1,0 +1,1 @@
+"""The data centre: scenarios, virtual time across hosts, results and the command line. Imports every other floor."""

@@ -1,0 +1,1 @@
+"""Who runs there: tenants' programs and traces. Imports ``node`` and below."""
