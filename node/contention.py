@@ -1,0 +1,262 @@
+"""Contention of one host: its hardware threads and its memory bandwidth.
+
+A running phase retires ``r`` instructions per nanosecond and spends, for each,
+``c + m L`` nanoseconds of its vCPU: ``c`` is everything that does not depend on
+the host's load (core, page walks, cipher, RMP look-ups, exits), ``m`` the LLC
+misses per instruction that are not overlapped, ``L`` the DRAM latency under
+load. So ``r = min(cap, s / (c + m L))`` with ``s`` the share of a thread.
+
+Latency under load is ``L(u) = L0 (1 + a u / (1 - u))`` where the utilisation
+``u`` is the sum of all phases' traffic over the bandwidth. The right side falls
+as ``u`` grows, so there is one solution; it is found by Newton steps inside a
+bracket. Threads are shared max-min: a phase that its cap lets rest gives the
+rest of its share away.
+
+Pure: no clock; the caller says how far time went. Sums use numpy's pairwise
+reduction and never BLAS, whose result depends on the processor it runs on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+NEVER_NS = (1 << 63) - 1
+_DONE_NS = 0.5
+_CLOSE = 1e-7
+_MOST_STEPS = 200
+_HIGHEST_UTILISATION = 1.0 - 1e-9
+_sum = np.add.reduce
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseLoad:
+    """What a running phase costs its core per instruction.
+
+    ``core_ns`` is c, ``miss`` is m (DRAM latencies per instruction),
+    ``traffic_bytes`` the bytes per instruction on the memory channels,
+    ``cap_per_ns`` the highest rate in instructions per nanosecond, 0 for none.
+    """
+
+    core_ns: float
+    miss: float
+    traffic_bytes: float
+    cap_per_ns: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseAccount:
+    """What one phase has used when it ends or is interrupted.
+
+    ``loaded_ns`` is vCPU time lost to latency above L0, ``core_wait_ns`` time in
+    which the phase wanted a thread and had none.
+    """
+
+    instructions: float
+    remaining: float
+    elapsed_ns: int
+    loaded_ns: float
+    core_wait_ns: float
+
+
+class Contention:
+    """The phases that run on one host, advanced together.
+
+    Phases sit in slots of parallel arrays; a free slot holds an endless phase
+    without load, so that no step needs a mask.
+    """
+
+    def __init__(self, threads: int, bandwidth_bytes_per_s: float, latency_ns: float, loaded_factor: float) -> None:
+        self.latency_ns = latency_ns
+        """DRAM latency under the present load."""
+        self.utilisation = 0.0
+        """Share of the memory bandwidth in use."""
+        self.running = 0
+        self.busy_bytes = 0.0
+        """Bytes moved over the channels since the start."""
+        self._idle_latency_ns = latency_ns
+        self._factor = loaded_factor
+        self._threads = float(threads)
+        self._bandwidth = bandwidth_bytes_per_s * 1e-9
+        self._now_ns = 0
+        self._capped = 0
+        self._overcommitted = False
+        self._free: list[int] = []
+        self._grow(8)
+
+    def _grow(self, slots: int) -> None:
+        old = getattr(self, "_core", None)
+        size = 0 if old is None else len(old)
+        fresh = {
+            "_core": 1.0, "_miss": 0.0, "_traffic": 0.0, "_weight": 0.0, "_cap": np.inf, "_remaining": np.inf,
+            "_rate": 1.0, "_loaded": 0.0, "_share": 1.0,
+        }  # fmt: skip
+        for name, value in fresh.items():
+            array = np.full(slots, value)
+            if old is not None:
+                array[:size] = getattr(self, name)
+            setattr(self, name, array)
+        self._scratch: Floats = np.empty(slots)
+        self._span: Floats = np.empty(slots)
+        self._started = [0] * slots if old is None else self._started + [0] * (slots - size)
+        self._total = [0.0] * slots if old is None else self._total + [0.0] * (slots - size)
+        self._free.extend(range(slots - 1, size - 1, -1))
+
+    _core: Floats
+    _miss: Floats
+    _traffic: Floats
+    _weight: Floats
+    _cap: Floats
+    _remaining: Floats
+    _rate: Floats
+    _loaded: Floats
+    _share: Floats
+
+    def start(self, load: PhaseLoad, instructions: float) -> int:
+        """Let a phase run from the present time; returns its slot. Call ``solve`` afterwards."""
+        if not self._free:
+            self._grow(2 * len(self._core))
+        slot = self._free.pop()
+        self._core[slot] = load.core_ns
+        self._miss[slot] = load.miss
+        self._traffic[slot] = load.traffic_bytes
+        self._weight[slot] = load.traffic_bytes * load.miss
+        self._remaining[slot] = instructions
+        self._loaded[slot] = 0.0
+        if load.cap_per_ns:
+            self._cap[slot] = load.cap_per_ns
+            self._capped += 1
+        self._started[slot] = self._now_ns
+        self._total[slot] = instructions
+        self.running += 1
+        return slot
+
+    def stop(self, slot: int) -> PhaseAccount:
+        """Take a phase out, finished or not. Call ``solve`` afterwards."""
+        remaining = max(0.0, float(self._remaining[slot]))
+        done = self._total[slot] - remaining
+        loaded = float(self._loaded[slot]) * float(self._miss[slot])
+        elapsed = self._now_ns - self._started[slot]
+        cap = float(self._cap[slot])
+        busy = done * (float(self._core[slot]) + float(self._miss[slot]) * self._idle_latency_ns) + loaded
+        wait = max(0.0, elapsed - max(busy, done / cap))
+        if cap != np.inf:
+            self._capped -= 1
+        self._core[slot] = 1.0
+        self._miss[slot] = self._traffic[slot] = self._weight[slot] = 0.0
+        self._cap[slot] = self._remaining[slot] = np.inf
+        self._share[slot] = 1.0
+        self.running -= 1
+        self._free.append(slot)
+        return PhaseAccount(done, remaining, elapsed, loaded, wait)
+
+    def advance(self, now_ns: int) -> None:
+        """Let every phase run on at its rate until ``now_ns``."""
+        step = now_ns - self._now_ns
+        if step == 0:
+            return
+        self._now_ns = now_ns
+        work = np.multiply(self._rate, float(step), self._scratch)
+        np.subtract(self._remaining, work, self._remaining)
+        excess = self.latency_ns - self._idle_latency_ns
+        if excess:
+            np.multiply(work, excess, work)
+            np.add(self._loaded, work, self._loaded)
+        self.busy_bytes += self.utilisation * self._bandwidth * step
+
+    def solve(self) -> None:
+        """Find rates and latency for the phases that now run."""
+        if self.running > self._threads:
+            self._solve_overcommitted()
+            return
+        if self._overcommitted:
+            self._share.fill(1.0)
+            self._overcommitted = False
+        self._solve_latency()
+
+    def _solve_latency(self) -> None:
+        low, high = 0.0, 1.0
+        u = self.utilisation
+        for _ in range(_MOST_STEPS):
+            gap, slope = self._excess_demand(u)
+            if gap > 0:
+                low = u
+            else:
+                high = u
+            step = gap / slope
+            u += step
+            if not low <= u <= high:
+                u = (low + high) / 2
+            elif -_CLOSE < step < _CLOSE:
+                break  # Newton squares the error: the next step would be lost in rounding.
+        self.utilisation = u = min(max(u, 0.0), _HIGHEST_UTILISATION)
+        self._set_rates(u)
+
+    def _set_rates(self, u: float) -> None:
+        """Latency and uncapped rates at utilisation ``u``; leaves nanoseconds per instruction in ``_span``."""
+        self.latency_ns = latency = self._idle_latency_ns * (1.0 + self._factor * u / (1.0 - u))
+        span, rate = self._span, self._rate
+        np.multiply(self._miss, latency, span)
+        np.add(span, self._core, span)
+        np.divide(self._share, span, rate)
+        if self._capped:
+            np.minimum(rate, self._cap, rate)
+
+    def _excess_demand(self, u: float) -> tuple[float, float]:
+        """Demand at utilisation ``u`` less ``u``, and minus its slope."""
+        self._set_rates(u)
+        rate, scratch = self._rate, self._scratch
+        np.multiply(rate, self._weight, scratch)
+        np.divide(scratch, self._span, scratch)
+        if self._capped:
+            scratch[rate == self._cap] = 0.0
+        slope = float(_sum(scratch)) * self._idle_latency_ns * self._factor / ((1.0 - u) * (1.0 - u))
+        np.multiply(rate, self._traffic, scratch)
+        return float(_sum(scratch)) / self._bandwidth - u, slope / self._bandwidth + 1.0
+
+    def _solve_overcommitted(self) -> None:
+        """More phases than threads: alternate between latency and max-min shares until both stand still."""
+        self._overcommitted = True
+        used = self._weight_of_running()
+        for _ in range(_MOST_STEPS):
+            before = self.latency_ns
+            wanted = np.where(used, np.minimum(1.0, self._cap * (self._core + self._miss * self.latency_ns)), 0.0)
+            level = _water_level(wanted[used], self._threads)
+            self._share[:] = np.where(used, np.minimum(wanted, level), 1.0)
+            np.maximum(self._share, 1e-12, out=self._share)
+            self._solve_latency()
+            if abs(self.latency_ns - before) <= 1e-9 * before:
+                break
+
+    def _weight_of_running(self) -> NDArray[np.bool_]:
+        return self._remaining != np.inf
+
+    def next_completion_ns(self) -> int:
+        """When the first phase ends if nothing changes, ``NEVER_NS`` if none runs."""
+        if not self.running:
+            return NEVER_NS
+        left = np.divide(self._remaining, self._rate, self._scratch)
+        first = left.item(left.argmin())
+        return self._now_ns + max(1, -int(-first // 1))
+
+    def first_completed(self) -> int | None:
+        """The slot of a phase that is done at the present time, None if there is none left."""
+        left = np.divide(self._remaining, self._rate, self._scratch)
+        slot = int(left.argmin())
+        return slot if left.item(slot) <= _DONE_NS else None
+
+
+def _water_level(wanted: Floats, capacity: float) -> float:
+    """The level at which the sum of min(wanted, level) fills the capacity."""
+    total = float(_sum(wanted))
+    if total <= capacity:
+        return float(wanted.max()) if len(wanted) else 1.0
+    ordered = np.sort(wanted)
+    below = np.concatenate(([0.0], np.cumsum(ordered)[:-1]))
+    levels = (capacity - below) / np.arange(len(ordered), 0, -1)
+    fits = levels <= ordered
+    return float(levels[fits.argmax()])

@@ -1,0 +1,83 @@
+"""The chained digest of what happened to each entity, in buckets of virtual time.
+
+Each record extends its entity's chain. Whenever an entity's time enters
+another bucket the chain's value is kept, so two runs can be compared down to
+the first bucket and entity that differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass
+
+_RECORD = struct.Struct("<qqqq")
+
+
+@dataclass(frozen=True, slots=True)
+class BucketDigest:
+    """The chain's value of one entity when a bucket of virtual time was closed."""
+
+    entity: str
+    bucket: int
+    records: int
+    digest: str
+
+
+class EventLog:
+    """Digest chains of the entities of one host."""
+
+    def __init__(self, bucket_ns: int) -> None:
+        self._bucket_ns = bucket_ns
+        self._chains: dict[str, _Chain] = {}
+
+    def chain(self, entity: str) -> _Chain:
+        """The chain of an entity, begun on first use."""
+        found = self._chains.get(entity)
+        if found is None:
+            found = self._chains[entity] = _Chain(entity, self._bucket_ns)
+        return found
+
+    def close(self) -> list[BucketDigest]:
+        """Close every open bucket; rows by entity, then bucket."""
+        rows: list[BucketDigest] = []
+        for entity in sorted(self._chains):
+            rows.extend(self._chains[entity].close())
+        return rows
+
+
+class _Chain:
+    __slots__ = ("_bucket", "_bucket_ns", "_count", "_end_ns", "_entity", "_hash", "_rows", "_update")
+
+    def __init__(self, entity: str, bucket_ns: int) -> None:
+        self._entity = entity
+        self._bucket_ns = bucket_ns
+        self._bucket = 0
+        self._end_ns = bucket_ns
+        self._count = 0
+        self._hash = hashlib.blake2b(entity.encode(), digest_size=16)
+        self._update = self._hash.update
+        self._rows: list[BucketDigest] = []
+
+    def record(self, now_ns: int, kind: int, first: int = 0, second: int = 0) -> None:
+        """Add one event: its time, a code of the host's table of events, and two figures."""
+        if now_ns >= self._end_ns:
+            self._close_bucket()
+            self._bucket = now_ns // self._bucket_ns
+            self._end_ns = (self._bucket + 1) * self._bucket_ns
+        self._count += 1
+        self._update(_RECORD.pack(now_ns, kind, first, second))
+
+    def record_octets(self, now_ns: int, kind: int, octets: bytes) -> None:
+        """Add one event that carries bytes, such as a launch digest."""
+        self.record(now_ns, kind, len(octets))
+        self._update(octets)
+
+    def _close_bucket(self) -> None:
+        if self._count:
+            self._rows.append(BucketDigest(self._entity, self._bucket, self._count, self._hash.hexdigest()))
+            self._count = 0
+
+    def close(self) -> list[BucketDigest]:
+        self._close_bucket()
+        return self._rows

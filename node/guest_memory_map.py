@@ -1,0 +1,117 @@
+"""Where a guest's memory lies, as the usual virtual machine monitor lays it.
+
+RAM below 2 GiB, the rest from 4 GiB on (QEMU's q35 machine), firmware ending at
+4 GiB. A pool for device buffers is shared with the host; Linux's SWIOTLB takes
+6 % of RAM, at most 1 GiB (``cost/calibration`` sources, section 6). What is left
+is divided among the vCPUs' programs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from node.program import Placement
+from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
+
+LOW_RAM_BYTES = 2 << 30
+HIGH_RAM_GPA = 4 << 30
+SHARED_GPA = 32 << 20
+SMALLEST_GUEST_BYTES = 64 << 20
+SMALLEST_SLICE_BYTES = 4 << 20
+_SHARED_PERCENT = 6
+_SHARED_MOST_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A range of guest-physical memory and the page size it is handled in."""
+
+    gpa: int
+    length: int
+    large: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class GuestMemoryMap:
+    """The layout of a guest with ``memory_bytes`` of RAM (a multiple of 2 MiB) and ``vcpus``."""
+
+    memory_bytes: int
+    vcpus: int
+
+    def __post_init__(self) -> None:
+        if self.memory_bytes % LARGE_PAGE_BYTES or self.memory_bytes < SMALLEST_GUEST_BYTES:
+            raise ValueError(f"memory: expected a multiple of 2 MiB, at least 64 MiB, got {self.memory_bytes} bytes")
+        if self.slice_bytes < SMALLEST_SLICE_BYTES:
+            raise ValueError(f"memory: expected at least {SMALLEST_SLICE_BYTES >> 20} MiB for each of {self.vcpus} vCPUs")
+
+    @property
+    def ram(self) -> tuple[Range, ...]:
+        """The ranges of RAM."""
+        low = min(self.memory_bytes, LOW_RAM_BYTES)
+        rest = self.memory_bytes - low
+        return (Range(0, low), Range(HIGH_RAM_GPA, rest)) if rest else (Range(0, low),)
+
+    @property
+    def shared(self) -> Range:
+        """The pool for device buffers."""
+        wanted = min(self.memory_bytes * _SHARED_PERCENT // 100, _SHARED_MOST_BYTES)
+        return Range(SHARED_GPA, max(1, wanted // LARGE_PAGE_BYTES) * LARGE_PAGE_BYTES)
+
+    @property
+    def slice_bytes(self) -> int:
+        """Private memory of one vCPU's program."""
+        free = min(self.memory_bytes, LOW_RAM_BYTES) - SHARED_GPA - self.shared.length
+        return free // self.vcpus // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
+
+    def placement(self, vm: str, vcpu: int, seed: int) -> Placement:
+        """What a vCPU's program may call its own. The pool's first page holds the device's queues."""
+        shared = self.shared
+        usable = shared.length - LARGE_PAGE_BYTES // 2
+        part = usable // self.vcpus // PAGE_BYTES * PAGE_BYTES
+        return Placement(
+            vm=vm,
+            vcpu=vcpu,
+            base_gpa=shared.gpa + shared.length + vcpu * self.slice_bytes,
+            length=self.slice_bytes,
+            shared_gpa=shared.gpa + LARGE_PAGE_BYTES // 2 + vcpu * part,
+            shared_length=part,
+            seed=seed,
+        )
+
+    def private_ranges(self, launched: Iterable[int]) -> Iterator[Range]:
+        """RAM that a guest must accept: all but the pool and the pages (GPAs) that firmware launched.
+
+        2 MiB pages throughout, 4 KiB pages in a 2 MiB block that holds a
+        launched page.
+        """
+        launched_pages = sorted(set(launched))
+        broken = sorted({gpa // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES for gpa in launched_pages})
+        taken = set(launched_pages)
+        shared = self.shared
+        for ram in self.ram:
+            position, end = ram.gpa, ram.gpa + ram.length
+            stops = [(block, LARGE_PAGE_BYTES) for block in broken if ram.gpa <= block < end]
+            if ram.gpa <= shared.gpa < end:
+                stops.append((shared.gpa, shared.length))
+            for gpa, length in sorted(stops):
+                if gpa > position:
+                    yield Range(position, gpa - position)
+                if gpa in broken:
+                    yield from _small_ranges(gpa, taken)
+                position = gpa + length
+            if end > position:
+                yield Range(position, end - position)
+
+
+def _small_ranges(block: int, taken: set[int]) -> Iterator[Range]:
+    start: int | None = None
+    for gpa in range(block, block + LARGE_PAGE_BYTES, PAGE_BYTES):
+        if gpa in taken:
+            if start is not None:
+                yield Range(start, gpa - start, large=False)
+            start = None
+        elif start is None:
+            start = gpa
+    if start is not None:
+        yield Range(start, block + LARGE_PAGE_BYTES - start, large=False)
