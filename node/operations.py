@@ -92,6 +92,21 @@ class HostWrite:
 
 
 @dataclass(frozen=True, slots=True)
+class HostClear:
+    """Zero whole pages through a host mapping with C=0. Answer: None, or a Fault (RMP)."""
+
+    spa: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostWork:
+    """Time the hypervisor spends outside any other operation: one row of the cost table. Answer: None."""
+
+    cost: str
+
+
+@dataclass(frozen=True, slots=True)
 class RmpUpdate:
     """RMPUPDATE on ``length`` bytes from ``spa``; the GPA advances with the page. Answer: RMP code."""
 
@@ -127,16 +142,43 @@ class NestedUnmap:
 
 
 @dataclass(frozen=True, slots=True)
+class VmcbWrite:
+    """Fill a vCPU's control block: ASID, what encryption it runs with, and its save area. Answer: None."""
+
+    vm: str
+    vcpu: int
+    asid: int
+    generation: str
+    save_area_spa: int
+
+
+@dataclass(frozen=True, slots=True)
+class VmRun:
+    """Enter a vCPU for the first time. Answer: 0, or the exit code VMEXIT_INVALID."""
+
+    vm: str
+    vcpu: int
+
+
+@dataclass(frozen=True, slots=True)
+class VmcbClear:
+    """Forget a VM's control blocks and nested page table. Answer: None."""
+
+    vm: str
+
+
+@dataclass(frozen=True, slots=True)
 class PspCommand:
     """Ring the security processor's mailbox. Answer: ``PspAnswer``.
 
     ``buffer`` is the command buffer as bytes; the board lays it at ``spa`` in
-    host memory first, as a driver would.
+    host memory first, as a driver would. An empty buffer leaves memory alone:
+    for commands that take none, or whose page firmware owns already.
     """
 
     command: int
-    spa: int
-    buffer: bytes
+    spa: int = 0
+    buffer: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +186,10 @@ class Wbinvd:
     """WBINVD on all cores. Answer: None."""
 
 
-HypervisorOperation = HostRead | HostWrite | RmpUpdate | PSmash | NestedMap | NestedUnmap | PspCommand | Wbinvd
+HypervisorOperation = (
+    HostRead | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | NestedMap | NestedUnmap
+    | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd
+)  # fmt: skip
 GuestOperation = Read | Write | PValidate | PageStateChange | BlockRead | BlockWrite
 
 
