@@ -1,0 +1,50 @@
+# Everything runs in .venv, which is made on first use. Needs make and Python >= 3.11.
+
+VENV := .venv
+BIN := $(VENV)/bin
+FIRMWARE := $(VENV)/share/ovmf/OVMF.fd
+FLOORS := cluster node psp tio workloads
+PYTHON ?= $(shell for p in python3 python3.15 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+
+# Two tests at a time; those that start Ray stay together in one process.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/.ready-run
+	@$(BIN)/sevfleet run
+
+test: $(VENV)/.ready-dev
+	@$(PYTEST) $(TESTS)
+
+check: $(VENV)/.ready-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy --strict $(addprefix -p ,$(FLOORS))
+	@$(BIN)/python -m pytest -q tests/test_floors.py
+
+bench: $(VENV)/.ready-run
+	@$(BIN)/sevfleet bench --json
+
+clean:
+	@rm -rf $(VENV) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find $(FLOORS) tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are remade when the list of what to install changes.
+$(VENV)/.ready-run: pyproject.toml | $(BIN)/python
+	@echo "Installing sevfleet into $(VENV) (once; Ray is large) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@.ci/debian-file ovmf usr/share/ovmf/OVMF.fd $(FIRMWARE) /usr/share/ovmf/OVMF.fd || true
+	@touch $@
+
+$(VENV)/.ready-dev: pyproject.toml | $(VENV)/.ready-run
+	@echo "Installing the test tools into $(VENV) (once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "sevfleet: expected Python 3.11 or later on the PATH, found none" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) 2>/dev/null \
+		|| { rm -rf $(VENV); $(PYTHON) -m venv --without-pip $(VENV) \
+			&& $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; } \
+		|| { rm -rf $(VENV); echo "sevfleet: $(PYTHON) cannot make a virtual environment; on Debian install python3-venv" >&2; exit 1; }

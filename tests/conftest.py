@@ -1,0 +1,40 @@
+"""What every floor's tests share: the folder of real data, and where tests that start Ray run."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def missing(what: str) -> None:
+    """Skip, or fail where the continuous integration promised to have everything."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{what}, and CI is set")
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    folder = Path(os.environ.get("SEVFLEET_TEST_DATA") or PROJECT.parent / "shared" / "data")
+    if not folder.is_dir():
+        missing(f"no test data in {folder}; name its folder in SEVFLEET_TEST_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def promtool() -> str:
+    found = shutil.which("promtool")
+    if found is None:
+        missing("no promtool on the PATH (Debian package prometheus)")
+    return str(found)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two tests that each start Ray at once would starve each other: they go to one worker."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
