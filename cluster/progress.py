@@ -1,0 +1,30 @@
+"""How far a run has come, as the driver tells it about once a second of wall time.
+
+Never part of results: it says how this run goes, not what it finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One glance at a running simulation."""
+
+    virtual_ns: int
+    duration_ns: int
+    round_trips: int = 0
+    events: int = 0
+    machines: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """Virtual machines by (state, generation)."""
+    gauges: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Each host's ``Entity.gauges()``, by host."""
+    note: str = ""
+    """What the driver is busy with, where it is not simulating: "starting Ray"."""
+
+
+OnProgress = Callable[[Progress], None]
+ShouldStop = Callable[[], bool]
+"""Asked at least once a second: whether the run should end now, with what it has."""

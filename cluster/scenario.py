@@ -1,0 +1,296 @@
+"""A scenario: the hosts of a fleet, the virtual machines that come, and for how long we watch.
+
+Scenario files are TOML with units people write, and are parsed as hostile:
+whatever is wrong with one becomes a ``ScenarioError`` of one line that names
+file, field and expectation. Everything here is frozen.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from cluster.errors import UserError
+from cluster.scenario_text import read_toml, write_toml
+from cluster.units import Duration, Size, shown
+from node.generation import Generation
+from node.product import PRODUCTS, Product
+from node.program import ProgramSpec, Scalar
+from workloads.library import PROGRAMS
+
+SCHEMA_VERSION = 1
+
+MODELLED = (Generation.PLAIN, Generation.SEV, Generation.SEV_SNP)
+"""The generations that this version can run as virtual machines."""
+
+LARGEST_COUNT = 1_000_000
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+class ScenarioError(UserError):
+    """A scenario that cannot be run: the file, the field, what was expected and what was there."""
+
+    def __init__(self, file: str, field: str, expected: str, got: str) -> None:
+        where = f"{file}: {field}" if field else file
+        super().__init__(f"{where}: expected {expected}, got {got}")
+        self.file = file
+        self.field = field
+        self.expected = expected
+        self.got = got
+
+    def in_file(self, file: str) -> ScenarioError:
+        """The same finding, named after the file it was made in."""
+        return ScenarioError(file, self.field, self.expected, self.got)
+
+
+def _refuse(expected: str) -> PydanticCustomError:
+    return PydanticCustomError("expected", "{expected}", {"expected": expected})
+
+
+def _name(value: object) -> str:
+    if isinstance(value, str) and _NAME.fullmatch(value):
+        return value
+    raise _refuse("a name of 1 to 63 letters, digits, '.', '_' and '-'")
+
+
+def _schema_version(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value == SCHEMA_VERSION:
+        return value
+    raise _refuse(f"schema version {SCHEMA_VERSION}, the one this sevfleet reads")
+
+
+def _product(value: object) -> str:
+    if isinstance(value, str) and value in PRODUCTS:
+        return value
+    raise _refuse(f"one of the products {', '.join(PRODUCTS)}")
+
+
+def _workload(value: object) -> str:
+    if isinstance(value, str) and value in PROGRAMS:
+        return value
+    raise _refuse(f"one of the workloads {', '.join(PROGRAMS)}")
+
+
+def _generation(value: object) -> Generation:
+    """``SEV_SNP``, or ``sev-snp`` as the command line has it."""
+    name = value.name if isinstance(value, Generation) else str(value).upper().replace("-", "_")
+    modelled = ", ".join(generation.name for generation in MODELLED)
+    if name not in Generation.__members__:
+        raise _refuse(f"one of the generations {modelled}")
+    if Generation[name] not in MODELLED:
+        raise _refuse(f"one of the generations {modelled} ({name} is not modelled yet)")
+    return Generation[name]
+
+
+def _scalar(value: object) -> Scalar:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise _refuse("a number or a text")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _refuse("a finite number")
+    return value
+
+
+def _choice(names: list[str]) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "enum": names})
+
+
+Name = Annotated[str, BeforeValidator(_name), WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$"})]
+Count = Annotated[int, Strict(), Field(ge=1, le=LARGEST_COUNT)]
+GenerationName = Annotated[
+    Generation, BeforeValidator(_generation), _choice([generation.name for generation in MODELLED])
+]
+Parameter = Annotated[Scalar, BeforeValidator(_scalar), WithJsonSchema({"type": ["number", "string"]})]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False, use_attribute_docstrings=True)
+
+
+class HostGroup(_Part):
+    """Hosts that are alike."""
+
+    name: Name
+    product: Annotated[str, BeforeValidator(_product), _choice(list(PRODUCTS))]
+    """A line of AMD EPYC processors."""
+    count: Count = 1
+    memory: Size
+    """DRAM of each host; a multiple of 2 MiB."""
+    min_sev_asid: Annotated[int, Strict(), Field(ge=1)] | None = None
+    """First ASID for SEV guests; those below it are for SEV-ES and SEV-SNP. Default: the product's."""
+
+
+class VmGroup(_Part):
+    """Virtual machines that are alike."""
+
+    name: Name
+    count: Count = 1
+    generation: GenerationName
+    """How the guest is protected."""
+    vcpus: Annotated[int, Strict(), Field(ge=1, le=1024)] = 1
+    memory: Size
+    """Guest memory of each; a multiple of 2 MiB."""
+    workload: Annotated[str, BeforeValidator(_workload), _choice(list(PROGRAMS))]
+    """What each vCPU runs."""
+    parameters: dict[str, Parameter] = Field(default_factory=dict)
+    """The workload's own settings."""
+    arrival: Duration = 0
+    """Virtual time at which the first of them is asked for."""
+    arrival_spacing: Duration = 0
+    """Time from each to the next."""
+    lifetime: Duration | None = None
+    """How long each is wanted, from its arrival. Default: to the end of the run, or until it shuts down."""
+    start: Literal["launch", "running"] = "launch"
+    """``launch``: through the security processor; ``running``: up when the run begins, at no cost in time."""
+    firmware: Annotated[str, Strict()] = "auto"
+    """A firmware image, as a path; ``auto``: the OVMF image of this machine, or sevfleet's own."""
+    host: Name | None = None
+    """The host it must run on, by name. Default: placed."""
+
+    @property
+    def program(self) -> ProgramSpec:
+        """What each vCPU runs, as a specification."""
+        return ProgramSpec(self.workload, tuple(sorted(self.parameters.items())))
+
+
+class TraceMix(_Part):
+    """Virtual machines taken from a trace of a real data centre, or from one made up in its manner."""
+
+    source: Annotated[str, Strict()] = "generated"
+    """``generated``, or a folder with tasks.parquet and fragments.parquet."""
+    vms: Count
+    """How many are taken."""
+    generations: Annotated[
+        dict[GenerationName, Annotated[int, Strict(), Field(ge=0, le=LARGEST_COUNT)]], Field(min_length=1)
+    ]
+    """The mix, as weights: ``{PLAIN = 1, SEV_SNP = 3}``."""
+    max_vcpus: Annotated[int, Strict(), Field(ge=1, le=1024)] = 8
+    """Larger machines of the trace are cut to this."""
+    max_memory: Size = 4 << 30
+    """Larger machines of the trace are cut to this; a multiple of 2 MiB."""
+    time_scale: Annotated[float, Strict(), Field(gt=0, le=1e6, allow_inf_nan=False)] = 1.0
+    """Virtual time that passes for a unit of the trace's time."""
+    start: Duration = 0
+    """Where in the trace the run begins, in the trace's time."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostInstance:
+    """One host of a scenario."""
+
+    name: str
+    group: HostGroup
+    product: Product
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.group.memory
+
+    @property
+    def min_sev_asid(self) -> int:
+        return self.product.min_sev_asid if self.group.min_sev_asid is None else self.group.min_sev_asid
+
+    def asids(self, generation: Generation) -> int | None:
+        """How many guests of a generation have an ASID at once; None where they need none of their own."""
+        pools = {
+            Generation.SEV: self.product.max_asid - self.min_sev_asid + 1,
+            Generation.SEV_SNP: self.min_sev_asid - 1,
+        }
+        return pools.get(generation)
+
+
+@dataclass(frozen=True, slots=True)
+class VmInstance:
+    """One virtual machine of a scenario's groups."""
+
+    name: str
+    group: VmGroup
+    arrival_ns: int
+
+
+class Scenario(_Part):
+    """A whole scenario, valid in itself: what it names exists and what it asks for fits."""
+
+    schema_version: Annotated[int, BeforeValidator(_schema_version), WithJsonSchema({"const": SCHEMA_VERSION})] = Field(
+        alias="schema"
+    )
+    """The version of this format."""
+    name: Name
+    description: Annotated[str, Strict(), Field(max_length=400)] = ""
+    """One sentence for the list of scenarios."""
+    seed: Annotated[int, Strict(), Field(ge=0, lt=1 << 63)] = 1
+    """From which all randomness comes."""
+    duration: Duration
+    """Virtual time that is watched."""
+    control_plane_latency: Duration = 1_000_000
+    """The least time between two hosts' control planes; also how far hosts may run ahead of each other."""
+    hosts: Annotated[tuple[HostGroup, ...], Field(min_length=1)]
+    vms: tuple[VmGroup, ...] = ()
+    trace: TraceMix | None = None
+    costs: dict[str, Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+    """Figures of the cost table, replaced."""
+
+    @classmethod
+    def load(cls, file: str | Path) -> Self:
+        """Read a scenario file; paths inside it are taken from its folder. Raises ScenarioError."""
+        path = Path(file)
+        return cls.parse(read_toml(path, ScenarioError), str(file), path.parent)
+
+    @classmethod
+    def parse(cls, data: Mapping[str, object], file: str = "scenario", folder: Path | None = None) -> Self:
+        """Make a scenario of TOML's values. Raises ScenarioError, never anything of pydantic's."""
+        from cluster.scenario_checks import check, resolved  # noqa: PLC0415 - the checks stand on this file
+        from cluster.scenario_findings import first_finding  # noqa: PLC0415
+
+        try:
+            scenario = cls.model_validate(data)
+        except ValidationError as error:
+            raise ScenarioError(file, *first_finding(error, cls, data)) from None
+        scenario = resolved(scenario, folder or Path())
+        try:
+            check(scenario)
+        except ScenarioError as error:
+            raise error.in_file(file) from None
+        return scenario
+
+    def to_toml(self) -> str:
+        """The scenario as a file; ``parse`` of it gives an equal one."""
+        return write_toml(self.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+
+    def with_seed(self, seed: int) -> Self:
+        """The same scenario with other random numbers."""
+        if not 0 <= seed < 1 << 63:
+            raise ScenarioError("scenario", "seed", "a whole number from 0 to 2^63 - 1", shown(seed))
+        return self.model_copy(update={"seed": seed})
+
+    @property
+    def host_instances(self) -> tuple[HostInstance, ...]:
+        """Every host, in the file's order."""
+        return tuple(
+            HostInstance(name, group, PRODUCTS[group.product])
+            for group in self.hosts
+            for name in instance_names(group.name, group.count)
+        )
+
+    @property
+    def vm_instances(self) -> tuple[VmInstance, ...]:
+        """Every virtual machine of the groups, in the file's order; the trace's are not among them."""
+        return tuple(
+            VmInstance(name, group, group.arrival + index * group.arrival_spacing)
+            for group in self.vms
+            for index, name in enumerate(instance_names(group.name, group.count))
+        )
+
+
+def instance_names(name: str, count: int) -> list[str]:
+    """The names of a group's members: the group's own, or ``name-1`` and so on with equal widths."""
+    if count == 1:
+        return [name]
+    width = len(str(count))
+    return [f"{name}-{number:0{width}d}" for number in range(1, count + 1)]

@@ -1,0 +1,211 @@
+"""What one field alone cannot show: names that exist, sizes that fit, times that agree.
+
+Every check raises ``ScenarioError`` with the field's place in the file; the
+caller names the file.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from cluster.scenario import HostInstance, Scenario, ScenarioError, TraceMix, VmGroup
+from cluster.units import DURATION, SIZE, shown
+from node.cost_table import CostTableError, load_cost_table
+from node.generation import Generation
+from node.product import PRODUCTS
+from workloads.library import WorkloadParameterError, validate_parameters
+
+PAGE_2M = 2 << 20
+LARGEST_FLEET = 1_000_000
+
+_Place = Callable[[str], str]
+"""Names a field of the machine at hand."""
+
+
+def resolved(scenario: Scenario, folder: Path) -> Scenario:
+    """The scenario with its paths made absolute, so that it means the same wherever it is read again."""
+
+    def absolute(path: str, word: str) -> str:
+        return path if path == word else str((folder / Path(path).expanduser()).resolve())
+
+    vms = tuple(vm.model_copy(update={"firmware": absolute(vm.firmware, "auto")}) for vm in scenario.vms)
+    trace = scenario.trace and scenario.trace.model_copy(
+        update={"source": absolute(scenario.trace.source, "generated")}
+    )
+    return scenario.model_copy(update={"vms": vms, "trace": trace})
+
+
+def check(scenario: Scenario) -> None:
+    """Raise ScenarioError for the first thing that does not agree with the rest."""
+    _check_times(scenario)
+    _check_hosts(scenario)
+    _check_names(scenario)
+    if not scenario.vms and scenario.trace is None:
+        raise _wrong("vms", "at least one virtual machine, or a [trace]", "none")
+    for index, vm in enumerate(scenario.vms):
+        _check_vm(scenario, vm, index)
+    _check_asids(scenario)
+    if scenario.trace is not None:
+        _check_trace(scenario, scenario.trace)
+    try:
+        load_cost_table().overridden(scenario.costs)
+    except CostTableError:
+        unknown = next(name for name in scenario.costs if name not in load_cost_table())
+        raise _wrong(f"costs.{unknown}", "a figure of the cost table (node/costs.csv)", "an unknown name") from None
+
+
+def _wrong(field: str, expected: str, got: str) -> ScenarioError:
+    return ScenarioError("scenario", field, expected, got)
+
+
+def _place(kind: str, index: int, field: str, name: str) -> str:
+    return f"{kind}[{index}].{field} of {shown(name)}"
+
+
+def _check_times(scenario: Scenario) -> None:
+    for field, value in (
+        ("duration", scenario.duration),
+        ("control_plane_latency", scenario.control_plane_latency),
+    ):
+        if value == 0:
+            raise _wrong(field, "more than no time", DURATION.format(value))
+
+
+def _check_hosts(scenario: Scenario) -> None:
+    for index, group in enumerate(scenario.hosts):
+        product = PRODUCTS[group.product]
+        place = _place("hosts", index, "memory", group.name)
+        if not 0 < group.memory <= product.max_memory_bytes:
+            most = SIZE.format(product.max_memory_bytes)
+            raise _wrong(place, f"more than 0 and at most {most}, what {product.name} takes", SIZE.format(group.memory))
+        _check_pages(place, group.memory)
+        if group.min_sev_asid is not None and group.min_sev_asid > product.max_asid + 1:
+            raise _wrong(
+                _place("hosts", index, "min_sev_asid", group.name),
+                f"at most {product.max_asid + 1}: {product.name} has {product.max_asid} ASIDs",
+                str(group.min_sev_asid),
+            )
+
+
+def _check_pages(place: str, size: int) -> None:
+    if size % PAGE_2M:
+        raise _wrong(place, "a multiple of 2 MiB", SIZE.format(size))
+
+
+def _check_names(scenario: Scenario) -> None:
+    """Hosts and virtual machines are told apart by name in every table and every random number."""
+    for kind, groups in (("hosts", scenario.hosts), ("vms", scenario.vms)):
+        total = sum(group.count for group in groups)
+        if total > LARGEST_FLEET:
+            raise _wrong(kind, f"at most {LARGEST_FLEET} in all", str(total))
+    for kind, instances in (("hosts", scenario.host_instances), ("vms", scenario.vm_instances)):
+        seen = Counter(instance.name for instance in instances)
+        twice = [name for name, count in seen.items() if count > 1]
+        if twice:
+            raise _wrong(f"{kind}.name", "a name of its own for each", f"{shown(twice[0])} twice")
+
+
+def _check_vm(scenario: Scenario, vm: VmGroup, index: int) -> None:
+    def place(field: str) -> str:
+        return _place("vms", index, field, vm.name)
+
+    last = vm.arrival + (vm.count - 1) * vm.arrival_spacing
+    if last >= scenario.duration:
+        raise _wrong(
+            place("arrival"), f"the last before the end at {DURATION.format(scenario.duration)}", DURATION.format(last)
+        )
+    if vm.lifetime == 0:
+        raise _wrong(place("lifetime"), "more than no time", "0 s")
+    if vm.start == "running" and last > 0:
+        raise _wrong(place("start"), '"launch" for machines that arrive later than 0 s', '"running"')
+    if vm.firmware != "auto" and not Path(vm.firmware).is_file():
+        raise _wrong(place("firmware"), '"auto" or an image file', f"no file {shown(vm.firmware)}")
+    try:
+        validate_parameters(vm.program)
+    except WorkloadParameterError as error:
+        key = error.field
+        got = shown(vm.parameters[key]) if key in vm.parameters else "nothing"
+        raise _wrong(place(f"parameters.{key}"), error.expected, got) from None
+    _check_fits(place, _candidates(scenario, vm, place), vm)
+
+
+def _candidates(scenario: Scenario, vm: VmGroup, place: _Place) -> list[HostInstance]:
+    """The hosts that a machine may run on, as far as its pin and its generation go."""
+    hosts = list(scenario.host_instances)
+    if vm.host is not None:
+        hosts = [host for host in hosts if host.name == vm.host]
+        if not hosts:
+            names = [host.name for host in scenario.host_instances]
+            shown_names = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            raise _wrong(place("host"), f"the name of a host ({shown_names})", shown(vm.host))
+    able = [host for host in hosts if vm.generation in host.product.generations]
+    if not able:
+        products = ", ".join(dict.fromkeys(host.product.name for host in hosts))
+        where = f"host {vm.host}" if vm.host else "any host"
+        raise _wrong(place("generation"), f"one that {where} ({products}) has", vm.generation.name)
+    return able
+
+
+def _check_fits(place: _Place, hosts: list[HostInstance], vm: VmGroup) -> None:
+    most_memory = max(host.memory_bytes for host in hosts)
+    if not 0 < vm.memory <= most_memory:
+        expected = f"more than 0 and at most {SIZE.format(most_memory)}, the largest host it may run on"
+        raise _wrong(place("memory"), expected, SIZE.format(vm.memory))
+    _check_pages(place("memory"), vm.memory)
+    most_threads = max(host.product.cores * host.product.threads_per_core for host in hosts)
+    if vm.vcpus > most_threads:
+        expected = f"at most {most_threads}, the threads of the largest host it may run on"
+        raise _wrong(place("vcpus"), expected, str(vm.vcpus))
+
+
+def _check_asids(scenario: Scenario) -> None:
+    """Machines pinned to one host must not need more ASIDs at once than it has."""
+    hosts = {host.name: host for host in scenario.host_instances}
+    for name in dict.fromkeys(vm.host for vm in scenario.vms if vm.host):
+        for generation in (Generation.SEV, Generation.SEV_SNP):
+            asids = hosts[name].asids(generation)
+            needed = _most_at_once(scenario, name, generation)
+            if asids is not None and needed > asids:
+                raise _wrong(
+                    "vms.host",
+                    f"at most {asids} {generation.name} machines at once on {shown(name)}, which has that many ASIDs",
+                    str(needed),
+                )
+
+
+def _most_at_once(scenario: Scenario, host: str, generation: Generation) -> int:
+    changes = sorted(_comings_and_goings(scenario, host, generation))
+    alive = most = 0
+    for _, change in changes:  # at one instant those that leave sort before those that come
+        alive += change
+        most = max(most, alive)
+    return most
+
+
+def _comings_and_goings(scenario: Scenario, host: str, generation: Generation) -> Iterator[tuple[int, int]]:
+    for vm in scenario.vm_instances:
+        if vm.group.host == host and vm.group.generation is generation:
+            yield vm.arrival_ns, 1
+            if vm.group.lifetime is not None:
+                yield vm.arrival_ns + vm.group.lifetime, -1
+
+
+def _check_trace(scenario: Scenario, trace: TraceMix) -> None:
+    if trace.source != "generated":
+        for file in ("tasks.parquet", "fragments.parquet"):
+            if not (Path(trace.source) / file).is_file():
+                expected = '"generated" or a folder with tasks.parquet and fragments.parquet'
+                raise _wrong("trace.source", expected, f"no {file} in {shown(trace.source)}")
+    if not any(trace.generations.values()):
+        raise _wrong("trace.generations", "a weight above 0", "only zeros")
+    if trace.max_memory == 0:
+        raise _wrong("trace.max_memory", "more than 0", SIZE.format(0))
+    _check_pages("trace.max_memory", trace.max_memory)
+    for generation, weight in trace.generations.items():
+        able = [host for host in scenario.host_instances if generation in host.product.generations]
+        if weight and not able:
+            raise _wrong(f"trace.generations.{generation.name}", "a generation that some host has", "none has it")
+        if weight and trace.max_memory > max(host.memory_bytes for host in able):
+            raise _wrong("trace.max_memory", "what fits the hosts", SIZE.format(trace.max_memory))

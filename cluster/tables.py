@@ -1,0 +1,244 @@
+"""The result tables: for each column its name, type, unit and meaning.
+
+This file is the truth about them: rows are checked against it, Parquet files
+and the digest follow it, and the reference page is drawn from it. To add a
+column, add a line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+Row = Mapping[str, object]
+
+
+class TableError(ValueError):
+    """A row that does not fit its table; the message names table, row, column and expectation."""
+
+
+class ColumnType(Enum):
+    """What a column holds; the value is the word in documents and in the digest."""
+
+    TEXT = "text"
+    INTEGER = "integer"
+    """64-bit signed."""
+    REAL = "real"
+    """Finite, 64-bit."""
+    BOOLEAN = "boolean"
+
+
+ARROW_TYPES: Mapping[ColumnType, pa.DataType] = {
+    ColumnType.TEXT: pa.string(),
+    ColumnType.INTEGER: pa.int64(),
+    ColumnType.REAL: pa.float64(),
+    ColumnType.BOOLEAN: pa.bool_(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column. ``optional`` values may be None: not applicable, or not come to pass."""
+
+    name: str
+    type: ColumnType
+    unit: str
+    meaning: str
+    key: bool = False
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TableSchema:
+    """One table; its key columns together name a row."""
+
+    name: str
+    meaning: str
+    columns: tuple[Column, ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns if column.key)
+
+    @property
+    def arrow(self) -> pa.Schema:
+        """The table's schema in Arrow's terms."""
+        return pa.schema(
+            [pa.field(column.name, ARROW_TYPES[column.type], nullable=column.optional) for column in self.columns]
+        )
+
+    def build(self, rows: Sequence[Row]) -> pa.Table:
+        """Check rows and make a table of them, in the order of their keys. Raises TableError."""
+        names = {column.name for column in self.columns}
+        for number, row in enumerate(rows):
+            if not row.keys() <= names:
+                raise TableError(f"table {self.name}: row {number}: {min(row.keys() - names)}: no such column")
+        arrays = {column.name: self._array(column, [row.get(column.name) for row in rows]) for column in self.columns}
+        table = pa.table(arrays, schema=self.arrow).sort_by([(key, "ascending") for key in self.keys])
+        self._check_unique(table)
+        return table
+
+    def _array(self, column: Column, values: list[object]) -> pa.Array:
+        """One column's values, checked as a whole; only a bad one is looked for row by row."""
+        allowed = _PYTHON_TYPES[column.type] | ({type(None)} if column.optional else set())
+        if set(map(type, values)) <= allowed:
+            with contextlib.suppress(OverflowError):
+                array = pa.array(values, ARROW_TYPES[column.type])
+                if column.type is not ColumnType.REAL or pc.all(pc.is_finite(array), min_count=0).as_py():
+                    return array
+        for number, value in enumerate(values):
+            if type(value) not in allowed or not _fits(column.type, value):
+                expected = f"{column.type.value}, got {value!r}"
+                raise TableError(f"table {self.name}: row {number}: {column.name}: expected {expected}")
+        raise AssertionError("a column was refused, but none of its values")
+
+    def _check_unique(self, table: pa.Table) -> None:
+        keys = list(self.keys)
+        if table.group_by(keys).aggregate([]).num_rows == table.num_rows:
+            return
+        seen: set[tuple[object, ...]] = set()
+        for row in table.select(keys).to_pylist():
+            name = tuple(row.values())
+            if name in seen:
+                raise TableError(f"table {self.name}: the row {', '.join(map(str, name))} stands twice")
+            seen.add(name)
+
+
+_PYTHON_TYPES: Mapping[ColumnType, set[type]] = {
+    ColumnType.TEXT: {str},
+    ColumnType.INTEGER: {int},
+    ColumnType.REAL: {float, int},
+    ColumnType.BOOLEAN: {bool},
+}
+
+
+def _fits(kind: ColumnType, value: object) -> bool:
+    """Whether a value of an allowed Python type is also within its column's range."""
+    if kind is ColumnType.INTEGER:
+        return not isinstance(value, int) or -(1 << 63) <= value < 1 << 63
+    return not isinstance(value, (int, float)) or math.isfinite(value)
+
+
+def _columns(*rows: tuple[str, ColumnType, str, str] | tuple[str, ColumnType, str, str, str]) -> tuple[Column, ...]:
+    """Columns from lines of (name, type, unit, meaning[, "key" or "optional"])."""
+    return tuple(
+        Column(row[0], row[1], row[2], row[3], key=row[4:] == ("key",), optional=row[4:] == ("optional",))
+        for row in rows
+    )
+
+
+_T, _I, _R = ColumnType.TEXT, ColumnType.INTEGER, ColumnType.REAL
+
+_VMS = TableSchema(
+    "vms",
+    "One row per virtual machine that was asked for.",
+    _columns(
+        ("vm", _T, "", "name of the virtual machine", "key"),
+        ("generation", _T, "", "how it is protected"),
+        ("workload", _T, "", "what its vCPUs run"),
+        ("host", _T, "", "where it ran; none if no host took it", "optional"),
+        ("vcpus", _I, "1", "virtual processors"),
+        ("memory_bytes", _I, "byte", "guest memory"),
+        ("asid", _I, "1", "its ASID; none without one", "optional"),
+        ("arrival_ns", _I, "ns", "when it was asked for"),
+        ("running_ns", _I, "ns", "when its first vCPU ran", "optional"),
+        ("ended_ns", _I, "ns", "when it was gone, every resource returned", "optional"),
+        ("state", _T, "", "at the end: waiting, launching, running, ended, refused, failed"),
+        ("reason", _T, "", "why it was refused or failed", "optional"),
+        ("launch_digest", _T, "hex", "launch measurement", "optional"),
+        ("launch_ns", _I, "ns", "from arrival to running", "optional"),
+        ("psp_wait_ns", _I, "ns", "time its commands waited for the security processor"),
+        ("psp_service_ns", _I, "ns", "time the security processor worked for it"),
+        ("units_of_work", _I, "1", "units its programs completed, summed over vCPUs"),
+        ("operations", _I, "1", "operations its vCPUs issued"),
+        ("faults", _I, "1", "faults its vCPUs received"),
+        ("bytes_read", _I, "byte", "loaded by its vCPUs, private and shared"),
+        ("bytes_written", _I, "byte", "stored by its vCPUs, private and shared"),
+        ("resident_bytes", _I, "byte", "guest memory that holds bytes at the end"),
+    ),
+)
+
+_HOSTS = TableSchema(
+    "hosts",
+    "One row per host.",
+    _columns(
+        ("host", _T, "", "name of the host", "key"),
+        ("product", _T, "", "line of its processors"),
+        ("cores", _I, "1", "physical cores"),
+        ("memory_bytes", _I, "byte", "installed memory"),
+        ("memory_peak_bytes", _I, "byte", "most memory that guests held at once"),
+        ("resident_bytes", _I, "byte", "memory that holds bytes at the end"),
+        ("asids_sev", _I, "1", "ASIDs for SEV guests"),
+        ("asids_sev_peak", _I, "1", "most of them in use at once"),
+        ("asids_es_snp", _I, "1", "ASIDs for SEV-ES and SEV-SNP guests"),
+        ("asids_es_snp_peak", _I, "1", "most of them in use at once"),
+        ("vms_peak", _I, "1", "most virtual machines at once"),
+        ("core_busy_ns", _I, "ns", "core time used by phases, summed over cores"),
+        ("psp_busy_ns", _I, "ns", "time the security processor worked"),
+        ("psp_wait_ns", _I, "ns", "time commands waited for it, summed"),
+        ("bytes_encrypted", _I, "byte", "through the cipher on the way to memory"),
+        ("bytes_decrypted", _I, "byte", "through the cipher on the way from memory"),
+        ("operations", _I, "1", "operations executed"),
+        ("events", _I, "1", "events of its loop"),
+    ),
+)
+
+_PSP = TableSchema(
+    "psp",
+    "One row per command that a security processor was given.",
+    _columns(
+        ("host", _T, "", "whose security processor", "key"),
+        ("sequence", _I, "1", "number of the command on this host", "key"),
+        ("vm", _T, "", "for which virtual machine", "optional"),
+        ("command", _T, "", "the specification's name"),
+        ("status", _T, "", "the specification's name of the answer"),
+        ("submitted_ns", _I, "ns", "when the hypervisor rang the mailbox"),
+        ("started_ns", _I, "ns", "when the processor took it up"),
+        ("ended_ns", _I, "ns", "when the answer was there"),
+    ),
+)
+
+_PHASES = TableSchema(
+    "phases",
+    "One row per virtual machine and demand: its steady phases, and what stretched them.",
+    _columns(
+        ("vm", _T, "", "name of the virtual machine", "key"),
+        ("demand", _T, "", "name of the demand", "key"),
+        ("phases", _I, "1", "phases completed"),
+        ("instructions", _I, "1", "instructions retired"),
+        ("busy_ns", _I, "ns", "time in the phase, summed over vCPUs"),
+        ("cipher_ns", _I, "ns", "of it: memory encryption"),
+        ("rmp_ns", _I, "ns", "of it: RMP look-ups"),
+        ("exit_ns", _I, "ns", "of it: exits"),
+        ("core_wait_ns", _I, "ns", "of it: shared cores"),
+        ("bandwidth_wait_ns", _I, "ns", "of it: shared memory bandwidth"),
+    ),
+)
+
+_DIGESTS = TableSchema(
+    "digests",
+    "One row per entity and bucket of virtual time: the chained digest of what it did until the bucket's end.",
+    _columns(
+        ("entity", _T, "", "name of the entity", "key"),
+        ("bucket", _I, "1", "number of the bucket", "key"),
+        ("start_ns", _I, "ns", "where the bucket begins"),
+        ("records", _I, "1", "what it recorded in the bucket"),
+        ("digest", _T, "hex", "digest, chained from the bucket before"),
+    ),
+)
+
+TABLES: Mapping[str, TableSchema] = {schema.name: schema for schema in (_VMS, _HOSTS, _PSP, _PHASES, _DIGESTS)}
+
+
+def build_tables(rows: Mapping[str, Sequence[Row]]) -> dict[str, pa.Table]:
+    """Every table, from rows by table name; a table without rows is empty. Raises TableError."""
+    unknown = rows.keys() - TABLES.keys()
+    if unknown:
+        raise TableError(f"table {min(unknown)}: no such table")
+    return {name: schema.build(rows.get(name, ())) for name, schema in TABLES.items()}
