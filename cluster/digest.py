@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,16 +40,15 @@ def _encoded(table: pa.Table, schema: TableSchema) -> Iterator[bytes]:
         yield from _values(rows.column(column.name), column)
 
 
-def _values(values: pa.ChunkedArray, column: Column) -> Iterator[bytes]:
-    yield pc.is_valid(values).to_numpy().astype("u1").tobytes()
+def _values(values: pa.ChunkedArray[Any], column: Column) -> Iterator[bytes]:
+    yield values.is_valid().to_numpy().astype("u1").tobytes()
     if column.type is ColumnType.TEXT:
-        text = pc.fill_null(cast("pa.StringArray", values.combine_chunks()), "")
-        yield pc.binary_length(text).to_numpy(zero_copy_only=False).astype("<u4").tobytes()
-        yield "".join(cast("list[str]", text.to_pylist())).encode()
+        texts = [text.encode() if text is not None else b"" for text in values.to_pylist()]
+        yield np.fromiter(map(len, texts), "<u8", len(texts)).tobytes()
+        yield b"".join(texts)
     else:
-        absent = False if column.type is ColumnType.BOOLEAN else 0
-        fixed: np.ndarray = pc.fill_null(values, absent).to_numpy()
-        yield fixed.astype(_FIXED[column.type]).tobytes()
+        absent = pa.scalar(0).cast(values.type)
+        yield pc.fill_null(values, absent).to_numpy().astype(_FIXED[column.type]).tobytes()
 
 
 def _text(text: str) -> bytes:

@@ -45,7 +45,7 @@ def user_errors() -> tuple[type[Exception], ...]:
     Imported late: only a failure needs them, and the trace loader is heavy.
     """
     from node.cost_table import CostTableError  # noqa: PLC0415
-    from node.firmware_image import FirmwareImageError  # noqa: PLC0415
+    from node.ovmf import FirmwareImageError  # noqa: PLC0415
     from workloads.library import WorkloadParameterError  # noqa: PLC0415
     from workloads.trace import TraceError  # noqa: PLC0415
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -237,13 +237,13 @@ class Scenario(_Part):
     """Figures of the cost table, replaced."""
 
     @classmethod
-    def load(cls, file: str | Path) -> Self:
+    def load(cls, file: str | Path) -> Scenario:
         """Read a scenario file; paths inside it are taken from its folder. Raises ScenarioError."""
         path = Path(file)
         return cls.parse(read_toml(path, ScenarioError), str(file), path.parent)
 
     @classmethod
-    def parse(cls, data: Mapping[str, object], file: str = "scenario", folder: Path | None = None) -> Self:
+    def parse(cls, data: Mapping[str, object], file: str = "scenario", folder: Path | None = None) -> Scenario:
         """Make a scenario of TOML's values. Raises ScenarioError, never anything of pydantic's."""
         from cluster.scenario_checks import check, resolved  # noqa: PLC0415 - the checks stand on this file
         from cluster.scenario_findings import first_finding  # noqa: PLC0415
@@ -261,9 +261,9 @@ class Scenario(_Part):
 
     def to_toml(self) -> str:
         """The scenario as a file; ``parse`` of it gives an equal one."""
-        return write_toml(self.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+        return write_toml(self.model_dump(mode="json", by_alias=True, exclude_none=True))
 
-    def with_seed(self, seed: int) -> Self:
+    def with_seed(self, seed: int) -> Scenario:
         """The same scenario with other random numbers."""
         if not 0 <= seed < 1 << 63:
             raise ScenarioError("scenario", "seed", "a whole number from 0 to 2^63 - 1", shown(seed))

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -84,7 +85,7 @@ class TableSchema:
         self._check_unique(table)
         return table
 
-    def _array(self, column: Column, values: list[object]) -> pa.Array:
+    def _array(self, column: Column, values: list[object]) -> pa.Array[Any]:
         """One column's values, checked as a whole; only a bad one is looked for row by row."""
         allowed = _PYTHON_TYPES[column.type] | ({type(None)} if column.optional else set())
         if set(map(type, values)) <= allowed:
