@@ -59,7 +59,9 @@ class NvmeDriver:
     """Drives a controller from ``memory`` at ``base``. Addresses are the device's.
 
     ``start`` must come first. ``read``, ``write`` and ``flush`` return the NVMe
-    status, 0 is success; ``take_served`` tells what the disk did meanwhile.
+    status, 0 is success; ``served`` is what the disk did for the last of them.
+    They raise ``DmaFault`` when the host itself cannot reach the queues, and
+    ``NvmeDriverError`` when no answer comes; ``start`` then begins anew.
     """
 
     def __init__(self, controller: NvmeController, memory: DmaPort, base: int) -> None:
@@ -68,7 +70,7 @@ class NvmeDriver:
         self.block_bytes = 0
         self.blocks = 0
         self.max_transfer_bytes = 0
-        self._served: list[Served] = []
+        self.served: list[Served] = []
         self._controller = controller
         self._memory = memory
         self._base = base
@@ -77,6 +79,7 @@ class NvmeDriver:
 
     def start(self) -> None:
         """Reset the controller, make the queues, learn the disk's size."""
+        self._rings.clear()
         controller = self._controller
         controller.write_register(Register.CC, 0)
         self._new_ring(_ADMIN)
@@ -97,7 +100,7 @@ class NvmeDriver:
         ring, size = self._rings[_IO], _QUEUE_ENTRIES - 1 << 16 | _IO
         self._admin(SubmissionEntry(AdminOpcode.CREATE_IO_CQ, 0, prp1=ring.completion, cdw10=size, cdw11=1))
         self._admin(SubmissionEntry(AdminOpcode.CREATE_IO_SQ, 0, prp1=ring.submission, cdw10=size, cdw11=_IO << 16 | 1))
-        self._served.clear()
+        self.served.clear()
 
     def read(self, lba: int, blocks: int, extents: Iterable[tuple[int, int]]) -> int:
         """Blocks into memory; ``extents`` are (address, length) runs that join at page boundaries."""
@@ -109,32 +112,30 @@ class NvmeDriver:
 
     def flush(self) -> int:
         """Wait until everything written is on the media, which here it always is."""
+        self.served.clear()
         return self.submit(_IO, SubmissionEntry(IoOpcode.FLUSH, 0, nsid=1)).status
-
-    def take_served(self) -> tuple[Served, ...]:
-        """What the disk did since the last call, in order: the caller prices it."""
-        served = tuple(self._served)
-        self._served.clear()
-        return served
 
     def submit(self, queue: int, entry: SubmissionEntry) -> CompletionEntry:
         """Lay one entry into a queue, ring, take the completion. The entry's command id is filled in."""
-        ring = self._rings[queue]
+        ring = self._rings.get(queue)
+        if ring is None:
+            raise NvmeDriverError(f"queue {queue}: expected one that start() made")
         self._cid = (self._cid + 1) & 0xFFFF
         self._memory.write(ring.submission + ring.tail * SQE_BYTES, replace(entry, cid=self._cid).pack())
         ring.tail = (ring.tail + 1) % _QUEUE_ENTRIES
-        self._served += self._controller.ring_submission(queue, ring.tail)
+        self.served += self._controller.ring_submission(queue, ring.tail)
         answer = CompletionEntry.parse(self._memory.read(ring.completion + ring.head * CQE_BYTES, CQE_BYTES))
         if answer.phase != ring.phase or answer.cid != self._cid:
             raise NvmeDriverError(f"completion of command {self._cid}: expected one in queue {queue}, found none")
         ring.head += 1
         if ring.head == _QUEUE_ENTRIES:
             ring.head, ring.phase = 0, ring.phase ^ 1
-        self._served += self._controller.ring_completion(queue, ring.head)
+        self.served += self._controller.ring_completion(queue, ring.head)
         return answer
 
     def _transfer(self, opcode: IoOpcode, lba: int, blocks: int, extents: Iterable[tuple[int, int]]) -> int:
         """Split at the controller's limits; the first status that is not success ends the transfer."""
+        self.served.clear()
         left = list(extents)
         if blocks < 1 or sum(length for _, length in left) != blocks * self.block_bytes:
             expected = f"{blocks} blocks of {self.block_bytes} bytes"

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tio.dma_port import DmaFault
 from tio.nvme import NvmeController
 from tio.nvme_admin import NvmeSettings
 from tio.nvme_driver import DRIVER_MEMORY_BYTES, NvmeDriver, NvmeDriverError
@@ -25,7 +26,7 @@ def test_start_learns_the_disk_and_uses_only_its_own_pages(host_memory):
     assert (driver.blocks, driver.block_bytes, driver.max_transfer_bytes) == (77, 4096, 2 << 20)
     assert not any(host_memory.bytes[:BASE])
     assert not any(host_memory.bytes[BASE + DRIVER_MEMORY_BYTES :])
-    assert driver.take_served() == ()
+    assert driver.served == []
 
 
 @given(
@@ -51,10 +52,11 @@ def test_what_is_written_from_scattered_pages_is_read_into_others(make_memory, l
         memory.write(address, data[position : position + size])
         position += size
     assert driver.write(lba, blocks, source) == 0
+    assert sum(done.bytes_written for done in driver.served) == length
     assert driver.read(lba, blocks, [(0x300000, length)]) == 0
+    assert sum(done.bytes_read for done in driver.served) == length
+    assert len(driver.served) == (blocks + 1) // 2
     assert memory.read(0x300000, length) == data
-    served = driver.take_served()
-    assert sum(done.bytes_written for done in served) == sum(done.bytes_read for done in served) == length
 
 
 def test_hundreds_of_commands_wrap_both_queues(host_memory):
@@ -82,10 +84,28 @@ def test_extents_of_the_wrong_shape_are_our_callers_error(host_memory, extents):
         driver.read(0, 1, extents)
 
 
-def test_a_dead_controller_is_told_not_waited_for(host_memory):
+def test_a_dead_controller_is_told_not_waited_for_and_starts_again_with_its_media(host_memory):
     driver = started(host_memory, NvmeNamespace(8))
+    host_memory.write(0x100000, b"\x77" * 512)
+    assert driver.write(3, 1, [(0x100000, 512)]) == 0
     driver._controller.write_register(0x14, 0)
     with pytest.raises(NvmeDriverError, match="completion"):
         driver.flush()
+    driver.start()
+    assert driver.read(3, 1, [(0x101000, 512)]) == 0
+    assert host_memory.read(0x101000, 512) == b"\x77" * 512
+
+
+def test_queues_that_the_host_cannot_reach_are_its_own_fault(host_memory):
+    driver = started(host_memory, NvmeNamespace(8))
+    host_memory.refused.add(BASE // PAGE + 2)
+    with pytest.raises(DmaFault):
+        driver.flush()
+
+
+def test_misuse_is_named(host_memory):
+    controller = NvmeController(host_memory, NvmeNamespace(8))
     with pytest.raises(NvmeDriverError, match="base"):
-        NvmeDriver(driver._controller, host_memory, 8)
+        NvmeDriver(controller, host_memory, 8)
+    with pytest.raises(NvmeDriverError, match=r"start\(\)"):
+        NvmeDriver(controller, host_memory, BASE).flush()

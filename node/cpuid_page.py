@@ -1,0 +1,60 @@
+"""The CPUID page a hypervisor offers an SNP guest: what firmware checks and then encrypts.
+
+Layout: SNP firmware ABI (56860), 8.17.2.6, the CPUID_FUNCTION table: u32 count,
+12 reserved bytes, then up to 64 entries of 48 bytes. The contents are not
+measured; firmware compares them with the processor instead.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+CPUID_PAGE_BYTES = 4096
+MAX_CPUID_ENTRIES = 64
+_HEADER = struct.Struct("<I4xQ")
+_ENTRY = struct.Struct("<IIQQIIIIQ")
+
+_VENDOR = b"AuthenticAMD"
+
+
+@dataclass(frozen=True, slots=True)
+class CpuidEntry:
+    """One leaf: the inputs and the four registers a guest shall see."""
+
+    eax_in: int
+    ecx_in: int = 0
+    xcr0_in: int = 0
+    xss_in: int = 0
+    eax: int = 0
+    ebx: int = 0
+    ecx: int = 0
+    edx: int = 0
+
+
+def cpuid_entries(cpuid_signature: int) -> tuple[CpuidEntry, ...]:
+    """The leaves of identification: vendor and signature, basic and extended.
+
+    No guest program of the laboratory asks for more; features, caches and
+    topology are left out rather than guessed.
+    """
+    ebx, edx, ecx = (int.from_bytes(_VENDOR[i : i + 4], "little") for i in (0, 4, 8))
+    return tuple(
+        entry
+        for base in (0, 0x8000_0000)
+        for entry in (
+            CpuidEntry(base, eax=base + 1, ebx=ebx, ecx=ecx, edx=edx),
+            CpuidEntry(base + 1, eax=cpuid_signature),
+        )
+    )
+
+
+def cpuid_page(entries: Sequence[CpuidEntry]) -> bytes:
+    """The page as LAUNCH_UPDATE takes it; ValueError for more entries than it holds."""
+    if len(entries) > MAX_CPUID_ENTRIES:
+        raise ValueError(f"CPUID page: expected at most {MAX_CPUID_ENTRIES} entries, found {len(entries)}")
+    body = b"".join(
+        _ENTRY.pack(e.eax_in, e.ecx_in, e.xcr0_in, e.xss_in, e.eax, e.ebx, e.ecx, e.edx, 0) for e in entries
+    )
+    return (_HEADER.pack(len(entries), 0) + body).ljust(CPUID_PAGE_BYTES, b"\0")
