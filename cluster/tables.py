@@ -149,19 +149,41 @@ _VMS = TableSchema(
         ("asid", _I, "1", "its ASID; none without one", "optional"),
         ("arrival_ns", _I, "ns", "when it was asked for"),
         ("running_ns", _I, "ns", "when its first vCPU ran", "optional"),
-        ("ended_ns", _I, "ns", "when it was gone, every resource returned", "optional"),
-        ("state", _T, "", "at the end: waiting, launching, running, ended, refused, failed"),
+        ("ended_ns", _I, "ns", "when it had ended: powered off, destroyed or refused", "optional"),
+        ("state", _T, "", "at the end: launching, running, ended, refused or failed"),
         ("reason", _T, "", "why it was refused or failed", "optional"),
         ("launch_digest", _T, "hex", "launch measurement", "optional"),
-        ("launch_ns", _I, "ns", "from arrival to running", "optional"),
+        ("launch_ns", _I, "ns", "from order to running", "optional"),
         ("psp_wait_ns", _I, "ns", "time its commands waited for the security processor"),
         ("psp_service_ns", _I, "ns", "time the security processor worked for it"),
         ("units_of_work", _I, "1", "units its programs completed, summed over vCPUs"),
+        ("instructions", _I, "1", "instructions its vCPUs retired in phases"),
+        ("active_ns", _R, "ns", "time its vCPUs were not asleep, summed"),
         ("operations", _I, "1", "operations its vCPUs issued"),
         ("faults", _I, "1", "faults its vCPUs received"),
         ("bytes_read", _I, "byte", "loaded by its vCPUs, private and shared"),
         ("bytes_written", _I, "byte", "stored by its vCPUs, private and shared"),
-        ("resident_bytes", _I, "byte", "guest memory that holds bytes at the end"),
+    ),
+)
+
+_VM_TIME = TableSchema(
+    "vm_time",
+    "Where the time of a virtual machine's vCPUs went, by mechanism (node/phase_cost.py).",
+    _columns(
+        ("vm", _T, "", "name of the virtual machine", "key"),
+        ("mechanism", _T, "", "name of the mechanism", "key"),
+        ("time_ns", _R, "ns", "vCPU time, summed over vCPUs"),
+    ),
+)
+
+_PHASES = TableSchema(
+    "phases",
+    "One row per virtual machine and demand: its steady phases.",
+    _columns(
+        ("vm", _T, "", "name of the virtual machine", "key"),
+        ("demand", _T, "", "name of the demand", "key"),
+        ("phases", _I, "1", "phases completed"),
+        ("instructions", _I, "1", "instructions retired"),
     ),
 )
 
@@ -171,54 +193,39 @@ _HOSTS = TableSchema(
     _columns(
         ("host", _T, "", "name of the host", "key"),
         ("product", _T, "", "line of its processors"),
-        ("cores", _I, "1", "physical cores"),
+        ("threads", _I, "1", "hardware threads"),
+        ("vcpus_peak", _I, "1", "most vCPUs at once"),
         ("memory_bytes", _I, "byte", "installed memory"),
         ("memory_peak_bytes", _I, "byte", "most memory that guests held at once"),
+        ("rmp_bytes", _I, "byte", "memory that the RMP takes"),
         ("resident_bytes", _I, "byte", "memory that holds bytes at the end"),
         ("asids_sev", _I, "1", "ASIDs for SEV guests"),
         ("asids_sev_peak", _I, "1", "most of them in use at once"),
         ("asids_es_snp", _I, "1", "ASIDs for SEV-ES and SEV-SNP guests"),
         ("asids_es_snp_peak", _I, "1", "most of them in use at once"),
-        ("vms_peak", _I, "1", "most virtual machines at once"),
-        ("core_busy_ns", _I, "ns", "core time used by phases, summed over cores"),
+        ("vms", _I, "1", "virtual machines it took"),
+        ("core_mean_ratio", _R, "ratio", "hardware threads in use, mean over time"),
+        ("bandwidth_mean_ratio", _R, "ratio", "memory bandwidth in use, mean over time"),
         ("psp_busy_ns", _I, "ns", "time the security processor worked"),
         ("psp_wait_ns", _I, "ns", "time commands waited for it, summed"),
+        ("psp_longest_wait_ns", _I, "ns", "longest wait of one command"),
         ("bytes_encrypted", _I, "byte", "through the cipher on the way to memory"),
         ("bytes_decrypted", _I, "byte", "through the cipher on the way from memory"),
-        ("operations", _I, "1", "operations executed"),
+        ("operations", _I, "1", "operations that vCPUs issued"),
+        ("phase_completions", _I, "1", "phases completed"),
         ("events", _I, "1", "events of its loop"),
+        ("limit", _T, "", "the resource that came closest to its end, with its share"),
     ),
 )
 
 _PSP = TableSchema(
     "psp",
-    "One row per command that a security processor was given.",
+    "One row per host and command of its security processor.",
     _columns(
         ("host", _T, "", "whose security processor", "key"),
-        ("sequence", _I, "1", "number of the command on this host", "key"),
-        ("vm", _T, "", "for which virtual machine", "optional"),
-        ("command", _T, "", "the specification's name"),
-        ("status", _T, "", "the specification's name of the answer"),
-        ("submitted_ns", _I, "ns", "when the hypervisor rang the mailbox"),
-        ("started_ns", _I, "ns", "when the processor took it up"),
-        ("ended_ns", _I, "ns", "when the answer was there"),
-    ),
-)
-
-_PHASES = TableSchema(
-    "phases",
-    "One row per virtual machine and demand: its steady phases, and what stretched them.",
-    _columns(
-        ("vm", _T, "", "name of the virtual machine", "key"),
-        ("demand", _T, "", "name of the demand", "key"),
-        ("phases", _I, "1", "phases completed"),
-        ("instructions", _I, "1", "instructions retired"),
-        ("busy_ns", _I, "ns", "time in the phase, summed over vCPUs"),
-        ("cipher_ns", _I, "ns", "of it: memory encryption"),
-        ("rmp_ns", _I, "ns", "of it: RMP look-ups"),
-        ("exit_ns", _I, "ns", "of it: exits"),
-        ("core_wait_ns", _I, "ns", "of it: shared cores"),
-        ("bandwidth_wait_ns", _I, "ns", "of it: shared memory bandwidth"),
+        ("command", _T, "", "the specification's name", "key"),
+        ("commands", _I, "1", "how often it was given"),
+        ("service_ns", _I, "ns", "time spent on it"),
     ),
 )
 
@@ -234,7 +241,9 @@ _DIGESTS = TableSchema(
     ),
 )
 
-TABLES: Mapping[str, TableSchema] = {schema.name: schema for schema in (_VMS, _HOSTS, _PSP, _PHASES, _DIGESTS)}
+TABLES: Mapping[str, TableSchema] = {
+    schema.name: schema for schema in (_VMS, _VM_TIME, _PHASES, _HOSTS, _PSP, _DIGESTS)
+}
 
 
 def build_tables(rows: Mapping[str, Sequence[Row]]) -> dict[str, pa.Table]:

@@ -1,0 +1,29 @@
+"""One file per command of ``sevfleet``.
+
+A command has NAME, HELP (a line in the list), DESCRIPTION, EXAMPLE,
+``configure(parser)`` and ``execute(arguments)``, which returns the exit code.
+Its file imports heavy things inside ``execute``, so that the others start at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Protocol
+
+from cluster.commands import bench, check, compare, diff, init, run, scenarios, version
+
+
+class Command(Protocol):
+    """What every file here offers."""
+
+    NAME: str
+    HELP: str
+    DESCRIPTION: str
+    EXAMPLE: str
+
+    def configure(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def execute(self, arguments: argparse.Namespace) -> int: ...
+
+
+COMMANDS: tuple[Command, ...] = (run, compare, check, scenarios, init, diff, bench, version)

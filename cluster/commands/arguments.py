@@ -1,0 +1,72 @@
+"""Arguments that several commands share, checked where they are read."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from cluster.errors import UserError
+
+LAYOUTS = ("inline", "packed")
+_NOT_YET = ("host", "isolated")
+
+
+def add_scenario(parser: argparse.ArgumentParser) -> None:
+    """The scenario to run, and with which random numbers."""
+    parser.add_argument(
+        "scenario",
+        nargs="?",
+        default="demo",
+        metavar="SCENARIO",
+        help="a scenario file, or the name of a bundled one (default: demo)",
+    )
+    parser.add_argument("--seed", type=whole_number("seed", 0, (1 << 63) - 1), metavar="N", help="replace the seed")
+
+
+def add_layout(parser: argparse.ArgumentParser) -> None:
+    """Where the hosts run; results never depend on it."""
+    parser.add_argument(
+        "--layout",
+        type=_layout,
+        default="packed",
+        metavar="L",
+        help="inline: all in this process; packed: hosts shared out over Ray workers (default: packed)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=whole_number("workers", 1, 4096),
+        metavar="N",
+        help="Ray workers for layout packed (default: one per core)",
+    )
+
+
+def whole_number(name: str, least: int, most: int) -> Callable[[str], int]:
+    """A reader of whole numbers within bounds."""
+
+    def read(text: str) -> int:
+        if text.isascii() and text.isdigit() and len(text) <= 20 and least <= int(text) <= most:
+            return int(text)
+        raise UserError(f'--{name}: expected a whole number from {least} to {most}, got "{text}"')
+
+    return read
+
+
+def duration_ns(name: str) -> Callable[[str], int]:
+    """A reader of times such as "30 s"."""
+
+    def read(text: str) -> int:
+        from cluster.units import DURATION, UnitError
+
+        try:
+            return DURATION.parse(text)
+        except UnitError as error:
+            raise UserError(f"--{name}: {error}") from None
+
+    return read
+
+
+def _layout(text: str) -> str:
+    if text in LAYOUTS:
+        return text
+    doubt = f" ({text} is not modelled yet)" if text in _NOT_YET else ""
+    raise UserError(f'--layout: expected one of {", ".join(LAYOUTS)}{doubt}, got "{text}"')

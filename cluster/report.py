@@ -1,0 +1,204 @@
+"""What a run found, for a person at a terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cluster.results import Results
+from cluster.units import DURATION, SIZE
+from node.phase_cost import Mechanism
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+OWN = (Mechanism.CORE, Mechanism.MEMORY, Mechanism.PAGE_WALK, Mechanism.EXITS, Mechanism.OPERATIONS)
+"""What a program costs as a plain guest alone on its host; slowdown is counted from here."""
+
+ADDED = {
+    Mechanism.ENCRYPTION: "cipher",
+    Mechanism.RMP: "RMP",
+    Mechanism.VMGEXIT: "exits",
+    Mechanism.ACCEPTANCE: "accept",
+    Mechanism.LOADED_LATENCY: "latency",
+    Mechanism.CORE_WAIT: "cores",
+}
+"""What comes on top: by the generation, then by the neighbours; with the column's heading."""
+
+Row = Mapping[str, Any]
+
+
+def print_summary(results: Results, console: Console | None = None) -> None:
+    """Print the summary of a run to standard output."""
+    out = console or Console()
+    if results.partial is not None:
+        out.print(f"[bold]Partial results:[/] {results.partial}\n")
+    for table in (_workloads(results), _waits(results), _resources(results), _refusals(results)):
+        if table.row_count:
+            out.print(table)
+            out.print()
+    for line in _closing_lines(results):
+        out.print(line, highlight=False)
+
+
+def print_comparison(rows: Sequence[DataclassInstance], console: Console | None = None) -> None:
+    """Print rows of equal dataclasses as a table: one column a field."""
+    out = console or Console()
+    if not rows:
+        out.print("nothing to compare")
+        return
+    names = [entry.name for entry in dataclasses.fields(rows[0])]
+    table = _table("", *(name.removesuffix("_ns").replace("_", " ") for name in names))
+    for row in rows:
+        table.add_row(*(_cell(name, getattr(row, name)) for name in names))
+    out.print(table)
+
+
+def print_rows_as_json(rows: Sequence[DataclassInstance]) -> None:
+    """Print rows as JSON, one object a line, keys as the fields are named."""
+    out = Console(soft_wrap=True, highlight=False, markup=False)
+    for row in rows:
+        out.print(json.dumps(dataclasses.asdict(row), default=str))
+
+
+@dataclass(slots=True)
+class _Kind:
+    """All virtual machines of one workload and generation."""
+
+    launches_ns: list[int] = field(default_factory=list)
+    machines: int = 0
+    work: int = 0
+    times_ns: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @property
+    def own_ns(self) -> float:
+        return sum(self.times_ns[mechanism] for mechanism in OWN)
+
+
+def _workloads(results: Results) -> Table:
+    """Each workload's slowdown by generation and mechanism."""
+    kinds: defaultdict[tuple[str, str], _Kind] = defaultdict(_Kind)
+    kind_of: dict[str, _Kind] = {}
+    for row in _rows(results, "vms"):
+        kind = kind_of[row["vm"]] = kinds[row["workload"], row["generation"]]
+        kind.machines += 1
+        kind.work += row["units_of_work"]
+        if row["launch_ns"] is not None:
+            kind.launches_ns.append(row["launch_ns"])
+    for row in _rows(results, "vm_time"):
+        kind_of[row["vm"]].times_ns[row["mechanism"]] += row["time_ns"]
+    table = _table(
+        "Workloads: time on top of what the program itself needs, by mechanism",
+        "workload", "generation", "VMs", "launch", "work", "slowdown", *ADDED.values(),
+    )  # fmt: skip
+    for (workload, generation), kind in sorted(kinds.items()):
+        added = [_percent(kind.times_ns[mechanism], kind.own_ns) for mechanism in ADDED]
+        slowdown = f"{sum(kind.times_ns.values()) / kind.own_ns:.3f} x" if kind.own_ns else "-"
+        launch = DURATION.about(median(kind.launches_ns)) if kind.launches_ns else "-"
+        table.add_row(workload, generation, str(kind.machines), launch, f"{kind.work:,}", slowdown, *added)
+    return table
+
+
+def _waits(results: Results) -> Table:
+    """What waited on the security processors."""
+    commands: defaultdict[str, int] = defaultdict(int)
+    for row in _rows(results, "psp"):
+        commands[row["host"]] += row["commands"]
+    table = _table("Security processors", "host", "commands", "busy", "waited for", "longest wait", "most time in")
+    for row in _rows(results, "hosts"):
+        if commands[row["host"]]:
+            table.add_row(
+                row["host"],
+                f"{commands[row['host']]:,}",
+                DURATION.about(row["psp_busy_ns"]),
+                DURATION.about(row["psp_wait_ns"]),
+                DURATION.about(row["psp_longest_wait_ns"]),
+                _dearest_command(results, row["host"]),
+            )
+    return table
+
+
+def _dearest_command(results: Results, host: str) -> str:
+    rows = [row for row in _rows(results, "psp") if row["host"] == host]
+    return str(max(rows, key=lambda row: (row["service_ns"], row["command"]))["command"])
+
+
+def _resources(results: Results) -> Table:
+    """Memory and ASIDs in use, and what limits each host."""
+    table = _table(
+        "Hosts, at most in use", "host", "product", "VMs", "memory", "vCPUs", "SEV ASIDs", "ES/SNP ASIDs", "limit"
+    )
+    for row in _rows(results, "hosts"):
+        table.add_row(
+            row["host"],
+            row["product"],
+            str(row["vms"]),
+            f"{SIZE.about(row['memory_peak_bytes'])} of {SIZE.about(row['memory_bytes'])}",
+            f"{row['vcpus_peak']} of {row['threads']}",
+            f"{row['asids_sev_peak']} of {row['asids_sev']}",
+            f"{row['asids_es_snp_peak']} of {row['asids_es_snp']}",
+            row["limit"],
+        )
+    return table
+
+
+def _refusals(results: Results) -> Table:
+    """Machines that nobody took, or that failed."""
+    table = _table("Not as asked", "VM", "generation", "state", "reason")
+    for row in _rows(results, "vms"):
+        if row["state"] in {"refused", "failed"}:
+            table.add_row(row["vm"], row["generation"], row["state"], row["reason"] or "")
+    return table
+
+
+def _closing_lines(results: Results) -> Iterable[str]:
+    """The run in figures: what follows from the scenario, then how it went this time."""
+    hosts = _rows(results, "hosts")
+    ciphered = sum(row["bytes_encrypted"] + row["bytes_decrypted"] for row in hosts)
+    operations = sum(row["operations"] for row in hosts)
+    yield f"{operations:,} guest operations, {SIZE.about(ciphered)} through the cipher"
+    yield from (f"{name.replace('_', ' ')}: {value}" for name, value in results.figures.items())
+    run = results.run
+    if run:
+        yield ", ".join(f"{name.removesuffix('_s').replace('_', ' ')} {_run_value(name, run[name])}" for name in run)
+    yield f"digest {results.digest}"
+
+
+def _run_value(name: str, value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.1f} s" if name.endswith("_s") else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _rows(results: Results, table: str) -> list[Row]:
+    rows: list[Row] = results.tables[table].to_pylist()
+    return rows
+
+
+def _table(title: str, *headings: str) -> Table:
+    """A table without lines; figures to the right, words to the left."""
+    words = {"workload", "generation", "host", "product", "VM", "vm", "state", "reason", "limit", "most time in"}
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in words else "right", no_wrap=heading != "reason")
+    return table
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:+.2f} %" if part and whole else ""
+
+
+def _cell(name: str, value: object) -> str:
+    if isinstance(value, (int, float)) and name.endswith("_ns"):
+        return DURATION.about(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(getattr(value, "name", value))
