@@ -81,6 +81,9 @@ class Contention:
         self._idle_latency_ns = latency_ns
         self._factor = loaded_factor
         self._threads = float(threads)
+        self.bandwidth_bytes_per_s = bandwidth_bytes_per_s
+        self.busy_thread_ns = 0.0
+        """Thread time used by phases that have ended or were stopped."""
         self._bandwidth = bandwidth_bytes_per_s * 1e-9
         self._now_ns = 0
         self._capped = 0
@@ -143,6 +146,7 @@ class Contention:
         elapsed = self._now_ns - self._started[slot]
         cap = float(self._cap[slot])
         busy = done * (float(self._core[slot]) + float(self._miss[slot]) * self._idle_latency_ns) + loaded
+        self.busy_thread_ns += busy
         wait = max(0.0, elapsed - max(busy, done / cap))
         if cap != np.inf:
             self._capped -= 1
@@ -204,7 +208,7 @@ class Contention:
         np.add(span, self._core, span)
         np.divide(self._share, span, rate)
         if self._capped:
-            np.minimum(rate, self._cap, rate)
+            np.minimum(rate, self._cap, out=rate)
 
     def _excess_demand(self, u: float) -> tuple[float, float]:
         """Demand at utilisation ``u`` less ``u``, and minus its slope."""

@@ -54,6 +54,10 @@ class PageStateChange:
     shared: bool
 
 
+BLOCK_BYTES = 4096
+"""Logical block size of a VM's disk."""
+
+
 @dataclass(frozen=True, slots=True)
 class BlockRead:
     """Read logical blocks from the VM's disk into shared memory. Answer: NVMe status, 0 is success."""

@@ -63,6 +63,10 @@ class Registers:
     rsp: int
 
     def __init__(self, rip: int = 0) -> None:
+        self.reset(rip)
+
+    def reset(self, rip: int) -> None:
+        """Clear every register and go on at ``rip``."""
         for name in self.__slots__:
             setattr(self, name, 0)
         self.rip = rip

@@ -1,0 +1,97 @@
+"""A scenario turned into orders: what each host is built from, and what the control plane will be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from cluster.control_plane import ControlPlane, Order
+from cluster.host_entity import HostOrder
+from cluster.placement import FIRMWARE_BYTES, FirstFit, HostAccount
+from cluster.scenario import HostInstance, Scenario, ScenarioError
+from cluster.trace_orders import trace_orders
+from node.generation import Generation
+from node.guest import GuestSpec
+from node.host import HostSpec
+
+BUCKET_NS = 60_000_000_000
+"""Digest chains are kept per minute of virtual time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """How a paired run differs: VMs that run as another generation, and where each VM must go."""
+
+    generations: Mapping[str, Generation] = field(default_factory=dict)
+    hosts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Everything a run is started from."""
+
+    orders: tuple[HostOrder, ...]
+    control: ControlPlane
+    wanted: Mapping[str, Order]
+    """Every VM of the scenario, by name."""
+
+
+def build_fleet(scenario: Scenario, changes: Changes | None = None) -> Fleet:
+    """Lay out a scenario. Raises ScenarioError for a VM that must run already and fits nowhere."""
+    changed = changes or Changes()
+    hosts = scenario.host_instances
+    placement = FirstFit(tuple(_account(host, scenario) for host in hosts))
+    running: list[Order] = []
+    arriving: list[Order] = []
+    for order, runs in _wanted(scenario):
+        generation = changed.generations.get(order.guest.name, order.guest.generation)
+        order = replace(  # noqa: PLW2901 - the order as it is wanted in this run
+            order, guest=replace(order.guest, generation=generation), pin=changed.hosts.get(order.guest.name, order.pin)
+        )
+        (running if runs else arriving).append(order)
+    resident: dict[str, list[GuestSpec]] = {host.name: [] for host in hosts}
+    control = ControlPlane(tuple(arriving), placement, scenario.control_plane_latency)
+    for order in running:
+        host = placement.place(order.guest, order.pin)
+        if host is None:
+            raise ScenarioError(scenario.name, f"vms.{order.guest.name}", "a host with room at time zero", "none")
+        resident[host].append(order.guest)
+        control.adopt(order, host)
+    firmware = tuple(sorted({order.guest.firmware for order in (*running, *arriving)}))
+    costs = tuple(sorted(scenario.costs.items()))
+    orders = tuple(
+        HostOrder(_host_spec(host, scenario), costs, tuple(resident[host.name]), firmware) for host in hosts
+    )
+    return Fleet(orders, control, {order.guest.name: order for order in (*running, *arriving)})
+
+
+def _wanted(scenario: Scenario) -> list[tuple[Order, bool]]:
+    wanted = [
+        (
+            Order(
+                GuestSpec(
+                    vm.name, vm.group.generation, vm.group.vcpus, vm.group.memory,
+                    vm.group.program, scenario.seed, vm.group.firmware,
+                ),
+                vm.arrival_ns,
+                vm.group.lifetime,
+                vm.group.host,
+            ),
+            vm.group.start == "running",
+        )
+        for vm in scenario.vm_instances
+    ]  # fmt: skip
+    return wanted + [(order, False) for order in trace_orders(scenario)]
+
+
+def _host_spec(host: HostInstance, scenario: Scenario) -> HostSpec:
+    return HostSpec(host.name, host.product, host.memory_bytes, host.min_sev_asid, scenario.seed, BUCKET_NS)
+
+
+def _account(host: HostInstance, scenario: Scenario) -> HostAccount:
+    product = host.product
+    threads = product.sockets * product.cores * product.threads_per_core
+    asids = {one: count for one in (Generation.SEV, Generation.SEV_SNP) if (count := host.asids(one)) is not None}
+    # The RMP takes 16 bytes for each 4 KiB page; the first 2 MiB stay with the host.
+    usable = host.memory_bytes - host.memory_bytes // 256 - FIRMWARE_BYTES
+    return HostAccount(host.name, product.generations, usable, threads * scenario.vcpu_overcommit, asids)

@@ -1,0 +1,90 @@
+"""The result rows of one VM: what it was, what it did and where its vCPUs' time went."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from node.guest import Guest, GuestState
+from node.host import Host
+from node.phase_cost import Mechanism
+
+Rows = dict[str, list[dict[str, object]]]
+
+_STATES = {
+    GuestState.LAUNCHING: "launching",
+    GuestState.RUNNING: "running",
+    GuestState.PAUSED: "running",
+    GuestState.STOPPED: "ended",
+    GuestState.DESTROYED: "ended",
+    GuestState.REFUSED: "refused",
+}
+
+
+def guest_rows(host: Host, guest: Guest) -> Rows:
+    """Rows for the tables ``vms``, ``phases`` and ``vm_time``."""
+    spec = guest.spec
+    failed = guest.state is GuestState.STOPPED and guest.shutdown_code != 0
+    ran = guest.running_ns >= 0
+    over = guest.state in (GuestState.STOPPED, GuestState.DESTROYED, GuestState.REFUSED)
+    times = mechanism_ns(guest)
+    return {
+        "vms": [
+            {
+                "vm": spec.name,
+                "generation": spec.generation.name,
+                "workload": spec.program.name,
+                "host": host.spec.name,
+                "vcpus": spec.vcpus,
+                "memory_bytes": spec.memory_bytes,
+                "asid": guest.asid or None,
+                "arrival_ns": guest.ordered_ns,
+                "running_ns": guest.running_ns if ran else None,
+                "ended_ns": guest.ended_ns if over else None,
+                "state": "failed" if failed else _STATES[guest.state],
+                "reason": f"shutdown code {guest.shutdown_code}" if failed else guest.reason or None,
+                "launch_digest": guest.launch_digest or None,
+                "launch_ns": guest.running_ns - guest.ordered_ns if ran else None,
+                "psp_wait_ns": guest.psp_wait_ns,
+                "psp_service_ns": guest.psp_service_ns,
+                "units_of_work": guest.units_of_work,
+                "instructions": round(sum(sum(vcpu.instructions) for vcpu in guest.vcpus)),
+                "active_ns": sum(vcpu.elapsed_ns for vcpu in guest.vcpus),
+                "operations": guest.operations,
+                "faults": guest.faults,
+                "bytes_read": guest.bytes_read,
+                "bytes_written": guest.bytes_written,
+            }
+        ],
+        "vm_time": [
+            {"vm": spec.name, "mechanism": mechanism.value, "time_ns": times[mechanism]} for mechanism in Mechanism
+        ]
+        if ran
+        else [],
+        "phases": _phase_rows(guest),
+    }
+
+
+def mechanism_ns(guest: Guest) -> dict[Mechanism, float]:
+    """vCPU time of a VM by mechanism, summed over its vCPUs."""
+    times = {mechanism: guest.lost_ns.get(mechanism, 0.0) for mechanism in Mechanism}
+    for vcpu in guest.vcpus:
+        times[Mechanism.LOADED_LATENCY] += vcpu.loaded_ns
+        times[Mechanism.CORE_WAIT] += vcpu.core_wait_ns
+        for instructions, cost in zip(vcpu.instructions, guest.phase_costs[vcpu.index], strict=True):
+            for mechanism, ns in cost.parts:
+                times[mechanism] += instructions * ns
+    return times
+
+
+def _phase_rows(guest: Guest) -> list[dict[str, object]]:
+    instructions: dict[str, float] = {}
+    phases: Counter[str] = Counter()
+    for vcpu in guest.vcpus:
+        for name, retired, count in zip(guest.demand_names[vcpu.index], vcpu.instructions, vcpu.phases, strict=True):
+            instructions[name] = instructions.get(name, 0.0) + retired
+            phases[name] += count
+    return [
+        {"vm": guest.spec.name, "demand": name, "phases": phases[name], "instructions": round(retired)}
+        for name, retired in sorted(instructions.items())
+        if retired
+    ]

@@ -1,0 +1,197 @@
+"""A real host as the coordinator sees it: an entity that takes messages and says when it could speak.
+
+Commands to a host: ``launch`` and ``destroy``. From a host: ``launched`` and
+``refused``, each declared in advance by a pending launch; nothing else on a
+host of this version can emit, so a host without a pending launch never will.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import msgpack
+
+from cluster.entity import NEVER, Advance, Message
+from cluster.guest_rows import guest_rows
+from cluster.host_rows import host_rows
+from cluster.inbox import Inbox
+from node.cost_table import CostTable, load_cost_table
+from node.firmware_image import FirmwareImage, find_firmware_image, read_firmware_image
+from node.generation import Generation
+from node.guest import Guest, GuestSpec, GuestState
+from node.host import Host, HostSpec
+from node.product import PRODUCTS
+from node.program import ProgramSpec, Scalar
+from workloads.library import PROGRAMS
+
+AUTO = "auto"
+"""Firmware key of the machine's own OVMF, or sevfleet's laboratory image."""
+
+MESSAGE_KINDS = ("launch", "destroy")
+
+
+@dataclass(frozen=True, slots=True)
+class HostOrder:
+    """All that a worker needs to build a host, as it crosses to it."""
+
+    spec: HostSpec
+    costs: tuple[tuple[str, float], ...]
+    guests: tuple[GuestSpec, ...] = ()
+    """VMs that run already at time zero."""
+    firmware: tuple[str, ...] = (AUTO,)
+
+    def pack(self) -> bytes:
+        """The order as msgpack."""
+        spec = self.spec
+        body = (
+            (spec.name, spec.product.name, spec.memory_bytes, spec.min_sev_asid, spec.seed, spec.bucket_ns),
+            self.costs,
+            tuple(guest_body(guest) for guest in self.guests),
+            self.firmware,
+        )
+        packed: bytes = msgpack.packb(body)
+        return packed
+
+    @classmethod
+    def parse(cls, data: bytes) -> HostOrder:
+        """The order back from msgpack."""
+        (name, product, memory, min_sev, seed, bucket), costs, guests, firmware = msgpack.unpackb(data, use_list=False)
+        spec = HostSpec(name, PRODUCTS[product], memory, min_sev, seed, bucket)
+        return cls(spec, costs, tuple(guest_of(body) for body in guests), firmware)
+
+
+GuestBody = tuple[str, str, int, int, str, tuple[tuple[str, Scalar], ...], int, str]
+
+
+def guest_body(guest: GuestSpec) -> GuestBody:
+    """A guest's specification as msgpack-able values."""
+    program = guest.program
+    return (
+        guest.name, guest.generation.name, guest.vcpus, guest.memory_bytes,
+        program.name, program.parameters, guest.seed, guest.firmware,
+    )  # fmt: skip
+
+
+def guest_of(body: GuestBody) -> GuestSpec:
+    """The specification back from its values."""
+    name, generation, vcpus, memory, program, parameters, seed, firmware = body
+    return GuestSpec(
+        name, Generation[generation], vcpus, memory, ProgramSpec(program, parameters), seed, firmware
+    )
+
+
+def build_host(order: bytes) -> HostEntity:
+    """Entity factory of the layouts: a host from its order."""
+    return HostEntity(HostOrder.parse(order))
+
+
+@cache
+def firmware_image(key: str) -> FirmwareImage:
+    """The image of a firmware key, read once in a process."""
+    return find_firmware_image() if key == AUTO else read_firmware_image(Path(key))
+
+
+@cache
+def _cost_table() -> CostTable:
+    return load_cost_table()
+
+
+class HostEntity:
+    """A ``node.host.Host`` between inbox and outbox."""
+
+    def __init__(self, order: HostOrder) -> None:
+        costs: Mapping[str, float] = dict(_cost_table().overridden(dict(order.costs)))
+        images = {key: firmware_image(key) for key in order.firmware}
+        self.host = Host(order.spec, PROGRAMS, images, costs)
+        self._inbox = Inbox(self.host.env, self._receive)
+        self._outbox: list[Message] = []
+        self._sequence = 0
+        self._pending: dict[str, int] = {}
+        self._kinds = {"launch": self._launch, "destroy": self._destroy}
+        self.events = 0
+        for guest in order.guests:
+            self.host.launch(guest, lambda _: None, running=True)
+
+    @property
+    def name(self) -> str:
+        """The host's name."""
+        return self.host.spec.name
+
+    def deliver(self, messages: tuple[Message, ...]) -> None:
+        """Take messages for later."""
+        self._inbox.deliver(messages)
+
+    def next_event_ns(self) -> int:
+        """Time of the next event or delivery."""
+        peek = self.host.env.peek()
+        return NEVER if peek == float("inf") else int(peek)
+
+    def earliest_output_ns(self) -> int:
+        """No earlier than any pending launch's own promise, nor than the next event."""
+        if not self._pending:
+            return NEVER
+        return max(self.next_event_ns(), min(self._pending.values()))
+
+    def advance(self, horizon_ns: int, event_budget: int) -> Advance:
+        """Do the events before ``horizon_ns``."""
+        env = self.host.env
+        step, peek = env.step, env.peek
+        done = 0
+        while done < event_budget and peek() < horizon_ns:
+            step()
+            done += 1
+        self.events += done
+        following = self.next_event_ns()
+        reached = horizon_ns if following >= horizon_ns else following
+        outputs, self._outbox = tuple(self._outbox), []
+        return Advance(reached, following, self.earliest_output_ns(), done, outputs)
+
+    def collect(self, end_ns: int) -> dict[str, list[dict[str, object]]]:
+        """Close the books at ``end_ns``; rows by table."""
+        self.host.close(end_ns)
+        rows = host_rows(self.host, self.events, end_ns)
+        for guest in self.host.guests.values():
+            for table, more in guest_rows(self.host, guest).items():
+                rows.setdefault(table, []).extend(more)
+        return rows
+
+    def gauges(self) -> dict[str, float]:
+        """Live figures of the host."""
+        host = self.host
+        running = [guest for guest in host.guests.values() if guest.state is GuestState.RUNNING]
+        return {
+            "virtual_machines_running": float(len(running)),
+            "psp_busy_seconds": host.psp_queue.busy_ns / 1e9,
+            "memory_allocated_bytes": float(host.hypervisor.frames.used_bytes),
+            "memory_bandwidth_utilisation_ratio": host.contention.utilisation,
+            "phase_completions": float(host.phase_completions),
+        }
+
+    def _receive(self, message: Message) -> None:
+        self._kinds[message.kind](message)
+
+    def _launch(self, message: Message) -> None:
+        guest = guest_of(msgpack.unpackb(message.payload, use_list=False))
+        told = False
+
+        def notice(launched: Guest) -> None:
+            nonlocal told
+            told = True
+            self._pending.pop(guest.name, None)
+            self._tell(launched)
+
+        earliest = self.host.launch(guest, notice)
+        if not told:
+            self._pending[guest.name] = earliest
+
+    def _destroy(self, message: Message) -> None:
+        self.host.destroy(msgpack.unpackb(message.payload))
+
+    def _tell(self, guest: Guest) -> None:
+        kind = "refused" if guest.state is GuestState.REFUSED else "launched"
+        self._sequence += 1
+        body: bytes = msgpack.packb((guest.spec.name, guest.reason))
+        self._outbox.append(Message(self.host.now_ns, self.name, self._sequence, "control", kind, body))

@@ -1,0 +1,91 @@
+"""The result rows of one host: its resources in use, its security processor and its digest chains."""
+
+from __future__ import annotations
+
+from node.generation import Generation
+from node.guest import GuestState
+from node.host import Host
+from psp.commands import command_name
+
+Rows = dict[str, list[dict[str, object]]]
+
+
+def host_rows(host: Host, events: int, end_ns: int) -> Rows:
+    """Rows for the tables ``hosts``, ``psp`` and ``digests``."""
+    product, spec = host.spec.product, host.spec
+    name = spec.name
+    hypervisor, queue = host.hypervisor, host.psp_queue
+    controller = host.board.controller
+    bandwidth = host.contention.bandwidth_bytes_per_s
+    asids = hypervisor.asids
+    row: dict[str, object] = {
+        "host": name,
+        "product": product.name,
+        "threads": product.sockets * product.cores * product.threads_per_core,
+        "vcpus_peak": host.peak_vcpus,
+        "memory_bytes": spec.memory_bytes,
+        "memory_peak_bytes": hypervisor.frames.peak_bytes,
+        "rmp_bytes": hypervisor.rmp_bytes,
+        "resident_bytes": host.board.dram.resident_bytes,
+        "asids_sev": asids.capacity(Generation.SEV),
+        "asids_sev_peak": asids.peak(Generation.SEV),
+        "asids_es_snp": asids.capacity(Generation.SEV_SNP),
+        "asids_es_snp_peak": asids.peak(Generation.SEV_SNP),
+        "vms": sum(guest.state is not GuestState.REFUSED for guest in host.guests.values()),
+        "bandwidth_mean_ratio": host.contention.busy_bytes / (bandwidth * 1e-9 * end_ns) if end_ns else 0.0,
+        "core_mean_ratio": host.contention.busy_thread_ns / (host.threads * end_ns) if end_ns else 0.0,
+        "psp_busy_ns": queue.busy_ns,
+        "psp_wait_ns": queue.waited_ns,
+        "psp_longest_wait_ns": queue.longest_wait_ns,
+        "bytes_encrypted": controller.bytes_encrypted,
+        "bytes_decrypted": controller.bytes_decrypted,
+        "operations": sum(guest.operations for guest in host.guests.values()),
+        "phase_completions": host.phase_completions,
+        "events": events,
+    }
+    row["limit"] = limiting_resource(row, end_ns)
+    return {
+        "hosts": [row],
+        "psp": [
+            {
+                "host": name,
+                "command": command_name(command),
+                "commands": queue.counts[command],
+                "service_ns": queue.service_ns[command],
+            }
+            for command in sorted(queue.counts)
+        ],
+        "digests": [
+            {
+                "entity": bucket.entity,
+                "bucket": bucket.bucket,
+                "start_ns": bucket.bucket * spec.bucket_ns,
+                "records": bucket.records,
+                "digest": bucket.digest,
+            }
+            for bucket in host.log.close()
+        ],
+    }
+
+
+_LIMITS = (
+    ("memory", "memory_peak_bytes", "memory_bytes"),
+    ("threads", "vcpus_peak", "threads"),
+    ("SEV ASIDs", "asids_sev_peak", "asids_sev"),
+    ("SEV-ES/SNP ASIDs", "asids_es_snp_peak", "asids_es_snp"),
+)
+
+
+def limiting_resource(row: dict[str, object], end_ns: int) -> str:
+    """Which resource of a host came closest to its end, with its share."""
+    shares = {name: _ratio(row[used], row[whole]) for name, used, whole in _LIMITS}
+    shares["memory bandwidth"] = _ratio(row["bandwidth_mean_ratio"], 1.0)
+    shares["security processor"] = _ratio(row["psp_busy_ns"], end_ns)
+    name = max(sorted(shares), key=shares.__getitem__)
+    return f"{name} {shares[name]:.0%}"
+
+
+def _ratio(used: object, whole: object) -> float:
+    assert isinstance(used, int | float)
+    assert isinstance(whole, int | float)
+    return used / whole if whole else 0.0

@@ -1,0 +1,70 @@
+"""Where VMs go: first fit over the hosts in the scenario's order.
+
+The control plane keeps its own account of what it promised: memory, vCPUs and
+ASIDs. A VM holds its share until it is destroyed, also when it powered itself
+off before, because nothing on a host reports that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from node.generation import Generation
+from node.guest import GuestSpec
+
+FIRMWARE_BYTES = 16 << 20
+"""Kept free on a host for each VM's firmware image and small pages, the largest image there is."""
+
+
+@dataclass(slots=True)
+class HostAccount:
+    """What is left of one host."""
+
+    name: str
+    generations: frozenset[Generation]
+    free_bytes: int
+    free_vcpus: float
+    free_asids: dict[Generation, int]
+
+    def takes(self, guest: GuestSpec) -> bool:
+        """Whether the host has what the VM needs."""
+        return (
+            guest.generation in self.generations
+            and guest.memory_bytes + FIRMWARE_BYTES <= self.free_bytes
+            and guest.vcpus <= self.free_vcpus
+            and self.free_asids.get(guest.generation, 1) > 0
+        )
+
+    def charge(self, guest: GuestSpec, sign: int) -> None:
+        """Take (``sign`` 1) or give back (-1) a VM's share."""
+        self.free_bytes -= sign * (guest.memory_bytes + FIRMWARE_BYTES)
+        self.free_vcpus -= sign * guest.vcpus
+        if guest.generation in self.free_asids:
+            self.free_asids[guest.generation] -= sign
+
+
+@dataclass(slots=True)
+class FirstFit:
+    """The accounts of all hosts, and which VM sits where."""
+
+    accounts: tuple[HostAccount, ...]
+    _placed: dict[str, tuple[HostAccount, GuestSpec]] = field(default_factory=dict)
+
+    def place(self, guest: GuestSpec, pin: str | None = None, excluded: frozenset[str] = frozenset()) -> str | None:
+        """Reserve a host for a VM and return its name, None if no host takes it."""
+        for account in self.accounts:
+            if pin is not None and account.name != pin:
+                continue
+            if account.name not in excluded and account.takes(guest):
+                account.charge(guest, 1)
+                self._placed[guest.name] = (account, guest)
+                return account.name
+        return None
+
+    def release(self, name: str) -> str | None:
+        """Give a VM's share back; the host it was on, None if it was nowhere."""
+        account, guest = self._placed.pop(name, (None, None))
+        if account is None or guest is None:
+            return None
+        account.charge(guest, -1)
+        return account.name

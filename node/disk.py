@@ -1,0 +1,81 @@
+"""A VM's disk: an NVMe controller whose DMA reaches the guest's shared memory.
+
+The hypervisor emulates the controller, so the device's addresses are the
+guest's and each access is the host's own: through the nested page table,
+without a key, and checked against the RMP like any store of the host. A guest
+that points the disk at private memory gets the controller's error, or, without
+an RMP, ciphertext.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from node import operations as op
+from node.dram import MachineCheck
+from node.guest_memory_map import SHARED_GPA
+from node.nested_page_table import NestedPageFault
+from node.rmp import RmpFault
+from tio.dma_port import DmaFault
+from tio.nvme import NvmeController
+from tio.nvme_driver import NvmeDriver
+from tio.nvme_format import Status
+from tio.nvme_namespace import NvmeNamespace
+
+if TYPE_CHECKING:
+    from node.board import Board
+    from node.vmcb import Vmcb
+
+DISK_BLOCKS = 16 << 20
+"""Logical blocks of a VM's disk: 64 GiB, held sparsely."""
+
+
+class _GuestPort:
+    """The host's way into one guest's memory, as a device port."""
+
+    def __init__(self, board: Board, vmcb: Vmcb) -> None:
+        self._board = board
+        self._nested = vmcb.nested
+
+    def read(self, address: int, length: int) -> bytes:
+        """Load without a key."""
+        try:
+            segments = self._nested.translate(address, length)
+            return b"".join([self._board.controller.read(spa, part, 0) for spa, part in segments])
+        except (NestedPageFault, MachineCheck, ValueError):
+            raise DmaFault(address, length, write=False) from None
+
+    def write(self, address: int, data: bytes) -> None:
+        """Store without a key, if the RMP lets the host write there."""
+        try:
+            segments = self._nested.translate(address, len(data))
+            if self._board.rmp is not None:
+                for spa, part in segments:
+                    self._board.rmp.check_host_write(spa, part)
+            start = 0
+            for spa, part in segments:
+                self._board.controller.write(spa, data[start : start + part], 0)
+                start += part
+        except (NestedPageFault, MachineCheck, RmpFault, ValueError):
+            raise DmaFault(address, len(data), write=True) from None
+
+
+class Disk:
+    """One VM's disk with its driver; the driver's queues lie at the start of the shared pool."""
+
+    def __init__(self, board: Board, vmcb: Vmcb) -> None:
+        port = _GuestPort(board, vmcb)
+        controller = NvmeController(port, NvmeNamespace(DISK_BLOCKS, op.BLOCK_BYTES))
+        self._driver = NvmeDriver(controller, port, SHARED_GPA)
+        self._started = False
+
+    def transfer(self, one: op.BlockRead | op.BlockWrite) -> int:
+        """Execute one request; returns its NVMe status."""
+        if one.blocks <= 0 or one.lba < 0 or one.gpa < 0:
+            return Status.INVALID_FIELD
+        if not self._started:
+            self._driver.start()
+            self._started = True
+        extents = [(one.gpa, one.blocks * op.BLOCK_BYTES)]
+        move = self._driver.read if isinstance(one, op.BlockRead) else self._driver.write
+        return move(one.lba, one.blocks, extents)

@@ -1,0 +1,78 @@
+"""A virtual machine as its specification names it and as its host runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from node.generation import Generation
+from node.guest_memory_map import GuestMemoryMap
+from node.phase_cost import Mechanism, PhaseCost
+from node.program import Program, ProgramSpec
+from node.vcpu import Vcpu
+
+
+@dataclass(frozen=True, slots=True)
+class GuestSpec:
+    """What a tenant ordered: enough to launch the VM and to rebuild its programs."""
+
+    name: str
+    generation: Generation
+    vcpus: int
+    memory_bytes: int
+    program: ProgramSpec
+    seed: int
+    firmware: str = "auto"
+    """Key of the firmware image among those the host was given."""
+
+    @property
+    def memory(self) -> GuestMemoryMap:
+        """The guest's memory layout; raises ValueError for impossible sizes."""
+        return GuestMemoryMap(self.memory_bytes, self.vcpus)
+
+
+class GuestState(StrEnum):
+    """The life of a VM on a host."""
+
+    LAUNCHING = "launching"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+    """It powered itself off."""
+    DESTROYED = "destroyed"
+    REFUSED = "refused"
+
+
+@dataclass(slots=True)
+class Guest:
+    """The host's record of a VM. Times are virtual nanoseconds."""
+
+    spec: GuestSpec
+    ordered_ns: int
+    state: GuestState = GuestState.LAUNCHING
+    vcpus: list[Vcpu] = field(default_factory=list)
+    programs: list[Program] = field(default_factory=list)
+    phase_costs: Mapping[int, tuple[PhaseCost, ...]] = field(default_factory=dict)
+    reset_rips: tuple[int, ...] = ()
+    launched: tuple[int, ...] = ()
+    asid: int = 0
+    launch_digest: str = ""
+    running_ns: int = -1
+    ended_ns: int = -1
+    psp_wait_ns: int = 0
+    psp_service_ns: int = 0
+    unwanted: bool = False
+    """Destroyed before its launch was through: it goes as soon as it has come."""
+    reason: str = ""
+    shutdown_code: int = 0
+    lost_ns: dict[Mechanism, float] = field(default_factory=dict)
+    """vCPU time by mechanism that is not proportional to instructions: loaded latency, waits, operations."""
+    operation_ns: int = 0
+    operations: int = 0
+    faults: int = 0
+    units_of_work: int = 0
+    """Sum of the vCPUs' R13, set when the host's books are closed."""
+    demand_names: tuple[tuple[str, ...], ...] = ()
+    bytes_read: int = 0
+    bytes_written: int = 0

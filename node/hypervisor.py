@@ -1,0 +1,435 @@
+"""The host's hypervisor: programs that yield operations, and the books it keeps itself.
+
+It holds no reference to a chip. What it knows are answers and its own records:
+which frames, ASIDs and firmware contexts belong to which VM. Order of commands:
+firmware ABI sections 3 and 4, and what KVM and QEMU do with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from node import operations as op
+from node.asid_pool import AsidPool, AsidsExhausted
+from node.firmware_image import FirmwareImage
+from node.frame_allocator import FrameAllocator, OutOfMemory
+from node.generation import Generation
+from node.guest import Guest, GuestSpec
+from node.guest_memory_map import Range
+from node.measured_launch import VMSA_GPA, LaunchPage, launch_vmsas, sev_launch_ranges, snp_launch_pages
+from node.operation_cost import HostOperationCost
+from node.product import Product
+from node.vcpu_model import vcpu_model
+from node.vmcb import Vmcb
+from node.vmsa import SevFeature
+from psp import command_buffers as buffers
+from psp.commands import LegacyCommand, SnpCommand, command_name
+from psp.firmware import SecurityProcessor
+from psp.launch_digest import PageType
+from psp.status import Status
+from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
+
+Task = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], None]
+Call = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], bytes]
+
+LEGACY_POLICY = 0x1
+"""NODBG; firmware ABI section 3."""
+SNP_POLICY = 0x3_0000
+"""SMT allowed and the bit that must be one; firmware ABI section 5."""
+VCPU_MODEL = "EPYC-v4"
+COMMANDS_AT_ONCE = 64
+"""LAUNCH_UPDATE commands between which another launch may take the mailbox."""
+
+RMP_ENTRY_BYTES = 16
+RMP_BOOKKEEPING_BYTES = 16 << 10
+"""First bytes of the RMP, before the entries (APM volume 2, 15.36.3)."""
+
+_HYPERVISOR = RmpEntry()
+_FIRMWARE = RmpEntry(assigned=True, immutable=True)
+
+
+class LaunchRefused(Exception):
+    """A launch that the host or its firmware refused; everything taken for it was given back."""
+
+
+@dataclass(slots=True)
+class LaunchedVm:
+    """The hypervisor's record of one VM and all it holds."""
+
+    generation: Generation
+    firmware: FirmwareImage
+    asid: int = 0
+    ram: list[tuple[int, int, int]] = field(default_factory=list)
+    """(GPA, SPA, length) of RAM and firmware."""
+    small: list[int] = field(default_factory=list)
+    """4 KiB frames: command page, guest context, save areas."""
+    save_areas: list[int] = field(default_factory=list)
+    launched_gpas: tuple[int, ...] = ()
+    gctx: int = 0
+    handle: int = 0
+    assigned: bool = False
+    """Whether RMPUPDATE gave pages to the guest."""
+    immutable: set[int] = field(default_factory=set)
+    """SPAs in state Pre-Guest, which firmware has not launched yet."""
+
+
+class Hypervisor:
+    """One host's hypervisor. Every public generator yields batches and receives answers."""
+
+    def __init__(self, product: Product, memory_bytes: int, min_sev_asid: int, images: Mapping[str, FirmwareImage]) -> None:
+        self.product = product
+        self._images = images
+        self.snp = Generation.SEV_SNP in product.generations
+        self.asids = AsidPool(product.max_asid, min_sev_asid)
+        rmp_bytes = RMP_BOOKKEEPING_BYTES + memory_bytes // PAGE_BYTES * RMP_ENTRY_BYTES if self.snp else 0
+        reserved = -(-rmp_bytes // LARGE_PAGE_BYTES) * LARGE_PAGE_BYTES
+        # The first 2 MiB stay with the host, as real-mode memory does.
+        self.frames = FrameAllocator([(LARGE_PAGE_BYTES, memory_bytes - LARGE_PAGE_BYTES - reserved)])
+        self.rmp_bytes = reserved
+        self._command_page = self._frame()
+        self._vms: dict[str, LaunchedVm] = {}
+
+    def launched(self, vm: str) -> LaunchedVm:
+        """The record of a VM; KeyError if there is none."""
+        return self._vms[vm]
+
+    def launch_digest(self, vm: str, psp: SecurityProcessor) -> str:
+        """The launch digest as hexadecimal: the laboratory's own view, no host command returns it."""
+        record = self._vms[vm]
+        if record.gctx:
+            return psp.launch_record(record.gctx).digest.hex()
+        return psp.legacy_launch_record(record.handle).digest.hex() if record.handle else ""
+
+    def least_launch_ns(self, spec: GuestSpec, cost: HostOperationCost) -> int:
+        """A lower bound of a launch's time, which the host promises to its coordinator."""
+        firmware = self._images[spec.firmware]
+        if spec.generation is Generation.SEV_SNP:
+            page = cost.psp_service_ns(op.PspCommand(SnpCommand.LAUNCH_UPDATE))
+            finish = cost.psp_service_ns(op.PspCommand(SnpCommand.LAUNCH_FINISH))
+            others = 3 * cost.psp_service_ns(op.PspCommand(SnpCommand.GCTX_CREATE))
+            return int(len(firmware.data) // PAGE_BYTES * page + finish + others)
+        if spec.generation is Generation.SEV:
+            update = buffers.LaunchUpdateData(handle=1, address=0, length=len(firmware.data)).pack()
+            others = 4 * cost.psp_service_ns(op.PspCommand(LegacyCommand.LAUNCH_START))
+            return int(cost.psp_service_ns(op.PspCommand(LegacyCommand.LAUNCH_UPDATE_DATA, 0, update)) + others)
+        return 0
+
+    def bring_up(self) -> Task:
+        """Initialise the firmware: SNP first where the product has it, then legacy."""
+        page = self._command_page
+        if self.snp:
+            init = buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP)
+            yield from self._must(SnpCommand.INIT_EX, page, init.pack())
+            yield (op.Wbinvd(),)
+            yield from self._must(SnpCommand.DF_FLUSH)
+        if Generation.SEV in self.product.generations:
+            yield from self._must(LegacyCommand.INIT, page, buffers.Init().pack())
+            yield (op.Wbinvd(),)
+            yield from self._must(LegacyCommand.DF_FLUSH)
+
+    def launch(self, guest: Guest) -> Task:
+        """Launch a VM up to the entry of its boot processor. Raises LaunchRefused with everything given back."""
+        spec = guest.spec
+        record = self._vms[spec.name] = LaunchedVm(spec.generation, self._images[spec.firmware])
+        try:
+            if spec.generation not in self.product.generations:
+                raise LaunchRefused(f"generation: {self.product.name} has no {spec.generation.name}")
+            yield from self._take_memory(spec, record)
+            launch = _LAUNCHES.get(spec.generation)
+            if launch is None:
+                raise LaunchRefused(f"generation: {spec.generation.name} is not modelled")
+            yield from launch(self, spec, record)
+            (entered,) = yield (op.VmRun(spec.name, 0),)
+            if entered != 0:
+                raise LaunchRefused(f"VMRUN: exit code {entered}")
+        except LaunchRefused:
+            yield from self._give_back(spec.name, record)
+            raise
+        except (OutOfMemory, AsidsExhausted) as error:
+            yield from self._give_back(spec.name, record)
+            raise LaunchRefused(str(error)) from error
+
+    def destroy(self, vm: str) -> Task:
+        """Take a VM apart and give every resource back."""
+        yield from self._give_back(vm, self._vms[vm])
+
+    def page_state_change(
+        self, vmcb: Vmcb, change: op.PageStateChange
+    ) -> Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], int]:
+        """Answer a guest's page state change: reassign the pages in the RMP. Returns 0, or 1 if refused."""
+        if vmcb.generation is not Generation.SEV_SNP:
+            return 0
+        if (change.gpa | change.length) % PAGE_BYTES or change.length <= 0:
+            return 1
+        record = self._vms[vmcb.vm]
+        end = change.gpa + change.length
+        for gpa, spa, length in record.ram:
+            first, last = max(gpa, change.gpa), min(gpa + length, end)
+            if first >= last:
+                continue
+            start = spa + first - gpa
+            large = not (start | first | (last - first)) % LARGE_PAGE_BYTES
+            entry = _HYPERVISOR if change.shared else RmpEntry(assigned=True, gpa=first, asid=record.asid)
+            entry = _sized(entry, large)
+            (code,) = yield (op.RmpUpdate(start, last - first, entry),)
+            if code:
+                return 1
+        return 0
+
+    # What every launch takes and gives back.
+
+    def _take_memory(self, spec: GuestSpec, record: LaunchedVm) -> Task:
+        batch: list[op.HypervisorOperation] = []
+        image = Range(record.firmware.gpa, -(-len(record.firmware.data) // PAGE_BYTES) * PAGE_BYTES)
+        for part in (*spec.memory.ram, image):
+            gpa = part.gpa
+            for spa, length in self.frames.allocate(part.length, LARGE_PAGE_BYTES):
+                record.ram.append((gpa, spa, length))
+                batch.append(op.NestedMap(spec.name, gpa, spa, length))
+                gpa += length
+        self._small(record)
+        yield tuple(batch)
+
+    def _take_asid(self, record: LaunchedVm) -> Task:
+        if self.asids.needs_flush(record.generation):
+            yield (op.Wbinvd(),)
+            yield from self._must(SnpCommand.DF_FLUSH if self.snp else LegacyCommand.DF_FLUSH)
+            self.asids.after_flush()
+        record.asid = self.asids.allocate(record.generation)
+
+    def _write(self, record: LaunchedVm, contents: list[tuple[int, bytes]]) -> Task:
+        yield from self._checked([op.HostWrite(_spa_of(record, gpa), data) for gpa, data in contents])
+
+    def _write_save_areas(self, spec: GuestSpec, record: LaunchedVm) -> Task:
+        """Save areas in the clear: a VMCB's, as PLAIN and SEV guests have."""
+        batch: list[op.HypervisorOperation] = []
+        for index, page in enumerate(launch_vmsas(record.firmware, spec.vcpus, vcpu_model(VCPU_MODEL), 0)):
+            spa = self._small(record)
+            record.save_areas.append(spa)
+            batch.append(op.HostWrite(spa, page))
+            batch.append(op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa))
+        yield from self._checked(batch)
+
+    def _give_back(self, vm: str, record: LaunchedVm) -> Task:
+        """Return everything in ``record``, in the order that firmware and RMP demand."""
+        command = record.small[0] if record.small else 0
+        if record.gctx:
+            yield from self._must(SnpCommand.DECOMMISSION, command, buffers.GuestContextPage(address=record.gctx).pack())
+        if record.handle:
+            for code in (LegacyCommand.DEACTIVATE, LegacyCommand.DECOMMISSION):
+                yield from self._must(code, command, buffers.Handle(handle=record.handle).pack())
+        yield from self._reclaim(record)
+        if record.gctx:
+            yield from self._from_firmware(record.gctx)
+        pieces = [(spa, length) for _, spa, length in record.ram] + [(spa, PAGE_BYTES) for spa in record.small]
+        yield tuple(op.HostClear(spa, length) for spa, length in pieces)
+        yield (op.VmcbClear(vm),)
+        self.frames.release(pieces)
+        if record.asid:
+            self.asids.release(record.asid)
+        del self._vms[vm]
+
+    def _reclaim(self, record: LaunchedVm) -> Task:
+        """Take the guest's pages back in the RMP, one range after another."""
+        if not record.assigned:
+            return
+        # Pages whose launch was cut short are still immutable: only firmware can let them go.
+        for spa in sorted(record.immutable):
+            yield from self._must(SnpCommand.PAGE_RECLAIM, self._command_page, buffers.SnpPageReclaim(address=spa).pack())
+        batch = [op.RmpUpdate(spa, length, _HYPERVISOR) for _, spa, length in record.ram]
+        batch += [op.RmpUpdate(spa, PAGE_BYTES, _HYPERVISOR) for spa in record.save_areas]
+        yield from self._checked(list(batch))
+
+    # Commands and frames.
+
+    def _frame(self) -> int:
+        ((spa, _),) = self.frames.allocate(PAGE_BYTES, PAGE_BYTES)
+        return spa
+
+    def _small(self, record: LaunchedVm) -> int:
+        spa = self._frame()
+        record.small.append(spa)
+        return spa
+
+    def _must(self, command: int, spa: int = 0, buffer: bytes = b"") -> Task:
+        _expect_success((yield (op.PspCommand(command, spa, buffer),)), command)
+
+    def _call(self, command: int, spa: int, buffer: bytes) -> Call:
+        """A command whose buffer firmware writes: under SNP the page must be firmware's during the call."""
+        if not self.snp:
+            answers = yield (op.PspCommand(command, spa, buffer),)
+            _expect_success(answers, command)
+            assert isinstance(answers[0], op.PspAnswer)
+            return answers[0].buffer
+        yield from self._checked([op.HostWrite(spa, buffer)])
+        yield from self._to_firmware(spa)
+        answers = yield (op.PspCommand(command, spa),)
+        yield from self._from_firmware(spa)
+        _expect_success(answers, command)
+        (back,) = yield (op.HostRead(spa, len(buffer)),)
+        assert isinstance(back, bytes)
+        return back
+
+    def _to_firmware(self, spa: int) -> Task:
+        if self.snp:
+            yield from self._checked([op.RmpUpdate(spa, PAGE_BYTES, _FIRMWARE)])
+
+    def _from_firmware(self, spa: int) -> Task:
+        if self.snp:
+            yield from self._must(SnpCommand.PAGE_RECLAIM, self._command_page, buffers.SnpPageReclaim(address=spa).pack())
+            yield from self._checked([op.RmpUpdate(spa, PAGE_BYTES, _HYPERVISOR)])
+
+    def _checked(self, batch: list[op.HypervisorOperation]) -> Task:
+        """Operations that must succeed: anything but None or 0 ends the launch."""
+        if not batch:
+            return
+        for one, answer in zip(batch, (yield tuple(batch)), strict=True):
+            if answer not in (None, 0):
+                raise LaunchRefused(f"{type(one).__name__}: {answer}")
+
+    # Launches by generation.
+
+    def _launch_plain(self, spec: GuestSpec, record: LaunchedVm) -> Task:
+        yield from self._write(record, sev_launch_ranges(record.firmware))
+        yield from self._write_save_areas(spec, record)
+
+    def _launch_sev(self, spec: GuestSpec, record: LaunchedVm) -> Task:
+        yield from self._take_asid(record)
+        command = record.small[0]
+        yield from self._write(record, sev_launch_ranges(record.firmware))
+        start = yield from self._call(LegacyCommand.LAUNCH_START, command, buffers.LaunchStart(policy=LEGACY_POLICY).pack())
+        record.handle = buffers.LaunchStart.parse(start).handle
+        activate = buffers.Activate(handle=record.handle, asid=record.asid)
+        yield from self._must(LegacyCommand.ACTIVATE, command, activate.pack())
+        yield (op.HostWork("psp.launch_region_ns"),)
+        for gpa, data in sev_launch_ranges(record.firmware):
+            update = buffers.LaunchUpdateData(handle=record.handle, address=_spa_of(record, gpa), length=len(data))
+            yield from self._must(LegacyCommand.LAUNCH_UPDATE_DATA, command, update.pack())
+        yield from self._measure(record)
+        finish = buffers.Handle(handle=record.handle)
+        yield from self._must(LegacyCommand.LAUNCH_FINISH, command, finish.pack())
+        yield from self._write_save_areas(spec, record)
+
+    def _measure(self, record: LaunchedVm) -> Task:
+        """LAUNCH_MEASURE, whose answer a guest owner would check."""
+        page = self._small(record)
+        yield from self._to_firmware(page)
+        measure = buffers.LaunchMeasure(handle=record.handle, address=page, length=buffers.MEASUREMENT_BYTES)
+        yield from self._call(LegacyCommand.LAUNCH_MEASURE, record.small[0], measure.pack())
+        yield from self._from_firmware(page)
+
+    def _launch_snp(self, spec: GuestSpec, record: LaunchedVm) -> Task:
+        yield from self._take_asid(record)
+        pages = tuple(snp_launch_pages(record.firmware, spec.vcpus, vcpu_model(VCPU_MODEL), SevFeature.SNP_ACTIVE))
+        command, gctx = record.small[0], self._small(record)
+        yield from self._to_firmware(gctx)
+        yield from self._must(SnpCommand.GCTX_CREATE, command, buffers.GuestContextPage(address=gctx).pack())
+        record.gctx = gctx
+        start = buffers.SnpLaunchStart(gctx=gctx, policy=SNP_POLICY)
+        yield from self._must(SnpCommand.LAUNCH_START, command, start.pack())
+        activate = buffers.SnpActivate(gctx=gctx, asid=record.asid)
+        yield from self._must(SnpCommand.ACTIVATE, command, activate.pack())
+        record.launched_gpas = tuple(page.gpa for page in pages if page.page_type is not PageType.VMSA)
+        contents = [(record.firmware.gpa, record.firmware.data)]
+        contents += [(page.gpa, page.data) for page in pages if page.page_type is PageType.CPUID and page.data]
+        yield from self._write(record, contents)
+        yield from self._assign(spec, record)
+        yield (op.HostWork("psp.launch_region_ns"),)
+        yield from self._update(spec, record, pages)
+        yield from self._must(SnpCommand.LAUNCH_FINISH, command, buffers.SnpLaunchFinish(gctx=gctx).pack())
+
+    def _assign(self, spec: GuestSpec, record: LaunchedVm) -> Task:
+        """RMPUPDATE all of RAM to the guest: launched pages as Pre-Guest in 4 KiB, the rest as Guest-Invalid."""
+        ranges = [*spec.memory.private_ranges(record.launched_gpas), spec.memory.shared]
+        batch: list[op.HypervisorOperation] = []
+        for part in ranges:
+            for gpa, spa, length in _backing(record, part):
+                entry = RmpEntry(assigned=True, large=part.large, gpa=gpa, asid=record.asid)
+                batch.append(op.RmpUpdate(spa, length, entry))
+        for first, length in _runs(record.launched_gpas):
+            spa = _spa_of(record, first)
+            entry = RmpEntry(assigned=True, immutable=True, gpa=first, asid=record.asid)
+            batch.append(op.RmpUpdate(spa, length, entry))
+            record.immutable.update(range(spa, spa + length, PAGE_BYTES))
+        record.assigned = True
+        yield from self._checked(batch)
+
+    def _update(self, spec: GuestSpec, record: LaunchedVm, pages: tuple[LaunchPage, ...]) -> Task:
+        """SNP_LAUNCH_UPDATE of every page, in the order that the digest wants."""
+        vmsas: list[op.HypervisorOperation] = []
+        spas: list[int] = []
+        for page in pages:
+            if page.page_type is not PageType.VMSA:
+                spas.append(_spa_of(record, page.gpa))
+                continue
+            assert page.data is not None
+            spa = self._small(record)
+            entry = RmpEntry(assigned=True, immutable=True, gpa=VMSA_GPA, asid=record.asid)
+            vmsas += [op.HostWrite(spa, page.data), op.RmpUpdate(spa, PAGE_BYTES, entry)]
+            record.immutable.add(spa)
+            record.save_areas.append(spa)
+            spas.append(spa)
+        yield from self._checked(vmsas)
+        for at in range(0, len(pages), COMMANDS_AT_ONCE):
+            batch = tuple(
+                op.PspCommand(
+                    SnpCommand.LAUNCH_UPDATE,
+                    record.small[0],
+                    buffers.SnpLaunchUpdate(gctx=record.gctx, page_type=page.page_type, address=spa).pack(),
+                )
+                for page, spa in zip(pages[at : at + COMMANDS_AT_ONCE], spas[at : at + COMMANDS_AT_ONCE], strict=True)
+            )
+            _expect_success((yield batch), SnpCommand.LAUNCH_UPDATE)
+            record.immutable.difference_update(spas[at : at + COMMANDS_AT_ONCE])
+        yield tuple(
+            op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa)
+            for index, spa in enumerate(record.save_areas)
+        )
+
+
+def _expect_success(answers: tuple[op.Answer, ...], command: int) -> None:
+    for answer in answers:
+        if not isinstance(answer, op.PspAnswer):
+            raise LaunchRefused(f"{command_name(command)}: {answer}")
+        if answer.status != Status.SUCCESS:
+            raise LaunchRefused(f"{command_name(command)}: {Status(answer.status).name}")
+
+
+def _sized(entry: RmpEntry, large: bool) -> RmpEntry:
+    return replace(entry, large=large and entry.assigned)
+
+
+def _backing(record: LaunchedVm, part: Range) -> Iterator[tuple[int, int, int]]:
+    """(GPA, SPA, length) of the frames behind a range of guest memory."""
+    end = part.gpa + part.length
+    for gpa, spa, length in record.ram:
+        first, last = max(gpa, part.gpa), min(gpa + length, end)
+        if first < last:
+            yield first, spa + first - gpa, last - first
+
+
+def _spa_of(record: LaunchedVm, gpa: int) -> int:
+    return next(_backing(record, Range(gpa, 1)))[1]
+
+
+def _runs(gpas: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Runs of consecutive pages as (GPA, length), cut at 2 MiB so that each lies in one piece of backing."""
+    start = length = 0
+    for gpa in sorted(set(gpas)):
+        if length and gpa == start + length and gpa % LARGE_PAGE_BYTES:
+            length += PAGE_BYTES
+            continue
+        if length:
+            yield start, length
+        start, length = gpa, PAGE_BYTES
+    if length:
+        yield start, length
+
+
+_LAUNCHES: Mapping[Generation, Callable[[Hypervisor, GuestSpec, LaunchedVm], Task]] = {
+    Generation.PLAIN: Hypervisor._launch_plain,
+    Generation.SEV: Hypervisor._launch_sev,
+    Generation.SEV_SNP: Hypervisor._launch_snp,
+}
+"""How each generation starts. A generation that is not in the table is refused."""

@@ -1,0 +1,123 @@
+"""What operations cost in virtual time, from the cost table.
+
+A batch's time is known before it takes effect. For a guest it is split into
+what a plain VM would pay and what its generation adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from node import operations as op
+from node.generation import Generation
+from node.phase_cost import RMP_CHECKED, GenerationCost, Mechanism
+from psp.commands import LegacyCommand, SnpCommand, measured_bytes
+from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
+
+PSC_ENTRIES = 253
+"""Entries of one page state change request (GHCB specification, section 4.1.6)."""
+
+_KIB = 1024
+
+
+class GuestOperationCost:
+    """Prices of a guest's operations under its generation."""
+
+    def __init__(self, generation: Generation, costs: Mapping[str, float]) -> None:
+        own = GenerationCost.of(generation, costs)
+        self._encryption_ns = own.encryption_ns
+        self._plain_byte_ns = 1e9 / costs["dram.copy_bytes_per_s"]
+        self._byte_adder_ns = self._plain_byte_ns * (1.0 / own.bandwidth_share - 1.0)
+        self._exit_ns = own.exit_ns
+        self._vmgexit_extra_ns = own.vmgexit_extra_ns
+        self._checked = generation in RMP_CHECKED
+        self._pvalidate_ns = {False: costs["rmp.pvalidate_ns"], True: costs["rmp.pvalidate_large_ns"]}
+        self._update_ns = costs["rmp.update_ns"]
+        self._disk_exits = costs["disk.exits_per_request"]
+        self._disk_ns = {op.BlockRead: costs["disk.read_ns"], op.BlockWrite: costs["disk.write_ns"]}
+        self._disk_byte_ns = 1e9 / costs["disk.bytes_per_s"]
+        self._table: dict[type, Callable[..., tuple[tuple[Mechanism, float], ...]]] = {
+            op.PValidate: self._pvalidate,
+            op.PageStateChange: self._page_state_change,
+            op.BlockRead: self._block,
+            op.BlockWrite: self._block,
+        }
+
+    def price(self, batch: tuple[op.GuestOperation, ...], latency_ns: float, lost_ns: dict[Mechanism, float]) -> int:
+        """Nanoseconds of a batch at the present DRAM latency, added to ``lost_ns`` by mechanism."""
+        plain = added = other = 0.0
+        for one in batch:
+            if type(one) is op.Read:
+                size, private = one.length, one.private
+            elif type(one) is op.Write:
+                size, private = len(one.data), one.private
+            else:
+                for mechanism, part_ns in self._table[type(one)](one):
+                    lost_ns[mechanism] += part_ns
+                    other += part_ns
+                continue
+            plain += latency_ns + size * self._plain_byte_ns
+            if private:
+                added += self._encryption_ns + size * self._byte_adder_ns
+        lost_ns[Mechanism.OPERATIONS] += plain
+        lost_ns[Mechanism.ENCRYPTION] += added
+        return max(1, round(plain + added + other))
+
+    def _pvalidate(self, one: op.PValidate) -> tuple[tuple[Mechanism, float], ...]:
+        pages = one.length // (LARGE_PAGE_BYTES if one.large else PAGE_BYTES)
+        return ((Mechanism.ACCEPTANCE, pages * self._pvalidate_ns[one.large]),)
+
+    def _page_state_change(self, one: op.PageStateChange) -> tuple[tuple[Mechanism, float], ...]:
+        if not self._checked:
+            return ((Mechanism.OPERATIONS, self._exit_ns),)
+        pages = -(-one.length // LARGE_PAGE_BYTES)
+        calls = -(-pages // PSC_ENTRIES)
+        return (
+            (Mechanism.OPERATIONS, calls * self._exit_ns),
+            (Mechanism.VMGEXIT, calls * self._vmgexit_extra_ns),
+            (Mechanism.ACCEPTANCE, pages * self._update_ns),
+        )
+
+    def _block(self, one: op.BlockRead | op.BlockWrite) -> tuple[tuple[Mechanism, float], ...]:
+        device_ns = self._disk_ns[type(one)] + one.blocks * op.BLOCK_BYTES * self._disk_byte_ns
+        return (
+            (Mechanism.OPERATIONS, device_ns),
+            (Mechanism.VMGEXIT, self._disk_exits * self._vmgexit_extra_ns),
+        )
+
+
+class HostOperationCost:
+    """Prices of a hypervisor's operations. The security processor's are served in its own queue."""
+
+    def __init__(self, costs: Mapping[str, float]) -> None:
+        byte_ns = 1e9 / costs["dram.copy_bytes_per_s"]
+        update_ns = costs["rmp.update_ns"]
+        self._costs = costs
+        self._table: dict[type, Callable[..., float]] = {
+            op.HostRead: lambda one: one.length * byte_ns,
+            op.HostWrite: lambda one: len(one.data) * byte_ns,
+            op.HostClear: lambda one: one.length * byte_ns,
+            op.HostWork: lambda one: costs[one.cost],
+            op.RmpUpdate: lambda one: update_ns * (one.length // (LARGE_PAGE_BYTES if one.entry.large else PAGE_BYTES)),
+            op.PSmash: lambda _: costs["rmp.psmash_ns"],
+            op.Wbinvd: lambda _: costs["host.wbinvd_ns"],
+        }
+        self._psp_table: dict[int, Callable[[bytes], float]] = {
+            SnpCommand.LAUNCH_UPDATE: lambda _: costs["psp.launch_update_ns_per_kib"] * PAGE_BYTES / _KIB,
+            SnpCommand.LAUNCH_FINISH: lambda _: costs["psp.command_ns"] + costs["psp.launch_fixed_ns"],
+            LegacyCommand.LAUNCH_UPDATE_DATA: lambda buffer: (
+                costs["psp.legacy_launch_update_ns_per_kib"]
+                * measured_bytes(LegacyCommand.LAUNCH_UPDATE_DATA, buffer)
+                / _KIB
+            ),
+        }
+
+    def price(self, one: op.HypervisorOperation) -> float:
+        """Nanoseconds of the host's core for one operation, 0 for the free and for mailbox commands."""
+        priced = self._table.get(type(one))
+        return priced(one) if priced else 0.0
+
+    def psp_service_ns(self, one: op.PspCommand) -> float:
+        """Nanoseconds the security processor works on one command."""
+        priced = self._psp_table.get(one.command)
+        return priced(one.buffer) if priced else self._costs["psp.command_ns"]

@@ -1,0 +1,56 @@
+"""One vCPU of a guest: registers, the block it is in, and what it waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from node.program import Block, Registers
+
+if TYPE_CHECKING:
+    from node.guest import Guest
+
+SLEEPING = 0xFFFF_FFFF
+"""Value of R14 while R15 holds what is left of a ``Sleep`` in nanoseconds."""
+
+
+class VcpuState(StrEnum):
+    """What a vCPU does at the moment."""
+
+    WAITING = "waiting"
+    """Not started: an application processor before the boot processor is done."""
+    BLOCK = "block"
+    COMPUTING = "computing"
+    SLEEPING = "sleeping"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+
+
+@dataclass(slots=True, eq=False)
+class Vcpu:
+    """A vCPU while it is on its host; everything a move needs is in ``registers`` and memory.
+
+    ``epoch`` voids timers that were set before the vCPU was paused or stopped.
+    """
+
+    guest: Guest
+    index: int
+    save_area_spa: int
+    registers: Registers = field(default_factory=Registers)
+    blocks: Mapping[int, Callable[[Registers], Block]] = field(default_factory=dict)
+    block: Block | None = None
+    state: VcpuState = VcpuState.WAITING
+    slot: int = -1
+    slept_from_ns: int = 0
+    epoch: int = 0
+    pause_wanted: bool = False
+    elapsed_ns: int = 0
+    """Virtual time in phases and blocks, without sleep."""
+    instructions: list[float] = field(default_factory=list)
+    """Retired instructions by demand number."""
+    phases: list[int] = field(default_factory=list)
+    """Completed phases by demand number."""
+    loaded_ns: float = 0.0
+    core_wait_ns: float = 0.0

@@ -1,0 +1,35 @@
+"""The control block of a vCPU: what the core takes from it at VMRUN, never from an operation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from node.generation import Generation
+from node.nested_page_table import NestedPageTable
+from node.phase_cost import ENCRYPTED, RMP_CHECKED
+
+
+@dataclass(frozen=True, slots=True)
+class Vmcb:
+    """ASID (offset 058), nested page table (0B0), save area (108) and what encryption is enabled (090).
+
+    ``key_asid`` is the ASID whose key private accesses use, 0 for a VM that
+    runs unencrypted.
+    """
+
+    vm: str
+    vcpu: int
+    asid: int
+    generation: Generation
+    save_area_spa: int
+    nested: NestedPageTable
+
+    @property
+    def encrypted(self) -> bool:
+        """SEV enabled in the nested control field."""
+        return self.generation in ENCRYPTED
+
+    @property
+    def rmp_checked(self) -> bool:
+        """SNP active: private accesses are checked against the RMP."""
+        return self.generation in RMP_CHECKED

@@ -1,0 +1,156 @@
+"""A host's phases share its threads and its memory channels."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from node.contention import NEVER_NS, Contention, PhaseLoad
+
+LATENCY_NS = 100.0
+FACTOR = 0.45
+BANDWIDTH = 100e9
+
+loads = st.builds(
+    PhaseLoad,
+    core_ns=st.floats(0.05, 2.0),
+    miss=st.floats(0.0, 0.05),
+    traffic_bytes=st.floats(0.0, 8.0),
+    cap_per_ns=st.sampled_from([0.0, 0.1, 1.0, 5.0]),
+)
+
+
+def host(threads: int = 64) -> Contention:
+    return Contention(threads, BANDWIDTH, LATENCY_NS, FACTOR)
+
+
+def run_alone(load: PhaseLoad, instructions: float) -> int:
+    one = host()
+    one.start(load, instructions)
+    one.solve()
+    return one.next_completion_ns()
+
+
+def utilisation_by_bisection(phases: list[PhaseLoad]) -> float:
+    """The same equations solved in the plainest way, for phases that all have a thread."""
+
+    def demand(u: float) -> float:
+        latency = LATENCY_NS * (1 + FACTOR * u / (1 - u))
+        rates = [min(p.cap_per_ns or float("inf"), 1 / (p.core_ns + p.miss * latency)) for p in phases]
+        return sum(rate * p.traffic_bytes for rate, p in zip(rates, phases, strict=True)) / (BANDWIDTH * 1e-9)
+
+    low, high = 0.0, 1 - 1e-12
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if demand(middle) > middle else (low, middle)
+    return low
+
+
+def test_a_phase_alone_runs_at_the_speed_its_demand_says() -> None:
+    load = PhaseLoad(core_ns=0.25, miss=0.0, traffic_bytes=0.0)
+    assert run_alone(load, 4e9) == 1_000_000_000
+
+
+def test_misses_cost_the_idle_latency_when_nobody_else_runs() -> None:
+    load = PhaseLoad(core_ns=0.0, miss=0.01, traffic_bytes=0.0)
+    assert run_alone(load, 1e6) == 1_000_000
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(loads, min_size=1, max_size=40))
+def test_utilisation_solves_the_published_curve(phases: list[PhaseLoad]) -> None:
+    one = host()
+    for load in phases:
+        one.start(load, 1e12)
+    one.solve()
+    assert one.utilisation == pytest.approx(utilisation_by_bisection(phases), abs=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(loads, min_size=1, max_size=12), st.integers(1, 8))
+def test_no_more_thread_time_is_used_than_there_are_threads(phases: list[PhaseLoad], threads: int) -> None:
+    one = host(threads)
+    slots = [one.start(load, 1e9) for load in phases]
+    one.solve()
+    one.advance(1_000_000)
+    accounts = [one.stop(slot) for slot in slots]
+    for account in accounts:
+        assert 0 <= account.core_wait_ns <= account.elapsed_ns
+    assert one.busy_thread_ns <= threads * 1_000_000 * (1 + 1e-6)
+
+
+def test_overcommitted_phases_get_equal_shares_and_the_wait_is_accounted() -> None:
+    one = host(threads=2)
+    load = PhaseLoad(core_ns=1.0, miss=0.0, traffic_bytes=0.0)
+    slots = [one.start(load, 1e9) for _ in range(4)]
+    one.solve()
+    one.advance(1_000_000)
+    for slot in slots:
+        account = one.stop(slot)
+        assert account.instructions == pytest.approx(500_000)
+        assert account.core_wait_ns == pytest.approx(500_000)
+
+
+def test_a_capped_phase_leaves_the_rest_of_its_share_to_others() -> None:
+    one = host(threads=1)
+    lazy = one.start(PhaseLoad(core_ns=1.0, miss=0.0, traffic_bytes=0.0, cap_per_ns=0.2), 1e9)
+    busy = one.start(PhaseLoad(core_ns=1.0, miss=0.0, traffic_bytes=0.0), 1e9)
+    one.solve()
+    one.advance(1_000_000)
+    assert one.stop(lazy).instructions == pytest.approx(200_000)
+    assert one.stop(busy).instructions == pytest.approx(800_000)
+
+
+def test_a_neighbour_s_traffic_makes_misses_longer_and_the_loss_is_accounted() -> None:
+    alone = run_alone(PhaseLoad(0.2, 0.01, 0.64), 1e9)
+    one = host()
+    slot = one.start(PhaseLoad(0.2, 0.01, 0.64), 1e9)
+    for _ in range(20):
+        one.start(PhaseLoad(0.1, 0.02, 6.4), 1e15)
+    one.solve()
+    end = one.next_completion_ns()
+    one.advance(end)
+    account = one.stop(slot)
+    idle = 1e9 * (0.2 + 0.01 * LATENCY_NS)
+    assert end > alone >= idle
+    assert account.loaded_ns == pytest.approx(end - idle, rel=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(loads, min_size=1, max_size=10), st.lists(st.integers(1, 400_000), min_size=1, max_size=6))
+def test_elapsed_time_is_the_sum_of_its_parts(phases: list[PhaseLoad], steps: list[int]) -> None:
+    phases = [PhaseLoad(load.core_ns, load.miss, load.traffic_bytes) for load in phases]
+    one = host(threads=4)
+    slots = [one.start(load, 1e9) for load in phases]
+    one.solve()
+    now = 0
+    for step in steps:
+        now += step
+        one.advance(now)
+    for load, slot in zip(phases, slots, strict=True):
+        account = one.stop(slot)
+        fixed = account.instructions * (load.core_ns + load.miss * LATENCY_NS)
+        assert fixed + account.loaded_ns + account.core_wait_ns == pytest.approx(account.elapsed_ns, rel=1e-6)
+
+
+def test_an_interrupted_phase_keeps_what_is_left() -> None:
+    one = host()
+    slot = one.start(PhaseLoad(1.0, 0.0, 0.0), 1000)
+    one.solve()
+    one.advance(400)
+    account = one.stop(slot)
+    assert (account.instructions, account.remaining) == (400, 600)
+    assert one.next_completion_ns() == NEVER_NS
+
+
+def test_phases_that_end_together_are_all_found() -> None:
+    one = host()
+    slots = {one.start(PhaseLoad(1.0, 0.0, 0.0), 1000) for _ in range(9)}
+    one.solve()
+    one.advance(one.next_completion_ns())
+    found = set()
+    while (slot := one.first_completed()) is not None:
+        found.add(slot)
+        one.stop(slot)
+    assert found == slots
