@@ -1,1 +1,30 @@
-"""Who runs there: tenants' programs and traces. Imports ``node`` and below."""
+"""Who runs there: tenants' programs, and the traces that say when tenants come and go.
+
+What this floor owns
+    Programs of tenants: a key-value store, a bandwidth program (``stream``),
+    a latency program (``random_access``), a compile-like job, and a player of
+    traces; ``library`` knows them by name. Traces of data centres: a loader
+    (``trace``) and a seeded generator in the same schema (``trace_generator``).
+
+What it may not import
+    ``cluster``, and of ``node`` nothing but ``node.operations``,
+    ``node.program`` and ``node.counter_random``: a tenant sees operations and
+    answers, never a board, a hypervisor, a clock or another tenant. No SimPy,
+    no Ray, no sockets, no wall clock, no global randomness.
+
+Rules of a program
+    It is frozen and holds only its specification: parameters, placement and
+    what is computed from these. Between two blocks it knows what is in its
+    registers and in guest memory, nothing else.
+    It checks every answer. What memory must hold is computed from the
+    program's key (a function of seed, VM and vCPU) and from its counters, so
+    a flipped, swapped or stale byte is noticed when it is read next.
+    A wrong answer ends in ``Shutdown(1)``, a fault or a device error in
+    ``Shutdown(2)`` (``block_outcome``).
+    Contents are made in bulk, by SHAKE-128 or numpy, never byte by byte.
+
+Demands
+    Instructions per cycle, misses and parallelism of the programs are the
+    laboratory's choice, marked so where they stand: no published measurement
+    of these programs exists.
+"""

@@ -1,0 +1,50 @@
+"""The programs that a scenario may name, and the check of what it says about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from node.program import ProgramFactory, ProgramSpec, Scalar
+from workloads.key_value_store import KeyValueParameters, KeyValueStore
+from workloads.parameters import Parameters, WorkloadParameterError, parameters_from
+
+__all__ = ["PARAMETERS", "PROGRAMS", "Footprint", "WorkloadParameterError", "footprint", "validate_parameters"]
+
+PROGRAMS: Mapping[str, ProgramFactory] = MappingProxyType({
+    "key-value-store": KeyValueStore.build,
+})  # fmt: skip
+"""How each program is built from its specification and placement."""
+
+PARAMETERS: Mapping[str, type[Parameters]] = MappingProxyType({
+    "key-value-store": KeyValueParameters,
+})  # fmt: skip
+"""What each program may be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Memory that one vCPU's program needs."""
+
+    private_bytes: int
+    shared_bytes: int
+
+
+def validate_parameters(name: str, parameters: Mapping[str, Scalar]) -> tuple[tuple[str, Scalar], ...]:
+    """Parameters as a ``ProgramSpec`` holds them, sorted by name; WorkloadParameterError names the first bad one."""
+    given = tuple(sorted(parameters.items()))
+    _parsed(name, given)
+    return given
+
+
+def footprint(spec: ProgramSpec) -> Footprint:
+    """What a placement must offer the program of ``spec``."""
+    parameters = _parsed(spec.name, spec.parameters)
+    return Footprint(parameters.private_bytes, parameters.shared_bytes)
+
+
+def _parsed(name: str, given: Iterable[tuple[str, Scalar]]) -> Parameters:
+    if name not in PARAMETERS:
+        raise WorkloadParameterError("workload", f"one of {', '.join(PARAMETERS)}")
+    return parameters_from(PARAMETERS[name], given)
