@@ -23,7 +23,7 @@ IMAGE_VARIABLE = "SEVFLEET_OVMF"
 LABORATORY_ORIGIN = "laboratory image"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True)  # without slots: the digest is kept once it was asked for
 class FirmwareImage:
     """An image with what it says of itself. ``origin`` is its file, or ``laboratory image``."""
 
