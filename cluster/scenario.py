@@ -97,6 +97,19 @@ def _scalar(value: object) -> Scalar:
     return value
 
 
+def _flat(value: object) -> object:
+    """Dotted keys are nested tables to TOML, and the cost table's names have dots: ``core.exit_ns = 900``."""
+    if not isinstance(value, Mapping):
+        return value
+    flat: dict[object, object] = {}
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            flat |= {f"{key}.{name}": figure for name, figure in inner.items()}
+        else:
+            flat[key] = inner
+    return flat
+
+
 def _choice(names: list[str]) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "enum": names})
 
@@ -233,7 +246,11 @@ class Scenario(_Part):
     hosts: Annotated[tuple[HostGroup, ...], Field(min_length=1)]
     vms: tuple[VmGroup, ...] = ()
     trace: TraceMix | None = None
-    costs: dict[str, Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+    costs: Annotated[
+        dict[str, Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]],
+        BeforeValidator(_flat),
+        WithJsonSchema({"type": "object", "additionalProperties": {"type": ["number", "object"], "minimum": 0}}),
+    ] = Field(default_factory=dict)
     """Figures of the cost table, replaced."""
 
     @classmethod

@@ -14,8 +14,9 @@ from cluster.scenario import HostInstance, Scenario, ScenarioError, TraceMix, Vm
 from cluster.units import DURATION, SIZE, shown
 from node.cost_table import CostTableError, load_cost_table
 from node.generation import Generation
+from node.guest_memory_map import SMALLEST_GUEST_BYTES, SMALLEST_SLICE_BYTES, GuestMemoryMap
 from node.product import PRODUCTS
-from workloads.library import WorkloadParameterError, validate_parameters
+from workloads.library import WorkloadParameterError, footprint, validate_parameters
 
 PAGE_2M = 2 << 20
 LARGEST_FLEET = 1_000_000
@@ -123,7 +124,7 @@ def _check_vm(scenario: Scenario, vm: VmGroup, index: int) -> None:
     if vm.firmware != "auto" and not Path(vm.firmware).is_file():
         raise _wrong(place("firmware"), '"auto" or an image file', f"no file {shown(vm.firmware)}")
     try:
-        validate_parameters(vm.program)
+        validate_parameters(vm.workload, vm.parameters)
     except WorkloadParameterError as error:
         key = error.field
         got = shown(vm.parameters[key]) if key in vm.parameters else "nothing"
@@ -158,6 +159,27 @@ def _check_fits(place: _Place, hosts: list[HostInstance], vm: VmGroup) -> None:
     if vm.vcpus > most_threads:
         expected = f"at most {most_threads}, the threads of the largest host it may run on"
         raise _wrong(place("vcpus"), expected, str(vm.vcpus))
+    _check_room(place, vm)
+
+
+def _check_room(place: _Place, vm: VmGroup) -> None:
+    """The guest's memory must hold each vCPU's program, beside the pool for devices."""
+    need = footprint(vm.program)
+    got = f"{SIZE.format(vm.memory)} for {vm.vcpus} vCPUs"
+    if vm.memory < SMALLEST_GUEST_BYTES:
+        raise _wrong(place("memory"), f"at least {SIZE.format(SMALLEST_GUEST_BYTES)}", SIZE.format(vm.memory))
+    try:
+        room = GuestMemoryMap(vm.memory, vm.vcpus).placement(vm.name, 0, 0)
+    except ValueError:
+        private = SIZE.format(max(need.private_bytes, SMALLEST_SLICE_BYTES))
+        raise _wrong(place("memory"), f"{private} below 2 GiB for each vCPU", got) from None
+    for name, least, most in (
+        ("private", need.private_bytes, room.length),
+        ("shared", need.shared_bytes, room.shared_length),
+    ):
+        if least > most:
+            expected = f"enough for {SIZE.format(least)} of {name} memory for each vCPU's {vm.workload}"
+            raise _wrong(place("memory"), expected, f"{got}, which leaves each {SIZE.format(most)}")
 
 
 def _check_asids(scenario: Scenario) -> None:

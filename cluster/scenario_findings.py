@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import typing
 from collections.abc import Mapping
 
@@ -10,6 +11,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from cluster.units import shown
+
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_.-]{1,63}")
 
 _EXPECTATIONS = {
     "missing": "a value",
@@ -84,6 +87,7 @@ def _path(location: tuple[int | str, ...], data: Mapping[str, object]) -> str:
             here = here[part] if isinstance(here, (list, tuple)) and part < len(here) else None
             name = here.get("name") if isinstance(here, Mapping) else None
         elif part != "[key]":
-            path += f".{part}" if path else part
+            key = part if _PLAIN_KEY.fullmatch(part) else shown(part)
+            path += f".{key}" if path else key
             here = here.get(part) if isinstance(here, Mapping) else None
     return f"{path} of {shown(name)}" if isinstance(name, str) and location[-1] != "name" else path

@@ -1,0 +1,63 @@
+import socket
+import subprocess
+import urllib.request
+
+import pytest
+
+from cluster.errors import ToolError
+from cluster.metrics import ADDRESS, HOST_GAUGES, MetricsServer
+from cluster.progress import Progress
+
+GLANCE = Progress(
+    virtual_ns=1_500_000_000,
+    duration_ns=3600 * 10**9,
+    round_trips=12,
+    events=34_567,
+    machines={("running", "SEV_SNP"): 3, ("running", "PLAIN"): 1, ("launching", "SEV"): 2},
+    gauges={"naples": dict.fromkeys(HOST_GAUGES, 0.5), 'mi"lan\n': {"anything_else": 1.0}},
+)
+
+
+def scrape(server: MetricsServer) -> str:
+    with urllib.request.urlopen(f"http://{ADDRESS}:{server.port}/metrics") as page:
+        text: bytes = page.read()
+    return text.decode()
+
+
+def test_a_scrape_shows_how_far_the_run_is() -> None:
+    with MetricsServer(0) as server:
+        server.show(GLANCE)
+        lines = scrape(server).splitlines()
+    for sample in (
+        "sevfleet_virtual_time_seconds 1.5",
+        "sevfleet_virtual_duration_seconds 3600.0",
+        "sevfleet_round_trips_total 12.0",
+        "sevfleet_events_total 34567.0",
+        'sevfleet_virtual_machines{generation="SEV_SNP",state="running"} 3.0',
+        'sevfleet_host_anything_else{host="mi\\"lan\\n"} 1.0',
+    ):
+        assert sample in lines
+
+
+def test_promtool_finds_nothing_to_say(promtool: str) -> None:
+    with MetricsServer(0) as server:
+        pages = [scrape(server)]
+        server.show(GLANCE)
+        pages.append(scrape(server))
+    for page in pages:
+        done = subprocess.run([promtool, "check", "metrics"], input=page, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_page_is_only_for_this_machine_and_ends_with_the_run() -> None:
+    with MetricsServer(0) as server:
+        port = server.port
+        assert server._server.server_address[0] == "127.0.0.1"
+    with socket.socket() as probe:
+        assert probe.connect_ex((ADDRESS, port)) != 0
+
+
+def test_a_port_in_use_is_one_clear_line() -> None:
+    with MetricsServer(0) as server, pytest.raises(ToolError) as refusal:
+        MetricsServer(server.port)
+    assert str(refusal.value).startswith(f"--metrics-port: expected a free port on 127.0.0.1, got {server.port}")

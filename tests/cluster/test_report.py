@@ -1,0 +1,87 @@
+import io
+import json
+from dataclasses import dataclass
+
+import pytest
+from rich.console import Console
+
+from cluster.report import ADDED, OWN, print_comparison, print_rows_as_json, print_summary
+from cluster.results import Results
+from cluster.scenario import Scenario
+from cluster.tables import TABLES, ColumnType, Row
+from node.generation import Generation
+from node.phase_cost import Mechanism
+
+
+def printed(results: Results) -> str:
+    stream = io.StringIO()
+    print_summary(results, Console(file=stream, width=160))
+    return stream.getvalue()
+
+
+def row(table: str, **values: object) -> Row:
+    blank = {ColumnType.TEXT: "", ColumnType.INTEGER: 0, ColumnType.REAL: 0.0, ColumnType.BOOLEAN: False}
+    return {column.name: blank[column.type] for column in TABLES[table].columns} | values
+
+
+@pytest.fixture
+def results(quiet_scenario: Scenario) -> Results:
+    rows = {
+        "vms": [
+            row("vms", vm="a", workload="stream", generation="SEV_SNP", launch_ns=10**9, units_of_work=1234),
+            row(
+                "vms", vm="b", workload="stream", generation="PLAIN", launch_ns=None, state="refused", reason="no room"
+            ),
+        ],
+        "vm_time": [
+            {"vm": "a", "mechanism": "core", "time_ns": 60.0},
+            {"vm": "a", "mechanism": "memory", "time_ns": 40.0},
+            {"vm": "a", "mechanism": "encryption", "time_ns": 8.0},
+            {"vm": "a", "mechanism": "rmp", "time_ns": 2.0},
+        ],
+        "hosts": [
+            row(
+                "hosts", host="h", product="Milan", asids_es_snp=99, asids_es_snp_peak=3, limit="security processor 80%"
+            )
+        ],
+        "psp": [
+            {"host": "h", "command": "SNP_LAUNCH_UPDATE", "commands": 1500, "service_ns": 9 * 10**9},
+            {"host": "h", "command": "SNP_ACTIVATE", "commands": 3, "service_ns": 10**6},
+        ],
+    }
+    return Results.of_rows(quiet_scenario, rows, run={"layout": "packed", "workers": 2, "ray_start_s": 4.25})
+
+
+def test_a_slowdown_is_split_into_its_mechanisms(results: Results) -> None:
+    (line,) = [line for line in printed(results).splitlines() if line.startswith("stream") and "SEV_SNP" in line]
+    assert line.split() == ["stream", "SEV_SNP", "1", "1", "s", "1,234", "1.100", "x", "+8.00", "%", "+2.00", "%"]
+
+
+def test_waits_resources_limits_and_refusals_are_shown(results: Results) -> None:
+    text = printed(results)
+    for part in ("1,503", "SNP_LAUNCH_UPDATE", "3 of 99", "security processor 80%", "no room", "ray start 4.2 s"):
+        assert part in text
+
+
+def test_empty_results_print_too(quiet_scenario: Scenario) -> None:
+    assert "0 guest operations" in printed(Results.of_rows(quiet_scenario, {}))
+
+
+def test_every_mechanism_is_a_programs_own_or_comes_on_top() -> None:
+    assert {*OWN, *ADDED} == set(Mechanism)
+
+
+@dataclass(frozen=True)
+class Pair:
+    vm: str
+    generation: Generation
+    launch_ns: int
+    slowdown: float
+
+
+def test_a_comparison_is_a_row_a_pair(capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = [Pair("db", Generation.SEV_SNP, 1_500_000_000, 1.0421)]
+    print_comparison(pairs)
+    assert capsys.readouterr().out.splitlines()[1].split() == ["db", "SEV_SNP", "1.5", "s", "1.042"]
+    print_rows_as_json(pairs)
+    assert json.loads(capsys.readouterr().out)["slowdown"] == 1.0421

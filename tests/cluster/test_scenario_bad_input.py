@@ -1,0 +1,208 @@
+"""Every kind of bad input ends in one line that names file, field and expectation; nothing is written."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.cli import main
+
+HEAD = """\
+schema = 1
+name = "bad"
+duration = "1 h"
+"""
+HOST = """\
+[[hosts]]
+name = "milan"
+product = "Milan"
+memory = "64 GiB"
+"""
+VM = """\
+[[vms]]
+name = "db"
+generation = "SEV_SNP"
+memory = "1 GiB"
+workload = "key-value-store"
+"""
+GOOD = HEAD + HOST + VM
+
+BAD = {
+    "empty": ("", "schema", "expected a value, got nothing"),
+    "another schema version": (GOOD.replace("schema = 1", "schema = 2"), "schema", "expected schema version 1"),
+    "schema version as text": (GOOD.replace("schema = 1", 'schema = "1"'), "schema", "expected schema version 1"),
+    "unknown key": (GOOD + "colour = 3\n", 'vms[0].colour of "db"', "expected one of the keys name,"),
+    "misspelt key": (GOOD.replace("memory", "memry", 1), 'hosts[0].memry of "milan"', 'expected "memory"'),
+    "unknown table": (GOOD + "[network]\nx = 1\n", "network", "expected one of the keys"),
+    "wrong type": (GOOD + 'count = "3"\n', 'vms[0].count of "db"', 'expected a whole number, got "3"'),
+    "boolean for a number": (GOOD + "count = true\n", 'vms[0].count of "db"', "expected a whole number, got True"),
+    "fraction for a number": (GOOD + "vcpus = 1.5\n", 'vms[0].vcpus of "db"', "expected a whole number, got 1.5"),
+    "table for a text": (GOOD + "firmware = {a = 1}\n", 'vms[0].firmware of "db"', "expected a text"),
+    "not a list": (HEAD + "hosts = 3\n" + VM, "hosts", "expected a list of tables, got 3"),
+    "size without a unit": (GOOD.replace('"1 GiB"', "1024"), 'vms[0].memory of "db"', 'expected a size such as "4'),
+    "size in seconds": (GOOD.replace("1 GiB", "1 s"), 'vms[0].memory of "db"', 'expected a size such as "4 GiB"'),
+    "negative time": (GOOD + 'arrival = "-1 s"\n', 'vms[0].arrival of "db"', 'expected a time such as "30 s"'),
+    "negative duration": (GOOD.replace('"1 h"', '"-1 h"'), "duration", 'expected a time such as "30 s"'),
+    "no time": (GOOD.replace('"1 h"', '"0 s"'), "duration", "expected more than no time"),
+    "no latency": (GOOD.replace("[[h", 'control_plane_latency = "0 s"\n[[h', 1), "control_plane_latency", "more than"),
+    "no lifetime": (GOOD + 'lifetime = "0 s"\n', 'vms[0].lifetime of "db"', "expected more than no time"),
+    "arrival after the end": (GOOD + 'arrival = "2 h"\n', 'vms[0].arrival of "db"', "before the end at 1 h, got 2 h"),
+    "zero machines": (HEAD + HOST, "vms", "expected at least one virtual machine"),
+    "zero copies": (GOOD + "count = 0\n", 'vms[0].count of "db"', "expected at least 1, got 0"),
+    "no hosts": (HEAD + "hosts = []\n" + VM, "hosts", "expected at least one entry"),
+    "negative seed": (GOOD.replace("[[h", "seed = -1\n[[h", 1), "seed", "expected at least 0, got -1"),
+    "bad name": (GOOD.replace('"db"', '"d b"'), "vms[0].name", "expected a name of 1 to 63 letters"),
+    "a name twice": (GOOD + VM, "vms.name", 'expected a name of its own for each, got "db" twice'),
+    "unknown product": (
+        GOOD.replace("Milan", "Zen9"),
+        'hosts[0].product of "milan"',
+        "expected one of the products Na",
+    ),
+    "unknown workload": (GOOD.replace("key-value-store", "doom"), 'vms[0].workload of "db"', "expected one of the wor"),
+    "unknown generation": (GOOD.replace("SEV_SNP", "SGX"), 'vms[0].generation of "db"', "expected one of the gener"),
+    "a later generation": (GOOD.replace("SEV_SNP", "SEV_TIO"), 'vms[0].generation of "db"', "SEV_TIO is not modelled"),
+    "SNP on a product without": (
+        GOOD.replace('"Milan"', '"Naples"'),
+        'vms[0].generation of "db"',
+        "expected one that any host (Naples) has, got SEV_SNP",
+    ),
+    "unknown parameter": (GOOD + "parameters = {speed = 9}\n", 'vms[0].parameters.speed of "db"', "expected one of"),
+    "parameter of no type": (GOOD + "parameters = {x = []}\n", 'vms[0].parameters.x of "db"', "a number or a text"),
+    "host of too much memory": (GOOD.replace("64 GiB", "64 TiB"), 'hosts[0].memory of "milan"', "what Milan takes"),
+    "host of odd memory": (GOOD.replace("64 GiB", "3 MiB"), 'hosts[0].memory of "milan"', "a multiple of 2 MiB"),
+    "guest of no memory": (GOOD.replace('"1 GiB"', '"0 B"'), 'vms[0].memory of "db"', "expected"),
+    "guest of little memory": (GOOD.replace('"1 GiB"', '"2 MiB"'), 'vms[0].memory of "db"', "expected"),
+    "guest of odd memory": (GOOD.replace("1 GiB", "1025 KiB"), 'vms[0].memory of "db"', "expected"),
+    "guest larger than a host": (GOOD.replace('"1 GiB"', '"1 TiB"'), 'vms[0].memory of "db"', "at most 64 GiB"),
+    "too many vCPUs": (GOOD + "vcpus = 1000\n", 'vms[0].vcpus of "db"', "the threads of the largest host"),
+    "too small for its vCPUs": (
+        GOOD.replace("1 GiB", "256 MiB") + "vcpus = 128\n",
+        'vms[0].memory of "db"',
+        "expected",
+    ),
+    "more ASIDs than the product has": (
+        (HEAD + HOST + "min_sev_asid = 5000\n" + VM),
+        'hosts[0].min_sev_asid of "milan"',
+        "Milan has 509 ASIDs",
+    ),
+    "more pinned machines than ASIDs": (
+        HEAD + HOST + "min_sev_asid = 3\n" + VM + 'host = "milan"\ncount = 3\n',
+        "vms.host",
+        'expected at most 2 SEV_SNP machines at once on "milan"',
+    ),
+    "pinned to no host": (GOOD + 'host = "rome"\n', 'vms[0].host of "db"', 'a host (milan), got "rome"'),
+    "running but late": (GOOD + 'start = "running"\narrival = "1 s"\n', 'vms[0].start of "db"', "that arrive later"),
+    "unknown start": (GOOD + 'start = "now"\n', 'vms[0].start of "db"', "expected 'launch' or 'running', got \"now\""),
+    "no such firmware": (GOOD + 'firmware = "x.fd"\n', 'vms[0].firmware of "db"', 'expected "auto" or an image file'),
+    "no such trace": (
+        GOOD + '[trace]\nsource = "nowhere"\nvms = 3\ngenerations = {PLAIN = 1}\n',
+        "trace.source",
+        'expected "generated" or a folder with tasks.parquet',
+    ),
+    "a trace of zero machines": (GOOD + "[trace]\nvms = 0\ngenerations = {PLAIN = 1}\n", "trace.vms", "at least 1"),
+    "a trace without a mix": (GOOD + "[trace]\nvms = 1\ngenerations = {}\n", "trace.generations", "at least one"),
+    "a mix of nothing": (GOOD + "[trace]\nvms = 1\ngenerations = {PLAIN=0}\n", "trace.generations", "weight above 0"),
+    "a mix of unknowns": (GOOD + "[trace]\nvms = 1\ngenerations = {SGX=1}\n", "trace.generations.SGX", "expected one"),
+    "time that stands still": (
+        GOOD + "[trace]\nvms = 1\ngenerations = {PLAIN=1}\ntime_scale = 0.0\n",
+        "trace.time_scale",
+        "expected more than 0",
+    ),
+    "endless time": (
+        GOOD + "[trace]\nvms = 1\ngenerations = {PLAIN=1}\ntime_scale = inf\n",
+        "trace.time_scale",
+        "expected",
+    ),
+    "unknown cost": (GOOD + '[costs]\n"core.coffee_ns" = 3\n', "costs.core.coffee_ns", "a figure of the cost table"),
+    "negative cost": (GOOD + "[costs]\ncore.exit_ns = -3\n", "costs.core.exit_ns", "expected at least 0"),
+    "cost in words": (GOOD + '[costs]\ncore.exit_ns = "9"\n', "costs.core.exit_ns", "expected a number"),
+    "not TOML": ("schema = = 1\n", "", "expected TOML, got"),
+    "endless nesting": ("a = " + "[" * 20_000, "", "expected TOML within reason"),
+    "endless number": ("a = " + "9" * 20_000, "", "expected TOML within reason"),
+}
+
+
+def lines_of_error(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err.splitlines()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("command", [("check",), ("run", "--out", "out", "--layout", "inline")])
+def test_bad_scenarios_end_in_one_line_and_exit_code_2(
+    kind: str, command: tuple[str, ...], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, field, expectation = BAD[kind]
+    (folder / "bad.toml").write_text(text)
+    assert main([*command, "bad.toml"]) == 2
+    (line,) = lines_of_error(capsys)
+    assert line.startswith(f"sevfleet: bad.toml: {field}: " if field else "sevfleet: bad.toml: expected ")
+    assert expectation in line
+    assert ", got " in line
+    assert [file.name for file in folder.iterdir()] == ["bad.toml"]
+
+
+@pytest.mark.parametrize(
+    ("data", "expectation"),
+    [
+        (b"\x7fELF\x02\x01\x01\0\xff\xfe\x80", "expected text in UTF-8, got 0xff"),
+        ('name = "\u00e9"'.encode("latin-1"), "expected text in UTF-8, got 0xe9"),
+        (bytes(100), "expected TOML, got"),
+        (b"#" * (9 << 20), "expected a file of at most 8 MiB"),
+    ],
+)
+def test_binary_rubbish_is_named_as_such(
+    data: bytes, expectation: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "bad.toml").write_bytes(data)
+    assert main(["run", "bad.toml"]) == 2
+    (line,) = lines_of_error(capsys)
+    assert line.startswith("sevfleet: bad.toml: ")
+    assert expectation in line
+
+
+@pytest.mark.parametrize(
+    ("word", "expectation"),
+    [
+        ("nowhere.toml", "nowhere.toml: expected a scenario file, got no such file"),
+        (".", ".: expected a readable file, got Is a directory"),
+        ("nowhere", 'scenario "nowhere": expected a .toml file or one of demo'),
+    ],
+)
+def test_a_scenario_that_is_not_there_is_named(
+    word: str, expectation: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", word]) == 2
+    (line,) = lines_of_error(capsys)
+    assert expectation in line
+
+
+def test_a_trace_with_broken_rows_is_named_with_its_file_and_column(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"id": [1, 2], "submission_time": ["noon", "night"]}), folder / "tasks.parquet")
+    pq.write_table(pa.table({"id": [1]}), folder / "fragments.parquet")
+    (folder / "bad.toml").write_text(
+        GOOD + '[trace]\nsource = "."\nvms = 1\ngenerations = {PLAIN = 1}\n', encoding="utf-8"
+    )
+    assert main(["check", "bad.toml"]) == 2
+    (line,) = lines_of_error(capsys)
+    assert "tasks.parquet" in line
+    assert "expected" in line
+
+
+def test_the_good_scenario_that_the_bad_ones_were_made_of_is_good(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "good.toml").write_text(GOOD)
+    assert main(["check", "good.toml"]) == 0
+    assert capsys.readouterr().out == "good.toml: valid: 1 hosts, 1 VMs, 1 h\n"
