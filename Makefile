@@ -7,6 +7,11 @@ FLOORS := cluster node psp tio workloads
 PYTHON ?= $(shell for p in python3 python3.15 python3.14 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
+# pip speaks only where it fails.
+LOG := $(VENV)/install.log
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+OR_SAY_WHY := > $(LOG) 2>&1 || { tail -n 20 $(LOG) >&2; exit 1; }
+
 # Two tests at a time; those that start Ray stay together in one process.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
@@ -33,13 +38,13 @@ clean:
 # The stamps are remade when the list of what to install changes.
 $(VENV)/.ready-run: pyproject.toml | $(BIN)/python
 	@echo "Installing sevfleet into $(VENV) (once; Ray is large) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@$(PIP) --editable . $(OR_SAY_WHY)
 	@.ci/debian-file ovmf usr/share/ovmf/OVMF.fd $(FIRMWARE) /usr/share/ovmf/OVMF.fd || true
 	@touch $@
 
 $(VENV)/.ready-dev: pyproject.toml | $(VENV)/.ready-run
 	@echo "Installing the test tools into $(VENV) (once) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(PIP) --editable '.[dev]' $(OR_SAY_WHY)
 	@touch $@
 
 $(BIN)/python:
