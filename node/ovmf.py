@@ -21,7 +21,7 @@ from uuid import UUID
 PAGE_BYTES = 4096
 FOUR_GIB = 1 << 32
 MAX_IMAGE_BYTES = 16 * 1024 * 1024
-"""As QEMU: the flash window below 4 GiB holds no more by default."""
+"""Laboratory's bound; 4 MiB further down an image would cover the IO-APIC at FEC00000."""
 MAX_SECTIONS = 64
 MAX_SECTION_BYTES = 16 * 1024 * 1024
 """Laboratory's bound on metadata: every page of it costs a firmware command."""
