@@ -26,5 +26,5 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
-ShouldStop = Callable[[], bool]
-"""Asked at least once a second: whether the run should end now, with what it has."""
+ShouldStop = Callable[[], str | None]
+"""Asked at least once a second: why the run should end now, with what it has; None to go on."""

@@ -178,8 +178,8 @@ def _run_value(name: str, value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _rows(results: Results, table: str) -> list[Row]:
-    rows: list[Row] = results.tables[table].to_pylist()
+def _rows(results: Results, table: str) -> Sequence[Row]:
+    rows: Sequence[Row] = results.tables[table].to_pylist()
     return rows
 
 

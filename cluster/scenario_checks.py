@@ -13,8 +13,10 @@ from pathlib import Path
 from cluster.scenario import HostInstance, Scenario, ScenarioError, TraceMix, VmGroup
 from cluster.units import DURATION, SIZE, shown
 from node.cost_table import CostTableError, load_cost_table
+from node.firmware_image import read_firmware_image
 from node.generation import Generation
 from node.guest_memory_map import SMALLEST_GUEST_BYTES, SMALLEST_SLICE_BYTES, GuestMemoryMap
+from node.ovmf import FirmwareImageError
 from node.product import PRODUCTS
 from workloads.library import WorkloadParameterError, footprint, validate_parameters
 
@@ -121,8 +123,8 @@ def _check_vm(scenario: Scenario, vm: VmGroup, index: int) -> None:
         raise _wrong(place("lifetime"), "more than no time", "0 s")
     if vm.start == "running" and last > 0:
         raise _wrong(place("start"), '"launch" for machines that arrive later than 0 s', '"running"')
-    if vm.firmware != "auto" and not Path(vm.firmware).is_file():
-        raise _wrong(place("firmware"), '"auto" or an image file', f"no file {shown(vm.firmware)}")
+    if vm.firmware != "auto":
+        _check_firmware(place, vm)
     try:
         validate_parameters(vm.workload, vm.parameters)
     except WorkloadParameterError as error:
@@ -130,6 +132,18 @@ def _check_vm(scenario: Scenario, vm: VmGroup, index: int) -> None:
         got = shown(vm.parameters[key]) if key in vm.parameters else "nothing"
         raise _wrong(place(f"parameters.{key}"), error.expected, got) from None
     _check_fits(place, _candidates(scenario, vm, place), vm)
+
+
+def _check_firmware(place: _Place, vm: VmGroup) -> None:
+    path = Path(vm.firmware)
+    if not path.is_file():
+        raise _wrong(place("firmware"), '"auto" or an image file', f"no file {shown(vm.firmware)}")
+    try:
+        image = read_firmware_image(path)
+    except FirmwareImageError as error:
+        raise _wrong(place("firmware"), "an OVMF image", str(error)) from None
+    if vm.generation is Generation.SEV_SNP and not image.launches_snp:
+        raise _wrong(place("firmware"), "an image with SEV metadata, for SEV_SNP", f"{shown(vm.firmware)} without")
 
 
 def _candidates(scenario: Scenario, vm: VmGroup, place: _Place) -> list[HostInstance]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from typing import TYPE_CHECKING
 
 from cluster.commands.arguments import add_layout, add_scenario
@@ -42,12 +43,16 @@ def execute(arguments: argparse.Namespace) -> int:
 
     scenario = load_scenario(arguments.scenario)
     generations = _generations(arguments.generations)
-    options = {"layout": arguments.layout, "workers": arguments.workers, "seed": arguments.seed}
-    if arguments.quiet:
-        comparison = compare(scenario, generations, **options, on_progress=None)
-    else:
-        with progress_line(f"compare {scenario.name}") as on_progress:
-            comparison = compare(scenario, generations, **options, on_progress=on_progress)
+    with contextlib.ExitStack() as stack:
+        on_progress = None if arguments.quiet else stack.enter_context(progress_line(f"compare {scenario.name}"))
+        comparison = compare(
+            scenario,
+            generations,
+            layout=arguments.layout,
+            workers=arguments.workers,
+            seed=arguments.seed,
+            on_progress=on_progress,
+        )
     if arguments.json:
         print_rows_as_json(comparison.rows)
     else:

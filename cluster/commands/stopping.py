@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
 from types import FrameType, TracebackType
 from typing import Self
+
+_ASKED: Mapping[int, str] = {signal.SIGINT: "stopped with Ctrl-C", signal.SIGTERM: "stopped by SIGTERM"}
 
 
 class Stopping:
@@ -14,9 +17,9 @@ class Stopping:
         self._signal: int | None = None
         self._before: dict[int, signal.Handlers | int | None] = {}
 
-    def requested(self) -> bool:
-        """Whether somebody asked for an end."""
-        return self._signal is not None
+    def requested(self) -> str | None:
+        """Who asked for an end; None if nobody did."""
+        return _ASKED.get(self._signal) if self._signal is not None else None
 
     @property
     def exit_code(self) -> int:

@@ -89,27 +89,30 @@ def test_options_reach_the_run(with_run: Callable[[Run], None]) -> None:
     }
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code", "reason"),
+    [(signal.SIGINT, 130, "stopped with Ctrl-C"), (signal.SIGTERM, 143, "stopped by SIGTERM")],
+)
 def test_a_stopped_run_keeps_what_it_has_marked_as_partial(
     with_run: Callable[[Run], None],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     number: signal.Signals,
     code: int,
+    reason: str,
 ) -> None:
-    def run(scenario: Scenario, *, should_stop: Callable[[], bool], **_: Any) -> Results:
-        assert not should_stop()
+    def run(scenario: Scenario, *, should_stop: Callable[[], str | None], **_: Any) -> Results:
+        assert should_stop() is None
         os.kill(os.getpid(), number)
-        assert should_stop()
-        return Results.of_rows(scenario, {}, partial="stopped after 3 s of virtual time")
+        return Results.of_rows(scenario, {}, partial=should_stop())
 
     before = signal.getsignal(number)
     with_run(run)
     assert main(["run", "quiet", "--out", "out"]) == code
     captured = capsys.readouterr()
-    assert captured.err == "sevfleet: stopped after 3 s of virtual time (partial results in out)\n"
-    assert "Partial results: stopped after 3 s of virtual time" in captured.out
-    assert Results.load(tmp_path / "out").partial == "stopped after 3 s of virtual time"
+    assert captured.err == f"sevfleet: {reason} (partial results in out)\n"
+    assert f"Partial results: {reason}" in captured.out
+    assert Results.load(tmp_path / "out").partial == reason
     assert signal.getsignal(number) == before
 
 

@@ -10,6 +10,7 @@ from cluster.bundled_scenarios import bundled_names, bundled_text, load_scenario
 from cluster.commands.check import _schema
 from cluster.scenario import Scenario, ScenarioError, instance_names
 from cluster.scenario_text import write_toml
+from node.firmware_image import laboratory_image
 from node.generation import Generation
 
 SMALL = """
@@ -43,7 +44,7 @@ core.exit_ns = 900
 
 @pytest.fixture
 def small(tmp_path: Path) -> Scenario:
-    (tmp_path / "image.fd").write_bytes(b"firmware")
+    (tmp_path / "image.fd").write_bytes(laboratory_image().data)
     (tmp_path / "small.toml").write_text(SMALL)
     return Scenario.load(tmp_path / "small.toml")
 

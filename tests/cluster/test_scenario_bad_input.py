@@ -93,6 +93,7 @@ BAD = {
     "running but late": (GOOD + 'start = "running"\narrival = "1 s"\n', 'vms[0].start of "db"', "that arrive later"),
     "unknown start": (GOOD + 'start = "now"\n', 'vms[0].start of "db"', "expected 'launch' or 'running', got \"now\""),
     "no such firmware": (GOOD + 'firmware = "x.fd"\n', 'vms[0].firmware of "db"', 'expected "auto" or an image file'),
+    "rubbish for firmware": (GOOD + 'firmware = "bad.toml"\n', 'vms[0].firmware of "db"', "expected an OVMF image"),
     "no such trace": (
         GOOD + '[trace]\nsource = "nowhere"\nvms = 3\ngenerations = {PLAIN = 1}\n',
         "trace.source",
