@@ -33,12 +33,14 @@ ADDED = {
 }
 """What comes on top: by the generation, then by the neighbours; with the column's heading."""
 
+_WIDTH = 150
+
 Row = Mapping[str, Any]
 
 
 def print_summary(results: Results, console: Console | None = None) -> None:
     """Print the summary of a run to standard output."""
-    out = console or Console()
+    out = console or _console()
     if results.partial is not None:
         out.print(f"[bold]Partial results:[/] {results.partial}\n")
     for table in (_workloads(results), _waits(results), _resources(results), _refusals(results)):
@@ -51,7 +53,7 @@ def print_summary(results: Results, console: Console | None = None) -> None:
 
 def print_comparison(rows: Sequence[DataclassInstance], console: Console | None = None) -> None:
     """Print rows of equal dataclasses as a table: one column a field."""
-    out = console or Console()
+    out = console or _console()
     if not rows:
         out.print("nothing to compare")
         return
@@ -194,6 +196,12 @@ def _table(title: str, *headings: str) -> Table:
 
 def _percent(part: float, whole: float) -> str:
     return f"{100 * part / whole:+.2f} %" if part and whole else ""
+
+
+def _console() -> Console:
+    """Standard output; in a file or a pipe the tables keep their width."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDTH)
 
 
 def _cell(name: str, value: object) -> str:
