@@ -7,18 +7,30 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from node.program import ProgramFactory, ProgramSpec, Scalar
+from workloads.compile_job import CompileJob, CompileParameters
 from workloads.key_value_store import KeyValueParameters, KeyValueStore
 from workloads.parameters import Parameters, WorkloadParameterError, parameters_from
+from workloads.random_access import RandomAccess, RandomAccessParameters
+from workloads.stream import Stream, StreamParameters
+from workloads.trace_player import PlayerParameters, TracePlayer
 
 __all__ = ["PARAMETERS", "PROGRAMS", "Footprint", "WorkloadParameterError", "footprint", "validate_parameters"]
 
 PROGRAMS: Mapping[str, ProgramFactory] = MappingProxyType({
     "key-value-store": KeyValueStore.build,
+    "stream": Stream.build,
+    "random-access": RandomAccess.build,
+    "compile-job": CompileJob.build,
+    "trace-player": TracePlayer.build,
 })  # fmt: skip
 """How each program is built from its specification and placement."""
 
 PARAMETERS: Mapping[str, type[Parameters]] = MappingProxyType({
     "key-value-store": KeyValueParameters,
+    "stream": StreamParameters,
+    "random-access": RandomAccessParameters,
+    "compile-job": CompileParameters,
+    "trace-player": PlayerParameters,
 })  # fmt: skip
 """What each program may be told."""
 
