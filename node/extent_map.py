@@ -1,0 +1,98 @@
+"""Regular runs over a range of addresses: nested page tables and the RMP are mostly made of them.
+
+A run has a start, an end and a value that stands for its first address; the
+value at a later address follows from the distance. Runs never overlap and two
+neighbours that continue each other are one.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import Generic, Protocol, Self, TypeVar
+
+
+class Advancing(Protocol):
+    """A value that knows what it is further on."""
+
+    def advanced(self, distance: int) -> Self:
+        """The value ``distance`` addresses later."""
+
+
+V = TypeVar("V", bound=Advancing)
+
+
+class ExtentMap(Generic[V]):
+    """Runs sorted by start; memory and look-ups depend on the number of runs, not on their lengths."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        self._values: list[V] = []
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def find(self, address: int) -> tuple[int, int, V] | None:
+        """(start, end, value at start) of the run that holds ``address``."""
+        index = bisect_right(self._starts, address) - 1
+        if index < 0 or address >= self._ends[index]:
+            return None
+        return self._starts[index], self._ends[index], self._values[index]
+
+    def pieces(self, start: int, end: int) -> Iterator[tuple[int, int, V | None]]:
+        """[start, end) cut at the borders of runs: (from, to, value at from), None in gaps."""
+        index = max(0, bisect_right(self._starts, start) - 1)
+        at = start
+        while at < end:
+            while index < len(self._starts) and self._ends[index] <= at:
+                index += 1
+            if index == len(self._starts) or self._starts[index] >= end:
+                yield at, end, None
+                return
+            first = self._starts[index]
+            if first > at:
+                yield at, first, None
+                at = first
+            stop = min(self._ends[index], end)
+            yield at, stop, self._values[index].advanced(at - first)
+            at = stop
+
+    def put(self, start: int, end: int, value: V | None) -> None:
+        """Replace whatever is in [start, end) by one run, or by nothing."""
+        starts, ends, values = self._starts, self._ends, self._values
+        low = bisect_right(starts, start) - 1
+        if low < 0 or ends[low] <= start:
+            low += 1
+        high = low
+        while high < len(starts) and starts[high] < end:
+            high += 1
+        new: list[tuple[int, int, V]] = []
+        if low < high and starts[low] < start:
+            new.append((starts[low], start, values[low]))
+        if value is not None:
+            new.append((start, end, value))
+        if low < high and ends[high - 1] > end:
+            last = high - 1
+            new.append((end, ends[last], values[last].advanced(end - starts[last])))
+        if low > 0:
+            low -= 1
+            new.insert(0, (starts[low], ends[low], values[low]))
+        if high < len(starts):
+            new.append((starts[high], ends[high], values[high]))
+            high += 1
+        merged: list[tuple[int, int, V]] = []
+        for run in new:
+            if merged and merged[-1][1] == run[0] and merged[-1][2].advanced(run[0] - merged[-1][0]) == run[2]:
+                merged[-1] = (merged[-1][0], run[1], merged[-1][2])
+            else:
+                merged.append(run)
+        starts[low:high] = [run[0] for run in merged]
+        ends[low:high] = [run[1] for run in merged]
+        values[low:high] = [run[2] for run in merged]
+
+    def clear(self) -> None:
+        """Forget every run."""
+        self._starts.clear()
+        self._ends.clear()
+        self._values.clear()

@@ -1,0 +1,75 @@
+"""The hypervisor's free memory: first fit over free runs, large pieces aligned to 2 MiB."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable
+
+
+class OutOfMemory(Exception):
+    """The host has not that much free memory."""
+
+    def __init__(self, wanted_bytes: int, free_bytes: int) -> None:
+        super().__init__(f"memory: {wanted_bytes} bytes wanted, {free_bytes} free")
+
+
+class FrameAllocator:
+    """Free runs of system memory as (SPA, length)."""
+
+    def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
+        self._free = sorted((spa, length) for spa, length in ranges if length > 0)
+        self.free_bytes = sum(length for _, length in self._free)
+        self.used_bytes = 0
+        self.peak_bytes = 0
+
+    def allocate(self, length: int, alignment: int) -> list[tuple[int, int]]:
+        """Take ``length`` bytes in aligned pieces, one piece if any free run has room. Raises OutOfMemory."""
+        if length <= 0:
+            raise ValueError(f"length: expected more than zero, got {length}")
+        for index, (spa, free) in enumerate(self._free):
+            start = -(-spa // alignment) * alignment
+            if start + length <= spa + free:
+                self._cut(index, start, length)
+                return [(start, length)]
+        return self._scattered(length, alignment)
+
+    def _scattered(self, length: int, alignment: int) -> list[tuple[int, int]]:
+        pieces: list[tuple[int, int]] = []
+        left = length
+        for spa, free in self._free:
+            start = -(-spa // alignment) * alignment
+            room = (spa + free - start) // alignment * alignment
+            if room > 0 and left > 0:
+                pieces.append((start, min(room, left)))
+                left -= pieces[-1][1]
+        if left > 0:
+            raise OutOfMemory(length, self.free_bytes)
+        for start, size in pieces:
+            index = bisect_left(self._free, (start + 1,)) - 1
+            self._cut(index, start, size)
+        return pieces
+
+    def _cut(self, index: int, start: int, length: int) -> None:
+        spa, free = self._free.pop(index)
+        rest = [(spa, start - spa), (start + length, spa + free - start - length)]
+        self._free[index:index] = [piece for piece in rest if piece[1]]
+        self.free_bytes -= length
+        self.used_bytes += length
+        self.peak_bytes = max(self.peak_bytes, self.used_bytes)
+
+    def release(self, pieces: Iterable[tuple[int, int]]) -> None:
+        """Give pieces back. Raises ValueError for memory that is free already."""
+        for spa, length in pieces:
+            index = bisect_left(self._free, (spa,))
+            before = self._free[index - 1] if index else None
+            after = self._free[index] if index < len(self._free) else None
+            if (before and before[0] + before[1] > spa) or (after and spa + length > after[0]):
+                raise ValueError(f"{spa:#x}: released twice")
+            insort(self._free, (spa, length))
+            if after and spa + length == after[0]:
+                self._free[index : index + 2] = [(spa, length + after[1])]
+            if before and before[0] + before[1] == spa:
+                own = self._free[index]
+                self._free[index - 1 : index + 1] = [(before[0], before[1] + own[1])]
+            self.free_bytes += length
+            self.used_bytes -= length

@@ -1,0 +1,76 @@
+"""The lines of AMD EPYC processors, as a table.
+
+Sources: CPUID 8000001F of real parts, Linux ``arch/x86/kernel/cpu/amd.c`` and
+dmesg of public hosts for ASIDs and address bits; host inventories of public
+laboratories for cores and channels. A cell that rests on memory alone is named
+in ``doubts``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from node.generation import Generation
+
+GIB = 1 << 30
+TIB = 1 << 40
+
+_SEV = frozenset({Generation.PLAIN, Generation.SME, Generation.SEV, Generation.SEV_ES})
+_SNP = _SEV | {Generation.SEV_SNP}
+_TIO = _SNP | {Generation.SEV_TIO}
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One line of processors in its usual one-socket server.
+
+    ``memory_bandwidth_bytes_per_s`` is the channels' peak. ``min_sev_asid`` is
+    the usual firmware setting of the ES/SNP split; a scenario may move it.
+    """
+
+    name: str
+    cpuid_1_eax: int
+    cores: int
+    base_hz: int
+    memory_channels: int
+    transfers_per_s: int
+    max_memory_bytes: int
+    max_asid: int
+    min_sev_asid: int
+    c_bit: int
+    physical_address_bits: int
+    reduced_bits: int
+    generations: frozenset[Generation]
+    firmware_api: tuple[int, int, int]
+    coherent_across_keys: bool
+    sockets: int = 1
+    threads_per_core: int = 2
+    doubts: tuple[str, ...] = ()
+
+    @property
+    def memory_bandwidth_bytes_per_s(self) -> float:
+        """Peak of all channels of all sockets, 8 bytes a transfer."""
+        return float(self.sockets * self.memory_channels * self.transfers_per_s * 8)
+
+
+_ROWS = (
+    Product("Naples", 0x00800F12, 32, 2_200_000_000, 8, 2_666_000_000, 2 * TIB, 15, 9, 47, 48, 5, _SEV,
+            (0, 24, 15), False,
+            doubts=("min_sev_asid read on an embedded part of the same core", "cores and clock are the EPYC 7601's, recalled")),
+    Product("Rome", 0x00830F10, 64, 2_250_000_000, 8, 3_200_000_000, 4 * TIB, 509, 100, 47, 48, 5, _SEV,
+            (0, 24, 15), False, doubts=("C-bit position recalled", "split taken from a Milan host", "clock is the EPYC 7742's, recalled")),
+    Product("Milan", 0x00A00F11, 64, 2_000_000_000, 8, 3_200_000_000, 4 * TIB, 509, 100, 51, 48, 5, _SNP,
+            (1, 55, 29), True, doubts=("clock is the EPYC 7713P's, recalled",)),
+    Product("Genoa", 0x00A10F11, 96, 2_400_000_000, 12, 4_800_000_000, 6 * TIB, 1006, 99, 51, 52, 6, _SNP,
+            (1, 55, 40), True, doubts=("clock is the EPYC 9654P's, recalled",)),
+    Product("Bergamo", 0x00AA0F02, 128, 2_250_000_000, 12, 4_800_000_000, 6 * TIB, 1006, 99, 51, 52, 6, _SNP,
+            (1, 55, 40), True, doubts=("split taken from a Genoa host", "clock is the EPYC 9754's, recalled")),
+    Product("Siena", 0x00AA0F02, 64, 2_250_000_000, 6, 4_800_000_000, 3 * TIB // 2, 1006, 99, 51, 52, 6, _SNP,
+            (1, 55, 40), True, doubts=("split taken from a Genoa host", "clock is the EPYC 8534P's, recalled")),
+    Product("Turin", 0x00B00F21, 128, 2_700_000_000, 12, 6_000_000_000, 6 * TIB, 1006, 99, 51, 52, 6, _TIO,
+            (1, 58, 1), True,
+            doubts=("C-bit, reduction and split taken from Genoa", "CPUID signature unverified", "clock is the EPYC 9755's, recalled")),
+)  # fmt: skip
+
+PRODUCTS: Mapping[str, Product] = {product.name: product for product in _ROWS}
