@@ -176,7 +176,7 @@ class TraceMix(_Part):
     """Virtual machines taken from a trace of a real data centre, or from one made up in its manner."""
 
     source: Annotated[str, Strict()] = "generated"
-    """``generated``, or a folder with tasks.parquet and fragments.parquet."""
+    """``generated``, or a folder with the tables tasks and fragments, as .parquet or .csv."""
     vms: Count
     """How many are taken."""
     generations: Annotated[

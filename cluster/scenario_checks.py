@@ -230,10 +230,10 @@ def _comings_and_goings(scenario: Scenario, host: str, generation: Generation) -
 
 def _check_trace(scenario: Scenario, trace: TraceMix) -> None:
     if trace.source != "generated":
-        for file in ("tasks.parquet", "fragments.parquet"):
-            if not (Path(trace.source) / file).is_file():
-                expected = '"generated" or a folder with tasks.parquet and fragments.parquet'
-                raise _wrong("trace.source", expected, f"no {file} in {shown(trace.source)}")
+        for table in ("tasks", "fragments"):
+            if not any((Path(trace.source) / f"{table}.{kind}").is_file() for kind in ("parquet", "csv")):
+                expected = '"generated" or a folder with tasks and fragments, .parquet or .csv'
+                raise _wrong("trace.source", expected, f"no {table} in {shown(trace.source)}")
     if not any(trace.generations.values()):
         raise _wrong("trace.generations", "a weight above 0", "only zeros")
     if trace.max_memory == 0:

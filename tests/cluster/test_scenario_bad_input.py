@@ -97,7 +97,7 @@ BAD = {
     "no such trace": (
         GOOD + '[trace]\nsource = "nowhere"\nvms = 3\ngenerations = {PLAIN = 1}\n',
         "trace.source",
-        'expected "generated" or a folder with tasks.parquet',
+        'expected "generated" or a folder with tasks and fragments',
     ),
     "a trace of zero machines": (GOOD + "[trace]\nvms = 0\ngenerations = {PLAIN = 1}\n", "trace.vms", "at least 1"),
     "a trace without a mix": (GOOD + "[trace]\nvms = 1\ngenerations = {}\n", "trace.generations", "at least one"),
@@ -207,3 +207,12 @@ def test_the_good_scenario_that_the_bad_ones_were_made_of_is_good(
     (folder / "good.toml").write_text(GOOD)
     assert main(["check", "good.toml"]) == 0
     assert capsys.readouterr().out == "good.toml: valid: 1 hosts, 1 VMs, 1 h\n"
+
+
+def test_the_trace_of_a_real_data_centre_is_good(
+    folder: Path, test_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = f'[trace]\nsource = "{test_data / "trace"}"\nvms = 50\ngenerations = {{PLAIN = 1}}\n'
+    (folder / "good.toml").write_text(GOOD + trace, encoding="utf-8")
+    assert main(["check", "good.toml"]) == 0
+    assert capsys.readouterr().out == "good.toml: valid: 1 hosts, 51 VMs, 1 h\n"
