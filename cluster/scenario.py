@@ -206,6 +206,11 @@ class HostInstance:
         return self.group.memory
 
     @property
+    def threads(self) -> int:
+        """Hardware threads of the host."""
+        return self.product.sockets * self.product.cores * self.product.threads_per_core
+
+    @property
     def min_sev_asid(self) -> int:
         return self.product.min_sev_asid if self.group.min_sev_asid is None else self.group.min_sev_asid
 
@@ -243,6 +248,8 @@ class Scenario(_Part):
     """Virtual time that is watched."""
     control_plane_latency: Duration = 1_000_000
     """The least time between two hosts' control planes; also how far hosts may run ahead of each other."""
+    vcpu_overcommit: Annotated[float, Strict(), Field(gt=0, le=64, allow_inf_nan=False)] = 1.0
+    """How many vCPUs the placement puts on each hardware thread."""
     hosts: Annotated[tuple[HostGroup, ...], Field(min_length=1)]
     vms: tuple[VmGroup, ...] = ()
     trace: TraceMix | None = None

@@ -169,7 +169,7 @@ def _check_fits(place: _Place, hosts: list[HostInstance], vm: VmGroup) -> None:
         expected = f"more than 0 and at most {SIZE.format(most_memory)}, the largest host it may run on"
         raise _wrong(place("memory"), expected, SIZE.format(vm.memory))
     _check_pages(place("memory"), vm.memory)
-    most_threads = max(host.product.cores * host.product.threads_per_core for host in hosts)
+    most_threads = max(host.threads for host in hosts)
     if vm.vcpus > most_threads:
         expected = f"at most {most_threads}, the threads of the largest host it may run on"
         raise _wrong(place("vcpus"), expected, str(vm.vcpus))

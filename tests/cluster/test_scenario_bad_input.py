@@ -44,6 +44,11 @@ BAD = {
     "negative duration": (GOOD.replace('"1 h"', '"-1 h"'), "duration", 'expected a time such as "30 s"'),
     "no time": (GOOD.replace('"1 h"', '"0 s"'), "duration", "expected more than no time"),
     "no latency": (GOOD.replace("[[h", 'control_plane_latency = "0 s"\n[[h', 1), "control_plane_latency", "more than"),
+    "no room for vCPUs": (
+        GOOD.replace("[[h", "vcpu_overcommit = 0\n[[h", 1),
+        "vcpu_overcommit",
+        "expected more than 0",
+    ),
     "no lifetime": (GOOD + 'lifetime = "0 s"\n', 'vms[0].lifetime of "db"', "expected more than no time"),
     "arrival after the end": (GOOD + 'arrival = "2 h"\n', 'vms[0].arrival of "db"', "before the end at 1 h, got 2 h"),
     "zero machines": (HEAD + HOST, "vms", "expected at least one virtual machine"),
