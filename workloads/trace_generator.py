@@ -26,19 +26,27 @@ from workloads.trace import read_trace
 from workloads.trace_table import TraceTable
 from workloads.trace_vm import TraceVm
 
-TASK_SCHEMA = pa.schema([
-    pa.field("id", pa.int32(), nullable=False),
-    pa.field("submission_time", pa.int64(), nullable=False),
-    pa.field("duration", pa.int64(), nullable=False),
-    pa.field("cpu_count", pa.int32(), nullable=False),
-    pa.field("cpu_capacity", pa.float64(), nullable=False),
-    pa.field("mem_capacity", pa.int64(), nullable=False),
-])  # fmt: skip
-FRAGMENT_SCHEMA = pa.schema([
-    pa.field("id", pa.int32(), nullable=False),
-    pa.field("duration", pa.int64(), nullable=False),
-    pa.field("cpu_usage", pa.float64(), nullable=False),
-])  # fmt: skip
+_TASK_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
+    ("id", pa.int32()),
+    ("submission_time", pa.int64()),
+    ("duration", pa.int64()),
+    ("cpu_count", pa.int32()),
+    ("cpu_capacity", pa.float64()),
+    ("mem_capacity", pa.int64()),
+)
+_FRAGMENT_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
+    ("id", pa.int32()),
+    ("duration", pa.int64()),
+    ("cpu_usage", pa.float64()),
+)
+
+
+def _schema(fields: tuple[tuple[str, pa.DataType], ...]) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields])
+
+
+TASK_SCHEMA = _schema(_TASK_FIELDS)
+FRAGMENT_SCHEMA = _schema(_FRAGMENT_FIELDS)
 
 EPOCH_MS = 1_577_836_800_000
 """Every generated trace begins on 1 January 2020, 00:00 UTC."""
@@ -150,4 +158,5 @@ def _fragments(random: CounterRandom, task: _Task, shape: TraceShape) -> tuple[N
     day = 1.25 - np.abs(time % DAY_MS - DAY_MS // 2) / DAY_MS
     burst = np.where(noise[_SMOOTH:] % _BURST_IN == 0, _BURST, 1)
     permille = np.minimum(1000, np.rint(mean * (0.5 + smooth) * day * burst)).astype(np.int64)
-    return durations, permille * (capacity / 1000.0)
+    usage: NDArray[np.float64] = permille.astype(np.float64) * (capacity / 1000.0)
+    return durations, usage

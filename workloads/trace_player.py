@@ -49,6 +49,9 @@ INSTRUCTIONS_PER_KILO_CYCLE = 1066
 """What ``_DEMAND`` retires in a thousand busy cycles of a plain VM at 2.6 GHz and 103 ns to idle memory: a share of
 100 then keeps such a vCPU just busy. The laboratory's choice, as ``_DEMAND``."""
 
+_AN_HOUR = (5, 10, 20, 60, 0, 35, 15, 80, 5, 0, 25, 10)
+"""Shares of the five minutes of an hour, for whom no trace is given."""
+
 Run = tuple[int, int]
 """Milliseconds, and hundredths of a vCPU."""
 
@@ -121,13 +124,12 @@ def player_parameters(vm: TraceVm, **others: Scalar) -> tuple[tuple[str, Scalar]
 
 @dataclass(frozen=True, slots=True)
 class PlayerParameters:
-    """Parameters of ``trace-player``. The defaults are the laboratory's choice; ``fragments`` is an hour of ups and
-    downs.
+    """Parameters of ``trace-player``; the defaults fit 4 MiB and are the laboratory's choice.
+
+    Without ``fragments``, an hour of ups and downs is played.
     """
 
-    fragments: str = text(
-        pack_runs(zip([300_000] * 12, (5, 10, 20, 60, 0, 35, 15, 80, 5, 0, 25, 10), strict=True)), LONGEST_TEXT
-    )
+    fragments: str = text(pack_runs((300_000, level) for level in _AN_HOUR), LONGEST_TEXT)
     """Runs as ``pack_runs`` makes them."""
     mhz: int = whole(2600, 1, 100_000)
     """Clock of the traced CPU."""
@@ -135,7 +137,7 @@ class PlayerParameters:
     """Longest time between two touches of memory."""
     working_set_bytes: int = whole(512 << 10, 4096, 1 << 34, 4096)
     slot_bytes: int = whole(2048, 64, 64 << 10, 64)
-    touches_per_step: int = whole(16, 0, 1024)
+    touches_per_step: int = whole(24, 0, 1024)
     """Slots loaded, compared and stored in each step."""
 
     def __post_init__(self) -> None:
@@ -210,6 +212,7 @@ class TracePlayer:
         """One step of one run."""
         parameters = self.parameters
         if registers.r12 == len(self.runs):
+            yield ()
             return Shutdown(0)
         duration, level = self.runs[registers.r12]
         if not level:

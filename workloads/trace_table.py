@@ -11,7 +11,7 @@ import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -135,20 +135,21 @@ class TraceTable:
         if pa.types.is_timestamp(values.type):
             values = values.cast(pa.timestamp("ms", tz=values.type.tz))
         try:
-            cast = values.cast(column.dtype)
+            converted = values.cast(column.dtype)
         except pa.ArrowInvalid:
             bad = next(index for index, value in enumerate(values) if not _casts(value, column.dtype))
             raise self._error(column, first_row + bad, values[bad].as_py()) from None
         if column.longest:
             # Before numpy sees it, which gives each text the room of the longest.
-            fits = pyarrow.compute.utf8_length(cast).to_numpy(zero_copy_only=False) <= column.longest
+            names = cast("pa.StringArray", converted)
+            fits = pyarrow.compute.utf8_length(names).to_numpy(zero_copy_only=False) <= column.longest
         else:
-            numbers = cast.to_numpy(zero_copy_only=False)
+            numbers = converted.to_numpy(zero_copy_only=False)
             fits = (numbers >= column.low) & (numbers <= column.high)  # false for NaN
         if not fits.all():
             bad = int(np.flatnonzero(~fits)[0])
             raise self._error(column, first_row + bad, values[bad].as_py())
-        return cast.to_numpy(zero_copy_only=False).astype(np.str_) if column.longest else numbers
+        return names.to_numpy(zero_copy_only=False).astype(np.str_) if column.longest else numbers
 
     def _error(self, column: Column, row: int | None, got: object) -> TraceError:
         return TraceError(self.label, row, column.name, column.expected, got)
