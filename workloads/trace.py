@@ -69,7 +69,7 @@ _FRAGMENTS = (
 
 
 def load_trace(folder: Path, memory_unit: MemoryUnit = MemoryUnit.AUTO) -> tuple[TraceVm, ...]:
-    """The machines of ``tasks`` and ``fragments`` (.parquet or .csv) in a folder, by arrival."""
+    """The machines of ``tasks`` and ``fragments`` (.parquet, or else .csv) in a folder, by arrival."""
     return read_trace(_table(folder, "tasks"), _table(folder, "fragments"), memory_unit)
 
 
@@ -81,9 +81,15 @@ def read_trace(
     ids = rows["id"].tolist()
     _check_ids(tasks.label, ids)
     unit = _memory_unit(tasks.label, rows["mem_capacity"], memory_unit)
-    pieces = _fragments_of(fragments, ids, rows)
     arrivals = rows["submission_time"]
     first = arrivals.min()
+    late = arrivals - first > _LONGEST_MS
+    if late.any():
+        bad = int(np.flatnonzero(late)[0])
+        raise TraceError(
+            tasks.label, bad + 1, "submission_time", "a time within 100 years of the first", int(arrivals[bad])
+        )
+    pieces = _fragments_of(fragments, ids, rows)
     machines = [
         TraceVm(
             name=f"vm-{ids[index]}",
@@ -100,9 +106,9 @@ def read_trace(
 
 
 def _table(folder: Path, name: str) -> TraceTable:
-    path = folder / f"{name}.csv"
-    if not path.is_file():
-        path = folder / f"{name}.parquet"
+    path, text = folder / f"{name}.parquet", folder / f"{name}.csv"
+    if text.is_file() and not path.is_file():
+        path = text
     return TraceTable(str(path), path)
 
 
