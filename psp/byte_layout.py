@@ -1,0 +1,45 @@
+"""Binary layouts as tables: a frozen dataclass whose fields say where they lie."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+from typing import Any, ClassVar, Self
+
+
+def at(offset: int, width: int, default: int | bytes = 0) -> Any:  # noqa: ANN401 - the field has its own type
+    """A little-endian integer of ``width`` bytes at ``offset``, or raw bytes if the default is bytes."""
+    return dataclasses.field(default=default, metadata={"offset": offset, "width": width})
+
+
+@cache
+def _table(layout: type[ByteLayout]) -> tuple[tuple[str, int, int, bool], ...]:
+    return tuple(
+        (entry.name, entry.metadata["offset"], entry.metadata["width"], isinstance(entry.default, bytes))
+        for entry in dataclasses.fields(layout)
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ByteLayout:
+    """A record of ``SIZE`` bytes; bytes between its fields are reserved and written as zeros."""
+
+    SIZE: ClassVar[int] = 0
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Read a record from its first ``SIZE`` bytes; ValueError if there are fewer."""
+        if len(data) < cls.SIZE:
+            raise ValueError(f"{cls.__name__}: expected {cls.SIZE} bytes, got {len(data)}")
+        return cls(**{
+            name: data[offset : offset + width] if raw else int.from_bytes(data[offset : offset + width], "little")
+            for name, offset, width, raw in _table(cls)
+        })  # fmt: skip
+
+    def pack(self) -> bytes:
+        """The record as bytes; OverflowError for a value wider than its field."""
+        out = bytearray(self.SIZE)
+        for name, offset, width, raw in _table(type(self)):
+            value = getattr(self, name)
+            out[offset : offset + width] = value.ljust(width, b"\0") if raw else value.to_bytes(width, "little")
+        return bytes(out)

@@ -1,0 +1,250 @@
+"""Command buffers of the mailbox: offsets as in SEV API chapters 5 to 7 and SEV-SNP firmware ABI chapter 8."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from psp.byte_layout import ByteLayout, at
+
+SNP_INIT_RMP = 1 << 0
+"""INIT_EX flag: zero the RMP."""
+MEASUREMENT_BYTES = 48
+"""What LAUNCH_MEASURE writes: measurement (32) and nonce (16)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Init(ByteLayout):
+    """INIT."""
+
+    SIZE: ClassVar[int] = 0x14
+    flags: int = at(0x00, 4)
+    tmr_address: int = at(0x08, 8)
+    tmr_length: int = at(0x10, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformStatus(ByteLayout):
+    """PLATFORM_STATUS, all out."""
+
+    SIZE: ClassVar[int] = 0x0C
+    api_major: int = at(0x00, 1)
+    api_minor: int = at(0x01, 1)
+    state: int = at(0x02, 1)
+    owner: int = at(0x03, 1)
+    config: int = at(0x04, 4)
+    guest_count: int = at(0x08, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Handle(ByteLayout):
+    """DEACTIVATE, DECOMMISSION, LAUNCH_FINISH: a guest's handle."""
+
+    SIZE: ClassVar[int] = 0x04
+    handle: int = at(0x00, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Activate(ByteLayout):
+    """ACTIVATE."""
+
+    SIZE: ClassVar[int] = 0x08
+    handle: int = at(0x00, 4)
+    asid: int = at(0x04, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class GuestStatus(ByteLayout):
+    """GUEST_STATUS: handle in, the rest out."""
+
+    SIZE: ClassVar[int] = 0x0D
+    handle: int = at(0x00, 4)
+    policy: int = at(0x04, 4)
+    asid: int = at(0x08, 4)
+    state: int = at(0x0C, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchStart(ByteLayout):
+    """LAUNCH_START; ``handle`` is in and out."""
+
+    SIZE: ClassVar[int] = 0x24
+    handle: int = at(0x00, 4)
+    policy: int = at(0x04, 4)
+    dh_certificate_address: int = at(0x08, 8)
+    dh_certificate_length: int = at(0x10, 4)
+    session_address: int = at(0x18, 8)
+    session_length: int = at(0x20, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchUpdateData(ByteLayout):
+    """LAUNCH_UPDATE_DATA."""
+
+    SIZE: ClassVar[int] = 0x14
+    handle: int = at(0x00, 4)
+    address: int = at(0x08, 8)
+    length: int = at(0x10, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchMeasure(ByteLayout):
+    """LAUNCH_MEASURE; ``length`` is in and out."""
+
+    SIZE: ClassVar[int] = 0x14
+    handle: int = at(0x00, 4)
+    address: int = at(0x08, 8)
+    length: int = at(0x10, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class SnpInitEx(ByteLayout):
+    """SNP_INIT_EX."""
+
+    SIZE: ClassVar[int] = 0x40
+    flags: int = at(0x00, 4)
+    range_list_address: int = at(0x08, 8)
+    max_snp_asid: int = at(0x10, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class SnpAddress(ByteLayout):
+    """Commands whose buffer is one address: PLATFORM_STATUS."""
+
+    SIZE: ClassVar[int] = 0x08
+    address: int = at(0x00, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class GuestContextPage(ByteLayout):
+    """SNP_GCTX_CREATE, SNP_DECOMMISSION: the guest context page."""
+
+    SIZE: ClassVar[int] = 0x08
+    address: int = at(0x00, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class SnpPlatformStatus(ByteLayout):
+    """The status page of SNP_PLATFORM_STATUS."""
+
+    SIZE: ClassVar[int] = 0x20
+    api_major: int = at(0x00, 1)
+    api_minor: int = at(0x01, 1)
+    state: int = at(0x02, 1)
+    flags: int = at(0x03, 1)
+    build: int = at(0x04, 4)
+    policy_flags: int = at(0x08, 4)
+    guest_count: int = at(0x0C, 4)
+    current_tcb: int = at(0x10, 8)
+    reported_tcb: int = at(0x18, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class SnpActivate(ByteLayout):
+    """SNP_ACTIVATE."""
+
+    SIZE: ClassVar[int] = 0x0C
+    gctx: int = at(0x00, 8)
+    asid: int = at(0x08, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class SnpGuestStatus(ByteLayout):
+    """SNP_GUEST_STATUS."""
+
+    SIZE: ClassVar[int] = 0x10
+    gctx: int = at(0x00, 8)
+    address: int = at(0x08, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class SnpGuestStatusPage(ByteLayout):
+    """What SNP_GUEST_STATUS writes."""
+
+    SIZE: ClassVar[int] = 0x20
+    policy: int = at(0x00, 8)
+    asid: int = at(0x08, 4)
+    state: int = at(0x0C, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class SnpLaunchStart(ByteLayout):
+    """SNP_LAUNCH_START."""
+
+    SIZE: ClassVar[int] = 0x30
+    gctx: int = at(0x00, 8)
+    policy: int = at(0x08, 8)
+    ma_gctx: int = at(0x10, 8)
+    flags: int = at(0x18, 4)
+    desired_tsc_khz: int = at(0x1C, 4)
+    gosvw: bytes = at(0x20, 16, bytes(16))
+
+
+@dataclass(frozen=True, slots=True)
+class SnpLaunchUpdate(ByteLayout):
+    """SNP_LAUNCH_UPDATE; ``flags`` holds page size (bit 0), page type (3:1) and IMI (4)."""
+
+    SIZE: ClassVar[int] = 0x20
+    gctx: int = at(0x00, 8)
+    flags: int = at(0x08, 4)
+    address: int = at(0x10, 8)
+    permissions: int = at(0x18, 4)
+
+    @classmethod
+    def of(cls, gctx: int, page_type: int, address: int) -> SnpLaunchUpdate:
+        """A 4 KiB page of a type."""
+        return cls(gctx=gctx, flags=page_type << 1, address=address)
+
+    @property
+    def large(self) -> bool:
+        """Whether the page is 2 MiB."""
+        return bool(self.flags & 1)
+
+    @property
+    def page_type(self) -> int:
+        """The PAGE_TYPE field."""
+        return self.flags >> 1 & 7
+
+    @property
+    def imi(self) -> bool:
+        """The IMI_PAGE bit."""
+        return bool(self.flags & 1 << 4)
+
+
+@dataclass(frozen=True, slots=True)
+class SnpLaunchFinish(ByteLayout):
+    """SNP_LAUNCH_FINISH."""
+
+    SIZE: ClassVar[int] = 0x40
+    gctx: int = at(0x00, 8)
+    id_block_address: int = at(0x08, 8)
+    id_auth_address: int = at(0x10, 8)
+    flags: int = at(0x18, 4)
+    host_data: bytes = at(0x20, 32, bytes(32))
+
+
+@dataclass(frozen=True, slots=True)
+class SnpPageReclaim(ByteLayout):
+    """SNP_PAGE_RECLAIM; bit 0 of ``address`` is the page size."""
+
+    SIZE: ClassVar[int] = 0x08
+    address: int = at(0x00, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class SnpShutdownEx(ByteLayout):
+    """SNP_SHUTDOWN_EX."""
+
+    SIZE: ClassVar[int] = 0x08
+    length: int = at(0x00, 4)
+    flags: int = at(0x04, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class SnpFeatureInfo(ByteLayout):
+    """SNP_FEATURE_INFO."""
+
+    SIZE: ClassVar[int] = 0x10
+    length: int = at(0x00, 4)
+    ecx_in: int = at(0x04, 4)
+    address: int = at(0x08, 8)

@@ -1,0 +1,89 @@
+"""The secure processor: a mailbox in front of two firmware interfaces.
+
+The order of checks of every command: known, built, buffer in memory, platform
+state, buffer writable where fields return, then the handler's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from psp.commands import COMMANDS, LegacyPlatformState, is_snp
+from psp.host_memory import HostMemory
+from psp.legacy import LegacyFirmware, ShortBuffer
+from psp.mailbox import Mailbox
+from psp.snp import SnpFirmware
+from psp.status import PspError, Status
+from psp.system_bus import SystemBus
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchRecord:
+    """The laboratory's own view of a guest inside the firmware; no hardware interface returns it."""
+
+    digest: bytes
+    policy: int
+    asid: int
+    state: int
+
+
+class SecurityProcessor:
+    """One host's secure processor. ``octets`` gives random bytes for (purpose, counter, length)."""
+
+    def __init__(
+        self, bus: SystemBus, octets: Callable[[str, int, int], bytes], api: tuple[int, int, int] = (1, 55, 40)
+    ) -> None:
+        self._octets = octets
+        self._drawn: dict[str, int] = {}
+        self._memory = HostMemory(bus)
+        self.legacy = LegacyFirmware(bus, self._memory, self._random, api)
+        self.snp = SnpFirmware(
+            bus, self._memory, self._random, api, lambda: self.legacy.state is not LegacyPlatformState.UNINIT
+        )
+        self.mailbox = Mailbox(self._execute)
+
+    def submit(self, command: int, buffer_spa: int = 0) -> Status:
+        """Ring the mailbox for one command and return its status."""
+        return self.mailbox.submit(command, buffer_spa)
+
+    def launch_record(self, gctx_spa: int) -> LaunchRecord:
+        """An SNP guest by its context page; KeyError if there is none."""
+        guest = self.snp.guests[gctx_spa]
+        return LaunchRecord(guest.digest.value, guest.policy, guest.asid, guest.state)
+
+    def legacy_launch_record(self, handle: int) -> LaunchRecord:
+        """A SEV guest by its handle; KeyError if there is none."""
+        guest = self.legacy.guests[handle]
+        return LaunchRecord(guest.digest.value, guest.policy, guest.asid, guest.state)
+
+    def _random(self, purpose: str, length: int) -> bytes:
+        count = self._drawn.get(purpose, 0)
+        self._drawn[purpose] = count + 1
+        return self._octets(purpose, count, length)
+
+    def _execute(self, command: int, spa: int) -> Status:
+        row = COMMANDS.get(command)
+        if row is None:
+            return Status.INVALID_COMMAND
+        if not row.supported:
+            return Status.UNSUPPORTED
+        interface: LegacyFirmware | SnpFirmware = self.snp if is_snp(command) else self.legacy
+        try:
+            data = b"" if row.layout is None else self._memory.read(spa, row.layout.SIZE)
+            if interface.state not in row.states:
+                return Status.INVALID_PLATFORM_STATE
+            if row.writes_buffer and row.layout is not None:
+                self._memory.check_writable(spa, row.layout.SIZE)
+            answer = interface.handlers[command](None if row.layout is None else row.layout.parse(data))
+        except ShortBuffer as short:
+            self._memory.write(spa, short.answer.pack())
+            return short.status
+        except PspError as error:
+            return error.status
+        if answer is not None:
+            self._memory.write(spa, answer.pack())
+        return Status.SUCCESS
+
+
+

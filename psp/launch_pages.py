@@ -1,0 +1,61 @@
+"""What SNP_LAUNCH_UPDATE does with the contents of each page type (SEV-SNP firmware ABI, section 8.17)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from psp.launch_digest import PageType
+from psp.status import PspError, Status
+from psp.system_bus import PAGE_BYTES
+
+if TYPE_CHECKING:
+    from psp.snp import SnpGuest
+
+SECRETS_VERSION = 3
+_SECRETS_HEAD = struct.Struct("<IIII16s")
+_CPUID_MOST_ENTRIES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPageKind:
+    """One page type; ``contents`` makes what is encrypted of what the host laid there."""
+
+    page_type: PageType
+    contents: Callable[[SnpGuest, bytes, bool], bytes]
+
+
+def _as_it_lies(_: SnpGuest, page: bytes, __: bool) -> bytes:
+    return page
+
+
+def _zeros(_: SnpGuest, __: bytes, ___: bool) -> bytes:
+    return bytes(PAGE_BYTES)
+
+
+def _secrets(guest: SnpGuest, _: bytes, imi: bool) -> bytes:
+    """Version, IMI bit, workaround bits and the four message keys; what an SVSM fills stays zero."""
+    head = _SECRETS_HEAD.pack(SECRETS_VERSION, int(imi), 0, 0, guest.gosvw)
+    return (head + b"".join(guest.vmpcks)).ljust(PAGE_BYTES, b"\0")
+
+
+def _cpuid(_: SnpGuest, page: bytes, __: bool) -> bytes:
+    """The table's shape is checked; values are taken as the host gives them."""
+    if int.from_bytes(page[:4], "little") > _CPUID_MOST_ENTRIES:
+        raise PspError(Status.INVALID_PARAM)
+    return page
+
+
+LAUNCH_PAGES: Mapping[int, LaunchPageKind] = {
+    kind.page_type: kind
+    for kind in (
+        LaunchPageKind(PageType.NORMAL, _as_it_lies),
+        LaunchPageKind(PageType.VMSA, _as_it_lies),
+        LaunchPageKind(PageType.ZERO, _zeros),
+        LaunchPageKind(PageType.UNMEASURED, _as_it_lies),
+        LaunchPageKind(PageType.SECRETS, _secrets),
+        LaunchPageKind(PageType.CPUID, _cpuid),
+    )
+}

@@ -1,0 +1,210 @@
+"""The firmware's SEV interface: platform and guests (SEV API, chapters 5 and 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+
+from psp import command_buffers as buffers
+from psp.asid_flush import AsidFlush
+from psp.byte_layout import ByteLayout
+from psp.commands import LegacyCommand, LegacyPlatformState
+from psp.host_memory import HostMemory
+from psp.launch_digest import LegacyLaunchDigest, launch_measure
+from psp.page_state import PageState, page_state
+from psp.policy import PlatformFacts, check_legacy_policy
+from psp.status import PspError, Status
+from psp.system_bus import PAGE_BYTES, SystemBus
+
+KEY_BYTES = 16
+NONCE_BYTES = 16
+_BLOCK_BYTES = 16
+
+
+class LegacyGuestState(IntEnum):
+    """GUEST_STATUS.STATE."""
+
+    UNINIT = 0
+    LUPDATE = 1
+    LSECRET = 2
+    RUNNING = 3
+    SUPDATE = 4
+    RUPDATE = 5
+    SENT = 6
+
+
+_G = LegacyGuestState
+_ALIVE = frozenset(_G) - {_G.UNINIT}
+GUEST_STATES = {
+    LegacyCommand.ACTIVATE: _ALIVE,
+    LegacyCommand.DEACTIVATE: _ALIVE,
+    LegacyCommand.DECOMMISSION: _ALIVE,
+    LegacyCommand.GUEST_STATUS: _ALIVE,
+    LegacyCommand.LAUNCH_UPDATE_DATA: frozenset({_G.LUPDATE}),
+    LegacyCommand.LAUNCH_MEASURE: frozenset({_G.LUPDATE}),
+    LegacyCommand.LAUNCH_FINISH: frozenset({_G.LSECRET}),
+}
+"""Guest states in which a command may come (SEV API, table of section 6)."""
+
+
+@dataclass(slots=True)
+class LegacyGuest:
+    """One guest's context inside the firmware."""
+
+    handle: int
+    policy: int
+    key: bytes = field(repr=False)
+    tik: bytes = field(repr=False)
+    state: LegacyGuestState = LegacyGuestState.LUPDATE
+    asid: int = 0
+    digest: LegacyLaunchDigest = field(default_factory=LegacyLaunchDigest)
+
+
+class LegacyFirmware:
+    """State of the SEV interface. Handlers get the parsed buffer and return what goes back into it."""
+
+    def __init__(
+        self, bus: SystemBus, memory: HostMemory, random: Callable[[str, int], bytes], api: tuple[int, int, int]
+    ) -> None:
+        self.state = LegacyPlatformState.UNINIT
+        self.guests: dict[int, LegacyGuest] = {}
+        self._bus = bus
+        self._memory = memory
+        self._random = random
+        self._api = api
+        self._last_handle = 0
+        self._flush = AsidFlush(bus)
+        self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
+            LegacyCommand.INIT: self._init,
+            LegacyCommand.SHUTDOWN: self._shutdown,
+            LegacyCommand.PLATFORM_STATUS: self._platform_status,
+            LegacyCommand.DF_FLUSH: lambda _: self._flush.flush(),
+            LegacyCommand.NOP: lambda _: None,
+            LegacyCommand.LAUNCH_START: self._launch_start,
+            LegacyCommand.ACTIVATE: self._activate,
+            LegacyCommand.DEACTIVATE: self._deactivate,
+            LegacyCommand.DECOMMISSION: self._decommission,
+            LegacyCommand.GUEST_STATUS: self._guest_status,
+            LegacyCommand.LAUNCH_UPDATE_DATA: self._launch_update_data,
+            LegacyCommand.LAUNCH_MEASURE: self._launch_measure,
+            LegacyCommand.LAUNCH_FINISH: self._launch_finish,
+        }
+
+    def _init(self, init: buffers.Init) -> None:
+        if init.flags & 1:
+            # SEV-ES needs its trusted memory region, which this version does not keep.
+            raise PspError(Status.UNSUPPORTED)
+        self.state = LegacyPlatformState.INIT
+        self._flush.require_all()
+
+    def _shutdown(self, _: None) -> None:
+        for guest in self.guests.values():
+            self._drop_asid(guest)
+        self.guests.clear()
+        self.state = LegacyPlatformState.UNINIT
+
+    def _platform_status(self, _: buffers.PlatformStatus) -> buffers.PlatformStatus:
+        major, minor, build = self._api
+        return buffers.PlatformStatus(
+            api_major=major, api_minor=minor, state=self.state, config=build << 24, guest_count=len(self.guests)
+        )
+
+    def _launch_start(self, start: buffers.LaunchStart) -> buffers.LaunchStart:
+        if start.dh_certificate_address or start.session_address:
+            raise PspError(Status.UNSUPPORTED)
+        if start.handle:
+            # Sharing another guest's key (NOKS clear) is not built.
+            raise PspError(Status.UNSUPPORTED if start.handle in self.guests else Status.INVALID_GUEST)
+        facts = PlatformFacts(self._api[:2], self._bus.core_configuration().smt_enabled)
+        check_legacy_policy(start.policy, facts)
+        if len(self.guests) >= self._bus.max_asid:
+            raise PspError(Status.RESOURCE_LIMIT)
+        self._last_handle += 1
+        handle = self._last_handle
+        key, tik = self._random("memory key", KEY_BYTES), self._random("TIK", KEY_BYTES)
+        self.guests[handle] = LegacyGuest(handle, start.policy, key, tik)
+        self.state = LegacyPlatformState.WORKING
+        return replace(start, handle=handle)
+
+    def _guest(self, handle: int, command: LegacyCommand) -> LegacyGuest:
+        guest = self.guests.get(handle)
+        if guest is None:
+            raise PspError(Status.INVALID_GUEST)
+        if guest.state not in GUEST_STATES[command]:
+            raise PspError(Status.INVALID_GUEST_STATE)
+        return guest
+
+    def _activate(self, activate: buffers.Activate) -> None:
+        guest = self._guest(activate.handle, LegacyCommand.ACTIVATE)
+        if guest.asid:
+            raise PspError(Status.ACTIVE)
+        if not self._bus.min_sev_asid <= activate.asid <= self._bus.max_asid:
+            raise PspError(Status.INVALID_ASID)
+        self._flush.check_usable(activate.asid)
+        self._flush.own(activate.asid)
+        guest.asid = activate.asid
+        self._bus.install_key(guest.asid, guest.key)
+
+    def _deactivate(self, named: buffers.Handle) -> None:
+        self._drop_asid(self._guest(named.handle, LegacyCommand.DEACTIVATE))
+
+    def _drop_asid(self, guest: LegacyGuest) -> None:
+        if guest.asid:
+            self._bus.remove_key(guest.asid)
+            self._flush.disown(guest.asid)
+            guest.asid = 0
+
+    def _decommission(self, named: buffers.Handle) -> None:
+        guest = self._guest(named.handle, LegacyCommand.DECOMMISSION)
+        if guest.asid:
+            raise PspError(Status.ACTIVE)
+        del self.guests[guest.handle]
+        if not self.guests:
+            self.state = LegacyPlatformState.INIT
+
+    def _guest_status(self, named: buffers.GuestStatus) -> buffers.GuestStatus:
+        guest = self._guest(named.handle, LegacyCommand.GUEST_STATUS)
+        return buffers.GuestStatus(guest.handle, guest.policy, guest.asid, guest.state)
+
+    def _launch_update_data(self, update: buffers.LaunchUpdateData) -> None:
+        guest = self._guest(update.handle, LegacyCommand.LAUNCH_UPDATE_DATA)
+        if update.length == 0 or update.length % _BLOCK_BYTES:
+            raise PspError(Status.INVALID_LENGTH)
+        if update.address % _BLOCK_BYTES:
+            raise PspError(Status.INVALID_ADDRESS)
+        if not guest.asid:
+            raise PspError(Status.INACTIVE)
+        data = self._memory.read(update.address, update.length)
+        self._check_unassigned(update.address, update.length)
+        guest.digest.update(data)
+        self._bus.write_guest(update.address, data, guest.asid)
+
+    def _check_unassigned(self, spa: int, length: int) -> None:
+        if self._memory.snp_initialised:
+            for page in range(spa // PAGE_BYTES, (spa + length - 1) // PAGE_BYTES + 1):
+                if page_state(self._bus.rmp_entry(page * PAGE_BYTES)) is not PageState.HYPERVISOR:
+                    raise PspError(Status.INVALID_PAGE_STATE)
+
+    def _launch_measure(self, measure: buffers.LaunchMeasure) -> buffers.LaunchMeasure:
+        guest = self._guest(measure.handle, LegacyCommand.LAUNCH_MEASURE)
+        needed = replace(measure, length=buffers.MEASUREMENT_BYTES)
+        if measure.length < buffers.MEASUREMENT_BYTES:
+            raise ShortBuffer(needed)
+        self._memory.check_writable(measure.address, buffers.MEASUREMENT_BYTES)
+        nonce = self._random("measurement nonce", NONCE_BYTES)
+        mac = launch_measure(guest.tik, self._api, guest.policy, guest.digest.value, nonce)
+        self._memory.write(measure.address, mac + nonce)
+        guest.state = LegacyGuestState.LSECRET
+        return needed
+
+    def _launch_finish(self, named: buffers.Handle) -> None:
+        self._guest(named.handle, LegacyCommand.LAUNCH_FINISH).state = LegacyGuestState.RUNNING
+
+
+class ShortBuffer(PspError):
+    """INVALID_LENGTH with the needed length returned in the command buffer."""
+
+    def __init__(self, answer: ByteLayout) -> None:
+        super().__init__(Status.INVALID_LENGTH)
+        self.answer = answer

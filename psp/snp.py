@@ -1,0 +1,282 @@
+"""The firmware's SNP interface: platform, guest contexts, launch and page reclaim (SEV-SNP firmware ABI, chapter 8).
+
+A guest's context is kept by the SPA of its Context page; its contents are not
+yet laid out in that page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+
+from psp import command_buffers as buffers
+from psp.asid_flush import AsidFlush
+from psp.byte_layout import ByteLayout
+from psp.commands import SnpCommand, SnpPlatformState
+from psp.host_memory import HostMemory
+from psp.launch_digest import LaunchDigest, PageType
+from psp.launch_pages import LAUNCH_PAGES
+from psp.page_state import PageState, page_state
+from psp.policy import PlatformFacts, check_snp_policy
+from psp.status import PspError, Status
+from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry, SystemBus
+
+KEY_BYTES = 16
+VMPCK_BYTES = 32
+VMPCKS = 4
+REPORT_ID_BYTES = 32
+
+
+class SnpGuestState(IntEnum):
+    """SNP_GUEST_STATUS.STATE."""
+
+    INIT = 0
+    LAUNCH = 1
+    RUNNING = 2
+
+
+_G = SnpGuestState
+GUEST_STATES = {
+    SnpCommand.LAUNCH_START: frozenset({_G.INIT}),
+    SnpCommand.LAUNCH_UPDATE: frozenset({_G.LAUNCH}),
+    SnpCommand.LAUNCH_FINISH: frozenset({_G.LAUNCH}),
+    SnpCommand.ACTIVATE: frozenset({_G.LAUNCH, _G.RUNNING}),
+    SnpCommand.DECOMMISSION: frozenset(_G),
+    SnpCommand.GUEST_STATUS: frozenset(_G),
+}
+"""Guest states in which a command may come (SEV-SNP firmware ABI, section 4.2)."""
+
+
+@dataclass(slots=True)
+class SnpGuest:
+    """One guest's context."""
+
+    state: SnpGuestState = SnpGuestState.INIT
+    policy: int = 0
+    asid: int = 0
+    key: bytes = field(default=b"", repr=False)
+    vmpcks: tuple[bytes, ...] = field(default=(), repr=False)
+    report_id: bytes = b""
+    gosvw: bytes = bytes(16)
+    host_data: bytes = bytes(32)
+    digest: LaunchDigest = field(default_factory=LaunchDigest)
+    imi_digest: LaunchDigest = field(default_factory=LaunchDigest)
+
+
+class SnpFirmware:
+    """State of the SNP interface. Handlers get the parsed buffer."""
+
+    def __init__(
+        self,
+        bus: SystemBus,
+        memory: HostMemory,
+        random: Callable[[str, int], bytes],
+        api: tuple[int, int, int],
+        legacy_is_up: Callable[[], bool],
+    ) -> None:
+        self.state = SnpPlatformState.UNINIT
+        self.guests: dict[int, SnpGuest] = {}
+        self._bus = bus
+        self._memory = memory
+        self._random = random
+        self._api = api
+        self._legacy_is_up = legacy_is_up
+        self._flush = AsidFlush(bus)
+        self._rmp_initialised = False
+        self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
+            SnpCommand.INIT_EX: self._init_ex,
+            SnpCommand.SHUTDOWN_EX: self._shutdown_ex,
+            SnpCommand.PLATFORM_STATUS: self._platform_status,
+            SnpCommand.DF_FLUSH: lambda _: self._flush.flush(),
+            SnpCommand.GCTX_CREATE: self._gctx_create,
+            SnpCommand.DECOMMISSION: self._decommission,
+            SnpCommand.ACTIVATE: self._activate,
+            SnpCommand.GUEST_STATUS: self._guest_status,
+            SnpCommand.LAUNCH_START: self._launch_start,
+            SnpCommand.LAUNCH_UPDATE: self._launch_update,
+            SnpCommand.LAUNCH_FINISH: self._launch_finish,
+            SnpCommand.PAGE_RECLAIM: self._page_reclaim,
+            SnpCommand.FEATURE_INFO: self._feature_info,
+        }
+
+    # Platform.
+
+    def _init_ex(self, init: buffers.SnpInitEx) -> None:
+        if self._legacy_is_up():
+            raise PspError(Status.INVALID_PLATFORM_STATE)
+        if init.flags & ~buffers.SNP_INIT_RMP:
+            raise PspError(Status.UNSUPPORTED)
+        cores = self._bus.core_configuration()
+        if not (cores.snp_enabled and cores.mtrr_fix_dram_mod_enabled and cores.hsave_pa_zero):
+            raise PspError(Status.INVALID_CONFIG)
+        if not init.flags & buffers.SNP_INIT_RMP and not self._rmp_initialised:
+            raise PspError(Status.RMP_INIT_REQUIRED)
+        if init.flags & buffers.SNP_INIT_RMP:
+            self._bus.rmp_initialise()
+            self._rmp_initialised = True
+        self.state = SnpPlatformState.INIT
+        self._memory.snp_initialised = True
+        self._flush.require_all()
+
+    def _shutdown_ex(self, shutdown: buffers.SnpShutdownEx) -> None:
+        if shutdown.length != buffers.SnpShutdownEx.SIZE:
+            raise PspError(Status.INVALID_LENGTH)
+        if self._flush.dirty:
+            raise PspError(Status.DFFLUSH_REQUIRED)
+        for spa, guest in self.guests.items():
+            self._drop_asid(guest)
+            self._bus.rmp_set(spa, RmpEntry(assigned=True))
+        self.guests.clear()
+        self.state = SnpPlatformState.UNINIT
+        self._memory.snp_initialised = False
+
+    def _platform_status(self, where: buffers.SnpAddress) -> None:
+        self._memory.check_writable(where.address, buffers.SnpPlatformStatus.SIZE)
+        major, minor, build = self._api
+        status = buffers.SnpPlatformStatus(
+            api_major=major, api_minor=minor, state=self.state, flags=int(self._rmp_initialised),
+            build=build, guest_count=len(self.guests),
+        )  # fmt: skip
+        self._memory.write(where.address, status.pack())
+
+    def _feature_info(self, asked: buffers.SnpFeatureInfo) -> None:
+        if asked.length != buffers.SnpFeatureInfo.SIZE:
+            raise PspError(Status.INVALID_LENGTH)
+        if asked.ecx_in:
+            raise PspError(Status.INVALID_PARAM)
+        self._memory.check_writable(asked.address, 16)
+        # Index 0 is the only one; no optional feature is built.
+        self._memory.write(asked.address, bytes(16))
+
+    # Contexts.
+
+    def _guest(self, gctx: int, command: SnpCommand) -> SnpGuest:
+        guest = self.guests.get(gctx)
+        if guest is None:
+            raise PspError(Status.INVALID_GUEST)
+        if guest.state not in GUEST_STATES[command]:
+            raise PspError(Status.INVALID_GUEST_STATE)
+        return guest
+
+    def _gctx_create(self, page: buffers.GuestContextPage) -> None:
+        entry = self._page(page.address)
+        if page_state(entry) is not PageState.FIRMWARE:
+            raise PspError(Status.INVALID_PAGE_STATE)
+        if entry.large:
+            raise PspError(Status.INVALID_PAGE_SIZE)
+        self._bus.rmp_set(page.address, replace(entry, vmsa=True))
+        self.guests[page.address] = SnpGuest()
+
+    def _decommission(self, page: buffers.GuestContextPage) -> None:
+        """The context page goes back to Firmware state; some descriptions say Reclaim."""
+        self._drop_asid(self._guest(page.address, SnpCommand.DECOMMISSION))
+        del self.guests[page.address]
+        self._bus.write(page.address, bytes(PAGE_BYTES))
+        self._bus.rmp_set(page.address, RmpEntry(assigned=True, immutable=True))
+
+    def _drop_asid(self, guest: SnpGuest) -> None:
+        if guest.asid:
+            self._bus.remove_key(guest.asid)
+            self._flush.disown(guest.asid)
+            guest.asid = 0
+
+    def _activate(self, activate: buffers.SnpActivate) -> None:
+        guest = self._guest(activate.gctx, SnpCommand.ACTIVATE)
+        if not 1 <= activate.asid < self._bus.min_sev_asid or activate.asid > self._bus.max_asid:
+            raise PspError(Status.INVALID_ASID)
+        if activate.asid in self._flush.owned:
+            raise PspError(Status.ASID_OWNED)
+        if guest.asid:
+            raise PspError(Status.ACTIVE)
+        self._flush.check_usable(activate.asid)
+        if self._bus.rmp_pages_of_asid(activate.asid):
+            raise PspError(Status.INVALID_CONFIG)
+        self._flush.own(activate.asid)
+        guest.asid = activate.asid
+        self._bus.install_key(guest.asid, guest.key)
+
+    def _guest_status(self, asked: buffers.SnpGuestStatus) -> None:
+        guest = self._guest(asked.gctx, SnpCommand.GUEST_STATUS)
+        self._memory.check_writable(asked.address, buffers.SnpGuestStatusPage.SIZE)
+        status = buffers.SnpGuestStatusPage(guest.policy, guest.asid, guest.state)
+        self._memory.write(asked.address, status.pack())
+
+    # Launch.
+
+    def _launch_start(self, start: buffers.SnpLaunchStart) -> None:
+        guest = self._guest(start.gctx, SnpCommand.LAUNCH_START)
+        if start.ma_gctx or start.flags or start.desired_tsc_khz:
+            raise PspError(Status.UNSUPPORTED)
+        check_snp_policy(start.policy, PlatformFacts(self._api[:2], self._bus.core_configuration().smt_enabled))
+        guest.policy = start.policy
+        guest.gosvw = start.gosvw
+        guest.key = self._random("memory key", KEY_BYTES)
+        guest.vmpcks = tuple(self._random("VMPCK", VMPCK_BYTES) for _ in range(VMPCKS))
+        guest.report_id = self._random("report id", REPORT_ID_BYTES)
+        guest.state = SnpGuestState.LAUNCH
+
+    def _launch_update(self, update: buffers.SnpLaunchUpdate) -> None:
+        guest = self._guest(update.gctx, SnpCommand.LAUNCH_UPDATE)
+        if not guest.asid:
+            raise PspError(Status.INACTIVE)
+        kind = LAUNCH_PAGES.get(update.page_type)
+        if kind is None:
+            raise PspError(Status.INVALID_PARAM)
+        if update.address % PAGE_BYTES:
+            raise PspError(Status.INVALID_ADDRESS)
+        if update.large:
+            # Whether real firmware takes 2 MiB here, and how it measures them, is not known.
+            raise PspError(Status.INVALID_PAGE_SIZE)
+        entry = self._page(update.address)
+        if page_state(entry) is not PageState.PRE_GUEST:
+            raise PspError(Status.INVALID_PAGE_STATE)
+        if entry.asid != guest.asid:
+            raise PspError(Status.INVALID_PAGE_OWNER)
+        if entry.large:
+            raise PspError(Status.INVALID_PAGE_SIZE)
+        contents = kind.contents(guest, self._bus.read(update.address, PAGE_BYTES), update.imi)
+        permissions = (update.permissions >> 8 & 0xFF, update.permissions >> 16 & 0xFF, update.permissions >> 24)
+        digests = (guest.digest, guest.imi_digest) if update.imi else (guest.digest,)
+        for digest in digests:
+            digest.update(kind.page_type, entry.gpa, contents, vmpl_permissions=permissions, imi=update.imi)
+        self._bus.write_guest(update.address, contents, guest.asid)
+        self._bus.rmp_set(
+            update.address,
+            replace(
+                entry,
+                immutable=False,
+                validated=True,
+                vmsa=kind.page_type is PageType.VMSA,
+                vmpl_permissions=(entry.vmpl_permissions[0], *permissions),
+            ),
+        )
+
+    def _launch_finish(self, finish: buffers.SnpLaunchFinish) -> None:
+        guest = self._guest(finish.gctx, SnpCommand.LAUNCH_FINISH)
+        if finish.flags:
+            raise PspError(Status.UNSUPPORTED)
+        guest.host_data = finish.host_data
+        guest.state = SnpGuestState.RUNNING
+
+    # Pages.
+
+    def _page(self, spa: int) -> RmpEntry:
+        if spa % PAGE_BYTES or not self._bus.rmp_covers(spa):
+            raise PspError(Status.INVALID_ADDRESS)
+        return self._bus.rmp_entry(spa)
+
+    def _page_reclaim(self, page: buffers.SnpPageReclaim) -> None:
+        large = bool(page.address & 1)
+        spa = page.address & ~1
+        if spa % (LARGE_PAGE_BYTES if large else PAGE_BYTES):
+            raise PspError(Status.INVALID_ADDRESS)
+        entry = self._page(spa)
+        if page_state(entry) not in _RECLAIMABLE:
+            raise PspError(Status.INVALID_PAGE_STATE)
+        if entry.large != large:
+            raise PspError(Status.INVALID_PAGE_SIZE)
+        self._bus.rmp_set(spa, replace(entry, immutable=False, gpa=entry.gpa if entry.asid else 0))
+
+
+_RECLAIMABLE = frozenset({PageState.FIRMWARE, PageState.METADATA, PageState.PRE_GUEST, PageState.PRE_SWAP})
