@@ -220,7 +220,7 @@ class Board:
 
     def _vmcb_clear(self, one: op.VmcbClear) -> op.Answer:
         for table in (self._vmcbs, self._nested, self._disks):
-            table.pop(one.vm, None)  # type: ignore[attr-defined]
+            table.pop(one.vm, None)
         return None
 
     def _vmrun(self, one: op.VmRun) -> op.Answer:

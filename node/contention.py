@@ -89,6 +89,8 @@ class Contention:
         self._capped = 0
         self._overcommitted = False
         self._free: list[int] = []
+        self._started: list[int] = []
+        self._total: list[float] = []
         self._grow(8)
 
     def _grow(self, slots: int) -> None:
@@ -105,8 +107,8 @@ class Contention:
             setattr(self, name, array)
         self._scratch: Floats = np.empty(slots)
         self._span: Floats = np.empty(slots)
-        self._started = [0] * slots if old is None else self._started + [0] * (slots - size)
-        self._total = [0.0] * slots if old is None else self._total + [0.0] * (slots - size)
+        self._started.extend([0] * (slots - size))
+        self._total.extend([0.0] * (slots - size))
         self._free.extend(range(slots - 1, size - 1, -1))
 
     _core: Floats
@@ -237,7 +239,8 @@ class Contention:
                 break
 
     def _weight_of_running(self) -> NDArray[np.bool_]:
-        return self._remaining != np.inf
+        running: NDArray[np.bool_] = self._remaining != np.inf
+        return running
 
     def next_completion_ns(self) -> int:
         """When the first phase ends if nothing changes, ``NEVER_NS`` if none runs."""

@@ -18,7 +18,7 @@ from node.nested_page_table import NestedPageFault
 from node.rmp import RmpFault
 from tio.dma_port import DmaFault
 from tio.nvme import NvmeController
-from tio.nvme_driver import NvmeDriver
+from tio.nvme_driver import NvmeDriver, NvmeDriverError
 from tio.nvme_format import Status
 from tio.nvme_namespace import NvmeNamespace
 
@@ -73,9 +73,14 @@ class Disk:
         """Execute one request; returns its NVMe status."""
         if one.blocks <= 0 or one.lba < 0 or one.gpa < 0:
             return Status.INVALID_FIELD
-        if not self._started:
-            self._driver.start()
-            self._started = True
-        extents = [(one.gpa, one.blocks * op.BLOCK_BYTES)]
-        move = self._driver.read if isinstance(one, op.BlockRead) else self._driver.write
-        return move(one.lba, one.blocks, extents)
+        try:
+            if not self._started:
+                self._driver.start()
+                self._started = True
+            extents = [(one.gpa, one.blocks * op.BLOCK_BYTES)]
+            move = self._driver.read if isinstance(one, op.BlockRead) else self._driver.write
+            return move(one.lba, one.blocks, extents)
+        except (NvmeDriverError, DmaFault):
+            # The queues lie in memory that the guest can spoil or take away: its disk fails, nothing else.
+            self._started = False
+            return Status.DATA_TRANSFER_ERROR

@@ -84,7 +84,7 @@ class Host:
         self._host_cost = HostOperationCost(costs)
         self._guest_costs: dict[str, GuestOperationCost] = {}
         self._chain = self.log.chain(spec.name)
-        self._computing: dict[int, tuple[Vcpu, int]] = {}
+        self._computing: dict[int, Vcpu] = {}
         self._completion_ns = -1
         self._changed = False
         self._run_at_once(self.hypervisor.bring_up())

@@ -68,8 +68,8 @@ class LaunchedVm:
     launched_gpas: tuple[int, ...] = ()
     gctx: int = 0
     handle: int = 0
-    assigned: bool = False
-    """Whether RMPUPDATE gave pages to the guest."""
+    assigned: list[tuple[int, int, bool]] = field(default_factory=list)
+    """(SPA, length, large) that RMPUPDATE gave to the guest; it takes them back in the same sizes."""
     immutable: set[int] = field(default_factory=set)
     """SPAs in state Pre-Guest, which firmware has not launched yet."""
 
@@ -142,7 +142,7 @@ class Hypervisor:
             yield from launch(self, spec, record)
             (entered,) = yield (op.VmRun(spec.name, 0),)
             if entered != 0:
-                raise LaunchRefused(f"VMRUN: exit code {entered}")
+                raise LaunchRefused(f"VMRUN: exit code {entered!r}")
         except LaunchRefused:
             yield from self._give_back(spec.name, record)
             raise
@@ -237,9 +237,9 @@ class Hypervisor:
         # Pages whose launch was cut short are still immutable: only firmware can let them go.
         for spa in sorted(record.immutable):
             yield from self._must(SnpCommand.PAGE_RECLAIM, self._command_page, buffers.SnpPageReclaim(address=spa).pack())
-        batch = [op.RmpUpdate(spa, length, _HYPERVISOR) for _, spa, length in record.ram]
-        batch += [op.RmpUpdate(spa, PAGE_BYTES, _HYPERVISOR) for spa in record.save_areas]
-        yield from self._checked(list(batch))
+        yield from self._checked(
+            [op.RmpUpdate(spa, length, _sized(_HYPERVISOR, large)) for spa, length, large in record.assigned]
+        )
 
     # Commands and frames.
 
@@ -286,7 +286,7 @@ class Hypervisor:
             return
         for one, answer in zip(batch, (yield tuple(batch)), strict=True):
             if answer not in (None, 0):
-                raise LaunchRefused(f"{type(one).__name__}: {answer}")
+                raise LaunchRefused(f"{type(one).__name__}: {answer!r}")
 
     # Launches by generation.
 
@@ -347,12 +347,13 @@ class Hypervisor:
             for gpa, spa, length in _backing(record, part):
                 entry = RmpEntry(assigned=True, large=part.large, gpa=gpa, asid=record.asid)
                 batch.append(op.RmpUpdate(spa, length, entry))
+                record.assigned.append((spa, length, part.large))
         for first, length in _runs(record.launched_gpas):
             spa = _spa_of(record, first)
             entry = RmpEntry(assigned=True, immutable=True, gpa=first, asid=record.asid)
             batch.append(op.RmpUpdate(spa, length, entry))
             record.immutable.update(range(spa, spa + length, PAGE_BYTES))
-        record.assigned = True
+            record.assigned.append((spa, length, False))
         yield from self._checked(batch)
 
     def _update(self, spec: GuestSpec, record: LaunchedVm, pages: tuple[LaunchPage, ...]) -> Task:
@@ -368,6 +369,7 @@ class Hypervisor:
             entry = RmpEntry(assigned=True, immutable=True, gpa=VMSA_GPA, asid=record.asid)
             vmsas += [op.HostWrite(spa, page.data), op.RmpUpdate(spa, PAGE_BYTES, entry)]
             record.immutable.add(spa)
+            record.assigned.append((spa, PAGE_BYTES, False))
             record.save_areas.append(spa)
             spas.append(spa)
         yield from self._checked(vmsas)
@@ -376,7 +378,7 @@ class Hypervisor:
                 op.PspCommand(
                     SnpCommand.LAUNCH_UPDATE,
                     record.small[0],
-                    buffers.SnpLaunchUpdate(gctx=record.gctx, page_type=page.page_type, address=spa).pack(),
+                    buffers.SnpLaunchUpdate.of(record.gctx, page.page_type, spa).pack(),
                 )
                 for page, spa in zip(pages[at : at + COMMANDS_AT_ONCE], spas[at : at + COMMANDS_AT_ONCE], strict=True)
             )
@@ -391,13 +393,13 @@ class Hypervisor:
 def _expect_success(answers: tuple[op.Answer, ...], command: int) -> None:
     for answer in answers:
         if not isinstance(answer, op.PspAnswer):
-            raise LaunchRefused(f"{command_name(command)}: {answer}")
+            raise LaunchRefused(f"{command_name(command)}: {answer!r}")
         if answer.status != Status.SUCCESS:
             raise LaunchRefused(f"{command_name(command)}: {Status(answer.status).name}")
 
 
 def _sized(entry: RmpEntry, large: bool) -> RmpEntry:
-    return replace(entry, large=large and entry.assigned)
+    return replace(entry, large=large)
 
 
 def _backing(record: LaunchedVm, part: Range) -> Iterator[tuple[int, int, int]]:
