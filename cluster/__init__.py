@@ -1,1 +1,30 @@
-"""The data centre: scenarios, virtual time across hosts, results and the command line. Imports every other floor."""
+"""The data centre: scenarios, placement, the coordinator of virtual time, results and the command line.
+
+This floor may import every other. Ray is imported in ``packed_layout`` alone.
+
+    from cluster import Scenario, run
+    results = run(Scenario.load("fleet.toml"), layout="packed")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cluster.simulation import run
+    from cluster.scenario import Scenario
+
+__all__ = ["Scenario", "run"]
+
+
+def __getattr__(name: str) -> object:
+    # Loaded on demand: ``sevfleet check`` should not wait for a simulator it does not use.
+    if name == "Scenario":
+        from cluster.scenario import Scenario  # noqa: PLC0415
+
+        return Scenario
+    if name == "run":
+        from cluster.simulation import run  # noqa: PLC0415
+
+        return run
+    raise AttributeError(f"module cluster has no attribute {name}")

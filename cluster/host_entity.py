@@ -130,10 +130,11 @@ class HostEntity:
         return NEVER if peek == float("inf") else int(peek)
 
     def earliest_output_ns(self) -> int:
-        """No earlier than any pending launch's own promise, nor than the next event."""
-        if not self._pending:
-            return NEVER
-        return max(self.next_event_ns(), min(self._pending.values()))
+        """The first mail that is still to be opened, or the pending launch that promises to end first."""
+        launches = min(self._pending.values(), default=NEVER)
+        if launches != NEVER:
+            launches = max(launches, self.next_event_ns())
+        return min(launches, self._inbox.next_ns)
 
     def advance(self, horizon_ns: int, event_budget: int) -> Advance:
         """Do the events before ``horizon_ns``."""

@@ -182,6 +182,7 @@ class Host:
 
     def close(self, end_ns: int) -> None:
         """Bring the books up to ``end_ns``: phases that still run are credited with what they did."""
+        end_ns = max(end_ns, self.now_ns)
         self.contention.advance(end_ns)
         for guest in self.guests.values():
             for vcpu in guest.vcpus:

@@ -92,8 +92,8 @@ def test_files_stay_small() -> None:
         ("tio/x.py", "from psp.status import Status"),
         ("node/rmp.py", "import simpy"),
         ("node/rmp.py", "def f():\n    from time import monotonic"),
-        ("cluster/run.py", "import ray"),
-        ("workloads/x.py", "import importlib\nimportlib.import_module('cluster.run')"),
+        ("cluster/simulation.py", "import ray"),
+        ("workloads/x.py", "import importlib\nimportlib.import_module('cluster.simulation')"),
         ("psp/x.py", "import hypothesis"),
     ],
 )

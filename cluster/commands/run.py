@@ -74,7 +74,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace, scenario: Scenario, should_stop: ShouldStop) -> Results:
     from cluster.progress_line import progress_line
-    from cluster.run import run
+    from cluster.simulation import run
 
     with contextlib.ExitStack() as stack:
         shows: list[OnProgress] = []

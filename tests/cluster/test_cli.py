@@ -37,9 +37,9 @@ def with_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Run],
     monkeypatch.chdir(tmp_path)
 
     def use(run: Run) -> None:
-        module = ModuleType("cluster.run")
+        module = ModuleType("cluster.simulation")
         module.run = run  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "cluster.run", module)
+        monkeypatch.setitem(sys.modules, "cluster.simulation", module)
 
     use(quick_run)
     return use

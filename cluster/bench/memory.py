@@ -1,0 +1,88 @@
+"""``sevfleet bench memory``: private memory through the checks and the cipher, beside OpenSSL's own speed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from statistics import median
+
+from cluster.errors import ToolError
+from cluster.figure import Figure
+from node.board import Board
+from node.counter_random import CounterRandom
+from node.generation import Generation
+from node.operations import GuestOperation, NestedMap, Read, VmcbWrite, Write
+from node.product import PRODUCTS
+from node.vmcb import Vmcb
+from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
+
+OPENSSL = ("openssl", "speed", "-evp", "aes-128-xts", "-bytes", "16384", "-seconds", "3")
+GUEST_BYTES = 256 << 20
+Batches = list[tuple[GuestOperation, ...]]
+_ASID = 1
+_ROUNDS = 7
+
+
+def run() -> Iterator[Figure]:
+    """Bytes per second of private XEX memory, with nested translation, RMP and ASID checks, in one thread."""
+    version, reference = openssl_speed()
+    yield Figure(f"openssl aes-128-xts 16 KiB ({version})", reference, "byte/s")
+    board, vmcb = private_guest()
+    name = "openssl aes-128-xts"
+    for size, gpas, repeat in (
+        (LARGE_PAGE_BYTES, range(0, GUEST_BYTES, LARGE_PAGE_BYTES), 1),
+        (PAGE_BYTES, range(0, 8 << 20, PAGE_BYTES), 4),
+    ):
+        data = bytes(range(256)) * (size // 256)
+        writes: Batches = [(Write(gpa, data),) for gpa in gpas] * repeat
+        reads: Batches = [(Read(gpa, size),) for gpa in gpas] * repeat
+        for word, batches in (("writes", writes), ("reads", reads)):
+            rate = size * len(batches) / _median_s(partial(_execute, board, vmcb, batches))
+            yield Figure(f"private {size // 1024} KiB {word}", rate, "byte/s", reference, name)
+
+
+def private_guest() -> tuple[Board, Vmcb]:
+    """A board with one SNP guest whose memory is assigned, validated and backed, without a launch around it."""
+    board = Board("bench", PRODUCTS["Milan"], 1 << 30, 100, CounterRandom(1))
+    base = LARGE_PAGE_BYTES
+    board.controller.install_key(_ASID, CounterRandom(1).octets("bench", "key", 0, 16))
+    board.execute_host((
+        NestedMap("vm", 0, base, GUEST_BYTES),
+        VmcbWrite("vm", 0, _ASID, Generation.SEV_SNP.value, 0),
+    ))  # fmt: skip
+    assert board.rmp is not None
+    board.rmp.rmpupdate(base, GUEST_BYTES, RmpEntry(assigned=True, large=True, asid=_ASID))
+    board.rmp.pvalidate(base, 0, _ASID, GUEST_BYTES, large=True, validate=True)
+    return board, board.vmcb("vm", 0)
+
+
+def openssl_speed() -> tuple[str, float]:
+    """OpenSSL's version and its bytes per second, in one thread. Raises ToolError where there is no openssl."""
+    try:
+        version = subprocess.run((OPENSSL[0], "version"), capture_output=True, text=True, check=True).stdout
+        report = subprocess.run(OPENSSL, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ToolError(f"openssl: expected to measure against it, got {error}") from None
+    found = re.search(r"AES-128-XTS\s+([\d.]+)k", report, re.IGNORECASE)
+    if found is None:
+        raise ToolError("openssl speed: expected a line for AES-128-XTS")
+    return " ".join(version.split()[:2]), float(found[1]) * 1000.0
+
+
+def _execute(board: Board, vmcb: Vmcb, batches: Batches) -> None:
+    execute = board.execute_guest
+    for batch in batches:
+        execute(vmcb, batch)
+
+
+def _median_s(work: Callable[[], None]) -> float:
+    work()
+    times = []
+    for _ in range(_ROUNDS):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return median(times)

@@ -1,0 +1,187 @@
+"""Each VM paired with itself run as PLAIN: same host, neighbours, arrival and seed.
+
+A pair is two runs that differ in nothing but the generation of the VM under
+test. Hosts share nothing but the control plane, so one run may test one VM on
+every host at once; a fleet needs as many runs as its fullest host has VMs.
+Slowdown is vCPU time per retired instruction against the pair's plain run, and
+its parts are the same difference mechanism by mechanism.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from cluster.fleet import Changes
+from cluster.progress import OnProgress, Progress
+from cluster.results import Results
+from cluster.simulation import Session
+from cluster.scenario import Scenario
+from node.generation import Generation
+from node.phase_cost import Mechanism
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One VM in one generation against itself as PLAIN. ``parts`` add up to ``slowdown - 1``."""
+
+    vm: str
+    workload: str
+    generation: str
+    host: str
+    slowdown: float
+    parts: Mapping[Mechanism, float]
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonRow:
+    """A workload in one generation: mean over its VMs, parts in per cent of the plain run's time."""
+
+    workload: str
+    generation: str
+    vms: int
+    slowdown: float
+    cipher_percent: float
+    rmp_percent: float
+    exits_percent: float
+    acceptance_percent: float
+    loaded_latency_percent: float
+    core_wait_percent: float
+    other_percent: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All pairs, and the results of the run in which every VM was as the scenario wants it."""
+
+    results: Results
+    pairs: tuple[Pair, ...]
+
+    @property
+    def rows(self) -> list[ComparisonRow]:
+        """One row a workload and generation."""
+        groups: dict[tuple[str, str], list[Pair]] = {}
+        for pair in self.pairs:
+            groups.setdefault((pair.workload, pair.generation), []).append(pair)
+        return [_row(workload, generation, pairs) for (workload, generation), pairs in sorted(groups.items())]
+
+
+_NAMED = {
+    "cipher_percent": Mechanism.ENCRYPTION,
+    "rmp_percent": Mechanism.RMP,
+    "exits_percent": Mechanism.VMGEXIT,
+    "acceptance_percent": Mechanism.ACCEPTANCE,
+    "loaded_latency_percent": Mechanism.LOADED_LATENCY,
+    "core_wait_percent": Mechanism.CORE_WAIT,
+}
+
+
+def _row(workload: str, generation: str, pairs: Sequence[Pair]) -> ComparisonRow:
+    means = {one: fmean(pair.parts[one] for pair in pairs) * 100 for one in Mechanism}
+    named = {column: means[one] for column, one in _NAMED.items()}
+    other = sum(means.values()) - sum(named.values())
+    slowdown = fmean(pair.slowdown for pair in pairs)
+    return ComparisonRow(workload, generation, len(pairs), slowdown, other_percent=other, **named)
+
+
+def compare(
+    scenario: Scenario,
+    generations: Sequence[Generation],
+    *,
+    layout: str = "packed",
+    workers: int | None = None,
+    seed: int | None = None,
+    on_progress: OnProgress | None = None,
+) -> Comparison:
+    """Every VM in each of ``generations`` that its host has, each paired with itself as PLAIN."""
+    chosen = scenario if seed is None else scenario.with_seed(seed)
+    with Session(layout, workers) as session:
+        base = session.run(chosen, None, _noted(on_progress, "as the scenario wants it"), None)
+        pairs = _pairs(session, chosen, base, tuple(generations), on_progress)
+    return Comparison(base, pairs)
+
+
+def paired(session: Session, scenario: Scenario, base: Results, on_progress: OnProgress | None = None) -> tuple[Pair, ...]:
+    """The VMs of a finished run, each in its own generation, against themselves as PLAIN."""
+    return _pairs(session, scenario, base, None, on_progress)
+
+
+def _pairs(
+    session: Session,
+    scenario: Scenario,
+    base: Results,
+    generations: tuple[Generation, ...] | None,
+    on_progress: OnProgress | None,
+) -> tuple[Pair, ...]:
+    rows = {row["vm"]: row for row in base.tables["vms"].to_pylist() if row["running_ns"] is not None}
+    hosts = {vm: row["host"] for vm, row in rows.items()}
+    offered = {host.name: host.product.generations for host in scenario.host_instances}
+    pairs: list[Pair] = []
+    rounds = _rounds(hosts)
+    for number, tested in enumerate(rounds, start=1):
+        runs: dict[Generation, Results] = {}
+
+        def as_generation(
+            generation: Generation,
+            tested: tuple[str, ...] = tested,
+            runs: dict[Generation, Results] = runs,
+            number: int = number,
+        ) -> Results:
+            if generation not in runs:
+                changes = Changes({vm: generation for vm in tested if generation in offered[hosts[vm]]}, hosts)
+                note = f"pair {number} of {len(rounds)}, as {generation.name}"
+                runs[generation] = session.run(scenario, changes, _noted(on_progress, note), None)
+            return runs[generation]
+
+        for vm in tested:
+            own = Generation[rows[vm]["generation"]]
+            for generation in (own,) if generations is None else generations:
+                if generation is Generation.PLAIN or generation not in offered[hosts[vm]]:
+                    continue
+                there = base if generation is own else as_generation(generation)
+                pair = _pair(vm, generation, there, as_generation(Generation.PLAIN))
+                if pair is not None:
+                    pairs.append(pair)
+    return tuple(pairs)
+
+
+def _rounds(hosts: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """VMs in rounds with at most one of each host."""
+    by_host: dict[str, list[str]] = {}
+    for vm in sorted(hosts):
+        by_host.setdefault(hosts[vm], []).append(vm)
+    deepest = max((len(vms) for vms in by_host.values()), default=0)
+    return [tuple(vms[number] for vms in by_host.values() if number < len(vms)) for number in range(deepest)]
+
+
+def _pair(vm: str, generation: Generation, there: Results, plain: Results) -> Pair | None:
+    """None where either run retired nothing, so that there is nothing to pair."""
+    own, other = _per_instruction(vm, there), _per_instruction(vm, plain)
+    if not own or not other:
+        return None
+    whole = sum(other.values())
+    parts = {one: (own[one] - other[one]) / whole for one in Mechanism}
+    row = next(row for row in there.tables["vms"].to_pylist() if row["vm"] == vm)
+    return Pair(vm, row["workload"], generation.name, row["host"], sum(own.values()) / whole, parts)
+
+
+def _per_instruction(vm: str, results: Results) -> dict[Mechanism, float]:
+    row = next((row for row in results.tables["vms"].to_pylist() if row["vm"] == vm), None)
+    if row is None or not row["instructions"]:
+        return {}
+    times = {
+        Mechanism(one["mechanism"]): one["time_ns"] for one in results.tables["vm_time"].to_pylist() if one["vm"] == vm
+    }
+    return {one: times.get(one, 0.0) / row["instructions"] for one in Mechanism}
+
+
+def _noted(on_progress: OnProgress | None, note: str) -> OnProgress | None:
+    if on_progress is None:
+        return None
+    tell = on_progress
+
+    def show(progress: Progress) -> None:
+        tell(replace(progress, note=note))
+
+    return show

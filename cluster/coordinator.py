@@ -1,0 +1,165 @@
+"""The coordinator: how far everybody may go, and when the control plane may act.
+
+Conservative synchronisation in a star. Let L be the lookahead, the control
+plane's latency. A host's message takes effect at the control plane at its own
+time; what the control plane does at T reaches a host at T + L or later. A host
+promises an earliest output; mail that is not handed over yet lowers it, since a
+host may answer from the moment of delivery.
+
+    promise    = min(earliest output of every host, time of every undelivered message)
+    act at T   only if T < promise: then nothing that could come before is unknown
+    horizon    = min(promise, the control plane's next time) + L, at most the end
+
+Nobody can be reached by anything before the horizon, so hosts go there without
+asking. Windows are half-open. Wherever they are cut, the same messages meet the
+same events in the same order, so results do not depend on it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from cluster.entity import NEVER, Message
+from cluster.inbox import ProtocolViolationError
+from cluster.layout import Layout
+
+EVENT_BUDGET = 8000
+"""Events of a shard in one call: a few tenths of a second, so that control comes back."""
+PROGRESS_S = 1.0
+
+
+class ControlPlane(Protocol):
+    """The coordinator's own program: a timeline, and answers to hosts."""
+
+    def next_event_ns(self) -> int:
+        """Time of the next entry of the timeline, ``NEVER`` if there is none."""
+
+    def step(self, now_ns: int, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        """Act at ``now_ns`` on the messages of that time, then on the timeline; messages to hosts come back."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressFacts:
+    """How far a run has come."""
+
+    virtual_ns: int
+    round_trips: int
+    events: int
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorResult:
+    """How a run ended: at ``reached_ns``, early if ``stopped`` says why."""
+
+    reached_ns: int
+    round_trips: int
+    events: int
+    stopped: str | None
+
+
+class Coordinator:
+    """Drives a layout's entities and a control plane to ``end_ns``.
+
+    ``cut`` may shorten a window: it gets (from, horizon) and answers a time in
+    between, ``horizon`` included. Only tests have a reason to.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        control: ControlPlane,
+        lookahead_ns: int,
+        end_ns: int,
+        *,
+        cut: Callable[[int, int], int] | None = None,
+        on_progress: Callable[[ProgressFacts], None] | None = None,
+        should_stop: Callable[[], str | None] | None = None,
+    ) -> None:
+        self._layout = layout
+        self._control = control
+        self._lookahead_ns = lookahead_ns
+        self._end_ns = end_ns
+        self._cut = cut
+        self._on_progress = on_progress
+        self._should_stop = should_stop
+        self._received: list[Message] = []
+        self._mail: list[Message] = []
+        self._reached_ns = 0
+        self._round_trips = 0
+        self._events = 0
+        self._shown_s = time.monotonic()
+
+    def run(self) -> CoordinatorResult:
+        """Go to the end, or to where ``should_stop`` gives a reason."""
+        promise = self._layout.report().earliest_output_ns
+        while True:
+            promise = self._act(promise)
+            horizon = min(self._end_ns, min(promise, self._control_ns()) + self._lookahead_ns)
+            if self._cut is not None and horizon > self._reached_ns + 1:
+                horizon = self._cut(self._reached_ns, horizon)
+            stopped = self._go_to(horizon)
+            if stopped is not None:
+                return self._result(stopped)
+            promise = self._layout.report().earliest_output_ns
+            self._reached_ns = horizon
+            if horizon == self._end_ns and min(self._control_ns(), *(m.time_ns for m in self._mail), NEVER) >= horizon:
+                return self._result(None)
+
+    def _control_ns(self) -> int:
+        first = self._received[0].time_ns if self._received else NEVER
+        return min(first, self._control.next_event_ns())
+
+    def _act(self, promise: int) -> int:
+        """Let the control plane act as far as nothing earlier can come; the promise with its own mail counted."""
+        promise = min(promise, *(message.time_ns for message in self._mail), NEVER)
+        while (now := self._control_ns()) < min(promise, self._end_ns):
+            messages = []
+            while self._received and self._received[0].time_ns == now:
+                messages.append(heapq.heappop(self._received))
+            for message in self._control.step(now, tuple(messages)):
+                if message.time_ns < now + self._lookahead_ns:
+                    raise ProtocolViolationError(
+                        f"{message.sender}: sent at {now} ns for {message.time_ns} ns, inside the lookahead"
+                    )
+                self._mail.append(message)
+                promise = min(promise, message.time_ns)
+        return promise
+
+    def _go_to(self, horizon_ns: int) -> str | None:
+        mail: dict[str, tuple[Message, ...]] = {}
+        for message in sorted(self._mail):
+            mail[message.receiver] = (*mail.get(message.receiver, ()), message)
+        self._mail.clear()
+        while True:
+            report = self._layout.advance(horizon_ns, mail, EVENT_BUDGET)
+            mail = {}
+            self._round_trips += 1
+            self._events += report.events
+            for message in report.outputs:
+                if message.time_ns < self._reached_ns:
+                    raise ProtocolViolationError(
+                        f"{message.sender}: sent at {message.time_ns} ns, inside a window that began later"
+                    )
+                heapq.heappush(self._received, message)
+            self._show(min(report.next_event_ns, horizon_ns))
+            if self._should_stop is not None and (reason := self._should_stop()) is not None:
+                if not report.reached:
+                    self._reached_ns = max(self._reached_ns, min(report.next_event_ns, horizon_ns))
+                else:
+                    self._reached_ns = horizon_ns
+                return reason
+            if report.reached:
+                return None
+
+    def _show(self, virtual_ns: int) -> None:
+        now = time.monotonic()
+        if self._on_progress is not None and now - self._shown_s >= PROGRESS_S:
+            self._shown_s = now
+            self._on_progress(ProgressFacts(virtual_ns, self._round_trips, self._events))
+
+    def _result(self, stopped: str | None) -> CoordinatorResult:
+        return CoordinatorResult(self._reached_ns, self._round_trips, self._events, stopped)

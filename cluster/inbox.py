@@ -1,0 +1,60 @@
+"""A host's inbox: messages take effect at their time, before local events of that nanosecond.
+
+In which windows messages were handed over makes no difference: those of one
+nanosecond are taken together, ordered by sender and sequence.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+
+import simpy
+from simpy.core import NORMAL, EventPriority
+from simpy.events import URGENT
+
+from cluster.entity import NEVER, Message
+from cluster.errors import ToolError
+
+BEFORE_ALL = EventPriority(URGENT - 1)
+"""Ahead of everything that SimPy itself calls urgent."""
+assert BEFORE_ALL < NORMAL
+
+
+class ProtocolViolationError(ToolError):
+    """Somebody broke the rules of virtual time: a bug, named after its entity."""
+
+
+class Inbox:
+    """Messages for one SimPy environment."""
+
+    def __init__(self, env: simpy.Environment, receive: Callable[[Message], None]) -> None:
+        self._env = env
+        self._receive = receive
+        self._waiting: list[Message] = []
+        self._rung: set[int] = set()
+
+    @property
+    def next_ns(self) -> int:
+        """Time of the first message that has not taken effect yet."""
+        return self._waiting[0].time_ns if self._waiting else NEVER
+
+    def deliver(self, messages: tuple[Message, ...]) -> None:
+        """Take messages for later. Raises ProtocolViolationError for one from the past."""
+        now = int(self._env.now)
+        for message in messages:
+            if message.time_ns < now:
+                raise ProtocolViolationError(f"{message.receiver}: got a message for {message.time_ns} ns at {now} ns")
+            heapq.heappush(self._waiting, message)
+            if message.time_ns not in self._rung:
+                self._rung.add(message.time_ns)
+                bell = simpy.Event(self._env)
+                bell._ok, bell._value = True, None  # noqa: SLF001 - SimPy has no public event with a delay and a priority
+                bell.callbacks.append(self._ring)
+                self._env.schedule(bell, BEFORE_ALL, message.time_ns - now)
+
+    def _ring(self, _: simpy.Event) -> None:
+        now = int(self._env.now)
+        self._rung.discard(now)
+        while self._waiting and self._waiting[0].time_ns <= now:
+            self._receive(heapq.heappop(self._waiting))

@@ -1,0 +1,82 @@
+"""Where entities run: one model, several layouts, the same results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from cluster.entity import Message
+from cluster.errors import ToolError, UserError
+from cluster.shard import EntityFactory, ShardReport
+
+Rows = dict[str, list[dict[str, object]]]
+RowsByEntity = Mapping[str, Rows]
+
+
+class LayoutError(UserError):
+    """A layout that cannot be set up here."""
+
+
+class WorkerLostError(ToolError):
+    """A worker died; the message names it."""
+
+
+class Layout(Protocol):
+    """Entities spread over shards. ``startup_s`` is what starting the workers took."""
+
+    startup_s: float
+    workers: int
+
+    def start(self, factory: EntityFactory, specs: Sequence[tuple[str, bytes]]) -> None:
+        """Build entities from (name, specification); earlier ones are gone."""
+
+    def report(self) -> ShardReport:
+        """All entities as they stood after the last call."""
+
+    def advance(self, horizon_ns: int, mail: Mapping[str, tuple[Message, ...]], event_budget: int) -> ShardReport:
+        """Take all entities towards the horizon; raises WorkerLostError."""
+
+    def collect(self, end_ns: int) -> Rows:
+        """Close the books; rows by table, entities in the order of their names."""
+
+    def gauges(self) -> dict[str, dict[str, float]]:
+        """Live figures by entity."""
+
+    def close(self) -> None:
+        """Stop every worker that was started."""
+
+
+def _inline(_: int | None) -> Layout:
+    from cluster.inline_layout import InlineLayout  # noqa: PLC0415 - only the chosen layout is loaded
+
+    return InlineLayout()
+
+
+def _packed(workers: int | None) -> Layout:
+    from cluster.packed_layout import PackedLayout  # noqa: PLC0415
+
+    return PackedLayout(workers)
+
+
+LAYOUTS: Mapping[str, Callable[[int | None], Layout]] = {"inline": _inline, "packed": _packed}
+"""Layouts by name; each is made for a number of workers, None for the default."""
+
+
+def merged_rows(by_entity: RowsByEntity) -> Rows:
+    """Rows of all entities as one set of tables."""
+    tables: Rows = {}
+    for name in sorted(by_entity):
+        for table, rows in by_entity[name].items():
+            tables.setdefault(table, []).extend(rows)
+    return tables
+
+
+def merged_reports(reports: Sequence[ShardReport]) -> ShardReport:
+    """Reports of all shards as one."""
+    return ShardReport(
+        next_event_ns=min(report.next_event_ns for report in reports),
+        earliest_output_ns=min(report.earliest_output_ns for report in reports),
+        events=sum(report.events for report in reports),
+        reached=all(report.reached for report in reports),
+        outputs=tuple(sorted(message for report in reports for message in report.outputs)),
+    )

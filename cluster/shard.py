@@ -1,0 +1,106 @@
+"""Several entities in one process, advanced together.
+
+Within a window entities cannot meet, so each is taken to the horizon by itself,
+and only those are touched that have mail or an event before it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from cluster.entity import NEVER, Entity, Message
+from cluster.inbox import ProtocolViolationError
+
+EntityFactory = Callable[[bytes], Entity]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardReport:
+    """What a shard says after a window: minima over its entities, and what they sent."""
+
+    next_event_ns: int
+    earliest_output_ns: int
+    events: int
+    reached: bool
+    """Whether every event before the horizon is done; if not, the same horizon is to be given again."""
+    outputs: tuple[Message, ...]
+
+
+class Shard:
+    """Entities in a heap by next event."""
+
+    def __init__(self, factory: EntityFactory, specs: Sequence[tuple[str, bytes]]) -> None:
+        self._entities: dict[str, Entity] = {name: factory(spec) for name, spec in specs}
+        self._next: dict[str, int] = {}
+        self._emitters: dict[str, int] = {}
+        self._heap: list[tuple[int, str]] = []
+        for name in self._entities:
+            self._note(name)
+
+    def _note(self, name: str) -> None:
+        entity = self._entities[name]
+        following = entity.next_event_ns()
+        if self._next.get(name) != following:
+            self._next[name] = following
+            if following != NEVER:
+                heapq.heappush(self._heap, (following, name))
+        promise = entity.earliest_output_ns()
+        if promise == NEVER:
+            self._emitters.pop(name, None)
+        else:
+            self._emitters[name] = promise
+
+    def report(self) -> ShardReport:
+        """The shard as it stands."""
+        return self._report(0, reached=True, outputs=[])
+
+    def advance(self, horizon_ns: int, mail: Mapping[str, tuple[Message, ...]], event_budget: int) -> ShardReport:
+        """Deliver mail and do every event before the horizon, as far as the budget reaches."""
+        for name, messages in mail.items():
+            self._entities[name].deliver(messages)
+            self._note(name)
+        outputs: list[Message] = []
+        done = 0
+        while done < event_budget:
+            name = self._first_before(horizon_ns)
+            if name is None:
+                break
+            promise = self._emitters.get(name, NEVER)
+            advance = self._entities[name].advance(horizon_ns, event_budget - done)
+            done += advance.events
+            for message in advance.outputs:
+                if message.time_ns < promise:
+                    raise ProtocolViolationError(
+                        f"{name}: sent at {message.time_ns} ns, but had promised nothing before {promise} ns"
+                    )
+            outputs.extend(advance.outputs)
+            self._note(name)
+        return self._report(done, reached=self._first_before(horizon_ns) is None, outputs=outputs)
+
+    def _first_before(self, horizon_ns: int) -> str | None:
+        heap = self._heap
+        while heap:
+            time_ns, name = heap[0]
+            if self._next[name] != time_ns:
+                heapq.heappop(heap)
+            elif time_ns < horizon_ns:
+                return name
+            else:
+                return None
+        return None
+
+    def _report(self, events: int, *, reached: bool, outputs: list[Message]) -> ShardReport:
+        self._first_before(0)
+        following = self._heap[0][0] if self._heap else NEVER
+        promise = min(self._emitters.values(), default=NEVER)
+        return ShardReport(following, promise, events, reached, tuple(sorted(outputs)))
+
+    def collect(self, end_ns: int) -> dict[str, dict[str, list[dict[str, object]]]]:
+        """Rows by entity and table."""
+        return {name: entity.collect(end_ns) for name, entity in self._entities.items()}
+
+    def gauges(self) -> dict[str, dict[str, float]]:
+        """Live figures by entity."""
+        return {name: entity.gauges() for name, entity in self._entities.items()}

@@ -1,0 +1,166 @@
+"""Run a scenario: hosts in a layout, the control plane in the coordinator, tables at the end."""
+
+from __future__ import annotations
+
+import platform
+import time
+from importlib import metadata
+from types import TracebackType
+from typing import Self
+
+from cluster.coordinator import Coordinator, CoordinatorResult, ProgressFacts
+from cluster.entity import Payload
+from cluster.errors import RunFailedError
+from cluster.fleet import Changes, Fleet, build_fleet
+from cluster.host_entity import build_host, firmware_image
+from cluster.layout import LAYOUTS, Layout, WorkerLostError
+from cluster.progress import OnProgress, Progress, ShouldStop
+from cluster.results import Results
+from cluster.scenario import Scenario
+
+LIBRARIES = ("sevfleet", "ray", "numpy", "simpy", "cryptography", "pyarrow", "msgpack")
+
+
+def run(
+    scenario: Scenario,
+    *,
+    layout: str = "packed",
+    workers: int | None = None,
+    seed: int | None = None,
+    on_progress: OnProgress | None = None,
+    should_stop: ShouldStop | None = None,
+    time_limit_s: float | None = None,
+) -> Results:
+    """Run ``scenario`` and return what it found.
+
+    The results do not depend on ``layout`` or ``workers``. A run that
+    ``should_stop`` or the wall-time limit ended has partial results. Raises
+    RunFailedError, with partial results, if a worker was lost; ScenarioError
+    for a scenario that cannot start.
+
+    >>> from cluster import Scenario, run
+    >>> run(Scenario.load("fleet.toml"), layout="inline").vms  # doctest: +SKIP
+    """
+    chosen = scenario if seed is None else scenario.with_seed(seed)
+    with Session(layout, workers) as session:
+        return session.run(chosen, None, on_progress, _stop_rule(should_stop, time_limit_s))
+
+
+def _stop_rule(should_stop: ShouldStop | None, time_limit_s: float | None) -> ShouldStop:
+    started = time.monotonic()
+
+    def stop() -> str | None:
+        if should_stop is not None and (reason := should_stop()) is not None:
+            return reason
+        if time_limit_s is not None and time.monotonic() - started >= time_limit_s:
+            return f"stopped at the time limit of {time_limit_s:g} s"
+        return None
+
+    return stop
+
+
+class Session:
+    """A layout that is started once and runs one scenario after another."""
+
+    def __init__(self, layout: str, workers: int | None) -> None:
+        self._name = layout
+        self._layout: Layout = LAYOUTS[layout](workers)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._layout.close()
+
+    def run(
+        self,
+        scenario: Scenario,
+        changes: Changes | None,
+        on_progress: OnProgress | None,
+        should_stop: ShouldStop | None,
+    ) -> Results:
+        """Run ``scenario`` with ``changes`` and collect its tables."""
+        started = time.monotonic()
+        fleet = build_fleet(scenario, changes)
+        if on_progress is not None:
+            on_progress(Progress(0, scenario.duration, note=f"starting {self._name}"))
+        self._layout.start(build_host, [(order.spec.name, order.pack()) for order in fleet.orders])
+        show = None if on_progress is None else _Shown(self._layout, scenario.duration, on_progress)
+        coordinator = Coordinator(
+            self._layout, fleet.control, scenario.control_plane_latency, scenario.duration,
+            on_progress=show, should_stop=should_stop,
+        )  # fmt: skip
+        try:
+            outcome = coordinator.run()
+            tables = self._layout.collect(outcome.reached_ns)
+        except WorkerLostError as error:
+            lost = Results.of_rows(scenario, {}, run=self._went(started, None), partial=str(error))
+            raise RunFailedError(str(error), lost) from error
+        tables.setdefault("vms", []).extend(_rows_of_unplaced(fleet, tables.get("vms", [])))
+        figures = {"virtual_s": outcome.reached_ns / 1e9, "firmware_images": _firmware(fleet)}
+        return Results.of_rows(
+            scenario, tables, figures=figures, run=self._went(started, outcome), partial=outcome.stopped
+        )
+
+    def _went(self, started: float, outcome: CoordinatorResult | None) -> dict[str, object]:
+        counts = {} if outcome is None else {"round_trips": outcome.round_trips, "events": outcome.events}
+        return {
+            "layout": self._name,
+            "workers": self._layout.workers,
+            "wall_s": time.monotonic() - started,
+            **({"ray_start_s": self._layout.startup_s} if self._layout.startup_s else {}),
+            **counts,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in LIBRARIES},
+        }
+
+
+class _Shown:
+    """Turns the coordinator's facts into what users see."""
+
+    def __init__(self, layout: Layout, duration_ns: int, tell: OnProgress) -> None:
+        self._layout = layout
+        self._duration_ns = duration_ns
+        self._tell = tell
+
+    def __call__(self, facts: ProgressFacts) -> None:
+        gauges = self._layout.gauges()
+        self._tell(Progress(facts.virtual_ns, self._duration_ns, facts.round_trips, facts.events, gauges=gauges))
+
+
+def _rows_of_unplaced(fleet: Fleet, rows: list[Payload]) -> list[Payload]:
+    """Rows of VMs that no host took or that had not arrived when the run ended.
+
+    A VM that one host refused and another took has a row of each; only the
+    last counts.
+    """
+    control = fleet.control
+    rows[:] = [row for row in rows if row["state"] != "refused" or control.assigned.get(str(row["vm"])) == row["host"]]
+    there = {row["vm"] for row in rows}
+    missing: list[Payload] = []
+    for name, order in fleet.wanted.items():
+        if name in there:
+            continue
+        guest = order.guest
+        missing.append({
+            "vm": name, "generation": guest.generation.name, "workload": guest.program.name, "vcpus": guest.vcpus,
+            "memory_bytes": guest.memory_bytes, "arrival_ns": order.arrival_ns,
+            "state": "refused" if name in control.unplaced else "waiting", "reason": control.unplaced.get(name),
+            **dict.fromkeys(_COUNTS, 0),
+        })  # fmt: skip
+    return missing
+
+
+_COUNTS = (
+    "psp_wait_ns", "psp_service_ns", "units_of_work", "instructions", "active_ns", "operations", "faults",
+    "bytes_read", "bytes_written",
+)  # fmt: skip
+
+
+def _firmware(fleet: Fleet) -> str:
+    """The guests' firmware images with the start of their digests, because launch digests follow from them."""
+    keys = sorted({key for order in fleet.orders for key in order.firmware})
+    images = [firmware_image(key) for key in keys]
+    return ", ".join(f"{image.origin} {image.sha256[:16]}" for image in images)
