@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cluster.simulation import run
     from cluster.scenario import Scenario
+    from cluster.simulation import run
 
 __all__ = ["Scenario", "run"]
 

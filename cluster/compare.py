@@ -16,8 +16,8 @@ from statistics import fmean
 from cluster.fleet import Changes
 from cluster.progress import OnProgress, Progress
 from cluster.results import Results
-from cluster.simulation import Session
 from cluster.scenario import Scenario
+from cluster.simulation import Session
 from node.generation import Generation
 from node.phase_cost import Mechanism
 
@@ -102,7 +102,9 @@ def compare(
     return Comparison(base, pairs)
 
 
-def paired(session: Session, scenario: Scenario, base: Results, on_progress: OnProgress | None = None) -> tuple[Pair, ...]:
+def paired(
+    session: Session, scenario: Scenario, base: Results, on_progress: OnProgress | None = None
+) -> tuple[Pair, ...]:
     """The VMs of a finished run, each in its own generation, against themselves as PLAIN."""
     return _pairs(session, scenario, base, None, on_progress)
 

@@ -65,7 +65,7 @@ def guest_rows(host: Host, guest: Guest) -> Rows:
 
 
 def mechanism_ns(guest: Guest) -> dict[Mechanism, float]:
-    """vCPU time of a VM by mechanism, summed over its vCPUs."""
+    """Time of a VM by mechanism, summed over its vCPUs."""
     times = {mechanism: guest.lost_ns.get(mechanism, 0.0) for mechanism in Mechanism}
     for vcpu in guest.vcpus:
         times[Mechanism.LOADED_LATENCY] += vcpu.loaded_ns

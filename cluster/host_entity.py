@@ -146,7 +146,7 @@ class HostEntity:
             done += 1
         self.events += done
         following = self.next_event_ns()
-        reached = horizon_ns if following >= horizon_ns else following
+        reached = min(horizon_ns, following)
         outputs, self._outbox = tuple(self._outbox), []
         return Advance(reached, following, self.earliest_output_ns(), done, outputs)
 

@@ -10,8 +10,7 @@ import heapq
 from collections.abc import Callable
 
 import simpy
-from simpy.core import NORMAL, EventPriority
-from simpy.events import URGENT
+from simpy.events import NORMAL, URGENT, EventPriority
 
 from cluster.entity import NEVER, Message
 from cluster.errors import ToolError

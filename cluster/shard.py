@@ -64,9 +64,10 @@ class Shard:
         outputs: list[Message] = []
         done = 0
         while done < event_budget:
-            name = self._first_before(horizon_ns)
-            if name is None:
+            first = self._first_before(horizon_ns)
+            if first is None:
                 break
+            name = first
             promise = self._emitters.get(name, NEVER)
             advance = self._entities[name].advance(horizon_ns, event_budget - done)
             done += advance.events

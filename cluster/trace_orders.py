@@ -30,9 +30,8 @@ def trace_orders(scenario: Scenario) -> list[Order]:
         return []
     machines = list(_machines(scenario, mix))
     if len(machines) < mix.vms:
-        raise ScenarioError(
-            scenario.name, "trace.vms", f"at most the {len(machines)} machines that the trace's window has", str(mix.vms)
-        )
+        expected = f"at most the {len(machines)} machines that the trace's window has"
+        raise ScenarioError(scenario.name, "trace.vms", expected, str(mix.vms))
     return [
         _order(machine, generation, scenario, mix)
         for machine, generation in zip(machines[: mix.vms], _generations(mix.generations), strict=False)

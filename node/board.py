@@ -28,13 +28,16 @@ from psp.firmware import SecurityProcessor
 VMEXIT_INVALID = -1
 """Exit code of VMRUN when a check of the control block fails (APM volume 2, 15.5.1)."""
 
-ExitHandler = Callable[[Vmcb, op.PageStateChange], Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], int]]
+HypervisorReply = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], int]
+ExitHandler = Callable[[Vmcb, op.PageStateChange], HypervisorReply]
 
 
 class Board:
     """DRAM, memory controller, RMP, security processor, disks and the control blocks of VMs."""
 
-    def __init__(self, name: str, product: Product, memory_bytes: int, min_sev_asid: int, random: CounterRandom) -> None:
+    def __init__(
+        self, name: str, product: Product, memory_bytes: int, min_sev_asid: int, random: CounterRandom
+    ) -> None:
         self.product = product
         self.dram = Dram(memory_bytes)
         tweaks = TweakTable.from_random(random.octets(name, "memory tweaks", 0, TweakTable.RANDOM_BYTES))

@@ -65,7 +65,8 @@ class CostTable(Mapping[str, float]):
             if not math.isfinite(value) or value < 0:
                 raise CostTableError(f"costs.{name}: expected a finite number, zero or more, got {value!r}")
             old = rows[name]
-            rows[name] = Cost(name, float(value), old.unit, old.applies_to, False, "overridden by the scenario", old.sweep)
+            source = "overridden by the scenario"
+            rows[name] = Cost(name, float(value), old.unit, old.applies_to, False, source, old.sweep)
         return CostTable(rows)
 
 
@@ -106,7 +107,8 @@ def _parse_row(cells: Mapping[str, str], where: str) -> Cost:
     if sweep is None and not published:
         raise CostTableError(f"{where}: sweep_low: expected a sweep range for a figure that nobody published")
     if sweep is not None and not sweep[0] <= value <= sweep[1]:
-        raise CostTableError(f"{where}: value: expected it inside its sweep {sweep[0]:g} to {sweep[1]:g}, got {value:g}")
+        expected = f"expected it inside its sweep {sweep[0]:g} to {sweep[1]:g}"
+        raise CostTableError(f"{where}: value: {expected}, got {value:g}")
     return Cost(cells["name"], value, cells["unit"], cells["applies_to"], published, cells["source"], sweep)
 
 

@@ -43,7 +43,8 @@ class GuestMemoryMap:
         if self.memory_bytes % LARGE_PAGE_BYTES or self.memory_bytes < SMALLEST_GUEST_BYTES:
             raise ValueError(f"memory: expected a multiple of 2 MiB, at least 64 MiB, got {self.memory_bytes} bytes")
         if self.slice_bytes < SMALLEST_SLICE_BYTES:
-            raise ValueError(f"memory: expected at least {SMALLEST_SLICE_BYTES >> 20} MiB for each of {self.vcpus} vCPUs")
+            least = SMALLEST_SLICE_BYTES >> 20
+            raise ValueError(f"memory: expected at least {least} MiB for each of {self.vcpus} vCPUs")
 
     @property
     def ram(self) -> tuple[Range, ...]:

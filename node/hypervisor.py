@@ -31,6 +31,7 @@ from psp.status import Status
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
 
 Task = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], None]
+Launch = Callable[["Hypervisor", "GuestSpec", "LaunchedVm"], Task]
 Call = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], bytes]
 
 LEGACY_POLICY = 0x1
@@ -66,6 +67,8 @@ class LaunchedVm:
     """4 KiB frames: command page, guest context, save areas."""
     save_areas: list[int] = field(default_factory=list)
     launched_gpas: tuple[int, ...] = ()
+    firmware_pages: list[int] = field(default_factory=list)
+    """Frames in Firmware or Context state, to be reclaimed at the end."""
     gctx: int = 0
     handle: int = 0
     assigned: list[tuple[int, int, bool]] = field(default_factory=list)
@@ -77,7 +80,9 @@ class LaunchedVm:
 class Hypervisor:
     """One host's hypervisor. Every public generator yields batches and receives answers."""
 
-    def __init__(self, product: Product, memory_bytes: int, min_sev_asid: int, images: Mapping[str, FirmwareImage]) -> None:
+    def __init__(
+        self, product: Product, memory_bytes: int, min_sev_asid: int, images: Mapping[str, FirmwareImage]
+    ) -> None:
         self.product = product
         self._images = images
         self.snp = Generation.SEV_SNP in product.generations
@@ -133,22 +138,23 @@ class Hypervisor:
         spec = guest.spec
         record = self._vms[spec.name] = LaunchedVm(spec.generation, self._images[spec.firmware])
         try:
-            if spec.generation not in self.product.generations:
-                raise LaunchRefused(f"generation: {self.product.name} has no {spec.generation.name}")
+            launch = self._way_to_launch(spec.generation)
             yield from self._take_memory(spec, record)
-            launch = _LAUNCHES.get(spec.generation)
-            if launch is None:
-                raise LaunchRefused(f"generation: {spec.generation.name} is not modelled")
             yield from launch(self, spec, record)
-            (entered,) = yield (op.VmRun(spec.name, 0),)
-            if entered != 0:
-                raise LaunchRefused(f"VMRUN: exit code {entered!r}")
+            yield from self._checked([op.VmRun(spec.name, 0)])
         except LaunchRefused:
             yield from self._give_back(spec.name, record)
             raise
         except (OutOfMemory, AsidsExhausted) as error:
             yield from self._give_back(spec.name, record)
             raise LaunchRefused(str(error)) from error
+
+    def _way_to_launch(self, generation: Generation) -> Launch:
+        if generation not in self.product.generations:
+            raise LaunchRefused(f"generation: {self.product.name} has no {generation.name}")
+        if generation not in _LAUNCHES:
+            raise LaunchRefused(f"generation: {generation.name} is not modelled")
+        return _LAUNCHES[generation]
 
     def destroy(self, vm: str) -> Task:
         """Take a VM apart and give every resource back."""
@@ -215,13 +221,14 @@ class Hypervisor:
         """Return everything in ``record``, in the order that firmware and RMP demand."""
         command = record.small[0] if record.small else 0
         if record.gctx:
-            yield from self._must(SnpCommand.DECOMMISSION, command, buffers.GuestContextPage(address=record.gctx).pack())
+            context = buffers.GuestContextPage(address=record.gctx)
+            yield from self._must(SnpCommand.DECOMMISSION, command, context.pack())
         if record.handle:
             for code in (LegacyCommand.DEACTIVATE, LegacyCommand.DECOMMISSION):
                 yield from self._must(code, command, buffers.Handle(handle=record.handle).pack())
         yield from self._reclaim(record)
-        if record.gctx:
-            yield from self._from_firmware(record.gctx)
+        for spa in record.firmware_pages:
+            yield from self._from_firmware(spa)
         pieces = [(spa, length) for _, spa, length in record.ram] + [(spa, PAGE_BYTES) for spa in record.small]
         yield tuple(op.HostClear(spa, length) for spa, length in pieces)
         yield (op.VmcbClear(vm),)
@@ -236,7 +243,7 @@ class Hypervisor:
             return
         # Pages whose launch was cut short are still immutable: only firmware can let them go.
         for spa in sorted(record.immutable):
-            yield from self._must(SnpCommand.PAGE_RECLAIM, self._command_page, buffers.SnpPageReclaim(address=spa).pack())
+            yield from self._page_reclaim(spa)
         yield from self._checked(
             [op.RmpUpdate(spa, length, _sized(_HYPERVISOR, large)) for spa, length, large in record.assigned]
         )
@@ -277,8 +284,12 @@ class Hypervisor:
 
     def _from_firmware(self, spa: int) -> Task:
         if self.snp:
-            yield from self._must(SnpCommand.PAGE_RECLAIM, self._command_page, buffers.SnpPageReclaim(address=spa).pack())
+            yield from self._page_reclaim(spa)
             yield from self._checked([op.RmpUpdate(spa, PAGE_BYTES, _HYPERVISOR)])
+
+    def _page_reclaim(self, spa: int) -> Task:
+        page = buffers.SnpPageReclaim(address=spa)
+        yield from self._must(SnpCommand.PAGE_RECLAIM, self._command_page, page.pack())
 
     def _checked(self, batch: list[op.HypervisorOperation]) -> Task:
         """Operations that must succeed: anything but None or 0 ends the launch."""
@@ -290,16 +301,19 @@ class Hypervisor:
 
     # Launches by generation.
 
-    def _launch_plain(self, spec: GuestSpec, record: LaunchedVm) -> Task:
+    def launch_plain(self, spec: GuestSpec, record: LaunchedVm) -> Task:
+        """PLAIN: firmware and save areas, written in the clear."""
         yield from self._write(record, sev_launch_ranges(record.firmware))
         yield from self._write_save_areas(spec, record)
 
-    def _launch_sev(self, spec: GuestSpec, record: LaunchedVm) -> Task:
+    def launch_sev(self, spec: GuestSpec, record: LaunchedVm) -> Task:
+        """SEV: the legacy launch, measured and finished."""
         yield from self._take_asid(record)
         command = record.small[0]
         yield from self._write(record, sev_launch_ranges(record.firmware))
-        start = yield from self._call(LegacyCommand.LAUNCH_START, command, buffers.LaunchStart(policy=LEGACY_POLICY).pack())
-        record.handle = buffers.LaunchStart.parse(start).handle
+        wanted = buffers.LaunchStart(policy=LEGACY_POLICY)
+        started = yield from self._call(LegacyCommand.LAUNCH_START, command, wanted.pack())
+        record.handle = buffers.LaunchStart.parse(started).handle
         activate = buffers.Activate(handle=record.handle, asid=record.asid)
         yield from self._must(LegacyCommand.ACTIVATE, command, activate.pack())
         yield (op.HostWork("psp.launch_region_ns"),)
@@ -319,11 +333,13 @@ class Hypervisor:
         yield from self._call(LegacyCommand.LAUNCH_MEASURE, record.small[0], measure.pack())
         yield from self._from_firmware(page)
 
-    def _launch_snp(self, spec: GuestSpec, record: LaunchedVm) -> Task:
+    def launch_snp(self, spec: GuestSpec, record: LaunchedVm) -> Task:
+        """SNP: context, pages in the order of KVM and QEMU, finish."""
         yield from self._take_asid(record)
         pages = tuple(snp_launch_pages(record.firmware, spec.vcpus, vcpu_model(VCPU_MODEL), SevFeature.SNP_ACTIVE))
         command, gctx = record.small[0], self._small(record)
         yield from self._to_firmware(gctx)
+        record.firmware_pages.append(gctx)
         yield from self._must(SnpCommand.GCTX_CREATE, command, buffers.GuestContextPage(address=gctx).pack())
         record.gctx = gctx
         start = buffers.SnpLaunchStart(gctx=gctx, policy=SNP_POLICY)
@@ -429,9 +445,9 @@ def _runs(gpas: tuple[int, ...]) -> Iterator[tuple[int, int]]:
         yield start, length
 
 
-_LAUNCHES: Mapping[Generation, Callable[[Hypervisor, GuestSpec, LaunchedVm], Task]] = {
-    Generation.PLAIN: Hypervisor._launch_plain,
-    Generation.SEV: Hypervisor._launch_sev,
-    Generation.SEV_SNP: Hypervisor._launch_snp,
+_LAUNCHES: Mapping[Generation, Launch] = {
+    Generation.PLAIN: Hypervisor.launch_plain,
+    Generation.SEV: Hypervisor.launch_sev,
+    Generation.SEV_SNP: Hypervisor.launch_snp,
 }
 """How each generation starts. A generation that is not in the table is refused."""

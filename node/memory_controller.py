@@ -10,7 +10,6 @@ import numpy as np
 from node.dram import Dram, Octets
 from node.xex_cipher import BLOCK_BYTES, TweakTable, XexCipher
 
-
 _PLAIN_BYTES = 2 << 20
 """Room for what a read decrypts, kept because fresh memory costs more than the cipher."""
 

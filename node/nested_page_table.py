@@ -46,7 +46,7 @@ class NestedPageTable:
         self._runs.put(gpa, gpa + length, None)
 
     def translate(self, gpa: int, length: int) -> list[tuple[int, int]]:
-        """(SPA, length) pieces of a guest-physical range. Raises NestedPageFault at the first page without a mapping."""
+        """(SPA, length) pieces of a guest-physical range. Raises NestedPageFault where there is no mapping."""
         found = self._runs.find(gpa)
         if found is not None and gpa + length <= found[1]:
             return [(found[2].spa + gpa - found[0], length)]

@@ -13,7 +13,6 @@ from enum import IntEnum
 
 from psp.system_bus import RmpEntry
 
-
 # Operations of a guest's vCPU. Addresses are guest-physical.
 
 

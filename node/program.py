@@ -42,7 +42,10 @@ class Registers:
     in the middle of a phase loses nothing. Programs own the others.
     """
 
-    __slots__ = ("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rax", "rbp", "rbx", "rcx", "rdi", "rdx", "rip", "rsi", "rsp")  # fmt: skip
+    __slots__ = (
+        "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+        "rax", "rbp", "rbx", "rcx", "rdi", "rdx", "rip", "rsi", "rsp",
+    )  # fmt: skip
 
     r8: int
     r9: int

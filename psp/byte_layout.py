@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import cache
 from typing import Any, ClassVar, Self
 
 
-def at(offset: int, width: int, default: int | bytes = 0) -> Any:  # noqa: ANN401 - the field has its own type
+def at(offset: int, width: int, default: int | bytes = 0) -> Any:
     """A little-endian integer of ``width`` bytes at ``offset``, or raw bytes if the default is bytes."""
     return dataclasses.field(default=default, metadata={"offset": offset, "width": width})
 
 
-@cache
+_TABLES: dict[str, tuple[tuple[str, int, int, bool], ...]] = {}
+
+
 def _table(layout: type[ByteLayout]) -> tuple[tuple[str, int, int, bool], ...]:
+    found = _TABLES.get(layout.__qualname__)
+    if found is None:
+        found = _TABLES[layout.__qualname__] = _read_table(layout)
+    return found
+
+
+def _read_table(layout: type[ByteLayout]) -> tuple[tuple[str, int, int, bool], ...]:
     return tuple(
         (entry.name, entry.metadata["offset"], entry.metadata["width"], isinstance(entry.default, bytes))
         for entry in dataclasses.fields(layout)

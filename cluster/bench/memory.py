@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from statistics import median
 
@@ -21,7 +21,7 @@ from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
 
 OPENSSL = ("openssl", "speed", "-evp", "aes-128-xts", "-bytes", "16384", "-seconds", "3")
 GUEST_BYTES = 256 << 20
-Batches = list[tuple[GuestOperation, ...]]
+Batches = Sequence[tuple[GuestOperation, ...]]
 _ASID = 1
 _ROUNDS = 7
 

@@ -13,7 +13,8 @@ def chain_of(events: list[tuple[int, int, int]]) -> list[tuple[int, int, str]]:
 
 
 def test_only_buckets_with_records_have_rows() -> None:
-    assert [(bucket, records) for bucket, records, _ in chain_of([(5, 1, 0), (99, 1, 0), (350, 1, 0)])] == [(0, 2), (3, 1)]
+    chain = chain_of([(5, 1, 0), (99, 1, 0), (350, 1, 0)])
+    assert [(bucket, records) for bucket, records, _ in chain] == [(0, 2), (3, 1)]
 
 
 def test_two_runs_part_in_the_bucket_of_the_first_difference() -> None:

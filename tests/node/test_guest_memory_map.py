@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +22,7 @@ def test_private_ranges_cover_ram_but_the_pool_and_the_launched_pages(blocks: in
     launched = {page * PAGE_BYTES for page in pages if not pool.gpa <= page * PAGE_BYTES < pool.gpa + pool.length}
     launched = {gpa for gpa in launched if gpa < memory.memory_bytes}
     ranges = list(memory.private_ranges(launched))
-    for part, following in zip(ranges, ranges[1:], strict=False):
+    for part, following in pairwise(ranges):
         assert part.gpa + part.length <= following.gpa
     for part in ranges:
         unit = LARGE_PAGE_BYTES if part.large else PAGE_BYTES
@@ -42,7 +44,7 @@ def test_programs_get_disjoint_private_and_shared_memory() -> None:
     private = sorted((place.base_gpa, place.base_gpa + place.length) for place in places)
     shared = sorted((place.shared_gpa, place.shared_gpa + place.shared_length) for place in places)
     for spans in (private, shared):
-        assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans))
     pool = memory.shared
     assert pool.gpa + 24 * 1024 < shared[0][0]
     assert shared[-1][1] <= pool.gpa + pool.length <= private[0][0]
