@@ -9,15 +9,17 @@ its parts are the same difference mechanism by mechanism.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 from cluster.fleet import Changes
-from cluster.progress import OnProgress, Progress
+from cluster.progress import OnProgress, Progress, ShouldStop
 from cluster.results import Results
 from cluster.scenario import Scenario
 from cluster.simulation import Session
+from cluster.tables import TABLES
 from node.generation import Generation
 from node.phase_cost import Mechanism
 
@@ -98,15 +100,41 @@ def compare(
     chosen = scenario if seed is None else scenario.with_seed(seed)
     with Session(layout, workers) as session:
         base = session.run(chosen, None, _noted(on_progress, "as the scenario wants it"), None)
-        pairs = _pairs(session, chosen, base, tuple(generations), on_progress)
+        pairs = _pairs(session, chosen, base, tuple(generations), on_progress, None)
     return Comparison(base, pairs)
 
 
-def paired(
-    session: Session, scenario: Scenario, base: Results, on_progress: OnProgress | None = None
-) -> tuple[Pair, ...]:
-    """The VMs of a finished run, each in its own generation, against themselves as PLAIN."""
-    return _pairs(session, scenario, base, None, on_progress)
+def with_pairs(
+    session: Session,
+    scenario: Scenario,
+    base: Results,
+    on_progress: OnProgress | None,
+    should_stop: ShouldStop | None,
+) -> Results:
+    """The results of a run with its VMs' pairs beside them, each VM in its own generation."""
+    began = time.monotonic()
+    try:
+        pairs = _pairs(session, scenario, base, None, on_progress, should_stop)
+    except _StoppedError as stopped:
+        return replace(base, partial=str(stopped))
+    rows = [
+        {
+            "vm": pair.vm, "generation": pair.generation, "workload": pair.workload,
+            "host": pair.host, "slowdown": pair.slowdown,
+        }
+        for pair in pairs
+    ]  # fmt: skip
+    parts = [
+        {"vm": pair.vm, "generation": pair.generation, "mechanism": mechanism.value, "share": share}
+        for pair in pairs
+        for mechanism, share in pair.parts.items()
+    ]
+    tables = {**base.tables, "pairs": TABLES["pairs"].build(rows), "pair_parts": TABLES["pair_parts"].build(parts)}
+    return replace(base, tables=tables, run={**base.run, "pairs_s": time.monotonic() - began})
+
+
+class _StoppedError(Exception):
+    """A paired run was told to stop."""
 
 
 def _pairs(
@@ -115,12 +143,14 @@ def _pairs(
     base: Results,
     generations: tuple[Generation, ...] | None,
     on_progress: OnProgress | None,
+    should_stop: ShouldStop | None,
 ) -> tuple[Pair, ...]:
     rows = {row["vm"]: row for row in base.tables["vms"].to_pylist() if row["running_ns"] is not None}
     hosts = {vm: row["host"] for vm, row in rows.items()}
     offered = {host.name: host.product.generations for host in scenario.host_instances}
     pairs: list[Pair] = []
-    rounds = _rounds(hosts)
+    wanted = {vm: host for vm, host in hosts.items() if generations or rows[vm]["generation"] != Generation.PLAIN.name}
+    rounds = _rounds(wanted)
     for number, tested in enumerate(rounds, start=1):
         runs: dict[Generation, Results] = {}
 
@@ -133,7 +163,10 @@ def _pairs(
             if generation not in runs:
                 changes = Changes({vm: generation for vm in tested if generation in offered[hosts[vm]]}, hosts)
                 note = f"pair {number} of {len(rounds)}, as {generation.name}"
-                runs[generation] = session.run(scenario, changes, _noted(on_progress, note), None)
+                run = session.run(scenario, changes, _noted(on_progress, note), should_stop)
+                if run.partial is not None:
+                    raise _StoppedError(run.partial)
+                runs[generation] = run
             return runs[generation]
 
         for vm in tested:

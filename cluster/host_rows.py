@@ -43,7 +43,7 @@ def host_rows(host: Host, events: int, end_ns: int) -> Rows:
         "phase_completions": host.phase_completions,
         "events": events,
     }
-    row["limit"] = limiting_resource(row, end_ns)
+    row["limit"], row["limit_ratio"] = limiting_resource(row, end_ns)
     return {
         "hosts": [row],
         "psp": [
@@ -76,13 +76,13 @@ _LIMITS = (
 )
 
 
-def limiting_resource(row: dict[str, object], end_ns: int) -> str:
-    """Which resource of a host came closest to its end, with its share."""
+def limiting_resource(row: dict[str, object], end_ns: int) -> tuple[str, float]:
+    """Which resource of a host came closest to its end, and its share in use."""
     shares = {name: _ratio(row[used], row[whole]) for name, used, whole in _LIMITS}
     shares["memory bandwidth"] = _ratio(row["bandwidth_mean_ratio"], 1.0)
     shares["security processor"] = _ratio(row["psp_busy_ns"], end_ns)
     name = max(sorted(shares), key=shares.__getitem__)
-    return f"{name} {shares[name]:.0%}"
+    return name, shares[name]
 
 
 def _ratio(used: object, whole: object) -> float:

@@ -43,7 +43,7 @@ def print_summary(results: Results, console: Console | None = None) -> None:
     out = console or _console()
     if results.partial is not None:
         out.print(f"[bold]Partial results:[/] {results.partial}\n")
-    for table in (_workloads(results), _waits(results), _resources(results), _refusals(results)):
+    for table in (_slowdowns(results), _workloads(results), _waits(results), _resources(results), _refusals(results)):
         if table.row_count:
             out.print(table)
             out.print()
@@ -99,13 +99,35 @@ def _workloads(results: Results) -> Table:
         kind_of[row["vm"]].times_ns[row["mechanism"]] += row["time_ns"]
     table = _table(
         "Workloads: time on top of what the program itself needs, by mechanism",
-        "workload", "generation", "VMs", "launch", "work", "slowdown", *ADDED.values(),
+        "workload", "generation", "VMs", "launch", "work", "stretched", *ADDED.values(),
     )  # fmt: skip
     for (workload, generation), kind in sorted(kinds.items()):
         added = [_percent(kind.times_ns[mechanism], kind.own_ns) for mechanism in ADDED]
-        slowdown = f"{sum(kind.times_ns.values()) / kind.own_ns:.3f} x" if kind.own_ns else "-"
+        stretched = f"{sum(kind.times_ns.values()) / kind.own_ns:.3f} x" if kind.own_ns else "-"
         launch = DURATION.about(median(kind.launches_ns)) if kind.launches_ns else "-"
-        table.add_row(workload, generation, str(kind.machines), launch, f"{kind.work:,}", slowdown, *added)
+        table.add_row(workload, generation, str(kind.machines), launch, f"{kind.work:,}", stretched, *added)
+    return table
+
+
+def _slowdowns(results: Results) -> Table:
+    """What each generation costs each workload, from pairs; means over VMs."""
+    slowdowns: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+    parts: defaultdict[tuple[str, str], defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
+    kind_of: dict[tuple[str, str], tuple[str, str]] = {}
+    for row in _rows(results, "pairs"):
+        kind = kind_of[row["vm"], row["generation"]] = (row["workload"], row["generation"])
+        slowdowns[kind].append(row["slowdown"])
+    for row in _rows(results, "pair_parts"):
+        parts[kind_of[row["vm"], row["generation"]]][row["mechanism"]] += row["share"]
+    table = _table(
+        "Slowdown: each VM against itself run as PLAIN, same host, neighbours and seed",
+        "workload", "generation", "VMs", "slowdown", *ADDED.values(), "other",
+    )  # fmt: skip
+    for kind, values in sorted(slowdowns.items()):
+        shares = {mechanism: share / len(values) for mechanism, share in parts[kind].items()}
+        added = [_percent(shares.get(mechanism, 0.0), 1.0) for mechanism in ADDED]
+        other = _percent(sum(share for mechanism, share in shares.items() if mechanism not in ADDED), 1.0)
+        table.add_row(*kind, str(len(values)), f"{sum(values) / len(values):.4f} x", *added, other)
     return table
 
 
@@ -147,7 +169,7 @@ def _resources(results: Results) -> Table:
             f"{row['vcpus_peak']} of {row['threads']}",
             f"{row['asids_sev_peak']} of {row['asids_sev']}",
             f"{row['asids_es_snp_peak']} of {row['asids_es_snp']}",
-            row["limit"],
+            f"{row['limit']} {row['limit_ratio']:.0%}",
         )
     return table
 

@@ -30,10 +30,13 @@ def run(
     on_progress: OnProgress | None = None,
     should_stop: ShouldStop | None = None,
     time_limit_s: float | None = None,
+    pairs: bool = False,
 ) -> Results:
     """Run ``scenario`` and return what it found.
 
-    The results do not depend on ``layout`` or ``workers``. A run that
+    With ``pairs`` every VM that is not PLAIN is run again as PLAIN on the same
+    host, with the same neighbours and seed, and the tables ``pairs`` and
+    ``pair_parts`` hold what its generation cost it. The results do not depend on ``layout`` or ``workers``. A run that
     ``should_stop`` or the wall-time limit ended has partial results. Raises
     RunFailedError, with partial results, if a worker was lost; ScenarioError
     for a scenario that cannot start.
@@ -42,8 +45,14 @@ def run(
     >>> run(Scenario.load("fleet.toml"), layout="inline").vms  # doctest: +SKIP
     """
     chosen = scenario if seed is None else scenario.with_seed(seed)
+    stop = _stop_rule(should_stop, time_limit_s)
     with Session(layout, workers) as session:
-        return session.run(chosen, None, on_progress, _stop_rule(should_stop, time_limit_s))
+        results = session.run(chosen, None, on_progress, stop)
+        if not pairs or results.partial is not None:
+            return results
+        from cluster.compare import with_pairs  # noqa: PLC0415 - it stands on this file
+
+        return with_pairs(session, chosen, results, on_progress, stop)
 
 
 def _stop_rule(should_stop: ShouldStop | None, time_limit_s: float | None) -> ShouldStop:
@@ -99,7 +108,11 @@ class Session:
             lost = Results.of_rows(scenario, {}, run=self._went(started, None), partial=str(error))
             raise RunFailedError(str(error), lost) from error
         tables.setdefault("vms", []).extend(_rows_of_unplaced(fleet, tables.get("vms", [])))
-        figures = {"virtual_s": outcome.reached_ns / 1e9, "firmware_images": _firmware(fleet)}
+        figures = {
+            "virtual_s": outcome.reached_ns / 1e9,
+            "fleet_limit": _fleet_limit(tables.get("hosts", [])),
+            "firmware_images": _firmware(fleet),
+        }
         return Results.of_rows(
             scenario, tables, figures=figures, run=self._went(started, outcome), partial=outcome.stopped
         )
@@ -157,6 +170,14 @@ _COUNTS = (
     "psp_wait_ns", "psp_service_ns", "units_of_work", "instructions", "active_ns", "operations", "faults",
     "bytes_read", "bytes_written",
 )  # fmt: skip
+
+
+def _fleet_limit(hosts: list[Payload]) -> str:
+    """What the fleet runs out of first: the fullest resource of the fullest host."""
+    fullest = max(hosts, key=lambda row: float(str(row["limit_ratio"])), default=None)
+    if fullest is None:
+        return "nothing"
+    return f"{fullest['limit']} of {fullest['host']}, {float(str(fullest['limit_ratio'])):.0%} in use"
 
 
 def _firmware(fleet: Fleet) -> str:

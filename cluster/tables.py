@@ -215,6 +215,7 @@ _HOSTS = TableSchema(
         ("phase_completions", _I, "1", "phases completed"),
         ("events", _I, "1", "events of its loop"),
         ("limit", _T, "", "the resource that came closest to its end, with its share"),
+        ("limit_ratio", _R, "1", "share of that resource in use"),
     ),
 )
 
@@ -226,6 +227,29 @@ _PSP = TableSchema(
         ("command", _T, "", "the specification's name", "key"),
         ("commands", _I, "1", "how often it was given"),
         ("service_ns", _I, "ns", "time spent on it"),
+    ),
+)
+
+_PAIRS = TableSchema(
+    "pairs",
+    "One row per virtual machine that was paired with itself run as PLAIN: same host, neighbours and seed.",
+    _columns(
+        ("vm", _T, "", "name of the virtual machine", "key"),
+        ("generation", _T, "", "the generation it is held against PLAIN in", "key"),
+        ("workload", _T, "", "what its vCPUs run"),
+        ("host", _T, "", "where both ran"),
+        ("slowdown", _R, "1", "vCPU time per instruction against the plain run's"),
+    ),
+)
+
+_PAIR_PARTS = TableSchema(
+    "pair_parts",
+    "What a pair's slowdown is made of; the parts of a pair add up to its slowdown less one.",
+    _columns(
+        ("vm", _T, "", "name of the virtual machine", "key"),
+        ("generation", _T, "", "the generation it is held against PLAIN in", "key"),
+        ("mechanism", _T, "", "name of the mechanism", "key"),
+        ("share", _R, "1", "difference in vCPU time per instruction, in parts of the plain run's whole"),
     ),
 )
 
@@ -242,7 +266,7 @@ _DIGESTS = TableSchema(
 )
 
 TABLES: Mapping[str, TableSchema] = {
-    schema.name: schema for schema in (_VMS, _VM_TIME, _PHASES, _HOSTS, _PSP, _DIGESTS)
+    schema.name: schema for schema in (_VMS, _VM_TIME, _PHASES, _HOSTS, _PSP, _PAIRS, _PAIR_PARTS, _DIGESTS)
 }
 
 

@@ -44,6 +44,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help='end early after this much wall time, such as "60 s"; results are then partial',
     )
+    parser.add_argument(
+        "--pairs",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="also run each VM again as PLAIN and show what its generation cost it (default: for the demo)",
+    )
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of tables")
 
@@ -73,6 +79,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace, scenario: Scenario, should_stop: ShouldStop) -> Results:
+    from cluster.bundled_scenarios import DEMO
     from cluster.progress_line import progress_line
     from cluster.simulation import run
 
@@ -100,6 +107,7 @@ def _run(arguments: argparse.Namespace, scenario: Scenario, should_stop: ShouldS
             on_progress=on_progress,
             should_stop=should_stop,
             time_limit_s=None if arguments.time_limit is None else arguments.time_limit / 1e9,
+            pairs=arguments.pairs if arguments.pairs is not None else arguments.scenario == DEMO,
         )
 
 
