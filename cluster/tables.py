@@ -214,8 +214,8 @@ _HOSTS = TableSchema(
         ("operations", _I, "1", "operations that vCPUs issued"),
         ("phase_completions", _I, "1", "phases completed"),
         ("events", _I, "1", "events of its loop"),
-        ("limit", _T, "", "the resource that came closest to its end, with its share"),
-        ("limit_ratio", _R, "1", "share of that resource in use"),
+        ("limit", _T, "", "the resource that came closest to its end"),
+        ("limit_ratio", _R, "ratio", "share of that resource in use"),
     ),
 )
 

@@ -57,9 +57,11 @@ class Product:
 _ROWS = (
     Product("Naples", 0x00800F12, 32, 2_200_000_000, 8, 2_666_000_000, 2 * TIB, 15, 9, 47, 48, 5, _SEV,
             (0, 24, 15), False,
-            doubts=("min_sev_asid read on an embedded part of the same core", "cores and clock are the EPYC 7601's, recalled")),
+            doubts=("min_sev_asid read on an embedded part of the same core",
+                    "cores and clock are the EPYC 7601's, recalled")),
     Product("Rome", 0x00830F10, 64, 2_250_000_000, 8, 3_200_000_000, 4 * TIB, 509, 100, 47, 48, 5, _SEV,
-            (0, 24, 15), False, doubts=("C-bit position recalled", "split taken from a Milan host", "clock is the EPYC 7742's, recalled")),
+            (0, 24, 15), False,
+            doubts=("C-bit position recalled", "split taken from a Milan host", "clock is the EPYC 7742's, recalled")),
     Product("Milan", 0x00A00F11, 64, 2_000_000_000, 8, 3_200_000_000, 4 * TIB, 509, 100, 51, 48, 5, _SNP,
             (1, 55, 29), True, doubts=("clock is the EPYC 7713P's, recalled",)),
     Product("Genoa", 0x00A10F11, 96, 2_400_000_000, 12, 4_800_000_000, 6 * TIB, 1006, 99, 51, 52, 6, _SNP,
@@ -70,7 +72,8 @@ _ROWS = (
             (1, 55, 40), True, doubts=("split taken from a Genoa host", "clock is the EPYC 8534P's, recalled")),
     Product("Turin", 0x00B00F21, 128, 2_700_000_000, 12, 6_000_000_000, 6 * TIB, 1006, 99, 51, 52, 6, _TIO,
             (1, 58, 1), True,
-            doubts=("C-bit, reduction and split taken from Genoa", "CPUID signature unverified", "clock is the EPYC 9755's, recalled")),
+            doubts=("C-bit, reduction and split taken from Genoa", "CPUID signature unverified",
+                    "clock is the EPYC 9755's, recalled")),
 )  # fmt: skip
 
 PRODUCTS: Mapping[str, Product] = {product.name: product for product in _ROWS}

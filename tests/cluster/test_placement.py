@@ -1,0 +1,59 @@
+"""First fit over the hosts' memory, vCPUs and ASIDs; what is given back can be used again."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.placement import FIRMWARE_BYTES, FirstFit, HostAccount
+from node.generation import Generation
+from node.guest import GuestSpec
+from node.program import ProgramSpec
+
+GIB = 1 << 30
+
+
+def guest(name: str, generation: Generation = Generation.PLAIN, memory: int = GIB, vcpus: int = 1) -> GuestSpec:
+    return GuestSpec(name, generation, vcpus, memory, ProgramSpec("stream"), seed=1)
+
+
+def account(name: str, **changes: object) -> HostAccount:
+    values: dict[str, object] = {
+        "generations": frozenset({Generation.PLAIN, Generation.SEV, Generation.SEV_SNP}),
+        "free_bytes": 8 * GIB,
+        "free_vcpus": 8.0,
+        "free_asids": {Generation.SEV: 2, Generation.SEV_SNP: 1},
+    }
+    return HostAccount(name, **{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_the_first_host_that_fits_is_taken() -> None:
+    fit = FirstFit((account("small", free_bytes=GIB // 2), account("big"), account("other")))
+    assert fit.place(guest("vm")) == "big"
+
+
+def test_a_pinned_machine_goes_nowhere_else() -> None:
+    fit = FirstFit((account("a"), account("b", free_vcpus=0.5)))
+    assert fit.place(guest("vm"), pin="b") is None
+
+
+@pytest.mark.parametrize(
+    ("generation", "count"), [(Generation.SEV, 2), (Generation.SEV_SNP, 1), (Generation.PLAIN, 7)]
+)
+def test_a_host_takes_no_more_than_it_has(generation: Generation, count: int) -> None:
+    fit = FirstFit((account("only", free_bytes=7 * (GIB + FIRMWARE_BYTES)),))
+    placed = [fit.place(guest(f"vm-{number}", generation)) for number in range(10)]
+    assert sum(host is not None for host in placed) == count
+
+
+def test_what_a_machine_held_is_given_back_once() -> None:
+    fit = FirstFit((account("only"),))
+    assert fit.place(guest("first", Generation.SEV_SNP)) == "only"
+    assert fit.place(guest("second", Generation.SEV_SNP)) is None
+    assert fit.release("first") == "only"
+    assert fit.release("first") is None
+    assert fit.place(guest("second", Generation.SEV_SNP)) == "only"
+
+
+def test_a_host_without_the_generation_is_passed_over() -> None:
+    fit = FirstFit((account("old", generations=frozenset({Generation.PLAIN})), account("new")))
+    assert fit.place(guest("vm", Generation.SEV_SNP)) == "new"

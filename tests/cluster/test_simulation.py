@@ -1,0 +1,189 @@
+"""Whole runs: the same results in every layout, from launch to the last byte given back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from cluster.compare import compare
+from cluster.results import Results
+from cluster.scenario import Scenario
+from cluster.simulation import Session, run
+from node.generation import Generation
+from node.phase_cost import Mechanism
+
+
+def scenario(**changes: Any) -> Scenario:
+    """Three hosts, six VMs of three generations that arrive, work and partly leave, in five minutes."""
+    values: dict[str, Any] = {
+        "schema": 1,
+        "name": "small",
+        "duration": "5 min",
+        "hosts": [
+            {"name": "naples", "product": "Naples", "memory": "16 GiB"},
+            {"name": "milan", "product": "Milan", "memory": "16 GiB"},
+            {"name": "turin", "product": "Turin", "memory": "16 GiB"},
+        ],
+        "vms": [
+            vm("kv-plain", "PLAIN", "key-value-store"),
+            vm("kv-sev", "SEV", "key-value-store", host="naples", lifetime="2 min"),
+            vm("kv-snp", "SEV_SNP", "key-value-store", vcpus=2, host="milan"),
+            vm("random-snp", "SEV_SNP", "random-access", host="milan", arrival="1 s"),
+            vm("stream-plain", "PLAIN", "stream", host="milan", start="running"),
+            vm("build-snp", "SEV_SNP", "compile-job", host="turin", arrival="10 s", lifetime="3 min"),
+        ],
+        "trace": {"vms": 2, "generations": {"SEV": 1, "PLAIN": 1}, "max_vcpus": 2, "max_memory": "1 GiB"},
+    }
+    return Scenario.parse(values | changes)
+
+
+def vm(name: str, generation: str, workload: str, **more: object) -> dict[str, object]:
+    return {
+        "name": name, "generation": generation, "vcpus": 1, "memory": "512 MiB", "workload": workload, **more,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def inline() -> Results:
+    return run(scenario(), layout="inline")
+
+
+def row(results: Results, name: str) -> dict[str, Any]:
+    return next(one for one in results.vms.to_pylist() if one["vm"] == name)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_results_do_not_depend_on_layout_or_workers(inline: Results, workers: int) -> None:
+    assert run(scenario(), layout="packed", workers=workers).digest == inline.digest
+
+
+def test_another_seed_gives_another_digest(inline: Results) -> None:
+    assert run(scenario(), layout="inline", seed=2).digest != inline.digest
+
+
+def test_a_second_run_in_the_same_session_starts_from_nothing(inline: Results) -> None:
+    with Session("inline", None) as session:
+        runs = [session.run(scenario(), None, None, None) for _ in range(2)]
+    assert [one.digest for one in runs] == [inline.digest] * 2
+
+
+def test_results_do_not_depend_on_the_hash_seed(inline: Results) -> None:
+    program = (
+        "import sys; from cluster import Scenario, run\n"
+        "import tomllib; print(run(Scenario.parse(tomllib.loads(sys.stdin.read())), layout='inline').digest)"
+    )
+    for seed in ("0", "12345"):
+        answer = subprocess.run(
+            (sys.executable, "-c", program),
+            input=scenario().to_toml(), env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert answer.stdout.strip() == inline.digest
+
+
+def test_every_machine_works_and_every_answer_is_right(inline: Results) -> None:
+    for one in inline.vms.to_pylist():
+        assert one["state"] in {"running", "ended"}, one
+        assert one["faults"] == 0
+        assert one["units_of_work"] > 0 or one["workload"] == "trace-player", one
+
+
+def test_launch_digests_depend_on_generation_and_vcpus_not_on_the_host(inline: Results) -> None:
+    digests = {name: row(inline, name)["launch_digest"] for name in ("kv-sev", "kv-snp", "random-snp", "build-snp")}
+    assert digests["random-snp"] == digests["build-snp"]
+    assert len({digests["kv-sev"], digests["kv-snp"], digests["random-snp"]}) == 3
+    assert row(inline, "kv-plain")["launch_digest"] is None
+
+
+def test_simultaneous_launches_wait_for_the_security_processor(inline: Results) -> None:
+    first, second = row(inline, "kv-snp"), row(inline, "random-snp")
+    assert first["psp_wait_ns"] + second["psp_wait_ns"] == 0 or second["arrival_ns"] > first["running_ns"] or (
+        second["psp_wait_ns"] > 0
+    )
+    storm = scenario(
+        vms=[vm("snp", "SEV_SNP", "random-access", count=4, host="milan")], trace=None, duration="20 s"
+    )
+    waits = [one["psp_wait_ns"] for one in run(storm, layout="inline").vms.to_pylist()]
+    assert sum(wait > 0 for wait in waits) >= 3
+
+
+def test_a_machine_whose_time_is_over_leaves_nothing_behind() -> None:
+    leaving = scenario(
+        vms=[
+            vm("snp", "SEV_SNP", "key-value-store", host="milan", lifetime="1 min"),
+            vm("sev", "SEV", "key-value-store", host="milan", lifetime="1 min"),
+            vm("plain", "PLAIN", "key-value-store", host="milan", lifetime="1 min"),
+        ],
+        trace=None,
+        duration="2 min",
+    )  # fmt: skip
+    results = run(leaving, layout="inline")
+    host = next(one for one in results.hosts.to_pylist() if one["host"] == "milan")
+    assert [one["state"] for one in results.vms.to_pylist()] == ["ended"] * 3
+    assert host["memory_peak_bytes"] > 3 * (512 << 20)
+    # One page of command buffers is the hypervisor's own.
+    assert host["resident_bytes"] <= 4096
+
+
+def test_a_fleet_without_room_says_so_and_runs_on() -> None:
+    full = scenario(
+        vms=[vm("big", "PLAIN", "stream", memory="10 GiB", count=5)], trace=None, duration="1 min"
+    )
+    states = sorted(one["state"] for one in run(full, layout="inline").vms.to_pylist())
+    assert states == ["refused", "refused", "running", "running", "running"]
+
+
+def test_a_run_that_is_stopped_has_partial_results() -> None:
+    results = run(scenario(), layout="inline", should_stop=lambda: "enough")
+    assert results.partial == "enough"
+    assert results.vms.num_rows > 0
+
+
+def test_vcpu_time_of_each_machine_is_the_sum_of_its_mechanisms(inline: Results) -> None:
+    times: dict[str, float] = {}
+    for one in inline.vm_time.to_pylist():
+        times[one["vm"]] = times.get(one["vm"], 0.0) + one["time_ns"]
+    for one in inline.vms.to_pylist():
+        if one["workload"] != "trace-player":
+            # Each batch of operations is rounded to a nanosecond.
+            assert times[one["vm"]] == pytest.approx(one["active_ns"], rel=1e-6, abs=one["operations"] + 10)
+
+
+def test_a_pair_s_parts_add_up_to_its_slowdown() -> None:
+    paired = run(scenario(), layout="inline", pairs=True)
+    slowdowns = {(one["vm"], one["generation"]): one["slowdown"] for one in paired.pairs.to_pylist()}
+    assert {name for name, _ in slowdowns} >= {"kv-sev", "kv-snp", "random-snp", "build-snp"}
+    sums = dict.fromkeys(slowdowns, 1.0)
+    for one in paired.pair_parts.to_pylist():
+        sums[one["vm"], one["generation"]] += one["share"]
+    for key, slowdown in slowdowns.items():
+        assert sums[key] == pytest.approx(slowdown)
+        assert slowdown > 1.0
+
+
+def test_without_costs_of_encryption_a_pair_is_no_slower() -> None:
+    free = {
+        "dram.encryption_adder_ns": 0.0, "dram.encrypted_bandwidth_share": 1.0, "rmp.walk_adder_ns": 0.0,
+        "core.vmgexit_ns": 0.0, "rmp.pvalidate_ns": 0.0, "rmp.pvalidate_large_ns": 0.0, "rmp.update_ns": 0.0,
+    }  # fmt: skip
+    paired = run(scenario(costs=free), layout="inline", pairs=True)
+    for one in paired.pairs.to_pylist():
+        assert one["slowdown"] == pytest.approx(1.0, abs=1e-3), one
+
+
+def test_compare_shows_the_cipher_in_sev_and_the_rmp_only_in_snp() -> None:
+    small = scenario(vms=[vm("random", "PLAIN", "random-access", host="milan")], trace=None, duration="2 min")
+    comparison = compare(small, (Generation.PLAIN, Generation.SEV, Generation.SEV_SNP), layout="inline")
+    by_generation = {pair.generation: pair for pair in comparison.pairs}
+    assert set(by_generation) == {"SEV", "SEV_SNP"}
+    sev, snp = by_generation["SEV"].parts, by_generation["SEV_SNP"].parts
+    assert sev[Mechanism.ENCRYPTION] > 0
+    assert sev[Mechanism.RMP] == 0
+    assert snp[Mechanism.ENCRYPTION] == pytest.approx(sev[Mechanism.ENCRYPTION], rel=0.01)
+    assert snp[Mechanism.RMP] > 0
+    assert by_generation["SEV_SNP"].slowdown > by_generation["SEV"].slowdown > 1.0
