@@ -7,6 +7,7 @@ host of this version can emit, so a host without a pending launch never will.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -30,7 +31,7 @@ from workloads.library import PROGRAMS
 AUTO = "auto"
 """Firmware key of the machine's own OVMF, or sevfleet's laboratory image."""
 
-MESSAGE_KINDS = ("launch", "destroy")
+MACHINES = "machines/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,15 +161,16 @@ class HostEntity:
         return rows
 
     def gauges(self) -> dict[str, float]:
-        """Live figures of the host."""
+        """Live figures of the host; the counts of machines are named ``machines/STATE/GENERATION``."""
         host = self.host
-        running = [guest for guest in host.guests.values() if guest.state is GuestState.RUNNING]
+        counts = Counter(f"{MACHINES}{one.state}/{one.spec.generation.name}" for one in host.guests.values())
+        asids = host.hypervisor.asids
         return {
-            "virtual_machines_running": float(len(running)),
-            "psp_busy_seconds": host.psp_queue.busy_ns / 1e9,
-            "memory_allocated_bytes": float(host.hypervisor.frames.used_bytes),
-            "memory_bandwidth_utilisation_ratio": host.contention.utilisation,
-            "phase_completions": float(host.phase_completions),
+            "memory_assigned_bytes": float(host.hypervisor.frames.used_bytes),
+            "psp_busy_ratio": host.psp_queue.busy_ns / max(1, host.now_ns, host.psp_queue.free_ns),
+            "asids_in_use": float(asids.in_use(Generation.SEV) + asids.in_use(Generation.SEV_SNP)),
+            "memory_bandwidth_ratio": host.contention.utilisation,
+            **{name: float(count) for name, count in sorted(counts.items())},
         }
 
     def _receive(self, message: Message) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections import Counter
 from importlib import metadata
 from types import TracebackType
 from typing import Self
@@ -12,7 +13,7 @@ from cluster.coordinator import Coordinator, CoordinatorResult, ProgressFacts
 from cluster.entity import Payload
 from cluster.errors import RunFailedError
 from cluster.fleet import Changes, Fleet, build_fleet
-from cluster.host_entity import build_host, firmware_image
+from cluster.host_entity import MACHINES, build_host, firmware_image
 from cluster.layout import LAYOUTS, Layout, WorkerLostError
 from cluster.progress import OnProgress, Progress, ShouldStop
 from cluster.results import Results
@@ -139,8 +140,19 @@ class _Shown:
         self._tell = tell
 
     def __call__(self, facts: ProgressFacts) -> None:
-        gauges = self._layout.gauges()
-        self._tell(Progress(facts.virtual_ns, self._duration_ns, facts.round_trips, facts.events, gauges=gauges))
+        machines: Counter[tuple[str, str]] = Counter()
+        gauges: dict[str, dict[str, float]] = {}
+        for host, figures in self._layout.gauges().items():
+            gauges[host] = {}
+            for name, value in figures.items():
+                if name.startswith(MACHINES):
+                    _, state, generation = name.split("/")
+                    machines[state, generation] += int(value)
+                else:
+                    gauges[host][name] = value
+        self._tell(
+            Progress(facts.virtual_ns, self._duration_ns, facts.round_trips, facts.events, dict(machines), gauges)
+        )
 
 
 def _rows_of_unplaced(fleet: Fleet, rows: list[Payload]) -> list[Payload]:

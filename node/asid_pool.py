@@ -44,6 +44,10 @@ class AsidPool:
         """How many ASIDs there are for guests of ``generation``."""
         return self._kinds[generation].capacity
 
+    def in_use(self, generation: Generation) -> int:
+        """How many of them guests hold."""
+        return len(self._kinds[generation].used)
+
     def peak(self, generation: Generation) -> int:
         """Most of them in use at once so far."""
         return self._kinds[generation].peak

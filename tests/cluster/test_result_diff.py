@@ -15,7 +15,8 @@ def host(name: str, events: int = 5) -> Row:
         "asids_es_snp asids_es_snp_peak vms core_mean_ratio bandwidth_mean_ratio psp_busy_ns psp_wait_ns "
         "psp_longest_wait_ns bytes_encrypted bytes_decrypted operations phase_completions"
     )
-    return {"host": name, "product": "Milan", "limit": "", "limit_ratio": 0.0, "events": events} | dict.fromkeys(numbers.split(), 0)
+    words = {"host": name, "product": "Milan", "limit": "", "limit_ratio": 0.0, "events": events}
+    return words | dict.fromkeys(numbers.split(), 0)
 
 
 def bucket(entity: str, number: int, digest: str) -> Row:

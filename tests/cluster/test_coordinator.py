@@ -1,0 +1,284 @@
+"""The coordinator on toy hosts: however time is cut and hosts are packed, the same log comes out."""
+
+import heapq
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import toy_hosts
+from toy_hosts import CONTROL, END_NS, LOOKAHEAD_NS, Log, Toy, ToyControl, calls_of, digest, run_toys, toys
+
+import cluster.coordinator as coordinator_module
+from cluster.coordinator import Coordinator
+from cluster.entity import NEVER, Message
+from cluster.inbox import ProtocolViolationError
+from cluster.inline_layout import InlineLayout
+from cluster.layout import Rows, merged_reports, merged_rows
+from cluster.shard import EntityFactory, Shard, ShardReport
+
+
+class ReferenceHost:
+    """What a toy host does, told without SimPy, inboxes, promises or windows."""
+
+    def __init__(self, toy: Toy) -> None:
+        self.toy = toy
+        self.log: list[tuple[int, str, str]] = []
+        self.said: list[tuple[int, str, int, str, int]] = []
+        self.letters: list[tuple[int, str, int, str, int]] = []
+        self.local: list[tuple[int, int, str, int, int]] = []
+        self._inserted = self._sequence = self._received = 0
+        for what, mean in (("tick", toy.tick), ("speak", toy.speak)):
+            if mean:
+                self._plan(0, what, 0)
+
+    def _plan(self, now: int, what: str, number: int, delay: int | None = None, hops: int = 0) -> None:
+        gap = delay if delay is not None else getattr(self.toy, f"{what}_gap")(number)
+        self._inserted += 1
+        heapq.heappush(self.local, (now + gap, self._inserted, what, number, hops))
+
+    def next_ns(self) -> int:
+        return min([first[0] for first in (*self.local[:1], *self.letters[:1])], default=NEVER)
+
+    def live(self, now: int) -> None:
+        while self.letters and self.letters[0][0] == now:
+            _, sender, sequence, origin, hops = heapq.heappop(self.letters)
+            self.log.append((now, "got", f"{sender} {sequence} {origin} {hops}"))
+            number, self._received = self._received, self._received + 1
+            if hops:
+                delay = self.toy.thinks(number)
+                if delay:
+                    self._plan(now, "answer", number, delay, hops - 1)
+                else:
+                    self._say(now, self.toy.peer("answer", number), hops - 1)
+        while self.local and self.local[0][0] == now:
+            _, _, what, number, hops = heapq.heappop(self.local)
+            if what == "tick":
+                self.log.append((now, "tick", str(number)))
+                self._plan(now, what, number + 1)
+            elif what == "speak":
+                self._say(now, self.toy.peer(what, number), self.toy.hops)
+                self._plan(now, what, number + 1)
+            else:
+                self._say(now, self.toy.peer(what, number), hops)
+
+    def _say(self, now: int, to: str, hops: int) -> None:
+        self._sequence += 1
+        self.log.append((now, "said", f"{self._sequence} {to} {hops}"))
+        self.said.append((now, self.toy.name, self._sequence, to, hops))
+
+
+def reference(hosts: Sequence[Toy], calls: Sequence[int]) -> Log:
+    """All hosts and the control plane in one loop, nanosecond after nanosecond."""
+    names = tuple(toy.name for toy in hosts)
+    plane = ToyControl(names)
+    live = {toy.name: ReferenceHost(toy) for toy in hosts}
+    log: list[tuple[int, str, str]] = []
+    waiting = sorted(calls)
+    sequence = 0
+    while (now := min(min(host.next_ns() for host in live.values()), waiting[0] if waiting else NEVER)) < END_NS:
+        for host in live.values():
+            host.live(now)
+        wanted = [
+            (to, sender, hops)
+            for _, sender, _, to, hops in sorted(said for host in live.values() for said in host.said)
+        ]
+        for host in live.values():
+            host.said.clear()
+        while waiting and waiting[0] == now:
+            waiting.pop(0)
+            called = names[toy_hosts.draw("call", sequence + len(wanted)) % len(names)]
+            wanted.append((called, CONTROL, 1))
+        for to, origin, hops in wanted:
+            sequence += 1
+            log.append((now, "sent", f"{sequence} {to} {origin} {hops}"))
+            heapq.heappush(live[to].letters, (now + plane.delay(sequence), CONTROL, sequence, origin, hops))
+    return {**{name: host.log for name, host in live.items()}, CONTROL: log}
+
+
+class SplitLayout:
+    """Shards in this process, hosts dealt out at random."""
+
+    startup_s = 0.0
+
+    def __init__(self, workers: int, seed: int) -> None:
+        self.workers = workers
+        self._random = random.Random(seed)
+
+    def start(self, factory: EntityFactory, specs: Sequence[tuple[str, bytes]]) -> None:
+        shuffled = self._random.sample(list(specs), len(specs))
+        self._home = {name: self._random.randrange(self.workers) for name, _ in shuffled}
+        self._shards = [
+            Shard(factory, [spec for spec in shuffled if self._home[spec[0]] == number])
+            for number in range(self.workers)
+        ]
+        self._reports = [shard.report() for shard in self._shards]
+
+    def report(self) -> ShardReport:
+        return merged_reports(self._reports)
+
+    def advance(self, horizon_ns: int, mail: Mapping[str, tuple[Message, ...]], event_budget: int) -> ShardReport:
+        self._reports = [
+            shard.advance(horizon_ns, {name: mail[name] for name in mail if self._home[name] == number}, event_budget)
+            for number, shard in enumerate(self._shards)
+        ]
+        return merged_reports(self._reports)
+
+    def collect(self, end_ns: int) -> Rows:
+        return merged_rows({name: rows for shard in self._shards for name, rows in shard.collect(end_ns).items()})
+
+    def gauges(self) -> dict[str, dict[str, float]]:
+        return {}
+
+    def close(self) -> None:
+        self._shards = []
+
+
+@pytest.fixture(scope="module")
+def plain() -> str:
+    return digest(run_toys(InlineLayout(), toys())[0])
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_sequential_simulation_without_windows_tells_the_same_story(seed: int) -> None:
+    log, _ = run_toys(InlineLayout(), toys(seed=seed))
+    expected = reference(toys(seed=seed), calls_of(seed))
+    assert sum(what == "got" for lines in expected.values() for _, what, _ in lines) > 500
+    for name, lines in expected.items():
+        assert log[name] == lines
+
+
+def test_letters_and_local_events_of_one_nanosecond_do_meet_in_the_toys() -> None:
+    log, _ = run_toys(InlineLayout(), toys())
+    met = 0
+    for lines in log.values():
+        ticks = {time for time, what, _ in lines if what == "tick"}
+        met += sum(what == "got" and time in ticks for time, what, _ in lines)
+    assert met > 50
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_extra_cuts_of_windows_change_nothing(seed: int, plain: str) -> None:
+    dice = random.Random(seed)
+    log, _ = run_toys(InlineLayout(), toys(), cut=lambda begin, end: dice.randint(begin + 1, end))
+    assert digest(log) == plain
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_packing_of_hosts_changes_nothing(seed: int, plain: str) -> None:
+    log, _ = run_toys(SplitLayout(1 + seed % 4, seed), toys())
+    assert digest(log) == plain
+
+
+@pytest.mark.parametrize("budget", [1, 2, 7])
+def test_calls_bounded_in_events_change_nothing(budget: int, plain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coordinator_module, "EVENT_BUDGET", budget)
+    assert digest(run_toys(SplitLayout(2, budget), toys())[0]) == plain
+
+
+def test_the_order_of_hashes_changes_nothing(plain: str) -> None:
+    paths = [str(Path(toy_hosts.__file__).parent), str(Path(coordinator_module.__file__).parents[1])]
+    for hash_seed in ("0", "4711"):
+        environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(paths)}
+        told = subprocess.run(
+            [sys.executable, toy_hosts.__file__, "1"], env=environment, capture_output=True, text=True, check=True
+        )
+        assert told.stdout.strip() == plain
+
+
+def test_another_seed_is_another_story(plain: str) -> None:
+    assert digest(run_toys(InlineLayout(), toys(seed=2))[0]) != plain
+
+
+def quiet(count: int, **changes: int) -> list[Toy]:
+    return toys(count, speak=0, **changes)
+
+
+def test_a_fleet_that_promises_silence_reaches_the_end_at_once() -> None:
+    hosts = quiet(100)
+    log, result = run_toys(InlineLayout(), hosts, control=ToyControl(()))
+    assert result.round_trips <= 3
+    assert result.reached_ns == END_NS
+    assert all(log[toy.name] for toy in hosts)
+
+
+def round_trips(hosts: list[Toy], calls: Sequence[int] = ()) -> int:
+    return run_toys(InlineLayout(), hosts, control=ToyControl(("toy-0",), calls=tuple(calls)))[1].round_trips
+
+
+def test_round_trips_do_not_grow_with_local_events() -> None:
+    calls = range(0, END_NS, 2000)
+    few = round_trips(quiet(10, hops=0, tick=500), calls)
+    assert few == round_trips(quiet(10, hops=0, tick=20), calls)
+
+
+def test_round_trips_grow_with_letters_between_hosts() -> None:
+    few, many = (round_trips(quiet(10), range(0, END_NS, step)) for step in (5000, 1000))
+    assert few < many <= 4 * END_NS // 1000
+
+
+def test_a_host_that_breaks_its_promise_is_named() -> None:
+    hosts = toys(3)
+    hosts[1] = Toy("toy-1", hosts[1].peers, lie=True)
+    with pytest.raises(ProtocolViolationError, match=r"toy-1: .*promised"):
+        run_toys(InlineLayout(), hosts)
+
+
+def test_a_control_plane_that_undercuts_the_lookahead_is_named() -> None:
+    names = tuple(toy.name for toy in toys())
+    with pytest.raises(ProtocolViolationError, match="control: .*lookahead"):
+        run_toys(InlineLayout(), toys(), control=ToyControl(names, calls=(500,), undercut=50))
+
+
+class ShortLetter(ToyControl):
+    """Writes to a host that is not there."""
+
+    def step(self, now_ns: int, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        return (Message(now_ns + LOOKAHEAD_NS, CONTROL, 1, "nobody", "letter"), *ToyControl.step(self, now_ns, ()))
+
+
+def test_mail_for_nobody_is_named() -> None:
+    with pytest.raises(ProtocolViolationError, match="nobody"):
+        run_toys(InlineLayout(), quiet(2), control=ShortLetter(("toy-0",), calls=(500,)))
+
+
+class Stuck(ToyControl):
+    """Never gets its timeline done."""
+
+    def step(self, now_ns: int, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        return ()
+
+
+def test_a_control_plane_that_does_not_move_on_is_stopped() -> None:
+    with pytest.raises(ProtocolViolationError, match="control plane"):
+        run_toys(InlineLayout(), quiet(2), control=Stuck(("toy-0",), calls=(500,)))
+
+
+def test_the_last_nanosecond_before_the_end_is_simulated_and_the_end_is_not() -> None:
+    plane = ToyControl(("toy-0",), calls=(END_NS - 1, END_NS))
+    _, result = run_toys(InlineLayout(), quiet(2), control=plane)
+    assert [time for time, _, _ in plane.log] == [END_NS - 1]
+    assert result.reached_ns == END_NS
+
+
+def answers(*reasons: str | None) -> Iterator[str | None]:
+    yield from reasons
+    while True:
+        yield reasons[-1]
+
+
+@pytest.mark.parametrize("budget", [3, 8000])
+def test_a_run_that_is_asked_to_stop_keeps_what_it_has(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coordinator_module, "EVENT_BUDGET", budget)
+    layout = InlineLayout()
+    hosts = toys()
+    layout.start(toy_hosts.build_toy, [(toy.name, toy.pack()) for toy in hosts])
+    asked = answers(None, None, "enough")
+    plane = ToyControl(tuple(toy.name for toy in hosts))
+    result = Coordinator(layout, plane, LOOKAHEAD_NS, END_NS, should_stop=lambda: next(asked)).run()
+    assert (result.stopped, result.round_trips) == ("enough", 3)
+    assert result.reached_ns < END_NS
+    assert layout.collect(result.reached_ns)["log"]
