@@ -44,7 +44,7 @@ class ControlPlane(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ProgressFacts:
-    """How far a run has come."""
+    """How far a run has come. Calls that go on with a window, because its events filled one, are no round trips."""
 
     virtual_ns: int
     round_trips: int
@@ -57,6 +57,9 @@ class CoordinatorResult:
 
     reached_ns: int
     round_trips: int
+    """Windows: how often everybody had to wait for everybody."""
+    calls: int
+    """Calls of the layout: more than windows where one held too many events for a call."""
     events: int
     stopped: str | None
 
@@ -90,6 +93,7 @@ class Coordinator:
         self._mail: list[Message] = []
         self._reached_ns = 0
         self._round_trips = 0
+        self._calls = 0
         self._events = 0
         self._shown_s = time.monotonic()
 
@@ -127,6 +131,8 @@ class Coordinator:
                     )
                 self._mail.append(message)
                 promise = min(promise, message.time_ns)
+            if self._control.next_event_ns() <= now:
+                raise ProtocolViolationError(f"control plane: did not move on from {now} ns")
         return promise
 
     def _go_to(self, horizon_ns: int) -> str | None:
@@ -134,10 +140,11 @@ class Coordinator:
         for message in sorted(self._mail):
             mail[message.receiver] = (*mail.get(message.receiver, ()), message)
         self._mail.clear()
+        self._round_trips += 1
         while True:
             report = self._layout.advance(horizon_ns, mail, EVENT_BUDGET)
             mail = {}
-            self._round_trips += 1
+            self._calls += 1
             self._events += report.events
             for message in report.outputs:
                 if message.time_ns < self._reached_ns:
@@ -162,4 +169,4 @@ class Coordinator:
             self._on_progress(ProgressFacts(virtual_ns, self._round_trips, self._events))
 
     def _result(self, stopped: str | None) -> CoordinatorResult:
-        return CoordinatorResult(self._reached_ns, self._round_trips, self._events, stopped)
+        return CoordinatorResult(self._reached_ns, self._round_trips, self._calls, self._events, stopped)

@@ -36,6 +36,7 @@ class Shard:
         self._next: dict[str, int] = {}
         self._emitters: dict[str, int] = {}
         self._heap: list[tuple[int, str]] = []
+        self._reached_ns = 0
         for name in self._entities:
             self._note(name)
 
@@ -46,7 +47,8 @@ class Shard:
             self._next[name] = following
             if following != NEVER:
                 heapq.heappush(self._heap, (following, name))
-        promise = entity.earliest_output_ns()
+        # Nothing is said without an event; a promise that stands still must not hold the fleet.
+        promise = max(entity.earliest_output_ns(), following)
         if promise == NEVER:
             self._emitters.pop(name, None)
         else:
@@ -59,7 +61,12 @@ class Shard:
     def advance(self, horizon_ns: int, mail: Mapping[str, tuple[Message, ...]], event_budget: int) -> ShardReport:
         """Deliver mail and do every event before the horizon, as far as the budget reaches."""
         for name, messages in mail.items():
-            self._entities[name].deliver(messages)
+            entity = self._entities.get(name)
+            if entity is None:
+                raise ProtocolViolationError(f"{messages[0].sender}: sent a message to {name}, which is not here")
+            if (earliest := min(messages).time_ns) < self._reached_ns:
+                raise ProtocolViolationError(f"{name}: got a message for {earliest} ns after {self._reached_ns} ns")
+            entity.deliver(messages)
             self._note(name)
         outputs: list[Message] = []
         done = 0
@@ -70,6 +77,8 @@ class Shard:
             name = first
             promise = self._emitters.get(name, NEVER)
             advance = self._entities[name].advance(horizon_ns, event_budget - done)
+            if advance.events == 0:
+                raise ProtocolViolationError(f"{name}: did nothing, with an event at {self._next[name]} ns to do")
             done += advance.events
             for message in advance.outputs:
                 if message.time_ns < promise:
@@ -78,7 +87,10 @@ class Shard:
                     )
             outputs.extend(advance.outputs)
             self._note(name)
-        return self._report(done, reached=self._first_before(horizon_ns) is None, outputs=outputs)
+        reached = self._first_before(horizon_ns) is None
+        if reached:
+            self._reached_ns = max(self._reached_ns, horizon_ns)
+        return self._report(done, reached=reached, outputs=outputs)
 
     def _first_before(self, horizon_ns: int) -> str | None:
         heap = self._heap

@@ -119,7 +119,9 @@ class Session:
         )
 
     def _went(self, started: float, outcome: CoordinatorResult | None) -> dict[str, object]:
-        counts = {} if outcome is None else {"round_trips": outcome.round_trips, "events": outcome.events}
+        counts = {}
+        if outcome is not None:
+            counts = {"round_trips": outcome.round_trips, "calls": outcome.calls, "events": outcome.events}
         return {
             "layout": self._name,
             "workers": self._layout.workers,

@@ -161,7 +161,7 @@ def build_toy(spec: bytes) -> ToyHost:
     return ToyHost(Toy(name, tuple(peers), *rest))
 
 
-@dataclass(slots=True)
+@dataclass
 class ToyControl:
     """Relays what hosts say, and calls on hosts at times of its own."""
 

@@ -1,0 +1,93 @@
+"""An inbox: letters take effect before local events of their nanosecond, in an order of their own."""
+
+import itertools
+from typing import Any
+
+import pytest
+import simpy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.entity import NEVER, Message
+from cluster.inbox import Inbox, ProtocolViolationError
+
+
+def letter(time_ns: int, sender: str = "a", sequence: int = 1) -> Message:
+    return Message(time_ns, sender, sequence, "host", "letter")
+
+
+def story(deliveries: list[tuple[int, tuple[Message, ...]]], ticks: tuple[int, ...] = ()) -> list[Any]:
+    """What happened, letters handed over when the clock stood at the given times."""
+    env = simpy.Environment(initial_time=0)
+    told: list[Any] = []
+    inbox = Inbox(env, lambda message: told.append((env.now, message.sender, message.sequence)))
+
+    def tick(_: simpy.Event) -> None:
+        told.append((env.now, "tick"))
+
+    for at in ticks:
+        env.timeout(at).callbacks.append(tick)
+    for at, messages in deliveries:
+        while env.peek() < at:
+            env.step()
+        inbox.deliver(messages)
+    while env.peek() < NEVER:
+        env.step()
+    return told
+
+
+def test_a_letter_comes_before_local_events_of_its_nanosecond_that_were_planned_first() -> None:
+    assert story([(0, (letter(5),))], ticks=(5, 5)) == [(5, "a", 1), (5, "tick"), (5, "tick")]
+
+
+def test_a_letter_comes_before_what_simpy_calls_urgent() -> None:
+    env = simpy.Environment(initial_time=0)
+    told: list[str] = []
+
+    def process() -> Any:
+        told.append("process")
+        yield env.timeout(1)
+
+    env.process(process())
+    Inbox(env, lambda _: told.append("letter")).deliver((letter(0),))
+    env.step()
+    env.step()
+    assert told == ["letter", "process"]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+def test_letters_of_one_nanosecond_go_by_sender_and_sequence_however_handed_over(order: tuple[int, ...]) -> None:
+    letters = [letter(7, "a", 2), letter(7, "a", 10), letter(7, "b", 1), letter(9, "a", 1)]
+    one_by_one = [(at, (letters[index],)) for at, index in enumerate(order)]
+    assert story(one_by_one, ticks=(7,)) == [(7, "a", 2), (7, "a", 10), (7, "b", 1), (7, "tick"), (9, "a", 1)]
+
+
+@given(
+    st.sets(st.tuples(st.integers(20, 26), st.sampled_from("abc"), st.integers(1, 3)), max_size=8),
+    st.lists(st.integers(0, 19), min_size=8, max_size=8),
+)
+def test_windows_of_handing_over_make_no_difference(keys: set[tuple[int, str, int]], moments: list[int]) -> None:
+    letters = [letter(*key) for key in sorted(keys)]
+    ticks = tuple(range(0, 30, 2))
+    scattered = sorted(zip(moments, ((one,) for one in letters), strict=False))
+    assert story(scattered, ticks) == story([(0, tuple(letters))], ticks)
+
+
+def test_the_first_letter_not_opened_yet_is_known() -> None:
+    env = simpy.Environment(initial_time=0)
+    inbox = Inbox(env, lambda _: None)
+    assert inbox.next_ns == NEVER
+    inbox.deliver((letter(8), letter(3)))
+    assert inbox.next_ns == 3
+    env.step()
+    assert inbox.next_ns == 8
+    env.step()
+    assert inbox.next_ns == NEVER
+
+
+def test_a_letter_from_the_past_is_refused_by_name() -> None:
+    env = simpy.Environment(initial_time=0)
+    env.timeout(10)
+    env.step()
+    with pytest.raises(ProtocolViolationError, match=r"host: got a message for 9 ns at 10 ns"):
+        Inbox(env, lambda _: None).deliver((letter(9),))
