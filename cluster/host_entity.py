@@ -110,7 +110,6 @@ class HostEntity:
         self._inbox = Inbox(self.host.env, self._receive)
         self._outbox: list[Message] = []
         self._sequence = 0
-        self._pending: dict[str, int] = {}
         self._kinds = {"launch": self._launch, "destroy": self._destroy}
         self.events = 0
         for guest in order.guests:
@@ -132,7 +131,7 @@ class HostEntity:
 
     def earliest_output_ns(self) -> int:
         """The first mail that is still to be opened, or the pending launch that promises to end first."""
-        launches = min(self._pending.values(), default=NEVER)
+        launches = min(self.host.promises.values(), default=NEVER)
         if launches != NEVER:
             launches = max(launches, self.next_event_ns())
         return min(launches, self._inbox.next_ns)
@@ -177,18 +176,7 @@ class HostEntity:
         self._kinds[message.kind](message)
 
     def _launch(self, message: Message) -> None:
-        guest = guest_of(msgpack.unpackb(message.payload, use_list=False))
-        told = False
-
-        def notice(launched: Guest) -> None:
-            nonlocal told
-            told = True
-            self._pending.pop(guest.name, None)
-            self._tell(launched)
-
-        earliest = self.host.launch(guest, notice)
-        if not told:
-            self._pending[guest.name] = earliest
+        self.host.launch(guest_of(msgpack.unpackb(message.payload, use_list=False)), self._tell)
 
     def _destroy(self, message: Message) -> None:
         self.host.destroy(msgpack.unpackb(message.payload))

@@ -62,6 +62,8 @@ class Guest:
     ended_ns: int = -1
     psp_wait_ns: int = 0
     psp_service_ns: int = 0
+    least_left_ns: int = 0
+    """Service of the security processor that its launch still needs at least."""
     unwanted: bool = False
     """Destroyed before its launch was through: it goes as soon as it has come."""
     reason: str = ""

@@ -77,6 +77,8 @@ class Host:
         self.psp_queue = PspQueue()
         self.log = EventLog(spec.bucket_ns)
         self.guests: dict[str, Guest] = {}
+        self.promises: dict[str, int] = {}
+        """For each launch under way, the earliest time at which anything will be said of it."""
         self.phase_completions = 0
         self.peak_vcpus = 0
         self._programs = programs
@@ -96,8 +98,8 @@ class Host:
 
     # Commands from outside; they take effect at the present time.
 
-    def launch(self, spec: GuestSpec, notice: LaunchNotice, running: bool = False) -> int:
-        """Launch a VM; ``notice`` is called when it runs or is refused, never before the returned time.
+    def launch(self, spec: GuestSpec, notice: LaunchNotice, running: bool = False) -> None:
+        """Launch a VM; ``notice`` is called when it runs or is refused, never before ``promises`` says.
 
         ``running`` puts a VM there as if its launch lay before time zero: the
         same operations, charged to nobody.
@@ -114,11 +116,16 @@ class Host:
             else:
                 self._enter(guest)
             notice(guest)
-            return self.now_ns
-        earliest = self.now_ns + self.hypervisor.least_launch_ns(guest.spec, self._host_cost)
+            return
+        guest.least_left_ns = self.hypervisor.least_launch_ns(guest.spec, self._host_cost)
+        self._promise(guest, self.now_ns)
 
         def tell() -> None:
-            self._after(max(0, earliest - self.now_ns), lambda: notice(guest))
+            def say() -> None:
+                del self.promises[spec.name]
+                notice(guest)
+
+            self._after(max(0, self.promises[spec.name] - self.now_ns), say)
 
         def entered() -> None:
             self._enter(guest)
@@ -132,7 +139,13 @@ class Host:
 
         self._step_task(task, None, guest, entered, refused)
         self._settle()
-        return earliest
+
+    def _promise(self, guest: Guest, from_ns: int) -> None:
+        """Nothing will be said of a launch before what is left of it is served, behind what is queued already."""
+        if guest.least_left_ns:
+            from_ns = max(from_ns, self.psp_queue.free_ns)
+        promised = self.promises.get(guest.spec.name, 0)
+        self.promises[guest.spec.name] = max(promised, from_ns + guest.least_left_ns)
 
     def destroy(self, name: str) -> None:
         """Take a VM off the host and give every resource back; a VM that is not there is left alone."""
@@ -231,7 +244,11 @@ class Host:
             served = [(one.command, round(cost.psp_service_ns(one))) for one in commands]
             end, waited = self.psp_queue.serve(ready, served)
             guest.psp_wait_ns += waited
-            guest.psp_service_ns += sum([ns for _, ns in served])
+            service = sum([ns for _, ns in served])
+            guest.psp_service_ns += service
+            if guest.spec.name in self.promises:
+                guest.least_left_ns = max(0, guest.least_left_ns - service)
+                self._promise(guest, end)
         else:
             end = ready
 
