@@ -27,9 +27,25 @@ from cluster.entity import NEVER, Message
 from cluster.inbox import ProtocolViolationError
 from cluster.layout import Layout
 
-EVENT_BUDGET = 8000
-"""Events of a shard in one call: a few tenths of a second, so that control comes back."""
+CALL_S = 0.25
+"""Wall time that a call should take at most, so that progress and Ctrl-C live."""
 PROGRESS_S = 1.0
+
+
+class EventBudget:
+    """How many events a shard may do in one call: as many as take about ``CALL_S``, as the last calls went."""
+
+    FIRST, LEAST, MOST = 500, 50, 200_000
+
+    def __init__(self, fixed: int | None = None) -> None:
+        self._fixed = fixed
+        self.events = fixed or self.FIRST
+
+    def learn(self, call_s: float, *, filled: bool) -> None:
+        """Take a call's wall time into account; ``filled``: the budget was used up."""
+        if self._fixed is None and (filled or call_s > CALL_S):
+            factor = min(2.0, max(0.1, CALL_S / max(call_s, 1e-6)))
+            self.events = min(self.MOST, max(self.LEAST, int(self.events * factor)))
 
 
 class ControlPlane(Protocol):
@@ -68,7 +84,8 @@ class Coordinator:
     """Drives a layout's entities and a control plane to ``end_ns``.
 
     ``cut`` may shorten a window: it gets (from, horizon) and answers a time in
-    between, ``horizon`` included. Only tests have a reason to.
+    between, ``horizon`` included. ``event_budget`` fixes the events of a call.
+    Only tests have a reason for either.
     """
 
     def __init__(
@@ -79,6 +96,7 @@ class Coordinator:
         end_ns: int,
         *,
         cut: Callable[[int, int], int] | None = None,
+        event_budget: int | None = None,
         on_progress: Callable[[ProgressFacts], None] | None = None,
         should_stop: Callable[[], str | None] | None = None,
     ) -> None:
@@ -87,6 +105,7 @@ class Coordinator:
         self._lookahead_ns = lookahead_ns
         self._end_ns = end_ns
         self._cut = cut
+        self._budget = EventBudget(event_budget)
         self._on_progress = on_progress
         self._should_stop = should_stop
         self._received: list[Message] = []
@@ -142,7 +161,9 @@ class Coordinator:
         self._mail.clear()
         self._round_trips += 1
         while True:
-            report = self._layout.advance(horizon_ns, mail, EVENT_BUDGET)
+            called_s = time.monotonic()
+            report = self._layout.advance(horizon_ns, mail, self._budget.events)
+            self._budget.learn(time.monotonic() - called_s, filled=not report.reached)
             mail = {}
             self._calls += 1
             self._events += report.events

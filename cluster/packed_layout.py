@@ -11,15 +11,18 @@ import contextlib
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgpack
 
 from cluster.entity import Message
+from cluster.inbox import ProtocolViolationError
 from cluster.layout import LayoutError, Rows, WorkerLostError, merged_reports, merged_rows
 from cluster.shard import EntityFactory, Shard, ShardReport
 
@@ -99,6 +102,7 @@ class PackedLayout:
         self._home: dict[str, int] = {}
         self._reports: list[ShardReport] = []
         self._ray: Any = None
+        self._print: Any = None
 
     def start(self, factory: EntityFactory, specs: Sequence[tuple[str, bytes]]) -> None:
         """Start Ray if it is not up, and build the entities, dealt out in turn."""
@@ -107,12 +111,14 @@ class PackedLayout:
             self._start_ray()
         while len(self._actors) < self.workers:
             self._actors.append(self._ray.remote(num_cpus=0, max_restarts=0)(ShardWorker).remote())
-        parts: list[list[tuple[str, bytes]]] = [[] for _ in range(self.workers)]
+        parts: list[list[tuple[str, bytes]]] = [[] for _ in self._actors]  # one that is not needed now forgets
+        self._home = {}
         for index, spec in enumerate(specs):
             parts[index % self.workers].append(spec)
             self._home[spec[0]] = index % self.workers
-        calls = [actor.start.remote(factory, part) for actor, part in zip(self._actors, parts, strict=False)]
-        self._reports = [parsed_report(data) for data in self._answers(calls, range(self.workers))]
+        calls = [actor.start.remote(factory, part) for actor, part in zip(self._actors, parts, strict=True)]
+        answers = self._answers(calls, range(len(calls)))
+        self._reports = [parsed_report(data) for data in answers[: self.workers]]
 
     def _start_ray(self) -> None:
         began = time.monotonic()
@@ -121,6 +127,8 @@ class PackedLayout:
 
             if ray.is_initialized():
                 raise LayoutError("packed: expected a process without Ray; this one is connected to a cluster already")
+            self._ray = ray  # from here on there is something to take down
+            self._silence()
             self._folder = tempfile.mkdtemp(prefix="sf-")
             logging.getLogger("ray").setLevel(logging.CRITICAL)
             ray.init(
@@ -133,26 +141,30 @@ class PackedLayout:
                 object_store_memory=OBJECT_STORE_BYTES,
                 _temp_dir=self._folder,
             )
-            self._ray = ray
         self.startup_s = time.monotonic() - began
 
-    def _answers(self, calls: list[Any], numbers: Sequence[int]) -> list[Any]:
-        try:
-            answers: list[Any] = self._ray.get(calls)
-        except self._ray.exceptions.RayActorError as error:
-            lost = self._lost(calls, numbers)
-            raise WorkerLostError(f"worker {lost} of {self.workers} was lost: its process ended") from error
-        except self._ray.exceptions.RayTaskError as error:
-            raise error.as_instanceof_cause() from None
-        return answers
+    def _silence(self) -> None:
+        """Ray prints what its daemons report, a lost worker for one, even where logs are not to reach the driver."""
+        module = self._ray._private.worker  # noqa: SLF001 - there is no setting for it
+        self._print = getattr(module, "print_to_stdstream", None)
+        module.print_to_stdstream = lambda *_, **__: None
 
-    def _lost(self, calls: list[Any], numbers: Sequence[int]) -> int:
+    def _answers(self, calls: list[Any], numbers: Sequence[int]) -> list[Any]:
+        """What the workers of these numbers answer. A worker's own error comes out as it was raised there."""
+        errors = self._ray.exceptions
+        answers = []
         for number, call in zip(numbers, calls, strict=True):
             try:
-                self._ray.get(call)
-            except self._ray.exceptions.RayActorError:
-                return number + 1
-        return 0
+                answers.append(self._ray.get(call))
+            except errors.RayActorError as error:
+                raise WorkerLostError(
+                    f"worker {number + 1} of {self.workers} was lost: its process ended unexpectedly"
+                ) from error
+            except errors.RayTaskError as error:
+                raise error.cause from None
+            except errors.RayError as error:
+                raise WorkerLostError(f"worker {number + 1} of {self.workers} was lost with its Ray") from error
+        return answers
 
     def report(self) -> ShardReport:
         """As after the last call."""
@@ -162,6 +174,8 @@ class PackedLayout:
         """One call to each shard with mail or events before the horizon."""
         parts: dict[int, dict[str, list[tuple[int, str, int, str, str, bytes]]]] = {}
         for name, messages in mail.items():
+            if name not in self._home:
+                raise ProtocolViolationError(f"{messages[0].sender}: sent a message to {name}, which is not here")
             parts.setdefault(self._home[name], {})[name] = [message_fields(message) for message in messages]
         busy = [
             number
@@ -203,6 +217,7 @@ class PackedLayout:
             self._actors = []
             with contextlib.suppress(Exception):
                 self._ray.shutdown()
+            self._ray._private.worker.print_to_stdstream = self._print  # noqa: SLF001
             self._ray = None
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -213,8 +228,10 @@ class PackedLayout:
 def _clean_environment() -> Iterator[None]:
     """No other cluster in sight, and not a word from Ray."""
     hidden = {name: os.environ.pop(name) for name in _HIDDEN if name in os.environ}
-    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
-    os.environ.update(_ENVIRONMENT)
+    # Workers import from where this process does.
+    ours = {**_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -226,6 +243,3 @@ def _clean_environment() -> Iterator[None]:
                 else:
                     os.environ[name] = value
             os.environ.update(hidden)
-
-
-

@@ -13,7 +13,7 @@ import toy_hosts
 from toy_hosts import CONTROL, END_NS, LOOKAHEAD_NS, Log, Toy, ToyControl, calls_of, digest, run_toys, toys
 
 import cluster.coordinator as coordinator_module
-from cluster.coordinator import Coordinator
+from cluster.coordinator import CALL_S, Coordinator, EventBudget
 from cluster.entity import NEVER, Message
 from cluster.inbox import ProtocolViolationError
 from cluster.inline_layout import InlineLayout
@@ -174,9 +174,10 @@ def test_the_packing_of_hosts_changes_nothing(seed: int, plain: str) -> None:
 
 
 @pytest.mark.parametrize("budget", [1, 2, 7])
-def test_calls_bounded_in_events_change_nothing(budget: int, plain: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coordinator_module, "EVENT_BUDGET", budget)
-    assert digest(run_toys(SplitLayout(2, budget), toys())[0]) == plain
+def test_calls_bounded_in_events_change_nothing(budget: int, plain: str) -> None:
+    log, result = run_toys(SplitLayout(2, budget), toys(), event_budget=budget)
+    assert digest(log) == plain
+    assert result.calls > 2 * result.round_trips
 
 
 def test_the_order_of_hashes_changes_nothing(plain: str) -> None:
@@ -264,6 +265,20 @@ def test_the_last_nanosecond_before_the_end_is_simulated_and_the_end_is_not() ->
     assert result.reached_ns == END_NS
 
 
+def test_the_events_of_a_call_follow_the_wall_time_it_took() -> None:
+    budget = EventBudget()
+    budget.learn(CALL_S * 4, filled=True)
+    assert budget.events == EventBudget.FIRST // 4
+    for _ in range(40):
+        budget.learn(CALL_S / 100, filled=True)
+    assert budget.events == EventBudget.MOST
+    budget.learn(0.0, filled=False)
+    assert budget.events == EventBudget.MOST
+    for _ in range(40):
+        budget.learn(10.0, filled=True)
+    assert budget.events == EventBudget.LEAST
+
+
 def answers(*reasons: str | None) -> Iterator[str | None]:
     yield from reasons
     while True:
@@ -271,14 +286,14 @@ def answers(*reasons: str | None) -> Iterator[str | None]:
 
 
 @pytest.mark.parametrize("budget", [3, 8000])
-def test_a_run_that_is_asked_to_stop_keeps_what_it_has(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coordinator_module, "EVENT_BUDGET", budget)
+def test_a_run_that_is_asked_to_stop_keeps_what_it_has(budget: int) -> None:
     layout = InlineLayout()
     hosts = toys()
     layout.start(toy_hosts.build_toy, [(toy.name, toy.pack()) for toy in hosts])
     asked = answers(None, None, "enough")
     plane = ToyControl(tuple(toy.name for toy in hosts))
-    result = Coordinator(layout, plane, LOOKAHEAD_NS, END_NS, should_stop=lambda: next(asked)).run()
+    coordinator = Coordinator(layout, plane, LOOKAHEAD_NS, END_NS, event_budget=budget, should_stop=lambda: next(asked))
+    result = coordinator.run()
     assert (result.stopped, result.calls) == ("enough", 3)
     assert result.reached_ns < END_NS
     assert layout.collect(result.reached_ns)["log"]

@@ -222,11 +222,12 @@ def run_toys(
     end_ns: int = END_NS,
     lookahead_ns: int = LOOKAHEAD_NS,
     cut: Callable[[int, int], int] | None = None,
+    event_budget: int | None = None,
 ) -> tuple[Log, CoordinatorResult]:
     """The log of every host and of the control plane."""
     plane = control or ToyControl(tuple(toy.name for toy in hosts), lookahead_ns, calls_of(hosts[0].seed))
     layout.start(build_toy, [(toy.name, toy.pack()) for toy in hosts])
-    result = Coordinator(layout, plane, lookahead_ns, end_ns, cut=cut).run()
+    result = Coordinator(layout, plane, lookahead_ns, end_ns, cut=cut, event_budget=event_budget).run()
     log: Log = {toy.name: [] for toy in hosts}
     log[CONTROL] = plane.log
     rows: Iterable[Any] = layout.collect(end_ns).get("log", [])

@@ -1,0 +1,233 @@
+"""Hosts over Ray actors: the same results as in one process, and nothing left of Ray, said or running."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from toy_hosts import Toy, digest, run_toys, toys
+
+from cluster.bundled_scenarios import bundled_text
+from cluster.inbox import ProtocolViolationError
+from cluster.inline_layout import InlineLayout
+from cluster.layout import LayoutError, WorkerLostError
+from cluster.packed_layout import PackedLayout, packed_report, parsed_report
+from cluster.results import Results
+from cluster.shard import ShardReport
+
+LONG_S = 60.0
+"""Only so that a test that would hang fails instead."""
+
+
+def processes() -> dict[int, tuple[int, str]]:
+    """Parent and command line of every live process."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            with contextlib.suppress(OSError):
+                state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+                if state != "Z":
+                    found[int(folder.name)] = int(parent), (folder / "cmdline").read_text().replace("\0", " ")
+    return found
+
+
+def descendants(root: int) -> dict[int, str]:
+    """Command lines of all processes below one."""
+    everybody = processes()
+    family = {root}
+    while more := {pid for pid, (parent, _) in everybody.items() if parent in family} - family:
+        family |= more
+    return {pid: everybody[pid][1] for pid in family - {root}}
+
+
+def wait_for(what: Callable[[], object]) -> None:
+    deadline = time.monotonic() + LONG_S
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def workers_of(root: int) -> list[int]:
+    return [pid for pid, line in descendants(root).items() if "ray::ShardWorker" in line]
+
+
+def all_gone(family: dict[int, str]) -> bool:
+    alive = processes()
+    return not any(alive.get(pid, (0, ""))[1] == line for pid, line in family.items())
+
+
+@pytest.fixture(scope="module")
+def packed() -> Iterator[PackedLayout]:
+    """One layout for all tests that leave it whole, started with nonsense in Ray's own variables."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", "203.0.113.1:6379")
+        patch.setenv("RAY_NAMESPACE", "nonsense")
+        layout = PackedLayout(3)
+        layout.start(build_nothing, [])
+        yield layout
+        layout.close()
+
+
+def build_nothing(_: bytes) -> None:
+    raise AssertionError
+
+
+def test_reports_survive_msgpack() -> None:
+    report = ShardReport((1 << 63) - 1, 5, 7, False, ())
+    assert parsed_report(packed_report(report)) == report
+
+
+def test_less_than_one_worker_is_refused() -> None:
+    with pytest.raises(LayoutError, match="expected at least 1, got 0"):
+        PackedLayout(0)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("workers", [3, 1, 2])
+def test_packed_hosts_tell_the_same_story_with_any_number_of_workers(packed: PackedLayout, workers: int) -> None:
+    packed._wanted = workers
+    log, result = run_toys(packed, toys(end := 6), end_ns=4000)
+    expected, inline = run_toys(InlineLayout(), toys(end), end_ns=4000)
+    assert packed.workers == workers
+    assert digest(log) == digest(expected)
+    assert (result.round_trips, result.events) == (inline.round_trips, inline.events)
+
+
+@pytest.mark.ray
+def test_gauges_come_from_every_worker(packed: PackedLayout) -> None:
+    packed._wanted = 2
+    run_toys(packed, toys(4), end_ns=500)
+    assert set(packed.gauges()) == {toy.name for toy in toys(4)}
+
+
+@pytest.mark.ray
+def test_an_error_in_a_worker_comes_out_as_it_was_raised(packed: PackedLayout) -> None:
+    packed._wanted = 2
+    hosts = toys(3)
+    hosts[1] = Toy("toy-1", hosts[1].peers, lie=True)
+    with pytest.raises(ProtocolViolationError, match=r"^toy-1: .*promised nothing before") as caught:
+        run_toys(packed, hosts)
+    assert type(caught.value) is ProtocolViolationError
+
+
+@pytest.mark.ray
+def test_a_process_that_has_ray_already_keeps_it_and_gets_an_error(packed: PackedLayout) -> None:
+    import ray
+
+    second = PackedLayout(1)
+    with pytest.raises(LayoutError, match="without Ray"):
+        second.start(build_nothing, [])
+    second.close()
+    assert ray.is_initialized()
+    assert run_toys(packed, toys(2), end_ns=300)[1].stopped is None
+
+
+@pytest.mark.ray
+def test_a_worker_that_is_killed_is_named_and_nothing_is_left_after_closing(packed: PackedLayout) -> None:
+    """The last test with the module's layout."""
+    packed._wanted = 2
+    run_toys(packed, toys(4), end_ns=300)
+    family = descendants(os.getpid())
+    folder = packed._folder
+    assert folder is not None
+    os.kill(workers_of(os.getpid())[0], signal.SIGKILL)
+    with pytest.raises(WorkerLostError, match=r"^worker [123] of 2 was lost"):
+        run_toys(packed, toys(4))
+    packed.close()
+    wait_for(lambda: all_gone({pid: line for pid, line in family.items() if "ray" in line}))
+    assert not Path(folder).exists()
+
+
+Program = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def sevfleet(tmp_path: Path) -> Iterator[Program]:
+    """Starts ``sevfleet run`` over Ray with its results in ``out``, in a process group as a terminal gives it."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(duration: str, *more: str) -> "subprocess.Popen[str]":
+        (tmp_path / "long.toml").write_text(bundled_text("quiet").replace("1 min", duration))
+        command = [sys.executable, "-m", "cluster.cli", "run", "long.toml", "--workers", "2", "--out", "out", *more]
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+        started.append(
+            subprocess.Popen(
+                command, cwd=tmp_path, env=environment, text=True, start_new_session=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
+        )  # fmt: skip
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def running(process: "subprocess.Popen[str]") -> dict[int, str]:
+    """All its processes, as soon as both workers are up and the first progress is told."""
+    wait_for(lambda: len(workers_of(process.pid)) == 2 or process.poll() is not None)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "events" in line:
+            break
+    return descendants(process.pid)
+
+
+def no_word_of_ray(text: str) -> bool:
+    """Apart from its version and its start, which a summary names."""
+    return re.search(r"\bray\b(?! \d| start)|raylet|gcs|worker\.py|ActorDied", text, re.IGNORECASE) is None
+
+
+@pytest.mark.ray
+def test_a_whole_run_says_nothing_of_ray_and_leaves_nothing_running(sevfleet: Program, tmp_path: Path) -> None:
+    process = sevfleet("1 min", "--quiet")
+    family: dict[int, str] = {}
+    while process.poll() is None:
+        family |= descendants(process.pid)
+        time.sleep(0.05)
+    out, err = process.communicate(timeout=LONG_S)
+    assert (process.returncode, out, err) == (0, "", "")
+    assert any("raylet" in line for line in family.values())
+    wait_for(lambda: all_gone(family))
+    assert Results.load(tmp_path / "out").partial is None
+
+
+@pytest.mark.ray
+def test_ctrl_c_in_a_terminal_ends_a_run_with_what_it_has(sevfleet: Program, tmp_path: Path) -> None:
+    process = sevfleet("5000 h")
+    family = running(process)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=LONG_S)
+    assert process.returncode == 130
+    assert "stopped with Ctrl-C" in err
+    assert no_word_of_ray(out + err)
+    wait_for(lambda: all_gone(family))
+    results = Results.load(tmp_path / "out")
+    assert results.partial == "stopped with Ctrl-C"
+    assert results.vms.num_rows == 3
+
+
+@pytest.mark.ray
+def test_a_killed_worker_ends_a_run_with_one_line_and_marked_results(sevfleet: Program, tmp_path: Path) -> None:
+    process = sevfleet("5000 h")
+    family = running(process)
+    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+    out, err = process.communicate(timeout=LONG_S)
+    assert process.returncode == 1
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("sevfleet: worker ")
+    assert "was lost" in last
+    assert "Traceback" not in err
+    assert no_word_of_ray(out + err)
+    wait_for(lambda: all_gone(family))
+    assert "was lost" in str(Results.load(tmp_path / "out").partial)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["partial"]
