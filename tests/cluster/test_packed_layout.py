@@ -60,7 +60,7 @@ def workers_of(root: int) -> list[int]:
 
 def all_gone(family: dict[int, str]) -> bool:
     alive = processes()
-    return not any(alive.get(pid, (0, ""))[1] == line for pid, line in family.items())
+    return not any(pid in alive and alive[pid][1] == line for pid, line in family.items())
 
 
 @pytest.fixture(scope="module")
