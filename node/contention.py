@@ -48,6 +48,9 @@ class PhaseLoad:
     cap_per_ns: float = 0.0
 
 
+_NOTHING = PhaseLoad(1.0, 0.0, 0.0)
+
+
 @dataclass(frozen=True, slots=True)
 class PhaseAccount:
     """What one phase has used when it ends or is interrupted.
@@ -89,6 +92,8 @@ class Contention:
         self._capped = 0
         self._overcommitted = False
         self._free: list[int] = []
+        self._vacant: set[int] = set()
+        self._loads: list[PhaseLoad] = []
         self._started: list[int] = []
         self._total: list[float] = []
         self._grow(8)
@@ -107,6 +112,7 @@ class Contention:
             setattr(self, name, array)
         self._scratch: Floats = np.empty(slots)
         self._span: Floats = np.empty(slots)
+        self._loads.extend([_NOTHING] * (slots - size))
         self._started.extend([0] * (slots - size))
         self._total.extend([0.0] * (slots - size))
         self._free.extend(range(slots - 1, size - 1, -1))
@@ -126,14 +132,16 @@ class Contention:
         if not self._free:
             self._grow(2 * len(self._core))
         slot = self._free.pop()
+        self._vacant.discard(slot)
+        self._loads[slot] = load
         self._core[slot] = load.core_ns
         self._miss[slot] = load.miss
         self._traffic[slot] = load.traffic_bytes
         self._weight[slot] = load.traffic_bytes * load.miss
+        self._cap[slot] = load.cap_per_ns or np.inf
         self._remaining[slot] = instructions
         self._loaded[slot] = 0.0
         if load.cap_per_ns:
-            self._cap[slot] = load.cap_per_ns
             self._capped += 1
         self._started[slot] = self._now_ns
         self._total[slot] = instructions
@@ -142,23 +150,30 @@ class Contention:
 
     def stop(self, slot: int) -> PhaseAccount:
         """Take a phase out, finished or not. Call ``solve`` afterwards."""
-        remaining = max(0.0, float(self._remaining[slot]))
+        load = self._loads[slot]
+        remaining = max(0.0, self._remaining.item(slot))
         done = self._total[slot] - remaining
-        loaded = float(self._loaded[slot]) * float(self._miss[slot])
+        loaded = self._loaded.item(slot) * load.miss
         elapsed = self._now_ns - self._started[slot]
-        cap = float(self._cap[slot])
-        busy = done * (float(self._core[slot]) + float(self._miss[slot]) * self._idle_latency_ns) + loaded
-        self.busy_thread_ns += busy
-        wait = max(0.0, elapsed - max(busy, done / cap))
-        if cap != np.inf:
+        busy = done * (load.core_ns + load.miss * self._idle_latency_ns) + loaded
+        wanted = busy
+        if load.cap_per_ns:
+            wanted = max(busy, done / load.cap_per_ns)
             self._capped -= 1
-        self._core[slot] = 1.0
-        self._miss[slot] = self._traffic[slot] = self._weight[slot] = 0.0
-        self._cap[slot] = self._remaining[slot] = np.inf
-        self._share[slot] = 1.0
+        self.busy_thread_ns += busy
+        self._remaining[slot] = np.inf
+        self._vacant.add(slot)
         self.running -= 1
         self._free.append(slot)
-        return PhaseAccount(done, remaining, elapsed, loaded, wait)
+        return PhaseAccount(done, remaining, elapsed, loaded, max(0.0, elapsed - wanted))
+
+    def _clear_vacant(self) -> None:
+        """Slots that nobody took again hold an endless phase without load."""
+        for slot in self._vacant:
+            self._core[slot] = 1.0
+            self._miss[slot] = self._traffic[slot] = self._weight[slot] = 0.0
+            self._cap[slot] = np.inf
+        self._vacant.clear()
 
     def advance(self, now_ns: int) -> None:
         """Let every phase run on at its rate until ``now_ns``."""
@@ -176,6 +191,8 @@ class Contention:
 
     def solve(self) -> None:
         """Find rates and latency for the phases that now run."""
+        if self._vacant:
+            self._clear_vacant()
         if self.running > self._threads:
             self._solve_overcommitted()
             return

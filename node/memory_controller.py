@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from node.dram import Dram, Octets
-from node.xex_cipher import BLOCK_BYTES, TweakTable, XexCipher
+from node.xex_cipher import BLOCK_BYTES, TweakTable, XexCipher, aligned
 
 _PLAIN_BYTES = 2 << 20
 """Room for what a read decrypts, kept because fresh memory costs more than the cipher."""
@@ -35,7 +35,7 @@ class MemoryController:
         self._dram = dram
         self._tweaks = tweaks
         self._ciphers: dict[int, XexCipher] = {}
-        self._plain: Octets = np.empty(_PLAIN_BYTES, np.uint8)
+        self._plain: Octets = aligned(_PLAIN_BYTES)
 
     def install_key(self, asid: int, key: bytes) -> None:
         """Load a key into the slot of an ASID."""

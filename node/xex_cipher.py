@@ -20,8 +20,15 @@ Words = NDArray[np.uint64]
 BLOCK_BYTES = 16
 LOWEST_BIT, HIGHEST_BIT = 4, 51
 _PAGE_SHIFT = 12
-_STRIDE_PAGES = 64
-"""Pages handled at once: 128 KiB of data, tweaks and scratch stay in the L2 cache."""
+_STRIDE_PAGES = 32
+"""Pages handled at once: data, tweaks and scratch stay in the L2 cache."""
+
+
+def aligned(size: int) -> Octets:
+    """Room for ``size`` bytes at a cache line's border: vector instructions run at half speed across two lines."""
+    room = np.empty(size + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + size]
 
 
 class TweakTable:
@@ -32,13 +39,17 @@ class TweakTable:
     def __init__(self, constants: Words) -> None:
         self.constants = constants
         """Shape (48, 2): the constant of address bit 4 + i as two little-endian words."""
+        self._integers = tuple(int.from_bytes(row.astype("<u8").tobytes(), "little") for row in constants)
         offsets = np.arange(PAGE_BYTES // BLOCK_BYTES, dtype=np.uint64)
         self._in_page = self._linear(offsets, 0, _PAGE_SHIFT - LOWEST_BIT)
         pages = np.arange(_STRIDE_PAGES, dtype=np.uint64)
         strided = self._linear(pages, _PAGE_SHIFT - LOWEST_BIT, _STRIDE_PAGES.bit_length() - 1)
         # Rows of a page: broadcasting along whole pages keeps numpy's inner loop long.
-        self._in_stride: Words = (strided[:, None, :] ^ self._in_page[None, :, :]).reshape(_STRIDE_PAGES, -1)
-        self._stride = np.empty_like(self._in_stride)
+        shape = (_STRIDE_PAGES, PAGE_BYTES // 8)
+        self._in_stride: Words = aligned(_STRIDE_PAGES * PAGE_BYTES).view(np.uint64).reshape(shape)
+        self._in_stride[:] = (strided[:, None, :] ^ self._in_page[None, :, :]).reshape(shape)
+        self._stride: Words = aligned(_STRIDE_PAGES * PAGE_BYTES).view(np.uint64).reshape(shape)
+        self._base: Octets = aligned(PAGE_BYTES)
         self._page_cache: dict[int, Words] = {}
 
     @classmethod
@@ -53,22 +64,20 @@ class TweakTable:
             out ^= chosen[:, None] * self.constants[first + bit]
         return out
 
-    def base(self, spa: int) -> Words:
-        """T of one block address, shape (2,)."""
-        out = np.zeros(2, np.uint64)
+    def base(self, spa: int) -> bytes:
+        """T of one block address."""
+        out = 0
         bits = spa >> LOWEST_BIT
-        index = 0
-        while bits:
+        for constant in self._integers:
             if bits & 1:
-                out ^= self.constants[index]
+                out ^= constant
             bits >>= 1
-            index += 1
-        return out
+        return out.to_bytes(BLOCK_BYTES, "little")
 
     def stride(self, spa: int) -> Words:
         """Tweaks of the aligned stride from ``spa``, flat; the array is used again by the next call."""
-        base = np.tile(self.base(spa), PAGE_BYTES // BLOCK_BYTES)
-        np.bitwise_xor(self._in_stride, base, out=self._stride)
+        self._base[:] = np.frombuffer(self.base(spa) * (PAGE_BYTES // BLOCK_BYTES), np.uint8)
+        np.bitwise_xor(self._in_stride, self._base.view(np.uint64), out=self._stride)
         return self._stride.reshape(-1)
 
     def page(self, spa: int) -> Words:
@@ -77,7 +86,7 @@ class TweakTable:
         if found is None:
             if len(self._page_cache) >= 4096:
                 self._page_cache.clear()
-            found = self._page_cache[spa] = self._in_page ^ self.base(spa)
+            found = self._page_cache[spa] = self._in_page ^ np.frombuffer(self.base(spa), np.uint64)
         return found
 
     def blocks(self, spa: int, count: int) -> Words:
@@ -126,8 +135,8 @@ class XexCipher:
 
 
 _STRIDE_BYTES = _STRIDE_PAGES * PAGE_BYTES
-_SCRATCH_IN: Words = np.empty(_STRIDE_BYTES // 8, np.uint64)
-_SCRATCH_OUT = np.empty(_STRIDE_BYTES + BLOCK_BYTES, np.uint8)
+_SCRATCH_IN: Words = aligned(_STRIDE_BYTES).view(np.uint64)
+_SCRATCH_OUT = aligned(_STRIDE_BYTES + BLOCK_BYTES)
 
 
 def _xex(aes: object, source: Octets, tweak: Words, out: Octets, length: int) -> None:

@@ -20,7 +20,7 @@ from node.vmcb import Vmcb
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
 
 OPENSSL = ("openssl", "speed", "-evp", "aes-128-xts", "-bytes", "16384", "-seconds", "3")
-GUEST_BYTES = 256 << 20
+GUEST_BYTES = 32 << 20
 Batches = Sequence[tuple[GuestOperation, ...]]
 _ASID = 1
 _ROUNDS = 7
