@@ -18,7 +18,6 @@ from psp.system_bus import PAGE_BYTES
 Octets = NDArray[np.uint8]
 
 CHUNK_BYTES = 64 << 20
-_CHUNK_PAGES = CHUNK_BYTES // PAGE_BYTES
 
 
 class MachineCheck(Exception):
@@ -38,7 +37,8 @@ class _Chunk:
         # A huge page behind one written page would cost 2 MiB.
         self.memory.madvise(mmap.MADV_NOHUGEPAGE)
         self.octets: Octets = np.frombuffer(self.memory, np.uint8)
-        self.written = np.zeros(_CHUNK_PAGES, np.bool_)
+        self.written = 0
+        """Bit n is set when someone wrote page n."""
 
 
 class Dram:
@@ -51,7 +51,7 @@ class Dram:
     @property
     def resident_pages(self) -> int:
         """Pages that someone wrote."""
-        return sum(int(np.count_nonzero(chunk.written)) for chunk in self._chunks.values())
+        return sum(chunk.written.bit_count() for chunk in self._chunks.values())
 
     @property
     def resident_bytes(self) -> int:
@@ -83,16 +83,18 @@ class Dram:
         out = []
         for start, size, at, chunk in self._pieces(spa, length, make=True):
             assert chunk is not None
-            chunk.written[at // PAGE_BYTES : (at + size - 1) // PAGE_BYTES + 1] = True
+            first = at // PAGE_BYTES
+            chunk.written |= ((1 << (at + size - 1) // PAGE_BYTES - first + 1) - 1) << first
             out.append((start, size, chunk.octets[at : at + size]))
         return out
 
     def release(self, spa: int, length: int) -> None:
         """Drop whole pages: they read as zeros and cost nothing."""
         for _, size, at, chunk in self._pieces(spa, length, make=False):
-            if chunk is not None and chunk.written[at // PAGE_BYTES : (at + size) // PAGE_BYTES].any():
+            pages = ((1 << size // PAGE_BYTES) - 1) << at // PAGE_BYTES
+            if chunk is not None and chunk.written & pages:
                 chunk.memory.madvise(mmap.MADV_DONTNEED, at, size)
-                chunk.written[at // PAGE_BYTES : (at + size) // PAGE_BYTES] = False
+                chunk.written &= ~pages
 
     def _pieces(self, spa: int, length: int, *, make: bool) -> Iterator[tuple[int, int, int, _Chunk | None]]:
         if spa < 0 or length < 0 or spa + length > self.size_bytes:

@@ -24,6 +24,9 @@ _STRIDE_PAGES = 32
 """Pages handled at once: data, tweaks and scratch stay in the L2 cache."""
 
 
+_PAGES_KEPT = 128
+
+
 def aligned(size: int) -> Octets:
     """Room for ``size`` bytes at a cache line's border: vector instructions run at half speed across two lines."""
     room = np.empty(size + 64, np.uint8)
@@ -39,18 +42,20 @@ class TweakTable:
     def __init__(self, constants: Words) -> None:
         self.constants = constants
         """Shape (48, 2): the constant of address bit 4 + i as two little-endian words."""
-        self._integers = tuple(int.from_bytes(row.astype("<u8").tobytes(), "little") for row in constants)
+        integers = [int.from_bytes(row.astype("<u8").tobytes(), "little") for row in constants]
+        self._by_octet = tuple(_octet_table(integers[bit : bit + 8]) for bit in range(0, len(integers), 8))
         offsets = np.arange(PAGE_BYTES // BLOCK_BYTES, dtype=np.uint64)
-        self._in_page = self._linear(offsets, 0, _PAGE_SHIFT - LOWEST_BIT)
+        in_page = self._linear(offsets, 0, _PAGE_SHIFT - LOWEST_BIT)
+        self._in_page: Words = in_page.reshape(-1)
         pages = np.arange(_STRIDE_PAGES, dtype=np.uint64)
         strided = self._linear(pages, _PAGE_SHIFT - LOWEST_BIT, _STRIDE_PAGES.bit_length() - 1)
         # Rows of a page: broadcasting along whole pages keeps numpy's inner loop long.
         shape = (_STRIDE_PAGES, PAGE_BYTES // 8)
         self._in_stride: Words = aligned(_STRIDE_PAGES * PAGE_BYTES).view(np.uint64).reshape(shape)
-        self._in_stride[:] = (strided[:, None, :] ^ self._in_page[None, :, :]).reshape(shape)
+        self._in_stride[:] = (strided[:, None, :] ^ in_page[None, :, :]).reshape(shape)
         self._stride: Words = aligned(_STRIDE_PAGES * PAGE_BYTES).view(np.uint64).reshape(shape)
         self._base: Octets = aligned(PAGE_BYTES)
-        self._page_cache: dict[int, Words] = {}
+        self._pages: dict[int, Words] = {}
 
     @classmethod
     def from_random(cls, random: bytes) -> TweakTable:
@@ -68,10 +73,11 @@ class TweakTable:
         """T of one block address."""
         out = 0
         bits = spa >> LOWEST_BIT
-        for constant in self._integers:
-            if bits & 1:
-                out ^= constant
-            bits >>= 1
+        for table in self._by_octet:
+            if not bits:
+                break
+            out ^= table[bits & 0xFF]
+            bits >>= 8
         return out.to_bytes(BLOCK_BYTES, "little")
 
     def stride(self, spa: int) -> Words:
@@ -81,23 +87,32 @@ class TweakTable:
         return self._stride.reshape(-1)
 
     def page(self, spa: int) -> Words:
-        """Tweaks of the page at ``spa``, shape (256, 2); kept, because pages are touched again."""
-        found = self._page_cache.get(spa)
+        """Tweaks of the page at ``spa``, flat; some are kept, because pages are touched again."""
+        found = self._pages.get(spa)
         if found is None:
-            if len(self._page_cache) >= 4096:
-                self._page_cache.clear()
-            found = self._page_cache[spa] = self._in_page ^ np.frombuffer(self.base(spa), np.uint64)
+            if len(self._pages) >= _PAGES_KEPT:
+                self._pages.clear()
+            base = np.frombuffer(self.base(spa) * (PAGE_BYTES // BLOCK_BYTES), np.uint64)
+            found = self._pages[spa] = self._in_page ^ base
         return found
 
     def blocks(self, spa: int, count: int) -> Words:
-        """Tweaks of ``count`` blocks from ``spa`` (a multiple of 16), shape (count, 2)."""
+        """Tweaks of ``count`` blocks from ``spa`` (a multiple of 16), flat."""
         page = spa // PAGE_BYTES * PAGE_BYTES
-        first = (spa - page) // BLOCK_BYTES
-        if first + count <= PAGE_BYTES // BLOCK_BYTES:
-            return self.page(page)[first : first + count]
+        first = (spa - page) // 8
+        if first + 2 * count <= PAGE_BYTES // 8:
+            return self.page(page)[first : first + 2 * count]
         last = (spa + count * BLOCK_BYTES - 1) // PAGE_BYTES * PAGE_BYTES
         rows = [self.page(at) for at in range(page, last + 1, PAGE_BYTES)]
-        return np.concatenate(rows)[first : first + count]
+        return np.concatenate(rows)[first : first + 2 * count]
+
+
+def _octet_table(constants: list[int]) -> tuple[int, ...]:
+    """T of every value of eight address bits."""
+    table = [0]
+    for constant in constants:
+        table += [value ^ constant for value in table]
+    return tuple(table)
 
 
 class XexCipher:
@@ -120,7 +135,7 @@ class XexCipher:
     def _apply(self, aes: object, source: Octets, spa: int, out: Octets) -> None:
         length = len(source)
         if length <= PAGE_BYTES:
-            tweak = self._tweaks.blocks(spa, length // BLOCK_BYTES).reshape(-1)
+            tweak = self._tweaks.blocks(spa, length // BLOCK_BYTES)
             _xex(aes, source, tweak, out, length)
             return
         done = 0

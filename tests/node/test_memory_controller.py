@@ -1,0 +1,212 @@
+"""DRAM holds ciphertext, the cipher is the published one, and an address is part of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from node.dram import CHUNK_BYTES, Dram, MachineCheck
+from node.memory_controller import MemoryController, NoKey
+from node.xex_cipher import HIGHEST_BIT, LOWEST_BIT, TweakTable
+
+KEY = bytes(range(16))
+RANDOM = np.random.default_rng(7).bytes(TweakTable.RANDOM_BYTES)
+GIB = 1 << 30
+
+
+def machine(size: int = GIB) -> tuple[Dram, MemoryController]:
+    dram = Dram(size)
+    controller = MemoryController(dram, TweakTable.from_random(RANDOM))
+    controller.install_key(1, KEY)
+    controller.install_key(2, KEY[::-1])
+    return dram, controller
+
+
+def tweak(address: int) -> int:
+    """T(p) from the random bytes alone: the XOR of a constant for each set address bit."""
+    out = 0
+    for bit in range(LOWEST_BIT, HIGHEST_BIT + 1):
+        if address >> bit & 1:
+            start = (bit - LOWEST_BIT) * 16
+            out ^= int.from_bytes(RANDOM[start : start + 16], "little")
+    return out
+
+
+def block_by_block(plain: bytes, spa: int, key: bytes = KEY) -> bytes:
+    """XEX one block at a time, with plain integers."""
+    aes = Cipher(algorithms.AES(key), modes.ECB()).encryptor()
+    out = b""
+    for start in range(0, len(plain), 16):
+        mask = tweak(spa + start)
+        masked = int.from_bytes(plain[start : start + 16], "little") ^ mask
+        middle = int.from_bytes(aes.update(masked.to_bytes(16, "little")), "little")
+        out += (middle ^ mask).to_bytes(16, "little")
+    return out
+
+
+@pytest.mark.parametrize(
+    ("spa", "length"),
+    [
+        (0, 16),
+        (0x1230, 64),
+        (0xFF0, 4096),
+        (0x20_0000, 4096),
+        (0x1F_F000, 0x3000),
+        (0x11_0010, 300_000),
+        (CHUNK_BYTES - 32, 64),
+    ],
+)
+def test_dram_holds_what_an_independent_computation_gives(spa: int, length: int) -> None:
+    dram, controller = machine()
+    plain = np.random.default_rng(spa).bytes(length // 16 * 16)
+    controller.write(spa, plain, 1)
+    raw = dram.read(spa, len(plain))
+    for start in {
+        0,
+        16 * (len(plain) // 32),
+        len(plain) - 16,
+        *range(0, len(plain), 65_536),
+        0xE000 % len(plain) // 16 * 16,
+    }:
+        assert raw[start : start + 16] == block_by_block(plain[start : start + 16], spa + start)
+    assert controller.read(spa, len(plain), 1) == plain
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 20_000), st.binary(min_size=1, max_size=9000)), min_size=1, max_size=6), st.data()
+)
+def test_any_writes_at_any_alignment_read_back_as_a_byte_array_would(
+    writes: list[tuple[int, bytes]], data: st.DataObject
+) -> None:
+    _, controller = machine()
+    base = CHUNK_BYTES - 8192  # so that ranges cross a chunk's border
+    controller.write(base, bytes(32_768), 1)
+    shadow = bytearray(32_768)
+    for offset, content in writes:
+        controller.write(base + offset, content, 1)
+        shadow[offset : offset + len(content)] = content
+    offset = data.draw(st.integers(0, 30_000))
+    length = data.draw(st.integers(1, 32_768 - offset))
+    assert controller.read(base + offset, length, 1) == shadow[offset : offset + length]
+
+
+@given(st.integers(0, (1 << 52) - 1), st.integers(0, (1 << 52) - 1))
+def test_the_tweak_is_linear_in_the_address(a: int, b: int) -> None:
+    table = TweakTable.from_random(RANDOM)
+    a, b = a & ~0xF, b & ~0xF
+    together = int.from_bytes(table.base(a), "little") ^ int.from_bytes(table.base(b), "little")
+    assert together == int.from_bytes(table.base(a ^ b), "little") == tweak(a ^ b)
+
+
+def test_equal_plaintext_is_equal_at_one_address_and_nowhere_else() -> None:
+    dram, controller = machine()
+    plain = b"the same sixteen"
+    seen = set()
+    for spa in range(0, 1 << 16, 16):
+        controller.write(spa, plain, 1)
+        seen.add(dram.read(spa, 16))
+    assert len(seen) == 1 << 12
+    before = dram.read(0x40, 16)
+    controller.write(0x40, bytes(16), 1)
+    controller.write(0x40, plain, 1)
+    assert dram.read(0x40, 16) == before
+
+
+def test_moved_ciphertext_and_another_key_give_garbage() -> None:
+    dram, controller = machine()
+    plain = np.random.default_rng(1).bytes(4096)
+    controller.write(0x1000, plain, 1)
+    dram.write(0x5000, dram.read(0x1000, 4096))
+    for found in (controller.read(0x5000, 4096, 1), controller.read(0x1000, 4096, 2)):
+        assert not any(found[at : at + 16] == plain[at : at + 16] for at in range(0, 4096, 16))
+
+
+def test_no_plaintext_of_a_private_page_is_in_dram() -> None:
+    dram, controller = machine()
+    controller.write(0x2000, b"secret" * 600, 1)
+    assert b"secret" not in dram.read(0, 0x10_000)
+    controller.write(0x2000, b"secret" * 600, 0)
+    assert b"secret" in dram.read(0, 0x10_000)
+
+
+def test_memory_that_nobody_wrote_is_zero_in_dram_and_garbage_through_a_key() -> None:
+    dram, controller = machine()
+    assert dram.read(12_345, 100) == bytes(100)
+    assert controller.read(0x9000, 64, 1) != bytes(64)
+    assert dram.resident_bytes == 0
+
+
+def test_an_asid_without_a_key_is_refused_and_changes_nothing() -> None:
+    dram, controller = machine()
+    controller.remove_key(1)
+    for asid in (1, 3):
+        with pytest.raises(NoKey):
+            controller.read(0, 16, asid)
+        with pytest.raises(NoKey):
+            controller.write(0, bytes(16), asid)
+    assert dram.resident_bytes == 0
+
+
+@pytest.mark.parametrize(("spa", "length"), [(GIB, 1), (GIB - 8, 16), (-16, 16), (1 << 60, 4096)])
+def test_nothing_answers_outside_of_memory(spa: int, length: int) -> None:
+    dram, controller = machine()
+    for asid in (0, 1):
+        with pytest.raises(MachineCheck):
+            controller.read(spa, length, asid)
+        with pytest.raises(MachineCheck):
+            controller.write(spa, bytes(length), asid)
+    assert dram.resident_bytes == 0
+
+
+def test_released_pages_are_zero_and_free() -> None:
+    dram, controller = machine()
+    controller.write(0x1000, bytes(16384), 1)
+    dram.release(0x2000, 8192)
+    assert dram.resident_pages == 2
+    assert dram.read(0x2000, 8192) == bytes(8192)
+    assert dram.read(0x1000, 4096) != bytes(4096)
+
+
+def test_bytes_through_the_cipher_are_counted() -> None:
+    _, controller = machine()
+    controller.write(0, bytes(4096), 1)
+    controller.read(0, 100, 1)
+    controller.write(0, bytes(4096), 0)
+    assert (controller.bytes_encrypted, controller.bytes_decrypted) == (4096, 112)
+
+
+MEASURE = """
+import sys
+from node.dram import Dram
+from node.memory_controller import MemoryController
+from node.xex_cipher import TweakTable
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+dram = Dram(16 << 30)
+controller = MemoryController(dram, TweakTable.from_random(bytes(TweakTable.RANDOM_BYTES)))
+controller.install_key(1, bytes(16))
+controller.read(0, 4096, 1)
+controller.write(15 << 30, bytes(4096), 1)
+before = resident()
+step = {step}
+for page in range(256):
+    controller.write(page * step, bytes(4096), 1)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/statm")
+@pytest.mark.parametrize("step", [4096, (15 << 30) // 256 // 4096 * 4096], ids=["together", "scattered"])
+def test_a_guest_of_16_gib_that_touched_1_mib_costs_at_most_2_mib(step: int) -> None:
+    program = MEASURE.format(step=step)
+    answer = subprocess.run((sys.executable, "-c", program), capture_output=True, text=True, check=True, env=os.environ)
+    assert int(answer.stdout) <= 2 << 20
