@@ -84,6 +84,3 @@ class SecurityProcessor:
         if answer is not None:
             self._memory.write(spa, answer.pack())
         return Status.SUCCESS
-
-
-

@@ -56,9 +56,7 @@ class LaunchDigest:
         """
         measured = page_type in MEASURED_CONTENTS and contents is not None
         digest = hashlib.sha384(contents).digest() if measured and contents is not None else _ZERO_DIGEST
-        info = _PAGE_INFO.pack(
-            self.value, digest, _PAGE_INFO.size, page_type, int(imi), 0, *vmpl_permissions, gpa
-        )
+        info = _PAGE_INFO.pack(self.value, digest, _PAGE_INFO.size, page_type, int(imi), 0, *vmpl_permissions, gpa)
         self.value = hashlib.sha384(info).digest()
 
 
