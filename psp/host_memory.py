@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from psp.page_state import PageState, page_state
 from psp.status import PspError, Status
-from psp.system_bus import PAGE_BYTES, SystemBus
+from psp.system_bus import PAGE_BYTES, RmpEntry, SystemBus
+
+_NO_ENTRY = RmpEntry()
 
 
 class HostMemory:
@@ -27,10 +29,21 @@ class HostMemory:
     def check_writable(self, spa: int, length: int) -> None:
         """After SNP_INIT what firmware writes must be in Firmware state. Raises PspError(INVALID_PAGE_STATE)."""
         self.check_present(spa, length)
-        if self.snp_initialised:
-            for page in range(spa // PAGE_BYTES, (spa + length - 1) // PAGE_BYTES + 1):
-                if page_state(self._bus.rmp_entry(page * PAGE_BYTES)) is not PageState.FIRMWARE:
-                    raise PspError(Status.INVALID_PAGE_STATE)
+        self._check_pages(spa, length, PageState.FIRMWARE)
+
+    def check_unassigned(self, spa: int, length: int) -> None:
+        """After SNP_INIT a guest without SNP lives in the hypervisor's pages. Raises PspError(INVALID_PAGE_STATE)."""
+        self.check_present(spa, length)
+        self._check_pages(spa, length, PageState.HYPERVISOR)
+
+    def _check_pages(self, spa: int, length: int, wanted: PageState) -> None:
+        if not self.snp_initialised:
+            return
+        for page in range(spa // PAGE_BYTES * PAGE_BYTES, spa + length, PAGE_BYTES):
+            # A page without an entry is the hypervisor's for ever.
+            entry = self._bus.rmp_entry(page) if self._bus.rmp_covers(page) else _NO_ENTRY
+            if page_state(entry) is not wanted:
+                raise PspError(Status.INVALID_PAGE_STATE)
 
     def write(self, spa: int, data: bytes) -> None:
         """Write bytes that ``check_writable`` has let through."""

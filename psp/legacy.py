@@ -12,10 +12,9 @@ from psp.byte_layout import ByteLayout
 from psp.commands import LegacyCommand, LegacyPlatformState
 from psp.host_memory import HostMemory
 from psp.launch_digest import LegacyLaunchDigest, launch_measure
-from psp.page_state import PageState, page_state
 from psp.policy import PlatformFacts, check_legacy_policy
 from psp.status import PspError, Status
-from psp.system_bus import PAGE_BYTES, SystemBus
+from psp.system_bus import SystemBus
 
 KEY_BYTES = 16
 NONCE_BYTES = 16
@@ -176,15 +175,9 @@ class LegacyFirmware:
         if not guest.asid:
             raise PspError(Status.INACTIVE)
         data = self._memory.read(update.address, update.length)
-        self._check_unassigned(update.address, update.length)
+        self._memory.check_unassigned(update.address, update.length)
         guest.digest.update(data)
         self._bus.write_guest(update.address, data, guest.asid)
-
-    def _check_unassigned(self, spa: int, length: int) -> None:
-        if self._memory.snp_initialised:
-            for page in range(spa // PAGE_BYTES, (spa + length - 1) // PAGE_BYTES + 1):
-                if page_state(self._bus.rmp_entry(page * PAGE_BYTES)) is not PageState.HYPERVISOR:
-                    raise PspError(Status.INVALID_PAGE_STATE)
 
     def _launch_measure(self, measure: buffers.LaunchMeasure) -> buffers.LaunchMeasure:
         guest = self._guest(measure.handle, LegacyCommand.LAUNCH_MEASURE)

@@ -20,25 +20,27 @@ class PageState(Enum):
     PRE_SWAP = "Pre-Swap"
     GUEST_INVALID = "Guest-Invalid"
     GUEST_VALID = "Guest-Valid"
+    INVALID = "Invalid"
+    """No row of the table: only a damaged entry reads so, and no command takes such a page."""
 
 
 def page_state(entry: RmpEntry) -> PageState:
-    """The state of a page: the first row of the table that fits its entry."""
+    """The state of a page: the row of the table that its entry fits."""
     key = (entry.assigned, entry.validated, entry.asid > 0, entry.immutable)
-    if key == (True, False, False, True):
-        if entry.vmsa:
-            return PageState.CONTEXT
-        return PageState.METADATA if entry.gpa else PageState.FIRMWARE
-    return _STATES[key]
+    found = _STATES.get(key, PageState.INVALID)
+    if found is PageState.FIRMWARE and entry.gpa:
+        return PageState.METADATA
+    return PageState.CONTEXT if found is PageState.FIRMWARE and entry.vmsa else found
 
 
-# (assigned, validated, ASID > 0, immutable); VALIDATED without an ASID never comes to be.
 _STATES = {
     (False, False, False, False): PageState.HYPERVISOR,
     (False, False, False, True): PageState.HV_FIXED,
     (True, False, False, False): PageState.RECLAIM,
+    (True, False, False, True): PageState.FIRMWARE,
     (True, False, True, True): PageState.PRE_GUEST,
     (True, True, True, True): PageState.PRE_SWAP,
     (True, False, True, False): PageState.GUEST_INVALID,
     (True, True, True, False): PageState.GUEST_VALID,
 }
+"""By (assigned, validated, ASID > 0, immutable). Of the firmware's own pages, Metadata has a GPA, Context the VMSA bit."""
