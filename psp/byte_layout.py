@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, ClassVar, Self
 
 
@@ -11,17 +12,8 @@ def at(offset: int, width: int, default: int | bytes = 0) -> Any:
     return dataclasses.field(default=default, metadata={"offset": offset, "width": width})
 
 
-_TABLES: dict[str, tuple[tuple[str, int, int, bool], ...]] = {}
-
-
+@functools.cache
 def _table(layout: type[ByteLayout]) -> tuple[tuple[str, int, int, bool], ...]:
-    found = _TABLES.get(layout.__qualname__)
-    if found is None:
-        found = _TABLES[layout.__qualname__] = _read_table(layout)
-    return found
-
-
-def _read_table(layout: type[ByteLayout]) -> tuple[tuple[str, int, int, bool], ...]:
     return tuple(
         (entry.name, entry.metadata["offset"], entry.metadata["width"], isinstance(entry.default, bytes))
         for entry in dataclasses.fields(layout)
@@ -49,5 +41,7 @@ class ByteLayout:
         out = bytearray(self.SIZE)
         for name, offset, width, raw in _table(type(self)):
             value = getattr(self, name)
+            if raw and len(value) > width:
+                raise OverflowError(f"{type(self).__name__}.{name}: expected at most {width} bytes, got {len(value)}")
             out[offset : offset + width] = value.ljust(width, b"\0") if raw else value.to_bytes(width, "little")
         return bytes(out)

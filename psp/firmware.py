@@ -1,7 +1,7 @@
 """The secure processor: a mailbox in front of two firmware interfaces.
 
-The order of checks of every command: known, built, buffer in memory, platform
-state, buffer writable where fields return, then the handler's own.
+The order of checks of every command: known, built, platform state, buffer in
+memory, buffer writable where fields return, then the handler's own.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ class SecurityProcessor:
             return Status.UNSUPPORTED
         interface: LegacyFirmware | SnpFirmware = self.snp if is_snp(command) else self.legacy
         try:
-            data = b"" if row.layout is None else self._memory.read(spa, row.layout.SIZE)
             if interface.state not in row.states:
                 return Status.INVALID_PLATFORM_STATE
+            data = b"" if row.layout is None else self._memory.read(spa, row.layout.SIZE)
             if row.writes_buffer and row.layout is not None:
                 self._memory.check_writable(spa, row.layout.SIZE)
             answer = interface.handlers[command](None if row.layout is None else row.layout.parse(data))

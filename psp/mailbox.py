@@ -31,7 +31,11 @@ class Mailbox:
         self.response = RESPONSE | self._execute(command, self.address_high << 32 | self.address_low)
 
     def submit(self, command: int, spa: int) -> Status:
-        """What a driver does: address, command, status."""
+        """What a driver does: address, command, status. What the registers cannot carry is refused, never cut short."""
+        if not 0 <= command <= _COMMAND_MASK:
+            return Status.INVALID_COMMAND
+        if not 0 <= spa < 1 << 64:
+            return Status.INVALID_ADDRESS
         self.write_address(spa & 0xFFFF_FFFF, spa >> 32)
         self.write_response(command << _COMMAND_SHIFT)
         return Status(self.response & 0xFFFF)
