@@ -43,4 +43,4 @@ _STATES = {
     (True, False, True, False): PageState.GUEST_INVALID,
     (True, True, True, False): PageState.GUEST_VALID,
 }
-"""By (assigned, validated, ASID > 0, immutable). Of the firmware's own pages, Metadata has a GPA, Context the VMSA bit."""
+"""By (assigned, validated, ASID > 0, immutable). Of firmware's own pages Metadata has a GPA, Context the VMSA bit."""
