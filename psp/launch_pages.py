@@ -24,24 +24,24 @@ class LaunchPageKind:
     """One page type; ``contents`` makes what is encrypted of what the host laid there."""
 
     page_type: PageType
-    contents: Callable[[SnpGuest, bytes, bool], bytes]
+    contents: Callable[[SnpGuest, bytes], bytes]
 
 
-def _as_it_lies(_: SnpGuest, page: bytes, __: bool) -> bytes:
+def _as_it_lies(_: SnpGuest, page: bytes) -> bytes:
     return page
 
 
-def _zeros(_: SnpGuest, __: bytes, ___: bool) -> bytes:
+def _zeros(_: SnpGuest, __: bytes) -> bytes:
     return bytes(PAGE_BYTES)
 
 
-def _secrets(guest: SnpGuest, _: bytes, imi: bool) -> bytes:
-    """Version, IMI bit, workaround bits and the four message keys; what an SVSM fills stays zero."""
-    head = _SECRETS_HEAD.pack(SECRETS_VERSION, int(imi), 0, 0, guest.gosvw)
+def _secrets(guest: SnpGuest, _: bytes) -> bytes:
+    """Version, workaround bits and the four message keys. IMI bit, CPU model and TSC factor stay zero."""
+    head = _SECRETS_HEAD.pack(SECRETS_VERSION, 0, 0, 0, guest.gosvw)
     return (head + b"".join(guest.vmpcks)).ljust(PAGE_BYTES, b"\0")
 
 
-def _cpuid(_: SnpGuest, page: bytes, __: bool) -> bytes:
+def _cpuid(_: SnpGuest, page: bytes) -> bytes:
     """The table's shape is checked; values are taken as the host gives them."""
     if int.from_bytes(page[:4], "little") > _CPUID_MOST_ENTRIES:
         raise PspError(Status.INVALID_PARAM)

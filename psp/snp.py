@@ -61,7 +61,6 @@ class SnpGuest:
     gosvw: bytes = bytes(16)
     host_data: bytes = bytes(32)
     digest: LaunchDigest = field(default_factory=LaunchDigest)
-    imi_digest: LaunchDigest = field(default_factory=LaunchDigest)
 
 
 class SnpFirmware:
@@ -220,26 +219,21 @@ class SnpFirmware:
         guest = self._guest(update.gctx, SnpCommand.LAUNCH_UPDATE)
         if not guest.asid:
             raise PspError(Status.INACTIVE)
-        kind = LAUNCH_PAGES.get(update.page_type)
-        if kind is None:
-            raise PspError(Status.INVALID_PARAM)
-        if update.address % PAGE_BYTES:
-            raise PspError(Status.INVALID_ADDRESS)
-        if update.large:
-            # Whether real firmware takes 2 MiB here, and how it measures them, is not known.
-            raise PspError(Status.INVALID_PAGE_SIZE)
         entry = self._page(update.address)
         if page_state(entry) is not PageState.PRE_GUEST:
             raise PspError(Status.INVALID_PAGE_STATE)
         if entry.asid != guest.asid:
             raise PspError(Status.INVALID_PAGE_OWNER)
-        if entry.large:
+        if entry.large or update.large:
+            # Sizes must agree; whether real firmware takes 2 MiB, and how it measures them, is not known.
             raise PspError(Status.INVALID_PAGE_SIZE)
-        contents = kind.contents(guest, self._bus.read(update.address, PAGE_BYTES), update.imi)
+        kind = LAUNCH_PAGES.get(update.page_type)
+        if kind is None or update.imi:
+            # No guest is launched with IMI_EN, so none has pages of an initial migration image.
+            raise PspError(Status.INVALID_PARAM)
+        contents = kind.contents(guest, self._bus.read(update.address, PAGE_BYTES))
         permissions = (update.permissions >> 8 & 0xFF, update.permissions >> 16 & 0xFF, update.permissions >> 24)
-        digests = (guest.digest, guest.imi_digest) if update.imi else (guest.digest,)
-        for digest in digests:
-            digest.update(kind.page_type, entry.gpa, contents, vmpl_permissions=permissions, imi=update.imi)
+        guest.digest.update(kind.page_type, entry.gpa, contents, vmpl_permissions=permissions)
         self._bus.write_guest(update.address, contents, guest.asid)
         self._bus.rmp_set(
             update.address,
