@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any, ClassVar, Self
 
 
@@ -12,8 +11,18 @@ def at(offset: int, width: int, default: int | bytes = 0) -> Any:
     return dataclasses.field(default=default, metadata={"offset": offset, "width": width})
 
 
-@functools.cache
+_TABLES: dict[type, tuple[tuple[str, int, int, bool], ...]] = {}
+"""Read once for each layout, for the firmware parses one with every command."""
+
+
 def _table(layout: type[ByteLayout]) -> tuple[tuple[str, int, int, bool], ...]:
+    found = _TABLES.get(layout)
+    if found is None:
+        found = _TABLES[layout] = _read_table(layout)
+    return found
+
+
+def _read_table(layout: type[ByteLayout]) -> tuple[tuple[str, int, int, bool], ...]:
     return tuple(
         (entry.name, entry.metadata["offset"], entry.metadata["width"], isinstance(entry.default, bytes))
         for entry in dataclasses.fields(layout)

@@ -9,6 +9,14 @@ from psp.byte_layout import ByteLayout, at
 
 SNP_INIT_RMP = 1 << 0
 """INIT_EX flag: zero the RMP."""
+SNP_INIT_OPTIONS = 0b11110
+"""INIT_EX flags: range list, RAPL off, ciphertext hiding, TIO."""
+SNP_SHUTDOWN_IOMMU = 1 << 0
+"""SHUTDOWN_EX flag: stop the IOMMU's RMP checks."""
+SNP_SHUTDOWN_X86 = 1 << 1
+"""SHUTDOWN_EX flag: stop the cores' RMP checks."""
+SNP_STATUS_FEATURE_INFO = 1 << 3
+"""PLATFORM_STATUS policy flag: FEATURE_INFO may be asked."""
 MEASUREMENT_BYTES = 48
 """What LAUNCH_MEASURE writes: measurement (32) and nonce (16)."""
 

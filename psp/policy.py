@@ -50,9 +50,9 @@ class PlatformFacts:
 
 
 def check_legacy_policy(policy: int, facts: PlatformFacts) -> None:
-    """Raise PspError(POLICY_FAILURE) if the platform cannot meet a SEV policy."""
+    """Raise PspError(POLICY_FAILURE) if the platform cannot meet a SEV policy; ES it never can, INIT refuses it."""
     lowest = (policy >> 16 & 0xFF, policy >> 24 & 0xFF)
-    if policy & ~_LEGACY_KNOWN or facts.api < lowest:
+    if policy & ~_LEGACY_KNOWN or policy & LegacyPolicy.ES or facts.api < lowest:
         raise PspError(Status.POLICY_FAILURE)
 
 

@@ -104,7 +104,9 @@ class SnpFirmware:
     def _init_ex(self, init: buffers.SnpInitEx) -> None:
         if self._legacy_is_up():
             raise PspError(Status.INVALID_PLATFORM_STATE)
-        if init.flags & ~buffers.SNP_INIT_RMP:
+        if init.flags & ~(buffers.SNP_INIT_RMP | buffers.SNP_INIT_OPTIONS):
+            raise PspError(Status.INVALID_PARAM)
+        if init.flags & buffers.SNP_INIT_OPTIONS:
             raise PspError(Status.UNSUPPORTED)
         cores = self._bus.core_configuration()
         if not (cores.snp_enabled and cores.mtrr_fix_dram_mod_enabled and cores.hsave_pa_zero):
@@ -121,6 +123,11 @@ class SnpFirmware:
     def _shutdown_ex(self, shutdown: buffers.SnpShutdownEx) -> None:
         if shutdown.length != buffers.SnpShutdownEx.SIZE:
             raise PspError(Status.INVALID_LENGTH)
+        if shutdown.flags & ~(buffers.SNP_SHUTDOWN_IOMMU | buffers.SNP_SHUTDOWN_X86):
+            raise PspError(Status.INVALID_PARAM)
+        if shutdown.flags & buffers.SNP_SHUTDOWN_X86:
+            # FEATURE_INFO does not offer it. There is no IOMMU whose checks would have to stop.
+            raise PspError(Status.UNSUPPORTED)
         if self._flush.dirty:
             raise PspError(Status.DFFLUSH_REQUIRED)
         for spa, guest in self.guests.items():
@@ -135,7 +142,7 @@ class SnpFirmware:
         major, minor, build = self._api
         status = buffers.SnpPlatformStatus(
             api_major=major, api_minor=minor, state=self.state, flags=int(self._rmp_initialised),
-            build=build, guest_count=len(self.guests),
+            build=build, policy_flags=buffers.SNP_STATUS_FEATURE_INFO, guest_count=len(self.guests),
         )  # fmt: skip
         self._memory.write(where.address, status.pack())
 
