@@ -16,7 +16,7 @@ from node.disk import Disk
 from node.dram import Dram, MachineCheck
 from node.generation import Generation
 from node.host_system_bus import HostSystemBus
-from node.memory_controller import MemoryController
+from node.memory_controller import MemoryController, NoKey
 from node.nested_page_table import NestedPageFault, NestedPageTable
 from node.product import Product
 from node.rmp import NotValidated, ReverseMapTable, RmpFault
@@ -129,6 +129,11 @@ class Board:
                 for spa, length in segments:
                     self.rmp.check_guest_private(spa, gpa, vmcb.asid, length)
                     gpa += length
+                return vmcb.asid
+            if write and self.rmp is not None:
+                # A SEV guest has no RMP entries of its own: it may only write where the host may.
+                for spa, length in segments:
+                    self.rmp.check_host_write(spa, length)
             return vmcb.asid
         if write and self.rmp is not None:
             for spa, length in segments:
@@ -287,9 +292,10 @@ def _not_validated(_: Exception, address: int) -> op.Fault:
     return op.Fault(op.FaultKind.PAGE_NOT_VALIDATED, address)
 
 
-_FAULTS = (MachineCheck, NestedPageFault, RmpFault, NotValidated)
+_FAULTS = (MachineCheck, NestedPageFault, NoKey, RmpFault, NotValidated)
 _FAULT_ANSWERS: dict[type, Callable[..., op.Fault]] = {
     MachineCheck: _machine_check,
+    NoKey: _machine_check,
     NestedPageFault: _nested_fault,
     RmpFault: _rmp_fault,
     NotValidated: _not_validated,

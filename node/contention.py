@@ -28,6 +28,7 @@ Floats = NDArray[np.float64]
 NEVER_NS = (1 << 63) - 1
 _DONE_NS = 0.5
 _CLOSE = 1e-7
+_NARROW = 1e-12
 _MOST_STEPS = 200
 _HIGHEST_UTILISATION = 1.0 - 1e-9
 _sum = np.add.reduce
@@ -202,8 +203,8 @@ class Contention:
         self._solve_latency()
 
     def _solve_latency(self) -> None:
-        low, high = 0.0, 1.0
-        u = self.utilisation
+        low, high = 0.0, _HIGHEST_UTILISATION
+        u = min(self.utilisation, high)
         for _ in range(_MOST_STEPS):
             gap, slope = self._excess_demand(u)
             if gap > 0:
@@ -214,9 +215,11 @@ class Contention:
             u += step
             if not low <= u <= high:
                 u = (low + high) / 2
+                if high - low < _NARROW:
+                    break  # Traffic that no latency slows down: the bracket ends at full utilisation.
             elif -_CLOSE < step < _CLOSE:
                 break  # Newton squares the error: the next step would be lost in rounding.
-        self.utilisation = u = min(max(u, 0.0), _HIGHEST_UTILISATION)
+        self.utilisation = u
         self._set_rates(u)
 
     def _set_rates(self, u: float) -> None:
@@ -267,11 +270,11 @@ class Contention:
         first = left.item(left.argmin())
         return self._now_ns + max(1, -int(-first // 1))
 
-    def first_completed(self) -> int | None:
-        """The slot of a phase that is done at the present time, None if there is none left."""
+    def completed(self) -> list[int]:
+        """The slots of the phases that are done at the present time, in ascending order."""
         left = np.divide(self._remaining, self._rate, self._scratch)
-        slot = int(left.argmin())
-        return slot if left.item(slot) <= _DONE_NS else None
+        done: list[int] = (left <= _DONE_NS).nonzero()[0].tolist()
+        return done
 
 
 def _water_level(wanted: Floats, capacity: float) -> float:

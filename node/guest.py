@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from node.generation import Generation
 from node.guest_memory_map import GuestMemoryMap
 from node.phase_cost import Mechanism, PhaseCost
-from node.program import Program, ProgramSpec
+from node.program import ProgramSpec
 from node.vcpu import Vcpu
 
 
@@ -52,8 +51,8 @@ class Guest:
     ordered_ns: int
     state: GuestState = GuestState.LAUNCHING
     vcpus: list[Vcpu] = field(default_factory=list)
-    programs: list[Program] = field(default_factory=list)
-    phase_costs: Mapping[int, tuple[PhaseCost, ...]] = field(default_factory=dict)
+    phase_costs: dict[int, tuple[PhaseCost, ...]] = field(default_factory=dict)
+    """Costs of each vCPU's demands."""
     reset_rips: tuple[int, ...] = ()
     launched: tuple[int, ...] = ()
     asid: int = 0

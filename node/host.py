@@ -19,6 +19,7 @@ from node.contention import NEVER_NS, Contention, PhaseAccount
 from node.counter_random import CounterRandom
 from node.event_log import EventLog
 from node.firmware_image import FirmwareImage
+from node.generation import Generation
 from node.guest import Guest, GuestSpec, GuestState
 from node.guest_kernel import GuestKernel
 from node.host_events import HostEvent
@@ -26,7 +27,7 @@ from node.hypervisor import Hypervisor, LaunchRefused
 from node.operation_cost import GuestOperationCost, HostOperationCost
 from node.phase_cost import Mechanism, PhaseCost
 from node.product import Product
-from node.program import Ending, ProgramFactory, Registers
+from node.program import Demand, Ending, ProgramFactory, Registers
 from node.psp_queue import PspQueue
 from node.vcpu import SLEEPING, Vcpu, VcpuState
 from node.vmsa import load_registers, save_registers
@@ -86,6 +87,7 @@ class Host:
         self._host_cost = HostOperationCost(costs)
         self._guest_costs: dict[str, GuestOperationCost] = {}
         self._chain = self.log.chain(spec.name)
+        self._known_costs: dict[tuple[tuple[Demand, ...], Generation], tuple[PhaseCost, ...]] = {}
         self._computing: dict[int, Vcpu] = {}
         self._completion_ns = -1
         self._changed = False
@@ -104,6 +106,9 @@ class Host:
         ``running`` puts a VM there as if its launch lay before time zero: the
         same operations, charged to nobody.
         """
+        known = self.guests.get(spec.name)
+        if known is not None and known.state not in (GuestState.DESTROYED, GuestState.REFUSED):
+            raise ValueError(f"{spec.name}: a VM of this name is on {self.spec.name} already")
         guest = Guest(spec, ordered_ns=self.now_ns, lost_ns=dict.fromkeys(Mechanism, 0.0))
         self.guests[spec.name] = guest
         self._chain.record_octets(self.now_ns, HostEvent.ORDERED, spec.name.encode())
@@ -157,6 +162,7 @@ class Host:
             return
         for vcpu in guest.vcpus:
             self._halt(vcpu, VcpuState.STOPPED)
+            vcpu.block = None
         if guest.state is not GuestState.STOPPED:
             guest.ended_ns = self.now_ns
         guest.state = GuestState.DESTROYED
@@ -171,7 +177,8 @@ class Host:
             return
         guest.state = GuestState.PAUSED
         for vcpu in guest.vcpus:
-            if vcpu.state is VcpuState.BLOCK:
+            if vcpu.state in (VcpuState.BLOCK, VcpuState.WAITING):
+                # One that waits for its start goes to its save area when the boot processor starts it.
                 vcpu.pause_wanted = True
             elif vcpu.state in (VcpuState.COMPUTING, VcpuState.SLEEPING):
                 self._halt(vcpu, VcpuState.PAUSED)
@@ -188,8 +195,7 @@ class Host:
         for vcpu in guest.vcpus:
             vcpu.pause_wanted = False
             if vcpu.state is VcpuState.PAUSED:
-                page = self.board.load_save_area(self.board.vmcb(name, vcpu.index))
-                load_registers(page, vcpu.registers)
+                self._load(vcpu)
                 self._continue(vcpu)
         self._settle()
 
@@ -202,7 +208,9 @@ class Host:
                 if vcpu.state is VcpuState.COMPUTING:
                     self._credit(vcpu, self.contention.stop(vcpu.slot))
                     vcpu.state = VcpuState.STOPPED
-                guest.units_of_work += vcpu.registers.r13
+                elif vcpu.state is VcpuState.PAUSED:
+                    self._load(vcpu)
+            guest.units_of_work = sum(vcpu.registers.r13 for vcpu in guest.vcpus)
             if guest.ended_ns < 0:
                 guest.ended_ns = end_ns
         self._computing.clear()
@@ -275,13 +283,14 @@ class Host:
         guest.launch_digest = self.hypervisor.launch_digest(spec.name, self.board.psp)
         guest.vcpus = [Vcpu(guest, index, spa) for index, spa in enumerate(launched.save_areas)]
         for vcpu in guest.vcpus:
-            load_registers(self.board.load_save_area(self.board.vmcb(spec.name, vcpu.index)), vcpu.registers)
+            self._load(vcpu)
         guest.reset_rips = tuple(vcpu.registers.rip for vcpu in guest.vcpus)
         self._build_programs(guest)
         for vcpu in guest.vcpus:
-            demands = guest.programs[vcpu.index].demands
+            assert vcpu.program is not None
+            demands = vcpu.program.demands
             vcpu.instructions, vcpu.phases = [0.0] * len(demands), [0] * len(demands)
-        guest.demand_names = tuple(tuple(one.name for one in program.demands) for program in guest.programs)
+            guest.demand_names += (tuple(one.name for one in demands),)
         self.peak_vcpus = max(self.peak_vcpus, sum(len(one.vcpus) for one in self._running()))
         self._chain.record_octets(self.now_ns, HostEvent.ENTERED, bytes.fromhex(guest.launch_digest))
         self._continue(guest.vcpus[0])
@@ -291,26 +300,32 @@ class Host:
         return [guest for guest in self.guests.values() if guest.state in (GuestState.RUNNING, GuestState.PAUSED)]
 
     def _build_programs(self, guest: Guest) -> None:
-        """Make every Python object of a VM's programs anew from its specification."""
+        """Make the Python objects of a VM's programs anew from its specification.
+
+        A vCPU in the middle of a block is past its last pause: it goes on with what it has.
+        """
         spec = guest.spec
         factory = self._programs[spec.program.name]
         memory = spec.memory
-        guest.programs = [
-            factory(spec.program, memory.placement(spec.name, vcpu.index, spec.seed)) for vcpu in guest.vcpus
-        ]
-        hz = float(self.spec.product.base_hz)
-        guest.phase_costs = {
-            vcpu.index: tuple(
-                PhaseCost.of(demand, spec.generation, hz, self._costs)
-                for demand in guest.programs[vcpu.index].demands
-            )
-            for vcpu in guest.vcpus
-        }
-        for vcpu, program, reset_rip in zip(guest.vcpus, guest.programs, guest.reset_rips, strict=True):
+        for vcpu, reset_rip in zip(guest.vcpus, guest.reset_rips, strict=True):
+            if vcpu.state is VcpuState.BLOCK:
+                continue
+            program = factory(spec.program, memory.placement(spec.name, vcpu.index, spec.seed))
             kernel = GuestKernel(spec.generation, memory, guest.launched, vcpu.index, reset_rip, program.entry)
+            vcpu.program = program
             vcpu.blocks = {**kernel.blocks, **program.blocks}
             vcpu.block = None
-            vcpu.registers = Registers() if vcpu.state is VcpuState.PAUSED else vcpu.registers
+            guest.phase_costs[vcpu.index] = self._phase_costs(program.demands, spec.generation)
+
+    def _phase_costs(self, demands: tuple[Demand, ...], generation: Generation) -> tuple[PhaseCost, ...]:
+        """Costs of a program's demands, worked out once for all VMs that make the same."""
+        key = (demands, generation)
+        found = self._known_costs.get(key)
+        if found is None:
+            hz = float(self.spec.product.base_hz)
+            found = tuple(PhaseCost.of(demand, generation, hz, self._costs) for demand in demands)
+            self._known_costs[key] = found
+        return found
 
     def _continue(self, vcpu: Vcpu) -> None:
         """Go on with a vCPU as its registers say: the rest of a phase or sleep, else the next block."""
@@ -414,7 +429,8 @@ class Host:
         return True
 
     def _start_application_processors(self, guest: Guest) -> None:
-        if guest.vcpus[0].registers.rip != guest.programs[0].entry:
+        boot = guest.vcpus[0]
+        if boot.program is None or boot.registers.rip != boot.program.entry:
             return
         for vcpu in guest.vcpus[1:]:
             if vcpu.state is VcpuState.WAITING:
@@ -450,10 +466,19 @@ class Host:
             self._changed = True
             self._credit(vcpu, account)
             vcpu.registers.r15 = -int(-account.remaining // 1)
+            if not vcpu.registers.r15:
+                self._count_phase(vcpu)
         elif vcpu.state is VcpuState.SLEEPING:
             vcpu.registers.r15 -= self.now_ns - vcpu.slept_from_ns
+        elif vcpu.state is VcpuState.PAUSED:
+            self._load(vcpu)
         vcpu.epoch += 1
         vcpu.state = state
+
+    def _load(self, vcpu: Vcpu) -> None:
+        """Take a vCPU's registers from its save area."""
+        vmcb = self.board.vmcb(vcpu.guest.spec.name, vcpu.index)
+        load_registers(self.board.load_save_area(vmcb), vcpu.registers)
 
     def _park(self, vcpu: Vcpu) -> None:
         """Save a paused vCPU's registers and forget every object of its program."""
@@ -463,10 +488,9 @@ class Host:
         save_registers(vcpu.registers, page)
         self.board.store_save_area(vmcb, bytes(page))
         vcpu.state = VcpuState.PAUSED
-        vcpu.block = None
+        vcpu.block = vcpu.program = None
         vcpu.blocks = {}
         vcpu.registers = Registers()
-        guest.programs = []
         self.log.chain(guest.spec.name).record(self.now_ns, HostEvent.PAUSED, vcpu.index)
 
     def _power_off(self, guest: Guest, code: int) -> None:
@@ -493,16 +517,23 @@ class Host:
         self._completion_ns = -1
         contention = self.contention
         contention.advance(now)
-        while (slot := contention.first_completed()) is not None:
-            vcpu = self._computing.pop(slot)
-            self._credit(vcpu, contention.stop(slot))
+        # First all that end now, then what follows them: a phase that starts now cannot end now.
+        ended = [self._computing.pop(slot) for slot in contention.completed()]
+        for vcpu in ended:
+            self._credit(vcpu, contention.stop(vcpu.slot))
             registers = vcpu.registers
             self.log.chain(vcpu.guest.spec.name).record(now, HostEvent.PHASE, registers.r14, registers.r15)
             registers.r15 = 0
-            vcpu.phases[registers.r14] += 1
-            self.phase_completions += 1
-            self._run_blocks(vcpu, None)
+            self._count_phase(vcpu)
+            vcpu.state = VcpuState.BLOCK
+        for vcpu in ended:
+            if vcpu.state is VcpuState.BLOCK:  # Another vCPU's end may have been the end of the VM.
+                self._run_blocks(vcpu, None)
         self._changed = True
+
+    def _count_phase(self, vcpu: Vcpu) -> None:
+        vcpu.phases[vcpu.registers.r14] += 1
+        self.phase_completions += 1
 
     def _settle(self) -> None:
         """After any change of the running phases: share the host anew and set the completion event."""

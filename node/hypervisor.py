@@ -19,6 +19,7 @@ from node.guest import Guest, GuestSpec
 from node.guest_memory_map import Range
 from node.measured_launch import VMSA_GPA, LaunchPage, launch_vmsas, sev_launch_ranges, snp_launch_pages
 from node.operation_cost import HostOperationCost
+from node.ovmf import FirmwareImageError
 from node.product import Product
 from node.vcpu_model import vcpu_model
 from node.vmcb import Vmcb
@@ -72,7 +73,9 @@ class LaunchedVm:
     gctx: int = 0
     handle: int = 0
     assigned: list[tuple[int, int, bool]] = field(default_factory=list)
-    """(SPA, length, large) that RMPUPDATE gave to the guest; it takes them back in the same sizes."""
+    """(SPA, length, large) that RMPUPDATE gave to the guest; it takes them back so, or smaller where smashed."""
+    smashed: set[int] = field(default_factory=set)
+    """SPAs of the 2 MiB blocks whose pages have entries of 4 KiB."""
     immutable: set[int] = field(default_factory=set)
     """SPAs in state Pre-Guest, which firmware has not launched yet."""
 
@@ -145,7 +148,7 @@ class Hypervisor:
         except LaunchRefused:
             yield from self._give_back(spec.name, record)
             raise
-        except (OutOfMemory, AsidsExhausted) as error:
+        except (OutOfMemory, AsidsExhausted, FirmwareImageError) as error:
             yield from self._give_back(spec.name, record)
             raise LaunchRefused(str(error)) from error
 
@@ -169,18 +172,21 @@ class Hypervisor:
         if (change.gpa | change.length) % PAGE_BYTES or change.length <= 0:
             return 1
         record = self._vms[vmcb.vm]
-        end = change.gpa + change.length
-        for gpa, spa, length in record.ram:
-            first, last = max(gpa, change.gpa), min(gpa + length, end)
-            if first >= last:
-                continue
-            start = spa + first - gpa
-            large = not (start | first | (last - first)) % LARGE_PAGE_BYTES
-            entry = _HYPERVISOR if change.shared else RmpEntry(assigned=True, gpa=first, asid=record.asid)
-            entry = _sized(entry, large)
-            (code,) = yield (op.RmpUpdate(start, last - first, entry),)
-            if code:
-                return 1
+        backing = list(_backing(record, Range(change.gpa, change.length)))
+        if sum(length for _, _, length in backing) != change.length:
+            return 1  # Before anything changes: the range is not all memory of this guest.
+        for first, spa, length in backing:
+            for start, size, large in _pieces(record, spa, length):
+                gpa = first + start - spa
+                entry = _HYPERVISOR if change.shared else RmpEntry(assigned=True, gpa=gpa, asid=record.asid)
+                block = start // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
+                if not large and block not in record.smashed:
+                    # KVM smashes a large entry before it changes a part of it; a shared block has none.
+                    record.smashed.add(block)
+                    yield (op.PSmash(block),)
+                (code,) = yield (op.RmpUpdate(start, size, _sized(entry, large)),)
+                if code:
+                    return 1
         return 0
 
     # What every launch takes and gives back.
@@ -199,8 +205,9 @@ class Hypervisor:
 
     def _take_asid(self, record: LaunchedVm) -> Task:
         if self.asids.needs_flush(record.generation):
-            yield (op.Wbinvd(),)
-            yield from self._must(SnpCommand.DF_FLUSH if self.snp else LegacyCommand.DF_FLUSH)
+            # One batch: an ASID given up between the two would make the firmware refuse the flush (KVM holds a lock).
+            flush = SnpCommand.DF_FLUSH if self.snp else LegacyCommand.DF_FLUSH
+            _expect_success((yield (op.Wbinvd(), op.PspCommand(flush)))[1:], flush)
             self.asids.after_flush()
         record.asid = self.asids.allocate(record.generation)
 
@@ -245,7 +252,11 @@ class Hypervisor:
         for spa in sorted(record.immutable):
             yield from self._page_reclaim(spa)
         yield from self._checked(
-            [op.RmpUpdate(spa, length, _sized(_HYPERVISOR, large)) for spa, length, large in record.assigned]
+            [
+                op.RmpUpdate(piece, size, _sized(_HYPERVISOR, piece_large))
+                for spa, length, large in record.assigned
+                for piece, size, piece_large in (_pieces(record, spa, length) if large else [(spa, length, False)])
+            ]
         )
 
     # Commands and frames.
@@ -329,9 +340,11 @@ class Hypervisor:
         """LAUNCH_MEASURE, whose answer a guest owner would check."""
         page = self._small(record)
         yield from self._to_firmware(page)
+        record.firmware_pages.append(page)
         measure = buffers.LaunchMeasure(handle=record.handle, address=page, length=buffers.MEASUREMENT_BYTES)
         yield from self._call(LegacyCommand.LAUNCH_MEASURE, record.small[0], measure.pack())
         yield from self._from_firmware(page)
+        record.firmware_pages.remove(page)
 
     def launch_snp(self, spec: GuestSpec, record: LaunchedVm) -> Task:
         """SNP: context, pages in the order of KVM and QEMU, finish."""
@@ -368,6 +381,7 @@ class Hypervisor:
             spa = _spa_of(record, first)
             entry = RmpEntry(assigned=True, immutable=True, gpa=first, asid=record.asid)
             batch.append(op.RmpUpdate(spa, length, entry))
+            record.smashed.add(spa // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES)
             record.immutable.update(range(spa, spa + length, PAGE_BYTES))
             record.assigned.append((spa, length, False))
         yield from self._checked(batch)
@@ -425,6 +439,24 @@ def _backing(record: LaunchedVm, part: Range) -> Iterator[tuple[int, int, int]]:
         first, last = max(gpa, part.gpa), min(gpa + length, end)
         if first < last:
             yield first, spa + first - gpa, last - first
+
+
+def _pieces(record: LaunchedVm, spa: int, length: int) -> Iterator[tuple[int, int, bool]]:
+    """A range cut by page size: runs of whole 2 MiB blocks with large entries, and the rest block by block."""
+    end = spa + length
+    run = spa
+    while spa < end:
+        block = spa // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
+        stop = min(end, block + LARGE_PAGE_BYTES)
+        if stop - spa == LARGE_PAGE_BYTES and block not in record.smashed:
+            spa = stop
+            continue
+        if run < spa:
+            yield run, spa - run, True
+        yield spa, stop - spa, False
+        run = spa = stop
+    if run < end:
+        yield run, end - run, True
 
 
 def _spa_of(record: LaunchedVm, gpa: int) -> int:

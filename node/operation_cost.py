@@ -48,11 +48,13 @@ class GuestOperationCost:
         plain = added = other = 0.0
         for one in batch:
             if type(one) is op.Read:
-                size, private = one.length, one.private
+                size, private = max(0, one.length), one.private
             elif type(one) is op.Write:
                 size, private = len(one.data), one.private
             else:
-                for mechanism, part_ns in self._table[type(one)](one):
+                # What a guest may not execute raises #UD, which costs nothing that the table knows.
+                priced = self._table.get(type(one))
+                for mechanism, part_ns in priced(one) if priced else ():
                     lost_ns[mechanism] += part_ns
                     other += part_ns
                 continue
@@ -64,13 +66,14 @@ class GuestOperationCost:
         return max(1, round(plain + added + other))
 
     def _pvalidate(self, one: op.PValidate) -> tuple[tuple[Mechanism, float], ...]:
-        pages = one.length // (LARGE_PAGE_BYTES if one.large else PAGE_BYTES)
+        pages = max(0, one.length) // (LARGE_PAGE_BYTES if one.large else PAGE_BYTES)
         return ((Mechanism.ACCEPTANCE, pages * self._pvalidate_ns[one.large]),)
 
     def _page_state_change(self, one: op.PageStateChange) -> tuple[tuple[Mechanism, float], ...]:
         if not self._checked:
             return ((Mechanism.OPERATIONS, self._exit_ns),)
-        pages = -(-one.length // LARGE_PAGE_BYTES)
+        unit = PAGE_BYTES if (one.gpa | one.length) % LARGE_PAGE_BYTES else LARGE_PAGE_BYTES
+        pages = max(0, -(-one.length // unit))
         calls = -(-pages // PSC_ENTRIES)
         return (
             (Mechanism.OPERATIONS, calls * self._exit_ns),
@@ -79,7 +82,7 @@ class GuestOperationCost:
         )
 
     def _block(self, one: op.BlockRead | op.BlockWrite) -> tuple[tuple[Mechanism, float], ...]:
-        device_ns = self._disk_ns[type(one)] + one.blocks * op.BLOCK_BYTES * self._disk_byte_ns
+        device_ns = self._disk_ns[type(one)] + max(0, one.blocks) * op.BLOCK_BYTES * self._disk_byte_ns
         return (
             (Mechanism.OPERATIONS, device_ns),
             (Mechanism.VMGEXIT, self._disk_exits * self._vmgexit_extra_ns),

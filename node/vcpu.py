@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from node.program import Block, Registers
+from node.program import Block, Program, Registers
 
 if TYPE_CHECKING:
     from node.guest import Guest
@@ -39,6 +39,8 @@ class Vcpu:
     index: int
     save_area_spa: int
     registers: Registers = field(default_factory=Registers)
+    program: Program | None = None
+    """None while the vCPU is paused: nothing of it may stay then."""
     blocks: Mapping[int, Callable[[Registers], Block]] = field(default_factory=dict)
     block: Block | None = None
     state: VcpuState = VcpuState.WAITING
