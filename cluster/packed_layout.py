@@ -22,6 +22,7 @@ from typing import Any
 import msgpack
 
 from cluster.entity import Message
+from cluster.errors import ToolError
 from cluster.inbox import ProtocolViolationError
 from cluster.layout import LayoutError, Rows, WorkerLostError, merged_reports, merged_rows
 from cluster.shard import EntityFactory, Shard, ShardReport
@@ -131,16 +132,19 @@ class PackedLayout:
             self._silence()
             self._folder = tempfile.mkdtemp(prefix="sf-")
             logging.getLogger("ray").setLevel(logging.CRITICAL)
-            ray.init(
-                address="local",
-                num_cpus=self.workers,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,
-                configure_logging=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=self._folder,
-            )
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=self.workers,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.CRITICAL,
+                    configure_logging=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    _temp_dir=self._folder,
+                )
+            except (OSError, RuntimeError, ValueError) as error:
+                raise ToolError(f"Ray could not be started here: {error}; --layout inline needs none") from error
         self.startup_s = time.monotonic() - began
 
     def _silence(self) -> None:

@@ -58,7 +58,7 @@ def print_comparison(rows: Sequence[DataclassInstance], console: Console | None 
         out.print("nothing to compare")
         return
     names = [entry.name for entry in dataclasses.fields(rows[0])]
-    table = _table("", *(name.removesuffix("_ns").replace("_", " ") for name in names))
+    table = _table("", *(_heading(name) for name in names))
     for row in rows:
         table.add_row(*(_cell(name, getattr(row, name)) for name in names))
     out.print(table)
@@ -217,7 +217,9 @@ def _table(title: str, *headings: str) -> Table:
 
 
 def _percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:+.2f} %" if part and whole else ""
+    """A share with its sign; nothing where it is nothing, or less than can be shown."""
+    shown = f"{100 * part / whole:+.2f} %" if whole else ""
+    return "" if shown in {"+0.00 %", "-0.00 %"} else shown
 
 
 def _console() -> Console:
@@ -226,9 +228,15 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=_WIDTH)
 
 
+def _heading(name: str) -> str:
+    return "VMs" if name == "vms" else name.removesuffix("_ns").removesuffix("_percent").replace("_", " ")
+
+
 def _cell(name: str, value: object) -> str:
+    if isinstance(value, (int, float)) and name.endswith("_percent"):
+        return _percent(value, 100.0)
     if isinstance(value, (int, float)) and name.endswith("_ns"):
         return DURATION.about(value)
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.5g}"
     return "" if value is None else str(getattr(value, "name", value))
