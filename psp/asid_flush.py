@@ -1,6 +1,9 @@
 """When an ASID may be used again: WBINVD on all cores, then DF_FLUSH.
 
 SEV API, sections 5.9 and 6.3; SEV-SNP firmware ABI, sections 8.6 and 8.12.
+Caches and the data fabric know nothing of interfaces: both share one record, and
+DF_FLUSH of either cleans all ASIDs. KVM relies on it, for with SNP on it flushes
+with SNP_DF_FLUSH alone before it recycles the ASIDs of SEV guests too.
 """
 
 from __future__ import annotations

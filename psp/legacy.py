@@ -64,7 +64,12 @@ class LegacyFirmware:
     """State of the SEV interface. Handlers get the parsed buffer and return what goes back into it."""
 
     def __init__(
-        self, bus: SystemBus, memory: HostMemory, random: Callable[[str, int], bytes], api: tuple[int, int, int]
+        self,
+        bus: SystemBus,
+        memory: HostMemory,
+        flush: AsidFlush,
+        random: Callable[[str, int], bytes],
+        api: tuple[int, int, int],
     ) -> None:
         self.state = LegacyPlatformState.UNINIT
         self.guests: dict[int, LegacyGuest] = {}
@@ -73,7 +78,7 @@ class LegacyFirmware:
         self._random = random
         self._api = api
         self._last_handle = 0
-        self._flush = AsidFlush(bus)
+        self._flush = flush
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             LegacyCommand.INIT: self._init,
             LegacyCommand.SHUTDOWN: self._shutdown,

@@ -70,6 +70,7 @@ class SnpFirmware:
         self,
         bus: SystemBus,
         memory: HostMemory,
+        flush: AsidFlush,
         random: Callable[[str, int], bytes],
         api: tuple[int, int, int],
         legacy_is_up: Callable[[], bool],
@@ -81,7 +82,7 @@ class SnpFirmware:
         self._random = random
         self._api = api
         self._legacy_is_up = legacy_is_up
-        self._flush = AsidFlush(bus)
+        self._flush = flush
         self._rmp_initialised = False
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             SnpCommand.INIT_EX: self._init_ex,
