@@ -82,6 +82,6 @@ class Pair:
 def test_a_comparison_is_a_row_a_pair(capsys: pytest.CaptureFixture[str]) -> None:
     pairs = [Pair("db", Generation.SEV_SNP, 1_500_000_000, 1.0421)]
     print_comparison(pairs)
-    assert capsys.readouterr().out.splitlines()[1].split() == ["db", "SEV_SNP", "1.5", "s", "1.042"]
+    assert capsys.readouterr().out.splitlines()[1].split() == ["db", "SEV_SNP", "1.5", "s", "1.0421"]
     print_rows_as_json(pairs)
     assert json.loads(capsys.readouterr().out)["slowdown"] == 1.0421
