@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass, field
 
+from psp import command_buffers as buffers
+from psp.asid_flush import AsidFlush
+from psp.commands import LegacyCommand, SnpCommand
 from psp.firmware import SecurityProcessor
-from psp.system_bus import CoreConfiguration, RmpEntry
+from psp.launch_digest import LaunchDigest, LegacyLaunchDigest, PageType
+from psp.legacy import LegacyGuestState
+from psp.snp import SnpGuestState
+from psp.system_bus import LARGE_PAGE_BYTES, CoreConfiguration, RmpEntry
 
 PAGE = 4096
 MEMORY_BYTES = 1 << 24
+UNCOVERED = MEMORY_BYTES - PAGE
+"""The last page has no RMP entry."""
+_ZEROS = bytes(PAGE)
 
 
 @dataclass
@@ -19,7 +29,7 @@ class ToyBus:
     max_asid: int = 8
     min_sev_asid: int = 5
     dram_bytes: int = MEMORY_BYTES
-    octets: bytearray = field(default_factory=lambda: bytearray(MEMORY_BYTES))
+    pages: dict[int, bytes] = field(default_factory=dict)
     rmp: dict[int, RmpEntry] = field(default_factory=dict)
     keys: dict[int, bytes] = field(default_factory=dict)
     wbinvds: int = 0
@@ -33,19 +43,29 @@ class ToyBus:
         return self.cores
 
     def read(self, spa: int, length: int) -> bytes:
-        return bytes(self.octets[spa : spa + length])
+        assert 0 <= spa <= self.dram_bytes - length, "the firmware must check every address first"
+        first, last = spa // PAGE, (spa + length - 1) // PAGE
+        whole = b"".join(self.pages.get(page, _ZEROS) for page in range(first, last + 1))
+        return whole[spa % PAGE : spa % PAGE + length]
 
     def write(self, spa: int, data: bytes) -> None:
-        self.octets[spa : spa + len(data)] = data
+        assert 0 <= spa <= self.dram_bytes - len(data), "the firmware must check every address first"
+        at = 0
+        while at < len(data):
+            page, offset = divmod(spa + at, PAGE)
+            piece = data[at : at + PAGE - offset]
+            old = self.pages.get(page, _ZEROS)
+            self.pages[page] = old[:offset] + piece + old[offset + len(piece) :]
+            at += len(piece)
 
-    def _pad(self, asid: int, length: int) -> bytes:
-        return hashlib.shake_128(self.keys[asid]).digest(length)
+    def _pad(self, asid: int, length: int) -> int:
+        return int.from_bytes(hashlib.shake_128(self.keys[asid]).digest(length))
 
     def read_guest(self, spa: int, length: int, asid: int) -> bytes:
-        return bytes(a ^ b for a, b in zip(self.read(spa, length), self._pad(asid, length), strict=True))
+        return (int.from_bytes(self.read(spa, length)) ^ self._pad(asid, length)).to_bytes(length)
 
     def write_guest(self, spa: int, data: bytes, asid: int) -> None:
-        self.write(spa, bytes(a ^ b for a, b in zip(data, self._pad(asid, len(data)), strict=True)))
+        self.write(spa, (int.from_bytes(data) ^ self._pad(asid, len(data))).to_bytes(len(data)))
 
     def install_key(self, asid: int, key: bytes) -> None:
         self.keys[asid] = key
@@ -57,19 +77,39 @@ class ToyBus:
         return self.wbinvds
 
     def rmp_covers(self, spa: int) -> bool:
-        return 0 <= spa < self.dram_bytes
+        return 0 <= spa < UNCOVERED
 
     def rmp_initialise(self) -> None:
         self.rmp.clear()
 
     def rmp_entry(self, spa: int) -> RmpEntry:
-        return self.rmp.get(spa // PAGE, RmpEntry())
+        assert self.rmp_covers(spa), "the firmware must ask whether there is an entry"
+        large = self.rmp.get(spa // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES // PAGE)
+        return large if large is not None and large.large else self.rmp.get(spa // PAGE, RmpEntry())
 
     def rmp_set(self, spa: int, entry: RmpEntry) -> None:
+        assert spa % (LARGE_PAGE_BYTES if entry.large else PAGE) == 0
         self.rmp[spa // PAGE] = entry
 
     def rmp_pages_of_asid(self, asid: int) -> int:
         return sum(entry.assigned and entry.asid == asid for entry in self.rmp.values())
+
+
+def _frozen(value: object) -> object:
+    """A value all the way down, so that a change anywhere in it shows."""
+    match value:
+        case LaunchDigest() | LegacyLaunchDigest():
+            return value.value
+        case AsidFlush():
+            return tuple((name, _frozen(part)) for name, part in sorted(vars(value).items()) if name != "_bus")
+        case dict():
+            return tuple((key, _frozen(value[key])) for key in sorted(value))
+        case set():
+            return frozenset(value)
+        case _ if dataclasses.is_dataclass(value):
+            return tuple(_frozen(getattr(value, part.name)) for part in dataclasses.fields(value))
+        case _:
+            return value
 
 
 @dataclass
@@ -89,14 +129,22 @@ class Machine:
         self.bus.wbinvds += 1
         assert self.call(command) == 0
 
-    def snapshot(self) -> object:
-        """Everything that a refused command must leave alone."""
+    def firmware_state(self) -> dict[str, object]:
+        """Everything the firmware knows."""
         legacy, snp = self.psp.legacy, self.psp.snp
-        return (
-            bytes(self.bus.octets), dict(self.bus.rmp), dict(self.bus.keys),
-            repr(legacy.guests), legacy.state, [guest.digest.value for guest in legacy.guests.values()],
-            repr(snp.guests), snp.state, [guest.digest.value for guest in snp.guests.values()],
-        )  # fmt: skip
+        ours = {"_bus", "_memory", "_random", "_api", "_legacy_is_up", "handlers"}
+        state = {
+            f"{name}.{key}": _frozen(value)
+            for name, part in (("legacy", legacy), ("snp", snp))
+            for key, value in vars(part).items()
+            if key not in ours
+        }
+        return {**state, "drawn": _frozen(self.psp._drawn), "snp initialised": self.psp._memory.snp_initialised}
+
+    def snapshot(self) -> dict[str, object]:
+        """Everything that a refused command must leave alone."""
+        pages = {page: octets for page, octets in self.bus.pages.items() if octets != _ZEROS}
+        return {**self.firmware_state(), "DRAM": pages, "RMP": dict(self.bus.rmp), "keys": dict(self.bus.keys)}
 
 
 def new_machine() -> Machine:
@@ -107,3 +155,66 @@ def new_machine() -> Machine:
         return hashlib.shake_128(f"{purpose} {counter}".encode()).digest(length)
 
     return Machine(bus, SecurityProcessor(bus, octets))
+
+
+# Machines at work.
+
+GCTX, GUEST_PAGE, OUT = 0x60_0000, 0x20_0000, 0x40_0000
+POLICY = 0x3_0000
+FIRMWARE = RmpEntry(assigned=True, immutable=True)
+COMMAND_PAGE = 0x1000
+
+
+def up(*, snp: bool = True, legacy: bool = True) -> Machine:
+    machine = new_machine()
+    if snp:
+        assert machine.call(SnpCommand.INIT_EX, buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP).pack()) == 0
+        machine.flush(SnpCommand.DF_FLUSH)
+    if legacy:
+        assert machine.call(LegacyCommand.INIT, buffers.Init().pack()) == 0
+        machine.flush(LegacyCommand.DF_FLUSH)
+    return machine
+
+
+def returning(machine: Machine, command: int, buffer: bytes) -> tuple[int, bytes]:
+    """A command whose buffer firmware writes, on a page that is firmware's."""
+    machine.bus.rmp_set(COMMAND_PAGE, FIRMWARE)
+    status = machine.call(command, buffer)
+    machine.bus.rmp.pop(COMMAND_PAGE // PAGE)
+    return status, machine.bus.read(COMMAND_PAGE, len(buffer))
+
+
+def snp_guest(machine: Machine, state: SnpGuestState = SnpGuestState.LAUNCH, asid: int = 2) -> Machine:
+    """A guest context taken to a state, active from LAUNCH on."""
+    machine.bus.rmp_set(GCTX, FIRMWARE)
+    assert machine.call(SnpCommand.GCTX_CREATE, buffers.GuestContextPage(GCTX).pack()) == 0
+    if state >= SnpGuestState.LAUNCH:
+        assert machine.call(SnpCommand.LAUNCH_START, buffers.SnpLaunchStart(GCTX, POLICY).pack()) == 0
+        assert machine.call(SnpCommand.ACTIVATE, buffers.SnpActivate(GCTX, asid).pack()) == 0
+    if state >= SnpGuestState.RUNNING:
+        assert machine.call(SnpCommand.LAUNCH_FINISH, buffers.SnpLaunchFinish(GCTX).pack()) == 0
+    return machine
+
+
+def pre_guest(machine: Machine, page: bytes = bytes(PAGE), gpa: int = 0x5000, **changes: object) -> None:
+    entry = {"assigned": True, "immutable": True, "gpa": gpa, "asid": 2, "vmpl_permissions": (15, 0, 0, 0), **changes}
+    machine.bus.write(GUEST_PAGE, page)
+    machine.bus.rmp_set(GUEST_PAGE, RmpEntry(**entry))  # type: ignore[arg-type]
+
+
+def update(machine: Machine, page_type: int = PageType.NORMAL, address: int = GUEST_PAGE) -> int:
+    return int(machine.call(SnpCommand.LAUNCH_UPDATE, buffers.SnpLaunchUpdate.of(GCTX, page_type, address).pack()))
+
+
+def sev_guest(machine: Machine, state: LegacyGuestState = LegacyGuestState.LUPDATE, asid: int = 6) -> int:
+    status, buffer = returning(machine, LegacyCommand.LAUNCH_START, buffers.LaunchStart(policy=1).pack())
+    assert status == 0
+    handle = buffers.LaunchStart.parse(buffer).handle
+    assert machine.call(LegacyCommand.ACTIVATE, buffers.Activate(handle, asid).pack()) == 0
+    if state >= LegacyGuestState.LSECRET:
+        machine.bus.rmp_set(OUT, FIRMWARE)
+        measure = buffers.LaunchMeasure(handle, OUT, 48).pack()
+        assert returning(machine, LegacyCommand.LAUNCH_MEASURE, measure)[0] == 0
+    if state >= LegacyGuestState.RUNNING:
+        assert machine.call(LegacyCommand.LAUNCH_FINISH, buffers.Handle(handle).pack()) == 0
+    return handle
