@@ -1,0 +1,174 @@
+"""The state tables, written down here once more from the firmware ABI's sections 3 and 4, and tried in every cell."""
+
+from __future__ import annotations
+
+import pytest
+from toy_machine import (
+    COMMAND_PAGE,
+    FIRMWARE,
+    GCTX,
+    GUEST_PAGE,
+    OUT,
+    POLICY,
+    Machine,
+    new_machine,
+    pre_guest,
+    sev_guest,
+    snp_guest,
+    up,
+)
+
+from psp import command_buffers as buffers
+from psp.commands import COMMANDS, LegacyCommand, LegacyPlatformState, SnpCommand, SnpPlatformState, is_snp
+from psp.launch_digest import PageType
+from psp.legacy import LegacyGuestState
+from psp.snp import SnpGuestState
+from psp.status import Status
+
+LEGACY_PLATFORM = {
+    LegacyCommand.INIT: {0},
+    LegacyCommand.SHUTDOWN: {1, 2},
+    LegacyCommand.PLATFORM_STATUS: {0, 1, 2},
+    LegacyCommand.DF_FLUSH: {1, 2},
+    LegacyCommand.NOP: {0, 1, 2},
+    LegacyCommand.LAUNCH_START: {1, 2},
+    LegacyCommand.DECOMMISSION: {2},
+    LegacyCommand.ACTIVATE: {2},
+    LegacyCommand.DEACTIVATE: {2},
+    LegacyCommand.GUEST_STATUS: {2},
+    LegacyCommand.LAUNCH_UPDATE_DATA: {2},
+    LegacyCommand.LAUNCH_MEASURE: {2},
+    LegacyCommand.LAUNCH_FINISH: {2},
+}
+"""UNINIT 0, INIT 1, WORKING 2: a guest's commands need a guest, which makes the platform WORKING."""
+SNP_PLATFORM = {
+    command: {0, 1} if command in {SnpCommand.PLATFORM_STATUS, SnpCommand.FEATURE_INFO} else {1}
+    for command, row in COMMANDS.items()
+    if is_snp(command) and row.supported and command != SnpCommand.INIT_EX
+} | {SnpCommand.INIT_EX: {0}}
+PLATFORM = {**LEGACY_PLATFORM, **SNP_PLATFORM}
+
+LEGACY_GUEST = {
+    LegacyCommand.ACTIVATE: {1, 2, 3, 4, 5, 6},
+    LegacyCommand.DEACTIVATE: {1, 2, 3, 4, 5, 6},
+    LegacyCommand.DECOMMISSION: {1, 2, 3, 4, 5, 6},
+    LegacyCommand.GUEST_STATUS: {1, 2, 3, 4, 5, 6},
+    LegacyCommand.LAUNCH_UPDATE_DATA: {1},
+    LegacyCommand.LAUNCH_MEASURE: {1},
+    LegacyCommand.LAUNCH_FINISH: {2},
+}
+SNP_GUEST = {
+    SnpCommand.LAUNCH_START: {0},
+    SnpCommand.LAUNCH_UPDATE: {1},
+    SnpCommand.LAUNCH_FINISH: {1},
+    SnpCommand.ACTIVATE: {1, 2},
+    SnpCommand.DECOMMISSION: {0, 1, 2},
+    SnpCommand.GUEST_STATUS: {0, 1, 2},
+}
+
+
+def machine_in(command: int, state: int) -> Machine:
+    """A machine whose interface for this command is in a state."""
+    if is_snp(command):
+        return up(legacy=False) if state == SnpPlatformState.INIT else new_machine()
+    if state == LegacyPlatformState.UNINIT:
+        return new_machine()
+    machine = up(snp=False)
+    if state == LegacyPlatformState.WORKING:
+        sev_guest(machine)
+    return machine
+
+
+def states_of(command: int) -> type[LegacyPlatformState | SnpPlatformState]:
+    return SnpPlatformState if is_snp(command) else LegacyPlatformState
+
+
+def test_the_tables_here_cover_every_command_that_is_built() -> None:
+    assert set(PLATFORM) == {command for command, row in COMMANDS.items() if row.supported}
+
+
+@pytest.mark.parametrize("buffer_spa", [COMMAND_PAGE, 1 << 60], ids=["buffer", "no buffer there"])
+@pytest.mark.parametrize(
+    ("command", "state"),
+    [(command, state) for command in PLATFORM for state in states_of(command) if state not in PLATFORM[command]],
+)
+def test_a_command_that_the_platform_state_forbids_changes_nothing(command: int, state: int, buffer_spa: int) -> None:
+    machine = machine_in(command, state)
+    before = machine.snapshot()
+    assert machine.psp.submit(command, buffer_spa) == Status.INVALID_PLATFORM_STATE
+    assert machine.snapshot() == before
+
+
+@pytest.mark.parametrize(
+    ("command", "state"),
+    [(command, state) for command in PLATFORM for state in states_of(command) if state in PLATFORM[command]],
+)
+def test_a_command_that_the_platform_state_allows_gets_past_it(command: int, state: int) -> None:
+    machine = machine_in(command, state)
+    assert machine.psp.submit(command, COMMAND_PAGE) != Status.INVALID_PLATFORM_STATE
+
+
+@pytest.mark.parametrize("state", sorted(set(LegacyGuestState) - {LegacyGuestState.UNINIT}))
+@pytest.mark.parametrize("command", LEGACY_GUEST)
+def test_every_sev_command_in_every_guest_state(command: LegacyCommand, state: LegacyGuestState) -> None:
+    machine = up(snp=False)
+    handle = sev_guest(machine)
+    machine.psp.legacy.guests[handle].state = state
+    buffer = {
+        LegacyCommand.ACTIVATE: buffers.Activate(handle, 7),
+        LegacyCommand.GUEST_STATUS: buffers.GuestStatus(handle),
+        LegacyCommand.LAUNCH_UPDATE_DATA: buffers.LaunchUpdateData(handle, GUEST_PAGE, 64),
+        LegacyCommand.LAUNCH_MEASURE: buffers.LaunchMeasure(handle, OUT, 48),
+    }.get(command, buffers.Handle(handle))
+    machine.bus.write(COMMAND_PAGE, buffer.pack())
+    before = machine.snapshot()
+    status = machine.psp.submit(command, COMMAND_PAGE)
+    if state in LEGACY_GUEST[command]:
+        # The guest is active: it cannot be activated again, nor given up as it is.
+        refused = command in {LegacyCommand.ACTIVATE, LegacyCommand.DECOMMISSION}
+        assert status == (Status.ACTIVE if refused else Status.SUCCESS)
+    else:
+        assert status == Status.INVALID_GUEST_STATE
+        assert machine.snapshot() == before
+
+
+@pytest.mark.parametrize("handle", [0, 2, 0xFFFF_FFFF])
+@pytest.mark.parametrize("command", LEGACY_GUEST)
+def test_a_handle_of_no_guest_is_an_invalid_guest(command: LegacyCommand, handle: int) -> None:
+    machine = up(snp=False)
+    sev_guest(machine)
+    machine.bus.write(COMMAND_PAGE, handle.to_bytes(4, "little").ljust(0x40, b"\0"))
+    before = machine.snapshot()
+    assert machine.psp.submit(command, COMMAND_PAGE) == Status.INVALID_GUEST
+    assert machine.snapshot() == before
+
+
+@pytest.mark.parametrize("state", SnpGuestState)
+@pytest.mark.parametrize("command", SNP_GUEST)
+def test_every_snp_command_in_every_guest_state(command: SnpCommand, state: SnpGuestState) -> None:
+    machine = snp_guest(up(), state)
+    pre_guest(machine)
+    machine.bus.rmp_set(OUT, FIRMWARE)
+    buffer = {
+        SnpCommand.LAUNCH_START: buffers.SnpLaunchStart(GCTX, POLICY),
+        SnpCommand.LAUNCH_UPDATE: buffers.SnpLaunchUpdate.of(GCTX, PageType.NORMAL, GUEST_PAGE),
+        SnpCommand.LAUNCH_FINISH: buffers.SnpLaunchFinish(GCTX),
+        SnpCommand.ACTIVATE: buffers.SnpActivate(GCTX, 3),
+        SnpCommand.GUEST_STATUS: buffers.SnpGuestStatus(GCTX, OUT),
+        SnpCommand.DECOMMISSION: buffers.GuestContextPage(GCTX),
+    }[command]
+    machine.bus.write(COMMAND_PAGE, buffer.pack())
+    before = machine.snapshot()
+    status = machine.psp.submit(command, COMMAND_PAGE)
+    if state in SNP_GUEST[command]:
+        assert status == (Status.ACTIVE if command == SnpCommand.ACTIVATE else Status.SUCCESS)
+    else:
+        assert status == Status.INVALID_GUEST_STATE
+        assert machine.snapshot() == before
+
+
+@pytest.mark.parametrize("state", SnpGuestState)
+def test_pages_are_reclaimed_in_every_guest_state(state: SnpGuestState) -> None:
+    machine = snp_guest(up(), state)
+    pre_guest(machine)
+    assert machine.call(SnpCommand.PAGE_RECLAIM, buffers.SnpPageReclaim(GUEST_PAGE).pack()) == 0
