@@ -18,7 +18,7 @@ from cluster.fleet import Changes
 from cluster.progress import OnProgress, Progress, ShouldStop
 from cluster.results import Results
 from cluster.scenario import Scenario
-from cluster.simulation import Session
+from cluster.session import Session
 from cluster.tables import TABLES
 from node.generation import Generation
 from node.phase_cost import Mechanism

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from cluster.entity import Message
@@ -44,22 +44,6 @@ class Layout(Protocol):
 
     def close(self) -> None:
         """Stop every worker that was started."""
-
-
-def _inline(_: int | None) -> Layout:
-    from cluster.inline_layout import InlineLayout  # noqa: PLC0415 - only the chosen layout is loaded
-
-    return InlineLayout()
-
-
-def _packed(workers: int | None) -> Layout:
-    from cluster.packed_layout import PackedLayout  # noqa: PLC0415
-
-    return PackedLayout(workers)
-
-
-LAYOUTS: Mapping[str, Callable[[int | None], Layout]] = {"inline": _inline, "packed": _packed}
-"""Layouts by name; each is made for a number of workers, None for the default."""
 
 
 def merged_rows(by_entity: RowsByEntity) -> Rows:

@@ -1,25 +1,14 @@
-"""Run a scenario: hosts in a layout, the control plane in the coordinator, tables at the end."""
+"""Run a scenario: the one call that most users need."""
 
 from __future__ import annotations
 
-import platform
 import time
-from collections import Counter
-from importlib import metadata
-from types import TracebackType
-from typing import Self
 
-from cluster.coordinator import Coordinator, CoordinatorResult, ProgressFacts
-from cluster.entity import Payload
-from cluster.errors import RunFailedError
-from cluster.fleet import Changes, Fleet, build_fleet
-from cluster.host_entity import MACHINES, build_host, firmware_image
-from cluster.layout import LAYOUTS, Layout, WorkerLostError
-from cluster.progress import OnProgress, Progress, ShouldStop
+from cluster.compare import with_pairs
+from cluster.progress import OnProgress, ShouldStop
 from cluster.results import Results
 from cluster.scenario import Scenario
-
-LIBRARIES = ("sevfleet", "ray", "numpy", "simpy", "cryptography", "pyarrow", "msgpack")
+from cluster.session import Session
 
 
 def run(
@@ -51,8 +40,6 @@ def run(
         results = session.run(chosen, None, on_progress, stop)
         if not pairs or results.partial is not None:
             return results
-        from cluster.compare import with_pairs  # noqa: PLC0415 - it stands on this file
-
         return with_pairs(session, chosen, results, on_progress, stop)
 
 
@@ -67,135 +54,3 @@ def _stop_rule(should_stop: ShouldStop | None, time_limit_s: float | None) -> Sh
         return None
 
     return stop
-
-
-class Session:
-    """A layout that is started once and runs one scenario after another."""
-
-    def __init__(self, layout: str, workers: int | None) -> None:
-        self._name = layout
-        self._layout: Layout = LAYOUTS[layout](workers)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._layout.close()
-
-    def run(
-        self,
-        scenario: Scenario,
-        changes: Changes | None,
-        on_progress: OnProgress | None,
-        should_stop: ShouldStop | None,
-    ) -> Results:
-        """Run ``scenario`` with ``changes`` and collect its tables."""
-        started = time.monotonic()
-        fleet = build_fleet(scenario, changes)
-        if on_progress is not None:
-            on_progress(Progress(0, scenario.duration, note=f"starting {self._name}"))
-        self._layout.start(build_host, [(order.spec.name, order.pack()) for order in fleet.orders])
-        show = None if on_progress is None else _Shown(self._layout, scenario.duration, on_progress)
-        coordinator = Coordinator(
-            self._layout, fleet.control, scenario.control_plane_latency, scenario.duration,
-            on_progress=show, should_stop=should_stop,
-        )  # fmt: skip
-        try:
-            outcome = coordinator.run()
-            tables = self._layout.collect(outcome.reached_ns)
-        except WorkerLostError as error:
-            lost = Results.of_rows(scenario, {}, run=self._went(started, None), partial=str(error))
-            raise RunFailedError(str(error), lost) from error
-        tables.setdefault("vms", []).extend(_rows_of_unplaced(fleet, tables.get("vms", [])))
-        figures = {
-            "virtual_s": outcome.reached_ns / 1e9,
-            "fleet_limit": _fleet_limit(tables.get("hosts", [])),
-            "firmware_images": _firmware(fleet),
-        }
-        return Results.of_rows(
-            scenario, tables, figures=figures, run=self._went(started, outcome), partial=outcome.stopped
-        )
-
-    def _went(self, started: float, outcome: CoordinatorResult | None) -> dict[str, object]:
-        counts = {}
-        if outcome is not None:
-            counts = {"round_trips": outcome.round_trips, "calls": outcome.calls, "events": outcome.events}
-        return {
-            "layout": self._name,
-            "workers": self._layout.workers,
-            "wall_s": time.monotonic() - started,
-            **({"ray_start_s": self._layout.startup_s} if self._layout.startup_s else {}),
-            **counts,
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in LIBRARIES},
-        }
-
-
-class _Shown:
-    """Turns the coordinator's facts into what users see."""
-
-    def __init__(self, layout: Layout, duration_ns: int, tell: OnProgress) -> None:
-        self._layout = layout
-        self._duration_ns = duration_ns
-        self._tell = tell
-
-    def __call__(self, facts: ProgressFacts) -> None:
-        machines: Counter[tuple[str, str]] = Counter()
-        gauges: dict[str, dict[str, float]] = {}
-        for host, figures in self._layout.gauges().items():
-            gauges[host] = {}
-            for name, value in figures.items():
-                if name.startswith(MACHINES):
-                    _, state, generation = name.split("/")
-                    machines[state, generation] += int(value)
-                else:
-                    gauges[host][name] = value
-        self._tell(
-            Progress(facts.virtual_ns, self._duration_ns, facts.round_trips, facts.events, dict(machines), gauges)
-        )
-
-
-def _rows_of_unplaced(fleet: Fleet, rows: list[Payload]) -> list[Payload]:
-    """Rows of VMs that no host took or that had not arrived when the run ended.
-
-    A VM that one host refused and another took has a row of each; only the
-    last counts.
-    """
-    control = fleet.control
-    rows[:] = [row for row in rows if row["state"] != "refused" or control.assigned.get(str(row["vm"])) == row["host"]]
-    there = {row["vm"] for row in rows}
-    missing: list[Payload] = []
-    for name, order in fleet.wanted.items():
-        if name in there:
-            continue
-        guest = order.guest
-        missing.append({
-            "vm": name, "generation": guest.generation.name, "workload": guest.program.name, "vcpus": guest.vcpus,
-            "memory_bytes": guest.memory_bytes, "arrival_ns": order.arrival_ns,
-            "state": "refused" if name in control.unplaced else "waiting", "reason": control.unplaced.get(name),
-            **dict.fromkeys(_COUNTS, 0),
-        })  # fmt: skip
-    return missing
-
-
-_COUNTS = (
-    "psp_wait_ns", "psp_service_ns", "units_of_work", "instructions", "active_ns", "operations", "faults",
-    "bytes_read", "bytes_written",
-)  # fmt: skip
-
-
-def _fleet_limit(hosts: list[Payload]) -> str:
-    """What the fleet runs out of first: the fullest resource of the fullest host."""
-    fullest = max(hosts, key=lambda row: float(str(row["limit_ratio"])), default=None)
-    if fullest is None:
-        return "nothing"
-    return f"{fullest['limit']} of {fullest['host']}, {float(str(fullest['limit_ratio'])):.0%} in use"
-
-
-def _firmware(fleet: Fleet) -> str:
-    """The guests' firmware images with the start of their digests, because launch digests follow from them."""
-    keys = sorted({key for order in fleet.orders for key in order.firmware})
-    images = [firmware_image(key) for key in keys]
-    return ", ".join(f"{image.origin} {image.sha256[:16]}" for image in images)

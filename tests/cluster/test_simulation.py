@@ -12,7 +12,8 @@ import pytest
 from cluster.compare import compare
 from cluster.results import Results
 from cluster.scenario import Scenario
-from cluster.simulation import Session, run
+from cluster.session import Session
+from cluster.simulation import run
 from node.generation import Generation
 from node.phase_cost import Mechanism
 

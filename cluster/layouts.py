@@ -1,0 +1,23 @@
+"""The layouts a user may name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from cluster.layout import Layout
+
+
+def _inline(_: int | None) -> Layout:
+    from cluster.inline_layout import InlineLayout  # noqa: PLC0415 - only the chosen layout is loaded
+
+    return InlineLayout()
+
+
+def _packed(workers: int | None) -> Layout:
+    from cluster.packed_layout import PackedLayout  # noqa: PLC0415
+
+    return PackedLayout(workers)
+
+
+LAYOUTS: Mapping[str, Callable[[int | None], Layout]] = {"inline": _inline, "packed": _packed}
+"""Layouts by name; each is made for a number of workers, None for the default."""
