@@ -12,6 +12,8 @@ import hmac
 import struct
 from enum import IntEnum
 
+from psp.system_bus import PAGE_BYTES
+
 _PAGE_INFO = struct.Struct("<48s48sHBBBBBBQ")
 _ZERO_DIGEST = bytes(48)
 _MEASURE_TAG = 0x04
@@ -52,10 +54,13 @@ class LaunchDigest:
         """Extend the chain by one 4 KiB page. ``vmpl_permissions`` are those of VMPL 1, 2 and 3.
 
         Tools disagree whether offset 65 holds VMPL1 or VMPL3; AMD's own puts
-        VMPL1 there.
+        VMPL1 there. Raises ValueError for a measured page without its 4096 bytes.
         """
-        measured = page_type in MEASURED_CONTENTS and contents is not None
-        digest = hashlib.sha384(contents).digest() if measured and contents is not None else _ZERO_DIGEST
+        digest = _ZERO_DIGEST
+        if page_type in MEASURED_CONTENTS:
+            if contents is None or len(contents) != PAGE_BYTES:
+                raise ValueError(f"contents: expected {PAGE_BYTES} bytes for a page of type {page_type.name}")
+            digest = hashlib.sha384(contents).digest()
         info = _PAGE_INFO.pack(self.value, digest, _PAGE_INFO.size, page_type, int(imi), 0, *vmpl_permissions, gpa)
         self.value = hashlib.sha384(info).digest()
 

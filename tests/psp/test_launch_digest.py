@@ -75,3 +75,14 @@ def test_before_api_0_17_the_version_is_not_measured() -> None:
     new = [launch_measure(arguments[0], (0, 17, build), *arguments[1:]) for build in (1, 2)]
     assert old[0] == old[1]
     assert new[0] != new[1]
+
+
+@pytest.mark.parametrize("page_type", [PageType.NORMAL, PageType.VMSA])
+@pytest.mark.parametrize("contents", [None, b"", bytes(4095), bytes(4097)])
+def test_a_measured_page_without_its_contents_is_misuse_and_leaves_the_digest(
+    page_type: PageType, contents: bytes | None
+) -> None:
+    digest = LaunchDigest()
+    with pytest.raises(ValueError, match="contents: expected 4096 bytes"):
+        digest.update(page_type, 0, contents)
+    assert digest.value == bytes(48)
