@@ -14,11 +14,12 @@ from psp.host_memory import HostMemory
 from psp.launch_digest import LegacyLaunchDigest, launch_measure
 from psp.policy import PlatformFacts, check_legacy_policy
 from psp.status import PspError, Status
-from psp.system_bus import SystemBus
+from psp.system_bus import LARGE_PAGE_BYTES, SystemBus
 
 KEY_BYTES = 16
 NONCE_BYTES = 16
 _BLOCK_BYTES = 16
+_AT_ONCE_BYTES = LARGE_PAGE_BYTES
 
 
 class LegacyGuestState(IntEnum):
@@ -179,10 +180,13 @@ class LegacyFirmware:
             raise PspError(Status.INVALID_ADDRESS)
         if not guest.asid:
             raise PspError(Status.INACTIVE)
-        data = self._memory.read(update.address, update.length)
         self._memory.check_unassigned(update.address, update.length)
-        guest.digest.update(data)
-        self._bus.write_guest(update.address, data, guest.asid)
+        end = update.address + update.length
+        for spa in range(update.address, end, _AT_ONCE_BYTES):
+            # The host names up to 4 GiB; firmware never holds more than a piece of it.
+            data = self._bus.read(spa, min(_AT_ONCE_BYTES, end - spa))
+            guest.digest.update(data)
+            self._bus.write_guest(spa, data, guest.asid)
 
     def _launch_measure(self, measure: buffers.LaunchMeasure) -> buffers.LaunchMeasure:
         guest = self._guest(measure.handle, LegacyCommand.LAUNCH_MEASURE)
