@@ -85,6 +85,8 @@ class SnpFirmware:
         self._flush = flush
         self._rmp_initialised = False
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
+            # INIT, of before ABI 1.52, has no buffer and always initialises the RMP.
+            SnpCommand.INIT: lambda _: self._init_ex(buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP)),
             SnpCommand.INIT_EX: self._init_ex,
             SnpCommand.SHUTDOWN_EX: self._shutdown_ex,
             SnpCommand.PLATFORM_STATUS: self._platform_status,
