@@ -5,15 +5,23 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cluster.compare import compare
+from cluster.coordinator import Coordinator
+from cluster.fleet import build_fleet
+from cluster.host_entity import build_host
+from cluster.inline_layout import InlineLayout
 from cluster.results import Results
 from cluster.scenario import Scenario
 from cluster.session import Session
 from cluster.simulation import run
+from node.counter_random import CounterRandom
 from node.generation import Generation
 from node.phase_cost import Mechanism
 
@@ -61,6 +69,31 @@ def row(results: Results, name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_results_do_not_depend_on_layout_or_workers(inline: Results, workers: int) -> None:
     assert run(scenario(), layout="packed", workers=workers).digest == inline.digest
+
+
+def digests_with_cuts(cut: Callable[[int, int], int]) -> list[tuple[object, ...]]:
+    """The digest chains of every host and machine, in a run whose windows are cut anew."""
+    fleet = build_fleet(scenario())
+    layout = InlineLayout()
+    layout.start(build_host, [(order.spec.name, order.pack()) for order in fleet.orders])
+    small = scenario()
+    Coordinator(layout, fleet.control, small.control_plane_latency, small.duration, cut=cut).run()
+    rows = layout.collect(small.duration)["digests"]
+    return sorted((row["entity"], row["bucket"], row["records"], row["digest"]) for row in rows)  # type: ignore[misc]
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.integers(0, 2**32))
+def test_results_do_not_depend_on_where_windows_are_cut(inline: Results, seed: int) -> None:
+    random = CounterRandom(seed)
+
+    def cut(low: int, high: int) -> int:
+        # Most windows whole, some cut at a random place, so that a run does not take for ever.
+        place = random.uniform("cut", str(low), high)
+        return high if place < 0.7 else low + 1 + int((high - low - 1) * place)
+
+    whole = [(row["entity"], row["bucket"], row["records"], row["digest"]) for row in inline.digests.to_pylist()]
+    assert digests_with_cuts(cut) == sorted(whole)
 
 
 def test_another_seed_gives_another_digest(inline: Results) -> None:
