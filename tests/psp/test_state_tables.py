@@ -44,8 +44,8 @@ LEGACY_PLATFORM = {
 SNP_PLATFORM = {
     command: {0, 1} if command in {SnpCommand.PLATFORM_STATUS, SnpCommand.FEATURE_INFO} else {1}
     for command, row in COMMANDS.items()
-    if is_snp(command) and row.supported and command != SnpCommand.INIT_EX
-} | {SnpCommand.INIT_EX: {0}}
+    if is_snp(command) and row.supported and command not in {SnpCommand.INIT, SnpCommand.INIT_EX}
+} | {SnpCommand.INIT: {0}, SnpCommand.INIT_EX: {0}}
 PLATFORM = {**LEGACY_PLATFORM, **SNP_PLATFORM}
 
 LEGACY_GUEST = {
