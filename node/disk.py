@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 DISK_BLOCKS = 16 << 20
 """Logical blocks of a VM's disk: 64 GiB, held sparsely."""
 
+_ADDRESSES = 1 << 52
+"""Physical addresses a guest can name at most (APM volume 2, 5.1)."""
+
 
 class _GuestPort:
     """The host's way into one guest's memory, as a device port."""
@@ -71,8 +74,10 @@ class Disk:
 
     def transfer(self, one: op.BlockRead | op.BlockWrite) -> int:
         """Execute one request; returns its NVMe status."""
-        if one.blocks <= 0 or one.lba < 0 or one.gpa < 0:
+        if one.blocks <= 0 or one.lba < 0 or not 0 <= one.gpa < _ADDRESSES - one.blocks * op.BLOCK_BYTES:
             return Status.INVALID_FIELD
+        if one.lba + one.blocks > DISK_BLOCKS:
+            return Status.LBA_OUT_OF_RANGE
         try:
             if not self._started:
                 self._driver.start()

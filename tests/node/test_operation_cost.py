@@ -1,0 +1,125 @@
+"""Prices of operations, by mechanism and generation."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from toy_guests import COSTS, GENERATIONS, MIB
+
+from node import operations as op
+from node.generation import Generation
+from node.operation_cost import PSC_ENTRIES, GuestOperationCost, HostOperationCost
+from node.phase_cost import Mechanism
+from psp import command_buffers as buffers
+from psp.commands import LegacyCommand, SnpCommand
+from psp.system_bus import RmpEntry
+
+LATENCY = COSTS["dram.latency_ns"]
+BYTE_NS = 1e9 / COSTS["dram.copy_bytes_per_s"]
+
+
+def price(generation, *batch, latency=LATENCY):
+    lost = dict.fromkeys(Mechanism, 0.0)
+    total = GuestOperationCost(generation, COSTS).price(batch, latency, lost)
+    return total, {one: ns for one, ns in lost.items() if ns}
+
+
+def test_a_plain_load_costs_the_latency_and_its_bytes():
+    total, lost = price(Generation.PLAIN, op.Read(0, 65536))
+    assert lost == {Mechanism.OPERATIONS: pytest.approx(LATENCY + 65536 * BYTE_NS)}
+    assert total == round(lost[Mechanism.OPERATIONS])
+
+
+@pytest.mark.parametrize("one", [op.Read(0, 4096), op.Write(0, bytes(4096))])
+def test_only_private_accesses_of_encrypted_guests_pay_the_cipher(one):
+    plain, _ = price(Generation.PLAIN, one)
+    for generation in (Generation.SEV, Generation.SEV_SNP):
+        total, lost = price(generation, one)
+        assert total > plain
+        assert lost[Mechanism.ENCRYPTION] >= COSTS["dram.encryption_adder_ns"]
+    shared = op.Read(0, 4096, private=False)
+    assert price(Generation.SEV, shared) == price(Generation.PLAIN, shared)
+
+
+def test_the_hosts_present_latency_is_what_counts():
+    assert price(Generation.PLAIN, op.Read(0, 1), latency=500.0)[0] == round(500 + BYTE_NS)
+
+
+def test_acceptance_is_priced_by_page_and_size():
+    _, large = price(Generation.SEV_SNP, op.PValidate(0, 8 * MIB, large=True))
+    _, small = price(Generation.SEV_SNP, op.PValidate(0, 8 * MIB, large=False))
+    assert large == {Mechanism.ACCEPTANCE: 4 * COSTS["rmp.pvalidate_large_ns"]}
+    assert small == {Mechanism.ACCEPTANCE: 2048 * COSTS["rmp.pvalidate_ns"]}
+
+
+@pytest.mark.parametrize(("length", "pages"), [(2 * MIB, 1), (600 * 2 * MIB, 600), (4096, 1), (5 * 4096, 5)])
+def test_a_page_state_change_is_one_exit_for_each_full_request(length, pages):
+    calls = -(-pages // PSC_ENTRIES)
+    _, lost = price(Generation.SEV_SNP, op.PageStateChange(0, length, shared=True))
+    assert lost[Mechanism.OPERATIONS] == pytest.approx(calls * COSTS["core.exit_ns"])
+    assert lost[Mechanism.ACCEPTANCE] == pytest.approx(pages * COSTS["rmp.update_ns"])
+    assert lost[Mechanism.VMGEXIT] == pytest.approx(calls * (COSTS["core.vmgexit_ns"] - COSTS["core.exit_ns"]))
+
+
+def test_a_disk_request_costs_an_snp_guest_dearer_exits():
+    request = op.BlockRead(0, 16, 0)
+    plain, _ = price(Generation.PLAIN, request)
+    assert price(Generation.SEV, request)[0] == plain
+    assert plain == round(COSTS["disk.read_ns"] + 65536 * 1e9 / COSTS["disk.bytes_per_s"])
+    _, lost = price(Generation.SEV_SNP, request)
+    extra = COSTS["core.vmgexit_ns"] - COSTS["core.exit_ns"]
+    assert lost[Mechanism.VMGEXIT] == pytest.approx(COSTS["disk.exits_per_request"] * extra)
+
+
+OPERATIONS = st.one_of(
+    st.builds(op.Read, st.integers(-9, 9), st.integers(-5000, 5000), st.booleans()),
+    st.builds(op.Write, st.integers(-9, 9), st.binary(max_size=64), st.booleans()),
+    st.builds(op.PValidate, st.integers(-9, 9), st.integers(-5000, 1 << 30), st.booleans()),
+    st.builds(op.PageStateChange, st.integers(-9, 9), st.integers(-5000, 1 << 30), st.booleans()),
+    st.builds(op.BlockRead, st.integers(-9, 9), st.integers(-9, 99), st.just(0)),
+    st.builds(op.RmpUpdate, st.just(0), st.just(4096), st.just(RmpEntry())),
+    st.builds(op.Wbinvd),
+)
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+@given(st.lists(OPERATIONS, max_size=6))
+def test_every_batch_takes_time_and_its_parts_add_up(generation, batch):
+    total, lost = price(generation, *batch)
+    assert total >= 1
+    assert all(ns >= 0 for ns in lost.values())
+    assert total == pytest.approx(max(1, sum(lost.values())), abs=0.51)
+
+
+def test_a_batch_of_nothing_takes_a_nanosecond():
+    assert price(Generation.SEV_SNP) == (1, {})
+
+
+HOST = HostOperationCost(COSTS)
+
+
+def test_host_work_is_priced_by_its_row():
+    assert HOST.price(op.HostWork("psp.launch_region_ns")) == COSTS["psp.launch_region_ns"]
+    assert HOST.price(op.HostWrite(0, bytes(1000))) == pytest.approx(1000 * BYTE_NS)
+    assert HOST.price(op.Wbinvd()) == COSTS["host.wbinvd_ns"]
+    assert HOST.price(op.PSmash(0)) == COSTS["rmp.psmash_ns"]
+    large, small = (RmpEntry(assigned=True, large=one, asid=1) for one in (True, False))
+    assert HOST.price(op.RmpUpdate(0, 4 * MIB, large)) == pytest.approx(2 * COSTS["rmp.update_ns"])
+    assert HOST.price(op.RmpUpdate(0, 4 * MIB, small)) == pytest.approx(1024 * COSTS["rmp.update_ns"])
+    assert HOST.price(op.NestedMap("vm", 0, 0, 4096)) == HOST.price(op.Read(0, 1)) == 0.0
+
+
+def test_the_security_processors_time_goes_by_command_and_bytes():
+    page = op.PspCommand(SnpCommand.LAUNCH_UPDATE)
+    assert HOST.psp_service_ns(page) == pytest.approx(4 * COSTS["psp.launch_update_ns_per_kib"])
+    data = buffers.LaunchUpdateData(handle=1, address=0, length=64 << 10).pack()
+    region = op.PspCommand(LegacyCommand.LAUNCH_UPDATE_DATA, 0, data)
+    assert HOST.psp_service_ns(region) == pytest.approx(64 * COSTS["psp.legacy_launch_update_ns_per_kib"])
+    finish = op.PspCommand(SnpCommand.LAUNCH_FINISH)
+    assert HOST.psp_service_ns(finish) == COSTS["psp.command_ns"] + COSTS["psp.launch_fixed_ns"]
+    assert HOST.psp_service_ns(op.PspCommand(0x7777)) == COSTS["psp.command_ns"]
+
+
+def test_a_legacy_update_with_a_buffer_of_rubbish_has_a_price_too():
+    for rubbish in (b"", b"\xff", b"\xff" * 64):
+        ns = HOST.psp_service_ns(op.PspCommand(LegacyCommand.LAUNCH_UPDATE_DATA, 0, rubbish))
+        assert 0 <= ns < float("inf")
