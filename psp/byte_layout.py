@@ -31,7 +31,7 @@ def _read_table(layout: type[ByteLayout]) -> tuple[tuple[str, int, int, bool], .
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ByteLayout:
-    """A record of ``SIZE`` bytes; bytes between its fields are reserved and written as zeros."""
+    """A record of ``SIZE`` bytes; bytes between its fields are reserved and zero unless given."""
 
     SIZE: ClassVar[int] = 0
 
@@ -45,9 +45,9 @@ class ByteLayout:
             for name, offset, width, raw in _table(cls)
         })  # fmt: skip
 
-    def pack(self) -> bytes:
-        """The record as bytes; OverflowError for a value wider than its field."""
-        out = bytearray(self.SIZE)
+    def pack(self, onto: bytes = b"") -> bytes:
+        """The record as bytes; OverflowError for a value wider than its field. ``onto`` gives the reserved bytes."""
+        out = bytearray(onto[: self.SIZE].ljust(self.SIZE, b"\0"))
         for name, offset, width, raw in _table(type(self)):
             value = getattr(self, name)
             if raw and len(value) > width:

@@ -79,10 +79,10 @@ class SecurityProcessor:
                 self._memory.check_writable(spa, row.layout.SIZE)
             answer = interface.handlers[command](None if row.layout is None else row.layout.parse(data))
         except ShortBuffer as short:
-            self._memory.write(spa, short.answer.pack())
+            self._memory.write(spa, short.answer.pack(onto=data))
             return short.status
         except PspError as error:
             return error.status
         if answer is not None:
-            self._memory.write(spa, answer.pack())
+            self._memory.write(spa, answer.pack(onto=data))
         return Status.SUCCESS

@@ -9,35 +9,115 @@ from toy_machine import (
     FIRMWARE,
     GCTX,
     GUEST_PAGE,
+    MEMORY_BYTES,
     OUT,
+    PAGE,
     POLICY,
+    UNCOVERED,
+    Machine,
+    new_machine,
     pre_guest,
     sev_guest,
     snp_guest,
     up,
 )
 
-from psp.commands import COMMANDS
+from psp import command_buffers as buffers
+from psp.commands import COMMANDS, LegacyCommand, SnpCommand
+from psp.legacy import LegacyGuestState
+from psp.snp import SnpGuestState
 from psp.status import Status
+from psp.system_bus import RmpEntry
+
+ADDRESSES = (GCTX, GUEST_PAGE, OUT, COMMAND_PAGE, UNCOVERED, MEMORY_BYTES, GCTX + 8, (1 << 64) - PAGE)
+NUMBERS = (0, 1, 2, 8, 16, 48, 6 << 32 | 1, POLICY)
+words = st.sampled_from(ADDRESSES) | st.sampled_from(NUMBERS) | st.integers(0, 2**64 - 1)
+hostile = st.binary(max_size=PAGE) | st.lists(words, max_size=8).map(
+    lambda them: b"".join(word.to_bytes(8, "little") for word in them)
+)
+entries = st.builds(
+    RmpEntry,
+    assigned=st.booleans(), immutable=st.booleans(), gpa=st.sampled_from([0, PAGE]), asid=st.sampled_from([0, 2, 3]),
+    vmsa=st.booleans(), validated=st.booleans(),
+)  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.sampled_from(sorted(COMMANDS)), st.binary(max_size=0x60), st.booleans(), st.data())
-def test_any_bytes_get_a_status_and_a_refusal_changes_nothing(
-    command: int, buffer: bytes, plausible: bool, data: st.DataObject
-) -> None:
-    machine = snp_guest(up())
-    handle = sev_guest(machine)
-    pre_guest(machine)
-    if plausible:
-        pieces = st.sampled_from([GCTX, GUEST_PAGE, OUT, 0, 1, 2, handle, POLICY, 1 << 63, 0xFFFF_FFFF])
-        words = data.draw(st.lists(pieces, min_size=8, max_size=8))
-        buffer = b"".join(word.to_bytes(8, "little") for word in words)
-    machine.bus.write(COMMAND_PAGE, buffer)
-    if data.draw(st.booleans()):
-        machine.bus.rmp_set(COMMAND_PAGE, FIRMWARE)
+@st.composite
+def machines(draw: st.DrawFn) -> Machine:
+    """A machine in any state, with damaged entries too."""
+    kind = draw(st.sampled_from(["new", "snp", "sev", "both"]))
+    if kind == "new":
+        return new_machine()
+    machine = up(snp=kind != "sev", legacy=kind != "snp")
+    if kind != "sev":
+        snp_guest(machine, draw(st.sampled_from(SnpGuestState)))
+        pre_guest(machine)
+        for spa in (GUEST_PAGE, OUT, COMMAND_PAGE):
+            if draw(st.booleans()):
+                machine.bus.rmp_set(spa, draw(entries | st.just(FIRMWARE)))
+    if kind != "snp":
+        was = machine.bus.rmp.get(OUT // PAGE), machine.bus.rmp.get(COMMAND_PAGE // PAGE)
+        sev_guest(machine, draw(st.sampled_from([LegacyGuestState.LUPDATE, LegacyGuestState.LSECRET])))
+        for spa, entry in zip((OUT, COMMAND_PAGE), was, strict=True):
+            machine.bus.rmp_set(spa, entry or RmpEntry())
+    return machine
+
+
+def without_measure_length(snapshot: dict[str, object]) -> dict[str, object]:
+    """LAUNCH_MEASURE answers a short buffer with the length it wants: four bytes at offset 0x10."""
+    pages = dict(snapshot["DRAM"])  # type: ignore[call-overload]
+    page = pages.get(COMMAND_PAGE // PAGE, bytes(PAGE))
+    pages[COMMAND_PAGE // PAGE] = page[:0x10] + bytes(4) + page[0x14:]
+    return {**snapshot, "DRAM": pages}
+
+
+@settings(max_examples=400, deadline=None)
+@given(machines(), st.sampled_from(sorted(COMMANDS)), hostile)
+def test_any_bytes_get_a_status_and_a_refusal_changes_nothing(machine: Machine, command: int, buffer: bytes) -> None:
+    machine.bus.write(COMMAND_PAGE, buffer.ljust(0x40, b"\0"))
     before = machine.snapshot()
     status = machine.psp.submit(command, COMMAND_PAGE)
     assert isinstance(status, Status)
-    if status not in (Status.SUCCESS, Status.INVALID_LENGTH):
+    after = machine.snapshot()
+    if command == LegacyCommand.LAUNCH_MEASURE and status == Status.INVALID_LENGTH:
+        before, after = without_measure_length(before), without_measure_length(after)
+    if status != Status.SUCCESS:
+        assert after == before
+
+
+@settings(max_examples=200, deadline=None)
+@given(machines(), st.integers(-1, 1 << 33), st.integers(-1, 1 << 65) | st.sampled_from(ADDRESSES))
+def test_any_number_at_any_address_gets_a_status(machine: Machine, command: int, spa: int) -> None:
+    before = machine.snapshot()
+    status = machine.psp.submit(command, spa)
+    assert isinstance(status, Status)
+    if command not in COMMANDS:
+        assert status == Status.INVALID_COMMAND or not 0 <= spa < 1 << 64
+    if status != Status.SUCCESS:
         assert machine.snapshot() == before
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
+def test_any_write_to_the_registers_is_answered(low: int, high: int, response: int) -> None:
+    mailbox = up().psp.mailbox
+    mailbox.write_address(low, high)
+    mailbox.write_response(response)
+    assert mailbox.response >> 31 == 1
+    Status(mailbox.response & 0xFFFF)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_a_launch_update_of_any_length_stays_inside_memory(length: int) -> None:
+    machine = up()
+    handle = sev_guest(machine)
+    update = buffers.LaunchUpdateData(handle, MEMORY_BYTES - 64, length).pack()
+    status = machine.call(LegacyCommand.LAUNCH_UPDATE_DATA, update)
+    assert (status == Status.SUCCESS) == (length in {16, 32, 48, 64})
+
+
+def test_a_context_page_cannot_be_made_an_output() -> None:
+    machine = snp_guest(up())
+    asked = buffers.SnpGuestStatus(GCTX, GCTX).pack()
+    assert machine.call(SnpCommand.GUEST_STATUS, asked) == Status.INVALID_PAGE_STATE

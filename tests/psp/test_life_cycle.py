@@ -31,7 +31,7 @@ class Guest:
 
 
 class Asids:
-    """One interface's ASIDs: free, owned, given up, written back."""
+    """ASIDs of both interfaces: free, owned, given up, written back."""
 
     def __init__(self) -> None:
         self.owned: set[int] = set()
@@ -70,19 +70,22 @@ class Guests(RuleBasedStateMachine):
         assert self.machine.call(LegacyCommand.INIT, buffers.Init().pack()) == 0
         self.snp: dict[int, Guest] = {}
         self.sev: dict[int, Guest] = {}
-        self.asids = {"snp": Asids(), "sev": Asids()}
+        self.asids = Asids()
         self.last_handle = 0
 
     @rule()
     def wbinvd(self) -> None:
         self.machine.bus.wbinvds += 1
-        for asids in self.asids.values():
-            asids.wbinvd()
+        self.asids.wbinvd()
 
-    @rule(kind=st.sampled_from(["snp", "sev"]))
-    def df_flush(self, kind: str) -> None:
-        command = SnpCommand.DF_FLUSH if kind == "snp" else LegacyCommand.DF_FLUSH
-        assert self.machine.call(command) == self.asids[kind].flush()
+    @rule(command=st.sampled_from([SnpCommand.DF_FLUSH, LegacyCommand.DF_FLUSH]))
+    def df_flush(self, command: int) -> None:
+        assert self.machine.call(command) == self.asids.flush()
+
+    @rule()
+    def flush_all(self) -> None:
+        self.wbinvd()
+        self.df_flush(SnpCommand.DF_FLUSH)
 
     # SNP.
 
@@ -102,7 +105,7 @@ class Guests(RuleBasedStateMachine):
     @rule(gctx=st.sampled_from(CONTEXTS), asid=ASIDS)
     def activate(self, gctx: int, asid: int) -> None:
         status = self.machine.call(SnpCommand.ACTIVATE, buffers.SnpActivate(gctx, asid).pack())
-        guest, asids = self.snp.get(gctx), self.asids["snp"]
+        guest, asids = self.snp.get(gctx), self.asids
         expected: Status | None = None
         if guest is None or guest.state == 0:
             expected = self._snp_expected(gctx, {1, 2})
@@ -143,7 +146,7 @@ class Guests(RuleBasedStateMachine):
         status = self.machine.call(SnpCommand.DECOMMISSION, buffers.GuestContextPage(gctx).pack())
         assert status == self._snp_expected(gctx, {0, 1, 2})
         if gctx in self.snp:
-            self.asids["snp"].give_up(self.snp.pop(gctx).asid)
+            self.asids.give_up(self.snp.pop(gctx).asid)
 
     def _snp_expected(self, gctx: int, states: set[int], after: int | None = None) -> Status:
         guest = self.snp.get(gctx)
@@ -166,7 +169,7 @@ class Guests(RuleBasedStateMachine):
 
     @rule(back=st.integers(0, 3), asid=ASIDS)
     def sev_activate(self, back: int, asid: int) -> None:
-        handle, asids = self.last_handle - back, self.asids["sev"]
+        handle, asids = self.last_handle - back, self.asids
         status = self._sev_call(LegacyCommand.ACTIVATE, handle, asid.to_bytes(4, "little"))
         guest = self.sev.get(handle)
         expected = self._sev_expected(handle, {1, 2, 3})
@@ -187,7 +190,7 @@ class Guests(RuleBasedStateMachine):
         handle = self.last_handle - back
         assert self._sev_call(LegacyCommand.DEACTIVATE, handle) == self._sev_expected(handle, {1, 2, 3})
         if handle in self.sev:
-            self.asids["sev"].give_up(self.sev[handle].asid)
+            self.asids.give_up(self.sev[handle].asid)
             self.sev[handle].asid = 0
 
     @rule(back=st.integers(0, 3))

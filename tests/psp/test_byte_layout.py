@@ -1,0 +1,84 @@
+"""Records are read and written where their tables say."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psp import command_buffers as buffers
+from psp.byte_layout import ByteLayout
+from psp.commands import COMMANDS, LegacyCommand, SnpCommand, command_name, measured_bytes
+
+LAYOUTS = [one for _, one in inspect.getmembers(buffers, inspect.isclass) if issubclass(one, ByteLayout) and one.SIZE]
+SIZES = {
+    LegacyCommand.INIT: 0x14, LegacyCommand.PLATFORM_STATUS: 0x0C, LegacyCommand.ACTIVATE: 0x08,
+    LegacyCommand.DEACTIVATE: 0x04, LegacyCommand.DECOMMISSION: 0x04, LegacyCommand.LAUNCH_FINISH: 0x04,
+    LegacyCommand.GUEST_STATUS: 0x0D, LegacyCommand.LAUNCH_START: 0x24, LegacyCommand.LAUNCH_UPDATE_DATA: 0x14,
+    LegacyCommand.LAUNCH_MEASURE: 0x14, SnpCommand.INIT_EX: 0x40, SnpCommand.SHUTDOWN_EX: 0x08,
+    SnpCommand.PLATFORM_STATUS: 0x08, SnpCommand.GCTX_CREATE: 0x08, SnpCommand.ACTIVATE: 0x0C,
+    SnpCommand.DECOMMISSION: 0x08, SnpCommand.GUEST_STATUS: 0x10, SnpCommand.LAUNCH_START: 0x30,
+    SnpCommand.LAUNCH_UPDATE: 0x20, SnpCommand.LAUNCH_FINISH: 0x40, SnpCommand.PAGE_RECLAIM: 0x08,
+    SnpCommand.FEATURE_INFO: 0x10,
+}  # fmt: skip
+"""Firmware ABI sheet, sections 3 and 4."""
+
+
+def test_buffers_have_the_sizes_of_the_specification() -> None:
+    assert {command: row.layout.SIZE for command, row in COMMANDS.items() if row.layout is not None} == SIZES
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+def test_fields_lie_in_order_inside_the_record(layout: type[ByteLayout]) -> None:
+    end = 0
+    for field in dataclasses.fields(layout):
+        assert field.metadata["offset"] >= end
+        end = field.metadata["offset"] + field.metadata["width"]
+    assert end <= layout.SIZE
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+@given(data=st.data())
+def test_what_is_packed_is_parsed_again(layout: type[ByteLayout], data: st.DataObject) -> None:
+    octets = data.draw(st.binary(min_size=layout.SIZE, max_size=layout.SIZE + 8))
+    record = layout.parse(octets)
+    assert len(record.pack()) == layout.SIZE
+    assert layout.parse(record.pack()) == record
+    covered = {
+        at
+        for field in dataclasses.fields(layout)
+        for at in range(field.metadata["offset"], field.metadata["offset"] + field.metadata["width"])
+    }
+    assert record.pack() == bytes(octets[at] if at in covered else 0 for at in range(layout.SIZE))
+
+
+def test_records_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected 8 bytes, got 7"):
+        buffers.Activate.parse(bytes(7))
+    with pytest.raises(OverflowError):
+        buffers.Activate(handle=1 << 32).pack()
+    with pytest.raises(OverflowError, match="gosvw: expected at most 16 bytes, got 17"):
+        buffers.SnpLaunchStart(gosvw=bytes(17)).pack()
+
+
+def test_two_layouts_of_one_name_are_two_layouts() -> None:
+    other = dataclasses.make_dataclass("Handle", [("wide", int, buffers.at(0, 8))], bases=(ByteLayout,), frozen=True)
+    other.SIZE = 8  # type: ignore[attr-defined]
+    assert buffers.Handle(7).pack() == bytes([7, 0, 0, 0])
+    assert other(7).pack() == bytes([7, 0, 0, 0, 0, 0, 0, 0])  # type: ignore[call-arg,attr-defined]
+
+
+def test_a_launch_command_s_bytes_are_known_from_its_buffer() -> None:
+    assert measured_bytes(SnpCommand.LAUNCH_UPDATE, b"") == 4096
+    assert measured_bytes(LegacyCommand.LAUNCH_UPDATE_DATA, buffers.LaunchUpdateData(1, 0, 48).pack()) == 48
+    assert measured_bytes(LegacyCommand.LAUNCH_UPDATE_DATA, b"") == 0
+    assert measured_bytes(LegacyCommand.LAUNCH_START, bytes(64)) == 0
+
+
+def test_commands_have_the_specification_s_names() -> None:
+    assert command_name(0xA1) == "SNP_LAUNCH_UPDATE"
+    assert command_name(0x31) == "LAUNCH_UPDATE_DATA"
+    assert command_name(0x10) == "command 0x10"
