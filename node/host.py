@@ -540,7 +540,7 @@ class Host:
         if not self._changed:
             return
         self._changed = False
-        self.contention.advance(self.now_ns)
+        # Whoever changed the set brought it up to the present time first.
         self.contention.solve()
         completion = self.contention.next_completion_ns()
         if completion not in (self._completion_ns, NEVER_NS):
