@@ -185,7 +185,7 @@ class Board:
         try:
             if self.rmp is not None:
                 self.rmp.check_host_write(one.spa, len(one.data))
-            self.controller.write(one.spa, one.data, 0)
+            self.controller.lay(one.spa, one.data, 0)
         except _FAULTS as fault:
             return _FAULT_ANSWERS[type(fault)](fault, one.spa)
         return None

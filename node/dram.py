@@ -13,11 +13,16 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from psp.system_bus import PAGE_BYTES
+from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
 Octets = NDArray[np.uint8]
+Words = NDArray[np.uint64]
 
 CHUNK_BYTES = 64 << 20
+WORD_BYTES = 8
+
+_REGION_PAGES = LARGE_PAGE_BYTES // PAGE_BYTES
+_WHOLE_REGION = (1 << _REGION_PAGES) - 1
 
 
 class MachineCheck(Exception):
@@ -30,15 +35,14 @@ class MachineCheck(Exception):
 
 
 class _Chunk:
-    __slots__ = ("memory", "octets", "written")
+    __slots__ = ("memory", "octets", "words")
 
     def __init__(self) -> None:
         self.memory = mmap.mmap(-1, CHUNK_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         # A huge page behind one written page would cost 2 MiB.
         self.memory.madvise(mmap.MADV_NOHUGEPAGE)
         self.octets: Octets = np.frombuffer(self.memory, np.uint8)
-        self.written = 0
-        """Bit n is set when someone wrote page n."""
+        self.words: Words = self.octets.view(np.uint64)
 
 
 class Dram:
@@ -47,11 +51,13 @@ class Dram:
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes = size_bytes
         self._chunks: dict[int, _Chunk] = {}
+        self._written: dict[int, int] = {}
+        """For each 2 MiB region: bit n is set when someone wrote its page n. No region without a bit."""
 
     @property
     def resident_pages(self) -> int:
         """Pages that someone wrote."""
-        return sum(chunk.written.bit_count() for chunk in self._chunks.values())
+        return sum(map(int.bit_count, self._written.values()))
 
     @property
     def resident_bytes(self) -> int:
@@ -60,51 +66,98 @@ class Dram:
 
     def read(self, spa: int, length: int) -> bytes:
         """Bytes as they lie in DRAM. Raises MachineCheck outside of memory."""
-        parts = [view.tobytes() if view is not None else bytes(size) for _, size, view in self.views(spa, length)]
+        parts = []
+        for start, size in self.pieces(spa, length):
+            chunk, at = self._chunks.get(start // CHUNK_BYTES), start % CHUNK_BYTES
+            parts.append(bytes(size) if chunk is None else chunk.octets[at : at + size].tobytes())
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def write(self, spa: int, data: bytes | bytearray | memoryview) -> None:
         """Store bytes. Raises MachineCheck outside of memory."""
         source = np.frombuffer(data, np.uint8)
-        done = 0
-        for _, size, view in self.writable_views(spa, len(source)):
-            view[:] = source[done : done + size]
-            done += size
+        for start, size in self.pieces(spa, len(source)):
+            at, done = start % CHUNK_BYTES, start - spa
+            self._chunk_to_write(start, size).octets[at : at + size] = source[done : done + size]
 
-    def views(self, spa: int, length: int) -> list[tuple[int, int, Octets | None]]:
-        """(SPA, length, array) of each piece of a range; None for a piece that nobody wrote."""
-        return [
-            (start, size, None if chunk is None else chunk.octets[at : at + size])
-            for start, size, at, chunk in self._pieces(spa, length, make=False)
-        ]
+    def pieces(self, spa: int, length: int) -> Iterator[tuple[int, int]]:
+        """A range cut at the borders of chunks, as (SPA, length). Raises MachineCheck at once if any of it is outside."""
+        self._check(spa, length)
+        return _cut(spa, spa + length)
 
-    def writable_views(self, spa: int, length: int) -> list[tuple[int, int, Octets]]:
-        """(SPA, length, array) of each piece of a range that is about to be written."""
-        out = []
-        for start, size, at, chunk in self._pieces(spa, length, make=True):
-            assert chunk is not None
-            first = at // PAGE_BYTES
-            chunk.written |= ((1 << (at + size - 1) // PAGE_BYTES - first + 1) - 1) << first
-            out.append((start, size, chunk.octets[at : at + size]))
-        return out
+    def words(self, spa: int, length: int) -> Words | None:
+        """The words of a range inside one chunk; None where nobody wrote anything near. Raises MachineCheck."""
+        self._check(spa, length)
+        chunk = self._chunks.get(spa // CHUNK_BYTES)
+        if chunk is None:
+            return None
+        first = spa % CHUNK_BYTES // WORD_BYTES
+        return chunk.words[first : first + length // WORD_BYTES]
+
+    def writable_words(self, spa: int, length: int) -> Words:
+        """The words of a range inside one chunk that is about to be written. Raises MachineCheck."""
+        self._check(spa, length)
+        first = spa % CHUNK_BYTES // WORD_BYTES
+        return self._chunk_to_write(spa, length).words[first : first + length // WORD_BYTES]
 
     def release(self, spa: int, length: int) -> None:
-        """Drop whole pages: they read as zeros and cost nothing."""
-        for _, size, at, chunk in self._pieces(spa, length, make=False):
-            pages = ((1 << size // PAGE_BYTES) - 1) << at // PAGE_BYTES
-            if chunk is not None and chunk.written & pages:
-                chunk.memory.madvise(mmap.MADV_DONTNEED, at, size)
-                chunk.written &= ~pages
+        """Let a range read as zeros; its whole pages cost nothing any more. Raises MachineCheck outside of memory."""
+        for start, size in self.pieces(spa, length):
+            number, end = start // CHUNK_BYTES, start + size
+            chunk = self._chunks.get(number)
+            if chunk is None:
+                continue
+            first, last = -(-start // PAGE_BYTES) * PAGE_BYTES, end // PAGE_BYTES * PAGE_BYTES
+            base = number * CHUNK_BYTES
+            if first >= last:
+                chunk.octets[start - base : end - base] = 0
+                continue
+            if self._forget(first // PAGE_BYTES, last // PAGE_BYTES):
+                chunk.memory.madvise(mmap.MADV_DONTNEED, first - base, last - first)
+            # What is left of the pages at the edges belongs to pages that stay.
+            chunk.octets[start - base : first - base] = 0
+            chunk.octets[last - base : end - base] = 0
 
-    def _pieces(self, spa: int, length: int, *, make: bool) -> Iterator[tuple[int, int, int, _Chunk | None]]:
+    def _check(self, spa: int, length: int) -> None:
         if spa < 0 or length < 0 or spa + length > self.size_bytes:
             raise MachineCheck(spa, length)
-        end = spa + length
-        while spa < end:
-            number, at = divmod(spa, CHUNK_BYTES)
-            size = min(end - spa, CHUNK_BYTES - at)
-            chunk = self._chunks.get(number)
-            if chunk is None and make:
-                chunk = self._chunks[number] = _Chunk()
-            yield spa, size, at, chunk
-            spa += size
+
+    def _chunk_to_write(self, spa: int, length: int) -> _Chunk:
+        written = self._written
+        for region, pages in _regions(spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES)):
+            before = written.get(region, 0)
+            if before | pages != before:
+                written[region] = before | pages
+        number = spa // CHUNK_BYTES
+        chunk = self._chunks.get(number)
+        if chunk is None:
+            chunk = self._chunks[number] = _Chunk()
+        return chunk
+
+    def _forget(self, first: int, last: int) -> bool:
+        """Mark pages as never written; whether any of them was."""
+        any_written = False
+        for region, pages in _regions(first, last):
+            before = self._written.get(region, 0)
+            if before & pages:
+                any_written = True
+                if before & ~pages:
+                    self._written[region] = before & ~pages
+                else:
+                    del self._written[region]
+        return any_written
+
+
+def _cut(spa: int, end: int) -> Iterator[tuple[int, int]]:
+    while spa < end:
+        stop = min(end, (spa // CHUNK_BYTES + 1) * CHUNK_BYTES)
+        yield spa, stop - spa
+        spa = stop
+
+
+def _regions(first: int, last: int) -> Iterator[tuple[int, int]]:
+    """Pages [first, last) as (region, bits)."""
+    while first < last:
+        region, bit = divmod(first, _REGION_PAGES)
+        count = min(last - first, _REGION_PAGES - bit)
+        yield region, (_WHOLE_REGION >> _REGION_PAGES - count) << bit
+        first += count

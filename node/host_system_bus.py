@@ -43,7 +43,11 @@ class HostSystemBus:
 
     def write_guest(self, spa: int, data: bytes, asid: int) -> None:
         """Write through an ASID's key."""
-        self._board.controller.write(spa, data, asid)
+        self._board.controller.lay(spa, data, asid)
+
+    def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:
+        """Write memory back through an ASID's key."""
+        self._board.controller.encrypt_in_place(spa, length, asid)
 
     def install_key(self, asid: int, key: bytes) -> None:
         """Load a key slot."""

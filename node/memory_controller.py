@@ -5,13 +5,17 @@ Software never sees a key. An access with ASID 0 goes past the cipher.
 
 from __future__ import annotations
 
+from io import BytesIO
+
 import numpy as np
 
-from node.dram import Dram, Octets
-from node.xex_cipher import BLOCK_BYTES, TweakTable, XexCipher, aligned
+from node.dram import WORD_BYTES, Dram, Words
+from node.xex_cipher import BLOCK_BYTES, TweakTable, XexCipher
+from psp.system_bus import PAGE_BYTES
 
-_PLAIN_BYTES = 2 << 20
-"""Room for what a read decrypts, kept because fresh memory costs more than the cipher."""
+_IN_BLOCK = BLOCK_BYTES - 1
+_IN_PAGE = PAGE_BYTES - 1
+_ZEROS: Words = np.zeros(PAGE_BYTES // WORD_BYTES, np.uint64)
 
 
 class NoKey(Exception):
@@ -35,10 +39,11 @@ class MemoryController:
         self._dram = dram
         self._tweaks = tweaks
         self._ciphers: dict[int, XexCipher] = {}
-        self._plain: Octets = aligned(_PLAIN_BYTES)
 
     def install_key(self, asid: int, key: bytes) -> None:
-        """Load a key into the slot of an ASID."""
+        """Load a key into the slot of an ASID; ASID 0, the host, has none here."""
+        if asid < 1:
+            raise ValueError(f"asid: expected one of a guest, got {asid}")
         self._ciphers[asid] = XexCipher(key, self._tweaks)
 
     def remove_key(self, asid: int) -> None:
@@ -50,39 +55,65 @@ class MemoryController:
         return asid in self._ciphers
 
     def read(self, spa: int, length: int, asid: int) -> bytes:
-        """Load bytes; raises MachineCheck outside of memory, NoKey for an empty slot."""
+        """Load bytes; raises MachineCheck outside of memory, NoKey for an empty slot.
+
+        Memory that nobody wrote is zero in DRAM, so it reads as what zeros decrypt to.
+        """
         if asid == 0:
             return self._dram.read(spa, length)
         cipher = self._cipher(asid)
-        first = spa % BLOCK_BYTES
-        whole = -(-(first + length) // BLOCK_BYTES) * BLOCK_BYTES
-        plain = self._plain[:whole] if whole <= _PLAIN_BYTES else np.empty(whole, np.uint8)
-        done = 0
-        for at, size, view in self._dram.views(spa - first, whole):
-            cipher.decrypt(np.zeros(size, np.uint8) if view is None else view, at, plain[done : done + size])
-            done += size
-        self.bytes_decrypted += whole
-        return plain[first : first + length].tobytes()
+        if length <= 0:
+            return self._dram.read(spa, length)
+        before = spa & _IN_BLOCK
+        start = spa - before
+        whole = before + length + _IN_BLOCK & ~_IN_BLOCK
+        if (start & _IN_PAGE) + whole <= PAGE_BYTES:
+            words = self._dram.words(start, whole)
+            plain = cipher.decrypt_in_page(_ZEROS[: whole // WORD_BYTES] if words is None else words, start)
+            self.bytes_decrypted += whole
+            return plain[before : before + length].tobytes()
+        return self._read_bulk(cipher, start, whole)[before : before + length]
 
     def write(self, spa: int, data: bytes | bytearray | memoryview, asid: int) -> None:
-        """Store bytes; partial blocks are read, changed and written back, as hardware does."""
+        """Store bytes; blocks in part are read, changed and written back, as hardware does. Raises as ``read``."""
         if asid == 0:
             self._dram.write(spa, data)
             return
         cipher = self._cipher(asid)
-        source: Octets = np.frombuffer(data, np.uint8)
-        first, length = spa % BLOCK_BYTES, len(source)
-        if first or length % BLOCK_BYTES:
-            start = spa - first
-            whole = -(-(first + length) // BLOCK_BYTES) * BLOCK_BYTES
-            block = np.frombuffer(bytearray(self.read(start, whole, asid)), np.uint8)
-            block[first : first + length] = source
-            source, spa, length = block, start, whole
-        done = 0
-        for at, size, view in self._dram.writable_views(spa, length):
-            cipher.encrypt(source[done : done + size], at, view)
-            done += size
+        length = len(data)
+        if (spa | length) & _IN_BLOCK:
+            before, after = spa & _IN_BLOCK, -(spa + length) & _IN_BLOCK
+            self.write(
+                spa - before,
+                b"".join((self.read(spa - before, before, asid), data, self.read(spa + length, after, asid))),
+                asid,
+            )
+            return
+        source: Words = np.frombuffer(data, np.uint64)
+        if 0 < length <= PAGE_BYTES - (spa & _IN_PAGE):
+            cipher.encrypt_in_page(source, spa, self._dram.writable_words(spa, length))
+        else:
+            for at, size in self._dram.pieces(spa, length):
+                first = (at - spa) // WORD_BYTES
+                part = source[first : first + size // WORD_BYTES]
+                cipher.encrypt(part, at, self._dram.writable_words(at, size))
         self.bytes_encrypted += length
+
+    def _read_bulk(self, cipher: XexCipher, spa: int, length: int) -> bytes:
+        """Decrypt whole blocks straight into the answer: an array of its own would cost one more copy."""
+        pieces = self._dram.pieces(spa, length)
+        answer = BytesIO()
+        answer.seek(length - 1)
+        answer.write(b"\0")
+        plain: Words = np.frombuffer(answer.getbuffer(), np.uint64)
+        for at, size in pieces:
+            first, count = (at - spa) // WORD_BYTES, size // WORD_BYTES
+            words = self._dram.words(at, size)
+            source = np.zeros(count, np.uint64) if words is None else words
+            cipher.decrypt(source, at, plain[first : first + count])
+        self.bytes_decrypted += length
+        del plain  # with nobody looking at it, the answer leaves without a copy
+        return answer.getvalue()
 
     def _cipher(self, asid: int) -> XexCipher:
         cipher = self._ciphers.get(asid)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SECRETS_VERSION = 3
 _SECRETS_HEAD = struct.Struct("<IIII16s")
 _CPUID_MOST_ENTRIES = 64
+_ZERO_PAGE = bytes(PAGE_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ def _as_it_lies(_: SnpGuest, page: bytes) -> bytes:
 
 
 def _zeros(_: SnpGuest, __: bytes) -> bytes:
-    return bytes(PAGE_BYTES)
+    return _ZERO_PAGE
 
 
 def _secrets(guest: SnpGuest, _: bytes) -> bytes:

@@ -186,7 +186,7 @@ class LegacyFirmware:
             # The host names up to 4 GiB; firmware never holds more than a piece of it.
             data = self._bus.read(spa, min(_AT_ONCE_BYTES, end - spa))
             guest.digest.update(data)
-            self._bus.write_guest(spa, data, guest.asid)
+            self._bus.encrypt_in_place(spa, len(data), guest.asid)
 
     def _launch_measure(self, measure: buffers.LaunchMeasure) -> buffers.LaunchMeasure:
         guest = self._guest(measure.handle, LegacyCommand.LAUNCH_MEASURE)

@@ -241,10 +241,14 @@ class SnpFirmware:
         if kind is None or update.imi:
             # No guest is launched with IMI_EN, so none has pages of an initial migration image.
             raise PspError(Status.INVALID_PARAM)
-        contents = kind.contents(guest, self._bus.read(update.address, PAGE_BYTES))
+        page = self._bus.read(update.address, PAGE_BYTES)
+        contents = kind.contents(guest, page)
         permissions = (update.permissions >> 8 & 0xFF, update.permissions >> 16 & 0xFF, update.permissions >> 24)
         guest.digest.update(kind.page_type, entry.gpa, contents, vmpl_permissions=permissions)
-        self._bus.write_guest(update.address, contents, guest.asid)
+        if contents is page:
+            self._bus.encrypt_in_place(update.address, PAGE_BYTES, guest.asid)
+        else:
+            self._bus.write_guest(update.address, contents, guest.asid)
         self._bus.rmp_set(
             update.address,
             replace(

@@ -72,6 +72,9 @@ class SystemBus(Protocol):
     def write_guest(self, spa: int, data: bytes, asid: int) -> None:
         """Write through the key of an ASID."""
 
+    def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:
+        """Write what lies at ``spa`` back through the key of an ASID; the range is whole blocks."""
+
     def install_key(self, asid: int, key: bytes) -> None:
         """Load a guest's memory key into the slot of its ASID in every controller."""
 

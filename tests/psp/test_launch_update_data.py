@@ -26,10 +26,9 @@ class CountingBus(ToyBus):
         self.moved.append(("read", length))
         return super().read(spa, length)
 
-    def write_guest(self, spa: int, data: bytes, asid: int) -> None:
-        self.moved.append(("write", len(data)))
-        # Plain bytes: the toy's pad is no cipher of single blocks.
-        self.write(spa, data)
+    def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:
+        self.moved.append(("write", length))
+        # Left as it is: the toy's pad is no cipher of single blocks.
 
 
 def active_guest() -> tuple[Machine, CountingBus, int]:

@@ -67,6 +67,9 @@ class ToyBus:
     def write_guest(self, spa: int, data: bytes, asid: int) -> None:
         self.write(spa, (int.from_bytes(data) ^ self._pad(asid, len(data))).to_bytes(len(data)))
 
+    def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:
+        self.write_guest(spa, self.read(spa, length), asid)
+
     def install_key(self, asid: int, key: bytes) -> None:
         self.keys[asid] = key
 
