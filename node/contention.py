@@ -19,6 +19,7 @@ reduction and never BLAS, whose result depends on the processor it runs on.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,8 +53,7 @@ class PhaseLoad:
 _NOTHING = PhaseLoad(1.0, 0.0, 0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class PhaseAccount:
+class PhaseAccount(NamedTuple):
     """What one phase has used when it ends or is interrupted.
 
     ``loaded_ns`` is vCPU time lost to latency above L0, ``core_wait_ns`` time in
