@@ -8,11 +8,14 @@ and a range inside a chunk moves as one array.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from node.extent_map import ExtentMap
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
 Octets = NDArray[np.uint8]
@@ -34,6 +37,26 @@ class MachineCheck(Exception):
         self.length = length
 
 
+Fill = Callable[[Words, int, Words], None]
+"""Makes what DRAM holds of what was written: (words, SPA, where to). ``XexCipher.encrypt`` is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Laid:
+    """A page that was written whole, as the bytes it was written from; made real when somebody looks.
+
+    A firmware image lies in every guest's memory, encrypted with another key in
+    each: until someone looks, all of them are one object and a key.
+    """
+
+    source: bytes
+    page: int
+    fill: Fill | None
+
+    def advanced(self, distance: int) -> Self:
+        return self if not distance else type(self)(self.source, self.page + distance, self.fill)
+
+
 class _Chunk:
     __slots__ = ("memory", "octets", "words")
 
@@ -53,6 +76,7 @@ class Dram:
         self._chunks: dict[int, _Chunk] = {}
         self._written: dict[int, int] = {}
         """For each 2 MiB region: bit n is set when someone wrote its page n. No region without a bit."""
+        self._laid: ExtentMap[_Laid] = ExtentMap()
 
     @property
     def resident_pages(self) -> int:
@@ -64,8 +88,47 @@ class Dram:
         """Bytes of the pages that someone wrote."""
         return self.resident_pages * PAGE_BYTES
 
+    def lay(self, spa: int, source: bytes, fill: Fill | None = None) -> None:
+        """Write whole pages, made real when somebody looks. Raises MachineCheck outside of memory."""
+        self.release(spa, len(source))
+        self._laid.put(spa // PAGE_BYTES, (spa + len(source)) // PAGE_BYTES, _Laid(source, 0, fill))
+
+    def refill(self, spa: int, length: int, fill: Fill) -> None:
+        """Put what lies in whole pages through ``fill``. Raises MachineCheck outside of memory."""
+        self._check(spa, length)
+        for start, end, laid in list(self._laid.pieces(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES)):
+            if laid is not None and laid.fill is None:
+                self._laid.put(start, end, _Laid(laid.source, laid.page, fill))
+            else:
+                self._fill(start, self.read(start * PAGE_BYTES, (end - start) * PAGE_BYTES), fill)
+
+    def _make_real(self, spa: int, length: int) -> None:
+        """Fill the laid pages that a range touches."""
+        first, last = spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES)
+        for start, end, laid in list(self._laid.pieces(first, last)):
+            if laid is not None:
+                self._laid.put(start, end, None)
+                at = laid.page * PAGE_BYTES
+                self._fill(start, laid.source[at : at + (end - start) * PAGE_BYTES], laid.fill)
+
+    def _fill(self, page: int, data: bytes, fill: Fill | None) -> None:
+        spa, source = page * PAGE_BYTES, np.frombuffer(data, np.uint64)
+        for at, size in self.pieces(spa, len(data)):
+            words = source[(at - spa) // WORD_BYTES : (at - spa + size) // WORD_BYTES]
+            if fill is None:
+                self.writable_words(at, size)[:] = words
+            else:
+                fill(words, at, self.writable_words(at, size))
+
     def read(self, spa: int, length: int) -> bytes:
         """Bytes as they lie in DRAM. Raises MachineCheck outside of memory."""
+        if self._laid:
+            found = self._laid.find(spa // PAGE_BYTES)
+            if found is not None and found[2].fill is None and spa + length <= found[1] * PAGE_BYTES:
+                at = found[2].page * PAGE_BYTES + spa - found[0] * PAGE_BYTES
+                return found[2].source[at : at + length]
+            self._check(spa, length)
+            self._make_real(spa, length)
         parts = []
         for start, size in self.pieces(spa, length):
             chunk, at = self._chunks.get(start // CHUNK_BYTES), start % CHUNK_BYTES
@@ -75,18 +138,23 @@ class Dram:
     def write(self, spa: int, data: bytes | bytearray | memoryview) -> None:
         """Store bytes. Raises MachineCheck outside of memory."""
         source = np.frombuffer(data, np.uint8)
+        self._check(spa, len(source))
+        if self._laid:
+            self._make_real(spa, len(source))
         for start, size in self.pieces(spa, len(source)):
             at, done = start % CHUNK_BYTES, start - spa
             self._chunk_to_write(start, size).octets[at : at + size] = source[done : done + size]
 
     def pieces(self, spa: int, length: int) -> Iterator[tuple[int, int]]:
-        """A range cut at the borders of chunks, as (SPA, length). Raises MachineCheck at once if any of it is outside."""
+        """A range cut at the borders of chunks, as (SPA, length). Raises MachineCheck if any of it is outside."""
         self._check(spa, length)
         return _cut(spa, spa + length)
 
     def words(self, spa: int, length: int) -> Words | None:
         """The words of a range inside one chunk; None where nobody wrote anything near. Raises MachineCheck."""
         self._check(spa, length)
+        if self._laid:
+            self._make_real(spa, length)
         chunk = self._chunks.get(spa // CHUNK_BYTES)
         if chunk is None:
             return None
@@ -96,11 +164,16 @@ class Dram:
     def writable_words(self, spa: int, length: int) -> Words:
         """The words of a range inside one chunk that is about to be written. Raises MachineCheck."""
         self._check(spa, length)
+        if self._laid:
+            self._make_real(spa, length)
         first = spa % CHUNK_BYTES // WORD_BYTES
         return self._chunk_to_write(spa, length).words[first : first + length // WORD_BYTES]
 
     def release(self, spa: int, length: int) -> None:
         """Let a range read as zeros; its whole pages cost nothing any more. Raises MachineCheck outside of memory."""
+        self._check(spa, length)
+        if self._laid:
+            self._forget_laid(spa, length)
         for start, size in self.pieces(spa, length):
             number, end = start // CHUNK_BYTES, start + size
             chunk = self._chunks.get(number)
@@ -116,6 +189,12 @@ class Dram:
             # What is left of the pages at the edges belongs to pages that stay.
             chunk.octets[start - base : first - base] = 0
             chunk.octets[last - base : end - base] = 0
+
+    def _forget_laid(self, spa: int, length: int) -> None:
+        if (spa | length) % PAGE_BYTES:
+            self._make_real(spa, length)
+        else:
+            self._laid.put(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES, None)
 
     def _check(self, spa: int, length: int) -> None:
         if spa < 0 or length < 0 or spa + length > self.size_bytes:

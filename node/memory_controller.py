@@ -99,6 +99,22 @@ class MemoryController:
                 cipher.encrypt(part, at, self._dram.writable_words(at, size))
         self.bytes_encrypted += length
 
+    def lay(self, spa: int, data: bytes, asid: int) -> None:
+        """Store bytes; whole pages become real when somebody looks at them."""
+        if (spa | len(data)) & _IN_PAGE or not data:
+            self.write(spa, data, asid)
+            return
+        self._dram.lay(spa, data, self._cipher(asid).encrypt if asid else None)
+        self.bytes_encrypted += len(data) if asid else 0
+
+    def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:
+        """Put what lies in DRAM through the key of an ASID."""
+        if (spa | length) & _IN_PAGE:
+            self.write(spa, self._dram.read(spa, length), asid)
+            return
+        self._dram.refill(spa, length, self._cipher(asid).encrypt)
+        self.bytes_encrypted += length
+
     def _read_bulk(self, cipher: XexCipher, spa: int, length: int) -> bytes:
         """Decrypt whole blocks straight into the answer: an array of its own would cost one more copy."""
         pieces = self._dram.pieces(spa, length)
