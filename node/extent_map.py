@@ -40,6 +40,10 @@ class ExtentMap(Generic[V]):
             return None
         return self._starts[index], self._ends[index], self._values[index]
 
+    def runs(self) -> Iterator[tuple[int, int, V]]:
+        """Every run as (start, end, value at start), in order."""
+        return zip(self._starts, self._ends, self._values, strict=True)
+
     def pieces(self, start: int, end: int) -> Iterator[tuple[int, int, V | None]]:
         """[start, end) cut at the borders of runs: (from, to, value at from), None in gaps."""
         index = max(0, bisect_right(self._starts, start) - 1)
@@ -59,7 +63,9 @@ class ExtentMap(Generic[V]):
             at = stop
 
     def put(self, start: int, end: int, value: V | None) -> None:
-        """Replace whatever is in [start, end) by one run, or by nothing."""
+        """Replace whatever is in [start, end) by one run, or by nothing; an empty range changes nothing."""
+        if start >= end:
+            return
         starts, ends, values = self._starts, self._ends, self._values
         low = bisect_right(starts, start) - 1
         if low < 0 or ends[low] <= start:

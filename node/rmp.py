@@ -20,6 +20,10 @@ _LARGE_PAGES = LARGE_PAGE_BYTES // PAGE_BYTES
 _ALL_PERMISSIONS = (0xF, 0, 0, 0)
 """VMPL0 may do everything with a page that was just given to a guest, the others nothing."""
 
+_HIGHEST_ASID = (1 << 10) - 1
+_GPA_END = 1 << 51
+"""What the fields ASID (60:51) and GPA (50:12) of an entry can hold; layout of Zen 3 and 4 (AMD PPR)."""
+
 ERROR_WRITE = 1 << 1
 ERROR_RMP = 1 << 31
 ERROR_ENC = 1 << 34
@@ -65,7 +69,7 @@ class _Entries:
 
     def advanced(self, distance: int) -> Self:
         entry = self.entry
-        if not distance or not entry.asid or entry.vmsa:
+        if not distance or not entry.asid:
             return self
         return type(self)(replace(entry, gpa=entry.gpa + distance * PAGE_BYTES))
 
@@ -76,9 +80,16 @@ Judge = Callable[[int, int, RmpEntry], "RmpCode | RmpEntry"]
 
 
 class ReverseMapTable:
-    """The RMP of a host; everything below ``covered_bytes`` has an entry."""
+    """The RMP of a host; everything below ``covered_bytes`` has an entry.
 
-    def __init__(self, covered_bytes: int) -> None:
+    ``immutable_keeps_validated`` is a doubt: VALIDATED, VMSA and the permissions
+    survive an update that changes nothing but IMMUTABLE, because the Pre-Swap
+    state could not come about otherwise. No public text says so; with False
+    such an update clears them like any other.
+    """
+
+    def __init__(self, covered_bytes: int, *, immutable_keeps_validated: bool = True) -> None:
+        self.immutable_keeps_validated = immutable_keeps_validated
         self.covered_pages = covered_bytes // PAGE_BYTES
         self._runs: ExtentMap[_Entries] = ExtentMap()
 
@@ -93,14 +104,17 @@ class ReverseMapTable:
         return _DEFAULT if found is None else found[2].advanced(page - found[0]).entry
 
     def set_entry(self, spa: int, entry: RmpEntry) -> None:
-        """Replace an entry as firmware does; a 4 KiB entry inside a 2 MiB one smashes it."""
-        page = spa // PAGE_BYTES
-        if not entry.large:
+        """Replace an entry as firmware does; a 4 KiB entry inside a 2 MiB one smashes it.
+
+        Raises ValueError for an address that no such entry can have.
+        """
+        page, pages = spa // PAGE_BYTES, _LARGE_PAGES if entry.large else 1
+        if spa % (pages * PAGE_BYTES) or not 0 <= page <= self.covered_pages - pages:
+            raise ValueError(f"spa: expected an entry's address inside the RMP, got {spa:#x}")
+        if not entry.large and self.entry(spa).large:
             block = page // _LARGE_PAGES * _LARGE_PAGES
-            old = self.entry(spa)
-            if old.large:
-                self._put(block, block + _LARGE_PAGES, replace(self.entry(block * PAGE_BYTES), large=False))
-        self._put(page, page + (_LARGE_PAGES if entry.large else 1), entry)
+            self._put(block, block + _LARGE_PAGES, replace(self.entry(block * PAGE_BYTES), large=False))
+        self._put(page, page + pages, entry)
 
     def initialise(self) -> None:
         """Zero the table."""
@@ -109,9 +123,7 @@ class ReverseMapTable:
     def pages_of_asid(self, asid: int) -> int:
         """Number of 4 KiB pages assigned to an ASID."""
         return sum(
-            end - start
-            for start, end, run in self._runs.pieces(0, self.covered_pages)
-            if run is not None and run.entry.assigned and run.entry.asid == asid
+            end - start for start, end, run in self._runs.runs() if run.entry.assigned and run.entry.asid == asid
         )
 
     # Instructions of the host.
@@ -119,36 +131,41 @@ class ReverseMapTable:
     def rmpupdate(self, spa: int, length: int, entry: RmpEntry) -> RmpCode:
         """RMPUPDATE on every page of a range; the entry's GPA advances with the page.
 
-        VALIDATED, VMSA and the permissions survive an update that changes
-        nothing but IMMUTABLE, and no other.
+        Of ``entry`` only what the instruction takes counts: assigned, size,
+        immutable, GPA and ASID. An assigned entry of ASID 0 must have GPA 0:
+        with another it would be a Metadata page, which only firmware makes.
         """
-        unit = LARGE_PAGE_BYTES if entry.large else PAGE_BYTES
+        pages = _LARGE_PAGES if entry.large else 1
         if (
             length <= 0
-            or (spa | length) % unit
+            or (spa | length) % (pages * PAGE_BYTES)
             or not 0 <= spa <= self.covered_pages * PAGE_BYTES - length
-            or (not entry.assigned and (entry.asid or entry.immutable))
-            or (entry.asid and entry.gpa % unit)
+            or not _can_be_written(entry, pages * PAGE_BYTES, length)
         ):
             return RmpCode.FAIL_INPUT
         first = spa // PAGE_BYTES
+        stop = first + length // PAGE_BYTES
+        # A unit with any immutable page is refused for that, whatever else stands in its way.
+        fixed = self._first_immutable(first, stop)
+        if fixed is not None:
+            stop = fixed - (fixed - first) % pages
 
         def judge(start: int, _: int, old: RmpEntry) -> RmpCode | RmpEntry:
-            if old.immutable:
-                return RmpCode.FAIL_PERMISSION
             if old.assigned and old.large != entry.large:
                 return RmpCode.FAIL_OVERLAP
             if not entry.assigned:
                 return _DEFAULT
-            gpa = entry.gpa + (start - first) * PAGE_BYTES if entry.asid else entry.gpa
-            if old.assigned and (old.asid, old.gpa) == (entry.asid, gpa):
+            gpa = entry.gpa + (start - first) * PAGE_BYTES if entry.asid else 0
+            same_page = old.assigned and (old.asid, old.gpa) == (entry.asid, gpa)
+            if same_page and (self.immutable_keeps_validated or old.immutable == entry.immutable):
                 return replace(old, immutable=entry.immutable)
             return RmpEntry(
                 assigned=True, large=entry.large, immutable=entry.immutable, gpa=gpa, asid=entry.asid,
                 vmpl_permissions=_ALL_PERMISSIONS if entry.asid else (0, 0, 0, 0),
             )  # fmt: skip
 
-        return self._change(first, first + length // PAGE_BYTES, _LARGE_PAGES if entry.large else 1, judge)
+        code = self._change(first, stop, pages, judge)
+        return RmpCode.FAIL_PERMISSION if code is RmpCode.SUCCESS and fixed is not None else code
 
     def psmash(self, spa: int) -> RmpCode:
         """PSMASH: turn one 2 MiB entry into 512 entries that inherit everything."""
@@ -170,13 +187,13 @@ class ReverseMapTable:
     ) -> tuple[RmpCode, bool]:
         """PVALIDATE every page of a range that lies at ``spa``: EAX, and whether any page was so already (CF).
 
-        Raises RmpFault where the core reports a nested page fault.
+        Raises RmpFault where the core reports a nested page fault. Ownership is
+        checked before sizes, so 2 MiB at an SPA between 2 MiB borders, which
+        only 4 KiB entries can back, is a size mismatch for the owner alone.
         """
         unit = LARGE_PAGE_BYTES if large else PAGE_BYTES
         if length <= 0 or (gpa | length) % unit:
             return RmpCode.FAIL_INPUT, False
-        if spa % unit:
-            return RmpCode.FAIL_SIZEMISMATCH, False
         first = spa // PAGE_BYTES
         unchanged = False
 
@@ -199,15 +216,18 @@ class ReverseMapTable:
 
     # Checks of accesses.
 
-    def check_guest_private(self, spa: int, gpa: int, asid: int, length: int) -> None:
-        """A private access of a guest. Raises RmpFault for another's page, NotValidated for one not accepted."""
+    def check_guest_private(self, spa: int, gpa: int, asid: int, length: int, *, write: bool = False) -> None:
+        """A private access of a guest. Raises RmpFault for another's page, NotValidated for one not accepted.
+
+        ``write`` only marks the fault. The nested mapping is taken to be as large as the entry.
+        """
         page, last = spa // PAGE_BYTES, (spa + length - 1) // PAGE_BYTES
         found = self._runs.find(page)
         while found is not None:
             start, end, run = found
             entry = run.entry
             at = entry.gpa + (page - start) * PAGE_BYTES
-            if entry.asid != asid or at != gpa // PAGE_BYTES * PAGE_BYTES or entry.immutable or entry.vmsa:
+            if entry.asid != asid or at != gpa // PAGE_BYTES * PAGE_BYTES or entry.immutable:
                 break
             if not entry.validated:
                 raise NotValidated(gpa)
@@ -216,7 +236,7 @@ class ReverseMapTable:
             gpa += end * PAGE_BYTES - spa
             page, spa = end, end * PAGE_BYTES
             found = self._runs.find(page)
-        raise RmpFault(spa, ERROR_RMP | ERROR_ENC)
+        raise RmpFault(spa, ERROR_RMP | ERROR_ENC | (ERROR_WRITE if write else 0))
 
     def check_host_write(self, spa: int, length: int) -> None:
         """A store of the host, or of a guest to shared memory: the page must not be assigned. Raises RmpFault."""
@@ -226,6 +246,12 @@ class ReverseMapTable:
                 raise RmpFault(start * PAGE_BYTES, ERROR_RMP | ERROR_WRITE)
 
     check_guest_shared_write = check_host_write
+
+    def _first_immutable(self, start: int, end: int) -> int | None:
+        for first, _, run in self._runs.pieces(start, end):
+            if run is not None and run.entry.immutable:
+                return first
+        return None
 
     def _put(self, start: int, end: int, entry: RmpEntry) -> None:
         self._runs.put(start, end, None if entry == _DEFAULT else _Entries(entry))
@@ -251,3 +277,12 @@ class ReverseMapTable:
                 if first < end:
                     self._put(first, min(stop, end), entry)
         return RmpCode.SUCCESS
+
+
+def _can_be_written(entry: RmpEntry, unit: int, length: int) -> bool:
+    """Whether RMPUPDATE may ask for such an entry and its fields can hold it."""
+    if not entry.assigned:
+        return not entry.asid and not entry.immutable
+    if not entry.asid:
+        return not entry.gpa
+    return 0 < entry.asid <= _HIGHEST_ASID and not entry.gpa % unit and 0 <= entry.gpa <= _GPA_END - length

@@ -40,6 +40,12 @@ def table(*updates: tuple[int, int, RmpEntry]) -> ReverseMapTable:
         (0, PAGE_BYTES, RmpEntry(asid=1)),
         (0, PAGE_BYTES, RmpEntry(immutable=True)),
         (0, LARGE_PAGE_BYTES, guest(PAGE_BYTES, large=True)),
+        (0, PAGE_BYTES, guest(0x10)),
+        (0, PAGE_BYTES, guest(-PAGE_BYTES)),
+        (0, 2 * PAGE_BYTES, guest((1 << 51) - PAGE_BYTES)),
+        (0, PAGE_BYTES, guest(asid=1024)),
+        (0, PAGE_BYTES, guest(asid=-1)),
+        (0, PAGE_BYTES, guest(0x1000, asid=0, immutable=True)),
     ],
 )
 def test_rmpupdate_refuses_bad_input(spa: int, length: int, entry: RmpEntry) -> None:
@@ -52,6 +58,27 @@ def test_an_immutable_entry_is_not_the_hypervisor_s_to_change() -> None:
     rmp = table((0, PAGE_BYTES, guest(immutable=True)))
     assert rmp.rmpupdate(0, PAGE_BYTES, RmpEntry()) is RmpCode.FAIL_PERMISSION
     assert rmp.rmpupdate(0, LARGE_PAGE_BYTES, guest(large=True)) is RmpCode.FAIL_PERMISSION
+
+
+def test_a_page_the_host_keeps_for_itself_is_writable_and_cannot_be_assigned() -> None:
+    rmp = table()
+    rmp.set_entry(0, RmpEntry(immutable=True))  # HV-Fixed
+    rmp.check_host_write(0, PAGE_BYTES)
+    for entry in (guest(), RmpEntry()):
+        assert rmp.rmpupdate(0, PAGE_BYTES, entry) is RmpCode.FAIL_PERMISSION
+
+
+def test_one_immutable_page_outweighs_an_overlap_before_it() -> None:
+    rmp = table((0, PAGE_BYTES, guest()), (7 * PAGE_BYTES, PAGE_BYTES, guest(immutable=True)))
+    assert rmp.rmpupdate(0, LARGE_PAGE_BYTES, guest(large=True)) is RmpCode.FAIL_PERMISSION
+    assert rmp.rmpupdate(0, LARGE_PAGE_BYTES, RmpEntry(large=True)) is RmpCode.FAIL_PERMISSION
+    assert rmp.pages_of_asid(1) == 2
+
+
+def test_a_range_is_updated_up_to_the_first_page_that_is_refused() -> None:
+    rmp = table((2 * PAGE_BYTES, PAGE_BYTES, guest(immutable=True, asid=2)))
+    assert rmp.rmpupdate(0, 4 * PAGE_BYTES, guest()) is RmpCode.FAIL_PERMISSION
+    assert [rmp.entry(page * PAGE_BYTES).asid for page in range(4)] == [1, 1, 2, 0]
 
 
 def test_sizes_that_overlap_are_refused() -> None:
@@ -70,6 +97,16 @@ def test_validation_survives_an_update_that_only_sets_immutable() -> None:
     assert rmp.entry(0).immutable
 
 
+def test_a_switch_lets_immutable_take_validation_away() -> None:
+    rmp = ReverseMapTable(LARGE_PAGE_BYTES, immutable_keeps_validated=False)
+    rmp.rmpupdate(0, PAGE_BYTES, guest(0x7000))
+    rmp.pvalidate(0, 0x7000, 1, PAGE_BYTES, large=False, validate=True)
+    rmp.rmpupdate(0, PAGE_BYTES, guest(0x7000))
+    assert rmp.entry(0).validated  # nothing changed at all
+    rmp.rmpupdate(0, PAGE_BYTES, guest(0x7000, immutable=True))
+    assert not rmp.entry(0).validated
+
+
 @pytest.mark.parametrize("changed", [guest(0x8000), guest(0x7000, asid=2), RmpEntry()])
 def test_any_other_update_takes_validation_away(changed: RmpEntry) -> None:
     rmp = table((0, PAGE_BYTES, guest(0x7000)))
@@ -86,6 +123,14 @@ def test_psmash_leaves_512_entries_that_inherit_everything() -> None:
         assert rmp.entry(LARGE_PAGE_BYTES + page * PAGE_BYTES) == RmpEntry(
             assigned=True, gpa=4 * MIB + page * PAGE_BYTES, asid=1, validated=True, vmpl_permissions=ALL
         )
+
+
+def test_psmash_of_a_large_save_area_keeps_each_page_s_own_address() -> None:
+    rmp = table((0, LARGE_PAGE_BYTES, guest(4 * MIB, large=True)))
+    rmp.set_entry(0, replace(rmp.entry(0), vmsa=True, validated=True))
+    assert rmp.psmash(0) is RmpCode.SUCCESS
+    assert rmp.entry(5 * PAGE_BYTES).gpa == 4 * MIB + 5 * PAGE_BYTES
+    assert rmp.entry(5 * PAGE_BYTES).vmsa
 
 
 def test_psmash_refuses_what_is_no_large_page() -> None:
@@ -108,6 +153,14 @@ def test_a_large_validation_of_small_entries_is_a_size_mismatch() -> None:
     code, _ = rmp.pvalidate(0, 0, 1, LARGE_PAGE_BYTES, large=True, validate=True)
     assert code is RmpCode.FAIL_SIZEMISMATCH
     assert not rmp.entry(0).validated
+
+
+def test_a_large_validation_backed_between_borders_is_a_mismatch_for_its_owner_and_a_fault_for_others() -> None:
+    rmp = table((PAGE_BYTES, LARGE_PAGE_BYTES, guest()))
+    code, _ = rmp.pvalidate(PAGE_BYTES, 0, 1, LARGE_PAGE_BYTES, large=True, validate=True)
+    assert code is RmpCode.FAIL_SIZEMISMATCH
+    with pytest.raises(RmpFault):
+        rmp.pvalidate(PAGE_BYTES, 0, 2, LARGE_PAGE_BYTES, large=True, validate=True)
 
 
 def test_a_small_validation_of_a_large_entry_faults_with_sizem() -> None:
@@ -140,8 +193,22 @@ def test_a_private_access_needs_owner_address_and_validation() -> None:
         with pytest.raises(RmpFault):
             rmp.check_guest_private(spa, gpa, asid, length)
     rmp.set_entry(0, replace(rmp.entry(0), immutable=True))
+    for write, error in ((False, ERROR_RMP | ERROR_ENC), (True, ERROR_RMP | ERROR_ENC | ERROR_WRITE)):
+        with pytest.raises(RmpFault) as caught:
+            rmp.check_guest_private(0, 0x7000, 1, 16, write=write)
+        assert caught.value.error == error
+
+
+def test_pages_outside_of_the_table_are_the_hypervisor_s() -> None:
+    rmp = table()
+    outside = BLOCKS * LARGE_PAGE_BYTES
+    assert rmp.entry(outside) == RmpEntry()
+    rmp.check_host_write(outside, PAGE_BYTES)
     with pytest.raises(RmpFault):
-        rmp.check_guest_private(0, 0x7000, 1, 16)
+        rmp.check_guest_private(outside, 0, 1, 16)
+    for spa, entry in ((outside, guest()), (-PAGE_BYTES, guest()), (8, guest()), (PAGE_BYTES, guest(large=True))):
+        with pytest.raises(ValueError, match="spa"):
+            rmp.set_entry(spa, entry)
 
 
 def test_the_host_may_write_only_unassigned_pages() -> None:
@@ -199,13 +266,14 @@ class Model(RuleBasedStateMachine):
             return RmpCode.FAIL_INPUT
         if (not entry.assigned and (entry.asid or entry.immutable)) or (entry.asid and gpa % unit):
             return RmpCode.FAIL_INPUT
+        if entry.assigned and not entry.asid and gpa:
+            return RmpCode.FAIL_INPUT
         for first in range(page, page + count, unit):
             olds = self.pages[first : first + unit]
-            for old in olds:  # the first page that stands in the way decides
-                if old.immutable:
-                    return RmpCode.FAIL_PERMISSION
-                if old.assigned and old.large != entry.large:
-                    return RmpCode.FAIL_OVERLAP
+            if any(old.immutable for old in olds):
+                return RmpCode.FAIL_PERMISSION
+            if any(old.assigned and old.large != entry.large for old in olds):
+                return RmpCode.FAIL_OVERLAP
             for number in range(first, first + unit):
                 here = (gpa + number - page) * PAGE_BYTES if entry.asid else entry.gpa
                 old = self.pages[number]
@@ -280,14 +348,24 @@ class Model(RuleBasedStateMachine):
             if code is RmpCode.SUCCESS:
                 assert same == unchanged
 
-    @rule(page=addresses, immutable=st.booleans(), validated=st.booleans())
-    def firmware_sets(self, page: int, immutable: bool, validated: bool) -> None:
+    @rule(page=addresses, immutable=st.booleans(), validated=st.booleans(), vmsa=st.booleans())
+    def firmware_sets(self, page: int, immutable: bool, validated: bool, vmsa: bool) -> None:
         old = self.pages[page]
-        if not old.assigned or old.large:
-            return
-        entry = replace(old, immutable=immutable, validated=validated and old.asid > 0)
+        owned = old.asid > 0
+        entry = replace(old, immutable=immutable, validated=validated and owned, vmsa=vmsa and owned, large=False)
         self.rmp.set_entry(page * PAGE_BYTES, entry)
+        if old.large:
+            for number in range(page // PAGES * PAGES, page // PAGES * PAGES + PAGES):
+                self.pages[number] = replace(self.pages[number], large=False)
         self.pages[page] = entry
+
+    @rule(block=st.integers(0, BLOCKS - 1), vmsa=st.booleans())
+    def firmware_sets_large(self, block: int, vmsa: bool) -> None:
+        first = block * PAGES
+        entry = replace(guest(8 * MIB, large=True), vmsa=vmsa, validated=True)
+        self.rmp.set_entry(first * PAGE_BYTES, entry)
+        for number in range(PAGES):
+            self.pages[first + number] = replace(entry, gpa=8 * MIB + number * PAGE_BYTES)
 
     @rule(page=addresses, asid=st.integers(1, 2), count=st.integers(1, 3))
     def access(self, page: int, asid: int, count: int) -> None:
@@ -321,6 +399,10 @@ class Model(RuleBasedStateMachine):
         for asid in (1, 2):
             expected = sum(one.assigned and one.asid == asid for one in self.pages)
             assert self.rmp.pages_of_asid(asid) == expected
+
+    def teardown(self) -> None:
+        for page, expected in enumerate(getattr(self, "pages", ())):
+            assert self.rmp.entry(page * PAGE_BYTES) == expected, page
 
 
 TestModel = Model.TestCase
