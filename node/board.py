@@ -43,8 +43,7 @@ class Board:
         tweaks = TweakTable.from_random(random.octets(name, "memory tweaks", 0, TweakTable.RANDOM_BYTES))
         self.controller = MemoryController(self.dram, tweaks)
         self.rmp = ReverseMapTable(memory_bytes) if Generation.SEV_SNP in product.generations else None
-        self.wbinvds = 0
-        self.bus = HostSystemBus(self, min_sev_asid)
+        self.bus = HostSystemBus(product, min_sev_asid, memory_bytes, self.controller, self.rmp)
         self.psp = SecurityProcessor(
             self.bus,
             lambda purpose, counter, length: random.octets(name, f"psp {purpose}", counter, length),
@@ -170,7 +169,7 @@ class Board:
     def _block(self, vmcb: Vmcb, one: op.BlockRead | op.BlockWrite) -> op.Answer:
         disk = self._disks.get(vmcb.vm)
         if disk is None:
-            disk = self._disks[vmcb.vm] = Disk(self, vmcb)
+            disk = self._disks[vmcb.vm] = Disk(self.controller, self.rmp, vmcb.nested)
         return disk.transfer(one)
 
     # The host.
@@ -254,7 +253,7 @@ class Board:
         return op.PspAnswer(int(status), self.controller.read(one.spa, len(one.buffer), 0) if one.buffer else b"")
 
     def _wbinvd(self, _: op.Wbinvd) -> op.Answer:
-        self.wbinvds += 1
+        self.bus.wbinvds += 1
         return None
 
     # Save areas, which the core itself reads and writes at VMRUN and at an exit.

@@ -9,22 +9,17 @@ an RMP, ciphertext.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from node import operations as op
 from node.dram import MachineCheck
 from node.guest_memory_map import SHARED_GPA
-from node.nested_page_table import NestedPageFault
-from node.rmp import RmpFault
+from node.memory_controller import MemoryController
+from node.nested_page_table import NestedPageFault, NestedPageTable
+from node.rmp import ReverseMapTable, RmpFault
 from tio.dma_port import DmaFault
 from tio.nvme import NvmeController
 from tio.nvme_driver import NvmeDriver, NvmeDriverError
 from tio.nvme_format import Status
 from tio.nvme_namespace import NvmeNamespace
-
-if TYPE_CHECKING:
-    from node.board import Board
-    from node.vmcb import Vmcb
 
 DISK_BLOCKS = 16 << 20
 """Logical blocks of a VM's disk: 64 GiB, held sparsely."""
@@ -36,15 +31,16 @@ _ADDRESSES = 1 << 52
 class _GuestPort:
     """The host's way into one guest's memory, as a device port."""
 
-    def __init__(self, board: Board, vmcb: Vmcb) -> None:
-        self._board = board
-        self._nested = vmcb.nested
+    def __init__(self, controller: MemoryController, rmp: ReverseMapTable | None, nested: NestedPageTable) -> None:
+        self._controller = controller
+        self._rmp = rmp
+        self._nested = nested
 
     def read(self, address: int, length: int) -> bytes:
         """Load without a key."""
         try:
             segments = self._nested.translate(address, length)
-            return b"".join([self._board.controller.read(spa, part, 0) for spa, part in segments])
+            return b"".join([self._controller.read(spa, part, 0) for spa, part in segments])
         except (NestedPageFault, MachineCheck, ValueError):
             raise DmaFault(address, length, write=False) from None
 
@@ -52,12 +48,12 @@ class _GuestPort:
         """Store without a key, if the RMP lets the host write there."""
         try:
             segments = self._nested.translate(address, len(data))
-            if self._board.rmp is not None:
+            if self._rmp is not None:
                 for spa, part in segments:
-                    self._board.rmp.check_host_write(spa, part)
+                    self._rmp.check_host_write(spa, part)
             start = 0
             for spa, part in segments:
-                self._board.controller.write(spa, data[start : start + part], 0)
+                self._controller.write(spa, data[start : start + part], 0)
                 start += part
         except (NestedPageFault, MachineCheck, RmpFault, ValueError):
             raise DmaFault(address, len(data), write=True) from None
@@ -66,8 +62,8 @@ class _GuestPort:
 class Disk:
     """One VM's disk with its driver; the driver's queues lie at the start of the shared pool."""
 
-    def __init__(self, board: Board, vmcb: Vmcb) -> None:
-        port = _GuestPort(board, vmcb)
+    def __init__(self, memory: MemoryController, rmp: ReverseMapTable | None, nested: NestedPageTable) -> None:
+        port = _GuestPort(memory, rmp, nested)
         controller = NvmeController(port, NvmeNamespace(DISK_BLOCKS, op.BLOCK_BYTES))
         self._driver = NvmeDriver(controller, port, SHARED_GPA)
         self._started = False

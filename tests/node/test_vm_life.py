@@ -442,12 +442,12 @@ def test_asids_run_out_and_come_back_after_a_flush() -> None:
     first, second, third = (launch(host, guest_spec(f"vm-{number}")) for number in range(3))
     assert (first.asid, second.asid) == (1, 2)
     assert third.reason == "ASID: all 2 of the host for SEV_SNP are in use"
-    flushes = host.board.wbinvds
+    flushes = host.board.bus.wbinvds
     host.destroy("vm-0")
     run_until(host, host.now_ns + S)
     fourth = launch(host, guest_spec("vm-4"))
     assert (fourth.state, fourth.asid) == (GuestState.RUNNING, 1)
-    assert host.board.wbinvds == flushes + 1
+    assert host.board.bus.wbinvds == flushes + 1
 
 
 @pytest.mark.parametrize("vcpus", [1, 2])
