@@ -11,10 +11,10 @@ from node.generation import Generation
 
 
 class AsidsExhausted(Exception):
-    """No ASID of that kind is left, not even a dirty one."""
+    """No clean ASID of that kind is left. Whether a flush would help is what ``needs_flush`` says."""
 
     def __init__(self, generation: Generation, capacity: int) -> None:
-        super().__init__(f"ASID: all {capacity} of the host for {generation.name} are in use")
+        super().__init__(f"ASID: all {capacity} of the host for {generation.name} are in use or dirty")
 
 
 class _Kind:
@@ -29,12 +29,16 @@ class _Kind:
 
 
 class AsidPool:
-    """The two kinds of ASIDs of one host."""
+    """The two kinds of ASIDs of one host; a PLAIN guest has none.
+
+    A MinSEVASID of 1 leaves nothing for ES and SNP, one above ``max_asid``
+    nothing for SEV.
+    """
 
     def __init__(self, max_asid: int, min_sev_asid: int) -> None:
-        joint = _Kind(1, min_sev_asid - 1)
+        joint = _Kind(1, min(min_sev_asid - 1, max_asid))
         self._kinds = {
-            Generation.SEV: _Kind(min_sev_asid, max_asid),
+            Generation.SEV: _Kind(max(min_sev_asid, 1), max_asid),
             Generation.SEV_ES: joint,
             Generation.SEV_SNP: joint,
             Generation.SEV_TIO: joint,
@@ -78,6 +82,6 @@ class AsidPool:
 
     def after_flush(self) -> None:
         """WBINVD and DF_FLUSH are done: dirty ASIDs are clean."""
-        for kind in {id(kind): kind for kind in self._kinds.values()}.values():
+        for kind in self._kinds.values():
             kind.free = sorted(kind.free + kind.dirty, reverse=True)
             kind.dirty = []

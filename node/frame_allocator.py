@@ -58,8 +58,10 @@ class FrameAllocator:
         self.peak_bytes = max(self.peak_bytes, self.used_bytes)
 
     def release(self, pieces: Iterable[tuple[int, int]]) -> None:
-        """Give pieces back. Raises ValueError for memory that is free already."""
+        """Give pieces back. Raises ValueError for an empty piece, and for memory that is free already."""
         for spa, length in pieces:
+            if length <= 0:
+                raise ValueError(f"length: expected more than zero, got {length}")
             index = bisect_left(self._free, (spa,))
             before = self._free[index - 1] if index else None
             after = self._free[index] if index < len(self._free) else None

@@ -46,7 +46,12 @@ class NestedPageTable:
         self._runs.put(gpa, gpa + length, None)
 
     def translate(self, gpa: int, length: int) -> list[tuple[int, int]]:
-        """(SPA, length) pieces of a guest-physical range. Raises NestedPageFault where there is no mapping."""
+        """(SPA, length) pieces of a guest-physical range. Raises NestedPageFault where there is no mapping.
+
+        Even an empty range needs a mapping at its address; a length below zero, which a guest may name, has none.
+        """
+        if length < 0:
+            raise NestedPageFault(gpa)
         found = self._runs.find(gpa)
         if found is not None and gpa + length <= found[1]:
             return [(found[2].spa + gpa - found[0], length)]

@@ -1,87 +1,106 @@
-"""ASIDs are split by kind, and a used one waits for a flush."""
+"""ASIDs: which guests may have which, and that none comes back before caches and fabric are flushed."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from node.asid_pool import AsidPool, AsidsExhausted
 from node.generation import Generation
-from node.product import PRODUCTS
 
-SEV, ES, SNP = Generation.SEV, Generation.SEV_ES, Generation.SEV_SNP
+ENCRYPTED_REGISTERS = (Generation.SEV_ES, Generation.SEV_SNP, Generation.SEV_TIO)
+KEYED = (Generation.SEV, *ENCRYPTED_REGISTERS)
+
+
+def drain(pool: AsidPool, generation: Generation) -> list[int]:
+    return [pool.allocate(generation) for _ in range(pool.capacity(generation))]
 
 
 @pytest.mark.parametrize(
-    ("max_asid", "min_sev", "sev", "joint"),
-    [(509, 100, 410, 99), (1006, 1006, 1, 1005), (15, 1, 15, 0), (15, 16, 0, 15)],
+    ("max_asid", "min_sev_asid", "sev", "snp"),
+    [
+        (509, 100, range(100, 510), range(1, 100)),  # dmesg of a Milan host: SEV 100-509, SEV-ES 1-99
+        (1006, 99, range(99, 1007), range(1, 99)),  # dmesg of a Genoa host
+        (1006, 1006, range(1006, 1007), range(1, 1006)),
+        (15, 1, range(1, 16), range(0)),
+        (15, 16, range(0), range(1, 16)),
+        (15, 400, range(0), range(1, 16)),
+    ],
 )
-def test_the_split_decides_how_many_of_each_kind_there_are(max_asid: int, min_sev: int, sev: int, joint: int) -> None:
-    pool = AsidPool(max_asid, min_sev)
-    assert (pool.capacity(SEV), pool.capacity(SNP), pool.capacity(ES)) == (sev, joint, joint)
+def test_the_split_gives_each_kind_its_own_asids(max_asid: int, min_sev_asid: int, sev: range, snp: range) -> None:
+    for generation in ENCRYPTED_REGISTERS:
+        pool = AsidPool(max_asid, min_sev_asid)
+        assert drain(pool, Generation.SEV) == list(sev)
+        assert drain(pool, generation) == list(snp)
+        for kind in KEYED:
+            with pytest.raises(AsidsExhausted, match=kind.name):
+                pool.allocate(kind)
 
 
-def test_es_and_snp_share_the_low_asids_and_sev_has_the_rest() -> None:
-    pool = AsidPool(6, 4)
-    assert [pool.allocate(kind) for kind in (SNP, ES, SEV, SEV, SNP)] == [1, 2, 4, 5, 3]
-    with pytest.raises(AsidsExhausted, match="ASID: all 3 of the host for SEV_ES are in use"):
-        pool.allocate(ES)
-
-
-def test_a_used_asid_is_not_given_again_before_a_flush() -> None:
-    pool = AsidPool(2, 3)
-    first = pool.allocate(SNP)
-    pool.release(first)
-    assert not pool.needs_flush(SNP)
-    assert pool.allocate(SNP) == 2
-    assert pool.needs_flush(SNP)
-    with pytest.raises(AsidsExhausted):
-        pool.allocate(SNP)
-    pool.after_flush()
-    assert pool.allocate(SNP) == first
-    assert pool.peak(SNP) == 2
+def test_a_guest_without_a_key_has_no_asid() -> None:
+    with pytest.raises(KeyError):
+        AsidPool(15, 9).allocate(Generation.PLAIN)
 
 
 def test_an_asid_that_nobody_holds_cannot_be_released() -> None:
-    with pytest.raises(KeyError):
-        AsidPool(5, 3).release(1)
+    pool = AsidPool(15, 9)
+    asid = pool.allocate(Generation.SEV)
+    pool.release(asid)
+    for wrong in (asid, 0, 3, 16):
+        with pytest.raises(KeyError):
+            pool.release(wrong)
 
 
-@given(st.lists(st.tuples(st.sampled_from([SEV, ES, SNP]), st.sampled_from(["take", "give", "flush"])), max_size=60))
-def test_no_asid_is_held_twice_or_outside_of_its_kind(steps: list[tuple[Generation, str]]) -> None:
-    pool = AsidPool(9, 5)
-    held: list[int] = []
-    dirty: set[int] = set()
-    for kind, step in steps:
-        if step == "flush":
-            pool.after_flush()
-            dirty.clear()
-        elif step == "give" and held:
-            dirty.add(held[0])
-            pool.release(held.pop(0))
-        elif step == "take":
-            try:
-                asid = pool.allocate(kind)
-            except AsidsExhausted:
-                continue
-            assert asid not in held
-            assert asid not in dirty
-            assert (5 <= asid <= 9) if kind is SEV else (1 <= asid <= 4)
-            held.append(asid)
-        assert pool.in_use(SEV) + pool.in_use(SNP) == len(held)
+class Lives(RuleBasedStateMachine):
+    """Guests come and go; the model remembers who holds what and what was not flushed since."""
+
+    @initialize(max_asid=st.integers(1, 12), min_sev_asid=st.integers(1, 14))
+    def start(self, max_asid: int, min_sev_asid: int) -> None:
+        self.pool = AsidPool(max_asid, min_sev_asid)
+        self.all = set(range(1, max_asid + 1))
+        self.min_sev_asid = min_sev_asid
+        self.held: dict[int, Generation] = {}
+        self.dirty: set[int] = set()
+
+    def fit(self, generation: Generation) -> set[int]:
+        is_sev = generation is Generation.SEV
+        return {asid for asid in self.all if (asid >= self.min_sev_asid) == is_sev}
+
+    @rule(generation=st.sampled_from(KEYED))
+    def allocate(self, generation: Generation) -> None:
+        clean = self.fit(generation) - self.held.keys() - self.dirty
+        if clean:
+            asid = self.pool.allocate(generation)
+            assert asid == min(clean)
+            self.held[asid] = generation
+        else:
+            with pytest.raises(AsidsExhausted):
+                self.pool.allocate(generation)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        asid = data.draw(st.sampled_from(sorted(self.held)))
+        self.pool.release(asid)
+        del self.held[asid]
+        self.dirty.add(asid)
+
+    @rule()
+    def flush(self) -> None:
+        self.pool.after_flush()
+        self.dirty.clear()
+
+    @invariant()
+    def books_agree(self) -> None:
+        for generation in KEYED:
+            fit = self.fit(generation)
+            used = fit & self.held.keys()
+            assert self.pool.capacity(generation) == len(fit)
+            assert self.pool.in_use(generation) == len(used) <= self.pool.peak(generation) <= len(fit)
+            assert self.pool.needs_flush(generation) == (not fit - used - self.dirty and bool(fit & self.dirty))
 
 
-def test_products_have_the_published_figures() -> None:
-    """Real hosts: SEV 100-509 and ES 1-99 on Milan, SEV 99-1006 on Genoa, 15 ASIDs on Naples."""
-    figures = {name: (one.max_asid, one.min_sev_asid) for name, one in PRODUCTS.items()}
-    assert figures["Milan"] == (509, 100)
-    assert figures["Genoa"] == (1006, 99)
-    assert figures["Naples"][0] == 15
-    assert (PRODUCTS["Milan"].c_bit, PRODUCTS["Naples"].c_bit) == (51, 47)
-    assert PRODUCTS["Milan"].memory_bandwidth_bytes_per_s == pytest.approx(204.8e9)
-    assert PRODUCTS["Genoa"].memory_bandwidth_bytes_per_s == pytest.approx(460.8e9)
-    assert {name for name, one in PRODUCTS.items() if SNP in one.generations} == {
-        "Milan", "Genoa", "Bergamo", "Siena", "Turin",
-    }  # fmt: skip
-    assert {name for name, one in PRODUCTS.items() if Generation.SEV_TIO in one.generations} == {"Turin"}
+TestLives = Lives.TestCase
+TestLives.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

@@ -1,63 +1,106 @@
-"""Free memory is handed out once, aligned, and comes back whole."""
+"""Free memory: nothing is given out twice, and everything that comes back can be given out whole again."""
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from node.frame_allocator import FrameAllocator, OutOfMemory
 
-PAGE, LARGE = 4096, 2 << 20
-SIZE = 64 * LARGE
+PAGE = 4096
+LARGE = 2 << 20
+RANGES = ((LARGE, 3 * LARGE), (5 * LARGE + PAGE, LARGE + 7 * PAGE))
+TOTAL = sum(length for _, length in RANGES)
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(st.booleans(), st.integers(1, 12), st.integers(0, 20)), max_size=40))
-def test_pieces_never_overlap_and_all_of_them_come_back(steps: list[tuple[bool, int, int]]) -> None:
-    frames = FrameAllocator([(LARGE, SIZE)])
-    held: list[list[tuple[int, int]]] = []
-    peak = 0
-    for large, count, victim in steps:
-        unit = LARGE if large else PAGE
-        if held and victim < 8:
-            frames.release(held.pop(victim % len(held)))
-        else:
-            try:
-                pieces = frames.allocate(count * unit, unit)
-            except OutOfMemory:
-                continue
-            assert sum(length for _, length in pieces) == count * unit
-            assert all(spa % unit == 0 and spa >= LARGE and spa + length <= LARGE + SIZE for spa, length in pieces)
-            held.append(pieces)
-        spans = sorted((spa, spa + length) for pieces in held for spa, length in pieces)
-        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
-        used = sum(end - start for start, end in spans)
-        peak = max(peak, used)
-        assert (frames.used_bytes, frames.free_bytes, frames.peak_bytes) == (used, SIZE - used, peak)
-    for pieces in held:
-        frames.release(pieces)
-    assert frames.allocate(SIZE, LARGE) == [(LARGE, SIZE)]
+def test_one_piece_is_given_where_one_run_has_room() -> None:
+    frames = FrameAllocator([(PAGE, 64 * LARGE)])
+    assert frames.allocate(16 * LARGE, LARGE) == [(LARGE, 16 * LARGE)]
 
 
-def test_memory_in_one_piece_is_preferred_and_scattered_memory_taken_if_need_be() -> None:
-    frames = FrameAllocator([(0, 4 * LARGE), (10 * LARGE, 6 * LARGE)])
-    assert frames.allocate(5 * LARGE, LARGE) == [(10 * LARGE, 5 * LARGE)]
-    assert frames.allocate(5 * LARGE, LARGE) == [(0, 4 * LARGE), (15 * LARGE, LARGE)]
+def test_a_request_larger_than_any_run_is_met_in_aligned_pieces() -> None:
+    frames = FrameAllocator([(LARGE, LARGE), (4 * LARGE + PAGE, 3 * LARGE)])
+    assert frames.allocate(3 * LARGE, LARGE) == [(LARGE, LARGE), (5 * LARGE, 2 * LARGE)]
 
 
-def test_too_much_is_refused_with_what_there_is() -> None:
-    frames = FrameAllocator([(0, LARGE)])
-    with pytest.raises(OutOfMemory, match=rf"memory: {2 * LARGE} bytes wanted, {LARGE} free"):
-        frames.allocate(2 * LARGE, LARGE)
+def test_a_request_that_cannot_be_met_takes_nothing() -> None:
+    frames = FrameAllocator([(PAGE, 3 * LARGE)])  # room for two aligned pieces only
+    with pytest.raises(OutOfMemory, match=str(3 * LARGE)):
+        frames.allocate(3 * LARGE, LARGE)
+    assert (frames.free_bytes, frames.used_bytes, frames.peak_bytes) == (3 * LARGE, 0, 0)
+    assert frames.allocate(3 * LARGE, PAGE) == [(PAGE, 3 * LARGE)]
+
+
+@pytest.mark.parametrize(
+    "piece", [(LARGE, PAGE), (0, 2 * LARGE), (LARGE - PAGE, 2 * PAGE), (2 * LARGE - PAGE, 2 * PAGE), (8 * LARGE, 0)]
+)
+def test_memory_that_is_free_already_and_nothing_at_all_cannot_be_released(piece: tuple[int, int]) -> None:
+    frames = FrameAllocator([(LARGE, LARGE)])
+    with pytest.raises(ValueError, match=r"released twice|length"):
+        frames.release([piece])
     assert frames.free_bytes == LARGE
 
 
-def test_what_is_free_cannot_be_released() -> None:
-    frames = FrameAllocator([(0, LARGE)])
-    pieces = frames.allocate(PAGE, PAGE)
-    frames.release(pieces)
-    with pytest.raises(ValueError, match="released twice"):
-        frames.release(pieces)
+@pytest.mark.parametrize("length", [0, -PAGE])
+def test_an_empty_request_is_refused(length: int) -> None:
+    with pytest.raises(ValueError, match="length"):
+        FrameAllocator(RANGES).allocate(length, PAGE)
+
+
+class Frames(RuleBasedStateMachine):
+    """The model is the set of page numbers that are free."""
+
+    @initialize()
+    def start(self) -> None:
+        self.frames = FrameAllocator(RANGES)
+        self.free = {page for spa, length in RANGES for page in range(spa // PAGE, (spa + length) // PAGE)}
+        self.held: list[list[tuple[int, int]]] = []
+        self.peak = 0
+
+    @rule(pages=st.sampled_from([1, 1, 2, 511, 512, 513, 1024, 2000]), alignment=st.sampled_from([PAGE, LARGE]))
+    def allocate(self, pages: int, alignment: int) -> None:
+        try:
+            pieces = self.frames.allocate(pages * PAGE, alignment)
+        except OutOfMemory:
+            assert self.most(alignment) < pages
+            return
+        taken = [page for spa, length in pieces for page in range(spa // PAGE, (spa + length) // PAGE)]
+        assert len(taken) == len(set(taken)) == pages
+        assert self.free.issuperset(taken)
+        assert not any(spa % alignment for spa, _ in pieces)
+        self.free.difference_update(taken)
+        self.held.append(pieces)
+        self.peak = max(self.peak, TOTAL - len(self.free) * PAGE)
+
+    def most(self, alignment: int) -> int:
+        """Pages in whole free units; a request that fits one run as it is needs no more."""
+        unit = alignment // PAGE
+        last = max(self.free, default=0) + 1
+        return sum(
+            unit for page in range(0, last, unit) if all(one in self.free for one in range(page, page + unit))
+        )
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        pieces = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
+        self.frames.release(pieces)
+        self.free.update(page for spa, length in pieces for page in range(spa // PAGE, (spa + length) // PAGE))
+
+    @invariant()
+    def books_agree(self) -> None:
+        assert self.frames.free_bytes == len(self.free) * PAGE
+        assert self.frames.used_bytes == TOTAL - self.frames.free_bytes
+        assert self.frames.peak_bytes == self.peak
+
+    def teardown(self) -> None:
+        for pieces in getattr(self, "held", ()):
+            self.frames.release(pieces)
+        if hasattr(self, "frames"):
+            assert self.frames._free == sorted(RANGES)
+
+
+TestFrames = Frames.TestCase
+TestFrames.settings = settings(max_examples=50, stateful_step_count=25, deadline=None)
