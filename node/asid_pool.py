@@ -11,10 +11,10 @@ from node.generation import Generation
 
 
 class AsidsExhausted(Exception):
-    """No clean ASID of that kind is left. Whether a flush would help is what ``needs_flush`` says."""
+    """No ASID of that kind is left; callers flush first when ``needs_flush`` says that dirty ones would do."""
 
     def __init__(self, generation: Generation, capacity: int) -> None:
-        super().__init__(f"ASID: all {capacity} of the host for {generation.name} are in use or dirty")
+        super().__init__(f"ASID: all {capacity} of the host for {generation.name} are in use")
 
 
 class _Kind:
