@@ -68,6 +68,8 @@ class LaunchedVm:
     """4 KiB frames: command page, guest context, save areas."""
     save_areas: list[int] = field(default_factory=list)
     launched_gpas: tuple[int, ...] = ()
+    lent: list[tuple[int, bool]] = field(default_factory=list)
+    """(SPA, large) of pages that are the firmware's while it encrypts them."""
     firmware_pages: list[int] = field(default_factory=list)
     """Frames in Firmware or Context state, to be reclaimed at the end."""
     gctx: int = 0
@@ -234,6 +236,7 @@ class Hypervisor:
             for code in (LegacyCommand.DEACTIVATE, LegacyCommand.DECOMMISSION):
                 yield from self._must(code, command, buffers.Handle(handle=record.handle).pack())
         yield from self._reclaim(record)
+        yield from self._take_back(record)
         for spa in record.firmware_pages:
             yield from self._from_firmware(spa)
         pieces = [(spa, length) for _, spa, length in record.ram] + [(spa, PAGE_BYTES) for spa in record.small]
@@ -298,6 +301,35 @@ class Hypervisor:
             yield from self._page_reclaim(spa)
             yield from self._checked([op.RmpUpdate(spa, PAGE_BYTES, _HYPERVISOR)])
 
+    def _lend(self, record: LaunchedVm, spa: int, length: int) -> Task:
+        """Firmware encrypts in place, so under SNP the pages are its own meanwhile; in 2 MiB where they fit."""
+        if not self.snp:
+            return
+        first = spa // PAGE_BYTES * PAGE_BYTES
+        end = -(-(spa + length) // PAGE_BYTES) * PAGE_BYTES
+        large = not (first | end) % LARGE_PAGE_BYTES
+        yield from self._checked([op.RmpUpdate(first, end - first, _sized(_FIRMWARE, large))])
+        record.lent += [(at, large) for at in range(first, end, LARGE_PAGE_BYTES if large else PAGE_BYTES)]
+
+    def _take_back(self, record: LaunchedVm) -> Task:
+        """Reclaim what was lent to the firmware."""
+        while record.lent:
+            some = record.lent[:COMMANDS_AT_ONCE]
+            reclaims = tuple(
+                op.PspCommand(
+                    SnpCommand.PAGE_RECLAIM, self._command_page, buffers.SnpPageReclaim(address=spa | large).pack()
+                )
+                for spa, large in some
+            )
+            _expect_success((yield reclaims), SnpCommand.PAGE_RECLAIM)
+            yield from self._checked(
+                [
+                    op.RmpUpdate(spa, LARGE_PAGE_BYTES if large else PAGE_BYTES, _sized(_HYPERVISOR, large))
+                    for spa, large in some
+                ]
+            )
+            del record.lent[: len(some)]
+
     def _page_reclaim(self, spa: int) -> Task:
         page = buffers.SnpPageReclaim(address=spa)
         yield from self._must(SnpCommand.PAGE_RECLAIM, self._command_page, page.pack())
@@ -329,8 +361,11 @@ class Hypervisor:
         yield from self._must(LegacyCommand.ACTIVATE, command, activate.pack())
         yield (op.HostWork("psp.launch_region_ns"),)
         for gpa, data in sev_launch_ranges(record.firmware):
-            update = buffers.LaunchUpdateData(handle=record.handle, address=_spa_of(record, gpa), length=len(data))
+            spa = _spa_of(record, gpa)
+            update = buffers.LaunchUpdateData(handle=record.handle, address=spa, length=len(data))
+            yield from self._lend(record, spa, len(data))
             yield from self._must(LegacyCommand.LAUNCH_UPDATE_DATA, command, update.pack())
+            yield from self._take_back(record)
         yield from self._measure(record)
         finish = buffers.Handle(handle=record.handle)
         yield from self._must(LegacyCommand.LAUNCH_FINISH, command, finish.pack())

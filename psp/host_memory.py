@@ -29,20 +29,15 @@ class HostMemory:
     def check_writable(self, spa: int, length: int) -> None:
         """After SNP_INIT what firmware writes must be in Firmware state. Raises PspError(INVALID_PAGE_STATE)."""
         self.check_present(spa, length)
-        self._check_pages(spa, length, PageState.FIRMWARE)
+        self._check_pages(spa, length)
 
-    def check_unassigned(self, spa: int, length: int) -> None:
-        """After SNP_INIT a guest without SNP lives in the hypervisor's pages. Raises PspError(INVALID_PAGE_STATE)."""
-        self.check_present(spa, length)
-        self._check_pages(spa, length, PageState.HYPERVISOR)
-
-    def _check_pages(self, spa: int, length: int, wanted: PageState) -> None:
+    def _check_pages(self, spa: int, length: int) -> None:
         if not self.snp_initialised:
             return
         for page in range(spa // PAGE_BYTES * PAGE_BYTES, spa + length, PAGE_BYTES):
             # A page without an entry is the hypervisor's for ever.
             entry = self._bus.rmp_entry(page) if self._bus.rmp_covers(page) else _NO_ENTRY
-            if page_state(entry) is not wanted:
+            if page_state(entry) is not PageState.FIRMWARE:
                 raise PspError(Status.INVALID_PAGE_STATE)
 
     def write(self, spa: int, data: bytes) -> None:

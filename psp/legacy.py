@@ -180,7 +180,7 @@ class LegacyFirmware:
             raise PspError(Status.INVALID_ADDRESS)
         if not guest.asid:
             raise PspError(Status.INACTIVE)
-        self._memory.check_unassigned(update.address, update.length)
+        self._memory.check_writable(update.address, update.length)
         end = update.address + update.length
         for spa in range(update.address, end, _AT_ONCE_BYTES):
             # The host names up to 4 GiB; firmware never holds more than a piece of it.

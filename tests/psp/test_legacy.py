@@ -29,6 +29,8 @@ def test_a_sev_launch_is_measured_with_its_nonce() -> None:
     handle = sev_guest(machine)
     data = bytes(range(256)) * 32
     machine.bus.write(GUEST_PAGE, data)
+    for spa in range(GUEST_PAGE, GUEST_PAGE + len(data), PAGE):
+        machine.bus.rmp_set(spa, FIRMWARE)
     launch = buffers.LaunchUpdateData(handle, GUEST_PAGE, len(data))
     assert machine.call(LegacyCommand.LAUNCH_UPDATE_DATA, launch.pack()) == 0
     assert machine.bus.read_guest(GUEST_PAGE, len(data), 6) == data
@@ -86,7 +88,7 @@ def test_a_sev_command_in_a_guest_state_that_forbids_it_changes_nothing(
 def test_launch_update_data_refuses_bad_ranges(address: int, length: int, status: Status) -> None:
     machine = up()
     handle = sev_guest(machine)
-    machine.bus.rmp_set(GCTX, FIRMWARE)
+    machine.bus.rmp_set(GUEST_PAGE, FIRMWARE)
     launch = buffers.LaunchUpdateData(handle, address, length)
     assert machine.call(LegacyCommand.LAUNCH_UPDATE_DATA, launch.pack()) == status
     assert machine.psp.legacy_launch_record(handle).digest == hashlib.sha256(b"").digest()

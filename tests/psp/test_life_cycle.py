@@ -207,7 +207,9 @@ class Guests(RuleBasedStateMachine):
     def sev_update(self, back: int) -> None:
         handle = self.last_handle - back
         self.machine.bus.write(0x1000, buffers.LaunchUpdateData(max(handle, 0), LAUNCH_PAGE, 64).pack())
+        self.machine.bus.rmp_set(LAUNCH_PAGE, FIRMWARE)
         status = self.machine.psp.submit(LegacyCommand.LAUNCH_UPDATE_DATA, 0x1000)
+        self.machine.bus.rmp.pop(LAUNCH_PAGE // PAGE)
         expected = self._sev_expected(handle, {1})
         if expected is Status.SUCCESS and not self.sev[handle].asid:
             expected = Status.INACTIVE

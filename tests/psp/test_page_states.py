@@ -166,20 +166,21 @@ def test_after_snp_init_output_goes_only_to_firmware_pages(command: int, where: 
 
 
 @pytest.mark.parametrize("state", PageState)
-def test_after_snp_init_a_sev_guest_is_launched_only_in_hypervisor_pages(state: PageState) -> None:
+def test_after_snp_init_a_sev_guest_is_launched_only_in_pages_lent_to_firmware(state: PageState) -> None:
     machine = up()
     handle = sev_guest(machine)
+    machine.bus.rmp_set(OUT - 4096, ENTRIES[PageState.FIRMWARE])
     machine.bus.rmp_set(OUT, ENTRIES[state])
     update = buffers.LaunchUpdateData(handle, OUT - 16, 32).pack()
     machine.bus.write(COMMAND_PAGE, update)
     before = machine.snapshot()
     status = machine.psp.submit(LegacyCommand.LAUNCH_UPDATE_DATA, COMMAND_PAGE)
-    assert status == (Status.SUCCESS if state is PageState.HYPERVISOR else Status.INVALID_PAGE_STATE)
+    assert status == (Status.SUCCESS if state is PageState.FIRMWARE else Status.INVALID_PAGE_STATE)
     assert (machine.snapshot() == before) == (status != Status.SUCCESS)
 
 
-def test_memory_outside_the_rmp_is_the_hypervisor_s() -> None:
+def test_memory_outside_the_rmp_can_never_be_lent_to_firmware() -> None:
     machine = up()
     handle = sev_guest(machine)
     update = buffers.LaunchUpdateData(handle, UNCOVERED, 4096).pack()
-    assert machine.call(LegacyCommand.LAUNCH_UPDATE_DATA, update) == Status.SUCCESS
+    assert machine.call(LegacyCommand.LAUNCH_UPDATE_DATA, update) == Status.INVALID_PAGE_STATE
