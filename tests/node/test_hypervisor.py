@@ -109,7 +109,7 @@ def test_a_launch_without_a_free_asid_is_refused(generation, room):
     used = host.hypervisor.frames.used_bytes
     late = start(host, "late", generation)
     assert late.state is GuestState.REFUSED
-    assert late.reason == f"ASID: all {room} of the host for {generation.name} are in use or dirty"
+    assert late.reason == f"ASID: all {room} of the host for {generation.name} are in use"
     assert host.hypervisor.frames.used_bytes == used
     host.destroy("vm0")
     run(host)

@@ -441,7 +441,7 @@ def test_asids_run_out_and_come_back_after_a_flush() -> None:
     host = new_host({"toy": counting(1000)}, min_sev_asid=3)
     first, second, third = (launch(host, guest_spec(f"vm-{number}")) for number in range(3))
     assert (first.asid, second.asid) == (1, 2)
-    assert third.reason == "ASID: all 2 of the host for SEV_SNP are in use or dirty"
+    assert third.reason == "ASID: all 2 of the host for SEV_SNP are in use"
     flushes = host.board.bus.wbinvds
     host.destroy("vm-0")
     run_until(host, host.now_ns + S)
