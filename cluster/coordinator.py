@@ -1,6 +1,6 @@
 """The coordinator: how far everybody may go, and when the control plane may act.
 
-Conservative synchronisation in a star. Let L be the lookahead, the control
+Conservative synchronisation in a star. Let L >= 1 be the lookahead, the control
 plane's latency. A host's message takes effect at the control plane at its own
 time; what the control plane does at T reaches a host at T + L or later. A host
 promises an earliest output; mail that is not handed over yet lowers it, since a
@@ -10,9 +10,23 @@ host may answer from the moment of delivery.
     act at T   only if T < promise: then nothing that could come before is unknown
     horizon    = min(promise, the control plane's next time) + L, at most the end
 
-Nobody can be reached by anything before the horizon, so hosts go there without
-asking. Windows are half-open. Wherever they are cut, the same messages meet the
-same events in the same order, so results do not depend on it.
+Why an act is safe: T < promise is strict, so every message for T itself is
+there too, and one step sees them all, in their order.
+
+Why a window is safe: whatever the control plane does next, it does at its own
+next time or at that of a message, which no host sends before the promise. L later it
+arrives, not before the horizon. So within a window nobody can be reached by
+anything that is not in its inbox, and hosts go there without asking.
+
+Why it goes on: a shard lifts a promise to its host's next event, and after a
+window all of these are at its horizon H or later. So is all new mail, by the same
+sum as above. Once everything before the promise is acted on, the control plane's next
+time is not before it either; the next horizon is at least H + L, or the end.
+
+Why cuts change nothing: windows are half-open, [from, horizon). A shorter one
+hands over the same messages, earlier or later, but always before their time, and an
+inbox sorts them by (time, sender, sequence). So the same messages meet the same
+events in the same order. Nor does it matter which hosts share a process.
 """
 
 from __future__ import annotations
@@ -27,25 +41,11 @@ from cluster.entity import NEVER, Message
 from cluster.inbox import ProtocolViolationError
 from cluster.layout import Layout
 
-CALL_S = 0.25
-"""Wall time that a call should take at most, so that progress and Ctrl-C live."""
 PROGRESS_S = 1.0
 
 
-class EventBudget:
-    """How many events a shard may do in one call: as many as take about ``CALL_S``, as the last calls went."""
-
-    FIRST, LEAST, MOST = 500, 50, 200_000
-
-    def __init__(self, fixed: int | None = None) -> None:
-        self._fixed = fixed
-        self.events = fixed or self.FIRST
-
-    def learn(self, call_s: float, *, filled: bool) -> None:
-        """Take a call's wall time into account; ``filled``: the budget was used up."""
-        if self._fixed is None and (filled or call_s > CALL_S):
-            factor = min(2.0, max(0.1, CALL_S / max(call_s, 1e-6)))
-            self.events = min(self.MOST, max(self.LEAST, int(self.events * factor)))
+UNBOUNDED = NEVER
+"""Events of a call, where only its wall time bounds it."""
 
 
 class ControlPlane(Protocol):
@@ -60,7 +60,7 @@ class ControlPlane(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ProgressFacts:
-    """How far a run has come. Calls that go on with a window, because its events filled one, are no round trips."""
+    """How far a run has come. Calls that go on with a window, because it took longer than one, are no round trips."""
 
     virtual_ns: int
     round_trips: int
@@ -75,7 +75,7 @@ class CoordinatorResult:
     round_trips: int
     """Windows: how often everybody had to wait for everybody."""
     calls: int
-    """Calls of the layout: more than windows where one held too many events for a call."""
+    """Calls of the layout: more than windows where one took longer than a call may."""
     events: int
     stopped: str | None
 
@@ -84,7 +84,7 @@ class Coordinator:
     """Drives a layout's entities and a control plane to ``end_ns``.
 
     ``cut`` may shorten a window: it gets (from, horizon) and answers a time in
-    between, ``horizon`` included. ``event_budget`` fixes the events of a call.
+    between, ``horizon`` included. ``event_budget`` bounds the events of a call.
     Only tests have a reason for either.
     """
 
@@ -96,20 +96,23 @@ class Coordinator:
         end_ns: int,
         *,
         cut: Callable[[int, int], int] | None = None,
-        event_budget: int | None = None,
+        event_budget: int = UNBOUNDED,
         on_progress: Callable[[ProgressFacts], None] | None = None,
         should_stop: Callable[[], str | None] | None = None,
     ) -> None:
+        if lookahead_ns < 1:
+            raise ValueError(f"lookahead_ns: expected at least 1, got {lookahead_ns}: nobody could go anywhere")
         self._layout = layout
         self._control = control
         self._lookahead_ns = lookahead_ns
         self._end_ns = end_ns
         self._cut = cut
-        self._budget = EventBudget(event_budget)
+        self._event_budget = event_budget
         self._on_progress = on_progress
         self._should_stop = should_stop
         self._received: list[Message] = []
         self._mail: list[Message] = []
+        self._promise_ns = NEVER
         self._reached_ns = 0
         self._round_trips = 0
         self._calls = 0
@@ -118,16 +121,15 @@ class Coordinator:
 
     def run(self) -> CoordinatorResult:
         """Go to the end, or to where ``should_stop`` gives a reason."""
-        promise = self._layout.report().earliest_output_ns
+        self._promise_ns = self._layout.report().earliest_output_ns
         while True:
-            promise = self._act(promise)
+            promise = self._act(self._promise_ns)
             horizon = min(self._end_ns, min(promise, self._control_ns()) + self._lookahead_ns)
             if self._cut is not None and horizon > self._reached_ns + 1:
                 horizon = self._cut(self._reached_ns, horizon)
             stopped = self._go_to(horizon)
             if stopped is not None:
                 return self._result(stopped)
-            promise = self._layout.report().earliest_output_ns
             self._reached_ns = horizon
             if horizon == self._end_ns and min(self._control_ns(), *(m.time_ns for m in self._mail), NEVER) >= horizon:
                 return self._result(None)
@@ -161,12 +163,11 @@ class Coordinator:
         self._mail.clear()
         self._round_trips += 1
         while True:
-            called_s = time.monotonic()
-            report = self._layout.advance(horizon_ns, mail, self._budget.events)
-            self._budget.learn(time.monotonic() - called_s, filled=not report.reached)
+            report = self._layout.advance(horizon_ns, mail, self._event_budget)
             mail = {}
             self._calls += 1
             self._events += report.events
+            self._promise_ns = report.earliest_output_ns
             for message in report.outputs:
                 if message.time_ns < self._reached_ns:
                     raise ProtocolViolationError(

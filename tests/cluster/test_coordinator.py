@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import toy_hosts
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from toy_hosts import CONTROL, END_NS, LOOKAHEAD_NS, Log, Toy, ToyControl, calls_of, digest, run_toys, toys
 
 import cluster.coordinator as coordinator_module
-from cluster.coordinator import CALL_S, Coordinator, EventBudget
+from cluster.coordinator import Coordinator
 from cluster.entity import NEVER, Message
 from cluster.inbox import ProtocolViolationError
 from cluster.inline_layout import InlineLayout
@@ -160,6 +162,29 @@ def test_letters_and_local_events_of_one_nanosecond_do_meet_in_the_toys() -> Non
     assert met > 50
 
 
+@settings(max_examples=20, deadline=None)
+@given(
+    hosts=st.integers(1, 8), seed=st.integers(0, 1000), tick=st.sampled_from((0, 20, 60)),
+    speak=st.sampled_from((0, 100, 400)), hops=st.integers(0, 2), workers=st.integers(1, 4),
+    budget=st.sampled_from((1, 3, 50, 10_000)),
+)  # fmt: skip
+def test_any_fleet_however_cut_packed_and_bounded_tells_the_sequential_story(
+    hosts: int, seed: int, tick: int, speak: int, hops: int, workers: int, budget: int
+) -> None:
+    dice = random.Random(seed)
+    fleet = toys(hosts, seed, tick=tick, speak=speak, hops=hops)
+    log, _ = run_toys(
+        SplitLayout(workers, seed), fleet, cut=lambda begin, end: dice.randint(begin + 1, end), event_budget=budget
+    )
+    assert log == reference(fleet, calls_of(seed))
+
+
+@pytest.mark.parametrize("lookahead_ns", [0, -1])
+def test_a_lookahead_in_which_nobody_could_go_anywhere_is_refused(lookahead_ns: int) -> None:
+    with pytest.raises(ValueError, match="lookahead_ns: expected at least 1"):
+        run_toys(InlineLayout(), toys(2), lookahead_ns=lookahead_ns)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_extra_cuts_of_windows_change_nothing(seed: int, plain: str) -> None:
     dice = random.Random(seed)
@@ -263,20 +288,6 @@ def test_the_last_nanosecond_before_the_end_is_simulated_and_the_end_is_not() ->
     _, result = run_toys(InlineLayout(), quiet(2), control=plane)
     assert [time for time, _, _ in plane.log] == [END_NS - 1]
     assert result.reached_ns == END_NS
-
-
-def test_the_events_of_a_call_follow_the_wall_time_it_took() -> None:
-    budget = EventBudget()
-    budget.learn(CALL_S * 4, filled=True)
-    assert budget.events == EventBudget.FIRST // 4
-    for _ in range(40):
-        budget.learn(CALL_S / 100, filled=True)
-    assert budget.events == EventBudget.MOST
-    budget.learn(0.0, filled=False)
-    assert budget.events == EventBudget.MOST
-    for _ in range(40):
-        budget.learn(10.0, filled=True)
-    assert budget.events == EventBudget.LEAST
 
 
 def answers(*reasons: str | None) -> Iterator[str | None]:

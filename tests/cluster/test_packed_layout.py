@@ -1,4 +1,4 @@
-"""Hosts over Ray actors: the same results as in one process, and nothing left of Ray, said or running."""
+"""Hosts over Ray actors: the same results as in one process, and nothing left of Ray, said, running or kept."""
 
 import contextlib
 import json
@@ -7,20 +7,21 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from toy_hosts import Toy, digest, run_toys, toys
+from toy_hosts import Toy, build_badly, digest, run_toys, toys
 
 from cluster.bundled_scenarios import bundled_text
 from cluster.inbox import ProtocolViolationError
 from cluster.inline_layout import InlineLayout
 from cluster.layout import LayoutError, WorkerLostError
-from cluster.packed_layout import PackedLayout, packed_report, parsed_report
+from cluster.packed_layout import LONGEST_FOLDER, PackedLayout, short_folder
 from cluster.results import Results
-from cluster.shard import ShardReport
+from cluster.shard_worker import WorkerFailedError
 
 LONG_S = 60.0
 """Only so that a test that would hang fails instead."""
@@ -47,6 +48,23 @@ def descendants(root: int) -> dict[int, str]:
     return {pid: everybody[pid][1] for pid in family - {root}}
 
 
+def listened_at(pids: Iterable[int]) -> set[str]:
+    """Addresses on which these processes listen for TCP, as the kernel writes them."""
+    at: dict[str, str] = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":  # LISTEN
+                at[f"socket:[{fields[9]}]"] = fields[1].rpartition(":")[0]
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for handle in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    found.add(at.get(str(handle.readlink()), ""))
+    return found - {""}
+
+
 def wait_for(what: Callable[[], object]) -> None:
     deadline = time.monotonic() + LONG_S
     while not what():
@@ -63,30 +81,48 @@ def all_gone(family: dict[int, str]) -> bool:
     return not any(pid in alive and alive[pid][1] == line for pid, line in family.items())
 
 
+NONSENSE = {
+    "RAY_ADDRESS": "203.0.113.1:6379",
+    "RAY_NAMESPACE": "nonsense",
+    "RAY_JOB_CONFIG_JSON_ENV_VAR": "{",
+    "RAY_OVERRIDE_RESOURCES": "nonsense",
+    "RAY_RUNTIME_ENV_HOOK": "nonsense.hook",
+    "RAY_LOG_TO_STDERR": "1",
+}
+
+
 @pytest.fixture(scope="module")
-def packed() -> Iterator[PackedLayout]:
-    """One layout for all tests that leave it whole, started with nonsense in Ray's own variables."""
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PackedLayout]:
+    """One layout for all tests that leave it whole, started with nonsense in Ray's own variables and a long TMPDIR."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_ADDRESS", "203.0.113.1:6379")
-        patch.setenv("RAY_NAMESPACE", "nonsense")
+        for name, value in NONSENSE.items():
+            patch.setenv(name, value)
+        patch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("long" * 10)))
+        before = dict(os.environ)
         layout = PackedLayout(3)
-        layout.start(build_nothing, [])
-        yield layout
-        layout.close()
+        try:
+            layout.start(build_nothing, [])
+            assert dict(os.environ) == before
+            yield layout
+        finally:
+            layout.close()
 
 
 def build_nothing(_: bytes) -> None:
     raise AssertionError
 
 
-def test_reports_survive_msgpack() -> None:
-    report = ShardReport((1 << 63) - 1, 5, 7, False, ())
-    assert parsed_report(packed_report(report)) == report
-
-
 def test_less_than_one_worker_is_refused() -> None:
     with pytest.raises(LayoutError, match="expected at least 1, got 0"):
         PackedLayout(0)
+
+
+@pytest.mark.ray
+def test_ray_is_reachable_from_this_machine_only(packed: PackedLayout) -> None:
+    del packed
+    listening = listened_at(descendants(os.getpid()))
+    assert listening
+    assert listening <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
 
 @pytest.mark.ray
@@ -118,6 +154,14 @@ def test_an_error_in_a_worker_comes_out_as_it_was_raised(packed: PackedLayout) -
 
 
 @pytest.mark.ray
+def test_an_error_that_cannot_be_pickled_back_is_told_all_the_same(packed: PackedLayout) -> None:
+    packed._wanted = 2
+    with pytest.raises(WorkerFailedError, match="TwoWordsError") as caught:
+        packed.start(build_badly, [("toy", b"some")])
+    assert str(caught.value) == "TwoWordsError: cores: expected some"
+
+
+@pytest.mark.ray
 def test_a_process_that_has_ray_already_keeps_it_and_gets_an_error(packed: PackedLayout) -> None:
     import ray
 
@@ -140,9 +184,31 @@ def test_a_worker_that_is_killed_is_named_and_nothing_is_left_after_closing(pack
     os.kill(workers_of(os.getpid())[0], signal.SIGKILL)
     with pytest.raises(WorkerLostError, match=r"^worker [123] of 2 was lost"):
         run_toys(packed, toys(4))
+    os.kill(next(pid for pid, line in family.items() if "raylet/raylet" in line), signal.SIGKILL)
+    packed._looked_s = 0.0
+    with pytest.raises(WorkerLostError, match="Ray's process raylet ended unexpectedly"):
+        packed.gauges()
     packed.close()
-    wait_for(lambda: all_gone({pid: line for pid, line in family.items() if "ray" in line}))
+    assert all_gone({pid: line for pid, line in family.items() if "ray" in line})
     assert not Path(folder).exists()
+
+
+@pytest.mark.parametrize(
+    ("temporary", "expected"), [("/" + "t" * (LONGEST_FOLDER - 1), True), ("/" + "t" * LONGEST_FOLDER, False)]
+)
+def test_a_folder_whose_sockets_would_have_too_long_paths_is_not_used(
+    temporary: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", temporary)
+    monkeypatch.setattr("os.access", lambda *_: True)
+    assert (short_folder() == temporary) is expected
+
+
+def test_no_folder_for_sockets_at_all_is_an_error_that_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/" + "t" * 60)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(LayoutError, match=f"TMPDIR: expected a folder of at most {LONGEST_FOLDER} bytes"):
+        short_folder()
 
 
 Program = Callable[..., "subprocess.Popen[str]"]
@@ -199,6 +265,41 @@ def test_a_whole_run_says_nothing_of_ray_and_leaves_nothing_running(sevfleet: Pr
     assert any("raylet" in line for line in family.values())
     wait_for(lambda: all_gone(family))
     assert Results.load(tmp_path / "out").partial is None
+
+
+def folders_of_ray() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob("sf-*"))
+
+
+@pytest.mark.ray
+def test_an_interrupt_while_ray_starts_leaves_nothing_behind(sevfleet: Program) -> None:
+    before = folders_of_ray()
+    process = sevfleet("5000 h", "--quiet")
+    wait_for(lambda: any("raylet/raylet" in line for line in descendants(process.pid).values()))
+    family = descendants(process.pid)
+    for _ in range(2):  # the first asks for an end, the second interrupts
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.1)
+    while process.poll() is None:
+        family |= descendants(process.pid)
+        time.sleep(0.05)
+    out, err = process.communicate(timeout=LONG_S)
+    assert (process.returncode, out, err) == (130, "", "sevfleet: stopped\n")
+    assert all_gone(family)
+    assert folders_of_ray() <= before
+
+
+@pytest.mark.ray
+def test_sigterm_ends_a_run_with_what_it_has(sevfleet: Program, tmp_path: Path) -> None:
+    process = sevfleet("5000 h")
+    family = running(process)
+    process.terminate()
+    out, err = process.communicate(timeout=LONG_S)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM" in err
+    assert no_word_of_ray(out + err)
+    assert all_gone(family)
+    assert Results.load(tmp_path / "out").partial == "stopped by SIGTERM"
 
 
 @pytest.mark.ray

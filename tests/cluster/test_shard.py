@@ -5,7 +5,7 @@ from toy_hosts import CONTROL, Toy, ToyHost, build_toy
 
 from cluster.entity import NEVER, Advance, Message
 from cluster.inbox import ProtocolViolationError
-from cluster.shard import Shard
+from cluster.shard import CALL_S, SLICE_EVENTS, SLICE_S, Shard
 
 
 def shard_of(*toys: Toy) -> Shard:
@@ -80,6 +80,89 @@ def test_a_call_does_no_more_events_than_its_budget_and_says_that_it_is_not_thro
             break
     assert calls > 1
     assert (done, report.next_event_ns) == (whole.events, whole.next_event_ns)
+
+
+class Bench:
+    """A clock that stands still but for what events are said to cost."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.event_s = 0.0
+        self.slices: list[int] = []
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Dear(ToyHost):
+    """A host whose events take wall time."""
+
+    bench: Bench
+
+    def advance(self, horizon_ns: int, event_budget: int) -> Advance:
+        advance = super().advance(horizon_ns, event_budget)
+        self.bench.now_s += advance.events * self.bench.event_s
+        self.bench.slices.append(advance.events)
+        return advance
+
+
+def dear(bench: Bench, *toys: Toy) -> Shard:
+    def build(spec: bytes) -> Dear:
+        host = Dear(build_toy(spec).toy)
+        host.bench = bench
+        return host
+
+    return Shard(build, [(toy.name, toy.pack()) for toy in toys], bench)
+
+
+def test_a_call_ends_in_time_also_where_events_grow_dear_all_of_a_sudden() -> None:
+    bench = Bench()
+    shard = dear(bench, ticking("a"), ticking("b"))
+    assert shard.advance(50_000, {}, 1 << 62).reached
+    bench.event_s = 0.005
+    before_s = bench.now_s
+    report = shard.advance(100_000, {}, 1 << 62)
+    assert not report.reached
+    assert CALL_S <= bench.now_s - before_s <= CALL_S + SLICE_EVENTS * bench.event_s
+    assert 50_000 <= report.next_event_ns < 100_000
+
+
+def test_slices_shrink_to_single_events_where_these_are_dear_and_grow_again() -> None:
+    bench = Bench()
+    shard = dear(bench, ticking("a"))
+    bench.event_s = 2 * SLICE_S
+    while bench.slices[-1:] != [1]:
+        assert not shard.advance(100_000, {}, 1 << 62).reached
+    bench.event_s = 0.0
+    assert shard.advance(100_000, {}, 1 << 62).reached
+    assert max(bench.slices[-3:]) <= SLICE_EVENTS == max(bench.slices)
+    assert bench.slices[bench.slices.index(1) :].count(SLICE_EVENTS) > 1
+
+
+def test_where_calls_end_changes_nothing() -> None:
+    bench = Bench()
+    bench.event_s = CALL_S / 3
+    slow, quick = dear(bench, ticking("a"), ticking("b")), shard_of(ticking("a"), ticking("b"))
+    calls = 1
+    while not slow.advance(2000, {}, 1 << 62).reached:
+        calls += 1
+    quick.advance(2000, {}, 1 << 62)
+    assert calls > 5
+    assert slow.collect(2000) == quick.collect(2000)
+
+
+class Runaway(ToyHost):
+    """Does not stop at its horizon."""
+
+    def advance(self, horizon_ns: int, event_budget: int) -> Advance:
+        return super().advance(horizon_ns + 500, event_budget)
+
+
+def test_an_entity_that_goes_past_its_horizon_is_named() -> None:
+    with pytest.raises(ProtocolViolationError, match=r"hasty: went to .* past its horizon 100 ns"):
+        Shard(lambda spec: Runaway(build_toy(spec).toy), [("hasty", ticking("hasty", 10).pack())]).advance(
+            100, {}, 1 << 62
+        )
 
 
 def test_mail_from_before_the_last_horizon_is_refused_by_name() -> None:

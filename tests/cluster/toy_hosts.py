@@ -16,7 +16,7 @@ from typing import Any
 import msgpack
 import simpy
 
-from cluster.coordinator import Coordinator, CoordinatorResult
+from cluster.coordinator import UNBOUNDED, Coordinator, CoordinatorResult
 from cluster.entity import NEVER, Advance, Message
 from cluster.inbox import Inbox
 from cluster.layout import Layout
@@ -161,6 +161,17 @@ def build_toy(spec: bytes) -> ToyHost:
     return ToyHost(Toy(name, tuple(peers), *rest))
 
 
+class TwoWordsError(Exception):
+    """Can be pickled, but not made again from that."""
+
+    def __init__(self, field: str, expected: str) -> None:
+        super().__init__(f"{field}: expected {expected}")
+
+
+def build_badly(spec: bytes) -> ToyHost:
+    raise TwoWordsError("cores", spec.decode())
+
+
 @dataclass
 class ToyControl:
     """Relays what hosts say, and calls on hosts at times of its own."""
@@ -222,7 +233,7 @@ def run_toys(
     end_ns: int = END_NS,
     lookahead_ns: int = LOOKAHEAD_NS,
     cut: Callable[[int, int], int] | None = None,
-    event_budget: int | None = None,
+    event_budget: int = UNBOUNDED,
 ) -> tuple[Log, CoordinatorResult]:
     """The log of every host and of the control plane."""
     plane = control or ToyControl(tuple(toy.name for toy in hosts), lookahead_ns, calls_of(hosts[0].seed))

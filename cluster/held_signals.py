@@ -1,0 +1,45 @@
+"""SIGINT and SIGTERM, held while something must not break off in the middle.
+
+Ray, interrupted while it starts or ends, leaves daemons behind or crashes; and
+it puts handlers of its own for these signals in place of the program's, also
+below Python. Both are seen to here: a signal that arrives in the block is given to
+the program's own handler after it, and that handler is there again.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Self
+
+HELD = (signal.SIGINT, signal.SIGTERM)
+
+
+class HeldSignals:
+    """A ``with`` block that no Ctrl-C interrupts; each is handed on after it.
+
+    Outside the main thread, which gets all signals, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[signal.Signals, signal.Handlers | int | None] = {}
+        self._arrived: list[int] = []
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in HELD:
+                self._before[number] = signal.signal(number, self._on_signal)  # type: ignore[assignment]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            # None is a handler that was not set from Python and cannot be set again from here.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for arrived in self._arrived:
+            signal.raise_signal(arrived)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._arrived.append(number)

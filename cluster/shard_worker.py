@@ -1,0 +1,111 @@
+"""What a worker process runs: a shard behind bytes, and how calls and reports become bytes.
+
+Nothing here knows Ray. A window crosses as one packed call and one packed report.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+
+import msgpack
+
+from cluster.entity import Message
+from cluster.errors import ToolError
+from cluster.shard import EntityFactory, Shard, ShardReport
+
+Mail = Mapping[str, tuple[Message, ...]]
+RowsByEntity = dict[str, dict[str, list[dict[str, object]]]]
+
+
+class WorkerFailedError(ToolError):
+    """An error in a worker that cannot cross to the driver as what it is; names its type and text."""
+
+
+@contextlib.contextmanager
+def _errors_that_cross() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - whatever it is, the driver must get to know it
+        raise portable(error) from None
+
+
+def portable(error: Exception) -> Exception:
+    """``error``, or one in its place where pickling would lose it, with its traceback as a note."""
+    note = "raised in a worker:\n" + "".join(traceback.format_exception(error))
+    try:
+        crosses = type(pickle.loads(pickle.dumps(error))) is type(error)  # noqa: S301 - made in this very line
+    except Exception:  # noqa: BLE001 - classes may do anything when they are pickled
+        crosses = False
+    there = error if crosses else WorkerFailedError(f"{type(error).__name__}: {error}")
+    there.add_note(note)
+    return there
+
+
+class ShardWorker:
+    """A shard behind bytes."""
+
+    def __init__(self) -> None:
+        self._shard: Shard | None = None
+
+    def start(self, factory: EntityFactory, specs: Sequence[tuple[str, bytes]]) -> bytes:
+        """Build the entities; the ones before are gone first, so that both never need memory at once."""
+        with _errors_that_cross():
+            self._shard = None
+            self._shard = Shard(factory, specs)
+            return packed_report(self._shard.report())
+
+    def advance(self, call: bytes) -> bytes:
+        """One window."""
+        assert self._shard is not None
+        with _errors_that_cross():
+            return packed_report(self._shard.advance(*parsed_call(call)))
+
+    def collect(self, end_ns: int) -> RowsByEntity:
+        """Rows by entity."""
+        assert self._shard is not None
+        with _errors_that_cross():
+            return self._shard.collect(end_ns)
+
+    def gauges(self) -> dict[str, dict[str, float]]:
+        """Live figures by entity."""
+        assert self._shard is not None
+        with _errors_that_cross():
+            return self._shard.gauges()
+
+
+def packed_call(horizon_ns: int, mail: Mail, event_budget: int) -> bytes:
+    """The arguments of ``Shard.advance`` as msgpack."""
+    letters = {name: [_fields(message) for message in messages] for name, messages in mail.items()}
+    packed: bytes = msgpack.packb((horizon_ns, letters, event_budget))
+    return packed
+
+
+def parsed_call(data: bytes) -> tuple[int, Mail, int]:
+    """The arguments back from msgpack."""
+    horizon_ns, mail, event_budget = msgpack.unpackb(data, use_list=False)
+    letters = {name: tuple(Message(*fields) for fields in messages) for name, messages in mail.items()}
+    return horizon_ns, letters, event_budget
+
+
+def packed_report(report: ShardReport) -> bytes:
+    """A report as msgpack."""
+    outputs = [_fields(message) for message in report.outputs]
+    packed: bytes = msgpack.packb(
+        (report.next_event_ns, report.earliest_output_ns, report.events, report.reached, outputs)
+    )
+    return packed
+
+
+def parsed_report(data: bytes) -> ShardReport:
+    """A report back from msgpack."""
+    following, promise, events, reached, outputs = msgpack.unpackb(data, use_list=False)
+    return ShardReport(following, promise, events, reached, tuple(Message(*fields) for fields in outputs))
+
+
+def _fields(message: Message) -> tuple[int, str, int, str, str, bytes]:
+    return (
+        message.time_ns, message.sender, message.sequence, message.receiver, message.kind, message.payload,
+    )  # fmt: skip

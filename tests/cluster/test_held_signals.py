@@ -1,0 +1,62 @@
+"""Signals that arrive in a block are given to the program's own handler after it."""
+
+import signal
+import threading
+from types import FrameType
+
+import pytest
+
+from cluster.held_signals import HELD, HeldSignals
+
+
+@pytest.mark.parametrize("number", HELD)
+def test_a_signal_waits_for_the_end_of_the_block(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+
+    def handler(arrived: int, _: FrameType | None) -> None:
+        told.append(arrived)
+
+    before = signal.signal(number, handler)
+    try:
+        with HeldSignals():
+            signal.raise_signal(number)
+            signal.raise_signal(number)
+            told.append("block")
+        assert told == ["block", number, number]
+        assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, before)
+
+
+def test_ctrl_c_is_an_interrupt_as_ever_only_later() -> None:
+    done = False
+
+    def block() -> None:
+        nonlocal done
+        with HeldSignals():
+            signal.raise_signal(signal.SIGINT)
+            done = True
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
+    assert done
+
+
+def test_a_handler_that_somebody_put_in_its_place_is_taken_away_again() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with HeldSignals():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_another_thread_may_use_it_too_and_handlers_stay() -> None:
+    seen: list[object] = []
+
+    def use() -> None:
+        with HeldSignals():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert seen == [signal.getsignal(signal.SIGINT)]
