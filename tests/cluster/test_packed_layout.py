@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from toy_hosts import Toy, build_badly, digest, run_toys, toys
 
+from cluster import process_family
 from cluster.bundled_scenarios import bundled_text
 from cluster.inbox import ProtocolViolationError
 from cluster.inline_layout import InlineLayout
@@ -184,7 +185,9 @@ def test_a_worker_that_is_killed_is_named_and_nothing_is_left_after_closing(pack
     os.kill(workers_of(os.getpid())[0], signal.SIGKILL)
     with pytest.raises(WorkerLostError, match=r"^worker [123] of 2 was lost"):
         run_toys(packed, toys(4))
-    os.kill(next(pid for pid, line in family.items() if "raylet/raylet" in line), signal.SIGKILL)
+    raylet = next(pid for pid, line in family.items() if "raylet/raylet" in line)
+    os.kill(raylet, signal.SIGKILL)
+    wait_for(lambda: not process_family.family([raylet]))
     packed._looked_s = 0.0
     with pytest.raises(WorkerLostError, match="Ray's process raylet ended unexpectedly"):
         packed.gauges()
