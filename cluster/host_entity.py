@@ -107,7 +107,7 @@ class HostEntity:
         costs: Mapping[str, float] = dict(_cost_table().overridden(dict(order.costs)))
         images = {key: firmware_image(key) for key in order.firmware}
         self.host = Host(order.spec, PROGRAMS, images, costs)
-        self._inbox = Inbox(self.host.env, self._receive)
+        self._inbox = Inbox(self.host.clock.env, self._receive)
         self._outbox: list[Message] = []
         self._sequence = 0
         self._kinds = {"launch": self._launch, "destroy": self._destroy}
@@ -126,19 +126,19 @@ class HostEntity:
 
     def next_event_ns(self) -> int:
         """Time of the next event or delivery."""
-        peek = self.host.env.peek()
+        peek = self.host.clock.env.peek()
         return NEVER if peek == float("inf") else int(peek)
 
     def earliest_output_ns(self) -> int:
         """The first mail that is still to be opened, or the pending launch that promises to end first."""
-        launches = min(self.host.promises.values(), default=NEVER)
+        launches = min(self.host.tasks.promises.values(), default=NEVER)
         if launches != NEVER:
             launches = max(launches, self.next_event_ns())
         return min(launches, self._inbox.next_ns)
 
     def advance(self, horizon_ns: int, event_budget: int) -> Advance:
         """Do the events before ``horizon_ns``."""
-        env = self.host.env
+        env = self.host.clock.env
         step, peek = env.step, env.peek
         done = 0
         while done < event_budget and peek() < horizon_ns:
@@ -163,11 +163,11 @@ class HostEntity:
         """Live figures of the host; the counts of machines are named ``machines/STATE/GENERATION``."""
         host = self.host
         counts = Counter(f"{MACHINES}{one.state}/{one.spec.generation.name}" for one in host.guests.values())
-        asids = host.hypervisor.asids
+        books = host.hypervisor.figures()
         return {
-            "memory_assigned_bytes": float(host.hypervisor.frames.used_bytes),
-            "psp_busy_ratio": host.psp_queue.busy_ns / max(1, host.now_ns, host.psp_queue.free_ns),
-            "asids_in_use": float(asids.in_use(Generation.SEV) + asids.in_use(Generation.SEV_SNP)),
+            "memory_assigned_bytes": float(books.memory_bytes),
+            "psp_busy_ratio": host.tasks.psp_queue.busy_ns / max(1, host.now_ns, host.tasks.psp_queue.free_ns),
+            "asids_in_use": float(books.asids_in_use),
             "memory_bandwidth_ratio": host.contention.utilisation,
             **{name: float(count) for name, count in sorted(counts.items())},
         }

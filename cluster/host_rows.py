@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from node.generation import Generation
 from node.guest import GuestState
 from node.host import Host
 from psp.commands import command_name
@@ -14,23 +13,22 @@ def host_rows(host: Host, events: int, end_ns: int) -> Rows:
     """Rows for the tables ``hosts``, ``psp`` and ``digests``."""
     product, spec = host.spec.product, host.spec
     name = spec.name
-    hypervisor, queue = host.hypervisor, host.psp_queue
+    books, queue = host.hypervisor.figures(), host.tasks.psp_queue
     controller = host.board.controller
     bandwidth = host.contention.bandwidth_bytes_per_s
-    asids = hypervisor.asids
     row: dict[str, object] = {
         "host": name,
         "product": product.name,
         "threads": product.sockets * product.cores * product.threads_per_core,
         "vcpus_peak": host.peak_vcpus,
         "memory_bytes": spec.memory_bytes,
-        "memory_peak_bytes": hypervisor.frames.peak_bytes,
-        "rmp_bytes": hypervisor.rmp_bytes,
+        "memory_peak_bytes": books.memory_peak_bytes,
+        "rmp_bytes": books.rmp_bytes,
         "resident_bytes": host.board.dram.resident_bytes,
-        "asids_sev": asids.capacity(Generation.SEV),
-        "asids_sev_peak": asids.peak(Generation.SEV),
-        "asids_es_snp": asids.capacity(Generation.SEV_SNP),
-        "asids_es_snp_peak": asids.peak(Generation.SEV_SNP),
+        "asids_sev": books.asids_sev,
+        "asids_sev_peak": books.asids_sev_peak,
+        "asids_es_snp": books.asids_es_snp,
+        "asids_es_snp_peak": books.asids_es_snp_peak,
         "vms": sum(guest.state is not GuestState.REFUSED for guest in host.guests.values()),
         "bandwidth_mean_ratio": host.contention.busy_bytes / (bandwidth * 1e-9 * end_ns) if end_ns else 0.0,
         "core_mean_ratio": host.contention.busy_thread_ns / (host.threads * end_ns) if end_ns else 0.0,
@@ -40,7 +38,7 @@ def host_rows(host: Host, events: int, end_ns: int) -> Rows:
         "bytes_encrypted": controller.bytes_encrypted,
         "bytes_decrypted": controller.bytes_decrypted,
         "operations": sum(guest.operations for guest in host.guests.values()),
-        "phase_completions": host.phase_completions,
+        "phase_completions": host.vcpus.phase_completions,
         "events": events,
     }
     row["limit"], row["limit_ratio"] = limiting_resource(row, end_ns)

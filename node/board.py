@@ -29,7 +29,7 @@ VMEXIT_INVALID = -1
 """Exit code of VMRUN when a check of the control block fails (APM volume 2, 15.5.1)."""
 
 HypervisorReply = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], int]
-ExitHandler = Callable[[Vmcb, op.PageStateChange], HypervisorReply]
+ExitHandler = Callable[[str, op.PageStateChange], HypervisorReply]
 
 
 class Board:
@@ -158,7 +158,7 @@ class Board:
     def _page_state_change(self, vmcb: Vmcb, one: op.PageStateChange) -> op.Answer:
         if self.exit_handler is None:
             return op.Fault(op.FaultKind.UNDEFINED_OPCODE, one.gpa)
-        handler = self.exit_handler(vmcb, one)
+        handler = self.exit_handler(vmcb.vm, one)
         try:
             batch = next(handler)
             while True:

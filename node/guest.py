@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -9,6 +10,7 @@ from node.generation import Generation
 from node.guest_memory_map import GuestMemoryMap
 from node.phase_cost import Mechanism, PhaseCost
 from node.program import ProgramSpec
+from node.tenant import TenantPort
 from node.vcpu import Vcpu
 
 
@@ -49,13 +51,19 @@ class Guest:
 
     spec: GuestSpec
     ordered_ns: int
+    software: TenantPort = field(init=False)
+    """Its start-up code and programs, from the moment it runs."""
     state: GuestState = GuestState.LAUNCHING
     vcpus: list[Vcpu] = field(default_factory=list)
     phase_costs: dict[int, tuple[PhaseCost, ...]] = field(default_factory=dict)
     """Costs of each vCPU's demands."""
-    reset_rips: tuple[int, ...] = ()
-    launched: tuple[int, ...] = ()
+    when_parked: Callable[[], None] | None = None
+    """Whom to tell when the last vCPU has come to rest for a pause."""
     asid: int = 0
+    launched: tuple[int, ...] = ()
+    """GPAs that firmware measured at launch."""
+    reset_rips: tuple[int, ...] = ()
+    """Where each vCPU comes out of reset."""
     launch_digest: str = ""
     running_ns: int = -1
     ended_ns: int = -1

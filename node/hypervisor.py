@@ -15,23 +15,22 @@ from node.asid_pool import AsidPool, AsidsExhausted
 from node.firmware_image import FirmwareImage
 from node.frame_allocator import FrameAllocator, OutOfMemory
 from node.generation import Generation
-from node.guest import Guest, GuestSpec
+from node.guest import GuestSpec
 from node.guest_memory_map import Range
 from node.measured_launch import VMSA_GPA, LaunchPage, launch_vmsas, sev_launch_ranges, snp_launch_pages
-from node.operation_cost import HostOperationCost
 from node.ovmf import FirmwareImageError
 from node.product import Product
 from node.vcpu_model import vcpu_model
-from node.vmcb import Vmcb
 from node.vmsa import SevFeature
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand, command_name
-from psp.firmware import SecurityProcessor
 from psp.launch_digest import PageType
 from psp.status import Status
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
 
 Task = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], None]
+LaunchTask = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], "Entered"]
+Reply = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], int]
 Launch = Callable[["Hypervisor", "GuestSpec", "LaunchedVm"], Task]
 Call = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], bytes]
 
@@ -53,6 +52,31 @@ _FIRMWARE = RmpEntry(assigned=True, immutable=True)
 
 class LaunchRefused(Exception):
     """A launch that the host or its firmware refused; everything taken for it was given back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """What a launch came to: where the VM's ASID, save areas and firmware context are, 0 for none."""
+
+    asid: int
+    save_areas: tuple[int, ...]
+    launched_gpas: tuple[int, ...]
+    gctx: int
+    handle: int
+
+
+@dataclass(frozen=True, slots=True)
+class HypervisorFigures:
+    """The hypervisor's books: memory that guests hold, and ASIDs of both kinds."""
+
+    memory_bytes: int
+    memory_peak_bytes: int
+    rmp_bytes: int
+    asids_in_use: int
+    asids_sev: int
+    asids_sev_peak: int
+    asids_es_snp: int
+    asids_es_snp_peak: int
 
 
 @dataclass(slots=True)
@@ -104,26 +128,19 @@ class Hypervisor:
         """The record of a VM; KeyError if there is none."""
         return self._vms[vm]
 
-    def launch_digest(self, vm: str, psp: SecurityProcessor) -> str:
-        """The launch digest as hexadecimal: the laboratory's own view, no host command returns it."""
-        record = self._vms[vm]
-        if record.gctx:
-            return psp.launch_record(record.gctx).digest.hex()
-        return psp.legacy_launch_record(record.handle).digest.hex() if record.handle else ""
-
-    def least_launch_ns(self, spec: GuestSpec, cost: HostOperationCost) -> int:
-        """A lower bound of a launch's time, which the host promises to its coordinator."""
-        firmware = self._images[spec.firmware]
-        if spec.generation is Generation.SEV_SNP:
-            page = cost.psp_service_ns(op.PspCommand(SnpCommand.LAUNCH_UPDATE))
-            finish = cost.psp_service_ns(op.PspCommand(SnpCommand.LAUNCH_FINISH))
-            others = 3 * cost.psp_service_ns(op.PspCommand(SnpCommand.GCTX_CREATE))
-            return int(len(firmware.data) // PAGE_BYTES * page + finish + others)
-        if spec.generation is Generation.SEV:
-            update = buffers.LaunchUpdateData(handle=1, address=0, length=len(firmware.data)).pack()
-            others = 4 * cost.psp_service_ns(op.PspCommand(LegacyCommand.LAUNCH_START))
-            return int(cost.psp_service_ns(op.PspCommand(LegacyCommand.LAUNCH_UPDATE_DATA, 0, update)) + others)
-        return 0
+    def figures(self) -> HypervisorFigures:
+        """The books as they stand."""
+        asids = self.asids
+        return HypervisorFigures(
+            memory_bytes=self.frames.used_bytes,
+            memory_peak_bytes=self.frames.peak_bytes,
+            rmp_bytes=self.rmp_bytes,
+            asids_in_use=asids.in_use(Generation.SEV) + asids.in_use(Generation.SEV_SNP),
+            asids_sev=asids.capacity(Generation.SEV),
+            asids_sev_peak=asids.peak(Generation.SEV),
+            asids_es_snp=asids.capacity(Generation.SEV_SNP),
+            asids_es_snp_peak=asids.peak(Generation.SEV_SNP),
+        )
 
     def bring_up(self) -> Task:
         """Initialise the firmware: SNP first where the product has it, then legacy."""
@@ -138,9 +155,8 @@ class Hypervisor:
             yield (op.Wbinvd(),)
             yield from self._must(LegacyCommand.DF_FLUSH)
 
-    def launch(self, guest: Guest) -> Task:
+    def launch(self, spec: GuestSpec) -> LaunchTask:
         """Launch a VM up to the entry of its boot processor. Raises LaunchRefused with everything given back."""
-        spec = guest.spec
         record = self._vms[spec.name] = LaunchedVm(spec.generation, self._images[spec.firmware])
         try:
             launch = self._way_to_launch(spec.generation)
@@ -153,6 +169,7 @@ class Hypervisor:
         except (OutOfMemory, AsidsExhausted, FirmwareImageError) as error:
             yield from self._give_back(spec.name, record)
             raise LaunchRefused(str(error)) from error
+        return Entered(record.asid, tuple(record.save_areas), record.launched_gpas, record.gctx, record.handle)
 
     def _way_to_launch(self, generation: Generation) -> Launch:
         if generation not in self.product.generations:
@@ -165,15 +182,13 @@ class Hypervisor:
         """Take a VM apart and give every resource back."""
         yield from self._give_back(vm, self._vms[vm])
 
-    def page_state_change(
-        self, vmcb: Vmcb, change: op.PageStateChange
-    ) -> Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], int]:
+    def page_state_change(self, vm: str, change: op.PageStateChange) -> Reply:
         """Answer a guest's page state change: reassign the pages in the RMP. Returns 0, or 1 if refused."""
-        if vmcb.generation is not Generation.SEV_SNP:
+        record = self._vms[vm]
+        if record.generation is not Generation.SEV_SNP:
             return 0
         if (change.gpa | change.length) % PAGE_BYTES or change.length <= 0:
             return 1
-        record = self._vms[vmcb.vm]
         backing = list(_backing(record, Range(change.gpa, change.length)))
         if sum(length for _, _, length in backing) != change.length:
             return 1  # Before anything changes: the range is not all memory of this guest.

@@ -1,13 +1,12 @@
-"""One vCPU of a guest: registers, the block it is in, and what it waits for."""
+"""One vCPU of a guest: registers, and what it waits for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from node.program import Block, Program, Registers
+from node.program import Registers
 
 if TYPE_CHECKING:
     from node.guest import Guest
@@ -39,10 +38,6 @@ class Vcpu:
     index: int
     save_area_spa: int
     registers: Registers = field(default_factory=Registers)
-    program: Program | None = None
-    """None while the vCPU is paused: nothing of it may stay then."""
-    blocks: Mapping[int, Callable[[Registers], Block]] = field(default_factory=dict)
-    block: Block | None = None
     state: VcpuState = VcpuState.WAITING
     slot: int = -1
     slept_from_ns: int = 0

@@ -16,7 +16,7 @@ CLOCKS_AND_WIRES |= {"subprocess", "threading", "time"}
 """What a chip must not know: clocks, threads, sockets and global randomness."""
 
 MAY_IMPORT = {
-    "node/host.py": {"simpy"},  # the event loop of one host
+    "node/clock.py": {"simpy"},  # the event loop of one host
 }
 RAY_ONLY_IN = "cluster/packed_layout.py"
 CLOCKLESS = ("tio", "psp", "node")

@@ -80,10 +80,10 @@ def run() -> Iterator[Figure]:
     yield Figure("kernel: VMs put in place", HOSTS * VMS_PER_HOST / (time.perf_counter() - began), "1/s")
     wall, core = time.perf_counter(), time.process_time()
     for host in fleet:
-        env = host.env
+        env = host.clock.env
         peek, step = env.peek, env.step
         while peek() < VIRTUAL_NS:
             step()
     wall, core = time.perf_counter() - wall, time.process_time() - core
-    done = sum(host.phase_completions for host in fleet)
+    done = sum(host.vcpus.phase_completions for host in fleet)
     yield Figure("kernel: phase completions", done / max(wall, core), "1/s", TARGET_PER_S, "the target")

@@ -31,13 +31,14 @@ from node.board import Board
 from node.dram import Dram
 from node.generation import Generation
 from node.guest import GuestSpec, GuestState
-from node.host import PROGRAM_FAULT, Host, HostSpec
+from node.host import Host, HostSpec
 from node.memory_controller import MemoryController
 from node.phase_cost import Mechanism
 from node.product import PRODUCTS
 from node.program import ProgramSpec
 from node.rmp import ReverseMapTable
 from node.vcpu import VcpuState
+from node.vcpu_runner import PROGRAM_FAULT
 from node.vmsa import read_field
 from psp.firmware import SecurityProcessor
 from workloads.library import PROGRAMS
@@ -67,24 +68,25 @@ def run_ledger(generation, pauses=()):
         if at <= host.now_ns:
             continue
         run(host, at)
-        host.env.run(until=at)
-        before = [(vcpu.program, vcpu.blocks, vcpu.registers) for vcpu in guest.vcpus]
+        host.clock.env.run(until=at)
+        software = guest.software
+        before = [(software.programs[vcpu.index], software.blocks[vcpu.index], vcpu.registers) for vcpu in guest.vcpus]
         host.pause("vm")
         run(host, at + length)
-        host.env.run(until=at + length)
+        host.clock.env.run(until=at + length)
         paused = [vcpu.state is VcpuState.PAUSED for vcpu in guest.vcpus]
         for vcpu, is_paused in zip(guest.vcpus, paused, strict=True):
             if is_paused:
-                assert vcpu.program is None
-                assert vcpu.block is None
-                assert not vcpu.blocks
+                assert software.programs[vcpu.index] is None
+                assert software.running[vcpu.index] is None
+                assert not software.blocks[vcpu.index]
                 assert vcpu.registers.rip == 0
         host.resume("vm")
         for vcpu, is_paused, (program, blocks, registers) in zip(guest.vcpus, paused, before, strict=True):
             if is_paused:
                 resumed += 1
-                assert vcpu.program is not program
-                assert vcpu.blocks is not blocks
+                assert software.programs[vcpu.index] is not program
+                assert software.blocks[vcpu.index] is not blocks
                 assert vcpu.registers is not registers
     run(host)
     assert guest.state is GuestState.RUNNING
@@ -130,13 +132,13 @@ def run_workload(name, generation, pauses):
     guest = host.guests["vm"]
     for at in pauses:
         run(host, at)
-        host.env.run(until=at)
+        host.clock.env.run(until=at)
         host.pause("vm")
-        host.env.run(until=at + 50_000)
+        host.clock.env.run(until=at + 50_000)
         host.resume("vm")
     # At a set number of units the VM is in the same place, whenever that is.
     while guest.vcpus[0].registers.r13 < 40 and guest.state is GuestState.RUNNING and host.now_ns < 4000 * SECOND:
-        host.env.step()
+        host.clock.env.step()
     assert guest.state is GuestState.RUNNING, (guest.shutdown_code, guest.faults)
     host.close(host.now_ns)
     registers = guest.vcpus[0].registers
@@ -156,7 +158,7 @@ def test_tenant_programs_go_on_after_pauses_as_if_there_had_been_none(name, gene
 def test_work_of_a_vm_that_is_paused_at_the_end_is_counted(generation):
     host = make_host()
     guest = start(host, "vm", generation, "busy", vcpus=2)
-    host.env.run(until=SECOND)
+    host.clock.env.run(until=SECOND)
     done = sum(vcpu.registers.r13 for vcpu in guest.vcpus)
     host.pause("vm")
     run(host, 2 * SECOND)
@@ -169,7 +171,7 @@ def test_work_of_a_vm_that_is_paused_at_the_end_is_counted(generation):
 def test_work_of_a_vm_that_was_paused_and_destroyed_is_counted():
     host = make_host()
     guest = start(host, "vm", Generation.SEV_SNP, "busy")
-    host.env.run(until=SECOND)
+    host.clock.env.run(until=SECOND)
     done = guest.vcpus[0].registers.r13
     host.pause("vm")
     host.destroy("vm")
@@ -182,7 +184,7 @@ def test_work_of_a_vm_that_was_paused_and_destroyed_is_counted():
 def test_registers_of_a_paused_vm_lie_in_dram_encrypted_only_where_the_generation_says(generation):
     host = make_host()
     guest = start(host, "vm", generation, "busy")
-    host.env.run(until=SECOND)
+    host.clock.env.run(until=SECOND)
     done = guest.vcpus[0].registers.r13
     host.pause("vm")
     page = host.board.dram.read(guest.vcpus[0].save_area_spa, 4096)
@@ -201,7 +203,7 @@ def test_a_resume_before_the_pause_took_hold_does_not_run_a_block_twice():
     host = make_host({"once": script(write_once)})
     guest = start(host, "vm", Generation.PLAIN, "once")
     run(host, 5)
-    host.env.run(until=5_000)
+    host.clock.env.run(until=5_000)
     assert guest.vcpus[0].state is VcpuState.BLOCK
     host.pause("vm")
     host.resume("vm")
@@ -216,7 +218,7 @@ def test_application_processors_do_not_start_on_a_paused_vm():
     run(host, SECOND)
     assert [vcpu.state for vcpu in guest.vcpus] == [VcpuState.PAUSED, VcpuState.WAITING, VcpuState.WAITING]
     host.resume("vm")
-    host.env.run(until=2 * SECOND)
+    host.clock.env.run(until=2 * SECOND)
     assert all(vcpu.registers.r13 for vcpu in guest.vcpus)
 
 
@@ -229,8 +231,8 @@ def test_a_batch_takes_effect_at_one_instant_when_its_time_has_passed():
     guest = start(host, "vm", Generation.PLAIN, "writes")
     base = guest.spec.memory.placement("vm", 0, 11).base_gpa
     seen = []
-    while host.env.peek() < SECOND:
-        host.env.step()
+    while host.clock.env.peek() < SECOND:
+        host.clock.env.step()
         seen.append(tuple(look(host, guest, base + at * MIB, 1) for at in range(2)))
     assert set(seen) == {(b"\0", b"\0"), (b"x", b"x")}
     least = 2 * 65536 / COSTS["dram.copy_bytes_per_s"] * 1e9
@@ -334,26 +336,26 @@ def test_one_completion_event_at_a_time_and_void_ones_do_nothing():
         start(host, f"vm{number}", Generation.PLAIN, "busy", vcpus=2)
     armed = 0
     for _ in range(3000):
-        before = (host.phase_completions, host.contention.running, host.contention.latency_ns)
-        expected = host._completion_ns
-        host.env.step()
+        before = (host.vcpus.phase_completions, host.contention.running, host.contention.latency_ns)
+        expected = host.vcpus.cores._completion_ns
+        host.clock.env.step()
         if host.now_ns == expected:
             armed += 1
-        elif host.phase_completions != before[0]:
+        elif host.vcpus.phase_completions != before[0]:
             pytest.fail("a phase ended at another time than the one completion event's")
-        assert host._completion_ns > host.now_ns
-        assert host._completion_ns in {int(entry[0]) for entry in host.env._queue}
-    assert host.phase_completions >= armed > 500
+        assert host.vcpus.cores._completion_ns > host.now_ns
+        assert host.vcpus.cores._completion_ns in {int(entry[0]) for entry in host.clock.env._queue}
+    assert host.vcpus.phase_completions >= armed > 500
 
 
 def test_a_vm_that_is_destroyed_leaves_its_completion_event_void():
     host = make_host()
     guest = start(host, "vm", Generation.PLAIN, "busy")
     run(host, SECOND // 100)
-    done = host.phase_completions
+    done = host.vcpus.phase_completions
     host.destroy("vm")
     run(host)
-    assert host.phase_completions == done
+    assert host.vcpus.phase_completions == done
     assert guest.state is GuestState.DESTROYED
 
 
@@ -406,9 +408,9 @@ def test_the_parts_of_a_vms_time_add_up_to_its_active_time(generation):
     host = make_host()
     guests = [start(host, f"vm{n}", generation, "ledger", vcpus=2, units=20) for n in range(2)]
     guests.append(start(host, "busy", generation, "busy", vcpus=4))
-    host.env.run(until=3_000_000)
+    host.clock.env.run(until=3_000_000)
     host.pause("busy")
-    host.env.run(until=4_000_000)
+    host.clock.env.run(until=4_000_000)
     host.resume("busy")
     run(host, 40_000_000)
     host.close(40_000_000)
@@ -472,15 +474,15 @@ def test_programs_hold_no_reference_to_hardware(generation):
         host.launch(GuestSpec(name, generation, 1, 256 * MIB, ProgramSpec(name), number), lambda _: None, running=True)
     blocks = 0
     for _ in range(300):
-        host.env.step()
+        host.clock.env.step()
         for guest in host.guests.values():
-            for vcpu in guest.vcpus:
-                if vcpu.block is not None:
+            for block in guest.software.running:
+                if block is not None:
                     blocks += 1
-                    assert not [one for one in reachable(vcpu.block) if isinstance(one, HIDDEN)]
+                    assert not [one for one in reachable(block) if isinstance(one, HIDDEN)]
     assert blocks > 100
     for guest in host.guests.values():
-        assert not [one for one in reachable(guest.vcpus[0].blocks) if isinstance(one, HIDDEN)]
+        assert not [one for one in reachable(guest.software) if isinstance(one, HIDDEN)]
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
@@ -491,11 +493,9 @@ def test_hypervisor_tasks_hold_no_reference_to_hardware(generation):
     change = op.PageStateChange(vm.spec.memory.shared.gpa, 4096, shared=True)
     hidden = [one for task in tasks for one in reachable(task) if isinstance(one, HIDDEN)]
     assert not hidden
-    handler = host.hypervisor.page_state_change(host.board.vmcb("vm", 0), change)
+    handler = host.hypervisor.page_state_change("vm", change)
     assert not [one for one in reachable(handler) if isinstance(one, HIDDEN)]
-    from node.guest import Guest
-
-    launch = host.hypervisor.launch(Guest(guest_spec("new", generation), 0))
+    launch = host.hypervisor.launch(guest_spec("new", generation))
     answers = None
     while True:
         try:

@@ -63,7 +63,7 @@ def test_a_vm_destroyed_while_it_launches_goes_when_it_has_come(generation):
     before, told = holdings(host), []
     host.launch(guest_spec("vm", generation), lambda guest: told.append(guest.state))
     for _ in range(3):
-        host.env.step()
+        host.clock.env.step()
     host.destroy("vm")
     host.destroy("vm")
     assert host.guests["vm"].state is GuestState.LAUNCHING
@@ -97,7 +97,7 @@ def test_a_refused_launch_gives_everything_back_and_says_why(product, generation
     assert guest.state is GuestState.REFUSED
     assert guest.reason.startswith(reason)
     assert holdings(host) == before
-    assert not host.promises
+    assert not host.tasks.promises
 
 
 @pytest.mark.parametrize(("generation", "room"), [(Generation.SEV, 2), (Generation.SEV_SNP, 3)])
@@ -163,7 +163,7 @@ def test_a_vm_taken_down_in_the_middle_of_anothers_flush_does_not_spoil_it():
         run(host)
         now = host.now_ns
         host.launch(guest_spec("new", Generation.SEV_SNP), lambda _: None)
-        host.env.run(until=now + 1 + delay)
+        host.clock.env.run(until=now + 1 + delay)
         host.destroy("vm1")
         run(host)
         assert host.guests["new"].state is GuestState.RUNNING, host.guests["new"].reason
@@ -209,20 +209,20 @@ def test_a_launch_storm_waits_for_the_security_processor_in_order():
     waits = [guest.psp_wait_ns for guest in told]
     assert waits == sorted(waits)
     assert waits[-1] > 3 * single.psp_service_ns
-    assert host.psp_queue.busy_ns == 6 * single.psp_service_ns
-    assert host.psp_queue.waited_ns == sum(waits)
+    assert host.tasks.psp_queue.busy_ns == 6 * single.psp_service_ns
+    assert host.tasks.psp_queue.waited_ns == sum(waits)
 
 
 def test_the_books_of_the_queue_hold_every_command_of_a_launch():
     host = make_host()
     host.launch(guest_spec("vm", Generation.SEV_SNP, vcpus=2), lambda _: None)
     run(host)
-    counts = host.psp_queue.counts
+    counts = host.tasks.psp_queue.counts
     pages = len(host.guests["vm"].launched) + 2
     assert counts[SnpCommand.LAUNCH_UPDATE] == pages
     assert counts[SnpCommand.LAUNCH_START] == counts[SnpCommand.LAUNCH_FINISH] == 1
     each = COSTS["psp.launch_update_ns_per_kib"] * 4
-    assert host.psp_queue.service_ns[SnpCommand.LAUNCH_UPDATE] == pages * round(each)
+    assert host.tasks.psp_queue.service_ns[SnpCommand.LAUNCH_UPDATE] == pages * round(each)
     assert pages > COMMANDS_AT_ONCE or pages < 100
 
 
@@ -232,11 +232,11 @@ def test_nobody_is_told_before_the_promise(generation):
     promised = {}
     for number in range(3):
         host.launch(guest_spec(f"vm{number}", generation), lambda guest: told.append((guest.spec.name, host.now_ns)))
-    while host.env.peek() < SECOND * 50:
-        for name, at in host.promises.items():
+    while host.clock.env.peek() < SECOND * 50:
+        for name, at in host.tasks.promises.items():
             assert at >= promised.get(name, 0)
             promised[name] = at
-        host.env.step()
+        host.clock.env.step()
     assert len(told) == 3
     assert all(now >= promised[name] for name, now in told)
 
@@ -249,7 +249,7 @@ def test_a_sev_launch_is_measured_by_commands_in_the_specifications_order():
         LegacyCommand.LAUNCH_START, LegacyCommand.ACTIVATE, LegacyCommand.LAUNCH_UPDATE_DATA,
         LegacyCommand.LAUNCH_MEASURE, LegacyCommand.LAUNCH_FINISH,
     ):  # fmt: skip
-        assert host.psp_queue.counts[command] == 1
+        assert host.tasks.psp_queue.counts[command] == 1
 
 
 def test_a_launch_in_place_is_the_same_launch_charged_to_nobody():
@@ -258,5 +258,5 @@ def test_a_launch_in_place_is_the_same_launch_charged_to_nobody():
     quick = start(fast, "vm", Generation.SEV_SNP)
     run(slow)
     assert quick.launch_digest == slow.guests["vm"].launch_digest
-    assert (quick.running_ns, quick.psp_service_ns, fast.psp_queue.busy_ns) == (0, 0, 0)
+    assert (quick.running_ns, quick.psp_service_ns, fast.tasks.psp_queue.busy_ns) == (0, 0, 0)
     assert slow.guests["vm"].running_ns > slow.guests["vm"].psp_service_ns > 0

@@ -31,12 +31,13 @@ from node.dram import Dram
 from node.generation import Generation
 from node.guest import Guest, GuestState
 from node.guest_kernel import BOOT_FAILED
-from node.host import PROGRAM_FAULT, Host
+from node.host import Host
 from node.hypervisor import LaunchedVm
 from node.memory_controller import MemoryController
 from node.program import Block, Registers
 from node.rmp import ReverseMapTable
 from node.vcpu import VcpuState
+from node.vcpu_runner import PROGRAM_FAULT
 from node.vmsa import load_registers
 from psp.firmware import SecurityProcessor
 from psp.launch_digest import LaunchDigest
@@ -89,7 +90,7 @@ def test_pauses_at_any_time_lose_every_object_of_a_program_and_nothing_else(
     def resume() -> None:
         if guest.state is GuestState.PAUSED:
             parked.append(guest.vcpus[0].state)
-            assert guest.vcpus[0].block is None or parked[-1] is not VcpuState.PAUSED
+            assert guest.software.running[0] is None or parked[-1] is not VcpuState.PAUSED
         host.resume("vm")
 
     for time_ns in pauses:
@@ -114,7 +115,7 @@ def test_a_paused_vm_s_registers_lie_in_its_save_area_as_its_generation_keeps_th
         vcpu = guest.vcpus[0]
         assert vcpu.state is VcpuState.PAUSED
         assert vars_of(vcpu.registers) == dict.fromkeys(Registers.__slots__, 0)
-        assert vcpu.program is None
+        assert guest.software.programs[0] is None
         inside = load_registers(host.board.load_save_area(host.board.vmcb("vm", 0)))
         assert inside.rip in {ENTRY + 1, ENTRY + 2}
         raw = host.board.dram.read(vcpu.save_area_spa, PAGE_BYTES)
@@ -146,7 +147,7 @@ def test_operations_take_effect_when_their_time_has_passed() -> None:
     assert answers == []
     times = []
     while len(answers) < 2:
-        host.env.step()
+        host.clock.env.step()
         times.append((host.now_ns, len(answers)))
     first = next(now for now, count in times if count == 1)
     # A store of one line costs the idle latency and the copy: both rows of the cost table.
@@ -159,7 +160,7 @@ def test_phases_share_one_completion_event_and_voided_ones_do_nothing() -> None:
     for number in range(5):
         launch(host, guest_spec(f"vm-{number}", Generation.PLAIN), running=True)
     run_until(host, 200 * S)
-    assert host.phase_completions == 5 * 50
+    assert host.vcpus.phase_completions == 5 * 50
 
 
 def test_a_launch_promises_no_more_than_it_keeps() -> None:
@@ -168,12 +169,12 @@ def test_a_launch_promises_no_more_than_it_keeps() -> None:
     for number in range(4):
         spec = guest_spec(f"vm-{number}", GENERATIONS[number % 3])
         host.launch(spec, lambda guest: told.__setitem__(guest.spec.name, host.now_ns))
-    promised = dict(host.promises)
-    while host.promises:
-        for name, time_ns in host.promises.items():
+    promised = dict(host.tasks.promises)
+    while host.tasks.promises:
+        for name, time_ns in host.tasks.promises.items():
             assert time_ns >= promised[name]
-        promised |= host.promises
-        host.env.step()
+        promised |= host.tasks.promises
+        host.clock.env.step()
     assert all(told[name] >= time_ns for name, time_ns in promised.items())
 
 
@@ -183,10 +184,10 @@ def test_simultaneous_launches_wait_for_the_one_security_processor() -> None:
     for number in range(3):
         host.launch(guest_spec(f"vm-{number}"), guests.append)
     while len(guests) < 3:
-        host.env.step()
+        host.clock.env.step()
     service = [guest.psp_service_ns for guest in guests]
     assert service[0] == service[1] == service[2]
-    assert host.psp_queue.busy_ns == sum(service)
+    assert host.tasks.psp_queue.busy_ns == sum(service)
     assert max(guest.running_ns for guest in guests) >= sum(service)
     assert sum(guest.psp_wait_ns > 0 for guest in guests) >= 2
 
@@ -289,7 +290,7 @@ def test_a_page_that_was_valid_before_the_guest_asked_ends_its_start_up() -> Non
     told: list[Guest] = []
     host.launch(guest_spec(), told.append)
     while not told:
-        host.env.step()
+        host.clock.env.step()
     # The hypervisor cannot validate; a page that is valid already stands for a replayed entry.
     ((spa, _),) = host.board.vmcb("vm", 0).nested.translate(48 * MIB, 1)
     assert host.board.rmp is not None
@@ -366,11 +367,11 @@ def test_programs_and_the_hypervisor_reach_no_chip() -> None:
     host = new_host({"toy": counting(ROUNDS)})
     guest = launch(host)
     run_until(host, host.now_ns + S)
-    block: Block = guest.vcpus[0].blocks[ENTRY + 1](Registers())
+    block: Block = guest.software.blocks[0][ENTRY + 1](Registers())
     next(block)
-    task = host.hypervisor.launch(Guest(guest_spec("other"), 0))
+    task = host.hypervisor.launch(guest_spec("other"))
     next(task)
-    assert reachable([block, guest.vcpus[0].program]) & CHIPS == set()
+    assert reachable([block, guest.software]) & CHIPS == set()
     assert Counting in reachable([block])
     assert reachable([task, host.hypervisor]) & CHIPS == set()
     assert LaunchedVm in reachable([task])

@@ -152,8 +152,8 @@ def start(host: Host, *args, **kwargs) -> Guest:
 
 
 def run(host: Host, until_ns: int = 100 * SECOND) -> None:
-    while host.env.peek() < until_ns:
-        host.env.step()
+    while host.clock.env.peek() < until_ns:
+        host.clock.env.step()
 
 
 def look(host: Host, guest: Guest, gpa: int, length: int, private: bool = True):

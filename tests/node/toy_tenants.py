@@ -139,16 +139,16 @@ def launch(host: Host, spec: GuestSpec | None = None, *, running: bool = False) 
     told: list[Guest] = []
     host.launch(spec or guest_spec(), told.append, running=running)
     while not told:
-        host.env.step()
+        host.clock.env.step()
     return told[0]
 
 
 def run_until(host: Host, end_ns: int) -> None:
     """Every event before ``end_ns``."""
-    while host.env.peek() < end_ns:
-        host.env.step()
+    while host.clock.env.peek() < end_ns:
+        host.clock.env.step()
 
 
 def at(host: Host, time_ns: int, action: Callable[[], None]) -> None:
     """Call ``action`` at a virtual time."""
-    host.env.timeout(time_ns - host.now_ns).callbacks.append(lambda _: action())
+    host.clock.env.timeout(time_ns - host.now_ns).callbacks.append(lambda _: action())

@@ -1,0 +1,108 @@
+"""The hypervisor's tasks in virtual time: each batch is priced, waits for the security processor, and takes effect.
+
+The mailbox is one server. A launch under way promises that nothing will be said
+of it before what is left of it is served, behind what is queued already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+
+from node import operations as op
+from node.board import Board
+from node.clock import Clock
+from node.guest import Guest
+from node.hypervisor import LaunchRefused
+from node.operation_cost import HostOperationCost
+from node.psp_queue import PspQueue
+
+HypervisorTask = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], object]
+
+
+class HypervisorTasks:
+    """Runs the generators of one host's hypervisor on its board."""
+
+    def __init__(self, clock: Clock, board: Board, cost: HostOperationCost) -> None:
+        self.psp_queue = PspQueue()
+        self.promises: dict[str, int] = {}
+        """For each VM of which something will be said, the earliest time of that."""
+        self._clock = clock
+        self._board = board
+        self._cost = cost
+
+    def at_once(self, task: HypervisorTask) -> object:
+        """Run a task in no time, charged to nobody; its result. Raises what it raises."""
+        answers: tuple[op.Answer, ...] | None = None
+        try:
+            while True:
+                batch = task.send(answers)  # type: ignore[arg-type]
+                answers = self._board.execute_host(batch)
+        except StopIteration as end:
+            return end.value
+
+    def run(
+        self,
+        task: HypervisorTask,
+        guest: Guest,
+        done: Callable[[object], None],
+        refused: Callable[[LaunchRefused], None] | None = None,
+    ) -> None:
+        """Run a task from now on; ``done`` gets its result. Without ``refused`` it must not be refused."""
+        self._step(task, None, guest, done, refused)
+
+    def promise(self, guest: Guest, from_ns: int) -> None:
+        """Nothing will be said of a launch before what is left of it is served."""
+        if guest.least_left_ns:
+            from_ns = max(from_ns, self.psp_queue.free_ns)
+        promised = self.promises.get(guest.spec.name, 0)
+        self.promises[guest.spec.name] = max(promised, from_ns + guest.least_left_ns)
+
+    def when_due(self, guest: Guest, say: Callable[[], None]) -> None:
+        """Call ``say`` now, or when the promise for this VM allows it; the promise is kept then."""
+        name = guest.spec.name
+
+        def now() -> None:
+            del self.promises[name]
+            say()
+
+        self._clock.after(max(0, self.promises[name] - self._clock.now_ns), now)
+
+    def _step(
+        self,
+        task: HypervisorTask,
+        answers: tuple[op.Answer, ...] | None,
+        guest: Guest,
+        done: Callable[[object], None],
+        refused: Callable[[LaunchRefused], None] | None,
+    ) -> None:
+        try:
+            batch = task.send(answers)  # type: ignore[arg-type]
+        except StopIteration as end:
+            done(end.value)
+            return
+        except LaunchRefused as refusal:
+            if refused is None:
+                raise
+            refused(refusal)
+            return
+        now_ns = self._clock.now_ns
+        end_ns = self._served(batch, now_ns + round(sum([self._cost.price(one) for one in batch])), guest)
+
+        def take_effect() -> None:
+            self._step(task, self._board.execute_host(batch), guest, done, refused)
+
+        self._clock.after(end_ns - now_ns, take_effect)
+
+    def _served(self, batch: tuple[op.HypervisorOperation, ...], ready_ns: int, guest: Guest) -> int:
+        """When a batch that is ready for the mailbox is through with it."""
+        served = [(one.command, round(self._cost.psp_service_ns(one))) for one in batch if type(one) is op.PspCommand]
+        if not served:
+            return ready_ns
+        end_ns, waited_ns = self.psp_queue.serve(ready_ns, served)
+        service_ns = sum([ns for _, ns in served])
+        guest.psp_wait_ns += waited_ns
+        guest.psp_service_ns += service_ns
+        if guest.spec.name in self.promises:
+            guest.least_left_ns = max(0, guest.least_left_ns - service_ns)
+            self.promise(guest, end_ns)
+        return end_ns

@@ -1,0 +1,144 @@
+"""A VM's software where it runs: start-up code and one program per vCPU.
+
+A host reaches it only through ``begin`` and ``go_on``: registers and answers
+in, a batch of operations or a block's end out. So it may live in the host's
+process or in one of its own, and nothing else of it can be seen from outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from node.generation import Generation
+from node.guest_kernel import GuestKernel
+from node.guest_memory_map import GuestMemoryMap
+from node.operations import Answer, GuestOperation
+from node.program import Block, Demand, Ending, Program, ProgramFactory, ProgramSpec, Registers
+
+Outcome = tuple[GuestOperation, ...] | Ending
+"""What a block did: a batch to execute (a tuple), or how it ended."""
+
+
+class NoBlock(Exception):
+    """The vCPU's RIP names no block of its program."""
+
+
+@dataclass(frozen=True, slots=True)
+class TenantSpec:
+    """All that a VM's software is made of.
+
+    ``launched`` are the GPAs that firmware measured, ``reset_rips`` where each
+    vCPU comes out of reset.
+    """
+
+    name: str
+    generation: Generation
+    memory: GuestMemoryMap
+    program: ProgramSpec
+    seed: int
+    launched: tuple[int, ...]
+    reset_rips: tuple[int, ...]
+
+
+class TenantPort(Protocol):
+    """What a host knows of a VM's software, wherever that lives."""
+
+    @property
+    def entry(self) -> int:
+        """RIP at which the boot processor leaves the start-up code."""
+
+    @property
+    def demands(self) -> tuple[tuple[Demand, ...], ...]:
+        """Each vCPU's demands."""
+
+    def begin(self, vcpu: int, registers: Registers) -> Outcome:
+        """Start the block at RIP. Raises NoBlock."""
+
+    def go_on(self, vcpu: int, registers: Registers, answers: tuple[Answer, ...]) -> Outcome:
+        """Give the block that runs its answers."""
+
+    def drop(self, vcpu: int) -> None:
+        """Break a vCPU's block off."""
+
+    def forget(self, vcpu: int) -> None:
+        """Throw away every object of a vCPU's program."""
+
+    def rebuild(self, vcpu: int) -> None:
+        """Make a vCPU's program anew from its specification."""
+
+    def close(self) -> None:
+        """The VM is gone."""
+
+
+TenantFactory = Callable[[TenantSpec], TenantPort]
+
+
+class Tenant:
+    """A VM's software in this process."""
+
+    def __init__(self, spec: TenantSpec, factory: ProgramFactory) -> None:
+        self._spec = spec
+        self._factory = factory
+        count = len(spec.reset_rips)
+        self.programs: list[Program | None] = [None] * count
+        """None while a vCPU is paused: nothing of it may stay then."""
+        self.blocks: list[Mapping[int, Callable[[Registers], Block]]] = [{}] * count
+        self.running: list[Block | None] = [None] * count
+        """The block that each vCPU is in."""
+        for vcpu in range(count):
+            self.rebuild(vcpu)
+        boot = self.programs[0]
+        assert boot is not None
+        self.entry = boot.entry
+        self.demands = tuple(program.demands for program in self.programs if program is not None)
+
+    def begin(self, vcpu: int, registers: Registers) -> Outcome:
+        """Start the block at RIP. Raises NoBlock."""
+        start = self.blocks[vcpu].get(registers.rip)
+        if start is None:
+            raise NoBlock
+        block = start(registers)
+        try:
+            batch = next(block)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        self.running[vcpu] = block
+        return batch
+
+    def go_on(self, vcpu: int, registers: Registers, answers: tuple[Answer, ...]) -> Outcome:
+        """Give the block that runs its answers; it holds the registers it was begun with."""
+        block = self.running[vcpu]
+        assert block is not None
+        try:
+            return block.send(answers)
+        except StopIteration as end:
+            self.running[vcpu] = None
+            return end.value  # type: ignore[no-any-return]
+
+    def drop(self, vcpu: int) -> None:
+        """Break a vCPU's block off."""
+        self.running[vcpu] = None
+
+    def forget(self, vcpu: int) -> None:
+        """Throw away every object of a vCPU's program."""
+        self.programs[vcpu] = self.running[vcpu] = None
+        self.blocks[vcpu] = {}
+
+    def rebuild(self, vcpu: int) -> None:
+        """Make a vCPU's program anew from its specification."""
+        spec = self._spec
+        program = self._factory(spec.program, spec.memory.placement(spec.name, vcpu, spec.seed))
+        kernel = GuestKernel(spec.generation, spec.memory, spec.launched, vcpu, spec.reset_rips[vcpu], program.entry)
+        self.programs[vcpu] = program
+        self.blocks[vcpu] = {**kernel.blocks, **program.blocks}
+        self.running[vcpu] = None
+
+    def close(self) -> None:
+        """Nothing of it is anywhere else."""
+
+
+def local_tenants(programs: Mapping[str, ProgramFactory]) -> TenantFactory:
+    """Tenants in this process, of programs by name."""
+    return lambda spec: Tenant(spec, programs[spec.program.name])

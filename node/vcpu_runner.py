@@ -1,0 +1,309 @@
+"""vCPUs in virtual time: blocks, phases, sleeps and pauses.
+
+A vCPU goes on as its registers say. What a block asks of the hardware takes
+effect when the time of its batch has passed; a phase runs on the cores; a pause
+waits for the end of a block and leaves everything in the save area.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from node import operations as op
+from node.board import Board
+from node.clock import Clock
+from node.contention import Contention, PhaseAccount
+from node.cores import Cores
+from node.event_log import EventLog
+from node.generation import Generation
+from node.guest import Guest, GuestState
+from node.host_events import HostEvent
+from node.operation_cost import GuestOperationCost
+from node.phase_cost import PhaseCost
+from node.program import Demand, Ending, Registers
+from node.tenant import NoBlock, Outcome
+from node.vcpu import SLEEPING, Vcpu, VcpuState
+from node.vmsa import load_registers, save_registers
+
+PROGRAM_FAULT = 0xFE
+"""Shutdown code of a VM whose registers named no block, or whose blocks never take time."""
+
+_MOST_IDLE_BLOCKS = 1000
+
+
+class VcpuRunner:
+    """Runs the vCPUs of one host."""
+
+    def __init__(
+        self, clock: Clock, board: Board, contention: Contention, log: EventLog, hz: float, costs: Mapping[str, float]
+    ) -> None:
+        self.phase_completions = 0
+        self.cores = Cores(clock, contention, self._phases_ended)
+        self._clock = clock
+        self._board = board
+        self._contention = contention
+        self._log = log
+        self._hz = hz
+        self._costs = costs
+        self._guest_costs: dict[str, GuestOperationCost] = {}
+        self._known_costs: dict[tuple[tuple[Demand, ...], Generation], tuple[PhaseCost, ...]] = {}
+
+    # What a host asks for.
+
+    def prepare(self, guest: Guest) -> None:
+        """Price the demands of a VM that is about to run for the first time here."""
+        for vcpu, demands in zip(guest.vcpus, guest.software.demands, strict=True):
+            vcpu.instructions, vcpu.phases = [0.0] * len(demands), [0] * len(demands)
+            guest.phase_costs[vcpu.index] = self._phase_costs(demands, guest.spec.generation)
+        guest.demand_names = tuple(tuple(one.name for one in demands) for demands in guest.software.demands)
+
+    def go_on(self, vcpu: Vcpu) -> None:
+        """Go on with a vCPU as its registers say: the rest of a phase or sleep, else the next block."""
+        registers = vcpu.registers
+        if registers.r15 and registers.r14 == SLEEPING:
+            self._sleep(vcpu)
+        elif registers.r15:
+            self._compute(vcpu)
+        else:
+            self._run_blocks(vcpu, None)
+
+    def pause(self, guest: Guest, parked: Callable[[], None] | None = None) -> None:
+        """Stop a VM's vCPUs at the end of their blocks; ``parked`` is called when the last has stopped."""
+        guest.when_parked = parked
+        for vcpu in guest.vcpus:
+            if vcpu.state in (VcpuState.BLOCK, VcpuState.WAITING):
+                # One that waits for its start goes to its save area when the boot processor starts it.
+                vcpu.pause_wanted = True
+            elif vcpu.state in (VcpuState.COMPUTING, VcpuState.SLEEPING):
+                self.halt(vcpu, VcpuState.PAUSED)
+                self._park(vcpu)
+        self._tell_parked(guest)
+
+    def resume(self, guest: Guest) -> None:
+        """Rebuild a paused VM's programs from its specification and go on from its save areas."""
+        guest.when_parked = None
+        for vcpu in guest.vcpus:
+            vcpu.pause_wanted = False
+            # One in the middle of a block is past its last pause: it goes on with what it has.
+            if vcpu.state is not VcpuState.BLOCK:
+                guest.software.rebuild(vcpu.index)
+        for vcpu in guest.vcpus:
+            if vcpu.state is VcpuState.PAUSED:
+                self.load(vcpu)
+                self.go_on(vcpu)
+
+    def halt(self, vcpu: Vcpu, state: VcpuState) -> None:
+        """Take a vCPU off its core at once; what is left of a phase or sleep goes to R15."""
+        if vcpu.state is VcpuState.COMPUTING:
+            account = self.cores.stop(vcpu)
+            self._credit(vcpu, account)
+            vcpu.registers.r15 = -int(-account.remaining // 1)
+            if not vcpu.registers.r15:
+                self._count_phase(vcpu)
+        elif vcpu.state is VcpuState.SLEEPING:
+            vcpu.registers.r15 -= self._clock.now_ns - vcpu.slept_from_ns
+        elif vcpu.state is VcpuState.PAUSED:
+            self.load(vcpu)
+        vcpu.epoch += 1
+        vcpu.state = state
+
+    def stop(self, guest: Guest) -> None:
+        """Take all of a VM's vCPUs off the host; its software is gone."""
+        for vcpu in guest.vcpus:
+            self.halt(vcpu, VcpuState.STOPPED)
+            guest.software.drop(vcpu.index)
+        guest.software.close()
+
+    def close(self, guest: Guest, end_ns: int) -> None:
+        """Credit phases that still run with what they did until ``end_ns``."""
+        self._contention.advance(end_ns)
+        for vcpu in guest.vcpus:
+            if vcpu.state is VcpuState.COMPUTING:
+                self._credit(vcpu, self._contention.stop(vcpu.slot))
+                vcpu.state = VcpuState.STOPPED
+            elif vcpu.state is VcpuState.PAUSED:
+                self.load(vcpu)
+
+    def load(self, vcpu: Vcpu) -> None:
+        """Take a vCPU's registers from its save area."""
+        vmcb = self._board.vmcb(vcpu.guest.spec.name, vcpu.index)
+        load_registers(self._board.load_save_area(vmcb), vcpu.registers)
+
+    # Blocks.
+
+    def _run_blocks(self, vcpu: Vcpu, answers: tuple[op.Answer, ...] | None) -> None:
+        vcpu.state = VcpuState.BLOCK
+        software, index, registers = vcpu.guest.software, vcpu.index, vcpu.registers
+        for _ in range(_MOST_IDLE_BLOCKS):
+            if answers is None:
+                if vcpu.pause_wanted:
+                    self._park(vcpu)
+                    self._tell_parked(vcpu.guest)
+                    return
+                try:
+                    outcome: Outcome = software.begin(index, registers)
+                except NoBlock:
+                    break
+            else:
+                outcome = software.go_on(index, registers, answers)
+                answers = None
+            if type(outcome) is tuple:
+                self._issue(vcpu, outcome)
+                return
+            if self._end_block(vcpu, outcome):  # type: ignore[arg-type]  # a tuple is the only batch
+                return
+        self._power_off(vcpu.guest, PROGRAM_FAULT)
+
+    def _issue(self, vcpu: Vcpu, batch: tuple[op.GuestOperation, ...]) -> None:
+        guest = vcpu.guest
+        spent = self._guest_cost(guest.spec.generation).price(batch, self._contention.latency_ns, guest.lost_ns)
+        vcpu.elapsed_ns += spent
+        guest.operation_ns += spent
+        guest.operations += len(batch)
+        epoch = vcpu.epoch
+
+        def take_effect() -> None:
+            if vcpu.epoch != epoch:
+                return
+            vmcb = self._board.vmcb(guest.spec.name, vcpu.index)
+            answers = self._board.execute_guest(vmcb, batch)
+            _count(guest, batch, answers)
+            self._log.chain(guest.spec.name).record(self._clock.now_ns, HostEvent.BATCH, len(batch), vcpu.registers.r13)
+            self._run_blocks(vcpu, answers)
+
+        self._clock.after(spent, take_effect)
+
+    def _end_block(self, vcpu: Vcpu, ending: Ending) -> bool:
+        """Do what a block's end asks for; whether the vCPU now waits for something."""
+        if ending is None:
+            if vcpu.index == 0:
+                self._start_application_processors(vcpu.guest)
+            return False
+        if isinstance(ending, op.Shutdown):
+            self._power_off(vcpu.guest, ending.code)
+            return True
+        registers = vcpu.registers
+        if isinstance(ending, op.Sleep):
+            if ending.duration_ns <= 0:
+                return False
+            registers.r14, registers.r15 = SLEEPING, ending.duration_ns
+        else:
+            if ending.instructions <= 0:
+                return False
+            registers.r14, registers.r15 = ending.demand, ending.instructions
+        if vcpu.pause_wanted:
+            self._park(vcpu)
+            self._tell_parked(vcpu.guest)
+        else:
+            self.go_on(vcpu)
+        return True
+
+    def _start_application_processors(self, guest: Guest) -> None:
+        if guest.vcpus[0].registers.rip != guest.software.entry:
+            return
+        for vcpu in guest.vcpus[1:]:
+            if vcpu.state is VcpuState.WAITING:
+                self._run_blocks(vcpu, None)
+
+    # Phases and sleeps.
+
+    def _compute(self, vcpu: Vcpu) -> None:
+        registers = vcpu.registers
+        cost = vcpu.guest.phase_costs[vcpu.index][registers.r14]
+        vcpu.state = VcpuState.COMPUTING
+        self.cores.start(vcpu, cost.load, registers.r15)
+
+    def _sleep(self, vcpu: Vcpu) -> None:
+        vcpu.state = VcpuState.SLEEPING
+        vcpu.slept_from_ns = self._clock.now_ns
+        epoch = vcpu.epoch
+
+        def wake() -> None:
+            if vcpu.epoch == epoch:
+                vcpu.registers.r15 = 0
+                self._run_blocks(vcpu, None)
+
+        self._clock.after(vcpu.registers.r15, wake)
+
+    def _phases_ended(self, ended: list[tuple[Vcpu, PhaseAccount]]) -> None:
+        now = self._clock.now_ns
+        for vcpu, account in ended:
+            self._credit(vcpu, account)
+            registers = vcpu.registers
+            self._log.chain(vcpu.guest.spec.name).record(now, HostEvent.PHASE, registers.r14, registers.r15)
+            registers.r15 = 0
+            self._count_phase(vcpu)
+            vcpu.state = VcpuState.BLOCK
+        for vcpu, _ in ended:
+            if vcpu.state is VcpuState.BLOCK:  # Another vCPU's end may have been the end of the VM.
+                self._run_blocks(vcpu, None)
+
+    def _credit(self, vcpu: Vcpu, account: PhaseAccount) -> None:
+        vcpu.instructions[vcpu.registers.r14] += account.instructions
+        vcpu.loaded_ns += account.loaded_ns
+        vcpu.core_wait_ns += account.core_wait_ns
+        vcpu.elapsed_ns += account.elapsed_ns
+
+    def _count_phase(self, vcpu: Vcpu) -> None:
+        vcpu.phases[vcpu.registers.r14] += 1
+        self.phase_completions += 1
+
+    # Ends and pauses.
+
+    def _park(self, vcpu: Vcpu) -> None:
+        """Save a paused vCPU's registers and forget every object of its program."""
+        guest = vcpu.guest
+        vmcb = self._board.vmcb(guest.spec.name, vcpu.index)
+        page = bytearray(self._board.load_save_area(vmcb))
+        save_registers(vcpu.registers, page)
+        self._board.store_save_area(vmcb, bytes(page))
+        vcpu.state = VcpuState.PAUSED
+        vcpu.registers = Registers()
+        guest.software.forget(vcpu.index)
+        self._log.chain(guest.spec.name).record(self._clock.now_ns, HostEvent.PAUSED, vcpu.index)
+
+    def _tell_parked(self, guest: Guest) -> None:
+        if guest.when_parked is not None and all(vcpu.state in _AT_REST for vcpu in guest.vcpus):
+            tell, guest.when_parked = guest.when_parked, None
+            tell()
+
+    def _power_off(self, guest: Guest, code: int) -> None:
+        self.stop(guest)
+        guest.state = GuestState.STOPPED
+        guest.shutdown_code = code
+        guest.ended_ns = self._clock.now_ns
+        self._log.chain(guest.spec.name).record(self._clock.now_ns, HostEvent.STOPPED, code)
+        if guest.when_parked is not None:
+            tell, guest.when_parked = guest.when_parked, None
+            tell()
+
+    # Prices.
+
+    def _guest_cost(self, generation: Generation) -> GuestOperationCost:
+        found = self._guest_costs.get(generation.name)
+        if found is None:
+            found = self._guest_costs[generation.name] = GuestOperationCost(generation, self._costs)
+        return found
+
+    def _phase_costs(self, demands: tuple[Demand, ...], generation: Generation) -> tuple[PhaseCost, ...]:
+        """Costs of a program's demands, worked out once for all VMs that make the same."""
+        key = (demands, generation)
+        found = self._known_costs.get(key)
+        if found is None:
+            found = tuple(PhaseCost.of(demand, generation, self._hz, self._costs) for demand in demands)
+            self._known_costs[key] = found
+        return found
+
+
+_AT_REST = (VcpuState.PAUSED, VcpuState.WAITING, VcpuState.STOPPED)
+
+
+def _count(guest: Guest, batch: tuple[op.GuestOperation, ...], answers: tuple[op.Answer, ...]) -> None:
+    for one, answer in zip(batch, answers, strict=True):
+        kind = type(answer)
+        if kind is bytes:
+            guest.bytes_read += len(answer)  # type: ignore[arg-type]
+        elif kind is op.Fault:
+            guest.faults += 1
+        elif type(one) is op.Write:
+            guest.bytes_written += len(one.data)
