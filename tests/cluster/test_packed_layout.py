@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from toy_hosts import Toy, build_badly, digest, run_toys, toys
 
-from cluster import process_family
 from cluster.bundled_scenarios import bundled_text
 from cluster.inbox import ProtocolViolationError
 from cluster.inline_layout import InlineLayout
@@ -187,13 +186,18 @@ def test_a_worker_that_is_killed_is_named_and_nothing_is_left_after_closing(pack
         run_toys(packed, toys(4))
     raylet = next(pid for pid, line in family.items() if "raylet/raylet" in line)
     os.kill(raylet, signal.SIGKILL)
-    wait_for(lambda: not process_family.family([raylet]))
-    packed._looked_s = 0.0
-    with pytest.raises(WorkerLostError, match="Ray's process raylet ended unexpectedly"):
-        packed.gauges()
+    wait_for(lambda: told_by(packed) == "all 2 workers were lost: Ray's process raylet ended unexpectedly")
     packed.close()
     assert all_gone({pid: line for pid, line in family.items() if "ray" in line})
     assert not Path(folder).exists()
+
+
+def told_by(packed: PackedLayout) -> str:
+    """What the layout says when it has just looked after Ray's daemons."""
+    packed._looked_s = 0.0
+    with pytest.raises(WorkerLostError) as caught:
+        packed.gauges()
+    return str(caught.value)
 
 
 @pytest.mark.parametrize(
