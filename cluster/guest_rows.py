@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from node.guest import Guest, GuestState
+from node.guest_books import mechanism_ns, retired
 from node.host import Host
 from node.phase_cost import Mechanism
 
@@ -21,7 +22,9 @@ _STATES = {
 
 
 def guest_rows(host: Host, guest: Guest) -> Rows:
-    """Rows for the tables ``vms``, ``phases`` and ``vm_time``."""
+    """Rows for the tables ``vms``, ``phases`` and ``vm_time``; none for a VM whose books another host has."""
+    if guest.state in (GuestState.ARRIVING, GuestState.DEPARTED):
+        return {}  # Its books are, or still are, on another host.
     spec = guest.spec
     failed = guest.state is GuestState.STOPPED and guest.shutdown_code != 0
     ran = guest.running_ns >= 0
@@ -47,7 +50,7 @@ def guest_rows(host: Host, guest: Guest) -> Rows:
                 "psp_wait_ns": guest.psp_wait_ns,
                 "psp_service_ns": guest.psp_service_ns,
                 "units_of_work": guest.units_of_work,
-                "instructions": round(sum(sum(vcpu.instructions) for vcpu in guest.vcpus)),
+                "instructions": round(sum(sum(retired(vcpu)) for vcpu in guest.vcpus)),
                 "active_ns": sum(vcpu.elapsed_ns for vcpu in guest.vcpus),
                 "operations": guest.operations,
                 "faults": guest.faults,
@@ -64,27 +67,15 @@ def guest_rows(host: Host, guest: Guest) -> Rows:
     }
 
 
-def mechanism_ns(guest: Guest) -> dict[Mechanism, float]:
-    """Time of a VM by mechanism, summed over its vCPUs."""
-    times = {mechanism: guest.lost_ns.get(mechanism, 0.0) for mechanism in Mechanism}
-    for vcpu in guest.vcpus:
-        times[Mechanism.LOADED_LATENCY] += vcpu.loaded_ns
-        times[Mechanism.CORE_WAIT] += vcpu.core_wait_ns
-        for instructions, cost in zip(vcpu.instructions, guest.phase_costs[vcpu.index], strict=True):
-            for mechanism, ns in cost.parts:
-                times[mechanism] += instructions * ns
-    return times
-
-
 def _phase_rows(guest: Guest) -> list[dict[str, object]]:
     instructions: dict[str, float] = {}
     phases: Counter[str] = Counter()
     for vcpu in guest.vcpus:
-        for name, retired, count in zip(guest.demand_names[vcpu.index], vcpu.instructions, vcpu.phases, strict=True):
-            instructions[name] = instructions.get(name, 0.0) + retired
+        for name, done, count in zip(guest.demand_names[vcpu.index], retired(vcpu), vcpu.phases, strict=True):
+            instructions[name] = instructions.get(name, 0.0) + done
             phases[name] += count
     return [
-        {"vm": guest.spec.name, "demand": name, "phases": phases[name], "instructions": round(retired)}
-        for name, retired in sorted(instructions.items())
-        if retired
+        {"vm": guest.spec.name, "demand": name, "phases": phases[name], "instructions": round(done)}
+        for name, done in sorted(instructions.items())
+        if done
     ]

@@ -37,7 +37,7 @@ def host_rows(host: Host, events: int, end_ns: int) -> Rows:
         "psp_longest_wait_ns": queue.longest_wait_ns,
         "bytes_encrypted": controller.bytes_encrypted,
         "bytes_decrypted": controller.bytes_decrypted,
-        "operations": sum(guest.operations for guest in host.guests.values()),
+        "operations": host.vcpus.operations,
         "phase_completions": host.vcpus.phase_completions,
         "events": events,
     }

@@ -64,6 +64,7 @@ class Board:
         }
         self._host_table: dict[type, Callable[..., op.Answer]] = {
             op.HostRead: self._host_read,
+            op.HostReadWritten: self._host_read_written,
             op.HostWrite: self._host_write,
             op.HostClear: self._host_clear,
             op.HostWork: lambda _: None,
@@ -74,6 +75,8 @@ class Board:
             op.VmcbWrite: self._vmcb_write,
             op.VmcbClear: self._vmcb_clear,
             op.VmRun: self._vmrun,
+            op.DiskRead: self._disk_read,
+            op.DiskWrite: self._disk_write,
             op.PspCommand: self._psp_command,
             op.Wbinvd: self._wbinvd,
         }
@@ -167,16 +170,26 @@ class Board:
             return int(done.value)
 
     def _block(self, vmcb: Vmcb, one: op.BlockRead | op.BlockWrite) -> op.Answer:
-        disk = self._disks.get(vmcb.vm)
+        return self._disk(vmcb.vm).transfer(one)
+
+    def _disk(self, vm: str) -> Disk:
+        disk = self._disks.get(vm)
         if disk is None:
-            disk = self._disks[vmcb.vm] = Disk(self.controller, self.rmp, vmcb.nested)
-        return disk.transfer(one)
+            disk = self._disks[vm] = Disk(self.controller, self.rmp, self._nested_table(vm))
+        return disk
 
     # The host.
 
     def _host_read(self, one: op.HostRead) -> op.Answer:
         try:
             return self.controller.read(one.spa, one.length, 0)
+        except MachineCheck as fault:
+            return _machine_check(fault, one.spa)
+
+    def _host_read_written(self, one: op.HostReadWritten) -> op.Answer:
+        try:
+            runs = self.dram.resident_runs(one.spa, one.length)
+            return op.Runs(tuple([(spa, self.controller.read(spa, length, 0)) for spa, length in runs]))
         except MachineCheck as fault:
             return _machine_check(fault, one.spa)
 
@@ -243,6 +256,14 @@ class Board:
         if vmcb.encrypted and not self.controller.has_key(vmcb.asid):
             return VMEXIT_INVALID
         return 0
+
+    def _disk_read(self, one: op.DiskRead) -> op.Answer:
+        disk = self._disks.get(one.vm)
+        return op.Runs(() if disk is None else tuple(disk.media.runs()))
+
+    def _disk_write(self, one: op.DiskWrite) -> op.Answer:
+        self._disk(one.vm).media.write(one.lba, one.data)
+        return None
 
     def _psp_command(self, one: op.PspCommand) -> op.Answer:
         if one.buffer:

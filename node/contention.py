@@ -168,6 +168,14 @@ class Contention:
         self._free.append(slot)
         return PhaseAccount(done, remaining, elapsed, loaded, max(0.0, elapsed - wanted))
 
+    def rate_per_ns(self, slot: int) -> float:
+        """Instructions that a phase retires in a nanosecond, as last solved."""
+        return self._rate.item(slot)
+
+    def done(self, slot: int) -> float:
+        """Instructions that a running phase has retired up to the time of the last ``advance``."""
+        return self._total[slot] - max(0.0, self._remaining.item(slot))
+
     def _clear_vacant(self) -> None:
         """Slots that nobody took again hold an endless phase without load."""
         for slot in self._vacant:

@@ -64,7 +64,8 @@ class Disk:
 
     def __init__(self, memory: MemoryController, rmp: ReverseMapTable | None, nested: NestedPageTable) -> None:
         port = _GuestPort(memory, rmp, nested)
-        controller = NvmeController(port, NvmeNamespace(DISK_BLOCKS, op.BLOCK_BYTES))
+        self.media = NvmeNamespace(DISK_BLOCKS, op.BLOCK_BYTES)
+        controller = NvmeController(port, self.media)
         self._driver = NvmeDriver(controller, port, SHARED_GPA)
         self._started = False
 

@@ -169,6 +169,32 @@ class Dram:
         first = spa % CHUNK_BYTES // WORD_BYTES
         return self._chunk_to_write(spa, length).words[first : first + length // WORD_BYTES]
 
+    def resident_runs(self, spa: int, length: int) -> Iterator[tuple[int, int]]:
+        """Runs of whole pages in a range that hold what someone wrote, as (SPA, length). Raises MachineCheck."""
+        self._check(spa, length)
+        first, last = spa // PAGE_BYTES, (spa + length) // PAGE_BYTES
+        pages: set[int] = set()
+        for start, end, laid in self._laid.pieces(first, last) if self._laid else ():
+            if laid is not None:
+                pages.update(range(start, end))
+        for region in [one for one in self._written if first // _REGION_PAGES <= one <= last // _REGION_PAGES]:
+            bits, base = self._written[region], region * _REGION_PAGES
+            while bits:
+                page = base + (bits & -bits).bit_length() - 1
+                if first <= page < last:
+                    pages.add(page)
+                bits &= bits - 1
+        run = count = 0
+        for page in sorted(pages):
+            if count and page == run + count:
+                count += 1
+                continue
+            if count:
+                yield run * PAGE_BYTES, count * PAGE_BYTES
+            run, count = page, 1
+        if count:
+            yield run * PAGE_BYTES, count * PAGE_BYTES
+
     def release(self, spa: int, length: int) -> None:
         """Let a range read as zeros; its whole pages cost nothing any more. Raises MachineCheck outside of memory."""
         self._check(spa, length)

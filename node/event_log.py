@@ -24,6 +24,15 @@ class BucketDigest:
     digest: str
 
 
+@dataclass(frozen=True, slots=True)
+class ChainEnd:
+    """Where a chain stands: its open bucket, the records in it, its value."""
+
+    bucket: int
+    records: int
+    digest: bytes
+
+
 class EventLog:
     """Digest chains of the entities of one host."""
 
@@ -37,6 +46,14 @@ class EventLog:
         if found is None:
             found = self._chains[entity] = _Chain(entity, self._bucket_ns)
         return found
+
+    def leave(self, entity: str, now_ns: int) -> ChainEnd:
+        """Hand the chain of an entity that goes elsewhere over; closed buckets stay here."""
+        return self.chain(entity).leave(now_ns)
+
+    def enter(self, entity: str, end: ChainEnd) -> None:
+        """Go on with the chain of an entity that came."""
+        self.chain(entity).enter(end)
 
     def close(self) -> list[BucketDigest]:
         """Close every open bucket; rows by entity, then bucket."""
@@ -72,6 +89,22 @@ class _Chain:
         """Add one event that carries bytes, such as a launch digest."""
         self.record(now_ns, kind, len(octets))
         self._update(octets)
+
+    def leave(self, now_ns: int) -> ChainEnd:
+        """The open bucket goes along; nothing of it is left here."""
+        if now_ns >= self._end_ns:
+            self._close_bucket()
+            self._bucket = now_ns // self._bucket_ns
+        end = ChainEnd(self._bucket, self._count, self._hash.digest())
+        self._count = 0
+        return end
+
+    def enter(self, end: ChainEnd) -> None:
+        """Go on where another chain of this entity stood."""
+        self._bucket, self._count = end.bucket, end.records
+        self._end_ns = (end.bucket + 1) * self._bucket_ns
+        self._hash = hashlib.blake2b(end.digest, digest_size=16)
+        self._update = self._hash.update
 
     def _close_bucket(self) -> None:
         if self._count:

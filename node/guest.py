@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from node.dirty_log import DirtyLog
 from node.generation import Generation
 from node.guest_memory_map import GuestMemoryMap
 from node.phase_cost import Mechanism, PhaseCost
@@ -43,6 +44,14 @@ class GuestState(StrEnum):
     """It powered itself off."""
     DESTROYED = "destroyed"
     REFUSED = "refused"
+    ARRIVING = "arriving"
+    """Its place is kept; it comes from another host."""
+    DEPARTED = "departed"
+    """It lives on another host, which has its books."""
+
+
+GONE = (GuestState.DESTROYED, GuestState.REFUSED, GuestState.DEPARTED)
+"""A VM in one of these states has nothing on the host but its books."""
 
 
 @dataclass(slots=True)
@@ -82,6 +91,10 @@ class Guest:
     faults: int = 0
     units_of_work: int = 0
     """Sum of the vCPUs' R13, set when the host's books are closed."""
+    changed: Callable[[], None] | None = None
+    """Whom to tell when a vCPU begins a phase or a sleep."""
+    dirty_log: DirtyLog | None = None
+    """While it migrates away."""
     demand_names: tuple[tuple[str, ...], ...] = ()
     bytes_read: int = 0
     bytes_written: int = 0

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from node.arrivals import Arrivals
 from node.board import Board
 from node.clock import Clock
-from node.contention import Contention
+from node.contention import NEVER_NS, Contention
 from node.counter_random import CounterRandom
+from node.departures import Departures
 from node.event_log import EventLog
 from node.firmware_image import FirmwareImage
-from node.guest import Guest, GuestSpec, GuestState
+from node.guest import GONE, Guest, GuestSpec, GuestState
 from node.host_events import HostEvent
 from node.hypervisor import Entered, Hypervisor, LaunchRefused
 from node.hypervisor_tasks import HypervisorTasks
@@ -70,11 +72,13 @@ class Host:
         self.guests: dict[str, Guest] = {}
         self.peak_vcpus = 0
         self._tenants: TenantFactory = local_tenants(programs)
-        self._images = images
+        self.images = images
         self._cost = HostOperationCost(costs)
         self._chain = self.log.chain(spec.name)
         self.tasks = HypervisorTasks(self.clock, self.board, self._cost)
         self.vcpus = VcpuRunner(self.clock, self.board, self.contention, self.log, float(product.base_hz), costs)
+        self.departures = Departures(self)
+        self.arrivals = Arrivals(self)
         self.tasks.at_once(self.hypervisor.bring_up())
 
     @property
@@ -90,9 +94,7 @@ class Host:
         ``running`` puts a VM there as if its launch lay before time zero: the
         same operations, charged to nobody.
         """
-        known = self.guests.get(spec.name)
-        if known is not None and known.state not in (GuestState.DESTROYED, GuestState.REFUSED):
-            raise ValueError(f"{spec.name}: a VM of this name is on {self.spec.name} already")
+        self.check_name(spec.name)
         guest = Guest(spec, ordered_ns=self.now_ns, lost_ns=dict.fromkeys(Mechanism, 0.0))
         self.guests[spec.name] = guest
         self._chain.record_octets(self.now_ns, HostEvent.ORDERED, spec.name.encode())
@@ -106,7 +108,7 @@ class Host:
                 self._enter(guest, entered)
             notice(guest)
             return
-        guest.least_left_ns = least_launch_ns(self._images[spec.firmware], spec.generation, self._cost)
+        guest.least_left_ns = least_launch_ns(self.images[spec.firmware], spec.generation, self._cost)
         self.tasks.promise(guest, self.now_ns)
 
         def is_through(entered: object) -> None:
@@ -122,12 +124,23 @@ class Host:
         self.tasks.run(task, guest, is_through, is_refused)
         self.clock.settle()
 
+    def check_name(self, name: str) -> None:
+        """Raise ValueError if a VM of this name is here already."""
+        known = self.guests.get(name)
+        if known is not None and known.state not in GONE:
+            raise ValueError(f"{name}: a VM of this name is on {self.spec.name} already")
+
+    def earliest_output_ns(self, next_event_ns: int) -> int:
+        """Before which nothing will be said of any VM here, if nobody asks; NEVER_NS for a quiet host."""
+        promises = [max(promise, next_event_ns) for promise in self.tasks.promises.values()]
+        return min(*promises, self.departures.earliest_output_ns(next_event_ns), NEVER_NS)
+
     def destroy(self, name: str) -> None:
         """Take a VM off the host and give every resource back; a VM that is not there is left alone."""
         guest = self.guests.get(name)
-        if guest is None or guest.state in (GuestState.DESTROYED, GuestState.REFUSED):
+        if guest is None or guest.state in GONE:
             return
-        if guest.state is GuestState.LAUNCHING:
+        if guest.state in (GuestState.LAUNCHING, GuestState.ARRIVING):
             guest.unwanted = True
             return
         self.vcpus.stop(guest)
@@ -179,15 +192,25 @@ class Host:
     def _enter(self, guest: Guest, entered: object) -> None:
         """The hypervisor has entered the VM: its boot processor comes out of reset."""
         assert isinstance(entered, Entered)
-        spec = guest.spec
         guest.state = GuestState.RUNNING
         guest.running_ns = self.now_ns
-        guest.asid, guest.launched = entered.asid, entered.launched_gpas
         guest.launch_digest = self._launch_digest(entered)
+        self.put_up(guest, entered, None)
+        self._chain.record_octets(self.now_ns, HostEvent.ENTERED, bytes.fromhex(guest.launch_digest))
+        self.vcpus.go_on(guest.vcpus[0])
+        self.clock.settle()
+
+    def put_up(self, guest: Guest, entered: Entered, reset_rips: tuple[int, ...] | None) -> None:
+        """Make the vCPUs and the software of a VM that the hypervisor has laid down; its registers are loaded.
+
+        ``reset_rips`` are those of its launch, None where this is it.
+        """
+        spec = guest.spec
+        guest.asid, guest.launched = entered.asid, entered.launched_gpas
         guest.vcpus = [Vcpu(guest, index, spa) for index, spa in enumerate(entered.save_areas)]
         for vcpu in guest.vcpus:
             self.vcpus.load(vcpu)
-        guest.reset_rips = tuple(vcpu.registers.rip for vcpu in guest.vcpus)
+        guest.reset_rips = reset_rips or tuple(vcpu.registers.rip for vcpu in guest.vcpus)
         guest.software = self._tenants(
             TenantSpec(
                 spec.name, spec.generation, spec.memory, spec.program, spec.seed, guest.launched, guest.reset_rips
@@ -195,9 +218,6 @@ class Host:
         )
         self.vcpus.prepare(guest)
         self.peak_vcpus = max(self.peak_vcpus, sum(len(one.vcpus) for one in self._running()))
-        self._chain.record_octets(self.now_ns, HostEvent.ENTERED, bytes.fromhex(guest.launch_digest))
-        self.vcpus.go_on(guest.vcpus[0])
-        self.clock.settle()
 
     def _launch_digest(self, entered: Entered) -> str:
         """The launch digest as hexadecimal: the laboratory's own view, no host command returns it."""

@@ -19,3 +19,5 @@ class HostEvent(IntEnum):
     PAUSED = 7
     STOPPED = 8
     """Shutdown code."""
+    DEPARTED = 9
+    ARRIVED = 10

@@ -7,8 +7,8 @@ firmware ABI sections 3 and 4, and what KVM and QEMU do with them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, replace
 
 from node import operations as op
 from node.asid_pool import AsidPool, AsidsExhausted
@@ -17,11 +17,14 @@ from node.frame_allocator import FrameAllocator, OutOfMemory
 from node.generation import Generation
 from node.guest import GuestSpec
 from node.guest_memory_map import Range
+from node.launched_vm import LaunchedVm, page_runs
 from node.measured_launch import VMSA_GPA, LaunchPage, launch_vmsas, sev_launch_ranges, snp_launch_pages
+from node.migration_refusal import REFUSALS
 from node.ovmf import FirmwareImageError
 from node.product import Product
 from node.vcpu_model import vcpu_model
-from node.vmsa import SevFeature
+from node.vm_state import Run, VmState
+from node.vmsa import VMSA_BYTES, SevFeature
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand, command_name
 from psp.launch_digest import PageType
@@ -33,6 +36,9 @@ LaunchTask = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...]
 Reply = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], int]
 Launch = Callable[["Hypervisor", "GuestSpec", "LaunchedVm"], Task]
 Call = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], bytes]
+
+ExportTask = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], VmState]
+FillTask = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], tuple["Entered", bytes]]
 
 LEGACY_POLICY = 0x1
 """NODBG; firmware ABI section 3."""
@@ -77,33 +83,6 @@ class HypervisorFigures:
     asids_sev_peak: int
     asids_es_snp: int
     asids_es_snp_peak: int
-
-
-@dataclass(slots=True)
-class LaunchedVm:
-    """The hypervisor's record of one VM and all it holds."""
-
-    generation: Generation
-    firmware: FirmwareImage
-    asid: int = 0
-    ram: list[tuple[int, int, int]] = field(default_factory=list)
-    """(GPA, SPA, length) of RAM and firmware."""
-    small: list[int] = field(default_factory=list)
-    """4 KiB frames: command page, guest context, save areas."""
-    save_areas: list[int] = field(default_factory=list)
-    launched_gpas: tuple[int, ...] = ()
-    lent: list[tuple[int, bool]] = field(default_factory=list)
-    """(SPA, large) of pages that are the firmware's while it encrypts them."""
-    firmware_pages: list[int] = field(default_factory=list)
-    """Frames in Firmware or Context state, to be reclaimed at the end."""
-    gctx: int = 0
-    handle: int = 0
-    assigned: list[tuple[int, int, bool]] = field(default_factory=list)
-    """(SPA, length, large) that RMPUPDATE gave to the guest; it takes them back so, or smaller where smashed."""
-    smashed: set[int] = field(default_factory=set)
-    """SPAs of the 2 MiB blocks whose pages have entries of 4 KiB."""
-    immutable: set[int] = field(default_factory=set)
-    """SPAs in state Pre-Guest, which firmware has not launched yet."""
 
 
 class Hypervisor:
@@ -169,6 +148,9 @@ class Hypervisor:
         except (OutOfMemory, AsidsExhausted, FirmwareImageError) as error:
             yield from self._give_back(spec.name, record)
             raise LaunchRefused(str(error)) from error
+        return self._entered(record)
+
+    def _entered(self, record: LaunchedVm) -> Entered:
         return Entered(record.asid, tuple(record.save_areas), record.launched_gpas, record.gctx, record.handle)
 
     def _way_to_launch(self, generation: Generation) -> Launch:
@@ -189,11 +171,11 @@ class Hypervisor:
             return 0
         if (change.gpa | change.length) % PAGE_BYTES or change.length <= 0:
             return 1
-        backing = list(_backing(record, Range(change.gpa, change.length)))
+        backing = list(record.backing(Range(change.gpa, change.length)))
         if sum(length for _, _, length in backing) != change.length:
             return 1  # Before anything changes: the range is not all memory of this guest.
         for first, spa, length in backing:
-            for start, size, large in _pieces(record, spa, length):
+            for start, size, large in record.pieces(spa, length):
                 gpa = first + start - spa
                 entry = _HYPERVISOR if change.shared else RmpEntry(assigned=True, gpa=gpa, asid=record.asid)
                 block = start // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
@@ -205,6 +187,57 @@ class Hypervisor:
                 if code:
                     return 1
         return 0
+
+    # Live migration of VMs whose memory the host can read.
+
+    def export(self, vm: str, started: tuple[bool, ...], reset_rips: tuple[int, ...]) -> ExportTask:
+        """Read a stopped VM whole: registers, memory and disk."""
+        record = self._vms[vm]
+        areas = yield tuple(op.HostRead(spa, VMSA_BYTES) for spa in record.save_areas)
+        memory = yield tuple(op.HostReadWritten(spa, length) for _, spa, length in record.ram)
+        (disk,) = yield (op.DiskRead(vm),)
+        pages: list[Run] = []
+        for (gpa, spa, _), answer in zip(record.ram, memory, strict=True):
+            assert isinstance(answer, op.Runs)
+            pages += [(gpa + at - spa, data) for at, data in answer.runs]
+        assert isinstance(disk, op.Runs)
+        return VmState(vm, _octets(areas), started, record.launched_gpas, reset_rips, tuple(sorted(pages)), disk.runs)
+
+    def receive(self, spec: GuestSpec) -> Task:
+        """Take everything that a VM which is to come will need. Raises LaunchRefused with everything given back."""
+        if spec.generation in REFUSALS:
+            raise LaunchRefused(REFUSALS[spec.generation])
+        record = self._vms[spec.name] = LaunchedVm(spec.generation, self._images[spec.firmware])
+        try:
+            yield from self._take_memory(spec, record)
+        except OutOfMemory as error:
+            yield from self._give_back(spec.name, record)
+            raise LaunchRefused(str(error)) from error
+
+    def fill(self, spec: GuestSpec, state: VmState) -> FillTask:
+        """Lay down a VM that came; its record, and its pages as they can be read back. Raises LaunchRefused."""
+        record = self._vms[spec.name]
+        record.launched_gpas = state.launched
+        writes: list[op.HypervisorOperation] = []
+        for gpa, data in state.pages:
+            for first, spa, length in record.backing(Range(gpa, len(data))):
+                writes.append(op.HostWrite(spa, data[first - gpa : first - gpa + length]))
+        writes += [op.DiskWrite(spec.name, lba, data) for lba, data in state.blocks]
+        for index, area in enumerate(state.save_areas):
+            spa = self._small(record)
+            record.save_areas.append(spa)
+            writes += [
+                op.HostWrite(spa, area),
+                op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa),
+            ]
+        yield from self._checked(writes)
+        yield from self._checked([op.VmRun(spec.name, 0)])
+        back = yield tuple(
+            op.HostRead(spa, length)
+            for gpa, data in state.pages
+            for _, spa, length in record.backing(Range(gpa, len(data)))
+        )
+        return self._entered(record), b"".join(_octets(back))
 
     # What every launch takes and gives back.
 
@@ -229,7 +262,7 @@ class Hypervisor:
         record.asid = self.asids.allocate(record.generation)
 
     def _write(self, record: LaunchedVm, contents: list[tuple[int, bytes]]) -> Task:
-        yield from self._checked([op.HostWrite(_spa_of(record, gpa), data) for gpa, data in contents])
+        yield from self._checked([op.HostWrite(record.spa_of(gpa), data) for gpa, data in contents])
 
     def _write_save_areas(self, spec: GuestSpec, record: LaunchedVm) -> Task:
         """Save areas in the clear: a VMCB's, as PLAIN and SEV guests have."""
@@ -273,7 +306,7 @@ class Hypervisor:
             [
                 op.RmpUpdate(piece, size, _sized(_HYPERVISOR, piece_large))
                 for spa, length, large in record.assigned
-                for piece, size, piece_large in (_pieces(record, spa, length) if large else [(spa, length, False)])
+                for piece, size, piece_large in (record.pieces(spa, length) if large else [(spa, length, False)])
             ]
         )
 
@@ -376,7 +409,7 @@ class Hypervisor:
         yield from self._must(LegacyCommand.ACTIVATE, command, activate.pack())
         yield (op.HostWork("psp.launch_region_ns"),)
         for gpa, data in sev_launch_ranges(record.firmware):
-            spa = _spa_of(record, gpa)
+            spa = record.spa_of(gpa)
             update = buffers.LaunchUpdateData(handle=record.handle, address=spa, length=len(data))
             yield from self._lend(record, spa, len(data))
             yield from self._must(LegacyCommand.LAUNCH_UPDATE_DATA, command, update.pack())
@@ -423,12 +456,12 @@ class Hypervisor:
         ranges = [*spec.memory.private_ranges(record.launched_gpas), spec.memory.shared]
         batch: list[op.HypervisorOperation] = []
         for part in ranges:
-            for gpa, spa, length in _backing(record, part):
+            for gpa, spa, length in record.backing(part):
                 entry = RmpEntry(assigned=True, large=part.large, gpa=gpa, asid=record.asid)
                 batch.append(op.RmpUpdate(spa, length, entry))
                 record.assigned.append((spa, length, part.large))
-        for first, length in _runs(record.launched_gpas):
-            spa = _spa_of(record, first)
+        for first, length in page_runs(record.launched_gpas):
+            spa = record.spa_of(first)
             entry = RmpEntry(assigned=True, immutable=True, gpa=first, asid=record.asid)
             batch.append(op.RmpUpdate(spa, length, entry))
             record.smashed.add(spa // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES)
@@ -442,7 +475,7 @@ class Hypervisor:
         spas: list[int] = []
         for page in pages:
             if page.page_type is not PageType.VMSA:
-                spas.append(_spa_of(record, page.gpa))
+                spas.append(record.spa_of(page.gpa))
                 continue
             assert page.data is not None
             spa = self._small(record)
@@ -478,53 +511,15 @@ def _expect_success(answers: tuple[op.Answer, ...], command: int) -> None:
             raise LaunchRefused(f"{command_name(command)}: {Status(answer.status).name}")
 
 
+def _octets(answers: tuple[op.Answer, ...]) -> tuple[bytes, ...]:
+    for answer in answers:
+        if not isinstance(answer, bytes):
+            raise LaunchRefused(f"HostRead: {answer!r}")
+    return answers  # type: ignore[return-value]  # all are bytes
+
+
 def _sized(entry: RmpEntry, large: bool) -> RmpEntry:
     return replace(entry, large=large)
-
-
-def _backing(record: LaunchedVm, part: Range) -> Iterator[tuple[int, int, int]]:
-    """(GPA, SPA, length) of the frames behind a range of guest memory."""
-    end = part.gpa + part.length
-    for gpa, spa, length in record.ram:
-        first, last = max(gpa, part.gpa), min(gpa + length, end)
-        if first < last:
-            yield first, spa + first - gpa, last - first
-
-
-def _pieces(record: LaunchedVm, spa: int, length: int) -> Iterator[tuple[int, int, bool]]:
-    """A range cut by page size: runs of whole 2 MiB blocks with large entries, and the rest block by block."""
-    end = spa + length
-    run = spa
-    while spa < end:
-        block = spa // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
-        stop = min(end, block + LARGE_PAGE_BYTES)
-        if stop - spa == LARGE_PAGE_BYTES and block not in record.smashed:
-            spa = stop
-            continue
-        if run < spa:
-            yield run, spa - run, True
-        yield spa, stop - spa, False
-        run = spa = stop
-    if run < end:
-        yield run, end - run, True
-
-
-def _spa_of(record: LaunchedVm, gpa: int) -> int:
-    return next(_backing(record, Range(gpa, 1)))[1]
-
-
-def _runs(gpas: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """Runs of consecutive pages as (GPA, length), cut at 2 MiB so that each lies in one piece of backing."""
-    start = length = 0
-    for gpa in sorted(set(gpas)):
-        if length and gpa == start + length and gpa % LARGE_PAGE_BYTES:
-            length += PAGE_BYTES
-            continue
-        if length:
-            yield start, length
-        start, length = gpa, PAGE_BYTES
-    if length:
-        yield start, length
 
 
 _LAUNCHES: Mapping[Generation, Launch] = {

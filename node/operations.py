@@ -87,6 +87,17 @@ class HostRead:
 
 
 @dataclass(frozen=True, slots=True)
+class HostReadWritten:
+    """Load, through a host mapping with C=0, the pages of a range that somebody wrote. Answer: ``Runs``.
+
+    What a hypervisor finds that reads all and skips pages of zeros, at the cost of the pages it keeps.
+    """
+
+    spa: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class HostWrite:
     """Store through a host mapping with C=0. Answer: None, or a Fault (RMP)."""
 
@@ -171,6 +182,22 @@ class VmcbClear:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskRead:
+    """Load the written blocks of a VM's disk. Answer: ``Runs``, by logical block."""
+
+    vm: str
+
+
+@dataclass(frozen=True, slots=True)
+class DiskWrite:
+    """Store blocks of a VM's disk. Answer: None."""
+
+    vm: str
+    lba: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class PspCommand:
     """Ring the security processor's mailbox. Answer: ``PspAnswer``.
 
@@ -190,8 +217,8 @@ class Wbinvd:
 
 
 HypervisorOperation = (
-    HostRead | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | NestedMap | NestedUnmap
-    | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd
+    HostRead | HostReadWritten | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | NestedMap | NestedUnmap
+    | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
 )  # fmt: skip
 GuestOperation = Read | Write | PValidate | PageStateChange | BlockRead | BlockWrite
 
@@ -264,4 +291,11 @@ class PspAnswer:
     buffer: bytes
 
 
-Answer = bytes | int | None | Fault | PValidateResult | PspAnswer
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Pages or blocks that hold bytes: where each run begins, and what is in it."""
+
+    runs: tuple[tuple[int, bytes], ...]
+
+
+Answer = bytes | int | None | Fault | PValidateResult | PspAnswer | Runs

@@ -21,6 +21,10 @@ class Demand:
     """What a steady phase asks of a core and its memory.
 
     ``bytes_per_llc_miss`` counts the line and its share of write-backs.
+    ``written_set_bytes`` is how much memory the phase writes all over, and
+    ``written_bytes_per_kilo_instruction`` how fast, in whole pages touched:
+    what a live migration has to send again. A phase without them writes
+    nothing that matters to one.
     ``max_instructions_per_s`` caps the phase, 0 means as fast as the core goes.
     """
 
@@ -32,6 +36,8 @@ class Demand:
     bytes_per_llc_miss: float = 64.0
     exits_per_mega_instruction: float = 0.0
     max_instructions_per_s: float = 0.0
+    written_set_bytes: int = 0
+    written_bytes_per_kilo_instruction: float = 0.0
 
 
 class Registers:

@@ -47,6 +47,8 @@ class Vcpu:
     """Virtual time in phases and blocks, without sleep."""
     instructions: list[float] = field(default_factory=list)
     """Retired instructions by demand number."""
+    moved_instructions: list[float] = field(default_factory=list)
+    """Those it retired on hosts that it came from, whose prices are booked already."""
     phases: list[int] = field(default_factory=list)
     """Completed phases by demand number."""
     loaded_ns: float = 0.0

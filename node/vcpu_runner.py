@@ -14,6 +14,7 @@ from node.board import Board
 from node.clock import Clock
 from node.contention import Contention, PhaseAccount
 from node.cores import Cores
+from node.dirty_log import DirtyLog
 from node.event_log import EventLog
 from node.generation import Generation
 from node.guest import Guest, GuestState
@@ -38,6 +39,7 @@ class VcpuRunner:
         self, clock: Clock, board: Board, contention: Contention, log: EventLog, hz: float, costs: Mapping[str, float]
     ) -> None:
         self.phase_completions = 0
+        self.operations = 0
         self.cores = Cores(clock, contention, self._phases_ended)
         self._clock = clock
         self._board = board
@@ -160,6 +162,7 @@ class VcpuRunner:
         vcpu.elapsed_ns += spent
         guest.operation_ns += spent
         guest.operations += len(batch)
+        self.operations += len(batch)
         epoch = vcpu.epoch
 
         def take_effect() -> None:
@@ -168,6 +171,8 @@ class VcpuRunner:
             vmcb = self._board.vmcb(guest.spec.name, vcpu.index)
             answers = self._board.execute_guest(vmcb, batch)
             _count(guest, batch, answers)
+            if guest.dirty_log is not None:
+                _mark(guest.dirty_log, batch, self._clock.now_ns)
             self._log.chain(guest.spec.name).record(self._clock.now_ns, HostEvent.BATCH, len(batch), vcpu.registers.r13)
             self._run_blocks(vcpu, answers)
 
@@ -212,10 +217,14 @@ class VcpuRunner:
         cost = vcpu.guest.phase_costs[vcpu.index][registers.r14]
         vcpu.state = VcpuState.COMPUTING
         self.cores.start(vcpu, cost.load, registers.r15)
+        if vcpu.guest.changed is not None:
+            vcpu.guest.changed()
 
     def _sleep(self, vcpu: Vcpu) -> None:
         vcpu.state = VcpuState.SLEEPING
         vcpu.slept_from_ns = self._clock.now_ns
+        if vcpu.guest.changed is not None:
+            vcpu.guest.changed()
         epoch = vcpu.epoch
 
         def wake() -> None:
@@ -296,6 +305,14 @@ class VcpuRunner:
 
 
 _AT_REST = (VcpuState.PAUSED, VcpuState.WAITING, VcpuState.STOPPED)
+
+
+def _mark(log: DirtyLog, batch: tuple[op.GuestOperation, ...], now_ns: int) -> None:
+    for one in batch:
+        if type(one) is op.Write:
+            log.mark(one.gpa, len(one.data), now_ns)
+        elif type(one) is op.BlockRead:
+            log.mark(one.gpa, one.blocks * op.BLOCK_BYTES, now_ns)
 
 
 def _count(guest: Guest, batch: tuple[op.GuestOperation, ...], answers: tuple[op.Answer, ...]) -> None:

@@ -50,6 +50,17 @@ class NvmeNamespace:
             chunk[within : within + length] = data[position - start : position - start + length]
             position += length
 
+    def runs(self) -> list[tuple[int, bytes]]:
+        """What was written, as (first block, bytes): runs in ascending order, in chunks of 4 KiB."""
+        found: list[tuple[int, list[bytes]]] = []
+        following = -1
+        for index in sorted(self._chunks):
+            if index != following:
+                found.append((index, []))
+            found[-1][1].append(bytes(self._chunks[index]))
+            following = index + 1
+        return [(index * _CHUNK_BYTES // self.block_bytes, b"".join(parts)) for index, parts in found]
+
     def _span(self, lba: int, count: int) -> tuple[int, int]:
         if lba < 0 or count < 0 or lba + count > self.blocks:
             raise ValueError(f"blocks: expected a range within {self.blocks}, found {lba} + {count}")

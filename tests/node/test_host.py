@@ -16,6 +16,7 @@ from toy_guests import (
     MIB,
     MIX,
     SECOND,
+    final_state,
     guest_spec,
     look,
     make_host,
@@ -44,20 +45,6 @@ from psp.firmware import SecurityProcessor
 from workloads.library import PROGRAMS
 
 UNITS = 30
-
-
-def final_state(host, guest, length=MIB):
-    """Registers without the two that hold what is left of a phase, and memory, of a VM that is done."""
-    registers = [
-        {name: getattr(vcpu.registers, name) for name in vcpu.registers.__slots__ if name not in ("r14", "r15")}
-        for vcpu in guest.vcpus
-    ]
-    memory = [
-        look(host, guest, place.base_gpa, length) + look(host, guest, place.shared_gpa, 8192, private=False)
-        for place in (guest.spec.memory.placement(guest.spec.name, one.index, 11) for one in guest.vcpus)
-    ]
-    host.close(host.now_ns)
-    return registers, memory, guest.units_of_work
 
 
 def run_ledger(generation, pauses=()):

@@ -164,3 +164,17 @@ def look(host: Host, guest: Guest, gpa: int, length: int, private: bool = True):
 
 def spa(host: Host, guest: Guest, gpa: int) -> int:
     return host.board.vmcb(guest.spec.name, 0).nested.translate(gpa, 1)[0][0]
+
+
+def final_state(host, guest, length=MIB):
+    """Registers without the two that hold what is left of a phase, and memory, of a VM that is done."""
+    registers = [
+        {name: getattr(vcpu.registers, name) for name in vcpu.registers.__slots__ if name not in ("r14", "r15")}
+        for vcpu in guest.vcpus
+    ]
+    memory = [
+        look(host, guest, place.base_gpa, length) + look(host, guest, place.shared_gpa, 8192, private=False)
+        for place in (guest.spec.memory.placement(guest.spec.name, one.index, 11) for one in guest.vcpus)
+    ]
+    host.close(host.now_ns)
+    return registers, memory, guest.units_of_work

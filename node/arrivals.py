@@ -1,0 +1,129 @@
+"""VMs on their way into a host: a place kept for them, their frames laid down and read back, and the start.
+
+A VM runs here only after its frames were whole and every page was read back
+from this host's DRAM as the source had it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from node.disk import DISK_BLOCKS
+from node.event_log import ChainEnd
+from node.guest import Guest, GuestSpec, GuestState
+from node.guest_books import GuestBooks
+from node.guest_memory_map import Range
+from node.host_events import HostEvent
+from node.hypervisor import Entered, LaunchRefused
+from node.migration_frames import FrameError, page_digests, state_of
+from node.phase_cost import Mechanism
+from node.vcpu import VcpuState
+from node.vm_state import VmState
+from psp.system_bus import PAGE_BYTES
+
+if TYPE_CHECKING:
+    from node.host import Host
+
+Told = Callable[[str | None], None]
+"""Called with None when all is well, else with what was wrong."""
+
+
+class Arrivals:
+    """The VMs that somebody is moving to one host."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.pages_checked = 0
+        self._ready: set[str] = set()
+
+    def prepare(self, spec: GuestSpec, told: Told) -> None:
+        """Keep a place: frames of memory, and the nested page table over them."""
+        host = self._host
+        host.check_name(spec.name)
+        guest = Guest(spec, host.now_ns, lost_ns=dict.fromkeys(Mechanism, 0.0), state=GuestState.ARRIVING)
+        host.guests[spec.name] = guest
+        host.tasks.promise(guest, host.now_ns)
+
+        def refused(refusal: LaunchRefused) -> None:
+            del host.guests[spec.name]
+            host.tasks.when_due(guest, lambda: told(str(refusal)))
+
+        def ready(_: object) -> None:
+            self._ready.add(spec.name)
+            host.tasks.when_due(guest, lambda: told(None))
+            if guest.unwanted:
+                self.abandon(spec.name)
+
+        host.tasks.run(host.hypervisor.receive(spec), guest, ready, refused)
+
+    def complete(self, name: str, frames: Sequence[bytes], digests: bytes, books: GuestBooks, told: Told) -> None:
+        """Lay the VM down and let it run; anything wrong with what came is told, and changes nothing."""
+        host = self._host
+        guest = host.guests[name]
+        try:
+            state = state_of(frames, name, self._memory_of(guest.spec), DISK_BLOCKS)
+        except FrameError as error:
+            told(str(error))
+            return
+        if len(state.started) != guest.spec.vcpus:
+            told(f"frame 0: vcpus: expected {guest.spec.vcpus}, got {len(state.started)}")
+            return
+        host.tasks.promise(guest, host.now_ns)
+
+        def laid(result: object) -> None:
+            assert isinstance(result, tuple)
+            entered, back = result
+            wrong = self._difference(state, back, digests)
+            if wrong is None:
+                self._start(guest, entered, state, books)
+            host.tasks.when_due(guest, lambda: told(wrong))
+
+        def refused(refusal: LaunchRefused) -> None:
+            host.tasks.when_due(guest, lambda: told(str(refusal)))
+
+        host.tasks.run(host.hypervisor.fill(guest.spec, state), guest, laid, refused)
+
+    def abandon(self, name: str) -> None:
+        """The VM does not come: give its place back. Does nothing for one that is not awaited."""
+        host = self._host
+        guest = host.guests.get(name)
+        if guest is None or guest.state is not GuestState.ARRIVING:
+            return
+        if name not in self._ready:
+            guest.unwanted = True
+            return
+        self._ready.discard(name)
+        del host.guests[name]
+        host.tasks.run(host.hypervisor.destroy(name), guest, lambda _: None)
+
+    def _memory_of(self, spec: GuestSpec) -> Callable[[int, int], bool]:
+        image = self._host.images[spec.firmware]
+        firmware = Range(image.gpa, -(-len(image.data) // PAGE_BYTES) * PAGE_BYTES)
+        ranges = (*spec.memory.ram, firmware)
+        return lambda gpa, length: any(one.gpa <= gpa and gpa + length <= one.gpa + one.length for one in ranges)
+
+    def _difference(self, state: VmState, back: bytes, digests: bytes) -> str | None:
+        """Compare every page as it lies here now with the source's; what differs first, None if nothing."""
+        found = page_digests([(0, back)])
+        pages = [gpa for first, data in state.pages for gpa in range(first, first + len(data), PAGE_BYTES)]
+        if len(digests) != len(found):
+            return f"pages: expected {len(digests) // 8}, got {len(pages)}"
+        for number, gpa in enumerate(pages):
+            if found[8 * number : 8 * number + 8] != digests[8 * number : 8 * number + 8]:
+                return f"page {gpa:#x}: expected the source's bytes, got others"
+        self.pages_checked += len(pages)
+        return None
+
+    def _start(self, guest: Guest, entered: Entered, state: VmState, books: GuestBooks) -> None:
+        host = self._host
+        name = guest.spec.name
+        guest.state = GuestState.PAUSED
+        self._ready.discard(name)
+        host.put_up(guest, entered, state.reset_rips)
+        books.open(guest)
+        for vcpu, started in zip(guest.vcpus, state.started, strict=True):
+            vcpu.state = VcpuState.PAUSED if started else VcpuState.WAITING
+        host.log.enter(name, ChainEnd(*books.chain))
+        host.log.chain(host.spec.name).record_octets(host.now_ns, HostEvent.ARRIVED, name.encode())
+        host.resume(name)

@@ -1,0 +1,161 @@
+"""VMs on their way out of a host: dirty logging, statements of dirty rates, and the stop.
+
+Whoever migrates a VM asks for it step by step. A refusal is typed and changes
+nothing. Until ``finish`` the VM is whole here and can go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from node.contention import NEVER_NS
+from node.dirty_log import DirtyLog
+from node.dirty_rates import LONGEST_LOOK_NS, LOOK_NS, DirtyRates, Pool
+from node.event_log import ChainEnd
+from node.guest import GONE, Guest, GuestState
+from node.guest_books import GuestBooks
+from node.host_events import HostEvent
+from node.migration_refusal import REFUSALS, MigrationRefusal
+from node.vcpu import VcpuState
+from node.vm_state import VmState
+
+if TYPE_CHECKING:
+    from node.host import Host
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """A VM that stands still: what travels, its books, and the pages that programs wrote since a given time."""
+
+    state: VmState
+    books: GuestBooks
+    written_pages: int
+
+
+@dataclass(slots=True)
+class _Departure:
+    guest: Guest
+    rates: DirtyRates
+    restate: Callable[[tuple[Pool, ...]], None]
+    interval_ns: int = LOOK_NS
+    look_at_ns: int = -1
+    """When the next look is due, -1 for none."""
+    stopping: bool = False
+    chain: ChainEnd | None = None
+    """Where its digest chain stood when it was handed over."""
+
+
+class Departures:
+    """The VMs of one host that somebody is moving away."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._under_way: dict[str, _Departure] = {}
+
+    def begin(self, name: str, restate: Callable[[tuple[Pool, ...]], None]) -> MigrationRefusal | tuple[Pool, ...]:
+        """Turn dirty logging on; the VM's pools. ``restate`` is called when they have changed."""
+        host = self._host
+        guest = host.guests.get(name)
+        refusal = self._refusal(guest)
+        if refusal is not None:
+            return refusal
+        assert guest is not None
+        host.contention.advance(host.now_ns)
+        departure = _Departure(guest, DirtyRates(guest, host.contention, host.now_ns), restate)
+        self._under_way[name] = departure
+        guest.dirty_log = DirtyLog()
+        guest.changed = lambda: self._changed(departure)
+        return departure.rates.statement()
+
+    def stop(self, name: str, since_ns: int, done: Callable[[Stopped | None], None]) -> None:
+        """Stop the VM and read it whole; None if it powered itself off before it could be stopped."""
+        departure = self._under_way[name]
+        departure.stopping = True
+        guest = departure.guest
+        guest.changed = None
+
+        def parked() -> None:
+            if guest.state is not GuestState.PAUSED:
+                done(None)
+                return
+            started = tuple(vcpu.state is not VcpuState.WAITING for vcpu in guest.vcpus)
+            export = self._host.hypervisor.export(name, started, guest.reset_rips)
+            self._host.tasks.run(export, guest, read)
+
+        def read(state: object) -> None:
+            assert isinstance(state, VmState)
+            assert guest.dirty_log is not None
+            departure.chain = self._host.log.leave(name, self._host.now_ns)
+            done(Stopped(state, GuestBooks.of(guest, departure.chain), guest.dirty_log.written_since(since_ns)))
+
+        if guest.state is GuestState.RUNNING:
+            self._host.pause(name, parked)
+        else:
+            done(None)
+
+    def cancel(self, name: str) -> None:
+        """The VM stays; it goes on if it was stopped. Does nothing for a VM that is not leaving."""
+        departure = self._under_way.pop(name, None)
+        if departure is None:
+            return
+        guest = departure.guest
+        guest.dirty_log = guest.changed = None
+        if departure.chain is not None:
+            self._host.log.enter(name, departure.chain)
+        if guest.state is GuestState.PAUSED:
+            self._host.resume(name)
+
+    def finish(self, name: str) -> None:
+        """The VM runs elsewhere: give everything it had here back."""
+        host = self._host
+        guest = self._under_way.pop(name).guest
+        guest.dirty_log = guest.changed = None
+        host.vcpus.stop(guest)
+        guest.state = GuestState.DEPARTED
+        host.log.chain(host.spec.name).record_octets(host.now_ns, HostEvent.DEPARTED, name.encode())
+        host.tasks.run(host.hypervisor.destroy(name), guest, lambda _: None)
+        host.clock.settle()
+
+    def earliest_output_ns(self, next_event_ns: int) -> int:
+        """Before which no rate is stated anew and no stopped VM handed over."""
+        return min((_earliest_ns(one, next_event_ns) for one in self._under_way.values()), default=NEVER_NS)
+
+    def _refusal(self, guest: Guest | None) -> MigrationRefusal | None:
+        if guest is None or guest.state in GONE:
+            return MigrationRefusal.NO_SUCH_VM
+        if guest.spec.generation in REFUSALS:
+            return REFUSALS[guest.spec.generation]
+        if guest.spec.name in self._under_way:
+            return MigrationRefusal.UNDER_WAY
+        return None if guest.state is GuestState.RUNNING else MigrationRefusal.NOT_RUNNING
+
+    def _changed(self, departure: _Departure) -> None:
+        if departure.look_at_ns >= 0:
+            return
+        departure.look_at_ns = self._host.now_ns + departure.interval_ns
+        self._host.clock.after(departure.interval_ns, lambda: self._look(departure))
+
+    def _look(self, departure: _Departure) -> None:
+        departure.look_at_ns = -1
+        host = self._host
+        if departure.stopping or self._under_way.get(departure.guest.spec.name) is not departure:
+            return
+        host.contention.advance(host.now_ns)
+        if departure.rates.look(host.now_ns):
+            departure.interval_ns = LOOK_NS
+            departure.restate(departure.rates.statement())
+        else:
+            departure.interval_ns = min(2 * departure.interval_ns, LONGEST_LOOK_NS)
+        if departure.rates.is_stale():
+            self._changed(departure)
+
+
+def _earliest_ns(departure: _Departure, next_event_ns: int) -> int:
+    if departure.stopping:
+        return next_event_ns
+    if departure.look_at_ns >= 0:
+        return departure.look_at_ns
+    # A look follows a change, and nothing changes before the next event.
+    return min(NEVER_NS, next_event_ns + departure.interval_ns)

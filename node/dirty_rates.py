@@ -1,0 +1,93 @@
+"""How fast a VM dirties its memory, as its host sees it: pools of pages and rates.
+
+Each vCPU's demand may name a set of bytes that it writes all over. The host
+measures what was written between two looks, as a hypervisor that samples does,
+and speaks up only when that is far from what it said before. While nothing
+changes it looks less and less often.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from node.contention import Contention
+from node.guest import Guest
+from node.vcpu import VcpuState
+
+LOOK_NS = 100_000_000
+"""Least time between two looks; QEMU estimates anew about as often."""
+LONGEST_LOOK_NS = 1_600_000_000
+TOLERANCE = 0.1
+"""Share by which a rate may be off before it is stated anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Bytes that are written all over, and how many a second."""
+
+    working_set_bytes: int
+    write_bytes_per_s: float
+
+
+class DirtyRates:
+    """The pools of one VM; a pool for each vCPU and demand that writes."""
+
+    def __init__(self, guest: Guest, contention: Contention, now_ns: int) -> None:
+        self._contention = contention
+        self._pools = [
+            (vcpu, number, demand.written_set_bytes, demand.written_bytes_per_kilo_instruction / 1000.0)
+            for vcpu, demands in zip(guest.vcpus, guest.software.demands, strict=True)
+            for number, demand in enumerate(demands)
+            if demand.written_set_bytes
+        ]
+        self._looked_ns = now_ns
+        self._before = self._written()
+        self._stated = self.present()
+
+    def present(self) -> list[float]:
+        """Bytes a second written at this very moment, by pool."""
+        rate = self._contention.rate_per_ns
+        return [
+            rate(vcpu.slot) * 1e9 * per_instruction
+            if vcpu.state is VcpuState.COMPUTING and vcpu.registers.r14 == number
+            else 0.0
+            for vcpu, number, _, per_instruction in self._pools
+        ]
+
+    def statement(self) -> tuple[Pool, ...]:
+        """What was stated last."""
+        return tuple(Pool(size, rate) for (_, _, size, _), rate in zip(self._pools, self._stated, strict=True))
+
+    def is_stale(self) -> bool:
+        """Whether the rates of this moment are far from what was stated."""
+        return _far(self.present(), self._stated)
+
+    def look(self, now_ns: int) -> bool:
+        """Measure since the last look; whether that is to be stated anew."""
+        passed_s = (now_ns - self._looked_ns) * 1e-9
+        after = self._written()
+        mean = [(new - old) / passed_s for new, old in zip(after, self._before, strict=True)]
+        self._looked_ns, self._before = now_ns, after
+        if not _far(mean, self._stated):
+            return False
+        self._stated = mean
+        return True
+
+    def _written(self) -> list[float]:
+        """Bytes written so far, by pool. The contention must stand at the present time."""
+        return [
+            per_instruction
+            * (
+                vcpu.instructions[number]
+                + (
+                    self._contention.done(vcpu.slot)
+                    if vcpu.state is VcpuState.COMPUTING and vcpu.registers.r14 == number
+                    else 0.0
+                )
+            )
+            for vcpu, number, _, per_instruction in self._pools
+        ]
+
+
+def _far(rates: list[float], stated: list[float]) -> bool:
+    return any(abs(new - old) > TOLERANCE * max(new, old) for new, old in zip(rates, stated, strict=True))

@@ -1,0 +1,88 @@
+"""A VM's books when it changes hosts: what the laboratory has measured of it so far.
+
+No part of the VM. What its time went into is worked out at the prices of the
+host it leaves, because the next one may have other cores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from node.event_log import ChainEnd
+from node.guest import Guest
+from node.phase_cost import Mechanism
+from node.vcpu import Vcpu
+
+
+@dataclass(frozen=True, slots=True)
+class GuestBooks:
+    """Figures of one VM; per vCPU and demand where they are lists of lists."""
+
+    ordered_ns: int
+    running_ns: int
+    launch_digest: str
+    psp_wait_ns: int
+    psp_service_ns: int
+    operation_ns: int
+    operations: int
+    faults: int
+    bytes_read: int
+    bytes_written: int
+    lost_ns: dict[str, float]
+    elapsed_ns: list[int]
+    instructions: list[list[float]]
+    phases: list[list[int]]
+    chain: tuple[int, int, bytes]
+    """Where its digest chain stands: bucket, records, value."""
+
+    @classmethod
+    def of(cls, guest: Guest, chain: ChainEnd) -> GuestBooks:
+        """The books of a VM that leaves; ``chain`` is where its digest chain stands."""
+        return cls(
+            guest.ordered_ns, guest.running_ns, guest.launch_digest, guest.psp_wait_ns, guest.psp_service_ns,
+            guest.operation_ns, guest.operations, guest.faults, guest.bytes_read, guest.bytes_written,
+            {mechanism.value: ns for mechanism, ns in mechanism_ns(guest).items()},
+            [vcpu.elapsed_ns for vcpu in guest.vcpus],
+            [retired(vcpu) for vcpu in guest.vcpus],
+            [list(vcpu.phases) for vcpu in guest.vcpus],
+            (chain.bucket, chain.records, chain.digest),
+        )  # fmt: skip
+
+    def body(self) -> dict[str, object]:
+        """As msgpack-able values."""
+        return asdict(self)
+
+    def open(self, guest: Guest) -> None:
+        """Go on with these books for a VM that came."""
+        for name in _COPIED:
+            setattr(guest, name, getattr(self, name))
+        guest.lost_ns = {mechanism: self.lost_ns.get(mechanism.value, 0.0) for mechanism in Mechanism}
+        for vcpu, elapsed, instructions, phases in zip(
+            guest.vcpus, self.elapsed_ns, self.instructions, self.phases, strict=True
+        ):
+            vcpu.elapsed_ns, vcpu.moved_instructions, vcpu.phases = elapsed, list(instructions), list(phases)
+
+
+_COPIED = (
+    "ordered_ns", "running_ns", "launch_digest", "psp_wait_ns", "psp_service_ns", "operation_ns", "operations",
+    "faults", "bytes_read", "bytes_written",
+)  # fmt: skip
+
+
+def mechanism_ns(guest: Guest) -> dict[Mechanism, float]:
+    """Time of a VM by mechanism, summed over its vCPUs."""
+    times = {mechanism: guest.lost_ns.get(mechanism, 0.0) for mechanism in Mechanism}
+    for vcpu in guest.vcpus:
+        times[Mechanism.LOADED_LATENCY] += vcpu.loaded_ns
+        times[Mechanism.CORE_WAIT] += vcpu.core_wait_ns
+        for instructions, cost in zip(vcpu.instructions, guest.phase_costs[vcpu.index], strict=True):
+            for mechanism, ns in cost.parts:
+                times[mechanism] += instructions * ns
+    return times
+
+
+def retired(vcpu: Vcpu) -> list[float]:
+    """Instructions of a vCPU by demand, on this host and those before."""
+    if not vcpu.moved_instructions:
+        return list(vcpu.instructions)
+    return [here + before for here, before in zip(vcpu.instructions, vcpu.moved_instructions, strict=True)]

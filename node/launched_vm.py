@@ -1,0 +1,81 @@
+"""The hypervisor's record of one VM: all it holds, and where its memory is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from node.firmware_image import FirmwareImage
+from node.generation import Generation
+from node.guest_memory_map import Range
+from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
+
+
+@dataclass(slots=True)
+class LaunchedVm:
+    """Frames, ASID, firmware context and RMP entries of one VM."""
+
+    generation: Generation
+    firmware: FirmwareImage
+    asid: int = 0
+    ram: list[tuple[int, int, int]] = field(default_factory=list)
+    """(GPA, SPA, length) of RAM and firmware."""
+    small: list[int] = field(default_factory=list)
+    """4 KiB frames: command page, guest context, save areas."""
+    save_areas: list[int] = field(default_factory=list)
+    launched_gpas: tuple[int, ...] = ()
+    lent: list[tuple[int, bool]] = field(default_factory=list)
+    """(SPA, large) of pages that are the firmware's while it encrypts them."""
+    firmware_pages: list[int] = field(default_factory=list)
+    """Frames in Firmware or Context state, to be reclaimed at the end."""
+    gctx: int = 0
+    handle: int = 0
+    assigned: list[tuple[int, int, bool]] = field(default_factory=list)
+    """(SPA, length, large) that RMPUPDATE gave to the guest; it takes them back so, or smaller where smashed."""
+    smashed: set[int] = field(default_factory=set)
+    """SPAs of the 2 MiB blocks whose pages have entries of 4 KiB."""
+    immutable: set[int] = field(default_factory=set)
+    """SPAs in state Pre-Guest, which firmware has not launched yet."""
+
+    def backing(self, part: Range) -> Iterator[tuple[int, int, int]]:
+        """(GPA, SPA, length) of the frames behind a range of guest memory."""
+        end = part.gpa + part.length
+        for gpa, spa, length in self.ram:
+            first, last = max(gpa, part.gpa), min(gpa + length, end)
+            if first < last:
+                yield first, spa + first - gpa, last - first
+
+    def pieces(self, spa: int, length: int) -> Iterator[tuple[int, int, bool]]:
+        """A range cut by page size: runs of whole 2 MiB blocks with large entries, and the rest block by block."""
+        end = spa + length
+        run = spa
+        while spa < end:
+            block = spa // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
+            stop = min(end, block + LARGE_PAGE_BYTES)
+            if stop - spa == LARGE_PAGE_BYTES and block not in self.smashed:
+                spa = stop
+                continue
+            if run < spa:
+                yield run, spa - run, True
+            yield spa, stop - spa, False
+            run = spa = stop
+        if run < end:
+            yield run, end - run, True
+
+    def spa_of(self, gpa: int) -> int:
+        """The SPA behind a GPA of the VM's memory."""
+        return next(self.backing(Range(gpa, 1)))[1]
+
+
+def page_runs(gpas: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Runs of consecutive pages as (GPA, length), cut at 2 MiB so that each lies in one piece of backing."""
+    start = length = 0
+    for gpa in sorted(set(gpas)):
+        if length and gpa == start + length and gpa % LARGE_PAGE_BYTES:
+            length += PAGE_BYTES
+            continue
+        if length:
+            yield start, length
+        start, length = gpa, PAGE_BYTES
+    if length:
+        yield start, length

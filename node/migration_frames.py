@@ -1,0 +1,251 @@
+"""A stopped VM as frames on a wire, and back: parsed as hostile, one frame after another.
+
+A frame is a msgpack array: version, sequence, kind, length and SHA-256 of the
+body, body. The first frame is the head, the last says how much there was, so
+that a stream that was cut is noticed. The checksum covers what stands before
+it too. It finds accidents; who can write the wire can write the checksum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import IntEnum
+
+import msgpack
+
+from node.operations import BLOCK_BYTES
+from node.vm_state import Run, VmState
+from node.vmsa import VMSA_BYTES
+from psp.system_bus import PAGE_BYTES
+
+VERSION = 1
+MOST_BODY_BYTES = 1 << 20
+"""Pages or blocks of one frame hold at most this; a frame's body a little more."""
+MOST_FRAME_BYTES = MOST_BODY_BYTES + (64 << 10)
+MOST_VCPUS = 1024
+_LARGEST_NUMBER = 1 << 52
+
+
+class FrameKind(IntEnum):
+    """What a frame's body holds."""
+
+    HEAD = 1
+    REGISTERS = 2
+    PAGES = 3
+    BLOCKS = 4
+    END = 5
+
+
+class FrameError(ValueError):
+    """A frame that is none, or not the next one; names the field and what was expected."""
+
+    def __init__(self, sequence: int, field: str, expected: object, got: object) -> None:
+        super().__init__(f"frame {sequence}: {field}: expected {expected}, got {got}")
+        self.field = field
+
+
+def frames_of(state: VmState) -> tuple[bytes, ...]:
+    """A stopped VM as frames."""
+    bodies: list[tuple[FrameKind, object]] = [
+        (FrameKind.HEAD, (state.vm, state.started, state.launched, state.reset_rips)),
+        *((FrameKind.REGISTERS, (index, area)) for index, area in enumerate(state.save_areas)),
+        *((FrameKind.PAGES, runs) for runs in _bundles(state.pages, PAGE_BYTES, PAGE_BYTES)),
+        *((FrameKind.BLOCKS, runs) for runs in _bundles(state.blocks, BLOCK_BYTES, 1)),
+        (FrameKind.END, (_amount(state.pages, PAGE_BYTES), _amount(state.blocks, BLOCK_BYTES))),
+    ]
+    return tuple(_framed(sequence, kind, msgpack.packb(body)) for sequence, (kind, body) in enumerate(bodies))
+
+
+def state_of(frames: Iterable[bytes], vm: str, memory: Callable[[int, int], bool], disk_blocks: int) -> VmState:
+    """The VM back from its frames. ``memory`` says whether a range of GPAs is the VM's. Raises FrameError."""
+    reader = _Reader(vm, memory, disk_blocks)
+    for frame in frames:
+        reader.take(frame)
+    return reader.state()
+
+
+def page_digests(pages: Iterable[Run]) -> bytes:
+    """SHA-256 of every page, 8 bytes each, in the order of the runs."""
+    sha256 = hashlib.sha256
+    return b"".join(
+        [
+            sha256(view[at : at + PAGE_BYTES]).digest()[:8]
+            for _, data in pages
+            for view in (memoryview(data),)
+            for at in range(0, len(data), PAGE_BYTES)
+        ]
+    )
+
+
+def _framed(sequence: int, kind: FrameKind, body: bytes) -> bytes:
+    frame: bytes = msgpack.packb((VERSION, sequence, int(kind), len(body), _checksum(sequence, kind, body), body))
+    return frame
+
+
+def _checksum(sequence: int, kind: int, body: bytes) -> bytes:
+    digest = hashlib.sha256(b"%d %d %d " % (VERSION, sequence, kind))
+    digest.update(body)
+    return digest.digest()
+
+
+def _bundles(runs: Iterable[Run], unit_bytes: int, step: int) -> Iterator[list[Run]]:
+    """Runs cut and bundled so that no bundle holds more than a frame takes; ``step`` is an address's unit."""
+    bundle: list[Run] = []
+    room = MOST_BODY_BYTES
+    for start, data in runs:
+        at = 0
+        while at < len(data):
+            size = min(room, len(data) - at)
+            bundle.append((start + at // unit_bytes * step, data[at : at + size]))
+            at += size
+            room -= size
+            if room < unit_bytes or len(bundle) == MOST_RUNS:
+                yield bundle
+                bundle, room = [], MOST_BODY_BYTES
+    if bundle:
+        yield bundle
+
+
+MOST_RUNS = MOST_BODY_BYTES // PAGE_BYTES
+
+
+def _amount(runs: Iterable[Run], unit_bytes: int) -> int:
+    return sum(len(data) for _, data in runs) // unit_bytes
+
+
+class _Reader:
+    """Takes frames in their order and holds what they brought."""
+
+    def __init__(self, vm: str, memory: Callable[[int, int], bool], disk_blocks: int) -> None:
+        self._vm = vm
+        self._memory = memory
+        self._disk_blocks = disk_blocks
+        self._sequence = 0
+        self._head: tuple[tuple[bool, ...], tuple[int, ...], tuple[int, ...]] | None = None
+        self._areas: list[bytes] = []
+        self._pages: list[Run] = []
+        self._blocks: list[Run] = []
+        self._ended = False
+
+    def take(self, frame: bytes) -> None:
+        """One frame."""
+        number = self._sequence
+        kind, body = self._opened(frame)
+        handler = _HANDLERS.get(kind)
+        if handler is None:
+            raise FrameError(number, "kind", f"1 to {len(FrameKind)}", kind)
+        if (self._head is None) != (kind == FrameKind.HEAD) or self._ended:
+            raise FrameError(number, "kind", "a head first and nothing after the end", FrameKind(kind).name)
+        handler(self, body)
+        self._sequence += 1
+
+    def state(self) -> VmState:
+        """What came, once the end was there."""
+        if self._head is None or not self._ended:
+            raise FrameError(self._sequence, "kind", "a further frame", "the end of the stream")
+        started, launched, rips = self._head
+        return VmState(self._vm, tuple(self._areas), started, launched, rips, tuple(self._pages), tuple(self._blocks))
+
+    def _opened(self, frame: bytes) -> tuple[int, object]:
+        number = self._sequence
+        if len(frame) > MOST_FRAME_BYTES:
+            raise FrameError(number, "length", f"at most {MOST_FRAME_BYTES} bytes", len(frame))
+        try:
+            fields = msgpack.unpackb(frame, use_list=False)
+            version, sequence, kind, length, checksum, body = fields
+        except (ValueError, TypeError, msgpack.UnpackException, RecursionError):
+            raise FrameError(number, "frame", "six msgpack fields", "something else") from None
+        for name, value, kind_of in (
+            ("version", version, int), ("sequence", sequence, int), ("kind", kind, int), ("length", length, int),
+            ("checksum", checksum, bytes), ("body", body, bytes),
+        ):  # fmt: skip
+            if type(value) is not kind_of:
+                raise FrameError(number, name, kind_of.__name__, type(value).__name__)
+        if version != VERSION:
+            raise FrameError(number, "version", VERSION, version)
+        if sequence != number:
+            raise FrameError(number, "sequence", number, sequence)
+        if length != len(body):
+            raise FrameError(number, "length", length, len(body))
+        if checksum != _checksum(sequence, kind, body):
+            raise FrameError(number, "checksum", "that of the body", "another")
+        try:
+            return kind, msgpack.unpackb(body, use_list=False)
+        except (ValueError, TypeError, msgpack.UnpackException, RecursionError):
+            raise FrameError(number, "body", "msgpack", "something else") from None
+
+    def take_head(self, body: object) -> None:
+        """The body of such a frame."""
+        match body:
+            case (str(vm), tuple(started), tuple(launched), tuple(rips)):
+                pass
+            case _:
+                raise FrameError(self._sequence, "head", "name, vCPUs, launched pages, reset vectors", "something else")
+        if vm != self._vm:
+            raise FrameError(self._sequence, "vm", self._vm, repr(vm)[:80])
+        if not 0 < len(started) <= MOST_VCPUS or len(rips) != len(started) or {type(one) for one in started} != {bool}:
+            raise FrameError(self._sequence, "vcpus", f"1 to {MOST_VCPUS} with a reset vector each", len(started))
+        if not all(type(one) is int and 0 <= one < 1 << 64 for one in (*launched, *rips)):
+            raise FrameError(self._sequence, "head", "64-bit addresses", "something else")
+        self._head = (started, launched, rips)
+
+    def take_registers(self, body: object) -> None:
+        """The body of such a frame."""
+        assert self._head is not None
+        match body:
+            case (int(index), bytes(area)) if index == len(self._areas) < len(self._head[0]):
+                if len(area) != VMSA_BYTES:
+                    raise FrameError(self._sequence, "registers", f"{VMSA_BYTES} bytes", len(area))
+                self._areas.append(area)
+            case _:
+                raise FrameError(self._sequence, "registers", f"those of vCPU {len(self._areas)}", "something else")
+
+    def take_pages(self, body: object) -> None:
+        """The body of such a frame."""
+        for gpa, data in self._runs(body, PAGE_BYTES):
+            if gpa % PAGE_BYTES or not self._memory(gpa, len(data)):
+                raise FrameError(self._sequence, "gpa", "whole pages of the VM", f"{gpa:#x}")
+            if self._pages and gpa < self._pages[-1][0] + len(self._pages[-1][1]):
+                raise FrameError(self._sequence, "gpa", "pages in ascending order", f"{gpa:#x}")
+            self._pages.append((gpa, data))
+
+    def take_blocks(self, body: object) -> None:
+        """The body of such a frame."""
+        for lba, data in self._runs(body, BLOCK_BYTES):
+            if not 0 <= lba <= self._disk_blocks - len(data) // BLOCK_BYTES:
+                raise FrameError(self._sequence, "lba", f"blocks below {self._disk_blocks}", lba)
+            if self._blocks and lba < self._blocks[-1][0] + len(self._blocks[-1][1]) // BLOCK_BYTES:
+                raise FrameError(self._sequence, "lba", "blocks in ascending order", lba)
+            self._blocks.append((lba, data))
+
+    def _runs(self, body: object, unit_bytes: int) -> Iterator[Run]:
+        if not isinstance(body, tuple) or not 0 < len(body) <= MOST_RUNS:
+            raise FrameError(self._sequence, "runs", f"1 to {MOST_RUNS}", "something else")
+        for run in body:
+            match run:
+                case (int(start), bytes(data)) if 0 <= start < _LARGEST_NUMBER and data and not len(data) % unit_bytes:
+                    yield start, data
+                case _:
+                    raise FrameError(
+                        self._sequence, "run", f"an address and whole units of {unit_bytes} bytes", "something else"
+                    )
+
+    def take_end(self, body: object) -> None:
+        """The body of such a frame."""
+        assert self._head is not None
+        found = (_amount(self._pages, PAGE_BYTES), _amount(self._blocks, BLOCK_BYTES))
+        if body != found:
+            raise FrameError(self._sequence, "end", f"{found[0]} pages and {found[1]} blocks", repr(body)[:80])
+        if len(self._areas) != len(self._head[0]):
+            raise FrameError(self._sequence, "registers", f"of {len(self._head[0])} vCPUs", len(self._areas))
+        self._ended = True
+
+
+_HANDLERS: Mapping[int, Callable[[_Reader, object], None]] = {
+    FrameKind.HEAD: _Reader.take_head,
+    FrameKind.REGISTERS: _Reader.take_registers,
+    FrameKind.PAGES: _Reader.take_pages,
+    FrameKind.BLOCKS: _Reader.take_blocks,
+    FrameKind.END: _Reader.take_end,
+}

@@ -1,0 +1,34 @@
+"""Why a VM of some generations cannot be moved while it runs, as its host says it.
+
+Live migration copies memory while the guest writes. Where the host sees only
+ciphertext bound to its own addresses and keys, somebody who may see plaintext
+has to take part (spec: SEV API 0.24 chapter 3, SNP firmware ABI, migration agent).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from node.generation import Generation
+
+
+class MigrationRefusal(StrEnum):
+    """Typed reasons of a host that will not, or cannot, move a VM."""
+
+    NO_SUCH_VM = "no such VM runs here"
+    NOT_RUNNING = "the VM does not run"
+    UNDER_WAY = "the VM is migrating already"
+    NEEDS_SEND_COMMANDS = "SEV memory leaves a host only through SEND_START and SEND_UPDATE_DATA, not modelled yet"
+    NEEDS_VMSA_TRANSFER = "SEV-ES registers leave a host only through SEND_UPDATE_VMSA, not modelled yet"
+    NEEDS_MIGRATION_AGENT = "an SNP guest moves only with a migration agent, and this one has none"
+    DEVICE_ASSIGNED = "trusted devices are bound to the host"
+
+
+REFUSALS: Mapping[Generation, MigrationRefusal] = {
+    Generation.SEV: MigrationRefusal.NEEDS_SEND_COMMANDS,
+    Generation.SEV_ES: MigrationRefusal.NEEDS_VMSA_TRANSFER,
+    Generation.SEV_SNP: MigrationRefusal.NEEDS_MIGRATION_AGENT,
+    Generation.SEV_TIO: MigrationRefusal.DEVICE_ASSIGNED,
+}
+"""Generations that refuse; the others move."""

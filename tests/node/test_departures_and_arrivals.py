@@ -1,0 +1,195 @@
+"""A VM leaves one host whole and comes to another whole, or not at all."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_guests import GENERATIONS, SECOND, final_state, guest_spec, look, make_host, run, start
+
+from node.generation import Generation
+from node.guest import GuestState
+from node.migration_frames import frames_of, page_digests
+from node.migration_refusal import REFUSALS, MigrationRefusal
+from psp.system_bus import PAGE_BYTES
+
+UNITS = 30
+PLAIN = Generation.PLAIN
+
+
+def until(condition, *hosts):
+    while not condition():
+        first = min(hosts, key=lambda host: host.clock.env.peek())
+        first.clock.env.step()
+
+
+def stopped(source, name, since_ns=0):
+    told = []
+    source.departures.stop(name, since_ns, told.append)
+    until(lambda: told, source)
+    return told[0]
+
+
+def place(target, spec):
+    told = []
+    target.arrivals.prepare(spec, told.append)
+    until(lambda: told, target)
+    return told[0]
+
+
+def arrive(target, name, frames, digests, books):
+    told = []
+    target.arrivals.complete(name, frames, digests, books, told.append)
+    until(lambda: told, target)
+    return told[0]
+
+
+def move(source, target, name):
+    """Everything a migration does, by hand; ends with the VM at the target."""
+    guest = source.guests[name]
+    pools = source.departures.begin(name, lambda _: None)
+    assert not isinstance(pools, MigrationRefusal)
+    assert place(target, guest.spec) is None
+    what = stopped(source, name)
+    target.clock.env.run(until=max(target.now_ns + 1, source.now_ns))
+    assert arrive(target, name, frames_of(what.state), page_digests(what.state.pages), what.books) is None
+    source.departures.finish(name)
+    run(source, source.now_ns + SECOND)
+    return what
+
+
+def uninterrupted(host):
+    guest = start(host, "vm", PLAIN, "ledger", vcpus=2, units=UNITS)
+    run(host)
+    return final_state(host, guest)
+
+
+def leftovers(host):
+    return (host.hypervisor.frames.used_bytes, host.board.dram.resident_bytes, host.guests and
+            {name: one.state for name, one in host.guests.items()})
+
+
+@settings(max_examples=15, deadline=None)
+@given(moves=st.lists(st.integers(1, 20_000_000), min_size=1, max_size=4))
+def test_a_vm_that_moves_in_the_middle_of_its_work_ends_as_one_that_stayed(moves):
+    stayed = make_host()
+    expected = uninterrupted(stayed)
+    here, there = make_host(), make_host()
+    start(here, "vm", PLAIN, "ledger", vcpus=2, units=UNITS)
+    for at in moves:
+        run(here, here.now_ns + at)
+        here.clock.env.run(until=here.now_ns + 1)
+        if here.guests["vm"].state is not GuestState.RUNNING:
+            break
+        move(here, there, "vm")
+        here, there = there, here
+    guest = here.guests["vm"]
+    run(here, here.now_ns + 100 * SECOND)
+    assert final_state(here, guest) == expected
+    assert guest.faults == 0
+
+
+def test_the_source_gives_everything_back_and_the_target_holds_the_same_pages():
+    here, there = make_host(), make_host()
+    empty = leftovers(make_host())
+    guest = start(here, "vm", PLAIN, "ledger", units=UNITS)
+    run(here, 5_000_000)
+    before = here.guests["vm"].operations
+    what = move(here, there, "vm")
+    assert guest.state is GuestState.DEPARTED
+    assert leftovers(here)[:2] == empty[:2]
+    arrived = there.guests["vm"]
+    assert arrived.operations >= before > 0
+    pages = sum(len(data) for _, data in what.state.pages) // PAGE_BYTES
+    assert there.arrivals.pages_checked == pages > 0
+    gpa, data = what.state.pages[-1]
+    fresh = make_host()
+    assert place(fresh, guest.spec) is None
+    assert arrive(fresh, "vm", frames_of(what.state), page_digests(what.state.pages), what.books) is None
+    assert look(fresh, fresh.guests["vm"], gpa, len(data)) == data
+
+
+def test_a_byte_changed_on_the_wire_is_caught_and_the_vm_goes_on_at_the_source():
+    here, there = make_host(), make_host()
+    guest = start(here, "vm", PLAIN, "ledger", units=UNITS)
+    run(here, 5_000_000)
+    here.departures.begin("vm", lambda _: None)
+    assert place(there, guest.spec) is None
+    what = stopped(here, "vm")
+    frames = list(frames_of(what.state))
+    for number, frame in enumerate(frames):
+        spoiled = bytearray(frame)
+        spoiled[len(frame) // 2] ^= 1
+        wrong = arrive(there, "vm", [*frames[:number], bytes(spoiled), *frames[number + 1 :]], b"", what.books)
+        assert wrong.startswith(f"frame {number}: ")
+    there.arrivals.abandon("vm")
+    run(there, there.now_ns + SECOND)
+    assert leftovers(there) == leftovers(make_host())
+    here.departures.cancel("vm")
+    run(here)
+    assert guest.state is GuestState.RUNNING
+    assert guest.vcpus[0].registers.r13 == UNITS
+
+
+def test_bytes_changed_with_their_checksum_are_caught_by_the_comparison_of_pages():
+    here, there = make_host(), make_host()
+    guest = start(here, "vm", PLAIN, "ledger", units=UNITS)
+    run(here, 5_000_000)
+    here.departures.begin("vm", lambda _: None)
+    assert place(there, guest.spec) is None
+    what = stopped(here, "vm")
+    gpa, data = what.state.pages[0]
+    import dataclasses
+
+    forged = dataclasses.replace(what.state, pages=((gpa, bytes([data[0] ^ 1]) + data[1:]), *what.state.pages[1:]))
+    wrong = arrive(there, "vm", frames_of(forged), page_digests(what.state.pages), what.books)
+    assert wrong == f"page {gpa:#x}: expected the source's bytes, got others"
+    assert there.guests["vm"].state is GuestState.ARRIVING
+
+
+@pytest.mark.parametrize("generation", [one for one in GENERATIONS if one is not PLAIN])
+def test_encrypted_vms_refuse_with_a_typed_reason_and_go_on(generation):
+    host = make_host()
+    guest = start(host, "vm", generation, "ledger", units=UNITS)
+    assert host.departures.begin("vm", lambda _: None) is REFUSALS[generation]
+    run(host)
+    assert guest.vcpus[0].registers.r13 == UNITS
+
+
+def test_a_vm_that_is_not_there_not_running_or_leaving_already_is_refused():
+    host = make_host()
+    start(host, "vm", PLAIN, "busy")
+    assert host.departures.begin("other", lambda _: None) is MigrationRefusal.NO_SUCH_VM
+    host.pause("vm")
+    assert host.departures.begin("vm", lambda _: None) is MigrationRefusal.NOT_RUNNING
+    host.resume("vm")
+    assert not isinstance(host.departures.begin("vm", lambda _: None), MigrationRefusal)
+    assert host.departures.begin("vm", lambda _: None) is MigrationRefusal.UNDER_WAY
+
+
+def test_a_target_without_room_says_so_and_keeps_nothing():
+    host = make_host(memory_bytes=1 << 30)
+    before = leftovers(host)
+    told = place(host, guest_spec("vm", PLAIN, memory_bytes=2 << 30))
+    assert "memory" in told
+    assert leftovers(host) == before
+
+
+def test_a_place_that_is_given_back_before_it_is_ready_leaves_nothing():
+    host = make_host()
+    before = leftovers(host)
+    told = []
+    host.arrivals.prepare(guest_spec("vm", PLAIN), told.append)
+    host.arrivals.abandon("vm")
+    run(host)
+    assert told == [None]
+    assert leftovers(host) == before
+    assert place(host, guest_spec("vm", PLAIN)) is None
+
+
+def test_what_a_disk_holds_moves_with_its_vm():
+    here, there = make_host(), make_host()
+    start(here, "vm", PLAIN, "ledger", units=UNITS)
+    run(here, 5_000_000)
+    what = move(here, there, "vm")
+    assert sum(len(data) for _, data in what.state.blocks) > 0
+    run(there)
+    assert there.guests["vm"].vcpus[0].registers.r13 == UNITS
