@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import msgpack
 
 from cluster.entity import NEVER, Message
-from cluster.host_entity import guest_body
+from cluster.guest_body import guest_body
 from cluster.placement import FirstFit
 from node.guest import GuestSpec
 

@@ -1,8 +1,8 @@
 """A real host as the coordinator sees it: an entity that takes messages and says when it could speak.
 
-Commands to a host: ``launch`` and ``destroy``. From a host: ``launched`` and
-``refused``, each declared in advance by a pending launch; nothing else on a
-host of this version can emit, so a host without a pending launch never will.
+Commands to a host: ``launch``, ``destroy`` and those of ``migration_port``. What a
+host says is declared in advance: by a pending launch, or a migration under way;
+nothing else on a host can emit, so a host without either never will.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from pathlib import Path
 import msgpack
 
 from cluster.entity import NEVER, Advance, Message
+from cluster.guest_body import guest_body, guest_of
 from cluster.guest_rows import guest_rows
 from cluster.host_rows import host_rows
 from cluster.inbox import Inbox
+from cluster.migration_port import MigrationPort
 from node.cost_table import CostTable, load_cost_table
 from node.firmware_image import FirmwareImage, find_firmware_image, read_firmware_image
-from node.generation import Generation
 from node.guest import Guest, GuestSpec, GuestState
 from node.host import Host, HostSpec
 from node.product import PRODUCTS
-from node.program import ProgramSpec, Scalar
 from workloads.library import PROGRAMS
 
 AUTO = "auto"
@@ -64,26 +64,6 @@ class HostOrder:
         return cls(spec, costs, tuple(guest_of(body) for body in guests), firmware)
 
 
-GuestBody = tuple[str, str, int, int, str, tuple[tuple[str, Scalar], ...], int, str]
-
-
-def guest_body(guest: GuestSpec) -> GuestBody:
-    """A guest's specification as msgpack-able values."""
-    program = guest.program
-    return (
-        guest.name, guest.generation.name, guest.vcpus, guest.memory_bytes,
-        program.name, program.parameters, guest.seed, guest.firmware,
-    )  # fmt: skip
-
-
-def guest_of(body: GuestBody) -> GuestSpec:
-    """The specification back from its values."""
-    name, generation, vcpus, memory, program, parameters, seed, firmware = body
-    return GuestSpec(
-        name, Generation[generation], vcpus, memory, ProgramSpec(program, parameters), seed, firmware
-    )
-
-
 def build_host(order: bytes) -> HostEntity:
     """Entity factory of the layouts: a host from its order."""
     return HostEntity(HostOrder.parse(order))
@@ -111,6 +91,7 @@ class HostEntity:
         self._outbox: list[Message] = []
         self._sequence = 0
         self._kinds = {"launch": self._launch, "destroy": self._destroy}
+        self._migrations = MigrationPort(self.host, self._send)
         self.events = 0
         for guest in order.guests:
             self.host.launch(guest, lambda _: None, running=True)
@@ -130,11 +111,8 @@ class HostEntity:
         return NEVER if peek == float("inf") else int(peek)
 
     def earliest_output_ns(self) -> int:
-        """The first mail that is still to be opened, or the pending launch that promises to end first."""
-        launches = min(self.host.tasks.promises.values(), default=NEVER)
-        if launches != NEVER:
-            launches = max(launches, self.next_event_ns())
-        return min(launches, self._inbox.next_ns)
+        """The first mail that is still to be opened, or what the host promises to say first."""
+        return min(self.host.earliest_output_ns(self.next_event_ns()), self._inbox.next_ns)
 
     def advance(self, horizon_ns: int, event_budget: int) -> Advance:
         """Do the events before ``horizon_ns``."""
@@ -173,7 +151,11 @@ class HostEntity:
         }
 
     def _receive(self, message: Message) -> None:
-        self._kinds[message.kind](message)
+        if message.kind in self._kinds:
+            self._kinds[message.kind](message)
+        else:
+            self._migrations.receive(message.kind, message.payload)
+            self.host.clock.settle()
 
     def _launch(self, message: Message) -> None:
         self.host.launch(guest_of(msgpack.unpackb(message.payload, use_list=False)), self._tell)
@@ -183,6 +165,9 @@ class HostEntity:
 
     def _tell(self, guest: Guest) -> None:
         kind = "refused" if guest.state is GuestState.REFUSED else "launched"
+        self._send(kind, (guest.spec.name, guest.reason))
+
+    def _send(self, kind: str, fields: tuple[object, ...]) -> None:
         self._sequence += 1
-        body: bytes = msgpack.packb((guest.spec.name, guest.reason))
+        body: bytes = msgpack.packb(fields)
         self._outbox.append(Message(self.host.now_ns, self.name, self._sequence, "control", kind, body))

@@ -49,6 +49,8 @@ class FirstFit:
 
     accounts: tuple[HostAccount, ...]
     _placed: dict[str, tuple[HostAccount, GuestSpec]] = field(default_factory=dict)
+    _kept: dict[str, tuple[HostAccount, GuestSpec]] = field(default_factory=dict)
+    """Second places of VMs that migrate."""
 
     def place(self, guest: GuestSpec, pin: str | None = None, excluded: frozenset[str] = frozenset()) -> str | None:
         """Reserve a host for a VM and return its name, None if no host takes it."""
@@ -60,6 +62,36 @@ class FirstFit:
                 self._placed[guest.name] = (account, guest)
                 return account.name
         return None
+
+    def keep(self, name: str, pin: str | None, excluded: frozenset[str]) -> str | None:
+        """Reserve a second host for a VM that is to move, None if no host takes it."""
+        _, guest = self._placed[name]
+        for account in self.accounts:
+            if (pin is None or account.name == pin) and account.name not in excluded and account.takes(guest):
+                account.charge(guest, 1)
+                self._kept[name] = (account, guest)
+                return account.name
+        return None
+
+    def settle(self, name: str, *, moved: bool) -> None:
+        """A migration is over: the VM lives in its second place now, or that is given back."""
+        account, guest = self._kept.pop(name)
+        if moved:
+            (account, _), self._placed[name] = self._placed[name], (account, guest)
+        account.charge(guest, -1)
+
+    def host_of(self, name: str) -> str | None:
+        """Where a VM is, None if nowhere."""
+        account, _ = self._placed.get(name, (None, None))
+        return None if account is None else account.name
+
+    def guest(self, name: str) -> GuestSpec:
+        """The specification of a VM that has a place; KeyError if it has none."""
+        return self._placed[name][1]
+
+    def on(self, host: str) -> list[str]:
+        """The VMs on a host, in the order they came."""
+        return [name for name, (account, _) in self._placed.items() if account.name == host]
 
     def release(self, name: str) -> str | None:
         """Give a VM's share back; the host it was on, None if it was nowhere."""

@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """A VM that stands still: what travels, its books, and the pages that programs wrote since a given time."""
+    """A VM that stands still, since ``stopped_ns``: what travels, its books, and pages written since a given time."""
 
     state: VmState
     books: GuestBooks
     written_pages: int
+    stopped_ns: int
 
 
 @dataclass(slots=True)
@@ -76,7 +77,11 @@ class Departures:
         guest = departure.guest
         guest.changed = None
 
+        parked_ns = 0
+
         def parked() -> None:
+            nonlocal parked_ns
+            parked_ns = self._host.now_ns
             if guest.state is not GuestState.PAUSED:
                 done(None)
                 return
@@ -85,10 +90,13 @@ class Departures:
             self._host.tasks.run(export, guest, read)
 
         def read(state: object) -> None:
+            if self._under_way.get(name) is not departure:
+                return  # It was called off meanwhile and goes on.
             assert isinstance(state, VmState)
             assert guest.dirty_log is not None
             departure.chain = self._host.log.leave(name, self._host.now_ns)
-            done(Stopped(state, GuestBooks.of(guest, departure.chain), guest.dirty_log.written_since(since_ns)))
+            written = guest.dirty_log.written_since(since_ns)
+            done(Stopped(state, GuestBooks.of(guest, departure.chain), written, parked_ns))
 
         if guest.state is GuestState.RUNNING:
             self._host.pause(name, parked)

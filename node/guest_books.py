@@ -7,6 +7,7 @@ host it leaves, because the next one may have other cores.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from node.event_log import ChainEnd
 from node.guest import Guest
@@ -51,6 +52,11 @@ class GuestBooks:
     def body(self) -> dict[str, object]:
         """As msgpack-able values."""
         return asdict(self)
+
+    @classmethod
+    def parse(cls, body: dict[str, Any]) -> GuestBooks:
+        """The books back from their values."""
+        return cls(**{**body, "chain": tuple(body["chain"])})
 
     def open(self, guest: Guest) -> None:
         """Go on with these books for a VM that came."""

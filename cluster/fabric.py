@@ -1,0 +1,197 @@
+"""The network as a fluid: flows share links max-min, and shares change on a grid of virtual time.
+
+Shares belong to the coordinator alone, so all sums are made in one place in one
+order. Where several flows meet, rates change only at multiples of the grid, a
+property of the model (TCP needs many round trips to find a share); a flow that
+starts in between takes what its links have left until then, and what an ending
+flow leaves is given away at the next grid point. Starts and ends are exact. A
+flow alone on its links has its final rate at once, so it needs no grid point.
+
+Max-min by progressive filling (Bertsekas and Gallager, Data Networks, 6.5.2),
+only for flows that are connected with a change through common links.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+
+from cluster.entity import NEVER
+from cluster.topology import Topology
+
+_NS = 1e9
+
+
+class _Flow:
+    __slots__ = ("cap", "epoch", "number", "path", "rate", "remaining", "size", "updated_ns")
+
+    def __init__(self, number: int, path: tuple[int, ...], size: float, cap: float, now_ns: int) -> None:
+        self.number = number
+        self.path = path
+        self.size = self.remaining = size
+        self.cap = cap
+        self.rate = 0.0
+        self.updated_ns = now_ns
+        self.epoch = 0
+
+
+class Fabric:
+    """Flows over a topology. Times are virtual nanoseconds, rates bytes per second.
+
+    The caller goes from event to event: ``next_event_ns``, then ``advance`` to
+    that time. Calling in between changes nothing.
+    """
+
+    def __init__(self, topology: Topology, reshare_grid_ns: int) -> None:
+        self._topology = topology
+        self._grid_ns = reshare_grid_ns
+        self._capacity = [link.bytes_per_s for link in topology.links]
+        self._on_link: list[dict[str, _Flow]] = [{} for _ in topology.links]
+        self._used_rate = [0.0] * len(topology.links)
+        self.used_bytes = [0.0] * len(topology.links)
+        """Bytes that every link has carried for flows that are over."""
+        self._flows: dict[str, _Flow] = {}
+        self._ends: list[tuple[int, int, int, str]] = []
+        self._changed: dict[int, None] = {}
+        """Links whose flows are not the ones that were shared out last, in the order of the changes."""
+        self._grid_point_ns = NEVER
+        self._started = 0
+
+    def __len__(self) -> int:
+        return len(self._flows)
+
+    def start(
+        self, name: str, source: str, destination: str, size_bytes: float, now_ns: int, cap_bytes_per_s: float = 0.0
+    ) -> None:
+        """Send bytes from now on; ``cap_bytes_per_s`` bounds the rate, 0 for none."""
+        path = self._topology.path(source, destination)
+        self._started += 1
+        flow = _Flow(self._started, path, max(0.0, size_bytes), cap_bytes_per_s or float("inf"), now_ns)
+        self._flows[name] = flow
+        left = min((self._capacity[link] - self._used_rate[link] for link in path), default=float("inf"))
+        shared = False
+        for link in path:
+            shared = shared or bool(self._on_link[link])
+            self._on_link[link][name] = flow
+        self._set_rate(name, flow, max(0.0, min(left, flow.cap)), now_ns)
+        if shared:
+            self._mark(path, now_ns)
+
+    def cancel(self, name: str, now_ns: int) -> float:
+        """Break a flow off; the bytes that it moved."""
+        flow = self._flows[name]
+        self._bring_up(flow, now_ns)
+        self._take_out(name, flow, now_ns)
+        return flow.size - flow.remaining
+
+    def rate(self, name: str) -> float:
+        """A flow's present rate."""
+        return self._flows[name].rate
+
+    def next_event_ns(self) -> int:
+        """When a flow ends or shares change next, ``NEVER`` if nothing will."""
+        ends = self._ends
+        while ends and (ends[0][3] not in self._flows or self._flows[ends[0][3]].epoch != ends[0][2]):
+            heapq.heappop(ends)
+        return min(ends[0][0] if ends else NEVER, self._grid_point_ns)
+
+    def advance(self, now_ns: int) -> list[str]:
+        """Go to a time: the flows that ended by then, in the order of their ends."""
+        ended: list[str] = []
+        while (at_ns := self.next_event_ns()) <= now_ns:
+            # What ends at a grid point frees its share before that is given away.
+            if self._ends and self._ends[0][0] == at_ns:
+                _, _, _, name = heapq.heappop(self._ends)
+                flow = self._flows[name]
+                flow.remaining = 0.0
+                self._take_out(name, flow, at_ns)
+                ended.append(name)
+            else:
+                self._reshare(at_ns)
+        return ended
+
+    def _take_out(self, name: str, flow: _Flow, now_ns: int) -> None:
+        del self._flows[name]
+        others = False
+        for link in flow.path:
+            flows = self._on_link[link]
+            del flows[name]
+            self.used_bytes[link] += flow.size - flow.remaining
+            # An empty link carries exactly nothing, whatever rounding left.
+            self._used_rate[link] = self._used_rate[link] - flow.rate if flows else 0.0
+            others = others or bool(flows)
+        if others:
+            self._mark(flow.path, now_ns)
+
+    def _mark(self, path: Iterable[int], now_ns: int) -> None:
+        self._changed.update(dict.fromkeys(path))
+        self._grid_point_ns = min(self._grid_point_ns, -(-now_ns // self._grid_ns) * self._grid_ns)
+
+    def _bring_up(self, flow: _Flow, now_ns: int) -> None:
+        flow.remaining = max(0.0, flow.remaining - flow.rate * (now_ns - flow.updated_ns) / _NS)
+        flow.updated_ns = now_ns
+
+    def _set_rate(self, name: str, flow: _Flow, rate: float, now_ns: int) -> None:
+        for link in flow.path:
+            self._used_rate[link] += rate - flow.rate
+        flow.rate = rate
+        flow.epoch += 1
+        if flow.remaining <= 0.0 or rate == float("inf"):
+            end_ns = now_ns
+        elif rate <= 0.0:
+            return
+        else:
+            end_ns = now_ns - int(-flow.remaining * _NS / rate // 1)
+        heapq.heappush(self._ends, (end_ns, flow.number, flow.epoch, name))
+
+    def _reshare(self, now_ns: int) -> None:
+        self._grid_point_ns = NEVER
+        changed, self._changed = self._changed, {}
+        flows = self._connected(changed)
+        for flow in flows.values():
+            self._bring_up(flow, now_ns)
+        rates = self._max_min(flows)
+        for name, flow in flows.items():
+            if rates[name] != flow.rate:
+                self._set_rate(name, flow, rates[name], now_ns)
+
+    def _connected(self, links: Iterable[int]) -> dict[str, _Flow]:
+        """Flows that share links with the given ones, directly or through others, oldest first."""
+        seen = dict.fromkeys(links)
+        todo = list(seen)
+        found: dict[str, _Flow] = {}
+        while todo:
+            for name, flow in self._on_link[todo.pop()].items():
+                if name not in found:
+                    found[name] = flow
+                    for link in flow.path:
+                        if link not in seen:
+                            seen[link] = None
+                            todo.append(link)
+        return dict(sorted(found.items(), key=lambda item: item[1].number))
+
+    def _max_min(self, flows: dict[str, _Flow]) -> dict[str, float]:
+        """Fill all flows evenly until a link is full or a cap is met; freeze those, and go on with the rest."""
+        rates: dict[str, float] = {}
+        members: dict[int, int] = {}
+        for flow in flows.values():
+            for link in flow.path:
+                members[link] = members.get(link, 0) + 1
+        left = {link: self._capacity[link] for link in members}
+        rest = dict(flows)
+        while rest:
+            share = min((left[link] / count for link, count in members.items() if count), default=float("inf"))
+            lowest = min(flow.cap for flow in rest.values())
+            level = min(share, lowest)
+            # Links that are full at this level; a little above it too, since sums round.
+            full = {link for link, count in members.items() if count and left[link] / count <= level * (1 + 1e-12)}
+            frozen = [
+                name for name, flow in rest.items() if flow.cap <= level or not full.isdisjoint(flow.path)
+            ] or list(rest)
+            for name in frozen:
+                flow = rest.pop(name)
+                rates[name] = min(level, flow.cap)
+                for link in flow.path:
+                    left[link] = max(0.0, left[link] - rates[name])
+                    members[link] -= 1
+        return rates
