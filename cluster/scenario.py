@@ -8,16 +8,16 @@ file, field and expectation. Everything here is frozen.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, Strict, ValidationError, WithJsonSchema
 
 from cluster.errors import UserError
+from cluster.scenario_fields import LARGEST_COUNT, Count, Name, ScenarioPart, refuse
+from cluster.scenario_migration import DrainPlan, FabricSettings, MigrationPlan, MigrationSettings
 from cluster.scenario_text import read_toml, write_toml
 from cluster.units import Duration, Size, shown
 from node.generation import Generation
@@ -29,10 +29,6 @@ SCHEMA_VERSION = 1
 
 MODELLED = (Generation.PLAIN, Generation.SEV, Generation.SEV_SNP)
 """The generations that this version can run as virtual machines."""
-
-LARGEST_COUNT = 1_000_000
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-
 
 class ScenarioError(UserError):
     """A scenario that cannot be run: the file, the field, what was expected and what was there."""
@@ -50,32 +46,22 @@ class ScenarioError(UserError):
         return ScenarioError(file, self.field, self.expected, self.got)
 
 
-def _refuse(expected: str) -> PydanticCustomError:
-    return PydanticCustomError("expected", "{expected}", {"expected": expected})
-
-
-def _name(value: object) -> str:
-    if isinstance(value, str) and _NAME.fullmatch(value):
-        return value
-    raise _refuse("a name of 1 to 63 letters, digits, '.', '_' and '-'")
-
-
 def _schema_version(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value == SCHEMA_VERSION:
         return value
-    raise _refuse(f"schema version {SCHEMA_VERSION}, the one this sevfleet reads")
+    raise refuse(f"schema version {SCHEMA_VERSION}, the one this sevfleet reads")
 
 
 def _product(value: object) -> str:
     if isinstance(value, str) and value in PRODUCTS:
         return value
-    raise _refuse(f"one of the products {', '.join(PRODUCTS)}")
+    raise refuse(f"one of the products {', '.join(PRODUCTS)}")
 
 
 def _workload(value: object) -> str:
     if isinstance(value, str) and value in PROGRAMS:
         return value
-    raise _refuse(f"one of the workloads {', '.join(PROGRAMS)}")
+    raise refuse(f"one of the workloads {', '.join(PROGRAMS)}")
 
 
 def _generation(value: object) -> Generation:
@@ -83,17 +69,17 @@ def _generation(value: object) -> Generation:
     name = value.name if isinstance(value, Generation) else str(value).upper().replace("-", "_")
     modelled = ", ".join(generation.name for generation in MODELLED)
     if name not in Generation.__members__:
-        raise _refuse(f"one of the generations {modelled}")
+        raise refuse(f"one of the generations {modelled}")
     if Generation[name] not in MODELLED:
-        raise _refuse(f"one of the generations {modelled} ({name} is not modelled yet)")
+        raise refuse(f"one of the generations {modelled} ({name} is not modelled yet)")
     return Generation[name]
 
 
 def _scalar(value: object) -> Scalar:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise _refuse("a number or a text")
+        raise refuse("a number or a text")
     if isinstance(value, float) and not math.isfinite(value):
-        raise _refuse("a finite number")
+        raise refuse("a finite number")
     return value
 
 
@@ -114,19 +100,13 @@ def _choice(names: list[str]) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "enum": names})
 
 
-Name = Annotated[str, BeforeValidator(_name), WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$"})]
-Count = Annotated[int, Strict(), Field(ge=1, le=LARGEST_COUNT)]
 GenerationName = Annotated[
     Generation, BeforeValidator(_generation), _choice([generation.name for generation in MODELLED])
 ]
 Parameter = Annotated[Scalar, BeforeValidator(_scalar), WithJsonSchema({"type": ["number", "string"]})]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False, use_attribute_docstrings=True)
-
-
-class HostGroup(_Part):
+class HostGroup(ScenarioPart):
     """Hosts that are alike."""
 
     name: Name
@@ -139,7 +119,7 @@ class HostGroup(_Part):
     """First ASID for SEV guests; those below it are for SEV-ES and SEV-SNP. Default: the product's."""
 
 
-class VmGroup(_Part):
+class VmGroup(ScenarioPart):
     """Virtual machines that are alike."""
 
     name: Name
@@ -172,7 +152,7 @@ class VmGroup(_Part):
         return ProgramSpec(self.workload, tuple(sorted(self.parameters.items())))
 
 
-class TraceMix(_Part):
+class TraceMix(ScenarioPart):
     """Virtual machines taken from a trace of a real data centre, or from one made up in its manner."""
 
     source: Annotated[str, Strict()] = "generated"
@@ -232,7 +212,7 @@ class VmInstance:
     arrival_ns: int
 
 
-class Scenario(_Part):
+class Scenario(ScenarioPart):
     """A whole scenario, valid in itself: what it names exists and what it asks for fits."""
 
     schema_version: Annotated[int, BeforeValidator(_schema_version), WithJsonSchema({"const": SCHEMA_VERSION})] = Field(
@@ -253,6 +233,10 @@ class Scenario(_Part):
     hosts: Annotated[tuple[HostGroup, ...], Field(min_length=1)]
     vms: tuple[VmGroup, ...] = ()
     trace: TraceMix | None = None
+    fabric: FabricSettings = FabricSettings()
+    migration: MigrationSettings = MigrationSettings()
+    migrations: tuple[MigrationPlan, ...] = ()
+    drains: tuple[DrainPlan, ...] = ()
     costs: Annotated[
         dict[str, Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]],
         BeforeValidator(_flat),

@@ -162,3 +162,4 @@ def _field(quantity: Quantity) -> tuple[BeforeValidator, PlainSerializer, WithJs
 
 Size = Annotated[int, *_field(SIZE)]
 Duration = Annotated[int, *_field(DURATION)]
+Rate = Annotated[int, *_field(RATE)]

@@ -1,0 +1,95 @@
+"""When VMs are to move: the scenario's migrations and drains in virtual time, and what came of drains."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cluster.entity import NEVER
+from cluster.live_migration import LiveMigrations, Migration, MigrationOrder, Outcome
+from cluster.scenario_migration import DrainPlan, MigrationPlan
+from node.counter_random import CounterRandom
+
+
+@dataclass(slots=True)
+class Drain:
+    """A host that is emptied; ``waiting`` counts the moves that are not over."""
+
+    host: str
+    asked_ns: int
+    ended_ns: int = -1
+    waiting: int = 0
+    outcomes: dict[Outcome, int] = field(default_factory=dict)
+
+    @property
+    def result(self) -> str:
+        """``complete``, or what is missing."""
+        if self.ended_ns < 0:
+            return "unfinished"
+        left = {outcome: count for outcome, count in self.outcomes.items() if outcome is not Outcome.COMPLETED}
+        if not left:
+            return "complete"
+        return "incomplete: " + ", ".join(f"{count} {outcome}" for outcome, count in sorted(left.items()))
+
+
+@dataclass(slots=True)
+class MigrationPlans:
+    """The timeline of moves. ``vms_of`` names the VMs of a plan: one, or all of a group."""
+
+    live: LiveMigrations
+    random: CounterRandom
+    drains: list[Drain] = field(default_factory=list)
+    _timeline: list[tuple[int, int, Callable[[int], None]]] = field(default_factory=list)
+    _entries: int = 0
+
+    def add(self, plan: MigrationPlan, vms: tuple[str, ...]) -> None:
+        """Enter the moves of these VMs."""
+        for vm in vms:
+            self._enter(plan.at, lambda now_ns, vm=vm: self._move(plan, vm, 1, now_ns))  # type: ignore[misc]
+
+    def add_drain(self, plan: DrainPlan) -> None:
+        """Enter a host that is to be emptied."""
+        self._enter(plan.at, lambda now_ns: self._drain(plan.host, now_ns))
+
+    def next_event_ns(self) -> int:
+        """When the next move is asked for or called off."""
+        return self._timeline[0][0] if self._timeline else NEVER
+
+    def advance(self, now_ns: int) -> None:
+        """Do what is due."""
+        while self._timeline and self._timeline[0][0] <= now_ns:
+            heapq.heappop(self._timeline)[2](now_ns)
+
+    def _enter(self, time_ns: int, action: Callable[[int], None]) -> None:
+        self._entries += 1
+        heapq.heappush(self._timeline, (time_ns, self._entries, action))
+
+    def _move(self, plan: MigrationPlan, vm: str, turn: int, now_ns: int) -> None:
+        def over(_: Migration, ended_ns: int) -> None:
+            if turn < plan.times:
+                spread = plan.pause_spread and self.random.number(vm, "pause", turn, plan.pause_spread)
+                self._enter(ended_ns + plan.pause + spread, lambda at_ns: self._move(plan, vm, turn + 1, at_ns))
+
+        one = self.live.order(MigrationOrder(vm, plan.to), now_ns, over)
+        if plan.cancel_after is not None:
+            self._enter(now_ns + plan.cancel_after, lambda at_ns: self.live.cancel(one.number, at_ns))
+
+    def _drain(self, host: str, now_ns: int) -> None:
+        drain = Drain(host, now_ns)
+        self.drains.append(drain)
+        # No VM is moved to a host that is being emptied too.
+        emptied = frozenset(one.host for one in self.drains)
+
+        def over(one: Migration, ended_ns: int) -> None:
+            drain.outcomes[one.outcome] = drain.outcomes.get(one.outcome, 0) + 1
+            drain.waiting -= 1
+            if not drain.waiting:
+                drain.ended_ns = ended_ns
+
+        vms = self.live.placement.on(host)
+        drain.waiting = len(vms)
+        if not vms:
+            drain.ended_ns = now_ns
+        for vm in vms:
+            self.live.order(MigrationOrder(vm, drain=host), now_ns, over, emptied)

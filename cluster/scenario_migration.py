@@ -1,0 +1,67 @@
+"""The parts of a scenario that are about the network and live migration."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, Strict
+
+from cluster.scenario_fields import LARGEST_COUNT, Count, Name, ScenarioPart
+from cluster.units import Duration, Rate
+
+
+class FabricSettings(ScenarioPart):
+    """The network between hosts. Shares of it are a fluid, re-shared on a grid of virtual time."""
+
+    topology: Literal["star", "leaf-spine"] = "star"
+    """``star``: one switch that does not block; ``leaf-spine``: racks behind uplinks that may be short."""
+    link: Rate = 1_250_000_000
+    """Each host's link, each way."""
+    rack_hosts: Annotated[int, Strict(), Field(ge=1, le=LARGEST_COUNT)] = 16
+    """Hosts of a rack, in the order of the scenario; for leaf-spine."""
+    oversubscription: Annotated[float, Strict(), Field(ge=1, le=1000, allow_inf_nan=False)] = 3.0
+    """A rack's hosts' links over its uplinks; for leaf-spine."""
+    reshare_grid: Duration = 1_000_000
+    """Flows that meet get new shares at multiples of this."""
+
+
+class MigrationSettings(ScenarioPart):
+    """How VMs are moved while they run."""
+
+    downtime_limit: Duration = 300_000_000
+    """A VM is stopped when what is left to send fits into this (QEMU and Cloud Hypervisor: 300 ms)."""
+    max_rounds: Annotated[int, Strict(), Field(ge=1, le=10_000)] = 30
+    """Rounds of pre-copy, the first included."""
+    at_round_cap: Literal["abort", "stop-and-copy"] = "abort"
+    """What happens to a VM that still writes too fast then."""
+    per_host: Annotated[int, Strict(), Field(ge=0, le=LARGEST_COUNT)] = 2
+    """Migrations from and to a host at once, 0 for no limit (KubeVirt: 2 from a node)."""
+    per_fleet: Annotated[int, Strict(), Field(ge=0, le=LARGEST_COUNT)] = 5
+    """Migrations at once in all, 0 for no limit (KubeVirt: 5)."""
+
+
+class MigrationPlan(ScenarioPart):
+    """VMs that are moved at a given time, once or again and again."""
+
+    vm: Name
+    """A VM, or a group for all its VMs."""
+    at: Duration
+    """When it is asked for."""
+    to: Name | None = None
+    """The host it goes to. Default: placed."""
+    cancel_after: Duration | None = None
+    """Call it off when this has passed and it is not over."""
+    times: Count = 1
+    """How often each VM moves."""
+    pause: Duration = 1_000_000_000
+    """Least time from the end of a move to the next."""
+    pause_spread: Duration = 0
+    """Each pause is longer by a random part of this, evenly spread."""
+
+
+class DrainPlan(ScenarioPart):
+    """A host that is to be emptied: every VM on it moves elsewhere, as far as it can."""
+
+    host: Name
+    at: Duration
+    """When it is asked for."""
