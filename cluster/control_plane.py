@@ -1,4 +1,4 @@
-"""The fleet's control plane: it places VMs when they arrive and takes them down when their time is over.
+"""The fleet's control plane: it places VMs when they arrive, moves them, and takes them down when their time is over.
 
 It runs in the coordinator, at virtual times of its own, and reaches hosts only
 by messages that take the control plane's latency.
@@ -12,8 +12,14 @@ from dataclasses import dataclass, field
 import msgpack
 
 from cluster.entity import NEVER, Message
+from cluster.fabric import Fabric
 from cluster.guest_body import guest_body
+from cluster.live_migration import ANSWERS, LiveMigrations, Migration, Outcome, Stage
+from cluster.migration_admission import Admission
+from cluster.migration_plans import MigrationPlans
 from cluster.placement import FirstFit
+from cluster.precopy import PrecopySettings
+from node.counter_random import CounterRandom
 from node.guest import GuestSpec
 
 NAME = "control"
@@ -36,6 +42,10 @@ class ControlPlane:
     orders: tuple[Order, ...]
     placement: FirstFit
     latency_ns: int
+    fabric: Fabric
+    admission: Admission
+    precopy: PrecopySettings
+    random: CounterRandom
     unplaced: dict[str, str] = field(default_factory=dict)
     """VMs that no host took, with the reason."""
     assigned: dict[str, str] = field(default_factory=dict)
@@ -45,8 +55,14 @@ class ControlPlane:
     _tried: dict[str, frozenset[str]] = field(default_factory=dict)
     _entries: int = 0
     _sequence: int = 0
+    _now_ns: int = 0
+    _out: list[Message] = field(default_factory=list)
+    migrations: LiveMigrations = field(init=False)
+    plans: MigrationPlans = field(init=False)
 
     def __post_init__(self) -> None:
+        self.migrations = LiveMigrations(self.fabric, self.placement, self.admission, self.precopy, self._send)
+        self.plans = MigrationPlans(self.migrations, self.random)
         for order in self.orders:
             self._by_name[order.guest.name] = order
             self._enter(order.arrival_ns, "arrive", order.guest.name)
@@ -59,30 +75,39 @@ class ControlPlane:
             self._enter(order.arrival_ns + order.lifetime_ns, "depart", order.guest.name)
 
     def next_event_ns(self) -> int:
-        """Time of the next arrival or departure."""
-        return self._timeline[0][0] if self._timeline else NEVER
+        """Time of the next arrival, departure, or step of a migration."""
+        first = self._timeline[0][0] if self._timeline else NEVER
+        return min(first, self.plans.next_event_ns(), self.migrations.next_event_ns())
 
     def step(self, now_ns: int, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         """Answer the messages that arrived by ``now_ns``, then do what the timeline has for it."""
-        out: list[Message] = []
+        self._now_ns = now_ns
+        # What the network brought at this instant came before what is said of it.
+        self.migrations.advance(now_ns)
         for message in messages:
-            name, reason = msgpack.unpackb(message.payload)
-            if message.kind == "refused":
-                self.placement.release(name)
-                tried = self._tried.get(name, frozenset()) | {message.sender}
-                self._tried[name] = tried
-                self._send_to_a_host(now_ns, name, reason, out)
+            fields = msgpack.unpackb(message.payload, use_list=False)
+            if message.kind in ANSWERS:
+                self.migrations.receive(message.kind, fields, now_ns)
+            elif message.kind == "refused":
+                self._refused(message.sender, *fields)
         while self._timeline and self._timeline[0][0] <= now_ns:
             _, _, what, name = heapq.heappop(self._timeline)
             if what == "arrive":
-                self._send_to_a_host(now_ns, name, "no host has room", out)
+                self._send_to_a_host(name, "no host has room")
             else:
-                host = self.placement.release(name)
-                if host is not None:
-                    out.append(self._message(now_ns, host, "destroy", msgpack.packb(name)))
-        return tuple(out)
+                self._depart(name)
+        while min(self.plans.next_event_ns(), self.migrations.next_event_ns()) <= now_ns:
+            self.plans.advance(now_ns)
+            self.migrations.advance(now_ns)
+        out, self._out = tuple(self._out), []
+        return out
 
-    def _send_to_a_host(self, now_ns: int, name: str, reason: str, out: list[Message]) -> None:
+    def _refused(self, host: str, name: str, reason: str) -> None:
+        self.placement.release(name)
+        self._tried[name] = self._tried.get(name, frozenset()) | {host}
+        self._send_to_a_host(name, reason)
+
+    def _send_to_a_host(self, name: str, reason: str) -> None:
         order = self._by_name[name]
         host = self.placement.place(order.guest, order.pin, self._tried.get(name, frozenset()))
         if host is None:
@@ -90,14 +115,36 @@ class ControlPlane:
             return
         first = name not in self.assigned
         self.assigned[name] = host
-        out.append(self._message(now_ns, host, "launch", msgpack.packb(guest_body(order.guest))))
+        self._send(host, "launch", guest_body(order.guest))
         if first and order.lifetime_ns is not None:
             self._enter(order.arrival_ns + order.lifetime_ns, "depart", name)
+
+    def _depart(self, name: str) -> None:
+        """A VM's time is over. One that is just coming to another host goes as soon as it is there."""
+        migration = self.migrations.of(name)
+        if migration is not None:
+            if migration.stage is Stage.COMING:
+                before = migration.over
+
+                def over(one: Migration, now_ns: int) -> None:
+                    if before is not None:
+                        before(one, now_ns)
+                    self._destroy(name)
+
+                migration.over = over
+                return
+            self.migrations.fail(migration, Outcome.ENDED, self._now_ns, "its time was over")
+        self._destroy(name)
+
+    def _destroy(self, name: str) -> None:
+        host = self.placement.release(name)
+        if host is not None:
+            self._send(host, "destroy", name)
 
     def _enter(self, time_ns: int, what: str, name: str) -> None:
         heapq.heappush(self._timeline, (time_ns, self._entries, what, name))
         self._entries += 1
 
-    def _message(self, now_ns: int, host: str, kind: str, payload: bytes) -> Message:
+    def _send(self, host: str, kind: str, body: object) -> None:
         self._sequence += 1
-        return Message(now_ns + self.latency_ns, NAME, self._sequence, host, kind, payload)
+        self._out.append(Message(self._now_ns + self.latency_ns, NAME, self._sequence, host, kind, msgpack.packb(body)))

@@ -6,10 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from cluster.control_plane import ControlPlane, Order
+from cluster.fabric import Fabric
 from cluster.host_entity import HostOrder
+from cluster.migration_admission import Admission
 from cluster.placement import FIRMWARE_BYTES, FirstFit, HostAccount
-from cluster.scenario import HostInstance, Scenario, ScenarioError
+from cluster.precopy import PrecopySettings, RoundCap
+from cluster.scenario import HostInstance, Scenario, ScenarioError, instance_names
+from cluster.topology import leaf_spine, star
 from cluster.trace_orders import trace_orders
+from node.cost_table import load_cost_table
+from node.counter_random import CounterRandom
 from node.generation import Generation
 from node.guest import GuestSpec
 from node.host import HostSpec
@@ -50,19 +56,47 @@ def build_fleet(scenario: Scenario, changes: Changes | None = None) -> Fleet:
         )
         (running if runs else arriving).append(order)
     resident: dict[str, list[GuestSpec]] = {host.name: [] for host in hosts}
-    control = ControlPlane(tuple(arriving), placement, scenario.control_plane_latency)
+    control = _control_plane(scenario, tuple(arriving), placement)
     for order in running:
         host = placement.place(order.guest, order.pin)
         if host is None:
             raise ScenarioError(scenario.name, f"vms.{order.guest.name}", "a host with room at time zero", "none")
         resident[host].append(order.guest)
         control.adopt(order, host)
+    _enter_plans(scenario, control)
     firmware = tuple(sorted({order.guest.firmware for order in (*running, *arriving)}))
     costs = tuple(sorted(scenario.costs.items()))
-    orders = tuple(
-        HostOrder(_host_spec(host, scenario), costs, tuple(resident[host.name]), firmware) for host in hosts
-    )
+    orders = tuple(HostOrder(_host_spec(host, scenario), costs, tuple(resident[host.name]), firmware) for host in hosts)
     return Fleet(orders, control, {order.guest.name: order for order in (*running, *arriving)})
+
+
+def _control_plane(scenario: Scenario, arriving: tuple[Order, ...], placement: FirstFit) -> ControlPlane:
+    fabric, moving = scenario.fabric, scenario.migration
+    links = {host.name: float(fabric.link) for host in scenario.host_instances}
+    topology = (
+        star(links) if fabric.topology == "star" else leaf_spine(links, fabric.rack_hosts, fabric.oversubscription)
+    )
+    costs = load_cost_table().overridden(scenario.costs)
+    precopy = PrecopySettings(
+        downtime_limit_ns=moving.downtime_limit,
+        max_rounds=moving.max_rounds,
+        at_round_cap=RoundCap(moving.at_round_cap),
+        round_ns_per_gib=costs["migration.round_ns_per_gib"],
+        fixed_downtime_ns=costs["migration.stop_ns"] + costs["migration.resume_ns"],
+        connection_bytes_per_s=costs["migration.connection_bytes_per_s"],
+    )
+    return ControlPlane(
+        arriving, placement, scenario.control_plane_latency, Fabric(topology, fabric.reshare_grid),
+        Admission(moving.per_host, moving.per_fleet), precopy, CounterRandom(scenario.seed),
+    )  # fmt: skip
+
+
+def _enter_plans(scenario: Scenario, control: ControlPlane) -> None:
+    groups = {group.name: instance_names(group.name, group.count) for group in scenario.vms}
+    for plan in scenario.migrations:
+        control.plans.add(plan, tuple(groups.get(plan.vm, (plan.vm,))))
+    for drain in scenario.drains:
+        control.plans.add_drain(drain)
 
 
 def _wanted(scenario: Scenario) -> list[tuple[Order, bool]]:

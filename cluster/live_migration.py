@@ -71,8 +71,6 @@ class MigrationOrder:
     vm: str
     to: str | None = None
     drain: str | None = None
-    times: int = 1
-    """How often in all, with pauses in between."""
 
 
 @dataclass(slots=True)
@@ -145,15 +143,14 @@ class LiveMigrations:
             self._begin(one, now_ns)
         return one
 
-    def cancel(self, vm: str, now_ns: int) -> bool:
-        """Call a VM's migration off, if there is one and it is not too late; whether nothing is under way now."""
-        one = self._by_vm.get(vm)
-        if one is None:
-            return True
-        if one.stage is Stage.COMING:
-            return False
-        self._fail(one, Outcome.CANCELLED, now_ns, "on request")
-        return True
+    def cancel(self, one: Migration, now_ns: int) -> None:
+        """Call a migration off, unless it is over or too late for that."""
+        if one.stage not in (Stage.COMING, Stage.OVER):
+            self.fail(one, Outcome.CANCELLED, now_ns, "on request")
+
+    def of(self, vm: str) -> Migration | None:
+        """The migration of a VM that is under way or in line."""
+        return self._by_vm.get(vm)
 
     # Time.
 
@@ -195,14 +192,14 @@ class LiveMigrations:
     def on_place(self, one: Migration, now_ns: int, wrong: str | None) -> None:
         """The target keeps a place, or has none."""
         if wrong is not None:
-            self._fail(one, Outcome.NO_ROOM, now_ns, wrong)
+            self.fail(one, Outcome.NO_ROOM, now_ns, wrong)
             return
         one.has_place = True
         self._begin_copying(one, now_ns)
 
     def on_stays(self, one: Migration, now_ns: int, name: str, _: str) -> None:
         """The source refuses."""
-        self._fail(one, Outcome.REFUSED, now_ns, name)
+        self.fail(one, Outcome.REFUSED, now_ns, name)
 
     def _begin_copying(self, one: Migration, now_ns: int) -> None:
         if one.ready is not None and one.has_place:
@@ -215,7 +212,7 @@ class LiveMigrations:
         assert one.precopy is not None
         one.stage = Stage.COPYING
         one.precopy.begin(now_ns)
-        self.fabric.start(str(one.number), one.source, one.destination, one.precopy.size_bytes, now_ns)
+        self._start_flow(one, one.precopy.size_bytes, now_ns)
 
     def on_dirty(self, one: Migration, now_ns: int, pools: tuple[tuple[int, float], ...]) -> None:
         """The guest writes otherwise."""
@@ -230,8 +227,9 @@ class LiveMigrations:
             one.stage = Stage.COMING
             frames, digests, books = one.luggage
             one.luggage = ()
-            frames = self.wire(one.order.vm, frames)
-            self.send(one.destination, "come", (one.number, one.order.vm, frames, digests, books))
+            self.send(
+                one.destination, "come", (one.number, one.order.vm, self.wire(one.order.vm, frames), digests, books)
+            )
             return
         assert one.precopy is not None
         verdict = one.precopy.round_done(now_ns)
@@ -242,7 +240,7 @@ class LiveMigrations:
             one.stage = Stage.STOPPING
             self.send(one.source, "stop", (one.number, one.order.vm, one.precopy.began_ns))
         else:
-            self._fail(one, Outcome.ROUND_CAP, now_ns, f"after {len(one.precopy.rounds)} rounds")
+            self.fail(one, Outcome.ROUND_CAP, now_ns, f"after {len(one.precopy.rounds)} rounds")
 
     # Switch-over.
 
@@ -257,16 +255,20 @@ class LiveMigrations:
         one.frame_bytes = sum(map(len, frames))
         dirty = one.precopy.dirty_bytes(now_ns) + written_pages * PAGE_BYTES
         one.final_bytes = min(dirty, one.precopy.memory_bytes) + one.guest.vcpus * VMSA_BYTES
-        self.fabric.start(str(one.number), one.source, one.destination, one.final_bytes, now_ns)
+        self._start_flow(one, one.final_bytes, now_ns)
+
+    def _start_flow(self, one: Migration, size_bytes: int, now_ns: int) -> None:
+        cap = self.settings.connection_bytes_per_s
+        self.fabric.start(str(one.number), one.source, one.destination, size_bytes, now_ns, cap)
 
     def on_ended(self, one: Migration, now_ns: int) -> None:
         """The VM powered itself off before it could be stopped."""
-        self._fail(one, Outcome.ENDED, now_ns, "the VM powered itself off")
+        self.fail(one, Outcome.ENDED, now_ns, "the VM powered itself off")
 
     def on_came(self, one: Migration, now_ns: int, wrong: str | None, pages_checked: int) -> None:
         """The VM runs at the target, or something was wrong with what came."""
         if wrong is not None:
-            self._fail(one, Outcome.SPOILED, now_ns, wrong)
+            self.fail(one, Outcome.SPOILED, now_ns, wrong)
             return
         one.pages_checked = pages_checked
         self.send(one.source, "leave", (one.order.vm,))
@@ -275,7 +277,7 @@ class LiveMigrations:
 
     # Ends.
 
-    def _fail(self, one: Migration, outcome: Outcome, now_ns: int, reason: str) -> None:
+    def fail(self, one: Migration, outcome: Outcome, now_ns: int, reason: str) -> None:
         """Leave the VM at the source and give the place at the target back."""
         if one.stage in (Stage.COPYING, Stage.SWITCHING):
             one.final_bytes += int(self.fabric.cancel(str(one.number), now_ns))

@@ -68,12 +68,12 @@ class MigrationPlans:
     def _move(self, plan: MigrationPlan, vm: str, turn: int, now_ns: int) -> None:
         def over(_: Migration, ended_ns: int) -> None:
             if turn < plan.times:
-                spread = plan.pause_spread and self.random.number(vm, "pause", turn, plan.pause_spread)
+                spread = int(plan.pause_spread * self.random.uniform(vm, "migration pause", turn))
                 self._enter(ended_ns + plan.pause + spread, lambda at_ns: self._move(plan, vm, turn + 1, at_ns))
 
         one = self.live.order(MigrationOrder(vm, plan.to), now_ns, over)
         if plan.cancel_after is not None:
-            self._enter(now_ns + plan.cancel_after, lambda at_ns: self.live.cancel(one.number, at_ns))
+            self._enter(now_ns + plan.cancel_after, lambda at_ns: self.live.cancel(one, at_ns))
 
     def _drain(self, host: str, now_ns: int) -> None:
         drain = Drain(host, now_ns)

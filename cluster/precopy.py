@@ -42,6 +42,8 @@ class PrecopySettings:
     """Reading and clearing the dirty log between two rounds, for each GiB of the guest."""
     fixed_downtime_ns: float
     """The part of a downtime that no round makes shorter."""
+    connection_bytes_per_s: float = 0.0
+    """What the migration's connection moves at most, 0 for no bound."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ def check(scenario: Scenario) -> None:
     for index, vm in enumerate(scenario.vms):
         _check_vm(scenario, vm, index)
     _check_asids(scenario)
+    _check_migrations(scenario)
     if scenario.trace is not None:
         _check_trace(scenario, scenario.trace)
     try:
@@ -194,6 +195,30 @@ def _check_room(place: _Place, vm: VmGroup) -> None:
         if least > most:
             expected = f"enough for {SIZE.format(least)} of {name} memory for each vCPU's {vm.workload}"
             raise _wrong(place("memory"), expected, f"{got}, which leaves each {SIZE.format(most)}")
+
+
+def _check_migrations(scenario: Scenario) -> None:
+    hosts = {host.name for host in scenario.host_instances}
+    known = {group.name for group in scenario.vms} | {vm.name for vm in scenario.vm_instances}
+    if scenario.fabric.link == 0:
+        raise _wrong("fabric.link", "more than 0", "0")
+    if scenario.fabric.reshare_grid == 0:
+        raise _wrong("fabric.reshare_grid", "more than no time", "0")
+    for index, plan in enumerate(scenario.migrations):
+        if plan.vm not in known and scenario.trace is None:
+            raise _wrong(f"migrations[{index}].vm", "a virtual machine or a group of this scenario", shown(plan.vm))
+        if plan.to is not None and plan.to not in hosts:
+            raise _wrong(f"migrations[{index}].to", "a host of this scenario", shown(plan.to))
+        _check_moment(f"migrations[{index}].at", plan.at, scenario)
+    for index, drain in enumerate(scenario.drains):
+        if drain.host not in hosts:
+            raise _wrong(f"drains[{index}].host", "a host of this scenario", shown(drain.host))
+        _check_moment(f"drains[{index}].at", drain.at, scenario)
+
+
+def _check_moment(place: str, moment_ns: int, scenario: Scenario) -> None:
+    if moment_ns >= scenario.duration:
+        raise _wrong(place, f"before the end at {DURATION.format(scenario.duration)}", DURATION.format(moment_ns))
 
 
 def _check_asids(scenario: Scenario) -> None:

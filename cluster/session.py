@@ -16,6 +16,7 @@ from cluster.fleet import Changes, Fleet, build_fleet
 from cluster.host_entity import MACHINES, build_host, firmware_image
 from cluster.layout import Layout, WorkerLostError
 from cluster.layouts import LAYOUTS
+from cluster.migration_rows import drain_row, migration_row
 from cluster.progress import OnProgress, Progress, ShouldStop
 from cluster.results import Results
 from cluster.scenario import Scenario
@@ -63,6 +64,8 @@ class Session:
             lost = Results.of_rows(scenario, {}, run=self._went(started, None), partial=str(error))
             raise RunFailedError(str(error), lost) from error
         tables.setdefault("vms", []).extend(_rows_of_unplaced(fleet, tables.get("vms", [])))
+        tables["migrations"] = [migration_row(one) for one in fleet.control.migrations.all]
+        tables["drains"] = [drain_row(one) for one in fleet.control.plans.drains]
         figures = {
             "virtual_s": outcome.reached_ns / 1e9,
             "fleet_limit": _fleet_limit(tables.get("hosts", [])),

@@ -253,6 +253,41 @@ _PAIR_PARTS = TableSchema(
     ),
 )
 
+_MIGRATIONS = TableSchema(
+    "migrations",
+    "One row per live migration that was asked for.",
+    _columns(
+        ("migration", _I, "1", "number, in the order they were asked for", "key"),
+        ("vm", _T, "", "name of the virtual machine"),
+        ("generation", _T, "", "how the guest is protected", "optional"),
+        ("source", _T, "", "host it was on", "optional"),
+        ("destination", _T, "", "host it was to go to", "optional"),
+        ("drain", _T, "", "host whose drain asked for it", "optional"),
+        ("ordered_ns", _I, "ns", "when it was asked for"),
+        ("started_ns", _I, "ns", "when it was admitted", "optional"),
+        ("ended_ns", _I, "ns", "when it was over", "optional"),
+        ("outcome", _T, "", "how it ended"),
+        ("reason", _T, "", "why, if it did not complete", "optional"),
+        ("rounds", _I, "1", "rounds of pre-copy that were through"),
+        ("bytes", _I, "byte", "sent over the network, the last copy included"),
+        ("final_bytes", _I, "byte", "of these, sent while the virtual machine stood still or when it was called off"),
+        ("frame_bytes", _I, "byte", "frames of registers, pages and blocks that really travelled"),
+        ("pages_checked", _I, "1", "pages read back at the target and found as the source had them"),
+        ("downtime_ns", _I, "ns", "how long the virtual machine stood still", "optional"),
+    ),
+)
+
+_DRAINS = TableSchema(
+    "drains",
+    "One row per host that was to be emptied.",
+    _columns(
+        ("host", _T, "", "name of the host", "key"),
+        ("asked_ns", _I, "ns", "when it was asked for", "key"),
+        ("ended_ns", _I, "ns", "when its last migration was over", "optional"),
+        ("result", _T, "", "complete, or what is missing"),
+    ),
+)
+
 _DIGESTS = TableSchema(
     "digests",
     "One row per entity and bucket of virtual time: the chained digest of what it did until the bucket's end.",
@@ -266,7 +301,10 @@ _DIGESTS = TableSchema(
 )
 
 TABLES: Mapping[str, TableSchema] = {
-    schema.name: schema for schema in (_VMS, _VM_TIME, _PHASES, _HOSTS, _PSP, _PAIRS, _PAIR_PARTS, _DIGESTS)
+    schema.name: schema
+    for schema in (
+        _VMS, _VM_TIME, _PHASES, _HOSTS, _PSP, _PAIRS, _PAIR_PARTS, _MIGRATIONS, _DRAINS, _DIGESTS,
+    )  # fmt: skip
 }
 
 

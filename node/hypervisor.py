@@ -193,6 +193,7 @@ class Hypervisor:
     def export(self, vm: str, started: tuple[bool, ...], reset_rips: tuple[int, ...]) -> ExportTask:
         """Read a stopped VM whole: registers, memory and disk."""
         record = self._vms[vm]
+        yield (op.HostWork("migration.stop_ns"),)
         areas = yield tuple(op.HostRead(spa, VMSA_BYTES) for spa in record.save_areas)
         memory = yield tuple(op.HostReadWritten(spa, length) for _, spa, length in record.ram)
         (disk,) = yield (op.DiskRead(vm),)
@@ -231,6 +232,7 @@ class Hypervisor:
                 op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa),
             ]
         yield from self._checked(writes)
+        yield (op.HostWork("migration.resume_ns"),)
         yield from self._checked([op.VmRun(spec.name, 0)])
         back = yield tuple(
             op.HostRead(spa, length)

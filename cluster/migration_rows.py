@@ -1,0 +1,42 @@
+"""The result rows of live migrations and drains."""
+
+from __future__ import annotations
+
+from cluster.entity import Payload
+from cluster.live_migration import Migration, Outcome
+from cluster.migration_plans import Drain
+
+
+def migration_row(one: Migration) -> Payload:
+    """A row of the table ``migrations``."""
+    rounds = [] if one.precopy is None else one.precopy.rounds
+    completed = one.outcome is Outcome.COMPLETED
+    return {
+        "migration": one.number,
+        "vm": one.order.vm,
+        "generation": None if one.guest is None else one.guest.generation.name,
+        "source": one.source or None,
+        "destination": one.destination or None,
+        "drain": one.order.drain,
+        "ordered_ns": one.ordered_ns,
+        "started_ns": None if one.started_ns < 0 else one.started_ns,
+        "ended_ns": None if one.ended_ns < 0 else one.ended_ns,
+        "outcome": one.outcome.value,
+        "reason": one.reason or None,
+        "rounds": len(rounds),
+        "bytes": sum(round_.size_bytes for round_ in rounds) + one.final_bytes,
+        "final_bytes": one.final_bytes,
+        "frame_bytes": one.frame_bytes,
+        "pages_checked": one.pages_checked,
+        "downtime_ns": one.ended_ns - one.stopped_ns if completed else None,
+    }
+
+
+def drain_row(one: Drain) -> Payload:
+    """A row of the table ``drains``."""
+    return {
+        "host": one.host,
+        "asked_ns": one.asked_ns,
+        "ended_ns": None if one.ended_ns < 0 else one.ended_ns,
+        "result": one.result,
+    }
