@@ -240,6 +240,7 @@ class LiveMigrations:
             one.stage = Stage.STOPPING
             self.send(one.source, "stop", (one.number, one.order.vm, one.precopy.began_ns))
         else:
+            one.stage = Stage.BETWEEN  # No flow of it is under way.
             self.fail(one, Outcome.ROUND_CAP, now_ns, f"after {len(one.precopy.rounds)} rounds")
 
     # Switch-over.

@@ -43,7 +43,10 @@ def print_summary(results: Results, console: Console | None = None) -> None:
     out = console or _console()
     if results.partial is not None:
         out.print(f"[bold]Partial results:[/] {results.partial}\n")
-    for table in (_slowdowns(results), _workloads(results), _waits(results), _resources(results), _refusals(results)):
+    for table in (
+        _slowdowns(results), _workloads(results), _waits(results), _moves(results), _drains(results),
+        _resources(results), _refusals(results),
+    ):  # fmt: skip
         if table.row_count:
             out.print(table)
             out.print()
@@ -174,6 +177,42 @@ def _resources(results: Results) -> Table:
     return table
 
 
+def _moves(results: Results) -> Table:
+    """Live migrations by generation and outcome."""
+    kinds: defaultdict[tuple[str, str, str], list[Row]] = defaultdict(list)
+    for row in _rows(results, "migrations"):
+        kinds[row["generation"] or "", row["outcome"], row["reason"] or ""].append(row)
+    table = _table(
+        "Live migrations", "generation", "outcome", "VMs", "rounds", "sent", "took", "downtime", "longest", "reason"
+    )
+    for (generation, outcome, reason), rows in sorted(kinds.items()):
+        took = [
+            row["ended_ns"] - row["started_ns"]
+            for row in rows
+            if row["started_ns"] is not None and row["ended_ns"] is not None
+        ]
+        down = [row["downtime_ns"] for row in rows if row["downtime_ns"] is not None]
+        table.add_row(
+            generation, outcome, f"{len(rows):,}",
+            f"{median(row['rounds'] for row in rows):g}",
+            SIZE.about(sum(row["bytes"] for row in rows)),
+            DURATION.about(median(took)) if took else "-",
+            DURATION.about(median(down)) if down else "-",
+            DURATION.about(max(down)) if down else "-",
+            reason,
+        )  # fmt: skip
+    return table
+
+
+def _drains(results: Results) -> Table:
+    """Hosts that were to be emptied."""
+    table = _table("Drains", "host", "took", "result")
+    for row in _rows(results, "drains"):
+        took = DURATION.about(row["ended_ns"] - row["asked_ns"]) if row["ended_ns"] is not None else "-"
+        table.add_row(row["host"], took, row["result"])
+    return table
+
+
 def _refusals(results: Results) -> Table:
     """Machines that nobody took, or that failed."""
     table = _table("Not as asked", "VM", "generation", "state", "reason")
@@ -209,7 +248,10 @@ def _rows(results: Results, table: str) -> Sequence[Row]:
 
 def _table(title: str, *headings: str) -> Table:
     """A table without lines; figures to the right, words to the left."""
-    words = {"workload", "generation", "host", "product", "VM", "vm", "state", "reason", "limit", "most time in"}
+    words = {
+        "workload", "generation", "outcome", "result", "host", "product", "VM", "vm", "state", "reason", "limit",
+        "most time in",
+    }  # fmt: skip
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
     for heading in headings:
         table.add_column(heading, justify="left" if heading in words else "right", no_wrap=heading != "reason")

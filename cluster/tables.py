@@ -304,7 +304,7 @@ TABLES: Mapping[str, TableSchema] = {
     schema.name: schema
     for schema in (
         _VMS, _VM_TIME, _PHASES, _HOSTS, _PSP, _PAIRS, _PAIR_PARTS, _MIGRATIONS, _DRAINS, _DIGESTS,
-    )  # fmt: skip
+    )
 }
 
 

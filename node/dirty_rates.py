@@ -1,6 +1,6 @@
 """How fast a VM dirties its memory, as its host sees it: pools of pages and rates.
 
-Each vCPU's demand may name a set of bytes that it writes all over. The host
+A demand may name a set of bytes that it writes all over. The host
 measures what was written between two looks, as a hypervisor that samples does,
 and speaks up only when that is far from what it said before. While nothing
 changes it looks less and less often.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from node.contention import Contention
 from node.guest import Guest
-from node.vcpu import VcpuState
+from node.vcpu import Vcpu, VcpuState
 
 LOOK_NS = 100_000_000
 """Least time between two looks; QEMU estimates anew about as often."""
@@ -30,16 +30,19 @@ class Pool:
 
 
 class DirtyRates:
-    """The pools of one VM; a pool for each vCPU and demand that writes."""
+    """The pools of one VM: for each vCPU, those of its demands that write a set of one size are one pool."""
 
     def __init__(self, guest: Guest, contention: Contention, now_ns: int) -> None:
         self._contention = contention
-        self._pools = [
-            (vcpu, number, demand.written_set_bytes, demand.written_bytes_per_kilo_instruction / 1000.0)
-            for vcpu, demands in zip(guest.vcpus, guest.software.demands, strict=True)
-            for number, demand in enumerate(demands)
-            if demand.written_set_bytes
-        ]
+        self._pools: list[tuple[Vcpu, int, dict[int, float]]] = []
+        """vCPU, working set, and bytes written per instruction by number of the demand."""
+        for vcpu, demands in zip(guest.vcpus, guest.software.demands, strict=True):
+            sets: dict[int, dict[int, float]] = {}
+            for number, demand in enumerate(demands):
+                if demand.written_set_bytes:
+                    rates = sets.setdefault(demand.written_set_bytes, {})
+                    rates[number] = demand.written_bytes_per_kilo_instruction / 1000.0
+            self._pools += [(vcpu, size, rates) for size, rates in sets.items()]
         self._looked_ns = now_ns
         self._before = self._written()
         self._stated = self.present()
@@ -48,15 +51,13 @@ class DirtyRates:
         """Bytes a second written at this very moment, by pool."""
         rate = self._contention.rate_per_ns
         return [
-            rate(vcpu.slot) * 1e9 * per_instruction
-            if vcpu.state is VcpuState.COMPUTING and vcpu.registers.r14 == number
-            else 0.0
-            for vcpu, number, _, per_instruction in self._pools
+            rate(vcpu.slot) * 1e9 * rates.get(vcpu.registers.r14, 0.0) if vcpu.state is VcpuState.COMPUTING else 0.0
+            for vcpu, _, rates in self._pools
         ]
 
     def statement(self) -> tuple[Pool, ...]:
         """What was stated last."""
-        return tuple(Pool(size, rate) for (_, _, size, _), rate in zip(self._pools, self._stated, strict=True))
+        return tuple(Pool(size, rate) for (_, size, _), rate in zip(self._pools, self._stated, strict=True))
 
     def is_stale(self) -> bool:
         """Whether the rates of this moment are far from what was stated."""
@@ -76,16 +77,13 @@ class DirtyRates:
     def _written(self) -> list[float]:
         """Bytes written so far, by pool. The contention must stand at the present time."""
         return [
-            per_instruction
-            * (
-                vcpu.instructions[number]
-                + (
-                    self._contention.done(vcpu.slot)
-                    if vcpu.state is VcpuState.COMPUTING and vcpu.registers.r14 == number
-                    else 0.0
-                )
+            sum(vcpu.instructions[number] * rate for number, rate in rates.items())
+            + (
+                self._contention.done(vcpu.slot) * rates.get(vcpu.registers.r14, 0.0)
+                if vcpu.state is VcpuState.COMPUTING
+                else 0.0
             )
-            for vcpu, number, _, per_instruction in self._pools
+            for vcpu, _, rates in self._pools
         ]
 
 

@@ -42,6 +42,7 @@ _DEMAND = Demand(
     tlb_misses_per_kilo_instruction=1.0,
     memory_level_parallelism=2.0,
     exits_per_mega_instruction=0.5,
+    written_bytes_per_kilo_instruction=4.0,
 )
 """An ordinary server. The laboratory's choice: a trace says nothing about it."""
 
@@ -187,7 +188,7 @@ class TracePlayer:
     @property
     def demands(self) -> tuple[Demand, ...]:
         """One for each share from 1 to 100: the same work, no faster than the share allows."""
-        return _capped_demands(self.parameters.mhz)
+        return _capped_demands(self.parameters.mhz, self.parameters.working_set_bytes)
 
     @property
     def blocks(self) -> Mapping[int, Callable[[Registers], Block]]:
@@ -249,9 +250,14 @@ class TracePlayer:
 
 
 @lru_cache(maxsize=64)
-def _capped_demands(mhz: int) -> tuple[Demand, ...]:
+def _capped_demands(mhz: int, written_bytes: int) -> tuple[Demand, ...]:
     full_per_s = float(mhz * 1000 * INSTRUCTIONS_PER_KILO_CYCLE)
     return tuple(
-        replace(_DEMAND, name=f"play {level} %", max_instructions_per_s=full_per_s * level / FULL)
+        replace(
+            _DEMAND,
+            name=f"play {level} %",
+            max_instructions_per_s=full_per_s * level / FULL,
+            written_set_bytes=written_bytes,
+        )
         for level in range(1, FULL + 1)
     )

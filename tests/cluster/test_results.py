@@ -27,14 +27,18 @@ EXAMPLES: dict[ColumnType, object] = {
 }
 
 
+KEYS: dict[ColumnType, Callable[[int], object]] = {
+    ColumnType.TEXT: "name-{}".format,
+    ColumnType.INTEGER: lambda number: 7 + number,
+}
+
+
 def example_rows(count: int = 2) -> Rows:
-    """Rows that fit every table, told apart by their text keys."""
+    """Rows that fit every table, told apart by their keys."""
     return {
         name: [
             {
-                column.name: f"name-{number}"
-                if column.key and column.type is ColumnType.TEXT
-                else EXAMPLES[column.type]
+                column.name: KEYS[column.type](number) if column.key else EXAMPLES[column.type]
                 for column in schema.columns
             }
             for number in range(count)

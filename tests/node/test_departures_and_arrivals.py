@@ -1,14 +1,17 @@
 """A VM leaves one host whole and comes to another whole, or not at all."""
 
+import dataclasses
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_guests import GENERATIONS, SECOND, final_state, guest_spec, look, make_host, run, start
+from toy_guests import GENERATIONS, MIX, SECOND, final_state, guest_spec, look, make_host, run, script, start
 
 from node.generation import Generation
 from node.guest import GuestState
 from node.migration_frames import frames_of, page_digests
 from node.migration_refusal import REFUSALS, MigrationRefusal
+from node.operations import Read, Shutdown
 from psp.system_bus import PAGE_BYTES
 
 UNITS = 30
@@ -137,8 +140,6 @@ def test_bytes_changed_with_their_checksum_are_caught_by_the_comparison_of_pages
     assert place(there, guest.spec) is None
     what = stopped(here, "vm")
     gpa, data = what.state.pages[0]
-    import dataclasses
-
     forged = dataclasses.replace(what.state, pages=((gpa, bytes([data[0] ^ 1]) + data[1:]), *what.state.pages[1:]))
     wrong = arrive(there, "vm", frames_of(forged), page_digests(what.state.pages), what.books)
     assert wrong == f"page {gpa:#x}: expected the source's bytes, got others"
@@ -183,6 +184,37 @@ def test_a_place_that_is_given_back_before_it_is_ready_leaves_nothing():
     assert told == [None]
     assert leftovers(host) == before
     assert place(host, guest_spec("vm", PLAIN)) is None
+
+
+def off(_, __):
+    """Power off after a while."""
+    (found,) = yield (Read(0, 8),)
+    return Shutdown(0) if found else None
+
+
+def test_a_vm_that_powers_itself_off_before_it_could_be_stopped_does_not_travel():
+    host = make_host({"off": script(off)})
+    guest = start(host, "vm", PLAIN, "off")
+    until(lambda: guest.vcpus[0].registers.rip == MIX and guest.software.running[0] is not None, host)
+    host.departures.begin("vm", lambda _: None)
+    assert stopped(host, "vm") is None
+    assert guest.state is GuestState.STOPPED
+    host.departures.cancel("vm")
+    assert guest.state is GuestState.STOPPED
+
+
+def test_one_that_is_called_off_while_it_is_read_goes_on_and_nothing_is_handed_over():
+    host = make_host()
+    guest = start(host, "vm", PLAIN, "ledger", units=UNITS)
+    run(host, 5_000_000)
+    host.departures.begin("vm", lambda _: None)
+    told = []
+    host.departures.stop("vm", 0, told.append)
+    until(lambda: guest.state is GuestState.PAUSED and guest.when_parked is None, host)
+    host.departures.cancel("vm")
+    run(host)
+    assert told == []
+    assert guest.vcpus[0].registers.r13 == UNITS
 
 
 def test_what_a_disk_holds_moves_with_its_vm():

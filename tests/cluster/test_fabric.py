@@ -1,0 +1,184 @@
+"""Flows share links max-min, exactly once each on the grid, and nobody's bytes are lost."""
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.entity import NEVER
+from cluster.fabric import Fabric
+from cluster.topology import leaf_spine, star
+
+GB = 1e9
+S = 10**9
+MS = 10**6
+HOSTS = "abcdef"
+
+
+def run_out(fabric, cuts=()):
+    """Every end, with its time."""
+    ends = {}
+    cuts = sorted(cuts)
+    while (at := fabric.next_event_ns()) != NEVER:
+        while cuts and cuts[0] < at:
+            assert fabric.advance(cuts.pop(0)) == []
+        for name in fabric.advance(at):
+            ends[name] = at
+    return ends
+
+
+def test_a_flow_alone_takes_its_bytes_over_the_narrowest_link():
+    fabric = Fabric(star({"a": 2 * GB, "b": 1 * GB}), MS)
+    fabric.start("one", "a", "b", 3 * GB, 7)
+    assert run_out(fabric) == {"one": 7 + 3 * S}
+
+
+def test_two_flows_of_one_source_get_half_each_from_the_next_grid_point_on():
+    fabric = Fabric(star({"a": 1 * GB, "b": 1 * GB, "c": 1 * GB}), 10 * MS)
+    fabric.start("first", "a", "b", 1 * GB, 0)
+    assert fabric.advance(1 * MS) == []
+    fabric.start("second", "a", "c", 1 * GB, 1 * MS)
+    assert (fabric.rate("first"), fabric.rate("second")) == (1 * GB, 0.0)
+    fabric.advance(10 * MS)
+    assert (fabric.rate("first"), fabric.rate("second")) == (GB / 2, GB / 2)
+    # first has 990 MB left at 10 ms. When it is through, at a grid point, second has 10 MB left and the whole link.
+    assert run_out(fabric) == {"first": 1990 * MS, "second": 2000 * MS}
+
+
+def test_a_newcomer_takes_what_is_left_at_once():
+    fabric = Fabric(star({"a": 4 * GB, "b": 1 * GB, "c": 4 * GB}), 10 * MS)
+    fabric.start("first", "a", "b", 1 * GB, 0)
+    fabric.start("second", "a", "c", 3 * GB, 0)
+    assert fabric.rate("second") == 3 * GB
+    assert run_out(fabric) == {"first": S, "second": S}
+
+
+def test_a_cap_leaves_the_rest_to_others():
+    fabric = Fabric(star({"a": 1 * GB, "b": 1 * GB, "c": 1 * GB}), MS)
+    fabric.start("slow", "a", "b", 1 * GB, 0, 0.25 * GB)
+    fabric.start("fast", "a", "c", 1 * GB, 0)
+    fabric.advance(0)
+    assert (fabric.rate("slow"), fabric.rate("fast")) == (0.25 * GB, 0.75 * GB)
+
+
+def test_the_textbook_s_three_flows_over_two_links():
+    """One long flow over both uplinks of 1 GB/s, a short one on each, one link half as wide: 0.25, 0.25, 0.75."""
+    fabric = Fabric(leaf_spine({"a": 9 * GB, "b": 0.5 * GB, "c": 1 * GB, "d": 9 * GB}, 1, 1.0), MS)
+    fabric.start("a-b", "a", "b", GB, 0)
+    fabric.start("c-b", "c", "b", GB, 0)
+    fabric.start("c-d", "c", "d", GB, 0)
+    fabric.advance(0)
+    assert [fabric.rate(name) for name in ("a-b", "c-b", "c-d")] == [0.25 * GB, 0.25 * GB, 0.75 * GB]
+
+
+def test_a_flow_that_is_broken_off_has_moved_what_its_rate_says_and_gives_its_share_back():
+    fabric = Fabric(star({"a": 1 * GB, "b": 1 * GB, "c": 1 * GB}), MS)
+    fabric.start("one", "a", "b", 1 * GB, 0)
+    fabric.start("two", "a", "c", 1 * GB, 0)
+    fabric.advance(0)
+    assert fabric.cancel("one", 200 * MS) == pytest.approx(0.1 * GB)
+    assert len(fabric) == 1
+    # two has 0.9 GB left and the whole link from this grid point on.
+    assert run_out(fabric) == {"two": 1100 * MS}
+
+
+def test_nothing_to_send_is_there_at_once():
+    fabric = Fabric(star({"a": GB, "b": GB}), MS)
+    fabric.start("none", "a", "b", 0, 5)
+    assert run_out(fabric) == {"none": 5}
+
+
+FLOWS = st.lists(
+    st.tuples(
+        st.integers(0, 30 * MS), st.sampled_from(HOSTS), st.sampled_from(HOSTS), st.integers(1, 40_000_000),
+        st.sampled_from((0.0, 0.05 * GB, 0.4 * GB)),
+    ).filter(lambda flow: flow[1] != flow[2]),
+    min_size=1, max_size=12,
+)  # fmt: skip
+TOPOLOGIES = st.sampled_from(
+    (star(dict.fromkeys(HOSTS, GB)), leaf_spine(dict.fromkeys(HOSTS, GB), 2, 3.0))
+)
+
+
+def brute_force(topology, flows):
+    """Max-min rates in exact fractions: raise the lowest as far as they go, freeze, repeat."""
+    paths = {name: topology.path(source, target) for name, (source, target, _) in flows.items()}
+    left = {number: Fraction(link.bytes_per_s) for number, link in enumerate(topology.links)}
+    rates, rest = dict.fromkeys(flows, Fraction(0)), set(flows)
+    while rest:
+        room = min(
+            *(left[link] / sum(link in paths[name] for name in rest) for name in rest for link in paths[name]),
+            *(Fraction(flows[name][2] or 1e18) - rates[name] for name in rest),
+        )
+        for name in rest:
+            rates[name] += room
+            for link in paths[name]:
+                left[link] -= room
+        rest = {
+            name for name in rest
+            if all(left[link] > 0 for link in paths[name]) and rates[name] < Fraction(flows[name][2] or 1e18)
+        }  # fmt: skip
+    return rates
+
+
+@settings(max_examples=60, deadline=None)
+@given(topology=TOPOLOGIES, flows=FLOWS)
+def test_shares_are_those_of_an_exact_calculation(topology, flows):
+    fabric = Fabric(topology, MS)
+    known = {}
+    for number, (_, source, target, _, cap) in enumerate(flows):
+        fabric.start(str(number), source, target, 1e15, 0, cap)
+        known[str(number)] = (source, target, cap)
+    fabric.advance(0)
+    exact = brute_force(topology, known)
+    assert {name: fabric.rate(name) for name in known} == pytest.approx({n: float(r) for n, r in exact.items()})
+
+
+def drive(topology, flows, cuts):
+    """Start flows at their times; ends by name. No link may carry more than it can."""
+    fabric = Fabric(topology, MS)
+    ends, todo, live = {}, sorted(enumerate(flows), key=lambda item: (item[1][0], item[0])), {}
+    cuts = sorted(cuts)
+    while todo or fabric.next_event_ns() != NEVER:
+        at = min(fabric.next_event_ns(), todo[0][1][0] if todo else NEVER)
+        while cuts and cuts[0] < at:
+            fabric.advance(cuts.pop(0))
+        for name in fabric.advance(at):
+            ends[name] = at
+            del live[name]
+        while todo and todo[0][1][0] == at:
+            number, (_, source, target, size, cap) = todo.pop(0)
+            fabric.start(str(number), source, target, size, at, cap)
+            live[str(number)] = topology.path(source, target)
+        for link, capacity in enumerate(topology.links):
+            used = sum(fabric.rate(name) for name, path in live.items() if link in path)
+            assert used <= capacity.bytes_per_s * (1 + 1e-9)
+    return ends, fabric.used_bytes
+
+
+@settings(max_examples=60, deadline=None)
+@given(topology=TOPOLOGIES, flows=FLOWS, cuts=st.lists(st.integers(0, 300 * MS), max_size=20))
+def test_looking_in_between_changes_no_end_and_every_byte_arrives(topology, flows, cuts):
+    ends, used = drive(topology, flows, ())
+    assert drive(topology, flows, cuts) == (ends, used)
+    assert len(ends) == len(flows)
+    for number, (at, source, target, size, cap) in enumerate(flows):
+        narrowest = min(topology.links[link].bytes_per_s for link in topology.path(source, target))
+        assert ends[str(number)] - at >= int(size / min(narrowest, cap or narrowest) * 1e9)
+    expected = [0.0] * len(topology.links)
+    for _, source, target, size, _ in flows:
+        for link in topology.path(source, target):
+            expected[link] += size
+    assert used == pytest.approx(expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(here=FLOWS, there=FLOWS)
+def test_flows_that_share_no_link_do_not_know_of_each_other(here, there):
+    both = star({name + side: GB for side in "12" for name in HOSTS})
+    mine = [(at, source + "1", target + "1", size, cap) for at, source, target, size, cap in here]
+    theirs = [(at, source + "2", target + "2", size, cap) for at, source, target, size, cap in there]
+    alone, _ = drive(both, mine, ())
+    together, _ = drive(both, mine + theirs, ())
+    assert {name: together[name] for name in alone} == alone

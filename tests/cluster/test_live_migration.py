@@ -1,0 +1,290 @@
+"""VMs move between hosts while they work; whatever goes wrong, they go on somewhere and nothing is lost."""
+
+import random
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster import session as session_module
+from cluster.coordinator import Coordinator
+from cluster.fleet import Fleet, build_fleet
+from cluster.host_entity import build_host
+from cluster.inline_layout import InlineLayout
+from cluster.layout import Rows
+from cluster.migration_rows import drain_row, migration_row
+from cluster.scenario import Scenario, ScenarioError
+
+GIB = 1 << 30
+LINK = 1.25e9
+
+
+def scenario(**changes: Any) -> dict[str, Any]:
+    plain = {"name": "vm", "generation": "PLAIN", "vcpus": 2, "memory": "1 GiB", "workload": "key-value-store",
+             "start": "running", "host": "host-1"}  # fmt: skip
+    return {
+        "schema": 1, "name": "moves", "duration": "30 s",
+        "hosts": [{"name": "host", "product": "Milan", "count": 3, "memory": "16 GiB"}],
+        "vms": [plain], **changes,
+    }  # fmt: skip
+
+
+def group(name: str, **changes: Any) -> dict[str, Any]:
+    return {**scenario()["vms"][0], "name": name, **changes}
+
+
+def move(vm: str = "vm", at: str = "1 s", **changes: Any) -> dict[str, Any]:
+    return {"vm": vm, "at": at, **changes}
+
+
+def play(
+    body: Mapping[str, Any],
+    wire: Callable[[str, tuple[bytes, ...]], tuple[bytes, ...]] | None = None,
+    cut: Callable[[int, int], int] | None = None,
+) -> tuple[Fleet, Rows]:
+    """Run a scenario in this process; its fleet and the rows of its tables."""
+    chosen = Scenario.parse(body)
+    fleet = build_fleet(chosen)
+    if wire is not None:
+        fleet.control.migrations.wire = wire
+    layout = InlineLayout()
+    layout.start(build_host, [(order.spec.name, order.pack()) for order in fleet.orders])
+    Coordinator(layout, fleet.control, chosen.control_plane_latency, chosen.duration, cut=cut).run()
+    rows = layout.collect(chosen.duration)
+    rows["migrations"] = [migration_row(one) for one in fleet.control.migrations.all]
+    rows["drains"] = [drain_row(one) for one in fleet.control.plans.drains]
+    return fleet, rows
+
+
+def vm_row(rows: Rows, name: str = "vm") -> dict[str, Any]:
+    (row,) = (row for row in rows["vms"] if row["vm"] == name)
+    return row
+
+
+def outcomes(rows: Rows) -> list[tuple[object, object]]:
+    return [(row["outcome"], row["reason"]) for row in rows["migrations"]]
+
+
+def test_an_idle_vm_s_move_takes_its_memory_over_the_link_and_a_downtime_of_fixed_parts() -> None:
+    idle = group("vm", workload="trace-player", parameters={"working_set_bytes": 4096, "touches_per_step": 1})
+    _, rows = play(scenario(vms=[idle], migrations=[move(to="host-2")]))
+    (row,) = rows["migrations"]
+    assert (row["source"], row["destination"], row["outcome"], row["rounds"]) == ("host-1", "host-2", "completed", 1)
+    assert vm_row(rows)["host"] == "host-2"
+    # Firmware lies beside the RAM. Asked at 1 s, both hosts answer a latency later.
+    sent = row["bytes"] - row["final_bytes"]
+    assert GIB < sent <= GIB + (16 << 20)
+    took_ns = row["ended_ns"] - row["started_ns"]
+    assert took_ns == pytest.approx(sent / LINK * 1e9 + 22e6 + 3e6, rel=0.01)
+    assert 22e6 < row["downtime_ns"] < 30e6
+
+
+def test_a_store_that_moves_again_and_again_finds_every_record() -> None:
+    _, rows = play(scenario(migrations=[move(times=8, pause="100 ms", pause_spread="1 s")]))
+    assert outcomes(rows) == [("completed", None)] * 8
+    row = vm_row(rows)
+    assert (row["state"], row["faults"]) == ("running", 0)
+    assert row["units_of_work"] > 0
+    assert all(one["pages_checked"] * 4096 < one["frame_bytes"] for one in rows["migrations"])
+    assert min(one["pages_checked"] for one in rows["migrations"]) > 100
+    # Its books went with it: nothing counted twice, nothing lost.
+    assert sum(host["operations"] for host in rows["hosts"]) == row["operations"]
+    assert len({(one["entity"], one["bucket"]) for one in rows["digests"]}) == len(rows["digests"])
+
+
+def test_a_vm_that_stays_does_the_same_work_as_one_that_moves_but_for_its_downtimes() -> None:
+    _, stayed = play(scenario())
+    _, moved = play(scenario(migrations=[move(times=3)]))
+    lost = sum(one["downtime_ns"] for one in moved["migrations"]) / 30e9
+    assert vm_row(moved)["instructions"] == pytest.approx(vm_row(stayed)["instructions"] * (1 - lost), rel=0.01)
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 1 << 32))
+def test_extra_cuts_of_windows_change_no_migration(seed: int) -> None:
+    dice = random.Random(seed)
+    body = scenario(
+        vms=[group("vm"), group("other", workload="random-access"), group("third", workload="compile-job")],
+        migrations=[move(times=2), move("other", "900 ms"), move("third", "1 s", cancel_after="200 ms")],
+        drains=[{"host": "host-1", "at": "9 s"}], duration="14 s",
+    )  # fmt: skip
+    expected = play(body)[1]
+    assert play(body, cut=lambda begin, end: dice.randint(begin + 1, min(end, begin + 10**9)))[1] == expected
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda frames: frames[:-1], "kind: expected a further frame"),
+        (lambda frames: (*frames[:2], *frames[3:]), "sequence: expected 2, got 3"),
+        (lambda frames: (*frames[:3], *frames[2:]), "sequence: expected 3, got 2"),
+        (lambda frames: (*frames[:3], frames[3][:100], *frames[4:]), "frame: expected six msgpack fields"),
+        (lambda frames: (*frames[:3], frames[3] + bytes(2 << 20), *frames[4:]), "length: expected at most"),
+        (lambda frames: (*frames[:3], frames[3][:-1] + bytes([frames[3][-1] ^ 1]), *frames[4:]), "checksum: expected"),
+        (lambda _: (), "kind: expected a further frame"),
+    ],
+)
+def test_frames_that_the_wire_spoils_are_named_and_the_vm_goes_on_at_the_source(
+    spoil: Callable[[tuple[bytes, ...]], tuple[bytes, ...]], reason: str
+) -> None:
+    fleet, rows = play(scenario(migrations=[move()]), wire=lambda _, frames: spoil(frames))
+    ((outcome, why),) = outcomes(rows)
+    assert outcome == "spoiled"
+    assert reason in str(why)
+    row = vm_row(rows)
+    assert (row["host"], row["state"], row["faults"]) == ("host-1", "running", 0)
+    # The target has given everything back; after that the VM can move.
+    assert fleet.control.placement.on("host-2") == []
+    hosts = {host["host"]: host for host in rows["hosts"]}
+    assert hosts["host-2"]["resident_bytes"] == hosts["host-3"]["resident_bytes"]
+
+
+def test_a_vm_whose_frames_were_spoiled_moves_with_the_next_try() -> None:
+    tries: list[int] = []
+
+    def wire(_: str, frames: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        tries.append(len(frames))
+        return frames[:-1] if len(tries) == 1 else frames
+
+    _, rows = play(scenario(migrations=[move(times=2)]), wire=wire)
+    assert [outcome for outcome, _ in outcomes(rows)] == ["spoiled", "completed"]
+    assert (vm_row(rows)["state"], vm_row(rows)["faults"]) == ("running", 0)
+
+
+@pytest.mark.parametrize("after", ["1 ms", "300 ms", "864 ms", "868 ms", "872 ms"])
+def test_a_migration_that_is_called_off_leaves_the_vm_where_it_was(after: str) -> None:
+    _, rows = play(scenario(migrations=[move(cancel_after=after)]))
+    assert outcomes(rows) == [("cancelled", "on request")]
+    assert (vm_row(rows)["host"], vm_row(rows)["state"], vm_row(rows)["faults"]) == ("host-1", "running", 0)
+
+
+def test_one_that_is_through_cannot_be_called_off() -> None:
+    _, rows = play(scenario(migrations=[move(cancel_after="5 s")]))
+    assert outcomes(rows) == [("completed", None)]
+
+
+def test_a_vm_moves_once_at_a_time() -> None:
+    _, rows = play(scenario(migrations=[move(), move(at="1.2 s", to="host-3")]))
+    assert outcomes(rows) == [("completed", None), ("refused", "UNDER_WAY")]
+    assert vm_row(rows)["host"] == "host-2"
+
+
+def test_a_target_without_room_is_not_tried() -> None:
+    body = scenario(vms=[group("vm"), group("big", memory="15 GiB", host="host-2", vcpus=1)])
+    _, rows = play({**body, "migrations": [move(to="host-2")]})
+    assert outcomes(rows) == [("no room", "no room on host-2")]
+
+
+def test_a_guest_that_writes_faster_than_the_network_meets_the_cap_or_is_stopped_all_the_same() -> None:
+    busy = group("vm", workload="random-access", parameters={"table_bytes": 16 << 20})
+    plan = {"vms": [busy], "migrations": [move()], "fabric": {"link": "1 Gb/s"}}
+    _, rows = play(scenario(**plan, migration={"max_rounds": 4, "downtime_limit": "200 ms"}))
+    assert outcomes(rows) == [("round cap", "after 4 rounds")]
+    stop = {"max_rounds": 4, "downtime_limit": "200 ms", "at_round_cap": "stop-and-copy"}
+    _, rows = play(scenario(**plan, migration=stop))
+    (row,) = rows["migrations"]
+    assert row["outcome"] == "completed"
+    # Two vCPUs write 16 MiB each all over, so 32 MiB are left at the stop; 22 ms are always there.
+    assert row["downtime_ns"] == pytest.approx((32 << 20) / 125e6 * 1e9 + 22e6, rel=0.05)
+
+
+def test_a_drain_moves_what_it_can_and_says_how_many_refused() -> None:
+    body = scenario(
+        vms=[group("vm", count=3), group("secret", generation="SEV_SNP", vcpus=1), group("old", generation="SEV")],
+        drains=[{"host": "host-1", "at": "1 s"}],
+    )  # fmt: skip
+    _, rows = play(body)
+    (drain,) = rows["drains"]
+    assert drain["result"] == "incomplete: 2 refused"
+    assert sorted(reason for outcome, reason in outcomes(rows) if outcome == "refused") == [
+        "NEEDS_MIGRATION_AGENT", "NEEDS_SEND_COMMANDS",
+    ]  # fmt: skip
+    assert {row["host"] for row in rows["vms"] if row["generation"] == "PLAIN"} == {"host-2"}
+
+
+def test_a_drain_of_plain_vms_is_complete_and_one_of_an_empty_host_at_once() -> None:
+    _, rows = play(scenario(drains=[{"host": "host-1", "at": "1 s"}, {"host": "host-3", "at": "2 s"}]))
+    assert [row["result"] for row in rows["drains"]] == ["complete", "complete"]
+    assert rows["drains"][1]["ended_ns"] == rows["drains"][1]["asked_ns"]
+
+
+def test_limits_of_admission_put_migrations_in_line() -> None:
+    body = scenario(vms=[group("vm", count=4)], drains=[{"host": "host-1", "at": "1 s"}])
+    _, rows = play({**body, "migration": {"per_host": 1}})
+    spans = sorted((row["started_ns"], row["ended_ns"]) for row in rows["migrations"])
+    assert all(first[1] <= second[0] for first, second in pairwise(spans))
+    _, rows = play({**body, "migration": {"per_host": 0, "per_fleet": 0}})
+    assert {row["started_ns"] for row in rows["migrations"]} == {10**9}
+
+
+@pytest.mark.parametrize("lifetime", ["1.5 s", "1.862 s", "1.87 s", "1.885 s", "1.8875 s", "2 s"])
+def test_a_vm_whose_time_is_over_in_the_middle_of_a_move_leaves_nothing_anywhere(lifetime: str) -> None:
+    fleet, rows = play(scenario(vms=[group("vm", lifetime=lifetime)], migrations=[move()]))
+    assert vm_row(rows)["state"] == "ended"
+    assert fleet.control.placement.host_of("vm") is None
+    assert len({host["resident_bytes"] for host in rows["hosts"]}) == 1
+    assert rows["migrations"][0]["outcome"] in {"completed", "VM ended"}
+
+
+def test_a_migration_that_the_end_of_the_run_overtakes_is_unfinished_and_the_vm_at_its_source() -> None:
+    _, rows = play(scenario(migrations=[move(at="29.9 s")]))
+    assert outcomes(rows) == [("unfinished", None)]
+    assert (vm_row(rows)["host"], vm_row(rows)["state"]) == ("host-1", "running")
+
+
+@pytest.mark.parametrize(
+    ("part", "line"),
+    [
+        ({"migrations": [move("nobody")]}, "migrations[0].vm: expected a virtual machine or a group of this scenario"),
+        ({"migrations": [move(to="host-9")]}, "migrations[0].to: expected a host of this scenario"),
+        ({"migrations": [move(at="30 s")]}, "migrations[0].at: expected before the end at 30 s"),
+        ({"migrations": [move(times=0)]}, "migrations[0].times of vm: expected at least 1"),
+        ({"drains": [{"host": "nowhere", "at": "1 s"}]}, "drains[0].host: expected a host of this scenario"),
+        ({"fabric": {"link": "0 Gb/s"}}, "fabric.link: expected more than 0"),
+        ({"fabric": {"topology": "ring"}}, "fabric.topology: expected 'star' or 'leaf-spine'"),
+        ({"migration": {"downtime_limit": 3}}, "migration.downtime_limit: expected"),
+        ({"migration": {"surprise": 1}}, "migration.surprise"),
+    ],
+)
+def test_what_cannot_be_moved_is_said_in_one_line_that_names_the_field(part: Mapping[str, Any], line: str) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        Scenario.parse(scenario(**part))
+    assert line.replace(" of vm", "") in str(caught.value).replace(" of vm", "")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_leaf_whose_uplinks_are_short_makes_moves_between_racks_slow() -> None:
+    def took(to: str) -> int:
+        fabric = {"topology": "leaf-spine", "rack_hosts": 2, "oversubscription": 10.0}
+        _, rows = play(scenario(fabric=fabric, migrations=[move(to=to)]))
+        (row,) = rows["migrations"]
+        return int(row["ended_ns"]) - int(row["started_ns"])
+
+    assert took("host-3") > 4 * took("host-2")
+
+
+def test_the_session_reports_migrations_and_drains() -> None:
+    body = scenario(migrations=[move()], drains=[{"host": "host-1", "at": "10 s"}])
+    with session_module.Session("inline", None) as session:
+        results = session.run(Scenario.parse(body), None, None, None)
+    assert results.migrations.num_rows == 1
+    assert results.drains.to_pylist()[0]["result"] == "complete"
+
+
+@pytest.mark.ray
+def test_a_store_that_moves_between_processes_is_the_one_that_moved_within_one() -> None:
+    body = scenario(
+        vms=[group("vm"), group("build", workload="compile-job", vcpus=1)],
+        migrations=[move(times=3, pause="100 ms"), move("build", to="host-2")],
+    )  # fmt: skip
+    digests = set()
+    for layout, workers in (("inline", None), ("packed", 2), ("packed", 3)):
+        with session_module.Session(layout, workers) as session:
+            results = session.run(Scenario.parse(body), None, None, None)
+        digests.add(results.digest)
+        assert {row["outcome"] for row in results.migrations.to_pylist()} == {"completed"}
+        assert {row["state"] for row in results.vms.to_pylist()} == {"running"}
+    assert len(digests) == 1

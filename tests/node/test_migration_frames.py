@@ -1,0 +1,142 @@
+"""Frames of a stopped VM: whole there and back, and nothing else is ever taken for one."""
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from node.migration_frames import MOST_FRAME_BYTES, FrameError, frames_of, page_digests, state_of
+from node.vm_state import VmState
+
+PAGE = 4096
+MEMORY = 4 << 20
+BLOCKS = 1000
+
+
+def inside(gpa, length):
+    return gpa >= 0 and gpa + length <= MEMORY
+
+
+def back(frames):
+    return state_of(frames, "vm", inside, BLOCKS)
+
+
+def runs(unit, most):
+    """Runs in ascending order that do not touch."""
+    return st.lists(st.tuples(st.integers(0, 40), st.integers(1, 6)), max_size=5).map(
+        lambda gaps: _runs_of(gaps, unit, most)
+    )
+
+
+def _runs_of(gaps, unit, step):
+    at, found = 0, []
+    for gap, length in gaps:
+        at += gap + 1
+        found.append((at * step, bytes([at % 251]) * (length * unit)))
+        at += length
+    return tuple(found)
+
+
+STATES = st.builds(
+    lambda vcpus, pages, blocks, launched: VmState(
+        "vm", tuple(bytes([number]) * PAGE for number in range(vcpus)),
+        tuple(number % 2 == 0 for number in range(vcpus)), tuple(launched), tuple(range(vcpus)), pages, blocks,
+    ),
+    st.integers(1, 4), runs(PAGE, PAGE), runs(PAGE, 1), st.lists(st.integers(0, 1 << 40), max_size=3),
+)  # fmt: skip
+
+
+@given(state=STATES)
+def test_a_vm_survives_its_frames(state):
+    assert back(frames_of(state)) == state
+
+
+def test_no_frame_is_longer_than_it_may_be_and_large_runs_are_cut():
+    state = VmState("vm", (bytes(PAGE),), (True,), (), (0,), ((0, bytes(MEMORY)),), ((0, bytes(700 * PAGE)),))
+    frames = frames_of(state)
+    assert max(map(len, frames)) <= MOST_FRAME_BYTES
+    found = back(frames)
+    assert b"".join(data for _, data in found.pages) == bytes(MEMORY)
+    assert [gpa for gpa, _ in found.pages] == list(range(0, MEMORY, 1 << 20))
+
+
+@settings(max_examples=300, deadline=None)
+@given(state=STATES, number=st.integers(0, 99), at=st.integers(0, 1 << 20), bit=st.integers(0, 7))
+def test_no_changed_bit_is_taken_for_the_vm(state, number, at, bit):
+    frames = list(frames_of(state))
+    number %= len(frames)
+    spoiled = bytearray(frames[number])
+    spoiled[at % len(spoiled)] ^= 1 << bit
+    frames[number] = bytes(spoiled)
+    try:
+        found = back(frames)
+    except FrameError as error:
+        assert str(error).startswith(f"frame {number}: ")
+    else:
+        # Msgpack knows several spellings of one value; the value is what was sent.
+        assert found == state
+
+
+@settings(max_examples=200, deadline=None)
+@given(state=STATES, order=st.randoms(use_true_random=False))
+def test_frames_missing_repeated_or_in_another_order_are_refused(state, order):
+    frames = list(frames_of(state))
+    changed = [frame for frame in frames for _ in range(order.choice((0, 1, 1, 2)))]
+    order.shuffle(changed)
+    if changed == frames:
+        return
+    with pytest.raises(FrameError):
+        back(changed)
+
+
+@given(rubbish=st.lists(st.binary(max_size=200), min_size=1, max_size=3))
+def test_rubbish_is_refused(rubbish):
+    with pytest.raises(FrameError):
+        back(rubbish)
+
+
+def forged(sequence, kind, body):
+    """A frame with a right checksum, as somebody who knows the format makes it."""
+    from node.migration_frames import _checksum
+
+    packed = msgpack.packb(body)
+    return msgpack.packb((1, sequence, kind, len(packed), _checksum(sequence, kind, packed), packed))
+
+
+HEAD = ("vm", (True,), (), (0,))
+
+
+@pytest.mark.parametrize(
+    ("bodies", "line"),
+    [
+        ([(1, ("other", (True,), (), (0,)))], "frame 0: vm: expected vm, got 'other'"),
+        ([(1, ("vm", (), (), ()))], "frame 0: vcpus: expected 1 to 1024"),
+        ([(1, ("vm", (True,), (-1,), (0,)))], "frame 0: head: expected 64-bit addresses"),
+        ([(1, [1, 2])], "frame 0: head: expected name"),
+        ([(3, ((0, bytes(PAGE)),))], "frame 0: kind: expected a head first"),
+        ([(1, HEAD), (1, HEAD)], "frame 1: kind: expected a head first"),
+        ([(1, HEAD), (9, ())], "frame 1: kind: expected 1 to 5, got 9"),
+        ([(1, HEAD), (2, (1, bytes(PAGE)))], "frame 1: registers: expected those of vCPU 0"),
+        ([(1, HEAD), (2, (0, bytes(5)))], "frame 1: registers: expected 4096 bytes, got 5"),
+        ([(1, HEAD), (3, ((5, bytes(PAGE)),))], "frame 1: gpa: expected whole pages of the VM, got 0x5"),
+        ([(1, HEAD), (3, ((MEMORY, bytes(PAGE)),))], "frame 1: gpa: expected whole pages of the VM"),
+        ([(1, HEAD), (3, ((0, bytes(PAGE)), (0, bytes(PAGE))))], "frame 1: gpa: expected pages in ascending order"),
+        ([(1, HEAD), (3, ())], "frame 1: runs: expected 1 to 256"),
+        ([(1, HEAD), (3, ((0, bytes(7)),))], "frame 1: run: expected an address and whole units of 4096 bytes"),
+        ([(1, HEAD), (4, ((BLOCKS, bytes(PAGE)),))], "frame 1: lba: expected blocks below 1000"),
+        ([(1, HEAD), (5, (0, 0))], "frame 1: registers: expected of 1 vCPUs, got 0"),
+        ([(1, HEAD), (2, (0, bytes(PAGE))), (5, (3, 0))], "frame 2: end: expected 0 pages and 0 blocks"),
+    ],
+)
+def test_frames_that_are_well_formed_and_wrong_are_refused_by_field(bodies, line):
+    frames = [forged(number, kind, body) for number, (kind, body) in enumerate(bodies)]
+    with pytest.raises(FrameError) as caught:
+        back(frames)
+    assert str(caught.value).startswith(line)
+
+
+def test_page_digests_follow_the_pages():
+    first, second = b"a" * PAGE, b"b" * PAGE
+    assert page_digests([(0, first + second)]) == page_digests([(0, first), (9 * PAGE, second)])
+    assert page_digests([(0, first)]) != page_digests([(0, second)])
+    assert len(page_digests([(0, first + second)])) == 16
