@@ -85,8 +85,8 @@ def test_partial_results_say_so_and_why(results: Results, tmp_path: Path) -> Non
 
 def test_tables_are_attributes(results: Results) -> None:
     assert results.vms is results.tables["vms"]
-    with pytest.raises(AttributeError, match="results have no table migrations; there are vms, "):
-        _ = results.migrations
+    with pytest.raises(AttributeError, match="results have no table faults; there are vms, "):
+        _ = results.faults
 
 
 def test_earlier_results_are_replaced_whole(results: Results, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_spoilt_results_are_refused_in_one_line(
 def test_the_digest_differs_when_any_value_does(table: str, column: Column) -> None:
     changes: dict[ColumnType, list[object]] = {
         ColumnType.TEXT: ["", "X", "x\0"],
-        ColumnType.INTEGER: [8, -7, 7 + (1 << 32)],
+        ColumnType.INTEGER: [9, -7, 7 + (1 << 32)],
         ColumnType.REAL: [0.5000000000000001, 5, -0.5],
         ColumnType.BOOLEAN: [False],
     }
