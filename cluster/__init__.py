@@ -1,6 +1,6 @@
 """The data centre: scenarios, placement, the coordinator of virtual time, results and the command line.
 
-This floor may import every other. Ray is imported in ``packed_layout`` alone.
+This floor may import every other. Ray is imported in ``ray_cluster`` alone.
 
     from cluster import Scenario, run
     results = run(Scenario.load("fleet.toml"), layout="packed")

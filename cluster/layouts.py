@@ -14,9 +14,9 @@ def _inline(_: int | None) -> Layout:
 
 
 def _packed(workers: int | None) -> Layout:
-    from cluster.packed_layout import PackedLayout  # noqa: PLC0415
+    from cluster.actor_layout import ActorLayout, packed  # noqa: PLC0415
 
-    return PackedLayout(workers)
+    return ActorLayout(packed(workers))
 
 
 LAYOUTS: Mapping[str, Callable[[int | None], Layout]] = {"inline": _inline, "packed": _packed}

@@ -36,6 +36,12 @@ def family(roots: Iterable[int]) -> frozenset[Process]:
     return frozenset(parents[pid][1] for pid in found)
 
 
+def process_of(pid: int) -> Process:
+    """The live process of this number; start 0 where the kernel does not tell."""
+    fields = _stat(pid)
+    return pid, 0 if fields is None else int(fields[_START])
+
+
 def end_of(processes: Iterable[Process], patience_s: float) -> None:
     """Wait until all are gone; after ``patience_s`` kill those that are not."""
     waiting = set(processes)

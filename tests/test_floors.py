@@ -18,7 +18,7 @@ CLOCKS_AND_WIRES |= {"subprocess", "threading", "time"}
 MAY_IMPORT = {
     "node/clock.py": {"simpy"},  # the event loop of one host
 }
-RAY_ONLY_IN = "cluster/packed_layout.py"
+RAY_ONLY_IN = "cluster/ray_cluster.py"
 CLOCKLESS = ("tio", "psp", "node")
 TEST_ONLY = {"hypothesis", "jsonschema", "pytest", "sevsnpmeasure"}
 LONGEST_FILE = 600

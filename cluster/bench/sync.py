@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from cluster.actor_layout import ActorLayout, packed
 from cluster.coordinator import Coordinator
 from cluster.entity import NEVER, Advance, Message
 from cluster.figure import Figure
-from cluster.packed_layout import PackedLayout
 from cluster.scenario import Scenario
 from cluster.simulation import run as run_scenario
 from node.firmware_image import laboratory_image
@@ -110,7 +110,7 @@ def run() -> Iterator[Figure]:
 
 def round_trip_ms() -> float:
     """Wall time of a window in which both hosts are called, both speak and both are answered."""
-    layout = PackedLayout(2)
+    layout = ActorLayout(packed(2))
     try:
         specs = [(name, name.encode()) for name in ("toy-1", "toy-2")]
         took = 0.0

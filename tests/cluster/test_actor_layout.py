@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 from toy_hosts import Toy, build_badly, digest, run_toys, toys
 
+from cluster.actor_layout import ActorLayout, packed
 from cluster.bundled_scenarios import bundled_text
 from cluster.inbox import ProtocolViolationError
 from cluster.inline_layout import InlineLayout
 from cluster.layout import LayoutError, WorkerLostError
-from cluster.packed_layout import LONGEST_FOLDER, PackedLayout, short_folder
+from cluster.ray_cluster import ClusterError
 from cluster.results import Results
 from cluster.shard_worker import WorkerFailedError
 
@@ -92,14 +93,14 @@ NONSENSE = {
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PackedLayout]:
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ActorLayout]:
     """One layout for all tests that leave it whole, started with nonsense in Ray's own variables and a long TMPDIR."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in NONSENSE.items():
             patch.setenv(name, value)
         patch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("long" * 10)))
         before = dict(os.environ)
-        layout = PackedLayout(3)
+        layout = ActorLayout(packed(3))
         try:
             layout.start(build_nothing, [])
             assert dict(os.environ) == before
@@ -114,12 +115,12 @@ def build_nothing(_: bytes) -> None:
 
 def test_less_than_one_worker_is_refused() -> None:
     with pytest.raises(LayoutError, match="expected at least 1, got 0"):
-        PackedLayout(0)
+        packed(0)
 
 
 @pytest.mark.ray
-def test_ray_is_reachable_from_this_machine_only(packed: PackedLayout) -> None:
-    del packed
+def test_ray_is_reachable_from_this_machine_only(layout: ActorLayout) -> None:
+    del layout
     listening = listened_at(descendants(os.getpid()))
     assert listening
     assert listening <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
@@ -127,97 +128,79 @@ def test_ray_is_reachable_from_this_machine_only(packed: PackedLayout) -> None:
 
 @pytest.mark.ray
 @pytest.mark.parametrize("workers", [3, 1, 2])
-def test_packed_hosts_tell_the_same_story_with_any_number_of_workers(packed: PackedLayout, workers: int) -> None:
-    packed._wanted = workers
-    log, result = run_toys(packed, toys(end := 6), end_ns=4000)
+def test_packed_hosts_tell_the_same_story_with_any_number_of_workers(layout: ActorLayout, workers: int) -> None:
+    layout.rule = packed(workers)
+    log, result = run_toys(layout, toys(end := 6), end_ns=4000)
     expected, inline = run_toys(InlineLayout(), toys(end), end_ns=4000)
-    assert packed.workers == workers
+    assert layout.workers == workers
     assert digest(log) == digest(expected)
     assert (result.round_trips, result.events) == (inline.round_trips, inline.events)
 
 
 @pytest.mark.ray
-def test_gauges_come_from_every_worker(packed: PackedLayout) -> None:
-    packed._wanted = 2
-    run_toys(packed, toys(4), end_ns=500)
-    assert set(packed.gauges()) == {toy.name for toy in toys(4)}
+def test_gauges_come_from_every_worker(layout: ActorLayout) -> None:
+    layout.rule = packed(2)
+    run_toys(layout, toys(4), end_ns=500)
+    assert set(layout.gauges()) == {toy.name for toy in toys(4)}
 
 
 @pytest.mark.ray
-def test_an_error_in_a_worker_comes_out_as_it_was_raised(packed: PackedLayout) -> None:
-    packed._wanted = 2
+def test_an_error_in_a_worker_comes_out_as_it_was_raised(layout: ActorLayout) -> None:
+    layout.rule = packed(2)
     hosts = toys(3)
     hosts[1] = Toy("toy-1", hosts[1].peers, lie=True)
     with pytest.raises(ProtocolViolationError, match=r"^toy-1: .*promised nothing before") as caught:
-        run_toys(packed, hosts)
+        run_toys(layout, hosts)
     assert type(caught.value) is ProtocolViolationError
 
 
 @pytest.mark.ray
-def test_an_error_that_cannot_be_pickled_back_is_told_all_the_same(packed: PackedLayout) -> None:
-    packed._wanted = 2
+def test_an_error_that_cannot_be_pickled_back_is_told_all_the_same(layout: ActorLayout) -> None:
+    layout.rule = packed(2)
     with pytest.raises(WorkerFailedError, match="TwoWordsError") as caught:
-        packed.start(build_badly, [("toy", b"some")])
+        layout.start(build_badly, [("toy", b"some")])
     assert str(caught.value) == "TwoWordsError: cores: expected some"
 
 
 @pytest.mark.ray
-def test_a_process_that_has_ray_already_keeps_it_and_gets_an_error(packed: PackedLayout) -> None:
+def test_a_process_that_has_ray_already_keeps_it_and_gets_an_error(layout: ActorLayout) -> None:
     import ray
 
-    second = PackedLayout(1)
-    with pytest.raises(LayoutError, match="without Ray"):
+    second = ActorLayout(packed(1))
+    with pytest.raises(ClusterError, match="a process without it"):
         second.start(build_nothing, [])
     second.close()
     assert ray.is_initialized()
-    assert run_toys(packed, toys(2), end_ns=300)[1].stopped is None
+    assert run_toys(layout, toys(2), end_ns=300)[1].stopped is None
 
 
 @pytest.mark.ray
-def test_a_worker_that_is_killed_is_named_and_nothing_is_left_after_closing(packed: PackedLayout) -> None:
+def test_a_worker_that_is_killed_is_named_and_nothing_is_left_after_closing(layout: ActorLayout) -> None:
     """The last test with the module's layout."""
-    packed._wanted = 2
-    run_toys(packed, toys(4), end_ns=300)
+    layout.rule = packed(2)
+    run_toys(layout, toys(4), end_ns=300)
     family = descendants(os.getpid())
-    folder = packed._folder
+    folder = layout._cluster._folder
     assert folder is not None
     os.kill(workers_of(os.getpid())[0], signal.SIGKILL)
     with pytest.raises(WorkerLostError, match=r"^worker [123] of 2 was lost"):
-        run_toys(packed, toys(4))
+        run_toys(layout, toys(4))
     raylet = next(pid for pid, line in family.items() if "raylet/raylet" in line)
     os.kill(raylet, signal.SIGKILL)
-    wait_for(lambda: told_by(packed) == "all 2 workers were lost: Ray's process raylet ended unexpectedly")
-    packed.close()
+    wait_for(lambda: told_by(layout) == "all 2 workers were lost: Ray's process raylet ended unexpectedly")
+    layout.close()
     assert all_gone({pid: line for pid, line in family.items() if "ray" in line})
     assert not Path(folder).exists()
 
 
-def told_by(packed: PackedLayout) -> str:
+def told_by(layout: ActorLayout) -> str:
     """What the layout says when it looks after Ray's daemons now; nothing while it has not noticed."""
-    packed._looked_s = 0.0
+    layout._cluster._looked_s = 0.0
     try:
-        packed.gauges()
+        layout.gauges()
     except WorkerLostError as error:
         return str(error)
     return ""
-
-
-@pytest.mark.parametrize(
-    ("temporary", "expected"), [("/" + "t" * (LONGEST_FOLDER - 1), True), ("/" + "t" * LONGEST_FOLDER, False)]
-)
-def test_a_folder_whose_sockets_would_have_too_long_paths_is_not_used(
-    temporary: str, expected: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", temporary)
-    monkeypatch.setattr("os.access", lambda *_: True)
-    assert (short_folder() == temporary) is expected
-
-
-def test_no_folder_for_sockets_at_all_is_an_error_that_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", "/" + "t" * 60)
-    monkeypatch.setattr("os.access", lambda *_: False)
-    with pytest.raises(LayoutError, match=f"TMPDIR: expected a folder of at most {LONGEST_FOLDER} bytes"):
-        short_folder()
 
 
 Program = Callable[..., "subprocess.Popen[str]"]
