@@ -8,10 +8,14 @@ from typing import Any
 from cluster.entity import Message
 from cluster.inbox import ProtocolViolationError
 from cluster.layout import LayoutError, Rows, WorkerLostError, merged_reports, merged_rows
+from cluster.process_memory import free_bytes, held_bytes
 from cluster.ray_cluster import Actor, ActorLostError, Call, ClusterLostError, RayCluster, cores
 from cluster.shard import EntityFactory, ShardReport
 from cluster.shard_worker import ShardWorker, packed_call, parsed_report
+from cluster.units import SIZE
 
+ACTOR_BYTES = 90 << 20
+"""What an actor's process holds before its hosts do anything: measured 79 to 92 MiB."""
 WorkerRule = Callable[[int], int]
 """How many workers a number of hosts gets."""
 
@@ -21,6 +25,13 @@ def packed(workers: int | None) -> WorkerRule:
     if workers is not None and workers < 1:
         raise LayoutError(f"workers: expected at least 1, got {workers}")
     return lambda hosts: max(1, min(workers or cores(), hosts))
+
+
+def one_each(workers: int | None) -> WorkerRule:
+    """The rule of layout ``host``: a worker for each host, however many there are."""
+    if workers is not None:
+        raise LayoutError(f"workers: expected none with layout host, which has one for each host, got {workers}")
+    return lambda hosts: max(1, hosts)
 
 
 class ActorLayout:
@@ -33,11 +44,14 @@ class ActorLayout:
         self._cluster = RayCluster()
         self._actors: list[Actor] = []
         self._home: dict[str, int] = {}
+        self._names: list[str] = []
+        self._memory_bytes: dict[str, int] = {}
         self._reports: list[ShardReport] = []
 
     def start(self, factory: EntityFactory, specs: Sequence[tuple[str, bytes]]) -> None:
         """Start Ray if it is not up, and build the entities, dealt out in turn."""
         self.workers = self.rule(len(specs))
+        check_room(self.workers - len(self._actors))
         if not self._cluster.running:
             self._cluster.start(min(self.workers, cores()))
             self.startup_s = self._cluster.startup_s
@@ -45,6 +59,7 @@ class ActorLayout:
             self._actors.append(self._cluster.spawn(ShardWorker))
         parts: list[list[tuple[str, bytes]]] = [[] for _ in self._actors]  # one that is not needed now forgets
         self._home = {}
+        self._names = _names(specs, self.workers)
         for index, spec in enumerate(specs):
             parts[index % self.workers].append(spec)
             self._home[spec[0]] = index % self.workers
@@ -95,6 +110,8 @@ class ActorLayout:
     def collect(self, end_ns: int) -> Rows:
         """Rows of all shards."""
         answers = self._answers_of_all("collect", end_ns)
+        held = self._answers([actor.apply(_held_bytes) for actor in self._actors[: self.workers]], range(self.workers))
+        self._memory_bytes = {name: held for name, held in zip(self._names, held, strict=True) if held is not None}
         return merged_rows({name: rows for answer in answers for name, rows in answer.items()})
 
     def gauges(self) -> dict[str, dict[str, float]]:
@@ -105,7 +122,32 @@ class ActorLayout:
         every = range(self.workers)
         return self._answers([self._actors[number].call(method, *arguments) for number in every], every)
 
+    def facts(self) -> dict[str, object]:
+        """Memory of each worker's process when its rows were collected."""
+        return {"worker_memory_bytes": self._memory_bytes} if self._memory_bytes else {}
+
     def close(self) -> None:
         """End the actors and their Ray."""
         self._cluster.close()
         self._actors = []
+
+
+def check_room(workers: int) -> None:
+    """Raise LayoutError where so many more workers would not fit into memory."""
+    free = free_bytes()
+    if free is not None and workers * ACTOR_BYTES > free:
+        raise LayoutError(
+            f"workers: expected at most {free // ACTOR_BYTES:,}, since each needs about {SIZE.about(ACTOR_BYTES)} and "
+            f"{SIZE.about(free)} of memory are free, got {workers:,} (layout packed shares hosts out over fewer)"
+        )
+
+
+def _names(specs: Sequence[tuple[str, bytes]], workers: int) -> list[str]:
+    """A worker with one host is named for it, others by their numbers."""
+    if workers == len(specs):
+        return [name for name, _ in specs]
+    return [f"worker {number}" for number in range(1, workers + 1)]
+
+
+def _held_bytes(_: object) -> int | None:
+    return held_bytes()

@@ -44,6 +44,10 @@ class InlineLayout:
         """Live figures."""
         return {} if self._shard is None else self._shard.gauges()
 
+    def facts(self) -> dict[str, object]:
+        """Nothing to tell: there are no workers."""
+        return {}
+
     def close(self) -> None:
         """Forget the entities."""
         self._shard = None

@@ -42,6 +42,9 @@ class Layout(Protocol):
     def gauges(self) -> dict[str, dict[str, float]]:
         """Live figures by entity."""
 
+    def facts(self) -> dict[str, object]:
+        """How the workers fared, for run.json: never part of results."""
+
     def close(self) -> None:
         """Stop every worker that was started."""
 

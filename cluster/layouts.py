@@ -19,5 +19,11 @@ def _packed(workers: int | None) -> Layout:
     return ActorLayout(packed(workers))
 
 
-LAYOUTS: Mapping[str, Callable[[int | None], Layout]] = {"inline": _inline, "packed": _packed}
+def _host(workers: int | None) -> Layout:
+    from cluster.actor_layout import ActorLayout, one_each  # noqa: PLC0415
+
+    return ActorLayout(one_each(workers))
+
+
+LAYOUTS: Mapping[str, Callable[[int | None], Layout]] = {"inline": _inline, "packed": _packed, "host": _host}
 """Layouts by name; each is made for a number of workers, None for the default."""

@@ -34,6 +34,7 @@ ADDED = {
 """What comes on top: by the generation, then by the neighbours; with the column's heading."""
 
 _WIDTH = 150
+_FEW = 4
 
 Row = Mapping[str, Any]
 
@@ -231,14 +232,28 @@ def _closing_lines(results: Results) -> Iterable[str]:
     yield from (f"{name.replace('_', ' ')}: {value}" for name, value in results.figures.items())
     run = results.run
     if run:
-        yield ", ".join(f"{name.removesuffix('_s').replace('_', ' ')} {_run_value(name, run[name])}" for name in run)
+        yield ", ".join(f"{_run_name(name)} {_run_value(name, run[name])}" for name in run)
     yield f"digest {results.digest}"
 
 
+def _run_name(name: str) -> str:
+    return name.removesuffix("_s").removesuffix("_bytes").replace("_", " ")
+
+
 def _run_value(name: str, value: object) -> str:
+    if isinstance(value, Mapping):
+        return _sizes(value)
     if isinstance(value, float):
         return f"{value:.1f} s" if name.endswith("_s") else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _sizes(sizes: Mapping[str, int]) -> str:
+    """Bytes by name: each where they are few, else all together and the largest."""
+    if len(sizes) <= _FEW:
+        return " and ".join(f"{SIZE.about(size)} ({name})" for name, size in sizes.items())
+    largest = max(sizes, key=lambda name: sizes[name])
+    return f"{SIZE.about(sum(sizes.values()))} in {len(sizes)}, most {SIZE.about(sizes[largest])} ({largest})"
 
 
 def _rows(results: Results, table: str) -> Sequence[Row]:

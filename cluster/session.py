@@ -85,6 +85,7 @@ class Session:
             "wall_s": time.monotonic() - started,
             **({"ray_start_s": self._layout.startup_s} if self._layout.startup_s else {}),
             **counts,
+            **self._layout.facts(),
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in LIBRARIES},
         }

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from cluster.errors import UserError
 
-LAYOUTS = ("inline", "packed")
-_NOT_YET = ("host", "isolated")
+LAYOUTS = ("inline", "packed", "host")
+_NOT_YET = ("isolated",)
 
 
 def add_scenario(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,8 @@ def add_layout(parser: argparse.ArgumentParser) -> None:
         type=_layout,
         default="packed",
         metavar="L",
-        help="inline: all in this process; packed: hosts shared out over Ray workers (default: packed)",
+        help="inline: all in this process; packed: hosts shared out over Ray workers; "
+        "host: a Ray worker for each host (default: packed)",
     )
     parser.add_argument(
         "--workers",

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from toy_hosts import Toy, build_badly, digest, run_toys, toys
 
-from cluster.actor_layout import ActorLayout, packed
+from cluster.actor_layout import ACTOR_BYTES, ActorLayout, one_each, packed
 from cluster.bundled_scenarios import bundled_text
 from cluster.inbox import ProtocolViolationError
 from cluster.inline_layout import InlineLayout
@@ -135,6 +135,31 @@ def test_packed_hosts_tell_the_same_story_with_any_number_of_workers(layout: Act
     assert layout.workers == workers
     assert digest(log) == digest(expected)
     assert (result.round_trips, result.events) == (inline.round_trips, inline.events)
+
+
+@pytest.mark.ray
+def test_a_host_each_has_a_process_each_and_tells_the_same_story(layout: ActorLayout) -> None:
+    layout.rule = one_each(None)
+    log, _ = run_toys(layout, toys(5), end_ns=4000)
+    assert layout.workers == len(workers_of(os.getpid())) == 5
+    assert digest(log) == digest(run_toys(InlineLayout(), toys(5), end_ns=4000)[0])
+    held = layout.facts()["worker_memory_bytes"]
+    assert isinstance(held, dict)
+    assert list(held) == [toy.name for toy in toys(5)]
+    assert all(size > 10 << 20 for size in held.values())  # a Python with Ray and numpy in it
+
+
+def test_a_host_each_knows_how_many_workers_it_has() -> None:
+    with pytest.raises(LayoutError, match=r"workers: expected none with layout host.*got 3"):
+        one_each(3)
+
+
+def test_more_workers_than_memory_holds_are_refused_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.actor_layout.free_bytes", lambda: 7 * ACTOR_BYTES + 1)
+    layout = ActorLayout(one_each(None))
+    with pytest.raises(LayoutError, match=r"^workers: expected at most 7, .*90 MiB.*got 8 "):
+        layout.start(build_nothing, [(f"host-{number}", b"") for number in range(8)])
+    assert not layout._cluster.running
 
 
 @pytest.mark.ray

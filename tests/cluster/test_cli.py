@@ -210,7 +210,7 @@ def test_a_failure_of_our_own_is_one_line_and_a_log(
         ([], "the following arguments are required: COMMAND"),
         (["fly"], "invalid choice: 'fly'"),
         (["run", "--speed", "9"], "unrecognized arguments: --speed"),
-        (["run", "--layout", "star"], '--layout: expected one of inline, packed, got "star"'),
+        (["run", "--layout", "star"], '--layout: expected one of inline, packed, host, got "star"'),
         (["run", "--layout", "isolated"], "(isolated is not modelled yet)"),
         (["run", "--workers", "0"], '--workers: expected a whole number from 1 to 4096, got "0"'),
         (["run", "--seed", "x"], '--seed: expected a whole number from 0 to 9223372036854775807, got "x"'),

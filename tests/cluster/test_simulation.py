@@ -66,9 +66,9 @@ def row(results: Results, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_results_do_not_depend_on_layout_or_workers(inline: Results, workers: int) -> None:
-    assert run(scenario(), layout="packed", workers=workers).digest == inline.digest
+@pytest.mark.parametrize(("layout", "workers"), [("packed", 1), ("packed", 2), ("packed", 3), ("host", None)])
+def test_results_do_not_depend_on_layout_or_workers(inline: Results, layout: str, workers: int | None) -> None:
+    assert run(scenario(), layout=layout, workers=workers).digest == inline.digest
 
 
 def digests_with_cuts(cut: Callable[[int, int], int]) -> list[tuple[object, ...]]:
