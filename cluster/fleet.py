@@ -9,16 +9,19 @@ from cluster.control_plane import ControlPlane, Order
 from cluster.fabric import Fabric
 from cluster.host_entity import HostOrder
 from cluster.migration_admission import Admission
+from cluster.near_names import expected_name
 from cluster.placement import FIRMWARE_BYTES, FirstFit, HostAccount
 from cluster.precopy import PrecopySettings, RoundCap
 from cluster.scenario import HostInstance, Scenario, ScenarioError, instance_names
 from cluster.topology import leaf_spine, star
 from cluster.trace_orders import trace_orders
+from cluster.units import shown
 from node.cost_table import load_cost_table
 from node.counter_random import CounterRandom
 from node.generation import Generation
 from node.guest import GuestSpec
 from node.host import HostSpec
+from node.record_buffer import NO_LOG, LogWish
 
 BUCKET_NS = 60_000_000_000
 """Digest chains are kept per minute of virtual time."""
@@ -42,8 +45,11 @@ class Fleet:
     """Every VM of the scenario, by name."""
 
 
-def build_fleet(scenario: Scenario, changes: Changes | None = None) -> Fleet:
-    """Lay out a scenario. Raises ScenarioError for a VM that must run already and fits nowhere."""
+def build_fleet(scenario: Scenario, changes: Changes | None = None, log: LogWish = NO_LOG) -> Fleet:
+    """Lay out a scenario, its hosts with the log that is wished for.
+
+    Raises ScenarioError for a VM that must run already and fits nowhere, and for a log of somebody unknown.
+    """
     changed = changes or Changes()
     hosts = scenario.host_instances
     placement = FirstFit(tuple(_account(host, scenario) for host in hosts))
@@ -66,8 +72,14 @@ def build_fleet(scenario: Scenario, changes: Changes | None = None) -> Fleet:
     _enter_plans(scenario, control)
     firmware = tuple(sorted({order.guest.firmware for order in (*running, *arriving)}))
     costs = tuple(sorted(scenario.costs.items()))
-    orders = tuple(HostOrder(_host_spec(host, scenario), costs, tuple(resident[host.name]), firmware) for host in hosts)
-    return Fleet(orders, control, {order.guest.name: order for order in (*running, *arriving)})
+    orders = tuple(
+        HostOrder(_host_spec(host, scenario, log), costs, tuple(resident[host.name]), firmware) for host in hosts
+    )
+    wanted = {order.guest.name: order for order in (*running, *arriving)}
+    known = [*(host.name for host in hosts), *wanted]
+    for name in sorted(log.entities - set(known)):
+        raise ScenarioError(scenario.name, "log", expected_name(name, known), shown(name))
+    return Fleet(orders, control, wanted)
 
 
 def _control_plane(scenario: Scenario, arriving: tuple[Order, ...], placement: FirstFit) -> ControlPlane:
@@ -118,8 +130,8 @@ def _wanted(scenario: Scenario) -> list[tuple[Order, bool]]:
     return wanted + [(order, False) for order in trace_orders(scenario)]
 
 
-def _host_spec(host: HostInstance, scenario: Scenario) -> HostSpec:
-    return HostSpec(host.name, host.product, host.memory_bytes, host.min_sev_asid, scenario.seed, BUCKET_NS)
+def _host_spec(host: HostInstance, scenario: Scenario, log: LogWish) -> HostSpec:
+    return HostSpec(host.name, host.product, host.memory_bytes, host.min_sev_asid, scenario.seed, BUCKET_NS, log)
 
 
 def _account(host: HostInstance, scenario: Scenario) -> HostAccount:

@@ -16,16 +16,19 @@ from pathlib import Path
 import msgpack
 
 from cluster.entity import NEVER, Advance, Message
+from cluster.event_table import PACKED, packed_events
 from cluster.guest_body import guest_body, guest_of
 from cluster.guest_rows import guest_rows
 from cluster.host_rows import host_rows
 from cluster.inbox import Inbox
 from cluster.migration_port import MigrationPort
+from cluster.tables import EVENTS
 from node.cost_table import CostTable, load_cost_table
 from node.firmware_image import FirmwareImage, find_firmware_image, read_firmware_image
 from node.guest import Guest, GuestSpec, GuestState
 from node.host import Host, HostSpec
 from node.product import PRODUCTS
+from node.record_buffer import LogWish
 from workloads.library import PROGRAMS
 
 AUTO = "auto"
@@ -49,6 +52,7 @@ class HostOrder:
         spec = self.spec
         body = (
             (spec.name, spec.product.name, spec.memory_bytes, spec.min_sev_asid, spec.seed, spec.bucket_ns),
+            (spec.log.everything, sorted(spec.log.entities)),
             self.costs,
             tuple(guest_body(guest) for guest in self.guests),
             self.firmware,
@@ -59,8 +63,10 @@ class HostOrder:
     @classmethod
     def parse(cls, data: bytes) -> HostOrder:
         """The order back from msgpack."""
-        (name, product, memory, min_sev, seed, bucket), costs, guests, firmware = msgpack.unpackb(data, use_list=False)
-        spec = HostSpec(name, PRODUCTS[product], memory, min_sev, seed, bucket)
+        own, log, costs, guests, firmware = msgpack.unpackb(data, use_list=False)
+        name, product, memory, min_sev, seed, bucket = own
+        wish = LogWish(log[0], frozenset(log[1]))
+        spec = HostSpec(name, PRODUCTS[product], memory, min_sev, seed, bucket, wish)
         return cls(spec, costs, tuple(guest_of(body) for body in guests), firmware)
 
 
@@ -129,12 +135,14 @@ class HostEntity:
         return Advance(reached, following, self.earliest_output_ns(), done, outputs)
 
     def collect(self, end_ns: int) -> dict[str, list[dict[str, object]]]:
-        """Close the books at ``end_ns``; rows by table."""
+        """Close the books at ``end_ns``; rows by table. A log is one row, its records packed."""
         self.host.close(end_ns)
         rows = host_rows(self.host, self.events, end_ns)
         for guest in self.host.guests.values():
             for table, more in guest_rows(self.host, guest).items():
                 rows.setdefault(table, []).extend(more)
+        if log := packed_events(self.host, end_ns):
+            rows[EVENTS.name] = [{PACKED: log}]
         return rows
 
     def gauges(self) -> dict[str, float]:

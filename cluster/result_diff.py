@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+import pyarrow as pa
+
 from cluster.results import Results
 from cluster.tables import TABLES, TableSchema
 
@@ -58,13 +60,19 @@ def difference(left: Results, right: Results, limit: int = 10) -> Difference:
     if left.digest == right.digest:
         return Difference(fields, None, (), more=False, same=True)
     cells = list(islice(_cells(left, right), limit + 1))
-    return Difference(fields, _first_bucket(left, right), tuple(cells[:limit]), more=len(cells) > limit, same=False)
+    first = first_bucket(left.tables[_DIGESTS], right.tables[_DIGESTS])
+    return Difference(fields, first, tuple(cells[:limit]), more=len(cells) > limit, same=False)
 
 
-def _first_bucket(left: Results, right: Results) -> FirstBucket | None:
+def first_bucket(left: pa.Table, right: pa.Table, from_bucket_on: int | None = None) -> FirstBucket | None:
+    """Where two tables of digests part first; buckets from ``from_bucket_on`` on are left out of it."""
     chains = [
-        {(row["bucket"], row["entity"]): (row["start_ns"], row["records"], row["digest"]) for row in rows}
-        for rows in (left.tables[_DIGESTS].to_pylist(), right.tables[_DIGESTS].to_pylist())
+        {
+            (row["bucket"], row["entity"]): (row["start_ns"], row["records"], row["digest"])
+            for row in table.to_pylist()
+            if from_bucket_on is None or row["bucket"] < from_bucket_on
+        }
+        for table in (left, right)
     ]
     places = chains[0].keys() | chains[1].keys()
     parted = sorted(place for place in places if chains[0].get(place) != chains[1].get(place))

@@ -4,6 +4,7 @@
     out/run.json              how this run went: wall time, layout, workers, versions
     out/tables/*.parquet      the tables of cluster/tables.py
     out/digests.parquet       the chained digests, for ``sevfleet diff``
+    out/events.parquet        the event log, where one was asked for
     out/scenario.toml         the scenario as it was run
 
 The folder appears whole or not at all.
@@ -27,7 +28,8 @@ import pyarrow.parquet as pq
 from cluster.digest import digest_of
 from cluster.errors import UserError
 from cluster.scenario import Scenario
-from cluster.tables import TABLES, Row, build_tables
+from cluster.tables import EVENTS, TABLES, Row, TableSchema, build_tables
+from cluster.units import shown
 
 FORMAT = 1
 """Version of the folder's layout; stands in summary.json under "sevfleet_results"."""
@@ -37,7 +39,10 @@ _SUMMARY = "summary.json"
 _RUN = "run.json"
 _SCENARIO = "scenario.toml"
 _DIGESTS = "digests"
-_OURS = {_SUMMARY, _RUN, _SCENARIO, f"{_DIGESTS}.parquet", "tables"}
+_EVENTS = "events.parquet"
+_OURS = {_SUMMARY, _RUN, _SCENARIO, _EVENTS, f"{_DIGESTS}.parquet", "tables"}
+_BELONGS_TO = b"sevfleet_digest"
+"""Metadata of the event log: the digest of the results that it is of."""
 
 
 class ResultsError(UserError):
@@ -51,6 +56,7 @@ class Results:
     ``figures`` are the run's main numbers, which a summary shows; they follow
     from the run alone. ``run`` says how it went this time and is not part of
     the digest. ``partial`` is why the run ended early, None for a whole one.
+    ``events`` is the event log, None without one; it is no part of the digest.
     """
 
     scenario: Scenario
@@ -58,6 +64,7 @@ class Results:
     figures: Mapping[str, object] = field(default_factory=dict)
     run: Mapping[str, object] = field(default_factory=dict)
     partial: str | None = None
+    events: pa.Table | None = None
 
     @classmethod
     def of_rows(
@@ -68,9 +75,10 @@ class Results:
         figures: Mapping[str, object] | None = None,
         run: Mapping[str, object] | None = None,
         partial: str | None = None,
+        events: pa.Table | None = None,
     ) -> Self:
         """Results of rows by table name. Raises TableError where a row does not fit its table."""
-        return cls(scenario, build_tables(rows), figures or {}, run or {}, partial)
+        return cls(scenario, build_tables(rows), figures or {}, run or {}, partial, events)
 
     def __getattr__(self, name: str) -> pa.Table:
         # Before __init__ is through (in copies, in pickles) there are no tables yet.
@@ -106,13 +114,15 @@ class Results:
             (new / "tables").mkdir()
             for name, table in self.tables.items():
                 pq.write_table(table, _table_file(new, name))
+            if self.events is not None:
+                pq.write_table(self.events.replace_schema_metadata({_BELONGS_TO: self.digest}), new / _EVENTS)
             _write_json(new / _RUN, {**self.run, "partial": self.partial is not None})
             (new / _SCENARIO).write_text(self.scenario.to_toml(), "utf-8")
             _write_json(new / _SUMMARY, self.summary)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
-        """Read a results folder. Raises ResultsError where it is none, or was changed since."""
+    def load(cls, folder: str | Path, *, events: bool = True) -> Self:
+        """Read a results folder, its event log only with ``events``. Raises ResultsError for anything else."""
         here = Path(folder)
         summary = _read_json(here / _SUMMARY)
         if summary.get(_MARK) != FORMAT:
@@ -125,6 +135,7 @@ class Results:
             figures if isinstance(figures, dict) else {},
             _read_json(here / _RUN),
             str(reason) if summary.get("partial") else None,
+            _read_events(here / _EVENTS, summary.get("digest")) if events and (here / _EVENTS).exists() else None,
         )
         if results.digest != summary.get("digest"):
             raise ResultsError(f"{here / _SUMMARY}: digest: expected {results.digest}, that of the tables beside it")
@@ -177,13 +188,24 @@ def _table_file(folder: Path, name: str) -> Path:
 
 
 def _read_table(folder: Path, name: str) -> pa.Table:
-    file = _table_file(folder, name)
+    return _read_parquet(_table_file(folder, name), TABLES[name])
+
+
+def _read_events(file: Path, digest: object) -> pa.Table:
+    table = _read_parquet(file, EVENTS)
+    found = (table.schema.metadata or {}).get(_BELONGS_TO, b"").decode("ascii", "replace")
+    if found != digest:
+        raise ResultsError(f"{file}: digest: expected {digest}, that of the results, got {shown(found)}")
+    return table.replace_schema_metadata(None)
+
+
+def _read_parquet(file: Path, expected: TableSchema) -> pa.Table:
     try:
         table = pq.ParquetFile(file).read()
     except (OSError, pa.ArrowException) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "something else"
         raise ResultsError(f"{file}: expected a Parquet file, got: {reason}") from None
-    schema = TABLES[name].arrow
+    schema = expected.arrow
     if table.schema.remove_metadata() != schema:
         raise ResultsError(
             f"{file}: expected the columns {', '.join(schema.names)}, got {', '.join(table.schema.names)}"

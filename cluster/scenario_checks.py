@@ -109,6 +109,10 @@ def _check_names(scenario: Scenario) -> None:
         twice = [name for name, count in seen.items() if count > 1]
         if twice:
             raise _wrong(f"{kind}.name", "a name of its own for each", f"{shown(twice[0])} twice")
+    hosts = {host.name for host in scenario.host_instances}
+    both = [vm.name for vm in scenario.vm_instances if vm.name in hosts]
+    if both:
+        raise _wrong("vms.name", "a name that no host has", shown(both[0]))
 
 
 def _check_vm(scenario: Scenario, vm: VmGroup, index: int) -> None:

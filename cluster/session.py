@@ -12,6 +12,7 @@ from typing import Self
 from cluster.coordinator import Coordinator, CoordinatorResult, ProgressFacts
 from cluster.entity import Payload
 from cluster.errors import RunFailedError
+from cluster.event_table import event_table
 from cluster.fleet import Changes, Fleet, build_fleet
 from cluster.host_entity import MACHINES, build_host, firmware_image
 from cluster.layout import Layout, WorkerLostError
@@ -20,6 +21,8 @@ from cluster.migration_rows import drain_row, migration_row
 from cluster.progress import OnProgress, Progress, ShouldStop
 from cluster.results import Results
 from cluster.scenario import Scenario
+from cluster.tables import EVENTS
+from node.record_buffer import NO_LOG, LogWish
 
 LIBRARIES = ("sevfleet", "ray", "numpy", "simpy", "cryptography", "pyarrow", "msgpack")
 
@@ -45,24 +48,29 @@ class Session:
         changes: Changes | None,
         on_progress: OnProgress | None,
         should_stop: ShouldStop | None,
+        log: LogWish = NO_LOG,
+        end_ns: int | None = None,
     ) -> Results:
-        """Run ``scenario`` with ``changes`` and collect its tables."""
+        """Run ``scenario`` with ``changes``, whole or to ``end_ns``, and collect its tables and the log asked for."""
         started = time.monotonic()
-        fleet = build_fleet(scenario, changes)
+        fleet = build_fleet(scenario, changes, log)
         if on_progress is not None:
             on_progress(Progress(0, scenario.duration, note=f"starting {self._name}"))
         self._layout.start(build_host, [(order.spec.name, order.pack()) for order in fleet.orders])
         show = None if on_progress is None else _Shown(self._layout, scenario.duration, on_progress)
         coordinator = Coordinator(
-            self._layout, fleet.control, scenario.control_plane_latency, scenario.duration,
+            self._layout, fleet.control, scenario.control_plane_latency,
+            scenario.duration if end_ns is None else min(end_ns, scenario.duration),
             on_progress=show, should_stop=should_stop,
         )  # fmt: skip
         try:
             outcome = coordinator.run()
             tables = self._layout.collect(outcome.reached_ns)
         except WorkerLostError as error:
-            lost = Results.of_rows(scenario, {}, run=self._went(started, None), partial=str(error))
+            lost = Results.of_rows(scenario, {}, run=self._went(started, None, NO_LOG), partial=str(error))
             raise RunFailedError(str(error), lost) from error
+        logs = tables.pop(EVENTS.name, [])
+        events = event_table(logs) if log else None
         tables.setdefault("vms", []).extend(_rows_of_unplaced(fleet, tables.get("vms", [])))
         tables["migrations"] = [migration_row(one) for one in fleet.control.migrations.all]
         tables["drains"] = [drain_row(one) for one in fleet.control.plans.drains]
@@ -72,10 +80,11 @@ class Session:
             "firmware_images": _firmware(fleet),
         }
         return Results.of_rows(
-            scenario, tables, figures=figures, run=self._went(started, outcome), partial=outcome.stopped
-        )
+            scenario, tables, figures=figures, run=self._went(started, outcome, log), partial=outcome.stopped,
+            events=events,
+        )  # fmt: skip
 
-    def _went(self, started: float, outcome: CoordinatorResult | None) -> dict[str, object]:
+    def _went(self, started: float, outcome: CoordinatorResult | None, log: LogWish) -> dict[str, object]:
         counts = {}
         if outcome is not None:
             counts = {"round_trips": outcome.round_trips, "calls": outcome.calls, "events": outcome.events}
@@ -86,9 +95,15 @@ class Session:
             **({"ray_start_s": self._layout.startup_s} if self._layout.startup_s else {}),
             **counts,
             **self._layout.facts(),
+            **({"log": "everything" if log.everything else sorted(log.entities)} if log else {}),
             "python": platform.python_version(),
-            **{name: metadata.version(name) for name in LIBRARIES},
+            **versions(),
         }
+
+
+def versions() -> dict[str, str]:
+    """The versions that results follow from."""
+    return {name: metadata.version(name) for name in LIBRARIES}
 
 
 class _Shown:

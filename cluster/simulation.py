@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 
 from cluster.compare import with_pairs
 from cluster.progress import OnProgress, ShouldStop
 from cluster.results import Results
 from cluster.scenario import Scenario
 from cluster.session import Session
+from node.record_buffer import LogWish
 
 
 def run(
@@ -21,12 +23,15 @@ def run(
     should_stop: ShouldStop | None = None,
     time_limit_s: float | None = None,
     pairs: bool = False,
+    log: bool | Collection[str] = False,
 ) -> Results:
     """Run ``scenario`` and return what it found.
 
     With ``pairs`` every VM that is not PLAIN is run again as PLAIN on the same
     host, with the same neighbours and seed, and the tables ``pairs`` and
-    ``pair_parts`` hold what its generation cost it. The results do not depend on ``layout`` or ``workers``. A run that
+    ``pair_parts`` hold what its generation cost it. With ``log`` the results have
+    ``events``, the records of everybody or of the hosts and VMs named. The
+    results do not depend on ``layout``, ``workers`` or ``log``. A run that
     ``should_stop`` or the wall-time limit ended has partial results. Raises
     RunFailedError, with partial results, if a worker was lost; ScenarioError
     for a scenario that cannot start.
@@ -36,8 +41,10 @@ def run(
     """
     chosen = scenario if seed is None else scenario.with_seed(seed)
     stop = _stop_rule(should_stop, time_limit_s)
+    named = {log} if isinstance(log, str) else set() if isinstance(log, bool) else set(log)
+    wish = LogWish(everything=log is True, entities=frozenset(named))
     with Session(layout, workers) as session:
-        results = session.run(chosen, None, on_progress, stop)
+        results = session.run(chosen, None, on_progress, stop, wish)
         if not pairs or results.partial is not None:
             return results
         return with_pairs(session, chosen, results, on_progress, stop)

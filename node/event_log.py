@@ -2,7 +2,8 @@
 
 Each record extends its entity's chain. Whenever an entity's time enters
 another bucket the chain's value is kept, so two runs can be compared down to
-the first bucket and entity that differ.
+the first bucket and entity that differ. The records themselves are kept only
+where somebody wished for it; the chains are the same either way.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass
+
+from node.host_events import EVENT_KINDS, HostEvent, Octets
+from node.record_buffer import NO_LOG, NO_VCPU, LogWish, RecordBuffer
 
 _RECORD = struct.Struct("<qqqq")
 
@@ -34,17 +38,23 @@ class ChainEnd:
 
 
 class EventLog:
-    """Digest chains of the entities of one host."""
+    """Digest chains of the entities of one host, and ``records`` where somebody wished for them."""
 
-    def __init__(self, bucket_ns: int) -> None:
+    def __init__(self, bucket_ns: int, wish: LogWish = NO_LOG) -> None:
+        self.records = RecordBuffer() if wish else None
+        self._wish = wish
         self._bucket_ns = bucket_ns
-        self._chains: dict[str, _Chain] = {}
+        self._chains: dict[str, Chain] = {}
 
-    def chain(self, entity: str) -> _Chain:
+    def chain(self, entity: str) -> Chain:
         """The chain of an entity, begun on first use."""
         found = self._chains.get(entity)
         if found is None:
-            found = self._chains[entity] = _Chain(entity, self._bucket_ns)
+            if self.records is None:
+                found = Chain(entity, self._bucket_ns)
+            else:
+                found = _KeptChain(entity, self._bucket_ns, self._wish, self.records)
+            self._chains[entity] = found
         return found
 
     def leave(self, entity: str, now_ns: int) -> ChainEnd:
@@ -63,7 +73,9 @@ class EventLog:
         return rows
 
 
-class _Chain:
+class Chain:
+    """The digest chain of one entity."""
+
     __slots__ = ("_bucket", "_bucket_ns", "_count", "_end_ns", "_entity", "_hash", "_rows", "_update")
 
     def __init__(self, entity: str, bucket_ns: int) -> None:
@@ -76,8 +88,13 @@ class _Chain:
         self._update = self._hash.update
         self._rows: list[BucketDigest] = []
 
-    def record(self, now_ns: int, kind: int, first: int = 0, second: int = 0) -> None:
-        """Add one event: its time, a code of the host's table of events, and two figures."""
+    def record(
+        self, now_ns: int, kind: HostEvent, first: int = 0, second: int = 0, vcpu: int = NO_VCPU, took_ns: int = 0
+    ) -> None:
+        """Add one event: its time, a code of the host's table of events, and two figures.
+
+        Which vCPU did it and how long it took follow from the rest of a run; only logs keep them.
+        """
         if now_ns >= self._end_ns:
             self._close_bucket()
             self._bucket = now_ns // self._bucket_ns
@@ -85,10 +102,20 @@ class _Chain:
         self._count += 1
         self._update(_RECORD.pack(now_ns, kind, first, second))
 
-    def record_octets(self, now_ns: int, kind: int, octets: bytes) -> None:
-        """Add one event that carries bytes, such as a launch digest."""
+    def record_octets(self, now_ns: int, kind: HostEvent, octets: bytes, about: str = "") -> None:
+        """Add one event that carries bytes, such as a launch digest; ``about`` is the VM, where they do not say."""
         self.record(now_ns, kind, len(octets))
         self._update(octets)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether ``note`` may keep anything."""
+        return False
+
+    def note(
+        self, now_ns: int, kind: HostEvent, first: int, second: int, took_ns: int, vcpu: int = NO_VCPU, about: str = ""
+    ) -> None:
+        """Keep a record that is no part of the digest, if anybody wished for it."""
 
     def leave(self, now_ns: int) -> ChainEnd:
         """The open bucket goes along; nothing of it is left here."""
@@ -114,3 +141,39 @@ class _Chain:
     def close(self) -> list[BucketDigest]:
         self._close_bucket()
         return self._rows
+
+
+class _KeptChain(Chain):
+    """A chain whose records are kept as well, as far as they were wished for."""
+
+    __slots__ = ("_records", "_wish")
+
+    def __init__(self, entity: str, bucket_ns: int, wish: LogWish, records: RecordBuffer) -> None:
+        super().__init__(entity, bucket_ns)
+        self._wish = wish
+        self._records = records
+
+    @property
+    def keeps(self) -> bool:
+        return True
+
+    def note(
+        self, now_ns: int, kind: HostEvent, first: int, second: int, took_ns: int, vcpu: int = NO_VCPU, about: str = ""
+    ) -> None:
+        if self._wish.wants(self._entity, about):
+            self._records.append(self._entity, now_ns, kind, first, second, vcpu, took_ns, about)
+
+    def record(
+        self, now_ns: int, kind: HostEvent, first: int = 0, second: int = 0, vcpu: int = NO_VCPU, took_ns: int = 0
+    ) -> None:
+        Chain.record(self, now_ns, kind, first, second)
+        if self._wish.wants(self._entity):
+            self._records.append(self._entity, now_ns, kind, first, second, vcpu, took_ns)
+
+    def record_octets(self, now_ns: int, kind: HostEvent, octets: bytes, about: str = "") -> None:
+        Chain.record(self, now_ns, kind, len(octets))
+        self._update(octets)
+        if EVENT_KINDS[kind].octets is Octets.VM:
+            about = octets.decode()
+        if self._wish.wants(self._entity, about):
+            self._records.append(self._entity, now_ns, kind, len(octets), about=about, octets=octets)

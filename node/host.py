@@ -26,6 +26,7 @@ from node.operation_cost import HostOperationCost
 from node.phase_cost import Mechanism
 from node.product import Product
 from node.program import ProgramFactory
+from node.record_buffer import NO_LOG, LogWish
 from node.tenant import TenantFactory, TenantSpec, local_tenants
 from node.vcpu import Vcpu
 from node.vcpu_runner import VcpuRunner
@@ -43,6 +44,7 @@ class HostSpec:
     min_sev_asid: int
     seed: int
     bucket_ns: int
+    log: LogWish = NO_LOG
 
 
 class Host:
@@ -68,14 +70,14 @@ class Host:
             costs["dram.latency_ns"],
             costs["dram.loaded_latency_factor"],
         )
-        self.log = EventLog(spec.bucket_ns)
+        self.log = EventLog(spec.bucket_ns, spec.log)
         self.guests: dict[str, Guest] = {}
         self.peak_vcpus = 0
         self._tenants: TenantFactory = local_tenants(programs)
         self.images = images
         self._cost = HostOperationCost(costs)
         self._chain = self.log.chain(spec.name)
-        self.tasks = HypervisorTasks(self.clock, self.board, self._cost)
+        self.tasks = HypervisorTasks(self.clock, self.board, self._cost, self._chain)
         self.vcpus = VcpuRunner(self.clock, self.board, self.contention, self.log, float(product.base_hz), costs)
         self.departures = Departures(self)
         self.arrivals = Arrivals(self)
@@ -187,7 +189,7 @@ class Host:
         guest.state = GuestState.REFUSED
         guest.reason = str(refusal)
         guest.ended_ns = self.now_ns
-        self._chain.record_octets(self.now_ns, HostEvent.REFUSED, guest.reason.encode())
+        self._chain.record_octets(self.now_ns, HostEvent.REFUSED, guest.reason.encode(), guest.spec.name)
 
     def _enter(self, guest: Guest, entered: object) -> None:
         """The hypervisor has entered the VM: its boot processor comes out of reset."""
@@ -196,7 +198,8 @@ class Host:
         guest.running_ns = self.now_ns
         guest.launch_digest = self._launch_digest(entered)
         self.put_up(guest, entered, None)
-        self._chain.record_octets(self.now_ns, HostEvent.ENTERED, bytes.fromhex(guest.launch_digest))
+        digest = bytes.fromhex(guest.launch_digest)
+        self._chain.record_octets(self.now_ns, HostEvent.ENTERED, digest, guest.spec.name)
         self.vcpus.go_on(guest.vcpus[0])
         self.clock.settle()
 

@@ -1,23 +1,67 @@
-"""Codes of what a host writes into its digest chains."""
+"""What a host records: the codes, and for each the names of its figures."""
 
 from __future__ import annotations
 
-from enum import IntEnum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, IntEnum
 
 
 class HostEvent(IntEnum):
-    """One kind of record; the two figures beside it depend on the kind."""
+    """One kind of record. Codes from 100 on are kept in logs only and are no part of a digest."""
 
     ORDERED = 1
     ENTERED = 2
     REFUSED = 3
     DESTROYED = 4
     BATCH = 5
-    """Operations in the batch, units of work so far."""
     PHASE = 6
-    """Demand number, instructions of the phase."""
     PAUSED = 7
     STOPPED = 8
-    """Shutdown code."""
     DEPARTED = 9
     ARRIVED = 10
+    PSP_COMMAND = 100
+    PHASE_CUT = 101
+
+
+class Octets(Enum):
+    """What the octets of a record are."""
+
+    NONE = "none"
+    VM = "name of the VM that the record is about"
+    TEXT = "text"
+    DIGEST = "digest"
+
+
+@dataclass(frozen=True, slots=True)
+class EventKind:
+    """How records of one kind are read.
+
+    ``first`` and ``second`` name the two figures, "" for one that says nothing; a name that
+    ends in ``_ns`` is a virtual time. ``text`` names what is said of a record in words.
+    """
+
+    word: str
+    first: str = ""
+    second: str = ""
+    text: str = ""
+    octets: Octets = Octets.NONE
+    takes_time: bool = False
+    """Whether the record ends something that took time."""
+
+
+EVENT_KINDS: Mapping[HostEvent, EventKind] = {
+    HostEvent.ORDERED: EventKind("ordered", octets=Octets.VM),
+    HostEvent.ENTERED: EventKind("entered", text="launch digest", octets=Octets.DIGEST),
+    HostEvent.REFUSED: EventKind("refused", text="reason", octets=Octets.TEXT),
+    HostEvent.DESTROYED: EventKind("destroyed", octets=Octets.VM),
+    HostEvent.BATCH: EventKind("batch", "operations", "units of work", takes_time=True),
+    HostEvent.PHASE: EventKind("phase", "", "instructions", "demand", takes_time=True),
+    HostEvent.PAUSED: EventKind("paused"),
+    HostEvent.STOPPED: EventKind("stopped", "shutdown code"),
+    HostEvent.DEPARTED: EventKind("departed", octets=Octets.VM),
+    HostEvent.ARRIVED: EventKind("arrived", octets=Octets.VM),
+    HostEvent.PHASE_CUT: EventKind("phase cut", "", "instructions", "demand", takes_time=True),
+    HostEvent.PSP_COMMAND: EventKind("psp command", "", "waited_ns", "command", takes_time=True),
+}
+"""Every kind of record. To add a kind, add a line: logs, what is printed of them and traces follow it."""

@@ -11,7 +11,9 @@ from collections.abc import Callable, Generator
 from node import operations as op
 from node.board import Board
 from node.clock import Clock
+from node.event_log import Chain
 from node.guest import Guest
+from node.host_events import HostEvent
 from node.hypervisor import LaunchRefused
 from node.operation_cost import HostOperationCost
 from node.psp_queue import PspQueue
@@ -22,13 +24,14 @@ HypervisorTask = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, 
 class HypervisorTasks:
     """Runs the generators of one host's hypervisor on its board."""
 
-    def __init__(self, clock: Clock, board: Board, cost: HostOperationCost) -> None:
+    def __init__(self, clock: Clock, board: Board, cost: HostOperationCost, chain: Chain) -> None:
         self.psp_queue = PspQueue()
         self.promises: dict[str, int] = {}
         """For each VM of which something will be said, the earliest time of that."""
         self._clock = clock
         self._board = board
         self._cost = cost
+        self._chain = chain
 
     def at_once(self, task: HypervisorTask) -> object:
         """Run a task in no time, charged to nobody; its result. Raises what it raises."""
@@ -100,9 +103,17 @@ class HypervisorTasks:
             return ready_ns
         end_ns, waited_ns = self.psp_queue.serve(ready_ns, served)
         service_ns = sum([ns for _, ns in served])
+        if self._chain.keeps:
+            self._note(served, end_ns - service_ns, waited_ns, guest.spec.name)
         guest.psp_wait_ns += waited_ns
         guest.psp_service_ns += service_ns
         if guest.spec.name in self.promises:
             guest.least_left_ns = max(0, guest.least_left_ns - service_ns)
             self.promise(guest, end_ns)
         return end_ns
+
+    def _note(self, served: list[tuple[int, int]], start_ns: int, waited_ns: int, vm: str) -> None:
+        for command, ns in served:
+            start_ns += ns
+            self._chain.note(start_ns, HostEvent.PSP_COMMAND, command, waited_ns, ns, about=vm)
+            waited_ns = 0  # the batch waited once, before its first command

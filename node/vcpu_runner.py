@@ -98,6 +98,7 @@ class VcpuRunner:
         """Take a vCPU off its core at once; what is left of a phase or sleep goes to R15."""
         if vcpu.state is VcpuState.COMPUTING:
             account = self.cores.stop(vcpu)
+            self._note_cut(vcpu, account, self._clock.now_ns)
             self._credit(vcpu, account)
             vcpu.registers.r15 = -int(-account.remaining // 1)
             if not vcpu.registers.r15:
@@ -121,7 +122,9 @@ class VcpuRunner:
         self._contention.advance(end_ns)
         for vcpu in guest.vcpus:
             if vcpu.state is VcpuState.COMPUTING:
-                self._credit(vcpu, self._contention.stop(vcpu.slot))
+                account = self._contention.stop(vcpu.slot)
+                self._note_cut(vcpu, account, end_ns)
+                self._credit(vcpu, account)
                 vcpu.state = VcpuState.STOPPED
             elif vcpu.state is VcpuState.PAUSED:
                 self.load(vcpu)
@@ -173,7 +176,8 @@ class VcpuRunner:
             _count(guest, batch, answers)
             if guest.dirty_log is not None:
                 _mark(guest.dirty_log, batch, self._clock.now_ns)
-            self._log.chain(guest.spec.name).record(self._clock.now_ns, HostEvent.BATCH, len(batch), vcpu.registers.r13)
+            now_ns, chain = self._clock.now_ns, self._log.chain(guest.spec.name)
+            chain.record(now_ns, HostEvent.BATCH, len(batch), vcpu.registers.r13, vcpu.index, spent)
             self._run_blocks(vcpu, answers)
 
         self._clock.after(spent, take_effect)
@@ -239,7 +243,8 @@ class VcpuRunner:
         for vcpu, account in ended:
             self._credit(vcpu, account)
             registers = vcpu.registers
-            self._log.chain(vcpu.guest.spec.name).record(now, HostEvent.PHASE, registers.r14, registers.r15)
+            chain = self._log.chain(vcpu.guest.spec.name)
+            chain.record(now, HostEvent.PHASE, registers.r14, registers.r15, vcpu.index, account.elapsed_ns)
             registers.r15 = 0
             self._count_phase(vcpu)
             vcpu.state = VcpuState.BLOCK
@@ -252,6 +257,11 @@ class VcpuRunner:
         vcpu.loaded_ns += account.loaded_ns
         vcpu.core_wait_ns += account.core_wait_ns
         vcpu.elapsed_ns += account.elapsed_ns
+
+    def _note_cut(self, vcpu: Vcpu, account: PhaseAccount, now_ns: int) -> None:
+        chain = self._log.chain(vcpu.guest.spec.name)
+        done, demand = round(account.instructions), vcpu.registers.r14
+        chain.note(now_ns, HostEvent.PHASE_CUT, demand, done, account.elapsed_ns, vcpu.index)
 
     def _count_phase(self, vcpu: Vcpu) -> None:
         vcpu.phases[vcpu.registers.r14] += 1
@@ -269,7 +279,7 @@ class VcpuRunner:
         vcpu.state = VcpuState.PAUSED
         vcpu.registers = Registers()
         guest.software.forget(vcpu.index)
-        self._log.chain(guest.spec.name).record(self._clock.now_ns, HostEvent.PAUSED, vcpu.index)
+        self._log.chain(guest.spec.name).record(self._clock.now_ns, HostEvent.PAUSED, vcpu.index, vcpu=vcpu.index)
 
     def _tell_parked(self, guest: Guest) -> None:
         if guest.when_parked is not None and all(vcpu.state in _AT_REST for vcpu in guest.vcpus):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cluster.result_diff import CellDifference, Difference, FirstBucket
+    from cluster.results import Results
 
 NAME = "diff"
 HELP = "show where two runs part"
@@ -29,7 +32,7 @@ def execute(arguments: argparse.Namespace) -> int:
     from cluster.result_diff import difference
     from cluster.results import Results
 
-    left, right = Results.load(arguments.left), Results.load(arguments.right)
+    left, right = (Results.load(folder, events=False) for folder in (arguments.left, arguments.right))
     found = difference(left, right)
     for folder, results in ((arguments.left, left), (arguments.right, right)):
         if results.partial is not None:
@@ -39,7 +42,7 @@ def execute(arguments: argparse.Namespace) -> int:
     if found.same:
         print(f"same results, digest {left.digest}")
         return 0
-    for line in _lines(found):
+    for line in [*_lines(found), *_hints(found, {arguments.left: left, arguments.right: right})]:
         print(line)
     return 1
 
@@ -52,6 +55,24 @@ def _lines(found: Difference) -> list[str]:
     if found.more:
         lines.append("... and more")
     return lines
+
+
+def _hints(found: Difference, runs: Mapping[str, Results]) -> list[str]:
+    """Commands that show both sides of the first bucket that differs, where both runs can be made again."""
+    from cluster.entity_trace import is_reproducible, known_entities
+    from cluster.fleet import BUCKET_NS
+    from cluster.units import DURATION
+
+    first = found.first_bucket
+    if first is None or not all(is_reproducible(results) for results in runs.values()):
+        return []
+    entity = first.entities[0]
+    span = f'--from "{DURATION.format(first.start_ns)}" --to "{DURATION.format(first.start_ns + BUCKET_NS)}"'
+    return ["look closer with"] + [
+        f"  sevfleet trace {shlex.quote(folder)} --entity {entity} {span}"
+        for folder, results in runs.items()
+        if entity in known_entities(results)
+    ]
 
 
 def _bucket(first: FirstBucket) -> str:

@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from cluster.commands.arguments import add_layout, add_scenario, duration_ns, whole_number
+from cluster.errors import UserError
 
 if TYPE_CHECKING:
     from cluster.progress import OnProgress, Progress, ShouldStop
@@ -50,6 +51,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="also run each VM again as PLAIN and show what its generation cost it (default: for the demo)",
     )
+    parser.add_argument(
+        "--log", action="store_true", help="keep every record of every host and VM, for sevfleet trace; needs --out"
+    )
+    parser.add_argument(
+        "--log-entity", action="append", default=[], metavar="NAME",
+        help="as --log, but of this host or VM only; may be given again",
+    )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of tables")
 
@@ -64,6 +72,8 @@ def execute(arguments: argparse.Namespace) -> int:
     scenario = load_scenario(arguments.scenario)
     if arguments.out is not None:
         check_output(arguments.out)
+    elif arguments.log or arguments.log_entity:
+        raise UserError("--log: expected --out DIR beside it, where the log is kept")
     with Stopping() as stopping:
         try:
             results = _run(arguments, scenario, stopping.requested)
@@ -107,6 +117,7 @@ def _run(arguments: argparse.Namespace, scenario: Scenario, should_stop: ShouldS
             on_progress=on_progress,
             should_stop=should_stop,
             time_limit_s=None if arguments.time_limit is None else arguments.time_limit / 1e9,
+            log=arguments.log or arguments.log_entity,
             pairs=arguments.pairs if arguments.pairs is not None else arguments.scenario == DEMO,
         )
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ from cluster.cli import main
 from cluster.result_diff import CellDifference, FirstBucket, difference
 from cluster.results import Results
 from cluster.scenario import Scenario
+from cluster.session import versions
 from cluster.tables import Row
 
 
@@ -80,6 +82,31 @@ def test_the_command_says_where_runs_part_and_exits_with_1(
         "first in bucket 1, from 1 s of virtual time: b",
         "hosts[b].events: 5 | 6",
         "hosts[c]: absent | present",
+    ]
+
+
+def test_the_command_names_what_shows_both_sides_where_the_runs_can_be_made_again(
+    left: Results, right: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace(left, run=versions()).save(tmp_path / "a")
+    # The other side has no "b" among its machines: nothing could be shown of it.
+    here = replace(right, run=versions(), tables={**right.tables, "vms": left.vms})
+    here.save(tmp_path / "b")
+    main(["diff", str(tmp_path / "a"), str(tmp_path / "b")])
+    assert "sevfleet trace" not in capsys.readouterr().out
+
+    parted = bucket("host-1", 2, "xx")
+    rows = [*left.digests.to_pylist(), parted]
+    results(left.scenario, [], rows).save(tmp_path / "c")
+    replace(results(left.scenario, [], rows), run=versions()).save(tmp_path / "d")
+    replace(left, run=versions()).save(tmp_path / "e")
+    main(["diff", str(tmp_path / "c"), str(tmp_path / "e")])
+    assert "sevfleet trace" not in capsys.readouterr().out, "nobody knows the versions that made c"
+    main(["diff", str(tmp_path / "d"), str(tmp_path / "e")])
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "look closer with",
+        f'  sevfleet trace {tmp_path / "d"} --entity host-1 --from "2 s" --to "62 s"',
+        f'  sevfleet trace {tmp_path / "e"} --entity host-1 --from "2 s" --to "62 s"',
     ]
 
 

@@ -57,6 +57,11 @@ BAD = {
     "negative seed": (GOOD.replace("[[h", "seed = -1\n[[h", 1), "seed", "expected at least 0, got -1"),
     "bad name": (GOOD.replace('"db"', '"d b"'), "vms[0].name", "expected a name of 1 to 63 letters"),
     "a name twice": (GOOD + VM, "vms.name", 'expected a name of its own for each, got "db" twice'),
+    "a host's name": (
+        GOOD.replace('"db"', '"milan"'),
+        "vms.name",
+        'expected a name that no host has, got "milan"',
+    ),
     "unknown product": (
         GOOD.replace("Milan", "Zen9"),
         'hosts[0].product of "milan"',
