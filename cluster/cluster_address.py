@@ -58,7 +58,9 @@ def facts_of(address: str) -> ClusterFacts:
             command, capture_output=True, timeout=max(0.1, deadline_s - time.monotonic()), check=False,
         )  # fmt: skip
         said = json.loads(found.stdout)
-    except (subprocess.TimeoutExpired, ValueError):
+    except subprocess.TimeoutExpired:
+        raise AddressError(f"{address}: expected a Ray cluster, got no answer for {FIND_OUT_S:g} s") from None
+    except ValueError:
         raise AddressError(f"{address}: expected a Ray cluster, got something that does not speak like one") from None
     if "wrong" in said:
         raise AddressError(f"{address}: {said['wrong']}")

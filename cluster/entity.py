@@ -22,6 +22,8 @@ class Message:
     """One message across the star, ordered by (time, sender, sequence).
 
     ``time_ns`` is the virtual time at which it takes effect at the receiver.
+    ``sequence`` counts the sender's messages, whoever gets them: each has a higher
+    one than all before it.
     """
 
     time_ns: int

@@ -39,7 +39,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from cluster import actor_shell
-from cluster.actor_shell import ActorShell
+from cluster.actor_shell import ActorShell, Papers
 from cluster.cluster_address import ClusterFacts, facts_of
 from cluster.code_bundle import difference, offer, own_papers
 from cluster.errors import ToolError, UserError
@@ -119,6 +119,10 @@ class Actor:
     def ping(self) -> Call:
         """Begin to ask for a sign of life, which also an actor gives that is in the middle of a long call."""
         return self.handle.ping.options(concurrency_group=_HEALTH).remote()
+
+    def papers(self) -> Call:
+        """Begin to ask what it runs."""
+        return self.handle.papers.remote()
 
     def whereabouts(self) -> Call:
         """Begin to ask for the ``Whereabouts`` of its process."""
@@ -245,7 +249,7 @@ class RayCluster(Actors):
         self.address = address
         self._folder: str | None = None
         self._actors: list[Actor] = []
-        self._places: dict[Actor, Whereabouts] = {}
+        self._places: dict[Actor, Call] = {}
         self._code: Any = None
         self._print: Any = None
         self._processes: frozenset[Process] = frozenset()
@@ -326,25 +330,27 @@ class RayCluster(Actors):
             return self._actors[-1]
 
     def check(self, actors: Sequence[Actor]) -> None:
-        """Let actors that are new say what they run, and where. Raises ClusterError if it is not what runs here.
+        """Let actors that are new show their papers. Raises ClusterError if one is not what runs here.
 
         Raises ActorLostError, or NoAnswerError for one that does not arrive.
         """
-        ours = own_papers()
-        calls = [actor.handle.papers.remote() for actor in actors]
-        for papers in self.answers(calls, ARRIVE_S):
-            if (wrong := difference(ours, papers)) is not None:
-                raise ClusterError(f"{self.address or 'Ray'}: {wrong}")
-        places = self.answers([actor.whereabouts() for actor in actors], ARRIVE_S)
-        self._places.update(zip(actors, places, strict=True))
+        for actor, papers in zip(actors, self.answers([one.papers() for one in actors], ARRIVE_S), strict=True):
+            self.admit(actor, papers)
+
+    def admit(self, actor: Actor, papers: Papers) -> None:
+        """Look at an actor's papers. Raises ClusterError if it does not run what runs here."""
+        if (wrong := difference(own_papers(), papers)) is not None:
+            raise ClusterError(f"{self.address or 'Ray'}: {wrong}")
+        self._places[actor] = actor.whereabouts()
 
     def kill(self, actor: Actor) -> None:
         """As in ``Actors``; also one that is stopped (SIGSTOP), which Ray would leave there."""
         if actor in self._actors:
             self._actors.remove(actor)
-        place = self._places.pop(actor, None)
+        asked = self._places.pop(actor, None)
+        (place,) = [None] if asked is None else Actors.settled(self, [asked], 0)
         super().kill(actor)
-        if place is None:
+        if not isinstance(place, Whereabouts):
             return
         if place.node == self.ray.get_runtime_context().get_node_id():
             _end_process(place.process)

@@ -78,7 +78,7 @@ class ShardWorker:
 
 def packed_call(horizon_ns: int, mail: Mail, event_budget: int) -> bytes:
     """The arguments of ``Shard.advance`` as msgpack."""
-    letters = {name: [_fields(message) for message in messages] for name, messages in mail.items()}
+    letters = {name: [message_fields(message) for message in messages] for name, messages in mail.items()}
     packed: bytes = msgpack.packb((horizon_ns, letters, event_budget))
     return packed
 
@@ -92,7 +92,7 @@ def parsed_call(data: bytes) -> tuple[int, Mail, int]:
 
 def packed_report(report: ShardReport) -> bytes:
     """A report as msgpack."""
-    outputs = [_fields(message) for message in report.outputs]
+    outputs = [message_fields(message) for message in report.outputs]
     packed: bytes = msgpack.packb(
         (report.next_event_ns, report.earliest_output_ns, report.events, report.reached, outputs)
     )
@@ -105,7 +105,8 @@ def parsed_report(data: bytes) -> ShardReport:
     return ShardReport(following, promise, events, reached, tuple(Message(*fields) for fields in outputs))
 
 
-def _fields(message: Message) -> tuple[int, str, int, str, str, bytes]:
+def message_fields(message: Message) -> tuple[int, str, int, str, str, bytes]:
+    """A message as msgpack takes it; ``Message(*fields)`` is the message again."""
     return (
         message.time_ns, message.sender, message.sequence, message.receiver, message.kind, message.payload,
     )  # fmt: skip

@@ -39,6 +39,11 @@ def add_layout(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="Ray workers for layout packed (default: one per core)",
     )
+    parser.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="run on the Ray cluster at this address, from one of its machines (default: a Ray of its own)",
+    )
 
 
 def whole_number(name: str, least: int, most: int) -> Callable[[str], int]:
