@@ -26,7 +26,7 @@ class RunOrder:
 
 @dataclass(frozen=True, slots=True)
 class RunOutcome:
-    """What a simulation found, or the ``reason`` why there is nothing; ``trace`` is a traceback, for a fault of ours."""
+    """What a simulation found, or the ``reason`` why there is nothing, with the ``trace`` of a fault of ours."""
 
     digest: str | None = None
     values: tuple[Value, ...] = ()
@@ -38,14 +38,14 @@ def outcome_of(
     order: RunOrder, on_progress: OnProgress | None = None, should_stop: ShouldStop | None = None
 ) -> RunOutcome | None:
     """Make the simulation in this process. Its own errors become reasons; None where it was stopped."""
-    theirs = (SevfleetError, *user_errors())
+    expected: tuple[type[Exception], ...] = (SevfleetError, *user_errors())
     try:
         scenario = Scenario.parse(tomllib.loads(order.text)).with_seed(order.seed)
         results = run(
             scenario, layout="inline", pairs=order.pairs, on_progress=on_progress, should_stop=should_stop
         )
     except Exception as error:  # noqa: BLE001 - one run's fault is no reason to lose the others
-        if isinstance(error, theirs):
+        if isinstance(error, expected):
             return RunOutcome(reason=" ".join(str(error).split()))
         reason = " ".join(f"internal error: {type(error).__name__}: {error}".split())
         return RunOutcome(reason=reason, trace="".join(traceback.format_exception(error)))

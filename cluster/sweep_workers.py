@@ -91,6 +91,7 @@ def on_workers(
     idle: list[Actor] = []
     busy: list[_UnderWay] = []
     look_s = _SHORTEST_LOOK_S
+    tell(0)
     with RayCluster() as cluster:
         cluster.start(min(workers, cores()))
         while (waiting or busy) and not should_stop():
