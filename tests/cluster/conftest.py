@@ -31,7 +31,7 @@ def tiny_scenario(tmp_path_factory: pytest.TempPathFactory) -> Scenario:
         "vms": [
             {"name": "database", "generation": "SEV_SNP", "workload": "key-value-store", **small},
             {"name": "batch", "generation": "PLAIN", "workload": "random-access", "parameters": {
-                "table_bytes": 65536,
+                "table_bytes": 65536, "batch": 16, "instructions_per_batch": 200_000_000,
             }, **small},
         ],
     })  # fmt: skip
