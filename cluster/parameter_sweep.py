@@ -66,6 +66,7 @@ def sweep(
     chosen = chosen_figures(figures)
     plan = SweepPlan.of(scenario, seeds, grid)
     pairs = any(figure.pairs for figure in chosen)
+    workers_for(workers, len(plan.runs))  # refused before anything is written
     stop = should_stop or _never
     with contextlib.ExitStack() as stack:
         folder = None if out is None else stack.enter_context(SweepFolder.opened(out, plan, pairs=pairs))

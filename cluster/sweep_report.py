@@ -31,11 +31,15 @@ def print_sweep(results: SweepResults, console: Console | None = None) -> None:
     )
     if rows:
         out.print(_means(results, rows))
+        out.print()
     if results.failures:
+        # No table's title: it would be folded to the width of a narrow table.
+        out.print(f"Runs without a result: {len(results.failures):,}", highlight=False)
         out.print(_failures(results))
+        out.print()
     plan = results.plan
     out.print(
-        f"\n{len(plan.points):,} grid points, {len(plan.seeds):,} seeds each, {results.runs.num_rows:,} runs; "
+        f"grid points {len(plan.points):,}, seeds {len(plan.seeds):,} each, runs {results.runs.num_rows:,}; "
         "± is half of the 95 % confidence interval of the mean",
         highlight=False,
     )
@@ -62,7 +66,7 @@ def _means(results: SweepResults, rows: Sequence[Row]) -> Table:
 
 
 def _failures(results: SweepResults) -> Table:
-    table = _table(f"{len(results.failures):,} runs without a result", ("run", "reason"), ())
+    table = _table("", ("run", "reason"), ())
     for run, reason in list(results.failures.items())[:_MOST_FAILURES]:
         table.add_row(run.described(results.plan.axes), reason)
     if len(results.failures) > _MOST_FAILURES:
@@ -71,7 +75,7 @@ def _failures(results: SweepResults) -> Table:
 
 
 def _table(title: str, words: tuple[str, ...], figures: tuple[str, ...]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
     for heading in words:
         table.add_column(heading, no_wrap=heading != "reason")
     for heading in figures:

@@ -128,8 +128,8 @@ def test_a_finished_sweep_is_read_and_not_run(
     "damage",
     [
         lambda text: text[: len(text) // 2],
-        lambda text: "",
-        lambda text: "[]",
+        lambda _: "",
+        lambda _: "[]",
         lambda text: text.replace('"digest": "', '"digest": "f'),
         lambda text: text.replace("stretched", "shrunken", 1),
     ],
@@ -195,9 +195,9 @@ def test_a_sweep_made_with_other_versions_is_another_one(
 
 def test_a_folder_of_somebody_else_is_refused(tiny_scenario: Scenario, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(UserError, match='got one that holds "thesis.tex"$'):
+    with pytest.raises(UserError, match=r'got one that holds "thesis.tex"$'):
         sweep(tiny_scenario, seeds=1, out=tmp_path)
-    with pytest.raises(UserError, match="expected a folder for a sweep, got a file$"):
+    with pytest.raises(UserError, match=r"expected a folder for a sweep, got a file$"):
         sweep(tiny_scenario, seeds=1, out=tmp_path / "thesis.tex")
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -206,7 +206,7 @@ def test_two_sweeps_at_once_do_not_share_a_folder(swept: Path, tiny_scenario: Sc
     plan = SweepPlan.of(tiny_scenario, SEEDS, GRID)
     with (
         SweepFolder.opened(swept, plan, pairs=False),
-        pytest.raises(UserError, match="got one in use by a sweep$"),
+        pytest.raises(UserError, match=r"got one in use by a sweep$"),
         SweepFolder.opened(swept, plan, pairs=False),
     ):
         pass

@@ -92,7 +92,7 @@ def test_figures_without_a_value_are_left_out(quiet_scenario: Scenario) -> None:
 def test_figures_are_chosen_by_name_and_a_misspelt_one_is_told_the_nearest() -> None:
     assert [figure.name for figure in chosen_figures(["work", "stretched"])] == ["stretched", "work"]
     assert all(figure.default for figure in chosen_figures(None))
-    with pytest.raises(UnknownFigureError, match='^expected "stretched", got "streched"$'):
+    with pytest.raises(UnknownFigureError, match=r'^expected "stretched", got "streched"$'):
         chosen_figures(["streched"])
 
 

@@ -74,7 +74,7 @@ def test_seeds_are_a_number_from_the_scenarios_own_or_a_list(
 
 @pytest.mark.parametrize("text", ["", "a", "1.5", "5..1", "1,,2", '"1"', "true"])
 def test_seeds_that_are_none_say_how_they_are_written(text: str) -> None:
-    with pytest.raises(ValuesError, match="^expected how many seeds, or which: 8, or 1..20, or 3,5,8, got "):
+    with pytest.raises(ValuesError, match=r"^expected how many seeds, or which: 8, or 1..20, or 3,5,8, got "):
         seeds_of(text)
 
 
@@ -121,8 +121,7 @@ def test_a_sweep_without_settings_has_one_point_the_scenario_itself(quiet_scenar
     [
         (
             {"vms.database.vcpus": [1, 999]},
-            'vms.database.vcpus=999: vms[0].vcpus of "database": expected at most 128, the threads of the largest '
-            "host it may run on, got 999",
+            'vms.database.vcpus=999: vms[0].vcpus of "database": expected at most 128, the threads of the largest host',
         ),
         ({"duration": [60]}, 'duration=60: duration: expected a time such as "30 s" (units:'),
         ({"costs.core.exit_ns": [-1]}, "costs.core.exit_ns=-1: costs.core.exit_ns: expected at least 0.0, got -1"),
@@ -156,7 +155,7 @@ def test_more_runs_than_anybody_waits_for_are_refused_before_any_point_is_built(
 def test_only_the_setting_that_is_wrong_alone_is_named_else_all(quiet_scenario: Scenario) -> None:
     with pytest.raises(GridError, match=r"^vms.batch.vcpus=0: vms\[1\].vcpus"):
         SweepPlan.of(quiet_scenario, 1, {"vms.database.vcpus": [2], "vms.batch.vcpus": [0]})
-    with pytest.raises(GridError, match=r'^vms.database.memory=48 GiB, hosts.host.memory=32 GiB: vms\[0\].memory'):
+    with pytest.raises(GridError, match=r"^vms.database.memory=48 GiB, hosts.host.memory=32 GiB: vms\[0\].memory"):
         SweepPlan.of(quiet_scenario, 1, {"vms.database.memory": ["48 GiB"], "hosts.host.memory": ["32 GiB"]})
 
 

@@ -42,6 +42,6 @@ def test_nobody_starts_ray_for_a_single_run_or_more_workers_than_runs() -> None:
 
 def test_more_workers_than_fit_into_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.sweep_workers.free_bytes", lambda: 1 << 30)
-    with pytest.raises(WorkersError, match="^workers: expected at most 9, since each needs 110 MiB and more"):
+    with pytest.raises(WorkersError, match=r"^workers: expected at most 9, since each needs 110 MiB and more"):
         workers_for(10, 100)
     assert workers_for(9, 100) == 9
