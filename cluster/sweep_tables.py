@@ -76,8 +76,7 @@ def points_schema(axes: Sequence[Axis]) -> TableSchema:
 def sweep_tables(plan: SweepPlan, outcomes: Outcomes, figures: Sequence[SweepFigure]) -> dict[str, pa.Table]:
     """All tables of a sweep, by name, from the outcomes there are."""
     units = {figure.name: figure.unit for figure in figures}
-    texts = _text_axes(plan.axes)
-    settings = {point.number: _settings(point, plan.axes, texts) for point in plan.points}
+    settings = {point.number: _settings(point, plan.axes) for point in plan.points}
     runs: list[Row] = []
     points: list[Row] = []
     values: dict[tuple[int, str, str], list[float]] = {}
@@ -126,12 +125,10 @@ def _axis_type(axis: Axis) -> ColumnType:
     return _R if kinds <= {int, float} and all(abs(float(value)) < 2**53 for value in axis.values) else _T
 
 
-def _text_axes(axes: Sequence[Axis]) -> frozenset[str]:
-    return frozenset(axis.path for axis in axes if _axis_type(axis) is _T)
+def shown_value(axis: Axis, value: Scalar) -> Scalar:
+    """A setting's value as its column holds it."""
+    return value_text(value) if _axis_type(axis) is _T else value
 
 
-def _settings(point: Point, axes: Sequence[Axis], texts: frozenset[str]) -> dict[str, Scalar]:
-    return {
-        axis.path: value_text(value) if axis.path in texts else value
-        for axis, value in zip(axes, point.values, strict=True)
-    }
+def _settings(point: Point, axes: Sequence[Axis]) -> dict[str, Scalar]:
+    return {axis.path: shown_value(axis, value) for axis, value in zip(axes, point.values, strict=True)}

@@ -19,12 +19,13 @@ import pytest
 from cluster import Scenario, run, sweep
 from cluster.errors import ToolError, UserError
 from cluster.parameter_sweep import SweepResults
+from cluster.scenario import TraceMix
 from cluster.sweep_figures import chosen_figures
 from cluster.sweep_folder import SweepFolder
-from cluster.sweep_plan import SweepPlan
+from cluster.sweep_plan import Axis, SweepPlan
 from cluster.sweep_progress import SweepProgress, described
 from cluster.sweep_run import RunOrder, RunOutcome, outcome_of
-from cluster.sweep_tables import sweep_tables
+from cluster.sweep_tables import runs_schema, shown_value, sweep_tables
 
 TABLES = ("sweep", "runs", "points")
 GRID = {"costs.core.vmgexit_ns": [2000, 4000]}
@@ -276,6 +277,38 @@ def test_a_point_without_any_result_has_no_mean_in_the_table(tiny_scenario: Scen
         (0, 1, "PLAIN", "work", "fleet", "1", 2, 2, 7.0, 0.0, 7.0, 7.0),
         (1, 2, "PLAIN", "work", "fleet", "1", 2, 0, None, None, None, None),
     ]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "column"),
+    [
+        ([1, 2], "int64", [1, 2]),
+        ([1, 2.5], "double", [1.0, 2.5]),
+        (["1 GiB", "2 GiB"], "string", ["1 GiB", "2 GiB"]),
+        ([1, True], "string", ["1", "true"]),
+        ([1, 1 << 70], "string", ["1", "1180591620717411303424"]),
+    ],
+)
+def test_a_settings_column_has_the_type_of_its_values(values: list[Any], kind: str, column: list[Any]) -> None:
+    axis = Axis("x.y", tuple(values), ())
+    schema = runs_schema([axis])
+    assert str(schema.arrow.field("x.y").type) == kind
+    assert [shown_value(axis, value) for value in values] == column
+
+
+def test_a_run_is_known_by_the_files_its_scenario_reads_too(tiny_scenario: Scenario, tmp_path: Path) -> None:
+    for table in ("tasks", "fragments"):
+        (tmp_path / f"{table}.csv").write_text("one")
+    trace = TraceMix.model_validate({"source": str(tmp_path), "vms": 1, "generations": {"PLAIN": 1}})
+    plan = SweepPlan.of(tiny_scenario.model_copy(update={"trace": trace}), 1)
+
+    def key() -> str:
+        return SweepFolder(tmp_path, plan, pairs=False).key(plan.runs[0])
+
+    before = key()
+    assert key() == before
+    (tmp_path / "fragments.csv").write_text("two")
+    assert key() != before
 
 
 def test_slowdown_is_paired_for_whoever_asks_for_it(tiny_scenario: Scenario) -> None:
