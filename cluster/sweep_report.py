@@ -94,4 +94,4 @@ def _figure(value: float, unit: str) -> str:
         return DURATION.about(value)
     if unit == "byte":
         return SIZE.about(value)
-    return f"{value:,.5g}" + (" x" if unit == "x" else "")
+    return f"{value:.4f} x" if unit == "x" else f"{value:,.5g}"
