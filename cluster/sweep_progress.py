@@ -43,7 +43,7 @@ def described(progress: SweepProgress) -> str:
     if progress.under_way:
         parts.append(f"{progress.under_way} under way")
     if progress.left_s is not None and progress.done < progress.runs:
-        parts.append(f"about {DURATION.about(max(1.0, progress.left_s) * 1e9)} left")
+        parts.append(f"about {DURATION.about(round(max(1.0, progress.left_s)) * 10**9)} left")
     return ", ".join(parts)
 
 
@@ -79,11 +79,15 @@ class Pace:
         self._failed = 0
         self._began_s = time.monotonic()
         self._told_s = float("-inf")
+        self._end_s: float | None = None
 
     def finished(self, *, failed: bool) -> None:
         """One more run is over."""
         self._done += 1
         self._failed += failed
+        now_s = time.monotonic()
+        # Guessed when a run ends, and only then: in between, time spent is no news of how long runs take.
+        self._end_s = now_s + (now_s - self._began_s) / (self._done - self._kept) * (self._runs - self._done)
 
     def under_way(self, count: int) -> None:
         """So many are under way now; called often."""
@@ -91,6 +95,5 @@ class Pace:
         if self._tell is None or now_s - self._told_s < EVERY_S:
             return
         self._told_s = now_s
-        made = self._done - self._kept
-        left_s = (now_s - self._began_s) / made * (self._runs - self._done) if made else None
+        left_s = None if self._end_s is None else self._end_s - now_s
         self._tell(SweepProgress(self._runs, self._done, self._kept, self._failed, count, left_s))

@@ -23,7 +23,7 @@ from cluster.scenario import TraceMix
 from cluster.sweep_figures import chosen_figures
 from cluster.sweep_folder import SweepFolder
 from cluster.sweep_plan import Axis, SweepPlan
-from cluster.sweep_progress import SweepProgress, described
+from cluster.sweep_progress import Pace, SweepProgress, described
 from cluster.sweep_run import RunOrder, RunOutcome, outcome_of
 from cluster.sweep_tables import runs_schema, shown_value, sweep_tables
 
@@ -355,3 +355,21 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_ends_in_the_same_bytes(
     )  # fmt: skip
     assert bytes_of(tmp_path / "out") == bytes_of(swept)
     assert [json.loads(line) for line in again.stdout.splitlines()] == rows(swept, "sweep")
+
+
+def test_what_is_left_is_guessed_from_the_runs_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("cluster.sweep_progress.time.monotonic", lambda: now[0])
+    glances: list[SweepProgress] = []
+    pace = Pace(runs=8, kept=2, tell=glances.append)
+    pace.under_way(2)
+    now[0] = 104.0
+    pace.finished(failed=False)
+    pace.finished(failed=True)
+    pace.under_way(2)
+    now[0] = 104.5
+    pace.under_way(2)  # told half a second ago
+    now[0] = 107.0
+    pace.under_way(2)
+    # Two of six took 4 s: the other four will take 8.
+    assert [(one.done, one.failed, one.left_s) for one in glances] == [(2, 0, None), (4, 1, 8.0), (4, 1, 5.0)]
