@@ -41,7 +41,7 @@ Row = Mapping[str, Any]
 
 def print_summary(results: Results, console: Console | None = None) -> None:
     """Print the summary of a run to standard output."""
-    out = console or _console()
+    out = console or wide_console()
     if results.partial is not None:
         out.print(f"[bold]Partial results:[/] {results.partial}\n")
     for table in (
@@ -57,7 +57,7 @@ def print_summary(results: Results, console: Console | None = None) -> None:
 
 def print_comparison(rows: Sequence[DataclassInstance], console: Console | None = None) -> None:
     """Print rows of equal dataclasses as a table: one column a field."""
-    out = console or _console()
+    out = console or wide_console()
     if not rows:
         out.print("nothing to compare")
         return
@@ -279,7 +279,7 @@ def _percent(part: float, whole: float) -> str:
     return "" if shown in {"+0.00 %", "-0.00 %"} else shown
 
 
-def _console() -> Console:
+def wide_console() -> Console:
     """Standard output; in a file or a pipe the tables keep their width."""
     console = Console()
     return console if console.is_terminal else Console(width=_WIDTH)
