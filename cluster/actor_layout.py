@@ -14,9 +14,10 @@ from typing import Any
 from cluster.entity import Message
 from cluster.inbox import ProtocolViolationError
 from cluster.layout import LayoutError, Rows, RowsByEntity, WorkerLostError, merged_reports, merged_rows
+from cluster.life_sign import PATIENCE_S
 from cluster.process_memory import free_bytes, held_bytes
 from cluster.ray_cluster import LOOK_S, Call, ClusterLostError, Missing, Raised, RayCluster, cores
-from cluster.seat import MOST_LOSSES, PATIENCE_S, Seat, Step
+from cluster.seat import MOST_LOSSES, Seat, Step
 from cluster.shard import EntityFactory, ShardReport
 from cluster.units import SIZE
 

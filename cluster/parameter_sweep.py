@@ -47,6 +47,7 @@ def sweep(
     figures: Sequence[str] | None = None,
     out: str | Path | None = None,
     workers: int | None = None,
+    address: str | None = None,
     on_progress: OnSweepProgress | None = None,
     should_stop: ShouldStop | None = None,
 ) -> SweepResults:
@@ -57,7 +58,8 @@ def sweep(
     ``out``, each run is kept there as it ends, and a sweep that was cut off goes
     on where it was. As many simulations run at once as there are ``workers``:
     Ray actors, one a core where nobody says; 0 is one after another in this
-    process. Tables are the same in any case. Raises UserError before anything is
+    process. They may be actors of the Ray cluster at ``address`` (HOST:PORT).
+    Tables are the same in any case. Raises UserError before anything is
     begun for what cannot be; ToolError where Ray or the disk fails.
 
     >>> from cluster import Scenario, sweep
@@ -66,7 +68,7 @@ def sweep(
     chosen = chosen_figures(figures)
     plan = SweepPlan.of(scenario, seeds, grid)
     pairs = any(figure.pairs for figure in chosen)
-    workers_for(workers, len(plan.runs))  # refused before anything is written
+    workers_for(workers, len(plan.runs), address)  # refused before anything is written
     stop = should_stop or _never
     with contextlib.ExitStack() as stack:
         folder = None if out is None else stack.enter_context(SweepFolder.opened(out, plan, pairs=pairs))
@@ -75,7 +77,9 @@ def sweep(
         pace = Pace(len(plan.runs), len(outcomes), on_progress)
         orders = [RunOrder(run.described(plan.axes), run.point.text, run.seed, pairs) for run in todo]
         finished = stack.enter_context(
-            contextlib.closing(finished_runs(orders, workers_for(workers, len(todo)), pace.under_way, stop))
+            contextlib.closing(
+                finished_runs(orders, workers_for(workers, len(todo), address), pace.under_way, stop, address)
+            )
         )
         for index, outcome in finished:
             outcomes[todo[index]] = outcome

@@ -21,7 +21,8 @@ from typing import Any
 from cluster.entity import NEVER, Message
 from cluster.journal import Journal, Window
 from cluster.layout import RowsByEntity, WorkerLostError
-from cluster.ray_cluster import ARRIVE_S, Actor, Call, Missing, RayCluster
+from cluster.life_sign import PATIENCE_S, LifeSign
+from cluster.ray_cluster import ARRIVE_S, Actor, Call, RayCluster
 from cluster.shard import EntityFactory, ShardReport
 from cluster.shard_worker import Mail, ShardWorker, packed_call, parsed_report
 from cluster.units import DURATION
@@ -32,8 +33,6 @@ CALM_CALLS = 40
 """Answers, each of a call of about a quarter second, after which a loss is not in a row with the one before."""
 SLOW_S = 5.0
 """After which a worker that owes an answer is named."""
-PATIENCE_S = 20.0
-"""How long a worker may give no sign of life before another takes its seat."""
 
 
 class Step(StrEnum):
@@ -49,12 +48,11 @@ class Step(StrEnum):
 
 @dataclass(slots=True)
 class _Wait:
-    """A call under way, and a ping that is not answered yet; when each began."""
+    """A call under way, when it began, and whether its worker lives; None for one that is still to arrive."""
 
     call: Call
     began_s: float
-    ping: Call | None = None
-    pinged_s: float = 0.0
+    life: LifeSign | None
 
 
 class Seat:
@@ -121,7 +119,8 @@ class Seat:
     def due(self) -> Call:
         """The call that is to be waited for; begun now where none is under way."""
         if self._wait is None:
-            self._wait = _Wait(_BEGIN[self.step](self), time.monotonic())
+            life = None if self.step is Step.ARRIVE else LifeSign(self._cluster, self.actor)
+            self._wait = _Wait(_BEGIN[self.step](self), time.monotonic(), life)
         return self._wait.call
 
     def take(self, answer: Any) -> tuple[Message, ...]:
@@ -133,10 +132,9 @@ class Seat:
         """No answer yet: how that looks, in words, "" while it is nothing. Raises WorkerLostError without any life."""
         wait, now_s = self._wait, time.monotonic()
         assert wait is not None
-        if self.step is Step.ARRIVE:  # its process has to start before it can say anything
-            silent_s, patience_s = now_s - wait.began_s, ARRIVE_S
-        else:
-            silent_s, patience_s = self._silent_s(wait, now_s), self._patience_s
+        silent_s, patience_s = now_s - wait.began_s, ARRIVE_S
+        if wait.life is not None:
+            silent_s, patience_s = wait.life.silent_s(), self._patience_s
         if silent_s > patience_s:
             raise WorkerLostError(f"it gave no sign of life for {silent_s:.0f} s")
         if silent_s >= SLOW_S:
@@ -144,14 +142,6 @@ class Seat:
         if now_s - wait.began_s >= SLOW_S:
             return f"{self.name} {self.step}, for {now_s - wait.began_s:.0f} s now"
         return ""
-
-    def _silent_s(self, wait: _Wait, now_s: float) -> float:
-        """How long its process has owed an answer to a ping, which it gives also while it works."""
-        if wait.ping is not None and self._cluster.settled([wait.ping], 0)[0] is not Missing.WAITING:
-            wait.ping = None
-        if wait.ping is None:
-            wait.ping, wait.pinged_s = self.actor.ping(), now_s
-        return now_s - wait.pinged_s
 
     def lose(self, why: str) -> None:
         """Its worker is gone. Raises WorkerLostError if that happens here again and again."""

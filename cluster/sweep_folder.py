@@ -28,11 +28,11 @@ import pyarrow.parquet as pq
 from cluster.errors import ToolError, UserError
 from cluster.host_entity import AUTO, firmware_image
 from cluster.scenario import Scenario
-from cluster.session import versions
 from cluster.sweep_figures import Value
 from cluster.sweep_plan import Run, SweepPlan
 from cluster.sweep_run import RunOutcome
 from cluster.units import shown
+from cluster.versions import versions
 
 FORMAT = 1
 """Version of all files here; stands in sweep.json under "sevfleet_sweep"."""

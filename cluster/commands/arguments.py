@@ -39,6 +39,11 @@ def add_layout(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="Ray workers for layout packed (default: one per core)",
     )
+    add_address(parser)
+
+
+def add_address(parser: argparse.ArgumentParser) -> None:
+    """Where the workers run."""
     parser.add_argument(
         "--address",
         metavar="HOST:PORT",

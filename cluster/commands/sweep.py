@@ -7,7 +7,7 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING
 
-from cluster.commands.arguments import whole_number
+from cluster.commands.arguments import add_address, whole_number
 from cluster.errors import ToolError, UserError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--workers", type=whole_number("workers", 0, 4096), metavar="N",
         help="simulations at once, each in a process of Ray; 0: one after another, without Ray (default: one per core)",
     )  # fmt: skip
+    add_address(parser)
     parser.add_argument(
         "--figure", dest="figures", action="append", metavar="NAME", help="show this figure; may be given again"
     )
@@ -101,6 +102,7 @@ def _sweep(arguments: argparse.Namespace, should_stop: ShouldStop) -> SweepResul
                 figures=arguments.figures,
                 out=arguments.out,
                 workers=arguments.workers,
+                address=arguments.address,
                 on_progress=None if arguments.quiet else stack.enter_context(sweep_line(f"sweep {scenario.name}")),
                 should_stop=should_stop,
             )

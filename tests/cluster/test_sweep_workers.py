@@ -23,7 +23,7 @@ def test_a_killed_workers_run_is_made_again_and_one_that_kills_them_all_is_given
     finished = dict(on_workers(orders, 2, under_way.append, nobody, MortalWorker))
     reasons = {orders[index].label: outcome.reason for index, outcome in finished.items()}
     assert reasons == {
-        "a": None, "b": None, "c": "its worker's process ended unexpectedly, 3 times", "d": None, "e": None,
+        "a": None, "b": None, "c": "its worker's process ended or stood still, 3 times", "d": None, "e": None,
     }  # fmt: skip
     attempts = {label: attempts_at(str(tmp_path), label) for label in deaths}
     assert attempts == {"a": 1, "b": 2, "c": 3, "d": 1, "e": 1}
@@ -38,6 +38,13 @@ def test_nobody_starts_ray_for_a_single_run_or_more_workers_than_runs() -> None:
     assert workers_for(None, 100) == cores()
     assert workers_for(8, 3) == 3
     assert workers_for(0, 3) == 0
+
+
+def test_a_cluster_that_is_joined_tells_how_many_cores_it_has() -> None:
+    assert workers_for(None, 100, "head:6379") is None
+    assert workers_for(7, 3, "head:6379") == 3
+    with pytest.raises(WorkersError, match=r"^workers: expected at least 1 with an address, head:6379, got 0$"):
+        workers_for(0, 3, "head:6379")
 
 
 def test_more_workers_than_fit_into_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
