@@ -33,6 +33,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -172,9 +173,7 @@ class Actors:
         return self._spawn(offer(archive=False), self._here(), kind, arguments)
 
     def _here(self) -> Any:
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
-
-        return NodeAffinitySchedulingStrategy(self.ray.get_runtime_context().get_node_id(), soft=False)
+        return _on_node(self.ray.get_runtime_context().get_node_id(), soft=False)
 
     def _spawn(self, code: object, where: Any, kind: type, arguments: tuple[object, ...]) -> Actor:
         pickler = self.ray.cloudpickle
@@ -248,7 +247,8 @@ class RayCluster(Actors):
         """Cores that it offers, once it is started."""
         self.address = address
         self._folder: str | None = None
-        self._actors: list[Actor] = []
+        self._actors: dict[Actor, str | None] = {}
+        """Who lives, and the node that each was sent to."""
         self._places: dict[Actor, Call] = {}
         self._code: Any = None
         self._print: Any = None
@@ -325,9 +325,17 @@ class RayCluster(Actors):
             if self._code is None:
                 joined = self.address is not None
                 self._code = self.ray.put(offer(archive=joined))
-            where = "DEFAULT" if self.address is None else "SPREAD"
-            self._actors.append(self._spawn(self._code, where, kind, arguments))
-            return self._actors[-1]
+            node = None if self.address is None else self._emptiest_node()
+            actor = self._spawn(self._code, "DEFAULT" if node is None else _on_node(node, soft=True), kind, arguments)
+            self._actors[actor] = node
+            return actor
+
+    def _emptiest_node(self) -> str | None:
+        """The live machine with the fewest of our actors a core; Ray spreads only actors that ask for cores."""
+        taken = Counter(self._actors.values())
+        offered = {node["NodeID"]: node["Resources"].get("CPU", 0) for node in self.ray.nodes() if node["Alive"]}
+        fullness = sorted((taken[node] / cpus, node) for node, cpus in offered.items() if cpus)
+        return fullness[0][1] if fullness else None
 
     def check(self, actors: Sequence[Actor]) -> None:
         """Let actors that are new show their papers. Raises ClusterError if one is not what runs here.
@@ -345,8 +353,7 @@ class RayCluster(Actors):
 
     def kill(self, actor: Actor) -> None:
         """As in ``Actors``; also one that is stopped (SIGSTOP), which Ray would leave there."""
-        if actor in self._actors:
-            self._actors.remove(actor)
+        self._actors.pop(actor, None)
         asked = self._places.pop(actor, None)
         (place,) = [None] if asked is None else Actors.settled(self, [asked], 0)
         super().kill(actor)
@@ -358,10 +365,8 @@ class RayCluster(Actors):
             self._end_elsewhere(place)
 
     def _end_elsewhere(self, place: Whereabouts) -> None:
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
-
         with contextlib.suppress(Exception):
-            there = NodeAffinitySchedulingStrategy(place.node, soft=False)
+            there = _on_node(place.node, soft=False)
             hangman = self.ray.remote(num_cpus=0, max_retries=0)(os.kill).options(scheduling_strategy=there)
             self.ray.get(hangman.remote(place.pid, int(signal.SIGKILL)), timeout=LEAVE_S)
 
@@ -409,8 +414,15 @@ class RayCluster(Actors):
             self._ray.shutdown()
         end_of(processes, LEAVE_S)
         self._ray._private.worker.print_to_stdstream = self._print  # noqa: SLF001
-        self._actors, self._places, self._kinds, self._code = [], {}, {}, None
+        self._actors, self._places, self._kinds, self._code = {}, {}, {}, None
         self._processes, self._ray = frozenset(), None
+
+
+def _on_node(node: str, *, soft: bool) -> Any:
+    """To live on a node; ``soft``: elsewhere where it is gone."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
+
+    return NodeAffinitySchedulingStrategy(node, soft=soft)
 
 
 def _end_process(process: Process) -> None:
