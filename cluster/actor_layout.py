@@ -48,6 +48,9 @@ class ActorLayout:
         self._memory_bytes: dict[str, int] = {}
         self._reports: list[ShardReport] = []
 
+    def expect(self, vms: int) -> None:
+        """VMs need no processes of their own here."""
+
     def start(self, factory: EntityFactory, specs: Sequence[tuple[str, bytes]]) -> None:
         """Start Ray if it is not up, and build the entities, dealt out in turn."""
         self.workers = self.rule(len(specs))

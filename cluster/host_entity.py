@@ -27,8 +27,11 @@ from node.cost_table import CostTable, load_cost_table
 from node.firmware_image import FirmwareImage, find_firmware_image, read_firmware_image
 from node.guest import Guest, GuestSpec, GuestState
 from node.host import Host, HostSpec
+from node.hypervisor import Hypervisor
+from node.hypervisor_port import HypervisorFactory
 from node.product import PRODUCTS
 from node.record_buffer import LogWish
+from node.tenant import TenantFactory
 from workloads.library import PROGRAMS
 
 AUTO = "auto"
@@ -87,12 +90,14 @@ def _cost_table() -> CostTable:
 
 
 class HostEntity:
-    """A ``node.host.Host`` between inbox and outbox."""
+    """A ``node.host.Host`` between inbox and outbox; ``tenants`` and ``hypervisor`` as it takes them."""
 
-    def __init__(self, order: HostOrder) -> None:
+    def __init__(
+        self, order: HostOrder, tenants: TenantFactory | None = None, hypervisor: HypervisorFactory = Hypervisor
+    ) -> None:
         costs: Mapping[str, float] = dict(_cost_table().overridden(dict(order.costs)))
         images = {key: firmware_image(key) for key in order.firmware}
-        self.host = Host(order.spec, PROGRAMS, images, costs)
+        self.host = Host(order.spec, PROGRAMS, images, costs, tenants, hypervisor)
         self._inbox = Inbox(self.host.clock.env, self._receive)
         self._outbox: list[Message] = []
         self._sequence = 0

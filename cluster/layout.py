@@ -24,8 +24,14 @@ class WorkerLostError(ToolError):
 class Layout(Protocol):
     """Entities spread over shards. ``startup_s`` is what starting the workers took."""
 
-    startup_s: float
-    workers: int
+    @property
+    def startup_s(self) -> float: ...
+
+    @property
+    def workers(self) -> int: ...
+
+    def expect(self, vms: int) -> None:
+        """Told before ``start``: so many VMs, at most, will be there at once."""
 
     def start(self, factory: EntityFactory, specs: Sequence[tuple[str, bytes]]) -> None:
         """Build entities from (name, specification); earlier ones are gone."""

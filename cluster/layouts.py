@@ -25,5 +25,16 @@ def _host(workers: int | None) -> Layout:
     return ActorLayout(one_each(workers))
 
 
-LAYOUTS: Mapping[str, Callable[[int | None], Layout]] = {"inline": _inline, "packed": _packed, "host": _host}
+def _isolated(workers: int | None) -> Layout:
+    from cluster.isolated_layout import IsolatedLayout  # noqa: PLC0415
+
+    return IsolatedLayout(workers)
+
+
+LAYOUTS: Mapping[str, Callable[[int | None], Layout]] = {
+    "inline": _inline,
+    "packed": _packed,
+    "host": _host,
+    "isolated": _isolated,
+}
 """Layouts by name; each is made for a number of workers, None for the default."""

@@ -56,6 +56,7 @@ class Session:
         fleet = build_fleet(scenario, changes, log)
         if on_progress is not None:
             on_progress(Progress(0, scenario.duration, note=f"starting {self._name}"))
+        self._layout.expect(fleet.vms_at_once)
         self._layout.start(build_host, [(order.spec.name, order.pack()) for order in fleet.orders])
         show = None if on_progress is None else _Shown(self._layout, scenario.duration, on_progress)
         coordinator = Coordinator(
