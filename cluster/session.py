@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
-from importlib import metadata
 from types import TracebackType
 from typing import Self
 
@@ -22,9 +21,8 @@ from cluster.progress import OnProgress, Progress, ShouldStop
 from cluster.results import Results
 from cluster.scenario import Scenario
 from cluster.tables import EVENTS
+from cluster.versions import versions
 from node.record_buffer import NO_LOG, LogWish
-
-LIBRARIES = ("sevfleet", "ray", "numpy", "simpy", "cryptography", "pyarrow", "msgpack")
 
 
 class Session:
@@ -100,11 +98,6 @@ class Session:
             "python": platform.python_version(),
             **versions(),
         }
-
-
-def versions() -> dict[str, str]:
-    """The versions that results follow from."""
-    return {name: metadata.version(name) for name in LIBRARIES}
 
 
 class _Shown:
