@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 
-from cluster.guest_processes import HypervisorProcess, ProcessFacts, TenantProcess
 from cluster.host_entity import HostEntity, HostOrder
-from cluster.lent_processes import LentProcess, LentProcesses
+from cluster.hypervisor_process import HypervisorProcess
+from cluster.lent_processes import LentProcesses, Servant, ServingProcess
+from cluster.process_facts import ProcessFacts
 from cluster.ray_cluster import Actors
+from cluster.tenant_process import TenantProcess
 from node.firmware_image import FirmwareImage
 from node.product import Product
 from node.remote_hypervisor import RemoteHypervisor
@@ -20,31 +22,33 @@ PROCESSES = "processes"
 
 
 @cache
-def _processes() -> LentProcesses:
+def _own_processes() -> LentProcesses:
     return LentProcesses(Actors())
 
 
 def build_isolated_host(order: bytes) -> IsolatedHost:
-    """Entity factory of the layout. A worker has one host at a time: what the one before had is free again."""
-    return IsolatedHost(HostOrder.parse(order), _processes())
+    """Entity factory of the layout, whose workers have one host at a time."""
+    return IsolatedHost(HostOrder.parse(order), _own_processes())
 
 
 class IsolatedHost(HostEntity):
-    """A host that has processes of ``processes`` to itself, of the kinds named."""
+    """A host with processes of these kinds. It takes ``processes`` whole: those of a host before it are free again."""
 
     def __init__(
         self,
         order: HostOrder,
         processes: LentProcesses,
-        hypervisor_kind: type = HypervisorProcess,
-        tenant_kind: type = TenantProcess,
+        hypervisor: type[Servant] = HypervisorProcess,
+        tenant: type[Servant] = TenantProcess,
     ) -> None:
         processes.take_all_back()
         self._processes = processes
-        self._tenant_kind = tenant_kind
-        self._hypervisor = processes.lend(hypervisor_kind, f"hypervisor of {order.spec.name}")
-        self._tenants: dict[str, LentProcess] = {}
-        self._ended: list[dict[str, object]] = []
+        self._tenant_kind = tenant
+        self._hypervisor = processes.lend(hypervisor, f"hypervisor of {order.spec.name}")
+        processes.prepare(tenant, len(order.guests))
+        self._tenants: dict[str, ServingProcess] = {}
+        self._gone: list[dict[str, object]] = []
+        """Rows of VMs that are here no more."""
         self._remote: RemoteHypervisor | None = None
         super().__init__(order, self._new_tenant, self._new_hypervisor)
 
@@ -55,30 +59,32 @@ class IsolatedHost(HostEntity):
         return self._remote
 
     def _new_tenant(self, spec: TenantSpec) -> RemoteTenant:
-        process = self._processes.lend(self._tenant_kind, f"tenant {spec.name}")
+        process = self._tenants[spec.name] = self._processes.lend(self._tenant_kind, f"tenant {spec.name}")
+        return RemoteTenant(spec, process.exchange, lambda: self._part_from(spec.name))
 
-        def gone() -> None:
-            self._ended.append(self._row("tenant", spec.name, process.facts(), process.calls))
-            del self._tenants[spec.name]
-            self._processes.take_back(process)
-
-        self._tenants[spec.name] = process
-        return RemoteTenant(spec, process.exchange, gone)
+    def _part_from(self, vm: str) -> None:
+        process = self._tenants.pop(vm)
+        self._gone.append(self._row("tenant", vm, process))
+        self._processes.take_back(process)
 
     def collect(self, end_ns: int) -> dict[str, list[dict[str, object]]]:
         """As of any host, and a row for each process."""
         rows = super().collect(end_ns)
         assert self._remote is not None
-        executed = self.host.vcpus.operations + self._remote.operations
+        executed = ProcessFacts.of_this_process(self.host.vcpus.operations + self._remote.operations)
         rows[PROCESSES] = [
-            self._row("host", self.name, ProcessFacts.of_this_process(executed), 0),
-            self._row("hypervisor", self.name, self._hypervisor.facts(), self._hypervisor.calls),
-            *self._ended,
-            *(self._row("tenant", name, one.facts(), one.calls) for name, one in self._tenants.items()),
+            self._row_of("host", self.name, executed, 0),
+            self._row("hypervisor", self.name, self._hypervisor),
+            *self._gone,
+            *(self._row("tenant", vm, process) for vm, process in self._tenants.items()),
         ]
         return rows
 
-    def _row(self, kind: str, name: str, facts: ProcessFacts, calls: int) -> dict[str, object]:
+    def _row(self, kind: str, name: str, process: ServingProcess) -> dict[str, object]:
+        calls = process.calls
+        return self._row_of(kind, name, process.facts(), calls)
+
+    def _row_of(self, kind: str, name: str, facts: ProcessFacts, calls: int) -> dict[str, object]:
         return {
             "kind": kind, "name": name, "host": self.name, "pid": facts.pid, "operations": facts.operations,
             "calls": calls, "memory_bytes": facts.memory_bytes,

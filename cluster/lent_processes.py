@@ -1,85 +1,127 @@
-"""Processes that a process starts for itself, lends to one user after another, and loses by name."""
+"""Processes that a process starts for itself on its machine, lends to one user after another, and loses by name."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import time
+from typing import Protocol
 
 from cluster.actor_layout import ACTOR_BYTES
-from cluster.guest_processes import ProcessFacts
 from cluster.layout import LayoutError, WorkerLostError
+from cluster.process_channel import Channel, ChannelEndedError, Door, DoorKey
+from cluster.process_facts import ProcessFacts
 from cluster.process_memory import free_bytes
-from cluster.ray_cluster import Actor, ActorLostError, Actors
+from cluster.ray_cluster import ARRIVE_S, LOOK_S, Actor, Actors, Missing
 from cluster.units import SIZE
 
+PATIENCE_S = 120.0
+"""How long one reply may take, on the busiest machine."""
+_ENDED_S = 5.0
+"""How long Ray may take to say why a process ended."""
 
-@dataclass(slots=True)
-class LentProcess:
-    """A process while it works for ``user``; ``calls`` counts the exchanges with it."""
 
-    user: str
-    kind: type
-    actor: Actor
-    pool: LentProcesses = field(repr=False)
-    calls: int = 0
+class Servant(Protocol):
+    """What runs in such a process."""
+
+    def serve(self, door: DoorKey) -> None:
+        """Reply to requests, and to an empty one with ``ProcessFacts``, until the other side is gone."""
+
+
+class ServingProcess:
+    """A process of ``kind``, from its start on; ``user`` names whom it works for, for errors."""
+
+    def __init__(self, kind: type[Servant], actors: Actors) -> None:
+        self.kind = kind
+        self.user = kind.__name__
+        self.calls = 0
+        """Exchanges with it for this user."""
+        self.lost = False
+        self._actors = actors
+        self._actor: Actor = actors.spawn(kind)
+        self._door = Door()
+        self._serving = self._actor.call("serve", self._door.key)
+        self._channel: Channel | None = None
 
     def exchange(self, request: bytes) -> bytes:
-        """Hand over a request and wait for the reply. Raises WorkerLostError, which names the user."""
+        """Hand over a request and wait for the reply.
+
+        Raises WorkerLostError, which names the user, or what the process raised; it is of no use any more then.
+        """
         self.calls += 1
-        reply: bytes = self.pool.answer(self, "exchange", request)
-        return reply
+        channel = self._channel or self._arrived()
+        try:
+            channel.send(request)
+            return channel.receive()
+        except ChannelEndedError as error:
+            raise self._end() from error
 
     def facts(self) -> ProcessFacts:
-        """How the process fared for this user."""
-        found: ProcessFacts = self.pool.answer(self, "facts")
-        return found
+        """How it fared for this user."""
+        return ProcessFacts.parse(self.exchange(b""))
+
+    def _arrived(self) -> Channel:
+        """The channel to it, once it is up."""
+        deadline_s = time.monotonic() + ARRIVE_S
+        while self._channel is None:
+            self._channel = self._door.wait(LOOK_S, PATIENCE_S)
+            over = time.monotonic() > deadline_s or self._actors.settled([self._serving], 0.0)[0] is not Missing.WAITING
+            if self._channel is None and over:
+                raise self._end()
+        self._door.close()
+        return self._channel
+
+    def _end(self) -> WorkerLostError:
+        """Why it serves no more, if not for an error of its own, which is raised."""
+        self.lost = True
+        (outcome,) = self._actors.outcomes([self._serving], _ENDED_S)
+        self._actors.kill(self._actor)
+        why = f"no answer for {PATIENCE_S:g} s" if outcome is Missing.WAITING else "its process ended unexpectedly"
+        return WorkerLostError(f"{self.user}: {why}")
 
 
 class LentProcesses:
     """The processes that this process has started. They end when it does.
 
-    A process that is given back waits for its next user, since one that is new takes a second to start.
+    One that is given back waits for its next user, since a new one takes a second to start.
     """
 
     def __init__(self, actors: Actors) -> None:
         self._actors = actors
-        self._idle: dict[type, list[Actor]] = {}
-        self.lent: list[LentProcess] = []
+        self._idle: dict[type[Servant], list[ServingProcess]] = {}
+        self._lent: list[ServingProcess] = []
 
-    def lend(self, kind: type, user: str) -> LentProcess:
-        """A process that holds a ``kind()``, new or used before. Raises LayoutError where memory is short."""
+    def prepare(self, kind: type[Servant], count: int) -> None:
+        """Have so many ready or starting, side by side. Raises LayoutError where memory is short."""
+        idle = self._idle.setdefault(kind, [])
+        _check_room(kind.__name__, count - len(idle))
+        idle += [ServingProcess(kind, self._actors) for _ in range(count - len(idle))]
+
+    def lend(self, kind: type[Servant], user: str) -> ServingProcess:
+        """One process, new or used before. Raises LayoutError where memory is short."""
         idle = self._idle.setdefault(kind, [])
         if not idle:
-            _check_room(user)
-        lent = LentProcess(user, kind, idle.pop() if idle else self._actors.spawn(kind), self)
-        self.lent.append(lent)
-        return lent
+            _check_room(user, 1)
+            idle.append(ServingProcess(kind, self._actors))
+        process = idle.pop(0)
+        process.user, process.calls = user, 0
+        self._lent.append(process)
+        return process
 
-    def take_back(self, lent: LentProcess) -> None:
+    def take_back(self, process: ServingProcess) -> None:
         """Whoever had it needs it no more."""
-        self.lent.remove(lent)
-        self._idle[lent.kind].append(lent.actor)
+        self._lent.remove(process)
+        if not process.lost:
+            self._idle[process.kind].append(process)
 
     def take_all_back(self) -> None:
         """Nobody needs any."""
-        for lent in tuple(self.lent):
-            self.take_back(lent)
-
-    def answer(self, lent: LentProcess, method: str, *arguments: object) -> Any:
-        """What a process answers. Raises WorkerLostError if it ended; it is never lent again."""
-        try:
-            (answer,) = self._actors.answers([lent.actor.call(method, *arguments)])
-        except ActorLostError as error:
-            if lent in self.lent:
-                self.lent.remove(lent)
-            raise WorkerLostError(f"{lent.user}: its process ended unexpectedly") from error
-        return answer
+        for process in tuple(self._lent):
+            self.take_back(process)
 
 
-def _check_room(user: str) -> None:
+def _check_room(who: str, count: int) -> None:
     free = free_bytes()
-    if free is not None and free < ACTOR_BYTES:
+    if free is not None and count * ACTOR_BYTES > free:
         raise LayoutError(
-            f"{user}: expected about {SIZE.about(ACTOR_BYTES)} of free memory for its process, "
-            f"got {SIZE.about(free)} (layout packed needs no process for each VM)"
+            f"{who}: expected about {SIZE.about(count * ACTOR_BYTES)} of free memory for processes, "
+            f"got {SIZE.about(free)} (layout packed needs none for each VM)"
         )

@@ -12,8 +12,9 @@ from cluster.coordinator import Coordinator, CoordinatorResult, ProgressFacts
 from cluster.entity import Payload
 from cluster.errors import RunFailedError
 from cluster.event_table import event_table
+from cluster.firmware_key import firmware_image
 from cluster.fleet import Changes, Fleet, build_fleet
-from cluster.host_entity import MACHINES, build_host, firmware_image
+from cluster.host_entity import MACHINES, build_host
 from cluster.layout import Layout, WorkerLostError
 from cluster.layouts import LAYOUTS
 from cluster.migration_rows import drain_row, migration_row
