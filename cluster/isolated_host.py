@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from functools import cache
 
 from cluster.host_entity import HostEntity, HostOrder
 from cluster.hypervisor_process import HypervisorProcess
+from cluster.layout import WorkerLostError
 from cluster.lent_processes import LentProcesses, Servant, ServingProcess
 from cluster.process_facts import ProcessFacts
 from cluster.ray_cluster import Actors
@@ -64,27 +66,28 @@ class IsolatedHost(HostEntity):
 
     def _part_from(self, vm: str) -> None:
         process = self._tenants.pop(vm)
-        self._gone.append(self._row("tenant", vm, process))
+        self._gone += self._rows("tenant", vm, process)
         self._processes.take_back(process)
 
     def collect(self, end_ns: int) -> dict[str, list[dict[str, object]]]:
-        """As of any host, and a row for each process."""
+        """As of any host, and a row for each process that is still there."""
         rows = super().collect(end_ns)
         assert self._remote is not None
         executed = ProcessFacts.of_this_process(self.host.vcpus.operations + self._remote.operations)
-        rows[PROCESSES] = [
-            self._row_of("host", self.name, executed, 0),
-            self._row("hypervisor", self.name, self._hypervisor),
-            *self._gone,
-            *(self._row("tenant", vm, process) for vm, process in self._tenants.items()),
-        ]
+        told = [self._row("host", self.name, executed, 0), *self._rows("hypervisor", self.name, self._hypervisor)]
+        for vm, process in self._tenants.items():
+            told += self._rows("tenant", vm, process)
+        rows[PROCESSES] = [*told, *self._gone]
         return rows
 
-    def _row(self, kind: str, name: str, process: ServingProcess) -> dict[str, object]:
+    def _rows(self, kind: str, name: str, process: ServingProcess) -> list[dict[str, object]]:
+        """A row, or none of a process that is lost: the host has all that results are made of."""
         calls = process.calls
-        return self._row_of(kind, name, process.facts(), calls)
+        with contextlib.suppress(WorkerLostError):
+            return [self._row(kind, name, process.facts(), calls)]
+        return []
 
-    def _row_of(self, kind: str, name: str, facts: ProcessFacts, calls: int) -> dict[str, object]:
+    def _row(self, kind: str, name: str, facts: ProcessFacts, calls: int) -> dict[str, object]:
         return {
             "kind": kind, "name": name, "host": self.name, "pid": facts.pid, "operations": facts.operations,
             "calls": calls, "memory_bytes": facts.memory_bytes,

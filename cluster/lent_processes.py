@@ -46,6 +46,8 @@ class ServingProcess:
 
         Raises WorkerLostError, which names the user, or what the process raised; it is of no use any more then.
         """
+        if self.lost:
+            raise WorkerLostError(f"{self.user}: its process is not there")
         self.calls += 1
         channel = self._channel or self._arrived()
         try:
@@ -72,8 +74,10 @@ class ServingProcess:
     def _end(self) -> WorkerLostError:
         """Why it serves no more, if not for an error of its own, which is raised."""
         self.lost = True
-        (outcome,) = self._actors.outcomes([self._serving], _ENDED_S)
-        self._actors.kill(self._actor)
+        try:
+            (outcome,) = self._actors.outcomes([self._serving], _ENDED_S)
+        finally:
+            self._actors.kill(self._actor)
         why = f"no answer for {PATIENCE_S:g} s" if outcome is Missing.WAITING else "its process ended unexpectedly"
         return WorkerLostError(f"{self.user}: {why}")
 

@@ -80,6 +80,9 @@ def test_a_killed_tenant_stops_and_is_named_while_the_others_go_on(processes: Le
     assert after["sev"] == before["sev"]
     assert after["plain"] > before["plain"]
     assert after["snp"] > before["snp"]
+    rows, by_process = rows_of(isolated, 60 * S)  # what is known is not lost with it
+    assert [row["vm"] for row in rows["vms"]] == ["plain", "sev", "snp"]
+    assert sorted(by_process) == [("host", "milan"), ("hypervisor", "milan"), ("tenant", "plain"), ("tenant", "snp")]
     # Whoever builds the host again gets other processes, and the history that it would have had.
     again, here = IsolatedHost(host_order(*GUESTS), processes), HostEntity(host_order(*GUESTS))
     advance(again, 30 * S)
