@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.process_channel import HERE, KEY_BYTES, Channel, ChannelEndedError, Door, knock, serve
@@ -26,6 +26,7 @@ def ends() -> Iterator[tuple[Channel, Channel]]:
     door.close()
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=2000), max_size=5))
 def test_what_is_sent_arrives_whole_and_in_order(ends: tuple[Channel, Channel], messages: list[bytes]) -> None:
     near, far = ends

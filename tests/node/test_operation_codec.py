@@ -8,7 +8,7 @@ from enum import Enum
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node import operations as op
@@ -63,6 +63,7 @@ def back(declared, value):
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.__name__)
+@settings(deadline=None)
 @given(st.data())
 def test_every_kind_comes_back_as_it_was(kind, data) -> None:
     value = data.draw(values(kind))
@@ -77,6 +78,7 @@ def test_every_operation_answer_and_end_of_a_block_has_a_number(union) -> None:
     assert set(typing.get_args(union)) - set(SCALARS) <= set(KINDS.values())
 
 
+@settings(deadline=None)
 @given(values(tuple[op.GuestOperation, ...]), values(tuple[op.HypervisorOperation, ...]), values(tuple[op.Answer, ...]))
 def test_batches_and_answers_come_back_as_they_were(guest, host, answers) -> None:
     assert back(tuple[op.GuestOperation, ...], guest) == guest
@@ -86,6 +88,7 @@ def test_batches_and_answers_come_back_as_they_were(guest, host, answers) -> Non
     assert [type(one) for one in there] == [type(one) for one in answers]  # True is no 1
 
 
+@settings(deadline=None)
 @given(st.lists(SCALARS[int].filter(lambda one: one >= 0), min_size=17, max_size=17))
 def test_registers_come_back_as_they_were(numbers: list[int]) -> None:
     before, after = Registers(), Registers(rip=1)
@@ -99,6 +102,7 @@ LEAVES = st.one_of(*SCALARS.values(), st.sampled_from([*KINDS]))
 ANYTHING = st.recursive(LEAVES, lambda one: st.lists(one, max_size=6).map(tuple), max_leaves=12)
 
 
+@settings(deadline=None)
 @given(ANYTHING, st.sampled_from([op.GuestOperation, op.Answer, Ending, TenantSpec, tuple[int, bytes]]))
 def test_anything_else_is_refused_or_is_what_it_says(data, declared) -> None:
     form = form_of(declared)
