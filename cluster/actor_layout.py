@@ -63,6 +63,9 @@ class ActorLayout:
         self.notes: list[str] = []
         """What is out of the ordinary at present, for people who watch."""
 
+    def expect(self, vms: int) -> None:
+        """VMs need no processes of their own here."""
+
     def start(self, factory: EntityFactory, specs: Sequence[tuple[str, bytes]]) -> None:
         """Start or join Ray if it is not up, and build the entities, dealt out in turn."""
         cluster = self._cluster

@@ -20,6 +20,9 @@ class InlineLayout:
         self._shard: Shard | None = None
         self._report: ShardReport | None = None
 
+    def expect(self, vms: int) -> None:
+        """VMs need no processes here."""
+
     def start(self, factory: EntityFactory, specs: Sequence[tuple[str, bytes]]) -> None:
         """Build the entities."""
         self._shard = Shard(factory, specs)

@@ -24,10 +24,18 @@ class WorkerLostError(ToolError):
 class Layout(Protocol):
     """Entities spread over shards. ``startup_s`` is what starting the workers took."""
 
-    startup_s: float
-    workers: int
-    notes: list[str]
-    """What is out of the ordinary at present, for people who watch."""
+    @property
+    def startup_s(self) -> float: ...
+
+    @property
+    def workers(self) -> int: ...
+
+    @property
+    def notes(self) -> list[str]:
+        """What is out of the ordinary at present, for people who watch."""
+
+    def expect(self, vms: int) -> None:
+        """Told before ``start``: so many VMs, at most, will be there at once."""
 
     def start(self, factory: EntityFactory, specs: Sequence[tuple[str, bytes]]) -> None:
         """Build entities from (name, specification); earlier ones are gone."""

@@ -27,7 +27,16 @@ def _host(workers: int | None, address: str | None) -> Layout:
     return ActorLayout(one_each(workers), address)
 
 
+def _isolated(workers: int | None, address: str | None) -> Layout:
+    from cluster.isolated_layout import IsolatedLayout  # noqa: PLC0415
+
+    return IsolatedLayout(workers, address)
+
+
 LAYOUTS: Mapping[str, Callable[[int | None, str | None], Layout]] = {
-    "inline": _inline, "packed": _packed, "host": _host,
-}  # fmt: skip
+    "inline": _inline,
+    "packed": _packed,
+    "host": _host,
+    "isolated": _isolated,
+}
 """Layouts by name; each is made for a number of workers, None for the default, and a Ray cluster, None for our own."""

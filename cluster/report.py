@@ -34,6 +34,8 @@ ADDED = {
 """What comes on top: by the generation, then by the neighbours; with the column's heading."""
 
 _WIDTH = 150
+_LONG = {"operations_by_process"}
+"""What run.json holds and nobody wants to read at the end of a summary."""
 _FEW = 4
 
 Row = Mapping[str, Any]
@@ -232,7 +234,7 @@ def _closing_lines(results: Results) -> Iterable[str]:
     yield from (f"{name.replace('_', ' ')}: {value}" for name, value in results.figures.items())
     run = results.run
     if run:
-        yield ", ".join(f"{_run_name(name)} {_run_value(name, run[name])}" for name in run)
+        yield ", ".join(f"{_run_name(name)} {_run_value(name, run[name])}" for name in run if name not in _LONG)
     yield f"digest {results.digest}"
 
 

@@ -12,8 +12,9 @@ from cluster.coordinator import Coordinator, CoordinatorResult, ProgressFacts
 from cluster.entity import Payload
 from cluster.errors import RunFailedError
 from cluster.event_table import event_table
+from cluster.firmware_key import firmware_image
 from cluster.fleet import Changes, Fleet, build_fleet
-from cluster.host_entity import MACHINES, build_host, firmware_image
+from cluster.host_entity import MACHINES, build_host
 from cluster.layout import Layout, Rows, WorkerLostError
 from cluster.layouts import LAYOUTS
 from cluster.migration_rows import drain_row, migration_row
@@ -54,6 +55,7 @@ class Session:
         fleet = build_fleet(scenario, changes, log)
         if on_progress is not None:
             on_progress(Progress(0, scenario.duration, note=f"starting {self._name}"))
+        self._layout.expect(fleet.vms_at_once)
         self._layout.start(build_host, [(order.spec.name, order.pack()) for order in fleet.orders])
         show = None if on_progress is None else _Shown(self._layout, scenario.duration, on_progress)
         coordinator = Coordinator(

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.errors import ToolError, UserError
-from cluster.host_entity import AUTO, firmware_image
+from cluster.firmware_key import AUTO, firmware_image
 from cluster.scenario import Scenario
 from cluster.sweep_figures import Value
 from cluster.sweep_plan import Run, SweepPlan
