@@ -197,9 +197,10 @@ class ActorLayout:
 
     def facts(self) -> dict[str, object]:
         """Memory of each worker's process when its rows were collected, and how many workers were replaced."""
+        address = self._cluster.address
         lost = sum(seat.losses for seat in self._seats)
         return {
-            **({"address": self._cluster.address} if self._cluster.address is not None else {}),
+            **({"address": address, "machines": self._cluster.machines} if address is not None else {}),
             **({"worker_memory_bytes": self._memory_bytes} if self._memory_bytes else {}),
             **({"workers_replaced": lost} if lost else {}),
         }

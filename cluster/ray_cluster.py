@@ -173,7 +173,7 @@ class Actors:
         return self._spawn(offer(archive=False), self._here(), kind, arguments)
 
     def _here(self) -> Any:
-        return _on_node(self.ray.get_runtime_context().get_node_id(), soft=False)
+        return _on_node(self.ray.get_runtime_context().get_node_id())
 
     def _spawn(self, code: object, where: Any, kind: type, arguments: tuple[object, ...]) -> Actor:
         pickler = self.ray.cloudpickle
@@ -249,6 +249,8 @@ class RayCluster(Actors):
         self._folder: str | None = None
         self._actors: dict[Actor, str | None] = {}
         """Who lives, and the node that each was sent to."""
+        self._losses: Counter[str | None] = Counter()
+        """How many actors had to be killed on each node, or were lost there."""
         self._places: dict[Actor, Call] = {}
         self._code: Any = None
         self._print: Any = None
@@ -267,6 +269,11 @@ class RayCluster(Actors):
     def running(self) -> bool:
         """Whether it was started and not closed."""
         return self._ray is not None
+
+    @property
+    def machines(self) -> int:
+        """On how many machines our actors are."""
+        return max(1, len(set(self._actors.values())))
 
     def start(self, cpus: int) -> None:
         """Start Ray with ``cpus`` processes that wait for their actors, or join the Ray at the address.
@@ -326,16 +333,19 @@ class RayCluster(Actors):
                 joined = self.address is not None
                 self._code = self.ray.put(offer(archive=joined))
             node = None if self.address is None else self._emptiest_node()
-            actor = self._spawn(self._code, "DEFAULT" if node is None else _on_node(node, soft=True), kind, arguments)
+            actor = self._spawn(self._code, "DEFAULT" if node is None else _on_node(node), kind, arguments)
             self._actors[actor] = node
             return actor
 
     def _emptiest_node(self) -> str | None:
-        """The live machine with the fewest of our actors a core; Ray spreads only actors that ask for cores."""
+        """The machine with the fewest losses, then with the fewest of our actors a core.
+
+        Ray spreads only actors that ask for cores, and a machine that is gone is on its list for a while.
+        """
         taken = Counter(self._actors.values())
         offered = {node["NodeID"]: node["Resources"].get("CPU", 0) for node in self.ray.nodes() if node["Alive"]}
-        fullness = sorted((taken[node] / cpus, node) for node, cpus in offered.items() if cpus)
-        return fullness[0][1] if fullness else None
+        choice = sorted((self._losses[node], taken[node] / cpus, node) for node, cpus in offered.items() if cpus)
+        return choice[0][-1] if choice else None
 
     def check(self, actors: Sequence[Actor]) -> None:
         """Let actors that are new show their papers. Raises ClusterError if one is not what runs here.
@@ -353,7 +363,7 @@ class RayCluster(Actors):
 
     def kill(self, actor: Actor) -> None:
         """As in ``Actors``; also one that is stopped (SIGSTOP), which Ray would leave there."""
-        self._actors.pop(actor, None)
+        self._losses[self._actors.pop(actor, None)] += 1
         asked = self._places.pop(actor, None)
         (place,) = [None] if asked is None else Actors.settled(self, [asked], 0)
         super().kill(actor)
@@ -366,7 +376,7 @@ class RayCluster(Actors):
 
     def _end_elsewhere(self, place: Whereabouts) -> None:
         with contextlib.suppress(Exception):
-            there = _on_node(place.node, soft=False)
+            there = _on_node(place.node)
             hangman = self.ray.remote(num_cpus=0, max_retries=0)(os.kill).options(scheduling_strategy=there)
             self.ray.get(hangman.remote(place.pid, int(signal.SIGKILL)), timeout=LEAVE_S)
 
@@ -415,14 +425,15 @@ class RayCluster(Actors):
         end_of(processes, LEAVE_S)
         self._ray._private.worker.print_to_stdstream = self._print  # noqa: SLF001
         self._actors, self._places, self._kinds, self._code = {}, {}, {}, None
+        self._losses.clear()
         self._processes, self._ray = frozenset(), None
 
 
-def _on_node(node: str, *, soft: bool) -> Any:
-    """To live on a node; ``soft``: elsewhere where it is gone."""
+def _on_node(node: str) -> Any:
+    """To live on a node; an actor for one that is gone is lost."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
 
-    return NodeAffinitySchedulingStrategy(node, soft=soft)
+    return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
 def _end_process(process: Process) -> None:

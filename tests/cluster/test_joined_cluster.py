@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,10 +22,10 @@ from cluster.bundled_scenarios import bundled_text, load_scenario
 from cluster.cluster_address import AddressError, facts_of
 from cluster.code_bundle import code_root, own_papers
 from cluster.ray_cluster import ClusterError, RayCluster, Whereabouts
+from cluster.results import Results
 from cluster.session import Session
 
 FOREIGN = 'raise SystemError("a foreign package was imported")\n'
-PORTS = iter(range(16_379, 16_400))
 
 
 @dataclass
@@ -59,9 +60,9 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     cluster.shutdown()
 
 
-def sevfleet(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def sevfleet(folder: Path, *arguments: str, prefix: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
     """The command, started in a folder."""
-    command = [sys.executable, "-P", "-m", "cluster.cli", *arguments]
+    command = [*prefix, sys.executable, "-P", "-m", "cluster.cli", *arguments]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"PYTHONPATH": str(code_root())}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
@@ -74,8 +75,11 @@ def places_of(layout: ActorLayout) -> list[Whereabouts]:
 @pytest.mark.ray
 def test_a_run_from_a_folder_of_foreign_packages_is_the_same_on_two_machines(machines: Machines) -> None:
     here = sevfleet(machines.folder, "run", "quiet", "--layout", "inline", "--json")
-    there = sevfleet(machines.folder, "run", "quiet", "--address", machines.address, "--json", "--quiet")
+    there = sevfleet(
+        machines.folder, "run", "quiet", "--address", machines.address, "--json", "--quiet", "--out", "out"
+    )
     assert (there.returncode, there.stderr) == (0, "")
+    assert Results.load(machines.folder / "out").run["machines"] == 2
     assert json.loads(there.stdout)["digest"] == json.loads(here.stdout)["digest"]
 
 
@@ -120,6 +124,12 @@ def command_of(pid: int) -> str:
     return ""
 
 
+def environment_of(pid: int) -> bytes:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    return b""
+
+
 @pytest.mark.ray
 def test_a_machine_that_is_lost_is_done_without_and_what_is_left_goes_on_after_the_run(machines: Machines) -> None:
     """The last test with the second machine."""
@@ -159,26 +169,90 @@ def test_a_cluster_that_wants_a_token_says_so_and_lets_in_who_has_it(tmp_path: P
         with pytest.MonkeyPatch.context() as patch:
             for name, value in token.items():
                 patch.setenv(name, value)
-            assert facts_of(address).nodes == ("127.0.0.1",)
+            assert len(facts_of(address).nodes) == 1
+
+
+SPACES = {"sf-test-1": "10.213.7.1", "sf-test-2": "10.213.7.2"}
+"""Two network namespaces, as good as machines for what crosses a network, and their addresses."""
+
+
+@pytest.fixture
+def spaces() -> Iterator[None]:
+    """The namespaces with a cable between them; skipped where the system makes none."""
+    first, second = SPACES
+    orders = [
+        *(["netns", "add", name] for name in SPACES),
+        ["link", "add", "sf-veth-1", "netns", first, "type", "veth", "peer", "name", "sf-veth-2", "netns", second],
+        *(["-n", name, "addr", "add", f"{ip}/24", "dev", f"sf-veth-{name[-1]}"] for name, ip in SPACES.items()),
+        *(["-n", name, "link", "set", one, "up"] for name in SPACES for one in ("lo", f"sf-veth-{name[-1]}")),
+    ]
+    try:
+        for order in orders:
+            if ip(*order):
+                pytest.skip(f"this system makes no network namespaces (ip {' '.join(order)})")
+        yield
+    finally:
+        for name in SPACES:
+            ip("netns", "del", name)
+
+
+def ip(*arguments: str) -> int:
+    """The exit code of the command of this name, 1 where there is none."""
+    if shutil.which("ip") is None:
+        return 1
+    return subprocess.run(["ip", *arguments], capture_output=True, check=False).returncode
+
+
+@pytest.mark.ray
+def test_machines_with_addresses_of_their_own_share_a_run(spaces: None, tmp_path: Path) -> None:
+    (first, first_ip), (second, second_ip) = SPACES.items()
+    quiet = ("run", "quiet", "--json", "--quiet", "--out")
+    with ray_head(tmp_path, first_ip, {}, ("ip", "netns", "exec", first)) as address:
+        joins = ("ip", "netns", "exec", second)
+        with ray_node(tmp_path, [f"--address={address}", f"--node-ip-address={second_ip}"], {}, joins):
+            there = sevfleet(tmp_path, *quiet, "there", "--address", address, prefix=("ip", "netns", "exec", first))
+            assert (there.returncode, there.stderr) == (0, "")
+            assert Results.load(tmp_path / "there").run["machines"] == 2
+            # From outside there is no way to it.
+            outside = sevfleet(tmp_path, *quiet, "nowhere", "--address", address)
+    here = sevfleet(tmp_path, *quiet, "here", "--layout", "inline")
+    assert json.loads(there.stdout)["digest"] == json.loads(here.stdout)["digest"]
+    assert outside.returncode == 2
+    assert outside.stderr.startswith(f"sevfleet: {address}: expected a Ray cluster, got ")
+
+
+def free_port(ip: str) -> int:
+    with socket.create_server((ip, 0)) as listening:
+        return int(listening.getsockname()[1])
 
 
 @contextmanager
 def ray_head(folder: Path, ip: str, more: dict[str, str], prefix: tuple[str, ...] = ()) -> Iterator[str]:
-    """A head node of its own, started as people do."""
-    short = Path("/tmp") / f"sf-test-{os.getpid()}"
-    port = next(PORTS)
-    ray = [*prefix, sys.executable, "-m", "ray.scripts.scripts"]
-    environment = {**os.environ, **more, "RAY_USAGE_STATS_ENABLED": "0"}
-    start = [*ray, "start", "--head", f"--node-ip-address={ip}", f"--port={port}", "--num-cpus=1"]
-    start += ["--include-dashboard=false", f"--temp-dir={short}", "--object-store-memory=100000000"]
-    before = process_family.family([1])
-    subprocess.run(start, env=environment, cwd=folder, capture_output=True, check=True)
-    try:
+    """A head node, started as people do."""
+    port = free_port("127.0.0.1")
+    head = ["--head", f"--node-ip-address={ip}", f"--port={port}", "--include-dashboard=false"]
+    with ray_node(folder, head, more, prefix):
         yield f"{ip}:{port}"
+
+
+@contextmanager
+def ray_node(folder: Path, arguments: list[str], more: dict[str, str], prefix: tuple[str, ...]) -> Iterator[None]:
+    """A node with files of its own; whatever it started is ended."""
+    mark = f"sf-test-{os.getpid()}-{len(arguments)}"
+    files = [f"--temp-dir=/tmp/{mark}"] if "--head" in arguments else []
+    ray = [*prefix, sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus=1", *files]
+    environment = {**os.environ, **more, "RAY_USAGE_STATS_ENABLED": "0", "SEVFLEET_TEST_NODE": mark}
+    done = subprocess.run(
+        [*ray, "--object-store-memory=100000000", *arguments], env=environment, cwd=folder, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    try:
+        yield
     finally:
-        started = [one for one in process_family.family([1]) - before if str(short) in command_of(one[0])]
+        started = [process_family.process_of(pid) for pid in pids() if mark.encode() in environment_of(pid)]
         for pid, _ in started:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process_family.end_of(started, 60)
-        shutil.rmtree(short, ignore_errors=True)
+        shutil.rmtree(f"/tmp/{mark}", ignore_errors=True)
