@@ -1,6 +1,7 @@
 """Layout ``isolated``: the results of one process, and every process of it says how it fared."""
 
 import os
+import signal
 from typing import Any
 
 import pytest
@@ -59,6 +60,21 @@ def test_results_are_those_of_one_process_and_every_process_says_how_it_fared() 
         assert all(size > 10 << 20 for size in held.values())
     assert family
     assert not alive(family)
+
+
+@pytest.mark.ray
+def test_a_tenant_or_hypervisor_that_is_killed_has_its_host_built_again_and_nothing_else_changes() -> None:
+    calls = iter(range(1 << 30))
+    due = {4: "TenantProcess", 12: "HypervisorProcess"}
+
+    def kill_some() -> None:
+        kind = due.get(next(calls))
+        if kind is not None:
+            os.kill(min(pid for pid, line in ray_processes_of(os.getpid()).items() if kind in line), signal.SIGKILL)
+
+    results = run(moving(), layout="isolated", should_stop=kill_some)
+    assert results.run["workers_replaced"] == 2
+    assert results.digest == run(moving(), layout="inline").digest
 
 
 def test_workers_are_not_to_be_counted_by_hand() -> None:
