@@ -71,6 +71,8 @@ class MigrationOrder:
     vm: str
     to: str | None = None
     drain: str | None = None
+    first_host: int = 0
+    """Where in the fleet the search for room begins."""
 
 
 @dataclass(slots=True)
@@ -133,7 +135,7 @@ class LiveMigrations:
         if order.vm in self._by_vm:
             self._end(one, Outcome.REFUSED, now_ns, MigrationRefusal.UNDER_WAY.name)
             return one
-        destination = self.placement.keep(order.vm, order.to, excluded | {source})
+        destination = self.placement.keep(order.vm, order.to, excluded | {source}, order.first_host)
         if destination is None:
             self._end(one, Outcome.NO_ROOM, now_ns, f"no room on {order.to}" if order.to else "no host has room")
             return one

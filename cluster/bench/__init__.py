@@ -1,4 +1,4 @@
 """Benchmarks: one module each, with ``run()`` that yields figures."""
 
-BENCHMARKS = ("memory", "sync", "kernel")
+BENCHMARKS = ("memory", "sync", "kernel", "migrations")
 """Names of the benchmarks, in the order in which all of them run."""
