@@ -128,7 +128,9 @@ class Departures:
 
     def earliest_output_ns(self, next_event_ns: int) -> int:
         """Before which no rate is stated anew and no stopped VM handed over."""
-        return min((_earliest_ns(one, next_event_ns) for one in self._under_way.values()), default=NEVER_NS)
+        if not self._under_way:
+            return NEVER_NS
+        return min([_earliest_ns(one, next_event_ns) for one in self._under_way.values()])
 
     def _refusal(self, guest: Guest | None) -> MigrationRefusal | None:
         if guest is None or guest.state in GONE:
