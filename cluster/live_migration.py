@@ -135,6 +135,9 @@ class LiveMigrations:
         if order.vm in self._by_vm:
             self._end(one, Outcome.REFUSED, now_ns, MigrationRefusal.UNDER_WAY.name)
             return one
+        if order.to == source:
+            self._end(one, Outcome.REFUSED, now_ns, MigrationRefusal.ALREADY_THERE.name)
+            return one
         destination = self.placement.keep(order.vm, order.to, excluded | {source}, order.first_host)
         if destination is None:
             self._end(one, Outcome.NO_ROOM, now_ns, f"no room on {order.to}" if order.to else "no host has room")
