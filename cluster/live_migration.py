@@ -303,8 +303,9 @@ class LiveMigrations:
         if was_admitted:
             for number in self.admission.release(one.source, one.destination):
                 self._begin(self.all[int(number)], now_ns)
-        if one.over is not None:
-            one.over(one, now_ns)
+        over, one.over = one.over, None
+        if over is not None:
+            over(one, now_ns)
 
 
 def _pools(bodies: tuple[tuple[int, float], ...]) -> tuple[Pool, ...]:

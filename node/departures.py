@@ -122,6 +122,11 @@ class Departures:
         guest.dirty_log = guest.changed = None
         host.vcpus.stop(guest)
         guest.state = GuestState.DEPARTED
+        # What is left of it here is its name; its books and what they follow from are the next host's.
+        for vcpu in guest.vcpus:
+            vcpu.instructions, vcpu.moved_instructions, vcpu.phases = [], [], []  # Void timers still hold the vCPU.
+        guest.vcpus, guest.phase_costs, guest.lost_ns = [], {}, {}
+        del guest.software
         host.log.chain(host.spec.name).record_octets(host.now_ns, HostEvent.DEPARTED, name.encode())
         host.tasks.run(host.hypervisor.destroy(name), guest, lambda _: None)
         host.clock.settle()
