@@ -115,12 +115,22 @@ P = TypeVar("P", bound=Parameters)
 def parameters_from(kind: type[P], given: Iterable[tuple[str, Scalar]]) -> P:
     """Parameters of ``kind`` with defaults where nothing was given; the same object for the same values."""
     pairs = tuple(given)
+    types = tuple([type(value) for _, value in pairs])
+    if not _HASHED.issuperset(types):
+        return _parsed(kind, pairs)  # Something in it will be refused.
     # True and 1.0 equal 1, and are not what a whole number may be.
-    return _parsed(kind, pairs, tuple([type(value) for _, value in pairs]))  # type: ignore[return-value]
+    return _kept(kind, pairs, types)  # type: ignore[return-value]
+
+
+_HASHED = frozenset({int, float, str})
 
 
 @lru_cache(maxsize=256)
-def _parsed(kind: type[Parameters], given: tuple[tuple[str, Scalar], ...], _: tuple[type, ...]) -> Parameters:
+def _kept(kind: type[Parameters], given: tuple[tuple[str, Scalar], ...], _: tuple[type, ...]) -> Parameters:
+    return _parsed(kind, given)
+
+
+def _parsed(kind: type[P], given: tuple[tuple[str, Scalar], ...]) -> P:
     rules = _rules_of(kind)
     values: dict[str, Scalar] = {}
     for name, value in given:
