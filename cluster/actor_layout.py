@@ -8,7 +8,6 @@ back to the coordinator every second, so that progress and Ctrl-C live.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from cluster.entity import Message
@@ -141,7 +140,7 @@ class ActorLayout:
     def _report(self, said: Sequence[Message], events: int) -> ShardReport:
         merged = merged_reports([seat.report for seat in self._working])
         reached = merged.reached and all(seat.step is Step.READY for seat in self._working)
-        return replace(merged, events=events, reached=reached, outputs=tuple(sorted(said)))
+        return merged._replace(events=events, reached=reached, outputs=tuple(sorted(said)))
 
     def advance(self, horizon_ns: int, mail: Mapping[str, tuple[Message, ...]], event_budget: int) -> ShardReport:
         """One call to each worker with mail or events before the horizon, or with something to catch up."""

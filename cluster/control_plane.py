@@ -21,6 +21,7 @@ from cluster.placement import FirstFit
 from cluster.precopy import PrecopySettings
 from node.counter_random import CounterRandom
 from node.guest import GuestSpec
+from node.packing import packed
 
 NAME = "control"
 
@@ -147,4 +148,4 @@ class ControlPlane:
 
     def _send(self, host: str, kind: str, body: object) -> None:
         self._sequence += 1
-        self._out.append(Message(self._now_ns + self.latency_ns, NAME, self._sequence, host, kind, msgpack.packb(body)))
+        self._out.append(Message(self._now_ns + self.latency_ns, NAME, self._sequence, host, kind, packed(body)))

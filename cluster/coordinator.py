@@ -113,6 +113,8 @@ class Coordinator:
         self._received: list[Message] = []
         self._mail: list[Message] = []
         self._promise_ns = NEVER
+        self._following_ns = control.next_event_ns()
+        """The control plane's next time of its own, as it said after its last step: only a step changes it."""
         self._reached_ns = 0
         self._round_trips = 0
         self._calls = 0
@@ -131,20 +133,22 @@ class Coordinator:
             if stopped is not None:
                 return self.result(stopped)
             self._reached_ns = horizon
-            if horizon == self._end_ns and min(self._control_ns(), *(m.time_ns for m in self._mail), NEVER) >= horizon:
+            if horizon == self._end_ns and min([self._control_ns(), *(m.time_ns for m in self._mail)]) >= horizon:
                 return self.result(None)
 
     def _control_ns(self) -> int:
-        first = self._received[0].time_ns if self._received else NEVER
-        return min(first, self._control.next_event_ns())
+        following = self._following_ns
+        return min(self._received[0].time_ns, following) if self._received else following
 
     def _act(self, promise: int) -> int:
         """Let the control plane act as far as nothing earlier can come; the promise with its own mail counted."""
-        promise = min(promise, *(message.time_ns for message in self._mail), NEVER)
-        while (now := self._control_ns()) < min(promise, self._end_ns):
+        if self._mail:
+            promise = min(promise, *[message.time_ns for message in self._mail])
+        received = self._received
+        while (now := self._control_ns()) < promise and now < self._end_ns:
             messages = []
-            while self._received and self._received[0].time_ns == now:
-                messages.append(heapq.heappop(self._received))
+            while received and received[0].time_ns == now:
+                messages.append(heapq.heappop(received))
             for message in self._control.step(now, tuple(messages)):
                 if message.time_ns < now + self._lookahead_ns:
                     raise ProtocolViolationError(
@@ -152,15 +156,13 @@ class Coordinator:
                     )
                 self._mail.append(message)
                 promise = min(promise, message.time_ns)
-            if self._control.next_event_ns() <= now:
+            self._following_ns = self._control.next_event_ns()
+            if self._following_ns <= now:
                 raise ProtocolViolationError(f"control plane: did not move on from {now} ns")
         return promise
 
     def _go_to(self, horizon_ns: int) -> str | None:
-        mail: dict[str, tuple[Message, ...]] = {}
-        for message in sorted(self._mail):
-            mail[message.receiver] = (*mail.get(message.receiver, ()), message)
-        self._mail.clear()
+        mail = self._letters()
         self._round_trips += 1
         while True:
             report = self._layout.advance(horizon_ns, mail, self._event_budget)
@@ -184,9 +186,16 @@ class Coordinator:
             if report.reached:
                 return None
 
+    def _letters(self) -> dict[str, tuple[Message, ...]]:
+        """The mail by receiver, for each in its order."""
+        letters: dict[str, tuple[Message, ...]] = {}
+        for message in sorted(self._mail) if len(self._mail) > 1 else self._mail:
+            letters[message.receiver] = (*letters.get(message.receiver, ()), message)
+        self._mail.clear()
+        return letters
+
     def _show(self, virtual_ns: int) -> None:
-        now = time.monotonic()
-        if self._on_progress is not None and now - self._shown_s >= PROGRESS_S:
+        if self._on_progress is not None and (now := time.monotonic()) - self._shown_s >= PROGRESS_S:
             self._shown_s = now
             self._on_progress(ProgressFacts(virtual_ns, self._round_trips, self._events))
 

@@ -7,8 +7,7 @@ entities in tests and real hosts are the same to it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 NEVER = (1 << 63) - 1
 """A virtual time later than every other."""
@@ -17,9 +16,8 @@ Payload = dict[str, object]
 """The body of a message: msgpack-able values under names. Each receiver parses it into its own typed command."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Message:
-    """One message across the star, ordered by (time, sender, sequence).
+class Message(NamedTuple):
+    """One message across the star, ordered by (time, sender, sequence); a tuple, because it stands in heaps.
 
     ``time_ns`` is the virtual time at which it takes effect at the receiver.
     ``sequence`` counts the sender's messages, whoever gets them: each has a higher
@@ -35,8 +33,7 @@ class Message:
     """msgpack bytes of a ``Payload``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Advance:
+class Advance(NamedTuple):
     """What an entity says after it was advanced.
 
     ``reached_ns`` is the horizon when all its events before it are done, else

@@ -55,6 +55,8 @@ class Fabric:
         self._changed: dict[int, None] = {}
         """Links whose flows are not the ones that were shared out last, in the order of the changes."""
         self._grid_point_ns = NEVER
+        self._next_ns: int | None = NEVER
+        """What ``next_event_ns`` says, None where that has to be found anew."""
         self._started = 0
 
     def __len__(self) -> int:
@@ -90,10 +92,12 @@ class Fabric:
 
     def next_event_ns(self) -> int:
         """When a flow ends or shares change next, ``NEVER`` if nothing will."""
-        ends = self._ends
-        while ends and (ends[0][3] not in self._flows or self._flows[ends[0][3]].epoch != ends[0][2]):
-            heapq.heappop(ends)
-        return min(ends[0][0] if ends else NEVER, self._grid_point_ns)
+        if self._next_ns is None:
+            ends, flows = self._ends, self._flows
+            while ends and (ends[0][3] not in flows or flows[ends[0][3]].epoch != ends[0][2]):
+                heapq.heappop(ends)
+            self._next_ns = min(ends[0][0] if ends else NEVER, self._grid_point_ns)
+        return self._next_ns
 
     def advance(self, now_ns: int) -> list[str]:
         """Go to a time: the flows that ended by then, in the order of their ends."""
@@ -111,6 +115,7 @@ class Fabric:
         return ended
 
     def _take_out(self, name: str, flow: _Flow, now_ns: int) -> None:
+        self._next_ns = None
         del self._flows[name]
         others = False
         for link in flow.path:
@@ -126,6 +131,7 @@ class Fabric:
     def _mark(self, path: Iterable[int], now_ns: int) -> None:
         self._changed.update(dict.fromkeys(path))
         self._grid_point_ns = min(self._grid_point_ns, -(-now_ns // self._grid_ns) * self._grid_ns)
+        self._next_ns = None
 
     def _bring_up(self, flow: _Flow, now_ns: int) -> None:
         flow.remaining = max(0.0, flow.remaining - flow.rate * (now_ns - flow.updated_ns) / _NS)
@@ -136,6 +142,7 @@ class Fabric:
             self._used_rate[link] += rate - flow.rate
         flow.rate = rate
         flow.epoch += 1
+        self._next_ns = None
         if flow.remaining <= 0.0 or rate == float("inf"):
             end_ns = now_ns
         elif rate <= 0.0:
@@ -145,7 +152,7 @@ class Fabric:
         heapq.heappush(self._ends, (end_ns, flow.number, flow.epoch, name))
 
     def _reshare(self, now_ns: int) -> None:
-        self._grid_point_ns = NEVER
+        self._grid_point_ns, self._next_ns = NEVER, None
         changed, self._changed = self._changed, {}
         flows = self._connected(changed)
         for flow in flows.values():

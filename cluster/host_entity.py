@@ -28,12 +28,16 @@ from node.guest import Guest, GuestSpec, GuestState
 from node.host import Host, HostSpec
 from node.hypervisor import Hypervisor
 from node.hypervisor_port import HypervisorFactory
+from node.packing import packed
 from node.product import PRODUCTS
 from node.record_buffer import LogWish
 from node.tenant import TenantFactory
 from workloads.library import PROGRAMS
 
 MACHINES = "machines/"
+
+_NO_EVENT = float("inf")
+"""What SimPy says of an empty queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +60,7 @@ class HostOrder:
             tuple(guest_body(guest) for guest in self.guests),
             self.firmware,
         )
-        packed: bytes = msgpack.packb(body)
-        return packed
+        return packed(body)
 
     @classmethod
     def parse(cls, data: bytes) -> HostOrder:
@@ -109,25 +112,28 @@ class HostEntity:
     def next_event_ns(self) -> int:
         """Time of the next event or delivery."""
         peek = self.host.clock.env.peek()
-        return NEVER if peek == float("inf") else int(peek)
+        return NEVER if peek == _NO_EVENT else int(peek)
 
     def earliest_output_ns(self) -> int:
         """The first mail that is still to be opened, or what the host promises to say first."""
-        return min(self.host.earliest_output_ns(self.next_event_ns()), self._inbox.next_ns)
+        return self._earliest_output_ns(self.next_event_ns())
+
+    def _earliest_output_ns(self, following_ns: int) -> int:
+        return min(self.host.earliest_output_ns(following_ns), self._inbox.next_ns)
 
     def advance(self, horizon_ns: int, event_budget: int) -> Advance:
         """Do the events before ``horizon_ns``."""
         env = self.host.clock.env
         step, peek = env.step, env.peek
         done = 0
-        while done < event_budget and peek() < horizon_ns:
+        while (next_ns := peek()) < horizon_ns and done < event_budget:
             step()
             done += 1
         self.events += done
-        following = self.next_event_ns()
+        following = NEVER if next_ns == _NO_EVENT else int(next_ns)
         reached = min(horizon_ns, following)
         outputs, self._outbox = tuple(self._outbox), []
-        return Advance(reached, following, self.earliest_output_ns(), done, outputs)
+        return Advance(reached, following, self._earliest_output_ns(following), done, outputs)
 
     def collect(self, end_ns: int) -> dict[str, list[dict[str, object]]]:
         """Close the books at ``end_ns``; rows by table. A log is one row, its records packed."""
@@ -172,5 +178,4 @@ class HostEntity:
 
     def _send(self, kind: str, fields: tuple[object, ...]) -> None:
         self._sequence += 1
-        body: bytes = msgpack.packb(fields)
-        self._outbox.append(Message(self.host.now_ns, self.name, self._sequence, "control", kind, body))
+        self._outbox.append(Message(self.host.now_ns, self.name, self._sequence, "control", kind, packed(fields)))

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 import msgpack
 
 from cluster.entity import Message
-from cluster.shard_worker import Mail, message_fields
+from cluster.shard_worker import Mail
+from node.packing import packed
 
 HELD_BYTES = 16 << 20
 """Bytes of a journal in memory; more go to disk."""
@@ -40,9 +41,9 @@ class Journal:
         if horizon_ns == self._last_ns and not mail:
             return
         self._last_ns = horizon_ns
-        letters = [message_fields(message) for messages in mail.values() for message in messages]
+        letters = [letter for messages in mail.values() for letter in messages]
         self._file.seek(0, os.SEEK_END)
-        self._file.write(msgpack.packb((horizon_ns, letters)))
+        self._file.write(packed((horizon_ns, letters)))
 
     def windows(self, together_bytes: int = TOGETHER_BYTES) -> Iterator[Window]:
         """What was kept, joined to as few windows as ``together_bytes`` of mail in each allow.

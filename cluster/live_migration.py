@@ -71,6 +71,8 @@ class MigrationOrder:
     vm: str
     to: str | None = None
     drain: str | None = None
+    first_host: int = 0
+    """Where in the fleet the search for room begins."""
 
 
 @dataclass(slots=True)
@@ -133,7 +135,10 @@ class LiveMigrations:
         if order.vm in self._by_vm:
             self._end(one, Outcome.REFUSED, now_ns, MigrationRefusal.UNDER_WAY.name)
             return one
-        destination = self.placement.keep(order.vm, order.to, excluded | {source})
+        if order.to == source:
+            self._end(one, Outcome.REFUSED, now_ns, MigrationRefusal.ALREADY_THERE.name)
+            return one
+        destination = self.placement.keep(order.vm, order.to, excluded | {source}, order.first_host)
         if destination is None:
             self._end(one, Outcome.NO_ROOM, now_ns, f"no room on {order.to}" if order.to else "no host has room")
             return one
@@ -298,8 +303,9 @@ class LiveMigrations:
         if was_admitted:
             for number in self.admission.release(one.source, one.destination):
                 self._begin(self.all[int(number)], now_ns)
-        if one.over is not None:
-            one.over(one, now_ns)
+        over, one.over = one.over, None
+        if over is not None:
+            over(one, now_ns)
 
 
 def _pools(bodies: tuple[tuple[int, float], ...]) -> tuple[Pool, ...]:

@@ -46,7 +46,8 @@ class MigrationPlans:
     def add(self, plan: MigrationPlan, vms: tuple[str, ...]) -> None:
         """Enter the moves of these VMs."""
         for vm in vms:
-            self._enter(plan.at, lambda now_ns, vm=vm: self._move(plan, vm, 1, now_ns))  # type: ignore[misc]
+            at_ns = plan.at + self._part_of(plan.at_spread, vm, "first migration", 0)
+            self._enter(at_ns, lambda now_ns, vm=vm: self._move(plan, vm, 1, now_ns))  # type: ignore[misc]
 
     def add_drain(self, plan: DrainPlan) -> None:
         """Enter a host that is to be emptied."""
@@ -68,12 +69,18 @@ class MigrationPlans:
     def _move(self, plan: MigrationPlan, vm: str, turn: int, now_ns: int) -> None:
         def over(_: Migration, ended_ns: int) -> None:
             if turn < plan.times:
-                spread = int(plan.pause_spread * self.random.uniform(vm, "migration pause", turn))
-                self._enter(ended_ns + plan.pause + spread, lambda at_ns: self._move(plan, vm, turn + 1, at_ns))
+                pause_ns = plan.pause + self._part_of(plan.pause_spread, vm, "migration pause", turn)
+                self._enter(ended_ns + pause_ns, lambda at_ns: self._move(plan, vm, turn + 1, at_ns))
 
-        one = self.live.order(MigrationOrder(vm, plan.to), now_ns, over)
+        hosts = len(self.live.placement.accounts)
+        first = self._part_of(hosts, vm, "migration target", turn) if plan.placement == "random" else 0
+        one = self.live.order(MigrationOrder(vm, plan.to, first_host=first), now_ns, over)
         if plan.cancel_after is not None:
             self._enter(now_ns + plan.cancel_after, lambda at_ns: self.live.cancel(one, at_ns))
+
+    def _part_of(self, whole: int, vm: str, purpose: str, counter: int) -> int:
+        """A random part, less than the whole."""
+        return int(whole * self.random.uniform(vm, purpose, counter)) if whole else 0
 
     def _drain(self, host: str, now_ns: int) -> None:
         drain = Drain(host, now_ns)

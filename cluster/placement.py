@@ -1,4 +1,4 @@
-"""Where VMs go: first fit over the hosts in the scenario's order.
+"""Where VMs go: first fit over the hosts in the scenario's order, from the first or from another on.
 
 The control plane keeps its own account of what it promised: memory, vCPUs and
 ASIDs. A VM holds its share until it is destroyed, also when it powered itself
@@ -7,6 +7,7 @@ off before, because nothing on a host reports that.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from node.generation import Generation
@@ -48,30 +49,41 @@ class FirstFit:
     """The accounts of all hosts, and which VM sits where."""
 
     accounts: tuple[HostAccount, ...]
+    _by_name: dict[str, HostAccount] = field(init=False)
     _placed: dict[str, tuple[HostAccount, GuestSpec]] = field(default_factory=dict)
     _kept: dict[str, tuple[HostAccount, GuestSpec]] = field(default_factory=dict)
     """Second places of VMs that migrate."""
 
+    def __post_init__(self) -> None:
+        self._by_name = {account.name: account for account in self.accounts}
+
     def place(self, guest: GuestSpec, pin: str | None = None, excluded: frozenset[str] = frozenset()) -> str | None:
         """Reserve a host for a VM and return its name, None if no host takes it."""
-        for account in self.accounts:
-            if pin is not None and account.name != pin:
-                continue
+        return self._reserve(guest, pin, excluded, 0, self._placed)
+
+    def keep(self, name: str, pin: str | None, excluded: frozenset[str], first: int = 0) -> str | None:
+        """Reserve a second host for a VM that is to move, None if no host takes it; the search begins at ``first``."""
+        return self._reserve(self._placed[name][1], pin, excluded, first, self._kept)
+
+    def _reserve(
+        self, guest: GuestSpec, pin: str | None, excluded: frozenset[str], first: int,
+        places: dict[str, tuple[HostAccount, GuestSpec]],
+    ) -> str | None:  # fmt: skip
+        for account in self._candidates(pin, first):
             if account.name not in excluded and account.takes(guest):
                 account.charge(guest, 1)
-                self._placed[guest.name] = (account, guest)
+                places[guest.name] = (account, guest)
                 return account.name
         return None
 
-    def keep(self, name: str, pin: str | None, excluded: frozenset[str]) -> str | None:
-        """Reserve a second host for a VM that is to move, None if no host takes it."""
-        _, guest = self._placed[name]
-        for account in self.accounts:
-            if (pin is None or account.name == pin) and account.name not in excluded and account.takes(guest):
-                account.charge(guest, 1)
-                self._kept[name] = (account, guest)
-                return account.name
-        return None
+    def _candidates(self, pin: str | None, first: int) -> Iterator[HostAccount]:
+        """The hosts to be asked, in order: one that is named, or all from ``first`` on and round."""
+        if pin is not None:
+            if pin in self._by_name:
+                yield self._by_name[pin]
+            return
+        for number in range(first, first + len(self.accounts)):
+            yield self.accounts[number % len(self.accounts)]
 
     def settle(self, name: str, *, moved: bool) -> None:
         """A migration is over: the VM lives in its second place now, or that is given back."""

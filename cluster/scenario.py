@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -280,11 +281,7 @@ class Scenario(ScenarioPart):
     @property
     def host_instances(self) -> tuple[HostInstance, ...]:
         """Every host, in the file's order."""
-        return tuple(
-            HostInstance(name, group, PRODUCTS[group.product])
-            for group in self.hosts
-            for name in instance_names(group.name, group.count)
-        )
+        return _host_instances(self.hosts)
 
     @property
     def vm_instances(self) -> tuple[VmInstance, ...]:
@@ -294,6 +291,15 @@ class Scenario(ScenarioPart):
             for group in self.vms
             for index, name in enumerate(instance_names(group.name, group.count))
         )
+
+
+@lru_cache(maxsize=8)
+def _host_instances(groups: tuple[HostGroup, ...]) -> tuple[HostInstance, ...]:
+    return tuple(
+        HostInstance(name, group, PRODUCTS[group.product])
+        for group in groups
+        for name in instance_names(group.name, group.count)
+    )
 
 
 def instance_names(name: str, count: int) -> list[str]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cluster.scenario import HostInstance, Scenario, ScenarioError, TraceMix, VmGroup
+from cluster.scenario import HostInstance, Scenario, ScenarioError, TraceMix, VmGroup, VmInstance
 from cluster.units import DURATION, SIZE, shown
 from node.cost_table import CostTableError, load_cost_table
 from node.firmware_image import read_firmware_image
@@ -228,10 +228,14 @@ def _check_moment(place: str, moment_ns: int, scenario: Scenario) -> None:
 def _check_asids(scenario: Scenario) -> None:
     """Machines pinned to one host must not need more ASIDs at once than it has."""
     hosts = {host.name: host for host in scenario.host_instances}
+    changes: dict[tuple[str, Generation], list[tuple[int, int]]] = {}
+    for vm in scenario.vm_instances:
+        if vm.group.host:
+            changes.setdefault((vm.group.host, vm.group.generation), []).extend(_comings_and_goings(vm))
     for name in dict.fromkeys(vm.host for vm in scenario.vms if vm.host):
         for generation in (Generation.SEV, Generation.SEV_SNP):
             asids = hosts[name].asids(generation)
-            needed = _most_at_once(scenario, name, generation)
+            needed = _most_at_once(changes.get((name, generation), []))
             if asids is not None and needed > asids:
                 raise _wrong(
                     "vms.host",
@@ -240,21 +244,18 @@ def _check_asids(scenario: Scenario) -> None:
                 )
 
 
-def _most_at_once(scenario: Scenario, host: str, generation: Generation) -> int:
-    changes = sorted(_comings_and_goings(scenario, host, generation))
+def _most_at_once(changes: list[tuple[int, int]]) -> int:
     alive = most = 0
-    for _, change in changes:  # at one instant those that leave sort before those that come
+    for _, change in sorted(changes):  # at one instant those that leave sort before those that come
         alive += change
         most = max(most, alive)
     return most
 
 
-def _comings_and_goings(scenario: Scenario, host: str, generation: Generation) -> Iterator[tuple[int, int]]:
-    for vm in scenario.vm_instances:
-        if vm.group.host == host and vm.group.generation is generation:
-            yield vm.arrival_ns, 1
-            if vm.group.lifetime is not None:
-                yield vm.arrival_ns + vm.group.lifetime, -1
+def _comings_and_goings(vm: VmInstance) -> Iterator[tuple[int, int]]:
+    yield vm.arrival_ns, 1
+    if vm.group.lifetime is not None:
+        yield vm.arrival_ns + vm.group.lifetime, -1
 
 
 def _check_trace(scenario: Scenario, trace: TraceMix) -> None:

@@ -47,8 +47,12 @@ class MigrationPlan(ScenarioPart):
     """A VM, or a group for all its VMs."""
     at: Duration
     """When it is asked for."""
+    at_spread: Duration = 0
+    """Each VM's first move is later by a random part of this, evenly spread."""
     to: Name | None = None
     """The host it goes to. Default: placed."""
+    placement: Literal["first-fit", "random"] = "first-fit"
+    """Where the search for a host begins, if none is named: at the first of the scenario, or at a random one."""
     cancel_after: Duration | None = None
     """Call it off when this has passed and it is not over."""
     times: Count = 1

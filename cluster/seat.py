@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -230,7 +230,7 @@ class Seat:
         new = tuple(message for message in report.outputs if message.sequence > self._said.get(message.sender, -1))
         for message in new:
             self._said[message.sender] = max(message.sequence, self._said.get(message.sender, -1))
-        self.report = replace(report, outputs=())
+        self.report = report._replace(outputs=())
         self._calm += report.next_event_ns > self._lost_at_ns
         if self._calm >= CALM_CALLS or (report.reached and self._window[0] > self._lost_in_ns):
             self._losses_in_a_row = 0

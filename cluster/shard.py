@@ -12,13 +12,13 @@ not.
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from cluster.entity import NEVER, Entity, Message
+from cluster.entity import Advance, Entity, Message
 from cluster.inbox import ProtocolViolationError
+from cluster.soonest import Soonest
 
 EntityFactory = Callable[[bytes], Entity]
 
@@ -31,8 +31,7 @@ SLICE_EVENTS = 32
 digested), so that even those that come after cheap ones end a call in time; asking an entity costs little beside 32."""
 
 
-@dataclass(frozen=True, slots=True)
-class ShardReport:
+class ShardReport(NamedTuple):
     """What a shard says after a window: minima over its entities, and what they sent."""
 
     next_event_ns: int
@@ -44,7 +43,7 @@ class ShardReport:
 
 
 class Shard:
-    """Entities in a heap by next event. Only tests have a reason to hand in a clock."""
+    """Entities by next event and by promise. Only tests have a reason to hand in a clock."""
 
     def __init__(
         self,
@@ -55,26 +54,20 @@ class Shard:
         self._entities: dict[str, Entity] = {name: factory(spec) for name, spec in specs}
         self._clock = clock
         self._slice = SLICE_EVENTS
-        self._next: dict[str, int] = {}
-        self._emitters: dict[str, int] = {}
-        self._heap: list[tuple[int, str]] = []
+        self._next = Soonest()
+        self._promises = Soonest()
         self._reached_ns = 0
         for name in self._entities:
-            self._note(name)
+            self._ask(name)
 
-    def _note(self, name: str) -> None:
+    def _ask(self, name: str) -> None:
         entity = self._entities[name]
-        following = entity.next_event_ns()
-        if self._next.get(name) != following:
-            self._next[name] = following
-            if following != NEVER:
-                heapq.heappush(self._heap, (following, name))
+        self._note(name, entity.next_event_ns(), entity.earliest_output_ns())
+
+    def _note(self, name: str, following_ns: int, promise_ns: int) -> None:
+        self._next[name] = following_ns
         # Nothing is said without an event; a promise that stands still must not hold the fleet.
-        promise = max(entity.earliest_output_ns(), following)
-        if promise == NEVER:
-            self._emitters.pop(name, None)
-        else:
-            self._emitters[name] = promise
+        self._promises[name] = max(promise_ns, following_ns)
 
     def report(self) -> ShardReport:
         """The shard as it stands."""
@@ -88,16 +81,17 @@ class Shard:
         now_s = self._clock()
         end_s = now_s + CALL_S
         while done < event_budget and now_s < end_s:
-            name = self._first_before(horizon_ns)
-            if name is None:
+            first_ns, name = self._next.first()
+            if first_ns >= horizon_ns:
                 break
             # One entity after another, not slice about: what an entity needs is in the processor's caches.
-            while done < event_budget and now_s < end_s and self._next[name] < horizon_ns:
-                events = self._advance_one(name, horizon_ns, min(self._slice, event_budget - done), outputs)
-                done += events
+            while first_ns < horizon_ns and done < event_budget and now_s < end_s:
+                advance = self._advance_one(name, horizon_ns, min(self._slice, event_budget - done), outputs)
+                first_ns = advance.next_event_ns
+                done += advance.events
                 before_s, now_s = now_s, self._clock()
                 self._learn(now_s - before_s)
-        reached = self._first_before(horizon_ns) is None
+        reached = self._next.first()[0] >= horizon_ns
         if reached:
             self._reached_ns = max(self._reached_ns, horizon_ns)
         return self._report(done, reached=reached, outputs=outputs)
@@ -110,11 +104,11 @@ class Shard:
             if (earliest := min(messages).time_ns) < self._reached_ns:
                 raise ProtocolViolationError(f"{name}: got a message for {earliest} ns after {self._reached_ns} ns")
             entity.deliver(messages)
-            self._note(name)
+            self._ask(name)
 
-    def _advance_one(self, name: str, horizon_ns: int, events: int, outputs: list[Message]) -> int:
-        """One slice of one entity, held to its promise and to the horizon; how many events it did."""
-        promise = self._emitters.get(name, NEVER)
+    def _advance_one(self, name: str, horizon_ns: int, events: int, outputs: list[Message]) -> Advance:
+        """One slice of one entity, held to its promise and to the horizon."""
+        promise = self._promises[name]
         advance = self._entities[name].advance(horizon_ns, events)
         if advance.events == 0:
             raise ProtocolViolationError(f"{name}: did nothing, with an event at {self._next[name]} ns to do")
@@ -126,8 +120,8 @@ class Shard:
                     f"{name}: sent at {message.time_ns} ns, but had promised nothing before {promise} ns"
                 )
         outputs.extend(advance.outputs)
-        self._note(name)
-        return advance.events
+        self._note(name, advance.next_event_ns, advance.earliest_output_ns)
+        return advance
 
     def _learn(self, slice_s: float) -> None:
         if slice_s > SLICE_S:
@@ -135,23 +129,10 @@ class Shard:
         else:
             self._slice = min(SLICE_EVENTS, 2 * self._slice)
 
-    def _first_before(self, horizon_ns: int) -> str | None:
-        heap = self._heap
-        while heap:
-            time_ns, name = heap[0]
-            if self._next[name] != time_ns:
-                heapq.heappop(heap)
-            elif time_ns < horizon_ns:
-                return name
-            else:
-                return None
-        return None
-
     def _report(self, events: int, *, reached: bool, outputs: list[Message]) -> ShardReport:
-        self._first_before(0)
-        following = self._heap[0][0] if self._heap else NEVER
-        promise = min(self._emitters.values(), default=NEVER)
-        return ShardReport(following, promise, events, reached, tuple(sorted(outputs)))
+        if len(outputs) > 1:
+            outputs.sort()
+        return ShardReport(self._next.first()[0], self._promises.first()[0], events, reached, tuple(outputs))
 
     def collect(self, end_ns: int) -> dict[str, dict[str, list[dict[str, object]]]]:
         """Rows by entity and table."""

@@ -6,6 +6,7 @@ Nothing here knows Ray. A window crosses as one packed call and one packed repor
 from __future__ import annotations
 
 import contextlib
+import gc
 import pickle
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ import msgpack
 from cluster.entity import Message
 from cluster.errors import ToolError
 from cluster.shard import EntityFactory, Shard, ShardReport
+from node.packing import packed
 
 Mail = Mapping[str, tuple[Message, ...]]
 RowsByEntity = dict[str, dict[str, list[dict[str, object]]]]
@@ -54,7 +56,10 @@ class ShardWorker:
         """Build the entities; the ones before are gone first, so that both never need memory at once."""
         with _errors_that_cross():
             self._shard = None
+            gc.unfreeze()
             self._shard = Shard(factory, specs)
+            # They live to the end: the collector need not look through them for garbage again and again.
+            gc.freeze()
             return packed_report(self._shard.report())
 
     def advance(self, call: bytes) -> bytes:
@@ -78,9 +83,7 @@ class ShardWorker:
 
 def packed_call(horizon_ns: int, mail: Mail, event_budget: int) -> bytes:
     """The arguments of ``Shard.advance`` as msgpack."""
-    letters = {name: [message_fields(message) for message in messages] for name, messages in mail.items()}
-    packed: bytes = msgpack.packb((horizon_ns, letters, event_budget))
-    return packed
+    return packed((horizon_ns, mail, event_budget))
 
 
 def parsed_call(data: bytes) -> tuple[int, Mail, int]:
@@ -92,21 +95,10 @@ def parsed_call(data: bytes) -> tuple[int, Mail, int]:
 
 def packed_report(report: ShardReport) -> bytes:
     """A report as msgpack."""
-    outputs = [message_fields(message) for message in report.outputs]
-    packed: bytes = msgpack.packb(
-        (report.next_event_ns, report.earliest_output_ns, report.events, report.reached, outputs)
-    )
-    return packed
+    return packed(report)
 
 
 def parsed_report(data: bytes) -> ShardReport:
     """A report back from msgpack."""
     following, promise, events, reached, outputs = msgpack.unpackb(data, use_list=False)
     return ShardReport(following, promise, events, reached, tuple(Message(*fields) for fields in outputs))
-
-
-def message_fields(message: Message) -> tuple[int, str, int, str, str, bytes]:
-    """A message as msgpack takes it; ``Message(*fields)`` is the message again."""
-    return (
-        message.time_ns, message.sender, message.sequence, message.receiver, message.kind, message.payload,
-    )  # fmt: skip

@@ -17,7 +17,7 @@ from node.guest_memory_map import Range
 from node.host_events import HostEvent
 from node.hypervisor_port import Entered, LaunchRefused
 from node.migration_frames import FrameError, page_digests, state_of
-from node.phase_cost import Mechanism
+from node.phase_cost import MECHANISMS
 from node.vcpu import VcpuState
 from node.vm_state import VmState
 from psp.system_bus import PAGE_BYTES
@@ -41,7 +41,7 @@ class Arrivals:
         """Keep a place: frames of memory, and the nested page table over them."""
         host = self._host
         host.check_name(spec.name)
-        guest = Guest(spec, host.now_ns, lost_ns=dict.fromkeys(Mechanism, 0.0), state=GuestState.ARRIVING)
+        guest = Guest(spec, host.now_ns, lost_ns=dict.fromkeys(MECHANISMS, 0.0), state=GuestState.ARRIVING)
         host.guests[spec.name] = guest
         host.tasks.promise(guest, host.now_ns)
 

@@ -122,13 +122,20 @@ class Departures:
         guest.dirty_log = guest.changed = None
         host.vcpus.stop(guest)
         guest.state = GuestState.DEPARTED
+        # What is left of it here is its name; its books and what they follow from are the next host's.
+        for vcpu in guest.vcpus:
+            vcpu.instructions, vcpu.moved_instructions, vcpu.phases = [], [], []  # Void timers still hold the vCPU.
+        guest.vcpus, guest.phase_costs, guest.lost_ns = [], {}, {}
+        del guest.software
         host.log.chain(host.spec.name).record_octets(host.now_ns, HostEvent.DEPARTED, name.encode())
         host.tasks.run(host.hypervisor.destroy(name), guest, lambda _: None)
         host.clock.settle()
 
     def earliest_output_ns(self, next_event_ns: int) -> int:
         """Before which no rate is stated anew and no stopped VM handed over."""
-        return min((_earliest_ns(one, next_event_ns) for one in self._under_way.values()), default=NEVER_NS)
+        if not self._under_way:
+            return NEVER_NS
+        return min([_earliest_ns(one, next_event_ns) for one in self._under_way.values()])
 
     def _refusal(self, guest: Guest | None) -> MigrationRefusal | None:
         if guest is None or guest.state in GONE:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from node.contention import Contention
 from node.guest import Guest
+from node.identity_cache import IdentityCache
+from node.program import Demand
 from node.vcpu import Vcpu, VcpuState
 
 LOOK_NS = 100_000_000
@@ -37,12 +39,7 @@ class DirtyRates:
         self._pools: list[tuple[Vcpu, int, dict[int, float]]] = []
         """vCPU, working set, and bytes written per instruction by number of the demand."""
         for vcpu, demands in zip(guest.vcpus, guest.software.demands, strict=True):
-            sets: dict[int, dict[int, float]] = {}
-            for number, demand in enumerate(demands):
-                if demand.written_set_bytes:
-                    rates = sets.setdefault(demand.written_set_bytes, {})
-                    rates[number] = demand.written_bytes_per_kilo_instruction / 1000.0
-            self._pools += [(vcpu, size, rates) for size, rates in sets.items()]
+            self._pools += [(vcpu, size, rates) for size, rates in _written_sets(demands).items()]
         self._looked_ns = now_ns
         self._before = self._written()
         self._stated = self.present()
@@ -77,7 +74,7 @@ class DirtyRates:
     def _written(self) -> list[float]:
         """Bytes written so far, by pool. The contention must stand at the present time."""
         return [
-            sum(vcpu.instructions[number] * rate for number, rate in rates.items())
+            sum([vcpu.instructions[number] * rate for number, rate in rates.items()])
             + (
                 self._contention.done(vcpu.slot) * rates.get(vcpu.registers.r14, 0.0)
                 if vcpu.state is VcpuState.COMPUTING
@@ -85,6 +82,18 @@ class DirtyRates:
             )
             for vcpu, _, rates in self._pools
         ]
+
+
+def _sets_of(demands: tuple[Demand, ...]) -> dict[int, dict[int, float]]:
+    sets: dict[int, dict[int, float]] = {}
+    for number, demand in enumerate(demands):
+        if demand.written_set_bytes:
+            rates = sets.setdefault(demand.written_set_bytes, {})
+            rates[number] = demand.written_bytes_per_kilo_instruction / 1000.0
+    return sets
+
+
+_written_sets = IdentityCache(_sets_of)
 
 
 def _far(rates: list[float], stated: list[float]) -> bool:

@@ -140,7 +140,7 @@ class Dram:
         source = np.frombuffer(data, np.uint8)
         self._check(spa, len(source))
         if self._laid:
-            self._make_real(spa, len(source))
+            self._forget_laid(spa, len(source))
         for start, size in self.pieces(spa, len(source)):
             at, done = start % CHUNK_BYTES, start - spa
             self._chunk_to_write(start, size).octets[at : at + size] = source[done : done + size]
@@ -200,11 +200,8 @@ class Dram:
         self._check(spa, length)
         if self._laid:
             self._forget_laid(spa, length)
-        for start, size in self.pieces(spa, length):
-            number, end = start // CHUNK_BYTES, start + size
-            chunk = self._chunks.get(number)
-            if chunk is None:
-                continue
+        for number, start, end in self._used_pieces(spa, spa + length):
+            chunk = self._chunks[number]
             first, last = -(-start // PAGE_BYTES) * PAGE_BYTES, end // PAGE_BYTES * PAGE_BYTES
             base = number * CHUNK_BYTES
             if first >= last:
@@ -215,6 +212,16 @@ class Dram:
             # What is left of the pages at the edges belongs to pages that stay.
             chunk.octets[start - base : first - base] = 0
             chunk.octets[last - base : end - base] = 0
+
+    def _used_pieces(self, spa: int, end: int) -> list[tuple[int, int, int]]:
+        """Parts of a range that chunks hold, as (chunk, SPA, end), looked for on the shorter side."""
+        numbers = range(spa // CHUNK_BYTES, -(-end // CHUNK_BYTES))
+        chunks = self._chunks
+        if len(numbers) <= len(chunks):
+            used = [number for number in numbers if number in chunks]
+        else:
+            used = [number for number in chunks if number in numbers]
+        return [(one, max(spa, one * CHUNK_BYTES), min(end, (one + 1) * CHUNK_BYTES)) for one in used]
 
     def _forget_laid(self, spa: int, length: int) -> None:
         if (spa | length) % PAGE_BYTES:
@@ -241,14 +248,18 @@ class Dram:
     def _forget(self, first: int, last: int) -> bool:
         """Mark pages as never written; whether any of them was."""
         any_written = False
-        for region, pages in _regions(first, last):
-            before = self._written.get(region, 0)
+        written = self._written
+        # Looked for on the shorter side: a whole guest is released at once, and wrote little.
+        touched = range(first // _REGION_PAGES, -(-last // _REGION_PAGES))
+        for region in [one for one in written if one in touched] if len(touched) > len(written) else touched:
+            before = written.get(region, 0)
+            pages = _part_of(region, first, last)
             if before & pages:
                 any_written = True
                 if before & ~pages:
-                    self._written[region] = before & ~pages
+                    written[region] = before & ~pages
                 else:
-                    del self._written[region]
+                    del written[region]
         return any_written
 
 
@@ -257,6 +268,13 @@ def _cut(spa: int, end: int) -> Iterator[tuple[int, int]]:
         stop = min(end, (spa // CHUNK_BYTES + 1) * CHUNK_BYTES)
         yield spa, stop - spa
         spa = stop
+
+
+def _part_of(region: int, first: int, last: int) -> int:
+    """The bits of a region's pages in [first, last)."""
+    base = region * _REGION_PAGES
+    low, high = max(first - base, 0), min(last - base, _REGION_PAGES)
+    return (1 << high) - (1 << low)
 
 
 def _regions(first: int, last: int) -> Iterator[tuple[int, int]]:

@@ -73,6 +73,12 @@ class ExtentMap(Generic[V]):
         high = low
         while high < len(starts) and starts[high] < end:
             high += 1
+        if low == high and (value is None or self._stands_alone(low, start, end)):
+            if value is not None:
+                starts.insert(low, start)
+                ends.insert(low, end)
+                values.insert(low, value)
+            return
         new: list[tuple[int, int, V]] = []
         if low < high and starts[low] < start:
             new.append((starts[low], start, values[low]))
@@ -96,6 +102,11 @@ class ExtentMap(Generic[V]):
         starts[low:high] = [run[0] for run in merged]
         ends[low:high] = [run[1] for run in merged]
         values[low:high] = [run[2] for run in merged]
+
+    def _stands_alone(self, index: int, start: int, end: int) -> bool:
+        """Whether a run put in at ``index`` would touch no other."""
+        before = index and self._ends[index - 1] == start
+        return not before and (index == len(self._starts) or self._starts[index] != end)
 
     def clear(self) -> None:
         """Forget every run."""

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from node.dirty_log import DirtyLog
 from node.generation import Generation
-from node.guest_memory_map import GuestMemoryMap
+from node.guest_memory_map import GuestMemoryMap, memory_map
 from node.machine_spec import MachineSpec
 from node.phase_cost import Mechanism, PhaseCost
 from node.program import ProgramSpec
@@ -32,7 +32,7 @@ class GuestSpec:
     @property
     def memory(self) -> GuestMemoryMap:
         """The guest's memory layout; raises ValueError for impossible sizes."""
-        return GuestMemoryMap(self.memory_bytes, self.vcpus)
+        return memory_map(self.memory_bytes, self.vcpus)
 
     @property
     def machine(self) -> MachineSpec:

@@ -6,18 +6,20 @@ host it leaves, because the next one may have other cores.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 from node.event_log import ChainEnd
 from node.guest import Guest
-from node.phase_cost import Mechanism
+from node.phase_cost import MECHANISMS, Mechanism
 from node.vcpu import Vcpu
+
+N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True, slots=True)
 class GuestBooks:
-    """Figures of one VM; per vCPU and demand where they are lists of lists."""
+    """Figures of one VM; lists of lists hold, per vCPU, demands by number with what is not zero."""
 
     ordered_ns: int
     running_ns: int
@@ -29,10 +31,11 @@ class GuestBooks:
     faults: int
     bytes_read: int
     bytes_written: int
-    lost_ns: dict[str, float]
+    lost_ns: dict[Mechanism, float]
+    """Once packed, by name."""
     elapsed_ns: list[int]
-    instructions: list[list[float]]
-    phases: list[list[int]]
+    instructions: list[list[tuple[int, float]]]
+    phases: list[list[tuple[int, int]]]
     chain: tuple[int, int, bytes]
     """Where its digest chain stands: bucket, records, value."""
 
@@ -42,16 +45,16 @@ class GuestBooks:
         return cls(
             guest.ordered_ns, guest.running_ns, guest.launch_digest, guest.psp_wait_ns, guest.psp_service_ns,
             guest.operation_ns, guest.operations, guest.faults, guest.bytes_read, guest.bytes_written,
-            {mechanism.value: ns for mechanism, ns in mechanism_ns(guest).items()},
+            mechanism_ns(guest),
             [vcpu.elapsed_ns for vcpu in guest.vcpus],
-            [retired(vcpu) for vcpu in guest.vcpus],
-            [list(vcpu.phases) for vcpu in guest.vcpus],
+            [_sparse(retired(vcpu)) for vcpu in guest.vcpus],
+            [_sparse(vcpu.phases) for vcpu in guest.vcpus],
             (chain.bucket, chain.records, chain.digest),
         )  # fmt: skip
 
     def body(self) -> dict[str, object]:
         """As msgpack-able values."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in _FIELDS}
 
     @classmethod
     def parse(cls, body: dict[str, Any]) -> GuestBooks:
@@ -62,13 +65,19 @@ class GuestBooks:
         """Go on with these books for a VM that came."""
         for name in _COPIED:
             setattr(guest, name, getattr(self, name))
-        guest.lost_ns = {mechanism: self.lost_ns.get(mechanism.value, 0.0) for mechanism in Mechanism}
+        guest.lost_ns = {mechanism: self.lost_ns.get(mechanism, 0.0) for mechanism in MECHANISMS}
         for vcpu, elapsed, instructions, phases in zip(
             guest.vcpus, self.elapsed_ns, self.instructions, self.phases, strict=True
         ):
-            vcpu.elapsed_ns, vcpu.moved_instructions, vcpu.phases = elapsed, list(instructions), list(phases)
+            vcpu.elapsed_ns = elapsed
+            vcpu.moved_instructions = [0.0] * len(vcpu.phases)
+            for number, done in instructions:
+                vcpu.moved_instructions[number] = done
+            for number, count in phases:
+                vcpu.phases[number] = count
 
 
+_FIELDS = tuple(one.name for one in fields(GuestBooks))
 _COPIED = (
     "ordered_ns", "running_ns", "launch_digest", "psp_wait_ns", "psp_service_ns", "operation_ns", "operations",
     "faults", "bytes_read", "bytes_written",
@@ -77,14 +86,19 @@ _COPIED = (
 
 def mechanism_ns(guest: Guest) -> dict[Mechanism, float]:
     """Time of a VM by mechanism, summed over its vCPUs."""
-    times = {mechanism: guest.lost_ns.get(mechanism, 0.0) for mechanism in Mechanism}
+    times = {mechanism: guest.lost_ns.get(mechanism, 0.0) for mechanism in MECHANISMS}
     for vcpu in guest.vcpus:
         times[Mechanism.LOADED_LATENCY] += vcpu.loaded_ns
         times[Mechanism.CORE_WAIT] += vcpu.core_wait_ns
         for instructions, cost in zip(vcpu.instructions, guest.phase_costs[vcpu.index], strict=True):
-            for mechanism, ns in cost.parts:
-                times[mechanism] += instructions * ns
+            if instructions:
+                for mechanism, ns in cost.parts:
+                    times[mechanism] += instructions * ns
     return times
+
+
+def _sparse(figures: list[N]) -> list[tuple[int, N]]:
+    return [(number, figure) for number, figure in enumerate(figures) if figure]
 
 
 def retired(vcpu: Vcpu) -> list[float]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from node.program import Placement
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
@@ -49,15 +50,12 @@ class GuestMemoryMap:
     @property
     def ram(self) -> tuple[Range, ...]:
         """The ranges of RAM."""
-        low = min(self.memory_bytes, LOW_RAM_BYTES)
-        rest = self.memory_bytes - low
-        return (Range(0, low), Range(HIGH_RAM_GPA, rest)) if rest else (Range(0, low),)
+        return _ram(self.memory_bytes)
 
     @property
     def shared(self) -> Range:
         """The pool for device buffers."""
-        wanted = min(self.memory_bytes * _SHARED_PERCENT // 100, _SHARED_MOST_BYTES)
-        return Range(SHARED_GPA, max(1, wanted // LARGE_PAGE_BYTES) * LARGE_PAGE_BYTES)
+        return _shared(self.memory_bytes)
 
     @property
     def slice_bytes(self) -> int:
@@ -103,6 +101,25 @@ class GuestMemoryMap:
                 position = gpa + length
             if end > position:
                 yield Range(position, end - position)
+
+
+@lru_cache(maxsize=1024)
+def memory_map(memory_bytes: int, vcpus: int) -> GuestMemoryMap:
+    """The layout of a guest, one object for all guests of one size. Raises ValueError for impossible sizes."""
+    return GuestMemoryMap(memory_bytes, vcpus)
+
+
+@lru_cache(maxsize=1024)
+def _ram(memory_bytes: int) -> tuple[Range, ...]:
+    low = min(memory_bytes, LOW_RAM_BYTES)
+    rest = memory_bytes - low
+    return (Range(0, low), Range(HIGH_RAM_GPA, rest)) if rest else (Range(0, low),)
+
+
+@lru_cache(maxsize=1024)
+def _shared(memory_bytes: int) -> Range:
+    wanted = min(memory_bytes * _SHARED_PERCENT // 100, _SHARED_MOST_BYTES)
+    return Range(SHARED_GPA, max(1, wanted // LARGE_PAGE_BYTES) * LARGE_PAGE_BYTES)
 
 
 def _small_ranges(block: int, taken: set[int]) -> Iterator[Range]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from node.arrivals import Arrivals
 from node.board import Board
 from node.clock import Clock
-from node.contention import NEVER_NS, Contention
+from node.contention import Contention
 from node.counter_random import CounterRandom
 from node.departures import Departures
 from node.event_log import EventLog
@@ -140,8 +140,9 @@ class Host:
 
     def earliest_output_ns(self, next_event_ns: int) -> int:
         """Before which nothing will be said of any VM here, if nobody asks; NEVER_NS for a quiet host."""
-        promises = [max(promise, next_event_ns) for promise in self.tasks.promises.values()]
-        return min(*promises, self.departures.earliest_output_ns(next_event_ns), NEVER_NS)
+        leaving_ns = self.departures.earliest_output_ns(next_event_ns)
+        promises = self.tasks.promises
+        return min(leaving_ns, max(next_event_ns, min(promises.values()))) if promises else leaving_ns
 
     def destroy(self, name: str) -> None:
         """Take a VM off the host and give every resource back; a VM that is not there is left alone."""

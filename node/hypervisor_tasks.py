@@ -68,7 +68,11 @@ class HypervisorTasks:
             del self.promises[name]
             say()
 
-        self._clock.after(max(0, self.promises[name] - self._clock.now_ns), now)
+        left_ns = self.promises[name] - self._clock.now_ns
+        if left_ns > 0:
+            self._clock.after(left_ns, now)
+        else:
+            now()
 
     def _step(
         self,
@@ -78,18 +82,22 @@ class HypervisorTasks:
         done: Callable[[object], None],
         refused: Callable[[LaunchRefused], None] | None,
     ) -> None:
-        try:
-            batch = task.send(answers)  # type: ignore[arg-type]
-        except StopIteration as end:
-            done(end.value)
-            return
-        except LaunchRefused as refusal:
-            if refused is None:
-                raise
-            refused(refusal)
-            return
         now_ns = self._clock.now_ns
-        end_ns = self._served(batch, now_ns + round(sum([self._cost.price(one) for one in batch])), guest)
+        while True:
+            try:
+                batch = task.send(answers)  # type: ignore[arg-type]
+            except StopIteration as end:
+                done(end.value)
+                return
+            except LaunchRefused as refusal:
+                if refused is None:
+                    raise
+                refused(refusal)
+                return
+            end_ns = self._served(batch, now_ns + round(self._cost.price(batch)), guest)
+            if end_ns > now_ns:
+                break
+            answers = self._board.execute_host(batch)  # What takes no time needs no event.
 
         def take_effect() -> None:
             self._step(task, self._board.execute_host(batch), guest, done, refused)
@@ -98,9 +106,10 @@ class HypervisorTasks:
 
     def _served(self, batch: tuple[op.HypervisorOperation, ...], ready_ns: int, guest: Guest) -> int:
         """When a batch that is ready for the mailbox is through with it."""
-        served = [(one.command, round(self._cost.psp_service_ns(one))) for one in batch if type(one) is op.PspCommand]
-        if not served:
+        commands = [one for one in batch if type(one) is op.PspCommand]
+        if not commands:
             return ready_ns
+        served = [(one.command, round(self._cost.psp_service_ns(one))) for one in commands]
         end_ns, waited_ns = self.psp_queue.serve(ready_ns, served)
         service_ns = sum([ns for _, ns in served])
         if self._chain.keeps:

@@ -15,6 +15,7 @@ from enum import IntEnum
 import msgpack
 
 from node.operations import BLOCK_BYTES
+from node.packing import packed
 from node.vm_state import Run, VmState
 from node.vmsa import VMSA_BYTES
 from psp.system_bus import PAGE_BYTES
@@ -54,7 +55,7 @@ def frames_of(state: VmState) -> tuple[bytes, ...]:
         *((FrameKind.BLOCKS, runs) for runs in _bundles(state.blocks, BLOCK_BYTES, 1)),
         (FrameKind.END, (_amount(state.pages, PAGE_BYTES), _amount(state.blocks, BLOCK_BYTES))),
     ]
-    return tuple(_framed(sequence, kind, msgpack.packb(body)) for sequence, (kind, body) in enumerate(bodies))
+    return tuple(_framed(sequence, kind, packed(body)) for sequence, (kind, body) in enumerate(bodies))
 
 
 def state_of(frames: Iterable[bytes], vm: str, memory: Callable[[int, int], bool], disk_blocks: int) -> VmState:
@@ -79,8 +80,7 @@ def page_digests(pages: Iterable[Run]) -> bytes:
 
 
 def _framed(sequence: int, kind: FrameKind, body: bytes) -> bytes:
-    frame: bytes = msgpack.packb((VERSION, sequence, int(kind), len(body), _checksum(sequence, kind, body), body))
-    return frame
+    return packed((VERSION, sequence, int(kind), len(body), _checksum(sequence, kind, body), body))
 
 
 def _checksum(sequence: int, kind: int, body: bytes) -> bytes:

@@ -19,6 +19,7 @@ class MigrationRefusal(StrEnum):
     NO_SUCH_VM = "no such VM runs here"
     NOT_RUNNING = "the VM does not run"
     UNDER_WAY = "the VM is migrating already"
+    ALREADY_THERE = "the VM is on that host"
     NEEDS_SEND_COMMANDS = "SEV memory leaves a host only through SEND_START and SEND_UPDATE_DATA, not modelled yet"
     NEEDS_VMSA_TRANSFER = "SEV-ES registers leave a host only through SEND_UPDATE_VMSA, not modelled yet"
     NEEDS_MIGRATION_AGENT = "an SNP guest moves only with a migration agent, and this one has none"

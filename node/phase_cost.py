@@ -42,6 +42,9 @@ class Mechanism(StrEnum):
     """PVALIDATE and page state changes."""
 
 
+MECHANISMS = tuple(Mechanism)
+"""All of them: to go through an enumeration itself is slow."""
+
 ENCRYPTED = frozenset({Generation.SEV, Generation.SEV_ES, Generation.SEV_SNP, Generation.SEV_TIO})
 RMP_CHECKED = frozenset({Generation.SEV_SNP, Generation.SEV_TIO})
 

@@ -76,8 +76,8 @@ class Registers:
 
     def reset(self, rip: int) -> None:
         """Clear every register and go on at ``rip``."""
-        for name in self.__slots__:
-            setattr(self, name, 0)
+        self.r8 = self.r9 = self.r10 = self.r11 = self.r12 = self.r13 = self.r14 = self.r15 = 0
+        self.rax = self.rbp = self.rbx = self.rcx = self.rdi = self.rdx = self.rsi = self.rsp = 0
         self.rip = rip
 
 

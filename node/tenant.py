@@ -128,12 +128,14 @@ class Tenant:
 
     def rebuild(self, vcpu: int) -> None:
         """Make a vCPU's program anew from its specification."""
+        self.running[vcpu] = None
+        if self.programs[vcpu] is not None:
+            return  # It was made from that and cannot have changed: programs keep nothing.
         spec = self._spec
         program = self._factory(spec.program, spec.memory.placement(spec.name, vcpu, spec.seed))
         kernel = GuestKernel(spec.generation, spec.memory, spec.launched, vcpu, spec.reset_rips[vcpu], program.entry)
         self.programs[vcpu] = program
         self.blocks[vcpu] = {**kernel.blocks, **program.blocks}
-        self.running[vcpu] = None
 
     def close(self) -> None:
         """Nothing of it is anywhere else."""

@@ -19,6 +19,7 @@ from node.event_log import EventLog
 from node.generation import Generation
 from node.guest import Guest, GuestState
 from node.host_events import HostEvent
+from node.identity_cache import IdentityCache
 from node.operation_cost import GuestOperationCost
 from node.phase_cost import PhaseCost
 from node.program import Demand, Ending, Registers
@@ -49,6 +50,8 @@ class VcpuRunner:
         self._costs = costs
         self._guest_costs: dict[str, GuestOperationCost] = {}
         self._known_costs: dict[tuple[tuple[Demand, ...], Generation], tuple[PhaseCost, ...]] = {}
+        self._priced: dict[str, IdentityCache[tuple[Demand, ...], tuple[PhaseCost, ...]]] = {}
+        """Phase costs by generation."""
 
     # What a host asks for.
 
@@ -57,7 +60,7 @@ class VcpuRunner:
         for vcpu, demands in zip(guest.vcpus, guest.software.demands, strict=True):
             vcpu.instructions, vcpu.phases = [0.0] * len(demands), [0] * len(demands)
             guest.phase_costs[vcpu.index] = self._phase_costs(demands, guest.spec.generation)
-        guest.demand_names = tuple(tuple(one.name for one in demands) for demands in guest.software.demands)
+        guest.demand_names = tuple(map(_names, guest.software.demands))
 
     def go_on(self, vcpu: Vcpu) -> None:
         """Go on with a vCPU as its registers say: the rest of a phase or sleep, else the next block."""
@@ -306,6 +309,13 @@ class VcpuRunner:
 
     def _phase_costs(self, demands: tuple[Demand, ...], generation: Generation) -> tuple[PhaseCost, ...]:
         """Costs of a program's demands, worked out once for all VMs that make the same."""
+        priced = self._priced.get(generation.name)
+        if priced is None:
+            priced = IdentityCache(lambda some: self._work_out(some, generation))
+            self._priced[generation.name] = priced
+        return priced(demands)
+
+    def _work_out(self, demands: tuple[Demand, ...], generation: Generation) -> tuple[PhaseCost, ...]:
         key = (demands, generation)
         found = self._known_costs.get(key)
         if found is None:
@@ -315,6 +325,9 @@ class VcpuRunner:
 
 
 _AT_REST = (VcpuState.PAUSED, VcpuState.WAITING, VcpuState.STOPPED)
+
+
+_names = IdentityCache[tuple[Demand, ...], tuple[str, ...]](lambda demands: tuple(one.name for one in demands))
 
 
 def _mark(log: DirtyLog, batch: tuple[op.GuestOperation, ...], now_ns: int) -> None:

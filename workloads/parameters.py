@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import Field, dataclass, field, fields
+from functools import cache, lru_cache
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from node.program import Placement, Scalar
@@ -112,8 +113,25 @@ P = TypeVar("P", bound=Parameters)
 
 
 def parameters_from(kind: type[P], given: Iterable[tuple[str, Scalar]]) -> P:
-    """Parameters of ``kind`` with defaults where nothing was given."""
-    rules: dict[str, Rule] = {one.name: one.metadata["rule"] for one in fields(kind)}
+    """Parameters of ``kind`` with defaults where nothing was given; the same object for the same values."""
+    pairs = tuple(given)
+    types = tuple([type(value) for _, value in pairs])
+    if not _HASHED.issuperset(types):
+        return _parsed(kind, pairs)  # Something in it will be refused.
+    # True and 1.0 equal 1, and are not what a whole number may be.
+    return _kept(kind, pairs, types)  # type: ignore[return-value]
+
+
+_HASHED = frozenset({int, float, str})
+
+
+@lru_cache(maxsize=256)
+def _kept(kind: type[Parameters], given: tuple[tuple[str, Scalar], ...], _: tuple[type, ...]) -> Parameters:
+    return _parsed(kind, given)
+
+
+def _parsed(kind: type[P], given: tuple[tuple[str, Scalar], ...]) -> P:
+    rules = _rules_of(kind)
     values: dict[str, Scalar] = {}
     for name, value in given:
         if name not in rules:
@@ -124,6 +142,11 @@ def parameters_from(kind: type[P], given: Iterable[tuple[str, Scalar]]) -> P:
             raise WorkloadParameterError(name, rules[name].expected)
         values[name] = value
     return kind(**values)
+
+
+@cache
+def _rules_of(kind: type[Parameters]) -> dict[str, Rule]:
+    return {one.name: one.metadata["rule"] for one in fields(kind)}
 
 
 def check_placement(parameters: Parameters, placement: Placement) -> None:

@@ -140,6 +140,10 @@ class PlayerParameters:
     slot_bytes: int = whole(2048, 64, 64 << 10, 64)
     touches_per_step: int = whole(24, 0, 1024)
     """Slots loaded, compared and stored in each step."""
+    written_set_bytes: int = whole(0, 0, 1 << 34, 4096)
+    """Memory that the machine writes all over beside its slots, with bytes nobody looks at; 0 for the working set."""
+    written_bytes_per_s: int = whole(0, 0, 10**12)
+    """How much of that it writes with all of its vCPU; 0 for what an ordinary server does."""
 
     def __post_init__(self) -> None:
         unpack_runs(self.fragments)
@@ -155,8 +159,8 @@ class PlayerParameters:
 
     @property
     def private_bytes(self) -> int:
-        """The working set."""
-        return self.working_set_bytes
+        """The working set, inside what is written all over where that is more."""
+        return max(self.working_set_bytes, self.written_set_bytes)
 
     @property
     def shared_bytes(self) -> int:
@@ -188,7 +192,8 @@ class TracePlayer:
     @property
     def demands(self) -> tuple[Demand, ...]:
         """One for each share from 1 to 100: the same work, no faster than the share allows."""
-        return _capped_demands(self.parameters.mhz, self.parameters.working_set_bytes)
+        mine = self.parameters
+        return _capped_demands(mine.mhz, mine.written_set_bytes or mine.working_set_bytes, mine.written_bytes_per_s)
 
     @property
     def blocks(self) -> Mapping[int, Callable[[Registers], Block]]:
@@ -250,11 +255,12 @@ class TracePlayer:
 
 
 @lru_cache(maxsize=64)
-def _capped_demands(mhz: int, written_bytes: int) -> tuple[Demand, ...]:
+def _capped_demands(mhz: int, written_bytes: int, written_per_s: int) -> tuple[Demand, ...]:
     full_per_s = float(mhz * 1000 * INSTRUCTIONS_PER_KILO_CYCLE)
+    play = replace(_DEMAND, written_bytes_per_kilo_instruction=1000.0 * written_per_s / full_per_s)
     return tuple(
         replace(
-            _DEMAND,
+            play if written_per_s else _DEMAND,
             name=f"play {level} %",
             max_instructions_per_s=full_per_s * level / FULL,
             written_set_bytes=written_bytes,

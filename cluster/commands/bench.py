@@ -11,7 +11,8 @@ NAME = "bench"
 HELP = "measure sevfleet on this machine"
 DESCRIPTION = """\
 Measures sevfleet: memory (the cipher and the checks on its way), sync (round
-trips between hosts), kernel (phases under contention). Without a name, all."""
+trips between hosts), kernel (phases under contention), migrations (ten thousand
+live migrations). Without a name, all."""
 EXAMPLE = "sevfleet bench memory --json"
 
 

@@ -172,6 +172,32 @@ def test_a_vm_moves_once_at_a_time() -> None:
     assert vm_row(rows)["host"] == "host-2"
 
 
+def test_a_vm_is_not_moved_to_the_host_it_is_on() -> None:
+    _, rows = play(scenario(migrations=[move(to="host-1"), move(at="2 s", to="host-2")]))
+    assert outcomes(rows) == [("refused", "ALREADY_THERE"), ("completed", None)]
+
+
+def test_where_nobody_has_room_nothing_is_begun() -> None:
+    full = [group(f"big-{number}", memory="15 GiB", host=f"host-{number}", vcpus=1) for number in (2, 3)]
+    fleet, rows = play(scenario(vms=[group("vm"), *full], migrations=[move(placement="random")]))
+    assert outcomes(rows) == [("no room", "no host has room")]
+    assert (vm_row(rows)["state"], fleet.control.placement.host_of("vm")) == ("running", "host-1")
+
+
+def test_random_targets_and_first_moves_are_spread_and_the_same_in_every_run() -> None:
+    body = scenario(
+        hosts=[{"name": "host", "product": "Milan", "count": 9, "memory": "16 GiB"}],
+        vms=[group("vm", count=6, workload="trace-player", host="host-1")],
+        migrations=[move(at_spread="9 s", times=2, placement="random")],
+    )  # fmt: skip
+    first, again = play(body)[1], play(body)[1]
+    assert first == again
+    rows = first["migrations"]
+    assert len({row["ordered_ns"] for row in rows}) == len(rows) == 12
+    assert all(1e9 <= row["ordered_ns"] < 10e9 for row in rows[:6])
+    assert len({row["destination"] for row in rows}) > 3
+
+
 def test_a_target_without_room_is_not_tried() -> None:
     body = scenario(vms=[group("vm"), group("big", memory="15 GiB", host="host-2", vcpus=1)])
     _, rows = play({**body, "migrations": [move(to="host-2")]})

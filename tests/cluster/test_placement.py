@@ -57,3 +57,18 @@ def test_what_a_machine_held_is_given_back_once() -> None:
 def test_a_host_without_the_generation_is_passed_over() -> None:
     fit = FirstFit((account("old", generations=frozenset({Generation.PLAIN})), account("new")))
     assert fit.place(guest("vm", Generation.SEV_SNP)) == "new"
+
+
+def test_the_search_for_a_second_place_begins_where_it_is_told_to_and_goes_round() -> None:
+    fit = FirstFit((account("a"), account("b"), account("full", free_bytes=0), account("d", free_bytes=0)))
+    fit.place(guest("vm"), pin="a")
+    assert fit.keep("vm", None, frozenset({"a"}), first=1) == "b"
+    fit.settle("vm", moved=False)
+    assert fit.keep("vm", None, frozenset(), first=2) == "a"
+    fit.settle("vm", moved=False)
+    assert fit.keep("vm", None, frozenset({"a", "b"}), first=3) is None
+
+
+def test_a_host_that_does_not_exist_takes_nothing() -> None:
+    fit = FirstFit((account("a"),))
+    assert fit.place(guest("vm"), pin="nowhere") is None

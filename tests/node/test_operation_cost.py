@@ -98,14 +98,14 @@ HOST = HostOperationCost(COSTS)
 
 
 def test_host_work_is_priced_by_its_row():
-    assert HOST.price(op.HostWork("psp.launch_region_ns")) == COSTS["psp.launch_region_ns"]
-    assert HOST.price(op.HostWrite(0, bytes(1000))) == pytest.approx(1000 * BYTE_NS)
-    assert HOST.price(op.Wbinvd()) == COSTS["host.wbinvd_ns"]
-    assert HOST.price(op.PSmash(0)) == COSTS["rmp.psmash_ns"]
+    assert HOST.price((op.HostWork("psp.launch_region_ns"),)) == COSTS["psp.launch_region_ns"]
+    assert HOST.price((op.HostWrite(0, bytes(1000)),)) == pytest.approx(1000 * BYTE_NS)
+    assert HOST.price((op.Wbinvd(),)) == COSTS["host.wbinvd_ns"]
+    assert HOST.price((op.PSmash(0),)) == COSTS["rmp.psmash_ns"]
     large, small = (RmpEntry(assigned=True, large=one, asid=1) for one in (True, False))
-    assert HOST.price(op.RmpUpdate(0, 4 * MIB, large)) == pytest.approx(2 * COSTS["rmp.update_ns"])
-    assert HOST.price(op.RmpUpdate(0, 4 * MIB, small)) == pytest.approx(1024 * COSTS["rmp.update_ns"])
-    assert HOST.price(op.NestedMap("vm", 0, 0, 4096)) == HOST.price(op.Read(0, 1)) == 0.0
+    assert HOST.price((op.RmpUpdate(0, 4 * MIB, large),)) == pytest.approx(2 * COSTS["rmp.update_ns"])
+    assert HOST.price((op.RmpUpdate(0, 4 * MIB, small),)) == pytest.approx(1024 * COSTS["rmp.update_ns"])
+    assert HOST.price((op.NestedMap("vm", 0, 0, 4096),)) == HOST.price((op.Read(0, 1),)) == 0.0
 
 
 def test_the_security_processors_time_goes_by_command_and_bytes():

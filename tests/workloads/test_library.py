@@ -76,3 +76,11 @@ def test_a_placement_too_small_for_the_program_is_refused(name, machine) -> None
     for less in (replace(enough, length=enough.length - 1), replace(enough, shared_length=enough.shared_length - 1)):
         with pytest.raises(WorkloadParameterError, match="memory"):
             PROGRAMS[name](one.spec, less)
+
+
+def test_what_was_accepted_once_does_not_let_in_what_only_equals_it() -> None:
+    assert validate_parameters("trace-player", {"touches_per_step": 1})
+    for equal in (True, 1.0):
+        with pytest.raises(WorkloadParameterError, match="touches_per_step"):
+            validate_parameters("trace-player", {"touches_per_step": equal})
+    assert validate_parameters("trace-player", {"touches_per_step": 1})

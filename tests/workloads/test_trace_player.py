@@ -9,9 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.operations import Shutdown
+from node.program import Placement, ProgramSpec
 from workloads.library import WorkloadParameterError, validate_parameters
 from workloads.trace import load_trace
-from workloads.trace_player import INSTRUCTIONS_PER_KILO_CYCLE, LONGEST_TEXT, pack_runs, player_parameters, unpack_runs
+from workloads.trace_player import (
+    INSTRUCTIONS_PER_KILO_CYCLE,
+    LONGEST_TEXT,
+    TracePlayer,
+    pack_runs,
+    player_parameters,
+    unpack_runs,
+)
 from workloads.trace_vm import CpuFragments, TraceVm
 
 
@@ -72,3 +80,21 @@ def test_a_trace_too_long_for_a_specification_is_refused() -> None:
     vm = TraceVm("vm-1", 0, count * 300_000 * 1_000_000, 1, 1 << 30, pieces, 2600.0)
     with pytest.raises(WorkloadParameterError):
         player_parameters(vm)
+
+
+def test_what_a_machine_writes_can_be_said_and_goes_with_its_share() -> None:
+    given = {"fragments": pack_runs([(1000, 50)]), "written_set_bytes": 1 << 30, "written_bytes_per_s": 200_000_000}
+    program = TracePlayer.build(
+        ProgramSpec("trace-player", tuple(sorted(given.items()))), Placement("vm", 0, 0, 1 << 30, 0, 0, 1)
+    )
+    half, whole = program.demands[49], program.demands[99]
+    for demand, share in ((half, 0.5), (whole, 1.0)):
+        written_per_s = demand.max_instructions_per_s / 1000 * demand.written_bytes_per_kilo_instruction
+        assert written_per_s == pytest.approx(200e6 * share)
+        assert demand.written_set_bytes == 1 << 30
+
+
+def test_a_set_that_is_written_all_over_must_fit_the_machine() -> None:
+    spec = ProgramSpec("trace-player", (("fragments", pack_runs([(1000, 50)])), ("written_set_bytes", 1 << 30)))
+    with pytest.raises(WorkloadParameterError, match="at least 1073741824 private bytes"):
+        TracePlayer.build(spec, Placement("vm", 0, 0, 1 << 29, 0, 0, 1))

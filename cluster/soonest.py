@@ -1,0 +1,43 @@
+"""Times by name, and whose is first: a heap in which what has changed since is passed over when it comes up."""
+
+from __future__ import annotations
+
+import heapq
+
+from cluster.entity import NEVER
+
+_SLACK = 64
+
+
+class Soonest:
+    """A time for each name; ``NEVER`` for those that have none."""
+
+    def __init__(self) -> None:
+        self._times: dict[str, int] = {}
+        self._heap: list[tuple[int, str]] = []
+
+    def __getitem__(self, name: str) -> int:
+        return self._times.get(name, NEVER)
+
+    def __setitem__(self, name: str, time_ns: int) -> None:
+        times = self._times
+        if times.get(name, NEVER) == time_ns:
+            return
+        if time_ns == NEVER:
+            del times[name]
+            return
+        times[name] = time_ns
+        heapq.heappush(self._heap, (time_ns, name))
+        if len(self._heap) > 2 * len(times) + _SLACK:
+            self._heap = [(time, one) for one, time in times.items()]
+            heapq.heapify(self._heap)
+
+    def first(self) -> tuple[int, str]:
+        """The earliest time and its name, of equal times the first name; (``NEVER``, nobody) where there is none."""
+        heap, times = self._heap, self._times
+        while heap:
+            first = heap[0]
+            if times.get(first[1]) == first[0]:
+                return first
+            heapq.heappop(heap)
+        return NEVER, ""
