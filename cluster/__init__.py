@@ -2,8 +2,9 @@
 
 This floor may import every other. Ray is imported in ``ray_cluster`` alone.
 
-    from cluster import Scenario, run
+    from cluster import Scenario, run, sweep
     results = run(Scenario.load("fleet.toml"), layout="packed")
+    swept = sweep(Scenario.load("fleet.toml"), seeds=8, grid={"vms.database.vcpus": [1, 2, 4]}, out="sweep/")
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cluster.parameter_sweep import sweep
     from cluster.scenario import Scenario
     from cluster.simulation import run
 
-__all__ = ["Scenario", "run"]
+__all__ = ["Scenario", "run", "sweep"]
 
 
 def __getattr__(name: str) -> object:
@@ -27,4 +29,8 @@ def __getattr__(name: str) -> object:
         from cluster.simulation import run  # noqa: PLC0415
 
         return run
+    if name == "sweep":
+        from cluster.parameter_sweep import sweep  # noqa: PLC0415
+
+        return sweep
     raise AttributeError(f"module cluster has no attribute {name}")

@@ -1,135 +1,216 @@
-"""Hosts dealt out over actors: layout ``packed`` and its kin differ in how many there are."""
+"""Hosts dealt out over actors: layout ``packed`` and its kin differ in how many there are.
+
+A worker that is lost is replaced, here and not by Ray: only the driver knows what
+it was told. Meanwhile the others wait at the end of the window, and control goes
+back to the coordinator every second, so that progress and Ctrl-C live.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cluster.entity import Message
 from cluster.inbox import ProtocolViolationError
-from cluster.layout import LayoutError, Rows, WorkerLostError, merged_reports, merged_rows
+from cluster.layout import LayoutError, Rows, RowsByEntity, WorkerLostError, merged_reports, merged_rows
+from cluster.life_sign import PATIENCE_S
 from cluster.process_memory import free_bytes, held_bytes
-from cluster.ray_cluster import Actor, ActorLostError, Call, ClusterLostError, RayCluster, cores
+from cluster.ray_cluster import LOOK_S, Call, ClusterLostError, Missing, Raised, RayCluster, cores
+from cluster.seat import MOST_LOSSES, Seat, Step
 from cluster.shard import EntityFactory, ShardReport
-from cluster.shard_worker import ShardWorker, packed_call, parsed_report
 from cluster.units import SIZE
 
 ACTOR_BYTES = 90 << 20
 """What an actor's process holds before its hosts do anything: measured 79 to 92 MiB."""
-WorkerRule = Callable[[int], int]
-"""How many workers a number of hosts gets."""
+SALVAGE_S = 30.0
+"""How long workers may take for their rows after one of them was given up."""
+WorkerRule = Callable[[int, int], int]
+"""How many workers a number of hosts gets from a number of cores."""
 
 
 def packed(workers: int | None) -> WorkerRule:
     """The rule of layout ``packed``: so many workers, one a core where nobody says, never more than hosts."""
     if workers is not None and workers < 1:
         raise LayoutError(f"workers: expected at least 1, got {workers}")
-    return lambda hosts: max(1, min(workers or cores(), hosts))
+    return lambda hosts, cpus: max(1, min(workers or cpus, hosts))
 
 
 def one_each(workers: int | None) -> WorkerRule:
     """The rule of layout ``host``: a worker for each host, however many there are."""
     if workers is not None:
         raise LayoutError(f"workers: expected none with layout host, which has one for each host, got {workers}")
-    return lambda hosts: max(1, hosts)
+    return lambda hosts, _: max(1, hosts)
 
 
 class ActorLayout:
-    """One Ray actor per worker, each with its part of the entities."""
+    """One Ray actor per worker, each with its part of the entities.
 
-    def __init__(self, rule: WorkerRule) -> None:
+    With ``address`` the actors are spread over the machines of the Ray cluster
+    there. A worker that gives no sign of life for ``patience_s`` counts as lost.
+    """
+
+    def __init__(self, rule: WorkerRule, address: str | None = None, patience_s: float = PATIENCE_S) -> None:
         self.rule = rule
         self.startup_s = 0.0
         self.workers = 0
-        self._cluster = RayCluster()
-        self._actors: list[Actor] = []
-        self._home: dict[str, int] = {}
-        self._names: list[str] = []
+        self._patience_s = patience_s
+        self._cluster = RayCluster(address)
+        self._seats: list[Seat] = []
+        self._home: dict[str, Seat] = {}
         self._memory_bytes: dict[str, int] = {}
-        self._reports: list[ShardReport] = []
+        self._cluster_losses = 0
+        self.notes: list[str] = []
+        """What is out of the ordinary at present, for people who watch."""
+
+    def expect(self, vms: int) -> None:
+        """VMs need no processes of their own here."""
 
     def start(self, factory: EntityFactory, specs: Sequence[tuple[str, bytes]]) -> None:
-        """Start Ray if it is not up, and build the entities, dealt out in turn."""
-        self.workers = self.rule(len(specs))
-        check_room(self.workers - len(self._actors))
-        if not self._cluster.running:
-            self._cluster.start(min(self.workers, cores()))
-            self.startup_s = self._cluster.startup_s
-        while len(self._actors) < self.workers:
-            self._actors.append(self._cluster.spawn(ShardWorker))
-        parts: list[list[tuple[str, bytes]]] = [[] for _ in self._actors]  # one that is not needed now forgets
-        self._home = {}
-        self._names = _names(specs, self.workers)
-        for index, spec in enumerate(specs):
-            parts[index % self.workers].append(spec)
-            self._home[spec[0]] = index % self.workers
-        calls = [actor.call("start", factory, part) for actor, part in zip(self._actors, parts, strict=True)]
-        answers = self._answers(calls, range(len(calls)))
-        self._reports = [parsed_report(data) for data in answers[: self.workers]]
-        self._cluster.remember_processes()
+        """Start or join Ray if it is not up, and build the entities, dealt out in turn."""
+        cluster = self._cluster
+        if cluster.address is not None:
+            self._start_cluster(0)
+        self.workers = self.rule(len(specs), cluster.cpus)
+        if cluster.address is None:
+            check_room(self.workers - len(self._seats))
+            self._start_cluster(min(self.workers, cores()))
+        while len(self._seats) < self.workers:
+            self._seats.append(Seat(cluster, self._patience_s))
+        names = _names(specs, self.workers)
+        self._home = {spec[0]: self._seats[index % self.workers] for index, spec in enumerate(specs)}
+        for number, seat in enumerate(self._seats):  # one that is not needed now forgets
+            needed = number < self.workers
+            seat.assign(names[number] if needed else "", factory, specs[number :: self.workers] if needed else ())
+        self._catch_up(self._seats)
+        cluster.remember_processes()
 
-    def _answers(self, calls: Sequence[Call], numbers: Sequence[int]) -> list[Any]:
-        """What the workers of these numbers answer. A worker's own error comes out as it was raised there."""
+    def _start_cluster(self, cpus: int) -> None:
+        if not self._cluster.running:
+            self._cluster.start(cpus)
+            self.startup_s += self._cluster.startup_s
+
+    @property
+    def _working(self) -> list[Seat]:
+        return self._seats[: self.workers]
+
+    def _catch_up(self, seats: Sequence[Seat]) -> None:
+        """Go on until these seats have done what they were told. What they say is of no use to anybody any more."""
+        while busy := [seat for seat in seats if seat.step is not Step.READY]:
+            self._work(busy)
+
+    def _work(self, seats: Sequence[Seat]) -> tuple[list[Message], int]:
+        """One call of each of these seats, as far as it ends within a second: what they say, and events they did."""
         try:
-            return self._cluster.answers(calls)
-        except ActorLostError as error:
-            who = f"worker {numbers[error.index] + 1} of {self.workers}"
-            raise WorkerLostError(f"{who} was lost: its process ended unexpectedly") from error
+            outcomes = self._cluster.settled([seat.due() for seat in seats], LOOK_S)
         except ClusterLostError as error:
+            self._start_again(error)
+            return [], 0
+        said: list[Message] = []
+        events = 0
+        self.notes = []
+        for seat, outcome in zip(seats, outcomes, strict=True):
+            was = seat.step
+            try:
+                if outcome is Missing.WAITING:
+                    self.notes += [note] if (note := seat.waits()) else []
+                    continue
+                said += seat.take(_answer(outcome))
+            except WorkerLostError as error:
+                seat.lose(str(error))
+                self.notes.append(f"{seat.name} was lost and is replaced")
+                continue
+            events += seat.report.events if was is Step.ADVANCE else 0
+        return said, events
+
+    def _start_again(self, error: ClusterLostError) -> None:
+        """Ray itself went away: start another, if it is ours and this does not happen again and again."""
+        self._cluster_losses += 1
+        if self._cluster.address is not None or self._cluster_losses > MOST_LOSSES:
             raise WorkerLostError(f"all {self.workers} workers were lost: {error}") from error
+        self._cluster.close()
+        for seat in self._seats:
+            seat.vacate()
+        self._start_cluster(min(self.workers, cores()))
+        self.notes = [f"{error}; another Ray was started"]
 
     def report(self) -> ShardReport:
         """As after the last call."""
-        return merged_reports(self._reports)
+        return self._report([], 0)
+
+    def _report(self, said: Sequence[Message], events: int) -> ShardReport:
+        merged = merged_reports([seat.report for seat in self._working])
+        reached = merged.reached and all(seat.step is Step.READY for seat in self._working)
+        return replace(merged, events=events, reached=reached, outputs=tuple(sorted(said)))
 
     def advance(self, horizon_ns: int, mail: Mapping[str, tuple[Message, ...]], event_budget: int) -> ShardReport:
-        """One call to each shard with mail or events before the horizon."""
-        parts: dict[int, dict[str, tuple[Message, ...]]] = {}
+        """One call to each worker with mail or events before the horizon, or with something to catch up."""
+        parts: dict[Seat, dict[str, tuple[Message, ...]]] = {}
         for name, messages in mail.items():
             if name not in self._home:
                 raise ProtocolViolationError(f"{messages[0].sender}: sent a message to {name}, which is not here")
             parts.setdefault(self._home[name], {})[name] = messages
-        busy = [
-            number
-            for number, report in enumerate(self._reports)
-            if number in parts or report.next_event_ns < horizon_ns
-        ]
-        calls = [
-            self._actors[number].call("advance", packed_call(horizon_ns, parts.get(number, {}), event_budget))
-            for number in busy
-        ]
-        # Who is not called stands as it stood, and has nothing new to say.
-        self._reports = [
-            ShardReport(report.next_event_ns, report.earliest_output_ns, 0, True, ()) for report in self._reports
-        ]
-        fresh = [parsed_report(data) for data in self._answers(calls, busy)] if calls else []
-        for number, report in zip(busy, fresh, strict=True):
-            self._reports[number] = report
-        return self.report()
+        for seat in self._working:
+            if seat in parts or (seat.step is Step.READY and seat.report.next_event_ns < horizon_ns):
+                seat.tell(horizon_ns, parts.get(seat, {}), event_budget)
+        busy = [seat for seat in self._working if seat.step is not Step.READY]
+        return self._report(*(self._work(busy) if busy else ([], 0)))
 
     def collect(self, end_ns: int) -> Rows:
-        """Rows of all shards."""
-        answers = self._answers_of_all("collect", end_ns)
-        held = self._answers([actor.apply(_held_bytes) for actor in self._actors[: self.workers]], range(self.workers))
-        self._memory_bytes = {name: held for name, held in zip(self._names, held, strict=True) if held is not None}
-        return merged_rows({name: rows for answer in answers for name, rows in answer.items()})
+        """Rows of all workers; one that is lost in the middle of that has to come so far again."""
+        collected: dict[Seat, RowsByEntity] = {}
+        while missing := [seat for seat in self._working if seat not in collected]:
+            self._catch_up(missing)
+            for seat in missing:
+                seat.ask_rows(end_ns)
+            self._catch_up(missing)
+            collected |= {seat: seat.rows for seat in missing if seat.rows is not None}
+        self._memory_bytes = self._held_bytes()
+        return merged_rows({name: rows for seat in self._working for name, rows in collected[seat].items()})
+
+    def salvage(self, end_ns: int) -> Rows:
+        """Rows of the workers that are still there, after a WorkerLostError."""
+        there = [seat for seat in self._working if seat.step is Step.READY]
+        outcomes = self._quick([seat.actor.call("collect", end_ns) for seat in there], SALVAGE_S)
+        return merged_rows({name: rows for answer in outcomes for name, rows in answer.items()})
 
     def gauges(self) -> dict[str, dict[str, float]]:
-        """Live figures of all shards."""
-        return {name: figures for answer in self._answers_of_all("gauges") for name, figures in answer.items()}
+        """Live figures of the workers that are not busy."""
+        idle = [seat for seat in self._working if seat.step is Step.READY]
+        answers = self._quick([seat.actor.call("gauges") for seat in idle], LOOK_S)
+        return {name: figures for answer in answers for name, figures in answer.items()}
 
-    def _answers_of_all(self, method: str, *arguments: object) -> list[Any]:
-        every = range(self.workers)
-        return self._answers([self._actors[number].call(method, *arguments) for number in every], every)
+    def _held_bytes(self) -> dict[str, int]:
+        held: dict[str, int] = {}
+        for seat in self._working:
+            for size in self._quick([seat.actor.apply(_held_bytes)], LOOK_S):
+                held |= {seat.name: size} if size is not None else {}
+        return held
+
+    def _quick(self, calls: Sequence[Call], timeout_s: float) -> list[Any]:
+        """Answers that come in time; the next window finds out who is lost."""
+        try:
+            outcomes = self._cluster.settled(calls, timeout_s) if calls else []
+        except ClusterLostError:
+            return []
+        return [outcome for outcome in outcomes if not isinstance(outcome, (Missing, Raised))]
 
     def facts(self) -> dict[str, object]:
-        """Memory of each worker's process when its rows were collected."""
-        return {"worker_memory_bytes": self._memory_bytes} if self._memory_bytes else {}
+        """Memory of each worker's process when its rows were collected, and how many workers were replaced."""
+        address = self._cluster.address
+        lost = sum(seat.losses for seat in self._seats)
+        return {
+            **({"address": address, "machines": self._cluster.machines} if address is not None else {}),
+            **({"worker_memory_bytes": self._memory_bytes} if self._memory_bytes else {}),
+            **({"workers_replaced": lost} if lost else {}),
+        }
 
     def close(self) -> None:
         """End the actors and their Ray."""
         self._cluster.close()
-        self._actors = []
+        for seat in self._seats:
+            seat.close()
+        self._seats = []
 
 
 def check_room(workers: int) -> None:
@@ -147,6 +228,15 @@ def _names(specs: Sequence[tuple[str, bytes]], workers: int) -> list[str]:
     if workers == len(specs):
         return [name for name, _ in specs]
     return [f"worker {number}" for number in range(1, workers + 1)]
+
+
+def _answer(outcome: Any) -> Any:
+    """An answer, or what was raised in its place."""
+    if outcome is Missing.LOST:
+        raise WorkerLostError("its process ended unexpectedly")
+    if isinstance(outcome, Raised):
+        raise outcome.error
+    return outcome
 
 
 def _held_bytes(_: object) -> int | None:

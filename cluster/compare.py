@@ -93,12 +93,13 @@ def compare(
     *,
     layout: str = "packed",
     workers: int | None = None,
+    address: str | None = None,
     seed: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> Comparison:
     """Every VM in each of ``generations`` that its host has, each paired with itself as PLAIN."""
     chosen = scenario if seed is None else scenario.with_seed(seed)
-    with Session(layout, workers) as session:
+    with Session(layout, workers, address) as session:
         base = session.run(chosen, None, _noted(on_progress, "as the scenario wants it"), None)
         pairs = _pairs(session, chosen, base, tuple(generations), on_progress, None)
     return Comparison(base, pairs)

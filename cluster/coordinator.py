@@ -131,10 +131,10 @@ class Coordinator:
                 horizon = self._cut(self._reached_ns, horizon)
             stopped = self._go_to(horizon)
             if stopped is not None:
-                return self._result(stopped)
+                return self.result(stopped)
             self._reached_ns = horizon
             if horizon == self._end_ns and min([self._control_ns(), *(m.time_ns for m in self._mail)]) >= horizon:
-                return self._result(None)
+                return self.result(None)
 
     def _control_ns(self) -> int:
         following = self._following_ns
@@ -199,5 +199,6 @@ class Coordinator:
             self._shown_s = now
             self._on_progress(ProgressFacts(virtual_ns, self._round_trips, self._events))
 
-    def _result(self, stopped: str | None) -> CoordinatorResult:
+    def result(self, stopped: str | None) -> CoordinatorResult:
+        """How far everybody is."""
         return CoordinatorResult(self._reached_ns, self._round_trips, self._calls, self._events, stopped)

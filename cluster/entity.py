@@ -20,6 +20,8 @@ class Message(NamedTuple):
     """One message across the star, ordered by (time, sender, sequence); a tuple, because it stands in heaps.
 
     ``time_ns`` is the virtual time at which it takes effect at the receiver.
+    ``sequence`` counts the sender's messages, whoever gets them: each has a higher
+    one than all before it.
     """
 
     time_ns: int

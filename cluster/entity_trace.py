@@ -21,8 +21,9 @@ from cluster.near_names import expected_name
 from cluster.progress import OnProgress, ShouldStop
 from cluster.result_diff import FirstBucket, first_bucket
 from cluster.results import Results
-from cluster.session import LIBRARIES, Session, versions
+from cluster.session import Session
 from cluster.units import DURATION, shown
+from cluster.versions import versions
 from node.record_buffer import LogWish
 
 
@@ -85,7 +86,7 @@ def entity_trace(
     closed = min(reached_ns(saved), reached_ns(again)) // BUCKET_NS
     everywhere = whole and reached_ns(again) == reached_ns(saved)
     parted = first_bucket(saved.tables["digests"], again.tables["digests"], None if everywhere else closed)
-    others = tuple(name for name in LIBRARIES if saved.run.get(name) != versions()[name])
+    others = tuple(name for name, version in versions().items() if saved.run.get(name) != version)
     return EntityTrace(
         entity, from_ns, until_ns, _until(again.events, entity, until_ns, ended_ns), True, parted,
         others if parted is not None else (), again.partial,
@@ -106,8 +107,7 @@ def reached_ns(results: Results) -> int:
 
 def is_reproducible(results: Results) -> bool:
     """Whether this program has the versions that made the results, so that a run made again is the same."""
-    here = versions()
-    return all(results.run.get(name) == here[name] for name in LIBRARIES)
+    return all(results.run.get(name) == version for name, version in versions().items())
 
 
 def _is_logged(results: Results, entity: str) -> bool:

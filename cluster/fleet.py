@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from cluster.control_plane import ControlPlane, Order
 from cluster.fabric import Fabric
@@ -43,6 +44,13 @@ class Fleet:
     control: ControlPlane
     wanted: Mapping[str, Order]
     """Every VM of the scenario, by name."""
+
+    @property
+    def vms_at_once(self) -> int:
+        """How many VMs are there at once at most, as they are ordered; a launch that waits shifts that a little."""
+        ends = [order.arrival_ns + order.lifetime_ns for order in self.wanted.values() if order.lifetime_ns is not None]
+        changes = sorted([*((order.arrival_ns, 1) for order in self.wanted.values()), *((end, -1) for end in ends)])
+        return max(accumulate((change for _, change in changes), initial=0))
 
 
 def build_fleet(scenario: Scenario, changes: Changes | None = None, log: LogWish = NO_LOG) -> Fleet:

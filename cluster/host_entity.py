@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import msgpack
 
 from cluster.entity import NEVER, Advance, Message
 from cluster.event_table import PACKED, packed_events
+from cluster.firmware_key import AUTO, firmware_image
 from cluster.guest_body import guest_body, guest_of
 from cluster.guest_rows import guest_rows
 from cluster.host_rows import host_rows
@@ -24,16 +24,15 @@ from cluster.inbox import Inbox
 from cluster.migration_port import MigrationPort
 from cluster.tables import EVENTS
 from node.cost_table import CostTable, load_cost_table
-from node.firmware_image import FirmwareImage, find_firmware_image, read_firmware_image
 from node.guest import Guest, GuestSpec, GuestState
 from node.host import Host, HostSpec
+from node.hypervisor import Hypervisor
+from node.hypervisor_port import HypervisorFactory
 from node.packing import packed
 from node.product import PRODUCTS
 from node.record_buffer import LogWish
+from node.tenant import TenantFactory
 from workloads.library import PROGRAMS
-
-AUTO = "auto"
-"""Firmware key of the machine's own OVMF, or sevfleet's laboratory image."""
 
 MACHINES = "machines/"
 
@@ -79,23 +78,19 @@ def build_host(order: bytes) -> HostEntity:
 
 
 @cache
-def firmware_image(key: str) -> FirmwareImage:
-    """The image of a firmware key, read once in a process."""
-    return find_firmware_image() if key == AUTO else read_firmware_image(Path(key))
-
-
-@cache
 def _cost_table() -> CostTable:
     return load_cost_table()
 
 
 class HostEntity:
-    """A ``node.host.Host`` between inbox and outbox."""
+    """A ``node.host.Host`` between inbox and outbox; ``tenants`` and ``hypervisor`` as it takes them."""
 
-    def __init__(self, order: HostOrder) -> None:
+    def __init__(
+        self, order: HostOrder, tenants: TenantFactory | None = None, hypervisor: HypervisorFactory = Hypervisor
+    ) -> None:
         costs: Mapping[str, float] = dict(_cost_table().overridden(dict(order.costs)))
         images = {key: firmware_image(key) for key in order.firmware}
-        self.host = Host(order.spec, PROGRAMS, images, costs)
+        self.host = Host(order.spec, PROGRAMS, images, costs, tenants, hypervisor)
         self._inbox = Inbox(self.host.clock.env, self._receive)
         self._outbox: list[Message] = []
         self._sequence = 0

@@ -17,8 +17,12 @@ class InlineLayout:
     workers = 1
 
     def __init__(self) -> None:
+        self.notes: list[str] = []
         self._shard: Shard | None = None
         self._report: ShardReport | None = None
+
+    def expect(self, vms: int) -> None:
+        """VMs need no processes here."""
 
     def start(self, factory: EntityFactory, specs: Sequence[tuple[str, bytes]]) -> None:
         """Build the entities."""
@@ -42,6 +46,10 @@ class InlineLayout:
         """Close the books."""
         assert self._shard is not None
         return merged_rows(self._shard.collect(end_ns))
+
+    def salvage(self, end_ns: int) -> Rows:
+        """The same: nothing can be lost alone."""
+        return self.collect(end_ns)
 
     def gauges(self) -> dict[str, dict[str, float]]:
         """Live figures."""

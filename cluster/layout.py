@@ -18,14 +18,24 @@ class LayoutError(UserError):
 
 
 class WorkerLostError(ToolError):
-    """A worker died; the message names it."""
+    """A worker went away, and could not be replaced or is not to be; the message names it."""
 
 
 class Layout(Protocol):
     """Entities spread over shards. ``startup_s`` is what starting the workers took."""
 
-    startup_s: float
-    workers: int
+    @property
+    def startup_s(self) -> float: ...
+
+    @property
+    def workers(self) -> int: ...
+
+    @property
+    def notes(self) -> list[str]:
+        """What is out of the ordinary at present, for people who watch."""
+
+    def expect(self, vms: int) -> None:
+        """Told before ``start``: so many VMs, at most, will be there at once."""
 
     def start(self, factory: EntityFactory, specs: Sequence[tuple[str, bytes]]) -> None:
         """Build entities from (name, specification); earlier ones are gone."""
@@ -34,10 +44,13 @@ class Layout(Protocol):
         """All entities as they stood after the last call."""
 
     def advance(self, horizon_ns: int, mail: Mapping[str, tuple[Message, ...]], event_budget: int) -> ShardReport:
-        """Take all entities towards the horizon; raises WorkerLostError."""
+        """Take all entities towards the horizon; raises WorkerLostError where workers are lost again and again."""
 
     def collect(self, end_ns: int) -> Rows:
         """Close the books; rows by table, entities in the order of their names."""
+
+    def salvage(self, end_ns: int) -> Rows:
+        """Rows of what is still there after a WorkerLostError."""
 
     def gauges(self) -> dict[str, dict[str, float]]:
         """Live figures by entity."""

@@ -17,3 +17,9 @@ def expected_name(name: str, known: Sequence[str]) -> str:
     if len(known) <= _FEW:
         return f"a host or VM of the run: {', '.join(known)}"
     return f"one of the run's {len(known)} hosts and VMs"
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """What was expected in the place of ``name``: the nearest of the names, or all."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f'"{near[0]}"' if near else f"one of {', '.join(known)}"

@@ -23,6 +23,8 @@ class Progress:
     """Each host's ``Entity.gauges()``, by host."""
     note: str = ""
     """What the driver is busy with, where it is not simulating: "starting Ray"."""
+    troubles: tuple[str, ...] = ()
+    """What is out of the ordinary: workers that are late, or lost and replaced."""
 
 
 OnProgress = Callable[[Progress], None]

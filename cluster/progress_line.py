@@ -38,9 +38,10 @@ def described(progress: Progress) -> str:
     if progress.note:
         return progress.note
     running = sum(count for (state, _), count in progress.machines.items() if state == "running")
+    troubles = "".join(f"; {trouble}" for trouble in progress.troubles)
     return (
         f"{DURATION.about(progress.virtual_ns)} of {DURATION.about(progress.duration_ns)}, "
-        f"{running} machines running, {progress.events:,} events, {progress.round_trips:,} round trips"
+        f"{running} machines running, {progress.events:,} events, {progress.round_trips:,} round trips{troubles}"
     )
 
 

@@ -2,18 +2,21 @@
 
 ``Actors`` is what code needs that has actors: spawn them, call many of them,
 wait, know their processes, end them. It works in any process of a Ray, inside
-actors too. ``RayCluster`` is the driver's, who starts that Ray and ends it:
+actors too. ``RayCluster`` is the driver's, who starts a Ray and ends it, or joins
+one that runs:
 
     with RayCluster() as cluster:
         cluster.start(cpus=2)
         actor = cluster.spawn(ShardWorker)
+        cluster.check([actor])
         answers = cluster.answers([actor.call("start", factory, specs)])
 
-The Ray is our own, always: started for this run, on this machine and reachable
-only from it, with its files in a folder of its own, and taken down again.
-Whatever other Ray runs, or the environment says of one, is left alone.
+A Ray of our own is started for this run, on this machine and reachable only from
+it, with its files in a folder of its own, and taken down again. Whatever other
+Ray runs, or the environment says of one, is left alone. One is joined only where its
+address is given, and then nothing of it is ended but the actors that we spawned.
 
-Ray is neither started nor ended in halves: Ctrl-C waits meanwhile. When it
+Ray is neither started nor ended in halves: Ctrl-C waits meanwhile. When ours
 ends, every process that it started is waited for, and killed where it stays.
 """
 
@@ -21,41 +24,39 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import json
 import logging
 import os
+import platform
 import shutil
+import signal
 import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from cluster import actor_shell
+from cluster.actor_shell import ActorShell, Papers
+from cluster.cluster_address import ClusterFacts, facts_of
+from cluster.code_bundle import difference, offer, own_papers
 from cluster.errors import ToolError, UserError
 from cluster.held_signals import HeldSignals
 from cluster.process_family import Process, end_of, family, process_of
+from cluster.ray_environment import TOKENS, clean_environment, short_folder
 
 OBJECT_STORE_BYTES = 100 << 20
 LOOK_S = 1.0
 """How often Ray's own daemons are looked after: without them Ray would wait a minute, then end this process."""
 LEAVE_S = 5.0
 """How long processes may take to leave before they are killed."""
-LONGEST_FOLDER = 28
-"""Most bytes of the folder for temporary files: Ray adds up to 76 for its sockets, whose paths hold 107 (unix(7))."""
-_THEIRS = "RAY_"
-_OURS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "0",
-    "RAY_ENABLE_RECORD_ACTOR_TASK_LOGGING": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_AUTH_MODE": "disabled",
-    # Under its name of Windows and macOS, where it is the default: listen on the loopback address alone.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-}
+ARRIVE_S = 120.0
+"""How long workers may take to answer for the first time: on a busy machine each starts a Python that imports Ray."""
+_HEALTH = "health"
+"""The concurrency group of a thread that answers while an actor works."""
 
 
 class ClusterError(UserError):
@@ -91,6 +92,13 @@ class Missing(enum.Enum):
     """Not yet there; may be waited for again."""
 
 
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """What stands in the place of an answer where the actor raised an error."""
+
+    error: BaseException
+
+
 Call = Any
 """A call under way: Ray's reference to its answer."""
 
@@ -103,11 +111,19 @@ class Actor:
 
     def call(self, method: str, *arguments: object) -> Call:
         """Begin a call. Calls of one caller are done one after another, in their order."""
-        return getattr(self.handle, method).remote(*arguments)
+        return self.handle.call.remote(method, *arguments)
 
     def apply(self, function: Callable[..., object], *arguments: object) -> Call:
         """Begin a call of a module's ``function`` in the actor's process, with the object as its first argument."""
-        return self.handle.__ray_call__.remote(function, *arguments)
+        return self.handle.apply.remote(function, *arguments)
+
+    def ping(self) -> Call:
+        """Begin to ask for a sign of life, which also an actor gives that is in the middle of a long call."""
+        return self.handle.ping.options(concurrency_group=_HEALTH).remote()
+
+    def papers(self) -> Call:
+        """Begin to ask what it runs."""
+        return self.handle.papers.remote()
 
     def whereabouts(self) -> Call:
         """Begin to ask for the ``Whereabouts`` of its process."""
@@ -138,6 +154,7 @@ class Actors:
 
     def __init__(self) -> None:
         self._ray: Any = None
+        self._kinds: dict[type, Any] = {}
 
     @property
     def ray(self) -> Any:
@@ -149,19 +166,32 @@ class Actors:
         return self._ray
 
     def spawn(self, kind: type, *arguments: object) -> Actor:
-        """A new actor that holds ``kind(*arguments)``. It ends when the process that spawned it does."""
-        return Actor(self.ray.remote(num_cpus=0, max_restarts=0)(kind).remote(*arguments))
+        """A new actor that holds ``kind(*arguments)``. It ends when the process that spawned it does.
+
+        One that an actor spawns lives on its machine.
+        """
+        return self._spawn(offer(archive=False), self._here(), kind, arguments)
+
+    def _here(self) -> Any:
+        return _on_node(self.ray.get_runtime_context().get_node_id())
+
+    def _spawn(self, code: object, where: Any, kind: type, arguments: tuple[object, ...]) -> Actor:
+        pickler = self.ray.cloudpickle
+        if kind not in self._kinds:
+            # A class of its own, so that process lists name what an actor is. It goes to workers that have no code yet.
+            pickler.register_pickle_by_value(actor_shell)
+            shell = type(kind.__name__, (ActorShell,), {"__module__": ActorShell.__module__})
+            self._kinds[kind] = self.ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={_HEALTH: 1})(shell)
+        made = self._kinds[kind].options(scheduling_strategy=where)
+        return Actor(made.remote(code, pickler.dumps((kind, arguments))))
 
     def kill(self, actor: Actor) -> None:
         """End an actor, whatever it does; what it was asked stays without an answer."""
         with contextlib.suppress(Exception):
             self.ray.kill(actor.handle)
 
-    def outcomes(self, calls: Sequence[Call], timeout_s: float) -> list[Any]:
-        """Each call's answer, or which way it is ``Missing``, after at most ``timeout_s``.
-
-        An error that an actor raised is raised as it was there: the first in the order of ``calls``.
-        """
+    def settled(self, calls: Sequence[Call], timeout_s: float) -> list[Any]:
+        """Each call's answer, or how it is ``Missing``, or what the actor ``Raised``, after at most ``timeout_s``."""
         deadline_s = time.monotonic() + timeout_s
         try:
             answers: list[Any] = self.ray.get(list(calls), timeout=timeout_s)
@@ -170,16 +200,27 @@ class Actors:
             left_s = max(0.0, deadline_s - time.monotonic())
             ready, _ = self.ray.wait(list(calls), num_returns=len(calls), timeout=left_s)
             there = set(ready)
-            return [self._outcome(call) if call in there else Missing.WAITING for call in calls]
+            return [self._settled(call) if call in there else Missing.WAITING for call in calls]
         return answers
 
-    def _outcome(self, call: Call) -> Any:
+    def _settled(self, call: Call) -> Any:
         try:
             return self.ray.get(call)
         except self.ray.exceptions.RayTaskError as error:
-            raise error.cause from None
+            return Raised(error.cause)
         except self.ray.exceptions.RayError:
             return Missing.LOST
+
+    def outcomes(self, calls: Sequence[Call], timeout_s: float) -> list[Any]:
+        """Each call's answer, or which way it is ``Missing``, after at most ``timeout_s``.
+
+        An error that an actor raised is raised as it was there: the first in the order of ``calls``.
+        """
+        outcomes = self.settled(calls, timeout_s)
+        for outcome in outcomes:
+            if isinstance(outcome, Raised):
+                raise outcome.error from None
+        return outcomes
 
     def answers(self, calls: Sequence[Call], timeout_s: float | None = None) -> list[Any]:
         """Every call's answer. Raises ActorLostError, NoAnswerError, or what an actor raised."""
@@ -197,13 +238,21 @@ class Actors:
 
 
 class RayCluster(Actors):
-    """A Ray of our own, from ``start`` to ``close``."""
+    """A Ray from ``start`` to ``close``: our own, or the one at ``address``, which goes on without us."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str | None = None) -> None:
         super().__init__()
         self.startup_s = 0.0
+        self.cpus = cores()
+        """Cores that it offers, once it is started."""
+        self.address = address
         self._folder: str | None = None
-        self._actors: list[Actor] = []
+        self._actors: dict[Actor, str | None] = {}
+        """Who lives, and the node that each was sent to."""
+        self._losses: Counter[str | None] = Counter()
+        """How many actors had to be killed on each node, or were lost there."""
+        self._places: dict[Actor, Call] = {}
+        self._code: Any = None
         self._print: Any = None
         self._processes: frozenset[Process] = frozenset()
         self._looked_s = 0.0
@@ -221,39 +270,53 @@ class RayCluster(Actors):
         """Whether it was started and not closed."""
         return self._ray is not None
 
+    @property
+    def machines(self) -> int:
+        """On how many machines our actors are."""
+        return max(1, len(set(self._actors.values())))
+
     def start(self, cpus: int) -> None:
-        """Start Ray with ``cpus`` processes that wait for their actors.
+        """Start Ray with ``cpus`` processes that wait for their actors, or join the Ray at the address.
 
-        Raises ClusterError in a process that is connected to a Ray already, ToolError where Ray fails.
+        Raises ClusterError in a process that is connected to a Ray already and for a cluster
+        that cannot be joined, ToolError where Ray fails.
         """
+        facts = None if self.address is None else self._facts()
         with HeldSignals():
-            self._start(cpus)
+            self._start(cpus, facts)
 
-    def _start(self, cpus: int) -> None:
+    def _facts(self) -> ClusterFacts:
+        """What the cluster is, found out before Ray itself connects: where it cannot, it hangs or ends this process."""
+        assert self.address is not None
+        with clean_environment(keep=TOKENS):
+            return facts_of(self.address)
+
+    def _start(self, cpus: int, facts: ClusterFacts | None) -> None:
         began = time.monotonic()
-        with _clean_environment():
+        with clean_environment(keep=TOKENS if facts else (), alone=not facts):
             import ray  # noqa: PLC0415 - a second of import that other layouts do not need
 
             if ray.is_initialized():
                 raise ClusterError("Ray: expected a process without it; this one is connected to a cluster already")
-            parent = short_folder()
+            if facts is None:
+                self._folder = tempfile.mkdtemp(prefix="sf-", dir=short_folder())
+                which: dict[str, Any] = {
+                    "address": "local", "num_cpus": cpus, "include_dashboard": False,
+                    "object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": self._folder,
+                }  # fmt: skip
+            else:
+                which = {"address": self.address}
             self._ray = ray  # from here on there is something to take down
             self._silence()
-            self._folder = tempfile.mkdtemp(prefix="sf-", dir=parent)
             logging.getLogger("ray").setLevel(logging.CRITICAL)
             try:
-                ray.init(
-                    address="local",
-                    num_cpus=cpus,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.CRITICAL,
-                    configure_logging=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    _temp_dir=self._folder,
-                )
+                ray.init(**which, log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False)
             except Exception as error:
+                if facts:
+                    raise ClusterError(f"{self.address}: {_why_not_joined(error, facts)}") from error
                 raise ToolError(f"Ray did not start: {error}") from error
+        if facts:
+            self.cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
         self._looked_s = time.monotonic()
         self.startup_s = self._looked_s - began
 
@@ -264,21 +327,63 @@ class RayCluster(Actors):
         module.print_to_stdstream = lambda *_, **__: None
 
     def spawn(self, kind: type, *arguments: object) -> Actor:
-        """As in ``Actors``, not to be interrupted."""
+        """As in ``Actors``, not to be interrupted. In a cluster that we joined, actors spread over its machines."""
         with HeldSignals():
-            self._actors.append(super().spawn(kind, *arguments))
-            return self._actors[-1]
+            if self._code is None:
+                joined = self.address is not None
+                self._code = self.ray.put(offer(archive=joined))
+            node = None if self.address is None else self._emptiest_node()
+            actor = self._spawn(self._code, "DEFAULT" if node is None else _on_node(node), kind, arguments)
+            self._actors[actor] = node
+            return actor
+
+    def _emptiest_node(self) -> str | None:
+        """The machine with the fewest losses, then with the fewest of our actors a core.
+
+        Ray spreads only actors that ask for cores, and a machine that is gone is on its list for a while.
+        """
+        taken = Counter(self._actors.values())
+        offered = {node["NodeID"]: node["Resources"].get("CPU", 0) for node in self.ray.nodes() if node["Alive"]}
+        choice = sorted((self._losses[node], taken[node] / cpus, node) for node, cpus in offered.items() if cpus)
+        return choice[0][-1] if choice else None
+
+    def check(self, actors: Sequence[Actor]) -> None:
+        """Let actors that are new show their papers. Raises ClusterError if one is not what runs here.
+
+        Raises ActorLostError, or NoAnswerError for one that does not arrive.
+        """
+        for actor, papers in zip(actors, self.answers([one.papers() for one in actors], ARRIVE_S), strict=True):
+            self.admit(actor, papers)
+
+    def admit(self, actor: Actor, papers: Papers) -> None:
+        """Look at an actor's papers. Raises ClusterError if it does not run what runs here."""
+        if (wrong := difference(own_papers(), papers)) is not None:
+            raise ClusterError(f"{self.address or 'Ray'}: {wrong}")
+        self._places[actor] = actor.whereabouts()
 
     def kill(self, actor: Actor) -> None:
-        """As in ``Actors``."""
-        if actor in self._actors:
-            self._actors.remove(actor)
+        """As in ``Actors``; also one that is stopped (SIGSTOP), which Ray would leave there."""
+        self._losses[self._actors.pop(actor, None)] += 1
+        asked = self._places.pop(actor, None)
+        (place,) = [None] if asked is None else Actors.settled(self, [asked], 0)
         super().kill(actor)
+        if not isinstance(place, Whereabouts):
+            return
+        if place.node == self.ray.get_runtime_context().get_node_id():
+            _end_process(place.process)
+        else:
+            self._end_elsewhere(place)
 
-    def outcomes(self, calls: Sequence[Call], timeout_s: float) -> list[Any]:
+    def _end_elsewhere(self, place: Whereabouts) -> None:
+        with contextlib.suppress(Exception):
+            there = _on_node(place.node)
+            hangman = self.ray.remote(num_cpus=0, max_retries=0)(os.kill).options(scheduling_strategy=there)
+            self.ray.get(hangman.remote(place.pid, int(signal.SIGKILL)), timeout=LEAVE_S)
+
+    def settled(self, calls: Sequence[Call], timeout_s: float) -> list[Any]:
         """As in ``Actors``. Raises ClusterLostError if one of Ray's daemons is gone."""
         self._look_after_daemons()
-        return super().outcomes(calls, timeout_s)
+        return super().settled(calls, timeout_s)
 
     def remember_processes(self) -> None:
         """Note which processes there are now, so that they are found again even if one between them and us is gone."""
@@ -299,9 +404,11 @@ class RayCluster(Actors):
         node = getattr(self._ray._private.worker, "_global_node", None)  # noqa: SLF001 - Ray tells nobody else
         for kind, _ in [] if node is None else node.dead_processes():
             raise ClusterLostError(f"Ray's process {kind} ended unexpectedly")
+        if self.address is not None and not self._ray.is_initialized():
+            raise ClusterLostError(f"{self.address}: the cluster closed the connection")
 
     def close(self) -> None:
-        """End the actors and our Ray, wait for every process of it, and take its files away."""
+        """End our actors, and our Ray if it is ours; wait for every process of it, and take its files away."""
         with HeldSignals():
             if self._ray is not None:
                 self._end()
@@ -317,7 +424,28 @@ class RayCluster(Actors):
             self._ray.shutdown()
         end_of(processes, LEAVE_S)
         self._ray._private.worker.print_to_stdstream = self._print  # noqa: SLF001
-        self._actors, self._processes, self._ray = [], frozenset(), None
+        self._actors, self._places, self._kinds, self._code = {}, {}, {}, None
+        self._losses.clear()
+        self._processes, self._ray = frozenset(), None
+
+
+def _on_node(node: str) -> Any:
+    """To live on a node; an actor for one that is gone is lost."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
+
+    return NodeAffinitySchedulingStrategy(node, soft=False)
+
+
+def _end_process(process: Process) -> None:
+    if process_of(process[0]) == process:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(process[0], signal.SIGKILL)
+
+
+def _why_not_joined(error: Exception, facts: ClusterFacts) -> str:
+    """Ray connects through a node of the cluster on this machine; it says so in many lines where there is none."""
+    text = " ".join(str(error).split())
+    return f"expected to join from one of its machines ({', '.join(facts.nodes)}), got {text[:200]}"
 
 
 def cores() -> int:
@@ -325,31 +453,24 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def short_folder() -> str:
-    """Where temporary files go, or /tmp where that path is too long for sockets in it."""
-    for folder in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 - a folder of our own is made in it
-        if len(os.fsencode(folder)) <= LONGEST_FOLDER and os.access(folder, os.W_OK | os.X_OK):
-            return folder
-    raise ClusterError(f"TMPDIR: expected a folder of at most {LONGEST_FOLDER} bytes, got {tempfile.gettempdir()}")
+def tell(address: str) -> None:
+    """Print what a cluster says of itself as JSON, or what is ``wrong`` with joining it; for ``facts_of``."""
+    import ray  # noqa: PLC0415 - this is a process of its own
+    from ray import _raylet  # noqa: PLC0415
+    from ray._common.usage.usage_lib import get_cluster_metadata  # noqa: PLC0415 - nobody else tells versions
 
-
-@contextlib.contextmanager
-def _clean_environment() -> Iterator[None]:
-    """Nothing that was set for another Ray, no other cluster in sight, and not a word from ours.
-
-    Afterwards all is as it was: Ray leaves things there that are not its own, such as who answers ``breakpoint()``.
-    """
-    before = dict(os.environ)
-    for name in before:
-        if name.startswith(_THEIRS):
-            del os.environ[name]
-    # Workers import from where this process does.
-    os.environ.update(_OURS, PYTHONPATH=os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            for name in os.environ.keys() - before.keys():
-                del os.environ[name]
-            os.environ.update(before)
+    try:
+        gcs = getattr(_raylet, "GcsClient")(address=address)  # noqa: B009 - from a compiled module without types
+        facts = get_cluster_metadata(gcs)
+        nodes = [info.node_manager_address for info in gcs.get_all_node_info(timeout=LOOK_S).values() if not info.state]
+    except ray.exceptions.AuthenticationError:
+        mode = "RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+        said: dict[str, object] = {"wrong": f"expected a token that it accepts (set {mode}), got none or another"}
+    else:
+        versions = (
+            ("Ray", ray.__version__, facts["ray_version"]),
+            ("Python", platform.python_version(), facts["python_version"]),
+        )
+        wrong = [f"{name} {here} as here, got {there}" for name, here, there in versions if here != there]
+        said = {"wrong": "expected " + " and ".join(wrong)} if wrong else {"nodes": sorted(nodes)}
+    sys.stdout.write(json.dumps(said))

@@ -34,6 +34,8 @@ ADDED = {
 """What comes on top: by the generation, then by the neighbours; with the column's heading."""
 
 _WIDTH = 150
+_LONG = {"operations_by_process"}
+"""What run.json holds and nobody wants to read at the end of a summary."""
 _FEW = 4
 
 Row = Mapping[str, Any]
@@ -41,7 +43,7 @@ Row = Mapping[str, Any]
 
 def print_summary(results: Results, console: Console | None = None) -> None:
     """Print the summary of a run to standard output."""
-    out = console or _console()
+    out = console or wide_console()
     if results.partial is not None:
         out.print(f"[bold]Partial results:[/] {results.partial}\n")
     for table in (
@@ -57,7 +59,7 @@ def print_summary(results: Results, console: Console | None = None) -> None:
 
 def print_comparison(rows: Sequence[DataclassInstance], console: Console | None = None) -> None:
     """Print rows of equal dataclasses as a table: one column a field."""
-    out = console or _console()
+    out = console or wide_console()
     if not rows:
         out.print("nothing to compare")
         return
@@ -232,7 +234,7 @@ def _closing_lines(results: Results) -> Iterable[str]:
     yield from (f"{name.replace('_', ' ')}: {value}" for name, value in results.figures.items())
     run = results.run
     if run:
-        yield ", ".join(f"{_run_name(name)} {_run_value(name, run[name])}" for name in run)
+        yield ", ".join(f"{_run_name(name)} {_run_value(name, run[name])}" for name in run if name not in _LONG)
     yield f"digest {results.digest}"
 
 
@@ -279,7 +281,7 @@ def _percent(part: float, whole: float) -> str:
     return "" if shown in {"+0.00 %", "-0.00 %"} else shown
 
 
-def _console() -> Console:
+def wide_console() -> Console:
     """Standard output; in a file or a pipe the tables keep their width."""
     console = Console()
     return console if console.is_terminal else Console(width=_WIDTH)

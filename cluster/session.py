@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
-from importlib import metadata
 from types import TracebackType
 from typing import Self
 
@@ -13,26 +12,26 @@ from cluster.coordinator import Coordinator, CoordinatorResult, ProgressFacts
 from cluster.entity import Payload
 from cluster.errors import RunFailedError
 from cluster.event_table import event_table
+from cluster.firmware_key import firmware_image
 from cluster.fleet import Changes, Fleet, build_fleet
-from cluster.host_entity import MACHINES, build_host, firmware_image
-from cluster.layout import Layout, WorkerLostError
+from cluster.host_entity import MACHINES, build_host
+from cluster.layout import Layout, Rows, WorkerLostError
 from cluster.layouts import LAYOUTS
 from cluster.migration_rows import drain_row, migration_row
 from cluster.progress import OnProgress, Progress, ShouldStop
 from cluster.results import Results
 from cluster.scenario import Scenario
 from cluster.tables import EVENTS
+from cluster.versions import versions
 from node.record_buffer import NO_LOG, LogWish
-
-LIBRARIES = ("sevfleet", "ray", "numpy", "simpy", "cryptography", "pyarrow", "msgpack")
 
 
 class Session:
     """Runs scenarios in one layout; its workers live as long as the session."""
 
-    def __init__(self, layout: str, workers: int | None) -> None:
+    def __init__(self, layout: str, workers: int | None, address: str | None = None) -> None:
         self._name = layout
-        self._layout: Layout = LAYOUTS[layout](workers)
+        self._layout: Layout = LAYOUTS[layout](workers, address)
 
     def __enter__(self) -> Self:
         return self
@@ -56,6 +55,7 @@ class Session:
         fleet = build_fleet(scenario, changes, log)
         if on_progress is not None:
             on_progress(Progress(0, scenario.duration, note=f"starting {self._name}"))
+        self._layout.expect(fleet.vms_at_once)
         self._layout.start(build_host, [(order.spec.name, order.pack()) for order in fleet.orders])
         show = None if on_progress is None else _Shown(self._layout, scenario.duration, on_progress)
         coordinator = Coordinator(
@@ -67,11 +67,18 @@ class Session:
             outcome = coordinator.run()
             tables = self._layout.collect(outcome.reached_ns)
         except WorkerLostError as error:
-            lost = Results.of_rows(scenario, {}, run=self._went(started, None, NO_LOG), partial=str(error))
-            raise RunFailedError(str(error), lost) from error
+            outcome = coordinator.result(str(error))
+            left = self._layout.salvage(outcome.reached_ns)
+            raise RunFailedError(str(error), self._results(scenario, fleet, outcome, left, started, NO_LOG)) from error
+        return self._results(scenario, fleet, outcome, tables, started, log)
+
+    def _results(
+        self, scenario: Scenario, fleet: Fleet, outcome: CoordinatorResult, tables: Rows, started: float, log: LogWish
+    ) -> Results:
         logs = tables.pop(EVENTS.name, [])
         events = event_table(logs) if log else None
-        tables.setdefault("vms", []).extend(_rows_of_unplaced(fleet, tables.get("vms", [])))
+        hosts = frozenset(row["host"] for row in tables.get("hosts", []))
+        tables.setdefault("vms", []).extend(_rows_of_unplaced(fleet, tables.get("vms", []), hosts))
         tables["migrations"] = [migration_row(one) for one in fleet.control.migrations.all]
         tables["drains"] = [drain_row(one) for one in fleet.control.plans.drains]
         figures = {
@@ -84,26 +91,20 @@ class Session:
             events=events,
         )  # fmt: skip
 
-    def _went(self, started: float, outcome: CoordinatorResult | None, log: LogWish) -> dict[str, object]:
-        counts = {}
-        if outcome is not None:
-            counts = {"round_trips": outcome.round_trips, "calls": outcome.calls, "events": outcome.events}
+    def _went(self, started: float, outcome: CoordinatorResult, log: LogWish) -> dict[str, object]:
         return {
             "layout": self._name,
             "workers": self._layout.workers,
             "wall_s": time.monotonic() - started,
             **({"ray_start_s": self._layout.startup_s} if self._layout.startup_s else {}),
-            **counts,
+            "round_trips": outcome.round_trips,
+            "calls": outcome.calls,
+            "events": outcome.events,
             **self._layout.facts(),
             **({"log": "everything" if log.everything else sorted(log.entities)} if log else {}),
             "python": platform.python_version(),
             **versions(),
         }
-
-
-def versions() -> dict[str, str]:
-    """The versions that results follow from."""
-    return {name: metadata.version(name) for name in LIBRARIES}
 
 
 class _Shown:
@@ -125,13 +126,13 @@ class _Shown:
                     machines[state, generation] += int(value)
                 else:
                     gauges[host][name] = value
-        self._tell(
-            Progress(facts.virtual_ns, self._duration_ns, facts.round_trips, facts.events, dict(machines), gauges)
-        )
+        troubles = tuple(self._layout.notes)
+        counts = facts.round_trips, facts.events
+        self._tell(Progress(facts.virtual_ns, self._duration_ns, *counts, dict(machines), gauges, troubles=troubles))
 
 
-def _rows_of_unplaced(fleet: Fleet, rows: list[Payload]) -> list[Payload]:
-    """Rows of VMs that no host took or that had not arrived when the run ended.
+def _rows_of_unplaced(fleet: Fleet, rows: list[Payload], hosts: frozenset[object]) -> list[Payload]:
+    """Rows of VMs that no host took, that had not arrived when the run ended, or whose host is not among ``hosts``.
 
     A VM that one host refused and another took has a row of each; only the
     last counts.
@@ -144,10 +145,11 @@ def _rows_of_unplaced(fleet: Fleet, rows: list[Payload]) -> list[Payload]:
         if name in there:
             continue
         guest = order.guest
+        absent = "waiting" if control.assigned.get(name) in {None, *hosts} else "lost"
         missing.append({
             "vm": name, "generation": guest.generation.name, "workload": guest.program.name, "vcpus": guest.vcpus,
             "memory_bytes": guest.memory_bytes, "arrival_ns": order.arrival_ns,
-            "state": "refused" if name in control.unplaced else "waiting", "reason": control.unplaced.get(name),
+            "state": "refused" if name in control.unplaced else absent, "reason": control.unplaced.get(name),
             **dict.fromkeys(_COUNTS, 0),
         })  # fmt: skip
     return missing

@@ -95,7 +95,7 @@ def parsed_call(data: bytes) -> tuple[int, Mail, int]:
 
 def packed_report(report: ShardReport) -> bytes:
     """A report as msgpack."""
-    return packed(report)
+    return packed((report.next_event_ns, report.earliest_output_ns, report.events, report.reached, report.outputs))
 
 
 def parsed_report(data: bytes) -> ShardReport:

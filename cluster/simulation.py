@@ -18,6 +18,7 @@ def run(
     *,
     layout: str = "packed",
     workers: int | None = None,
+    address: str | None = None,
     seed: int | None = None,
     on_progress: OnProgress | None = None,
     should_stop: ShouldStop | None = None,
@@ -31,10 +32,11 @@ def run(
     host, with the same neighbours and seed, and the tables ``pairs`` and
     ``pair_parts`` hold what its generation cost it. With ``log`` the results have
     ``events``, the records of everybody or of the hosts and VMs named. The
-    results do not depend on ``layout``, ``workers`` or ``log``. A run that
+    results do not depend on ``layout``, ``workers``, ``log`` or ``address``, which is
+    HOST:PORT of a Ray cluster to run on in place of a Ray of its own. A run that
     ``should_stop`` or the wall-time limit ended has partial results. Raises
-    RunFailedError, with partial results, if a worker was lost; ScenarioError
-    for a scenario that cannot start.
+    RunFailedError, with partial results, if workers were lost again and again;
+    ScenarioError for a scenario that cannot start.
 
     >>> from cluster import Scenario, run
     >>> run(Scenario.load("fleet.toml"), layout="inline").vms  # doctest: +SKIP
@@ -43,7 +45,7 @@ def run(
     stop = _stop_rule(should_stop, time_limit_s)
     named = {log} if isinstance(log, str) else set() if isinstance(log, bool) else set(log)
     wish = LogWish(everything=log is True, entities=frozenset(named))
-    with Session(layout, workers) as session:
+    with Session(layout, workers, address) as session:
         results = session.run(chosen, None, on_progress, stop, wish)
         if not pairs or results.partial is not None:
             return results

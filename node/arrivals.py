@@ -15,7 +15,7 @@ from node.guest import Guest, GuestSpec, GuestState
 from node.guest_books import GuestBooks
 from node.guest_memory_map import Range
 from node.host_events import HostEvent
-from node.hypervisor import Entered, LaunchRefused
+from node.hypervisor_port import Entered, LaunchRefused
 from node.migration_frames import FrameError, page_digests, state_of
 from node.phase_cost import MECHANISMS
 from node.vcpu import VcpuState
@@ -55,7 +55,7 @@ class Arrivals:
             if guest.unwanted:
                 self.abandon(spec.name)
 
-        host.tasks.run(host.hypervisor.receive(spec), guest, ready, refused)
+        host.tasks.run(host.hypervisor.receive(spec.machine), guest, ready, refused)
 
     def complete(self, name: str, frames: Sequence[bytes], digests: bytes, books: GuestBooks, told: Told) -> None:
         """Lay the VM down and let it run; anything wrong with what came is told, and changes nothing."""
@@ -82,7 +82,7 @@ class Arrivals:
         def refused(refusal: LaunchRefused) -> None:
             host.tasks.when_due(guest, lambda: told(str(refusal)))
 
-        host.tasks.run(host.hypervisor.fill(guest.spec, state), guest, laid, refused)
+        host.tasks.run(host.hypervisor.fill(guest.spec.machine, state), guest, laid, refused)
 
     def abandon(self, name: str) -> None:
         """The VM does not come: give its place back. Does nothing for one that is not awaited."""

@@ -9,6 +9,7 @@ from enum import StrEnum
 from node.dirty_log import DirtyLog
 from node.generation import Generation
 from node.guest_memory_map import GuestMemoryMap, memory_map
+from node.machine_spec import MachineSpec
 from node.phase_cost import Mechanism, PhaseCost
 from node.program import ProgramSpec
 from node.tenant import TenantPort
@@ -32,6 +33,11 @@ class GuestSpec:
     def memory(self) -> GuestMemoryMap:
         """The guest's memory layout; raises ValueError for impossible sizes."""
         return memory_map(self.memory_bytes, self.vcpus)
+
+    @property
+    def machine(self) -> MachineSpec:
+        """The part of it that concerns the hypervisor."""
+        return MachineSpec(self.name, self.generation, self.vcpus, self.memory_bytes, self.firmware)
 
 
 class GuestState(StrEnum):

@@ -19,7 +19,8 @@ from node.event_log import EventLog
 from node.firmware_image import FirmwareImage
 from node.guest import GONE, Guest, GuestSpec, GuestState
 from node.host_events import HostEvent
-from node.hypervisor import Entered, Hypervisor, LaunchRefused
+from node.hypervisor import Hypervisor
+from node.hypervisor_port import Entered, HypervisorFactory, HypervisorPort, LaunchRefused
 from node.hypervisor_tasks import HypervisorTasks
 from node.launch_promise import least_launch_ns
 from node.operation_cost import HostOperationCost
@@ -48,7 +49,10 @@ class HostSpec:
 
 
 class Host:
-    """A host and everything on it. Times are virtual nanoseconds."""
+    """A host and everything on it. Times are virtual nanoseconds.
+
+    ``tenants`` makes the software of each VM, here where nobody says; ``hypervisor`` the host's own.
+    """
 
     def __init__(
         self,
@@ -56,12 +60,14 @@ class Host:
         programs: Mapping[str, ProgramFactory],
         images: Mapping[str, FirmwareImage],
         costs: Mapping[str, float],
+        tenants: TenantFactory | None = None,
+        hypervisor: HypervisorFactory = Hypervisor,
     ) -> None:
         self.spec = spec
         product = spec.product
         self.clock = Clock()
         self.board = Board(spec.name, product, spec.memory_bytes, spec.min_sev_asid, CounterRandom(spec.seed))
-        self.hypervisor = Hypervisor(product, spec.memory_bytes, spec.min_sev_asid, images)
+        self.hypervisor: HypervisorPort = hypervisor(product, spec.memory_bytes, spec.min_sev_asid, images)
         self.board.exit_handler = self.hypervisor.page_state_change
         self.threads = product.sockets * product.cores * product.threads_per_core
         self.contention = Contention(
@@ -73,7 +79,7 @@ class Host:
         self.log = EventLog(spec.bucket_ns, spec.log)
         self.guests: dict[str, Guest] = {}
         self.peak_vcpus = 0
-        self._tenants: TenantFactory = local_tenants(programs)
+        self._tenants = tenants or local_tenants(programs)
         self.images = images
         self._cost = HostOperationCost(costs)
         self._chain = self.log.chain(spec.name)
@@ -100,7 +106,7 @@ class Host:
         guest = Guest(spec, ordered_ns=self.now_ns, lost_ns=dict.fromkeys(Mechanism, 0.0))
         self.guests[spec.name] = guest
         self._chain.record_octets(self.now_ns, HostEvent.ORDERED, spec.name.encode())
-        task = self.hypervisor.launch(spec)
+        task = self.hypervisor.launch(spec.machine)
         if running:
             try:
                 entered = self.tasks.at_once(task)

@@ -8,16 +8,28 @@ firmware ABI sections 3 and 4, and what KVM and QEMU do with them.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from node import operations as op
 from node.asid_pool import AsidPool, AsidsExhausted
 from node.firmware_image import FirmwareImage
 from node.frame_allocator import FrameAllocator, OutOfMemory
 from node.generation import Generation
-from node.guest import GuestSpec
 from node.guest_memory_map import Range
+from node.hypervisor_port import (
+    Answers,
+    Batch,
+    Entered,
+    ExportTask,
+    FillTask,
+    HypervisorFigures,
+    LaunchRefused,
+    LaunchTask,
+    Reply,
+    Task,
+)
 from node.launched_vm import LaunchedVm, page_runs
+from node.machine_spec import MachineSpec
 from node.measured_launch import VMSA_GPA, LaunchPage, launch_vmsas, sev_launch_ranges, snp_launch_pages
 from node.migration_refusal import REFUSALS
 from node.ovmf import FirmwareImageError
@@ -31,14 +43,8 @@ from psp.launch_digest import PageType
 from psp.status import Status
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
 
-Task = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], None]
-LaunchTask = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], "Entered"]
-Reply = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], int]
-Launch = Callable[["Hypervisor", "GuestSpec", "LaunchedVm"], Task]
-Call = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], bytes]
-
-ExportTask = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], VmState]
-FillTask = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], tuple["Entered", bytes]]
+Launch = Callable[["Hypervisor", MachineSpec, LaunchedVm], Task]
+Call = Generator[Batch, Answers, bytes]
 
 LEGACY_POLICY = 0x1
 """NODBG; firmware ABI section 3."""
@@ -54,35 +60,6 @@ RMP_BOOKKEEPING_BYTES = 16 << 10
 
 _HYPERVISOR = RmpEntry()
 _FIRMWARE = RmpEntry(assigned=True, immutable=True)
-
-
-class LaunchRefused(Exception):
-    """A launch that the host or its firmware refused; everything taken for it was given back."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entered:
-    """What a launch came to: where the VM's ASID, save areas and firmware context are, 0 for none."""
-
-    asid: int
-    save_areas: tuple[int, ...]
-    launched_gpas: tuple[int, ...]
-    gctx: int
-    handle: int
-
-
-@dataclass(frozen=True, slots=True)
-class HypervisorFigures:
-    """The hypervisor's books: memory that guests hold, and ASIDs of both kinds."""
-
-    memory_bytes: int
-    memory_peak_bytes: int
-    rmp_bytes: int
-    asids_in_use: int
-    asids_sev: int
-    asids_sev_peak: int
-    asids_es_snp: int
-    asids_es_snp_peak: int
 
 
 class Hypervisor:
@@ -134,7 +111,7 @@ class Hypervisor:
             yield (op.Wbinvd(),)
             yield from self._must(LegacyCommand.DF_FLUSH)
 
-    def launch(self, spec: GuestSpec) -> LaunchTask:
+    def launch(self, spec: MachineSpec) -> LaunchTask:
         """Launch a VM up to the entry of its boot processor. Raises LaunchRefused with everything given back."""
         record = self._vms[spec.name] = LaunchedVm(spec.generation, self._images[spec.firmware])
         try:
@@ -204,7 +181,7 @@ class Hypervisor:
         assert isinstance(disk, op.Runs)
         return VmState(vm, _octets(areas), started, record.launched_gpas, reset_rips, tuple(sorted(pages)), disk.runs)
 
-    def receive(self, spec: GuestSpec) -> Task:
+    def receive(self, spec: MachineSpec) -> Task:
         """Take everything that a VM which is to come will need. Raises LaunchRefused with everything given back."""
         if spec.generation in REFUSALS:
             raise LaunchRefused(REFUSALS[spec.generation])
@@ -215,7 +192,7 @@ class Hypervisor:
             yield from self._give_back(spec.name, record)
             raise LaunchRefused(str(error)) from error
 
-    def fill(self, spec: GuestSpec, state: VmState) -> FillTask:
+    def fill(self, spec: MachineSpec, state: VmState) -> FillTask:
         """Lay down a VM that came; its record, and its pages as they can be read back. Raises LaunchRefused."""
         record = self._vms[spec.name]
         record.launched_gpas = state.launched
@@ -243,7 +220,7 @@ class Hypervisor:
 
     # What every launch takes and gives back.
 
-    def _take_memory(self, spec: GuestSpec, record: LaunchedVm) -> Task:
+    def _take_memory(self, spec: MachineSpec, record: LaunchedVm) -> Task:
         batch: list[op.HypervisorOperation] = []
         image = Range(record.firmware.gpa, -(-len(record.firmware.data) // PAGE_BYTES) * PAGE_BYTES)
         for part in (*spec.memory.ram, image):
@@ -266,7 +243,7 @@ class Hypervisor:
     def _write(self, record: LaunchedVm, contents: list[tuple[int, bytes]]) -> Task:
         yield from self._checked([op.HostWrite(record.spa_of(gpa), data) for gpa, data in contents])
 
-    def _write_save_areas(self, spec: GuestSpec, record: LaunchedVm) -> Task:
+    def _write_save_areas(self, spec: MachineSpec, record: LaunchedVm) -> Task:
         """Save areas in the clear: a VMCB's, as PLAIN and SEV guests have."""
         batch: list[op.HypervisorOperation] = []
         for index, page in enumerate(launch_vmsas(record.firmware, spec.vcpus, vcpu_model(VCPU_MODEL), 0)):
@@ -394,12 +371,12 @@ class Hypervisor:
 
     # Launches by generation.
 
-    def launch_plain(self, spec: GuestSpec, record: LaunchedVm) -> Task:
+    def launch_plain(self, spec: MachineSpec, record: LaunchedVm) -> Task:
         """PLAIN: firmware and save areas, written in the clear."""
         yield from self._write(record, sev_launch_ranges(record.firmware))
         yield from self._write_save_areas(spec, record)
 
-    def launch_sev(self, spec: GuestSpec, record: LaunchedVm) -> Task:
+    def launch_sev(self, spec: MachineSpec, record: LaunchedVm) -> Task:
         """SEV: the legacy launch, measured and finished."""
         yield from self._take_asid(record)
         command = record.small[0]
@@ -431,7 +408,7 @@ class Hypervisor:
         yield from self._from_firmware(page)
         record.firmware_pages.remove(page)
 
-    def launch_snp(self, spec: GuestSpec, record: LaunchedVm) -> Task:
+    def launch_snp(self, spec: MachineSpec, record: LaunchedVm) -> Task:
         """SNP: context, pages in the order of KVM and QEMU, finish."""
         yield from self._take_asid(record)
         pages = tuple(snp_launch_pages(record.firmware, spec.vcpus, vcpu_model(VCPU_MODEL), SevFeature.SNP_ACTIVE))
@@ -453,7 +430,7 @@ class Hypervisor:
         yield from self._update(spec, record, pages)
         yield from self._must(SnpCommand.LAUNCH_FINISH, command, buffers.SnpLaunchFinish(gctx=gctx).pack())
 
-    def _assign(self, spec: GuestSpec, record: LaunchedVm) -> Task:
+    def _assign(self, spec: MachineSpec, record: LaunchedVm) -> Task:
         """RMPUPDATE all of RAM to the guest: launched pages as Pre-Guest in 4 KiB, the rest as Guest-Invalid."""
         ranges = [*spec.memory.private_ranges(record.launched_gpas), spec.memory.shared]
         batch: list[op.HypervisorOperation] = []
@@ -471,7 +448,7 @@ class Hypervisor:
             record.assigned.append((spa, length, False))
         yield from self._checked(batch)
 
-    def _update(self, spec: GuestSpec, record: LaunchedVm, pages: tuple[LaunchPage, ...]) -> Task:
+    def _update(self, spec: MachineSpec, record: LaunchedVm, pages: tuple[LaunchPage, ...]) -> Task:
         """SNP_LAUNCH_UPDATE of every page, in the order that the digest wants."""
         vmsas: list[op.HypervisorOperation] = []
         spas: list[int] = []

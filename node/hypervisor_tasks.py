@@ -14,7 +14,7 @@ from node.clock import Clock
 from node.event_log import Chain
 from node.guest import Guest
 from node.host_events import HostEvent
-from node.hypervisor import LaunchRefused
+from node.hypervisor_port import LaunchRefused
 from node.operation_cost import HostOperationCost
 from node.psp_queue import PspQueue
 

@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 from cluster.errors import UserError
 
-LAYOUTS = ("inline", "packed", "host")
-_NOT_YET = ("isolated",)
+LAYOUTS = ("inline", "packed", "host", "isolated")
 
 
 def add_scenario(parser: argparse.ArgumentParser) -> None:
@@ -31,13 +30,23 @@ def add_layout(parser: argparse.ArgumentParser) -> None:
         default="packed",
         metavar="L",
         help="inline: all in this process; packed: hosts shared out over Ray workers; "
-        "host: a Ray worker for each host (default: packed)",
+        "host: a Ray worker for each host; isolated: one for each host, hypervisor and VM (default: packed)",
     )
     parser.add_argument(
         "--workers",
         type=whole_number("workers", 1, 4096),
         metavar="N",
         help="Ray workers for layout packed (default: one per core)",
+    )
+    add_address(parser)
+
+
+def add_address(parser: argparse.ArgumentParser) -> None:
+    """Where the workers run."""
+    parser.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="run on the Ray cluster at this address, from one of its machines (default: a Ray of its own)",
     )
 
 
@@ -69,5 +78,4 @@ def duration_ns(name: str) -> Callable[[str], int]:
 def _layout(text: str) -> str:
     if text in LAYOUTS:
         return text
-    doubt = f" ({text} is not modelled yet)" if text in _NOT_YET else ""
-    raise UserError(f'--layout: expected one of {", ".join(LAYOUTS)}{doubt}, got "{text}"')
+    raise UserError(f'--layout: expected one of {", ".join(LAYOUTS)}, got "{text}"')

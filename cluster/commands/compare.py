@@ -50,6 +50,7 @@ def execute(arguments: argparse.Namespace) -> int:
             generations,
             layout=arguments.layout,
             workers=arguments.workers,
+            address=arguments.address,
             seed=arguments.seed,
             on_progress=on_progress,
         )

@@ -113,6 +113,7 @@ def _run(arguments: argparse.Namespace, scenario: Scenario, should_stop: ShouldS
             scenario,
             layout=arguments.layout,
             workers=arguments.workers,
+            address=arguments.address,
             seed=arguments.seed,
             on_progress=on_progress,
             should_stop=should_stop,

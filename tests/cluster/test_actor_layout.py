@@ -19,10 +19,12 @@ from cluster.actor_layout import ACTOR_BYTES, ActorLayout, one_each, packed
 from cluster.bundled_scenarios import bundled_text
 from cluster.inbox import ProtocolViolationError
 from cluster.inline_layout import InlineLayout
-from cluster.layout import LayoutError, WorkerLostError
+from cluster.layout import LayoutError
 from cluster.ray_cluster import ClusterError
 from cluster.results import Results
+from cluster.scenario import Scenario
 from cluster.shard_worker import WorkerFailedError
+from cluster.simulation import run
 
 LONG_S = 60.0
 """Only so that a test that would hang fails instead."""
@@ -200,7 +202,7 @@ def test_a_process_that_has_ray_already_keeps_it_and_gets_an_error(layout: Actor
 
 
 @pytest.mark.ray
-def test_a_worker_that_is_killed_is_named_and_nothing_is_left_after_closing(layout: ActorLayout) -> None:
+def test_nothing_is_left_after_closing_also_of_workers_and_a_ray_that_were_killed(layout: ActorLayout) -> None:
     """The last test with the module's layout."""
     layout.rule = packed(2)
     run_toys(layout, toys(4), end_ns=300)
@@ -208,24 +210,10 @@ def test_a_worker_that_is_killed_is_named_and_nothing_is_left_after_closing(layo
     folder = layout._cluster._folder
     assert folder is not None
     os.kill(workers_of(os.getpid())[0], signal.SIGKILL)
-    with pytest.raises(WorkerLostError, match=r"^worker [123] of 2 was lost"):
-        run_toys(layout, toys(4))
-    raylet = next(pid for pid, line in family.items() if "raylet/raylet" in line)
-    os.kill(raylet, signal.SIGKILL)
-    wait_for(lambda: told_by(layout) == "all 2 workers were lost: Ray's process raylet ended unexpectedly")
+    os.kill(next(pid for pid, line in family.items() if "raylet/raylet" in line), signal.SIGKILL)
     layout.close()
     assert all_gone({pid: line for pid, line in family.items() if "ray" in line})
     assert not Path(folder).exists()
-
-
-def told_by(layout: ActorLayout) -> str:
-    """What the layout says when it looks after Ray's daemons now; nothing while it has not noticed."""
-    layout._cluster._looked_s = 0.0
-    try:
-        layout.gauges()
-    except WorkerLostError as error:
-        return str(error)
-    return ""
 
 
 Program = Callable[..., "subprocess.Popen[str]"]
@@ -267,7 +255,7 @@ def running(process: "subprocess.Popen[str]") -> dict[int, str]:
 
 def no_word_of_ray(text: str) -> bool:
     """Apart from its version and its start, which a summary names."""
-    return re.search(r"\bray\b(?! \d| start)|raylet|gcs|worker\.py|ActorDied", text, re.IGNORECASE) is None
+    return re.search(r"\bray\b(?!\s\d|\sstart)|raylet|gcs|worker\.py|ActorDied", text, re.IGNORECASE) is None
 
 
 @pytest.mark.ray
@@ -334,18 +322,47 @@ def test_ctrl_c_in_a_terminal_ends_a_run_with_what_it_has(sevfleet: Program, tmp
     assert results.vms.num_rows == 3
 
 
+def killed_whenever_there(process: "subprocess.Popen[str]", family: dict[int, str]) -> None:
+    """Kill the first host's worker and whoever takes its seat, until the run gives up."""
+    spared = max(workers_of(process.pid))
+    while process.poll() is None:
+        family |= descendants(process.pid)
+        for pid in set(workers_of(process.pid)) - {spared}:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
 @pytest.mark.ray
-def test_a_killed_worker_ends_a_run_with_one_line_and_marked_results(sevfleet: Program, tmp_path: Path) -> None:
+def test_workers_killed_again_and_again_end_a_run_with_one_line_and_marked_results(
+    sevfleet: Program, tmp_path: Path
+) -> None:
     process = sevfleet("5000 h")
     family = running(process)
-    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+    killed_whenever_there(process, family)
     out, err = process.communicate(timeout=LONG_S)
     assert process.returncode == 1
     last = err.strip().splitlines()[-1]
-    assert last.startswith("sevfleet: worker ")
-    assert "was lost" in last
+    assert re.match(r"sevfleet: host-[12] was lost 4 times in a row, about .*: its process ended unexpectedly", last)
     assert "Traceback" not in err
     assert no_word_of_ray(out + err)
     wait_for(lambda: all_gone(family))
-    assert "was lost" in str(Results.load(tmp_path / "out").partial)
+    results = Results.load(tmp_path / "out")
+    assert "was lost 4 times" in str(results.partial)
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["partial"]
+    assert len(results.tables["hosts"]) == 1  # the other host's rows are there
+    assert "lost" in results.vms["state"].to_pylist()
+
+
+@pytest.mark.ray
+def test_a_killed_worker_is_replaced_and_the_terminal_says_so(sevfleet: Program, tmp_path: Path) -> None:
+    process = sevfleet("1 h")
+    running(process)
+    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+    out, err = process.communicate(timeout=LONG_S)
+    assert process.returncode == 0, err
+    assert no_word_of_ray(out + err)
+    results = Results.load(tmp_path / "out")
+    assert results.partial is None
+    assert results.run["workers_replaced"] == 1
+    assert results.digest == run(Scenario.load(tmp_path / "long.toml"), layout="inline").digest

@@ -8,18 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from cluster.process_family import process_of
-from cluster.ray_cluster import (
-    LONGEST_FOLDER,
-    Actor,
-    ActorLostError,
-    Actors,
-    ClusterError,
-    Missing,
-    NoAnswerError,
-    RayCluster,
-    Whereabouts,
-    short_folder,
-)
+from cluster.ray_cluster import Actor, ActorLostError, Actors, Missing, NoAnswerError, RayCluster, Whereabouts
+from cluster.ray_environment import LONGEST_FOLDER, FolderError, short_folder
 
 LONG_S = 60.0
 """Only so that a test that would hang fails instead."""
@@ -146,5 +136,5 @@ def test_a_folder_whose_sockets_would_have_too_long_paths_is_not_used(
 def test_no_folder_for_sockets_at_all_is_an_error_that_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", "/" + "t" * 60)
     monkeypatch.setattr("os.access", lambda *_: False)
-    with pytest.raises(ClusterError, match=f"TMPDIR: expected a folder of at most {LONGEST_FOLDER} bytes"):
+    with pytest.raises(FolderError, match=f"TMPDIR: expected a folder of at most {LONGEST_FOLDER} bytes"):
         short_folder()

@@ -7,8 +7,8 @@ from cluster.cli import main
 from cluster.result_diff import CellDifference, FirstBucket, difference
 from cluster.results import Results
 from cluster.scenario import Scenario
-from cluster.session import versions
 from cluster.tables import Row
+from cluster.versions import versions
 
 
 def host(name: str, events: int = 5) -> Row:

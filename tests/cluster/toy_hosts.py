@@ -8,7 +8,9 @@ numbers, never from the order in which anything ran.
 
 import hashlib
 import heapq
+import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +22,7 @@ from cluster.coordinator import UNBOUNDED, Coordinator, CoordinatorResult
 from cluster.entity import NEVER, Advance, Message
 from cluster.inbox import Inbox
 from cluster.layout import Layout
+from cluster.shard import EntityFactory
 
 CONTROL = "control"
 LOOKAHEAD_NS = 100
@@ -161,6 +164,42 @@ def build_toy(spec: bytes) -> ToyHost:
     return ToyHost(Toy(name, tuple(peers), *rest))
 
 
+class FrailHost(ToyHost):
+    """A toy host whose process naps, or ends, at its first event after a virtual time."""
+
+    nap_s = 0.0
+    from_ns = 1000
+
+    def advance(self, horizon_ns: int, event_budget: int) -> Advance:
+        if horizon_ns > self.from_ns:
+            if not self.nap_s:
+                os._exit(1)
+            time.sleep(self.nap_s)
+            self.from_ns = NEVER
+        return super().advance(horizon_ns, event_budget)
+
+
+class SleepyHost(FrailHost):
+    """One that naps."""
+
+    nap_s = 1.5
+
+
+def build_sleepy(spec: bytes) -> ToyHost:
+    """All sleepy but the second."""
+    return _built(spec, SleepyHost)
+
+
+def build_mortal(spec: bytes) -> ToyHost:
+    """All die but the second, every time again."""
+    return _built(spec, FrailHost)
+
+
+def _built(spec: bytes, kind: type[ToyHost]) -> ToyHost:
+    name, peers, *rest = msgpack.unpackb(spec)
+    return (ToyHost if name.endswith("-1") else kind)(Toy(name, tuple(peers), *rest))
+
+
 class TwoWordsError(Exception):
     """Can be pickled, but not made again from that."""
 
@@ -234,10 +273,11 @@ def run_toys(
     lookahead_ns: int = LOOKAHEAD_NS,
     cut: Callable[[int, int], int] | None = None,
     event_budget: int = UNBOUNDED,
+    build: EntityFactory = build_toy,
 ) -> tuple[Log, CoordinatorResult]:
     """The log of every host and of the control plane."""
     plane = control or ToyControl(tuple(toy.name for toy in hosts), lookahead_ns, calls_of(hosts[0].seed))
-    layout.start(build_toy, [(toy.name, toy.pack()) for toy in hosts])
+    layout.start(build, [(toy.name, toy.pack()) for toy in hosts])
     result = Coordinator(layout, plane, lookahead_ns, end_ns, cut=cut, event_budget=event_budget).run()
     log: Log = {toy.name: [] for toy in hosts}
     log[CONTROL] = plane.log

@@ -1,0 +1,75 @@
+"""What a worker was told, kept by the driver so that another can be told the same.
+
+A record is a window's horizon and the mail of that window. Where windows are cut
+is no part of a result, so windows are joined again when they are read back. Beyond
+a bound of bytes the journal lies in a file of its own, which nobody else sees and
+which is gone with it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+
+import msgpack
+
+from cluster.entity import Message
+from cluster.shard_worker import Mail
+
+HELD_BYTES = 16 << 20
+"""Bytes of a journal in memory; more go to disk."""
+TOGETHER_BYTES = 4 << 20
+"""Mail that is told in one go when windows are joined."""
+_LARGEST_RECORD_BYTES = (1 << 32) - 1
+"""Of msgpack's buffer while it reads, which grows as records need it."""
+
+Window = tuple[int, Mail]
+"""A horizon in virtual nanoseconds, and mail by receiver."""
+
+
+class Journal:
+    """Windows of one worker, oldest first. ``close`` gives memory and file back."""
+
+    def __init__(self, held_bytes: int = HELD_BYTES) -> None:
+        self._file = tempfile.SpooledTemporaryFile(max_size=held_bytes)  # noqa: SIM115 - open as long as the worker lives
+        self._last_ns = -1
+
+    def append(self, horizon_ns: int, mail: Mail) -> None:
+        """Keep a window. One that is asked for again without mail, because it was not done, is kept once."""
+        if horizon_ns == self._last_ns and not mail:
+            return
+        self._last_ns = horizon_ns
+        letters = [message for messages in mail.values() for message in messages]
+        self._file.seek(0, os.SEEK_END)
+        self._file.write(msgpack.packb((horizon_ns, letters)))
+
+    def windows(self, together_bytes: int = TOGETHER_BYTES) -> Iterator[Window]:
+        """What was kept, joined to as few windows as ``together_bytes`` of mail in each allow.
+
+        Nothing may be appended while somebody reads.
+        """
+        self._file.seek(0)
+        letters: list[Message] = []
+        size = 0
+        told_ns = horizon_ns = -1
+        for horizon_ns, more in msgpack.Unpacker(self._file, use_list=False, max_buffer_size=_LARGEST_RECORD_BYTES):
+            read = [Message(*fields) for fields in more]
+            letters += read
+            size += sum(len(letter.payload) for letter in read)
+            if size >= together_bytes:
+                yield horizon_ns, _by_receiver(letters)
+                letters, size, told_ns = [], 0, horizon_ns
+        if letters or horizon_ns > told_ns:
+            yield horizon_ns, _by_receiver(letters)
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._file.close()
+
+
+def _by_receiver(letters: list[Message]) -> Mail:
+    mail: dict[str, list[Message]] = {}
+    for letter in letters:
+        mail.setdefault(letter.receiver, []).append(letter)
+    return {name: tuple(sorted(messages)) for name, messages in mail.items()}

@@ -1,0 +1,87 @@
+"""What a host knows of its hypervisor, wherever that lives.
+
+A host reaches it only through tasks: a task yields batches of operations, gets
+their answers, and comes to a result or is refused. So it may live in the host's
+process or in one of its own, and what it is told can be seen from outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from node.firmware_image import FirmwareImage
+from node.machine_spec import MachineSpec
+from node.operations import Answer, HypervisorOperation, PageStateChange
+from node.product import Product
+from node.vm_state import VmState
+
+Batch = tuple[HypervisorOperation, ...]
+Answers = tuple[Answer, ...]
+Task = Generator[Batch, Answers, None]
+LaunchTask = Generator[Batch, Answers, "Entered"]
+Reply = Generator[Batch, Answers, int]
+ExportTask = Generator[Batch, Answers, VmState]
+FillTask = Generator[Batch, Answers, tuple["Entered", bytes]]
+
+
+class LaunchRefused(Exception):
+    """A launch that the host or its firmware refused; everything taken for it was given back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """What a launch came to: where the VM's ASID, save areas and firmware context are, 0 for none."""
+
+    asid: int
+    save_areas: tuple[int, ...]
+    launched_gpas: tuple[int, ...]
+    gctx: int
+    handle: int
+
+
+@dataclass(frozen=True, slots=True)
+class HypervisorFigures:
+    """The hypervisor's books: memory that guests hold, and ASIDs of both kinds."""
+
+    memory_bytes: int
+    memory_peak_bytes: int
+    rmp_bytes: int
+    asids_in_use: int
+    asids_sev: int
+    asids_sev_peak: int
+    asids_es_snp: int
+    asids_es_snp_peak: int
+
+
+class HypervisorPort(Protocol):
+    """One host's hypervisor. Every generator yields batches and receives answers."""
+
+    def figures(self) -> HypervisorFigures:
+        """The books as they stand."""
+
+    def bring_up(self) -> Task:
+        """Initialise the firmware."""
+
+    def launch(self, spec: MachineSpec) -> LaunchTask:
+        """Launch a VM up to the entry of its boot processor. Raises LaunchRefused."""
+
+    def destroy(self, vm: str) -> Task:
+        """Take a VM apart and give every resource back."""
+
+    def page_state_change(self, vm: str, change: PageStateChange) -> Reply:
+        """Answer a guest's page state change. Returns 0, or 1 if refused."""
+
+    def export(self, vm: str, started: tuple[bool, ...], reset_rips: tuple[int, ...]) -> ExportTask:
+        """Read a stopped VM whole."""
+
+    def receive(self, spec: MachineSpec) -> Task:
+        """Take everything that a VM which is to come will need. Raises LaunchRefused."""
+
+    def fill(self, spec: MachineSpec, state: VmState) -> FillTask:
+        """Lay down a VM that came; its record, and its pages as they can be read back. Raises LaunchRefused."""
+
+
+HypervisorFactory = Callable[[Product, int, int, Mapping[str, FirmwareImage]], HypervisorPort]
+"""Makes the hypervisor of a product with so many bytes of memory, a least SEV ASID, and firmware images by key."""

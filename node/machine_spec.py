@@ -1,0 +1,25 @@
+"""A VM as a hypervisor knows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from node.generation import Generation
+from node.guest_memory_map import GuestMemoryMap
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpec:
+    """What is ordered of a hypervisor: nothing of what runs in the VM, nor the seed that its secrets follow from."""
+
+    name: str
+    generation: Generation
+    vcpus: int
+    memory_bytes: int
+    firmware: str
+    """Key of the firmware image among those the hypervisor was given."""
+
+    @property
+    def memory(self) -> GuestMemoryMap:
+        """The guest's memory layout; raises ValueError for impossible sizes."""
+        return GuestMemoryMap(self.memory_bytes, self.vcpus)

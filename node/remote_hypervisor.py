@@ -1,0 +1,96 @@
+"""A hypervisor elsewhere, as its host reaches it: every step of a task is one exchange of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from itertools import count
+from typing import Any
+
+from node.firmware_image import FirmwareImage
+from node.hypervisor_port import (
+    Answers,
+    Batch,
+    ExportTask,
+    FillTask,
+    HypervisorFigures,
+    LaunchRefused,
+    LaunchTask,
+    Reply,
+    Task,
+)
+from node.hypervisor_server import ANSWERS, BATCH, FIGURES, LOAD, TASKS, HypervisorVerb, Step
+from node.machine_spec import MachineSpec
+from node.operation_codec import packed, unpacked
+from node.operations import PageStateChange
+from node.product import Product
+from node.vm_state import VmState
+
+Exchange = Callable[[bytes], bytes]
+"""Hands a request to a server and waits for its reply."""
+
+
+class RemoteHypervisor:
+    """A ``HypervisorPort`` over an exchange with a ``HypervisorServer``, which is loaded anew.
+
+    Of the firmware images only the keys cross. ``operations`` counts those whose answers were sent.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        product: Product,
+        memory_bytes: int,
+        min_sev_asid: int,
+        images: Mapping[str, FirmwareImage],
+    ) -> None:
+        self.operations = 0
+        self._exchange = exchange
+        self._numbers = count()
+        self._ask(HypervisorVerb.LOAD, *LOAD.pack((product.name, memory_bytes, min_sev_asid, tuple(images))))
+
+    def figures(self) -> HypervisorFigures:
+        """The books as they stand."""
+        figures: HypervisorFigures = FIGURES.parse(self._ask(HypervisorVerb.FIGURES))
+        return figures
+
+    def bring_up(self) -> Task:
+        """Initialise the firmware."""
+        return self._task("bring_up")
+
+    def launch(self, spec: MachineSpec) -> LaunchTask:
+        """Launch a VM up to the entry of its boot processor. Raises LaunchRefused."""
+        return self._task("launch", spec)
+
+    def destroy(self, vm: str) -> Task:
+        """Take a VM apart and give every resource back."""
+        return self._task("destroy", vm)
+
+    def page_state_change(self, vm: str, change: PageStateChange) -> Reply:
+        """Answer a guest's page state change. Returns 0, or 1 if refused."""
+        return self._task("page_state_change", vm, change)
+
+    def export(self, vm: str, started: tuple[bool, ...], reset_rips: tuple[int, ...]) -> ExportTask:
+        """Read a stopped VM whole."""
+        return self._task("export", vm, started, reset_rips)
+
+    def receive(self, spec: MachineSpec) -> Task:
+        """Take everything that a VM which is to come will need. Raises LaunchRefused."""
+        return self._task("receive", spec)
+
+    def fill(self, spec: MachineSpec, state: VmState) -> FillTask:
+        """Lay down a VM that came; its record, and its pages as they can be read back. Raises LaunchRefused."""
+        return self._task("fill", spec, state)
+
+    def _task(self, name: str, *arguments: object) -> Generator[Batch, Answers, Any]:
+        number, form = next(self._numbers), TASKS[name]
+        step, body = self._ask(HypervisorVerb.BEGIN, number, name, form.arguments.pack(arguments))
+        while step == Step.BATCH:
+            answers = yield BATCH.parse(body)
+            self.operations += len(answers)
+            step, body = self._ask(HypervisorVerb.GO_ON, number, ANSWERS.pack(answers))
+        if step == Step.REFUSED:
+            raise LaunchRefused(body)
+        return form.result.parse(body)
+
+    def _ask(self, verb: HypervisorVerb, *arguments: object) -> Any:
+        return unpacked(self._exchange(packed((verb, *arguments))))

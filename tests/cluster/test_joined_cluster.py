@@ -1,0 +1,258 @@
+"""A Ray cluster of several machines that runs already: our code goes there, results are the same, and it goes on."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import process_family
+from cluster.actor_layout import ActorLayout
+from cluster.bundled_scenarios import bundled_text, load_scenario
+from cluster.cluster_address import AddressError, facts_of
+from cluster.code_bundle import code_root, own_papers
+from cluster.ray_cluster import ClusterError, RayCluster, Whereabouts
+from cluster.results import Results
+from cluster.session import Session
+
+FOREIGN = 'raise SystemError("a foreign package was imported")\n'
+
+
+@dataclass
+class Machines:
+    """A cluster of two nodes, whose workers would import packages that are not ours."""
+
+    cluster: Any
+    second: Any
+    folder: Path
+
+    @property
+    def address(self) -> str:
+        return str(self.cluster.address)
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    from ray.cluster_utils import Cluster
+
+    folder = tmp_path_factory.mktemp("foreign")
+    for name in ("cluster", "node"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text(FOREIGN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("PYTHONPATH", str(folder))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 << 20}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        second = cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+    yield Machines(cluster, second, folder)
+    cluster.shutdown()
+
+
+def sevfleet(folder: Path, *arguments: str, prefix: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
+    """The command, started in a folder."""
+    command = [*prefix, sys.executable, "-P", "-m", "cluster.cli", *arguments]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"PYTHONPATH": str(code_root())}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def places_of(layout: ActorLayout) -> list[Whereabouts]:
+    return [place for seat in layout._working for place in layout._cluster.answers([seat.actor.whereabouts()], 60)]
+
+
+@pytest.mark.ray
+def test_a_run_from_a_folder_of_foreign_packages_is_the_same_on_two_machines(machines: Machines) -> None:
+    here = sevfleet(machines.folder, "run", "quiet", "--layout", "inline", "--json")
+    there = sevfleet(
+        machines.folder, "run", "quiet", "--address", machines.address, "--json", "--quiet", "--out", "out"
+    )
+    assert (there.returncode, there.stderr) == (0, "")
+    assert Results.load(machines.folder / "out").run["machines"] == 2
+    assert json.loads(there.stdout)["digest"] == json.loads(here.stdout)["digest"]
+
+
+@pytest.mark.ray
+def test_a_sweep_runs_on_a_joined_cluster(machines: Machines, tmp_path: Path) -> None:
+    (tmp_path / "short.toml").write_text(bundled_text("quiet").replace("1 min", "15 s"))
+    sweep = ("sweep", "short.toml", "--seeds", "3", "--json", "--quiet")
+    done = sevfleet(tmp_path, *sweep, "--out", "a", "--address", machines.address)
+    assert (done.returncode, done.stderr) == (0, "")
+    sevfleet(tmp_path, *sweep, "--out", "b", "--workers", "0")
+    assert (tmp_path / "a" / "points.parquet").read_bytes() == (tmp_path / "b" / "points.parquet").read_bytes()
+
+
+@pytest.mark.ray
+def test_a_worker_with_other_libraries_is_one_line_and_the_cluster_is_left_clean(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine, python, code, libraries, _ = own_papers()
+    other = tuple((name, "0.1" if name == "numpy" else version) for name, version in libraries)
+    monkeypatch.setattr("cluster.ray_cluster.own_papers", lambda: (machine, python, code, other, ""))
+    with pytest.raises(ClusterError) as caught, Session("packed", None, machines.address) as session:
+        session.run(load_scenario("quiet"), None, None, None)
+    numpy = dict(libraries)["numpy"]
+    assert str(caught.value) == f"{machines.address}: machine {machine}: expected numpy 0.1, got {numpy}"
+    wait_until_no_worker_is_left()
+
+
+def wait_until_no_worker_is_left() -> None:
+    deadline_s = time.monotonic() + 60
+    while any("ray::ShardWorker" in command_of(pid) for pid in pids()):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+
+
+def pids() -> list[int]:
+    return [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdecimal()]
+
+
+def command_of(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    return ""
+
+
+def environment_of(pid: int) -> bytes:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    return b""
+
+
+@pytest.mark.ray
+def test_a_machine_that_is_lost_is_done_without_and_what_is_left_goes_on_after_the_run(machines: Machines) -> None:
+    """The last test with the second machine."""
+    scenario = load_scenario("quiet")
+    expected = Session("inline", None).run(scenario, None, None, None).digest
+    with Session("packed", None, machines.address) as session:
+        layout = session._layout
+        assert isinstance(layout, ActorLayout)
+        calls = iter(range(1 << 30))
+
+        def lose_a_machine() -> None:
+            if next(calls) != 2:
+                return
+            places = places_of(layout)
+            assert len({place.node for place in places}) == 2
+            machines.cluster.remove_node(machines.second, allow_graceful=False)
+            (lost,) = [place for place in places if place.node == machines.second.node_id]
+            with suppress(ProcessLookupError):
+                os.kill(lost.pid, signal.SIGKILL)
+            process_family.end_of([lost.process], 60)
+
+        results = session.run(scenario, None, None, lose_a_machine)
+        assert results.run["workers_replaced"] == 1
+        assert results.digest == expected
+        assert len({place.node for place in places_of(layout)}) == 1
+    wait_until_no_worker_is_left()
+    assert facts_of(machines.address).nodes  # the cluster goes on without us
+
+
+@pytest.mark.ray
+def test_a_cluster_that_wants_a_token_says_so_and_lets_in_who_has_it(tmp_path: Path) -> None:
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-more-than-sixteen-letters"}
+    with ray_head(tmp_path, "127.0.0.1", token) as address:
+        with pytest.raises(AddressError) as caught, RayCluster(address) as cluster:
+            cluster.start(1)
+        assert str(caught.value).startswith(f"{address}: expected a token that it accepts (set RAY_AUTH_MODE=token")
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in token.items():
+                patch.setenv(name, value)
+            assert len(facts_of(address).nodes) == 1
+
+
+SPACES = {"sf-test-1": "10.213.7.1", "sf-test-2": "10.213.7.2"}
+"""Two network namespaces, as good as machines for what crosses a network, and their addresses."""
+
+
+@pytest.fixture
+def spaces() -> Iterator[None]:
+    """The namespaces with a cable between them; skipped where the system makes none."""
+    first, second = SPACES
+    orders = [
+        *(["netns", "add", name] for name in SPACES),
+        ["link", "add", "sf-veth-1", "netns", first, "type", "veth", "peer", "name", "sf-veth-2", "netns", second],
+        *(["-n", name, "addr", "add", f"{ip}/24", "dev", f"sf-veth-{name[-1]}"] for name, ip in SPACES.items()),
+        *(["-n", name, "link", "set", one, "up"] for name in SPACES for one in ("lo", f"sf-veth-{name[-1]}")),
+    ]
+    try:
+        for order in orders:
+            if ip(*order):
+                pytest.skip(f"this system makes no network namespaces (ip {' '.join(order)})")
+        yield
+    finally:
+        for name in SPACES:
+            ip("netns", "del", name)
+
+
+def ip(*arguments: str) -> int:
+    """The exit code of the command of this name, 1 where there is none."""
+    if shutil.which("ip") is None:
+        return 1
+    return subprocess.run(["ip", *arguments], capture_output=True, check=False).returncode
+
+
+@pytest.mark.ray
+def test_machines_with_addresses_of_their_own_share_a_run(spaces: None, tmp_path: Path) -> None:
+    (first, first_ip), (second, second_ip) = SPACES.items()
+    quiet = ("run", "quiet", "--json", "--quiet", "--out")
+    with ray_head(tmp_path, first_ip, {}, ("ip", "netns", "exec", first)) as address:
+        joins = ("ip", "netns", "exec", second)
+        with ray_node(tmp_path, [f"--address={address}", f"--node-ip-address={second_ip}"], {}, joins):
+            there = sevfleet(tmp_path, *quiet, "there", "--address", address, prefix=("ip", "netns", "exec", first))
+            assert (there.returncode, there.stderr) == (0, "")
+            assert Results.load(tmp_path / "there").run["machines"] == 2
+            # From outside there is no way to it.
+            outside = sevfleet(tmp_path, *quiet, "nowhere", "--address", address)
+    here = sevfleet(tmp_path, *quiet, "here", "--layout", "inline")
+    assert json.loads(there.stdout)["digest"] == json.loads(here.stdout)["digest"]
+    assert outside.returncode == 2
+    assert outside.stderr.startswith(f"sevfleet: {address}: expected a Ray cluster, got ")
+
+
+def free_port(ip: str) -> int:
+    with socket.create_server((ip, 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
+@contextmanager
+def ray_head(folder: Path, ip: str, more: dict[str, str], prefix: tuple[str, ...] = ()) -> Iterator[str]:
+    """A head node, started as people do."""
+    port = free_port("127.0.0.1")
+    head = ["--head", f"--node-ip-address={ip}", f"--port={port}", "--include-dashboard=false"]
+    with ray_node(folder, head, more, prefix):
+        yield f"{ip}:{port}"
+
+
+@contextmanager
+def ray_node(folder: Path, arguments: list[str], more: dict[str, str], prefix: tuple[str, ...]) -> Iterator[None]:
+    """A node with files of its own; whatever it started is ended."""
+    mark = f"sf-test-{os.getpid()}-{len(arguments)}"
+    files = [f"--temp-dir=/tmp/{mark}"] if "--head" in arguments else []
+    ray = [*prefix, sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus=1", *files]
+    environment = {**os.environ, **more, "RAY_USAGE_STATS_ENABLED": "0", "SEVFLEET_TEST_NODE": mark}
+    done = subprocess.run(
+        [*ray, "--object-store-memory=100000000", *arguments], env=environment, cwd=folder, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    try:
+        yield
+    finally:
+        started = [process_family.process_of(pid) for pid in pids() if mark.encode() in environment_of(pid)]
+        for pid, _ in started:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process_family.end_of(started, 60)
+        shutil.rmtree(f"/tmp/{mark}", ignore_errors=True)
