@@ -7,6 +7,7 @@ back to the coordinator every second, so that progress and Ctrl-C live.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,11 +15,12 @@ from cluster.entity import Message
 from cluster.inbox import ProtocolViolationError
 from cluster.layout import LayoutError, Rows, RowsByEntity, WorkerLostError, merged_reports, merged_rows
 from cluster.life_sign import PATIENCE_S
-from cluster.process_memory import free_bytes, held_bytes
-from cluster.ray_cluster import LOOK_S, Call, ClusterLostError, Missing, Raised, RayCluster, cores
+from cluster.machine import cores, free_bytes, held_bytes
+from cluster.ray_cluster import LOOK_S, Call, ClusterLostError, Missing, Raised, RayCluster
 from cluster.seat import MOST_LOSSES, Seat, Step
 from cluster.shard import EntityFactory, ShardReport
 from cluster.units import SIZE
+from cluster.worker_advice import WorkerAdvice
 
 ACTOR_BYTES = 90 << 20
 """What an actor's process holds before its hosts do anything: measured 79 to 92 MiB."""
@@ -59,6 +61,7 @@ class ActorLayout:
         self._home: dict[str, Seat] = {}
         self._memory_bytes: dict[str, int] = {}
         self._cluster_losses = 0
+        self._advice: WorkerAdvice | None = None
         self.notes: list[str] = []
         """What is out of the ordinary at present, for people who watch."""
 
@@ -76,6 +79,7 @@ class ActorLayout:
             self._start_cluster(min(self.workers, cores()))
         while len(self._seats) < self.workers:
             self._seats.append(Seat(cluster, self._patience_s))
+        self._advice = WorkerAdvice(self.workers, len(specs), cluster.cpus)
         names = _names(specs, self.workers)
         self._home = {spec[0]: self._seats[index % self.workers] for index, spec in enumerate(specs)}
         for number, seat in enumerate(self._seats):  # one that is not needed now forgets
@@ -153,7 +157,14 @@ class ActorLayout:
             if seat in parts or (seat.step is Step.READY and seat.report.next_event_ns < horizon_ns):
                 seat.tell(horizon_ns, parts.get(seat, {}), event_budget)
         busy = [seat for seat in self._working if seat.step is not Step.READY]
-        return self._report(*(self._work(busy) if busy else ([], 0)))
+        if not busy:
+            return self._report([], 0)
+        began_s = time.perf_counter()
+        advancing = all(seat.step is Step.ADVANCE for seat in busy)
+        said, events = self._work(busy)
+        if self._advice is not None and advancing and all(seat.step is Step.READY for seat in busy):
+            self._advice.note(time.perf_counter() - began_s, [seat.report.busy_s for seat in busy])
+        return self._report(said, events)
 
     def collect(self, end_ns: int) -> Rows:
         """Rows of all workers; one that is lost in the middle of that has to come so far again."""
@@ -194,14 +205,20 @@ class ActorLayout:
             return []
         return [outcome for outcome in outcomes if not isinstance(outcome, (Missing, Raised))]
 
+    @property
+    def advice(self) -> str:
+        """Whether more workers would pay, or fewer."""
+        return "" if self._advice is None else self._advice.text
+
     def facts(self) -> dict[str, object]:
-        """Memory of each worker's process when its rows were collected, and how many workers were replaced."""
+        """Memory of each worker's process when its rows were collected, workers replaced, and the advice."""
         address = self._cluster.address
         lost = sum(seat.losses for seat in self._seats)
         return {
             **({"address": address, "machines": self._cluster.machines} if address is not None else {}),
             **({"worker_memory_bytes": self._memory_bytes} if self._memory_bytes else {}),
             **({"workers_replaced": lost} if lost else {}),
+            **({"advice": self.advice} if self.advice else {}),
         }
 
     def close(self) -> None:

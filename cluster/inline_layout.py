@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Mapping, Sequence
 
 from cluster.entity import Message
 from cluster.layout import Rows, merged_rows
+from cluster.machine import cores
 from cluster.shard import EntityFactory, Shard, ShardReport
+from cluster.worker_advice import WorkerAdvice
 
 
 class InlineLayout:
@@ -18,6 +21,7 @@ class InlineLayout:
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+        self._advice: WorkerAdvice | None = None
         self._shard: Shard | None = None
         self._report: ShardReport | None = None
 
@@ -27,6 +31,7 @@ class InlineLayout:
     def start(self, factory: EntityFactory, specs: Sequence[tuple[str, bytes]]) -> None:
         """Build the entities."""
         self._shard = Shard(factory, specs)
+        self._advice = WorkerAdvice(0, len(specs), cores())
         # They live to the end: the collector need not look through a whole fleet for garbage again and again.
         gc.freeze()
         self._report = self._shard.report()
@@ -39,7 +44,11 @@ class InlineLayout:
     def advance(self, horizon_ns: int, mail: Mapping[str, tuple[Message, ...]], event_budget: int) -> ShardReport:
         """Advance the shard."""
         assert self._shard is not None
+        began_s = time.perf_counter()
         self._report = self._shard.advance(horizon_ns, mail, event_budget)
+        took_s = time.perf_counter() - began_s
+        if self._advice is not None:
+            self._advice.note(took_s, (took_s,))
         return self._report
 
     def collect(self, end_ns: int) -> Rows:
@@ -55,9 +64,14 @@ class InlineLayout:
         """Live figures."""
         return {} if self._shard is None else self._shard.gauges()
 
+    @property
+    def advice(self) -> str:
+        """Whether workers would pay."""
+        return "" if self._advice is None else self._advice.text
+
     def facts(self) -> dict[str, object]:
-        """Nothing to tell: there are no workers."""
-        return {}
+        """Nothing but the advice: there are no workers."""
+        return {"advice": self.advice} if self.advice else {}
 
     def close(self) -> None:
         """Forget the entities."""

@@ -14,7 +14,7 @@ from cluster.entity import Message
 from cluster.host_entity import build_host
 from cluster.isolated_host import PROCESSES, build_isolated_host
 from cluster.layout import LayoutError, Rows
-from cluster.process_memory import free_bytes
+from cluster.machine import free_bytes
 from cluster.shard import EntityFactory, ShardReport
 from cluster.units import SIZE
 
@@ -68,6 +68,11 @@ class IsolatedLayout:
         """As of ``ActorLayout``."""
         return self._hosts.notes
 
+    @property
+    def advice(self) -> str:
+        """None: who isolates processes does not do so for speed."""
+        return ""
+
     def expect(self, vms: int) -> None:
         """Room is needed for the processes of so many VMs."""
         self._expected_vms = vms
@@ -109,7 +114,7 @@ class IsolatedLayout:
     def facts(self) -> dict[str, object]:
         """Memory by kind of process, and what each process did."""
         return {
-            **self._hosts.facts(),
+            **{name: fact for name, fact in self._hosts.facts().items() if name != "advice"},
             **{f"{kind}_memory_bytes": held for kind in ("hypervisor", "tenant") if (held := self._held(kind))},
             **({"operations_by_process": self._by_host()} if self._processes else {}),
         }

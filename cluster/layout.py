@@ -34,6 +34,10 @@ class Layout(Protocol):
     def notes(self) -> list[str]:
         """What is out of the ordinary at present, for people who watch."""
 
+    @property
+    def advice(self) -> str:
+        """Whether another number of workers would pay, as far as that is known; "" before."""
+
     def expect(self, vms: int) -> None:
         """Told before ``start``: so many VMs, at most, will be there at once."""
 

@@ -7,9 +7,9 @@ from typing import Protocol
 
 from cluster.actor_layout import ACTOR_BYTES
 from cluster.layout import LayoutError, WorkerLostError
+from cluster.machine import free_bytes
 from cluster.process_channel import Channel, ChannelEndedError, Door, DoorKey
 from cluster.process_facts import ProcessFacts
-from cluster.process_memory import free_bytes
 from cluster.ray_cluster import ARRIVE_S, LOOK_S, Actor, Actors, Missing
 from cluster.units import SIZE
 

@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass
 
 import msgpack
 
-from cluster.process_memory import held_bytes
+from cluster.machine import held_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ from cluster.cluster_address import ClusterFacts, facts_of
 from cluster.code_bundle import difference, offer, own_papers
 from cluster.errors import ToolError, UserError
 from cluster.held_signals import HeldSignals
+from cluster.machine import cores
 from cluster.process_family import Process, end_of, family, process_of
 from cluster.ray_environment import TOKENS, clean_environment, short_folder
 
@@ -446,11 +447,6 @@ def _why_not_joined(error: Exception, facts: ClusterFacts) -> str:
     """Ray connects through a node of the cluster on this machine; it says so in many lines where there is none."""
     text = " ".join(str(error).split())
     return f"expected to join from one of its machines ({', '.join(facts.nodes)}), got {text[:200]}"
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def tell(address: str) -> None:

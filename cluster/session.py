@@ -114,6 +114,7 @@ class _Shown:
         self._layout = layout
         self._duration_ns = duration_ns
         self._tell = tell
+        self._advised = False
 
     def __call__(self, facts: ProgressFacts) -> None:
         machines: Counter[tuple[str, str]] = Counter()
@@ -126,9 +127,13 @@ class _Shown:
                     machines[state, generation] += int(value)
                 else:
                     gauges[host][name] = value
-        troubles = tuple(self._layout.notes)
+        troubles = list(self._layout.notes)
+        if self._layout.advice and not self._advised:
+            self._advised = True
+            troubles.append(self._layout.advice)
         counts = facts.round_trips, facts.events
-        self._tell(Progress(facts.virtual_ns, self._duration_ns, *counts, dict(machines), gauges, troubles=troubles))
+        of = facts.virtual_ns, self._duration_ns
+        self._tell(Progress(*of, *counts, dict(machines), gauges, troubles=tuple(troubles)))
 
 
 def _rows_of_unplaced(fleet: Fleet, rows: list[Payload], hosts: frozenset[object]) -> list[Payload]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from cluster.entity import Advance, Entity, Message
 from cluster.inbox import ProtocolViolationError
@@ -31,7 +31,8 @@ SLICE_EVENTS = 32
 digested), so that even those that come after cheap ones end a call in time; asking an entity costs little beside 32."""
 
 
-class ShardReport(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ShardReport:
     """What a shard says after a window: minima over its entities, and what they sent."""
 
     next_event_ns: int
@@ -40,6 +41,8 @@ class ShardReport(NamedTuple):
     reached: bool
     """Whether every event before the horizon is done; if not, the same horizon is to be given again."""
     outputs: tuple[Message, ...]
+    busy_s: float = 0.0
+    """Wall time of the call where the shard is."""
 
 
 class Shard:

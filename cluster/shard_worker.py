@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import pickle
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -65,8 +66,10 @@ class ShardWorker:
     def advance(self, call: bytes) -> bytes:
         """One window."""
         assert self._shard is not None
+        began_s = time.perf_counter()
         with _errors_that_cross():
-            return packed_report(self._shard.advance(*parsed_call(call)))
+            report = self._shard.advance(*parsed_call(call))
+            return packed_report(report._replace(busy_s=time.perf_counter() - began_s))
 
     def collect(self, end_ns: int) -> RowsByEntity:
         """Rows by entity."""
@@ -100,5 +103,5 @@ def packed_report(report: ShardReport) -> bytes:
 
 def parsed_report(data: bytes) -> ShardReport:
     """A report back from msgpack."""
-    following, promise, events, reached, outputs = msgpack.unpackb(data, use_list=False)
-    return ShardReport(following, promise, events, reached, tuple(Message(*fields) for fields in outputs))
+    following, promise, events, reached, outputs, busy_s = msgpack.unpackb(data, use_list=False)
+    return ShardReport(following, promise, events, reached, tuple(Message(*fields) for fields in outputs), busy_s)

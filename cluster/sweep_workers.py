@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from cluster.errors import UserError
 from cluster.life_sign import PATIENCE_S, LifeSign
-from cluster.process_memory import free_bytes
+from cluster.machine import cores, free_bytes
 from cluster.progress import ShouldStop
-from cluster.ray_cluster import Actor, ActorLostError, Call, Missing, RayCluster, cores
+from cluster.ray_cluster import Actor, ActorLostError, Call, Missing, RayCluster
 from cluster.sweep_run import RunOrder, RunOutcome, RunWorker, outcome_of
 from cluster.units import SIZE
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mortal_worker import MortalWorker, attempts_at
 
-from cluster.ray_cluster import cores
+from cluster.machine import cores
 from cluster.sweep_run import RunOrder
 from cluster.sweep_workers import MOST_LOSSES, WorkersError, on_workers, workers_for
 

@@ -1,12 +1,21 @@
-"""Memory: what a process holds, and what the machine has to give. Read from the kernel; None where it does not tell."""
+"""The machine we run on: its cores, its memory, and what a process holds of it.
+
+Memory is read from the kernel; None where it does not tell.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 _PROC = Path("/proc")
 _GROUP = Path("/sys/fs/cgroup")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def held_bytes() -> int | None:
