@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cluster.entity import Advance, Entity, Message
 from cluster.inbox import ProtocolViolationError
@@ -31,8 +31,7 @@ SLICE_EVENTS = 32
 digested), so that even those that come after cheap ones end a call in time; asking an entity costs little beside 32."""
 
 
-@dataclass(frozen=True, slots=True)
-class ShardReport:
+class ShardReport(NamedTuple):
     """What a shard says after a window: minima over its entities, and what they sent."""
 
     next_event_ns: int

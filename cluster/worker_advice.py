@@ -52,7 +52,7 @@ class WorkerAdvice:
         if best == self.workers or gain < WORTH:
             return f"neither more workers nor fewer would pay ({self._spent()})"
         name = f"layout packed with {best} worker{'s' * (best > 1)}" if best else "layout inline"
-        return f"{name} would be about {gain:.1f} times as fast ({self._spent()})"
+        return f"{name} would be about {gain:.1f} times as fast, once it is up ({self._spent()})"
 
     def _expected_s(self, workers: int) -> float:
         """Wall time of the same calls with so many workers."""
