@@ -255,7 +255,7 @@ def running(process: "subprocess.Popen[str]") -> dict[int, str]:
 
 def no_word_of_ray(text: str) -> bool:
     """Apart from its version and its start, which a summary names."""
-    return re.search(r"\bray\b(?!\s\d|\sstart)|raylet|gcs|worker\.py|ActorDied", text, re.IGNORECASE) is None
+    return re.search(r"\bray\b(?!\s+\d|\s+start)|raylet|gcs|worker\.py|ActorDied", text, re.IGNORECASE) is None
 
 
 @pytest.mark.ray
