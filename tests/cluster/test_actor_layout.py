@@ -356,7 +356,7 @@ def test_workers_killed_again_and_again_end_a_run_with_one_line_and_marked_resul
 
 @pytest.mark.ray
 def test_a_killed_worker_is_replaced_and_the_terminal_says_so(sevfleet: Program, tmp_path: Path) -> None:
-    process = sevfleet("1 h")
+    process = sevfleet("3 h")
     running(process)
     os.kill(workers_of(process.pid)[0], signal.SIGKILL)
     out, err = process.communicate(timeout=LONG_S)
