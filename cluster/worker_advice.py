@@ -57,10 +57,11 @@ class WorkerAdvice:
     def _expected_s(self, workers: int) -> float:
         """Wall time of the same calls with so many workers."""
         asking_s = RAY_CALL_S * self._calls if not self.workers else max(0.0, self._wall_s - self._longest_s)
-        # How unevenly the work lies now; one worker says nothing of that.
-        uneven = self._longest_s * self.workers / self._busy_s if self.workers > 1 and self._busy_s else 1.0
-        share_s = self._busy_s / workers
-        return min(self._busy_s, share_s * max(1.0, uneven)) + asking_s
+        # The share of the work that nobody else could do meanwhile (Amdahl); one worker says nothing of that.
+        alone = 0.0
+        if self.workers > 1 and self._busy_s:
+            alone = min(1.0, max(0.0, (self._longest_s * self.workers / self._busy_s - 1) / (self.workers - 1)))
+        return self._busy_s * (alone + (1 - alone) / workers) + asking_s
 
     def _spent(self) -> str:
         """What the advice follows from."""
