@@ -9,6 +9,7 @@ operation costs is said by ``operation_cost``.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from dataclasses import replace
 
 from node import operations as op
 from node.counter_random import CounterRandom
@@ -19,14 +20,20 @@ from node.host_system_bus import HostSystemBus
 from node.memory_controller import MemoryController, NoKey
 from node.nested_page_table import NestedPageFault, NestedPageTable
 from node.product import Product
-from node.rmp import NotValidated, ReverseMapTable, RmpFault
+from node.rmp import GuestCore, NotValidated, ProtectionFault, ReverseMapTable, RmpFault
+from node.rmp_checks import PERMIT_READ, PERMIT_WRITE, VmsaInUse
+from node.rmp_layout import at_end_of_memory
 from node.vmcb import Vmcb
-from node.vmsa import VMSA_BYTES
+from node.vmsa import VMSA_BYTES, VMSA_FIELDS
 from node.xex_cipher import TweakTable
 from psp.firmware import SecurityProcessor
 
 VMEXIT_INVALID = -1
 """Exit code of VMRUN when a check of the control block fails (APM volume 2, 15.5.1)."""
+VMEXIT_BUSY = -2
+"""Exit code of VMRUN when another core runs with the save area."""
+
+_VMPLS = 4
 
 HypervisorReply = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], int]
 ExitHandler = Callable[[str, op.PageStateChange], HypervisorReply]
@@ -42,7 +49,11 @@ class Board:
         self.dram = Dram(memory_bytes)
         tweaks = TweakTable.from_random(random.octets(name, "memory tweaks", 0, TweakTable.RANDOM_BYTES))
         self.controller = MemoryController(self.dram, tweaks)
-        self.rmp = ReverseMapTable(memory_bytes) if Generation.SEV_SNP in product.generations else None
+        self.rmp: ReverseMapTable | None = None
+        if Generation.SEV_SNP in product.generations:
+            # Firmware reserves the table's place and sets the MSRs before the hypervisor starts.
+            layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented)
+            self.rmp = ReverseMapTable(self.dram, layout, product.rmp)
         self.bus = HostSystemBus(product, min_sev_asid, memory_bytes, self.controller, self.rmp)
         self.psp = SecurityProcessor(
             self.bus,
@@ -53,11 +64,15 @@ class Board:
         """The hypervisor's answer to a page state change; runs while the vCPU is stopped."""
         self._nested: dict[str, NestedPageTable] = {}
         self._vmcbs: dict[str, dict[int, Vmcb]] = {}
+        self._running: dict[tuple[str, int], int] = {}
+        """Save areas that vCPUs under the RMP run with."""
         self._disks: dict[str, Disk] = {}
         self._guest_table: dict[type, Callable[..., op.Answer]] = {
             op.Read: self._read,
             op.Write: self._write,
             op.PValidate: self._pvalidate,
+            op.RmpAdjust: self._rmpadjust,
+            op.RmpQuery: self._rmpquery,
             op.PageStateChange: self._page_state_change,
             op.BlockRead: self._block,
             op.BlockWrite: self._block,
@@ -70,6 +85,7 @@ class Board:
             op.HostWork: lambda _: None,
             op.RmpUpdate: self._rmpupdate,
             op.PSmash: self._psmash,
+            op.RmpRead: self._rmpread,
             op.NestedMap: self._nested_map,
             op.NestedUnmap: self._nested_unmap,
             op.VmcbWrite: self._vmcb_write,
@@ -128,18 +144,20 @@ class Board:
         if private and vmcb.encrypted:
             if vmcb.rmp_checked:
                 assert self.rmp is not None
+                needs = PERMIT_WRITE if write else PERMIT_READ
                 for spa, length in segments:
-                    self.rmp.check_guest_private(spa, gpa, vmcb.asid, length)
+                    self.rmp.check_guest_private(spa, gpa, vmcb.asid, length, needs=needs, vmpl=vmcb.vmpl)
                     gpa += length
                 return vmcb.asid
             if write and self.rmp is not None:
                 # A SEV guest has no RMP entries of its own: it may only write where the host may.
                 for spa, length in segments:
-                    self.rmp.check_host_write(spa, length)
+                    self.rmp.check_guest_write(spa, length, encrypted=True)
             return vmcb.asid
-        if write and self.rmp is not None:
+        if self.rmp is not None:
+            check = self.rmp.check_guest_write if write else self.rmp.checks.check_guest_shared_read
             for spa, length in segments:
-                self.rmp.check_guest_shared_write(spa, length)
+                check(spa, length)
         return 0
 
     def _pvalidate(self, vmcb: Vmcb, one: op.PValidate) -> op.Answer:
@@ -147,9 +165,10 @@ class Board:
             return _undefined()
         unchanged = False
         gpa = one.gpa
+        core = GuestCore(vmcb.asid, vmcb.vmpl)
         try:
             for spa, length in vmcb.nested.translate(one.gpa, one.length):
-                code, same = self.rmp.pvalidate(spa, gpa, vmcb.asid, length, one.large, one.validate)
+                code, same = self.rmp.pvalidate(spa, gpa, core, length, one.large, one.validate)
                 unchanged = unchanged or same
                 if code:
                     return op.PValidateResult(int(code), unchanged)
@@ -157,6 +176,32 @@ class Board:
         except _FAULTS as fault:
             return _FAULT_ANSWERS[type(fault)](fault, gpa)
         return op.PValidateResult(0, unchanged)
+
+    def _rmpadjust(self, vmcb: Vmcb, one: op.RmpAdjust) -> op.Answer:
+        if not vmcb.rmp_checked or self.rmp is None:
+            return _undefined()
+        gpa, code = one.gpa, 0
+        core = GuestCore(vmcb.asid, vmcb.vmpl)
+        try:
+            for spa, length in vmcb.nested.translate(one.gpa, one.length):
+                code = self.rmp.rmpadjust(spa, gpa, core, length, one.large, one.target, one.permissions, one.vmsa)
+                if code:
+                    break
+                gpa += length
+        except _FAULTS as fault:
+            return _FAULT_ANSWERS[type(fault)](fault, gpa)
+        return int(code)
+
+    def _rmpquery(self, vmcb: Vmcb, one: op.RmpQuery) -> op.Answer:
+        if not vmcb.rmp_checked or self.rmp is None:
+            return _undefined()
+        try:
+            ((spa, _),) = vmcb.nested.translate(one.gpa, 1)
+            core = GuestCore(vmcb.asid, vmcb.vmpl)
+            code, permissions, large = self.rmp.rmpquery(spa, one.gpa, core, one.target)
+        except _FAULTS as fault:
+            return _FAULT_ANSWERS[type(fault)](fault, one.gpa)
+        return op.RmpQueryResult(int(code), permissions, large)
 
     def _page_state_change(self, vmcb: Vmcb, one: op.PageStateChange) -> op.Answer:
         if self.exit_handler is None:
@@ -221,6 +266,12 @@ class Board:
             return _undefined()
         return int(self.rmp.psmash(one.spa))
 
+    def _rmpread(self, one: op.RmpRead) -> op.Answer:
+        if self.rmp is None or not self.product.rmp.rmpread:
+            return _undefined()
+        code, state = self.rmp.rmpread(one.spa)
+        return op.RmpReadResult(int(code), state)
+
     def _nested_map(self, one: op.NestedMap) -> op.Answer:
         self._nested_table(one.vm).map(one.gpa, one.spa, one.length)
         return None
@@ -250,12 +301,14 @@ class Board:
         if vmcb.rmp_checked:
             if self.rmp is None:
                 return VMEXIT_INVALID
-            entry = self.rmp.entry(vmcb.save_area_spa)
-            if not (entry.assigned and entry.asid == vmcb.asid and entry.validated and entry.vmsa):
-                return VMEXIT_INVALID
+            try:
+                if not self.rmp.checks.may_enter(vmcb.save_area_spa, vmcb.asid):
+                    return VMEXIT_INVALID
+            except VmsaInUse:
+                return VMEXIT_BUSY
         if vmcb.encrypted and not self.controller.has_key(vmcb.asid):
             return VMEXIT_INVALID
-        return 0
+        return 0 if self._take_vmpl(vmcb) else VMEXIT_INVALID
 
     def _disk_read(self, one: op.DiskRead) -> op.Answer:
         disk = self._disks.get(one.vm)
@@ -276,6 +329,32 @@ class Board:
     def _wbinvd(self, _: op.Wbinvd) -> op.Answer:
         self.bus.wbinvds += 1
         return None
+
+    # What a core does while a vCPU runs.
+
+    def enter(self, vm: str, vcpu: int) -> None:
+        """A vCPU begins to run: its save area is in use until ``leave``, and it has the VMPL that stands there."""
+        vmcb = self._vmcbs[vm][vcpu]
+        if vmcb.rmp_checked and self.rmp is not None:
+            self._running[vm, vcpu] = vmcb.save_area_spa
+            self.rmp.checks.enter(vmcb.save_area_spa)
+            self._take_vmpl(vmcb)
+
+    def leave(self, vm: str, vcpu: int) -> None:
+        """A vCPU is off its core; one that did not run is left alone."""
+        spa = self._running.pop((vm, vcpu), None)
+        if spa is not None and self.rmp is not None:
+            self.rmp.checks.leave(spa)
+
+    def _take_vmpl(self, vmcb: Vmcb) -> bool:
+        if not vmcb.rmp_checked:
+            return True
+        (vmpl,) = self.controller.read(vmcb.save_area_spa + VMSA_FIELDS["VMPL"].offset, 1, vmcb.asid)
+        if vmpl >= _VMPLS:
+            return False
+        if vmpl != vmcb.vmpl:
+            self._vmcbs[vmcb.vm][vmcb.vcpu] = replace(vmcb, vmpl=vmpl)
+        return True
 
     # Save areas, which the core itself reads and writes at VMRUN and at an exit.
 
@@ -308,15 +387,20 @@ def _rmp_fault(fault: RmpFault, address: int) -> op.Fault:
     return op.Fault(op.FaultKind.RMP_FAULT, address, fault.error)
 
 
+def _protection(_: Exception, address: int) -> op.Fault:
+    return op.Fault(op.FaultKind.GENERAL_PROTECTION, address)
+
+
 def _not_validated(_: Exception, address: int) -> op.Fault:
     return op.Fault(op.FaultKind.PAGE_NOT_VALIDATED, address)
 
 
-_FAULTS = (MachineCheck, NestedPageFault, NoKey, RmpFault, NotValidated)
+_FAULTS = (MachineCheck, NestedPageFault, NoKey, RmpFault, NotValidated, ProtectionFault)
 _FAULT_ANSWERS: dict[type, Callable[..., op.Fault]] = {
     MachineCheck: _machine_check,
     NoKey: _machine_check,
     NestedPageFault: _nested_fault,
     RmpFault: _rmp_fault,
     NotValidated: _not_validated,
+    ProtectionFault: _protection,
 }

@@ -41,6 +41,10 @@ Fill = Callable[[Words, int, Words], None]
 """Makes what DRAM holds of what was written: (words, SPA, where to). ``XexCipher.encrypt`` is one."""
 
 
+Touch = Callable[[int, int], None]
+"""Told (SPA, length) of an access to memory that its owner keeps elsewhere, before the access: time to write it out."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Laid:
     """A page that was written whole, as the bytes it was written from; made real when somebody looks.
@@ -73,6 +77,9 @@ class Dram:
 
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes = size_bytes
+        self._plain_end = size_bytes
+        """Up to here nobody is told of accesses."""
+        self._kept: list[tuple[int, int, Touch]] = []
         self._chunks: dict[int, _Chunk] = {}
         self._written: dict[int, int] = {}
         """For each 2 MiB region: bit n is set when someone wrote its page n. No region without a bit."""
@@ -101,6 +108,15 @@ class Dram:
                 self._laid.put(start, end, _Laid(laid.source, laid.page, fill))
             else:
                 self._fill(start, self.read(start * PAGE_BYTES, (end - start) * PAGE_BYTES), fill)
+
+    def keep(self, spa: int, length: int, touch: Touch) -> None:
+        """Leave a range to an owner who may hold what lies there in another form until someone looks or writes.
+
+        ``touch`` hears of every access first, its own too, and writes what it holds. Raises MachineCheck.
+        """
+        self._check(spa, length)
+        self._kept.append((spa, spa + length, touch))
+        self._plain_end = min(self._plain_end, spa)
 
     def _make_real(self, spa: int, length: int) -> None:
         """Fill the laid pages that a range touches."""
@@ -230,8 +246,16 @@ class Dram:
             self._laid.put(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES, None)
 
     def _check(self, spa: int, length: int) -> None:
+        if spa < 0 or length < 0 or spa + length > self._plain_end:
+            self._check_far(spa, length)
+
+    def _check_far(self, spa: int, length: int) -> None:
         if spa < 0 or length < 0 or spa + length > self.size_bytes:
             raise MachineCheck(spa, length)
+        for start, end, touch in self._kept:
+            low, high = max(spa, start), min(spa + length, end)
+            if low < high:
+                touch(low, high - low)
 
     def _chunk_to_write(self, spa: int, length: int) -> _Chunk:
         written = self._written

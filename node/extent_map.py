@@ -7,7 +7,7 @@ neighbours that continue each other are one.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -39,6 +39,10 @@ class ExtentMap(Generic[V]):
         if index < 0 or address >= self._ends[index]:
             return None
         return self._starts[index], self._ends[index], self._values[index]
+
+    def count(self, start: int, end: int) -> int:
+        """Number of runs that begin in [start, end)."""
+        return bisect_left(self._starts, end) - bisect_left(self._starts, start)
 
     def runs(self) -> Iterator[tuple[int, int, V]]:
         """Every run as (start, end, value at start), in order."""

@@ -207,7 +207,7 @@ class Host:
         self.put_up(guest, entered, None)
         digest = bytes.fromhex(guest.launch_digest)
         self._chain.record_octets(self.now_ns, HostEvent.ENTERED, digest, guest.spec.name)
-        self.vcpus.go_on(guest.vcpus[0])
+        self.vcpus.start(guest.vcpus[0])
         self.clock.settle()
 
     def put_up(self, guest: Guest, entered: Entered, reset_rips: tuple[int, ...] | None) -> None:

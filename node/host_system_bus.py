@@ -71,7 +71,7 @@ class HostSystemBus:
 
     def rmp_covers(self, spa: int) -> bool:
         """Whether there is an RMP and the page is in it."""
-        return self._rmp is not None and 0 <= spa < self.dram_bytes
+        return self._rmp is not None and 0 <= spa < self.dram_bytes and self._rmp.covers(spa)
 
     def rmp_initialise(self) -> None:
         """Zero the RMP."""

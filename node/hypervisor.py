@@ -34,6 +34,7 @@ from node.measured_launch import VMSA_GPA, LaunchPage, launch_vmsas, sev_launch_
 from node.migration_refusal import REFUSALS
 from node.ovmf import FirmwareImageError
 from node.product import Product
+from node.rmp_layout import at_end_of_memory
 from node.vcpu_model import vcpu_model
 from node.vm_state import Run, VmState
 from node.vmsa import VMSA_BYTES, SevFeature
@@ -54,10 +55,6 @@ VCPU_MODEL = "EPYC-v4"
 COMMANDS_AT_ONCE = 64
 """LAUNCH_UPDATE commands between which another launch may take the mailbox."""
 
-RMP_ENTRY_BYTES = 16
-RMP_BOOKKEEPING_BYTES = 16 << 10
-"""First bytes of the RMP, before the entries (APM volume 2, 15.36.3)."""
-
 _HYPERVISOR = RmpEntry()
 _FIRMWARE = RmpEntry(assigned=True, immutable=True)
 
@@ -72,8 +69,8 @@ class Hypervisor:
         self._images = images
         self.snp = Generation.SEV_SNP in product.generations
         self.asids = AsidPool(product.max_asid, min_sev_asid)
-        rmp_bytes = RMP_BOOKKEEPING_BYTES + memory_bytes // PAGE_BYTES * RMP_ENTRY_BYTES if self.snp else 0
-        reserved = -(-rmp_bytes // LARGE_PAGE_BYTES) * LARGE_PAGE_BYTES
+        layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented) if self.snp else None
+        reserved = 0 if layout is None else memory_bytes - layout.base
         # The first 2 MiB stay with the host, as real-mode memory does.
         self.frames = FrameAllocator([(LARGE_PAGE_BYTES, memory_bytes - LARGE_PAGE_BYTES - reserved)])
         self.rmp_bytes = reserved

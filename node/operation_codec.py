@@ -38,6 +38,8 @@ KINDS: Mapping[int, type] = {
     4: op.PageStateChange,
     5: op.BlockRead,
     6: op.BlockWrite,
+    7: op.RmpAdjust,
+    8: op.RmpQuery,
     # Operations of hypervisors.
     16: op.HostRead,
     17: op.HostReadWritten,
@@ -55,11 +57,14 @@ KINDS: Mapping[int, type] = {
     29: op.DiskWrite,
     30: op.PspCommand,
     31: op.Wbinvd,
+    32: op.RmpRead,
     # Answers.
     48: op.Fault,
     49: op.PValidateResult,
     50: op.PspAnswer,
     51: op.Runs,
+    52: op.RmpQueryResult,
+    53: op.RmpReadResult,
     # Ends of blocks.
     64: op.Compute,
     65: op.Sleep,

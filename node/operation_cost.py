@@ -32,12 +32,15 @@ class GuestOperationCost:
         self._vmgexit_extra_ns = own.vmgexit_extra_ns
         self._checked = generation in RMP_CHECKED
         self._pvalidate_ns = {False: costs["rmp.pvalidate_ns"], True: costs["rmp.pvalidate_large_ns"]}
+        self._adjust_ns = {False: costs["rmp.adjust_ns"], True: costs["rmp.adjust_large_ns"]}
         self._update_ns = costs["rmp.update_ns"]
         self._disk_exits = costs["disk.exits_per_request"]
         self._disk_ns = {op.BlockRead: costs["disk.read_ns"], op.BlockWrite: costs["disk.write_ns"]}
         self._disk_byte_ns = 1e9 / costs["disk.bytes_per_s"]
         self._table: dict[type, Callable[..., tuple[tuple[Mechanism, float], ...]]] = {
             op.PValidate: self._pvalidate,
+            op.RmpAdjust: self._rmpadjust,
+            op.RmpQuery: lambda _: ((Mechanism.ACCEPTANCE, costs["rmp.query_ns"]),),
             op.PageStateChange: self._page_state_change,
             op.BlockRead: self._block,
             op.BlockWrite: self._block,
@@ -68,6 +71,10 @@ class GuestOperationCost:
     def _pvalidate(self, one: op.PValidate) -> tuple[tuple[Mechanism, float], ...]:
         pages = max(0, one.length) // (LARGE_PAGE_BYTES if one.large else PAGE_BYTES)
         return ((Mechanism.ACCEPTANCE, pages * self._pvalidate_ns[one.large]),)
+
+    def _rmpadjust(self, one: op.RmpAdjust) -> tuple[tuple[Mechanism, float], ...]:
+        pages = max(0, one.length) // (LARGE_PAGE_BYTES if one.large else PAGE_BYTES)
+        return ((Mechanism.ACCEPTANCE, pages * self._adjust_ns[one.large]),)
 
     def _page_state_change(self, one: op.PageStateChange) -> tuple[tuple[Mechanism, float], ...]:
         if not self._checked:
@@ -103,6 +110,7 @@ class HostOperationCost:
             op.HostWork: lambda one: costs[one.cost],
             op.RmpUpdate: lambda one: update_ns * (one.length // (LARGE_PAGE_BYTES if one.entry.large else PAGE_BYTES)),
             op.PSmash: lambda _: costs["rmp.psmash_ns"],
+            op.RmpRead: lambda _: costs["rmp.read_ns"],
             op.Wbinvd: lambda _: costs["host.wbinvd_ns"],
         }
         self._psp_table: dict[int, Callable[[bytes], float]] = {

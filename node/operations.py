@@ -45,6 +45,29 @@ class PValidate:
 
 
 @dataclass(frozen=True, slots=True)
+class RmpAdjust:
+    """RMPADJUST every page of a range: permission bits of VMPL ``target``, and whether it is a save area.
+
+    Answer: RMP code, or a Fault.
+    """
+
+    gpa: int
+    length: int
+    large: bool
+    target: int
+    permissions: int
+    vmsa: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RmpQuery:
+    """RMPQUERY one page: what VMPL ``target`` may do there. Answer: ``RmpQueryResult``, or a Fault."""
+
+    gpa: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
 class PageStateChange:
     """Ask the hypervisor through the GHCB to make a range shared or private. Answer: 0, or an error."""
 
@@ -137,6 +160,13 @@ class PSmash:
 
 
 @dataclass(frozen=True, slots=True)
+class RmpRead:
+    """RMPREAD one entry. Answer: ``RmpReadResult``."""
+
+    spa: int
+
+
+@dataclass(frozen=True, slots=True)
 class NestedMap:
     """Point the nested page table of a VM at memory. Answer: None."""
 
@@ -168,7 +198,7 @@ class VmcbWrite:
 
 @dataclass(frozen=True, slots=True)
 class VmRun:
-    """Enter a vCPU for the first time. Answer: 0, or the exit code VMEXIT_INVALID."""
+    """Enter a vCPU for the first time. Answer: 0, or the exit code: VMEXIT_INVALID or VMEXIT_BUSY."""
 
     vm: str
     vcpu: int
@@ -217,10 +247,10 @@ class Wbinvd:
 
 
 HypervisorOperation = (
-    HostRead | HostReadWritten | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | NestedMap | NestedUnmap
-    | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
+    HostRead | HostReadWritten | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | RmpRead | NestedMap
+    | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
 )  # fmt: skip
-GuestOperation = Read | Write | PValidate | PageStateChange | BlockRead | BlockWrite
+GuestOperation = Read | Write | PValidate | RmpAdjust | RmpQuery | PageStateChange | BlockRead | BlockWrite
 
 
 # How a block of a program may end.
@@ -262,6 +292,8 @@ class FaultKind(IntEnum):
     """#VC in the guest: the page is assigned but not validated."""
     UNDEFINED_OPCODE = 6
     """#UD: the role may not execute this instruction."""
+    GENERAL_PROTECTION = 13
+    """#GP: this privilege level may not execute the instruction."""
     MACHINE_CHECK = 18
     """#MC: no memory answers at the address."""
 
@@ -284,6 +316,23 @@ class PValidateResult:
 
 
 @dataclass(frozen=True, slots=True)
+class RmpQueryResult:
+    """EAX of RMPQUERY, the permission bits (RDX), and whether the entry is one of 2 MiB (RCX)."""
+
+    code: int
+    permissions: int
+    large: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RmpReadResult:
+    """EAX of RMPREAD, and the 16 bytes it stored; none if it failed."""
+
+    code: int
+    state: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class PspAnswer:
     """Status bits 15:0 of CmdResp, and the command buffer as the firmware left it."""
 
@@ -298,4 +347,4 @@ class Runs:
     runs: tuple[tuple[int, bytes], ...]
 
 
-Answer = bytes | int | None | Fault | PValidateResult | PspAnswer | Runs
+Answer = bytes | int | None | Fault | PValidateResult | RmpQueryResult | RmpReadResult | PspAnswer | Runs

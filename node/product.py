@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from node.generation import Generation
+from node.rmp_switches import RmpSwitches
 
 GIB = 1 << 30
 TIB = 1 << 40
 
+_LIKELIER = RmpSwitches()
 _SEV = frozenset({Generation.PLAIN, Generation.SME, Generation.SEV, Generation.SEV_ES})
 _SNP = _SEV | {Generation.SEV_SNP}
 _TIO = _SNP | {Generation.SEV_TIO}
@@ -47,6 +49,7 @@ class Product:
     sockets: int = 1
     threads_per_core: int = 2
     doubts: tuple[str, ...] = ()
+    rmp: RmpSwitches = _LIKELIER
 
     @property
     def memory_bandwidth_bytes_per_s(self) -> float:
@@ -76,7 +79,9 @@ _ROWS = (
     Product("Turin", 0x00B00F21, 128, 2_700_000_000, 12, 6_000_000_000, 6 * TIB, 1006, 99, 51, 52, 6, _TIO,
             (1, 58, 1), True,
             doubts=("C-bit, reduction and split taken from Genoa", "CPUID signature unverified",
-                    "firmware build unsourced", "clock is the EPYC 9755's, recalled")),
+                    "firmware build unsourced", "clock is the EPYC 9755's, recalled",
+                    "RMP taken to be segmented, as its hosts are usually set up"),
+            rmp=RmpSwitches(segmented=True, rmpread=True)),
 )  # fmt: skip
 
 PRODUCTS: Mapping[str, Product] = {product.name: product for product in _ROWS}

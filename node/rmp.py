@@ -1,130 +1,119 @@
 """The reverse map table: for every page of the host, who owns it and where the owner sees it.
 
-Rules and return codes: APM volume 2, 15.36.3 to 15.36.10 and volume 3 (RMPUPDATE,
-PSMASH, PVALIDATE). Runs of entries that differ only by an advancing GPA are held
-as one; a 2 MiB entry is a run of 512 pages with the PAGE_SIZE bit. An operation
-on a range does one entry after another and stops at the first that fails.
+Instructions of host, guest and firmware, with their checks in the documented order
+(APM volume 2, 15.36.3 to 15.36.10; volume 3: RMPUPDATE, PSMASH, PVALIDATE, RMPADJUST,
+RMPQUERY, RMPREAD). An operation on a range does one entry after another and stops at
+the first that fails; ``..._each`` goes on and tells the outcome of each. Entries are
+``node.rmp_table``'s, checks of accesses ``node.rmp_checks``'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum
-from typing import Self
 
-from node.extent_map import ExtentMap
+import numpy as np
+
+from node import rmp_blocks
+from node.dram import Dram
+from node.rmp_blocks import Codes
+from node.rmp_checks import RmpChecks
+from node.rmp_entry import GPA_END, GUEST_PERMISSIONS, HIGHEST_ASID, state_form
+from node.rmp_faults import (
+    ERROR_ENC,
+    ERROR_FINAL,
+    ERROR_PRESENT,
+    ERROR_RMP,
+    ERROR_SIZEM,
+    ERROR_USER,
+    ERROR_VMPL,
+    ERROR_WRITE,
+    NotValidated,
+    PageOutcome,
+    ProtectionFault,
+    RmpCode,
+    RmpFault,
+)
+from node.rmp_layout import RmpLayout
+from node.rmp_switches import RmpSwitches
+from node.rmp_table import DEFAULT_ENTRY, LARGE_PAGES, RmpTable, Run
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
 
-_LARGE_PAGES = LARGE_PAGE_BYTES // PAGE_BYTES
-_ALL_PERMISSIONS = (0xF, 0, 0, 0)
-"""VMPL0 may do everything with a page that was just given to a guest, the others nothing."""
+__all__ = [
+    "ERROR_ENC", "ERROR_FINAL", "ERROR_PRESENT", "ERROR_RMP", "ERROR_SIZEM", "ERROR_USER", "ERROR_VMPL",
+    "ERROR_WRITE", "GuestCore", "NotValidated", "PageOutcome", "ProtectionFault",
+    "ReverseMapTable", "RmpCode", "RmpFault",
+]  # fmt: skip
 
-_HIGHEST_ASID = (1 << 10) - 1
-_GPA_END = 1 << 51
-"""What the fields ASID (60:51) and GPA (50:12) of an entry can hold; layout of Zen 3 and 4 (AMD PPR)."""
-
-ERROR_WRITE = 1 << 1
-ERROR_RMP = 1 << 31
-ERROR_ENC = 1 << 34
-ERROR_SIZEM = 1 << 35
-"""Bits of EXITINFO1 of a nested page fault (APM volume 2, 15.36.10); bit 31 also in a host #PF."""
-
-
-class RmpCode(IntEnum):
-    """What the RMP instructions leave in EAX."""
-
-    SUCCESS = 0
-    FAIL_INPUT = 1
-    FAIL_PERMISSION = 2
-    FAIL_INUSE = 3
-    FAIL_OVERLAP = 4
-    FAIL_SIZEMISMATCH = 6
-    FAIL_NOT_LARGE = 7
-    """PSMASH on an entry that is not an assigned 2 MiB page; seen in logs of real hosts."""
-
-
-class RmpFault(Exception):
-    """The RMP refused an access; ``error`` holds the fault's error bits."""
-
-    def __init__(self, spa: int, error: int) -> None:
-        super().__init__(f"RMP refuses SPA {spa:#x}, error {error:#x}")
-        self.spa = spa
-        self.error = error
-
-
-class NotValidated(Exception):
-    """#VC 404 in the guest: the page is assigned to it but not validated."""
-
-    def __init__(self, gpa: int) -> None:
-        super().__init__(f"GPA {gpa:#x} is not validated")
-        self.gpa = gpa
+VMPLS = 4
+_FIRMWARE = RmpEntry(assigned=True, immutable=True)
+_NPF = ERROR_PRESENT | ERROR_USER | ERROR_RMP | ERROR_FINAL | ERROR_ENC
+_ERRORS = {PageOutcome.NPF: _NPF, PageOutcome.NPF_SIZEM: _NPF | ERROR_SIZEM}
+_Olds = Sequence[RmpEntry]
 
 
 @dataclass(frozen=True, slots=True)
-class _Entries:
-    """A run of entries, by the first one's."""
+class GuestCore:
+    """Who executes a guest's instruction: the ASID and VMPL of its core."""
 
-    entry: RmpEntry
-
-    def advanced(self, distance: int) -> Self:
-        entry = self.entry
-        if not distance or not entry.asid:
-            return self
-        return type(self)(replace(entry, gpa=entry.gpa + distance * PAGE_BYTES))
-
-
-_DEFAULT = RmpEntry()
-
-Judge = Callable[[int, int, RmpEntry], "RmpCode | RmpEntry"]
+    asid: int
+    vmpl: int = 0
 
 
 class ReverseMapTable:
-    """The RMP of a host; everything below ``covered_bytes`` has an entry.
+    """The RMP of a host, where its layout says in ``dram``."""
 
-    ``immutable_keeps_validated`` is a doubt: VALIDATED, VMSA and the permissions
-    survive an update that changes nothing but IMMUTABLE, because the Pre-Swap
-    state could not come about otherwise. No public text says so; with False
-    such an update clears them like any other.
-    """
-
-    def __init__(self, covered_bytes: int, *, immutable_keeps_validated: bool = True) -> None:
-        self.immutable_keeps_validated = immutable_keeps_validated
-        self.covered_pages = covered_bytes // PAGE_BYTES
-        self._runs: ExtentMap[_Entries] = ExtentMap()
+    def __init__(self, dram: Dram, layout: RmpLayout, switches: RmpSwitches | None = None) -> None:
+        self.layout = layout
+        self.switches = switches or RmpSwitches()
+        self._table = RmpTable(dram, layout, count_skips_first=self.switches.count_skips_first)
+        self.checks = RmpChecks(self._table, self.switches)
+        self.check_guest_private = self.checks.check_guest_private
+        self.check_guest_write = self.checks.check_guest_write
+        self.check_host_write = self.checks.check_host_write
+        self.check_dma = self.checks.check_dma
 
     def __len__(self) -> int:
         """Number of runs held."""
-        return len(self._runs)
+        return len(self._table)
+
+    def covers(self, spa: int) -> bool:
+        """Whether the page has an entry."""
+        return self.layout.array_of(spa // PAGE_BYTES) is not None
 
     def entry(self, spa: int) -> RmpEntry:
         """The effective entry of a page; the hypervisor's own for a page outside of the table."""
-        page = spa // PAGE_BYTES
-        found = self._runs.find(page)
-        return _DEFAULT if found is None else found[2].advanced(page - found[0]).entry
+        return self._table.entry(spa // PAGE_BYTES)
+
+    # Firmware.
 
     def set_entry(self, spa: int, entry: RmpEntry) -> None:
         """Replace an entry as firmware does; a 4 KiB entry inside a 2 MiB one smashes it.
 
         Raises ValueError for an address that no such entry can have.
         """
-        page, pages = spa // PAGE_BYTES, _LARGE_PAGES if entry.large else 1
-        if spa % (pages * PAGE_BYTES) or not 0 <= page <= self.covered_pages - pages:
+        page, pages = spa // PAGE_BYTES, _pages_of(entry)
+        if spa % (pages * PAGE_BYTES) or not self.layout.covers(page, page + pages):
             raise ValueError(f"spa: expected an entry's address inside the RMP, got {spa:#x}")
-        if not entry.large and self.entry(spa).large:
-            block = page // _LARGE_PAGES * _LARGE_PAGES
-            self._put(block, block + _LARGE_PAGES, replace(self.entry(block * PAGE_BYTES), large=False))
-        self._put(page, page + pages, entry)
+        table = self._table
+        if not entry.large and table.entry(page).large:
+            block = page // LARGE_PAGES * LARGE_PAGES
+            table.put(block, block + LARGE_PAGES, replace(table.entry(block), large=False))
+        for first, stop, old in list(table.decoded_pieces(page, page + pages)):
+            self._count(old, entry, stop - first)
+        table.put(page, page + pages, entry)
 
     def initialise(self) -> None:
-        """Zero the table."""
-        self._runs.clear()
+        """Zero the table and take the pages that it lies in from everybody: SNP_INIT."""
+        self._table.clear()
+        for spa, length in self.layout.ranges():
+            first, stop = spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES)
+            for low, high, _ in self.layout.stretches(first, stop):
+                self._table.put(low, high, _FIRMWARE)
 
     def pages_of_asid(self, asid: int) -> int:
-        """Number of 4 KiB pages assigned to an ASID."""
-        return sum(
-            end - start for start, end, run in self._runs.runs() if run.entry.assigned and run.entry.asid == asid
-        )
+        """Number of 4 KiB pages assigned to an ASID, as the table's counter has it."""
+        return self._table.pages_of_asid(asid)
 
     # Instructions of the host.
 
@@ -135,148 +124,355 @@ class ReverseMapTable:
         immutable, GPA and ASID. An assigned entry of ASID 0 must have GPA 0:
         with another it would be a Metadata page, which only firmware makes.
         """
-        pages = _LARGE_PAGES if entry.large else 1
-        if (
-            length <= 0
-            or (spa | length) % (pages * PAGE_BYTES)
-            or not 0 <= spa <= self.covered_pages * PAGE_BYTES - length
-            or not _can_be_written(entry, pages * PAGE_BYTES, length)
-        ):
+        if not self._can_update(spa, length, entry):
             return RmpCode.FAIL_INPUT
         first = spa // PAGE_BYTES
-        stop = first + length // PAGE_BYTES
-        # A unit with any immutable page is refused for that, whatever else stands in its way.
-        fixed = self._first_immutable(first, stop)
-        if fixed is not None:
-            stop = fixed - (fixed - first) % pages
+        return self._update(first, first + length // PAGE_BYTES, entry, None)
 
-        def judge(start: int, _: int, old: RmpEntry) -> RmpCode | RmpEntry:
-            if old.assigned and old.large != entry.large:
-                return RmpCode.FAIL_OVERLAP
-            if not entry.assigned:
-                return _DEFAULT
-            gpa = entry.gpa + (start - first) * PAGE_BYTES if entry.asid else 0
-            same_page = old.assigned and (old.asid, old.gpa) == (entry.asid, gpa)
-            if same_page and (self.immutable_keeps_validated or old.immutable == entry.immutable):
-                return replace(old, immutable=entry.immutable)
-            return RmpEntry(
-                assigned=True, large=entry.large, immutable=entry.immutable, gpa=gpa, asid=entry.asid,
-                vmpl_permissions=_ALL_PERMISSIONS if entry.asid else (0, 0, 0, 0),
-            )  # fmt: skip
-
-        code = self._change(first, stop, pages, judge)
-        return RmpCode.FAIL_PERMISSION if code is RmpCode.SUCCESS and fixed is not None else code
+    def rmpupdate_each(self, spa: int, length: int, entry: RmpEntry) -> Codes | RmpCode:
+        """The same on every page whatever became of those before: a code for each, or FAIL_INPUT for all."""
+        if not self._can_update(spa, length, entry):
+            return RmpCode.FAIL_INPUT
+        first, pages = spa // PAGE_BYTES, length // PAGE_BYTES
+        codes: Codes = np.zeros(pages // (LARGE_PAGES if entry.large else 1), np.uint8)
+        self._update(first, first + pages, entry, codes)
+        return codes
 
     def psmash(self, spa: int) -> RmpCode:
         """PSMASH: turn one 2 MiB entry into 512 entries that inherit everything."""
         page = spa // PAGE_BYTES
-        if spa % LARGE_PAGE_BYTES or not 0 <= page <= self.covered_pages - _LARGE_PAGES:
+        if spa % LARGE_PAGE_BYTES or not self.layout.covers(page, page + LARGE_PAGES):
             return RmpCode.FAIL_INPUT
-        entry = self.entry(spa)
+        entry = self._table.entry(page)
         if not (entry.assigned and entry.large):
             return RmpCode.FAIL_NOT_LARGE
         if entry.immutable:
             return RmpCode.FAIL_PERMISSION
-        self._put(page, page + _LARGE_PAGES, replace(entry, large=False))
+        if self._table.is_locked(page) or self.checks.first_in_use(page, page + LARGE_PAGES) is not None:
+            return RmpCode.FAIL_INUSE
+        self._table.put(page, page + LARGE_PAGES, replace(entry, large=False))
         return RmpCode.SUCCESS
 
-    # The guest's.
+    def rmpread(self, spa: int) -> tuple[RmpCode, bytes]:
+        """RMPREAD: the code, and the 16 bytes it stores."""
+        page = spa // PAGE_BYTES
+        if spa % PAGE_BYTES or not self.layout.covers(page, page + 1):
+            return RmpCode.FAIL_INPUT, b""
+        return RmpCode.SUCCESS, state_form(self._table.entry(page), region_in_use=self._table.region_in_use(page))
+
+    # Instructions of a guest. Its pages lie at ``spa``: the nested walk is done.
 
     def pvalidate(
-        self, spa: int, gpa: int, asid: int, length: int, large: bool, validate: bool
+        self, spa: int, gpa: int, core: GuestCore, length: int, large: bool, validate: bool
     ) -> tuple[RmpCode, bool]:
-        """PVALIDATE every page of a range that lies at ``spa``: EAX, and whether any page was so already (CF).
+        """PVALIDATE every page of a range: EAX, and whether any page was so already (CF).
 
-        Raises RmpFault where the core reports a nested page fault. Ownership is
-        checked before sizes, so 2 MiB at an SPA between 2 MiB borders, which
-        only 4 KiB entries can back, is a size mismatch for the owner alone.
+        Raises RmpFault where the core reports a nested page fault, ProtectionFault below VMPL0 if the switch says
+        so. Ownership is checked before sizes, so 2 MiB at an SPA between 2 MiB borders, which only 4 KiB entries can
+        back, is a size mismatch for the owner alone.
         """
-        unit = LARGE_PAGE_BYTES if large else PAGE_BYTES
-        if length <= 0 or (gpa | length) % unit:
-            return RmpCode.FAIL_INPUT, False
-        first = spa // PAGE_BYTES
-        unchanged = False
+        refused = self._cannot_validate(gpa, core, length, large)
+        if refused:
+            return refused, False
+        return self._validate(spa, gpa, core.asid, length, large, validate, None)
 
-        def judge(start: int, _: int, old: RmpEntry) -> RmpCode | RmpEntry:
-            nonlocal unchanged
-            expected = gpa + (start - first) * PAGE_BYTES
-            if not old.assigned or old.asid != asid or old.gpa != expected or old.immutable:
-                raise RmpFault(start * PAGE_BYTES, ERROR_RMP | ERROR_ENC)
-            if old.large and not large:
-                raise RmpFault(start * PAGE_BYTES, ERROR_RMP | ERROR_ENC | ERROR_SIZEM)
+    def pvalidate_each(
+        self, spa: int, gpa: int, core: GuestCore, length: int, large: bool, validate: bool
+    ) -> Codes | RmpCode:
+        """The same on every page whatever became of those before: a ``PageOutcome`` or code for each."""
+        refused = self._cannot_validate(gpa, core, length, large)
+        if refused:
+            return refused
+        codes: Codes = np.zeros(length // (LARGE_PAGE_BYTES if large else PAGE_BYTES), np.uint8)
+        self._validate(spa, gpa, core.asid, length, large, validate, codes)
+        return codes
+
+    def rmpadjust(
+        self, spa: int, gpa: int, core: GuestCore, length: int, large: bool, target: int, permissions: int, vmsa: bool
+    ) -> RmpCode:
+        """RMPADJUST every page of a range: what VMPL ``target`` may do there, and by VMPL0 whether it is a save area.
+
+        Raises RmpFault and NotValidated. Registers are judged before the page.
+        """
+        if length <= 0 or (gpa | length) % (LARGE_PAGE_BYTES if large else PAGE_BYTES) or not 0 <= target < VMPLS:
+            return RmpCode.FAIL_INPUT
+        if not 0 <= permissions <= 0xFF:
+            return RmpCode.FAIL_INPUT
+        if target <= core.vmpl:
+            return RmpCode.FAIL_PERMISSION
+        page = spa // PAGE_BYTES
+        for first, stop, old in list(self._table.decoded_pieces(page, page + length // PAGE_BYTES)):
+            self._check_own(old, first, gpa + (first - page) * PAGE_BYTES, core.asid, large)
             if large and not old.large:
                 return RmpCode.FAIL_SIZEMISMATCH
-            if old.validated == validate:
-                unchanged = True
-                return old
-            return replace(old, validated=validate)
-
-        pages = _LARGE_PAGES if large else 1
-        return self._change(first, first + length // PAGE_BYTES, pages, judge), unchanged
-
-    # Checks of accesses.
-
-    def check_guest_private(self, spa: int, gpa: int, asid: int, length: int, *, write: bool = False) -> None:
-        """A private access of a guest. Raises RmpFault for another's page, NotValidated for one not accepted.
-
-        ``write`` only marks the fault. The nested mapping is taken to be as large as the entry.
-        """
-        page, last = spa // PAGE_BYTES, (spa + length - 1) // PAGE_BYTES
-        found = self._runs.find(page)
-        while found is not None:
-            start, end, run = found
-            entry = run.entry
-            at = entry.gpa + (page - start) * PAGE_BYTES
-            if entry.asid != asid or at != gpa // PAGE_BYTES * PAGE_BYTES or entry.immutable:
-                break
-            if not entry.validated:
-                raise NotValidated(gpa)
-            if last < end:
-                return
-            gpa += end * PAGE_BYTES - spa
-            page, spa = end, end * PAGE_BYTES
-            found = self._runs.find(page)
-        raise RmpFault(spa, ERROR_RMP | ERROR_ENC | (ERROR_WRITE if write else 0))
-
-    def check_host_write(self, spa: int, length: int) -> None:
-        """A store of the host, or of a guest to shared memory: the page must not be assigned. Raises RmpFault."""
-        page, last = spa // PAGE_BYTES, (spa + max(length, 1) - 1) // PAGE_BYTES
-        for start, _, run in self._runs.pieces(page, last + 1):
-            if run is not None and run.entry.assigned:
-                raise RmpFault(start * PAGE_BYTES, ERROR_RMP | ERROR_WRITE)
-
-    check_guest_shared_write = check_host_write
-
-    def _first_immutable(self, start: int, end: int) -> int | None:
-        for first, _, run in self._runs.pieces(start, end):
-            if run is not None and run.entry.immutable:
-                return first
-        return None
-
-    def _put(self, start: int, end: int, entry: RmpEntry) -> None:
-        self._runs.put(start, end, None if entry == _DEFAULT else _Entries(entry))
-
-    def _change(self, start: int, end: int, unit: int, judge: Judge) -> RmpCode:
-        """Let ``judge`` decide piece by piece; it gets (from, to, old entry) and answers a code or the new entry.
-
-        Units before the first that fails are changed, the failing one is not.
-        """
-        new: list[tuple[int, int, RmpEntry]] = []
-        try:
-            for first, stop, run in self._runs.pieces(start, end):
-                verdict = judge(first, stop, _DEFAULT if run is None else run.entry)
-                if isinstance(verdict, RmpCode):
-                    end = start + (first - start) // unit * unit
-                    return verdict
-                new.append((first, stop, verdict))
-        except RmpFault as fault:
-            end = start + (fault.spa // PAGE_BYTES - start) // unit * unit
-            raise
-        finally:
-            for first, stop, entry in new:
-                if first < end:
-                    self._put(first, min(stop, end), entry)
+            if permissions & ~old.vmpl_permissions[core.vmpl]:
+                return RmpCode.FAIL_PERMISSION
+            rights = list(old.vmpl_permissions)
+            rights[target] = permissions
+            new = replace(
+                old,
+                vmpl_permissions=(rights[0], rights[1], rights[2], rights[3]),
+                vmsa=old.vmsa if core.vmpl else vmsa,
+            )
+            busy = self.checks.first_in_use(first, stop)
+            self._table.put(first, stop if busy is None else busy - (busy - first) % _pages_of(old), new)
+            if busy is not None:
+                return RmpCode.FAIL_INUSE
         return RmpCode.SUCCESS
+
+    def rmpquery(self, spa: int, gpa: int, core: GuestCore, target: int) -> tuple[RmpCode, int, bool]:
+        """RMPQUERY: the code, what VMPL ``target`` may do with a page, and whether its entry is one of 2 MiB.
+
+        Raises RmpFault and, by a switch, NotValidated.
+        """
+        if gpa % PAGE_BYTES or not core.vmpl <= target < VMPLS:
+            return (RmpCode.FAIL_INPUT if gpa % PAGE_BYTES else RmpCode.FAIL_PERMISSION), 0, False
+        page = spa // PAGE_BYTES
+        entry = self._table.entry(page)
+        known = entry if self.switches.query_needs_validated else replace(entry, validated=True)
+        self._check_own(known, page, gpa, core.asid, large=True)
+        return RmpCode.SUCCESS, entry.vmpl_permissions[target], entry.large
+
+    # How a range is gone through.
+
+    def _can_update(self, spa: int, length: int, entry: RmpEntry) -> bool:
+        unit = LARGE_PAGE_BYTES if entry.large else PAGE_BYTES
+        return (
+            length > 0
+            and not (spa | length) % unit
+            and self.layout.covers(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES)
+            and _can_be_written(entry, unit, length)
+        )
+
+    def _update(self, first: int, stop: int, entry: RmpEntry, codes: Codes | None) -> RmpCode:
+        """RMPUPDATE on [first, stop), around the save areas in use."""
+        unit = _pages_of(entry)
+        at = first
+        while at < stop:
+            busy = self.checks.first_in_use(at, stop)
+            end = stop if busy is None else busy - (busy - at) % unit
+            some = None if codes is None else codes[(at - first) // unit : (end - first) // unit]
+            code = self._update_free(at, end, _moved(entry, at - first), some)
+            if codes is None and code:
+                return code
+            if busy is None:
+                break
+            fixed = any(old.immutable for _, _, old in self._table.decoded_pieces(end, end + unit))
+            code = RmpCode.FAIL_PERMISSION if fixed else RmpCode.FAIL_INUSE
+            if codes is None:
+                return code
+            codes[(end - first) // unit] = code
+            at = end + unit
+        return RmpCode.SUCCESS
+
+    def _update_free(self, first: int, stop: int, entry: RmpEntry, codes: Codes | None) -> RmpCode:
+        table, keeps = self._table, self.switches.immutable_keeps_validated
+        unit = _pages_of(entry)
+        for start, end, olds in _units(table, first, stop, unit):
+            here = _moved(entry, start - first)
+            some = None if codes is None else codes[(start - first) // unit : (end - first) // unit]
+            if olds is None:
+                code = self._update_bytes(start, end, here, some)
+                if code and codes is None:
+                    return code
+                continue
+            verdict = _judge_update(olds, here, keeps)
+            if isinstance(verdict, RmpEntry):
+                self._count(olds[0], verdict, end - start)
+                table.put(start, end, verdict)
+            elif some is None:
+                return verdict
+            else:
+                some[:] = verdict
+        return RmpCode.SUCCESS
+
+    def _update_bytes(self, start: int, end: int, entry: RmpEntry, codes: Codes | None) -> RmpCode:
+        keeps = self.switches.immutable_keeps_validated
+        for first, stop, spa in self._table.blocks(start, end):
+            read = self._table.read_blocks(first, stop, spa)
+            here = _moved(entry, first - start)
+            low = first % LARGE_PAGES
+            high = low + stop - first if len(read) == 1 else LARGE_PAGES
+            change = (
+                rmp_blocks.update_large(read, here, keeps)
+                if entry.large
+                else rmp_blocks.update_small(read, low, high, here, keeps)
+            )
+            unit = change.pages_each
+            some = None if codes is None else codes[(first - start) // unit : (stop - start) // unit]
+            failed = self._carry_out(change, first, stop, spa, (low, high), some)
+            if failed is not None:
+                return RmpCode(failed[1])
+        return RmpCode.SUCCESS
+
+    def _carry_out(
+        self,
+        change: rmp_blocks.Change,
+        first: int,
+        stop: int,
+        spa: int,
+        pages: tuple[int, int],
+        codes: Codes | None,
+    ) -> tuple[int, int] | None:
+        """Write a change, up to the first failure if nobody wants codes; answers that failure's page and code."""
+        flat = change.codes.reshape(-1)
+        limit = len(flat)
+        failed = None
+        if codes is None:
+            where = np.flatnonzero(change.failed().reshape(-1))
+            if len(where):
+                limit = int(where[0])
+                failed = first + limit * change.pages_each, int(flat[limit])
+        else:
+            codes[:] = flat
+        if (flat[:limit] == RmpCode.SUCCESS).any():
+            change.write(self._table, self._table.writable_blocks(first, stop, spa), *pages, limit)
+        return failed
+
+    def _cannot_validate(self, gpa: int, core: GuestCore, length: int, large: bool) -> RmpCode:
+        if core.vmpl:
+            if self.switches.pvalidate_faults_below_vmpl0:
+                raise ProtectionFault
+            return RmpCode.FAIL_PERMISSION
+        wrong = length <= 0 or (gpa | length) % (LARGE_PAGE_BYTES if large else PAGE_BYTES)
+        return RmpCode.FAIL_INPUT if wrong else RmpCode.SUCCESS
+
+    def _validate(
+        self, spa: int, gpa: int, asid: int, length: int, large: bool, validate: bool, codes: Codes | None
+    ) -> tuple[RmpCode, bool]:
+        table = self._table
+        first, unit = spa // PAGE_BYTES, LARGE_PAGES if large else 1
+        unchanged = False
+        # Off the borders of 2 MiB only the first page of each unit matters: it can but fail.
+        between = large and first % LARGE_PAGES
+        stop = first + length // PAGE_BYTES
+        parts = (
+            ((at, at + unit, (table.entry(at),)) for at in range(first, stop, unit))
+            if between
+            else _units(table, first, stop, unit)
+        )
+        for start, end, olds in parts:
+            here = gpa + (start - first) * PAGE_BYTES
+            some = None if codes is None else codes[(start - first) // unit : (end - first) // unit]
+            if olds is None:
+                found, same = self._validate_bytes(start, end, here, asid, large, validate, some)
+                at, outcome = found or (start, 0)
+            else:
+                verdict = _judge_validate(olds[0], here, asid, large, validate)
+                same = verdict == PageOutcome.UNCHANGED
+                at, outcome = start, 0 if same or isinstance(verdict, RmpEntry) else int(verdict)
+                if isinstance(verdict, RmpEntry):
+                    table.put(start, end, verdict)
+                elif some is not None:
+                    some[:] = verdict
+            unchanged = unchanged or same
+            if outcome and codes is None:
+                if outcome in _ERRORS:
+                    raise RmpFault(at * PAGE_BYTES, _ERRORS[PageOutcome(outcome)])
+                return RmpCode(outcome), unchanged
+        return RmpCode.SUCCESS, unchanged
+
+    def _validate_bytes(
+        self, start: int, end: int, gpa: int, asid: int, large: bool, validate: bool, codes: Codes | None
+    ) -> tuple[tuple[int, int] | None, bool]:
+        """The first failure as (page, outcome), and whether any page before it was so already."""
+        unchanged = False
+        for first, stop, spa in self._table.blocks(start, end):
+            read = self._table.read_blocks(first, stop, spa)
+            here = gpa + (first - start) * PAGE_BYTES
+            low = first % LARGE_PAGES
+            high = low + stop - first if len(read) == 1 else LARGE_PAGES
+            change = (
+                rmp_blocks.validate_large(read, here, asid, validate)
+                if large
+                else rmp_blocks.validate_small(read, low, high, here, asid, validate)
+            )
+            unit = change.pages_each
+            some = None if codes is None else codes[(first - start) // unit : (stop - start) // unit]
+            failed = self._carry_out(change, first, stop, spa, (low, high), some)
+            flat = change.codes.reshape(-1)[: None if failed is None else (failed[0] - first) // unit]
+            unchanged = unchanged or bool((flat == PageOutcome.UNCHANGED).any())
+            if failed is not None:
+                return failed, unchanged
+        return None, unchanged
+
+    def _check_own(self, entry: RmpEntry, page: int, gpa: int, asid: int, large: bool) -> None:
+        if not entry.assigned or entry.asid != asid or entry.gpa != gpa or entry.immutable:
+            raise RmpFault(page * PAGE_BYTES, _NPF)
+        if entry.large and not large:
+            raise RmpFault(page * PAGE_BYTES, _NPF | ERROR_SIZEM)
+        if not entry.validated:
+            raise NotValidated(gpa)
+
+    def _count(self, old: RmpEntry, new: RmpEntry, pages: int) -> None:
+        before, after = old.asid if old.assigned else 0, new.asid if new.assigned else 0
+        if before != after:
+            self._table.count(before, -pages)
+            self._table.count(after, pages)
+
+
+def _units(table: RmpTable, first: int, stop: int, unit: int) -> Iterator[tuple[int, int, _Olds | None]]:
+    """[first, stop) in parts of whole units: as long as one entry goes on, or one unit of several; None for bytes."""
+    held: list[RmpEntry] = []
+    since = first
+    for start, end, entry in list(table.pieces(first, stop)):
+        if unit == 1 or entry is None:
+            yield start, end, None if entry is None else (entry,)
+            continue
+        at = start
+        if held:
+            at = min(end, since + unit)
+            held.append(entry)
+            if at < since + unit:
+                continue
+            yield since, at, held
+            held = []
+        whole = (end - at) // unit * unit
+        if whole:
+            yield at, at + whole, (_moved_on(entry, at - start),)
+        if at + whole < end:
+            since = at + whole
+            held = [_moved_on(entry, since - start)]
+
+
+def _pages_of(entry: RmpEntry) -> int:
+    return LARGE_PAGES if entry.large else 1
+
+
+def _moved_on(entry: RmpEntry, pages: int) -> RmpEntry:
+    return Run(entry).advanced(pages).entry or DEFAULT_ENTRY
+
+
+def _moved(entry: RmpEntry, pages: int) -> RmpEntry:
+    """What RMPUPDATE asks for ``pages`` on."""
+    return replace(entry, gpa=entry.gpa + pages * PAGE_BYTES) if pages and entry.asid else entry
+
+
+def _judge_update(olds: _Olds, entry: RmpEntry, keeps: bool) -> RmpCode | RmpEntry:
+    old = olds[0]
+    if any(one.immutable for one in olds):
+        return RmpCode.FAIL_PERMISSION
+    if any(one.assigned and one.large != entry.large for one in olds):
+        return RmpCode.FAIL_OVERLAP
+    if not entry.assigned:
+        return DEFAULT_ENTRY
+    same_page = old.assigned and (old.asid, old.gpa) == (entry.asid, entry.gpa if entry.asid else 0)
+    if same_page and (keeps or old.immutable == entry.immutable):
+        return replace(old, immutable=entry.immutable)
+    return RmpEntry(
+        assigned=True, large=entry.large, immutable=entry.immutable, gpa=entry.gpa, asid=entry.asid,
+        vmpl_permissions=GUEST_PERMISSIONS if entry.asid else (0, 0, 0, 0),
+    )  # fmt: skip
+
+
+def _judge_validate(old: RmpEntry, gpa: int, asid: int, large: bool, validate: bool) -> int | RmpEntry:
+    if not old.assigned or old.asid != asid or old.gpa != gpa or old.immutable:
+        return PageOutcome.NPF
+    if old.large and not large:
+        return PageOutcome.NPF_SIZEM
+    if large and not old.large:
+        return RmpCode.FAIL_SIZEMISMATCH
+    return PageOutcome.UNCHANGED if old.validated == validate else replace(old, validated=validate)
 
 
 def _can_be_written(entry: RmpEntry, unit: int, length: int) -> bool:
@@ -285,4 +481,4 @@ def _can_be_written(entry: RmpEntry, unit: int, length: int) -> bool:
         return not entry.asid and not entry.immutable
     if not entry.asid:
         return not entry.gpa
-    return 0 < entry.asid <= _HIGHEST_ASID and not entry.gpa % unit and 0 <= entry.gpa <= _GPA_END - length
+    return 0 < entry.asid <= HIGHEST_ASID and not entry.gpa % unit and 0 <= entry.gpa <= GPA_END - length

@@ -62,6 +62,11 @@ class VcpuRunner:
             guest.phase_costs[vcpu.index] = self._phase_costs(demands, guest.spec.generation)
         guest.demand_names = tuple(map(_names, guest.software.demands))
 
+    def start(self, vcpu: Vcpu) -> None:
+        """Enter a vCPU that is off its core, and go on with it."""
+        self._board.enter(vcpu.guest.spec.name, vcpu.index)
+        self.go_on(vcpu)
+
     def go_on(self, vcpu: Vcpu) -> None:
         """Go on with a vCPU as its registers say: the rest of a phase or sleep, else the next block."""
         registers = vcpu.registers
@@ -95,7 +100,7 @@ class VcpuRunner:
         for vcpu in guest.vcpus:
             if vcpu.state is VcpuState.PAUSED:
                 self.load(vcpu)
-                self.go_on(vcpu)
+                self.start(vcpu)
 
     def halt(self, vcpu: Vcpu, state: VcpuState) -> None:
         """Take a vCPU off its core at once; what is left of a phase or sleep goes to R15."""
@@ -110,6 +115,7 @@ class VcpuRunner:
             vcpu.registers.r15 -= self._clock.now_ns - vcpu.slept_from_ns
         elif vcpu.state is VcpuState.PAUSED:
             self.load(vcpu)
+        self._board.leave(vcpu.guest.spec.name, vcpu.index)
         vcpu.epoch += 1
         vcpu.state = state
 
@@ -215,6 +221,7 @@ class VcpuRunner:
             return
         for vcpu in guest.vcpus[1:]:
             if vcpu.state is VcpuState.WAITING:
+                self._board.enter(guest.spec.name, vcpu.index)
                 self._run_blocks(vcpu, None)
 
     # Phases and sleeps.
@@ -279,6 +286,7 @@ class VcpuRunner:
         page = bytearray(self._board.load_save_area(vmcb))
         save_registers(vcpu.registers, page)
         self._board.store_save_area(vmcb, bytes(page))
+        self._board.leave(guest.spec.name, vcpu.index)
         vcpu.state = VcpuState.PAUSED
         vcpu.registers = Registers()
         guest.software.forget(vcpu.index)

@@ -14,7 +14,7 @@ class Vmcb:
     """ASID (offset 058), nested page table (0B0), save area (108) and what encryption is enabled (090).
 
     ``key_asid`` is the ASID whose key private accesses use, 0 for a VM that
-    runs unencrypted.
+    runs unencrypted. ``vmpl`` is the save area's, read from it at VMRUN.
     """
 
     vm: str
@@ -23,6 +23,7 @@ class Vmcb:
     generation: Generation
     save_area_spa: int
     nested: NestedPageTable
+    vmpl: int = 0
 
     @property
     def encrypted(self) -> bool:

@@ -16,6 +16,7 @@ from node.counter_random import CounterRandom
 from node.generation import Generation
 from node.operations import GuestOperation, NestedMap, Read, VmcbWrite, Write
 from node.product import PRODUCTS
+from node.rmp import GuestCore
 from node.vmcb import Vmcb
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
 
@@ -55,7 +56,7 @@ def private_guest() -> tuple[Board, Vmcb]:
     ))  # fmt: skip
     assert board.rmp is not None
     board.rmp.rmpupdate(base, GUEST_BYTES, RmpEntry(assigned=True, large=True, asid=_ASID))
-    board.rmp.pvalidate(base, 0, _ASID, GUEST_BYTES, large=True, validate=True)
+    board.rmp.pvalidate(base, 0, GuestCore(_ASID), GUEST_BYTES, large=True, validate=True)
     return board, board.vmcb("vm", 0)
 
 

@@ -7,10 +7,10 @@ import pytest
 from toy_guests import GENERATIONS, MIB, guest_spec, look, make_host, run, spa, start
 
 from node import operations as op
-from node.board import VMEXIT_INVALID
+from node.board import VMEXIT_BUSY, VMEXIT_INVALID
 from node.generation import Generation
 from node.guest import GuestState
-from node.rmp import ERROR_RMP, ERROR_WRITE
+from node.rmp import ERROR_PRESENT, ERROR_RMP, ERROR_WRITE
 from psp.system_bus import LARGE_PAGE_BYTES, RmpEntry
 
 SECRET = b"a guest's secret" * 16
@@ -66,7 +66,7 @@ def test_what_a_host_store_to_private_memory_does_depends_on_the_generation(mach
     (answer,) = by_host(host, op.HostWrite(at, b"evil" * 4))
     after = look(host, guest, gpa, len(SECRET))
     if guest.spec.generation is Generation.SEV_SNP:
-        assert answer == op.Fault(op.FaultKind.RMP_FAULT, at, ERROR_RMP | ERROR_WRITE)
+        assert answer == op.Fault(op.FaultKind.RMP_FAULT, at, ERROR_PRESENT | ERROR_RMP | ERROR_WRITE)
         assert host.board.dram.read(at, len(SECRET)) == before
         assert after == SECRET
     elif guest.spec.generation is Generation.SEV:
@@ -115,7 +115,7 @@ def test_a_guest_shares_a_page_of_a_large_one_and_takes_it_back():
     host.destroy("vm")
     run(host)
     assert guest.state is GuestState.DESTROYED
-    assert len(host.board.rmp) == 0
+    assert len(host.board.rmp) == 1  # the pages the table itself lies in
 
 
 def test_a_shared_large_block_taken_back_in_parts_goes_at_the_end_too():
@@ -128,7 +128,7 @@ def test_a_shared_large_block_taken_back_in_parts_goes_at_the_end_too():
     assert answer is None
     host.destroy("vm")
     run(host)
-    assert len(host.board.rmp) == 0
+    assert len(host.board.rmp) == 1  # the pages the table itself lies in
     assert host.hypervisor.frames.used_bytes == 4096
 
 
@@ -177,10 +177,12 @@ def test_a_guest_without_rmp_entries_cannot_write_to_an_snp_guests_page(generati
 
 
 GUEST_ONLY = [op.Read(0, 1), op.Write(0, b"x"), op.PValidate(0, 4096, False), op.PageStateChange(0, 4096, True)]
+GUEST_ONLY += [op.RmpAdjust(0, 4096, False, 1, 1), op.RmpQuery(0, 1)]
 GUEST_ONLY += [op.BlockRead(0, 1, 0), op.BlockWrite(0, 1, 0)]
 HOST_ONLY = [
     op.HostRead(0, 1), op.HostWrite(0, b"x"), op.HostClear(0, 4096), op.HostWork("psp.launch_region_ns"),
-    op.RmpUpdate(0, 4096, RmpEntry()), op.PSmash(0), op.NestedMap("vm", 0, 0, 4096), op.NestedUnmap("vm", 0, 4096),
+    op.RmpUpdate(0, 4096, RmpEntry()), op.PSmash(0), op.RmpRead(0), op.NestedMap("vm", 0, 0, 4096),
+    op.NestedUnmap("vm", 0, 4096),
     op.VmcbWrite("vm", 0, 0, "PLAIN", 0), op.VmRun("vm", 0), op.VmcbClear("vm"), op.PspCommand(1), op.Wbinvd(),
 ]  # fmt: skip
 
@@ -203,7 +205,7 @@ def test_rmp_instructions_are_undefined_without_an_rmp_or_without_snp():
 
 @pytest.mark.parametrize("address", [-1, -4096, 1 << 45, (4 << 30) - 1])
 def test_addresses_without_memory_are_machine_checks_to_the_host(address):
-    host = make_host()
+    host = make_host(product="Rome")  # without an RMP in the last page
     for one in (op.HostRead(address, 16), op.HostWrite(address, bytes(16)), op.HostClear(address, 4096)):
         (answer,) = by_host(host, one)
         assert answer.kind is op.FaultKind.MACHINE_CHECK
@@ -230,6 +232,9 @@ def test_vmrun_refuses_a_block_without_save_area_key_or_entry():
     host, guest = snp()
     area = guest.vcpus[0].save_area_spa
     assert by_host(host, op.VmRun("nobody", 0), op.VmRun("vm", 7)) == (VMEXIT_INVALID,) * 2
+    assert by_host(host, op.VmRun("vm", 0)) == (VMEXIT_BUSY,)
+    host.pause("vm")
+    run(host)
     assert by_host(host, op.VmRun("vm", 0)) == (0,)
     free = host.hypervisor.frames.used_bytes + 64 * MIB
     for changed in (

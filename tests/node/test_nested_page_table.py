@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from rmp_tables import rmp_of
 
 from node.nested_page_table import NestedPageFault, NestedPageTable
-from node.rmp import ReverseMapTable, RmpCode
+from node.rmp import GuestCore, RmpCode
 from psp.system_bus import RmpEntry
 
 PAGE = 4096
@@ -61,11 +62,11 @@ def test_a_guest_of_16_gib_that_nobody_touched_costs_at_most_64_kib() -> None:
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        rmp = ReverseMapTable(64 * GIB)
+        rmp = rmp_of(64 * GIB)
         table = NestedPageTable()
         table.map(0, GIB, 16 * GIB)
         assert rmp.rmpupdate(GIB, 16 * GIB, RmpEntry(assigned=True, large=True, asid=1)) is RmpCode.SUCCESS
-        assert rmp.pvalidate(GIB, 0, 1, 16 * GIB, large=True, validate=True) == (RmpCode.SUCCESS, False)
+        assert rmp.pvalidate(GIB, 0, GuestCore(1), 16 * GIB, large=True, validate=True) == (RmpCode.SUCCESS, False)
         assert tracemalloc.get_traced_memory()[0] - before <= 64 << 10
     finally:
         tracemalloc.stop()

@@ -1,0 +1,176 @@
+"""What the RMP lets through: every store of the host, every access of a guest, and a device's.
+
+The order for a private access: owner, address, IMMUTABLE and size, then VALIDATED,
+then the permissions of the VMPL (AMD's order as VeriSMo models it). Error bits are
+those of the fault that the core would take.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+
+from node.rmp_faults import (
+    ERROR_ENC,
+    ERROR_FETCH,
+    ERROR_FINAL,
+    ERROR_PRESENT,
+    ERROR_RMP,
+    ERROR_SIZEM,
+    ERROR_USER,
+    ERROR_VMPL,
+    ERROR_WALK,
+    ERROR_WRITE,
+    NotValidated,
+    RmpFault,
+)
+from node.rmp_switches import RmpSwitches
+from node.rmp_table import RmpTable
+from psp.system_bus import PAGE_BYTES
+
+PERMIT_READ, PERMIT_WRITE, PERMIT_FETCH_USER, PERMIT_FETCH_SUPERVISOR = 1, 2, 4, 8
+"""Permission bits of a VMPL that an access needs."""
+
+_HOST = ERROR_PRESENT | ERROR_WRITE | ERROR_RMP
+_GUEST = ERROR_PRESENT | ERROR_USER | ERROR_RMP
+_FETCHES = PERMIT_FETCH_USER | PERMIT_FETCH_SUPERVISOR
+
+
+class VmsaInUse(Exception):
+    """A vCPU runs with this save area already (VMEXIT_BUSY)."""
+
+
+class RmpChecks:
+    """Checks of accesses against a table, and which save areas are in use."""
+
+    def __init__(self, table: RmpTable, switches: RmpSwitches) -> None:
+        self._table = table
+        self._runs = table.runs
+        self._switches = switches
+        self._in_use: list[int] = []
+
+    def check_guest_private(
+        self,
+        spa: int,
+        gpa: int,
+        asid: int,
+        length: int,
+        *,
+        needs: int = PERMIT_READ,
+        vmpl: int = 0,
+        walk: bool = False,
+        mapped_large: bool | None = None,
+    ) -> None:
+        """A private access of a guest. Raises RmpFault, or NotValidated for a page that it has not accepted.
+
+        ``needs`` are permission bits. ``walk`` says that the guest's page walk makes
+        the access. ``mapped_large`` is the size of the nested mapping, by default as
+        large as the entry.
+        """
+        page, last = spa // PAGE_BYTES, (spa + length - 1) // PAGE_BYTES
+        while True:
+            found = self._runs.find(page)
+            if found is None:
+                break
+            start, end, run = found
+            entry = run.entry
+            if entry is None:
+                entry = self._table.entry(page)
+                start, end = page, page + 1
+            at = entry.gpa + (page - start) * PAGE_BYTES
+            if entry.asid != asid or at != gpa // PAGE_BYTES * PAGE_BYTES or entry.immutable or not entry.assigned:
+                break
+            if mapped_large is False and entry.large:
+                raise RmpFault(spa, _error(needs, walk) | ERROR_SIZEM)
+            if not entry.validated:
+                raise NotValidated(gpa)
+            if entry.vmpl_permissions[vmpl] & needs != needs:
+                raise RmpFault(spa, _error(needs, walk) | ERROR_VMPL)
+            if last < end:
+                return
+            gpa += end * PAGE_BYTES - spa
+            page, spa = end, end * PAGE_BYTES
+        raise RmpFault(spa, _error(needs, walk))
+
+    def check_host_write(self, spa: int, length: int) -> None:
+        """A store of the host, by any means: no page may be assigned. Raises RmpFault with a #PF's error code."""
+        at = self._first_assigned(spa, length)
+        if at is not None:
+            raise RmpFault(at, _HOST)
+
+    def check_guest_write(self, spa: int, length: int, *, encrypted: bool = False) -> None:
+        """A store of a guest to shared memory, or of a SEV guest to any: no page may be assigned. Raises RmpFault."""
+        at = self._first_assigned(spa, length)
+        if at is not None:
+            raise RmpFault(at, _GUEST | ERROR_FINAL | ERROR_WRITE | (ERROR_ENC if encrypted else 0))
+
+    def check_guest_shared_read(self, spa: int, length: int) -> None:
+        """A guest's read through a shared mapping: let through unless the switch is set. Raises RmpFault."""
+        if self._switches.shared_reads_checked:
+            at = self._first_assigned(spa, length)
+            if at is not None:
+                raise RmpFault(at, _GUEST | ERROR_FINAL)
+
+    def check_dma(self, spa: int, length: int, *, write: bool) -> None:
+        """An untrusted device's access, as the IOMMU checks it: no page may be assigned.
+
+        Raises RmpFault, which the IOMMU logs as RMP_PAGE_FAULT.
+        """
+        if write or self._switches.dma_reads_checked:
+            at = self._first_assigned(spa, length)
+            if at is not None:
+                raise RmpFault(at, ERROR_RMP | (ERROR_WRITE if write else 0))
+
+    def _first_assigned(self, spa: int, length: int) -> int | None:
+        page, last = spa // PAGE_BYTES, (spa + max(length, 1) - 1) // PAGE_BYTES
+        for start, end, run in self._runs.pieces(page, last + 1):
+            if run is None:
+                continue
+            if run.entry is None:
+                at = self._table.first_assigned(start, end)
+                if at is not None:
+                    return at * PAGE_BYTES
+            elif run.entry.assigned:
+                return start * PAGE_BYTES
+        return None
+
+    # Save areas.
+
+    def may_enter(self, spa: int, asid: int) -> bool:
+        """Whether VMRUN accepts a save area: assigned to the guest, validated, VMSA, and not IMMUTABLE.
+
+        Raises VmsaInUse if a vCPU runs with it.
+        """
+        entry = self._table.entry(spa // PAGE_BYTES)
+        fits = entry.assigned and entry.asid == asid and entry.validated and entry.vmsa and not entry.immutable
+        if fits and self.first_in_use(spa // PAGE_BYTES, spa // PAGE_BYTES + 1) is not None:
+            raise VmsaInUse
+        return fits
+
+    def enter(self, spa: int) -> None:
+        """A vCPU begins to run with a save area: until ``leave`` nobody may change its entry."""
+        page = spa // PAGE_BYTES
+        at = bisect_left(self._in_use, page)
+        if self._in_use[at : at + 1] != [page]:
+            insort(self._in_use, page)
+
+    def leave(self, spa: int) -> None:
+        """It runs no longer."""
+        page = spa // PAGE_BYTES
+        at = bisect_left(self._in_use, page)
+        if self._in_use[at : at + 1] == [page]:
+            del self._in_use[at]
+
+    def first_in_use(self, start: int, end: int) -> int | None:
+        """The first page of [start, end) that is the save area of a running vCPU."""
+        at = bisect_left(self._in_use, start)
+        return self._in_use[at] if at < len(self._in_use) and self._in_use[at] < end else None
+
+
+def _error(needs: int, walk: bool) -> int:
+    return (
+        _GUEST
+        | ERROR_ENC
+        | (ERROR_WALK if walk else ERROR_FINAL)
+        | (ERROR_WRITE if needs & PERMIT_WRITE else 0)
+        | (ERROR_FETCH if needs & _FETCHES else 0)
+    )

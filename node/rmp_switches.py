@@ -1,0 +1,49 @@
+"""What is not certain of the RMP, each doubt a switch that a product's row or a test may set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RmpSwitches:
+    """Switches of the RMP; the defaults are what seems likelier.
+
+    ``immutable_keeps_validated``: VALIDATED, VMSA and the permissions survive an
+    update that changes nothing but IMMUTABLE, because the Pre-Swap state could
+    not come about otherwise. No public text says so; with False such an update
+    clears them like any other.
+
+    ``pvalidate_faults_below_vmpl0``: PVALIDATE at VMPL 1 to 3 is #GP; with False
+    it returns FAIL_PERMISSION, as VeriSMo models it.
+
+    ``count_skips_first``: SUBPAGE_COUNT counts the assigned 4 KiB pages of a 2 MiB
+    region besides the first, whose own entry says ASSIGNED. Inferred: 512 does not
+    fit nine bits. With False the first counts too, and 512 reads as zero.
+
+    ``shared_reads_checked``: a guest's shared read of an assigned page faults as
+    VeriSMo has it; with False it returns ciphertext, as recollected of the APM.
+
+    ``dma_reads_checked``: a device's read of an assigned page is refused like a
+    write (Linux: the SNP IOMMU lets DMA touch shared memory only); with False it
+    gets ciphertext.
+
+    ``query_needs_validated``: RMPQUERY of a page that is not validated is #VC 404 as
+    for RMPADJUST; with False it answers. The published description of the
+    instruction is another's.
+
+    ``rmpread``: the part has RMPREAD. What it says of a page inside a 2 MiB entry (that entry, as
+    here, or the page's own slot) and when it sets the region's bit (any page assigned) is inferred.
+
+    ``segmented``: firmware lays the table in segments (RMP_CFG), where the part can. The raw
+    entry is then taken to look as on Zen 3 and 4; no manual of such a part has been read.
+    """
+
+    immutable_keeps_validated: bool = True
+    pvalidate_faults_below_vmpl0: bool = False
+    count_skips_first: bool = True
+    shared_reads_checked: bool = False
+    dma_reads_checked: bool = True
+    query_needs_validated: bool = True
+    segmented: bool = False
+    rmpread: bool = False
