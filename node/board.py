@@ -154,7 +154,7 @@ class Board:
                 for spa, length in segments:
                     self.rmp.check_guest_write(spa, length, encrypted=True)
             return vmcb.asid
-        if self.rmp is not None:
+        if self.rmp is not None and (write or self.product.rmp.shared_reads_checked):
             check = self.rmp.check_guest_write if write else self.rmp.checks.check_guest_shared_read
             for spa, length in segments:
                 check(spa, length)

@@ -66,6 +66,8 @@ class ReverseMapTable:
     def __init__(self, dram: Dram, layout: RmpLayout, switches: RmpSwitches | None = None) -> None:
         self.layout = layout
         self.switches = switches or RmpSwitches()
+        self._from_zero = next((one.pages for one in layout.arrays if not one.first_page), 0)
+        """Pages that surely have entries, without asking the layout."""
         self._table = RmpTable(dram, layout, count_skips_first=self.switches.count_skips_first)
         self.checks = RmpChecks(self._table, self.switches)
         self.check_guest_private = self.checks.check_guest_private
@@ -79,7 +81,8 @@ class ReverseMapTable:
 
     def covers(self, spa: int) -> bool:
         """Whether the page has an entry."""
-        return self.layout.array_of(spa // PAGE_BYTES) is not None
+        page = spa // PAGE_BYTES
+        return self._covers(page, page + 1)
 
     def entry(self, spa: int) -> RmpEntry:
         """The effective entry of a page; the hypervisor's own for a page outside of the table."""
@@ -93,14 +96,19 @@ class ReverseMapTable:
         Raises ValueError for an address that no such entry can have.
         """
         page, pages = spa // PAGE_BYTES, _pages_of(entry)
-        if spa % (pages * PAGE_BYTES) or not self.layout.covers(page, page + pages):
+        if spa % (pages * PAGE_BYTES) or not self._covers(page, page + pages):
             raise ValueError(f"spa: expected an entry's address inside the RMP, got {spa:#x}")
         table = self._table
-        if not entry.large and table.entry(page).large:
+        old = table.entry(page)
+        if not entry.large and old.large:
             block = page // LARGE_PAGES * LARGE_PAGES
             table.put(block, block + LARGE_PAGES, replace(table.entry(block), large=False))
-        for first, stop, old in list(table.decoded_pieces(page, page + pages)):
-            self._count(old, entry, stop - first)
+            old = table.entry(page)
+        if not entry.large:
+            self._count(old, entry, 1)
+        else:
+            for first, stop, part in table.decoded_pieces(page, page + pages):
+                self._count(part, entry, stop - first)
         table.put(page, page + pages, entry)
 
     def initialise(self) -> None:
@@ -141,7 +149,7 @@ class ReverseMapTable:
     def psmash(self, spa: int) -> RmpCode:
         """PSMASH: turn one 2 MiB entry into 512 entries that inherit everything."""
         page = spa // PAGE_BYTES
-        if spa % LARGE_PAGE_BYTES or not self.layout.covers(page, page + LARGE_PAGES):
+        if spa % LARGE_PAGE_BYTES or not self._covers(page, page + LARGE_PAGES):
             return RmpCode.FAIL_INPUT
         entry = self._table.entry(page)
         if not (entry.assigned and entry.large):
@@ -156,7 +164,7 @@ class ReverseMapTable:
     def rmpread(self, spa: int) -> tuple[RmpCode, bytes]:
         """RMPREAD: the code, and the 16 bytes it stores."""
         page = spa // PAGE_BYTES
-        if spa % PAGE_BYTES or not self.layout.covers(page, page + 1):
+        if spa % PAGE_BYTES or not self._covers(page, page + 1):
             return RmpCode.FAIL_INPUT, b""
         return RmpCode.SUCCESS, state_form(self._table.entry(page), region_in_use=self._table.region_in_use(page))
 
@@ -235,12 +243,15 @@ class ReverseMapTable:
 
     # How a range is gone through.
 
+    def _covers(self, first: int, stop: int) -> bool:
+        return (first >= 0 and stop <= self._from_zero) or self.layout.covers(first, stop)
+
     def _can_update(self, spa: int, length: int, entry: RmpEntry) -> bool:
         unit = LARGE_PAGE_BYTES if entry.large else PAGE_BYTES
         return (
             length > 0
             and not (spa | length) % unit
-            and self.layout.covers(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES)
+            and self._covers(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES)
             and _can_be_written(entry, unit, length)
         )
 
@@ -450,9 +461,10 @@ def _moved(entry: RmpEntry, pages: int) -> RmpEntry:
 
 def _judge_update(olds: _Olds, entry: RmpEntry, keeps: bool) -> RmpCode | RmpEntry:
     old = olds[0]
-    if any(one.immutable for one in olds):
+    more = olds[1:]
+    if old.immutable or (more and any(one.immutable for one in more)):
         return RmpCode.FAIL_PERMISSION
-    if any(one.assigned and one.large != entry.large for one in olds):
+    if (old.assigned and old.large != entry.large) or (more and any(one.assigned for one in more)):
         return RmpCode.FAIL_OVERLAP
     if not entry.assigned:
         return DEFAULT_ENTRY

@@ -104,11 +104,10 @@ class RmpChecks:
             raise RmpFault(at, _GUEST | ERROR_FINAL | ERROR_WRITE | (ERROR_ENC if encrypted else 0))
 
     def check_guest_shared_read(self, spa: int, length: int) -> None:
-        """A guest's read through a shared mapping: let through unless the switch is set. Raises RmpFault."""
-        if self._switches.shared_reads_checked:
-            at = self._first_assigned(spa, length)
-            if at is not None:
-                raise RmpFault(at, _GUEST | ERROR_FINAL)
+        """A guest's read through a shared mapping, where the switch has it checked. Raises RmpFault."""
+        at = self._first_assigned(spa, length)
+        if at is not None:
+            raise RmpFault(at, _GUEST | ERROR_FINAL)
 
     def check_dma(self, spa: int, length: int, *, write: bool) -> None:
         """An untrusted device's access, as the IOMMU checks it: no page may be assigned.
@@ -162,6 +161,8 @@ class RmpChecks:
 
     def first_in_use(self, start: int, end: int) -> int | None:
         """The first page of [start, end) that is the save area of a running vCPU."""
+        if not self._in_use:
+            return None
         at = bisect_left(self._in_use, start)
         return self._in_use[at] if at < len(self._in_use) and self._in_use[at] < end else None
 

@@ -38,9 +38,13 @@ LARGE_PAGES = LARGE_PAGE_BYTES // PAGE_BYTES
 BLOCK_BYTES = LARGE_PAGES * ENTRY_BYTES
 """Bytes of the entries of 2 MiB: a block."""
 
-MOST_RUNS = 24
+MOST_RUNS = 48
 """In one block: with more, its 8 KiB of bytes are the smaller form."""
 
+FEW_RUNS = 1024
+"""In the whole table: so many cost less than it would take to look into bytes."""
+
+_FEW = 4
 SLICE_BLOCKS = 128
 """Blocks worked on at once: 1 MiB of entries, which stays in the cache."""
 
@@ -133,7 +137,7 @@ class RmpTable:
                     self._write(first, stop, replace(entry, gpa=_gpa_at(entry, first - start)))
                 else:
                     self.runs.put(first, stop, run and run.advanced(first - start))
-        if end - start < LARGE_PAGES:
+        if end - start < LARGE_PAGES and len(self.runs) > FEW_RUNS:
             block = start // LARGE_PAGES * LARGE_PAGES
             if self.runs.count(block, block + LARGE_PAGES) > MOST_RUNS:
                 self._write_out(block, block + LARGE_PAGES)
@@ -225,6 +229,8 @@ class RmpTable:
 
     def first_assigned(self, start: int, end: int) -> int | None:
         """The first assigned page of [start, end), whose entries are bytes."""
+        if end - start <= _FEW:
+            return next((page for page in range(start, end) if self._decoded(page).assigned), None)
         for first, stop, spa in self.blocks(start, end):
             low = self.read_blocks(first, stop, spa)[:, :, 0]
             assigned = (low & ASSIGNED != 0) | (low[:, :1] & LARGE == LARGE)
