@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from node import operations as op
+from node.board import Board
+from node.counter_random import CounterRandom
 from node.dram import Dram
+from node.generation import Generation
+from node.product import PRODUCTS
 from node.rmp import ReverseMapTable
 from node.rmp_layout import BOOKKEEPING_BYTES, EntryArray, RmpLayout
 from node.rmp_switches import RmpSwitches
-from psp.system_bus import PAGE_BYTES
+from psp.system_bus import PAGE_BYTES, RmpEntry
 
 GIB = 1 << 30
 SEGMENT_PAGES = 16 * GIB // PAGE_BYTES
@@ -31,3 +38,50 @@ def segmented_rmp(switches: RmpSwitches | None = None) -> tuple[ReverseMapTable,
     dram = Dram(first + SEGMENT_PAGES * 16)
     arrays = (EntryArray(0, SEGMENT_PAGES, first), EntryArray(SEGMENT_PAGES, GIB // PAGE_BYTES, second))
     return ReverseMapTable(dram, RmpLayout(base, arrays, SEGMENT_PAGES), switches), dram
+
+
+VMPLS = 4
+GUEST_BYTES = 4 << 20
+GUEST_SPA = 8 << 20
+_AREAS_GPA = 16 << 20
+_VMPL_OFFSET = 0xCA
+VMS = {"one": 1, "two": 2}
+
+
+def snp_board(product: str = "Turin", **switches: bool) -> Board:
+    """A board with two SNP guests of a vCPU at each VMPL, made by operations alone.
+
+    Both see the same 4 MiB of memory, at guest-physical zero; nobody owns it yet.
+    """
+    row = PRODUCTS[product]
+    random = CounterRandom(1)
+    board = Board("board", replace(row, rmp=replace(row.rmp, **switches)), 64 << 20, 100, random)
+    assert board.rmp is not None
+    board.rmp.initialise()
+    for vm, asid in VMS.items():
+        board.controller.install_key(asid, random.octets(vm, "key", 0, 16))
+        areas = (2 << 20) + asid * VMPLS * PAGE_BYTES
+        host: list[op.HypervisorOperation] = [op.NestedMap(vm, 0, GUEST_SPA, GUEST_BYTES)]
+        host += [op.NestedMap(vm, _AREAS_GPA, areas, VMPLS * PAGE_BYTES)]
+        entry = RmpEntry(assigned=True, gpa=_AREAS_GPA, asid=asid)
+        host += [op.RmpUpdate(areas, VMPLS * PAGE_BYTES, entry)]
+        host += [
+            op.VmcbWrite(vm, vmpl, asid, Generation.SEV_SNP.name, areas + vmpl * PAGE_BYTES) for vmpl in range(VMPLS)
+        ]
+        assert not any(board.execute_host(tuple(host)))
+        guest: list[op.GuestOperation] = [op.PValidate(_AREAS_GPA, VMPLS * PAGE_BYTES, large=False)]
+        for vmpl in range(VMPLS):
+            page = bytearray(PAGE_BYTES)
+            page[_VMPL_OFFSET] = vmpl
+            gpa = _AREAS_GPA + vmpl * PAGE_BYTES
+            guest += [op.Write(gpa, bytes(page)), op.RmpAdjust(gpa, PAGE_BYTES, False, 1, 0, vmsa=True)]
+        answers = board.execute_guest(board.vmcb(vm, 0), tuple(guest))
+        assert answers[1:] == (None, 0) * VMPLS
+        assert board.execute_host(tuple(op.VmRun(vm, vmpl) for vmpl in range(VMPLS))) == (0,) * VMPLS
+        assert [board.vmcb(vm, vmpl).vmpl for vmpl in range(VMPLS)] == list(range(VMPLS))
+    return board
+
+
+def save_area(vm: str, vmpl: int) -> int:
+    """Where ``snp_board`` put the save area of a vCPU."""
+    return (2 << 20) + (VMS[vm] * VMPLS + vmpl) * PAGE_BYTES
