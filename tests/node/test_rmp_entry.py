@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -109,7 +110,7 @@ def test_firmware_reserves_room_for_all_of_memory_at_its_end(memory: int, segmen
     taken = sorted(layout.ranges())
     assert taken[0][0] == layout.base
     assert layout.base % (1 << 20) == 0
-    assert all(one[0] + one[1] <= two[0] for one, two in zip(taken, taken[1:], strict=False))
+    assert all(one[0] + one[1] <= two[0] for one, two in pairwise(taken))
     assert taken[-1][0] + taken[-1][1] <= memory
     assert all(array.spa % (1 << 20) == 0 for array in layout.arrays if segmented)
     if segmented:
