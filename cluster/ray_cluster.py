@@ -48,10 +48,13 @@ from cluster.held_signals import HeldSignals
 from cluster.machine import cores
 from cluster.process_family import Process, end_of, family, process_of
 from cluster.ray_environment import TOKENS, clean_environment, short_folder
+from cluster.time_bound import within
 
 OBJECT_STORE_BYTES = 100 << 20
 LOOK_S = 1.0
 """How often Ray's own daemons are looked after: without them Ray would wait a minute, then end this process."""
+CONNECT_S = 30.0
+"""How long Ray may take to join a cluster that was there a moment ago; by itself it would try for minutes."""
 LEAVE_S = 5.0
 """How long processes may take to leave before they are killed."""
 ARRIVE_S = 120.0
@@ -310,8 +313,10 @@ class RayCluster(Actors):
             self._ray = ray  # from here on there is something to take down
             self._silence()
             logging.getLogger("ray").setLevel(logging.CRITICAL)
+            late = TimeoutError(f"no connection within {CONNECT_S:g} s")
             try:
-                ray.init(**which, log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False)
+                with within(CONNECT_S, late) if facts else contextlib.nullcontext():
+                    ray.init(**which, log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False)
             except Exception as error:
                 if facts:
                     raise ClusterError(f"{self.address}: {_why_not_joined(error, facts)}") from error
