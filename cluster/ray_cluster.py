@@ -306,6 +306,9 @@ class RayCluster(Actors):
                 }  # fmt: skip
             else:
                 which = {"address": self.address}
+            # As Ray's own client has it: workers then do not look for modules in this process's working folder first,
+            # where anything may lie under the name of a library.
+            which["job_config"] = ray.job_config.JobConfig(_client_job=True)
             self._ray = ray  # from here on there is something to take down
             self._silence()
             logging.getLogger("ray").setLevel(logging.CRITICAL)

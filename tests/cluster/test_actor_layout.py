@@ -272,6 +272,20 @@ def test_a_whole_run_says_nothing_of_ray_and_leaves_nothing_running(sevfleet: Pr
     assert Results.load(tmp_path / "out").partial is None
 
 
+@pytest.mark.ray
+def test_a_folder_with_modules_under_our_names_and_those_of_libraries_is_one_to_run_from(tmp_path: Path) -> None:
+    for name in ("cluster", "node"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemError('a foreign package was imported')\n")
+    for name in ("numpy", "msgpack", "pyarrow"):
+        (tmp_path / f"{name}.py").write_text("raise SystemError('a foreign module was imported')\n")
+    (tmp_path / "short.toml").write_text(bundled_text("quiet").replace("1 min", "15 s"))
+    command = [sys.executable, "-P", "-m", "cluster.cli", "run", "short.toml", "--quiet"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def folders_of_ray() -> set[Path]:
     return set(Path(tempfile.gettempdir()).glob("sf-*"))
 
