@@ -89,7 +89,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace, scenario: Scenario, should_stop: ShouldStop) -> Results:
-    from cluster.bundled_scenarios import DEMO
+    from cluster.bundled_scenarios import DEMO, in_file_of
     from cluster.progress_line import progress_line
     from cluster.simulation import run
 
@@ -109,6 +109,7 @@ def _run(arguments: argparse.Namespace, scenario: Scenario, should_stop: ShouldS
             for show in shows:
                 show(progress)
 
+        stack.enter_context(in_file_of(arguments.scenario))
         return run(
             scenario,
             layout=arguments.layout,
