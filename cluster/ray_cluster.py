@@ -32,9 +32,10 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -44,7 +45,7 @@ from cluster.actor_shell import ActorShell, Papers
 from cluster.cluster_address import ClusterFacts, facts_of
 from cluster.code_bundle import difference, offer, own_papers
 from cluster.errors import ToolError, UserError
-from cluster.held_signals import HeldSignals
+from cluster.held_signals import HELD, HeldSignals, unheard
 from cluster.process_family import Process, end_of, family, process_of
 from cluster.ray_environment import TOKENS, clean_environment, short_folder
 
@@ -313,7 +314,8 @@ class RayCluster(Actors):
             self._silence()
             logging.getLogger("ray").setLevel(logging.CRITICAL)
             try:
-                ray.init(**which, log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False)
+                with _our_handlers(ray):
+                    ray.init(**which, log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False)
             except Exception as error:
                 if facts:
                     raise ClusterError(f"{self.address}: {_why_not_joined(error, facts)}") from error
@@ -430,6 +432,25 @@ class RayCluster(Actors):
         self._actors, self._places, self._kinds, self._code = {}, {}, {}, None
         self._losses.clear()
         self._processes, self._ray = frozenset(), None
+
+
+@contextlib.contextmanager
+def _our_handlers(ray: Any) -> Iterator[None]:
+    """Ray, while it starts, puts handlers in place of ours that leave at once, or print a stack and crash.
+
+    The first are of Python and are kept from coming. The others are put below it: until ours
+    are there again, no signal is heard.
+    """
+    utils = ray._private.utils  # noqa: SLF001 - there is no setting for it
+    theirs, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda _: None
+    with unheard():
+        try:
+            yield
+        finally:
+            utils.set_sigterm_handler = theirs
+            if threading.current_thread() is threading.main_thread():
+                for number in HELD:
+                    signal.signal(number, signal.getsignal(number))
 
 
 def _on_node(node: str) -> Any:

@@ -91,7 +91,11 @@ def test_options_reach_the_run(with_run: Callable[[Run], None]) -> None:
 
 @pytest.mark.parametrize(
     ("number", "code", "reason"),
-    [(signal.SIGINT, 130, "stopped with Ctrl-C"), (signal.SIGTERM, 143, "stopped by SIGTERM")],
+    [
+        (signal.SIGINT, 130, "stopped with Ctrl-C"),
+        (signal.SIGTERM, 143, "stopped by SIGTERM"),
+        (signal.SIGHUP, 129, "stopped by SIGHUP"),
+    ],
 )
 def test_a_stopped_run_keeps_what_it_has_marked_as_partial(
     with_run: Callable[[Run], None],
@@ -116,18 +120,70 @@ def test_a_stopped_run_keeps_what_it_has_marked_as_partial(
     assert signal.getsignal(number) == before
 
 
-def test_whoever_cannot_wait_presses_twice(
-    with_run: Callable[[Run], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("number", "code", "reason"),
+    [(signal.SIGINT, 130, "stopped with Ctrl-C"), (signal.SIGTERM, 143, "stopped by SIGTERM")],
+)
+def test_whoever_cannot_wait_asks_twice(
+    with_run: Callable[[Run], None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    code: int,
+    reason: str,
 ) -> None:
     def run(scenario: Scenario, **_: Any) -> Results:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
         raise AssertionError("the second one goes through")
 
     with_run(run)
-    assert main(["run", "quiet", "--out", "out"]) == 130
-    assert capsys.readouterr().err == "sevfleet: stopped\n"
+    assert main(["run", "quiet", "--out", "out"]) == code
+    assert capsys.readouterr().err == f"sevfleet: {reason}\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_closed_terminal_that_is_reported_twice_is_no_impatience_and_one_that_is_ignored_is_none(
+    with_run: Callable[[Run], None], tmp_path: Path
+) -> None:
+    def run(scenario: Scenario, *, should_stop: Callable[[], str | None], **_: Any) -> Results:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+        return Results.of_rows(scenario, {}, partial=should_stop())
+
+    with_run(run)
+    assert main(["run", "quiet", "--quiet", "--out", "out"]) == 129
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert main(["run", "quiet", "--quiet", "--out", "out"]) == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "line"),
+    [
+        (signal.SIGINT, 130, "sevfleet: stopped with Ctrl-C\n"),
+        (signal.SIGTERM, 143, "sevfleet: stopped by SIGTERM\n"),
+        (signal.SIGHUP, 129, "sevfleet: stopped by SIGHUP\n"),
+    ],
+)
+def test_a_command_that_knows_no_partial_results_is_interrupted(
+    number: signal.Signals, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare = ModuleType("cluster.compare")
+    compare.compare = lambda *_, **__: os.kill(os.getpid(), number)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cluster.compare", compare)
+    before = signal.getsignal(number)
+    if number == signal.SIGINT:  # ignored in a process that a shell started in the background
+        signal.signal(number, signal.default_int_handler)
+    try:
+        assert main(["compare", "quiet", "--quiet"]) == code
+        assert signal.getsignal(number) in {before, signal.default_int_handler}
+    finally:
+        signal.signal(number, before)
+    assert capsys.readouterr() == ("", line)
 
 
 def test_a_lost_worker_is_a_clear_error_and_what_is_known_is_kept(
@@ -291,3 +347,36 @@ def test_the_reader_of_a_pipe_may_go_away() -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+INTERRUPTED_WHILE_IT_LOADS = """
+import os, signal, sys
+
+MODULE = sys.argv.pop()
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == MODULE:
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Finder())
+from cluster.entry import main
+sys.argv += ["check", "quiet"]
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        ("cluster.cli", ""),
+        ("cluster.commands.sweep", ""),
+        ("cluster.bundled_scenarios", "sevfleet: stopped with Ctrl-C\n"),
+        ("cluster.scenario_checks", "sevfleet: stopped with Ctrl-C\n"),
+    ],
+)
+def test_ctrl_c_while_it_loads_is_no_traceback(module: str, said: str) -> None:
+    program = [sys.executable, "-c", INTERRUPTED_WHILE_IT_LOADS, module]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", said)
