@@ -31,7 +31,6 @@ import platform
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -48,6 +47,7 @@ from cluster.errors import ToolError, UserError
 from cluster.held_signals import HELD, HeldSignals, unheard
 from cluster.process_family import Process, end_of, family, process_of
 from cluster.ray_environment import TOKENS, clean_environment, short_folder
+from cluster.ray_folder import new_folder
 
 OBJECT_STORE_BYTES = 100 << 20
 LOOK_S = 1.0
@@ -300,7 +300,7 @@ class RayCluster(Actors):
             if ray.is_initialized():
                 raise ClusterError("Ray: expected a process without it; this one is connected to a cluster already")
             if facts is None:
-                self._folder = tempfile.mkdtemp(prefix="sf-", dir=short_folder())
+                self._folder = new_folder(short_folder())
                 which: dict[str, Any] = {
                     "address": "local", "num_cpus": cpus, "include_dashboard": False,
                     "object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": self._folder,
