@@ -52,13 +52,13 @@ class HeldSignals:
 
 @contextlib.contextmanager
 def unheard() -> Iterator[None]:
-    """Signals that this thread would get arrive after the block, below Python too; threads started in it hear none.
+    """SIGTERM and SIGHUP arrive after the block, below Python too; threads that are started in it never hear them.
 
-    Processes that are forked in it hear all but SIGHUP: they do not end with the terminal, but when somebody ends them.
+    Processes that are forked in it hear SIGTERM: they do not end with the terminal, but when somebody ends them.
     """
     _forked_children_hear()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
-    _children_hear.update(set(HELD) - before - {signal.SIGHUP})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
+    _children_hear.update({signal.SIGTERM} - before)
     try:
         yield
     finally:
@@ -66,7 +66,7 @@ def unheard() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_children_hear: set[signal.Signals] = set()
+_children_hear: set[int] = set()
 
 
 @cache
