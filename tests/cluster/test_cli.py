@@ -240,6 +240,14 @@ def test_a_folder_of_somebody_else_ends_it_before_the_run(
     assert 'got one that holds "thesis.tex"' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["run", "check", "compare", "sweep"])
+def test_a_pipe_is_refused_and_not_waited_for(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = tmp_path / "fifo.toml"
+    os.mkfifo(pipe)
+    assert main([command, str(pipe)]) == 2
+    assert capsys.readouterr().err == f"sevfleet: {pipe}: expected a regular file, got something else\n"
+
+
 def test_metrics_are_served_while_it_runs(with_run: Callable[[Run], None], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "quiet", "--metrics-port", "0"]) == 0
     assert capsys.readouterr().err.startswith("metrics on http://127.0.0.1:")
