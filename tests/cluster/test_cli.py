@@ -248,6 +248,13 @@ def test_a_pipe_is_refused_and_not_waited_for(command: str, tmp_path: Path, caps
     assert capsys.readouterr().err == f"sevfleet: {pipe}: expected a regular file, got something else\n"
 
 
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_workers_are_refused_where_there_are_none(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "quiet", "--quiet", "--layout", "inline", "--workers", "2"]) == 2
+    expected = "expected none with layout inline, which runs in this process, got 2"
+    assert capsys.readouterr() == ("", f"sevfleet: workers: {expected}\n")
+
+
 def test_metrics_are_served_while_it_runs(with_run: Callable[[Run], None], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "quiet", "--metrics-port", "0"]) == 0
     assert capsys.readouterr().err.startswith("metrics on http://127.0.0.1:")
