@@ -67,11 +67,11 @@ def execute(arguments: argparse.Namespace) -> int:
     from cluster.bundled_scenarios import load_scenario
     from cluster.commands.stopping import Stopping
     from cluster.errors import RunFailedError, ToolError
-    from cluster.results import check_output
+    from cluster.results import check_room_for
 
     scenario = load_scenario(arguments.scenario)
     if arguments.out is not None:
-        check_output(arguments.out)
+        check_room_for(arguments.out)
     elif arguments.log or arguments.log_entity:
         raise UserError("--log: expected --out DIR beside it, where the log is kept")
     with Stopping() as stopping:

@@ -240,6 +240,33 @@ def test_a_folder_of_somebody_else_ends_it_before_the_run(
     assert 'got one that holds "thesis.tex"' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "out",
+    ["/proc/foo", "/proc/foo/bar", "taken/out", "taken/deeper/out", "/dev/null/x", pytest.param("n" * 300, id="long")],
+)
+def test_a_folder_that_cannot_be_made_ends_it_before_the_run(
+    out: str, with_run: Callable[[Run], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_run(never)
+    (tmp_path / "taken").write_text("a file")
+    assert main(["run", "quiet", "--out", out]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"sevfleet: {out}: expected a folder that can be made, got: ")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_folder_that_can_be_made_is_not_made_before_there_are_results(
+    with_run: Callable[[Run], None], tmp_path: Path
+) -> None:
+    def run(scenario: Scenario, **_: Any) -> Results:
+        assert not list(tmp_path.iterdir())
+        return Results.of_rows(scenario, {})
+
+    with_run(run)
+    assert main(["run", "quiet", "--quiet", "--out", "deep/er/out"]) == 0
+    assert Results.load(tmp_path / "deep/er/out").partial is None
+
+
 @pytest.mark.parametrize("command", ["run", "check", "compare", "sweep"])
 def test_a_pipe_is_refused_and_not_waited_for(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pipe = tmp_path / "fifo.toml"
