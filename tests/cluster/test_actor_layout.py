@@ -92,12 +92,13 @@ NONSENSE = {
     "RAY_OVERRIDE_RESOURCES": "nonsense",
     "RAY_RUNTIME_ENV_HOOK": "nonsense.hook",
     "RAY_LOG_TO_STDERR": "1",
+    "PYTHONOPTIMIZE": "2",
 }
 
 
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ActorLayout]:
-    """One layout for all tests that leave it whole, started with nonsense in Ray's own variables and a long TMPDIR."""
+    """One layout for all tests that leave it whole, started with nonsense in its variables and a long TMPDIR."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in NONSENSE.items():
             patch.setenv(name, value)
