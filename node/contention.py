@@ -93,7 +93,6 @@ class Contention:
         self._now_ns = 0
         self._capped = 0
         self._overcommitted = False
-        self._pull: Floats = np.empty(2)
         self._factor_now: Floats = np.empty(())
         """Where an array's factor goes: of a plain float numpy would make such an array at every call."""
         self._free: list[int] = []
@@ -116,8 +115,8 @@ class Contention:
                 array[:size] = getattr(self, name)
             setattr(self, name, array)
         self._scratch: Floats = np.empty(slots)
-        self._pulls: Floats = np.empty((2, slots))
-        self._slopes, self._demands = self._pulls
+        self._pull: Floats = np.empty((2, slots))
+        self._slopes, self._demands = self._pull
         self._loads.extend([_NOTHING] * (slots - size))
         self._started.extend([0] * (slots - size))
         self._total.extend([0.0] * (slots - size))
@@ -268,7 +267,7 @@ class Contention:
         if self._capped:
             slopes[rate == self._cap] = 0.0
         np.multiply(rate, self._traffic, self._demands)
-        slope, demand = _sum(self._pulls, 1, None, self._pull).tolist()
+        slope, demand = _sum(self._pull, 1).tolist()
         slope = slope * self._idle_latency_ns * self._factor / ((1.0 - u) * (1.0 - u))
         return demand / self._bandwidth - u, slope / self._bandwidth + 1.0
 

@@ -21,6 +21,8 @@ from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
 
 OPENSSL = ("openssl", "speed", "-evp", "aes-128-xts", "-bytes", "16384", "-seconds", "3")
 GUEST_BYTES = 32 << 20
+LINE_BYTES = 64
+TARGET_LINES_PER_S = 50_000.0
 Batches = Sequence[tuple[GuestOperation, ...]]
 _ASID = 1
 _ROUNDS = 7
@@ -36,12 +38,11 @@ def run() -> Iterator[Figure]:
         (LARGE_PAGE_BYTES, range(0, GUEST_BYTES, LARGE_PAGE_BYTES), 1),
         (PAGE_BYTES, range(0, 8 << 20, PAGE_BYTES), 4),
     ):
-        data = bytes(range(256)) * (size // 256)
-        writes: Batches = [(Write(gpa, data),) for gpa in gpas] * repeat
-        reads: Batches = [(Read(gpa, size),) for gpa in gpas] * repeat
-        for word, batches in (("writes", writes), ("reads", reads)):
-            rate = size * len(batches) / _median_s(partial(_execute, board, vmcb, batches))
-            yield Figure(f"private {size // 1024} KiB {word}", rate, "byte/s", reference, name)
+        for word, per_s in _per_s(board, vmcb, size, gpas, repeat):
+            yield Figure(f"private {size // 1024} KiB {word}", size * per_s, "byte/s", reference, name)
+    # Each in another page and at another place of it.
+    for word, per_s in _per_s(board, vmcb, LINE_BYTES, range(0, GUEST_BYTES, PAGE_BYTES + LINE_BYTES), 1):
+        yield Figure(f"private {LINE_BYTES} byte {word}", per_s, "1/s", TARGET_LINES_PER_S, "the target")
 
 
 def private_guest() -> tuple[Board, Vmcb]:
@@ -70,6 +71,15 @@ def openssl_speed() -> tuple[str, float]:
     if found is None:
         raise ToolError("openssl speed: expected a line for AES-128-XTS")
     return " ".join(version.split()[:2]), float(found[1]) * 1000.0
+
+
+def _per_s(board: Board, vmcb: Vmcb, size: int, gpas: range, repeat: int) -> Iterator[tuple[str, float]]:
+    """Writes and reads of ``size`` bytes per second, one operation in a batch."""
+    data = bytes(range(256)) * -(-size // 256)
+    writes: Batches = [(Write(gpa, data[:size]),) for gpa in gpas] * repeat
+    reads: Batches = [(Read(gpa, size),) for gpa in gpas] * repeat
+    for word, batches in (("writes", writes), ("reads", reads)):
+        yield word, len(batches) / _median_s(partial(_execute, board, vmcb, batches))
 
 
 def _execute(board: Board, vmcb: Vmcb, batches: Batches) -> None:
