@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cluster.parameter_sweep import sweep
     from cluster.scenario import Scenario
     from cluster.simulation import run
+    from cluster.sweeps.parameter_sweep import sweep
 
 __all__ = ["Scenario", "run", "sweep"]
 
@@ -30,7 +30,7 @@ def __getattr__(name: str) -> object:
 
         return run
     if name == "sweep":
-        from cluster.parameter_sweep import sweep  # noqa: PLC0415
+        from cluster.sweeps.parameter_sweep import sweep  # noqa: PLC0415
 
         return sweep
     raise AttributeError(f"module cluster has no attribute {name}")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import tomllib
+from collections.abc import Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from cluster.errors import UserError
-from cluster.scenario import Scenario
+from cluster.scenario import Scenario, ScenarioError
 from cluster.units import shown
 
 DEMO = "demo"
@@ -29,10 +31,27 @@ def bundled_text(name: str) -> str:
 
 def load_scenario(word: str) -> Scenario:
     """A scenario by file or by bundled name, as the command line takes it. Raises UserError."""
-    if word.endswith(".toml") or Path(word).exists():
+    if _is_file(word):
         return Scenario.load(word)
     text = bundled_text(word)
-    return Scenario.parse(tomllib.loads(text), f"bundled {word}.toml")
+    return Scenario.parse(tomllib.loads(text), _file_of(word))
+
+
+@contextlib.contextmanager
+def in_file_of(word: str) -> Iterator[None]:
+    """What turns out to be wrong with a scenario only when it is laid out is named after its file too."""
+    try:
+        yield
+    except ScenarioError as error:
+        raise error.in_file(_file_of(word)) from None
+
+
+def _file_of(word: str) -> str:
+    return word if _is_file(word) else f"bundled {word}.toml"
+
+
+def _is_file(word: str) -> bool:
+    return word.endswith(".toml") or Path(word).exists()
 
 
 def _folder() -> Traversable:

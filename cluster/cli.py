@@ -1,8 +1,8 @@
 """The command ``sevfleet``.
 
 Exit codes: 0 done; 1 sevfleet or its machine failed (and ``diff`` found a
-difference); 2 the user asked for something that cannot be; 130 stopped with
-Ctrl-C. Errors are one line on standard error. Each command is one file under
+difference); 2 the user asked for something that cannot be; 130, 143 and 129
+stopped with Ctrl-C, by SIGTERM and by SIGHUP. Errors are one line on standard error. Each command is one file under
 ``cluster/commands`` that imports what it needs when it runs.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from cluster.commands import COMMANDS
+from cluster.commands.stopping import ASKED, Interrupted, interruptible
 from cluster.errors import ToolError, UserError, user_errors
 
 _EPILOG = """\
@@ -30,10 +32,13 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     try:
-        arguments = _parser().parse_args(argv)
-        code: int = arguments.execute(arguments)
+        with interruptible():
+            arguments = _parser().parse_args(argv)
+            code: int = arguments.execute(arguments)
+    except Interrupted as stopped:
+        return _fail(str(stopped), 128 + stopped.number)
     except KeyboardInterrupt:
-        return _fail("stopped", 130)
+        return _fail(ASKED[signal.SIGINT], 130)
     except BrokenPipeError:
         # Whoever read our output went away; nothing more can be said to them.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 from cluster.control_plane import ControlPlane, Order
@@ -11,11 +11,11 @@ from cluster.fabric import Fabric
 from cluster.host_entity import HostOrder
 from cluster.migration_admission import Admission
 from cluster.near_names import expected_name
-from cluster.placement import FIRMWARE_BYTES, FirstFit, HostAccount
+from cluster.placed_orders import placed_orders
+from cluster.placement import FirstFit
 from cluster.precopy import PrecopySettings, RoundCap
 from cluster.scenario import HostInstance, Scenario, ScenarioError, instance_names
 from cluster.topology import leaf_spine, star
-from cluster.trace_orders import trace_orders
 from cluster.units import shown
 from node.cost_table import load_cost_table
 from node.counter_random import CounterRandom
@@ -56,38 +56,27 @@ class Fleet:
 def build_fleet(scenario: Scenario, changes: Changes | None = None, log: LogWish = NO_LOG) -> Fleet:
     """Lay out a scenario, its hosts with the log that is wished for.
 
-    Raises ScenarioError for a VM that must run already and fits nowhere, and for a log of somebody unknown.
+    Raises ScenarioError as ``placed_orders`` does, and for a log of somebody unknown.
     """
     changed = changes or Changes()
     hosts = scenario.host_instances
-    placement = FirstFit(tuple(_account(host, scenario) for host in hosts))
-    running: list[Order] = []
-    arriving: list[Order] = []
-    for order, runs in _wanted(scenario):
-        generation = changed.generations.get(order.guest.name, order.guest.generation)
-        order = replace(  # noqa: PLW2901 - the order as it is wanted in this run
-            order, guest=replace(order.guest, generation=generation), pin=changed.hosts.get(order.guest.name, order.pin)
-        )
-        (running if runs else arriving).append(order)
+    orders = placed_orders(scenario, changed.generations, changed.hosts)
     resident: dict[str, list[GuestSpec]] = {host.name: [] for host in hosts}
-    control = _control_plane(scenario, tuple(arriving), placement)
-    for order in running:
-        host = placement.place(order.guest, order.pin)
-        if host is None:
-            raise ScenarioError(scenario.name, f"vms.{order.guest.name}", "a host with room at time zero", "none")
+    control = _control_plane(scenario, orders.arriving, orders.placement)
+    for order, host in orders.running:
         resident[host].append(order.guest)
         control.adopt(order, host)
     _enter_plans(scenario, control)
-    firmware = tuple(sorted({order.guest.firmware for order in (*running, *arriving)}))
+    wanted = {order.guest.name: order for order in (*(order for order, _ in orders.running), *orders.arriving)}
+    firmware = tuple(sorted({order.guest.firmware for order in wanted.values()}))
     costs = tuple(sorted(scenario.costs.items()))
-    orders = tuple(
+    built = tuple(
         HostOrder(_host_spec(host, scenario, log), costs, tuple(resident[host.name]), firmware) for host in hosts
     )
-    wanted = {order.guest.name: order for order in (*running, *arriving)}
     known = [*(host.name for host in hosts), *wanted]
     for name in sorted(log.entities - set(known)):
         raise ScenarioError(scenario.name, "log", expected_name(name, known), shown(name))
-    return Fleet(orders, control, wanted)
+    return Fleet(built, control, wanted)
 
 
 def _control_plane(scenario: Scenario, arriving: tuple[Order, ...], placement: FirstFit) -> ControlPlane:
@@ -119,33 +108,5 @@ def _enter_plans(scenario: Scenario, control: ControlPlane) -> None:
         control.plans.add_drain(drain)
 
 
-def _wanted(scenario: Scenario) -> list[tuple[Order, bool]]:
-    wanted = [
-        (
-            Order(
-                GuestSpec(
-                    vm.name, vm.group.generation, vm.group.vcpus, vm.group.memory,
-                    vm.group.program, scenario.seed, vm.group.firmware,
-                ),
-                vm.arrival_ns,
-                vm.group.lifetime,
-                vm.group.host,
-            ),
-            vm.group.start == "running",
-        )
-        for vm in scenario.vm_instances
-    ]  # fmt: skip
-    return wanted + [(order, False) for order in trace_orders(scenario)]
-
-
 def _host_spec(host: HostInstance, scenario: Scenario, log: LogWish) -> HostSpec:
     return HostSpec(host.name, host.product, host.memory_bytes, host.min_sev_asid, scenario.seed, BUCKET_NS, log)
-
-
-def _account(host: HostInstance, scenario: Scenario) -> HostAccount:
-    product = host.product
-    threads = product.sockets * product.cores * product.threads_per_core
-    asids = {one: count for one in (Generation.SEV, Generation.SEV_SNP) if (count := host.asids(one)) is not None}
-    # The RMP takes 16 bytes for each 4 KiB page; the first 2 MiB stay with the host.
-    usable = host.memory_bytes - host.memory_bytes // 256 - FIRMWARE_BYTES
-    return HostAccount(host.name, product.generations, usable, threads * scenario.vcpu_overcommit, asids)

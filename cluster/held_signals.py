@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, held while something must not break off in the middle.
+"""SIGINT, SIGTERM and SIGHUP, held while something must not break off in the middle.
 
 Ray, interrupted while it starts or ends, leaves daemons behind or crashes; and
 it puts handlers of its own for these signals in place of the program's, also
@@ -8,12 +8,16 @@ the program's own handler after it, and that handler is there again.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
+from collections.abc import Iterator
+from functools import cache
 from types import FrameType, TracebackType
 from typing import Self
 
-HELD = (signal.SIGINT, signal.SIGTERM)
+HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class HeldSignals:
@@ -29,7 +33,8 @@ class HeldSignals:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in HELD:
-                self._before[number] = signal.signal(number, self._on_signal)  # type: ignore[assignment]
+                if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._on_signal)  # type: ignore[assignment]
         return self
 
     def __exit__(
@@ -43,3 +48,27 @@ class HeldSignals:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._arrived.append(number)
+
+
+@contextlib.contextmanager
+def unheard() -> Iterator[None]:
+    """SIGTERM and SIGHUP arrive after the block, below Python too; threads that are started in it never hear them.
+
+    Processes that are forked in it hear SIGTERM: they do not end with the terminal, but when somebody ends them.
+    """
+    _forked_children_hear()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
+    _children_hear.update({signal.SIGTERM} - before)
+    try:
+        yield
+    finally:
+        _children_hear.clear()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_children_hear: set[int] = set()
+
+
+@cache
+def _forked_children_hear() -> None:
+    os.register_at_fork(after_in_child=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _children_hear))

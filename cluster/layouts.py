@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping
 from cluster.layout import Layout, LayoutError
 
 
-def _inline(_: int | None, address: str | None) -> Layout:
+def _inline(workers: int | None, address: str | None) -> Layout:
     from cluster.inline_layout import InlineLayout  # noqa: PLC0415 - only the chosen layout is loaded
 
     if address is not None:
         raise LayoutError(f"address: expected none with layout inline, which runs in this process, got {address}")
+    if workers is not None:
+        raise LayoutError(f"workers: expected none with layout inline, which runs in this process, got {workers}")
     return InlineLayout()
 
 

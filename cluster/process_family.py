@@ -46,7 +46,7 @@ def end_of(processes: Iterable[Process], patience_s: float) -> None:
     """Wait until all are gone; after ``patience_s`` kill those that are not."""
     waiting = set(processes)
     deadline_s = time.monotonic() + patience_s
-    while waiting := {process for process in waiting if _is_alive(process)}:
+    while waiting := {process for process in waiting if is_alive(process)}:
         if time.monotonic() >= deadline_s:
             for pid, _ in waiting:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -55,7 +55,8 @@ def end_of(processes: Iterable[Process], patience_s: float) -> None:
         time.sleep(_LOOK_AGAIN_S)
 
 
-def _is_alive(process: Process) -> bool:
+def is_alive(process: Process) -> bool:
+    """Whether this very process lives."""
     pid, start = process
     fields = _stat(pid)
     return fields is not None and int(fields[_START]) == start

@@ -31,10 +31,10 @@ import platform
 import shutil
 import signal
 import sys
-import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -44,14 +44,18 @@ from cluster.actor_shell import ActorShell, Papers
 from cluster.cluster_address import ClusterFacts, facts_of
 from cluster.code_bundle import difference, offer, own_papers
 from cluster.errors import ToolError, UserError
-from cluster.held_signals import HeldSignals
+from cluster.held_signals import HELD, HeldSignals, unheard
 from cluster.machine import cores
 from cluster.process_family import Process, end_of, family, process_of
 from cluster.ray_environment import TOKENS, clean_environment, short_folder
+from cluster.ray_folder import new_folder
+from cluster.time_bound import within
 
 OBJECT_STORE_BYTES = 100 << 20
 LOOK_S = 1.0
 """How often Ray's own daemons are looked after: without them Ray would wait a minute, then end this process."""
+CONNECT_S = 30.0
+"""How long Ray may take to join a cluster that was there a moment ago; by itself it would try for minutes."""
 LEAVE_S = 5.0
 """How long processes may take to leave before they are killed."""
 ARRIVE_S = 120.0
@@ -300,18 +304,24 @@ class RayCluster(Actors):
             if ray.is_initialized():
                 raise ClusterError("Ray: expected a process without it; this one is connected to a cluster already")
             if facts is None:
-                self._folder = tempfile.mkdtemp(prefix="sf-", dir=short_folder())
+                self._folder = new_folder(short_folder())
                 which: dict[str, Any] = {
                     "address": "local", "num_cpus": cpus, "include_dashboard": False,
                     "object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": self._folder,
                 }  # fmt: skip
             else:
                 which = {"address": self.address}
+            # As Ray's own client has it: workers then do not look for modules in this process's working folder first,
+            # where anything may lie under the name of a library.
+            which["job_config"] = ray.job_config.JobConfig(_client_job=True)
             self._ray = ray  # from here on there is something to take down
             self._silence()
             logging.getLogger("ray").setLevel(logging.CRITICAL)
+            late = TimeoutError(f"no connection within {CONNECT_S:g} s")
             try:
-                ray.init(**which, log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False)
+                bound = within(CONNECT_S, late) if facts else contextlib.nullcontext()
+                with _our_handlers(ray), bound:
+                    ray.init(**which, log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False)
             except Exception as error:
                 if facts:
                     raise ClusterError(f"{self.address}: {_why_not_joined(error, facts)}") from error
@@ -428,6 +438,25 @@ class RayCluster(Actors):
         self._actors, self._places, self._kinds, self._code = {}, {}, {}, None
         self._losses.clear()
         self._processes, self._ray = frozenset(), None
+
+
+@contextlib.contextmanager
+def _our_handlers(ray: Any) -> Iterator[None]:
+    """Ray, while it starts, puts handlers in place of ours that leave at once, or print a stack and crash.
+
+    The first are of Python and are kept from coming. The others are put below it: until ours
+    are there again, no signal is heard.
+    """
+    utils = ray._private.utils  # noqa: SLF001 - there is no setting for it
+    theirs, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda _: None
+    with unheard():
+        try:
+            yield
+        finally:
+            utils.set_sigterm_handler = theirs
+            if threading.current_thread() is threading.main_thread():
+                for number in HELD:
+                    signal.signal(number, signal.getsignal(number))
 
 
 def _on_node(node: str) -> Any:

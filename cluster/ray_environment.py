@@ -17,6 +17,8 @@ LONGEST_FOLDER = 28
 _THEIRS = "RAY_"
 TOKENS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 """What a user sets to be let into a cluster."""
+_UNBEARABLE = ("PYTHONOPTIMIZE",)
+"""What Ray's own programs do not start with: at 2 they miss their docstrings."""
 _OURS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
@@ -45,13 +47,13 @@ def short_folder() -> str:
 
 @contextlib.contextmanager
 def clean_environment(keep: Sequence[str] = (), *, alone: bool = False) -> Iterator[None]:
-    """Nothing that was set for another Ray but what is to be kept, and not a word from this one.
+    """Nothing that was set for another Ray but what is to be kept, or that hinders this one, and not a word from it.
 
     Afterwards all is as it was: Ray leaves things there that are not its own, such as who answers ``breakpoint()``.
     """
     before = dict(os.environ)
     for name in before:
-        if name.startswith(_THEIRS) and name not in keep:
+        if (name.startswith(_THEIRS) and name not in keep) or name in _UNBEARABLE:
             del os.environ[name]
     # Workers of our own Ray import from where this process does.
     os.environ.update(_OURS, **(_OURS_ALONE if alone else {}))

@@ -162,6 +162,18 @@ def check_output(folder: str | Path) -> None:
         raise ResultsError(f"{folder}: expected a new or empty folder, or earlier results, got something else")
 
 
+def check_room_for(folder: str | Path) -> None:
+    """As ``check_output``, and raise ResultsError too where the folder could not be made; nothing stays of the try."""
+    path = Path(folder).absolute()
+    try:
+        check_output(folder)
+        there = next(parent for parent in path.parents if parent.exists())
+        Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=there)).rmdir()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ResultsError(f"{folder}: expected a folder that can be made, got: {reason}") from None
+
+
 @contextlib.contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
     """A new folder beside ``folder`` that takes its place at the end, or vanishes when anything fails."""

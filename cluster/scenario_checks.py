@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cluster.scenario import HostInstance, Scenario, ScenarioError, TraceMix, VmGroup, VmInstance
 from cluster.units import DURATION, SIZE, shown
-from node.cost_table import CostTableError, load_cost_table
+from node.cost_table import CostOverrideError, load_cost_table
 from node.firmware_image import read_firmware_image
 from node.generation import Generation
 from node.guest_memory_map import SMALLEST_GUEST_BYTES, SMALLEST_SLICE_BYTES, GuestMemoryMap
@@ -55,9 +55,8 @@ def check(scenario: Scenario) -> None:
         _check_trace(scenario, scenario.trace)
     try:
         load_cost_table().overridden(scenario.costs)
-    except CostTableError:
-        unknown = next(name for name in scenario.costs if name not in load_cost_table())
-        raise _wrong(f"costs.{unknown}", "a figure of the cost table (node/costs.csv)", "an unknown name") from None
+    except CostOverrideError as error:
+        raise _wrong(f"costs.{error.name}", error.expected, error.got) from None
 
 
 def _wrong(field: str, expected: str, got: str) -> ScenarioError:

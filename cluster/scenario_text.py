@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,9 @@ def read_toml(path: Path, error: Finding) -> dict[str, object]:
     """The values in a TOML file; whatever is wrong with it becomes one error."""
     file = str(path)
     try:
+        if stat.S_IFMT(path.stat().st_mode) not in {stat.S_IFREG, stat.S_IFDIR}:
+            # A pipe would be waited for, perhaps for ever. A folder is refused by who reads it.
+            raise error(file, "", "a regular file", "something else")
         with path.open("rb") as stream:
             data = stream.read(LARGEST_FILE + 1)
     except FileNotFoundError:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 NEVER_NS = (1 << 63) - 1
+_NO_CAP = float("inf")
 _DONE_NS = 0.5
 _CLOSE = 1e-7
 _NARROW = 1e-12
@@ -92,6 +93,8 @@ class Contention:
         self._now_ns = 0
         self._capped = 0
         self._overcommitted = False
+        self._factor_now: Floats = np.empty(())
+        """Where an array's factor goes: of a plain float numpy would make such an array at every call."""
         self._free: list[int] = []
         self._vacant: set[int] = set()
         self._loads: list[PhaseLoad] = []
@@ -104,7 +107,7 @@ class Contention:
         size = 0 if old is None else len(old)
         fresh = {
             "_core": 1.0, "_miss": 0.0, "_traffic": 0.0, "_weight": 0.0, "_cap": np.inf, "_remaining": np.inf,
-            "_rate": 1.0, "_loaded": 0.0, "_share": 1.0,
+            "_span": 1.0, "_rate": 1.0, "_loaded": 0.0, "_share": 1.0,
         }  # fmt: skip
         for name, value in fresh.items():
             array = np.full(slots, value)
@@ -112,7 +115,8 @@ class Contention:
                 array[:size] = getattr(self, name)
             setattr(self, name, array)
         self._scratch: Floats = np.empty(slots)
-        self._span: Floats = np.empty(slots)
+        self._pull: Floats = np.empty((2, slots))
+        self._slopes, self._demands = self._pull
         self._loads.extend([_NOTHING] * (slots - size))
         self._started.extend([0] * (slots - size))
         self._total.extend([0.0] * (slots - size))
@@ -124,6 +128,7 @@ class Contention:
     _weight: Floats
     _cap: Floats
     _remaining: Floats
+    _span: Floats
     _rate: Floats
     _loaded: Floats
     _share: Floats
@@ -139,7 +144,12 @@ class Contention:
         self._miss[slot] = load.miss
         self._traffic[slot] = load.traffic_bytes
         self._weight[slot] = load.traffic_bytes * load.miss
-        self._cap[slot] = load.cap_per_ns or np.inf
+        # As ``_set_rates`` would: so the next solution begins with rates that are set.
+        span = load.miss * self.latency_ns + load.core_ns
+        cap = load.cap_per_ns or _NO_CAP
+        self._span[slot] = span
+        self._rate[slot] = min(1.0 / span, cap)
+        self._cap[slot] = cap
         self._remaining[slot] = instructions
         self._loaded[slot] = 0.0
         if load.cap_per_ns:
@@ -179,7 +189,7 @@ class Contention:
     def _clear_vacant(self) -> None:
         """Slots that nobody took again hold an endless phase without load."""
         for slot in self._vacant:
-            self._core[slot] = 1.0
+            self._core[slot] = self._span[slot] = self._rate[slot] = 1.0
             self._miss[slot] = self._traffic[slot] = self._weight[slot] = 0.0
             self._cap[slot] = np.inf
         self._vacant.clear()
@@ -190,11 +200,14 @@ class Contention:
         if step == 0:
             return
         self._now_ns = now_ns
-        work = np.multiply(self._rate, float(step), self._scratch)
+        factor, work = self._factor_now, self._scratch
+        factor[()] = step
+        np.multiply(self._rate, factor, work)
         np.subtract(self._remaining, work, self._remaining)
         excess = self.latency_ns - self._idle_latency_ns
         if excess:
-            np.multiply(work, excess, work)
+            factor[()] = excess
+            np.multiply(work, factor, work)
             np.add(self._loaded, work, self._loaded)
         self.busy_bytes += self.utilisation * self._bandwidth * step
 
@@ -208,11 +221,13 @@ class Contention:
         if self._overcommitted:
             self._share.fill(1.0)
             self._overcommitted = False
+            self._set_rates(self.utilisation)
         self._solve_latency()
 
     def _solve_latency(self) -> None:
+        """Begins and ends with the rates of the present utilisation set."""
         low, high = 0.0, _HIGHEST_UTILISATION
-        u = min(self.utilisation, high)
+        u = self.utilisation
         for _ in range(_MOST_STEPS):
             gap, slope = self._excess_demand(u)
             if gap > 0:
@@ -221,36 +236,40 @@ class Contention:
                 high = u
             step = gap / slope
             u += step
-            if not low <= u <= high:
+            if low <= u <= high:
+                # Newton squares the error: the step after one so small would be lost in rounding.
+                found = -_CLOSE < step < _CLOSE
+            else:
                 u = (low + high) / 2
-                if high - low < _NARROW:
-                    break  # Traffic that no latency slows down: the bracket ends at full utilisation.
-            elif -_CLOSE < step < _CLOSE:
-                break  # Newton squares the error: the next step would be lost in rounding.
+                # Traffic that no latency slows down: the bracket ends at full utilisation.
+                found = high - low < _NARROW
+            self._set_rates(u)
+            if found:
+                break
         self.utilisation = u
-        self._set_rates(u)
 
     def _set_rates(self, u: float) -> None:
-        """Latency and uncapped rates at utilisation ``u``; leaves nanoseconds per instruction in ``_span``."""
+        """Latency, nanoseconds per instruction and rates at utilisation ``u``."""
         self.latency_ns = latency = self._idle_latency_ns * (1.0 + self._factor * u / (1.0 - u))
-        span, rate = self._span, self._rate
-        np.multiply(self._miss, latency, span)
+        span, rate, factor = self._span, self._rate, self._factor_now
+        factor[()] = latency
+        np.multiply(self._miss, factor, span)
         np.add(span, self._core, span)
         np.divide(self._share, span, rate)
         if self._capped:
             np.minimum(rate, self._cap, out=rate)
 
     def _excess_demand(self, u: float) -> tuple[float, float]:
-        """Demand at utilisation ``u`` less ``u``, and minus its slope."""
-        self._set_rates(u)
-        rate, scratch = self._rate, self._scratch
-        np.multiply(rate, self._weight, scratch)
-        np.divide(scratch, self._span, scratch)
+        """Demand at utilisation ``u``, whose rates are set, less ``u``, and minus its slope."""
+        rate, slopes = self._rate, self._slopes
+        np.multiply(rate, self._weight, slopes)
+        np.divide(slopes, self._span, slopes)
         if self._capped:
-            scratch[rate == self._cap] = 0.0
-        slope = float(_sum(scratch)) * self._idle_latency_ns * self._factor / ((1.0 - u) * (1.0 - u))
-        np.multiply(rate, self._traffic, scratch)
-        return float(_sum(scratch)) / self._bandwidth - u, slope / self._bandwidth + 1.0
+            slopes[rate == self._cap] = 0.0
+        np.multiply(rate, self._traffic, self._demands)
+        slope, demand = _sum(self._pull, 1).tolist()
+        slope = slope * self._idle_latency_ns * self._factor / ((1.0 - u) * (1.0 - u))
+        return demand / self._bandwidth - u, slope / self._bandwidth + 1.0
 
     def _solve_overcommitted(self) -> None:
         """More phases than threads: alternate between latency and max-min shares until both stand still."""
@@ -262,6 +281,7 @@ class Contention:
             level = _water_level(wanted[used], self._threads)
             self._share[:] = np.where(used, np.minimum(wanted, level), 1.0)
             np.maximum(self._share, 1e-12, out=self._share)
+            self._set_rates(self.utilisation)
             self._solve_latency()
             if abs(self.latency_ns - before) <= 1e-9 * before:
                 break

@@ -2,6 +2,12 @@
 
 No cost stands anywhere else. A row that nobody has published says so and has a
 sweep range. Each figure is used with the unit its name ends in.
+
+A scenario may replace a figure by anything from ``least`` to ``most``, in the
+same unit. That is wide, so that extremes may be tried: about ten times beyond the
+sweep on both sides, or a hundred times beyond a figure that has none. A time or
+an adder may be nothing; what is divided by may not, and a share is no more than
+a whole.
 """
 
 from __future__ import annotations
@@ -10,14 +16,24 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 
-COLUMNS = ("name", "value", "unit", "applies_to", "published", "source", "sweep_low", "sweep_high")
+COLUMNS = ("name", "value", "unit", "applies_to", "published", "source", "sweep_low", "sweep_high", "least", "most")
 
 
 class CostTableError(ValueError):
     """A row of a cost table that cannot be used; the message names row and column."""
+
+
+class CostOverrideError(CostTableError):
+    """A figure that cannot be replaced, or not by this: its name, what was expected and what was there."""
+
+    def __init__(self, name: str, expected: str, got: str) -> None:
+        super().__init__(f"costs.{name}: expected {expected}, got {got}")
+        self.name = name
+        self.expected = expected
+        self.got = got
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +47,8 @@ class Cost:
     published: bool
     source: str
     sweep: tuple[float, float] | None
+    bounds: tuple[float, float]
+    """Least and most that a scenario may put in its place."""
 
 
 class CostTable(Mapping[str, float]):
@@ -55,18 +73,17 @@ class CostTable(Mapping[str, float]):
     def overridden(self, overrides: Mapping[str, float]) -> CostTable:
         """A table with some figures replaced, as a scenario's ``[costs]`` asks.
 
-        Raises CostTableError for an unknown name or a figure that is negative
-        or not finite.
+        Raises CostOverrideError for an unknown name or a figure outside its bounds.
         """
         rows = dict(self._rows)
         for name, value in overrides.items():
             if name not in rows:
-                raise CostTableError(f"costs.{name}: no such figure in the cost table")
-            if not math.isfinite(value) or value < 0:
-                raise CostTableError(f"costs.{name}: expected a finite number, zero or more, got {value!r}")
+                raise CostOverrideError(name, "a figure of the cost table (node/costs.csv)", "an unknown name")
             old = rows[name]
-            source = "overridden by the scenario"
-            rows[name] = Cost(name, float(value), old.unit, old.applies_to, False, source, old.sweep)
+            least, most = old.bounds
+            if not least <= value <= most:
+                raise CostOverrideError(name, f"{least:,.15g} to {most:,.15g} {old.unit}", f"{value:.15g}")
+            rows[name] = replace(old, value=float(value), published=False, source="overridden by the scenario")
         return CostTable(rows)
 
 
@@ -109,7 +126,13 @@ def _parse_row(cells: Mapping[str, str], where: str) -> Cost:
     if sweep is not None and not sweep[0] <= value <= sweep[1]:
         expected = f"expected it inside its sweep {sweep[0]:g} to {sweep[1]:g}"
         raise CostTableError(f"{where}: value: {expected}, got {value:g}")
-    return Cost(cells["name"], value, cells["unit"], cells["applies_to"], published, cells["source"], sweep)
+    bounds = _number(cells["least"], f"{where}: least"), _number(cells["most"], f"{where}: most")
+    inner = (value, value) if sweep is None else sweep
+    for column, fits in (("least", bounds[0] <= inner[0]), ("most", inner[1] <= bounds[1])):
+        if not fits:
+            expected = f"expected {inner[0]:g} to {inner[1]:g} between least and most"
+            raise CostTableError(f"{where}: {column}: {expected}, got {bounds[0]:g} to {bounds[1]:g}")
+    return Cost(cells["name"], value, cells["unit"], cells["applies_to"], published, cells["source"], sweep, bounds)
 
 
 def _number(cell: str, where: str) -> float:

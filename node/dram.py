@@ -301,10 +301,12 @@ def _part_of(region: int, first: int, last: int) -> int:
     return (1 << high) - (1 << low)
 
 
-def _regions(first: int, last: int) -> Iterator[tuple[int, int]]:
+def _regions(first: int, last: int) -> list[tuple[int, int]]:
     """Pages [first, last) as (region, bits)."""
+    parts = []
     while first < last:
         region, bit = divmod(first, _REGION_PAGES)
         count = min(last - first, _REGION_PAGES - bit)
-        yield region, (_WHOLE_REGION >> _REGION_PAGES - count) << bit
+        parts.append((region, (_WHOLE_REGION >> _REGION_PAGES - count) << bit))
         first += count
+    return parts

@@ -68,6 +68,8 @@ def laboratory_image() -> FirmwareImage:
 def read_firmware_image(path: Path) -> FirmwareImage:
     """The image in a file; reads no more than the largest image, whatever the file is."""
     try:
+        if path.is_fifo():  # it would be waited for, perhaps for ever
+            raise FirmwareImageError("file", "a regular file", "a pipe", origin=str(path))
         with path.open("rb") as file:
             data = file.read(MAX_IMAGE_BYTES + 1)
     except OSError as error:

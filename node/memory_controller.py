@@ -117,16 +117,12 @@ class MemoryController:
 
     def _read_bulk(self, cipher: XexCipher, spa: int, length: int) -> bytes:
         """Decrypt whole blocks straight into the answer: an array of its own would cost one more copy."""
-        pieces = self._dram.pieces(spa, length)
         answer = BytesIO()
-        answer.seek(length - 1)
-        answer.write(b"\0")
-        plain: Words = np.frombuffer(answer.getbuffer(), np.uint64)
-        for at, size in pieces:
-            first, count = (at - spa) // WORD_BYTES, size // WORD_BYTES
+        for at, size in self._dram.pieces(spa, length):
             words = self._dram.words(at, size)
-            source = np.zeros(count, np.uint64) if words is None else words
-            cipher.decrypt(source, at, plain[first : first + count])
+            answer.write(bytes(size) if words is None else words.data)
+        plain: Words = np.frombuffer(answer.getbuffer(), np.uint64)
+        cipher.decrypt(plain, spa, plain)
         self.bytes_decrypted += length
         del plain  # with nobody looking at it, the answer leaves without a copy
         return answer.getvalue()

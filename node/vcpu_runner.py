@@ -205,15 +205,17 @@ class VcpuRunner:
             if ending.duration_ns <= 0:
                 return False
             registers.r14, registers.r15 = SLEEPING, ending.duration_ns
+            begin = self._sleep
         else:
             if ending.instructions <= 0:
                 return False
             registers.r14, registers.r15 = ending.demand, ending.instructions
+            begin = self._compute
         if vcpu.pause_wanted:
             self._park(vcpu)
             self._tell_parked(vcpu.guest)
         else:
-            self.go_on(vcpu)
+            begin(vcpu)
         return True
 
     def _start_application_processors(self, guest: Guest) -> None:

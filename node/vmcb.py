@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from node.generation import Generation
 from node.nested_page_table import NestedPageTable
@@ -24,13 +24,12 @@ class Vmcb:
     save_area_spa: int
     nested: NestedPageTable
     vmpl: int = 0
+    encrypted: bool = field(init=False)
+    """SEV enabled in the nested control field."""
+    rmp_checked: bool = field(init=False)
+    """SNP active: private accesses are checked against the RMP."""
 
-    @property
-    def encrypted(self) -> bool:
-        """SEV enabled in the nested control field."""
-        return self.generation in ENCRYPTED
-
-    @property
-    def rmp_checked(self) -> bool:
-        """SNP active: private accesses are checked against the RMP."""
-        return self.generation in RMP_CHECKED
+    def __post_init__(self) -> None:
+        # Every access asks, and to look a generation up costs as much as an RMP check.
+        object.__setattr__(self, "encrypted", self.generation in ENCRYPTED)
+        object.__setattr__(self, "rmp_checked", self.generation in RMP_CHECKED)

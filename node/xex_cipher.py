@@ -11,6 +11,7 @@ Ciphers of one process share their scratch memory: one thread at a time.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ LOWEST_BIT, HIGHEST_BIT = 4, 51
 
 _STRIDE_BYTES = 32 * PAGE_BYTES
 """Handled at once: data, tweaks and scratch stay in the L2 cache."""
+_STRIDE_WORDS = _STRIDE_BYTES // WORD_BYTES
 _REGION_PAGES = LARGE_PAGE_BYTES // PAGE_BYTES
 _REGIONS_KEPT = 4096
 
@@ -40,13 +42,10 @@ class TweakTable:
     def __init__(self, constants: tuple[int, ...]) -> None:
         self.constants = constants
         """The constant of address bit 4 + i; its first octet in memory is the lowest."""
-        self._in_page = _words([self.tweak(at) for at in range(0, PAGE_BYTES, BLOCK_BYTES)])
+        self._in_page: Words = np.zeros(PAGE_BYTES // WORD_BYTES, np.uint64)
+        self._double(self._in_page, BLOCK_BYTES)
         self._pages = [self.tweak(number * PAGE_BYTES) for number in range(_REGION_PAGES)]
         self._regions: dict[int, int] = {}
-        rows = _words(self._pages[: _STRIDE_BYTES // PAGE_BYTES]).reshape(-1, 1, 2)
-        # Rows of a page: broadcasting along whole pages keeps numpy's inner loop long.
-        self._in_stride: Words = _aligned(_STRIDE_BYTES).view(np.uint64).reshape(-1, PAGE_BYTES // WORD_BYTES)
-        self._in_stride[:] = (self._in_page.reshape(1, -1, 2) ^ rows).reshape(self._in_stride.shape)
 
     @classmethod
     def from_random(cls, random: bytes) -> TweakTable:
@@ -66,18 +65,31 @@ class TweakTable:
         return out
 
     def in_page(self, spa: int, words: int) -> Words:
-        """Tweaks of the blocks from ``spa`` on, inside one page; two words a block."""
+        """Tweaks of the blocks from ``spa`` on, inside one page; the next call overwrites the array."""
         first = spa % PAGE_BYTES // WORD_BYTES
-        base = np.frombuffer(self._page(spa) * (words >> 1), np.uint64)
-        return self._in_page[first : first + words] ^ base
+        tweaks = _PAGE_TWEAKS[words >> 1]
+        np.bitwise_xor(self._in_page[first : first + words], _repeated(self._page(spa), words), tweaks)
+        return tweaks
 
-    def stride(self, spa: int) -> Words:
-        """Tweaks of the whole stride that starts at ``spa``; the next call overwrites the array."""
-        base = np.frombuffer(self._page(spa) * (PAGE_BYTES // BLOCK_BYTES), np.uint64)
-        np.bitwise_xor(self._in_stride, base, _STRIDE_ROWS)
-        return _STRIDE_WORDS
+    def fill_stride(self, words: Words, spa: int) -> None:
+        """Fill in the tweaks of the stride that starts at ``spa``."""
+        count = self._in_page.size
+        np.bitwise_xor(self._in_page, _repeated(self._page(spa), count), words[:count])
+        self._double(words, PAGE_BYTES)
 
-    def _page(self, spa: int) -> bytes:
+    def difference(self, distance: int, words: int) -> Words:
+        """What turns the tweaks of one page into those of another; ``distance`` is the XOR of their addresses."""
+        return _repeated(self._page(distance), words)
+
+    def _double(self, words: Words, done_bytes: int) -> None:
+        """Fill in all tweaks from the first: an address bit more is twice as many, the same XOR that bit's constant."""
+        done = done_bytes // WORD_BYTES
+        while done < words.size:
+            constant = self.constants[(done * WORD_BYTES).bit_length() - 1 - LOWEST_BIT]
+            np.bitwise_xor(words[:done], _repeated(constant, done), words[done : 2 * done])
+            done *= 2
+
+    def _page(self, spa: int) -> int:
         """T of the page that ``spa`` lies in."""
         region, page = divmod(spa // PAGE_BYTES, _REGION_PAGES)
         base = self._regions.get(region)
@@ -85,7 +97,35 @@ class TweakTable:
             if len(self._regions) >= _REGIONS_KEPT:
                 self._regions.clear()
             base = self._regions[region] = self.tweak(region * LARGE_PAGE_BYTES)
-        return (base ^ self._pages[page]).to_bytes(BLOCK_BYTES, "little")
+        return base ^ self._pages[page]
+
+
+class _StrideTweaks:
+    """The tweaks of one stride. There is one for all tables of the process: bulk work goes from stride to stride."""
+
+    def __init__(self) -> None:
+        self.words: Words = _aligned(_STRIDE_BYTES).view(np.uint64)
+        # XORed in halves: numpy's own broadcasting takes twice as long as arrays of one size.
+        self._halves = self.words[: _STRIDE_WORDS // 2], self.words[_STRIDE_WORDS // 2 :]
+        self._table: TweakTable | None = None
+        self._spa = 0
+
+    def move(self, spa: int, table: TweakTable) -> None:
+        """Turn ``words`` into the tweaks of the stride that starts at ``spa``."""
+        if table is not self._table:
+            table.fill_stride(self.words, spa)
+            self._table, self._spa = table, spa
+        elif spa != self._spa:
+            difference = _difference(table, spa ^ self._spa)
+            for half in self._halves:
+                np.bitwise_xor(half, difference, half)
+            self._spa = spa
+
+
+@lru_cache(maxsize=8)
+def _difference(table: TweakTable, distance: int) -> Words:
+    """Half a stride of it. Four distances make fifteen of the sixteen steps through 2 MiB."""
+    return table.difference(distance, _STRIDE_WORDS // 2)
 
 
 class XexCipher:
@@ -131,17 +171,23 @@ class XexCipher:
         while done < words:
             at = spa + done * WORD_BYTES
             first = at % _STRIDE_BYTES // WORD_BYTES
-            count = min(words - done, _STRIDE_BYTES // WORD_BYTES - first)
-            tweak = self._tweaks.stride(at - at % _STRIDE_BYTES)[first : first + count]
-            masked = _MASKED_WORDS[:count]
-            np.bitwise_xor(source[done : done + count], tweak, masked)
-            aes(masked.view(np.uint8), _MIXED)
-            np.bitwise_xor(_MIXED_WORDS[:count], tweak, out[done : done + count])
-            done += count
+            stop = min(first + words - done, _STRIDE_WORDS)
+            end = done + stop - first
+            _STRIDE_TWEAKS.move(at - first * WORD_BYTES, self._tweaks)
+            tweak, masked, octets, mixed = _stride_scratch(first, stop)
+            np.bitwise_xor(source[done:end], tweak, masked)
+            aes(octets, _MIXED)
+            if out is source:
+                np.bitwise_xor(mixed, tweak, out[done:end])
+            else:
+                # A copy need not fetch what it overwrites into the cache, where ``out`` is not yet.
+                np.bitwise_xor(mixed, tweak, mixed)
+                out[done:end] = mixed
+            done = end
 
 
-def _words(tweaks: list[int]) -> Words:
-    return np.frombuffer(b"".join([tweak.to_bytes(BLOCK_BYTES, "little") for tweak in tweaks]), np.uint64)
+def _repeated(tweak: int, words: int) -> Words:
+    return np.frombuffer(tweak.to_bytes(BLOCK_BYTES, "little") * (words >> 1), np.uint64)
 
 
 def _aligned(size: int) -> Octets:
@@ -156,10 +202,18 @@ _MASKED_WORDS: Words = _MASKED.view(np.uint64)
 _MIXED = _aligned(_STRIDE_BYTES + BLOCK_BYTES)
 """Where AES puts its blocks; ``update_into`` wants room for one more."""
 _MIXED_WORDS: Words = _MIXED.view(np.uint64)
-_STRIDE_WORDS: Words = _aligned(_STRIDE_BYTES).view(np.uint64)
-_STRIDE_ROWS: Words = _STRIDE_WORDS.reshape(-1, PAGE_BYTES // WORD_BYTES)
+_STRIDE_TWEAKS = _StrideTweaks()
+_PAGE_TWEAK: Words = _aligned(PAGE_BYTES).view(np.uint64)
+_PAGE_TWEAKS = tuple(_PAGE_TWEAK[: 2 * blocks] for blocks in range(PAGE_BYTES // BLOCK_BYTES + 1))
 _PAGE_SCRATCH = tuple(
     (_MASKED_WORDS[: 2 * blocks], _MASKED[: BLOCK_BYTES * blocks], _MIXED_WORDS[: 2 * blocks])
     for blocks in range(PAGE_BYTES // BLOCK_BYTES + 1)
 )
 """Views of the scratch for each number of blocks in a page: making them costs more than a block's cipher."""
+
+
+@lru_cache(maxsize=64)
+def _stride_scratch(first: int, stop: int) -> tuple[Words, Words, Octets, Words]:
+    """The same for words of a stride, and their tweaks."""
+    count = stop - first
+    return _STRIDE_TWEAKS.words[first:stop], _MASKED_WORDS[:count], _MASKED[: count * WORD_BYTES], _MIXED_WORDS[:count]

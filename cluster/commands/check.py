@@ -30,7 +30,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Check each file; the first error ends it."""
-    from cluster.bundled_scenarios import load_scenario
+    from cluster.bundled_scenarios import in_file_of, load_scenario
+    from cluster.placed_orders import placed_orders
 
     if arguments.json_schema:
         print(json.dumps(_schema(), indent=2))
@@ -39,7 +40,8 @@ def execute(arguments: argparse.Namespace) -> int:
         raise UserError("FILE: expected a scenario file or --json-schema, got nothing (see sevfleet check --help)")
     for file in arguments.files:
         scenario = load_scenario(file)
-        _check_trace(scenario)
+        with in_file_of(file):
+            placed_orders(scenario, {}, {})
         print(f"{file}: valid: {_described(scenario)}")
     return 0
 
@@ -52,17 +54,6 @@ def _schema() -> dict[str, object]:
         **Scenario.model_json_schema(by_alias=True),
         "title": "sevfleet scenario",
     }
-
-
-def _check_trace(scenario: Scenario) -> None:
-    """Read a recorded trace whole: its rows are as hostile as the scenario."""
-    if scenario.trace is None or scenario.trace.source == "generated":
-        return
-    from pathlib import Path
-
-    from workloads.trace import load_trace
-
-    load_trace(Path(scenario.trace.source))
 
 
 def _described(scenario: Scenario) -> str:

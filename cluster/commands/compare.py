@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the pairs and print them."""
-    from cluster.bundled_scenarios import load_scenario
+    from cluster.bundled_scenarios import in_file_of, load_scenario
     from cluster.compare import compare
     from cluster.progress_line import progress_line
     from cluster.report import print_comparison, print_rows_as_json
@@ -45,6 +45,7 @@ def execute(arguments: argparse.Namespace) -> int:
     generations = _generations(arguments.generations)
     with contextlib.ExitStack() as stack:
         on_progress = None if arguments.quiet else stack.enter_context(progress_line(f"compare {scenario.name}"))
+        stack.enter_context(in_file_of(arguments.scenario))
         comparison = compare(
             scenario,
             generations,

@@ -67,11 +67,11 @@ def execute(arguments: argparse.Namespace) -> int:
     from cluster.bundled_scenarios import load_scenario
     from cluster.commands.stopping import Stopping
     from cluster.errors import RunFailedError, ToolError
-    from cluster.results import check_output
+    from cluster.results import check_room_for
 
     scenario = load_scenario(arguments.scenario)
     if arguments.out is not None:
-        check_output(arguments.out)
+        check_room_for(arguments.out)
     elif arguments.log or arguments.log_entity:
         raise UserError("--log: expected --out DIR beside it, where the log is kept")
     with Stopping() as stopping:
@@ -89,7 +89,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace, scenario: Scenario, should_stop: ShouldStop) -> Results:
-    from cluster.bundled_scenarios import DEMO
+    from cluster.bundled_scenarios import DEMO, in_file_of
     from cluster.progress_line import progress_line
     from cluster.simulation import run
 
@@ -109,6 +109,7 @@ def _run(arguments: argparse.Namespace, scenario: Scenario, should_stop: ShouldS
             for show in shows:
                 show(progress)
 
+        stack.enter_context(in_file_of(arguments.scenario))
         return run(
             scenario,
             layout=arguments.layout,

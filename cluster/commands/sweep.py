@@ -11,8 +11,8 @@ from cluster.commands.arguments import add_address, whole_number
 from cluster.errors import ToolError, UserError
 
 if TYPE_CHECKING:
-    from cluster.parameter_sweep import SweepResults
     from cluster.progress import ShouldStop
+    from cluster.sweeps.parameter_sweep import SweepResults
     from node.program import Scalar
 
 NAME = "sweep"
@@ -85,12 +85,12 @@ def execute(arguments: argparse.Namespace) -> int:
 
 def _sweep(arguments: argparse.Namespace, should_stop: ShouldStop) -> SweepResults:
     from cluster.bundled_scenarios import load_scenario
-    from cluster.parameter_sweep import sweep
-    from cluster.scenario_paths import PathError
-    from cluster.sweep_figures import UnknownFigureError
-    from cluster.sweep_plan import DEFAULT_SEEDS, GridError, SeedsError
-    from cluster.sweep_progress import sweep_line
-    from cluster.sweep_workers import WorkersError
+    from cluster.sweeps.figures import UnknownFigureError
+    from cluster.sweeps.parameter_sweep import sweep
+    from cluster.sweeps.plan import DEFAULT_SEEDS, GridError, SeedsError
+    from cluster.sweeps.progress import sweep_line
+    from cluster.sweeps.scenario_paths import PathError
+    from cluster.sweeps.workers import WorkersError
 
     scenario = load_scenario(arguments.scenario)
     with contextlib.ExitStack() as stack:
@@ -124,7 +124,7 @@ def _grid(settings: list[tuple[str, tuple[Scalar, ...]]]) -> dict[str, tuple[Sca
 
 
 def _show(arguments: argparse.Namespace, results: SweepResults) -> None:
-    from cluster.sweep_report import print_sweep, print_sweep_as_json
+    from cluster.sweeps.report import print_sweep, print_sweep_as_json
 
     if arguments.quiet:
         return
@@ -145,7 +145,7 @@ def _kept(arguments: argparse.Namespace) -> str:
 
 
 def _setting(text: str) -> tuple[str, tuple[Scalar, ...]]:
-    from cluster.sweep_values import ValuesError, setting_of
+    from cluster.sweeps.values import ValuesError, setting_of
 
     try:
         return setting_of(text)
@@ -154,7 +154,7 @@ def _setting(text: str) -> tuple[str, tuple[Scalar, ...]]:
 
 
 def _seeds(text: str) -> int | tuple[int, ...]:
-    from cluster.sweep_values import ValuesError, seeds_of
+    from cluster.sweeps.values import ValuesError, seeds_of
 
     try:
         return seeds_of(text)

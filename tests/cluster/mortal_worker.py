@@ -5,7 +5,7 @@ import signal
 import time
 from pathlib import Path
 
-from cluster.sweep_run import RunOrder, RunOutcome
+from cluster.sweeps.run import RunOrder, RunOutcome
 
 
 class MortalWorker:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -91,12 +92,13 @@ NONSENSE = {
     "RAY_OVERRIDE_RESOURCES": "nonsense",
     "RAY_RUNTIME_ENV_HOOK": "nonsense.hook",
     "RAY_LOG_TO_STDERR": "1",
+    "PYTHONOPTIMIZE": "2",
 }
 
 
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ActorLayout]:
-    """One layout for all tests that leave it whole, started with nonsense in Ray's own variables and a long TMPDIR."""
+    """One layout for all tests that leave it whole, started with nonsense in its variables and a long TMPDIR."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in NONSENSE.items():
             patch.setenv(name, value)
@@ -220,14 +222,21 @@ Program = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def sevfleet(tmp_path: Path) -> Iterator[Program]:
+def temporary() -> Iterator[str]:
+    """A folder for temporary files that nobody else uses, short enough for Ray's sockets."""
+    with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as folder:
+        yield folder
+
+
+@pytest.fixture
+def sevfleet(tmp_path: Path, temporary: str) -> Iterator[Program]:
     """Starts ``sevfleet run`` over Ray with its results in ``out``, in a process group as a terminal gives it."""
     started: list[subprocess.Popen[str]] = []
 
     def start(duration: str, *more: str) -> "subprocess.Popen[str]":
         (tmp_path / "long.toml").write_text(bundled_text("quiet").replace("1 min", duration))
         command = [sys.executable, "-m", "cluster.cli", "run", "long.toml", "--workers", "2", "--out", "out", *more]
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": temporary}
         started.append(
             subprocess.Popen(
                 command, cwd=tmp_path, env=environment, text=True, start_new_session=True,
@@ -272,13 +281,22 @@ def test_a_whole_run_says_nothing_of_ray_and_leaves_nothing_running(sevfleet: Pr
     assert Results.load(tmp_path / "out").partial is None
 
 
-def folders_of_ray() -> set[Path]:
-    return set(Path(tempfile.gettempdir()).glob("sf-*"))
+@pytest.mark.ray
+def test_a_folder_with_modules_under_our_names_and_those_of_libraries_is_one_to_run_from(tmp_path: Path) -> None:
+    for name in ("cluster", "node"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemError('a foreign package was imported')\n")
+    for name in ("numpy", "msgpack", "pyarrow"):
+        (tmp_path / f"{name}.py").write_text("raise SystemError('a foreign module was imported')\n")
+    (tmp_path / "short.toml").write_text(bundled_text("quiet").replace("1 min", "15 s"))
+    command = [sys.executable, "-P", "-m", "cluster.cli", "run", "short.toml", "--quiet"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.ray
-def test_an_interrupt_while_ray_starts_leaves_nothing_behind(sevfleet: Program) -> None:
-    before = folders_of_ray()
+def test_an_interrupt_while_ray_starts_leaves_nothing_behind(sevfleet: Program, temporary: str) -> None:
     process = sevfleet("5000 h", "--quiet")
     wait_for(lambda: any("raylet/raylet" in line for line in descendants(process.pid).values()))
     family = descendants(process.pid)
@@ -289,9 +307,54 @@ def test_an_interrupt_while_ray_starts_leaves_nothing_behind(sevfleet: Program) 
         family |= descendants(process.pid)
         time.sleep(0.05)
     out, err = process.communicate(timeout=LONG_S)
-    assert (process.returncode, out, err) == (130, "", "sevfleet: stopped\n")
+    assert (process.returncode, out, err) == (130, "", "sevfleet: stopped with Ctrl-C\n")
     assert all_gone(family)
-    assert folders_of_ray() <= before
+    assert not list(Path(temporary).iterdir())
+
+
+@pytest.mark.ray
+def test_a_sigterm_while_ray_starts_is_an_end_like_any_other(
+    sevfleet: Program, tmp_path: Path, temporary: str
+) -> None:
+    process = sevfleet("5000 h", "--quiet")
+    wait_for(lambda: any("gcs_server" in line for line in descendants(process.pid).values()))
+    process.terminate()
+    family: dict[int, str] = {}
+    while process.poll() is None:
+        family |= descendants(process.pid)
+        time.sleep(0.05)
+    out, err = process.communicate(timeout=LONG_S)
+    assert (process.returncode, out) == (143, "")
+    assert err == "sevfleet: stopped by SIGTERM (partial results in out)\n"
+    assert all_gone(family)
+    assert not list(Path(temporary).iterdir())
+    assert Results.load(tmp_path / "out").partial == "stopped by SIGTERM"
+
+
+@pytest.mark.ray
+def test_a_closed_terminal_ends_a_run_with_what_it_has(tmp_path: Path) -> None:
+    (tmp_path / "long.toml").write_text(bundled_text("quiet").replace("1 min", "5000 h"))
+    command = [sys.executable, "-m", "cluster.cli", "run", "long.toml", "--workers", "2", "--out", "out"]
+    child, terminal = pty.fork()
+    if not child:  # its own session on the terminal, as a shell's foreground job
+        os.chdir(tmp_path)
+        os.execve(sys.executable, command, os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])})
+    family: dict[int, str] = {}
+    try:
+        seen = b""
+        while b"running" not in seen:
+            seen += os.read(terminal, 4096)
+        family |= descendants(child)
+        assert len(workers_of(child)) == 2
+    finally:
+        os.close(terminal)
+        _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+    assert all_gone(family)
+    results = Results.load(tmp_path / "out")
+    assert results.partial == "stopped by SIGHUP"
+    assert results.vms.num_rows == 3
+    assert results.tables["hosts"].num_rows == 2  # their workers were there to the end
 
 
 @pytest.mark.ray
@@ -322,9 +385,14 @@ def test_ctrl_c_in_a_terminal_ends_a_run_with_what_it_has(sevfleet: Program, tmp
     assert results.vms.num_rows == 3
 
 
+def cpu_ticks(pid: int) -> int:
+    """What a process has computed, in the kernel's ticks (utime of proc(5))."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
+
+
 def killed_whenever_there(process: "subprocess.Popen[str]", family: dict[int, str]) -> None:
-    """Kill the first host's worker and whoever takes its seat, until the run gives up."""
-    spared = max(workers_of(process.pid))
+    """Kill the worker that has most to do, and whoever takes its seat, until the run gives up."""
+    spared = min(workers_of(process.pid), key=cpu_ticks)
     while process.poll() is None:
         family |= descendants(process.pid)
         for pid in set(workers_of(process.pid)) - {spared}:

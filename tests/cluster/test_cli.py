@@ -91,7 +91,11 @@ def test_options_reach_the_run(with_run: Callable[[Run], None]) -> None:
 
 @pytest.mark.parametrize(
     ("number", "code", "reason"),
-    [(signal.SIGINT, 130, "stopped with Ctrl-C"), (signal.SIGTERM, 143, "stopped by SIGTERM")],
+    [
+        (signal.SIGINT, 130, "stopped with Ctrl-C"),
+        (signal.SIGTERM, 143, "stopped by SIGTERM"),
+        (signal.SIGHUP, 129, "stopped by SIGHUP"),
+    ],
 )
 def test_a_stopped_run_keeps_what_it_has_marked_as_partial(
     with_run: Callable[[Run], None],
@@ -116,18 +120,70 @@ def test_a_stopped_run_keeps_what_it_has_marked_as_partial(
     assert signal.getsignal(number) == before
 
 
-def test_whoever_cannot_wait_presses_twice(
-    with_run: Callable[[Run], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("number", "code", "reason"),
+    [(signal.SIGINT, 130, "stopped with Ctrl-C"), (signal.SIGTERM, 143, "stopped by SIGTERM")],
+)
+def test_whoever_cannot_wait_asks_twice(
+    with_run: Callable[[Run], None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    code: int,
+    reason: str,
 ) -> None:
     def run(scenario: Scenario, **_: Any) -> Results:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
         raise AssertionError("the second one goes through")
 
     with_run(run)
-    assert main(["run", "quiet", "--out", "out"]) == 130
-    assert capsys.readouterr().err == "sevfleet: stopped\n"
+    assert main(["run", "quiet", "--out", "out"]) == code
+    assert capsys.readouterr().err == f"sevfleet: {reason}\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_closed_terminal_that_is_reported_twice_is_no_impatience_and_one_that_is_ignored_is_none(
+    with_run: Callable[[Run], None], tmp_path: Path
+) -> None:
+    def run(scenario: Scenario, *, should_stop: Callable[[], str | None], **_: Any) -> Results:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+        return Results.of_rows(scenario, {}, partial=should_stop())
+
+    with_run(run)
+    assert main(["run", "quiet", "--quiet", "--out", "out"]) == 129
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert main(["run", "quiet", "--quiet", "--out", "out"]) == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "line"),
+    [
+        (signal.SIGINT, 130, "sevfleet: stopped with Ctrl-C\n"),
+        (signal.SIGTERM, 143, "sevfleet: stopped by SIGTERM\n"),
+        (signal.SIGHUP, 129, "sevfleet: stopped by SIGHUP\n"),
+    ],
+)
+def test_a_command_that_knows_no_partial_results_is_interrupted(
+    number: signal.Signals, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare = ModuleType("cluster.compare")
+    compare.compare = lambda *_, **__: os.kill(os.getpid(), number)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cluster.compare", compare)
+    before = signal.getsignal(number)
+    if number == signal.SIGINT:  # ignored in a process that a shell started in the background
+        signal.signal(number, signal.default_int_handler)
+    try:
+        assert main(["compare", "quiet", "--quiet"]) == code
+        assert signal.getsignal(number) in {before, signal.default_int_handler}
+    finally:
+        signal.signal(number, before)
+    assert capsys.readouterr() == ("", line)
 
 
 def test_a_lost_worker_is_a_clear_error_and_what_is_known_is_kept(
@@ -182,6 +238,48 @@ def test_a_folder_of_somebody_else_ends_it_before_the_run(
     (tmp_path / "thesis.tex").write_text("")
     assert main(["run", "quiet", "--out", "."]) == 2
     assert 'got one that holds "thesis.tex"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "out",
+    ["/proc/foo", "/proc/foo/bar", "taken/out", "taken/deeper/out", "/dev/null/x", pytest.param("n" * 300, id="long")],
+)
+def test_a_folder_that_cannot_be_made_ends_it_before_the_run(
+    out: str, with_run: Callable[[Run], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_run(never)
+    (tmp_path / "taken").write_text("a file")
+    assert main(["run", "quiet", "--out", out]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"sevfleet: {out}: expected a folder that can be made, got: ")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_folder_that_can_be_made_is_not_made_before_there_are_results(
+    with_run: Callable[[Run], None], tmp_path: Path
+) -> None:
+    def run(scenario: Scenario, **_: Any) -> Results:
+        assert not list(tmp_path.iterdir())
+        return Results.of_rows(scenario, {})
+
+    with_run(run)
+    assert main(["run", "quiet", "--quiet", "--out", "deep/er/out"]) == 0
+    assert Results.load(tmp_path / "deep/er/out").partial is None
+
+
+@pytest.mark.parametrize("command", ["run", "check", "compare", "sweep"])
+def test_a_pipe_is_refused_and_not_waited_for(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = tmp_path / "fifo.toml"
+    os.mkfifo(pipe)
+    assert main([command, str(pipe)]) == 2
+    assert capsys.readouterr().err == f"sevfleet: {pipe}: expected a regular file, got something else\n"
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_workers_are_refused_where_there_are_none(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "quiet", "--quiet", "--layout", "inline", "--workers", "2"]) == 2
+    expected = "expected none with layout inline, which runs in this process, got 2"
+    assert capsys.readouterr() == ("", f"sevfleet: workers: {expected}\n")
 
 
 def test_metrics_are_served_while_it_runs(with_run: Callable[[Run], None], capsys: pytest.CaptureFixture[str]) -> None:
@@ -291,3 +389,36 @@ def test_the_reader_of_a_pipe_may_go_away() -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+INTERRUPTED_WHILE_IT_LOADS = """
+import os, signal, sys
+
+MODULE = sys.argv.pop()
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == MODULE:
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Finder())
+from cluster.entry import main
+sys.argv += ["check", "quiet"]
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        ("cluster.cli", ""),
+        ("cluster.commands.sweep", ""),
+        ("cluster.bundled_scenarios", "sevfleet: stopped with Ctrl-C\n"),
+        ("cluster.scenario_checks", "sevfleet: stopped with Ctrl-C\n"),
+    ],
+)
+def test_ctrl_c_while_it_loads_is_no_traceback(module: str, said: str) -> None:
+    program = [sys.executable, "-c", INTERRUPTED_WHILE_IT_LOADS, module]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", said)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.confidence import interval_of, t_quantile
+from cluster.sweeps.confidence import interval_of, t_quantile
 
 # NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.6.7.2: critical values of Student's t, one-sided.
 PUBLISHED = {

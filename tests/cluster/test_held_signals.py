@@ -1,6 +1,8 @@
 """Signals that arrive in a block are given to the program's own handler after it."""
 
 import signal
+import subprocess
+import sys
 import threading
 from types import FrameType
 
@@ -65,3 +67,23 @@ def test_another_thread_may_use_it_too_and_handlers_stay() -> None:
     thread.start()
     thread.join()
     assert seen == [signal.getsignal(signal.SIGINT)]
+
+
+def test_what_is_unheard_arrives_after_the_block_and_children_hear_all_but_a_closed_terminal() -> None:
+    program = """if True:
+        import os, signal, subprocess, sys
+        from cluster.held_signals import unheard
+        def told(number, _):
+            print("told", number, flush=True)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, told)
+        with unheard():
+            for number in (signal.SIGHUP, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+            mask = "import signal; print('child', *map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ())), flush=True)"
+            subprocess.run([sys.executable, "-c", mask], preexec_fn=lambda: None)
+        print("end", *signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    first, *between, last = done.stdout.splitlines()
+    assert (first, sorted(between), last) == ("child 1", ["told 1", "told 15"], "end"), done.stderr

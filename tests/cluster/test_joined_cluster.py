@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -28,36 +27,58 @@ from cluster.session import Session
 FOREIGN = 'raise SystemError("a foreign package was imported")\n'
 
 
+NODES = """
+import sys
+from ray.cluster_utils import Cluster
+size = 100 << 20
+cluster = Cluster(
+    initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": size}
+)
+second = cluster.add_node(num_cpus=1, object_store_memory=size)
+print(cluster.address, second.node_id, flush=True)
+if sys.stdin.readline():
+    cluster.remove_node(second, allow_graceful=False)
+    print("removed", flush=True)
+    sys.stdin.readline()
+cluster.shutdown()
+"""
+"""Two nodes, in a process of their own: this one has imported Ray in our way."""
+
+
 @dataclass
 class Machines:
     """A cluster of two nodes, whose workers would import packages that are not ours."""
 
-    cluster: Any
-    second: Any
+    process: "subprocess.Popen[str]"
+    address: str
+    second: str
+    """Ray's identifier of the node that may be lost."""
     folder: Path
 
-    @property
-    def address(self) -> str:
-        return str(self.cluster.address)
+    def lose_second(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("remove\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "removed\n"
 
 
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
-    from ray.cluster_utils import Cluster
-
     folder = tmp_path_factory.mktemp("foreign")
     for name in ("cluster", "node"):
         (folder / name).mkdir()
         (folder / name / "__init__.py").write_text(FOREIGN)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("PYTHONPATH", str(folder))
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 << 20}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
-        second = cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
-    yield Machines(cluster, second, folder)
-    cluster.shutdown()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"PYTHONPATH": str(folder), "RAY_USAGE_STATS_ENABLED": "0"}
+    with subprocess.Popen(
+        [sys.executable, "-c", NODES], cwd=folder, env=environment, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        address, second = process.stdout.readline().split()
+        yield Machines(process, address, second, folder)
+        process.communicate()  # its input ends, and with it the cluster
 
 
 def sevfleet(folder: Path, *arguments: str, prefix: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
@@ -145,8 +166,8 @@ def test_a_machine_that_is_lost_is_done_without_and_what_is_left_goes_on_after_t
                 return
             places = places_of(layout)
             assert len({place.node for place in places}) == 2
-            machines.cluster.remove_node(machines.second, allow_graceful=False)
-            (lost,) = [place for place in places if place.node == machines.second.node_id]
+            machines.lose_second()
+            (lost,) = [place for place in places if place.node == machines.second]
             with suppress(ProcessLookupError):
                 os.kill(lost.pid, signal.SIGKILL)
             process_family.end_of([lost.process], 60)
@@ -172,7 +193,7 @@ def test_a_cluster_that_wants_a_token_says_so_and_lets_in_who_has_it(tmp_path: P
             assert len(facts_of(address).nodes) == 1
 
 
-SPACES = {"sf-test-1": "10.213.7.1", "sf-test-2": "10.213.7.2"}
+SPACES = {f"sf-{os.getpid()}-1": "10.213.7.1", f"sf-{os.getpid()}-2": "10.213.7.2"}
 """Two network namespaces, as good as machines for what crosses a network, and their addresses."""
 
 
@@ -182,13 +203,13 @@ def spaces() -> Iterator[None]:
     first, second = SPACES
     orders = [
         *(["netns", "add", name] for name in SPACES),
-        ["link", "add", "sf-veth-1", "netns", first, "type", "veth", "peer", "name", "sf-veth-2", "netns", second],
-        *(["-n", name, "addr", "add", f"{ip}/24", "dev", f"sf-veth-{name[-1]}"] for name, ip in SPACES.items()),
-        *(["-n", name, "link", "set", one, "up"] for name in SPACES for one in ("lo", f"sf-veth-{name[-1]}")),
+        ["link", "add", "cable-1", "netns", first, "type", "veth", "peer", "name", "cable-2", "netns", second],
+        *(["-n", name, "addr", "add", f"{address}/24", "dev", f"cable-{name[-1]}"] for name, address in SPACES.items()),
+        *(["-n", name, "link", "set", one, "up"] for name in SPACES for one in ("lo", f"cable-{name[-1]}")),
     ]
     try:
         for order in orders:
-            if ip(*order):
+            if ip(*order) != 0:
                 pytest.skip(f"this system makes no network namespaces (ip {' '.join(order)})")
         yield
     finally:

@@ -282,6 +282,28 @@ def test_what_cannot_be_moved_is_said_in_one_line_that_names_the_field(part: Map
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [
+        ({"migration": {"post_copy": True}}, "migration.post_copy"),
+        ({"migration": {"auto_converge": True}}, "migration.auto_converge"),
+        ({"migration": {"compression": "zstd"}}, "migration.compression"),
+        ({"migration": {"connections": 4}}, "migration.connections"),
+        ({"fabric": {"spines": 2}}, "fabric.spines"),
+        ({"fabric": {"latency": "10 us"}}, "fabric.latency"),
+        ({"fabric": {"loss": 0.01}}, "fabric.loss"),
+        ({"faults": [{"host": "host-1", "at": "1 s"}]}, "faults"),
+        ({"placement": "best-fit"}, "placement"),
+        ({"migrations": [move(placement="best-fit")]}, "migrations[0].placement"),
+    ],
+)
+def test_what_the_limitations_name_is_no_setting(part: Mapping[str, Any], field: str) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        Scenario.parse(scenario(**part))
+    assert caught.value.field.replace('"', "") == field
+    assert caught.value.expected.startswith(("one of the keys", "'first-fit' or 'random'", '"'))
+
+
 def test_a_leaf_whose_uplinks_are_short_makes_moves_between_racks_slow() -> None:
     def took(to: str) -> int:
         fabric = {"topology": "leaf-spine", "rack_hosts": 2, "oversubscription": 10.0}

@@ -18,14 +18,14 @@ import pytest
 
 from cluster import Scenario, run, sweep
 from cluster.errors import ToolError, UserError
-from cluster.parameter_sweep import SweepResults
 from cluster.scenario import TraceMix
-from cluster.sweep_figures import chosen_figures
-from cluster.sweep_folder import SweepFolder
-from cluster.sweep_plan import Axis, SweepPlan
-from cluster.sweep_progress import Pace, SweepProgress, described
-from cluster.sweep_run import RunOrder, RunOutcome, outcome_of
-from cluster.sweep_tables import runs_schema, shown_value, sweep_tables
+from cluster.sweeps.figures import chosen_figures
+from cluster.sweeps.folder import SweepFolder
+from cluster.sweeps.parameter_sweep import SweepResults
+from cluster.sweeps.plan import Axis, SweepPlan
+from cluster.sweeps.progress import Pace, SweepProgress, described
+from cluster.sweeps.run import RunOrder, RunOutcome, outcome_of
+from cluster.sweeps.tables import runs_schema, shown_value, sweep_tables
 
 TABLES = ("sweep", "runs", "points")
 GRID = {"costs.core.vmgexit_ns": [2000, 4000]}
@@ -115,8 +115,8 @@ def test_a_finished_sweep_is_read_and_not_run(
     swept: Path, tiny_scenario: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = bytes_of(swept)
-    monkeypatch.setattr("cluster.sweep_workers.outcome_of", forbidden)
-    monkeypatch.setattr("cluster.sweep_workers.RayCluster", forbidden)
+    monkeypatch.setattr("cluster.sweeps.workers.outcome_of", forbidden)
+    monkeypatch.setattr("cluster.sweeps.workers.RayCluster", forbidden)
     sweep(tiny_scenario, seeds=SEEDS, grid=GRID, out=swept)
     assert bytes_of(swept) == before
     # Other figures of the same runs are there too.
@@ -148,7 +148,7 @@ def test_a_damaged_file_of_a_run_is_made_again(
         made.append(order.label)
         return outcome_of(order, *rest)
 
-    monkeypatch.setattr("cluster.sweep_workers.outcome_of", counted)
+    monkeypatch.setattr("cluster.sweeps.workers.outcome_of", counted)
     sweep(tiny_scenario, seeds=SEEDS, grid=GRID, out=swept, workers=0)
     assert len(made) == 1
     assert file.read_text() == text
@@ -189,7 +189,7 @@ def test_a_folder_of_another_sweep_is_refused_and_left_alone(
 def test_a_sweep_made_with_other_versions_is_another_one(
     swept: Path, tiny_scenario: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.sweep_folder.versions", lambda: {"sevfleet": "99"})
+    monkeypatch.setattr("cluster.sweeps.folder.versions", lambda: {"sevfleet": "99"})
     with pytest.raises(UserError, match="one of a sweep made with other versions: "):
         sweep(tiny_scenario, seeds=SEEDS, grid=GRID, out=swept, workers=0)
 
@@ -244,7 +244,7 @@ def test_a_run_that_fails_is_a_row_with_its_reason_and_is_tried_again(
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("cluster.sweep_workers.outcome_of", failing)
+        patch.setattr("cluster.sweeps.workers.outcome_of", failing)
         results = sweep(tiny_scenario, seeds=SEEDS, out=out, workers=0)
     (reason,) = results.failures.values()
     assert reason.startswith("scenario: schema: expected schema version 1")
@@ -261,7 +261,7 @@ def test_a_fault_of_our_own_in_a_run_is_a_reason_with_its_traceback(monkeypatch:
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("somebody\ndivided")
 
-    monkeypatch.setattr("cluster.sweep_run.Scenario.parse", broken)
+    monkeypatch.setattr("cluster.sweeps.run.Scenario.parse", broken)
     outcome = outcome_of(RunOrder("x", "", 1, pairs=False))
     assert outcome is not None
     assert outcome.reason == "internal error: ZeroDivisionError: somebody divided"
@@ -359,7 +359,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_ends_in_the_same_bytes(
 
 def test_what_is_left_is_guessed_from_the_runs_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("cluster.sweep_progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("cluster.sweeps.progress.time.monotonic", lambda: now[0])
     glances: list[SweepProgress] = []
     pace = Pace(runs=8, kept=2, tell=glances.append)
     pace.under_way(2)

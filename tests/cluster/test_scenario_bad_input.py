@@ -70,6 +70,13 @@ BAD = {
     "unknown workload": (GOOD.replace("key-value-store", "doom"), 'vms[0].workload of "db"', "expected one of the wor"),
     "unknown generation": (GOOD.replace("SEV_SNP", "SGX"), 'vms[0].generation of "db"', "expected one of the gener"),
     "a later generation": (GOOD.replace("SEV_SNP", "SEV_TIO"), 'vms[0].generation of "db"', "SEV_TIO is not modelled"),
+    "SEV-ES": (GOOD.replace("SEV_SNP", "SEV_ES"), 'vms[0].generation of "db"', "SEV_ES is not modelled yet"),
+    "SME": (GOOD.replace("SEV_SNP", "SME"), 'vms[0].generation of "db"', "SME is not modelled yet"),
+    "a later generation in a trace": (
+        GOOD + "[trace]\nvms = 1\ngenerations = {SEV_ES = 1}\n",
+        "trace.generations.SEV_ES",
+        "SEV_ES is not modelled yet",
+    ),
     "SNP on a product without": (
         GOOD.replace('"Milan"', '"Naples"'),
         'vms[0].generation of "db"',
@@ -222,7 +229,22 @@ def test_the_good_scenario_that_the_bad_ones_were_made_of_is_good(
 def test_the_trace_of_a_real_data_centre_is_good(
     folder: Path, test_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trace = f'[trace]\nsource = "{test_data / "trace"}"\nvms = 50\ngenerations = {{PLAIN = 1}}\n'
+    trace = f'[trace]\nsource = "{test_data / "trace"}"\nvms = 44\ngenerations = {{PLAIN = 1}}\n'
     (folder / "good.toml").write_text(GOOD + trace, encoding="utf-8")
     assert main(["check", "good.toml"]) == 0
-    assert capsys.readouterr().out == "good.toml: valid: 1 hosts, 51 VMs, 1 h\n"
+    assert capsys.readouterr().out == "good.toml: valid: 1 hosts, 45 VMs, 1 h\n"
+
+
+@pytest.mark.parametrize("command", [["check"], ["run", "--layout", "inline"], ["compare", "--layout", "inline"]])
+def test_what_shows_only_when_a_fleet_is_laid_out_is_found_by_every_command_and_names_the_file(
+    command: list[str], folder: Path, test_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = f'[trace]\nsource = "{test_data / "trace"}"\nvms = 50\ngenerations = {{PLAIN = 1}}\n'
+    found = {
+        "short.toml": (GOOD + trace, "trace.vms: expected at most the 44 machines that the trace's window has, got 50"),
+        "full.toml": (GOOD + 'start = "running"\ncount = 99\n', "vms.db-63: expected a host with room at time zero"),
+    }
+    for file, (text, finding) in found.items():
+        (folder / file).write_text(text, encoding="utf-8")
+        assert main([*command, file]) == 2
+        assert lines_of_error(capsys)[-1].startswith(f"sevfleet: {file}: {finding}")

@@ -4,7 +4,7 @@ import pytest
 
 from cluster.bundled_scenarios import load_scenario
 from cluster.scenario import Scenario
-from cluster.scenario_paths import PathError, places_of, scenario_values, with_values
+from cluster.sweeps.scenario_paths import PathError, places_of, scenario_values, with_values
 
 DEMO = scenario_values(load_scenario("demo"))
 DRAIN = scenario_values(load_scenario("drain"))

@@ -13,7 +13,7 @@ import pytest
 
 from cluster.cli import main
 from cluster.scenario import Scenario
-from cluster.sweep_run import RunOrder, RunOutcome, outcome_of
+from cluster.sweeps.run import RunOrder, RunOutcome, outcome_of
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_runs_without_a_result_are_shown_and_end_in_exit_code_1(
     def failing(order: RunOrder, *rest: Any) -> RunOutcome | None:
         return RunOutcome(reason="out of luck") if order.seed == 2 else outcome_of(order, *rest)
 
-    monkeypatch.setattr("cluster.sweep_workers.outcome_of", failing)
+    monkeypatch.setattr("cluster.sweeps.workers.outcome_of", failing)
     assert main(["sweep", tiny, "--seeds", "3", "--workers", "0"]) == 1
     captured = capsys.readouterr()
     assert captured.err.splitlines()[-1] == "sevfleet: 1 of 3 runs have no result, first seed=2: out of luck"
@@ -108,7 +108,7 @@ def test_a_sweep_without_a_folder_says_that_nothing_was_kept(
             os.kill(os.getpid(), signal.SIGINT)
         return outcome_of(order, *rest)
 
-    monkeypatch.setattr("cluster.sweep_workers.outcome_of", interrupted)
+    monkeypatch.setattr("cluster.sweeps.workers.outcome_of", interrupted)
     assert main(["sweep", tiny, "--seeds", "3", "--workers", "0"]) == 130
     captured = capsys.readouterr()
     assert captured.out.startswith("Partial results: stopped with Ctrl-C")

@@ -5,7 +5,7 @@ import pytest
 from cluster.commands import sweep
 from cluster.results import Results
 from cluster.scenario import Scenario
-from cluster.sweep_figures import FIGURES, UnknownFigureError, chosen_figures, values_of_run
+from cluster.sweeps.figures import FIGURES, UnknownFigureError, chosen_figures, values_of_run
 from cluster.tables import TABLES, ColumnType, Row
 
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.scenario import Scenario
-from cluster.sweep_plan import MOST_POINTS, GridError, SeedsError, SweepPlan
-from cluster.sweep_values import ValuesError, seeds_of, setting_of, values_of
+from cluster.sweeps.plan import MOST_POINTS, GridError, SeedsError, SweepPlan
+from cluster.sweeps.values import ValuesError, seeds_of, setting_of, values_of
 from node.generation import Generation
 
 

@@ -7,8 +7,8 @@ import pytest
 from mortal_worker import MortalWorker, attempts_at
 
 from cluster.machine import cores
-from cluster.sweep_run import RunOrder
-from cluster.sweep_workers import MOST_LOSSES, WorkersError, on_workers, workers_for
+from cluster.sweeps.run import RunOrder
+from cluster.sweeps.workers import MOST_LOSSES, WorkersError, on_workers, workers_for
 
 
 def nobody() -> None:
@@ -48,7 +48,7 @@ def test_a_cluster_that_is_joined_tells_how_many_cores_it_has() -> None:
 
 
 def test_more_workers_than_fit_into_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.sweep_workers.free_bytes", lambda: 1 << 30)
+    monkeypatch.setattr("cluster.sweeps.workers.free_bytes", lambda: 1 << 30)
     with pytest.raises(WorkersError, match=r"^workers: expected at most 9, since each needs 110 MiB and more"):
         workers_for(10, 100)
     assert workers_for(9, 100) == 9

@@ -150,3 +150,38 @@ def test_phases_that_end_together_are_all_found() -> None:
     one.solve()
     one.advance(one.next_completion_ns())
     assert set(one.completed()) == slots
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_every_phase_has_the_rate_of_the_present_latency_whenever_it_came(data: st.DataObject) -> None:
+    """The next solution begins with these rates, also those of phases that have just started, to the last bit."""
+    one, running, now = host(), {}, 0
+    for _ in range(data.draw(st.integers(1, 20))):
+        for slot in data.draw(st.permutations(sorted(running)))[: data.draw(st.integers(0, 3))]:
+            one.stop(slot)
+            del running[slot]
+        for load in data.draw(st.lists(loads, max_size=5)):
+            running[one.start(load, 1e12)] = load
+        for _ in range(2):
+            for slot, load in running.items():
+                rate = 1 / (load.miss * one.latency_ns + load.core_ns)
+                assert one.rate_per_ns(slot) == min(rate, load.cap_per_ns or float("inf"))
+            one.solve()
+        now += data.draw(st.integers(0, 1000))
+        one.advance(now)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(loads, min_size=5, max_size=12), st.integers(2, 4))
+def test_a_host_that_was_overcommitted_forgets_it(phases: list[PhaseLoad], threads: int) -> None:
+    one = host(threads)
+    slots = [one.start(load, 1e12) for load in phases]
+    one.solve()
+    for slot in slots[threads:]:
+        one.stop(slot)
+    one.solve()
+    assert one.utilisation == pytest.approx(utilisation_by_bisection(phases[:threads]), abs=1e-6)
+    for slot, load in zip(slots[:threads], phases, strict=False):
+        rate = 1 / (load.miss * one.latency_ns + load.core_ns)
+        assert one.rate_per_ns(slot) == min(rate, load.cap_per_ns or float("inf"))

@@ -1,6 +1,7 @@
 """Finding firmware: a named image, an installed one, or the laboratory's own, and which it was."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,9 @@ def test_an_endless_file_costs_one_image_and_is_refused():
 def test_parse_errors_name_the_origin():
     with pytest.raises(FirmwareImageError, match=r"^attic: size: expected"):
         firmware_image(b"", "attic")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(FirmwareImageError, match="file: expected a regular file, found a pipe"):
+        read_firmware_image(tmp_path / "fifo")

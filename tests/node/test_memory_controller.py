@@ -18,33 +18,34 @@ from node.xex_cipher import HIGHEST_BIT, LOWEST_BIT, TweakTable
 
 KEY = bytes(range(16))
 RANDOM = np.random.default_rng(7).bytes(TweakTable.RANDOM_BYTES)
+OTHER_RANDOM = np.random.default_rng(8).bytes(TweakTable.RANDOM_BYTES)
 GIB = 1 << 30
 
 
-def machine(size: int = GIB) -> tuple[Dram, MemoryController]:
+def machine(size: int = GIB, random: bytes = RANDOM) -> tuple[Dram, MemoryController]:
     dram = Dram(size)
-    controller = MemoryController(dram, TweakTable.from_random(RANDOM))
+    controller = MemoryController(dram, TweakTable.from_random(random))
     controller.install_key(1, KEY)
     controller.install_key(2, KEY[::-1])
     return dram, controller
 
 
-def tweak(address: int) -> int:
+def tweak(address: int, random: bytes = RANDOM) -> int:
     """T(p) from the random bytes alone: the XOR of a constant for each set address bit."""
     out = 0
     for bit in range(LOWEST_BIT, HIGHEST_BIT + 1):
         if address >> bit & 1:
             start = (bit - LOWEST_BIT) * 16
-            out ^= int.from_bytes(RANDOM[start : start + 16], "little")
+            out ^= int.from_bytes(random[start : start + 16], "little")
     return out
 
 
-def block_by_block(plain: bytes, spa: int, key: bytes = KEY) -> bytes:
+def block_by_block(plain: bytes, spa: int, key: bytes = KEY, random: bytes = RANDOM) -> bytes:
     """XEX one block at a time, with plain integers."""
     aes = Cipher(algorithms.AES(key), modes.ECB()).encryptor()
     out = b""
     for start in range(0, len(plain), 16):
-        mask = tweak(spa + start)
+        mask = tweak(spa + start, random)
         masked = int.from_bytes(plain[start : start + 16], "little") ^ mask
         middle = int.from_bytes(aes.update(masked.to_bytes(16, "little")), "little")
         out += (middle ^ mask).to_bytes(16, "little")
@@ -77,6 +78,28 @@ def test_dram_holds_what_an_independent_computation_gives(spa: int, length: int)
     }:
         assert raw[start : start + 16] == block_by_block(plain[start : start + 16], spa + start)
     assert controller.read(spa, len(plain), 1) == plain
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.integers(0, (GIB >> 4) - 1), st.integers(1, 25_000), st.integers(0, 24_999)),
+        min_size=1, max_size=8,
+    )
+)  # fmt: skip
+def test_two_hosts_in_turn_get_their_own_tweaks_wherever_they_write(
+    writes: list[tuple[bool, int, int, int]],
+) -> None:
+    """Bulk work of all hosts shares one array of tweaks, which moves from place to place and from host to host."""
+    hosts = {False: (RANDOM, *machine()), True: (OTHER_RANDOM, *machine(random=OTHER_RANDOM))}
+    plain = np.random.default_rng(9).bytes(25_000 * 16)
+    for other, block, blocks, probe in writes:
+        random, dram, controller = hosts[other]
+        spa, data = block * 16, plain[: min(blocks, (GIB >> 4) - block) * 16]
+        controller.write(spa, data, 1)
+        for at in (0, probe * 16 % len(data), len(data) - 16):
+            assert dram.read(spa + at, 16) == block_by_block(data[at : at + 16], spa + at, random=random)
+        assert controller.read(spa, len(data), 1) == data
 
 
 @settings(max_examples=150, deadline=None)

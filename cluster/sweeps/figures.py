@@ -203,4 +203,4 @@ FIGURES: Mapping[str, SweepFigure] = {
         SweepFigure("memory_peak_bytes", "byte", "each host's most memory in use, summed", _memory_peak),
     )
 }  # fmt: skip
-"""By name. To add one, add a line, and raise FORMAT in cluster/sweep_folder.py: kept runs lack it."""
+"""By name. To add one, add a line, and raise FORMAT in cluster/sweeps/folder.py: kept runs lack it."""

@@ -16,7 +16,7 @@ from cluster.life_sign import PATIENCE_S, LifeSign
 from cluster.machine import cores, free_bytes
 from cluster.progress import ShouldStop
 from cluster.ray_cluster import Actor, ActorLostError, Call, Missing, RayCluster
-from cluster.sweep_run import RunOrder, RunOutcome, RunWorker, outcome_of
+from cluster.sweeps.run import RunOrder, RunOutcome, RunWorker, outcome_of
 from cluster.units import SIZE
 
 MOST_LOSSES = 3

@@ -11,19 +11,19 @@ import pyarrow as pa
 
 from cluster.progress import ShouldStop
 from cluster.scenario import Scenario
-from cluster.sweep_figures import SweepFigure, chosen_figures
-from cluster.sweep_folder import SweepFolder
-from cluster.sweep_plan import DEFAULT_SEEDS, Run, SweepPlan
-from cluster.sweep_progress import OnSweepProgress, Pace
-from cluster.sweep_run import RunOrder, RunOutcome
-from cluster.sweep_tables import sweep_tables
-from cluster.sweep_workers import finished_runs, workers_for
+from cluster.sweeps.figures import SweepFigure, chosen_figures
+from cluster.sweeps.folder import SweepFolder
+from cluster.sweeps.plan import DEFAULT_SEEDS, Run, SweepPlan
+from cluster.sweeps.progress import OnSweepProgress, Pace
+from cluster.sweeps.run import RunOrder, RunOutcome
+from cluster.sweeps.tables import sweep_tables
+from cluster.sweeps.workers import finished_runs, workers_for
 from node.program import Scalar
 
 
 @dataclass(frozen=True)
 class SweepResults:
-    """What a sweep found, as pyarrow tables (columns: cluster/sweep_tables.py).
+    """What a sweep found, as pyarrow tables (columns: cluster/sweeps/tables.py).
 
     ``table`` has a row per grid point, figure and what it is of, with mean and
     confidence interval; ``runs`` a row per run; ``points`` every value.
@@ -53,7 +53,7 @@ def sweep(
 ) -> SweepResults:
     """Run ``scenario`` with every combination of the values in ``grid`` and every seed.
 
-    ``grid`` has values by path (``cluster/scenario_paths.py``), written as in a
+    ``grid`` has values by path (``cluster/sweeps/scenario_paths.py``), written as in a
     scenario file; a number of ``seeds`` counts from the scenario's own. With
     ``out``, each run is kept there as it ends, and a sweep that was cut off goes
     on where it was. As many simulations run at once as there are ``workers``:

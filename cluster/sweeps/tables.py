@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
-from cluster.confidence import interval_of
-from cluster.sweep_figures import SweepFigure
-from cluster.sweep_plan import Axis, Point, Run, SweepPlan, value_text
-from cluster.sweep_run import RunOutcome
+from cluster.sweeps.confidence import interval_of
+from cluster.sweeps.figures import SweepFigure
+from cluster.sweeps.plan import Axis, Point, Run, SweepPlan, value_text
+from cluster.sweeps.run import RunOutcome
 from cluster.tables import Column, ColumnType, Row, TableSchema
 from node.program import Scalar
 
@@ -23,7 +23,7 @@ Outcomes = Mapping[Run, RunOutcome]
 
 _POINT = Column("point", _I, "1", "number of the grid point, from 0, the last setting varied first", key=True)
 _SEED = Column("seed", _I, "1", "seed of the run", key=True)
-_FIGURE = Column("figure", _T, "", "name of the figure (FIGURES in cluster/sweep_figures.py)", key=True)
+_FIGURE = Column("figure", _T, "", "name of the figure (FIGURES in cluster/sweeps/figures.py)", key=True)
 _OF = Column("of", _T, "", "what it is of: a workload and generation, a generation, or the fleet", key=True)
 _UNIT = Column("unit", _T, "", "the figure's unit")
 

@@ -10,7 +10,7 @@ from cluster.errors import SevfleetError, user_errors
 from cluster.progress import OnProgress, ShouldStop
 from cluster.scenario import Scenario
 from cluster.simulation import run
-from cluster.sweep_figures import Value, values_of_run
+from cluster.sweeps.figures import Value, values_of_run
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cluster.parameter_sweep import SweepResults
 from cluster.report import wide_console
-from cluster.sweep_figures import FIGURES
+from cluster.sweeps.figures import FIGURES
+from cluster.sweeps.parameter_sweep import SweepResults
 from cluster.units import DURATION, SIZE
 
 _MOST_FAILURES = 10

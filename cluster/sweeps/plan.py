@@ -14,8 +14,8 @@ import numpy as np
 
 from cluster.errors import UserError
 from cluster.scenario import Scenario, ScenarioError
-from cluster.scenario_paths import Place, places_of, printable, scenario_values, with_values
-from cluster.sweep_values import MOST_VALUES
+from cluster.sweeps.scenario_paths import Place, places_of, printable, scenario_values, with_values
+from cluster.sweeps.values import MOST_VALUES
 from cluster.units import shown
 from node.program import Scalar
 
@@ -82,7 +82,7 @@ class SweepPlan:
     def of(
         cls, scenario: Scenario, seeds: int | Iterable[int], grid: Mapping[str, Iterable[Scalar]] | None = None
     ) -> Self:
-        """The plan for ``seeds`` and a ``grid`` of values by path (``cluster/scenario_paths.py``).
+        """The plan for ``seeds`` and a ``grid`` of values by path (``cluster/sweeps/scenario_paths.py``).
 
         A number of seeds counts from the scenario's own. Raises GridError,
         PathError or SeedsError for what cannot be; then nothing was begun.

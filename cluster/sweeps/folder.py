@@ -4,7 +4,7 @@
     out/scenario.toml         the scenario that is varied
     out/runs/KEY.json         one finished run: digest and figures; KEY follows from all that it depends on
     out/runs/KEY.failed.txt   why a run has no result, with the traceback of a fault of sevfleet's
-    out/sweep.parquet, runs.parquet, points.parquet    the tables of cluster/sweep_tables.py, once all runs are over
+    out/sweep.parquet, runs.parquet, points.parquet    the tables of cluster/sweeps/tables.py, once all runs are over
 
 Files appear whole or not at all. A run's file that was damaged counts as none.
 """
@@ -28,9 +28,9 @@ import pyarrow.parquet as pq
 from cluster.errors import ToolError, UserError
 from cluster.firmware_key import AUTO, firmware_image
 from cluster.scenario import Scenario
-from cluster.sweep_figures import Value
-from cluster.sweep_plan import Run, SweepPlan
-from cluster.sweep_run import RunOutcome
+from cluster.sweeps.figures import Value
+from cluster.sweeps.plan import Run, SweepPlan
+from cluster.sweeps.run import RunOutcome
 from cluster.units import shown
 from cluster.versions import versions
 

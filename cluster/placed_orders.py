@@ -1,0 +1,70 @@
+"""Who is wanted in a scenario, and where those are that run when it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from cluster.control_plane import Order
+from cluster.placement import FIRMWARE_BYTES, FirstFit, HostAccount
+from cluster.scenario import HostInstance, Scenario, ScenarioError
+from cluster.trace_orders import trace_orders
+from node.generation import Generation
+from node.guest import GuestSpec
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedOrders:
+    """Every VM's order; ``placement`` has accounted for those that run."""
+
+    placement: FirstFit
+    running: tuple[tuple[Order, str], ...]
+    """Up at time zero, each with its host."""
+    arriving: tuple[Order, ...]
+
+
+def placed_orders(
+    scenario: Scenario, generations: Mapping[str, Generation], hosts: Mapping[str, str]
+) -> PlacedOrders:
+    """The orders of a scenario, in which some VMs have another generation or another pin.
+
+    Raises ScenarioError for a VM that must run already and fits nowhere, and for more
+    machines than the trace has; TraceError for a broken trace.
+    """
+    placement = FirstFit(tuple(_account(host, scenario) for host in scenario.host_instances))
+    running: list[tuple[Order, str]] = []
+    arriving: list[Order] = []
+    for wanted, runs in _wanted(scenario):
+        name = wanted.guest.name
+        generation = generations.get(name, wanted.guest.generation)
+        order = replace(
+            wanted, guest=replace(wanted.guest, generation=generation), pin=hosts.get(name, wanted.pin)
+        )
+        if not runs:
+            arriving.append(order)
+            continue
+        host = placement.place(order.guest, order.pin)
+        if host is None:
+            raise ScenarioError(scenario.name, f"vms.{name}", "a host with room at time zero", "none")
+        running.append((order, host))
+    return PlacedOrders(placement, tuple(running), tuple(arriving))
+
+
+def _wanted(scenario: Scenario) -> Iterator[tuple[Order, bool]]:
+    for vm in scenario.vm_instances:
+        group = vm.group
+        guest = GuestSpec(
+            vm.name, group.generation, group.vcpus, group.memory, group.program, scenario.seed, group.firmware
+        )
+        yield Order(guest, vm.arrival_ns, group.lifetime, group.host), group.start == "running"
+    for order in trace_orders(scenario):
+        yield order, False
+
+
+def _account(host: HostInstance, scenario: Scenario) -> HostAccount:
+    product = host.product
+    threads = product.sockets * product.cores * product.threads_per_core
+    asids = {one: count for one in (Generation.SEV, Generation.SEV_SNP) if (count := host.asids(one)) is not None}
+    # The RMP takes 16 bytes for each 4 KiB page; the first 2 MiB stay with the host.
+    usable = host.memory_bytes - host.memory_bytes // 256 - FIRMWARE_BYTES
+    return HostAccount(host.name, product.generations, usable, threads * scenario.vcpu_overcommit, asids)
