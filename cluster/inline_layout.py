@@ -29,7 +29,9 @@ class InlineLayout:
         """VMs need no processes here."""
 
     def start(self, factory: EntityFactory, specs: Sequence[tuple[str, bytes]]) -> None:
-        """Build the entities."""
+        """Build the entities; the ones before are gone first, so that both never need memory at once."""
+        self._shard = None
+        gc.unfreeze()
         self._shard = Shard(factory, specs)
         self._advice = WorkerAdvice(0, len(specs), cores())
         # They live to the end: the collector need not look through a whole fleet for garbage again and again.

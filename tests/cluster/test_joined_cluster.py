@@ -23,6 +23,7 @@ from cluster.code_bundle import code_root, own_papers
 from cluster.ray_cluster import ClusterError, RayCluster, Whereabouts
 from cluster.results import Results
 from cluster.session import Session
+from cluster.simulation import run
 
 FOREIGN = 'raise SystemError("a foreign package was imported")\n'
 
@@ -155,7 +156,7 @@ def environment_of(pid: int) -> bytes:
 def test_a_machine_that_is_lost_is_done_without_and_what_is_left_goes_on_after_the_run(machines: Machines) -> None:
     """The last test with the second machine."""
     scenario = load_scenario("quiet")
-    expected = Session("inline", None).run(scenario, None, None, None).digest
+    expected = run(scenario, layout="inline").digest
     with Session("packed", None, machines.address) as session:
         layout = session._layout
         assert isinstance(layout, ActorLayout)

@@ -19,6 +19,7 @@ from cluster.scenario import Scenario
 from cluster.seat import MOST_LOSSES
 from cluster.session import Session
 from cluster.shard import ShardReport
+from cluster.simulation import run
 
 KILLS = 20
 PATIENCE_S = 2.0
@@ -166,7 +167,7 @@ MOVES = {
 @pytest.mark.ray
 def test_hosts_lost_in_the_middle_of_migrations_and_launches_end_with_the_same_digest(layout: ActorLayout) -> None:
     scenario = Scenario.parse(MOVES)
-    expected = Session("inline", None).run(scenario, None, None, None)
+    expected = run(scenario, layout="inline")
     session = Session("host", None)
     session._layout, before = layout, replaced(layout)
     calls = iter(range(1 << 30))
