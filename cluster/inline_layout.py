@@ -30,8 +30,7 @@ class InlineLayout:
 
     def start(self, factory: EntityFactory, specs: Sequence[tuple[str, bytes]]) -> None:
         """Build the entities; the ones before are gone first, so that both never need memory at once."""
-        self._shard = None
-        gc.unfreeze()
+        self._let_go()
         self._shard = Shard(factory, specs)
         self._advice = WorkerAdvice(0, len(specs), cores())
         # They live to the end: the collector need not look through a whole fleet for garbage again and again.
@@ -77,5 +76,11 @@ class InlineLayout:
 
     def close(self) -> None:
         """Forget the entities."""
-        self._shard = None
-        gc.unfreeze()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Hosts hold one another, and their DRAM, in circles: only the collector can free them, if it may look."""
+        self._shard = self._report = None
+        if gc.get_freeze_count():
+            gc.unfreeze()
+            gc.collect()

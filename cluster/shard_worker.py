@@ -58,6 +58,7 @@ class ShardWorker:
         with _errors_that_cross():
             self._shard = None
             gc.unfreeze()
+            gc.collect()
             self._shard = Shard(factory, specs)
             # They live to the end: the collector need not look through them for garbage again and again.
             gc.freeze()
