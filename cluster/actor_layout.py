@@ -24,6 +24,8 @@ from cluster.worker_advice import WorkerAdvice
 
 ACTOR_BYTES = 90 << 20
 """What an actor's process holds before its hosts do anything: measured 79 to 92 MiB."""
+NEWS_S = 3.0
+"""How long it is told that a worker was lost: longer than from one progress line to the next."""
 SALVAGE_S = 30.0
 """How long workers may take for their rows after one of them was given up."""
 WorkerRule = Callable[[int, int], int]
@@ -62,8 +64,9 @@ class ActorLayout:
         self._memory_bytes: dict[str, int] = {}
         self._cluster_losses = 0
         self._advice: WorkerAdvice | None = None
-        self.notes: list[str] = []
-        """What is out of the ordinary at present, for people who watch."""
+        self._waits: list[str] = []
+        self._news: list[tuple[float, str]] = []
+        """What happened, and when: workers lost."""
 
     def expect(self, vms: int) -> None:
         """VMs need no processes of their own here."""
@@ -111,17 +114,17 @@ class ActorLayout:
             return [], 0
         said: list[Message] = []
         events = 0
-        self.notes = []
+        self._waits = []
         for seat, outcome in zip(seats, outcomes, strict=True):
             was = seat.step
             try:
                 if outcome is Missing.WAITING:
-                    self.notes += [note] if (note := seat.waits()) else []
+                    self._waits += [note] if (note := seat.waits()) else []
                     continue
                 said += seat.take(_answer(outcome))
             except WorkerLostError as error:
                 seat.lose(str(error))
-                self.notes.append(f"{seat.name} was lost and is replaced")
+                self._news.append((time.monotonic(), f"{seat.name} was lost and is replaced"))
                 continue
             events += seat.report.events if was is Step.ADVANCE else 0
         return said, events
@@ -135,7 +138,7 @@ class ActorLayout:
         for seat in self._seats:
             seat.vacate()
         self._start_cluster(min(self.workers, cores()))
-        self.notes = [f"{error}; another Ray was started"]
+        self._news.append((time.monotonic(), f"{error}; another Ray was started"))
 
     def report(self) -> ShardReport:
         """As after the last call."""
@@ -204,6 +207,13 @@ class ActorLayout:
         except ClusterLostError:
             return []
         return [outcome for outcome in outcomes if not isinstance(outcome, (Missing, Raised))]
+
+    @property
+    def notes(self) -> list[str]:
+        """What is out of the ordinary at present, or was a moment ago, for people who watch."""
+        since_s = time.monotonic() - NEWS_S
+        self._news = [(at_s, text) for at_s, text in self._news if at_s >= since_s]
+        return [*(text for _, text in self._news), *self._waits]
 
     @property
     def advice(self) -> str:

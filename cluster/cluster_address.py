@@ -49,6 +49,8 @@ def facts_of(address: str) -> ClusterFacts:
     host, port = parsed_address(address)
     try:
         socket.create_connection((host, port), CONNECT_S).close()
+    except UnicodeError:
+        raise AddressError(f'address: expected the name of a host before the port, got "{host[:60]}"') from None
     except OSError as error:
         reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
         raise AddressError(f"{address}: expected a Ray cluster, got no connection: {reason}") from None

@@ -120,6 +120,7 @@ class Coordinator:
         self._calls = 0
         self._events = 0
         self._shown_s = time.monotonic()
+        self._shown_ns = 0
 
     def run(self) -> CoordinatorResult:
         """Go to the end, or to where ``should_stop`` gives a reason."""
@@ -197,7 +198,9 @@ class Coordinator:
     def _show(self, virtual_ns: int) -> None:
         if self._on_progress is not None and (now := time.monotonic()) - self._shown_s >= PROGRESS_S:
             self._shown_s = now
-            self._on_progress(ProgressFacts(virtual_ns, self._round_trips, self._events))
+            # A worker that is replaced goes a way again that was shown already.
+            self._shown_ns = max(self._shown_ns, virtual_ns)
+            self._on_progress(ProgressFacts(self._shown_ns, self._round_trips, self._events))
 
     def result(self, stopped: str | None) -> CoordinatorResult:
         """How far everybody is."""

@@ -430,6 +430,7 @@ def test_a_killed_worker_is_replaced_and_the_terminal_says_so(sevfleet: Program,
     out, err = process.communicate(timeout=LONG_S)
     assert process.returncode == 0, err
     assert no_word_of_ray(out + err)
+    assert re.search(r"; host-[12] was lost and is replaced", err)
     results = Results.load(tmp_path / "out")
     assert results.partial is None
     assert results.run["workers_replaced"] == 1

@@ -49,6 +49,12 @@ def test_what_is_no_address_is_refused_in_one_line(text: str) -> None:
     assert str(caught.value) == f'address: expected HOST:PORT of a Ray cluster, such as 10.0.0.1:6379, got "{text}"'
 
 
+@pytest.mark.parametrize("host", ["a..b", "x" * 300])
+def test_a_name_that_no_host_can_have_is_refused(host: str) -> None:
+    with pytest.raises(AddressError, match=r"^address: expected the name of a host before the port, got"):
+        facts_of(f"{host}:6379")
+
+
 def test_nobody_there_is_said_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
