@@ -13,9 +13,18 @@ from typing import Any
 
 from cluster.entity import Message
 from cluster.inbox import ProtocolViolationError
-from cluster.layout import LayoutError, Rows, RowsByEntity, WorkerLostError, merged_reports, merged_rows
+from cluster.layout import (
+    LayoutError,
+    Rows,
+    RowsByEntity,
+    StartStoppedError,
+    WorkerLostError,
+    merged_reports,
+    merged_rows,
+)
 from cluster.life_sign import PATIENCE_S
 from cluster.machine import cores, free_bytes, held_bytes
+from cluster.progress import ShouldStop
 from cluster.ray_cluster import LOOK_S, Call, ClusterLostError, Missing, Raised, RayCluster
 from cluster.seat import MOST_LOSSES, Seat, Step
 from cluster.shard import EntityFactory, ShardReport
@@ -71,7 +80,9 @@ class ActorLayout:
     def expect(self, vms: int) -> None:
         """VMs need no processes of their own here."""
 
-    def start(self, factory: EntityFactory, specs: Sequence[tuple[str, bytes]]) -> None:
+    def start(
+        self, factory: EntityFactory, specs: Sequence[tuple[str, bytes]], should_stop: ShouldStop | None = None
+    ) -> None:
         """Start or join Ray if it is not up, and build the entities, dealt out in turn."""
         cluster = self._cluster
         if cluster.address is not None:
@@ -88,7 +99,7 @@ class ActorLayout:
         for number, seat in enumerate(self._seats):  # one that is not needed now forgets
             needed = number < self.workers
             seat.assign(names[number] if needed else "", factory, specs[number :: self.workers] if needed else ())
-        self._catch_up(self._seats)
+        self._catch_up(self._seats, should_stop)
         cluster.remember_processes()
 
     def _start_cluster(self, cpus: int) -> None:
@@ -100,9 +111,11 @@ class ActorLayout:
     def _working(self) -> list[Seat]:
         return self._seats[: self.workers]
 
-    def _catch_up(self, seats: Sequence[Seat]) -> None:
+    def _catch_up(self, seats: Sequence[Seat], should_stop: ShouldStop | None = None) -> None:
         """Go on until these seats have done what they were told. What they say is of no use to anybody any more."""
         while busy := [seat for seat in seats if seat.step is not Step.READY]:
+            if should_stop is not None and (reason := should_stop()) is not None:
+                raise StartStoppedError(reason)
             self._work(busy)
 
     def _work(self, seats: Sequence[Seat]) -> tuple[list[Message], int]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from cluster.entity import Message
 from cluster.layout import Rows, merged_rows
 from cluster.machine import cores
+from cluster.progress import ShouldStop
 from cluster.shard import EntityFactory, Shard, ShardReport
 from cluster.worker_advice import WorkerAdvice
 
@@ -28,7 +29,9 @@ class InlineLayout:
     def expect(self, vms: int) -> None:
         """VMs need no processes here."""
 
-    def start(self, factory: EntityFactory, specs: Sequence[tuple[str, bytes]]) -> None:
+    def start(
+        self, factory: EntityFactory, specs: Sequence[tuple[str, bytes]], should_stop: ShouldStop | None = None
+    ) -> None:
         """Build the entities; the ones before are gone first, so that both never need memory at once."""
         self._let_go()
         self._shard = Shard(factory, specs)

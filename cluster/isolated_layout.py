@@ -15,6 +15,7 @@ from cluster.host_entity import build_host
 from cluster.isolated_host import PROCESSES, build_isolated_host
 from cluster.layout import LayoutError, Rows
 from cluster.machine import free_bytes
+from cluster.progress import ShouldStop
 from cluster.shard import EntityFactory, ShardReport
 from cluster.units import SIZE
 
@@ -77,14 +78,16 @@ class IsolatedLayout:
         """Room is needed for the processes of so many VMs."""
         self._expected_vms = vms
 
-    def start(self, factory: EntityFactory, specs: Sequence[tuple[str, bytes]]) -> None:
+    def start(
+        self, factory: EntityFactory, specs: Sequence[tuple[str, bytes]], should_stop: ShouldStop | None = None
+    ) -> None:
         """As of ``ActorLayout``; raises LayoutError where hosts, hypervisors and VMs would not fit into memory."""
         self._processes = []
         isolated = _ISOLATED.get(factory, factory)
         wanted = len(specs) if isolated is factory else 2 * len(specs) + self._expected_vms
         if self._address is None:
             _check_room(wanted, wanted - self._room_for)
-        self._hosts.start(isolated, specs)
+        self._hosts.start(isolated, specs, should_stop)
         self._room_for = max(wanted, self._room_for)
 
     def report(self) -> ShardReport:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from cluster.entity import Message
 from cluster.errors import ToolError, UserError
+from cluster.progress import ShouldStop
 from cluster.shard import EntityFactory, ShardReport
 
 Rows = dict[str, list[dict[str, object]]]
@@ -19,6 +20,10 @@ class LayoutError(UserError):
 
 class WorkerLostError(ToolError):
     """A worker went away, and could not be replaced or is not to be; the message names it."""
+
+
+class StartStoppedError(ToolError):
+    """Whoever was asked wanted an end before all entities were built; the message is the reason."""
 
 
 class Layout(Protocol):
@@ -41,8 +46,13 @@ class Layout(Protocol):
     def expect(self, vms: int) -> None:
         """Told before ``start``: so many VMs, at most, will be there at once."""
 
-    def start(self, factory: EntityFactory, specs: Sequence[tuple[str, bytes]]) -> None:
-        """Build entities from (name, specification); earlier ones are gone."""
+    def start(
+        self, factory: EntityFactory, specs: Sequence[tuple[str, bytes]], should_stop: ShouldStop | None = None
+    ) -> None:
+        """Build entities from (name, specification); earlier ones are gone.
+
+        Raises StartStoppedError where ``should_stop``, asked about once a second, has a reason.
+        """
 
     def report(self) -> ShardReport:
         """All entities as they stood after the last call."""

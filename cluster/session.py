@@ -15,7 +15,7 @@ from cluster.event_table import event_table
 from cluster.firmware_key import firmware_image
 from cluster.fleet import Changes, Fleet, build_fleet
 from cluster.host_entity import MACHINES, build_host
-from cluster.layout import Layout, Rows, WorkerLostError
+from cluster.layout import Layout, Rows, StartStoppedError, WorkerLostError
 from cluster.layouts import LAYOUTS
 from cluster.migration_rows import drain_row, migration_row
 from cluster.progress import OnProgress, Progress, ShouldStop
@@ -56,7 +56,11 @@ class Session:
         if on_progress is not None:
             on_progress(Progress(0, scenario.duration, note=f"starting {self._name}"))
         self._layout.expect(fleet.vms_at_once)
-        self._layout.start(build_host, [(order.spec.name, order.pack()) for order in fleet.orders])
+        try:
+            self._layout.start(build_host, [(order.spec.name, order.pack()) for order in fleet.orders], should_stop)
+        except StartStoppedError as stopped:
+            nothing = CoordinatorResult(0, 0, 0, 0, str(stopped))
+            return self._results(scenario, fleet, nothing, {}, started, NO_LOG)
         show = None if on_progress is None else _Shown(self._layout, scenario.duration, on_progress)
         coordinator = Coordinator(
             self._layout, fleet.control, scenario.control_plane_latency,
@@ -150,7 +154,7 @@ def _rows_of_unplaced(fleet: Fleet, rows: list[Payload], hosts: frozenset[object
         if name in there:
             continue
         guest = order.guest
-        absent = "waiting" if control.assigned.get(name) in {None, *hosts} else "lost"
+        absent = "waiting" if not hosts or control.assigned.get(name) in {None, *hosts} else "lost"
         missing.append({
             "vm": name, "generation": guest.generation.name, "workload": guest.program.name, "vcpus": guest.vcpus,
             "memory_bytes": guest.memory_bytes, "arrival_ns": order.arrival_ns,

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from toy_hosts import Toy, build_badly, digest, run_toys, toys
+from toy_hosts import Toy, build_badly, build_toy, digest, run_toys, toys
 
 from cluster.actor_layout import ACTOR_BYTES, ActorLayout, one_each, packed
 from cluster.bundled_scenarios import bundled_text
 from cluster.inbox import ProtocolViolationError
 from cluster.inline_layout import InlineLayout
-from cluster.layout import LayoutError
+from cluster.layout import LayoutError, StartStoppedError
 from cluster.ray_cluster import ClusterError
 from cluster.results import Results
 from cluster.scenario import Scenario
@@ -171,6 +171,14 @@ def test_gauges_come_from_every_worker(layout: ActorLayout) -> None:
     layout.rule = packed(2)
     run_toys(layout, toys(4), end_ns=500)
     assert set(layout.gauges()) == {toy.name for toy in toys(4)}
+
+
+@pytest.mark.ray
+def test_whoever_wants_an_end_while_workers_start_gets_it(layout: ActorLayout) -> None:
+    layout.rule = packed(3)
+    with pytest.raises(StartStoppedError, match=r"^enough$"):
+        layout.start(build_toy, [(toy.name, toy.pack()) for toy in toys(3)], lambda: "enough")
+    assert digest(run_toys(layout, toys(3), end_ns=500)[0]) == digest(run_toys(InlineLayout(), toys(3), end_ns=500)[0])
 
 
 @pytest.mark.ray
@@ -424,7 +432,7 @@ def test_workers_killed_again_and_again_end_a_run_with_one_line_and_marked_resul
 
 @pytest.mark.ray
 def test_a_killed_worker_is_replaced_and_the_terminal_says_so(sevfleet: Program, tmp_path: Path) -> None:
-    process = sevfleet("3 h")
+    process = sevfleet("5 h")
     running(process)
     os.kill(workers_of(process.pid)[0], signal.SIGKILL)
     out, err = process.communicate(timeout=LONG_S)
