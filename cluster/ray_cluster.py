@@ -386,10 +386,12 @@ class RayCluster(Actors):
             self._end_elsewhere(place)
 
     def _end_elsewhere(self, place: Whereabouts) -> None:
-        with contextlib.suppress(Exception):
+        # The machine may be gone, and with it the process: Ray says so in errors of its own.
+        with contextlib.suppress(self.ray.exceptions.RayError):
             there = _on_node(place.node)
-            hangman = self.ray.remote(num_cpus=0, max_retries=0)(os.kill).options(scheduling_strategy=there)
-            self.ray.get(hangman.remote(place.pid, int(signal.SIGKILL)), timeout=LEAVE_S)
+            # A lambda, since it goes to a process without our code.
+            end = self.ray.remote(num_cpus=0, max_retries=0)(lambda pid: os.kill(pid, signal.SIGKILL))
+            self.ray.get(end.options(scheduling_strategy=there).remote(place.pid), timeout=LEAVE_S)
 
     def settled(self, calls: Sequence[Call], timeout_s: float) -> list[Any]:
         """As in ``Actors``. Raises ClusterLostError if one of Ray's daemons is gone."""
@@ -429,8 +431,8 @@ class RayCluster(Actors):
 
     def _end(self) -> None:
         processes = self._processes | self._family()
-        for actor in tuple(self._actors):
-            self.kill(actor)
+        for actor in self._actors:
+            super().kill(actor)
         with contextlib.suppress(Exception):
             self._ray.shutdown()
         end_of(processes, LEAVE_S)
