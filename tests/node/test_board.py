@@ -7,9 +7,9 @@ import pytest
 from toy_guests import GENERATIONS, MIB, guest_spec, look, make_host, run, spa, start
 
 from node import operations as op
-from node.board import VMEXIT_BUSY, VMEXIT_INVALID
 from node.generation import Generation
 from node.guest import GuestState
+from node.host_instructions import VMEXIT_BUSY, VMEXIT_INVALID
 from node.rmp import ERROR_PRESENT, ERROR_RMP, ERROR_WRITE
 from psp.system_bus import LARGE_PAGE_BYTES, RmpEntry
 

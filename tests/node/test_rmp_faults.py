@@ -10,7 +10,8 @@ import pytest
 from rmp_tables import GUEST_SPA, VMPLS, save_area, snp_board
 
 from node import operations as op
-from node.board import VMEXIT_BUSY, VMEXIT_INVALID, Board
+from node.board import Board
+from node.host_instructions import VMEXIT_BUSY, VMEXIT_INVALID
 from node.rmp import RmpFault
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
 

@@ -1,0 +1,141 @@
+"""Instructions of a guest's vCPU on a board: what each operation does, and which faults come of it.
+
+The identity is that of the control block; an operation that has no row in the table is #UD.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from node import operations as op
+from node.fault_answers import FAULTS, answer_to, undefined
+from node.rmp import GuestCore
+from node.rmp_checks import PERMIT_READ, PERMIT_WRITE
+from node.vmcb import Vmcb
+
+if TYPE_CHECKING:
+    from node.board import Board
+
+
+class GuestInstructions:
+    """Executes one operation of a guest at a time."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self.table: Mapping[type, Callable[..., op.Answer]] = {
+            op.Read: self._read,
+            op.Write: self._write,
+            op.PValidate: self._pvalidate,
+            op.RmpAdjust: self._rmpadjust,
+            op.RmpQuery: self._rmpquery,
+            op.PageStateChange: self._page_state_change,
+            op.BlockRead: self._block,
+            op.BlockWrite: self._block,
+        }
+
+    def _read(self, vmcb: Vmcb, one: op.Read) -> op.Answer:
+        try:
+            segments = vmcb.nested.translate(one.gpa, one.length)
+            key_asid = self._checked(vmcb, one.gpa, segments, one.private, write=False)
+            if len(segments) == 1:
+                return self._board.controller.read(segments[0][0], one.length, key_asid)
+            return b"".join([self._board.controller.read(spa, length, key_asid) for spa, length in segments])
+        except FAULTS as fault:
+            return answer_to(fault, one.gpa)
+
+    def _write(self, vmcb: Vmcb, one: op.Write) -> op.Answer:
+        data = one.data
+        try:
+            segments = vmcb.nested.translate(one.gpa, len(data))
+            key_asid = self._checked(vmcb, one.gpa, segments, one.private, write=True)
+            if len(segments) == 1:
+                self._board.controller.write(segments[0][0], data, key_asid)
+                return None
+            view, start = memoryview(data), 0
+            for spa, length in segments:
+                self._board.controller.write(spa, view[start : start + length], key_asid)
+                start += length
+        except FAULTS as fault:
+            return answer_to(fault, one.gpa)
+        return None
+
+    def _checked(self, vmcb: Vmcb, gpa: int, segments: list[tuple[int, int]], private: bool, write: bool) -> int:
+        """RMP checks of a guest access; the ASID whose key it uses, 0 for none."""
+        if private and vmcb.encrypted:
+            if vmcb.rmp_checked:
+                assert self._board.rmp is not None
+                needs = PERMIT_WRITE if write else PERMIT_READ
+                for spa, length in segments:
+                    self._board.rmp.check_guest_private(spa, gpa, vmcb.asid, length, needs=needs, vmpl=vmcb.vmpl)
+                    gpa += length
+                return vmcb.asid
+            if write and self._board.rmp is not None:
+                # A SEV guest has no RMP entries of its own: it may only write where the host may.
+                for spa, length in segments:
+                    self._board.rmp.check_guest_write(spa, length, encrypted=True)
+            return vmcb.asid
+        if self._board.rmp is not None and (write or self._board.product.rmp.shared_reads_checked):
+            check = self._board.rmp.check_guest_write if write else self._board.rmp.checks.check_guest_shared_read
+            for spa, length in segments:
+                check(spa, length)
+        return 0
+
+    def _pvalidate(self, vmcb: Vmcb, one: op.PValidate) -> op.Answer:
+        if not vmcb.rmp_checked or self._board.rmp is None:
+            return undefined()
+        unchanged = False
+        gpa = one.gpa
+        core = GuestCore(vmcb.asid, vmcb.vmpl)
+        try:
+            for spa, length in vmcb.nested.translate(one.gpa, one.length):
+                code, same = self._board.rmp.pvalidate(spa, gpa, core, length, one.large, one.validate)
+                unchanged = unchanged or same
+                if code:
+                    return op.PValidateResult(int(code), unchanged)
+                gpa += length
+        except FAULTS as fault:
+            return answer_to(fault, gpa)
+        return op.PValidateResult(0, unchanged)
+
+    def _rmpadjust(self, vmcb: Vmcb, one: op.RmpAdjust) -> op.Answer:
+        if not vmcb.rmp_checked or self._board.rmp is None:
+            return undefined()
+        gpa, code = one.gpa, 0
+        core = GuestCore(vmcb.asid, vmcb.vmpl)
+        try:
+            for spa, length in vmcb.nested.translate(one.gpa, one.length):
+                code = self._board.rmp.rmpadjust(
+                    spa, gpa, core, length, one.large, one.target, one.permissions, one.vmsa
+                )
+                if code:
+                    break
+                gpa += length
+        except FAULTS as fault:
+            return answer_to(fault, gpa)
+        return int(code)
+
+    def _rmpquery(self, vmcb: Vmcb, one: op.RmpQuery) -> op.Answer:
+        if not vmcb.rmp_checked or self._board.rmp is None:
+            return undefined()
+        try:
+            ((spa, _),) = vmcb.nested.translate(one.gpa, 1)
+            core = GuestCore(vmcb.asid, vmcb.vmpl)
+            code, permissions, large = self._board.rmp.rmpquery(spa, one.gpa, core, one.target)
+        except FAULTS as fault:
+            return answer_to(fault, one.gpa)
+        return op.RmpQueryResult(int(code), permissions, large)
+
+    def _page_state_change(self, vmcb: Vmcb, one: op.PageStateChange) -> op.Answer:
+        if self._board.exit_handler is None:
+            return op.Fault(op.FaultKind.UNDEFINED_OPCODE, one.gpa)
+        handler = self._board.exit_handler(vmcb.vm, one)
+        try:
+            batch = next(handler)
+            while True:
+                batch = handler.send(self._board.execute_host(batch))
+        except StopIteration as done:
+            return int(done.value)
+
+    def _block(self, vmcb: Vmcb, one: op.BlockRead | op.BlockWrite) -> op.Answer:
+        return self._board.disk(vmcb.vm).transfer(one)

@@ -1,0 +1,152 @@
+"""Instructions of a core in host mode: what each operation of a hypervisor does, and which faults come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from node import operations as op
+from node.dram import MachineCheck
+from node.fault_answers import FAULTS, answer_to, undefined
+from node.generation import Generation
+from node.rmp_checks import VmsaInUse
+from node.vmcb import Vmcb
+
+if TYPE_CHECKING:
+    from node.board import Board
+
+VMEXIT_INVALID = -1
+"""Exit code of VMRUN when a check of the control block fails (APM volume 2, 15.5.1)."""
+VMEXIT_BUSY = -2
+"""Exit code of VMRUN when another core runs with the save area."""
+
+
+class HostInstructions:
+    """Executes one operation of a hypervisor at a time."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self.table: Mapping[type, Callable[..., op.Answer]] = {
+            op.HostRead: self._host_read,
+            op.HostReadWritten: self._host_read_written,
+            op.HostWrite: self._host_write,
+            op.HostClear: self._host_clear,
+            op.HostWork: lambda _: None,
+            op.RmpUpdate: self._rmpupdate,
+            op.PSmash: self._psmash,
+            op.RmpRead: self._rmpread,
+            op.NestedMap: self._nested_map,
+            op.NestedUnmap: self._nested_unmap,
+            op.VmcbWrite: self._vmcb_write,
+            op.VmcbClear: self._vmcb_clear,
+            op.VmRun: self._vmrun,
+            op.DiskRead: self._disk_read,
+            op.DiskWrite: self._disk_write,
+            op.PspCommand: self._psp_command,
+            op.Wbinvd: self._wbinvd,
+        }
+
+    def _host_read(self, one: op.HostRead) -> op.Answer:
+        try:
+            return self._board.controller.read(one.spa, one.length, 0)
+        except MachineCheck as fault:
+            return answer_to(fault, one.spa)
+
+    def _host_read_written(self, one: op.HostReadWritten) -> op.Answer:
+        try:
+            runs = self._board.dram.resident_runs(one.spa, one.length)
+            return op.Runs(tuple([(spa, self._board.controller.read(spa, length, 0)) for spa, length in runs]))
+        except MachineCheck as fault:
+            return answer_to(fault, one.spa)
+
+    def _host_write(self, one: op.HostWrite) -> op.Answer:
+        try:
+            if self._board.rmp is not None:
+                self._board.rmp.check_host_write(one.spa, len(one.data))
+            self._board.controller.lay(one.spa, one.data, 0)
+        except FAULTS as fault:
+            return answer_to(fault, one.spa)
+        return None
+
+    def _host_clear(self, one: op.HostClear) -> op.Answer:
+        try:
+            if self._board.rmp is not None:
+                self._board.rmp.check_host_write(one.spa, one.length)
+            self._board.dram.release(one.spa, one.length)
+        except FAULTS as fault:
+            return answer_to(fault, one.spa)
+        return None
+
+    def _rmpupdate(self, one: op.RmpUpdate) -> op.Answer:
+        if self._board.rmp is None:
+            return undefined()
+        return int(self._board.rmp.rmpupdate(one.spa, one.length, one.entry))
+
+    def _psmash(self, one: op.PSmash) -> op.Answer:
+        if self._board.rmp is None:
+            return undefined()
+        return int(self._board.rmp.psmash(one.spa))
+
+    def _rmpread(self, one: op.RmpRead) -> op.Answer:
+        if self._board.rmp is None or not self._board.product.rmp.rmpread:
+            return undefined()
+        code, state = self._board.rmp.rmpread(one.spa)
+        return op.RmpReadResult(int(code), state)
+
+    def _nested_map(self, one: op.NestedMap) -> op.Answer:
+        self._board.nested_table(one.vm).map(one.gpa, one.spa, one.length)
+        return None
+
+    def _nested_unmap(self, one: op.NestedUnmap) -> op.Answer:
+        self._board.nested_table(one.vm).unmap(one.gpa, one.length)
+        return None
+
+    def _vmcb_write(self, one: op.VmcbWrite) -> op.Answer:
+        nested = self._board.nested_table(one.vm)
+        vmcb = Vmcb(one.vm, one.vcpu, one.asid, Generation(one.generation), one.save_area_spa, nested)
+        self._board.vmcbs.setdefault(one.vm, {})[one.vcpu] = vmcb
+        return None
+
+    def _vmcb_clear(self, one: op.VmcbClear) -> op.Answer:
+        board = self._board
+        for table in (board.vmcbs, board.nested, board.disks):
+            table.pop(one.vm, None)
+        return None
+
+    def _vmrun(self, one: op.VmRun) -> op.Answer:
+        vmcb = self._board.vmcbs.get(one.vm, {}).get(one.vcpu)
+        if vmcb is None:
+            return VMEXIT_INVALID
+        if vmcb.rmp_checked:
+            if self._board.rmp is None:
+                return VMEXIT_INVALID
+            try:
+                if not self._board.rmp.checks.may_enter(vmcb.save_area_spa, vmcb.asid):
+                    return VMEXIT_INVALID
+            except VmsaInUse:
+                return VMEXIT_BUSY
+        if vmcb.encrypted and not self._board.controller.has_key(vmcb.asid):
+            return VMEXIT_INVALID
+        return 0 if self._board.take_vmpl(vmcb) else VMEXIT_INVALID
+
+    def _disk_read(self, one: op.DiskRead) -> op.Answer:
+        disk = self._board.disks.get(one.vm)
+        return op.Runs(() if disk is None else tuple(disk.media.runs()))
+
+    def _disk_write(self, one: op.DiskWrite) -> op.Answer:
+        self._board.disk(one.vm).media.write(one.lba, one.data)
+        return None
+
+    def _psp_command(self, one: op.PspCommand) -> op.Answer:
+        if one.buffer:
+            laid = self._host_write(op.HostWrite(one.spa, one.buffer))
+            if laid is not None:
+                return laid
+        status = self._board.psp.submit(one.command, one.spa)
+        return op.PspAnswer(
+            int(status), self._board.controller.read(one.spa, len(one.buffer), 0) if one.buffer else b""
+        )
+
+    def _wbinvd(self, _: op.Wbinvd) -> op.Answer:
+        self._board.bus.wbinvds += 1
+        return None

@@ -1,0 +1,35 @@
+"""How one host is set up beyond its line of processors: firmware settings, and what a laboratory switches off."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class HostMode(StrEnum):
+    """How a host encrypts memory that belongs to no guest's key (APM volume 2, 7.10)."""
+
+    NONE = "none"
+    SME = "sme"
+    """SYSCFG.MemEncryptionModeEn: pages mapped with the C-bit go through the host's key."""
+    TSME = "tsme"
+    """Firmware's setting: everything without a guest's key goes through the host's, whoever asks."""
+
+
+class Protection(StrEnum):
+    """Mechanisms that a laboratory can switch off in the chip, one at a time, to see what they stop."""
+
+    RMP_WRITE_CHECK = "rmp write check"
+    GPA_MATCH = "gpa match"
+    VALIDATED_BIT = "validated bit"
+    IOMMU_CHECK = "iommu check"
+    TWEAK = "tweak"
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """Settings of one host."""
+
+    mode: HostMode = HostMode.NONE
+    disabled: frozenset[Protection] = frozenset()
+    """Mechanisms that do not work; empty outside of experiments that show what each is good for."""
