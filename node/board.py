@@ -12,7 +12,9 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 
 from node import operations as op
+from node.core_msrs import SNP_EN
 from node.counter_random import CounterRandom
+from node.device_port import DevicePort
 from node.disk import Disk
 from node.dram import Dram
 from node.fault_answers import undefined
@@ -20,7 +22,9 @@ from node.generation import Generation
 from node.guest_instructions import GuestInstructions
 from node.host_instructions import HostInstructions
 from node.host_system_bus import HostSystemBus
+from node.iommu_board import board_iommu
 from node.memory_controller import MemoryController
+from node.msrs_at_reset import msrs_at_reset
 from node.nested_page_table import NestedPageTable
 from node.platform import Platform
 from node.product import Product
@@ -56,11 +60,18 @@ class Board:
         tweaks = TweakTable.from_random(random.octets(name, "memory tweaks", 0, TweakTable.RANDOM_BYTES))
         self.controller = MemoryController(self.dram, tweaks)
         self.rmp: ReverseMapTable | None = None
+        layout = None
         if Generation.SEV_SNP in product.generations:
             # Firmware reserves the table's place and sets the MSRs before the hypervisor starts.
             layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented)
             self.rmp = ReverseMapTable(self.dram, layout, product.rmp)
-        self.bus = HostSystemBus(product, min_sev_asid, memory_bytes, self.controller, self.rmp)
+        self.msrs = msrs_at_reset(product, platform, layout, memory_bytes)
+        self.snp_enabled = False
+        """SNP_EN on every core: the host's RMP instructions are there."""
+        self.iommu = board_iommu(product, platform, self.controller, lambda: self.rmp)
+        self.bus = HostSystemBus(
+            product, min_sev_asid, memory_bytes, self.controller, self.rmp, self.msrs, self.iommu
+        )
         self.psp = SecurityProcessor(
             self.bus,
             lambda purpose, counter, length: random.octets(name, f"psp {purpose}", counter, length),
@@ -96,6 +107,21 @@ class Board:
         if disk is None:
             disk = self.disks[vm] = Disk(self.controller, self.rmp, self.nested_table(vm))
         return disk
+
+    def device_port(self, slot: int) -> DevicePort:
+        """The way to memory of the device in a slot."""
+        return DevicePort(self.iommu, slot)
+
+    def settle_snp(self) -> None:
+        """After a store to an MSR: with SNP_EN on every core the RMP is where their registers say."""
+        if self.snp_enabled or self.rmp is None or not self.msrs.all_have(SNP_EN):
+            return
+        self.snp_enabled = True
+        layout = self.bus.rmp_layout()
+        if layout is None or layout == self.rmp.layout:
+            return
+        if all(spa + length <= self.dram.size_bytes for spa, length in layout.ranges()):
+            self.rmp = self.bus.rmp = ReverseMapTable(self.dram, layout, self.product.rmp)
 
     def nested_table(self, vm: str) -> NestedPageTable:
         """A VM's nested page table; empty when it is first asked for."""

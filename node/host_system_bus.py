@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from node.core_msrs import MFDM, SNP_EN, CoreMsrs, Msr
+from node.iommu import Iommu
 from node.memory_controller import MemoryController
 from node.product import Product
 from node.rmp import ReverseMapTable
-from psp.system_bus import PAGE_BYTES, CoreConfiguration, RmpEntry
+from node.rmp_layout import RmpLayout
+from node.rmp_registers import layout_of_registers
+from psp.system_bus import (
+    PAGE_BYTES,
+    CoreConfiguration,
+    IommuConfiguration,
+    RmpEntry,
+    RmpPlacement,
+)
 
 
 class HostSystemBus:
-    """Wires the security processor to a board's DRAM, key slots, RMP and cores."""
+    """Wires the security processor to a board's DRAM, key slots, RMP, cores and IOMMU."""
 
     def __init__(
         self,
@@ -18,24 +28,59 @@ class HostSystemBus:
         dram_bytes: int,
         controller: MemoryController,
         rmp: ReverseMapTable | None,
+        msrs: CoreMsrs,
+        iommu: Iommu,
     ) -> None:
         self.max_asid = product.max_asid
         self.min_sev_asid = min_sev_asid
         self.dram_bytes = dram_bytes
+        self.rmp = rmp
+        """Where SNP_EN found it; the board puts another here if the registers said otherwise."""
         self.wbinvds = 0
         """WBINVDs that all cores have completed."""
-        self.cores = CoreConfiguration(
-            snp_enabled=rmp is not None,
-            mtrr_fix_dram_mod_enabled=rmp is not None,
-            hsave_pa_zero=True,
-            smt_enabled=product.threads_per_core > 1,
-        )
+        self._smt = product.threads_per_core > 1
         self._controller = controller
-        self._rmp = rmp
+        self._msrs = msrs
+        self._iommu = iommu
 
     def core_configuration(self) -> CoreConfiguration:
-        """The settings of all cores; the start-up code of this version sets them rightly."""
-        return self.cores
+        """What the cores' registers say."""
+        msrs = self._msrs
+        return CoreConfiguration(
+            snp_enabled=msrs.all_have(SNP_EN),
+            mtrr_fix_dram_mod_enabled=msrs.all_have(MFDM),
+            hsave_pa_zero=msrs.values(Msr.VM_HSAVE_PA) == (0,),
+            smt_enabled=self._smt,
+            rmp=msrs.rmp_registers(),
+        )
+
+    def rmp_layout(self) -> RmpLayout | None:
+        """Where the cores' registers put the RMP; None if they differ, or no table can be there."""
+        settings = self._msrs.rmp_registers()
+        return layout_of_registers(settings[0], self._controller) if len(settings) == 1 else None
+
+    def rmp_placement(self) -> RmpPlacement | None:
+        """The same, as firmware wants it."""
+        layout = self.rmp_layout()
+        if layout is None or self.rmp is None or layout != self.rmp.layout:
+            return None
+        ranges = layout.ranges()
+        covered = all(
+            layout.covers(spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES)) for spa, length in ranges
+        )
+        return RmpPlacement(ranges, covered)
+
+    def iommus(self) -> tuple[IommuConfiguration, ...]:
+        """The one IOMMU there is."""
+        return (self._iommu.configuration(),)
+
+    def iommus_enforce(self) -> None:
+        """SNP on in the IOMMU."""
+        self._iommu.enforce()
+
+    def iommus_release(self) -> None:
+        """SNP off in the IOMMU."""
+        self._iommu.release()
 
     def read(self, spa: int, length: int) -> bytes:
         """Read DRAM without a key."""
@@ -71,22 +116,22 @@ class HostSystemBus:
 
     def rmp_covers(self, spa: int) -> bool:
         """Whether there is an RMP and the page is in it."""
-        return self._rmp is not None and 0 <= spa < self.dram_bytes and self._rmp.covers(spa)
+        return self.rmp is not None and 0 <= spa < self.dram_bytes and self.rmp.covers(spa)
 
     def rmp_initialise(self) -> None:
         """Zero the RMP."""
-        if self._rmp is not None:
-            self._rmp.initialise()
+        if self.rmp is not None:
+            self.rmp.initialise()
 
     def rmp_entry(self, spa: int) -> RmpEntry:
         """The effective entry of a page."""
-        return self._rmp.entry(spa // PAGE_BYTES * PAGE_BYTES) if self._rmp is not None else RmpEntry()
+        return self.rmp.entry(spa // PAGE_BYTES * PAGE_BYTES) if self.rmp is not None else RmpEntry()
 
     def rmp_set(self, spa: int, entry: RmpEntry) -> None:
         """Replace an entry."""
-        if self._rmp is not None:
-            self._rmp.set_entry(spa, entry)
+        if self.rmp is not None:
+            self.rmp.set_entry(spa, entry)
 
     def rmp_pages_of_asid(self, asid: int) -> int:
         """Pages assigned to an ASID."""
-        return self._rmp.pages_of_asid(asid) if self._rmp is not None else 0
+        return self.rmp.pages_of_asid(asid) if self.rmp is not None else 0

@@ -58,6 +58,12 @@ KINDS: Mapping[int, type] = {
     30: op.PspCommand,
     31: op.Wbinvd,
     32: op.RmpRead,
+    33: op.ReadMsr,
+    34: op.WriteMsr,
+    35: op.MmioRead,
+    36: op.MmioWrite,
+    37: op.DeviceRead,
+    38: op.DeviceWrite,
     # Answers.
     48: op.Fault,
     49: op.PValidateResult,

@@ -112,6 +112,8 @@ class HostOperationCost:
             op.PSmash: lambda _: costs["rmp.psmash_ns"],
             op.RmpRead: lambda _: costs["rmp.read_ns"],
             op.Wbinvd: lambda _: costs["host.wbinvd_ns"],
+            op.DeviceRead: lambda one: max(0, one.length) * byte_ns,
+            op.DeviceWrite: lambda one: len(one.data) * byte_ns,
         }
         self._psp_table: dict[int, Callable[[bytes], float]] = {
             SnpCommand.LAUNCH_UPDATE: lambda _: costs["psp.launch_update_ns_per_kib"] * PAGE_BYTES / _KIB,

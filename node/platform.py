@@ -33,3 +33,11 @@ class Platform:
     mode: HostMode = HostMode.NONE
     disabled: frozenset[Protection] = frozenset()
     """Mechanisms that do not work; empty outside of experiments that show what each is good for."""
+    iommu_supports_snp: bool = True
+    """SNPSup of the IOMMU on a product with SNP; False for a board whose firmware leaves it out."""
+    iommu_write_safe: bool = False
+    """Firmware that keeps the IOMMU's own log writes inside of its logs (AMD-SB-3016, CVE-2023-20585; family 19h).
+
+    Where it is missing, records may land outside of a short log, past the RMP. With it, records are checked, and
+    SNP_INIT demands logs of full length. Other families are taken to be safe.
+    """

@@ -52,6 +52,11 @@ class Product:
     rmp: RmpSwitches = _LIKELIER
 
     @property
+    def family(self) -> int:
+        """CPUID family: the base field and the extended one added."""
+        return (self.cpuid_1_eax >> 8 & 0xF) + (self.cpuid_1_eax >> 20 & 0xFF)
+
+    @property
     def memory_bandwidth_bytes_per_s(self) -> float:
         """Peak of all channels of all sockets, 8 bytes a transfer."""
         return float(self.sockets * self.memory_channels * self.transfers_per_s * 8)

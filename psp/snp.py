@@ -19,6 +19,7 @@ from psp.launch_digest import LaunchDigest, PageType
 from psp.launch_pages import LAUNCH_PAGES
 from psp.page_state import PageState, page_state
 from psp.policy import PlatformFacts, check_snp_policy
+from psp.snp_init import check_cores, check_rmp, checked_iommu_pages
 from psp.status import PspError, Status
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry, SystemBus
 
@@ -84,6 +85,8 @@ class SnpFirmware:
         self._legacy_is_up = legacy_is_up
         self._flush = flush
         self._rmp_initialised = False
+        self._iommu_pages: tuple[int, ...] = ()
+        """Pages that the IOMMUs write by themselves, firmware's meanwhile."""
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             # INIT, of before ABI 1.52, has no buffer and always initialises the RMP.
             SnpCommand.INIT: lambda _: self._init_ex(buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP)),
@@ -111,14 +114,19 @@ class SnpFirmware:
             raise PspError(Status.INVALID_PARAM)
         if init.flags & buffers.SNP_INIT_OPTIONS:
             raise PspError(Status.UNSUPPORTED)
-        cores = self._bus.core_configuration()
-        if not (cores.snp_enabled and cores.mtrr_fix_dram_mod_enabled and cores.hsave_pa_zero):
-            raise PspError(Status.INVALID_CONFIG)
-        if not init.flags & buffers.SNP_INIT_RMP and not self._rmp_initialised:
+        check_cores(self._bus)
+        check_rmp(self._bus)
+        fresh = bool(init.flags & buffers.SNP_INIT_RMP)
+        if not fresh and not self._rmp_initialised:
             raise PspError(Status.RMP_INIT_REQUIRED)
-        if init.flags & buffers.SNP_INIT_RMP:
+        iommu_pages = checked_iommu_pages(self._bus, fresh=fresh)
+        if fresh:
             self._bus.rmp_initialise()
             self._rmp_initialised = True
+        self._bus.iommus_enforce()
+        for spa in iommu_pages:
+            self._bus.rmp_set(spa, RmpEntry(assigned=True, immutable=True))
+        self._iommu_pages = iommu_pages
         self.state = SnpPlatformState.INIT
         self._memory.snp_initialised = True
         self._flush.require_all()
@@ -129,7 +137,7 @@ class SnpFirmware:
         if shutdown.flags & ~(buffers.SNP_SHUTDOWN_IOMMU | buffers.SNP_SHUTDOWN_X86):
             raise PspError(Status.INVALID_PARAM)
         if shutdown.flags & buffers.SNP_SHUTDOWN_X86:
-            # FEATURE_INFO does not offer it. There is no IOMMU whose checks would have to stop.
+            # FEATURE_INFO does not offer it.
             raise PspError(Status.UNSUPPORTED)
         if self._flush.dirty:
             raise PspError(Status.DFFLUSH_REQUIRED)
@@ -137,6 +145,11 @@ class SnpFirmware:
             self._drop_asid(guest)
             self._bus.rmp_set(spa, RmpEntry(assigned=True))
         self.guests.clear()
+        if shutdown.flags & buffers.SNP_SHUTDOWN_IOMMU:
+            self._bus.iommus_release()
+            for spa in self._iommu_pages:
+                self._bus.rmp_set(spa, RmpEntry(assigned=True))
+            self._iommu_pages = ()
         self.state = SnpPlatformState.UNINIT
         self._memory.snp_initialised = False
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from node import operations as op
 from node.board import Board
+from node.core_msrs import MFDM, SNP_EN, Msr
 from node.counter_random import CounterRandom
 from node.dram import Dram
 from node.generation import Generation
@@ -57,6 +58,8 @@ def snp_board(product: str = "Turin", **switches: bool) -> Board:
     random = CounterRandom(1)
     board = Board("board", replace(row, rmp=replace(row.rmp, **switches)), 64 << 20, 100, random)
     assert board.rmp is not None
+    for syscfg in (MFDM, MFDM | SNP_EN):
+        assert board.execute_host((op.WriteMsr(None, Msr.SYSCFG, syscfg),)) == (None,)
     board.rmp.initialise()
     for vm, asid in VMS.items():
         board.controller.install_key(asid, random.octets(vm, "key", 0, 16))
