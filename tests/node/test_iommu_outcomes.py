@@ -5,7 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from iommu_boards import DOMAIN, IOVA, REQUESTER, SLOT, TARGET, Driver, attached, brought_up, do, events, host, load, store
+from iommu_boards import (
+    DOMAIN,
+    IOVA,
+    REQUESTER,
+    SLOT,
+    TARGET,
+    Driver,
+    attached,
+    brought_up,
+    do,
+    events,
+    host,
+    load,
+    store,
+)
 
 from node import operations as op
 from node.board import Board
