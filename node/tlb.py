@@ -3,8 +3,8 @@
 A translation is tagged with the ASID it was made for, and stays until somebody
 flushes it: the hypervisor through TLB_CONTROL, the guest with INVLPG or MOV to CR3,
 the hardware where an RMP entry changes. What was poked into a table meanwhile is
-not seen. Sources: APM volume 2, 5.5 and 15.16; the RMP's verdict is kept with the
-translation, and RMP instructions drop it (Linux ``amd_iommu_snp``, AMD's SNP white paper).
+not seen. The RMP's verdict is kept with the translation, and whatever changes an RMP
+entry drops it. Sources: APM volume 2, 5.5, 15.16 and 15.36.
 
 Silicon has several levels, sets and ways; here a thread has one buffer that forgets
 what was not used for longest, so that what a test sees does not hang on a hash.
@@ -119,14 +119,14 @@ class Tlb:
 
     def flush_virtual(self, core: int, tag: Tag, *, keep_global: bool) -> None:
         """MOV to CR3 and its like: what the guest's own tables said."""
-        held = self._cores.get(core, {})
+        held = self._cores.setdefault(core, OrderedDict())
         for key, one in list(held.items()):
             if key[:2] == (tag, Space.VIRTUAL) and not (keep_global and one.global_):
                 del held[key]
 
     def flush_address(self, core: int, tag: Tag, address: int) -> None:
         """INVLPG: one virtual page, however large, global or not."""
-        held = self._cores.get(core, {})
+        held = self._cores.setdefault(core, OrderedDict())
         for size in PAGE_SIZES:
             held.pop((tag, Space.VIRTUAL, size, address // size), None)
 
