@@ -337,7 +337,9 @@ class ReverseMapTable:
         else:
             codes[:] = flat
         if (flat[:limit] == RmpCode.SUCCESS).any():
-            change.write(self._table, self._table.writable_blocks(first, stop, spa), *pages, limit)
+            blocks = self._table.writable_blocks(first, stop, spa)
+            change.write(self._table, blocks, *pages, limit)
+            self._table.store_blocks(blocks, spa)
         return failed
 
     def _cannot_validate(self, gpa: int, core: GuestCore, length: int, large: bool) -> RmpCode:
