@@ -306,27 +306,33 @@ class RmpTable:
 
     def _write_out(self, start: int, end: int) -> None:
         """Make bytes of whole blocks that are held as runs."""
-        held = [(first, stop, run) for first, stop, run in self.runs.pieces(start, end) if run is not IN_DRAM]
+        runs: ExtentMap[Run] = ExtentMap()
+        wanted: set[int] = set()
+        for first, stop, run in list(self.runs.pieces(start, end)):
+            runs.put(first, stop, run)
+            # Zeros are what lies there where nobody wrote, unless they lie there encrypted.
+            if run is not IN_DRAM and (run is not None or self._memory.encrypted):
+                wanted.update(_slices(first, stop))
         self._any_in_dram = True
         self.runs.put(start, end, IN_DRAM)
-        runs: ExtentMap[Run] = ExtentMap()
-        for first, stop, run in held:
-            runs.put(first, stop, run)
-        for block in sorted({page for first, stop, _ in runs.runs() for page in _slices(first, stop)}):
+        for block in sorted(wanted):
             for first, stop, spa in self.blocks(max(start, block), min(end, block + SLICE_BLOCKS * LARGE_PAGES)):
                 self._render(runs, first, stop, spa)
 
     def _render(self, runs: ExtentMap[Run], start: int, end: int, spa: int) -> None:
-        """Write whole blocks of runs as bytes; blocks without one are left alone."""
+        """Write whole blocks of runs as bytes; blocks that lie there already are left alone."""
         blocks = np.zeros((_blocks_of(start, end), LARGE_PAGES, 2), np.uint64)
+        there = np.zeros(len(blocks), np.bool_)
         for first, stop, run in runs.pieces(start, end):
-            if run is not None and run.entry is not None:
-                number, offset = divmod(first - start, LARGE_PAGES)
+            number, offset = divmod(first - start, LARGE_PAGES)
+            if run is IN_DRAM:
+                there[number : _blocks_of(start, stop)] = True
+            elif run is not None and run.entry is not None:
                 _fill(blocks[number : _blocks_of(start, stop)], offset, run.entry, stop - first)
         set_counts(blocks, np.where(blocks[:, 0, 0] & PAGE_SIZE == 0, self.counted(blocks), 0))
-        # Zeros are what lies there where nobody wrote, unless they lie there encrypted.
-        some = range(len(blocks)) if self._memory.encrypted else np.flatnonzero(blocks.any(axis=(1, 2))).tolist()
-        for number in some:
+        if not self._memory.encrypted:
+            there |= ~blocks.any(axis=(1, 2))
+        for number in np.flatnonzero(~there).tolist():
             self._memory.make(spa + number * BLOCK_BYTES, blocks[number].reshape(-1))
 
 

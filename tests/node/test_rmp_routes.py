@@ -127,6 +127,7 @@ def test_initialising_a_table_that_is_routed_to_nowhere_protects_nothing(board: 
         port.poke(spa, bytes(length))  # as memory is at power-on
         port.drop(spa, length)
     board.rmp.initialise()  # the firmware's part, which hears of no failure
+    assert host(board, op.HostWrite(GUEST_SPA, b"x")) == (RMP_WRITE,)  # as long as ones are read
     for spa, length in ranges:
         port.restore(spa, length)
         assert not any(port.dump(spa, length))
