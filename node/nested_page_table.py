@@ -51,6 +51,13 @@ class _Target:
         return type(self)(self.spa + distance, self.large, self.encrypted)
 
 
+class NestedMapError(ValueError):
+    """The hypervisor asked for a mapping that no table can hold."""
+
+    def __init__(self, expected: str) -> None:
+        super().__init__(f"nested page table: {expected}")
+
+
 class KeepsMemory(Protocol):
     """Memory whose owner can ask to be told of accesses: ``Dram``."""
 
@@ -62,6 +69,9 @@ class KeepsMemory(Protocol):
 
     def release(self, spa: int, length: int) -> None:
         """Let a range read as zeros."""
+
+    def leads_away(self, spa: int, length: int) -> bool:
+        """Whether any page of a range reaches other cells than its own, or none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,31 +126,34 @@ class NestedPageTable:
     def give(self, spa: int, length: int) -> None:
         """Take pages for tables, the first as the root if there is none; what lay in them is lost.
 
-        Raises ValueError off page borders or where the table has mappings but no root, MachineCheck, and
-        RmpFault for pages that are not the host's.
+        Raises NestedMapError off page borders or where the table has mappings but no root, MachineCheck,
+        and RmpFault for pages that are not the host's.
         """
         host = self._host
         _check(spa | length)
         if host is None or not length or (self.root is None and self._runs):
-            raise ValueError("nested page table: expected pages in memory before the first mapping")
+            raise NestedMapError("expected pages for tables before the first mapping")
         if self._in_memory and self._frames.root is None:
-            raise ValueError("nested page table: expected one that is built by mappings")
+            raise NestedMapError("expected a table that mappings built")
         if host.check_write is not None:
             host.check_write(spa, length)
         host.dram.release(spa, length)
         self._frames.give(spa, length)
+        assert self._frames.root is not None
+        self._root = self._frames.root
         if self._in_memory:
             self._write_zeros(spa, length)
-        else:
-            host.dram.keep(spa, length, self._touched)
-            assert self._frames.root is not None
-            self._root = self._frames.root
+            return
+        host.dram.keep(spa, length, self._touched)
+        if host.dram.leads_away(spa, length):
+            # What is stored there may never be read again, so nothing but what is read counts.
+            self._touched(spa, length)
 
     def map(self, gpa: int, spa: int, length: int, *, large: bool = True, encrypted: bool = False) -> int:
         """Point a range at memory, replacing what was there: 0, or how many frames are missing.
 
         With ``large`` in pages of 2 MiB where addresses let them be. ``encrypted`` is the entries' C-bit.
-        Raises ValueError off page borders, and RmpFault where a table's page is no longer the host's;
+        Raises NestedMapError off page borders, and RmpFault where a table's page is no longer the host's;
         then nothing has changed.
         """
         _check(gpa | spa | length)
@@ -199,7 +212,7 @@ class NestedPageTable:
 
     def _make_room(self, start: int, end: int, wanted: list[tuple[int, int, bool]], cut: set[int]) -> int:
         if end > GPA_END:
-            raise ValueError(f"gpa: expected at most {GPA_END:#x}, got {end:#x}")
+            raise NestedMapError(f"gpa: expected at most {GPA_END:#x}, got {end:#x}")
         assert self._host is not None
         if self._host.check_write is not None:
             for spa, length in self._frames.ranges:
@@ -318,4 +331,4 @@ class NestedPageTable:
 
 def _check(bits: int) -> None:
     if bits < 0 or bits % PAGE_BYTES:
-        raise ValueError("nested page table: expected whole 4 KiB pages")
+        raise NestedMapError("expected whole 4 KiB pages")
