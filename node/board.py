@@ -20,22 +20,20 @@ from node.generation import Generation
 from node.guest_instructions import GuestInstructions
 from node.host_instructions import HostInstructions
 from node.host_system_bus import HostSystemBus
-from node.memory_controller import MemoryController
+from node.memory_controller import HOST_KEY, MemoryController
 from node.nested_page_table import NestedPageTable, TableHost
 from node.nested_walk import NestedWalker
 from node.page_table_entry import LONG, EntryFormat
-from node.platform import Platform
+from node.platform import AS_USUAL, HostMode, Platform
 from node.product import Product
 from node.rmp import ReverseMapTable
 from node.rmp_layout import at_end_of_memory
 from node.vmcb import Vmcb
 from node.vmsa import VMSA_BYTES, VMSA_FIELDS
-from node.xex_cipher import TweakTable
+from node.xex_cipher import KEY_BYTES, TweakTable
 from psp.firmware import SecurityProcessor
 
 _VMPLS = 4
-_HOST_KEY = -1
-_AS_USUAL = Platform()
 
 HypervisorReply = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], int]
 ExitHandler = Callable[[str, op.PageStateChange], HypervisorReply]
@@ -51,18 +49,25 @@ class Board:
         memory_bytes: int,
         min_sev_asid: int,
         random: CounterRandom,
-        platform: Platform = _AS_USUAL,
+        platform: Platform = AS_USUAL,
     ) -> None:
         self.product = product
         self.platform = platform
         self.dram = Dram(memory_bytes)
         tweaks = TweakTable.from_random(random.octets(name, "memory tweaks", 0, TweakTable.RANDOM_BYTES))
         self.controller = MemoryController(self.dram, tweaks)
+        ordinary_bytes = memory_bytes
         self.rmp: ReverseMapTable | None = None
         if Generation.SEV_SNP in product.generations:
             # Firmware reserves the table's place and sets the MSRs before the hypervisor starts.
             layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented)
             self.rmp = ReverseMapTable(self.dram, layout, product.rmp)
+            ordinary_bytes = layout.base
+        if platform.mode is not HostMode.NONE:
+            transparent = platform.mode is HostMode.TSME
+            self.controller.install_host_key(random.octets(name, "host key", 0, KEY_BYTES), transparent=transparent)
+        # Firmware clears memory before the cores start: under TSME that leaves ciphertext of zeros.
+        self.controller.clear(0, ordinary_bytes, 0)
         self.bus = HostSystemBus(product, min_sev_asid, memory_bytes, self.controller, self.rmp)
         self.psp = SecurityProcessor(
             self.bus,
@@ -118,8 +123,8 @@ class Board:
         bits = product.physical_address_bits - product.reduced_bits
         check_write = None if self.rmp is None else self.rmp.check_host_write
         form = EntryFormat(LONG, bits, product.c_bit)
-        walker = NestedWalker(self.controller, form, _HOST_KEY, check_write)
-        return TableHost(self.controller, self.dram, walker, product.c_bit, _HOST_KEY, check_write)
+        walker = NestedWalker(self.controller, form, HOST_KEY, check_write)
+        return TableHost(self.controller, self.dram, walker, product.c_bit, HOST_KEY, check_write)
 
     # What a core does while a vCPU runs.
 

@@ -67,9 +67,6 @@ class KeepsMemory(Protocol):
     def let_go(self, spa: int) -> None:
         """No longer tell anybody of accesses to the range that begins here."""
 
-    def release(self, spa: int, length: int) -> None:
-        """Let a range read as zeros."""
-
     def leads_away(self, spa: int, length: int) -> bool:
         """Whether any page of a range reaches other cells than its own, or none."""
 
@@ -137,12 +134,11 @@ class NestedPageTable:
             raise NestedMapError("expected a table that mappings built")
         if host.check_write is not None:
             host.check_write(spa, length)
-        host.dram.release(spa, length)
+        host.memory.clear(spa, length, self._key)
         self._frames.give(spa, length)
         assert self._frames.root is not None
         self._root = self._frames.root
         if self._in_memory:
-            self._write_zeros(spa, length)
             return
         host.dram.keep(spa, length, self._touched)
         if host.dram.leads_away(spa, length):
@@ -195,8 +191,10 @@ class NestedPageTable:
         if self._frames.root is not None:
             dropped = [one for first, stop, large in wanted if large for one in self._frames.drop_lowest(first, stop)]
             if self._in_memory:
+                host = self._host
+                assert host is not None
                 for frame in dropped:
-                    self._write_zeros(frame, PAGE_BYTES)
+                    host.memory.clear(frame, PAGE_BYTES, self._key)
                 self._write(min(start, *cut, start), max(end, *[block + LARGE_PAGE_BYTES for block in cut], end))
         return 0
 
@@ -233,15 +231,9 @@ class NestedPageTable:
         host = self._host
         assert host is not None
         self._in_memory = True
-        for spa, length in self._frames.ranges:
+        for spa, _ in self._frames.ranges:
             host.dram.let_go(spa)
-            if self._encrypted:
-                self._write_zeros(spa, length)
         self._write(0, GPA_END)
-
-    def _write_zeros(self, spa: int, length: int) -> None:
-        assert self._host is not None
-        self._host.memory.write(spa, bytes(length), self._key)
 
     def _write(self, start: int, end: int) -> None:
         """Write the entries that serve [start, end), of tables of every level."""

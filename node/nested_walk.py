@@ -47,6 +47,9 @@ class TableMemory(Protocol):
     def write(self, spa: int, data: bytes, asid: int) -> None:
         """Store."""
 
+    def clear(self, spa: int, length: int, asid: int) -> None:
+        """Zero whole pages."""
+
 
 @dataclass(frozen=True, slots=True)
 class NestedLeaf:
