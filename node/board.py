@@ -20,7 +20,7 @@ from node.generation import Generation
 from node.guest_instructions import GuestInstructions
 from node.host_instructions import HostInstructions
 from node.host_system_bus import HostSystemBus
-from node.memory_controller import HOST_KEY, MemoryController
+from node.memory_controller import MemoryController
 from node.nested_page_table import NestedPageTable, TableHost
 from node.nested_walk import NestedWalker
 from node.page_table_entry import LONG, EntryFormat
@@ -123,8 +123,8 @@ class Board:
         bits = product.physical_address_bits - product.reduced_bits
         check_write = None if self.rmp is None else self.rmp.check_host_write
         form = EntryFormat(LONG, bits, product.c_bit)
-        walker = NestedWalker(self.controller, form, HOST_KEY, check_write)
-        return TableHost(self.controller, self.dram, walker, product.c_bit, HOST_KEY, check_write)
+        walker = NestedWalker(self.controller, form, check_write)
+        return TableHost(self.controller, self.dram, walker, product.c_bit, check_write)
 
     # What a core does while a vCPU runs.
 

@@ -40,7 +40,7 @@ class _GuestPort:
         """Load without a key."""
         try:
             segments = self._nested.translate(address, length)
-            return b"".join([self._controller.read(spa, part, 0) for spa, part, _, _ in segments])
+            return b"".join([self._controller.read(spa, part, key) for spa, part, _, key in segments])
         except (NestedPageFault, MachineCheck, RmpFault, ValueError):
             raise DmaFault(address, length, write=False) from None
 
@@ -52,8 +52,8 @@ class _GuestPort:
                 for spa, part, _, _ in segments:
                     self._rmp.check_host_write(spa, part)
             start = 0
-            for spa, part, _, _ in segments:
-                self._controller.write(spa, data[start : start + part], 0)
+            for spa, part, _, key in segments:
+                self._controller.write(spa, data[start : start + part], key)
                 start += part
         except (NestedPageFault, MachineCheck, RmpFault, ValueError):
             raise DmaFault(address, len(data), write=True) from None

@@ -40,8 +40,9 @@ class GuestInstructions:
             segments = vmcb.nested.translate(one.gpa, one.length)
             key_asid = self._checked(vmcb, one.gpa, segments, one.private, write=False)
             if len(segments) == 1:
-                return self._board.controller.read(segments[0][0], one.length, key_asid)
-            return b"".join([self._board.controller.read(spa, length, key_asid) for spa, length, _, _ in segments])
+                return self._board.controller.read(segments[0][0], one.length, key_asid or segments[0][3])
+            read = self._board.controller.read
+            return b"".join([read(spa, length, key_asid or key) for spa, length, _, key in segments])
         except FAULTS as fault:
             return answer_to(fault, one.gpa)
 
@@ -51,18 +52,18 @@ class GuestInstructions:
             segments = vmcb.nested.translate(one.gpa, len(data), WRITE)
             key_asid = self._checked(vmcb, one.gpa, segments, one.private, write=True)
             if len(segments) == 1:
-                self._board.controller.write(segments[0][0], data, key_asid)
+                self._board.controller.write(segments[0][0], data, key_asid or segments[0][3])
                 return None
             view, start = memoryview(data), 0
-            for spa, length, _, _ in segments:
-                self._board.controller.write(spa, view[start : start + length], key_asid)
+            for spa, length, _, key in segments:
+                self._board.controller.write(spa, view[start : start + length], key_asid or key)
                 start += length
         except FAULTS as fault:
             return answer_to(fault, one.gpa)
         return None
 
     def _checked(self, vmcb: Vmcb, gpa: int, segments: list[Segment], private: bool, write: bool) -> int:
-        """RMP checks of a guest access; the ASID whose key it uses, 0 for none."""
+        """RMP checks of a guest access; the ASID whose key it uses, 0 for what the nested entry says."""
         if private and vmcb.encrypted:
             if vmcb.rmp_checked:
                 assert self._board.rmp is not None

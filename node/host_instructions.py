@@ -104,7 +104,7 @@ class HostInstructions:
     def _nested_map(self, one: op.NestedMap) -> op.Answer:
         table = self._board.nested_table(one.vm)
         try:
-            return table.map(one.gpa, one.spa, one.length, large=one.large) or None
+            return table.map(one.gpa, one.spa, one.length, large=one.large, encrypted=one.encrypted) or None
         except FAULTS as fault:
             return answer_to(fault, one.gpa)
 
