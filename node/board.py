@@ -16,7 +16,7 @@ from node.core_msrs import SNP_EN
 from node.counter_random import CounterRandom
 from node.device_port import DevicePort
 from node.disk import Disk
-from node.dram import Dram
+from node.dram import Dram, MachineCheck
 from node.fault_answers import undefined
 from node.generation import Generation
 from node.guest_instructions import GuestInstructions
@@ -25,18 +25,19 @@ from node.host_system_bus import HostSystemBus
 from node.iommu_board import board_iommu
 from node.memory_controller import MemoryController
 from node.msrs_at_reset import msrs_at_reset
-from node.nested_page_table import NestedPageTable
-from node.platform import Platform
+from node.nested_page_table import NestedPageTable, TableHost
+from node.nested_walk import NestedWalker
+from node.page_table_entry import LONG, EntryFormat
+from node.platform import AS_USUAL, HostMode, Platform
 from node.product import Product
 from node.rmp import ReverseMapTable
-from node.rmp_layout import at_end_of_memory
+from node.rmp_layout import RmpLayout, at_end_of_memory
 from node.vmcb import Vmcb
 from node.vmsa import VMSA_BYTES, VMSA_FIELDS
-from node.xex_cipher import TweakTable
+from node.xex_cipher import KEY_BYTES, TweakTable
 from psp.firmware import SecurityProcessor
 
 _VMPLS = 4
-_AS_USUAL = Platform()
 
 HypervisorReply = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], int]
 ExitHandler = Callable[[str, op.PageStateChange], HypervisorReply]
@@ -52,19 +53,26 @@ class Board:
         memory_bytes: int,
         min_sev_asid: int,
         random: CounterRandom,
-        platform: Platform = _AS_USUAL,
+        platform: Platform = AS_USUAL,
     ) -> None:
         self.product = product
         self.platform = platform
         self.dram = Dram(memory_bytes)
         tweaks = TweakTable.from_random(random.octets(name, "memory tweaks", 0, TweakTable.RANDOM_BYTES))
         self.controller = MemoryController(self.dram, tweaks)
+        ordinary_bytes = memory_bytes
         self.rmp: ReverseMapTable | None = None
         layout = None
         if Generation.SEV_SNP in product.generations:
             # Firmware reserves the table's place and sets the MSRs before the hypervisor starts.
             layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented)
-            self.rmp = ReverseMapTable(self.dram, layout, product.rmp)
+            self.rmp = self._rmp_at(layout)
+            ordinary_bytes = layout.base
+        if platform.mode is not HostMode.NONE:
+            transparent = platform.mode is HostMode.TSME
+            self.controller.install_host_key(random.octets(name, "host key", 0, KEY_BYTES), transparent=transparent)
+        # Firmware clears memory before the cores start: under TSME that leaves ciphertext of zeros.
+        self.controller.clear(0, ordinary_bytes, 0)
         self.msrs = msrs_at_reset(product, platform, layout, memory_bytes)
         self.snp_enabled = False
         """SNP_EN on every core: the host's RMP instructions are there."""
@@ -80,6 +88,7 @@ class Board:
         self.exit_handler: ExitHandler | None = None
         """The hypervisor's answer to a page state change; runs while the vCPU is stopped."""
         self.nested: dict[str, NestedPageTable] = {}
+        self.tables = self._table_host()
         self.vmcbs: dict[str, dict[int, Vmcb]] = {}
         self._running: dict[tuple[str, int], int] = {}
         """Save areas that vCPUs under the RMP run with."""
@@ -120,12 +129,37 @@ class Board:
         layout = self.bus.rmp_layout()
         if layout is None or layout == self.rmp.layout:
             return
-        if all(spa + length <= self.dram.size_bytes for spa, length in layout.ranges()):
-            self.rmp = self.bus.rmp = ReverseMapTable(self.dram, layout, self.product.rmp)
+        for spa, _ in self.rmp.layout.ranges():
+            self.dram.let_go(spa)
+        try:
+            self.rmp = self.bus.rmp = self._rmp_at(layout)
+        except (MachineCheck, ValueError):
+            # Not in memory, or where nested tables are kept already: SNP_INIT will refuse the place.
+            return
+        self.tables = self._table_host()
+
+    def _rmp_at(self, layout: RmpLayout) -> ReverseMapTable:
+        return ReverseMapTable(self.dram, layout, self.product.rmp)
 
     def nested_table(self, vm: str) -> NestedPageTable:
         """A VM's nested page table; empty when it is first asked for."""
-        return self.nested.setdefault(vm, NestedPageTable())
+        table = self.nested.get(vm)
+        if table is None:
+            table = self.nested[vm] = NestedPageTable(self.tables)
+        return table
+
+    def nested_table_at(self, vm: str, nested_cr3: int) -> NestedPageTable:
+        """The tables at a root: a VM's own, or what the hypervisor wrote there itself."""
+        own = self.nested_table(vm)
+        return own if nested_cr3 in (-1, own.root) else NestedPageTable.at(self.tables, nested_cr3)
+
+    def _table_host(self) -> TableHost:
+        product = self.product
+        bits = product.physical_address_bits - product.reduced_bits
+        check_write = None if self.rmp is None else self.rmp.check_host_write
+        form = EntryFormat(LONG, bits, product.c_bit)
+        walker = NestedWalker(self.controller, form, check_write)
+        return TableHost(self.controller, self.dram, walker, product.c_bit, check_write)
 
     # What a core does while a vCPU runs.
 

@@ -6,15 +6,12 @@ from collections.abc import Callable
 
 from node.dram import MachineCheck
 from node.iommu_events import EventCode, IommuEvent
-from node.memory_controller import MemoryController, NoKey
+from node.memory_controller import HOST_KEY, MemoryController, NoHostKey, NoKey
 from node.rmp import ReverseMapTable, RmpFault
 from psp.page_state import PageState, page_state
 from psp.system_bus import PAGE_BYTES
 
-HOST_KEY = -1
-"""The memory controller's slot of the host's own key."""
-
-NO_MEMORY = (MachineCheck, NoKey)
+NO_MEMORY = (MachineCheck, NoKey, NoHostKey)
 """What the memory controller raises where nothing answers."""
 
 _OWN_WRITES = frozenset({PageState.HYPERVISOR, PageState.FIRMWARE, PageState.HV_FIXED})

@@ -61,9 +61,10 @@ KINDS: Mapping[int, type] = {
     33: op.ReadMsr,
     34: op.WriteMsr,
     35: op.MmioRead,
-    36: op.MmioWrite,
-    37: op.DeviceRead,
-    38: op.DeviceWrite,
+    36: op.NestedFrames,
+    37: op.MmioWrite,
+    38: op.DeviceRead,
+    39: op.DeviceWrite,
     # Answers.
     48: op.Fault,
     49: op.PValidateResult,

@@ -41,3 +41,7 @@ class Platform:
     Where it is missing, records may land outside of a short log, past the RMP. With it, records are checked, and
     SNP_INIT demands logs of full length. Other families are taken to be safe.
     """
+
+
+AS_USUAL = Platform()
+"""A host as it comes: no encryption of its own memory, every mechanism at work."""

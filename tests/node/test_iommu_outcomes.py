@@ -10,6 +10,7 @@ from iommu_boards import (
     IOVA,
     REQUESTER,
     SLOT,
+    TABLES,
     TARGET,
     Driver,
     attached,
@@ -19,12 +20,15 @@ from iommu_boards import (
     host,
     load,
     store,
+    switched_on,
 )
 
 from node import operations as op
 from node.board import Board
 from node.device_table import DeviceTableEntry
 from node.iommu_events import FLAG_PERMISSION, FLAG_PRESENT, FLAG_WRITE, EventCode, IommuEvent
+from node.iommu_page_table import leaf, table_pointer
+from node.memory_controller import HOST_KEY
 from node.platform import HostMode, Platform, Protection
 from node.rmp import GuestCore
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
@@ -219,11 +223,84 @@ def test_where_no_memory_answers_the_read_fails_and_the_iommu_says_nothing() -> 
 
 # Whose key.
 
+SME, TSME = Platform(mode=HostMode.SME), Platform(mode=HostMode.TSME)
 
-def test_without_the_c_bit_a_device_sees_bytes_as_they_lie_in_dram() -> None:
-    board = brought_up("Rome", Platform(mode=HostMode.SME))
+
+def through_the_host_key(board: Board) -> bytes:
+    return board.controller.read(TARGET, 16, HOST_KEY)
+
+
+@pytest.mark.parametrize("product", ["Naples", "Rome", "Milan", "Turin"])
+def test_without_the_c_bit_a_device_sees_bytes_as_they_lie_in_dram(product: str) -> None:
+    board = brought_up(product, SME)
     attached(board)
-    board.dram.write(TARGET, OLD)
+    board.controller.write(TARGET, OLD, HOST_KEY)
+    assert load(board) == in_dram(board) != OLD
+    store(board)
+    assert in_dram(board) == WRITTEN != through_the_host_key(board)
+
+
+@pytest.mark.parametrize("product", ["Naples", "Rome", "Milan", "Turin"])
+def test_the_c_bit_in_the_iommu_entry_has_the_engine_decrypt_and_encrypt(product: str) -> None:
+    board = brought_up(product, SME)
+    attached(board, c_bit=1 << board.product.c_bit)
+    board.controller.write(TARGET, OLD, HOST_KEY)
     assert load(board) == OLD
     store(board)
-    assert in_dram(board) == WRITTEN
+    assert through_the_host_key(board) == WRITTEN != in_dram(board)
+
+
+@pytest.mark.parametrize("product", ["Naples", "Rome"])
+@pytest.mark.parametrize("enabled", [True, False])
+def test_so_does_the_c_bit_in_an_address_that_passes_untranslated(product: str, enabled: bool) -> None:
+    board = brought_up(product, SME) if enabled else switched_on(product, SME)
+    if enabled:
+        do(board, Driver().write_entry(REQUESTER, DeviceTableEntry()))
+    c_bit = 1 << board.product.c_bit
+    board.controller.write(TARGET, OLD, HOST_KEY)
+    assert load(board, TARGET | c_bit) == OLD
+    assert load(board, TARGET) == in_dram(board) != OLD
+    store(board, TARGET | c_bit)
+    assert through_the_host_key(board) == WRITTEN
+
+
+@pytest.mark.parametrize("product", ["Rome", "Milan"])
+def test_under_tsme_every_requester_sees_what_the_host_wrote(product: str) -> None:
+    board = brought_up(product, TSME)
+    attached(board)
+    assert host(board, op.HostWrite(TARGET, OLD)) == (None,)
+    assert load(board) == OLD != in_dram(board)
+    store(board)
+    assert host(board, op.HostRead(TARGET, 16)) == (WRITTEN,)
+
+
+def test_without_sme_the_c_bit_is_an_address_far_beyond_memory() -> None:
+    board = brought_up("Rome")
+    attached(board, c_bit=1 << board.product.c_bit)
+    assert load(board) == ABORTED
+    store(board)
+    assert in_dram(board) == bytes(16)
+
+
+def test_the_rmp_is_asked_about_the_page_whatever_the_c_bit_says() -> None:
+    board = brought_up("Milan", SME)
+    attached(board, c_bit=1 << board.product.c_bit)
+    with_page(board, STATES["Guest-Valid"][0], validated=True)
+    assert load(board) == ABORTED
+    store(board)
+    assert in_dram(board) == OLD
+
+
+def test_tables_may_be_encrypted_as_the_pointers_to_them_say() -> None:
+    board = brought_up("Rome", SME)
+    c_bit, table = 1 << board.product.c_bit, TABLES + 64 * PAGE_BYTES
+    entries = {0: table_pointer(table + PAGE_BYTES | c_bit, 1), PAGE_BYTES + 8: leaf(TARGET)}
+    for at, entry in entries.items():
+        board.controller.write(table + at, entry.to_bytes(8, "little"), HOST_KEY)
+    root = DeviceTableEntry(levels=2, root=table | c_bit, domain=DOMAIN)
+    driver = Driver()
+    do(board, driver.write_entry(REQUESTER, root))
+    board.dram.write(TARGET, OLD)
+    assert load(board, PAGE_BYTES) == OLD
+    do(board, driver.write_entry(REQUESTER, replace(root, root=table, domain=DOMAIN + 1)))
+    assert isinstance(load(board, PAGE_BYTES), op.Fault)
