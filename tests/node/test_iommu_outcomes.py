@@ -28,6 +28,7 @@ from node.board import Board
 from node.device_table import DeviceTableEntry
 from node.iommu_events import FLAG_PERMISSION, FLAG_PRESENT, FLAG_WRITE, EventCode, IommuEvent
 from node.iommu_page_table import leaf, table_pointer
+from node.iommu_switches import IommuSwitches
 from node.memory_controller import HOST_KEY
 from node.platform import HostMode, Platform, Protection
 from node.rmp import GuestCore
@@ -88,6 +89,21 @@ def test_under_snp_a_device_reaches_only_pages_of_the_hypervisor(product: str, s
         IommuEvent(EventCode.RMP_PAGE_FAULT, REQUESTER, FLAG_WRITE, 0, IOVA),
     ]  # fmt: skip
     assert events(board) == told
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_large_mapping_needs_all_of_its_2_mib_to_be_the_hypervisor_s(whole: bool) -> None:
+    board = brought_up()
+    board.iommu.switches = IommuSwitches(large_mappings_whole=whole)
+    board.dram.write(TABLES + 8, leaf(TARGET).to_bytes(8, "little"))
+    do(board, Driver().write_entry(REQUESTER, DeviceTableEntry(levels=2, root=TABLES, domain=DOMAIN)))
+    iova = LARGE_PAGE_BYTES
+    board.dram.write(TARGET, OLD)
+    assert load(board, iova) == OLD
+    far = TARGET + 300 * PAGE_BYTES
+    assert host(board, op.RmpUpdate(far, PAGE_BYTES, RmpEntry(assigned=True, gpa=0x5000, asid=9))) == (0,)
+    assert load(board, iova) == (op.Fault(ABORTED.kind, iova) if whole else OLD)
+    assert isinstance(load(board, iova + 300 * PAGE_BYTES), op.Fault)
 
 
 def test_the_rmp_itself_is_out_of_a_device_s_reach(product: str) -> None:
