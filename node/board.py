@@ -59,7 +59,7 @@ class Board:
         if Generation.SEV_SNP in product.generations:
             # Firmware reserves the table's place and sets the MSRs before the hypervisor starts.
             layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented)
-            self.rmp = ReverseMapTable(self.dram, layout, product.rmp)
+            self.rmp = ReverseMapTable(self.dram, layout, product.rmp, disabled=platform.disabled)
         self.bus = HostSystemBus(product, min_sev_asid, memory_bytes, self.controller, self.rmp)
         self.psp = SecurityProcessor(
             self.bus,
