@@ -22,17 +22,16 @@ from node.host_instructions import HostInstructions
 from node.host_system_bus import HostSystemBus
 from node.memory_controller import MemoryController
 from node.nested_page_table import NestedPageTable
-from node.platform import Platform
+from node.platform import AS_USUAL, HostMode, Platform
 from node.product import Product
 from node.rmp import ReverseMapTable
 from node.rmp_layout import at_end_of_memory
 from node.vmcb import Vmcb
 from node.vmsa import VMSA_BYTES, VMSA_FIELDS
-from node.xex_cipher import TweakTable
+from node.xex_cipher import KEY_BYTES, TweakTable
 from psp.firmware import SecurityProcessor
 
 _VMPLS = 4
-_AS_USUAL = Platform()
 
 HypervisorReply = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], int]
 ExitHandler = Callable[[str, op.PageStateChange], HypervisorReply]
@@ -48,18 +47,26 @@ class Board:
         memory_bytes: int,
         min_sev_asid: int,
         random: CounterRandom,
-        platform: Platform = _AS_USUAL,
+        platform: Platform = AS_USUAL,
     ) -> None:
         self.product = product
         self.platform = platform
         self.dram = Dram(memory_bytes)
         tweaks = TweakTable.from_random(random.octets(name, "memory tweaks", 0, TweakTable.RANDOM_BYTES))
         self.controller = MemoryController(self.dram, tweaks)
+        transparent = platform.mode is HostMode.TSME
+        if platform.mode is not HostMode.NONE:
+            self.controller.install_host_key(random.octets(name, "host key", 0, KEY_BYTES), transparent=transparent)
+        ordinary_bytes = memory_bytes
         self.rmp: ReverseMapTable | None = None
         if Generation.SEV_SNP in product.generations:
             # Firmware reserves the table's place and sets the MSRs before the hypervisor starts.
             layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented)
-            self.rmp = ReverseMapTable(self.dram, layout, product.rmp, disabled=platform.disabled)
+            cipher = self.controller.host_cipher if transparent or product.rmp.host_key else None
+            self.rmp = ReverseMapTable(self.dram, layout, product.rmp, cipher=cipher, disabled=platform.disabled)
+            ordinary_bytes = layout.base
+        # Firmware clears memory before the cores start: under TSME that leaves ciphertext of zeros.
+        self.controller.clear(0, ordinary_bytes, 0)
         self.bus = HostSystemBus(product, min_sev_asid, memory_bytes, self.controller, self.rmp)
         self.psp = SecurityProcessor(
             self.bus,

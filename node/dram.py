@@ -64,6 +64,7 @@ class Dram:
     def _reach_by(self, way: DimmCells | DimmRoutes) -> None:
         self.read, self.write = way.read, way.write
         self.words, self.writable_words = way.words, way.writable_words
-        self.lay, self.refill, self.release = way.lay, way.refill, way.release
+        self.lay, self.laid, self.clear = way.lay, way.laid, way.clear
+        self.refill, self.release = way.refill, way.release
         self.pieces, self.resident_runs = way.pieces, way.resident_runs
         self.keep = way.keep

@@ -72,7 +72,7 @@ class HostInstructions:
         try:
             if self._board.rmp is not None:
                 self._board.rmp.check_host_write(one.spa, one.length)
-            self._board.dram.release(one.spa, one.length)
+            self._board.controller.clear(one.spa, one.length, 0)
         except FAULTS as fault:
             return answer_to(fault, one.spa)
         return None
