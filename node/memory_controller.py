@@ -62,14 +62,15 @@ class MemoryController:
             raise ValueError(f"asid: expected one of a guest, got {asid}")
         self._ciphers[asid] = XexCipher(key, self._tweaks)
 
-    def install_host_key(self, key: bytes, *, transparent: bool) -> None:
-        """Load the host's own key, as firmware does before the cores start.
+    def install_host_key(self, key: bytes, *, transparent: bool) -> XexCipher:
+        """Load the host's own key, as firmware does before the cores start; its cipher.
 
         ``transparent`` is TSME: accesses with C=0 go through it too.
         """
-        self._ciphers[HOST_KEY] = XexCipher(key, self._tweaks)
+        cipher = self._ciphers[HOST_KEY] = XexCipher(key, self._tweaks)
         if transparent:
-            self._ciphers[0] = self._ciphers[HOST_KEY]
+            self._ciphers[0] = cipher
+        return cipher
 
     def remove_key(self, asid: int) -> None:
         """Empty the slot of a guest's ASID."""

@@ -85,3 +85,15 @@ def test_each_boot_of_each_host_has_a_host_key_of_its_own():
 
     assert dram("a", 1) == dram("a", 1) == dram("a", 1, HostMode.SME)
     assert len({dram("a", 1), dram("a", 2), dram("b", 1)}) == 3
+
+
+def test_the_rmp_of_a_transparent_host_is_ciphertext_in_dram_and_says_what_it_says_elsewhere():
+    host, guest, place = machine(Generation.SEV_SNP)
+    plain, other, _ = machine(Generation.SEV_SNP, Platform())
+    at = spa(host, guest, place.base_gpa)
+    assert at == spa(plain, other, place.base_gpa)
+    assert host.board.rmp.entry(at) == plain.board.rmp.entry(at)
+    raw = [one.board.dram.read(one.board.rmp.layout.entry_spa(at // 4096), 16) for one in (host, plain)]
+    assert raw[0] != raw[1]
+    (seen,) = host.board.execute_host((op.HostRead(host.board.rmp.layout.entry_spa(at // 4096), 16),))
+    assert seen == raw[1]
