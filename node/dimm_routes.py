@@ -17,8 +17,9 @@ from typing import Self
 
 import numpy as np
 
-from node.dimm_cells import WORD_BYTES, DimmCells, Fill, MachineCheck, Touch, Words
+from node.dimm_cells import WORD_BYTES, DimmCells, Fill, MachineCheck, Words
 from node.extent_map import ExtentMap
+from node.kept_ranges import Touch
 from psp.system_bus import PAGE_BYTES
 
 
@@ -159,8 +160,8 @@ class DimmRoutes:
                 self._fill(part, np.zeros(part.length // WORD_BYTES, np.uint64), fill)
 
     def refill(self, spa: int, length: int, was: Fill | None, fill: Fill) -> list[tuple[int, int]]:
-        """As ``DimmCells.refill``; what lies in other cells than its own is left to the caller. Raises MachineCheck."""
-        others = []
+        """As ``DimmCells.refill``; what other cells hold is for the caller. Raises MachineCheck outside of memory."""
+        others: list[tuple[int, int]] = []
         for part in self._parts(spa, length):
             if part.at == part.spa:
                 others += self._cells.refill(part.at, part.length, was, fill)
@@ -169,7 +170,7 @@ class DimmRoutes:
         return others
 
     def laid(self, spa: int, length: int, fill: Fill | None) -> bytes | None:
-        """As ``DimmCells.laid``, where a range leads to its own cells."""
+        """As ``DimmCells.laid``; None where a route leads away."""
         return None if self.lead_away(spa, length) else self._cells.laid(spa, length, fill)
 
     def release(self, spa: int, length: int) -> None:
@@ -190,6 +191,10 @@ class DimmRoutes:
     def keep(self, spa: int, length: int, touch: Touch) -> None:
         """As ``DimmCells.keep``: whoever reaches the cells, by whatever SPA, is told of. Raises MachineCheck."""
         self._cells.keep(spa, length, touch)
+
+    def let_go(self, spa: int) -> None:
+        """As ``DimmCells.let_go``."""
+        self._cells.let_go(spa)
 
     def _fill(self, part: _Part, words: Words, fill: Fill | None) -> None:
         """Write words to cells that another SPA names: at once, since laid pages know but the cells' own."""

@@ -40,8 +40,6 @@ class Routes(RuleBasedStateMachine):
         self.dram = Dram(2 * CHUNK_BYTES)
         self.cells = {page: bytearray(PAGE_BYTES) for page in range(PAGES)}
         self.written: set[int] = set()
-        self.cleared: set[int] = set()
-        """Through a key: they count as written from when somebody looks."""
         self.routes: dict[int, int | Unanswered] = {}
 
     def spa(self, page: int) -> int:
@@ -110,6 +108,13 @@ class Routes(RuleBasedStateMachine):
             self.store(page + n, 0, masked_bytes(self.seen(page + n), self.spa(page + n)))
 
     @rule(page=pages, count=counts)
+    def clear(self, page: int, count: int) -> None:
+        count = min(count, PAGES - page)
+        self.dram.clear(self.spa(page), count * PAGE_BYTES, masked)
+        for n in range(count):
+            self.store(page + n, 0, masked_bytes(bytes(PAGE_BYTES), self.spa(page + n)))
+
+    @rule(page=pages, count=counts)
     def release(self, page: int, count: int) -> None:
         count = min(count, PAGES - page)
         self.dram.release(self.spa(page), count * PAGE_BYTES)
@@ -118,17 +123,6 @@ class Routes(RuleBasedStateMachine):
             if cell is not None:
                 self.cells[cell][:] = bytes(PAGE_BYTES)
                 self.written.discard(cell)
-
-    @rule(page=pages, count=counts)
-    def clear(self, page: int, count: int) -> None:
-        count = min(count, PAGES - page)
-        self.dram.clear(self.spa(page), count * PAGE_BYTES, masked)
-        for n in range(count):
-            cell = self.cell_of(page + n)
-            self.store(page + n, 0, masked_bytes(bytes(PAGE_BYTES), self.spa(page + n)))
-            if cell == page + n:
-                self.written.discard(cell)
-                self.cleared.add(cell)
 
     @rule(page=pages, at=st.integers(0, 500), count=st.integers(1, 12))
     def change_words(self, page: int, at: int, count: int) -> None:
@@ -153,11 +147,13 @@ class Routes(RuleBasedStateMachine):
             for spa, length in self.dram.resident_runs(self.spa(0), PAGES * PAGE_BYTES)
             for at in range(spa, spa + length, PAGE_BYTES)
         }
-        ones = {page for page in range(PAGES) if self.routes.get(page) is Unanswered.ONES}
-        written = ones | {page for page in range(PAGES) if self.cell_of(page) in self.written}
-        cleared = {page for page in range(PAGES) if self.cell_of(page) in self.cleared}
-        assert written <= runs <= written | cleared
+        assert runs == {
+            page for page in range(PAGES)
+            if self.cell_of(page) in self.written or self.routes.get(page) is Unanswered.ONES
+        }  # fmt: skip
         for page in range(PAGES):
+            laid = self.dram.laid(self.spa(page), PAGE_BYTES, None)
+            assert laid is None or laid == self.seen(page)
             assert self.dram.leads_away(self.spa(page), 1) is (self.cell_of(page) != page)
 
 
