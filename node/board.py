@@ -16,7 +16,7 @@ from node.counter_random import CounterRandom
 from node.disk import Disk
 from node.dram import Dram
 from node.fault_answers import undefined
-from node.generation import Generation
+from node.generation import CAPABILITIES, Generation
 from node.guest_instructions import GuestInstructions
 from node.host_instructions import HostInstructions
 from node.host_system_bus import HostSystemBus
@@ -159,12 +159,14 @@ class Board:
 
     def load_save_area(self, vmcb: Vmcb) -> bytes:
         """The save area as VMRUN reads it."""
-        return self.controller.read(vmcb.save_area_spa, VMSA_BYTES, self._save_area_asid(vmcb))
+        return self.controller.read(vmcb.save_area_spa, VMSA_BYTES, self.save_area_key(vmcb))
 
     def store_save_area(self, vmcb: Vmcb, page: bytes) -> None:
         """Write the save area as an exit does."""
-        self.controller.write(vmcb.save_area_spa, page, self._save_area_asid(vmcb))
+        self.controller.write(vmcb.save_area_spa, page, self.save_area_key(vmcb))
 
-    def _save_area_asid(self, vmcb: Vmcb) -> int:
-        # Registers are encrypted from SEV-ES on; a SEV guest's stay in the clear.
-        return vmcb.asid if vmcb.generation in (Generation.SEV_ES, Generation.SEV_SNP, Generation.SEV_TIO) else 0
+    def save_area_key(self, vmcb: Vmcb) -> int:
+        """Through which key registers go: the guest's from SEV-ES on; a plain VM's are the host's, as it maps them."""
+        if CAPABILITIES[vmcb.generation].encrypted_registers:
+            return vmcb.asid
+        return HOST_KEY if vmcb.generation is Generation.SME else 0

@@ -78,7 +78,7 @@ class MemoryController:
             self._ciphers.pop(asid, None)
 
     def has_key(self, asid: int) -> bool:
-        """Whether the slot of an ASID holds a key."""
+        """Whether the slot of an ASID, or the host's, holds a key."""
         return asid in self._ciphers
 
     def read(self, spa: int, length: int, asid: int) -> bytes:
