@@ -125,8 +125,8 @@ class Board:
         bits = product.physical_address_bits - product.reduced_bits
         check_write = None if self.rmp is None else self.rmp.check_host_write
         form = EntryFormat(LONG, bits, product.c_bit)
-        walker = NestedWalker(self.controller, form, HOST_KEY, check_write)
-        return TableHost(self.controller, self.dram, walker, product.c_bit, HOST_KEY, check_write)
+        walker = NestedWalker(self.controller, form, check_write)
+        return TableHost(self.controller, self.dram, walker, product.c_bit, check_write)
 
     # What a core does while a vCPU runs.
 

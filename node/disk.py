@@ -12,7 +12,7 @@ from __future__ import annotations
 from node import operations as op
 from node.dram import MachineCheck
 from node.guest_memory_map import SHARED_GPA
-from node.memory_controller import HOST_KEY, MemoryController, NoHostKey
+from node.memory_controller import MemoryController, NoHostKey
 from node.nested_page_table import WRITE, NestedPageFault, NestedPageTable
 from node.rmp import ReverseMapTable, RmpFault
 from tio.dma_port import DmaFault
@@ -40,9 +40,7 @@ class _GuestPort:
         """Load as the host maps the guest's memory."""
         try:
             segments = self._nested.translate(address, length)
-            return b"".join(
-                [self._controller.read(spa, part, HOST_KEY if c_bit else 0) for spa, part, _, c_bit in segments]
-            )
+            return b"".join([self._controller.read(spa, part, key) for spa, part, _, key in segments])
         except (NestedPageFault, MachineCheck, NoHostKey, RmpFault, ValueError):
             raise DmaFault(address, length, write=False) from None
 
@@ -54,8 +52,8 @@ class _GuestPort:
                 for spa, part, _, _ in segments:
                     self._rmp.check_host_write(spa, part)
             start = 0
-            for spa, part, _, c_bit in segments:
-                self._controller.write(spa, data[start : start + part], HOST_KEY if c_bit else 0)
+            for spa, part, _, key in segments:
+                self._controller.write(spa, data[start : start + part], key)
                 start += part
         except (NestedPageFault, MachineCheck, NoHostKey, RmpFault, ValueError):
             raise DmaFault(address, len(data), write=True) from None

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from node import operations as op
 from node.fault_answers import FAULTS, answer_to, undefined
-from node.memory_controller import HOST_KEY
 from node.nested_page_table import WRITE, Segment
 from node.rmp import GuestCore
 from node.rmp_checks import PERMIT_READ, PERMIT_WRITE
@@ -40,12 +39,10 @@ class GuestInstructions:
         try:
             segments = vmcb.nested.translate(one.gpa, one.length)
             key_asid = self._checked(vmcb, one.gpa, segments, one.private, write=False)
-            read = self._board.controller.read
             if len(segments) == 1:
-                return read(segments[0][0], one.length, key_asid or (HOST_KEY if segments[0][3] else 0))
-            return b"".join(
-                [read(spa, length, key_asid or (HOST_KEY if c_bit else 0)) for spa, length, _, c_bit in segments]
-            )
+                return self._board.controller.read(segments[0][0], one.length, key_asid or segments[0][3])
+            read = self._board.controller.read
+            return b"".join([read(spa, length, key_asid or key) for spa, length, _, key in segments])
         except FAULTS as fault:
             return answer_to(fault, one.gpa)
 
@@ -54,20 +51,19 @@ class GuestInstructions:
         try:
             segments = vmcb.nested.translate(one.gpa, len(data), WRITE)
             key_asid = self._checked(vmcb, one.gpa, segments, one.private, write=True)
-            write = self._board.controller.write
             if len(segments) == 1:
-                write(segments[0][0], data, key_asid or (HOST_KEY if segments[0][3] else 0))
+                self._board.controller.write(segments[0][0], data, key_asid or segments[0][3])
                 return None
             view, start = memoryview(data), 0
-            for spa, length, _, c_bit in segments:
-                write(spa, view[start : start + length], key_asid or (HOST_KEY if c_bit else 0))
+            for spa, length, _, key in segments:
+                self._board.controller.write(spa, view[start : start + length], key_asid or key)
                 start += length
         except FAULTS as fault:
             return answer_to(fault, one.gpa)
         return None
 
     def _checked(self, vmcb: Vmcb, gpa: int, segments: list[Segment], private: bool, write: bool) -> int:
-        """RMP checks of a guest access; the ASID whose key it uses, 0 where the nested entry's C-bit decides."""
+        """RMP checks of a guest access; the ASID whose key it uses, 0 for what the nested entry says."""
         if private and vmcb.encrypted:
             if vmcb.rmp_checked:
                 assert self._board.rmp is not None

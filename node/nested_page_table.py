@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from node.extent_map import ExtentMap
 from node.kept_ranges import Touch
+from node.memory_controller import HOST_KEY
 from node.nested_table_frames import TableFrames
 from node.nested_table_pages import GPA_END, parts, served_bytes, tables
 from node.nested_walk import READ, WRITE, NestedLeaf, NestedPageFault, NestedWalker, TableMemory
@@ -29,8 +30,8 @@ from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
 __all__ = ["READ", "WRITE", "NestedPageFault", "NestedPageTable", "Segment"]
 
-Segment = tuple[int, int, bool, bool]
-"""(SPA, length, mapped by 2 MiB or more, C-bit of the entry)."""
+Segment = tuple[int, int, bool, int]
+"""(SPA, length, mapped by 2 MiB or more, key of an access without the guest's own: HOST_KEY where C=1, else 0)."""
 
 _TABLE = PRESENT | WRITABLE | USER | ACCESSED
 _PAGE = _TABLE | DIRTY
@@ -45,10 +46,10 @@ _MOST_MISSING = 64
 class _Target:
     spa: int
     large: bool = False
-    encrypted: bool = False
+    key: int = 0
 
     def advanced(self, distance: int) -> Self:
-        return type(self)(self.spa + distance, self.large, self.encrypted)
+        return type(self)(self.spa + distance, self.large, self.key)
 
 
 class NestedMapError(ValueError):
@@ -82,7 +83,6 @@ class TableHost:
     dram: KeepsMemory
     walker: NestedWalker
     c_bit: int
-    host_key: int
     check_write: Callable[[int, int], None] | None = None
 
 
@@ -182,12 +182,12 @@ class NestedPageTable:
                 return missing
         for block in sorted(cut):  # a large page of which a part changes becomes 512 small ones
             target = self._target(block)
-            self._runs.put(block, block + LARGE_PAGE_BYTES, _Target(target.spa, encrypted=target.encrypted))
+            self._runs.put(block, block + LARGE_PAGE_BYTES, _Target(target.spa, key=target.key))
         if spa is None:
             self._runs.put(start, end, None)
         for first, stop, large in wanted:
             assert spa is not None
-            self._runs.put(first, stop, _Target(spa + first - start, large, encrypted))
+            self._runs.put(first, stop, _Target(spa + first - start, large, HOST_KEY if encrypted else 0))
         if self._frames.root is not None:
             dropped = [one for first, stop, large in wanted if large for one in self._frames.drop_lowest(first, stop)]
             if self._in_memory:
@@ -223,8 +223,7 @@ class NestedPageTable:
 
     @property
     def _key(self) -> int:
-        assert self._host is not None
-        return self._host.host_key if self._encrypted else 0
+        return HOST_KEY if self._encrypted else 0
 
     def _touched(self, _spa: int, _length: int) -> None:
         """Somebody is about to read or write a table's page."""
@@ -252,7 +251,7 @@ class NestedPageTable:
         words = np.zeros((high - low) // step, np.uint64)
         for start, end, target in self._runs.pieces(low, high) if level < 3 else ():
             if target is not None and target.large == (level == 2):
-                flags = _PAGE | (LARGE if target.large else 0) | (c_bit if target.encrypted else 0)
+                flags = _PAGE | (LARGE if target.large else 0) | (c_bit if target.key else 0)
                 at, count = (start - low) // step, (end - start) // step
                 words[at : at + count] = np.arange(count, dtype=np.uint64) * np.uint64(step) + np.uint64(
                     target.spa | flags
@@ -280,12 +279,12 @@ class NestedPageTable:
         found = self._runs.find(gpa)
         if found is not None and gpa + length <= found[1]:
             target = found[2]
-            return [(target.spa + gpa - found[0], length, target.large, target.encrypted)]
+            return [(target.spa + gpa - found[0], length, target.large, target.key)]
         out = []
         for start, end, some in self._runs.pieces(gpa, gpa + length):
             if some is None:
                 raise NestedPageFault(start, access)
-            out.append((some.spa, end - start, some.large, some.encrypted))
+            out.append((some.spa, end - start, some.large, some.key))
         if not out:
             raise NestedPageFault(gpa, access)
         return out
@@ -300,7 +299,7 @@ class NestedPageTable:
             raise NestedPageFault(gpa, access)
         target = found[2].advanced(gpa - found[0])
         size = LARGE_PAGE_BYTES if target.large else PAGE_BYTES
-        return NestedLeaf(target.spa - gpa % size, size, target.encrypted)
+        return NestedLeaf(target.spa - gpa % size, size, target.key)
 
     def _walk(self, gpa: int, length: int, access: int) -> list[Segment]:
         out: list[Segment] = []
@@ -311,10 +310,10 @@ class NestedPageTable:
             spa, size = leaf.spa + offset, min(end - at, leaf.page_bytes - offset)
             large = leaf.page_bytes > PAGE_BYTES
             before = out[-1] if out else None
-            if before is not None and (before[0] + before[1], *before[2:]) == (spa, large, leaf.encrypted):
-                out[-1] = (before[0], before[1] + size, large, leaf.encrypted)
+            if before is not None and (before[0] + before[1], *before[2:]) == (spa, large, leaf.key):
+                out[-1] = (before[0], before[1] + size, large, leaf.key)
             else:
-                out.append((spa, size if length else 0, large, leaf.encrypted))
+                out.append((spa, size if length else 0, large, leaf.key))
             at += size
             if at == end:
                 return out

@@ -186,17 +186,17 @@ class NestedFrames:
 class NestedMap:
     """Point the nested page table of a VM at memory: the stores of entries that it takes.
 
-    Pages are of 2 MiB where addresses let them be, of 4 KiB with ``large`` off. ``encrypted`` is the entries'
-    C-bit: what the guest does there without a key of its own goes through the host's. Answer: None; how many
-    pages for tables it lacks (then nothing changed); or a Fault.
+    ``encrypted`` is the entries' C-bit: the host's key where the guest does not use its own. Pages are of 2 MiB
+    where addresses let them be, of 4 KiB with ``large`` off. Answer: None; how many pages for tables it lacks
+    (then nothing changed); or a Fault.
     """
 
     vm: str
     gpa: int
     spa: int
     length: int
-    large: bool = True
     encrypted: bool = False
+    large: bool = True
 
 
 @dataclass(frozen=True, slots=True)

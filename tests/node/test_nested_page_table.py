@@ -26,7 +26,7 @@ def test_a_range_is_translated_in_as_few_pieces_as_it_is_mapped_in() -> None:
     table.map(3 * PAGE, 5 * PAGE, PAGE)
     assert len(table) == 2
     assert table.translate(100, 3 * PAGE) == [
-        (16 * PAGE + 100, 3 * PAGE - 100, False, False),
+        (16 * PAGE + 100, 3 * PAGE - 100, False, 0),
         (5 * PAGE, 100, False, False),
     ]
 
