@@ -18,12 +18,12 @@ from node.device_port import DevicePort
 from node.disk import Disk
 from node.dram import Dram, MachineCheck
 from node.fault_answers import undefined
-from node.generation import Generation
+from node.generation import CAPABILITIES, Generation
 from node.guest_instructions import GuestInstructions
 from node.host_instructions import HostInstructions
 from node.host_system_bus import HostSystemBus
 from node.iommu_board import board_iommu
-from node.memory_controller import MemoryController
+from node.memory_controller import HOST_KEY, MemoryController
 from node.msrs_at_reset import msrs_at_reset
 from node.nested_page_table import NestedPageTable, TableHost
 from node.nested_walk import NestedWalker
@@ -60,6 +60,9 @@ class Board:
         self.dram = Dram(memory_bytes)
         tweaks = TweakTable.from_random(random.octets(name, "memory tweaks", 0, TweakTable.RANDOM_BYTES))
         self.controller = MemoryController(self.dram, tweaks)
+        transparent = platform.mode is HostMode.TSME
+        if platform.mode is not HostMode.NONE:
+            self.controller.install_host_key(random.octets(name, "host key", 0, KEY_BYTES), transparent=transparent)
         ordinary_bytes = memory_bytes
         self.rmp: ReverseMapTable | None = None
         layout = None
@@ -68,9 +71,6 @@ class Board:
             layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented)
             self.rmp = self._rmp_at(layout)
             ordinary_bytes = layout.base
-        if platform.mode is not HostMode.NONE:
-            transparent = platform.mode is HostMode.TSME
-            self.controller.install_host_key(random.octets(name, "host key", 0, KEY_BYTES), transparent=transparent)
         # Firmware clears memory before the cores start: under TSME that leaves ciphertext of zeros.
         self.controller.clear(0, ordinary_bytes, 0)
         self.msrs = msrs_at_reset(product, platform, layout, memory_bytes)
@@ -139,7 +139,9 @@ class Board:
         self.tables = self._table_host()
 
     def _rmp_at(self, layout: RmpLayout) -> ReverseMapTable:
-        return ReverseMapTable(self.dram, layout, self.product.rmp)
+        under_key = self.platform.mode is HostMode.TSME or self.product.rmp.under_host_key
+        cipher = self.controller.host_cipher if under_key else None
+        return ReverseMapTable(self.dram, layout, self.product.rmp, cipher=cipher, disabled=self.platform.disabled)
 
     def nested_table(self, vm: str) -> NestedPageTable:
         """A VM's nested page table; empty when it is first asked for."""
@@ -192,12 +194,14 @@ class Board:
 
     def load_save_area(self, vmcb: Vmcb) -> bytes:
         """The save area as VMRUN reads it."""
-        return self.controller.read(vmcb.save_area_spa, VMSA_BYTES, self._save_area_asid(vmcb))
+        return self.controller.read(vmcb.save_area_spa, VMSA_BYTES, self.save_area_key(vmcb))
 
     def store_save_area(self, vmcb: Vmcb, page: bytes) -> None:
         """Write the save area as an exit does."""
-        self.controller.write(vmcb.save_area_spa, page, self._save_area_asid(vmcb))
+        self.controller.write(vmcb.save_area_spa, page, self.save_area_key(vmcb))
 
-    def _save_area_asid(self, vmcb: Vmcb) -> int:
-        # Registers are encrypted from SEV-ES on; a SEV guest's stay in the clear.
-        return vmcb.asid if vmcb.generation in (Generation.SEV_ES, Generation.SEV_SNP, Generation.SEV_TIO) else 0
+    def save_area_key(self, vmcb: Vmcb) -> int:
+        """Through which key registers go: the guest's from SEV-ES on; a plain VM's are the host's, as it maps them."""
+        if CAPABILITIES[vmcb.generation].encrypted_registers:
+            return vmcb.asid
+        return HOST_KEY if vmcb.generation is Generation.SME else 0

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from node import operations as op
-from node.core_msrs import MFDM, SNP_EN, VMPL_EN, Msr
+from node.core_msrs import MEM_ENCRYPTION_MODE_EN, MFDM, SNP_EN, VMPL_EN, Msr
 from node.generation import Generation
 from node.iommu_driver import enabling
 from node.product import Product
@@ -34,7 +34,9 @@ def bring_up_steps(product: Product, rmp: RmpLayout | None, command_page: int, s
     if rmp is not None:
         table = [(rmp.base, BOOKKEEPING_BYTES), *((one.spa, one.end - one.spa) for one in rmp.arrays)]
         init = buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP)
-        yield Step("RMP zeroed", (*[op.HostClear(spa, length) for spa, length in table], op.Wbinvd()))
+        # Zeros are what the table's own accesses read as zeros.
+        keyed = bool(syscfg & MEM_ENCRYPTION_MODE_EN) and product.rmp.under_host_key
+        yield Step("RMP zeroed", (*[op.HostClear(spa, length, keyed) for spa, length in table], op.Wbinvd()))
         yield Step("MtrrFixDramModEn", (op.WriteMsr(None, Msr.SYSCFG, syscfg | MFDM),))
         yield Step("SNP_EN", (op.WriteMsr(None, Msr.SYSCFG, syscfg | MFDM | SNP_EN | VMPL_EN),))
         yield Step("VM_HSAVE_PA", (op.WriteMsr(None, Msr.VM_HSAVE_PA, 0),))

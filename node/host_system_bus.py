@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from node.core_msrs import MFDM, SNP_EN, CoreMsrs, Msr
+from node.core_msrs import MEM_ENCRYPTION_MODE_EN, MFDM, SNP_EN, CoreMsrs, Msr
 from node.iommu import Iommu
-from node.memory_controller import MemoryController
+from node.memory_controller import HOST_KEY, MemoryController
 from node.product import Product
 from node.rmp import ReverseMapTable
 from node.rmp_layout import RmpLayout
@@ -38,6 +38,8 @@ class HostSystemBus:
         """Where SNP_EN found it; the board puts another here if the registers said otherwise."""
         self.wbinvds = 0
         """WBINVDs that all cores have completed."""
+        keyed = product.rmp.under_host_key and msrs.all_have(MEM_ENCRYPTION_MODE_EN)
+        self._rmp_key = HOST_KEY if keyed else 0
         self._smt = product.threads_per_core > 1
         self._controller = controller
         self._msrs = msrs
@@ -57,7 +59,7 @@ class HostSystemBus:
     def rmp_layout(self) -> RmpLayout | None:
         """Where the cores' registers put the RMP; None if they differ, or no table can be there."""
         settings = self._msrs.rmp_registers()
-        return layout_of_registers(settings[0], self._controller) if len(settings) == 1 else None
+        return layout_of_registers(settings[0], self._controller, self._rmp_key) if len(settings) == 1 else None
 
     def rmp_placement(self) -> RmpPlacement | None:
         """The same, as firmware wants it."""

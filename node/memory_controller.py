@@ -67,9 +67,14 @@ class MemoryController:
 
         ``transparent`` is TSME: accesses with C=0 go through it too.
         """
-        self._ciphers[HOST_KEY] = XexCipher(key, self._tweaks)
+        cipher = self._ciphers[HOST_KEY] = XexCipher(key, self._tweaks)
         if transparent:
-            self._ciphers[0] = self._ciphers[HOST_KEY]
+            self._ciphers[0] = cipher
+
+    @property
+    def host_cipher(self) -> XexCipher | None:
+        """What chips of the board that keep tables in DRAM put between the two; None on a host without a key."""
+        return self._ciphers.get(HOST_KEY)
 
     def remove_key(self, asid: int) -> None:
         """Empty the slot of a guest's ASID."""
@@ -77,7 +82,7 @@ class MemoryController:
             self._ciphers.pop(asid, None)
 
     def has_key(self, asid: int) -> bool:
-        """Whether the slot of an ASID holds a key."""
+        """Whether the slot of an ASID, or the host's, holds a key."""
         return asid in self._ciphers
 
     def read(self, spa: int, length: int, asid: int) -> bytes:

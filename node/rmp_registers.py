@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from node.dram import MachineCheck
-from node.memory_controller import MemoryController
+from node.memory_controller import MemoryController, NoHostKey
 from node.rmp_layout import BOOKKEEPING_BYTES, RMP_CFG_64_GIB, SEGMENT_TABLE_BYTES, RmpLayout
 from psp.system_bus import RmpRegisters
 
 
-def layout_of_registers(registers: RmpRegisters, memory: MemoryController) -> RmpLayout | None:
-    """The table that they describe, a segment table read from memory; None if none can be there."""
+def layout_of_registers(registers: RmpRegisters, memory: MemoryController, key: int) -> RmpLayout | None:
+    """The table that they describe, a segment table read through the slot ``key``; None if none can be there."""
     try:
         if not registers.config & 1:
             return RmpLayout.flat(registers.base, registers.end)
-        table = memory.read(registers.base + BOOKKEEPING_BYTES, SEGMENT_TABLE_BYTES, 0)
+        table = memory.read(registers.base + BOOKKEEPING_BYTES, SEGMENT_TABLE_BYTES, key)
         return RmpLayout.segmented(registers.base, registers.config, table)
-    except (ValueError, MachineCheck):
+    except (ValueError, MachineCheck, NoHostKey):
         return None
 
 

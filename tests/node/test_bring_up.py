@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
-from iommu_boards import MEMORY_BYTES, brought_up, host, switched_on
+from iommu_boards import MEMORY_BYTES, brought_up, do, host, switched_on
 
 from node import operations as op
 from node.board import Board
 from node.core_msrs import MFDM, SNP_EN, VMPL_EN, Msr
+from node.counter_random import CounterRandom
 from node.host_bring_up import Step, bring_up_steps, refusal
+from node.hypervisor import Hypervisor
 from node.iommu_driver import COMMANDS, DEVICE_TABLE, EVENTS, EVENTS_BYTES, SEMAPHORE, write_register
 from node.iommu_registers import EVENT_LOG_ENABLE, IOMMU_ENABLE, PARKED, Register, ring_register
-from node.platform import Platform
+from node.platform import HostMode, Platform
+from node.product import PRODUCTS
 from node.rmp_layout import RMP_CFG_64_GIB, at_end_of_memory
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand, SnpPlatformState
@@ -207,6 +211,22 @@ def test_every_product_comes_up_in_the_right_order(product: str) -> None:
     snp = product not in ("Naples", "Rome")
     assert board.snp_enabled is snp
     assert board.iommu.memory.enforced is snp
+
+
+@pytest.mark.parametrize("mode", HostMode)
+@pytest.mark.parametrize("keyed", [False, True])
+@pytest.mark.parametrize("product", ["Milan", "Turin"])
+def test_however_the_host_encrypts_its_memory_the_rmp_comes_up_empty(product: str, mode: HostMode, keyed: bool) -> None:
+    row = PRODUCTS[product]
+    row = replace(row, rmp=replace(row.rmp, under_host_key=keyed))
+    board = Board("board", row, MEMORY_BYTES, 100, CounterRandom(1), Platform(mode=mode))
+    do(board, Hypervisor(row, MEMORY_BYTES, 100, {}).bring_up())
+    page = 32 * MIB
+    assert board.rmp is not None
+    assert board.rmp.entry(page) == RmpEntry()
+    assert host(board, op.HostWrite(page, b"x"), op.RmpUpdate(page, PAGE_BYTES, RmpEntry(assigned=True))) == (None, 0)
+    (answer,) = host(board, op.HostWrite(page, b"x"))
+    assert isinstance(answer, op.Fault)
 
 
 def test_rmp_instructions_are_there_only_with_snp_en_on_every_core() -> None:
