@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 
 from node import operations as op
+from node.cached_controller import CachedController
 from node.counter_random import CounterRandom
 from node.disk import Disk
 from node.dram import Dram
@@ -22,7 +23,7 @@ from node.host_instructions import HostInstructions
 from node.host_system_bus import HostSystemBus
 from node.memory_controller import MemoryController
 from node.nested_page_table import NestedPageTable
-from node.platform import Platform
+from node.platform import AS_USUAL, Platform
 from node.product import Product
 from node.rmp import ReverseMapTable
 from node.rmp_layout import at_end_of_memory
@@ -32,7 +33,6 @@ from node.xex_cipher import TweakTable
 from psp.firmware import SecurityProcessor
 
 _VMPLS = 4
-_AS_USUAL = Platform()
 
 HypervisorReply = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], int]
 ExitHandler = Callable[[str, op.PageStateChange], HypervisorReply]
@@ -48,19 +48,26 @@ class Board:
         memory_bytes: int,
         min_sev_asid: int,
         random: CounterRandom,
-        platform: Platform = _AS_USUAL,
+        platform: Platform = AS_USUAL,
     ) -> None:
         self.product = product
         self.platform = platform
         self.dram = Dram(memory_bytes)
         tweaks = TweakTable.from_random(random.octets(name, "memory tweaks", 0, TweakTable.RANDOM_BYTES))
-        self.controller = MemoryController(self.dram, tweaks)
         self.rmp: ReverseMapTable | None = None
         if Generation.SEV_SNP in product.generations:
             # Firmware reserves the table's place and sets the MSRs before the hypervisor starts.
             layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented)
             self.rmp = ReverseMapTable(self.dram, layout, product.rmp)
-        self.bus = HostSystemBus(product, min_sev_asid, memory_bytes, self.controller, self.rmp)
+        self.caches: CachedController | None = None
+        """The controller, where the platform has caches."""
+        if platform.caches:
+            self.caches = CachedController(self.dram, tweaks, product, self.rmp)
+        self.controller = self.caches or MemoryController(self.dram, tweaks)
+        """Memory as cores load and store it."""
+        self.fabric = self.caches.fabric(product.caches.devices) if self.caches else self.controller
+        """Memory as devices reach it."""
+        self.bus = HostSystemBus(product, min_sev_asid, memory_bytes, self.controller, self.rmp, platform)
         self.psp = SecurityProcessor(
             self.bus,
             lambda purpose, counter, length: random.octets(name, f"psp {purpose}", counter, length),

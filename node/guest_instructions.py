@@ -32,6 +32,7 @@ class GuestInstructions:
             op.PageStateChange: self._page_state_change,
             op.BlockRead: self._block,
             op.BlockWrite: self._block,
+            op.Clflush: self._clflush,
         }
 
     def _read(self, vmcb: Vmcb, one: op.Read) -> op.Answer:
@@ -58,6 +59,18 @@ class GuestInstructions:
                 start += length
         except FAULTS as fault:
             return answer_to(fault, one.gpa)
+        return None
+
+    def _clflush(self, vmcb: Vmcb, one: op.Clflush) -> op.Answer:
+        try:
+            segments = vmcb.nested.translate(one.gpa, one.length)
+            # To the checks a flush is a load (APM volume 3, CLFLUSH).
+            key_asid = self._checked(vmcb, one.gpa, segments, one.private, write=False)
+        except FAULTS as fault:
+            return answer_to(fault, one.gpa)
+        if self._board.caches is not None:
+            for spa, length in segments:
+                self._board.caches.cache.flush(spa, length, key_asid)
         return None
 
     def _checked(self, vmcb: Vmcb, gpa: int, segments: list[tuple[int, int]], private: bool, write: bool) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from node import operations as op
+from node.cache_instructions import CacheInstructions
 from node.dram import MachineCheck
 from node.fault_answers import FAULTS, answer_to, undefined
 from node.generation import Generation
@@ -26,6 +27,7 @@ class HostInstructions:
 
     def __init__(self, board: Board) -> None:
         self._board = board
+        caches = CacheInstructions(board)
         self.table: Mapping[type, Callable[..., op.Answer]] = {
             op.HostRead: self._host_read,
             op.HostReadWritten: self._host_read_written,
@@ -43,7 +45,10 @@ class HostInstructions:
             op.DiskRead: self._disk_read,
             op.DiskWrite: self._disk_write,
             op.PspCommand: self._psp_command,
-            op.Wbinvd: self._wbinvd,
+            op.Wbinvd: caches.wbinvd,
+            op.HostClflush: caches.clflush,
+            op.Invd: caches.invd,
+            op.VmPageFlush: caches.vm_page_flush,
         }
 
     def _host_read(self, one: op.HostRead) -> op.Answer:
@@ -54,7 +59,7 @@ class HostInstructions:
 
     def _host_read_written(self, one: op.HostReadWritten) -> op.Answer:
         try:
-            runs = self._board.dram.resident_runs(one.spa, one.length)
+            runs = self._board.controller.written_runs(one.spa, one.length)
             return op.Runs(tuple([(spa, self._board.controller.read(spa, length, 0)) for spa, length in runs]))
         except MachineCheck as fault:
             return answer_to(fault, one.spa)
@@ -72,7 +77,7 @@ class HostInstructions:
         try:
             if self._board.rmp is not None:
                 self._board.rmp.check_host_write(one.spa, one.length)
-            self._board.dram.release(one.spa, one.length)
+            self._board.controller.clear(one.spa, one.length, 0)
         except FAULTS as fault:
             return answer_to(fault, one.spa)
         return None
@@ -146,7 +151,3 @@ class HostInstructions:
         return op.PspAnswer(
             int(status), self._board.controller.read(one.spa, len(one.buffer), 0) if one.buffer else b""
         )
-
-    def _wbinvd(self, _: op.Wbinvd) -> op.Answer:
-        self._board.bus.wbinvds += 1
-        return None

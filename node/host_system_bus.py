@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from node.cached_controller import CachedController
 from node.memory_controller import MemoryController
+from node.platform import Platform
 from node.product import Product
 from node.rmp import ReverseMapTable
 from psp.system_bus import PAGE_BYTES, CoreConfiguration, RmpEntry
@@ -18,6 +20,7 @@ class HostSystemBus:
         dram_bytes: int,
         controller: MemoryController,
         rmp: ReverseMapTable | None,
+        platform: Platform,
     ) -> None:
         self.max_asid = product.max_asid
         self.min_sev_asid = min_sev_asid
@@ -30,7 +33,9 @@ class HostSystemBus:
             hsave_pa_zero=True,
             smt_enabled=product.threads_per_core > 1,
         )
-        self._controller = controller
+        caches = controller if isinstance(controller, CachedController) else None
+        self._controller = controller if caches is None else caches.fabric(caches.firmware_snoop)
+        self._stopped_cores = caches if platform.rmp_init_barrier else None
         self._rmp = rmp
 
     def core_configuration(self) -> CoreConfiguration:
@@ -76,6 +81,8 @@ class HostSystemBus:
     def rmp_initialise(self) -> None:
         """Zero the RMP."""
         if self._rmp is not None:
+            if self._stopped_cores is not None:
+                self._stopped_cores.give_up_rmp()
             self._rmp.initialise()
 
     def rmp_entry(self, spa: int) -> RmpEntry:

@@ -5,6 +5,7 @@ Software never sees a key. An access with ASID 0 goes past the cipher.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from io import BytesIO
 
 import numpy as np
@@ -106,6 +107,17 @@ class MemoryController:
             return
         self._dram.lay(spa, data, self._cipher(asid).encrypt if asid else None)
         self.bytes_encrypted += len(data) if asid else 0
+
+    def clear(self, spa: int, length: int, asid: int) -> None:
+        """Zero memory; whole pages cost nothing and count as never written. Raises as ``read``."""
+        if asid:
+            self.write(spa, bytes(length), asid)
+        else:
+            self._dram.release(spa, length)
+
+    def written_runs(self, spa: int, length: int) -> Iterator[tuple[int, int]]:
+        """Runs of whole pages in a range that somebody wrote, as (SPA, length). Raises MachineCheck."""
+        return self._dram.resident_runs(spa, length)
 
     def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:
         """Put what lies in DRAM through the key of an ASID."""
