@@ -23,13 +23,13 @@ from node.host_instructions import HostInstructions
 from node.host_system_bus import HostSystemBus
 from node.memory_controller import MemoryController
 from node.nested_page_table import NestedPageTable
-from node.platform import AS_USUAL, Platform
+from node.platform import AS_USUAL, HostMode, Platform
 from node.product import Product
 from node.rmp import ReverseMapTable
 from node.rmp_layout import at_end_of_memory
 from node.vmcb import Vmcb
 from node.vmsa import VMSA_BYTES, VMSA_FIELDS
-from node.xex_cipher import TweakTable
+from node.xex_cipher import KEY_BYTES, TweakTable
 from psp.firmware import SecurityProcessor
 
 _VMPLS = 4
@@ -54,11 +54,13 @@ class Board:
         self.platform = platform
         self.dram = Dram(memory_bytes)
         tweaks = TweakTable.from_random(random.octets(name, "memory tweaks", 0, TweakTable.RANDOM_BYTES))
+        ordinary_bytes = memory_bytes
         self.rmp: ReverseMapTable | None = None
         if Generation.SEV_SNP in product.generations:
             # Firmware reserves the table's place and sets the MSRs before the hypervisor starts.
             layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented)
             self.rmp = ReverseMapTable(self.dram, layout, product.rmp)
+            ordinary_bytes = layout.base
         self.caches: CachedController | None = None
         """The controller, where the platform has caches."""
         if platform.caches:
@@ -67,6 +69,11 @@ class Board:
         """Memory as cores load and store it."""
         self.fabric = self.caches.fabric(product.caches.devices) if self.caches else self.controller
         """Memory as devices reach it."""
+        if platform.mode is not HostMode.NONE:
+            transparent = platform.mode is HostMode.TSME
+            self.controller.install_host_key(random.octets(name, "host key", 0, KEY_BYTES), transparent=transparent)
+        # Firmware clears memory before the cores start: under TSME that leaves ciphertext of zeros.
+        self.controller.clear(0, ordinary_bytes, 0)
         self.bus = HostSystemBus(product, min_sev_asid, memory_bytes, self.controller, self.rmp, platform)
         self.psp = SecurityProcessor(
             self.bus,

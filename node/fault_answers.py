@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from node import operations as op
 from node.dram import MachineCheck
-from node.memory_controller import NoKey
+from node.memory_controller import NoHostKey, NoKey
 from node.nested_page_table import NestedPageFault
 from node.rmp import NotValidated, ProtectionFault, RmpFault
 
@@ -44,6 +44,7 @@ def _not_validated(_: Exception, address: int) -> op.Fault:
 _ANSWERS: dict[type[Exception], Callable[..., op.Fault]] = {
     MachineCheck: _machine_check,
     NoKey: _machine_check,
+    NoHostKey: _machine_check,
     NestedPageFault: _nested_fault,
     RmpFault: _rmp_fault,
     NotValidated: _not_validated,
