@@ -22,7 +22,9 @@ from node.guest_instructions import GuestInstructions
 from node.host_instructions import HostInstructions
 from node.host_system_bus import HostSystemBus
 from node.memory_controller import MemoryController
-from node.nested_page_table import NestedPageTable
+from node.nested_page_table import NestedPageTable, TableHost
+from node.nested_walk import NestedWalker
+from node.page_table_entry import LONG, EntryFormat
 from node.platform import AS_USUAL, HostMode, Platform
 from node.product import Product
 from node.rmp import ReverseMapTable
@@ -83,6 +85,7 @@ class Board:
         self.exit_handler: ExitHandler | None = None
         """The hypervisor's answer to a page state change; runs while the vCPU is stopped."""
         self.nested: dict[str, NestedPageTable] = {}
+        self.tables = self._table_host()
         self.vmcbs: dict[str, dict[int, Vmcb]] = {}
         self._running: dict[tuple[str, int], int] = {}
         """Save areas that vCPUs under the RMP run with."""
@@ -113,7 +116,23 @@ class Board:
 
     def nested_table(self, vm: str) -> NestedPageTable:
         """A VM's nested page table; empty when it is first asked for."""
-        return self.nested.setdefault(vm, NestedPageTable())
+        table = self.nested.get(vm)
+        if table is None:
+            table = self.nested[vm] = NestedPageTable(self.tables)
+        return table
+
+    def nested_table_at(self, vm: str, nested_cr3: int) -> NestedPageTable:
+        """The tables at a root: a VM's own, or what the hypervisor wrote there itself."""
+        own = self.nested_table(vm)
+        return own if nested_cr3 in (-1, own.root) else NestedPageTable.at(self.tables, nested_cr3)
+
+    def _table_host(self) -> TableHost:
+        product = self.product
+        bits = product.physical_address_bits - product.reduced_bits
+        check_write = None if self.rmp is None else self.rmp.check_host_write
+        form = EntryFormat(LONG, bits, product.c_bit)
+        walker = NestedWalker(self.controller, form, check_write)
+        return TableHost(self.controller, self.dram, walker, product.c_bit, check_write)
 
     # What a core does while a vCPU runs.
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.extent_map import ExtentMap
+from node.kept_ranges import KeptRanges, Touch
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
 Octets = NDArray[np.uint8]
@@ -43,10 +44,6 @@ Fill = Callable[[Words, int, Words], None]
 
 Two are the same if they are equal: a bound method is made anew each time.
 """
-
-
-Touch = Callable[[int, int], None]
-"""Told (SPA, length) of an access to memory that its owner keeps elsewhere, before the access: time to write it out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +88,7 @@ class DimmCells:
         self.size_bytes = size_bytes
         self._plain_end = size_bytes
         """Up to here nobody is told of accesses."""
-        self._kept: list[tuple[int, int, Touch]] = []
+        self._kept = KeptRanges(size_bytes)
         self._chunks: dict[int, _Chunk] = {}
         self._written: dict[int, int] = {}
         """For each 2 MiB region: bit n is set when someone wrote its page n. No region without a bit."""
@@ -147,8 +144,13 @@ class DimmCells:
         ``touch`` hears of every access first, its own too, and writes what it holds. Raises MachineCheck.
         """
         self._check(spa, length)
-        self._kept.append((spa, spa + length, touch))
-        self._plain_end = min(self._plain_end, spa)
+        self._kept.keep(spa, length, touch)
+        self._plain_end = self._kept.first
+
+    def let_go(self, spa: int) -> None:
+        """No longer tell the owner of the kept range that begins here."""
+        self._kept.let_go(spa)
+        self._plain_end = self._kept.first
 
     def touch(self, spa: int, length: int) -> None:
         """Tell the owners of kept ranges of an access that is about to come. Raises MachineCheck."""
@@ -286,10 +288,7 @@ class DimmCells:
     def _check_far(self, spa: int, length: int) -> None:
         if spa < 0 or length < 0 or spa + length > self.size_bytes:
             raise MachineCheck(spa, length)
-        for start, end, touch in self._kept:
-            low, high = max(spa, start), min(spa + length, end)
-            if low < high:
-                touch(low, high - low)
+        self._kept.tell(spa, length)
 
     def _chunk_to_write(self, spa: int, length: int) -> _Chunk:
         written = self._written

@@ -17,8 +17,9 @@ from typing import Self
 
 import numpy as np
 
-from node.dimm_cells import WORD_BYTES, DimmCells, Fill, MachineCheck, Touch, Words
+from node.dimm_cells import WORD_BYTES, DimmCells, Fill, MachineCheck, Words
 from node.extent_map import ExtentMap
+from node.kept_ranges import Touch
 from psp.system_bus import PAGE_BYTES
 
 
@@ -190,6 +191,10 @@ class DimmRoutes:
     def keep(self, spa: int, length: int, touch: Touch) -> None:
         """As ``DimmCells.keep``: whoever reaches the cells, by whatever SPA, is told of. Raises MachineCheck."""
         self._cells.keep(spa, length, touch)
+
+    def let_go(self, spa: int) -> None:
+        """As ``DimmCells.let_go``."""
+        self._cells.let_go(spa)
 
     def _fill(self, part: _Part, words: Words, fill: Fill | None) -> None:
         """Write words to cells that another SPA names: at once, since laid pages know but the cells' own."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from node import operations as op
 from node.dram import MachineCheck
 from node.memory_controller import NoHostKey, NoKey
-from node.nested_page_table import NestedPageFault
+from node.nested_page_table import NestedMapError, NestedPageFault
 from node.rmp import NotValidated, ProtectionFault, RmpFault
 
 
@@ -25,8 +25,8 @@ def _machine_check(_: Exception, address: int) -> op.Fault:
     return op.Fault(op.FaultKind.MACHINE_CHECK, address)
 
 
-def _nested_fault(_: Exception, address: int) -> op.Fault:
-    return op.Fault(op.FaultKind.NESTED_PAGE_FAULT, address)
+def _nested_fault(fault: NestedPageFault, _: int) -> op.Fault:
+    return op.Fault(op.FaultKind.NESTED_PAGE_FAULT, fault.gpa, fault.error)
 
 
 def _rmp_fault(fault: RmpFault, address: int) -> op.Fault:
@@ -49,6 +49,8 @@ _ANSWERS: dict[type[Exception], Callable[..., op.Fault]] = {
     RmpFault: _rmp_fault,
     NotValidated: _not_validated,
     ProtectionFault: _protection,
+    # What software got wrong before it stored anything: the fault that an impossible address would end in.
+    NestedMapError: _protection,
 }
 
 FAULTS: tuple[type[Exception], ...] = tuple(_ANSWERS)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from node.extent_map import ExtentMap
 from node.kept_ranges import Touch
+from node.memory_controller import HOST_KEY
 from node.nested_table_frames import TableFrames
 from node.nested_table_pages import GPA_END, parts, served_bytes, tables
 from node.nested_walk import READ, WRITE, NestedLeaf, NestedPageFault, NestedWalker, TableMemory
@@ -29,8 +30,8 @@ from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
 __all__ = ["READ", "WRITE", "NestedPageFault", "NestedPageTable", "Segment"]
 
-Segment = tuple[int, int, bool, bool]
-"""(SPA, length, mapped by 2 MiB or more, C-bit of the entry)."""
+Segment = tuple[int, int, bool, int]
+"""(SPA, length, mapped by 2 MiB or more, key of an access without the guest's own: HOST_KEY where C=1, else 0)."""
 
 _TABLE = PRESENT | WRITABLE | USER | ACCESSED
 _PAGE = _TABLE | DIRTY
@@ -45,10 +46,17 @@ _MOST_MISSING = 64
 class _Target:
     spa: int
     large: bool = False
-    encrypted: bool = False
+    key: int = 0
 
     def advanced(self, distance: int) -> Self:
-        return type(self)(self.spa + distance, self.large, self.encrypted)
+        return type(self)(self.spa + distance, self.large, self.key)
+
+
+class NestedMapError(ValueError):
+    """The hypervisor asked for a mapping that no table can hold."""
+
+    def __init__(self, expected: str) -> None:
+        super().__init__(f"nested page table: {expected}")
 
 
 class KeepsMemory(Protocol):
@@ -60,8 +68,8 @@ class KeepsMemory(Protocol):
     def let_go(self, spa: int) -> None:
         """No longer tell anybody of accesses to the range that begins here."""
 
-    def release(self, spa: int, length: int) -> None:
-        """Let a range read as zeros."""
+    def leads_away(self, spa: int, length: int) -> bool:
+        """Whether any page of a range reaches other cells than its own, or none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +83,6 @@ class TableHost:
     dram: KeepsMemory
     walker: NestedWalker
     c_bit: int
-    host_key: int
     check_write: Callable[[int, int], None] | None = None
 
 
@@ -116,31 +123,33 @@ class NestedPageTable:
     def give(self, spa: int, length: int) -> None:
         """Take pages for tables, the first as the root if there is none; what lay in them is lost.
 
-        Raises ValueError off page borders or where the table has mappings but no root, MachineCheck, and
-        RmpFault for pages that are not the host's.
+        Raises NestedMapError off page borders or where the table has mappings but no root, MachineCheck,
+        and RmpFault for pages that are not the host's.
         """
         host = self._host
         _check(spa | length)
         if host is None or not length or (self.root is None and self._runs):
-            raise ValueError("nested page table: expected pages in memory before the first mapping")
+            raise NestedMapError("expected pages for tables before the first mapping")
         if self._in_memory and self._frames.root is None:
-            raise ValueError("nested page table: expected one that is built by mappings")
+            raise NestedMapError("expected a table that mappings built")
         if host.check_write is not None:
             host.check_write(spa, length)
-        host.dram.release(spa, length)
+        host.memory.clear(spa, length, self._key)
         self._frames.give(spa, length)
+        assert self._frames.root is not None
+        self._root = self._frames.root
         if self._in_memory:
-            self._write_zeros(spa, length)
-        else:
-            host.dram.keep(spa, length, self._touched)
-            assert self._frames.root is not None
-            self._root = self._frames.root
+            return
+        host.dram.keep(spa, length, self._touched)
+        if host.dram.leads_away(spa, length):
+            # What is stored there may never be read again, so nothing but what is read counts.
+            self._touched(spa, length)
 
     def map(self, gpa: int, spa: int, length: int, *, large: bool = True, encrypted: bool = False) -> int:
         """Point a range at memory, replacing what was there: 0, or how many frames are missing.
 
         With ``large`` in pages of 2 MiB where addresses let them be. ``encrypted`` is the entries' C-bit.
-        Raises ValueError off page borders, and RmpFault where a table's page is no longer the host's;
+        Raises NestedMapError off page borders, and RmpFault where a table's page is no longer the host's;
         then nothing has changed.
         """
         _check(gpa | spa | length)
@@ -173,17 +182,19 @@ class NestedPageTable:
                 return missing
         for block in sorted(cut):  # a large page of which a part changes becomes 512 small ones
             target = self._target(block)
-            self._runs.put(block, block + LARGE_PAGE_BYTES, _Target(target.spa, encrypted=target.encrypted))
+            self._runs.put(block, block + LARGE_PAGE_BYTES, _Target(target.spa, key=target.key))
         if spa is None:
             self._runs.put(start, end, None)
         for first, stop, large in wanted:
             assert spa is not None
-            self._runs.put(first, stop, _Target(spa + first - start, large, encrypted))
+            self._runs.put(first, stop, _Target(spa + first - start, large, HOST_KEY if encrypted else 0))
         if self._frames.root is not None:
             dropped = [one for first, stop, large in wanted if large for one in self._frames.drop_lowest(first, stop)]
             if self._in_memory:
+                host = self._host
+                assert host is not None
                 for frame in dropped:
-                    self._write_zeros(frame, PAGE_BYTES)
+                    host.memory.clear(frame, PAGE_BYTES, self._key)
                 self._write(min(start, *cut, start), max(end, *[block + LARGE_PAGE_BYTES for block in cut], end))
         return 0
 
@@ -199,7 +210,7 @@ class NestedPageTable:
 
     def _make_room(self, start: int, end: int, wanted: list[tuple[int, int, bool]], cut: set[int]) -> int:
         if end > GPA_END:
-            raise ValueError(f"gpa: expected at most {GPA_END:#x}, got {end:#x}")
+            raise NestedMapError(f"gpa: expected at most {GPA_END:#x}, got {end:#x}")
         assert self._host is not None
         if self._host.check_write is not None:
             for spa, length in self._frames.ranges:
@@ -212,23 +223,16 @@ class NestedPageTable:
 
     @property
     def _key(self) -> int:
-        assert self._host is not None
-        return self._host.host_key if self._encrypted else 0
+        return HOST_KEY if self._encrypted else 0
 
     def _touched(self, _spa: int, _length: int) -> None:
         """Somebody is about to read or write a table's page."""
         host = self._host
         assert host is not None
         self._in_memory = True
-        for spa, length in self._frames.ranges:
+        for spa, _ in self._frames.ranges:
             host.dram.let_go(spa)
-            if self._encrypted:
-                self._write_zeros(spa, length)
         self._write(0, GPA_END)
-
-    def _write_zeros(self, spa: int, length: int) -> None:
-        assert self._host is not None
-        self._host.memory.write(spa, bytes(length), self._key)
 
     def _write(self, start: int, end: int) -> None:
         """Write the entries that serve [start, end), of tables of every level."""
@@ -247,7 +251,7 @@ class NestedPageTable:
         words = np.zeros((high - low) // step, np.uint64)
         for start, end, target in self._runs.pieces(low, high) if level < 3 else ():
             if target is not None and target.large == (level == 2):
-                flags = _PAGE | (LARGE if target.large else 0) | (c_bit if target.encrypted else 0)
+                flags = _PAGE | (LARGE if target.large else 0) | (c_bit if target.key else 0)
                 at, count = (start - low) // step, (end - start) // step
                 words[at : at + count] = np.arange(count, dtype=np.uint64) * np.uint64(step) + np.uint64(
                     target.spa | flags
@@ -275,12 +279,12 @@ class NestedPageTable:
         found = self._runs.find(gpa)
         if found is not None and gpa + length <= found[1]:
             target = found[2]
-            return [(target.spa + gpa - found[0], length, target.large, target.encrypted)]
+            return [(target.spa + gpa - found[0], length, target.large, target.key)]
         out = []
         for start, end, some in self._runs.pieces(gpa, gpa + length):
             if some is None:
                 raise NestedPageFault(start, access)
-            out.append((some.spa, end - start, some.large, some.encrypted))
+            out.append((some.spa, end - start, some.large, some.key))
         if not out:
             raise NestedPageFault(gpa, access)
         return out
@@ -295,7 +299,7 @@ class NestedPageTable:
             raise NestedPageFault(gpa, access)
         target = found[2].advanced(gpa - found[0])
         size = LARGE_PAGE_BYTES if target.large else PAGE_BYTES
-        return NestedLeaf(target.spa - gpa % size, size, target.encrypted)
+        return NestedLeaf(target.spa - gpa % size, size, target.key)
 
     def _walk(self, gpa: int, length: int, access: int) -> list[Segment]:
         out: list[Segment] = []
@@ -306,10 +310,10 @@ class NestedPageTable:
             spa, size = leaf.spa + offset, min(end - at, leaf.page_bytes - offset)
             large = leaf.page_bytes > PAGE_BYTES
             before = out[-1] if out else None
-            if before is not None and (before[0] + before[1], *before[2:]) == (spa, large, leaf.encrypted):
-                out[-1] = (before[0], before[1] + size, large, leaf.encrypted)
+            if before is not None and (before[0] + before[1], *before[2:]) == (spa, large, leaf.key):
+                out[-1] = (before[0], before[1] + size, large, leaf.key)
             else:
-                out.append((spa, size if length else 0, large, leaf.encrypted))
+                out.append((spa, size if length else 0, large, leaf.key))
             at += size
             if at == end:
                 return out
@@ -318,4 +322,4 @@ class NestedPageTable:
 
 def _check(bits: int) -> None:
     if bits < 0 or bits % PAGE_BYTES:
-        raise ValueError("nested page table: expected whole 4 KiB pages")
+        raise NestedMapError("expected whole 4 KiB pages")

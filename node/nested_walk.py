@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from node.memory_controller import HOST_KEY
 from node.page_table_entry import ACCESSED, DIRTY, EntryFormat
 from node.rmp_faults import (
     ERROR_FETCH,
@@ -47,6 +48,9 @@ class TableMemory(Protocol):
     def write(self, spa: int, data: bytes, asid: int) -> None:
         """Store."""
 
+    def clear(self, spa: int, length: int, asid: int) -> None:
+        """Zero whole pages."""
+
 
 @dataclass(frozen=True, slots=True)
 class NestedLeaf:
@@ -54,7 +58,8 @@ class NestedLeaf:
 
     spa: int
     page_bytes: int
-    encrypted: bool
+    key: int
+    """Of accesses without the guest's own: ``HOST_KEY`` where C=1, else 0."""
     writable: bool = True
     executable: bool = True
     dirty: bool = True
@@ -67,12 +72,10 @@ class NestedWalker:
         self,
         memory: TableMemory,
         form: EntryFormat,
-        host_key: int,
         check_write: Callable[[int, int], None] | None = None,
     ) -> None:
         self._memory = memory
         self._form = form
-        self._host_key = host_key
         self._check_write = check_write
 
     def leaf(self, root: int, gpa: int, access: int, *, encrypted: bool = False) -> NestedLeaf:
@@ -87,7 +90,7 @@ class NestedWalker:
         writable = executable = user = True
         way: list[tuple[int, int, int, int]] = []
         for level in range(mode.levels, 0, -1):
-            spa, key = table + mode.index(gpa, level) * mode.entry_bytes, self._host_key if c_bit else 0
+            spa, key = table + mode.index(gpa, level) * mode.entry_bytes, HOST_KEY if c_bit else 0
             word = int.from_bytes(self._memory.read(spa, mode.entry_bytes, key), "little")
             entry = form.decode(word, level)
             if not entry.present:
@@ -107,7 +110,8 @@ class NestedWalker:
             if word & bits != bits:
                 self._set(spa, key, word | bits, access)
         dirty = bool((way[-1][2] | way[-1][3]) & DIRTY)
-        return NestedLeaf(entry.address, mode.leaf_bytes(level), entry.encrypted, writable, executable, dirty)
+        key = HOST_KEY if entry.encrypted else 0
+        return NestedLeaf(entry.address, mode.leaf_bytes(level), key, writable, executable, dirty)
 
     def _set(self, spa: int, key: int, word: int, access: int) -> None:
         """Set A and D bits: a store of the host."""

@@ -62,6 +62,7 @@ KINDS: Mapping[int, type] = {
     33: op.HostClflush,
     34: op.Invd,
     35: op.VmPageFlush,
+    36: op.NestedFrames,
     # Answers.
     48: op.Fault,
     49: op.PValidateResult,
