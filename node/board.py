@@ -71,6 +71,8 @@ class Board:
         """Memory as cores load and store it."""
         self.fabric = self.caches.fabric(product.caches.devices) if self.caches else self.controller
         """Memory as devices reach it."""
+        self.walks = self.caches.fabric(self.caches.core_snoop) if self.caches else self.controller
+        """Memory as page walks reach it: they find lines and leave none."""
         if platform.mode is not HostMode.NONE:
             transparent = platform.mode is HostMode.TSME
             self.controller.install_host_key(random.octets(name, "host key", 0, KEY_BYTES), transparent=transparent)
@@ -131,8 +133,8 @@ class Board:
         bits = product.physical_address_bits - product.reduced_bits
         check_write = None if self.rmp is None else self.rmp.check_host_write
         form = EntryFormat(LONG, bits, product.c_bit)
-        walker = NestedWalker(self.controller, form, check_write)
-        return TableHost(self.controller, self.dram, walker, product.c_bit, check_write)
+        walker = NestedWalker(self.walks, form, check_write)
+        return TableHost(self.walks, self.dram, walker, product.c_bit, check_write)
 
     # What a core does while a vCPU runs.
 

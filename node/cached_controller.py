@@ -59,8 +59,7 @@ class CachedController(MemoryController):
 
     def clear(self, spa: int, length: int, asid: int) -> None:
         """Zero memory with stores that go past the caches, as the host's page clearing does."""
-        self._make_way(spa, length, asid, Snoop.ALL if self.coherent else Snoop.OWN)
-        super().clear(spa, length, asid)
+        self.fabric_clear(spa, length, asid, self.core_snoop)
 
     def written_runs(self, spa: int, length: int) -> Iterator[tuple[int, int]]:
         """As of memory, after what cores stored there without a key is written back."""
@@ -77,6 +76,11 @@ class CachedController(MemoryController):
             self.cache.give_up(spa, length, None)
 
     # Past the caches.
+
+    @property
+    def core_snoop(self) -> Snoop:
+        """Which lines a core finds."""
+        return Snoop.ALL if self.coherent else Snoop.OWN
 
     @property
     def firmware_snoop(self) -> Snoop:
@@ -103,6 +107,11 @@ class CachedController(MemoryController):
             spa, data = spa - before, head + data + tail
         self._make_way(spa, len(data), asid, snoop)
         super().write(spa, data, asid)
+
+    def fabric_clear(self, spa: int, length: int, asid: int, snoop: Snoop) -> None:
+        """Zero memory; lines that are found go."""
+        self._make_way(spa, length, asid, snoop)
+        super().clear(spa, length, asid)
 
     def _make_way(self, spa: int, length: int, asid: int, snoop: Snoop) -> None:
         if snoop is Snoop.ALL:
@@ -137,6 +146,10 @@ class FabricView:
     def lay(self, spa: int, data: bytes, asid: int) -> None:
         """Write memory; lines found go. Raises MachineCheck, NoKey."""
         self.write(spa, data, asid)
+
+    def clear(self, spa: int, length: int, asid: int) -> None:
+        """Zero memory; lines found go. Raises MachineCheck, NoKey."""
+        self._controller.fabric_clear(spa, length, asid, self._snoop)
 
     def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:
         """Read without a key and write through an ASID's: lines without one stay, unless all are found."""

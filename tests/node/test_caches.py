@@ -336,7 +336,8 @@ def test_a_coherent_board_with_caches_answers_every_batch_as_one_without(steps):
         for number, vm in enumerate(("one", "two")):
             board.controller.install_key(100 + number, bytes([number]) * 16)
             vmcb = op.VmcbWrite(vm, 0, 100 + number, Generation.SEV.name, 0)
-            board.execute_host((op.NestedMap(vm, 0, at, 16384), vmcb))
+            frames = op.NestedFrames(vm, (32 << 20) + number * 65536, 65536)
+            assert board.execute_host((frames, op.NestedMap(vm, 0, at, 16384), vmcb)) == (None,) * 3
     for who, guest_step, host_step in steps:
         if who == "host":
             one = dataclasses.replace(host_step, spa=host_step.spa + at) if hasattr(host_step, "spa") else host_step
