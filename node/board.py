@@ -113,7 +113,7 @@ class Board:
         """A VM's disk; made when it is first asked for."""
         disk = self.disks.get(vm)
         if disk is None:
-            disk = self.disks[vm] = Disk(self.controller, self.rmp, self.nested_table(vm))
+            disk = self.disks[vm] = Disk(self.controller, self.bus.host_view, self.rmp, self.nested_table(vm))
         return disk
 
     def nested_table(self, vm: str) -> NestedPageTable:

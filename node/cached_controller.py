@@ -62,7 +62,9 @@ class CachedController(MemoryController):
         self.fabric_clear(spa, length, asid, self.core_snoop)
 
     def written_runs(self, spa: int, length: int) -> Iterator[tuple[int, int]]:
-        """As of memory, after what cores stored there without a key is written back."""
+        """As of memory, after what a reader without a key would find in lines is written back."""
+        if self.coherent:
+            self.cache.give_up_others(spa, length, 0)
         self.cache.write_back(spa, length, 0)
         return super().written_runs(spa, length)
 

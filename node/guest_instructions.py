@@ -40,9 +40,9 @@ class GuestInstructions:
         try:
             segments = vmcb.nested.translate(one.gpa, one.length)
             key_asid = self._checked(vmcb, one.gpa, segments, one.private, write=False)
+            read = self._board.controller.read if key_asid else self._board.bus.host_view.read
             if len(segments) == 1:
-                return self._board.controller.read(segments[0][0], one.length, key_asid or segments[0][3])
-            read = self._board.controller.read
+                return read(segments[0][0], one.length, key_asid or segments[0][3])
             return b"".join([read(spa, length, key_asid or key) for spa, length, _, key in segments])
         except FAULTS as fault:
             return answer_to(fault, one.gpa)

@@ -54,14 +54,14 @@ class HostInstructions:
 
     def _host_read(self, one: op.HostRead) -> op.Answer:
         try:
-            return self._board.controller.read(one.spa, one.length, 0)
+            return self._board.bus.host_view.read(one.spa, one.length, 0)
         except MachineCheck as fault:
             return answer_to(fault, one.spa)
 
     def _host_read_written(self, one: op.HostReadWritten) -> op.Answer:
         try:
             runs = self._board.controller.written_runs(one.spa, one.length)
-            return op.Runs(tuple([(spa, self._board.controller.read(spa, length, 0)) for spa, length in runs]))
+            return op.Runs(tuple([(spa, self._board.bus.host_view.read(spa, length, 0)) for spa, length in runs]))
         except MachineCheck as fault:
             return answer_to(fault, one.spa)
 
@@ -164,5 +164,5 @@ class HostInstructions:
                 return laid
         status = self._board.psp.submit(one.command, one.spa)
         return op.PspAnswer(
-            int(status), self._board.controller.read(one.spa, len(one.buffer), 0) if one.buffer else b""
+            int(status), self._board.bus.host_view.read(one.spa, len(one.buffer), 0) if one.buffer else b""
         )

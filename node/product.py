@@ -54,6 +54,8 @@ class Product:
     doubts: tuple[str, ...] = ()
     rmp: RmpSwitches = _LIKELIER
     caches: CacheSwitches = _ZEN_1
+    can_hide_ciphertext: bool = False
+    """One public list of mitigations has it on Genoa too."""
 
     @property
     def memory_bandwidth_bytes_per_s(self) -> float:
@@ -87,7 +89,7 @@ _ROWS = (
             doubts=("C-bit, reduction and split taken from Genoa", "CPUID signature unverified",
                     "firmware build unsourced", "clock is the EPYC 9755's, recalled",
                     "RMP taken to be segmented, as its hosts are usually set up"),
-            rmp=RmpSwitches(segmented=True, rmpread=True), caches=_ZEN_4),
+            rmp=RmpSwitches(segmented=True, rmpread=True), caches=_ZEN_4, can_hide_ciphertext=True),
 )  # fmt: skip
 
 PRODUCTS: Mapping[str, Product] = {product.name: product for product in _ROWS}
