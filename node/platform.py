@@ -36,6 +36,19 @@ class Platform:
     mode: HostMode = HostMode.NONE
     disabled: frozenset[Protection] = frozenset()
     """Mechanisms that do not work; empty outside of experiments that show what each is good for."""
+    caches: bool = False
+    """Whether cores have data caches that hold something. Without, every line is as good as written back at once."""
+    invd_writes_back: bool = False
+    """INVD acts as WBINVD: HWCR.INVDWBINVD set and kept so, or microcode that sees to it (AMD-SB-3005).
+
+    Off by default, for firmware's setting of the bit is the hypervisor's to clear.
+    """
+    rmp_init_barrier: bool = False
+    """Cores cannot store to the RMP while firmware zeroes it (the fix of AMD-SB-3020).
+
+    Without it, dirty lines of the table outlive SNP_INIT, which is one instant here: a
+    store before it stands for one that races with it.
+    """
 
 
 AS_USUAL = Platform()
