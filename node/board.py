@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 
 from node import operations as op
+from node.cached_controller import CachedController
 from node.core_msrs import SNP_EN
 from node.counter_random import CounterRandom
 from node.device_port import DevicePort
@@ -59,26 +60,33 @@ class Board:
         self.platform = platform
         self.dram = Dram(memory_bytes)
         tweaks = TweakTable.from_random(random.octets(name, "memory tweaks", 0, TweakTable.RANDOM_BYTES))
-        self.controller = MemoryController(self.dram, tweaks)
-        transparent = platform.mode is HostMode.TSME
-        if platform.mode is not HostMode.NONE:
-            self.controller.install_host_key(random.octets(name, "host key", 0, KEY_BYTES), transparent=transparent)
-        ordinary_bytes = memory_bytes
-        self.rmp: ReverseMapTable | None = None
-        layout = None
+        layout: RmpLayout | None = None
         if Generation.SEV_SNP in product.generations:
             # Firmware reserves the table's place and sets the MSRs before the hypervisor starts.
             layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented)
-            self.rmp = self._rmp_at(layout)
-            ordinary_bytes = layout.base
+        self.caches: CachedController | None = None
+        """The controller, where the platform has caches."""
+        if platform.caches:
+            self.caches = CachedController(self.dram, tweaks, product, layout)
+        self.controller = self.caches or MemoryController(self.dram, tweaks)
+        """Memory as cores load and store it."""
+        self.fabric = self.caches.fabric(product.caches.devices) if self.caches else self.controller
+        """Memory as devices reach it."""
+        self.walks = self.caches.fabric(self.caches.core_snoop) if self.caches else self.controller
+        """Memory as page walks reach it: they find lines and leave none."""
+        transparent = platform.mode is HostMode.TSME
+        if platform.mode is not HostMode.NONE:
+            self.controller.install_host_key(random.octets(name, "host key", 0, KEY_BYTES), transparent=transparent)
+        self.rmp: ReverseMapTable | None = None if layout is None else self._rmp_at(layout)
+        ordinary_bytes = memory_bytes if layout is None else layout.base
         # Firmware clears memory before the cores start: under TSME that leaves ciphertext of zeros.
         self.controller.clear(0, ordinary_bytes, 0)
         self.msrs = msrs_at_reset(product, platform, layout, memory_bytes)
         self.snp_enabled = False
         """SNP_EN on every core: the host's RMP instructions are there."""
-        self.iommu = board_iommu(product, platform, self.controller, lambda: self.rmp)
+        self.iommu = board_iommu(product, platform, self.fabric, lambda: self.rmp)
         self.bus = HostSystemBus(
-            product, min_sev_asid, memory_bytes, self.controller, self.rmp, self.msrs, self.iommu
+            product, min_sev_asid, memory_bytes, self.controller, self.rmp, platform, self.msrs, self.iommu
         )
         self.psp = SecurityProcessor(
             self.bus,
@@ -114,7 +122,7 @@ class Board:
         """A VM's disk; made when it is first asked for."""
         disk = self.disks.get(vm)
         if disk is None:
-            disk = self.disks[vm] = Disk(self.controller, self.rmp, self.nested_table(vm))
+            disk = self.disks[vm] = Disk(self.controller, self.bus.host_view, self.rmp, self.nested_table(vm))
         return disk
 
     def device_port(self, slot: int) -> DevicePort:
@@ -136,6 +144,8 @@ class Board:
         except (MachineCheck, ValueError):
             # Not in memory, or where nested tables are kept already: SNP_INIT will refuse the place.
             return
+        if self.caches is not None:
+            self.caches.place_rmp(layout)
         self.tables = self._table_host()
 
     def _rmp_at(self, layout: RmpLayout) -> ReverseMapTable:
@@ -160,8 +170,8 @@ class Board:
         bits = product.physical_address_bits - product.reduced_bits
         check_write = None if self.rmp is None else self.rmp.check_host_write
         form = EntryFormat(LONG, bits, product.c_bit)
-        walker = NestedWalker(self.controller, form, check_write)
-        return TableHost(self.controller, self.dram, walker, product.c_bit, check_write)
+        walker = NestedWalker(self.walks, form, check_write)
+        return TableHost(self.walks, self.dram, walker, product.c_bit, check_write)
 
     # What a core does while a vCPU runs.
 

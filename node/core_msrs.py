@@ -35,6 +35,9 @@ VMPL_EN = 1 << 25
 SMM_LOCK = 1 << 0
 """HWCR.SmmLock."""
 
+INVD_WBINVD = 1 << 4
+"""HWCR.INVDWBINVD: INVD writes back. The hypervisor may clear it."""
+
 _SYSCFG_OTHERS = 0b1_1101 << 18
 """MtrrFixDramEn, MtrrVarDramEn, Tom2En, Tom2ForceMemTypeWB."""
 _HWCR_OTHERS = 1 << 24 | 1 << 25 | 1 << 30 | 1 << 35
@@ -143,7 +146,7 @@ class CoreMsrs:
         return value | before & self._snp_bits
 
     def _hwcr(self, state: State, value: int) -> int:
-        _only(value, SMM_LOCK | _HWCR_OTHERS)
+        _only(value, SMM_LOCK | INVD_WBINVD | _HWCR_OTHERS)
         return value | state[Msr.HWCR] & SMM_LOCK
 
     def _hsave_pa(self, _: State, value: int) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from node.cached_controller import CachedController
+from node.ciphertext_hiding import CiphertextHiding, MemoryReader
 from node.core_msrs import MEM_ENCRYPTION_MODE_EN, MFDM, SNP_EN, CoreMsrs, Msr
 from node.iommu import Iommu
 from node.memory_controller import HOST_KEY, MemoryController
+from node.platform import Platform
 from node.product import Product
 from node.rmp import ReverseMapTable
 from node.rmp_layout import RmpLayout
@@ -28,6 +31,7 @@ class HostSystemBus:
         dram_bytes: int,
         controller: MemoryController,
         rmp: ReverseMapTable | None,
+        platform: Platform,
         msrs: CoreMsrs,
         iommu: Iommu,
     ) -> None:
@@ -41,9 +45,21 @@ class HostSystemBus:
         keyed = product.rmp.under_host_key and msrs.all_have(MEM_ENCRYPTION_MODE_EN)
         self._rmp_key = HOST_KEY if keyed else 0
         self._smt = product.threads_per_core > 1
-        self._controller = controller
         self._msrs = msrs
         self._iommu = iommu
+        caches = controller if isinstance(controller, CachedController) else None
+        self._controller = controller if caches is None else caches.fabric(caches.firmware_snoop)
+        self._stopped_cores = caches if platform.rmp_init_barrier else None
+        self.can_hide_ciphertext = product.can_hide_ciphertext and rmp is not None
+        self._cores_memory = controller
+        self.host_view: MemoryReader = controller
+        """Memory as cores read it without a guest's key."""
+
+    def hide_ciphertext(self, max_snp_asid: int) -> None:
+        """Answer cores with ones in place of ciphertext of SNP guests up to an ASID; with 0 as before."""
+        self.host_view = self._cores_memory
+        if max_snp_asid and self.rmp is not None:
+            self.host_view = CiphertextHiding(self._cores_memory, self.rmp, max_snp_asid)
 
     def core_configuration(self) -> CoreConfiguration:
         """What the cores' registers say."""
@@ -123,6 +139,8 @@ class HostSystemBus:
     def rmp_initialise(self) -> None:
         """Zero the RMP."""
         if self.rmp is not None:
+            if self._stopped_cores is not None:
+                self._stopped_cores.give_up_rmp()
             self.rmp.initialise()
 
     def rmp_entry(self, spa: int) -> RmpEntry:

@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 from node.generation import Generation
 from node.iommu import Iommu
-from node.iommu_memory import IommuMemory
-from node.memory_controller import MemoryController
+from node.iommu_memory import IommuMemory, Memory
 from node.platform import HostMode, Platform, Protection
 from node.product import Product
 from node.rmp import ReverseMapTable
@@ -18,12 +17,12 @@ _FULL_LOG_BYTES = 512 << 10
 
 
 def board_iommu(
-    product: Product, platform: Platform, controller: MemoryController, rmp: Callable[[], ReverseMapTable | None]
+    product: Product, platform: Platform, fabric: Memory, rmp: Callable[[], ReverseMapTable | None]
 ) -> Iommu:
     """One IOMMU in front of all slots; a real board has several, set up alike."""
     affected = product.family == _FAMILY_19H
     memory = IommuMemory(
-        controller,
+        fabric,
         rmp,
         c_bit=1 << product.c_bit if platform.mode is HostMode.SME else 0,
         logs_checked=platform.iommu_write_safe or not affected,

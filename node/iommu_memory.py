@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from node.cached_controller import FabricView
 from node.dram import MachineCheck
 from node.iommu_events import EventCode, IommuEvent
 from node.memory_controller import HOST_KEY, MemoryController, NoHostKey, NoKey
 from node.rmp import ReverseMapTable, RmpFault
 from psp.page_state import PageState, page_state
 from psp.system_bus import PAGE_BYTES
+
+Memory = MemoryController | FabricView
+"""What devices reach: past the caches, where there are any."""
 
 NO_MEMORY = (MachineCheck, NoKey, NoHostKey)
 """What the memory controller raises where nothing answers."""
@@ -30,7 +34,7 @@ class IommuMemory:
     """Memory as the IOMMU sees it. ``c_bit`` is the mask of the C-bit in addresses, 0 where the host has none."""
 
     def __init__(
-        self, controller: MemoryController, rmp: Callable[[], ReverseMapTable | None], c_bit: int, *, logs_checked: bool
+        self, controller: Memory, rmp: Callable[[], ReverseMapTable | None], c_bit: int, *, logs_checked: bool
     ) -> None:
         self.enforced = False
         """SNP is on: what the IOMMU does is checked against the RMP."""

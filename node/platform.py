@@ -44,6 +44,19 @@ class Platform:
     Where it is missing, records may land outside of a short log, past the RMP. With it, records are checked, and
     SNP_INIT demands logs of full length. Other families are taken to be safe.
     """
+    caches: bool = False
+    """Whether cores have data caches that hold something. Without, every line is as good as written back at once."""
+    invd_writes_back: bool = False
+    """Microcode that lets INVD act as WBINVD whatever HWCR.INVDWBINVD says (AMD-SB-3005).
+
+    Without it the bit decides, which is the hypervisor's to set and to clear; the cores start with it clear.
+    """
+    rmp_init_barrier: bool = False
+    """Cores cannot store to the RMP while firmware zeroes it (the fix of AMD-SB-3020).
+
+    Without it, dirty lines of the table outlive SNP_INIT, which is one instant here: a
+    store before it stands for one that races with it.
+    """
 
 
 AS_USUAL = Platform()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from node.ciphertext_hiding import MemoryReader
 from node.dram import MachineCheck
-from node.memory_controller import MemoryController, NoHostKey
+from node.memory_controller import NoHostKey
 from node.rmp_layout import BOOKKEEPING_BYTES, RMP_CFG_64_GIB, SEGMENT_TABLE_BYTES, RmpLayout
 from psp.system_bus import RmpRegisters
 
 
-def layout_of_registers(registers: RmpRegisters, memory: MemoryController, key: int) -> RmpLayout | None:
+def layout_of_registers(registers: RmpRegisters, memory: MemoryReader, key: int) -> RmpLayout | None:
     """The table that they describe, a segment table read through the slot ``key``; None if none can be there."""
     try:
         if not registers.config & 1:
