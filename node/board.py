@@ -15,6 +15,7 @@ from node import operations as op
 from node.cached_controller import CachedController
 from node.core_msrs import SNP_EN
 from node.counter_random import CounterRandom
+from node.data_fabric import DataFabric
 from node.device_port import DevicePort
 from node.disk import Disk
 from node.dram import Dram, MachineCheck
@@ -59,6 +60,7 @@ class Board:
         self.product = product
         self.platform = platform
         self.dram = Dram(memory_bytes)
+        self.data_fabric = DataFabric(self.dram, locked=platform.fabric_locked)
         tweaks = TweakTable.from_random(random.octets(name, "memory tweaks", 0, TweakTable.RANDOM_BYTES))
         layout: RmpLayout | None = None
         if Generation.SEV_SNP in product.generations:
@@ -86,13 +88,22 @@ class Board:
         """SNP_EN on every core: the host's RMP instructions are there."""
         self.iommu = board_iommu(product, platform, self.fabric, lambda: self.rmp)
         self.bus = HostSystemBus(
-            product, min_sev_asid, memory_bytes, self.controller, self.rmp, platform, self.msrs, self.iommu
+            product,
+            min_sev_asid,
+            memory_bytes,
+            self.controller,
+            self.rmp,
+            platform,
+            self.msrs,
+            self.iommu,
+            self.data_fabric,
         )
         self.psp = SecurityProcessor(
             self.bus,
             lambda purpose, counter, length: random.octets(name, f"psp {purpose}", counter, length),
-            api=product.firmware_api,
+            api=platform.firmware_api or product.firmware_api,
         )
+        self.psp.snp.wants_fabric_locked = platform.fabric_lock_checked
         self.exit_handler: ExitHandler | None = None
         """The hypervisor's answer to a page state change; runs while the vCPU is stopped."""
         self.nested: dict[str, NestedPageTable] = {}

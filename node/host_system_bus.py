@@ -5,6 +5,7 @@ from __future__ import annotations
 from node.cached_controller import CachedController
 from node.ciphertext_hiding import CiphertextHiding, MemoryReader
 from node.core_msrs import MEM_ENCRYPTION_MODE_EN, MFDM, SNP_EN, CoreMsrs, Msr
+from node.data_fabric import DataFabric
 from node.iommu import Iommu
 from node.memory_controller import HOST_KEY, MemoryController
 from node.platform import Platform
@@ -34,6 +35,7 @@ class HostSystemBus:
         platform: Platform,
         msrs: CoreMsrs,
         iommu: Iommu,
+        data_fabric: DataFabric,
     ) -> None:
         self.max_asid = product.max_asid
         self.min_sev_asid = min_sev_asid
@@ -47,6 +49,7 @@ class HostSystemBus:
         self._smt = product.threads_per_core > 1
         self._msrs = msrs
         self._iommu = iommu
+        self._data_fabric = data_fabric
         caches = controller if isinstance(controller, CachedController) else None
         self._controller = controller if caches is None else caches.fabric(caches.firmware_snoop)
         self._stopped_cores = caches if platform.rmp_init_barrier else None
@@ -76,6 +79,10 @@ class HostSystemBus:
         """Where the cores' registers put the RMP; None if they differ, or no table can be there."""
         settings = self._msrs.rmp_registers()
         return layout_of_registers(settings[0], self._controller, self._rmp_key) if len(settings) == 1 else None
+
+    def fabric_locked(self) -> bool:
+        """Whether boot firmware has locked the routes."""
+        return self._data_fabric.locked
 
     def rmp_placement(self) -> RmpPlacement | None:
         """The same, as firmware wants it."""

@@ -65,6 +65,7 @@ KINDS: Mapping[int, type] = {
     40: op.ReadMsr,
     41: op.WriteMsr,
     42: op.MmioRead,
+    43: op.FabricRoute,
     36: op.NestedFrames,
     37: op.MmioWrite,
     38: op.DeviceRead,

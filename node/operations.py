@@ -342,6 +342,18 @@ class MmioWrite:
 
 
 @dataclass(frozen=True, slots=True)
+class FabricRoute:
+    """Set the data fabric's MMIO routes so that pages reach nothing, or memory again. Answer: None, or a Fault.
+
+    A locked fabric ignores it.
+    """
+
+    spa: int
+    length: int
+    to_memory: bool
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceRead:
     """Have the device in a slot load from memory. Answer: bytes, or a Fault if its request was refused.
 
@@ -367,7 +379,7 @@ HypervisorOperation = (
     HostRead | HostReadWritten | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | RmpRead | NestedFrames
     | NestedMap | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
     | HostClflush | Invd | VmPageFlush
-    | ReadMsr | WriteMsr | MmioRead | MmioWrite | DeviceRead | DeviceWrite
+    | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | DeviceRead | DeviceWrite
 )  # fmt: skip
 GuestOperation = Read | Write | PValidate | RmpAdjust | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush
 

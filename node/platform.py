@@ -36,6 +36,12 @@ class Platform:
     mode: HostMode = HostMode.NONE
     disabled: frozenset[Protection] = frozenset()
     """Mechanisms that do not work; empty outside of experiments that show what each is good for."""
+    firmware_api: tuple[int, int, int] | None = None
+    """Version of the security processor's firmware (major, minor, build); None for the product's row."""
+    fabric_locked: bool = True
+    """Boot firmware locks the data fabric's routes; False for one that leaves the call out (CVE-2025-54510)."""
+    fabric_lock_checked: bool = False
+    """Firmware of the security processor that starts SNP only on a locked data fabric (AMD-SB-3034)."""
     iommu_supports_snp: bool = True
     """SNPSup of the IOMMU on a product with SNP; False for a board whose firmware leaves it out."""
     iommu_write_safe: bool = False

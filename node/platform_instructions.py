@@ -47,6 +47,15 @@ def platform_instructions(board: Board) -> Mapping[type, Callable[..., op.Answer
         board.iommu.write_register(offset, one.value & (1 << 64) - 1)
         return None
 
+    def fabric_route(one: op.FabricRoute) -> op.Answer:
+        try:
+            board.data_fabric.route(one.spa, one.length, to_memory=one.to_memory)
+        except MachineCheck as fault:
+            return answer_to(fault, one.spa)
+        except ValueError:
+            return answer_to(ProtectionFault(), one.spa)
+        return None
+
     def device_read(one: op.DeviceRead) -> op.Answer:
         if not 0 <= one.slot < SLOTS or one.length > board.dram.size_bytes:
             return _aborted(one.iova)
@@ -69,6 +78,7 @@ def platform_instructions(board: Board) -> Mapping[type, Callable[..., op.Answer
         op.WriteMsr: write_msr,
         op.MmioRead: mmio_read,
         op.MmioWrite: mmio_write,
+        op.FabricRoute: fabric_route,
         op.DeviceRead: device_read,
         op.DeviceWrite: device_write,
     }

@@ -88,6 +88,8 @@ class SnpFirmware:
         self._legacy_is_up = legacy_is_up
         self._flush = flush
         self._ranges = ranges
+        self.wants_fabric_locked = False
+        """Firmware of after AMD-SB-3034."""
         self._rmp_initialised = False
         self._iommu_pages: tuple[int, ...] = ()
         """Pages that the IOMMUs write by themselves, firmware's meanwhile."""
@@ -123,6 +125,9 @@ class SnpFirmware:
             raise PspError(Status.UNSUPPORTED)
         if hides and not self._ranges.can_split_at(init.max_snp_asid):
             raise PspError(Status.INVALID_PARAM)
+        if self.wants_fabric_locked and not self._bus.fabric_locked():
+            # The status is the laboratory's choice: AMD says only that SNP does not start.
+            raise PspError(Status.INVALID_CONFIG)
         check_cores(self._bus)
         check_rmp(self._bus)
         fresh = bool(init.flags & buffers.SNP_INIT_RMP)

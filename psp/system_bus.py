@@ -133,6 +133,9 @@ class SystemBus(Protocol):
     def wbinvd_count(self) -> int:
         """How many times WBINVD has completed on all cores since boot."""
 
+    def fabric_locked(self) -> bool:
+        """Whether the data fabric's routes are locked."""
+
     def rmp_placement(self) -> RmpPlacement | None:
         """Where the registers of the cores put the RMP; None if no table can be there."""
 

@@ -57,6 +57,7 @@ class ToyBus:
     placement: RmpPlacement | None = _PLACEMENT
     iommu: IommuConfiguration = _IOMMU
     enforced: bool = False
+    locked: bool = True
 
     def core_configuration(self) -> CoreConfiguration:
         return self.cores
@@ -100,6 +101,9 @@ class ToyBus:
 
     def wbinvd_count(self) -> int:
         return self.wbinvds
+
+    def fabric_locked(self) -> bool:
+        return self.locked
 
     def rmp_placement(self) -> RmpPlacement | None:
         return self.placement
