@@ -32,9 +32,7 @@ RMP_BASE = MEMORY_BYTES - 2 * MIB
 
 
 def steps(board: Board) -> list[Step]:
-    size = board.dram.size_bytes
-    rmp = None if board.rmp is None else at_end_of_memory(size, segmented=board.product.rmp.segmented)
-    return list(bring_up_steps(board.product, rmp, COMMAND_PAGE, 0))
+    return list(bring_up_steps(board.product, COMMAND_PAGE, 0))
 
 
 def run(board: Board, some: Sequence[Step]) -> str:
