@@ -26,6 +26,7 @@ class Protection(StrEnum):
     VALIDATED_BIT = "validated bit"
     """Its being asked for by accesses, RMPADJUST, RMPQUERY and VMRUN; PVALIDATE sets it and tells of it as ever."""
     IOMMU_CHECK = "iommu check"
+    """Of devices' accesses against the RMP; page tables still say what a device reaches."""
     TWEAK = "tweak"
 
 
