@@ -56,17 +56,16 @@ class Board:
         self.dram = Dram(memory_bytes)
         tweaks = TweakTable.from_random(random.octets(name, "memory tweaks", 0, TweakTable.RANDOM_BYTES))
         self.controller = MemoryController(self.dram, tweaks)
-        host_cipher = None
+        transparent = platform.mode is HostMode.TSME
         if platform.mode is not HostMode.NONE:
-            key = random.octets(name, "host key", 0, KEY_BYTES)
-            host_cipher = self.controller.install_host_key(key, transparent=platform.mode is HostMode.TSME)
+            self.controller.install_host_key(random.octets(name, "host key", 0, KEY_BYTES), transparent=transparent)
         ordinary_bytes = memory_bytes
         self.rmp: ReverseMapTable | None = None
         if Generation.SEV_SNP in product.generations:
             # Firmware reserves the table's place and sets the MSRs before the hypervisor starts.
             layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented)
-            covered = platform.mode is HostMode.TSME or product.rmp.under_host_key
-            self.rmp = ReverseMapTable(self.dram, layout, product.rmp, cipher=host_cipher if covered else None)
+            cipher = self.controller.host_cipher if transparent or product.rmp.host_key else None
+            self.rmp = ReverseMapTable(self.dram, layout, product.rmp, cipher=cipher, disabled=platform.disabled)
             ordinary_bytes = layout.base
         # Firmware clears memory before the cores start: under TSME that leaves ciphertext of zeros.
         self.controller.clear(0, ordinary_bytes, 0)

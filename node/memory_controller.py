@@ -62,15 +62,19 @@ class MemoryController:
             raise ValueError(f"asid: expected one of a guest, got {asid}")
         self._ciphers[asid] = XexCipher(key, self._tweaks)
 
-    def install_host_key(self, key: bytes, *, transparent: bool) -> XexCipher:
-        """Load the host's own key, as firmware does before the cores start; its cipher.
+    def install_host_key(self, key: bytes, *, transparent: bool) -> None:
+        """Load the host's own key, as firmware does before the cores start.
 
         ``transparent`` is TSME: accesses with C=0 go through it too.
         """
         cipher = self._ciphers[HOST_KEY] = XexCipher(key, self._tweaks)
         if transparent:
             self._ciphers[0] = cipher
-        return cipher
+
+    @property
+    def host_cipher(self) -> XexCipher | None:
+        """What chips of the board that keep tables in DRAM put between the two; None on a host without a key."""
+        return self._ciphers.get(HOST_KEY)
 
     def remove_key(self, asid: int) -> None:
         """Empty the slot of a guest's ASID."""
