@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
+from node.memory_cipher import CipherMode, XtsSector
 from node.platform import HostMode, Platform, Protection
 
 
@@ -23,5 +24,7 @@ def platform_of(body: Mapping[str, Any]) -> Platform:
 _MADE: Mapping[str, Callable[[Any], Any]] = {
     "mode": HostMode,
     "disabled": lambda names: frozenset(Protection(name) for name in names),
+    "memory_cipher": lambda name: None if name is None else CipherMode(name),
+    "xts_sector": XtsSector,
 }
 """Settings that are more than a number or a text."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 
 from node import operations as op
+from node.cipher_modes import CIPHER_DESIGNS
 from node.counter_random import CounterRandom
 from node.disk import Disk
 from node.dram import Dram
@@ -24,13 +25,12 @@ from node.memory_controller import HOST_KEY, MemoryController
 from node.nested_page_table import NestedPageTable, TableHost
 from node.nested_walk import NestedWalker
 from node.page_table_entry import LONG, EntryFormat
-from node.platform import AS_USUAL, HostMode, Platform
+from node.platform import AS_USUAL, HostMode, Platform, Protection
 from node.product import Product
 from node.rmp import ReverseMapTable
 from node.rmp_layout import at_end_of_memory
 from node.vmcb import Vmcb
 from node.vmsa import VMSA_BYTES, VMSA_FIELDS
-from node.xex_cipher import KEY_BYTES, TweakTable
 from psp.firmware import SecurityProcessor
 
 _VMPLS = 4
@@ -54,11 +54,17 @@ class Board:
         self.product = product
         self.platform = platform
         self.dram = Dram(memory_bytes)
-        tweaks = TweakTable.from_random(random.octets(name, "memory tweaks", 0, TweakTable.RANDOM_BYTES))
-        self.controller = MemoryController(self.dram, tweaks)
+        design = CIPHER_DESIGNS[platform.cipher_of(product)]
+        ciphers = design.for_boot(
+            lambda length: random.octets(name, "memory tweaks", 0, length),
+            platform.xts_sector,
+            tweaked=Protection.TWEAK not in platform.disabled,
+        )
+        self.controller = MemoryController(self.dram, ciphers)
         transparent = platform.mode is HostMode.TSME
         if platform.mode is not HostMode.NONE:
-            self.controller.install_host_key(random.octets(name, "host key", 0, KEY_BYTES), transparent=transparent)
+            key = random.octets(name, "host key", 0, design.key_bytes)
+            self.controller.install_host_key(key, transparent=transparent)
         ordinary_bytes = memory_bytes
         self.rmp: ReverseMapTable | None = None
         if Generation.SEV_SNP in product.generations:

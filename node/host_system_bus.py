@@ -22,6 +22,7 @@ class HostSystemBus:
         self.max_asid = product.max_asid
         self.min_sev_asid = min_sev_asid
         self.dram_bytes = dram_bytes
+        self.memory_key_bytes = controller.key_bytes
         self.wbinvds = 0
         """WBINVDs that all cores have completed."""
         self.cores = CoreConfiguration(

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from node.memory_cipher import CipherMode, XtsSector
+from node.product import Product
+
 
 class HostMode(StrEnum):
     """How a host encrypts memory that belongs to no guest's key (APM volume 2, 7.10)."""
@@ -36,6 +39,20 @@ class Platform:
     mode: HostMode = HostMode.NONE
     disabled: frozenset[Protection] = frozenset()
     """Mechanisms that do not work; empty outside of experiments that show what each is good for."""
+    memory_cipher: CipherMode | None = None
+    """How memory is encrypted, of what the product offers; None for its default.
+
+    The early steppings of Zen 1 are Naples with AES_128_XE.
+    """
+    xts_sector: XtsSector = XtsSector.LINE
+
+    def cipher_of(self, product: Product) -> CipherMode:
+        """How memory of this product is encrypted. Raises ValueError for a cipher that it does not offer."""
+        chosen = self.memory_cipher or product.ciphers[0]
+        if chosen not in product.ciphers:
+            offered = ", ".join(product.ciphers)
+            raise ValueError(f"memory_cipher: expected one of {offered} on {product.name}, got {chosen}")
+        return chosen
 
 
 AS_USUAL = Platform()

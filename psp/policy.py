@@ -38,15 +38,16 @@ class SnpPolicy(IntFlag):
 
 
 _SNP_KNOWN = (1 << 26) - 1
-_NOT_OFFERED = SnpPolicy.MEM_AES_256_XTS | SnpPolicy.RAPL_DIS | SnpPolicy.CIPHERTEXT_HIDING
+_NOT_OFFERED = SnpPolicy.RAPL_DIS | SnpPolicy.CIPHERTEXT_HIDING
 
 
 @dataclass(frozen=True, slots=True)
 class PlatformFacts:
-    """What a policy is held against. ``api`` is (major, minor)."""
+    """What a policy is held against. ``api`` is (major, minor); ``aes_256_xts`` is how memory is encrypted."""
 
     api: tuple[int, int]
     smt_enabled: bool
+    aes_256_xts: bool = False
 
 
 def check_legacy_policy(policy: int, facts: PlatformFacts) -> None:
@@ -64,6 +65,7 @@ def check_snp_policy(policy: int, facts: PlatformFacts) -> None:
         or not policy & SnpPolicy.RESERVED_ONE
         or facts.api < lowest
         or (facts.smt_enabled and not policy & SnpPolicy.SMT)
+        or (policy & SnpPolicy.MEM_AES_256_XTS and not facts.aes_256_xts)
         or policy & _NOT_OFFERED
     ):
         raise PspError(Status.POLICY_FAILURE)

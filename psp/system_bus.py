@@ -57,6 +57,10 @@ class SystemBus(Protocol):
     def dram_bytes(self) -> int:
         """Size of the host's memory; an address at or above it is not there."""
 
+    @property
+    def memory_key_bytes(self) -> int:
+        """Bytes of a guest's memory key: 16 for AES-128, 64 for AES-256 in XTS."""
+
     def core_configuration(self) -> CoreConfiguration:
         """The settings that must agree on all cores."""
 
