@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 
 from node import operations as op
+from node.cached_controller import CachedController
 from node.cipher_modes import CIPHER_DESIGNS
 from node.counter_random import CounterRandom
 from node.disk import Disk
@@ -28,7 +29,7 @@ from node.page_table_entry import LONG, EntryFormat
 from node.platform import AS_USUAL, HostMode, Platform, Protection
 from node.product import Product
 from node.rmp import ReverseMapTable
-from node.rmp_layout import at_end_of_memory
+from node.rmp_layout import RmpLayout, at_end_of_memory
 from node.vmcb import Vmcb
 from node.vmsa import VMSA_BYTES, VMSA_FIELDS
 from psp.firmware import SecurityProcessor
@@ -60,22 +61,32 @@ class Board:
             platform.xts_sector,
             tweaked=Protection.TWEAK not in platform.disabled,
         )
-        self.controller = MemoryController(self.dram, ciphers)
+        layout: RmpLayout | None = None
+        if Generation.SEV_SNP in product.generations:
+            # Firmware reserves the table's place and sets the MSRs before the hypervisor starts.
+            layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented)
+        self.caches: CachedController | None = None
+        """The controller, where the platform has caches."""
+        if platform.caches:
+            self.caches = CachedController(self.dram, ciphers, product, layout)
+        self.controller = self.caches or MemoryController(self.dram, ciphers)
+        """Memory as cores load and store it."""
+        self.fabric = self.caches.fabric(product.caches.devices) if self.caches else self.controller
+        """Memory as devices reach it."""
+        self.walks = self.caches.fabric(self.caches.core_snoop) if self.caches else self.controller
+        """Memory as page walks reach it: they find lines and leave none."""
         transparent = platform.mode is HostMode.TSME
         if platform.mode is not HostMode.NONE:
             key = random.octets(name, "host key", 0, design.key_bytes)
             self.controller.install_host_key(key, transparent=transparent)
-        ordinary_bytes = memory_bytes
         self.rmp: ReverseMapTable | None = None
-        if Generation.SEV_SNP in product.generations:
-            # Firmware reserves the table's place and sets the MSRs before the hypervisor starts.
-            layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented)
-            cipher = self.controller.host_cipher if transparent or product.rmp.host_key else None
+        if layout is not None:
+            cipher = self.controller.host_cipher if transparent or product.rmp.under_host_key else None
             self.rmp = ReverseMapTable(self.dram, layout, product.rmp, cipher=cipher, disabled=platform.disabled)
-            ordinary_bytes = layout.base
+        ordinary_bytes = memory_bytes if layout is None else layout.base
         # Firmware clears memory before the cores start: under TSME that leaves ciphertext of zeros.
         self.controller.clear(0, ordinary_bytes, 0)
-        self.bus = HostSystemBus(product, min_sev_asid, memory_bytes, self.controller, self.rmp)
+        self.bus = HostSystemBus(product, min_sev_asid, memory_bytes, self.controller, self.rmp, platform)
         self.psp = SecurityProcessor(
             self.bus,
             lambda purpose, counter, length: random.octets(name, f"psp {purpose}", counter, length),
@@ -110,7 +121,7 @@ class Board:
         """A VM's disk; made when it is first asked for."""
         disk = self.disks.get(vm)
         if disk is None:
-            disk = self.disks[vm] = Disk(self.controller, self.rmp, self.nested_table(vm))
+            disk = self.disks[vm] = Disk(self.controller, self.bus.host_view, self.rmp, self.nested_table(vm))
         return disk
 
     def nested_table(self, vm: str) -> NestedPageTable:
@@ -130,8 +141,8 @@ class Board:
         bits = product.physical_address_bits - product.reduced_bits
         check_write = None if self.rmp is None else self.rmp.check_host_write
         form = EntryFormat(LONG, bits, product.c_bit)
-        walker = NestedWalker(self.controller, form, check_write)
-        return TableHost(self.controller, self.dram, walker, product.c_bit, check_write)
+        walker = NestedWalker(self.walks, form, check_write)
+        return TableHost(self.walks, self.dram, walker, product.c_bit, check_write)
 
     # What a core does while a vCPU runs.
 

@@ -10,6 +10,7 @@ an RMP, ciphertext.
 from __future__ import annotations
 
 from node import operations as op
+from node.ciphertext_hiding import MemoryReader
 from node.dram import MachineCheck
 from node.guest_memory_map import SHARED_GPA
 from node.memory_controller import MemoryController, NoHostKey
@@ -31,8 +32,11 @@ _ADDRESSES = 1 << 52
 class _GuestPort:
     """The host's way into one guest's memory, as a device port."""
 
-    def __init__(self, controller: MemoryController, rmp: ReverseMapTable | None, nested: NestedPageTable) -> None:
+    def __init__(
+        self, controller: MemoryController, view: MemoryReader, rmp: ReverseMapTable | None, nested: NestedPageTable
+    ) -> None:
         self._controller = controller
+        self._view = view
         self._rmp = rmp
         self._nested = nested
 
@@ -40,7 +44,7 @@ class _GuestPort:
         """Load as the host maps the guest's memory."""
         try:
             segments = self._nested.translate(address, length)
-            return b"".join([self._controller.read(spa, part, key) for spa, part, _, key in segments])
+            return b"".join([self._view.read(spa, part, key) for spa, part, _, key in segments])
         except (NestedPageFault, MachineCheck, NoHostKey, RmpFault, ValueError):
             raise DmaFault(address, length, write=False) from None
 
@@ -62,8 +66,10 @@ class _GuestPort:
 class Disk:
     """One VM's disk with its driver; the driver's queues lie at the start of the shared pool."""
 
-    def __init__(self, memory: MemoryController, rmp: ReverseMapTable | None, nested: NestedPageTable) -> None:
-        port = _GuestPort(memory, rmp, nested)
+    def __init__(
+        self, memory: MemoryController, view: MemoryReader, rmp: ReverseMapTable | None, nested: NestedPageTable
+    ) -> None:
+        port = _GuestPort(memory, view, rmp, nested)
         self.media = NvmeNamespace(DISK_BLOCKS, op.BLOCK_BYTES)
         controller = NvmeController(port, self.media)
         self._driver = NvmeDriver(controller, port, SHARED_GPA)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from node import operations as op
+from node.cache_instructions import CacheInstructions
 from node.fault_answers import FAULTS, answer_to, undefined
 from node.generation import Generation
 from node.memory_controller import HOST_KEY
@@ -26,6 +27,7 @@ class HostInstructions:
 
     def __init__(self, board: Board) -> None:
         self._board = board
+        caches = CacheInstructions(board)
         self.table: Mapping[type, Callable[..., op.Answer]] = {
             op.HostRead: self._host_read,
             op.HostReadWritten: self._host_read_written,
@@ -44,19 +46,22 @@ class HostInstructions:
             op.DiskRead: self._disk_read,
             op.DiskWrite: self._disk_write,
             op.PspCommand: self._psp_command,
-            op.Wbinvd: self._wbinvd,
+            op.Wbinvd: caches.wbinvd,
+            op.HostClflush: caches.clflush,
+            op.Invd: caches.invd,
+            op.VmPageFlush: caches.vm_page_flush,
         }
 
     def _host_read(self, one: op.HostRead) -> op.Answer:
         try:
-            return self._board.controller.read(one.spa, one.length, _key(one))
+            return self._board.bus.host_view.read(one.spa, one.length, _key(one))
         except FAULTS as fault:
             return answer_to(fault, one.spa)
 
     def _host_read_written(self, one: op.HostReadWritten) -> op.Answer:
         try:
-            runs, key = self._board.dram.resident_runs(one.spa, one.length), _key(one)
-            return op.Runs(tuple([(spa, self._board.controller.read(spa, length, key)) for spa, length in runs]))
+            runs, key = self._board.controller.written_runs(one.spa, one.length), _key(one)
+            return op.Runs(tuple([(spa, self._board.bus.host_view.read(spa, length, key)) for spa, length in runs]))
         except FAULTS as fault:
             return answer_to(fault, one.spa)
 
@@ -160,12 +165,8 @@ class HostInstructions:
                 return laid
         status = self._board.psp.submit(one.command, one.spa)
         return op.PspAnswer(
-            int(status), self._board.controller.read(one.spa, len(one.buffer), 0) if one.buffer else b""
+            int(status), self._board.bus.host_view.read(one.spa, len(one.buffer), 0) if one.buffer else b""
         )
-
-    def _wbinvd(self, _: op.Wbinvd) -> op.Answer:
-        self._board.bus.wbinvds += 1
-        return None
 
 
 def _key(one: op.HostRead | op.HostReadWritten | op.HostWrite | op.HostClear) -> int:

@@ -271,6 +271,8 @@ class Hypervisor:
         if record.handle:
             for code in (LegacyCommand.DEACTIVATE, LegacyCommand.DECOMMISSION):
                 yield from self._must(code, command, buffers.Handle(handle=record.handle).pack())
+            # The guest's lines would be written back later, over whoever has the frames next; KVM does it on all parts.
+            yield (op.Wbinvd(),)
         yield from self._reclaim(record)
         yield from self._take_back(record)
         for spa in record.firmware_pages:
@@ -400,6 +402,9 @@ class Hypervisor:
             spa = record.spa_of(gpa)
             update = buffers.LaunchUpdateData(handle=record.handle, address=spa, length=len(data))
             yield from self._lend(record, spa, len(data))
+            if not self.product.coherent_across_keys:
+                # What the host wrote there would be written back later, over what firmware encrypts in place.
+                yield from self._checked([op.HostClflush(spa, len(data))])
             yield from self._must(LegacyCommand.LAUNCH_UPDATE_DATA, command, update.pack())
             yield from self._take_back(record)
         yield from self._measure(record)

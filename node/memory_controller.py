@@ -6,6 +6,7 @@ host encrypts everything (TSME); one with ``HOST_KEY`` is the host's with C=1.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from io import BytesIO
 
 import numpy as np
@@ -156,6 +157,10 @@ class MemoryController:
             self.write(spa, bytes(length), asid)
         else:
             self._dram.clear(spa, length, fill)
+
+    def written_runs(self, spa: int, length: int) -> Iterator[tuple[int, int]]:
+        """Runs of whole pages in a range that somebody wrote, as (SPA, length). Raises MachineCheck."""
+        return self._dram.resident_runs(spa, length)
 
     def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:
         """Put what the host reads with C=0 through the key of an ASID. Raises as ``read``."""

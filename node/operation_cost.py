@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from node import operations as op
+from node.data_cache import LINE_BYTES
 from node.generation import Generation
 from node.phase_cost import RMP_CHECKED, GenerationCost, Mechanism
 from node.platform import HostMode
@@ -43,6 +44,7 @@ class GuestOperationCost:
             op.RmpAdjust: self._rmpadjust,
             op.RmpQuery: lambda _: ((Mechanism.ACCEPTANCE, costs["rmp.query_ns"]),),
             op.PageStateChange: self._page_state_change,
+            op.Clflush: lambda one: ((Mechanism.OPERATIONS, _lines(one.length) * costs["cache.clflush_ns"]),),
             op.BlockRead: self._block,
             op.BlockWrite: self._block,
         }
@@ -114,6 +116,9 @@ class HostOperationCost:
             op.PSmash: lambda _: costs["rmp.psmash_ns"],
             op.RmpRead: lambda _: costs["rmp.read_ns"],
             op.Wbinvd: lambda _: costs["host.wbinvd_ns"],
+            op.HostClflush: lambda one: _lines(one.length) * costs["cache.clflush_ns"],
+            op.Invd: lambda _: costs["host.invd_ns"],
+            op.VmPageFlush: lambda _: _lines(PAGE_BYTES) * costs["cache.clflush_ns"],
         }
         self._psp_table: dict[int, Callable[[bytes], float]] = {
             SnpCommand.LAUNCH_UPDATE: lambda _: costs["psp.launch_update_ns_per_kib"] * PAGE_BYTES / _KIB,
@@ -134,3 +139,7 @@ class HostOperationCost:
         """Nanoseconds the security processor works on one command."""
         priced = self._psp_table.get(one.command)
         return priced(one.buffer) if priced else self._costs["psp.command_ns"]
+
+
+def _lines(length: int) -> int:
+    return -(-max(0, length) // LINE_BYTES)

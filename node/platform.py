@@ -45,6 +45,19 @@ class Platform:
     The early steppings of Zen 1 are Naples with AES_128_XE.
     """
     xts_sector: XtsSector = XtsSector.LINE
+    caches: bool = False
+    """Whether cores have data caches that hold something. Without, every line is as good as written back at once."""
+    invd_writes_back: bool = False
+    """INVD acts as WBINVD: HWCR.INVDWBINVD set and kept so, or microcode that sees to it (AMD-SB-3005).
+
+    Off by default, for firmware's setting of the bit is the hypervisor's to clear.
+    """
+    rmp_init_barrier: bool = False
+    """Cores cannot store to the RMP while firmware zeroes it (the fix of AMD-SB-3020).
+
+    Without it, dirty lines of the table outlive SNP_INIT, which is one instant here: a
+    store before it stands for one that races with it.
+    """
 
     def cipher_of(self, product: Product) -> CipherMode:
         """How memory of this product is encrypted. Raises ValueError for a cipher that it does not offer."""

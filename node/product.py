@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from node.cache_switches import CacheSwitches
 from node.generation import Generation
 from node.memory_cipher import CipherMode
 from node.rmp_switches import RmpSwitches
@@ -19,6 +20,8 @@ GIB = 1 << 30
 TIB = 1 << 40
 
 _LIKELIER = RmpSwitches()
+_ZEN_1 = CacheSwitches()
+_ZEN_4 = CacheSwitches(invd_drops=False)
 _SEV = frozenset({Generation.PLAIN, Generation.SME, Generation.SEV, Generation.SEV_ES})
 _SNP = _SEV | {Generation.SEV_SNP}
 _TIO = _SNP | {Generation.SEV_TIO}
@@ -56,6 +59,9 @@ class Product:
     threads_per_core: int = 2
     doubts: tuple[str, ...] = ()
     rmp: RmpSwitches = _LIKELIER
+    caches: CacheSwitches = _ZEN_1
+    can_hide_ciphertext: bool = False
+    """One public list of mitigations has it on Genoa too."""
 
     @property
     def memory_bandwidth_bytes_per_s(self) -> float:
@@ -76,19 +82,22 @@ _ROWS = (
             (1, 55, 29), True, _XEX, doubts=("clock is the EPYC 7713P's, recalled",)),
     Product("Genoa", 0x00A10F11, 96, 2_400_000_000, 12, 4_800_000_000, 6 * TIB, 1006, 99, 51, 52, 6, _SNP,
             (1, 55, 40), True, _XEX_OR_XTS,
-            doubts=("clock is the EPYC 9654P's, recalled", "which cipher is the default is not published")),
+            doubts=("clock is the EPYC 9654P's, recalled", "which cipher is the default is not published"),
+            caches=_ZEN_4),
     Product("Bergamo", 0x00AA0F02, 128, 2_250_000_000, 12, 4_800_000_000, 6 * TIB, 1006, 99, 51, 52, 6, _SNP,
             (1, 55, 40), True, _XEX_OR_XTS,
-            doubts=("split and firmware taken from a Genoa host", "clock is the EPYC 9754's, recalled")),
+            doubts=("split and firmware taken from a Genoa host", "clock is the EPYC 9754's, recalled"),
+            caches=_ZEN_4),
     Product("Siena", 0x00AA0F02, 64, 2_250_000_000, 6, 4_800_000_000, 3 * TIB // 2, 1006, 99, 51, 52, 6, _SNP,
             (1, 55, 40), True, _XEX_OR_XTS,
-            doubts=("split and firmware taken from a Genoa host", "clock is the EPYC 8534P's, recalled")),
+            doubts=("split and firmware taken from a Genoa host", "clock is the EPYC 8534P's, recalled"),
+            caches=_ZEN_4),
     Product("Turin", 0x00B00F21, 128, 2_700_000_000, 12, 6_000_000_000, 6 * TIB, 1006, 99, 51, 52, 6, _TIO,
             (1, 58, 1), True, _XEX_OR_XTS,
             doubts=("C-bit, reduction and split taken from Genoa", "CPUID signature unverified",
                     "firmware build unsourced", "clock is the EPYC 9755's, recalled",
                     "RMP taken to be segmented, as its hosts are usually set up"),
-            rmp=RmpSwitches(segmented=True, rmpread=True)),
+            rmp=RmpSwitches(segmented=True, rmpread=True), caches=_ZEN_4, can_hide_ciphertext=True),
 )  # fmt: skip
 
 PRODUCTS: Mapping[str, Product] = {product.name: product for product in _ROWS}

@@ -61,6 +61,13 @@ class SystemBus(Protocol):
     def memory_key_bytes(self) -> int:
         """Bytes of a guest's memory key: 16 for AES-128, 64 for AES-256 in XTS."""
 
+    @property
+    def can_hide_ciphertext(self) -> bool:
+        """Whether the memory controllers can keep ciphertext of SNP guests from the cores."""
+
+    def hide_ciphertext(self, max_snp_asid: int) -> None:
+        """Keep ciphertext of guests with ASIDs up to this one from the cores; with 0 of none any more."""
+
     def core_configuration(self) -> CoreConfiguration:
         """The settings that must agree on all cores."""
 
