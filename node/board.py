@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from node import operations as op
 from node.cached_controller import CachedController
+from node.cipher_modes import CIPHER_DESIGNS
 from node.core_msrs import SNP_EN
 from node.counter_random import CounterRandom
 from node.data_fabric import DataFabric
@@ -30,13 +31,12 @@ from node.msrs_at_reset import msrs_at_reset
 from node.nested_page_table import NestedPageTable, TableHost
 from node.nested_walk import NestedWalker
 from node.page_table_entry import LONG, EntryFormat
-from node.platform import AS_USUAL, HostMode, Platform
+from node.platform import AS_USUAL, HostMode, Platform, Protection
 from node.product import Product
 from node.rmp import ReverseMapTable
 from node.rmp_layout import RmpLayout, at_end_of_memory
 from node.vmcb import Vmcb
 from node.vmsa import VMSA_BYTES, VMSA_FIELDS
-from node.xex_cipher import KEY_BYTES, TweakTable
 from psp.firmware import SecurityProcessor
 
 _VMPLS = 4
@@ -61,7 +61,12 @@ class Board:
         self.platform = platform
         self.dram = Dram(memory_bytes)
         self.data_fabric = DataFabric(self.dram, locked=platform.fabric_locked)
-        tweaks = TweakTable.from_random(random.octets(name, "memory tweaks", 0, TweakTable.RANDOM_BYTES))
+        design = CIPHER_DESIGNS[platform.cipher_of(product)]
+        ciphers = design.for_boot(
+            lambda length: random.octets(name, "memory tweaks", 0, length),
+            platform.xts_sector,
+            tweaked=Protection.TWEAK not in platform.disabled,
+        )
         layout: RmpLayout | None = None
         if Generation.SEV_SNP in product.generations:
             # Firmware reserves the table's place and sets the MSRs before the hypervisor starts.
@@ -69,8 +74,8 @@ class Board:
         self.caches: CachedController | None = None
         """The controller, where the platform has caches."""
         if platform.caches:
-            self.caches = CachedController(self.dram, tweaks, product, layout)
-        self.controller = self.caches or MemoryController(self.dram, tweaks)
+            self.caches = CachedController(self.dram, ciphers, product, layout)
+        self.controller = self.caches or MemoryController(self.dram, ciphers)
         """Memory as cores load and store it."""
         self.fabric = self.caches.fabric(product.caches.devices) if self.caches else self.controller
         """Memory as devices reach it."""
@@ -78,7 +83,8 @@ class Board:
         """Memory as page walks reach it: they find lines and leave none."""
         transparent = platform.mode is HostMode.TSME
         if platform.mode is not HostMode.NONE:
-            self.controller.install_host_key(random.octets(name, "host key", 0, KEY_BYTES), transparent=transparent)
+            key = random.octets(name, "host key", 0, design.key_bytes)
+            self.controller.install_host_key(key, transparent=transparent)
         self.rmp: ReverseMapTable | None = None if layout is None else self._rmp_at(layout)
         ordinary_bytes = memory_bytes if layout is None else layout.base
         # Firmware clears memory before the cores start: under TSME that leaves ciphertext of zeros.
