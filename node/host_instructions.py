@@ -10,6 +10,7 @@ from node.dram import MachineCheck
 from node.fault_answers import FAULTS, answer_to, undefined
 from node.generation import Generation
 from node.rmp_checks import VmsaInUse
+from node.tlb import TlbControl
 from node.vmcb import Vmcb
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ VMEXIT_INVALID = -1
 """Exit code of VMRUN when a check of the control block fails (APM volume 2, 15.5.1)."""
 VMEXIT_BUSY = -2
 """Exit code of VMRUN when another core runs with the save area."""
+_TLB_CONTROLS = frozenset(TlbControl)
 
 
 class HostInstructions:
@@ -116,12 +118,16 @@ class HostInstructions:
 
     def _vmcb_write(self, one: op.VmcbWrite) -> op.Answer:
         nested = self._board.nested_table_at(one.vm, one.nested_cr3)
-        vmcb = Vmcb(one.vm, one.vcpu, one.asid, Generation(one.generation), one.save_area_spa, nested)
+        self._board.controls.forget(one.vm, one.vcpu)
+        vmcb = Vmcb(
+            one.vm, one.vcpu, one.asid, Generation(one.generation), one.save_area_spa, nested, one.tlb_control
+        )  # fmt: skip
         self._board.vmcbs.setdefault(one.vm, {})[one.vcpu] = vmcb
         return None
 
     def _vmcb_clear(self, one: op.VmcbClear) -> op.Answer:
         board = self._board
+        board.controls.forget(one.vm)
         nested = board.nested.pop(one.vm, None)
         for table in (board.vmcbs, board.disks):
             table.pop(one.vm, None)
@@ -130,7 +136,7 @@ class HostInstructions:
 
     def _vmrun(self, one: op.VmRun) -> op.Answer:
         vmcb = self._board.vmcbs.get(one.vm, {}).get(one.vcpu)
-        if vmcb is None:
+        if vmcb is None or vmcb.tlb_control not in _TLB_CONTROLS or not 0 <= one.core < self._board.product.threads:
             return VMEXIT_INVALID
         if vmcb.rmp_checked:
             if self._board.rmp is None:
@@ -142,7 +148,7 @@ class HostInstructions:
                 return VMEXIT_BUSY
         if vmcb.encrypted and not self._board.controller.has_key(vmcb.asid):
             return VMEXIT_INVALID
-        return 0 if self._board.take_vmpl(vmcb) else VMEXIT_INVALID
+        return 0 if self._board.switch_to(vmcb, one.core) else VMEXIT_INVALID
 
     def _disk_read(self, one: op.DiskRead) -> op.Answer:
         disk = self._board.disks.get(one.vm)

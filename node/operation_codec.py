@@ -40,6 +40,11 @@ KINDS: Mapping[int, type] = {
     6: op.BlockWrite,
     7: op.RmpAdjust,
     8: op.RmpQuery,
+    9: op.VirtualRead,
+    10: op.VirtualWrite,
+    11: op.Fetch,
+    12: op.WriteControl,
+    13: op.InvalidatePage,
     # Operations of hypervisors.
     16: op.HostRead,
     17: op.HostReadWritten,

@@ -35,6 +35,45 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True)
+class VirtualRead:
+    """Load ``length`` bytes by virtual address, through the guest's own tables. Answer: bytes, or a Fault."""
+
+    gva: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualWrite:
+    """Store ``data`` by virtual address, through the guest's own tables. Answer: None, or a Fault."""
+
+    gva: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Load ``length`` bytes of code by virtual address, as instruction fetch does. Answer: bytes, or a Fault."""
+
+    gva: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteControl:
+    """MOV to CR0, CR3 or CR4, or WRMSR of EFER, by name. Answer: None, or a Fault."""
+
+    register: str
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class InvalidatePage:
+    """INVLPG: forget this core's translation of one virtual page. Answer: None, or a Fault."""
+
+    gva: int
+
+
+@dataclass(frozen=True, slots=True)
 class PValidate:
     """PVALIDATE every page of a range. Answer: ``PValidateResult``, or a Fault."""
 
@@ -276,7 +315,10 @@ HypervisorOperation = (
     HostRead | HostReadWritten | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | RmpRead | NestedFrames
     | NestedMap | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
 )  # fmt: skip
-GuestOperation = Read | Write | PValidate | RmpAdjust | RmpQuery | PageStateChange | BlockRead | BlockWrite
+GuestOperation = (
+    Read | Write | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust | RmpQuery
+    | PageStateChange | BlockRead | BlockWrite
+)  # fmt: skip
 
 
 # How a block of a program may end.
@@ -318,6 +360,8 @@ class FaultKind(IntEnum):
     """#VC in the guest: the page is assigned but not validated."""
     UNDEFINED_OPCODE = 6
     """#UD: the role may not execute this instruction."""
+    PAGE_FAULT = 14
+    """#PF in the guest: its own tables refuse the access; the address is virtual, ``error`` the error code."""
     GENERAL_PROTECTION = 13
     """#GP: this privilege level may not execute the instruction."""
     MACHINE_CHECK = 18

@@ -24,6 +24,7 @@ class Protection(StrEnum):
     VALIDATED_BIT = "validated bit"
     IOMMU_CHECK = "iommu check"
     TWEAK = "tweak"
+    TLB_ID = "tlb id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class Platform:
     mode: HostMode = HostMode.NONE
     disabled: frozenset[Protection] = frozenset()
     """Mechanisms that do not work; empty outside of experiments that show what each is good for."""
+    tlb_entries: int | None = None
+    """Translations that each hardware thread remembers; None where every access walks anew, as after a flush."""
 
 
 AS_USUAL = Platform()

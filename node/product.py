@@ -52,6 +52,11 @@ class Product:
     rmp: RmpSwitches = _LIKELIER
 
     @property
+    def threads(self) -> int:
+        """Hardware threads of all sockets."""
+        return self.sockets * self.cores * self.threads_per_core
+
+    @property
     def memory_bandwidth_bytes_per_s(self) -> float:
         """Peak of all channels of all sockets, 8 bytes a transfer."""
         return float(self.sockets * self.memory_channels * self.transfers_per_s * 8)
