@@ -1,4 +1,4 @@
-"""Guests that walk their own tables: what is private, what faults, and whose fault it is (APM volume 2, 5, 7.10, 15.34)."""
+"""Guests that walk their own tables: what is private, what faults, whose fault it is (APM volume 2, 5, 7.10, 15.34)."""
 
 from __future__ import annotations
 
