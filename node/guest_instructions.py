@@ -38,12 +38,13 @@ class GuestInstructions:
             op.PageStateChange: self._page_state_change,
             op.BlockRead: self._block,
             op.BlockWrite: self._block,
+            op.Clflush: self._clflush,
         }
 
     def _read(self, vmcb: Vmcb, one: op.Read) -> op.Answer:
         try:
             segments, asid = self._way.resolve(vmcb, one.gpa, one.length, one.private)
-            read = self._board.controller.read
+            read = self._board.controller.read if asid else self._board.bus.host_view.read
             if len(segments) == 1:
                 spa, length, _, key = segments[0]
                 return read(spa, length, asid or key)
@@ -64,6 +65,17 @@ class GuestInstructions:
                 start += length
         except FAULTS as fault:
             return answer_to(fault, one.gpa)
+        return None
+
+    def _clflush(self, vmcb: Vmcb, one: op.Clflush) -> op.Answer:
+        try:
+            # To the checks a flush is a load (APM volume 3, CLFLUSH).
+            segments, asid = self._way.resolve(vmcb, one.gpa, one.length, one.private)
+        except FAULTS as fault:
+            return answer_to(fault, one.gpa)
+        if self._board.caches is not None:
+            for spa, length, _, key in segments:
+                self._board.caches.cache.flush(spa, length, asid or key)
         return None
 
     def _pvalidate(self, vmcb: Vmcb, one: op.PValidate) -> op.Answer:

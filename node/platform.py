@@ -20,11 +20,15 @@ class Protection(StrEnum):
     """Mechanisms that a laboratory can switch off in the chip, one at a time, to see what they stop."""
 
     RMP_WRITE_CHECK = "rmp write check"
+    """Of the host's stores and of guests' to shared memory; what devices do is ``IOMMU_CHECK``'s."""
     GPA_MATCH = "gpa match"
+    """Of an entry's guest address with the one accessed, or named by PVALIDATE, RMPADJUST and RMPQUERY."""
     VALIDATED_BIT = "validated bit"
+    """Its being asked for by accesses, RMPADJUST, RMPQUERY and VMRUN; PVALIDATE sets it and tells of it as ever."""
     IOMMU_CHECK = "iommu check"
     TWEAK = "tweak"
     TLB_ID = "tlb id"
+    """VMRUN's match of PCPU_ID and TLB_ID in an SNP guest's save area with the thread's last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,19 @@ class Platform:
     """Mechanisms that do not work; empty outside of experiments that show what each is good for."""
     tlb_entries: int | None = None
     """Translations that each hardware thread remembers; None where every access walks anew, as after a flush."""
+    caches: bool = False
+    """Whether cores have data caches that hold something. Without, every line is as good as written back at once."""
+    invd_writes_back: bool = False
+    """INVD acts as WBINVD: HWCR.INVDWBINVD set and kept so, or microcode that sees to it (AMD-SB-3005).
+
+    Off by default, for firmware's setting of the bit is the hypervisor's to clear.
+    """
+    rmp_init_barrier: bool = False
+    """Cores cannot store to the RMP while firmware zeroes it (the fix of AMD-SB-3020).
+
+    Without it, dirty lines of the table outlive SNP_INIT, which is one instant here: a
+    store before it stands for one that races with it.
+    """
 
 
 AS_USUAL = Platform()

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from node.control_registers import ControlRegisters
 from node.guest_access import WALK, Way, tag
 from node.guest_walk import FETCH, WRITE, GuestLeaf, entry_format, walk
-from node.memory_controller import MemoryController
 from node.nested_page_table import READ
 from node.page_table_entry import LEGACY
 from node.rmp_checks import PERMIT_FETCH_SUPERVISOR, PERMIT_FETCH_USER, PERMIT_READ, PERMIT_WRITE
-from node.tlb import Space, Tlb, Translation
+from node.tlb import Space, Translation
 from node.vmcb import Vmcb
 from psp.system_bus import PAGE_BYTES
+
+if TYPE_CHECKING:
+    from node.board import Board
 
 _USER_CPL = 3
 
@@ -37,20 +40,12 @@ class Piece:
 
 
 class VirtualMemory:
-    """Executes accesses of vCPUs by virtual address.
+    """Executes accesses of vCPUs by virtual address."""
 
-    ``address_bits`` is the width of guest-physical addresses: memory encryption takes none of
-    their bits (only the host loses some).
-    """
-
-    def __init__(
-        self, way: Way, controller: MemoryController, address_bits: int, c_bit: int, tlb: Tlb | None = None
-    ) -> None:
+    def __init__(self, board: Board, way: Way) -> None:
+        self._board = board
         self._way = way
-        self._controller = controller
-        self._address_bits = address_bits
-        self._c_bit = c_bit
-        self._tlb = tlb
+        self._tlb = board.tlb
         self.stored: Stored | None = None
         """Who wants to know of stores: the log of a live migration."""
 
@@ -63,10 +58,9 @@ class VirtualMemory:
             needs = PERMIT_FETCH_USER if registers.cpl == _USER_CPL else PERMIT_FETCH_SUPERVISOR
         parts = []
         for piece in pieces:
-            segments, asid = self._way.resolve(
-                vmcb, piece.gpa, piece.length, piece.private, READ | access, needs
-            )
-            parts += [self._controller.read(spa, size, asid or key) for spa, size, _, key in segments]
+            segments, asid = self._way.resolve(vmcb, piece.gpa, piece.length, piece.private, READ | access, needs)
+            load = self._board.controller.read if asid else self._board.bus.host_view.read
+            parts += [load(spa, size, asid or key) for spa, size, _, key in segments]
         return b"".join(parts)
 
     def write(self, vmcb: Vmcb, registers: ControlRegisters, gva: int, data: bytes) -> None:
@@ -79,7 +73,7 @@ class VirtualMemory:
         start = 0
         for piece, (segments, asid) in zip(pieces, ways, strict=True):
             for spa, size, _, key in segments:
-                self._controller.write(spa, data[start : start + size], asid or key)
+                self._board.controller.write(spa, data[start : start + size], asid or key)
                 start += size
             self._tell(piece.gpa, piece.length)
 
@@ -122,15 +116,17 @@ class VirtualMemory:
         return one
 
     def _walked(self, vmcb: Vmcb, registers: ControlRegisters, gva: int, access: int) -> Translation:
-        form = entry_format(registers, self._address_bits, self._c_bit if vmcb.encrypted else None)
+        product, tables = self._board.product, self._board.walks
+        # Guest-physical addresses lose no bits to encryption; the host's do.
+        form = entry_format(registers, product.physical_address_bits, product.c_bit if vmcb.encrypted else None)
 
         def read(gpa: int, length: int) -> bytes:
             segments, asid = self._way.resolve(vmcb, gpa, length, True, WALK, PERMIT_READ)
-            return b"".join([self._controller.read(spa, size, asid or key) for spa, size, _, key in segments])
+            return b"".join([tables.read(spa, size, asid or key) for spa, size, _, key in segments])
 
         def write(gpa: int, data: bytes) -> None:
             ((spa, size, _, key),), asid = self._way.resolve(vmcb, gpa, len(data), True, WALK, PERMIT_WRITE)
-            self._controller.write(spa, data[:size], asid or key)
+            tables.write(spa, data[:size], asid or key)
             self._tell(gpa, size)
 
         leaf = walk(registers, form, gva, access, read, write)
