@@ -142,7 +142,10 @@ class Board:
     def nested_table_at(self, vm: str, nested_cr3: int) -> NestedPageTable:
         """The tables at a root: a VM's own, or what the hypervisor wrote there itself."""
         own = self.nested_table(vm)
-        return own if nested_cr3 in (-1, own.root) else NestedPageTable.at(self.tables, nested_cr3)
+        if nested_cr3 in (-1, own.nested_cr3):
+            return own
+        c_bit = 1 << self.product.c_bit
+        return NestedPageTable.at(self.tables, nested_cr3 & ~c_bit, encrypted=bool(nested_cr3 & c_bit))
 
     def _table_host(self) -> TableHost:
         product = self.product

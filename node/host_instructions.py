@@ -103,7 +103,7 @@ class HostInstructions:
 
     def _nested_frames(self, one: op.NestedFrames) -> op.Answer:
         try:
-            self._board.nested_table(one.vm).give(one.spa, one.length)
+            self._board.nested_table(one.vm).give(one.spa, one.length, encrypted=one.encrypted)
         except FAULTS as fault:
             return answer_to(fault, one.spa)
         return None

@@ -222,12 +222,14 @@ class RmpRead:
 class NestedFrames:
     """Give pages of memory for the tables of a VM's nested page table, the first as its root. Answer: None, or a Fault.
 
-    Before its first mapping; more may follow. What lay in the pages is lost.
+    Before its first mapping; more may follow. What lay in the pages is lost. ``encrypted``, which the first
+    decides for all, is the C-bit of the root and of entries that lead to tables.
     """
 
     vm: str
     spa: int
     length: int
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +262,8 @@ class NestedUnmap:
 class VmcbWrite:
     """Fill a vCPU's control block: ASID, what encryption it runs with, its save area, and what VMRUN flushes.
 
-    ``nested_cr3`` is the root of tables that the hypervisor wrote itself, -1 for those that ``NestedMap`` built.
+    ``nested_cr3`` is the root, with its C-bit, of tables that the hypervisor wrote itself; -1 for those that
+    ``NestedMap`` built.
     Answer: None.
     """
 
