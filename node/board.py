@@ -22,6 +22,7 @@ from node.disk import Disk
 from node.dram import Dram, MachineCheck
 from node.fault_answers import undefined
 from node.generation import CAPABILITIES, Generation
+from node.guest_access import CachedGuestAccess, GuestAccess
 from node.guest_instructions import GuestInstructions
 from node.host_instructions import HostInstructions
 from node.host_system_bus import HostSystemBus
@@ -35,6 +36,10 @@ from node.platform import AS_USUAL, HostMode, Platform, Protection
 from node.product import Product
 from node.rmp import ReverseMapTable
 from node.rmp_layout import RmpLayout, at_end_of_memory
+from node.tlb import Tlb
+from node.tlb_duties import TlbDuties
+from node.vcpu_controls import VcpuControls
+from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
 from node.vmsa import VMSA_BYTES, VMSA_FIELDS
 from psp.firmware import SecurityProcessor
@@ -118,7 +123,16 @@ class Board:
         self._running: dict[tuple[str, int], int] = {}
         """Save areas that vCPUs under the RMP run with."""
         self.disks: dict[str, Disk] = {}
-        self._guest = GuestInstructions(self)
+        self.controls = VcpuControls(self)
+        self.tlb = None if platform.tlb_entries is None else Tlb(platform.tlb_entries)
+        """What cores remember of walks; None where every access walks anew."""
+        self.tlb_duties = None if self.tlb is None else TlbDuties(self, self.tlb)
+        if self.rmp is not None and self.tlb is not None:
+            self.rmp.changed = self.tlb.drop
+        anew = GuestAccess(self)
+        way = anew if self.tlb is None else CachedGuestAccess(self, anew, self.tlb)
+        self.virtual_memory = VirtualMemory(self, way)
+        self._guest = GuestInstructions(self, way, self.virtual_memory)
         self._host = HostInstructions(self)
 
     def vmcb(self, vm: str, vcpu: int) -> Vmcb:
@@ -180,7 +194,10 @@ class Board:
     def nested_table_at(self, vm: str, nested_cr3: int) -> NestedPageTable:
         """The tables at a root: a VM's own, or what the hypervisor wrote there itself."""
         own = self.nested_table(vm)
-        return own if nested_cr3 in (-1, own.root) else NestedPageTable.at(self.tables, nested_cr3)
+        if nested_cr3 in (-1, own.nested_cr3):
+            return own
+        c_bit = 1 << self.product.c_bit
+        return NestedPageTable.at(self.tables, nested_cr3 & ~c_bit, encrypted=bool(nested_cr3 & c_bit))
 
     def _table_host(self) -> TableHost:
         product = self.product
@@ -195,16 +212,33 @@ class Board:
     def enter(self, vm: str, vcpu: int) -> None:
         """A vCPU begins to run: its save area is in use until ``leave``, and it has the VMPL that stands there."""
         vmcb = self.vmcbs[vm][vcpu]
+        self.controls.forget(vm, vcpu)
         if vmcb.rmp_checked and self.rmp is not None:
             self._running[vm, vcpu] = vmcb.save_area_spa
             self.rmp.checks.enter(vmcb.save_area_spa)
             self.take_vmpl(vmcb)
+        if self.tlb_duties is not None:
+            self.tlb_duties.enter(self.vmcbs[vm][vcpu])
 
     def leave(self, vm: str, vcpu: int) -> None:
         """A vCPU is off its core; one that did not run is left alone."""
+        self.controls.forget(vm, vcpu)
         spa = self._running.pop((vm, vcpu), None)
         if spa is not None and self.rmp is not None:
             self.rmp.checks.leave(spa)
+
+    def switch_to(self, vmcb: Vmcb, core: int) -> bool:
+        """What VMRUN does once its checks are passed; False if the save area holds no VMPL."""
+        self.controls.forget(vmcb.vm, vmcb.vcpu)
+        if not self.take_vmpl(vmcb):
+            return False
+        vcpus = self.vmcbs[vmcb.vm]
+        vmcb = vcpus[vmcb.vcpu]
+        if vmcb.core != core:
+            vmcb = vcpus[vmcb.vcpu] = replace(vmcb, core=core)
+        if self.tlb_duties is not None:
+            self.tlb_duties.enter(vmcb)
+        return True
 
     def take_vmpl(self, vmcb: Vmcb) -> bool:
         """Give a control block the VMPL of its save area; False if there is none such."""
@@ -226,6 +260,10 @@ class Board:
     def store_save_area(self, vmcb: Vmcb, page: bytes) -> None:
         """Write the save area as an exit does."""
         self.controller.write(vmcb.save_area_spa, page, self.save_area_key(vmcb))
+
+    def store_save_area_field(self, vmcb: Vmcb, offset: int, data: bytes) -> None:
+        """Write a part of it, as the core does while the vCPU runs."""
+        self.controller.write(vmcb.save_area_spa + offset, data, self.save_area_key(vmcb))
 
     def save_area_key(self, vmcb: Vmcb) -> int:
         """Through which key registers go: the guest's from SEV-ES on; a plain VM's are the host's, as it maps them."""

@@ -30,6 +30,8 @@ class Protection(StrEnum):
     """Its being asked for by accesses, RMPADJUST, RMPQUERY and VMRUN; PVALIDATE sets it and tells of it as ever."""
     IOMMU_CHECK = "iommu check"
     TWEAK = "tweak"
+    TLB_ID = "tlb id"
+    """VMRUN's match of PCPU_ID and TLB_ID in an SNP guest's save area with the thread's last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class Platform:
     The early steppings of Zen 1 are Naples with AES_128_XE.
     """
     xts_sector: XtsSector = XtsSector.LINE
+    tlb_entries: int | None = None
+    """Translations that each hardware thread remembers; None where every access walks anew, as after a flush."""
     caches: bool = False
     """Whether cores have data caches that hold something. Without, every line is as good as written back at once."""
     invd_writes_back: bool = False

@@ -69,6 +69,11 @@ class Product:
         return (self.cpuid_1_eax >> 8 & 0xF) + (self.cpuid_1_eax >> 20 & 0xFF)
 
     @property
+    def threads(self) -> int:
+        """Hardware threads of all sockets."""
+        return self.sockets * self.cores * self.threads_per_core
+
+    @property
     def memory_bandwidth_bytes_per_s(self) -> float:
         """Peak of all channels of all sockets, 8 bytes a transfer."""
         return float(self.sockets * self.memory_channels * self.transfers_per_s * 8)
