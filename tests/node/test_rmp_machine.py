@@ -122,19 +122,44 @@ class Instructions(RuleBasedStateMachine):
 
     @rule(page=pages, large=flags, vm=vms, sizes=flags)
     def a_page_s_life(self, page: int, large: bool, vm: str, sizes: bool) -> None:
-        """Given, accepted, frozen, asked back in vain, reclaimed and taken: the way most pages go."""
+        """Given, accepted, frozen, asked back in vain, reclaimed and changed: the way most pages go."""
         asid = VMS[vm]
         self.rmpupdate(page, True, large, False, 0, asid)
         self.pvalidate(page, vm, 0, large != sizes, True)
         self.access(page, vm, 0, True)
         self.rmpupdate(page, True, large, True, 0, asid)
         self.access(page, vm, 0, True)
+        self.pvalidate(page, vm, 0, large, False)
+        self.psmash(self.unit(page, True)[0])
         self.rmpupdate(page, False, large != sizes, False, 0, 0)
         self.firmware_reclaims(page, large)
         self.rmpadjust(page, vm, 0, large, 1, 3, sizes)
 
-    @rule(page=pages, vm=vms, large=flags)
-    def a_save_area_s_life(self, page: int, vm: str, large: bool) -> None:
+    @rule(page=pages, vm=vms, large=flags, back=flags)
+    def a_page_moves(self, page: int, vm: str, large: bool, back: bool) -> None:
+        """Given to a guest under one address and then, with what lies there, under another."""
+        self.rmpupdate(page, True, large, False, 0, VMS[vm])
+        self.pvalidate(page, vm, 0, large, True)
+        self.access(page, vm, 0, True)
+        self.rmpupdate(page, True, large, False, PAGES_OF_2_MIB, VMS[vm])
+        self.pvalidate(page, vm, 0, large, True)
+        if back:
+            self.rmpupdate(page, True, large, False, 0, VMS[vm])
+            self.access(page, vm, 0, False)
+
+    @rule(page=pages, vm=vms, other=pages)
+    def a_block_s_life(self, page: int, vm: str, other: int) -> None:
+        """Smashed, one page of it given back, and asked to be one again."""
+        self.rmpupdate(page, True, True, False, 0, VMS[vm])
+        self.pvalidate(page, vm, 0, True, True)
+        self.psmash(self.unit(page, True)[0])
+        self.pvalidate(other, vm, 0, False, False)
+        self.firmware_unsmashes(page)
+        self.pvalidate(other, vm, 0, False, True)
+        self.firmware_unsmashes(page)
+
+    @rule(page=pages, vm=vms, large=flags, spoilt=st.sampled_from(("", "", "rescinded", "frozen")))
+    def a_save_area_s_life(self, page: int, vm: str, large: bool, spoilt: str) -> None:
         """Given, accepted, filled, made a save area, smashed, put together, run with, and asked for meanwhile."""
         self.rmpupdate(page, True, large, False, 0, VMS[vm])
         self.pvalidate(page, vm, 0, large, True)
@@ -143,6 +168,10 @@ class Instructions(RuleBasedStateMachine):
         if large:
             self.psmash(self.unit(page, True)[0])
             self.firmware_unsmashes(page)
+        if spoilt == "rescinded":
+            self.pvalidate(page, vm, 0, large, False)
+        if spoilt == "frozen":
+            self.rmpupdate(page, True, large, True, 0, VMS[vm])
         self.vmrun(page, vm)
         self.rmpupdate(page, False, large, False, 0, 0)
         self.rmpadjust(page, vm, 0, large, 2, 1, False)
@@ -184,6 +213,12 @@ class Instructions(RuleBasedStateMachine):
             self.filled.add(page)
         else:
             assert answer == op.Fault(op.FaultKind.RMP_FAULT, self.spa(page), 0x8000_0003)
+
+    @rule(first=st.sampled_from((3, PAGES_OF_2_MIB + 3)), count=st.integers(1, 9))
+    def host_clears_some_pages(self, first: int, count: int) -> None:
+        answer = self.host(op.HostClear(self.spa(first), count * PAGE_BYTES))
+        taken = [page for page in range(first, first + count) if not self.reference.host_may_write(page)]
+        assert answer == (op.Fault(op.FaultKind.RMP_FAULT, self.spa(first), 0x8000_0003) if taken else None)
 
     @rule(page=pages)
     def host_read(self, page: int) -> None:
@@ -338,12 +373,13 @@ class Instructions(RuleBasedStateMachine):
     @invariant()
     def no_page_has_two_owners_and_entries_agree(self) -> None:
         for page in WATCHED:
-            readers = [
-                vm for vm in VMS
-                if not isinstance(self.guest(vm, 0, op.Read(page * PAGE_BYTES, TOKEN_BYTES)), op.Fault)
-            ]  # fmt: skip
-            if self.reference.host_may_write(page):
-                assert not readers
+            readers = ["host"] if self.host(op.HostClear(self.spa(page), 0)) is None else []
+            assert bool(readers) is self.reference.host_may_write(page)
+            for vm, asid in VMS.items():
+                answer = said(self.guest(vm, 0, op.Read(page * PAGE_BYTES, TOKEN_BYTES)))
+                expected = self.reference.access(page, page, asid, 0, False, mapped_large=self.mapped_large)
+                assert answer == expected if expected else isinstance(answer, bytes)
+                readers += [] if expected else [vm]
             assert len(readers) <= 1
             entry = self.lab.board.bus.rmp_entry(self.spa(page))
             here = self.reference.at(page)
