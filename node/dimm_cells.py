@@ -110,7 +110,7 @@ class DimmCells:
         self._laid.put(spa // PAGE_BYTES, (spa + len(source)) // PAGE_BYTES, _Laid(source, 0, fill))
 
     def clear(self, spa: int, length: int, fill: Fill) -> None:
-        """Write zeros through ``fill`` into whole pages, which count as never written.
+        """Write zeros through ``fill`` into whole pages, which count as never written until somebody looks.
 
         Raises MachineCheck outside of memory.
         """

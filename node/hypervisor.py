@@ -12,10 +12,12 @@ from dataclasses import replace
 
 from node import operations as op
 from node.asid_pool import AsidPool, AsidsExhausted
+from node.core_msrs import Msr
 from node.firmware_image import FirmwareImage
 from node.frame_allocator import FrameAllocator, OutOfMemory
 from node.generation import Generation
 from node.guest_memory_map import Range
+from node.host_bring_up import bring_up_steps, refusal
 from node.hypervisor_port import (
     Answers,
     Batch,
@@ -72,8 +74,9 @@ class Hypervisor:
         self._images = images
         self.snp = Generation.SEV_SNP in product.generations
         self.asids = AsidPool(product.max_asid, min_sev_asid)
-        layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented) if self.snp else None
-        reserved = 0 if layout is None else memory_bytes - layout.base
+        # Where firmware reserved memory for the RMP, as its memory map says.
+        self._rmp = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented) if self.snp else None
+        reserved = 0 if self._rmp is None else memory_bytes - self._rmp.base
         # The first 2 MiB stay with the host, as real-mode memory does.
         self.frames = FrameAllocator([(LARGE_PAGE_BYTES, memory_bytes - LARGE_PAGE_BYTES - reserved)])
         self.rmp_bytes = reserved
@@ -99,17 +102,13 @@ class Hypervisor:
         )
 
     def bring_up(self) -> Task:
-        """Initialise the firmware: SNP first where the product has it, then legacy."""
-        page = self._command_page
-        if self.snp:
-            init = buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP)
-            yield from self._must(SnpCommand.INIT_EX, page, init.pack())
-            yield (op.Wbinvd(),)
-            yield from self._must(SnpCommand.DF_FLUSH)
-        if Generation.SEV in self.product.generations:
-            yield from self._must(LegacyCommand.INIT, page, buffers.Init().pack())
-            yield (op.Wbinvd(),)
-            yield from self._must(LegacyCommand.DF_FLUSH)
+        """Bring the host up: IOMMU, cores, and firmware, SNP first where the product has it, then legacy."""
+        (syscfg,) = yield (op.ReadMsr(0, Msr.SYSCFG),)
+        assert isinstance(syscfg, int)
+        for step in bring_up_steps(self.product, self._rmp, self._command_page, syscfg):
+            refused = refusal(step, (yield step.batch))
+            if refused:
+                raise LaunchRefused(refused)
 
     def launch(self, spec: MachineSpec) -> LaunchTask:
         """Launch a VM up to the entry of its boot processor. Raises LaunchRefused with everything given back."""
@@ -171,8 +170,8 @@ class Hypervisor:
         """Read a stopped VM whole: registers, memory and disk."""
         record = self._vms[vm]
         yield (op.HostWork("migration.stop_ns"),)
-        areas = yield tuple(op.HostRead(spa, VMSA_BYTES) for spa in record.save_areas)
-        memory = yield tuple(op.HostReadWritten(spa, length) for _, spa, length in record.ram)
+        areas = yield tuple(op.HostRead(spa, VMSA_BYTES, record.c_bit) for spa in record.save_areas)
+        memory = yield tuple(op.HostReadWritten(spa, length, record.c_bit) for _, spa, length in record.ram)
         (disk,) = yield (op.DiskRead(vm),)
         pages: list[Run] = []
         for (gpa, spa, _), answer in zip(record.ram, memory, strict=True):
@@ -202,20 +201,20 @@ class Hypervisor:
         writes: list[op.HypervisorOperation] = []
         for gpa, data in state.pages:
             for first, spa, length in record.backing(Range(gpa, len(data))):
-                writes.append(op.HostWrite(spa, data[first - gpa : first - gpa + length]))
+                writes.append(op.HostWrite(spa, data[first - gpa : first - gpa + length], record.c_bit))
         writes += [op.DiskWrite(spec.name, lba, data) for lba, data in state.blocks]
         for index, area in enumerate(state.save_areas):
             spa = self._small(record)
             record.save_areas.append(spa)
             writes += [
-                op.HostWrite(spa, area),
+                op.HostWrite(spa, area, record.c_bit),
                 op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa),
             ]
         yield from self._checked(writes)
         yield (op.HostWork("migration.resume_ns"),)
         yield from self._checked([op.VmRun(spec.name, 0)])
         back = yield tuple(
-            op.HostRead(spa, length)
+            op.HostRead(spa, length, record.c_bit)
             for gpa, data in state.pages
             for _, spa, length in record.backing(Range(gpa, len(data)))
         )
@@ -233,8 +232,13 @@ class Hypervisor:
         self._small(record)
         record.tables = self.frames.allocate_last((table_pages(record.ram) + SPARE_TABLES) * PAGE_BYTES, PAGE_BYTES)
         batch: list[op.HypervisorOperation] = [op.NestedFrames(spec.name, *pages) for pages in record.tables]
-        batch += [op.NestedMap(spec.name, *backing) for backing in record.ram]
+        batch += [op.NestedMap(spec.name, *backing, encrypted=record.c_bit) for backing in record.ram]
         yield from self._checked(batch)
+        if record.c_bit:
+            # Zeros without the C-bit would read as garbage with it.
+            answers = yield tuple(op.HostClear(spa, length, encrypted=True) for _, spa, length in record.ram)
+            if any(answer is not None for answer in answers):
+                raise LaunchRefused("generation: SME needs a host whose own memory encryption is on")
 
     def _take_asid(self, record: LaunchedVm) -> Task:
         if self.asids.needs_flush(record.generation):
@@ -245,15 +249,15 @@ class Hypervisor:
         record.asid = self.asids.allocate(record.generation)
 
     def _write(self, record: LaunchedVm, contents: list[tuple[int, bytes]]) -> Task:
-        yield from self._checked([op.HostWrite(record.spa_of(gpa), data) for gpa, data in contents])
+        yield from self._checked([op.HostWrite(record.spa_of(gpa), data, record.c_bit) for gpa, data in contents])
 
     def _write_save_areas(self, spec: MachineSpec, record: LaunchedVm) -> Task:
-        """Save areas in the clear: a VMCB's, as PLAIN and SEV guests have."""
+        """Save areas without a guest's key: a VMCB's, as PLAIN, SME and SEV guests have."""
         batch: list[op.HypervisorOperation] = []
         for index, page in enumerate(launch_vmsas(record.firmware, spec.vcpus, vcpu_model(VCPU_MODEL), 0)):
             spa = self._small(record)
             record.save_areas.append(spa)
-            batch.append(op.HostWrite(spa, page))
+            batch.append(op.HostWrite(spa, page, record.c_bit))
             batch.append(op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa))
         yield from self._checked(batch)
 
@@ -266,6 +270,8 @@ class Hypervisor:
         if record.handle:
             for code in (LegacyCommand.DEACTIVATE, LegacyCommand.DECOMMISSION):
                 yield from self._must(code, command, buffers.Handle(handle=record.handle).pack())
+            # The guest's lines would be written back later, over whoever has the frames next; KVM does it on all parts.
+            yield (op.Wbinvd(),)
         yield from self._reclaim(record)
         yield from self._take_back(record)
         for spa in record.firmware_pages:
@@ -376,7 +382,7 @@ class Hypervisor:
     # Launches by generation.
 
     def launch_plain(self, spec: MachineSpec, record: LaunchedVm) -> Task:
-        """PLAIN: firmware and save areas, written in the clear."""
+        """PLAIN and SME: firmware and save areas, written by the host."""
         yield from self._write(record, sev_launch_ranges(record.firmware))
         yield from self._write_save_areas(spec, record)
 
@@ -395,6 +401,9 @@ class Hypervisor:
             spa = record.spa_of(gpa)
             update = buffers.LaunchUpdateData(handle=record.handle, address=spa, length=len(data))
             yield from self._lend(record, spa, len(data))
+            if not self.product.coherent_across_keys:
+                # What the host wrote there would be written back later, over what firmware encrypts in place.
+                yield from self._checked([op.HostClflush(spa, len(data))])
             yield from self._must(LegacyCommand.LAUNCH_UPDATE_DATA, command, update.pack())
             yield from self._take_back(record)
         yield from self._measure(record)
@@ -507,6 +516,7 @@ def _sized(entry: RmpEntry, large: bool) -> RmpEntry:
 
 _LAUNCHES: Mapping[Generation, Launch] = {
     Generation.PLAIN: Hypervisor.launch_plain,
+    Generation.SME: Hypervisor.launch_plain,
     Generation.SEV: Hypervisor.launch_sev,
     Generation.SEV_SNP: Hypervisor.launch_snp,
 }

@@ -76,6 +76,15 @@ class PageStateChange:
     shared: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Clflush:
+    """CLFLUSH every line of a range; ``private`` is the C-bit. Answer: None, or a Fault."""
+
+    gpa: int
+    length: int
+    private: bool = True
+
+
 BLOCK_BYTES = 4096
 """Logical block size of a VM's disk."""
 
@@ -103,37 +112,41 @@ class BlockWrite:
 
 @dataclass(frozen=True, slots=True)
 class HostRead:
-    """Load through a host mapping with C=0. Answer: bytes."""
+    """Load through a host mapping; ``encrypted`` is its C-bit. Answer: bytes, or a Fault."""
 
     spa: int
     length: int
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class HostReadWritten:
-    """Load, through a host mapping with C=0, the pages of a range that somebody wrote. Answer: ``Runs``.
+    """Load, through a host mapping, the pages of a range that somebody wrote. Answer: ``Runs``, or a Fault.
 
     What a hypervisor finds that reads all and skips pages of zeros, at the cost of the pages it keeps.
     """
 
     spa: int
     length: int
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class HostWrite:
-    """Store through a host mapping with C=0. Answer: None, or a Fault (RMP)."""
+    """Store through a host mapping. Answer: None, or a Fault."""
 
     spa: int
     data: bytes
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class HostClear:
-    """Zero whole pages through a host mapping with C=0. Answer: None, or a Fault (RMP)."""
+    """Zero whole pages through a host mapping. Answer: None, or a Fault."""
 
     spa: int
     length: int
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,11 +285,103 @@ class Wbinvd:
     """WBINVD on all cores. Answer: None."""
 
 
+@dataclass(frozen=True, slots=True)
+class HostClflush:
+    """CLFLUSH every line of a range through a host mapping with C=0. Answer: None, or a Fault."""
+
+    spa: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Invd:
+    """INVD on all cores: their caches are empty, and what memory did not know is lost. Answer: None."""
+
+
+@dataclass(frozen=True, slots=True)
+class VmPageFlush:
+    """Write VM_PAGE_FLUSH (MSR C001_011E): write back and drop a page's lines of an ASID. Answer: None, or a Fault.
+
+    The MSR takes a virtual address; the host maps all memory one to one.
+    """
+
+    spa: int
+    asid: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadMsr:
+    """RDMSR on one core. Answer: int, or a Fault (#GP)."""
+
+    core: int
+    msr: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteMsr:
+    """WRMSR on one core, or with None on every core. Answer: None, or a Fault (#GP) with no core changed."""
+
+    core: int | None
+    msr: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class MmioRead:
+    """Load 8 bytes from a device's registers. Answer: int, or a Fault where no device answers."""
+
+    address: int
+
+
+@dataclass(frozen=True, slots=True)
+class MmioWrite:
+    """Store 8 bytes to a device's registers. Answer: None, or a Fault where no device answers."""
+
+    address: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class FabricRoute:
+    """Set the data fabric's MMIO routes so that pages reach nothing, or memory again. Answer: None, or a Fault.
+
+    A locked fabric ignores it.
+    """
+
+    spa: int
+    length: int
+    to_memory: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRead:
+    """Have the device in a slot load from memory. Answer: bytes, or a Fault if its request was refused.
+
+    The device acts under its slot's requester id, which nobody can choose. ``iova`` is what it
+    puts on the bus; what that means is the IOMMU's to say.
+    """
+
+    slot: int
+    iova: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceWrite:
+    """Have the device in a slot store to memory. Answer: None, also if the store was refused: nobody tells a device."""
+
+    slot: int
+    iova: int
+    data: bytes
+
+
 HypervisorOperation = (
     HostRead | HostReadWritten | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | RmpRead | NestedFrames
     | NestedMap | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
+    | HostClflush | Invd | VmPageFlush
+    | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | DeviceRead | DeviceWrite
 )  # fmt: skip
-GuestOperation = Read | Write | PValidate | RmpAdjust | RmpQuery | PageStateChange | BlockRead | BlockWrite
+GuestOperation = Read | Write | PValidate | RmpAdjust | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush
 
 
 # How a block of a program may end.
@@ -322,6 +427,8 @@ class FaultKind(IntEnum):
     """#GP: this privilege level may not execute the instruction."""
     MACHINE_CHECK = 18
     """#MC: no memory answers at the address."""
+    DMA_ABORTED = 0x1000
+    """A device's read ended with an error on the bus. No core reports it; the number is the laboratory's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,33 @@ class Platform:
     mode: HostMode = HostMode.NONE
     disabled: frozenset[Protection] = frozenset()
     """Mechanisms that do not work; empty outside of experiments that show what each is good for."""
+    firmware_api: tuple[int, int, int] | None = None
+    """Version of the security processor's firmware (major, minor, build); None for the product's row."""
+    fabric_locked: bool = True
+    """Boot firmware locks the data fabric's routes; False for one that leaves the call out (CVE-2025-54510)."""
+    fabric_lock_checked: bool = False
+    """Firmware of the security processor that starts SNP only on a locked data fabric (AMD-SB-3034)."""
+    iommu_supports_snp: bool = True
+    """SNPSup of the IOMMU on a product with SNP; False for a board whose firmware leaves it out."""
+    iommu_write_safe: bool = False
+    """Firmware that keeps the IOMMU's own log writes inside of its logs (AMD-SB-3016, CVE-2023-20585; family 19h).
+
+    Where it is missing, records may land outside of a short log, past the RMP. With it, records are checked, and
+    SNP_INIT demands logs of full length. Other families are taken to be safe.
+    """
+    caches: bool = False
+    """Whether cores have data caches that hold something. Without, every line is as good as written back at once."""
+    invd_writes_back: bool = False
+    """Microcode that lets INVD act as WBINVD whatever HWCR.INVDWBINVD says (AMD-SB-3005).
+
+    Without it the bit decides, which is the hypervisor's to set and to clear; the cores start with it clear.
+    """
+    rmp_init_barrier: bool = False
+    """Cores cannot store to the RMP while firmware zeroes it (the fix of AMD-SB-3020).
+
+    Without it, dirty lines of the table outlive SNP_INIT, which is one instant here: a
+    store before it stands for one that races with it.
+    """
 
 
 AS_USUAL = Platform()

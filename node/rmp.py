@@ -134,6 +134,13 @@ class ReverseMapTable:
         """Number of 4 KiB pages assigned to an ASID, as the table's counter has it."""
         return self._table.pages_of_asid(asid)
 
+    def owned(self, spa: int, length: int) -> Iterator[tuple[int, int, int]]:
+        """Parts of a range that guests own, as (SPA, length, ASID); they may begin and end outside of it."""
+        first, stop = spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES)
+        for low, high, entry in self._table.decoded_pieces(first, stop):
+            if entry.assigned and entry.asid:
+                yield low * PAGE_BYTES, (high - low) * PAGE_BYTES, entry.asid
+
     # Instructions of the host.
 
     def rmpupdate(self, spa: int, length: int, entry: RmpEntry) -> RmpCode:

@@ -35,11 +35,11 @@ class RmpSwitches:
     ``rmpread``: the part has RMPREAD. What it says of a page inside a 2 MiB entry (that entry, as
     here, or the page's own slot) and when it sets the region's bit (any page assigned) is inferred.
 
-    ``host_key``: the table's bytes lie in DRAM under the host's own key wherever the host has
-    one; with False only where everything does (TSME). No public text says which.
-
     ``segmented``: firmware lays the table in segments (RMP_CFG), where the part can. The raw
     entry is then taken to look as on Zen 3 and 4; no manual of such a part has been read.
+
+    ``under_host_key``: on an SME host the table's bytes lie in DRAM through the host's key. With False they
+    lie there in the clear, as the table's accesses have no C-bit that a manual tells of. TSME covers them anyway.
     """
 
     immutable_keeps_validated: bool = True
@@ -50,4 +50,4 @@ class RmpSwitches:
     query_needs_validated: bool = True
     segmented: bool = False
     rmpread: bool = False
-    host_key: bool = False
+    under_host_key: bool = False

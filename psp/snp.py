@@ -12,6 +12,7 @@ from enum import IntEnum
 
 from psp import command_buffers as buffers
 from psp.asid_flush import AsidFlush
+from psp.asid_ranges import AsidRanges
 from psp.byte_layout import ByteLayout
 from psp.commands import SnpCommand, SnpPlatformState
 from psp.host_memory import HostMemory
@@ -20,6 +21,7 @@ from psp.launch_pages import LAUNCH_PAGES
 from psp.page_state import PageState, page_state
 from psp.page_unsmash import unsmashed
 from psp.policy import PlatformFacts, check_snp_policy
+from psp.snp_init import check_cores, check_rmp, checked_iommu_pages
 from psp.status import PspError, Status
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry, SystemBus
 
@@ -72,6 +74,7 @@ class SnpFirmware:
         bus: SystemBus,
         memory: HostMemory,
         flush: AsidFlush,
+        ranges: AsidRanges,
         random: Callable[[str, int], bytes],
         api: tuple[int, int, int],
         legacy_is_up: Callable[[], bool],
@@ -84,7 +87,12 @@ class SnpFirmware:
         self._api = api
         self._legacy_is_up = legacy_is_up
         self._flush = flush
+        self._ranges = ranges
+        self.wants_fabric_locked = False
+        """Firmware of after AMD-SB-3034."""
         self._rmp_initialised = False
+        self._iommu_pages: tuple[int, ...] = ()
+        """Pages that the IOMMUs write by themselves, firmware's meanwhile."""
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             # INIT, of before ABI 1.52, has no buffer and always initialises the RMP.
             SnpCommand.INIT: lambda _: self._init_ex(buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP)),
@@ -109,21 +117,38 @@ class SnpFirmware:
     def _init_ex(self, init: buffers.SnpInitEx) -> None:
         if self._legacy_is_up():
             raise PspError(Status.INVALID_PLATFORM_STATE)
-        if init.flags & ~(buffers.SNP_INIT_RMP | buffers.SNP_INIT_OPTIONS):
+        known = buffers.SNP_INIT_RMP | buffers.SNP_INIT_HIDE_CIPHERTEXT | buffers.SNP_INIT_OPTIONS
+        hides = bool(init.flags & buffers.SNP_INIT_HIDE_CIPHERTEXT)
+        if init.flags & ~known:
             raise PspError(Status.INVALID_PARAM)
-        if init.flags & buffers.SNP_INIT_OPTIONS:
+        if init.flags & buffers.SNP_INIT_OPTIONS or (hides and not self._bus.can_hide_ciphertext):
             raise PspError(Status.UNSUPPORTED)
-        cores = self._bus.core_configuration()
-        if not (cores.snp_enabled and cores.mtrr_fix_dram_mod_enabled and cores.hsave_pa_zero):
+        if hides and not self._ranges.can_split_at(init.max_snp_asid):
+            raise PspError(Status.INVALID_PARAM)
+        if self.wants_fabric_locked and not self._bus.fabric_locked():
+            # The status is the laboratory's choice: AMD says only that SNP does not start.
             raise PspError(Status.INVALID_CONFIG)
-        if not init.flags & buffers.SNP_INIT_RMP and not self._rmp_initialised:
+        check_cores(self._bus)
+        check_rmp(self._bus)
+        fresh = bool(init.flags & buffers.SNP_INIT_RMP)
+        if not fresh and not self._rmp_initialised:
             raise PspError(Status.RMP_INIT_REQUIRED)
-        if init.flags & buffers.SNP_INIT_RMP:
+        iommu_pages = checked_iommu_pages(self._bus, fresh=fresh)
+        if fresh:
             self._bus.rmp_initialise()
             self._rmp_initialised = True
+        self._bus.iommus_enforce()
+        for spa in iommu_pages:
+            self._bus.rmp_set(spa, RmpEntry(assigned=True, immutable=True))
+        self._iommu_pages = iommu_pages
+        self._hide_ciphertext(init.max_snp_asid if hides else 0)
         self.state = SnpPlatformState.INIT
         self._memory.snp_initialised = True
         self._flush.require_all()
+
+    def _hide_ciphertext(self, max_snp_asid: int) -> None:
+        self._ranges.max_snp_asid = max_snp_asid
+        self._bus.hide_ciphertext(max_snp_asid)
 
     def _shutdown_ex(self, shutdown: buffers.SnpShutdownEx) -> None:
         if shutdown.length != buffers.SnpShutdownEx.SIZE:
@@ -131,7 +156,7 @@ class SnpFirmware:
         if shutdown.flags & ~(buffers.SNP_SHUTDOWN_IOMMU | buffers.SNP_SHUTDOWN_X86):
             raise PspError(Status.INVALID_PARAM)
         if shutdown.flags & buffers.SNP_SHUTDOWN_X86:
-            # FEATURE_INFO does not offer it. There is no IOMMU whose checks would have to stop.
+            # FEATURE_INFO does not offer it.
             raise PspError(Status.UNSUPPORTED)
         if self._flush.dirty:
             raise PspError(Status.DFFLUSH_REQUIRED)
@@ -139,15 +164,26 @@ class SnpFirmware:
             self._drop_asid(guest)
             self._bus.rmp_set(spa, RmpEntry(assigned=True))
         self.guests.clear()
+        if shutdown.flags & buffers.SNP_SHUTDOWN_IOMMU:
+            self._bus.iommus_release()
+            for spa in self._iommu_pages:
+                self._bus.rmp_set(spa, RmpEntry(assigned=True))
+            self._iommu_pages = ()
+        self._hide_ciphertext(0)
         self.state = SnpPlatformState.UNINIT
         self._memory.snp_initialised = False
 
     def _platform_status(self, where: buffers.SnpAddress) -> None:
         self._memory.check_writable(where.address, buffers.SnpPlatformStatus.SIZE)
         major, minor, build = self._api
+        policy_flags = buffers.SNP_STATUS_FEATURE_INFO
+        if self._bus.can_hide_ciphertext:
+            policy_flags |= buffers.SNP_STATUS_CAN_HIDE_CIPHERTEXT
+        if self._ranges.max_snp_asid:
+            policy_flags |= buffers.SNP_STATUS_HIDES_CIPHERTEXT
         status = buffers.SnpPlatformStatus(
             api_major=major, api_minor=minor, state=self.state, flags=int(self._rmp_initialised),
-            build=build, policy_flags=buffers.SNP_STATUS_FEATURE_INFO, guest_count=len(self.guests),
+            build=build, policy_flags=policy_flags, guest_count=len(self.guests),
         )  # fmt: skip
         self._memory.write(where.address, status.pack())
 
@@ -157,8 +193,9 @@ class SnpFirmware:
         if asked.ecx_in:
             raise PspError(Status.INVALID_PARAM)
         self._memory.check_writable(asked.address, 16)
-        # Index 0 is the only one; no optional feature is built.
-        self._memory.write(asked.address, bytes(16))
+        # Index 0 is the only one.
+        ecx = buffers.SNP_FEATURE_HIDING if self._bus.can_hide_ciphertext else 0
+        self._memory.write(asked.address, bytes(8) + ecx.to_bytes(4, "little") + bytes(4))
 
     # Contexts.
 
@@ -194,7 +231,7 @@ class SnpFirmware:
 
     def _activate(self, activate: buffers.SnpActivate) -> None:
         guest = self._guest(activate.gctx, SnpCommand.ACTIVATE)
-        if not 1 <= activate.asid < self._bus.min_sev_asid or activate.asid > self._bus.max_asid:
+        if activate.asid not in self._ranges.snp:
             raise PspError(Status.INVALID_ASID)
         if activate.asid in self._flush.owned:
             raise PspError(Status.ASID_OWNED)
@@ -219,7 +256,8 @@ class SnpFirmware:
         guest = self._guest(start.gctx, SnpCommand.LAUNCH_START)
         if start.ma_gctx or start.flags or start.desired_tsc_khz:
             raise PspError(Status.UNSUPPORTED)
-        check_snp_policy(start.policy, PlatformFacts(self._api[:2], self._bus.core_configuration().smt_enabled))
+        smt = self._bus.core_configuration().smt_enabled
+        check_snp_policy(start.policy, PlatformFacts(self._api[:2], smt, bool(self._ranges.max_snp_asid)))
         guest.policy = start.policy
         guest.gosvw = start.gosvw
         guest.key = self._random("memory key", KEY_BYTES)

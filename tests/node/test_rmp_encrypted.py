@@ -127,7 +127,7 @@ def test_lost_writes_are_lost_under_the_key_too() -> None:
 
 HOSTS = {
     "TSME": (Platform(mode=HostMode.TSME), {}),
-    "SME, by the switch": (Platform(mode=HostMode.SME), {"host_key": True}),
+    "SME, by the switch": (Platform(mode=HostMode.SME), {"under_host_key": True}),
 }
 
 
@@ -160,7 +160,7 @@ def test_the_host_s_key_covers_the_table_of_a_board(name: str, product: str) -> 
 
 
 def test_a_host_without_a_key_or_the_switch_keeps_its_table_in_the_clear() -> None:
-    for platform, switches in ((Platform(), {"host_key": True}), (Platform(mode=HostMode.SME), {})):
+    for platform, switches in ((Platform(), {"under_host_key": True}), (Platform(mode=HostMode.SME), {})):
         board = snp_board(platform=platform, **switches)
         assert board.execute_host((op.RmpUpdate(GUEST_SPA, PAGE_BYTES, RmpEntry(assigned=True, asid=1)),)) == (0,)
         assert board.rmp is not None

@@ -8,18 +8,28 @@ from dataclasses import dataclass, field
 
 from psp import command_buffers as buffers
 from psp.asid_flush import AsidFlush
+from psp.asid_ranges import AsidRanges
 from psp.commands import LegacyCommand, SnpCommand
 from psp.firmware import SecurityProcessor
 from psp.launch_digest import LaunchDigest, LegacyLaunchDigest, PageType
 from psp.legacy import LegacyGuestState
 from psp.snp import SnpGuestState
-from psp.system_bus import LARGE_PAGE_BYTES, CoreConfiguration, RmpEntry
+from psp.system_bus import (
+    LARGE_PAGE_BYTES,
+    CoreConfiguration,
+    IommuConfiguration,
+    RmpEntry,
+    RmpPlacement,
+    RmpRegisters,
+)
 
 PAGE = 4096
 MEMORY_BYTES = 1 << 24
 UNCOVERED = MEMORY_BYTES - PAGE
 """The last page has no RMP entry."""
 _ZEROS = bytes(PAGE)
+_PLACEMENT = RmpPlacement(((0xF0_0000, 0x10_0000),), covers_itself=True)
+_IOMMU = IommuConfiguration(enabled=True, supports_snp=True, buffers=())
 
 
 @dataclass
@@ -33,14 +43,27 @@ class ToyBus:
     rmp: dict[int, RmpEntry] = field(default_factory=dict)
     keys: dict[int, bytes] = field(default_factory=dict)
     wbinvds: int = 0
+    can_hide_ciphertext: bool = False
+    hidden_up_to: int = 0
     cores: CoreConfiguration = field(
         default_factory=lambda: CoreConfiguration(
-            snp_enabled=True, mtrr_fix_dram_mod_enabled=True, hsave_pa_zero=True, smt_enabled=True
+            snp_enabled=True,
+            mtrr_fix_dram_mod_enabled=True,
+            hsave_pa_zero=True,
+            smt_enabled=True,
+            rmp=(RmpRegisters(0xF0_0000, MEMORY_BYTES - 1),),
         )
     )
+    placement: RmpPlacement | None = _PLACEMENT
+    iommu: IommuConfiguration = _IOMMU
+    enforced: bool = False
+    locked: bool = True
 
     def core_configuration(self) -> CoreConfiguration:
         return self.cores
+
+    def hide_ciphertext(self, max_snp_asid: int) -> None:
+        self.hidden_up_to = max_snp_asid
 
     def read(self, spa: int, length: int) -> bytes:
         assert 0 <= spa <= self.dram_bytes - length, "the firmware must check every address first"
@@ -79,6 +102,21 @@ class ToyBus:
     def wbinvd_count(self) -> int:
         return self.wbinvds
 
+    def fabric_locked(self) -> bool:
+        return self.locked
+
+    def rmp_placement(self) -> RmpPlacement | None:
+        return self.placement
+
+    def iommus(self) -> tuple[IommuConfiguration, ...]:
+        return (self.iommu,)
+
+    def iommus_enforce(self) -> None:
+        self.enforced = True
+
+    def iommus_release(self) -> None:
+        self.enforced = False
+
     def rmp_covers(self, spa: int) -> bool:
         return 0 <= spa < UNCOVERED
 
@@ -105,6 +143,8 @@ def _frozen(value: object) -> object:
             return value.value
         case AsidFlush():
             return tuple((name, _frozen(part)) for name, part in sorted(vars(value).items()) if name != "_bus")
+        case AsidRanges():
+            return value.max_snp_asid
         case dict():
             return tuple((key, _frozen(value[key])) for key in sorted(value))
         case set():
@@ -147,7 +187,8 @@ class Machine:
     def snapshot(self) -> dict[str, object]:
         """Everything that a refused command must leave alone."""
         pages = {page: octets for page, octets in self.bus.pages.items() if octets != _ZEROS}
-        return {**self.firmware_state(), "DRAM": pages, "RMP": dict(self.bus.rmp), "keys": dict(self.bus.keys)}
+        machine = {"DRAM": pages, "RMP": dict(self.bus.rmp), "keys": dict(self.bus.keys)}
+        return {**self.firmware_state(), **machine, "hidden": self.bus.hidden_up_to}
 
 
 def new_machine() -> Machine:
