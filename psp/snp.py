@@ -25,7 +25,7 @@ from psp.snp_init import check_cores, check_rmp, checked_iommu_buffers
 from psp.status import PspError, Status
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, IommuBuffer, RmpEntry, SystemBus
 
-KEY_BYTES = 16
+AES_256_XTS_KEY_BYTES = 64
 VMPCK_BYTES = 32
 VMPCKS = 4
 REPORT_ID_BYTES = 32
@@ -256,11 +256,12 @@ class SnpFirmware:
         guest = self._guest(start.gctx, SnpCommand.LAUNCH_START)
         if start.ma_gctx or start.flags or start.desired_tsc_khz:
             raise PspError(Status.UNSUPPORTED)
-        smt = self._bus.core_configuration().smt_enabled
-        check_snp_policy(start.policy, PlatformFacts(self._api[:2], smt, bool(self._ranges.max_snp_asid)))
+        smt, hidden = self._bus.core_configuration().smt_enabled, bool(self._ranges.max_snp_asid)
+        aes_256_xts = self._bus.memory_key_bytes == AES_256_XTS_KEY_BYTES
+        check_snp_policy(start.policy, PlatformFacts(self._api[:2], smt, hidden, aes_256_xts))
         guest.policy = start.policy
         guest.gosvw = start.gosvw
-        guest.key = self._random("memory key", KEY_BYTES)
+        guest.key = self._random("memory key", self._bus.memory_key_bytes)
         guest.vmpcks = tuple(self._random("VMPCK", VMPCK_BYTES) for _ in range(VMPCKS))
         guest.report_id = self._random("report id", REPORT_ID_BYTES)
         guest.state = SnpGuestState.LAUNCH
