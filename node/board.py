@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 
 from node import operations as op
+from node.actor import HYPERVISOR, Actor, Observer, Role
 from node.counter_random import CounterRandom
 from node.disk import Disk
 from node.dram import Dram
@@ -22,7 +23,7 @@ from node.host_instructions import HostInstructions
 from node.host_system_bus import HostSystemBus
 from node.memory_controller import MemoryController
 from node.nested_page_table import NestedPageTable
-from node.platform import Platform
+from node.platform import AS_USUAL, Platform
 from node.product import Product
 from node.rmp import ReverseMapTable
 from node.rmp_layout import at_end_of_memory
@@ -32,7 +33,6 @@ from node.xex_cipher import TweakTable
 from psp.firmware import SecurityProcessor
 
 _VMPLS = 4
-_AS_USUAL = Platform()
 
 HypervisorReply = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], int]
 ExitHandler = Callable[[str, op.PageStateChange], HypervisorReply]
@@ -48,7 +48,7 @@ class Board:
         memory_bytes: int,
         min_sev_asid: int,
         random: CounterRandom,
-        platform: Platform = _AS_USUAL,
+        platform: Platform = AS_USUAL,
     ) -> None:
         self.product = product
         self.platform = platform
@@ -68,6 +68,8 @@ class Board:
         )
         self.exit_handler: ExitHandler | None = None
         """The hypervisor's answer to a page state change; runs while the vCPU is stopped."""
+        self.observer: Observer | None = None
+        """A tap outside of the machine: sees each batch and what its actor was answered."""
         self.nested: dict[str, NestedPageTable] = {}
         self.vmcbs: dict[str, dict[int, Vmcb]] = {}
         self._running: dict[tuple[str, int], int] = {}
@@ -83,12 +85,18 @@ class Board:
     def execute_guest(self, vmcb: Vmcb, batch: tuple[op.GuestOperation, ...]) -> tuple[op.Answer, ...]:
         """Execute a guest's batch as the vCPU of ``vmcb``."""
         table = self._guest.table
-        return tuple([table[type(one)](vmcb, one) if type(one) in table else undefined() for one in batch])
+        answers = tuple([table[type(one)](vmcb, one) if type(one) in table else undefined() for one in batch])
+        if self.observer is not None:
+            self.observer(Actor(Role.GUEST, vmcb.vm), batch, answers)
+        return answers
 
     def execute_host(self, batch: tuple[op.HypervisorOperation, ...]) -> tuple[op.Answer, ...]:
         """Execute a hypervisor's batch on a core in host mode."""
         table = self._host.table
-        return tuple([table[type(one)](one) if type(one) in table else undefined() for one in batch])
+        answers = tuple([table[type(one)](one) if type(one) in table else undefined() for one in batch])
+        if self.observer is not None:
+            self.observer(HYPERVISOR, batch, answers)
+        return answers
 
     def disk(self, vm: str) -> Disk:
         """A VM's disk; made when it is first asked for."""

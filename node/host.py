@@ -25,6 +25,7 @@ from node.hypervisor_tasks import HypervisorTasks
 from node.launch_promise import least_launch_ns
 from node.operation_cost import HostOperationCost
 from node.phase_cost import Mechanism
+from node.platform import AS_USUAL, Platform
 from node.product import Product
 from node.program import ProgramFactory
 from node.record_buffer import NO_LOG, LogWish
@@ -46,6 +47,7 @@ class HostSpec:
     seed: int
     bucket_ns: int
     log: LogWish = NO_LOG
+    platform: Platform = AS_USUAL
 
 
 class Host:
@@ -66,7 +68,8 @@ class Host:
         self.spec = spec
         product = spec.product
         self.clock = Clock()
-        self.board = Board(spec.name, product, spec.memory_bytes, spec.min_sev_asid, CounterRandom(spec.seed))
+        random = CounterRandom(spec.seed)
+        self.board = Board(spec.name, product, spec.memory_bytes, spec.min_sev_asid, random, spec.platform)
         self.hypervisor: HypervisorPort = hypervisor(product, spec.memory_bytes, spec.min_sev_asid, images)
         self.board.exit_handler = self.hypervisor.page_state_change
         self.threads = product.sockets * product.cores * product.threads_per_core

@@ -33,3 +33,7 @@ class Platform:
     mode: HostMode = HostMode.NONE
     disabled: frozenset[Protection] = frozenset()
     """Mechanisms that do not work; empty outside of experiments that show what each is good for."""
+
+
+AS_USUAL = Platform()
+"""A host as it comes: no encryption of its own memory, every mechanism at work."""

@@ -1,0 +1,46 @@
+"""Rows of the attack matrix, and the programs that carry them out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from cluster.laboratory.scene import Scene, Setting
+from cluster.oracle.verdict import Verdict, judge
+from workloads.attacks import dimm, neighbours, nested_remap, read_memory, write_memory
+from workloads.attacks.target import Attack, Target
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the matrix. Where ``attacks`` are several, each is a way that the line names."""
+
+    attacks: tuple[Callable[[Target], Attack], ...]
+
+
+ROWS: Mapping[str, Row] = {
+    "01": Row((read_memory.read_private_page,)),
+    "07": Row((dimm.cold_boot,)),
+    "08": Row((dimm.change_dram,)),
+    "09": Row((write_memory.write_junk,)),
+    "10": Row((write_memory.replay,)),
+    "11": Row((nested_remap.merge_pages,)),
+    "12": Row((nested_remap.serve_the_secret,)),
+    "13": Row((nested_remap.fresh_page,)),
+    "15": Row((nested_remap.shared_page, nested_remap.page_of_another)),
+    "16b": Row((write_memory.move_blocks,)),
+    "44": Row((neighbours.wrong_mapping,)),
+    "45": Row((neighbours.freed_page,)),
+    "46": Row((neighbours.two_contexts,)),
+}
+"""By id of the matrix."""
+
+
+def verdicts(row: str, setting: Setting) -> list[Verdict]:
+    """Carry out each attack of a row on a host of its own, and judge it."""
+    found = []
+    for attack in ROWS[row].attacks:
+        scene = Scene(setting)
+        scene.play(attack)
+        found.append(judge(scene.ledger, scene.transcript))
+    return found
