@@ -11,6 +11,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 
@@ -48,7 +49,7 @@ def facts_of(address: str) -> ClusterFacts:
     deadline_s = time.monotonic() + FIND_OUT_S
     host, port = parsed_address(address)
     try:
-        socket.create_connection((host, port), CONNECT_S).close()
+        _connect(host, port)
     except UnicodeError:
         raise AddressError(f'address: expected the name of a host before the port, got "{host[:60]}"') from None
     except OSError as error:
@@ -67,3 +68,24 @@ def facts_of(address: str) -> ClusterFacts:
     if "wrong" in said:
         raise AddressError(f"{address}: {said['wrong']}")
     return ClusterFacts(tuple(said["nodes"]))
+
+
+def _connect(host: str, port: int) -> None:
+    """Connect once. Raises what a socket does, TimeoutError after ``CONNECT_S``."""
+    ended: list[Exception | None] = []
+
+    def attempt() -> None:
+        try:
+            socket.create_connection((host, port), CONNECT_S).close()
+        except (OSError, UnicodeError) as error:
+            ended.append(error)
+        else:
+            ended.append(None)
+
+    # The resolver of names waits as long as it likes, and nothing interrupts it.
+    waiting = threading.Thread(target=attempt, daemon=True)
+    waiting.start()
+    waiting.join(CONNECT_S)
+    error = ended[0] if ended else TimeoutError()
+    if error is not None:
+        raise error

@@ -295,6 +295,13 @@ class LiveMigrations:
         self.placement.settle(one.order.vm, moved=False)
         self._end(one, outcome, now_ns, reason)
 
+    def close(self, end_ns: int) -> None:
+        """The run is over: count what the moves that are still under way have sent."""
+        for one in self._by_vm.values():
+            if one.stage in (Stage.COPYING, Stage.SWITCHING):
+                one.final_bytes += int(self.fabric.cancel(str(one.number), end_ns))
+                one.stage = Stage.BETWEEN  # No flow of it is under way.
+
     def _end(self, one: Migration, outcome: Outcome, now_ns: int, reason: str) -> None:
         was_admitted = one.started_ns >= 0
         one.stage, one.outcome, one.ended_ns, one.reason, one.luggage = Stage.OVER, outcome, now_ns, reason, ()

@@ -40,6 +40,7 @@ class MigrationPlans:
     live: LiveMigrations
     random: CounterRandom
     drains: list[Drain] = field(default_factory=list)
+    _planned_drains: list[DrainPlan] = field(default_factory=list)
     _timeline: list[tuple[int, int, Callable[[int], None]]] = field(default_factory=list)
     _entries: int = 0
 
@@ -51,6 +52,7 @@ class MigrationPlans:
 
     def add_drain(self, plan: DrainPlan) -> None:
         """Enter a host that is to be emptied."""
+        self._planned_drains.append(plan)
         self._enter(plan.at, lambda now_ns: self._drain(plan.host, now_ns))
 
     def next_event_ns(self) -> int:
@@ -85,8 +87,8 @@ class MigrationPlans:
     def _drain(self, host: str, now_ns: int) -> None:
         drain = Drain(host, now_ns)
         self.drains.append(drain)
-        # No VM is moved to a host that is being emptied too.
-        emptied = frozenset(one.host for one in self.drains)
+        # No VM is moved to a host that is emptied too, also if that is asked for at the same instant.
+        emptied = frozenset(plan.host for plan in self._planned_drains if plan.at <= now_ns)
 
         def over(one: Migration, ended_ns: int) -> None:
             drain.outcomes[one.outcome] = drain.outcomes.get(one.outcome, 0) + 1

@@ -83,6 +83,7 @@ class Session:
         events = event_table(logs) if log else None
         hosts = frozenset(row["host"] for row in tables.get("hosts", []))
         tables.setdefault("vms", []).extend(_rows_of_unplaced(fleet, tables.get("vms", []), hosts))
+        fleet.control.migrations.close(outcome.reached_ns)
         tables["migrations"] = [migration_row(one) for one in fleet.control.migrations.all]
         tables["drains"] = [drain_row(one) for one in fleet.control.plans.drains]
         figures = {

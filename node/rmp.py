@@ -35,6 +35,7 @@ from node.rmp_faults import (
     RmpFault,
 )
 from node.rmp_layout import RmpLayout
+from node.rmp_memory import WordCipher
 from node.rmp_switches import RmpSwitches
 from node.rmp_table import DEFAULT_ENTRY, LARGE_PAGES, RmpTable, Run
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
@@ -61,14 +62,21 @@ class GuestCore:
 
 
 class ReverseMapTable:
-    """The RMP of a host, where its layout says in ``dram``."""
+    """The RMP of a host, where its layout says in ``dram``; through ``cipher`` if the host's key covers it."""
 
-    def __init__(self, dram: Dram, layout: RmpLayout, switches: RmpSwitches | None = None) -> None:
+    def __init__(
+        self,
+        dram: Dram,
+        layout: RmpLayout,
+        switches: RmpSwitches | None = None,
+        *,
+        cipher: WordCipher | None = None,
+    ) -> None:
         self.layout = layout
         self.switches = switches or RmpSwitches()
         self._from_zero = next((one.pages for one in layout.arrays if not one.first_page), 0)
         """Pages that surely have entries, without asking the layout."""
-        self._table = RmpTable(dram, layout, count_skips_first=self.switches.count_skips_first)
+        self._table = RmpTable(dram, layout, count_skips_first=self.switches.count_skips_first, cipher=cipher)
         self.checks = RmpChecks(self._table, self.switches)
         self.check_guest_private = self.checks.check_guest_private
         self.check_guest_write = self.checks.check_guest_write
@@ -337,7 +345,9 @@ class ReverseMapTable:
         else:
             codes[:] = flat
         if (flat[:limit] == RmpCode.SUCCESS).any():
-            change.write(self._table, self._table.writable_blocks(first, stop, spa), *pages, limit)
+            blocks = self._table.writable_blocks(first, stop, spa)
+            change.write(self._table, blocks, *pages, limit)
+            self._table.store_blocks(blocks, spa)
         return failed
 
     def _cannot_validate(self, gpa: int, core: GuestCore, length: int, large: bool) -> RmpCode:

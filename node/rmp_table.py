@@ -32,6 +32,7 @@ from node.rmp_entry import (
     encoded,
 )
 from node.rmp_layout import BOOKKEEPING_BYTES, COUNTERS, RmpLayout
+from node.rmp_memory import RmpMemory, WordCipher
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
 
 LARGE_PAGES = LARGE_PAGE_BYTES // PAGE_BYTES
@@ -80,16 +81,20 @@ class RmpTable:
     goes below zero, whatever was done to the entries behind its back.
     """
 
-    def __init__(self, dram: Dram, layout: RmpLayout, *, count_skips_first: bool) -> None:
+    def __init__(
+        self, dram: Dram, layout: RmpLayout, *, count_skips_first: bool, cipher: WordCipher | None = None
+    ) -> None:
         self.layout = layout
         self.runs: ExtentMap[Run] = ExtentMap()
         self._dram = dram
+        self._memory = RmpMemory(dram, cipher)
         self._first_counted = 1 if count_skips_first else 0
         self._counters: dict[int, int] = {}
         self._counters_in_dram = False
         self._any_in_dram = False
         if layout.segment_pages:
-            dram.lay(layout.base + BOOKKEEPING_BYTES, layout.segment_table())
+            fill = None if cipher is None else cipher.encrypt
+            dram.lay(layout.base + BOOKKEEPING_BYTES, layout.segment_table(), fill)
         for spa, length in layout.ranges():
             dram.keep(spa, length, self._touched)
 
@@ -151,6 +156,17 @@ class RmpTable:
         self._dram.release(self.layout.base, COUNTERS * 8)
         self.runs.clear()
         self._counters_in_dram = self._any_in_dram = False
+        self._see_routes()
+
+    def _see_routes(self) -> None:
+        """Where the table's own addresses lead to other cells, or to none, only what is read there counts."""
+        if not self._dram.has_routes:
+            return
+        for array in self.layout.arrays:
+            if self._dram.leads_away(array.spa, array.end - array.spa):
+                self._any_in_dram = True
+                self.runs.put(array.first_page, array.first_page + array.pages, IN_DRAM)
+        self._counters_in_dram = self._dram.leads_away(self.layout.base, COUNTERS * 8)
 
     # Counters.
 
@@ -158,7 +174,7 @@ class RmpTable:
         """An ASID's counter of 4 KiB pages."""
         if not self._counters_in_dram:
             return self._counters.get(asid, 0)
-        return int.from_bytes(self._dram.read(self.layout.base + asid * 8, 8), "little")
+        return self._memory.word(self.layout.base + asid * 8)
 
     def count(self, asid: int, pages: int) -> None:
         """Add to an ASID's counter; ASID 0 has none."""
@@ -166,7 +182,7 @@ class RmpTable:
             return
         now = max(0, self.pages_of_asid(asid) + pages)
         if self._counters_in_dram:
-            self._dram.write(self.layout.base + asid * 8, now.to_bytes(8, "little"))
+            self._memory.set_word(self.layout.base + asid * 8, now)
         elif now:
             self._counters[asid] = now
         else:
@@ -202,15 +218,15 @@ class RmpTable:
 
     def read_blocks(self, start: int, end: int, spa: int) -> Blocks:
         """Entries of a part that ``blocks`` gave, whole blocks, to look at."""
-        size = _blocks_of(start, end) * BLOCK_BYTES
-        words = self._dram.words(spa, size)
-        if words is None:
-            words = np.zeros(size // 8, np.uint64)
-        return words.reshape(-1, LARGE_PAGES, 2)
+        return self._memory.words(spa, _blocks_of(start, end) * BLOCK_BYTES).reshape(-1, LARGE_PAGES, 2)
 
     def writable_blocks(self, start: int, end: int, spa: int) -> Blocks:
-        """The same to write to."""
-        return self._dram.writable_words(spa, _blocks_of(start, end) * BLOCK_BYTES).reshape(-1, LARGE_PAGES, 2)
+        """The same to write to, and to hand to ``store_blocks`` then."""
+        return self._memory.writable_words(spa, _blocks_of(start, end) * BLOCK_BYTES).reshape(-1, LARGE_PAGES, 2)
+
+    def store_blocks(self, blocks: Blocks, spa: int) -> None:
+        """Have what was changed in writable blocks in DRAM."""
+        self._memory.store(spa, blocks)
 
     def counted(self, blocks: Blocks) -> Words:
         """For each block how many of the pages that SUBPAGE_COUNT counts are assigned."""
@@ -247,8 +263,8 @@ class RmpTable:
 
     def words_at(self, page: int) -> tuple[int, int]:
         """The two words of a covered page's own slot."""
-        words = self._dram.words(self.layout.entry_spa(page), ENTRY_BYTES)
-        return (0, 0) if words is None else (int(words[0]), int(words[1]))
+        low, high = self._memory.words(self.layout.entry_spa(page), ENTRY_BYTES)
+        return int(low), int(high)
 
     def _decoded(self, page: int) -> RmpEntry:
         offset = page % LARGE_PAGES
@@ -264,13 +280,14 @@ class RmpTable:
             here = replace(entry, gpa=_gpa_at(entry, first - start))
             if entry.large:
                 _fill(blocks, 0, here, stop - first)
-                continue
-            first_low = blocks[:, 0, 0]
-            small = first_low & LARGE != LARGE
-            uncounted = np.where(small, ((first_low & SUBPAGE_COUNT) >> SUBPAGE_SHIFT) - self.counted(blocks), 0)
-            first_low &= ~np.uint64(PAGE_SIZE)
-            _fill(blocks, first % LARGE_PAGES, here, stop - first)
-            set_counts(blocks, uncounted + self.counted(blocks))
+            else:
+                first_low = blocks[:, 0, 0]
+                small = first_low & LARGE != LARGE
+                uncounted = np.where(small, ((first_low & SUBPAGE_COUNT) >> SUBPAGE_SHIFT) - self.counted(blocks), 0)
+                first_low &= ~np.uint64(PAGE_SIZE)
+                _fill(blocks, first % LARGE_PAGES, here, stop - first)
+                set_counts(blocks, uncounted + self.counted(blocks))
+            self.store_blocks(blocks, spa)
 
     def _touched(self, spa: int, length: int) -> None:
         """Somebody is about to read or write the table's bytes."""
@@ -281,32 +298,42 @@ class RmpTable:
                 self._write_out(block, end)
         if spa < self.layout.base + COUNTERS * 8 and spa + length > self.layout.base and not self._counters_in_dram:
             self._counters_in_dram = True
+            counters = np.zeros(COUNTERS, np.uint64)
             for asid, pages in self._counters.items():
-                self._dram.write(self.layout.base + asid * 8, pages.to_bytes(8, "little"))
+                counters[asid] = pages
             self._counters.clear()
+            self._memory.make(self.layout.base, counters)
 
     def _write_out(self, start: int, end: int) -> None:
         """Make bytes of whole blocks that are held as runs."""
-        held = [(first, stop, run) for first, stop, run in self.runs.pieces(start, end) if run is not IN_DRAM]
+        runs: ExtentMap[Run] = ExtentMap()
+        wanted: set[int] = set()
+        for first, stop, run in list(self.runs.pieces(start, end)):
+            runs.put(first, stop, run)
+            # Zeros are what lies there where nobody wrote, unless they lie there encrypted.
+            if run is not IN_DRAM and (run is not None or self._memory.encrypted):
+                wanted.update(_slices(first, stop))
         self._any_in_dram = True
         self.runs.put(start, end, IN_DRAM)
-        runs: ExtentMap[Run] = ExtentMap()
-        for first, stop, run in held:
-            runs.put(first, stop, run)
-        for block in sorted({page for first, stop, _ in runs.runs() for page in _slices(first, stop)}):
+        for block in sorted(wanted):
             for first, stop, spa in self.blocks(max(start, block), min(end, block + SLICE_BLOCKS * LARGE_PAGES)):
                 self._render(runs, first, stop, spa)
 
     def _render(self, runs: ExtentMap[Run], start: int, end: int, spa: int) -> None:
-        """Write whole blocks of runs as bytes; blocks without one are left alone."""
+        """Write whole blocks of runs as bytes; blocks that lie there already are left alone."""
         blocks = np.zeros((_blocks_of(start, end), LARGE_PAGES, 2), np.uint64)
+        there = np.zeros(len(blocks), np.bool_)
         for first, stop, run in runs.pieces(start, end):
-            if run is not None and run.entry is not None:
-                number, offset = divmod(first - start, LARGE_PAGES)
+            number, offset = divmod(first - start, LARGE_PAGES)
+            if run is IN_DRAM:
+                there[number : _blocks_of(start, stop)] = True
+            elif run is not None and run.entry is not None:
                 _fill(blocks[number : _blocks_of(start, stop)], offset, run.entry, stop - first)
         set_counts(blocks, np.where(blocks[:, 0, 0] & PAGE_SIZE == 0, self.counted(blocks), 0))
-        for number in np.flatnonzero(blocks.any(axis=(1, 2))).tolist():
-            self.writable_blocks(0, LARGE_PAGES, spa + number * BLOCK_BYTES)[:] = blocks[number]
+        if not self._memory.encrypted:
+            there |= ~blocks.any(axis=(1, 2))
+        for number in np.flatnonzero(~there).tolist():
+            self._memory.make(spa + number * BLOCK_BYTES, blocks[number].reshape(-1))
 
 
 def _blocks_of(start: int, end: int) -> int:

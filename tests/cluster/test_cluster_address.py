@@ -55,6 +55,22 @@ def test_a_name_that_no_host_can_have_is_refused(host: str) -> None:
         facts_of(f"{host}:6379")
 
 
+def test_a_name_that_nobody_resolves_is_waited_for_no_longer_than_a_silent_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resolved = threading.Event()
+
+    def silent(*_: object, **__: object) -> list[object]:
+        resolved.wait()
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    monkeypatch.setattr("cluster.cluster_address.CONNECT_S", 0.05)
+    with pytest.raises(AddressError, match=r"^far:6379: expected a Ray cluster, got no connection: no answer$"):
+        facts_of("far:6379")
+    resolved.set()
+
+
 def test_nobody_there_is_said_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]

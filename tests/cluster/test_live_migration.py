@@ -54,6 +54,7 @@ def play(
     layout.start(build_host, [(order.spec.name, order.pack()) for order in fleet.orders])
     Coordinator(layout, fleet.control, chosen.control_plane_latency, chosen.duration, cut=cut).run()
     rows = layout.collect(chosen.duration)
+    fleet.control.migrations.close(chosen.duration)
     rows["migrations"] = [migration_row(one) for one in fleet.control.migrations.all]
     rows["drains"] = [drain_row(one) for one in fleet.control.plans.drains]
     return fleet, rows
@@ -237,6 +238,16 @@ def test_a_drain_of_plain_vms_is_complete_and_one_of_an_empty_host_at_once() -> 
     assert rows["drains"][1]["ended_ns"] == rows["drains"][1]["asked_ns"]
 
 
+def test_hosts_that_are_emptied_at_the_same_instant_send_nothing_to_each_other() -> None:
+    body = scenario(
+        vms=[group("vm"), group("other", host="host-2")],
+        drains=[{"host": "host-1", "at": "1 s"}, {"host": "host-2", "at": "1 s"}],
+    )
+    _, rows = play(body)
+    assert {row["destination"] for row in rows["migrations"]} == {"host-3"}
+    assert [row["result"] for row in rows["drains"]] == ["complete", "complete"]
+
+
 def test_limits_of_admission_put_migrations_in_line() -> None:
     body = scenario(vms=[group("vm", count=4)], drains=[{"host": "host-1", "at": "1 s"}])
     _, rows = play({**body, "migration": {"per_host": 1}})
@@ -259,6 +270,8 @@ def test_a_migration_that_the_end_of_the_run_overtakes_is_unfinished_and_the_vm_
     _, rows = play(scenario(migrations=[move(at="29.9 s")]))
     assert outcomes(rows) == [("unfinished", None)]
     assert (vm_row(rows)["host"], vm_row(rows)["state"]) == ("host-1", "running")
+    # Asked at 29.9 s, both hosts answer a latency later: what the link carried from then on is told.
+    assert rows["migrations"][0]["bytes"] == 0.099 * LINK
 
 
 @pytest.mark.parametrize(

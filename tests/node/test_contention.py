@@ -185,3 +185,43 @@ def test_a_host_that_was_overcommitted_forgets_it(phases: list[PhaseLoad], threa
     for slot, load in zip(slots[:threads], phases, strict=False):
         rate = 1 / (load.miss * one.latency_ns + load.core_ns)
         assert one.rate_per_ns(slot) == min(rate, load.cap_per_ns or float("inf"))
+
+
+def test_phases_of_equal_load_keep_their_own_lengths_and_books_whenever_they_came() -> None:
+    load = PhaseLoad(core_ns=1.0, miss=0.0, traffic_bytes=0.0)
+    one, now = host(), 0
+    slots = []
+    for length in (900, 300, 600):
+        slots.append(one.start(load, length))
+        one.solve()
+        now += 100
+        one.advance(now)
+    ended = []
+    while one.running:
+        one.solve()
+        now = one.next_completion_ns()
+        one.advance(now)
+        ended += [(now, slot, one.stop(slot)) for slot in one.completed()]
+    assert [(at, slots.index(slot), done.elapsed_ns) for at, slot, done in ended] == [
+        (400, 1, 300), (800, 2, 600), (900, 0, 900),
+    ]  # fmt: skip
+
+
+def test_weeks_of_one_load_round_no_instruction_away() -> None:
+    """A host that is never idle for a month: the length of each phase is still met to the nanosecond."""
+    load = PhaseLoad(core_ns=0.25, miss=0.0, traffic_bytes=0.0)
+    one, now, hour = host(), 0, 3_600_000_000_000
+    keeper = one.start(load, 4.0 * 24 * 31 * hour)
+    for _ in range(24 * 30):
+        slot = one.start(load, 4.0 * hour)
+        one.solve()
+        assert one.next_completion_ns() == now + hour
+        now += hour
+        one.advance(now)
+        assert one.completed() == [slot]
+        assert one.stop(slot).elapsed_ns == hour
+    slot = one.start(load, 3.0)
+    one.solve()
+    assert one.next_completion_ns() == now + 1
+    assert one.stop(keeper).remaining == 4.0 * 24 * hour
+    assert one.stop(slot).remaining == 3.0

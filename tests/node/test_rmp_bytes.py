@@ -7,7 +7,7 @@ import struct
 import pytest
 from rmp_tables import SEGMENT_PAGES, flat_rmp, segmented_rmp
 
-from node.dram import Dram, Words
+from node.dram import Dram
 from node.rmp import GuestCore, NotValidated, ReverseMapTable, RmpCode, RmpFault
 from node.rmp_layout import at_end_of_memory
 from node.rmp_switches import RmpSwitches
@@ -142,31 +142,6 @@ def test_switches_say_what_the_count_counts() -> None:
         rmp, dram = flat_rmp(4 * MIB, RmpSwitches(count_skips_first=skips))
         give(rmp, 0, LARGE_PAGE_BYTES)
         assert words_at(rmp, dram, 0)[0] >> 3 & 0x1FF == counted
-
-
-class Deaf(Dram):
-    """Memory where an attacker on the bus drops writes to some addresses."""
-
-    dropped = range(0)
-
-    def writable_words(self, spa: int, length: int) -> Words:
-        words = super().writable_words(spa, length)
-        return words.copy() if any(at in self.dropped for at in (spa, spa + length - 1)) else words
-
-
-def test_a_dropped_write_leaves_the_old_owner(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmp_tables.Dram", Deaf)
-    rmp, dram = flat_rmp(4 * MIB)
-    assert isinstance(dram, Deaf)
-    give(rmp, 0, PAGE_BYTES)
-    entries = rmp.layout.entry_spa(0)
-    dram.read(entries, 16)  # an attacker on the bus has it as bytes
-    dram.dropped = range(entries, entries + 8192)
-    assert rmp.rmpupdate(0, PAGE_BYTES, RmpEntry()) is RmpCode.SUCCESS
-    dram.dropped = range(0)
-    rmp.check_guest_private(0, 0, 1, 8)
-    with pytest.raises(RmpFault):
-        rmp.check_host_write(0, 8)
 
 
 def test_counters_lie_in_the_bookkeeping() -> None:

@@ -1,0 +1,317 @@
+"""The cells of a host's DIMMs: sparse, holding what the DIMMs would hold.
+
+Memory is reserved in chunks of address space; the operating system backs a page
+when someone writes it. Pages that nobody wrote read as zeros and cost nothing,
+and a range inside a chunk moves as one array. Addresses are those of cells: the SPA
+that reaches them unless ``node.dimm_routes`` leads elsewhere.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.extent_map import ExtentMap
+from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
+
+Octets = NDArray[np.uint8]
+Words = NDArray[np.uint64]
+
+CHUNK_BYTES = 64 << 20
+WORD_BYTES = 8
+
+_REGION_PAGES = LARGE_PAGE_BYTES // PAGE_BYTES
+_WHOLE_REGION = (1 << _REGION_PAGES) - 1
+
+
+class MachineCheck(Exception):
+    """No memory answers at the address."""
+
+    def __init__(self, spa: int, length: int) -> None:
+        super().__init__(f"no memory at {spa:#x}, {length} bytes")
+        self.spa = spa
+        self.length = length
+
+
+Fill = Callable[[Words, int, Words], None]
+"""Makes what DRAM holds of what was written: (words, SPA, where to). ``XexCipher.encrypt`` is one."""
+
+
+Touch = Callable[[int, int], None]
+"""Told (SPA, length) of an access to memory that its owner keeps elsewhere, before the access: time to write it out."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Laid:
+    """A page that was written whole, as the bytes it was written from; made real when somebody looks.
+
+    A firmware image lies in every guest's memory, encrypted with another key in
+    each: until someone looks, all of them are one object and a key.
+    """
+
+    source: bytes
+    page: int
+    fill: Fill | None
+
+    def advanced(self, distance: int) -> Self:
+        return self if not distance else type(self)(self.source, self.page + distance, self.fill)
+
+
+class _Chunk:
+    __slots__ = ("memory", "octets", "words")
+
+    def __init__(self) -> None:
+        self.memory = mmap.mmap(-1, CHUNK_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        # A huge page behind one written page would cost 2 MiB.
+        self.memory.madvise(mmap.MADV_NOHUGEPAGE)
+        self.octets: Octets = np.frombuffer(self.memory, np.uint8)
+        self.words: Words = self.octets.view(np.uint64)
+
+
+class DimmCells:
+    """``size_bytes`` of memory from address zero."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self._plain_end = size_bytes
+        """Up to here nobody is told of accesses."""
+        self._kept: list[tuple[int, int, Touch]] = []
+        self._chunks: dict[int, _Chunk] = {}
+        self._written: dict[int, int] = {}
+        """For each 2 MiB region: bit n is set when someone wrote its page n. No region without a bit."""
+        self._laid: ExtentMap[_Laid] = ExtentMap()
+
+    @property
+    def resident_pages(self) -> int:
+        """Pages that someone wrote."""
+        return sum(map(int.bit_count, self._written.values()))
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the pages that someone wrote."""
+        return self.resident_pages * PAGE_BYTES
+
+    def lay(self, spa: int, source: bytes, fill: Fill | None = None) -> None:
+        """Write whole pages, made real when somebody looks. Raises MachineCheck outside of memory."""
+        self.release(spa, len(source))
+        self._laid.put(spa // PAGE_BYTES, (spa + len(source)) // PAGE_BYTES, _Laid(source, 0, fill))
+
+    def refill(self, spa: int, length: int, fill: Fill) -> None:
+        """Put what lies in whole pages through ``fill``. Raises MachineCheck outside of memory."""
+        self._check(spa, length)
+        for start, end, laid in list(self._laid.pieces(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES)):
+            if laid is not None and laid.fill is None:
+                self._laid.put(start, end, _Laid(laid.source, laid.page, fill))
+            else:
+                self._fill(start, self.read(start * PAGE_BYTES, (end - start) * PAGE_BYTES), fill)
+
+    def keep(self, spa: int, length: int, touch: Touch) -> None:
+        """Leave a range to an owner who may hold what lies there in another form until someone looks or writes.
+
+        ``touch`` hears of every access first, its own too, and writes what it holds. Raises MachineCheck.
+        """
+        self._check(spa, length)
+        self._kept.append((spa, spa + length, touch))
+        self._plain_end = min(self._plain_end, spa)
+
+    def touch(self, spa: int, length: int) -> None:
+        """Tell the owners of kept ranges of an access that is about to come. Raises MachineCheck."""
+        self._check(spa, length)
+
+    def _make_real(self, spa: int, length: int) -> None:
+        """Fill the laid pages that a range touches."""
+        first, last = spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES)
+        for start, end, laid in list(self._laid.pieces(first, last)):
+            if laid is not None:
+                self._laid.put(start, end, None)
+                at = laid.page * PAGE_BYTES
+                self._fill(start, laid.source[at : at + (end - start) * PAGE_BYTES], laid.fill)
+
+    def _fill(self, page: int, data: bytes, fill: Fill | None) -> None:
+        spa, source = page * PAGE_BYTES, np.frombuffer(data, np.uint64)
+        for at, size in self.pieces(spa, len(data)):
+            words = source[(at - spa) // WORD_BYTES : (at - spa + size) // WORD_BYTES]
+            if fill is None:
+                self.writable_words(at, size)[:] = words
+            else:
+                fill(words, at, self.writable_words(at, size))
+
+    def read(self, spa: int, length: int) -> bytes:
+        """Bytes as they lie in DRAM. Raises MachineCheck outside of memory."""
+        if self._laid:
+            found = self._laid.find(spa // PAGE_BYTES)
+            if found is not None and found[2].fill is None and spa + length <= found[1] * PAGE_BYTES:
+                at = found[2].page * PAGE_BYTES + spa - found[0] * PAGE_BYTES
+                return found[2].source[at : at + length]
+            self._check(spa, length)
+            self._make_real(spa, length)
+        parts = []
+        for start, size in self.pieces(spa, length):
+            chunk, at = self._chunks.get(start // CHUNK_BYTES), start % CHUNK_BYTES
+            parts.append(bytes(size) if chunk is None else chunk.octets[at : at + size].tobytes())
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def write(self, spa: int, data: bytes | bytearray | memoryview) -> None:
+        """Store bytes. Raises MachineCheck outside of memory."""
+        source = np.frombuffer(data, np.uint8)
+        self._check(spa, len(source))
+        if self._laid:
+            self._forget_laid(spa, len(source))
+        for start, size in self.pieces(spa, len(source)):
+            at, done = start % CHUNK_BYTES, start - spa
+            self._chunk_to_write(start, size).octets[at : at + size] = source[done : done + size]
+
+    def pieces(self, spa: int, length: int) -> Iterator[tuple[int, int]]:
+        """A range cut at the borders of chunks, as (SPA, length). Raises MachineCheck if any of it is outside."""
+        self._check(spa, length)
+        return _cut(spa, spa + length)
+
+    def words(self, spa: int, length: int) -> Words | None:
+        """The words of a range inside one chunk; None where nobody wrote anything near. Raises MachineCheck."""
+        self._check(spa, length)
+        if self._laid:
+            self._make_real(spa, length)
+        chunk = self._chunks.get(spa // CHUNK_BYTES)
+        if chunk is None:
+            return None
+        first = spa % CHUNK_BYTES // WORD_BYTES
+        return chunk.words[first : first + length // WORD_BYTES]
+
+    def writable_words(self, spa: int, length: int) -> Words:
+        """The words of a range inside one chunk that is about to be written. Raises MachineCheck."""
+        self._check(spa, length)
+        if self._laid:
+            self._make_real(spa, length)
+        first = spa % CHUNK_BYTES // WORD_BYTES
+        return self._chunk_to_write(spa, length).words[first : first + length // WORD_BYTES]
+
+    def resident_runs(self, spa: int, length: int) -> Iterator[tuple[int, int]]:
+        """Runs of whole pages in a range that hold what someone wrote, as (SPA, length). Raises MachineCheck."""
+        self._check(spa, length)
+        first, last = spa // PAGE_BYTES, (spa + length) // PAGE_BYTES
+        pages: set[int] = set()
+        for start, end, laid in self._laid.pieces(first, last) if self._laid else ():
+            if laid is not None:
+                pages.update(range(start, end))
+        for region in [one for one in self._written if first // _REGION_PAGES <= one <= last // _REGION_PAGES]:
+            bits, base = self._written[region], region * _REGION_PAGES
+            while bits:
+                page = base + (bits & -bits).bit_length() - 1
+                if first <= page < last:
+                    pages.add(page)
+                bits &= bits - 1
+        run = count = 0
+        for page in sorted(pages):
+            if count and page == run + count:
+                count += 1
+                continue
+            if count:
+                yield run * PAGE_BYTES, count * PAGE_BYTES
+            run, count = page, 1
+        if count:
+            yield run * PAGE_BYTES, count * PAGE_BYTES
+
+    def release(self, spa: int, length: int) -> None:
+        """Let a range read as zeros; its whole pages cost nothing any more. Raises MachineCheck outside of memory."""
+        self._check(spa, length)
+        if self._laid:
+            self._forget_laid(spa, length)
+        for number, start, end in self._used_pieces(spa, spa + length):
+            chunk = self._chunks[number]
+            first, last = -(-start // PAGE_BYTES) * PAGE_BYTES, end // PAGE_BYTES * PAGE_BYTES
+            base = number * CHUNK_BYTES
+            if first >= last:
+                chunk.octets[start - base : end - base] = 0
+                continue
+            if self._forget(first // PAGE_BYTES, last // PAGE_BYTES):
+                chunk.memory.madvise(mmap.MADV_DONTNEED, first - base, last - first)
+            # What is left of the pages at the edges belongs to pages that stay.
+            chunk.octets[start - base : first - base] = 0
+            chunk.octets[last - base : end - base] = 0
+
+    def _used_pieces(self, spa: int, end: int) -> list[tuple[int, int, int]]:
+        """Parts of a range that chunks hold, as (chunk, SPA, end), looked for on the shorter side."""
+        numbers = range(spa // CHUNK_BYTES, -(-end // CHUNK_BYTES))
+        chunks = self._chunks
+        if len(numbers) <= len(chunks):
+            used = [number for number in numbers if number in chunks]
+        else:
+            used = [number for number in chunks if number in numbers]
+        return [(one, max(spa, one * CHUNK_BYTES), min(end, (one + 1) * CHUNK_BYTES)) for one in used]
+
+    def _forget_laid(self, spa: int, length: int) -> None:
+        if (spa | length) % PAGE_BYTES:
+            self._make_real(spa, length)
+        else:
+            self._laid.put(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES, None)
+
+    def _check(self, spa: int, length: int) -> None:
+        if spa < 0 or length < 0 or spa + length > self._plain_end:
+            self._check_far(spa, length)
+
+    def _check_far(self, spa: int, length: int) -> None:
+        if spa < 0 or length < 0 or spa + length > self.size_bytes:
+            raise MachineCheck(spa, length)
+        for start, end, touch in self._kept:
+            low, high = max(spa, start), min(spa + length, end)
+            if low < high:
+                touch(low, high - low)
+
+    def _chunk_to_write(self, spa: int, length: int) -> _Chunk:
+        written = self._written
+        for region, pages in _regions(spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES)):
+            before = written.get(region, 0)
+            if before | pages != before:
+                written[region] = before | pages
+        number = spa // CHUNK_BYTES
+        chunk = self._chunks.get(number)
+        if chunk is None:
+            chunk = self._chunks[number] = _Chunk()
+        return chunk
+
+    def _forget(self, first: int, last: int) -> bool:
+        """Mark pages as never written; whether any of them was."""
+        any_written = False
+        written = self._written
+        # Looked for on the shorter side: a whole guest is released at once, and wrote little.
+        touched = range(first // _REGION_PAGES, -(-last // _REGION_PAGES))
+        for region in [one for one in written if one in touched] if len(touched) > len(written) else touched:
+            before = written.get(region, 0)
+            pages = _part_of(region, first, last)
+            if before & pages:
+                any_written = True
+                if before & ~pages:
+                    written[region] = before & ~pages
+                else:
+                    del written[region]
+        return any_written
+
+
+def _cut(spa: int, end: int) -> Iterator[tuple[int, int]]:
+    while spa < end:
+        stop = min(end, (spa // CHUNK_BYTES + 1) * CHUNK_BYTES)
+        yield spa, stop - spa
+        spa = stop
+
+
+def _part_of(region: int, first: int, last: int) -> int:
+    """The bits of a region's pages in [first, last)."""
+    base = region * _REGION_PAGES
+    low, high = max(first - base, 0), min(last - base, _REGION_PAGES)
+    return (1 << high) - (1 << low)
+
+
+def _regions(first: int, last: int) -> list[tuple[int, int]]:
+    """Pages [first, last) as (region, bits)."""
+    parts = []
+    while first < last:
+        region, bit = divmod(first, _REGION_PAGES)
+        count = min(last - first, _REGION_PAGES - bit)
+        parts.append((region, (_WHOLE_REGION >> _REGION_PAGES - count) << bit))
+        first += count
+    return parts
