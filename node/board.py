@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from node import operations as op
 from node.actor import HYPERVISOR, Actor, Observer, Role
+from node.alias_scan import aliases_found
 from node.counter_random import CounterRandom
 from node.disk import Disk
 from node.dram import Dram
@@ -23,6 +24,7 @@ from node.host_instructions import HostInstructions
 from node.host_system_bus import HostSystemBus
 from node.memory_controller import MemoryController
 from node.nested_page_table import NestedPageTable
+from node.physical_port import PhysicalPort
 from node.platform import AS_USUAL, Platform
 from node.product import Product
 from node.rmp import ReverseMapTable
@@ -30,6 +32,7 @@ from node.rmp_layout import at_end_of_memory
 from node.vmcb import Vmcb
 from node.vmsa import VMSA_BYTES, VMSA_FIELDS
 from node.xex_cipher import TweakTable
+from psp.alias_check import AliasCheck
 from psp.firmware import SecurityProcessor
 
 _VMPLS = 4
@@ -53,6 +56,9 @@ class Board:
         self.product = product
         self.platform = platform
         self.dram = Dram(memory_bytes)
+        if platform.ghost_line:
+            PhysicalPort(self.dram).ground(platform.ghost_line)
+        alias_check = _alias_check(self.dram) if platform.alias_check else AliasCheck.NOT_DONE
         tweaks = TweakTable.from_random(random.octets(name, "memory tweaks", 0, TweakTable.RANDOM_BYTES))
         self.controller = MemoryController(self.dram, tweaks)
         self.rmp: ReverseMapTable | None = None
@@ -66,6 +72,7 @@ class Board:
             lambda purpose, counter, length: random.octets(name, f"psp {purpose}", counter, length),
             api=product.firmware_api,
         )
+        self.psp.snp.alias_check = alias_check
         self.exit_handler: ExitHandler | None = None
         """The hypervisor's answer to a page state change; runs while the vCPU is stopped."""
         self.observer: Observer | None = None
@@ -149,3 +156,7 @@ class Board:
     def _save_area_asid(self, vmcb: Vmcb) -> int:
         # Registers are encrypted from SEV-ES on; a SEV guest's stay in the clear.
         return vmcb.asid if vmcb.generation in (Generation.SEV_ES, Generation.SEV_SNP, Generation.SEV_TIO) else 0
+
+
+def _alias_check(dram: Dram) -> AliasCheck:
+    return AliasCheck.FOUND if aliases_found(dram) else AliasCheck.COMPLETE

@@ -33,6 +33,10 @@ class Platform:
     mode: HostMode = HostMode.NONE
     disabled: frozenset[Protection] = frozenset()
     """Mechanisms that do not work; empty outside of experiments that show what each is good for."""
+    ghost_line: int = 0
+    """An address bit that a module's SPD claims and its chips do not have, from boot on (BadRAM); 0 for none."""
+    alias_check: bool = False
+    """Boot firmware that looks for DRAM aliases (AMD-SB-3015) and does not let SNP start where it finds one."""
 
 
 AS_USUAL = Platform()

@@ -8,17 +8,19 @@ from cluster.oracle.transcript import Transcript
 from node import operations as op
 from node.actor import Actor, Role
 from node.board import Board
-from node.dram import Dram
 from node.operations import Answer
-from workloads.attacks.dimm_operations import DimmDump, DimmWrite
+from node.physical_port import PhysicalPort
+from workloads.attacks.dimm_operations import DimmDump, DimmGround, DimmPoke, DimmUnground
 from workloads.attacks.target import AttackBatch
 
 _GUEST = frozenset(
     {op.Read, op.Write, op.PValidate, op.RmpAdjust, op.RmpQuery, op.PageStateChange, op.BlockRead, op.BlockWrite}
 )
 _DIMM: Mapping[type, Callable[..., Answer]] = {
-    DimmDump: lambda dram, _: _dump(dram),
-    DimmWrite: lambda dram, one: dram.write(one.spa, one.data),
+    DimmDump: lambda port, _: op.Runs(port.dump_written()),
+    DimmPoke: lambda port, one: port.poke(one.at, one.data),
+    DimmGround: lambda port, one: port.ground(one.line),
+    DimmUnground: lambda port, one: port.unground(one.line),
 }
 
 
@@ -33,8 +35,7 @@ class Hands:
     """Executes an attacker's batches: as the hypervisor, as one tenant, or at the memory modules."""
 
     def __init__(self, board: Board, tenant: str, transcript: Transcript) -> None:
-        self._board = board
-        self._tenant = tenant
+        self._modules = PhysicalPort(board.dram)
         self._transcript = transcript
         self._ways: Mapping[Role, Callable[..., tuple[Answer, ...]]] = {
             Role.GUEST: lambda batch: board.execute_guest(board.vmcb(tenant, 0), batch),
@@ -51,7 +52,7 @@ class Hands:
 
     def _at_the_modules(self, batch: AttackBatch) -> tuple[Answer, ...]:
         # No chip takes part, so the board's tap sees nothing of it.
-        answers = tuple([_DIMM[type(one)](self._board.dram, one) for one in batch])
+        answers = tuple([_DIMM[type(one)](self._modules, one) for one in batch])
         self._transcript.observe(Actor(Role.DIMM), batch, answers)
         return answers
 
@@ -61,6 +62,3 @@ def _role(one: object) -> Role:
         return Role.GUEST
     return Role.DIMM if type(one) in _DIMM else Role.HYPERVISOR
 
-
-def _dump(dram: Dram) -> op.Runs:
-    return op.Runs(tuple([(spa, dram.read(spa, length)) for spa, length in dram.resident_runs(0, dram.size_bytes)]))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from cluster.laboratory.scene import Scene, Setting
+from cluster.laboratory.scene import TOP_LINE, Setting, act_out
 from cluster.oracle.verdict import Verdict, judge
-from workloads.attacks import dimm, neighbours, nested_remap, read_memory, write_memory
+from workloads.attacks import alias, dimm, neighbours, nested_remap, read_memory, write_memory
 from workloads.attacks.target import Attack, Target
 
 
@@ -16,6 +16,8 @@ class Row:
     """One line of the matrix. Where ``attacks`` are several, each is a way that the line names."""
 
     attacks: tuple[Callable[[Target], Attack], ...]
+    ghost_line: int = 0
+    """An address line that the host's modules must lack."""
 
 
 ROWS: Mapping[str, Row] = {
@@ -29,6 +31,8 @@ ROWS: Mapping[str, Row] = {
     "13": Row((nested_remap.fresh_page,)),
     "15": Row((nested_remap.shared_page, nested_remap.page_of_another)),
     "16b": Row((write_memory.move_blocks,)),
+    "35a": Row((alias.replay_through_ghost,), ghost_line=TOP_LINE),
+    "39": Row((alias.replay_through_interposer,)),
     "44": Row((neighbours.wrong_mapping,)),
     "45": Row((neighbours.freed_page,)),
     "46": Row((neighbours.two_contexts,)),
@@ -38,9 +42,6 @@ ROWS: Mapping[str, Row] = {
 
 def verdicts(row: str, setting: Setting) -> list[Verdict]:
     """Carry out each attack of a row on a host of its own, and judge it."""
-    found = []
-    for attack in ROWS[row].attacks:
-        scene = Scene(setting)
-        scene.play(attack)
-        found.append(judge(scene.ledger, scene.transcript))
-    return found
+    line = ROWS[row]
+    where = replace(setting, platform=replace(setting.platform, ghost_line=line.ghost_line))
+    return [judge(*act_out(where, attack)) for attack in line.attacks]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.laboratory.hands import Hands
 from cluster.laboratory.protection import PROTECTIONS, Column
@@ -17,8 +17,9 @@ from node.generation import Generation
 from node.guest import Guest, GuestSpec, GuestState
 from node.host import Host, HostSpec
 from node.hypervisor import Hypervisor
+from node.hypervisor_port import LaunchRefused
 from node.operations import Answer
-from node.platform import Platform, Protection
+from node.platform import AS_USUAL, Platform
 from node.product import PRODUCTS
 from node.program import ProgramSpec
 from node.vcpu import VcpuState
@@ -30,8 +31,11 @@ from workloads.attacks.vault import Vault
 VICTIM, TENANT = "victim", "tenant"
 HOST_BYTES = 512 << 20
 GUEST_BYTES = 64 << 20
+TOP_LINE = HOST_BYTES // 2
+"""The highest address line of a host. The hypervisor gives frames out from below, so guests lie under it."""
 SEED = 11
 _SPARE_FRAMES = 4
+
 
 class IdleAttack(Exception):
     """An attack ended without one operation."""
@@ -39,32 +43,47 @@ class IdleAttack(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Where an attack takes place."""
+    """Where an attack takes place. The column decides the platform's mode."""
 
     column: Column
     product: str
-    disabled: frozenset[Protection] = frozenset()
+    platform: Platform = AS_USUAL
+
+
+def act_out(setting: Setting, attack: Callable[[Target], Attack]) -> tuple[Ledger, Transcript]:
+    """Carry an attack out on a host of its own: what was true there, and what everybody was told.
+
+    Where the firmware finds the host unfit and does not start, nobody becomes a victim. Raises IdleAttack.
+    """
+    ledger, transcript = Ledger(), Transcript()
+    ledger.protect(VICTIM)
+    try:
+        scene = Scene(setting, ledger, transcript)
+    except LaunchRefused:
+        if not setting.platform.alias_check:
+            raise  # Nothing else may keep a host from starting, or every attack on it would count as blocked.
+    else:
+        scene.play(attack)
+    return ledger, transcript
 
 
 class Scene:
-    """A host whose victim is about to take its first step. Everything from there on is in the transcript."""
+    """A host whose victim has come to its first rest. The transcript holds everything since the host's boot."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, ledger: Ledger, transcript: Transcript) -> None:
         protection = PROTECTIONS[setting.column]
         product = PRODUCTS[setting.product]
-        platform = Platform(protection.mode, setting.disabled)
+        platform = replace(setting.platform, mode=protection.mode)
         spec = HostSpec("host", product, HOST_BYTES, product.min_sev_asid, SEED, 60 * 10**9, platform=platform)
-        self.host = Host(spec, {"vault": Vault.build}, {"auto": laboratory_image()}, dict(load_cost_table()))
-        self.ledger = Ledger()
-        self.transcript = Transcript()
+        programs, images = {"vault": Vault.build}, {"auto": laboratory_image()}
+        self.host = Host(spec, programs, images, dict(load_cost_table()), observer=transcript.observe)
         for name in (VICTIM, TENANT):
             self._launch(name, protection.launched)
             if protection.runs is not protection.launched:
                 _change_generation(self.host.board, name, protection.runs)
-        self.ledger.keep(VICTIM, "the secret", self._vault(VICTIM).content(vault.SECRET))
+        ledger.keep(VICTIM, "the secret", self._vault(VICTIM).content(vault.SECRET))
         self.target = self._look_up()
-        self.host.board.observer = self.transcript.observe
-        self._hands = Hands(self.host.board, TENANT, self.transcript)
+        self._hands = Hands(self.host.board, TENANT, transcript)
         for guest in self.host.guests.values():
             self.let_run(guest)
 
@@ -113,8 +132,9 @@ class Scene:
         assert isinstance(hypervisor, Hypervisor)
         frames = [hypervisor.frames.allocate(PAGE_BYTES, PAGE_BYTES)[0][0] for _ in range(_SPARE_FRAMES + 1)]
         return Target(
-            self._household(hypervisor, VICTIM), self._household(hypervisor, TENANT), tuple(frames[1:]), frames[0]
-        )
+            self._household(hypervisor, VICTIM), self._household(hypervisor, TENANT), tuple(frames[1:]), frames[0],
+            TOP_LINE,
+        )  # fmt: skip
 
     def _household(self, hypervisor: Hypervisor, name: str) -> Household:
         record, program = hypervisor.launched(name), self._vault(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workloads.attacks.dimm_operations import DimmDump, DimmWrite
+from workloads.attacks.dimm_operations import DimmDump, DimmPoke
 from workloads.attacks.target import LET_IT_RUN, Attack, Target
 from workloads.attacks.write_memory import JUNK
 
@@ -16,4 +16,4 @@ def cold_boot(_: Target) -> Attack:
 def change_dram(target: Target) -> Attack:
     """Row 08: change a page on the bus or in the module."""
     yield LET_IT_RUN
-    yield (DimmWrite(target.victim.value.spa, JUNK),)
+    yield (DimmPoke(target.victim.value.spa, JUNK),)

@@ -1,4 +1,4 @@
-"""What somebody can do who holds the memory modules. Addresses are system-physical."""
+"""What somebody can do who holds the memory modules. Addresses are of cells, which SPAs of the same number reach."""
 
 from __future__ import annotations
 
@@ -7,15 +7,29 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class DimmDump:
-    """Copy all of DRAM that somebody ever wrote. Answer: ``Runs``."""
+    """Copy all cells that somebody ever wrote. Answer: ``Runs``."""
 
 
 @dataclass(frozen=True, slots=True)
-class DimmWrite:
-    """Change bytes where they lie. Answer: None."""
+class DimmPoke:
+    """Set cells. Answer: None."""
 
-    spa: int
+    at: int
     data: bytes
 
 
-DimmOperation = DimmDump | DimmWrite
+@dataclass(frozen=True, slots=True)
+class DimmGround:
+    """Ground an address line: SPAs with this bit reach the cells of those without, until it is let go. Answer: None."""
+
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class DimmUnground:
+    """Let an address line go. Answer: None."""
+
+    line: int
+
+
+DimmOperation = DimmDump | DimmPoke | DimmGround | DimmUnground

@@ -50,3 +50,5 @@ class Target:
     """SPAs of free 4 KiB frames."""
     command_page: int
     """SPA of a frame for command buffers."""
+    top_line: int
+    """The highest address line of the host's memory: nothing of the victim lies above it."""
