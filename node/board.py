@@ -23,15 +23,17 @@ from node.guest_instructions import GuestInstructions
 from node.host_instructions import HostInstructions
 from node.host_system_bus import HostSystemBus
 from node.memory_controller import MemoryController
-from node.nested_page_table import NestedPageTable
+from node.nested_page_table import NestedPageTable, TableHost
+from node.nested_walk import NestedWalker
+from node.page_table_entry import LONG, EntryFormat
 from node.physical_port import PhysicalPort
-from node.platform import AS_USUAL, Platform
+from node.platform import AS_USUAL, HostMode, Platform
 from node.product import Product
 from node.rmp import ReverseMapTable
 from node.rmp_layout import at_end_of_memory
 from node.vmcb import Vmcb
 from node.vmsa import VMSA_BYTES, VMSA_FIELDS
-from node.xex_cipher import TweakTable
+from node.xex_cipher import KEY_BYTES, TweakTable
 from psp.alias_check import AliasCheck
 from psp.firmware import SecurityProcessor
 
@@ -61,11 +63,18 @@ class Board:
         alias_check = _alias_check(self.dram) if platform.alias_check else AliasCheck.NOT_DONE
         tweaks = TweakTable.from_random(random.octets(name, "memory tweaks", 0, TweakTable.RANDOM_BYTES))
         self.controller = MemoryController(self.dram, tweaks)
+        ordinary_bytes = memory_bytes
         self.rmp: ReverseMapTable | None = None
         if Generation.SEV_SNP in product.generations:
             # Firmware reserves the table's place and sets the MSRs before the hypervisor starts.
             layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented)
             self.rmp = ReverseMapTable(self.dram, layout, product.rmp)
+            ordinary_bytes = layout.base
+        if platform.mode is not HostMode.NONE:
+            transparent = platform.mode is HostMode.TSME
+            self.controller.install_host_key(random.octets(name, "host key", 0, KEY_BYTES), transparent=transparent)
+        # Firmware clears memory before the cores start: under TSME that leaves ciphertext of zeros.
+        self.controller.clear(0, ordinary_bytes, 0)
         self.bus = HostSystemBus(product, min_sev_asid, memory_bytes, self.controller, self.rmp)
         self.psp = SecurityProcessor(
             self.bus,
@@ -78,6 +87,7 @@ class Board:
         self.observer: Observer | None = None
         """A tap outside of the machine: sees each batch and what its actor was answered."""
         self.nested: dict[str, NestedPageTable] = {}
+        self.tables = self._table_host()
         self.vmcbs: dict[str, dict[int, Vmcb]] = {}
         self._running: dict[tuple[str, int], int] = {}
         """Save areas that vCPUs under the RMP run with."""
@@ -114,7 +124,23 @@ class Board:
 
     def nested_table(self, vm: str) -> NestedPageTable:
         """A VM's nested page table; empty when it is first asked for."""
-        return self.nested.setdefault(vm, NestedPageTable())
+        table = self.nested.get(vm)
+        if table is None:
+            table = self.nested[vm] = NestedPageTable(self.tables)
+        return table
+
+    def nested_table_at(self, vm: str, nested_cr3: int) -> NestedPageTable:
+        """The tables at a root: a VM's own, or what the hypervisor wrote there itself."""
+        own = self.nested_table(vm)
+        return own if nested_cr3 in (-1, own.root) else NestedPageTable.at(self.tables, nested_cr3)
+
+    def _table_host(self) -> TableHost:
+        product = self.product
+        bits = product.physical_address_bits - product.reduced_bits
+        check_write = None if self.rmp is None else self.rmp.check_host_write
+        form = EntryFormat(LONG, bits, product.c_bit)
+        walker = NestedWalker(self.controller, form, check_write)
+        return TableHost(self.controller, self.dram, walker, product.c_bit, check_write)
 
     # What a core does while a vCPU runs.
 

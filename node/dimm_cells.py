@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.extent_map import ExtentMap
+from node.kept_ranges import KeptRanges, Touch
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
 Octets = NDArray[np.uint8]
@@ -39,11 +40,10 @@ class MachineCheck(Exception):
 
 
 Fill = Callable[[Words, int, Words], None]
-"""Makes what DRAM holds of what was written: (words, SPA, where to). ``XexCipher.encrypt`` is one."""
+"""Makes what DRAM holds of what was written: (words, SPA, where to). ``XexCipher.encrypt`` is one.
 
-
-Touch = Callable[[int, int], None]
-"""Told (SPA, length) of an access to memory that its owner keeps elsewhere, before the access: time to write it out."""
+Two are the same if they are equal: a bound method is made anew each time.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +54,20 @@ class _Laid:
     each: until someone looks, all of them are one object and a key.
     """
 
-    source: bytes
+    source: bytes | None
+    """None for zeros: memory that was cleared through a key."""
     page: int
     fill: Fill | None
 
     def advanced(self, distance: int) -> Self:
-        return self if not distance else type(self)(self.source, self.page + distance, self.fill)
+        return self if not distance or self.source is None else type(self)(self.source, self.page + distance, self.fill)
+
+    def octets(self, at: int, length: int) -> bytes:
+        """Bytes of the source, ``at`` bytes after its page."""
+        if self.source is None:
+            return bytes(length)
+        at += self.page * PAGE_BYTES
+        return self.source[at : at + length]
 
 
 class _Chunk:
@@ -80,7 +88,7 @@ class DimmCells:
         self.size_bytes = size_bytes
         self._plain_end = size_bytes
         """Up to here nobody is told of accesses."""
-        self._kept: list[tuple[int, int, Touch]] = []
+        self._kept = KeptRanges(size_bytes)
         self._chunks: dict[int, _Chunk] = {}
         self._written: dict[int, int] = {}
         """For each 2 MiB region: bit n is set when someone wrote its page n. No region without a bit."""
@@ -101,14 +109,34 @@ class DimmCells:
         self.release(spa, len(source))
         self._laid.put(spa // PAGE_BYTES, (spa + len(source)) // PAGE_BYTES, _Laid(source, 0, fill))
 
-    def refill(self, spa: int, length: int, fill: Fill) -> None:
-        """Put what lies in whole pages through ``fill``. Raises MachineCheck outside of memory."""
+    def clear(self, spa: int, length: int, fill: Fill) -> None:
+        """Write zeros through ``fill`` into whole pages, which count as never written.
+
+        Raises MachineCheck outside of memory.
+        """
+        self.release(spa, length)
+        self._laid.put(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES, _Laid(None, 0, fill))
+
+    def refill(self, spa: int, length: int, was: Fill | None, fill: Fill) -> list[tuple[int, int]]:
+        """Have pages that were laid through ``was`` laid through ``fill`` instead; the others, as (SPA, length).
+
+        Raises MachineCheck outside of memory.
+        """
         self._check(spa, length)
+        others = []
         for start, end, laid in list(self._laid.pieces(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES)):
-            if laid is not None and laid.fill is None:
+            if laid is not None and laid.source is not None and laid.fill == was:
                 self._laid.put(start, end, _Laid(laid.source, laid.page, fill))
             else:
-                self._fill(start, self.read(start * PAGE_BYTES, (end - start) * PAGE_BYTES), fill)
+                others.append((start * PAGE_BYTES, (end - start) * PAGE_BYTES))
+        return others
+
+    def laid(self, spa: int, length: int, fill: Fill | None) -> bytes | None:
+        """What a range was written from, if all of it lies in pages that nobody made real and went through ``fill``."""
+        found = self._laid.find(spa // PAGE_BYTES)
+        if found is None or spa + length > found[1] * PAGE_BYTES or found[2].fill != fill:
+            return None
+        return found[2].octets(spa - found[0] * PAGE_BYTES, length)
 
     def keep(self, spa: int, length: int, touch: Touch) -> None:
         """Leave a range to an owner who may hold what lies there in another form until someone looks or writes.
@@ -116,8 +144,13 @@ class DimmCells:
         ``touch`` hears of every access first, its own too, and writes what it holds. Raises MachineCheck.
         """
         self._check(spa, length)
-        self._kept.append((spa, spa + length, touch))
-        self._plain_end = min(self._plain_end, spa)
+        self._kept.keep(spa, length, touch)
+        self._plain_end = self._kept.first
+
+    def let_go(self, spa: int) -> None:
+        """No longer tell the owner of the kept range that begins here."""
+        self._kept.let_go(spa)
+        self._plain_end = self._kept.first
 
     def touch(self, spa: int, length: int) -> None:
         """Tell the owners of kept ranges of an access that is about to come. Raises MachineCheck."""
@@ -129,8 +162,7 @@ class DimmCells:
         for start, end, laid in list(self._laid.pieces(first, last)):
             if laid is not None:
                 self._laid.put(start, end, None)
-                at = laid.page * PAGE_BYTES
-                self._fill(start, laid.source[at : at + (end - start) * PAGE_BYTES], laid.fill)
+                self._fill(start, laid.octets(0, (end - start) * PAGE_BYTES), laid.fill)
 
     def _fill(self, page: int, data: bytes, fill: Fill | None) -> None:
         spa, source = page * PAGE_BYTES, np.frombuffer(data, np.uint64)
@@ -144,10 +176,9 @@ class DimmCells:
     def read(self, spa: int, length: int) -> bytes:
         """Bytes as they lie in DRAM. Raises MachineCheck outside of memory."""
         if self._laid:
-            found = self._laid.find(spa // PAGE_BYTES)
-            if found is not None and found[2].fill is None and spa + length <= found[1] * PAGE_BYTES:
-                at = found[2].page * PAGE_BYTES + spa - found[0] * PAGE_BYTES
-                return found[2].source[at : at + length]
+            laid = self.laid(spa, length, None)
+            if laid is not None:
+                return laid
             self._check(spa, length)
             self._make_real(spa, length)
         parts = []
@@ -196,7 +227,7 @@ class DimmCells:
         first, last = spa // PAGE_BYTES, (spa + length) // PAGE_BYTES
         pages: set[int] = set()
         for start, end, laid in self._laid.pieces(first, last) if self._laid else ():
-            if laid is not None:
+            if laid is not None and laid.source is not None:
                 pages.update(range(start, end))
         for region in [one for one in self._written if first // _REGION_PAGES <= one <= last // _REGION_PAGES]:
             bits, base = self._written[region], region * _REGION_PAGES
@@ -257,10 +288,7 @@ class DimmCells:
     def _check_far(self, spa: int, length: int) -> None:
         if spa < 0 or length < 0 or spa + length > self.size_bytes:
             raise MachineCheck(spa, length)
-        for start, end, touch in self._kept:
-            low, high = max(spa, start), min(spa + length, end)
-            if low < high:
-                touch(low, high - low)
+        self._kept.tell(spa, length)
 
     def _chunk_to_write(self, spa: int, length: int) -> _Chunk:
         written = self._written

@@ -17,8 +17,9 @@ from typing import Self
 
 import numpy as np
 
-from node.dimm_cells import DimmCells, Fill, MachineCheck, Touch, Words
+from node.dimm_cells import WORD_BYTES, DimmCells, Fill, MachineCheck, Words
 from node.extent_map import ExtentMap
+from node.kept_ranges import Touch
 from psp.system_bus import PAGE_BYTES
 
 
@@ -150,13 +151,27 @@ class DimmRoutes:
             else:
                 self._fill(part, np.frombuffer(data, np.uint64), fill)
 
-    def refill(self, spa: int, length: int, fill: Fill) -> None:
-        """Put what lies in whole pages through ``fill``. Raises MachineCheck outside of memory."""
+    def clear(self, spa: int, length: int, fill: Fill) -> None:
+        """Write zeros through ``fill`` into whole pages. Raises MachineCheck outside of memory."""
         for part in self._parts(spa, length):
             if part.at == part.spa:
-                self._cells.refill(part.at, part.length, fill)
-            elif part.at is not None:
-                self._fill(part, np.frombuffer(self._cells.read(part.at, part.length), np.uint64), fill)
+                self._cells.clear(part.at, part.length, fill)
+            else:
+                self._fill(part, np.zeros(part.length // WORD_BYTES, np.uint64), fill)
+
+    def refill(self, spa: int, length: int, was: Fill | None, fill: Fill) -> list[tuple[int, int]]:
+        """As ``DimmCells.refill``; what other cells hold is for the caller. Raises MachineCheck outside of memory."""
+        others: list[tuple[int, int]] = []
+        for part in self._parts(spa, length):
+            if part.at == part.spa:
+                others += self._cells.refill(part.at, part.length, was, fill)
+            else:
+                others.append((part.spa, part.length))
+        return others
+
+    def laid(self, spa: int, length: int, fill: Fill | None) -> bytes | None:
+        """As ``DimmCells.laid``; None where a route leads away."""
+        return None if self.lead_away(spa, length) else self._cells.laid(spa, length, fill)
 
     def release(self, spa: int, length: int) -> None:
         """Let a range's cells hold zeros. Raises MachineCheck outside of memory."""
@@ -176,6 +191,10 @@ class DimmRoutes:
     def keep(self, spa: int, length: int, touch: Touch) -> None:
         """As ``DimmCells.keep``: whoever reaches the cells, by whatever SPA, is told of. Raises MachineCheck."""
         self._cells.keep(spa, length, touch)
+
+    def let_go(self, spa: int) -> None:
+        """As ``DimmCells.let_go``."""
+        self._cells.let_go(spa)
 
     def _fill(self, part: _Part, words: Words, fill: Fill | None) -> None:
         """Write words to cells that another SPA names: at once, since laid pages know but the cells' own."""

@@ -13,7 +13,7 @@ from node import operations as op
 from node.dram import MachineCheck
 from node.guest_memory_map import SHARED_GPA
 from node.memory_controller import MemoryController
-from node.nested_page_table import NestedPageFault, NestedPageTable
+from node.nested_page_table import WRITE, NestedPageFault, NestedPageTable
 from node.rmp import ReverseMapTable, RmpFault
 from tio.dma_port import DmaFault
 from tio.nvme import NvmeController
@@ -40,20 +40,20 @@ class _GuestPort:
         """Load without a key."""
         try:
             segments = self._nested.translate(address, length)
-            return b"".join([self._controller.read(spa, part, 0) for spa, part in segments])
-        except (NestedPageFault, MachineCheck, ValueError):
+            return b"".join([self._controller.read(spa, part, key) for spa, part, _, key in segments])
+        except (NestedPageFault, MachineCheck, RmpFault, ValueError):
             raise DmaFault(address, length, write=False) from None
 
     def write(self, address: int, data: bytes) -> None:
         """Store without a key, if the RMP lets the host write there."""
         try:
-            segments = self._nested.translate(address, len(data))
+            segments = self._nested.translate(address, len(data), WRITE)
             if self._rmp is not None:
-                for spa, part in segments:
+                for spa, part, _, _ in segments:
                     self._rmp.check_host_write(spa, part)
             start = 0
-            for spa, part in segments:
-                self._controller.write(spa, data[start : start + part], 0)
+            for spa, part, _, key in segments:
+                self._controller.write(spa, data[start : start + part], key)
                 start += part
         except (NestedPageFault, MachineCheck, RmpFault, ValueError):
             raise DmaFault(address, len(data), write=True) from None

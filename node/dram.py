@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from node.dimm_cells import CHUNK_BYTES, WORD_BYTES, DimmCells, Fill, MachineCheck, Octets, Touch, Words
+from node.dimm_cells import CHUNK_BYTES, WORD_BYTES, DimmCells, Fill, MachineCheck, Octets, Words
 from node.dimm_routes import DimmRoutes, Unanswered
 
-__all__ = ["CHUNK_BYTES", "WORD_BYTES", "Dram", "Fill", "MachineCheck", "Octets", "Touch", "Unanswered", "Words"]
+__all__ = ["CHUNK_BYTES", "WORD_BYTES", "Dram", "Fill", "MachineCheck", "Octets", "Unanswered", "Words"]
 
 
 class Dram:
@@ -64,6 +64,7 @@ class Dram:
     def _reach_by(self, way: DimmCells | DimmRoutes) -> None:
         self.read, self.write = way.read, way.write
         self.words, self.writable_words = way.words, way.writable_words
-        self.lay, self.refill, self.release = way.lay, way.refill, way.release
+        self.lay, self.laid, self.clear = way.lay, way.laid, way.clear
+        self.refill, self.release = way.refill, way.release
         self.pieces, self.resident_runs = way.pieces, way.resident_runs
-        self.keep = way.keep
+        self.keep, self.let_go = way.keep, way.let_go

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from node import operations as op
 from node.dram import MachineCheck
-from node.memory_controller import NoKey
-from node.nested_page_table import NestedPageFault
+from node.memory_controller import NoHostKey, NoKey
+from node.nested_page_table import NestedMapError, NestedPageFault
 from node.rmp import NotValidated, ProtectionFault, RmpFault
 
 
@@ -25,8 +25,8 @@ def _machine_check(_: Exception, address: int) -> op.Fault:
     return op.Fault(op.FaultKind.MACHINE_CHECK, address)
 
 
-def _nested_fault(_: Exception, address: int) -> op.Fault:
-    return op.Fault(op.FaultKind.NESTED_PAGE_FAULT, address)
+def _nested_fault(fault: NestedPageFault, _: int) -> op.Fault:
+    return op.Fault(op.FaultKind.NESTED_PAGE_FAULT, fault.gpa, fault.error)
 
 
 def _rmp_fault(fault: RmpFault, address: int) -> op.Fault:
@@ -44,10 +44,13 @@ def _not_validated(_: Exception, address: int) -> op.Fault:
 _ANSWERS: dict[type[Exception], Callable[..., op.Fault]] = {
     MachineCheck: _machine_check,
     NoKey: _machine_check,
+    NoHostKey: _machine_check,
     NestedPageFault: _nested_fault,
     RmpFault: _rmp_fault,
     NotValidated: _not_validated,
     ProtectionFault: _protection,
+    # What software got wrong before it stored anything: the fault that an impossible address would end in.
+    NestedMapError: _protection,
 }
 
 FAULTS: tuple[type[Exception], ...] = tuple(_ANSWERS)

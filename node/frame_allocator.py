@@ -33,6 +33,18 @@ class FrameAllocator:
                 return [(start, length)]
         return self._scattered(length, alignment)
 
+    def allocate_last(self, length: int, alignment: int) -> list[tuple[int, int]]:
+        """The same from the end of memory, for what stays out of the way of large pieces. Raises OutOfMemory."""
+        if length <= 0:
+            raise ValueError(f"length: expected more than zero, got {length}")
+        for index in range(len(self._free) - 1, -1, -1):
+            spa, free = self._free[index]
+            start = (spa + free - length) // alignment * alignment
+            if start >= spa:
+                self._cut(index, start, length)
+                return [(start, length)]
+        return self._scattered(length, alignment)
+
     def _scattered(self, length: int, alignment: int) -> list[tuple[int, int]]:
         pieces: list[tuple[int, int]] = []
         left = length

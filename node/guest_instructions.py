@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from node import operations as op
 from node.fault_answers import FAULTS, answer_to, undefined
+from node.nested_page_table import WRITE, Segment
 from node.rmp import GuestCore
 from node.rmp_checks import PERMIT_READ, PERMIT_WRITE
 from node.vmcb import Vmcb
@@ -39,45 +40,48 @@ class GuestInstructions:
             segments = vmcb.nested.translate(one.gpa, one.length)
             key_asid = self._checked(vmcb, one.gpa, segments, one.private, write=False)
             if len(segments) == 1:
-                return self._board.controller.read(segments[0][0], one.length, key_asid)
-            return b"".join([self._board.controller.read(spa, length, key_asid) for spa, length in segments])
+                return self._board.controller.read(segments[0][0], one.length, key_asid or segments[0][3])
+            read = self._board.controller.read
+            return b"".join([read(spa, length, key_asid or key) for spa, length, _, key in segments])
         except FAULTS as fault:
             return answer_to(fault, one.gpa)
 
     def _write(self, vmcb: Vmcb, one: op.Write) -> op.Answer:
         data = one.data
         try:
-            segments = vmcb.nested.translate(one.gpa, len(data))
+            segments = vmcb.nested.translate(one.gpa, len(data), WRITE)
             key_asid = self._checked(vmcb, one.gpa, segments, one.private, write=True)
             if len(segments) == 1:
-                self._board.controller.write(segments[0][0], data, key_asid)
+                self._board.controller.write(segments[0][0], data, key_asid or segments[0][3])
                 return None
             view, start = memoryview(data), 0
-            for spa, length in segments:
-                self._board.controller.write(spa, view[start : start + length], key_asid)
+            for spa, length, _, key in segments:
+                self._board.controller.write(spa, view[start : start + length], key_asid or key)
                 start += length
         except FAULTS as fault:
             return answer_to(fault, one.gpa)
         return None
 
-    def _checked(self, vmcb: Vmcb, gpa: int, segments: list[tuple[int, int]], private: bool, write: bool) -> int:
-        """RMP checks of a guest access; the ASID whose key it uses, 0 for none."""
+    def _checked(self, vmcb: Vmcb, gpa: int, segments: list[Segment], private: bool, write: bool) -> int:
+        """RMP checks of a guest access; the ASID whose key it uses, 0 for what the nested entry says."""
         if private and vmcb.encrypted:
             if vmcb.rmp_checked:
                 assert self._board.rmp is not None
                 needs = PERMIT_WRITE if write else PERMIT_READ
-                for spa, length in segments:
-                    self._board.rmp.check_guest_private(spa, gpa, vmcb.asid, length, needs=needs, vmpl=vmcb.vmpl)
+                for spa, length, large, _ in segments:
+                    self._board.rmp.check_guest_private(
+                        spa, gpa, vmcb.asid, length, needs=needs, vmpl=vmcb.vmpl, mapped_large=large
+                    )
                     gpa += length
                 return vmcb.asid
             if write and self._board.rmp is not None:
                 # A SEV guest has no RMP entries of its own: it may only write where the host may.
-                for spa, length in segments:
+                for spa, length, _, _ in segments:
                     self._board.rmp.check_guest_write(spa, length, encrypted=True)
             return vmcb.asid
         if self._board.rmp is not None and (write or self._board.product.rmp.shared_reads_checked):
             check = self._board.rmp.check_guest_write if write else self._board.rmp.checks.check_guest_shared_read
-            for spa, length in segments:
+            for spa, length, _, _ in segments:
                 check(spa, length)
         return 0
 
@@ -88,7 +92,7 @@ class GuestInstructions:
         gpa = one.gpa
         core = GuestCore(vmcb.asid, vmcb.vmpl)
         try:
-            for spa, length in vmcb.nested.translate(one.gpa, one.length):
+            for spa, length, _, _ in vmcb.nested.translate(one.gpa, one.length):
                 code, same = self._board.rmp.pvalidate(spa, gpa, core, length, one.large, one.validate)
                 unchanged = unchanged or same
                 if code:
@@ -104,7 +108,7 @@ class GuestInstructions:
         gpa, code = one.gpa, 0
         core = GuestCore(vmcb.asid, vmcb.vmpl)
         try:
-            for spa, length in vmcb.nested.translate(one.gpa, one.length):
+            for spa, length, _, _ in vmcb.nested.translate(one.gpa, one.length):
                 code = self._board.rmp.rmpadjust(
                     spa, gpa, core, length, one.large, one.target, one.permissions, one.vmsa
                 )
@@ -119,7 +123,7 @@ class GuestInstructions:
         if not vmcb.rmp_checked or self._board.rmp is None:
             return undefined()
         try:
-            ((spa, _),) = vmcb.nested.translate(one.gpa, 1)
+            ((spa, *_),) = vmcb.nested.translate(one.gpa, 1)
             core = GuestCore(vmcb.asid, vmcb.vmpl)
             code, permissions, large = self._board.rmp.rmpquery(spa, one.gpa, core, one.target)
         except FAULTS as fault:

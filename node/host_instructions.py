@@ -35,6 +35,7 @@ class HostInstructions:
             op.RmpUpdate: self._rmpupdate,
             op.PSmash: self._psmash,
             op.RmpRead: self._rmpread,
+            op.NestedFrames: self._nested_frames,
             op.NestedMap: self._nested_map,
             op.NestedUnmap: self._nested_unmap,
             op.VmcbWrite: self._vmcb_write,
@@ -72,7 +73,7 @@ class HostInstructions:
         try:
             if self._board.rmp is not None:
                 self._board.rmp.check_host_write(one.spa, one.length)
-            self._board.dram.release(one.spa, one.length)
+            self._board.controller.clear(one.spa, one.length, 0)
         except FAULTS as fault:
             return answer_to(fault, one.spa)
         return None
@@ -93,25 +94,39 @@ class HostInstructions:
         code, state = self._board.rmp.rmpread(one.spa)
         return op.RmpReadResult(int(code), state)
 
-    def _nested_map(self, one: op.NestedMap) -> op.Answer:
-        self._board.nested_table(one.vm).map(one.gpa, one.spa, one.length)
+    def _nested_frames(self, one: op.NestedFrames) -> op.Answer:
+        try:
+            self._board.nested_table(one.vm).give(one.spa, one.length)
+        except FAULTS as fault:
+            return answer_to(fault, one.spa)
         return None
+
+    def _nested_map(self, one: op.NestedMap) -> op.Answer:
+        table = self._board.nested_table(one.vm)
+        try:
+            return table.map(one.gpa, one.spa, one.length, large=one.large, encrypted=one.encrypted) or None
+        except FAULTS as fault:
+            return answer_to(fault, one.gpa)
 
     def _nested_unmap(self, one: op.NestedUnmap) -> op.Answer:
-        self._board.nested_table(one.vm).unmap(one.gpa, one.length)
-        return None
+        try:
+            return self._board.nested_table(one.vm).unmap(one.gpa, one.length) or None
+        except FAULTS as fault:
+            return answer_to(fault, one.gpa)
 
     def _vmcb_write(self, one: op.VmcbWrite) -> op.Answer:
-        nested = self._board.nested_table(one.vm)
+        nested = self._board.nested_table_at(one.vm, one.nested_cr3)
         vmcb = Vmcb(one.vm, one.vcpu, one.asid, Generation(one.generation), one.save_area_spa, nested)
         self._board.vmcbs.setdefault(one.vm, {})[one.vcpu] = vmcb
         return None
 
     def _vmcb_clear(self, one: op.VmcbClear) -> op.Answer:
         board = self._board
-        for table in (board.vmcbs, board.nested, board.disks):
+        nested = board.nested.pop(one.vm, None)
+        for table in (board.vmcbs, board.disks):
             table.pop(one.vm, None)
-        return None
+        answers = [self._host_clear(op.HostClear(*pages)) for pages in (nested.close() if nested else ())]
+        return next((answer for answer in answers if answer is not None), None)
 
     def _vmrun(self, one: op.VmRun) -> op.Answer:
         vmcb = self._board.vmcbs.get(one.vm, {}).get(one.vcpu)

@@ -32,6 +32,7 @@ from node.launched_vm import LaunchedVm, page_runs
 from node.machine_spec import MachineSpec
 from node.measured_launch import VMSA_GPA, LaunchPage, launch_vmsas, sev_launch_ranges, snp_launch_pages
 from node.migration_refusal import REFUSALS
+from node.nested_table_pages import table_pages
 from node.ovmf import FirmwareImageError
 from node.product import Product
 from node.rmp_layout import at_end_of_memory
@@ -52,6 +53,8 @@ LEGACY_POLICY = 0x1
 SNP_POLICY = 0x3_0000
 """SMT allowed and the bit that must be one; firmware ABI section 5."""
 VCPU_MODEL = "EPYC-v4"
+SPARE_TABLES = 8
+"""Pages for nested tables that a VM has beyond its first mappings, to split large pages later."""
 COMMANDS_AT_ONCE = 64
 """LAUNCH_UPDATE commands between which another launch may take the mailbox."""
 
@@ -185,6 +188,9 @@ class Hypervisor:
         record = self._vms[spec.name] = LaunchedVm(spec.generation, self._images[spec.firmware])
         try:
             yield from self._take_memory(spec, record)
+        except LaunchRefused:
+            yield from self._give_back(spec.name, record)
+            raise
         except OutOfMemory as error:
             yield from self._give_back(spec.name, record)
             raise LaunchRefused(str(error)) from error
@@ -218,16 +224,17 @@ class Hypervisor:
     # What every launch takes and gives back.
 
     def _take_memory(self, spec: MachineSpec, record: LaunchedVm) -> Task:
-        batch: list[op.HypervisorOperation] = []
         image = Range(record.firmware.gpa, -(-len(record.firmware.data) // PAGE_BYTES) * PAGE_BYTES)
         for part in (*spec.memory.ram, image):
             gpa = part.gpa
             for spa, length in self.frames.allocate(part.length, LARGE_PAGE_BYTES):
                 record.ram.append((gpa, spa, length))
-                batch.append(op.NestedMap(spec.name, gpa, spa, length))
                 gpa += length
         self._small(record)
-        yield tuple(batch)
+        record.tables = self.frames.allocate_last((table_pages(record.ram) + SPARE_TABLES) * PAGE_BYTES, PAGE_BYTES)
+        batch: list[op.HypervisorOperation] = [op.NestedFrames(spec.name, *pages) for pages in record.tables]
+        batch += [op.NestedMap(spec.name, *backing) for backing in record.ram]
+        yield from self._checked(batch)
 
     def _take_asid(self, record: LaunchedVm) -> Task:
         if self.asids.needs_flush(record.generation):
@@ -266,7 +273,7 @@ class Hypervisor:
         pieces = [(spa, length) for _, spa, length in record.ram] + [(spa, PAGE_BYTES) for spa in record.small]
         yield tuple(op.HostClear(spa, length) for spa, length in pieces)
         yield (op.VmcbClear(vm),)
-        self.frames.release(pieces)
+        self.frames.release(pieces + record.tables)
         if record.asid:
             self.asids.release(record.asid)
         del self._vms[vm]

@@ -22,6 +22,8 @@ class LaunchedVm:
     """(GPA, SPA, length) of RAM and firmware."""
     small: list[int] = field(default_factory=list)
     """4 KiB frames: command page, guest context, save areas."""
+    tables: list[tuple[int, int]] = field(default_factory=list)
+    """(SPA, length) of the pages of its nested page table."""
     save_areas: list[int] = field(default_factory=list)
     launched_gpas: tuple[int, ...] = ()
     lent: list[tuple[int, bool]] = field(default_factory=list)

@@ -1,6 +1,7 @@
-"""The memory controller: a key slot for each ASID in front of DRAM.
+"""The memory controller: a key slot for each ASID in front of DRAM, and one for the host.
 
-Software never sees a key. An access with ASID 0 goes past the cipher.
+Software never sees a key. An access with ASID 0 goes past the cipher, unless the
+host encrypts everything (TSME); one with ``HOST_KEY`` is the host's with C=1.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from io import BytesIO
 
 import numpy as np
 
-from node.dram import WORD_BYTES, Dram, Words
+from node.dram import WORD_BYTES, Dram, Fill, Words
 from node.xex_cipher import BLOCK_BYTES, TweakTable, XexCipher
 from psp.system_bus import PAGE_BYTES
+
+HOST_KEY = -1
+"""In place of an ASID: an access of the host with C=1, through its own key (APM volume 2, 7.10)."""
 
 _IN_BLOCK = BLOCK_BYTES - 1
 _IN_PAGE = PAGE_BYTES - 1
@@ -30,8 +34,20 @@ class NoKey(Exception):
         self.asid = asid
 
 
+class NoHostKey(Exception):
+    """An access with C=1 on a host that encrypts no memory of its own.
+
+    The C-bit is an address bit then (SYSCFG.MemEncryptionModeEn = 0), and no
+    host has memory that far up: nothing answers.
+    """
+
+    def __init__(self, spa: int) -> None:
+        super().__init__(f"C-bit set at {spa:#x}, but memory encryption is off")
+        self.spa = spa
+
+
 class MemoryController:
-    """Reads and writes DRAM through the key of an ASID."""
+    """Reads and writes DRAM through the key of an ASID: 0 for a host's access with C=0, ``HOST_KEY`` with C=1."""
 
     def __init__(self, dram: Dram, tweaks: TweakTable) -> None:
         self.bytes_encrypted = 0
@@ -46,24 +62,40 @@ class MemoryController:
             raise ValueError(f"asid: expected one of a guest, got {asid}")
         self._ciphers[asid] = XexCipher(key, self._tweaks)
 
+    def install_host_key(self, key: bytes, *, transparent: bool) -> None:
+        """Load the host's own key, as firmware does before the cores start.
+
+        ``transparent`` is TSME: accesses with C=0 go through it too.
+        """
+        self._ciphers[HOST_KEY] = XexCipher(key, self._tweaks)
+        if transparent:
+            self._ciphers[0] = self._ciphers[HOST_KEY]
+
     def remove_key(self, asid: int) -> None:
-        """Empty the slot of an ASID."""
-        self._ciphers.pop(asid, None)
+        """Empty the slot of a guest's ASID."""
+        if asid >= 1:
+            self._ciphers.pop(asid, None)
 
     def has_key(self, asid: int) -> bool:
         """Whether the slot of an ASID holds a key."""
         return asid in self._ciphers
 
     def read(self, spa: int, length: int, asid: int) -> bytes:
-        """Load bytes; raises MachineCheck outside of memory, NoKey for an empty slot.
+        """Load bytes; raises MachineCheck outside of memory, NoKey for an empty slot, NoHostKey.
 
         Memory that nobody wrote is zero in DRAM, so it reads as what zeros decrypt to.
         """
-        if asid == 0:
+        cipher = self._ciphers.get(asid)
+        if cipher is None:
+            self._expect_plain(asid, spa)
             return self._dram.read(spa, length)
-        cipher = self._cipher(asid)
         if length <= 0:
             return self._dram.read(spa, length)
+        if asid < 1:
+            # A host's memory is mostly what it cleared or laid down itself: pages that need not become real.
+            laid = self._dram.laid(spa, length, cipher.encrypt)
+            if laid is not None:
+                return laid
         before = spa & _IN_BLOCK
         start = spa - before
         whole = before + length + _IN_BLOCK & ~_IN_BLOCK
@@ -76,10 +108,11 @@ class MemoryController:
 
     def write(self, spa: int, data: bytes | bytearray | memoryview, asid: int) -> None:
         """Store bytes; blocks in part are read, changed and written back, as hardware does. Raises as ``read``."""
-        if asid == 0:
+        cipher = self._ciphers.get(asid)
+        if cipher is None:
+            self._expect_plain(asid, spa)
             self._dram.write(spa, data)
             return
-        cipher = self._cipher(asid)
         length = len(data)
         if (spa | length) & _IN_BLOCK:
             before, after = spa & _IN_BLOCK, -(spa + length) & _IN_BLOCK
@@ -100,20 +133,33 @@ class MemoryController:
         self.bytes_encrypted += length
 
     def lay(self, spa: int, data: bytes, asid: int) -> None:
-        """Store bytes; whole pages become real when somebody looks at them."""
+        """Store bytes; whole pages become real when somebody looks at them. Raises as ``read``."""
         if (spa | len(data)) & _IN_PAGE or not data:
             self.write(spa, data, asid)
             return
-        self._dram.lay(spa, data, self._cipher(asid).encrypt if asid else None)
-        self.bytes_encrypted += len(data) if asid else 0
+        fill = self._fill(asid, spa)
+        self._dram.lay(spa, data, fill)
+        self.bytes_encrypted += len(data) if fill else 0
+
+    def clear(self, spa: int, length: int, asid: int) -> None:
+        """Zero memory; whole pages cost nothing and count as never written. Raises as ``read``."""
+        fill = self._fill(asid, spa)
+        if fill is None:
+            self._dram.release(spa, length)
+        elif (spa | length) & _IN_PAGE:
+            self.write(spa, bytes(length), asid)
+        else:
+            self._dram.clear(spa, length, fill)
 
     def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:
-        """Put what lies in DRAM through the key of an ASID."""
-        if (spa | length) & _IN_PAGE:
-            self.write(spa, self._dram.read(spa, length), asid)
-            return
-        self._dram.refill(spa, length, self._cipher(asid).encrypt)
-        self.bytes_encrypted += length
+        """Put what the host reads with C=0 through the key of an ASID. Raises as ``read``."""
+        fill = self._cipher(asid, spa).encrypt
+        rest = [(spa, length)]
+        if not (spa | length) & _IN_PAGE:
+            rest = self._dram.refill(spa, length, self._fill(0, spa), fill)
+            self.bytes_encrypted += length - sum(size for _, size in rest)
+        for at, size in rest:
+            self.write(at, self.read(at, size, 0), asid)
 
     def _read_bulk(self, cipher: XexCipher, spa: int, length: int) -> bytes:
         """Decrypt whole blocks straight into the answer: an array of its own would cost one more copy."""
@@ -127,8 +173,19 @@ class MemoryController:
         del plain  # with nobody looking at it, the answer leaves without a copy
         return answer.getvalue()
 
-    def _cipher(self, asid: int) -> XexCipher:
+    def _cipher(self, asid: int, spa: int) -> XexCipher:
         cipher = self._ciphers.get(asid)
         if cipher is None:
-            raise NoKey(asid)
+            raise NoHostKey(spa) if asid == HOST_KEY else NoKey(asid)
         return cipher
+
+    def _fill(self, asid: int, spa: int) -> Fill | None:
+        """What an access puts between its bytes and DRAM."""
+        if asid == 0 and 0 not in self._ciphers:
+            return None
+        return self._cipher(asid, spa).encrypt
+
+    def _expect_plain(self, asid: int, spa: int) -> None:
+        """An access found no cipher: that of the host with C=0 needs none."""
+        if asid != 0:
+            self._cipher(asid, spa)

@@ -1,70 +1,325 @@
-"""A VM's nested page table: guest-physical to system-physical, held as runs."""
+"""A VM's nested page table: guest-physical to system-physical.
+
+Its tables are pages of the host's memory that the hypervisor gave for it. As long as
+nobody has looked at them it is held as runs; whoever reads or writes one of those
+pages, by whatever route, has all of them written out first, and from then on the
+bytes are what counts, walked anew at each access. The runs stay the hypervisor's
+books of what it last asked for: by them it edits its tables.
+
+A table without frames lies nowhere: it translates, and nobody can poke it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from itertools import chain
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from node.extent_map import ExtentMap
-from psp.system_bus import PAGE_BYTES
+from node.kept_ranges import Touch
+from node.memory_controller import HOST_KEY
+from node.nested_table_frames import TableFrames
+from node.nested_table_pages import GPA_END, parts, served_bytes, tables
+from node.nested_walk import READ, WRITE, NestedLeaf, NestedPageFault, NestedWalker, TableMemory
+from node.page_table_entry import ACCESSED, DIRTY, LARGE, LONG, PRESENT, USER, WRITABLE
+from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
+__all__ = ["READ", "WRITE", "NestedPageFault", "NestedPageTable", "Segment"]
 
-class NestedPageFault(Exception):
-    """#NPF: no mapping at the guest-physical address."""
+Segment = tuple[int, int, bool, int]
+"""(SPA, length, mapped by 2 MiB or more, key of an access without the guest's own: HOST_KEY where C=1, else 0)."""
 
-    def __init__(self, gpa: int) -> None:
-        super().__init__(f"no mapping at GPA {gpa:#x}")
-        self.gpa = gpa
+_TABLE = PRESENT | WRITABLE | USER | ACCESSED
+_PAGE = _TABLE | DIRTY
+"""KVM sets A and D itself where it does not track them, so a walk finds nothing to store."""
+_MOST_LEAVES = 1 << 20
+"""Pages that one access walks: 4 GiB in the smallest. A hostile table can show a page of memory at every address."""
+_MOST_MISSING = 64
+"""Missing frames are counted no further."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Target:
     spa: int
+    large: bool = False
+    key: int = 0
 
     def advanced(self, distance: int) -> Self:
-        return type(self)(self.spa + distance)
+        return type(self)(self.spa + distance, self.large, self.key)
+
+
+class NestedMapError(ValueError):
+    """The hypervisor asked for a mapping that no table can hold."""
+
+    def __init__(self, expected: str) -> None:
+        super().__init__(f"nested page table: {expected}")
+
+
+class KeepsMemory(Protocol):
+    """Memory whose owner can ask to be told of accesses: ``Dram``."""
+
+    def keep(self, spa: int, length: int, touch: Touch) -> None:
+        """Tell ``touch`` of every access to a range from now on."""
+
+    def let_go(self, spa: int) -> None:
+        """No longer tell anybody of accesses to the range that begins here."""
+
+    def leads_away(self, spa: int, length: int) -> bool:
+        """Whether any page of a range reaches other cells than its own, or none."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableHost:
+    """What a host's nested tables have in common.
+
+    ``memory`` is past any cache; ``check_write`` raises RmpFault where the host may not store.
+    """
+
+    memory: TableMemory
+    dram: KeepsMemory
+    walker: NestedWalker
+    c_bit: int
+    check_write: Callable[[int, int], None] | None = None
 
 
 class NestedPageTable:
-    """Mappings in whole 4 KiB pages."""
+    """Mappings in whole 4 KiB pages; without a host around it, one that lies nowhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: TableHost | None = None) -> None:
         self._runs: ExtentMap[_Target] = ExtentMap()
+        self._host = host
+        self._frames = TableFrames()
+        self._in_memory = False
+        self._encrypted = False
+        self._root = 0
+
+    @classmethod
+    def at(cls, host: TableHost, root: int, *, encrypted: bool = False) -> Self:
+        """Whatever tables lie at ``root`` (nCR3), for a hypervisor that writes them itself."""
+        table = cls(host)
+        table._root, table._encrypted, table._in_memory = root, encrypted, True
+        return table
 
     def __len__(self) -> int:
         """Number of runs held."""
         return len(self._runs)
 
-    def map(self, gpa: int, spa: int, length: int) -> None:
-        """Point a range at memory, replacing what was there. Raises ValueError off page borders."""
+    @property
+    def root(self) -> int | None:
+        """SPA of the highest table (nCR3); None for a table that lies nowhere."""
+        return self._root if self._in_memory else self._frames.root
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the bytes in memory are what counts."""
+        return self._in_memory
+
+    # What the hypervisor does.
+
+    def give(self, spa: int, length: int) -> None:
+        """Take pages for tables, the first as the root if there is none; what lay in them is lost.
+
+        Raises NestedMapError off page borders or where the table has mappings but no root, MachineCheck,
+        and RmpFault for pages that are not the host's.
+        """
+        host = self._host
+        _check(spa | length)
+        if host is None or not length or (self.root is None and self._runs):
+            raise NestedMapError("expected pages for tables before the first mapping")
+        if self._in_memory and self._frames.root is None:
+            raise NestedMapError("expected a table that mappings built")
+        if host.check_write is not None:
+            host.check_write(spa, length)
+        host.memory.clear(spa, length, self._key)
+        self._frames.give(spa, length)
+        assert self._frames.root is not None
+        self._root = self._frames.root
+        if self._in_memory:
+            return
+        host.dram.keep(spa, length, self._touched)
+        if host.dram.leads_away(spa, length):
+            # What is stored there may never be read again, so nothing but what is read counts.
+            self._touched(spa, length)
+
+    def map(self, gpa: int, spa: int, length: int, *, large: bool = True, encrypted: bool = False) -> int:
+        """Point a range at memory, replacing what was there: 0, or how many frames are missing.
+
+        With ``large`` in pages of 2 MiB where addresses let them be. ``encrypted`` is the entries' C-bit.
+        Raises NestedMapError off page borders, and RmpFault where a table's page is no longer the host's;
+        then nothing has changed.
+        """
         _check(gpa | spa | length)
-        self._runs.put(gpa, gpa + length, _Target(spa))
+        return self._put(gpa, gpa + length, spa, list(parts(gpa, spa, length, large)), encrypted)
 
-    def unmap(self, gpa: int, length: int) -> None:
-        """Take a range out; parts without a mapping are left alone."""
+    def unmap(self, gpa: int, length: int) -> int:
+        """Take a range out, parts without a mapping left alone: 0, or how many frames are missing to split a page.
+
+        Raises as ``map``.
+        """
         _check(gpa | length)
-        self._runs.put(gpa, gpa + length, None)
+        return self._put(gpa, gpa + length, None, [], False)
 
-    def translate(self, gpa: int, length: int) -> list[tuple[int, int]]:
-        """(SPA, length) pieces of a guest-physical range. Raises NestedPageFault where there is no mapping.
+    def close(self) -> list[tuple[int, int]]:
+        """Give the frames back, as (SPA, length); the table is gone."""
+        if self._host is not None and not self._in_memory:
+            for spa, _ in self._frames.ranges:
+                self._host.dram.let_go(spa)
+        return self._frames.ranges
 
-        Even an empty range needs a mapping at its address; a length below zero, which a guest may name, has none.
+    def _put(
+        self, start: int, end: int, spa: int | None, wanted: list[tuple[int, int, bool]], encrypted: bool
+    ) -> int:
+        if start == end:
+            return 0
+        cut = {border // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES for border in (start, end) if self._is_inside(border)}
+        if self._frames.root is not None:
+            missing = self._make_room(start, end, wanted, cut)
+            if missing:
+                return missing
+        for block in sorted(cut):  # a large page of which a part changes becomes 512 small ones
+            target = self._target(block)
+            self._runs.put(block, block + LARGE_PAGE_BYTES, _Target(target.spa, key=target.key))
+        if spa is None:
+            self._runs.put(start, end, None)
+        for first, stop, large in wanted:
+            assert spa is not None
+            self._runs.put(first, stop, _Target(spa + first - start, large, HOST_KEY if encrypted else 0))
+        if self._frames.root is not None:
+            dropped = [one for first, stop, large in wanted if large for one in self._frames.drop_lowest(first, stop)]
+            if self._in_memory:
+                host = self._host
+                assert host is not None
+                for frame in dropped:
+                    host.memory.clear(frame, PAGE_BYTES, self._key)
+                self._write(min(start, *cut, start), max(end, *[block + LARGE_PAGE_BYTES for block in cut], end))
+        return 0
+
+    def _is_inside(self, border: int) -> bool:
+        """Whether an address is inside a large page."""
+        found = self._runs.find(border) if border % LARGE_PAGE_BYTES else None
+        return found is not None and found[2].large
+
+    def _target(self, gpa: int) -> _Target:
+        found = self._runs.find(gpa)
+        assert found is not None, "expected a mapped page"
+        return found[2].advanced(gpa - found[0])
+
+    def _make_room(self, start: int, end: int, wanted: list[tuple[int, int, bool]], cut: set[int]) -> int:
+        if end > GPA_END:
+            raise NestedMapError(f"gpa: expected at most {GPA_END:#x}, got {end:#x}")
+        assert self._host is not None
+        if self._host.check_write is not None:
+            for spa, length in self._frames.ranges:
+                self._host.check_write(spa, length)
+        needed = [tables(first, stop, 2 if large else 1) for first, stop, large in wanted]
+        needed += [tables(block, block + LARGE_PAGE_BYTES, 1) for block in sorted(cut)]
+        return self._frames.claim(chain.from_iterable(needed), _MOST_MISSING)
+
+    # Bytes.
+
+    @property
+    def _key(self) -> int:
+        return HOST_KEY if self._encrypted else 0
+
+    def _touched(self, _spa: int, _length: int) -> None:
+        """Somebody is about to read or write a table's page."""
+        host = self._host
+        assert host is not None
+        self._in_memory = True
+        for spa, _ in self._frames.ranges:
+            host.dram.let_go(spa)
+        self._write(0, GPA_END)
+
+    def _write(self, start: int, end: int) -> None:
+        """Write the entries that serve [start, end), of tables of every level."""
+        assert self._host is not None
+        for first, level, spa in self._frames.serving(start, end):
+            step = LONG.leaf_bytes(level)
+            low = max(start // step * step, first)
+            high = min(-(-end // step) * step, first + served_bytes(level))
+            words = self._words(low, high, level)
+            self._host.memory.write(spa + (low - first) // step * 8, words.tobytes(), self._key)
+
+    def _words(self, low: int, high: int, level: int) -> NDArray[np.uint64]:
+        """Entries of one table of a level for [low, high)."""
+        assert self._host is not None
+        step, c_bit = LONG.leaf_bytes(level), 1 << self._host.c_bit
+        words = np.zeros((high - low) // step, np.uint64)
+        for start, end, target in self._runs.pieces(low, high) if level < 3 else ():
+            if target is not None and target.large == (level == 2):
+                flags = _PAGE | (LARGE if target.large else 0) | (c_bit if target.key else 0)
+                at, count = (start - low) // step, (end - start) // step
+                words[at : at + count] = np.arange(count, dtype=np.uint64) * np.uint64(step) + np.uint64(
+                    target.spa | flags
+                )
+        if level > 1:
+            flags = _TABLE | (c_bit if self._encrypted else 0)
+            for number, first in enumerate(range(low, high, step)):
+                table = self._frames.table(first, level - 1)
+                if table is not None:
+                    words[number] = table | flags
+        return words
+
+    # What the hardware does.
+
+    def translate(self, gpa: int, length: int, access: int = READ) -> list[Segment]:
+        """Pieces of a guest-physical range. ``access`` are the error bits that a fault of it would have.
+
+        Raises NestedPageFault where there is no mapping, and from bytes MachineCheck and RmpFault too. Even an
+        empty range needs a mapping at its address; a length below zero, which a guest may name, has none.
         """
         if length < 0:
-            raise NestedPageFault(gpa)
+            raise NestedPageFault(gpa, access)
+        if self._in_memory:
+            return self._walk(gpa, length, access)
         found = self._runs.find(gpa)
         if found is not None and gpa + length <= found[1]:
-            return [(found[2].spa + gpa - found[0], length)]
+            target = found[2]
+            return [(target.spa + gpa - found[0], length, target.large, target.key)]
         out = []
-        for start, end, target in self._runs.pieces(gpa, gpa + length):
-            if target is None:
-                raise NestedPageFault(start)
-            out.append((target.spa, end - start))
+        for start, end, some in self._runs.pieces(gpa, gpa + length):
+            if some is None:
+                raise NestedPageFault(start, access)
+            out.append((some.spa, end - start, some.large, some.key))
         if not out:
-            raise NestedPageFault(gpa)
+            raise NestedPageFault(gpa, access)
         return out
+
+    def leaf(self, gpa: int, access: int) -> NestedLeaf:
+        """The page that holds one address. Raises as ``translate``."""
+        if self._in_memory:
+            assert self._host is not None
+            return self._host.walker.leaf(self._root, gpa, access, encrypted=self._encrypted)
+        found = self._runs.find(gpa)
+        if found is None:
+            raise NestedPageFault(gpa, access)
+        target = found[2].advanced(gpa - found[0])
+        size = LARGE_PAGE_BYTES if target.large else PAGE_BYTES
+        return NestedLeaf(target.spa - gpa % size, size, target.key)
+
+    def _walk(self, gpa: int, length: int, access: int) -> list[Segment]:
+        out: list[Segment] = []
+        at, end = gpa, gpa + max(1, length)
+        for _ in range(_MOST_LEAVES):
+            leaf = self.leaf(at, access)
+            offset = at % leaf.page_bytes
+            spa, size = leaf.spa + offset, min(end - at, leaf.page_bytes - offset)
+            large = leaf.page_bytes > PAGE_BYTES
+            before = out[-1] if out else None
+            if before is not None and (before[0] + before[1], *before[2:]) == (spa, large, leaf.key):
+                out[-1] = (before[0], before[1] + size, large, leaf.key)
+            else:
+                out.append((spa, size if length else 0, large, leaf.key))
+            at += size
+            if at == end:
+                return out
+        raise NestedPageFault(at, access)
 
 
 def _check(bits: int) -> None:
     if bits < 0 or bits % PAGE_BYTES:
-        raise ValueError("nested page table: expected whole 4 KiB pages")
+        raise NestedMapError("expected whole 4 KiB pages")

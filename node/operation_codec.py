@@ -58,6 +58,7 @@ KINDS: Mapping[int, type] = {
     30: op.PspCommand,
     31: op.Wbinvd,
     32: op.RmpRead,
+    36: op.NestedFrames,
     # Answers.
     48: op.Fault,
     49: op.PValidateResult,

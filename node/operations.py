@@ -167,18 +167,37 @@ class RmpRead:
 
 
 @dataclass(frozen=True, slots=True)
-class NestedMap:
-    """Point the nested page table of a VM at memory. Answer: None."""
+class NestedFrames:
+    """Give pages of memory for the tables of a VM's nested page table, the first as its root. Answer: None, or a Fault.
+
+    Before its first mapping; more may follow. What lay in the pages is lost.
+    """
 
     vm: str
-    gpa: int
     spa: int
     length: int
 
 
 @dataclass(frozen=True, slots=True)
+class NestedMap:
+    """Point the nested page table of a VM at memory: the stores of entries that it takes.
+
+    ``encrypted`` is the entries' C-bit: the host's key where the guest does not use its own. Pages are of 2 MiB
+    where addresses let them be, of 4 KiB with ``large`` off. Answer: None; how many pages for tables it lacks
+    (then nothing changed); or a Fault.
+    """
+
+    vm: str
+    gpa: int
+    spa: int
+    length: int
+    encrypted: bool = False
+    large: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class NestedUnmap:
-    """Take a range out of the nested page table of a VM. Answer: None."""
+    """Take a range out of the nested page table of a VM. Answer: as ``NestedMap``."""
 
     vm: str
     gpa: int
@@ -187,26 +206,33 @@ class NestedUnmap:
 
 @dataclass(frozen=True, slots=True)
 class VmcbWrite:
-    """Fill a vCPU's control block: ASID, what encryption it runs with, and its save area. Answer: None."""
+    """Fill a vCPU's control block: ASID, what encryption it runs with, its save area, and what VMRUN flushes.
+
+    ``nested_cr3`` is the root of tables that the hypervisor wrote itself, -1 for those that ``NestedMap`` built.
+    Answer: None.
+    """
 
     vm: str
     vcpu: int
     asid: int
     generation: str
     save_area_spa: int
+    nested_cr3: int = -1
+    tlb_control: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class VmRun:
-    """Enter a vCPU for the first time. Answer: 0, or the exit code: VMEXIT_INVALID or VMEXIT_BUSY."""
+    """Enter a vCPU on hardware thread ``core``. Answer: 0, or the exit code: VMEXIT_INVALID or VMEXIT_BUSY."""
 
     vm: str
     vcpu: int
+    core: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class VmcbClear:
-    """Forget a VM's control blocks and nested page table. Answer: None."""
+    """Forget a VM's control blocks and nested page table, whose pages are zero then. Answer: None."""
 
     vm: str
 
@@ -247,8 +273,8 @@ class Wbinvd:
 
 
 HypervisorOperation = (
-    HostRead | HostReadWritten | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | RmpRead | NestedMap
-    | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
+    HostRead | HostReadWritten | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | RmpRead | NestedFrames
+    | NestedMap | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
 )  # fmt: skip
 GuestOperation = Read | Write | PValidate | RmpAdjust | RmpQuery | PageStateChange | BlockRead | BlockWrite
 

@@ -7,6 +7,7 @@ from enum import IntEnum
 ERROR_PRESENT = 1 << 0
 ERROR_WRITE = 1 << 1
 ERROR_USER = 1 << 2
+ERROR_RESERVED = 1 << 3
 ERROR_FETCH = 1 << 4
 ERROR_RMP = 1 << 31
 ERROR_FINAL = 1 << 32

@@ -102,9 +102,17 @@ class Routes(RuleBasedStateMachine):
         cells = [self.cell_of(page + n) for n in range(count)]
         if len({cell for cell in cells if cell is not None}) < sum(cell is not None for cell in cells):
             return  # one cell twice in one go: the order would count
-        self.dram.refill(self.spa(page), count * PAGE_BYTES, masked)
+        for at, size in self.dram.refill(self.spa(page), count * PAGE_BYTES, None, masked):
+            self.dram.write(at, masked_bytes(self.dram.read(at, size), at))
         for n in range(count):
             self.store(page + n, 0, masked_bytes(self.seen(page + n), self.spa(page + n)))
+
+    @rule(page=pages, count=counts)
+    def clear(self, page: int, count: int) -> None:
+        count = min(count, PAGES - page)
+        self.dram.clear(self.spa(page), count * PAGE_BYTES, masked)
+        for n in range(count):
+            self.store(page + n, 0, masked_bytes(bytes(PAGE_BYTES), self.spa(page + n)))
 
     @rule(page=pages, count=counts)
     def release(self, page: int, count: int) -> None:
@@ -144,6 +152,8 @@ class Routes(RuleBasedStateMachine):
             if self.cell_of(page) in self.written or self.routes.get(page) is Unanswered.ONES
         }  # fmt: skip
         for page in range(PAGES):
+            laid = self.dram.laid(self.spa(page), PAGE_BYTES, None)
+            assert laid is None or laid == self.seen(page)
             assert self.dram.leads_away(self.spa(page), 1) is (self.cell_of(page) != page)
 
 

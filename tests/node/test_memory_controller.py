@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.dram import CHUNK_BYTES, Dram, MachineCheck
-from node.memory_controller import MemoryController, NoKey
+from node.memory_controller import HOST_KEY, MemoryController, NoHostKey, NoKey
 from node.xex_cipher import HIGHEST_BIT, LOWEST_BIT, TweakTable
 
 KEY = bytes(range(16))
+HOST = bytes(range(100, 116))
 RANDOM = np.random.default_rng(7).bytes(TweakTable.RANDOM_BYTES)
 OTHER_RANDOM = np.random.default_rng(8).bytes(TweakTable.RANDOM_BYTES)
 GIB = 1 << 30
@@ -239,6 +240,99 @@ def test_a_launched_image_costs_nothing_until_somebody_looks() -> None:
     assert dram.resident_bytes == 0
     assert dram.read(4096, 16) == block_by_block(bytes(range(16)), 4096)
     assert dram.resident_pages == 1
+
+
+def test_the_hosts_key_serves_c_bit_accesses_and_leaves_others_plain() -> None:
+    dram, controller = machine()
+    controller.install_host_key(HOST, transparent=False)
+    plain = bytes(range(256)) * 16
+    controller.write(0x3000, plain, HOST_KEY)
+    assert dram.read(0x3000, 64) == block_by_block(plain[:64], 0x3000, HOST)
+    assert controller.read(0x3000, 4096, HOST_KEY) == plain
+    assert controller.read(0x3000, 4096, 0) == dram.read(0x3000, 4096)
+    assert controller.read(0x3000, 4096, 1)[:64] != plain[:64]
+    controller.write(0x5000, plain, 0)
+    assert dram.read(0x5000, 4096) == plain
+    controller.lay(0x8000, plain, HOST_KEY)
+    assert controller.read(0x8010, 32, HOST_KEY) == plain[0x10:0x30]
+    assert dram.resident_pages == 2, "a laid page is not real before somebody looks past the key"
+    assert dram.read(0x8000, 64) == block_by_block(plain[:64], 0x8000, HOST)
+
+
+def test_a_c_bit_access_without_memory_encryption_finds_no_memory_and_changes_nothing() -> None:
+    dram, controller = machine()
+    for access in (
+        lambda: controller.read(0x1000, 16, HOST_KEY),
+        lambda: controller.write(0x1000, bytes(16), HOST_KEY),
+        lambda: controller.lay(0x1000, bytes(4096), HOST_KEY),
+        lambda: controller.clear(0x1000, 4096, HOST_KEY),
+    ):
+        with pytest.raises(NoHostKey):
+            access()
+    assert dram.resident_bytes == 0
+    controller.write(0x1000, b"plain", 0)
+    assert dram.read(0x1000, 5) == b"plain"
+
+
+def test_a_transparent_host_reads_back_what_it_wrote_and_dram_holds_ciphertext() -> None:
+    dram, controller = machine()
+    controller.install_host_key(HOST, transparent=True)
+    plain = b"nobody's secret " * 512
+    controller.write(0x3000, plain, 0)
+    assert dram.read(0x3000, 64) == block_by_block(plain[:64], 0x3000, HOST)
+    assert controller.read(0x3000, len(plain), 0) == controller.read(0x3000, len(plain), HOST_KEY) == plain
+    controller.write(0x3000, plain, 1)
+    assert dram.read(0x3000, 64) == block_by_block(plain[:64], 0x3000, KEY)
+
+
+def test_memory_cleared_through_a_key_reads_as_zeros_there_and_costs_nothing_until_someone_looks() -> None:
+    dram, controller = machine()
+    controller.install_host_key(HOST, transparent=True)
+    controller.clear(0, GIB, 0)
+    assert controller.read(GIB - 0x1004, 0x1004, 0) == bytes(0x1004)
+    assert dram.resident_bytes == 0
+    assert list(dram.resident_runs(0, GIB)) == []
+    assert dram.read(0x7000, 32) == block_by_block(bytes(32), 0x7000, HOST)
+    controller.write(0x9004, b"in part", 0)
+    assert controller.read(0x9000, 16, 0) == b"\0\0\0\0in part\0\0\0\0\0"
+    assert controller.read(0xB000, 16, 1) != bytes(16)
+    controller.write(0xB000, b"anew", 0)
+    controller.clear(0xB000, 0x800, 0)
+    assert controller.read(0xB000, 0x800, 0) == bytes(0x800)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_tsme_changes_nothing_that_software_sees(data: st.DataObject) -> None:
+    """Beside a host without encryption, the same accesses give the same answers; only garbage differs."""
+    (_, plain), (_, tsme) = machine(), machine()
+    tsme.install_host_key(HOST, transparent=True)
+    tsme.clear(0, GIB, 0)
+    source = np.random.default_rng(5).bytes(24 * 4096)
+    base = CHUNK_BYTES - 8 * 4096
+    owners = [0] * 24
+    for _ in range(data.draw(st.integers(1, 12))):
+        page, way = data.draw(st.integers(0, 23)), data.draw(st.integers(0, 5))
+        count = min(data.draw(st.integers(1, 6)), 24 - page)
+        spa, length = base + page * 4096, count * 4096
+        for controller in (plain, tsme):
+            if way == 0:
+                controller.lay(spa, source[:length], 0)
+            elif way == 1:
+                controller.write(spa, source[-length:], 1)
+            elif way == 2 and not any(owners[page : page + count]):
+                controller.encrypt_in_place(spa, length, 1)
+            elif way == 3:
+                controller.clear(spa, length, 0)
+            elif way == 4 and not owners[page]:
+                controller.write(spa + 77, b"a few bytes", 0)
+        if way in (1, 2) and not (way == 2 and any(owners[page : page + count])):
+            owners[page : page + count] = [1] * count
+        elif way in (0, 3):
+            owners[page : page + count] = [0] * count
+        for number, owner in enumerate(owners):
+            at = base + number * 4096
+            assert tsme.read(at, 4096, owner) == plain.read(at, 4096, owner)
 
 
 def test_bytes_through_the_cipher_are_counted() -> None:

@@ -25,7 +25,10 @@ def test_a_range_is_translated_in_as_few_pieces_as_it_is_mapped_in() -> None:
     table.map(2 * PAGE, 18 * PAGE, PAGE)  # continues the first
     table.map(3 * PAGE, 5 * PAGE, PAGE)
     assert len(table) == 2
-    assert table.translate(100, 3 * PAGE) == [(16 * PAGE + 100, 3 * PAGE - 100), (5 * PAGE, 100)]
+    assert table.translate(100, 3 * PAGE) == [
+        (16 * PAGE + 100, 3 * PAGE - 100, False, 0),
+        (5 * PAGE, 100, False, False),
+    ]
 
 
 def test_a_fault_names_the_first_address_without_a_mapping() -> None:
@@ -55,7 +58,7 @@ def test_an_empty_mapping_maps_nothing() -> None:
     table.map(PAGE, 0, 0)
     table.unmap(PAGE, 0)
     assert len(table) == 1
-    assert table.translate(0, 4 * PAGE) == [(GIB, 4 * PAGE)]
+    assert table.translate(0, 4 * PAGE) == [(GIB, 4 * PAGE, False, False)]
 
 
 def test_a_guest_of_16_gib_that_nobody_touched_costs_at_most_64_kib() -> None:
@@ -113,9 +116,9 @@ class Mappings(RuleBasedStateMachine):
             assert caught.value.gpa == max(gpa, missing[0] * PAGE)
             return
         pieces = self.table.translate(gpa, length)
-        assert sum(size for _, size in pieces) == length
+        assert sum(size for _, size, _, _ in pieces) == length
         at = gpa
-        for spa, size in pieces:
+        for spa, size, _, _ in pieces:
             for address in {at, at + size - 1, *range(at - at % PAGE + PAGE, at + size, PAGE)}:
                 assert spa + address - at == self.model[address // PAGE] * PAGE + address % PAGE
             at += size

@@ -218,7 +218,7 @@ def test_the_hypervisor_sees_private_memory_only_as_its_generation_lets_it(gener
     host = new_host({"toy": scripted((op.Write(gpa, secret),), answers)})
     guest = launch(host, guest_spec(generation=generation, memory_bytes=128 * MIB))
     run_until(host, host.now_ns + S)
-    ((spa, _),) = host.board.vmcb("vm", 0).nested.translate(gpa, len(secret))
+    ((spa, *_),) = host.board.vmcb("vm", 0).nested.translate(gpa, len(secret))
     (seen,) = host.board.execute_host((op.HostRead(spa, len(secret)),))
     assert isinstance(seen, bytes)
     assert (seen == secret) == (generation is Generation.PLAIN)
@@ -245,7 +245,7 @@ def test_shared_memory_is_in_the_clear_for_both_sides(generation: Generation) ->
     launch(host, guest_spec(generation=generation))
     run_until(host, host.now_ns + S)
     assert answers == [None, b"for the host"]
-    ((spa, _),) = host.board.vmcb("vm", 0).nested.translate(gpa, 12)
+    ((spa, *_),) = host.board.vmcb("vm", 0).nested.translate(gpa, 12)
     assert host.board.execute_host((op.HostRead(spa, 12), op.HostWrite(spa, b"x"))) == (b"for the host", None)
 
 
@@ -292,7 +292,7 @@ def test_a_page_that_was_valid_before_the_guest_asked_ends_its_start_up() -> Non
     while not told:
         host.clock.env.step()
     # The hypervisor cannot validate; a page that is valid already stands for a replayed entry.
-    ((spa, _),) = host.board.vmcb("vm", 0).nested.translate(48 * MIB, 1)
+    ((spa, *_),) = host.board.vmcb("vm", 0).nested.translate(48 * MIB, 1)
     assert host.board.rmp is not None
     entry = host.board.rmp.entry(spa)
     host.board.rmp.set_entry(spa, RmpEntry(**{**fields(entry), "validated": True}))

@@ -12,6 +12,7 @@ from node.generation import Generation
 from node.guest import Guest, GuestSpec
 from node.host import Host, HostSpec
 from node.operations import BLOCK_BYTES, BlockRead, BlockWrite, Compute, Read, Shutdown, Sleep, Write
+from node.platform import AS_USUAL, Platform
 from node.product import PRODUCTS
 from node.program import Block, Demand, Placement, ProgramFactory, ProgramSpec, Registers
 
@@ -132,9 +133,10 @@ def make_host(
     min_sev_asid: int = 100,
     costs: Mapping[str, float] = COSTS,
     image=IMAGE,
+    platform: Platform = AS_USUAL,
 ) -> Host:
     known = {"ledger": ledger, "rest": script(rest), "busy": script(busy), **(programs or {})}
-    spec = HostSpec("host", PRODUCTS[product], memory_bytes, min_sev_asid, 7, 60 * SECOND)
+    spec = HostSpec("host", PRODUCTS[product], memory_bytes, min_sev_asid, 7, 60 * SECOND, platform=platform)
     return Host(spec, known, {"auto": image}, costs)
 
 

@@ -1,0 +1,69 @@
+"""The pages that a hypervisor gave for one nested page table, and which table lies in which of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from node.nested_table_pages import ROOT, served_bytes
+from psp.system_bus import PAGE_BYTES
+
+_LEVEL = PAGE_BYTES - 1
+
+
+class TableFrames:
+    """Tables by number (``nested_table_pages``). They take frames in the order in which these were given."""
+
+    def __init__(self) -> None:
+        self.ranges: list[tuple[int, int]] = []
+        """(SPA, length) of all that was given."""
+        self._free: list[int] = []
+        self._tables: dict[int, int] = {}
+
+    @property
+    def root(self) -> int | None:
+        """SPA of the highest table: the first frame that was given."""
+        return self._tables.get(ROOT)
+
+    def give(self, spa: int, length: int) -> None:
+        """Take frames over."""
+        self.ranges.append((spa, length))
+        # The last is taken first, so that taking costs nothing.
+        self._free[:0] = range(spa + length - PAGE_BYTES, spa - PAGE_BYTES, -PAGE_BYTES)
+        if ROOT not in self._tables and self._free:
+            self._tables[ROOT] = self._free.pop()
+
+    def claim(self, wanted: Iterable[int], most: int) -> int:
+        """Give each wanted table a frame, all or none: how many frames are missing. ``most`` bounds the work."""
+        new = []
+        for number in wanted:
+            if number not in self._tables:
+                new.append(number)
+                if len(new) > len(self._free) + most:
+                    break
+        if len(new) > len(self._free):
+            return len(new) - len(self._free)
+        for number in new:
+            self._tables[number] = self._free.pop()
+        return 0
+
+    def drop_lowest(self, start: int, end: int) -> list[int]:
+        """Free the tables of 4 KiB pages that serve nothing but [start, end); their SPAs."""
+        size = served_bytes(1)
+        numbers = [one for one in self._tables if one & _LEVEL == 1 and start <= one - 1 and one - 1 + size <= end]
+        frames = [self._tables.pop(number) for number in numbers]
+        self._free += frames
+        return frames
+
+    def serving(self, start: int, end: int) -> list[tuple[int, int, int]]:
+        """(first address, level, SPA) of the tables that serve any of [start, end), by level and address."""
+        found = []
+        for number, spa in self._tables.items():
+            level = number & _LEVEL
+            first = number - level
+            if first < end and start < first + served_bytes(level):
+                found.append((first, level, spa))
+        return sorted(found, key=lambda one: (-one[1], one[0]))
+
+    def table(self, first: int, level: int) -> int | None:
+        """Where the table of a level that serves from ``first`` lies."""
+        return self._tables.get(first | level)

@@ -1,0 +1,62 @@
+"""Which table pages a nested map takes: a function of the map, known before any frame is given to it.
+
+A table is known by the first guest-physical address it serves and its level, both in one
+number: addresses of tables are multiples of 4 KiB, so the level fits below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from node.page_table_entry import LONG
+from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
+
+LEVELS = LONG.levels
+"""Nested tables have the levels of the host's own mode (APM volume 2, 15.25.3)."""
+GPA_END = 1 << LONG.address_bits
+
+ROOT = LEVELS
+"""The root's number: it serves addresses from zero."""
+
+
+def served_bytes(level: int) -> int:
+    """How much address space one table of a level serves."""
+    return 1 << LONG.shift(level + 1)
+
+
+def parts(gpa: int, spa: int, length: int, large: bool = True) -> Iterator[tuple[int, int, bool]]:
+    """A mapping cut by the size of its pages, as (from, to, 2 MiB pages)."""
+    end = gpa + length
+    first, last = -(-gpa // LARGE_PAGE_BYTES) * LARGE_PAGE_BYTES, end // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
+    if not large or (gpa - spa) % LARGE_PAGE_BYTES or first >= last:
+        if gpa < end:
+            yield gpa, end, False
+        return
+    if gpa < first:
+        yield gpa, first, False
+    yield first, last, True
+    if last < end:
+        yield last, end, False
+
+
+def tables(start: int, end: int, lowest: int) -> Iterator[int]:
+    """The tables below the root that serve [start, end) down to a level, parents before children, by address."""
+    for level in range(LEVELS - 1, lowest - 1, -1):
+        size = served_bytes(level)
+        for first in range(start // size * size, end, size):
+            yield first | level
+
+
+def table_pages(maps: Iterable[tuple[int, int, int]]) -> int:
+    """Pages of all tables, the root too, that (GPA, SPA, length) take in 2 MiB pages where they can."""
+    return 1 + len(
+        {
+            table
+            for gpa, spa, length in maps
+            for start, end, large in parts(gpa, spa, length)
+            for table in tables(start, end, 2 if large else 1)
+        }
+    )
+
+
+assert PAGE_BYTES > LEVELS
