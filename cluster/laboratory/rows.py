@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from cluster.laboratory.scene import TOP_LINE, Setting, act_out
+from cluster.laboratory.scene import GHOST_LINE, Setting, act_out
 from cluster.oracle.verdict import Verdict, judge
 from workloads.attacks import alias, dimm, neighbours, nested_remap, read_memory, write_memory
 from workloads.attacks.target import Attack, Target
@@ -31,7 +31,7 @@ ROWS: Mapping[str, Row] = {
     "13": Row((nested_remap.fresh_page,)),
     "15": Row((nested_remap.shared_page, nested_remap.page_of_another)),
     "16b": Row((write_memory.move_blocks,)),
-    "35a": Row((alias.replay_through_ghost,), ghost_line=TOP_LINE),
+    "35a": Row((alias.replay_through_ghost,), ghost_line=GHOST_LINE),
     "39": Row((alias.replay_through_interposer,)),
     "44": Row((neighbours.wrong_mapping,)),
     "45": Row((neighbours.freed_page,)),

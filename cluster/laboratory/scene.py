@@ -29,10 +29,10 @@ from workloads.attacks.target import Attack, Household, Page, Target
 from workloads.attacks.vault import Vault
 
 VICTIM, TENANT = "victim", "tenant"
-HOST_BYTES = 512 << 20
+HOST_BYTES = 576 << 20
 GUEST_BYTES = 64 << 20
-TOP_LINE = HOST_BYTES // 2
-"""The highest address line of a host. The hypervisor gives frames out from below, so guests lie under it."""
+GHOST_LINE = 256 << 20
+"""An address line that guests' frames, given out from below, do not have, nor the RMP and the tables at the end."""
 SEED = 11
 _SPARE_FRAMES = 4
 
@@ -133,7 +133,7 @@ class Scene:
         frames = [hypervisor.frames.allocate(PAGE_BYTES, PAGE_BYTES)[0][0] for _ in range(_SPARE_FRAMES + 1)]
         return Target(
             self._household(hypervisor, VICTIM), self._household(hypervisor, TENANT), tuple(frames[1:]), frames[0],
-            TOP_LINE,
+            GHOST_LINE,
         )  # fmt: skip
 
     def _household(self, hypervisor: Hypervisor, name: str) -> Household:

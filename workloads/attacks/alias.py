@@ -14,7 +14,7 @@ Look = Generator[AttackBatch, tuple[Answer, ...], Answer]
 
 def replay_through_ghost(target: Target) -> Attack:
     """Row 35a (BadRAM): the modules claim a line that they do not have; replay through the ghost of the page."""
-    ghost = target.victim.value.spa | target.top_line
+    ghost = target.victim.value.spa | target.ghost_line
     yield LET_IT_RUN
     (old,) = yield (HostRead(ghost, PAGE_BYTES),)
     yield LET_IT_RUN
@@ -24,7 +24,7 @@ def replay_through_ghost(target: Target) -> Attack:
 
 def replay_through_interposer(target: Target) -> Attack:
     """Row 39 (Battering RAM): the same, but the ghost is there only while a switch on the bus is on."""
-    ghost = target.victim.value.spa | target.top_line
+    ghost = target.victim.value.spa | target.ghost_line
     yield LET_IT_RUN
     old = yield from _while_grounded(target, HostRead(ghost, PAGE_BYTES))
     yield LET_IT_RUN
@@ -33,7 +33,7 @@ def replay_through_interposer(target: Target) -> Attack:
 
 
 def _while_grounded(target: Target, one: HostRead | HostWrite) -> Look:
-    yield (DimmGround(target.top_line),)
+    yield (DimmGround(target.ghost_line),)
     (answer,) = yield (one,)
-    yield (DimmUnground(target.top_line),)
+    yield (DimmUnground(target.ghost_line),)
     return answer

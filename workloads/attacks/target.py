@@ -50,5 +50,5 @@ class Target:
     """SPAs of free 4 KiB frames."""
     command_page: int
     """SPA of a frame for command buffers."""
-    top_line: int
-    """The highest address line of the host's memory: nothing of the victim lies above it."""
+    ghost_line: int
+    """An address line that is clear in all frames of guests and of the RMP: above it lies nothing but the host's."""

@@ -18,7 +18,7 @@ from node.platform import Platform
 from workloads.attacks.target import LET_IT_RUN
 
 PENDING_ROWS = {"05a", "05b", "05c", "06", "16a"}
-PENDING_COLUMNS = {Column.SME, Column.TSME}
+PENDING_COLUMNS = {Column.SME}
 CARRIED_OUT = [one for one in CELLS if one.row not in PENDING_ROWS and one.column not in PENDING_COLUMNS]
 DEFAULTS = [cell for cell in CARRIED_OUT if not cell.switches]
 
