@@ -18,6 +18,7 @@ import numpy as np
 PROJECT = Path(__file__).resolve().parents[2]
 FLOORS = ("tio", "psp", "node", "workloads", "cluster")
 _WHERE_PROGRAMS_ARE = tuple(f"{PROJECT}/{folder}/" for folder in ("node", "workloads", "tests"))
+_FIXTURES = ("inspection", "look")
 _ATOMS = (type, types.ModuleType, str, bytes, int, float, complex, bool, type(None), Enum, types.CodeType, range)
 
 
@@ -98,7 +99,7 @@ def running_programs() -> list[types.GeneratorType]:
         and obj.gi_frame is not None
         and obj.gi_frame.f_lasti >= 0
         and not obj.gi_running
-        and obj.gi_code.co_name != "inspection"
+        and obj.gi_code.co_name not in _FIXTURES
         and obj.gi_code.co_filename.startswith(_WHERE_PROGRAMS_ARE)
     ]
 
@@ -111,3 +112,15 @@ def chain(program: types.GeneratorType) -> set[int]:
         ids.add(id(part))
         part = getattr(part, "gi_yieldfrom", None)
     return ids
+
+
+def leaves(roots: Iterable[Any]) -> Iterator[bytes | str | int]:
+    """Every byte string, text and number that can be reached."""
+    for obj in walk(roots).values():
+        for part in references(obj):
+            if isinstance(part, bytes | str | int):
+                yield part
+        if isinstance(obj, bytearray | memoryview):
+            yield bytes(obj)
+        elif isinstance(obj, np.ndarray):
+            yield obj.tobytes()
