@@ -1,4 +1,4 @@
-"""Keys stay inside of the chips: no key of a run is in DRAM, in a command buffer, in a frame, or in anything put out."""
+"""Keys stay inside of the chips: none is in DRAM, in a command buffer, in a frame, or in anything that is put out."""
 
 from __future__ import annotations
 
