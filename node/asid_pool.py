@@ -1,6 +1,8 @@
 """The hypervisor's ASIDs: which are free, in use, or dirty until caches and fabric are flushed.
 
-ES and SNP guests take 1 to MinSEVASID - 1, SEV guests MinSEVASID to the last.
+ES and SNP guests take 1 to MinSEVASID - 1, SEV guests MinSEVASID to the last. Where
+the host asks for ciphertext hiding SNP guests take 1 to MAX_SNP_ASID and ES guests what
+is left below MinSEVASID.
 A released ASID must not be used again before WBINVD on all cores and DF_FLUSH;
 like KVM, the pool flushes only when it has run dry.
 """
@@ -29,19 +31,21 @@ class _Kind:
 
 
 class AsidPool:
-    """The two kinds of ASIDs of one host; a PLAIN guest has none.
+    """The kinds of ASIDs of one host; a PLAIN guest has none.
 
     A MinSEVASID of 1 leaves nothing for ES and SNP, one above ``max_asid``
-    nothing for SEV.
+    nothing for SEV. ``max_snp_asid`` is 0 without ciphertext hiding: ES and SNP
+    guests share their kind then.
     """
 
-    def __init__(self, max_asid: int, min_sev_asid: int) -> None:
-        joint = _Kind(1, min(min_sev_asid - 1, max_asid))
+    def __init__(self, max_asid: int, min_sev_asid: int, max_snp_asid: int = 0) -> None:
+        last = min(min_sev_asid - 1, max_asid)
+        snp = _Kind(1, min(max_snp_asid, last) if max_snp_asid else last)
         self._kinds = {
             Generation.SEV: _Kind(max(min_sev_asid, 1), max_asid),
-            Generation.SEV_ES: joint,
-            Generation.SEV_SNP: joint,
-            Generation.SEV_TIO: joint,
+            Generation.SEV_ES: _Kind(max_snp_asid + 1, last) if max_snp_asid else snp,
+            Generation.SEV_SNP: snp,
+            Generation.SEV_TIO: snp,
         }
 
     def capacity(self, generation: Generation) -> int:

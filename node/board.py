@@ -14,15 +14,16 @@ from dataclasses import replace
 from node import operations as op
 from node.actor import HYPERVISOR, Actor, Observer, Role
 from node.alias_scan import aliases_found
+from node.cached_controller import CachedController
 from node.counter_random import CounterRandom
 from node.disk import Disk
 from node.dram import Dram
 from node.fault_answers import undefined
-from node.generation import Generation
+from node.generation import CAPABILITIES, Generation
 from node.guest_instructions import GuestInstructions
 from node.host_instructions import HostInstructions
 from node.host_system_bus import HostSystemBus
-from node.memory_controller import MemoryController
+from node.memory_controller import HOST_KEY, MemoryController
 from node.nested_page_table import NestedPageTable, TableHost
 from node.nested_walk import NestedWalker
 from node.page_table_entry import LONG, EntryFormat
@@ -30,7 +31,7 @@ from node.physical_port import PhysicalPort
 from node.platform import AS_USUAL, HostMode, Platform
 from node.product import Product
 from node.rmp import ReverseMapTable
-from node.rmp_layout import at_end_of_memory
+from node.rmp_layout import RmpLayout, at_end_of_memory
 from node.vmcb import Vmcb
 from node.vmsa import VMSA_BYTES, VMSA_FIELDS
 from node.xex_cipher import KEY_BYTES, TweakTable
@@ -62,20 +63,31 @@ class Board:
             PhysicalPort(self.dram).ground(platform.ghost_line)
         alias_check = _alias_check(self.dram) if platform.alias_check else AliasCheck.NOT_DONE
         tweaks = TweakTable.from_random(random.octets(name, "memory tweaks", 0, TweakTable.RANDOM_BYTES))
-        self.controller = MemoryController(self.dram, tweaks)
-        ordinary_bytes = memory_bytes
-        self.rmp: ReverseMapTable | None = None
+        layout: RmpLayout | None = None
         if Generation.SEV_SNP in product.generations:
             # Firmware reserves the table's place and sets the MSRs before the hypervisor starts.
             layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented)
-            self.rmp = ReverseMapTable(self.dram, layout, product.rmp)
-            ordinary_bytes = layout.base
+        self.caches: CachedController | None = None
+        """The controller, where the platform has caches."""
+        if platform.caches:
+            self.caches = CachedController(self.dram, tweaks, product, layout)
+        self.controller = self.caches or MemoryController(self.dram, tweaks)
+        """Memory as cores load and store it."""
+        self.fabric = self.caches.fabric(product.caches.devices) if self.caches else self.controller
+        """Memory as devices reach it."""
+        self.walks = self.caches.fabric(self.caches.core_snoop) if self.caches else self.controller
+        """Memory as page walks reach it: they find lines and leave none."""
+        transparent = platform.mode is HostMode.TSME
         if platform.mode is not HostMode.NONE:
-            transparent = platform.mode is HostMode.TSME
             self.controller.install_host_key(random.octets(name, "host key", 0, KEY_BYTES), transparent=transparent)
+        self.rmp: ReverseMapTable | None = None
+        if layout is not None:
+            cipher = self.controller.host_cipher if transparent or product.rmp.under_host_key else None
+            self.rmp = ReverseMapTable(self.dram, layout, product.rmp, cipher=cipher, disabled=platform.disabled)
+        ordinary_bytes = memory_bytes if layout is None else layout.base
         # Firmware clears memory before the cores start: under TSME that leaves ciphertext of zeros.
         self.controller.clear(0, ordinary_bytes, 0)
-        self.bus = HostSystemBus(product, min_sev_asid, memory_bytes, self.controller, self.rmp)
+        self.bus = HostSystemBus(product, min_sev_asid, memory_bytes, self.controller, self.rmp, platform)
         self.psp = SecurityProcessor(
             self.bus,
             lambda purpose, counter, length: random.octets(name, f"psp {purpose}", counter, length),
@@ -119,7 +131,7 @@ class Board:
         """A VM's disk; made when it is first asked for."""
         disk = self.disks.get(vm)
         if disk is None:
-            disk = self.disks[vm] = Disk(self.controller, self.rmp, self.nested_table(vm))
+            disk = self.disks[vm] = Disk(self.controller, self.bus.host_view, self.rmp, self.nested_table(vm))
         return disk
 
     def nested_table(self, vm: str) -> NestedPageTable:
@@ -139,8 +151,8 @@ class Board:
         bits = product.physical_address_bits - product.reduced_bits
         check_write = None if self.rmp is None else self.rmp.check_host_write
         form = EntryFormat(LONG, bits, product.c_bit)
-        walker = NestedWalker(self.controller, form, check_write)
-        return TableHost(self.controller, self.dram, walker, product.c_bit, check_write)
+        walker = NestedWalker(self.walks, form, check_write)
+        return TableHost(self.walks, self.dram, walker, product.c_bit, check_write)
 
     # What a core does while a vCPU runs.
 
@@ -173,15 +185,17 @@ class Board:
 
     def load_save_area(self, vmcb: Vmcb) -> bytes:
         """The save area as VMRUN reads it."""
-        return self.controller.read(vmcb.save_area_spa, VMSA_BYTES, self._save_area_asid(vmcb))
+        return self.controller.read(vmcb.save_area_spa, VMSA_BYTES, self.save_area_key(vmcb))
 
     def store_save_area(self, vmcb: Vmcb, page: bytes) -> None:
         """Write the save area as an exit does."""
-        self.controller.write(vmcb.save_area_spa, page, self._save_area_asid(vmcb))
+        self.controller.write(vmcb.save_area_spa, page, self.save_area_key(vmcb))
 
-    def _save_area_asid(self, vmcb: Vmcb) -> int:
-        # Registers are encrypted from SEV-ES on; a SEV guest's stay in the clear.
-        return vmcb.asid if vmcb.generation in (Generation.SEV_ES, Generation.SEV_SNP, Generation.SEV_TIO) else 0
+    def save_area_key(self, vmcb: Vmcb) -> int:
+        """Through which key registers go: the guest's from SEV-ES on; a plain VM's are the host's, as it maps them."""
+        if CAPABILITIES[vmcb.generation].encrypted_registers:
+            return vmcb.asid
+        return HOST_KEY if vmcb.generation is Generation.SME else 0
 
 
 def _alias_check(dram: Dram) -> AliasCheck:

@@ -1,8 +1,8 @@
 """A VM's disk: an NVMe controller whose DMA reaches the guest's shared memory.
 
 The hypervisor emulates the controller, so the device's addresses are the
-guest's and each access is the host's own: through the nested page table,
-without a key, and checked against the RMP like any store of the host. A guest
+guest's and each access is the host's own: through the nested page table, with
+its entries' C-bit, and checked against the RMP like any store of the host. A guest
 that points the disk at private memory gets the controller's error, or, without
 an RMP, ciphertext.
 """
@@ -10,9 +10,10 @@ an RMP, ciphertext.
 from __future__ import annotations
 
 from node import operations as op
+from node.ciphertext_hiding import MemoryReader
 from node.dram import MachineCheck
 from node.guest_memory_map import SHARED_GPA
-from node.memory_controller import MemoryController
+from node.memory_controller import MemoryController, NoHostKey
 from node.nested_page_table import WRITE, NestedPageFault, NestedPageTable
 from node.rmp import ReverseMapTable, RmpFault
 from tio.dma_port import DmaFault
@@ -31,21 +32,24 @@ _ADDRESSES = 1 << 52
 class _GuestPort:
     """The host's way into one guest's memory, as a device port."""
 
-    def __init__(self, controller: MemoryController, rmp: ReverseMapTable | None, nested: NestedPageTable) -> None:
+    def __init__(
+        self, controller: MemoryController, view: MemoryReader, rmp: ReverseMapTable | None, nested: NestedPageTable
+    ) -> None:
         self._controller = controller
+        self._view = view
         self._rmp = rmp
         self._nested = nested
 
     def read(self, address: int, length: int) -> bytes:
-        """Load without a key."""
+        """Load as the host maps the guest's memory."""
         try:
             segments = self._nested.translate(address, length)
-            return b"".join([self._controller.read(spa, part, key) for spa, part, _, key in segments])
-        except (NestedPageFault, MachineCheck, RmpFault, ValueError):
+            return b"".join([self._view.read(spa, part, key) for spa, part, _, key in segments])
+        except (NestedPageFault, MachineCheck, NoHostKey, RmpFault, ValueError):
             raise DmaFault(address, length, write=False) from None
 
     def write(self, address: int, data: bytes) -> None:
-        """Store without a key, if the RMP lets the host write there."""
+        """Store as the host maps the guest's memory, if the RMP lets it write there."""
         try:
             segments = self._nested.translate(address, len(data), WRITE)
             if self._rmp is not None:
@@ -55,15 +59,17 @@ class _GuestPort:
             for spa, part, _, key in segments:
                 self._controller.write(spa, data[start : start + part], key)
                 start += part
-        except (NestedPageFault, MachineCheck, RmpFault, ValueError):
+        except (NestedPageFault, MachineCheck, NoHostKey, RmpFault, ValueError):
             raise DmaFault(address, len(data), write=True) from None
 
 
 class Disk:
     """One VM's disk with its driver; the driver's queues lie at the start of the shared pool."""
 
-    def __init__(self, memory: MemoryController, rmp: ReverseMapTable | None, nested: NestedPageTable) -> None:
-        port = _GuestPort(memory, rmp, nested)
+    def __init__(
+        self, memory: MemoryController, view: MemoryReader, rmp: ReverseMapTable | None, nested: NestedPageTable
+    ) -> None:
+        port = _GuestPort(memory, view, rmp, nested)
         self.media = NvmeNamespace(DISK_BLOCKS, op.BLOCK_BYTES)
         controller = NvmeController(port, self.media)
         self._driver = NvmeDriver(controller, port, SHARED_GPA)

@@ -33,15 +33,16 @@ class GuestInstructions:
             op.PageStateChange: self._page_state_change,
             op.BlockRead: self._block,
             op.BlockWrite: self._block,
+            op.Clflush: self._clflush,
         }
 
     def _read(self, vmcb: Vmcb, one: op.Read) -> op.Answer:
         try:
             segments = vmcb.nested.translate(one.gpa, one.length)
             key_asid = self._checked(vmcb, one.gpa, segments, one.private, write=False)
+            read = self._board.controller.read if key_asid else self._board.bus.host_view.read
             if len(segments) == 1:
-                return self._board.controller.read(segments[0][0], one.length, key_asid or segments[0][3])
-            read = self._board.controller.read
+                return read(segments[0][0], one.length, key_asid or segments[0][3])
             return b"".join([read(spa, length, key_asid or key) for spa, length, _, key in segments])
         except FAULTS as fault:
             return answer_to(fault, one.gpa)
@@ -60,6 +61,18 @@ class GuestInstructions:
                 start += length
         except FAULTS as fault:
             return answer_to(fault, one.gpa)
+        return None
+
+    def _clflush(self, vmcb: Vmcb, one: op.Clflush) -> op.Answer:
+        try:
+            segments = vmcb.nested.translate(one.gpa, one.length)
+            # To the checks a flush is a load (APM volume 3, CLFLUSH).
+            key_asid = self._checked(vmcb, one.gpa, segments, one.private, write=False)
+        except FAULTS as fault:
+            return answer_to(fault, one.gpa)
+        if self._board.caches is not None:
+            for spa, length, _, key in segments:
+                self._board.caches.cache.flush(spa, length, key_asid or key)
         return None
 
     def _checked(self, vmcb: Vmcb, gpa: int, segments: list[Segment], private: bool, write: bool) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from node.cached_controller import CachedController
+from node.ciphertext_hiding import CiphertextHiding, MemoryReader
 from node.memory_controller import MemoryController
+from node.platform import Platform
 from node.product import Product
 from node.rmp import ReverseMapTable
 from psp.system_bus import PAGE_BYTES, CoreConfiguration, RmpEntry
@@ -18,6 +21,7 @@ class HostSystemBus:
         dram_bytes: int,
         controller: MemoryController,
         rmp: ReverseMapTable | None,
+        platform: Platform,
     ) -> None:
         self.max_asid = product.max_asid
         self.min_sev_asid = min_sev_asid
@@ -30,8 +34,20 @@ class HostSystemBus:
             hsave_pa_zero=True,
             smt_enabled=product.threads_per_core > 1,
         )
-        self._controller = controller
+        caches = controller if isinstance(controller, CachedController) else None
+        self._controller = controller if caches is None else caches.fabric(caches.firmware_snoop)
+        self._stopped_cores = caches if platform.rmp_init_barrier else None
         self._rmp = rmp
+        self.can_hide_ciphertext = product.can_hide_ciphertext and rmp is not None
+        self._cores_memory = controller
+        self.host_view: MemoryReader = controller
+        """Memory as cores read it without a guest's key."""
+
+    def hide_ciphertext(self, max_snp_asid: int) -> None:
+        """Answer cores with ones in place of ciphertext of SNP guests up to an ASID; with 0 as before."""
+        self.host_view = self._cores_memory
+        if max_snp_asid and self._rmp is not None:
+            self.host_view = CiphertextHiding(self._cores_memory, self._rmp, max_snp_asid)
 
     def core_configuration(self) -> CoreConfiguration:
         """The settings of all cores; the start-up code of this version sets them rightly."""
@@ -76,6 +92,8 @@ class HostSystemBus:
     def rmp_initialise(self) -> None:
         """Zero the RMP."""
         if self._rmp is not None:
+            if self._stopped_cores is not None:
+                self._stopped_cores.give_up_rmp()
             self._rmp.initialise()
 
     def rmp_entry(self, spa: int) -> RmpEntry:

@@ -40,6 +40,7 @@ KINDS: Mapping[int, type] = {
     6: op.BlockWrite,
     7: op.RmpAdjust,
     8: op.RmpQuery,
+    9: op.Clflush,
     # Operations of hypervisors.
     16: op.HostRead,
     17: op.HostReadWritten,
@@ -58,6 +59,9 @@ KINDS: Mapping[int, type] = {
     30: op.PspCommand,
     31: op.Wbinvd,
     32: op.RmpRead,
+    33: op.HostClflush,
+    34: op.Invd,
+    35: op.VmPageFlush,
     36: op.NestedFrames,
     # Answers.
     48: op.Fault,

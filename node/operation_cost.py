@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from node import operations as op
+from node.data_cache import LINE_BYTES
 from node.generation import Generation
 from node.phase_cost import RMP_CHECKED, GenerationCost, Mechanism
+from node.platform import HostMode
 from psp.commands import LegacyCommand, SnpCommand, measured_bytes
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
@@ -21,13 +23,13 @@ _KIB = 1024
 
 
 class GuestOperationCost:
-    """Prices of a guest's operations under its generation."""
+    """Prices of a guest's operations under its generation, on a host of one mode."""
 
-    def __init__(self, generation: Generation, costs: Mapping[str, float]) -> None:
-        own = GenerationCost.of(generation, costs)
-        self._encryption_ns = own.encryption_ns
+    def __init__(self, generation: Generation, costs: Mapping[str, float], mode: HostMode = HostMode.NONE) -> None:
+        own = GenerationCost.of(generation, costs, mode)
         self._plain_byte_ns = 1e9 / costs["dram.copy_bytes_per_s"]
-        self._byte_adder_ns = self._plain_byte_ns * (1.0 / own.bandwidth_share - 1.0)
+        self._private_ns = own.encryption_ns, self._plain_byte_ns * (1.0 / own.bandwidth_share - 1.0)
+        self._shared_ns = own.shared_encryption_ns, self._plain_byte_ns * (1.0 / own.shared_bandwidth_share - 1.0)
         self._exit_ns = own.exit_ns
         self._vmgexit_extra_ns = own.vmgexit_extra_ns
         self._checked = generation in RMP_CHECKED
@@ -42,6 +44,7 @@ class GuestOperationCost:
             op.RmpAdjust: self._rmpadjust,
             op.RmpQuery: lambda _: ((Mechanism.ACCEPTANCE, costs["rmp.query_ns"]),),
             op.PageStateChange: self._page_state_change,
+            op.Clflush: lambda one: ((Mechanism.OPERATIONS, _lines(one.length) * costs["cache.clflush_ns"]),),
             op.BlockRead: self._block,
             op.BlockWrite: self._block,
         }
@@ -62,8 +65,8 @@ class GuestOperationCost:
                     other += part_ns
                 continue
             plain += latency_ns + size * self._plain_byte_ns
-            if private:
-                added += self._encryption_ns + size * self._byte_adder_ns
+            access_ns, byte_ns = self._private_ns if private else self._shared_ns
+            added += access_ns + size * byte_ns
         lost_ns[Mechanism.OPERATIONS] += plain
         lost_ns[Mechanism.ENCRYPTION] += added
         return max(1, round(plain + added + other))
@@ -106,12 +109,16 @@ class HostOperationCost:
         self._table: dict[type, Callable[..., float]] = {
             op.HostRead: lambda one: one.length * byte_ns,
             op.HostWrite: lambda one: len(one.data) * byte_ns,
-            op.HostClear: lambda one: one.length * byte_ns,
+            # Memory of an SME guest is cleared when it comes and when it goes; a kernel does so once.
+            op.HostClear: lambda one: 0.0 if one.encrypted else one.length * byte_ns,
             op.HostWork: lambda one: costs[one.cost],
             op.RmpUpdate: lambda one: update_ns * (one.length // (LARGE_PAGE_BYTES if one.entry.large else PAGE_BYTES)),
             op.PSmash: lambda _: costs["rmp.psmash_ns"],
             op.RmpRead: lambda _: costs["rmp.read_ns"],
             op.Wbinvd: lambda _: costs["host.wbinvd_ns"],
+            op.HostClflush: lambda one: _lines(one.length) * costs["cache.clflush_ns"],
+            op.Invd: lambda _: costs["host.invd_ns"],
+            op.VmPageFlush: lambda _: _lines(PAGE_BYTES) * costs["cache.clflush_ns"],
         }
         self._psp_table: dict[int, Callable[[bytes], float]] = {
             SnpCommand.LAUNCH_UPDATE: lambda _: costs["psp.launch_update_ns_per_kib"] * PAGE_BYTES / _KIB,
@@ -132,3 +139,7 @@ class HostOperationCost:
         """Nanoseconds the security processor works on one command."""
         priced = self._psp_table.get(one.command)
         return priced(one.buffer) if priced else self._costs["psp.command_ns"]
+
+
+def _lines(length: int) -> int:
+    return -(-max(0, length) // LINE_BYTES)

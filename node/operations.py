@@ -76,6 +76,15 @@ class PageStateChange:
     shared: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Clflush:
+    """CLFLUSH every line of a range; ``private`` is the C-bit. Answer: None, or a Fault."""
+
+    gpa: int
+    length: int
+    private: bool = True
+
+
 BLOCK_BYTES = 4096
 """Logical block size of a VM's disk."""
 
@@ -103,37 +112,41 @@ class BlockWrite:
 
 @dataclass(frozen=True, slots=True)
 class HostRead:
-    """Load through a host mapping with C=0. Answer: bytes."""
+    """Load through a host mapping; ``encrypted`` is its C-bit. Answer: bytes, or a Fault."""
 
     spa: int
     length: int
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class HostReadWritten:
-    """Load, through a host mapping with C=0, the pages of a range that somebody wrote. Answer: ``Runs``.
+    """Load, through a host mapping, the pages of a range that somebody wrote. Answer: ``Runs``, or a Fault.
 
     What a hypervisor finds that reads all and skips pages of zeros, at the cost of the pages it keeps.
     """
 
     spa: int
     length: int
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class HostWrite:
-    """Store through a host mapping with C=0. Answer: None, or a Fault (RMP)."""
+    """Store through a host mapping. Answer: None, or a Fault."""
 
     spa: int
     data: bytes
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class HostClear:
-    """Zero whole pages through a host mapping with C=0. Answer: None, or a Fault (RMP)."""
+    """Zero whole pages through a host mapping. Answer: None, or a Fault."""
 
     spa: int
     length: int
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,11 +285,36 @@ class Wbinvd:
     """WBINVD on all cores. Answer: None."""
 
 
+@dataclass(frozen=True, slots=True)
+class HostClflush:
+    """CLFLUSH every line of a range through a host mapping with C=0. Answer: None, or a Fault."""
+
+    spa: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Invd:
+    """INVD on all cores: their caches are empty, and what memory did not know is lost. Answer: None."""
+
+
+@dataclass(frozen=True, slots=True)
+class VmPageFlush:
+    """Write VM_PAGE_FLUSH (MSR C001_011E): write back and drop a page's lines of an ASID. Answer: None, or a Fault.
+
+    The MSR takes a virtual address; the host maps all memory one to one.
+    """
+
+    spa: int
+    asid: int
+
+
 HypervisorOperation = (
     HostRead | HostReadWritten | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | RmpRead | NestedFrames
     | NestedMap | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
+    | HostClflush | Invd | VmPageFlush
 )  # fmt: skip
-GuestOperation = Read | Write | PValidate | RmpAdjust | RmpQuery | PageStateChange | BlockRead | BlockWrite
+GuestOperation = Read | Write | PValidate | RmpAdjust | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush
 
 
 # How a block of a program may end.

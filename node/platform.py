@@ -20,8 +20,11 @@ class Protection(StrEnum):
     """Mechanisms that a laboratory can switch off in the chip, one at a time, to see what they stop."""
 
     RMP_WRITE_CHECK = "rmp write check"
+    """Of the host's stores and of guests' to shared memory; what devices do is ``IOMMU_CHECK``'s."""
     GPA_MATCH = "gpa match"
+    """Of an entry's guest address with the one accessed, or named by PVALIDATE, RMPADJUST and RMPQUERY."""
     VALIDATED_BIT = "validated bit"
+    """Its being asked for by accesses, RMPADJUST, RMPQUERY and VMRUN; PVALIDATE sets it and tells of it as ever."""
     IOMMU_CHECK = "iommu check"
     TWEAK = "tweak"
 
@@ -37,6 +40,19 @@ class Platform:
     """An address bit that a module's SPD claims and its chips do not have, from boot on (BadRAM); 0 for none."""
     alias_check: bool = False
     """Boot firmware that looks for DRAM aliases (AMD-SB-3015) and does not let SNP start where it finds one."""
+    caches: bool = False
+    """Whether cores have data caches that hold something. Without, every line is as good as written back at once."""
+    invd_writes_back: bool = False
+    """INVD acts as WBINVD: HWCR.INVDWBINVD set and kept so, or microcode that sees to it (AMD-SB-3005).
+
+    Off by default, for firmware's setting of the bit is the hypervisor's to clear.
+    """
+    rmp_init_barrier: bool = False
+    """Cores cannot store to the RMP while firmware zeroes it (the fix of AMD-SB-3020).
+
+    Without it, dirty lines of the table outlive SNP_INIT, which is one instant here: a
+    store before it stands for one that races with it.
+    """
 
 
 AS_USUAL = Platform()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from node.cache_switches import CacheSwitches
 from node.generation import Generation
 from node.rmp_switches import RmpSwitches
 
@@ -18,6 +19,8 @@ GIB = 1 << 30
 TIB = 1 << 40
 
 _LIKELIER = RmpSwitches()
+_ZEN_1 = CacheSwitches()
+_ZEN_4 = CacheSwitches(invd_drops=False)
 _SEV = frozenset({Generation.PLAIN, Generation.SME, Generation.SEV, Generation.SEV_ES})
 _SNP = _SEV | {Generation.SEV_SNP}
 _TIO = _SNP | {Generation.SEV_TIO}
@@ -50,6 +53,9 @@ class Product:
     threads_per_core: int = 2
     doubts: tuple[str, ...] = ()
     rmp: RmpSwitches = _LIKELIER
+    caches: CacheSwitches = _ZEN_1
+    can_hide_ciphertext: bool = False
+    """One public list of mitigations has it on Genoa too."""
 
     @property
     def memory_bandwidth_bytes_per_s(self) -> float:
@@ -69,19 +75,21 @@ _ROWS = (
     Product("Milan", 0x00A00F11, 64, 2_000_000_000, 8, 3_200_000_000, 4 * TIB, 509, 100, 51, 48, 5, _SNP,
             (1, 55, 29), True, doubts=("clock is the EPYC 7713P's, recalled",)),
     Product("Genoa", 0x00A10F11, 96, 2_400_000_000, 12, 4_800_000_000, 6 * TIB, 1006, 99, 51, 52, 6, _SNP,
-            (1, 55, 40), True, doubts=("clock is the EPYC 9654P's, recalled",)),
+            (1, 55, 40), True, doubts=("clock is the EPYC 9654P's, recalled",), caches=_ZEN_4),
     Product("Bergamo", 0x00AA0F02, 128, 2_250_000_000, 12, 4_800_000_000, 6 * TIB, 1006, 99, 51, 52, 6, _SNP,
             (1, 55, 40), True,
-            doubts=("split and firmware taken from a Genoa host", "clock is the EPYC 9754's, recalled")),
+            doubts=("split and firmware taken from a Genoa host", "clock is the EPYC 9754's, recalled"),
+            caches=_ZEN_4),
     Product("Siena", 0x00AA0F02, 64, 2_250_000_000, 6, 4_800_000_000, 3 * TIB // 2, 1006, 99, 51, 52, 6, _SNP,
             (1, 55, 40), True,
-            doubts=("split and firmware taken from a Genoa host", "clock is the EPYC 8534P's, recalled")),
+            doubts=("split and firmware taken from a Genoa host", "clock is the EPYC 8534P's, recalled"),
+            caches=_ZEN_4),
     Product("Turin", 0x00B00F21, 128, 2_700_000_000, 12, 6_000_000_000, 6 * TIB, 1006, 99, 51, 52, 6, _TIO,
             (1, 58, 1), True,
             doubts=("C-bit, reduction and split taken from Genoa", "CPUID signature unverified",
                     "firmware build unsourced", "clock is the EPYC 9755's, recalled",
                     "RMP taken to be segmented, as its hosts are usually set up"),
-            rmp=RmpSwitches(segmented=True, rmpread=True)),
+            rmp=RmpSwitches(segmented=True, rmpread=True), caches=_ZEN_4, can_hide_ciphertext=True),
 )  # fmt: skip
 
 PRODUCTS: Mapping[str, Product] = {product.name: product for product in _ROWS}

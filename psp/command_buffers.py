@@ -9,14 +9,22 @@ from psp.byte_layout import ByteLayout, at
 
 SNP_INIT_RMP = 1 << 0
 """INIT_EX flag: zero the RMP."""
-SNP_INIT_OPTIONS = 0b11110
-"""INIT_EX flags: range list, RAPL off, ciphertext hiding, TIO."""
+SNP_INIT_HIDE_CIPHERTEXT = 1 << 3
+"""INIT_EX flag: cores read ones where ciphertext of an SNP guest lies."""
+SNP_INIT_OPTIONS = 0b10110
+"""INIT_EX flags that are not built: range list, RAPL off, TIO."""
 SNP_SHUTDOWN_IOMMU = 1 << 0
 """SHUTDOWN_EX flag: stop the IOMMU's RMP checks."""
 SNP_SHUTDOWN_X86 = 1 << 1
 """SHUTDOWN_EX flag: stop the cores' RMP checks."""
 SNP_STATUS_FEATURE_INFO = 1 << 3
 """PLATFORM_STATUS policy flag: FEATURE_INFO may be asked."""
+SNP_STATUS_CAN_HIDE_CIPHERTEXT = 1 << 5
+"""PLATFORM_STATUS policy flag: INIT_EX may ask for ciphertext hiding."""
+SNP_STATUS_HIDES_CIPHERTEXT = 1 << 6
+"""PLATFORM_STATUS policy flag: it did."""
+SNP_FEATURE_HIDING = 1 << 3
+"""FEATURE_INFO, ECX of index 0: ciphertext hiding."""
 MEASUREMENT_BYTES = 48
 """What LAUNCH_MEASURE writes: measurement (32) and nonce (16)."""
 
@@ -234,6 +242,14 @@ class SnpLaunchFinish(ByteLayout):
 @dataclass(frozen=True, slots=True)
 class SnpPageReclaim(ByteLayout):
     """SNP_PAGE_RECLAIM; bit 0 of ``address`` is the page size."""
+
+    SIZE: ClassVar[int] = 0x08
+    address: int = at(0x00, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class SnpPageUnsmash(ByteLayout):
+    """SNP_PAGE_UNSMASH."""
 
     SIZE: ClassVar[int] = 0x08
     address: int = at(0x00, 8)

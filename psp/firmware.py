@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from psp.asid_flush import AsidFlush
+from psp.asid_ranges import AsidRanges
 from psp.commands import COMMANDS, LegacyPlatformState, is_snp
 from psp.host_memory import HostMemory
 from psp.legacy import LegacyFirmware, ShortBuffer
@@ -38,10 +39,16 @@ class SecurityProcessor:
         self._octets = octets
         self._drawn: dict[str, int] = {}
         self._memory = HostMemory(bus)
-        flush = AsidFlush(bus)
-        self.legacy = LegacyFirmware(bus, self._memory, flush, self._random, api)
+        flush, ranges = AsidFlush(bus), AsidRanges(bus)
+        self.legacy = LegacyFirmware(bus, self._memory, flush, ranges, self._random, api)
         self.snp = SnpFirmware(
-            bus, self._memory, flush, self._random, api, lambda: self.legacy.state is not LegacyPlatformState.UNINIT
+            bus,
+            self._memory,
+            flush,
+            ranges,
+            self._random,
+            api,
+            lambda: self.legacy.state is not LegacyPlatformState.UNINIT,
         )
         self.mailbox = Mailbox(self._execute)
 

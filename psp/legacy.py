@@ -8,11 +8,12 @@ from enum import IntEnum
 
 from psp import command_buffers as buffers
 from psp.asid_flush import AsidFlush
+from psp.asid_ranges import AsidRanges
 from psp.byte_layout import ByteLayout
 from psp.commands import LegacyCommand, LegacyPlatformState
 from psp.host_memory import HostMemory
 from psp.launch_digest import LegacyLaunchDigest, launch_measure
-from psp.policy import PlatformFacts, check_legacy_policy
+from psp.policy import LegacyPolicy, PlatformFacts, check_legacy_policy
 from psp.status import PspError, Status
 from psp.system_bus import LARGE_PAGE_BYTES, SystemBus
 
@@ -69,6 +70,7 @@ class LegacyFirmware:
         bus: SystemBus,
         memory: HostMemory,
         flush: AsidFlush,
+        ranges: AsidRanges,
         random: Callable[[str, int], bytes],
         api: tuple[int, int, int],
     ) -> None:
@@ -80,6 +82,7 @@ class LegacyFirmware:
         self._api = api
         self._last_handle = 0
         self._flush = flush
+        self._ranges = ranges
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             LegacyCommand.INIT: self._init,
             LegacyCommand.SHUTDOWN: self._shutdown,
@@ -144,7 +147,7 @@ class LegacyFirmware:
         guest = self._guest(activate.handle, LegacyCommand.ACTIVATE)
         if guest.asid:
             raise PspError(Status.ACTIVE)
-        if not self._bus.min_sev_asid <= activate.asid <= self._bus.max_asid:
+        if activate.asid not in (self._ranges.es if guest.policy & LegacyPolicy.ES else self._ranges.sev):
             raise PspError(Status.INVALID_ASID)
         self._flush.check_usable(activate.asid)
         self._flush.own(activate.asid)

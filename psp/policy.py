@@ -38,7 +38,7 @@ class SnpPolicy(IntFlag):
 
 
 _SNP_KNOWN = (1 << 26) - 1
-_NOT_OFFERED = SnpPolicy.MEM_AES_256_XTS | SnpPolicy.RAPL_DIS | SnpPolicy.CIPHERTEXT_HIDING
+_NOT_OFFERED = SnpPolicy.MEM_AES_256_XTS | SnpPolicy.RAPL_DIS
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ class PlatformFacts:
 
     api: tuple[int, int]
     smt_enabled: bool
+    ciphertext_hidden: bool = False
 
 
 def check_legacy_policy(policy: int, facts: PlatformFacts) -> None:
@@ -65,5 +66,6 @@ def check_snp_policy(policy: int, facts: PlatformFacts) -> None:
         or facts.api < lowest
         or (facts.smt_enabled and not policy & SnpPolicy.SMT)
         or policy & _NOT_OFFERED
+        or (policy & SnpPolicy.CIPHERTEXT_HIDING and not facts.ciphertext_hidden)
     ):
         raise PspError(Status.POLICY_FAILURE)

@@ -13,12 +13,14 @@ from enum import IntEnum
 from psp import command_buffers as buffers
 from psp.alias_check import AliasCheck
 from psp.asid_flush import AsidFlush
+from psp.asid_ranges import AsidRanges
 from psp.byte_layout import ByteLayout
 from psp.commands import SnpCommand, SnpPlatformState
 from psp.host_memory import HostMemory
 from psp.launch_digest import LaunchDigest, PageType
 from psp.launch_pages import LAUNCH_PAGES
 from psp.page_state import PageState, page_state
+from psp.page_unsmash import unsmashed
 from psp.policy import PlatformFacts, check_snp_policy
 from psp.status import PspError, Status
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry, SystemBus
@@ -72,6 +74,7 @@ class SnpFirmware:
         bus: SystemBus,
         memory: HostMemory,
         flush: AsidFlush,
+        ranges: AsidRanges,
         random: Callable[[str, int], bytes],
         api: tuple[int, int, int],
         legacy_is_up: Callable[[], bool],
@@ -85,6 +88,7 @@ class SnpFirmware:
         self._api = api
         self._legacy_is_up = legacy_is_up
         self._flush = flush
+        self._ranges = ranges
         self._rmp_initialised = False
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             # INIT, of before ABI 1.52, has no buffer and always initialises the RMP.
@@ -101,6 +105,7 @@ class SnpFirmware:
             SnpCommand.LAUNCH_UPDATE: self._launch_update,
             SnpCommand.LAUNCH_FINISH: self._launch_finish,
             SnpCommand.PAGE_RECLAIM: self._page_reclaim,
+            SnpCommand.PAGE_UNSMASH: self._page_unsmash,
             SnpCommand.FEATURE_INFO: self._feature_info,
         }
 
@@ -111,10 +116,14 @@ class SnpFirmware:
             raise PspError(Status.INVALID_PLATFORM_STATE)
         if self.alias_check is AliasCheck.FOUND:
             raise PspError(Status.INVALID_CONFIG)
-        if init.flags & ~(buffers.SNP_INIT_RMP | buffers.SNP_INIT_OPTIONS):
+        known = buffers.SNP_INIT_RMP | buffers.SNP_INIT_HIDE_CIPHERTEXT | buffers.SNP_INIT_OPTIONS
+        hides = bool(init.flags & buffers.SNP_INIT_HIDE_CIPHERTEXT)
+        if init.flags & ~known:
             raise PspError(Status.INVALID_PARAM)
-        if init.flags & buffers.SNP_INIT_OPTIONS:
+        if init.flags & buffers.SNP_INIT_OPTIONS or (hides and not self._bus.can_hide_ciphertext):
             raise PspError(Status.UNSUPPORTED)
+        if hides and not self._ranges.can_split_at(init.max_snp_asid):
+            raise PspError(Status.INVALID_PARAM)
         cores = self._bus.core_configuration()
         if not (cores.snp_enabled and cores.mtrr_fix_dram_mod_enabled and cores.hsave_pa_zero):
             raise PspError(Status.INVALID_CONFIG)
@@ -123,9 +132,14 @@ class SnpFirmware:
         if init.flags & buffers.SNP_INIT_RMP:
             self._bus.rmp_initialise()
             self._rmp_initialised = True
+        self._hide_ciphertext(init.max_snp_asid if hides else 0)
         self.state = SnpPlatformState.INIT
         self._memory.snp_initialised = True
         self._flush.require_all()
+
+    def _hide_ciphertext(self, max_snp_asid: int) -> None:
+        self._ranges.max_snp_asid = max_snp_asid
+        self._bus.hide_ciphertext(max_snp_asid)
 
     def _shutdown_ex(self, shutdown: buffers.SnpShutdownEx) -> None:
         if shutdown.length != buffers.SnpShutdownEx.SIZE:
@@ -141,6 +155,7 @@ class SnpFirmware:
             self._drop_asid(guest)
             self._bus.rmp_set(spa, RmpEntry(assigned=True))
         self.guests.clear()
+        self._hide_ciphertext(0)
         self.state = SnpPlatformState.UNINIT
         self._memory.snp_initialised = False
 
@@ -148,9 +163,14 @@ class SnpFirmware:
         self._memory.check_writable(where.address, buffers.SnpPlatformStatus.SIZE)
         major, minor, build = self._api
         flags = self._rmp_initialised | (self.alias_check is AliasCheck.COMPLETE) << 1
+        policy_flags = buffers.SNP_STATUS_FEATURE_INFO
+        if self._bus.can_hide_ciphertext:
+            policy_flags |= buffers.SNP_STATUS_CAN_HIDE_CIPHERTEXT
+        if self._ranges.max_snp_asid:
+            policy_flags |= buffers.SNP_STATUS_HIDES_CIPHERTEXT
         status = buffers.SnpPlatformStatus(
             api_major=major, api_minor=minor, state=self.state, flags=flags,
-            build=build, policy_flags=buffers.SNP_STATUS_FEATURE_INFO, guest_count=len(self.guests),
+            build=build, policy_flags=policy_flags, guest_count=len(self.guests),
         )  # fmt: skip
         self._memory.write(where.address, status.pack())
 
@@ -160,8 +180,9 @@ class SnpFirmware:
         if asked.ecx_in:
             raise PspError(Status.INVALID_PARAM)
         self._memory.check_writable(asked.address, 16)
-        # Index 0 is the only one; no optional feature is built.
-        self._memory.write(asked.address, bytes(16))
+        # Index 0 is the only one.
+        ecx = buffers.SNP_FEATURE_HIDING if self._bus.can_hide_ciphertext else 0
+        self._memory.write(asked.address, bytes(8) + ecx.to_bytes(4, "little") + bytes(4))
 
     # Contexts.
 
@@ -197,7 +218,7 @@ class SnpFirmware:
 
     def _activate(self, activate: buffers.SnpActivate) -> None:
         guest = self._guest(activate.gctx, SnpCommand.ACTIVATE)
-        if not 1 <= activate.asid < self._bus.min_sev_asid or activate.asid > self._bus.max_asid:
+        if activate.asid not in self._ranges.snp:
             raise PspError(Status.INVALID_ASID)
         if activate.asid in self._flush.owned:
             raise PspError(Status.ASID_OWNED)
@@ -222,7 +243,8 @@ class SnpFirmware:
         guest = self._guest(start.gctx, SnpCommand.LAUNCH_START)
         if start.ma_gctx or start.flags or start.desired_tsc_khz:
             raise PspError(Status.UNSUPPORTED)
-        check_snp_policy(start.policy, PlatformFacts(self._api[:2], self._bus.core_configuration().smt_enabled))
+        smt = self._bus.core_configuration().smt_enabled
+        check_snp_policy(start.policy, PlatformFacts(self._api[:2], smt, bool(self._ranges.max_snp_asid)))
         guest.policy = start.policy
         guest.gosvw = start.gosvw
         guest.key = self._random("memory key", KEY_BYTES)
@@ -290,6 +312,13 @@ class SnpFirmware:
         if entry.large != large:
             raise PspError(Status.INVALID_PAGE_SIZE)
         self._bus.rmp_set(spa, replace(entry, immutable=False, gpa=entry.gpa if entry.asid else 0))
+
+    def _page_unsmash(self, page: buffers.SnpPageUnsmash) -> None:
+        spa = page.address
+        # An entry of 2 MiB is covered whole or not at all.
+        if spa % LARGE_PAGE_BYTES or not self._bus.rmp_covers(spa + LARGE_PAGE_BYTES - PAGE_BYTES):
+            raise PspError(Status.INVALID_ADDRESS)
+        self._bus.rmp_set(spa, unsmashed(spa, self._page))
 
 
 _RECLAIMABLE = frozenset({PageState.FIRMWARE, PageState.METADATA, PageState.PRE_GUEST, PageState.PRE_SWAP})

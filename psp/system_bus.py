@@ -57,6 +57,13 @@ class SystemBus(Protocol):
     def dram_bytes(self) -> int:
         """Size of the host's memory; an address at or above it is not there."""
 
+    @property
+    def can_hide_ciphertext(self) -> bool:
+        """Whether the memory controllers can keep ciphertext of SNP guests from the cores."""
+
+    def hide_ciphertext(self, max_snp_asid: int) -> None:
+        """Keep ciphertext of guests with ASIDs up to this one from the cores; with 0 of none any more."""
+
     def core_configuration(self) -> CoreConfiguration:
         """The settings that must agree on all cores."""
 

@@ -39,6 +39,26 @@ def test_the_split_gives_each_kind_its_own_asids(max_asid: int, min_sev_asid: in
                 pool.allocate(kind)
 
 
+@pytest.mark.parametrize(
+    ("min_sev_asid", "max_snp_asid", "snp", "es"),
+    [
+        (99, 40, range(1, 41), range(41, 99)),
+        (99, 98, range(1, 99), range(0)),
+        (99, 1, range(1, 2), range(2, 99)),
+        (1, 5, range(0), range(0)),
+        (99, 400, range(1, 99), range(0)),
+    ],
+)
+def test_ciphertext_hiding_splits_the_asids_of_snp_from_those_of_es(min_sev_asid, max_snp_asid, snp, es) -> None:
+    pool = AsidPool(1006, min_sev_asid, max_snp_asid)
+    assert drain(pool, Generation.SEV_ES) == list(es)
+    assert drain(pool, Generation.SEV_SNP) == list(snp)
+    assert drain(pool, Generation.SEV) == list(range(min_sev_asid, 1007))
+    for kind in KEYED:
+        with pytest.raises(AsidsExhausted, match=f"all {pool.capacity(kind)} "):
+            pool.allocate(kind)
+
+
 def test_a_guest_without_a_key_has_no_asid() -> None:
     with pytest.raises(KeyError):
         AsidPool(15, 9).allocate(Generation.PLAIN)
@@ -56,17 +76,23 @@ def test_an_asid_that_nobody_holds_cannot_be_released() -> None:
 class Lives(RuleBasedStateMachine):
     """Guests come and go; the model remembers who holds what and what was not flushed since."""
 
-    @initialize(max_asid=st.integers(1, 12), min_sev_asid=st.integers(1, 14))
-    def start(self, max_asid: int, min_sev_asid: int) -> None:
-        self.pool = AsidPool(max_asid, min_sev_asid)
+    @initialize(max_asid=st.integers(1, 12), min_sev_asid=st.integers(1, 14), max_snp_asid=st.integers(0, 14))
+    def start(self, max_asid: int, min_sev_asid: int, max_snp_asid: int) -> None:
+        self.pool = AsidPool(max_asid, min_sev_asid, max_snp_asid)
+        self.max_snp_asid = max_snp_asid
         self.all = set(range(1, max_asid + 1))
         self.min_sev_asid = min_sev_asid
         self.held: dict[int, Generation] = {}
         self.dirty: set[int] = set()
 
     def fit(self, generation: Generation) -> set[int]:
-        is_sev = generation is Generation.SEV
-        return {asid for asid in self.all if (asid >= self.min_sev_asid) == is_sev}
+        if generation is Generation.SEV:
+            return {asid for asid in self.all if asid >= self.min_sev_asid}
+        below = {asid for asid in self.all if asid < self.min_sev_asid}
+        if not self.max_snp_asid:
+            return below
+        is_es = generation is Generation.SEV_ES
+        return {asid for asid in below if (asid > self.max_snp_asid) == is_es}
 
     @rule(generation=st.sampled_from(KEYED))
     def allocate(self, generation: Generation) -> None:

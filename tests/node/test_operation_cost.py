@@ -78,6 +78,7 @@ OPERATIONS = st.one_of(
     st.builds(op.BlockRead, st.integers(-9, 9), st.integers(-9, 99), st.just(0)),
     st.builds(op.RmpUpdate, st.just(0), st.just(4096), st.just(RmpEntry())),
     st.builds(op.Wbinvd),
+    st.builds(op.Clflush, st.integers(-9, 9), st.integers(-5000, 5000), st.booleans()),
 )
 
 
@@ -101,6 +102,10 @@ def test_host_work_is_priced_by_its_row():
     assert HOST.price((op.HostWork("psp.launch_region_ns"),)) == COSTS["psp.launch_region_ns"]
     assert HOST.price((op.HostWrite(0, bytes(1000)),)) == pytest.approx(1000 * BYTE_NS)
     assert HOST.price((op.Wbinvd(),)) == COSTS["host.wbinvd_ns"]
+    assert HOST.price((op.Invd(),)) == COSTS["host.invd_ns"]
+    assert HOST.price((op.HostClflush(0, 65),)) == 2 * COSTS["cache.clflush_ns"]
+    assert HOST.price((op.VmPageFlush(0, 1),)) == 64 * COSTS["cache.clflush_ns"]
+    assert HOST.price((op.HostClflush(0, -5),)) == 0
     assert HOST.price((op.PSmash(0),)) == COSTS["rmp.psmash_ns"]
     large, small = (RmpEntry(assigned=True, large=one, asid=1) for one in (True, False))
     assert HOST.price((op.RmpUpdate(0, 4 * MIB, large),)) == pytest.approx(2 * COSTS["rmp.update_ns"])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from psp import command_buffers as buffers
 from psp.asid_flush import AsidFlush
+from psp.asid_ranges import AsidRanges
 from psp.commands import LegacyCommand, SnpCommand
 from psp.firmware import SecurityProcessor
 from psp.launch_digest import LaunchDigest, LegacyLaunchDigest, PageType
@@ -33,6 +34,8 @@ class ToyBus:
     rmp: dict[int, RmpEntry] = field(default_factory=dict)
     keys: dict[int, bytes] = field(default_factory=dict)
     wbinvds: int = 0
+    can_hide_ciphertext: bool = False
+    hidden_up_to: int = 0
     cores: CoreConfiguration = field(
         default_factory=lambda: CoreConfiguration(
             snp_enabled=True, mtrr_fix_dram_mod_enabled=True, hsave_pa_zero=True, smt_enabled=True
@@ -41,6 +44,9 @@ class ToyBus:
 
     def core_configuration(self) -> CoreConfiguration:
         return self.cores
+
+    def hide_ciphertext(self, max_snp_asid: int) -> None:
+        self.hidden_up_to = max_snp_asid
 
     def read(self, spa: int, length: int) -> bytes:
         assert 0 <= spa <= self.dram_bytes - length, "the firmware must check every address first"
@@ -105,6 +111,8 @@ def _frozen(value: object) -> object:
             return value.value
         case AsidFlush():
             return tuple((name, _frozen(part)) for name, part in sorted(vars(value).items()) if name != "_bus")
+        case AsidRanges():
+            return value.max_snp_asid
         case dict():
             return tuple((key, _frozen(value[key])) for key in sorted(value))
         case set():
@@ -147,7 +155,8 @@ class Machine:
     def snapshot(self) -> dict[str, object]:
         """Everything that a refused command must leave alone."""
         pages = {page: octets for page, octets in self.bus.pages.items() if octets != _ZEROS}
-        return {**self.firmware_state(), "DRAM": pages, "RMP": dict(self.bus.rmp), "keys": dict(self.bus.keys)}
+        machine = {"DRAM": pages, "RMP": dict(self.bus.rmp), "keys": dict(self.bus.keys)}
+        return {**self.firmware_state(), **machine, "hidden": self.bus.hidden_up_to}
 
 
 def new_machine() -> Machine:

@@ -1,0 +1,60 @@
+"""The host's instructions that manage caches. On a board without caches they take their time and change nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from node import operations as op
+from node.dram import MachineCheck
+from node.fault_answers import answer_to
+from psp.system_bus import PAGE_BYTES
+
+if TYPE_CHECKING:
+    from node.board import Board
+
+
+class CacheInstructions:
+    """Executes one operation on the caches of all cores at a time."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    def clflush(self, one: op.HostClflush) -> op.Answer:
+        """CLFLUSH of a range: on a coherent part it reaches the lines of guests too."""
+        if one.length < 0 or not 0 <= one.spa <= self._board.dram.size_bytes - one.length:
+            return answer_to(MachineCheck(one.spa, one.length), one.spa)
+        if self._board.caches is not None:
+            self._board.caches.cache.flush(one.spa, one.length, 0)
+        return None
+
+    def wbinvd(self, _: op.Wbinvd) -> op.Answer:
+        """WBINVD on all cores; the security processor knows when it is done."""
+        if self._board.caches is not None:
+            self._board.caches.cache.flush_all()
+        self._board.bus.wbinvds += 1
+        return None
+
+    def invd(self, _: op.Invd) -> op.Answer:
+        """INVD: a WBINVD where HWCR or microcode makes one of it, or the part is not affected.
+
+        The security processor does not count it: no firmware interface names INVD.
+        """
+        caches = self._board.caches
+        if caches is None:
+            return None
+        if caches.switches.invd_drops and not self._board.platform.invd_writes_back:
+            caches.cache.invalidate_all()
+        else:
+            caches.cache.flush_all()
+        return None
+
+    def vm_page_flush(self, one: op.VmPageFlush) -> op.Answer:
+        """MSR C001_011E: #GP for an ASID that no guest can have, or a page that is none."""
+        board = self._board
+        if not 1 <= one.asid <= board.product.max_asid or one.spa % PAGE_BYTES:
+            return op.Fault(op.FaultKind.GENERAL_PROTECTION, one.spa)
+        if not 0 <= one.spa < board.dram.size_bytes:
+            return answer_to(MachineCheck(one.spa, PAGE_BYTES), one.spa)
+        if board.caches is not None:
+            board.caches.cache.flush_domain(one.spa, PAGE_BYTES, one.asid)
+        return None

@@ -1,0 +1,158 @@
+"""A memory controller behind write-back caches, for boards that are built to look at them.
+
+Cores load and store through the lines of ``DataCache``. Devices and the security
+processor come past them by a ``FabricView``, which snoops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+from node.cache_switches import Snoop
+from node.data_cache import LINES, DataCache
+from node.dram import Dram
+from node.memory_controller import MemoryController, NoKey
+from node.product import Product
+from node.rmp_layout import RmpLayout
+from node.xex_cipher import BLOCK_BYTES, TweakTable
+
+
+class CachedController(MemoryController):
+    """What cores see of memory: ``MemoryController`` with caches in front, and the instructions that manage them."""
+
+    def __init__(
+        self,
+        dram: Dram,
+        tweaks: TweakTable,
+        product: Product,
+        rmp: RmpLayout | None = None,
+        lines: int = LINES,
+    ) -> None:
+        super().__init__(dram, tweaks)
+        self.switches = product.caches
+        self.coherent = product.coherent_across_keys
+        self.rmp_ranges = () if rmp is None else tuple(rmp.ranges())
+        self.cache = DataCache(
+            super().read,
+            self._drain,
+            coherent=self.coherent,
+            lines=lines,
+            # Instructions change the table in memory, not through these lines.
+            unkept=tuple(range(spa, spa + length) for spa, length in self.rmp_ranges),
+        )
+
+    def read(self, spa: int, length: int, asid: int) -> bytes:
+        """Load through the caches. Raises MachineCheck outside of memory, NoKey where a line has to be fetched without.
+
+        A line that is there is found whether its key is still in its slot or not.
+        """
+        return self.cache.load(spa, length, asid)
+
+    def write(self, spa: int, data: bytes | bytearray | memoryview, asid: int) -> None:
+        """Store into the caches. Raises as ``read``."""
+        self.cache.store(spa, data, asid)
+
+    def lay(self, spa: int, data: bytes, asid: int) -> None:
+        """Store into the caches: nothing is put off where somebody looks at lines."""
+        self.cache.store(spa, data, asid)
+
+    def clear(self, spa: int, length: int, asid: int) -> None:
+        """Zero memory with stores that go past the caches, as the host's page clearing does."""
+        self.fabric_clear(spa, length, asid, self.core_snoop)
+
+    def written_runs(self, spa: int, length: int) -> Iterator[tuple[int, int]]:
+        """As of memory, after what a reader without a key would find in lines is written back."""
+        if self.coherent:
+            self.cache.give_up_others(spa, length, 0)
+        self.cache.write_back(spa, length, 0)
+        return super().written_runs(spa, length)
+
+    def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:
+        """As the security processor does it: past the caches."""
+        self.fabric(self.firmware_snoop).encrypt_in_place(spa, length, asid)
+
+    def give_up_rmp(self) -> None:
+        """Cores hold nothing of the RMP's own memory any more, and none of it is written back."""
+        for spa, length in self.rmp_ranges:
+            self.cache.give_up(spa, length, None)
+
+    # Past the caches.
+
+    @property
+    def core_snoop(self) -> Snoop:
+        """Which lines a core finds."""
+        return Snoop.ALL if self.coherent else Snoop.OWN
+
+    @property
+    def firmware_snoop(self) -> Snoop:
+        """Which lines the security processor finds."""
+        return Snoop.ALL if self.coherent else self.switches.firmware
+
+    def fabric(self, snoop: Snoop) -> FabricView:
+        """Memory as an agent reaches it that is no core."""
+        return FabricView(self, snoop)
+
+    def fabric_read(self, spa: int, length: int, asid: int, snoop: Snoop) -> bytes:
+        """Read memory; dirty lines that are found answer, those of another domain by being written back."""
+        if snoop is Snoop.ALL:
+            self.cache.give_up_others(spa, length, asid)
+        data = super().read(spa, length, asid)
+        return data if snoop is Snoop.NONE else self.cache.snooped(spa, data, asid)
+
+    def fabric_write(self, spa: int, data: bytes, asid: int, snoop: Snoop) -> None:
+        """Write memory; lines that are found go."""
+        before, after = spa % BLOCK_BYTES, -(spa + len(data)) % BLOCK_BYTES
+        if before or after:
+            head = self.fabric_read(spa - before, before, asid, snoop)
+            tail = self.fabric_read(spa + len(data), after, asid, snoop)
+            spa, data = spa - before, head + data + tail
+        self._make_way(spa, len(data), asid, snoop)
+        super().write(spa, data, asid)
+
+    def fabric_clear(self, spa: int, length: int, asid: int, snoop: Snoop) -> None:
+        """Zero memory; lines that are found go."""
+        self._make_way(spa, length, asid, snoop)
+        super().clear(spa, length, asid)
+
+    def _make_way(self, spa: int, length: int, asid: int, snoop: Snoop) -> None:
+        if snoop is Snoop.ALL:
+            self.cache.give_up_others(spa, length, asid)
+        if snoop is not Snoop.NONE:
+            self.cache.give_up(spa, length, asid)
+
+    def _drain(self, spa: int, line: bytes, asid: int) -> None:
+        # Nobody could ever read a line whose key went with DEACTIVATE or SNP_DECOMMISSION.
+        with suppress(NoKey):
+            super().write(spa, line, asid)
+
+
+class FabricView:
+    """Memory as devices and the security processor reach it, with the methods of ``MemoryController``."""
+
+    def __init__(self, controller: CachedController, snoop: Snoop) -> None:
+        self._controller = controller
+        self._snoop = snoop
+        self.install_key = controller.install_key
+        self.remove_key = controller.remove_key
+        self.has_key = controller.has_key
+
+    def read(self, spa: int, length: int, asid: int) -> bytes:
+        """Read memory or the lines found. Raises MachineCheck, NoKey."""
+        return self._controller.fabric_read(spa, length, asid, self._snoop)
+
+    def write(self, spa: int, data: bytes | bytearray | memoryview, asid: int) -> None:
+        """Write memory; lines found go. Raises MachineCheck, NoKey."""
+        self._controller.fabric_write(spa, bytes(data), asid, self._snoop)
+
+    def lay(self, spa: int, data: bytes, asid: int) -> None:
+        """Write memory; lines found go. Raises MachineCheck, NoKey."""
+        self.write(spa, data, asid)
+
+    def clear(self, spa: int, length: int, asid: int) -> None:
+        """Zero memory; lines found go. Raises MachineCheck, NoKey."""
+        self._controller.fabric_clear(spa, length, asid, self._snoop)
+
+    def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:
+        """Read without a key and write through an ASID's: lines without one stay, unless all are found."""
+        self.write(spa, self.read(spa, length, 0), asid)
