@@ -42,7 +42,7 @@ class Protection:
 
 PROTECTIONS: Mapping[Column, Protection] = {
     Column.PLAIN: Protection(HostMode.NONE, Generation.PLAIN, Generation.PLAIN, Generation.PLAIN),
-    Column.SME: Protection(HostMode.SME, Generation.PLAIN, Generation.SME, Generation.SME),
+    Column.SME: Protection(HostMode.SME, Generation.SME, Generation.SME, Generation.SME),
     Column.TSME: Protection(HostMode.TSME, Generation.PLAIN, Generation.PLAIN, Generation.SME),
     Column.SEV: Protection(HostMode.NONE, Generation.SEV, Generation.SEV, Generation.SEV),
     Column.SEV_ES: Protection(HostMode.NONE, Generation.SEV, Generation.SEV_ES, Generation.SEV_ES),

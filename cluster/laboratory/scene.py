@@ -143,7 +143,7 @@ class Scene:
             return Page(gpa, record.spa_of(gpa))
 
         return Household(
-            name, record.asid, record.gctx, record.handle,
+            name, record.asid, record.gctx, record.handle, record.c_bit,
             secret=page(program.private(vault.SECRET)),
             value=page(program.private(vault.VALUE)),
             other=page(program.private(vault.OTHER)),

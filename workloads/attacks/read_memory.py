@@ -8,6 +8,7 @@ from workloads.attacks.vault import PAGE_BYTES
 
 
 def read_private_page(target: Target) -> Attack:
-    """Row 01: load the page that holds the secret."""
+    """Row 01: load the page that holds the secret, through a mapping without the C-bit and through one with it."""
     yield LET_IT_RUN
     yield (HostRead(target.victim.secret.spa, PAGE_BYTES),)
+    yield (HostRead(target.victim.secret.spa, PAGE_BYTES, encrypted=True),)

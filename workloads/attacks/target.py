@@ -25,12 +25,16 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Household:
-    """A VM as its hypervisor knows it: name, ASID, firmware handles (0 for none), and pages of a ``Vault``."""
+    """A VM as its hypervisor knows it: name, ASID, firmware handles (0 for none), and pages of a ``Vault``.
+
+    ``c_bit`` says that the hypervisor maps its memory with the C-bit, for the host's key.
+    """
 
     vm: str
     asid: int
     gctx: int
     handle: int
+    c_bit: bool
     secret: Page
     value: Page
     other: Page
