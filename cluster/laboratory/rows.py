@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from cluster.laboratory.scene import GHOST_LINE, Setting, act_out
-from cluster.oracle.verdict import Verdict, judge
-from workloads.attacks import alias, dimm, neighbours, nested_remap, read_memory, write_memory
+from cluster.laboratory.scene import GHOST_LINE, VICTIM, Setting, act_out, status_gpa
+from cluster.oracle.verdict import Aim, Verdict, judge
+from workloads.attacks import alias, block_move, dimm, neighbours, nested_remap, read_memory, write_memory
 from workloads.attacks.target import Attack, Target
 
 
@@ -18,6 +18,8 @@ class Row:
     attacks: tuple[Callable[[Target], Attack], ...]
     ghost_line: int = 0
     """An address line that the host's modules must lack."""
+    chosen_status: bytes = b""
+    """What the victim must be made to read as its status, where garbage is not enough."""
 
 
 ROWS: Mapping[str, Row] = {
@@ -30,6 +32,7 @@ ROWS: Mapping[str, Row] = {
     "12": Row((nested_remap.serve_the_secret,)),
     "13": Row((nested_remap.fresh_page,)),
     "15": Row((nested_remap.shared_page, nested_remap.page_of_another)),
+    "16a": Row((block_move.place_chosen_text,), chosen_status=block_move.CHOSEN),
     "16b": Row((write_memory.move_blocks,)),
     "35a": Row((alias.replay_through_ghost,), ghost_line=GHOST_LINE),
     "39": Row((alias.replay_through_interposer,)),
@@ -44,4 +47,5 @@ def verdicts(row: str, setting: Setting) -> list[Verdict]:
     """Carry out each attack of a row on a host of its own, and judge it."""
     line = ROWS[row]
     where = replace(setting, platform=replace(setting.platform, ghost_line=line.ghost_line))
-    return [judge(*act_out(where, attack)) for attack in line.attacks]
+    aim = Aim(VICTIM, status_gpa(), line.chosen_status) if line.chosen_status else None
+    return [judge(*act_out(where, attack), aim=aim) for attack in line.attacks]

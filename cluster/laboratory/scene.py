@@ -15,6 +15,7 @@ from node.cost_table import load_cost_table
 from node.firmware_image import laboratory_image
 from node.generation import Generation
 from node.guest import Guest, GuestSpec, GuestState
+from node.guest_memory_map import memory_map
 from node.host import Host, HostSpec
 from node.hypervisor import Hypervisor
 from node.hypervisor_port import LaunchRefused
@@ -81,7 +82,7 @@ class Scene:
             self._launch(name, protection.launched)
             if protection.runs is not protection.launched:
                 _change_generation(self.host.board, name, protection.runs)
-        ledger.keep(VICTIM, "the secret", self._vault(VICTIM).content(vault.SECRET))
+        ledger.keep(VICTIM, "the secret", _vault(VICTIM).content(vault.SECRET))
         self.target = self._look_up()
         self._hands = Hands(self.host.board, TENANT, transcript)
         for guest in self.host.guests.values():
@@ -122,10 +123,6 @@ class Scene:
         self.host.launch(spec, lambda _: None, running=True)
         assert self.host.guests[name].state is GuestState.RUNNING, self.host.guests[name].reason
 
-    def _vault(self, name: str) -> Vault:
-        spec = self.host.guests[name].spec
-        return Vault(spec.memory.placement(name, 0, spec.seed))
-
     def _look_up(self) -> Target:
         """What the hypervisor's books say, and frames that it takes for the attack."""
         hypervisor = self.host.hypervisor
@@ -137,7 +134,7 @@ class Scene:
         )  # fmt: skip
 
     def _household(self, hypervisor: Hypervisor, name: str) -> Household:
-        record, program = hypervisor.launched(name), self._vault(name)
+        record, program = hypervisor.launched(name), _vault(name)
 
         def page(gpa: int) -> Page:
             return Page(gpa, record.spa_of(gpa))
@@ -152,6 +149,15 @@ class Scene:
             inbox=page(program.shared(vault.INBOX)),
             outbox=page(program.shared(vault.OUTBOX)),
         )  # fmt: skip
+
+
+def status_gpa() -> int:
+    """Where the victim keeps its status."""
+    return _vault(VICTIM).status
+
+
+def _vault(name: str) -> Vault:
+    return Vault(memory_map(GUEST_BYTES, 1).placement(name, 0, SEED))
 
 
 def _change_generation(board: Board, vm: str, generation: Generation) -> None:

@@ -1,8 +1,8 @@
 """The victim: a server that keeps a secret, rewrites values, and serves an answer.
 
 A round reads everything back, copies the answer page to the shared outbox,
-copies the shared inbox to a private request page, and writes the two values
-anew. It compares nothing: whatever notices an attack, it is not this program.
+copies the shared inbox to a private request page, and writes the two values and
+the status beside the request anew. It compares nothing: whatever notices an attack, it is not this program.
 A fault ends it.
 """
 
@@ -20,6 +20,8 @@ CONTENT_BYTES = 64
 PAGE_BYTES = 4096
 SECRET, VALUE, OTHER, ANSWER, REQUEST = range(5)
 """Pages from the beginning of the placement's private range."""
+STATUS_OFFSET = CONTENT_BYTES
+"""Where the status lies in the page of the request: next to it."""
 INBOX, OUTBOX = range(2)
 """Pages from the beginning of its shared range."""
 OPEN_RIP, ROUND_RIP = 0x40_0000, 0x40_1000
@@ -53,22 +55,30 @@ class Vault:
         """GPA of a shared page."""
         return self.placement.shared_gpa + page * PAGE_BYTES
 
-    def content(self, page: int, version: int = 0) -> bytes:
-        """What the program writes to a private page."""
-        name = f"{self.placement.seed} {self.placement.vm} {page} {version}"
+    @property
+    def status(self) -> int:
+        """GPA of the status."""
+        return self.private(REQUEST) + STATUS_OFFSET
+
+    def content(self, page: int, version: int = 0, part: str = "") -> bytes:
+        """What the program writes to a private page, or to a part of it."""
+        name = f"{self.placement.seed} {self.placement.vm} {page} {version} {part}"
         return hashlib.shake_128(name.encode()).digest(CONTENT_BYTES)
 
     def _open(self, registers: Registers) -> Block:
         pages = (SECRET, VALUE, OTHER, ANSWER, REQUEST)
-        answers = yield tuple(Write(self.private(page), self.content(page)) for page in pages)
+        answers = yield (
+            *[Write(self.private(page), self.content(page)) for page in pages],
+            Write(self.status, self.content(REQUEST, 0, "status")),
+        )
         if faulted(answers):
             return FAULTED
         registers.rip = ROUND_RIP
         return REST
 
     def _round(self, registers: Registers) -> Block:
-        for page in (SECRET, VALUE, OTHER, REQUEST):
-            if faulted((yield (Read(self.private(page), CONTENT_BYTES),))):
+        for gpa in (*map(self.private, (SECRET, VALUE, OTHER, REQUEST)), self.status):
+            if faulted((yield (Read(gpa, CONTENT_BYTES),))):
                 return FAULTED
         answer, request = yield (
             Read(self.private(ANSWER), CONTENT_BYTES),
@@ -80,6 +90,7 @@ class Vault:
         answers = yield (
             Write(self.shared(OUTBOX), answer, private=False),
             Write(self.private(REQUEST), request),
+            Write(self.status, self.content(REQUEST, registers.r13, "status")),
             Write(self.private(VALUE), self.content(VALUE, registers.r13)),
             Write(self.private(OTHER), self.content(OTHER, registers.r13)),
         )
