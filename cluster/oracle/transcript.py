@@ -6,7 +6,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from node.actor import Actor
-from node.operations import Answer, PspAnswer, RmpReadResult, Runs
+from node.operations import (
+    Answer,
+    BlockRead,
+    BlockWrite,
+    NestedMap,
+    NestedUnmap,
+    PageStateChange,
+    PSmash,
+    PspAnswer,
+    RmpAdjust,
+    RmpReadResult,
+    RmpUpdate,
+    Runs,
+    VmRun,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +66,21 @@ class Transcript:
         self.entries.append(Absence(interface))
 
 
-def octets_of(answer: Answer) -> bytes:
-    """All bytes in an answer; none in a fault or a code."""
-    read = _OCTETS.get(type(answer))
-    return b"" if read is None else read(answer)
+CODED = frozenset({BlockRead, BlockWrite, NestedMap, NestedUnmap, PageStateChange, PSmash, RmpAdjust, RmpUpdate, VmRun})
+"""Operations that answer with a code, 0 for success; another's number is a value that it read."""
+
+
+def octets_of(entry: Entry) -> bytes:
+    """All bytes that an answer tells; none in a fault or a code."""
+    read = _OCTETS.get(type(entry.answer))
+    if read is None or (isinstance(entry.answer, int) and type(entry.operation) in CODED):
+        return b""
+    return read(entry.answer)
 
 
 _OCTETS: Mapping[type, Callable[..., bytes]] = {
     bytes: lambda answer: answer,
+    int: lambda answer: answer.to_bytes(8, "little", signed=answer < 0),
     PspAnswer: lambda answer: answer.buffer,
     RmpReadResult: lambda answer: answer.state,
     Runs: lambda answer: b"".join(data for _, data in answer.runs),

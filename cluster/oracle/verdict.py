@@ -27,7 +27,7 @@ from enum import StrEnum
 
 from cluster.oracle.holdings import Holdings, Measure
 from cluster.oracle.ledger import Discrepancy, Ledger
-from cluster.oracle.transcript import Absence, Complaint, Entry, Transcript, octets_of
+from cluster.oracle.transcript import CODED, Absence, Complaint, Entry, Transcript, octets_of
 from node.actor import Role
 from node.operations import (
     Answer,
@@ -137,7 +137,7 @@ class _Case:
         return Verdict(Outcome.BLOCKED, "nothing but garbage")
 
     def _follow_adversary(self, entry: Entry) -> None:
-        octets = octets_of(entry.answer)
+        octets = octets_of(entry)
         if octets:
             for secret in self._holdings:
                 secret.reached(entry.actor, octets)
@@ -186,14 +186,11 @@ def _hits(aim: Aim | None, wrong: Discrepancy) -> bool:
     return first >= 0 and wrong.read[first : first + len(aim.value)] == aim.value
 
 
-_REFUSING_FAULTS = frozenset(
-    {FaultKind.RMP_FAULT, FaultKind.NESTED_PAGE_FAULT, FaultKind.PAGE_NOT_VALIDATED, FaultKind.GENERAL_PROTECTION}
-)
-"""#UD and #MC say that there is nothing there, which is no protection."""
+_NOTHING_THERE = frozenset({FaultKind.UNDEFINED_OPCODE, FaultKind.MACHINE_CHECK})
+"""Faults that protect nobody."""
 
 _REFUSALS: Mapping[type, Callable[..., bool]] = {
-    Fault: lambda answer: answer.kind in _REFUSING_FAULTS,
-    int: lambda answer: answer != 0,
+    Fault: lambda answer: answer.kind not in _NOTHING_THERE,
     PspAnswer: lambda answer: answer.status != 0,
     PValidateResult: lambda answer: answer.code != 0,
     RmpQueryResult: lambda answer: answer.code != 0,
@@ -204,7 +201,11 @@ _REFUSALS: Mapping[type, Callable[..., bool]] = {
 def _refusal(entry: Entry) -> str:
     """How an adversary's operation was refused; empty if it was carried out."""
     answer: Answer = entry.answer
-    refuses = _REFUSALS.get(type(answer))
-    if refuses is None or not refuses(answer) or isinstance(entry.operation, PSmash):
-        return ""  # PSMASH changes no owner and no contents: an entry that is small already is no protection.
-    return f"{type(entry.operation).__name__} of the {entry.actor.role}: {answer!r}"
+    if isinstance(entry.operation, PSmash):
+        return ""  # It changes no owner and no contents: an entry that is small already is no protection.
+    if isinstance(answer, int):
+        refused = answer != 0 and type(entry.operation) in CODED
+    else:
+        refuses = _REFUSALS.get(type(answer))
+        refused = refuses is not None and refuses(answer)
+    return f"{type(entry.operation).__name__} of the {entry.actor.role}: {answer!r}" if refused else ""

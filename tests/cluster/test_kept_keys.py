@@ -19,12 +19,14 @@ from cluster.laboratory.rows import ROWS
 from cluster.laboratory.scene import Scene, Setting
 from cluster.metrics import MetricsPage
 from cluster.oracle.ledger import Ledger
-from cluster.oracle.transcript import Transcript, octets_of
+from cluster.oracle.transcript import Entry, Transcript, octets_of
+from node.actor import Actor, Role
 from node.board import Board
 from node.host import Host
 from node.operations import PspCommand, Write
 from node.physical_port import PhysicalPort
 
+NOBODY = Actor(Role.HYPERVISOR)
 FLEET = """
 schema = 1
 name = "keys"
@@ -93,9 +95,10 @@ def look(monkeypatch: pytest.MonkeyPatch) -> Iterator[Look]:
             if board not in found.boards:
                 found.boards.append(board)
             answers = execute[name](board, *arguments)
-            found.buffers.update(one.buffer for one in arguments[-1] if isinstance(one, PspCommand))
-            found.buffers.update(one.data for one in arguments[-1] if isinstance(one, Write))
-            found.buffers.update(map(octets_of, answers))
+            batch = arguments[-1]
+            found.buffers.update(one.buffer for one in batch if isinstance(one, PspCommand))
+            found.buffers.update(one.data for one in batch if isinstance(one, Write))
+            found.buffers.update(octets_of(Entry(NOBODY, *both)) for both in zip(batch, answers, strict=True))
             if seen[0] % found.every == 0:
                 found.frames.append(found.hunt.found_among(leaves(running_programs())))
             seen[0] += 1

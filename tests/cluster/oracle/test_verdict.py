@@ -319,6 +319,15 @@ def test_an_instruction_that_is_not_there_protects_nobody() -> None:
     assert outcome(absent, stops) is Outcome.DOS
 
 
+def test_a_number_that_was_read_is_a_value_and_a_code_is_none() -> None:
+    number = int.from_bytes(CANARY[:8], "little")
+    eight = Measure(leak_bytes=8)
+    assert outcome((HYPERVISOR, HostRead(0, 8), number), measure=eight) is Outcome.LEAKED
+    stops = (VICTIM, Read(GPA, 64), Fault(FaultKind.NESTED_PAGE_FAULT, GPA))
+    assert outcome((HYPERVISOR, HostRead(0, 8), 5), stops) is Outcome.DOS
+    assert outcome((HYPERVISOR, RmpUpdate(0, 4096, RmpEntry()), number), stops, measure=eight) is Outcome.BLOCKED
+
+
 def test_where_nobody_did_anything_there_is_nothing_to_judge() -> None:
     transcript = Transcript()
     transcript.observe(VICTIM, (Write(GPA, CANARY),), (None,))
