@@ -57,7 +57,7 @@ def reachable(board: Board) -> Iterator[object]:
             continue
         seen.add(id(one))
         yield one
-        todo += gc.get_referents(one)
+        todo += gc.get_referents(one)  # of a memoryview, what it is a view of
         if isinstance(one, np.ndarray) and one.base is not None:
             todo.append(one.base)
 
@@ -67,8 +67,9 @@ def octets(one: object) -> bytes | None:
     if isinstance(one, np.ndarray) and one.base is None:
         return one.tobytes()  # of a view it is what it is a view of
     if isinstance(one, mmap.mmap):
-        return one[:]  # whose own search is slow
-    return bytes(one) if isinstance(one, (bytes, bytearray, memoryview)) else None
+        pages = np.frombuffer(one, np.uint64).reshape(-1, PAGE_BYTES // 8)
+        return pages[pages.any(axis=1)].tobytes()
+    return bytes(one) if isinstance(one, (bytes, bytearray)) else None
 
 
 def holders(board: Board, secret: bytes = SECRET) -> list[str]:
