@@ -32,15 +32,20 @@ class CachedController(MemoryController):
         super().__init__(dram, ciphers)
         self.switches = product.caches
         self.coherent = product.coherent_across_keys
-        self.rmp_ranges = () if rmp is None else tuple(rmp.ranges())
+        self.rmp_ranges: tuple[tuple[int, int], ...] = ()
         self.cache = DataCache(
             super().read,
             self._drain,
             coherent=self.coherent,
             lines=lines,
-            # Instructions change the table in memory, not through these lines.
-            unkept=tuple(range(spa, spa + length) for spa, length in self.rmp_ranges),
         )
+        if rmp is not None:
+            self.place_rmp(rmp)
+
+    def place_rmp(self, rmp: RmpLayout) -> None:
+        """Say where the RMP is: instructions change the table in memory, not through lines."""
+        self.rmp_ranges = rmp.ranges()
+        self.cache.unkept = tuple(range(spa, spa + length) for spa, length in self.rmp_ranges)
 
     def read(self, spa: int, length: int, asid: int) -> bytes:
         """Load through the caches. Raises MachineCheck outside of memory, NoKey where a line has to be fetched without.

@@ -64,6 +64,16 @@ class Product:
     """One public list of mitigations has it on Genoa too."""
 
     @property
+    def family(self) -> int:
+        """CPUID family: the base field and the extended one added."""
+        return (self.cpuid_1_eax >> 8 & 0xF) + (self.cpuid_1_eax >> 20 & 0xFF)
+
+    @property
+    def threads(self) -> int:
+        """Hardware threads of all sockets."""
+        return self.sockets * self.cores * self.threads_per_core
+
+    @property
     def memory_bandwidth_bytes_per_s(self) -> float:
         """Peak of all channels of all sockets, 8 bytes a transfer."""
         return float(self.sockets * self.memory_channels * self.transfers_per_s * 8)

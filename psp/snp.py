@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from psp import command_buffers as buffers
+from psp.alias_check import AliasCheck
 from psp.asid_flush import AsidFlush
 from psp.asid_ranges import AsidRanges
 from psp.byte_layout import ByteLayout
@@ -21,6 +22,7 @@ from psp.launch_pages import LAUNCH_PAGES
 from psp.page_state import PageState, page_state
 from psp.page_unsmash import unsmashed
 from psp.policy import PlatformFacts, check_snp_policy
+from psp.snp_init import check_cores, check_rmp, checked_iommu_pages
 from psp.status import PspError, Status
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry, SystemBus
 
@@ -80,6 +82,7 @@ class SnpFirmware:
     ) -> None:
         self.state = SnpPlatformState.UNINIT
         self.guests: dict[int, SnpGuest] = {}
+        self.alias_check = AliasCheck.NOT_DONE
         self._bus = bus
         self._memory = memory
         self._random = random
@@ -87,7 +90,11 @@ class SnpFirmware:
         self._legacy_is_up = legacy_is_up
         self._flush = flush
         self._ranges = ranges
+        self.wants_fabric_locked = False
+        """Firmware of after AMD-SB-3034."""
         self._rmp_initialised = False
+        self._iommu_pages: tuple[int, ...] = ()
+        """Pages that the IOMMUs write by themselves, firmware's meanwhile."""
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             # INIT, of before ABI 1.52, has no buffer and always initialises the RMP.
             SnpCommand.INIT: lambda _: self._init_ex(buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP)),
@@ -112,6 +119,8 @@ class SnpFirmware:
     def _init_ex(self, init: buffers.SnpInitEx) -> None:
         if self._legacy_is_up():
             raise PspError(Status.INVALID_PLATFORM_STATE)
+        if self.alias_check is AliasCheck.FOUND:
+            raise PspError(Status.INVALID_CONFIG)
         known = buffers.SNP_INIT_RMP | buffers.SNP_INIT_HIDE_CIPHERTEXT | buffers.SNP_INIT_OPTIONS
         hides = bool(init.flags & buffers.SNP_INIT_HIDE_CIPHERTEXT)
         if init.flags & ~known:
@@ -120,14 +129,22 @@ class SnpFirmware:
             raise PspError(Status.UNSUPPORTED)
         if hides and not self._ranges.can_split_at(init.max_snp_asid):
             raise PspError(Status.INVALID_PARAM)
-        cores = self._bus.core_configuration()
-        if not (cores.snp_enabled and cores.mtrr_fix_dram_mod_enabled and cores.hsave_pa_zero):
+        if self.wants_fabric_locked and not self._bus.fabric_locked():
+            # The status is the laboratory's choice: AMD says only that SNP does not start.
             raise PspError(Status.INVALID_CONFIG)
-        if not init.flags & buffers.SNP_INIT_RMP and not self._rmp_initialised:
+        check_cores(self._bus)
+        check_rmp(self._bus)
+        fresh = bool(init.flags & buffers.SNP_INIT_RMP)
+        if not fresh and not self._rmp_initialised:
             raise PspError(Status.RMP_INIT_REQUIRED)
-        if init.flags & buffers.SNP_INIT_RMP:
+        iommu_pages = checked_iommu_pages(self._bus, fresh=fresh)
+        if fresh:
             self._bus.rmp_initialise()
             self._rmp_initialised = True
+        self._bus.iommus_enforce()
+        for spa in iommu_pages:
+            self._bus.rmp_set(spa, RmpEntry(assigned=True, immutable=True))
+        self._iommu_pages = iommu_pages
         self._hide_ciphertext(init.max_snp_asid if hides else 0)
         self.state = SnpPlatformState.INIT
         self._memory.snp_initialised = True
@@ -143,7 +160,7 @@ class SnpFirmware:
         if shutdown.flags & ~(buffers.SNP_SHUTDOWN_IOMMU | buffers.SNP_SHUTDOWN_X86):
             raise PspError(Status.INVALID_PARAM)
         if shutdown.flags & buffers.SNP_SHUTDOWN_X86:
-            # FEATURE_INFO does not offer it. There is no IOMMU whose checks would have to stop.
+            # FEATURE_INFO does not offer it.
             raise PspError(Status.UNSUPPORTED)
         if self._flush.dirty:
             raise PspError(Status.DFFLUSH_REQUIRED)
@@ -151,6 +168,11 @@ class SnpFirmware:
             self._drop_asid(guest)
             self._bus.rmp_set(spa, RmpEntry(assigned=True))
         self.guests.clear()
+        if shutdown.flags & buffers.SNP_SHUTDOWN_IOMMU:
+            self._bus.iommus_release()
+            for spa in self._iommu_pages:
+                self._bus.rmp_set(spa, RmpEntry(assigned=True))
+            self._iommu_pages = ()
         self._hide_ciphertext(0)
         self.state = SnpPlatformState.UNINIT
         self._memory.snp_initialised = False
@@ -158,13 +180,14 @@ class SnpFirmware:
     def _platform_status(self, where: buffers.SnpAddress) -> None:
         self._memory.check_writable(where.address, buffers.SnpPlatformStatus.SIZE)
         major, minor, build = self._api
+        flags = self._rmp_initialised | (self.alias_check is AliasCheck.COMPLETE) << 1
         policy_flags = buffers.SNP_STATUS_FEATURE_INFO
         if self._bus.can_hide_ciphertext:
             policy_flags |= buffers.SNP_STATUS_CAN_HIDE_CIPHERTEXT
         if self._ranges.max_snp_asid:
             policy_flags |= buffers.SNP_STATUS_HIDES_CIPHERTEXT
         status = buffers.SnpPlatformStatus(
-            api_major=major, api_minor=minor, state=self.state, flags=int(self._rmp_initialised),
+            api_major=major, api_minor=minor, state=self.state, flags=flags,
             build=build, policy_flags=policy_flags, guest_count=len(self.guests),
         )  # fmt: skip
         self._memory.write(where.address, status.pack())
