@@ -227,7 +227,7 @@ class ReverseMapTable:
         if target <= core.vmpl:
             return RmpCode.FAIL_PERMISSION
         page = spa // PAGE_BYTES
-        for first, stop, old in list(self._table.decoded_pieces(page, page + length // PAGE_BYTES)):
+        for first, stop, old in self._table.decoded_pieces(page, page + length // PAGE_BYTES):
             self._check_own(old, first, gpa + (first - page) * PAGE_BYTES, core.asid, large)
             if large and not old.large:
                 return RmpCode.FAIL_SIZEMISMATCH

@@ -116,8 +116,11 @@ class RmpTable:
             yield first, stop, DEFAULT_ENTRY if run is None else run.entry
 
     def decoded_pieces(self, start: int, end: int) -> Iterator[tuple[int, int, RmpEntry]]:
-        """[start, end) as (from, to, entry at from), entry by entry where bytes say it."""
-        for first, stop, entry in self.pieces(start, end):
+        """[start, end) as (from, to, entry at from), entry by entry where bytes say it.
+
+        What was handed out may be replaced before the next is asked for.
+        """
+        for first, stop, entry in list(self.pieces(start, end)):
             if entry is not None:
                 yield first, stop, entry
                 continue
