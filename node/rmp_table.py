@@ -77,17 +77,27 @@ LARGE = ASSIGNED | PAGE_SIZE
 class RmpTable:
     """Entries by page number. ``count_skips_first`` is a switch of ``RmpSwitches``.
 
+    The table lies in DRAM through ``cipher``, its entries through ``form`` if there is one, which then
+    holds the cipher too.
+
     The per-ASID counters of the bookkeeping are held the same way. A counter never
     goes below zero, whatever was done to the entries behind its back.
     """
 
     def __init__(
-        self, dram: Dram, layout: RmpLayout, *, count_skips_first: bool, cipher: WordCipher | None = None
+        self,
+        dram: Dram,
+        layout: RmpLayout,
+        *,
+        count_skips_first: bool,
+        cipher: WordCipher | None = None,
+        form: WordCipher | None = None,
     ) -> None:
         self.layout = layout
         self.runs: ExtentMap[Run] = ExtentMap()
         self._dram = dram
-        self._memory = RmpMemory(dram, cipher)
+        self._memory = RmpMemory(dram, form or cipher)
+        self._books = RmpMemory(dram, cipher)
         self._first_counted = 1 if count_skips_first else 0
         self._counters: dict[int, int] = {}
         self._counters_in_dram = False
@@ -177,7 +187,7 @@ class RmpTable:
         """An ASID's counter of 4 KiB pages."""
         if not self._counters_in_dram:
             return self._counters.get(asid, 0)
-        return self._memory.word(self.layout.base + asid * 8)
+        return self._books.word(self.layout.base + asid * 8)
 
     def count(self, asid: int, pages: int) -> None:
         """Add to an ASID's counter; ASID 0 has none."""
@@ -185,7 +195,7 @@ class RmpTable:
             return
         now = max(0, self.pages_of_asid(asid) + pages)
         if self._counters_in_dram:
-            self._memory.set_word(self.layout.base + asid * 8, now)
+            self._books.set_word(self.layout.base + asid * 8, now)
         elif now:
             self._counters[asid] = now
         else:
@@ -305,7 +315,7 @@ class RmpTable:
             for asid, pages in self._counters.items():
                 counters[asid] = pages
             self._counters.clear()
-            self._memory.make(self.layout.base, counters)
+            self._books.make(self.layout.base, counters)
 
     def _write_out(self, start: int, end: int) -> None:
         """Make bytes of whole blocks that are held as runs."""
