@@ -12,7 +12,10 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 
 from node import operations as op
+from node.actor import HYPERVISOR, Actor, Observer, Role
+from node.alias_scan import aliases_found
 from node.cached_controller import CachedController
+from node.cipher_modes import CIPHER_DESIGNS
 from node.core_msrs import SNP_EN
 from node.counter_random import CounterRandom
 from node.data_fabric import DataFabric
@@ -21,6 +24,7 @@ from node.disk import Disk
 from node.dram import Dram, MachineCheck
 from node.fault_answers import undefined
 from node.generation import CAPABILITIES, Generation
+from node.guest_access import CachedGuestAccess, GuestAccess
 from node.guest_instructions import GuestInstructions
 from node.host_instructions import HostInstructions
 from node.host_system_bus import HostSystemBus
@@ -30,14 +34,19 @@ from node.msrs_at_reset import msrs_at_reset
 from node.nested_page_table import NestedPageTable, TableHost
 from node.nested_walk import NestedWalker
 from node.page_table_entry import LONG, EntryFormat
-from node.platform import AS_USUAL, HostMode, Platform
+from node.physical_port import PhysicalPort
+from node.platform import AS_USUAL, HostMode, Platform, Protection
 from node.product import Product
 from node.rmp import ReverseMapTable
 from node.rmp_hidden_form import HiddenForm
 from node.rmp_layout import RmpLayout, at_end_of_memory
+from node.tlb import Tlb
+from node.tlb_duties import TlbDuties
+from node.vcpu_controls import VcpuControls
+from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
 from node.vmsa import VMSA_BYTES, VMSA_FIELDS
-from node.xex_cipher import KEY_BYTES, TweakTable
+from psp.alias_check import AliasCheck
 from psp.firmware import SecurityProcessor
 
 _VMPLS = 4
@@ -61,8 +70,16 @@ class Board:
         self.product = product
         self.platform = platform
         self.dram = Dram(memory_bytes)
+        if platform.ghost_line:
+            PhysicalPort(self.dram).ground(platform.ghost_line)
+        alias_check = _alias_check(self.dram) if platform.alias_check else AliasCheck.NOT_DONE
         self.data_fabric = DataFabric(self.dram, locked=platform.fabric_locked)
-        tweaks = TweakTable.from_random(random.octets(name, "memory tweaks", 0, TweakTable.RANDOM_BYTES))
+        design = CIPHER_DESIGNS[platform.cipher_of(product)]
+        ciphers = design.for_boot(
+            lambda length: random.octets(name, "memory tweaks", 0, length),
+            platform.xts_sector,
+            tweaked=Protection.TWEAK not in platform.disabled,
+        )
         layout: RmpLayout | None = None
         if Generation.SEV_SNP in product.generations:
             # Firmware reserves the table's place and sets the MSRs before the hypervisor starts.
@@ -70,8 +87,8 @@ class Board:
         self.caches: CachedController | None = None
         """The controller, where the platform has caches."""
         if platform.caches:
-            self.caches = CachedController(self.dram, tweaks, product, layout)
-        self.controller = self.caches or MemoryController(self.dram, tweaks)
+            self.caches = CachedController(self.dram, ciphers, product, layout)
+        self.controller = self.caches or MemoryController(self.dram, ciphers)
         """Memory as cores load and store it."""
         self.fabric = self.caches.fabric(product.caches.devices) if self.caches else self.controller
         """Memory as devices reach it."""
@@ -79,7 +96,8 @@ class Board:
         """Memory as page walks reach it: they find lines and leave none."""
         transparent = platform.mode is HostMode.TSME
         if platform.mode is not HostMode.NONE:
-            self.controller.install_host_key(random.octets(name, "host key", 0, KEY_BYTES), transparent=transparent)
+            key = random.octets(name, "host key", 0, design.key_bytes)
+            self.controller.install_host_key(key, transparent=transparent)
         self._entry_order = b""
         if product.rmp.segmented and product.rmp.hidden_form:
             self._entry_order = random.octets(name, "RMP entry form", 0, HiddenForm.RANDOM_BYTES)
@@ -108,15 +126,27 @@ class Board:
             api=platform.firmware_api or product.firmware_api,
         )
         self.psp.snp.wants_fabric_locked = platform.fabric_lock_checked
+        self.psp.snp.alias_check = alias_check
         self.exit_handler: ExitHandler | None = None
         """The hypervisor's answer to a page state change; runs while the vCPU is stopped."""
+        self.observer: Observer | None = None
+        """A tap outside of the machine: sees each batch and what its actor was answered."""
         self.nested: dict[str, NestedPageTable] = {}
         self.tables = self._table_host()
         self.vmcbs: dict[str, dict[int, Vmcb]] = {}
         self._running: dict[tuple[str, int], int] = {}
         """Save areas that vCPUs under the RMP run with."""
         self.disks: dict[str, Disk] = {}
-        self._guest = GuestInstructions(self)
+        self.controls = VcpuControls(self)
+        self.tlb = None if platform.tlb_entries is None else Tlb(platform.tlb_entries)
+        """What cores remember of walks; None where every access walks anew."""
+        self.tlb_duties = None if self.tlb is None else TlbDuties(self, self.tlb)
+        if self.rmp is not None and self.tlb is not None:
+            self.rmp.changed = self.tlb.drop
+        anew = GuestAccess(self)
+        way = anew if self.tlb is None else CachedGuestAccess(self, anew, self.tlb)
+        self.virtual_memory = VirtualMemory(self, way)
+        self._guest = GuestInstructions(self, way, self.virtual_memory)
         self._host = HostInstructions(self)
 
     def vmcb(self, vm: str, vcpu: int) -> Vmcb:
@@ -126,12 +156,18 @@ class Board:
     def execute_guest(self, vmcb: Vmcb, batch: tuple[op.GuestOperation, ...]) -> tuple[op.Answer, ...]:
         """Execute a guest's batch as the vCPU of ``vmcb``."""
         table = self._guest.table
-        return tuple([table[type(one)](vmcb, one) if type(one) in table else undefined() for one in batch])
+        answers = tuple([table[type(one)](vmcb, one) if type(one) in table else undefined() for one in batch])
+        if self.observer is not None:
+            self.observer(Actor(Role.GUEST, vmcb.vm), batch, answers)
+        return answers
 
     def execute_host(self, batch: tuple[op.HypervisorOperation, ...]) -> tuple[op.Answer, ...]:
         """Execute a hypervisor's batch on a core in host mode."""
         table = self._host.table
-        return tuple([table[type(one)](one) if type(one) in table else undefined() for one in batch])
+        answers = tuple([table[type(one)](one) if type(one) in table else undefined() for one in batch])
+        if self.observer is not None:
+            self.observer(HYPERVISOR, batch, answers)
+        return answers
 
     def disk(self, vm: str) -> Disk:
         """A VM's disk; made when it is first asked for."""
@@ -159,6 +195,8 @@ class Board:
         except (MachineCheck, ValueError):
             # Not in memory, or where nested tables are kept already: SNP_INIT will refuse the place.
             return
+        if self.tlb is not None:
+            self.rmp.changed = self.tlb.drop
         if self.caches is not None:
             self.caches.place_rmp(layout)
         self.tables = self._table_host()
@@ -181,7 +219,10 @@ class Board:
     def nested_table_at(self, vm: str, nested_cr3: int) -> NestedPageTable:
         """The tables at a root: a VM's own, or what the hypervisor wrote there itself."""
         own = self.nested_table(vm)
-        return own if nested_cr3 in (-1, own.root) else NestedPageTable.at(self.tables, nested_cr3)
+        if nested_cr3 in (-1, own.nested_cr3):
+            return own
+        c_bit = 1 << self.product.c_bit
+        return NestedPageTable.at(self.tables, nested_cr3 & ~c_bit, encrypted=bool(nested_cr3 & c_bit))
 
     def _table_host(self) -> TableHost:
         product = self.product
@@ -196,16 +237,33 @@ class Board:
     def enter(self, vm: str, vcpu: int) -> None:
         """A vCPU begins to run: its save area is in use until ``leave``, and it has the VMPL that stands there."""
         vmcb = self.vmcbs[vm][vcpu]
+        self.controls.forget(vm, vcpu)
         if vmcb.rmp_checked and self.rmp is not None:
             self._running[vm, vcpu] = vmcb.save_area_spa
             self.rmp.checks.enter(vmcb.save_area_spa)
             self.take_vmpl(vmcb)
+        if self.tlb_duties is not None:
+            self.tlb_duties.enter(self.vmcbs[vm][vcpu])
 
     def leave(self, vm: str, vcpu: int) -> None:
         """A vCPU is off its core; one that did not run is left alone."""
+        self.controls.forget(vm, vcpu)
         spa = self._running.pop((vm, vcpu), None)
         if spa is not None and self.rmp is not None:
             self.rmp.checks.leave(spa)
+
+    def switch_to(self, vmcb: Vmcb, core: int) -> bool:
+        """What VMRUN does once its checks are passed; False if the save area holds no VMPL."""
+        self.controls.forget(vmcb.vm, vmcb.vcpu)
+        if not self.take_vmpl(vmcb):
+            return False
+        vcpus = self.vmcbs[vmcb.vm]
+        vmcb = vcpus[vmcb.vcpu]
+        if vmcb.core != core:
+            vmcb = vcpus[vmcb.vcpu] = replace(vmcb, core=core)
+        if self.tlb_duties is not None:
+            self.tlb_duties.enter(vmcb)
+        return True
 
     def take_vmpl(self, vmcb: Vmcb) -> bool:
         """Give a control block the VMPL of its save area; False if there is none such."""
@@ -228,8 +286,16 @@ class Board:
         """Write the save area as an exit does."""
         self.controller.write(vmcb.save_area_spa, page, self.save_area_key(vmcb))
 
+    def store_save_area_field(self, vmcb: Vmcb, offset: int, data: bytes) -> None:
+        """Write a part of it, as the core does while the vCPU runs."""
+        self.controller.write(vmcb.save_area_spa + offset, data, self.save_area_key(vmcb))
+
     def save_area_key(self, vmcb: Vmcb) -> int:
         """Through which key registers go: the guest's from SEV-ES on; a plain VM's are the host's, as it maps them."""
         if CAPABILITIES[vmcb.generation].encrypted_registers:
             return vmcb.asid
         return HOST_KEY if vmcb.generation is Generation.SME else 0
+
+
+def _alias_check(dram: Dram) -> AliasCheck:
+    return AliasCheck.FOUND if aliases_found(dram) else AliasCheck.COMPLETE

@@ -12,10 +12,10 @@ from contextlib import suppress
 from node.cache_switches import Snoop
 from node.data_cache import LINES, DataCache
 from node.dram import Dram
+from node.memory_cipher import BLOCK_BYTES, Ciphers
 from node.memory_controller import MemoryController, NoKey
 from node.product import Product
 from node.rmp_layout import RmpLayout
-from node.xex_cipher import BLOCK_BYTES, TweakTable
 
 
 class CachedController(MemoryController):
@@ -24,12 +24,12 @@ class CachedController(MemoryController):
     def __init__(
         self,
         dram: Dram,
-        tweaks: TweakTable,
+        ciphers: Ciphers,
         product: Product,
         rmp: RmpLayout | None = None,
         lines: int = LINES,
     ) -> None:
-        super().__init__(dram, tweaks)
+        super().__init__(dram, ciphers)
         self.switches = product.caches
         self.coherent = product.coherent_across_keys
         self.rmp_ranges: tuple[tuple[int, int], ...] = ()

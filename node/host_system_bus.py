@@ -42,6 +42,7 @@ class HostSystemBus:
         self.dram_bytes = dram_bytes
         self.rmp = rmp
         """Where SNP_EN found it; the board puts another here if the registers said otherwise."""
+        self.memory_key_bytes = controller.key_bytes
         self.wbinvds = 0
         """WBINVDs that all cores have completed."""
         keyed = product.rmp.under_host_key and msrs.all_have(MEM_ENCRYPTION_MODE_EN)

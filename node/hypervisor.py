@@ -231,14 +231,15 @@ class Hypervisor:
                 gpa += length
         self._small(record)
         record.tables = self.frames.allocate_last((table_pages(record.ram) + SPARE_TABLES) * PAGE_BYTES, PAGE_BYTES)
-        batch: list[op.HypervisorOperation] = [op.NestedFrames(spec.name, *pages) for pages in record.tables]
-        batch += [op.NestedMap(spec.name, *backing, encrypted=record.c_bit) for backing in record.ram]
-        yield from self._checked(batch)
+        frames = [op.NestedFrames(spec.name, *pages, encrypted=record.c_bit) for pages in record.tables]
+        answers = yield tuple(frames)
+        if record.c_bit and any(answer is not None for answer in answers):
+            raise LaunchRefused("generation: SME needs a host whose own memory encryption is on")
+        batch = [op.NestedMap(spec.name, *backing, encrypted=record.c_bit) for backing in record.ram]
+        yield from self._checked(list(batch))
         if record.c_bit:
             # Zeros without the C-bit would read as garbage with it.
-            answers = yield tuple(op.HostClear(spa, length, encrypted=True) for _, spa, length in record.ram)
-            if any(answer is not None for answer in answers):
-                raise LaunchRefused("generation: SME needs a host whose own memory encryption is on")
+            yield from self._checked([op.HostClear(spa, length, encrypted=True) for _, spa, length in record.ram])
 
     def _take_asid(self, record: LaunchedVm) -> Task:
         if self.asids.needs_flush(record.generation):

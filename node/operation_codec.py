@@ -41,6 +41,11 @@ KINDS: Mapping[int, type] = {
     7: op.RmpAdjust,
     8: op.RmpQuery,
     9: op.Clflush,
+    10: op.VirtualRead,
+    11: op.VirtualWrite,
+    12: op.Fetch,
+    13: op.WriteControl,
+    14: op.InvalidatePage,
     # Operations of hypervisors.
     16: op.HostRead,
     17: op.HostReadWritten,

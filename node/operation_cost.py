@@ -57,6 +57,11 @@ class GuestOperationCost:
                 size, private = max(0, one.length), one.private
             elif type(one) is op.Write:
                 size, private = len(one.data), one.private
+            elif type(one) is op.VirtualWrite:
+                # As if private: whether a page is, its guest's tables say, and prices are known before.
+                size, private = len(one.data), True
+            elif type(one) is op.VirtualRead or type(one) is op.Fetch:
+                size, private = max(0, one.length), True
             else:
                 # What a guest may not execute raises #UD, which costs nothing that the table knows.
                 priced = self._table.get(type(one))

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from node.memory_cipher import CipherMode, XtsSector
+from node.product import Product
+
 
 class HostMode(StrEnum):
     """How a host encrypts memory that belongs to no guest's key (APM volume 2, 7.10)."""
@@ -27,6 +30,8 @@ class Protection(StrEnum):
     """Its being asked for by accesses, RMPADJUST, RMPQUERY and VMRUN; PVALIDATE sets it and tells of it as ever."""
     IOMMU_CHECK = "iommu check"
     TWEAK = "tweak"
+    TLB_ID = "tlb id"
+    """VMRUN's match of PCPU_ID and TLB_ID in an SNP guest's save area with the thread's last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,18 @@ class Platform:
     Where it is missing, records may land outside of a short log, past the RMP. With it, records are checked, and
     SNP_INIT demands logs of full length. Other families are taken to be safe.
     """
+    memory_cipher: CipherMode | None = None
+    """How memory is encrypted, of what the product offers; None for its default.
+
+    The early steppings of Zen 1 are Naples with AES_128_XE.
+    """
+    xts_sector: XtsSector = XtsSector.LINE
+    tlb_entries: int | None = None
+    """Translations that each hardware thread remembers; None where every access walks anew, as after a flush."""
+    ghost_line: int = 0
+    """An address bit that a module's SPD claims and its chips do not have, from boot on (BadRAM); 0 for none."""
+    alias_check: bool = False
+    """Boot firmware that looks for DRAM aliases (AMD-SB-3015) and does not let SNP start where it finds one."""
     caches: bool = False
     """Whether cores have data caches that hold something. Without, every line is as good as written back at once."""
     invd_writes_back: bool = False
@@ -63,6 +80,14 @@ class Platform:
     Without it, dirty lines of the table outlive SNP_INIT, which is one instant here: a
     store before it stands for one that races with it.
     """
+
+    def cipher_of(self, product: Product) -> CipherMode:
+        """How memory of this product is encrypted. Raises ValueError for a cipher that it does not offer."""
+        chosen = self.memory_cipher or product.ciphers[0]
+        if chosen not in product.ciphers:
+            offered = ", ".join(product.ciphers)
+            raise ValueError(f"memory_cipher: expected one of {offered} on {product.name}, got {chosen}")
+        return chosen
 
 
 AS_USUAL = Platform()

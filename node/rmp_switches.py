@@ -40,8 +40,8 @@ class RmpSwitches:
     ``hidden_form``: the entries of a segmented table lie in DRAM in a form that nobody has published, and that
     only the RMP's own instructions show (``node.rmp_hidden_form``); with False in that of Zen 3 and 4.
 
-    ``under_host_key``: on an SME host the table's bytes lie in DRAM through the host's key. With False they
-    lie there in the clear, as the table's accesses have no C-bit that a manual tells of. TSME covers them anyway.
+    ``under_host_key``: the table's bytes lie in DRAM under the host's own key wherever the host has
+    one; with False only where everything does (TSME). No public text says which.
     """
 
     immutable_keeps_validated: bool = True

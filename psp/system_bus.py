@@ -100,6 +100,10 @@ class SystemBus(Protocol):
         """Size of the host's memory; an address at or above it is not there."""
 
     @property
+    def memory_key_bytes(self) -> int:
+        """Bytes of a guest's memory key: 16 for AES-128, 64 for AES-256 in XTS."""
+
+    @property
     def can_hide_ciphertext(self) -> bool:
         """Whether the memory controllers can keep ciphertext of SNP guests from the cores."""
 

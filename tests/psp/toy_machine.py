@@ -39,6 +39,7 @@ class ToyBus:
     max_asid: int = 8
     min_sev_asid: int = 5
     dram_bytes: int = MEMORY_BYTES
+    memory_key_bytes: int = 16
     pages: dict[int, bytes] = field(default_factory=dict)
     rmp: dict[int, RmpEntry] = field(default_factory=dict)
     keys: dict[int, bytes] = field(default_factory=dict)
