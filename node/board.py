@@ -83,7 +83,7 @@ class Board:
         layout: RmpLayout | None = None
         if Generation.SEV_SNP in product.generations:
             # Firmware reserves the table's place and sets the MSRs before the hypervisor starts.
-            layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented)
+            layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented, mmio=product.rmp.mmio)
         self.caches: CachedController | None = None
         """The controller, where the platform has caches."""
         if platform.caches:
