@@ -10,6 +10,7 @@ from node.cache_instructions import CacheInstructions
 from node.fault_answers import FAULTS, answer_to, undefined
 from node.generation import Generation
 from node.memory_controller import HOST_KEY
+from node.platform_instructions import platform_instructions
 from node.rmp_checks import VmsaInUse
 from node.tlb import TlbControl
 from node.vmcb import Vmcb
@@ -52,6 +53,7 @@ class HostInstructions:
             op.HostClflush: caches.clflush,
             op.Invd: caches.invd,
             op.VmPageFlush: caches.vm_page_flush,
+            **platform_instructions(board),
         }
 
     def _host_read(self, one: op.HostRead) -> op.Answer:
@@ -86,17 +88,17 @@ class HostInstructions:
         return None
 
     def _rmpupdate(self, one: op.RmpUpdate) -> op.Answer:
-        if self._board.rmp is None:
+        if self._board.rmp is None or not self._board.snp_enabled:
             return undefined()
         return int(self._board.rmp.rmpupdate(one.spa, one.length, one.entry))
 
     def _psmash(self, one: op.PSmash) -> op.Answer:
-        if self._board.rmp is None:
+        if self._board.rmp is None or not self._board.snp_enabled:
             return undefined()
         return int(self._board.rmp.psmash(one.spa))
 
     def _rmpread(self, one: op.RmpRead) -> op.Answer:
-        if self._board.rmp is None or not self._board.product.rmp.rmpread:
+        if self._board.rmp is None or not self._board.snp_enabled or not self._board.product.rmp.rmpread:
             return undefined()
         code, state = self._board.rmp.rmpread(one.spa)
         return op.RmpReadResult(int(code), state)

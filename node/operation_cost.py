@@ -121,6 +121,8 @@ class HostOperationCost:
             op.PSmash: lambda _: costs["rmp.psmash_ns"],
             op.RmpRead: lambda _: costs["rmp.read_ns"],
             op.Wbinvd: lambda _: costs["host.wbinvd_ns"],
+            op.DeviceRead: lambda one: max(0, one.length) * byte_ns,
+            op.DeviceWrite: lambda one: len(one.data) * byte_ns,
             op.HostClflush: lambda one: _lines(one.length) * costs["cache.clflush_ns"],
             op.Invd: lambda _: costs["host.invd_ns"],
             op.VmPageFlush: lambda _: _lines(PAGE_BYTES) * costs["cache.clflush_ns"],

@@ -351,10 +351,77 @@ class VmPageFlush:
     asid: int
 
 
+@dataclass(frozen=True, slots=True)
+class ReadMsr:
+    """RDMSR on one core. Answer: int, or a Fault (#GP)."""
+
+    core: int
+    msr: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteMsr:
+    """WRMSR on one core, or with None on every core. Answer: None, or a Fault (#GP) with no core changed."""
+
+    core: int | None
+    msr: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class MmioRead:
+    """Load 8 bytes from a device's registers. Answer: int, or a Fault where no device answers."""
+
+    address: int
+
+
+@dataclass(frozen=True, slots=True)
+class MmioWrite:
+    """Store 8 bytes to a device's registers. Answer: None, or a Fault where no device answers."""
+
+    address: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class FabricRoute:
+    """Set the data fabric's MMIO routes so that pages reach nothing, or memory again. Answer: None, or a Fault.
+
+    A locked fabric ignores it.
+    """
+
+    spa: int
+    length: int
+    to_memory: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRead:
+    """Have the device in a slot load from memory. Answer: bytes, or a Fault if its request was refused.
+
+    The device acts under its slot's requester id, which nobody can choose. ``iova`` is what it
+    puts on the bus; what that means is the IOMMU's to say.
+    """
+
+    slot: int
+    iova: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceWrite:
+    """Have the device in a slot store to memory. Answer: None, also if the store was refused: nobody tells a device."""
+
+    slot: int
+    iova: int
+    data: bytes
+
+
 HypervisorOperation = (
     HostRead | HostReadWritten | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | RmpRead | NestedFrames
     | NestedMap | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
     | HostClflush | Invd | VmPageFlush
+    | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | DeviceRead | DeviceWrite
 )  # fmt: skip
 GuestOperation = (
     Read | Write | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust | RmpQuery
@@ -407,6 +474,8 @@ class FaultKind(IntEnum):
     """#GP: this privilege level may not execute the instruction."""
     MACHINE_CHECK = 18
     """#MC: no memory answers at the address."""
+    DMA_ABORTED = 0x1000
+    """A device's read ended with an error on the bus. No core reports it; the number is the laboratory's."""
 
 
 @dataclass(frozen=True, slots=True)
