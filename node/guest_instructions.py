@@ -5,7 +5,7 @@ The identity is that of the control block; an operation that has no row in the t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from node import operations as op
@@ -17,7 +17,6 @@ from node.rmp import GuestCore
 from node.rmp_checks import PERMIT_WRITE
 from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
-from psp.system_bus import LARGE_PAGE_BYTES
 
 if TYPE_CHECKING:
     from node.board import Board
@@ -86,7 +85,7 @@ class GuestInstructions:
         gpa = one.gpa
         core = GuestCore(vmcb.asid, vmcb.vmpl)
         try:
-            for spa, length in self._places(vmcb, one):
+            for spa, length, _, _ in vmcb.nested.translate(one.gpa, one.length):
                 code, same = self._board.rmp.pvalidate(spa, gpa, core, length, one.large, one.validate)
                 unchanged = unchanged or same
                 if code:
@@ -102,7 +101,7 @@ class GuestInstructions:
         gpa, code = one.gpa, 0
         core = GuestCore(vmcb.asid, vmcb.vmpl)
         try:
-            for spa, length in self._places(vmcb, one):
+            for spa, length, _, _ in vmcb.nested.translate(one.gpa, one.length):
                 code = self._board.rmp.rmpadjust(
                     spa, gpa, core, length, one.large, one.target, one.permissions, one.vmsa
                 )
@@ -112,25 +111,6 @@ class GuestInstructions:
         except FAULTS as fault:
             return answer_to(fault, gpa)
         return int(code)
-
-    def _places(self, vmcb: Vmcb, one: op.PValidate | op.RmpAdjust) -> Iterator[tuple[int, int]]:
-        """Where the range of an instruction lies, as (SPA, length). Raises RmpFault where the nested page is too small.
-
-        The nested walk is checked like any access, so 2 MiB that are mapped in 4 KiB meet a 2 MiB entry with SIZEM.
-        """
-        rmp, gpa = self._board.rmp, one.gpa
-        assert rmp is not None
-        in_units = one.large and not (one.gpa | one.length) % LARGE_PAGE_BYTES
-        for spa, length, mapped_large, _ in vmcb.nested.translate(one.gpa, one.length):
-            if mapped_large or not in_units:
-                yield spa, length
-                gpa += length
-                continue
-            for at in range(spa, spa + length, LARGE_PAGE_BYTES):
-                rmp.check_mapped_small(at, gpa, vmcb.asid)
-                size = min(LARGE_PAGE_BYTES, spa + length - at)
-                yield at, size
-                gpa += size
 
     def _rmpquery(self, vmcb: Vmcb, one: op.RmpQuery) -> op.Answer:
         if not vmcb.rmp_checked or self._board.rmp is None:

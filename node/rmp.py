@@ -454,13 +454,6 @@ class ReverseMapTable:
         if not entry.validated and self.checks.asks_validated:
             raise NotValidated(gpa)
 
-    def check_mapped_small(self, spa: int, gpa: int, asid: int) -> None:
-        """A nested walk found 4 KiB for an instruction. Raises RmpFault where the guest's own entry is 2 MiB."""
-        entry = self._table.entry(spa // PAGE_BYTES)
-        own = entry.assigned and entry.asid == asid and entry.gpa == gpa and not entry.immutable
-        if own and entry.large:
-            raise RmpFault(spa, _NPF | ERROR_SIZEM)
-
     def _count(self, old: RmpEntry, new: RmpEntry, pages: int) -> None:
         before, after = old.asid if old.assigned else 0, new.asid if new.assigned else 0
         if before != after:

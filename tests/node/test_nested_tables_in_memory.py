@@ -441,22 +441,3 @@ def test_a_device_behind_the_iommu_rewrites_an_entry_of_the_page_it_was_given() 
     attached(board, [(IOVA, at // PAGE * PAGE)])
     store(board, IOVA + at % PAGE, (28 * MIB | LEAF).to_bytes(8, "little"))
     assert execute(op.Read(0, 9)) == b"elsewhere"
-
-
-def test_accepting_2_mib_that_are_mapped_in_4_kib_is_a_size_mismatch_for_the_owner() -> None:
-    board = snp_board()
-    vmcb = board.vmcb("one", 0)
-    entry = RmpEntry(assigned=True, large=True, gpa=0, asid=1)
-    small = op.NestedMap("one", 0, GUEST_SPA, 2 * LARGE, large=False)
-    assert host(board, op.RmpUpdate(GUEST_SPA, 2 * LARGE, entry), small) == (0, None)
-    accept = op.PValidate(0, 2 * LARGE, large=True)
-    sizem = op.Fault(FaultKind.RMP_FAULT, 0, 1 << 35 | 1 << 34 | FINAL | 1 << 31 | USER | P)
-    assert board.execute_guest(vmcb, (accept,)) == (sizem,)
-    assert board.execute_guest(board.vmcb("two", 0), (accept,))[0] != sizem  # it is not theirs
-    # The hypervisor maps the first in one page: it is accepted, and the second is still in the way.
-    assert host(board, op.NestedMap("one", 0, GUEST_SPA, LARGE)) == (None,)
-    (answer,) = board.execute_guest(vmcb, (accept,))
-    assert answer == op.Fault(FaultKind.RMP_FAULT, LARGE, sizem.error)
-    assert board.execute_guest(vmcb, (op.PValidate(0, LARGE, large=True),)) == (op.PValidateResult(0, unchanged=True),)
-    adjust = op.RmpAdjust(LARGE, LARGE, large=True, target=1, permissions=1)
-    assert board.execute_guest(vmcb, (adjust,)) == (op.Fault(FaultKind.RMP_FAULT, LARGE, sizem.error),)
