@@ -98,6 +98,8 @@ class Board:
         if platform.mode is not HostMode.NONE:
             key = random.octets(name, "host key", 0, design.key_bytes)
             self.controller.install_host_key(key, transparent=transparent)
+        self.tlb = None if platform.tlb_entries is None else Tlb(platform.tlb_entries)
+        """What cores remember of walks; None where every access walks anew."""
         self._entry_order = b""
         if product.rmp.segmented and product.rmp.hidden_form:
             self._entry_order = random.octets(name, "RMP entry form", 0, HiddenForm.RANDOM_BYTES)
@@ -138,11 +140,7 @@ class Board:
         """Save areas that vCPUs under the RMP run with."""
         self.disks: dict[str, Disk] = {}
         self.controls = VcpuControls(self)
-        self.tlb = None if platform.tlb_entries is None else Tlb(platform.tlb_entries)
-        """What cores remember of walks; None where every access walks anew."""
         self.tlb_duties = None if self.tlb is None else TlbDuties(self, self.tlb)
-        if self.rmp is not None and self.tlb is not None:
-            self.rmp.changed = self.tlb.drop
         anew = GuestAccess(self)
         way = anew if self.tlb is None else CachedGuestAccess(self, anew, self.tlb)
         self.virtual_memory = VirtualMemory(self, way)
@@ -195,8 +193,6 @@ class Board:
         except (MachineCheck, ValueError):
             # Not in memory, or where nested tables are kept already: SNP_INIT will refuse the place.
             return
-        if self.tlb is not None:
-            self.rmp.changed = self.tlb.drop
         if self.caches is not None:
             self.caches.place_rmp(layout)
         if self.tlb is not None:
@@ -207,9 +203,11 @@ class Board:
         under_key = self.platform.mode is HostMode.TSME or self.product.rmp.under_host_key
         cipher = self.controller.host_cipher if under_key else None
         form = HiddenForm(self._entry_order, cipher) if self._entry_order else None
-        return ReverseMapTable(
+        rmp = ReverseMapTable(
             self.dram, layout, self.product.rmp, cipher=cipher, form=form, disabled=self.platform.disabled
         )
+        rmp.changed = None if self.tlb is None else self.tlb.drop
+        return rmp
 
     def nested_table(self, vm: str) -> NestedPageTable:
         """A VM's nested page table; empty when it is first asked for."""
