@@ -17,11 +17,11 @@ from node.counter_random import CounterRandom
 from node.disk import Disk
 from node.dram import Dram
 from node.fault_answers import undefined
-from node.generation import Generation
+from node.generation import CAPABILITIES, Generation
 from node.guest_instructions import GuestInstructions
 from node.host_instructions import HostInstructions
 from node.host_system_bus import HostSystemBus
-from node.memory_controller import MemoryController
+from node.memory_controller import HOST_KEY, MemoryController
 from node.nested_page_table import NestedPageTable, TableHost
 from node.nested_walk import NestedWalker
 from node.page_table_entry import LONG, EntryFormat
@@ -56,26 +56,27 @@ class Board:
         self.platform = platform
         self.dram = Dram(memory_bytes)
         tweaks = TweakTable.from_random(random.octets(name, "memory tweaks", 0, TweakTable.RANDOM_BYTES))
-        ordinary_bytes = memory_bytes
-        self.rmp: ReverseMapTable | None = None
-        if Generation.SEV_SNP in product.generations:
-            # Firmware reserves the table's place and sets the MSRs before the hypervisor starts.
-            layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented)
-            self.rmp = ReverseMapTable(self.dram, layout, product.rmp)
-            ordinary_bytes = layout.base
-        self.caches: CachedController | None = None
+        self.caches = CachedController(self.dram, tweaks, product) if platform.caches else None
         """The controller, where the platform has caches."""
-        if platform.caches:
-            self.caches = CachedController(self.dram, tweaks, product, self.rmp)
         self.controller = self.caches or MemoryController(self.dram, tweaks)
         """Memory as cores load and store it."""
         self.fabric = self.caches.fabric(product.caches.devices) if self.caches else self.controller
         """Memory as devices reach it."""
         self.walks = self.caches.fabric(self.caches.core_snoop) if self.caches else self.controller
         """Memory as page walks reach it: they find lines and leave none."""
+        transparent = platform.mode is HostMode.TSME
         if platform.mode is not HostMode.NONE:
-            transparent = platform.mode is HostMode.TSME
             self.controller.install_host_key(random.octets(name, "host key", 0, KEY_BYTES), transparent=transparent)
+        ordinary_bytes = memory_bytes
+        self.rmp: ReverseMapTable | None = None
+        if Generation.SEV_SNP in product.generations:
+            # Firmware reserves the table's place and sets the MSRs before the hypervisor starts.
+            layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented)
+            cipher = self.controller.host_cipher if transparent or product.rmp.under_host_key else None
+            self.rmp = ReverseMapTable(self.dram, layout, product.rmp, cipher=cipher, disabled=platform.disabled)
+            ordinary_bytes = layout.base
+        if self.caches is not None and self.rmp is not None:
+            self.caches.take_rmp(self.rmp.layout.ranges())
         # Firmware clears memory before the cores start: under TSME that leaves ciphertext of zeros.
         self.controller.clear(0, ordinary_bytes, 0)
         self.bus = HostSystemBus(product, min_sev_asid, memory_bytes, self.controller, self.rmp, platform)
@@ -167,12 +168,14 @@ class Board:
 
     def load_save_area(self, vmcb: Vmcb) -> bytes:
         """The save area as VMRUN reads it."""
-        return self.controller.read(vmcb.save_area_spa, VMSA_BYTES, self._save_area_asid(vmcb))
+        return self.controller.read(vmcb.save_area_spa, VMSA_BYTES, self.save_area_key(vmcb))
 
     def store_save_area(self, vmcb: Vmcb, page: bytes) -> None:
         """Write the save area as an exit does."""
-        self.controller.write(vmcb.save_area_spa, page, self._save_area_asid(vmcb))
+        self.controller.write(vmcb.save_area_spa, page, self.save_area_key(vmcb))
 
-    def _save_area_asid(self, vmcb: Vmcb) -> int:
-        # Registers are encrypted from SEV-ES on; a SEV guest's stay in the clear.
-        return vmcb.asid if vmcb.generation in (Generation.SEV_ES, Generation.SEV_SNP, Generation.SEV_TIO) else 0
+    def save_area_key(self, vmcb: Vmcb) -> int:
+        """Through which key registers go: the guest's from SEV-ES on; a plain VM's are the host's, as it maps them."""
+        if CAPABILITIES[vmcb.generation].encrypted_registers:
+            return vmcb.asid
+        return HOST_KEY if vmcb.generation is Generation.SME else 0

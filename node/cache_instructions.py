@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from node import operations as op
 from node.dram import MachineCheck
 from node.fault_answers import answer_to
+from node.memory_controller import HOST_KEY, NoHostKey
 from psp.system_bus import PAGE_BYTES
 
 if TYPE_CHECKING:
@@ -23,8 +24,10 @@ class CacheInstructions:
         """CLFLUSH of a range: on a coherent part it reaches the lines of guests too."""
         if one.length < 0 or not 0 <= one.spa <= self._board.dram.size_bytes - one.length:
             return answer_to(MachineCheck(one.spa, one.length), one.spa)
+        if one.encrypted and not self._board.controller.has_key(HOST_KEY):
+            return answer_to(NoHostKey(one.spa), one.spa)
         if self._board.caches is not None:
-            self._board.caches.cache.flush(one.spa, one.length, 0)
+            self._board.caches.cache.flush(one.spa, one.length, HOST_KEY if one.encrypted else 0)
         return None
 
     def wbinvd(self, _: op.Wbinvd) -> op.Answer:

@@ -14,7 +14,6 @@ from node.data_cache import LINES, DataCache
 from node.dram import Dram
 from node.memory_controller import MemoryController, NoKey
 from node.product import Product
-from node.rmp import ReverseMapTable
 from node.xex_cipher import BLOCK_BYTES, TweakTable
 
 
@@ -26,21 +25,16 @@ class CachedController(MemoryController):
         dram: Dram,
         tweaks: TweakTable,
         product: Product,
-        rmp: ReverseMapTable | None = None,
         lines: int = LINES,
     ) -> None:
         super().__init__(dram, tweaks)
         self.switches = product.caches
         self.coherent = product.coherent_across_keys
-        self.rmp_ranges = () if rmp is None else tuple(rmp.layout.ranges())
-        self.cache = DataCache(
-            super().read,
-            self._drain,
-            coherent=self.coherent,
-            lines=lines,
-            # Instructions change the table in memory, not through these lines.
-            unkept=tuple(range(spa, spa + length) for spa, length in self.rmp_ranges),
-        )
+        self.cache = DataCache(super().read, self._drain, coherent=self.coherent, lines=lines)
+
+    def take_rmp(self, ranges: tuple[tuple[int, int], ...]) -> None:
+        """The RMP takes these parts of memory: instructions change it there, not through lines."""
+        self.cache.unkept = tuple(range(spa, spa + length) for spa, length in ranges)
 
     def read(self, spa: int, length: int, asid: int) -> bytes:
         """Load through the caches. Raises MachineCheck outside of memory, NoKey where a line has to be fetched without.
@@ -61,12 +55,12 @@ class CachedController(MemoryController):
         """Zero memory with stores that go past the caches, as the host's page clearing does."""
         self.fabric_clear(spa, length, asid, self.core_snoop)
 
-    def written_runs(self, spa: int, length: int) -> Iterator[tuple[int, int]]:
-        """As of memory, after what a reader without a key would find in lines is written back."""
+    def written_runs(self, spa: int, length: int, asid: int) -> Iterator[tuple[int, int]]:
+        """As of memory, after what a reader would find in lines is written back."""
         if self.coherent:
-            self.cache.give_up_others(spa, length, 0)
-        self.cache.write_back(spa, length, 0)
-        return super().written_runs(spa, length)
+            self.cache.give_up_others(spa, length, asid)
+        self.cache.write_back(spa, length, asid)
+        return super().written_runs(spa, length, asid)
 
     def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:
         """As the security processor does it: past the caches."""
@@ -74,8 +68,8 @@ class CachedController(MemoryController):
 
     def give_up_rmp(self) -> None:
         """Cores hold nothing of the RMP's own memory any more, and none of it is written back."""
-        for spa, length in self.rmp_ranges:
-            self.cache.give_up(spa, length, None)
+        for part in self.cache.unkept:
+            self.cache.give_up(part.start, len(part), None)
 
     # Past the caches.
 

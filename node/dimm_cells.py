@@ -110,7 +110,7 @@ class DimmCells:
         self._laid.put(spa // PAGE_BYTES, (spa + len(source)) // PAGE_BYTES, _Laid(source, 0, fill))
 
     def clear(self, spa: int, length: int, fill: Fill) -> None:
-        """Write zeros through ``fill`` into whole pages, which count as never written.
+        """Write zeros through ``fill`` into whole pages, which count as never written until somebody looks.
 
         Raises MachineCheck outside of memory.
         """
@@ -208,7 +208,8 @@ class DimmCells:
         if self._laid:
             self._make_real(spa, length)
         chunk = self._chunks.get(spa // CHUNK_BYTES)
-        if chunk is None:
+        # Looking at pages that nobody wrote would have the operating system map each of them.
+        if chunk is None or (length > PAGE_BYTES and not self._any_written(spa, length)):
             return None
         first = spa % CHUNK_BYTES // WORD_BYTES
         return chunk.words[first : first + length // WORD_BYTES]
@@ -301,6 +302,11 @@ class DimmCells:
         if chunk is None:
             chunk = self._chunks[number] = _Chunk()
         return chunk
+
+    def _any_written(self, spa: int, length: int) -> bool:
+        written = self._written
+        pages = _regions(spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES))
+        return any(written.get(region, 0) & bits for region, bits in pages)
 
     def _forget(self, first: int, last: int) -> bool:
         """Mark pages as never written; whether any of them was."""

@@ -1,8 +1,8 @@
 """A VM's disk: an NVMe controller whose DMA reaches the guest's shared memory.
 
 The hypervisor emulates the controller, so the device's addresses are the
-guest's and each access is the host's own: through the nested page table,
-without a key, and checked against the RMP like any store of the host. A guest
+guest's and each access is the host's own: through the nested page table, with
+its entries' C-bit, and checked against the RMP like any store of the host. A guest
 that points the disk at private memory gets the controller's error, or, without
 an RMP, ciphertext.
 """
@@ -13,7 +13,7 @@ from node import operations as op
 from node.ciphertext_hiding import MemoryReader
 from node.dram import MachineCheck
 from node.guest_memory_map import SHARED_GPA
-from node.memory_controller import MemoryController
+from node.memory_controller import MemoryController, NoHostKey
 from node.nested_page_table import WRITE, NestedPageFault, NestedPageTable
 from node.rmp import ReverseMapTable, RmpFault
 from tio.dma_port import DmaFault
@@ -41,15 +41,15 @@ class _GuestPort:
         self._nested = nested
 
     def read(self, address: int, length: int) -> bytes:
-        """Load without a key."""
+        """Load as the host maps the guest's memory."""
         try:
             segments = self._nested.translate(address, length)
             return b"".join([self._view.read(spa, part, key) for spa, part, _, key in segments])
-        except (NestedPageFault, MachineCheck, RmpFault, ValueError):
+        except (NestedPageFault, MachineCheck, NoHostKey, RmpFault, ValueError):
             raise DmaFault(address, length, write=False) from None
 
     def write(self, address: int, data: bytes) -> None:
-        """Store without a key, if the RMP lets the host write there."""
+        """Store as the host maps the guest's memory, if the RMP lets it write there."""
         try:
             segments = self._nested.translate(address, len(data), WRITE)
             if self._rmp is not None:
@@ -59,7 +59,7 @@ class _GuestPort:
             for spa, part, _, key in segments:
                 self._controller.write(spa, data[start : start + part], key)
                 start += part
-        except (NestedPageFault, MachineCheck, RmpFault, ValueError):
+        except (NestedPageFault, MachineCheck, NoHostKey, RmpFault, ValueError):
             raise DmaFault(address, len(data), write=True) from None
 
 

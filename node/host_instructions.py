@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from node import operations as op
 from node.cache_instructions import CacheInstructions
-from node.dram import MachineCheck
 from node.fault_answers import FAULTS, answer_to, undefined
 from node.generation import Generation
+from node.memory_controller import HOST_KEY
 from node.rmp_checks import VmsaInUse
 from node.vmcb import Vmcb
 
@@ -54,22 +54,23 @@ class HostInstructions:
 
     def _host_read(self, one: op.HostRead) -> op.Answer:
         try:
-            return self._board.bus.host_view.read(one.spa, one.length, 0)
-        except MachineCheck as fault:
+            return self._board.bus.host_view.read(one.spa, one.length, _key(one))
+        except FAULTS as fault:
             return answer_to(fault, one.spa)
 
     def _host_read_written(self, one: op.HostReadWritten) -> op.Answer:
         try:
-            runs = self._board.controller.written_runs(one.spa, one.length)
-            return op.Runs(tuple([(spa, self._board.bus.host_view.read(spa, length, 0)) for spa, length in runs]))
-        except MachineCheck as fault:
+            read, key = self._board.bus.host_view.read, _key(one)
+            runs = self._board.controller.written_runs(one.spa, one.length, key)
+            return op.Runs(tuple([(spa, read(spa, length, key)) for spa, length in runs]))
+        except FAULTS as fault:
             return answer_to(fault, one.spa)
 
     def _host_write(self, one: op.HostWrite) -> op.Answer:
         try:
             if self._board.rmp is not None:
                 self._board.rmp.check_host_write(one.spa, len(one.data))
-            self._board.controller.lay(one.spa, one.data, 0)
+            self._board.controller.lay(one.spa, one.data, _key(one))
         except FAULTS as fault:
             return answer_to(fault, one.spa)
         return None
@@ -78,7 +79,7 @@ class HostInstructions:
         try:
             if self._board.rmp is not None:
                 self._board.rmp.check_host_write(one.spa, one.length)
-            self._board.controller.clear(one.spa, one.length, 0)
+            self._board.controller.clear(one.spa, one.length, _key(one))
         except FAULTS as fault:
             return answer_to(fault, one.spa)
         return None
@@ -145,7 +146,8 @@ class HostInstructions:
                     return VMEXIT_INVALID
             except VmsaInUse:
                 return VMEXIT_BUSY
-        if vmcb.encrypted and not self._board.controller.has_key(vmcb.asid):
+        needed = (vmcb.asid if vmcb.encrypted else 0, self._board.save_area_key(vmcb))
+        if not all(self._board.controller.has_key(key) for key in needed if key):
             return VMEXIT_INVALID
         return 0 if self._board.take_vmpl(vmcb) else VMEXIT_INVALID
 
@@ -166,3 +168,8 @@ class HostInstructions:
         return op.PspAnswer(
             int(status), self._board.bus.host_view.read(one.spa, len(one.buffer), 0) if one.buffer else b""
         )
+
+
+def _key(one: op.HostRead | op.HostReadWritten | op.HostWrite | op.HostClear) -> int:
+    """The key of an access of the host: its own where the mapping has C=1, else none."""
+    return HOST_KEY if one.encrypted else 0

@@ -171,8 +171,8 @@ class Hypervisor:
         """Read a stopped VM whole: registers, memory and disk."""
         record = self._vms[vm]
         yield (op.HostWork("migration.stop_ns"),)
-        areas = yield tuple(op.HostRead(spa, VMSA_BYTES) for spa in record.save_areas)
-        memory = yield tuple(op.HostReadWritten(spa, length) for _, spa, length in record.ram)
+        areas = yield tuple(op.HostRead(spa, VMSA_BYTES, record.c_bit) for spa in record.save_areas)
+        memory = yield tuple(op.HostReadWritten(spa, length, record.c_bit) for _, spa, length in record.ram)
         (disk,) = yield (op.DiskRead(vm),)
         pages: list[Run] = []
         for (gpa, spa, _), answer in zip(record.ram, memory, strict=True):
@@ -202,20 +202,20 @@ class Hypervisor:
         writes: list[op.HypervisorOperation] = []
         for gpa, data in state.pages:
             for first, spa, length in record.backing(Range(gpa, len(data))):
-                writes.append(op.HostWrite(spa, data[first - gpa : first - gpa + length]))
+                writes.append(op.HostWrite(spa, data[first - gpa : first - gpa + length], record.c_bit))
         writes += [op.DiskWrite(spec.name, lba, data) for lba, data in state.blocks]
         for index, area in enumerate(state.save_areas):
             spa = self._small(record)
             record.save_areas.append(spa)
             writes += [
-                op.HostWrite(spa, area),
+                op.HostWrite(spa, area, record.c_bit),
                 op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa),
             ]
         yield from self._checked(writes)
         yield (op.HostWork("migration.resume_ns"),)
         yield from self._checked([op.VmRun(spec.name, 0)])
         back = yield tuple(
-            op.HostRead(spa, length)
+            op.HostRead(spa, length, record.c_bit)
             for gpa, data in state.pages
             for _, spa, length in record.backing(Range(gpa, len(data)))
         )
@@ -233,8 +233,13 @@ class Hypervisor:
         self._small(record)
         record.tables = self.frames.allocate_last((table_pages(record.ram) + SPARE_TABLES) * PAGE_BYTES, PAGE_BYTES)
         batch: list[op.HypervisorOperation] = [op.NestedFrames(spec.name, *pages) for pages in record.tables]
-        batch += [op.NestedMap(spec.name, *backing) for backing in record.ram]
+        batch += [op.NestedMap(spec.name, *backing, encrypted=record.c_bit) for backing in record.ram]
         yield from self._checked(batch)
+        if record.c_bit:
+            # Zeros without the C-bit would read as garbage with it.
+            answers = yield tuple(op.HostClear(spa, length, encrypted=True) for _, spa, length in record.ram)
+            if any(answer is not None for answer in answers):
+                raise LaunchRefused("generation: SME needs a host whose own memory encryption is on")
 
     def _take_asid(self, record: LaunchedVm) -> Task:
         if self.asids.needs_flush(record.generation):
@@ -245,15 +250,15 @@ class Hypervisor:
         record.asid = self.asids.allocate(record.generation)
 
     def _write(self, record: LaunchedVm, contents: list[tuple[int, bytes]]) -> Task:
-        yield from self._checked([op.HostWrite(record.spa_of(gpa), data) for gpa, data in contents])
+        yield from self._checked([op.HostWrite(record.spa_of(gpa), data, record.c_bit) for gpa, data in contents])
 
     def _write_save_areas(self, spec: MachineSpec, record: LaunchedVm) -> Task:
-        """Save areas in the clear: a VMCB's, as PLAIN and SEV guests have."""
+        """Save areas without a guest's key: a VMCB's, as PLAIN, SME and SEV guests have."""
         batch: list[op.HypervisorOperation] = []
         for index, page in enumerate(launch_vmsas(record.firmware, spec.vcpus, vcpu_model(VCPU_MODEL), 0)):
             spa = self._small(record)
             record.save_areas.append(spa)
-            batch.append(op.HostWrite(spa, page))
+            batch.append(op.HostWrite(spa, page, record.c_bit))
             batch.append(op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa))
         yield from self._checked(batch)
 
@@ -378,7 +383,7 @@ class Hypervisor:
     # Launches by generation.
 
     def launch_plain(self, spec: MachineSpec, record: LaunchedVm) -> Task:
-        """PLAIN: firmware and save areas, written in the clear."""
+        """PLAIN and SME: firmware and save areas, written by the host."""
         yield from self._write(record, sev_launch_ranges(record.firmware))
         yield from self._write_save_areas(spec, record)
 
@@ -512,6 +517,7 @@ def _sized(entry: RmpEntry, large: bool) -> RmpEntry:
 
 _LAUNCHES: Mapping[Generation, Launch] = {
     Generation.PLAIN: Hypervisor.launch_plain,
+    Generation.SME: Hypervisor.launch_plain,
     Generation.SEV: Hypervisor.launch_sev,
     Generation.SEV_SNP: Hypervisor.launch_snp,
 }

@@ -39,6 +39,11 @@ class LaunchedVm:
     immutable: set[int] = field(default_factory=set)
     """SPAs in state Pre-Guest, which firmware has not launched yet."""
 
+    @property
+    def c_bit(self) -> bool:
+        """Whether the host maps this VM's memory with C=1, in its own page tables and in the nested ones."""
+        return self.generation is Generation.SME
+
     def backing(self, part: Range) -> Iterator[tuple[int, int, int]]:
         """(GPA, SPA, length) of the frames behind a range of guest memory."""
         end = part.gpa + part.length

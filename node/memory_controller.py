@@ -68,9 +68,14 @@ class MemoryController:
 
         ``transparent`` is TSME: accesses with C=0 go through it too.
         """
-        self._ciphers[HOST_KEY] = XexCipher(key, self._tweaks)
+        cipher = self._ciphers[HOST_KEY] = XexCipher(key, self._tweaks)
         if transparent:
-            self._ciphers[0] = self._ciphers[HOST_KEY]
+            self._ciphers[0] = cipher
+
+    @property
+    def host_cipher(self) -> XexCipher | None:
+        """What chips of the board that keep tables in DRAM put between the two; None on a host without a key."""
+        return self._ciphers.get(HOST_KEY)
 
     def remove_key(self, asid: int) -> None:
         """Empty the slot of a guest's ASID."""
@@ -78,7 +83,7 @@ class MemoryController:
             self._ciphers.pop(asid, None)
 
     def has_key(self, asid: int) -> bool:
-        """Whether the slot of an ASID holds a key."""
+        """Whether the slot of an ASID, or the host's, holds a key."""
         return asid in self._ciphers
 
     def read(self, spa: int, length: int, asid: int) -> bytes:
@@ -152,8 +157,8 @@ class MemoryController:
         else:
             self._dram.clear(spa, length, fill)
 
-    def written_runs(self, spa: int, length: int) -> Iterator[tuple[int, int]]:
-        """Runs of whole pages in a range that somebody wrote, as (SPA, length). Raises MachineCheck."""
+    def written_runs(self, spa: int, length: int, asid: int) -> Iterator[tuple[int, int]]:
+        """Runs of whole pages in a range that hold what somebody wrote, as (SPA, length). Raises MachineCheck."""
         return self._dram.resident_runs(spa, length)
 
     def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:

@@ -36,8 +36,8 @@ Segment = tuple[int, int, bool, int]
 _TABLE = PRESENT | WRITABLE | USER | ACCESSED
 _PAGE = _TABLE | DIRTY
 """KVM sets A and D itself where it does not track them, so a walk finds nothing to store."""
-_MOST_LEAVES = 1 << 20
-"""Pages that one access walks: 4 GiB in the smallest. A hostile table can show a page of memory at every address."""
+_MOST_LEAVES = 1 << 18
+"""Pages that one access walks: 1 GiB in the smallest. A hostile table can show a page of memory at every address."""
 _MOST_MISSING = 64
 """Missing frames are counted no further."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from node.memory_controller import HOST_KEY
-from node.page_table_entry import ACCESSED, DIRTY, EntryFormat
+from node.page_table_entry import ACCESSED, DIRTY, NO_EXECUTE, PRESENT, USER, WRITABLE, EntryFormat
 from node.rmp_faults import (
     ERROR_FETCH,
     ERROR_FINAL,
@@ -28,6 +28,9 @@ READ = ERROR_USER | ERROR_FINAL
 """What a load is to the nested tables, as the error bits that its fault would have."""
 WRITE = READ | ERROR_WRITE
 FETCH = READ | ERROR_FETCH
+
+_ENTRY_BYTES = 8
+_GRANTS = WRITABLE | USER
 
 
 class NestedPageFault(Exception):
@@ -76,6 +79,9 @@ class NestedWalker:
     ) -> None:
         self._memory = memory
         self._form = form
+        self._steps = form.steps
+        self._address_bits = form.mode.address_bits
+        self._c_bit = 0 if form.c_bit is None else 1 << form.c_bit
         self._check_write = check_write
 
     def leaf(self, root: int, gpa: int, access: int, *, encrypted: bool = False) -> NestedLeaf:
@@ -83,42 +89,43 @@ class NestedWalker:
 
         Raises NestedPageFault, MachineCheck where a table is not in memory, and RmpFault.
         """
-        form, mode = self._form, self._form.mode
-        if gpa >> mode.address_bits:
+        if gpa >> self._address_bits:
             raise NestedPageFault(gpa, access)
-        table, c_bit = root, encrypted
-        writable = executable = user = True
-        way: list[tuple[int, int, int, int]] = []
-        for level in range(mode.levels, 0, -1):
-            spa, key = table + mode.index(gpa, level) * mode.entry_bytes, HOST_KEY if c_bit else 0
-            word = int.from_bytes(self._memory.read(spa, mode.entry_bytes, key), "little")
-            entry = form.decode(word, level)
-            if not entry.present:
+        read, c_bit = self._memory.read, self._c_bit
+        table, key = root, HOST_KEY if encrypted else 0
+        all_of, any_of = _GRANTS, 0
+        unused: list[tuple[int, int, int]] = []
+        for step in self._steps:
+            spa = table + (gpa >> step.shift & step.index_mask) * _ENTRY_BYTES
+            word = int.from_bytes(read(spa, _ENTRY_BYTES, key), "little")
+            if not word & PRESENT:
                 raise NestedPageFault(gpa, access)
-            if entry.reserved:
+            leaf = word & step.large
+            if word & (step.reserved_large if leaf else step.reserved):
                 raise NestedPageFault(gpa, access | ERROR_PRESENT | ERROR_RESERVED)
-            writable, user = writable and entry.writable, user and entry.user
-            executable = executable and not entry.no_execute
-            leaf = level == 1 or entry.large
-            way.append((spa, key, word, ACCESSED | DIRTY if leaf and access & ERROR_WRITE else ACCESSED))
+            all_of &= word
+            any_of |= word
+            wanted = ACCESSED | DIRTY if leaf and access & ERROR_WRITE else ACCESSED
+            if word & wanted != wanted:
+                word |= wanted
+                unused.append((spa, key, word))
+            key = HOST_KEY if word & c_bit else 0
             if leaf:
                 break
-            table, c_bit = entry.address, entry.encrypted
-        if not user or (access & ERROR_WRITE and not writable) or (access & ERROR_FETCH and not executable):
+            table = word & step.address
+        writable, executable = bool(all_of & WRITABLE), not any_of & NO_EXECUTE
+        if not all_of & USER or (access & ERROR_WRITE and not writable) or (access & ERROR_FETCH and not executable):
             raise NestedPageFault(gpa, access | ERROR_PRESENT)
-        for spa, key, word, bits in way:
-            if word & bits != bits:
-                self._set(spa, key, word | bits, access)
-        dirty = bool((way[-1][2] | way[-1][3]) & DIRTY)
-        key = HOST_KEY if entry.encrypted else 0
-        return NestedLeaf(entry.address, mode.leaf_bytes(level), key, writable, executable, dirty)
+        for spa, its_key, changed in unused:
+            self._set(spa, its_key, changed, access)
+        page = self._form.page(word, step)
+        return NestedLeaf(page, step.page_bytes, key, writable, executable, bool(word & DIRTY))
 
     def _set(self, spa: int, key: int, word: int, access: int) -> None:
         """Set A and D bits: a store of the host."""
-        size = self._form.mode.entry_bytes
         if self._check_write is not None:
             try:
-                self._check_write(spa, size)
+                self._check_write(spa, _ENTRY_BYTES)
             except RmpFault as fault:
                 raise RmpFault(fault.spa, access | ERROR_PRESENT | ERROR_WRITE | ERROR_RMP) from None
-        self._memory.write(spa, word.to_bytes(size, "little"), key)
+        self._memory.write(spa, word.to_bytes(_ENTRY_BYTES, "little"), key)

@@ -12,6 +12,7 @@ from node import operations as op
 from node.data_cache import LINE_BYTES
 from node.generation import Generation
 from node.phase_cost import RMP_CHECKED, GenerationCost, Mechanism
+from node.platform import HostMode
 from psp.commands import LegacyCommand, SnpCommand, measured_bytes
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
@@ -22,13 +23,13 @@ _KIB = 1024
 
 
 class GuestOperationCost:
-    """Prices of a guest's operations under its generation."""
+    """Prices of a guest's operations under its generation, on a host of one mode."""
 
-    def __init__(self, generation: Generation, costs: Mapping[str, float]) -> None:
-        own = GenerationCost.of(generation, costs)
-        self._encryption_ns = own.encryption_ns
+    def __init__(self, generation: Generation, costs: Mapping[str, float], mode: HostMode = HostMode.NONE) -> None:
+        own = GenerationCost.of(generation, costs, mode)
         self._plain_byte_ns = 1e9 / costs["dram.copy_bytes_per_s"]
-        self._byte_adder_ns = self._plain_byte_ns * (1.0 / own.bandwidth_share - 1.0)
+        self._private_ns = own.encryption_ns, self._plain_byte_ns * (1.0 / own.bandwidth_share - 1.0)
+        self._shared_ns = own.shared_encryption_ns, self._plain_byte_ns * (1.0 / own.shared_bandwidth_share - 1.0)
         self._exit_ns = own.exit_ns
         self._vmgexit_extra_ns = own.vmgexit_extra_ns
         self._checked = generation in RMP_CHECKED
@@ -64,8 +65,8 @@ class GuestOperationCost:
                     other += part_ns
                 continue
             plain += latency_ns + size * self._plain_byte_ns
-            if private:
-                added += self._encryption_ns + size * self._byte_adder_ns
+            access_ns, byte_ns = self._private_ns if private else self._shared_ns
+            added += access_ns + size * byte_ns
         lost_ns[Mechanism.OPERATIONS] += plain
         lost_ns[Mechanism.ENCRYPTION] += added
         return max(1, round(plain + added + other))
@@ -108,7 +109,8 @@ class HostOperationCost:
         self._table: dict[type, Callable[..., float]] = {
             op.HostRead: lambda one: one.length * byte_ns,
             op.HostWrite: lambda one: len(one.data) * byte_ns,
-            op.HostClear: lambda one: one.length * byte_ns,
+            # Memory of an SME guest is cleared when it comes and when it goes; a kernel does so once.
+            op.HostClear: lambda one: 0.0 if one.encrypted else one.length * byte_ns,
             op.HostWork: lambda one: costs[one.cost],
             op.RmpUpdate: lambda one: update_ns * (one.length // (LARGE_PAGE_BYTES if one.entry.large else PAGE_BYTES)),
             op.PSmash: lambda _: costs["rmp.psmash_ns"],

@@ -112,37 +112,41 @@ class BlockWrite:
 
 @dataclass(frozen=True, slots=True)
 class HostRead:
-    """Load through a host mapping with C=0. Answer: bytes."""
+    """Load through a host mapping; ``encrypted`` is its C-bit. Answer: bytes, or a Fault."""
 
     spa: int
     length: int
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class HostReadWritten:
-    """Load, through a host mapping with C=0, the pages of a range that somebody wrote. Answer: ``Runs``.
+    """Load, through a host mapping, the pages of a range that somebody wrote. Answer: ``Runs``, or a Fault.
 
     What a hypervisor finds that reads all and skips pages of zeros, at the cost of the pages it keeps.
     """
 
     spa: int
     length: int
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class HostWrite:
-    """Store through a host mapping with C=0. Answer: None, or a Fault (RMP)."""
+    """Store through a host mapping. Answer: None, or a Fault."""
 
     spa: int
     data: bytes
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class HostClear:
-    """Zero whole pages through a host mapping with C=0. Answer: None, or a Fault (RMP)."""
+    """Zero whole pages through a host mapping. Answer: None, or a Fault."""
 
     spa: int
     length: int
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,10 +287,11 @@ class Wbinvd:
 
 @dataclass(frozen=True, slots=True)
 class HostClflush:
-    """CLFLUSH every line of a range through a host mapping with C=0. Answer: None, or a Fault."""
+    """CLFLUSH every line of a range through a host mapping; ``encrypted`` is its C-bit. Answer: None, or a Fault."""
 
     spa: int
     length: int
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,25 @@ class PageTableEntry:
     """A bit is set that must be zero: the walk ends in a page fault."""
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a walk does at one level: which entry it takes, and which of its bits end it there or lead on.
+
+    The masks come in pairs: of an entry that leads to a table (or a page of 4 KiB), and of one with PS set.
+    """
+
+    level: int
+    shift: int
+    index_mask: int
+    page_bytes: int
+    large: int
+    """The bit that makes an entry a page: PS, 0 where it means nothing, all bits at the lowest level."""
+    reserved: int
+    reserved_large: int
+    address: int
+    address_large: int
+
+
 @dataclass(frozen=True)
 class EntryFormat:
     """Entries of one mode on one processor.
@@ -96,12 +115,12 @@ class EntryFormat:
 
     def decode(self, word: int, level: int) -> PageTableEntry:
         """The entry in a table of a level, 1 the lowest."""
-        large = level > 1 and self.large_pages and bool(word & LARGE)
-        reserved = self._reserved[level, large]
+        step = self.steps[self.mode.levels - level]
+        large = level > 1 and bool(word & step.large)
         # Those of PAE's highest level grant whatever the levels below grant.
         grants = (WRITABLE | USER) if self.mode is PAE and level == PAE.levels else word
         return PageTableEntry(
-            address=self._address(word, level, large),
+            address=self.page(word, step) if large else word & step.address,
             present=bool(word & PRESENT),
             writable=bool(grants & WRITABLE),
             user=bool(grants & USER),
@@ -111,7 +130,7 @@ class EntryFormat:
             global_=bool(word & GLOBAL),
             no_execute=self.no_execute and bool(word & NO_EXECUTE),
             encrypted=self.c_bit is not None and bool(word >> self.c_bit & 1),
-            reserved=bool(word & reserved),
+            reserved=bool(word & (step.reserved_large if large else step.reserved)),
         )
 
     def encode(self, entry: PageTableEntry, level: int) -> int:
@@ -136,26 +155,35 @@ class EntryFormat:
             word &= ~(WRITABLE | USER | ACCESSED | DIRTY)
         return word
 
-    def _address(self, word: int, level: int, large: bool) -> int:
-        if self.mode is LEGACY:
-            if large:  # PSE-36: address bits 39:32 stand in 20:13
-                return word & 0xFFC0_0000 | (word >> 13 & 0xFF) << 32
-            return word & 0xFFFF_F000
-        below = self.mode.leaf_bytes(level) if large else PAGE_BYTES
-        return word & self._address_mask & -below
+    def page(self, word: int, step: Step) -> int:
+        """The address of the page that an entry maps."""
+        if step.level == 1:
+            return word & step.address
+        if self.mode is LEGACY:  # PSE-36: address bits 39:32 stand in 20:13
+            return word & 0xFFC0_0000 | (word >> 13 & 0xFF) << 32
+        return word & step.address_large
 
     @cached_property
-    def _address_mask(self) -> int:
-        mask = (1 << self.address_bits) - 1
-        return mask if self.c_bit is None else mask & ~(1 << self.c_bit)
-
-    @cached_property
-    def _reserved(self) -> dict[tuple[int, bool], int]:
-        return {
-            (level, large): self._must_be_zero(level, large)
-            for level in range(1, self.mode.levels + 1)
-            for large in (False, True)
-        }
+    def steps(self) -> tuple[Step, ...]:
+        """The levels from the highest to the lowest."""
+        mode = self.mode
+        mask = 0xFFFF_FFFF if mode is LEGACY else (1 << self.address_bits) - 1
+        if self.c_bit is not None:
+            mask &= ~(1 << self.c_bit)
+        return tuple(
+            Step(
+                level=level,
+                shift=mode.shift(level),
+                index_mask=(1 << mode.index_bits) - 1,
+                page_bytes=mode.leaf_bytes(level),
+                large=-1 if level == 1 else LARGE if self.large_pages and level in mode.leaf_levels else 0,
+                reserved=self._must_be_zero(level, large=False),
+                reserved_large=self._must_be_zero(level, large=level > 1),
+                address=mask & -PAGE_BYTES,
+                address_large=mask & -mode.leaf_bytes(level),
+            )
+            for level in range(mode.levels, 0, -1)
+        )
 
     def _must_be_zero(self, level: int, large: bool) -> int:
         mode = self.mode

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from node.contention import PhaseLoad
-from node.generation import Generation
+from node.generation import CAPABILITIES, Generation
+from node.platform import HostMode
 from node.program import Demand
 
 
@@ -45,31 +46,39 @@ class Mechanism(StrEnum):
 MECHANISMS = tuple(Mechanism)
 """All of them: to go through an enumeration itself is slow."""
 
-ENCRYPTED = frozenset({Generation.SEV, Generation.SEV_ES, Generation.SEV_SNP, Generation.SEV_TIO})
 RMP_CHECKED = frozenset({Generation.SEV_SNP, Generation.SEV_TIO})
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationCost:
-    """The rows of the cost table as they hold for one generation."""
+    """The rows of the cost table as they hold for one generation on a host of one mode.
+
+    ``shared_encryption_ns`` is that of memory without the guest's key: under SME and TSME the host's key covers it.
+    """
 
     encryption_ns: float
+    shared_encryption_ns: float
     rmp_walk_ns: float
     exit_ns: float
     vmgexit_extra_ns: float
     bandwidth_share: float
+    shared_bandwidth_share: float
 
     @classmethod
-    def of(cls, generation: Generation, costs: Mapping[str, float]) -> GenerationCost:
+    def of(cls, generation: Generation, costs: Mapping[str, float], mode: HostMode = HostMode.NONE) -> GenerationCost:
         """Pick the rows that apply to a VM of ``generation``."""
-        encrypted = generation in ENCRYPTED
+        by_host = generation is Generation.SME or mode is HostMode.TSME
+        encrypted = by_host or CAPABILITIES[generation].encrypted_memory
         checked = generation in RMP_CHECKED
+        adder_ns, share = costs["dram.encryption_adder_ns"], costs["dram.encrypted_bandwidth_share"]
         return cls(
-            encryption_ns=costs["dram.encryption_adder_ns"] if encrypted else 0.0,
+            encryption_ns=adder_ns if encrypted else 0.0,
+            shared_encryption_ns=adder_ns if by_host else 0.0,
             rmp_walk_ns=costs["rmp.walk_adder_ns"] if checked else 0.0,
             exit_ns=costs["core.exit_ns"],
             vmgexit_extra_ns=max(0.0, costs["core.vmgexit_ns"] - costs["core.exit_ns"]) if checked else 0.0,
-            bandwidth_share=costs["dram.encrypted_bandwidth_share"] if encrypted else 1.0,
+            bandwidth_share=share if encrypted else 1.0,
+            shared_bandwidth_share=share if by_host else 1.0,
         )
 
 
@@ -81,9 +90,16 @@ class PhaseCost:
     parts: tuple[tuple[Mechanism, float], ...]
 
     @classmethod
-    def of(cls, demand: Demand, generation: Generation, hz: float, costs: Mapping[str, float]) -> PhaseCost:
+    def of(
+        cls,
+        demand: Demand,
+        generation: Generation,
+        hz: float,
+        costs: Mapping[str, float],
+        mode: HostMode = HostMode.NONE,
+    ) -> PhaseCost:
         """Cost of ``demand`` for a VM of ``generation`` on cores of ``hz``."""
-        own = GenerationCost.of(generation, costs)
+        own = GenerationCost.of(generation, costs, mode)
         misses = demand.llc_misses_per_kilo_instruction / 1000.0
         exposed = misses / demand.memory_level_parallelism
         walks = demand.tlb_misses_per_kilo_instruction / 1000.0

@@ -20,8 +20,11 @@ class Protection(StrEnum):
     """Mechanisms that a laboratory can switch off in the chip, one at a time, to see what they stop."""
 
     RMP_WRITE_CHECK = "rmp write check"
+    """Of the host's stores and of guests' to shared memory; what devices do is ``IOMMU_CHECK``'s."""
     GPA_MATCH = "gpa match"
+    """Of an entry's guest address with the one accessed, or named by PVALIDATE, RMPADJUST and RMPQUERY."""
     VALIDATED_BIT = "validated bit"
+    """Its being asked for by accesses, RMPADJUST, RMPQUERY and VMRUN; PVALIDATE sets it and tells of it as ever."""
     IOMMU_CHECK = "iommu check"
     TWEAK = "tweak"
 

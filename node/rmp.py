@@ -16,9 +16,10 @@ import numpy as np
 
 from node import rmp_blocks
 from node.dram import Dram
+from node.platform import Protection
 from node.rmp_blocks import Codes
 from node.rmp_checks import RmpChecks
-from node.rmp_entry import GPA_END, GUEST_PERMISSIONS, HIGHEST_ASID, state_form
+from node.rmp_entry import GPA, GPA_END, GUEST_PERMISSIONS, HIGHEST_ASID, state_form
 from node.rmp_faults import (
     ERROR_ENC,
     ERROR_FINAL,
@@ -71,13 +72,15 @@ class ReverseMapTable:
         switches: RmpSwitches | None = None,
         *,
         cipher: WordCipher | None = None,
+        disabled: frozenset[Protection] = frozenset(),
     ) -> None:
         self.layout = layout
         self.switches = switches or RmpSwitches()
         self._from_zero = next((one.pages for one in layout.arrays if not one.first_page), 0)
         """Pages that surely have entries, without asking the layout."""
         self._table = RmpTable(dram, layout, count_skips_first=self.switches.count_skips_first, cipher=cipher)
-        self.checks = RmpChecks(self._table, self.switches)
+        self.checks = RmpChecks(self._table, self.switches, disabled)
+        self._matched = rmp_blocks.OWN if self.checks.matches_gpa else rmp_blocks.OWN & ~GPA
         self.check_guest_private = self.checks.check_guest_private
         self.check_guest_write = self.checks.check_guest_write
         self.check_host_write = self.checks.check_host_write
@@ -386,7 +389,8 @@ class ReverseMapTable:
                 found, same = self._validate_bytes(start, end, here, asid, large, validate, some)
                 at, outcome = found or (start, 0)
             else:
-                verdict = _judge_validate(olds[0], here, asid, large, validate)
+                claimed = here if self.checks.matches_gpa else olds[0].gpa
+                verdict = _judge_validate(olds[0], claimed, asid, large, validate)
                 same = verdict == PageOutcome.UNCHANGED
                 at, outcome = start, 0 if same or isinstance(verdict, RmpEntry) else int(verdict)
                 if isinstance(verdict, RmpEntry):
@@ -411,9 +415,9 @@ class ReverseMapTable:
             low = first % LARGE_PAGES
             high = low + stop - first if len(read) == 1 else LARGE_PAGES
             change = (
-                rmp_blocks.validate_large(read, here, asid, validate)
+                rmp_blocks.validate_large(read, here, asid, validate, self._matched)
                 if large
-                else rmp_blocks.validate_small(read, low, high, here, asid, validate)
+                else rmp_blocks.validate_small(read, low, high, here, asid, validate, self._matched)
             )
             unit = change.pages_each
             some = None if codes is None else codes[(first - start) // unit : (stop - start) // unit]
@@ -425,11 +429,12 @@ class ReverseMapTable:
         return None, unchanged
 
     def _check_own(self, entry: RmpEntry, page: int, gpa: int, asid: int, large: bool) -> None:
-        if not entry.assigned or entry.asid != asid or entry.gpa != gpa or entry.immutable:
+        elsewhere = entry.gpa != gpa and self.checks.matches_gpa
+        if not entry.assigned or entry.asid != asid or elsewhere or entry.immutable:
             raise RmpFault(page * PAGE_BYTES, _NPF)
         if entry.large and not large:
             raise RmpFault(page * PAGE_BYTES, _NPF | ERROR_SIZEM)
-        if not entry.validated:
+        if not entry.validated and self.checks.asks_validated:
             raise NotValidated(gpa)
 
     def _count(self, old: RmpEntry, new: RmpEntry, pages: int) -> None:

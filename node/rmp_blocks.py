@@ -34,6 +34,8 @@ Codes = NDArray[np.uint8]
 Flags = NDArray[np.bool_]
 
 _IDENTITY = ASSIGNED | ASID | GPA
+OWN = _IDENTITY | IMMUTABLE
+"""Bits of an entry that must be as its guest expects them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,24 +105,26 @@ def update_large(read: Blocks, entry: RmpEntry, keeps: bool) -> Change:
     return Change(codes, old, new_low, new_high, LARGE_PAGES)
 
 
-def validate_small(read: Blocks, low: int, high: int, gpa: int, asid: int, validate: bool) -> Change:
-    """PVALIDATE of 4 KiB pages by their guest; ``gpa`` is the first page's."""
+def validate_small(
+    read: Blocks, low: int, high: int, gpa: int, asid: int, validate: bool, matched: int = OWN
+) -> Change:
+    """PVALIDATE of 4 KiB pages by their guest; ``gpa`` is the first page's, ``matched`` the bits that must be its."""
     old = read[:, low:high, 0]
-    wanted = _identities(old.shape, gpa, asid, 1)
-    codes = np.where(old & (_IDENTITY | IMMUTABLE) == wanted, 0, np.uint8(PageOutcome.NPF)).astype(np.uint8)
+    wanted = _identities(old.shape, gpa, asid, 1) & np.uint64(matched)
+    codes = np.where(old & matched == wanted, 0, np.uint8(PageOutcome.NPF)).astype(np.uint8)
     of_large, large = _large(read)
     if large.any():
         offsets = np.arange(low, high, dtype=np.uint64) * np.uint64(PAGE_BYTES)
-        owned = (of_large[:, None] & (_IDENTITY | IMMUTABLE)) + offsets == wanted
+        owned = (of_large[:, None] & OWN) + offsets & np.uint64(matched) == wanted
         codes[large] = np.where(owned[large], PageOutcome.NPF_SIZEM, PageOutcome.NPF)
     return _validation(codes, old, validate, 1)
 
 
-def validate_large(read: Blocks, gpa: int, asid: int, validate: bool) -> Change:
+def validate_large(read: Blocks, gpa: int, asid: int, validate: bool, matched: int = OWN) -> Change:
     """PVALIDATE of 2 MiB pages by their guest: an outcome for each block."""
     old = read[:, :1, 0]
-    wanted = _identities(old.shape, gpa, asid, LARGE_PAGES)
-    codes = np.where(old & (_IDENTITY | IMMUTABLE) == wanted, 0, np.uint8(PageOutcome.NPF)).astype(np.uint8)
+    wanted = _identities(old.shape, gpa, asid, LARGE_PAGES) & np.uint64(matched)
+    codes = np.where(old & matched == wanted, 0, np.uint8(PageOutcome.NPF)).astype(np.uint8)
     codes[(codes == 0) & (old & LARGE != LARGE)] = RmpCode.FAIL_SIZEMISMATCH
     return _validation(codes, old, validate, LARGE_PAGES)
 

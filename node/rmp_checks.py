@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 
+from node.platform import Protection
 from node.rmp_faults import (
     ERROR_ENC,
     ERROR_FETCH,
@@ -40,13 +41,24 @@ class VmsaInUse(Exception):
 
 
 class RmpChecks:
-    """Checks of accesses against a table, and which save areas are in use."""
+    """Checks of accesses against a table, and which save areas are in use.
 
-    def __init__(self, table: RmpTable, switches: RmpSwitches) -> None:
+    A protection in ``disabled`` is one whose comparison the chip does not make, here and
+    in the instructions; entries are kept as ever.
+    """
+
+    def __init__(
+        self, table: RmpTable, switches: RmpSwitches, disabled: frozenset[Protection] = frozenset()
+    ) -> None:
+        self.matches_gpa = Protection.GPA_MATCH not in disabled
+        self.asks_validated = Protection.VALIDATED_BIT not in disabled
         self._table = table
         self._runs = table.runs
         self._switches = switches
         self._in_use: list[int] = []
+        if Protection.RMP_WRITE_CHECK in disabled:
+            self.check_host_write = self._let_host_write  # type: ignore[method-assign]
+            self.check_guest_write = self._let_guest_write  # type: ignore[method-assign]
 
     def check_guest_private(
         self,
@@ -77,11 +89,14 @@ class RmpChecks:
                 entry = self._table.entry(page)
                 start, end = page, page + 1
             at = entry.gpa + (page - start) * PAGE_BYTES
-            if entry.asid != asid or at != gpa // PAGE_BYTES * PAGE_BYTES or entry.immutable or not entry.assigned:
+            # What is disabled is asked only where the access would fail: a chip in order does not pay for it.
+            if (
+                entry.asid != asid or at != gpa // PAGE_BYTES * PAGE_BYTES or entry.immutable or not entry.assigned
+            ) and (self.matches_gpa or entry.asid != asid or entry.immutable or not entry.assigned):
                 break
             if mapped_large is False and entry.large:
                 raise RmpFault(spa, _error(needs, walk) | ERROR_SIZEM)
-            if not entry.validated:
+            if not entry.validated and self.asks_validated:
                 raise NotValidated(gpa)
             if entry.vmpl_permissions[vmpl] & needs != needs:
                 raise RmpFault(spa, _error(needs, walk) | ERROR_VMPL)
@@ -102,6 +117,12 @@ class RmpChecks:
         at = self._first_assigned(spa, length)
         if at is not None:
             raise RmpFault(at, _GUEST | ERROR_FINAL | ERROR_WRITE | (ERROR_ENC if encrypted else 0))
+
+    def _let_host_write(self, spa: int, length: int) -> None:
+        """Without the check of writes."""
+
+    def _let_guest_write(self, spa: int, length: int, *, encrypted: bool = False) -> None:
+        """Without the check of writes."""
 
     def check_guest_shared_read(self, spa: int, length: int) -> None:
         """A guest's read through a shared mapping, where the switch has it checked. Raises RmpFault."""
@@ -140,7 +161,8 @@ class RmpChecks:
         Raises VmsaInUse if a vCPU runs with it.
         """
         entry = self._table.entry(spa // PAGE_BYTES)
-        fits = entry.assigned and entry.asid == asid and entry.validated and entry.vmsa and not entry.immutable
+        valid = entry.validated or not self.asks_validated
+        fits = entry.assigned and entry.asid == asid and valid and entry.vmsa and not entry.immutable
         if fits and self.first_in_use(spa // PAGE_BYTES, spa // PAGE_BYTES + 1) is not None:
             raise VmsaInUse
         return fits

@@ -10,6 +10,9 @@ from node.dram import WORD_BYTES, Dram, Words
 from node.rmp_entry import ENTRY_BYTES
 
 _ENTRY_WORDS = ENTRY_BYTES // WORD_BYTES
+_ZEROS: Words = np.zeros((1 << 20) // WORD_BYTES, np.uint64)
+_ZEROS.flags.writeable = False
+"""What lies where nobody wrote, for all who look: zeros made anew would be pages made anew."""
 
 
 class WordCipher(Protocol):
@@ -41,7 +44,8 @@ class RmpMemory:
         """Words to look at. Raises MachineCheck."""
         words = self._dram.words(spa, length)
         if words is None:
-            words = np.zeros(length // WORD_BYTES, np.uint64)
+            count = length // WORD_BYTES
+            words = _ZEROS[:count] if count <= len(_ZEROS) else np.zeros(count, np.uint64)
         if self._cipher is None:
             return words
         plain = np.empty_like(words)

@@ -37,6 +37,9 @@ class RmpSwitches:
 
     ``segmented``: firmware lays the table in segments (RMP_CFG), where the part can. The raw
     entry is then taken to look as on Zen 3 and 4; no manual of such a part has been read.
+
+    ``under_host_key``: on an SME host the table's bytes lie in DRAM through the host's key. With False they
+    lie there in the clear, as the table's accesses have no C-bit that a manual tells of. TSME covers them anyway.
     """
 
     immutable_keeps_validated: bool = True
@@ -47,3 +50,4 @@ class RmpSwitches:
     query_needs_validated: bool = True
     segmented: bool = False
     rmpread: bool = False
+    under_host_key: bool = False

@@ -263,8 +263,8 @@ class RmpTable:
 
     def words_at(self, page: int) -> tuple[int, int]:
         """The two words of a covered page's own slot."""
-        low, high = self._memory.words(self.layout.entry_spa(page), ENTRY_BYTES)
-        return int(low), int(high)
+        low, high = self._memory.words(self.layout.entry_spa(page), ENTRY_BYTES).tolist()
+        return low, high
 
     def _decoded(self, page: int) -> RmpEntry:
         offset = page % LARGE_PAGES

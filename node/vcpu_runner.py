@@ -314,7 +314,8 @@ class VcpuRunner:
     def _guest_cost(self, generation: Generation) -> GuestOperationCost:
         found = self._guest_costs.get(generation.name)
         if found is None:
-            found = self._guest_costs[generation.name] = GuestOperationCost(generation, self._costs)
+            found = GuestOperationCost(generation, self._costs, self._board.platform.mode)
+            self._guest_costs[generation.name] = found
         return found
 
     def _phase_costs(self, demands: tuple[Demand, ...], generation: Generation) -> tuple[PhaseCost, ...]:
@@ -329,7 +330,9 @@ class VcpuRunner:
         key = (demands, generation)
         found = self._known_costs.get(key)
         if found is None:
-            found = tuple(PhaseCost.of(demand, generation, self._hz, self._costs) for demand in demands)
+            found = tuple(
+                PhaseCost.of(demand, generation, self._hz, self._costs, self._board.platform.mode) for demand in demands
+            )
             self._known_costs[key] = found
         return found
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from node.generation import Generation
+from node.generation import CAPABILITIES, Generation
 from node.nested_page_table import NestedPageTable
-from node.phase_cost import ENCRYPTED, RMP_CHECKED
+from node.phase_cost import RMP_CHECKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,5 +31,5 @@ class Vmcb:
 
     def __post_init__(self) -> None:
         # Every access asks, and to look a generation up costs as much as an RMP check.
-        object.__setattr__(self, "encrypted", self.generation in ENCRYPTED)
+        object.__setattr__(self, "encrypted", CAPABILITIES[self.generation].key_per_vm)
         object.__setattr__(self, "rmp_checked", self.generation in RMP_CHECKED)

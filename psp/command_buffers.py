@@ -248,6 +248,14 @@ class SnpPageReclaim(ByteLayout):
 
 
 @dataclass(frozen=True, slots=True)
+class SnpPageUnsmash(ByteLayout):
+    """SNP_PAGE_UNSMASH."""
+
+    SIZE: ClassVar[int] = 0x08
+    address: int = at(0x00, 8)
+
+
+@dataclass(frozen=True, slots=True)
 class SnpShutdownEx(ByteLayout):
     """SNP_SHUTDOWN_EX."""
 

@@ -161,6 +161,7 @@ COMMANDS: Mapping[int, CommandRow] = {
     SnpCommand.LAUNCH_UPDATE: CommandRow(buffers.SnpLaunchUpdate, _SNP_UP),
     SnpCommand.LAUNCH_FINISH: CommandRow(buffers.SnpLaunchFinish, _SNP_UP),
     SnpCommand.PAGE_RECLAIM: CommandRow(buffers.SnpPageReclaim, _SNP_UP),
+    SnpCommand.PAGE_UNSMASH: CommandRow(buffers.SnpPageUnsmash, _SNP_UP),
     SnpCommand.FEATURE_INFO: CommandRow(buffers.SnpFeatureInfo, _ANY_SNP),
     **{
         command: CommandRow(None, _ANY_LEGACY, supported=False)
@@ -177,7 +178,7 @@ COMMANDS: Mapping[int, CommandRow] = {
             SnpCommand.SHUTDOWN, SnpCommand.GUEST_REQUEST, SnpCommand.ACTIVATE_EX,
             SnpCommand.DBG_DECRYPT, SnpCommand.DBG_ENCRYPT, SnpCommand.VERIFY_MITIGATION, SnpCommand.PAGE_SWAP_OUT,
             SnpCommand.PAGE_SWAP_IN, SnpCommand.PAGE_MOVE, SnpCommand.PAGE_MD_INIT, SnpCommand.PAGE_SET_STATE,
-            SnpCommand.PAGE_UNSMASH, SnpCommand.CONFIG, SnpCommand.DOWNLOAD_FIRMWARE_EX, SnpCommand.COMMIT,
+            SnpCommand.CONFIG, SnpCommand.DOWNLOAD_FIRMWARE_EX, SnpCommand.COMMIT,
             SnpCommand.VLEK_LOAD, SnpCommand.TIO_STATUS, SnpCommand.TIO_INIT, SnpCommand.TIO_DEV_CREATE,
             SnpCommand.TIO_DEV_RECLAIM, SnpCommand.TIO_DEV_CONNECT, SnpCommand.TIO_DEV_DISCONNECT,
         )

@@ -19,6 +19,7 @@ from psp.host_memory import HostMemory
 from psp.launch_digest import LaunchDigest, PageType
 from psp.launch_pages import LAUNCH_PAGES
 from psp.page_state import PageState, page_state
+from psp.page_unsmash import unsmashed
 from psp.policy import PlatformFacts, check_snp_policy
 from psp.status import PspError, Status
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry, SystemBus
@@ -102,6 +103,7 @@ class SnpFirmware:
             SnpCommand.LAUNCH_UPDATE: self._launch_update,
             SnpCommand.LAUNCH_FINISH: self._launch_finish,
             SnpCommand.PAGE_RECLAIM: self._page_reclaim,
+            SnpCommand.PAGE_UNSMASH: self._page_unsmash,
             SnpCommand.FEATURE_INFO: self._feature_info,
         }
 
@@ -305,6 +307,13 @@ class SnpFirmware:
         if entry.large != large:
             raise PspError(Status.INVALID_PAGE_SIZE)
         self._bus.rmp_set(spa, replace(entry, immutable=False, gpa=entry.gpa if entry.asid else 0))
+
+    def _page_unsmash(self, page: buffers.SnpPageUnsmash) -> None:
+        spa = page.address
+        # An entry of 2 MiB is covered whole or not at all.
+        if spa % LARGE_PAGE_BYTES or not self._bus.rmp_covers(spa + LARGE_PAGE_BYTES - PAGE_BYTES):
+            raise PspError(Status.INVALID_ADDRESS)
+        self._bus.rmp_set(spa, unsmashed(spa, self._page))
 
 
 _RECLAIMABLE = frozenset({PageState.FIRMWARE, PageState.METADATA, PageState.PRE_GUEST, PageState.PRE_SWAP})

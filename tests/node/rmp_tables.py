@@ -9,6 +9,7 @@ from node.board import Board
 from node.counter_random import CounterRandom
 from node.dram import Dram
 from node.generation import Generation
+from node.platform import Platform
 from node.product import PRODUCTS
 from node.rmp import ReverseMapTable
 from node.rmp_layout import BOOKKEEPING_BYTES, EntryArray, RmpLayout
@@ -45,6 +46,7 @@ def segmented_rmp(
     return ReverseMapTable(dram, RmpLayout(base, arrays, SEGMENT_PAGES), switches, cipher=cipher), dram
 
 
+AS_USUAL = Platform()
 VMPLS = 4
 GUEST_BYTES = 4 << 20
 GUEST_SPA = 8 << 20
@@ -53,14 +55,14 @@ _VMPL_OFFSET = 0xCA
 VMS = {"one": 1, "two": 2}
 
 
-def snp_board(product: str = "Turin", **switches: bool) -> Board:
+def snp_board(product: str = "Turin", *, platform: Platform = AS_USUAL, **switches: bool) -> Board:
     """A board with two SNP guests of a vCPU at each VMPL, made by operations alone.
 
     Both see the same 4 MiB of memory, at guest-physical zero; nobody owns it yet.
     """
     row = PRODUCTS[product]
     random = CounterRandom(1)
-    board = Board("board", replace(row, rmp=replace(row.rmp, **switches)), 64 << 20, 100, random)
+    board = Board("board", replace(row, rmp=replace(row.rmp, **switches)), 64 << 20, 100, random, platform)
     assert board.rmp is not None
     board.rmp.initialise()
     for vm, asid in VMS.items():

@@ -12,6 +12,7 @@ from node.guest import GuestState
 from node.migration_frames import frames_of, page_digests
 from node.migration_refusal import REFUSALS, MigrationRefusal
 from node.operations import Read, Shutdown
+from node.platform import HostMode, Platform
 from psp.system_bus import PAGE_BYTES
 
 UNITS = 30
@@ -87,6 +88,21 @@ def test_a_vm_that_moves_in_the_middle_of_its_work_ends_as_one_that_stayed(moves
     guest = here.guests["vm"]
     run(here, here.now_ns + 100 * SECOND)
     assert final_state(here, guest) == expected
+    assert guest.faults == 0
+
+
+def test_an_sme_guest_moves_between_hosts_whose_keys_differ():
+    platform = Platform(mode=HostMode.SME)
+    here, there = (make_host(platform=platform, name=name) for name in ("here", "there"))
+    start(here, "vm", Generation.SME, "ledger", vcpus=2, units=UNITS)
+    run(here, 5_000_000)
+    what = move(here, there, "vm")
+    gpa, data = what.state.pages[-1]
+    ((at, *_),) = there.board.vmcb("vm", 0).nested.translate(gpa, len(data))
+    assert there.board.dram.read(at, len(data)) != data
+    guest = there.guests["vm"]
+    run(there, there.now_ns + 100 * SECOND)
+    assert final_state(there, guest) == uninterrupted(make_host())
     assert guest.faults == 0
 
 

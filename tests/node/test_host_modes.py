@@ -1,14 +1,16 @@
 """A host that encrypts its own memory: what DRAM holds, what software sees, and that nothing else changes."""
 
 import pytest
-from toy_guests import GENERATIONS, look, make_host, run, spa, start
+from toy_guests import COSTS, GENERATIONS, look, make_host, run, spa, start
 
 from node import operations as op
 from node.board import Board
 from node.counter_random import CounterRandom
 from node.generation import Generation
 from node.guest import GuestState
+from node.host_instructions import VMEXIT_INVALID
 from node.memory_controller import HOST_KEY
+from node.phase_cost import GenerationCost
 from node.platform import HostMode, Platform
 from node.product import PRODUCTS
 
@@ -27,8 +29,10 @@ def by_guest(host, *batch):
     return host.board.execute_guest(host.board.vmcb("vm", 0), batch)
 
 
-@pytest.mark.parametrize("mode", HostMode)
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize(
+    ("generation", "mode"),
+    [*((one, mode) for mode in HostMode for one in GENERATIONS), (Generation.SME, HostMode.SME)],
+)
 def test_a_guest_lives_its_whole_life_on_a_host_of_any_mode(generation, mode):
     host, guest, place = machine(generation, Platform(mode=mode))
     assert guest.launch_digest == machine(generation, Platform())[1].launch_digest
@@ -46,8 +50,8 @@ def test_a_guest_lives_its_whole_life_on_a_host_of_any_mode(generation, mode):
     host.resume("vm")
     run(host)
     assert look(host, guest, place.base_gpa, len(DATA)) == DATA
-    (seen,) = host.board.execute_host((op.HostRead(spa(host, guest, shared), len(DATA)),))
-    assert seen == DATA
+    c_bit = generation is Generation.SME
+    assert host.board.execute_host((op.HostRead(spa(host, guest, shared), len(DATA), c_bit),)) == (DATA,)
     host.destroy("vm")
     run(host)
     assert guest.state is GuestState.DESTROYED
@@ -85,3 +89,95 @@ def test_each_boot_of_each_host_has_a_host_key_of_its_own():
 
     assert dram("a", 1) == dram("a", 1) == dram("a", 1, HostMode.SME)
     assert len({dram("a", 1), dram("a", 2), dram("b", 1)}) == 3
+
+
+def test_the_rmp_of_a_transparent_host_is_ciphertext_in_dram_and_says_what_it_says_elsewhere():
+    host, guest, place = machine(Generation.SEV_SNP)
+    plain, other, _ = machine(Generation.SEV_SNP, Platform())
+    at = spa(host, guest, place.base_gpa)
+    assert at == spa(plain, other, place.base_gpa)
+    assert host.board.rmp.entry(at) == plain.board.rmp.entry(at)
+    raw = [one.board.dram.read(one.board.rmp.layout.entry_spa(at // 4096), 16) for one in (host, plain)]
+    assert raw[0] != raw[1]
+    (seen,) = host.board.execute_host((op.HostRead(host.board.rmp.layout.entry_spa(at // 4096), 16),))
+    assert seen == raw[1]
+
+
+# Generation SME: a plain VM whose memory the host maps with C=1.
+
+SME = Platform(mode=HostMode.SME)
+
+
+def test_an_sme_guest_reads_and_writes_as_a_plain_one_and_dram_holds_ciphertext_of_the_hosts_key():
+    host, guest, place = machine(Generation.SME, SME)
+    secret = b"not for the DIMM" * 300
+    for gpa, private in ((place.base_gpa, True), (place.shared_gpa, False)):
+        assert look(host, guest, gpa, 4096, private=private) == bytes(4096)
+        assert by_guest(host, op.Write(gpa + 100, secret, private)) == (None,)
+        # The C-bit of a plain guest's own tables is no bit of its.
+        assert look(host, guest, gpa + 100, len(secret), private=not private) == secret
+        at = spa(host, guest, gpa) + 100
+        assert host.board.execute_host((op.HostRead(at, len(secret), encrypted=True),)) == (secret,)
+        (seen,) = host.board.execute_host((op.HostRead(at, len(secret)),))
+        assert seen == host.board.dram.read(at, len(secret))
+        assert secret[:16] not in seen
+    vcpu = guest.vcpus[0]
+    area = host.board.load_save_area(host.board.vmcb("vm", 0))
+    assert host.board.execute_host((op.HostRead(vcpu.save_area_spa, len(area), encrypted=True),)) == (area,)
+    assert host.board.dram.read(vcpu.save_area_spa, len(area)) != area
+
+
+def test_without_memory_encryption_an_sme_guest_is_refused_and_keeps_nothing():
+    host = make_host()
+    guest = start(host, "vm", Generation.SME)
+    assert guest.state is GuestState.REFUSED
+    assert guest.reason == "generation: SME needs a host whose own memory encryption is on"
+    assert host.hypervisor.frames.used_bytes == 4096
+    assert host.board.nested == {}
+
+
+def test_a_c_bit_without_memory_encryption_faults_whoever_sets_it():
+    host, guest, place = machine(Generation.PLAIN, Platform())
+    at = spa(host, guest, place.base_gpa)
+    for one in (
+        op.HostRead(at, 16, encrypted=True),
+        op.HostWrite(at, bytes(16), encrypted=True),
+        op.HostWrite(at, bytes(4096), encrypted=True),
+        op.HostClear(at, 4096, encrypted=True),
+        op.HostReadWritten(at, 4096, encrypted=True),
+    ):
+        by_guest(host, op.Write(place.base_gpa, DATA))
+        assert host.board.execute_host((one,)) == (op.Fault(op.FaultKind.MACHINE_CHECK, at),)
+        assert look(host, guest, place.base_gpa, len(DATA)) == DATA
+    host.board.execute_host((op.NestedMap("vm", 0x4000_0000, at, 4096, large=False, encrypted=True),))
+    assert by_guest(host, op.Read(0x4000_0000, 16)) == (op.Fault(op.FaultKind.MACHINE_CHECK, 0x4000_0000),)
+    assert by_guest(host, op.BlockRead(0, 1, 0x4000_0000))[0] != 0
+    host.board.execute_host((op.VmcbWrite("vm", 0, 0, Generation.SME.name, at),))
+    assert host.board.execute_host((op.VmRun("vm", 0),)) == (VMEXIT_INVALID,)
+
+
+def test_a_sev_guests_shared_access_goes_by_the_nested_entrys_c_bit_and_a_private_one_does_not():
+    host, guest, place = machine(Generation.SEV, SME)
+    gpa, at = place.shared_gpa, spa(host, guest, place.shared_gpa)
+    host.board.execute_host((op.NestedMap("vm", gpa, at, 4096, large=False, encrypted=True),))
+    assert by_guest(host, op.Write(gpa, DATA[:8192], private=False)) == (None,)
+    cipher, plain = host.board.execute_host((op.HostRead(at, 4096), op.HostRead(at + 4096, 4096)))
+    assert (cipher != DATA[:4096], plain) == (True, DATA[4096:8192])
+    assert host.board.execute_host((op.HostRead(at, 4096, encrypted=True),)) == (DATA[:4096],)
+    assert look(host, guest, gpa + 4000, 200, private=False) == DATA[4000:4200]
+    by_guest(host, op.Write(gpa, DATA[:4096]))
+    assert look(host, guest, gpa, 4096) == DATA[:4096]
+    assert host.board.execute_host((op.HostRead(at, 64, encrypted=True),)) != (DATA[:64],)
+
+
+def test_the_cost_of_encryption_is_the_hosts_mode_and_the_guests_generation():
+    def costs(generation, mode):
+        own = GenerationCost.of(generation, COSTS, mode)
+        return own.encryption_ns > 0, own.shared_encryption_ns > 0, own.bandwidth_share < 1
+
+    for mode in (HostMode.NONE, HostMode.SME):
+        assert costs(Generation.PLAIN, mode) == (False, False, False)
+        assert costs(Generation.SEV_SNP, mode) == (True, False, True)
+    assert costs(Generation.SME, HostMode.SME) == (True, True, True)
+    for generation in GENERATIONS:
+        assert costs(generation, HostMode.TSME) == (True, True, True)

@@ -81,7 +81,7 @@ REFUSALS = [
     ("Milan", Generation.SEV_ES, {}, "generation: SEV_ES is not modelled"),
     ("Turin", Generation.SEV_TIO, {}, "generation: SEV_TIO is not modelled"),
     ("Milan", Generation.SEV_TIO, {}, "generation: Milan has no SEV_TIO"),
-    ("Milan", Generation.SME, {}, "generation: "),
+    ("Milan", Generation.SME, {}, "generation: SME needs a host"),
 ]
 
 

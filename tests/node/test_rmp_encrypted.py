@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
-from rmp_tables import SEGMENT_PAGES, flat_rmp, segmented_rmp
+from rmp_tables import GUEST_SPA, SEGMENT_PAGES, flat_rmp, segmented_rmp, snp_board
 
+from node import operations as op
 from node.dram import Dram, Unanswered, Words
+from node.memory_controller import HOST_KEY
+from node.physical_port import PhysicalPort
+from node.platform import HostMode, Platform
 from node.rmp import GuestCore, NotValidated, ReverseMapTable, RmpCode, RmpFault
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
 
@@ -117,3 +123,46 @@ def test_lost_writes_are_lost_under_the_key_too() -> None:
     assert rmp.entry(0) == before
     dram.straighten(at, PAGE_BYTES)
     assert rmp.entry(0) == RmpEntry()
+
+
+HOSTS = {
+    "TSME": (Platform(mode=HostMode.TSME), {}),
+    "SME, by the switch": (Platform(mode=HostMode.SME), {"under_host_key": True}),
+}
+
+
+@pytest.mark.parametrize("product", ["Milan", "Turin"])
+@pytest.mark.parametrize("name", HOSTS)
+def test_the_host_s_key_covers_the_table_of_a_board(name: str, product: str) -> None:
+    platform, switches = HOSTS[name]
+    board = snp_board(product, platform=platform, **switches)
+    entry = RmpEntry(assigned=True, asid=1)
+    assert board.execute_host((op.RmpUpdate(GUEST_SPA, LARGE_PAGE_BYTES, entry),)) == (0,)
+    accept = (op.PValidate(0, LARGE_PAGE_BYTES, large=False), op.Write(0x5000, b"private"), op.Read(0x5000, 7))
+    guest = board.execute_guest(board.vmcb("one", 0), accept)
+    assert guest == (op.PValidateResult(0, unchanged=False), None, b"private")
+    assert board.rmp is not None
+    at = board.rmp.layout.entry_spa(GUEST_SPA // PAGE_BYTES + 5)
+    own = struct.pack("<2Q", 1 | 0x5000 | 1 << 51 | 1 << 62, 0xF)
+    port = PhysicalPort(board.dram)
+    assert port.dump(at, 16) != own
+    assert board.controller.read(at, 16, HOST_KEY) == own
+    seen = board.execute_host((op.HostRead(at, 16),))[0]
+    assert (seen == own) is (platform.mode is HostMode.TSME)
+    # Old ciphertext put back by the DIMM's holder is an old entry; made-up bytes are none that he chose.
+    old = port.dump(at, 16)
+    assert board.execute_host((op.RmpUpdate(GUEST_SPA + 5 * PAGE_BYTES, PAGE_BYTES, RmpEntry()),)) == (0,)
+    assert isinstance(board.execute_guest(board.vmcb("one", 0), (op.Read(0x5000, 7),))[0], op.Fault)
+    port.poke(at, own)
+    assert isinstance(board.execute_guest(board.vmcb("one", 0), (op.Read(0x5000, 7),))[0], op.Fault)
+    port.poke(at, old)
+    assert board.execute_guest(board.vmcb("one", 0), (op.Read(0x5000, 7),)) == (b"private",)
+
+
+def test_a_host_without_a_key_or_the_switch_keeps_its_table_in_the_clear() -> None:
+    for platform, switches in ((Platform(), {"under_host_key": True}), (Platform(mode=HostMode.SME), {})):
+        board = snp_board(platform=platform, **switches)
+        assert board.execute_host((op.RmpUpdate(GUEST_SPA, PAGE_BYTES, RmpEntry(assigned=True, asid=1)),)) == (0,)
+        assert board.rmp is not None
+        at = board.rmp.layout.entry_spa(GUEST_SPA // PAGE_BYTES)
+        assert PhysicalPort(board.dram).dump(at, 8) == struct.pack("<Q", 1 | 1 << 51)

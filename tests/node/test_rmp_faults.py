@@ -13,6 +13,9 @@ from node import operations as op
 from node.board import Board
 from node.host_instructions import VMEXIT_BUSY, VMEXIT_INVALID
 from node.rmp import RmpFault
+from psp import command_buffers as buffers
+from psp.commands import SnpCommand
+from psp.status import Status
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
 
 NPF, NOT_VALIDATED = op.FaultKind.RMP_FAULT, op.FaultKind.PAGE_NOT_VALIDATED
@@ -283,3 +286,33 @@ def test_a_page_given_to_the_same_guest_elsewhere_keeps_its_plaintext(board: Boa
     moved = op.Read(0x40_0000, len(SECRET))
     assert guest(board, moved) == (op.Fault(NOT_VALIDATED, 0x40_0000),)
     assert guest(board, op.PValidate(0x40_0000, PAGE_BYTES, large=False), moved)[1] == SECRET
+
+
+@pytest.mark.parametrize("looked", [False, True])
+def test_the_firmware_undoes_psmash(board: Board, looked: bool) -> None:
+    """The guest finds its page as it left it, and the table its bytes."""
+    buffer = 1 << 20
+
+    def firmware(command: SnpCommand, data: bytes) -> int:
+        (answer,) = host(board, op.PspCommand(command, buffer, data))
+        assert isinstance(answer, op.PspAnswer)
+        return answer.status
+
+    def unsmash() -> int:
+        return firmware(SnpCommand.PAGE_UNSMASH, buffers.SnpPageUnsmash(GUEST_SPA).pack())
+
+    assert firmware(SnpCommand.INIT_EX, buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP).pack()) == Status.SUCCESS
+    give(board, page(0, large=True))
+    guest(board, op.Write(0x5000, SECRET))
+    before = state(board) if looked else b""
+    assert unsmash() == Status.INVALID_PAGE_SIZE
+    assert host(board, op.PSmash(GUEST_SPA)) == (0,)
+    assert unsmash() == Status.SUCCESS
+    assert guest(board, op.Read(0x5000, len(SECRET))) == (SECRET,)
+    assert guest(board, op.PValidate(0, LARGE_PAGE_BYTES, large=True)) == (op.PValidateResult(0, unchanged=True),)
+    if looked:
+        assert state(board) == before
+    # A page that the guest gave back keeps the others from being one again.
+    assert host(board, op.PSmash(GUEST_SPA)) == (0,)
+    guest(board, op.PValidate(9 * PAGE_BYTES, PAGE_BYTES, large=False, validate=False))
+    assert unsmash() == Status.INVALID_PAGE_STATE

@@ -425,7 +425,7 @@ def test_a_vm_destroyed_while_it_launches_goes_as_soon_as_it_has_come() -> None:
         ("Rome", {}, "generation: Rome has no SEV_SNP"),
         ("Turin", {"generation": Generation.SEV_TIO}, "generation: SEV_TIO is not modelled"),
         ("Milan", {"generation": Generation.SEV_ES}, "generation: SEV_ES is not modelled"),
-        ("Milan", {"generation": Generation.SME}, "generation: SME is not modelled"),
+        ("Milan", {"generation": Generation.SME}, "generation: SME needs a host whose own memory encryption is on"),
     ],
 )
 def test_a_refused_launch_names_its_reason_and_keeps_nothing(

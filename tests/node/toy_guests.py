@@ -134,9 +134,10 @@ def make_host(
     costs: Mapping[str, float] = COSTS,
     image=IMAGE,
     platform: Platform = AS_USUAL,
+    name: str = "host",
 ) -> Host:
     known = {"ledger": ledger, "rest": script(rest), "busy": script(busy), **(programs or {})}
-    spec = HostSpec("host", PRODUCTS[product], memory_bytes, min_sev_asid, 7, 60 * SECOND, platform=platform)
+    spec = HostSpec(name, PRODUCTS[product], memory_bytes, min_sev_asid, 7, 60 * SECOND, platform=platform)
     return Host(spec, known, {"auto": image}, costs)
 
 
