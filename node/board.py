@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 
 from node import operations as op
+from node.cache_timing import USUAL, CacheTiming
 from node.cached_controller import CachedController
 from node.counter_random import CounterRandom
 from node.disk import Disk
@@ -56,8 +57,11 @@ class Board:
         self.platform = platform
         self.dram = Dram(memory_bytes)
         tweaks = TweakTable.from_random(random.octets(name, "memory tweaks", 0, TweakTable.RANDOM_BYTES))
-        self.caches = CachedController(self.dram, tweaks, product) if platform.caches else None
+        self.caches: CachedController | None = None
         """The controller, where the platform has caches."""
+        if platform.caches or platform.cache_timing:
+            timing = CacheTiming() if platform.cache_timing else None
+            self.caches = CachedController(self.dram, tweaks, product, timing)
         self.controller = self.caches or MemoryController(self.dram, tweaks)
         """Memory as cores load and store it."""
         self.fabric = self.caches.fabric(product.caches.devices) if self.caches else self.controller
@@ -93,6 +97,8 @@ class Board:
         self._running: dict[tuple[str, int], int] = {}
         """Save areas that vCPUs under the RMP run with."""
         self.disks: dict[str, Disk] = {}
+        self.cores: dict[tuple[str, int], int] = {}
+        """Cores that vCPUs run on, where not on core 0."""
         self._guest = GuestInstructions(self)
         self._host = HostInstructions(self)
 
@@ -103,12 +109,18 @@ class Board:
     def execute_guest(self, vmcb: Vmcb, batch: tuple[op.GuestOperation, ...]) -> tuple[op.Answer, ...]:
         """Execute a guest's batch as the vCPU of ``vmcb``."""
         table = self._guest.table
+        if self.caches is not None:
+            self.caches.move_to(self.cores.get((vmcb.vm, vmcb.vcpu), 0))
         return tuple([table[type(one)](vmcb, one) if type(one) in table else undefined() for one in batch])
 
     def execute_host(self, batch: tuple[op.HypervisorOperation, ...]) -> tuple[op.Answer, ...]:
         """Execute a hypervisor's batch on a core in host mode."""
         table = self._host.table
-        return tuple([table[type(one)](one) if type(one) in table else undefined() for one in batch])
+        core = 0 if self.caches is None else self.caches.move_to(0)
+        answers = tuple([table[type(one)](one) if type(one) in table else undefined() for one in batch])
+        if self.caches is not None:
+            self.caches.move_to(core)  # a guest's batch may have stopped half-way for this one
+        return answers
 
     def disk(self, vm: str) -> Disk:
         """A VM's disk; made when it is first asked for."""
@@ -136,6 +148,11 @@ class Board:
         form = EntryFormat(LONG, bits, product.c_bit)
         walker = NestedWalker(self.walks, form, check_write)
         return TableHost(self.walks, self.dram, walker, product.c_bit, check_write)
+
+    @property
+    def load_ns(self) -> int:
+        """How long the last load took, as far as this board can tell loads apart."""
+        return USUAL.memory_ns if self.caches is None else self.caches.load_ns
 
     # What a core does while a vCPU runs.
 

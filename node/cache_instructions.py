@@ -1,4 +1,7 @@
-"""The host's instructions that manage caches. On a board without caches they take their time and change nothing."""
+"""The host's instructions that manage and time caches.
+
+On a board without caches they take their time and change nothing, and every load is as fast as any.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from node import operations as op
 from node.dram import MachineCheck
-from node.fault_answers import answer_to
+from node.fault_answers import FAULTS, answer_to
 from node.memory_controller import HOST_KEY, NoHostKey
 from psp.system_bus import PAGE_BYTES
 
@@ -27,13 +30,29 @@ class CacheInstructions:
         if one.encrypted and not self._board.controller.has_key(HOST_KEY):
             return answer_to(NoHostKey(one.spa), one.spa)
         if self._board.caches is not None:
-            self._board.caches.cache.flush(one.spa, one.length, HOST_KEY if one.encrypted else 0)
+            self._board.caches.clflush(one.spa, one.length, HOST_KEY if one.encrypted else 0)
+        return None
+
+    def timed_read(self, one: op.HostTimedRead) -> op.Answer:
+        """A load, and how long it took."""
+        try:
+            self._board.bus.host_view.read(one.spa, 1, 0)
+        except FAULTS as fault:
+            return answer_to(fault, one.spa)
+        return self._board.load_ns
+
+    def run_on(self, one: op.RunOn) -> op.Answer:
+        """A vCPU's core: #GP for one that the host does not have."""
+        product = self._board.product
+        if not 0 <= one.core < product.sockets * product.cores:
+            return op.Fault(op.FaultKind.GENERAL_PROTECTION, 0)
+        self._board.cores[one.vm, one.vcpu] = one.core
         return None
 
     def wbinvd(self, _: op.Wbinvd) -> op.Answer:
         """WBINVD on all cores; the security processor knows when it is done."""
         if self._board.caches is not None:
-            self._board.caches.cache.flush_all()
+            self._board.caches.wbinvd()
         self._board.bus.wbinvds += 1
         return None
 
@@ -46,9 +65,9 @@ class CacheInstructions:
         if caches is None:
             return None
         if caches.switches.invd_drops and not self._board.platform.invd_writes_back:
-            caches.cache.invalidate_all()
+            caches.invd()
         else:
-            caches.cache.flush_all()
+            caches.wbinvd()
         return None
 
     def vm_page_flush(self, one: op.VmPageFlush) -> op.Answer:
@@ -59,5 +78,5 @@ class CacheInstructions:
         if not 0 <= one.spa < board.dram.size_bytes:
             return answer_to(MachineCheck(one.spa, PAGE_BYTES), one.spa)
         if board.caches is not None:
-            board.caches.cache.flush_domain(one.spa, PAGE_BYTES, one.asid)
+            board.caches.vm_page_flush(one.spa, PAGE_BYTES, one.asid)
         return None

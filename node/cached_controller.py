@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from node.cache_switches import Snoop
+from node.cache_timing import USUAL, CacheTiming
 from node.data_cache import LINES, DataCache
 from node.dram import Dram
 from node.memory_controller import MemoryController, NoKey
@@ -25,12 +26,22 @@ class CachedController(MemoryController):
         dram: Dram,
         tweaks: TweakTable,
         product: Product,
+        timing: CacheTiming | None = None,
         lines: int = LINES,
     ) -> None:
         super().__init__(dram, tweaks)
+        self.load_ns = USUAL.memory_ns
+        """How long the last load took; always the same without ``timing``."""
+        self._timing = timing
+        self._core = 0
         self.switches = product.caches
         self.coherent = product.coherent_across_keys
         self.cache = DataCache(super().read, self._drain, coherent=self.coherent, lines=lines)
+
+    def move_to(self, core: int) -> int:
+        """From now on another core loads and stores. Returns the one before."""
+        before, self._core = self._core, core
+        return before
 
     def take_rmp(self, ranges: tuple[tuple[int, int], ...]) -> None:
         """The RMP takes these parts of memory: instructions change it there, not through lines."""
@@ -41,15 +52,20 @@ class CachedController(MemoryController):
 
         A line that is there is found whether its key is still in its slot or not.
         """
-        return self.cache.load(spa, length, asid)
+        data = self.cache.load(spa, length, asid)
+        if self._timing is not None:
+            self.load_ns = self._timing.use(self._core, spa, length, asid)
+        return data
 
     def write(self, spa: int, data: bytes | bytearray | memoryview, asid: int) -> None:
         """Store into the caches. Raises as ``read``."""
         self.cache.store(spa, data, asid)
+        if self._timing is not None:
+            self._timing.use(self._core, spa, len(data), asid)
 
     def lay(self, spa: int, data: bytes, asid: int) -> None:
         """Store into the caches: nothing is put off where somebody looks at lines."""
-        self.cache.store(spa, data, asid)
+        self.write(spa, data, asid)
 
     def clear(self, spa: int, length: int, asid: int) -> None:
         """Zero memory with stores that go past the caches, as the host's page clearing does."""
@@ -70,6 +86,36 @@ class CachedController(MemoryController):
         """Cores hold nothing of the RMP's own memory any more, and none of it is written back."""
         for part in self.cache.unkept:
             self.cache.give_up(part.start, len(part), None)
+
+    # Instructions.
+
+    def clflush(self, spa: int, length: int, asid: int) -> None:
+        """CLFLUSH of a range, as its domain's."""
+        self.cache.flush(spa, length, asid)
+        self._time_flush(spa, length)
+
+    def vm_page_flush(self, spa: int, length: int, asid: int) -> None:
+        """Write back and drop lines of an ASID, whatever the part."""
+        self.cache.flush_domain(spa, length, asid)
+        self._time_flush(spa, length)
+
+    def wbinvd(self) -> None:
+        """Write back and drop everything."""
+        self.cache.flush_all()
+        self._time_flush_all()
+
+    def invd(self) -> None:
+        """Drop everything; what memory does not know is lost."""
+        self.cache.invalidate_all()
+        self._time_flush_all()
+
+    def _time_flush(self, spa: int, length: int) -> None:
+        if self._timing is not None:
+            self._timing.flush(spa, length)
+
+    def _time_flush_all(self) -> None:
+        if self._timing is not None:
+            self._timing.flush_all()
 
     # Past the caches.
 
@@ -110,6 +156,7 @@ class CachedController(MemoryController):
         super().clear(spa, length, asid)
 
     def _make_way(self, spa: int, length: int, asid: int, snoop: Snoop) -> None:
+        self._time_flush(spa, length)
         if snoop is Snoop.ALL:
             self.cache.give_up_others(spa, length, asid)
         if snoop is not Snoop.NONE:

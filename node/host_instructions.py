@@ -50,6 +50,8 @@ class HostInstructions:
             op.HostClflush: caches.clflush,
             op.Invd: caches.invd,
             op.VmPageFlush: caches.vm_page_flush,
+            op.HostTimedRead: caches.timed_read,
+            op.RunOn: caches.run_on,
         }
 
     def _host_read(self, one: op.HostRead) -> op.Answer:
@@ -131,6 +133,8 @@ class HostInstructions:
         nested = board.nested.pop(one.vm, None)
         for table in (board.vmcbs, board.disks):
             table.pop(one.vm, None)
+        for name, vcpu in [key for key in board.cores if key[0] == one.vm]:
+            del board.cores[name, vcpu]
         answers = [self._host_clear(op.HostClear(*pages)) for pages in (nested.close() if nested else ())]
         return next((answer for answer in answers if answer is not None), None)
 

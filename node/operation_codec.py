@@ -41,6 +41,7 @@ KINDS: Mapping[int, type] = {
     7: op.RmpAdjust,
     8: op.RmpQuery,
     9: op.Clflush,
+    10: op.TimedRead,
     # Operations of hypervisors.
     16: op.HostRead,
     17: op.HostReadWritten,
@@ -63,6 +64,8 @@ KINDS: Mapping[int, type] = {
     34: op.Invd,
     35: op.VmPageFlush,
     36: op.NestedFrames,
+    37: op.HostTimedRead,
+    38: op.RunOn,
     # Answers.
     48: op.Fault,
     49: op.PValidateResult,

@@ -85,6 +85,14 @@ class Clflush:
     private: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class TimedRead:
+    """Load one byte between two RDTSCP. Answer: nanoseconds, or a Fault."""
+
+    gpa: int
+    private: bool = True
+
+
 BLOCK_BYTES = 4096
 """Logical block size of a VM's disk."""
 
@@ -310,12 +318,33 @@ class VmPageFlush:
     asid: int
 
 
+@dataclass(frozen=True, slots=True)
+class HostTimedRead:
+    """Load one byte through a host mapping with C=0 between two RDTSCP. Answer: nanoseconds, or a Fault."""
+
+    spa: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunOn:
+    """Have a vCPU run on a core from now on; all begin on core 0, as the host does. Answer: None, or a Fault.
+
+    It matters to the timing of caches alone; who gets how much of a core is the contention model's.
+    """
+
+    vm: str
+    vcpu: int
+    core: int
+
+
 HypervisorOperation = (
     HostRead | HostReadWritten | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | RmpRead | NestedFrames
     | NestedMap | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
-    | HostClflush | Invd | VmPageFlush
+    | HostClflush | Invd | VmPageFlush | HostTimedRead | RunOn
 )  # fmt: skip
-GuestOperation = Read | Write | PValidate | RmpAdjust | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush
+GuestOperation = (
+    Read | Write | PValidate | RmpAdjust | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead
+)  # fmt: skip
 
 
 # How a block of a program may end.

@@ -38,6 +38,8 @@ class Platform:
     """Mechanisms that do not work; empty outside of experiments that show what each is good for."""
     caches: bool = False
     """Whether cores have data caches that hold something. Without, every line is as good as written back at once."""
+    cache_timing: bool = False
+    """Whether loads take as long as the line's place says; has caches with it. Without, all take the same."""
     invd_writes_back: bool = False
     """INVD acts as WBINVD: HWCR.INVDWBINVD set and kept so, or microcode that sees to it (AMD-SB-3005).
 
