@@ -70,7 +70,9 @@ class Host:
         self.clock = Clock()
         random = CounterRandom(spec.seed)
         self.board = Board(spec.name, product, spec.memory_bytes, spec.min_sev_asid, random, spec.platform)
-        self.hypervisor: HypervisorPort = hypervisor(product, spec.memory_bytes, spec.min_sev_asid, images)
+        self.hypervisor: HypervisorPort = hypervisor(
+            product, spec.memory_bytes, spec.min_sev_asid, spec.platform.max_snp_asid, images
+        )
         self.board.exit_handler = self.hypervisor.page_state_change
         self.threads = product.sockets * product.cores * product.threads_per_core
         self.contention = Contention(

@@ -66,12 +66,18 @@ class Hypervisor:
     """One host's hypervisor. Every public generator yields batches and receives answers."""
 
     def __init__(
-        self, product: Product, memory_bytes: int, min_sev_asid: int, images: Mapping[str, FirmwareImage]
+        self,
+        product: Product,
+        memory_bytes: int,
+        min_sev_asid: int,
+        max_snp_asid: int,
+        images: Mapping[str, FirmwareImage],
     ) -> None:
         self.product = product
         self._images = images
+        self._max_snp_asid = max_snp_asid
         self.snp = Generation.SEV_SNP in product.generations
-        self.asids = AsidPool(product.max_asid, min_sev_asid)
+        self.asids = AsidPool(product.max_asid, min_sev_asid, max_snp_asid)
         layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented) if self.snp else None
         reserved = 0 if layout is None else memory_bytes - layout.base
         # The first 2 MiB stay with the host, as real-mode memory does.
@@ -102,7 +108,8 @@ class Hypervisor:
         """Initialise the firmware: SNP first where the product has it, then legacy."""
         page = self._command_page
         if self.snp:
-            init = buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP)
+            hiding = buffers.SNP_INIT_HIDE_CIPHERTEXT if self._max_snp_asid else 0
+            init = buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP | hiding, max_snp_asid=self._max_snp_asid)
             yield from self._must(SnpCommand.INIT_EX, page, init.pack())
             yield (op.Wbinvd(),)
             yield from self._must(SnpCommand.DF_FLUSH)

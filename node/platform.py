@@ -36,6 +36,8 @@ class Platform:
     mode: HostMode = HostMode.NONE
     disabled: frozenset[Protection] = frozenset()
     """Mechanisms that do not work; empty outside of experiments that show what each is good for."""
+    max_snp_asid: int = 0
+    """Last ASID for SNP guests, whose ciphertext the host then asks firmware to hide; 0 for no hiding."""
     caches: bool = False
     """Whether cores have data caches that hold something. Without, every line is as good as written back at once."""
     cache_timing: bool = False

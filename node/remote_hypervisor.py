@@ -41,12 +41,14 @@ class RemoteHypervisor:
         product: Product,
         memory_bytes: int,
         min_sev_asid: int,
+        max_snp_asid: int,
         images: Mapping[str, FirmwareImage],
     ) -> None:
         self.operations = 0
         self._exchange = exchange
         self._numbers = count()
-        self._ask(HypervisorVerb.LOAD, *LOAD.pack((product.name, memory_bytes, min_sev_asid, tuple(images))))
+        order = (product.name, memory_bytes, min_sev_asid, max_snp_asid, tuple(images))
+        self._ask(HypervisorVerb.LOAD, *LOAD.pack(order))
 
     def figures(self) -> HypervisorFigures:
         """The books as they stand."""

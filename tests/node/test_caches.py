@@ -277,7 +277,7 @@ def test_dirty_lines_over_the_rmp_outlive_snp_init_unless_cores_are_stopped(barr
     ((start_spa, length),) = board.rmp.layout.ranges()
     own = next(at for at in range(start_spa // 4096, (start_spa + length) // 4096) if entry_spa(at) // 4096 == at)
     assert board.execute_host((op.HostWrite(entry_spa(own) // 64 * 64, bytes(64)),)) == (None,)
-    hypervisor = Hypervisor(product, GIB, 100, {})
+    hypervisor = Hypervisor(product, GIB, 100, 0, {})
     drive(board, hypervisor.bring_up())  # with the WBINVD that firmware demands
 
     # From the page that has fallen down to the victim: each page holds the next one's entry.
