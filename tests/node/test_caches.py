@@ -137,10 +137,13 @@ def test_a_launch_is_whole_with_the_flush_or_on_a_coherent_part(product, omitted
     assert seen == data
 
 
-@pytest.mark.parametrize(("product", "spoilt"), [("Rome", True), ("Milan", False)])
-def test_a_guest_that_was_destroyed_without_wbinvd_haunts_its_frames_on_an_incoherent_part(product, spoilt):
+@pytest.mark.parametrize(
+    ("product", "forgets", "spoilt"), [("Rome", True, True), ("Rome", False, False), ("Milan", True, False)]
+)
+def test_a_guest_that_was_destroyed_without_wbinvd_haunts_its_frames_on_an_incoherent_part(product, forgets, spoilt):
     host = cached_host(product)
-    forgetful(host.board, op.Wbinvd)
+    if forgets:
+        forgetful(host.board, op.Wbinvd)
     first = start(host, "first", Generation.SEV)
     gpa = base(first)
     at = spa(host, first, gpa)
@@ -305,6 +308,14 @@ def test_what_instructions_do_to_the_rmp_is_not_hidden_by_lines_of_its_memory():
     by_host(host, op.RmpUpdate(100_000 * 4096, 4096, RmpEntry(assigned=True, gpa=0x5000, asid=7)))
     (seen,) = by_host(host, op.HostRead(at, 16))
     assert seen == host.board.dram.read(at, 16) != bytes(16)
+
+
+def test_a_host_that_reads_what_was_written_finds_what_only_lines_know():
+    host = cached_host("Rome")
+    free = 3 << 30
+    by_host(host, op.HostWrite(free + 100, b"in a line"))
+    (found,) = by_host(host, op.HostReadWritten(free, 8192))
+    assert found.runs == ((free, bytes(100) + b"in a line" + bytes(4096 - 109)),)
 
 
 # Whole hosts.

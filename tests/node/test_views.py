@@ -22,6 +22,7 @@ from node.physical_port import PhysicalPort
 from node.platform import HostMode, Platform
 from node.rmp import RmpFault
 from node.xex_cipher import HIGHEST_BIT, LOWEST_BIT, TweakTable
+from psp.system_bus import RmpEntry
 
 SECRET = b"sixteen bytes.A." + b"sixteen bytes.B."
 ONES = b"\xff" * 32
@@ -221,6 +222,17 @@ def test_hiding_ends_where_a_page_is_the_hosts_again():
     (seen,) = by_host(host, op.HostRead(at, 4096 + 16))
     assert seen[:4096] == host.board.dram.read(at, 4096) != ONES[:16] * 256
     assert seen[4096:] == ONES[:16]
+
+
+def test_hiding_goes_by_the_owner_in_the_rmp_up_to_the_last_asid_for_snp():
+    host = make_host(product="Turin", platform=HIDING)
+    page = 3 << 30
+    owners = {0: False, 1: True, 40: True, 41: False, 98: False}
+    for asid, hidden in owners.items():
+        entry = RmpEntry(assigned=True, gpa=0x5000 if asid else 0, asid=asid)
+        answers = by_host(host, op.HostWrite(page, SECRET), op.RmpUpdate(page, 4096, entry), op.HostRead(page, 32))
+        assert answers == (None, 0, ONES if hidden else SECRET)
+        page += 4096
 
 
 def test_a_vm_lives_under_ciphertext_hiding_as_without():
