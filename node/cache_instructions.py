@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from node import operations as op
+from node.core_msrs import INVD_WBINVD, Msr
 from node.dram import MachineCheck
 from node.fault_answers import FAULTS, answer_to
 from node.memory_controller import HOST_KEY, NoHostKey
@@ -41,14 +42,6 @@ class CacheInstructions:
             return answer_to(fault, one.spa)
         return self._board.load_ns
 
-    def run_on(self, one: op.RunOn) -> op.Answer:
-        """A vCPU's core: #GP for one that the host does not have."""
-        product = self._board.product
-        if not 0 <= one.core < product.sockets * product.cores:
-            return op.Fault(op.FaultKind.GENERAL_PROTECTION, 0)
-        self._board.cores[one.vm, one.vcpu] = one.core
-        return None
-
     def wbinvd(self, _: op.Wbinvd) -> op.Answer:
         """WBINVD on all cores; the security processor knows when it is done."""
         if self._board.caches is not None:
@@ -64,7 +57,8 @@ class CacheInstructions:
         caches = self._board.caches
         if caches is None:
             return None
-        if caches.switches.invd_drops and not self._board.platform.invd_writes_back:
+        set_so = all(value & INVD_WBINVD for value in self._board.msrs.values(Msr.HWCR))
+        if caches.switches.invd_drops and not (set_so or self._board.platform.invd_writes_back):
             caches.invd()
         else:
             caches.wbinvd()

@@ -13,9 +13,10 @@ from node.cache_switches import Snoop
 from node.cache_timing import USUAL, CacheTiming
 from node.data_cache import LINES, DataCache
 from node.dram import Dram
+from node.memory_cipher import BLOCK_BYTES, Ciphers
 from node.memory_controller import MemoryController, NoKey
 from node.product import Product
-from node.xex_cipher import BLOCK_BYTES, TweakTable
+from node.rmp_layout import RmpLayout
 
 
 class CachedController(MemoryController):
@@ -24,28 +25,37 @@ class CachedController(MemoryController):
     def __init__(
         self,
         dram: Dram,
-        tweaks: TweakTable,
+        ciphers: Ciphers,
         product: Product,
+        rmp: RmpLayout | None = None,
         timing: CacheTiming | None = None,
         lines: int = LINES,
     ) -> None:
-        super().__init__(dram, tweaks)
+        super().__init__(dram, ciphers)
         self.load_ns = USUAL.memory_ns
         """How long the last load took; always the same without ``timing``."""
-        self._timing = timing
-        self._core = 0
         self.switches = product.caches
         self.coherent = product.coherent_across_keys
         self.cache = DataCache(super().read, self._drain, coherent=self.coherent, lines=lines)
+        self._timing = timing
+        self._threads_per_core = product.threads_per_core
+        self._thread = 0
+        if rmp is not None:
+            self.place_rmp(rmp)
 
-    def move_to(self, core: int) -> int:
-        """From now on another core loads and stores. Returns the one before."""
-        before, self._core = self._core, core
+    def move_to(self, thread: int) -> int:
+        """From now on another hardware thread loads and stores. Returns the one before."""
+        before, self._thread = self._thread, thread
         return before
 
-    def take_rmp(self, ranges: tuple[tuple[int, int], ...]) -> None:
-        """The RMP takes these parts of memory: instructions change it there, not through lines."""
-        self.cache.unkept = tuple(range(spa, spa + length) for spa, length in ranges)
+    @property
+    def _core(self) -> int:
+        # Neighbours in the numbering, as in that of APIC identifiers, are threads of one core.
+        return self._thread // self._threads_per_core
+
+    def place_rmp(self, rmp: RmpLayout) -> None:
+        """Say where the RMP is: instructions change the table in memory, not through lines."""
+        self.cache.unkept = tuple(range(spa, spa + length) for spa, length in rmp.ranges())
 
     def read(self, spa: int, length: int, asid: int) -> bytes:
         """Load through the caches. Raises MachineCheck outside of memory, NoKey where a line has to be fetched without.

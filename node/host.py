@@ -74,7 +74,7 @@ class Host:
             product, spec.memory_bytes, spec.min_sev_asid, spec.platform.max_snp_asid, images
         )
         self.board.exit_handler = self.hypervisor.page_state_change
-        self.threads = product.sockets * product.cores * product.threads_per_core
+        self.threads = product.threads
         self.contention = Contention(
             self.threads,
             product.memory_bandwidth_bytes_per_s * costs["dram.usable_bandwidth_share"],

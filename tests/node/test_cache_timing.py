@@ -96,14 +96,22 @@ def machines(platform, generation):
     return host, victim, attacker
 
 
+def move(host, vm: str, thread: int) -> None:
+    host.pause(vm)
+    run(host)
+    assert by_host(host, op.VmRun(vm, 0, thread)) == (0,)
+
+
 def set_of(at: int, sets: int) -> int:
     return at // LINE % sets
 
 
 @pytest.mark.parametrize("generation", [Generation.PLAIN, Generation.SEV, Generation.SEV_SNP])
 @pytest.mark.parametrize(("platform", "learnt"), [(TIMED, True), (PLAIN, False), (Platform(caches=True), False)])
-def test_a_neighbour_on_the_victims_core_reads_its_table_look_ups(platform, learnt, generation):
+@pytest.mark.parametrize("thread", [0, 1], ids=["same thread", "sibling thread"])
+def test_a_neighbour_on_the_victims_core_reads_its_table_look_ups(platform, learnt, generation, thread):
     host, victim, attacker = machines(platform, generation)
+    move(host, "victim", thread)
     table = base(victim)
     at, own = spa(host, victim, table), spa(host, attacker, base(attacker))
     stride = 1024 * LINE
@@ -121,7 +129,7 @@ def test_a_neighbour_on_the_victims_core_reads_its_table_look_ups(platform, lear
 @pytest.mark.parametrize(("platform", "learnt"), [(TIMED, True), (PLAIN, False)])
 def test_the_host_on_another_core_reads_them_in_the_cache_that_all_share(platform, learnt):
     host, victim, _ = machines(platform, Generation.SEV_SNP)
-    assert by_host(host, op.RunOn("victim", 0, 5)) == (None,)
+    move(host, "victim", 10)
     table = base(victim)
     at = spa(host, victim, table)
     free = 1 << 31
@@ -137,23 +145,12 @@ def test_the_host_on_another_core_reads_them_in_the_cache_that_all_share(platfor
 
 def test_a_neighbour_on_another_core_learns_nothing_from_its_own_cache():
     host, victim, attacker = machines(TIMED, Generation.SEV)
-    by_host(host, op.RunOn("victim", 0, 1))
+    move(host, "victim", 2)
     table = base(victim)
     at, own = spa(host, victim, table), spa(host, attacker, base(attacker))
     first = base(attacker) + (set_of(at, 1024) - set_of(own, 1024)) % 1024 * LINE
     lines = {index: [op.TimedRead(first + index * LINE + way * 1024 * LINE) for way in range(8)] for index in range(8)}
     assert set(recovered(host, victim, table, lines, lambda *batch: by_guest(host, attacker, *batch))) == {None}
-
-
-def test_the_host_puts_vcpus_on_cores_that_it_has():
-    host, *_ = machines(TIMED, Generation.PLAIN)
-    for core in (-1, 64, 1 << 40):
-        (answer,) = by_host(host, op.RunOn("victim", 0, core))
-        assert answer.kind is op.FaultKind.GENERAL_PROTECTION
-    assert by_host(host, op.RunOn("victim", 0, 63)) == (None,)
-    host.destroy("victim")
-    run(host)
-    assert host.board.cores == {}
 
 
 @pytest.mark.parametrize("platform", [TIMED, PLAIN])

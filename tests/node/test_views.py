@@ -21,7 +21,7 @@ from node.host import Host
 from node.physical_port import PhysicalPort
 from node.platform import HostMode, Platform
 from node.rmp import RmpFault
-from node.xex_cipher import HIGHEST_BIT, LOWEST_BIT, TweakTable
+from node.tweak_table import HIGHEST_BIT, LOWEST_BIT, TweakTable
 from psp.system_bus import RmpEntry
 
 SECRET = b"sixteen bytes.A." + b"sixteen bytes.B."
