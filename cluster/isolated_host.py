@@ -59,11 +59,11 @@ class IsolatedHost(HostEntity):
         product: Product,
         memory_bytes: int,
         min_sev_asid: int,
-        max_snp_asid: int,
         images: Mapping[str, FirmwareImage],
+        max_snp_asid: int,
     ) -> RemoteHypervisor:
         self._remote = RemoteHypervisor(
-            self._hypervisor.exchange, product, memory_bytes, min_sev_asid, max_snp_asid, images
+            self._hypervisor.exchange, product, memory_bytes, min_sev_asid, images, max_snp_asid
         )
         return self._remote
 

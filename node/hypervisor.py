@@ -72,8 +72,8 @@ class Hypervisor:
         product: Product,
         memory_bytes: int,
         min_sev_asid: int,
-        max_snp_asid: int,
         images: Mapping[str, FirmwareImage],
+        max_snp_asid: int = 0,
     ) -> None:
         self.product = product
         self._images = images

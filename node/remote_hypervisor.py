@@ -41,13 +41,13 @@ class RemoteHypervisor:
         product: Product,
         memory_bytes: int,
         min_sev_asid: int,
-        max_snp_asid: int,
         images: Mapping[str, FirmwareImage],
+        max_snp_asid: int = 0,
     ) -> None:
         self.operations = 0
         self._exchange = exchange
         self._numbers = count()
-        order = (product.name, memory_bytes, min_sev_asid, max_snp_asid, tuple(images))
+        order = (product.name, memory_bytes, min_sev_asid, tuple(images), max_snp_asid)
         self._ask(HypervisorVerb.LOAD, *LOAD.pack(order))
 
     def figures(self) -> HypervisorFigures:

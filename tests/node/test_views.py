@@ -7,9 +7,10 @@ garbage by an AES computation of the test's own.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import count
 
 import pytest
-from cached_boards import base, by_guest, by_host, shared
+from cached_boards import base, by_guest, by_host, drive, shared
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from toy_guests import SECOND, final_state, make_host, run, spa, start
 
@@ -18,9 +19,9 @@ from node.counter_random import CounterRandom
 from node.generation import Generation
 from node.guest import Guest, GuestState
 from node.host import Host
+from node.iommu_driver import IommuDriver
 from node.physical_port import PhysicalPort
 from node.platform import HostMode, Platform
-from node.rmp import RmpFault
 from node.tweak_table import HIGHEST_BIT, LOWEST_BIT, TweakTable
 from psp.system_bus import RmpEntry
 
@@ -199,14 +200,33 @@ def test_another_tenant_reads_garbage_of_its_own_key_ciphertext_or_nothing(scene
     assert seen != SECRET or scene.guest.spec.generation is G.PLAIN
 
 
+SLOT, REQUESTER, DOMAIN, IOVA = 3, 0x118, 7, 0x40_0000
+
+
+def by_device(scene, c_bit: int) -> op.Answer:
+    """What a device reads that the host has given the page, with this C-bit in the IOMMU's own entry."""
+    frames = count(3 << 30, 4096)
+    driver = IommuDriver(lambda: next(frames))
+    page = scene.at // 4096 * 4096
+    drive(scene.host.board, driver.attach(REQUESTER, DOMAIN, [(IOVA, page)], c_bit=c_bit))
+    return by_host(scene.host, op.DeviceRead(SLOT, IOVA + scene.at - page, 32))[0]
+
+
 def test_a_device_without_c_bit_reads_what_lies_there_and_nothing_of_an_snp_guest(scene):
-    """Past the IOMMU's own tables: the fabric, and the RMP check that comes before."""
-    board = scene.host.board
+    seen = by_device(scene, 0)
     if scene.guest.spec.generation is G.SEV_SNP:
-        with pytest.raises(RmpFault):
-            board.rmp.check_dma(scene.at, 32, write=False)
+        assert seen.kind is op.FaultKind.DMA_ABORTED
     else:
-        assert board.fabric.read(scene.at, 32, 0) == scene.without_c_bit()
+        assert seen == scene.without_c_bit()
+
+
+def test_a_device_with_c_bit_reads_through_the_hosts_key_where_there_is_one(scene):
+    seen = by_device(scene, 1 << scene.host.spec.product.c_bit)
+    if scene.guest.spec.generation is G.SEV_SNP or scene.mode is not HostMode.SME:
+        assert seen.kind is op.FaultKind.DMA_ABORTED
+    else:
+        assert seen == scene.under_host_key()
+        assert (seen == SECRET) is (scene.guest.spec.generation is not G.SEV)
 
 
 def test_hiding_ends_where_a_page_is_the_hosts_again():
