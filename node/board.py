@@ -12,6 +12,8 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 
 from node import operations as op
+from node.actor import HYPERVISOR, Actor, Observer, Role
+from node.alias_scan import aliases_found
 from node.cache_timing import USUAL, CacheTiming
 from node.cached_controller import CachedController
 from node.cipher_modes import CIPHER_DESIGNS
@@ -33,6 +35,7 @@ from node.msrs_at_reset import msrs_at_reset
 from node.nested_page_table import NestedPageTable, TableHost
 from node.nested_walk import NestedWalker
 from node.page_table_entry import LONG, EntryFormat
+from node.physical_port import PhysicalPort
 from node.platform import AS_USUAL, HostMode, Platform, Protection
 from node.product import Product
 from node.rmp import ReverseMapTable
@@ -43,6 +46,7 @@ from node.vcpu_controls import VcpuControls
 from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
 from node.vmsa import VMSA_BYTES, VMSA_FIELDS
+from psp.alias_check import AliasCheck
 from psp.firmware import SecurityProcessor
 
 _VMPLS = 4
@@ -66,6 +70,9 @@ class Board:
         self.product = product
         self.platform = platform
         self.dram = Dram(memory_bytes)
+        if platform.ghost_line:
+            PhysicalPort(self.dram).ground(platform.ghost_line)
+        alias_check = _alias_check(self.dram) if platform.alias_check else AliasCheck.NOT_DONE
         self.data_fabric = DataFabric(self.dram, locked=platform.fabric_locked)
         design = CIPHER_DESIGNS[platform.cipher_of(product)]
         ciphers = design.for_boot(
@@ -117,8 +124,11 @@ class Board:
             api=platform.firmware_api or product.firmware_api,
         )
         self.psp.snp.wants_fabric_locked = platform.fabric_lock_checked
+        self.psp.snp.alias_check = alias_check
         self.exit_handler: ExitHandler | None = None
         """The hypervisor's answer to a page state change; runs while the vCPU is stopped."""
+        self.observer: Observer | None = None
+        """A tap outside of the machine: sees each batch and what its actor was answered."""
         self.nested: dict[str, NestedPageTable] = {}
         self.tables = self._table_host()
         self.vmcbs: dict[str, dict[int, Vmcb]] = {}
@@ -146,7 +156,10 @@ class Board:
         table = self._guest.table
         if self.caches is not None:
             self.caches.move_to(vmcb.core)
-        return tuple([table[type(one)](vmcb, one) if type(one) in table else undefined() for one in batch])
+        answers = tuple([table[type(one)](vmcb, one) if type(one) in table else undefined() for one in batch])
+        if self.observer is not None:
+            self.observer(Actor(Role.GUEST, vmcb.vm), batch, answers)
+        return answers
 
     def execute_host(self, batch: tuple[op.HypervisorOperation, ...]) -> tuple[op.Answer, ...]:
         """Execute a hypervisor's batch on a core in host mode."""
@@ -155,6 +168,8 @@ class Board:
         answers = tuple([table[type(one)](one) if type(one) in table else undefined() for one in batch])
         if self.caches is not None:
             self.caches.move_to(core)  # a guest's batch may have stopped half-way for this one
+        if self.observer is not None:
+            self.observer(HYPERVISOR, batch, answers)
         return answers
 
     def disk(self, vm: str) -> Disk:
@@ -283,3 +298,7 @@ class Board:
         if CAPABILITIES[vmcb.generation].encrypted_registers:
             return vmcb.asid
         return HOST_KEY if vmcb.generation is Generation.SME else 0
+
+
+def _alias_check(dram: Dram) -> AliasCheck:
+    return AliasCheck.FOUND if aliases_found(dram) else AliasCheck.COMPLETE

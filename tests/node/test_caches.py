@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import hashlib
+import types
 
 import pytest
 from cached_boards import base, by_guest, by_host, forgetful, shared
@@ -54,6 +57,37 @@ def test_a_store_stays_in_the_caches_until_its_line_is_flushed(generation):
     assert by_guest(host, guest, op.Clflush(gpa, 64), op.Read(gpa, 64)) == (None, NEW)
     assert (host.board.dram.read(at, 64) == NEW) is (generation is Generation.PLAIN)
     assert host.board.dram.read(at, 64) != before
+
+
+def holders(board, secret: bytes) -> list[str]:
+    """Kinds of objects within a board that hold bytes, and "DRAM" if that does."""
+    found, seen, todo = set(), set(), [board]
+    while todo:
+        one = todo.pop()
+        if id(one) in seen or isinstance(one, (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)):
+            continue
+        seen.add(id(one))
+        if isinstance(one, (bytes, bytearray)) and secret in one:
+            found.add(type(one).__name__)
+        todo += gc.get_referents(one)
+    for at, length in board.dram.resident_runs(0, board.dram.size_bytes):
+        if secret in board.dram.read(at, length):
+            found.add("DRAM")
+    return sorted(found)
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("platform", [Platform(), CACHED])
+def test_after_a_flush_no_chip_holds_a_private_pages_plaintext(platform, generation):
+    host = cached_host(platform=platform)
+    guest = begin(host, "vm", generation)
+    secret = hashlib.sha256(b"of the guest").digest()[:16]
+    gpa = base(guest)
+    by_guest(host, guest, op.Write(gpa, secret * 8), op.Read(gpa + 5, 32))
+    if platform.caches:
+        assert holders(host.board, secret) == ["bytearray"]
+    by_host(host, op.Wbinvd())
+    assert holders(host.board, secret) == (["DRAM"] if generation is Generation.PLAIN else [])
 
 
 # CacheWarp (CVE-2023-20592).
