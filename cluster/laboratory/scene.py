@@ -19,6 +19,7 @@ from node.guest_memory_map import memory_map
 from node.host import Host, HostSpec
 from node.hypervisor import Hypervisor
 from node.hypervisor_port import LaunchRefused
+from node.memory_cipher import CipherMode
 from node.operations import Answer
 from node.platform import AS_USUAL, Platform
 from node.product import PRODUCTS
@@ -49,6 +50,8 @@ class Setting:
     column: Column
     product: str
     platform: Platform = AS_USUAL
+    ciphers: tuple[CipherMode, ...] = ()
+    """What the product's memory controllers can do, its default first, where that is to be another than they have."""
 
 
 def act_out(setting: Setting, attack: Callable[[Target], Attack]) -> tuple[Ledger, Transcript]:
@@ -74,6 +77,7 @@ class Scene:
     def __init__(self, setting: Setting, ledger: Ledger, transcript: Transcript) -> None:
         protection = PROTECTIONS[setting.column]
         product = PRODUCTS[setting.product]
+        product = replace(product, ciphers=setting.ciphers or product.ciphers)
         platform = replace(setting.platform, mode=protection.mode)
         spec = HostSpec("host", product, HOST_BYTES, product.min_sev_asid, SEED, 60 * 10**9, platform=platform)
         programs, images = {"vault": Vault.build}, {"auto": laboratory_image()}
