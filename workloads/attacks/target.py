@@ -54,5 +54,7 @@ class Target:
     """SPAs of free 4 KiB frames."""
     command_page: int
     """SPA of a frame for command buffers."""
+    c_bit: int
+    """The bit of an address that asks for the host's key, where the host has that (CPUID 8000_001F)."""
     ghost_line: int
     """An address line that is clear in all frames of guests and of the RMP: above it lies nothing but the host's."""
