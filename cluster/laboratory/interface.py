@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from cluster.laboratory.hands import Hands
 from node.core_msrs import MEM_ENCRYPTION_MODE_EN, Msr
-from node.operations import HostWrite, ReadMsr, Runs
+from node.operations import HostWrite, ReadMsr, Runs, Wbinvd
 from workloads.attacks.dimm_operations import DimmDump
 
 _MARK = b"what is written to find out where it comes to lie, and how".ljust(64, b".")
@@ -32,7 +32,7 @@ def _has_c_bit(hands: Hands, _: int) -> bool:
 
 
 def _lies_in_clear(hands: Hands, frame: int) -> bool:
-    hands.act((HostWrite(frame, _MARK),))
+    hands.act((HostWrite(frame, _MARK), Wbinvd()))
     (dump,) = hands.act((DimmDump(),))
     assert isinstance(dump, Runs)
     return any(octets[frame - at :].startswith(_MARK) for at, octets in dump.runs if at <= frame < at + len(octets))

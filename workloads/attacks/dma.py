@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from node.iommu_driver import IommuDriver
 from node.operations import DeviceRead, DeviceWrite
-from workloads.attacks.target import LET_IT_RUN, Attack, Target
+from workloads.attacks.target import LET_IT_RUN, WRITE_BACK, Attack, Target
 from workloads.attacks.vault import PAGE_BYTES
 from workloads.attacks.write_memory import JUNK
 
@@ -20,6 +20,7 @@ IOVA = 0x40_0000
 def read_by_device(target: Target) -> Attack:
     """Rows 05a, 05c: the device loads the secret, with nothing in the address that asks for a key."""
     yield LET_IT_RUN
+    yield WRITE_BACK
     yield from _attach(target, target.victim.secret.spa)
     yield (DeviceRead(SLOT, IOVA, PAGE_BYTES),)
 
@@ -27,6 +28,7 @@ def read_by_device(target: Target) -> Attack:
 def read_by_device_with_c_bit(target: Target) -> Attack:
     """Row 05b: the same through a mapping with the C-bit."""
     yield LET_IT_RUN
+    yield WRITE_BACK
     yield from _attach(target, target.victim.secret.spa, target.c_bit)
     yield (DeviceRead(SLOT, IOVA, PAGE_BYTES),)
 
@@ -34,8 +36,10 @@ def read_by_device_with_c_bit(target: Target) -> Attack:
 def write_by_device(target: Target) -> Attack:
     """Row 06: the device stores junk over a value."""
     yield LET_IT_RUN
+    yield WRITE_BACK
     yield from _attach(target, target.victim.value.spa)
     yield (DeviceWrite(SLOT, IOVA, JUNK),)
+    yield WRITE_BACK
 
 
 def _attach(target: Target, spa: int, c_bit: int = 0) -> Attack:

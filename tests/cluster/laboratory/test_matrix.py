@@ -47,6 +47,19 @@ def test_a_switch_changes_what_the_matrix_says_it_changes(cell: Cell) -> None:
     assert {one.outcome for one in found} == {cell.outcome}, found
 
 
+@pytest.mark.parametrize("column", Column)
+def test_caches_that_are_written_back_change_no_outcome(column: Column) -> None:
+    some = [name for name in ("Rome", "Turin") if name in products(column)]  # without coherence across keys, and with
+    platform = Platform(caches=True)
+    cells = [cell for cell in DEFAULTS if cell.column is column]
+    expected = {(cell.row, name): {cell.outcome} for cell in cells for name in some if name in cell.products}
+    found = {
+        (row, name): {verdict.outcome.value for verdict in verdicts(row, Setting(column, name, platform))}
+        for row, name in expected
+    }
+    assert {at: (what, expected[at]) for at, what in found.items() if what != expected[at]} == {}
+
+
 def test_every_row_has_a_cell_for_every_product_of_every_column() -> None:
     ordered = sorted(DEFAULTS, key=lambda cell: (cell.row, cell.column))
     for (_, column), some in groupby(ordered, key=lambda cell: (cell.row, cell.column)):
