@@ -121,8 +121,8 @@ class Board:
             lambda purpose, counter, length: random.octets(name, f"psp {purpose}", counter, length),
             api=platform.firmware_api or product.firmware_api,
         )
-        self.psp.snp.alias_check = alias_check
         self.psp.snp.wants_fabric_locked = platform.fabric_lock_checked
+        self.psp.snp.alias_check = alias_check
         self.exit_handler: ExitHandler | None = None
         """The hypervisor's answer to a page state change; runs while the vCPU is stopped."""
         self.observer: Observer | None = None

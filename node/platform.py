@@ -41,10 +41,6 @@ class Platform:
     mode: HostMode = HostMode.NONE
     disabled: frozenset[Protection] = frozenset()
     """Mechanisms that do not work; empty outside of experiments that show what each is good for."""
-    ghost_line: int = 0
-    """An address bit that a module's SPD claims and its chips do not have, from boot on (BadRAM); 0 for none."""
-    alias_check: bool = False
-    """Boot firmware that looks for DRAM aliases (AMD-SB-3015) and does not let SNP start where it finds one."""
     firmware_api: tuple[int, int, int] | None = None
     """Version of the security processor's firmware (major, minor, build); None for the product's row."""
     fabric_locked: bool = True
@@ -67,6 +63,10 @@ class Platform:
     xts_sector: XtsSector = XtsSector.LINE
     tlb_entries: int | None = None
     """Translations that each hardware thread remembers; None where every access walks anew, as after a flush."""
+    ghost_line: int = 0
+    """An address bit that a module's SPD claims and its chips do not have, from boot on (BadRAM); 0 for none."""
+    alias_check: bool = False
+    """Boot firmware that looks for DRAM aliases (AMD-SB-3015) and does not let SNP start where it finds one."""
     caches: bool = False
     """Whether cores have data caches that hold something. Without, every line is as good as written back at once."""
     invd_writes_back: bool = False
