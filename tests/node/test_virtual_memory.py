@@ -334,6 +334,16 @@ def test_with_anothers_asid_a_walk_shows_the_victims_page_as_an_entry_unless_the
     assert answer.address == secret & ~0xFFF
 
 
+@pytest.mark.parametrize("length", [-1, (64 << 20) + 1, 1 << 60])
+def test_an_operation_of_impossible_length_is_refused_in_bounded_work(length: int) -> None:
+    one = paged_guest(SEV)
+    for entry in range(512):  # every address is the table itself
+        one.put(ROOT + entry * 8, ROOT | P | W | C)
+    for operation in (op.VirtualRead(0, length), op.Fetch(0, length)):
+        assert one.do(operation) == op.Fault(FaultKind.GENERAL_PROTECTION, 0)
+    assert one.do(op.VirtualRead(0, 8)) == (ROOT | P | W | C | A).to_bytes(8, "little")
+
+
 # Control registers.
 
 
