@@ -196,6 +196,8 @@ class Board:
             return
         if self.caches is not None:
             self.caches.place_rmp(layout)
+        if self.tlb is not None:
+            self.rmp.changed = self.tlb.drop
         self.tables = self._table_host()
 
     def _rmp_at(self, layout: RmpLayout) -> ReverseMapTable:

@@ -137,6 +137,23 @@ class ReverseMapTable:
                 self._count(part, entry, stop - first)
         table.put(page, page + pages, entry)
 
+    def set_entries(self, spa: int, length: int, entry: RmpEntry) -> None:
+        """Replace entries of 4 KiB by one that names no guest, as ``set_entry`` does one after another.
+
+        Raises ValueError for addresses without entries.
+        """
+        page, stop = spa // PAGE_BYTES, (spa + length) // PAGE_BYTES
+        if (spa | length) % PAGE_BYTES or not self._covers(page, stop):
+            raise ValueError(f"spa: expected entries inside the RMP, got {length} bytes at {spa:#x}")
+        first = page
+        while first < stop:
+            if self._table.entry(first).large:
+                self.set_entry(first * PAGE_BYTES, entry)
+            first = (first // LARGE_PAGES + 1) * LARGE_PAGES
+        for first, end, old in list(self._table.decoded_pieces(page, stop)):
+            self._count(old, entry, end - first)
+        self._table.put(page, stop, entry)
+
     def initialise(self) -> None:
         """Zero the table and take the pages that it lies in from everybody: SNP_INIT."""
         self._table.clear()

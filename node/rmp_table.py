@@ -170,8 +170,10 @@ class RmpTable:
         """Zero every entry and counter."""
         if self.changed is not None:
             self.changed(0, max(array.first_page + array.pages for array in self.layout.arrays) * PAGE_BYTES)
-        self.runs.clear()
         self._counters.clear()
+        for array in self.layout.arrays:
+            # Nothing is written out under what is about to go.
+            self.runs.put(array.first_page, array.first_page + array.pages, IN_DRAM)
         for array in self.layout.arrays:
             self._dram.release(array.spa, array.end - array.spa)
         self._dram.release(self.layout.base, COUNTERS * 8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from rmp_tables import enable_snp
+from snp_cores import enable_snp
 
 from node import operations as op
 from node.board import Board
@@ -91,6 +91,7 @@ def new_board(*, tlb: int | None = None, disabled: tuple[Protection, ...] = (), 
     board = Board("board", PRODUCTS[product], 64 * MIB, 100, random, platform)
     if board.rmp is not None:
         enable_snp(board)
+        board.rmp.initialise()
     return board
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from snp_cores import enable_snp
+
 from node import operations as op
 from node.board import Board
-from node.core_msrs import MFDM, SNP_EN, Msr
 from node.counter_random import CounterRandom
 from node.dram import Dram
 from node.generation import Generation
@@ -56,16 +57,6 @@ _VMPL_OFFSET = 0xCA
 VMS = {"one": 1, "two": 2}
 
 
-def enable_snp(board: Board) -> None:
-    """Turn the RMP on as a hypervisor does, and zero it as firmware does."""
-    assert board.rmp is not None
-    (syscfg,) = board.execute_host((op.ReadMsr(0, Msr.SYSCFG),))
-    assert isinstance(syscfg, int)
-    for bits in (MFDM, MFDM | SNP_EN):
-        assert board.execute_host((op.WriteMsr(None, Msr.SYSCFG, syscfg | bits),)) == (None,)
-    board.rmp.initialise()
-
-
 def snp_board(product: str = "Turin", *, platform: Platform = AS_USUAL, **switches: bool) -> Board:
     """A board with two SNP guests of a vCPU at each VMPL, made by operations alone.
 
@@ -74,7 +65,9 @@ def snp_board(product: str = "Turin", *, platform: Platform = AS_USUAL, **switch
     row = PRODUCTS[product]
     random = CounterRandom(1)
     board = Board("board", replace(row, rmp=replace(row.rmp, **switches)), 64 << 20, 100, random, platform)
+    assert board.rmp is not None
     enable_snp(board)
+    board.rmp.initialise()
     for vm, asid in VMS.items():
         board.controller.install_key(asid, random.octets(vm, "key", 0, 16))
         areas = (2 << 20) + asid * VMPLS * PAGE_BYTES

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from iommu_boards import IOVA, attached, brought_up, store
 from rmp_tables import snp_board
+from snp_cores import enable_snp
 from toy_guests import MIB, make_host, start
 
 from node import operations as op
@@ -33,7 +34,9 @@ TABLE, LEAF, LARGE_LEAF = 0x27, 0x67, 0xE7
 
 
 def board_of(product: str = "Rome") -> Board:
-    return Board("board", PRODUCTS[product], 64 * MIB, 100, CounterRandom(1))
+    board = Board("board", PRODUCTS[product], 64 * MIB, 100, CounterRandom(1))
+    enable_snp(board)
+    return board
 
 
 def host(board: Board, *batch: op.HypervisorOperation) -> tuple[op.Answer, ...]:
