@@ -29,12 +29,14 @@ from paged_guests import (
     PagedGuest,
     U,
     W,
+    new_board,
     paged_guest,
 )
 
 from node import operations as op
 from node.generation import Generation
 from node.operations import FaultKind
+from node.platform import HostMode
 from node.vmsa import read_field
 from psp.system_bus import RmpEntry
 
@@ -70,6 +72,18 @@ def test_the_c_bit_of_the_leaf_decides_whose_key_a_page_has(generation: Generati
     one.map(GVA, GPA | P | W)
     assert one.do(op.VirtualWrite(GVA, DATA)) is None
     assert in_dram(one, GPA, 64) == DATA
+
+
+@pytest.mark.parametrize("generation", [PLAIN, SEV, ES])
+def test_without_the_guests_c_bit_the_nested_entrys_chooses_the_hosts_key_or_none(generation: Generation) -> None:
+    one = paged_guest(generation, board=new_board(mode=HostMode.SME))
+    one.map(GVA, GPA | P | W)
+    spa = MEMORY_SPA + GPA
+    for encrypted in (False, True):
+        assert one.host(op.NestedMap(one.vm, GPA, spa, PAGE, encrypted=encrypted)) == (None,)
+        assert one.guest(op.VirtualWrite(GVA, DATA), op.VirtualRead(GVA, 64)) == (None, DATA)
+        clear, secret = one.host(op.HostRead(spa, 64), op.HostRead(spa, 64, encrypted=True))
+        assert (clear == DATA, secret == DATA) == (not encrypted, encrypted)
 
 
 def test_the_c_bit_is_an_address_bit_to_a_guest_without_encryption() -> None:
