@@ -14,6 +14,7 @@ from dataclasses import replace
 from node import operations as op
 from node.actor import HYPERVISOR, Actor, Observer, Role
 from node.alias_scan import aliases_found
+from node.cache_timing import USUAL, CacheTiming
 from node.cached_controller import CachedController
 from node.cipher_modes import CIPHER_DESIGNS
 from node.core_msrs import SNP_EN
@@ -87,8 +88,9 @@ class Board:
             layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented)
         self.caches: CachedController | None = None
         """The controller, where the platform has caches."""
-        if platform.caches:
-            self.caches = CachedController(self.dram, ciphers, product, layout)
+        if platform.caches or platform.cache_timing:
+            timing = CacheTiming() if platform.cache_timing else None
+            self.caches = CachedController(self.dram, ciphers, product, layout, timing)
         self.controller = self.caches or MemoryController(self.dram, ciphers)
         """Memory as cores load and store it."""
         self.fabric = self.caches.fabric(product.caches.devices) if self.caches else self.controller
@@ -155,6 +157,8 @@ class Board:
     def execute_guest(self, vmcb: Vmcb, batch: tuple[op.GuestOperation, ...]) -> tuple[op.Answer, ...]:
         """Execute a guest's batch as the vCPU of ``vmcb``."""
         table = self._guest.table
+        if self.caches is not None:
+            self.caches.move_to(vmcb.core)
         answers = tuple([table[type(one)](vmcb, one) if type(one) in table else undefined() for one in batch])
         if self.observer is not None:
             self.observer(Actor(Role.GUEST, vmcb.vm), batch, answers)
@@ -163,7 +167,10 @@ class Board:
     def execute_host(self, batch: tuple[op.HypervisorOperation, ...]) -> tuple[op.Answer, ...]:
         """Execute a hypervisor's batch on a core in host mode."""
         table = self._host.table
+        core = 0 if self.caches is None else self.caches.move_to(0)
         answers = tuple([table[type(one)](one) if type(one) in table else undefined() for one in batch])
+        if self.caches is not None:
+            self.caches.move_to(core)  # a guest's batch may have stopped half-way for this one
         if self.observer is not None:
             self.observer(HYPERVISOR, batch, answers)
         return answers
@@ -232,6 +239,11 @@ class Board:
         form = EntryFormat(LONG, bits, product.c_bit)
         walker = NestedWalker(self.walks, form, check_write)
         return TableHost(self.walks, self.dram, walker, product.c_bit, check_write)
+
+    @property
+    def load_ns(self) -> int:
+        """How long the last load took, as far as this board can tell loads apart."""
+        return USUAL.memory_ns if self.caches is None else self.caches.load_ns
 
     # What a core does while a vCPU runs.
 
