@@ -12,6 +12,9 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 
 from node import operations as op
+from node.actor import HYPERVISOR, Actor, Observer, Role
+from node.alias_scan import aliases_found
+from node.cache_timing import USUAL, CacheTiming
 from node.cached_controller import CachedController
 from node.cipher_modes import CIPHER_DESIGNS
 from node.core_msrs import SNP_EN
@@ -32,9 +35,11 @@ from node.msrs_at_reset import msrs_at_reset
 from node.nested_page_table import NestedPageTable, TableHost
 from node.nested_walk import NestedWalker
 from node.page_table_entry import LONG, EntryFormat
+from node.physical_port import PhysicalPort
 from node.platform import AS_USUAL, HostMode, Platform, Protection
 from node.product import Product
 from node.rmp import ReverseMapTable
+from node.rmp_hidden_form import HiddenForm
 from node.rmp_layout import RmpLayout, at_end_of_memory
 from node.tlb import Tlb
 from node.tlb_duties import TlbDuties
@@ -42,6 +47,7 @@ from node.vcpu_controls import VcpuControls
 from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
 from node.vmsa import VMSA_BYTES, VMSA_FIELDS
+from psp.alias_check import AliasCheck
 from psp.firmware import SecurityProcessor
 
 _VMPLS = 4
@@ -65,6 +71,9 @@ class Board:
         self.product = product
         self.platform = platform
         self.dram = Dram(memory_bytes)
+        if platform.ghost_line:
+            PhysicalPort(self.dram).ground(platform.ghost_line)
+        alias_check = _alias_check(self.dram) if platform.alias_check else AliasCheck.NOT_DONE
         self.data_fabric = DataFabric(self.dram, locked=platform.fabric_locked)
         design = CIPHER_DESIGNS[platform.cipher_of(product)]
         ciphers = design.for_boot(
@@ -78,8 +87,9 @@ class Board:
             layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented)
         self.caches: CachedController | None = None
         """The controller, where the platform has caches."""
-        if platform.caches:
-            self.caches = CachedController(self.dram, ciphers, product, layout)
+        if platform.caches or platform.cache_timing:
+            timing = CacheTiming() if platform.cache_timing else None
+            self.caches = CachedController(self.dram, ciphers, product, layout, timing)
         self.controller = self.caches or MemoryController(self.dram, ciphers)
         """Memory as cores load and store it."""
         self.fabric = self.caches.fabric(product.caches.devices) if self.caches else self.controller
@@ -90,6 +100,11 @@ class Board:
         if platform.mode is not HostMode.NONE:
             key = random.octets(name, "host key", 0, design.key_bytes)
             self.controller.install_host_key(key, transparent=transparent)
+        self.tlb = None if platform.tlb_entries is None else Tlb(platform.tlb_entries)
+        """What cores remember of walks; None where every access walks anew."""
+        self._entry_order = b""
+        if product.rmp.segmented and product.rmp.hidden_form:
+            self._entry_order = random.octets(name, "RMP entry form", 0, HiddenForm.RANDOM_BYTES)
         self.rmp: ReverseMapTable | None = None if layout is None else self._rmp_at(layout)
         ordinary_bytes = memory_bytes if layout is None else layout.base
         # Firmware clears memory before the cores start: under TSME that leaves ciphertext of zeros.
@@ -115,8 +130,11 @@ class Board:
             api=platform.firmware_api or product.firmware_api,
         )
         self.psp.snp.wants_fabric_locked = platform.fabric_lock_checked
+        self.psp.snp.alias_check = alias_check
         self.exit_handler: ExitHandler | None = None
         """The hypervisor's answer to a page state change; runs while the vCPU is stopped."""
+        self.observer: Observer | None = None
+        """A tap outside of the machine: sees each batch and what its actor was answered."""
         self.nested: dict[str, NestedPageTable] = {}
         self.tables = self._table_host()
         self.vmcbs: dict[str, dict[int, Vmcb]] = {}
@@ -124,11 +142,7 @@ class Board:
         """Save areas that vCPUs under the RMP run with."""
         self.disks: dict[str, Disk] = {}
         self.controls = VcpuControls(self)
-        self.tlb = None if platform.tlb_entries is None else Tlb(platform.tlb_entries)
-        """What cores remember of walks; None where every access walks anew."""
         self.tlb_duties = None if self.tlb is None else TlbDuties(self, self.tlb)
-        if self.rmp is not None and self.tlb is not None:
-            self.rmp.changed = self.tlb.drop
         anew = GuestAccess(self)
         way = anew if self.tlb is None else CachedGuestAccess(self, anew, self.tlb)
         self.virtual_memory = VirtualMemory(self, way)
@@ -142,12 +156,23 @@ class Board:
     def execute_guest(self, vmcb: Vmcb, batch: tuple[op.GuestOperation, ...]) -> tuple[op.Answer, ...]:
         """Execute a guest's batch as the vCPU of ``vmcb``."""
         table = self._guest.table
-        return tuple([table[type(one)](vmcb, one) if type(one) in table else undefined() for one in batch])
+        if self.caches is not None:
+            self.caches.move_to(vmcb.core)
+        answers = tuple([table[type(one)](vmcb, one) if type(one) in table else undefined() for one in batch])
+        if self.observer is not None:
+            self.observer(Actor(Role.GUEST, vmcb.vm), batch, answers)
+        return answers
 
     def execute_host(self, batch: tuple[op.HypervisorOperation, ...]) -> tuple[op.Answer, ...]:
         """Execute a hypervisor's batch on a core in host mode."""
         table = self._host.table
-        return tuple([table[type(one)](one) if type(one) in table else undefined() for one in batch])
+        core = 0 if self.caches is None else self.caches.move_to(0)
+        answers = tuple([table[type(one)](one) if type(one) in table else undefined() for one in batch])
+        if self.caches is not None:
+            self.caches.move_to(core)  # a guest's batch may have stopped half-way for this one
+        if self.observer is not None:
+            self.observer(HYPERVISOR, batch, answers)
+        return answers
 
     def disk(self, vm: str) -> Disk:
         """A VM's disk; made when it is first asked for."""
@@ -177,12 +202,19 @@ class Board:
             return
         if self.caches is not None:
             self.caches.place_rmp(layout)
+        if self.tlb is not None:
+            self.rmp.changed = self.tlb.drop
         self.tables = self._table_host()
 
     def _rmp_at(self, layout: RmpLayout) -> ReverseMapTable:
         under_key = self.platform.mode is HostMode.TSME or self.product.rmp.under_host_key
         cipher = self.controller.host_cipher if under_key else None
-        return ReverseMapTable(self.dram, layout, self.product.rmp, cipher=cipher, disabled=self.platform.disabled)
+        form = HiddenForm(self._entry_order, cipher) if self._entry_order else None
+        rmp = ReverseMapTable(
+            self.dram, layout, self.product.rmp, cipher=cipher, form=form, disabled=self.platform.disabled
+        )
+        rmp.changed = None if self.tlb is None else self.tlb.drop
+        return rmp
 
     def nested_table(self, vm: str) -> NestedPageTable:
         """A VM's nested page table; empty when it is first asked for."""
@@ -206,6 +238,11 @@ class Board:
         form = EntryFormat(LONG, bits, product.c_bit)
         walker = NestedWalker(self.walks, form, check_write)
         return TableHost(self.walks, self.dram, walker, product.c_bit, check_write)
+
+    @property
+    def load_ns(self) -> int:
+        """How long the last load took, as far as this board can tell loads apart."""
+        return USUAL.memory_ns if self.caches is None else self.caches.load_ns
 
     # What a core does while a vCPU runs.
 
@@ -270,3 +307,7 @@ class Board:
         if CAPABILITIES[vmcb.generation].encrypted_registers:
             return vmcb.asid
         return HOST_KEY if vmcb.generation is Generation.SME else 0
+
+
+def _alias_check(dram: Dram) -> AliasCheck:
+    return AliasCheck.FOUND if aliases_found(dram) else AliasCheck.COMPLETE

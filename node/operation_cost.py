@@ -44,6 +44,7 @@ class GuestOperationCost:
             op.RmpAdjust: self._rmpadjust,
             op.RmpQuery: lambda _: ((Mechanism.ACCEPTANCE, costs["rmp.query_ns"]),),
             op.PageStateChange: self._page_state_change,
+            op.TimedRead: lambda _: ((Mechanism.OPERATIONS, costs["dram.latency_ns"]),),
             op.Clflush: lambda one: ((Mechanism.OPERATIONS, _lines(one.length) * costs["cache.clflush_ns"]),),
             op.BlockRead: self._block,
             op.BlockWrite: self._block,
@@ -124,6 +125,7 @@ class HostOperationCost:
             op.DeviceRead: lambda one: max(0, one.length) * byte_ns,
             op.DeviceWrite: lambda one: len(one.data) * byte_ns,
             op.HostClflush: lambda one: _lines(one.length) * costs["cache.clflush_ns"],
+            op.HostTimedRead: lambda _: costs["dram.latency_ns"],
             op.Invd: lambda _: costs["host.invd_ns"],
             op.VmPageFlush: lambda _: _lines(PAGE_BYTES) * costs["cache.clflush_ns"],
         }

@@ -29,6 +29,7 @@ class Protection(StrEnum):
     VALIDATED_BIT = "validated bit"
     """Its being asked for by accesses, RMPADJUST, RMPQUERY and VMRUN; PVALIDATE sets it and tells of it as ever."""
     IOMMU_CHECK = "iommu check"
+    """Of devices' accesses against the RMP; page tables still say what a device reaches."""
     TWEAK = "tweak"
     TLB_ID = "tlb id"
     """VMRUN's match of PCPU_ID and TLB_ID in an SNP guest's save area with the thread's last."""
@@ -41,6 +42,8 @@ class Platform:
     mode: HostMode = HostMode.NONE
     disabled: frozenset[Protection] = frozenset()
     """Mechanisms that do not work; empty outside of experiments that show what each is good for."""
+    max_snp_asid: int = 0
+    """Last ASID for SNP guests, whose ciphertext the host then asks firmware to hide; 0 for no hiding."""
     firmware_api: tuple[int, int, int] | None = None
     """Version of the security processor's firmware (major, minor, build); None for the product's row."""
     fabric_locked: bool = True
@@ -63,8 +66,14 @@ class Platform:
     xts_sector: XtsSector = XtsSector.LINE
     tlb_entries: int | None = None
     """Translations that each hardware thread remembers; None where every access walks anew, as after a flush."""
+    ghost_line: int = 0
+    """An address bit that a module's SPD claims and its chips do not have, from boot on (BadRAM); 0 for none."""
+    alias_check: bool = False
+    """Boot firmware that looks for DRAM aliases (AMD-SB-3015) and does not let SNP start where it finds one."""
     caches: bool = False
     """Whether cores have data caches that hold something. Without, every line is as good as written back at once."""
+    cache_timing: bool = False
+    """Whether loads take as long as the line's place says; has caches with it. Without, all take the same."""
     invd_writes_back: bool = False
     """Microcode that lets INVD act as WBINVD whatever HWCR.INVDWBINVD says (AMD-SB-3005).
 

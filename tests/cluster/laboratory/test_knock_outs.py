@@ -1,0 +1,71 @@
+"""With one mechanism of the chip switched off, exactly the attacks succeed that it alone stops.
+
+What is expected to flip is reasoned from what each mechanism checks (SEV-SNP
+white paper, table 1 and the sections on RMP checks), not from runs.
+"""
+
+import pytest
+from matrix_cells import CELLS
+
+from cluster.laboratory.protection import Column, products
+from cluster.laboratory.rows import ROWS, verdicts
+from cluster.laboratory.scene import Setting
+from node.platform import Platform, Protection
+
+FLIPS: dict[Protection, dict[str, str]] = {
+    Protection.RMP_WRITE_CHECK: {
+        "09": "corrupted",  # the host's store is what it stops
+        "10": "corrupted",  # so is putting old ciphertext back
+        "16b": "corrupted",  # and ciphertext of another address
+    },
+    Protection.GPA_MATCH: {
+        "11": "corrupted",  # one page of DRAM under two guest addresses: owner and validation are right for both
+        "12": "leaked",  # the guest's own page at another address, likewise
+    },
+    Protection.VALIDATED_BIT: {
+        "13": "corrupted",  # a fresh page has the right owner and address; only the guest's consent is missing
+    },
+    Protection.IOMMU_CHECK: {
+        "06": "corrupted",  # a device's store; what it loads stays ciphertext (05a, 05b)
+    },
+    Protection.TLB_ID: {},  # no row here leaves a flush out (22 does)
+    Protection.TWEAK: {},  # nobody gets to move blocks: the write check stands before it (16a, 16b)
+}
+ELSEWHERE: dict[tuple[Protection, Column], dict[str, str]] = {
+    # Without a tweak a block decrypts to the same wherever it lies, so a chosen text only has to be moved.
+    (Protection.TWEAK, column): {"16a": "corrupted"}
+    for column in (Column.SME, Column.SEV, Column.SEV_ES)
+}
+"""Guests without an RMP have the tweak alone of all these mechanisms."""
+SNP = (Column.SEV_SNP, Column.SEV_TIO)
+DEFAULTS = {
+    (cell.row, cell.column, product): cell.outcome for cell in CELLS if not cell.switches for product in cell.products
+}
+
+
+@pytest.mark.parametrize("column", [*SNP, Column.SME, Column.SEV, Column.SEV_ES])
+@pytest.mark.parametrize("protection", Protection)
+def test_exactly_what_a_mechanism_stops_comes_to_pass_without_it(protection: Protection, column: Column) -> None:
+    found, expected = {}, {}
+    flips = FLIPS[protection] if column in SNP else ELSEWHERE.get((protection, column), {})
+    for product in products(column) if column in SNP else ("Milan",):
+        setting = Setting(column, product, Platform(disabled=frozenset({protection})))
+        for row in ROWS:
+            found[row, product] = {verdict.outcome.value for verdict in verdicts(row, setting)}
+            expected[row, product] = {flips.get(row, DEFAULTS[row, column, product])}
+    assert {at: (what, expected[at]) for at, what in found.items() if what != expected[at]} == {}
+
+
+def test_every_flip_is_one() -> None:
+    for flips in (*FLIPS.values(), *ELSEWHERE.values()):
+        assert set(flips.values()) <= {"leaked", "corrupted"}
+    open_anyway = {
+        (protection, row)
+        for protection, flips in FLIPS.items()
+        for row in flips
+        for column in SNP
+        for product in products(column)
+        if DEFAULTS[row, column, product] not in ("blocked", "detected")
+    }
+    assert open_anyway == set()
+    assert all(DEFAULTS[row, column, "Milan"] == "blocked" for (_, column), flips in ELSEWHERE.items() for row in flips)
