@@ -127,14 +127,14 @@ class HostOperationCost:
             op.Invd: lambda _: costs["host.invd_ns"],
             op.VmPageFlush: lambda _: _lines(PAGE_BYTES) * costs["cache.clflush_ns"],
         }
+        legacy_ns_per_kib = costs["psp.legacy_launch_update_ns_per_kib"]
         self._psp_table: dict[int, Callable[[bytes], float]] = {
             SnpCommand.LAUNCH_UPDATE: lambda _: costs["psp.launch_update_ns_per_kib"] * PAGE_BYTES / _KIB,
             SnpCommand.LAUNCH_FINISH: lambda _: costs["psp.command_ns"] + costs["psp.launch_fixed_ns"],
             LegacyCommand.LAUNCH_UPDATE_DATA: lambda buffer: (
-                costs["psp.legacy_launch_update_ns_per_kib"]
-                * measured_bytes(LegacyCommand.LAUNCH_UPDATE_DATA, buffer)
-                / _KIB
+                legacy_ns_per_kib * measured_bytes(LegacyCommand.LAUNCH_UPDATE_DATA, buffer) / _KIB
             ),
+            LegacyCommand.LAUNCH_UPDATE_VMSA: lambda _: legacy_ns_per_kib * PAGE_BYTES / _KIB,
         }
 
     def price(self, batch: tuple[op.HypervisorOperation, ...]) -> float:

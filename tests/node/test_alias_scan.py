@@ -1,11 +1,13 @@
 """Boot firmware finds SPAs that share their cells, and SNP does not start on such a host (AMD-SB-3015)."""
 
 import pytest
+from snp_cores import enable_snp
 
 from node.alias_scan import aliases_found
 from node.board import Board
 from node.counter_random import CounterRandom
 from node.dram import Dram
+from node.iommu_driver import enabling
 from node.physical_port import PhysicalPort
 from node.platform import Platform
 from node.product import PRODUCTS
@@ -41,6 +43,8 @@ def test_honest_modules_pass_and_hold_nothing_afterwards() -> None:
 
 def init(platform: Platform) -> tuple[Board, Status]:
     board = Board("board", PRODUCTS["Milan"], SIZE, 100, CounterRandom(1), platform)
+    board.execute_host(enabling())
+    enable_snp(board)
     board.bus.write(4 * MIB, buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP).pack())
     return board, board.psp.submit(SnpCommand.INIT_EX, 4 * MIB)
 
