@@ -38,6 +38,7 @@ from node.physical_port import PhysicalPort
 from node.platform import AS_USUAL, HostMode, Platform, Protection
 from node.product import Product
 from node.rmp import ReverseMapTable
+from node.rmp_hidden_form import HiddenForm
 from node.rmp_layout import RmpLayout, at_end_of_memory
 from node.tlb import Tlb
 from node.tlb_duties import TlbDuties
@@ -97,6 +98,9 @@ class Board:
         if platform.mode is not HostMode.NONE:
             key = random.octets(name, "host key", 0, design.key_bytes)
             self.controller.install_host_key(key, transparent=transparent)
+        self._entry_order = b""
+        if product.rmp.segmented and product.rmp.hidden_form:
+            self._entry_order = random.octets(name, "RMP entry form", 0, HiddenForm.RANDOM_BYTES)
         self.rmp: ReverseMapTable | None = None if layout is None else self._rmp_at(layout)
         ordinary_bytes = memory_bytes if layout is None else layout.base
         # Firmware clears memory before the cores start: under TSME that leaves ciphertext of zeros.
@@ -191,14 +195,21 @@ class Board:
         except (MachineCheck, ValueError):
             # Not in memory, or where nested tables are kept already: SNP_INIT will refuse the place.
             return
+        if self.tlb is not None:
+            self.rmp.changed = self.tlb.drop
         if self.caches is not None:
             self.caches.place_rmp(layout)
+        if self.tlb is not None:
+            self.rmp.changed = self.tlb.drop
         self.tables = self._table_host()
 
     def _rmp_at(self, layout: RmpLayout) -> ReverseMapTable:
         under_key = self.platform.mode is HostMode.TSME or self.product.rmp.under_host_key
         cipher = self.controller.host_cipher if under_key else None
-        return ReverseMapTable(self.dram, layout, self.product.rmp, cipher=cipher, disabled=self.platform.disabled)
+        form = HiddenForm(self._entry_order, cipher) if self._entry_order else None
+        return ReverseMapTable(
+            self.dram, layout, self.product.rmp, cipher=cipher, form=form, disabled=self.platform.disabled
+        )
 
     def nested_table(self, vm: str) -> NestedPageTable:
         """A VM's nested page table; empty when it is first asked for."""

@@ -32,6 +32,7 @@ class CacheInstructions:
         """WBINVD on all cores; the security processor knows when it is done."""
         if self._board.caches is not None:
             self._board.caches.cache.flush_all()
+        self._board.controller.flush()
         self._board.bus.wbinvds += 1
         return None
 
@@ -48,6 +49,7 @@ class CacheInstructions:
             caches.cache.invalidate_all()
         else:
             caches.cache.flush_all()
+            caches.flush()
         return None
 
     def vm_page_flush(self, one: op.VmPageFlush) -> op.Answer:

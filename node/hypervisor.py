@@ -74,9 +74,8 @@ class Hypervisor:
         self._images = images
         self.snp = Generation.SEV_SNP in product.generations
         self.asids = AsidPool(product.max_asid, min_sev_asid)
-        # Where firmware reserved memory for the RMP, as its memory map says.
-        self._rmp = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented) if self.snp else None
-        reserved = 0 if self._rmp is None else memory_bytes - self._rmp.base
+        layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented) if self.snp else None
+        reserved = 0 if layout is None else memory_bytes - layout.base
         # The first 2 MiB stay with the host, as real-mode memory does.
         self.frames = FrameAllocator([(LARGE_PAGE_BYTES, memory_bytes - LARGE_PAGE_BYTES - reserved)])
         self.rmp_bytes = reserved
@@ -105,7 +104,7 @@ class Hypervisor:
         """Bring the host up: IOMMU, cores, and firmware, SNP first where the product has it, then legacy."""
         (syscfg,) = yield (op.ReadMsr(0, Msr.SYSCFG),)
         assert isinstance(syscfg, int)
-        for step in bring_up_steps(self.product, self._rmp, self._command_page, syscfg):
+        for step in bring_up_steps(self.product, self._command_page, syscfg):
             refused = refusal(step, (yield step.batch))
             if refused:
                 raise LaunchRefused(refused)

@@ -29,6 +29,7 @@ class Protection(StrEnum):
     VALIDATED_BIT = "validated bit"
     """Its being asked for by accesses, RMPADJUST, RMPQUERY and VMRUN; PVALIDATE sets it and tells of it as ever."""
     IOMMU_CHECK = "iommu check"
+    """Of devices' accesses against the RMP; page tables still say what a device reaches."""
     TWEAK = "tweak"
     TLB_ID = "tlb id"
     """VMRUN's match of PCPU_ID and TLB_ID in an SNP guest's save area with the thread's last."""

@@ -291,7 +291,7 @@ def test_dirty_lines_over_the_rmp_outlive_snp_init_unless_cores_are_stopped(barr
     entry_spa = board.rmp.layout.entry_spa
     ((start_spa, length),) = board.rmp.layout.ranges()
     own = next(at for at in range(start_spa // 4096, (start_spa + length) // 4096) if entry_spa(at) // 4096 == at)
-    for step in bring_up_steps(product, board.rmp.layout, COMMAND_PAGE, 0):
+    for step in bring_up_steps(product, COMMAND_PAGE, 0):
         if step.name == "SNP_INIT_EX":
             # After the WBINVD of who means well, and written back by the one that firmware demands.
             assert board.execute_host((op.HostWrite(entry_spa(own) // 64 * 64, bytes(64)),)) == (None,)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rmp_tables import snp_board
+from snp_cores import enable_snp
 from toy_guests import MIB, make_host, start
 
 from node import operations as op
@@ -32,7 +33,9 @@ TABLE, LEAF, LARGE_LEAF = 0x27, 0x67, 0xE7
 
 
 def board_of(product: str = "Rome") -> Board:
-    return Board("board", PRODUCTS[product], 64 * MIB, 100, CounterRandom(1))
+    board = Board("board", PRODUCTS[product], 64 * MIB, 100, CounterRandom(1))
+    enable_snp(board)
+    return board
 
 
 def host(board: Board, *batch: op.HypervisorOperation) -> tuple[op.Answer, ...]:

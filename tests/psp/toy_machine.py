@@ -133,6 +133,10 @@ class ToyBus:
         assert spa % (LARGE_PAGE_BYTES if entry.large else PAGE) == 0
         self.rmp[spa // PAGE] = entry
 
+    def rmp_set_pages(self, spa: int, length: int, entry: RmpEntry) -> None:
+        for page in range(spa, spa + length, PAGE):
+            self.rmp_set(page, entry)
+
     def rmp_pages_of_asid(self, asid: int) -> int:
         return sum(entry.assigned and entry.asid == asid for entry in self.rmp.values())
 
