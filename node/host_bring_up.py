@@ -28,11 +28,15 @@ class Step(NamedTuple):
     batch: tuple[op.HypervisorOperation, ...]
 
 
-def bring_up_steps(product: Product, command_page: int, syscfg: int) -> Iterator[Step]:
-    """The steps of a host whose SYSCFG reads ``syscfg``: with SNP where the product has it."""
+def bring_up_steps(product: Product, command_page: int, syscfg: int, max_snp_asid: int = 0) -> Iterator[Step]:
+    """The steps of a host whose SYSCFG reads ``syscfg``: with SNP where the product has it.
+
+    With a ``max_snp_asid`` the host asks for ciphertext hiding.
+    """
     yield Step("IOMMU", enabling())
     if Generation.SEV_SNP in product.generations:
-        init = buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP)
+        hiding = buffers.SNP_INIT_HIDE_CIPHERTEXT if max_snp_asid else 0
+        init = buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP | hiding, max_snp_asid=max_snp_asid)
         yield Step("WBINVD", (op.Wbinvd(),))
         yield Step("MtrrFixDramModEn", (op.WriteMsr(None, Msr.SYSCFG, syscfg | MFDM),))
         yield Step("SNP_EN", (op.WriteMsr(None, Msr.SYSCFG, syscfg | MFDM | SNP_EN | VMPL_EN),))

@@ -68,12 +68,18 @@ class Hypervisor:
     """One host's hypervisor. Every public generator yields batches and receives answers."""
 
     def __init__(
-        self, product: Product, memory_bytes: int, min_sev_asid: int, images: Mapping[str, FirmwareImage]
+        self,
+        product: Product,
+        memory_bytes: int,
+        min_sev_asid: int,
+        images: Mapping[str, FirmwareImage],
+        max_snp_asid: int = 0,
     ) -> None:
         self.product = product
         self._images = images
+        self._max_snp_asid = max_snp_asid
         self.snp = Generation.SEV_SNP in product.generations
-        self.asids = AsidPool(product.max_asid, min_sev_asid)
+        self.asids = AsidPool(product.max_asid, min_sev_asid, max_snp_asid)
         layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented) if self.snp else None
         reserved = 0 if layout is None else memory_bytes - layout.base
         # The first 2 MiB stay with the host, as real-mode memory does.
@@ -104,7 +110,7 @@ class Hypervisor:
         """Bring the host up: IOMMU, cores, and firmware, SNP first where the product has it, then legacy."""
         (syscfg,) = yield (op.ReadMsr(0, Msr.SYSCFG),)
         assert isinstance(syscfg, int)
-        for step in bring_up_steps(self.product, self._command_page, syscfg):
+        for step in bring_up_steps(self.product, self._command_page, syscfg, self._max_snp_asid):
             refused = refusal(step, (yield step.batch))
             if refused:
                 raise LaunchRefused(refused)

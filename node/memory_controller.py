@@ -170,8 +170,8 @@ class MemoryController:
         else:
             self._dram.clear(spa, length, fill)
 
-    def written_runs(self, spa: int, length: int) -> Iterator[tuple[int, int]]:
-        """Runs of whole pages in a range that somebody wrote, as (SPA, length). Raises MachineCheck."""
+    def written_runs(self, spa: int, length: int, asid: int) -> Iterator[tuple[int, int]]:
+        """Runs of whole pages in a range that hold what somebody wrote, as (SPA, length). Raises MachineCheck."""
         return self._dram.resident_runs(spa, length)
 
     def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:

@@ -46,6 +46,7 @@ KINDS: Mapping[int, type] = {
     12: op.Fetch,
     13: op.WriteControl,
     14: op.InvalidatePage,
+    15: op.TimedRead,
     # Operations of hypervisors.
     16: op.HostRead,
     17: op.HostReadWritten,
@@ -71,6 +72,7 @@ KINDS: Mapping[int, type] = {
     41: op.WriteMsr,
     42: op.MmioRead,
     43: op.FabricRoute,
+    44: op.HostTimedRead,
     36: op.NestedFrames,
     37: op.MmioWrite,
     38: op.DeviceRead,

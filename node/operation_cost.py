@@ -44,6 +44,7 @@ class GuestOperationCost:
             op.RmpAdjust: self._rmpadjust,
             op.RmpQuery: lambda _: ((Mechanism.ACCEPTANCE, costs["rmp.query_ns"]),),
             op.PageStateChange: self._page_state_change,
+            op.TimedRead: lambda _: ((Mechanism.OPERATIONS, costs["dram.latency_ns"]),),
             op.Clflush: lambda one: ((Mechanism.OPERATIONS, _lines(one.length) * costs["cache.clflush_ns"]),),
             op.BlockRead: self._block,
             op.BlockWrite: self._block,
@@ -124,17 +125,18 @@ class HostOperationCost:
             op.DeviceRead: lambda one: max(0, one.length) * byte_ns,
             op.DeviceWrite: lambda one: len(one.data) * byte_ns,
             op.HostClflush: lambda one: _lines(one.length) * costs["cache.clflush_ns"],
+            op.HostTimedRead: lambda _: costs["dram.latency_ns"],
             op.Invd: lambda _: costs["host.invd_ns"],
             op.VmPageFlush: lambda _: _lines(PAGE_BYTES) * costs["cache.clflush_ns"],
         }
+        legacy_ns_per_kib = costs["psp.legacy_launch_update_ns_per_kib"]
         self._psp_table: dict[int, Callable[[bytes], float]] = {
             SnpCommand.LAUNCH_UPDATE: lambda _: costs["psp.launch_update_ns_per_kib"] * PAGE_BYTES / _KIB,
             SnpCommand.LAUNCH_FINISH: lambda _: costs["psp.command_ns"] + costs["psp.launch_fixed_ns"],
             LegacyCommand.LAUNCH_UPDATE_DATA: lambda buffer: (
-                costs["psp.legacy_launch_update_ns_per_kib"]
-                * measured_bytes(LegacyCommand.LAUNCH_UPDATE_DATA, buffer)
-                / _KIB
+                legacy_ns_per_kib * measured_bytes(LegacyCommand.LAUNCH_UPDATE_DATA, buffer) / _KIB
             ),
+            LegacyCommand.LAUNCH_UPDATE_VMSA: lambda _: legacy_ns_per_kib * PAGE_BYTES / _KIB,
         }
 
     def price(self, batch: tuple[op.HypervisorOperation, ...]) -> float:

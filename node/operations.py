@@ -124,6 +124,14 @@ class Clflush:
     private: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class TimedRead:
+    """Load one byte between two RDTSCP. Answer: nanoseconds, or a Fault."""
+
+    gpa: int
+    private: bool = True
+
+
 BLOCK_BYTES = 4096
 """Logical block size of a VM's disk."""
 
@@ -329,10 +337,11 @@ class Wbinvd:
 
 @dataclass(frozen=True, slots=True)
 class HostClflush:
-    """CLFLUSH every line of a range through a host mapping with C=0. Answer: None, or a Fault."""
+    """CLFLUSH every line of a range through a host mapping; ``encrypted`` is its C-bit. Answer: None, or a Fault."""
 
     spa: int
     length: int
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,6 +358,13 @@ class VmPageFlush:
 
     spa: int
     asid: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostTimedRead:
+    """Load one byte through a host mapping with C=0 between two RDTSCP. Answer: nanoseconds, or a Fault."""
+
+    spa: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,12 +436,12 @@ class DeviceWrite:
 HypervisorOperation = (
     HostRead | HostReadWritten | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | RmpRead | NestedFrames
     | NestedMap | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
-    | HostClflush | Invd | VmPageFlush
+    | HostClflush | Invd | VmPageFlush | HostTimedRead
     | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | DeviceRead | DeviceWrite
 )  # fmt: skip
 GuestOperation = (
     Read | Write | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust | RmpQuery
-    | PageStateChange | BlockRead | BlockWrite | Clflush
+    | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead
 )  # fmt: skip
 
 

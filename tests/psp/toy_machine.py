@@ -12,7 +12,7 @@ from psp.asid_ranges import AsidRanges
 from psp.commands import LegacyCommand, SnpCommand
 from psp.firmware import SecurityProcessor
 from psp.launch_digest import LaunchDigest, LegacyLaunchDigest, PageType
-from psp.legacy import LegacyGuestState
+from psp.legacy_guest import LegacyGuestState
 from psp.snp import SnpGuestState
 from psp.system_bus import (
     LARGE_PAGE_BYTES,
@@ -180,13 +180,16 @@ class Machine:
     def firmware_state(self) -> dict[str, object]:
         """Everything the firmware knows."""
         legacy, snp = self.psp.legacy, self.psp.snp
-        ours = {"_bus", "_memory", "_random", "_api", "_legacy_is_up", "handlers"}
+        ours = {"_bus", "_memory", "_random", "_api", "_legacy_is_up", "handlers", "_launch"}
         state = {
             f"{name}.{key}": _frozen(value)
             for name, part in (("legacy", legacy), ("snp", snp))
             for key, value in vars(part).items()
             if key not in ours
         }
+        keys = legacy.keys
+        state["legacy.keys"] = (keys.fuses, keys.oca_seed, keys.pek_seed, keys.pdh_seed, keys.owner)
+        state["handles"] = legacy._launch._last_handle
         return {**state, "drawn": _frozen(self.psp._drawn), "snp initialised": self.psp._memory.snp_initialised}
 
     def snapshot(self) -> dict[str, object]:
