@@ -7,7 +7,7 @@ firmware ABI sections 3 and 4, and what KVM and QEMU do with them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 
 from node import operations as op
@@ -176,16 +176,21 @@ class Hypervisor:
     def export(self, vm: str, started: tuple[bool, ...], reset_rips: tuple[int, ...]) -> ExportTask:
         """Read a stopped VM whole: registers, memory and disk."""
         record = self._vms[vm]
-        yield (op.HostWork("migration.stop_ns"),)
-        areas = yield tuple(op.HostRead(spa, VMSA_BYTES, record.c_bit) for spa in record.save_areas)
-        memory = yield tuple(op.HostReadWritten(spa, length, record.c_bit) for _, spa, length in record.ram)
-        (disk,) = yield (op.DiskRead(vm),)
+        c_bit = record.c_bit
+        # One batch: the VM stands still, so nothing changes between one read and the next.
+        _, *answers, disk = yield (
+            op.HostWork("migration.stop_ns"),
+            *[op.HostRead(spa, VMSA_BYTES, c_bit) for spa in record.save_areas],
+            *[op.HostReadWritten(spa, length, c_bit) for _, spa, length in record.ram],
+            op.DiskRead(vm),
+        )
+        areas, memory = answers[: len(record.save_areas)], answers[len(record.save_areas) :]
         pages: list[Run] = []
         for (gpa, spa, _), answer in zip(record.ram, memory, strict=True):
             assert isinstance(answer, op.Runs)
             pages += [(gpa + at - spa, data) for at, data in answer.runs]
         assert isinstance(disk, op.Runs)
-        return VmState(vm, _octets(areas), started, record.launched_gpas, reset_rips, tuple(sorted(pages)), disk.runs)
+        return VmState(vm, _octets(tuple(areas)), started, record.launched_gpas, reset_rips, tuple(sorted(pages)), disk.runs)
 
     def receive(self, spec: MachineSpec) -> Task:
         """Take everything that a VM which is to come will need. Raises LaunchRefused with everything given back."""
@@ -205,10 +210,12 @@ class Hypervisor:
         """Lay down a VM that came; its record, and its pages as they can be read back. Raises LaunchRefused."""
         record = self._vms[spec.name]
         record.launched_gpas = state.launched
-        writes: list[op.HypervisorOperation] = []
-        for gpa, data in state.pages:
-            for first, spa, length in record.backing(Range(gpa, len(data))):
-                writes.append(op.HostWrite(spa, data[first - gpa : first - gpa + length], record.c_bit))
+        pages = [
+            (spa, data if length == len(data) else data[first - gpa : first - gpa + length])
+            for gpa, data in state.pages
+            for first, spa, length in record.backing(Range(gpa, len(data)))
+        ]
+        writes: list[op.HypervisorOperation] = [op.HostWrite(spa, data, record.c_bit) for spa, data in pages]
         writes += [op.DiskWrite(spec.name, lba, data) for lba, data in state.blocks]
         for index, area in enumerate(state.save_areas):
             spa = self._small(record)
@@ -217,15 +224,13 @@ class Hypervisor:
                 op.HostWrite(spa, area, record.c_bit),
                 op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa),
             ]
-        yield from self._checked(writes)
-        yield (op.HostWork("migration.resume_ns"),)
+        # One batch: before its first VMRUN nobody but the host knows of the VM.
+        reads = [op.HostRead(spa, len(data), record.c_bit) for spa, data in pages]
+        answers = yield (*writes, op.HostWork("migration.resume_ns"), *reads)
+        _expect_done(writes, answers[: len(writes)])
+        back = _octets(answers[len(writes) + 1 :])
         yield from self._checked([op.VmRun(spec.name, 0)])
-        back = yield tuple(
-            op.HostRead(spa, length, record.c_bit)
-            for gpa, data in state.pages
-            for _, spa, length in record.backing(Range(gpa, len(data)))
-        )
-        return self._entered(record), b"".join(_octets(back))
+        return self._entered(record), b"".join(back)
 
     # What every launch takes and gives back.
 
@@ -239,11 +244,11 @@ class Hypervisor:
         self._small(record)
         record.tables = self.frames.allocate_last((table_pages(record.ram) + SPARE_TABLES) * PAGE_BYTES, PAGE_BYTES)
         frames = [op.NestedFrames(spec.name, *pages, encrypted=record.c_bit) for pages in record.tables]
-        answers = yield tuple(frames)
-        if record.c_bit and any(answer is not None for answer in answers):
+        maps = [op.NestedMap(spec.name, *backing, encrypted=record.c_bit) for backing in record.ram]
+        answers = yield (*frames, *maps)
+        if record.c_bit and any(answer is not None for answer in answers[: len(frames)]):
             raise LaunchRefused("generation: SME needs a host whose own memory encryption is on")
-        batch = [op.NestedMap(spec.name, *backing, encrypted=record.c_bit) for backing in record.ram]
-        yield from self._checked(list(batch))
+        _expect_done(maps, answers[len(frames) :])
         if record.c_bit:
             # Zeros without the C-bit would read as garbage with it.
             yield from self._checked([op.HostClear(spa, length, encrypted=True) for _, spa, length in record.ram])
@@ -285,8 +290,7 @@ class Hypervisor:
         for spa in record.firmware_pages:
             yield from self._from_firmware(spa)
         pieces = [(spa, length) for _, spa, length in record.ram] + [(spa, PAGE_BYTES) for spa in record.small]
-        yield tuple(op.HostClear(spa, length) for spa, length in pieces)
-        yield (op.VmcbClear(vm),)
+        yield (*[op.HostClear(spa, length) for spa, length in pieces], op.VmcbClear(vm))
         self.frames.release(pieces + record.tables)
         if record.asid:
             self.asids.release(record.asid)
@@ -383,9 +387,7 @@ class Hypervisor:
         """Operations that must succeed: anything but None or 0 ends the launch."""
         if not batch:
             return
-        for one, answer in zip(batch, (yield tuple(batch)), strict=True):
-            if answer not in (None, 0):
-                raise LaunchRefused(f"{type(one).__name__}: {answer!r}")
+        _expect_done(batch, (yield tuple(batch)))
 
     # Launches by generation.
 
@@ -501,6 +503,12 @@ class Hypervisor:
             op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa)
             for index, spa in enumerate(record.save_areas)
         )
+
+
+def _expect_done(batch: Sequence[op.HypervisorOperation], answers: Answers) -> None:
+    for one, answer in zip(batch, answers, strict=True):
+        if answer not in (None, 0):
+            raise LaunchRefused(f"{type(one).__name__}: {answer!r}")
 
 
 def _expect_success(answers: tuple[op.Answer, ...], command: int) -> None:
