@@ -301,7 +301,10 @@ class Board:
 
     def store_save_area(self, vmcb: Vmcb, page: bytes) -> None:
         """Write the save area as an exit does."""
-        self.controller.write(vmcb.save_area_spa, page, self.save_area_key(vmcb))
+        key = self.save_area_key(vmcb)
+        # A plain VM's is a page like any other of the host: bytes in DRAM when somebody looks.
+        store = self.controller.write if key else self.controller.lay
+        store(vmcb.save_area_spa, page, key)
 
     def store_save_area_field(self, vmcb: Vmcb, offset: int, data: bytes) -> None:
         """Write a part of it, as the core does while the vCPU runs."""

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Self
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +45,7 @@ Two are the same if they are equal: a bound method is made anew each time.
 """
 
 
-@dataclass(frozen=True, slots=True)
-class _Laid:
+class _Laid(NamedTuple):
     """A page that was written whole, as the bytes it was written from; made real when somebody looks.
 
     A firmware image lies in every guest's memory, encrypted with another key in
@@ -61,8 +59,8 @@ class _Laid:
     until_flush: bool = False
     """Made real at ``settle`` at the latest: the source is nobody's but a guest's."""
 
-    def advanced(self, distance: int) -> Self:
-        return self if not distance or self.source is None else replace(self, page=self.page + distance)
+    def advanced(self, distance: int) -> _Laid:
+        return self if not distance or self.source is None else self._replace(page=self.page + distance)
 
     def octets(self, at: int, length: int) -> bytes:
         """Bytes of the source, ``at`` bytes after its page."""
@@ -109,8 +107,7 @@ class DimmCells:
 
     def lay(self, spa: int, source: bytes, fill: Fill | None = None, *, until_flush: bool = False) -> None:
         """Write whole pages, made real when somebody looks, or by ``settle``. Raises MachineCheck outside of memory."""
-        self.release(spa, len(source))
-        self._laid.put(spa // PAGE_BYTES, (spa + len(source)) // PAGE_BYTES, _Laid(source, 0, fill, until_flush))
+        self._lay(spa, len(source), _Laid(source, 0, fill, until_flush))
         self._unsettled = self._unsettled or until_flush
 
     def settle(self) -> None:
@@ -126,8 +123,12 @@ class DimmCells:
 
         Raises MachineCheck outside of memory.
         """
-        self.release(spa, length)
-        self._laid.put(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES, _Laid(None, 0, fill))
+        self._lay(spa, length, _Laid(None, 0, fill))
+
+    def _lay(self, spa: int, length: int, laid: _Laid) -> None:
+        self._check(spa, length)
+        self._laid.put(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES, laid)
+        self._erase(spa, spa + length)
 
     def refill(self, spa: int, length: int, was: Fill | None, fill: Fill) -> list[tuple[int, int]]:
         """Have pages that were laid through ``was`` laid through ``fill`` instead; the others, as (SPA, length).
@@ -187,12 +188,11 @@ class DimmCells:
 
     def read(self, spa: int, length: int) -> bytes:
         """Bytes as they lie in DRAM. Raises MachineCheck outside of memory."""
-        if self._laid:
-            laid = self.laid(spa, length, None)
-            if laid is not None:
-                return laid
-            self._check(spa, length)
-            self._make_real(spa, length)
+        laid = self.laid(spa, length, None)
+        if laid is not None:
+            return laid
+        self._check(spa, length)
+        self._make_real(spa, length)
         parts = []
         for start, size in self.pieces(spa, length):
             chunk, at = self._chunks.get(start // CHUNK_BYTES), start % CHUNK_BYTES
@@ -203,8 +203,7 @@ class DimmCells:
         """Store bytes. Raises MachineCheck outside of memory."""
         source = np.frombuffer(data, np.uint8)
         self._check(spa, len(source))
-        if self._laid:
-            self._forget_laid(spa, len(source))
+        self._forget_laid(spa, len(source))
         for start, size in self.pieces(spa, len(source)):
             at, done = start % CHUNK_BYTES, start - spa
             self._chunk_to_write(start, size).octets[at : at + size] = source[done : done + size]
@@ -263,9 +262,14 @@ class DimmCells:
     def release(self, spa: int, length: int) -> None:
         """Let a range read as zeros; its whole pages cost nothing any more. Raises MachineCheck outside of memory."""
         self._check(spa, length)
-        if self._laid:
-            self._forget_laid(spa, length)
-        for number, start, end in self._used_pieces(spa, spa + length):
+        self._forget_laid(spa, length)
+        self._erase(spa, spa + length)
+
+    def _erase(self, spa: int, stop: int) -> None:
+        """Zero what chunks hold of a range."""
+        if not self._written_in(spa // PAGE_BYTES, -(-stop // PAGE_BYTES)):
+            return
+        for number, start, end in self._used_pieces(spa, stop):
             chunk = self._chunks[number]
             first, last = -(-start // PAGE_BYTES) * PAGE_BYTES, end // PAGE_BYTES * PAGE_BYTES
             base = number * CHUNK_BYTES
@@ -320,14 +324,21 @@ class DimmCells:
         pages = _regions(spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES))
         return any(written.get(region, 0) & bits for region, bits in pages)
 
+    def _written_in(self, first: int, last: int) -> list[int]:
+        """Regions of pages [first, last) in which somebody wrote."""
+        written = self._written
+        touched = range(first // _REGION_PAGES, -(-last // _REGION_PAGES))
+        # Looked for on the shorter side: a whole guest is released at once, and wrote little.
+        if len(touched) > len(written):
+            return [one for one in written if one in touched]
+        return [one for one in touched if one in written]
+
     def _forget(self, first: int, last: int) -> bool:
         """Mark pages as never written; whether any of them was."""
         any_written = False
         written = self._written
-        # Looked for on the shorter side: a whole guest is released at once, and wrote little.
-        touched = range(first // _REGION_PAGES, -(-last // _REGION_PAGES))
-        for region in [one for one in written if one in touched] if len(touched) > len(written) else touched:
-            before = written.get(region, 0)
+        for region in self._written_in(first, last):
+            before = written[region]
             pages = _part_of(region, first, last)
             if before & pages:
                 any_written = True

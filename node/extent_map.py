@@ -40,6 +40,11 @@ class ExtentMap(Generic[V]):
             return None
         return self._starts[index], self._ends[index], self._values[index]
 
+    def is_gap(self, start: int, end: int) -> bool:
+        """Whether no run has an address in [start, end)."""
+        index = bisect_left(self._starts, end)
+        return not index or self._ends[index - 1] <= start
+
     def count(self, start: int, end: int) -> int:
         """Number of runs that begin in [start, end)."""
         return bisect_left(self._starts, end) - bisect_left(self._starts, start)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,14 +42,13 @@ _MOST_MISSING = 64
 """Missing frames are counted no further."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
+class _Target(NamedTuple):
     spa: int
     large: bool = False
     key: int = 0
 
-    def advanced(self, distance: int) -> Self:
-        return type(self)(self.spa + distance, self.large, self.key)
+    def advanced(self, distance: int) -> _Target:
+        return _Target(self.spa + distance, self.large, self.key)
 
 
 class NestedMapError(ValueError):
@@ -186,7 +185,9 @@ class NestedPageTable:
     ) -> int:
         if start == end:
             return 0
-        cut = {border // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES for border in (start, end) if self._is_inside(border)}
+        cut: set[int] = set()
+        if (start | end) % LARGE_PAGE_BYTES:
+            cut = {border // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES for border in (start, end) if self._is_inside(border)}
         if self._frames.root is not None:
             missing = self._make_room(start, end, wanted, cut)
             if missing:

@@ -7,6 +7,7 @@ number: addresses of tables are multiples of 4 KiB, so the level fits below.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 from node.page_table_entry import LONG
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
@@ -14,6 +15,9 @@ from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 LEVELS = LONG.levels
 """Nested tables have the levels of the host's own mode (APM volume 2, 15.25.3)."""
 GPA_END = 1 << LONG.address_bits
+
+_MOST_KEPT_TABLES = 64
+"""Larger maps are rare, and hostile ones have no end."""
 
 ROOT = LEVELS
 """The root's number: it serves addresses from zero."""
@@ -39,8 +43,19 @@ def parts(gpa: int, spa: int, length: int, large: bool = True) -> Iterator[tuple
         yield last, end, False
 
 
-def tables(start: int, end: int, lowest: int) -> Iterator[int]:
+def tables(start: int, end: int, lowest: int) -> Iterable[int]:
     """The tables below the root that serve [start, end) down to a level, parents before children, by address."""
+    if end - start <= _MOST_KEPT_TABLES * served_bytes(lowest):
+        return _kept_tables(start, end, lowest)
+    return _tables(start, end, lowest)
+
+
+@lru_cache(maxsize=1024)
+def _kept_tables(start: int, end: int, lowest: int) -> tuple[int, ...]:
+    return tuple(_tables(start, end, lowest))
+
+
+def _tables(start: int, end: int, lowest: int) -> Iterator[int]:
     for level in range(LEVELS - 1, lowest - 1, -1):
         size = served_bytes(level)
         for first in range(start // size * size, end, size):
@@ -49,6 +64,11 @@ def tables(start: int, end: int, lowest: int) -> Iterator[int]:
 
 def table_pages(maps: Iterable[tuple[int, int, int]]) -> int:
     """Pages of all tables, the root too, that (GPA, SPA, length) take in 2 MiB pages where they can."""
+    return _table_pages(tuple([(gpa, spa % LARGE_PAGE_BYTES, length) for gpa, spa, length in maps]))
+
+
+@lru_cache(maxsize=1024)
+def _table_pages(maps: tuple[tuple[int, int, int], ...]) -> int:
     return 1 + len(
         {
             table

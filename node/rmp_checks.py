@@ -142,6 +142,8 @@ class RmpChecks:
 
     def _first_assigned(self, spa: int, length: int) -> int | None:
         page, last = spa // PAGE_BYTES, (spa + max(length, 1) - 1) // PAGE_BYTES
+        if self._runs.is_gap(page, last + 1):
+            return None
         for start, end, run in self._runs.pieces(page, last + 1):
             if run is None:
                 continue
