@@ -97,9 +97,11 @@ class ControlPlane:
                 self._send_to_a_host(name, "no host has room")
             else:
                 self._depart(name)
-        while min(self.plans.next_event_ns(), self.migrations.next_event_ns()) <= now_ns:
+        while self.plans.next_event_ns() <= now_ns or self.migrations.next_event_ns() <= now_ns:
             self.plans.advance(now_ns)
             self.migrations.advance(now_ns)
+        if not self._out:
+            return ()
         out, self._out = tuple(self._out), []
         return out
 

@@ -144,7 +144,7 @@ class Coordinator:
     def _act(self, promise: int) -> int:
         """Let the control plane act as far as nothing earlier can come; the promise with its own mail counted."""
         if self._mail:
-            promise = min(promise, *[message.time_ns for message in self._mail])
+            promise = min(promise, min(self._mail).time_ns)
         received = self._received
         while (now := self._control_ns()) < promise and now < self._end_ns:
             messages = []

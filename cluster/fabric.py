@@ -70,12 +70,12 @@ class Fabric:
         self._started += 1
         flow = _Flow(self._started, path, max(0.0, size_bytes), cap_bytes_per_s or float("inf"), now_ns)
         self._flows[name] = flow
-        left = min((self._capacity[link] - self._used_rate[link] for link in path), default=float("inf"))
-        shared = False
+        rate, shared = flow.cap, False
         for link in path:
+            rate = min(rate, self._capacity[link] - self._used_rate[link])
             shared = shared or bool(self._on_link[link])
             self._on_link[link][name] = flow
-        self._set_rate(name, flow, max(0.0, min(left, flow.cap)), now_ns)
+        self._set_rate(name, flow, max(0.0, rate), now_ns)
         if shared:
             self._mark(path, now_ns)
 

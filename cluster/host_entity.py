@@ -93,7 +93,8 @@ class HostEntity:
         costs: Mapping[str, float] = dict(_cost_table().overridden(dict(order.costs)))
         images = {key: firmware_image(key) for key in order.firmware}
         self.host = Host(order.spec, PROGRAMS, images, costs, tenants, hypervisor)
-        self._inbox = Inbox(self.host.clock.env, self._receive)
+        self._env = self.host.clock.env
+        self._inbox = Inbox(self._env, self._receive)
         self._outbox: list[Message] = []
         self._sequence = 0
         self._kinds = {"launch": self._launch, "destroy": self._destroy}
@@ -113,7 +114,7 @@ class HostEntity:
 
     def next_event_ns(self) -> int:
         """Time of the next event or delivery."""
-        peek = self.host.clock.env.peek()
+        peek = self._env.peek()
         return NEVER if peek == _NO_EVENT else int(peek)
 
     def earliest_output_ns(self) -> int:
@@ -121,20 +122,22 @@ class HostEntity:
         return self._earliest_output_ns(self.next_event_ns())
 
     def _earliest_output_ns(self, following_ns: int) -> int:
-        return min(self.host.earliest_output_ns(following_ns), self._inbox.next_ns)
+        promise_ns, mail_ns = self.host.earliest_output_ns(following_ns), self._inbox.next_ns
+        return mail_ns if mail_ns < promise_ns else promise_ns
 
     def advance(self, horizon_ns: int, event_budget: int) -> Advance:
         """Do the events before ``horizon_ns``."""
-        env = self.host.clock.env
-        step, peek = env.step, env.peek
+        step, queue = self._env.step, self._env._queue  # noqa: SLF001 - ``peek`` is a call for each look at it
         done = 0
-        while (next_ns := peek()) < horizon_ns and done < event_budget:
+        while queue and queue[0][0] < horizon_ns and done < event_budget:
             step()
             done += 1
         self.events += done
-        following = NEVER if next_ns == _NO_EVENT else int(next_ns)
-        reached = min(horizon_ns, following)
-        outputs, self._outbox = tuple(self._outbox), []
+        following = int(queue[0][0]) if queue else NEVER
+        outputs: tuple[Message, ...] = ()
+        if self._outbox:
+            outputs, self._outbox = tuple(self._outbox), []
+        reached = following if following < horizon_ns else horizon_ns
         return Advance(reached, following, self._earliest_output_ns(following), done, outputs)
 
     def collect(self, end_ns: int) -> dict[str, list[dict[str, object]]]:
@@ -180,4 +183,5 @@ class HostEntity:
 
     def _send(self, kind: str, fields: tuple[object, ...]) -> None:
         self._sequence += 1
-        self._outbox.append(Message(self.host.now_ns, self.name, self._sequence, "control", kind, packed(fields)))
+        now_ns = self.host.clock.now_ns
+        self._outbox.append(Message(now_ns, self.host.spec.name, self._sequence, "control", kind, packed(fields)))

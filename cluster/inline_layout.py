@@ -48,12 +48,15 @@ class InlineLayout:
     def advance(self, horizon_ns: int, mail: Mapping[str, tuple[Message, ...]], event_budget: int) -> ShardReport:
         """Advance the shard."""
         assert self._shard is not None
-        began_s = time.perf_counter()
-        self._report = self._shard.advance(horizon_ns, mail, event_budget)
-        took_s = time.perf_counter() - began_s
-        if self._advice is not None:
+        if self._advice is None or self._advice.text:
+            report = self._shard.advance(horizon_ns, mail, event_budget)
+        else:
+            began_s = time.perf_counter()
+            report = self._shard.advance(horizon_ns, mail, event_budget)
+            took_s = time.perf_counter() - began_s
             self._advice.note(took_s, (took_s,))
-        return self._report
+        self._report = report
+        return report
 
     def collect(self, end_ns: int) -> Rows:
         """Close the books."""

@@ -161,15 +161,19 @@ class LiveMigrations:
 
     def next_event_ns(self) -> int:
         """When a flow ends, shares change, or a round begins."""
-        return min(self.fabric.next_event_ns(), self._rounds[0][0] if self._rounds else NEVER)
+        following_ns = self.fabric.next_event_ns()
+        if self._rounds and self._rounds[0][0] < following_ns:
+            return self._rounds[0][0]
+        return following_ns
 
     def advance(self, now_ns: int) -> None:
         """Do what is due at ``now_ns``."""
-        while self.next_event_ns() <= now_ns:
-            for name in self.fabric.advance(now_ns):
+        fabric, rounds = self.fabric, self._rounds
+        while fabric.next_event_ns() <= now_ns or (rounds and rounds[0][0] <= now_ns):
+            for name in fabric.advance(now_ns):
                 self._flow_ended(self.all[int(name)], now_ns)
-            while self._rounds and self._rounds[0][0] <= now_ns:
-                one = self.all[heapq.heappop(self._rounds)[1]]
+            while rounds and rounds[0][0] <= now_ns:
+                one = self.all[heapq.heappop(rounds)[1]]
                 if one.stage is Stage.BETWEEN:
                     self._start_round(one, now_ns)
 

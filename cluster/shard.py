@@ -59,12 +59,8 @@ class Shard:
         self._next = Soonest()
         self._promises = Soonest()
         self._reached_ns = 0
-        for name in self._entities:
-            self._ask(name)
-
-    def _ask(self, name: str) -> None:
-        entity = self._entities[name]
-        self._note(name, entity.next_event_ns(), entity.earliest_output_ns())
+        for name, entity in self._entities.items():
+            self._note(name, entity.next_event_ns(), entity.earliest_output_ns())
 
     def _note(self, name: str, following_ns: int, promise_ns: int) -> None:
         self._next[name] = following_ns
@@ -73,7 +69,7 @@ class Shard:
 
     def report(self) -> ShardReport:
         """The shard as it stands."""
-        return self._report(0, reached=True, outputs=[])
+        return self._report(self._next.first()[0], 0, reached=True, outputs=[])
 
     def advance(self, horizon_ns: int, mail: Mapping[str, tuple[Message, ...]], event_budget: int) -> ShardReport:
         """Deliver mail and do every event before the horizon, as far as budget and wall time of a call reach."""
@@ -82,10 +78,8 @@ class Shard:
         done = 0
         now_s = self._clock()
         end_s = now_s + CALL_S
-        while done < event_budget and now_s < end_s:
-            first_ns, name = self._next.first()
-            if first_ns >= horizon_ns:
-                break
+        first_ns, name = self._next.first()
+        while first_ns < horizon_ns and done < event_budget and now_s < end_s:
             # One entity after another, not slice about: what an entity needs is in the processor's caches.
             while first_ns < horizon_ns and done < event_budget and now_s < end_s:
                 advance = self._advance_one(name, horizon_ns, min(self._slice, event_budget - done), outputs)
@@ -93,10 +87,11 @@ class Shard:
                 done += advance.events
                 before_s, now_s = now_s, self._clock()
                 self._learn(now_s - before_s)
-        reached = self._next.first()[0] >= horizon_ns
+            first_ns, name = self._next.first()
+        reached = first_ns >= horizon_ns
         if reached:
             self._reached_ns = max(self._reached_ns, horizon_ns)
-        return self._report(done, reached=reached, outputs=outputs)
+        return self._report(first_ns, done, reached=reached, outputs=outputs)
 
     def _deliver(self, mail: Mapping[str, tuple[Message, ...]]) -> None:
         for name, messages in mail.items():
@@ -106,7 +101,11 @@ class Shard:
             if (earliest := min(messages).time_ns) < self._reached_ns:
                 raise ProtocolViolationError(f"{name}: got a message for {earliest} ns after {self._reached_ns} ns")
             entity.deliver(messages)
-            self._ask(name)
+            # From then on it may do and say what it likes; it is asked once it was advanced.
+            if earliest < self._next[name]:
+                self._next[name] = earliest
+            if earliest < self._promises[name]:
+                self._promises[name] = earliest
 
     def _advance_one(self, name: str, horizon_ns: int, events: int, outputs: list[Message]) -> Advance:
         """One slice of one entity, held to its promise and to the horizon."""
@@ -128,13 +127,13 @@ class Shard:
     def _learn(self, slice_s: float) -> None:
         if slice_s > SLICE_S:
             self._slice = max(1, int(self._slice * SLICE_S / slice_s))
-        else:
+        elif self._slice < SLICE_EVENTS:
             self._slice = min(SLICE_EVENTS, 2 * self._slice)
 
-    def _report(self, events: int, *, reached: bool, outputs: list[Message]) -> ShardReport:
+    def _report(self, first_ns: int, events: int, *, reached: bool, outputs: list[Message]) -> ShardReport:
         if len(outputs) > 1:
             outputs.sort()
-        return ShardReport(self._next.first()[0], self._promises.first()[0], events, reached, tuple(outputs))
+        return ShardReport(first_ns, self._promises.first()[0], events, reached, tuple(outputs))
 
     def collect(self, end_ns: int) -> dict[str, dict[str, list[dict[str, object]]]]:
         """Rows by entity and table."""
