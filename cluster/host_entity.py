@@ -123,7 +123,7 @@ class HostEntity:
 
     def _earliest_output_ns(self, following_ns: int) -> int:
         promise_ns, mail_ns = self.host.earliest_output_ns(following_ns), self._inbox.next_ns
-        return mail_ns if mail_ns < promise_ns else promise_ns
+        return min(promise_ns, mail_ns)
 
     def advance(self, horizon_ns: int, event_budget: int) -> Advance:
         """Do the events before ``horizon_ns``."""
@@ -137,7 +137,7 @@ class HostEntity:
         outputs: tuple[Message, ...] = ()
         if self._outbox:
             outputs, self._outbox = tuple(self._outbox), []
-        reached = following if following < horizon_ns else horizon_ns
+        reached = min(horizon_ns, following)
         return Advance(reached, following, self._earliest_output_ns(following), done, outputs)
 
     def collect(self, end_ns: int) -> dict[str, list[dict[str, object]]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Mapping, Sequence
 
 from cluster.entity import Message
+from cluster.fleet_garbage import collect_fleet, spare_fleet
 from cluster.layout import Rows, merged_rows
 from cluster.machine import cores
 from cluster.progress import ShouldStop
@@ -36,8 +36,7 @@ class InlineLayout:
         self._let_go()
         self._shard = Shard(factory, specs)
         self._advice = WorkerAdvice(0, len(specs), cores())
-        # They live to the end: the collector need not look through a whole fleet for garbage again and again.
-        gc.freeze()
+        spare_fleet()
         self._report = self._shard.report()
 
     def report(self) -> ShardReport:
@@ -87,6 +86,4 @@ class InlineLayout:
     def _let_go(self) -> None:
         """Hosts hold one another, and their DRAM, in circles: only the collector can free them, if it may look."""
         self._shard = self._report = None
-        if gc.get_freeze_count():
-            gc.unfreeze()
-            gc.collect()
+        collect_fleet()

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from cluster.entity import NEVER
 from cluster.fabric import Fabric
 from cluster.guest_body import guest_body
 from cluster.migration_admission import Admission

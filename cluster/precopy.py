@@ -18,6 +18,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from node.dirty_rates import Pool
 
@@ -46,8 +47,7 @@ class PrecopySettings:
     """What the migration's connection moves at most, 0 for no bound."""
 
 
-@dataclass(frozen=True, slots=True)
-class Round:
+class Round(NamedTuple):
     """One round: bytes, and when it began and ended (virtual ns)."""
 
     size_bytes: int

@@ -102,10 +102,8 @@ class Shard:
                 raise ProtocolViolationError(f"{name}: got a message for {earliest} ns after {self._reached_ns} ns")
             entity.deliver(messages)
             # From then on it may do and say what it likes; it is asked once it was advanced.
-            if earliest < self._next[name]:
-                self._next[name] = earliest
-            if earliest < self._promises[name]:
-                self._promises[name] = earliest
+            self._next[name] = min(self._next[name], earliest)
+            self._promises[name] = min(self._promises[name], earliest)
 
     def _advance_one(self, name: str, horizon_ns: int, events: int, outputs: list[Message]) -> Advance:
         """One slice of one entity, held to its promise and to the horizon."""

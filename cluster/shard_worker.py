@@ -6,7 +6,6 @@ Nothing here knows Ray. A window crosses as one packed call and one packed repor
 from __future__ import annotations
 
 import contextlib
-import gc
 import pickle
 import time
 import traceback
@@ -16,6 +15,7 @@ import msgpack
 
 from cluster.entity import Message
 from cluster.errors import ToolError
+from cluster.fleet_garbage import collect_fleet, spare_fleet
 from cluster.shard import EntityFactory, Shard, ShardReport
 from node.packing import packed
 
@@ -57,11 +57,9 @@ class ShardWorker:
         """Build the entities; the ones before are gone first, so that both never need memory at once."""
         with _errors_that_cross():
             self._shard = None
-            gc.unfreeze()
-            gc.collect()
+            collect_fleet()
             self._shard = Shard(factory, specs)
-            # They live to the end: the collector need not look through them for garbage again and again.
-            gc.freeze()
+            spare_fleet()
             return packed_report(self._shard.report())
 
     def advance(self, call: bytes) -> bytes:

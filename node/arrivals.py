@@ -123,7 +123,10 @@ class Arrivals:
         host.put_up(guest, entered, state.reset_rips)
         books.open(guest)
         for vcpu, started in zip(guest.vcpus, state.started, strict=True):
-            vcpu.state = VcpuState.PAUSED if started else VcpuState.WAITING
+            if started:
+                vcpu.state = VcpuState.PAUSED  # Its registers are loaded when it goes on.
+            else:
+                host.vcpus.load(vcpu)
         host.log.enter(name, ChainEnd(*books.chain))
         host.log.chain(host.spec.name).record_octets(host.now_ns, HostEvent.ARRIVED, name.encode())
         host.resume(name)

@@ -120,7 +120,7 @@ class Departures:
         host = self._host
         guest = self._under_way.pop(name).guest
         guest.dirty_log = guest.changed = None
-        host.vcpus.stop(guest)
+        host.vcpus.let_go(guest)
         guest.state = GuestState.DEPARTED
         # What is left of it here is its name; its books and what they follow from are the next host's.
         for vcpu in guest.vcpus:

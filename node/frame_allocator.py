@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class OutOfMemory(Exception):
@@ -11,6 +11,20 @@ class OutOfMemory(Exception):
 
     def __init__(self, wanted_bytes: int, free_bytes: int) -> None:
         super().__init__(f"memory: {wanted_bytes} bytes wanted, {free_bytes} free")
+
+
+def joined(pieces: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Pieces of memory, (SPA, length), by address, those that touch as one."""
+    start = end = -1
+    for spa, length in sorted(pieces):
+        if spa == end:
+            end += length
+            continue
+        if start < end:
+            yield start, end - start
+        start, end = spa, spa + length
+    if start < end:
+        yield start, end - start
 
 
 class FrameAllocator:

@@ -10,6 +10,9 @@ from enum import Enum
 class Generation(Enum):
     """How a virtual machine is protected. SME is a plain VM on an SME host, SEV_TIO an SNP VM with trusted devices."""
 
+    __hash__ = object.__hash__
+    """Enum's own is a call in Python, for each look into a table."""
+
     PLAIN = "PLAIN"
     SME = "SME"
     SEV = "SEV"

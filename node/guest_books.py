@@ -6,8 +6,8 @@ host it leaves, because the next one may have other cores.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from itertools import compress
+from typing import Any, NamedTuple, TypeVar
 
 from node.event_log import ChainEnd
 from node.guest import Guest
@@ -17,8 +17,7 @@ from node.vcpu import Vcpu
 N = TypeVar("N", int, float)
 
 
-@dataclass(frozen=True, slots=True)
-class GuestBooks:
+class GuestBooks(NamedTuple):
     """Figures of one VM; lists of lists hold, per vCPU, demands by number with what is not zero."""
 
     ordered_ns: int
@@ -47,14 +46,14 @@ class GuestBooks:
             guest.operation_ns, guest.operations, guest.faults, guest.bytes_read, guest.bytes_written,
             mechanism_ns(guest),
             [vcpu.elapsed_ns for vcpu in guest.vcpus],
-            [_sparse(retired(vcpu)) for vcpu in guest.vcpus],
+            [_retired(vcpu) for vcpu in guest.vcpus],
             [_sparse(vcpu.phases) for vcpu in guest.vcpus],
             (chain.bucket, chain.records, chain.digest),
         )  # fmt: skip
 
     def body(self) -> dict[str, object]:
         """As msgpack-able values."""
-        return {name: getattr(self, name) for name in _FIELDS}
+        return self._asdict()
 
     @classmethod
     def parse(cls, body: dict[str, Any]) -> GuestBooks:
@@ -77,7 +76,6 @@ class GuestBooks:
                 vcpu.phases[number] = count
 
 
-_FIELDS = tuple(one.name for one in fields(GuestBooks))
 _COPIED = (
     "ordered_ns", "running_ns", "launch_digest", "psp_wait_ns", "psp_service_ns", "operation_ns", "operations",
     "faults", "bytes_read", "bytes_written",
@@ -90,15 +88,23 @@ def mechanism_ns(guest: Guest) -> dict[Mechanism, float]:
     for vcpu in guest.vcpus:
         times[Mechanism.LOADED_LATENCY] += vcpu.loaded_ns
         times[Mechanism.CORE_WAIT] += vcpu.core_wait_ns
-        for instructions, cost in zip(vcpu.instructions, guest.phase_costs[vcpu.index], strict=True):
-            if instructions:
-                for mechanism, ns in cost.parts:
-                    times[mechanism] += instructions * ns
+        costs = guest.phase_costs[vcpu.index]
+        for number, instructions in _sparse(vcpu.instructions):
+            for mechanism, ns in costs[number].parts:
+                times[mechanism] += instructions * ns
     return times
 
 
 def _sparse(figures: list[N]) -> list[tuple[int, N]]:
-    return [(number, figure) for number, figure in enumerate(figures) if figure]
+    """What is not zero, with its number: a program may have a hundred demands and make one."""
+    return list(compress(enumerate(figures), figures))
+
+
+def _retired(vcpu: Vcpu) -> list[tuple[int, float]]:
+    found = dict(_sparse(vcpu.moved_instructions))
+    for number, here in _sparse(vcpu.instructions):
+        found[number] = here + found.get(number, 0.0)
+    return sorted(found.items())
 
 
 def retired(vcpu: Vcpu) -> list[float]:

@@ -220,16 +220,18 @@ class Host:
         self.clock.settle()
 
     def put_up(self, guest: Guest, entered: Entered, reset_rips: tuple[int, ...] | None) -> None:
-        """Make the vCPUs and the software of a VM that the hypervisor has laid down; its registers are loaded.
+        """Make the vCPUs and the software of a VM that the hypervisor has laid down.
 
-        ``reset_rips`` are those of its launch, None where this is it.
+        ``reset_rips`` are those of its launch; where this is it, None, they are in the registers, which are loaded.
         """
         spec = guest.spec
         guest.asid, guest.launched = entered.asid, entered.launched_gpas
         guest.vcpus = [Vcpu(guest, index, spa) for index, spa in enumerate(entered.save_areas)]
-        for vcpu in guest.vcpus:
-            self.vcpus.load(vcpu)
-        guest.reset_rips = reset_rips or tuple(vcpu.registers.rip for vcpu in guest.vcpus)
+        if reset_rips is None:
+            for vcpu in guest.vcpus:
+                self.vcpus.load(vcpu)
+            reset_rips = tuple(vcpu.registers.rip for vcpu in guest.vcpus)
+        guest.reset_rips = reset_rips
         guest.software = self._tenants(
             TenantSpec(
                 spec.name, spec.generation, spec.memory, spec.program, spec.seed, guest.launched, guest.reset_rips

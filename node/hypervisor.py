@@ -14,7 +14,7 @@ from node import operations as op
 from node.asid_pool import AsidPool, AsidsExhausted
 from node.core_msrs import Msr
 from node.firmware_image import FirmwareImage
-from node.frame_allocator import FrameAllocator, OutOfMemory
+from node.frame_allocator import FrameAllocator, OutOfMemory, joined
 from node.generation import Generation
 from node.guest_memory_map import Range
 from node.host_bring_up import bring_up_steps, refusal
@@ -190,7 +190,10 @@ class Hypervisor:
             assert isinstance(answer, op.Runs)
             pages += [(gpa + at - spa, data) for at, data in answer.runs]
         assert isinstance(disk, op.Runs)
-        return VmState(vm, _octets(tuple(areas)), started, record.launched_gpas, reset_rips, tuple(sorted(pages)), disk.runs)
+        pages.sort()
+        return VmState(
+            vm, _octets(tuple(areas)), started, record.launched_gpas, reset_rips, tuple(pages), disk.runs
+        )  # fmt: skip
 
     def receive(self, spec: MachineSpec) -> Task:
         """Take everything that a VM which is to come will need. Raises LaunchRefused with everything given back."""
@@ -290,6 +293,7 @@ class Hypervisor:
         for spa in record.firmware_pages:
             yield from self._from_firmware(spa)
         pieces = [(spa, length) for _, spa, length in record.ram] + [(spa, PAGE_BYTES) for spa in record.small]
+        pieces = list(joined(pieces))
         yield (*[op.HostClear(spa, length) for spa, length in pieces], op.VmcbClear(vm))
         self.frames.release(pieces + record.tables)
         if record.asid:

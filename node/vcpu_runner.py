@@ -127,6 +127,15 @@ class VcpuRunner:
             guest.software.drop(vcpu.index)
         guest.software.close()
 
+    def let_go(self, guest: Guest) -> None:
+        """Forget a paused VM that lives on another host: its registers are there too."""
+        for vcpu in guest.vcpus:
+            self._board.leave(guest.spec.name, vcpu.index)
+            vcpu.epoch += 1
+            vcpu.state = VcpuState.STOPPED
+            guest.software.drop(vcpu.index)
+        guest.software.close()
+
     def close(self, guest: Guest, end_ns: int) -> None:
         """Credit phases that still run with what they did until ``end_ns``."""
         self._contention.advance(end_ns)
