@@ -41,6 +41,8 @@ class TweakTable:
         self._double(self._in_page, BLOCK_BYTES)
         self._pages = [self.tweak(number * PAGE_BYTES) for number in range(_REGION_PAGES)]
         self._regions: dict[int, int] = {}
+        self._stride = -1
+        """Where ``in_page`` was asked last."""
 
     @classmethod
     def from_random(cls, random: bytes) -> TweakTable:
@@ -67,6 +69,10 @@ class TweakTable:
 
     def in_page(self, spa: int, words: int) -> Words:
         """Tweaks of the blocks from ``spa`` on, inside one page; the next call overwrites the array."""
+        stride = spa // STRIDE_BYTES
+        if stride == self._stride:
+            return self.in_stride(spa, words)  # Who goes from page to page has them all at hand.
+        self._stride = stride
         first = spa % PAGE_BYTES // WORD_BYTES
         tweaks = _PAGE_TWEAKS[words >> 1]
         np.bitwise_xor(self._in_page[first : first + words], _repeated(self._page(spa), words), tweaks)

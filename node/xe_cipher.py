@@ -40,9 +40,14 @@ class XeCipher:
     def decrypt(self, cipher: Words, spa: int, out: Words) -> None:
         """Decrypt whole blocks that lie at ``spa``."""
         for done, end, at in strides(spa, cipher.size):
-            _, _, mixed = stride_scratch(end - done)
-            self._decrypt(cipher[done:end].view(np.uint8), MIXED)
-            np.bitwise_xor(mixed, self._tweaks.in_stride(at, end - done), out[done:end])
+            out[done:end] = self.decrypt_in_stride(cipher[done:end], at).view(np.uint64)
+
+    def decrypt_in_stride(self, cipher: Words, spa: int) -> Octets:
+        """Decrypt whole blocks of one stride; the next call overwrites the array."""
+        masked, octets, mixed = stride_scratch(cipher.size)
+        self._decrypt(cipher.view(np.uint8), MIXED)
+        np.bitwise_xor(mixed, self._tweaks.in_stride(spa, cipher.size), masked)
+        return octets
 
     def encrypt_in_page(self, plain: Words, spa: int, out: Words) -> None:
         """Encrypt whole blocks of one page."""
