@@ -69,7 +69,8 @@ def execute(arguments: argparse.Namespace) -> int:
     digest, save_areas = _measured(arguments, image)
     if arguments.verbose:
         print(f"OVMF image: {image.origin}, SHA-256 {image.sha256}")
-        print(f"mode {arguments.mode}, {arguments.vcpus or 0} vCPUs, VMM {arguments.vmm_type}")
+        vcpus = f", {arguments.vcpus} vCPUs, VMM {arguments.vmm_type}" if arguments.mode in _WITH_SAVE_AREAS else ""
+        print(f"mode {arguments.mode}{vcpus}")
     if arguments.dump_vmsa:
         for index, page in enumerate(save_areas):
             Path(f"vmsa{index}.bin").write_bytes(page)

@@ -1,7 +1,12 @@
 """``sevfleet owner``: the documented steps work, and the owner refuses what it should."""
 
 import hashlib
+import os
+import shlex
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +16,7 @@ from node.laboratory_firmware import build_image
 from node.product import PRODUCTS
 from psp.sev_certificate import SevCertificate
 
+PROJECT = Path(__file__).parents[2]
 SECRET = b"what opens the disk"
 POLICIES = {"sev": ("0x1",), "sev-es": ("0x5", "--vcpus", "2", "--vcpu-type", "EPYC-v4")}
 
@@ -101,6 +107,21 @@ def test_a_secret_goes_from_its_owner_to_its_guest_and_not_to_the_host(say, fold
     assert guest == f"the guest reads there: {SECRET!r}"
     assert SECRET[:16].hex() not in host
     assert "0x810000" in host
+
+
+def test_the_steps_of_the_readme_work_as_they_stand_there(images, tmp_path):
+    block = (PROJECT / "README.md").read_text("utf-8").partition("    # The host exports its certificates")[2]
+    steps = "# " + block.partition("\n\n")[0]
+    assert steps.count("sevfleet owner ") == len(owner._STEPS)
+    shutil.copy(images / "good.fd", tmp_path / "OVMF.fd")
+    (tmp_path / "key.txt").write_bytes(SECRET)
+    command = f'sevfleet() {{ {shlex.quote(sys.executable)} -m cluster.cli "$@"; }}\nset -e\n{steps}'
+    ran = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(PROJECT)}, text=True,
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.splitlines()[-1] == f"the guest reads there: {SECRET!r}"
 
 
 def test_the_files_have_amds_sizes(say, folder, images, expected):
