@@ -40,17 +40,19 @@ class Inbox:
 
     def deliver(self, messages: tuple[Message, ...]) -> None:
         """Take messages for later. Raises ProtocolViolationError for one from the past."""
-        now = int(self._env.now)
+        env, rung = self._env, self._rung
+        now = int(env.now)
         for message in messages:
-            if message.time_ns < now:
-                raise ProtocolViolationError(f"{message.receiver}: got a message for {message.time_ns} ns at {now} ns")
+            time_ns = message.time_ns
+            if time_ns < now:
+                raise ProtocolViolationError(f"{message.receiver}: got a message for {time_ns} ns at {now} ns")
             heapq.heappush(self._waiting, message)
-            if message.time_ns not in self._rung:
-                self._rung.add(message.time_ns)
-                bell = simpy.Event(self._env)
+            if time_ns not in rung:
+                rung.add(time_ns)
+                bell = simpy.Event(env)
                 bell._ok, bell._value = True, None  # noqa: SLF001 - SimPy has no public event with a delay and a priority
                 bell.callbacks.append(self._ring)
-                self._env.schedule(bell, BEFORE_ALL, message.time_ns - now)
+                env.schedule(bell, BEFORE_ALL, time_ns - now)
 
     def _ring(self, _: simpy.Event) -> None:
         now = int(self._env.now)

@@ -267,7 +267,7 @@ class DimmCells:
 
     def _erase(self, spa: int, stop: int) -> None:
         """Zero what chunks hold of a range."""
-        if not self._written_in(spa // PAGE_BYTES, -(-stop // PAGE_BYTES)):
+        if not self._written or not self._written_in(spa // PAGE_BYTES, -(-stop // PAGE_BYTES)):
             return
         for number, start, end in self._used_pieces(spa, stop):
             chunk = self._chunks[number]

@@ -99,10 +99,11 @@ class HypervisorTasks:
                 break
             answers = self._board.execute_host(batch)  # What takes no time needs no event.
 
-        def take_effect() -> None:
+        def take_effect(_: object) -> None:
             self._step(task, self._board.execute_host(batch), guest, done, refused)
+            self._clock.settle()
 
-        self._clock.after(end_ns - now_ns, take_effect)
+        self._clock.wake(end_ns - now_ns, take_effect)
 
     def _served(self, batch: tuple[op.HypervisorOperation, ...], ready_ns: int, guest: Guest) -> int:
         """When a batch that is ready for the mailbox is through with it."""

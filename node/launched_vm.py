@@ -46,10 +46,10 @@ class LaunchedVm:
 
     def backing(self, part: Range) -> Iterator[tuple[int, int, int]]:
         """(GPA, SPA, length) of the frames behind a range of guest memory."""
-        end = part.gpa + part.length
+        start, end = part.gpa, part.gpa + part.length
         for gpa, spa, length in self.ram:
-            first, last = max(gpa, part.gpa), min(gpa + length, end)
-            if first < last:
+            if start < gpa + length and gpa < end:
+                first, last = max(gpa, start), min(gpa + length, end)
                 yield first, spa + first - gpa, last - first
 
     def pieces(self, spa: int, length: int) -> Iterator[tuple[int, int, bool]]:

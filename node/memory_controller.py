@@ -95,7 +95,8 @@ class MemoryController:
         """
         cipher = self._ciphers.get(asid)
         if cipher is None:
-            self._expect_plain(asid, spa)
+            if asid != 0:
+                self._expect_plain(asid, spa)
             return self._dram.read(spa, length)
         if length <= 0:
             return self._dram.read(spa, length)

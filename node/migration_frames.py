@@ -26,6 +26,8 @@ MOST_BODY_BYTES = 1 << 20
 MOST_FRAME_BYTES = MOST_BODY_BYTES + (64 << 10)
 MOST_VCPUS = 1024
 _LARGEST_NUMBER = 1 << 52
+_FIELDS = ("version", "sequence", "kind", "length", "checksum", "body")
+_FIELD_TYPES = (int, int, int, int, bytes, bytes)
 
 
 class FrameKind(IntEnum):
@@ -84,9 +86,7 @@ def _framed(sequence: int, kind: FrameKind, body: bytes) -> bytes:
 
 
 def _checksum(sequence: int, kind: int, body: bytes) -> bytes:
-    digest = hashlib.sha256(b"%d %d %d " % (VERSION, sequence, kind))
-    digest.update(body)
-    return digest.digest()
+    return hashlib.sha256(b"%d %d %d %b" % (VERSION, sequence, kind, body)).digest()
 
 
 def _bundles(runs: Iterable[Run], unit_bytes: int, step: int) -> Iterator[list[Run]]:
@@ -156,12 +156,10 @@ class _Reader:
             version, sequence, kind, length, checksum, body = fields
         except (ValueError, TypeError, msgpack.UnpackException, RecursionError):
             raise FrameError(number, "frame", "six msgpack fields", "something else") from None
-        for name, value, kind_of in (
-            ("version", version, int), ("sequence", sequence, int), ("kind", kind, int), ("length", length, int),
-            ("checksum", checksum, bytes), ("body", body, bytes),
-        ):  # fmt: skip
-            if type(value) is not kind_of:
-                raise FrameError(number, name, kind_of.__name__, type(value).__name__)
+        if tuple(map(type, fields)) != _FIELD_TYPES:
+            for name, value, kind_of in zip(_FIELDS, fields, _FIELD_TYPES, strict=True):
+                if type(value) is not kind_of:
+                    raise FrameError(number, name, kind_of.__name__, type(value).__name__)
         if version != VERSION:
             raise FrameError(number, "version", VERSION, version)
         if sequence != number:

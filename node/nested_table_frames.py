@@ -19,19 +19,16 @@ class TableFrames:
         self._free: list[int] = []
         self._tables: dict[int, int] = {}
         self._any_lowest = False
-
-    @property
-    def root(self) -> int | None:
+        self.root: int | None = None
         """SPA of the highest table: the first frame that was given."""
-        return self._tables.get(ROOT)
 
     def give(self, spa: int, length: int) -> None:
         """Take frames over."""
         self.ranges.append((spa, length))
         # The last is taken first, so that taking costs nothing.
         self._free[:0] = range(spa + length - PAGE_BYTES, spa - PAGE_BYTES, -PAGE_BYTES)
-        if ROOT not in self._tables and self._free:
-            self._tables[ROOT] = self._free.pop()
+        if self.root is None and self._free:
+            self.root = self._tables[ROOT] = self._free.pop()
 
     def claim(self, wanted: Iterable[int], most: int) -> int:
         """Give each wanted table a frame, all or none: how many frames are missing. ``most`` bounds the work."""

@@ -108,6 +108,8 @@ class RmpChecks:
 
     def check_host_write(self, spa: int, length: int) -> None:
         """A store of the host, by any means: no page may be assigned. Raises RmpFault with a #PF's error code."""
+        if self._runs.is_gap(spa // PAGE_BYTES, (spa + length - 1) // PAGE_BYTES + 1) and length > 0:
+            return
         at = self._first_assigned(spa, length)
         if at is not None:
             raise RmpFault(at, _HOST)
@@ -142,8 +144,6 @@ class RmpChecks:
 
     def _first_assigned(self, spa: int, length: int) -> int | None:
         page, last = spa // PAGE_BYTES, (spa + max(length, 1) - 1) // PAGE_BYTES
-        if self._runs.is_gap(page, last + 1):
-            return None
         for start, end, run in self._runs.pieces(page, last + 1):
             if run is None:
                 continue
