@@ -254,7 +254,7 @@ class LiveMigrations:
     # Switch-over.
 
     def on_stopped(
-        self, one: Migration, now_ns: int, frames: tuple[bytes, ...], digests: bytes, books: dict[str, Any],
+        self, one: Migration, now_ns: int, frames: tuple[bytes, ...], digests: bytes, books: tuple[Any, ...],
         written_pages: int, stopped_ns: int,
     ) -> None:  # fmt: skip
         """The VM stands still: what is still dirty goes over now."""

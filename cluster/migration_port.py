@@ -80,7 +80,7 @@ class MigrationPort:
     def _keep_place(self, number: int, body: Any) -> None:
         self._host.arrivals.prepare(guest_of(body), lambda wrong: self._send("place", (number, wrong)))
 
-    def _come(self, number: int, vm: str, frames: tuple[bytes, ...], digests: bytes, books: dict[str, Any]) -> None:
+    def _come(self, number: int, vm: str, frames: tuple[bytes, ...], digests: bytes, books: tuple[Any, ...]) -> None:
         before = self._host.arrivals.pages_checked
 
         def told(wrong: str | None) -> None:

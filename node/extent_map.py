@@ -82,11 +82,14 @@ class ExtentMap(Generic[V]):
         high = low
         while high < len(starts) and starts[high] < end:
             high += 1
-        if low == high and (value is None or self._stands_alone(low, start, end)):
-            if value is not None:
-                starts.insert(low, start)
-                ends.insert(low, end)
-                values.insert(low, value)
+        if value is None and (low == high or (starts[low] >= start and ends[high - 1] <= end)):
+            if low < high:  # whole runs go
+                del starts[low:high], ends[low:high], values[low:high]
+            return
+        if low == high and value is not None and self._stands_alone(low, start, end, value):
+            starts.insert(low, start)
+            ends.insert(low, end)
+            values.insert(low, value)
             return
         new: list[tuple[int, int, V]] = []
         if low < high and starts[low] < start:
@@ -112,10 +115,16 @@ class ExtentMap(Generic[V]):
         ends[low:high] = [run[1] for run in merged]
         values[low:high] = [run[2] for run in merged]
 
-    def _stands_alone(self, index: int, start: int, end: int) -> bool:
-        """Whether a run put in at ``index`` would touch no other."""
-        before = index and self._ends[index - 1] == start
-        return not before and (index == len(self._starts) or self._starts[index] != end)
+    def _stands_alone(self, index: int, start: int, end: int, value: V) -> bool:
+        """Whether a run put in at ``index`` continues none and is continued by none."""
+        starts, values = self._starts, self._values
+        if index and self._ends[index - 1] == start:
+            before = index - 1
+            if values[before].advanced(start - starts[before]) == value:
+                return False
+        if index < len(starts) and starts[index] == end:
+            return value.advanced(end - start) != values[index]
+        return True
 
     def clear(self) -> None:
         """Forget every run."""

@@ -31,7 +31,7 @@ class GuestBooks(NamedTuple):
     bytes_read: int
     bytes_written: int
     lost_ns: dict[Mechanism, float]
-    """Once packed, by name."""
+    """What is not zero. Once packed, by name."""
     elapsed_ns: list[int]
     instructions: list[list[tuple[int, float]]]
     phases: list[list[tuple[int, int]]]
@@ -44,21 +44,21 @@ class GuestBooks(NamedTuple):
         return cls(
             guest.ordered_ns, guest.running_ns, guest.launch_digest, guest.psp_wait_ns, guest.psp_service_ns,
             guest.operation_ns, guest.operations, guest.faults, guest.bytes_read, guest.bytes_written,
-            mechanism_ns(guest),
+            {mechanism: ns for mechanism, ns in mechanism_ns(guest).items() if ns},
             [vcpu.elapsed_ns for vcpu in guest.vcpus],
             [_retired(vcpu) for vcpu in guest.vcpus],
             [_sparse(vcpu.phases) for vcpu in guest.vcpus],
             (chain.bucket, chain.records, chain.digest),
         )  # fmt: skip
 
-    def body(self) -> dict[str, object]:
+    def body(self) -> tuple[object, ...]:
         """As msgpack-able values."""
-        return self._asdict()
+        return tuple(self)
 
     @classmethod
-    def parse(cls, body: dict[str, Any]) -> GuestBooks:
+    def parse(cls, body: tuple[Any, ...]) -> GuestBooks:
         """The books back from their values."""
-        return cls(**{**body, "chain": tuple(body["chain"])})
+        return cls(*body)
 
     def open(self, guest: Guest) -> None:
         """Go on with these books for a VM that came."""
