@@ -26,6 +26,8 @@ _CONSTANTS = HIGHEST_BIT - LOWEST_BIT + 1
 _ZEN1_WORD_BYTES = 4
 _REGION_PAGES = LARGE_PAGE_BYTES // PAGE_BYTES
 _REGIONS_KEPT = 4096
+_TIMES_IN_A_ROW = 4
+"""To move to another stride takes as long as to make the tweaks of so many pages."""
 
 
 class TweakTable:
@@ -41,8 +43,6 @@ class TweakTable:
         self._double(self._in_page, BLOCK_BYTES)
         self._pages = [self.tweak(number * PAGE_BYTES) for number in range(_REGION_PAGES)]
         self._regions: dict[int, int] = {}
-        self._stride = -1
-        """Where ``in_page`` was asked last."""
 
     @classmethod
     def from_random(cls, random: bytes) -> TweakTable:
@@ -69,10 +69,8 @@ class TweakTable:
 
     def in_page(self, spa: int, words: int) -> Words:
         """Tweaks of the blocks from ``spa`` on, inside one page; the next call overwrites the array."""
-        stride = spa // STRIDE_BYTES
-        if stride == self._stride:
-            return self.in_stride(spa, words)  # Who goes from page to page has them all at hand.
-        self._stride = stride
+        if _STRIDE_TWEAKS.serve(spa - spa % STRIDE_BYTES, self):
+            return self.in_stride(spa, words)
         first = spa % PAGE_BYTES // WORD_BYTES
         tweaks = _PAGE_TWEAKS[words >> 1]
         np.bitwise_xor(self._in_page[first : first + words], _repeated(self._page(spa), words), tweaks)
@@ -121,6 +119,23 @@ class _StrideTweaks:
         self._halves = self._words[: STRIDE_WORDS // 2], self._words[STRIDE_WORDS // 2 :]
         self._table: TweakTable | None = None
         self._spa = 0
+        self._asked_spa = -1
+        self._times = 0
+
+    def serve(self, spa: int, table: TweakTable) -> bool:
+        """Whether pages of the stride that starts at ``spa`` are best served from here.
+
+        So it is when the stride is here, or was asked for so often in a row that it pays to move there. Another
+        table than the last is never made room for: hosts take turns, and to begin anew costs four times as much.
+        """
+        if table is not self._table:
+            return False
+        if spa == self._spa:
+            return True
+        if spa != self._asked_spa:
+            self._asked_spa, self._times = spa, 0
+        self._times += 1
+        return self._times >= _TIMES_IN_A_ROW
 
     def at(self, spa: int, table: TweakTable) -> Words:
         """The tweaks of the stride that starts at ``spa``."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from node.cipher_scratch import MIXED, PAGE_SCRATCH, stride_scratch, strides
+from node.cipher_scratch import MIXED, PAGE_SCRATCH, landing, stride_scratch, strides
 from node.dimm_cells import Octets, Words
 from node.memory_cipher import Tweaks
 
@@ -34,12 +34,11 @@ class XexCipher:
         """Encrypt whole blocks that lie at ``spa``; ``out`` may be DRAM itself."""
         for done, end, at in strides(spa, plain.size):
             tweak = self._tweaks.in_stride(at, end - done)
-            masked, octets, mixed = stride_scratch(end - done)
+            masked, octets, _ = stride_scratch(end - done)
             np.bitwise_xor(plain[done:end], tweak, masked)
-            self._encrypt(octets, MIXED)
-            # A copy need not fetch what it overwrites into the cache, where ``out`` is not yet.
-            np.bitwise_xor(mixed, tweak, mixed)
-            out[done:end] = mixed
+            buffer, mixed = landing(out, done, end)
+            self._encrypt(octets, buffer)
+            np.bitwise_xor(mixed, tweak, out[done:end])
 
     def decrypt(self, cipher: Words, spa: int, out: Words) -> None:
         """Decrypt whole blocks that lie at ``spa``."""
