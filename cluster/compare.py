@@ -148,7 +148,7 @@ def _pairs(
 ) -> tuple[Pair, ...]:
     rows = {row["vm"]: row for row in base.tables["vms"].to_pylist() if row["running_ns"] is not None}
     hosts = {vm: row["host"] for vm, row in rows.items()}
-    offered = {host.name: host.product.generations for host in scenario.host_instances}
+    offered = {host.name: host.generations for host in scenario.host_instances}
     pairs: list[Pair] = []
     wanted = {vm: host for vm, host in hosts.items() if generations or rows[vm]["generation"] != Generation.PLAIN.name}
     rounds = _rounds(wanted)

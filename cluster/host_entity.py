@@ -22,6 +22,7 @@ from cluster.guest_rows import guest_rows
 from cluster.host_rows import host_rows
 from cluster.inbox import Inbox
 from cluster.migration_port import MigrationPort
+from cluster.platform_body import platform_body, platform_of
 from cluster.tables import EVENTS
 from node.cost_table import CostTable, load_cost_table
 from node.guest import Guest, GuestSpec, GuestState
@@ -56,6 +57,7 @@ class HostOrder:
         body = (
             (spec.name, spec.product.name, spec.memory_bytes, spec.min_sev_asid, spec.seed, spec.bucket_ns),
             (spec.log.everything, sorted(spec.log.entities)),
+            platform_body(spec.platform),
             self.costs,
             tuple(guest_body(guest) for guest in self.guests),
             self.firmware,
@@ -65,10 +67,10 @@ class HostOrder:
     @classmethod
     def parse(cls, data: bytes) -> HostOrder:
         """The order back from msgpack."""
-        own, log, costs, guests, firmware = msgpack.unpackb(data, use_list=False)
+        own, log, platform, costs, guests, firmware = msgpack.unpackb(data, use_list=False)
         name, product, memory, min_sev, seed, bucket = own
         wish = LogWish(log[0], frozenset(log[1]))
-        spec = HostSpec(name, PRODUCTS[product], memory, min_sev, seed, bucket, wish)
+        spec = HostSpec(name, PRODUCTS[product], memory, min_sev, seed, bucket, wish, platform_of(platform))
         return cls(spec, costs, tuple(guest_of(body) for body in guests), firmware)
 
 

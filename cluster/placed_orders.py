@@ -67,4 +67,4 @@ def _account(host: HostInstance, scenario: Scenario) -> HostAccount:
     asids = {one: count for one in (Generation.SEV, Generation.SEV_SNP) if (count := host.asids(one)) is not None}
     # The RMP takes 16 bytes for each 4 KiB page; the first 2 MiB stay with the host.
     usable = host.memory_bytes - host.memory_bytes // 256 - FIRMWARE_BYTES
-    return HostAccount(host.name, product.generations, usable, threads * scenario.vcpu_overcommit, asids)
+    return HostAccount(host.name, host.generations, usable, threads * scenario.vcpu_overcommit, asids)

@@ -22,13 +22,14 @@ from cluster.scenario_migration import DrainPlan, FabricSettings, MigrationPlan,
 from cluster.scenario_text import read_toml, write_toml
 from cluster.units import Duration, Size, shown
 from node.generation import Generation
+from node.platform import HostMode, Platform
 from node.product import PRODUCTS, Product
 from node.program import ProgramSpec, Scalar
 from workloads.library import PROGRAMS
 
 SCHEMA_VERSION = 1
 
-MODELLED = (Generation.PLAIN, Generation.SEV, Generation.SEV_SNP)
+MODELLED = (Generation.PLAIN, Generation.SME, Generation.SEV, Generation.SEV_SNP)
 """The generations that this version can run as virtual machines."""
 
 class ScenarioError(UserError):
@@ -118,6 +119,8 @@ class HostGroup(ScenarioPart):
     """DRAM of each host; a multiple of 2 MiB."""
     min_sev_asid: Annotated[int, Strict(), Field(ge=1)] | None = None
     """First ASID for SEV guests; those below it are for SEV-ES and SEV-SNP. Default: the product's."""
+    mode: Literal["none", "sme", "tsme"] = "none"
+    """How each host encrypts memory of its own: not; by the C-bit, as SME machines need it; or all of it."""
 
 
 class VmGroup(ScenarioPart):
@@ -194,6 +197,17 @@ class HostInstance:
     @property
     def min_sev_asid(self) -> int:
         return self.product.min_sev_asid if self.group.min_sev_asid is None else self.group.min_sev_asid
+
+    @property
+    def platform(self) -> Platform:
+        """How the host is set up."""
+        return Platform(HostMode(self.group.mode))
+
+    @property
+    def generations(self) -> frozenset[Generation]:
+        """What machines the host can run: all of its product's, those of SME only with its mode."""
+        known = self.product.generations
+        return known if self.platform.mode is HostMode.SME else known - {Generation.SME}
 
     def asids(self, generation: Generation) -> int | None:
         """How many guests of a generation have an ASID at once; None where they need none of their own."""

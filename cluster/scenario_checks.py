@@ -159,11 +159,12 @@ def _candidates(scenario: Scenario, vm: VmGroup, place: _Place) -> list[HostInst
             names = [host.name for host in scenario.host_instances]
             shown_names = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
             raise _wrong(place("host"), f"the name of a host ({shown_names})", shown(vm.host))
-    able = [host for host in hosts if vm.generation in host.product.generations]
+    able = [host for host in hosts if vm.generation in host.generations]
     if not able:
         products = ", ".join(dict.fromkeys(host.product.name for host in hosts))
         where = f"host {vm.host}" if vm.host else "any host"
-        raise _wrong(place("generation"), f"one that {where} ({products}) has", vm.generation.name)
+        kind = f'{products}, mode = "sme"' if vm.generation is Generation.SME else products
+        raise _wrong(place("generation"), f"one that {where} ({kind}) has", vm.generation.name)
     return able
 
 
@@ -269,7 +270,7 @@ def _check_trace(scenario: Scenario, trace: TraceMix) -> None:
         raise _wrong("trace.max_memory", "more than 0", SIZE.format(0))
     _check_pages("trace.max_memory", trace.max_memory)
     for generation, weight in trace.generations.items():
-        able = [host for host in scenario.host_instances if generation in host.product.generations]
+        able = [host for host in scenario.host_instances if generation in host.generations]
         if weight and not able:
             raise _wrong(f"trace.generations.{generation.name}", "a generation that some host has", "none has it")
         if weight and trace.max_memory > max(host.memory_bytes for host in able):

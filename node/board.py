@@ -13,25 +13,35 @@ from dataclasses import replace
 
 from node import operations as op
 from node.cached_controller import CachedController
+from node.cipher_modes import CIPHER_DESIGNS
+from node.core_msrs import SNP_EN
 from node.counter_random import CounterRandom
+from node.data_fabric import DataFabric
+from node.device_port import DevicePort
 from node.disk import Disk
-from node.dram import Dram
+from node.dram import Dram, MachineCheck
 from node.fault_answers import undefined
 from node.generation import CAPABILITIES, Generation
+from node.guest_access import CachedGuestAccess, GuestAccess
 from node.guest_instructions import GuestInstructions
 from node.host_instructions import HostInstructions
 from node.host_system_bus import HostSystemBus
+from node.iommu_board import board_iommu
 from node.memory_controller import HOST_KEY, MemoryController
+from node.msrs_at_reset import msrs_at_reset
 from node.nested_page_table import NestedPageTable, TableHost
 from node.nested_walk import NestedWalker
 from node.page_table_entry import LONG, EntryFormat
-from node.platform import AS_USUAL, HostMode, Platform
+from node.platform import AS_USUAL, HostMode, Platform, Protection
 from node.product import Product
 from node.rmp import ReverseMapTable
 from node.rmp_layout import RmpLayout, at_end_of_memory
+from node.tlb import Tlb
+from node.tlb_duties import TlbDuties
+from node.vcpu_controls import VcpuControls
+from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
 from node.vmsa import VMSA_BYTES, VMSA_FIELDS
-from node.xex_cipher import KEY_BYTES, TweakTable
 from psp.firmware import SecurityProcessor
 
 _VMPLS = 4
@@ -55,7 +65,13 @@ class Board:
         self.product = product
         self.platform = platform
         self.dram = Dram(memory_bytes)
-        tweaks = TweakTable.from_random(random.octets(name, "memory tweaks", 0, TweakTable.RANDOM_BYTES))
+        self.data_fabric = DataFabric(self.dram, locked=platform.fabric_locked)
+        design = CIPHER_DESIGNS[platform.cipher_of(product)]
+        ciphers = design.for_boot(
+            lambda length: random.octets(name, "memory tweaks", 0, length),
+            platform.xts_sector,
+            tweaked=Protection.TWEAK not in platform.disabled,
+        )
         layout: RmpLayout | None = None
         if Generation.SEV_SNP in product.generations:
             # Firmware reserves the table's place and sets the MSRs before the hypervisor starts.
@@ -63,8 +79,8 @@ class Board:
         self.caches: CachedController | None = None
         """The controller, where the platform has caches."""
         if platform.caches:
-            self.caches = CachedController(self.dram, tweaks, product, layout)
-        self.controller = self.caches or MemoryController(self.dram, tweaks)
+            self.caches = CachedController(self.dram, ciphers, product, layout)
+        self.controller = self.caches or MemoryController(self.dram, ciphers)
         """Memory as cores load and store it."""
         self.fabric = self.caches.fabric(product.caches.devices) if self.caches else self.controller
         """Memory as devices reach it."""
@@ -72,20 +88,33 @@ class Board:
         """Memory as page walks reach it: they find lines and leave none."""
         transparent = platform.mode is HostMode.TSME
         if platform.mode is not HostMode.NONE:
-            self.controller.install_host_key(random.octets(name, "host key", 0, KEY_BYTES), transparent=transparent)
-        self.rmp: ReverseMapTable | None = None
-        if layout is not None:
-            cipher = self.controller.host_cipher if transparent or product.rmp.under_host_key else None
-            self.rmp = ReverseMapTable(self.dram, layout, product.rmp, cipher=cipher, disabled=platform.disabled)
+            key = random.octets(name, "host key", 0, design.key_bytes)
+            self.controller.install_host_key(key, transparent=transparent)
+        self.rmp: ReverseMapTable | None = None if layout is None else self._rmp_at(layout)
         ordinary_bytes = memory_bytes if layout is None else layout.base
         # Firmware clears memory before the cores start: under TSME that leaves ciphertext of zeros.
         self.controller.clear(0, ordinary_bytes, 0)
-        self.bus = HostSystemBus(product, min_sev_asid, memory_bytes, self.controller, self.rmp, platform)
+        self.msrs = msrs_at_reset(product, platform, layout, memory_bytes)
+        self.snp_enabled = False
+        """SNP_EN on every core: the host's RMP instructions are there."""
+        self.iommu = board_iommu(product, platform, self.fabric, lambda: self.rmp)
+        self.bus = HostSystemBus(
+            product,
+            min_sev_asid,
+            memory_bytes,
+            self.controller,
+            self.rmp,
+            platform,
+            self.msrs,
+            self.iommu,
+            self.data_fabric,
+        )
         self.psp = SecurityProcessor(
             self.bus,
             lambda purpose, counter, length: random.octets(name, f"psp {purpose}", counter, length),
-            api=product.firmware_api,
+            api=platform.firmware_api or product.firmware_api,
         )
+        self.psp.snp.wants_fabric_locked = platform.fabric_lock_checked
         self.exit_handler: ExitHandler | None = None
         """The hypervisor's answer to a page state change; runs while the vCPU is stopped."""
         self.nested: dict[str, NestedPageTable] = {}
@@ -94,7 +123,16 @@ class Board:
         self._running: dict[tuple[str, int], int] = {}
         """Save areas that vCPUs under the RMP run with."""
         self.disks: dict[str, Disk] = {}
-        self._guest = GuestInstructions(self)
+        self.controls = VcpuControls(self)
+        self.tlb = None if platform.tlb_entries is None else Tlb(platform.tlb_entries)
+        """What cores remember of walks; None where every access walks anew."""
+        self.tlb_duties = None if self.tlb is None else TlbDuties(self, self.tlb)
+        if self.rmp is not None and self.tlb is not None:
+            self.rmp.changed = self.tlb.drop
+        anew = GuestAccess(self)
+        way = anew if self.tlb is None else CachedGuestAccess(self, anew, self.tlb)
+        self.virtual_memory = VirtualMemory(self, way)
+        self._guest = GuestInstructions(self, way, self.virtual_memory)
         self._host = HostInstructions(self)
 
     def vmcb(self, vm: str, vcpu: int) -> Vmcb:
@@ -118,6 +156,34 @@ class Board:
             disk = self.disks[vm] = Disk(self.controller, self.bus.host_view, self.rmp, self.nested_table(vm))
         return disk
 
+    def device_port(self, slot: int) -> DevicePort:
+        """The way to memory of the device in a slot."""
+        return DevicePort(self.iommu, slot)
+
+    def settle_snp(self) -> None:
+        """After a store to an MSR: with SNP_EN on every core the RMP is where their registers say."""
+        if self.snp_enabled or self.rmp is None or not self.msrs.all_have(SNP_EN):
+            return
+        self.snp_enabled = True
+        layout = self.bus.rmp_layout()
+        if layout is None or layout == self.rmp.layout:
+            return
+        for spa, _ in self.rmp.layout.ranges():
+            self.dram.let_go(spa)
+        try:
+            self.rmp = self.bus.rmp = self._rmp_at(layout)
+        except (MachineCheck, ValueError):
+            # Not in memory, or where nested tables are kept already: SNP_INIT will refuse the place.
+            return
+        if self.caches is not None:
+            self.caches.place_rmp(layout)
+        self.tables = self._table_host()
+
+    def _rmp_at(self, layout: RmpLayout) -> ReverseMapTable:
+        under_key = self.platform.mode is HostMode.TSME or self.product.rmp.under_host_key
+        cipher = self.controller.host_cipher if under_key else None
+        return ReverseMapTable(self.dram, layout, self.product.rmp, cipher=cipher, disabled=self.platform.disabled)
+
     def nested_table(self, vm: str) -> NestedPageTable:
         """A VM's nested page table; empty when it is first asked for."""
         table = self.nested.get(vm)
@@ -128,7 +194,10 @@ class Board:
     def nested_table_at(self, vm: str, nested_cr3: int) -> NestedPageTable:
         """The tables at a root: a VM's own, or what the hypervisor wrote there itself."""
         own = self.nested_table(vm)
-        return own if nested_cr3 in (-1, own.root) else NestedPageTable.at(self.tables, nested_cr3)
+        if nested_cr3 in (-1, own.nested_cr3):
+            return own
+        c_bit = 1 << self.product.c_bit
+        return NestedPageTable.at(self.tables, nested_cr3 & ~c_bit, encrypted=bool(nested_cr3 & c_bit))
 
     def _table_host(self) -> TableHost:
         product = self.product
@@ -143,16 +212,33 @@ class Board:
     def enter(self, vm: str, vcpu: int) -> None:
         """A vCPU begins to run: its save area is in use until ``leave``, and it has the VMPL that stands there."""
         vmcb = self.vmcbs[vm][vcpu]
+        self.controls.forget(vm, vcpu)
         if vmcb.rmp_checked and self.rmp is not None:
             self._running[vm, vcpu] = vmcb.save_area_spa
             self.rmp.checks.enter(vmcb.save_area_spa)
             self.take_vmpl(vmcb)
+        if self.tlb_duties is not None:
+            self.tlb_duties.enter(self.vmcbs[vm][vcpu])
 
     def leave(self, vm: str, vcpu: int) -> None:
         """A vCPU is off its core; one that did not run is left alone."""
+        self.controls.forget(vm, vcpu)
         spa = self._running.pop((vm, vcpu), None)
         if spa is not None and self.rmp is not None:
             self.rmp.checks.leave(spa)
+
+    def switch_to(self, vmcb: Vmcb, core: int) -> bool:
+        """What VMRUN does once its checks are passed; False if the save area holds no VMPL."""
+        self.controls.forget(vmcb.vm, vmcb.vcpu)
+        if not self.take_vmpl(vmcb):
+            return False
+        vcpus = self.vmcbs[vmcb.vm]
+        vmcb = vcpus[vmcb.vcpu]
+        if vmcb.core != core:
+            vmcb = vcpus[vmcb.vcpu] = replace(vmcb, core=core)
+        if self.tlb_duties is not None:
+            self.tlb_duties.enter(vmcb)
+        return True
 
     def take_vmpl(self, vmcb: Vmcb) -> bool:
         """Give a control block the VMPL of its save area; False if there is none such."""
@@ -174,6 +260,10 @@ class Board:
     def store_save_area(self, vmcb: Vmcb, page: bytes) -> None:
         """Write the save area as an exit does."""
         self.controller.write(vmcb.save_area_spa, page, self.save_area_key(vmcb))
+
+    def store_save_area_field(self, vmcb: Vmcb, offset: int, data: bytes) -> None:
+        """Write a part of it, as the core does while the vCPU runs."""
+        self.controller.write(vmcb.save_area_spa + offset, data, self.save_area_key(vmcb))
 
     def save_area_key(self, vmcb: Vmcb) -> int:
         """Through which key registers go: the guest's from SEV-ES on; a plain VM's are the host's, as it maps them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from node import operations as op
+from node.core_msrs import INVD_WBINVD, Msr
 from node.dram import MachineCheck
 from node.fault_answers import answer_to
 from psp.system_bus import PAGE_BYTES
@@ -42,7 +43,8 @@ class CacheInstructions:
         caches = self._board.caches
         if caches is None:
             return None
-        if caches.switches.invd_drops and not self._board.platform.invd_writes_back:
+        set_so = all(value & INVD_WBINVD for value in self._board.msrs.values(Msr.HWCR))
+        if caches.switches.invd_drops and not (set_so or self._board.platform.invd_writes_back):
             caches.cache.invalidate_all()
         else:
             caches.cache.flush_all()

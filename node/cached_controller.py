@@ -12,10 +12,10 @@ from contextlib import suppress
 from node.cache_switches import Snoop
 from node.data_cache import LINES, DataCache
 from node.dram import Dram
+from node.memory_cipher import BLOCK_BYTES, Ciphers
 from node.memory_controller import MemoryController, NoKey
 from node.product import Product
 from node.rmp_layout import RmpLayout
-from node.xex_cipher import BLOCK_BYTES, TweakTable
 
 
 class CachedController(MemoryController):
@@ -24,23 +24,28 @@ class CachedController(MemoryController):
     def __init__(
         self,
         dram: Dram,
-        tweaks: TweakTable,
+        ciphers: Ciphers,
         product: Product,
         rmp: RmpLayout | None = None,
         lines: int = LINES,
     ) -> None:
-        super().__init__(dram, tweaks)
+        super().__init__(dram, ciphers)
         self.switches = product.caches
         self.coherent = product.coherent_across_keys
-        self.rmp_ranges = () if rmp is None else tuple(rmp.ranges())
+        self.rmp_ranges: tuple[tuple[int, int], ...] = ()
         self.cache = DataCache(
             super().read,
             self._drain,
             coherent=self.coherent,
             lines=lines,
-            # Instructions change the table in memory, not through these lines.
-            unkept=tuple(range(spa, spa + length) for spa, length in self.rmp_ranges),
         )
+        if rmp is not None:
+            self.place_rmp(rmp)
+
+    def place_rmp(self, rmp: RmpLayout) -> None:
+        """Say where the RMP is: instructions change the table in memory, not through lines."""
+        self.rmp_ranges = rmp.ranges()
+        self.cache.unkept = tuple(range(spa, spa + length) for spa, length in self.rmp_ranges)
 
     def read(self, spa: int, length: int, asid: int) -> bytes:
         """Load through the caches. Raises MachineCheck outside of memory, NoKey where a line has to be fetched without.

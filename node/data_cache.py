@@ -57,7 +57,7 @@ class DataCache:
         self._fill = fill
         self._drain = drain
         self._coherent = coherent
-        self._unkept = unkept
+        self.unkept = unkept
         self._held: OrderedDict[Tag, bytearray] = OrderedDict()
         self._dirty: set[Tag] = set()
         self._domains: dict[int, list[int]] = {}
@@ -170,7 +170,7 @@ class DataCache:
             self.give_up_others(number * LINE_BYTES, LINE_BYTES, domain)
         spa = number * LINE_BYTES
         line = bytearray(LINE_BYTES if whole else self._fill(spa, LINE_BYTES, domain))
-        if keep or not any(spa in one for one in self._unkept):
+        if keep or not any(spa in one for one in self.unkept):
             self._held[tag] = line
             self._domains.setdefault(number, []).append(domain)
             if not keep:

@@ -40,7 +40,7 @@ class MachineCheck(Exception):
 
 
 Fill = Callable[[Words, int, Words], None]
-"""Makes what DRAM holds of what was written: (words, SPA, where to). ``XexCipher.encrypt`` is one.
+"""Makes what DRAM holds of what was written: (words, SPA, where to). ``MemoryCipher.encrypt`` is one.
 
 Two are the same if they are equal: a bound method is made anew each time.
 """

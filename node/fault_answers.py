@@ -30,15 +30,15 @@ def _nested_fault(fault: NestedPageFault, _: int) -> op.Fault:
 
 
 def _rmp_fault(fault: RmpFault, address: int) -> op.Fault:
-    return op.Fault(op.FaultKind.RMP_FAULT, address, fault.error)
+    return op.Fault(op.FaultKind.RMP_FAULT, address if fault.gpa is None else fault.gpa, fault.error)
 
 
 def _protection(_: Exception, address: int) -> op.Fault:
     return op.Fault(op.FaultKind.GENERAL_PROTECTION, address)
 
 
-def _not_validated(_: Exception, address: int) -> op.Fault:
-    return op.Fault(op.FaultKind.PAGE_NOT_VALIDATED, address)
+def _not_validated(fault: NotValidated, _: int) -> op.Fault:
+    return op.Fault(op.FaultKind.PAGE_NOT_VALIDATED, fault.gpa)
 
 
 _ANSWERS: dict[type[Exception], Callable[..., op.Fault]] = {

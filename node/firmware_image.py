@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from node.laboratory_firmware import build_image
-from node.ovmf import MAX_IMAGE_BYTES, FirmwareImageError, OvmfTables, SectionType, image_gpa, parse_ovmf
+from node.ovmf import FOUR_GIB, MAX_IMAGE_BYTES, FirmwareImageError, OvmfTables, SectionType, parse_ovmf
 
 IMAGE_VARIABLE = "SEVFLEET_OVMF"
 """Environment variable that names the image to use."""
@@ -25,16 +25,20 @@ LABORATORY_ORIGIN = "laboratory image"
 
 @dataclass(frozen=True)  # without slots: the digest is kept once it was asked for
 class FirmwareImage:
-    """An image with what it says of itself. ``origin`` is its file, or ``laboratory image``."""
+    """An image with what it says of itself. ``origin`` is its file, or ``laboratory image``.
+
+    ``end`` is the guest-physical address it ends at: 4 GiB, but for an image below another.
+    """
 
     data: bytes = field(repr=False)
     origin: str
     tables: OvmfTables = field(repr=False)
+    end: int = FOUR_GIB
 
     @property
     def gpa(self) -> int:
-        """Guest-physical address of the first byte; the image ends at 4 GiB."""
-        return image_gpa(len(self.data))
+        """Guest-physical address of the first byte."""
+        return self.end - len(self.data)
 
     @cached_property
     def sha256(self) -> str:
@@ -52,10 +56,10 @@ class FirmwareImage:
         return FirmwareImageError(field_name, expected, found, origin=self.origin)
 
 
-def firmware_image(data: bytes, origin: str) -> FirmwareImage:
-    """Parse an image; its ``FirmwareImageError`` names ``origin``."""
+def firmware_image(data: bytes, origin: str, end: int = FOUR_GIB) -> FirmwareImage:
+    """Parse an image that ends at ``end``; its ``FirmwareImageError`` names ``origin``."""
     try:
-        return FirmwareImage(data, origin, parse_ovmf(data))
+        return FirmwareImage(data, origin, parse_ovmf(data, end), end)
     except FirmwareImageError as error:
         raise FirmwareImageError(error.field, error.expected, error.found, origin=origin) from None
 
@@ -65,7 +69,7 @@ def laboratory_image() -> FirmwareImage:
     return firmware_image(build_image(), LABORATORY_ORIGIN)
 
 
-def read_firmware_image(path: Path) -> FirmwareImage:
+def read_firmware_image(path: Path, end: int = FOUR_GIB) -> FirmwareImage:
     """The image in a file; reads no more than the largest image, whatever the file is."""
     try:
         if path.is_fifo():  # it would be waited for, perhaps for ever
@@ -74,7 +78,7 @@ def read_firmware_image(path: Path) -> FirmwareImage:
             data = file.read(MAX_IMAGE_BYTES + 1)
     except OSError as error:
         raise FirmwareImageError("file", "a readable file", error.strerror or str(error), origin=str(path)) from None
-    return firmware_image(data, str(path))
+    return firmware_image(data, str(path), end)
 
 
 def usual_paths() -> tuple[Path, ...]:

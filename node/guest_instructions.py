@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 
 from node import operations as op
 from node.fault_answers import FAULTS, answer_to, undefined
-from node.nested_page_table import WRITE, Segment
+from node.guest_access import Way
+from node.nested_page_table import WRITE
+from node.paging_instructions import PagingInstructions
 from node.rmp import GuestCore
-from node.rmp_checks import PERMIT_READ, PERMIT_WRITE
+from node.rmp_checks import PERMIT_WRITE
+from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
 
 if TYPE_CHECKING:
@@ -22,11 +25,13 @@ if TYPE_CHECKING:
 class GuestInstructions:
     """Executes one operation of a guest at a time."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Board, way: Way, memory: VirtualMemory) -> None:
         self._board = board
+        self._way = way
         self.table: Mapping[type, Callable[..., op.Answer]] = {
             op.Read: self._read,
             op.Write: self._write,
+            **PagingInstructions(board, memory).table,
             op.PValidate: self._pvalidate,
             op.RmpAdjust: self._rmpadjust,
             op.RmpQuery: self._rmpquery,
@@ -38,26 +43,25 @@ class GuestInstructions:
 
     def _read(self, vmcb: Vmcb, one: op.Read) -> op.Answer:
         try:
-            segments = vmcb.nested.translate(one.gpa, one.length)
-            key_asid = self._checked(vmcb, one.gpa, segments, one.private, write=False)
-            read = self._board.controller.read if key_asid else self._board.bus.host_view.read
+            segments, asid = self._way.resolve(vmcb, one.gpa, one.length, one.private)
+            read = self._board.controller.read if asid else self._board.bus.host_view.read
             if len(segments) == 1:
-                return read(segments[0][0], one.length, key_asid or segments[0][3])
-            return b"".join([read(spa, length, key_asid or key) for spa, length, _, key in segments])
+                spa, length, _, key = segments[0]
+                return read(spa, length, asid or key)
+            return b"".join([read(spa, length, asid or key) for spa, length, _, key in segments])
         except FAULTS as fault:
             return answer_to(fault, one.gpa)
 
     def _write(self, vmcb: Vmcb, one: op.Write) -> op.Answer:
         data = one.data
         try:
-            segments = vmcb.nested.translate(one.gpa, len(data), WRITE)
-            key_asid = self._checked(vmcb, one.gpa, segments, one.private, write=True)
+            segments, asid = self._way.resolve(vmcb, one.gpa, len(data), one.private, WRITE, PERMIT_WRITE)
             if len(segments) == 1:
-                self._board.controller.write(segments[0][0], data, key_asid or segments[0][3])
+                self._board.controller.write(segments[0][0], data, asid or segments[0][3])
                 return None
             view, start = memoryview(data), 0
             for spa, length, _, key in segments:
-                self._board.controller.write(spa, view[start : start + length], key_asid or key)
+                self._board.controller.write(spa, view[start : start + length], asid or key)
                 start += length
         except FAULTS as fault:
             return answer_to(fault, one.gpa)
@@ -65,38 +69,14 @@ class GuestInstructions:
 
     def _clflush(self, vmcb: Vmcb, one: op.Clflush) -> op.Answer:
         try:
-            segments = vmcb.nested.translate(one.gpa, one.length)
             # To the checks a flush is a load (APM volume 3, CLFLUSH).
-            key_asid = self._checked(vmcb, one.gpa, segments, one.private, write=False)
+            segments, asid = self._way.resolve(vmcb, one.gpa, one.length, one.private)
         except FAULTS as fault:
             return answer_to(fault, one.gpa)
         if self._board.caches is not None:
             for spa, length, _, key in segments:
-                self._board.caches.cache.flush(spa, length, key_asid or key)
+                self._board.caches.cache.flush(spa, length, asid or key)
         return None
-
-    def _checked(self, vmcb: Vmcb, gpa: int, segments: list[Segment], private: bool, write: bool) -> int:
-        """RMP checks of a guest access; the ASID whose key it uses, 0 for what the nested entry says."""
-        if private and vmcb.encrypted:
-            if vmcb.rmp_checked:
-                assert self._board.rmp is not None
-                needs = PERMIT_WRITE if write else PERMIT_READ
-                for spa, length, large, _ in segments:
-                    self._board.rmp.check_guest_private(
-                        spa, gpa, vmcb.asid, length, needs=needs, vmpl=vmcb.vmpl, mapped_large=large
-                    )
-                    gpa += length
-                return vmcb.asid
-            if write and self._board.rmp is not None:
-                # A SEV guest has no RMP entries of its own: it may only write where the host may.
-                for spa, length, _, _ in segments:
-                    self._board.rmp.check_guest_write(spa, length, encrypted=True)
-            return vmcb.asid
-        if self._board.rmp is not None and (write or self._board.product.rmp.shared_reads_checked):
-            check = self._board.rmp.check_guest_write if write else self._board.rmp.checks.check_guest_shared_read
-            for spa, length, _, _ in segments:
-                check(spa, length)
-        return 0
 
     def _pvalidate(self, vmcb: Vmcb, one: op.PValidate) -> op.Answer:
         if not vmcb.rmp_checked or self._board.rmp is None:

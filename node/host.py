@@ -72,7 +72,7 @@ class Host:
         self.board = Board(spec.name, product, spec.memory_bytes, spec.min_sev_asid, random, spec.platform)
         self.hypervisor: HypervisorPort = hypervisor(product, spec.memory_bytes, spec.min_sev_asid, images)
         self.board.exit_handler = self.hypervisor.page_state_change
-        self.threads = product.sockets * product.cores * product.threads_per_core
+        self.threads = product.threads
         self.contention = Contention(
             self.threads,
             product.memory_bandwidth_bytes_per_s * costs["dram.usable_bandwidth_share"],

@@ -10,7 +10,9 @@ from node.cache_instructions import CacheInstructions
 from node.fault_answers import FAULTS, answer_to, undefined
 from node.generation import Generation
 from node.memory_controller import HOST_KEY
+from node.platform_instructions import platform_instructions
 from node.rmp_checks import VmsaInUse
+from node.tlb import TlbControl
 from node.vmcb import Vmcb
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ VMEXIT_INVALID = -1
 """Exit code of VMRUN when a check of the control block fails (APM volume 2, 15.5.1)."""
 VMEXIT_BUSY = -2
 """Exit code of VMRUN when another core runs with the save area."""
+_TLB_CONTROLS = frozenset(TlbControl)
 
 
 class HostInstructions:
@@ -50,6 +53,7 @@ class HostInstructions:
             op.HostClflush: caches.clflush,
             op.Invd: caches.invd,
             op.VmPageFlush: caches.vm_page_flush,
+            **platform_instructions(board),
         }
 
     def _host_read(self, one: op.HostRead) -> op.Answer:
@@ -84,24 +88,24 @@ class HostInstructions:
         return None
 
     def _rmpupdate(self, one: op.RmpUpdate) -> op.Answer:
-        if self._board.rmp is None:
+        if self._board.rmp is None or not self._board.snp_enabled:
             return undefined()
         return int(self._board.rmp.rmpupdate(one.spa, one.length, one.entry))
 
     def _psmash(self, one: op.PSmash) -> op.Answer:
-        if self._board.rmp is None:
+        if self._board.rmp is None or not self._board.snp_enabled:
             return undefined()
         return int(self._board.rmp.psmash(one.spa))
 
     def _rmpread(self, one: op.RmpRead) -> op.Answer:
-        if self._board.rmp is None or not self._board.product.rmp.rmpread:
+        if self._board.rmp is None or not self._board.snp_enabled or not self._board.product.rmp.rmpread:
             return undefined()
         code, state = self._board.rmp.rmpread(one.spa)
         return op.RmpReadResult(int(code), state)
 
     def _nested_frames(self, one: op.NestedFrames) -> op.Answer:
         try:
-            self._board.nested_table(one.vm).give(one.spa, one.length)
+            self._board.nested_table(one.vm).give(one.spa, one.length, encrypted=one.encrypted)
         except FAULTS as fault:
             return answer_to(fault, one.spa)
         return None
@@ -121,12 +125,16 @@ class HostInstructions:
 
     def _vmcb_write(self, one: op.VmcbWrite) -> op.Answer:
         nested = self._board.nested_table_at(one.vm, one.nested_cr3)
-        vmcb = Vmcb(one.vm, one.vcpu, one.asid, Generation(one.generation), one.save_area_spa, nested)
+        self._board.controls.forget(one.vm, one.vcpu)
+        vmcb = Vmcb(
+            one.vm, one.vcpu, one.asid, Generation(one.generation), one.save_area_spa, nested, one.tlb_control
+        )  # fmt: skip
         self._board.vmcbs.setdefault(one.vm, {})[one.vcpu] = vmcb
         return None
 
     def _vmcb_clear(self, one: op.VmcbClear) -> op.Answer:
         board = self._board
+        board.controls.forget(one.vm)
         nested = board.nested.pop(one.vm, None)
         for table in (board.vmcbs, board.disks):
             table.pop(one.vm, None)
@@ -135,7 +143,7 @@ class HostInstructions:
 
     def _vmrun(self, one: op.VmRun) -> op.Answer:
         vmcb = self._board.vmcbs.get(one.vm, {}).get(one.vcpu)
-        if vmcb is None:
+        if vmcb is None or vmcb.tlb_control not in _TLB_CONTROLS or not 0 <= one.core < self._board.product.threads:
             return VMEXIT_INVALID
         if vmcb.rmp_checked:
             if self._board.rmp is None:
@@ -148,7 +156,7 @@ class HostInstructions:
         needed = (vmcb.asid if vmcb.encrypted else 0, self._board.save_area_key(vmcb))
         if not all(self._board.controller.has_key(key) for key in needed if key):
             return VMEXIT_INVALID
-        return 0 if self._board.take_vmpl(vmcb) else VMEXIT_INVALID
+        return 0 if self._board.switch_to(vmcb, one.core) else VMEXIT_INVALID
 
     def _disk_read(self, one: op.DiskRead) -> op.Answer:
         disk = self._board.disks.get(one.vm)

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from node.cached_controller import CachedController
 from node.ciphertext_hiding import CiphertextHiding, MemoryReader
-from node.memory_controller import MemoryController
+from node.core_msrs import MEM_ENCRYPTION_MODE_EN, MFDM, SNP_EN, CoreMsrs, Msr
+from node.data_fabric import DataFabric
+from node.iommu import Iommu
+from node.memory_controller import HOST_KEY, MemoryController
 from node.platform import Platform
 from node.product import Product
 from node.rmp import ReverseMapTable
-from psp.system_bus import PAGE_BYTES, CoreConfiguration, RmpEntry
+from node.rmp_layout import RmpLayout
+from node.rmp_registers import layout_of_registers
+from psp.system_bus import (
+    PAGE_BYTES,
+    CoreConfiguration,
+    IommuConfiguration,
+    RmpEntry,
+    RmpPlacement,
+)
 
 
 class HostSystemBus:
-    """Wires the security processor to a board's DRAM, key slots, RMP and cores."""
+    """Wires the security processor to a board's DRAM, key slots, RMP, cores and IOMMU."""
 
     def __init__(
         self,
@@ -22,22 +33,27 @@ class HostSystemBus:
         controller: MemoryController,
         rmp: ReverseMapTable | None,
         platform: Platform,
+        msrs: CoreMsrs,
+        iommu: Iommu,
+        data_fabric: DataFabric,
     ) -> None:
         self.max_asid = product.max_asid
         self.min_sev_asid = min_sev_asid
         self.dram_bytes = dram_bytes
+        self.rmp = rmp
+        """Where SNP_EN found it; the board puts another here if the registers said otherwise."""
+        self.memory_key_bytes = controller.key_bytes
         self.wbinvds = 0
         """WBINVDs that all cores have completed."""
-        self.cores = CoreConfiguration(
-            snp_enabled=rmp is not None,
-            mtrr_fix_dram_mod_enabled=rmp is not None,
-            hsave_pa_zero=True,
-            smt_enabled=product.threads_per_core > 1,
-        )
+        keyed = product.rmp.under_host_key and msrs.all_have(MEM_ENCRYPTION_MODE_EN)
+        self._rmp_key = HOST_KEY if keyed else 0
+        self._smt = product.threads_per_core > 1
+        self._msrs = msrs
+        self._iommu = iommu
+        self._data_fabric = data_fabric
         caches = controller if isinstance(controller, CachedController) else None
         self._controller = controller if caches is None else caches.fabric(caches.firmware_snoop)
         self._stopped_cores = caches if platform.rmp_init_barrier else None
-        self._rmp = rmp
         self.can_hide_ciphertext = product.can_hide_ciphertext and rmp is not None
         self._cores_memory = controller
         self.host_view: MemoryReader = controller
@@ -46,12 +62,51 @@ class HostSystemBus:
     def hide_ciphertext(self, max_snp_asid: int) -> None:
         """Answer cores with ones in place of ciphertext of SNP guests up to an ASID; with 0 as before."""
         self.host_view = self._cores_memory
-        if max_snp_asid and self._rmp is not None:
-            self.host_view = CiphertextHiding(self._cores_memory, self._rmp, max_snp_asid)
+        if max_snp_asid and self.rmp is not None:
+            self.host_view = CiphertextHiding(self._cores_memory, self.rmp, max_snp_asid)
 
     def core_configuration(self) -> CoreConfiguration:
-        """The settings of all cores; the start-up code of this version sets them rightly."""
-        return self.cores
+        """What the cores' registers say."""
+        msrs = self._msrs
+        return CoreConfiguration(
+            snp_enabled=msrs.all_have(SNP_EN),
+            mtrr_fix_dram_mod_enabled=msrs.all_have(MFDM),
+            hsave_pa_zero=msrs.values(Msr.VM_HSAVE_PA) == (0,),
+            smt_enabled=self._smt,
+            rmp=msrs.rmp_registers(),
+        )
+
+    def rmp_layout(self) -> RmpLayout | None:
+        """Where the cores' registers put the RMP; None if they differ, or no table can be there."""
+        settings = self._msrs.rmp_registers()
+        return layout_of_registers(settings[0], self._controller, self._rmp_key) if len(settings) == 1 else None
+
+    def fabric_locked(self) -> bool:
+        """Whether boot firmware has locked the routes."""
+        return self._data_fabric.locked
+
+    def rmp_placement(self) -> RmpPlacement | None:
+        """The same, as firmware wants it."""
+        layout = self.rmp_layout()
+        if layout is None or self.rmp is None or layout != self.rmp.layout:
+            return None
+        ranges = layout.ranges()
+        covered = all(
+            layout.covers(spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES)) for spa, length in ranges
+        )
+        return RmpPlacement(ranges, covered)
+
+    def iommus(self) -> tuple[IommuConfiguration, ...]:
+        """The one IOMMU there is."""
+        return (self._iommu.configuration(),)
+
+    def iommus_enforce(self) -> None:
+        """SNP on in the IOMMU."""
+        self._iommu.enforce()
+
+    def iommus_release(self) -> None:
+        """SNP off in the IOMMU."""
+        self._iommu.release()
 
     def read(self, spa: int, length: int) -> bytes:
         """Read DRAM without a key."""
@@ -87,24 +142,24 @@ class HostSystemBus:
 
     def rmp_covers(self, spa: int) -> bool:
         """Whether there is an RMP and the page is in it."""
-        return self._rmp is not None and 0 <= spa < self.dram_bytes and self._rmp.covers(spa)
+        return self.rmp is not None and 0 <= spa < self.dram_bytes and self.rmp.covers(spa)
 
     def rmp_initialise(self) -> None:
         """Zero the RMP."""
-        if self._rmp is not None:
+        if self.rmp is not None:
             if self._stopped_cores is not None:
                 self._stopped_cores.give_up_rmp()
-            self._rmp.initialise()
+            self.rmp.initialise()
 
     def rmp_entry(self, spa: int) -> RmpEntry:
         """The effective entry of a page."""
-        return self._rmp.entry(spa // PAGE_BYTES * PAGE_BYTES) if self._rmp is not None else RmpEntry()
+        return self.rmp.entry(spa // PAGE_BYTES * PAGE_BYTES) if self.rmp is not None else RmpEntry()
 
     def rmp_set(self, spa: int, entry: RmpEntry) -> None:
         """Replace an entry."""
-        if self._rmp is not None:
-            self._rmp.set_entry(spa, entry)
+        if self.rmp is not None:
+            self.rmp.set_entry(spa, entry)
 
     def rmp_pages_of_asid(self, asid: int) -> int:
         """Pages assigned to an ASID."""
-        return self._rmp.pages_of_asid(asid) if self._rmp is not None else 0
+        return self.rmp.pages_of_asid(asid) if self.rmp is not None else 0

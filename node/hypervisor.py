@@ -12,10 +12,12 @@ from dataclasses import replace
 
 from node import operations as op
 from node.asid_pool import AsidPool, AsidsExhausted
+from node.core_msrs import Msr
 from node.firmware_image import FirmwareImage
 from node.frame_allocator import FrameAllocator, OutOfMemory
 from node.generation import Generation
 from node.guest_memory_map import Range
+from node.host_bring_up import bring_up_steps, refusal
 from node.hypervisor_port import (
     Answers,
     Batch,
@@ -72,8 +74,9 @@ class Hypervisor:
         self._images = images
         self.snp = Generation.SEV_SNP in product.generations
         self.asids = AsidPool(product.max_asid, min_sev_asid)
-        layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented) if self.snp else None
-        reserved = 0 if layout is None else memory_bytes - layout.base
+        # Where firmware reserved memory for the RMP, as its memory map says.
+        self._rmp = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented) if self.snp else None
+        reserved = 0 if self._rmp is None else memory_bytes - self._rmp.base
         # The first 2 MiB stay with the host, as real-mode memory does.
         self.frames = FrameAllocator([(LARGE_PAGE_BYTES, memory_bytes - LARGE_PAGE_BYTES - reserved)])
         self.rmp_bytes = reserved
@@ -99,17 +102,13 @@ class Hypervisor:
         )
 
     def bring_up(self) -> Task:
-        """Initialise the firmware: SNP first where the product has it, then legacy."""
-        page = self._command_page
-        if self.snp:
-            init = buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP)
-            yield from self._must(SnpCommand.INIT_EX, page, init.pack())
-            yield (op.Wbinvd(),)
-            yield from self._must(SnpCommand.DF_FLUSH)
-        if Generation.SEV in self.product.generations:
-            yield from self._must(LegacyCommand.INIT, page, buffers.Init().pack())
-            yield (op.Wbinvd(),)
-            yield from self._must(LegacyCommand.DF_FLUSH)
+        """Bring the host up: IOMMU, cores, and firmware, SNP first where the product has it, then legacy."""
+        (syscfg,) = yield (op.ReadMsr(0, Msr.SYSCFG),)
+        assert isinstance(syscfg, int)
+        for step in bring_up_steps(self.product, self._rmp, self._command_page, syscfg):
+            refused = refusal(step, (yield step.batch))
+            if refused:
+                raise LaunchRefused(refused)
 
     def launch(self, spec: MachineSpec) -> LaunchTask:
         """Launch a VM up to the entry of its boot processor. Raises LaunchRefused with everything given back."""
@@ -232,14 +231,15 @@ class Hypervisor:
                 gpa += length
         self._small(record)
         record.tables = self.frames.allocate_last((table_pages(record.ram) + SPARE_TABLES) * PAGE_BYTES, PAGE_BYTES)
-        batch: list[op.HypervisorOperation] = [op.NestedFrames(spec.name, *pages) for pages in record.tables]
-        batch += [op.NestedMap(spec.name, *backing, encrypted=record.c_bit) for backing in record.ram]
-        yield from self._checked(batch)
+        frames = [op.NestedFrames(spec.name, *pages, encrypted=record.c_bit) for pages in record.tables]
+        answers = yield tuple(frames)
+        if record.c_bit and any(answer is not None for answer in answers):
+            raise LaunchRefused("generation: SME needs a host whose own memory encryption is on")
+        batch = [op.NestedMap(spec.name, *backing, encrypted=record.c_bit) for backing in record.ram]
+        yield from self._checked(list(batch))
         if record.c_bit:
             # Zeros without the C-bit would read as garbage with it.
-            answers = yield tuple(op.HostClear(spa, length, encrypted=True) for _, spa, length in record.ram)
-            if any(answer is not None for answer in answers):
-                raise LaunchRefused("generation: SME needs a host whose own memory encryption is on")
+            yield from self._checked([op.HostClear(spa, length, encrypted=True) for _, spa, length in record.ram])
 
     def _take_asid(self, record: LaunchedVm) -> Task:
         if self.asids.needs_flush(record.generation):

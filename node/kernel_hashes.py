@@ -27,6 +27,11 @@ HASH_TABLE_BYTES = (_TABLE_BYTES + 15) & ~15
 """The table with its padding, as it is measured: LAUNCH_UPDATE_DATA takes multiples of 16."""
 
 
+def command_line_digest(cmdline: bytes) -> bytes:
+    """SHA-256 of a kernel's command line with its terminating zero."""
+    return hashlib.sha256(cmdline + b"\0").digest()
+
+
 @dataclass(frozen=True, slots=True)
 class KernelHashes:
     """SHA-256 of what a measured direct boot loads."""
@@ -37,11 +42,11 @@ class KernelHashes:
 
     @classmethod
     def of(cls, kernel: bytes, initrd: bytes = b"", cmdline: str = "") -> KernelHashes:
-        """Hash the three; the command line counts its terminating zero."""
+        """Hash the three."""
         return cls(
             hashlib.sha256(kernel).digest(),
             hashlib.sha256(initrd).digest(),
-            hashlib.sha256(cmdline.encode() + b"\0").digest(),
+            command_line_digest(cmdline.encode()),
         )
 
     def table(self) -> bytes:

@@ -9,14 +9,16 @@ The digests equal those of sev-snp-measure.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 from node.cpuid_page import cpuid_entries, cpuid_page
 from node.firmware_image import FirmwareImage
 from node.kernel_hashes import HASH_TABLE_BYTES, KernelHashes
 from node.ovmf import PAGE_BYTES, GuestArea, MetadataSection, SectionType
 from node.vcpu_model import VcpuModel
+from node.vmm_type import QEMU, Vmm
 from node.vmsa import BSP_RESET_EIP, initial_vmsa
 from psp.launch_digest import PageType
 
@@ -34,13 +36,12 @@ class LaunchPage:
 
 
 _SECTION_PAGES = {
-    SectionType.SEC_MEM: PageType.ZERO,
     SectionType.SECRETS: PageType.SECRETS,
     SectionType.CPUID: PageType.CPUID,
     SectionType.SVSM_CAA: PageType.ZERO,
     SectionType.KERNEL_HASHES: PageType.ZERO,
 }
-"""Page type of each section; a hash section becomes NORMAL when there are hashes."""
+"""Page type of each section but SEC_MEM, which is the VMM's choice; a hash section becomes NORMAL with hashes."""
 
 
 def snp_launch_pages(
@@ -49,6 +50,7 @@ def snp_launch_pages(
     vcpu_model: VcpuModel,
     features: int,
     kernel_hashes: KernelHashes | None = None,
+    vmm: Vmm = QEMU,
 ) -> Iterator[LaunchPage]:
     """Every page of an SNP launch, in order.
 
@@ -58,8 +60,9 @@ def snp_launch_pages(
     if not image.launches_snp:
         raise image.refusal("SEV metadata", "a SECRETS and a CPUID section", "none")
     hash_page = None if kernel_hashes is None else _hash_page(image, kernel_hashes)
-    vmsas = launch_vmsas(image, vcpus, vcpu_model, features)
-    return _snp_pages(image, hash_page, cpuid_page(cpuid_entries(vcpu_model.cpuid_signature)), vmsas)
+    vmsas = launch_vmsas(image, vcpus, vcpu_model, features, vmm)
+    cpuid = cpuid_page(cpuid_entries(vcpu_model.cpuid_signature))
+    return chain(image_pages(image), metadata_pages(image, cpuid, hash_page, vmm), vmsa_pages(vmsas))
 
 
 def sev_launch_ranges(image: FirmwareImage, kernel_hashes: KernelHashes | None = None) -> list[tuple[int, bytes]]:
@@ -70,37 +73,49 @@ def sev_launch_ranges(image: FirmwareImage, kernel_hashes: KernelHashes | None =
     return ranges
 
 
-def launch_vmsas(image: FirmwareImage, vcpus: int, vcpu_model: VcpuModel, features: int) -> tuple[bytes, ...]:
+def launch_vmsas(
+    image: FirmwareImage, vcpus: int, vcpu_model: VcpuModel, features: int, vmm: Vmm = QEMU
+) -> tuple[bytes, ...]:
     """The initial VMSA of each vCPU: the boot processor's, then the others' at the image's reset block."""
     if vcpus < 1:
         raise ValueError(f"vcpus: expected at least 1, found {vcpus}")
     signature = vcpu_model.cpuid_signature
-    boot = initial_vmsa(BSP_RESET_EIP, signature, features)
+    boot = initial_vmsa(BSP_RESET_EIP, signature, features, vmm.changes(BSP_RESET_EIP))
     if vcpus == 1:
         return (boot,)
     eip = image.tables.reset_eip
     if eip is None:
         raise image.refusal("SEV-ES reset block", f"an entry point for {vcpus - 1} more vCPUs", "none")
-    return (boot, *(initial_vmsa(eip, signature, features),) * (vcpus - 1))
+    return (boot, *(initial_vmsa(eip, signature, features, vmm.changes(eip)),) * (vcpus - 1))
 
 
-def _snp_pages(
-    image: FirmwareImage, hash_page: bytes | None, cpuid: bytes, vmsas: tuple[bytes, ...]
-) -> Iterator[LaunchPage]:
+def image_pages(image: FirmwareImage) -> Iterator[LaunchPage]:
+    """The image itself, in ascending order."""
     data = image.data
     for offset in range(0, len(data), PAGE_BYTES):
         yield LaunchPage(PageType.NORMAL, image.gpa + offset, data[offset : offset + PAGE_BYTES])
-    for section in image.tables.sections:
-        yield from _section_pages(section, hash_page, cpuid)
+
+
+def metadata_pages(
+    image: FirmwareImage, cpuid: bytes, hash_page: bytes | None = None, vmm: Vmm = QEMU
+) -> Iterator[LaunchPage]:
+    """What the image's metadata asks for, in table order as far as the VMM keeps it."""
+    last = [s for s in image.tables.sections if vmm.cpuid_last and s.section_type is SectionType.CPUID]
+    for section in [*(s for s in image.tables.sections if s not in last), *last]:
+        yield from _section_pages(section, hash_page, cpuid, vmm)
+
+
+def vmsa_pages(vmsas: Iterable[bytes]) -> Iterator[LaunchPage]:
+    """The vCPUs' save areas."""
     for vmsa in vmsas:
         yield LaunchPage(PageType.VMSA, VMSA_GPA, vmsa)
 
 
-def _section_pages(section: MetadataSection, hash_page: bytes | None, cpuid: bytes) -> Iterator[LaunchPage]:
+def _section_pages(section: MetadataSection, hash_page: bytes | None, cpuid: bytes, vmm: Vmm) -> Iterator[LaunchPage]:
     if section.section_type is SectionType.KERNEL_HASHES and hash_page is not None:
         yield LaunchPage(PageType.NORMAL, section.gpa, hash_page)
         return
-    page_type = _SECTION_PAGES[section.section_type]
+    page_type = _SECTION_PAGES.get(section.section_type, vmm.sec_mem)
     data = cpuid if page_type is PageType.CPUID else None
     for gpa in range(section.gpa, section.gpa + section.size, PAGE_BYTES):
         yield LaunchPage(page_type, gpa, data)

@@ -12,7 +12,7 @@ from io import BytesIO
 import numpy as np
 
 from node.dram import WORD_BYTES, Dram, Fill, Words
-from node.xex_cipher import BLOCK_BYTES, TweakTable, XexCipher
+from node.memory_cipher import BLOCK_BYTES, Ciphers, MemoryCipher
 from psp.system_bus import PAGE_BYTES
 
 HOST_KEY = -1
@@ -50,30 +50,31 @@ class NoHostKey(Exception):
 class MemoryController:
     """Reads and writes DRAM through the key of an ASID: 0 for a host's access with C=0, ``HOST_KEY`` with C=1."""
 
-    def __init__(self, dram: Dram, tweaks: TweakTable) -> None:
+    def __init__(self, dram: Dram, ciphers: Ciphers) -> None:
         self.bytes_encrypted = 0
         self.bytes_decrypted = 0
         self._dram = dram
-        self._tweaks = tweaks
-        self._ciphers: dict[int, XexCipher] = {}
+        self.key_bytes = ciphers.key_bytes
+        self._make = ciphers
+        self._ciphers: dict[int, MemoryCipher] = {}
 
     def install_key(self, asid: int, key: bytes) -> None:
         """Load a key into the slot of an ASID; ASID 0, the host, has none here."""
         if asid < 1:
             raise ValueError(f"asid: expected one of a guest, got {asid}")
-        self._ciphers[asid] = XexCipher(key, self._tweaks)
+        self._ciphers[asid] = self._make.cipher(key)
 
     def install_host_key(self, key: bytes, *, transparent: bool) -> None:
         """Load the host's own key, as firmware does before the cores start.
 
         ``transparent`` is TSME: accesses with C=0 go through it too.
         """
-        cipher = self._ciphers[HOST_KEY] = XexCipher(key, self._tweaks)
+        cipher = self._ciphers[HOST_KEY] = self._make.cipher(key)
         if transparent:
             self._ciphers[0] = cipher
 
     @property
-    def host_cipher(self) -> XexCipher | None:
+    def host_cipher(self) -> MemoryCipher | None:
         """What chips of the board that keep tables in DRAM put between the two; None on a host without a key."""
         return self._ciphers.get(HOST_KEY)
 
@@ -171,7 +172,7 @@ class MemoryController:
         for at, size in rest:
             self.write(at, self.read(at, size, 0), asid)
 
-    def _read_bulk(self, cipher: XexCipher, spa: int, length: int) -> bytes:
+    def _read_bulk(self, cipher: MemoryCipher, spa: int, length: int) -> bytes:
         """Decrypt whole blocks straight into the answer: an array of its own would cost one more copy."""
         answer = BytesIO()
         for at, size in self._dram.pieces(spa, length):
@@ -183,7 +184,7 @@ class MemoryController:
         del plain  # with nobody looking at it, the answer leaves without a copy
         return answer.getvalue()
 
-    def _cipher(self, asid: int, spa: int) -> XexCipher:
+    def _cipher(self, asid: int, spa: int) -> MemoryCipher:
         cipher = self._ciphers.get(asid)
         if cipher is None:
             raise NoHostKey(spa) if asid == HOST_KEY else NoKey(asid)

@@ -114,15 +114,24 @@ class NestedPageTable:
         return self._root if self._in_memory else self._frames.root
 
     @property
+    def nested_cr3(self) -> int | None:
+        """The root with its C-bit, as a control block has it."""
+        root = self.root
+        if root is None or self._host is None:
+            return None
+        return root | (1 << self._host.c_bit if self._encrypted else 0)
+
+    @property
     def in_memory(self) -> bool:
         """Whether the bytes in memory are what counts."""
         return self._in_memory
 
     # What the hypervisor does.
 
-    def give(self, spa: int, length: int) -> None:
+    def give(self, spa: int, length: int, *, encrypted: bool = False) -> None:
         """Take pages for tables, the first as the root if there is none; what lay in them is lost.
 
+        The first also decides whether tables are read with the C-bit.
         Raises NestedMapError off page borders or where the table has mappings but no root, MachineCheck,
         and RmpFault for pages that are not the host's.
         """
@@ -134,6 +143,8 @@ class NestedPageTable:
             raise NestedMapError("expected a table that mappings built")
         if host.check_write is not None:
             host.check_write(spa, length)
+        if self._frames.root is None:
+            self._encrypted = encrypted
         host.memory.clear(spa, length, self._key)
         self._frames.give(spa, length)
         assert self._frames.root is not None
@@ -229,6 +240,8 @@ class NestedPageTable:
         """Somebody is about to read or write a table's page."""
         host = self._host
         assert host is not None
+        if self._in_memory:
+            return  # one access, several ranges of frames
         self._in_memory = True
         for spa, _ in self._frames.ranges:
             host.dram.let_go(spa)

@@ -117,15 +117,15 @@ class NestedWalker:
         if not all_of & USER or (access & ERROR_WRITE and not writable) or (access & ERROR_FETCH and not executable):
             raise NestedPageFault(gpa, access | ERROR_PRESENT)
         for spa, its_key, changed in unused:
-            self._set(spa, its_key, changed, access)
+            self._set(spa, its_key, changed, access, gpa)
         page = self._form.page(word, step)
         return NestedLeaf(page, step.page_bytes, key, writable, executable, bool(word & DIRTY))
 
-    def _set(self, spa: int, key: int, word: int, access: int) -> None:
+    def _set(self, spa: int, key: int, word: int, access: int, gpa: int) -> None:
         """Set A and D bits: a store of the host."""
         if self._check_write is not None:
             try:
                 self._check_write(spa, _ENTRY_BYTES)
             except RmpFault as fault:
-                raise RmpFault(fault.spa, access | ERROR_PRESENT | ERROR_WRITE | ERROR_RMP) from None
+                raise RmpFault(fault.spa, access | ERROR_PRESENT | ERROR_WRITE | ERROR_RMP, gpa) from None
         self._memory.write(spa, word.to_bytes(_ENTRY_BYTES, "little"), key)

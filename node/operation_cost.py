@@ -57,6 +57,11 @@ class GuestOperationCost:
                 size, private = max(0, one.length), one.private
             elif type(one) is op.Write:
                 size, private = len(one.data), one.private
+            elif type(one) is op.VirtualWrite:
+                # As if private: whether a page is, its guest's tables say, and prices are known before.
+                size, private = len(one.data), True
+            elif type(one) is op.VirtualRead or type(one) is op.Fetch:
+                size, private = max(0, one.length), True
             else:
                 # What a guest may not execute raises #UD, which costs nothing that the table knows.
                 priced = self._table.get(type(one))
@@ -116,6 +121,8 @@ class HostOperationCost:
             op.PSmash: lambda _: costs["rmp.psmash_ns"],
             op.RmpRead: lambda _: costs["rmp.read_ns"],
             op.Wbinvd: lambda _: costs["host.wbinvd_ns"],
+            op.DeviceRead: lambda one: max(0, one.length) * byte_ns,
+            op.DeviceWrite: lambda one: len(one.data) * byte_ns,
             op.HostClflush: lambda one: _lines(one.length) * costs["cache.clflush_ns"],
             op.Invd: lambda _: costs["host.invd_ns"],
             op.VmPageFlush: lambda _: _lines(PAGE_BYTES) * costs["cache.clflush_ns"],

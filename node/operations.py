@@ -35,6 +35,45 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True)
+class VirtualRead:
+    """Load ``length`` bytes by virtual address, through the guest's own tables. Answer: bytes, or a Fault."""
+
+    gva: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualWrite:
+    """Store ``data`` by virtual address, through the guest's own tables. Answer: None, or a Fault."""
+
+    gva: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Load ``length`` bytes of code by virtual address, as instruction fetch does. Answer: bytes, or a Fault."""
+
+    gva: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteControl:
+    """MOV to CR0, CR3 or CR4, or WRMSR of EFER, by name. Answer: None, or a Fault."""
+
+    register: str
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class InvalidatePage:
+    """INVLPG: forget this core's translation of one virtual page. Answer: None, or a Fault."""
+
+    gva: int
+
+
+@dataclass(frozen=True, slots=True)
 class PValidate:
     """PVALIDATE every page of a range. Answer: ``PValidateResult``, or a Fault."""
 
@@ -183,12 +222,14 @@ class RmpRead:
 class NestedFrames:
     """Give pages of memory for the tables of a VM's nested page table, the first as its root. Answer: None, or a Fault.
 
-    Before its first mapping; more may follow. What lay in the pages is lost.
+    Before its first mapping; more may follow. What lay in the pages is lost. ``encrypted``, which the first
+    decides for all, is the C-bit of the root and of entries that lead to tables.
     """
 
     vm: str
     spa: int
     length: int
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +262,8 @@ class NestedUnmap:
 class VmcbWrite:
     """Fill a vCPU's control block: ASID, what encryption it runs with, its save area, and what VMRUN flushes.
 
-    ``nested_cr3`` is the root of tables that the hypervisor wrote itself, -1 for those that ``NestedMap`` built.
+    ``nested_cr3`` is the root, with its C-bit, of tables that the hypervisor wrote itself; -1 for those that
+    ``NestedMap`` built.
     Answer: None.
     """
 
@@ -309,12 +351,82 @@ class VmPageFlush:
     asid: int
 
 
+@dataclass(frozen=True, slots=True)
+class ReadMsr:
+    """RDMSR on one core. Answer: int, or a Fault (#GP)."""
+
+    core: int
+    msr: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteMsr:
+    """WRMSR on one core, or with None on every core. Answer: None, or a Fault (#GP) with no core changed."""
+
+    core: int | None
+    msr: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class MmioRead:
+    """Load 8 bytes from a device's registers. Answer: int, or a Fault where no device answers."""
+
+    address: int
+
+
+@dataclass(frozen=True, slots=True)
+class MmioWrite:
+    """Store 8 bytes to a device's registers. Answer: None, or a Fault where no device answers."""
+
+    address: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class FabricRoute:
+    """Set the data fabric's MMIO routes so that pages reach nothing, or memory again. Answer: None, or a Fault.
+
+    A locked fabric ignores it.
+    """
+
+    spa: int
+    length: int
+    to_memory: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRead:
+    """Have the device in a slot load from memory. Answer: bytes, or a Fault if its request was refused.
+
+    The device acts under its slot's requester id, which nobody can choose. ``iova`` is what it
+    puts on the bus; what that means is the IOMMU's to say.
+    """
+
+    slot: int
+    iova: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceWrite:
+    """Have the device in a slot store to memory. Answer: None, also if the store was refused: nobody tells a device."""
+
+    slot: int
+    iova: int
+    data: bytes
+
+
 HypervisorOperation = (
     HostRead | HostReadWritten | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | RmpRead | NestedFrames
     | NestedMap | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
     | HostClflush | Invd | VmPageFlush
+    | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | DeviceRead | DeviceWrite
 )  # fmt: skip
-GuestOperation = Read | Write | PValidate | RmpAdjust | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush
+GuestOperation = (
+    Read | Write | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust | RmpQuery
+    | PageStateChange | BlockRead | BlockWrite | Clflush
+)  # fmt: skip
 
 
 # How a block of a program may end.
@@ -356,10 +468,14 @@ class FaultKind(IntEnum):
     """#VC in the guest: the page is assigned but not validated."""
     UNDEFINED_OPCODE = 6
     """#UD: the role may not execute this instruction."""
+    PAGE_FAULT = 14
+    """#PF in the guest: its own tables refuse the access; the address is virtual, ``error`` the error code."""
     GENERAL_PROTECTION = 13
     """#GP: this privilege level may not execute the instruction."""
     MACHINE_CHECK = 18
     """#MC: no memory answers at the address."""
+    DMA_ABORTED = 0x1000
+    """A device's read ended with an error on the bus. No core reports it; the number is the laboratory's."""
 
 
 @dataclass(frozen=True, slots=True)

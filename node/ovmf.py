@@ -31,6 +31,7 @@ SEV_ES_RESET_BLOCK = UUID("00f771de-1a7e-4fcb-890e-68c77e2fb44e")
 SEV_METADATA = UUID("dc886566-984a-4798-a75e-5585a7bf67cc")
 SEV_HASH_TABLE = UUID("7255371f-3a3b-4b04-927b-1da6efa8d454")
 SEV_SECRET_BLOCK = UUID("4c2eb361-7d9b-4cc3-8081-127c90d3d294")
+SVSM_INFO = UUID("a789a612-0597-4c4b-a49f-cbb1fe9d1ddd")
 
 BYTES_AFTER_TABLE = 0x20
 """The reset vector and its neighbours behind the table."""
@@ -91,26 +92,24 @@ class OvmfTables:
     """The parsed tables; an image without them is all None and empty."""
 
     reset_eip: int | None = None
+    svsm_entry: int | None = None
+    """Of an SVSM: its first instruction, from the image's begin."""
     sections: tuple[MetadataSection, ...] = ()
     hash_table: GuestArea | None = None
     secret_block: GuestArea | None = None
     guids: frozenset[UUID] = field(default_factory=frozenset)
 
 
-def image_gpa(size: int) -> int:
-    """Where an image of ``size`` bytes begins: it ends at 4 GiB."""
-    return FOUR_GIB - size
-
-
-def parse_ovmf(data: bytes) -> OvmfTables:
-    """Parse an image whole; raises ``FirmwareImageError`` and nothing else."""
+def parse_ovmf(data: bytes, end: int = FOUR_GIB) -> OvmfTables:
+    """Parse an image that ends at guest-physical ``end``; raises ``FirmwareImageError`` and nothing else."""
     if not 0 < len(data) <= MAX_IMAGE_BYTES or len(data) % PAGE_BYTES:
         raise FirmwareImageError("size", f"a multiple of {PAGE_BYTES} bytes up to {MAX_IMAGE_BYTES}", str(len(data)))
     entries = _table_entries(data)
     reset = _u32_entry(entries, SEV_ES_RESET_BLOCK, "SEV-ES reset block")
     return OvmfTables(
         reset_eip=reset or None,
-        sections=_sections(data, entries),
+        sections=_sections(data, entries, end),
+        svsm_entry=_u32_entry(entries, SVSM_INFO, "SVSM info"),
         hash_table=_area(entries, SEV_HASH_TABLE, "SEV hash table area"),
         secret_block=_area(entries, SEV_SECRET_BLOCK, "SEV secret block"),
         guids=frozenset(entries),
@@ -162,7 +161,7 @@ def _area(entries: dict[UUID, bytes], guid: UUID, name: str) -> GuestArea | None
     return area if area.gpa else None
 
 
-def _sections(data: bytes, entries: dict[UUID, bytes]) -> tuple[MetadataSection, ...]:
+def _sections(data: bytes, entries: dict[UUID, bytes], end: int) -> tuple[MetadataSection, ...]:
     """The SEV metadata's descriptors in table order, which is the order they are measured in."""
     offset = _u32_entry(entries, SEV_METADATA, "SEV metadata offset")
     if offset is None:
@@ -184,7 +183,7 @@ def _sections(data: bytes, entries: dict[UUID, bytes]) -> tuple[MetadataSection,
         _section(index, *METADATA_ITEM.unpack_from(data, start + METADATA_HEADER.size + index * METADATA_ITEM.size))
         for index in range(count)
     )
-    _refuse_overlap(sections, image_gpa(len(data)))
+    _refuse_overlap(sections, end - len(data))
     return sections
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from node.memory_cipher import CipherMode, XtsSector
+from node.product import Product
+
 
 class HostMode(StrEnum):
     """How a host encrypts memory that belongs to no guest's key (APM volume 2, 7.10)."""
@@ -27,6 +30,8 @@ class Protection(StrEnum):
     """Its being asked for by accesses, RMPADJUST, RMPQUERY and VMRUN; PVALIDATE sets it and tells of it as ever."""
     IOMMU_CHECK = "iommu check"
     TWEAK = "tweak"
+    TLB_ID = "tlb id"
+    """VMRUN's match of PCPU_ID and TLB_ID in an SNP guest's save area with the thread's last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +41,34 @@ class Platform:
     mode: HostMode = HostMode.NONE
     disabled: frozenset[Protection] = frozenset()
     """Mechanisms that do not work; empty outside of experiments that show what each is good for."""
+    firmware_api: tuple[int, int, int] | None = None
+    """Version of the security processor's firmware (major, minor, build); None for the product's row."""
+    fabric_locked: bool = True
+    """Boot firmware locks the data fabric's routes; False for one that leaves the call out (CVE-2025-54510)."""
+    fabric_lock_checked: bool = False
+    """Firmware of the security processor that starts SNP only on a locked data fabric (AMD-SB-3034)."""
+    iommu_supports_snp: bool = True
+    """SNPSup of the IOMMU on a product with SNP; False for a board whose firmware leaves it out."""
+    iommu_write_safe: bool = False
+    """Firmware that keeps the IOMMU's own log writes inside of its logs (AMD-SB-3016, CVE-2023-20585; family 19h).
+
+    Where it is missing, records may land outside of a short log, past the RMP. With it, records are checked, and
+    SNP_INIT demands logs of full length. Other families are taken to be safe.
+    """
+    memory_cipher: CipherMode | None = None
+    """How memory is encrypted, of what the product offers; None for its default.
+
+    The early steppings of Zen 1 are Naples with AES_128_XE.
+    """
+    xts_sector: XtsSector = XtsSector.LINE
+    tlb_entries: int | None = None
+    """Translations that each hardware thread remembers; None where every access walks anew, as after a flush."""
     caches: bool = False
     """Whether cores have data caches that hold something. Without, every line is as good as written back at once."""
     invd_writes_back: bool = False
-    """INVD acts as WBINVD: HWCR.INVDWBINVD set and kept so, or microcode that sees to it (AMD-SB-3005).
+    """Microcode that lets INVD act as WBINVD whatever HWCR.INVDWBINVD says (AMD-SB-3005).
 
-    Off by default, for firmware's setting of the bit is the hypervisor's to clear.
+    Without it the bit decides, which is the hypervisor's to set and to clear; the cores start with it clear.
     """
     rmp_init_barrier: bool = False
     """Cores cannot store to the RMP while firmware zeroes it (the fix of AMD-SB-3020).
@@ -49,6 +76,14 @@ class Platform:
     Without it, dirty lines of the table outlive SNP_INIT, which is one instant here: a
     store before it stands for one that races with it.
     """
+
+    def cipher_of(self, product: Product) -> CipherMode:
+        """How memory of this product is encrypted. Raises ValueError for a cipher that it does not offer."""
+        chosen = self.memory_cipher or product.ciphers[0]
+        if chosen not in product.ciphers:
+            offered = ", ".join(product.ciphers)
+            raise ValueError(f"memory_cipher: expected one of {offered} on {product.name}, got {chosen}")
+        return chosen
 
 
 AS_USUAL = Platform()

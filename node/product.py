@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from node.cache_switches import CacheSwitches
 from node.generation import Generation
+from node.memory_cipher import CipherMode
 from node.rmp_switches import RmpSwitches
 
 GIB = 1 << 30
@@ -24,6 +25,9 @@ _ZEN_4 = CacheSwitches(invd_drops=False)
 _SEV = frozenset({Generation.PLAIN, Generation.SME, Generation.SEV, Generation.SEV_ES})
 _SNP = _SEV | {Generation.SEV_SNP}
 _TIO = _SNP | {Generation.SEV_TIO}
+_XEX = (CipherMode.AES_128_XEX,)
+_XEX_OR_XTS = (CipherMode.AES_128_XEX, CipherMode.AES_256_XTS)
+"""From Zen 4 on firmware chooses for the whole platform; which is its default is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,8 @@ class Product:
     """One line of processors in its usual one-socket server.
 
     ``memory_bandwidth_bytes_per_s`` is the channels' peak. ``min_sev_asid`` is
-    the usual firmware setting of the ES/SNP split; a scenario may move it.
+    the usual firmware setting of the ES/SNP split; a scenario may move it. ``ciphers``
+    are those it can encrypt memory with, its default first.
     """
 
     name: str
@@ -49,6 +54,7 @@ class Product:
     generations: frozenset[Generation]
     firmware_api: tuple[int, int, int]
     coherent_across_keys: bool
+    ciphers: tuple[CipherMode, ...]
     sockets: int = 1
     threads_per_core: int = 2
     doubts: tuple[str, ...] = ()
@@ -58,6 +64,16 @@ class Product:
     """One public list of mitigations has it on Genoa too."""
 
     @property
+    def family(self) -> int:
+        """CPUID family: the base field and the extended one added."""
+        return (self.cpuid_1_eax >> 8 & 0xF) + (self.cpuid_1_eax >> 20 & 0xFF)
+
+    @property
+    def threads(self) -> int:
+        """Hardware threads of all sockets."""
+        return self.sockets * self.cores * self.threads_per_core
+
+    @property
     def memory_bandwidth_bytes_per_s(self) -> float:
         """Peak of all channels of all sockets, 8 bytes a transfer."""
         return float(self.sockets * self.memory_channels * self.transfers_per_s * 8)
@@ -65,27 +81,29 @@ class Product:
 
 _ROWS = (
     Product("Naples", 0x00800F12, 32, 2_200_000_000, 8, 2_666_000_000, 2 * TIB, 15, 9, 47, 48, 5, _SEV,
-            (0, 24, 15), False,
+            (0, 24, 15), False, (CipherMode.AES_128_XEX_ZEN1, CipherMode.AES_128_XE),
             doubts=("min_sev_asid read on an embedded part of the same core", "firmware build unsourced",
-                    "cores and clock are the EPYC 7601's, recalled")),
+                    "cores and clock are the EPYC 7601's, recalled", "which steppings encrypt with XE is not listed")),
     Product("Rome", 0x00830F10, 64, 2_250_000_000, 8, 3_200_000_000, 4 * TIB, 509, 100, 47, 48, 5, _SEV,
-            (0, 24, 15), False,
+            (0, 24, 15), False, _XEX,
             doubts=("C-bit position recalled", "split taken from a Milan host", "firmware build unsourced",
                     "clock is the EPYC 7742's, recalled")),
     Product("Milan", 0x00A00F11, 64, 2_000_000_000, 8, 3_200_000_000, 4 * TIB, 509, 100, 51, 48, 5, _SNP,
-            (1, 55, 29), True, doubts=("clock is the EPYC 7713P's, recalled",)),
+            (1, 55, 29), True, _XEX, doubts=("clock is the EPYC 7713P's, recalled",)),
     Product("Genoa", 0x00A10F11, 96, 2_400_000_000, 12, 4_800_000_000, 6 * TIB, 1006, 99, 51, 52, 6, _SNP,
-            (1, 55, 40), True, doubts=("clock is the EPYC 9654P's, recalled",), caches=_ZEN_4),
+            (1, 55, 40), True, _XEX_OR_XTS,
+            doubts=("clock is the EPYC 9654P's, recalled", "which cipher is the default is not published"),
+            caches=_ZEN_4),
     Product("Bergamo", 0x00AA0F02, 128, 2_250_000_000, 12, 4_800_000_000, 6 * TIB, 1006, 99, 51, 52, 6, _SNP,
-            (1, 55, 40), True,
+            (1, 55, 40), True, _XEX_OR_XTS,
             doubts=("split and firmware taken from a Genoa host", "clock is the EPYC 9754's, recalled"),
             caches=_ZEN_4),
     Product("Siena", 0x00AA0F02, 64, 2_250_000_000, 6, 4_800_000_000, 3 * TIB // 2, 1006, 99, 51, 52, 6, _SNP,
-            (1, 55, 40), True,
+            (1, 55, 40), True, _XEX_OR_XTS,
             doubts=("split and firmware taken from a Genoa host", "clock is the EPYC 8534P's, recalled"),
             caches=_ZEN_4),
     Product("Turin", 0x00B00F21, 128, 2_700_000_000, 12, 6_000_000_000, 6 * TIB, 1006, 99, 51, 52, 6, _TIO,
-            (1, 58, 1), True,
+            (1, 58, 1), True, _XEX_OR_XTS,
             doubts=("C-bit, reduction and split taken from Genoa", "CPUID signature unverified",
                     "firmware build unsourced", "clock is the EPYC 9755's, recalled",
                     "RMP taken to be segmented, as its hosts are usually set up"),

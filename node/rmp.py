@@ -38,7 +38,7 @@ from node.rmp_faults import (
 from node.rmp_layout import RmpLayout
 from node.rmp_memory import WordCipher
 from node.rmp_switches import RmpSwitches
-from node.rmp_table import DEFAULT_ENTRY, LARGE_PAGES, RmpTable, Run
+from node.rmp_table import DEFAULT_ENTRY, LARGE_PAGES, Changed, RmpTable, Run
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
 
 __all__ = [
@@ -85,6 +85,15 @@ class ReverseMapTable:
         self.check_guest_write = self.checks.check_guest_write
         self.check_host_write = self.checks.check_host_write
         self.check_dma = self.checks.check_dma
+
+    @property
+    def changed(self) -> Changed | None:
+        """Who is told of entries that instructions and firmware change."""
+        return self._table.changed
+
+    @changed.setter
+    def changed(self, changed: Changed | None) -> None:
+        self._table.changed = changed
 
     def __len__(self) -> int:
         """Number of runs held."""
@@ -358,6 +367,8 @@ class ReverseMapTable:
             blocks = self._table.writable_blocks(first, stop, spa)
             change.write(self._table, blocks, *pages, limit)
             self._table.store_blocks(blocks, spa)
+            if self._table.changed is not None:
+                self._table.changed(first * PAGE_BYTES, stop * PAGE_BYTES)
         return failed
 
     def _cannot_validate(self, gpa: int, core: GuestCore, length: int, large: bool) -> RmpCode:

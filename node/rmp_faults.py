@@ -48,12 +48,13 @@ class PageOutcome(IntEnum):
 
 
 class RmpFault(Exception):
-    """The RMP refused an access; ``error`` holds the fault's error bits."""
+    """The RMP refused an access: the fault's error bits, and a guest's address where it is known."""
 
-    def __init__(self, spa: int, error: int) -> None:
+    def __init__(self, spa: int, error: int, gpa: int | None = None) -> None:
         super().__init__(f"RMP refuses SPA {spa:#x}, error {error:#x}")
         self.spa = spa
         self.error = error
+        self.gpa = gpa
 
 
 class NotValidated(Exception):

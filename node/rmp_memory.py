@@ -18,7 +18,7 @@ _ZEROS.flags.writeable = False
 class WordCipher(Protocol):
     """What stands between the RMP and DRAM where the host's key covers the table. Ranges are of whole entries.
 
-    ``XexCipher`` is one.
+    ``MemoryCipher`` is one.
     """
 
     def encrypt(self, plain: Words, spa: int, out: Words) -> None:

@@ -38,8 +38,8 @@ class RmpSwitches:
     ``segmented``: firmware lays the table in segments (RMP_CFG), where the part can. The raw
     entry is then taken to look as on Zen 3 and 4; no manual of such a part has been read.
 
-    ``under_host_key``: on an SME host the table's bytes lie in DRAM through the host's key. With False they
-    lie there in the clear, as the table's accesses have no C-bit that a manual tells of. TSME covers them anyway.
+    ``under_host_key``: the table's bytes lie in DRAM under the host's own key wherever the host has
+    one; with False only where everything does (TSME). No public text says which.
     """
 
     immutable_keeps_validated: bool = True

@@ -9,7 +9,7 @@ bytes are smaller. What is in no run is as DRAM has it where nobody wrote: zero.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -70,6 +70,9 @@ class Run:
 
 IN_DRAM = Run(None)
 
+Changed = Callable[[int, int], None]
+"""Told the memory [SPA, end) whose entries an instruction or firmware changes: cores hold verdicts on it."""
+
 LARGE = ASSIGNED | PAGE_SIZE
 """Bits of a first entry that speaks for its whole block."""
 
@@ -92,6 +95,7 @@ class RmpTable:
         self._counters: dict[int, int] = {}
         self._counters_in_dram = False
         self._any_in_dram = False
+        self.changed: Changed | None = None
         if layout.segment_pages:
             fill = None if cipher is None else cipher.encrypt
             dram.lay(layout.base + BOOKKEEPING_BYTES, layout.segment_table(), fill)
@@ -133,6 +137,8 @@ class RmpTable:
 
         Counters are left alone: who changes owners counts.
         """
+        if self.changed is not None:
+            self.changed(start * PAGE_BYTES, end * PAGE_BYTES)
         run = None if entry == DEFAULT_ENTRY else Run(entry)
         if not self._any_in_dram:
             self.runs.put(start, end, run)
@@ -149,6 +155,8 @@ class RmpTable:
 
     def clear(self) -> None:
         """Zero every entry and counter."""
+        if self.changed is not None:
+            self.changed(0, max(array.first_page + array.pages for array in self.layout.arrays) * PAGE_BYTES)
         self.runs.clear()
         self._counters.clear()
         for array in self.layout.arrays:

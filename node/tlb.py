@@ -1,10 +1,11 @@
 """Translation look-aside buffers: what each hardware thread remembers of its walks.
 
+A guest's address is translated in two steps, each remembered on its own: virtual to
+guest-physical, and guest-physical to system-physical with the RMP's verdict on the page.
 A translation is tagged with the ASID it was made for, and stays until somebody
 flushes it: the hypervisor through TLB_CONTROL, the guest with INVLPG or MOV to CR3,
 the hardware where an RMP entry changes. What was poked into a table meanwhile is
-not seen. The RMP's verdict is kept with the translation, and whatever changes an RMP
-entry drops it. Sources: APM volume 2, 5.5, 15.16 and 15.36.
+not seen. Sources: APM volume 2, 5.5, 15.16 and 15.36.
 
 Silicon has several levels, sets and ways; here a thread has one buffer that forgets
 what was not used for longest, so that what a test sees does not hang on a hash.
@@ -26,9 +27,9 @@ class Space(IntEnum):
     """What kind of address a translation begins with."""
 
     GUEST_PHYSICAL = 0
-    """A nested translation alone."""
+    """What the nested tables said."""
     VIRTUAL = 1
-    """Guest and nested walk in one."""
+    """What the guest's own tables said."""
 
 
 class TlbControl(IntEnum):
@@ -45,23 +46,23 @@ class TlbControl(IntEnum):
 
 @dataclass(slots=True)
 class Translation:
-    """One page's translation. ``private`` says whether the access goes through the guest's key.
+    """One page's translation: where the page begins, what its entries grant, and for a guest-physical one the rest."""
 
-    ``passed`` holds the RMP checks that the page went through; what is not in it is checked again.
-    """
-
-    spa: int
+    page: int
     page_bytes: int
-    private: bool = True
-    host_encrypted: bool = False
-    """The nested entry's C-bit, which counts where the guest's does not."""
+    c_bit: bool = False
     writable: bool = True
     user: bool = True
     executable: bool = True
     dirty: bool = True
-    """The entries walked have D set, so a store needs no other walk."""
+    """The entry has D set, so a store needs no other walk."""
     global_: bool = False
-    passed: set[tuple[int, ...]] = field(default_factory=set)
+    mapped_large: bool = False
+    """The nested tables have 2 MiB or more, whatever less is remembered."""
+    key: int = 0
+    """Of accesses without the guest's own, as the nested entry says."""
+    passed: set[tuple[bool, int, int]] = field(default_factory=set)
+    """RMP checks that the page has gone through: (private, permissions needed, VMPL)."""
 
 
 _Key = tuple[Tag, Space, int, int]
@@ -133,5 +134,6 @@ class Tlb:
     def drop(self, spa: int, end: int) -> None:
         """The RMP entries of [spa, end) changed: every thread forgets what leads there."""
         for held in self._cores.values():
-            for key in [key for key, one in held.items() if one.spa < end and spa < one.spa + one.page_bytes]:
-                del held[key]
+            for key, one in list(held.items()):
+                if key[1] is Space.GUEST_PHYSICAL and one.page < end and spa < one.page + one.page_bytes:
+                    del held[key]

@@ -32,6 +32,21 @@ class VcpuModel:
         )
 
 
+    @classmethod
+    def of_signature(cls, signature: int) -> VcpuModel:
+        """The model that shows a signature; ValueError for a value that no processor can show."""
+        base_family, extended_family = signature >> 8 & 0xF, signature >> 20 & 0xFF
+        found = cls(
+            f"signature {signature:#x}",
+            family=base_family + extended_family,
+            model=signature >> 12 & 0xF0 | signature >> 4 & 0xF,
+            stepping=signature & 0xF,
+        )
+        if found.cpuid_signature != signature:
+            raise ValueError(f"CPUID signature: expected the value of CPUID 1 EAX, found {signature:#x}")
+        return found
+
+
 class UnknownVcpuModelError(ValueError):
     """No model of this name."""
 

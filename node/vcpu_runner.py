@@ -25,6 +25,7 @@ from node.phase_cost import PhaseCost
 from node.program import Demand, Ending, Registers
 from node.tenant import NoBlock, Outcome
 from node.vcpu import SLEEPING, Vcpu, VcpuState
+from node.vmcb import Vmcb
 from node.vmsa import load_registers, save_registers
 
 PROGRAM_FAULT = 0xFE
@@ -181,15 +182,29 @@ class VcpuRunner:
             if vcpu.epoch != epoch:
                 return
             vmcb = self._board.vmcb(guest.spec.name, vcpu.index)
-            answers = self._board.execute_guest(vmcb, batch)
+            if guest.dirty_log is None:
+                answers = self._board.execute_guest(vmcb, batch)
+            else:
+                answers = self._execute_logged(guest.dirty_log, vmcb, batch)
             _count(guest, batch, answers)
-            if guest.dirty_log is not None:
-                _mark(guest.dirty_log, batch, self._clock.now_ns)
             now_ns, chain = self._clock.now_ns, self._log.chain(guest.spec.name)
             chain.record(now_ns, HostEvent.BATCH, len(batch), vcpu.registers.r13, vcpu.index, spent)
             self._run_blocks(vcpu, answers)
 
         self._clock.after(spent, take_effect)
+
+    def _execute_logged(
+        self, log: DirtyLog, vmcb: Vmcb, batch: tuple[op.GuestOperation, ...]
+    ) -> tuple[op.Answer, ...]:
+        """Execute, and note what is written; where a store by virtual address goes only the walk knows."""
+        now_ns, memory = self._clock.now_ns, self._board.virtual_memory
+        memory.stored = lambda gpa, length: log.mark(gpa, length, now_ns)
+        try:
+            answers = self._board.execute_guest(vmcb, batch)
+        finally:
+            memory.stored = None
+        _mark(log, batch, now_ns)
+        return answers
 
     def _end_block(self, vcpu: Vcpu, ending: Ending) -> bool:
         """Do what a block's end asks for; whether the vCPU now waits for something."""
@@ -358,5 +373,5 @@ def _count(guest: Guest, batch: tuple[op.GuestOperation, ...], answers: tuple[op
             guest.bytes_read += len(answer)  # type: ignore[arg-type]
         elif kind is op.Fault:
             guest.faults += 1
-        elif type(one) is op.Write:
+        elif type(one) is op.Write or type(one) is op.VirtualWrite:
             guest.bytes_written += len(one.data)

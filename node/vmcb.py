@@ -13,8 +13,7 @@ from node.phase_cost import RMP_CHECKED
 class Vmcb:
     """ASID (offset 058), nested page table (0B0), save area (108) and what encryption is enabled (090).
 
-    ``key_asid`` is the ASID whose key private accesses use, 0 for a VM that
-    runs unencrypted. ``vmpl`` is the save area's, read from it at VMRUN.
+    ``vmpl`` is the save area's, read from it at VMRUN; ``core`` is the hardware thread that executed VMRUN.
     """
 
     vm: str
@@ -23,7 +22,10 @@ class Vmcb:
     generation: Generation
     save_area_spa: int
     nested: NestedPageTable
+    tlb_control: int = 0
+    """What VMRUN flushes from the translation buffer (offset 05C)."""
     vmpl: int = 0
+    core: int = 0
     encrypted: bool = field(init=False)
     """SEV enabled in the nested control field."""
     rmp_checked: bool = field(init=False)

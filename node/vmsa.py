@@ -12,6 +12,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntFlag
+from types import MappingProxyType
 
 from node.program import Registers
 
@@ -172,11 +173,14 @@ _RESET_STATE: Mapping[str, int] = {
 """Reset state as KVM leaves it before LAUNCH_UPDATE: EFER.SVME and CR4.MCE are KVM's own additions."""
 
 
-def initial_vmsa(eip: int, cpuid_signature: int, sev_features: int) -> bytes:
+def initial_vmsa(
+    eip: int, cpuid_signature: int, sev_features: int, changes: Mapping[str, int] = MappingProxyType({})
+) -> bytes:
     """The page of a vCPU that starts at ``eip``; RDX holds the CPUID signature, as after a reset.
 
     Newer KVM versions add DEBUG_SWAP to ``sev_features`` by themselves; which a
     host does is the caller's choice, since it changes the launch digest.
+    ``changes`` are the fields that another VMM starts its vCPUs with.
     """
     page = bytearray(VMSA_BYTES)
     for name, value in _RESET_STATE.items():
@@ -185,4 +189,6 @@ def initial_vmsa(eip: int, cpuid_signature: int, sev_features: int) -> bytes:
     write_field(page, "RIP", eip & 0xFFFF)
     write_field(page, "RDX", cpuid_signature)
     write_field(page, "SEV_FEATURES", sev_features)
+    for name, value in changes.items():
+        write_field(page, name, value)
     return bytes(page)

@@ -17,7 +17,7 @@ from psp.policy import LegacyPolicy, PlatformFacts, check_legacy_policy
 from psp.status import PspError, Status
 from psp.system_bus import LARGE_PAGE_BYTES, SystemBus
 
-KEY_BYTES = 16
+TIK_BYTES = 16
 NONCE_BYTES = 16
 _BLOCK_BYTES = 16
 _AT_ONCE_BYTES = LARGE_PAGE_BYTES
@@ -130,7 +130,7 @@ class LegacyFirmware:
             raise PspError(Status.RESOURCE_LIMIT)
         self._last_handle += 1
         handle = self._last_handle
-        key, tik = self._random("memory key", KEY_BYTES), self._random("TIK", KEY_BYTES)
+        key, tik = self._random("memory key", self._bus.memory_key_bytes), self._random("TIK", TIK_BYTES)
         self.guests[handle] = LegacyGuest(handle, start.policy, key, tik)
         self.state = LegacyPlatformState.WORKING
         return replace(start, handle=handle)

@@ -38,16 +38,17 @@ class SnpPolicy(IntFlag):
 
 
 _SNP_KNOWN = (1 << 26) - 1
-_NOT_OFFERED = SnpPolicy.MEM_AES_256_XTS | SnpPolicy.RAPL_DIS
+_NOT_OFFERED = SnpPolicy.RAPL_DIS
 
 
 @dataclass(frozen=True, slots=True)
 class PlatformFacts:
-    """What a policy is held against. ``api`` is (major, minor)."""
+    """What a policy is held against. ``api`` is (major, minor); ``aes_256_xts`` is how memory is encrypted."""
 
     api: tuple[int, int]
     smt_enabled: bool
     ciphertext_hidden: bool = False
+    aes_256_xts: bool = False
 
 
 def check_legacy_policy(policy: int, facts: PlatformFacts) -> None:
@@ -65,6 +66,7 @@ def check_snp_policy(policy: int, facts: PlatformFacts) -> None:
         or not policy & SnpPolicy.RESERVED_ONE
         or facts.api < lowest
         or (facts.smt_enabled and not policy & SnpPolicy.SMT)
+        or (policy & SnpPolicy.MEM_AES_256_XTS and not facts.aes_256_xts)
         or policy & _NOT_OFFERED
         or (policy & SnpPolicy.CIPHERTEXT_HIDING and not facts.ciphertext_hidden)
     ):

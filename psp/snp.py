@@ -21,10 +21,11 @@ from psp.launch_pages import LAUNCH_PAGES
 from psp.page_state import PageState, page_state
 from psp.page_unsmash import unsmashed
 from psp.policy import PlatformFacts, check_snp_policy
+from psp.snp_init import check_cores, check_rmp, checked_iommu_pages
 from psp.status import PspError, Status
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry, SystemBus
 
-KEY_BYTES = 16
+AES_256_XTS_KEY_BYTES = 64
 VMPCK_BYTES = 32
 VMPCKS = 4
 REPORT_ID_BYTES = 32
@@ -87,7 +88,11 @@ class SnpFirmware:
         self._legacy_is_up = legacy_is_up
         self._flush = flush
         self._ranges = ranges
+        self.wants_fabric_locked = False
+        """Firmware of after AMD-SB-3034."""
         self._rmp_initialised = False
+        self._iommu_pages: tuple[int, ...] = ()
+        """Pages that the IOMMUs write by themselves, firmware's meanwhile."""
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             # INIT, of before ABI 1.52, has no buffer and always initialises the RMP.
             SnpCommand.INIT: lambda _: self._init_ex(buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP)),
@@ -120,14 +125,22 @@ class SnpFirmware:
             raise PspError(Status.UNSUPPORTED)
         if hides and not self._ranges.can_split_at(init.max_snp_asid):
             raise PspError(Status.INVALID_PARAM)
-        cores = self._bus.core_configuration()
-        if not (cores.snp_enabled and cores.mtrr_fix_dram_mod_enabled and cores.hsave_pa_zero):
+        if self.wants_fabric_locked and not self._bus.fabric_locked():
+            # The status is the laboratory's choice: AMD says only that SNP does not start.
             raise PspError(Status.INVALID_CONFIG)
-        if not init.flags & buffers.SNP_INIT_RMP and not self._rmp_initialised:
+        check_cores(self._bus)
+        check_rmp(self._bus)
+        fresh = bool(init.flags & buffers.SNP_INIT_RMP)
+        if not fresh and not self._rmp_initialised:
             raise PspError(Status.RMP_INIT_REQUIRED)
-        if init.flags & buffers.SNP_INIT_RMP:
+        iommu_pages = checked_iommu_pages(self._bus, fresh=fresh)
+        if fresh:
             self._bus.rmp_initialise()
             self._rmp_initialised = True
+        self._bus.iommus_enforce()
+        for spa in iommu_pages:
+            self._bus.rmp_set(spa, RmpEntry(assigned=True, immutable=True))
+        self._iommu_pages = iommu_pages
         self._hide_ciphertext(init.max_snp_asid if hides else 0)
         self.state = SnpPlatformState.INIT
         self._memory.snp_initialised = True
@@ -143,7 +156,7 @@ class SnpFirmware:
         if shutdown.flags & ~(buffers.SNP_SHUTDOWN_IOMMU | buffers.SNP_SHUTDOWN_X86):
             raise PspError(Status.INVALID_PARAM)
         if shutdown.flags & buffers.SNP_SHUTDOWN_X86:
-            # FEATURE_INFO does not offer it. There is no IOMMU whose checks would have to stop.
+            # FEATURE_INFO does not offer it.
             raise PspError(Status.UNSUPPORTED)
         if self._flush.dirty:
             raise PspError(Status.DFFLUSH_REQUIRED)
@@ -151,6 +164,11 @@ class SnpFirmware:
             self._drop_asid(guest)
             self._bus.rmp_set(spa, RmpEntry(assigned=True))
         self.guests.clear()
+        if shutdown.flags & buffers.SNP_SHUTDOWN_IOMMU:
+            self._bus.iommus_release()
+            for spa in self._iommu_pages:
+                self._bus.rmp_set(spa, RmpEntry(assigned=True))
+            self._iommu_pages = ()
         self._hide_ciphertext(0)
         self.state = SnpPlatformState.UNINIT
         self._memory.snp_initialised = False
@@ -238,11 +256,12 @@ class SnpFirmware:
         guest = self._guest(start.gctx, SnpCommand.LAUNCH_START)
         if start.ma_gctx or start.flags or start.desired_tsc_khz:
             raise PspError(Status.UNSUPPORTED)
-        smt = self._bus.core_configuration().smt_enabled
-        check_snp_policy(start.policy, PlatformFacts(self._api[:2], smt, bool(self._ranges.max_snp_asid)))
+        smt, hidden = self._bus.core_configuration().smt_enabled, bool(self._ranges.max_snp_asid)
+        aes_256_xts = self._bus.memory_key_bytes == AES_256_XTS_KEY_BYTES
+        check_snp_policy(start.policy, PlatformFacts(self._api[:2], smt, hidden, aes_256_xts))
         guest.policy = start.policy
         guest.gosvw = start.gosvw
-        guest.key = self._random("memory key", KEY_BYTES)
+        guest.key = self._random("memory key", self._bus.memory_key_bytes)
         guest.vmpcks = tuple(self._random("VMPCK", VMPCK_BYTES) for _ in range(VMPCKS))
         guest.report_id = self._random("report id", REPORT_ID_BYTES)
         guest.state = SnpGuestState.LAUNCH

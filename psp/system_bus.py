@@ -33,13 +33,55 @@ class RmpEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class RmpRegisters:
+    """RMP_BASE, RMP_END and RMP_CFG of a core; RMP_CFG is 0 where there is none."""
+
+    base: int
+    end: int
+    config: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class CoreConfiguration:
-    """What firmware checks on every core before it initialises SNP."""
+    """What firmware checks on every core before it initialises SNP.
+
+    ``rmp`` holds each setting of the RMP's registers that any core has, once.
+    """
 
     snp_enabled: bool
     mtrr_fix_dram_mod_enabled: bool
     hsave_pa_zero: bool
     smt_enabled: bool
+    rmp: tuple[RmpRegisters, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RmpPlacement:
+    """Parts of memory, as (SPA, length), that the RMP takes, and whether all of them have entries in it."""
+
+    ranges: tuple[tuple[int, int], ...]
+    covers_itself: bool
+
+
+@dataclass(frozen=True, slots=True)
+class IommuBuffer:
+    """Memory that an IOMMU writes by itself: a log, or where it reports that commands are done.
+
+    ``least_bytes`` is the shortest that firmware accepts.
+    """
+
+    base: int
+    length_bytes: int
+    least_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class IommuConfiguration:
+    """One IOMMU as firmware finds it; ``buffers`` are those that are on."""
+
+    enabled: bool
+    supports_snp: bool
+    buffers: tuple[IommuBuffer, ...]
 
 
 class SystemBus(Protocol):
@@ -56,6 +98,10 @@ class SystemBus(Protocol):
     @property
     def dram_bytes(self) -> int:
         """Size of the host's memory; an address at or above it is not there."""
+
+    @property
+    def memory_key_bytes(self) -> int:
+        """Bytes of a guest's memory key: 16 for AES-128, 64 for AES-256 in XTS."""
 
     @property
     def can_hide_ciphertext(self) -> bool:
@@ -90,6 +136,21 @@ class SystemBus(Protocol):
 
     def wbinvd_count(self) -> int:
         """How many times WBINVD has completed on all cores since boot."""
+
+    def fabric_locked(self) -> bool:
+        """Whether the data fabric's routes are locked."""
+
+    def rmp_placement(self) -> RmpPlacement | None:
+        """Where the registers of the cores put the RMP; None if no table can be there."""
+
+    def iommus(self) -> tuple[IommuConfiguration, ...]:
+        """Every IOMMU of the host."""
+
+    def iommus_enforce(self) -> None:
+        """Let every IOMMU check against the RMP, and lock what decides about it; logs that are off are parked."""
+
+    def iommus_release(self) -> None:
+        """Let the IOMMUs check no longer."""
 
     def rmp_covers(self, spa: int) -> bool:
         """Whether the page has an RMP entry."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cluster.errors import UserError
 
@@ -26,7 +26,7 @@ def add_layout(parser: argparse.ArgumentParser) -> None:
     """Where the hosts run; results never depend on it."""
     parser.add_argument(
         "--layout",
-        type=_layout,
+        type=one_of("layout", LAYOUTS),
         default="packed",
         metavar="L",
         help="inline: all in this process; packed: hosts shared out over Ray workers; "
@@ -61,6 +61,32 @@ def whole_number(name: str, least: int, most: int) -> Callable[[str], int]:
     return read
 
 
+def number(name: str, bits: int) -> Callable[[str], int]:
+    """A reader of unsigned numbers of so many bits, decimal or with a prefix such as 0x."""
+
+    def read(text: str) -> int:
+        try:
+            found = int(text, 0) if len(text) <= 80 else -1
+        except ValueError:
+            found = -1
+        if 0 <= found < 1 << bits:
+            return found
+        raise UserError(f'--{name}: expected a number of at most {bits} bits, got "{text}"')
+
+    return read
+
+
+def one_of(name: str, words: Sequence[str]) -> Callable[[str], str]:
+    """A reader of one of a few words."""
+
+    def read(text: str) -> str:
+        if text in words:
+            return text
+        raise UserError(f'--{name}: expected one of {", ".join(words)}, got "{text}"')
+
+    return read
+
+
 def duration_ns(name: str) -> Callable[[str], int]:
     """A reader of times such as "30 s"."""
 
@@ -73,9 +99,3 @@ def duration_ns(name: str) -> Callable[[str], int]:
             raise UserError(f"--{name}: {error}") from None
 
     return read
-
-
-def _layout(text: str) -> str:
-    if text in LAYOUTS:
-        return text
-    raise UserError(f'--layout: expected one of {", ".join(LAYOUTS)}, got "{text}"')

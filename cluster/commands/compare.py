@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--generations",
         default="plain,sev,sev-snp",
         metavar="LIST",
-        help="which, with commas between (default: plain,sev,sev-snp)",
+        help="which, with commas between (default: plain,sev,sev-snp); sme where hosts have mode sme",
     )
     add_layout(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress")

@@ -96,6 +96,21 @@ def test_a_store_that_moves_again_and_again_finds_every_record() -> None:
     assert len({(one["entity"], one["bucket"]) for one in rows["digests"]}) == len(rows["digests"])
 
 
+def test_an_sme_guest_moves_only_where_its_hosts_encrypt_by_the_c_bit() -> None:
+    hosts = [
+        {"name": name, "product": "Milan", "memory": "16 GiB", "mode": mode}
+        for name, mode in (("host-1", "sme"), ("plain", "none"), ("all", "tsme"), ("other", "sme"))
+    ]
+    guest = group("vm", generation="SME")
+    _, rows = play(scenario(hosts=hosts, vms=[guest], migrations=[move(times=3)]))
+    assert outcomes(rows) == [("completed", None)] * 3
+    assert {one["destination"] for one in rows["migrations"]} == {"host-1", "other"}
+    row = vm_row(rows)
+    assert (row["state"], row["faults"], row["units_of_work"] > 0) == ("running", 0, True)
+    _, rows = play(scenario(hosts=hosts, vms=[guest], migrations=[move(to="all")]))
+    assert [outcome for outcome, _ in outcomes(rows)] == ["no room"]
+
+
 def test_a_vm_that_stays_does_the_same_work_as_one_that_moves_but_for_its_downtimes() -> None:
     _, stayed = play(scenario())
     _, moved = play(scenario(migrations=[move(times=3)]))

@@ -71,7 +71,26 @@ BAD = {
     "unknown generation": (GOOD.replace("SEV_SNP", "SGX"), 'vms[0].generation of "db"', "expected one of the gener"),
     "a later generation": (GOOD.replace("SEV_SNP", "SEV_TIO"), 'vms[0].generation of "db"', "SEV_TIO is not modelled"),
     "SEV-ES": (GOOD.replace("SEV_SNP", "SEV_ES"), 'vms[0].generation of "db"', "SEV_ES is not modelled yet"),
-    "SME": (GOOD.replace("SEV_SNP", "SME"), 'vms[0].generation of "db"', "SME is not modelled yet"),
+    "SME on hosts without": (
+        GOOD.replace("SEV_SNP", "SME"),
+        'vms[0].generation of "db"',
+        'expected one that any host (Milan, mode = "sme") has, got SME',
+    ),
+    "SME under TSME, pinned": (
+        HEAD + HOST + 'mode = "tsme"\n' + VM.replace("SEV_SNP", "SME") + 'host = "milan"\n',
+        'vms[0].generation of "db"',
+        'expected one that host milan (Milan, mode = "sme") has, got SME',
+    ),
+    "SME in a trace on hosts without": (
+        GOOD + "[trace]\nvms = 1\ngenerations = {SME = 1}\n",
+        "trace.generations.SME",
+        "expected a generation that some host has",
+    ),
+    "unknown mode": (
+        HEAD + HOST + 'mode = "SME"\n' + VM,
+        'hosts[0].mode of "milan"',
+        "expected 'none', 'sme' or 'tsme'",
+    ),
     "a later generation in a trace": (
         GOOD + "[trace]\nvms = 1\ngenerations = {SEV_ES = 1}\n",
         "trace.generations.SEV_ES",

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.compare import compare
+from cluster.compare import Pair, compare
 from cluster.coordinator import Coordinator
 from cluster.fleet import build_fleet
 from cluster.host_entity import build_host
@@ -221,3 +221,20 @@ def test_compare_shows_the_cipher_in_sev_and_the_rmp_only_in_snp() -> None:
     assert snp[Mechanism.ENCRYPTION] == pytest.approx(sev[Mechanism.ENCRYPTION], rel=0.01)
     assert snp[Mechanism.RMP] > 0
     assert by_generation["SEV_SNP"].slowdown > by_generation["SEV"].slowdown > 1.0
+
+
+def test_compare_shows_the_cipher_in_sme_where_a_host_has_it_and_in_nobody_s_slowdown_under_tsme() -> None:
+    def by_generation(mode: str) -> dict[str, Pair]:
+        host = {"name": "milan", "product": "Milan", "memory": "16 GiB", "mode": mode}
+        small = scenario(
+            hosts=[host], vms=[vm("random", "PLAIN", "random-access")], trace=None, duration="1 min"
+        )
+        pairs = compare(small, (Generation.SME, Generation.SEV), layout="inline").pairs
+        return {pair.generation: pair for pair in pairs}
+
+    sme = by_generation("sme")
+    assert sme["SME"].parts[Mechanism.ENCRYPTION] == pytest.approx(sme["SEV"].parts[Mechanism.ENCRYPTION], rel=0.01)
+    assert sme["SME"].slowdown > 1.0
+    tsme = by_generation("tsme")
+    assert set(tsme) == {"SEV"}
+    assert tsme["SEV"].parts[Mechanism.ENCRYPTION] == pytest.approx(0.0, abs=1e-6)

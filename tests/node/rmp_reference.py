@@ -5,7 +5,7 @@ It shares no code with the one it judges. Answers are codes, or words for faults
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 PAGES_OF_2_MIB = 512
 
@@ -29,6 +29,8 @@ class Reference:
 
     def __init__(self) -> None:
         self.pages: dict[int, Page] = {}
+        self.in_use: set[int] = set()
+        """Save areas of running vCPUs."""
 
     def at(self, page: int) -> Page:
         return self.pages.get(page, Page())
@@ -49,6 +51,8 @@ class Reference:
         touched = self.block(page) if large else [page]
         if any(self.at(one).immutable for one in touched):
             return 2
+        if self.in_use & set(touched):
+            return 3
         if any(self.at(one).assigned and self.at(one).large != large for one in touched):
             return 4
         for distance, one in enumerate(touched):
@@ -70,24 +74,93 @@ class Reference:
             return 7
         if self.at(page).immutable:
             return 2
+        if self.in_use & set(self.block(page)):
+            return 3
         for one in self.block(page):
             self.pages[one].large = False
         return 0
+
+    def vmrun(self, page: int, asid: int) -> int:
+        """VMRUN with a save area that lies there."""
+        here = self.at(page)
+        if not (here.assigned and here.asid == asid and here.validated and here.vmsa and not here.immutable):
+            return -1
+        return -2 if page in self.in_use else 0
 
     def host_may_write(self, page: int) -> bool:
         return not self.at(page).assigned
 
     # Firmware.
 
-    def reclaim(self, page: int) -> None:
-        """SNP_PAGE_RECLAIM: what was immutable is so no more."""
-        for one in self.block(page) if self.at(page).large else [page]:
-            if one in self.pages:
-                self.pages[one].immutable = False
+    def state(self, page: int) -> str:
+        """The firmware's name of a page's state."""
+        here = self.at(page)
+        if not here.assigned:
+            return "Hypervisor"
+        if not here.asid:
+            if not here.immutable:
+                return "Reclaim"
+            return "Context" if here.vmsa else "Firmware"
+        if here.immutable:
+            return "Pre-Swap" if here.validated else "Pre-Guest"
+        return "Guest-Valid" if here.validated else "Guest-Invalid"
 
-    def launch_update(self, page: int) -> None:
-        """SNP_LAUNCH_UPDATE of a Pre-Guest page of 4 KiB."""
-        self.pages[page].immutable, self.pages[page].validated = False, True
+    def reclaim(self, page: int, large: bool) -> str:
+        """SNP_PAGE_RECLAIM: what was immutable is so no more."""
+        if large and page % PAGES_OF_2_MIB:
+            return "INVALID_ADDRESS"
+        if self.state(page) not in ("Firmware", "Pre-Guest", "Pre-Swap"):
+            return "INVALID_PAGE_STATE"
+        if self.at(page).large != large:
+            return "INVALID_PAGE_SIZE"
+        for one in self.block(page) if large else [page]:
+            self.pages[one].immutable = False
+        return "SUCCESS"
+
+    def launch_update(self, page: int, asid: int, rights: tuple[int, int, int], save_area: bool) -> str:
+        """SNP_LAUNCH_UPDATE for the guest of ``asid``, of 4 KiB."""
+        here = self.at(page)
+        if self.state(page) != "Pre-Guest":
+            return "INVALID_PAGE_STATE"
+        if here.asid != asid:
+            return "INVALID_PAGE_OWNER"
+        if here.large:
+            return "INVALID_PAGE_SIZE"
+        here.immutable, here.validated, here.vmsa = False, True, save_area
+        here.permissions[1:] = rights
+        return "SUCCESS"
+
+    def unsmash(self, page: int) -> str:
+        """SNP_PAGE_UNSMASH."""
+        if page % PAGES_OF_2_MIB:
+            return "INVALID_ADDRESS"
+        first = self.at(page)
+        if first.large:
+            return "INVALID_PAGE_SIZE"
+        agree = first.asid > 0 and first.gpa % PAGES_OF_2_MIB == 0
+        for distance, one in enumerate(self.block(page)):
+            agree = agree and self.at(one) == replace(first, gpa=first.gpa + distance)
+        if not agree:
+            return "INVALID_PAGE_STATE"
+        for one in self.block(page):
+            self.pages[one].large = True
+        return "SUCCESS"
+
+    def gctx_create(self, page: int) -> str:
+        """SNP_GCTX_CREATE."""
+        if self.state(page) != "Firmware":
+            return "INVALID_PAGE_STATE"
+        if self.at(page).large:
+            return "INVALID_PAGE_SIZE"
+        self.pages[page].vmsa = True
+        return "SUCCESS"
+
+    def decommission(self, page: int) -> str:
+        """SNP_DECOMMISSION of a guest that was only made: its page is the firmware's again."""
+        if self.state(page) != "Context":
+            return "INVALID_GUEST"
+        self.pages[page].vmsa = False
+        return "SUCCESS"
 
     # A guest: the page lies at ``page``, the guest calls it ``gpa``.
 
@@ -133,19 +206,27 @@ class Reference:
             return 6
         if rights & ~self.at(page).permissions[vmpl]:
             return 2
+        if self.in_use_in(page, large):
+            return 3
         for one in self.block(page) if large else [page]:
             self.pages[one].permissions[target] = rights
             if vmpl == 0:
                 self.pages[one].vmsa = vmsa
         return 0
 
+    def in_use_in(self, page: int, large: bool) -> bool:
+        """Whether a running vCPU's save area is among the pages that an instruction names."""
+        return bool(self.in_use & set(self.block(page) if large else [page]))
+
     def rmpquery(self, page: int, gpa: int, asid: int, vmpl: int, target: int) -> object:
         if target < vmpl:
             return 2
         return self.trouble(page, gpa, asid) or (self.at(page).permissions[target], self.at(page).large)
 
-    def access(self, page: int, gpa: int, asid: int, vmpl: int, write: bool) -> str:
+    def access(self, page: int, gpa: int, asid: int, vmpl: int, write: bool, *, mapped_large: bool = True) -> str:
         trouble = self.trouble(page, gpa, asid)
+        if trouble != "npf" and self.at(page).large and not mapped_large:
+            return "npf sizem"
         if trouble:
             return trouble
         needed = 2 if write else 1

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from node import operations as op
 from node.board import Board
+from node.core_msrs import MFDM, SNP_EN, Msr
 from node.counter_random import CounterRandom
 from node.dram import Dram
 from node.generation import Generation
@@ -64,6 +65,10 @@ def snp_board(product: str = "Turin", *, platform: Platform = AS_USUAL, **switch
     random = CounterRandom(1)
     board = Board("board", replace(row, rmp=replace(row.rmp, **switches)), 64 << 20, 100, random, platform)
     assert board.rmp is not None
+    (syscfg,) = board.execute_host((op.ReadMsr(0, Msr.SYSCFG),))
+    assert isinstance(syscfg, int)
+    for bits in (MFDM, MFDM | SNP_EN):
+        assert board.execute_host((op.WriteMsr(None, Msr.SYSCFG, syscfg | bits),)) == (None,)
     board.rmp.initialise()
     for vm, asid in VMS.items():
         board.controller.install_key(asid, random.octets(vm, "key", 0, 16))

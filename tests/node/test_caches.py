@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from cached_boards import base, by_guest, by_host, drive, forgetful, shared
+from cached_boards import base, by_guest, by_host, forgetful, shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_guests import GENERATIONS, SECOND, final_state, make_host, run, spa, start
@@ -13,10 +13,11 @@ from toy_guests import GENERATIONS, SECOND, final_state, make_host, run, spa, st
 from node import operations as op
 from node.board import Board
 from node.cache_switches import Snoop
+from node.core_msrs import INVD_WBINVD, Msr
 from node.counter_random import CounterRandom
 from node.generation import Generation
 from node.guest import GuestState
-from node.hypervisor import Hypervisor
+from node.host_bring_up import bring_up_steps, refusal
 from node.platform import Platform
 from node.product import PRODUCTS
 from psp import command_buffers as buffers
@@ -25,6 +26,7 @@ from psp.status import Status
 from psp.system_bus import RmpEntry
 
 GIB = 1 << 30
+COMMAND_PAGE = 2 << 20
 CACHED = Platform(caches=True)
 OLD, NEW = b"what memory has " * 4, b"what the line is" * 4
 FIXED = dataclasses.replace(CACHED, invd_writes_back=True)
@@ -80,6 +82,19 @@ def test_invd_takes_a_guests_store_back_on_zen_1_to_3_unless_microcode_forbids_i
     assert by_host(host, op.Invd()) == (None,)
     # No fault tells the guest: it reads what it overwrote.
     assert by_guest(host, guest, op.Read(gpa, 64)) == (OLD if lost else NEW,)
+
+
+def test_invd_writes_back_as_long_as_every_core_has_hwcr_say_so():
+    host = cached_host("Milan")
+    guest = begin(host, "vm", Generation.SEV_SNP)
+    (hwcr,) = by_host(host, op.ReadMsr(0, Msr.HWCR))
+    by_host(host, op.WriteMsr(None, Msr.HWCR, hwcr | INVD_WBINVD))
+    by_guest(host, guest, op.Write(base(guest), OLD))
+    by_host(host, op.Invd())
+    assert by_guest(host, guest, op.Read(base(guest), 64)) == (OLD,)
+    by_guest(host, guest, op.Write(base(guest), NEW))
+    by_host(host, op.WriteMsr(9, Msr.HWCR, hwcr), op.Invd())
+    assert by_guest(host, guest, op.Read(base(guest), 64)) == (OLD,)
 
 
 def test_firmware_does_not_take_invd_for_the_wbinvd_that_it_waits_for():
@@ -276,9 +291,11 @@ def test_dirty_lines_over_the_rmp_outlive_snp_init_unless_cores_are_stopped(barr
     entry_spa = board.rmp.layout.entry_spa
     ((start_spa, length),) = board.rmp.layout.ranges()
     own = next(at for at in range(start_spa // 4096, (start_spa + length) // 4096) if entry_spa(at) // 4096 == at)
-    assert board.execute_host((op.HostWrite(entry_spa(own) // 64 * 64, bytes(64)),)) == (None,)
-    hypervisor = Hypervisor(product, GIB, 100, {})
-    drive(board, hypervisor.bring_up())  # with the WBINVD that firmware demands
+    for step in bring_up_steps(product, board.rmp.layout, COMMAND_PAGE, 0):
+        if step.name == "SNP_INIT_EX":
+            # After the WBINVD of who means well, and written back by the one that firmware demands.
+            assert board.execute_host((op.HostWrite(entry_spa(own) // 64 * 64, bytes(64)),)) == (None,)
+        assert refusal(step, board.execute_host(step.batch)) == ""
 
     # From the page that has fallen down to the victim: each page holds the next one's entry.
     victim = 10_000

@@ -104,3 +104,17 @@ class Frames(RuleBasedStateMachine):
 
 TestFrames = Frames.TestCase
 TestFrames.settings = settings(max_examples=50, stateful_step_count=25, deadline=None)
+
+
+def test_what_is_taken_from_the_end_leaves_the_beginning_in_one_piece():
+    frames = FrameAllocator([(0, 16 << 20)])
+    assert frames.allocate_last(3 * 4096, 4096) == [((16 << 20) - 3 * 4096, 3 * 4096)]
+    assert frames.allocate_last(4096, 4096) == [((16 << 20) - 4 * 4096, 4096)]
+    assert frames.allocate(14 << 20, 2 << 20) == [(0, 14 << 20)]
+    assert frames.used_bytes == (14 << 20) + 4 * 4096
+    with pytest.raises(OutOfMemory):
+        frames.allocate_last(2 << 20, 4096)
+    frames.release([((16 << 20) - 3 * 4096, 3 * 4096)])
+    assert frames.allocate_last(2 * 4096, 4096) == [((16 << 20) - 2 * 4096, 2 * 4096)]
+    with pytest.raises(ValueError, match="more than zero"):
+        frames.allocate_last(0, 4096)

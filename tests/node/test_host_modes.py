@@ -58,6 +58,22 @@ def test_a_guest_lives_its_whole_life_on_a_host_of_any_mode(generation, mode):
     assert host.hypervisor.frames.used_bytes == 4096
 
 
+@pytest.mark.parametrize(
+    ("product", "cipher"), [(product.name, cipher) for product in PRODUCTS.values() for cipher in product.ciphers]
+)
+@pytest.mark.parametrize("mode", [HostMode.NONE, HostMode.TSME])
+def test_guests_live_under_every_cipher_that_a_product_offers(product, cipher, mode):
+    platform = Platform(mode=mode, memory_cipher=cipher)
+    for generation in set(GENERATIONS) & PRODUCTS[product].generations:
+        host, guest, place = machine(generation, platform, product=product, min_sev_asid=9)
+        by_guest(host, op.Write(place.base_gpa, DATA), op.Write(place.shared_gpa, DATA, private=False))
+        assert look(host, guest, place.base_gpa, len(DATA)) == DATA
+        assert look(host, guest, place.shared_gpa, len(DATA), private=False) == DATA
+        host.destroy("vm")
+        run(host)
+        assert host.hypervisor.frames.used_bytes == 4096
+
+
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_a_transparent_host_keeps_nothing_in_the_clear_in_dram(generation):
     host, guest, place = machine(generation)

@@ -12,9 +12,11 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from node.cipher_modes import CIPHER_DESIGNS
 from node.dram import CHUNK_BYTES, Dram, MachineCheck
+from node.memory_cipher import CipherMode
 from node.memory_controller import HOST_KEY, MemoryController, NoHostKey, NoKey
-from node.xex_cipher import HIGHEST_BIT, LOWEST_BIT, TweakTable
+from node.tweak_table import HIGHEST_BIT, LOWEST_BIT, TweakTable
 
 KEY = bytes(range(16))
 HOST = bytes(range(100, 116))
@@ -25,7 +27,7 @@ GIB = 1 << 30
 
 def machine(size: int = GIB, random: bytes = RANDOM) -> tuple[Dram, MemoryController]:
     dram = Dram(size)
-    controller = MemoryController(dram, TweakTable.from_random(random))
+    controller = MemoryController(dram, CIPHER_DESIGNS[CipherMode.AES_128_XEX].for_boot(lambda _: random))
     controller.install_key(1, KEY)
     controller.install_key(2, KEY[::-1])
     return dram, controller
@@ -347,12 +349,13 @@ MEASURE = """
 import sys
 from node.dram import Dram
 from node.memory_controller import MemoryController
-from node.xex_cipher import TweakTable
+from node.cipher_modes import CIPHER_DESIGNS
+from node.memory_cipher import CipherMode
 def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096
 dram = Dram(16 << 30)
-controller = MemoryController(dram, TweakTable.from_random(bytes(TweakTable.RANDOM_BYTES)))
+controller = MemoryController(dram, CIPHER_DESIGNS[CipherMode.AES_128_XEX].for_boot(bytes))
 controller.install_key(1, bytes(16))
 controller.read(0, 4096, 1)
 controller.write(15 << 30, bytes(4096), 1)

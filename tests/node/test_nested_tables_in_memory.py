@@ -21,6 +21,7 @@ from node.nested_page_table import NestedPageFault, NestedPageTable
 from node.nested_table_pages import table_pages
 from node.operations import FaultKind
 from node.physical_port import PhysicalPort
+from node.platform import HostMode, Platform
 from node.product import PRODUCTS
 from psp.system_bus import RmpEntry
 
@@ -384,3 +385,45 @@ def test_a_launched_vm_has_its_tables_in_memory_that_its_hypervisor_pays_for(gen
     machine.clock.env.run()
     assert machine.hypervisor.figures().memory_bytes == before
     assert board.dram.read(frames, length) == bytes(length)
+
+
+def test_tables_with_the_c_bit_are_ciphertext_that_the_walk_reads_through_the_hosts_key() -> None:
+    board = Board("board", PRODUCTS["Rome"], 64 * MIB, 100, CounterRandom(1), Platform(mode=HostMode.SME))
+    frames, page = op.NestedFrames("vm", FRAMES, 8 * PAGE, encrypted=True), op.NestedMap("vm", 0, 8 * MIB, PAGE)
+    assert host(board, frames, page, op.VmcbWrite("vm", 0, 0, "PLAIN", 0)) == (None,) * 3
+    board.controller.write(8 * MIB, b"found it", 0)
+
+    def execute() -> tuple[op.Answer, ...]:
+        return board.execute_guest(board.vmcb("vm", 0), (op.Read(0, 8),))
+
+    assert execute() == (b"found it",)
+    plain, clear = host(board, op.HostRead(FRAMES, 8), op.HostRead(FRAMES, 8, encrypted=True))
+    assert clear == (FRAMES + PAGE | 0x27 | 1 << 47).to_bytes(8, "little")
+    assert plain != clear
+    assert execute() == (b"found it",)
+    # The root as a control block has it: with its C-bit, and without.
+    assert host(board, op.VmcbWrite("vm", 0, 0, "PLAIN", 0, nested_cr3=FRAMES | 1 << 47)) == (None,)
+    assert execute() == (b"found it",)
+    assert host(board, op.VmcbWrite("vm", 0, 0, "PLAIN", 0, nested_cr3=FRAMES)) == (None,)
+    assert execute() != (b"found it",)
+
+
+def test_tables_with_the_c_bit_need_a_host_with_a_key() -> None:
+    board = board_of()
+    (answer,) = host(board, op.NestedFrames("vm", FRAMES, 8 * PAGE, encrypted=True))
+    assert isinstance(answer, op.Fault)
+    assert host(board, op.NestedFrames("vm", FRAMES, 8 * PAGE)) == (None,)
+
+
+@pytest.mark.parametrize(
+    ("gpa", "spa", "length"), [(1, 0, PAGE), (0, 8, PAGE), (0, 0, 9), ((1 << 48) - PAGE, 0, 2 * PAGE)]
+)
+def test_a_mapping_that_no_table_can_hold_is_refused_and_changes_nothing(gpa: int, spa: int, length: int) -> None:
+    board = board_of()
+    execute = plain_vm(board)
+    (answer,) = host(board, op.NestedMap("vm", gpa, spa, length))
+    assert isinstance(answer, op.Fault)
+    assert answer.kind is FaultKind.GENERAL_PROTECTION
+    assert not board.nested_table("vm").in_memory
+    assert len(board.nested_table("vm")) == 0
+    assert isinstance(execute(op.Read(0, 1)), op.Fault)

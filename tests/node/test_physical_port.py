@@ -5,23 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from node.cipher_modes import CIPHER_DESIGNS
 from node.dimm_routes import Unanswered
 from node.dram import Dram, MachineCheck
+from node.memory_cipher import CipherMode
 from node.memory_controller import MemoryController
 from node.physical_port import PhysicalPort
-from node.xex_cipher import TweakTable
 from psp.system_bus import PAGE_BYTES
 
 MIB = 1 << 20
 SECRET = np.random.default_rng(3).bytes(2 * PAGE_BYTES)
 VICTIM, GHOST = 1 * MIB, 33 * MIB
-TWEAKS = TweakTable.from_random(np.random.default_rng(7).bytes(TweakTable.RANDOM_BYTES))
+CIPHERS = CIPHER_DESIGNS[CipherMode.AES_128_XEX].for_boot(np.random.default_rng(7).bytes)
 
 
 @pytest.fixture
 def machine() -> tuple[PhysicalPort, MemoryController]:
     dram = Dram(64 * MIB)
-    controller = MemoryController(dram, TWEAKS)
+    controller = MemoryController(dram, CIPHERS)
     controller.install_key(1, bytes(range(16)))
     return PhysicalPort(dram), controller
 

@@ -12,6 +12,7 @@ from rmp_tables import GUEST_SPA, VMPLS, save_area, snp_board
 from node import operations as op
 from node.board import Board
 from node.host_instructions import VMEXIT_BUSY, VMEXIT_INVALID
+from node.iommu_driver import enabling
 from node.rmp import RmpFault
 from psp import command_buffers as buffers
 from psp.commands import SnpCommand
@@ -301,6 +302,7 @@ def test_the_firmware_undoes_psmash(board: Board, looked: bool) -> None:
     def unsmash() -> int:
         return firmware(SnpCommand.PAGE_UNSMASH, buffers.SnpPageUnsmash(GUEST_SPA).pack())
 
+    host(board, *enabling())
     assert firmware(SnpCommand.INIT_EX, buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP).pack()) == Status.SUCCESS
     give(board, page(0, large=True))
     guest(board, op.Write(0x5000, SECRET))

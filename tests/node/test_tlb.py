@@ -12,6 +12,16 @@ PAGE, LARGE, HUGE = 4096, 2 << 20, 1 << 30
 GPA, GVA = Space.GUEST_PHYSICAL, Space.VIRTUAL
 
 
+def test_one_changed_entry_drops_the_large_translation_around_it() -> None:
+    tlb = Tlb(4)
+    tlb.fill(0, 1, GPA, 0, page(2, LARGE))
+    tlb.drop(LARGE, 2 * LARGE)
+    tlb.drop(3 * LARGE, 4 * LARGE)
+    assert tlb.find(0, 1, GPA, 0) is not None
+    tlb.drop(2 * LARGE + 7 * PAGE, 2 * LARGE + 8 * PAGE)
+    assert tlb.find(0, 1, GPA, 0) is None
+
+
 def page(number: int, size: int = PAGE, **more: bool) -> Translation:
     return Translation(number * size, size, **more)
 
@@ -23,7 +33,7 @@ def test_a_translation_serves_its_whole_page_and_nothing_beside_it(size: int) ->
     for address in (5 * size, 5 * size + size // 2, 6 * size - 1):
         found = tlb.find(0, 1, GVA, address)
         assert found is not None
-        assert found.spa == 9 * size
+        assert found.page == 9 * size
     assert tlb.find(0, 1, GVA, 5 * size - 1) is None
     assert tlb.find(0, 1, GVA, 6 * size) is None
     assert (tlb.hits, tlb.misses) == (3, 2)
@@ -82,11 +92,10 @@ def test_the_guests_own_flushes_leave_nested_translations_alone() -> None:
 @pytest.mark.parametrize(
     ("start", "end", "left"),
     [
-        (PAGE, 2 * PAGE, [False, True, True]),
+        (3 * PAGE, 4 * PAGE, [True, True, False]),
         (2 * PAGE, 3 * PAGE, ALL),
-        (2 * LARGE + PAGE, 2 * LARGE + 2 * PAGE, [True, False, True]),  # one page of a large one
-        (3 * LARGE, 4 * LARGE, ALL),
-        (0, HUGE, NONE),
+        (PAGE, 2 * PAGE, ALL),  # a guest-physical address of the same number
+        (0, HUGE, [True, True, False]),
     ],
 )
 def test_a_change_of_rmp_entries_drops_what_leads_to_their_pages_on_every_thread(
@@ -108,7 +117,7 @@ def test_what_was_not_used_for_longest_goes_first() -> None:
     assert len(tlb) == 2
     found = tlb.find(0, 1, GVA, 0)
     assert found is not None
-    assert found.spa == 7 * PAGE
+    assert found.page == 7 * PAGE
 
 
 @given(st.integers(1, 5), st.lists(st.tuples(st.integers(0, 2), st.integers(1, 2), st.integers(0, 9)), max_size=60))

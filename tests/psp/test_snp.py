@@ -126,6 +126,15 @@ def test_a_policy_the_platform_cannot_meet_fails(policy: int) -> None:
     assert machine.call(SnpCommand.LAUNCH_START, buffers.SnpLaunchStart(GCTX, policy).pack()) == expected
 
 
+def test_a_policy_that_demands_aes_256_xts_is_met_where_memory_is_encrypted_so_and_keys_are_as_long() -> None:
+    machine = snp_guest(up(), SnpGuestState.INIT)
+    machine.bus.memory_key_bytes = 64
+    start = buffers.SnpLaunchStart(GCTX, POLICY | 1 << 22)
+    assert machine.call(SnpCommand.LAUNCH_START, start.pack()) == Status.SUCCESS
+    assert machine.call(SnpCommand.ACTIVATE, buffers.SnpActivate(GCTX, 1).pack()) == Status.SUCCESS
+    assert len(machine.bus.keys[1]) == 64
+
+
 @pytest.mark.parametrize("page_type", [PageType.NORMAL, PageType.VMSA, PageType.ZERO, PageType.UNMEASURED])
 def test_launch_update_measures_encrypts_and_hands_the_page_over(page_type: PageType) -> None:
     machine = snp_guest(up())

@@ -14,13 +14,22 @@ from psp.firmware import SecurityProcessor
 from psp.launch_digest import LaunchDigest, LegacyLaunchDigest, PageType
 from psp.legacy import LegacyGuestState
 from psp.snp import SnpGuestState
-from psp.system_bus import LARGE_PAGE_BYTES, CoreConfiguration, RmpEntry
+from psp.system_bus import (
+    LARGE_PAGE_BYTES,
+    CoreConfiguration,
+    IommuConfiguration,
+    RmpEntry,
+    RmpPlacement,
+    RmpRegisters,
+)
 
 PAGE = 4096
 MEMORY_BYTES = 1 << 24
 UNCOVERED = MEMORY_BYTES - PAGE
 """The last page has no RMP entry."""
 _ZEROS = bytes(PAGE)
+_PLACEMENT = RmpPlacement(((0xF0_0000, 0x10_0000),), covers_itself=True)
+_IOMMU = IommuConfiguration(enabled=True, supports_snp=True, buffers=())
 
 
 @dataclass
@@ -30,6 +39,7 @@ class ToyBus:
     max_asid: int = 8
     min_sev_asid: int = 5
     dram_bytes: int = MEMORY_BYTES
+    memory_key_bytes: int = 16
     pages: dict[int, bytes] = field(default_factory=dict)
     rmp: dict[int, RmpEntry] = field(default_factory=dict)
     keys: dict[int, bytes] = field(default_factory=dict)
@@ -38,9 +48,17 @@ class ToyBus:
     hidden_up_to: int = 0
     cores: CoreConfiguration = field(
         default_factory=lambda: CoreConfiguration(
-            snp_enabled=True, mtrr_fix_dram_mod_enabled=True, hsave_pa_zero=True, smt_enabled=True
+            snp_enabled=True,
+            mtrr_fix_dram_mod_enabled=True,
+            hsave_pa_zero=True,
+            smt_enabled=True,
+            rmp=(RmpRegisters(0xF0_0000, MEMORY_BYTES - 1),),
         )
     )
+    placement: RmpPlacement | None = _PLACEMENT
+    iommu: IommuConfiguration = _IOMMU
+    enforced: bool = False
+    locked: bool = True
 
     def core_configuration(self) -> CoreConfiguration:
         return self.cores
@@ -84,6 +102,21 @@ class ToyBus:
 
     def wbinvd_count(self) -> int:
         return self.wbinvds
+
+    def fabric_locked(self) -> bool:
+        return self.locked
+
+    def rmp_placement(self) -> RmpPlacement | None:
+        return self.placement
+
+    def iommus(self) -> tuple[IommuConfiguration, ...]:
+        return (self.iommu,)
+
+    def iommus_enforce(self) -> None:
+        self.enforced = True
+
+    def iommus_release(self) -> None:
+        self.enforced = False
 
     def rmp_covers(self, spa: int) -> bool:
         return 0 <= spa < UNCOVERED

@@ -1,0 +1,151 @@
+"""A guest's way to memory: the nested translation, the RMP's check, and the key.
+
+``access`` are the error bits that a nested fault would have, ``needs`` the permissions of
+the VMPL that the RMP wants. With translation buffers on, ``CachedGuestAccess`` goes first.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from node.nested_page_table import READ, NestedPageFault, Segment
+from node.rmp_checks import PERMIT_READ, PERMIT_WRITE
+from node.rmp_faults import ERROR_ENC, ERROR_FETCH, ERROR_USER, ERROR_WALK, ERROR_WRITE, RmpFault
+from node.tlb import Space, Tag, Tlb, Translation
+from node.vmcb import Vmcb
+from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
+
+if TYPE_CHECKING:
+    from node.board import Board
+
+WALK = ERROR_USER | ERROR_WRITE | ERROR_WALK
+"""An access to the guest's own tables, which to the nested tables is always a store (APM volume 2, 15.25.5)."""
+
+
+class Way(Protocol):
+    """What both ways have."""
+
+    def resolve(
+        self, vmcb: Vmcb, gpa: int, length: int, private: bool, access: int = READ, needs: int = PERMIT_READ
+    ) -> tuple[list[Segment], int]:
+        """Where a range lies, and the ASID whose key it uses: 0 for what each segment says.
+
+        Raises NestedPageFault, RmpFault, NotValidated and MachineCheck.
+        """
+
+
+class GuestAccess:
+    """Translates and checks each access anew."""
+
+    def __init__(self, board: Board) -> None:
+        self._rmp = board.rmp
+        self._shared_reads_checked = board.product.rmp.shared_reads_checked
+
+    def resolve(
+        self, vmcb: Vmcb, gpa: int, length: int, private: bool, access: int = READ, needs: int = PERMIT_READ
+    ) -> tuple[list[Segment], int]:
+        """As ``Way`` says."""
+        try:
+            segments = vmcb.nested.translate(gpa, length, access)
+        except NestedPageFault as fault:
+            if private and vmcb.rmp_checked:
+                fault.error |= ERROR_ENC
+            raise
+        return segments, self.check(vmcb, gpa, segments, private, access, needs)
+
+    def check(self, vmcb: Vmcb, gpa: int, segments: list[Segment], private: bool, access: int, needs: int) -> int:
+        """RMP checks of a translated access; the ASID whose key it uses, 0 for what the nested entry says."""
+        try:
+            return self._check(vmcb, gpa, segments, private, access, needs)
+        except RmpFault as fault:
+            for spa, length, _, _ in segments:
+                if spa // PAGE_BYTES <= fault.spa // PAGE_BYTES <= (spa + max(1, length) - 1) // PAGE_BYTES:
+                    fault.gpa = gpa + max(0, fault.spa - spa)
+                    break
+                gpa += length
+            raise
+
+    def _check(self, vmcb: Vmcb, gpa: int, segments: list[Segment], private: bool, access: int, needs: int) -> int:
+        rmp = self._rmp
+        if private and vmcb.encrypted:
+            if vmcb.rmp_checked:
+                assert rmp is not None
+                for spa, length, large, _ in segments:
+                    rmp.check_guest_private(
+                        spa, gpa, vmcb.asid, length, needs=needs, vmpl=vmcb.vmpl, mapped_large=large,
+                        walk=bool(access & ERROR_WALK),
+                    )  # fmt: skip
+                    gpa += length
+                return vmcb.asid
+            if needs & PERMIT_WRITE and rmp is not None:
+                # A SEV guest has no RMP entries of its own: it may only write where the host may.
+                for spa, length, _, _ in segments:
+                    rmp.check_guest_write(spa, length, encrypted=True)
+            return vmcb.asid
+        write = needs & PERMIT_WRITE
+        if rmp is not None and (write or self._shared_reads_checked):
+            check = rmp.check_guest_write if write else rmp.checks.check_guest_shared_read
+            for spa, length, _, _ in segments:
+                check(spa, length)
+        return 0
+
+
+class CachedGuestAccess:
+    """Asks the translation buffers first; what they remember is neither walked nor checked again."""
+
+    def __init__(self, board: Board, anew: GuestAccess, tlb: Tlb) -> None:
+        self._rmp = board.rmp
+        self._anew = anew
+        self._tlb = tlb
+
+    def resolve(
+        self, vmcb: Vmcb, gpa: int, length: int, private: bool, access: int = READ, needs: int = PERMIT_READ
+    ) -> tuple[list[Segment], int]:
+        """As ``Way`` says, page by page."""
+        if length <= 0:
+            return self._anew.resolve(vmcb, gpa, length, private, access, needs)
+        key = vmcb.asid if private and vmcb.encrypted else 0
+        out: list[Segment] = []
+        at, end = gpa, gpa + length
+        while at < end:
+            one = self._tlb.find(vmcb.core, tag(vmcb), Space.GUEST_PHYSICAL, at)
+            if one is None or not _grants(one, access):
+                one = self._walk(vmcb, at, private, access)
+            size = min(end - at, one.page_bytes - at % one.page_bytes)
+            segment = (one.page + at % one.page_bytes, size, one.mapped_large, one.key)
+            verdict = (private, needs, vmcb.vmpl)
+            if verdict not in one.passed:
+                self._anew.check(vmcb, at, [segment], private, access, needs)
+                one.passed.add(verdict)
+            out.append(segment)
+            at += size
+        return out, key
+
+    def _walk(self, vmcb: Vmcb, gpa: int, private: bool, access: int) -> Translation:
+        try:
+            leaf = vmcb.nested.leaf(gpa, access)
+        except NestedPageFault as fault:
+            if private and vmcb.rmp_checked:
+                fault.error |= ERROR_ENC
+            raise
+        size = leaf.page_bytes
+        spa = leaf.spa + gpa % size
+        if self._rmp is not None:
+            # The verdict is on one entry, so what is remembered is no larger.
+            large = size > PAGE_BYTES and self._rmp.entry(spa).large
+            size = LARGE_PAGE_BYTES if large else PAGE_BYTES
+        one = Translation(
+            spa - gpa % size, size, writable=leaf.writable, executable=leaf.executable, dirty=leaf.dirty,
+            mapped_large=leaf.page_bytes > PAGE_BYTES, key=leaf.key,
+        )  # fmt: skip
+        self._tlb.fill(vmcb.core, tag(vmcb), Space.GUEST_PHYSICAL, gpa, one)
+        return one
+
+
+def tag(vmcb: Vmcb) -> Tag:
+    """What a vCPU's translations are tagged with. VMs without encryption have ASIDs that this board does not number."""
+    return vmcb.asid or vmcb.vm
+
+
+def _grants(one: Translation, access: int) -> bool:
+    return (not access & ERROR_WRITE or (one.writable and one.dirty)) and (not access & ERROR_FETCH or one.executable)

@@ -1,0 +1,98 @@
+"""What a hypervisor does to the platform itself: registers of cores and of the IOMMU, and devices that it drives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from node import operations as op
+from node.device_port import SLOTS
+from node.dram import MachineCheck
+from node.fault_answers import answer_to
+from node.iommu_registers import MMIO_BASE, MMIO_BYTES
+from node.rmp import ProtectionFault
+from tio.dma_port import DmaFault
+
+if TYPE_CHECKING:
+    from node.board import Board
+
+_REGISTER_BYTES = 8
+
+
+def platform_instructions(board: Board) -> Mapping[type, Callable[..., op.Answer]]:
+    """What each of these operations does on a board."""
+
+    def read_msr(one: op.ReadMsr) -> op.Answer:
+        try:
+            return board.msrs.read(one.core, one.msr)
+        except ProtectionFault as fault:
+            return answer_to(fault, one.msr)
+
+    def write_msr(one: op.WriteMsr) -> op.Answer:
+        try:
+            board.msrs.write(one.core, one.msr, one.value)
+        except ProtectionFault as fault:
+            return answer_to(fault, one.msr)
+        board.settle_snp()
+        return None
+
+    def mmio_read(one: op.MmioRead) -> op.Answer:
+        offset = _offset(one.address)
+        return _nothing_there(one.address) if offset is None else board.iommu.read_register(offset)
+
+    def mmio_write(one: op.MmioWrite) -> op.Answer:
+        offset = _offset(one.address)
+        if offset is None:
+            return _nothing_there(one.address)
+        board.iommu.write_register(offset, one.value & (1 << 64) - 1)
+        return None
+
+    def fabric_route(one: op.FabricRoute) -> op.Answer:
+        try:
+            board.data_fabric.route(one.spa, one.length, to_memory=one.to_memory)
+        except MachineCheck as fault:
+            return answer_to(fault, one.spa)
+        except ValueError:
+            return answer_to(ProtectionFault(), one.spa)
+        return None
+
+    def device_read(one: op.DeviceRead) -> op.Answer:
+        if not 0 <= one.slot < SLOTS or one.length > board.dram.size_bytes:
+            return _aborted(one.iova)
+        try:
+            return board.device_port(one.slot).read(one.iova, one.length)
+        except DmaFault as fault:
+            return _aborted(fault.address)
+
+    def device_write(one: op.DeviceWrite) -> op.Answer:
+        if 0 <= one.slot < SLOTS:
+            try:
+                board.device_port(one.slot).write(one.iova, one.data)
+            except DmaFault:
+                # No request can carry such an address; as little as for another refusal is the device told.
+                return None
+        return None
+
+    return {
+        op.ReadMsr: read_msr,
+        op.WriteMsr: write_msr,
+        op.MmioRead: mmio_read,
+        op.MmioWrite: mmio_write,
+        op.FabricRoute: fabric_route,
+        op.DeviceRead: device_read,
+        op.DeviceWrite: device_write,
+    }
+
+
+def _offset(address: int) -> int | None:
+    """A register's place in the IOMMU's MMIO; None for an address that is not a register's."""
+    inside = MMIO_BASE <= address < MMIO_BASE + MMIO_BYTES and not address % _REGISTER_BYTES
+    return address - MMIO_BASE if inside else None
+
+
+def _nothing_there(address: int) -> op.Fault:
+    return answer_to(MachineCheck(address, _REGISTER_BYTES), address)
+
+
+def _aborted(iova: int) -> op.Fault:
+    return op.Fault(op.FaultKind.DMA_ABORTED, iova)

@@ -1,0 +1,45 @@
+"""What QEMU launches with an SVSM (Coconut) beside OVMF: the SVSM at VMPL0 starts first, on every vCPU.
+
+Both images lie whole in the flash, the SVSM below OVMF and its variable store;
+the metadata is the SVSM's. Source: the coconut-svsm fork of QEMU, as
+sev-snp-measure reproduces it; that tool's digest was checked against hardware.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import chain
+
+from node.cpuid_page import cpuid_entries, cpuid_page
+from node.firmware_image import FirmwareImage
+from node.measured_launch import LaunchPage, image_pages, metadata_pages, vmsa_pages
+from node.vcpu_model import VcpuModel
+from node.vmsa import SevFeature, initial_vmsa
+
+_FLAT = ("ES", "SS", "DS", "FS")
+
+_PROTECTED_MODE: Mapping[str, int] = {
+    **{f"{segment}_SELECTOR": 0x10 for segment in _FLAT},
+    **{f"{segment}_ATTRIBUTES": 0xC93 for segment in _FLAT},
+    **{f"{segment}_LIMIT": 0xFFFF_FFFF for segment in (*_FLAT, "CS")},
+    "CS_SELECTOR": 0x08, "CS_ATTRIBUTES": 0xC9B, "CS_BASE": 0, "CR0": 0x11, "FCW": 0,
+}  # fmt: skip
+"""An SVSM is entered in flat protected mode; GS stays as a reset leaves it."""
+
+
+def svsm_launch_pages(
+    image: FirmwareImage, svsm: FirmwareImage, vcpus: int, vcpu_model: VcpuModel
+) -> Iterator[LaunchPage]:
+    """Every page of the launch, in order. Raises ``FirmwareImageError`` for an SVSM without entry point or metadata."""
+    entry = svsm.tables.svsm_entry
+    if entry is None:
+        raise svsm.refusal("SVSM info", "an entry point", "none")
+    if not entry < len(svsm.data):
+        raise svsm.refusal("SVSM info", f"an entry point below {len(svsm.data):#x}", hex(entry))
+    if not svsm.launches_snp:
+        raise svsm.refusal("SEV metadata", "a SECRETS and a CPUID section", "none")
+    signature = vcpu_model.cpuid_signature
+    start = {**_PROTECTED_MODE, "RIP": svsm.gpa + entry}
+    vmsa = initial_vmsa(svsm.gpa + entry, signature, SevFeature.SNP_ACTIVE, start)
+    cpuid = cpuid_page(cpuid_entries(signature))
+    return chain(image_pages(image), image_pages(svsm), metadata_pages(svsm, cpuid), vmsa_pages((vmsa,) * vcpus))
