@@ -209,9 +209,14 @@ class Board:
 
     # What a core does while a vCPU runs.
 
-    def enter(self, vm: str, vcpu: int) -> None:
-        """A vCPU begins to run: its save area is in use until ``leave``, and it has the VMPL that stands there."""
+    def enter(self, vm: str, vcpu: int) -> int:
+        """A vCPU begins to run: its save area is in use until ``leave``, and it has the VMPL that stands there.
+
+        0, or the exit code where the registers are not those that were saved.
+        """
         vmcb = self.vmcbs[vm][vcpu]
+        if not self.registers_fit(vmcb):
+            return self.platform.save_area_refused
         self.controls.forget(vm, vcpu)
         if vmcb.rmp_checked and self.rmp is not None:
             self._running[vm, vcpu] = vmcb.save_area_spa
@@ -219,6 +224,7 @@ class Board:
             self.take_vmpl(vmcb)
         if self.tlb_duties is not None:
             self.tlb_duties.enter(self.vmcbs[vm][vcpu])
+        return 0
 
     def leave(self, vm: str, vcpu: int) -> None:
         """A vCPU is off its core; one that did not run is left alone."""
@@ -259,14 +265,33 @@ class Board:
 
     def store_save_area(self, vmcb: Vmcb, page: bytes) -> None:
         """Write the save area as an exit does."""
-        self.controller.write(vmcb.save_area_spa, page, self.save_area_key(vmcb))
+        self._store_registers(vmcb, 0, page)
 
     def store_save_area_field(self, vmcb: Vmcb, offset: int, data: bytes) -> None:
         """Write a part of it, as the core does while the vCPU runs."""
+        self._store_registers(vmcb, offset, data)
+
+    def _store_registers(self, vmcb: Vmcb, offset: int, data: bytes) -> None:
+        # A core would write all of its state. Here fields that nobody models stay as they lie in memory, so a page
+        # that does not fit any more is not made to: VMRUN finds it.
+        seal = _sealed(vmcb) and self.registers_fit(vmcb)
         self.controller.write(vmcb.save_area_spa + offset, data, self.save_area_key(vmcb))
+        if seal:
+            self.bus.seal_save_area(vmcb.save_area_spa, vmcb.asid)
+
+    def registers_fit(self, vmcb: Vmcb) -> bool:
+        """Whether a save area is what hardware wrote last; only that of SEV-ES has a value to tell it by."""
+        if not _sealed(vmcb) or Protection.SAVE_AREA_INTEGRITY in self.platform.disabled:
+            return True
+        return self.bus.seals.fits(vmcb.asid, vmcb.save_area_spa, self.load_save_area(vmcb))
 
     def save_area_key(self, vmcb: Vmcb) -> int:
         """Through which key registers go: the guest's from SEV-ES on; a plain VM's are the host's, as it maps them."""
         if CAPABILITIES[vmcb.generation].encrypted_registers:
             return vmcb.asid
         return HOST_KEY if vmcb.generation is Generation.SME else 0
+
+
+def _sealed(vmcb: Vmcb) -> bool:
+    """SEV-ES: encrypted registers that no RMP keeps."""
+    return vmcb.generation is Generation.SEV_ES

@@ -18,7 +18,12 @@ from node.product import Product
 from node.rmp_layout import BOOKKEEPING_BYTES, RmpLayout
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand
+from psp.legacy import INIT_ES
 from psp.status import Status
+from psp.system_bus import LARGE_PAGE_BYTES, RmpEntry
+
+TRUSTED_REGION_BYTES = LARGE_PAGE_BYTES
+"""Memory given up at INIT for SEV-ES guests; 1 MiB would do without SNP."""
 
 
 class Step(NamedTuple):
@@ -26,6 +31,13 @@ class Step(NamedTuple):
 
     name: str
     batch: tuple[op.HypervisorOperation, ...]
+
+
+def trusted_region(rmp: RmpLayout | None) -> int:
+    """Where it is given up: below the RMP, or the second 2 MiB of memory where there is none."""
+    if rmp is None:
+        return LARGE_PAGE_BYTES
+    return (rmp.base - TRUSTED_REGION_BYTES) // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
 
 
 def bring_up_steps(product: Product, rmp: RmpLayout | None, command_page: int, syscfg: int) -> Iterator[Step]:
@@ -43,7 +55,11 @@ def bring_up_steps(product: Product, rmp: RmpLayout | None, command_page: int, s
         yield Step("SNP_INIT_EX", (op.PspCommand(SnpCommand.INIT_EX, command_page, init.pack()),))
         yield Step("SNP_DF_FLUSH", (op.Wbinvd(), op.PspCommand(SnpCommand.DF_FLUSH)))
     if Generation.SEV in product.generations:
-        yield Step("INIT", (op.PspCommand(LegacyCommand.INIT, command_page, buffers.Init().pack()),))
+        init_es = buffers.Init(INIT_ES, trusted_region(rmp), TRUSTED_REGION_BYTES)
+        if rmp is not None:
+            entry = RmpEntry(assigned=True, immutable=True, large=True)
+            yield Step("trusted region", (op.RmpUpdate(trusted_region(rmp), TRUSTED_REGION_BYTES, entry),))
+        yield Step("INIT", (op.PspCommand(LegacyCommand.INIT, command_page, init_es.pack()),))
         yield Step("DF_FLUSH", (op.Wbinvd(), op.PspCommand(LegacyCommand.DF_FLUSH)))
 
 

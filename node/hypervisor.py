@@ -17,7 +17,7 @@ from node.firmware_image import FirmwareImage
 from node.frame_allocator import FrameAllocator, OutOfMemory
 from node.generation import Generation
 from node.guest_memory_map import Range
-from node.host_bring_up import bring_up_steps, refusal
+from node.host_bring_up import TRUSTED_REGION_BYTES, bring_up_steps, refusal, trusted_region
 from node.hypervisor_port import (
     Answers,
     Batch,
@@ -44,6 +44,7 @@ from node.vmsa import VMSA_BYTES, SevFeature
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand, command_name
 from psp.launch_digest import PageType
+from psp.policy import LegacyPolicy
 from psp.status import Status
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
 
@@ -77,8 +78,14 @@ class Hypervisor:
         # Where firmware reserved memory for the RMP, as its memory map says.
         self._rmp = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented) if self.snp else None
         reserved = 0 if self._rmp is None else memory_bytes - self._rmp.base
-        # The first 2 MiB stay with the host, as real-mode memory does.
-        self.frames = FrameAllocator([(LARGE_PAGE_BYTES, memory_bytes - LARGE_PAGE_BYTES - reserved)])
+        # The first 2 MiB stay with the host, as real-mode memory does, and what firmware gets at INIT.
+        region = trusted_region(self._rmp)
+        first, end = LARGE_PAGE_BYTES, memory_bytes
+        if self._rmp is None:
+            first = region + TRUSTED_REGION_BYTES
+        else:
+            end = region
+        self.frames = FrameAllocator([(first, end - first)])
         self.rmp_bytes = reserved
         self._command_page = self._frame()
         self._vms: dict[str, LaunchedVm] = {}
@@ -390,9 +397,15 @@ class Hypervisor:
     def launch_sev(self, spec: MachineSpec, record: LaunchedVm) -> Task:
         """SEV: the legacy launch, measured and finished."""
         yield from self._take_asid(record)
+        yield from self._begin_legacy_launch(record, LEGACY_POLICY)
+        yield from self._end_legacy_launch(record)
+        yield from self._write_save_areas(spec, record)
+
+    def _begin_legacy_launch(self, record: LaunchedVm, policy: int) -> Task:
+        """LAUNCH_START and the firmware image."""
         command = record.small[0]
         yield from self._write(record, sev_launch_ranges(record.firmware))
-        wanted = buffers.LaunchStart(policy=LEGACY_POLICY)
+        wanted = buffers.LaunchStart(policy=policy)
         started = yield from self._call(LegacyCommand.LAUNCH_START, command, wanted.pack())
         record.handle = buffers.LaunchStart.parse(started).handle
         activate = buffers.Activate(handle=record.handle, asid=record.asid)
@@ -407,10 +420,33 @@ class Hypervisor:
                 yield from self._checked([op.HostClflush(spa, len(data))])
             yield from self._must(LegacyCommand.LAUNCH_UPDATE_DATA, command, update.pack())
             yield from self._take_back(record)
+
+    def _end_legacy_launch(self, record: LaunchedVm) -> Task:
+        """LAUNCH_MEASURE and LAUNCH_FINISH."""
         yield from self._measure(record)
         finish = buffers.Handle(handle=record.handle)
-        yield from self._must(LegacyCommand.LAUNCH_FINISH, command, finish.pack())
-        yield from self._write_save_areas(spec, record)
+        yield from self._must(LegacyCommand.LAUNCH_FINISH, record.small[0], finish.pack())
+
+    def launch_sev_es(self, spec: MachineSpec, record: LaunchedVm) -> Task:
+        """SEV-ES: as SEV, with every save area measured and encrypted by firmware before the launch is measured."""
+        yield from self._take_asid(record)
+        yield from self._begin_legacy_launch(record, LEGACY_POLICY | LegacyPolicy.ES)
+        command = record.small[0]
+        for page in launch_vmsas(record.firmware, spec.vcpus, vcpu_model(VCPU_MODEL), 0):
+            spa = self._small(record)
+            record.save_areas.append(spa)
+            yield from self._checked([op.HostWrite(spa, page)])
+            yield from self._lend(record, spa, VMSA_BYTES)
+            if not self.product.coherent_across_keys:
+                yield from self._checked([op.HostClflush(spa, VMSA_BYTES)])
+            update = buffers.LaunchUpdateData(handle=record.handle, address=spa, length=VMSA_BYTES)
+            yield from self._must(LegacyCommand.LAUNCH_UPDATE_VMSA, command, update.pack())
+            yield from self._take_back(record)
+        yield from self._end_legacy_launch(record)
+        yield tuple(
+            op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa)
+            for index, spa in enumerate(record.save_areas)
+        )
 
     def _measure(self, record: LaunchedVm) -> Task:
         """LAUNCH_MEASURE, whose answer a guest owner would check."""
@@ -519,6 +555,7 @@ _LAUNCHES: Mapping[Generation, Launch] = {
     Generation.PLAIN: Hypervisor.launch_plain,
     Generation.SME: Hypervisor.launch_plain,
     Generation.SEV: Hypervisor.launch_sev,
+    Generation.SEV_ES: Hypervisor.launch_sev_es,
     Generation.SEV_SNP: Hypervisor.launch_snp,
 }
 """How each generation starts. A generation that is not in the table is refused."""

@@ -130,11 +130,14 @@ class HostOperationCost:
         self._psp_table: dict[int, Callable[[bytes], float]] = {
             SnpCommand.LAUNCH_UPDATE: lambda _: costs["psp.launch_update_ns_per_kib"] * PAGE_BYTES / _KIB,
             SnpCommand.LAUNCH_FINISH: lambda _: costs["psp.command_ns"] + costs["psp.launch_fixed_ns"],
-            LegacyCommand.LAUNCH_UPDATE_DATA: lambda buffer: (
-                costs["psp.legacy_launch_update_ns_per_kib"]
-                * measured_bytes(LegacyCommand.LAUNCH_UPDATE_DATA, buffer)
-                / _KIB
-            ),
+            **{
+                command: lambda buffer: (
+                    costs["psp.legacy_launch_update_ns_per_kib"]
+                    * measured_bytes(LegacyCommand.LAUNCH_UPDATE_DATA, buffer)
+                    / _KIB
+                )
+                for command in (LegacyCommand.LAUNCH_UPDATE_DATA, LegacyCommand.LAUNCH_UPDATE_VMSA)
+            },
         }
 
     def price(self, batch: tuple[op.HypervisorOperation, ...]) -> float:

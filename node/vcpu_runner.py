@@ -65,8 +65,15 @@ class VcpuRunner:
 
     def start(self, vcpu: Vcpu) -> None:
         """Enter a vCPU that is off its core, and go on with it."""
-        self._board.enter(vcpu.guest.spec.name, vcpu.index)
-        self.go_on(vcpu)
+        if self._enter(vcpu):
+            self.go_on(vcpu)
+
+    def _enter(self, vcpu: Vcpu) -> bool:
+        """VMRUN; a VM whose registers were tampered with ends."""
+        code = self._board.enter(vcpu.guest.spec.name, vcpu.index)
+        if code:
+            self._power_off(vcpu.guest, code & 0xFF)
+        return not code
 
     def go_on(self, vcpu: Vcpu) -> None:
         """Go on with a vCPU as its registers say: the rest of a phase or sleep, else the next block."""
@@ -238,7 +245,8 @@ class VcpuRunner:
             return
         for vcpu in guest.vcpus[1:]:
             if vcpu.state is VcpuState.WAITING:
-                self._board.enter(guest.spec.name, vcpu.index)
+                if not self._enter(vcpu):
+                    return
                 self._run_blocks(vcpu, None)
 
     # Phases and sleeps.

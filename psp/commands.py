@@ -146,6 +146,7 @@ COMMANDS: Mapping[int, CommandRow] = {
     LegacyCommand.GUEST_STATUS: CommandRow(buffers.GuestStatus, frozenset({_L.WORKING}), writes_buffer=True),
     LegacyCommand.LAUNCH_START: CommandRow(buffers.LaunchStart, _UP, writes_buffer=True),
     LegacyCommand.LAUNCH_UPDATE_DATA: CommandRow(buffers.LaunchUpdateData, frozenset({_L.WORKING})),
+    LegacyCommand.LAUNCH_UPDATE_VMSA: CommandRow(buffers.LaunchUpdateData, frozenset({_L.WORKING})),
     LegacyCommand.LAUNCH_MEASURE: CommandRow(buffers.LaunchMeasure, frozenset({_L.WORKING}), writes_buffer=True),
     LegacyCommand.LAUNCH_FINISH: CommandRow(buffers.Handle, frozenset({_L.WORKING})),
     SnpCommand.INIT: CommandRow(None, frozenset({_S.UNINIT})),
@@ -169,7 +170,7 @@ COMMANDS: Mapping[int, CommandRow] = {
             LegacyCommand.PLATFORM_RESET, LegacyCommand.PEK_GEN, LegacyCommand.PEK_CSR, LegacyCommand.PEK_CERT_IMPORT,
             LegacyCommand.PDH_CERT_EXPORT, LegacyCommand.PDH_GEN, LegacyCommand.DOWNLOAD_FIRMWARE,
             LegacyCommand.GET_ID, LegacyCommand.INIT_EX, LegacyCommand.RING_BUFFER, LegacyCommand.COPY,
-            LegacyCommand.ACTIVATE_EX, LegacyCommand.LAUNCH_UPDATE_VMSA, LegacyCommand.LAUNCH_SECRET,
+            LegacyCommand.ACTIVATE_EX, LegacyCommand.LAUNCH_SECRET,
             LegacyCommand.ATTESTATION, LegacyCommand.SEND_START, LegacyCommand.SEND_UPDATE_DATA,
             LegacyCommand.SEND_UPDATE_VMSA, LegacyCommand.SEND_FINISH, LegacyCommand.SEND_CANCEL,
             LegacyCommand.RECEIVE_START, LegacyCommand.RECEIVE_UPDATE_DATA, LegacyCommand.RECEIVE_UPDATE_VMSA,
@@ -199,10 +200,13 @@ def command_name(command: int) -> str:
     return f"SNP_{name}" if is_snp(command) else name
 
 
+_LEGACY_UPDATES = frozenset({LegacyCommand.LAUNCH_UPDATE_DATA, LegacyCommand.LAUNCH_UPDATE_VMSA})
+
+
 def measured_bytes(command: int, buffer: bytes) -> int:
     """How many bytes a launch command with this buffer measures, 0 for other commands."""
     if command == SnpCommand.LAUNCH_UPDATE:
         return PAGE_BYTES
-    if command == LegacyCommand.LAUNCH_UPDATE_DATA and len(buffer) >= buffers.LaunchUpdateData.SIZE:
+    if command in _LEGACY_UPDATES and len(buffer) >= buffers.LaunchUpdateData.SIZE:
         return buffers.LaunchUpdateData.parse(buffer).length
     return 0

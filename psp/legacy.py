@@ -19,6 +19,13 @@ from psp.system_bus import LARGE_PAGE_BYTES, SystemBus
 
 TIK_BYTES = 16
 NONCE_BYTES = 16
+SAVE_AREA_BYTES = 4096
+TMR_BYTES = 1 << 20
+"""Least length of the trusted memory region, and its alignment; 2 MiB once SNP is initialised."""
+INIT_ES = 1 << 0
+"""INIT flag: SEV-ES guests, for which firmware takes the trusted memory region."""
+NOT_ES = Status.POLICY_FAILURE
+"""What LAUNCH_UPDATE_VMSA of a guest without the ES bit gets: the sheet names no status for it, the bit is policy."""
 _BLOCK_BYTES = 16
 _AT_ONCE_BYTES = LARGE_PAGE_BYTES
 
@@ -43,6 +50,7 @@ GUEST_STATES = {
     LegacyCommand.DECOMMISSION: _ALIVE,
     LegacyCommand.GUEST_STATUS: _ALIVE,
     LegacyCommand.LAUNCH_UPDATE_DATA: frozenset({_G.LUPDATE}),
+    LegacyCommand.LAUNCH_UPDATE_VMSA: frozenset({_G.LUPDATE}),
     LegacyCommand.LAUNCH_MEASURE: frozenset({_G.LUPDATE}),
     LegacyCommand.LAUNCH_FINISH: frozenset({_G.LSECRET}),
 }
@@ -83,6 +91,7 @@ class LegacyFirmware:
         self._last_handle = 0
         self._flush = flush
         self._ranges = ranges
+        self._es = False
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             LegacyCommand.INIT: self._init,
             LegacyCommand.SHUTDOWN: self._shutdown,
@@ -95,27 +104,43 @@ class LegacyFirmware:
             LegacyCommand.DECOMMISSION: self._decommission,
             LegacyCommand.GUEST_STATUS: self._guest_status,
             LegacyCommand.LAUNCH_UPDATE_DATA: self._launch_update_data,
+            LegacyCommand.LAUNCH_UPDATE_VMSA: self._launch_update_vmsa,
             LegacyCommand.LAUNCH_MEASURE: self._launch_measure,
             LegacyCommand.LAUNCH_FINISH: self._launch_finish,
         }
 
     def _init(self, init: buffers.Init) -> None:
-        if init.flags & 1:
-            # SEV-ES needs its trusted memory region, which this version does not keep.
-            raise PspError(Status.UNSUPPORTED)
+        es = bool(init.flags & INIT_ES)
+        if es:
+            self._check_trusted_region(init)
+        self._es = es
         self.state = LegacyPlatformState.INIT
         self._flush.require_all()
+
+    def _check_trusted_region(self, init: buffers.Init) -> None:
+        """The region that INIT names: memory that the host gave up whole."""
+        unit = LARGE_PAGE_BYTES if self._memory.snp_initialised else TMR_BYTES
+        if init.tmr_length < unit:
+            raise PspError(Status.INVALID_LENGTH)
+        if not init.tmr_address or init.tmr_address % unit:
+            raise PspError(Status.INVALID_ADDRESS)
+        self._memory.check_writable(init.tmr_address, init.tmr_length)
 
     def _shutdown(self, _: None) -> None:
         for guest in self.guests.values():
             self._drop_asid(guest)
         self.guests.clear()
+        self._es = False
         self.state = LegacyPlatformState.UNINIT
 
     def _platform_status(self, _: buffers.PlatformStatus) -> buffers.PlatformStatus:
         major, minor, build = self._api
         return buffers.PlatformStatus(
-            api_major=major, api_minor=minor, state=self.state, config=build << 24, guest_count=len(self.guests)
+            api_major=major,
+            api_minor=minor,
+            state=self.state,
+            config=build << 24 | self._es,
+            guest_count=len(self.guests),
         )
 
     def _launch_start(self, start: buffers.LaunchStart) -> buffers.LaunchStart:
@@ -124,7 +149,7 @@ class LegacyFirmware:
         if start.handle:
             # Sharing another guest's key (NOKS clear) is not built.
             raise PspError(Status.UNSUPPORTED if start.handle in self.guests else Status.INVALID_GUEST)
-        facts = PlatformFacts(self._api[:2], self._bus.core_configuration().smt_enabled)
+        facts = PlatformFacts(self._api[:2], self._bus.core_configuration().smt_enabled, es=self._es)
         check_legacy_policy(start.policy, facts)
         if len(self.guests) >= self._bus.max_asid:
             raise PspError(Status.RESOURCE_LIMIT)
@@ -190,6 +215,21 @@ class LegacyFirmware:
             data = self._bus.read(spa, min(_AT_ONCE_BYTES, end - spa))
             guest.digest.update(data)
             self._bus.encrypt_in_place(spa, len(data), guest.asid)
+
+    def _launch_update_vmsa(self, update: buffers.LaunchUpdateData) -> None:
+        guest = self._guest(update.handle, LegacyCommand.LAUNCH_UPDATE_VMSA)
+        if not guest.policy & LegacyPolicy.ES:
+            raise PspError(NOT_ES)
+        if update.length != SAVE_AREA_BYTES:
+            raise PspError(Status.INVALID_LENGTH)
+        if update.address % SAVE_AREA_BYTES:
+            raise PspError(Status.INVALID_ADDRESS)
+        if not guest.asid:
+            raise PspError(Status.INACTIVE)
+        self._memory.check_writable(update.address, SAVE_AREA_BYTES)
+        guest.digest.update(self._bus.read(update.address, SAVE_AREA_BYTES))
+        self._bus.encrypt_in_place(update.address, SAVE_AREA_BYTES, guest.asid)
+        self._bus.seal_save_area(update.address, guest.asid)
 
     def _launch_measure(self, measure: buffers.LaunchMeasure) -> buffers.LaunchMeasure:
         guest = self._guest(measure.handle, LegacyCommand.LAUNCH_MEASURE)

@@ -18,6 +18,7 @@ SIZES = {
     LegacyCommand.INIT: 0x14, LegacyCommand.PLATFORM_STATUS: 0x0C, LegacyCommand.ACTIVATE: 0x08,
     LegacyCommand.DEACTIVATE: 0x04, LegacyCommand.DECOMMISSION: 0x04, LegacyCommand.LAUNCH_FINISH: 0x04,
     LegacyCommand.GUEST_STATUS: 0x0D, LegacyCommand.LAUNCH_START: 0x24, LegacyCommand.LAUNCH_UPDATE_DATA: 0x14,
+    LegacyCommand.LAUNCH_UPDATE_VMSA: 0x14,
     LegacyCommand.LAUNCH_MEASURE: 0x14, SnpCommand.INIT_EX: 0x40, SnpCommand.SHUTDOWN_EX: 0x08,
     SnpCommand.PLATFORM_STATUS: 0x08, SnpCommand.GCTX_CREATE: 0x08, SnpCommand.ACTIVATE: 0x0C,
     SnpCommand.DECOMMISSION: 0x08, SnpCommand.GUEST_STATUS: 0x10, SnpCommand.LAUNCH_START: 0x30,

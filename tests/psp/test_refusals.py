@@ -37,12 +37,6 @@ def refused(machine: Machine, command: int, buffer: bytes) -> int:
     return status
 
 
-def test_sev_es_is_refused_at_init_and_as_a_policy() -> None:
-    assert refused(new_machine(), LegacyCommand.INIT, buffers.Init(flags=1).pack()) == Status.UNSUPPORTED
-    es = buffers.LaunchStart(policy=1 | 1 << 2).pack()
-    assert refused(up(snp=False), LegacyCommand.LAUNCH_START, es) == Status.POLICY_FAILURE
-
-
 @pytest.mark.parametrize("policy", [1 << 6, 1 << 15, 2 << 16, 1 << 16 | 56 << 24])
 def test_a_sev_policy_with_reserved_bits_or_a_newer_api_fails(policy: int) -> None:
     start = buffers.LaunchStart(policy=policy).pack()

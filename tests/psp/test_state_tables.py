@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from toy_machine import (
     COMMAND_PAGE,
+    ES_POLICY,
     FIRMWARE,
     GCTX,
     GUEST_PAGE,
@@ -37,6 +38,7 @@ LEGACY_PLATFORM = {
     LegacyCommand.DEACTIVATE: {2},
     LegacyCommand.GUEST_STATUS: {2},
     LegacyCommand.LAUNCH_UPDATE_DATA: {2},
+    LegacyCommand.LAUNCH_UPDATE_VMSA: {2},
     LegacyCommand.LAUNCH_MEASURE: {2},
     LegacyCommand.LAUNCH_FINISH: {2},
 }
@@ -54,6 +56,7 @@ LEGACY_GUEST = {
     LegacyCommand.DECOMMISSION: {1, 2, 3, 4, 5, 6},
     LegacyCommand.GUEST_STATUS: {1, 2, 3, 4, 5, 6},
     LegacyCommand.LAUNCH_UPDATE_DATA: {1},
+    LegacyCommand.LAUNCH_UPDATE_VMSA: {1},
     LegacyCommand.LAUNCH_MEASURE: {1},
     LegacyCommand.LAUNCH_FINISH: {2},
 }
@@ -112,9 +115,11 @@ def test_a_command_that_the_platform_state_allows_gets_past_it(command: int, sta
 @pytest.mark.parametrize("command", LEGACY_GUEST)
 def test_every_sev_command_in_every_guest_state(command: LegacyCommand, state: LegacyGuestState) -> None:
     machine = up(snp=False)
-    handle = sev_guest(machine)
+    es = command is LegacyCommand.LAUNCH_UPDATE_VMSA
+    handle = sev_guest(machine, policy=ES_POLICY, asid=4) if es else sev_guest(machine)
     machine.psp.legacy.guests[handle].state = state
     buffer = {
+        LegacyCommand.LAUNCH_UPDATE_VMSA: buffers.LaunchUpdateData(handle, GUEST_PAGE, 4096),
         LegacyCommand.ACTIVATE: buffers.Activate(handle, 7),
         LegacyCommand.GUEST_STATUS: buffers.GuestStatus(handle),
         LegacyCommand.LAUNCH_UPDATE_DATA: buffers.LaunchUpdateData(handle, GUEST_PAGE, 64),

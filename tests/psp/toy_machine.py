@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from psp import command_buffers as buffers
 from psp.asid_flush import AsidFlush
@@ -46,6 +46,8 @@ class ToyBus:
     wbinvds: int = 0
     can_hide_ciphertext: bool = False
     hidden_up_to: int = 0
+    sealed: dict[int, bytes] = field(default_factory=dict)
+    """Save areas by SPA, as they read through their guest's key when they were sealed."""
     cores: CoreConfiguration = field(
         default_factory=lambda: CoreConfiguration(
             snp_enabled=True,
@@ -93,6 +95,9 @@ class ToyBus:
 
     def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:
         self.write_guest(spa, self.read(spa, length), asid)
+
+    def seal_save_area(self, spa: int, asid: int) -> None:
+        self.sealed[spa] = self.read_guest(spa, PAGE, asid)
 
     def install_key(self, asid: int, key: bytes) -> None:
         self.keys[asid] = key
@@ -189,7 +194,9 @@ class Machine:
         """Everything that a refused command must leave alone."""
         pages = {page: octets for page, octets in self.bus.pages.items() if octets != _ZEROS}
         machine = {"DRAM": pages, "RMP": dict(self.bus.rmp), "keys": dict(self.bus.keys)}
-        return {**self.firmware_state(), **machine, "hidden": self.bus.hidden_up_to}
+        return {
+            **self.firmware_state(), **machine, "hidden": self.bus.hidden_up_to, "seals": dict(self.bus.sealed)
+        }  # fmt: skip
 
 
 def new_machine() -> Machine:
@@ -205,7 +212,8 @@ def new_machine() -> Machine:
 # Machines at work.
 
 GCTX, GUEST_PAGE, OUT = 0x60_0000, 0x20_0000, 0x40_0000
-POLICY = 0x3_0000
+TMR = 0xA0_0000
+POLICY, ES_POLICY = 0x3_0000, 0x5
 FIRMWARE = RmpEntry(assigned=True, immutable=True)
 COMMAND_PAGE = 0x1000
 
@@ -216,7 +224,9 @@ def up(*, snp: bool = True, legacy: bool = True) -> Machine:
         assert machine.call(SnpCommand.INIT_EX, buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP).pack()) == 0
         machine.flush(SnpCommand.DF_FLUSH)
     if legacy:
-        assert machine.call(LegacyCommand.INIT, buffers.Init().pack()) == 0
+        if snp:
+            machine.bus.rmp_set(TMR, replace(FIRMWARE, large=True))
+        assert machine.call(LegacyCommand.INIT, buffers.Init(1, TMR, 2 << 20).pack()) == 0
         machine.flush(LegacyCommand.DF_FLUSH)
     return machine
 
@@ -251,8 +261,10 @@ def update(machine: Machine, page_type: int = PageType.NORMAL, address: int = GU
     return int(machine.call(SnpCommand.LAUNCH_UPDATE, buffers.SnpLaunchUpdate.of(GCTX, page_type, address).pack()))
 
 
-def sev_guest(machine: Machine, state: LegacyGuestState = LegacyGuestState.LUPDATE, asid: int = 6) -> int:
-    status, buffer = returning(machine, LegacyCommand.LAUNCH_START, buffers.LaunchStart(policy=1).pack())
+def sev_guest(
+    machine: Machine, state: LegacyGuestState = LegacyGuestState.LUPDATE, asid: int = 6, policy: int = 1
+) -> int:
+    status, buffer = returning(machine, LegacyCommand.LAUNCH_START, buffers.LaunchStart(policy=policy).pack())
     assert status == 0
     handle = buffers.LaunchStart.parse(buffer).handle
     assert machine.call(LegacyCommand.ACTIVATE, buffers.Activate(handle, asid).pack()) == 0
