@@ -12,6 +12,8 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 
 from node import operations as op
+from node.actor import HYPERVISOR, Actor, Observer, Role
+from node.alias_scan import aliases_found
 from node.cached_controller import CachedController
 from node.cipher_modes import CIPHER_DESIGNS
 from node.core_msrs import SNP_EN
@@ -32,6 +34,7 @@ from node.msrs_at_reset import msrs_at_reset
 from node.nested_page_table import NestedPageTable, TableHost
 from node.nested_walk import NestedWalker
 from node.page_table_entry import LONG, EntryFormat
+from node.physical_port import PhysicalPort
 from node.platform import AS_USUAL, HostMode, Platform, Protection
 from node.product import Product
 from node.rmp import ReverseMapTable
@@ -42,6 +45,7 @@ from node.vcpu_controls import VcpuControls
 from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
 from node.vmsa import VMSA_BYTES, VMSA_FIELDS
+from psp.alias_check import AliasCheck
 from psp.firmware import SecurityProcessor
 
 _VMPLS = 4
@@ -65,6 +69,9 @@ class Board:
         self.product = product
         self.platform = platform
         self.dram = Dram(memory_bytes)
+        if platform.ghost_line:
+            PhysicalPort(self.dram).ground(platform.ghost_line)
+        alias_check = _alias_check(self.dram) if platform.alias_check else AliasCheck.NOT_DONE
         self.data_fabric = DataFabric(self.dram, locked=platform.fabric_locked)
         design = CIPHER_DESIGNS[platform.cipher_of(product)]
         ciphers = design.for_boot(
@@ -115,8 +122,11 @@ class Board:
             api=platform.firmware_api or product.firmware_api,
         )
         self.psp.snp.wants_fabric_locked = platform.fabric_lock_checked
+        self.psp.snp.alias_check = alias_check
         self.exit_handler: ExitHandler | None = None
         """The hypervisor's answer to a page state change; runs while the vCPU is stopped."""
+        self.observer: Observer | None = None
+        """A tap outside of the machine: sees each batch and what its actor was answered."""
         self.nested: dict[str, NestedPageTable] = {}
         self.tables = self._table_host()
         self.vmcbs: dict[str, dict[int, Vmcb]] = {}
@@ -142,12 +152,18 @@ class Board:
     def execute_guest(self, vmcb: Vmcb, batch: tuple[op.GuestOperation, ...]) -> tuple[op.Answer, ...]:
         """Execute a guest's batch as the vCPU of ``vmcb``."""
         table = self._guest.table
-        return tuple([table[type(one)](vmcb, one) if type(one) in table else undefined() for one in batch])
+        answers = tuple([table[type(one)](vmcb, one) if type(one) in table else undefined() for one in batch])
+        if self.observer is not None:
+            self.observer(Actor(Role.GUEST, vmcb.vm), batch, answers)
+        return answers
 
     def execute_host(self, batch: tuple[op.HypervisorOperation, ...]) -> tuple[op.Answer, ...]:
         """Execute a hypervisor's batch on a core in host mode."""
         table = self._host.table
-        return tuple([table[type(one)](one) if type(one) in table else undefined() for one in batch])
+        answers = tuple([table[type(one)](one) if type(one) in table else undefined() for one in batch])
+        if self.observer is not None:
+            self.observer(HYPERVISOR, batch, answers)
+        return answers
 
     def disk(self, vm: str) -> Disk:
         """A VM's disk; made when it is first asked for."""
@@ -295,3 +311,7 @@ class Board:
 def _sealed(vmcb: Vmcb) -> bool:
     """SEV-ES: encrypted registers that no RMP keeps."""
     return vmcb.generation is Generation.SEV_ES
+
+
+def _alias_check(dram: Dram) -> AliasCheck:
+    return AliasCheck.FOUND if aliases_found(dram) else AliasCheck.COMPLETE

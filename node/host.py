@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from node.actor import Observer
 from node.arrivals import Arrivals
 from node.board import Board
 from node.clock import Clock
@@ -53,7 +54,8 @@ class HostSpec:
 class Host:
     """A host and everything on it. Times are virtual nanoseconds.
 
-    ``tenants`` makes the software of each VM, here where nobody says; ``hypervisor`` the host's own.
+    ``tenants`` makes the software of each VM, here where nobody says; ``hypervisor`` the host's own. ``observer``
+    is the board's tap from its first operation on.
     """
 
     def __init__(
@@ -64,12 +66,14 @@ class Host:
         costs: Mapping[str, float],
         tenants: TenantFactory | None = None,
         hypervisor: HypervisorFactory = Hypervisor,
+        observer: Observer | None = None,
     ) -> None:
         self.spec = spec
         product = spec.product
         self.clock = Clock()
         random = CounterRandom(spec.seed)
         self.board = Board(spec.name, product, spec.memory_bytes, spec.min_sev_asid, random, spec.platform)
+        self.board.observer = observer
         self.hypervisor: HypervisorPort = hypervisor(product, spec.memory_bytes, spec.min_sev_asid, images)
         self.board.exit_handler = self.hypervisor.page_state_change
         self.threads = product.threads

@@ -20,6 +20,11 @@ class PhysicalPort:
         """Cells as they are: a cold boot, or a probe. Raises MachineCheck outside of memory."""
         return self._dram.cells.read(at, length)
 
+    def dump_written(self) -> tuple[tuple[int, bytes], ...]:
+        """Runs of whole pages that somebody wrote: a dump of everything without the pages of zeros."""
+        cells = self._dram.cells
+        return tuple([(at, cells.read(at, length)) for at, length in cells.resident_runs(0, cells.size_bytes)])
+
     def poke(self, at: int, data: bytes) -> None:
         """Set cells. Raises MachineCheck outside of memory."""
         self._dram.cells.write(at, data)

@@ -66,6 +66,10 @@ class Platform:
     xts_sector: XtsSector = XtsSector.LINE
     tlb_entries: int | None = None
     """Translations that each hardware thread remembers; None where every access walks anew, as after a flush."""
+    ghost_line: int = 0
+    """An address bit that a module's SPD claims and its chips do not have, from boot on (BadRAM); 0 for none."""
+    alias_check: bool = False
+    """Boot firmware that looks for DRAM aliases (AMD-SB-3015) and does not let SNP start where it finds one."""
     caches: bool = False
     """Whether cores have data caches that hold something. Without, every line is as good as written back at once."""
     invd_writes_back: bool = False

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from psp import command_buffers as buffers
+from psp.alias_check import AliasCheck
 from psp.asid_flush import AsidFlush
 from psp.asid_ranges import AsidRanges
 from psp.byte_layout import ByteLayout
@@ -81,6 +82,7 @@ class SnpFirmware:
     ) -> None:
         self.state = SnpPlatformState.UNINIT
         self.guests: dict[int, SnpGuest] = {}
+        self.alias_check = AliasCheck.NOT_DONE
         self._bus = bus
         self._memory = memory
         self._random = random
@@ -117,6 +119,8 @@ class SnpFirmware:
     def _init_ex(self, init: buffers.SnpInitEx) -> None:
         if self._legacy_is_up():
             raise PspError(Status.INVALID_PLATFORM_STATE)
+        if self.alias_check is AliasCheck.FOUND:
+            raise PspError(Status.INVALID_CONFIG)
         known = buffers.SNP_INIT_RMP | buffers.SNP_INIT_HIDE_CIPHERTEXT | buffers.SNP_INIT_OPTIONS
         hides = bool(init.flags & buffers.SNP_INIT_HIDE_CIPHERTEXT)
         if init.flags & ~known:
@@ -176,13 +180,14 @@ class SnpFirmware:
     def _platform_status(self, where: buffers.SnpAddress) -> None:
         self._memory.check_writable(where.address, buffers.SnpPlatformStatus.SIZE)
         major, minor, build = self._api
+        flags = self._rmp_initialised | (self.alias_check is AliasCheck.COMPLETE) << 1
         policy_flags = buffers.SNP_STATUS_FEATURE_INFO
         if self._bus.can_hide_ciphertext:
             policy_flags |= buffers.SNP_STATUS_CAN_HIDE_CIPHERTEXT
         if self._ranges.max_snp_asid:
             policy_flags |= buffers.SNP_STATUS_HIDES_CIPHERTEXT
         status = buffers.SnpPlatformStatus(
-            api_major=major, api_minor=minor, state=self.state, flags=int(self._rmp_initialised),
+            api_major=major, api_minor=minor, state=self.state, flags=flags,
             build=build, policy_flags=policy_flags, guest_count=len(self.guests),
         )  # fmt: skip
         self._memory.write(where.address, status.pack())

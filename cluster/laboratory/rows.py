@@ -1,0 +1,51 @@
+"""Rows of the attack matrix, and the programs that carry them out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from cluster.laboratory.scene import GHOST_LINE, VICTIM, Setting, act_out, status_gpa
+from cluster.oracle.verdict import Aim, Verdict, judge
+from workloads.attacks import alias, block_move, dimm, neighbours, nested_remap, read_memory, write_memory
+from workloads.attacks.target import Attack, Target
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the matrix. Where ``attacks`` are several, each is a way that the line names."""
+
+    attacks: tuple[Callable[[Target], Attack], ...]
+    ghost_line: int = 0
+    """An address line that the host's modules must lack."""
+    chosen_status: bytes = b""
+    """What the victim must be made to read as its status, where garbage is not enough."""
+
+
+ROWS: Mapping[str, Row] = {
+    "01": Row((read_memory.read_private_page,)),
+    "07": Row((dimm.cold_boot,)),
+    "08": Row((dimm.change_dram,)),
+    "09": Row((write_memory.write_junk,)),
+    "10": Row((write_memory.replay,)),
+    "11": Row((nested_remap.merge_pages,)),
+    "12": Row((nested_remap.serve_the_secret,)),
+    "13": Row((nested_remap.fresh_page,)),
+    "15": Row((nested_remap.shared_page, nested_remap.page_of_another)),
+    "16a": Row((block_move.place_chosen_text,), chosen_status=block_move.CHOSEN),
+    "16b": Row((write_memory.move_blocks,)),
+    "35a": Row((alias.replay_through_ghost,), ghost_line=GHOST_LINE),
+    "39": Row((alias.replay_through_interposer,)),
+    "44": Row((neighbours.wrong_mapping,)),
+    "45": Row((neighbours.freed_page,)),
+    "46": Row((neighbours.two_contexts,)),
+}
+"""By id of the matrix."""
+
+
+def verdicts(row: str, setting: Setting) -> list[Verdict]:
+    """Carry out each attack of a row on a host of its own, and judge it."""
+    line = ROWS[row]
+    where = replace(setting, platform=replace(setting.platform, ghost_line=line.ghost_line))
+    aim = Aim(VICTIM, status_gpa(), line.chosen_status) if line.chosen_status else None
+    return [judge(*act_out(where, attack), aim=aim) for attack in line.attacks]

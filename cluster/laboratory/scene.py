@@ -1,0 +1,168 @@
+"""One host with a victim and a tenant of the attacker's, and the hands that an attack gets there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from cluster.laboratory.hands import Hands
+from cluster.laboratory.protection import PROTECTIONS, Column
+from cluster.oracle.ledger import Ledger
+from cluster.oracle.transcript import Transcript
+from node import operations as op
+from node.board import Board
+from node.cost_table import load_cost_table
+from node.firmware_image import laboratory_image
+from node.generation import Generation
+from node.guest import Guest, GuestSpec, GuestState
+from node.guest_memory_map import memory_map
+from node.host import Host, HostSpec
+from node.hypervisor import Hypervisor
+from node.hypervisor_port import LaunchRefused
+from node.operations import Answer
+from node.platform import AS_USUAL, Platform
+from node.product import PRODUCTS
+from node.program import ProgramSpec
+from node.vcpu import VcpuState
+from psp.system_bus import PAGE_BYTES
+from workloads.attacks import vault
+from workloads.attacks.target import Attack, Household, Page, Target
+from workloads.attacks.vault import Vault
+
+VICTIM, TENANT = "victim", "tenant"
+HOST_BYTES = 576 << 20
+GUEST_BYTES = 64 << 20
+GHOST_LINE = 256 << 20
+"""An address line that guests' frames, given out from below, do not have, nor the RMP and the tables at the end."""
+SEED = 11
+_SPARE_FRAMES = 4
+
+
+class IdleAttack(Exception):
+    """An attack ended without one operation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Where an attack takes place. The column decides the platform's mode."""
+
+    column: Column
+    product: str
+    platform: Platform = AS_USUAL
+
+
+def act_out(setting: Setting, attack: Callable[[Target], Attack]) -> tuple[Ledger, Transcript]:
+    """Carry an attack out on a host of its own: what was true there, and what everybody was told.
+
+    Where the firmware finds the host unfit and does not start, nobody becomes a victim. Raises IdleAttack.
+    """
+    ledger, transcript = Ledger(), Transcript()
+    ledger.protect(VICTIM)
+    try:
+        scene = Scene(setting, ledger, transcript)
+    except LaunchRefused:
+        if not setting.platform.alias_check:
+            raise  # Nothing else may keep a host from starting, or every attack on it would count as blocked.
+    else:
+        scene.play(attack)
+    return ledger, transcript
+
+
+class Scene:
+    """A host whose victim has come to its first rest. The transcript holds everything since the host's boot."""
+
+    def __init__(self, setting: Setting, ledger: Ledger, transcript: Transcript) -> None:
+        protection = PROTECTIONS[setting.column]
+        product = PRODUCTS[setting.product]
+        platform = replace(setting.platform, mode=protection.mode)
+        spec = HostSpec("host", product, HOST_BYTES, product.min_sev_asid, SEED, 60 * 10**9, platform=platform)
+        programs, images = {"vault": Vault.build}, {"auto": laboratory_image()}
+        self.host = Host(spec, programs, images, dict(load_cost_table()), observer=transcript.observe)
+        for name in (VICTIM, TENANT):
+            self._launch(name, protection.launched)
+            if protection.runs is not protection.launched:
+                _change_generation(self.host.board, name, protection.runs)
+        ledger.keep(VICTIM, "the secret", _vault(VICTIM).content(vault.SECRET))
+        self.target = self._look_up()
+        self._hands = Hands(self.host.board, TENANT, transcript)
+        for guest in self.host.guests.values():
+            self.let_run(guest)
+
+    def play(self, attack: Callable[[Target], Attack]) -> None:
+        """Carry an attack out, and let the victim do one more round. Raises IdleAttack."""
+        program = attack(self.target)
+        tried = 0
+        answers: tuple[Answer, ...] | None = None
+        while True:
+            try:
+                batch = program.send(answers)  # type: ignore[arg-type]
+            except StopIteration:
+                break
+            tried += len(batch)
+            answers = self._hands.act(batch) if batch else self.let_run(self.host.guests[VICTIM])
+        if not tried:
+            raise IdleAttack(getattr(attack, "__name__", repr(attack)))
+        self.let_run(self.host.guests[VICTIM])
+
+    def let_run(self, guest: Guest) -> tuple[Answer, ...]:
+        """Let a VM run until it rests again or has ended; a VM without a control block cannot run."""
+        if guest.spec.name not in self.host.board.vmcbs:
+            return ()
+        vcpu = guest.vcpus[0]
+        before = (vcpu.slept_from_ns, vcpu.registers.rip)
+        while guest.state is GuestState.RUNNING:
+            self.host.clock.env.step()
+            if vcpu.state is VcpuState.SLEEPING and (vcpu.slept_from_ns, vcpu.registers.rip) != before:
+                break
+        return ()
+
+    # Setting up.
+
+    def _launch(self, name: str, generation: Generation) -> None:
+        spec = GuestSpec(name, generation, 1, GUEST_BYTES, ProgramSpec("vault"), SEED)
+        self.host.launch(spec, lambda _: None, running=True)
+        assert self.host.guests[name].state is GuestState.RUNNING, self.host.guests[name].reason
+
+    def _look_up(self) -> Target:
+        """What the hypervisor's books say, and frames that it takes for the attack."""
+        hypervisor = self.host.hypervisor
+        assert isinstance(hypervisor, Hypervisor)
+        frames = [hypervisor.frames.allocate(PAGE_BYTES, PAGE_BYTES)[0][0] for _ in range(_SPARE_FRAMES + 1)]
+        return Target(
+            self._household(hypervisor, VICTIM), self._household(hypervisor, TENANT), tuple(frames[1:]), frames[0],
+            GHOST_LINE,
+        )  # fmt: skip
+
+    def _household(self, hypervisor: Hypervisor, name: str) -> Household:
+        record, program = hypervisor.launched(name), _vault(name)
+
+        def page(gpa: int) -> Page:
+            return Page(gpa, record.spa_of(gpa))
+
+        return Household(
+            name, record.asid, record.gctx, record.handle, record.c_bit,
+            secret=page(program.private(vault.SECRET)),
+            value=page(program.private(vault.VALUE)),
+            other=page(program.private(vault.OTHER)),
+            answer=page(program.private(vault.ANSWER)),
+            request=page(program.private(vault.REQUEST)),
+            inbox=page(program.shared(vault.INBOX)),
+            outbox=page(program.shared(vault.OUTBOX)),
+        )  # fmt: skip
+
+
+def status_gpa() -> int:
+    """Where the victim keeps its status."""
+    return _vault(VICTIM).status
+
+
+def _vault(name: str) -> Vault:
+    return Vault(memory_map(GUEST_BYTES, 1).placement(name, 0, SEED))
+
+
+def _change_generation(board: Board, vm: str, generation: Generation) -> None:
+    """Run a VM's vCPUs with control blocks of another generation, their save areas stored as its cores store them."""
+    for index, vmcb in sorted(board.vmcbs[vm].items()):
+        page = board.load_save_area(vmcb)
+        board.execute_host((op.VmcbWrite(vm, index, vmcb.asid, generation.name, vmcb.save_area_spa),))
+        board.store_save_area(board.vmcb(vm, index), page)

@@ -1,0 +1,148 @@
+"""What is true of each victim: its secrets, and a shadow copy of its memory by guest-physical address."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from node.operations import Answer, Fault, PageStateChange, Read, Write
+
+PAGE_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A canary: random bytes that a victim keeps to itself."""
+
+    name: str
+    octets: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Discrepancy:
+    """A victim read something else than it wrote last. ``read`` is all that the load returned, from ``gpa`` on."""
+
+    gpa: int
+    at: int
+    """The first GPA that differs."""
+    read: bytes = field(repr=False)
+
+
+class Ledger:
+    """Secrets and known contents of every victim, named as its VM is."""
+
+    def __init__(self) -> None:
+        self._secrets: dict[str, list[Secret]] = {}
+        self._contents: dict[str, list[tuple[int, bytes]]] = {}
+
+    @property
+    def victims(self) -> tuple[str, ...]:
+        """Everybody who has something to lose."""
+        return tuple(self._secrets)
+
+    def protect(self, victim: str) -> None:
+        """Count a VM among the victims; its writes are followed."""
+        self._secrets.setdefault(victim, [])
+        self._contents.setdefault(victim, [])
+
+    def keep(self, victim: str, name: str, octets: bytes) -> None:
+        """Enter a secret of a victim."""
+        self.protect(victim)
+        self._secrets[victim].append(Secret(name, octets))
+
+    def lay(self, victim: str, gpa: int, octets: bytes) -> None:
+        """Enter what private memory held from the start, as a launch laid it."""
+        self.protect(victim)
+        self._contents[victim].append((gpa, octets))
+
+    def secrets(self, victim: str) -> tuple[Secret, ...]:
+        """A victim's secrets."""
+        return tuple(self._secrets[victim])
+
+    def shadow(self, victim: str) -> ShadowMemory:
+        """A victim's private memory as it was in the beginning, to be followed from there."""
+        shadow = ShadowMemory()
+        for gpa, octets in self._contents[victim]:
+            shadow.write(gpa, octets)
+        return shadow
+
+
+class ShadowMemory:
+    """What a victim wrote last at each private address; what it never wrote is unknown."""
+
+    def __init__(self) -> None:
+        self._pages: dict[int, tuple[bytearray, bytearray]] = {}
+        """Contents, and 1 where a byte is known."""
+
+    def write(self, gpa: int, octets: bytes) -> None:
+        """The victim stored bytes."""
+        for page, offset, start, length in _pieces(gpa, len(octets)):
+            contents, known = self._pages.setdefault(page, (bytearray(PAGE_BYTES), bytearray(PAGE_BYTES)))
+            contents[offset : offset + length] = octets[start : start + length]
+            known[offset : offset + length] = b"\1" * length
+
+    def forget(self, gpa: int, length: int) -> None:
+        """The victim gave a range away, or uses it in another way."""
+        end = gpa + length
+        for page in [one for one in self._pages if gpa < (one + 1) * PAGE_BYTES and one * PAGE_BYTES < end]:
+            base = page * PAGE_BYTES
+            first, last = max(gpa - base, 0), min(end - base, PAGE_BYTES)
+            self._pages[page][1][first:last] = bytes(last - first)
+
+    def first_difference(self, gpa: int, octets: bytes) -> int | None:
+        """The first GPA at which bytes that were read are not those written last; None if there is none."""
+        for page, offset, start, length in _pieces(gpa, len(octets)):
+            if page not in self._pages:
+                continue
+            contents, known = self._pages[page]
+            if octets[start : start + length] == contents[offset : offset + length]:
+                continue
+            for at in range(length):
+                if known[offset + at] and octets[start + at] != contents[offset + at]:
+                    return gpa + start + at
+        return None
+
+    def follow(self, operation: object, answer: Answer) -> Discrepancy | None:
+        """Take one operation of the victim and its answer; what it read wrongly, if it did."""
+        step = _STEPS.get(type(operation))
+        if step is None or isinstance(answer, Fault):
+            return None
+        return step(self, operation, answer)
+
+
+def _read(shadow: ShadowMemory, one: Read, answer: Answer) -> Discrepancy | None:
+    if not one.private or not isinstance(answer, bytes):
+        return None
+    at = shadow.first_difference(one.gpa, answer)
+    return None if at is None else Discrepancy(one.gpa, at, answer)
+
+
+def _write(shadow: ShadowMemory, one: Write, _: Answer) -> None:
+    if one.private:
+        shadow.write(one.gpa, one.data)
+    else:
+        # The same address used as shared memory: what a private load returns from now on is not the victim's.
+        shadow.forget(one.gpa, len(one.data))
+
+
+def _page_state_change(shadow: ShadowMemory, one: PageStateChange, answer: Answer) -> None:
+    if answer == 0:
+        shadow.forget(one.gpa, one.length)
+
+
+_STEPS: Mapping[type, Callable[..., Discrepancy | None]] = {
+    Read: _read,
+    Write: _write,
+    PageStateChange: _page_state_change,
+}
+
+
+def _pieces(gpa: int, length: int) -> list[tuple[int, int, int, int]]:
+    """A range cut at pages, as (page, offset in page, offset in range, length)."""
+    pieces, start = [], 0
+    while start < length:
+        page, offset = divmod(gpa + start, PAGE_BYTES)
+        size = min(length - start, PAGE_BYTES - offset)
+        pieces.append((page, offset, start, size))
+        start += size
+    return pieces

@@ -1,0 +1,211 @@
+"""The verdict on an attack, from ledger and transcript alone.
+
+Everybody but the victim is an adversary. Outcomes, from the strongest to the
+weakest that fits:
+
+leaked
+    somebody else holds enough bytes of a secret that its victim did not publish;
+corrupted
+    a victim read something else than its last write, and no exception in the
+    guest and no party that it trusts had complained before;
+detected
+    such a complaint came;
+blocked
+    an operation was refused or a victim's access was stopped without data, or
+    the attack got through and brought nothing but garbage;
+dos
+    nothing of this, but a victim stopped;
+not applicable
+    the laboratory found the interface absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cluster.oracle.holdings import Holdings, Measure
+from cluster.oracle.ledger import Discrepancy, Ledger
+from cluster.oracle.transcript import CODED, Absence, Complaint, Entry, Transcript, octets_of
+from node.actor import Role
+from node.operations import (
+    Answer,
+    Fault,
+    FaultKind,
+    PSmash,
+    PspAnswer,
+    PValidate,
+    PValidateResult,
+    RmpQueryResult,
+    RmpReadResult,
+    Write,
+)
+
+
+class Outcome(StrEnum):
+    """What an attack came to, from the strongest to the weakest."""
+
+    LEAKED = "leaked"
+    CORRUPTED = "corrupted"
+    DETECTED = "detected"
+    BLOCKED = "blocked"
+    DOS = "dos"
+    NOT_APPLICABLE = "not_applicable"
+
+
+class NothingTried(Exception):
+    """Nobody but the victims did anything, so there is nothing to judge."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What an attacker set out to make a victim read. Corruption that does not reach it counts for nothing.
+
+    For attacks that are defined by a chosen value, where garbage is another attack.
+    """
+
+    victim: str
+    gpa: int
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """An outcome, and what in the transcript it rests on."""
+
+    outcome: Outcome
+    evidence: str
+
+
+def judge(
+    ledger: Ledger, transcript: Transcript, measure: Measure = Measure(), aim: Aim | None = None  # noqa: B008  # frozen
+) -> Verdict:
+    """The strongest outcome that fits any victim. Raises NothingTried."""
+    absences = [one.interface for one in transcript.entries if isinstance(one, Absence)]
+    if absences:
+        return Verdict(Outcome.NOT_APPLICABLE, f"no {absences[0]}")
+    tried = [one for one in transcript.entries if isinstance(one, Entry) and not _is_victim(ledger, one)]
+    if not tried:
+        raise NothingTried
+    found = [_Case(ledger, victim, measure, aim).hear(transcript) for victim in ledger.victims]
+    order = list(Outcome)
+    return min(found, key=lambda verdict: order.index(verdict.outcome))
+
+
+class _Case:
+    """One victim, followed through the transcript."""
+
+    def __init__(self, ledger: Ledger, victim: str, measure: Measure, aim: Aim | None) -> None:
+        self._victim = victim
+        self._measure = measure
+        self._aim = aim if aim is not None and aim.victim == victim else None
+        self._only_aim = aim is not None
+        self._shadow = ledger.shadow(victim)
+        self._holdings = [Holdings(one, measure) for one in ledger.secrets(victim)]
+        self._complaints: dict[int | None, str] = {}
+        """By GPA; None where no page is named."""
+        self._corrupted = ""
+        self._refused = ""
+        self._stopped = ""
+
+    def hear(self, transcript: Transcript) -> Verdict:
+        """The verdict for this victim."""
+        for one in transcript.entries:
+            if isinstance(one, Complaint):
+                if one.victim == self._victim:
+                    self._complaints.setdefault(None, one.reason)
+            elif isinstance(one, Entry):
+                if one.actor.role is Role.GUEST and one.actor.name == self._victim:
+                    self._follow_victim(one)
+                else:
+                    self._follow_adversary(one)
+        return self._conclude()
+
+    def _conclude(self) -> Verdict:
+        for secret in self._holdings:
+            if len(secret.held) >= self._measure.leak_bytes:
+                return Verdict(Outcome.LEAKED, f"{len(secret.held)} bytes of {secret.name} of {self._victim}")
+        if self._corrupted:
+            return Verdict(Outcome.CORRUPTED, self._corrupted)
+        if self._complaints:
+            return Verdict(Outcome.DETECTED, next(iter(self._complaints.values())))
+        if self._refused:
+            return Verdict(Outcome.BLOCKED, self._refused)
+        if self._stopped:
+            return Verdict(Outcome.DOS, self._stopped)
+        return Verdict(Outcome.BLOCKED, "nothing but garbage")
+
+    def _follow_adversary(self, entry: Entry) -> None:
+        octets = octets_of(entry)
+        if octets:
+            for secret in self._holdings:
+                secret.reached(entry.actor, octets)
+        self._refused = self._refused or _refusal(entry)
+
+    def _follow_victim(self, entry: Entry) -> None:
+        one, answer = entry.operation, entry.answer
+        if isinstance(answer, Fault):
+            self._stopped = f"{self._victim} stopped: {answer.kind.name} at {answer.address:#x}"
+            if answer.kind is FaultKind.PAGE_NOT_VALIDATED:
+                self._complaints.setdefault(answer.address, f"#VC in {self._victim} at {answer.address:#x}")
+            elif answer.kind is FaultKind.RMP_FAULT:
+                self._refused = self._refused or f"nested fault of {self._victim} at {answer.address:#x}"
+            return
+        self._stopped = ""
+        wrong = self._shadow.follow(one, answer)
+        if wrong is not None:
+            self._misread(wrong)
+        elif isinstance(one, Write) and not one.private:
+            for secret in self._holdings:
+                secret.published(one.data)
+        elif isinstance(one, PValidate) and isinstance(answer, PValidateResult) and answer.code == 0:
+            self._wave_away(one)
+
+    def _misread(self, wrong: Discrepancy) -> None:
+        for secret in self._holdings:
+            secret.misread(wrong.read)
+        if self._complaints or (self._only_aim and not _hits(self._aim, wrong)):
+            return
+        self._corrupted = self._corrupted or f"{self._victim} read what it did not write at {wrong.at:#x}"
+
+    def _wave_away(self, one: PValidate) -> None:
+        """A guest that validates a page after #VC has decided to trust it: that complaint is no more."""
+        for gpa in [at for at in self._complaints if at is not None and one.gpa <= at < one.gpa + one.length]:
+            del self._complaints[gpa]
+
+
+def _is_victim(ledger: Ledger, entry: Entry) -> bool:
+    return entry.actor.role is Role.GUEST and entry.actor.name in ledger.victims
+
+
+def _hits(aim: Aim | None, wrong: Discrepancy) -> bool:
+    if aim is None:
+        return False
+    first = aim.gpa - wrong.gpa
+    return first >= 0 and wrong.read[first : first + len(aim.value)] == aim.value
+
+
+_NOTHING_THERE = frozenset({FaultKind.UNDEFINED_OPCODE, FaultKind.MACHINE_CHECK})
+"""Faults that protect nobody."""
+
+_REFUSALS: Mapping[type, Callable[..., bool]] = {
+    Fault: lambda answer: answer.kind not in _NOTHING_THERE,
+    PspAnswer: lambda answer: answer.status != 0,
+    PValidateResult: lambda answer: answer.code != 0,
+    RmpQueryResult: lambda answer: answer.code != 0,
+    RmpReadResult: lambda answer: answer.code != 0,
+}
+
+
+def _refusal(entry: Entry) -> str:
+    """How an adversary's operation was refused; empty if it was carried out."""
+    answer: Answer = entry.answer
+    if isinstance(entry.operation, PSmash):
+        return ""  # It changes no owner and no contents: an entry that is small already is no protection.
+    if isinstance(answer, int):
+        refused = answer != 0 and type(entry.operation) in CODED
+    else:
+        refuses = _REFUSALS.get(type(answer))
+        refused = refuses is not None and refuses(answer)
+    return f"{type(entry.operation).__name__} of the {entry.actor.role}: {answer!r}" if refused else ""

@@ -1,0 +1,98 @@
+"""Every attack, on every generation and product, comes to what the attack matrix says; the oracle judges."""
+
+import csv
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+from matrix_cells import CELLS, FILE, Cell
+
+from cluster.laboratory.protection import Column, products
+from cluster.laboratory.rows import ROWS, verdicts
+from cluster.laboratory.scene import IdleAttack, Scene, Setting, act_out
+from cluster.oracle.ledger import Ledger
+from cluster.oracle.transcript import Transcript
+from cluster.oracle.verdict import Outcome
+from node.operations import HostRead, Read
+from node.platform import Platform
+from workloads.attacks.target import LET_IT_RUN
+
+PENDING_ROWS = {"05a", "05b", "05c", "06", "16a"}
+CARRIED_OUT = [one for one in CELLS if one.row not in PENDING_ROWS]
+DEFAULTS = [cell for cell in CARRIED_OUT if not cell.switches]
+
+
+@pytest.mark.parametrize("cell", DEFAULTS, ids=lambda cell: f"{cell.row}-{cell.column}-{cell.products[0]}")
+def test_an_attack_comes_to_what_the_matrix_says(cell: Cell) -> None:
+    found = {
+        (product, index): (verdict.outcome.value, verdict.evidence)
+        for product in cell.products
+        for index, verdict in enumerate(verdicts(cell.row, Setting(cell.column, product)))
+    }
+    assert found
+    assert {at: what for at, what in found.items() if what[0] != cell.outcome} == {}
+
+
+SWITCHES = {"alias_check=on": Platform(alias_check=True)}
+"""Away from the default, as the matrix names them."""
+SWITCHED = [cell for cell in CARRIED_OUT if cell.switches]
+
+
+@pytest.mark.parametrize("cell", SWITCHED, ids=lambda cell: f"{cell.row}-{cell.column}-{cell.switches}")
+def test_a_switch_changes_what_the_matrix_says_it_changes(cell: Cell) -> None:
+    platform = SWITCHES[cell.switches]
+    found = [one for name in cell.products for one in verdicts(cell.row, Setting(cell.column, name, platform))]
+    assert {one.outcome for one in found} == {cell.outcome}, found
+
+
+def test_every_row_has_a_cell_for_every_product_of_every_column() -> None:
+    ordered = sorted(DEFAULTS, key=lambda cell: (cell.row, cell.column))
+    for (_, column), some in groupby(ordered, key=lambda cell: (cell.row, cell.column)):
+        assert sorted(name for cell in some for name in cell.products) == sorted(products(column))
+    assert {cell.row for cell in CELLS} == set(ROWS) | PENDING_ROWS
+    assert {cell.column for cell in CELLS} == set(Column)
+
+
+def test_an_attack_that_does_nothing_is_not_called_blocked() -> None:
+    def idle(_):
+        yield LET_IT_RUN
+
+    with pytest.raises(IdleAttack, match="idle"):
+        act_out(Setting(Column.SEV_SNP, "Milan"), idle)
+
+
+def test_the_victim_lives_where_nobody_attacks_it() -> None:
+    def harmless(target):
+        for _ in range(3):
+            yield (HostRead(target.spare[0], 16),)
+            yield LET_IT_RUN
+
+    for column in Column:
+        scene = Scene(Setting(column, products(column)[-1]), Ledger(), Transcript())
+        scene.play(harmless)
+        victim = scene.host.guests["victim"]
+        assert (victim.faults, victim.vcpus[0].registers.r13) == (0, 4)
+
+
+def test_hands_of_different_actors_do_not_mix() -> None:
+    def both(target):
+        yield (HostRead(target.spare[0], 16), Read(target.tenant.value.gpa, 16))
+
+    with pytest.raises(ValueError, match="different actors"):
+        act_out(Setting(Column.PLAIN, "Milan"), both)
+
+
+def test_the_cells_are_those_of_the_sheet(request: pytest.FixtureRequest) -> None:
+    data: Path = request.getfixturevalue("test_data")
+    sheet = data.parent / "spec" / "attacks" / "matrix.csv"
+    if not sheet.is_file():
+        pytest.skip("the sheet is not among the test data")
+    fields, rows = ("id", "generation", "products", "switches", "outcome"), {cell.row for cell in CELLS}
+    with sheet.open(encoding="utf-8", newline="") as file:
+        lines = [tuple(line[name] for name in fields) for line in csv.DictReader(file) if line["id"] in rows]
+    with FILE.open(encoding="utf-8", newline="") as file:
+        assert [tuple(line[name] for name in fields) for line in csv.DictReader(file)] == lines
+
+
+def test_outcomes_are_the_matrixs_words() -> None:
+    assert {cell.outcome for cell in CELLS} <= {one.value for one in Outcome}

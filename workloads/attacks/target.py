@@ -1,0 +1,58 @@
+"""What an attacker knows from the start: the hypervisor's books, and what page tracing would tell."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from node.operations import Answer, GuestOperation, HypervisorOperation
+from workloads.attacks.dimm_operations import DimmOperation
+
+AttackBatch = tuple[HypervisorOperation, ...] | tuple[GuestOperation, ...] | tuple[DimmOperation, ...]
+Attack = Generator[AttackBatch, tuple[Answer, ...], None]
+"""A running attack. ``yield ()`` waits until the victim has done another round and rests."""
+
+LET_IT_RUN: AttackBatch = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of a VM: where the guest has it, and where the hypervisor put it."""
+
+    gpa: int
+    spa: int
+
+
+@dataclass(frozen=True, slots=True)
+class Household:
+    """A VM as its hypervisor knows it: name, ASID, firmware handles (0 for none), and pages of a ``Vault``.
+
+    ``c_bit`` says that the hypervisor maps its memory with the C-bit, for the host's key.
+    """
+
+    vm: str
+    asid: int
+    gctx: int
+    handle: int
+    c_bit: bool
+    secret: Page
+    value: Page
+    other: Page
+    answer: Page
+    request: Page
+    inbox: Page
+    outbox: Page
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A victim, a tenant on the same host whom the attacker commands, and frames that belong to nobody."""
+
+    victim: Household
+    tenant: Household
+    spare: tuple[int, ...]
+    """SPAs of free 4 KiB frames."""
+    command_page: int
+    """SPA of a frame for command buffers."""
+    ghost_line: int
+    """An address line that is clear in all frames of guests and of the RMP: above it lies nothing but the host's."""
