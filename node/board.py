@@ -22,6 +22,7 @@ from node.data_fabric import DataFabric
 from node.device_port import DevicePort
 from node.disk import Disk
 from node.dram import Dram, MachineCheck
+from node.exit_instructions import Exits
 from node.fault_answers import undefined
 from node.generation import CAPABILITIES, Generation
 from node.guest_access import CachedGuestAccess, GuestAccess
@@ -127,6 +128,12 @@ class Board:
         """The hypervisor's answer to a page state change; runs while the vCPU is stopped."""
         self.observer: Observer | None = None
         """A tap outside of the machine: sees each batch and what its actor was answered."""
+        self.exits: Exits | None = None
+        """The hypervisor's answers to VMGEXIT and to what it intercepts."""
+        self.exit_work: list[tuple[op.HypervisorOperation, ...]] = []
+        """What the hypervisor did in exits since somebody last asked."""
+        self.terminated: dict[str, int] = {}
+        """VMs that ended themselves through their GHCB, and how: reason set in bits 15:8, code in 7:0."""
         self.nested: dict[str, NestedPageTable] = {}
         self.tables = self._table_host()
         self.vmcbs: dict[str, dict[int, Vmcb]] = {}

@@ -76,6 +76,7 @@ class Host:
         self.board.observer = observer
         self.hypervisor: HypervisorPort = hypervisor(product, spec.memory_bytes, spec.min_sev_asid, images)
         self.board.exit_handler = self.hypervisor.page_state_change
+        self.board.exits = self.hypervisor
         self.threads = product.threads
         self.contention = Contention(
             self.threads,

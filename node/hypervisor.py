@@ -13,14 +13,17 @@ from dataclasses import replace
 from node import operations as op
 from node.asid_pool import AsidPool, AsidsExhausted
 from node.core_msrs import Msr
+from node.cpuid_page import cpuid_entries
 from node.firmware_image import FirmwareImage
 from node.frame_allocator import FrameAllocator, OutOfMemory
 from node.generation import Generation
+from node.ghcb_server import GhcbServer
 from node.guest_memory_map import Range
 from node.host_bring_up import TRUSTED_REGION_BYTES, bring_up_steps, refusal, trusted_region
 from node.hypervisor_port import (
     Answers,
     Batch,
+    CpuidReply,
     Entered,
     ExportTask,
     FillTask,
@@ -89,6 +92,8 @@ class Hypervisor:
         self.rmp_bytes = reserved
         self._command_page = self._frame()
         self._vms: dict[str, LaunchedVm] = {}
+        leaves = cpuid_entries(vcpu_model(VCPU_MODEL).cpuid_signature)
+        self._ghcb = GhcbServer(product.c_bit, leaves, self.page_state_change)
 
     def launched(self, vm: str) -> LaunchedVm:
         """The record of a VM; KeyError if there is none."""
@@ -146,6 +151,15 @@ class Hypervisor:
     def destroy(self, vm: str) -> Task:
         """Take a VM apart and give every resource back."""
         yield from self._give_back(vm, self._vms[vm])
+
+    def vmgexit(self, vm: str, vcpu: int, value: int) -> Reply:
+        """Answer a guest's VMGEXIT: the GHCB MSR's new value, or a negative number that ends the VM."""
+        return self._ghcb.serve(vm, self._vms[vm], vcpu, value)
+
+    def cpuid(self, vm: str, function: int, index: int) -> CpuidReply:
+        """What CPUID tells a guest whose registers are there to be written."""
+        return op.CpuidResult(*self._ghcb.leaf(function, index))
+        yield ()
 
     def page_state_change(self, vm: str, change: op.PageStateChange) -> Reply:
         """Answer a guest's page state change: reassign the pages in the RMP. Returns 0, or 1 if refused."""

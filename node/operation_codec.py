@@ -46,6 +46,9 @@ KINDS: Mapping[int, type] = {
     12: op.Fetch,
     13: op.WriteControl,
     14: op.InvalidatePage,
+    15: op.VmgExit,
+    44: op.ReadSevStatus,
+    45: op.Cpuid,
     # Operations of hypervisors.
     16: op.HostRead,
     17: op.HostReadWritten,
@@ -82,6 +85,7 @@ KINDS: Mapping[int, type] = {
     51: op.Runs,
     52: op.RmpQueryResult,
     53: op.RmpReadResult,
+    54: op.CpuidResult,
     # Ends of blocks.
     64: op.Compute,
     65: op.Sleep,

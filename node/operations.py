@@ -116,6 +116,29 @@ class PageStateChange:
 
 
 @dataclass(frozen=True, slots=True)
+class VmgExit:
+    """Write ``msr`` to the GHCB MSR and execute VMGEXIT. Answer: what the MSR holds then, or a Fault.
+
+    #UD without encrypted registers, where the instruction is another (VMMCALL) that no guest here uses.
+    """
+
+    msr: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSevStatus:
+    """RDMSR of SEV_STATUS (C001_0131), which never exits. Answer: int, or a Fault (#GP) in a plain VM."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cpuid:
+    """CPUID, which every hypervisor intercepts. Answer: ``CpuidResult``, or a Fault (#VC) with encrypted registers."""
+
+    function: int
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Clflush:
     """CLFLUSH every line of a range; ``private`` is the C-bit. Answer: None, or a Fault."""
 
@@ -425,7 +448,7 @@ HypervisorOperation = (
 )  # fmt: skip
 GuestOperation = (
     Read | Write | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust | RmpQuery
-    | PageStateChange | BlockRead | BlockWrite | Clflush
+    | PageStateChange | BlockRead | BlockWrite | Clflush | VmgExit | ReadSevStatus | Cpuid
 )  # fmt: skip
 
 
@@ -466,6 +489,8 @@ class FaultKind(IntEnum):
     """#NPF or #PF with error bit 31: the RMP refused the access."""
     PAGE_NOT_VALIDATED = 0x404
     """#VC in the guest: the page is assigned but not validated."""
+    VMM_COMMUNICATION = 29
+    """#VC in the guest: an event that a hypervisor intercepts, with its exit code as error."""
     UNDEFINED_OPCODE = 6
     """#UD: the role may not execute this instruction."""
     PAGE_FAULT = 14
@@ -505,6 +530,16 @@ class RmpQueryResult:
 
 
 @dataclass(frozen=True, slots=True)
+class CpuidResult:
+    """The four registers that CPUID sets, 32 bits each."""
+
+    eax: int
+    ebx: int
+    ecx: int
+    edx: int
+
+
+@dataclass(frozen=True, slots=True)
 class RmpReadResult:
     """EAX of RMPREAD, and the 16 bytes it stored; none if it failed."""
 
@@ -527,4 +562,4 @@ class Runs:
     runs: tuple[tuple[int, bytes], ...]
 
 
-Answer = bytes | int | None | Fault | PValidateResult | RmpQueryResult | RmpReadResult | PspAnswer | Runs
+Answer = bytes | int | None | Fault | PValidateResult | RmpQueryResult | RmpReadResult | PspAnswer | Runs | CpuidResult

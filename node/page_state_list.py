@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
@@ -125,7 +125,8 @@ class PageStateList:
         through = self.entries[: current - self.current]
         if not through:
             return ()
-        marked = b"".join([replace(entry, done=entry.pages).pack() for entry in through])
+        done = [PageStateEntry(entry.gpa, entry.operation, entry.large, entry.pages) for entry in through]
+        marked = b"".join([entry.pack() for entry in done])
         return ((0, current.to_bytes(2, "little")), (HEADER_BYTES + self.current * ENTRY_BYTES, marked))
 
 
