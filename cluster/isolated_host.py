@@ -55,9 +55,16 @@ class IsolatedHost(HostEntity):
         super().__init__(order, self._new_tenant, self._new_hypervisor)
 
     def _new_hypervisor(
-        self, product: Product, memory_bytes: int, min_sev_asid: int, images: Mapping[str, FirmwareImage]
+        self,
+        product: Product,
+        memory_bytes: int,
+        min_sev_asid: int,
+        images: Mapping[str, FirmwareImage],
+        max_snp_asid: int,
     ) -> RemoteHypervisor:
-        self._remote = RemoteHypervisor(self._hypervisor.exchange, product, memory_bytes, min_sev_asid, images)
+        self._remote = RemoteHypervisor(
+            self._hypervisor.exchange, product, memory_bytes, min_sev_asid, images, max_snp_asid
+        )
         return self._remote
 
     def _new_tenant(self, spec: TenantSpec) -> RemoteTenant:

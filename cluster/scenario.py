@@ -122,6 +122,8 @@ class HostGroup(ScenarioPart):
     """First ASID for SEV guests; those below it are for SEV-ES and SEV-SNP. Default: the product's."""
     mode: Literal["none", "sme", "tsme"] = "none"
     """How each host encrypts memory of its own: not; by the C-bit, as SME machines need it; or all of it."""
+    ciphertext_hiding: Annotated[int, Strict(), Field(ge=1)] | None = None
+    """Hide the ciphertext of SEV-SNP guests from the host: the last ASID for them, the rest is left to SEV-ES."""
 
 
 class VmGroup(ScenarioPart):
@@ -202,7 +204,7 @@ class HostInstance:
     @property
     def platform(self) -> Platform:
         """How the host is set up."""
-        return Platform(HostMode(self.group.mode))
+        return Platform(HostMode(self.group.mode), max_snp_asid=self.group.ciphertext_hiding or 0)
 
     @property
     def generations(self) -> frozenset[Generation]:
@@ -214,7 +216,7 @@ class HostInstance:
         """How many guests of a generation have an ASID at once; None where they need none of their own."""
         pools = {
             Generation.SEV: self.product.max_asid - self.min_sev_asid + 1,
-            Generation.SEV_SNP: self.min_sev_asid - 1,
+            Generation.SEV_SNP: self.group.ciphertext_hiding or self.min_sev_asid - 1,
         }
         return pools.get(ASID_KINDS.get(generation, generation))
 

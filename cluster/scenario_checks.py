@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cluster.scenario import HostInstance, Scenario, ScenarioError, TraceMix, VmGroup, VmInstance
+from cluster.scenario import HostGroup, HostInstance, Scenario, ScenarioError, TraceMix, VmGroup, VmInstance
 from cluster.units import DURATION, SIZE, shown
 from node.asid_pool import ASID_KINDS
 from node.cost_table import CostOverrideError, load_cost_table
@@ -18,7 +18,7 @@ from node.firmware_image import read_firmware_image
 from node.generation import Generation
 from node.guest_memory_map import SMALLEST_GUEST_BYTES, SMALLEST_SLICE_BYTES, GuestMemoryMap
 from node.ovmf import FirmwareImageError
-from node.product import PRODUCTS
+from node.product import PRODUCTS, Product
 from workloads.library import WorkloadParameterError, footprint, validate_parameters
 
 PAGE_2M = 2 << 20
@@ -91,6 +91,19 @@ def _check_hosts(scenario: Scenario) -> None:
                 f"at most {product.max_asid + 1}: {product.name} has {product.max_asid} ASIDs",
                 str(group.min_sev_asid),
             )
+        _check_hiding(index, group, product)
+
+
+def _check_hiding(index: int, group: HostGroup, product: Product) -> None:
+    if group.ciphertext_hiding is None:
+        return
+    place = _place("hosts", index, "ciphertext_hiding", group.name)
+    if not product.can_hide_ciphertext:
+        able = ", ".join(name for name, one in PRODUCTS.items() if one.can_hide_ciphertext)
+        raise _wrong(place, f"a product that can hide ciphertext ({able})", product.name)
+    least = product.min_sev_asid if group.min_sev_asid is None else group.min_sev_asid
+    if group.ciphertext_hiding >= least:
+        raise _wrong(place, f"less than {least}, the first ASID for SEV guests", str(group.ciphertext_hiding))
 
 
 def _check_pages(place: str, size: int) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from node.cache_switches import Snoop
+from node.cache_timing import USUAL, CacheTiming
 from node.data_cache import LINES, DataCache
 from node.dram import Dram
 from node.memory_cipher import BLOCK_BYTES, Ciphers
@@ -27,51 +28,65 @@ class CachedController(MemoryController):
         ciphers: Ciphers,
         product: Product,
         rmp: RmpLayout | None = None,
+        timing: CacheTiming | None = None,
         lines: int = LINES,
     ) -> None:
         super().__init__(dram, ciphers)
+        self.load_ns = USUAL.memory_ns
+        """How long the last load took; always the same without ``timing``."""
         self.switches = product.caches
         self.coherent = product.coherent_across_keys
-        self.rmp_ranges: tuple[tuple[int, int], ...] = ()
-        self.cache = DataCache(
-            super().read,
-            self._drain,
-            coherent=self.coherent,
-            lines=lines,
-        )
+        self.cache = DataCache(super().read, self._drain, coherent=self.coherent, lines=lines)
+        self._timing = timing
+        self._threads_per_core = product.threads_per_core
+        self._thread = 0
         if rmp is not None:
             self.place_rmp(rmp)
 
+    def move_to(self, thread: int) -> int:
+        """From now on another hardware thread loads and stores. Returns the one before."""
+        before, self._thread = self._thread, thread
+        return before
+
+    @property
+    def _core(self) -> int:
+        # Neighbours in the numbering, as in that of APIC identifiers, are threads of one core.
+        return self._thread // self._threads_per_core
+
     def place_rmp(self, rmp: RmpLayout) -> None:
         """Say where the RMP is: instructions change the table in memory, not through lines."""
-        self.rmp_ranges = rmp.ranges()
-        self.cache.unkept = tuple(range(spa, spa + length) for spa, length in self.rmp_ranges)
+        self.cache.unkept = tuple(range(spa, spa + length) for spa, length in rmp.ranges())
 
     def read(self, spa: int, length: int, asid: int) -> bytes:
         """Load through the caches. Raises MachineCheck outside of memory, NoKey where a line has to be fetched without.
 
         A line that is there is found whether its key is still in its slot or not.
         """
-        return self.cache.load(spa, length, asid)
+        data = self.cache.load(spa, length, asid)
+        if self._timing is not None:
+            self.load_ns = self._timing.use(self._core, spa, length, asid)
+        return data
 
     def write(self, spa: int, data: bytes | bytearray | memoryview, asid: int) -> None:
         """Store into the caches. Raises as ``read``."""
         self.cache.store(spa, data, asid)
+        if self._timing is not None:
+            self._timing.use(self._core, spa, len(data), asid)
 
     def lay(self, spa: int, data: bytes, asid: int) -> None:
         """Store into the caches: nothing is put off where somebody looks at lines."""
-        self.cache.store(spa, data, asid)
+        self.write(spa, data, asid)
 
     def clear(self, spa: int, length: int, asid: int) -> None:
         """Zero memory with stores that go past the caches, as the host's page clearing does."""
         self.fabric_clear(spa, length, asid, self.core_snoop)
 
-    def written_runs(self, spa: int, length: int) -> Iterator[tuple[int, int]]:
-        """As of memory, after what a reader without a key would find in lines is written back."""
+    def written_runs(self, spa: int, length: int, asid: int) -> Iterator[tuple[int, int]]:
+        """As of memory, after what a reader would find in lines is written back."""
         if self.coherent:
-            self.cache.give_up_others(spa, length, 0)
-        self.cache.write_back(spa, length, 0)
-        return super().written_runs(spa, length)
+            self.cache.give_up_others(spa, length, asid)
+        self.cache.write_back(spa, length, asid)
+        return super().written_runs(spa, length, asid)
 
     def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:
         """As the security processor does it: past the caches."""
@@ -79,8 +94,38 @@ class CachedController(MemoryController):
 
     def give_up_rmp(self) -> None:
         """Cores hold nothing of the RMP's own memory any more, and none of it is written back."""
-        for spa, length in self.rmp_ranges:
-            self.cache.give_up(spa, length, None)
+        for part in self.cache.unkept:
+            self.cache.give_up(part.start, len(part), None)
+
+    # Instructions.
+
+    def clflush(self, spa: int, length: int, asid: int) -> None:
+        """CLFLUSH of a range, as its domain's."""
+        self.cache.flush(spa, length, asid)
+        self._time_flush(spa, length)
+
+    def vm_page_flush(self, spa: int, length: int, asid: int) -> None:
+        """Write back and drop lines of an ASID, whatever the part."""
+        self.cache.flush_domain(spa, length, asid)
+        self._time_flush(spa, length)
+
+    def wbinvd(self) -> None:
+        """Write back and drop everything."""
+        self.cache.flush_all()
+        self._time_flush_all()
+
+    def invd(self) -> None:
+        """Drop everything; what memory does not know is lost."""
+        self.cache.invalidate_all()
+        self._time_flush_all()
+
+    def _time_flush(self, spa: int, length: int) -> None:
+        if self._timing is not None:
+            self._timing.flush(spa, length)
+
+    def _time_flush_all(self) -> None:
+        if self._timing is not None:
+            self._timing.flush_all()
 
     # Past the caches.
 
@@ -121,6 +166,7 @@ class CachedController(MemoryController):
         super().clear(spa, length, asid)
 
     def _make_way(self, spa: int, length: int, asid: int, snoop: Snoop) -> None:
+        self._time_flush(spa, length)
         if snoop is Snoop.ALL:
             self.cache.give_up_others(spa, length, asid)
         if snoop is not Snoop.NONE:

@@ -52,6 +52,12 @@ Making them costs more than a block's cipher.
 """
 
 
+def wipe_scratch() -> None:
+    """Leave nothing of what was encrypted or decrypted last."""
+    _MASKED[:] = 0
+    MIXED[:] = 0
+
+
 @lru_cache(maxsize=64)
 def stride_scratch(words: int) -> tuple[Words, Octets, Words]:
     """The same for a number of words in a stride."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -58,9 +58,11 @@ class _Laid:
     """None for zeros: memory that was cleared through a key."""
     page: int
     fill: Fill | None
+    until_flush: bool = False
+    """Made real at ``settle`` at the latest: the source is nobody's but a guest's."""
 
     def advanced(self, distance: int) -> Self:
-        return self if not distance or self.source is None else type(self)(self.source, self.page + distance, self.fill)
+        return self if not distance or self.source is None else replace(self, page=self.page + distance)
 
     def octets(self, at: int, length: int) -> bytes:
         """Bytes of the source, ``at`` bytes after its page."""
@@ -93,6 +95,7 @@ class DimmCells:
         self._written: dict[int, int] = {}
         """For each 2 MiB region: bit n is set when someone wrote its page n. No region without a bit."""
         self._laid: ExtentMap[_Laid] = ExtentMap()
+        self._unsettled = False
 
     @property
     def resident_pages(self) -> int:
@@ -104,10 +107,19 @@ class DimmCells:
         """Bytes of the pages that someone wrote."""
         return self.resident_pages * PAGE_BYTES
 
-    def lay(self, spa: int, source: bytes, fill: Fill | None = None) -> None:
-        """Write whole pages, made real when somebody looks. Raises MachineCheck outside of memory."""
+    def lay(self, spa: int, source: bytes, fill: Fill | None = None, *, until_flush: bool = False) -> None:
+        """Write whole pages, made real when somebody looks, or by ``settle``. Raises MachineCheck outside of memory."""
         self.release(spa, len(source))
-        self._laid.put(spa // PAGE_BYTES, (spa + len(source)) // PAGE_BYTES, _Laid(source, 0, fill))
+        self._laid.put(spa // PAGE_BYTES, (spa + len(source)) // PAGE_BYTES, _Laid(source, 0, fill, until_flush))
+        self._unsettled = self._unsettled or until_flush
+
+    def settle(self) -> None:
+        """Make real what was laid until a flush."""
+        if self._unsettled:
+            for start, end, laid in list(self._laid.runs()):
+                if laid.until_flush:
+                    self._make_real(start * PAGE_BYTES, (end - start) * PAGE_BYTES)
+            self._unsettled = False
 
     def clear(self, spa: int, length: int, fill: Fill) -> None:
         """Write zeros through ``fill`` into whole pages, which count as never written until somebody looks.

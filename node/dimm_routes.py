@@ -142,12 +142,12 @@ class DimmRoutes:
             return np.frombuffer(bytearray(part.nothing), np.uint64)
         return self._cells.writable_words(part.at, length)
 
-    def lay(self, spa: int, source: bytes, fill: Fill | None = None) -> None:
+    def lay(self, spa: int, source: bytes, fill: Fill | None = None, *, until_flush: bool = False) -> None:
         """Write whole pages. Raises MachineCheck outside of memory."""
         for part in self._parts(spa, len(source)):
             data = source[part.spa - spa : part.spa - spa + part.length]
             if part.at == part.spa:
-                self._cells.lay(part.at, data, fill)
+                self._cells.lay(part.at, data, fill, until_flush=until_flush)
             else:
                 self._fill(part, np.frombuffer(data, np.uint64), fill)
 
@@ -172,6 +172,10 @@ class DimmRoutes:
     def laid(self, spa: int, length: int, fill: Fill | None) -> bytes | None:
         """As ``DimmCells.laid``; None where a route leads away."""
         return None if self.lead_away(spa, length) else self._cells.laid(spa, length, fill)
+
+    def settle(self) -> None:
+        """As ``DimmCells.settle``."""
+        self._cells.settle()
 
     def release(self, spa: int, length: int) -> None:
         """Let a range's cells hold zeros. Raises MachineCheck outside of memory."""

@@ -65,6 +65,6 @@ class Dram:
         self.read, self.write = way.read, way.write
         self.words, self.writable_words = way.words, way.writable_words
         self.lay, self.laid, self.clear = way.lay, way.laid, way.clear
-        self.refill, self.release = way.refill, way.release
+        self.refill, self.release, self.settle = way.refill, way.release, way.settle
         self.pieces, self.resident_runs = way.pieces, way.resident_runs
         self.keep, self.let_go = way.keep, way.let_go

@@ -38,8 +38,7 @@ class GuestAccess:
     """Translates and checks each access anew."""
 
     def __init__(self, board: Board) -> None:
-        self._rmp = board.rmp
-        self._shared_reads_checked = board.product.rmp.shared_reads_checked
+        self._board = board
 
     def resolve(
         self, vmcb: Vmcb, gpa: int, length: int, private: bool, access: int = READ, needs: int = PERMIT_READ
@@ -66,7 +65,7 @@ class GuestAccess:
             raise
 
     def _check(self, vmcb: Vmcb, gpa: int, segments: list[Segment], private: bool, access: int, needs: int) -> int:
-        rmp = self._rmp
+        rmp = self._board.rmp
         if private and vmcb.encrypted:
             if vmcb.rmp_checked:
                 assert rmp is not None
@@ -83,7 +82,7 @@ class GuestAccess:
                     rmp.check_guest_write(spa, length, encrypted=True)
             return vmcb.asid
         write = needs & PERMIT_WRITE
-        if rmp is not None and (write or self._shared_reads_checked):
+        if rmp is not None and (write or self._board.product.rmp.shared_reads_checked):
             check = rmp.check_guest_write if write else rmp.checks.check_guest_shared_read
             for spa, length, _, _ in segments:
                 check(spa, length)
@@ -94,7 +93,7 @@ class CachedGuestAccess:
     """Asks the translation buffers first; what they remember is neither walked nor checked again."""
 
     def __init__(self, board: Board, anew: GuestAccess, tlb: Tlb) -> None:
-        self._rmp = board.rmp
+        self._board = board
         self._anew = anew
         self._tlb = tlb
 
@@ -130,9 +129,10 @@ class CachedGuestAccess:
             raise
         size = leaf.page_bytes
         spa = leaf.spa + gpa % size
-        if self._rmp is not None:
+        rmp = self._board.rmp
+        if rmp is not None:
             # The verdict is on one entry, so what is remembered is no larger.
-            large = size > PAGE_BYTES and self._rmp.entry(spa).large
+            large = size > PAGE_BYTES and rmp.entry(spa).large
             size = LARGE_PAGE_BYTES if large else PAGE_BYTES
         one = Translation(
             spa - gpa % size, size, writable=leaf.writable, executable=leaf.executable, dirty=leaf.dirty,

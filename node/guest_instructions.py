@@ -41,6 +41,7 @@ class GuestInstructions:
             op.BlockWrite: self._block,
             op.Clflush: self._clflush,
             **ExitInstructions(board).table,
+            op.TimedRead: self._timed_read,
         }
 
     def _read(self, vmcb: Vmcb, one: op.Read) -> op.Answer:
@@ -69,6 +70,10 @@ class GuestInstructions:
             return answer_to(fault, one.gpa)
         return None
 
+    def _timed_read(self, vmcb: Vmcb, one: op.TimedRead) -> op.Answer:
+        answer = self._read(vmcb, op.Read(one.gpa, 1, one.private))
+        return answer if isinstance(answer, op.Fault) else self._board.load_ns
+
     def _clflush(self, vmcb: Vmcb, one: op.Clflush) -> op.Answer:
         try:
             # To the checks a flush is a load (APM volume 3, CLFLUSH).
@@ -77,7 +82,7 @@ class GuestInstructions:
             return answer_to(fault, one.gpa)
         if self._board.caches is not None:
             for spa, length, _, key in segments:
-                self._board.caches.cache.flush(spa, length, asid or key)
+                self._board.caches.clflush(spa, length, asid or key)
         return None
 
     def _pvalidate(self, vmcb: Vmcb, one: op.PValidate) -> op.Answer:

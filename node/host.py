@@ -74,7 +74,9 @@ class Host:
         random = CounterRandom(spec.seed)
         self.board = Board(spec.name, product, spec.memory_bytes, spec.min_sev_asid, random, spec.platform)
         self.board.observer = observer
-        self.hypervisor: HypervisorPort = hypervisor(product, spec.memory_bytes, spec.min_sev_asid, images)
+        self.hypervisor: HypervisorPort = hypervisor(
+            product, spec.memory_bytes, spec.min_sev_asid, images, spec.platform.max_snp_asid
+        )
         self.board.exit_handler = self.hypervisor.page_state_change
         self.board.exits = self.hypervisor
         self.threads = product.threads

@@ -1,8 +1,9 @@
 """How a hypervisor brings a host up, step by step: the IOMMU, the cores, then the firmware.
 
-SNP's order (``spec/firmware/rmp.md`` section 6): IOMMU on, RMP zeroed and caches written
-back, MtrrFixDramModEn and only then SNP_EN on all cores, VM_HSAVE_PA zero, SNP_INIT_EX,
-caches and data fabric flushed, legacy INIT.
+SNP's order (``spec/firmware/rmp.md`` section 6): IOMMU on, caches written back,
+MtrrFixDramModEn and only then SNP_EN on all cores, VM_HSAVE_PA zero, SNP_INIT_EX, caches
+and data fabric flushed, legacy INIT. Linux zeroes the RMP itself before it asks the
+firmware to; here the firmware alone does it.
 """
 
 from __future__ import annotations
@@ -11,14 +12,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from node import operations as op
-from node.core_msrs import MEM_ENCRYPTION_MODE_EN, MFDM, SNP_EN, VMPL_EN, Msr
+from node.core_msrs import MFDM, SNP_EN, VMPL_EN, Msr
 from node.generation import Generation
 from node.iommu_driver import enabling
 from node.product import Product
-from node.rmp_layout import BOOKKEEPING_BYTES, RmpLayout
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand
-from psp.legacy import INIT_ES
 from psp.status import Status
 from psp.system_bus import LARGE_PAGE_BYTES, RmpEntry
 
@@ -33,33 +32,32 @@ class Step(NamedTuple):
     batch: tuple[op.HypervisorOperation, ...]
 
 
-def trusted_region(rmp: RmpLayout | None) -> int:
-    """Where it is given up: below the RMP, or the second 2 MiB of memory where there is none."""
-    if rmp is None:
-        return LARGE_PAGE_BYTES
-    return (rmp.base - TRUSTED_REGION_BYTES) // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
+def bring_up_steps(
+    product: Product, command_page: int, syscfg: int, max_snp_asid: int = 0, trusted_region: int = 0
+) -> Iterator[Step]:
+    """The steps of a host whose SYSCFG reads ``syscfg``: with SNP where the product has it.
 
-
-def bring_up_steps(product: Product, rmp: RmpLayout | None, command_page: int, syscfg: int) -> Iterator[Step]:
-    """The steps of a host whose SYSCFG reads ``syscfg``; ``rmp`` is None where there is no SNP."""
+    With a ``max_snp_asid`` the host asks for ciphertext hiding. With a ``trusted_region``, of
+    ``TRUSTED_REGION_BYTES``, SEV-ES guests can come.
+    """
     yield Step("IOMMU", enabling())
-    if rmp is not None:
-        table = [(rmp.base, BOOKKEEPING_BYTES), *((one.spa, one.end - one.spa) for one in rmp.arrays)]
-        init = buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP)
-        # Zeros are what the table's own accesses read as zeros.
-        keyed = bool(syscfg & MEM_ENCRYPTION_MODE_EN) and product.rmp.under_host_key
-        yield Step("RMP zeroed", (*[op.HostClear(spa, length, keyed) for spa, length in table], op.Wbinvd()))
+    if Generation.SEV_SNP in product.generations:
+        hiding = buffers.SNP_INIT_HIDE_CIPHERTEXT if max_snp_asid else 0
+        init = buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP | hiding, max_snp_asid=max_snp_asid)
+        yield Step("WBINVD", (op.Wbinvd(),))
         yield Step("MtrrFixDramModEn", (op.WriteMsr(None, Msr.SYSCFG, syscfg | MFDM),))
         yield Step("SNP_EN", (op.WriteMsr(None, Msr.SYSCFG, syscfg | MFDM | SNP_EN | VMPL_EN),))
         yield Step("VM_HSAVE_PA", (op.WriteMsr(None, Msr.VM_HSAVE_PA, 0),))
         yield Step("SNP_INIT_EX", (op.PspCommand(SnpCommand.INIT_EX, command_page, init.pack()),))
         yield Step("SNP_DF_FLUSH", (op.Wbinvd(), op.PspCommand(SnpCommand.DF_FLUSH)))
     if Generation.SEV in product.generations:
-        init_es = buffers.Init(INIT_ES, trusted_region(rmp), TRUSTED_REGION_BYTES)
-        if rmp is not None:
-            entry = RmpEntry(assigned=True, immutable=True, large=True)
-            yield Step("trusted region", (op.RmpUpdate(trusted_region(rmp), TRUSTED_REGION_BYTES, entry),))
-        yield Step("INIT", (op.PspCommand(LegacyCommand.INIT, command_page, init_es.pack()),))
+        legacy = buffers.Init()
+        if trusted_region:
+            legacy = buffers.Init(buffers.INIT_ES, trusted_region, TRUSTED_REGION_BYTES)
+            if Generation.SEV_SNP in product.generations:
+                entry = RmpEntry(assigned=True, immutable=True, large=True)
+                yield Step("trusted region", (op.RmpUpdate(trusted_region, TRUSTED_REGION_BYTES, entry),))
+        yield Step("INIT", (op.PspCommand(LegacyCommand.INIT, command_page, legacy.pack()),))
         yield Step("DF_FLUSH", (op.Wbinvd(), op.PspCommand(LegacyCommand.DF_FLUSH)))
 
 

@@ -54,6 +54,7 @@ class HostInstructions:
             op.HostClflush: caches.clflush,
             op.Invd: caches.invd,
             op.VmPageFlush: caches.vm_page_flush,
+            op.HostTimedRead: caches.timed_read,
             **platform_instructions(board),
         }
 
@@ -65,8 +66,9 @@ class HostInstructions:
 
     def _host_read_written(self, one: op.HostReadWritten) -> op.Answer:
         try:
-            runs, key = self._board.controller.written_runs(one.spa, one.length), _key(one)
-            return op.Runs(tuple([(spa, self._board.bus.host_view.read(spa, length, key)) for spa, length in runs]))
+            read, key = self._board.bus.host_view.read, _key(one)
+            runs = self._board.controller.written_runs(one.spa, one.length, key)
+            return op.Runs(tuple([(spa, read(spa, length, key)) for spa, length in runs]))
         except FAULTS as fault:
             return answer_to(fault, one.spa)
 

@@ -168,6 +168,11 @@ class HostSystemBus:
         if self.rmp is not None:
             self.rmp.set_entry(spa, entry)
 
+    def rmp_set_pages(self, spa: int, length: int, entry: RmpEntry) -> None:
+        """Replace the entries of 4 KiB pages."""
+        if self.rmp is not None:
+            self.rmp.set_entries(spa, length, entry)
+
     def rmp_pages_of_asid(self, asid: int) -> int:
         """Pages assigned to an ASID."""
         return self.rmp.pages_of_asid(asid) if self.rmp is not None else 0

@@ -19,7 +19,7 @@ from node.frame_allocator import FrameAllocator, OutOfMemory
 from node.generation import Generation
 from node.ghcb_server import GhcbServer
 from node.guest_memory_map import Range
-from node.host_bring_up import TRUSTED_REGION_BYTES, bring_up_steps, refusal, trusted_region
+from node.host_bring_up import TRUSTED_REGION_BYTES, bring_up_steps, refusal
 from node.hypervisor_port import (
     Answers,
     Batch,
@@ -72,23 +72,24 @@ class Hypervisor:
     """One host's hypervisor. Every public generator yields batches and receives answers."""
 
     def __init__(
-        self, product: Product, memory_bytes: int, min_sev_asid: int, images: Mapping[str, FirmwareImage]
+        self,
+        product: Product,
+        memory_bytes: int,
+        min_sev_asid: int,
+        images: Mapping[str, FirmwareImage],
+        max_snp_asid: int = 0,
     ) -> None:
         self.product = product
         self._images = images
+        self._max_snp_asid = max_snp_asid
         self.snp = Generation.SEV_SNP in product.generations
-        self.asids = AsidPool(product.max_asid, min_sev_asid)
-        # Where firmware reserved memory for the RMP, as its memory map says.
-        self._rmp = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented) if self.snp else None
-        reserved = 0 if self._rmp is None else memory_bytes - self._rmp.base
+        self.asids = AsidPool(product.max_asid, min_sev_asid, max_snp_asid)
+        layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented) if self.snp else None
+        reserved = 0 if layout is None else memory_bytes - layout.base
         # The first 2 MiB stay with the host, as real-mode memory does, and what firmware gets at INIT.
-        region = trusted_region(self._rmp)
-        first, end = LARGE_PAGE_BYTES, memory_bytes
-        if self._rmp is None:
-            first = region + TRUSTED_REGION_BYTES
-        else:
-            end = region
-        self.frames = FrameAllocator([(first, end - first)])
+        first, end = LARGE_PAGE_BYTES, memory_bytes - reserved
+        self._trusted_region = (end - TRUSTED_REGION_BYTES) // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
+        self.frames = FrameAllocator([(first, self._trusted_region - first)])
         self.rmp_bytes = reserved
         self._command_page = self._frame()
         self._vms: dict[str, LaunchedVm] = {}
@@ -117,7 +118,7 @@ class Hypervisor:
         """Bring the host up: IOMMU, cores, and firmware, SNP first where the product has it, then legacy."""
         (syscfg,) = yield (op.ReadMsr(0, Msr.SYSCFG),)
         assert isinstance(syscfg, int)
-        for step in bring_up_steps(self.product, self._rmp, self._command_page, syscfg):
+        for step in bring_up_steps(self.product, self._command_page, syscfg, self._max_snp_asid, self._trusted_region):
             refused = refusal(step, (yield step.batch))
             if refused:
                 raise LaunchRefused(refused)
@@ -453,7 +454,7 @@ class Hypervisor:
             yield from self._lend(record, spa, VMSA_BYTES)
             if not self.product.coherent_across_keys:
                 yield from self._checked([op.HostClflush(spa, VMSA_BYTES)])
-            update = buffers.LaunchUpdateData(handle=record.handle, address=spa, length=VMSA_BYTES)
+            update = buffers.LaunchUpdateVmsa(handle=record.handle, address=spa, length=VMSA_BYTES)
             yield from self._must(LegacyCommand.LAUNCH_UPDATE_VMSA, command, update.pack())
             yield from self._take_back(record)
         yield from self._end_legacy_launch(record)

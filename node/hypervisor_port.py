@@ -90,5 +90,6 @@ class HypervisorPort(Protocol):
         """Lay down a VM that came; its record, and its pages as they can be read back. Raises LaunchRefused."""
 
 
-HypervisorFactory = Callable[[Product, int, int, Mapping[str, FirmwareImage]], HypervisorPort]
-"""Makes the hypervisor of a product with so many bytes of memory, a least SEV ASID, and firmware images by key."""
+HypervisorFactory = Callable[[Product, int, int, Mapping[str, FirmwareImage], int], HypervisorPort]
+"""Makes the hypervisor of a product with so many bytes of memory, a least SEV ASID, firmware images by key, and a last
+ASID for SNP, 0 where ciphertext is not to be hidden."""

@@ -23,7 +23,7 @@ class HypervisorVerb(IntEnum):
     """What is asked; what comes with it, and what the reply is made of."""
 
     LOAD = 0
-    """Product, bytes of memory, least SEV ASID, keys of firmware images. Reply: nothing."""
+    """Product, bytes of memory, least SEV ASID, keys of firmware images, last ASID for SNP. Reply: nothing."""
     BEGIN = 1
     """The task's number, what it is to do, and arguments. Reply: a step and what it came to."""
     GO_ON = 2
@@ -63,7 +63,7 @@ TASKS: Mapping[str, TaskForm] = {
 BATCH = form_of(Batch)
 ANSWERS = form_of(Answers)
 FIGURES = form_of(HypervisorFigures)
-LOAD = form_of(tuple[str, int, int, tuple[str, ...]])
+LOAD = form_of(tuple[str, int, int, tuple[str, ...], int])
 
 _Task = Generator[Batch, Answers, object]
 
@@ -89,9 +89,9 @@ class HypervisorServer:
         return packed(self._verbs[verb](*arguments))
 
     def _load(self, *order: Any) -> None:
-        name, memory_bytes, min_sev_asid, keys = LOAD.parse(order)
+        name, memory_bytes, min_sev_asid, keys, max_snp_asid = LOAD.parse(order)
         images = {key: self._image(key) for key in keys}
-        self._hypervisor = Hypervisor(PRODUCTS[name], memory_bytes, min_sev_asid, images)
+        self._hypervisor = Hypervisor(PRODUCTS[name], memory_bytes, min_sev_asid, images, max_snp_asid)
         self._tasks = {}
         self.operations = 0
 

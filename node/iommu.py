@@ -57,9 +57,8 @@ _RINGS = {
 class Iommu:
     """One IOMMU in front of all of a host's devices.
 
-    ``supports_snp`` is SNPSup; ``least_log_bytes`` the shortest log that firmware accepts under SNP;
-    ``checks_dma`` is False only where a laboratory has the
-    RMP check of devices' accesses knocked out.
+    ``supports_snp`` is SNPSup, ``least_log_bytes`` the shortest log that firmware accepts under SNP.
+    ``checks_dma`` is False only where a laboratory has the RMP check of devices' accesses knocked out.
     """
 
     def __init__(

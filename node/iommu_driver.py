@@ -65,7 +65,6 @@ class IommuDriver:
 
     def __init__(self, frame: Callable[[], int]) -> None:
         self._frame = frame
-        self._tail = 0
         self._waits = 0
 
     def attach(
@@ -109,8 +108,10 @@ class IommuDriver:
     def command(self, *commands: bytes) -> Task:
         """Run commands and wait until they are done."""
         self._waits += 1
+        (tail,) = yield (read_register(Register.COMMAND_TAIL),)
+        assert isinstance(tail, int)
         batch: list[op.HypervisorOperation] = []
         for one in (*commands, completion_wait(SEMAPHORE, self._waits)):
-            batch.append(op.HostWrite(COMMANDS + self._tail, one))
-            self._tail = (self._tail + COMMAND_BYTES) % COMMANDS_BYTES
-        yield (*batch, write_register(Register.COMMAND_TAIL, self._tail))
+            batch.append(op.HostWrite(COMMANDS + tail, one))
+            tail = (tail + COMMAND_BYTES) % COMMANDS_BYTES
+        yield (*batch, write_register(Register.COMMAND_TAIL, tail))

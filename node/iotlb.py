@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from node.iommu_page_table import Translation
 
-MOST_ENTRIES = 4096
+MOST_ENTRIES = 1024
 """Then the oldest goes. Real sizes are not published."""
 
 _SIZES = (12, 21, 30)
@@ -40,6 +40,10 @@ class Iotlb:
 
     def forget(self, domain: int, start: int, end: int) -> None:
         """Drop what a domain's addresses in [start, end) touch."""
+        if end - start == 1 << _SIZES[0]:
+            for bits in _SIZES:
+                self._entries.pop((domain, bits, start >> bits), None)
+            return
         self._entries = {
             key: one
             for key, one in self._entries.items()

@@ -11,6 +11,7 @@ from io import BytesIO
 
 import numpy as np
 
+from node.cipher_scratch import wipe_scratch
 from node.dram import WORD_BYTES, Dram, Fill, Words
 from node.memory_cipher import BLOCK_BYTES, Ciphers, MemoryCipher
 from psp.system_bus import PAGE_BYTES
@@ -140,13 +141,24 @@ class MemoryController:
         self.bytes_encrypted += length
 
     def lay(self, spa: int, data: bytes, asid: int) -> None:
-        """Store bytes; whole pages become real when somebody looks at them. Raises as ``read``."""
+        """Store bytes; whole pages become real when somebody looks at them. Raises as ``read``.
+
+        What is stored through a key becomes real at ``flush`` at the latest, but for zeros.
+        """
         if (spa | len(data)) & _IN_PAGE or not data:
             self.write(spa, data, asid)
             return
         fill = self._fill(asid, spa)
-        self._dram.lay(spa, data, fill)
+        self._dram.lay(spa, data, fill, until_flush=asid != 0 and data.count(0) < len(data))
         self.bytes_encrypted += len(data) if fill else 0
+
+    def flush(self) -> None:
+        """What WBINVD leaves of private pages: ciphertext in DRAM, and no plaintext on its way.
+
+        A firmware image that was laid and then encrypted in place stays a run: its plaintext is the host's.
+        """
+        self._dram.settle()
+        wipe_scratch()
 
     def clear(self, spa: int, length: int, asid: int) -> None:
         """Zero memory; whole pages cost nothing and count as never written. Raises as ``read``."""
@@ -158,8 +170,8 @@ class MemoryController:
         else:
             self._dram.clear(spa, length, fill)
 
-    def written_runs(self, spa: int, length: int) -> Iterator[tuple[int, int]]:
-        """Runs of whole pages in a range that somebody wrote, as (SPA, length). Raises MachineCheck."""
+    def written_runs(self, spa: int, length: int, asid: int) -> Iterator[tuple[int, int]]:
+        """Runs of whole pages in a range that hold what somebody wrote, as (SPA, length). Raises MachineCheck."""
         return self._dram.resident_runs(spa, length)
 
     def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:

@@ -18,6 +18,7 @@ class TableFrames:
         """(SPA, length) of all that was given."""
         self._free: list[int] = []
         self._tables: dict[int, int] = {}
+        self._any_lowest = False
 
     @property
     def root(self) -> int | None:
@@ -44,10 +45,13 @@ class TableFrames:
             return len(new) - len(self._free)
         for number in new:
             self._tables[number] = self._free.pop()
+            self._any_lowest = self._any_lowest or number & _LEVEL == 1
         return 0
 
     def drop_lowest(self, start: int, end: int) -> list[int]:
         """Free the tables of 4 KiB pages that serve nothing but [start, end); their SPAs."""
+        if not self._any_lowest:
+            return []
         size = served_bytes(1)
         numbers = [one for one in self._tables if one & _LEVEL == 1 and start <= one - 1 and one - 1 + size <= end]
         frames = [self._tables.pop(number) for number in numbers]

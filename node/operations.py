@@ -147,6 +147,14 @@ class Clflush:
     private: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class TimedRead:
+    """Load one byte between two RDTSCP. Answer: nanoseconds, or a Fault."""
+
+    gpa: int
+    private: bool = True
+
+
 BLOCK_BYTES = 4096
 """Logical block size of a VM's disk."""
 
@@ -352,10 +360,11 @@ class Wbinvd:
 
 @dataclass(frozen=True, slots=True)
 class HostClflush:
-    """CLFLUSH every line of a range through a host mapping with C=0. Answer: None, or a Fault."""
+    """CLFLUSH every line of a range through a host mapping; ``encrypted`` is its C-bit. Answer: None, or a Fault."""
 
     spa: int
     length: int
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,6 +381,13 @@ class VmPageFlush:
 
     spa: int
     asid: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostTimedRead:
+    """Load one byte through a host mapping with C=0 between two RDTSCP. Answer: nanoseconds, or a Fault."""
+
+    spa: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -443,12 +459,12 @@ class DeviceWrite:
 HypervisorOperation = (
     HostRead | HostReadWritten | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | RmpRead | NestedFrames
     | NestedMap | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
-    | HostClflush | Invd | VmPageFlush
+    | HostClflush | Invd | VmPageFlush | HostTimedRead
     | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | DeviceRead | DeviceWrite
 )  # fmt: skip
 GuestOperation = (
     Read | Write | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust | RmpQuery
-    | PageStateChange | BlockRead | BlockWrite | Clflush | VmgExit | ReadSevStatus | Cpuid
+    | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit | ReadSevStatus | Cpuid
 )  # fmt: skip
 
 

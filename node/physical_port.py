@@ -42,7 +42,10 @@ class PhysicalPort:
             self._dram.alias(spa, length, at)
 
     def unground(self, line: int) -> None:
-        """The switch, off: cells that were hidden are back with what they held. Raises as ``ground``."""
+        """The switch, off: cells that were hidden are back with what they held. Raises as ``ground``.
+
+        Other routes of the same addresses are gone with it.
+        """
         for spa, length, _ in grounded(line, self._dram.size_bytes):
             self._dram.straighten(spa, length)
 

@@ -30,6 +30,7 @@ class Protection(StrEnum):
     VALIDATED_BIT = "validated bit"
     """Its being asked for by accesses, RMPADJUST, RMPQUERY and VMRUN; PVALIDATE sets it and tells of it as ever."""
     IOMMU_CHECK = "iommu check"
+    """Of devices' accesses against the RMP; page tables still say what a device reaches."""
     TWEAK = "tweak"
     SAVE_AREA_INTEGRITY = "save area integrity"
     """Of SEV-ES save areas, at VMRUN."""
@@ -44,6 +45,8 @@ class Platform:
     mode: HostMode = HostMode.NONE
     disabled: frozenset[Protection] = frozenset()
     """Mechanisms that do not work; empty outside of experiments that show what each is good for."""
+    max_snp_asid: int = 0
+    """Last ASID for SNP guests, whose ciphertext the host then asks firmware to hide; 0 for no hiding."""
     firmware_api: tuple[int, int, int] | None = None
     """Version of the security processor's firmware (major, minor, build); None for the product's row."""
     fabric_locked: bool = True
@@ -72,6 +75,8 @@ class Platform:
     """Boot firmware that looks for DRAM aliases (AMD-SB-3015) and does not let SNP start where it finds one."""
     caches: bool = False
     """Whether cores have data caches that hold something. Without, every line is as good as written back at once."""
+    cache_timing: bool = False
+    """Whether loads take as long as the line's place says; has caches with it. Without, all take the same."""
     invd_writes_back: bool = False
     """Microcode that lets INVD act as WBINVD whatever HWCR.INVDWBINVD says (AMD-SB-3005).
 

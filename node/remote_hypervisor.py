@@ -43,11 +43,13 @@ class RemoteHypervisor:
         memory_bytes: int,
         min_sev_asid: int,
         images: Mapping[str, FirmwareImage],
+        max_snp_asid: int = 0,
     ) -> None:
         self.operations = 0
         self._exchange = exchange
         self._numbers = count()
-        self._ask(HypervisorVerb.LOAD, *LOAD.pack((product.name, memory_bytes, min_sev_asid, tuple(images))))
+        order = (product.name, memory_bytes, min_sev_asid, tuple(images), max_snp_asid)
+        self._ask(HypervisorVerb.LOAD, *LOAD.pack(order))
 
     def figures(self) -> HypervisorFigures:
         """The books as they stand."""

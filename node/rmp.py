@@ -63,7 +63,10 @@ class GuestCore:
 
 
 class ReverseMapTable:
-    """The RMP of a host, where its layout says in ``dram``; through ``cipher`` if the host's key covers it."""
+    """The RMP of a host, where its layout says in ``dram``.
+
+    Through ``cipher`` if the host's key covers it; entries through ``form`` if theirs is not the published one.
+    """
 
     def __init__(
         self,
@@ -72,13 +75,16 @@ class ReverseMapTable:
         switches: RmpSwitches | None = None,
         *,
         cipher: WordCipher | None = None,
+        form: WordCipher | None = None,
         disabled: frozenset[Protection] = frozenset(),
     ) -> None:
         self.layout = layout
         self.switches = switches or RmpSwitches()
         self._from_zero = next((one.pages for one in layout.arrays if not one.first_page), 0)
         """Pages that surely have entries, without asking the layout."""
-        self._table = RmpTable(dram, layout, count_skips_first=self.switches.count_skips_first, cipher=cipher)
+        self._table = RmpTable(
+            dram, layout, count_skips_first=self.switches.count_skips_first, cipher=cipher, form=form
+        )
         self.checks = RmpChecks(self._table, self.switches, disabled)
         self._matched = rmp_blocks.OWN if self.checks.matches_gpa else rmp_blocks.OWN & ~GPA
         self.check_guest_private = self.checks.check_guest_private
@@ -130,6 +136,23 @@ class ReverseMapTable:
             for first, stop, part in table.decoded_pieces(page, page + pages):
                 self._count(part, entry, stop - first)
         table.put(page, page + pages, entry)
+
+    def set_entries(self, spa: int, length: int, entry: RmpEntry) -> None:
+        """Replace entries of 4 KiB by one that names no guest, as ``set_entry`` does one after another.
+
+        Raises ValueError for addresses without entries.
+        """
+        page, stop = spa // PAGE_BYTES, (spa + length) // PAGE_BYTES
+        if (spa | length) % PAGE_BYTES or not self._covers(page, stop):
+            raise ValueError(f"spa: expected entries inside the RMP, got {length} bytes at {spa:#x}")
+        first = page
+        while first < stop:
+            if self._table.entry(first).large:
+                self.set_entry(first * PAGE_BYTES, entry)
+            first = (first // LARGE_PAGES + 1) * LARGE_PAGES
+        for first, end, old in list(self._table.decoded_pieces(page, stop)):
+            self._count(old, entry, end - first)
+        self._table.put(page, stop, entry)
 
     def initialise(self) -> None:
         """Zero the table and take the pages that it lies in from everybody: SNP_INIT."""
@@ -236,7 +259,7 @@ class ReverseMapTable:
         if target <= core.vmpl:
             return RmpCode.FAIL_PERMISSION
         page = spa // PAGE_BYTES
-        for first, stop, old in list(self._table.decoded_pieces(page, page + length // PAGE_BYTES)):
+        for first, stop, old in self._table.decoded_pieces(page, page + length // PAGE_BYTES):
             self._check_own(old, first, gpa + (first - page) * PAGE_BYTES, core.asid, large)
             if large and not old.large:
                 return RmpCode.FAIL_SIZEMISMATCH

@@ -3,8 +3,9 @@
 Flat: RMP_BASE (MSR C001_0132) and RMP_END (C001_0133) give the first and the last
 byte; 16 KiB of bookkeeping, then 16 bytes for each 4 KiB page. Segmented (RMP_CFG,
 C001_0136; Turin on): 16 KiB of bookkeeping, then the RMP segment table of 512 words,
-each with the place and the reach of one segment's array. Whether cores read that
-table again at each look-up is not known: here it is read when the RMP is set up.
+each with the place and the reach of one segment's array. Cores cache what it says (CPUID
+8000_0025 EBX[9:0]: for how many segments); when they read it again is not known. Here
+they do when SNP_EN is set, so what is written there afterwards changes nothing.
 """
 
 from __future__ import annotations

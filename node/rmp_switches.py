@@ -35,8 +35,10 @@ class RmpSwitches:
     ``rmpread``: the part has RMPREAD. What it says of a page inside a 2 MiB entry (that entry, as
     here, or the page's own slot) and when it sets the region's bit (any page assigned) is inferred.
 
-    ``segmented``: firmware lays the table in segments (RMP_CFG), where the part can. The raw
-    entry is then taken to look as on Zen 3 and 4; no manual of such a part has been read.
+    ``segmented``: firmware lays the table in segments (RMP_CFG), where the part can.
+
+    ``hidden_form``: the entries of a segmented table lie in DRAM in a form that nobody has published, and that
+    only the RMP's own instructions show (``node.rmp_hidden_form``); with False in that of Zen 3 and 4.
 
     ``under_host_key``: the table's bytes lie in DRAM under the host's own key wherever the host has
     one; with False only where everything does (TSME). No public text says which.
@@ -50,4 +52,5 @@ class RmpSwitches:
     query_needs_validated: bool = True
     segmented: bool = False
     rmpread: bool = False
+    hidden_form: bool = False
     under_host_key: bool = False

@@ -80,17 +80,27 @@ LARGE = ASSIGNED | PAGE_SIZE
 class RmpTable:
     """Entries by page number. ``count_skips_first`` is a switch of ``RmpSwitches``.
 
+    The table lies in DRAM through ``cipher``, its entries through ``form`` if there is one, which then
+    holds the cipher too.
+
     The per-ASID counters of the bookkeeping are held the same way. A counter never
     goes below zero, whatever was done to the entries behind its back.
     """
 
     def __init__(
-        self, dram: Dram, layout: RmpLayout, *, count_skips_first: bool, cipher: WordCipher | None = None
+        self,
+        dram: Dram,
+        layout: RmpLayout,
+        *,
+        count_skips_first: bool,
+        cipher: WordCipher | None = None,
+        form: WordCipher | None = None,
     ) -> None:
         self.layout = layout
         self.runs: ExtentMap[Run] = ExtentMap()
         self._dram = dram
-        self._memory = RmpMemory(dram, cipher)
+        self._memory = RmpMemory(dram, form or cipher)
+        self._books = RmpMemory(dram, cipher)
         self._first_counted = 1 if count_skips_first else 0
         self._counters: dict[int, int] = {}
         self._counters_in_dram = False
@@ -120,8 +130,11 @@ class RmpTable:
             yield first, stop, DEFAULT_ENTRY if run is None else run.entry
 
     def decoded_pieces(self, start: int, end: int) -> Iterator[tuple[int, int, RmpEntry]]:
-        """[start, end) as (from, to, entry at from), entry by entry where bytes say it."""
-        for first, stop, entry in self.pieces(start, end):
+        """[start, end) as (from, to, entry at from), entry by entry where bytes say it.
+
+        What was handed out may be replaced before the next is asked for.
+        """
+        for first, stop, entry in list(self.pieces(start, end)):
             if entry is not None:
                 yield first, stop, entry
                 continue
@@ -157,8 +170,10 @@ class RmpTable:
         """Zero every entry and counter."""
         if self.changed is not None:
             self.changed(0, max(array.first_page + array.pages for array in self.layout.arrays) * PAGE_BYTES)
-        self.runs.clear()
         self._counters.clear()
+        for array in self.layout.arrays:
+            # Nothing is written out under what is about to go.
+            self.runs.put(array.first_page, array.first_page + array.pages, IN_DRAM)
         for array in self.layout.arrays:
             self._dram.release(array.spa, array.end - array.spa)
         self._dram.release(self.layout.base, COUNTERS * 8)
@@ -182,7 +197,7 @@ class RmpTable:
         """An ASID's counter of 4 KiB pages."""
         if not self._counters_in_dram:
             return self._counters.get(asid, 0)
-        return self._memory.word(self.layout.base + asid * 8)
+        return self._books.word(self.layout.base + asid * 8)
 
     def count(self, asid: int, pages: int) -> None:
         """Add to an ASID's counter; ASID 0 has none."""
@@ -190,7 +205,7 @@ class RmpTable:
             return
         now = max(0, self.pages_of_asid(asid) + pages)
         if self._counters_in_dram:
-            self._memory.set_word(self.layout.base + asid * 8, now)
+            self._books.set_word(self.layout.base + asid * 8, now)
         elif now:
             self._counters[asid] = now
         else:
@@ -310,7 +325,7 @@ class RmpTable:
             for asid, pages in self._counters.items():
                 counters[asid] = pages
             self._counters.clear()
-            self._memory.make(self.layout.base, counters)
+            self._books.make(self.layout.base, counters)
 
     def _write_out(self, start: int, end: int) -> None:
         """Make bytes of whole blocks that are held as runs."""

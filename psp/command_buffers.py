@@ -7,6 +7,10 @@ from typing import ClassVar
 
 from psp.byte_layout import ByteLayout, at
 
+ATTESTATION_SIGNED_BYTES = 0x34
+"""What the signature of a report of ATTESTATION covers, from its begin."""
+INIT_ES = 1 << 0
+"""INIT flag: SEV-ES guests will come."""
 SNP_INIT_RMP = 1 << 0
 """INIT_EX flag: zero the RMP."""
 SNP_INIT_HIDE_CIPHERTEXT = 1 << 3
@@ -111,6 +115,96 @@ class LaunchMeasure(ByteLayout):
     handle: int = at(0x00, 4)
     address: int = at(0x08, 8)
     length: int = at(0x10, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchUpdateVmsa(ByteLayout):
+    """LAUNCH_UPDATE_VMSA."""
+
+    SIZE: ClassVar[int] = 0x14
+    handle: int = at(0x00, 4)
+    address: int = at(0x08, 8)
+    length: int = at(0x10, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSecret(ByteLayout):
+    """LAUNCH_SECRET."""
+
+    SIZE: ClassVar[int] = 0x34
+    handle: int = at(0x00, 4)
+    header_address: int = at(0x08, 8)
+    header_length: int = at(0x10, 4)
+    guest_address: int = at(0x18, 8)
+    guest_length: int = at(0x20, 4)
+    transport_address: int = at(0x28, 8)
+    transport_length: int = at(0x30, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Attestation(ByteLayout):
+    """ATTESTATION; ``length`` is in and out."""
+
+    SIZE: ClassVar[int] = 0x24
+    handle: int = at(0x00, 4)
+    address: int = at(0x08, 8)
+    mnonce: bytes = at(0x10, 16, bytes(16))
+    length: int = at(0x20, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class AttestationReport(ByteLayout):
+    """What ATTESTATION writes; the PEK signs what lies before ``signature_usage``."""
+
+    SIZE: ClassVar[int] = 0xD0
+    mnonce: bytes = at(0x00, 16, bytes(16))
+    digest: bytes = at(0x10, 32, bytes(32))
+    policy: int = at(0x30, 4)
+    signature_usage: int = at(0x34, 4)
+    signature_algorithm: int = at(0x38, 4)
+    signature: bytes = at(0x40, 144, bytes(144))
+
+
+@dataclass(frozen=True, slots=True)
+class Debug(ByteLayout):
+    """DBG_DECRYPT and DBG_ENCRYPT."""
+
+    SIZE: ClassVar[int] = 0x1C
+    handle: int = at(0x00, 4)
+    source: int = at(0x08, 8)
+    destination: int = at(0x10, 8)
+    length: int = at(0x18, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Output(ByteLayout):
+    """PEK_CSR, GET_ID: where to write; ``length`` is in and out."""
+
+    SIZE: ClassVar[int] = 0x0C
+    address: int = at(0x00, 8)
+    length: int = at(0x08, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class PdhCertExport(ByteLayout):
+    """PDH_CERT_EXPORT; lengths are in and out."""
+
+    SIZE: ClassVar[int] = 0x1C
+    pdh_address: int = at(0x00, 8)
+    pdh_length: int = at(0x08, 4)
+    chain_address: int = at(0x10, 8)
+    chain_length: int = at(0x18, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class PekCertImport(ByteLayout):
+    """PEK_CERT_IMPORT."""
+
+    SIZE: ClassVar[int] = 0x1C
+    pek_address: int = at(0x00, 8)
+    pek_length: int = at(0x08, 4)
+    oca_address: int = at(0x10, 8)
+    oca_length: int = at(0x18, 4)
 
 
 @dataclass(frozen=True, slots=True)

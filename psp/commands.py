@@ -146,9 +146,20 @@ COMMANDS: Mapping[int, CommandRow] = {
     LegacyCommand.GUEST_STATUS: CommandRow(buffers.GuestStatus, frozenset({_L.WORKING}), writes_buffer=True),
     LegacyCommand.LAUNCH_START: CommandRow(buffers.LaunchStart, _UP, writes_buffer=True),
     LegacyCommand.LAUNCH_UPDATE_DATA: CommandRow(buffers.LaunchUpdateData, frozenset({_L.WORKING})),
-    LegacyCommand.LAUNCH_UPDATE_VMSA: CommandRow(buffers.LaunchUpdateData, frozenset({_L.WORKING})),
     LegacyCommand.LAUNCH_MEASURE: CommandRow(buffers.LaunchMeasure, frozenset({_L.WORKING}), writes_buffer=True),
     LegacyCommand.LAUNCH_FINISH: CommandRow(buffers.Handle, frozenset({_L.WORKING})),
+    LegacyCommand.LAUNCH_UPDATE_VMSA: CommandRow(buffers.LaunchUpdateVmsa, frozenset({_L.WORKING})),
+    LegacyCommand.LAUNCH_SECRET: CommandRow(buffers.LaunchSecret, frozenset({_L.WORKING})),
+    LegacyCommand.ATTESTATION: CommandRow(buffers.Attestation, frozenset({_L.WORKING}), writes_buffer=True),
+    LegacyCommand.DBG_DECRYPT: CommandRow(buffers.Debug, frozenset({_L.WORKING})),
+    LegacyCommand.DBG_ENCRYPT: CommandRow(buffers.Debug, frozenset({_L.WORKING})),
+    LegacyCommand.PLATFORM_RESET: CommandRow(None, frozenset({_L.UNINIT})),
+    LegacyCommand.PEK_GEN: CommandRow(None, frozenset({_L.INIT})),
+    LegacyCommand.PEK_CSR: CommandRow(buffers.Output, frozenset({_L.INIT}), writes_buffer=True),
+    LegacyCommand.PEK_CERT_IMPORT: CommandRow(buffers.PekCertImport, frozenset({_L.INIT})),
+    LegacyCommand.PDH_GEN: CommandRow(None, _UP),
+    LegacyCommand.PDH_CERT_EXPORT: CommandRow(buffers.PdhCertExport, _UP, writes_buffer=True),
+    LegacyCommand.GET_ID: CommandRow(buffers.Output, _ANY_LEGACY, writes_buffer=True),
     SnpCommand.INIT: CommandRow(None, frozenset({_S.UNINIT})),
     SnpCommand.INIT_EX: CommandRow(buffers.SnpInitEx, frozenset({_S.UNINIT})),
     SnpCommand.SHUTDOWN_EX: CommandRow(buffers.SnpShutdownEx, _SNP_UP),
@@ -167,15 +178,11 @@ COMMANDS: Mapping[int, CommandRow] = {
     **{
         command: CommandRow(None, _ANY_LEGACY, supported=False)
         for command in (
-            LegacyCommand.PLATFORM_RESET, LegacyCommand.PEK_GEN, LegacyCommand.PEK_CSR, LegacyCommand.PEK_CERT_IMPORT,
-            LegacyCommand.PDH_CERT_EXPORT, LegacyCommand.PDH_GEN, LegacyCommand.DOWNLOAD_FIRMWARE,
-            LegacyCommand.GET_ID, LegacyCommand.INIT_EX, LegacyCommand.RING_BUFFER, LegacyCommand.COPY,
-            LegacyCommand.ACTIVATE_EX, LegacyCommand.LAUNCH_SECRET,
-            LegacyCommand.ATTESTATION, LegacyCommand.SEND_START, LegacyCommand.SEND_UPDATE_DATA,
+            LegacyCommand.DOWNLOAD_FIRMWARE, LegacyCommand.INIT_EX, LegacyCommand.RING_BUFFER, LegacyCommand.COPY,
+            LegacyCommand.ACTIVATE_EX, LegacyCommand.SEND_START, LegacyCommand.SEND_UPDATE_DATA,
             LegacyCommand.SEND_UPDATE_VMSA, LegacyCommand.SEND_FINISH, LegacyCommand.SEND_CANCEL,
             LegacyCommand.RECEIVE_START, LegacyCommand.RECEIVE_UPDATE_DATA, LegacyCommand.RECEIVE_UPDATE_VMSA,
-            LegacyCommand.RECEIVE_FINISH, LegacyCommand.DBG_DECRYPT, LegacyCommand.DBG_ENCRYPT,
-            LegacyCommand.SWAP_OUT, LegacyCommand.SWAP_IN,
+            LegacyCommand.RECEIVE_FINISH, LegacyCommand.SWAP_OUT, LegacyCommand.SWAP_IN,
             SnpCommand.SHUTDOWN, SnpCommand.GUEST_REQUEST, SnpCommand.ACTIVATE_EX,
             SnpCommand.DBG_DECRYPT, SnpCommand.DBG_ENCRYPT, SnpCommand.VERIFY_MITIGATION, SnpCommand.PAGE_SWAP_OUT,
             SnpCommand.PAGE_SWAP_IN, SnpCommand.PAGE_MOVE, SnpCommand.PAGE_MD_INIT, SnpCommand.PAGE_SET_STATE,
@@ -200,13 +207,12 @@ def command_name(command: int) -> str:
     return f"SNP_{name}" if is_snp(command) else name
 
 
-_LEGACY_UPDATES = frozenset({LegacyCommand.LAUNCH_UPDATE_DATA, LegacyCommand.LAUNCH_UPDATE_VMSA})
-
-
 def measured_bytes(command: int, buffer: bytes) -> int:
     """How many bytes a launch command with this buffer measures, 0 for other commands."""
     if command == SnpCommand.LAUNCH_UPDATE:
         return PAGE_BYTES
-    if command in _LEGACY_UPDATES and len(buffer) >= buffers.LaunchUpdateData.SIZE:
+    if command == LegacyCommand.LAUNCH_UPDATE_VMSA:
+        return PAGE_BYTES
+    if command == LegacyCommand.LAUNCH_UPDATE_DATA and len(buffer) >= buffers.LaunchUpdateData.SIZE:
         return buffers.LaunchUpdateData.parse(buffer).length
     return 0

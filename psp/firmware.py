@@ -13,7 +13,8 @@ from psp.asid_flush import AsidFlush
 from psp.asid_ranges import AsidRanges
 from psp.commands import COMMANDS, LegacyPlatformState, is_snp
 from psp.host_memory import HostMemory
-from psp.legacy import LegacyFirmware, ShortBuffer
+from psp.legacy import LegacyFirmware
+from psp.legacy_guest import ShortBuffer
 from psp.mailbox import Mailbox
 from psp.snp import SnpFirmware
 from psp.status import PspError, Status

@@ -17,7 +17,7 @@ from psp.system_bus import PAGE_BYTES
 _PAGE_INFO = struct.Struct("<48s48sHBBBBBBQ")
 _ZERO_DIGEST = bytes(48)
 _MEASURE_TAG = 0x04
-_API_WITH_VERSION = (0, 17)
+API_WITH_VERSION = (0, 17)
 """From this API on the measurement also covers the firmware's version."""
 
 
@@ -84,5 +84,5 @@ class LegacyLaunchDigest:
 def launch_measure(tik: bytes, api: tuple[int, int, int], policy: int, digest: bytes, nonce: bytes) -> bytes:
     """HMAC-SHA256 that LAUNCH_MEASURE returns before its nonce. ``api`` is (major, minor, build)."""
     major, minor, build = api
-    head = bytes((_MEASURE_TAG, major, minor, build)) if (major, minor) >= _API_WITH_VERSION else b""
+    head = bytes((_MEASURE_TAG, major, minor, build)) if (major, minor) >= API_WITH_VERSION else b""
     return hmac.digest(tik, head + struct.pack("<I", policy) + digest + nonce, "sha256")

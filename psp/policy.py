@@ -49,14 +49,14 @@ class PlatformFacts:
     smt_enabled: bool
     ciphertext_hidden: bool = False
     aes_256_xts: bool = False
-    es: bool = False
-    """INIT was for SEV-ES guests too."""
+    es_enabled: bool = False
 
 
 def check_legacy_policy(policy: int, facts: PlatformFacts) -> None:
-    """Raise PspError(POLICY_FAILURE) if the platform cannot meet a SEV policy; ES needs INIT's flag."""
+    """Raise PspError(POLICY_FAILURE) if the platform cannot meet a SEV policy; ES it can after an INIT for it."""
     lowest = (policy >> 16 & 0xFF, policy >> 24 & 0xFF)
-    if policy & ~_LEGACY_KNOWN or (policy & LegacyPolicy.ES and not facts.es) or facts.api < lowest:
+    es_missing = policy & LegacyPolicy.ES and not facts.es_enabled
+    if policy & ~_LEGACY_KNOWN or es_missing or facts.api < lowest:
         raise PspError(Status.POLICY_FAILURE)
 
 

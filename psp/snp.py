@@ -22,9 +22,9 @@ from psp.launch_pages import LAUNCH_PAGES
 from psp.page_state import PageState, page_state
 from psp.page_unsmash import unsmashed
 from psp.policy import PlatformFacts, check_snp_policy
-from psp.snp_init import check_cores, check_rmp, checked_iommu_pages
+from psp.snp_init import check_cores, check_rmp, checked_iommu_buffers
 from psp.status import PspError, Status
-from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry, SystemBus
+from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, IommuBuffer, RmpEntry, SystemBus
 
 AES_256_XTS_KEY_BYTES = 64
 VMPCK_BYTES = 32
@@ -93,8 +93,8 @@ class SnpFirmware:
         self.wants_fabric_locked = False
         """Firmware of after AMD-SB-3034."""
         self._rmp_initialised = False
-        self._iommu_pages: tuple[int, ...] = ()
-        """Pages that the IOMMUs write by themselves, firmware's meanwhile."""
+        self._iommu_buffers: tuple[IommuBuffer, ...] = ()
+        """What the IOMMUs write by themselves, firmware's meanwhile."""
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             # INIT, of before ABI 1.52, has no buffer and always initialises the RMP.
             SnpCommand.INIT: lambda _: self._init_ex(buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP)),
@@ -137,14 +137,14 @@ class SnpFirmware:
         fresh = bool(init.flags & buffers.SNP_INIT_RMP)
         if not fresh and not self._rmp_initialised:
             raise PspError(Status.RMP_INIT_REQUIRED)
-        iommu_pages = checked_iommu_pages(self._bus, fresh=fresh)
+        buffers_of_iommus = checked_iommu_buffers(self._bus, fresh=fresh)
         if fresh:
             self._bus.rmp_initialise()
             self._rmp_initialised = True
         self._bus.iommus_enforce()
-        for spa in iommu_pages:
-            self._bus.rmp_set(spa, RmpEntry(assigned=True, immutable=True))
-        self._iommu_pages = iommu_pages
+        for buffer in buffers_of_iommus:
+            self._bus.rmp_set_pages(buffer.base, buffer.length_bytes, RmpEntry(assigned=True, immutable=True))
+        self._iommu_buffers = buffers_of_iommus
         self._hide_ciphertext(init.max_snp_asid if hides else 0)
         self.state = SnpPlatformState.INIT
         self._memory.snp_initialised = True
@@ -170,9 +170,9 @@ class SnpFirmware:
         self.guests.clear()
         if shutdown.flags & buffers.SNP_SHUTDOWN_IOMMU:
             self._bus.iommus_release()
-            for spa in self._iommu_pages:
-                self._bus.rmp_set(spa, RmpEntry(assigned=True))
-            self._iommu_pages = ()
+            for buffer in self._iommu_buffers:
+                self._bus.rmp_set_pages(buffer.base, buffer.length_bytes, RmpEntry(assigned=True))
+            self._iommu_buffers = ()
         self._hide_ciphertext(0)
         self.state = SnpPlatformState.UNINIT
         self._memory.snp_initialised = False

@@ -38,8 +38,8 @@ def check_rmp(bus: SystemBus) -> None:
         raise PspError(Status.INVALID_CONFIG)
 
 
-def checked_iommu_pages(bus: SystemBus, *, fresh: bool) -> tuple[int, ...]:
-    """The pages that IOMMUs write by themselves, which are to be firmware's.
+def checked_iommu_buffers(bus: SystemBus, *, fresh: bool) -> tuple[IommuBuffer, ...]:
+    """The memory that IOMMUs write by themselves, whose pages are to be firmware's.
 
     ``fresh`` says that the RMP is about to be zeroed. Raises PspError: HWERROR_PLATFORM
     for an IOMMU that is off or does not support SNP, INVALID_CONFIG for buffers that
@@ -48,22 +48,18 @@ def checked_iommu_pages(bus: SystemBus, *, fresh: bool) -> tuple[int, ...]:
     iommus = bus.iommus()
     if not iommus or not all(one.enabled and one.supports_snp for one in iommus):
         raise PspError(Status.HWERROR_PLATFORM)
-    pages = [page for iommu in iommus for buffer in iommu.buffers for page in _pages_of(bus, buffer)]
-    if not fresh and any(page_state(bus.rmp_entry(page)) not in _FREE for page in pages):
-        raise PspError(Status.INVALID_CONFIG)
-    return tuple(dict.fromkeys(pages))
-
-
-def _pages_of(bus: SystemBus, buffer: IommuBuffer) -> range:
+    buffers = tuple(buffer for iommu in iommus for buffer in iommu.buffers)
     placement = bus.rmp_placement()
     taken = placement.ranges if placement is not None else ()
-    start, end = buffer.base, buffer.base + buffer.length_bytes
-    pages = range(start, end, PAGE_BYTES)
-    if (
-        not buffer.least_bytes <= buffer.length_bytes <= _LONGEST_BUFFER
-        or end > bus.dram_bytes
-        or not all(map(bus.rmp_covers, pages))
-        or any(start < spa + length and spa < end for spa, length in taken)
-    ):
-        raise PspError(Status.INVALID_CONFIG)
-    return pages
+    for buffer in buffers:
+        start, end = buffer.base, buffer.base + buffer.length_bytes
+        pages = range(start, end, PAGE_BYTES)
+        if (
+            not buffer.least_bytes <= buffer.length_bytes <= _LONGEST_BUFFER
+            or end > bus.dram_bytes
+            or not all(map(bus.rmp_covers, pages))
+            or any(start < spa + length and spa < end for spa, length in taken)
+            or (not fresh and any(page_state(bus.rmp_entry(page)) not in _FREE for page in pages))
+        ):
+            raise PspError(Status.INVALID_CONFIG)
+    return buffers

@@ -167,5 +167,8 @@ class SystemBus(Protocol):
     def rmp_set(self, spa: int, entry: RmpEntry) -> None:
         """Replace the entry of the page at ``spa``; size taken from ``entry.large``."""
 
+    def rmp_set_pages(self, spa: int, length: int, entry: RmpEntry) -> None:
+        """Replace the entries of the 4 KiB pages of a range by one that names no guest."""
+
     def rmp_pages_of_asid(self, asid: int) -> int:
         """Number of 4 KiB pages assigned to an ASID (the RMP's per-ASID counter)."""

@@ -27,4 +27,4 @@ class DmaPort(Protocol):
         """Load ``length`` bytes, or raise ``DmaFault``."""
 
     def write(self, address: int, data: bytes) -> None:
-        """Store ``data``, or raise ``DmaFault``."""
+        """Store ``data``, or raise ``DmaFault``. Where the bus posts writes, one that is refused is lost in silence."""

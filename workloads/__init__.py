@@ -5,12 +5,14 @@ What this floor owns
     a latency program (``random_access``), a compile-like job, and a player of
     traces; ``library`` knows them by name. Traces of data centres: a loader
     (``trace``) and a seeded generator in the same schema (``trace_generator``).
+    Attackers (``attacks``), and the victim they are tried on.
 
 What it may not import
     ``cluster``, and of ``node`` nothing but ``node.operations``,
     ``node.program`` and ``node.counter_random``: a tenant sees operations and
-    answers, never a board, a hypervisor, a clock or another tenant. No SimPy,
-    no Ray, no sockets, no wall clock, no global randomness.
+    answers, never a board, a hypervisor, a clock or another tenant. Attackers
+    also take a hypervisor's means: its command buffers and its driver of the
+    IOMMU. No SimPy, no Ray, no sockets, no wall clock, no global randomness.
 
 Rules of a program
     It is frozen and holds only its specification: parameters, placement and

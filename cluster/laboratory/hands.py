@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import get_args
 
 from cluster.oracle.transcript import Transcript
 from node import operations as op
@@ -13,9 +14,7 @@ from node.physical_port import PhysicalPort
 from workloads.attacks.dimm_operations import DimmDump, DimmGround, DimmPoke, DimmUnground
 from workloads.attacks.target import AttackBatch
 
-_GUEST = frozenset(
-    {op.Read, op.Write, op.PValidate, op.RmpAdjust, op.RmpQuery, op.PageStateChange, op.BlockRead, op.BlockWrite}
-)
+_GUEST = frozenset(get_args(op.GuestOperation))
 _DIMM: Mapping[type, Callable[..., Answer]] = {
     DimmDump: lambda port, _: op.Runs(port.dump_written()),
     DimmPoke: lambda port, one: port.poke(one.at, one.data),

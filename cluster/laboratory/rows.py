@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from cluster.laboratory.interface import Interface
 from cluster.laboratory.scene import GHOST_LINE, VICTIM, Setting, act_out, status_gpa
 from cluster.oracle.verdict import Aim, Verdict, judge
-from workloads.attacks import alias, block_move, dimm, neighbours, nested_remap, read_memory, write_memory
+from workloads.attacks import alias, block_move, dimm, dma, neighbours, nested_remap, read_memory, write_memory
 from workloads.attacks.target import Attack, Target
 
 
@@ -16,6 +17,8 @@ class Row:
     """One line of the matrix. Where ``attacks`` are several, each is a way that the line names."""
 
     attacks: tuple[Callable[[Target], Attack], ...]
+    needs: Interface | None = None
+    """What the host must have, or the line is not applicable."""
     ghost_line: int = 0
     """An address line that the host's modules must lack."""
     chosen_status: bytes = b""
@@ -24,6 +27,10 @@ class Row:
 
 ROWS: Mapping[str, Row] = {
     "01": Row((read_memory.read_private_page,)),
+    "05a": Row((dma.read_by_device,), needs=Interface.WAY_PAST_THE_KEY),
+    "05b": Row((dma.read_by_device_with_c_bit,), needs=Interface.C_BIT),
+    "05c": Row((dma.read_by_device,), needs=Interface.TRANSPARENT_KEY),
+    "06": Row((dma.write_by_device,)),
     "07": Row((dimm.cold_boot,)),
     "08": Row((dimm.change_dram,)),
     "09": Row((write_memory.write_junk,)),
@@ -48,4 +55,4 @@ def verdicts(row: str, setting: Setting) -> list[Verdict]:
     line = ROWS[row]
     where = replace(setting, platform=replace(setting.platform, ghost_line=line.ghost_line))
     aim = Aim(VICTIM, status_gpa(), line.chosen_status) if line.chosen_status else None
-    return [judge(*act_out(where, attack), aim=aim) for attack in line.attacks]
+    return [judge(*act_out(where, attack, line.needs), aim=aim) for attack in line.attacks]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from cluster.laboratory.hands import Hands
+from cluster.laboratory.interface import Interface, is_there
 from cluster.laboratory.protection import PROTECTIONS, Column
 from cluster.oracle.ledger import Ledger
 from cluster.oracle.transcript import Transcript
@@ -19,6 +20,7 @@ from node.guest_memory_map import memory_map
 from node.host import Host, HostSpec
 from node.hypervisor import Hypervisor
 from node.hypervisor_port import LaunchRefused
+from node.memory_cipher import CipherMode
 from node.operations import Answer
 from node.platform import AS_USUAL, Platform
 from node.product import PRODUCTS
@@ -49,11 +51,16 @@ class Setting:
     column: Column
     product: str
     platform: Platform = AS_USUAL
+    ciphers: tuple[CipherMode, ...] = ()
+    """What the product's memory controllers can do, its default first, where that is to be another than they have."""
 
 
-def act_out(setting: Setting, attack: Callable[[Target], Attack]) -> tuple[Ledger, Transcript]:
+def act_out(
+    setting: Setting, attack: Callable[[Target], Attack], needs: Interface | None = None
+) -> tuple[Ledger, Transcript]:
     """Carry an attack out on a host of its own: what was true there, and what everybody was told.
 
+    Without the interface that it ``needs`` it does not begin.
     Where the firmware finds the host unfit and does not start, nobody becomes a victim. Raises IdleAttack.
     """
     ledger, transcript = Ledger(), Transcript()
@@ -64,7 +71,10 @@ def act_out(setting: Setting, attack: Callable[[Target], Attack]) -> tuple[Ledge
         if not setting.platform.alias_check:
             raise  # Nothing else may keep a host from starting, or every attack on it would count as blocked.
     else:
-        scene.play(attack)
+        if needs is not None and not scene.offers(needs):
+            transcript.absent(needs)
+        else:
+            scene.play(attack)
     return ledger, transcript
 
 
@@ -74,6 +84,7 @@ class Scene:
     def __init__(self, setting: Setting, ledger: Ledger, transcript: Transcript) -> None:
         protection = PROTECTIONS[setting.column]
         product = PRODUCTS[setting.product]
+        product = replace(product, ciphers=setting.ciphers or product.ciphers)
         platform = replace(setting.platform, mode=protection.mode)
         spec = HostSpec("host", product, HOST_BYTES, product.min_sev_asid, SEED, 60 * 10**9, platform=platform)
         programs, images = {"vault": Vault.build}, {"auto": laboratory_image()}
@@ -87,6 +98,10 @@ class Scene:
         self._hands = Hands(self.host.board, TENANT, transcript)
         for guest in self.host.guests.values():
             self.let_run(guest)
+
+    def offers(self, interface: Interface) -> bool:
+        """Whether the host has an interface."""
+        return is_there(interface, self._hands, self.target.spare[0])
 
     def play(self, attack: Callable[[Target], Attack]) -> None:
         """Carry an attack out, and let the victim do one more round. Raises IdleAttack."""
@@ -130,7 +145,7 @@ class Scene:
         frames = [hypervisor.frames.allocate(PAGE_BYTES, PAGE_BYTES)[0][0] for _ in range(_SPARE_FRAMES + 1)]
         return Target(
             self._household(hypervisor, VICTIM), self._household(hypervisor, TENANT), tuple(frames[1:]), frames[0],
-            GHOST_LINE,
+            1 << self.host.spec.product.c_bit, GHOST_LINE,
         )  # fmt: skip
 
     def _household(self, hypervisor: Hypervisor, name: str) -> Household:

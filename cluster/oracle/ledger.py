@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from node.operations import Answer, Fault, PageStateChange, Read, Write
+from node.operations import Answer, Fault, PageStateChange, Read, VirtualWrite, Write
 
 PAGE_BYTES = 4096
 
@@ -26,6 +26,10 @@ class Discrepancy:
     at: int
     """The first GPA that differs."""
     read: bytes = field(repr=False)
+
+
+class CannotFollow(Exception):
+    """A victim stored by virtual address: where that came to lie is not known here, so no verdict can be trusted."""
 
 
 class Ledger:
@@ -103,7 +107,7 @@ class ShadowMemory:
         return None
 
     def follow(self, operation: object, answer: Answer) -> Discrepancy | None:
-        """Take one operation of the victim and its answer; what it read wrongly, if it did."""
+        """Take one operation of the victim and its answer; what it read wrongly, if it did. Raises CannotFollow."""
         step = _STEPS.get(type(operation))
         if step is None or isinstance(answer, Fault):
             return None
@@ -130,10 +134,15 @@ def _page_state_change(shadow: ShadowMemory, one: PageStateChange, answer: Answe
         shadow.forget(one.gpa, one.length)
 
 
+def _virtual_write(_: ShadowMemory, __: VirtualWrite, ___: Answer) -> None:
+    raise CannotFollow
+
+
 _STEPS: Mapping[type, Callable[..., Discrepancy | None]] = {
     Read: _read,
     Write: _write,
     PageStateChange: _page_state_change,
+    VirtualWrite: _virtual_write,
 }
 
 

@@ -81,7 +81,7 @@ class Verdict:
 def judge(
     ledger: Ledger, transcript: Transcript, measure: Measure = Measure(), aim: Aim | None = None  # noqa: B008  # frozen
 ) -> Verdict:
-    """The strongest outcome that fits any victim. Raises NothingTried."""
+    """The strongest outcome that fits any victim. Raises NothingTried, CannotFollow."""
     absences = [one.interface for one in transcript.entries if isinstance(one, Absence)]
     if absences:
         return Verdict(Outcome.NOT_APPLICABLE, f"no {absences[0]}")

@@ -129,7 +129,7 @@ def play(column: Column, attack: Callable[..., Any], product: str = "Turin") -> 
 
 
 @pytest.mark.parametrize("column", [Column.PLAIN, Column.SEV, Column.SEV_SNP])
-@pytest.mark.parametrize("row", ["12", "39"])
+@pytest.mark.parametrize("row", ["05b", "12", "39", "45"])
 def test_no_program_reaches_a_chip_a_board_or_another_program(
     column: Column, row: str, inspection: Inspection
 ) -> None:

@@ -14,6 +14,8 @@ CHANGED = Platform(
     disabled=frozenset(Protection),
     memory_cipher=CipherMode.AES_256_XTS,
     xts_sector=XtsSector.PAGE,
+    firmware_api=(1, 37, 22),
+    tlb_entries=8,
 )
 
 

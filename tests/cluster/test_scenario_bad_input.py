@@ -124,6 +124,26 @@ BAD = {
         "vms.host",
         'expected at most 2 SEV_SNP machines at once on "milan"',
     ),
+    "hiding on a product that cannot": (
+        HEAD + HOST + "ciphertext_hiding = 40\n" + VM,
+        'hosts[0].ciphertext_hiding of "milan"',
+        "expected a product that can hide ciphertext (Turin), got Milan",
+    ),
+    "hiding with no ASID": (
+        HEAD + HOST.replace('"Milan"', '"Turin"') + "ciphertext_hiding = 0\n" + VM,
+        'hosts[0].ciphertext_hiding of "milan"',
+        "at least 1",
+    ),
+    "hiding with ASIDs of SEV guests": (
+        HEAD + HOST.replace('"Milan"', '"Turin"') + "min_sev_asid = 9\nciphertext_hiding = 9\n" + VM,
+        'hosts[0].ciphertext_hiding of "milan"',
+        "expected less than 9, the first ASID for SEV guests, got 9",
+    ),
+    "more pinned machines than ASIDs with hiding": (
+        HEAD + HOST.replace('"Milan"', '"Turin"') + "ciphertext_hiding = 2\n" + VM + 'host = "milan"\ncount = 3\n',
+        "vms.host",
+        'expected at most 2 SEV_SNP machines at once on "milan"',
+    ),
     "pinned to no host": (GOOD + 'host = "rome"\n', 'vms[0].host of "db"', 'a host (milan), got "rome"'),
     "running but late": (GOOD + 'start = "running"\narrival = "1 s"\n', 'vms[0].start of "db"', "that arrive later"),
     "unknown start": (GOOD + 'start = "now"\n', 'vms[0].start of "db"', "expected 'launch' or 'running', got \"now\""),

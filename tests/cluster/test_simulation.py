@@ -259,3 +259,12 @@ def test_compare_shows_the_cipher_in_sme_where_a_host_has_it_and_in_nobody_s_slo
     tsme = by_generation("tsme")
     assert set(tsme) == {"SEV"}
     assert tsme["SEV"].parts[Mechanism.ENCRYPTION] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_ciphertext_hiding_leaves_snp_guests_the_asids_that_the_scenario_names() -> None:
+    hosts = [{"name": "turin", "product": "Turin", "memory": "16 GiB", "ciphertext_hiding": 1}]
+    vms = [vm("first", "SEV_SNP", "stream"), vm("second", "SEV_SNP", "stream"), vm("third", "SEV", "stream")]
+    results = run(scenario(hosts=hosts, vms=vms, trace=None, duration="1 min"), layout="inline")
+    assert [row(results, name)["state"] for name in ("first", "second", "third")] == ["running", "refused", "running"]
+    (host,) = results.hosts.to_pylist()
+    assert (host["asids_es_snp"], host["asids_sev"], host["limit"]) == (1, 908, "SEV-ES/SNP ASIDs")

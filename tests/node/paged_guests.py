@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from snp_cores import enable_snp
+
 from node import operations as op
 from node.board import Board
 from node.counter_random import CounterRandom
@@ -88,6 +90,7 @@ def new_board(*, tlb: int | None = None, disabled: tuple[Protection, ...] = (), 
     platform = replace(Platform(), tlb_entries=tlb, disabled=frozenset(disabled))
     board = Board("board", PRODUCTS[product], 64 * MIB, 100, random, platform)
     if board.rmp is not None:
+        enable_snp(board)
         board.rmp.initialise()
     return board
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 
 from node import operations as op
 from node.board import Board
+from node.core_msrs import Msr
 from node.counter_random import CounterRandom
 from node.generation import Generation
+from node.host_bring_up import bring_up_steps, refusal
 from node.platform import AS_USUAL, Platform
 from node.product import PRODUCTS
 from psp import command_buffers as buffers
@@ -19,7 +21,7 @@ from psp.status import Status
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
 
 MEMORY_BYTES = 64 << 20
-COMMAND_PAGE = 1 << 20
+COMMAND_PAGE = 1 << 16
 GUEST_SPA, GUEST_BYTES = 8 << 20, 4 << 20
 """Memory that every guest sees at guest-physical zero, in nested mappings of 2 MiB."""
 AREAS_GPA = 16 << 20
@@ -86,9 +88,10 @@ def laboratory(product: str = "Turin", platform: Platform = AS_USUAL, **switches
     row = PRODUCTS[product]
     row = replace(row, rmp=replace(row.rmp, **switches))
     lab = Laboratory(Board("board", row, MEMORY_BYTES, 100, CounterRandom(1), platform))
-    assert not lab.firmware(SnpCommand.INIT_EX, buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP))
-    assert lab.host(op.Wbinvd()) == (None,)
-    assert not lab.firmware(SnpCommand.DF_FLUSH)
+    (syscfg,) = lab.host(op.ReadMsr(0, Msr.SYSCFG))
+    assert isinstance(syscfg, int)
+    for step in bring_up_steps(row, COMMAND_PAGE, syscfg):
+        assert refusal(step, lab.host(*step.batch)) == ""
     for vm, asid in VMS.items():
         assert lab.host(op.RmpUpdate(gctx(vm), PAGE_BYTES, FIRMWARE)) == (0,)
         assert not lab.firmware(SnpCommand.GCTX_CREATE, buffers.GuestContextPage(gctx(vm)))

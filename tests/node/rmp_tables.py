@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from snp_cores import enable_snp
+
 from node import operations as op
 from node.board import Board
-from node.core_msrs import MFDM, SNP_EN, Msr
 from node.counter_random import CounterRandom
 from node.dram import Dram
 from node.generation import Generation
@@ -65,10 +66,7 @@ def snp_board(product: str = "Turin", *, platform: Platform = AS_USUAL, **switch
     random = CounterRandom(1)
     board = Board("board", replace(row, rmp=replace(row.rmp, **switches)), 64 << 20, 100, random, platform)
     assert board.rmp is not None
-    (syscfg,) = board.execute_host((op.ReadMsr(0, Msr.SYSCFG),))
-    assert isinstance(syscfg, int)
-    for bits in (MFDM, MFDM | SNP_EN):
-        assert board.execute_host((op.WriteMsr(None, Msr.SYSCFG, syscfg | bits),)) == (None,)
+    enable_snp(board)
     board.rmp.initialise()
     for vm, asid in VMS.items():
         board.controller.install_key(asid, random.octets(vm, "key", 0, 16))

@@ -3,14 +3,16 @@
 import pytest
 
 from node.alias_scan import aliases_found
-from node.board import Board
-from node.counter_random import CounterRandom
+from node.cost_table import load_cost_table
 from node.dram import Dram
+from node.host import Host, HostSpec
+from node.hypervisor_port import LaunchRefused
+from node.operations import HostRead, PspCommand, RmpUpdate
 from node.physical_port import PhysicalPort
 from node.platform import Platform
 from node.product import PRODUCTS
 from psp import command_buffers as buffers
-from psp.commands import SnpCommand
+from psp.commands import SnpCommand, SnpPlatformState
 from psp.status import Status
 from psp.system_bus import RmpEntry
 
@@ -39,30 +41,28 @@ def test_honest_modules_pass_and_hold_nothing_afterwards() -> None:
     assert dram.read(2 * MIB, 8) == bytes(8)
 
 
-def init(platform: Platform) -> tuple[Board, Status]:
-    board = Board("board", PRODUCTS["Milan"], SIZE, 100, CounterRandom(1), platform)
-    board.bus.write(4 * MIB, buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP).pack())
-    return board, board.psp.submit(SnpCommand.INIT_EX, 4 * MIB)
-
-
-def alias_check_complete(board: Board) -> bool:
-    """Bit 1 of the flags of SNP_PLATFORM_STATUS (firmware ABI, table of its buffer)."""
-    board.bus.write(4 * MIB, buffers.SnpAddress(address=5 * MIB).pack())
-    assert board.psp.submit(SnpCommand.PLATFORM_STATUS, 4 * MIB) == Status.SUCCESS
-    return bool(int.from_bytes(board.bus.read(5 * MIB, 4), "little") >> 24 & 2)
+def host(platform: Platform) -> Host:
+    spec = HostSpec("host", PRODUCTS["Milan"], 8 * SIZE, 100, 7, 10**9, platform=platform)
+    return Host(spec, {}, {}, dict(load_cost_table()))
 
 
 def test_snp_does_not_start_where_firmware_found_an_alias() -> None:
-    assert init(Platform(ghost_line=32 * MIB, alias_check=True))[1] == Status.INVALID_CONFIG
+    with pytest.raises(LaunchRefused, match=Status.INVALID_CONFIG.name):
+        host(Platform(ghost_line=SIZE, alias_check=True))
 
 
 def test_without_the_check_snp_starts_all_the_same() -> None:
-    assert init(Platform(ghost_line=32 * MIB))[1] == Status.SUCCESS
+    assert host(Platform(ghost_line=SIZE)).board.psp.snp.state is SnpPlatformState.INIT
 
 
 @pytest.mark.parametrize("checked", [True, False])
 def test_the_platform_status_tells_that_the_check_was_made(checked: bool) -> None:
-    board, status = init(Platform(alias_check=checked))
-    assert status == Status.SUCCESS
-    board.rmp.rmpupdate(5 * MIB, 4096, FIRMWARE)
-    assert alias_check_complete(board) is checked
+    """Bit 1 of the flags of SNP_PLATFORM_STATUS (firmware ABI, table of its buffer)."""
+    page, command = 4 * MIB, 6 * MIB
+    answers = host(Platform(alias_check=checked)).board.execute_host((
+        RmpUpdate(page, 4096, FIRMWARE),
+        PspCommand(SnpCommand.PLATFORM_STATUS, command, buffers.SnpAddress(address=page).pack()),
+        HostRead(page, 4),
+    ))  # fmt: skip
+    assert (answers[0], answers[1].status) == (0, Status.SUCCESS)
+    assert bool(answers[2][3] & 2) is checked

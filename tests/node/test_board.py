@@ -180,13 +180,13 @@ def test_a_guest_without_rmp_entries_cannot_write_to_an_snp_guests_page(generati
 
 GUEST_ONLY = [op.Read(0, 1), op.Write(0, b"x"), op.PValidate(0, 4096, False), op.PageStateChange(0, 4096, True)]
 GUEST_ONLY += [op.RmpAdjust(0, 4096, False, 1, 1), op.RmpQuery(0, 1)]
-GUEST_ONLY += [op.BlockRead(0, 1, 0), op.BlockWrite(0, 1, 0), op.Clflush(0, 64)]
+GUEST_ONLY += [op.BlockRead(0, 1, 0), op.BlockWrite(0, 1, 0), op.Clflush(0, 64), op.TimedRead(0)]
 HOST_ONLY = [
     op.HostRead(0, 1), op.HostWrite(0, b"x"), op.HostClear(0, 4096), op.HostWork("psp.launch_region_ns"),
     op.RmpUpdate(0, 4096, RmpEntry()), op.PSmash(0), op.RmpRead(0), op.NestedMap("vm", 0, 0, 4096),
     op.NestedUnmap("vm", 0, 4096),
     op.VmcbWrite("vm", 0, 0, "PLAIN", 0), op.VmRun("vm", 0), op.VmcbClear("vm"), op.PspCommand(1), op.Wbinvd(),
-    op.HostClflush(0, 64), op.Invd(), op.VmPageFlush(0, 1),
+    op.HostClflush(0, 64), op.Invd(), op.VmPageFlush(0, 1), op.HostTimedRead(0),
 ]  # fmt: skip
 
 

@@ -32,9 +32,7 @@ RMP_BASE = MEMORY_BYTES - 2 * MIB
 
 
 def steps(board: Board) -> list[Step]:
-    size = board.dram.size_bytes
-    rmp = None if board.rmp is None else at_end_of_memory(size, segmented=board.product.rmp.segmented)
-    return list(bring_up_steps(board.product, rmp, COMMAND_PAGE, 0))
+    return list(bring_up_steps(board.product, COMMAND_PAGE, 0))
 
 
 def run(board: Board, some: Sequence[Step]) -> str:
@@ -188,8 +186,7 @@ def test_an_rmp_that_does_not_reach_itself_is_refused() -> None:
     assert run(board, small(steps(board))) == INVALID_CONFIG
     board = switched_on(memory_bytes=512 * MIB)
     enough = before_snp_en(msr(Msr.RMP_BASE, 200 * MIB), msr(Msr.RMP_END, 201 * MIB - 1))
-    run(board, enough(steps(board)))
-    assert board.psp.snp.state is SnpPlatformState.INIT
+    assert run(board, enough(steps(board))) == ""
 
 
 def test_an_iommu_without_snp_support_is_refused() -> None:
@@ -316,6 +313,26 @@ def test_logs_that_are_off_are_parked() -> None:
     parked = (Register.PPR_BASE, Register.PPR_B_BASE, Register.EVENT_B_BASE)
     assert [board.iommu.read_register(one) for one in parked] == [PARKED] * 3
     assert board.iommu.read_register(Register.EVENT_BASE) == FULL_LOG
+
+
+def test_a_log_that_was_off_when_snp_came_on_cannot_be_aimed_afterwards() -> None:
+    board = switched_on()
+    assert run(board, at_init(write_register(Register.CONTROL, IOMMU_ENABLE))(steps(board))) == ""
+    on = IOMMU_ENABLE | EVENT_LOG_ENABLE
+    host(board, write_register(Register.EVENT_BASE, ring_register(32 * MIB, EVENTS_BYTES)))
+    host(board, write_register(Register.CONTROL, on), op.DeviceRead(0, 0, 8))
+    assert board.iommu.read_register(Register.EVENT_BASE) == PARKED
+    assert board.iommu.read_register(Register.EVENT_TAIL) == 0
+    assert board.dram.read(32 * MIB, 64) == bytes(64)
+
+
+def test_firmware_is_of_the_platform_s_version() -> None:
+    board = switched_on("Rome", Platform(firmware_api=(0, 17, 9)))
+    status = op.PspCommand(LegacyCommand.PLATFORM_STATUS, COMMAND_PAGE, buffers.PlatformStatus().pack())
+    (answer,) = host(board, status)
+    assert isinstance(answer, op.PspAnswer)
+    found = buffers.PlatformStatus.parse(answer.buffer)
+    assert (found.api_major, found.api_minor, found.config >> 24) == (0, 17, 9)
 
 
 @pytest.mark.parametrize("flags", [0, buffers.SNP_SHUTDOWN_IOMMU])

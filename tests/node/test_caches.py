@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import hashlib
+import types
 
 import pytest
 from cached_boards import base, by_guest, by_host, forgetful, shared
@@ -54,6 +57,37 @@ def test_a_store_stays_in_the_caches_until_its_line_is_flushed(generation):
     assert by_guest(host, guest, op.Clflush(gpa, 64), op.Read(gpa, 64)) == (None, NEW)
     assert (host.board.dram.read(at, 64) == NEW) is (generation is Generation.PLAIN)
     assert host.board.dram.read(at, 64) != before
+
+
+def holders(board, secret: bytes) -> list[str]:
+    """Kinds of objects within a board that hold bytes, and "DRAM" if that does."""
+    found, seen, todo = set(), set(), [board]
+    while todo:
+        one = todo.pop()
+        if id(one) in seen or isinstance(one, (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)):
+            continue
+        seen.add(id(one))
+        if isinstance(one, (bytes, bytearray)) and secret in one:
+            found.add(type(one).__name__)
+        todo += gc.get_referents(one)
+    for at, length in board.dram.resident_runs(0, board.dram.size_bytes):
+        if secret in board.dram.read(at, length):
+            found.add("DRAM")
+    return sorted(found)
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("platform", [Platform(), CACHED])
+def test_after_a_flush_no_chip_holds_a_private_pages_plaintext(platform, generation):
+    host = cached_host(platform=platform)
+    guest = begin(host, "vm", generation)
+    secret = hashlib.sha256(b"of the guest").digest()[:16]
+    gpa = base(guest)
+    by_guest(host, guest, op.Write(gpa, secret * 8), op.Read(gpa + 5, 32))
+    if platform.caches:
+        assert holders(host.board, secret) == ["bytearray"]
+    by_host(host, op.Wbinvd())
+    assert holders(host.board, secret) == (["DRAM"] if generation is Generation.PLAIN else [])
 
 
 # CacheWarp (CVE-2023-20592).
@@ -152,10 +186,13 @@ def test_a_launch_is_whole_with_the_flush_or_on_a_coherent_part(product, omitted
     assert seen == data
 
 
-@pytest.mark.parametrize(("product", "spoilt"), [("Rome", True), ("Milan", False)])
-def test_a_guest_that_was_destroyed_without_wbinvd_haunts_its_frames_on_an_incoherent_part(product, spoilt):
+@pytest.mark.parametrize(
+    ("product", "forgets", "spoilt"), [("Rome", True, True), ("Rome", False, False), ("Milan", True, False)]
+)
+def test_a_guest_that_was_destroyed_without_wbinvd_haunts_its_frames_on_an_incoherent_part(product, forgets, spoilt):
     host = cached_host(product)
-    forgetful(host.board, op.Wbinvd)
+    if forgets:
+        forgetful(host.board, op.Wbinvd)
     first = start(host, "first", Generation.SEV)
     gpa = base(first)
     at = spa(host, first, gpa)
@@ -291,7 +328,7 @@ def test_dirty_lines_over_the_rmp_outlive_snp_init_unless_cores_are_stopped(barr
     entry_spa = board.rmp.layout.entry_spa
     ((start_spa, length),) = board.rmp.layout.ranges()
     own = next(at for at in range(start_spa // 4096, (start_spa + length) // 4096) if entry_spa(at) // 4096 == at)
-    for step in bring_up_steps(product, board.rmp.layout, COMMAND_PAGE, 0):
+    for step in bring_up_steps(product, COMMAND_PAGE, 0):
         if step.name == "SNP_INIT_EX":
             # After the WBINVD of who means well, and written back by the one that firmware demands.
             assert board.execute_host((op.HostWrite(entry_spa(own) // 64 * 64, bytes(64)),)) == (None,)
@@ -322,6 +359,14 @@ def test_what_instructions_do_to_the_rmp_is_not_hidden_by_lines_of_its_memory():
     by_host(host, op.RmpUpdate(100_000 * 4096, 4096, RmpEntry(assigned=True, gpa=0x5000, asid=7)))
     (seen,) = by_host(host, op.HostRead(at, 16))
     assert seen == host.board.dram.read(at, 16) != bytes(16)
+
+
+def test_a_host_that_reads_what_was_written_finds_what_only_lines_know():
+    host = cached_host("Rome")
+    free = 3 << 30
+    by_host(host, op.HostWrite(free + 100, b"in a line"))
+    (found,) = by_host(host, op.HostReadWritten(free, 8192))
+    assert found.runs == ((free, bytes(100) + b"in a line" + bytes(4096 - 109)),)
 
 
 # Whole hosts.

@@ -129,6 +129,7 @@ def test_on_an_incoherent_part_each_domain_has_a_copy_until_it_is_flushed(steps)
                 changed.add(tag)
             assert cache.load(spa, LINE_BYTES, domain) == copy
         assert memory.raw == plain.raw
+        assert cache.dirty_lines == len(changed)
 
 
 def test_the_line_that_is_written_back_last_is_what_memory_holds():

@@ -28,7 +28,7 @@ def fabricked(platform: Platform, product: str = "Turin") -> tuple[Board, str]:
         tuple(op.FabricRoute(one.spa, one.end - one.spa, to_memory) for one in layout.arrays)
         for to_memory in (False, True)
     )
-    for step in bring_up_steps(board.product, layout, COMMAND_PAGE, 0):
+    for step in bring_up_steps(board.product, COMMAND_PAGE, 0):
         batch = step.batch
         if step.name == "SNP_INIT_EX":
             # No core may store while entries read as ones, so the command's buffer is laid first.

@@ -55,7 +55,6 @@ from node.iommu_registers import (
     table_register,
 )
 from node.platform import Platform
-from node.rmp_layout import at_end_of_memory
 from psp.system_bus import PAGE_BYTES, RmpEntry
 
 ON = IOMMU_ENABLE | EVENT_LOG_ENABLE | COMMAND_ENABLE
@@ -278,8 +277,7 @@ def test_records_for_a_log_beyond_memory_are_lost() -> None:
 
 def with_log_of(board: Board, length_bytes: int) -> str:
     """Bring a board up for SNP with an event log of this length; what was refused."""
-    rmp = at_end_of_memory(board.dram.size_bytes, segmented=board.product.rmp.segmented)
-    for step in bring_up_steps(board.product, rmp, 2 << 20, 0):
+    for step in bring_up_steps(board.product, 2 << 20, 0):
         refused = refusal(step, host(board, *step.batch))
         if refused:
             return refused

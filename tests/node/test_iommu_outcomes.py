@@ -106,6 +106,37 @@ def test_a_large_mapping_needs_all_of_its_2_mib_to_be_the_hypervisor_s(whole: bo
     assert isinstance(load(board, iova + 300 * PAGE_BYTES), op.Fault)
 
 
+def test_a_page_that_changes_hands_is_out_of_reach_at_once_though_its_translation_is_remembered() -> None:
+    board = brought_up()
+    attached(board)
+    board.dram.write(TARGET, OLD)
+    assert load(board) == OLD
+    assert host(board, op.RmpUpdate(TARGET, PAGE_BYTES, RmpEntry(assigned=True, gpa=0x5000, asid=9))) == (0,)
+    assert load(board) == ABORTED
+    assert host(board, op.RmpUpdate(TARGET, PAGE_BYTES, RmpEntry())) == (0,)
+    assert load(board) == OLD
+
+
+def test_by_a_switch_a_refused_read_answers_with_ones() -> None:
+    board = brought_up()
+    board.iommu.switches = IommuSwitches(aborted_reads_are_ones=True)
+    attached(board)
+    with_page(board, *STATES["Guest-Valid"][:1], validated=True)
+    assert load(board) == b"\xff" * 16
+    assert [one.code for one in events(board)] == [EventCode.RMP_PAGE_FAULT]
+
+
+def test_by_a_switch_devices_without_an_entry_pass_untranslated_and_still_not_by_the_rmp() -> None:
+    board = brought_up()
+    board.iommu.switches = IommuSwitches(invalid_entry_blocks=False)
+    store(board, TARGET)
+    assert in_dram(board) == WRITTEN
+    assert host(board, op.RmpUpdate(TARGET, PAGE_BYTES, RmpEntry(assigned=True, gpa=0x5000, asid=9))) == (0,)
+    store(board, TARGET, b"something else..")
+    assert in_dram(board) == WRITTEN
+    assert [one.code for one in events(board)] == [EventCode.RMP_PAGE_FAULT]
+
+
 def test_the_rmp_itself_is_out_of_a_device_s_reach(product: str) -> None:
     board = brought_up(product)
     assert board.rmp is not None

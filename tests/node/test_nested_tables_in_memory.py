@@ -10,7 +10,9 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from iommu_boards import IOVA, attached, brought_up, store
 from rmp_tables import snp_board
+from snp_cores import enable_snp
 from toy_guests import MIB, make_host, start
 
 from node import operations as op
@@ -32,7 +34,9 @@ TABLE, LEAF, LARGE_LEAF = 0x27, 0x67, 0xE7
 
 
 def board_of(product: str = "Rome") -> Board:
-    return Board("board", PRODUCTS[product], 64 * MIB, 100, CounterRandom(1))
+    board = Board("board", PRODUCTS[product], 64 * MIB, 100, CounterRandom(1))
+    enable_snp(board)
+    return board
 
 
 def host(board: Board, *batch: op.HypervisorOperation) -> tuple[op.Answer, ...]:
@@ -427,3 +431,16 @@ def test_a_mapping_that_no_table_can_hold_is_refused_and_changes_nothing(gpa: in
     assert not board.nested_table("vm").in_memory
     assert len(board.nested_table("vm")) == 0
     assert isinstance(execute(op.Read(0, 1)), op.Fault)
+
+
+def test_a_device_behind_the_iommu_rewrites_an_entry_of_the_page_it_was_given() -> None:
+    board = brought_up("Milan")
+    execute = plain_vm(board, op.NestedMap("vm", 0, 24 * MIB, PAGE, large=False))
+    board.controller.write(28 * MIB, b"elsewhere", 0)
+    assert execute(op.Read(0, 9)) == bytes(9)
+    at = entry_spa(board, 0)
+    store(board, IOVA + at % PAGE, (28 * MIB | LEAF).to_bytes(8, "little"))
+    assert execute(op.Read(0, 9)) == bytes(9)  # no page was given to it yet
+    attached(board, [(IOVA, at // PAGE * PAGE)])
+    store(board, IOVA + at % PAGE, (28 * MIB | LEAF).to_bytes(8, "little"))
+    assert execute(op.Read(0, 9)) == b"elsewhere"

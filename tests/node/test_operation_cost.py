@@ -102,6 +102,7 @@ def test_host_work_is_priced_by_its_row():
     assert HOST.price((op.HostWork("psp.launch_region_ns"),)) == COSTS["psp.launch_region_ns"]
     assert HOST.price((op.HostWrite(0, bytes(1000)),)) == pytest.approx(1000 * BYTE_NS)
     assert HOST.price((op.Wbinvd(),)) == COSTS["host.wbinvd_ns"]
+    assert HOST.price((op.HostTimedRead(0),)) == price(Generation.PLAIN, op.TimedRead(0))[1][Mechanism.OPERATIONS]
     assert HOST.price((op.Invd(),)) == COSTS["host.invd_ns"]
     assert HOST.price((op.HostClflush(0, 65),)) == 2 * COSTS["cache.clflush_ns"]
     assert HOST.price((op.VmPageFlush(0, 1),)) == 64 * COSTS["cache.clflush_ns"]

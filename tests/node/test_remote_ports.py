@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from node.host import Host, HostSpec
 from node.hypervisor_port import LaunchRefused
 from node.hypervisor_server import HypervisorServer
 from node.operation_codec import CodecError
+from node.platform import Platform
 from node.product import PRODUCTS
 from node.program import ProgramSpec, Registers
 from node.remote_hypervisor import RemoteHypervisor
@@ -229,3 +231,10 @@ def test_a_task_that_there_is_not_is_refused() -> None:
     remote = Remote()
     with pytest.raises(CodecError, match=r"task: expected one of bring_up, .* got _give_back"):
         remote.to_hypervisor(b"\x94\x01\x00\xaa_give_back\x90")
+
+
+def test_a_hypervisor_elsewhere_asks_for_the_ciphertext_hiding_that_its_host_is_set_up_for() -> None:
+    spec = replace(SPEC, product=PRODUCTS["Turin"], platform=Platform(max_snp_asid=3))
+    host = Remote(spec).host
+    assert host.hypervisor.figures().asids_es_snp == 3
+    assert host.board.bus.host_view is not host.board.controller

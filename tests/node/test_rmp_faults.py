@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import struct
 from dataclasses import replace
-from itertools import product
 
 import pytest
 from rmp_tables import GUEST_SPA, VMPLS, save_area, snp_board
@@ -59,39 +57,6 @@ def state(board: Board) -> bytes:
     assert board.rmp is not None
     entries = board.rmp.layout.entry_spa(GUEST_SPA // PAGE_BYTES)
     return board.dram.read(entries, 1024 * 16)
-
-
-WRONG = ("asid", "gpa", "validated", "size", "vmpl")
-
-
-@pytest.mark.parametrize("wrong", list(product((False, True), repeat=5)), ids=lambda w: "+".join(
-    name for name, is_wrong in zip(WRONG, w, strict=True) if is_wrong) or "right")  # fmt: skip
-def test_a_private_access_with_any_of_these_wrong(board: Board, wrong: tuple[bool, ...]) -> None:
-    asid, gpa, validated, size, vmpl = wrong
-    entry = page(4 * LARGE_PAGE_BYTES if gpa else 0, asid=2 if asid else ONE)
-    assert host(board, op.RmpUpdate(GUEST_SPA, PAGE_BYTES, entry)) == (0,)
-    assert board.rmp is not None
-    low = 1 | entry.gpa | entry.asid << 51 | (0 if validated else 1 << 62)
-    if size:
-        low |= 2  # as no instruction leaves 4 KiB: the nested mapping is of 4 KiB, the entry of 2 MiB
-    board.dram.write(board.rmp.layout.entry_spa(GUEST_SPA // PAGE_BYTES), struct.pack("<2Q", low, 0xF0F))
-    before = state(board)
-    by = int(vmpl) * 2  # VMPL1 may do everything, VMPL2 nothing
-    for access, bits in ((op.Read(0, 8), READ), (op.Write(0, bytes(8)), WRITE)):
-        (answer,) = guest(board, access, vmpl=by)
-        if asid or gpa:
-            assert answer == op.Fault(NPF, 0, bits | ENC)
-        elif validated:
-            assert answer == op.Fault(NOT_VALIDATED, 0)
-        elif vmpl:
-            assert answer == op.Fault(NPF, 0, bits | ENC | VMPL)
-        else:
-            assert not isinstance(answer, op.Fault)  # the nested mapping is taken to be as large as the entry
-    if size and not (asid or gpa):
-        with pytest.raises(RmpFault) as caught:
-            board.rmp.check_guest_private(GUEST_SPA, 0, 1, 8, mapped_large=False)
-        assert caught.value.error == READ | ENC | SIZEM
-    assert state(board) == before
 
 
 STATES = {

@@ -177,3 +177,15 @@ def test_a_table_whose_pages_changed_places_is_worked_on_as_ever(board: Board, l
     assert board.bus.rmp_pages_of_asid(1) == 1024 + 4
     assert host(board, op.RmpUpdate(GUEST_SPA, length, RmpEntry(large=large))) == (0,)
     assert host(board, op.HostWrite(GUEST_SPA, bytes(length))) == (None,)
+
+
+def test_cores_keep_what_the_segment_table_said() -> None:
+    board = snp_board("Turin")
+    given(board)
+    assert board.rmp is not None
+    table = board.rmp.layout.base + (16 << 10)
+    port = PhysicalPort(board.dram)
+    assert struct.unpack("<Q", port.dump(table, 8)) == (board.rmp.layout.arrays[0].spa | 1,)  # 1 GiB of this host
+    port.poke(table, struct.pack("<Q", GHOST | 1))
+    assert guest(board, op.Read(0, len(SECRET))) == (SECRET,)
+    assert host(board, op.HostWrite(GUEST_SPA, b"x")) == (RMP_WRITE,)

@@ -65,10 +65,14 @@ def by_alias(one: PagedGuest, at: int, entry: bytes) -> None:
     assert one.host(op.HostWrite(52 * MIB + at % PAGE, entry)) == (None,)
 
 
+def by_dma(one: PagedGuest, at: int, entry: bytes) -> None:
+    assert one.host(op.DeviceWrite(3, at, entry)) == (None,)
+
+
 Poke = Callable[[PagedGuest, int, bytes], None]
 
 
-@pytest.mark.parametrize("poke", [by_store, by_dimm, by_alias])
+@pytest.mark.parametrize("poke", [by_store, by_dimm, by_alias, by_dma])
 @pytest.mark.parametrize("generation", [PLAIN, SEV, ES])
 def test_a_poke_of_a_nested_table_is_seen_after_a_miss_and_not_before(generation: Generation, poke: Poke) -> None:
     one = buffered(generation)
@@ -85,7 +89,7 @@ def bytes_after(one: PagedGuest) -> bytes:
     return answer
 
 
-@pytest.mark.parametrize("poke", [by_store, by_dimm, by_alias])
+@pytest.mark.parametrize("poke", [by_store, by_dimm, by_alias, by_dma])
 def test_a_poke_of_a_guests_own_table_is_seen_after_a_miss_and_not_before(poke: Poke) -> None:
     one = buffered(PLAIN)
     entry = one.map(GVA, GPA | P | W | A)

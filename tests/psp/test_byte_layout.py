@@ -18,8 +18,10 @@ SIZES = {
     LegacyCommand.INIT: 0x14, LegacyCommand.PLATFORM_STATUS: 0x0C, LegacyCommand.ACTIVATE: 0x08,
     LegacyCommand.DEACTIVATE: 0x04, LegacyCommand.DECOMMISSION: 0x04, LegacyCommand.LAUNCH_FINISH: 0x04,
     LegacyCommand.GUEST_STATUS: 0x0D, LegacyCommand.LAUNCH_START: 0x24, LegacyCommand.LAUNCH_UPDATE_DATA: 0x14,
-    LegacyCommand.LAUNCH_UPDATE_VMSA: 0x14,
-    LegacyCommand.LAUNCH_MEASURE: 0x14, SnpCommand.INIT_EX: 0x40, SnpCommand.SHUTDOWN_EX: 0x08,
+    LegacyCommand.LAUNCH_MEASURE: 0x14, LegacyCommand.LAUNCH_UPDATE_VMSA: 0x14, LegacyCommand.LAUNCH_SECRET: 0x34,
+    LegacyCommand.ATTESTATION: 0x24, LegacyCommand.DBG_DECRYPT: 0x1C, LegacyCommand.DBG_ENCRYPT: 0x1C,
+    LegacyCommand.PEK_CSR: 0x0C, LegacyCommand.PEK_CERT_IMPORT: 0x1C, LegacyCommand.PDH_CERT_EXPORT: 0x1C,
+    LegacyCommand.GET_ID: 0x0C, SnpCommand.INIT_EX: 0x40, SnpCommand.SHUTDOWN_EX: 0x08,
     SnpCommand.PLATFORM_STATUS: 0x08, SnpCommand.GCTX_CREATE: 0x08, SnpCommand.ACTIVATE: 0x0C,
     SnpCommand.DECOMMISSION: 0x08, SnpCommand.GUEST_STATUS: 0x10, SnpCommand.LAUNCH_START: 0x30,
     SnpCommand.LAUNCH_UPDATE: 0x20, SnpCommand.LAUNCH_FINISH: 0x40, SnpCommand.PAGE_RECLAIM: 0x08,
@@ -74,6 +76,7 @@ def test_two_layouts_of_one_name_are_two_layouts() -> None:
 
 def test_a_launch_command_s_bytes_are_known_from_its_buffer() -> None:
     assert measured_bytes(SnpCommand.LAUNCH_UPDATE, b"") == 4096
+    assert measured_bytes(LegacyCommand.LAUNCH_UPDATE_VMSA, b"") == 4096
     assert measured_bytes(LegacyCommand.LAUNCH_UPDATE_DATA, buffers.LaunchUpdateData(1, 0, 48).pack()) == 48
     assert measured_bytes(LegacyCommand.LAUNCH_UPDATE_DATA, b"") == 0
     assert measured_bytes(LegacyCommand.LAUNCH_START, bytes(64)) == 0

@@ -7,7 +7,7 @@ from toy_machine import FIRMWARE, GCTX, Machine, new_machine, sev_guest, snp_gue
 
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand
-from psp.legacy import LegacyGuest
+from psp.legacy_guest import LegacyGuest
 from psp.policy import LegacyPolicy, SnpPolicy
 from psp.snp import SnpGuestState
 from psp.status import Status
@@ -81,7 +81,7 @@ def test_an_es_guest_activates_between_the_splits(hidden, asids):
     for asid, status in asids.items():
         machine = hiding() if hidden else up()
         sev_guest(machine, asid=6)
-        machine.psp.legacy.guests[9] = LegacyGuest(9, LegacyPolicy.ES | 1, bytes(16), bytes(16))
+        machine.psp.legacy.guests[9] = LegacyGuest(9, LegacyPolicy.ES | 1, bytes(16))
         assert machine.call(LegacyCommand.ACTIVATE, buffers.Activate(9, asid).pack()) == status
 
 

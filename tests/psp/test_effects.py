@@ -82,7 +82,7 @@ def test_platform_statuses_count_guests_and_know_the_rmp() -> None:
     assert (found.state, found.flags, found.guest_count) == (1, 1, 1)
     status, answer = returning(machine, LegacyCommand.PLATFORM_STATUS, buffers.PlatformStatus().pack())
     assert status == Status.SUCCESS
-    assert buffers.PlatformStatus.parse(answer) == buffers.PlatformStatus(1, 55, 2, 0, 40 << 24 | 1, 1)
+    assert buffers.PlatformStatus.parse(answer) == buffers.PlatformStatus(1, 55, 2, 0, 40 << 24, 1)
 
 
 def test_host_data_of_launch_finish_is_kept() -> None:

@@ -24,7 +24,7 @@ from toy_machine import (
 
 from psp import command_buffers as buffers
 from psp.commands import COMMANDS, LegacyCommand, SnpCommand
-from psp.legacy import LegacyGuestState
+from psp.legacy_guest import LegacyGuestState
 from psp.snp import SnpGuestState
 from psp.status import Status
 from psp.system_bus import RmpEntry
@@ -57,17 +57,27 @@ def machines(draw: st.DrawFn) -> Machine:
                 machine.bus.rmp_set(spa, draw(entries | st.just(FIRMWARE)))
     if kind != "snp":
         was = machine.bus.rmp.get(OUT // PAGE), machine.bus.rmp.get(COMMAND_PAGE // PAGE)
-        sev_guest(machine, draw(st.sampled_from([LegacyGuestState.LUPDATE, LegacyGuestState.LSECRET])))
+        reached = (LegacyGuestState.LUPDATE, LegacyGuestState.LSECRET, LegacyGuestState.RUNNING)
+        handle = sev_guest(machine, draw(st.sampled_from(reached)))
+        machine.psp.legacy.guests[handle].policy = draw(st.sampled_from([0, 1, 4]))
         for spa, entry in zip((OUT, COMMAND_PAGE), was, strict=True):
             machine.bus.rmp_set(spa, entry or RmpEntry())
     return machine
 
 
-def without_measure_length(snapshot: dict[str, object]) -> dict[str, object]:
-    """LAUNCH_MEASURE answers a short buffer with the length it wants: four bytes at offset 0x10."""
+RETURNED_LENGTHS = {
+    LegacyCommand.LAUNCH_MEASURE: (0x10,), LegacyCommand.ATTESTATION: (0x20,), LegacyCommand.PEK_CSR: (0x08,),
+    LegacyCommand.GET_ID: (0x08,), LegacyCommand.PDH_CERT_EXPORT: (0x08, 0x18),
+}  # fmt: skip
+"""Commands that answer a short buffer with the length they want: four bytes at these offsets."""
+
+
+def without_lengths(snapshot: dict[str, object], command: int) -> dict[str, object]:
     pages = dict(snapshot["DRAM"])  # type: ignore[call-overload]
-    page = pages.get(COMMAND_PAGE // PAGE, bytes(PAGE))
-    pages[COMMAND_PAGE // PAGE] = page[:0x10] + bytes(4) + page[0x14:]
+    page = bytearray(pages.get(COMMAND_PAGE // PAGE, bytes(PAGE)))
+    for at in RETURNED_LENGTHS[command]:
+        page[at : at + 4] = bytes(4)
+    pages[COMMAND_PAGE // PAGE] = bytes(page)
     return {**snapshot, "DRAM": pages}
 
 
@@ -79,8 +89,8 @@ def test_any_bytes_get_a_status_and_a_refusal_changes_nothing(machine: Machine, 
     status = machine.psp.submit(command, COMMAND_PAGE)
     assert isinstance(status, Status)
     after = machine.snapshot()
-    if command == LegacyCommand.LAUNCH_MEASURE and status == Status.INVALID_LENGTH:
-        before, after = without_measure_length(before), without_measure_length(after)
+    if command in RETURNED_LENGTHS and status == Status.INVALID_LENGTH:
+        before, after = without_lengths(before, command), without_lengths(after, command)
     if status != Status.SUCCESS:
         assert after == before
 

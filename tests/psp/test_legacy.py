@@ -20,7 +20,7 @@ from toy_machine import (
 from psp import command_buffers as buffers
 from psp.commands import COMMANDS, LegacyCommand, LegacyPlatformState
 from psp.launch_digest import launch_measure
-from psp.legacy import LegacyGuestState
+from psp.legacy_guest import LegacyGuestState
 from psp.status import Status
 
 
@@ -39,7 +39,7 @@ def test_a_sev_launch_is_measured_with_its_nonce() -> None:
     assert returning(machine, LegacyCommand.LAUNCH_MEASURE, measure)[0] == 0
     answer = machine.bus.read(OUT, 48)
     guest = machine.psp.legacy.guests[handle]
-    expected = launch_measure(guest.tik, (1, 55, 40), 1, hashlib.sha256(data).digest(), answer[32:])
+    expected = launch_measure(guest.transport.tik, (1, 55, 40), 1, hashlib.sha256(data).digest(), answer[32:])
     assert answer[:32] == expected
 
 
@@ -123,15 +123,6 @@ def test_the_last_guest_takes_the_platform_back_to_init() -> None:
     assert machine.call(LegacyCommand.DECOMMISSION, buffers.Handle(handle).pack()) == 0
     assert machine.psp.legacy.state is LegacyPlatformState.INIT
     assert machine.call(LegacyCommand.DECOMMISSION, buffers.Handle(handle).pack()) == Status.INVALID_PLATFORM_STATE
-
-
-@pytest.mark.parametrize(
-    "start",
-    [buffers.LaunchStart(policy=1, dh_certificate_address=OUT), buffers.LaunchStart(policy=1, session_address=OUT)],
-)
-def test_a_guest_owner_s_session_is_refused_until_it_is_built(start: buffers.LaunchStart) -> None:
-    machine = up()
-    assert returning(machine, LegacyCommand.LAUNCH_START, start.pack())[0] == Status.UNSUPPORTED
 
 
 def test_contexts_run_out() -> None:

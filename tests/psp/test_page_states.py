@@ -5,11 +5,27 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from toy_machine import COMMAND_PAGE, FIRMWARE, GCTX, OUT, UNCOVERED, Machine, returning, sev_guest, snp_guest, up
+from toy_machine import (
+    COMMAND_PAGE,
+    FIRMWARE,
+    GCTX,
+    GUEST_PAGE,
+    OUT,
+    PAGE,
+    UNCOVERED,
+    Machine,
+    returning,
+    sev_guest,
+    snp_guest,
+    up,
+)
 
 from psp import command_buffers as buffers
+from psp.byte_layout import ByteLayout
 from psp.commands import COMMANDS, LegacyCommand, SnpCommand
+from psp.legacy_guest import LegacyGuestState
 from psp.page_state import PageState, page_state
+from psp.policy import LegacyPolicy
 from psp.status import Status
 from psp.system_bus import RmpEntry
 
@@ -102,27 +118,35 @@ def test_a_context_is_made_of_a_firmware_page_and_of_no_other(state: PageState) 
     assert (machine.snapshot() == before) == (status != Status.SUCCESS)
 
 
-def returned_fields(machine: Machine) -> dict[int, bytes]:
-    """Commands that return fields in their own buffer."""
-    handle = sev_guest(machine)
-    machine.bus.rmp_set(OUT, FIRMWARE)
-    return {
-        LegacyCommand.PLATFORM_STATUS: buffers.PlatformStatus().pack(),
-        LegacyCommand.GUEST_STATUS: buffers.GuestStatus(handle).pack(),
-        LegacyCommand.LAUNCH_START: buffers.LaunchStart(policy=1).pack(),
-        LegacyCommand.LAUNCH_MEASURE: buffers.LaunchMeasure(handle, OUT, 48).pack(),
+RETURNING = sorted(command for command, row in COMMANDS.items() if row.writes_buffer)
+WITHOUT_GUEST = {LegacyCommand.PEK_CSR}
+"""Commands that may come in INIT only."""
+
+
+def returned_fields(machine: Machine, command: int) -> bytes:
+    """The buffer of a command that returns fields in it, and a machine in which it will succeed."""
+    state = LegacyGuestState.RUNNING if command == LegacyCommand.ATTESTATION else LegacyGuestState.LUPDATE
+    handle = 0 if command in WITHOUT_GUEST else sev_guest(machine, state)
+    for spa in range(OUT, OUT + 3 * PAGE, PAGE):
+        machine.bus.rmp_set(spa, FIRMWARE)
+    buffers_of: dict[int, ByteLayout] = {
+        LegacyCommand.PLATFORM_STATUS: buffers.PlatformStatus(),
+        LegacyCommand.GUEST_STATUS: buffers.GuestStatus(handle),
+        LegacyCommand.LAUNCH_START: buffers.LaunchStart(policy=1),
+        LegacyCommand.LAUNCH_MEASURE: buffers.LaunchMeasure(handle, OUT, 48),
+        LegacyCommand.ATTESTATION: buffers.Attestation(handle, OUT, bytes(16), 0xD0),
+        LegacyCommand.PEK_CSR: buffers.Output(OUT, 0x824),
+        LegacyCommand.GET_ID: buffers.Output(OUT, 128),
+        LegacyCommand.PDH_CERT_EXPORT: buffers.PdhCertExport(OUT, 0x824, OUT + PAGE, 3 * 0x824),
     }
-
-
-def test_the_commands_that_return_fields_are_known() -> None:
-    assert set(returned_fields(up())) == {command for command, row in COMMANDS.items() if row.writes_buffer}
+    return buffers_of[command].pack()
 
 
 @pytest.mark.parametrize("state", [state for state in PageState if state is not PageState.FIRMWARE])
-@pytest.mark.parametrize("command", sorted(command for command, row in COMMANDS.items() if row.writes_buffer))
+@pytest.mark.parametrize("command", RETURNING)
 def test_after_snp_init_a_returning_buffer_must_be_firmware_s(command: int, state: PageState) -> None:
     machine = up()
-    buffer = returned_fields(machine)[command]
+    buffer = returned_fields(machine, command)
     machine.bus.write(COMMAND_PAGE, buffer)
     machine.bus.rmp_set(COMMAND_PAGE, ENTRIES[state])
     before = machine.snapshot()
@@ -131,36 +155,57 @@ def test_after_snp_init_a_returning_buffer_must_be_firmware_s(command: int, stat
     assert returning(machine, command, buffer)[0] == Status.SUCCESS
 
 
-@pytest.mark.parametrize("command", sorted(command for command, row in COMMANDS.items() if row.writes_buffer))
+@pytest.mark.parametrize("command", RETURNING)
 def test_before_snp_init_any_memory_will_do(command: int) -> None:
     machine = up(snp=False)
-    assert machine.call(command, returned_fields(machine)[command], UNCOVERED) == Status.SUCCESS
+    assert machine.call(command, returned_fields(machine, command), UNCOVERED) == Status.SUCCESS
 
 
-def output_pages(machine: Machine, spa: int) -> dict[int, bytes]:
-    """Commands that write to an address in their buffer."""
+def output_pages(machine: Machine, command: int, spa: int) -> dict[int, bytes]:
+    """Commands that write to an address in their buffer; the guest is one that any of them may be for."""
+    handle = 0
+    if command not in WITHOUT_GUEST:
+        handle = sev_guest(machine, LegacyGuestState.RUNNING if command in IN_RUNNING else LegacyGuestState.LUPDATE)
+        machine.bus.rmp.pop(OUT // PAGE, None)
+        machine.psp.legacy.guests[handle].policy = LegacyPolicy.ES
+    for page in (GUEST_PAGE, GUEST_PAGE + PAGE):
+        machine.bus.rmp_set(page, FIRMWARE)
     return {
         SnpCommand.PLATFORM_STATUS: buffers.SnpAddress(spa).pack(),
         SnpCommand.FEATURE_INFO: buffers.SnpFeatureInfo(0x10, 0, spa).pack(),
         SnpCommand.GUEST_STATUS: buffers.SnpGuestStatus(GCTX, spa).pack(),
-        LegacyCommand.LAUNCH_MEASURE: buffers.LaunchMeasure(sev_guest(machine), spa, 48).pack(),
+        LegacyCommand.LAUNCH_MEASURE: buffers.LaunchMeasure(handle, spa, 48).pack(),
+        LegacyCommand.ATTESTATION: buffers.Attestation(handle, spa, bytes(16), 0xD0).pack(),
+        LegacyCommand.PEK_CSR: buffers.Output(spa, 0x824).pack(),
+        LegacyCommand.GET_ID: buffers.Output(spa, 64).pack(),
+        LegacyCommand.PDH_CERT_EXPORT: buffers.PdhCertExport(spa, 0x824, GUEST_PAGE, 3 * 0x824).pack(),
+        LegacyCommand.LAUNCH_UPDATE_VMSA: buffers.LaunchUpdateVmsa(handle, spa, PAGE).pack(),
+        LegacyCommand.DBG_DECRYPT: buffers.Debug(handle, OUT, spa, 32).pack(),
+        LegacyCommand.DBG_ENCRYPT: buffers.Debug(handle, OUT, spa, 32).pack(),
     }
 
 
-@pytest.mark.parametrize(
-    "command",
-    [SnpCommand.PLATFORM_STATUS, SnpCommand.FEATURE_INFO, SnpCommand.GUEST_STATUS, LegacyCommand.LAUNCH_MEASURE],
-)
+WRITING = [
+    SnpCommand.PLATFORM_STATUS, SnpCommand.FEATURE_INFO, SnpCommand.GUEST_STATUS, LegacyCommand.LAUNCH_MEASURE,
+    LegacyCommand.ATTESTATION, LegacyCommand.PEK_CSR, LegacyCommand.GET_ID, LegacyCommand.PDH_CERT_EXPORT,
+    LegacyCommand.LAUNCH_UPDATE_VMSA, LegacyCommand.DBG_DECRYPT, LegacyCommand.DBG_ENCRYPT,
+]  # fmt: skip
+DEBUG = {LegacyCommand.DBG_DECRYPT, LegacyCommand.DBG_ENCRYPT}
+IN_RUNNING = {LegacyCommand.ATTESTATION, *DEBUG}
+
+
+@pytest.mark.parametrize("command", WRITING)
 @pytest.mark.parametrize("where", ["wrong state", "half outside", "no entry", "no memory"])
 def test_after_snp_init_output_goes_only_to_firmware_pages(command: int, where: str) -> None:
     machine = snp_guest(up())
     spa = {"wrong state": OUT, "half outside": OUT + 0xFF8, "no entry": UNCOVERED, "no memory": 1 << 60}[where]
+    machine.bus.write(COMMAND_PAGE, output_pages(machine, command, spa)[command])
     if where == "half outside":
         machine.bus.rmp_set(OUT, FIRMWARE)
-    machine.bus.write(COMMAND_PAGE, output_pages(machine, spa)[command])
     machine.bus.rmp_set(COMMAND_PAGE, FIRMWARE)
     before = machine.snapshot()
-    expected = Status.INVALID_ADDRESS if where == "no memory" else Status.INVALID_PAGE_STATE
+    unaligned = where == "half outside" and command in {LegacyCommand.LAUNCH_UPDATE_VMSA, *DEBUG}
+    expected = Status.INVALID_ADDRESS if where == "no memory" or unaligned else Status.INVALID_PAGE_STATE
     assert machine.psp.submit(command, COMMAND_PAGE) == expected
     assert machine.snapshot() == before
 

@@ -37,6 +37,11 @@ def refused(machine: Machine, command: int, buffer: bytes) -> int:
     return status
 
 
+def test_an_es_policy_fails_unless_init_was_for_es() -> None:
+    es = buffers.LaunchStart(policy=1 | 1 << 2).pack()
+    assert refused(up(snp=False), LegacyCommand.LAUNCH_START, es) == Status.POLICY_FAILURE
+
+
 @pytest.mark.parametrize("policy", [1 << 6, 1 << 15, 2 << 16, 1 << 16 | 56 << 24])
 def test_a_sev_policy_with_reserved_bits_or_a_newer_api_fails(policy: int) -> None:
     start = buffers.LaunchStart(policy=policy).pack()
@@ -48,11 +53,16 @@ def test_a_sev_policy_that_can_be_met_is_taken(policy: int) -> None:
     assert up(snp=False).call(LegacyCommand.LAUNCH_START, buffers.LaunchStart(policy=policy).pack()) == Status.SUCCESS
 
 
-def test_sharing_another_guest_s_key_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("theirs", "ours", "status"),
+    [(1, 1, Status.UNSUPPORTED), (3, 1, Status.POLICY_FAILURE), (1, 3, Status.POLICY_FAILURE)],
+)
+def test_sharing_another_guest_s_key_is_refused(theirs: int, ours: int, status: Status) -> None:
     machine = up(snp=False)
     handle = sev_guest(machine)
-    start = buffers.LaunchStart(handle=handle, policy=1).pack()
-    assert refused(machine, LegacyCommand.LAUNCH_START, start) == Status.UNSUPPORTED
+    machine.psp.legacy.guests[handle].policy = theirs
+    start = buffers.LaunchStart(handle=handle, policy=ours).pack()
+    assert refused(machine, LegacyCommand.LAUNCH_START, start) == status
     start = buffers.LaunchStart(handle=handle + 1, policy=1).pack()
     assert refused(machine, LegacyCommand.LAUNCH_START, start) == Status.INVALID_GUEST
 

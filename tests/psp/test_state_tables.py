@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from toy_machine import (
     COMMAND_PAGE,
-    ES_POLICY,
     FIRMWARE,
     GCTX,
     GUEST_PAGE,
     OUT,
+    PAGE,
     POLICY,
     Machine,
     new_machine,
@@ -22,7 +22,9 @@ from toy_machine import (
 from psp import command_buffers as buffers
 from psp.commands import COMMANDS, LegacyCommand, LegacyPlatformState, SnpCommand, SnpPlatformState, is_snp
 from psp.launch_digest import PageType
-from psp.legacy import LegacyGuestState
+from psp.legacy_guest import LegacyGuestState
+from psp.policy import LegacyPolicy
+from psp.secret_packet import pack_secret
 from psp.snp import SnpGuestState
 from psp.status import Status
 
@@ -38,9 +40,20 @@ LEGACY_PLATFORM = {
     LegacyCommand.DEACTIVATE: {2},
     LegacyCommand.GUEST_STATUS: {2},
     LegacyCommand.LAUNCH_UPDATE_DATA: {2},
-    LegacyCommand.LAUNCH_UPDATE_VMSA: {2},
     LegacyCommand.LAUNCH_MEASURE: {2},
     LegacyCommand.LAUNCH_FINISH: {2},
+    LegacyCommand.LAUNCH_UPDATE_VMSA: {2},
+    LegacyCommand.LAUNCH_SECRET: {2},
+    LegacyCommand.ATTESTATION: {2},
+    LegacyCommand.DBG_DECRYPT: {2},
+    LegacyCommand.DBG_ENCRYPT: {2},
+    LegacyCommand.PLATFORM_RESET: {0},
+    LegacyCommand.PEK_GEN: {1},
+    LegacyCommand.PEK_CSR: {1},
+    LegacyCommand.PEK_CERT_IMPORT: {1},
+    LegacyCommand.PDH_GEN: {1, 2},
+    LegacyCommand.PDH_CERT_EXPORT: {1, 2},
+    LegacyCommand.GET_ID: {0, 1, 2},
 }
 """UNINIT 0, INIT 1, WORKING 2: a guest's commands need a guest, which makes the platform WORKING."""
 SNP_PLATFORM = {
@@ -56,9 +69,13 @@ LEGACY_GUEST = {
     LegacyCommand.DECOMMISSION: {1, 2, 3, 4, 5, 6},
     LegacyCommand.GUEST_STATUS: {1, 2, 3, 4, 5, 6},
     LegacyCommand.LAUNCH_UPDATE_DATA: {1},
-    LegacyCommand.LAUNCH_UPDATE_VMSA: {1},
     LegacyCommand.LAUNCH_MEASURE: {1},
     LegacyCommand.LAUNCH_FINISH: {2},
+    LegacyCommand.LAUNCH_UPDATE_VMSA: {1},
+    LegacyCommand.LAUNCH_SECRET: {2},
+    LegacyCommand.ATTESTATION: {3},
+    LegacyCommand.DBG_DECRYPT: {3},
+    LegacyCommand.DBG_ENCRYPT: {3},
 }
 SNP_GUEST = {
     SnpCommand.LAUNCH_START: {0},
@@ -115,15 +132,22 @@ def test_a_command_that_the_platform_state_allows_gets_past_it(command: int, sta
 @pytest.mark.parametrize("command", LEGACY_GUEST)
 def test_every_sev_command_in_every_guest_state(command: LegacyCommand, state: LegacyGuestState) -> None:
     machine = up(snp=False)
-    es = command is LegacyCommand.LAUNCH_UPDATE_VMSA
-    handle = sev_guest(machine, policy=ES_POLICY, asid=4) if es else sev_guest(machine)
-    machine.psp.legacy.guests[handle].state = state
+    handle = sev_guest(machine)
+    guest = machine.psp.legacy.guests[handle]
+    guest.state, guest.policy = state, LegacyPolicy.ES  # an ES guest that may be debugged
+    header, ciphertext = pack_secret(guest.transport, bytes(64), guest.measure, bytes(16), (1, 55))
+    machine.bus.write(OUT, header.pack())
+    machine.bus.write(OUT + PAGE, ciphertext)
     buffer = {
-        LegacyCommand.LAUNCH_UPDATE_VMSA: buffers.LaunchUpdateData(handle, GUEST_PAGE, 4096),
         LegacyCommand.ACTIVATE: buffers.Activate(handle, 7),
         LegacyCommand.GUEST_STATUS: buffers.GuestStatus(handle),
         LegacyCommand.LAUNCH_UPDATE_DATA: buffers.LaunchUpdateData(handle, GUEST_PAGE, 64),
         LegacyCommand.LAUNCH_MEASURE: buffers.LaunchMeasure(handle, OUT, 48),
+        LegacyCommand.LAUNCH_UPDATE_VMSA: buffers.LaunchUpdateVmsa(handle, GUEST_PAGE, PAGE),
+        LegacyCommand.LAUNCH_SECRET: buffers.LaunchSecret(handle, OUT, 0x34, GUEST_PAGE, 64, OUT + PAGE, 64),
+        LegacyCommand.ATTESTATION: buffers.Attestation(handle, OUT, bytes(16), 0xD0),
+        LegacyCommand.DBG_DECRYPT: buffers.Debug(handle, GUEST_PAGE, OUT, 64),
+        LegacyCommand.DBG_ENCRYPT: buffers.Debug(handle, OUT, GUEST_PAGE, 64),
     }.get(command, buffers.Handle(handle))
     machine.bus.write(COMMAND_PAGE, buffer.pack())
     before = machine.snapshot()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from psp import command_buffers as buffers
 from psp.asid_flush import AsidFlush
@@ -12,7 +12,7 @@ from psp.asid_ranges import AsidRanges
 from psp.commands import LegacyCommand, SnpCommand
 from psp.firmware import SecurityProcessor
 from psp.launch_digest import LaunchDigest, LegacyLaunchDigest, PageType
-from psp.legacy import LegacyGuestState
+from psp.legacy_guest import LegacyGuestState
 from psp.snp import SnpGuestState
 from psp.system_bus import (
     LARGE_PAGE_BYTES,
@@ -138,6 +138,10 @@ class ToyBus:
         assert spa % (LARGE_PAGE_BYTES if entry.large else PAGE) == 0
         self.rmp[spa // PAGE] = entry
 
+    def rmp_set_pages(self, spa: int, length: int, entry: RmpEntry) -> None:
+        for page in range(spa, spa + length, PAGE):
+            self.rmp_set(page, entry)
+
     def rmp_pages_of_asid(self, asid: int) -> int:
         return sum(entry.assigned and entry.asid == asid for entry in self.rmp.values())
 
@@ -181,22 +185,23 @@ class Machine:
     def firmware_state(self) -> dict[str, object]:
         """Everything the firmware knows."""
         legacy, snp = self.psp.legacy, self.psp.snp
-        ours = {"_bus", "_memory", "_random", "_api", "_legacy_is_up", "handlers"}
+        ours = {"_bus", "_memory", "_random", "_api", "_legacy_is_up", "handlers", "_launch"}
         state = {
             f"{name}.{key}": _frozen(value)
             for name, part in (("legacy", legacy), ("snp", snp))
             for key, value in vars(part).items()
             if key not in ours
         }
+        keys = legacy.keys
+        state["legacy.keys"] = (keys.fuses, keys.oca_seed, keys.pek_seed, keys.pdh_seed, keys.owner)
+        state["handles"] = legacy._launch._last_handle
         return {**state, "drawn": _frozen(self.psp._drawn), "snp initialised": self.psp._memory.snp_initialised}
 
     def snapshot(self) -> dict[str, object]:
         """Everything that a refused command must leave alone."""
         pages = {page: octets for page, octets in self.bus.pages.items() if octets != _ZEROS}
         machine = {"DRAM": pages, "RMP": dict(self.bus.rmp), "keys": dict(self.bus.keys)}
-        return {
-            **self.firmware_state(), **machine, "hidden": self.bus.hidden_up_to, "seals": dict(self.bus.sealed)
-        }  # fmt: skip
+        return {**self.firmware_state(), **machine, "hidden": self.bus.hidden_up_to, "seals": dict(self.bus.sealed)}
 
 
 def new_machine() -> Machine:
@@ -212,8 +217,7 @@ def new_machine() -> Machine:
 # Machines at work.
 
 GCTX, GUEST_PAGE, OUT = 0x60_0000, 0x20_0000, 0x40_0000
-TMR = 0xA0_0000
-POLICY, ES_POLICY = 0x3_0000, 0x5
+POLICY = 0x3_0000
 FIRMWARE = RmpEntry(assigned=True, immutable=True)
 COMMAND_PAGE = 0x1000
 
@@ -224,9 +228,7 @@ def up(*, snp: bool = True, legacy: bool = True) -> Machine:
         assert machine.call(SnpCommand.INIT_EX, buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP).pack()) == 0
         machine.flush(SnpCommand.DF_FLUSH)
     if legacy:
-        if snp:
-            machine.bus.rmp_set(TMR, replace(FIRMWARE, large=True))
-        assert machine.call(LegacyCommand.INIT, buffers.Init(1, TMR, 2 << 20).pack()) == 0
+        assert machine.call(LegacyCommand.INIT, buffers.Init().pack()) == 0
         machine.flush(LegacyCommand.DF_FLUSH)
     return machine
 
@@ -261,10 +263,8 @@ def update(machine: Machine, page_type: int = PageType.NORMAL, address: int = GU
     return int(machine.call(SnpCommand.LAUNCH_UPDATE, buffers.SnpLaunchUpdate.of(GCTX, page_type, address).pack()))
 
 
-def sev_guest(
-    machine: Machine, state: LegacyGuestState = LegacyGuestState.LUPDATE, asid: int = 6, policy: int = 1
-) -> int:
-    status, buffer = returning(machine, LegacyCommand.LAUNCH_START, buffers.LaunchStart(policy=policy).pack())
+def sev_guest(machine: Machine, state: LegacyGuestState = LegacyGuestState.LUPDATE, asid: int = 6) -> int:
+    status, buffer = returning(machine, LegacyCommand.LAUNCH_START, buffers.LaunchStart(policy=1).pack())
     assert status == 0
     handle = buffers.LaunchStart.parse(buffer).handle
     assert machine.call(LegacyCommand.ACTIVATE, buffers.Activate(handle, asid).pack()) == 0

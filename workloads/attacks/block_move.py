@@ -10,7 +10,7 @@ the same line. Distance 64 is address bit 6 alone.
 from __future__ import annotations
 
 from node.operations import HostRead, HostWrite
-from workloads.attacks.target import LET_IT_RUN, Attack, Target
+from workloads.attacks.target import LET_IT_RUN, WRITE_BACK, Attack, Target
 from workloads.attacks.vault import CONTENT_BYTES, STATUS_OFFSET
 
 ZEN1_TWEAK_OF_BIT_6 = bytes.fromhex("40000018") * (CONTENT_BYTES // 4)
@@ -31,12 +31,16 @@ def place_chosen_text(target: Target) -> Attack:
     victim = target.victim
     for sent, moved in _WAYS:
         yield (HostWrite(victim.inbox.spa, _xor(CHOSEN, sent), encrypted=victim.c_bit),)
+        yield WRITE_BACK
         yield LET_IT_RUN
+        yield WRITE_BACK
         (blocks,) = yield (HostRead(victim.request.spa, CONTENT_BYTES),)
         if not isinstance(blocks, bytes):
             return
         yield (HostWrite(victim.request.spa + STATUS_OFFSET, _xor(blocks, moved)),)
+        yield WRITE_BACK
         yield LET_IT_RUN
+        yield WRITE_BACK
 
 
 def _xor(one: bytes, other: bytes) -> bytes:

@@ -10,7 +10,7 @@ from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand
 from psp.system_bus import RmpEntry
 from workloads.attacks.nested_remap import point, smash
-from workloads.attacks.target import LET_IT_RUN, Attack, Target
+from workloads.attacks.target import LET_IT_RUN, WRITE_BACK, Attack, Target
 from workloads.attacks.vault import PAGE_BYTES
 
 
@@ -18,6 +18,7 @@ def wrong_mapping(target: Target) -> Attack:
     """Row 44: a page of the victim backs a page of the tenant, which reads it as its own."""
     mine = target.tenant.secret
     yield LET_IT_RUN
+    yield WRITE_BACK
     yield smash(target.victim.secret, mine)
     yield (point(target.tenant, mine, target.victim.secret.spa),)
     yield (Read(mine.gpa, PAGE_BYTES),)
@@ -27,6 +28,7 @@ def two_contexts(target: Target) -> Attack:
     """Row 46: one page of DRAM is mapped in both; the tenant reads it with and without the C-bit."""
     mine = target.tenant.secret
     yield LET_IT_RUN
+    yield WRITE_BACK
     yield smash(target.victim.secret, mine)
     yield (point(target.tenant, mine, target.victim.secret.spa),)
     yield (Read(mine.gpa, PAGE_BYTES),)
@@ -38,6 +40,7 @@ def freed_page(target: Target) -> Attack:
     victim, mine = target.victim, target.tenant.secret
     freed = victim.secret.spa
     yield LET_IT_RUN
+    yield WRITE_BACK
     yield smash(victim.secret, mine)
     yield from _end(target)
     yield (RmpUpdate(freed, PAGE_BYTES, RmpEntry()),)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from node.operations import HostRead, HostWrite, HypervisorOperation, NestedMap, PSmash, RmpUpdate
 from psp.system_bus import LARGE_PAGE_BYTES, RmpEntry
-from workloads.attacks.target import LET_IT_RUN, Attack, Household, Page, Target
+from workloads.attacks.target import LET_IT_RUN, WRITE_BACK, Attack, Household, Page, Target
 from workloads.attacks.vault import PAGE_BYTES
 from workloads.attacks.write_memory import JUNK
 
@@ -17,6 +17,7 @@ def merge_pages(target: Target) -> Attack:
     """Row 11: back two pages of the guest with one page of DRAM, so that a store to one changes the other."""
     victim = target.victim
     yield LET_IT_RUN
+    yield WRITE_BACK
     yield smash(victim.value, victim.other)
     yield (point(victim, victim.other, victim.value.spa),)
 
@@ -25,9 +26,11 @@ def serve_the_secret(target: Target) -> Attack:
     """Row 12 (SEVered): back the page that the guest serves with one of its secrets, and read what it serves."""
     victim = target.victim
     yield LET_IT_RUN
+    yield WRITE_BACK
     yield smash(victim.answer, victim.secret)
     yield (point(victim, victim.answer, victim.secret.spa),)
     yield LET_IT_RUN
+    yield WRITE_BACK
     yield (HostRead(victim.outbox.spa, PAGE_BYTES, encrypted=victim.c_bit),)
 
 
@@ -35,6 +38,7 @@ def fresh_page(target: Target) -> Attack:
     """Row 13: back a page with a fresh one that is duly the guest's, but which it never validated."""
     victim, fresh = target.victim, target.spare[0]
     yield LET_IT_RUN
+    yield WRITE_BACK
     yield smash(victim.value)
     yield (RmpUpdate(fresh, PAGE_BYTES, RmpEntry(assigned=True, gpa=victim.value.gpa, asid=victim.asid)),)
     yield (point(victim, victim.value, fresh),)
@@ -44,8 +48,10 @@ def shared_page(target: Target) -> Attack:
     """Row 15: back a private page with one that the hypervisor keeps and has filled."""
     victim, mine = target.victim, target.spare[0]
     yield LET_IT_RUN
+    yield WRITE_BACK
     yield smash(victim.value)
     yield (HostWrite(mine, JUNK),)
+    yield WRITE_BACK
     yield (point(victim, victim.value, mine),)
 
 
@@ -53,6 +59,7 @@ def page_of_another(target: Target) -> Attack:
     """Row 15: back a private page with one of another guest."""
     victim = target.victim
     yield LET_IT_RUN
+    yield WRITE_BACK
     yield smash(victim.value, target.tenant.value)
     yield (point(victim, victim.value, target.tenant.value.spa),)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 
-from node.operations import Answer, GuestOperation, HypervisorOperation
+from node.operations import Answer, GuestOperation, HypervisorOperation, Wbinvd
 from workloads.attacks.dimm_operations import DimmOperation
 
 AttackBatch = tuple[HypervisorOperation, ...] | tuple[GuestOperation, ...] | tuple[DimmOperation, ...]
@@ -13,6 +13,8 @@ Attack = Generator[AttackBatch, tuple[Answer, ...], None]
 """A running attack. ``yield ()`` waits until the victim has done another round and rests."""
 
 LET_IT_RUN: AttackBatch = ()
+WRITE_BACK: AttackBatch = (Wbinvd(),)
+"""Empty the caches, so that DRAM is what everybody sees. It changes nothing on a host without any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,5 +56,7 @@ class Target:
     """SPAs of free 4 KiB frames."""
     command_page: int
     """SPA of a frame for command buffers."""
+    c_bit: int
+    """The bit of an address that asks for the host's key, where the host has that (CPUID 8000_001F)."""
     ghost_line: int
     """An address line that is clear in all frames of guests and of the RMP: above it lies nothing but the host's."""

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.oracle.holdings import Measure
-from cluster.oracle.ledger import Ledger
+from cluster.oracle.ledger import CannotFollow, Ledger
 from cluster.oracle.transcript import Transcript
 from cluster.oracle.verdict import Aim, NothingTried, Outcome, judge
 from node.actor import HYPERVISOR, Actor, Role
@@ -23,6 +23,7 @@ from node.operations import (
     Read,
     RmpUpdate,
     Runs,
+    VirtualWrite,
     Write,
 )
 from psp.status import Status
@@ -326,6 +327,14 @@ def test_a_number_that_was_read_is_a_value_and_a_code_is_none() -> None:
     stops = (VICTIM, Read(GPA, 64), Fault(FaultKind.NESTED_PAGE_FAULT, GPA))
     assert outcome((HYPERVISOR, HostRead(0, 8), 5), stops) is Outcome.DOS
     assert outcome((HYPERVISOR, RmpUpdate(0, 4096, RmpEntry()), number), stops, measure=eight) is Outcome.BLOCKED
+
+
+def test_a_victim_that_cannot_be_followed_gets_no_verdict() -> None:
+    with pytest.raises(CannotFollow):
+        outcome((VICTIM, VirtualWrite(0x1000, JUNK), None))
+    stopped = (VICTIM, VirtualWrite(0x1000, JUNK), Fault(FaultKind.RMP_FAULT, GPA))
+    assert outcome(stopped) is Outcome.BLOCKED
+    assert outcome((TENANT, VirtualWrite(0x1000, JUNK), None)) is Outcome.BLOCKED
 
 
 def test_where_nobody_did_anything_there_is_nothing_to_judge() -> None:

@@ -1,0 +1,45 @@
+"""Interfaces that an attack may need and a host may lack; the laboratory looks before it lets the attack begin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+
+from cluster.laboratory.hands import Hands
+from node.core_msrs import MEM_ENCRYPTION_MODE_EN, Msr
+from node.operations import HostWrite, ReadMsr, Runs, Wbinvd
+from workloads.attacks.dimm_operations import DimmDump
+
+_MARK = b"what is written to find out where it comes to lie, and how".ljust(64, b".")
+
+
+class Interface(StrEnum):
+    """What may be there or not."""
+
+    C_BIT = "C-bit in the host's mappings"
+    WAY_PAST_THE_KEY = "access without the C-bit that goes past every key"
+    TRANSPARENT_KEY = "key over all memory, set by firmware"
+
+
+def is_there(interface: Interface, hands: Hands, frame: int) -> bool:
+    """Whether a host has an interface, found out by asking the host, or by using it on a free frame."""
+    return _LOOKS[interface](hands, frame)
+
+
+def _has_c_bit(hands: Hands, _: int) -> bool:
+    (syscfg,) = hands.act((ReadMsr(0, Msr.SYSCFG),))
+    return isinstance(syscfg, int) and bool(syscfg & MEM_ENCRYPTION_MODE_EN)
+
+
+def _lies_in_clear(hands: Hands, frame: int) -> bool:
+    hands.act((HostWrite(frame, _MARK), Wbinvd()))
+    (dump,) = hands.act((DimmDump(),))
+    assert isinstance(dump, Runs)
+    return any(octets[frame - at :].startswith(_MARK) for at, octets in dump.runs if at <= frame < at + len(octets))
+
+
+_LOOKS: Mapping[Interface, Callable[[Hands, int], bool]] = {
+    Interface.C_BIT: _has_c_bit,
+    Interface.WAY_PAST_THE_KEY: _lies_in_clear,
+    Interface.TRANSPARENT_KEY: lambda hands, frame: not _lies_in_clear(hands, frame),
+}

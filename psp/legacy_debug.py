@@ -1,0 +1,55 @@
+"""DBG_DECRYPT and DBG_ENCRYPT of the SEV interface: a hypervisor reads and writes a guest that allows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from psp import command_buffers as buffers
+from psp.commands import LegacyCommand
+from psp.host_memory import HostMemory
+from psp.legacy_guest import LegacyGuest, guest_in_state
+from psp.policy import LegacyPolicy
+from psp.status import PspError, Status
+from psp.system_bus import LARGE_PAGE_BYTES, SystemBus
+
+_GRANULE_BYTES = 16
+_AT_ONCE_BYTES = LARGE_PAGE_BYTES
+
+
+class LegacyDebug:
+    """Handlers of the debug commands."""
+
+    def __init__(self, bus: SystemBus, memory: HostMemory, guests: Mapping[int, LegacyGuest]) -> None:
+        self._bus = bus
+        self._memory = memory
+        self._guests = guests
+
+    def decrypt(self, debug: buffers.Debug) -> None:
+        """DBG_DECRYPT: what the guest has at ``source``, in plaintext to ``destination``."""
+        guest = self._checked(debug, LegacyCommand.DBG_DECRYPT)
+        self._copy(debug, lambda spa, length: self._bus.read_guest(spa, length, guest.asid), self._bus.write)
+
+    def encrypt(self, debug: buffers.Debug) -> None:
+        """DBG_ENCRYPT: plaintext at ``source`` to ``destination``, as the guest will read it."""
+        guest = self._checked(debug, LegacyCommand.DBG_ENCRYPT)
+        self._copy(debug, self._bus.read, lambda spa, data: self._bus.write_guest(spa, data, guest.asid))
+
+    def _checked(self, debug: buffers.Debug, command: LegacyCommand) -> LegacyGuest:
+        guest = guest_in_state(self._guests, debug.handle, command)
+        if guest.policy & LegacyPolicy.NODBG:
+            raise PspError(Status.POLICY_FAILURE)
+        if debug.length == 0 or debug.length % _GRANULE_BYTES:
+            raise PspError(Status.INVALID_LENGTH)
+        if debug.source % _GRANULE_BYTES or debug.destination % _GRANULE_BYTES:
+            raise PspError(Status.INVALID_ADDRESS)
+        if not guest.asid:
+            raise PspError(Status.INACTIVE)
+        self._memory.check_present(debug.source, debug.length)
+        self._memory.check_writable(debug.destination, debug.length)
+        return guest
+
+    def _copy(
+        self, debug: buffers.Debug, read: Callable[[int, int], bytes], write: Callable[[int, bytes], None]
+    ) -> None:
+        for at in range(0, debug.length, _AT_ONCE_BYTES):
+            write(debug.destination + at, read(debug.source + at, min(_AT_ONCE_BYTES, debug.length - at)))

@@ -1,0 +1,78 @@
+"""PEK_GEN, PEK_CSR, PEK_CERT_IMPORT, PDH_GEN, PDH_CERT_EXPORT, GET_ID and PLATFORM_RESET (SEV API, chapter 5)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from psp import command_buffers as buffers
+from psp.host_memory import HostMemory
+from psp.legacy_guest import ShortBuffer
+from psp.platform_keys import CHIP_ID_BYTES, AlreadyOwned, PlatformKeys
+from psp.sev_certificate import CertificateError, SevCertificate
+from psp.status import PspError, Status
+
+CHAIN_BYTES = 3 * SevCertificate.SIZE
+
+
+class LegacyKeys:
+    """Handlers of the commands on the platform's keys."""
+
+    def __init__(self, memory: HostMemory, keys: PlatformKeys) -> None:
+        self._memory = memory
+        self._keys = keys
+
+    def reset(self, _: None) -> None:
+        """PLATFORM_RESET: the next INIT makes new keys."""
+        self._keys.forget()
+
+    def pek_gen(self, _: None) -> None:
+        """PEK_GEN."""
+        self._keys.generate_pek()
+
+    def pdh_gen(self, _: None) -> None:
+        """PDH_GEN."""
+        self._keys.generate_pdh()
+
+    def pek_csr(self, out: buffers.Output) -> buffers.Output:
+        """PEK_CSR: the PEK's certificate for an owner to sign."""
+        needed = self._room(out, SevCertificate.SIZE)
+        self._memory.write(out.address, self._keys.pek_request().pack())
+        return needed
+
+    def pek_cert_import(self, named: buffers.PekCertImport) -> None:
+        """PEK_CERT_IMPORT."""
+        if named.pek_length != SevCertificate.SIZE or named.oca_length != SevCertificate.SIZE:
+            raise PspError(Status.INVALID_LENGTH)
+        pek, oca = (self._memory.read(spa, SevCertificate.SIZE) for spa in (named.pek_address, named.oca_address))
+        try:
+            self._keys.take_owner(pek, oca)
+        except AlreadyOwned:
+            raise PspError(Status.ALREADY_OWNED) from None
+        except CertificateError:
+            raise PspError(Status.INVALID_CERTIFICATE) from None
+
+    def pdh_cert_export(self, out: buffers.PdhCertExport) -> buffers.PdhCertExport:
+        """PDH_CERT_EXPORT: the PDH, and PEK, OCA and CEK behind each other."""
+        needed = replace(out, pdh_length=SevCertificate.SIZE, chain_length=CHAIN_BYTES)
+        if out.pdh_length < SevCertificate.SIZE or out.chain_length < CHAIN_BYTES:
+            raise ShortBuffer(needed)
+        self._memory.check_writable(out.pdh_address, SevCertificate.SIZE)
+        self._memory.check_writable(out.chain_address, CHAIN_BYTES)
+        chain = self._keys.chain()
+        self._memory.write(out.pdh_address, chain.pdh.pack())
+        self._memory.write(out.chain_address, chain.pack())
+        return needed
+
+    def get_id(self, out: buffers.Output) -> buffers.Output:
+        """GET_ID of a host with one socket, in the form of chips up to Genoa."""
+        needed = self._room(out, CHIP_ID_BYTES)
+        self._memory.write(out.address, self._keys.chip_id)
+        return needed
+
+    def _room(self, out: buffers.Output, length: int) -> buffers.Output:
+        """The answer, if the host's buffer holds it."""
+        needed = replace(out, length=length)
+        if out.length < length:
+            raise ShortBuffer(needed)
+        self._memory.check_writable(out.address, length)
+        return needed

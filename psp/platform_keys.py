@@ -1,0 +1,143 @@
+"""A platform's own keys: the chip's, which nothing changes, and those of its firmware and its owner.
+
+CEK and chip ID come from the chip's fuses. OCA, PEK and PDH are the firmware's
+persistent data; they outlive SHUTDOWN and go with PLATFORM_RESET. Seeds are
+drawn when a command says so, keys and certificates made of them when somebody
+asks (SEV API, chapters 2 and 5; key derivation: published research on Zen 2 and 3).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from psp import elliptic, sev_certificate
+from psp.key_derivation import derive
+from psp.sev_certificate import CertificateError, KeyUsage, SevCertificate
+from psp.sev_chain import PlatformChain
+
+FUSE_BYTES = 32
+CHIP_ID_BYTES = 64
+_SECP256K1_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+
+
+class AlreadyOwned(Exception):
+    """The platform has an external owner already."""
+
+
+@dataclass(slots=True)
+class PlatformKeys:
+    """The keys of one platform. ``random`` gives bytes for (purpose, length), ``api`` goes into certificates."""
+
+    random: Callable[[str, int], bytes] = field(repr=False)
+    api: tuple[int, int]
+    fuses: bytes = field(default=b"", repr=False)
+    """Empty until somebody looks: nothing else ever draws them."""
+    oca_seed: bytes = field(default=b"", repr=False)
+    pek_seed: bytes = field(default=b"", repr=False)
+    pdh_seed: bytes = field(default=b"", repr=False)
+    owner: bytes = b""
+    """Certificates of an external owner: its PEK, then its OCA."""
+
+    # What commands do.
+
+    def complete(self) -> None:
+        """Make what is missing, as INIT does."""
+        if not self.pek_seed:
+            self.generate_pek()
+
+    def generate_pek(self) -> None:
+        """PEK_GEN: a new PEK and a new PDH, and the platform owns itself."""
+        self.oca_seed = self.random("OCA", elliptic.SEED_BYTES)
+        self.pek_seed = self.random("PEK", elliptic.SEED_BYTES)
+        self.owner = b""
+        self.generate_pdh()
+
+    def generate_pdh(self) -> None:
+        """PDH_GEN."""
+        self.pdh_seed = self.random("PDH", elliptic.SEED_BYTES)
+
+    def forget(self) -> None:
+        """PLATFORM_RESET."""
+        self.oca_seed = self.pek_seed = self.pdh_seed = self.owner = b""
+
+    def take_owner(self, pek: bytes, oca: bytes) -> None:
+        """PEK_CERT_IMPORT. Raises AlreadyOwned, or CertificateError unless the OCA signed this platform's PEK."""
+        if self.owner:
+            raise AlreadyOwned
+        signed, issuer = sev_certificate.parse(pek, KeyUsage.PEK), sev_certificate.parse(oca, KeyUsage.OCA)
+        if signed.signed != self.pek_request().signed:
+            raise CertificateError("PEK certificate: expected this platform's PEK")
+        sev_certificate.check_signed(issuer, issuer)
+        sev_certificate.check_signed(signed, issuer)
+        self.owner = pek + oca
+
+    # What others see.
+
+    @property
+    def externally_owned(self) -> bool:
+        """Whether an owner's OCA stands behind the PEK."""
+        return bool(self.owner)
+
+    @property
+    def pdh_key(self) -> elliptic.PrivateKey:
+        """What sessions are agreed with."""
+        return elliptic.private_key(self.pdh_seed)
+
+    @property
+    def pek_key(self) -> elliptic.PrivateKey:
+        """What attestation reports are signed with."""
+        return elliptic.private_key(self.pek_seed)
+
+    @property
+    def chip_id(self) -> bytes:
+        """The point on secp256k1 that belongs to the fuses, X then Y, big-endian; every chip up to Genoa has one."""
+        secret = int.from_bytes(self._fuses(), "big") % (_SECP256K1_ORDER - 1) + 1
+        point = ec.derive_private_key(secret, ec.SECP256K1()).public_key().public_numbers()
+        return point.x.to_bytes(32, "big") + point.y.to_bytes(32, "big")
+
+    def pek_request(self) -> SevCertificate:
+        """PEK_CSR: the PEK before anybody signed it."""
+        return sev_certificate.unsigned(self.pek_key.public_key(), KeyUsage.PEK, self.api)
+
+    def chain(self) -> PlatformChain:
+        """PDH_CERT_EXPORT. The CEK carries no signature: AMD's comes from the key distribution service."""
+        cek_key = self._cek_key()
+        oca, pek = self._owner_certificates()
+        pdh = sev_certificate.unsigned(self.pdh_key.public_key(), KeyUsage.PDH, self.api)
+        return PlatformChain(
+            pdh=sev_certificate.sign(pdh, self.pek_key, KeyUsage.PEK),
+            pek=sev_certificate.sign(pek, cek_key, KeyUsage.CEK),
+            oca=oca,
+            cek=sev_certificate.unsigned(cek_key.public_key(), KeyUsage.CEK, self.api),
+        )
+
+    def _owner_certificates(self) -> tuple[SevCertificate, SevCertificate]:
+        """OCA, and the PEK as its owner signed it."""
+        if self.owner:
+            size = SevCertificate.SIZE
+            signed = SevCertificate.parse(self.owner[:size])
+            # An owner may have filled both slots; the chip's own signature takes the other one.
+            algorithm, signature = signed.signature_by(KeyUsage.OCA)
+            request = self.pek_request()
+            pek = replace(
+                request, first_usage=KeyUsage.OCA, first_algorithm=algorithm, first_signature=signature
+            )
+            return SevCertificate.parse(self.owner[size:]), pek
+        key = elliptic.private_key(self.oca_seed)
+        oca = sev_certificate.unsigned(key.public_key(), KeyUsage.OCA, self.api)
+        return (
+            sev_certificate.sign(oca, key, KeyUsage.OCA),
+            sev_certificate.sign(self.pek_request(), key, KeyUsage.OCA),
+        )
+
+    def _cek_key(self) -> elliptic.PrivateKey:
+        secret = hashlib.sha256(self._fuses()).digest()
+        return elliptic.private_key(derive(secret, "sev-chip-endorsement-key", b"", elliptic.SEED_BYTES))
+
+    def _fuses(self) -> bytes:
+        self.fuses = self.fuses or self.random("chip fuses", FUSE_BYTES)
+        return self.fuses

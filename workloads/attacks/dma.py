@@ -1,0 +1,47 @@
+"""A device that the hypervisor commands reads and writes a guest's memory (rows 05a, 05b, 05c, 06).
+
+The hypervisor owns the IOMMU's tables, so it maps whatever it likes for the
+device; what the device then gets is the RMP check's and the cipher's to say.
+"""
+
+from __future__ import annotations
+
+from node.iommu_driver import IommuDriver
+from node.operations import DeviceRead, DeviceWrite
+from workloads.attacks.target import LET_IT_RUN, WRITE_BACK, Attack, Target
+from workloads.attacks.vault import PAGE_BYTES
+from workloads.attacks.write_memory import JUNK
+
+SLOT, REQUESTER, DOMAIN = 3, 0x118, 7
+"""Bus 1, device 3, function 0."""
+IOVA = 0x40_0000
+
+
+def read_by_device(target: Target) -> Attack:
+    """Rows 05a, 05c: the device loads the secret, with nothing in the address that asks for a key."""
+    yield LET_IT_RUN
+    yield WRITE_BACK
+    yield from _attach(target, target.victim.secret.spa)
+    yield (DeviceRead(SLOT, IOVA, PAGE_BYTES),)
+
+
+def read_by_device_with_c_bit(target: Target) -> Attack:
+    """Row 05b: the same through a mapping with the C-bit."""
+    yield LET_IT_RUN
+    yield WRITE_BACK
+    yield from _attach(target, target.victim.secret.spa, target.c_bit)
+    yield (DeviceRead(SLOT, IOVA, PAGE_BYTES),)
+
+
+def write_by_device(target: Target) -> Attack:
+    """Row 06: the device stores junk over a value."""
+    yield LET_IT_RUN
+    yield WRITE_BACK
+    yield from _attach(target, target.victim.value.spa)
+    yield (DeviceWrite(SLOT, IOVA, JUNK),)
+    yield WRITE_BACK
+
+
+def _attach(target: Target, spa: int, c_bit: int = 0) -> Attack:
+    frames = iter(target.spare)
+    yield from IommuDriver(lambda: next(frames)).attach(REQUESTER, DOMAIN, ((IOVA, spa),), c_bit=c_bit)
