@@ -10,8 +10,6 @@ from cluster.laboratory.interface import Interface, is_there
 from cluster.laboratory.protection import PROTECTIONS, Column
 from cluster.oracle.ledger import Ledger
 from cluster.oracle.transcript import Transcript
-from node import operations as op
-from node.board import Board
 from node.cost_table import load_cost_table
 from node.firmware_image import laboratory_image
 from node.generation import Generation
@@ -91,8 +89,6 @@ class Scene:
         self.host = Host(spec, programs, images, dict(load_cost_table()), observer=transcript.observe)
         for name in (VICTIM, TENANT):
             self._launch(name, protection.launched)
-            if protection.runs is not protection.launched:
-                _change_generation(self.host.board, name, protection.runs)
         ledger.keep(VICTIM, "the secret", _vault(VICTIM).content(vault.SECRET))
         self.target = self._look_up()
         self._hands = Hands(self.host.board, TENANT, transcript)
@@ -173,11 +169,3 @@ def status_gpa() -> int:
 
 def _vault(name: str) -> Vault:
     return Vault(memory_map(GUEST_BYTES, 1).placement(name, 0, SEED))
-
-
-def _change_generation(board: Board, vm: str, generation: Generation) -> None:
-    """Run a VM's vCPUs with control blocks of another generation, their save areas stored as its cores store them."""
-    for index, vmcb in sorted(board.vmcbs[vm].items()):
-        page = board.load_save_area(vmcb)
-        board.execute_host((op.VmcbWrite(vm, index, vmcb.asid, generation.name, vmcb.save_area_spa),))
-        board.store_save_area(board.vmcb(vm, index), page)
