@@ -108,7 +108,10 @@ class RmpQuery:
 
 @dataclass(frozen=True, slots=True)
 class PageStateChange:
-    """Ask the hypervisor through the GHCB to make a range shared or private. Answer: 0, or an error."""
+    """Ask the hypervisor to make a range shared or private, without a GHCB page's bytes. Answer: 0, or an error.
+
+    A whole exchange of ``VmgExit`` and page state lists as one operation, for programs that do not keep a GHCB.
+    """
 
     gpa: int
     length: int
