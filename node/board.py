@@ -50,6 +50,7 @@ from node.vmcb import Vmcb
 from node.vmsa import VMSA_BYTES, VMSA_FIELDS
 from psp.alias_check import AliasCheck
 from psp.firmware import SecurityProcessor
+from psp.system_bus import PAGE_BYTES
 
 _VMPLS = 4
 
@@ -85,7 +86,7 @@ class Board:
         layout: RmpLayout | None = None
         if Generation.SEV_SNP in product.generations:
             # Firmware reserves the table's place and sets the MSRs before the hypervisor starts.
-            layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented)
+            layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented, mmio=product.rmp.mmio)
         self.caches: CachedController | None = None
         """The controller, where the platform has caches."""
         if platform.caches or platform.cache_timing:
@@ -236,7 +237,7 @@ class Board:
         if nested_cr3 in (-1, own.nested_cr3):
             return own
         c_bit = 1 << self.product.c_bit
-        return NestedPageTable.at(self.tables, nested_cr3 & ~c_bit, encrypted=bool(nested_cr3 & c_bit))
+        return NestedPageTable.at(self.tables, nested_cr3 & ~c_bit & -PAGE_BYTES, encrypted=bool(nested_cr3 & c_bit))
 
     def _table_host(self) -> TableHost:
         product = self.product
@@ -267,12 +268,16 @@ class Board:
             self.rmp.checks.enter(vmcb.save_area_spa)
             self.take_vmpl(vmcb)
         if self.tlb_duties is not None:
-            self.tlb_duties.enter(self.vmcbs[vm][vcpu])
+            core = self.tlb_duties.schedule(vm, vcpu)
+            placed = self.vmcbs[vm][vcpu] = replace(self.vmcbs[vm][vcpu], core=core)
+            self.tlb_duties.resume(placed)
         return 0
 
     def leave(self, vm: str, vcpu: int) -> None:
         """A vCPU is off its core; one that did not run is left alone."""
         self.controls.forget(vm, vcpu)
+        if self.tlb_duties is not None:
+            self.tlb_duties.vacate(vm, vcpu)
         spa = self._running.pop((vm, vcpu), None)
         if spa is not None and self.rmp is not None:
             self.rmp.checks.leave(spa)

@@ -84,8 +84,10 @@ class Hypervisor:
         self._max_snp_asid = max_snp_asid
         self.snp = Generation.SEV_SNP in product.generations
         self.asids = AsidPool(product.max_asid, min_sev_asid, max_snp_asid)
-        layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented) if self.snp else None
-        reserved = 0 if layout is None else memory_bytes - layout.base
+        reserved = 0
+        if self.snp:
+            rmp = product.rmp
+            reserved = memory_bytes - at_end_of_memory(memory_bytes, segmented=rmp.segmented, mmio=rmp.mmio).base
         # The first 2 MiB stay with the host, as real-mode memory does, and what firmware gets at INIT.
         first, end = LARGE_PAGE_BYTES, memory_bytes - reserved
         self._trusted_region = (end - TRUSTED_REGION_BYTES) // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES

@@ -42,6 +42,9 @@ class MemoryCipher(Protocol):
     def decrypt(self, cipher: Words, spa: int, out: Words) -> None:
         """Decrypt what lies at ``spa``; ``out`` may be ``cipher``."""
 
+    def decrypt_in_stride(self, cipher: Words, spa: int) -> Octets:
+        """Decrypt blocks of one of the strides that bulk work goes in; the next call overwrites the array."""
+
     def encrypt_in_page(self, plain: Words, spa: int, out: Words) -> None:
         """Encrypt blocks of one page."""
 

@@ -34,6 +34,10 @@ class Write:
     private: bool = True
 
 
+MOST_VIRTUAL_BYTES = 64 << 20
+"""Of one operation by virtual address; a longer one is #GP. Hostile tables show memory at every address."""
+
+
 @dataclass(frozen=True, slots=True)
 class VirtualRead:
     """Load ``length`` bytes by virtual address, through the guest's own tables. Answer: bytes, or a Fault."""

@@ -32,12 +32,16 @@ class PagingInstructions:
         }
 
     def _read(self, vmcb: Vmcb, gva: int, length: int, access: int) -> op.Answer:
+        if not 0 <= length <= op.MOST_VIRTUAL_BYTES:
+            return op.Fault(op.FaultKind.GENERAL_PROTECTION, gva)
         try:
             return self._memory.read(vmcb, self._board.controls.of(vmcb), gva, length, access)
         except _FAULTS as fault:
             return self._answer(vmcb, fault, gva)
 
     def _write(self, vmcb: Vmcb, one: op.VirtualWrite) -> op.Answer:
+        if len(one.data) > op.MOST_VIRTUAL_BYTES:
+            return op.Fault(op.FaultKind.GENERAL_PROTECTION, one.gva)
         try:
             self._memory.write(vmcb, self._board.controls.of(vmcb), one.gva, one.data)
         except _FAULTS as fault:

@@ -144,21 +144,37 @@ class RmpLayout:
                 yield first + (low - array.spa) // ENTRY_BYTES, first - (array.spa - high) // ENTRY_BYTES
 
 
-def at_end_of_memory(memory_bytes: int, *, segmented: bool) -> RmpLayout:
-    """Where a host's firmware reserves the table: at the end of memory, large enough to cover all of it."""
+def at_end_of_memory(memory_bytes: int, *, segmented: bool, mmio: tuple[int, int] = (0, 0)) -> RmpLayout:
+    """Where a host's firmware reserves the table: at the end of memory, large enough to cover all of it.
+
+    ``mmio`` is a window above memory that it covers too, as (SPA, length): a flat table reaches up to its end, a
+    segmented one has segments for it. Raises ValueError for a window that meets memory, or needs more than there is.
+    """
+    first_mmio, end_mmio = mmio[0] // PAGE_BYTES, -(-sum(mmio) // PAGE_BYTES)
     pages = memory_bytes // PAGE_BYTES
+    if mmio[1] and (first_mmio < pages or mmio[1] < 0):
+        raise ValueError(f"MMIO: expected a window above memory, got one at {mmio[0]:#x}")
     if not segmented:
-        size = -(-(BOOKKEEPING_BYTES + pages * ENTRY_BYTES) // LARGE_PAGE_BYTES) * LARGE_PAGE_BYTES
-        return RmpLayout.flat(memory_bytes - size, memory_bytes - 1)
+        covered = max(pages, end_mmio if mmio[1] else 0)
+        size = -(-(BOOKKEEPING_BYTES + covered * ENTRY_BYTES) // LARGE_PAGE_BYTES) * LARGE_PAGE_BYTES
+        return RmpLayout.flat(_place(memory_bytes - size), memory_bytes - 1)
     segment_pages = (1 << (RMP_CFG_64_GIB >> 8)) // PAGE_BYTES
-    reaches = []
-    for first in range(0, pages, segment_pages):
-        left = min(segment_pages, pages - first)
-        reaches.append((first, -(-left // _GIB_PAGES) * _GIB_PAGES))
+    if end_mmio > SEGMENTS * segment_pages:
+        raise ValueError(f"RMP: expected room for MMIO in {SEGMENTS} segments")
+    ends = {first: min(first + segment_pages, pages) for first in range(0, pages, segment_pages)}
+    for first in range(first_mmio // segment_pages * segment_pages, end_mmio if mmio[1] else 0, segment_pages):
+        ends[first] = min(first + segment_pages, end_mmio)
+    reaches = [(first, -(-(end - first) // _GIB_PAGES) * _GIB_PAGES) for first, end in ends.items()]
     at = memory_bytes
     arrays = []
     for first, covered in reversed(reaches):
         at -= -(-covered * ENTRY_BYTES // _ARRAY_ALIGNMENT) * _ARRAY_ALIGNMENT
         arrays.append(EntryArray(first, covered, at))
     base = (at - BOOKKEEPING_BYTES - SEGMENT_TABLE_BYTES) // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
-    return RmpLayout(base, tuple(reversed(arrays)), segment_pages)
+    return RmpLayout(_place(base), tuple(reversed(arrays)), segment_pages)
+
+
+def _place(base: int) -> int:
+    if base < 0:
+        raise ValueError("RMP: expected room for it in memory")
+    return base

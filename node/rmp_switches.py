@@ -37,6 +37,9 @@ class RmpSwitches:
 
     ``segmented``: firmware lays the table in segments (RMP_CFG), where the part can.
 
+    ``mmio``: 64-bit MMIO that the table covers, as (SPA, length): firmware's option that AMD asks for with TIO,
+    off by default. How the table holds it is not published; here as it holds memory. MMIO below 4 GiB is not covered.
+
     ``hidden_form``: the entries of a segmented table lie in DRAM in a form that nobody has published, and that
     only the RMP's own instructions show (``node.rmp_hidden_form``); with False in that of Zen 3 and 4.
 
@@ -52,5 +55,6 @@ class RmpSwitches:
     query_needs_validated: bool = True
     segmented: bool = False
     rmpread: bool = False
+    mmio: tuple[int, int] = (0, 0)
     hidden_form: bool = False
     under_host_key: bool = False

@@ -46,6 +46,7 @@ FEW_RUNS = 1024
 """In the whole table: so many cost less than it would take to look into bytes."""
 
 _FEW = 4
+_COUNTER_FULL = (1 << 64) - 1
 SLICE_BLOCKS = 128
 """Blocks worked on at once: 1 MiB of entries, which stays in the cache."""
 
@@ -84,7 +85,7 @@ class RmpTable:
     holds the cipher too.
 
     The per-ASID counters of the bookkeeping are held the same way. A counter never
-    goes below zero, whatever was done to the entries behind its back.
+    leaves its 64 bits, whatever was done to it or to the entries behind its back.
     """
 
     def __init__(
@@ -203,7 +204,7 @@ class RmpTable:
         """Add to an ASID's counter; ASID 0 has none."""
         if not asid or not pages:
             return
-        now = max(0, self.pages_of_asid(asid) + pages)
+        now = min(max(0, self.pages_of_asid(asid) + pages), _COUNTER_FULL)
         if self._counters_in_dram:
             self._books.set_word(self.layout.base + asid * 8, now)
         elif now:

@@ -33,6 +33,26 @@ class TlbDuties:
         self._last: dict[tuple[int, int], int] = {}
         """For each thread and ASID the TLB_ID of the vCPU that ran there last."""
         self._next = 1
+        self._threads: dict[int, tuple[str, int]] = {}
+        """Who runs where, of those whom the host's own scheduler entered."""
+
+    def schedule(self, vm: str, vcpu: int) -> int:
+        """A hardware thread of its own for a vCPU, the lowest that is free."""
+        self.vacate(vm, vcpu)
+        core = next(number for number in range(len(self._threads) + 1) if number not in self._threads)
+        self._threads[core] = vm, vcpu
+        return core
+
+    def vacate(self, vm: str, vcpu: int) -> None:
+        """A vCPU is off its thread; one that had none is left alone."""
+        for core, who in list(self._threads.items()):
+            if who == (vm, vcpu):
+                del self._threads[core]
+
+    def resume(self, vmcb: Vmcb) -> None:
+        """Enter as an honest hypervisor does when it does not know who ran here last: with the ASID flushed."""
+        self._tlb.flush(vmcb.core, tag(vmcb))
+        self.enter(vmcb)
 
     def enter(self, vmcb: Vmcb) -> None:
         """A vCPU begins to run on its thread."""

@@ -26,6 +26,8 @@ _CONSTANTS = HIGHEST_BIT - LOWEST_BIT + 1
 _ZEN1_WORD_BYTES = 4
 _REGION_PAGES = LARGE_PAGE_BYTES // PAGE_BYTES
 _REGIONS_KEPT = 4096
+_TIMES_IN_A_ROW = 4
+"""To move to another stride takes as long as to make the tweaks of so many pages."""
 
 
 class TweakTable:
@@ -67,6 +69,8 @@ class TweakTable:
 
     def in_page(self, spa: int, words: int) -> Words:
         """Tweaks of the blocks from ``spa`` on, inside one page; the next call overwrites the array."""
+        if _STRIDE_TWEAKS.serve(spa - spa % STRIDE_BYTES, self):
+            return self.in_stride(spa, words)
         first = spa % PAGE_BYTES // WORD_BYTES
         tweaks = _PAGE_TWEAKS[words >> 1]
         np.bitwise_xor(self._in_page[first : first + words], _repeated(self._page(spa), words), tweaks)
@@ -115,6 +119,23 @@ class _StrideTweaks:
         self._halves = self._words[: STRIDE_WORDS // 2], self._words[STRIDE_WORDS // 2 :]
         self._table: TweakTable | None = None
         self._spa = 0
+        self._asked_spa = -1
+        self._times = 0
+
+    def serve(self, spa: int, table: TweakTable) -> bool:
+        """Whether pages of the stride that starts at ``spa`` are best served from here.
+
+        So it is when the stride is here, or was asked for so often in a row that it pays to move there. Another
+        table than the last is never made room for: hosts take turns, and to begin anew costs four times as much.
+        """
+        if table is not self._table:
+            return False
+        if spa == self._spa:
+            return True
+        if spa != self._asked_spa:
+            self._asked_spa, self._times = spa, 0
+        self._times += 1
+        return self._times >= _TIMES_IN_A_ROW
 
     def at(self, spa: int, table: TweakTable) -> Words:
         """The tweaks of the stride that starts at ``spa``."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from node.cipher_scratch import MIXED, PAGE_SCRATCH, stride_scratch, strides
+from node.cipher_scratch import MIXED, PAGE_SCRATCH, landing, stride_scratch, strides
 from node.dimm_cells import Octets, Words
 from node.memory_cipher import Tweaks
 
@@ -32,11 +32,27 @@ class XexCipher:
 
     def encrypt(self, plain: Words, spa: int, out: Words) -> None:
         """Encrypt whole blocks that lie at ``spa``; ``out`` may be DRAM itself."""
-        self._bulk(self._encrypt, plain, spa, out)
+        for done, end, at in strides(spa, plain.size):
+            tweak = self._tweaks.in_stride(at, end - done)
+            masked, octets, _ = stride_scratch(end - done)
+            np.bitwise_xor(plain[done:end], tweak, masked)
+            buffer, mixed = landing(out, done, end)
+            self._encrypt(octets, buffer)
+            np.bitwise_xor(mixed, tweak, out[done:end])
 
     def decrypt(self, cipher: Words, spa: int, out: Words) -> None:
         """Decrypt whole blocks that lie at ``spa``."""
-        self._bulk(self._decrypt, cipher, spa, out)
+        for done, end, at in strides(spa, cipher.size):
+            out[done:end] = self.decrypt_in_stride(cipher[done:end], at).view(np.uint64)
+
+    def decrypt_in_stride(self, cipher: Words, spa: int) -> Octets:
+        """Decrypt whole blocks of one stride; the next call overwrites the array."""
+        tweak = self._tweaks.in_stride(spa, cipher.size)
+        masked, octets, mixed = stride_scratch(cipher.size)
+        np.bitwise_xor(cipher, tweak, masked)
+        self._decrypt(octets, MIXED)
+        np.bitwise_xor(mixed, tweak, masked)
+        return octets
 
     def encrypt_in_page(self, plain: Words, spa: int, out: Words) -> None:
         """Encrypt whole blocks of one page."""
@@ -56,16 +72,3 @@ class XexCipher:
         self._decrypt(octets, MIXED)
         np.bitwise_xor(mixed, tweak, masked)
         return octets
-
-    def _bulk(self, aes: _Aes, source: Words, spa: int, out: Words) -> None:
-        for done, end, at in strides(spa, source.size):
-            tweak = self._tweaks.in_stride(at, end - done)
-            masked, octets, mixed = stride_scratch(end - done)
-            np.bitwise_xor(source[done:end], tweak, masked)
-            aes(octets, MIXED)
-            if out is source:
-                np.bitwise_xor(mixed, tweak, out[done:end])
-            else:
-                # A copy need not fetch what it overwrites into the cache, where ``out`` is not yet.
-                np.bitwise_xor(mixed, tweak, mixed)
-                out[done:end] = mixed

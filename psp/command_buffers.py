@@ -21,6 +21,12 @@ SNP_SHUTDOWN_IOMMU = 1 << 0
 """SHUTDOWN_EX flag: stop the IOMMU's RMP checks."""
 SNP_SHUTDOWN_X86 = 1 << 1
 """SHUTDOWN_EX flag: stop the cores' RMP checks."""
+SNP_FINISH_ID_BLOCK = 1 << 0
+"""LAUNCH_FINISH flag: there is an ID block."""
+SNP_FINISH_AUTHOR_KEY = 1 << 1
+"""LAUNCH_FINISH flag: an author signed the ID key."""
+SNP_FINISH_NO_VCEK = 1 << 2
+"""LAUNCH_FINISH flag: no report may be signed with the VCEK. Not built."""
 SNP_STATUS_FEATURE_INFO = 1 << 3
 """PLATFORM_STATUS policy flag: FEATURE_INFO may be asked."""
 SNP_STATUS_CAN_HIDE_CIPHERTEXT = 1 << 5
@@ -331,6 +337,16 @@ class SnpLaunchFinish(ByteLayout):
     id_auth_address: int = at(0x10, 8)
     flags: int = at(0x18, 4)
     host_data: bytes = at(0x20, 32, bytes(32))
+
+
+@dataclass(frozen=True, slots=True)
+class SnpDebug(ByteLayout):
+    """SNP_DBG_DECRYPT, SNP_DBG_ENCRYPT: a page each."""
+
+    SIZE: ClassVar[int] = 0x18
+    gctx: int = at(0x00, 8)
+    source: int = at(0x08, 8)
+    destination: int = at(0x10, 8)
 
 
 @dataclass(frozen=True, slots=True)

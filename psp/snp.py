@@ -17,11 +17,13 @@ from psp.asid_ranges import AsidRanges
 from psp.byte_layout import ByteLayout
 from psp.commands import SnpCommand, SnpPlatformState
 from psp.host_memory import HostMemory
+from psp.id_block import NO_IDENTITY, IdAuth, IdBlock, Identity, checked_identity
 from psp.launch_digest import LaunchDigest, PageType
 from psp.launch_pages import LAUNCH_PAGES
 from psp.page_state import PageState, page_state
 from psp.page_unsmash import unsmashed
 from psp.policy import PlatformFacts, check_snp_policy
+from psp.snp_debug import debug_decrypt, debug_encrypt
 from psp.snp_init import check_cores, check_rmp, checked_iommu_buffers
 from psp.status import PspError, Status
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, IommuBuffer, RmpEntry, SystemBus
@@ -48,6 +50,8 @@ GUEST_STATES = {
     SnpCommand.ACTIVATE: frozenset({_G.LAUNCH, _G.RUNNING}),
     SnpCommand.DECOMMISSION: frozenset(_G),
     SnpCommand.GUEST_STATUS: frozenset(_G),
+    SnpCommand.DBG_DECRYPT: frozenset({_G.RUNNING}),
+    SnpCommand.DBG_ENCRYPT: frozenset({_G.RUNNING}),
 }
 """Guest states in which a command may come (SEV-SNP firmware ABI, section 4.2)."""
 
@@ -64,6 +68,7 @@ class SnpGuest:
     report_id: bytes = b""
     gosvw: bytes = bytes(16)
     host_data: bytes = bytes(32)
+    identity: Identity = NO_IDENTITY
     digest: LaunchDigest = field(default_factory=LaunchDigest)
 
 
@@ -109,6 +114,8 @@ class SnpFirmware:
             SnpCommand.LAUNCH_START: self._launch_start,
             SnpCommand.LAUNCH_UPDATE: self._launch_update,
             SnpCommand.LAUNCH_FINISH: self._launch_finish,
+            SnpCommand.DBG_DECRYPT: self._dbg_decrypt,
+            SnpCommand.DBG_ENCRYPT: self._dbg_encrypt,
             SnpCommand.PAGE_RECLAIM: self._page_reclaim,
             SnpCommand.PAGE_UNSMASH: self._page_unsmash,
             SnpCommand.FEATURE_INFO: self._feature_info,
@@ -308,10 +315,27 @@ class SnpFirmware:
 
     def _launch_finish(self, finish: buffers.SnpLaunchFinish) -> None:
         guest = self._guest(finish.gctx, SnpCommand.LAUNCH_FINISH)
-        if finish.flags:
+        with_block, with_author = (finish.flags & flag for flag in _FINISH_FLAGS)
+        if finish.flags & buffers.SNP_FINISH_NO_VCEK:
             raise PspError(Status.UNSUPPORTED)
+        if finish.flags & ~sum(_FINISH_FLAGS) or (with_author and not with_block):
+            raise PspError(Status.INVALID_PARAM)
+        if with_block:
+            block = IdBlock.parse(self._memory.read(finish.id_block_address, IdBlock.SIZE))
+            auth = IdAuth.parse(self._memory.read(finish.id_auth_address, IdAuth.SIZE))
+            guest.identity = checked_identity(
+                block, auth, guest.digest.value, guest.policy, with_author=bool(with_author)
+            )
         guest.host_data = finish.host_data
         guest.state = SnpGuestState.RUNNING
+
+    def _dbg_decrypt(self, debug: buffers.SnpDebug) -> None:
+        guest = self._guest(debug.gctx, SnpCommand.DBG_DECRYPT)
+        debug_decrypt(self._bus, self._memory, guest.policy, guest.asid, debug)
+
+    def _dbg_encrypt(self, debug: buffers.SnpDebug) -> None:
+        guest = self._guest(debug.gctx, SnpCommand.DBG_ENCRYPT)
+        debug_encrypt(self._bus, self._memory, guest.policy, guest.asid, debug)
 
     # Pages.
 
@@ -340,4 +364,5 @@ class SnpFirmware:
         self._bus.rmp_set(spa, unsmashed(spa, self._page))
 
 
+_FINISH_FLAGS = (buffers.SNP_FINISH_ID_BLOCK, buffers.SNP_FINISH_AUTHOR_KEY)
 _RECLAIMABLE = frozenset({PageState.FIRMWARE, PageState.METADATA, PageState.PRE_GUEST, PageState.PRE_SWAP})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from typing import Protocol
 
-from cluster.commands import bench, check, compare, diff, init, measure, run, scenarios, sweep, trace, version
+from cluster.commands import bench, check, compare, diff, init, measure, owner, run, scenarios, sweep, trace, version
 
 
 class Command(Protocol):
@@ -26,4 +26,6 @@ class Command(Protocol):
     def execute(self, arguments: argparse.Namespace) -> int: ...
 
 
-COMMANDS: tuple[Command, ...] = (run, compare, sweep, check, scenarios, init, diff, trace, measure, bench, version)
+COMMANDS: tuple[Command, ...] = (
+    run, compare, sweep, check, scenarios, init, diff, trace, measure, owner, bench, version,
+)  # fmt: skip

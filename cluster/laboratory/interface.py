@@ -7,8 +7,9 @@ from enum import StrEnum
 
 from cluster.laboratory.hands import Hands
 from node.core_msrs import MEM_ENCRYPTION_MODE_EN, Msr
-from node.operations import HostWrite, ReadMsr, Runs, Wbinvd
+from node.operations import Fault, HostWrite, ReadMsr, RmpQuery, Runs, Wbinvd
 from workloads.attacks.dimm_operations import DimmDump
+from workloads.attacks.target import Target
 
 _MARK = b"what is written to find out where it comes to lie, and how".ljust(64, b".")
 
@@ -18,28 +19,37 @@ class Interface(StrEnum):
 
     C_BIT = "C-bit in the host's mappings"
     WAY_PAST_THE_KEY = "access without the C-bit that goes past every key"
+    PAGE_VALIDATION = "PVALIDATE"
     TRANSPARENT_KEY = "key over all memory, set by firmware"
 
 
-def is_there(interface: Interface, hands: Hands, frame: int) -> bool:
-    """Whether a host has an interface, found out by asking the host, or by using it on a free frame."""
-    return _LOOKS[interface](hands, frame)
+def is_there(interface: Interface, hands: Hands, target: Target) -> bool:
+    """Whether a host has an interface, found out by asking the host, or by using it on what nobody will miss."""
+    return _LOOKS[interface](hands, target)
 
 
-def _has_c_bit(hands: Hands, _: int) -> bool:
+def _has_c_bit(hands: Hands, _: Target) -> bool:
     (syscfg,) = hands.act((ReadMsr(0, Msr.SYSCFG),))
     return isinstance(syscfg, int) and bool(syscfg & MEM_ENCRYPTION_MODE_EN)
 
 
-def _lies_in_clear(hands: Hands, frame: int) -> bool:
+def _lies_in_clear(hands: Hands, target: Target) -> bool:
+    frame = target.spare[0]
     hands.act((HostWrite(frame, _MARK), Wbinvd()))
     (dump,) = hands.act((DimmDump(),))
     assert isinstance(dump, Runs)
     return any(octets[frame - at :].startswith(_MARK) for at, octets in dump.runs if at <= frame < at + len(octets))
 
 
-_LOOKS: Mapping[Interface, Callable[[Hands, int], bool]] = {
+def _has_pvalidate(hands: Hands, target: Target) -> bool:
+    # RMPQUERY came with it, and asks without changing anything.
+    (answer,) = hands.act((RmpQuery(target.tenant.value.gpa, target=1),))
+    return not isinstance(answer, Fault)
+
+
+_LOOKS: Mapping[Interface, Callable[[Hands, Target], bool]] = {
     Interface.C_BIT: _has_c_bit,
     Interface.WAY_PAST_THE_KEY: _lies_in_clear,
-    Interface.TRANSPARENT_KEY: lambda hands, frame: not _lies_in_clear(hands, frame),
+    Interface.PAGE_VALIDATION: _has_pvalidate,
+    Interface.TRANSPARENT_KEY: lambda hands, target: not _lies_in_clear(hands, target),
 }

@@ -8,7 +8,17 @@ from dataclasses import dataclass, replace
 from cluster.laboratory.interface import Interface
 from cluster.laboratory.scene import GHOST_LINE, VICTIM, Setting, act_out, status_gpa
 from cluster.oracle.verdict import Aim, Verdict, judge
-from workloads.attacks import alias, block_move, dimm, dma, neighbours, nested_remap, read_memory, write_memory
+from workloads.attacks import (
+    alias,
+    block_move,
+    cache_drop,
+    dimm,
+    dma,
+    neighbours,
+    nested_remap,
+    read_memory,
+    write_memory,
+)
 from workloads.attacks.target import Attack, Target
 
 
@@ -21,6 +31,10 @@ class Row:
     """What the host must have, or the line is not applicable."""
     ghost_line: int = 0
     """An address line that the host's modules must lack."""
+    caches: bool = False
+    """Cores must have caches."""
+    habit: bool = False
+    """The victim must have the habit of validating a page again, unless it is told to keep books."""
     chosen_status: bytes = b""
     """What the victim must be made to read as its status, where garbage is not enough."""
 
@@ -38,11 +52,14 @@ ROWS: Mapping[str, Row] = {
     "11": Row((nested_remap.merge_pages,)),
     "12": Row((nested_remap.serve_the_secret,)),
     "13": Row((nested_remap.fresh_page,)),
+    "14": Row((nested_remap.fresh_page,), needs=Interface.PAGE_VALIDATION, habit=True),
     "15": Row((nested_remap.shared_page, nested_remap.page_of_another)),
     "16a": Row((block_move.place_chosen_text,), chosen_status=block_move.CHOSEN),
     "16b": Row((write_memory.move_blocks,)),
+    "33": Row((cache_drop.drop_dirty_lines,), caches=True),
     "35a": Row((alias.replay_through_ghost,), ghost_line=GHOST_LINE),
     "39": Row((alias.replay_through_interposer,)),
+    "43": Row((nested_remap.take_away,)),
     "44": Row((neighbours.wrong_mapping,)),
     "45": Row((neighbours.freed_page,)),
     "46": Row((neighbours.two_contexts,)),
@@ -53,6 +70,11 @@ ROWS: Mapping[str, Row] = {
 def verdicts(row: str, setting: Setting) -> list[Verdict]:
     """Carry out each attack of a row on a host of its own, and judge it."""
     line = ROWS[row]
-    where = replace(setting, platform=replace(setting.platform, ghost_line=line.ghost_line))
+    platform = setting.platform
+    where = replace(
+        setting,
+        platform=replace(platform, ghost_line=line.ghost_line, caches=platform.caches or line.caches),
+        validates_again=line.habit and not setting.tracks_validation,
+    )
     aim = Aim(VICTIM, status_gpa(), line.chosen_status) if line.chosen_status else None
     return [judge(*act_out(where, attack, line.needs), aim=aim) for attack in line.attacks]

@@ -49,6 +49,10 @@ class Setting:
     column: Column
     product: str
     platform: Platform = AS_USUAL
+    tracks_validation: bool = False
+    """The victim keeps books of what it validated, also where an attack presumes that it does not."""
+    validates_again: bool = False
+    """The victim validates a page again that turns out not to be validated."""
     ciphers: tuple[CipherMode, ...] = ()
     """What the product's memory controllers can do, its default first, where that is to be another than they have."""
 
@@ -88,7 +92,8 @@ class Scene:
         programs, images = {"vault": Vault.build}, {"auto": laboratory_image()}
         self.host = Host(spec, programs, images, dict(load_cost_table()), observer=transcript.observe)
         for name in (VICTIM, TENANT):
-            self._launch(name, protection.launched)
+            habit = (vault.VALIDATES_AGAIN, int(setting.validates_again and name == VICTIM))
+            self._launch(name, protection.launched, ProgramSpec("vault", (habit,)))
         ledger.keep(VICTIM, "the secret", _vault(VICTIM).content(vault.SECRET))
         self.target = self._look_up()
         self._hands = Hands(self.host.board, TENANT, transcript)
@@ -97,7 +102,7 @@ class Scene:
 
     def offers(self, interface: Interface) -> bool:
         """Whether the host has an interface."""
-        return is_there(interface, self._hands, self.target.spare[0])
+        return is_there(interface, self._hands, self.target)
 
     def play(self, attack: Callable[[Target], Attack]) -> None:
         """Carry an attack out, and let the victim do one more round. Raises IdleAttack."""
@@ -129,8 +134,8 @@ class Scene:
 
     # Setting up.
 
-    def _launch(self, name: str, generation: Generation) -> None:
-        spec = GuestSpec(name, generation, 1, GUEST_BYTES, ProgramSpec("vault"), SEED)
+    def _launch(self, name: str, generation: Generation, program: ProgramSpec) -> None:
+        spec = GuestSpec(name, generation, 1, GUEST_BYTES, program, SEED)
         self.host.launch(spec, lambda _: None, running=True)
         assert self.host.guests[name].state is GuestState.RUNNING, self.host.guests[name].reason
 

@@ -4,6 +4,7 @@ Equal digests prove agreement with another implementation, not with hardware.
 """
 
 import base64
+import hashlib
 import os
 import struct
 from pathlib import Path
@@ -20,6 +21,7 @@ from cluster.cli import main
 from node.laboratory_firmware import SECTIONS, build_image
 from node.ovmf import SEV_METADATA, SVSM_INFO
 
+PROJECT = Path(__file__).parents[2]
 DEBIAN_IMAGE = Path("/usr/share/ovmf/OVMF.fd")
 MODES = {"sev": SevMode.SEV, "seves": SevMode.SEV_ES, "snp": SevMode.SEV_SNP}
 SVSM_BYTES = 128 * 1024
@@ -195,6 +197,19 @@ def test_the_digest_is_alone_on_the_last_line(lab, capsys):
     *before, last = capsys.readouterr().out.splitlines()
     assert str(lab) in before[0]
     assert len(bytes.fromhex(last)) == 32
+
+
+def test_the_readme_shows_what_comes_out(tmp_path, monkeypatch, capsys):
+    """Its example is of Debian's image, whose SHA-256 it shows."""
+    lines = [line.strip() for line in (PROJECT / "README.md").read_text("utf-8").splitlines()]
+    first = next(at for at, line in enumerate(lines) if line.startswith("$ sevfleet measure"))
+    shown = lines[first + 1 : first + 4]
+    if not DEBIAN_IMAGE.is_file() or hashlib.sha256(DEBIAN_IMAGE.read_bytes()).hexdigest() not in shown[0]:
+        pytest.skip("another OVMF image than the README's")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "OVMF.fd").write_bytes(DEBIAN_IMAGE.read_bytes())
+    assert main(lines[first].split()[2:]) == 0
+    assert capsys.readouterr().out.splitlines() == shown
 
 
 def test_base64_is_the_same_digest(lab, measured):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from snp_cores import enable_snp
 
@@ -10,7 +10,7 @@ from node import operations as op
 from node.board import Board
 from node.counter_random import CounterRandom
 from node.generation import Generation
-from node.platform import Platform, Protection
+from node.platform import HostMode, Platform, Protection
 from node.product import PRODUCTS
 from node.vmsa import VMSA_BYTES, write_field
 from psp.system_bus import RmpEntry
@@ -84,10 +84,16 @@ def save_area(fields: dict[str, int]) -> bytes:
     return bytes(page)
 
 
-def new_board(*, tlb: int | None = None, disabled: tuple[Protection, ...] = (), product: str = "Milan") -> Board:
+def new_board(
+    *,
+    tlb: int | None = None,
+    disabled: tuple[Protection, ...] = (),
+    product: str = "Milan",
+    mode: HostMode = HostMode.NONE,
+) -> Board:
     """A board without guests; its RMP is set up."""
     random = CounterRandom(1)
-    platform = replace(Platform(), tlb_entries=tlb, disabled=frozenset(disabled))
+    platform = Platform(mode=mode, tlb_entries=tlb, disabled=frozenset(disabled))
     board = Board("board", PRODUCTS[product], 64 * MIB, 100, random, platform)
     if board.rmp is not None:
         enable_snp(board)

@@ -57,7 +57,7 @@ _VMPL_OFFSET = 0xCA
 VMS = {"one": 1, "two": 2}
 
 
-def snp_board(product: str = "Turin", *, platform: Platform = AS_USUAL, **switches: bool) -> Board:
+def snp_board(product: str = "Turin", *, platform: Platform = AS_USUAL, **switches: object) -> Board:
     """A board with two SNP guests of a vCPU at each VMPL, made by operations alone.
 
     Both see the same 4 MiB of memory, at guest-physical zero; nobody owns it yet.

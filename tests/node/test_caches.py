@@ -8,7 +8,7 @@ import hashlib
 import types
 
 import pytest
-from cached_boards import base, by_guest, by_host, forgetful, shared
+from cached_boards import base, by_guest, by_host, drive, forgetful, shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_guests import GENERATIONS, SECOND, final_state, make_host, run, spa, start
@@ -21,6 +21,7 @@ from node.counter_random import CounterRandom
 from node.generation import Generation
 from node.guest import GuestState
 from node.host_bring_up import bring_up_steps, refusal
+from node.hypervisor import Hypervisor
 from node.platform import Platform
 from node.product import PRODUCTS
 from psp import command_buffers as buffers
@@ -314,6 +315,51 @@ def test_a_device_finds_the_hosts_lines_and_not_a_guests(product):
     device.write(at, bytes(64), 0)
     # The guest's own line still answers it, and is written back over what the device wrote.
     assert by_guest(host, guest, op.Read(private, 64), op.Clflush(private, 64), op.Read(private, 64))[2] == NEW
+
+
+def switched(product: str, **switches: Snoop) -> Board:
+    row = PRODUCTS[product]
+    row = dataclasses.replace(row, caches=dataclasses.replace(row.caches, **switches))
+    return Board("board", row, GIB, 100, CounterRandom(1), CACHED)
+
+
+def test_devices_that_find_lines_of_all_domains_read_a_guests_newest_ciphertext():
+    at = 16 << 20
+    for snoop, newest in ((Snoop.OWN, False), (Snoop.ALL, True)):
+        board = switched("Milan", devices=snoop)
+        board.controller.install_key(100, bytes(16))
+        board.controller.write(at, NEW, 100)
+        seen = board.fabric.read(at, 64, 0)
+        assert (seen != bytes(64)) is newest
+        assert seen == board.dram.read(at, 64) != NEW
+
+
+@pytest.mark.parametrize(
+    ("snoop", "status", "whole"),
+    [(Snoop.NONE, None, None), (Snoop.OWN, Status.SUCCESS, False), (Snoop.ALL, Status.SUCCESS, True)],
+)
+def test_what_firmware_finds_in_lines_decides_what_a_host_must_flush_for_it(snoop, status, whole):
+    """An incoherent part: command buffers that nobody flushed, and a launch without CLFLUSH."""
+    board = switched("Rome", firmware=snoop)
+    page, at = 0x20_0000, 0x40_0000
+    drive(board, Hypervisor(PRODUCTS["Rome"], GIB, 100, {}).bring_up())
+    wanted = buffers.LaunchStart(policy=1).pack()
+    (started,) = board.execute_host((op.PspCommand(LegacyCommand.LAUNCH_START, page, wanted),))
+    if status is None:
+        # It reads memory past the lines, where the buffer is not yet, and writes what the lines hide.
+        assert buffers.LaunchStart.parse(started.buffer).handle == 0
+        return
+    assert started.status == status
+    handle = buffers.LaunchStart.parse(started.buffer).handle
+    update = buffers.LaunchUpdateData(handle=handle, address=at, length=64)
+    answers = board.execute_host((
+        op.PspCommand(LegacyCommand.ACTIVATE, page, buffers.Activate(handle, 200).pack()),
+        op.HostWrite(at, NEW),
+        op.PspCommand(LegacyCommand.LAUNCH_UPDATE_DATA, page, update.pack()),
+        op.Wbinvd(),
+    ))
+    assert [one.status for one in answers if one is not None] == [0, 0]
+    assert (board.controller.read(at, 64, 200) == NEW) is whole
 
 
 # RMPocalypse (CVE-2025-0033).

@@ -33,8 +33,9 @@ def by_guest(host, *batch):
     ("generation", "mode"),
     [*((one, mode) for mode in HostMode for one in GENERATIONS), (Generation.SME, HostMode.SME)],
 )
-def test_a_guest_lives_its_whole_life_on_a_host_of_any_mode(generation, mode):
-    host, guest, place = machine(generation, Platform(mode=mode))
+@pytest.mark.parametrize("caches", [False, True])
+def test_a_guest_lives_its_whole_life_on_a_host_of_any_mode(generation, mode, caches):
+    host, guest, place = machine(generation, Platform(mode=mode, caches=caches))
     assert guest.launch_digest == machine(generation, Platform())[1].launch_digest
     shared = place.shared_gpa
     assert by_guest(

@@ -444,3 +444,64 @@ def test_a_device_behind_the_iommu_rewrites_an_entry_of_the_page_it_was_given() 
     attached(board, [(IOVA, at // PAGE * PAGE)])
     store(board, IOVA + at % PAGE, (28 * MIB | LEAF).to_bytes(8, "little"))
     assert execute(op.Read(0, 9)) == b"elsewhere"
+
+
+def judged(read: Callable[[int, int], bytes], gpa: int, write: bool) -> tuple[int, int] | int | None:
+    """(SPA, 0), the error bits of a nested fault, or None for no memory: of tables as they lie at ``ROOT``, by hand."""
+    table, writable, user = ROOT, True, True
+    wanted = FINAL | USER | (WRITE if write else 0)
+    for shift in (39, 30, 21, 12):
+        at = table + (gpa >> shift & 511) * 8
+        if at + 8 > 64 * MIB:
+            return None
+        word = int.from_bytes(read(at, 8), "little")
+        if not word & 1:
+            return wanted
+        page = shift == 12 or (shift in (21, 30) and bool(word & 0x80))
+        # Rome: addresses of 43 bits, the C-bit at 47; below a large page's size only PAT may be set.
+        zero = ((1 << 52) - (1 << 43)) & ~(1 << 47)
+        if shift == 39:
+            zero |= 0x180
+        elif page and shift > 12:
+            zero |= (1 << shift) - (1 << 13)
+        if word & zero:
+            return wanted | P | RSV
+        writable, user = writable and bool(word & 2), user and bool(word & 4)
+        target = word & ((1 << 43) - 1) & -(1 << 12)
+        if page:
+            if not user or (write and not writable):
+                return wanted | P
+            spa = target & -(1 << shift) | gpa & (1 << shift) - 1
+            return (spa, 0) if spa < 64 * MIB else None
+        table = target
+    return None
+
+
+words = st.builds(
+    lambda target, flags, odd: target | flags | odd,
+    st.sampled_from([ROOT, THIRD, SECOND, FIRST, 8 * MIB, 0, 1 << 30, 1 << 41]),
+    st.sampled_from([7, 7, 7, 0x87, 5, 3, 6, 0x27, 0x67]),
+    st.sampled_from([0, 0, 0, 0, 1 << 8, 1 << 12, 1 << 13, 1 << 44, 1 << 52, 1 << 63]),
+)
+
+
+@given(st.lists(words, min_size=8, max_size=8), st.integers(0, 15), st.integers(0, 4088), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_any_bytes_are_walked_as_by_hand(entries: list[int], where: int, offset: int, write: bool) -> None:
+    """Two entries in each of four tables, which may lead to each other, out of memory or to nothing."""
+    board = board_of()
+    places = [table + 8 * number for table in (ROOT, THIRD, SECOND, FIRST) for number in (0, 1)]
+    execute = hand_written(board, dict(zip(places, entries, strict=True)))
+    gpa = sum((where >> number & 1) << shift for number, shift in enumerate((12, 21, 30, 39))) + offset
+    expected = judged(board.dram.read, gpa, write)
+    before = board.dram.read(expected[0], 8) if isinstance(expected, tuple) else b""
+    answer = execute(op.Write(gpa, b"by hand!") if write else op.Read(gpa, 8))
+    if isinstance(expected, tuple):
+        # The page may be a table of its own walk, whose A and D bits are set before.
+        seen = board.dram.read(expected[0], 8)
+        assert (answer, seen) == (None, b"by hand!") if write else answer in (before, seen)
+    elif expected is None:
+        assert isinstance(answer, op.Fault)
+        assert answer.kind is FaultKind.MACHINE_CHECK
+    else:
+        assert answer == op.Fault(FaultKind.NESTED_PAGE_FAULT, gpa, expected)

@@ -113,6 +113,44 @@ def test_firmware_reserves_room_for_all_of_memory_at_its_end(memory: int, segmen
     assert all(one[0] + one[1] <= two[0] for one, two in pairwise(taken))
     assert taken[-1][0] + taken[-1][1] <= memory
     assert all(array.spa % (1 << 20) == 0 for array in layout.arrays if segmented)
+    assert not layout.covers(memory // 4096 + (2 << 20), memory // 4096 + (2 << 20) + 1)
     if segmented:
         assert RmpLayout.segmented(layout.base, RMP_CFG_64_GIB, layout.segment_table()) == layout
         assert all(isinstance(one, EntryArray) for one in layout.arrays)
+
+
+@pytest.mark.parametrize("mmio", [(128 << 30, 8 << 30), (100 << 30, 1 << 20), (191 << 30, 130 << 30)])
+@pytest.mark.parametrize("segmented", [False, True])
+def test_a_table_that_covers_mmio_has_entries_for_memory_and_for_the_window(
+    mmio: tuple[int, int], segmented: bool
+) -> None:
+    memory = 100 * GIB
+    layout = at_end_of_memory(memory, segmented=segmented, mmio=mmio)
+    first, end = mmio[0] // 4096, sum(mmio) // 4096
+    assert layout.covers(0, memory // 4096)
+    assert layout.covers(first, end)
+    assert not layout.covers(end + (1 << 20), end + (1 << 20) + 1)
+    taken = sorted(layout.ranges())
+    assert all(one[0] + one[1] <= two[0] for one, two in pairwise(taken))
+    assert taken[0][0] >= 0
+    assert taken[-1][0] + taken[-1][1] <= memory
+    entries = {layout.entry_spa(page) for page in (0, memory // 4096 - 1, first, end - 1)}
+    assert len(entries) == 4
+    if segmented:
+        assert RmpLayout.segmented(layout.base, RMP_CFG_64_GIB, layout.segment_table()) == layout
+
+
+@pytest.mark.parametrize("segmented", [False, True])
+@pytest.mark.parametrize(
+    ("mmio", "problem"),
+    [
+        ((0, 1 << 20), "above memory"),
+        ((GIB - 4096, 8192), "above memory"),
+        ((GIB, -4096), "above memory"),
+        ((8192 * GIB, 512 * GIB), "room"),
+        ((1 << 51, 4096), "room"),
+    ],
+)
+def test_a_window_that_cannot_be_covered_is_refused(mmio: tuple[int, int], problem: str, segmented: bool) -> None:
+    with pytest.raises(ValueError, match=problem):
+        at_end_of_memory(GIB, segmented=segmented, mmio=mmio)

@@ -23,6 +23,7 @@ from rmp_laboratory import (
     page_of,
     save_area,
 )
+from rmp_tables import snp_board
 
 from node import operations as op
 from node.host_instructions import VMEXIT_BUSY, VMEXIT_INVALID
@@ -369,6 +370,22 @@ def test_a_private_access_with_any_of_these_wrong(wrong: tuple[bool, ...], acces
     else:
         assert not isinstance(answer, op.Fault)
     assert lab.table() == before
+
+
+@pytest.mark.parametrize("product", ["Milan", "Turin"])
+def test_mmio_has_entries_only_where_the_table_covers_it(product: str) -> None:
+    window = (66 if product == "Turin" else 1) << 30
+    covering = snp_board(product, mmio=(window, 64 << 20))
+    for board, covered in ((snp_board(product), False), (covering, True)):
+        (code,) = board.execute_host((update(page_of(0x7000), window),))
+        assert code == (0 if covered else 1)
+        entry = board.bus.rmp.entry(window) if board.bus.rmp else RmpEntry()
+        assert (entry.assigned, entry.asid, entry.gpa) == ((True, 1, 0x7000) if covered else (False, 0, 0))
+        # No device answers; the RMP is asked first.
+        kind = NPF if covered else op.FaultKind.MACHINE_CHECK
+        (answer,) = board.execute_host((op.HostWrite(window, b"x"),))
+        assert isinstance(answer, op.Fault)
+        assert answer.kind is kind
 
 
 def context(lab: Laboratory) -> None:

@@ -149,6 +149,22 @@ def test_a_page_of_the_table_that_initialising_missed_keeps_its_owners(board: Bo
     assert host(board, op.HostWrite(at, b"x")) == (op.Fault(op.FaultKind.RMP_FAULT, at, 0x8000_0003),)
 
 
+@pytest.mark.parametrize("initialised", [False, True])
+def test_counters_that_are_lost_count_nothing(board: Board, initialised: bool) -> None:
+    assert board.rmp is not None
+    port = PhysicalPort(board.dram)
+    base = board.rmp.layout.base
+    port.drop(base, PAGE_BYTES)
+    if initialised:
+        board.rmp.initialise()
+    assert host(board, op.RmpUpdate(GUEST_SPA, PAGE_BYTES, RmpEntry(assigned=True, asid=7))) == (0,)
+    assert board.bus.rmp_pages_of_asid(7) == (1 << 64) - 1
+    port.restore(base, PAGE_BYTES)
+    assert board.bus.rmp_pages_of_asid(7) == 0
+    assert host(board, op.RmpUpdate(GUEST_SPA, PAGE_BYTES, RmpEntry())) == (0,)
+    assert board.bus.rmp_pages_of_asid(7) == 0
+
+
 def test_entries_that_share_cells_are_one_entry(board: Board) -> None:
     """Entries of 1 MiB fill one page: the second guest page's MiB reaches the first's."""
     port = PhysicalPort(board.dram)

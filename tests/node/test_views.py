@@ -229,6 +229,17 @@ def test_a_device_with_c_bit_reads_through_the_hosts_key_where_there_is_one(scen
         assert (seen == SECRET) is (scene.guest.spec.generation is not G.SEV)
 
 
+def test_a_value_that_comes_back_is_seen_to_come_back_unless_ciphertext_is_hidden(scene):
+    """The dictionary and collision attacks on deterministic ciphertext (CVE-2021-46744)."""
+    values, seen = [b"yes", b"no", b"no", b"yes", b"no"], []
+    for value in values:
+        by_guest(scene.host, scene.guest, op.Write(base(scene.guest), value.ljust(16)))
+        by_host(scene.host, op.Wbinvd())
+        seen += by_host(scene.host, op.HostRead(scene.at, 16))
+    told = [values[seen.index(one)] for one in seen]
+    assert told == ([values[0]] * 5 if scene.hidden else values)
+
+
 def test_hiding_ends_where_a_page_is_the_hosts_again():
     host = make_host(product="Turin", platform=HIDING)
     guest = start(host, "vm", G.SEV_SNP)

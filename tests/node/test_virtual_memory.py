@@ -29,12 +29,14 @@ from paged_guests import (
     PagedGuest,
     U,
     W,
+    new_board,
     paged_guest,
 )
 
 from node import operations as op
 from node.generation import Generation
 from node.operations import FaultKind
+from node.platform import HostMode
 from node.vmsa import read_field
 from psp.system_bus import RmpEntry
 
@@ -70,6 +72,18 @@ def test_the_c_bit_of_the_leaf_decides_whose_key_a_page_has(generation: Generati
     one.map(GVA, GPA | P | W)
     assert one.do(op.VirtualWrite(GVA, DATA)) is None
     assert in_dram(one, GPA, 64) == DATA
+
+
+@pytest.mark.parametrize("generation", [PLAIN, SEV, ES])
+def test_without_the_guests_c_bit_the_nested_entrys_chooses_the_hosts_key_or_none(generation: Generation) -> None:
+    one = paged_guest(generation, board=new_board(mode=HostMode.SME))
+    one.map(GVA, GPA | P | W)
+    spa = MEMORY_SPA + GPA
+    for encrypted in (False, True):
+        assert one.host(op.NestedMap(one.vm, GPA, spa, PAGE, encrypted=encrypted)) == (None,)
+        assert one.guest(op.VirtualWrite(GVA, DATA), op.VirtualRead(GVA, 64)) == (None, DATA)
+        clear, secret = one.host(op.HostRead(spa, 64), op.HostRead(spa, 64, encrypted=True))
+        assert (clear == DATA, secret == DATA) == (not encrypted, encrypted)
 
 
 def test_the_c_bit_is_an_address_bit_to_a_guest_without_encryption() -> None:
@@ -332,6 +346,16 @@ def test_with_anothers_asid_a_walk_shows_the_victims_page_as_an_entry_unless_the
     assert isinstance(answer, op.Fault)
     assert answer.kind is FaultKind.NESTED_PAGE_FAULT
     assert answer.address == secret & ~0xFFF
+
+
+@pytest.mark.parametrize("length", [-1, (64 << 20) + 1, 1 << 60])
+def test_an_operation_of_impossible_length_is_refused_in_bounded_work(length: int) -> None:
+    one = paged_guest(SEV)
+    for entry in range(512):  # every address is the table itself
+        one.put(ROOT + entry * 8, ROOT | P | W | C)
+    for operation in (op.VirtualRead(0, length), op.Fetch(0, length)):
+        assert one.do(operation) == op.Fault(FaultKind.GENERAL_PROTECTION, 0)
+    assert one.do(op.VirtualRead(0, 8)) == (ROOT | P | W | C | A).to_bytes(8, "little")
 
 
 # Control registers.

@@ -12,6 +12,7 @@ from toy_guests import GENERATIONS, make_host, run, script, start
 from node import operations as op
 from node.dirty_log import DirtyLog
 from node.generation import Generation
+from node.platform import Platform
 from node.program import Placement, Registers
 
 GVA, SECRET = 0x7F12_3456_7000, b"by virtual address"
@@ -59,6 +60,32 @@ def test_control_registers_and_tables_outlive_a_pause(generation: Generation) ->
     assert guest.vcpus[0].registers.r13 > max(units, 20)
     assert guest.faults == 0
     assert guest.bytes_written > 20 * len(SECRET)
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_vcpus_with_tables_of_their_own_do_not_meet_in_translation_buffers(generation: Generation) -> None:
+    """Two of one VM, with one ASID and one virtual address for different pages; paused and resumed on the way."""
+
+    def own(place: Placement, registers: Registers) -> Generator[Any, Any, Any]:
+        mark = bytes([place.vcpu + 1]) * 8
+        before, wrote = yield (op.VirtualRead(GVA, 8), op.VirtualWrite(GVA, mark))
+        if wrote is not None or (registers.r13 > 1 and before != mark):
+            return op.Shutdown(1)
+        return op.Sleep(1_000_000)
+
+    host = make_host({"own": script(pages(own))}, platform=Platform(tlb_entries=16))
+    guest = start(host, generation.name, generation, "own", vcpus=2)
+    for end in (10_000_000, 20_000_000, 30_000_000):
+        run(host, end)
+        host.pause(generation.name)
+        run(host, end + 5_000_000)
+        host.resume(generation.name)
+    run(host, 60_000_000)
+    assert guest.state.name == "RUNNING"
+    assert min(vcpu.registers.r13 for vcpu in guest.vcpus) > 20
+    tlb = host.board.tlb
+    assert tlb is not None
+    assert tlb.hits > tlb.misses
 
 
 def test_a_store_by_virtual_address_is_logged_where_it_goes() -> None:

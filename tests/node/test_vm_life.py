@@ -298,7 +298,8 @@ def test_a_page_that_was_valid_before_the_guest_asked_ends_its_start_up() -> Non
     entry = host.board.rmp.entry(spa)
     host.board.rmp.set_entry(spa, RmpEntry(**{**fields(entry), "validated": True}))
     run_until(host, host.now_ns + 10 * S)
-    assert (told[0].state, told[0].shutdown_code) == (GuestState.STOPPED, TERMINATED | ReasonSet.LINUX << 8 | LinuxReason.PVALIDATE)
+    reason = ReasonSet.LINUX << 8 | LinuxReason.PVALIDATE
+    assert (told[0].state, told[0].shutdown_code) == (GuestState.STOPPED, TERMINATED | reason)
 
 
 def fields(entry: RmpEntry) -> dict[str, Any]:

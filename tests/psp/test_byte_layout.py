@@ -26,6 +26,7 @@ SIZES = {
     SnpCommand.DECOMMISSION: 0x08, SnpCommand.GUEST_STATUS: 0x10, SnpCommand.LAUNCH_START: 0x30,
     SnpCommand.LAUNCH_UPDATE: 0x20, SnpCommand.LAUNCH_FINISH: 0x40, SnpCommand.PAGE_RECLAIM: 0x08,
     SnpCommand.PAGE_UNSMASH: 0x08, SnpCommand.FEATURE_INFO: 0x10,
+    SnpCommand.DBG_DECRYPT: 0x18, SnpCommand.DBG_ENCRYPT: 0x18,
 }  # fmt: skip
 """Firmware ABI sheet, sections 3 and 4."""
 

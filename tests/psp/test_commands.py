@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
+import re
+from pathlib import Path
+
 import pytest
 from toy_machine import (
     COMMAND_PAGE,
@@ -13,6 +17,8 @@ from toy_machine import (
 from psp import command_buffers as buffers
 from psp.commands import COMMANDS, LegacyCommand, LegacyPlatformState, SnpCommand, SnpPlatformState, is_snp
 from psp.status import Status
+
+PROJECT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("command", sorted(command for command, row in COMMANDS.items() if not row.supported))
@@ -26,6 +32,30 @@ def test_a_command_that_is_not_built_answers_unsupported_in_every_state(command:
 @pytest.mark.parametrize("command", [0x00, 0x10, 0x37, 0x80, 0x96, 0xC4, 0xC5, 0xCC, 0x7FFF])
 def test_a_number_that_is_no_command_is_invalid(command: int) -> None:
     assert up().psp.submit(command, COMMAND_PAGE) == Status.INVALID_COMMAND
+
+
+def listed_as_unsupported() -> set[int]:
+    """The commands that LIMITATIONS.md names; NAME_* stands for all that begin so, "all of TIO" for TIO_*."""
+    text = " ".join((PROJECT / "LIMITATIONS.md").read_text("utf-8").split())
+    text = text.partition("These commands answer UNSUPPORTED, each in every state: of the legacy interface ")[2]
+    legacy, _, rest = text.partition("; of the SNP interface ")
+    snp = rest.partition(". ")[0].replace("all of TIO", "TIO_*")
+    return {
+        one
+        for kind, names in ((LegacyCommand, legacy), (SnpCommand, snp))
+        for pattern in re.split(r", | and ", names)
+        for one in named(kind, pattern)
+    }
+
+
+def named(kind: type[LegacyCommand | SnpCommand], pattern: str) -> list[int]:
+    found = [one for one in kind if fnmatch.fnmatchcase(one.name, pattern)]
+    assert found, f"LIMITATIONS.md: {pattern} is no command"
+    return found
+
+
+def test_the_commands_that_are_not_built_are_those_that_limitations_names() -> None:
+    assert listed_as_unsupported() == {command for command, row in COMMANDS.items() if not row.supported}
 
 
 def test_every_command_of_both_interfaces_is_in_the_table() -> None:

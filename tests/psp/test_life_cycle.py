@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from owner import KEYS, Owner
 from toy_machine import FIRMWARE, PAGE, POLICY, new_machine, returning
 
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand
 from psp.launch_digest import PageType
+from psp.legacy_guest import NO_KEYS
+from psp.secret_packet import pack_secret
 from psp.status import Status
 from psp.system_bus import RmpEntry
 
@@ -227,6 +230,44 @@ class Guests(RuleBasedStateMachine):
     def sev_finish(self, back: int) -> None:
         handle = self.last_handle - back
         assert self._sev_call(LegacyCommand.LAUNCH_FINISH, handle) == self._sev_expected(handle, {2}, 3)
+
+    @rule(back=st.integers(0, 3), honest=st.booleans())
+    def sev_secret(self, back: int, honest: bool) -> None:
+        """A packet of the guest's owner, or of somebody who knows another measurement."""
+        handle = self.last_handle - back
+        guest = self.machine.psp.legacy.guests.get(handle)
+        transport, measure = (guest.transport, guest.measure) if guest else (NO_KEYS, bytes(32))
+        header, packet = pack_secret(transport, b"s" * 64, measure if honest else b"?" * 32, bytes(16), (1, 55))
+        self.machine.bus.write(0x70_0000, header.pack() + packet)
+        secret = buffers.LaunchSecret(max(handle, 0), 0x70_0000, 0x34, LAUNCH_PAGE, 64, 0x70_0034, 64).pack()
+        self.machine.bus.rmp_set(LAUNCH_PAGE, FIRMWARE)
+        status = self.machine.call(LegacyCommand.LAUNCH_SECRET, secret)
+        self.machine.bus.rmp.pop(LAUNCH_PAGE // PAGE)
+        expected = self._sev_expected(handle, {2})
+        if expected is Status.SUCCESS and not self.sev[handle].asid:
+            expected = Status.INACTIVE
+        if expected is Status.SUCCESS and not honest:
+            expected = Status.BAD_MEASUREMENT
+        assert status == expected
+
+    @rule(policy=st.sampled_from([0, 1]), said=st.sampled_from([0, 1]))
+    def sev_start_with_a_session(self, policy: int, said: int) -> None:
+        """The host says which policy the owner's session is for, truly or not."""
+        if len(self.sev) == len(HANDLES):
+            return
+        start = Owner(self.machine, policy).start(said)
+        status, answer = returning(self.machine, LegacyCommand.LAUNCH_START, start.pack())
+        assert status == (Status.SUCCESS if policy == said else Status.BAD_MEASUREMENT)
+        if policy == said:
+            self.last_handle += 1
+            assert buffers.LaunchStart.parse(answer).handle == self.last_handle
+            assert self.machine.psp.legacy.guests[self.last_handle].transport == KEYS
+            self.sev[self.last_handle] = Guest(1)
+
+    @rule(command=st.sampled_from([LegacyCommand.PEK_GEN, LegacyCommand.PDH_GEN]))
+    def sev_new_keys(self, command: LegacyCommand) -> None:
+        forbidden = command == LegacyCommand.PEK_GEN and self.sev
+        assert self.machine.call(command) == (Status.INVALID_PLATFORM_STATE if forbidden else Status.SUCCESS)
 
     def _sev_call(self, command: LegacyCommand, handle: int, rest: bytes = b"") -> int:
         return self.machine.call(command, max(handle, 0).to_bytes(4, "little") + rest)

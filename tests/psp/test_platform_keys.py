@@ -115,8 +115,12 @@ def test_an_owner_takes_the_platform_once_and_pek_gen_gives_it_back():
 def test_an_import_that_does_not_fit_is_an_invalid_certificate():
     machine = up()
     pek, oca = owners_certificates(machine)
-    other = chain_of(new_platform())
-    for bad_pek, bad_oca in [(oca, pek), (pek, other.oca), (other.pek, oca), (signing_request(machine), oca)]:
+    other_machine = new_platform()
+    other = chain_of(other_machine)
+    signed_for_another = owners_certificates(other_machine)[0]  # by the same owner
+    for bad_pek, bad_oca in [
+        (oca, pek), (pek, other.oca), (other.pek, oca), (signing_request(machine), oca), (signed_for_another, oca),
+    ]:  # fmt: skip
         assert imported(machine, bad_pek, bad_oca) == Status.INVALID_CERTIFICATE
     assert imported(machine, pek, oca, (0x823, 0x824)) == Status.INVALID_LENGTH
     assert imported(machine, pek, oca, (0x824, 0x825)) == Status.INVALID_LENGTH

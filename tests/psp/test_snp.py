@@ -227,12 +227,6 @@ def test_an_snp_asid_comes_back_only_after_wbinvd_and_df_flush() -> None:
     assert machine.call(SnpCommand.ACTIVATE, activate) == Status.ASID_OWNED
 
 
-@pytest.mark.parametrize("command", [SnpCommand.LAUNCH_FINISH])
-def test_an_id_block_is_refused_until_it_is_built(command: SnpCommand) -> None:
-    machine = snp_guest(up())
-    assert machine.call(command, buffers.SnpLaunchFinish(GCTX, flags=1).pack()) == Status.UNSUPPORTED
-
-
 @pytest.mark.parametrize(
     ("entry", "status", "after"),
     [

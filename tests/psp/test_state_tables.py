@@ -23,7 +23,7 @@ from psp import command_buffers as buffers
 from psp.commands import COMMANDS, LegacyCommand, LegacyPlatformState, SnpCommand, SnpPlatformState, is_snp
 from psp.launch_digest import PageType
 from psp.legacy_guest import LegacyGuestState
-from psp.policy import LegacyPolicy
+from psp.policy import LegacyPolicy, SnpPolicy
 from psp.secret_packet import pack_secret
 from psp.snp import SnpGuestState
 from psp.status import Status
@@ -84,6 +84,8 @@ SNP_GUEST = {
     SnpCommand.ACTIVATE: {1, 2},
     SnpCommand.DECOMMISSION: {0, 1, 2},
     SnpCommand.GUEST_STATUS: {0, 1, 2},
+    SnpCommand.DBG_DECRYPT: {2},
+    SnpCommand.DBG_ENCRYPT: {2},
 }
 
 
@@ -176,6 +178,7 @@ def test_a_handle_of_no_guest_is_an_invalid_guest(command: LegacyCommand, handle
 @pytest.mark.parametrize("command", SNP_GUEST)
 def test_every_snp_command_in_every_guest_state(command: SnpCommand, state: SnpGuestState) -> None:
     machine = snp_guest(up(), state)
+    machine.psp.snp.guests[GCTX].policy |= SnpPolicy.DEBUG
     pre_guest(machine)
     machine.bus.rmp_set(OUT, FIRMWARE)
     buffer = {
@@ -185,6 +188,8 @@ def test_every_snp_command_in_every_guest_state(command: SnpCommand, state: SnpG
         SnpCommand.ACTIVATE: buffers.SnpActivate(GCTX, 3),
         SnpCommand.GUEST_STATUS: buffers.SnpGuestStatus(GCTX, OUT),
         SnpCommand.DECOMMISSION: buffers.GuestContextPage(GCTX),
+        SnpCommand.DBG_DECRYPT: buffers.SnpDebug(GCTX, GUEST_PAGE, OUT),
+        SnpCommand.DBG_ENCRYPT: buffers.SnpDebug(GCTX, OUT, GUEST_PAGE),
     }[command]
     machine.bus.write(COMMAND_PAGE, buffer.pack())
     before = machine.snapshot()

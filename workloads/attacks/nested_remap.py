@@ -1,4 +1,4 @@
-"""The hypervisor points a guest's addresses at other memory (rows 11, 12, 13, 15).
+"""The hypervisor points a guest's addresses at other memory (rows 11 to 15), or at none (43).
 
 Each smashes the 2 MiB entries first, as it must before it maps a part of one in
 4 KiB; without an RMP that is #UD and changes nothing.
@@ -6,7 +6,7 @@ Each smashes the 2 MiB entries first, as it must before it maps a part of one in
 
 from __future__ import annotations
 
-from node.operations import HostRead, HostWrite, HypervisorOperation, NestedMap, PSmash, RmpUpdate
+from node.operations import HostRead, HostWrite, HypervisorOperation, NestedMap, NestedUnmap, PSmash, RmpUpdate
 from psp.system_bus import LARGE_PAGE_BYTES, RmpEntry
 from workloads.attacks.target import LET_IT_RUN, WRITE_BACK, Attack, Household, Page, Target
 from workloads.attacks.vault import PAGE_BYTES
@@ -35,7 +35,7 @@ def serve_the_secret(target: Target) -> Attack:
 
 
 def fresh_page(target: Target) -> Attack:
-    """Row 13: back a page with a fresh one that is duly the guest's, but which it never validated."""
+    """Rows 13, 14: back a page with a fresh one that is duly the guest's, but which it never validated."""
     victim, fresh = target.victim, target.spare[0]
     yield LET_IT_RUN
     yield WRITE_BACK
@@ -62,6 +62,13 @@ def page_of_another(target: Target) -> Attack:
     yield WRITE_BACK
     yield smash(victim.value, target.tenant.value)
     yield (point(victim, victim.value, target.tenant.value.spa),)
+
+
+def take_away(target: Target) -> Attack:
+    """Row 43: back a page with nothing any more."""
+    yield LET_IT_RUN
+    yield smash(target.victim.value)
+    yield (NestedUnmap(target.victim.vm, target.victim.value.gpa, PAGE_BYTES),)
 
 
 def smash(*pages: Page) -> tuple[HypervisorOperation, ...]:

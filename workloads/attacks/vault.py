@@ -3,7 +3,8 @@
 A round reads everything back, copies the answer page to the shared outbox,
 copies the shared inbox to a private request page, and writes the two values and
 the status beside the request anew. It compares nothing: whatever notices an attack, it is not this program.
-A fault ends it.
+A fault ends it, unless it has the habit of validating a page again that turns
+out not to be validated.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from node.operations import Read, Sleep, Write
+from node.operations import Answer, Fault, FaultKind, PValidate, Read, Sleep, Write
 from node.program import Block, Demand, Placement, ProgramSpec, Registers
 from workloads.block_outcome import FAULTED, faulted
 
@@ -24,6 +25,8 @@ STATUS_OFFSET = CONTENT_BYTES
 """Where the status lies in the page of the request: next to it."""
 INBOX, OUTBOX = range(2)
 """Pages from the beginning of its shared range."""
+VALIDATES_AGAIN = "validates_again"
+"""The parameter of a guest that keeps no book of what it validated (COCONUT-SVSM issue 114)."""
 OPEN_RIP, ROUND_RIP = 0x40_0000, 0x40_1000
 REST = Sleep(1_000_000_000)
 
@@ -33,14 +36,15 @@ class Vault:
     """R13 counts the rounds, and with it the version that each value has."""
 
     placement: Placement
+    validates_again: bool = False
 
     entry = OPEN_RIP
     demands: tuple[Demand, ...] = ()
 
     @classmethod
-    def build(cls, _: ProgramSpec, placement: Placement) -> Vault:
-        """The program of a specification without parameters."""
-        return cls(placement)
+    def build(cls, spec: ProgramSpec, placement: Placement) -> Vault:
+        """The program of a specification, whose only parameter is the habit."""
+        return cls(placement, bool(dict(spec.parameters).get(VALIDATES_AGAIN, False)))
 
     @property
     def blocks(self) -> Mapping[int, Callable[[Registers], Block]]:
@@ -78,7 +82,11 @@ class Vault:
 
     def _round(self, registers: Registers) -> Block:
         for gpa in (*map(self.private, (SECRET, VALUE, OTHER, REQUEST)), self.status):
-            if faulted((yield (Read(gpa, CONTENT_BYTES),))):
+            answers = yield (Read(gpa, CONTENT_BYTES),)
+            if self.validates_again and _not_validated(answers):
+                yield (PValidate(gpa // PAGE_BYTES * PAGE_BYTES, PAGE_BYTES, large=False),)
+                answers = yield (Read(gpa, CONTENT_BYTES),)
+            if faulted(answers):
                 return FAULTED
         answer, request = yield (
             Read(self.private(ANSWER), CONTENT_BYTES),
@@ -95,3 +103,7 @@ class Vault:
             Write(self.private(OTHER), self.content(OTHER, registers.r13)),
         )
         return FAULTED if faulted(answers) else REST
+
+
+def _not_validated(answers: tuple[Answer, ...]) -> bool:
+    return any(isinstance(one, Fault) and one.kind is FaultKind.PAGE_NOT_VALIDATED for one in answers)
