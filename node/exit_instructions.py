@@ -1,4 +1,4 @@
-"""Instructions of a guest that its hypervisor answers, or could: VMGEXIT, CPUID, and RDMSR of SEV_STATUS."""
+"""Instructions of a guest that its hypervisor answers, or could: VMGEXIT, CPUID, DR7, and RDMSR of SEV_STATUS."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from node.generation import CAPABILITIES
 from node.sev_status import sev_status
 from node.vmcb import Vmcb
 from node.vmexit import ExitCode, Route, route
-from node.vmsa import VMSA_FIELDS
+from node.vmsa import VMSA_FIELDS, SevFeature, VmsaField
 
 if TYPE_CHECKING:
     from node.board import Board
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _Batch = tuple[op.HypervisorOperation, ...]
 _Answers = tuple[op.Answer, ...]
 _Task = Generator[_Batch, _Answers, int] | Generator[_Batch, _Answers, op.CpuidResult]
-_FEATURES = VMSA_FIELDS["SEV_FEATURES"]
+_FEATURES, _DR7 = VMSA_FIELDS["SEV_FEATURES"], VMSA_FIELDS["DR7"]
 
 
 class Exits(Protocol):
@@ -41,6 +41,8 @@ class ExitInstructions:
             op.VmgExit: self._vmgexit,
             op.ReadSevStatus: self._read_sev_status,
             op.Cpuid: self._cpuid,
+            op.ReadDr7: self._read_dr7,
+            op.WriteDr7: self._write_dr7,
         }
 
     def _vmgexit(self, vmcb: Vmcb, one: op.VmgExit) -> op.Answer:
@@ -56,14 +58,10 @@ class ExitInstructions:
         return value
 
     def _read_sev_status(self, vmcb: Vmcb, _: op.ReadSevStatus) -> op.Answer:
-        features = 0
-        if CAPABILITIES[vmcb.generation].encrypted_registers:
-            try:
-                page = self._board.controller.read(vmcb.save_area_spa + _FEATURES.offset, _FEATURES.width, vmcb.asid)
-            except FAULTS as fault:
-                return answer_to(fault, 0)
-            features = int.from_bytes(page, "little")
-        status = sev_status(vmcb.generation, features)
+        try:
+            status = sev_status(vmcb.generation, self._features(vmcb))
+        except FAULTS as fault:
+            return answer_to(fault, 0)
         return op.Fault(op.FaultKind.GENERAL_PROTECTION, 0) if status is None else status
 
     def _cpuid(self, vmcb: Vmcb, one: op.Cpuid) -> op.Answer:
@@ -71,6 +69,42 @@ class ExitInstructions:
             return op.Fault(op.FaultKind.VMM_COMMUNICATION, 0, ExitCode.CPUID)
         exits = self._board.exits
         return undefined() if exits is None else self._run(exits.cpuid(vmcb.vm, one.function, one.index))
+
+    def _read_dr7(self, vmcb: Vmcb, _: op.ReadDr7) -> op.Answer:
+        try:
+            if self._intercepts_dr7(vmcb):
+                return op.Fault(op.FaultKind.VMM_COMMUNICATION, 0, ExitCode.DR7_READ)
+            return self._field(vmcb, _DR7)
+        except FAULTS as fault:
+            return answer_to(fault, 0)
+
+    def _write_dr7(self, vmcb: Vmcb, one: op.WriteDr7) -> op.Answer:
+        if not 0 <= one.value < 1 << 32:
+            return op.Fault(op.FaultKind.GENERAL_PROTECTION, 0)
+        try:
+            if self._intercepts_dr7(vmcb):
+                return op.Fault(op.FaultKind.VMM_COMMUNICATION, 0, ExitCode.DR7_WRITE)
+            self._board.store_save_area_field(vmcb, _DR7.offset, one.value.to_bytes(_DR7.width, "little"))
+        except FAULTS as fault:
+            return answer_to(fault, 0)
+        return None
+
+    def _intercepts_dr7(self, vmcb: Vmcb) -> bool:
+        """With encrypted registers DR7 is the hypervisor's to keep, unless the core swaps debug registers itself.
+
+        A hypervisor intercepts it in other guests too, and stores what they write in their control block: no exit
+        is modelled for that.
+        """
+        encrypted = CAPABILITIES[vmcb.generation].encrypted_registers
+        return encrypted and not self._features(vmcb) & SevFeature.DEBUG_SWAP
+
+    def _features(self, vmcb: Vmcb) -> int:
+        return self._field(vmcb, _FEATURES) if CAPABILITIES[vmcb.generation].encrypted_registers else 0
+
+    def _field(self, vmcb: Vmcb, field: VmsaField) -> int:
+        key = self._board.save_area_key(vmcb)
+        octets = self._board.controller.read(vmcb.save_area_spa + field.offset, field.width, key)
+        return int.from_bytes(octets, "little")
 
     def _run(self, task: _Task) -> op.Answer:
         try:

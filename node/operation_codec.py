@@ -50,6 +50,8 @@ KINDS: Mapping[int, type] = {
     45: op.VmgExit,
     46: op.ReadSevStatus,
     47: op.Cpuid,
+    96: op.ReadDr7,
+    97: op.WriteDr7,
     # Operations of hypervisors.
     16: op.HostRead,
     17: op.HostReadWritten,

@@ -138,6 +138,18 @@ class ReadSevStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadDr7:
+    """MOV from DR7, intercepted with encrypted registers unless the core swaps it. Answer: int, or a Fault (#VC)."""
+
+
+@dataclass(frozen=True, slots=True)
+class WriteDr7:
+    """MOV to DR7; as ``ReadDr7``. Answer: None, or a Fault: #GP for more than 32 bits, #VC where it is intercepted."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
 class Cpuid:
     """CPUID, which every hypervisor intercepts. Answer: ``CpuidResult``, or a Fault (#VC) with encrypted registers."""
 
@@ -472,6 +484,7 @@ HypervisorOperation = (
 GuestOperation = (
     Read | Write | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust | RmpQuery
     | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit | ReadSevStatus | Cpuid
+    | ReadDr7 | WriteDr7
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ hypervisor only where the guest has no such page, or the check is switched off.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 
 from node.cpuid_page import CPUID_PAGE_BYTES, parse_cpuid_page
@@ -16,7 +16,18 @@ from node.ghcb_msr import GhcbReason
 from node.ghcb_page import GhcbUntrusted
 from node.guest_ghcb import page_exit, termination
 from node.nae_event import NaeEvent
-from node.operations import Answer, Cpuid, CpuidResult, Fault, FaultKind, GuestOperation, Read, Shutdown
+from node.operations import (
+    Answer,
+    Cpuid,
+    CpuidResult,
+    Fault,
+    FaultKind,
+    GuestOperation,
+    Read,
+    ReadDr7,
+    Shutdown,
+    WriteDr7,
+)
 from node.program import Block
 from node.vmexit import ExitCode
 
@@ -24,6 +35,11 @@ UNHANDLED = 4
 """Shutdown code of a guest whose handler met what it does not know, or an answer that it does not believe."""
 
 _Answering = Generator[tuple[GuestOperation, ...], tuple[Answer, ...], Answer]
+_Exiting = Generator[tuple[GuestOperation, ...], tuple[Answer, ...], Mapping[str, int]]
+_CODES: Mapping[type, ExitCode] = {
+    Cpuid: ExitCode.CPUID, ReadDr7: ExitCode.DR7_READ, WriteDr7: ExitCode.DR7_WRITE,
+}  # fmt: skip
+"""The exit code of each instruction that the handler knows."""
 _WORD = 0xFFFF_FFFF
 _EXTENDED_STATE_LEAF = 0xD
 _XCR0_AT_RESET = 1
@@ -61,17 +77,31 @@ class VcHandler:
 
     def _handle(self, one: GuestOperation, fault: Fault) -> _Answering:
         # The instruction is decoded, and the error code must be of it: a #VC that nothing raised is an attack.
-        if not isinstance(one, Cpuid) or fault.error != ExitCode.CPUID:
+        code = _CODES.get(type(one))
+        if code is None or fault.error != code:
             raise UnexpectedException(f"#VC {fault.error:#x} at {type(one).__name__}")
+        if isinstance(one, Cpuid):
+            return (yield from self._cpuid(one))
+        if isinstance(one, WriteDr7):
+            yield from self._exit(NaeEvent.DR7_WRITE, {"RAX": one.value})
+            return None
+        return (yield from self._exit(NaeEvent.DR7_READ, {}))["RAX"]
+
+    def _cpuid(self, one: Cpuid) -> _Answering:
         if self.cpuid_gpa is not None:
             return (yield from _by_page(self.cpuid_gpa, one))
         registers = {"RAX": one.function, "RCX": one.index}
         if one.function == _EXTENDED_STATE_LEAF:
             registers |= {"XCR0": _XCR0_AT_RESET, "XSS": 0}
-        reply = yield from page_exit(self.ghcb_gpa, NaeEvent.CPUID, registers=registers)
+        found = yield from self._exit(NaeEvent.CPUID, registers)
+        return CpuidResult(*[found[name] & _WORD for name in ("RAX", "RBX", "RCX", "RDX")])
+
+    def _exit(self, event: NaeEvent, registers: Mapping[str, int]) -> _Exiting:
+        """One exit that may not end in an exception."""
+        reply = yield from page_exit(self.ghcb_gpa, event, registers=registers)
         if reply.exception is not None:
-            raise UnexpectedException(f"CPUID: exception {reply.exception}")
-        return CpuidResult(*[reply.registers[name] & _WORD for name in ("RAX", "RBX", "RCX", "RDX")])
+            raise UnexpectedException(f"{event.name}: exception {reply.exception}")
+        return reply.registers
 
 
 class UnexpectedException(Exception):
