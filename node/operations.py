@@ -112,10 +112,7 @@ class RmpQuery:
 
 @dataclass(frozen=True, slots=True)
 class PageStateChange:
-    """Ask the hypervisor to make a range shared or private, without a GHCB page's bytes. Answer: 0, or an error.
-
-    A whole exchange of ``VmgExit`` and page state lists as one operation, for programs that do not keep a GHCB.
-    """
+    """A whole exchange of ``VmgExit`` and page state lists, for programs without a GHCB. Answer: 0, or an error."""
 
     gpa: int
     length: int
