@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from node.asid_pool import ASID_KINDS
 from node.generation import Generation
 from node.guest import GuestSpec
 
@@ -26,6 +27,7 @@ class HostAccount:
     free_bytes: int
     free_vcpus: float
     free_asids: dict[Generation, int]
+    """By kind; see ``ASID_KINDS``."""
 
     def takes(self, guest: GuestSpec) -> bool:
         """Whether the host has what the VM needs."""
@@ -33,15 +35,16 @@ class HostAccount:
             guest.generation in self.generations
             and guest.memory_bytes + FIRMWARE_BYTES <= self.free_bytes
             and guest.vcpus <= self.free_vcpus
-            and self.free_asids.get(guest.generation, 1) > 0
+            and self.free_asids.get(ASID_KINDS.get(guest.generation, guest.generation), 1) > 0
         )
 
     def charge(self, guest: GuestSpec, sign: int) -> None:
         """Take (``sign`` 1) or give back (-1) a VM's share."""
         self.free_bytes -= sign * (guest.memory_bytes + FIRMWARE_BYTES)
         self.free_vcpus -= sign * guest.vcpus
-        if guest.generation in self.free_asids:
-            self.free_asids[guest.generation] -= sign
+        kind = ASID_KINDS.get(guest.generation)
+        if kind in self.free_asids:
+            self.free_asids[kind] -= sign
 
 
 @dataclass(slots=True)

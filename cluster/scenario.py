@@ -21,6 +21,7 @@ from cluster.scenario_fields import LARGEST_COUNT, Count, Name, ScenarioPart, re
 from cluster.scenario_migration import DrainPlan, FabricSettings, MigrationPlan, MigrationSettings
 from cluster.scenario_text import read_toml, write_toml
 from cluster.units import Duration, Size, shown
+from node.asid_pool import ASID_KINDS
 from node.generation import Generation
 from node.platform import HostMode, Platform
 from node.product import PRODUCTS, Product
@@ -29,7 +30,7 @@ from workloads.library import PROGRAMS
 
 SCHEMA_VERSION = 1
 
-MODELLED = (Generation.PLAIN, Generation.SME, Generation.SEV, Generation.SEV_SNP)
+MODELLED = (Generation.PLAIN, Generation.SME, Generation.SEV, Generation.SEV_ES, Generation.SEV_SNP)
 """The generations that this version can run as virtual machines."""
 
 class ScenarioError(UserError):
@@ -217,7 +218,7 @@ class HostInstance:
             Generation.SEV: self.product.max_asid - self.min_sev_asid + 1,
             Generation.SEV_SNP: self.group.ciphertext_hiding or self.min_sev_asid - 1,
         }
-        return pools.get(generation)
+        return pools.get(ASID_KINDS.get(generation, generation))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cluster.scenario import HostGroup, HostInstance, Scenario, ScenarioError, TraceMix, VmGroup, VmInstance
 from cluster.units import DURATION, SIZE, shown
+from node.asid_pool import ASID_KINDS
 from node.cost_table import CostOverrideError, load_cost_table
 from node.firmware_image import read_firmware_image
 from node.generation import Generation
@@ -244,15 +245,18 @@ def _check_asids(scenario: Scenario) -> None:
     changes: dict[tuple[str, Generation], list[tuple[int, int]]] = {}
     for vm in scenario.vm_instances:
         if vm.group.host:
-            changes.setdefault((vm.group.host, vm.group.generation), []).extend(_comings_and_goings(vm))
+            kind = ASID_KINDS.get(vm.group.generation, vm.group.generation)
+            changes.setdefault((vm.group.host, kind), []).extend(_comings_and_goings(vm))
     for name in dict.fromkeys(vm.host for vm in scenario.vms if vm.host):
-        for generation in (Generation.SEV, Generation.SEV_SNP):
-            asids = hosts[name].asids(generation)
-            needed = _most_at_once(changes.get((name, generation), []))
+        for kind in (Generation.SEV, Generation.SEV_SNP):
+            asids = hosts[name].asids(kind)
+            needed = _most_at_once(changes.get((name, kind), []))
             if asids is not None and needed > asids:
+                there = {vm.generation for vm in scenario.vms if vm.host == name}
+                names = " and ".join(one.name for one in Generation if one in there and ASID_KINDS.get(one) is kind)
                 raise _wrong(
                     "vms.host",
-                    f"at most {asids} {generation.name} machines at once on {shown(name)}, which has that many ASIDs",
+                    f"at most {asids} {names} machines at once on {shown(name)}, which has that many ASIDs",
                     str(needed),
                 )
 

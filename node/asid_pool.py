@@ -9,7 +9,17 @@ like KVM, the pool flushes only when it has run dry.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from node.generation import Generation
+
+ASID_KINDS: Mapping[Generation, Generation] = {
+    Generation.SEV: Generation.SEV,
+    Generation.SEV_ES: Generation.SEV_SNP,
+    Generation.SEV_SNP: Generation.SEV_SNP,
+    Generation.SEV_TIO: Generation.SEV_SNP,
+}
+"""Whose ASIDs a generation's guests take where ciphertext is not hidden; guests of others have none."""
 
 
 class AsidsExhausted(Exception):

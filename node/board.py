@@ -23,6 +23,7 @@ from node.data_fabric import DataFabric
 from node.device_port import DevicePort
 from node.disk import Disk
 from node.dram import Dram, MachineCheck
+from node.exit_instructions import Exits
 from node.fault_answers import undefined
 from node.generation import CAPABILITIES, Generation
 from node.guest_access import CachedGuestAccess, GuestAccess
@@ -136,6 +137,12 @@ class Board:
         """The hypervisor's answer to a page state change; runs while the vCPU is stopped."""
         self.observer: Observer | None = None
         """A tap outside of the machine: sees each batch and what its actor was answered."""
+        self.exits: Exits | None = None
+        """The hypervisor's answers to VMGEXIT and to what it intercepts."""
+        self.exit_work: list[tuple[op.HypervisorOperation, ...]] = []
+        """What the hypervisor did in exits since somebody last asked."""
+        self.terminated: dict[str, int] = {}
+        """VMs that ended themselves through their GHCB, and how: reason set in bits 15:8, code in 7:0."""
         self.nested: dict[str, NestedPageTable] = {}
         self.tables = self._table_host()
         self.vmcbs: dict[str, dict[int, Vmcb]] = {}
@@ -247,9 +254,14 @@ class Board:
 
     # What a core does while a vCPU runs.
 
-    def enter(self, vm: str, vcpu: int) -> None:
-        """A vCPU begins to run: its save area is in use until ``leave``, and it has the VMPL that stands there."""
+    def enter(self, vm: str, vcpu: int) -> int:
+        """A vCPU begins to run: its save area is in use until ``leave``, and it has the VMPL that stands there.
+
+        0, or the exit code where the registers are not those that were saved.
+        """
         vmcb = self.vmcbs[vm][vcpu]
+        if not self.registers_fit(vmcb):
+            return self.platform.save_area_refused
         self.controls.forget(vm, vcpu)
         if vmcb.rmp_checked and self.rmp is not None:
             self._running[vm, vcpu] = vmcb.save_area_spa
@@ -259,6 +271,7 @@ class Board:
             core = self.tlb_duties.schedule(vm, vcpu)
             placed = self.vmcbs[vm][vcpu] = replace(self.vmcbs[vm][vcpu], core=core)
             self.tlb_duties.resume(placed)
+        return 0
 
     def leave(self, vm: str, vcpu: int) -> None:
         """A vCPU is off its core; one that did not run is left alone."""
@@ -301,20 +314,39 @@ class Board:
 
     def store_save_area(self, vmcb: Vmcb, page: bytes) -> None:
         """Write the save area as an exit does."""
-        key = self.save_area_key(vmcb)
-        # A plain VM's is a page like any other of the host: bytes in DRAM when somebody looks.
-        store = self.controller.write if key else self.controller.lay
-        store(vmcb.save_area_spa, page, key)
+        self._store_registers(vmcb, 0, page)
 
     def store_save_area_field(self, vmcb: Vmcb, offset: int, data: bytes) -> None:
         """Write a part of it, as the core does while the vCPU runs."""
-        self.controller.write(vmcb.save_area_spa + offset, data, self.save_area_key(vmcb))
+        self._store_registers(vmcb, offset, data)
+
+    def _store_registers(self, vmcb: Vmcb, offset: int, data: bytes) -> None:
+        # A core would write all of its state. Here fields that nobody models stay as they lie in memory, so a page
+        # that does not fit any more is not made to: VMRUN finds it.
+        seal = _sealed(vmcb) and self.registers_fit(vmcb)
+        key = self.save_area_key(vmcb)
+        # A plain VM's is a page like any other of the host: bytes in DRAM once somebody looks.
+        store = self.controller.write if key else self.controller.lay
+        store(vmcb.save_area_spa + offset, data, key)
+        if seal:
+            self.bus.seal_save_area(vmcb.save_area_spa, vmcb.asid)
+
+    def registers_fit(self, vmcb: Vmcb) -> bool:
+        """Whether a save area is what hardware wrote last; only that of SEV-ES has a value to tell it by."""
+        if not _sealed(vmcb) or Protection.SAVE_AREA_INTEGRITY in self.platform.disabled:
+            return True
+        return self.bus.seals.fits(vmcb.asid, vmcb.save_area_spa, self.load_save_area(vmcb))
 
     def save_area_key(self, vmcb: Vmcb) -> int:
         """Through which key registers go: the guest's from SEV-ES on; a plain VM's are the host's, as it maps them."""
         if CAPABILITIES[vmcb.generation].encrypted_registers:
             return vmcb.asid
         return HOST_KEY if vmcb.generation is Generation.SME else 0
+
+
+def _sealed(vmcb: Vmcb) -> bool:
+    """SEV-ES: encrypted registers that no RMP keeps."""
+    return vmcb.generation is Generation.SEV_ES
 
 
 def _alias_check(dram: Dram) -> AliasCheck:

@@ -58,3 +58,14 @@ def cpuid_page(entries: Sequence[CpuidEntry]) -> bytes:
         _ENTRY.pack(e.eax_in, e.ecx_in, e.xcr0_in, e.xss_in, e.eax, e.ebx, e.ecx, e.edx, 0) for e in entries
     )
     return (_HEADER.pack(len(entries), 0) + body).ljust(CPUID_PAGE_BYTES, b"\0")
+
+
+def parse_cpuid_page(page: bytes) -> tuple[CpuidEntry, ...]:
+    """The leaves of a page that firmware has checked; ValueError if it is none."""
+    if len(page) != CPUID_PAGE_BYTES:
+        raise ValueError(f"CPUID page: expected {CPUID_PAGE_BYTES} bytes, found {len(page)}")
+    count, _ = _HEADER.unpack_from(page)
+    if count > MAX_CPUID_ENTRIES:
+        raise ValueError(f"CPUID page: expected at most {MAX_CPUID_ENTRIES} entries, found {count}")
+    at = range(_HEADER.size, _HEADER.size + count * _ENTRY.size, _ENTRY.size)
+    return tuple([CpuidEntry(*_ENTRY.unpack_from(page, start)[:8]) for start in at])

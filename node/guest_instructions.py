@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from node import operations as op
+from node.exit_instructions import ExitInstructions
 from node.fault_answers import FAULTS, answer_to, undefined
 from node.guest_access import Way
 from node.nested_page_table import WRITE
@@ -39,6 +40,7 @@ class GuestInstructions:
             op.BlockRead: self._block,
             op.BlockWrite: self._block,
             op.Clflush: self._clflush,
+            **ExitInstructions(board).table,
             op.TimedRead: self._timed_read,
         }
 

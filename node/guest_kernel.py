@@ -3,26 +3,83 @@
 A vCPU comes out of reset at the RIP of its save area. Blocks are named by RIP
 like a program's, so a pause in the middle of start-up loses nothing. RBX counts
 the ranges done so far.
+
+A kernel with encrypted registers speaks with its hypervisor through the GHCB, and
+takes its word for nothing: it checks SEV_STATUS, the protocol's versions and that
+its own memory does not read as it wrote it through a mapping without the C-bit.
+Where a check fails it ends the VM, with the reason that the protocol has for it.
+Each check is a switch, so that what it is good for can be seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
-from node.generation import Generation
+from node.generation import CAPABILITIES, Generation
+from node.ghcb_msr import (
+    PROTOCOL_VERSIONS,
+    Features,
+    FeaturesRequest,
+    GhcbMsrError,
+    GhcbReason,
+    HypervisorFeature,
+    LinuxReason,
+    MsrPageState,
+    PageStateRequest,
+    PageStateResult,
+    ReasonSet,
+    RegisterGhcbRequest,
+    SevInfo,
+    SevInfoRequest,
+)
+from node.ghcb_page import GhcbUntrusted
+from node.guest_ghcb import change_pages, response_to, termination
 from node.guest_memory_map import GuestMemoryMap, Range
-from node.operations import PageStateChange, PValidate, PValidateResult, Shutdown
+from node.operations import (
+    Answer,
+    PValidate,
+    PValidateResult,
+    Read,
+    ReadSevStatus,
+    Shutdown,
+    VmgExit,
+    Write,
+)
+from node.page_state_list import PageOperation
 from node.phase_cost import RMP_CHECKED
 from node.program import Block, Registers
+from node.sev_status import expected_status
+from psp.system_bus import PAGE_BYTES
 
 BOOT_FAILED = 3
-"""Shutdown code of a guest whose memory could not be shared or accepted."""
+"""Shutdown code of a guest that cannot go on and has no GHCB to say so."""
 
 ACCEPT_RIP = 0x1000
 """Kernel code lies below every program's entry."""
 
 RANGES_AT_ONCE = 8
+
+CANARY_GPA, CANARY = 0x2000, bytes.fromhex("a5c3e1f0875a3c1e9b6d2478f0e1d2c3")
+"""Written with the C-bit and read without it, in the kernel's own memory."""
+
+_CANARY_STEPS = (
+    Write(CANARY_GPA, CANARY),
+    Read(CANARY_GPA, len(CANARY), private=False),
+    Read(CANARY_GPA, len(CANARY)),
+)
+
+
+class KernelCheck(StrEnum):
+    """What a kernel checks at start-up."""
+
+    SEV_STATUS = "SEV_STATUS"
+    """That the processor says of the guest what it was built for, and nothing that it does not know."""
+    C_BIT = "C-bit"
+    """That memory written with the C-bit is something else without it."""
+    CARRY = "carry"
+    """That no page was valid before the guest said so: CF of PVALIDATE."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,39 +96,122 @@ class GuestKernel:
     vcpu: int
     reset_rip: int
     program_entry: int
+    skipped: frozenset[KernelCheck] = frozenset()
+    """Checks that are left out."""
 
     @property
     def blocks(self) -> Mapping[int, Callable[[Registers], Block]]:
         """Blocks by RIP."""
-        first = self._share_pool if self.vcpu == 0 else self._enter_program
+        first = self._enter_program
+        if self.vcpu == 0 and CAPABILITIES[self.generation].key_per_vm:
+            first = self._begin
+            if CAPABILITIES[self.generation].encrypted_registers:
+                first = self._share_pool if self.generation in RMP_CHECKED else self._begin_with_ghcb
         return {self.reset_rip: first, ACCEPT_RIP: self._accept}
+
+    @property
+    def ghcb_gpa(self) -> int:
+        """The page for the GHCB: the first that firmware left alone in a block that it broke, as OVMF has it."""
+        broken = (part.gpa for part in self.memory.private_ranges(self.launched) if not part.large)
+        return next(broken, PAGE_BYTES)
 
     def _enter_program(self, registers: Registers) -> Block:
         yield ()
         registers.reset(self.program_entry)
         return None
 
-    def _share_pool(self, registers: Registers) -> Block:
-        if self.generation not in RMP_CHECKED:
-            yield ()
-            registers.reset(self.program_entry)
-            return None
-        pool = self.memory.shared
-        (answer,) = yield (PageStateChange(pool.gpa, pool.length, shared=True),)
-        if answer != 0:
+    def _begin(self, registers: Registers) -> Block:
+        """Without an RMP there is nothing to share or accept."""
+        status, *found = yield (ReadSevStatus(), *_CANARY_STEPS)
+        if not self._status_holds(status) or not self._canary_holds(found):
             return Shutdown(BOOT_FAILED)
+        registers.reset(self.program_entry)
+        return None
+
+    def _begin_with_ghcb(self, registers: Registers) -> Block:
+        request = SevInfoRequest()
+        status, info, *found = yield (ReadSevStatus(), VmgExit(request.value), *_CANARY_STEPS)
+        if not self._status_holds(status) or not self._canary_holds(found):
+            return (yield from _end(GhcbReason.GENERAL))
+        if not _versions_fit(request, info):
+            return (yield from _end(GhcbReason.PROTOCOL_RANGE))
+        registers.reset(self.program_entry)
+        return None
+
+    def _share_pool(self, registers: Registers) -> Block:
+        """Settle with the hypervisor how to speak, and share the GHCB page and the pool through it."""
+        info_request, features_request = SevInfoRequest(), FeaturesRequest()
+        status, info, features = yield (
+            ReadSevStatus(), VmgExit(info_request.value), VmgExit(features_request.value)
+        )  # fmt: skip
+        if not self._status_holds(status):
+            return (yield from _end(GhcbReason.GENERAL))
+        if not _versions_fit(info_request, info):
+            return (yield from _end(GhcbReason.PROTOCOL_RANGE))
+        try:
+            offered = response_to(features_request, features)
+        except GhcbMsrError:
+            offered = Features(0)
+        if not isinstance(offered, Features) or not offered.bitmap & HypervisorFeature.SNP:
+            return (yield from _end(GhcbReason.SNP_FEATURES))
+        gpa = self.ghcb_gpa
+        share = PageStateRequest(gpa // PAGE_BYTES, MsrPageState.SHARED)
+        register = RegisterGhcbRequest(gpa // PAGE_BYTES)
+        shared, registered = yield (VmgExit(share.value), VmgExit(register.value))
+        try:
+            if response_to(share, shared) != PageStateResult(0):
+                return (yield from _end(LinuxReason.PAGE_STATE_CHANGE, ReasonSet.LINUX))
+            response_to(register, registered)
+        except GhcbMsrError:
+            return (yield from _end(LinuxReason.REGISTER_GHCB, ReasonSet.LINUX))
+        pool = self.memory.shared
+        try:
+            yield from change_pages(gpa, pool.gpa, pool.length, PageOperation.SHARED)
+        except GhcbUntrusted:
+            return (yield from _end(LinuxReason.PAGE_STATE_CHANGE, ReasonSet.LINUX))
         registers.rbx = 0
         registers.rip = ACCEPT_RIP
         return None
 
     def _accept(self, registers: Registers) -> Block:
-        ranges: tuple[Range, ...] = tuple(self.memory.private_ranges(self.launched))
+        ranges: tuple[Range, ...] = tuple(self.memory.private_ranges((*self.launched, self.ghcb_gpa)))
         some = ranges[registers.rbx : registers.rbx + RANGES_AT_ONCE]
-        answers = yield tuple(PValidate(part.gpa, part.length, part.large) for part in some)
-        # A page that was valid before the guest asked is the mark of a replay.
-        if any(not isinstance(answer, PValidateResult) or answer.code or answer.unchanged for answer in answers):
-            return Shutdown(BOOT_FAILED)
+        accept = tuple([PValidate(part.gpa, part.length, part.large) for part in some])
+        last = registers.rbx + len(some) == len(ranges)
+        answers = yield (*accept, *_CANARY_STEPS) if last else accept
+        if not all(self._accepted(answer) for answer in answers[: len(some)]):
+            return (yield from _end(LinuxReason.PVALIDATE, ReasonSet.LINUX))
         registers.rbx += len(some)
-        if registers.rbx == len(ranges):
+        if last:
+            if not self._canary_holds(answers[len(some) :]):
+                return (yield from _end(GhcbReason.GENERAL))
             registers.reset(self.program_entry)
         return None
+
+    def _status_holds(self, status: Answer) -> bool:
+        return KernelCheck.SEV_STATUS in self.skipped or status == expected_status(self.generation)
+
+    def _canary_holds(self, answers: Sequence[Answer]) -> bool:
+        wrote, without, own = answers
+        return KernelCheck.C_BIT in self.skipped or (wrote is None and without != CANARY and own == CANARY)
+
+    def _accepted(self, answer: Answer) -> bool:
+        if not isinstance(answer, PValidateResult) or answer.code:
+            return False
+        # A page that was valid before the guest asked is the mark of a replay.
+        return not answer.unchanged or KernelCheck.CARRY in self.skipped
+
+
+def _versions_fit(request: SevInfoRequest, answer: Answer) -> bool:
+    """Whether the hypervisor speaks the version that is spoken here."""
+    try:
+        info = response_to(request, answer)
+    except GhcbMsrError:
+        return False
+    return isinstance(info, SevInfo) and info.min_version <= PROTOCOL_VERSIONS[1] <= info.max_version
+
+
+def _end(reason: int, reason_set: ReasonSet = ReasonSet.GHCB) -> Block:
+    """Ask for the VM's end; a hypervisor that goes on with it finds it powered off."""
+    yield (termination(reason_set, reason),)
+    return Shutdown(BOOT_FAILED)

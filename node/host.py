@@ -78,6 +78,7 @@ class Host:
             product, spec.memory_bytes, spec.min_sev_asid, images, spec.platform.max_snp_asid
         )
         self.board.exit_handler = self.hypervisor.page_state_change
+        self.board.exits = self.hypervisor
         self.threads = product.threads
         self.contention = Contention(
             self.threads,

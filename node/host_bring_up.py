@@ -19,6 +19,10 @@ from node.product import Product
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand
 from psp.status import Status
+from psp.system_bus import LARGE_PAGE_BYTES, RmpEntry
+
+TRUSTED_REGION_BYTES = LARGE_PAGE_BYTES
+"""Memory given up at INIT for SEV-ES guests; 1 MiB would do without SNP."""
 
 
 class Step(NamedTuple):
@@ -28,10 +32,13 @@ class Step(NamedTuple):
     batch: tuple[op.HypervisorOperation, ...]
 
 
-def bring_up_steps(product: Product, command_page: int, syscfg: int, max_snp_asid: int = 0) -> Iterator[Step]:
+def bring_up_steps(
+    product: Product, command_page: int, syscfg: int, max_snp_asid: int = 0, trusted_region: int = 0
+) -> Iterator[Step]:
     """The steps of a host whose SYSCFG reads ``syscfg``: with SNP where the product has it.
 
-    With a ``max_snp_asid`` the host asks for ciphertext hiding.
+    With a ``max_snp_asid`` the host asks for ciphertext hiding. With a ``trusted_region``, of
+    ``TRUSTED_REGION_BYTES``, SEV-ES guests can come.
     """
     yield Step("IOMMU", enabling())
     if Generation.SEV_SNP in product.generations:
@@ -44,7 +51,13 @@ def bring_up_steps(product: Product, command_page: int, syscfg: int, max_snp_asi
         yield Step("SNP_INIT_EX", (op.PspCommand(SnpCommand.INIT_EX, command_page, init.pack()),))
         yield Step("SNP_DF_FLUSH", (op.Wbinvd(), op.PspCommand(SnpCommand.DF_FLUSH)))
     if Generation.SEV in product.generations:
-        yield Step("INIT", (op.PspCommand(LegacyCommand.INIT, command_page, buffers.Init().pack()),))
+        legacy = buffers.Init()
+        if trusted_region:
+            legacy = buffers.Init(buffers.INIT_ES, trusted_region, TRUSTED_REGION_BYTES)
+            if Generation.SEV_SNP in product.generations:
+                entry = RmpEntry(assigned=True, immutable=True, large=True)
+                yield Step("trusted region", (op.RmpUpdate(trusted_region, TRUSTED_REGION_BYTES, entry),))
+        yield Step("INIT", (op.PspCommand(LegacyCommand.INIT, command_page, legacy.pack()),))
         yield Step("DF_FLUSH", (op.Wbinvd(), op.PspCommand(LegacyCommand.DF_FLUSH)))
 
 

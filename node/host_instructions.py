@@ -14,13 +14,14 @@ from node.platform_instructions import platform_instructions
 from node.rmp_checks import VmsaInUse
 from node.tlb import TlbControl
 from node.vmcb import Vmcb
+from node.vmexit import ExitCode
 
 if TYPE_CHECKING:
     from node.board import Board
 
-VMEXIT_INVALID = -1
+VMEXIT_INVALID = int(ExitCode.INVALID)
 """Exit code of VMRUN when a check of the control block fails (APM volume 2, 15.5.1)."""
-VMEXIT_BUSY = -2
+VMEXIT_BUSY = int(ExitCode.BUSY)
 """Exit code of VMRUN when another core runs with the save area."""
 _TLB_CONTROLS = frozenset(TlbControl)
 
@@ -158,6 +159,8 @@ class HostInstructions:
         needed = (vmcb.asid if vmcb.encrypted else 0, self._board.save_area_key(vmcb))
         if not all(self._board.controller.has_key(key) for key in needed if key):
             return VMEXIT_INVALID
+        if not self._board.registers_fit(vmcb):
+            return int(self._board.platform.save_area_refused)
         return 0 if self._board.switch_to(vmcb, one.core) else VMEXIT_INVALID
 
     def _disk_read(self, one: op.DiskRead) -> op.Answer:

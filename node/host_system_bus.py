@@ -13,6 +13,8 @@ from node.product import Product
 from node.rmp import ReverseMapTable
 from node.rmp_layout import RmpLayout
 from node.rmp_registers import layout_of_registers
+from node.save_area_seals import SaveAreaSeals
+from node.vmsa import VMSA_BYTES
 from psp.system_bus import (
     PAGE_BYTES,
     CoreConfiguration,
@@ -43,6 +45,7 @@ class HostSystemBus:
         self.rmp = rmp
         """Where SNP_EN found it; the board puts another here if the registers said otherwise."""
         self.memory_key_bytes = controller.key_bytes
+        self.seals = SaveAreaSeals()
         self.wbinvds = 0
         """WBINVDs that all cores have completed."""
         keyed = product.rmp.under_host_key and msrs.all_have(MEM_ENCRYPTION_MODE_EN)
@@ -128,6 +131,10 @@ class HostSystemBus:
         """Write memory back through an ASID's key."""
         self._controller.encrypt_in_place(spa, length, asid)
 
+    def seal_save_area(self, spa: int, asid: int) -> None:
+        """Keep a save area's integrity value."""
+        self.seals.seal(asid, spa, self._controller.read(spa, VMSA_BYTES, asid))
+
     def install_key(self, asid: int, key: bytes) -> None:
         """Load a key slot."""
         self._controller.install_key(asid, key)
@@ -135,6 +142,7 @@ class HostSystemBus:
     def remove_key(self, asid: int) -> None:
         """Empty a key slot."""
         self._controller.remove_key(asid)
+        self.seals.forget(asid)
 
     def wbinvd_count(self) -> int:
         """Completed WBINVDs on all cores."""

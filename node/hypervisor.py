@@ -13,14 +13,17 @@ from dataclasses import replace
 from node import operations as op
 from node.asid_pool import AsidPool, AsidsExhausted
 from node.core_msrs import Msr
+from node.cpuid_page import cpuid_entries
 from node.firmware_image import FirmwareImage
 from node.frame_allocator import FrameAllocator, OutOfMemory, joined
 from node.generation import Generation
+from node.ghcb_server import GhcbServer
 from node.guest_memory_map import Range
-from node.host_bring_up import bring_up_steps, refusal
+from node.host_bring_up import TRUSTED_REGION_BYTES, bring_up_steps, refusal
 from node.hypervisor_port import (
     Answers,
     Batch,
+    CpuidReply,
     Entered,
     ExportTask,
     FillTask,
@@ -44,6 +47,7 @@ from node.vmsa import VMSA_BYTES, SevFeature
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand, command_name
 from psp.launch_digest import PageType
+from psp.policy import LegacyPolicy
 from psp.status import Status
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
 
@@ -84,11 +88,15 @@ class Hypervisor:
         if self.snp:
             rmp = product.rmp
             reserved = memory_bytes - at_end_of_memory(memory_bytes, segmented=rmp.segmented, mmio=rmp.mmio).base
-        # The first 2 MiB stay with the host, as real-mode memory does.
-        self.frames = FrameAllocator([(LARGE_PAGE_BYTES, memory_bytes - LARGE_PAGE_BYTES - reserved)])
+        # The first 2 MiB stay with the host, as real-mode memory does, and what firmware gets at INIT.
+        first, end = LARGE_PAGE_BYTES, memory_bytes - reserved
+        self._trusted_region = (end - TRUSTED_REGION_BYTES) // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
+        self.frames = FrameAllocator([(first, self._trusted_region - first)])
         self.rmp_bytes = reserved
         self._command_page = self._frame()
         self._vms: dict[str, LaunchedVm] = {}
+        leaves = cpuid_entries(vcpu_model(VCPU_MODEL).cpuid_signature)
+        self._ghcb = GhcbServer(product.c_bit, leaves, self.page_state_change)
 
     def launched(self, vm: str) -> LaunchedVm:
         """The record of a VM; KeyError if there is none."""
@@ -112,7 +120,7 @@ class Hypervisor:
         """Bring the host up: IOMMU, cores, and firmware, SNP first where the product has it, then legacy."""
         (syscfg,) = yield (op.ReadMsr(0, Msr.SYSCFG),)
         assert isinstance(syscfg, int)
-        for step in bring_up_steps(self.product, self._command_page, syscfg, self._max_snp_asid):
+        for step in bring_up_steps(self.product, self._command_page, syscfg, self._max_snp_asid, self._trusted_region):
             refused = refusal(step, (yield step.batch))
             if refused:
                 raise LaunchRefused(refused)
@@ -146,6 +154,15 @@ class Hypervisor:
     def destroy(self, vm: str) -> Task:
         """Take a VM apart and give every resource back."""
         yield from self._give_back(vm, self._vms[vm])
+
+    def vmgexit(self, vm: str, vcpu: int, value: int) -> Reply:
+        """Answer a guest's VMGEXIT: the GHCB MSR's new value, or a negative number that ends the VM."""
+        return self._ghcb.serve(vm, self._vms[vm], vcpu, value)
+
+    def cpuid(self, vm: str, function: int, index: int) -> CpuidReply:
+        """What CPUID tells a guest whose registers are there to be written."""
+        return op.CpuidResult(*self._ghcb.leaf(function, index))
+        yield ()
 
     def page_state_change(self, vm: str, change: op.PageStateChange) -> Reply:
         """Answer a guest's page state change: reassign the pages in the RMP. Returns 0, or 1 if refused."""
@@ -403,9 +420,15 @@ class Hypervisor:
     def launch_sev(self, spec: MachineSpec, record: LaunchedVm) -> Task:
         """SEV: the legacy launch, measured and finished."""
         yield from self._take_asid(record)
+        yield from self._begin_legacy_launch(record, LEGACY_POLICY)
+        yield from self._end_legacy_launch(record)
+        yield from self._write_save_areas(spec, record)
+
+    def _begin_legacy_launch(self, record: LaunchedVm, policy: int) -> Task:
+        """LAUNCH_START and the firmware image."""
         command = record.small[0]
         yield from self._write(record, sev_launch_ranges(record.firmware))
-        wanted = buffers.LaunchStart(policy=LEGACY_POLICY)
+        wanted = buffers.LaunchStart(policy=policy)
         started = yield from self._call(LegacyCommand.LAUNCH_START, command, wanted.pack())
         record.handle = buffers.LaunchStart.parse(started).handle
         activate = buffers.Activate(handle=record.handle, asid=record.asid)
@@ -420,10 +443,33 @@ class Hypervisor:
                 yield from self._checked([op.HostClflush(spa, len(data))])
             yield from self._must(LegacyCommand.LAUNCH_UPDATE_DATA, command, update.pack())
             yield from self._take_back(record)
+
+    def _end_legacy_launch(self, record: LaunchedVm) -> Task:
+        """LAUNCH_MEASURE and LAUNCH_FINISH."""
         yield from self._measure(record)
         finish = buffers.Handle(handle=record.handle)
-        yield from self._must(LegacyCommand.LAUNCH_FINISH, command, finish.pack())
-        yield from self._write_save_areas(spec, record)
+        yield from self._must(LegacyCommand.LAUNCH_FINISH, record.small[0], finish.pack())
+
+    def launch_sev_es(self, spec: MachineSpec, record: LaunchedVm) -> Task:
+        """SEV-ES: as SEV, with every save area measured and encrypted by firmware before the launch is measured."""
+        yield from self._take_asid(record)
+        yield from self._begin_legacy_launch(record, LEGACY_POLICY | LegacyPolicy.ES)
+        command = record.small[0]
+        for page in launch_vmsas(record.firmware, spec.vcpus, vcpu_model(VCPU_MODEL), 0):
+            spa = self._small(record)
+            record.save_areas.append(spa)
+            yield from self._checked([op.HostWrite(spa, page)])
+            yield from self._lend(record, spa, VMSA_BYTES)
+            if not self.product.coherent_across_keys:
+                yield from self._checked([op.HostClflush(spa, VMSA_BYTES)])
+            update = buffers.LaunchUpdateVmsa(handle=record.handle, address=spa, length=VMSA_BYTES)
+            yield from self._must(LegacyCommand.LAUNCH_UPDATE_VMSA, command, update.pack())
+            yield from self._take_back(record)
+        yield from self._end_legacy_launch(record)
+        yield tuple(
+            op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa)
+            for index, spa in enumerate(record.save_areas)
+        )
 
     def _measure(self, record: LaunchedVm) -> Task:
         """LAUNCH_MEASURE, whose answer a guest owner would check."""
@@ -538,6 +584,7 @@ _LAUNCHES: Mapping[Generation, Launch] = {
     Generation.PLAIN: Hypervisor.launch_plain,
     Generation.SME: Hypervisor.launch_plain,
     Generation.SEV: Hypervisor.launch_sev,
+    Generation.SEV_ES: Hypervisor.launch_sev_es,
     Generation.SEV_SNP: Hypervisor.launch_snp,
 }
 """How each generation starts. A generation that is not in the table is refused."""

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from node.firmware_image import FirmwareImage
 from node.machine_spec import MachineSpec
-from node.operations import Answer, HypervisorOperation, PageStateChange
+from node.operations import Answer, CpuidResult, HypervisorOperation, PageStateChange
 from node.product import Product
 from node.vm_state import VmState
 
@@ -22,6 +22,7 @@ Answers = tuple[Answer, ...]
 Task = Generator[Batch, Answers, None]
 LaunchTask = Generator[Batch, Answers, "Entered"]
 Reply = Generator[Batch, Answers, int]
+CpuidReply = Generator[Batch, Answers, CpuidResult]
 ExportTask = Generator[Batch, Answers, VmState]
 FillTask = Generator[Batch, Answers, tuple["Entered", bytes]]
 
@@ -72,6 +73,12 @@ class HypervisorPort(Protocol):
 
     def page_state_change(self, vm: str, change: PageStateChange) -> Reply:
         """Answer a guest's page state change. Returns 0, or 1 if refused."""
+
+    def vmgexit(self, vm: str, vcpu: int, value: int) -> Reply:
+        """Answer VMGEXIT: the GHCB MSR's new value, or a negative number that ends the VM."""
+
+    def cpuid(self, vm: str, function: int, index: int) -> CpuidReply:
+        """Answer CPUID of a guest whose registers are not encrypted."""
 
     def export(self, vm: str, started: tuple[bool, ...], reset_rips: tuple[int, ...]) -> ExportTask:
         """Read a stopped VM whole."""

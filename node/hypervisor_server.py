@@ -14,7 +14,7 @@ from node.hypervisor import Hypervisor
 from node.hypervisor_port import Answers, Batch, Entered, HypervisorFigures, LaunchRefused
 from node.machine_spec import MachineSpec
 from node.operation_codec import CodecError, Form, form_of, packed, unpacked
-from node.operations import PageStateChange
+from node.operations import CpuidResult, PageStateChange
 from node.product import PRODUCTS
 from node.vm_state import VmState
 
@@ -52,6 +52,8 @@ TASKS: Mapping[str, TaskForm] = {
     "launch": TaskForm(form_of(tuple[MachineSpec]), form_of(Entered)),
     "destroy": TaskForm(form_of(tuple[str]), form_of(None)),
     "page_state_change": TaskForm(form_of(tuple[str, PageStateChange]), form_of(int)),
+    "vmgexit": TaskForm(form_of(tuple[str, int, int]), form_of(int)),
+    "cpuid": TaskForm(form_of(tuple[str, int, int]), form_of(CpuidResult)),
     "export": TaskForm(form_of(tuple[str, tuple[bool, ...], tuple[int, ...]]), form_of(VmState)),
     "receive": TaskForm(form_of(tuple[MachineSpec]), form_of(None)),
     "fill": TaskForm(form_of(tuple[MachineSpec, VmState]), form_of(tuple[Entered, bytes])),

@@ -34,6 +34,7 @@ def _sev(firmware: FirmwareImage, cost: HostOperationCost) -> float:
 
 _BOUNDS: Mapping[Generation, Callable[[FirmwareImage, HostOperationCost], float]] = {
     Generation.SEV: _sev,
+    Generation.SEV_ES: _sev,
     Generation.SEV_SNP: _snp,
 }
 """Generations whose launch needs the security processor."""

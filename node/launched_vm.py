@@ -39,6 +39,11 @@ class LaunchedVm:
     immutable: set[int] = field(default_factory=set)
     """SPAs in state Pre-Guest, which firmware has not launched yet."""
 
+    ghcbs: dict[int, int] = field(default_factory=dict)
+    """Frame number of the GHCB that each vCPU registered."""
+    dr7: dict[int, int] = field(default_factory=dict)
+    """DR7 of each vCPU that told it through its GHCB."""
+
     @property
     def c_bit(self) -> bool:
         """Whether the host maps this VM's memory with C=1, in its own page tables and in the nested ones."""

@@ -47,6 +47,11 @@ KINDS: Mapping[int, type] = {
     13: op.WriteControl,
     14: op.InvalidatePage,
     15: op.TimedRead,
+    45: op.VmgExit,
+    46: op.ReadSevStatus,
+    47: op.Cpuid,
+    96: op.ReadDr7,
+    97: op.WriteDr7,
     # Operations of hypervisors.
     16: op.HostRead,
     17: op.HostReadWritten,
@@ -84,6 +89,7 @@ KINDS: Mapping[int, type] = {
     51: op.Runs,
     52: op.RmpQueryResult,
     53: op.RmpReadResult,
+    54: op.CpuidResult,
     # Ends of blocks.
     64: op.Compute,
     65: op.Sleep,

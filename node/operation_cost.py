@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from node import operations as op
 from node.data_cache import LINE_BYTES
-from node.generation import Generation
+from node.generation import CAPABILITIES, Generation
 from node.phase_cost import RMP_CHECKED, GenerationCost, Mechanism
 from node.platform import HostMode
 from psp.commands import LegacyCommand, SnpCommand, measured_bytes
@@ -44,6 +44,16 @@ class GuestOperationCost:
             op.RmpAdjust: self._rmpadjust,
             op.RmpQuery: lambda _: ((Mechanism.ACCEPTANCE, costs["rmp.query_ns"]),),
             op.PageStateChange: self._page_state_change,
+            # What the hypervisor does in an exit is charged when it is done; an intercepted CPUID of a guest with
+            # encrypted registers costs nothing itself, for the round trip that its handler makes has the figure.
+            op.VmgExit: lambda _: (
+                ((Mechanism.OPERATIONS, self._exit_ns), (Mechanism.VMGEXIT, self._vmgexit_extra_ns))
+                if CAPABILITIES[generation].encrypted_registers
+                else ()
+            ),
+            op.Cpuid: lambda _: (
+                () if CAPABILITIES[generation].encrypted_registers else ((Mechanism.OPERATIONS, self._exit_ns),)
+            ),
             op.TimedRead: lambda _: ((Mechanism.OPERATIONS, costs["dram.latency_ns"]),),
             op.Clflush: lambda one: ((Mechanism.OPERATIONS, _lines(one.length) * costs["cache.clflush_ns"]),),
             op.BlockRead: self._block,
@@ -144,10 +154,20 @@ class HostOperationCost:
         table = self._table
         return sum([table[type(one)](one) for one in batch if type(one) in table], 0.0)
 
+    def price_in_exit(self, batch: tuple[op.HypervisorOperation, ...]) -> float:
+        """Nanoseconds that a guest waits for a batch of an exit, beyond the round trip: changes of the RMP.
+
+        The figure of a round trip holds reading and writing the GHCB.
+        """
+        return sum([self._table[type(one)](one) for one in batch if type(one) in _CHANGES], 0.0)
+
     def psp_service_ns(self, one: op.PspCommand) -> float:
         """Nanoseconds the security processor works on one command."""
         priced = self._psp_table.get(one.command)
         return priced(one.buffer) if priced else self._costs["psp.command_ns"]
+
+
+_CHANGES = frozenset({op.RmpUpdate, op.PSmash})
 
 
 def _lines(length: int) -> int:

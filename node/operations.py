@@ -112,11 +112,46 @@ class RmpQuery:
 
 @dataclass(frozen=True, slots=True)
 class PageStateChange:
-    """Ask the hypervisor through the GHCB to make a range shared or private. Answer: 0, or an error."""
+    """A whole exchange of ``VmgExit`` and page state lists, for programs without a GHCB. Answer: 0, or an error."""
 
     gpa: int
     length: int
     shared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VmgExit:
+    """Write ``msr`` to the GHCB MSR and execute VMGEXIT. Answer: what the MSR holds then, or a Fault.
+
+    #UD without encrypted registers, where the instruction is another (VMMCALL) that no guest here uses.
+    """
+
+    msr: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSevStatus:
+    """RDMSR of SEV_STATUS (C001_0131), which never exits. Answer: int, or a Fault (#GP) in a plain VM."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadDr7:
+    """MOV from DR7, intercepted with encrypted registers unless the core swaps it. Answer: int, or a Fault (#VC)."""
+
+
+@dataclass(frozen=True, slots=True)
+class WriteDr7:
+    """MOV to DR7; as ``ReadDr7``. Answer: None, or a Fault: #GP for more than 32 bits, #VC where it is intercepted."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cpuid:
+    """CPUID, which every hypervisor intercepts. Answer: ``CpuidResult``, or a Fault (#VC) with encrypted registers."""
+
+    function: int
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -445,7 +480,8 @@ HypervisorOperation = (
 )  # fmt: skip
 GuestOperation = (
     Read | Write | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust | RmpQuery
-    | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead
+    | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit | ReadSevStatus | Cpuid
+    | ReadDr7 | WriteDr7
 )  # fmt: skip
 
 
@@ -486,6 +522,8 @@ class FaultKind(IntEnum):
     """#NPF or #PF with error bit 31: the RMP refused the access."""
     PAGE_NOT_VALIDATED = 0x404
     """#VC in the guest: the page is assigned but not validated."""
+    VMM_COMMUNICATION = 29
+    """#VC in the guest: an event that a hypervisor intercepts, with its exit code as error."""
     UNDEFINED_OPCODE = 6
     """#UD: the role may not execute this instruction."""
     PAGE_FAULT = 14
@@ -525,6 +563,16 @@ class RmpQueryResult:
 
 
 @dataclass(frozen=True, slots=True)
+class CpuidResult:
+    """The four registers that CPUID sets, 32 bits each."""
+
+    eax: int
+    ebx: int
+    ecx: int
+    edx: int
+
+
+@dataclass(frozen=True, slots=True)
 class RmpReadResult:
     """EAX of RMPREAD, and the 16 bytes it stored; none if it failed."""
 
@@ -547,4 +595,4 @@ class Runs:
     runs: tuple[tuple[int, bytes], ...]
 
 
-Answer = bytes | int | None | Fault | PValidateResult | RmpQueryResult | RmpReadResult | PspAnswer | Runs
+Answer = bytes | int | None | Fault | PValidateResult | RmpQueryResult | RmpReadResult | PspAnswer | Runs | CpuidResult

@@ -70,13 +70,14 @@ class GenerationCost:
         by_host = generation is Generation.SME or mode is HostMode.TSME
         encrypted = by_host or CAPABILITIES[generation].encrypted_memory
         checked = generation in RMP_CHECKED
+        by_ghcb = CAPABILITIES[generation].encrypted_registers
         adder_ns, share = costs["dram.encryption_adder_ns"], costs["dram.encrypted_bandwidth_share"]
         return cls(
             encryption_ns=adder_ns if encrypted else 0.0,
             shared_encryption_ns=adder_ns if by_host else 0.0,
             rmp_walk_ns=costs["rmp.walk_adder_ns"] if checked else 0.0,
             exit_ns=costs["core.exit_ns"],
-            vmgexit_extra_ns=max(0.0, costs["core.vmgexit_ns"] - costs["core.exit_ns"]) if checked else 0.0,
+            vmgexit_extra_ns=max(0.0, costs["core.vmgexit_ns"] - costs["core.exit_ns"]) if by_ghcb else 0.0,
             bandwidth_share=share if encrypted else 1.0,
             shared_bandwidth_share=share if by_host else 1.0,
         )

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from node.memory_cipher import CipherMode, XtsSector
 from node.product import Product
+from node.vmexit import ExitCode
 
 
 class HostMode(StrEnum):
@@ -31,6 +32,8 @@ class Protection(StrEnum):
     IOMMU_CHECK = "iommu check"
     """Of devices' accesses against the RMP; page tables still say what a device reaches."""
     TWEAK = "tweak"
+    SAVE_AREA_INTEGRITY = "save area integrity"
+    """Of SEV-ES save areas, at VMRUN."""
     TLB_ID = "tlb id"
     """VMRUN's match of PCPU_ID and TLB_ID in an SNP guest's save area with the thread's last."""
 
@@ -78,6 +81,11 @@ class Platform:
     """Microcode that lets INVD act as WBINVD whatever HWCR.INVDWBINVD says (AMD-SB-3005).
 
     Without it the bit decides, which is the hypervisor's to set and to clear; the cores start with it clear.
+    """
+    save_area_refused: ExitCode = ExitCode.SHUTDOWN
+    """How VMRUN exits with an SEV-ES save area whose integrity value does not fit.
+
+    Public sources name SHUTDOWN and INVALID.
     """
     rmp_init_barrier: bool = False
     """Cores cannot store to the RMP while firmware zeroes it (the fix of AMD-SB-3020).

@@ -10,6 +10,7 @@ from node.firmware_image import FirmwareImage
 from node.hypervisor_port import (
     Answers,
     Batch,
+    CpuidReply,
     ExportTask,
     FillTask,
     HypervisorFigures,
@@ -70,6 +71,14 @@ class RemoteHypervisor:
     def page_state_change(self, vm: str, change: PageStateChange) -> Reply:
         """Answer a guest's page state change. Returns 0, or 1 if refused."""
         return self._task("page_state_change", vm, change)
+
+    def vmgexit(self, vm: str, vcpu: int, value: int) -> Reply:
+        """Answer VMGEXIT: the GHCB MSR's new value, or a negative number that ends the VM."""
+        return self._task("vmgexit", vm, vcpu, value)
+
+    def cpuid(self, vm: str, function: int, index: int) -> CpuidReply:
+        """Answer CPUID of a guest whose registers are not encrypted."""
+        return self._task("cpuid", vm, function, index)
 
     def export(self, vm: str, started: tuple[bool, ...], reset_rips: tuple[int, ...]) -> ExportTask:
         """Read a stopped VM whole."""

@@ -20,8 +20,8 @@ from node.generation import Generation
 from node.guest import Guest, GuestState
 from node.host_events import HostEvent
 from node.identity_cache import IdentityCache
-from node.operation_cost import GuestOperationCost
-from node.phase_cost import PhaseCost
+from node.operation_cost import GuestOperationCost, HostOperationCost
+from node.phase_cost import Mechanism, PhaseCost
 from node.program import Demand, Ending, Registers
 from node.tenant import NoBlock, Outcome
 from node.vcpu import SLEEPING, Vcpu, VcpuState
@@ -30,6 +30,9 @@ from node.vmsa import load_registers, save_registers
 
 PROGRAM_FAULT = 0xFE
 """Shutdown code of a VM whose registers named no block, or whose blocks never take time."""
+
+TERMINATED = 1 << 16
+"""Shutdown code of a VM that ended itself through its GHCB: this, the reason set in bits 15:8 and the code in 7:0."""
 
 _MOST_IDLE_BLOCKS = 1000
 
@@ -49,6 +52,7 @@ class VcpuRunner:
         self._log = log
         self._hz = hz
         self._costs = costs
+        self._host_cost = HostOperationCost(costs)
         self._guest_costs: dict[str, GuestOperationCost] = {}
         self._known_costs: dict[tuple[tuple[Demand, ...], Generation], tuple[PhaseCost, ...]] = {}
         self._priced: dict[str, IdentityCache[tuple[Demand, ...], tuple[PhaseCost, ...]]] = {}
@@ -65,8 +69,15 @@ class VcpuRunner:
 
     def start(self, vcpu: Vcpu) -> None:
         """Enter a vCPU that is off its core, and go on with it."""
-        self._board.enter(vcpu.guest.spec.name, vcpu.index)
-        self.go_on(vcpu)
+        if self._enter(vcpu):
+            self.go_on(vcpu)
+
+    def _enter(self, vcpu: Vcpu) -> bool:
+        """VMRUN; a VM whose registers were tampered with ends."""
+        code = self._board.enter(vcpu.guest.spec.name, vcpu.index)
+        if code:
+            self._power_off(vcpu.guest, code & 0xFF)
+        return not code
 
     def go_on(self, vcpu: Vcpu) -> None:
         """Go on with a vCPU as its registers say: the rest of a phase or sleep, else the next block."""
@@ -191,6 +202,8 @@ class VcpuRunner:
             if vcpu.epoch != epoch:
                 return
             vmcb = self._board.vmcb(guest.spec.name, vcpu.index)
+            if self._board.exit_work:
+                self._board.exit_work = []  # Of exits that nobody waited for: somebody else's hands on the board.
             if guest.dirty_log is None:
                 answers = self._board.execute_guest(vmcb, batch)
             else:
@@ -198,9 +211,32 @@ class VcpuRunner:
             _count(guest, batch, answers)
             now_ns, chain = self._clock.now_ns, self._log.chain(guest.spec.name)
             chain.record(now_ns, HostEvent.BATCH, len(batch), vcpu.registers.r13, vcpu.index, spent)
-            self._run_blocks(vcpu, answers)
+            if self._board.terminated and guest.spec.name in self._board.terminated:
+                self._power_off(guest, TERMINATED | self._board.terminated.pop(guest.spec.name))
+            elif self._board.exit_work:
+                self._wait_for_exits(vcpu, answers)
+            else:
+                self._run_blocks(vcpu, answers)
 
         self._clock.after(spent, take_effect)
+
+    def _wait_for_exits(self, vcpu: Vcpu, answers: tuple[op.Answer, ...]) -> None:
+        """Go on when what the hypervisor did in a batch's exits has taken its time."""
+        work, self._board.exit_work = self._board.exit_work, []
+        spent = round(sum([self._host_cost.price_in_exit(batch) for batch in work], 0.0))
+        if not spent:
+            self._run_blocks(vcpu, answers)
+            return
+        guest, epoch = vcpu.guest, vcpu.epoch
+        vcpu.elapsed_ns += spent
+        guest.operation_ns += spent
+        guest.lost_ns[Mechanism.ACCEPTANCE] += spent
+
+        def go_on() -> None:
+            if vcpu.epoch == epoch:
+                self._run_blocks(vcpu, answers)
+
+        self._clock.after(spent, go_on)
 
     def _execute_logged(
         self, log: DirtyLog, vmcb: Vmcb, batch: tuple[op.GuestOperation, ...]
@@ -247,7 +283,8 @@ class VcpuRunner:
             return
         for vcpu in guest.vcpus[1:]:
             if vcpu.state is VcpuState.WAITING:
-                self._board.enter(guest.spec.name, vcpu.index)
+                if not self._enter(vcpu):
+                    return
                 self._run_blocks(vcpu, None)
 
     # Phases and sleeps.

@@ -1,8 +1,10 @@
 """How virtual machine monitors differ in what they launch: each row changes the launch digest.
 
 Source: sev-snp-measure 0.0.13, which read QEMU's and KVM's code and tried the
-clouds' machines. No cloud publishes its start-up state, and virtee/sev expects
-another EC2: what a cloud does today is not known to this table.
+clouds' machines. No cloud publishes its start-up state, virtee/sev expects
+another EC2, and Google's own verifier has save areas at FFFFFFFFFF000 on Genoa,
+where this table keeps the address of every other VMM: what a cloud does today
+is not known to it.
 """
 
 from __future__ import annotations

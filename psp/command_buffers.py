@@ -105,7 +105,7 @@ class LaunchStart(ByteLayout):
 
 @dataclass(frozen=True, slots=True)
 class LaunchUpdateData(ByteLayout):
-    """LAUNCH_UPDATE_DATA."""
+    """LAUNCH_UPDATE_DATA and LAUNCH_UPDATE_VMSA."""
 
     SIZE: ClassVar[int] = 0x14
     handle: int = at(0x00, 4)

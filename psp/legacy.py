@@ -84,7 +84,7 @@ class LegacyFirmware:
         self._flush.require_all()
 
     def _check_tmr(self, init: buffers.Init) -> None:
-        """Firmware would write the region. Nothing is kept there, for no board runs SEV-ES guests yet."""
+        """Firmware would write the region. Integrity values of save areas are kept beside it, by the bus."""
         if init.tmr_length < TMR_BYTES:
             raise PspError(Status.INVALID_LENGTH)
         if not init.tmr_address or init.tmr_address % (LARGE_PAGE_BYTES if self._memory.snp_initialised else TMR_BYTES):

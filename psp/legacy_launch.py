@@ -106,6 +106,7 @@ class LegacyLaunch:
         if update.address % PAGE_BYTES:
             raise PspError(Status.INVALID_ADDRESS)
         self._measure_and_encrypt(guest, update.address, update.length)
+        self._bus.seal_save_area(update.address, guest.asid)
 
     def _measure_and_encrypt(self, guest: LegacyGuest, address: int, length: int) -> None:
         if not guest.asid:

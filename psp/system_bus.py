@@ -128,6 +128,9 @@ class SystemBus(Protocol):
     def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:
         """Write what lies at ``spa`` back through the key of an ASID; the range is whole blocks."""
 
+    def seal_save_area(self, spa: int, asid: int) -> None:
+        """Keep the integrity value of an SEV-ES save area, as it reads through an ASID's key."""
+
     def install_key(self, asid: int, key: bytes) -> None:
         """Load a guest's memory key into the slot of its ASID in every controller."""
 

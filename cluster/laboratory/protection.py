@@ -25,31 +25,26 @@ class Column(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Protection:
-    """How a column's VMs are launched and run.
+    """How a column's VMs are launched. SEV_TIO is an SNP VM that has no device.
 
-    ``launched`` and ``runs`` differ where a generation has no launch of its own
-    yet: SEV_ES is launched by SEV's commands and then run with a control block
-    of SEV_ES, over a save area that is encrypted as LAUNCH_UPDATE_VMSA would
-    leave it. SEV_TIO is an SNP VM that has no device. Hosts of SEV guests have
-    memory encryption on, as SEV demands (APM volume 2, 15.34.3), so their
-    hypervisor has a key of its own to try.
+    Hosts of SEV guests have memory encryption on, as SEV demands (APM volume 2,
+    15.34.3), so their hypervisor has a key of its own to try.
     """
 
     mode: HostMode
     launched: Generation
-    runs: Generation
     offered: Generation
     """What a product must have."""
 
 
 PROTECTIONS: Mapping[Column, Protection] = {
-    Column.PLAIN: Protection(HostMode.NONE, Generation.PLAIN, Generation.PLAIN, Generation.PLAIN),
-    Column.SME: Protection(HostMode.SME, Generation.SME, Generation.SME, Generation.SME),
-    Column.TSME: Protection(HostMode.TSME, Generation.PLAIN, Generation.PLAIN, Generation.SME),
-    Column.SEV: Protection(HostMode.SME, Generation.SEV, Generation.SEV, Generation.SEV),
-    Column.SEV_ES: Protection(HostMode.SME, Generation.SEV, Generation.SEV_ES, Generation.SEV_ES),
-    Column.SEV_SNP: Protection(HostMode.SME, Generation.SEV_SNP, Generation.SEV_SNP, Generation.SEV_SNP),
-    Column.SEV_TIO: Protection(HostMode.SME, Generation.SEV_SNP, Generation.SEV_SNP, Generation.SEV_TIO),
+    Column.PLAIN: Protection(HostMode.NONE, Generation.PLAIN, Generation.PLAIN),
+    Column.SME: Protection(HostMode.SME, Generation.SME, Generation.SME),
+    Column.TSME: Protection(HostMode.TSME, Generation.PLAIN, Generation.SME),
+    Column.SEV: Protection(HostMode.SME, Generation.SEV, Generation.SEV),
+    Column.SEV_ES: Protection(HostMode.SME, Generation.SEV_ES, Generation.SEV_ES),
+    Column.SEV_SNP: Protection(HostMode.SME, Generation.SEV_SNP, Generation.SEV_SNP),
+    Column.SEV_TIO: Protection(HostMode.SME, Generation.SEV_SNP, Generation.SEV_TIO),
 }
 
 LINES = ("Naples", "Rome", "Milan", "Genoa", "Turin")

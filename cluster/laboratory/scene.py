@@ -10,8 +10,6 @@ from cluster.laboratory.interface import Interface, is_there
 from cluster.laboratory.protection import PROTECTIONS, Column
 from cluster.oracle.ledger import Ledger
 from cluster.oracle.transcript import Transcript
-from node import operations as op
-from node.board import Board
 from node.cost_table import load_cost_table
 from node.firmware_image import laboratory_image
 from node.generation import Generation
@@ -96,8 +94,6 @@ class Scene:
         for name in (VICTIM, TENANT):
             habit = (vault.VALIDATES_AGAIN, int(setting.validates_again and name == VICTIM))
             self._launch(name, protection.launched, ProgramSpec("vault", (habit,)))
-            if protection.runs is not protection.launched:
-                _change_generation(self.host.board, name, protection.runs)
         ledger.keep(VICTIM, "the secret", _vault(VICTIM).content(vault.SECRET))
         self.target = self._look_up()
         self._hands = Hands(self.host.board, TENANT, transcript)
@@ -178,11 +174,3 @@ def status_gpa() -> int:
 
 def _vault(name: str) -> Vault:
     return Vault(memory_map(GUEST_BYTES, 1).placement(name, 0, SEED))
-
-
-def _change_generation(board: Board, vm: str, generation: Generation) -> None:
-    """Run a VM's vCPUs with control blocks of another generation, their save areas stored as its cores store them."""
-    for index, vmcb in sorted(board.vmcbs[vm].items()):
-        page = board.load_save_area(vmcb)
-        board.execute_host((op.VmcbWrite(vm, index, vmcb.asid, generation.name, vmcb.save_area_spa),))
-        board.store_save_area(board.vmcb(vm, index), page)

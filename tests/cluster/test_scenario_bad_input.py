@@ -70,7 +70,6 @@ BAD = {
     "unknown workload": (GOOD.replace("key-value-store", "doom"), 'vms[0].workload of "db"', "expected one of the wor"),
     "unknown generation": (GOOD.replace("SEV_SNP", "SGX"), 'vms[0].generation of "db"', "expected one of the gener"),
     "a later generation": (GOOD.replace("SEV_SNP", "SEV_TIO"), 'vms[0].generation of "db"', "SEV_TIO is not modelled"),
-    "SEV-ES": (GOOD.replace("SEV_SNP", "SEV_ES"), 'vms[0].generation of "db"', "SEV_ES is not modelled yet"),
     "SME on hosts without": (
         GOOD.replace("SEV_SNP", "SME"),
         'vms[0].generation of "db"',
@@ -92,9 +91,9 @@ BAD = {
         "expected 'none', 'sme' or 'tsme'",
     ),
     "a later generation in a trace": (
-        GOOD + "[trace]\nvms = 1\ngenerations = {SEV_ES = 1}\n",
-        "trace.generations.SEV_ES",
-        "SEV_ES is not modelled yet",
+        GOOD + "[trace]\nvms = 1\ngenerations = {SEV_TIO = 1}\n",
+        "trace.generations.SEV_TIO",
+        "SEV_TIO is not modelled yet",
     ),
     "SNP on a product without": (
         GOOD.replace('"Milan"', '"Naples"'),

@@ -18,7 +18,7 @@ from cluster.fleet import build_fleet
 from cluster.host_entity import build_host
 from cluster.inline_layout import InlineLayout
 from cluster.results import Results
-from cluster.scenario import Scenario
+from cluster.scenario import Scenario, ScenarioError
 from cluster.session import Session
 from cluster.simulation import run
 from node.counter_random import CounterRandom
@@ -221,6 +221,27 @@ def test_compare_shows_the_cipher_in_sev_and_the_rmp_only_in_snp() -> None:
     assert snp[Mechanism.ENCRYPTION] == pytest.approx(sev[Mechanism.ENCRYPTION], rel=0.01)
     assert snp[Mechanism.RMP] > 0
     assert by_generation["SEV_SNP"].slowdown > by_generation["SEV"].slowdown > 1.0
+
+
+def test_a_fleet_of_es_machines_pays_the_cipher_and_the_ghcb_and_takes_asids_of_its_own() -> None:
+    fleet = scenario(
+        hosts=[{"name": "milan", "product": "Milan", "memory": "16 GiB", "min_sev_asid": 4}],
+        vms=[vm("es", "SEV_ES", "key-value-store", count=3), vm("sev", "SEV", "key-value-store")],
+        trace=None,
+        duration="1 min",
+    )
+    results = run(fleet, layout="inline", pairs=True)
+    rows = {one["vm"]: one for one in results.vms.to_pylist()}
+    assert {one["state"] for one in rows.values()} == {"running"}
+    assert sorted(one["asid"] for one in rows.values()) == [1, 2, 3, 4]
+    pairs = {one["vm"]: one for one in results.pairs.to_pylist()}
+    assert pairs["es-1"]["slowdown"] > pairs["sev"]["slowdown"] > 1.0
+    pinned = [
+        vm("es", "SEV_ES", "key-value-store", count=3, host="milan"),
+        vm("snp", "SEV_SNP", "key-value-store", host="milan"),
+    ]
+    with pytest.raises(ScenarioError, match="at most 3 SEV_ES and SEV_SNP machines at once"):
+        scenario(hosts=[{"name": "milan", "product": "Milan", "memory": "16 GiB", "min_sev_asid": 4}], vms=pinned)
 
 
 def test_compare_shows_the_cipher_in_sme_where_a_host_has_it_and_in_nobody_s_slowdown_under_tsme() -> None:

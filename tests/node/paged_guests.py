@@ -133,6 +133,8 @@ def paged_guest(
             board.rmp.set_entry(spa, entry)
         own = encrypted and generation is not Generation.SEV
         board.controller.write(spa, page, asid if own else 0)
+        if generation is Generation.SEV_ES:
+            board.bus.seal_save_area(spa, asid)
         batch.append(
             op.VmcbWrite(vm, vcpu, asid if encrypted else 0, generation.name, spa, tlb_control=tlb_control)
         )

@@ -78,7 +78,6 @@ REFUSALS = [
     ("Milan", Generation.PLAIN, {"memory_bytes": 1 << 40}, "memory: "),
     ("Naples", Generation.SEV_SNP, {}, "generation: Naples has no SEV_SNP"),
     ("Rome", Generation.SEV_SNP, {}, "generation: Rome has no SEV_SNP"),
-    ("Milan", Generation.SEV_ES, {}, "generation: SEV_ES is not modelled"),
     ("Turin", Generation.SEV_TIO, {}, "generation: SEV_TIO is not modelled"),
     ("Milan", Generation.SEV_TIO, {}, "generation: Milan has no SEV_TIO"),
     ("Milan", Generation.SME, {}, "generation: SME needs a host"),
@@ -189,6 +188,8 @@ def test_launched_guests_have_the_digests_that_sev_snp_measure_prints(vcpus, kin
     assert snp.launch_digest == expected.hex()
     sev = start(host, "sev", Generation.SEV, vcpus=vcpus)
     assert sev.launch_digest == reference.sev_calc_launch_digest(path, None, None, None).hex()
+    es = start(host, "es", Generation.SEV_ES, vcpus=vcpus)
+    assert es.launch_digest == reference.seves_calc_launch_digest(vcpus, signature, path, None, None, None).hex()
     assert start(host, "plain", Generation.PLAIN).launch_digest == ""
 
 

@@ -29,15 +29,15 @@ from node import operations as op
 from node.board import Board
 from node.dram import Dram
 from node.generation import Generation
+from node.ghcb_msr import LinuxReason, ReasonSet
 from node.guest import Guest, GuestState
-from node.guest_kernel import BOOT_FAILED
 from node.host import Host
 from node.hypervisor import LaunchedVm
 from node.memory_controller import MemoryController
 from node.program import Block, Registers
 from node.rmp import ReverseMapTable
 from node.vcpu import VcpuState
-from node.vcpu_runner import PROGRAM_FAULT
+from node.vcpu_runner import PROGRAM_FAULT, TERMINATED
 from node.vmsa import load_registers
 from psp.firmware import SecurityProcessor
 from psp.launch_digest import LaunchDigest
@@ -203,8 +203,9 @@ def test_without_costs_of_encryption_a_phase_takes_the_plain_time() -> None:
         guest = launch(host, guest_spec(generation=generation), running=True)
         run_until(host, 100 * S)
         elapsed.append(guest.vcpus[0].elapsed_ns - round(guest.lost_ns["acceptance"]))  # type: ignore[index]
-    # The kernel's start-up differs by an exit of the page state change and a nanosecond a block.
-    assert max(elapsed) - min(elapsed) < 2000
+    # The kernel's start-up differs by five exits through the GHCB, what it stores and loads for them, and a
+    # nanosecond a block.
+    assert max(elapsed) - min(elapsed) < 8000
 
 
 # Memory.
@@ -297,7 +298,8 @@ def test_a_page_that_was_valid_before_the_guest_asked_ends_its_start_up() -> Non
     entry = host.board.rmp.entry(spa)
     host.board.rmp.set_entry(spa, RmpEntry(**{**fields(entry), "validated": True}))
     run_until(host, host.now_ns + 10 * S)
-    assert (told[0].state, told[0].shutdown_code) == (GuestState.STOPPED, BOOT_FAILED)
+    reason = ReasonSet.LINUX << 8 | LinuxReason.PVALIDATE
+    assert (told[0].state, told[0].shutdown_code) == (GuestState.STOPPED, TERMINATED | reason)
 
 
 def fields(entry: RmpEntry) -> dict[str, Any]:
@@ -424,7 +426,6 @@ def test_a_vm_destroyed_while_it_launches_goes_as_soon_as_it_has_come() -> None:
         ("Milan", {"memory_bytes": 32 * GIB}, "memory: "),
         ("Rome", {}, "generation: Rome has no SEV_SNP"),
         ("Turin", {"generation": Generation.SEV_TIO}, "generation: SEV_TIO is not modelled"),
-        ("Milan", {"generation": Generation.SEV_ES}, "generation: SEV_ES is not modelled"),
         ("Milan", {"generation": Generation.SME}, "generation: SME needs a host whose own memory encryption is on"),
     ],
 )

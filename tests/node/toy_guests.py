@@ -24,7 +24,7 @@ RECORD = 100
 RECORDS = 7
 COSTS = dict(load_cost_table())
 IMAGE = laboratory_image()
-GENERATIONS = (Generation.PLAIN, Generation.SEV, Generation.SEV_SNP)
+GENERATIONS = (Generation.PLAIN, Generation.SEV, Generation.SEV_ES, Generation.SEV_SNP)
 DEMANDS = (
     Demand("busy", 2.0, 1.0, 0.5, 2.0),
     Demand("hungry", 1.0, 20.0, 2.0, 4.0, 96.0, exits_per_mega_instruction=5.0),

@@ -46,6 +46,8 @@ class ToyBus:
     wbinvds: int = 0
     can_hide_ciphertext: bool = False
     hidden_up_to: int = 0
+    sealed: dict[int, bytes] = field(default_factory=dict)
+    """Save areas by SPA, as they read through their guest's key when they were sealed."""
     cores: CoreConfiguration = field(
         default_factory=lambda: CoreConfiguration(
             snp_enabled=True,
@@ -93,6 +95,9 @@ class ToyBus:
 
     def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:
         self.write_guest(spa, self.read(spa, length), asid)
+
+    def seal_save_area(self, spa: int, asid: int) -> None:
+        self.sealed[spa] = self.read_guest(spa, PAGE, asid)
 
     def install_key(self, asid: int, key: bytes) -> None:
         self.keys[asid] = key
@@ -196,7 +201,7 @@ class Machine:
         """Everything that a refused command must leave alone."""
         pages = {page: octets for page, octets in self.bus.pages.items() if octets != _ZEROS}
         machine = {"DRAM": pages, "RMP": dict(self.bus.rmp), "keys": dict(self.bus.keys)}
-        return {**self.firmware_state(), **machine, "hidden": self.bus.hidden_up_to}
+        return {**self.firmware_state(), **machine, "hidden": self.bus.hidden_up_to, "seals": dict(self.bus.sealed)}
 
 
 def new_machine() -> Machine:

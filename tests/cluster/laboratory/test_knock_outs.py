@@ -28,6 +28,7 @@ FLIPS: dict[Protection, dict[str, str]] = {
     Protection.IOMMU_CHECK: {
         "06": "corrupted",  # a device's store; what it loads stays ciphertext (05a, 05b)
     },
+    Protection.SAVE_AREA_INTEGRITY: {},  # no row here touches registers (03 and 04 do)
     Protection.TLB_ID: {},  # no row here leaves a flush out (22 does)
     Protection.TWEAK: {},  # nobody gets to move blocks: the write check stands before it (16a, 16b)
 }

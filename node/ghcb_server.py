@@ -1,0 +1,310 @@
+"""The hypervisor's answer to VMGEXIT: it takes the guest's word for nothing and acts on one copy of what it says.
+
+A message of the MSR protocol is answered in the MSR. With a GHCB page the server
+reads the page once, clears its valid bits, parses the copy, acts, and writes outputs.
+What is malformed gets the specification's reason and changes nothing. As in KVM
+(arch/x86/kvm/svm/sev.c, sev_handle_vmgexit), an event that this hypervisor does not
+offer is refused like one that does not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass
+
+from node import ghcb_msr as msr
+from node import nae_event as nae
+from node import operations as op
+from node.cpuid_page import CpuidEntry
+from node.generation import CAPABILITIES
+from node.ghcb_page import (
+    GENERAL_PROTECTION,
+    GHCB_BYTES,
+    SHARED_BUFFER,
+    BadInput,
+    GhcbExit,
+    GhcbRefused,
+    Outcome,
+    Scratch,
+    build_reply,
+    exception_event,
+    parse_exit,
+    refusal,
+)
+from node.guest_memory_map import Range
+from node.hypervisor_port import Answers, Batch, Reply
+from node.launched_vm import LaunchedVm
+from node.nae_event import NaeEvent
+from node.page_state_list import GENERIC_FAILURE, PageListRefused, PageOperation, PageStateList
+from psp.system_bus import PAGE_BYTES
+
+VALID_BITMAP, VALID_BITMAP_BYTES = 0x3F0, 16
+REFUSED = 1
+"""Error of a page state change or VMPL switch by MSR that is not made; any but 0 will do."""
+
+_ALL_ONES = 0xFF
+"""What a bus reads where no device answers."""
+
+PageChange = Callable[[str, op.PageStateChange], Reply]
+
+
+def terminated(reason_set: int, reason_code: int) -> int:
+    """The reply that ends a VM: a negative number in place of the MSR's value."""
+    return -1 - (reason_set << 8 | reason_code)
+
+
+@dataclass(frozen=True, slots=True)
+class NaeReply:
+    """What goes back into the page; ``ends`` is a ``terminated`` reply."""
+
+    info1: int = Outcome.SUCCESS
+    info2: int = 0
+    registers: Mapping[str, int] | None = None
+    ends: int = 0
+
+
+Serve = Generator[Batch, Answers, NaeReply]
+_NOTHING = NaeReply()
+_GP = NaeReply(Outcome.EXCEPTION, exception_event(GENERAL_PROTECTION, 0))
+
+
+class GhcbServer:
+    """Serves the exits of one hypervisor's guests; what it keeps of a guest is in the guest's record."""
+
+    def __init__(self, c_bit: int, cpuid: Iterable[CpuidEntry], change: PageChange) -> None:
+        self._c_bit = c_bit
+        self._cpuid = {(entry.eax_in, entry.ecx_in): (entry.eax, entry.ebx, entry.ecx, entry.edx) for entry in cpuid}
+        self._change = change
+        self._messages: Mapping[type[msr.MsrMessage], Callable[..., Reply]] = {
+            msr.SevInfoRequest: self._sev_info,
+            msr.CpuidRequest: self._cpuid_message,
+            msr.PreferredGhcbRequest: self._preferred,
+            msr.RegisterGhcbRequest: self._register,
+            msr.PageStateRequest: self._page_state,
+            msr.RunVmplRequest: self._run_vmpl,
+            msr.FeaturesRequest: self._features_message,
+            msr.TerminateRequest: self._terminate,
+            msr.GhcbPageAt: self._page,
+        }
+        self._events: Mapping[int, Callable[..., Serve]] = {
+            NaeEvent.CPUID: self._cpuid_event,
+            NaeEvent.MSR: self._msr,
+            NaeEvent.IOIO: self._io,
+            NaeEvent.MMIO_READ: self._mmio,
+            NaeEvent.MMIO_WRITE: self._mmio,
+            NaeEvent.DR7_READ: self._dr7_read,
+            NaeEvent.DR7_WRITE: self._dr7_write,
+            NaeEvent.PAGE_STATE_CHANGE: self._page_states,
+            NaeEvent.HYPERVISOR_FEATURES: self._features_event,
+            NaeEvent.TERMINATION: self._termination,
+        }
+
+    def serve(self, vm: str, record: LaunchedVm, vcpu: int, value: int) -> Reply:
+        """Answer an exit whose MSR holds ``value``: the MSR's new value, or what ``terminated`` gives.
+
+        A value that is no request is left as it is, which is no response to anything.
+        """
+        try:
+            request = msr.parse_request(value)
+        except msr.GhcbMsrError:
+            return value
+        handler = self._messages.get(type(request))
+        if handler is None:
+            return value
+        return (yield from handler(vm, record, vcpu, request))
+
+    # The MSR protocol.
+
+    def _sev_info(self, _vm: str, _record: LaunchedVm, _vcpu: int, _asked: msr.SevInfoRequest) -> Reply:
+        least, most = msr.PROTOCOL_VERSIONS
+        return msr.SevInfo(most, least, self._c_bit).value
+        yield ()
+
+    def _cpuid_message(self, _vm: str, _record: LaunchedVm, _vcpu: int, asked: msr.CpuidRequest) -> Reply:
+        return msr.CpuidValue(self.leaf(asked.function, 0)[asked.register], asked.register).value
+        yield ()
+
+    def _preferred(self, _vm: str, _record: LaunchedVm, _vcpu: int, _asked: msr.PreferredGhcbRequest) -> Reply:
+        return msr.PreferredGhcb(msr.NO_PREFERENCE).value
+        yield ()
+
+    def _register(self, _vm: str, record: LaunchedVm, vcpu: int, asked: msr.RegisterGhcbRequest) -> Reply:
+        if _page_spa(record, asked.gfn) is None:
+            return msr.RegisteredGhcb(msr.NO_PREFERENCE).value
+        record.ghcbs[vcpu] = asked.gfn
+        return msr.RegisteredGhcb(asked.gfn).value
+        yield ()
+
+    def _page_state(self, vm: str, record: LaunchedVm, _vcpu: int, asked: msr.PageStateRequest) -> Reply:
+        error = REFUSED
+        if _changes_pages(record) and asked.operation in _BY_MSR:
+            shared = asked.operation == msr.MsrPageState.SHARED
+            error = yield from self._change(vm, op.PageStateChange(asked.gfn * PAGE_BYTES, PAGE_BYTES, shared))
+        return msr.PageStateResult(error).value
+
+    def _run_vmpl(self, _vm: str, _record: LaunchedVm, _vcpu: int, _asked: msr.RunVmplRequest) -> Reply:
+        return msr.RunVmplResult(REFUSED).value
+        yield ()
+
+    def _features_message(self, _vm: str, record: LaunchedVm, _vcpu: int, _asked: msr.FeaturesRequest) -> Reply:
+        return msr.Features(_features(record)).value
+        yield ()
+
+    def _terminate(self, _vm: str, _record: LaunchedVm, _vcpu: int, asked: msr.TerminateRequest) -> Reply:
+        return terminated(asked.reason_set, asked.reason_code)
+        yield ()
+
+    # The page.
+
+    def _page(self, vm: str, record: LaunchedVm, vcpu: int, asked: msr.GhcbPageAt) -> Reply:
+        value, spa = asked.value, _page_spa(record, asked.gfn)
+        if spa is None:
+            return value
+        # The page must be shared: a store to a private one faults, and then nothing is done.
+        clear = op.HostWrite(spa + VALID_BITMAP, bytes(VALID_BITMAP_BYTES))
+        page, refused = yield (op.HostRead(spa, GHCB_BYTES), clear)
+        if refused is not None or not isinstance(page, bytes):
+            return value
+        try:
+            reply = yield from self._event(vm, record, vcpu, asked, page)
+        except GhcbRefused as found:
+            yield (op.HostWrite(spa, refusal(found.reason)),)
+            return value
+        if reply.ends:
+            return reply.ends
+        yield (op.HostWrite(spa, build_reply(reply.info1, reply.info2, reply.registers or {})),)
+        return value
+
+    def _event(self, vm: str, record: LaunchedVm, vcpu: int, asked: msr.GhcbPageAt, page: bytes) -> Serve:
+        if _must_register(record) and record.ghcbs.get(vcpu) != asked.gfn:
+            raise GhcbRefused(BadInput.NOT_REGISTERED, "GHCB")
+        exit_ = parse_exit(page, asked.value)
+        request = nae.parse_request(exit_)
+        handler = self._events.get(exit_.code)
+        if handler is None:
+            raise GhcbRefused(BadInput.INVALID_EVENT, "SW_EXITCODE")
+        return (yield from handler(vm, record, vcpu, exit_, request))
+
+    def _cpuid_event(self, _vm: str, _record: LaunchedVm, _vcpu: int, _exit: GhcbExit, asked: nae.CpuidQuery) -> Serve:
+        values = self.leaf(asked.function, asked.index)
+        return NaeReply(registers=dict(zip(("RAX", "RBX", "RCX", "RDX"), values, strict=True)))
+        yield ()
+
+    def _msr(self, _vm: str, _record: LaunchedVm, _vcpu: int, _exit: GhcbExit, _asked: nae.MsrRequest) -> Serve:
+        # No MSR is emulated: the guest gets what a processor without it would raise.
+        return _GP
+        yield ()
+
+    def _io(self, _vm: str, record: LaunchedVm, _vcpu: int, exit_: GhcbExit, asked: nae.IoRequest) -> Serve:
+        if asked.write:
+            return _NOTHING
+        if asked.scratch is not None:
+            yield from self._lay(record, exit_, asked.scratch, ((0, bytes([_ALL_ONES]) * asked.scratch.length),))
+            return _NOTHING
+        return NaeReply(registers={"RAX": (1 << 8 * asked.width) - 1})
+
+    def _mmio(self, _vm: str, record: LaunchedVm, _vcpu: int, exit_: GhcbExit, asked: nae.MmioRequest) -> Serve:
+        if not asked.write:
+            yield from self._lay(record, exit_, asked.scratch, ((0, bytes([_ALL_ONES]) * asked.length),))
+        return _NOTHING
+
+    def _dr7_read(self, _vm: str, record: LaunchedVm, vcpu: int, _exit: GhcbExit, _asked: object) -> Serve:
+        return NaeReply(registers={"RAX": record.dr7.get(vcpu, _DR7_AT_RESET)})
+        yield ()
+
+    def _dr7_write(
+        self, _vm: str, record: LaunchedVm, vcpu: int, _exit: GhcbExit, asked: nae.RegistersRequest
+    ) -> Serve:
+        record.dr7[vcpu] = asked.registers["RAX"]
+        return _NOTHING
+        yield ()
+
+    def _features_event(self, _vm: str, record: LaunchedVm, _vcpu: int, _exit: GhcbExit, _asked: object) -> Serve:
+        return NaeReply(info2=_features(record))
+        yield ()
+
+    def _termination(self, _vm: str, _record: LaunchedVm, _vcpu: int, _exit: GhcbExit, asked: nae.Termination) -> Serve:
+        return NaeReply(ends=terminated(asked.reason_set, asked.reason_code))
+        yield ()
+
+    def _page_states(
+        self, vm: str, record: LaunchedVm, _vcpu: int, exit_: GhcbExit, asked: nae.PageStateRequest
+    ) -> Serve:
+        if not _changes_pages(record):
+            raise GhcbRefused(BadInput.INVALID_EVENT, "SW_EXITCODE")
+        data = yield from self._copy(record, exit_, asked.scratch)
+        try:
+            pages = PageStateList.parse(data)
+        except PageListRefused as found:
+            return NaeReply(info2=found.status)
+        current, status = pages.current, 0
+        for run in pages.runs():
+            # PSMASH and UNSMASH are hints, which KVM ignores.
+            if run.operation in _BY_MSR and run.length:
+                shared = run.operation == PageOperation.SHARED
+                if (yield from self._change(vm, op.PageStateChange(run.gpa, run.length, shared))):
+                    status = GENERIC_FAILURE
+                    break
+            current = run.current
+        yield from self._lay(record, exit_, asked.scratch, pages.progress(current))
+        return NaeReply(info2=status)
+
+    def leaf(self, function: int, index: int) -> tuple[int, int, int, int]:
+        """A leaf that guests have, else zeros, as processors answer to leaves that they do not have."""
+        return self._cpuid.get((function, index), (0, 0, 0, 0))
+
+    # Scratch memory.
+
+    def _copy(self, record: LaunchedVm, exit_: GhcbExit, scratch: Scratch) -> Generator[Batch, Answers, bytes]:
+        """One copy of it: what the page held when it was read, or one look at memory elsewhere."""
+        if scratch.offset is not None:
+            start = scratch.offset - SHARED_BUFFER
+            return exit_.buffer[start : start + scratch.length]
+        answers = yield tuple(op.HostRead(spa, length) for _, spa, length in _pieces(record, scratch))
+        if not all(isinstance(answer, bytes) for answer in answers):
+            raise GhcbRefused(BadInput.BAD_SCRATCH, "SW_SCRATCH")
+        return b"".join(answers)  # type: ignore[arg-type]  # all are bytes
+
+    def _lay(
+        self, record: LaunchedVm, exit_: GhcbExit, scratch: Scratch, parts: Iterable[tuple[int, bytes]]
+    ) -> Generator[Batch, Answers, None]:
+        """Write into it, by offset."""
+        pieces = _pieces(record, scratch)
+        writes = []
+        for offset, data in parts:
+            at, end = scratch.gpa + offset, scratch.gpa + offset + len(data)
+            for gpa, spa, length in pieces:
+                first, last = max(gpa, at), min(gpa + length, end)
+                if first < last:
+                    writes.append(op.HostWrite(spa + first - gpa, data[first - at : last - at]))
+        if writes and any(answer is not None for answer in (yield tuple(writes))):
+            raise GhcbRefused(BadInput.BAD_SCRATCH, "SW_SCRATCH")
+
+
+_DR7_AT_RESET = 0x400
+_BY_MSR = frozenset({msr.MsrPageState.PRIVATE, msr.MsrPageState.SHARED})
+
+
+def _changes_pages(record: LaunchedVm) -> bool:
+    return CAPABILITIES[record.generation].rmp
+
+
+def _must_register(record: LaunchedVm) -> bool:
+    return CAPABILITIES[record.generation].rmp
+
+
+def _features(record: LaunchedVm) -> int:
+    return int(msr.HypervisorFeature.SNP) if CAPABILITIES[record.generation].rmp else 0
+
+
+def _page_spa(record: LaunchedVm, gfn: int) -> int | None:
+    """The frame behind a page of the guest; None where it has no memory."""
+    pieces = list(record.backing(Range(gfn * PAGE_BYTES, PAGE_BYTES)))
+    return pieces[0][1] if len(pieces) == 1 and pieces[0][2] == PAGE_BYTES else None
+
+
+def _pieces(record: LaunchedVm, scratch: Scratch) -> list[tuple[int, int, int]]:
+    pieces = list(record.backing(Range(scratch.gpa, scratch.length)))
+    if sum(length for _, _, length in pieces) != scratch.length:
+        raise GhcbRefused(BadInput.BAD_SCRATCH, "SW_SCRATCH")
+    return pieces

@@ -1,0 +1,91 @@
+"""A guest kernel's side of the GHCB: messages and page exits as parts of a block, whose answers are checked.
+
+Each is a generator to be used with ``yield from``. An answer that a guest must not
+go on with raises GhcbMsrError or GhcbUntrusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from types import MappingProxyType
+
+from node.ghcb_msr import GhcbMsrError, MsrMessage, TerminateRequest, parse_response
+from node.ghcb_page import GHCB_BYTES, SHARED_BUFFER, GhcbReply, GhcbUntrusted, build_exit, parse_reply
+from node.nae_event import EVENTS, NaeEvent
+from node.operations import Answer, GuestOperation, Read, VmgExit, Write
+from node.page_state_list import (
+    LIST_BYTES,
+    MOST_ENTRIES,
+    PageOperation,
+    PageStateEntry,
+    build_list,
+    current_entry,
+    entries_of,
+)
+
+Steps = Generator[tuple[GuestOperation, ...], tuple[Answer, ...], None]
+Asking = Generator[tuple[GuestOperation, ...], tuple[Answer, ...], GhcbReply]
+
+
+def response_to(request: MsrMessage, answer: Answer) -> MsrMessage:
+    """The hypervisor's response in the answer to a ``VmgExit``. Raises GhcbMsrError."""
+    if not isinstance(answer, int):
+        raise GhcbMsrError(f"VMGEXIT: {answer!r}")
+    return parse_response(request, answer)
+
+
+def termination(reason_set: int, reason_code: int) -> VmgExit:
+    """The exit that does not come back."""
+    return VmgExit(TerminateRequest(reason_set, reason_code).value)
+
+
+def page_exit(
+    gpa: int,
+    event: NaeEvent,
+    info1: int = 0,
+    info2: int = 0,
+    registers: Mapping[str, int] = MappingProxyType({}),
+    buffer: bytes = b"",
+) -> Asking:
+    """One exit with the GHCB page at ``gpa``; the reply's outputs are those of the event."""
+    _, reply = yield from _exit(gpa, build_exit(event, info1, info2, registers, buffer), event)
+    return reply
+
+
+def change_pages(gpa: int, first: int, length: int, operation: PageOperation) -> Steps:
+    """Page state changes of a range by lists in the page's own buffer, until every entry is through.
+
+    Raises GhcbUntrusted for a status, for an entry that does not move on, and for more exits than entries.
+    """
+    entries = list(entries_of(first, length, operation))
+    for start in range(0, len(entries), MOST_ENTRIES):
+        yield from _change(gpa, entries[start : start + MOST_ENTRIES])
+
+
+def _change(gpa: int, entries: Sequence[PageStateEntry]) -> Steps:
+    done = 0
+    while done < len(entries):
+        # What is left goes in a list of its own: nothing that came back is sent again.
+        registers = {"SW_SCRATCH": gpa + SHARED_BUFFER}
+        page = build_exit(NaeEvent.PAGE_STATE_CHANGE, registers=registers, buffer=build_list(entries[done:]))
+        back, reply = yield from _exit(gpa, page, NaeEvent.PAGE_STATE_CHANGE)
+        moved = current_entry(back[SHARED_BUFFER : SHARED_BUFFER + LIST_BYTES])
+        if reply.info2:
+            raise GhcbUntrusted(f"page state change: status {reply.info2:#x}")
+        if not 0 < moved <= len(entries) - done:
+            raise GhcbUntrusted(f"page state change: current entry {moved} of {len(entries) - done}")
+        done += moved
+
+
+def _exit(
+    gpa: int, page: bytes, event: NaeEvent
+) -> Generator[tuple[GuestOperation, ...], tuple[Answer, ...], tuple[bytes, GhcbReply]]:
+    answers = yield (Write(gpa, page, private=False), VmgExit(gpa), Read(gpa, GHCB_BYTES, private=False))
+    wrote, value, back = answers
+    if wrote is not None or value != gpa or not isinstance(back, bytes):
+        raise GhcbUntrusted(f"VMGEXIT: {answers[:2]!r}")
+    return back, parse_reply(back, _outputs(event))
+
+
+def _outputs(event: NaeEvent) -> Iterable[str]:
+    return EVENTS[event].outputs

@@ -1,0 +1,157 @@
+"""Save areas: what a hypervisor sees of a guest's registers and can change, per generation (matrix rows 02 to 04)."""
+
+import pytest
+from toy_guests import GENERATIONS, MIX, SECOND, make_host, run, start
+
+from node import operations as op
+from node.generation import Generation
+from node.guest import GuestState
+from node.host_instructions import VMEXIT_INVALID
+from node.platform import Platform, Protection
+from node.save_area_seals import SaveAreaSeals
+from node.vmexit import AUTOMATIC, ExitCode, Route, route
+from node.vmsa import VMSA_FIELDS, read_field
+
+ES, SNP = Generation.SEV_ES, Generation.SEV_SNP
+IN_THE_CLEAR = (Generation.PLAIN, Generation.SEV)
+UNSEALED = Platform(disabled=frozenset({Protection.SAVE_AREA_INTEGRITY}))
+
+
+def paused(generation, until_ns=SECOND, platform=Platform()):  # noqa: B008  # frozen
+    host = make_host(platform=platform)
+    guest = start(host, "vm", generation, "busy", vcpus=2)
+    host.clock.env.run(until=until_ns)
+    host.pause("vm")
+    return host, guest, guest.vcpus[0].save_area_spa
+
+
+def by_host(host, one):
+    (answer,) = host.board.execute_host((one,))
+    return answer
+
+
+def resumed(host, guest, until_ns=SECOND * 3 // 2):
+    host.resume("vm")
+    host.clock.env.run(until=until_ns)
+    return guest.state, guest.shutdown_code
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_a_hypervisor_reads_registers_only_where_they_are_not_encrypted(generation):
+    host, _, spa = paused(generation)
+    page = by_host(host, op.HostRead(spa, 4096))
+    assert (read_field(page, "RIP") == MIX) is (generation in IN_THE_CLEAR)
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_a_store_to_saved_registers_is_taken_detected_or_refused(generation):
+    host, guest, spa = paused(generation)
+    done = guest.units_of_work
+    stored = by_host(host, op.HostWrite(spa + VMSA_FIELDS["R13"].offset, (1 << 40).to_bytes(8, "little")))
+    assert (stored is None) is (generation is not SNP)
+    entered = by_host(host, op.VmRun("vm", 0))
+    state, code = resumed(host, guest)
+    if generation is ES:
+        assert (entered, state, code) == (0x7F, GuestState.STOPPED, 0x7F)
+    else:
+        assert (entered, state) == (0, GuestState.RUNNING)
+        changed = guest.vcpus[0].registers.r13 > 1 << 40
+        assert changed is (generation in IN_THE_CLEAR)
+    assert guest.units_of_work >= done
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_an_old_save_area_put_back_is_taken_detected_or_refused(generation):
+    host, guest, spa = paused(generation)
+    old = by_host(host, op.HostRead(spa, 4096))
+    before = read_field(host.board.load_save_area(host.board.vmcb("vm", 0)), "R13")
+    resumed(host, guest)
+    host.pause("vm")
+    after = read_field(host.board.load_save_area(host.board.vmcb("vm", 0)), "R13")
+    assert after > before
+    stored = by_host(host, op.HostWrite(spa, old))
+    assert (stored is None) is (generation is not SNP)
+    now = read_field(host.board.load_save_area(host.board.vmcb("vm", 0)), "R13")
+    assert now == (after if generation is SNP else before)
+    state, code = resumed(host, guest, 2 * SECOND)
+    assert state is (GuestState.STOPPED if generation is ES else GuestState.RUNNING)
+    assert generation is not ES or code == 0x7F
+
+
+def test_without_the_integrity_value_an_old_save_area_runs_again():
+    host, guest, spa = paused(ES, platform=UNSEALED)
+    old = by_host(host, op.HostRead(spa, 4096))
+    before = read_field(host.board.load_save_area(host.board.vmcb("vm", 0)), "R13")
+    resumed(host, guest)
+    host.pause("vm")
+    by_host(host, op.HostWrite(spa, old))
+    assert read_field(host.board.load_save_area(host.board.vmcb("vm", 0)), "R13") == before
+    assert resumed(host, guest, 2 * SECOND)[0] is GuestState.RUNNING
+
+
+def test_the_exit_code_of_a_bad_save_area_is_the_platforms():
+    host, _, spa = paused(ES, platform=Platform(save_area_refused=ExitCode.INVALID))
+    assert by_host(host, op.VmRun("vm", 0)) == 0
+    by_host(host, op.HostWrite(spa, bytes(16)))
+    assert by_host(host, op.VmRun("vm", 0)) == VMEXIT_INVALID
+
+
+def test_a_save_area_moved_to_another_page_does_not_fit():
+    host, guest, spa = paused(ES)
+    elsewhere = guest.vcpus[1].save_area_spa
+    page = by_host(host, op.HostRead(spa, 4096))
+    by_host(host, op.HostWrite(elsewhere, page))
+    assert by_host(host, op.VmRun("vm", 1)) == ExitCode.SHUTDOWN
+    vmcb = host.board.vmcb("vm", 0)
+    other = op.VmcbWrite("vm", 0, vmcb.asid, ES.name, elsewhere)
+    assert by_host(host, other) is None
+    assert by_host(host, op.VmRun("vm", 0)) == ExitCode.SHUTDOWN
+
+
+def test_a_store_while_the_vcpu_runs_is_found_when_it_is_entered_again():
+    host = make_host()
+    guest = start(host, "vm", ES, "busy")
+    host.clock.env.run(until=SECOND)
+    by_host(host, op.HostWrite(guest.vcpus[0].save_area_spa + VMSA_FIELDS["CR3"].offset, bytes(8)))
+    host.pause("vm")
+    assert resumed(host, guest) == (GuestState.STOPPED, 0x7F)
+
+
+def test_save_areas_tampered_with_before_the_first_entry_stop_the_vm():
+    host = make_host()
+    guest = start(host, "vm", ES, "busy", vcpus=2)
+    while not guest.vcpus:
+        host.clock.env.step()
+    by_host(host, op.HostWrite(guest.vcpus[1].save_area_spa, bytes(16)))
+    run(host, SECOND)
+    assert (guest.state, guest.shutdown_code) == (GuestState.STOPPED, 0x7F)
+
+
+def test_a_value_is_of_one_key_one_address_and_the_newest_page():
+    seals = SaveAreaSeals()
+    seals.seal(1, 0x1000, b"old")
+    seals.seal(1, 0x1000, b"new")
+    seals.seal(2, 0x2000, b"other")
+    fits = [seals.fits(1, 0x1000, b"old"), seals.fits(1, 0x1000, b"new"), seals.fits(2, 0x1000, b"new")]
+    assert fits == [False, True, False]
+    seals.forget(1)
+    assert not seals.fits(1, 0x1000, b"new")
+    assert seals.fits(2, 0x2000, b"other")
+
+
+# APM volume 2, 15.35.5, table of automatic exits, written down once more.
+FAILED = [-1, -2, -3, -4]
+DIRECT = [*FAILED, 0x52, *range(0x60, 0x65), 0x77, 0x78, 0x7F, *range(0x8F, 0xA0), 0xA5, 0xA6, *range(0x400, 0x404)]
+
+
+@pytest.mark.parametrize("code", sorted({*DIRECT, *map(int, ExitCode), 0x72, 0x7B, 0x7C, 0x81, 0x404}))
+def test_an_exit_reaches_the_hypervisor_directly_or_through_the_guests_handler(code):
+    for generation in GENERATIONS:
+        direct = generation in IN_THE_CLEAR or code in DIRECT
+        assert route(generation, code) is (Route.HYPERVISOR if direct else Route.VC_HANDLER)
+    assert set(AUTOMATIC) == set(DIRECT)
+
+
+def test_a_device_s_address_goes_through_the_handler():
+    assert route(ES, ExitCode.NESTED_PAGE_FAULT, mmio=True) is Route.VC_HANDLER
+    assert route(Generation.SEV, ExitCode.NESTED_PAGE_FAULT, mmio=True) is Route.HYPERVISOR
