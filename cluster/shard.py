@@ -73,27 +73,38 @@ class Shard:
 
     def advance(self, horizon_ns: int, mail: Mapping[str, tuple[Message, ...]], event_budget: int) -> ShardReport:
         """Deliver mail and do every event before the horizon, as far as budget and wall time of a call reach."""
-        self._deliver(mail)
+        called = self._deliver(mail, horizon_ns)
         outputs: list[Message] = []
         done = 0
         now_s = self._clock()
         end_s = now_s + CALL_S
-        first_ns, name = self._next.first()
-        while first_ns < horizon_ns and done < event_budget and now_s < end_s:
+        while done < event_budget and now_s < end_s:
+            if called:
+                first_ns, name = called.pop()
+            else:
+                first_ns, name = self._next.first()
+                if first_ns >= horizon_ns:
+                    break
+            promise_ns = min(self._promises[name], first_ns)
             # One entity after another, not slice about: what an entity needs is in the processor's caches.
             while first_ns < horizon_ns and done < event_budget and now_s < end_s:
-                advance = self._advance_one(name, horizon_ns, min(self._slice, event_budget - done), outputs)
-                first_ns = advance.next_event_ns
+                events = min(self._slice, event_budget - done)
+                advance = self._advance_one(name, promise_ns, horizon_ns, events, outputs)
+                first_ns, promise_ns = advance.next_event_ns, advance.earliest_output_ns
                 done += advance.events
                 before_s, now_s = now_s, self._clock()
                 self._learn(now_s - before_s)
-            first_ns, name = self._next.first()
+        for first_ns, name in called:
+            self._call(name, first_ns)
+        first_ns = self._next.first()[0]
         reached = first_ns >= horizon_ns
         if reached:
             self._reached_ns = max(self._reached_ns, horizon_ns)
         return self._report(first_ns, done, reached=reached, outputs=outputs)
 
-    def _deliver(self, mail: Mapping[str, tuple[Message, ...]]) -> None:
+    def _deliver(self, mail: Mapping[str, tuple[Message, ...]], horizon_ns: int) -> list[tuple[int, str]]:
+        """Hand mail over; who has some before the horizon, and from when on."""
+        called = []
         for name, messages in mail.items():
             entity = self._entities.get(name)
             if entity is None:
@@ -101,13 +112,21 @@ class Shard:
             if (earliest := min(messages).time_ns) < self._reached_ns:
                 raise ProtocolViolationError(f"{name}: got a message for {earliest} ns after {self._reached_ns} ns")
             entity.deliver(messages)
-            # From then on it may do and say what it likes; it is asked once it was advanced.
-            self._next[name] = min(self._next[name], earliest)
-            self._promises[name] = min(self._promises[name], earliest)
+            if earliest < horizon_ns:
+                called.append((earliest, name))
+            else:
+                self._call(name, earliest)
+        return called
 
-    def _advance_one(self, name: str, horizon_ns: int, events: int, outputs: list[Message]) -> Advance:
+    def _call(self, name: str, time_ns: int) -> None:
+        """From ``time_ns`` on an entity may do and say what it likes; it is asked once it was advanced."""
+        self._next[name] = min(self._next[name], time_ns)
+        self._promises[name] = min(self._promises[name], time_ns)
+
+    def _advance_one(
+        self, name: str, promise: int, horizon_ns: int, events: int, outputs: list[Message]
+    ) -> Advance:  # fmt: skip
         """One slice of one entity, held to its promise and to the horizon."""
-        promise = self._promises[name]
         advance = self._entities[name].advance(horizon_ns, events)
         if advance.events == 0:
             raise ProtocolViolationError(f"{name}: did nothing, with an event at {self._next[name]} ns to do")
