@@ -14,7 +14,7 @@ from functools import cache
 
 import msgpack
 
-from cluster.entity import NEVER, Advance, Message
+from cluster.entity import Advance, Message
 from cluster.event_table import PACKED, packed_events
 from cluster.firmware_key import AUTO, firmware_image
 from cluster.guest_body import guest_body, guest_of
@@ -36,10 +36,6 @@ from node.tenant import TenantFactory
 from workloads.library import PROGRAMS
 
 MACHINES = "machines/"
-
-_NO_EVENT = float("inf")
-"""What SimPy says of an empty queue."""
-
 
 @dataclass(frozen=True, slots=True)
 class HostOrder:
@@ -93,8 +89,7 @@ class HostEntity:
         costs: Mapping[str, float] = dict(_cost_table().overridden(dict(order.costs)))
         images = {key: firmware_image(key) for key in order.firmware}
         self.host = Host(order.spec, PROGRAMS, images, costs, tenants, hypervisor)
-        self._env = self.host.clock.env
-        self._inbox = Inbox(self._env, self._receive)
+        self._inbox = Inbox(self.host.clock.env, self._receive)
         self._outbox: list[Message] = []
         self._sequence = 0
         self._kinds = {"launch": self._launch, "destroy": self._destroy}
@@ -114,8 +109,7 @@ class HostEntity:
 
     def next_event_ns(self) -> int:
         """Time of the next event or delivery."""
-        peek = self._env.peek()
-        return NEVER if peek == _NO_EVENT else int(peek)
+        return self._inbox.next_event_ns
 
     def earliest_output_ns(self) -> int:
         """The first mail that is still to be opened, or what the host promises to say first."""
@@ -127,13 +121,9 @@ class HostEntity:
 
     def advance(self, horizon_ns: int, event_budget: int) -> Advance:
         """Do the events before ``horizon_ns``."""
-        step, queue = self._env.step, self._env._queue  # noqa: SLF001 - ``peek`` is a call for each look at it
-        done = 0
-        while queue and queue[0][0] < horizon_ns and done < event_budget:
-            step()
-            done += 1
+        done = self._inbox.advance(horizon_ns, event_budget)
         self.events += done
-        following = int(queue[0][0]) if queue else NEVER
+        following = self._inbox.next_event_ns
         outputs: tuple[Message, ...] = ()
         if self._outbox:
             outputs, self._outbox = tuple(self._outbox), []

@@ -10,14 +10,9 @@ import heapq
 from collections.abc import Callable
 
 import simpy
-from simpy.events import NORMAL, URGENT, EventPriority
 
 from cluster.entity import NEVER, Message
 from cluster.errors import ToolError
-
-BEFORE_ALL = EventPriority(URGENT - 1)
-"""Ahead of everything that SimPy itself calls urgent."""
-assert BEFORE_ALL < NORMAL
 
 
 class ProtocolViolationError(ToolError):
@@ -25,37 +20,49 @@ class ProtocolViolationError(ToolError):
 
 
 class Inbox:
-    """Messages for one SimPy environment."""
+    """Messages for one SimPy environment, and the way through both in the order of time."""
 
     def __init__(self, env: simpy.Environment, receive: Callable[[Message], None]) -> None:
         self._env = env
         self._receive = receive
         self._waiting: list[Message] = []
-        self._rung: set[int] = set()
 
     @property
     def next_ns(self) -> int:
         """Time of the first message that has not taken effect yet."""
         return self._waiting[0].time_ns if self._waiting else NEVER
 
+    @property
+    def next_event_ns(self) -> int:
+        """Time of the next message or local event, ``NEVER`` if there is none."""
+        queue, waiting = self._env._queue, self._waiting  # noqa: SLF001 - ``peek`` is a call for each look at it
+        event_ns = int(queue[0][0]) if queue else NEVER
+        return waiting[0].time_ns if waiting and waiting[0].time_ns < event_ns else event_ns
+
     def deliver(self, messages: tuple[Message, ...]) -> None:
         """Take messages for later. Raises ProtocolViolationError for one from the past."""
-        env, rung = self._env, self._rung
-        now = int(env.now)
-        for message in messages:
-            time_ns = message.time_ns
-            if time_ns < now:
-                raise ProtocolViolationError(f"{message.receiver}: got a message for {time_ns} ns at {now} ns")
-            heapq.heappush(self._waiting, message)
-            if time_ns not in rung:
-                rung.add(time_ns)
-                bell = simpy.Event(env)
-                bell._ok, bell._value = True, None  # noqa: SLF001 - SimPy has no public event with a delay and a priority
-                bell.callbacks.append(self._ring)
-                env.schedule(bell, BEFORE_ALL, time_ns - now)
-
-    def _ring(self, _: simpy.Event) -> None:
         now = int(self._env.now)
-        self._rung.discard(now)
-        while self._waiting and self._waiting[0].time_ns <= now:
-            self._receive(heapq.heappop(self._waiting))
+        for message in messages:
+            if message.time_ns < now:
+                raise ProtocolViolationError(f"{message.receiver}: got a message for {message.time_ns} ns at {now} ns")
+            heapq.heappush(self._waiting, message)
+
+    def advance(self, horizon_ns: int, event_budget: int) -> int:
+        """Do what comes before ``horizon_ns``, letters of one nanosecond as one event; how many were done."""
+        env, waiting, receive = self._env, self._waiting, self._receive
+        step, queue = env.step, env._queue  # noqa: SLF001 - as above
+        done = 0
+        while done < event_budget:
+            if waiting and (not queue or waiting[0].time_ns <= queue[0][0]):
+                now = waiting[0].time_ns
+                if now >= horizon_ns:
+                    break
+                env._now = now  # noqa: SLF001 - nothing is planned before; an event for each letter would say the same
+                while waiting and waiting[0].time_ns == now:
+                    receive(heapq.heappop(waiting))
+            elif queue and queue[0][0] < horizon_ns:
+                step()
+            else:
+                break
+            done += 1
+        return done

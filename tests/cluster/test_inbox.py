@@ -28,11 +28,9 @@ def story(deliveries: list[tuple[int, tuple[Message, ...]]], ticks: tuple[int, .
     for at in ticks:
         env.timeout(at).callbacks.append(tick)
     for at, messages in deliveries:
-        while env.peek() < at:
-            env.step()
+        inbox.advance(at, 1000)
         inbox.deliver(messages)
-    while env.peek() < NEVER:
-        env.step()
+    inbox.advance(NEVER, 1000)
     return told
 
 
@@ -49,10 +47,20 @@ def test_a_letter_comes_before_what_simpy_calls_urgent() -> None:
         yield env.timeout(1)
 
     env.process(process())
-    Inbox(env, lambda _: told.append("letter")).deliver((letter(0),))
-    env.step()
-    env.step()
+    inbox = Inbox(env, lambda _: told.append("letter"))
+    inbox.deliver((letter(0),))
+    assert inbox.advance(1, 2) == 2
     assert told == ["letter", "process"]
+
+
+def test_letters_of_one_nanosecond_are_one_event_of_the_budget() -> None:
+    env = simpy.Environment(initial_time=0)
+    told: list[int] = []
+    inbox = Inbox(env, lambda message: told.append(message.sequence))
+    inbox.deliver((letter(5, sequence=2), letter(5, sequence=1), letter(6, sequence=3)))
+    assert (inbox.advance(10, 1), told, env.now, inbox.next_event_ns) == (1, [1, 2], 5, 6)
+    assert (inbox.advance(6, 10), told) == (0, [1, 2])
+    assert (inbox.advance(7, 10), told, inbox.next_event_ns) == (1, [1, 2, 3], NEVER)
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
@@ -79,9 +87,9 @@ def test_the_first_letter_not_opened_yet_is_known() -> None:
     assert inbox.next_ns == NEVER
     inbox.deliver((letter(8), letter(3)))
     assert inbox.next_ns == 3
-    env.step()
+    inbox.advance(8, 1000)
     assert inbox.next_ns == 8
-    env.step()
+    inbox.advance(9, 1000)
     assert inbox.next_ns == NEVER
 
 

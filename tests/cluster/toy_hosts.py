@@ -131,8 +131,7 @@ class ToyHost:
         self.inbox.deliver(messages)
 
     def next_event_ns(self) -> int:
-        peek = self.env.peek()
-        return NEVER if peek == float("inf") else int(peek)
+        return self.inbox.next_event_ns
 
     def earliest_output_ns(self) -> int:
         if self.toy.lie:
@@ -143,10 +142,7 @@ class ToyHost:
         return min(due, self.inbox.next_ns)
 
     def advance(self, horizon_ns: int, event_budget: int) -> Advance:
-        done = 0
-        while done < event_budget and self.env.peek() < horizon_ns:
-            self.env.step()
-            done += 1
+        done = self.inbox.advance(horizon_ns, event_budget)
         assert self.env.now < horizon_ns
         outputs, self._outbox = tuple(self._outbox), []
         following = self.next_event_ns()
