@@ -224,6 +224,8 @@ class VcpuRunner:
         guest.lost_ns[Mechanism.ACCEPTANCE] += spent
 
         def go_on() -> None:
+            chain = self._log.chain(guest.spec.name)
+            chain.note(self._clock.now_ns, HostEvent.EXITS, len(work), 0, spent, vcpu.index)
             if vcpu.epoch == epoch:
                 self._run_blocks(vcpu, answers)
 
