@@ -224,9 +224,9 @@ class VcpuRunner:
         guest.lost_ns[Mechanism.ACCEPTANCE] += spent
 
         def go_on() -> None:
-            chain = self._log.chain(guest.spec.name)
-            chain.note(self._clock.now_ns, HostEvent.EXITS, len(work), 0, spent, vcpu.index)
             if vcpu.epoch == epoch:
+                chain = self._log.chain(guest.spec.name)
+                chain.note(self._clock.now_ns, HostEvent.EXITS, len(work), 0, spent, vcpu.index)
                 self._run_blocks(vcpu, answers)
 
         self._clock.after(spent, go_on)
