@@ -22,6 +22,7 @@ class HostEvent(IntEnum):
     ARRIVED = 10
     PSP_COMMAND = 100
     PHASE_CUT = 101
+    EXITS = 102
 
 
 class Octets(Enum):
@@ -62,6 +63,7 @@ EVENT_KINDS: Mapping[HostEvent, EventKind] = {
     HostEvent.DEPARTED: EventKind("departed", octets=Octets.VM),
     HostEvent.ARRIVED: EventKind("arrived", octets=Octets.VM),
     HostEvent.PHASE_CUT: EventKind("phase cut", "", "instructions", "demand", takes_time=True),
+    HostEvent.EXITS: EventKind("exits", "batches of the hypervisor", takes_time=True),
     HostEvent.PSP_COMMAND: EventKind("psp command", "", "waited_ns", "command", takes_time=True),
 }
 """Every kind of record. To add a kind, add a line: logs, what is printed of them and traces follow it."""

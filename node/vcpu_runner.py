@@ -234,6 +234,8 @@ class VcpuRunner:
 
         def go_on() -> None:
             if vcpu.epoch == epoch:
+                chain = self._log.chain(guest.spec.name)
+                chain.note(self._clock.now_ns, HostEvent.EXITS, len(work), 0, spent, vcpu.index)
                 self._run_blocks(vcpu, answers)
 
         self._clock.after(spent, go_on)

@@ -295,7 +295,8 @@ def test_slices_last_as_long_as_the_tables_say(folders: dict[str, Path], logged:
     waited = sum(round(one["dur"] * 1000) for one in psp if one["name"] == "waiting")
     served = sum(round(one["dur"] * 1000) for one in psp if one["name"] != "waiting")
     assert (waited, served) == (vm["psp_wait_ns"], vm["psp_service_ns"])
-    active = sum(round(one["dur"] * 1000) for one in events if one.get("cat") in {"phase", "phase cut", "batch"})
+    busy = {"phase", "phase cut", "batch", "exits"}
+    active = sum(round(one["dur"] * 1000) for one in events if one.get("cat") in busy)
     assert active == vm["active_ns"]
 
 
