@@ -49,6 +49,9 @@ def test_runs_agree_with_a_value_for_each_address(changes: list[tuple[int, int, 
             if piece is not None:
                 seen[address] = piece.advanced(address - first)
     assert seen == model
+    for first, stop, _ in changes:
+        assert runs.is_gap(first, first + stop) == model.keys().isdisjoint(range(first, first + stop))
+    assert runs.is_gap(90, 91)
     borders = sum(
         address in model and (address - 1 not in model or model[address - 1].advanced(1) != model[address])
         for address in range(100)

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from node.frame_allocator import FrameAllocator, OutOfMemory
+from node.frame_allocator import FrameAllocator, OutOfMemory, joined
 
 PAGE = 4096
 LARGE = 2 << 20
@@ -18,6 +18,12 @@ TOTAL = sum(length for _, length in RANGES)
 def test_one_piece_is_given_where_one_run_has_room() -> None:
     frames = FrameAllocator([(PAGE, 64 * LARGE)])
     assert frames.allocate(16 * LARGE, LARGE) == [(LARGE, 16 * LARGE)]
+
+
+def test_pieces_that_touch_are_one_and_others_stay_apart() -> None:
+    pieces = [(5 * PAGE, PAGE), (PAGE, 2 * PAGE), (9 * PAGE, PAGE), (3 * PAGE, 2 * PAGE)]
+    assert list(joined(pieces)) == [(PAGE, 5 * PAGE), (9 * PAGE, PAGE)]
+    assert list(joined([])) == []
 
 
 def test_a_request_larger_than_any_run_is_met_in_aligned_pieces() -> None:

@@ -1,0 +1,37 @@
+"""The collector of a process that holds a fleet: it leaves the fleet alone, and is as it was afterwards."""
+
+import gc
+
+from toy_hosts import Toy, build_toy
+
+from cluster.fleet_garbage import collect_fleet, spare_fleet
+from cluster.inline_layout import InlineLayout
+
+
+def test_a_fleet_is_spared_while_it_lives_and_the_collector_is_as_usual_afterwards() -> None:
+    usual = gc.get_threshold()
+    layout = InlineLayout()
+    toy = Toy("one")
+    layout.start(build_toy, [(toy.name, toy.pack())])
+    assert gc.get_freeze_count() > 0
+    assert gc.get_threshold()[0] > usual[0]
+    layout.close()
+    assert (gc.get_freeze_count(), gc.get_threshold()) == (0, usual)
+
+
+def test_circles_that_a_run_leaves_behind_are_gone_once_its_fleet_is() -> None:
+    class Circle:
+        alive = 0
+
+        def __init__(self) -> None:
+            self.me = self
+            Circle.alive += 1
+
+        def __del__(self) -> None:
+            Circle.alive -= 1
+
+    spare_fleet()
+    Circle()
+    assert Circle.alive == 1
+    collect_fleet()
+    assert Circle.alive == 0
