@@ -61,7 +61,7 @@ def test_a_run_is_whole_with_a_part_s_costs_at_either_end_of_their_ranges(part: 
 
 
 @pytest.mark.filterwarnings("error")
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(ends=st.fixed_dictionaries({name: st.sampled_from(ends) for name, ends in BOUNDS.items()}))
 def test_a_run_is_whole_with_all_costs_at_ends_of_their_ranges(firmware: str, ends: dict[str, float]) -> None:
     runs_whole(firmware, ends)

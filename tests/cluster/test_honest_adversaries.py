@@ -191,7 +191,9 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_dishonest_attacker_is_found(way: str, inspection: Inspection) -> None:
+    inspection.every = 1 << 30  # the launch is honest; others look at it
     scene = Scene(Setting(Column.SEV_SNP, "Milan"), Ledger(), Transcript())
+    inspection.every = 1
     assert inspection.offences == set()
     loot = WAYS[way](scene)
     harmless = HostRead(scene.target.spare[0], 16)

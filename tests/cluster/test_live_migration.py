@@ -118,7 +118,7 @@ def test_a_vm_that_stays_does_the_same_work_as_one_that_moves_but_for_its_downti
     assert vm_row(moved)["instructions"] == pytest.approx(vm_row(stayed)["instructions"] * (1 - lost), rel=0.01)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 1 << 32))
 def test_extra_cuts_of_windows_change_no_migration(seed: int) -> None:
     dice = random.Random(seed)

@@ -49,7 +49,8 @@ DEFAULTS = {
 def test_exactly_what_a_mechanism_stops_comes_to_pass_without_it(protection: Protection, column: Column) -> None:
     found, expected = {}, {}
     flips = FLIPS[protection] if column in SNP else ELSEWHERE.get((protection, column), {})
-    for product in {"Milan", "Turin"} & set(products(column)) if column in SNP else ("Milan",):
+    # SEV_TIO is Turin's alone, whose table is segmented; Milan's is flat.
+    for product in set(products(column)) if column is Column.SEV_TIO else {"Milan"}:
         setting = Setting(column, product, Platform(disabled=frozenset({protection})))
         for row in ROWS:
             found[row, product] = {verdict.outcome.value for verdict in verdicts(row, setting)}

@@ -51,7 +51,9 @@ def test_a_switch_changes_what_the_matrix_says_it_changes(cell: Cell) -> None:
 
 @pytest.mark.parametrize("column", Column)
 def test_caches_that_are_written_back_change_no_outcome(column: Column) -> None:
-    some = [name for name in ("Rome", "Turin") if name in products(column)]  # without coherence across keys, and with
+    # Without coherence across keys, and with it where a guest has a key of its own.
+    names = ("Rome", "Turin") if column in (Column.SEV, Column.SEV_SNP, Column.SEV_TIO) else ("Rome",)
+    some = [name for name in names if name in products(column)]
     platform = Platform(caches=True)
     cells = [cell for cell in DEFAULTS if cell.column is column]
     expected = {(cell.row, name): {cell.outcome} for cell in cells for name in some if name in cell.products}
