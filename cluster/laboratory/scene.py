@@ -102,7 +102,8 @@ class Scene:
 
     def offers(self, interface: Interface) -> bool:
         """Whether the host has an interface."""
-        return is_there(interface, self._hands, self.target)
+        # A dump of the modules shows a plain host's secrets: what the laboratory sees in looking is nobody's loot.
+        return is_there(interface, Hands(self.host.board, TENANT, Transcript()), self.target)
 
     def play(self, attack: Callable[[Target], Attack]) -> None:
         """Carry an attack out, and let the victim do one more round. Raises IdleAttack."""

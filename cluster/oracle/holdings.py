@@ -20,9 +20,9 @@ class Measure:
 class Holdings:
     """What everybody but its victim holds of one secret.
 
-    Adversaries share what they hold. What one of them was answered is joined in
-    the order in which it came, so a secret fetched in small reads one after
-    another counts like one that was fetched at once.
+    Adversaries share what they hold. What one of them was answered through one
+    channel is joined in the order in which it came, so a secret fetched in small
+    reads one after another counts like one that was fetched at once.
     """
 
     def __init__(self, secret: Secret, measure: Measure) -> None:
@@ -33,15 +33,15 @@ class Holdings:
         """Positions in the secret that were told to somebody before the victim published them."""
         self._pieces = [(octets[at : at + size], range(at, at + size)) for at in range(len(octets) - size + 1)]
         self._overlap = size - 1
-        self._tails: dict[object, bytes] = {}
+        self._tails: dict[tuple[object, object], bytes] = {}
         self._public: set[int] = set()
         self._misread: set[int] = set()
 
-    def reached(self, party: object, octets: bytes) -> None:
-        """Bytes reached a party."""
-        stream = self._tails.get(party, b"") + octets
+    def reached(self, party: object, channel: object, octets: bytes) -> None:
+        """Bytes reached a party through a channel."""
+        stream = self._tails.get((party, channel), b"") + octets
         self.held |= self._positions(stream) - self._public
-        self._tails[party] = stream[max(0, len(stream) - self._overlap) :]
+        self._tails[party, channel] = stream[max(0, len(stream) - self._overlap) :]
 
     def misread(self, octets: bytes) -> None:
         """The victim was served these where it had written others: what it does with them is not its own will."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from node.operations import Answer, Fault, PageStateChange, Read, VirtualWrite, Write
+from node.operations import Answer, Fault, Fetch, PageStateChange, Read, VirtualRead, VirtualWrite, Write
 
 PAGE_BYTES = 4096
 
@@ -29,7 +29,11 @@ class Discrepancy:
 
 
 class CannotFollow(Exception):
-    """A victim stored by virtual address: where that came to lie is not known here, so no verdict can be trusted."""
+    """A victim loaded, fetched or stored by virtual address: no verdict can be trusted.
+
+    Where the bytes lie depends on what VMRUN loaded, on the place of the C-bit and
+    on what TLBs still hold, of which neither ledger nor transcript tells.
+    """
 
 
 class Ledger:
@@ -134,7 +138,7 @@ def _page_state_change(shadow: ShadowMemory, one: PageStateChange, answer: Answe
         shadow.forget(one.gpa, one.length)
 
 
-def _virtual_write(_: ShadowMemory, __: VirtualWrite, ___: Answer) -> None:
+def _by_virtual_address(_: ShadowMemory, __: VirtualRead | Fetch | VirtualWrite, ___: Answer) -> None:
     raise CannotFollow
 
 
@@ -142,7 +146,9 @@ _STEPS: Mapping[type, Callable[..., Discrepancy | None]] = {
     Read: _read,
     Write: _write,
     PageStateChange: _page_state_change,
-    VirtualWrite: _virtual_write,
+    VirtualRead: _by_virtual_address,
+    Fetch: _by_virtual_address,
+    VirtualWrite: _by_virtual_address,
 }
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from node.actor import Actor
 from node.operations import (
     Answer,
     BlockRead,
     BlockWrite,
+    CpuidResult,
+    Fault,
     NestedMap,
     NestedUnmap,
     PageStateChange,
@@ -70,8 +73,48 @@ CODED = frozenset({BlockRead, BlockWrite, NestedMap, NestedUnmap, PageStateChang
 """Operations that answer with a code, 0 for success; another's number is a value that it read."""
 
 
+class Channel(StrEnum):
+    """What carries bytes in an answer. Each is joined by itself: a fault between two loads does not part them."""
+
+    DATA = "data"
+    NUMBER = "number"
+    """A register or a time that was read."""
+    CPUID = "CPUID"
+    FAULT_ADDRESS = "address of a fault"
+    FAULT_ERROR = "error of a fault"
+
+
+def told_by(entry: Entry) -> tuple[tuple[Channel, bytes], ...]:
+    """All bytes that an answer tells, also in integers: these little-endian, as wide as their registers."""
+    tell = _TOLD.get(type(entry.answer))
+    if tell is not None:
+        return tell(entry.answer)
+    octets = octets_of(entry)
+    return ((Channel.NUMBER if isinstance(entry.answer, int) else Channel.DATA, octets),) if octets else ()
+
+
+def _fault_tells(fault: Fault) -> tuple[tuple[Channel, bytes], ...]:
+    # CR2, and EXITINFO2 and EXITINFO1 (APM volume 2, 15.25.6): 8 bytes each.
+    return (Channel.FAULT_ADDRESS, _octets(fault.address, 8)), (Channel.FAULT_ERROR, _octets(fault.error, 8))
+
+
+def _cpuid_tells(found: CpuidResult) -> tuple[tuple[Channel, bytes], ...]:
+    return ((Channel.CPUID, b"".join(_octets(one, 4) for one in (found.eax, found.ebx, found.ecx, found.edx))),)
+
+
+def _octets(number: int, width: int) -> bytes:
+    # Cut to its register: an operand that comes back in a fault may be of any size.
+    return (number & ((1 << 8 * width) - 1)).to_bytes(width, "little")
+
+
+_TOLD: Mapping[type, Callable[..., tuple[tuple[Channel, bytes], ...]]] = {
+    Fault: _fault_tells,
+    CpuidResult: _cpuid_tells,
+}
+
+
 def octets_of(entry: Entry) -> bytes:
-    """All bytes that an answer tells; none in a fault or a code."""
+    """The bytes that an answer holds as data or as one number; none in a fault or a code."""
     read = _OCTETS.get(type(entry.answer))
     if read is None or (isinstance(entry.answer, int) and type(entry.operation) in CODED):
         return b""
@@ -80,7 +123,7 @@ def octets_of(entry: Entry) -> bytes:
 
 _OCTETS: Mapping[type, Callable[..., bytes]] = {
     bytes: lambda answer: answer,
-    int: lambda answer: answer.to_bytes(8, "little", signed=answer < 0),
+    int: lambda answer: _octets(answer, 8),
     PspAnswer: lambda answer: answer.buffer,
     RmpReadResult: lambda answer: answer.state,
     Runs: lambda answer: b"".join(data for _, data in answer.runs),

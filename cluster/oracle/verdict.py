@@ -4,7 +4,8 @@ Everybody but the victim is an adversary. Outcomes, from the strongest to the
 weakest that fits:
 
 leaked
-    somebody else holds enough bytes of a secret that its victim did not publish;
+    somebody else holds enough bytes of a secret that its victim did not publish,
+    in data or in the integers of an answer or a fault;
 corrupted
     a victim read something else than its last write, and no exception in the
     guest and no party that it trusts had complained before;
@@ -16,7 +17,7 @@ blocked
 dos
     nothing of this, but a victim stopped;
 not applicable
-    the laboratory found the interface absent.
+    nothing of all this, and the laboratory found the interface absent.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from enum import StrEnum
 
 from cluster.oracle.holdings import Holdings, Measure
 from cluster.oracle.ledger import Discrepancy, Ledger
-from cluster.oracle.transcript import CODED, Absence, Complaint, Entry, Transcript, octets_of
-from node.actor import Role
+from cluster.oracle.transcript import CODED, Absence, Complaint, Entry, Transcript, told_by
+from node.actor import HYPERVISOR, Actor, Role
 from node.operations import (
     Answer,
     Fault,
@@ -55,7 +56,7 @@ class Outcome(StrEnum):
 
 
 class NothingTried(Exception):
-    """Nobody but the victims did anything, so there is nothing to judge."""
+    """Nobody but the victims did anything, nor was an interface looked for in vain: there is nothing to judge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +83,11 @@ def judge(
     ledger: Ledger, transcript: Transcript, measure: Measure = Measure(), aim: Aim | None = None  # noqa: B008  # frozen
 ) -> Verdict:
     """The strongest outcome that fits any victim. Raises NothingTried, CannotFollow."""
-    absences = [one.interface for one in transcript.entries if isinstance(one, Absence)]
-    if absences:
-        return Verdict(Outcome.NOT_APPLICABLE, f"no {absences[0]}")
-    tried = [one for one in transcript.entries if isinstance(one, Entry) and not _is_victim(ledger, one)]
+    tried = [
+        one
+        for one in transcript.entries
+        if isinstance(one, Absence) or (isinstance(one, Entry) and not _is_victim(ledger, one))
+    ]
     if not tried:
         raise NothingTried
     found = [_Case(ledger, victim, measure, aim).hear(transcript) for victim in ledger.victims]
@@ -108,6 +110,7 @@ class _Case:
         self._corrupted = ""
         self._refused = ""
         self._stopped = ""
+        self._absent = ""
 
     def hear(self, transcript: Transcript) -> Verdict:
         """The verdict for this victim."""
@@ -115,6 +118,8 @@ class _Case:
             if isinstance(one, Complaint):
                 if one.victim == self._victim:
                     self._complaints.setdefault(None, one.reason)
+            elif isinstance(one, Absence):
+                self._absent = self._absent or f"no {one.interface}"
             elif isinstance(one, Entry):
                 if one.actor.role is Role.GUEST and one.actor.name == self._victim:
                     self._follow_victim(one)
@@ -134,18 +139,24 @@ class _Case:
             return Verdict(Outcome.BLOCKED, self._refused)
         if self._stopped:
             return Verdict(Outcome.DOS, self._stopped)
+        if self._absent:
+            return Verdict(Outcome.NOT_APPLICABLE, self._absent)
         return Verdict(Outcome.BLOCKED, "nothing but garbage")
 
     def _follow_adversary(self, entry: Entry) -> None:
-        octets = octets_of(entry)
-        if octets:
-            for secret in self._holdings:
-                secret.reached(entry.actor, octets)
+        self._tell(entry.actor, entry)
         self._refused = self._refused or _refusal(entry)
+
+    def _tell(self, party: Actor, entry: Entry) -> None:
+        for channel, octets in told_by(entry):
+            for secret in self._holdings:
+                secret.reached(party, channel, octets)
 
     def _follow_victim(self, entry: Entry) -> None:
         one, answer = entry.operation, entry.answer
         if isinstance(answer, Fault):
+            if answer.kind in _EXITS:
+                self._tell(HYPERVISOR, entry)
             self._stopped = f"{self._victim} stopped: {answer.kind.name} at {answer.address:#x}"
             if answer.kind is FaultKind.PAGE_NOT_VALIDATED:
                 self._complaints.setdefault(answer.address, f"#VC in {self._victim} at {answer.address:#x}")
@@ -159,7 +170,7 @@ class _Case:
         elif isinstance(one, Write) and not one.private:
             for secret in self._holdings:
                 secret.published(one.data)
-        elif isinstance(one, PValidate) and isinstance(answer, PValidateResult) and answer.code == 0:
+        elif isinstance(one, PValidate) and isinstance(answer, PValidateResult) and one.validate and answer.code == 0:
             self._wave_away(one)
 
     def _misread(self, wrong: Discrepancy) -> None:
@@ -170,7 +181,11 @@ class _Case:
         self._corrupted = self._corrupted or f"{self._victim} read what it did not write at {wrong.at:#x}"
 
     def _wave_away(self, one: PValidate) -> None:
-        """A guest that validates a page after #VC has decided to trust it: that complaint is no more."""
+        """A guest that validates a page after #VC has decided to trust it: that complaint is no more.
+
+        Nothing else takes one back: to rescind a page or to share it is distrust, and what another
+        party said is not the guest's to wave away.
+        """
         for gpa in [at for at in self._complaints if at is not None and one.gpa <= at < one.gpa + one.length]:
             del self._complaints[gpa]
 
@@ -185,6 +200,9 @@ def _hits(aim: Aim | None, wrong: Discrepancy) -> bool:
     first = aim.gpa - wrong.gpa
     return first >= 0 and wrong.read[first : first + len(aim.value)] == aim.value
 
+
+_EXITS = frozenset({FaultKind.NESTED_PAGE_FAULT, FaultKind.RMP_FAULT})
+"""Faults of a guest that end in its hypervisor, which sees address and error; the others stay in the guest."""
 
 _NOTHING_THERE = frozenset({FaultKind.UNDEFINED_OPCODE, FaultKind.MACHINE_CHECK})
 """Faults that protect nobody."""

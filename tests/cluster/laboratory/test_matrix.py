@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from matrix_cells import CELLS, FILE, Cell
 
+from cluster.laboratory.interface import Interface
 from cluster.laboratory.protection import Column, products
 from cluster.laboratory.rows import ROWS, verdicts
 from cluster.laboratory.scene import IdleAttack, Scene, Setting, act_out
 from cluster.oracle.ledger import Ledger
 from cluster.oracle.transcript import Transcript
-from cluster.oracle.verdict import Outcome
+from cluster.oracle.verdict import Outcome, judge
 from node.memory_cipher import CipherMode
 from node.operations import HostRead, Read
 from node.platform import Platform
@@ -91,6 +92,18 @@ def test_the_victim_lives_where_nobody_attacks_it() -> None:
         scene.play(harmless)
         victim = scene.host.guests["victim"]
         assert (victim.faults, victim.vcpus[0].registers.r13) == (0, 4)
+
+
+def test_what_the_laboratory_sees_in_looking_for_an_interface_is_no_loot() -> None:
+    # Looking for the transparent key takes a dump of the modules, where a plain host's secrets lie open.
+    def harmless(target):
+        yield (HostRead(target.spare[0], 16),)
+
+    setting = Setting(Column.PLAIN, "Naples")
+    looked = judge(*act_out(setting, harmless, Interface.WAY_PAST_THE_KEY))
+    assert looked.outcome is Outcome.BLOCKED, looked
+    missed = judge(*act_out(setting, harmless, Interface.TRANSPARENT_KEY))
+    assert missed.outcome is Outcome.NOT_APPLICABLE, missed
 
 
 def test_hands_of_different_actors_do_not_mix() -> None:

@@ -10,8 +10,11 @@ from cluster.oracle.transcript import Transcript
 from cluster.oracle.verdict import Aim, NothingTried, Outcome, judge
 from node.actor import HYPERVISOR, Actor, Role
 from node.operations import (
+    Cpuid,
+    CpuidResult,
     Fault,
     FaultKind,
+    Fetch,
     HostRead,
     HostWrite,
     NestedUnmap,
@@ -21,8 +24,11 @@ from node.operations import (
     PValidate,
     PValidateResult,
     Read,
+    ReadMsr,
     RmpUpdate,
     Runs,
+    TimedRead,
+    VirtualRead,
     VirtualWrite,
     Write,
 )
@@ -107,6 +113,83 @@ def test_the_same_bytes_twice_are_no_more_than_once() -> None:
 )
 def test_bytes_leak_in_whatever_form_they_come(answer: object) -> None:
     assert outcome((HYPERVISOR, HostRead(0, 1), answer)) is Outcome.LEAKED
+
+
+def number(octets: bytes) -> int:
+    return int.from_bytes(octets, "little")
+
+
+def faulted(address: bytes, error: int = 0, actor: Actor = HYPERVISOR) -> tuple[Actor, object, object]:
+    return actor, HostRead(0, 1), Fault(FaultKind.RMP_FAULT, number(address), error)
+
+
+def cpuid(octets: bytes) -> tuple[Actor, object, object]:
+    return TENANT, Cpuid(0), CpuidResult(*[number(octets[at : at + 4]) for at in range(0, 16, 4)])
+
+
+def test_the_address_of_a_fault_tells_its_bytes() -> None:
+    assert outcome(faulted(CANARY[:8]), faulted(CANARY[8:16])) is Outcome.LEAKED
+    assert outcome(faulted(CANARY[8:16], actor=TENANT), faulted(CANARY[40:48], actor=DEVICE)) is Outcome.LEAKED
+    # One after the other, also where a piece lies over two of them and whatever the errors between them are.
+    halves = [faulted(b"\0" * 4 + CANARY[:4], 4), faulted(CANARY[4:12], 5), faulted(CANARY[12:16] + b"\0" * 4, 4)]
+    assert outcome(*halves) is Outcome.LEAKED
+
+
+def test_less_than_n_bytes_in_addresses_of_faults_are_no_leak() -> None:
+    assert outcome(faulted(CANARY[:8])) is Outcome.BLOCKED
+    assert outcome(faulted(CANARY[:8]), faulted(CANARY[:8])) is Outcome.BLOCKED
+    assert outcome(faulted(CANARY[:8]), faulted(CANARY[8:15] + b"\0")) is Outcome.BLOCKED
+    # The frame number of a word shaped like an entry is 5 bytes of it: an attack that yields no more says so.
+    frames = [faulted(b"\0" + CANARY[at + 1 : at + 6] + b"\0\0") for at in range(0, 64, 8)]
+    assert outcome(*frames) is Outcome.BLOCKED
+    assert outcome(*frames, measure=Measure(piece_bytes=5)) is Outcome.LEAKED
+
+
+def test_the_error_of_a_fault_tells_its_bytes_and_is_not_joined_to_its_address() -> None:
+    nothing = b"\0" * 8
+    assert outcome(faulted(nothing, number(CANARY[:8])), faulted(nothing, number(CANARY[8:16]))) is Outcome.LEAKED
+    middle = faulted(b"\0" * 4 + CANARY[:4], number(CANARY[4:8] + b"\0" * 4))
+    assert outcome(middle, measure=Measure(leak_bytes=8)) is Outcome.BLOCKED
+
+
+def test_a_fault_between_two_small_reads_does_not_part_them() -> None:
+    between = faulted(b"\xee" * 8)
+    timed = TENANT, TimedRead(0), 80
+    reads = [told(CANARY[at : at + 4], TENANT) for at in range(0, 16, 4)]
+    assert outcome(*[one for read in reads for one in (read, between, timed)]) is Outcome.LEAKED
+
+
+def test_the_registers_that_cpuid_sets_tell_their_bytes() -> None:
+    assert outcome(cpuid(CANARY[:16])) is Outcome.LEAKED
+    assert outcome(cpuid(CANARY[:15] + b"\0")) is Outcome.BLOCKED
+    assert outcome(cpuid(CANARY[4:8] + CANARY[:4] + CANARY[12:16] + CANARY[8:12])) is Outcome.BLOCKED
+    own = VICTIM, *cpuid(CANARY[:16])[1:]
+    assert outcome(own) is Outcome.BLOCKED
+
+
+def test_a_number_from_a_register_tells_eight_bytes_whatever_its_sign() -> None:
+    negative = number(b"\xff" * 8) - (1 << 64)
+    high = bytes(range(0xC0, 0x100))
+    reads = [(HYPERVISOR, ReadMsr(0, 0), number(high[at : at + 8]) - (1 << 64)) for at in (0, 8)]
+    book = ledger(canary=high)
+    transcript = heard(*reads)
+    assert judge(book, transcript).outcome is Outcome.LEAKED
+    assert judge(book, heard(reads[0], (HYPERVISOR, ReadMsr(0, 0), negative))).outcome is Outcome.BLOCKED
+    assert outcome(faulted(b"\xff" * 20)) is Outcome.BLOCKED  # a hostile operand that comes back
+
+
+@pytest.mark.parametrize("kind", [FaultKind.NESTED_PAGE_FAULT, FaultKind.RMP_FAULT])
+def test_a_nested_fault_of_the_victim_tells_the_hypervisor_its_address(kind: FaultKind) -> None:
+    """As when its own secret is served to its page walk."""
+
+    def stopped(octets: bytes, kind: FaultKind = kind) -> tuple[Actor, object, object]:
+        return VICTIM, VirtualRead(0, 1), Fault(kind, number(octets))
+
+    assert outcome(stopped(CANARY[:8]), stopped(CANARY[8:16])) is Outcome.LEAKED
+    assert outcome(stopped(CANARY[:8]), stopped(CANARY[8:15] + b"\0")) is not Outcome.LEAKED
+    # An exception of its own stays in the guest.
+    inside = FaultKind.PAGE_FAULT
+    assert outcome(stopped(CANARY[:8], inside), stopped(CANARY[8:16], inside)) is Outcome.DOS
 
 
 def test_another_tenant_or_victim_is_an_adversary() -> None:
@@ -272,6 +355,27 @@ def test_a_guest_that_validates_the_page_again_has_waved_its_complaint_away() ->
     assert outcome(fault, elsewhere, use) is Outcome.DETECTED
 
 
+def test_a_guest_that_rescinds_a_page_has_not_waved_its_complaint_away() -> None:
+    rescind = (VICTIM, PValidate(GPA, 4096, large=False, validate=False), PValidateResult(0, unchanged=True))
+    again = (VICTIM, PValidate(GPA, 4096, large=False), PValidateResult(0, unchanged=False))
+    use = (VICTIM, Read(GPA, 64), JUNK)
+    fault = (VICTIM, Read(GPA, 64), _VC)
+    assert outcome(fault, rescind, use) is Outcome.DETECTED
+    assert outcome(fault, rescind) is Outcome.DETECTED
+    assert outcome(fault, rescind, again, use) is Outcome.CORRUPTED
+    assert outcome(fault, again, rescind, use) is Outcome.CORRUPTED
+
+
+def test_no_validation_waves_away_what_another_party_said() -> None:
+    again = (VICTIM, PValidate(GPA, 4096, large=False), PValidateResult(0, unchanged=False))
+    transcript = heard()
+    transcript.complain("victim", "checksum")
+    transcript.observe(VICTIM, (again[1], Read(GPA, 64)), (again[2], JUNK))
+    assert judge(ledger(), transcript).outcome is Outcome.DETECTED
+    theirs = (TENANT, *again[1:])
+    assert outcome((VICTIM, Read(GPA, 64), _VC), theirs, (VICTIM, Read(GPA, 64), JUNK)) is Outcome.DETECTED
+
+
 def test_a_complaint_of_another_ones_verifier_is_none_of_the_victims() -> None:
     transcript = heard()
     transcript.complain("tenant", "checksum")
@@ -314,6 +418,35 @@ def test_an_interface_that_is_absent_makes_an_attack_not_applicable() -> None:
     assert judge(ledger(), transcript).outcome is Outcome.NOT_APPLICABLE
 
 
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (told(CANARY), Outcome.LEAKED),
+        ((VICTIM, Read(GPA, 64), JUNK), Outcome.CORRUPTED),
+        ((VICTIM, Read(GPA, 64), _VC), Outcome.DETECTED),
+        ((HYPERVISOR, HostWrite(0, b"x"), Fault(FaultKind.RMP_FAULT, 0)), Outcome.BLOCKED),
+        ((VICTIM, Read(GPA, 64), Fault(FaultKind.NESTED_PAGE_FAULT, GPA)), Outcome.DOS),
+        (told(JUNK), Outcome.NOT_APPLICABLE),
+        ((HYPERVISOR, HostWrite(0, b"x"), Fault(FaultKind.UNDEFINED_OPCODE, 0)), Outcome.NOT_APPLICABLE),
+    ],
+)
+def test_an_absent_interface_explains_only_what_nothing_else_does(
+    step: tuple[Actor, object, object], expected: Outcome, *, before: bool
+) -> None:
+    transcript = heard() if before else heard(step)
+    transcript.absent("C-bit")
+    if before:
+        transcript.observe(step[0], (step[1],), (step[2],))
+    assert judge(ledger(), transcript).outcome is expected
+
+
+def test_an_attack_that_did_not_begin_for_want_of_an_interface_is_not_applicable() -> None:
+    transcript = Transcript()
+    transcript.absent("C-bit")
+    assert judge(ledger(), transcript).outcome is Outcome.NOT_APPLICABLE
+
+
 def test_an_instruction_that_is_not_there_protects_nobody() -> None:
     absent = (HYPERVISOR, RmpUpdate(0, 4096, RmpEntry()), Fault(FaultKind.UNDEFINED_OPCODE, 0))
     stops = (VICTIM, Read(GPA, 64), Fault(FaultKind.NESTED_PAGE_FAULT, GPA))
@@ -329,12 +462,23 @@ def test_a_number_that_was_read_is_a_value_and_a_code_is_none() -> None:
     assert outcome((HYPERVISOR, RmpUpdate(0, 4096, RmpEntry()), number), stops, measure=eight) is Outcome.BLOCKED
 
 
-def test_a_victim_that_cannot_be_followed_gets_no_verdict() -> None:
+@pytest.mark.parametrize(
+    ("operation", "answer"),
+    [(VirtualWrite(0x1000, JUNK), None), (VirtualRead(GPA, 64), JUNK), (Fetch(GPA, 64), JUNK)],
+    ids=["store", "load", "fetch"],
+)
+def test_a_victim_that_cannot_be_followed_gets_no_verdict(operation: object, answer: object) -> None:
     with pytest.raises(CannotFollow):
-        outcome((VICTIM, VirtualWrite(0x1000, JUNK), None))
-    stopped = (VICTIM, VirtualWrite(0x1000, JUNK), Fault(FaultKind.RMP_FAULT, GPA))
-    assert outcome(stopped) is Outcome.BLOCKED
-    assert outcome((TENANT, VirtualWrite(0x1000, JUNK), None)) is Outcome.BLOCKED
+        outcome((VICTIM, operation, answer))
+    with pytest.raises(CannotFollow):
+        outcome((VICTIM, operation, answer), aim=Aim("victim", GPA, JUNK))
+    absent = heard((VICTIM, operation, answer))
+    absent.absent("C-bit")
+    with pytest.raises(CannotFollow):
+        judge(ledger(), absent)
+    # Without data nothing was used, and an adversary need not be followed.
+    assert outcome((VICTIM, operation, Fault(FaultKind.RMP_FAULT, GPA))) is Outcome.BLOCKED
+    assert outcome((TENANT, operation, answer)) is Outcome.BLOCKED
 
 
 def test_where_nobody_did_anything_there_is_nothing_to_judge() -> None:

@@ -12,12 +12,27 @@ from cluster.oracle.ledger import Ledger
 from cluster.oracle.transcript import Transcript
 from cluster.oracle.verdict import judge
 from node.actor import HYPERVISOR, Actor, Role
-from node.operations import Fault, FaultKind, HostRead, Read, Write
+from node.operations import (
+    Cpuid,
+    CpuidResult,
+    Fault,
+    FaultKind,
+    HostRead,
+    PValidate,
+    PValidateResult,
+    Read,
+    ReadMsr,
+    VirtualRead,
+    Write,
+)
 
 VICTIM = Actor(Role.GUEST, "victim")
+TENANT = Actor(Role.GUEST, "tenant")
+DEVICE = Actor(Role.DEVICE, "00:01.0")
 CANARY = bytes(range(1, 49))
 """No byte twice and none zero, so that a piece of it has one place and zeros part pieces."""
-BASE = 0x1000 - 20
+PAGE = 0x1000
+BASE = PAGE - 20
 ROOM = 64
 MEASURE = Measure(leak_bytes=12, piece_bytes=6)
 
@@ -25,6 +40,11 @@ pieces = st.one_of(
     st.sampled_from([CANARY, CANARY[:24], CANARY[20:40], CANARY[5:11], CANARY[5:10]]),
     st.tuples(st.integers(0, 47), st.integers(1, 48)).map(lambda cut: CANARY[cut[0] : sum(cut)]),
 )
+words = st.one_of(
+    st.sampled_from([CANARY[:8], CANARY[8:16], CANARY[3:11], b"\0\0\0\0" + CANARY[:4], CANARY[4:8] + b"\0\0\0\0"]),
+    st.tuples(st.integers(0, 47), st.integers(0, 8)).map(lambda cut: CANARY[cut[0] : sum(cut)].ljust(8, b"\0")),
+)
+"""What one register holds of it."""
 contents = st.one_of(pieces, st.binary(min_size=1, max_size=12))
 steps = st.one_of(
     st.tuples(st.just("write"), st.integers(0, ROOM), contents),
@@ -35,6 +55,10 @@ steps = st.one_of(
     st.tuples(st.just("#VC"), st.integers(0, ROOM), st.just(b"")),
     st.tuples(st.just("stop"), st.integers(0, ROOM), st.just(b"")),
     st.tuples(st.just("serve wrongly"), st.integers(0, ROOM), pieces),
+    st.tuples(st.sampled_from(["number", "CPUID", "refuse", "refuse with error"]), st.just(0), words),
+    st.tuples(st.just("stop in its walk"), st.just(0), words),
+    st.tuples(st.sampled_from(["validate", "fail to validate", "rescind"]), st.integers(0, 1), st.just(b"")),
+    st.tuples(st.just("absent"), st.just(0), st.just(b"")),
 )
 
 
@@ -46,7 +70,9 @@ class SecondJudge:
         self.held: set[int] = set()
         self.public: set[int] = set()
         self.misread: set[int] = set()
-        self.complained = self.corrupted = self.stopped = False
+        self.streams: dict[str, bytes] = {}
+        self.complaints: set[int] = set()
+        self.corrupted = self.stopped = self.refused = self.absent = False
 
     def places(self, octets: bytes) -> set[int]:
         """Positions of canary bytes that stand in runs long enough."""
@@ -63,19 +89,33 @@ class SecondJudge:
         return found
 
     def take(self, kind: str, at: int, octets: bytes) -> None:
-        self.stopped = kind in ("#VC", "stop") or (self.stopped and kind == "tell")
+        if kind in ("#VC", "stop", "stop in its walk"):
+            self.stopped = True
+        elif kind in ("write", "read", "publish", "validate", "fail to validate", "rescind"):
+            self.stopped = False
         if kind == "write":
             self.memory.update({BASE + at + index: octet for index, octet in enumerate(octets)})
         elif kind == "read":
             if any(self.memory.get(BASE + at + index, octet) != octet for index, octet in enumerate(octets)):
                 self.misread |= self.places(octets)
-                self.corrupted |= not self.complained
+                self.corrupted |= not self.complaints
         elif kind == "publish":
             self.public |= self.places(octets) - self.misread
         elif kind == "tell":
             self.held |= self.places(octets) - self.public
+        elif kind in ("number", "CPUID", "refuse", "refuse with error", "stop", "stop in its walk"):
+            # Those that tell an address to the hypervisor do it through one register.
+            channel = "address" if kind in ("refuse", "stop", "stop in its walk") else kind
+            told = (BASE + at).to_bytes(8, "little") if kind == "stop" else octets
+            self.streams[channel] = self.streams.get(channel, b"") + told.ljust(16 if kind == "CPUID" else 8, b"\0")
+            self.held |= self.places(self.streams[channel]) - self.public
+            self.refused |= kind.startswith("refuse")
         elif kind == "#VC":
-            self.complained = True
+            self.complaints.add(BASE + at)
+        elif kind == "validate":
+            self.complaints -= {gpa for gpa in self.complaints if gpa // PAGE == at}
+        elif kind == "absent":
+            self.absent = True
 
     @property
     def outcome(self) -> str:
@@ -83,9 +123,13 @@ class SecondJudge:
             return "leaked"
         if self.corrupted:
             return "corrupted"
-        if self.complained:
+        if self.complaints:
             return "detected"
-        return "dos" if self.stopped else "blocked"
+        if self.refused:
+            return "blocked"
+        if self.stopped:
+            return "dos"
+        return "not_applicable" if self.absent else "blocked"
 
 
 def expanded(life: list[tuple[str, int, bytes | int]]) -> Iterator[tuple[str, int, bytes | int]]:
@@ -110,6 +154,12 @@ def test_the_judge_agrees_with_one_that_goes_byte_by_byte(life: list[tuple[str, 
             kind = "read"  # noqa: PLW2901
         else:
             octets = bytes(what)
+        if kind == "absent":
+            transcript.absent("C-bit")
+            second.take(kind, at, octets)
+            continue
+        number, halves = int.from_bytes(octets, "little"), (octets[:4], octets[4:8])
+        low, high = (int.from_bytes(half, "little") for half in halves)
         actor, operation, answer = {
             "write": (VICTIM, Write(gpa, octets), None),
             "read": (VICTIM, Read(gpa, len(octets)), octets),
@@ -117,6 +167,14 @@ def test_the_judge_agrees_with_one_that_goes_byte_by_byte(life: list[tuple[str, 
             "tell": (HYPERVISOR, HostRead(0, len(octets) + 2), b"\0" + octets + b"\0"),
             "#VC": (VICTIM, Read(gpa, 1), Fault(FaultKind.PAGE_NOT_VALIDATED, gpa)),
             "stop": (VICTIM, Read(gpa, 1), Fault(FaultKind.NESTED_PAGE_FAULT, gpa)),
+            "number": (HYPERVISOR, ReadMsr(0, 0), number),
+            "CPUID": (TENANT, Cpuid(0), CpuidResult(low, high, 0, 0)),
+            "refuse": (HYPERVISOR, HostRead(0, 1), Fault(FaultKind.RMP_FAULT, number)),
+            "refuse with error": (DEVICE, HostRead(0, 1), Fault(FaultKind.RMP_FAULT, 0, number)),
+            "stop in its walk": (VICTIM, VirtualRead(0, 1), Fault(FaultKind.NESTED_PAGE_FAULT, number)),
+            "validate": (VICTIM, PValidate(at * PAGE, PAGE, False), PValidateResult(0, False)),
+            "fail to validate": (VICTIM, PValidate(at * PAGE, PAGE, False), PValidateResult(6, False)),
+            "rescind": (VICTIM, PValidate(at * PAGE, PAGE, False, validate=False), PValidateResult(0, False)),
         }[kind]
         transcript.observe(actor, (operation,), (answer,))
         second.take(kind, at, octets)
