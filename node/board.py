@@ -47,6 +47,8 @@ from node.tlb_duties import TlbDuties
 from node.vcpu_controls import VcpuControls
 from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
+from node.vmexit import ExitCode
+from node.vmrun_checks import VmrunChecks
 from node.vmsa import VMSA_BYTES, VMSA_FIELDS
 from psp.alias_check import AliasCheck
 from psp.firmware import SecurityProcessor
@@ -150,6 +152,8 @@ class Board:
         """Save areas that vCPUs under the RMP run with."""
         self.disks: dict[str, Disk] = {}
         self.controls = VcpuControls(self)
+        self.vmrun_checks = VmrunChecks(self)
+        """What VMRUN asks of a control block."""
         self.tlb_duties = None if self.tlb is None else TlbDuties(self, self.tlb)
         anew = GuestAccess(self)
         way = anew if self.tlb is None else CachedGuestAccess(self, anew, self.tlb)
@@ -257,9 +261,11 @@ class Board:
     def enter(self, vm: str, vcpu: int) -> int:
         """A vCPU begins to run: its save area is in use until ``leave``, and it has the VMPL that stands there.
 
-        0, or the exit code where the registers are not those that were saved.
+        0, or the exit code where the control block is not consistent or the registers are not those that were saved.
         """
         vmcb = self.vmcbs[vm][vcpu]
+        if not self.vmrun_checks.passed(vmcb):
+            return ExitCode.INVALID
         if not self.registers_fit(vmcb):
             return self.platform.save_area_refused
         self.controls.forget(vm, vcpu)

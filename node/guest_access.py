@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 WALK = ERROR_USER | ERROR_WRITE | ERROR_WALK
 """An access to the guest's own tables, which to the nested tables is always a store (APM volume 2, 15.25.5)."""
 
+NOT_SNP = -1
+"""In place of a VMPL, that of a guest whose accesses are checked as those of no page's owner."""
+
 
 class Way(Protocol):
     """What both ways have."""
@@ -76,10 +79,15 @@ class GuestAccess:
                     )  # fmt: skip
                     gpa += length
                 return vmcb.asid
-            if needs & PERMIT_WRITE and rmp is not None:
-                # A SEV guest has no RMP entries of its own: it may only write where the host may.
+            if rmp is None:
+                return vmcb.asid
+            # A SEV guest has no RMP entries of its own, though an SNP guest may have its ASID: no page may be assigned.
+            if needs & PERMIT_WRITE:
                 for spa, length, _, _ in segments:
                     rmp.check_guest_write(spa, length, encrypted=True)
+            else:
+                for spa, length, _, _ in segments:
+                    rmp.check_guest_sev_read(spa, length, needs, access)
             return vmcb.asid
         write = needs & PERMIT_WRITE
         if rmp is not None and (write or self._board.product.rmp.shared_reads_checked):
@@ -112,7 +120,8 @@ class CachedGuestAccess:
                 one = self._walk(vmcb, at, private, access)
             size = min(end - at, one.page_bytes - at % one.page_bytes)
             segment = (one.page + at % one.page_bytes, size, one.mapped_large, one.key)
-            verdict = (private, needs, vmcb.vmpl)
+            # Guests that are not SNP-active may share an ASID with one that is, but not what passed for it.
+            verdict = (private, needs, vmcb.vmpl if vmcb.rmp_checked else NOT_SNP)
             if verdict not in one.passed:
                 self._anew.check(vmcb, at, [segment], private, access, needs)
                 one.passed.add(verdict)

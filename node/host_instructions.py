@@ -129,8 +129,10 @@ class HostInstructions:
     def _vmcb_write(self, one: op.VmcbWrite) -> op.Answer:
         nested = self._board.nested_table_at(one.vm, one.nested_cr3)
         self._board.controls.forget(one.vm, one.vcpu)
+        generation = Generation(one.generation)
+        consistent = self._board.vmrun_checks.consistent(generation, one.asid, one.save_area_spa)
         vmcb = Vmcb(
-            one.vm, one.vcpu, one.asid, Generation(one.generation), one.save_area_spa, nested, one.tlb_control
+            one.vm, one.vcpu, one.asid, generation, one.save_area_spa, nested, one.tlb_control, consistent=consistent
         )  # fmt: skip
         self._board.vmcbs.setdefault(one.vm, {})[one.vcpu] = vmcb
         return None
@@ -147,6 +149,8 @@ class HostInstructions:
     def _vmrun(self, one: op.VmRun) -> op.Answer:
         vmcb = self._board.vmcbs.get(one.vm, {}).get(one.vcpu)
         if vmcb is None or vmcb.tlb_control not in _TLB_CONTROLS or not 0 <= one.core < self._board.product.threads:
+            return VMEXIT_INVALID
+        if not self._board.vmrun_checks.passed(vmcb):
             return VMEXIT_INVALID
         if vmcb.rmp_checked:
             if self._board.rmp is None:

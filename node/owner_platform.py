@@ -66,6 +66,7 @@ class OwnerPlatform:
         self._board = Board("platform", chosen, MEMORY_BYTES, chosen.min_sev_asid, CounterRandom(seed))
         self._handle = 0
         self._asid = 0
+        self._generation = Generation.SEV
         self._ram: list[tuple[int, int, int]] = []
         self._bring_up()
 
@@ -94,7 +95,8 @@ class OwnerPlatform:
             session_length=len(order.session),
         )
         self._handle = buffers.LaunchStart.parse(self._call(LegacyCommand.LAUNCH_START, start.pack())).handle
-        self._asid = 1 if order.policy & LegacyPolicy.ES else self._min_sev_asid
+        self._generation = Generation.SEV_ES if order.policy & LegacyPolicy.ES else Generation.SEV
+        self._asid = 1 if self._generation is Generation.SEV_ES else self._min_sev_asid
         self._call(LegacyCommand.ACTIVATE, buffers.Activate(self._handle, self._asid).pack())
         self._lay_out(order.ranges)
         for gpa, data in order.ranges:
@@ -126,7 +128,7 @@ class OwnerPlatform:
 
     def guest_reads(self, gpa: int, length: int) -> bytes:
         """What a vCPU of the guest loads, through its own key and the nested table."""
-        batch = [op.VmcbWrite(_VM, 0, self._asid, Generation.SEV.name, _OUT)]
+        batch = [op.VmcbWrite(_VM, 0, self._asid, self._generation.name, _OUT)]
         self._board.execute_host(tuple(batch))
         (answer,) = self._board.execute_guest(self._board.vmcb(_VM, 0), (op.Read(gpa, length),))
         assert isinstance(answer, bytes)

@@ -89,6 +89,7 @@ class ReverseMapTable:
         self._matched = rmp_blocks.OWN if self.checks.matches_gpa else rmp_blocks.OWN & ~GPA
         self.check_guest_private = self.checks.check_guest_private
         self.check_guest_write = self.checks.check_guest_write
+        self.check_guest_sev_read = self.checks.check_guest_sev_read
         self.check_host_write = self.checks.check_host_write
         self.check_dma = self.checks.check_dma
 

@@ -56,6 +56,8 @@ class RmpChecks:
         self._runs = table.runs
         self._switches = switches
         self._in_use: list[int] = []
+        if not switches.sev_reads_checked:
+            self.check_guest_sev_read = self._let_guest_sev_read  # type: ignore[method-assign]
         if Protection.RMP_WRITE_CHECK in disabled:
             self.check_host_write = self._let_host_write  # type: ignore[method-assign]
             self.check_guest_write = self._let_guest_write  # type: ignore[method-assign]
@@ -131,6 +133,20 @@ class RmpChecks:
         at = self._first_assigned(spa, length)
         if at is not None:
             raise RmpFault(at, _GUEST | ERROR_FINAL)
+
+    def check_guest_sev_read(self, spa: int, length: int, needs: int = PERMIT_READ, access: int = 0) -> None:
+        """A private read, fetch or walk of a guest that is not SNP-active: no page may be assigned to anybody.
+
+        ``needs`` are permission bits, ``access`` the error bits of a nested fault. Raises RmpFault.
+        """
+        if self._runs.is_gap(spa // PAGE_BYTES, (spa + length - 1) // PAGE_BYTES + 1) and length > 0:
+            return
+        at = self._first_assigned(spa, length)
+        if at is not None:
+            raise RmpFault(at, _error(needs, bool(access & ERROR_WALK)))
+
+    def _let_guest_sev_read(self, spa: int, length: int, needs: int = PERMIT_READ, access: int = 0) -> None:
+        """Where the switch has such reads decrypt."""
 
     def check_dma(self, spa: int, length: int, *, write: bool) -> None:
         """An untrusted device's access, as the IOMMU checks it: no page may be assigned.

@@ -24,6 +24,12 @@ class RmpSwitches:
     ``shared_reads_checked``: a guest's shared read of an assigned page faults as
     VeriSMo has it; with False it returns ciphertext, as recollected of the APM.
 
+    ``sev_reads_checked``: a private read, fetch or walk of a guest that is SEV or SEV-ES but not SNP-active faults
+    on an assigned page, even with the owner's ASID: only an SNP-active guest of that ASID may use one. Inferred: no
+    text at hand speaks of such reads, but ES and SNP guests share ASIDs below MinSEVASID, and else only the value
+    of its registers would keep a control block of SEV-ES with an SNP guest's ASID from that guest's plaintext. With
+    False the read decrypts.
+
     ``dma_reads_checked``: a device's read of an assigned page is refused like a
     write (Linux: the SNP IOMMU lets DMA touch shared memory only); with False it
     gets ciphertext.
@@ -51,6 +57,7 @@ class RmpSwitches:
     pvalidate_faults_below_vmpl0: bool = False
     count_skips_first: bool = True
     shared_reads_checked: bool = False
+    sev_reads_checked: bool = True
     dma_reads_checked: bool = True
     query_needs_validated: bool = True
     segmented: bool = False

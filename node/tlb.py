@@ -62,7 +62,7 @@ class Translation:
     key: int = 0
     """Of accesses without the guest's own, as the nested entry says."""
     passed: set[tuple[bool, int, int]] = field(default_factory=set)
-    """RMP checks that the page has gone through: (private, permissions needed, VMPL)."""
+    """RMP checks that the page has gone through: (private, permissions needed, VMPL or NOT_SNP)."""
 
 
 _Key = tuple[Tag, Space, int, int]

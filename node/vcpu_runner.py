@@ -26,6 +26,7 @@ from node.program import Demand, Ending, Registers
 from node.tenant import NoBlock, Outcome
 from node.vcpu import SLEEPING, Vcpu, VcpuState
 from node.vmcb import Vmcb
+from node.vmexit import ExitCode
 from node.vmsa import load_registers, save_registers
 
 PROGRAM_FAULT = 0xFE
@@ -202,6 +203,9 @@ class VcpuRunner:
             if vcpu.epoch != epoch:
                 return
             vmcb = self._board.vmcb(guest.spec.name, vcpu.index)
+            if not vmcb.consistent:  # Written anew meanwhile, and no VMRUN would follow it.
+                self._power_off(guest, ExitCode.INVALID & 0xFF)
+                return
             if self._board.exit_work:
                 self._board.exit_work = []  # Of exits that nobody waited for: somebody else's hands on the board.
             if guest.dirty_log is None:

@@ -26,6 +26,8 @@ class Vmcb:
     """What VMRUN flushes from the translation buffer (offset 05C)."""
     vmpl: int = 0
     core: int = 0
+    consistent: bool = True
+    """Whether ASID and save area are such as VMRUN accepts (``node.vmrun_checks``); without that nobody runs."""
     encrypted: bool = field(init=False)
     """SEV enabled in the nested control field."""
     rmp_checked: bool = field(init=False)

@@ -34,10 +34,11 @@ class Hands:
     """Executes an attacker's batches: as the hypervisor, as one tenant, or at the memory modules."""
 
     def __init__(self, board: Board, tenant: str, transcript: Transcript) -> None:
+        self._board, self._tenant = board, tenant
         self._modules = PhysicalPort(board.dram)
         self._transcript = transcript
         self._ways: Mapping[Role, Callable[..., tuple[Answer, ...]]] = {
-            Role.GUEST: lambda batch: board.execute_guest(board.vmcb(tenant, 0), batch),
+            Role.GUEST: self._as_the_tenant,
             Role.HYPERVISOR: board.execute_host,
             Role.DIMM: self._at_the_modules,
         }
@@ -48,6 +49,13 @@ class Hands:
         if len(roles) != 1:
             raise MixedHands(batch)
         return self._ways[roles.pop()](batch)
+
+    def _as_the_tenant(self, batch: tuple[op.GuestOperation, ...]) -> tuple[Answer, ...]:
+        # With a control block that VMRUN refuses no core gets as far as the tenant's code.
+        vmcb = self._board.vmcb(self._tenant, 0)
+        if not (self._board.vmrun_checks.passed(vmcb) and self._board.registers_fit(vmcb)):
+            return (None,) * len(batch)
+        return self._board.execute_guest(vmcb, batch)
 
     def _at_the_modules(self, batch: AttackBatch) -> tuple[Answer, ...]:
         # No chip takes part, so the board's tap sees nothing of it.

@@ -16,6 +16,7 @@ from node.vmsa import VMSA_BYTES, write_field
 from psp.system_bus import RmpEntry
 
 PAGE, LARGE, MIB = 4096, 2 << 20, 1 << 20
+MIN_SEV_ASID = 100
 MEMORY_SPA, MEMORY_BYTES = 8 * MIB, 8 * MIB
 """Of each guest, one after another: guest-physical zero on."""
 FRAMES_SPA, SAVE_AREA_SPA, SAVE_AREA_GPA = 32 * MIB, 4 * MIB + PAGE, 1 << 30
@@ -94,7 +95,7 @@ def new_board(
     """A board without guests; its RMP is set up."""
     random = CounterRandom(1)
     platform = Platform(mode=mode, tlb_entries=tlb, disabled=frozenset(disabled))
-    board = Board("board", PRODUCTS[product], 64 * MIB, 100, random, platform)
+    board = Board("board", PRODUCTS[product], 64 * MIB, MIN_SEV_ASID, random, platform)
     if board.rmp is not None:
         enable_snp(board)
         board.rmp.initialise()
@@ -112,12 +113,15 @@ def paged_guest(
 ) -> PagedGuest:
     """A guest of a generation with 8 MiB of memory in 4 KiB nested pages, all private where that means something.
 
-    Its tables' root is at ``ROOT``; its vCPUs start with these fields in their save areas.
+    Its tables' root is at ``ROOT``; its vCPUs start with these fields in their save areas. ``asid`` numbers guests
+    from one; plain SEV has its ASIDs from MinSEVASID on instead.
     """
     board = board or new_board(tlb=tlb, disabled=disabled)
     vm, number = f"vm{asid}", asid - 1
     memory = MEMORY_SPA + number * MEMORY_BYTES
     snp, encrypted = generation is Generation.SEV_SNP, generation is not Generation.PLAIN
+    if generation is Generation.SEV:
+        asid = MIN_SEV_ASID + number
     if encrypted:
         board.controller.install_key(asid, CounterRandom(1).octets(vm, "key", 0, 16))
     frames = op.NestedFrames(vm, FRAMES_SPA + number * MIB, 16 * PAGE)

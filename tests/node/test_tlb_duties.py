@@ -327,5 +327,6 @@ def test_guests_of_other_asids_share_no_translation(generation: Generation) -> N
 def test_a_control_block_that_vmrun_cannot_follow_is_refused(control: int, core: int) -> None:
     one = paged_guest(SEV)
     area = one.board.vmcb(one.vm, 0).save_area_spa
-    vmcb = op.VmcbWrite(one.vm, 0, 1, SEV.name, area, tlb_control=control)
+    asid = one.board.vmcb(one.vm, 0).asid
+    vmcb = op.VmcbWrite(one.vm, 0, asid, SEV.name, area, tlb_control=control)
     assert one.host(vmcb, op.VmRun(one.vm, 0, core=core)) == (None, VMEXIT_INVALID)

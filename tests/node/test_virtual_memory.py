@@ -336,7 +336,8 @@ def test_with_anothers_asid_a_walk_shows_the_victims_page_as_an_entry_unless_the
     attacker = paged_guest(generation, board=board, asid=2)
     # From SEV-ES on registers are encrypted too, so the attacker runs with the victim's save area.
     whose = "vm1" if generation in (ES, SNP) else "vm2"
-    vmcb = op.VmcbWrite("vm2", 0, int(victim.private), generation.name, board.vmcb(whose, 0).save_area_spa)
+    asid = board.vmcb("vm1", 0).asid
+    vmcb = op.VmcbWrite("vm2", 0, asid, generation.name, board.vmcb(whose, 0).save_area_spa)
     only_root = (op.NestedUnmap("vm2", 0, MEMORY_BYTES), op.NestedMap("vm2", ROOT, MEMORY_SPA + GPA, PAGE))
     assert attacker.host(*only_root, vmcb, op.VmRun("vm2", 0)) == (None,) * 3 + (0,)
     answer = attacker.do(op.VirtualRead(0, 1))

@@ -44,7 +44,8 @@ def freed_page(target: Target) -> Attack:
     yield smash(victim.secret, mine)
     yield from _end(target)
     yield (RmpUpdate(freed, PAGE_BYTES, RmpEntry()),)
-    yield (RmpUpdate(freed, PAGE_BYTES, RmpEntry(assigned=True, gpa=mine.gpa, asid=target.tenant.asid)),)
+    if target.tenant.gctx:  # Only an SNP guest can use a page that is assigned.
+        yield (RmpUpdate(freed, PAGE_BYTES, RmpEntry(assigned=True, gpa=mine.gpa, asid=target.tenant.asid)),)
     yield (point(target.tenant, mine, freed),)
     yield (PValidate(mine.gpa, PAGE_BYTES, large=False),)
     yield (Read(mine.gpa, PAGE_BYTES),)

@@ -40,7 +40,8 @@ def fresh_page(target: Target) -> Attack:
     yield LET_IT_RUN
     yield WRITE_BACK
     yield smash(victim.value)
-    yield (RmpUpdate(fresh, PAGE_BYTES, RmpEntry(assigned=True, gpa=victim.value.gpa, asid=victim.asid)),)
+    if victim.gctx:  # Only an SNP guest can use a page that is assigned.
+        yield (RmpUpdate(fresh, PAGE_BYTES, RmpEntry(assigned=True, gpa=victim.value.gpa, asid=victim.asid)),)
     yield (point(victim, victim.value, fresh),)
 
 

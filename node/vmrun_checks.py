@@ -1,0 +1,64 @@
+"""Consistency checks of a control block, which VMRUN makes before the guest executes anything.
+
+That a block which fails ends in VMEXIT_INVALID is a reading of APM volume 2, 15.5.1; the ASIDs of each kind
+of guest are those of CPUID Fn8000_001F, ECX and EDX (15.34.2 and 15.35.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from node.generation import Generation
+from node.rmp_faults import RmpFault
+from psp.asid_ranges import AsidRanges
+from psp.system_bus import PAGE_BYTES
+
+if TYPE_CHECKING:
+    from node.board import Board
+    from node.vmcb import Vmcb
+
+
+class VmrunChecks:
+    """What must be true of a control block on one board."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        # MinSEVASID and the highest ASID stay as the platform booted. How SNP_INIT_EX splits the ASIDs below
+        # MinSEVASID is firmware's to enforce when it gives them out: no text has VMRUN ask for it.
+        ranges = AsidRanges(board.bus)
+        self._asids: Mapping[Generation, range] = {
+            Generation.SEV: ranges.sev,
+            Generation.SEV_ES: ranges.es,
+            Generation.SEV_SNP: ranges.snp,
+            Generation.SEV_TIO: ranges.snp,
+        }
+
+    def consistent(self, generation: Generation, asid: int, save_area_spa: int) -> bool:
+        """Whether VMRUN accepts an ASID and a save area, whatever lies there.
+
+        The ASID must be one of the guest's kind: 0 is the host's, plain SEV has those from MinSEVASID on, SEV-ES and
+        SNP those below. Guests without a key have ASIDs that this board does not number. The save area must be
+        an aligned page of memory.
+        """
+        asids = self._asids.get(generation)
+        if asids is not None and asid not in asids:
+            return False
+        return not save_area_spa % PAGE_BYTES and 0 <= save_area_spa <= self._board.bus.dram_bytes - PAGE_BYTES
+
+    def passed(self, vmcb: Vmcb) -> bool:
+        """Whether VMRUN accepts a block; False is VMEXIT_INVALID.
+
+        Where no RMP entry has to make the save area the guest's own, the host must be allowed to write there,
+        because an exit stores registers. That of an SNP guest is for the RMP to judge.
+        """
+        if not vmcb.consistent:
+            return False
+        rmp = self._board.rmp
+        if vmcb.rmp_checked or rmp is None:
+            return True
+        try:
+            rmp.check_host_write(vmcb.save_area_spa, PAGE_BYTES)
+        except RmpFault:
+            return False
+        return True
