@@ -12,8 +12,8 @@ LOG := $(VENV)/install.log
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 OR_SAY_WHY := > $(LOG) 2>&1 || { tail -n 20 $(LOG) >&2; exit 1; }
 
-# Two tests at a time; those that start Ray stay together in one process.
-PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup
+# Three at a time on two cores: those that start Ray stay together in one process, which often waits.
+PYTEST := $(BIN)/python -m pytest -q -n 3 --dist loadgroup
 
 .PHONY: demo test check bench clean
 

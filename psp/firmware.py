@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from psp.asid_flush import AsidFlush
 from psp.asid_ranges import AsidRanges
 from psp.commands import COMMANDS, LegacyPlatformState, is_snp
+from psp.firmware_pages import FirmwarePages
 from psp.host_memory import HostMemory
 from psp.legacy import LegacyFirmware
 from psp.legacy_guest import ShortBuffer
@@ -39,12 +40,14 @@ class SecurityProcessor:
     ) -> None:
         self._octets = octets
         self._drawn: dict[str, int] = {}
-        self._memory = HostMemory(bus)
+        self._pages = pages = FirmwarePages()
+        self._legacy_memory = HostMemory(bus, pages, Status.INVALID_ADDRESS)
+        self._snp_memory = HostMemory(bus, pages, Status.INVALID_PAGE_STATE)
         flush, ranges = AsidFlush(bus), AsidRanges(bus)
-        self.legacy = LegacyFirmware(bus, self._memory, flush, ranges, self._random, api)
+        self.legacy = LegacyFirmware(bus, self._legacy_memory, flush, ranges, self._random, api)
         self.snp = SnpFirmware(
             bus,
-            self._memory,
+            self._snp_memory,
             flush,
             ranges,
             self._random,
@@ -79,18 +82,19 @@ class SecurityProcessor:
         if not row.supported:
             return Status.UNSUPPORTED
         interface: LegacyFirmware | SnpFirmware = self.snp if is_snp(command) else self.legacy
+        memory = self._snp_memory if is_snp(command) else self._legacy_memory
         try:
             if interface.state not in row.states:
                 return Status.INVALID_PLATFORM_STATE
-            data = b"" if row.layout is None else self._memory.read(spa, row.layout.SIZE)
+            data = b"" if row.layout is None else memory.read(spa, row.layout.SIZE)
             if row.writes_buffer and row.layout is not None:
-                self._memory.check_writable(spa, row.layout.SIZE)
+                memory.check_writable(spa, row.layout.SIZE)
             answer = interface.handlers[command](None if row.layout is None else row.layout.parse(data))
         except ShortBuffer as short:
-            self._memory.write(spa, short.answer.pack(onto=data))
+            memory.write(spa, short.answer.pack(onto=data))
             return short.status
         except PspError as error:
             return error.status
         if answer is not None:
-            self._memory.write(spa, answer.pack(onto=data))
+            memory.write(spa, answer.pack(onto=data))
         return Status.SUCCESS

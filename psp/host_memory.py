@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from psp.firmware_pages import FirmwarePages
 from psp.page_state import PageState, page_state
 from psp.status import PspError, Status
 from psp.system_bus import PAGE_BYTES, RmpEntry, SystemBus
@@ -10,29 +11,40 @@ _NO_ENTRY = RmpEntry()
 
 
 class HostMemory:
-    """Host memory behind the firmware's checks."""
+    """Host memory behind the firmware's checks, for one of its interfaces.
 
-    def __init__(self, bus: SystemBus) -> None:
+    Memory in the firmware's own use is refused with the interface's status: no sheet names
+    one, so it is INVALID_ADDRESS for SEV's commands and INVALID_PAGE_STATE for SNP's. That
+    this holds for what firmware only reads is the laboratory's choice.
+    """
+
+    def __init__(self, bus: SystemBus, pages: FirmwarePages, in_use: Status) -> None:
+        self.pages = pages
         self._bus = bus
-        self.snp_initialised = False
+        self._in_use = in_use
 
     def read(self, spa: int, length: int) -> bytes:
-        """Bytes at an address. Raises PspError(INVALID_ADDRESS) outside of memory."""
+        """Bytes at an address. Raises PspError as ``check_present``."""
         self.check_present(spa, length)
         return self._bus.read(spa, length)
 
     def check_present(self, spa: int, length: int) -> None:
-        """Raise PspError(INVALID_ADDRESS) unless there is memory."""
+        """Raise PspError: INVALID_ADDRESS unless there is memory, the interface's status if firmware itself uses it."""
         if not 0 <= spa <= self._bus.dram_bytes - length:
             raise PspError(Status.INVALID_ADDRESS)
+        if self.pages.in_use(spa, length):
+            raise PspError(self._in_use)
 
     def check_writable(self, spa: int, length: int) -> None:
-        """After SNP_INIT what firmware writes must be in Firmware state. Raises PspError(INVALID_PAGE_STATE)."""
+        """After SNP_INIT what firmware writes must be lent to it, in Firmware state.
+
+        Raises PspError: as ``check_present``, and INVALID_PAGE_STATE.
+        """
         self.check_present(spa, length)
         self._check_pages(spa, length)
 
     def _check_pages(self, spa: int, length: int) -> None:
-        if not self.snp_initialised:
+        if not self.pages.snp_initialised:
             return
         for page in range(spa // PAGE_BYTES * PAGE_BYTES, spa + length, PAGE_BYTES):
             # A page without an entry is the hypervisor's for ever.

@@ -78,6 +78,7 @@ class LegacyFirmware:
         es_enabled = bool(init.flags & buffers.INIT_ES)
         if es_enabled:
             self._check_tmr(init)
+            self._memory.pages.trusted_region = ((init.tmr_address, TMR_BYTES),)
         self.es_enabled = es_enabled
         self.keys.complete()
         self.state = LegacyPlatformState.INIT
@@ -87,7 +88,8 @@ class LegacyFirmware:
         """Firmware would write the region. Integrity values of save areas are kept beside it, by the bus."""
         if init.tmr_length < TMR_BYTES:
             raise PspError(Status.INVALID_LENGTH)
-        if not init.tmr_address or init.tmr_address % (LARGE_PAGE_BYTES if self._memory.snp_initialised else TMR_BYTES):
+        alignment = LARGE_PAGE_BYTES if self._memory.pages.snp_initialised else TMR_BYTES
+        if not init.tmr_address or init.tmr_address % alignment:
             raise PspError(Status.INVALID_ADDRESS)
         self._memory.check_writable(init.tmr_address, TMR_BYTES)
 
@@ -96,6 +98,7 @@ class LegacyFirmware:
             self._drop_asid(guest)
         self.guests.clear()
         self.es_enabled = False
+        self._memory.pages.trusted_region = ()
         self.state = LegacyPlatformState.UNINIT
 
     def _platform_status(self, _: buffers.PlatformStatus) -> buffers.PlatformStatus:

@@ -24,9 +24,9 @@ from psp.page_state import PageState, page_state
 from psp.page_unsmash import unsmashed
 from psp.policy import PlatformFacts, check_snp_policy
 from psp.snp_debug import debug_decrypt, debug_encrypt
-from psp.snp_init import check_cores, check_rmp, checked_iommu_buffers
+from psp.snp_init import check_cores, checked_iommu_buffers, checked_rmp
 from psp.status import PspError, Status
-from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, IommuBuffer, RmpEntry, SystemBus
+from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry, SystemBus
 
 AES_256_XTS_KEY_BYTES = 64
 VMPCK_BYTES = 32
@@ -98,8 +98,6 @@ class SnpFirmware:
         self.wants_fabric_locked = False
         """Firmware of after AMD-SB-3034."""
         self._rmp_initialised = False
-        self._iommu_buffers: tuple[IommuBuffer, ...] = ()
-        """What the IOMMUs write by themselves, firmware's meanwhile."""
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             # INIT, of before ABI 1.52, has no buffer and always initialises the RMP.
             SnpCommand.INIT: lambda _: self._init_ex(buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP)),
@@ -140,7 +138,7 @@ class SnpFirmware:
             # The status is the laboratory's choice: AMD says only that SNP does not start.
             raise PspError(Status.INVALID_CONFIG)
         check_cores(self._bus)
-        check_rmp(self._bus)
+        rmp = checked_rmp(self._bus)
         fresh = bool(init.flags & buffers.SNP_INIT_RMP)
         if not fresh and not self._rmp_initialised:
             raise PspError(Status.RMP_INIT_REQUIRED)
@@ -151,10 +149,11 @@ class SnpFirmware:
         self._bus.iommus_enforce()
         for buffer in buffers_of_iommus:
             self._bus.rmp_set_pages(buffer.base, buffer.length_bytes, RmpEntry(assigned=True, immutable=True))
-        self._iommu_buffers = buffers_of_iommus
+        self._memory.pages.rmp = rmp
+        self._memory.pages.iommu_buffers = tuple((one.base, one.length_bytes) for one in buffers_of_iommus)
         self._hide_ciphertext(init.max_snp_asid if hides else 0)
         self.state = SnpPlatformState.INIT
-        self._memory.snp_initialised = True
+        self._memory.pages.snp_initialised = True
         self._flush.require_all()
 
     def _hide_ciphertext(self, max_snp_asid: int) -> None:
@@ -177,12 +176,12 @@ class SnpFirmware:
         self.guests.clear()
         if shutdown.flags & buffers.SNP_SHUTDOWN_IOMMU:
             self._bus.iommus_release()
-            for buffer in self._iommu_buffers:
-                self._bus.rmp_set_pages(buffer.base, buffer.length_bytes, RmpEntry(assigned=True))
-            self._iommu_buffers = ()
+            for spa, length in self._memory.pages.iommu_buffers:
+                self._bus.rmp_set_pages(spa, length, RmpEntry(assigned=True))
+            self._memory.pages.iommu_buffers = ()
         self._hide_ciphertext(0)
         self.state = SnpPlatformState.UNINIT
-        self._memory.snp_initialised = False
+        self._memory.pages.snp_initialised = False
 
     def _platform_status(self, where: buffers.SnpAddress) -> None:
         self._memory.check_writable(where.address, buffers.SnpPlatformStatus.SIZE)
@@ -339,17 +338,19 @@ class SnpFirmware:
 
     # Pages.
 
-    def _page(self, spa: int) -> RmpEntry:
+    def _page(self, spa: int, length: int = PAGE_BYTES) -> RmpEntry:
         if spa % PAGE_BYTES or not self._bus.rmp_covers(spa):
             raise PspError(Status.INVALID_ADDRESS)
+        if self._memory.pages.in_use(spa, length):
+            raise PspError(Status.INVALID_PAGE_STATE)
         return self._bus.rmp_entry(spa)
 
     def _page_reclaim(self, page: buffers.SnpPageReclaim) -> None:
         large = bool(page.address & 1)
-        spa = page.address & ~1
-        if spa % (LARGE_PAGE_BYTES if large else PAGE_BYTES):
+        spa, length = page.address & ~1, LARGE_PAGE_BYTES if large else PAGE_BYTES
+        if spa % length:
             raise PspError(Status.INVALID_ADDRESS)
-        entry = self._page(spa)
+        entry = self._page(spa, length)
         if page_state(entry) not in _RECLAIMABLE:
             raise PspError(Status.INVALID_PAGE_STATE)
         if entry.large != large:

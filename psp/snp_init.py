@@ -7,6 +7,7 @@ its logs are INVALID_CONFIG.
 
 from __future__ import annotations
 
+from psp.firmware_pages import Ranges
 from psp.page_state import PageState, page_state
 from psp.status import PspError, Status
 from psp.system_bus import PAGE_BYTES, IommuBuffer, SystemBus
@@ -24,10 +25,11 @@ def check_cores(bus: SystemBus) -> None:
         raise PspError(Status.INVALID_CONFIG)
 
 
-def check_rmp(bus: SystemBus) -> None:
-    """One place on all cores, whole megabytes, in memory, with entries for itself. Raises PspError(INVALID_CONFIG).
+def checked_rmp(bus: SystemBus) -> Ranges:
+    """Where the RMP lies: one place on all cores, whole megabytes, in memory, with entries for itself.
 
-    That it must cover itself is inferred: firmware could not take its pages from the host otherwise.
+    Raises PspError(INVALID_CONFIG). That it must cover itself is inferred: firmware could
+    not take its pages from the host otherwise.
     """
     settings = bus.core_configuration().rmp
     placement = bus.rmp_placement()
@@ -36,6 +38,7 @@ def check_rmp(bus: SystemBus) -> None:
     aligned = not (settings[0].base | settings[0].end + 1) % _RMP_ALIGNMENT
     if not aligned or any(spa < 0 or spa + length > bus.dram_bytes for spa, length in placement.ranges):
         raise PspError(Status.INVALID_CONFIG)
+    return placement.ranges
 
 
 def checked_iommu_buffers(bus: SystemBus, *, fresh: bool) -> tuple[IommuBuffer, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from toy_machine import UNCOVERED, Machine, new_machine
+from toy_machine import RMP_SPA, UNCOVERED, Machine, new_machine
 
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand, SnpPlatformState
@@ -107,7 +107,7 @@ MACHINES = {
     "a log beyond memory": (iommu(IommuBuffer(1 << 40, 0x1000, 0x1000)), Status.INVALID_CONFIG),
     "a log half beyond memory": (iommu(IommuBuffer((1 << 24) - 0x1000, 0x2000, 0x1000)), Status.INVALID_CONFIG),
     "a log without RMP entries": (iommu(IommuBuffer(UNCOVERED, 0x1000, 0x1000)), Status.INVALID_CONFIG),
-    "a log in the RMP": (iommu(IommuBuffer(0xF0_0000, 0x1000, 0x1000)), Status.INVALID_CONFIG),
+    "a log in the RMP": (iommu(IommuBuffer(RMP_SPA, 0x1000, 0x1000)), Status.INVALID_CONFIG),
 }
 
 

@@ -28,7 +28,8 @@ MEMORY_BYTES = 1 << 24
 UNCOVERED = MEMORY_BYTES - PAGE
 """The last page has no RMP entry."""
 _ZEROS = bytes(PAGE)
-_PLACEMENT = RmpPlacement(((0xF0_0000, 0x10_0000),), covers_itself=True)
+RMP_SPA, RMP_BYTES = 0xE0_0000, 1 << 20
+_PLACEMENT = RmpPlacement(((RMP_SPA, RMP_BYTES),), covers_itself=True)
 _IOMMU = IommuConfiguration(enabled=True, supports_snp=True, buffers=())
 
 
@@ -54,7 +55,7 @@ class ToyBus:
             mtrr_fix_dram_mod_enabled=True,
             hsave_pa_zero=True,
             smt_enabled=True,
-            rmp=(RmpRegisters(0xF0_0000, MEMORY_BYTES - 1),),
+            rmp=(RmpRegisters(RMP_SPA, RMP_SPA + RMP_BYTES - 1),),
         )
     )
     placement: RmpPlacement | None = _PLACEMENT
@@ -195,7 +196,7 @@ class Machine:
         keys = legacy.keys
         state["legacy.keys"] = (keys.fuses, keys.oca_seed, keys.pek_seed, keys.pdh_seed, keys.owner)
         state["handles"] = legacy._launch._last_handle
-        return {**state, "drawn": _frozen(self.psp._drawn), "snp initialised": self.psp._memory.snp_initialised}
+        return {**state, "drawn": _frozen(self.psp._drawn), "firmware pages": _frozen(vars(self.psp._pages))}
 
     def snapshot(self) -> dict[str, object]:
         """Everything that a refused command must leave alone."""
