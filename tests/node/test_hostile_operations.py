@@ -60,7 +60,7 @@ def board_of(product: str, platform: Platform) -> tuple[Board, list[Vmcb]]:
 def hostile(kind: type, random: Random) -> Any:
     """An operation, or an entry in one, with whatever its types allow."""
     values: dict[str, Any] = {}
-    for field in fields(kind):  # type: ignore[arg-type]
+    for field in fields(kind):
         match field.type:
             case "int":
                 values[field.name] = random.choice(EXTREMES)
