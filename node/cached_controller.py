@@ -14,7 +14,7 @@ from node.cache_timing import USUAL, CacheTiming
 from node.data_cache import LINES, DataCache
 from node.dram import Dram
 from node.memory_cipher import BLOCK_BYTES, Ciphers
-from node.memory_controller import MemoryController, NoKey
+from node.memory_controller import HOST_KEY, MemoryController, NoKey
 from node.product import Product
 from node.rmp_layout import RmpLayout
 
@@ -62,6 +62,7 @@ class CachedController(MemoryController):
 
         A line that is there is found whether its key is still in its slot or not.
         """
+        self._expect_access(spa, length, asid)
         data = self.cache.load(spa, length, asid)
         if self._timing is not None:
             self.load_ns = self._timing.use(self._core, spa, length, asid)
@@ -69,6 +70,7 @@ class CachedController(MemoryController):
 
     def write(self, spa: int, data: bytes | bytearray | memoryview, asid: int) -> None:
         """Store into the caches. Raises as ``read``."""
+        self._expect_access(spa, len(data), asid)
         self.cache.store(spa, data, asid)
         if self._timing is not None:
             self._timing.use(self._core, spa, len(data), asid)
@@ -82,7 +84,8 @@ class CachedController(MemoryController):
         self.fabric_clear(spa, length, asid, self.core_snoop)
 
     def written_runs(self, spa: int, length: int, asid: int) -> Iterator[tuple[int, int]]:
-        """As of memory, after what a reader would find in lines is written back."""
+        """As of memory, after what a reader would find in lines is written back: nothing, if it raises as ``read``."""
+        self._expect(spa, length, asid)
         if self.coherent:
             self.cache.give_up_others(spa, length, asid)
         self.cache.write_back(spa, length, asid)
@@ -145,6 +148,7 @@ class CachedController(MemoryController):
 
     def fabric_read(self, spa: int, length: int, asid: int, snoop: Snoop) -> bytes:
         """Read memory; dirty lines that are found answer, those of another domain by being written back."""
+        self._expect(spa, length, asid)
         if snoop is Snoop.ALL:
             self.cache.give_up_others(spa, length, asid)
         data = super().read(spa, length, asid)
@@ -152,6 +156,7 @@ class CachedController(MemoryController):
 
     def fabric_write(self, spa: int, data: bytes, asid: int, snoop: Snoop) -> None:
         """Write memory; lines that are found go."""
+        self._expect(spa, len(data), asid)
         before, after = spa % BLOCK_BYTES, -(spa + len(data)) % BLOCK_BYTES
         if before or after:
             head = self.fabric_read(spa - before, before, asid, snoop)
@@ -162,8 +167,20 @@ class CachedController(MemoryController):
 
     def fabric_clear(self, spa: int, length: int, asid: int, snoop: Snoop) -> None:
         """Zero memory; lines that are found go."""
+        self._expect(spa, length, asid)
         self._make_way(spa, length, asid, snoop)
         super().clear(spa, length, asid)
+
+    def _expect_access(self, spa: int, length: int, asid: int) -> None:
+        """As ``_expect`` for a core's access, which may find lines of a guest whose key has gone."""
+        self._dram.expect(spa, length)
+        if asid == HOST_KEY:
+            self._fill(asid, spa)
+
+    def _expect(self, spa: int, length: int, asid: int) -> None:
+        """What the access would raise, before any line is written back or dropped for it."""
+        self._dram.expect(spa, length)
+        self._fill(asid, spa)
 
     def _make_way(self, spa: int, length: int, asid: int, snoop: Snoop) -> None:
         self._time_flush(spa, length)

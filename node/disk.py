@@ -29,6 +29,13 @@ _ADDRESSES = 1 << 52
 """Physical addresses a guest can name at most (APM volume 2, 5.1)."""
 
 
+def refusal(lba: int, blocks: int) -> Status:
+    """SUCCESS, or what the controller says of a range of blocks that a disk does not have."""
+    if blocks < 0 or lba < 0:
+        return Status.INVALID_FIELD
+    return Status.LBA_OUT_OF_RANGE if lba + blocks > DISK_BLOCKS else Status.SUCCESS
+
+
 class _GuestPort:
     """The host's way into one guest's memory, as a device port."""
 
@@ -77,10 +84,11 @@ class Disk:
 
     def transfer(self, one: op.BlockRead | op.BlockWrite) -> int:
         """Execute one request; returns its NVMe status."""
-        if one.blocks <= 0 or one.lba < 0 or not 0 <= one.gpa < _ADDRESSES - one.blocks * op.BLOCK_BYTES:
+        if one.blocks <= 0 or not 0 <= one.gpa < _ADDRESSES - one.blocks * op.BLOCK_BYTES:
             return Status.INVALID_FIELD
-        if one.lba + one.blocks > DISK_BLOCKS:
-            return Status.LBA_OUT_OF_RANGE
+        refused = refusal(one.lba, one.blocks)
+        if refused:
+            return refused
         try:
             if not self._started:
                 self._driver.start()

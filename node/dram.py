@@ -36,6 +36,11 @@ class Dram:
         """Whether any SPA reaches other cells than its own."""
         return len(self._routes) > 0
 
+    def expect(self, spa: int, length: int) -> None:
+        """Raises MachineCheck unless a range is in memory: for whoever does other work before the access itself."""
+        if spa < 0 or length < 0 or spa + length > self.size_bytes:
+            raise MachineCheck(spa, length)
+
     def leads_away(self, spa: int, length: int) -> bool:
         """Whether any page of a range reaches other cells than its own, or none."""
         return self.has_routes and self._routes.lead_away(spa, length)

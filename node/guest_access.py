@@ -109,7 +109,7 @@ class CachedGuestAccess:
         self, vmcb: Vmcb, gpa: int, length: int, private: bool, access: int = READ, needs: int = PERMIT_READ
     ) -> tuple[list[Segment], int]:
         """As ``Way`` says, page by page."""
-        if length <= 0:
+        if length <= 0 or length > self._board.dram.size_bytes:
             return self._anew.resolve(vmcb, gpa, length, private, access, needs)
         key = vmcb.asid if private and vmcb.encrypted else 0
         out: list[Segment] = []

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from node import operations as op
 from node.cache_instructions import CacheInstructions
+from node.disk import refusal
 from node.fault_answers import FAULTS, answer_to, undefined
 from node.generation import Generation
 from node.memory_controller import HOST_KEY
@@ -15,6 +16,7 @@ from node.rmp_checks import VmsaInUse
 from node.tlb import TlbControl
 from node.vmcb import Vmcb
 from node.vmexit import ExitCode
+from tio.nvme_format import Status
 
 if TYPE_CHECKING:
     from node.board import Board
@@ -127,9 +129,11 @@ class HostInstructions:
             return answer_to(fault, one.gpa)
 
     def _vmcb_write(self, one: op.VmcbWrite) -> op.Answer:
+        generation = Generation.__members__.get(one.generation)
+        if generation is None:
+            return undefined()
         nested = self._board.nested_table_at(one.vm, one.nested_cr3)
         self._board.controls.forget(one.vm, one.vcpu)
-        generation = Generation(one.generation)
         consistent = self._board.vmrun_checks.consistent(generation, one.asid, one.save_area_spa)
         vmcb = Vmcb(
             one.vm, one.vcpu, one.asid, generation, one.save_area_spa, nested, one.tlb_control, consistent=consistent
@@ -172,6 +176,10 @@ class HostInstructions:
         return op.Runs(() if disk is None else tuple(disk.media.runs()))
 
     def _disk_write(self, one: op.DiskWrite) -> op.Answer:
+        blocks, rest = divmod(len(one.data), op.BLOCK_BYTES)
+        refused = Status.INVALID_FIELD if rest else refusal(one.lba, blocks)
+        if refused:
+            return int(refused)
         self._board.disk(one.vm).media.write(one.lba, one.data)
         return None
 

@@ -166,10 +166,19 @@ class MemoryController:
         fill = self._fill(asid, spa)
         if fill is None:
             self._dram.release(spa, length)
-        elif (spa | length) & _IN_PAGE:
-            self.write(spa, bytes(length), asid)
-        else:
-            self._dram.clear(spa, length, fill)
+            return
+        self._dram.expect(spa, length)
+        # Zeros are only made for pages in part, so that a long range takes no memory of its own.
+        end = spa + length
+        first, last = -(-spa // PAGE_BYTES) * PAGE_BYTES, end & ~_IN_PAGE
+        if first > last:
+            first = last = end
+        if spa < first:
+            self.write(spa, bytes(first - spa), asid)
+        if first < last:
+            self._dram.clear(first, last - first, fill)
+        if last < end:
+            self.write(last, bytes(end - last), asid)
 
     def written_runs(self, spa: int, length: int, asid: int) -> Iterator[tuple[int, int]]:
         """Runs of whole pages in a range that hold what somebody wrote, as (SPA, length). Raises MachineCheck."""

@@ -61,6 +61,10 @@ class NestedMapError(ValueError):
 class KeepsMemory(Protocol):
     """Memory whose owner can ask to be told of accesses: ``Dram``."""
 
+    @property
+    def size_bytes(self) -> int:
+        """How much there is."""
+
     def keep(self, spa: int, length: int, touch: Touch) -> None:
         """Tell ``touch`` of every access to a range from now on."""
 
@@ -142,9 +146,14 @@ class NestedPageTable:
             raise NestedMapError("expected a table that mappings built")
         if host.check_write is not None:
             host.check_write(spa, length)
+        before = self._encrypted
         if self._frames.root is None:
             self._encrypted = encrypted
-        host.memory.clear(spa, length, self._key)
+        try:
+            host.memory.clear(spa, length, self._key)
+        except Exception:
+            self._encrypted = before
+            raise
         self._frames.give(spa, length)
         assert self._frames.root is not None
         self._root = self._frames.root
@@ -285,6 +294,8 @@ class NestedPageTable:
 
         Raises NestedPageFault where there is no mapping, and from bytes MachineCheck and RmpFault too. Even an
         empty range needs a mapping at its address; a length below zero, which a guest may name, has none.
+        A table can show the same memory at many addresses: what is longer than all of the host's, unless it is
+        one run, has no mapping from where that much has been found.
         """
         if length < 0:
             raise NestedPageFault(gpa, access)
@@ -295,12 +306,15 @@ class NestedPageTable:
             target = found[2]
             return [(target.spa + gpa - found[0], length, target.large, target.key)]
         out = []
+        asked, length = length, self._bounded(length)
         for start, end, some in self._runs.pieces(gpa, gpa + length):
             if some is None:
                 raise NestedPageFault(start, access)
             out.append((some.spa, end - start, some.large, some.key))
         if not out:
             raise NestedPageFault(gpa, access)
+        if length < asked:
+            raise NestedPageFault(gpa + length, access)
         return out
 
     def leaf(self, gpa: int, access: int) -> NestedLeaf:
@@ -317,6 +331,7 @@ class NestedPageTable:
 
     def _walk(self, gpa: int, length: int, access: int) -> list[Segment]:
         out: list[Segment] = []
+        asked, length = length, self._bounded(length)
         at, end = gpa, gpa + max(1, length)
         for _ in range(_MOST_LEAVES):
             leaf = self.leaf(at, access)
@@ -330,8 +345,13 @@ class NestedPageTable:
                 out.append((spa, size if length else 0, large, leaf.key))
             at += size
             if at == end:
-                return out
-        raise NestedPageFault(at, access)
+                break
+        if at < end or length < asked:
+            raise NestedPageFault(at, access)
+        return out
+
+    def _bounded(self, length: int) -> int:
+        return length if self._host is None else min(length, self._host.dram.size_bytes)
 
 
 def _check(bits: int) -> None:

@@ -18,7 +18,10 @@ from psp.system_bus import RmpEntry
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Load ``length`` bytes; ``private`` is the C-bit. Answer: bytes, or a Fault."""
+    """Load ``length`` bytes; ``private`` is the C-bit. Answer: bytes, or a Fault.
+
+    More bytes than the host has memory are never backed: past those, #NPF wherever the nested tables lead.
+    """
 
     gpa: int
     length: int
@@ -311,7 +314,7 @@ class VmcbWrite:
 
     ``nested_cr3`` is the root, with its C-bit, of tables that the hypervisor wrote itself; -1 for those that
     ``NestedMap`` built.
-    Answer: None.
+    Answer: None, or a Fault: #UD for a generation that there is none of, and the block stays as it was.
     """
 
     vm: str
@@ -348,7 +351,7 @@ class DiskRead:
 
 @dataclass(frozen=True, slots=True)
 class DiskWrite:
-    """Store blocks of a VM's disk. Answer: None."""
+    """Store blocks of a VM's disk. Answer: None, or the NVMe status of the refusal: part of a block, or none there."""
 
     vm: str
     lba: int
