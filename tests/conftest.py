@@ -34,7 +34,8 @@ def promtool() -> str:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two tests that each start Ray at once would starve each other: they go to one worker."""
+    """Tests that start Ray wait for most of their time, but many at once would starve each other: two groups."""
+    files = sorted({item.path for item in items if item.get_closest_marker("ray")})
     for item in items:
         if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+            item.add_marker(pytest.mark.xdist_group(f"ray {2 * files.index(item.path) // len(files)}"))

@@ -126,18 +126,26 @@ def test_a_worker_with_other_libraries_is_one_line_and_the_cluster_is_left_clean
         session.run(load_scenario("quiet"), None, None, None)
     numpy = dict(libraries)["numpy"]
     assert str(caught.value) == f"{machines.address}: machine {machine}: expected numpy 0.1, got {numpy}"
-    wait_until_no_worker_is_left()
+    wait_until_no_worker_is_left(machines.address)
 
 
-def wait_until_no_worker_is_left() -> None:
+def wait_until_no_worker_is_left(address: str) -> None:
+    """Of the cluster at an address: other tests have clusters, too."""
     deadline_s = time.monotonic() + 60
-    while any("ray::ShardWorker" in command_of(pid) for pid in pids()):
+    while any("ray::ShardWorker" in command_of(pid) and address in command_of(parent_of(pid)) for pid in pids()):
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
 
 
 def pids() -> list[int]:
     return [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdecimal()]
+
+
+def parent_of(pid: int) -> int:
+    """The raylet of a worker; it names its cluster's address."""
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
 
 
 def command_of(pid: int) -> str:
@@ -177,7 +185,7 @@ def test_a_machine_that_is_lost_is_done_without_and_what_is_left_goes_on_after_t
         assert results.run["workers_replaced"] == 1
         assert results.digest == expected
         assert len({place.node for place in places_of(layout)}) == 1
-    wait_until_no_worker_is_left()
+    wait_until_no_worker_is_left(machines.address)
     assert facts_of(machines.address).nodes  # the cluster goes on without us
 
 
