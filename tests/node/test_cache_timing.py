@@ -50,7 +50,7 @@ def test_a_line_too_many_in_a_set_pushes_out_the_one_that_was_used_longest_ago()
     assert timing.use(0, two, 1, 0) == SHARED
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 40), st.booleans()), max_size=60))
 def test_the_model_against_lists_of_lines_in_the_order_of_their_use(steps):
     timing = small()

@@ -434,7 +434,7 @@ HOST_STEPS = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["one", "two", "host"]), GUEST_STEPS, HOST_STEPS), max_size=25))
 def test_a_coherent_board_with_caches_answers_every_batch_as_one_without(steps):
     """Two SEV guests that see the same memory, and the host that holds it."""

@@ -57,7 +57,7 @@ def test_misses_cost_the_idle_latency_when_nobody_else_runs() -> None:
     assert run_alone(load, 1e6) == 1_000_000
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(loads, min_size=1, max_size=40))
 def test_utilisation_solves_the_published_curve(phases: list[PhaseLoad]) -> None:
     one = host()
@@ -67,7 +67,7 @@ def test_utilisation_solves_the_published_curve(phases: list[PhaseLoad]) -> None
     assert one.utilisation == pytest.approx(utilisation_by_bisection(phases), abs=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(loads, min_size=1, max_size=12), st.integers(1, 8))
 def test_no_more_thread_time_is_used_than_there_are_threads(phases: list[PhaseLoad], threads: int) -> None:
     one = host(threads)
@@ -117,7 +117,7 @@ def test_a_neighbour_s_traffic_makes_misses_longer_and_the_loss_is_accounted() -
     assert account.loaded_ns == pytest.approx(end - idle, rel=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(loads, min_size=1, max_size=10), st.lists(st.integers(1, 400_000), min_size=1, max_size=6))
 def test_elapsed_time_is_the_sum_of_its_parts(phases: list[PhaseLoad], steps: list[int]) -> None:
     phases = [PhaseLoad(load.core_ns, load.miss, load.traffic_bytes) for load in phases]
@@ -152,7 +152,7 @@ def test_phases_that_end_together_are_all_found() -> None:
     assert set(one.completed()) == slots
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_every_phase_has_the_rate_of_the_present_latency_whenever_it_came(data: st.DataObject) -> None:
     """The next solution begins with these rates, also those of phases that have just started, to the last bit."""
@@ -172,7 +172,7 @@ def test_every_phase_has_the_rate_of_the_present_latency_whenever_it_came(data: 
         one.advance(now)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(loads, min_size=5, max_size=12), st.integers(2, 4))
 def test_a_host_that_was_overcommitted_forgets_it(phases: list[PhaseLoad], threads: int) -> None:
     one = host(threads)

@@ -82,7 +82,7 @@ def play(memory: Memory, cache: DataCache, plain: Memory, steps: list, domains: 
         assert len(cache) <= cache.lines
 
 
-@settings(max_examples=75, deadline=None)
+@settings(max_examples=46, deadline=None)
 @given(st.integers(1, 5), STEPS)
 def test_a_coherent_part_answers_as_if_it_had_no_caches(lines, steps):
     memory, cache = caches(lines)
@@ -91,7 +91,7 @@ def test_a_coherent_part_answers_as_if_it_had_no_caches(lines, steps):
     assert memory.raw == plain.raw
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=31, deadline=None)
 @given(st.integers(1, 5), STEPS)
 def test_an_incoherent_part_does_so_while_all_accesses_are_of_one_domain(lines, steps):
     memory, cache = caches(lines, coherent=False)
@@ -103,7 +103,7 @@ def test_an_incoherent_part_does_so_while_all_accesses_are_of_one_domain(lines, 
 KINDS = st.sampled_from(["load", "store", "flush", "invd"])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=31, deadline=None)
 @given(st.lists(st.tuples(KINDS, st.integers(0, 7), st.integers(0, 2), st.integers(0, 255)), max_size=40))
 def test_on_an_incoherent_part_each_domain_has_a_copy_until_it_is_flushed(steps):
     """The model: a copy of a line for each domain that touched it, and memory that only flushes change."""

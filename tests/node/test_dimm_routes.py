@@ -158,7 +158,7 @@ class Routes(RuleBasedStateMachine):
 
 
 TestRoutes = Routes.TestCase
-TestRoutes.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestRoutes.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
 
 
 def test_an_interposer_s_switch_hides_cells_and_gives_them_back() -> None:

@@ -46,7 +46,7 @@ ADDRESSES = st.one_of(
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     kind=st.sampled_from([op.BlockRead, op.BlockWrite]),
     lba=st.one_of(st.integers(-5, DISK_BLOCKS + 5), st.integers(-(1 << 70), 1 << 70)),

@@ -29,7 +29,7 @@ puts = st.tuples(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=93, deadline=None)
 @given(st.lists(puts, max_size=12))
 def test_runs_agree_with_a_value_for_each_address(changes: list[tuple[int, int, Number | None]]) -> None:
     runs: ExtentMap[Number] = ExtentMap()

@@ -109,7 +109,7 @@ class Frames(RuleBasedStateMachine):
 
 
 TestFrames = Frames.TestCase
-TestFrames.settings = settings(max_examples=50, stateful_step_count=25, deadline=None)
+TestFrames.settings = settings(max_examples=31, stateful_step_count=25, deadline=None)
 
 
 def test_what_is_taken_from_the_end_leaves_the_beginning_in_one_piece():

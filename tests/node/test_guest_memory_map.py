@@ -14,7 +14,7 @@ from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 MIB = 1 << 20
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(32, 4096), st.sets(st.integers(0, 64 * 256), max_size=12))
 def test_private_ranges_cover_ram_but_the_pool_and_the_launched_pages(blocks: int, pages: set[int]) -> None:
     memory = GuestMemoryMap(blocks * LARGE_PAGE_BYTES, vcpus=1)

@@ -317,7 +317,7 @@ VALUES = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.tuples(OFFSETS, VALUES), max_size=20),
     st.binary(min_size=0, max_size=512),

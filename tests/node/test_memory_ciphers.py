@@ -104,7 +104,7 @@ def test_dram_holds_what_an_independent_computation_gives(
 
 
 @pytest.mark.parametrize(("mode", "sector"), WAYS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 400_000), st.binary(min_size=1, max_size=9000)), min_size=1, max_size=5),
     st.data(),

@@ -83,7 +83,7 @@ def test_dram_holds_what_an_independent_computation_gives(spa: int, length: int)
     assert controller.read(spa, len(plain), 1) == plain
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(
         st.tuples(st.booleans(), st.integers(0, (GIB >> 4) - 1), st.integers(1, 25_000), st.integers(0, 24_999)),
@@ -105,7 +105,7 @@ def test_two_hosts_in_turn_get_their_own_tweaks_wherever_they_write(
         assert controller.read(spa, len(data), 1) == data
 
 
-@settings(max_examples=75, deadline=None)
+@settings(max_examples=46, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 20_000), st.binary(min_size=1, max_size=9000)), min_size=1, max_size=6), st.data()
 )
@@ -200,7 +200,7 @@ def test_released_pages_are_zero_and_free() -> None:
     assert dram.read(0x1000, 4096) != bytes(4096)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_pages_laid_down_are_what_an_eager_write_would_have_made(data: st.DataObject) -> None:
     """Launched pages are encrypted when somebody looks; whoever looks, in whatever order, sees no difference."""
@@ -303,7 +303,7 @@ def test_memory_cleared_through_a_key_reads_as_zeros_there_and_costs_nothing_unt
     assert controller.read(0xB000, 0x800, 0) == bytes(0x800)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_tsme_changes_nothing_that_software_sees(data: st.DataObject) -> None:
     """Beside a host without encryption, the same accesses give the same answers; only garbage differs."""

@@ -60,7 +60,7 @@ def test_no_frame_is_longer_than_it_may_be_and_large_runs_are_cut():
     assert [gpa for gpa, _ in found.pages] == list(range(0, MEMORY, 1 << 20))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=93, deadline=None)
 @given(state=STATES, number=st.integers(0, 99), at=st.integers(0, 1 << 20), bit=st.integers(0, 7))
 def test_no_changed_bit_is_taken_for_the_vm(state, number, at, bit):
     frames = list(frames_of(state))
@@ -77,7 +77,7 @@ def test_no_changed_bit_is_taken_for_the_vm(state, number, at, bit):
         assert found == state
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=62, deadline=None)
 @given(state=STATES, order=st.randoms(use_true_random=False))
 def test_frames_missing_repeated_or_in_another_order_are_refused(state, order):
     frames = list(frames_of(state))

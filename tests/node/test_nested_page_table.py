@@ -130,4 +130,4 @@ class Mappings(RuleBasedStateMachine):
 
 
 TestMappings = Mappings.TestCase
-TestMappings.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestMappings.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)

@@ -73,7 +73,7 @@ maps = st.tuples(
 
 
 @given(st.lists(maps, min_size=1, max_size=12), st.integers(0, 12))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_the_answers_are_the_same_compact_and_as_bytes(
     changes: list[tuple[bool, int, int, int, bool]], dump_after: int
 ) -> None:
@@ -487,7 +487,7 @@ words = st.builds(
 
 
 @given(st.lists(words, min_size=8, max_size=8), st.integers(0, 15), st.integers(0, 4088), st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=93, deadline=None)
 def test_any_bytes_are_walked_as_by_hand(entries: list[int], where: int, offset: int, write: bool) -> None:
     """Two entries in each of four tables, which may lead to each other, out of memory or to nothing."""
     board = board_of()

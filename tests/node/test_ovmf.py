@@ -150,7 +150,7 @@ def test_an_entry_that_comes_twice_is_refused():
         max_size=6,
     )
 )
-@settings(max_examples=200)
+@settings(max_examples=125)
 @example([])
 def test_any_poked_image_parses_or_is_refused_by_that_error_alone(pokes):
     image = bytearray(IMAGE)
@@ -179,7 +179,7 @@ def test_any_poked_image_parses_or_is_refused_by_that_error_alone(pokes):
     ),
     keep=st.booleans(),
 )
-@settings(max_examples=100)
+@settings(max_examples=62)
 def test_any_built_image_parses_to_what_it_was_built_from_or_is_refused(entries, rows, keep):
     sections = [MetadataSection(*row) for row in rows]
     offset = (0x600).to_bytes(4, "little")

@@ -72,7 +72,7 @@ def answered(answer: op.Answer) -> bool:
             return answer is None or isinstance(answer, bytes)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     entries=st.tuples(words, words, words, words), counter=words,
     host=st.permutations(HOST), guest=st.permutations(GUEST), commands=st.permutations(COMMANDS),

@@ -412,6 +412,6 @@ class Flat(Instructions):
 
 
 TestSegmented = Instructions.TestCase
-TestSegmented.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestSegmented.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
 TestFlat = Flat.TestCase
-TestFlat.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestFlat.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)

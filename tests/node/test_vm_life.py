@@ -73,7 +73,7 @@ def test_a_program_runs_to_its_end_and_its_sum_is_right(generation: Generation) 
     assert guest.vcpus[0].registers.r13 == ROUNDS
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.sampled_from(GENERATIONS), st.lists(st.integers(0, 5 * S), min_size=1, max_size=6))
 def test_pauses_at_any_time_lose_every_object_of_a_program_and_nothing_else(
     generation: Generation, pauses: list[int]

@@ -121,7 +121,7 @@ def test_a_secret_arrives_in_the_guest_s_memory_and_only_there(snp):
     assert refused(machine, LegacyCommand.LAUNCH_SECRET, buffer) == Status.INVALID_GUEST_STATE
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(at=st.integers(0, 0x33 + 64), flips=st.integers(1, 255))
 def test_a_packet_with_a_changed_byte_is_refused(at, flips):
     machine = up(snp=False)
@@ -187,7 +187,7 @@ def test_a_policy_that_the_host_changed_is_refused():
         assert refused(machine, LegacyCommand.LAUNCH_START, owner.start(policy)) == Status.BAD_MEASUREMENT
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(at=st.integers(0, 0x7F), flips=st.integers(1, 255))
 def test_a_session_with_a_changed_byte_is_refused(at, flips):
     machine = up(snp=False)

@@ -81,7 +81,7 @@ def without_lengths(snapshot: dict[str, object], command: int) -> dict[str, obje
     return {**snapshot, "DRAM": pages}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=125, deadline=None)
 @given(machines(), st.sampled_from(sorted(COMMANDS)), hostile)
 def test_any_bytes_get_a_status_and_a_refusal_changes_nothing(machine: Machine, command: int, buffer: bytes) -> None:
     machine.bus.write(COMMAND_PAGE, buffer.ljust(0x40, b"\0"))
@@ -95,7 +95,7 @@ def test_any_bytes_get_a_status_and_a_refusal_changes_nothing(machine: Machine, 
         assert after == before
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=62, deadline=None)
 @given(machines(), st.integers(-1, 1 << 33), st.integers(-1, 1 << 65) | st.sampled_from(ADDRESSES))
 def test_any_number_at_any_address_gets_a_status(machine: Machine, command: int, spa: int) -> None:
     before = machine.snapshot()
@@ -107,7 +107,7 @@ def test_any_number_at_any_address_gets_a_status(machine: Machine, command: int,
         assert machine.snapshot() == before
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=31, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
 def test_any_write_to_the_registers_is_answered(low: int, high: int, response: int) -> None:
     mailbox = up().psp.mailbox
@@ -117,7 +117,7 @@ def test_any_write_to_the_registers_is_answered(low: int, high: int, response: i
     Status(mailbox.response & 0xFFFF)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=62, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_a_launch_update_of_any_length_stays_inside_memory(length: int) -> None:
     machine = up(snp=False)

@@ -98,7 +98,7 @@ def test_another_digest_or_policy_is_refused_though_it_is_signed():
 SIGNED = [*range(0x60), *range(0x1000 + 0x40, 0x1000 + 0x240 + 0x404), *range(0x1000 + 0x680, 0x1000 + 0x880 + 0x404)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(at=st.sampled_from(SIGNED), flips=st.integers(1, 255))
 def test_a_changed_byte_is_refused(at, flips):
     machine = launched()

@@ -299,5 +299,5 @@ class Guests(RuleBasedStateMachine):
         assert len(set(self.machine.bus.keys.values())) == len(active)
 
 
-Guests.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+Guests.TestCase.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
 TestGuests = Guests.TestCase

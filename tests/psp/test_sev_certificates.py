@@ -65,7 +65,7 @@ def test_real_certificates_are_parsed_and_packed_again_byte_for_byte(naples):
 
 
 @given(name=st.sampled_from(ORDER), at=st.integers(0, 0x823), flips=st.integers(1, 255))
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=62, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_byte_changed_in_a_real_chain_that_a_signature_covers_breaks_it(naples, name, at, flips):
     files = dict(naples)
     changed = bytearray(files[name])
@@ -80,7 +80,7 @@ def test_any_byte_changed_in_a_real_chain_that_a_signature_covers_breaks_it(napl
 
 
 @given(data=st.binary(max_size=0x900))
-@settings(max_examples=75, deadline=None)
+@settings(max_examples=46, deadline=None)
 def test_any_bytes_as_a_certificate_are_refused_by_that_error_alone(data):
     for usage in USAGES.values():
         with pytest.raises(CertificateError):

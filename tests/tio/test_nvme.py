@@ -294,7 +294,7 @@ def test_io_queues_need_the_entry_sizes_announced(host_memory):
     list_offset=st.sampled_from([0, 8, 0xF00, 0xFF0, 0xFF8]),
     scattered=st.booleans(),
 )
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_data_reaches_the_pages_that_the_list_names_wherever_it_starts(
     make_memory, offset, count, list_offset, scattered
 ):
@@ -363,7 +363,7 @@ NEARLY_RIGHT = st.builds(
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), NEARLY_RIGHT | st.binary(min_size=64, max_size=64)), max_size=8))
-@settings(max_examples=100, deadline=None)  # the first example imports
+@settings(max_examples=62, deadline=None)  # the first example imports
 def test_any_sixty_four_bytes_get_one_completion_or_stop_the_device(make_memory, entries):
     host = Host(make_memory(1 << 20)).with_io()
     for queue, entry in entries:

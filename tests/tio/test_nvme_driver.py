@@ -35,7 +35,7 @@ def test_start_learns_the_disk_and_uses_only_its_own_pages(host_memory):
     offset=st.integers(0, 1023).map(lambda n: 4 * n),
     order=st.permutations(range(26)),
 )
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_what_is_written_from_scattered_pages_is_read_into_others(make_memory, lba, blocks, offset, order):
     memory = make_memory()
     # Two pages a command: every longer transfer is split.

@@ -141,7 +141,7 @@ def expanded(life: list[tuple[str, int, bytes | int]]) -> Iterator[tuple[str, in
             yield kind, at, what
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=125, deadline=None)
 @given(st.lists(steps, max_size=12))
 def test_the_judge_agrees_with_one_that_goes_byte_by_byte(life: list[tuple[str, int, bytes | int]]) -> None:
     ledger, transcript, second = Ledger(), Transcript(), SecondJudge()
