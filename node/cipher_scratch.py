@@ -5,14 +5,18 @@ One thread at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from node.dimm_cells import WORD_BYTES, Octets, Words
 from node.memory_cipher import BLOCK_BYTES
 from psp.system_bus import PAGE_BYTES
+
+Aes = Callable[[Any, Any], int]
+"""AES over whole blocks into a buffer. Takes any buffer; the library's annotation does not know arrays."""
 
 STRIDE_BYTES = 32 * PAGE_BYTES
 """Handled at once: data, tweaks and scratch stay in the L2 cache."""

@@ -7,18 +7,12 @@ tweaks of IEEE 1619 it is XTS.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from node.cipher_scratch import MIXED, PAGE_SCRATCH, landing, stride_scratch, strides
+from node.cipher_scratch import MIXED, PAGE_SCRATCH, Aes, landing, stride_scratch, strides
 from node.dimm_cells import Octets, Words
 from node.memory_cipher import Tweaks
-
-_Aes = Callable[[Any, Any], int]
-"""Takes any buffer; its own annotation does not know arrays."""
 
 
 class XexCipher:
@@ -26,8 +20,8 @@ class XexCipher:
 
     def __init__(self, key: bytes, tweaks: Tweaks) -> None:
         cipher = Cipher(algorithms.AES(key), modes.ECB())  # noqa: S305 - XEX is built on single blocks
-        self._encrypt: _Aes = cipher.encryptor().update_into
-        self._decrypt: _Aes = cipher.decryptor().update_into
+        self._encrypt: Aes = cipher.encryptor().update_into
+        self._decrypt: Aes = cipher.decryptor().update_into
         self._tweaks = tweaks
 
     def encrypt(self, plain: Words, spa: int, out: Words) -> None:
