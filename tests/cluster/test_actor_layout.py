@@ -345,6 +345,7 @@ def test_a_closed_terminal_ends_a_run_with_what_it_has(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cluster.cli", "run", "long.toml", "--workers", "2", "--out", "out"]
     child, terminal = pty.fork()
     if not child:  # its own session on the terminal, as a shell's foreground job
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs this may be under nohup
         os.chdir(tmp_path)
         os.execve(sys.executable, command, os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])})
     family: dict[int, str] = {}
