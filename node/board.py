@@ -23,6 +23,7 @@ from node.data_fabric import DataFabric
 from node.device_port import DevicePort
 from node.disk import Disk
 from node.dram import Dram, MachineCheck
+from node.event_delivery import EventDelivery
 from node.exit_instructions import Exits
 from node.fault_answers import undefined
 from node.generation import CAPABILITIES, Generation
@@ -49,6 +50,7 @@ from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
 from node.vmexit import ExitCode
 from node.vmrun_checks import VmrunChecks
+from node.vmrun_events import VmrunEvents
 from node.vmsa import VMSA_BYTES, VMSA_FIELDS
 from psp.alias_check import AliasCheck
 from psp.firmware import SecurityProcessor
@@ -154,6 +156,10 @@ class Board:
         self.controls = VcpuControls(self)
         self.vmrun_checks = VmrunChecks(self)
         """What VMRUN asks of a control block."""
+        self.events = VmrunEvents(self)
+        self.delivery = EventDelivery(self)
+        self.kicked: Callable[[str, int, int], None] | None = None
+        """Whoever runs vCPUs learns which was taken out and entered anew, and with what exit code."""
         self.tlb_duties = None if self.tlb is None else TlbDuties(self, self.tlb)
         anew = GuestAccess(self)
         way = anew if self.tlb is None else CachedGuestAccess(self, anew, self.tlb)
@@ -262,26 +268,38 @@ class Board:
         """A vCPU begins to run: its save area is in use until ``leave``, and it has the VMPL that stands there.
 
         0, or the exit code where the control block is not consistent or the registers are not those that were saved.
+        An event that the last exit interrupted is injected again, as hypervisors do.
         """
         vmcb = self.vmcbs[vm][vcpu]
         if not self.vmrun_checks.passed(vmcb):
             return ExitCode.INVALID
         if not self.registers_fit(vmcb):
             return self.platform.save_area_refused
+        self.events.put_back(vmcb)
+        if not self.events.accepts(vmcb):
+            return ExitCode.INVALID
         self.controls.forget(vm, vcpu)
         if vmcb.rmp_checked and self.rmp is not None:
-            self._running[vm, vcpu] = vmcb.save_area_spa
-            self.rmp.checks.enter(vmcb.save_area_spa)
+            self.hold(vmcb)
             self.take_vmpl(vmcb)
         if self.tlb_duties is not None:
             core = self.tlb_duties.schedule(vm, vcpu)
             placed = self.vmcbs[vm][vcpu] = replace(self.vmcbs[vm][vcpu], core=core)
             self.tlb_duties.resume(placed)
+        self.events.enter(vmcb)
         return 0
+
+    def hold(self, vmcb: Vmcb) -> None:
+        """A vCPU that VMRUN let in runs from now on: nobody else may use its save area until it leaves."""
+        if vmcb.rmp_checked and self.rmp is not None:
+            self._running[vmcb.vm, vmcb.vcpu] = vmcb.save_area_spa
+            self.rmp.checks.enter(vmcb.save_area_spa)
 
     def leave(self, vm: str, vcpu: int) -> None:
         """A vCPU is off its core; one that did not run is left alone."""
         self.controls.forget(vm, vcpu)
+        if self.events.waiting:
+            self.events.leave(vm, vcpu)
         if self.tlb_duties is not None:
             self.tlb_duties.vacate(vm, vcpu)
         spa = self._running.pop((vm, vcpu), None)

@@ -49,6 +49,8 @@ class HostInstructions:
             op.VmcbWrite: self._vmcb_write,
             op.VmcbClear: self._vmcb_clear,
             op.VmRun: self._vmrun,
+            op.VmKick: self._vmkick,
+            **board.events.host_table,
             op.DiskRead: self._disk_read,
             op.DiskWrite: self._disk_write,
             op.PspCommand: self._psp_command,
@@ -139,11 +141,13 @@ class HostInstructions:
             one.vm, one.vcpu, one.asid, generation, one.save_area_spa, nested, one.tlb_control, consistent=consistent
         )  # fmt: skip
         self._board.vmcbs.setdefault(one.vm, {})[one.vcpu] = vmcb
+        self._board.events.forget(one.vm, one.vcpu)
         return None
 
     def _vmcb_clear(self, one: op.VmcbClear) -> op.Answer:
         board = self._board
         board.controls.forget(one.vm)
+        board.events.forget(one.vm)
         nested = board.nested.pop(one.vm, None)
         for table in (board.vmcbs, board.disks):
             table.pop(one.vm, None)
@@ -169,7 +173,29 @@ class HostInstructions:
             return VMEXIT_INVALID
         if not self._board.registers_fit(vmcb):
             return int(self._board.platform.save_area_refused)
-        return 0 if self._board.switch_to(vmcb, one.core) else VMEXIT_INVALID
+        if not self._board.events.accepts(vmcb) or not self._board.switch_to(vmcb, one.core):
+            return VMEXIT_INVALID
+        self._board.events.enter(vmcb)
+        return 0
+
+    def _vmkick(self, one: op.VmKick) -> op.Answer:
+        board = self._board
+        vmcb = board.vmcbs.get(one.vm, {}).get(one.vcpu)
+        if vmcb is None:
+            return VMEXIT_INVALID
+        board.leave(one.vm, one.vcpu)
+        core = 0 if board.tlb_duties is None else board.tlb_duties.schedule(one.vm, one.vcpu)
+        code = self._vmrun(op.VmRun(one.vm, one.vcpu, core))
+        assert isinstance(code, int)
+        exited = board.events.fields(vmcb)
+        exited.values["EXITCODE"] = (code or ExitCode.INTR) & (1 << 64) - 1
+        if code == 0:
+            board.hold(board.vmcb(one.vm, one.vcpu))
+        elif board.tlb_duties is not None:
+            board.tlb_duties.vacate(one.vm, one.vcpu)
+        if board.kicked is not None:
+            board.kicked(one.vm, one.vcpu, code)
+        return code
 
     def _disk_read(self, one: op.DiskRead) -> op.Answer:
         disk = self._board.disks.get(one.vm)

@@ -52,6 +52,9 @@ KINDS: Mapping[int, type] = {
     47: op.Cpuid,
     96: op.ReadDr7,
     97: op.WriteDr7,
+    110: op.LoadIdt,
+    111: op.ReadFlags,
+    112: op.WriteFlags,
     # Operations of hypervisors.
     16: op.HostRead,
     17: op.HostReadWritten,
@@ -82,6 +85,9 @@ KINDS: Mapping[int, type] = {
     37: op.MmioWrite,
     38: op.DeviceRead,
     39: op.DeviceWrite,
+    120: op.VmcbLoad,
+    121: op.VmcbStore,
+    122: op.VmKick,
     # Answers.
     48: op.Fault,
     49: op.PValidateResult,
