@@ -28,6 +28,8 @@ class GuestSpec:
     seed: int
     firmware: str = "auto"
     """Key of the firmware image among those the host was given."""
+    sev_features: int = 0
+    """SEV_FEATURES that an SNP guest asks for beyond SNP itself."""
 
     @property
     def memory(self) -> GuestMemoryMap:
@@ -37,7 +39,9 @@ class GuestSpec:
     @property
     def machine(self) -> MachineSpec:
         """The part of it that concerns the hypervisor."""
-        return MachineSpec(self.name, self.generation, self.vcpus, self.memory_bytes, self.firmware)
+        return MachineSpec(
+            self.name, self.generation, self.vcpus, self.memory_bytes, self.firmware, self.sev_features
+        )
 
 
 class GuestState(StrEnum):

@@ -236,7 +236,8 @@ class Host:
         guest.reset_rips = reset_rips
         guest.software = self._tenants(
             TenantSpec(
-                spec.name, spec.generation, spec.memory, spec.program, spec.seed, guest.launched, guest.reset_rips
+                spec.name, spec.generation, spec.memory, spec.program, spec.seed, guest.launched, guest.reset_rips,
+                spec.sev_features,
             )
         )
         self.vcpus.prepare(guest)

@@ -40,6 +40,7 @@ class TenantSpec:
     seed: int
     launched: tuple[int, ...]
     reset_rips: tuple[int, ...]
+    sev_features: int = 0
 
 
 class TenantPort(Protocol):
@@ -133,7 +134,10 @@ class Tenant:
             return  # It was made from that and cannot have changed: programs keep nothing.
         spec = self._spec
         program = self._factory(spec.program, spec.memory.placement(spec.name, vcpu, spec.seed))
-        kernel = GuestKernel(spec.generation, spec.memory, spec.launched, vcpu, spec.reset_rips[vcpu], program.entry)
+        kernel = GuestKernel(
+            spec.generation, spec.memory, spec.launched, vcpu, spec.reset_rips[vcpu], program.entry,
+            sev_features=spec.sev_features,
+        )  # fmt: skip
         self.programs[vcpu] = program
         self.blocks[vcpu] = {**kernel.blocks, **program.blocks}
 

@@ -17,6 +17,7 @@ from node.control_registers import RFLAGS_IF
 from node.event_injection import V_IRQ, V_TPR, Event, EventType, VirtualInterrupt, virtual_interrupt
 from node.fault_answers import FAULTS, answer_to, undefined
 from node.generation import CAPABILITIES
+from node.sev_features import features_of
 from node.vmcb_fields import ALLOWED_FEATURES_ENABLE, GUEST_INTERRUPT_MASK, VMCB_FIELDS, ControlFields
 from node.vmsa import SevFeature
 
@@ -82,6 +83,8 @@ class VmrunEvents:
     def accepts(self, vmcb: Vmcb) -> bool:
         """Whether VMRUN accepts the features that the guest asks for and what is to be injected."""
         features = self._features(vmcb)
+        if features & ~features_of(self._board.product.name):
+            return False
         known = self._fields.get((vmcb.vm, vmcb.vcpu))
         if known is not None and not _allowed(known.values["ALLOWED_SEV_FEATURES"], features):
             return False
