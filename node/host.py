@@ -33,6 +33,7 @@ from node.record_buffer import NO_LOG, LogWish
 from node.tenant import TenantFactory, TenantSpec, local_tenants
 from node.vcpu import Vcpu
 from node.vcpu_runner import VcpuRunner
+from psp.status import PspError
 
 LaunchNotice = Callable[[Guest], None]
 
@@ -245,7 +246,10 @@ class Host:
         """The launch digest as hexadecimal: the laboratory's own view, no host command returns it."""
         psp = self.board.psp
         if entered.gctx:
-            return psp.launch_record(entered.gctx).digest.hex()
+            try:
+                return psp.launch_record(entered.gctx).digest.hex()
+            except PspError:
+                return ""  # somebody has damaged the context
         return psp.legacy_launch_record(entered.handle).digest.hex() if entered.handle else ""
 
     def _running(self) -> list[Guest]:
