@@ -136,6 +136,7 @@ class Board:
         self.psp.snp.wants_fabric_locked = platform.fabric_lock_checked
         self.psp.snp.alias_check = alias_check
         self.psp.snp.guests.pages.tweaked = platform.context_tweaked
+        self.psp.snp.guests.pages.has_mac = platform.context_mac
         self.exit_handler: ExitHandler | None = None
         """The hypervisor's answer to a page state change; runs while the vCPU is stopped."""
         self.observer: Observer | None = None

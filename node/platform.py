@@ -100,6 +100,9 @@ class Platform:
     Memory is encrypted so; of the security processor's own key nobody has published it.
     """
 
+    context_mac: bool = False
+    """Whether contexts carry an integrity value. Hypothetical: AMD's have none."""
+
     def cipher_of(self, product: Product) -> CipherMode:
         """How memory of this product is encrypted. Raises ValueError for a cipher that it does not offer."""
         chosen = self.memory_cipher or product.ciphers[0]

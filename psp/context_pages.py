@@ -12,6 +12,7 @@ memory is encrypted otherwise; ``tweaked`` says so, for nobody has published it.
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -23,6 +24,7 @@ from psp.system_bus import PAGE_BYTES, SystemBus
 
 _KEY_BYTES = 32
 """Two keys of AES-128."""
+_MAC_BYTES = 32
 _STATES = frozenset(SnpGuestState)
 
 
@@ -32,11 +34,14 @@ class ContextPages:
     def __init__(self, bus: SystemBus, random: Callable[[str, int], bytes]) -> None:
         self.tweaked = True
         """Whether ciphertext depends on the page it lies in; without, contexts may be copied between pages too."""
+        self.has_mac = False
+        """Hypothetical: an integrity value at the end of the page, so that damage and mixtures are INVALID_GUEST."""
         self.spas: dict[int, None] = {}
         """A set, in the order in which they were created."""
         self._bus = bus
         self._random = random
         self._key: algorithms.AES | None = None
+        self._mac_key = b""
 
     def __contains__(self, spa: int) -> bool:
         """Whether the RMP says that a page is a Context page."""
@@ -46,7 +51,10 @@ class ContextPages:
         """What a Context page decrypts to, damaged or not. Raises PspError(INVALID_GUEST) for another page."""
         if spa not in self:
             raise PspError(Status.INVALID_GUEST)
-        return GuestContext.parse(self._cipher(spa).decryptor().update(self._bus.read(spa, PAGE_BYTES)))
+        page = self._cipher(spa).decryptor().update(self._bus.read(spa, PAGE_BYTES))
+        if self.has_mac and not hmac.compare_digest(self._mac(spa, page), page[-_MAC_BYTES:]):
+            raise PspError(Status.INVALID_GUEST)
+        return GuestContext.parse(page)
 
     def read(self, spa: int) -> GuestContext:
         """The context in a page. Raises PspError(INVALID_GUEST) where there is none, or none any more."""
@@ -58,7 +66,10 @@ class ContextPages:
 
     def write(self, spa: int, context: GuestContext) -> None:
         """Put a context into its page."""
-        self._bus.write(spa, self._cipher(spa).encryptor().update(context.pack()))
+        page = context.pack()
+        if self.has_mac:
+            page = page[:-_MAC_BYTES] + self._mac(spa, page)
+        self._bus.write(spa, self._cipher(spa).encryptor().update(page))
 
     def create(self, spa: int) -> None:
         """Put a new guest's context into a page."""
@@ -69,6 +80,10 @@ class ContextPages:
         """Leave nothing of a context."""
         self.spas.pop(spa, None)
         self._bus.write(spa, bytes(PAGE_BYTES))
+
+    def _mac(self, spa: int, page: bytes) -> bytes:
+        self._mac_key = self._mac_key or self._random("context MAC", _MAC_BYTES)
+        return hmac.digest(self._mac_key, spa.to_bytes(8, "little") + page[:-_MAC_BYTES], "sha256")
 
     def _cipher(self, spa: int) -> Cipher[modes.XTS]:
         if self._key is None:

@@ -13,6 +13,7 @@ from psp.system_bus import PAGE_BYTES
 
 SECRETS_VERSION = 3
 _SECRETS_HEAD = struct.Struct("<IIII16s")
+SECRETS_VMPCKS_OFFSET = _SECRETS_HEAD.size
 _CPUID_MOST_ENTRIES = 64
 _ZERO_PAGE = bytes(PAGE_BYTES)
 
