@@ -161,7 +161,8 @@ def test_what_counts_as_the_machine_holds_every_chip(inspection: Inspection) -> 
     expected = {
         "Board", "Dram", "DimmCells", "MemoryController", "XexCipher", "ReverseMapTable", "RmpTable", "RmpChecks",
         "SecurityProcessor", "SnpFirmware", "LegacyFirmware", "SnpGuests", "ContextPages", "HostSystemBus",
-        "NestedPageTable", "Host", "HypervisorTasks", "VcpuRunner", "Guest", "Vcpu", "GuestInstructions", "HostInstructions",
+        "NestedPageTable", "Host", "HypervisorTasks", "VcpuRunner", "Guest", "Vcpu", "GuestInstructions",
+        "HostInstructions",
     }  # fmt: skip
     assert expected <= parts
 
