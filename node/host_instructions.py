@@ -61,6 +61,8 @@ class HostInstructions:
         }
 
     def _host_read(self, one: op.HostRead) -> op.Answer:
+        if one.length > op.MOST_BYTES:
+            return op.Fault(op.FaultKind.GENERAL_PROTECTION, one.spa)
         try:
             return self._board.bus.host_view.read(one.spa, one.length, _key(one))
         except FAULTS as fault:

@@ -24,8 +24,7 @@ class VmrunChecks:
 
     def __init__(self, board: Board) -> None:
         self._board = board
-        # MinSEVASID and the highest ASID stay as the platform booted. How SNP_INIT_EX splits the ASIDs below
-        # MinSEVASID is firmware's to enforce when it gives them out: no text has VMRUN ask for it.
+        # MinSEVASID and the highest ASID stay as the platform booted.
         ranges = AsidRanges(board.bus)
         self._asids: Mapping[Generation, range] = {
             Generation.SEV: ranges.sev,
@@ -52,7 +51,7 @@ class VmrunChecks:
         Where no RMP entry has to make the save area the guest's own, the host must be allowed to write there,
         because an exit stores registers. That of an SNP guest is for the RMP to judge.
         """
-        if not vmcb.consistent:
+        if not vmcb.consistent or not self._is_on_its_side(vmcb):
             return False
         rmp = self._board.rmp
         if vmcb.rmp_checked or rmp is None:
@@ -62,3 +61,12 @@ class VmrunChecks:
         except RmpFault:
             return False
         return True
+
+    def _is_on_its_side(self, vmcb: Vmcb) -> bool:
+        """Whether an ASID is on its guest's side of MAX_SNP_ASID, where the switch has VMRUN ask for that."""
+        if not self._board.product.rmp.vmrun_splits_asids:
+            return True
+        split = self._board.psp.asid_ranges
+        if vmcb.generation is Generation.SEV_ES:
+            return vmcb.asid in split.es
+        return not vmcb.rmp_checked or vmcb.asid in split.snp
