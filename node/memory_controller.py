@@ -149,7 +149,7 @@ class MemoryController:
             self.write(spa, data, asid)
             return
         fill = self._fill(asid, spa)
-        self._dram.lay(spa, data, fill, until_flush=asid != 0 and data.count(0) < len(data))
+        self._dram.lay(spa, data, fill, until_flush=fill is not None and data.count(0) < len(data))
         self.bytes_encrypted += len(data) if fill else 0
 
     def flush(self) -> None:

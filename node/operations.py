@@ -364,11 +364,26 @@ class VmcbWrite:
 
 @dataclass(frozen=True, slots=True)
 class VmRun:
-    """Enter a vCPU on hardware thread ``core``. Answer: 0, or the exit code: VMEXIT_INVALID or VMEXIT_BUSY."""
+    """Enter a vCPU on hardware thread ``core``. Answer: 0, or the exit code: VMEXIT_INVALID or VMEXIT_BUSY.
+
+    It runs, and its save area is in use, until the thread executes another VMRUN, for which it must have exited, or
+    until somebody preempts it.
+    """
 
     vm: str
     vcpu: int
     core: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class VmPreempt:
+    """Interrupt the hardware thread that a vCPU runs on, so that it exits. Answer: None.
+
+    One that the host's scheduler runs stays out until its next batch of operations, for which that enters it anew.
+    """
+
+    vm: str
+    vcpu: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -514,7 +529,7 @@ class DeviceWrite:
 HypervisorOperation = (
     HostRead | HostReadWritten | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | RmpRead | NestedFrames
     | NestedMap | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
-    | HostClflush | Invd | VmPageFlush | HostTimedRead
+    | HostClflush | Invd | VmPageFlush | HostTimedRead | VmPreempt
     | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | DeviceRead | DeviceWrite
 )  # fmt: skip
 GuestOperation = (

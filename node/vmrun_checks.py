@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from node.generation import Generation
+from node.rmp_checks import VmsaInUse
 from node.rmp_faults import RmpFault
+from node.vmexit import ExitCode
 from psp.asid_ranges import AsidRanges
 from psp.system_bus import PAGE_BYTES
 
@@ -44,6 +46,24 @@ class VmrunChecks:
         if asids is not None and asid not in asids:
             return False
         return not save_area_spa % PAGE_BYTES and 0 <= save_area_spa <= self._board.bus.dram_bytes - PAGE_BYTES
+
+    def code(self, vmcb: Vmcb) -> int:
+        """What VMRUN comes to: 0, or its exit code where a block, its keys or its save area are not in order."""
+        board = self._board
+        if not self.passed(vmcb):
+            return ExitCode.INVALID
+        if vmcb.rmp_checked:
+            if board.rmp is None:
+                return ExitCode.INVALID
+            try:
+                if not board.rmp.checks.may_enter(vmcb.save_area_spa, vmcb.asid):
+                    return ExitCode.INVALID
+            except VmsaInUse:
+                return ExitCode.BUSY
+        needed = (vmcb.asid if vmcb.encrypted else 0, board.save_area_key(vmcb))
+        if not all(board.controller.has_key(key) for key in needed if key):
+            return ExitCode.INVALID
+        return 0 if board.registers_fit(vmcb) else board.platform.save_area_refused
 
     def passed(self, vmcb: Vmcb) -> bool:
         """Whether VMRUN accepts a block; False is VMEXIT_INVALID.
