@@ -82,6 +82,7 @@ KINDS: Mapping[int, type] = {
     37: op.MmioWrite,
     38: op.DeviceRead,
     39: op.DeviceWrite,
+    120: op.VmPreempt,
     # Answers.
     48: op.Fault,
     49: op.PValidateResult,

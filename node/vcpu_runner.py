@@ -202,6 +202,9 @@ class VcpuRunner:
         def take_effect() -> None:
             if vcpu.epoch != epoch:
                 return
+            preempted = self._board.running.preempted
+            if preempted and (guest.spec.name, vcpu.index) in preempted and not self._enter(vcpu):
+                return
             vmcb = self._board.vmcb(guest.spec.name, vcpu.index)
             if not vmcb.consistent:  # Written anew meanwhile, and no VMRUN would follow it.
                 self._power_off(guest, ExitCode.INVALID & 0xFF)
