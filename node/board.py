@@ -23,7 +23,7 @@ from node.data_fabric import DataFabric
 from node.device_port import DevicePort
 from node.disk import Disk
 from node.dram import Dram, MachineCheck
-from node.exit_instructions import Exits
+from node.exit_instructions import Exits, SwitchedAway
 from node.fault_answers import undefined
 from node.generation import CAPABILITIES, Generation
 from node.guest_access import CachedGuestAccess, GuestAccess
@@ -168,11 +168,23 @@ class Board:
         return self.vmcbs[vm][vcpu]
 
     def execute_guest(self, vmcb: Vmcb, batch: tuple[op.GuestOperation, ...]) -> tuple[op.Answer, ...]:
-        """Execute a guest's batch as the vCPU of ``vmcb``."""
+        """Execute a guest's batch as the vCPU of ``vmcb``.
+
+        There are fewer answers than operations where an exit came back to another of the vCPU's save areas: with
+        the answer to the exit it ends.
+        """
         table = self._guest.table
         if self.caches is not None:
             self.caches.move_to(vmcb.core)
-        answers = tuple([table[type(one)](vmcb, one) if type(one) in table else undefined() for one in batch])
+        some: list[op.Answer] = []
+        try:
+            for one in batch:
+                # One at a time: an exit that does not come back leaves the answers before it.
+                some.append(table[type(one)](vmcb, one) if type(one) in table else undefined())  # noqa: PERF401
+        except SwitchedAway as away:
+            some.append(away.value)
+            batch = batch[: len(some)]
+        answers = tuple(some)
         if self.observer is not None:
             self.observer(Actor(Role.GUEST, vmcb.vm), batch, answers)
         return answers
