@@ -106,3 +106,4 @@ class Guest:
     demand_names: tuple[tuple[str, ...], ...] = ()
     bytes_read: int = 0
     bytes_written: int = 0
+    bytes_bounced: int = 0
