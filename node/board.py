@@ -22,6 +22,7 @@ from node.counter_random import CounterRandom
 from node.data_fabric import DataFabric
 from node.device_port import DevicePort
 from node.disk import Disk
+from node.disk_file import DiskFile
 from node.dram import Dram, MachineCheck
 from node.exit_instructions import Exits, SwitchedAway
 from node.fault_answers import undefined
@@ -153,6 +154,8 @@ class Board:
         self.vmcbs: dict[str, dict[int, Vmcb]] = {}
         self.running = RunningVcpus(lambda: self.rmp)
         self.disks: dict[str, Disk] = {}
+        self.disk_files: dict[str, DiskFile] = {}
+        """What is behind the disks that are not empty at first."""
         self.controls = VcpuControls(self)
         self.vmrun_checks = VmrunChecks(self)
         """What VMRUN asks of a control block."""
@@ -204,7 +207,8 @@ class Board:
         """A VM's disk; made when it is first asked for."""
         disk = self.disks.get(vm)
         if disk is None:
-            disk = self.disks[vm] = Disk(self.controller, self.bus.host_view, self.rmp, self.nested_table(vm))
+            nested, file = self.nested_table(vm), self.disk_files.get(vm)
+            disk = self.disks[vm] = Disk(self.controller, self.bus.host_view, self.rmp, nested, file)
         return disk
 
     def device_port(self, slot: int) -> DevicePort:
