@@ -22,6 +22,7 @@ from node.counter_random import CounterRandom
 from node.data_fabric import DataFabric
 from node.device_port import DevicePort
 from node.disk import Disk
+from node.disk_file import DiskFile
 from node.dram import Dram, MachineCheck
 from node.event_delivery import EventDelivery
 from node.exit_instructions import Exits, SwitchedAway
@@ -43,6 +44,7 @@ from node.product import Product
 from node.rmp import ReverseMapTable
 from node.rmp_hidden_form import HiddenForm
 from node.rmp_layout import RmpLayout, at_end_of_memory
+from node.running_vcpus import RunningVcpus
 from node.tlb import Tlb
 from node.tlb_duties import TlbDuties
 from node.vcpu_controls import VcpuControls
@@ -137,6 +139,8 @@ class Board:
         )
         self.psp.snp.wants_fabric_locked = platform.fabric_lock_checked
         self.psp.snp.alias_check = alias_check
+        self.psp.snp.guests.pages.tweaked = platform.context_tweaked
+        self.psp.snp.guests.pages.has_mac = platform.context_mac
         self.exit_handler: ExitHandler | None = None
         """The hypervisor's answer to a page state change; runs while the vCPU is stopped."""
         self.observer: Observer | None = None
@@ -150,9 +154,10 @@ class Board:
         self.nested: dict[str, NestedPageTable] = {}
         self.tables = self._table_host()
         self.vmcbs: dict[str, dict[int, Vmcb]] = {}
-        self._running: dict[tuple[str, int], int] = {}
-        """Save areas that vCPUs under the RMP run with."""
+        self.running = RunningVcpus(lambda: self.rmp)
         self.disks: dict[str, Disk] = {}
+        self.disk_files: dict[str, DiskFile] = {}
+        """What is behind the disks that are not empty at first."""
         self.controls = VcpuControls(self)
         self.vmrun_checks = VmrunChecks(self)
         """What VMRUN asks of a control block."""
@@ -208,7 +213,8 @@ class Board:
         """A VM's disk; made when it is first asked for."""
         disk = self.disks.get(vm)
         if disk is None:
-            disk = self.disks[vm] = Disk(self.controller, self.bus.host_view, self.rmp, self.nested_table(vm))
+            nested, file = self.nested_table(vm), self.disk_files.get(vm)
+            disk = self.disks[vm] = Disk(self.controller, self.bus.host_view, self.rmp, nested, file)
         return disk
 
     def device_port(self, slot: int) -> DevicePort:
@@ -277,35 +283,38 @@ class Board:
     # What a core does while a vCPU runs.
 
     def enter(self, vm: str, vcpu: int) -> int:
-        """A vCPU begins to run: its save area is in use until ``leave``, and it has the VMPL that stands there.
+        """A vCPU begins to run: its save area is in use until it leaves, and it has the VMPL that stands there.
 
-        0, or the exit code where the control block is not consistent or the registers are not those that were saved.
-        An event that the last exit interrupted is injected again, as hypervisors do.
+        0, or the exit code of VMRUN that refuses it. An event that the last exit interrupted is injected again, as
+        hypervisors do.
         """
         vmcb = self.vmcbs[vm][vcpu]
-        if not self.vmrun_checks.passed(vmcb):
-            return ExitCode.INVALID
-        if not self.registers_fit(vmcb):
-            return self.platform.save_area_refused
+        self.running.preempt((vm, vcpu))
         self.events.put_back(vmcb)
-        if not self.events.accepts(vmcb):
-            return ExitCode.INVALID
+        return self._enter(vmcb)
+
+    def kick(self, vmcb: Vmcb) -> int:
+        """A vCPU exits, and is entered as its control block says; the code of that VMRUN, 0 if it runs again."""
+        self.preempt(vmcb.vm, vmcb.vcpu)
+        code = self._enter(vmcb)
+        self.events.fields(vmcb).values["EXITCODE"] = (code or ExitCode.INTR) & (1 << 64) - 1
+        if self.kicked is not None:
+            self.kicked(vmcb.vm, vmcb.vcpu, code)
+        return code
+
+    def _enter(self, vmcb: Vmcb) -> int:
+        vm, vcpu = vmcb.vm, vmcb.vcpu
+        code = self.vmrun_checks.code(vmcb)
+        if code or not self.take_vmpl(vmcb):
+            return int(code or ExitCode.INVALID)
         self.controls.forget(vm, vcpu)
-        if vmcb.rmp_checked and self.rmp is not None:
-            self.hold(vmcb)
-            self.take_vmpl(vmcb)
+        self.running.schedule((vm, vcpu), vmcb.save_area_spa if vmcb.rmp_checked else None)
         if self.tlb_duties is not None:
             core = self.tlb_duties.schedule(vm, vcpu)
             placed = self.vmcbs[vm][vcpu] = replace(self.vmcbs[vm][vcpu], core=core)
             self.tlb_duties.resume(placed)
         self.events.enter(vmcb)
         return 0
-
-    def hold(self, vmcb: Vmcb) -> None:
-        """A vCPU that VMRUN let in runs from now on: nobody else may use its save area until it leaves."""
-        if vmcb.rmp_checked and self.rmp is not None:
-            self._running[vmcb.vm, vmcb.vcpu] = vmcb.save_area_spa
-            self.rmp.checks.enter(vmcb.save_area_spa)
 
     def leave(self, vm: str, vcpu: int) -> None:
         """A vCPU is off its core; one that did not run is left alone."""
@@ -314,12 +323,20 @@ class Board:
             self.events.leave(vm, vcpu)
         if self.tlb_duties is not None:
             self.tlb_duties.vacate(vm, vcpu)
-        spa = self._running.pop((vm, vcpu), None)
-        if spa is not None and self.rmp is not None:
-            self.rmp.checks.leave(spa)
+        self.running.leave((vm, vcpu))
+
+    def preempt(self, vm: str, vcpu: int) -> None:
+        """A vCPU exits, and stays out until its scheduler or a VMRUN enters it again."""
+        self.controls.forget(vm, vcpu)
+        if self.events.waiting:
+            self.events.leave(vm, vcpu)
+        self.running.preempt((vm, vcpu))
 
     def switch_to(self, vmcb: Vmcb, core: int) -> bool:
-        """What VMRUN does once its checks are passed; False if the save area holds no VMPL."""
+        """What VMRUN does once its checks are passed; False if the save area holds no VMPL.
+
+        The save area is in use until the vCPU exits (``node.running_vcpus``).
+        """
         self.controls.forget(vmcb.vm, vmcb.vcpu)
         if not self.take_vmpl(vmcb):
             return False
@@ -327,8 +344,10 @@ class Board:
         vmcb = vcpus[vmcb.vcpu]
         if vmcb.core != core:
             vmcb = vcpus[vmcb.vcpu] = replace(vmcb, core=core)
+        self.running.take((vmcb.vm, vmcb.vcpu), core, vmcb.save_area_spa if vmcb.rmp_checked else None)
         if self.tlb_duties is not None:
             self.tlb_duties.enter(vmcb)
+        self.events.enter(vmcb)
         return True
 
     def take_vmpl(self, vmcb: Vmcb) -> bool:
