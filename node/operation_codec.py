@@ -56,6 +56,7 @@ KINDS: Mapping[int, type] = {
     110: op.LoadIdt,
     111: op.ReadFlags,
     112: op.WriteFlags,
+    113: op.SoftwareInterrupt,
     # Operations of hypervisors.
     16: op.HostRead,
     17: op.HostReadWritten,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from node.event_operations import LoadIdt, ReadFlags, VmcbLoad, VmcbStore, VmKick, WriteFlags
+from node.event_operations import LoadIdt, ReadFlags, SoftwareInterrupt, VmcbLoad, VmcbStore, VmKick, WriteFlags
 from node.operation_answers import (
     Answer,
     CpuidResult,
@@ -36,6 +36,7 @@ __all__ = [
     "RmpQueryResult",
     "RmpReadResult",
     "Runs",
+    "SoftwareInterrupt",
     "VmKick",
     "VmcbLoad",
     "VmcbStore",
@@ -558,7 +559,7 @@ GuestOperation = (
     Read | Write | Copy | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust
     | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit | ReadSevStatus | Cpuid
     | ReadDr7 | WriteDr7
-    | LoadIdt | ReadFlags | WriteFlags
+    | LoadIdt | ReadFlags | WriteFlags | SoftwareInterrupt
 )  # fmt: skip
 
 

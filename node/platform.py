@@ -34,6 +34,10 @@ class Protection(StrEnum):
     TWEAK = "tweak"
     SAVE_AREA_INTEGRITY = "save area integrity"
     """Of SEV-ES save areas, at VMRUN."""
+    RESTRICTED_INJECTION = "restricted injection"
+    """VMRUN's keeping to it, in a guest that asked for it."""
+    ALTERNATE_INJECTION = "alternate injection"
+    """Likewise."""
     TLB_ID = "tlb id"
     """VMRUN's match of PCPU_ID and TLB_ID in an SNP guest's save area with the thread's last."""
 

@@ -171,9 +171,10 @@ class VcpuRunner:
     def _run_blocks(self, vcpu: Vcpu, answers: tuple[op.Answer, ...] | None) -> None:
         vcpu.state = VcpuState.BLOCK
         software, index, registers = vcpu.guest.software, vcpu.index, vcpu.registers
+        events = self._board.events
         for _ in range(_MOST_IDLE_BLOCKS):
             if answers is None:
-                if self._board.events.waiting and not self._take_events(vcpu):
+                if (events.waiting or events.raised or events.stepping) and not self._take_events(vcpu):
                     return
                 if vcpu.pause_wanted:
                     self._park(vcpu)

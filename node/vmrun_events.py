@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from node import operations as op
-from node.control_registers import RFLAGS_IF
+from node.control_registers import RFLAGS_IF, RFLAGS_TF
 from node.event_injection import V_IRQ, V_TPR, Event, EventType, VirtualInterrupt, virtual_interrupt
 from node.fault_answers import FAULTS, answer_to, undefined
 from node.generation import CAPABILITIES
+from node.platform import Protection
 from node.sev_features import features_of
 from node.vmcb_fields import ALLOWED_FEATURES_ENABLE, GUEST_INTERRUPT_MASK, VMCB_FIELDS, ControlFields
 from node.vmsa import SevFeature
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from node.vmcb import Vmcb
 
 Key = tuple[str, int]
+_SWITCHED = {
+    Protection.RESTRICTED_INJECTION: SevFeature.RESTRICTED_INJECTION,
+    Protection.ALTERNATE_INJECTION: SevFeature.ALTERNATE_INJECTION,
+}
 _OWN_INJECTION = SevFeature.RESTRICTED_INJECTION | SevFeature.ALTERNATE_INJECTION
 
 
@@ -34,10 +39,17 @@ class VmrunEvents:
 
     def __init__(self, board: Board) -> None:
         self._board = board
+        self._known = features_of(board.product.name)
+        disabled = [feature for protection, feature in _SWITCHED.items() if protection in board.platform.disabled]
+        self._honoured = ~sum(disabled)
         self._fields: dict[Key, ControlFields] = {}
         self.waiting: dict[Key, Event | None] = {}
         """vCPUs that may have to take something before their next instruction: the event injected, None for a
         virtual interrupt that waits for the guest to let it."""
+        self.raised: dict[Key, int] = {}
+        """vCPUs that executed INT n, and the vector."""
+        self.stepping: dict[Key, bool] = {}
+        """vCPUs with RFLAGS.TF set, and whether an instruction has begun since."""
         self.host_table: Mapping[type, Callable[..., op.Answer]] = {op.VmcbLoad: self._load, op.VmcbStore: self._store}
 
     def fields(self, vmcb: Vmcb) -> ControlFields:
@@ -49,10 +61,10 @@ class VmrunEvents:
 
     def forget(self, vm: str, vcpu: int | None = None) -> None:
         """A control block was filled anew, or all of a VM's are gone."""
-        for key in [key for key in self._fields if key[0] == vm and vcpu in (None, key[1])]:
-            del self._fields[key]
-        for key in [key for key in self.waiting if key[0] == vm and vcpu in (None, key[1])]:
-            del self.waiting[key]
+        for key in {*self._fields, *self.waiting, *self.raised, *self.stepping}:
+            if key[0] == vm and vcpu in (None, key[1]):
+                for table in (self._fields, self.waiting, self.raised, self.stepping):
+                    table.pop(key, None)
 
     # The hypervisor's loads and stores.
 
@@ -83,7 +95,7 @@ class VmrunEvents:
     def accepts(self, vmcb: Vmcb) -> bool:
         """Whether VMRUN accepts the features that the guest asks for and what is to be injected."""
         features = self._features(vmcb)
-        if features & ~features_of(self._board.product.name):
+        if features & ~self._known:
             return False
         known = self._fields.get((vmcb.vm, vmcb.vcpu))
         if known is not None and not _allowed(known.values["ALLOWED_SEV_FEATURES"], features):
@@ -163,6 +175,22 @@ class VmrunEvents:
             return None
         return interrupt if self._board.controls.of(vmcb).rflags & RFLAGS_IF else None
 
+    def flags_changed(self, vmcb: Vmcb, flags: int) -> None:
+        """RFLAGS was written: TF traps after the instruction that follows."""
+        key = vmcb.vm, vmcb.vcpu
+        if not flags & RFLAGS_TF:
+            self.stepping.pop(key, None)
+        else:
+            self.stepping.setdefault(key, False)
+
+    def stepped(self, vmcb: Vmcb) -> bool:
+        """Between two instructions: whether the one before is to be followed by #DB."""
+        key = vmcb.vm, vmcb.vcpu
+        begun = self.stepping.get(key)
+        if begun is not None:
+            self.stepping[key] = not begun
+        return bool(begun)
+
     def write_tpr(self, vmcb: Vmcb, value: int) -> None:
         """MOV to CR8."""
         features = self._features(vmcb)
@@ -186,7 +214,7 @@ class VmrunEvents:
             self.fields(vmcb).values["V_INTR"] = value
 
     def _features(self, vmcb: Vmcb) -> int:
-        return self._saved(vmcb, "SEV_FEATURES") if vmcb.rmp_checked else 0
+        return self._saved(vmcb, "SEV_FEATURES") & self._honoured if vmcb.rmp_checked else 0
 
     def _saved(self, vmcb: Vmcb, name: str) -> int:
         return self._board.controls.load(vmcb, name)

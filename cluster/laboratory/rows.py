@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from cluster.laboratory.interface import Interface
 from cluster.laboratory.scene import GHOST_LINE, VICTIM, Setting, act_out, status_gpa
+from cluster.oracle.holdings import Measure
 from cluster.oracle.verdict import Aim, Verdict, judge
 from workloads.attacks import (
     alias,
@@ -15,11 +16,13 @@ from workloads.attacks import (
     dimm,
     dma,
     forged_measurement,
+    injection,
     neighbours,
     nested_remap,
     read_memory,
     write_memory,
 )
+from workloads.attacks.service import DIVIDE, OVERFLOW
 from workloads.attacks.target import Attack, Target
 
 
@@ -38,6 +41,10 @@ class Row:
     """The victim must have the habit of validating a page again, unless it is told to keep books."""
     chosen_status: bytes = b""
     """What the victim must be made to read as its status, where garbage is not enough."""
+    serves: bool = False
+    """The victim is a service that takes events; no attack of the row depends on the product."""
+    leak_bytes: int = 16
+    """How many bytes of a secret make a leak."""
 
 
 ROWS: Mapping[str, Row] = {
@@ -57,6 +64,12 @@ ROWS: Mapping[str, Row] = {
     "15": Row((nested_remap.shared_page, nested_remap.page_of_another)),
     "16a": Row((block_move.place_chosen_text,), chosen_status=block_move.CHOSEN),
     "16b": Row((write_memory.move_blocks,)),
+    "24a": Row((injection.system_call,), serves=True),
+    "24b": Row((injection.signal(DIVIDE), injection.signal(OVERFLOW)), serves=True),
+    "24c": Row((injection.masked_tick,), serves=True),
+    "25a": Row((injection.take_rax,), needs=Interface.VMM_COMMUNICATION, serves=True, leak_bytes=8),
+    "25b": Row((injection.read_by_forged_stores,), needs=Interface.VMM_COMMUNICATION, serves=True),
+    "26b": Row((injection.swallow_debug_exception,), serves=True),
     "33": Row((cache_drop.drop_dirty_lines,), caches=True),
     "35a": Row((alias.replay_through_ghost,), ghost_line=GHOST_LINE),
     "35b": Row((forged_measurement.through_ghost,), needs=Interface.CONTEXT_PAGE, ghost_line=GHOST_LINE),
@@ -77,6 +90,8 @@ def verdicts(row: str, setting: Setting) -> list[Verdict]:
         setting,
         platform=replace(platform, ghost_line=line.ghost_line, caches=platform.caches or line.caches),
         validates_again=line.habit and not setting.tracks_validation,
+        serves=line.serves,
     )
     aim = Aim(VICTIM, status_gpa(), line.chosen_status) if line.chosen_status else None
-    return [judge(*act_out(where, attack, line.needs), aim=aim) for attack in line.attacks]
+    measure = Measure(line.leak_bytes)
+    return [judge(*act_out(where, attack, line.needs), measure, aim) for attack in line.attacks]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from cluster.laboratory.hands import Hands
@@ -13,7 +13,7 @@ from cluster.oracle.ledger import Ledger
 from cluster.oracle.transcript import Transcript
 from node.cost_table import load_cost_table
 from node.firmware_image import laboratory_image
-from node.generation import Generation
+from node.generation import CAPABILITIES, Generation
 from node.guest import Guest, GuestSpec, GuestState
 from node.guest_memory_map import memory_map
 from node.host import Host, HostSpec
@@ -23,10 +23,12 @@ from node.memory_cipher import CipherMode
 from node.operations import Answer
 from node.platform import AS_USUAL, Platform
 from node.product import PRODUCTS
-from node.program import ProgramSpec
+from node.program import ProgramFactory, ProgramSpec
 from node.vcpu import VcpuState
+from node.vmsa import SevFeature
 from psp.system_bus import PAGE_BYTES
 from workloads.attacks import vault
+from workloads.attacks.service import HAS_GHCB, NO_IA32, REGISTERS_GHCB, RESTRICTED, STACK, VERIFIES, Service
 from workloads.attacks.target import Attack, Household, Page, Target
 from workloads.attacks.vault import Vault
 
@@ -56,6 +58,14 @@ class Setting:
     """The victim validates a page again that turns out not to be validated."""
     demands_alias_check: bool = False
     """The victim's owner accepts no platform that nobody checked for DRAM aliases."""
+    serves: bool = False
+    """The victim is a ``Service``, in place of a ``Vault``."""
+    sev_features: int = 0
+    """What the victim asks for at launch, where it is an SNP guest."""
+    disables_ia32: bool = False
+    """The victim's kernel has no gate for int 0x80."""
+    vc_handler_verifies: bool = False
+    """The victim's #VC handler decodes the instruction and compares."""
     ciphers: tuple[CipherMode, ...] = ()
     """What the product's memory controllers can do, its default first, where that is to be another than they have."""
 
@@ -92,18 +102,26 @@ class Scene:
         product = replace(product, ciphers=setting.ciphers or product.ciphers)
         platform = replace(setting.platform, mode=protection.mode)
         spec = HostSpec("host", product, HOST_BYTES, product.min_sev_asid, SEED, 60 * 10**9, platform=platform)
-        programs, images = {"vault": Vault.build}, {"auto": laboratory_image()}
+        programs: Mapping[str, ProgramFactory] = {"vault": Vault.build, "service": Service.build}
+        images = {"auto": laboratory_image()}
         self.host = Host(spec, programs, images, dict(load_cost_table()), observer=transcript.observe)
-        for name in (VICTIM, TENANT):
-            habit = (vault.VALIDATES_AGAIN, int(setting.validates_again and name == VICTIM))
-            self._launch(name, protection.launched, ProgramSpec("vault", (habit,)))
-        ledger.keep(VICTIM, "the secret", _vault(VICTIM).content(vault.SECRET))
+        habits = ProgramSpec("vault", ((vault.VALIDATES_AGAIN, int(setting.validates_again)),))
+        service = _service(setting, protection.launched)
+        self._launch(VICTIM, protection.launched, service if setting.serves else habits, setting.sev_features)
+        self._launch(TENANT, protection.launched, ProgramSpec("vault"))
+        if setting.serves:
+            victim = Service.build(service, memory_map(GUEST_BYTES, 1).placement(VICTIM, 0, SEED))
+            ledger.keep(VICTIM, "the secret", victim.secret)
+            for gpa, octets in victim.promises.items():
+                ledger.promise(VICTIM, gpa, octets)
+        else:
+            ledger.keep(VICTIM, "the secret", _vault(VICTIM).content(vault.SECRET))
         ledger.keep(VICTIM, "what its owner sends it", SECRET)
+        for guest in self.host.guests.values():
+            self.let_run(guest)
         self.target = self._look_up()
         owner = Owner(self.host.board, transcript, VICTIM, setting.demands_alias_check)
         self._hands = Hands(self.host.board, TENANT, transcript, owner)
-        for guest in self.host.guests.values():
-            self.let_run(guest)
 
     def offers(self, interface: Interface) -> bool:
         """Whether the host has an interface."""
@@ -132,7 +150,7 @@ class Scene:
             return ()
         vcpu = guest.vcpus[0]
         before = (vcpu.slept_from_ns, vcpu.registers.rip)
-        while guest.state is GuestState.RUNNING:
+        while guest.state is GuestState.RUNNING and vcpu.state is not VcpuState.PAUSED:
             self.host.clock.env.step()
             if vcpu.state is VcpuState.SLEEPING and (vcpu.slept_from_ns, vcpu.registers.rip) != before:
                 break
@@ -140,8 +158,8 @@ class Scene:
 
     # Setting up.
 
-    def _launch(self, name: str, generation: Generation, program: ProgramSpec) -> None:
-        spec = GuestSpec(name, generation, 1, GUEST_BYTES, program, SEED)
+    def _launch(self, name: str, generation: Generation, program: ProgramSpec, sev_features: int = 0) -> None:
+        spec = GuestSpec(name, generation, 1, GUEST_BYTES, program, SEED, sev_features=sev_features)
         self.host.launch(spec, lambda _: None, running=True)
         assert self.host.guests[name].state is GuestState.RUNNING, self.host.guests[name].reason
 
@@ -171,7 +189,22 @@ class Scene:
             request=page(program.private(vault.REQUEST)),
             inbox=page(program.shared(vault.INBOX)),
             outbox=page(program.shared(vault.OUTBOX)),
+            stack=page(program.private(STACK)),
+            doorbell=page(record.doorbells[0]) if 0 in record.doorbells else None,
         )  # fmt: skip
+
+
+def _service(setting: Setting, generation: Generation) -> ProgramSpec:
+    """The victim that is attacked by events."""
+    capabilities = CAPABILITIES[generation]
+    settings = {
+        HAS_GHCB: capabilities.encrypted_registers,
+        REGISTERS_GHCB: capabilities.rmp,
+        RESTRICTED: bool(setting.sev_features & SevFeature.RESTRICTED_INJECTION),
+        NO_IA32: setting.disables_ia32,
+        VERIFIES: setting.vc_handler_verifies,
+    }
+    return ProgramSpec("service", tuple((name, int(on)) for name, on in settings.items()))
 
 
 def status_gpa() -> int:

@@ -71,7 +71,7 @@ class Restricted:
     def _rest(self, registers):
         self.life.rounds += 1
         if self.masked and self.life.rounds == 3:
-            yield from self.doorbell.open_up(registers)
+            yield from self.doorbell.open_up()
             return None
         return op.Sleep(SECOND)
         yield ()

@@ -47,6 +47,10 @@ class Household:
     request: Page
     inbox: Page
     outbox: Page
+    stack: Page
+    """Of a ``Service``: where its handlers find what interrupted them."""
+    doorbell: Page | None = None
+    """The #HV doorbell that it registered."""
 
 
 @dataclass(frozen=True, slots=True)
