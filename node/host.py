@@ -36,6 +36,9 @@ from node.vcpu_runner import VcpuRunner
 
 LaunchNotice = Callable[[Guest], None]
 
+_SEATED = (GuestState.RUNNING, GuestState.PAUSED)
+"""States of a VM with vCPUs. From any other it never comes back to them."""
+
 
 @dataclass(frozen=True, slots=True)
 class HostSpec:
@@ -89,6 +92,8 @@ class Host:
         self.log = EventLog(spec.bucket_ns, spec.log)
         self.guests: dict[str, Guest] = {}
         self.peak_vcpus = 0
+        self._seated: list[Guest] = []
+        """VMs whose vCPUs the host holds, among others that are gone since it was last counted."""
         self._tenants = tenants or local_tenants(programs)
         self.images = images
         self._cost = HostOperationCost(costs)
@@ -239,7 +244,9 @@ class Host:
             )
         )
         self.vcpus.prepare(guest)
-        self.peak_vcpus = max(self.peak_vcpus, sum(len(one.vcpus) for one in self._running()))
+        self._seated = [one for one in self._seated if one.state in _SEATED]
+        self._seated.append(guest)
+        self.peak_vcpus = max(self.peak_vcpus, sum([len(one.vcpus) for one in self._seated]))
 
     def _launch_digest(self, entered: Entered) -> str:
         """The launch digest as hexadecimal: the laboratory's own view, no host command returns it."""
@@ -247,6 +254,3 @@ class Host:
         if entered.gctx:
             return psp.launch_record(entered.gctx).digest.hex()
         return psp.legacy_launch_record(entered.handle).digest.hex() if entered.handle else ""
-
-    def _running(self) -> list[Guest]:
-        return [guest for guest in self.guests.values() if guest.state in (GuestState.RUNNING, GuestState.PAUSED)]
