@@ -28,6 +28,8 @@ class GuestSpec:
     seed: int
     firmware: str = "auto"
     """Key of the firmware image among those the host was given."""
+    disk: str = ""
+    """Path of the file behind its disk; empty for a disk that is empty at first."""
     machine: MachineSpec = field(init=False, repr=False, compare=False)
     """The part of it that concerns the hypervisor."""
 
@@ -105,3 +107,4 @@ class Guest:
     demand_names: tuple[tuple[str, ...], ...] = ()
     bytes_read: int = 0
     bytes_written: int = 0
+    bytes_bounced: int = 0

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from node.generation import Generation
+from node.generation import CAPABILITIES, Generation
 from node.guest_kernel import GuestKernel
 from node.guest_memory_map import GuestMemoryMap
 from node.operations import Answer, GuestOperation
@@ -132,7 +132,9 @@ class Tenant:
         self.running[vcpu] = None
         if self.programs[vcpu] is None:  # Else it was made from that and cannot have changed: programs keep nothing.
             spec = self._spec
-            self.programs[vcpu] = self._factory(spec.program, spec.memory.placement(spec.name, vcpu, spec.seed))
+            bounces = CAPABILITIES[spec.generation].key_per_vm
+            placement = spec.memory.placement(spec.name, vcpu, spec.seed, bounces=bounces)
+            self.programs[vcpu] = self._factory(spec.program, placement)
 
     def _lay_out(self, vcpu: int) -> Mapping[int, Callable[[Registers], Block]]:
         """The blocks of a vCPU that is about to run one."""
