@@ -30,16 +30,17 @@ class GuestSpec:
     """Key of the firmware image among those the host was given."""
     disk: str = ""
     """Path of the file behind its disk; empty for a disk that is empty at first."""
+    machine: MachineSpec = field(init=False, repr=False, compare=False)
+    """The part of it that concerns the hypervisor."""
+
+    def __post_init__(self) -> None:
+        machine = MachineSpec(self.name, self.generation, self.vcpus, self.memory_bytes, self.firmware)
+        object.__setattr__(self, "machine", machine)
 
     @property
     def memory(self) -> GuestMemoryMap:
         """The guest's memory layout; raises ValueError for impossible sizes."""
         return memory_map(self.memory_bytes, self.vcpus)
-
-    @property
-    def machine(self) -> MachineSpec:
-        """The part of it that concerns the hypervisor."""
-        return MachineSpec(self.name, self.generation, self.vcpus, self.memory_bytes, self.firmware)
 
 
 class GuestState(StrEnum):
