@@ -22,8 +22,9 @@ from node.counter_random import CounterRandom
 from node.data_fabric import DataFabric
 from node.device_port import DevicePort
 from node.disk import Disk
+from node.disk_file import DiskFile
 from node.dram import Dram, MachineCheck
-from node.exit_instructions import Exits
+from node.exit_instructions import Exits, SwitchedAway
 from node.fault_answers import undefined
 from node.generation import CAPABILITIES, Generation
 from node.guest_access import CachedGuestAccess, GuestAccess
@@ -136,6 +137,8 @@ class Board:
         )
         self.psp.snp.wants_fabric_locked = platform.fabric_lock_checked
         self.psp.snp.alias_check = alias_check
+        self.psp.snp.guests.pages.tweaked = platform.context_tweaked
+        self.psp.snp.guests.pages.has_mac = platform.context_mac
         self.exit_handler: ExitHandler | None = None
         """The hypervisor's answer to a page state change; runs while the vCPU is stopped."""
         self.observer: Observer | None = None
@@ -151,6 +154,8 @@ class Board:
         self.vmcbs: dict[str, dict[int, Vmcb]] = {}
         self.running = RunningVcpus(lambda: self.rmp)
         self.disks: dict[str, Disk] = {}
+        self.disk_files: dict[str, DiskFile] = {}
+        """What is behind the disks that are not empty at first."""
         self.controls = VcpuControls(self)
         self.vmrun_checks = VmrunChecks(self)
         """What VMRUN asks of a control block."""
@@ -166,11 +171,23 @@ class Board:
         return self.vmcbs[vm][vcpu]
 
     def execute_guest(self, vmcb: Vmcb, batch: tuple[op.GuestOperation, ...]) -> tuple[op.Answer, ...]:
-        """Execute a guest's batch as the vCPU of ``vmcb``."""
+        """Execute a guest's batch as the vCPU of ``vmcb``.
+
+        There are fewer answers than operations where an exit came back to another of the vCPU's save areas: with
+        the answer to the exit it ends.
+        """
         table = self._guest.table
         if self.caches is not None:
             self.caches.move_to(vmcb.core)
-        answers = tuple([table[type(one)](vmcb, one) if type(one) in table else undefined() for one in batch])
+        some: list[op.Answer] = []
+        try:
+            for one in batch:
+                # One at a time: an exit that does not come back leaves the answers before it.
+                some.append(table[type(one)](vmcb, one) if type(one) in table else undefined())  # noqa: PERF401
+        except SwitchedAway as away:
+            some.append(away.value)
+            batch = batch[: len(some)]
+        answers = tuple(some)
         if self.observer is not None:
             self.observer(Actor(Role.GUEST, vmcb.vm), batch, answers)
         return answers
@@ -190,7 +207,8 @@ class Board:
         """A VM's disk; made when it is first asked for."""
         disk = self.disks.get(vm)
         if disk is None:
-            disk = self.disks[vm] = Disk(self.controller, self.bus.host_view, self.rmp, self.nested_table(vm))
+            nested, file = self.nested_table(vm), self.disk_files.get(vm)
+            disk = self.disks[vm] = Disk(self.controller, self.bus.host_view, self.rmp, nested, file)
         return disk
 
     def device_port(self, slot: int) -> DevicePort:

@@ -117,7 +117,7 @@ class CachedGuestAccess:
         while at < end:
             if len(out) == MOST_WALKS:
                 raise NestedPageFault(at, access)
-            one = self._tlb.find(vmcb.core, tag(vmcb), Space.GUEST_PHYSICAL, at)
+            one = self._tlb.find(vmcb.core, tag(vmcb), Space.GUEST_PHYSICAL, at, vmcb.vmpl)
             if one is None or not _grants(one, access):
                 one = self._walk(vmcb, at, private, access)
             size = min(end - at, one.page_bytes - at % one.page_bytes)
@@ -149,7 +149,7 @@ class CachedGuestAccess:
             spa - gpa % size, size, writable=leaf.writable, executable=leaf.executable, dirty=leaf.dirty,
             mapped_large=leaf.page_bytes > PAGE_BYTES, key=leaf.key,
         )  # fmt: skip
-        self._tlb.fill(vmcb.core, tag(vmcb), Space.GUEST_PHYSICAL, gpa, one)
+        self._tlb.fill(vmcb.core, tag(vmcb), Space.GUEST_PHYSICAL, gpa, one, vmcb.vmpl)
         return one
 
 

@@ -32,6 +32,7 @@ class GuestInstructions:
         self.table: Mapping[type, Callable[..., op.Answer]] = {
             op.Read: self._read,
             op.Write: self._write,
+            op.Copy: self._copy,
             **PagingInstructions(board, memory).table,
             op.PValidate: self._pvalidate,
             op.RmpAdjust: self._rmpadjust,
@@ -73,6 +74,14 @@ class GuestInstructions:
         except FAULTS as fault:
             return answer_to(fault, one.gpa)
         return None
+
+    def _copy(self, vmcb: Vmcb, one: op.Copy) -> op.Answer:
+        data = self._read(vmcb, op.Read(one.source, one.length, one.source_private))
+        if isinstance(data, op.Fault):
+            return data
+        assert isinstance(data, bytes)
+        stored = self._write(vmcb, op.Write(one.target, data, one.target_private))
+        return data if stored is None else stored
 
     def _timed_read(self, vmcb: Vmcb, one: op.TimedRead) -> op.Answer:
         answer = self._read(vmcb, op.Read(one.gpa, 1, one.private))

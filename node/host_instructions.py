@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from node import operations as op
 from node.cache_instructions import CacheInstructions
-from node.disk import refusal
+from node.disk import blocks_of, refusal
 from node.fault_answers import FAULTS, answer_to, undefined
 from node.generation import Generation
 from node.memory_controller import HOST_KEY
@@ -148,7 +148,7 @@ class HostInstructions:
         board.controls.forget(one.vm)
         board.running.forget(one.vm)
         nested = board.nested.pop(one.vm, None)
-        for table in (board.vmcbs, board.disks):
+        for table in (board.vmcbs, board.disks, board.disk_files):
             table.pop(one.vm, None)
         answers = [self._host_clear(op.HostClear(*pages)) for pages in (nested.close() if nested else ())]
         return next((answer for answer in answers if answer is not None), None)
@@ -174,7 +174,8 @@ class HostInstructions:
 
     def _disk_write(self, one: op.DiskWrite) -> op.Answer:
         blocks, rest = divmod(len(one.data), op.BLOCK_BYTES)
-        refused = Status.INVALID_FIELD if rest else refusal(one.lba, blocks)
+        there = blocks_of(self._board.disk_files.get(one.vm))
+        refused = Status.INVALID_FIELD if rest else refusal(one.lba, blocks, there)
         if refused:
             return int(refused)
         self._board.disk(one.vm).media.write(one.lba, one.data)

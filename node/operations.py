@@ -71,6 +71,20 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True)
+class Copy:
+    """REP MOVSB of ``length`` bytes; each end has its C-bit. Answer: the bytes that passed, or a Fault of either end.
+
+    They pass through the vCPU's registers, so its program may look at them; a fault leaves the target as it was.
+    """
+
+    source: int
+    target: int
+    length: int
+    source_private: bool = True
+    target_private: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class VirtualRead:
     """Load ``length`` bytes, at most ``MOST_VIRTUAL_BYTES``, by virtual address. Answer: bytes, or a Fault."""
 
@@ -533,8 +547,8 @@ HypervisorOperation = (
     | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | DeviceRead | DeviceWrite
 )  # fmt: skip
 GuestOperation = (
-    Read | Write | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust | RmpQuery
-    | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit | ReadSevStatus | Cpuid
+    Read | Write | Copy | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust
+    | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit | ReadSevStatus | Cpuid
     | ReadDr7 | WriteDr7
 )  # fmt: skip
 

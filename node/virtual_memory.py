@@ -116,7 +116,7 @@ class VirtualMemory:
     def _remembered(self, vmcb: Vmcb, registers: ControlRegisters, gva: int, access: int) -> Translation | None:
         if self._tlb is None:
             return None
-        one = self._tlb.find(vmcb.core, tag(vmcb), Space.VIRTUAL, gva)
+        one = self._tlb.find(vmcb.core, tag(vmcb), Space.VIRTUAL, gva, vmcb.vmpl)
         if one is None or (access & WRITE and not one.dirty) or _leaf(one).refuses(access, registers):
             return None  # what is refused is walked once more before it faults
         return one
@@ -140,7 +140,7 @@ class VirtualMemory:
             leaf.gpa, leaf.page_bytes, leaf.c_bit, leaf.writable, leaf.user, leaf.executable, leaf.dirty, leaf.global_
         )
         if self._tlb is not None:
-            self._tlb.fill(vmcb.core, tag(vmcb), Space.VIRTUAL, gva, one)
+            self._tlb.fill(vmcb.core, tag(vmcb), Space.VIRTUAL, gva, one, vmcb.vmpl)
         return one
 
     def _tell(self, gpa: int, length: int) -> None:

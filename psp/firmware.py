@@ -63,9 +63,9 @@ class SecurityProcessor:
         return self.mailbox.submit(command, buffer_spa)
 
     def launch_record(self, gctx_spa: int) -> LaunchRecord:
-        """An SNP guest by its context page; KeyError if there is none."""
-        guest = self.snp.guests[gctx_spa]
-        return LaunchRecord(guest.digest.value, guest.policy, guest.asid, guest.state)
+        """An SNP guest by its context page. Raises PspError(INVALID_GUEST) if there is none."""
+        context = self.snp.guests.pages.read(gctx_spa)
+        return LaunchRecord(context.digest, context.policy, context.asid, context.state)
 
     def legacy_launch_record(self, handle: int) -> LaunchRecord:
         """A SEV guest by its handle; KeyError if there is none."""

@@ -57,9 +57,13 @@ def aes(key: bytes, at: int, data: bytes, *, encrypt: bool) -> bytes:
 def key_of(host, guest) -> bytes:
     """The key that lies on the DIMM side of a guest's private memory; b"" for none."""
     firmware = host.board.psp
-    for context in (*firmware.legacy.guests.values(), *firmware.snp.guests.values()):
+    for context in firmware.legacy.guests.values():
         if guest.asid and context.asid == guest.asid:
             return context.key
+    pages = firmware.snp.guests.pages
+    for context in map(pages.read, pages.spas):
+        if guest.asid and context.asid == guest.asid:
+            return context.memory_key[: host.board.controller.key_bytes]
     own = host_key(host)
     if guest.spec.generation is G.SME or host.board.platform.mode is HostMode.TSME:
         return own
