@@ -127,11 +127,6 @@ class NestedPageTable:
             return None
         return root | (1 << self._host.c_bit if self._encrypted else 0)
 
-    @property
-    def in_memory(self) -> bool:
-        """Whether the bytes in memory are what counts."""
-        return self._in_memory
-
     # What the hypervisor does.
 
     def give(self, spa: int, length: int, *, encrypted: bool = False) -> None:
