@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from node.dirty_log import DirtyLog
+from node.disk_books import DiskBooks
 from node.generation import Generation
 from node.guest_memory_map import GuestMemoryMap, memory_map
 from node.machine_spec import MachineSpec
@@ -108,3 +109,7 @@ class Guest:
     bytes_read: int = 0
     bytes_written: int = 0
     bytes_bounced: int = 0
+    copies: int = 0
+    """By which they were bounced."""
+    disk: DiskBooks | None = None
+    """Its requests, from the first one on."""
