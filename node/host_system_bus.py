@@ -6,6 +6,7 @@ from node.cached_controller import CachedController
 from node.ciphertext_hiding import CiphertextHiding, MemoryReader
 from node.core_msrs import MEM_ENCRYPTION_MODE_EN, MFDM, SNP_EN, CoreMsrs, Msr
 from node.data_fabric import DataFabric
+from node.fast_registers import FastRegisters
 from node.iommu import Iommu
 from node.memory_controller import HOST_KEY, MemoryController
 from node.platform import Platform
@@ -53,6 +54,11 @@ class HostSystemBus:
         self._smt = product.threads_per_core > 1
         self._msrs = msrs
         self._iommu = iommu
+        self.fast_registers = FastRegisters(
+            reachable=product.turns_psp_accesses,
+            least_privilege=platform.psp_least_privilege,
+            release_iommu=iommu.release,
+        )
         self._data_fabric = data_fabric
         caches = controller if isinstance(controller, CachedController) else None
         self._controller = controller if caches is None else caches.fabric(caches.firmware_snoop)
@@ -117,6 +123,10 @@ class HostSystemBus:
 
     def write(self, spa: int, data: bytes) -> None:
         """Write DRAM without a key."""
+        page = self.fast_registers.page
+        if page is not None and spa // PAGE_BYTES * PAGE_BYTES == page:
+            self.fast_registers.store(spa - page, data)
+            return
         self._controller.write(spa, data, 0)
 
     def read_guest(self, spa: int, length: int, asid: int) -> bytes:

@@ -476,6 +476,16 @@ class FabricRoute:
 
 
 @dataclass(frozen=True, slots=True)
+class FabricDivert:
+    """Turn the security processor's accesses to the page of an SPA to FASTREGCNTL and FASTREG; None ends it.
+
+    Answer: None. It changes nothing on a product whose routes cannot be turned so.
+    """
+
+    spa: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceRead:
     """Have the device in a slot load from memory. Answer: bytes, or a Fault if its request was refused.
 
@@ -501,7 +511,7 @@ HypervisorOperation = (
     HostRead | HostReadWritten | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | RmpRead | NestedFrames
     | NestedMap | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
     | HostClflush | Invd | VmPageFlush | HostTimedRead
-    | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | DeviceRead | DeviceWrite
+    | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | FabricDivert | DeviceRead | DeviceWrite
 )  # fmt: skip
 GuestOperation = (
     Read | Write | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust | RmpQuery
