@@ -28,6 +28,8 @@ class GuestSpec:
     seed: int
     firmware: str = "auto"
     """Key of the firmware image among those the host was given."""
+    disk: str = ""
+    """Path of the file behind its disk; empty for a disk that is empty at first."""
 
     @property
     def memory(self) -> GuestMemoryMap:
@@ -104,3 +106,4 @@ class Guest:
     demand_names: tuple[tuple[str, ...], ...] = ()
     bytes_read: int = 0
     bytes_written: int = 0
+    bytes_bounced: int = 0

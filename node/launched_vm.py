@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from node.firmware_image import FirmwareImage
 from node.generation import Generation
 from node.guest_memory_map import Range
+from node.vmpl_switch import VmplBook
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
 
@@ -39,10 +40,16 @@ class LaunchedVm:
     immutable: set[int] = field(default_factory=set)
     """SPAs in state Pre-Guest, which firmware has not launched yet."""
 
-    ghcbs: dict[int, int] = field(default_factory=dict)
-    """Frame number of the GHCB that each vCPU registered."""
-    dr7: dict[int, int] = field(default_factory=dict)
-    """DR7 of each vCPU that told it through its GHCB."""
+    ghcbs: dict[tuple[int, int], int] = field(default_factory=dict)
+    """Frame number of the GHCB that each vCPU registered, at each VMPL."""
+    dr7: dict[tuple[int, int], int] = field(default_factory=dict)
+    """DR7 of each vCPU that told it through its GHCB, at each VMPL."""
+    vmpls: VmplBook | None = None
+    """Where the guest may use several VMPLs."""
+
+    def seat(self, vcpu: int) -> tuple[int, int]:
+        """A vCPU and the VMPL at which it runs."""
+        return vcpu, 0 if self.vmpls is None else self.vmpls.vmpl(vcpu)
 
     @property
     def c_bit(self) -> bool:
@@ -73,6 +80,11 @@ class LaunchedVm:
             run = spa = stop
         if run < end:
             yield run, end - run, True
+
+    def page_spa(self, gpa: int) -> int | None:
+        """The frame behind a page of the guest; None where it has no memory."""
+        pieces = list(self.backing(Range(gpa, PAGE_BYTES)))
+        return pieces[0][1] if len(pieces) == 1 and pieces[0][2] == PAGE_BYTES else None
 
     def spa_of(self, gpa: int) -> int:
         """The SPA behind a GPA of the VM's memory."""

@@ -52,6 +52,7 @@ KINDS: Mapping[int, type] = {
     47: op.Cpuid,
     96: op.ReadDr7,
     97: op.WriteDr7,
+    98: op.Copy,
     # Operations of hypervisors.
     16: op.HostRead,
     17: op.HostReadWritten,
@@ -83,6 +84,7 @@ KINDS: Mapping[int, type] = {
     37: op.MmioWrite,
     38: op.DeviceRead,
     39: op.DeviceWrite,
+    120: op.VmPreempt,
     # Answers.
     48: op.Fault,
     49: op.PValidateResult,

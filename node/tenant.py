@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from node.generation import Generation
+from node.generation import CAPABILITIES, Generation
 from node.guest_kernel import GuestKernel
 from node.guest_memory_map import GuestMemoryMap
 from node.operations import Answer, GuestOperation
@@ -132,7 +132,8 @@ class Tenant:
         if self.programs[vcpu] is not None:
             return  # It was made from that and cannot have changed: programs keep nothing.
         spec = self._spec
-        program = self._factory(spec.program, spec.memory.placement(spec.name, vcpu, spec.seed))
+        bounces = CAPABILITIES[spec.generation].key_per_vm
+        program = self._factory(spec.program, spec.memory.placement(spec.name, vcpu, spec.seed, bounces=bounces))
         kernel = GuestKernel(spec.generation, spec.memory, spec.launched, vcpu, spec.reset_rips[vcpu], program.entry)
         self.programs[vcpu] = program
         self.blocks[vcpu] = {**kernel.blocks, **program.blocks}

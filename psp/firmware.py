@@ -44,6 +44,8 @@ class SecurityProcessor:
         self._legacy_memory = HostMemory(bus, pages, Status.INVALID_ADDRESS)
         self._snp_memory = HostMemory(bus, pages, Status.INVALID_PAGE_STATE)
         flush, ranges = AsidFlush(bus), AsidRanges(bus)
+        self.asid_ranges = ranges
+        """Which ASIDs it gives to guests of each kind, as SNP_INIT_EX has split them."""
         self.legacy = LegacyFirmware(bus, self._legacy_memory, flush, ranges, self._random, api)
         self.snp = SnpFirmware(
             bus,

@@ -149,7 +149,7 @@ def test_dr7_is_kept_for_each_vcpu(either):
     assert parse_reply(either.ask(NaeEvent.DR7_READ), ("RAX",)).registers == {"RAX": 0x400}
     parse_reply(either.ask(NaeEvent.DR7_WRITE, RAX=0x401), ())
     assert parse_reply(either.ask(NaeEvent.DR7_READ), ("RAX",)).registers == {"RAX": 0x401}
-    assert either.host.hypervisor.launched("vm").dr7 == {0: 0x401}
+    assert either.host.hypervisor.launched("vm").dr7 == {(0, 0): 0x401}
 
 
 def test_where_no_device_is_buses_read_ones(either):
