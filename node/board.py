@@ -122,7 +122,7 @@ class Board:
         self.bus = HostSystemBus(
             product,
             min_sev_asid,
-            memory_bytes,
+            self.dram,
             self.controller,
             self.rmp,
             platform,

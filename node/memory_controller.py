@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from node.cipher_scratch import STRIDE_BYTES, wipe_scratch
-from node.dram import WORD_BYTES, Dram, Fill, Words
+from node.dram import WORD_BYTES, Dram, Fill, MachineCheck, Words
 from node.memory_cipher import BLOCK_BYTES, Ciphers, MemoryCipher
 from psp.system_bus import PAGE_BYTES
 
@@ -85,6 +85,20 @@ class MemoryController:
         self.key_bytes = ciphers.key_bytes
         self._make = ciphers
         self._ciphers: dict[int, MemoryCipher] = {}
+        self._reserved = range(0)
+        self._reserved_from = 1 << 64
+
+    def reserve(self, spa: int, length: int) -> None:
+        """Let no access reach a range any more, by whatever key: hardware has it to itself. Length 0 ends it.
+
+        What an access gets there is not published; here nothing answers.
+        """
+        self._reserved = range(spa, spa + length)
+        self._reserved_from = spa if length else 1 << 64
+
+    def _expect_unreserved(self, spa: int, length: int) -> None:
+        if spa < self._reserved.stop:
+            raise MachineCheck(spa, length)
 
     def install_key(self, asid: int, key: bytes) -> None:
         """Load a key into the slot of an ASID; ASID 0, the host, has none here."""
@@ -119,6 +133,8 @@ class MemoryController:
 
         Memory that nobody wrote is zero in DRAM, so it reads as what zeros decrypt to.
         """
+        if spa + length > self._reserved_from:
+            self._expect_unreserved(spa, length)
         cipher = self._ciphers.get(asid)
         if cipher is None:
             if asid != 0:
@@ -149,6 +165,8 @@ class MemoryController:
 
     def write(self, spa: int, data: bytes | bytearray | memoryview, asid: int) -> None:
         """Store bytes; blocks in part are read, changed and written back, as hardware does. Raises as ``read``."""
+        if spa + len(data) > self._reserved_from:
+            self._expect_unreserved(spa, len(data))
         cipher = self._ciphers.get(asid)
         if cipher is None:
             self._expect_plain(asid, spa)
@@ -181,6 +199,8 @@ class MemoryController:
         if (spa | len(data)) & _IN_PAGE or not data:
             self.write(spa, data, asid)
             return
+        if spa + len(data) > self._reserved_from:
+            self._expect_unreserved(spa, len(data))
         fill = self._fill(asid, spa)
         self._dram.lay(spa, data, fill, until_flush=fill is not None and data.count(0) < len(data))
         self.bytes_encrypted += len(data) if fill else 0
@@ -195,16 +215,22 @@ class MemoryController:
 
     def expect_store(self, spa: int, length: int, asid: int) -> None:
         """Raises what ``write`` of so many bytes would: for whoever stores in several parts, all or none."""
-        self._dram.expect(spa, length)
+        self.expect(spa, length)
         self._fill(asid, spa)
+
+    def expect(self, spa: int, length: int) -> None:
+        """Raises MachineCheck unless memory answers in the whole range."""
+        if spa + length > self._reserved_from:
+            self._expect_unreserved(spa, length)
+        self._dram.expect(spa, length)
 
     def clear(self, spa: int, length: int, asid: int) -> None:
         """Zero memory; whole pages cost nothing and count as never written. Raises as ``read``."""
         fill = self._fill(asid, spa)
+        self.expect(spa, length)
         if fill is None:
             self._dram.release(spa, length)
             return
-        self._dram.expect(spa, length)
         # Zeros are only made for pages in part, so that a long range takes no memory of its own.
         end = spa + length
         first, last = -(-spa // PAGE_BYTES) * PAGE_BYTES, end & ~_IN_PAGE
@@ -224,6 +250,7 @@ class MemoryController:
     def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:
         """Put what the host reads with C=0 through the key of an ASID. Raises as ``read``."""
         fill = self._cipher(asid, spa).encrypt
+        self.expect(spa, length)
         rest = [(spa, length)]
         if not (spa | length) & _IN_PAGE:
             rest = self._dram.refill(spa, length, self._fill(0, spa), fill)
