@@ -31,11 +31,15 @@ class GuestSpec:
     """Key of the firmware image among those the host was given."""
     disk: str = ""
     """Path of the file behind its disk; empty for a disk that is empty at first."""
+    sev_features: int = 0
+    """SEV_FEATURES that an SNP guest asks for beyond SNP itself."""
     machine: MachineSpec = field(init=False, repr=False, compare=False)
     """The part of it that concerns the hypervisor."""
 
     def __post_init__(self) -> None:
-        machine = MachineSpec(self.name, self.generation, self.vcpus, self.memory_bytes, self.firmware)
+        machine = MachineSpec(
+            self.name, self.generation, self.vcpus, self.memory_bytes, self.firmware, self.sev_features
+        )
         object.__setattr__(self, "machine", machine)
 
     @property

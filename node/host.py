@@ -104,6 +104,7 @@ class Host:
         self._chain = self.log.chain(spec.name)
         self.tasks = HypervisorTasks(self.clock, self.board, self._cost, self._chain)
         self.vcpus = VcpuRunner(self.clock, self.board, self.contention, self.log, float(product.base_hz), costs)
+        self.board.kicked = self._kicked
         self.departures = Departures(self)
         self.arrivals = Arrivals(self)
         self.tasks.at_once(self.hypervisor.bring_up())
@@ -255,13 +256,19 @@ class Host:
         guest.reset_rips = reset_rips
         guest.software = self._tenants(
             TenantSpec(
-                spec.name, spec.generation, spec.memory, spec.program, spec.seed, guest.launched, guest.reset_rips
+                spec.name, spec.generation, spec.memory, spec.program, spec.seed, guest.launched, guest.reset_rips,
+                spec.sev_features,
             )
         )
         self.vcpus.prepare(guest)
         self._seated = [one for one in self._seated if one.state in _SEATED]
         self._seated.append(guest)
         self.peak_vcpus = max(self.peak_vcpus, sum([len(one.vcpus) for one in self._seated]))
+
+    def _kicked(self, vm: str, vcpu: int, code: int) -> None:
+        guest = self.guests.get(vm)
+        if guest is not None and 0 <= vcpu < len(guest.vcpus):
+            self.vcpus.kicked(guest.vcpus[vcpu], code)
 
     def _launch_digest(self, entered: Entered) -> str:
         """The launch digest as hexadecimal: the laboratory's own view, no host command returns it."""

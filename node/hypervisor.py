@@ -41,9 +41,10 @@ from node.nested_table_pages import table_pages
 from node.ovmf import FirmwareImageError
 from node.product import Product
 from node.rmp_layout import at_end_of_memory
+from node.sev_features import launch_features
 from node.vcpu_model import vcpu_model
 from node.vm_state import Run, VmState
-from node.vmsa import VMSA_BYTES, SevFeature
+from node.vmsa import VMSA_BYTES
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand, command_name
 from psp.launch_digest import PageType
@@ -487,7 +488,8 @@ class Hypervisor:
     def launch_snp(self, spec: MachineSpec, record: LaunchedVm) -> Task:
         """SNP: context, pages in the order of KVM and QEMU, finish."""
         yield from self._take_asid(record)
-        pages = tuple(snp_launch_pages(record.firmware, spec.vcpus, vcpu_model(VCPU_MODEL), SevFeature.SNP_ACTIVE))
+        record.sev_features = features = launch_features(self.product.name, spec.sev_features)
+        pages = tuple(snp_launch_pages(record.firmware, spec.vcpus, vcpu_model(VCPU_MODEL), features))
         command, gctx = record.small[0], self._small(record)
         yield from self._to_firmware(gctx)
         record.firmware_pages.append(gctx)
