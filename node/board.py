@@ -124,7 +124,7 @@ class Board:
         self.bus = HostSystemBus(
             product,
             min_sev_asid,
-            memory_bytes,
+            self.dram,
             self.controller,
             self.rmp,
             platform,
@@ -238,8 +238,6 @@ class Board:
             return
         if self.caches is not None:
             self.caches.place_rmp(layout)
-        if self.tlb is not None:
-            self.rmp.changed = self.tlb.drop
         self.tables = self._table_host()
 
     def _rmp_at(self, layout: RmpLayout) -> ReverseMapTable:
@@ -249,8 +247,13 @@ class Board:
         rmp = ReverseMapTable(
             self.dram, layout, self.product.rmp, cipher=cipher, form=form, disabled=self.platform.disabled
         )
-        rmp.changed = None if self.tlb is None else self.tlb.drop
+        rmp.changed = self._entries_changed
         return rmp
+
+    def _entries_changed(self, spa: int, end: int) -> None:
+        self.iommu.entries_changed()
+        if self.tlb is not None:
+            self.tlb.drop(spa, end)
 
     def nested_table(self, vm: str) -> NestedPageTable:
         """A VM's nested page table; empty when it is first asked for."""

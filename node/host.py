@@ -40,6 +40,9 @@ from psp.status import PspError
 LaunchNotice = Callable[[Guest], None]
 R = TypeVar("R")
 
+_SEATED = (GuestState.RUNNING, GuestState.PAUSED)
+"""States of a VM with vCPUs. From any other it never comes back to them."""
+
 
 @dataclass(frozen=True, slots=True)
 class HostSpec:
@@ -93,6 +96,8 @@ class Host:
         self.log = EventLog(spec.bucket_ns, spec.log)
         self.guests: dict[str, Guest] = {}
         self.peak_vcpus = 0
+        self._seated: list[Guest] = []
+        """VMs whose vCPUs the host holds, among others that are gone since it was last counted."""
         self._tenants = tenants or local_tenants(programs)
         self.images = images
         self._cost = HostOperationCost(costs)
@@ -256,7 +261,9 @@ class Host:
             )
         )
         self.vcpus.prepare(guest)
-        self.peak_vcpus = max(self.peak_vcpus, sum(len(one.vcpus) for one in self._running()))
+        self._seated = [one for one in self._seated if one.state in _SEATED]
+        self._seated.append(guest)
+        self.peak_vcpus = max(self.peak_vcpus, sum([len(one.vcpus) for one in self._seated]))
 
     def _kicked(self, vm: str, vcpu: int, code: int) -> None:
         guest = self.guests.get(vm)
@@ -272,6 +279,3 @@ class Host:
             except PspError:
                 return ""  # somebody has damaged the context
         return psp.legacy_launch_record(entered.handle).digest.hex() if entered.handle else ""
-
-    def _running(self) -> list[Guest]:
-        return [guest for guest in self.guests.values() if guest.state in (GuestState.RUNNING, GuestState.PAUSED)]

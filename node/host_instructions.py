@@ -25,6 +25,7 @@ VMEXIT_INVALID = int(ExitCode.INVALID)
 VMEXIT_BUSY = int(ExitCode.BUSY)
 """Exit code of VMRUN when another core runs with the save area."""
 _TLB_CONTROLS = frozenset(TlbControl)
+_GENERATIONS = dict(Generation.__members__)
 
 
 class HostInstructions:
@@ -133,7 +134,7 @@ class HostInstructions:
             return answer_to(fault, one.gpa)
 
     def _vmcb_write(self, one: op.VmcbWrite) -> op.Answer:
-        generation = Generation.__members__.get(one.generation)
+        generation = _GENERATIONS.get(one.generation)
         if generation is None:
             return undefined()
         nested = self._board.nested_table_at(one.vm, one.nested_cr3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from node.generation import Generation
-from node.guest_memory_map import GuestMemoryMap
+from node.guest_memory_map import GuestMemoryMap, memory_map
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,4 +24,4 @@ class MachineSpec:
     @property
     def memory(self) -> GuestMemoryMap:
         """The guest's memory layout; raises ValueError for impossible sizes."""
-        return GuestMemoryMap(self.memory_bytes, self.vcpus)
+        return memory_map(self.memory_bytes, self.vcpus)

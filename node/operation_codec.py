@@ -83,6 +83,7 @@ KINDS: Mapping[int, type] = {
     42: op.MmioRead,
     43: op.FabricRoute,
     44: op.HostTimedRead,
+    63: op.FabricDivert,
     36: op.NestedFrames,
     37: op.MmioWrite,
     38: op.DeviceRead,

@@ -121,6 +121,10 @@ class GuestOperationCost:
             (Mechanism.ACCEPTANCE, pages * self._update_ns),
         )
 
+    def disk_ns(self, one: op.BlockRead | op.BlockWrite) -> float:
+        """Nanoseconds of one request to the disk."""
+        return sum([part_ns for _, part_ns in self._block(one)], 0.0)
+
     def _block(self, one: op.BlockRead | op.BlockWrite) -> tuple[tuple[Mechanism, float], ...]:
         device_ns = self._disk_ns[type(one)] + max(0, one.blocks) * op.BLOCK_BYTES * self._disk_byte_ns
         return (

@@ -527,6 +527,16 @@ class FabricRoute:
 
 
 @dataclass(frozen=True, slots=True)
+class FabricDivert:
+    """Turn the security processor's accesses to the page of an SPA to FASTREGCNTL and FASTREG; None ends it.
+
+    Answer: None. It changes nothing on a product whose routes cannot be turned so.
+    """
+
+    spa: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceRead:
     """Have the device in a slot load at most ``MOST_BYTES``. Answer: bytes, or a Fault if its request was refused.
 
@@ -552,7 +562,7 @@ HypervisorOperation = (
     HostRead | HostReadWritten | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | RmpRead | NestedFrames
     | NestedMap | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
     | HostClflush | Invd | VmPageFlush | HostTimedRead | VmPreempt
-    | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | DeviceRead | DeviceWrite
+    | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | FabricDivert | DeviceRead | DeviceWrite
     | VmcbLoad | VmcbStore | VmKick
 )  # fmt: skip
 GuestOperation = (

@@ -103,6 +103,8 @@ class Platform:
     store before it stands for one that races with it.
     """
 
+    psp_least_privilege: bool = False
+    """A security processor without the right to switch off what the IOMMU checks (AMD-SB-3030, psp_least_priv)."""
     context_tweaked: bool = True
     """Whether the ciphertext of a guest's context depends on the Context page's address.
 

@@ -15,6 +15,7 @@ from node.clock import Clock
 from node.contention import Contention, PhaseAccount
 from node.cores import Cores
 from node.dirty_log import DirtyLog
+from node.disk_books import DiskBooks
 from node.event_delivery import Delivered
 from node.event_log import EventLog
 from node.generation import Generation
@@ -275,7 +276,8 @@ class VcpuRunner:
                 answers = self._board.execute_guest(vmcb, batch)
             else:
                 answers = self._execute_logged(guest.dirty_log, vmcb, batch)
-            _count(guest, batch, answers)
+            if _count(guest, batch, answers):
+                self._count_disk(guest, batch, answers)
             now_ns, chain = self._clock.now_ns, self._log.chain(guest.spec.name)
             chain.record(now_ns, HostEvent.BATCH, len(batch), vcpu.registers.r13, vcpu.index, spent)
             if self._board.terminated and guest.spec.name in self._board.terminated:
@@ -439,6 +441,16 @@ class VcpuRunner:
             tell, guest.when_parked = guest.when_parked, None
             tell()
 
+    def _count_disk(
+        self, guest: Guest, batch: tuple[op.GuestOperation, ...], answers: tuple[op.Answer, ...]
+    ) -> None:
+        cost, books = self._guest_cost(guest.spec.generation), guest.disk
+        if books is None:
+            books = guest.disk = DiskBooks()
+        for one, answer in zip(batch, answers, strict=True):
+            if isinstance(one, op.BlockRead | op.BlockWrite):
+                books.note(one, answer, cost.disk_ns(one))
+
     # Prices.
 
     def _guest_cost(self, generation: Generation) -> GuestOperationCost:
@@ -485,15 +497,21 @@ def _mark(
             log.mark(one.gpa, one.blocks * op.BLOCK_BYTES, now_ns)
 
 
-def _count(guest: Guest, batch: tuple[op.GuestOperation, ...], answers: tuple[op.Answer, ...]) -> None:
+def _count(guest: Guest, batch: tuple[op.GuestOperation, ...], answers: tuple[op.Answer, ...]) -> bool:
+    """Count what a batch did in memory; whether there is something of the disk in it."""
+    disk = False
     for one, answer in zip(batch, answers, strict=True):
         kind = type(answer)
         if kind is bytes:
             if type(one) is op.Copy:
                 guest.bytes_bounced += len(answer)  # type: ignore[arg-type]
+                guest.copies += 1
                 continue
             guest.bytes_read += len(answer)  # type: ignore[arg-type]
         elif kind is op.Fault:
             guest.faults += 1
         elif type(one) is op.Write or type(one) is op.VirtualWrite:
             guest.bytes_written += len(one.data)
+        elif type(one) is op.BlockRead or type(one) is op.BlockWrite:
+            disk = True
+    return disk

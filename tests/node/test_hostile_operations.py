@@ -151,11 +151,11 @@ def test_an_access_that_faults_writes_no_line_back(product: str, refused: op.Hyp
     assert board.caches is not None
     for spa in range(2 << 20, (2 << 20) + PAGE_BYTES, 64):
         board.controller.write(spa, b"dirty" * 12 + b"line", 0)
-    lines, dirty = len(board.caches.cache), board.caches.cache.dirty_lines
+    lines, dirty = len(board.caches.cache), len(board.caches.cache._dirty)
     before = board.dram.cells.read(0, 4 << 20)
     (answer,) = board.execute_host((refused,))
     assert isinstance(answer, op.Fault)
-    assert (len(board.caches.cache), board.caches.cache.dirty_lines) == (lines, dirty)
+    assert (len(board.caches.cache), len(board.caches.cache._dirty)) == (lines, dirty)
     assert board.dram.cells.read(0, 4 << 20) == before
 
 

@@ -1,4 +1,4 @@
-"""What the judge makes of events: of what a victim shows after a forged #VC, breaks a promise by, or ends itself for."""
+"""What the judge makes of events: what a victim shows after a forged #VC, breaks a promise by, or ends itself for."""
 
 import pytest
 
