@@ -255,7 +255,7 @@ class DimmCells:
         for start, end, laid in self._laid.pieces(first, last) if self._laid else ():
             if laid is not None and laid.source is not None:
                 pages.update(range(start, end))
-        for region in [one for one in self._written if first // _REGION_PAGES <= one <= last // _REGION_PAGES]:
+        for region in self._written_in(first, last):
             bits, base = self._written[region], region * _REGION_PAGES
             while bits:
                 page = base + (bits & -bits).bit_length() - 1
@@ -281,7 +281,7 @@ class DimmCells:
 
     def _erase(self, spa: int, stop: int) -> None:
         """Zero what chunks hold of a range."""
-        if not self._written or not self._written_in(spa // PAGE_BYTES, -(-stop // PAGE_BYTES)):
+        if not self._any_written(spa, stop - spa):
             return
         for number, start, end in self._used_pieces(spa, stop):
             chunk = self._chunks[number]
@@ -336,9 +336,13 @@ class DimmCells:
         return chunk
 
     def _any_written(self, spa: int, length: int) -> bool:
+        """Whether somebody wrote any page that a range touches."""
         written = self._written
-        pages = _regions(spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES))
-        return any(written.get(region, 0) & bits for region, bits in pages)
+        first, last = spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES)
+        region = first // _REGION_PAGES
+        if last <= (region + 1) * _REGION_PAGES:
+            return region in written and written[region] & _part_of(region, first, last) != 0
+        return any(written[one] & _part_of(one, first, last) for one in self._written_in(first, last))
 
     def _written_in(self, first: int, last: int) -> list[int]:
         """Regions of pages [first, last) in which somebody wrote."""

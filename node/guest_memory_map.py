@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from node.program import Placement
+from node.swiotlb import book_bytes
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
 LOW_RAM_BYTES = 2 << 30
 HIGH_RAM_GPA = 4 << 30
 SHARED_GPA = 32 << 20
+BOOKS_GPA = 16 << 20
+"""Where the kernel keeps its books of bounce buffers, in its own memory."""
 SMALLEST_GUEST_BYTES = 64 << 20
 SMALLEST_SLICE_BYTES = 4 << 20
 _SHARED_PERCENT = 6
@@ -60,22 +63,23 @@ class GuestMemoryMap:
     @property
     def slice_bytes(self) -> int:
         """Private memory of one vCPU's program."""
-        free = min(self.memory_bytes, LOW_RAM_BYTES) - SHARED_GPA - self.shared.length
-        return free // self.vcpus // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
+        return _slice_bytes(self.memory_bytes, self.vcpus)
 
-    def placement(self, vm: str, vcpu: int, seed: int) -> Placement:
+    def placement(self, vm: str, vcpu: int, seed: int, *, bounces: bool = True) -> Placement:
         """What a vCPU's program may call its own. The pool's first page holds the device's queues."""
-        shared = self.shared
+        shared, slice_bytes = self.shared, self.slice_bytes
         usable = shared.length - LARGE_PAGE_BYTES // 2
         part = usable // self.vcpus // PAGE_BYTES * PAGE_BYTES
         return Placement(
             vm=vm,
             vcpu=vcpu,
-            base_gpa=shared.gpa + shared.length + vcpu * self.slice_bytes,
-            length=self.slice_bytes,
+            base_gpa=shared.gpa + shared.length + vcpu * slice_bytes,
+            length=slice_bytes,
             shared_gpa=shared.gpa + LARGE_PAGE_BYTES // 2 + vcpu * part,
             shared_length=part,
             seed=seed,
+            book_gpa=BOOKS_GPA + vcpu * book_bytes(part),
+            bounces=bounces,
         )
 
     def private_ranges(self, launched: Iterable[int]) -> Iterator[Range]:
@@ -120,6 +124,12 @@ def _ram(memory_bytes: int) -> tuple[Range, ...]:
 def _shared(memory_bytes: int) -> Range:
     wanted = min(memory_bytes * _SHARED_PERCENT // 100, _SHARED_MOST_BYTES)
     return Range(SHARED_GPA, max(1, wanted // LARGE_PAGE_BYTES) * LARGE_PAGE_BYTES)
+
+
+@lru_cache(maxsize=1024)
+def _slice_bytes(memory_bytes: int, vcpus: int) -> int:
+    free = min(memory_bytes, LOW_RAM_BYTES) - SHARED_GPA - _shared(memory_bytes).length
+    return free // vcpus // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
 
 
 def _small_ranges(block: int, taken: set[int]) -> Iterator[Range]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from node.cipher_scratch import STRIDE_BYTES, wipe_scratch
-from node.dram import WORD_BYTES, Dram, Fill, Words
+from node.dram import WORD_BYTES, Dram, Fill, MachineCheck, Words
 from node.memory_cipher import BLOCK_BYTES, Ciphers, MemoryCipher
 from psp.system_bus import PAGE_BYTES
 
@@ -42,7 +42,7 @@ class NoKey(Exception):
 
 
 class NoHostKey(Exception):
-    """An access with C=1 on a host that encrypts no memory of its own.
+    """An access with C=1 on a host whose software cannot ask for the host's key.
 
     The C-bit is an address bit then (SYSCFG.MemEncryptionModeEn = 0), and no
     host has memory that far up: nothing answers.
@@ -85,6 +85,20 @@ class MemoryController:
         self.key_bytes = ciphers.key_bytes
         self._make = ciphers
         self._ciphers: dict[int, MemoryCipher] = {}
+        self._reserved = range(0)
+        self._reserved_from = 1 << 64
+
+    def reserve(self, spa: int, length: int) -> None:
+        """Let no access reach a range any more, by whatever key: hardware has it to itself. Length 0 ends it.
+
+        What an access gets there is not published; here nothing answers.
+        """
+        self._reserved = range(spa, spa + length)
+        self._reserved_from = spa if length else 1 << 64
+
+    def _expect_unreserved(self, spa: int, length: int) -> None:
+        if spa < self._reserved.stop:
+            raise MachineCheck(spa, length)
 
     def install_key(self, asid: int, key: bytes) -> None:
         """Load a key into the slot of an ASID; ASID 0, the host, has none here."""
@@ -95,16 +109,15 @@ class MemoryController:
     def install_host_key(self, key: bytes, *, transparent: bool) -> None:
         """Load the host's own key, as firmware does before the cores start.
 
-        ``transparent`` is TSME: accesses with C=0 go through it too.
+        ``transparent`` is TSME: every access without a guest's key goes through it, and there is no C-bit.
         """
-        cipher = self._ciphers[HOST_KEY] = self._make.cipher(key)
-        if transparent:
-            self._ciphers[0] = cipher
+        # With TSME alone MemEncryptionModeEn is clear: no address asks for the key, and none can do without it.
+        self._ciphers[0 if transparent else HOST_KEY] = self._make.cipher(key)
 
     @property
     def host_cipher(self) -> MemoryCipher | None:
         """What chips of the board that keep tables in DRAM put between the two; None on a host without a key."""
-        return self._ciphers.get(HOST_KEY)
+        return self._ciphers.get(HOST_KEY) or self._ciphers.get(0)
 
     def remove_key(self, asid: int) -> None:
         """Empty the slot of a guest's ASID."""
@@ -120,6 +133,8 @@ class MemoryController:
 
         Memory that nobody wrote is zero in DRAM, so it reads as what zeros decrypt to.
         """
+        if spa + length > self._reserved_from:
+            self._expect_unreserved(spa, length)
         cipher = self._ciphers.get(asid)
         if cipher is None:
             if asid != 0:
@@ -150,6 +165,8 @@ class MemoryController:
 
     def write(self, spa: int, data: bytes | bytearray | memoryview, asid: int) -> None:
         """Store bytes; blocks in part are read, changed and written back, as hardware does. Raises as ``read``."""
+        if spa + len(data) > self._reserved_from:
+            self._expect_unreserved(spa, len(data))
         cipher = self._ciphers.get(asid)
         if cipher is None:
             self._expect_plain(asid, spa)
@@ -182,8 +199,10 @@ class MemoryController:
         if (spa | len(data)) & _IN_PAGE or not data:
             self.write(spa, data, asid)
             return
+        if spa + len(data) > self._reserved_from:
+            self._expect_unreserved(spa, len(data))
         fill = self._fill(asid, spa)
-        self._dram.lay(spa, data, fill, until_flush=asid != 0 and data.count(0) < len(data))
+        self._dram.lay(spa, data, fill, until_flush=fill is not None and data.count(0) < len(data))
         self.bytes_encrypted += len(data) if fill else 0
 
     def flush(self) -> None:
@@ -194,13 +213,24 @@ class MemoryController:
         self._dram.settle()
         wipe_scratch()
 
+    def expect_store(self, spa: int, length: int, asid: int) -> None:
+        """Raises what ``write`` of so many bytes would: for whoever stores in several parts, all or none."""
+        self.expect(spa, length)
+        self._fill(asid, spa)
+
+    def expect(self, spa: int, length: int) -> None:
+        """Raises MachineCheck unless memory answers in the whole range."""
+        if spa + length > self._reserved_from:
+            self._expect_unreserved(spa, length)
+        self._dram.expect(spa, length)
+
     def clear(self, spa: int, length: int, asid: int) -> None:
         """Zero memory; whole pages cost nothing and count as never written. Raises as ``read``."""
         fill = self._fill(asid, spa)
+        self.expect(spa, length)
         if fill is None:
             self._dram.release(spa, length)
             return
-        self._dram.expect(spa, length)
         # Zeros are only made for pages in part, so that a long range takes no memory of its own.
         end = spa + length
         first, last = -(-spa // PAGE_BYTES) * PAGE_BYTES, end & ~_IN_PAGE
@@ -220,6 +250,7 @@ class MemoryController:
     def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:
         """Put what the host reads with C=0 through the key of an ASID. Raises as ``read``."""
         fill = self._cipher(asid, spa).encrypt
+        self.expect(spa, length)
         rest = [(spa, length)]
         if not (spa | length) & _IN_PAGE:
             rest = self._dram.refill(spa, length, self._fill(0, spa), fill)

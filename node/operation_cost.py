@@ -73,6 +73,11 @@ class GuestOperationCost:
                 size, private = len(one.data), True
             elif type(one) is op.VirtualRead or type(one) is op.Fetch:
                 size, private = max(0, one.length), True
+            elif type(one) is op.Copy:
+                copy_ns = self._copy_ns(one, latency_ns)
+                lost_ns[Mechanism.BOUNCE] += copy_ns
+                other += copy_ns
+                continue
             else:
                 # What a guest may not execute raises #UD, which costs nothing that the table knows.
                 priced = self._table.get(type(one))
@@ -86,6 +91,15 @@ class GuestOperationCost:
         lost_ns[Mechanism.OPERATIONS] += plain
         lost_ns[Mechanism.ENCRYPTION] += added
         return max(1, round(plain + added + other))
+
+    def _copy_ns(self, one: op.Copy, latency_ns: float) -> float:
+        """A load and a store to begin with, then the rate of a copy, which is a load and a store of each byte."""
+        size = max(0, one.length)
+        privates = (one.source_private, one.target_private)
+        ends = [self._private_ns if private else self._shared_ns for private in privates]
+        access_ns = sum([access for access, _ in ends], 0.0)
+        byte_ns = self._plain_byte_ns + max([byte for _, byte in ends])
+        return 2 * latency_ns + access_ns + size * byte_ns
 
     def _pvalidate(self, one: op.PValidate) -> tuple[tuple[Mechanism, float], ...]:
         pages = max(0, one.length) // (LARGE_PAGE_BYTES if one.large else PAGE_BYTES)
@@ -106,6 +120,10 @@ class GuestOperationCost:
             (Mechanism.VMGEXIT, calls * self._vmgexit_extra_ns),
             (Mechanism.ACCEPTANCE, pages * self._update_ns),
         )
+
+    def disk_ns(self, one: op.BlockRead | op.BlockWrite) -> float:
+        """Nanoseconds of one request to the disk."""
+        return sum([part_ns for _, part_ns in self._block(one)], 0.0)
 
     def _block(self, one: op.BlockRead | op.BlockWrite) -> tuple[tuple[Mechanism, float], ...]:
         device_ns = self._disk_ns[type(one)] + max(0, one.blocks) * op.BLOCK_BYTES * self._disk_byte_ns
@@ -137,6 +155,7 @@ class HostOperationCost:
             op.HostClflush: lambda one: _lines(one.length) * costs["cache.clflush_ns"],
             op.HostTimedRead: lambda _: costs["dram.latency_ns"],
             op.Invd: lambda _: costs["host.invd_ns"],
+            op.VmKick: lambda _: costs["core.exit_ns"],
             op.VmPageFlush: lambda _: _lines(PAGE_BYTES) * costs["cache.clflush_ns"],
         }
         legacy_ns_per_kib = costs["psp.legacy_launch_update_ns_per_kib"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from node.operations import Answer, Fault, Fetch, PageStateChange, Read, VirtualRead, VirtualWrite, Write
+from node.operations import Answer, Copy, Fault, Fetch, PageStateChange, Read, VirtualRead, VirtualWrite, Write
 
 PAGE_BYTES = 4096
 
@@ -133,6 +133,13 @@ def _write(shadow: ShadowMemory, one: Write, _: Answer) -> None:
         shadow.forget(one.gpa, len(one.data))
 
 
+def _copy(shadow: ShadowMemory, one: Copy, answer: Answer) -> Discrepancy | None:
+    assert isinstance(answer, bytes)
+    wrong = _read(shadow, Read(one.source, one.length, one.source_private), answer)
+    _write(shadow, Write(one.target, answer, one.target_private), None)
+    return wrong
+
+
 def _page_state_change(shadow: ShadowMemory, one: PageStateChange, answer: Answer) -> None:
     if answer == 0:
         shadow.forget(one.gpa, one.length)
@@ -145,6 +152,7 @@ def _by_virtual_address(_: ShadowMemory, __: VirtualRead | Fetch | VirtualWrite,
 _STEPS: Mapping[type, Callable[..., Discrepancy | None]] = {
     Read: _read,
     Write: _write,
+    Copy: _copy,
     PageStateChange: _page_state_change,
     VirtualRead: _by_virtual_address,
     Fetch: _by_virtual_address,
