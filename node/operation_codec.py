@@ -53,6 +53,9 @@ KINDS: Mapping[int, type] = {
     96: op.ReadDr7,
     97: op.WriteDr7,
     98: op.Copy,
+    110: op.LoadIdt,
+    111: op.ReadFlags,
+    112: op.WriteFlags,
     # Operations of hypervisors.
     16: op.HostRead,
     17: op.HostReadWritten,
@@ -85,6 +88,9 @@ KINDS: Mapping[int, type] = {
     38: op.DeviceRead,
     39: op.DeviceWrite,
     120: op.VmPreempt,
+    130: op.VmcbLoad,
+    131: op.VmcbStore,
+    132: op.VmKick,
     # Answers.
     48: op.Fault,
     49: op.PValidateResult,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from node.event_operations import LoadIdt, ReadFlags, VmcbLoad, VmcbStore, VmKick, WriteFlags
 from node.operation_answers import (
     Answer,
     CpuidResult,
@@ -28,11 +29,17 @@ __all__ = [
     "CpuidResult",
     "Fault",
     "FaultKind",
+    "LoadIdt",
     "PValidateResult",
     "PspAnswer",
+    "ReadFlags",
     "RmpQueryResult",
     "RmpReadResult",
     "Runs",
+    "VmKick",
+    "VmcbLoad",
+    "VmcbStore",
+    "WriteFlags",
 ]
 
 MOST_BYTES = 32 << 20
@@ -555,11 +562,13 @@ HypervisorOperation = (
     | NestedMap | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
     | HostClflush | Invd | VmPageFlush | HostTimedRead | VmPreempt
     | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | FabricDivert | DeviceRead | DeviceWrite
+    | VmcbLoad | VmcbStore | VmKick
 )  # fmt: skip
 GuestOperation = (
     Read | Write | Copy | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust
     | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit | ReadSevStatus | Cpuid
     | ReadDr7 | WriteDr7
+    | LoadIdt | ReadFlags | WriteFlags
 )  # fmt: skip
 
 
