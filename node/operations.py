@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from node.event_operations import LoadIdt, ReadFlags, VmcbLoad, VmcbStore, VmKick, WriteFlags
 from node.operation_answers import (
     Answer,
     CpuidResult,
@@ -28,11 +29,17 @@ __all__ = [
     "CpuidResult",
     "Fault",
     "FaultKind",
+    "LoadIdt",
     "PValidateResult",
     "PspAnswer",
+    "ReadFlags",
     "RmpQueryResult",
     "RmpReadResult",
     "Runs",
+    "VmKick",
+    "VmcbLoad",
+    "VmcbStore",
+    "WriteFlags",
 ]
 
 MOST_BYTES = 32 << 20
@@ -519,6 +526,16 @@ class FabricRoute:
 
 
 @dataclass(frozen=True, slots=True)
+class FabricDivert:
+    """Turn the security processor's accesses to the page of an SPA to FASTREGCNTL and FASTREG; None ends it.
+
+    Answer: None. It changes nothing on a product whose routes cannot be turned so.
+    """
+
+    spa: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceRead:
     """Have the device in a slot load at most ``MOST_BYTES``. Answer: bytes, or a Fault if its request was refused.
 
@@ -544,12 +561,14 @@ HypervisorOperation = (
     HostRead | HostReadWritten | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | RmpRead | NestedFrames
     | NestedMap | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
     | HostClflush | Invd | VmPageFlush | HostTimedRead | VmPreempt
-    | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | DeviceRead | DeviceWrite
+    | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | FabricDivert | DeviceRead | DeviceWrite
+    | VmcbLoad | VmcbStore | VmKick
 )  # fmt: skip
 GuestOperation = (
     Read | Write | Copy | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust
     | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit | ReadSevStatus | Cpuid
     | ReadDr7 | WriteDr7
+    | LoadIdt | ReadFlags | WriteFlags
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from workloads.attacks import (
     block_move,
     bus_tap,
     cache_drop,
+    confused_deputy,
     dimm,
     dma,
     forged_measurement,
@@ -85,6 +86,7 @@ ROWS: Mapping[str, Row] = {
         (rmp_forgery.turn_debugging_on,), needs=Interface.CONTEXT_PAGE, fabric_locked=False,
         prelude=rmp_forgery.route_to_nowhere,
     ),
+    "38": Row((confused_deputy.turn_debugging_on,), needs=Interface.CONTEXT_PAGE),
     "39": Row((alias.replay_through_interposer,)),
     "40": Row((bus_tap.listen,)),
     "41": Row((iommu_log.record_into_a_page,), prelude=iommu_log.short_log),
@@ -93,6 +95,7 @@ ROWS: Mapping[str, Row] = {
     "44": Row((neighbours.wrong_mapping,)),
     "45": Row((neighbours.freed_page,)),
     "46": Row((neighbours.two_contexts,)),
+    "82a": Row((confused_deputy.write_by_device,), needs=Interface.CONTEXT_PAGE),
 }  # fmt: skip
 """By id of the matrix."""
 

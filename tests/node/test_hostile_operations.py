@@ -27,7 +27,8 @@ EXTREMES = (-1, -4096, 0, 1, 4095, 1 << 36, 1 << 40, 1 << 63, 1 << 64, 1 << 70)
 WORDS = {
     "vm": ("one", "toy", "nobody", ""),
     "generation": ("SEV", "SEV_SNP", "SEV_ES", "SEV_TIO", "PLAIN", "SME", "XX", ""),
-    "register": ("CR0", "CR3", "CR4", "EFER", "XX"),
+    "register": ("CR0", "CR3", "CR4", "EFER", "CR8", "XX"),
+    "field": ("EVENTINJ", "V_INTR", "XX"),
     "cost": ("nonsense", ""),
 }
 EACH = 40
