@@ -14,6 +14,7 @@ from node import operations as op
 from node.asid_pool import AsidPool, AsidsExhausted
 from node.core_msrs import Msr
 from node.cpuid_page import cpuid_entries
+from node.device_access import device_access
 from node.firmware_image import FirmwareImage
 from node.frame_allocator import FrameAllocator, OutOfMemory, joined
 from node.generation import Generation
@@ -163,6 +164,10 @@ class Hypervisor:
         """What CPUID tells a guest whose registers are there to be written."""
         return op.CpuidResult(*self._ghcb.leaf(function, index))
         yield ()
+
+    def mmio(self, vm: str, vcpu: int, gpa: int, length: int, value: int | None) -> Reply:
+        """Answer a load, or with ``value`` a store, to a device by a guest whose registers are not encrypted."""
+        return device_access(vm, vcpu, gpa, length, value)
 
     def page_state_change(self, vm: str, change: op.PageStateChange) -> Reply:
         """Answer a guest's page state change: reassign the pages in the RMP. Returns 0, or 1 if refused."""

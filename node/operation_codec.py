@@ -53,6 +53,8 @@ KINDS: Mapping[int, type] = {
     96: op.ReadDr7,
     97: op.WriteDr7,
     98: op.Copy,
+    110: op.MmioLoad,
+    111: op.MmioStore,
     # Operations of hypervisors.
     16: op.HostRead,
     17: op.HostReadWritten,
@@ -83,6 +85,8 @@ KINDS: Mapping[int, type] = {
     37: op.MmioWrite,
     38: op.DeviceRead,
     39: op.DeviceWrite,
+    112: op.NicRead,
+    113: op.NicWrite,
     # Answers.
     48: op.Fault,
     49: op.PValidateResult,
@@ -95,6 +99,7 @@ KINDS: Mapping[int, type] = {
     64: op.Compute,
     65: op.Sleep,
     66: op.Shutdown,
+    114: op.Await,
     # What these are made of, what a hypervisor is told and says, and what a tenant is made of.
     80: RmpEntry,
     81: MachineSpec,

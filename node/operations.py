@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from node.block_endings import Await, Compute, Shutdown, Sleep
 from node.operation_answers import (
     Answer,
     CpuidResult,
@@ -25,6 +26,8 @@ from psp.system_bus import RmpEntry
 
 __all__ = [
     "Answer",
+    "Await",
+    "Compute",
     "CpuidResult",
     "Fault",
     "FaultKind",
@@ -33,6 +36,8 @@ __all__ = [
     "RmpQueryResult",
     "RmpReadResult",
     "Runs",
+    "Shutdown",
+    "Sleep",
 ]
 
 # Operations of a guest's vCPU. Addresses are guest-physical.
@@ -208,6 +213,26 @@ class TimedRead:
 
     gpa: int
     private: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class MmioLoad:
+    """Load 1, 2, 4 or 8 bytes where no memory is but a device may be. Answer: int, all ones if none is; or a Fault.
+
+    With encrypted registers #VC, as for every intercepted instruction.
+    """
+
+    gpa: int
+    length: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class MmioStore:
+    """Store 1, 2, 4 or 8 bytes where no memory is but a device may be. Answer: None, or a Fault as of ``MmioLoad``."""
+
+    gpa: int
+    value: int
+    length: int = 4
 
 
 BLOCK_BYTES = 4096
@@ -395,6 +420,27 @@ class DiskWrite:
 
 
 @dataclass(frozen=True, slots=True)
+class NicRead:
+    """Load from the registers of a VM's network card, that of one vCPU. Answer: int, all ones without a card."""
+
+    vm: str
+    vcpu: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class NicWrite:
+    """Store to the registers of a VM's network card; doorbells send what is in its queue. Answer: None."""
+
+    vm: str
+    vcpu: int
+    offset: int
+    value: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class PspCommand:
     """Ring the security processor's mailbox. Answer: ``PspAnswer``.
 
@@ -515,35 +561,10 @@ HypervisorOperation = (
     HostRead | HostReadWritten | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | RmpRead | NestedFrames
     | NestedMap | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
     | HostClflush | Invd | VmPageFlush | HostTimedRead
-    | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | DeviceRead | DeviceWrite
+    | NicRead | NicWrite | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | DeviceRead | DeviceWrite
 )  # fmt: skip
 GuestOperation = (
     Read | Write | Copy | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust
     | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit | ReadSevStatus | Cpuid
-    | ReadDr7 | WriteDr7
+    | ReadDr7 | WriteDr7 | MmioLoad | MmioStore
 )  # fmt: skip
-
-
-# How a block of a program may end.
-
-
-@dataclass(frozen=True, slots=True)
-class Compute:
-    """Retire instructions with the program's demand number ``demand``. Divisible."""
-
-    demand: int
-    instructions: int
-
-
-@dataclass(frozen=True, slots=True)
-class Sleep:
-    """Halt the vCPU until a timer fires. Divisible."""
-
-    duration_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class Shutdown:
-    """Power the virtual machine off. ``code`` 0 is a normal end."""
-
-    code: int = 0
