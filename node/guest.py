@@ -34,16 +34,21 @@ class GuestSpec:
     """Path of the file behind its disk; empty for a disk that is empty at first."""
     network: bool = False
     """Whether its vCPUs have network cards."""
+    sev_features: int = 0
+    """SEV_FEATURES that an SNP guest asks for beyond SNP itself."""
+    machine: MachineSpec = field(init=False, repr=False, compare=False)
+    """The part of it that concerns the hypervisor."""
+
+    def __post_init__(self) -> None:
+        machine = MachineSpec(
+            self.name, self.generation, self.vcpus, self.memory_bytes, self.firmware, self.sev_features
+        )
+        object.__setattr__(self, "machine", machine)
 
     @property
     def memory(self) -> GuestMemoryMap:
         """The guest's memory layout; raises ValueError for impossible sizes."""
         return memory_map(self.memory_bytes, self.vcpus)
-
-    @property
-    def machine(self) -> MachineSpec:
-        """The part of it that concerns the hypervisor."""
-        return MachineSpec(self.name, self.generation, self.vcpus, self.memory_bytes, self.firmware)
 
 
 class GuestState(StrEnum):

@@ -36,9 +36,13 @@ from node.record_buffer import NO_LOG, LogWish
 from node.tenant import TenantFactory, TenantSpec, local_tenants
 from node.vcpu import Vcpu
 from node.vcpu_runner import VcpuRunner
+from psp.status import PspError
 
 LaunchNotice = Callable[[Guest], None]
 R = TypeVar("R")
+
+_SEATED = (GuestState.RUNNING, GuestState.PAUSED)
+"""States of a VM with vCPUs. From any other it never comes back to them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +97,15 @@ class Host:
         self.log = EventLog(spec.bucket_ns, spec.log)
         self.guests: dict[str, Guest] = {}
         self.peak_vcpus = 0
+        self._seated: list[Guest] = []
+        """VMs whose vCPUs the host holds, among others that are gone since it was last counted."""
         self._tenants = tenants or local_tenants(programs)
         self.images = images
         self._cost = HostOperationCost(costs)
         self._chain = self.log.chain(spec.name)
         self.tasks = HypervisorTasks(self.clock, self.board, self._cost, self._chain)
         self.vcpus = VcpuRunner(self.clock, self.board, self.contention, self.log, float(product.base_hz), costs)
+        self.board.kicked = self._kicked
         self.departures = Departures(self)
         self.arrivals = Arrivals(self)
         self.network = HostNetwork(self, costs)
@@ -256,20 +263,28 @@ class Host:
         guest.reset_rips = reset_rips
         guest.software = self._tenants(
             TenantSpec(
-                spec.name, spec.generation, spec.memory, spec.program, spec.seed, guest.launched, guest.reset_rips
+                spec.name, spec.generation, spec.memory, spec.program, spec.seed, guest.launched, guest.reset_rips,
+                spec.sev_features,
             )
         )
         self.vcpus.prepare(guest)
         if spec.network:
             self.network.plug(guest)
-        self.peak_vcpus = max(self.peak_vcpus, sum(len(one.vcpus) for one in self._running()))
+        self._seated = [one for one in self._seated if one.state in _SEATED]
+        self._seated.append(guest)
+        self.peak_vcpus = max(self.peak_vcpus, sum([len(one.vcpus) for one in self._seated]))
+
+    def _kicked(self, vm: str, vcpu: int, code: int) -> None:
+        guest = self.guests.get(vm)
+        if guest is not None and 0 <= vcpu < len(guest.vcpus):
+            self.vcpus.kicked(guest.vcpus[vcpu], code)
 
     def _launch_digest(self, entered: Entered) -> str:
         """The launch digest as hexadecimal: the laboratory's own view, no host command returns it."""
         psp = self.board.psp
         if entered.gctx:
-            return psp.launch_record(entered.gctx).digest.hex()
+            try:
+                return psp.launch_record(entered.gctx).digest.hex()
+            except PspError:
+                return ""  # somebody has damaged the context
         return psp.legacy_launch_record(entered.handle).digest.hex() if entered.handle else ""
-
-    def _running(self) -> list[Guest]:
-        return [guest for guest in self.guests.values() if guest.state in (GuestState.RUNNING, GuestState.PAUSED)]

@@ -168,6 +168,7 @@ class HostOperationCost:
             op.HostClflush: lambda one: _lines(one.length) * costs["cache.clflush_ns"],
             op.HostTimedRead: lambda _: costs["dram.latency_ns"],
             op.Invd: lambda _: costs["host.invd_ns"],
+            op.VmKick: lambda _: costs["core.exit_ns"],
             op.VmPageFlush: lambda _: _lines(PAGE_BYTES) * costs["cache.clflush_ns"],
         }
         legacy_ns_per_kib = costs["psp.legacy_launch_update_ns_per_kib"]

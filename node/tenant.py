@@ -40,6 +40,7 @@ class TenantSpec:
     seed: int
     launched: tuple[int, ...]
     reset_rips: tuple[int, ...]
+    sev_features: int = 0
 
 
 class TenantPort(Protocol):
@@ -85,6 +86,7 @@ class Tenant:
         self.programs: list[Program | None] = [None] * count
         """None while a vCPU is paused: nothing of it may stay then."""
         self.blocks: list[Mapping[int, Callable[[Registers], Block]]] = [{}] * count
+        """Blocks by RIP, from the first that a vCPU runs on."""
         self.running: list[Block | None] = [None] * count
         """The block that each vCPU is in."""
         for vcpu in range(count):
@@ -96,7 +98,7 @@ class Tenant:
 
     def begin(self, vcpu: int, registers: Registers) -> Outcome:
         """Start the block at RIP. Raises NoBlock."""
-        start = self.blocks[vcpu].get(registers.rip)
+        start = (self.blocks[vcpu] or self._lay_out(vcpu)).get(registers.rip)
         if start is None:
             raise NoBlock
         block = start(registers)
@@ -129,14 +131,23 @@ class Tenant:
     def rebuild(self, vcpu: int) -> None:
         """Make a vCPU's program anew from its specification."""
         self.running[vcpu] = None
-        if self.programs[vcpu] is not None:
-            return  # It was made from that and cannot have changed: programs keep nothing.
-        spec = self._spec
-        bounces = CAPABILITIES[spec.generation].key_per_vm
-        program = self._factory(spec.program, spec.memory.placement(spec.name, vcpu, spec.seed, bounces=bounces))
-        kernel = GuestKernel(spec.generation, spec.memory, spec.launched, vcpu, spec.reset_rips[vcpu], program.entry)
-        self.programs[vcpu] = program
-        self.blocks[vcpu] = {**kernel.blocks, **program.blocks}
+        if self.programs[vcpu] is None:  # Else it was made from that and cannot have changed: programs keep nothing.
+            spec = self._spec
+            bounces = CAPABILITIES[spec.generation].key_per_vm
+            placement = spec.memory.placement(spec.name, vcpu, spec.seed, bounces=bounces)
+            self.programs[vcpu] = self._factory(spec.program, placement)
+
+    def _lay_out(self, vcpu: int) -> Mapping[int, Callable[[Registers], Block]]:
+        """The blocks of a vCPU that is about to run one."""
+        spec, program = self._spec, self.programs[vcpu]
+        if program is None:
+            return {}
+        kernel = GuestKernel(
+            spec.generation, spec.memory, spec.launched, vcpu, spec.reset_rips[vcpu], program.entry,
+            sev_features=spec.sev_features,
+        )  # fmt: skip
+        blocks = self.blocks[vcpu] = {**kernel.blocks, **program.blocks}
+        return blocks
 
     def close(self) -> None:
         """Nothing of it is anywhere else."""

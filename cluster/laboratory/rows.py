@@ -12,8 +12,10 @@ from workloads.attacks import (
     alias,
     block_move,
     cache_drop,
+    confused_deputy,
     dimm,
     dma,
+    forged_measurement,
     neighbours,
     nested_remap,
     read_memory,
@@ -58,11 +60,14 @@ ROWS: Mapping[str, Row] = {
     "16b": Row((write_memory.move_blocks,)),
     "33": Row((cache_drop.drop_dirty_lines,), caches=True),
     "35a": Row((alias.replay_through_ghost,), ghost_line=GHOST_LINE),
+    "35b": Row((forged_measurement.through_ghost,), needs=Interface.CONTEXT_PAGE, ghost_line=GHOST_LINE),
+    "38": Row((confused_deputy.turn_debugging_on,), needs=Interface.CONTEXT_PAGE),
     "39": Row((alias.replay_through_interposer,)),
     "43": Row((nested_remap.take_away,)),
     "44": Row((neighbours.wrong_mapping,)),
     "45": Row((neighbours.freed_page,)),
     "46": Row((neighbours.two_contexts,)),
+    "82a": Row((confused_deputy.write_by_device,), needs=Interface.CONTEXT_PAGE),
 }
 """By id of the matrix."""
 

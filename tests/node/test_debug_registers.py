@@ -44,7 +44,7 @@ def forge(host, one):
     """Everything that a hypervisor can do about DR7: in its own records, and in the save area."""
     record = host.hypervisor.launched("vm")
     if record.dr7:
-        record.dr7[0] = FORGED
+        record.dr7[0, 0] = FORGED
     spa = one.vcpus[0].save_area_spa + DR7.offset
     return host.board.execute_host((op.HostWrite(spa, FORGED.to_bytes(8, "little")),))[0]
 
@@ -56,7 +56,7 @@ def test_a_hypervisor_alters_dr7_of_every_guest_without_debug_swap(generation):
     assert read == [SET]
     if generation is ES:
         # Its save area has a value to be told by; the forged record is enough.
-        host.hypervisor.launched("vm").dr7[0] = FORGED
+        host.hypervisor.launched("vm").dr7[0, 0] = FORGED
     else:
         forge(host, one)
     run(host, 3 * SECOND)
