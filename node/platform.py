@@ -40,6 +40,10 @@ class Protection(StrEnum):
     """VMRUN's keeping to it, in a guest that asked for it."""
     ALTERNATE_INJECTION = "alternate injection"
     """Likewise."""
+    BTB_ISOLATION = "branch target buffer isolation"
+    """In a guest that asked for it."""
+    PMC_VIRTUALIZATION = "performance counter virtualization"
+    """Likewise."""
     TLB_ID = "tlb id"
     """VMRUN's match of PCPU_ID and TLB_ID in an SNP guest's save area with the thread's last."""
 

@@ -30,6 +30,8 @@ Key = tuple[str, int]
 _SWITCHED = {
     Protection.RESTRICTED_INJECTION: SevFeature.RESTRICTED_INJECTION,
     Protection.ALTERNATE_INJECTION: SevFeature.ALTERNATE_INJECTION,
+    Protection.BTB_ISOLATION: SevFeature.BTB_ISOLATION,
+    Protection.PMC_VIRTUALIZATION: SevFeature.PMC_VIRTUALIZATION,
 }
 _OWN_INJECTION = SevFeature.RESTRICTED_INJECTION | SevFeature.ALTERNATE_INJECTION
 
@@ -94,7 +96,7 @@ class VmrunEvents:
 
     def accepts(self, vmcb: Vmcb) -> bool:
         """Whether VMRUN accepts the features that the guest asks for and what is to be injected."""
-        features = self._features(vmcb)
+        features = self.features(vmcb)
         if features & ~self._known:
             return False
         known = self._fields.get((vmcb.vm, vmcb.vcpu))
@@ -115,7 +117,9 @@ class VmrunEvents:
         """A vCPU begins: its event is taken out of the field, and waits for the next instruction."""
         key = vmcb.vm, vmcb.vcpu
         known = self._fields.get(key)
-        features = self._features(vmcb)
+        features = self.features(vmcb)
+        if features & SevFeature.IBPB_ON_ENTRY:
+            self._board.predictor.barrier(vmcb.core)
         self.waiting.pop(key, None)
         if known is None and not features & _OWN_INJECTION:
             return
@@ -150,14 +154,14 @@ class VmrunEvents:
         key = vmcb.vm, vmcb.vcpu
         if key not in self.waiting:
             return False
-        return self.waiting[key] is not None or self._let_in(vmcb, self._features(vmcb)) is not None
+        return self.waiting[key] is not None or self._let_in(vmcb, self.features(vmcb)) is not None
 
     def next_event(self, vmcb: Vmcb) -> Event | None:
         """What a vCPU takes now: an injected event whatever its flags say, a virtual interrupt if it lets it."""
         key = vmcb.vm, vmcb.vcpu
         if key not in self.waiting:
             return None
-        event, features = self.waiting[key], self._features(vmcb)
+        event, features = self.waiting[key], self.features(vmcb)
         if event is None:
             interrupt = self._let_in(vmcb, features)
             if interrupt is not None:
@@ -193,7 +197,7 @@ class VmrunEvents:
 
     def write_tpr(self, vmcb: Vmcb, value: int) -> None:
         """MOV to CR8."""
-        features = self._features(vmcb)
+        features = self.features(vmcb)
         self._set_queue(vmcb, features, self._queue(vmcb, features) & ~V_TPR | value)
 
     def _queued(self, vmcb: Vmcb, features: int) -> VirtualInterrupt | None:
@@ -213,7 +217,8 @@ class VmrunEvents:
         else:
             self.fields(vmcb).values["V_INTR"] = value
 
-    def _features(self, vmcb: Vmcb) -> int:
+    def features(self, vmcb: Vmcb) -> int:
+        """SEV_FEATURES that count for a vCPU: of an SNP guest's save area, what works on this board."""
         return self._saved(vmcb, "SEV_FEATURES") & self._honoured if vmcb.rmp_checked else 0
 
     def _saved(self, vmcb: Vmcb, name: str) -> int:

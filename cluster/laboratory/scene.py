@@ -29,6 +29,7 @@ from node.vcpu import Vcpu, VcpuState
 from node.vmsa import SevFeature
 from psp.system_bus import PAGE_BYTES
 from workloads.attacks import vault
+from workloads.attacks.chooser import Chooser
 from workloads.attacks.service import HAS_GHCB, NO_IA32, REGISTERS_GHCB, RESTRICTED, STACK, VERIFIES, Service
 from workloads.attacks.target import Attack, Household, Page, Target
 from workloads.attacks.vault import Vault
@@ -61,8 +62,8 @@ class Setting:
     """The victim validates a page again that turns out not to be validated."""
     demands_alias_check: bool = False
     """The victim's owner accepts no platform that nobody checked for DRAM aliases."""
-    serves: bool = False
-    """The victim is a ``Service``, in place of a ``Vault``."""
+    victim: str = "vault"
+    """The victim's program: a ``Vault``, ``Service`` or ``Chooser`` by its name."""
     sev_features: int = 0
     """What the victim asks for at launch, where it is an SNP guest."""
     disables_ia32: bool = False
@@ -111,7 +112,9 @@ class Scene:
         product = replace(product, ciphers=setting.ciphers or product.ciphers)
         platform = replace(setting.platform, mode=protection.mode)
         spec = HostSpec("host", product, HOST_BYTES, product.min_sev_asid, SEED, 60 * 10**9, platform=platform)
-        programs: Mapping[str, ProgramFactory] = {"vault": Vault.build, "service": Service.build}
+        programs: Mapping[str, ProgramFactory] = {
+            "vault": Vault.build, "service": Service.build, "chooser": Chooser.build
+        }  # fmt: skip
         images = {"auto": laboratory_image()}
         hypervisor = partial(BadHypervisor, setting.prelude, GUEST_BYTES)
         self.host = Host(
@@ -122,7 +125,8 @@ class Scene:
         if setting.two_processes:
             victims.append((vault.C_BIT, 1 << product.c_bit if _has_own_key(protection.launched) else 0))
         service = _service(setting, protection.launched)
-        program = service if setting.serves else ProgramSpec("vault", tuple(victims))
+        wanted = {"vault": ProgramSpec("vault", tuple(victims)), "service": service, "chooser": ProgramSpec("chooser")}
+        program = wanted[setting.victim]
         self._launch(VICTIM, protection.launched, program, 1 + setting.two_processes, setting.sev_features)
         self._hypervisor.let_go()
         self._launch(TENANT, protection.launched, ProgramSpec("vault", ((vault.SPINS, int(setting.tenant_spins)),)), 1)
@@ -130,11 +134,14 @@ class Scene:
             for vcpu in range(2):
                 own = Vault(memory_map(GUEST_BYTES, 2).placement(VICTIM, vcpu, SEED))
                 ledger.map(VICTIM, vcpu, vault.VALUE_GVA, PAGE_BYTES, own.private(vault.VALUE))
-        if setting.serves:
-            victim = Service.build(service, memory_map(GUEST_BYTES, 1).placement(VICTIM, 0, SEED))
+        place = memory_map(GUEST_BYTES, 1).placement(VICTIM, 0, SEED)
+        if setting.victim == "service":
+            victim = Service.build(service, place)
             ledger.keep(VICTIM, "the secret", victim.secret)
             for gpa, octets in victim.promises.items():
                 ledger.promise(VICTIM, gpa, octets)
+        elif setting.victim == "chooser":
+            ledger.decide(VICTIM, Chooser(place).decisions)
         else:
             ledger.decide(VICTIM, [_vault(VICTIM).decision(number) for number in range(1, vault.DECISIONS + 1)])
             ledger.keep(VICTIM, "the secret", _vault(VICTIM).content(vault.SECRET))

@@ -20,7 +20,7 @@ from workloads.attacks.target import LET_IT_RUN
 from workloads.attacks.vault import PAGE_BYTES
 
 REST, ALT = int(SevFeature.RESTRICTED_INJECTION), int(SevFeature.ALTERNATE_INJECTION)
-SERVING = [row for row, line in ROWS.items() if line.serves and row != "26b"]
+SERVING = [row for row, line in ROWS.items() if line.victim == "service" and row != "26b"]
 """Rows that inject; what 26b swallows, no feature protects."""
 ROUND = 5
 """Rests of one round of the service."""
@@ -42,7 +42,7 @@ def test_a_service_that_nobody_disturbs_keeps_its_promises(column: Column, featu
 
     ledger, transcript = Ledger(), Transcript()
     ledger.protect("victim")
-    scene = Scene(Setting(column, products(column)[-1], serves=True, sev_features=features), ledger, transcript)
+    scene = Scene(Setting(column, products(column)[-1], victim="service", sev_features=features), ledger, transcript)
     scene.play(harmless)
     victim = scene.host.guests["victim"]
     assert (victim.faults, victim.vcpus[0].registers.r13) == (0, 2)
@@ -63,7 +63,7 @@ def test_restricted_injection_alone_moves_interrupts_and_filters_none(row: str, 
 
 
 def test_a_restricted_guest_takes_the_interrupt_when_it_is_ready() -> None:
-    ledger, transcript = act_out(Setting(Column.SEV_SNP, "Milan", serves=True, sev_features=REST), masked_tick)
+    ledger, transcript = act_out(Setting(Column.SEV_SNP, "Milan", victim="service", sev_features=REST), masked_tick)
     watch = [one.operation.data for one in transcript.entries if isinstance(one, Entry) and _watches(one.operation)]
     assert watch == [WHOLE]
     assert judge(ledger, transcript).outcome == "blocked"
@@ -80,7 +80,7 @@ def test_a_verifying_handler_still_loses_what_is_in_rax() -> None:
 
 def test_the_leak_of_row_25a_is_no_leak_of_sixteen_bytes() -> None:
     (attack,) = ROWS["25a"].attacks
-    verdict = judge(*act_out(Setting(Column.SEV_SNP, "Milan", serves=True), attack))
+    verdict = judge(*act_out(Setting(Column.SEV_SNP, "Milan", victim="service"), attack))
     assert verdict.outcome != "leaked"
 
 
@@ -117,5 +117,5 @@ def test_a_debug_exception_that_is_injected_again_is_not_lost(column: Column) ->
         yield (VmcbStore(victim.vm, 0, "EVENTINJ", kept), VmKick(victim.vm, 0))
         yield LET_IT_RUN
 
-    setting = Setting(column, products(column)[-1], serves=True)
+    setting = Setting(column, products(column)[-1], victim="service")
     assert judge(*act_out(setting, exit_and_go_on)).outcome == "blocked"
