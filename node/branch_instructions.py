@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from node import operations as op
+from node.branch_operations import MOST_DISCLOSING
 from node.branch_target_buffer import HOST, BranchTargetBuffer
 from node.fault_answers import FAULTS, undefined
 from node.guest_access import Way
@@ -41,6 +42,8 @@ class BranchInstructions:
         return None
 
     def _indirect_branch(self, vmcb: Vmcb, one: op.IndirectBranch) -> op.Answer:
+        if len(one.disclosing) > MOST_DISCLOSING:
+            return op.Fault(op.FaultKind.GENERAL_PROTECTION, 0)
         # What another left on this thread since, it left before a VMRUN: with IBPB on entry that is forgotten.
         isolated = bool(self._features(vmcb) & (SevFeature.BTB_ISOLATION | SevFeature.IBPB_ON_ENTRY))
         predicted = self._predictor.predict(vmcb.core, one.site, vmcb.asid, isolated=isolated)

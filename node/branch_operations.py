@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MOST_DISCLOSING = 64
+"""Pieces of code that one jump may name."""
+
 # Of a guest's vCPU.
 
 
@@ -19,7 +22,7 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class IndirectBranch:
-    """A jump at ``site`` to ``target`` through a register. Answer: None.
+    """A jump at ``site`` to ``target`` through a register. Answer: None, or a Fault (#GP) where it names too much.
 
     ``disclosing`` says what the program's code would load (GPA, without the C-bit) with the registers of the moment, by
     its address, if it were run there by mistake.

@@ -6,7 +6,8 @@ import pytest
 from rmp_laboratory import Laboratory, laboratory, save_area
 
 from node import operations as op
-from node.branch_target_buffer import HOST, BranchTargetBuffer
+from node.branch_operations import MOST_DISCLOSING
+from node.branch_target_buffer import ENTRIES, HOST, BranchTargetBuffer
 from node.performance_counters import CounterEvent
 from node.platform import Platform
 from node.vmsa import VMSA_FIELDS, SevFeature
@@ -89,6 +90,19 @@ def test_predictions_are_of_a_thread_an_address_and_an_owner() -> None:
     buffer.train(2, SITE, HOST, GADGET)
     buffer.barrier(1)
     assert [buffer.predict(thread, SITE, 5) for thread in (1, 2)] == [None, GADGET]
+
+
+def test_the_oldest_prediction_makes_room() -> None:
+    buffer = BranchTargetBuffer()
+    for site in range(ENTRIES + 1):
+        buffer.train(0, site, HOST, GADGET)
+    assert [buffer.predict(0, site, HOST) for site in (0, 1, ENTRIES)] == [None, GADGET, GADGET]
+
+
+def test_a_jump_names_no_more_code_than_can_be_looked_at() -> None:
+    lab = lab_with(0)
+    for count, answer in ((MOST_DISCLOSING, None), (MOST_DISCLOSING + 1, op.Fault(op.FaultKind.GENERAL_PROTECTION, 0))):
+        assert lab.guest("one", op.IndirectBranch(SITE, CALLEE, ((GADGET, PAGE),) * count)) == (answer,)
 
 
 @pytest.mark.parametrize(("features", "counts"), [(0, (2, 3)), (SevFeature.PMC_VIRTUALIZATION, (0, 0))])
