@@ -90,6 +90,7 @@ ROWS: Mapping[str, Row] = {
     "24c": Row((injection.masked_tick,), victim="service"),
     "25a": Row((injection.take_rax,), needs=Interface.VMM_COMMUNICATION, victim="service", leak_bytes=8),
     "25b": Row((injection.read_by_forged_stores,), needs=Interface.VMM_COMMUNICATION, victim="service"),
+    "26a": Row((injection.alter_breakpoints,), victim="service"),
     "26b": Row((injection.swallow_debug_exception,), victim="service"),
     "27": Row((side_channels.poison_predictor,), victim="chooser", cache_timing=True),
     "29c": Row((side_channels.count_branches,), victim="chooser"),

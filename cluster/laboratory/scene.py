@@ -30,6 +30,7 @@ from node.vmsa import SevFeature
 from psp.system_bus import PAGE_BYTES
 from workloads.attacks import vault
 from workloads.attacks.chooser import Chooser
+from workloads.attacks.hypervisor_books import TellDr7
 from workloads.attacks.service import HAS_GHCB, NO_IA32, REGISTERS_GHCB, RESTRICTED, STACK, VERIFIES, Service
 from workloads.attacks.target import Attack, Household, Page, Target
 from workloads.attacks.vault import Vault
@@ -151,7 +152,7 @@ class Scene:
             self.let_run(self.host.guests[TENANT])
         self.target = self._look_up()
         owner = Owner(self.host.board, transcript, VICTIM, setting.demands_alias_check)
-        self._hands = Hands(self.host.board, TENANT, transcript, owner)
+        self._hands = Hands(self.host.board, TENANT, transcript, owner, self._tell)
 
     def offers(self, interface: Interface) -> bool:
         """Whether the host has an interface."""
@@ -192,6 +193,10 @@ class Scene:
 
     # Setting up.
 
+    def _tell(self, one: TellDr7) -> None:
+        record = self._hypervisor.launched(VICTIM)
+        record.dr7[record.seat(0)] = one.value
+
     @property
     def _hypervisor(self) -> BadHypervisor:
         assert isinstance(self.host.hypervisor, BadHypervisor)
@@ -231,6 +236,7 @@ class Scene:
             inbox=page(program.shared(vault.INBOX)),
             outbox=page(program.shared(vault.OUTBOX)),
             stack=page(program.private(STACK)),
+            save_area=record.save_areas[0],
             doorbell=page(record.doorbells[0]) if 0 in record.doorbells else None,
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The hypervisor injects events, or swallows them (rows 24, 25, 26b).
+"""The hypervisor injects events, swallows them, or alters what the guest debugs with (rows 24 to 26).
 
 It tries the control block first. Where VMRUN refuses that it takes the event back, lets the guest run, and rings its
 #HV doorbell, if it has one.
@@ -12,8 +12,10 @@ from node.event_injection import Event, EventType, ExceptionVector, exception
 from node.hv_doorbell import NO_FURTHER_SIGNAL
 from node.operations import HostRead, HostWrite, NestedUnmap, VmcbStore, VmKick
 from node.vmexit import ExitCode
+from node.vmsa import VMSA_FIELDS
+from workloads.attacks.hypervisor_books import TellDr7
 from workloads.attacks.nested_remap import point, smash
-from workloads.attacks.service import ASKED, BEFORE_STEPS, LOADED, MASKED, SYSTEM_CALL, TICK
+from workloads.attacks.service import ASKED, BEFORE_STEPS, BREAKPOINTS, LOADED, MASKED, SYSTEM_CALL, TICK
 from workloads.attacks.target import LET_IT_RUN, WRITE_BACK, Attack, Target
 from workloads.attacks.vault import PAGE_BYTES
 
@@ -61,6 +63,19 @@ def swallow_debug_exception(target: Target) -> Attack:
     yield (point(victim, victim.stack, victim.stack.spa),)
     yield (VmKick(victim.vm, 0),)
     yield LET_IT_RUN
+
+
+def alter_breakpoints(target: Target) -> Attack:
+    """Row 26a: tell the guest another DR7, and change it in the save area where that is to be read."""
+    victim = target.victim
+    yield (TellDr7(0x400),)
+    yield WRITE_BACK
+    at = victim.save_area + VMSA_FIELDS["DR7"].offset
+    (found,) = yield (HostRead(at, 8, victim.c_bit),)
+    if found == BREAKPOINTS.to_bytes(8, "little"):
+        yield (HostWrite(at, (0x400).to_bytes(8, "little"), victim.c_bit),)
+    for _ in range(BEFORE_STEPS + 1):
+        yield LET_IT_RUN
 
 
 def _inject_at(target: Target, rests: int, event: Event) -> Attack:

@@ -2,7 +2,8 @@
 
 It goes round in stages and rests after each, so that whoever watches knows where it is: it asks whether somebody may
 log in, and is told no in RAX; it notes that, and a figure in RBX; it changes a record in two halves, with interrupts
-masked; it takes a secret into its registers to copy it; it steps through a piece of code and counts the steps. In an
+masked; it takes a secret into its registers to copy it; it steps through a piece of code, counts the
+steps, and looks whether its breakpoint is still set. In an
 undisturbed life it stores the same at each of ``PROMISES``, always.
 """
 
@@ -18,9 +19,10 @@ from node.ghcb_msr import RegisterGhcbRequest
 from node.ghcb_page import GhcbUntrusted
 from node.guest_doorbell import GuestDoorbell, Steps
 from node.guest_events import LostFrame, back, lay_gates
-from node.operations import Read, Sleep, VmgExit, Write, WriteFlags
+from node.operations import Read, ReadDr7, Sleep, VmgExit, Write, WriteDr7, WriteFlags
 from node.program import Block, Demand, Placement, ProgramSpec, Registers
 from node.vc_gate import MOVSQ_OPCODE, VcGate
+from node.vc_handler import VcHandler
 from psp.system_bus import PAGE_BYTES
 from workloads.attacks.vault import OUTBOX, SECRET
 from workloads.block_outcome import FAULTED, faulted
@@ -34,9 +36,11 @@ DOORBELL = OUTBOX + 1
 DENIED, GRANTED, FIGURE = 1, 0, 7
 """What a login came to, as a system call's number and as its result; and what the service worked out."""
 WHOLE, TORN = b"whole   ", b"torn    "
-DECISION_AT, FIGURE_AT, FIRST_AT, SECOND_AT, WATCH_AT, STEPS_AT, COUNT_AT = range(0, 7 * 64, 64)
+DECISION_AT, FIGURE_AT, FIRST_AT, SECOND_AT, WATCH_AT, STEPS_AT, COUNT_AT, WATCHED_AT = range(0, 8 * 64, 64)
 """Cells in their page."""
 STEPS = 2
+BREAKPOINTS = 0x401
+"""What it sets DR7 to: the first breakpoint, and the bit that is always one."""
 
 SYSTEM_CALL, TICK, DIVIDE, OVERFLOW = 0x80, 0x20, ExceptionVector.DE, ExceptionVector.OF
 
@@ -72,9 +76,9 @@ class Service:
     def blocks(self) -> Mapping[int, Callable[[Registers], Block]]:
         """Blocks by RIP."""
         return {
-            OPEN_RIP: self._open, ASKED_RIP: self._asked, TOLD_RIP: self._told, HALF_RIP: self._half,
+            OPEN_RIP: self._handled(self._open), ASKED_RIP: self._asked, TOLD_RIP: self._told, HALF_RIP: self._half,
             LOAD_RIP: self._load, COPY_RIP: self._copy, STEP_RIP: self._step, STEPPED_RIP: self._stepped,
-            DONE_RIP: self._done,
+            DONE_RIP: self._handled(self._done),
             CALL_RIP: self._call, SIGNAL_RIP: self._signal, TICK_RIP: self._tick, DEBUG_RIP: self._debug,
             DOORBELL_RIP: self._rung, VC_RIP: self._vc.handle, STRAY_RIP: self._stray,
         }  # fmt: skip
@@ -87,6 +91,7 @@ class Service:
             self.cell(FIGURE_AT): FIGURE.to_bytes(8, "little"),
             self.cell(WATCH_AT): WHOLE,
             self.cell(STEPS_AT): STEPS.to_bytes(8, "little"),
+            self.cell(WATCHED_AT): BREAKPOINTS.to_bytes(8, "little"),
         }
 
     def private(self, page: int) -> int:
@@ -127,6 +132,12 @@ class Service:
             del handlers[SYSTEM_CALL]
         return handlers
 
+    def _handled(self, block: Callable[[Registers], Block]) -> Callable[[Registers], Block]:
+        """A block whose instructions may raise #VC."""
+        if HAS_GHCB not in self.settings:
+            return block
+        return lambda registers: VcHandler(self.shared(OUTBOX), None).around(block(registers))
+
     # Its stages.
 
     def _open(self, registers: Registers) -> Block:
@@ -140,6 +151,8 @@ class Service:
             return FAULTED
         if REGISTERS_GHCB in self.settings:
             yield (VmgExit(RegisterGhcbRequest(self.shared(OUTBOX) // PAGE_BYTES).value),)
+        if faulted((yield (WriteDr7(BREAKPOINTS),))):
+            return FAULTED
         if RESTRICTED in self.settings:
             try:
                 yield from self._doorbell.register()
@@ -203,8 +216,11 @@ class Service:
         return FAULTED if faulted(answers) else None
 
     def _done(self, registers: Registers) -> Block:
-        _, count = yield (WriteFlags(RFLAGS_IF), Read(self.cell(COUNT_AT), 8))
-        if not isinstance(count, bytes) or faulted((yield (Write(self.cell(STEPS_AT), count),))):
+        _, count, watched = yield (WriteFlags(RFLAGS_IF), Read(self.cell(COUNT_AT), 8), ReadDr7())
+        if not isinstance(count, bytes) or not isinstance(watched, int):
+            return FAULTED
+        cells = Write(self.cell(STEPS_AT), count), Write(self.cell(WATCHED_AT), _word(watched))
+        if faulted((yield cells)):
             return FAULTED
         registers.r13 += 1
         registers.rip = ASKED_RIP

@@ -10,7 +10,7 @@ from cluster.laboratory.scene import Scene, Setting, act_out
 from cluster.oracle.ledger import Ledger
 from cluster.oracle.transcript import Entry, Transcript
 from cluster.oracle.verdict import judge
-from node.operations import HostRead, NestedUnmap, VmcbLoad, VmcbStore, VmKick, Write
+from node.operations import Fault, FaultKind, HostRead, NestedUnmap, VmcbLoad, VmcbStore, VmKick, Write
 from node.platform import Platform, Protection
 from node.vmsa import SevFeature
 from workloads.attacks.injection import masked_tick
@@ -20,8 +20,8 @@ from workloads.attacks.target import LET_IT_RUN
 from workloads.attacks.vault import PAGE_BYTES
 
 REST, ALT = int(SevFeature.RESTRICTED_INJECTION), int(SevFeature.ALTERNATE_INJECTION)
-SERVING = [row for row, line in ROWS.items() if line.victim == "service" and row != "26b"]
-"""Rows that inject; what 26b swallows, no feature protects."""
+SERVING = [row for row, line in ROWS.items() if line.victim == "service" and not row.startswith("26")]
+"""Rows that inject."""
 ROUND = 5
 """Rests of one round of the service."""
 
@@ -45,11 +45,13 @@ def test_a_service_that_nobody_disturbs_keeps_its_promises(column: Column, featu
     scene = Scene(Setting(column, products(column)[-1], victim="service", sev_features=features), ledger, transcript)
     scene.play(harmless)
     victim = scene.host.guests["victim"]
-    assert (victim.faults, victim.vcpus[0].registers.r13) == (0, 2)
+    assert victim.vcpus[0].registers.r13 == 2
     assert judge(ledger, transcript).evidence == "nothing but garbage"
+    entries = [one for one in transcript.entries if isinstance(one, Entry) and one.actor.name == "victim"]
+    faults = {one.answer.kind for one in entries if isinstance(one.answer, Fault)}
+    assert faults <= {FaultKind.VMM_COMMUNICATION}
     # All but that of its timer, which nobody rang.
-    operations = [one.operation for one in transcript.entries if isinstance(one, Entry)]
-    stored = {one.gpa for one in operations if isinstance(one, Write)}
+    stored = {one.operation.gpa for one in entries if isinstance(one.operation, Write)}
     assert {gpa for gpa, octets in ledger.promises("victim").items() if octets != WHOLE} <= stored
 
 

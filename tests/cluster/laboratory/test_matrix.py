@@ -55,6 +55,7 @@ SWITCHES = {
     "vc_handler_verifies=on": {"vc_handler_verifies": True},
     "restricted_injection=on": {"sev_features": REST},
     "alternate_injection=on": {"sev_features": ALT},
+    "debug_swap=on": {"sev_features": int(SevFeature.DEBUG_SWAP)},
     "btb_isolation=on": {"sev_features": int(SevFeature.BTB_ISOLATION)},
     "pmc_virtualisation=on": {"sev_features": int(SevFeature.PMC_VIRTUALIZATION)},
     "tweak_mode=xex_random": {"ciphers": (CipherMode.AES_128_XEX,)},
