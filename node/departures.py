@@ -124,7 +124,7 @@ class Departures:
         guest.state = GuestState.DEPARTED
         # What is left of it here is its name; its books and what they follow from are the next host's.
         for vcpu in guest.vcpus:
-            vcpu.instructions, vcpu.moved_instructions, vcpu.phases = [], [], []  # Void timers still hold the vCPU.
+            vcpu.instructions, vcpu.moved_instructions, vcpu.phases = {}, {}, {}  # Void timers still hold the vCPU.
         guest.vcpus, guest.phase_costs, guest.lost_ns = [], {}, {}
         del guest.software
         host.log.chain(host.spec.name).record_octets(host.now_ns, HostEvent.DEPARTED, name.encode())

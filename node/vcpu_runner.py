@@ -57,7 +57,6 @@ class VcpuRunner:
     def prepare(self, guest: Guest) -> None:
         """Price the demands of a VM that is about to run for the first time here."""
         for vcpu, demands in zip(guest.vcpus, guest.software.demands, strict=True):
-            vcpu.instructions, vcpu.phases = [0.0] * len(demands), [0] * len(demands)
             guest.phase_costs[vcpu.index] = self._prices.phases(demands, guest.spec.generation)
         guest.demand_names = tuple(map(_names, guest.software.demands))
 
@@ -328,7 +327,8 @@ class VcpuRunner:
                 self._run_blocks(vcpu, None)
 
     def _credit(self, vcpu: Vcpu, account: PhaseAccount) -> None:
-        vcpu.instructions[vcpu.registers.r14] += account.instructions
+        demand, done = vcpu.registers.r14, vcpu.instructions
+        done[demand] = done.get(demand, 0.0) + account.instructions
         vcpu.loaded_ns += account.loaded_ns
         vcpu.core_wait_ns += account.core_wait_ns
         vcpu.elapsed_ns += account.elapsed_ns
@@ -339,7 +339,8 @@ class VcpuRunner:
         chain.note(now_ns, HostEvent.PHASE_CUT, demand, done, account.elapsed_ns, vcpu.index)
 
     def _count_phase(self, vcpu: Vcpu) -> None:
-        vcpu.phases[vcpu.registers.r14] += 1
+        demand = vcpu.registers.r14
+        vcpu.phases[demand] = vcpu.phases.get(demand, 0) + 1
         self.phase_completions += 1
 
     # Ends and pauses.
