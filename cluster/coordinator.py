@@ -177,7 +177,8 @@ class Coordinator:
                         f"{message.sender}: sent at {message.time_ns} ns, inside a window that began later"
                     )
                 heapq.heappush(self._received, message)
-            self._show(min(report.next_event_ns, horizon_ns))
+            if self._on_progress is not None:
+                self._show(min(report.next_event_ns, horizon_ns))
             if self._should_stop is not None and (reason := self._should_stop()) is not None:
                 if not report.reached:
                     self._reached_ns = max(self._reached_ns, min(report.next_event_ns, horizon_ns))
@@ -190,13 +191,16 @@ class Coordinator:
     def _letters(self) -> dict[str, tuple[Message, ...]]:
         """The mail by receiver, for each in its order."""
         letters: dict[str, tuple[Message, ...]] = {}
-        for message in sorted(self._mail) if len(self._mail) > 1 else self._mail:
-            letters[message.receiver] = (*letters.get(message.receiver, ()), message)
-        self._mail.clear()
+        if self._mail:
+            self._mail.sort()
+            for message in self._mail:
+                letters[message.receiver] = (*letters.get(message.receiver, ()), message)
+            self._mail.clear()
         return letters
 
     def _show(self, virtual_ns: int) -> None:
-        if self._on_progress is not None and (now := time.monotonic()) - self._shown_s >= PROGRESS_S:
+        now = time.monotonic()
+        if self._on_progress is not None and now - self._shown_s >= PROGRESS_S:
             self._shown_s = now
             # A worker that is replaced goes a way again that was shown already.
             self._shown_ns = max(self._shown_ns, virtual_ns)

@@ -116,7 +116,8 @@ class HostEntity:
         return self._earliest_output_ns(self.next_event_ns())
 
     def _earliest_output_ns(self, following_ns: int) -> int:
-        return min(self.host.earliest_output_ns(following_ns), self._inbox.next_ns)
+        promise_ns, mail_ns = self.host.earliest_output_ns(following_ns), self._inbox.next_ns
+        return min(mail_ns, promise_ns)
 
     def advance(self, horizon_ns: int, event_budget: int) -> Advance:
         """Do the events before ``horizon_ns``."""

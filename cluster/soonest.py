@@ -19,7 +19,8 @@ class Soonest:
     def __getitem__(self, name: str) -> int:
         return self._times.get(name, NEVER)
 
-    def __setitem__(self, name: str, time_ns: int) -> None:
+    def put(self, name: str, time_ns: int) -> None:
+        """Give a name this time, or none."""
         times = self._times
         if times.get(name, NEVER) == time_ns:
             return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 from node.contention import NEVER_NS
@@ -135,7 +136,7 @@ class Departures:
         """Before which no rate is stated anew and no stopped VM handed over."""
         if not self._under_way:
             return NEVER_NS
-        return min([_earliest_ns(one, next_event_ns) for one in self._under_way.values()])
+        return min(map(_earliest_ns, self._under_way.values(), repeat(next_event_ns)))
 
     def _refusal(self, guest: Guest | None) -> MigrationRefusal | None:
         if guest is None or guest.state in GONE:
