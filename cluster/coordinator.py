@@ -143,21 +143,22 @@ class Coordinator:
 
     def _act(self, promise: int) -> int:
         """Let the control plane act as far as nothing earlier can come; the promise with its own mail counted."""
-        if self._mail:
-            promise = min(promise, min(self._mail).time_ns)
-        received = self._received
+        mail, received, control = self._mail, self._received, self._control
+        if mail:
+            promise = min(promise, min(mail).time_ns)
         while (now := self._control_ns()) < promise and now < self._end_ns:
             messages = []
             while received and received[0].time_ns == now:
                 messages.append(heapq.heappop(received))
-            for message in self._control.step(now, tuple(messages)):
-                if message.time_ns < now + self._lookahead_ns:
+            earliest_ns = now + self._lookahead_ns
+            for message in control.step(now, tuple(messages)):
+                if message.time_ns < earliest_ns:
                     raise ProtocolViolationError(
                         f"{message.sender}: sent at {now} ns for {message.time_ns} ns, inside the lookahead"
                     )
-                self._mail.append(message)
+                mail.append(message)
                 promise = min(promise, message.time_ns)
-            self._following_ns = self._control.next_event_ns()
+            self._following_ns = control.next_event_ns()
             if self._following_ns <= now:
                 raise ProtocolViolationError(f"control plane: did not move on from {now} ns")
         return promise

@@ -73,24 +73,20 @@ class Shard:
 
     def advance(self, horizon_ns: int, mail: Mapping[str, tuple[Message, ...]], event_budget: int) -> ShardReport:
         """Deliver mail and do every event before the horizon, as far as budget and wall time of a call reach."""
-        called = self._deliver(mail, horizon_ns)
+        called = self._deliver(mail, horizon_ns) if mail else []
         outputs: list[Message] = []
-        clock, following = self._clock, self._next
+        clock, following, promises = self._clock, self._next, self._promises
         done = 0
         now_s = clock()
         end_s = now_s + CALL_S
         while done < event_budget and now_s < end_s:
-            if called:
-                first_ns, name = called.pop()
-            else:
-                first_ns, name = following.first()
-                if first_ns >= horizon_ns:
-                    break
-            promise_ns = min(self._promises[name], first_ns)
+            first_ns, name = called.pop() if called else following.first()
+            if first_ns >= horizon_ns:
+                break  # Who was called comes before it, so nobody is left.
+            promise_ns = min(promises[name], first_ns)
             # One entity after another, not slice about: what an entity needs is in the processor's caches.
-            while first_ns < horizon_ns and done < event_budget and now_s < end_s:
-                events = min(self._slice, event_budget - done)
-                advance = self._advance_one(name, promise_ns, horizon_ns, events)
+            while True:
+                advance = self._advance_one(name, promise_ns, horizon_ns, min(self._slice, event_budget - done))
                 _, first_ns, promise_ns, events, said = advance
                 done += events
                 if said:
@@ -98,12 +94,15 @@ class Shard:
                 before_s, now_s = now_s, clock()
                 if now_s - before_s > SLICE_S or self._slice < SLICE_EVENTS:
                     self._learn(now_s - before_s)
-        for first_ns, name in called:
-            self._call(name, first_ns)
-        first_ns = following.first()[0]
+                if first_ns >= horizon_ns or done >= event_budget or now_s >= end_s:
+                    break
+        else:
+            for first_ns, name in called:
+                self._call(name, first_ns)
+            first_ns = following.first()[0]
         reached = first_ns >= horizon_ns
-        if reached and self._reached_ns < horizon_ns:
-            self._reached_ns = horizon_ns
+        if reached:
+            self._reached_ns = max(self._reached_ns, horizon_ns)
         return self._report(first_ns, done, reached=reached, outputs=outputs)
 
     def _deliver(self, mail: Mapping[str, tuple[Message, ...]], horizon_ns: int) -> list[tuple[int, str]]:

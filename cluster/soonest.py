@@ -37,8 +37,8 @@ class Soonest:
         """The earliest time and its name, of equal times the first name; (``NEVER``, nobody) where there is none."""
         heap, times = self._heap, self._times
         while heap:
-            first = heap[0]
-            if times.get(first[1]) == first[0]:
+            time_ns, name = first = heap[0]
+            if times.get(name) == time_ns:
                 return first
             heapq.heappop(heap)
         return NEVER, ""

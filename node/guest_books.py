@@ -63,25 +63,22 @@ class GuestBooks(NamedTuple):
 
     def open(self, guest: Guest) -> None:
         """Go on with these books for a VM that came."""
-        for name in _COPIED:
-            setattr(guest, name, getattr(self, name))
-        guest.lost_ns = {mechanism: self.lost_ns.get(mechanism, 0.0) for mechanism in MECHANISMS}
-        for vcpu, elapsed, instructions, phases in zip(
-            guest.vcpus, self.elapsed_ns, self.instructions, self.phases, strict=True
+        (
+            guest.ordered_ns, guest.running_ns, guest.launch_digest, guest.psp_wait_ns, guest.psp_service_ns,
+            guest.operation_ns, guest.operations, guest.faults, guest.bytes_read, guest.bytes_written,
+            guest.bytes_bounced, lost_ns, elapsed_ns, instructions, phases, _,
+        ) = self  # fmt: skip
+        guest.lost_ns = dict.fromkeys(MECHANISMS, 0.0) | lost_ns
+        for vcpu, elapsed, retired_there, phases_there in zip(
+            guest.vcpus, elapsed_ns, instructions, phases, strict=True
         ):
             vcpu.elapsed_ns = elapsed
-            vcpu.moved_instructions, vcpu.phases = dict(instructions), dict(phases)
-
-
-_COPIED = (
-    "ordered_ns", "running_ns", "launch_digest", "psp_wait_ns", "psp_service_ns", "operation_ns", "operations",
-    "faults", "bytes_read", "bytes_written", "bytes_bounced",
-)  # fmt: skip
+            vcpu.moved_instructions, vcpu.phases = dict(retired_there), dict(phases_there)
 
 
 def mechanism_ns(guest: Guest) -> dict[Mechanism, float]:
     """Time of a VM by mechanism, summed over its vCPUs."""
-    times = {mechanism: guest.lost_ns.get(mechanism, 0.0) for mechanism in MECHANISMS}
+    times = dict.fromkeys(MECHANISMS, 0.0) | guest.lost_ns
     for vcpu in guest.vcpus:
         times[Mechanism.LOADED_LATENCY] += vcpu.loaded_ns
         times[Mechanism.CORE_WAIT] += vcpu.core_wait_ns
