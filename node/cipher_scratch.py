@@ -21,7 +21,6 @@ Aes = Callable[[Any, Any], int]
 STRIDE_BYTES = 32 * PAGE_BYTES
 """Handled at once: data, tweaks and scratch stay in the L2 cache."""
 STRIDE_WORDS = STRIDE_BYTES // WORD_BYTES
-_BLOCK_WORDS = BLOCK_BYTES // WORD_BYTES
 
 
 def strides(spa: int, words: int) -> Iterator[tuple[int, int, int]]:
@@ -41,14 +40,15 @@ def aligned(size: int) -> Octets:
     return room[start : start + size]
 
 
-_MASKED = aligned(STRIDE_BYTES)
-_MASKED_WORDS: Words = _MASKED.view(np.uint64)
+MASKED = aligned(STRIDE_BYTES)
+"""What goes into AES."""
+MASKED_WORDS: Words = MASKED.view(np.uint64)
 MIXED = aligned(STRIDE_BYTES + BLOCK_BYTES)
 """Where AES puts its blocks; ``update_into`` wants room for one more."""
 _MIXED_WORDS: Words = MIXED.view(np.uint64)
 
 PAGE_SCRATCH = tuple(
-    (_MASKED_WORDS[: 2 * blocks], _MASKED[: BLOCK_BYTES * blocks], _MIXED_WORDS[: 2 * blocks])
+    (MASKED_WORDS[: 2 * blocks], MASKED[: BLOCK_BYTES * blocks], _MIXED_WORDS[: 2 * blocks])
     for blocks in range(PAGE_BYTES // BLOCK_BYTES + 1)
 )
 """Views for each number of blocks in a page: what goes into AES, as words and octets, and what comes out.
@@ -57,24 +57,13 @@ Making them costs more than a block's cipher.
 """
 
 
-def landing(out: Words, first: int, end: int) -> tuple[Octets, Words]:
-    """Where AES puts the blocks of a stride that belong in ``out``, as its buffer and as words.
-
-    In their place, if there is room for one more block: AES takes so long that the fetching of memory which is
-    in no cache goes on beside it.
-    """
-    if end + _BLOCK_WORDS <= out.size:
-        return out[first : end + _BLOCK_WORDS].view(np.uint8), out[first:end]
-    return MIXED, _MIXED_WORDS[: end - first]
-
-
 def wipe_scratch() -> None:
     """Leave nothing of what was encrypted or decrypted last."""
-    _MASKED[:] = 0
+    MASKED[:] = 0
     MIXED[:] = 0
 
 
 @lru_cache(maxsize=64)
 def stride_scratch(words: int) -> tuple[Words, Octets, Words]:
     """The same for a number of words in a stride."""
-    return _MASKED_WORDS[:words], _MASKED[: words * WORD_BYTES], _MIXED_WORDS[:words]
+    return MASKED_WORDS[:words], MASKED[: words * WORD_BYTES], _MIXED_WORDS[:words]

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from node.dirty_log import DirtyLog
+from node.disk_books import DiskBooks
 from node.generation import Generation
 from node.guest_memory_map import GuestMemoryMap, memory_map
 from node.machine_spec import MachineSpec
+from node.network_books import NetworkBooks
 from node.phase_cost import Mechanism, PhaseCost
 from node.program import ProgramSpec
 from node.tenant import TenantPort
@@ -30,11 +32,17 @@ class GuestSpec:
     """Key of the firmware image among those the host was given."""
     disk: str = ""
     """Path of the file behind its disk; empty for a disk that is empty at first."""
+    network: bool = False
+    """Whether its vCPUs have network cards."""
+    sev_features: int = 0
+    """SEV_FEATURES that an SNP guest asks for beyond SNP itself."""
     machine: MachineSpec = field(init=False, repr=False, compare=False)
     """The part of it that concerns the hypervisor."""
 
     def __post_init__(self) -> None:
-        machine = MachineSpec(self.name, self.generation, self.vcpus, self.memory_bytes, self.firmware)
+        machine = MachineSpec(
+            self.name, self.generation, self.vcpus, self.memory_bytes, self.firmware, self.sev_features
+        )
         object.__setattr__(self, "machine", machine)
 
     @property
@@ -108,3 +116,9 @@ class Guest:
     bytes_read: int = 0
     bytes_written: int = 0
     bytes_bounced: int = 0
+    copies: int = 0
+    """By which they were bounced."""
+    disk: DiskBooks | None = None
+    """Its requests, from the first one on."""
+    network: NetworkBooks | None = None
+    """What went through its network cards, if it has some."""

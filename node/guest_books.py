@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, TypeVar
 
+from node.disk_books import DiskBooks
 from node.event_log import ChainEnd
 from node.guest import Guest
 from node.phase_cost import MECHANISMS, Mechanism
@@ -30,6 +31,9 @@ class GuestBooks(NamedTuple):
     bytes_read: int
     bytes_written: int
     bytes_bounced: int
+    copies: int
+    disk: tuple[int | float, ...]
+    """Of a VM that used its disk, else empty."""
     lost_ns: dict[Mechanism, float]
     """What is not zero. Once packed, by name."""
     elapsed_ns: list[int]
@@ -44,7 +48,7 @@ class GuestBooks(NamedTuple):
         return cls(
             guest.ordered_ns, guest.running_ns, guest.launch_digest, guest.psp_wait_ns, guest.psp_service_ns,
             guest.operation_ns, guest.operations, guest.faults, guest.bytes_read, guest.bytes_written,
-            guest.bytes_bounced,
+            guest.bytes_bounced, guest.copies, guest.disk.body() if guest.disk else (),
             {mechanism: ns for mechanism, ns in mechanism_ns(guest).items() if ns},
             [vcpu.elapsed_ns for vcpu in guest.vcpus],
             [retired(vcpu) for vcpu in guest.vcpus],
@@ -66,8 +70,9 @@ class GuestBooks(NamedTuple):
         (
             guest.ordered_ns, guest.running_ns, guest.launch_digest, guest.psp_wait_ns, guest.psp_service_ns,
             guest.operation_ns, guest.operations, guest.faults, guest.bytes_read, guest.bytes_written,
-            guest.bytes_bounced, lost_ns, elapsed_ns, instructions, phases, _,
+            guest.bytes_bounced, guest.copies, disk, lost_ns, elapsed_ns, instructions, phases, _,
         ) = self  # fmt: skip
+        guest.disk = DiskBooks(*disk) if disk else None  # type: ignore[arg-type]  # as they were packed
         guest.lost_ns = dict.fromkeys(MECHANISMS, 0.0) | lost_ns
         for vcpu, elapsed, retired_there, phases_there in zip(
             guest.vcpus, elapsed_ns, instructions, phases, strict=True

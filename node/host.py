@@ -22,6 +22,7 @@ from node.event_log import EventLog
 from node.firmware_image import FirmwareImage
 from node.guest import GONE, Guest, GuestSpec, GuestState
 from node.host_events import HostEvent
+from node.host_network import HostNetwork
 from node.host_prices import host_prices
 from node.hypervisor import Hypervisor
 from node.hypervisor_port import Answers, Batch, Entered, HypervisorFactory, HypervisorPort, LaunchRefused
@@ -105,8 +106,11 @@ class Host:
         self._chain = self.log.chain(spec.name)
         self.tasks = HypervisorTasks(self.clock, self.board, self._cost, self._chain)
         self.vcpus = VcpuRunner(self.clock, self.board, self.contention, self.log, prices)
+        self.board.kicked = self._kicked
         self.departures = Departures(self)
         self.arrivals = Arrivals(self)
+        self.network = HostNetwork(self, costs)
+        self.vcpus.sent = self.network.flush
         self.tasks.at_once(self.hypervisor.bring_up())
 
     @property
@@ -160,7 +164,9 @@ class Host:
 
     def earliest_output_ns(self, next_event_ns: int) -> int:
         """Before which nothing will be said of any VM here, if nobody asks; NEVER_NS for a quiet host."""
-        leaving_ns = self.departures.earliest_output_ns(next_event_ns)
+        leaving_ns = min(
+            self.departures.earliest_output_ns(next_event_ns), self.network.earliest_output_ns(next_event_ns)
+        )
         promises = self.tasks.promises
         return min(leaving_ns, max(next_event_ns, min(promises.values()))) if promises else leaving_ns
 
@@ -176,6 +182,7 @@ class Host:
         if guest.state is not GuestState.STOPPED:
             guest.ended_ns = self.now_ns
         guest.state = GuestState.DESTROYED
+        self.network.unplug(guest)
         self._chain.record_octets(self.now_ns, HostEvent.DESTROYED, name.encode())
         self.tasks.run(self.hypervisor.destroy(name), guest, lambda _: None)
         self.clock.settle()
@@ -206,6 +213,7 @@ class Host:
         end_ns = max(end_ns, self.now_ns)
         for guest in self.guests.values():
             self.vcpus.close(guest, end_ns)
+            self.network.settle(guest)
             guest.units_of_work = sum(vcpu.registers.r13 for vcpu in guest.vcpus)
             if guest.ended_ns < 0:
                 guest.ended_ns = end_ns
@@ -256,13 +264,21 @@ class Host:
         guest.reset_rips = reset_rips
         guest.software = self._tenants(
             TenantSpec(
-                spec.name, spec.generation, spec.memory, spec.program, spec.seed, guest.launched, guest.reset_rips
+                spec.name, spec.generation, spec.memory, spec.program, spec.seed, guest.launched, guest.reset_rips,
+                spec.sev_features,
             )
         )
         self.vcpus.prepare(guest)
+        if spec.network:
+            self.network.plug(guest)
         self._seated = [one for one in self._seated if one.state in _SEATED]
         self._seated.append(guest)
         self.peak_vcpus = max(self.peak_vcpus, sum([len(one.vcpus) for one in self._seated]))
+
+    def _kicked(self, vm: str, vcpu: int, code: int) -> None:
+        guest = self.guests.get(vm)
+        if guest is not None and 0 <= vcpu < len(guest.vcpus):
+            self.vcpus.kicked(guest.vcpus[vcpu], code)
 
     def _launch_digest(self, entered: Entered) -> str:
         """The launch digest as hexadecimal: the laboratory's own view, no host command returns it."""

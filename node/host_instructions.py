@@ -28,6 +28,10 @@ _TLB_CONTROLS = frozenset(TlbControl)
 _GENERATIONS = dict(Generation.__members__)
 
 
+_WIDTHS = (1, 2, 4, 8)
+"""Bytes of one access to a register."""
+
+
 class HostInstructions:
     """Executes one operation of a hypervisor at a time."""
 
@@ -49,9 +53,13 @@ class HostInstructions:
             op.VmcbWrite: self._vmcb_write,
             op.VmcbClear: self._vmcb_clear,
             op.VmRun: self._vmrun,
+            op.VmKick: self._vmkick,
+            **board.events.host_table,
             op.VmPreempt: self._vm_preempt,
             op.DiskRead: self._disk_read,
             op.DiskWrite: self._disk_write,
+            op.NicRead: self._nic_read,
+            op.NicWrite: self._nic_write,
             op.PspCommand: self._psp_command,
             op.Wbinvd: caches.wbinvd,
             op.HostClflush: caches.clflush,
@@ -142,14 +150,16 @@ class HostInstructions:
             one.vm, one.vcpu, one.asid, generation, one.save_area_spa, nested, one.tlb_control, consistent=consistent
         )  # fmt: skip
         self._board.vmcbs.setdefault(one.vm, {})[one.vcpu] = vmcb
+        self._board.events.forget(one.vm, one.vcpu)
         return None
 
     def _vmcb_clear(self, one: op.VmcbClear) -> op.Answer:
         board = self._board
         board.controls.forget(one.vm)
+        board.events.forget(one.vm)
         board.running.forget(one.vm)
         nested = board.nested.pop(one.vm, None)
-        for table in (board.vmcbs, board.disks, board.disk_files):
+        for table in (board.vmcbs, board.disks, board.disk_files, board.nics):
             table.pop(one.vm, None)
         answers = [self._host_clear(op.HostClear(*pages)) for pages in (nested.close() if nested else ())]
         return next((answer for answer in answers if answer is not None), None)
@@ -169,6 +179,10 @@ class HostInstructions:
             self._board.preempt(one.vm, one.vcpu)
         return None
 
+    def _vmkick(self, one: op.VmKick) -> op.Answer:
+        vmcb = self._board.vmcbs.get(one.vm, {}).get(one.vcpu)
+        return VMEXIT_INVALID if vmcb is None else self._board.kick(vmcb)
+
     def _disk_read(self, one: op.DiskRead) -> op.Answer:
         disk = self._board.disks.get(one.vm)
         return op.Runs(() if disk is None else tuple(disk.media.runs()))
@@ -180,6 +194,19 @@ class HostInstructions:
         if refused:
             return int(refused)
         self._board.disk(one.vm).media.write(one.lba, one.data)
+        return None
+
+    def _nic_read(self, one: op.NicRead) -> op.Answer:
+        if one.length not in _WIDTHS:
+            return undefined()
+        card = self._board.nics.get(one.vm, {}).get(one.vcpu)
+        return (1 << 8 * one.length) - 1 if card is None else card.read_register(one.offset, one.length)
+
+    def _nic_write(self, one: op.NicWrite) -> op.Answer:
+        card = self._board.nics.get(one.vm, {}).get(one.vcpu)
+        frames = () if card is None else card.write_register(one.offset, one.value, one.length)
+        if frames:
+            self._board.sent.append((one.vm, one.vcpu, frames))
         return None
 
     def _psp_command(self, one: op.PspCommand) -> op.Answer:

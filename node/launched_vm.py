@@ -44,6 +44,10 @@ class LaunchedVm:
     """Frame number of the GHCB that each vCPU registered, at each VMPL."""
     dr7: dict[tuple[int, int], int] = field(default_factory=dict)
     """DR7 of each vCPU that told it through its GHCB, at each VMPL."""
+    sev_features: int = 0
+    """SEV_FEATURES of its first save areas."""
+    doorbells: dict[int, int] = field(default_factory=dict)
+    """GPA of the #HV doorbell page that each vCPU registered."""
     vmpls: VmplBook | None = None
     """Where the guest may use several VMPLs."""
 

@@ -18,6 +18,8 @@ class MachineSpec:
     memory_bytes: int
     firmware: str
     """Key of the firmware image among those the hypervisor was given."""
+    sev_features: int = 0
+    """SEV_FEATURES that an SNP guest asks for beyond SNP itself."""
 
     @property
     def memory(self) -> GuestMemoryMap:

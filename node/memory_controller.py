@@ -7,12 +7,12 @@ host encrypts everything (TSME); one with ``HOST_KEY`` is the host's with C=1.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from io import BytesIO
 
 import numpy as np
 
-from node.cipher_scratch import strides, wipe_scratch
-from node.dram import WORD_BYTES, Dram, Fill, Words
+from node.bytes_in_place import bytes_in_place
+from node.cipher_scratch import STRIDE_BYTES, wipe_scratch
+from node.dram import WORD_BYTES, Dram, Fill, MachineCheck, Words
 from node.memory_cipher import BLOCK_BYTES, Ciphers, MemoryCipher
 from psp.system_bus import PAGE_BYTES
 
@@ -58,6 +58,20 @@ class MemoryController:
         self.key_bytes = ciphers.key_bytes
         self._make = ciphers
         self._ciphers: dict[int, MemoryCipher] = {}
+        self._reserved = range(0)
+        self._reserved_from = 1 << 64
+
+    def reserve(self, spa: int, length: int) -> None:
+        """Let no access reach a range any more, by whatever key: hardware has it to itself. Length 0 ends it.
+
+        What an access gets there is not published; here nothing answers.
+        """
+        self._reserved = range(spa, spa + length)
+        self._reserved_from = spa if length else 1 << 64
+
+    def _expect_unreserved(self, spa: int, length: int) -> None:
+        if spa < self._reserved.stop:
+            raise MachineCheck(spa, length)
 
     def install_key(self, asid: int, key: bytes) -> None:
         """Load a key into the slot of an ASID; ASID 0, the host, has none here."""
@@ -92,6 +106,8 @@ class MemoryController:
 
         Memory that nobody wrote is zero in DRAM, so it reads as what zeros decrypt to.
         """
+        if spa + length > self._reserved_from:
+            self._expect_unreserved(spa, length)
         cipher = self._ciphers.get(asid)
         if cipher is None:
             if asid != 0:
@@ -116,6 +132,8 @@ class MemoryController:
 
     def write(self, spa: int, data: bytes | bytearray | memoryview, asid: int) -> None:
         """Store bytes; blocks in part are read, changed and written back, as hardware does. Raises as ``read``."""
+        if spa + len(data) > self._reserved_from:
+            self._expect_unreserved(spa, len(data))
         cipher = self._ciphers.get(asid)
         if cipher is None:
             self._expect_plain(asid, spa)
@@ -148,6 +166,8 @@ class MemoryController:
         if (spa | len(data)) & _IN_PAGE or not data:
             self.write(spa, data, asid)
             return
+        if spa + len(data) > self._reserved_from:
+            self._expect_unreserved(spa, len(data))
         fill = self._fill(asid, spa)
         self._dram.lay(spa, data, fill, until_flush=fill is not None and data.count(0) < len(data))
         self.bytes_encrypted += len(data) if fill else 0
@@ -162,16 +182,22 @@ class MemoryController:
 
     def expect_store(self, spa: int, length: int, asid: int) -> None:
         """Raises what ``write`` of so many bytes would: for whoever stores in several parts, all or none."""
-        self._dram.expect(spa, length)
+        self.expect(spa, length)
         self._fill(asid, spa)
+
+    def expect(self, spa: int, length: int) -> None:
+        """Raises MachineCheck unless memory answers in the whole range."""
+        if spa + length > self._reserved_from:
+            self._expect_unreserved(spa, length)
+        self._dram.expect(spa, length)
 
     def clear(self, spa: int, length: int, asid: int) -> None:
         """Zero memory; whole pages cost nothing and count as never written. Raises as ``read``."""
         fill = self._fill(asid, spa)
+        self.expect(spa, length)
         if fill is None:
             self._dram.release(spa, length)
             return
-        self._dram.expect(spa, length)
         # Zeros are only made for pages in part, so that a long range takes no memory of its own.
         end = spa + length
         first, last = -(-spa // PAGE_BYTES) * PAGE_BYTES, end & ~_IN_PAGE
@@ -191,6 +217,7 @@ class MemoryController:
     def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:
         """Put what the host reads with C=0 through the key of an ASID. Raises as ``read``."""
         fill = self._cipher(asid, spa).encrypt
+        self.expect(spa, length)
         rest = [(spa, length)]
         if not (spa | length) & _IN_PAGE:
             rest = self._dram.refill(spa, length, self._fill(0, spa), fill)
@@ -199,16 +226,23 @@ class MemoryController:
             self.write(at, self.read(at, size, 0), asid)
 
     def _read_bulk(self, cipher: MemoryCipher, spa: int, length: int) -> bytes:
-        """Decrypt whole blocks, stride by stride into the answer: an array of its own would cost one more copy."""
-        answer = BytesIO()
-        for at, size in self._dram.pieces(spa, length):
-            words = self._dram.words(at, size)
-            if words is None:
-                words = np.zeros(size // WORD_BYTES, np.uint64)
-            for first, end, start in strides(at, words.size):
-                answer.write(cipher.decrypt_in_stride(words[first:end], start).data)
+        """Decrypt whole blocks."""
+        # All found first: whoever is told of the access may read memory, too.
+        parts = [(at, size // WORD_BYTES, self._dram.words(at, size)) for at, size in self._dram.pieces(spa, length)]
+
+        def fill(answer: Words) -> None:
+            first = 0
+            for at, count, found in parts:
+                words = np.zeros(count, np.uint64) if found is None else found
+                cipher.decrypt(words, at, answer[first : first + count])
+                first += count
+
         self.bytes_decrypted += length
-        return answer.getvalue()
+        if length > STRIDE_BYTES:
+            return bytes_in_place(length, fill)
+        answer: Words = np.empty(length // WORD_BYTES, np.uint64)
+        fill(answer)
+        return answer.tobytes()
 
     def _cipher(self, asid: int, spa: int) -> MemoryCipher:
         cipher = self._ciphers.get(asid)

@@ -36,7 +36,7 @@ Segment = tuple[int, int, bool, int]
 _TABLE = PRESENT | WRITABLE | USER | ACCESSED
 _PAGE = _TABLE | DIRTY
 """KVM sets A and D itself where it does not track them, so a walk finds nothing to store."""
-MOST_WALKS = 1 << 13
+MOST_WALKS = (1 << 13) + 1
 """Walks of one access, each for a run of pages that follow each other in one table: of hostile tables 32 MiB.
 
 Honest ones map 8 TiB. What is longer has no mapping from there on: tables can show one page at every address.
@@ -126,11 +126,6 @@ class NestedPageTable:
         if root is None or self._host is None:
             return None
         return root | (1 << self._host.c_bit if self._encrypted else 0)
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether the bytes in memory are what counts."""
-        return self._in_memory
 
     # What the hypervisor does.
 

@@ -40,6 +40,7 @@ class TenantSpec:
     seed: int
     launched: tuple[int, ...]
     reset_rips: tuple[int, ...]
+    sev_features: int = 0
 
 
 class TenantPort(Protocol):
@@ -141,7 +142,10 @@ class Tenant:
         spec, program = self._spec, self.programs[vcpu]
         if program is None:
             return {}
-        kernel = GuestKernel(spec.generation, spec.memory, spec.launched, vcpu, spec.reset_rips[vcpu], program.entry)
+        kernel = GuestKernel(
+            spec.generation, spec.memory, spec.launched, vcpu, spec.reset_rips[vcpu], program.entry,
+            sev_features=spec.sev_features,
+        )  # fmt: skip
         blocks = self.blocks[vcpu] = {**kernel.blocks, **program.blocks}
         return blocks
 

@@ -15,6 +15,8 @@ from node.clock import Clock
 from node.contention import Contention, PhaseAccount
 from node.cores import Cores
 from node.dirty_log import DirtyLog
+from node.disk_books import DiskBooks
+from node.event_delivery import Delivered
 from node.event_log import EventLog
 from node.guest import Guest, GuestState
 from node.host_events import HostEvent
@@ -23,7 +25,7 @@ from node.identity_cache import IdentityCache
 from node.phase_cost import Mechanism
 from node.program import Demand, Ending, Registers
 from node.tenant import NoBlock, Outcome
-from node.vcpu import SLEEPING, Vcpu, VcpuState
+from node.vcpu import AWAITING, HALTED, SLEEPING, Vcpu, VcpuState
 from node.vmcb import Vmcb
 from node.vmexit import ExitCode
 from node.vmsa import load_registers, save_registers
@@ -45,6 +47,8 @@ class VcpuRunner:
     ) -> None:
         self.phase_completions = 0
         self.operations = 0
+        self.sent: Callable[[], None] = board.sent.clear
+        """Whom to tell when network cards have sent something."""
         self.cores = Cores(clock, contention, self._phases_ended)
         self._clock = clock
         self._board = board
@@ -75,7 +79,7 @@ class VcpuRunner:
     def go_on(self, vcpu: Vcpu) -> None:
         """Go on with a vCPU as its registers say: the rest of a phase or sleep, else the next block."""
         registers = vcpu.registers
-        if registers.r15 and registers.r14 == SLEEPING:
+        if registers.r15 and registers.r14 in HALTED:
             self._sleep(vcpu)
         elif registers.r15:
             self._compute(vcpu)
@@ -164,6 +168,8 @@ class VcpuRunner:
         software, index, registers = vcpu.guest.software, vcpu.index, vcpu.registers
         for _ in range(_MOST_IDLE_BLOCKS):
             if answers is None:
+                if self._board.events.waiting and not self._take_events(vcpu):
+                    return
                 if vcpu.pause_wanted:
                     self._park(vcpu)
                     self._tell_parked(vcpu.guest)
@@ -181,6 +187,62 @@ class VcpuRunner:
             if self._end_block(vcpu, outcome):  # type: ignore[arg-type]  # a tuple is the only batch
                 return
         self._power_off(vcpu.guest, PROGRAM_FAULT)
+
+    def _take_events(self, vcpu: Vcpu) -> bool:
+        """Deliver what waits for a vCPU; False where it does not go on."""
+        guest, memory = vcpu.guest, self._board.virtual_memory
+        vmcb = self._board.vmcb(guest.spec.name, vcpu.index)
+        log, now_ns = guest.dirty_log, self._clock.now_ns
+        if log is not None:
+            memory.stored = lambda gpa, length: log.mark(gpa, length, now_ns)
+        try:
+            came = self._board.delivery.take(vmcb, vcpu.registers)
+        finally:
+            memory.stored = None
+        if came is Delivered.SHUTDOWN:
+            self._power_off(guest, ExitCode.SHUTDOWN)
+        elif came is Delivered.EXIT:
+            self._park(vcpu)
+            self._tell_parked(guest)
+        return came in (Delivered.NOTHING, Delivered.TAKEN)
+
+    def _event_ready(self, vcpu: Vcpu) -> bool:
+        return self._board.events.ready(self._board.vmcb(vcpu.guest.spec.name, vcpu.index))
+
+    def kicked(self, vcpu: Vcpu, code: int) -> None:
+        """The hypervisor took a vCPU off its thread and entered it anew: ``code`` is what VMRUN came to.
+
+        One that halts goes on if something waits for it, as after any interrupt; one that computes takes it when
+        its phase ends. One that VMRUN refused stays out.
+        """
+        if code:
+            if vcpu.state is VcpuState.BLOCK:
+                vcpu.pause_wanted = True
+            elif vcpu.state in (VcpuState.COMPUTING, VcpuState.SLEEPING):
+                self.halt(vcpu, VcpuState.PAUSED)
+                self._park(vcpu)
+                self._tell_parked(vcpu.guest)
+            return
+        if vcpu.guest.state is not GuestState.RUNNING:
+            return
+        vcpu.pause_wanted = False
+        ready = self._event_ready(vcpu)
+        if vcpu.state is VcpuState.PAUSED:
+            self.load(vcpu)
+            vcpu.guest.software.rebuild(vcpu.index)
+        elif vcpu.state is not VcpuState.SLEEPING or not ready:
+            return
+        if ready and vcpu.registers.r14 == SLEEPING:
+            vcpu.registers.r15 = 0
+        vcpu.epoch += 1
+        vcpu.state = VcpuState.BLOCK
+        epoch = vcpu.epoch
+
+        def go_on() -> None:
+            if vcpu.epoch == epoch:
+                self.go_on(vcpu)
+
+        self._clock.after(0, go_on)
 
     def _issue(self, vcpu: Vcpu, batch: tuple[op.GuestOperation, ...]) -> None:
         guest = vcpu.guest
@@ -207,7 +269,10 @@ class VcpuRunner:
                 answers = self._board.execute_guest(vmcb, batch)
             else:
                 answers = self._execute_logged(guest.dirty_log, vmcb, batch)
-            _count(guest, batch, answers)
+            if self._board.sent:
+                self.sent()
+            if _count(guest, batch, answers):
+                self._count_disk(guest, batch, answers)
             now_ns, chain = self._clock.now_ns, self._log.chain(guest.spec.name)
             chain.record(now_ns, HostEvent.BATCH, len(batch), vcpu.registers.r13, vcpu.index, spent)
             if self._board.terminated and guest.spec.name in self._board.terminated:
@@ -263,9 +328,14 @@ class VcpuRunner:
             return True
         registers = vcpu.registers
         if isinstance(ending, op.Sleep):
-            if ending.duration_ns <= 0:
+            if ending.duration_ns <= 0 or (self._board.events.waiting and self._event_ready(vcpu)):
                 return False
             registers.r14, registers.r15 = SLEEPING, ending.duration_ns
+            begin = self._sleep
+        elif isinstance(ending, op.Await):
+            if ending.most_ns <= 0:
+                return False
+            registers.r14, registers.r15 = AWAITING, ending.most_ns
             begin = self._sleep
         else:
             if ending.instructions <= 0:
@@ -298,7 +368,32 @@ class VcpuRunner:
         if vcpu.guest.changed is not None:
             vcpu.guest.changed()
 
+    def call(self, vcpu: Vcpu) -> None:
+        """Its network card has something for a vCPU: it awakes if it waits for that, else it will not wait."""
+        vcpu.called = True
+        if vcpu.state is VcpuState.SLEEPING and vcpu.registers.r14 == AWAITING:
+            self._awake(vcpu)
+
+    def _awake(self, vcpu: Vcpu) -> None:
+        """Enter a halted vCPU again, which costs an exit and what comes with that."""
+        guest = vcpu.guest
+        spent = self._prices.guest(guest.spec.generation).halt(guest.lost_ns)
+        vcpu.called, vcpu.state, vcpu.registers.r15 = False, VcpuState.BLOCK, 0
+        vcpu.elapsed_ns += spent
+        guest.operation_ns += spent
+        vcpu.epoch += 1
+        epoch = vcpu.epoch
+
+        def go_on() -> None:
+            if vcpu.epoch == epoch:
+                self._run_blocks(vcpu, None)
+
+        self._clock.after(spent, go_on)
+
     def _sleep(self, vcpu: Vcpu) -> None:
+        if vcpu.called and vcpu.registers.r14 == AWAITING:
+            self._awake(vcpu)
+            return
         vcpu.state = VcpuState.SLEEPING
         vcpu.slept_from_ns = self._clock.now_ns
         if vcpu.guest.changed is not None:
@@ -373,6 +468,15 @@ class VcpuRunner:
             tell, guest.when_parked = guest.when_parked, None
             tell()
 
+    def _count_disk(
+        self, guest: Guest, batch: tuple[op.GuestOperation, ...], answers: tuple[op.Answer, ...]
+    ) -> None:
+        cost, books = self._prices.guest(guest.spec.generation), guest.disk
+        if books is None:
+            books = guest.disk = DiskBooks()
+        for one, answer in zip(batch, answers, strict=True):
+            if isinstance(one, op.BlockRead | op.BlockWrite):
+                books.note(one, answer, cost.disk_ns(one))
 
 _AT_REST = (VcpuState.PAUSED, VcpuState.WAITING, VcpuState.STOPPED)
 
@@ -392,15 +496,21 @@ def _mark(
             log.mark(one.gpa, one.blocks * op.BLOCK_BYTES, now_ns)
 
 
-def _count(guest: Guest, batch: tuple[op.GuestOperation, ...], answers: tuple[op.Answer, ...]) -> None:
+def _count(guest: Guest, batch: tuple[op.GuestOperation, ...], answers: tuple[op.Answer, ...]) -> bool:
+    """Count what a batch did in memory; whether there is something of the disk in it."""
+    disk = False
     for one, answer in zip(batch, answers, strict=True):
         kind = type(answer)
         if kind is bytes:
             if type(one) is op.Copy:
                 guest.bytes_bounced += len(answer)  # type: ignore[arg-type]
+                guest.copies += 1
                 continue
             guest.bytes_read += len(answer)  # type: ignore[arg-type]
         elif kind is op.Fault:
             guest.faults += 1
         elif type(one) is op.Write or type(one) is op.VirtualWrite:
             guest.bytes_written += len(one.data)
+        elif type(one) is op.BlockRead or type(one) is op.BlockWrite:
+            disk = True
+    return disk

@@ -7,12 +7,15 @@ tweaks of IEEE 1619 it is XTS.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from node.cipher_scratch import MIXED, PAGE_SCRATCH, Aes, landing, stride_scratch, strides
-from node.dimm_cells import Octets, Words
+from node.cipher_scratch import MASKED, MASKED_WORDS, MIXED, PAGE_SCRATCH, STRIDE_WORDS, Aes, stride_scratch, strides
+from node.dimm_cells import WORD_BYTES, Octets, Words
 from node.memory_cipher import Tweaks
+from node.xts_engine import xts_engine
 
 
 class XexCipher:
@@ -22,31 +25,49 @@ class XexCipher:
         cipher = Cipher(algorithms.AES(key), modes.ECB())  # noqa: S305 - XEX is built on single blocks
         self._encrypt: Aes = cipher.encryptor().update_into
         self._decrypt: Aes = cipher.decryptor().update_into
+        self._key = key
         self._tweaks = tweaks
+
+    @cached_property
+    def _xts(self) -> tuple[Aes, Aes]:
+        # Most keys never see more than pages.
+        return xts_engine(self._key)
 
     def encrypt(self, plain: Words, spa: int, out: Words) -> None:
         """Encrypt whole blocks that lie at ``spa``; ``out`` may be DRAM itself."""
+        xor, masks, xts, octets = np.bitwise_xor, self._tweaks.masks, self._xts[0], out.view(np.uint8)
         for done, end, at in strides(spa, plain.size):
-            tweak = self._tweaks.in_stride(at, end - done)
-            masked, octets, _ = stride_scratch(end - done)
-            np.bitwise_xor(plain[done:end], tweak, masked)
-            buffer, mixed = landing(out, done, end)
-            self._encrypt(octets, buffer)
-            np.bitwise_xor(mixed, tweak, out[done:end])
+            part, there = plain[done:end], out[done:end]
+            if end - done < STRIDE_WORDS:
+                self._by_blocks(self._encrypt, part, at, there)
+                continue
+            mask = masks(at)
+            xor(part, mask, MASKED_WORDS)
+            # Into its place, where nothing is seen but what leaves the cipher: that takes so long that the fetching
+            # of memory which is in no cache goes on beside it.
+            xts(MASKED, octets[done * WORD_BYTES : end * WORD_BYTES])
+            xor(there, mask, there)
 
     def decrypt(self, cipher: Words, spa: int, out: Words) -> None:
-        """Decrypt whole blocks that lie at ``spa``."""
+        """Decrypt whole blocks that lie at ``spa``; ``out`` may be ``cipher``."""
+        xor, masks, xts, octets = np.bitwise_xor, self._tweaks.masks, self._xts[1], out.view(np.uint8)
         for done, end, at in strides(spa, cipher.size):
-            out[done:end] = self.decrypt_in_stride(cipher[done:end], at).view(np.uint64)
+            part, there = cipher[done:end], out[done:end]
+            if end - done < STRIDE_WORDS:
+                self._by_blocks(self._decrypt, part, at, there)
+                continue
+            masked = octets[done * WORD_BYTES : end * WORD_BYTES]
+            mask = masks(at)
+            xor(part, mask, there)
+            xts(masked, masked)
+            xor(there, mask, there)
 
-    def decrypt_in_stride(self, cipher: Words, spa: int) -> Octets:
-        """Decrypt whole blocks of one stride; the next call overwrites the array."""
-        tweak = self._tweaks.in_stride(spa, cipher.size)
-        masked, octets, mixed = stride_scratch(cipher.size)
-        np.bitwise_xor(cipher, tweak, masked)
-        self._decrypt(octets, MIXED)
-        np.bitwise_xor(mixed, tweak, masked)
-        return octets
+    def _by_blocks(self, blocks: Aes, source: Words, spa: int, out: Words) -> None:
+        masked, octets, mixed = stride_scratch(source.size)
+        tweak = self._tweaks.in_stride(spa, source.size)
+        np.bitwise_xor(source, tweak, masked)
+        blocks(octets, MIXED)
+        np.bitwise_xor(mixed, tweak, out)
 
     def encrypt_in_page(self, plain: Words, spa: int, out: Words) -> None:
         """Encrypt whole blocks of one page."""

@@ -380,7 +380,7 @@ def test_a_store_that_moves_between_processes_is_the_one_that_moved_within_one()
         migrations=[move(times=3, pause="100 ms"), move("build", to="host-2")],
     )  # fmt: skip
     digests = set()
-    for layout, workers in (("inline", None), ("packed", 2), ("packed", 3)):
+    for layout, workers in (("inline", None), ("packed", 3)):
         with session_module.Session(layout, workers) as session:
             results = session.run(Scenario.parse(body), None, None, None)
         digests.add(results.digest)

@@ -14,6 +14,7 @@ from psp.firmware import SecurityProcessor
 from psp.guest_context import GuestContext, SnpGuestState
 from psp.launch_digest import LaunchDigest, LegacyLaunchDigest, PageType
 from psp.legacy_guest import LegacyGuestState
+from psp.nv_storage import NvFile
 from psp.snp_guests import SnpGuests
 from psp.system_bus import (
     LARGE_PAGE_BYTES,
@@ -62,6 +63,7 @@ class ToyBus:
     placement: RmpPlacement | None = _PLACEMENT
     iommu: IommuConfiguration = _IOMMU
     enforced: bool = False
+    region: tuple[int, int] = (0, 0)
     locked: bool = True
 
     def core_configuration(self) -> CoreConfiguration:
@@ -97,6 +99,12 @@ class ToyBus:
 
     def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:
         self.write_guest(spa, self.read(spa, length), asid)
+
+    def take_trusted_region(self, spa: int, length: int) -> None:
+        self.region = (spa, length)
+
+    def give_back_trusted_region(self) -> None:
+        self.region = (0, 0)
 
     def seal_save_area(self, spa: int, asid: int) -> None:
         self.sealed[spa] = self.read_guest(spa, PAGE, asid)
@@ -155,6 +163,8 @@ def _frozen(value: object) -> object:
             return value.value
         case AsidFlush():
             return tuple((name, _frozen(part)) for name, part in sorted(vars(value).items()) if name != "_bus")
+        case NvFile():
+            return value.address
         case AsidRanges():
             return value.max_snp_asid
         case SnpGuests():
@@ -192,7 +202,7 @@ class Machine:
     def firmware_state(self) -> dict[str, object]:
         """Everything the firmware knows."""
         legacy, snp = self.psp.legacy, self.psp.snp
-        ours = {"_bus", "_memory", "_random", "_api", "_legacy_is_up", "handlers", "_launch"}
+        ours = {"_bus", "_memory", "_random", "_api", "_legacy_is_up", "handlers", "_launch", "_migration"}
         state = {
             f"{name}.{key}": _frozen(value)
             for name, part in (("legacy", legacy), ("snp", snp))
@@ -208,7 +218,8 @@ class Machine:
         """Everything that a refused command must leave alone."""
         pages = {page: octets for page, octets in self.bus.pages.items() if octets != _ZEROS}
         machine = {"DRAM": pages, "RMP": dict(self.bus.rmp), "keys": dict(self.bus.keys)}
-        return {**self.firmware_state(), **machine, "hidden": self.bus.hidden_up_to, "seals": dict(self.bus.sealed)}
+        values = {"region": self.bus.region, "seals": dict(self.bus.sealed)}
+        return {**self.firmware_state(), **machine, "hidden": self.bus.hidden_up_to, **values}
 
 
 def context(machine: Machine, gctx: int = 0x60_0000) -> GuestContext:
