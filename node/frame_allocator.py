@@ -46,7 +46,7 @@ class FrameAllocator:
         if length <= 0:
             raise ValueError(f"length: expected more than zero, got {length}")
         for index, (spa, free) in enumerate(self._free):
-            start = -(-spa // alignment) * alignment
+            start = spa + -spa % alignment
             if start + length <= spa + free:
                 self._cut(index, start, length)
                 return [(start, length)]

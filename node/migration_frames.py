@@ -98,6 +98,10 @@ def _bundles(runs: Iterable[Run], unit_bytes: int, step: int) -> Iterator[list[R
     bundle: list[Run] = []
     room = MOST_BODY_BYTES
     for start, data in runs:
+        if 0 < len(data) <= room - unit_bytes and len(bundle) < MOST_RUNS - 1:  # Most go whole and leave room.
+            bundle.append((start, data))
+            room -= len(data)
+            continue
         at = 0
         while at < len(data):
             size = min(room, len(data) - at)
