@@ -208,7 +208,7 @@ class Board:
         """Execute a hypervisor's batch on a core in host mode."""
         table = self._host.table
         core = 0 if self.caches is None else self.caches.move_to(0)
-        answers = tuple([table[type(one)](one) if type(one) in table else undefined() for one in batch])
+        answers = tuple([table.get(type(one), _refused)(one) for one in batch])
         if self.caches is not None:
             self.caches.move_to(core)  # a guest's batch may have stopped half-way for this one
         if self.observer is not None:
@@ -411,6 +411,11 @@ class Board:
         if CAPABILITIES[vmcb.generation].encrypted_registers:
             return vmcb.asid
         return HOST_KEY if vmcb.generation is Generation.SME else 0
+
+
+def _refused(_: object) -> op.Answer:
+    """What an operation comes to that its role may not execute."""
+    return undefined()
 
 
 def _sealed(vmcb: Vmcb) -> bool:

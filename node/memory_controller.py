@@ -6,7 +6,7 @@ host encrypts everything (TSME); one with ``HOST_KEY`` is the host's with C=1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -210,7 +210,7 @@ class MemoryController:
         if last < end:
             self.write(last, bytes(end - last), asid)
 
-    def written_runs(self, spa: int, length: int, asid: int) -> Iterator[tuple[int, int]]:
+    def written_runs(self, spa: int, length: int, asid: int) -> Iterable[tuple[int, int]]:
         """Runs of whole pages in a range that hold what somebody wrote, as (SPA, length). Raises MachineCheck."""
         return self._dram.resident_runs(spa, length)
 
