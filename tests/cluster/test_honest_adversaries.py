@@ -75,7 +75,7 @@ class Inspection:
     def _inspect(self, program: GeneratorType, machine: dict[int, Any], everybody: set[int]) -> None:
         name, own = program.gi_code.co_qualname, chain(program)
         reached = walk([program])
-        myself = {id(part.gi_frame.f_locals.get("self")) for part in reached.values() if id(part) in own}
+        myself = {id(part.gi_frame.f_locals.get("self")) for part in reached.values() if id(part) in own} - {id(None)}
         for at, obj in reached.items():
             if at in machine:
                 self.offences.add(f"{name} reaches {type(obj).__name__} of the machine")
@@ -127,8 +127,8 @@ def inspection(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inspection]:
     gc.unfreeze()
 
 
-def play(column: Column, attack: Callable[..., Any], product: str = "Turin") -> Scene:
-    scene = Scene(Setting(column, product), Ledger(), Transcript())
+def play(column: Column, attack: Callable[..., Any], product: str = "Turin", prelude: Any = None) -> Scene:
+    scene = Scene(Setting(column, product, prelude=prelude), Ledger(), Transcript())
     scene.play(attack)
     return scene
 
@@ -145,6 +145,13 @@ def test_no_program_reaches_a_chip_a_board_or_another_program(
     if column is Column.SEV_SNP:
         expected |= {"GhcbServer.serve", "GuestKernel._accept"}
     assert expected <= inspection.kinds
+
+
+def test_what_a_hypervisor_does_before_snp_starts_reaches_none_either(inspection: Inspection) -> None:
+    row = ROWS["41"]
+    play(Column.SEV_SNP, *row.attacks, prelude=row.prelude)
+    assert inspection.offences == set()
+    assert {"record_into_a_page", "Hypervisor.bring_up"} <= inspection.kinds
 
 
 def test_no_program_of_a_fleet_reaches_one_either(inspection: Inspection, tiny_scenario: Scenario) -> None:
