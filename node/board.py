@@ -309,16 +309,20 @@ class Board:
 
     def kick(self, vmcb: Vmcb) -> int:
         """A vCPU exits, and is entered as its control block says; the code of that VMRUN, 0 if it runs again."""
+        thread = self.running.thread_of((vmcb.vm, vmcb.vcpu))
         self.preempt(vmcb.vm, vmcb.vcpu)
-        code = self._enter(vmcb)
+        code = self._enter(vmcb, thread)
         self.events.fields(vmcb).values["EXITCODE"] = (code or ExitCode.INTR) & (1 << 64) - 1
         if self.kicked is not None:
             self.kicked(vmcb.vm, vmcb.vcpu, code)
         return code
 
-    def _enter(self, vmcb: Vmcb) -> int:
+    def _enter(self, vmcb: Vmcb, thread: int | None = None) -> int:
+        """VMRUN by the host's scheduler, or on the thread where a VMRUN of the hypervisor's own had put the vCPU."""
         vm, vcpu = vmcb.vm, vmcb.vcpu
         code = self.vmrun_checks.code(vmcb)
+        if not code and thread is not None:
+            return 0 if self.switch_to(vmcb, thread) else int(ExitCode.INVALID)
         if code or not self.take_vmpl(vmcb):
             return int(code or ExitCode.INVALID)
         self.controls.forget(vm, vcpu)
