@@ -6,40 +6,23 @@ import random
 from typing import Any
 
 import pytest
+from talking_guests import CLIENT, SERVER, scenario, vm
 
 from cluster.compare import _rounds
 from cluster.coordinator import Coordinator
+from cluster.firmware_key import firmware_image
 from cluster.fleet import Fleet, build_fleet
-from cluster.host_entity import build_host
+from cluster.host_entity import HostEntity, HostOrder, build_host
 from cluster.inline_layout import InlineLayout
 from cluster.layout import Rows
 from cluster.scenario import Scenario, ScenarioError
 from cluster.traffic_rows import traffic_rows
+from node.hypervisor_server import HypervisorServer
+from node.remote_hypervisor import RemoteHypervisor
+from node.remote_tenant import RemoteTenant
+from node.tenant_server import TenantServer
 from workloads.key_value_messages import Answer, Kind, parse
-
-SERVER = {"records": 512, "value_bytes": 64}
-CLIENT = {"server": "store", "records": 16, "value_bytes": 64, "instructions_per_batch": 100_000_000}
-
-
-def vm(name: str, host: str, workload: str, generation: str = "SEV_SNP", **parameters: Any) -> dict[str, Any]:
-    return {
-        "name": name, "host": host, "workload": workload, "generation": generation, "memory": "128 MiB",
-        "start": "running", "parameters": parameters,
-    }  # fmt: skip
-
-
-def scenario(**changes: Any) -> dict[str, Any]:
-    return {
-        "schema": 1, "name": "talk", "duration": "3 s", "fabric": {"latency": "200 us"},
-        "hosts": [{"name": "host", "product": "Milan", "count": 3, "memory": "16 GiB"}],
-        "vms": [
-            vm("store", "host-1", "key-value-server", **SERVER),
-            vm("near", "host-1", "key-value-client", first_key=32, **CLIENT),
-            vm("far", "host-2", "key-value-client", "PLAIN", **CLIENT),
-            vm("other", "host-3", "key-value-client", "SEV_ES", first_key=64, **CLIENT),
-        ],
-        **changes,
-    }  # fmt: skip
+from workloads.library import PROGRAMS
 
 
 def play(body: dict[str, Any], cut: Any = None, wire: Any = None) -> tuple[Fleet, Rows]:
@@ -69,7 +52,7 @@ def test_clients_get_their_records_from_another_host(played: Rows) -> None:
     for name in ("near", "far", "other"):
         row = row_of(played, "vms", name)
         assert (row["state"], row["reason"]) == ("running", None)
-        assert row["units_of_work"] > 50
+        assert row["units_of_work"] > 16 + 8
     asked = sum(row_of(played, "vms", name)["units_of_work"] for name in ("near", "far", "other"))
     assert row_of(played, "vms", "store")["units_of_work"] >= asked
 
@@ -98,8 +81,8 @@ def test_window_cuts_change_nothing(played: Rows) -> None:
 
 def test_guests_and_a_migration_share_links_honestly(played: Rows) -> None:
     moving = vm("batch", "host-2", "stream", "PLAIN")
-    moving["memory"] = "1 GiB"
-    body = scenario(vms=[*scenario()["vms"], moving], migrations=[{"vm": "batch", "at": "1 s", "to": "host-1"}])
+    moving["memory"] = "512 MiB"
+    body = scenario(vms=[*scenario()["vms"], moving], migrations=[{"vm": "batch", "at": "100 ms", "to": "host-1"}])
     fleet, rows = play(body)
     assert fleet.control.migrations.all[0].outcome == "completed"
     # Where the link is full a frame waits for its share, at most until the next point of the grid.
@@ -107,10 +90,7 @@ def test_guests_and_a_migration_share_links_honestly(played: Rows) -> None:
     alone = {row["source"]: row["transfer_longest_ns"] for row in played["traffic"] if row["destination"] == "host-1"}
     assert alone["host-2"] < 10_000
     assert 100_000 < longest["host-2"] <= 1_010_000
-    # And the migration gets less: it takes longer than one that has the link to itself.
-    _, quiet = play(scenario(vms=[moving], migrations=body["migrations"]))
-    assert quiet["vms"]
-    # Frames took about a thousandth of the link; the links carried exactly what was counted.
+    # The links carried exactly what was counted.
     used = sum(fleet.control.fabric.used_bytes)
     frames = sum(row["bytes"] + 24 * row["frames"] for row in rows["traffic"])
     moved = sum(round_.size_bytes for round_ in fleet.control.migrations.all[0].precopy.rounds)
@@ -138,7 +118,7 @@ def test_whoever_taps_the_network_sees_records_and_is_noticed_when_he_changes_th
 
 
 def test_a_network_that_drops_everything_silences_a_client() -> None:
-    client = vm("far", "host-2", "key-value-client", **CLIENT, timeout_us=10_000, most_resends=5)
+    client = vm("far", "host-2", "key-value-client", **{**CLIENT, "timeout_us": 10_000, "most_resends": 5})
     _, rows = play(scenario(vms=[scenario()["vms"][0], client]), wire=lambda _, __, ___: ())
     assert row_of(rows, "vms", "far")["reason"] == "shutdown code 3"
 
@@ -146,14 +126,15 @@ def test_a_network_that_drops_everything_silences_a_client() -> None:
 def test_frames_for_nobody_are_lost_and_counted() -> None:
     vms = [vm("late", "host-1", "key-value-server", **SERVER), vm("far", "host-2", "key-value-client", **CLIENT)]
     vms[1]["parameters"]["server"] = "late"
-    vms[0] |= {"start": "launch", "arrival": "2 s"}
+    vms[0] |= {"start": "launch", "arrival": "500 ms"}
     _, rows = play(scenario(vms=vms))
     lost = {row["destination"]: row["lost"] for row in rows["traffic"] if row["source"] == "host-2"}
     assert lost[""] > 0
 
 
 def test_a_vm_with_a_card_stays_where_it_is() -> None:
-    fleet, rows = play(scenario(migrations=[{"vm": "far", "at": "1 s", "to": "host-3"}]))
+    body = scenario(migrations=[{"vm": "far", "at": "100 ms", "to": "host-3"}], duration="200 ms")
+    fleet, rows = play(body)
     (one,) = fleet.control.migrations.all
     assert (one.outcome, one.reason) == ("refused", "NETWORK_CARD")
     assert row_of(rows, "vms", "far")["state"] == "running"
@@ -188,3 +169,23 @@ def test_a_round_of_pairs_tests_one_vm_of_a_host_and_one_of_those_that_talk() ->
     for some in rounds:
         assert len({hosts[vm] for vm in some}) == len(some)
         assert len({"a", "c", "e"} & set(some)) <= 1
+
+
+def test_hypervisors_and_tenants_behind_bytes_have_the_same_history() -> None:
+    """As in layout ``isolated``, without its processes."""
+    vms = [scenario()["vms"][0], scenario()["vms"][1]]
+    fleet = build_fleet(Scenario.parse(scenario(vms=vms, duration="300 ms")))
+    order = HostOrder.parse(fleet.orders[0].pack())
+    hypervisor = HypervisorServer(firmware_image)
+    remote = HostEntity(
+        order,
+        lambda spec: RemoteTenant(spec, TenantServer(PROGRAMS).exchange, lambda: None),
+        lambda *wanted: RemoteHypervisor(hypervisor.exchange, *wanted),
+    )
+    found = []
+    for entity in (HostEntity(order), remote):
+        while entity.next_event_ns() < 300_000_000:
+            entity.advance(300_000_000, 1000)
+        found.append(entity.collect(300_000_000))
+    assert found[0] == found[1]
+    assert found[0]["networks"][1]["frames_received"] > 16

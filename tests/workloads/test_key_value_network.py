@@ -55,6 +55,19 @@ def test_programs_of_several_vcpus_have_a_card_and_records_each() -> None:
     assert client.network.frames_received == client.units_of_work > 2 * 44
 
 
+@pytest.mark.parametrize("stopped", ["client", "store"])
+def test_a_guest_that_stood_still_goes_on_where_it_was(stopped: str) -> None:
+    host, server, client = pair(Generation.SEV_SNP)
+    run(host, SECOND // 100)
+    for rounds in range(3):
+        host.pause(stopped)
+        run(host, host.now_ns + SECOND // 50 * (1 + rounds))
+        host.resume(stopped)
+        run(host, host.now_ns + SECOND // 200)
+    run(host, 5 * SECOND)
+    assert (client.state, client.shutdown_code, server.state) == ("stopped", 0, "running")
+
+
 def tapped(change: object, **changes: object) -> tuple[Guest, Guest]:
     """Server and client with somebody between them who does ``change`` to what the server's host delivers."""
     host, server, client = pair(**changes)
