@@ -61,6 +61,7 @@ def guest_rows(host: Host, guest: Guest) -> Rows:
             }
         ],
         "disks": _disk_rows(guest),
+        "networks": _network_rows(guest),
         "vm_time": [
             {"vm": spec.name, "mechanism": mechanism.value, "time_ns": times[mechanism]} for mechanism in Mechanism
         ]
@@ -86,6 +87,28 @@ def _disk_rows(guest: Guest) -> list[dict[str, object]]:
             "time_ns": books.time_ns,
             "latency_mean_ns": books.time_ns / served if served else None,
             "latency_longest_ns": books.longest_ns if served else None,
+        }
+    ]
+
+
+def _network_rows(guest: Guest) -> list[dict[str, object]]:
+    books = guest.network
+    if books is None:
+        return []
+    came = books.frames_received
+    return [
+        {
+            "vm": guest.spec.name,
+            "frames_sent": books.frames_sent,
+            "bytes_sent": books.bytes_sent,
+            "frames_received": came,
+            "bytes_received": books.bytes_received,
+            "frames_refused": books.refused,
+            "frames_missed": books.missed,
+            "frames_malformed": books.malformed,
+            "device_errors": books.errors,
+            "delay_mean_ns": books.delay_ns / came if came else None,
+            "delay_longest_ns": books.longest_ns if came else None,
         }
     ]
 

@@ -1,8 +1,8 @@
 """A real host as the coordinator sees it: an entity that takes messages and says when it could speak.
 
-Commands to a host: ``launch``, ``destroy`` and those of ``migration_port``. What a
-host says is declared in advance: by a pending launch, or a migration under way;
-nothing else on a host can emit, so a host without either never will.
+Commands to a host: ``launch``, ``destroy`` and those of ``migration_port``; also ``frames`` of guests. What a
+host says is declared in advance: by a pending launch, a migration under way, or a VM with a
+network card; nothing else on a host can emit, so a host without them never will.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ class HostEntity:
         self._inbox = Inbox(self.host.clock.env, self._receive)
         self._outbox: list[Message] = []
         self._sequence = 0
-        self._kinds = {"launch": self._launch, "destroy": self._destroy}
+        self._kinds = {"launch": self._launch, "destroy": self._destroy, "frames": self._frames}
+        self.host.network.uplink = lambda target, frames: self._send("frames", (target, frames))
         self._migrations = MigrationPort(self.host, self._send)
         self.events = 0
         for guest in order.guests:
@@ -166,6 +167,9 @@ class HostEntity:
 
     def _destroy(self, message: Message) -> None:
         self.host.destroy(message.payload)
+
+    def _frames(self, message: Message) -> None:
+        self.host.network.arrive(*message.payload)
 
     def _tell(self, guest: Guest) -> None:
         kind = "refused" if guest.state is GuestState.REFUSED else "launched"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import talking_guests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,6 +82,16 @@ def test_results_do_not_depend_on_layout_or_workers(inline: Results, on_actors: 
     results = on_actors.run(scenario(), None, None, None)
     assert results.digest == inline.digest
     assert results.run["workers"] == rule(3, 2)
+
+
+@pytest.mark.ray
+def test_guests_that_talk_across_workers_come_to_the_results_of_one_process(on_actors: Session) -> None:
+    talk = Scenario.parse(talking_guests.scenario())
+    assert isinstance(on_actors._layout, ActorLayout)
+    on_actors._layout.rule = packed(2)
+    results, inline = on_actors.run(talk, None, None, None), run(talk, layout="inline")
+    assert results.digest == inline.digest
+    assert inline.tables["traffic"].num_rows == 4
 
 
 def digests_with_cuts(cut: Callable[[int, int], int]) -> list[tuple[object, ...]]:
