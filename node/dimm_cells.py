@@ -327,8 +327,12 @@ class DimmCells:
         if chunk is None:
             chunk = self._chunks[number] = _Chunk()
         written = self._written
-        for region, pages in _regions(spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES)):
+        first, last = spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES)
+        for region in range(first // _REGION_PAGES, -(-last // _REGION_PAGES)):
             before = written.get(region, 0)
+            if before == _WHOLE_REGION:
+                continue
+            pages = _part_of(region, first, last)
             if before | pages != before:
                 written[region] = before | pages
                 if pages == _WHOLE_REGION and not before:
@@ -381,14 +385,3 @@ def _part_of(region: int, first: int, last: int) -> int:
     base = region * _REGION_PAGES
     low, high = max(first - base, 0), min(last - base, _REGION_PAGES)
     return (1 << high) - (1 << low)
-
-
-def _regions(first: int, last: int) -> list[tuple[int, int]]:
-    """Pages [first, last) as (region, bits)."""
-    parts = []
-    while first < last:
-        region, bit = divmod(first, _REGION_PAGES)
-        count = min(last - first, _REGION_PAGES - bit)
-        parts.append((region, (_WHOLE_REGION >> _REGION_PAGES - count) << bit))
-        first += count
-    return parts
