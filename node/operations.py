@@ -240,11 +240,13 @@ class TimedRead:
 
 BLOCK_BYTES = 4096
 """Logical block size of a VM's disk."""
+MOST_BLOCKS = MOST_BYTES // BLOCK_BYTES
+"""Of one request of a guest to its disk; a longer one has an invalid field."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlockRead:
-    """Read logical blocks from the VM's disk into shared memory. Answer: NVMe status, 0 is success."""
+    """Read at most ``MOST_BLOCKS`` from the VM's disk into shared memory. Answer: NVMe status, 0 is success."""
 
     lba: int
     blocks: int
@@ -253,7 +255,7 @@ class BlockRead:
 
 @dataclass(frozen=True, slots=True)
 class BlockWrite:
-    """Write logical blocks to the VM's disk from shared memory. Answer: NVMe status, 0 is success."""
+    """Write at most ``MOST_BLOCKS`` to the VM's disk from shared memory. Answer: NVMe status, 0 is success."""
 
     lba: int
     blocks: int
