@@ -97,9 +97,11 @@ class VmrunEvents:
     def accepts(self, vmcb: Vmcb) -> bool:
         """Whether VMRUN accepts the features that the guest asks for and what is to be injected."""
         features = self.features(vmcb)
+        known = self._fields.get((vmcb.vm, vmcb.vcpu))
+        if not features and known is None:
+            return True
         if features & ~self._known:
             return False
-        known = self._fields.get((vmcb.vm, vmcb.vcpu))
         if known is not None and not _allowed(known.values["ALLOWED_SEV_FEATURES"], features):
             return False
         event = None if known is None else Event.of(known.values["EVENTINJ"])
@@ -121,7 +123,7 @@ class VmrunEvents:
         if features & SevFeature.IBPB_ON_ENTRY:
             self._board.predictor.barrier(vmcb.core)
         self.waiting.pop(key, None)
-        if known is None and not features & _OWN_INJECTION:
+        if known is None and (not features or not features & _OWN_INJECTION):
             return
         event = None
         if known is not None:
