@@ -41,6 +41,10 @@ class Dram:
         if spa < 0 or length < 0 or spa + length > self.size_bytes:
             raise MachineCheck(spa, length)
 
+    def source(self, spa: int, length: int) -> tuple[bytes, int] | None:
+        """As ``DimmCells.source``; None wherever there are routes."""
+        return None if self.has_routes else self.cells.source(spa, length)
+
     def leads_away(self, spa: int, length: int) -> bool:
         """Whether any page of a range reaches other cells than its own, or none."""
         return self.has_routes and self._routes.lead_away(spa, length)

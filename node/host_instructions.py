@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from node import operations as op
@@ -15,6 +15,8 @@ from node.platform_instructions import platform_instructions
 from node.tlb import TlbControl
 from node.vmcb import Vmcb
 from node.vmexit import ExitCode
+from psp.command_buffers import SnpLaunchUpdate
+from psp.commands import SnpCommand
 from tio.nvme_format import Status
 
 if TYPE_CHECKING:
@@ -190,6 +192,39 @@ class HostInstructions:
         self._board.disk(one.vm).media.write(one.lba, one.data)
         return None
 
+    def answers(self, batch: tuple[op.HypervisorOperation, ...]) -> list[op.Answer]:
+        """Execute a batch, one operation after another. Launches of many pages come in long runs of one command."""
+        table = self.table
+        answers: list[op.Answer] = []
+        while len(answers) < len(batch):
+            one = batch[len(answers)]
+            if type(one) is op.PspCommand and one.command == SnpCommand.LAUNCH_UPDATE:
+                answers += self._launched(batch, len(answers))
+                if len(answers) == len(batch):
+                    break
+                one = batch[len(answers)]
+            answers.append(table[type(one)](one) if type(one) in table else undefined())
+        return answers
+
+    def _launched(self, batch: tuple[op.HypervisorOperation, ...], first: int) -> list[op.PspAnswer]:
+        """Answers to the SNP_LAUNCH_UPDATEs from ``first`` on that could be carried out as runs; none where it matters.
+
+        All use one buffer, whose last contents are what is left in memory.
+        """
+        board = self._board
+        if board.caches is not None or board.dram.has_routes or board.bus.fast_registers.page is not None:
+            return []
+        updates = list(_updates_of_one_buffer(batch, first))
+        if len(updates) < _FEWEST:
+            return []
+        spa, contents = updates[0].spa, [one.buffer for one in updates]
+        if self._host_write(op.HostWrite(spa, contents[0])) is not None:
+            return []
+        done = board.psp.submit_launch_updates(contents, spa)
+        if done:
+            self._host_write(op.HostWrite(spa, contents[done - 1]))
+        return [op.PspAnswer(0, one) for one in contents[:done]]
+
     def _psp_command(self, one: op.PspCommand) -> op.Answer:
         if one.buffer:
             laid = self._host_write(op.HostWrite(one.spa, one.buffer))
@@ -199,6 +234,22 @@ class HostInstructions:
         return op.PspAnswer(
             int(status), self._board.bus.host_view.read(one.spa, len(one.buffer), 0) if one.buffer else b""
         )
+
+
+_FEWEST, _MOST = 4, 64
+"""Commands from which on looking for a run pays, and that are looked at for one."""
+
+
+def _updates_of_one_buffer(batch: tuple[op.HypervisorOperation, ...], first: int) -> Iterator[op.PspCommand]:
+    spa = None
+    for at in range(first, min(first + _MOST, len(batch))):
+        one = batch[at]
+        if type(one) is not op.PspCommand or one.command != SnpCommand.LAUNCH_UPDATE:
+            return
+        spa = one.spa if spa is None else spa
+        if len(one.buffer) != SnpLaunchUpdate.SIZE or one.spa != spa:
+            return
+        yield one
 
 
 def _key(one: op.HostRead | op.HostReadWritten | op.HostWrite | op.HostClear) -> int:

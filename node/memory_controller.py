@@ -163,6 +163,12 @@ class MemoryController:
         plaintext = _Plaintext(partial(self._decrypt, cipher), start)
         return BufferedReader(plaintext, BLOCK_BYTES).read(whole)[before : before + length]
 
+    def source(self, spa: int, length: int) -> tuple[bytes, int] | None:
+        """The object that whole pages were laid from past every key, and the offset in it; None where nothing is so."""
+        if 0 in self._ciphers or spa + length > self._reserved_from:
+            return None
+        return self._dram.source(spa, length)
+
     def write(self, spa: int, data: bytes | bytearray | memoryview, asid: int) -> None:
         """Store bytes; blocks in part are read, changed and written back, as hardware does. Raises as ``read``."""
         if spa + len(data) > self._reserved_from:

@@ -11,6 +11,7 @@ from psp.asid_ranges import AsidRanges
 from psp.byte_layout import ByteLayout
 from psp.commands import SnpCommand, SnpPlatformState
 from psp.host_memory import HostMemory
+from psp.launch_runs import LaunchRuns
 from psp.snp_debug import SnpDebugging
 from psp.snp_guests import SnpGuests
 from psp.snp_init import check_cores, checked_iommu_buffers, checked_rmp
@@ -46,6 +47,7 @@ class SnpFirmware:
         self._rmp_initialised = False
         self.guests = guests = SnpGuests(bus, memory, flush, ranges, random)
         launch = SnpLaunch(bus, memory, guests, ranges, random, api)
+        self.launch_runs = LaunchRuns(bus, memory, guests)
         debug, pages = SnpDebugging(bus, memory, guests), SnpPages(bus, memory.pages)
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             # INIT, of before ABI 1.52, has no buffer and always initialises the RMP.
