@@ -15,8 +15,10 @@ SNP_INIT_RMP = 1 << 0
 """INIT_EX flag: zero the RMP."""
 SNP_INIT_HIDE_CIPHERTEXT = 1 << 3
 """INIT_EX flag: cores read ones where ciphertext of an SNP guest lies."""
-SNP_INIT_OPTIONS = 0b10110
-"""INIT_EX flags that are not built: range list, RAPL off, TIO."""
+SNP_INIT_LIST = 1 << 1
+"""INIT_EX flag: there is a list of ranges that stay the host's."""
+SNP_INIT_OPTIONS = 0b10100
+"""INIT_EX flags that are not built: RAPL off, TIO."""
 SNP_SHUTDOWN_IOMMU = 1 << 0
 """SHUTDOWN_EX flag: stop the IOMMU's RMP checks."""
 SNP_SHUTDOWN_X86 = 1 << 1
