@@ -199,20 +199,16 @@ class HostInstructions:
         return None
 
     def answers(self, batch: tuple[op.HypervisorOperation, ...]) -> list[op.Answer]:
-        """Execute a batch, one operation after another. Launches of many pages come in long runs of one command."""
+        """Execute a batch, one operation after another. Launches come in batches of one command."""
         table = self.table
         answers: list[op.Answer] = []
-        while len(answers) < len(batch):
-            one = batch[len(answers)]
-            if type(one) is op.PspCommand and one.command == SnpCommand.LAUNCH_UPDATE:
-                answers += self._launched(batch, len(answers))
-                if len(answers) == len(batch):
-                    break
-                one = batch[len(answers)]
-            answers.append(table[type(one)](one) if type(one) in table else undefined())
-        return answers
+        if len(batch) >= _FEWEST and type(batch[0]) is op.PspCommand and batch[0].command == SnpCommand.LAUNCH_UPDATE:
+            while len(answers) < len(batch) and type(batch[len(answers)]) is op.PspCommand:
+                in_run = self._launched(batch, len(answers))
+                answers += in_run or [table[op.PspCommand](batch[len(answers)])]
+        return answers + [table[type(one)](one) if type(one) in table else undefined() for one in batch[len(answers) :]]
 
-    def _launched(self, batch: tuple[op.HypervisorOperation, ...], first: int) -> list[op.PspAnswer]:
+    def _launched(self, batch: tuple[op.HypervisorOperation, ...], first: int) -> list[op.Answer]:
         """Answers to the SNP_LAUNCH_UPDATEs from ``first`` on that could be carried out as runs; none where it matters.
 
         All use one buffer, whose last contents are what is left in memory.

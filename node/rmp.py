@@ -116,15 +116,14 @@ class ReverseMapTable:
         return self._table.entry(spa // PAGE_BYTES)
 
     def run_entry(self, spa: int, pages: int) -> RmpEntry | None:
-        """The entry of a guest's 4 KiB page that so many pages follow on from; None where the table is not sure."""
+        """The entry of a page that so many pages follow on from; None where the table is not sure."""
         first = spa // PAGE_BYTES
         if not self._covers(first, first + pages):
             return None
         run = self._table.runs.find(first)
         if run is None or run[1] < first + pages:
             return None
-        entry = run[2].advanced(first - run[0]).entry
-        return None if entry is None or entry.large or not entry.asid else entry
+        return run[2].advanced(first - run[0]).entry
 
     # Firmware.
 

@@ -62,7 +62,7 @@ class LaunchRuns:
         if not self._bus.rmp_covers(spa) or self._memory.pages.in_use(spa, length):
             return None
         entry = self._bus.rmp_run(spa, count)
-        if entry is None or entry.asid != asid or page_state(entry) is not PageState.PRE_GUEST:
+        if entry is None or entry.large or entry.asid != asid or page_state(entry) is not PageState.PRE_GUEST:
             return None
         return entry
 

@@ -177,7 +177,7 @@ class SystemBus(Protocol):
         """The effective entry of the 4 KiB page at ``spa``."""
 
     def rmp_run(self, spa: int, pages: int) -> RmpEntry | None:
-        """The entry at ``spa`` if those of so many 4 KiB pages are the same, GPAs following; None if not or unsure."""
+        """The entry at ``spa`` if those of so many pages are the same, a guest's GPAs following; None if not sure."""
 
     def rmp_set(self, spa: int, entry: RmpEntry) -> None:
         """Replace the entry of the page at ``spa``; size taken from ``entry.large``."""

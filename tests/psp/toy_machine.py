@@ -155,11 +155,13 @@ class ToyBus:
         return large if large is not None and large.large else self.rmp.get(spa // PAGE, RmpEntry())
 
     def rmp_run(self, spa: int, pages: int) -> RmpEntry | None:
+        if not self.rmp_covers(spa):
+            return None
         first = self.rmp_entry(spa)
         whole = spa + pages * PAGE <= UNCOVERED
-        following = (dataclasses.replace(first, gpa=first.gpa + at * PAGE) for at in range(pages))
+        following = (dataclasses.replace(first, gpa=first.gpa + at * PAGE * (first.asid > 0)) for at in range(pages))
         same = whole and all(self.rmp_entry(spa + at * PAGE) == one for at, one in enumerate(following))
-        return first if same and first.asid and not first.large else None
+        return first if same and not first.large else None
 
     def rmp_set(self, spa: int, entry: RmpEntry) -> None:
         assert spa % (LARGE_PAGE_BYTES if entry.large else PAGE) == 0
