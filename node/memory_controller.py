@@ -6,11 +6,7 @@ host encrypts everything (TSME); one with ``HOST_KEY`` is the host's with C=1.
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from collections.abc import Iterable
-=======
-from collections.abc import Callable, Iterator
->>>>>>> cipher
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -142,6 +138,12 @@ class MemoryController:
             self.bytes_decrypted += whole
             return plain[before : before + length].tobytes()
         return self._read_bulk(cipher, start, whole)[before : before + length]
+
+    def source(self, spa: int, length: int) -> tuple[bytes, int] | None:
+        """The object that whole pages were laid from past every key, and the offset in it; None where nothing is so."""
+        if 0 in self._ciphers or spa + length > self._reserved_from:
+            return None
+        return self._dram.source(spa, length)
 
     def write(self, spa: int, data: bytes | bytearray | memoryview, asid: int) -> None:
         """Store bytes; blocks in part are read, changed and written back, as hardware does. Raises as ``read``."""
