@@ -214,9 +214,8 @@ class Board:
 
     def execute_host(self, batch: tuple[op.HypervisorOperation, ...]) -> tuple[op.Answer, ...]:
         """Execute a hypervisor's batch on a core in host mode."""
-        table = self._host.table
         core = 0 if self.caches is None else self.caches.move_to(0)
-        answers = tuple([table.get(type(one), _refused)(one) for one in batch])
+        answers = tuple(self._host.answers(batch))
         if self.caches is not None:
             self.caches.move_to(core)  # a guest's batch may have stopped half-way for this one
         if self.observer is not None:

@@ -172,6 +172,16 @@ class DimmCells:
             return None
         return found[2].octets(spa - found[0] * PAGE_BYTES, length)
 
+    def source(self, spa: int, length: int) -> tuple[bytes, int] | None:
+        """As ``laid`` without a fill, as the whole object and where in it: for whoever remembers what is made of it."""
+        found = self._laid.find(spa // PAGE_BYTES)
+        if found is None or spa + length > found[1] * PAGE_BYTES:
+            return None
+        start, _, laid = found
+        if laid.fill is not None or laid.source is None or spa + length > self._plain_end:
+            return None
+        return laid.source, laid.page * PAGE_BYTES + spa - start * PAGE_BYTES
+
     def keep(self, spa: int, length: int, touch: Touch) -> None:
         """Leave a range to an owner who may hold what lies there in another form until someone looks or writes.
 

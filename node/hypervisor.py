@@ -534,9 +534,10 @@ class Hypervisor:
         """SNP_LAUNCH_UPDATE of every page, in the order that the digest wants."""
         vmsas: list[op.HypervisorOperation] = []
         spas: list[int] = []
+        frames = record.spas_of(page.gpa for page in pages if page.page_type is not PageType.VMSA)
         for page in pages:
             if page.page_type is not PageType.VMSA:
-                spas.append(record.spa_of(page.gpa))
+                spas.append(next(frames))
                 continue
             assert page.data is not None
             spa = self._small(record)
@@ -547,15 +548,14 @@ class Hypervisor:
             record.save_areas.append(spa)
             spas.append(spa)
         yield from self._checked(vmsas)
+        buffer_of, command = buffers.SnpLaunchUpdate.packed, record.small[0]
         for at in range(0, len(pages), COMMANDS_AT_ONCE):
-            batch = tuple(
+            batch = tuple([
                 op.PspCommand(
-                    SnpCommand.LAUNCH_UPDATE,
-                    record.small[0],
-                    buffers.SnpLaunchUpdate.of(record.gctx, page.page_type, spa).pack(),
+                    SnpCommand.LAUNCH_UPDATE, command, buffer_of(record.gctx, page.page_type << 1, spa, 0)
                 )
                 for page, spa in zip(pages[at : at + COMMANDS_AT_ONCE], spas[at : at + COMMANDS_AT_ONCE], strict=True)
-            )
+            ])  # fmt: skip
             _expect_success((yield batch), SnpCommand.LAUNCH_UPDATE)
             record.immutable.difference_update(spas[at : at + COMMANDS_AT_ONCE])
         yield tuple(
