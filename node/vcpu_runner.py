@@ -90,7 +90,7 @@ class VcpuRunner:
         """Stop a VM's vCPUs at the end of their blocks; ``parked`` is called when the last has stopped."""
         guest.when_parked = parked
         for vcpu in guest.vcpus:
-            if vcpu.state in (VcpuState.BLOCK, VcpuState.WAITING):
+            if vcpu.state in (VcpuState.BLOCK, VcpuState.HELD, VcpuState.WAITING):
                 # One that waits for its start goes to its save area when the boot processor starts it.
                 vcpu.pause_wanted = True
             elif vcpu.state in (VcpuState.COMPUTING, VcpuState.SLEEPING):
@@ -104,7 +104,7 @@ class VcpuRunner:
         for vcpu in guest.vcpus:
             vcpu.pause_wanted = False
             # One in the middle of a block is past its last pause: it goes on with what it has.
-            if vcpu.state is not VcpuState.BLOCK:
+            if vcpu.state not in (VcpuState.BLOCK, VcpuState.HELD):
                 guest.software.rebuild(vcpu.index)
         for vcpu in guest.vcpus:
             if vcpu.state is VcpuState.PAUSED:
@@ -207,6 +207,19 @@ class VcpuRunner:
             self._tell_parked(guest)
         return came in (Delivered.NOTHING, Delivered.TAKEN)
 
+    def _try_again(self, vcpu: Vcpu) -> None:
+        """One that was held executes the operation that faulted once more."""
+        batch, answers, spent = vcpu.held
+        vcpu.state = VcpuState.BLOCK
+        epoch = vcpu.epoch
+
+        def take_effect() -> None:
+            if vcpu.epoch == epoch:
+                vmcb = self._board.vmcb(vcpu.guest.spec.name, vcpu.index)
+                self._execute_traced(vcpu, vmcb, batch, answers, spent)
+
+        self._clock.after(0, take_effect)
+
     def _event_ready(self, vcpu: Vcpu) -> bool:
         return self._board.events.ready(self._board.vmcb(vcpu.guest.spec.name, vcpu.index))
 
@@ -233,6 +246,9 @@ class VcpuRunner:
                 self.halt(vcpu, VcpuState.PAUSED)
                 self._park(vcpu)
                 self._tell_parked(guest)
+            return
+        if vcpu.state is VcpuState.HELD:
+            self._try_again(vcpu)
             return
         if guest.state is GuestState.PAUSED and vcpu.state in _NOT_YET:
             # Started while the VM is paused: it goes on from its save area with the others.
@@ -282,24 +298,48 @@ class VcpuRunner:
                 return
             if self._board.exit_work:
                 self._board.exit_work = []  # Of exits that nobody waited for: somebody else's hands on the board.
+            if self._board.traced and guest.spec.name in self._board.traced:
+                self._execute_traced(vcpu, vmcb, batch, (), spent)
+                return
             if guest.dirty_log is None:
                 answers = self._board.execute_guest(vmcb, batch)
             else:
                 answers = self._execute_logged(guest.dirty_log, vmcb, batch)
-            if self._board.sent:
-                self.sent()
-            if _count(guest, batch, answers):
-                self._count_disk(guest, batch, answers)
-            now_ns, chain = self._clock.now_ns, self._log.chain(guest.spec.name)
-            chain.record(now_ns, HostEvent.BATCH, len(batch), vcpu.registers.r13, vcpu.index, spent)
-            if self._board.terminated and guest.spec.name in self._board.terminated:
-                self._power_off(guest, TERMINATED | self._board.terminated.pop(guest.spec.name))
-            elif self._board.exit_work:
-                self._wait_for_exits(vcpu, answers)
-            else:
-                self._run_blocks(vcpu, answers)
+            self._completed(vcpu, batch, answers, spent)
 
         self._clock.after(spent, take_effect)
+
+    def _execute_traced(
+        self, vcpu: Vcpu, vmcb: Vmcb, batch: tuple[op.GuestOperation, ...], answers: tuple[op.Answer, ...], spent: int
+    ) -> None:
+        """Execute what is left of a batch, up to a nested fault: with that the vCPU is out, and held there."""
+        for one in batch[len(answers) :]:
+            some = self._board.execute_guest(vmcb, (one,))
+            fault = some[0]
+            if isinstance(fault, op.Fault) and fault.kind in _NESTED:
+                self._board.nested_exit(vmcb, fault)
+                vcpu.state, vcpu.held = VcpuState.HELD, (batch, answers, spent)
+                return
+            answers += some
+        self._completed(vcpu, batch, answers, spent)
+
+    def _completed(
+        self, vcpu: Vcpu, batch: tuple[op.GuestOperation, ...], answers: tuple[op.Answer, ...], spent: int
+    ) -> None:
+        """A batch has taken effect: enter it in the books, and go on."""
+        guest = vcpu.guest
+        if self._board.sent:
+            self.sent()
+        if _count(guest, batch, answers):
+            self._count_disk(guest, batch, answers)
+        now_ns, chain = self._clock.now_ns, self._log.chain(guest.spec.name)
+        chain.record(now_ns, HostEvent.BATCH, len(batch), vcpu.registers.r13, vcpu.index, spent)
+        if self._board.terminated and guest.spec.name in self._board.terminated:
+            self._power_off(guest, TERMINATED | self._board.terminated.pop(guest.spec.name))
+        elif self._board.exit_work:
+            self._wait_for_exits(vcpu, answers)
+        else:
+            self._run_blocks(vcpu, answers)
 
     def _wait_for_exits(self, vcpu: Vcpu, answers: tuple[op.Answer, ...]) -> None:
         """Go on when what the hypervisor did in a batch's exits has taken its time."""
@@ -495,6 +535,7 @@ class VcpuRunner:
             if isinstance(one, op.BlockRead | op.BlockWrite):
                 books.note(one, answer, cost.disk_ns(one))
 
+_NESTED = frozenset({op.FaultKind.NESTED_PAGE_FAULT, op.FaultKind.RMP_FAULT})
 _NOT_YET = (VcpuState.WAITING, VcpuState.STOPPED)
 _AT_REST = (VcpuState.PAUSED, VcpuState.WAITING, VcpuState.STOPPED)
 
