@@ -50,7 +50,7 @@ def guest_rows(host: Host, guest: Guest) -> Rows:
                 "psp_wait_ns": guest.psp_wait_ns,
                 "psp_service_ns": guest.psp_service_ns,
                 "units_of_work": guest.units_of_work,
-                "instructions": round(sum(sum(retired(vcpu)) for vcpu in guest.vcpus)),
+                "instructions": round(sum(sum([done for _, done in retired(vcpu)]) for vcpu in guest.vcpus)),
                 "active_ns": sum(vcpu.elapsed_ns for vcpu in guest.vcpus),
                 "operations": guest.operations,
                 "faults": guest.faults,
@@ -117,9 +117,11 @@ def _phase_rows(guest: Guest) -> list[dict[str, object]]:
     instructions: dict[str, float] = {}
     phases: Counter[str] = Counter()
     for vcpu in guest.vcpus:
-        for name, done, count in zip(guest.demand_names[vcpu.index], retired(vcpu), vcpu.phases, strict=True):
+        names = guest.demand_names[vcpu.index]
+        for number, done in retired(vcpu):
+            name = names[number]
             instructions[name] = instructions.get(name, 0.0) + done
-            phases[name] += count
+            phases[name] += vcpu.phases.get(number, 0)
     return [
         {"vm": guest.spec.name, "demand": name, "phases": phases[name], "instructions": round(done)}
         for name, done in sorted(instructions.items())

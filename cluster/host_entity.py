@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 import msgpack
 
@@ -24,7 +24,7 @@ from cluster.inbox import Inbox
 from cluster.migration_port import MigrationPort
 from cluster.platform_body import platform_body, platform_of
 from cluster.tables import EVENTS
-from node.cost_table import CostTable, load_cost_table
+from node.cost_table import load_cost_table
 from node.guest import Guest, GuestSpec, GuestState
 from node.host import Host, HostSpec
 from node.hypervisor import Hypervisor
@@ -75,9 +75,10 @@ def build_host(order: bytes) -> HostEntity:
     return HostEntity(HostOrder.parse(order))
 
 
-@cache
-def _cost_table() -> CostTable:
-    return load_cost_table()
+@lru_cache(maxsize=64)
+def _costs(changes: tuple[tuple[str, float], ...]) -> Mapping[str, float]:
+    """The cost table with some values of its own: one object for all hosts that have the same."""
+    return dict(load_cost_table().overridden(dict(changes)))
 
 
 class HostEntity:
@@ -86,9 +87,8 @@ class HostEntity:
     def __init__(
         self, order: HostOrder, tenants: TenantFactory | None = None, hypervisor: HypervisorFactory = Hypervisor
     ) -> None:
-        costs: Mapping[str, float] = dict(_cost_table().overridden(dict(order.costs)))
         images = {key: firmware_image(key) for key in order.firmware}
-        self.host = Host(order.spec, PROGRAMS, images, costs, tenants, hypervisor)
+        self.host = Host(order.spec, PROGRAMS, images, _costs(order.costs), tenants, hypervisor)
         self._inbox = Inbox(self.host.clock.env, self._receive)
         self._outbox: list[Message] = []
         self._sequence = 0
@@ -117,7 +117,8 @@ class HostEntity:
         return self._earliest_output_ns(self.next_event_ns())
 
     def _earliest_output_ns(self, following_ns: int) -> int:
-        return min(self.host.earliest_output_ns(following_ns), self._inbox.next_ns)
+        promise_ns, mail_ns = self.host.earliest_output_ns(following_ns), self._inbox.next_ns
+        return min(mail_ns, promise_ns)
 
     def advance(self, horizon_ns: int, event_budget: int) -> Advance:
         """Do the events before ``horizon_ns``."""

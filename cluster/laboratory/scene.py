@@ -14,12 +14,13 @@ from cluster.laboratory.protection import PROTECTIONS, Column
 from cluster.oracle.ledger import Ledger
 from cluster.oracle.transcript import Transcript
 from node.cost_table import load_cost_table
-from node.firmware_image import laboratory_image
+from node.firmware_image import firmware_image
 from node.generation import CAPABILITIES, Generation
 from node.guest import Guest, GuestSpec, GuestState
 from node.guest_memory_map import memory_map
 from node.host import Host, HostSpec
 from node.hypervisor_port import LaunchRefused
+from node.laboratory_firmware import SECTIONS, build_image
 from node.memory_cipher import CipherMode
 from node.operations import Answer
 from node.platform import AS_USUAL, Platform
@@ -37,6 +38,10 @@ GUEST_BYTES = 64 << 20
 GHOST_LINE = 256 << 20
 """An address line that guests' frames, given out from below, do not have, nor the RMP and the tables at the end."""
 SEED = 11
+IMAGE = firmware_image(
+    build_image(PAGE_BYTES, [one for one in SECTIONS if one.size == PAGE_BYTES]), "the smallest of laboratory images"
+)
+"""Measured at each launch, of which an attack has two."""
 _SPARE_FRAMES = 4
 _PATIENCE_NS = 10 * 10**9
 """Of virtual time, in which a victim that rests a second between rounds must have rested anew."""
@@ -101,7 +106,7 @@ class Scene:
         product = replace(product, ciphers=setting.ciphers or product.ciphers)
         platform = replace(setting.platform, mode=protection.mode)
         spec = HostSpec("host", product, HOST_BYTES, product.min_sev_asid, SEED, 60 * 10**9, platform=platform)
-        programs, images = {"vault": Vault.build}, {"auto": laboratory_image()}
+        programs, images = {"vault": Vault.build}, {"auto": IMAGE}
         hypervisor = partial(BadHypervisor, setting.prelude, GUEST_BYTES)
         self.host = Host(
             spec, programs, images, dict(load_cost_table()), hypervisor=hypervisor, observer=transcript.observe
