@@ -43,6 +43,7 @@ class GuestInstructions:
             op.Clflush: self._clflush,
             **ExitInstructions(board).table,
             op.TimedRead: self._timed_read,
+            **board.branches.guest_table,
         }
 
     def _read(self, vmcb: Vmcb, one: op.Read) -> op.Answer:
