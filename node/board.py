@@ -433,11 +433,6 @@ class Board:
         return HOST_KEY if vmcb.generation is Generation.SME else 0
 
 
-def _refused(_: object) -> op.Answer:
-    """What an operation comes to that its role may not execute."""
-    return undefined()
-
-
 def _sealed(vmcb: Vmcb) -> bool:
     """SEV-ES: encrypted registers that no RMP keeps."""
     return vmcb.generation is Generation.SEV_ES
