@@ -28,6 +28,8 @@ class GuestSpec:
     seed: int
     firmware: str = "auto"
     """Key of the firmware image among those the host was given."""
+    svsm: bool = False
+    """An SVSM runs below it, at VMPL0; SEV-SNP guests only."""
 
     @property
     def memory(self) -> GuestMemoryMap:
@@ -37,7 +39,7 @@ class GuestSpec:
     @property
     def machine(self) -> MachineSpec:
         """The part of it that concerns the hypervisor."""
-        return MachineSpec(self.name, self.generation, self.vcpus, self.memory_bytes, self.firmware)
+        return MachineSpec(self.name, self.generation, self.vcpus, self.memory_bytes, self.firmware, self.svsm)
 
 
 class GuestState(StrEnum):

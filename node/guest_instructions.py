@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from node.board import Board
 
 
+GUEST_WORK = frozenset({"svsm.vtpm_read_ns", "svsm.vtpm_extend_ns"})
+"""Rows of the cost table that a guest's code can spend."""
+
+
 class GuestInstructions:
     """Executes one operation of a guest at a time."""
 
@@ -32,6 +36,8 @@ class GuestInstructions:
         self.table: Mapping[type, Callable[..., op.Answer]] = {
             op.Read: self._read,
             op.Write: self._write,
+            op.Clear: self._clear,
+            op.GuestWork: lambda _, one: None if one.cost in GUEST_WORK else undefined(),
             **PagingInstructions(board, memory).table,
             op.PValidate: self._pvalidate,
             op.RmpAdjust: self._rmpadjust,
@@ -66,6 +72,15 @@ class GuestInstructions:
             for spa, length, _, key in segments:
                 self._board.controller.write(spa, view[start : start + length], asid or key)
                 start += length
+        except FAULTS as fault:
+            return answer_to(fault, one.gpa)
+        return None
+
+    def _clear(self, vmcb: Vmcb, one: op.Clear) -> op.Answer:
+        try:
+            segments, asid = self._way.resolve(vmcb, one.gpa, one.length, one.private, WRITE, PERMIT_WRITE)
+            for spa, length, _, key in segments:
+                self._board.controller.clear(spa, length, asid or key)
         except FAULTS as fault:
             return answer_to(fault, one.gpa)
         return None

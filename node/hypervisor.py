@@ -35,15 +35,18 @@ from node.hypervisor_port import (
 )
 from node.launched_vm import LaunchedVm, page_runs
 from node.machine_spec import MachineSpec
-from node.measured_launch import VMSA_GPA, LaunchPage, launch_vmsas, sev_launch_ranges, snp_launch_pages
+from node.measured_launch import VMSA_GPA, LaunchPage, launch_vmsas, sev_launch_ranges
 from node.migration_refusal import REFUSALS
 from node.nested_table_pages import table_pages
 from node.ovmf import FirmwareImageError
 from node.product import Product
 from node.rmp_layout import at_end_of_memory
+from node.svsm_launch import guest_launch_pages
+from node.svsm_memory import svsm_below
 from node.vcpu_model import vcpu_model
 from node.vm_state import Run, VmState
-from node.vmsa import VMSA_BYTES, SevFeature
+from node.vmpl_switch import VmplBook
+from node.vmsa import VMSA_BYTES
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand, command_name
 from psp.launch_digest import PageType
@@ -130,6 +133,8 @@ class Hypervisor:
         record = self._vms[spec.name] = LaunchedVm(spec.generation, self._images[spec.firmware])
         try:
             launch = self._way_to_launch(spec.generation)
+            if spec.svsm:
+                record.svsm = svsm_below(record.firmware, spec)
             yield from self._take_memory(spec, record)
             yield from launch(self, spec, record)
             yield from self._checked([op.VmRun(spec.name, 0)])
@@ -255,8 +260,7 @@ class Hypervisor:
     # What every launch takes and gives back.
 
     def _take_memory(self, spec: MachineSpec, record: LaunchedVm) -> Task:
-        image = Range(record.firmware.gpa, -(-len(record.firmware.data) // PAGE_BYTES) * PAGE_BYTES)
-        for part in (*spec.memory.ram, image):
+        for part in (*spec.memory.ram, record.flash):
             gpa = part.gpa
             for spa, length in self.frames.allocate(part.length, LARGE_PAGE_BYTES):
                 record.ram.append((gpa, spa, length))
@@ -484,7 +488,7 @@ class Hypervisor:
     def launch_snp(self, spec: MachineSpec, record: LaunchedVm) -> Task:
         """SNP: context, pages in the order of KVM and QEMU, finish."""
         yield from self._take_asid(record)
-        pages = tuple(snp_launch_pages(record.firmware, spec.vcpus, vcpu_model(VCPU_MODEL), SevFeature.SNP_ACTIVE))
+        pages = tuple(guest_launch_pages(record.firmware, record.svsm, spec.vcpus, vcpu_model(VCPU_MODEL)))
         command, gctx = record.small[0], self._small(record)
         yield from self._to_firmware(gctx)
         record.firmware_pages.append(gctx)
@@ -495,7 +499,7 @@ class Hypervisor:
         activate = buffers.SnpActivate(gctx=gctx, asid=record.asid)
         yield from self._must(SnpCommand.ACTIVATE, command, activate.pack())
         record.launched_gpas = tuple(page.gpa for page in pages if page.page_type is not PageType.VMSA)
-        contents = [(record.firmware.gpa, record.firmware.data)]
+        contents = [(image.gpa, image.data) for image in (record.firmware, record.svsm) if image is not None]
         contents += [(page.gpa, page.data) for page in pages if page.page_type is PageType.CPUID and page.data]
         yield from self._write(record, contents)
         yield from self._assign(spec, record)
@@ -549,6 +553,7 @@ class Hypervisor:
             )
             _expect_success((yield batch), SnpCommand.LAUNCH_UPDATE)
             record.immutable.difference_update(spas[at : at + COMMANDS_AT_ONCE])
+        record.vmpls = VmplBook.of(record.save_areas) if record.svsm else None
         yield tuple(
             op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa)
             for index, spa in enumerate(record.save_areas)

@@ -46,6 +46,14 @@ class LaunchedVm:
     """DR7 of each vCPU that told it through its GHCB, at each VMPL."""
     vmpls: VmplBook | None = None
     """Where the guest may use several VMPLs."""
+    svsm: FirmwareImage | None = None
+    """The image below the firmware, where there is one."""
+
+    @property
+    def flash(self) -> Range:
+        """Where its images lie, in whole pages, up to the end of the uppermost."""
+        first = (self.svsm or self.firmware).gpa // PAGE_BYTES * PAGE_BYTES
+        return Range(first, -(-self.firmware.end // PAGE_BYTES) * PAGE_BYTES - first)
 
     def seat(self, vcpu: int) -> tuple[int, int]:
         """A vCPU and the VMPL at which it runs."""

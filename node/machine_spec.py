@@ -18,6 +18,8 @@ class MachineSpec:
     memory_bytes: int
     firmware: str
     """Key of the firmware image among those the hypervisor was given."""
+    svsm: bool = False
+    """With an SVSM below that image, at VMPL0."""
 
     @property
     def memory(self) -> GuestMemoryMap:

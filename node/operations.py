@@ -196,6 +196,22 @@ class TimedRead:
     private: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """Store zeros over a range, as REP STOS does; ``private`` is the C-bit. Answer: None, or a Fault."""
+
+    gpa: int
+    length: int
+    private: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class GuestWork:
+    """Time a guest's code spends outside any other operation: one row of the cost table. Answer: None, or #UD."""
+
+    cost: str
+
+
 BLOCK_BYTES = 4096
 """Logical block size of a VM's disk."""
 
@@ -506,7 +522,7 @@ HypervisorOperation = (
 GuestOperation = (
     Read | Write | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust | RmpQuery
     | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit | ReadSevStatus | Cpuid
-    | ReadDr7 | WriteDr7
+    | ReadDr7 | WriteDr7 | Clear | GuestWork
 )  # fmt: skip
 
 

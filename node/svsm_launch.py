@@ -12,7 +12,7 @@ from itertools import chain
 
 from node.cpuid_page import cpuid_entries, cpuid_page
 from node.firmware_image import FirmwareImage
-from node.measured_launch import LaunchPage, image_pages, metadata_pages, vmsa_pages
+from node.measured_launch import LaunchPage, image_pages, metadata_pages, snp_launch_pages, vmsa_pages
 from node.vcpu_model import VcpuModel
 from node.vmsa import SevFeature, initial_vmsa
 
@@ -25,6 +25,15 @@ _PROTECTED_MODE: Mapping[str, int] = {
     "CS_SELECTOR": 0x08, "CS_ATTRIBUTES": 0xC9B, "CS_BASE": 0, "CR0": 0x11, "FCW": 0,
 }  # fmt: skip
 """An SVSM is entered in flat protected mode; GS stays as a reset leaves it."""
+
+
+def guest_launch_pages(
+    image: FirmwareImage, svsm: FirmwareImage | None, vcpus: int, vcpu_model: VcpuModel
+) -> Iterator[LaunchPage]:
+    """Every page of an SNP launch as QEMU does it, with an SVSM where there is one. Raises FirmwareImageError."""
+    if svsm is None:
+        return snp_launch_pages(image, vcpus, vcpu_model, SevFeature.SNP_ACTIVE)
+    return svsm_launch_pages(image, svsm, vcpus, vcpu_model)
 
 
 def svsm_launch_pages(

@@ -14,8 +14,17 @@ from typing import Protocol
 from node.generation import Generation
 from node.guest_kernel import GuestKernel
 from node.guest_memory_map import GuestMemoryMap
+from node.kernel_above_svsm import KernelAboveSvsm
 from node.operations import Answer, GuestOperation
 from node.program import Block, Demand, Ending, Program, ProgramFactory, ProgramSpec, Registers
+from node.svsm import Service, Svsm
+from node.svsm_call import Protocol as SvsmProtocol
+from node.svsm_core import core_service
+from node.svsm_memory import SvsmGuest
+from node.svsm_vtpm import vtpm_service
+
+SERVICES: Mapping[int, Service] = {SvsmProtocol.CORE: core_service, SvsmProtocol.VTPM: vtpm_service}
+"""What every SVSM serves."""
 
 Outcome = tuple[GuestOperation, ...] | Ending
 """What a block did: a batch to execute (a tuple), or how it ended."""
@@ -40,10 +49,20 @@ class TenantSpec:
     seed: int
     launched: tuple[int, ...]
     reset_rips: tuple[int, ...]
+    svsm: SvsmGuest | None = None
+    """Where an SVSM runs below."""
+
+    @property
+    def threads(self) -> int:
+        """How many programs run: one on each vCPU, and the SVSM's of each after all of them."""
+        return len(self.reset_rips) * (1 if self.svsm is None else 2)
 
 
 class TenantPort(Protocol):
-    """What a host knows of a VM's software, wherever that lives."""
+    """What a host knows of a VM's software, wherever that lives.
+
+    ``vcpu`` is everywhere the number of a thread: a vCPU's, or behind those of all vCPUs its SVSM's.
+    """
 
     @property
     def entry(self) -> int:
@@ -81,18 +100,19 @@ class Tenant:
     def __init__(self, spec: TenantSpec, factory: ProgramFactory) -> None:
         self._spec = spec
         self._factory = factory
-        count = len(spec.reset_rips)
+        count = spec.threads
         self.programs: list[Program | None] = [None] * count
         """None while a vCPU is paused: nothing of it may stay then."""
         self.blocks: list[Mapping[int, Callable[[Registers], Block]]] = [{}] * count
         self.running: list[Block | None] = [None] * count
         """The block that each vCPU is in."""
-        for vcpu in range(count):
-            self.rebuild(vcpu)
+        for thread in range(count):
+            self.rebuild(thread)
         boot = self.programs[0]
         assert boot is not None
         self.entry = boot.entry
         self.demands = tuple(program.demands for program in self.programs if program is not None)
+        """Of vCPUs: an SVSM has no phases."""
 
     def begin(self, vcpu: int, registers: Registers) -> Outcome:
         """Start the block at RIP. Raises NoBlock."""
@@ -129,11 +149,21 @@ class Tenant:
     def rebuild(self, vcpu: int) -> None:
         """Make a vCPU's program anew from its specification."""
         self.running[vcpu] = None
-        if self.programs[vcpu] is not None:
-            return  # It was made from that and cannot have changed: programs keep nothing.
+        if self.blocks[vcpu]:
+            return  # They were made from that and cannot have changed: programs keep nothing.
         spec = self._spec
+        if vcpu >= len(spec.reset_rips):
+            assert spec.svsm is not None
+            below = vcpu - len(spec.reset_rips)
+            self.blocks[vcpu] = Svsm(spec.svsm, spec.memory, below, spec.name, spec.seed, SERVICES).blocks
+            return
         program = self._factory(spec.program, spec.memory.placement(spec.name, vcpu, spec.seed))
-        kernel = GuestKernel(spec.generation, spec.memory, spec.launched, vcpu, spec.reset_rips[vcpu], program.entry)
+        kernel: GuestKernel | KernelAboveSvsm
+        if spec.svsm is None:
+            reset_rip = spec.reset_rips[vcpu]
+            kernel = GuestKernel(spec.generation, spec.memory, spec.launched, vcpu, reset_rip, program.entry)
+        else:
+            kernel = KernelAboveSvsm(spec.svsm, spec.memory, spec.launched, vcpu, spec.reset_rips, program.entry)
         self.programs[vcpu] = program
         self.blocks[vcpu] = {**kernel.blocks, **program.blocks}
 

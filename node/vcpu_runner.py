@@ -25,6 +25,7 @@ from node.phase_cost import Mechanism, PhaseCost
 from node.program import Demand, Ending, Registers
 from node.tenant import NoBlock, Outcome
 from node.vcpu import SLEEPING, Vcpu, VcpuState
+from node.vcpu_levels import VcpuLevels, Waiting
 from node.vmcb import Vmcb
 from node.vmexit import ExitCode
 from node.vmsa import load_registers, save_registers
@@ -75,9 +76,13 @@ class VcpuRunner:
 
     def _enter(self, vcpu: Vcpu) -> bool:
         """VMRUN; a VM whose registers were tampered with ends."""
-        code = self._board.enter(vcpu.guest.spec.name, vcpu.index)
+        guest = vcpu.guest
+        code = self._board.enter(guest.spec.name, vcpu.index)
         if code:
-            self._power_off(vcpu.guest, code & 0xFF)
+            self._power_off(guest, code & 0xFF)
+        elif vcpu.levels is not None:
+            vmpl = self._board.vmcb(guest.spec.name, vcpu.index).vmpl
+            vcpu.thread = vcpu.threads[-1] if vmpl == 0 else vcpu.index
         return not code
 
     def go_on(self, vcpu: Vcpu) -> None:
@@ -109,7 +114,8 @@ class VcpuRunner:
             vcpu.pause_wanted = False
             # One in the middle of a block is past its last pause: it goes on with what it has.
             if vcpu.state is not VcpuState.BLOCK:
-                guest.software.rebuild(vcpu.index)
+                for thread in vcpu.threads:
+                    guest.software.rebuild(thread)
         for vcpu in guest.vcpus:
             if vcpu.state is VcpuState.PAUSED:
                 self.load(vcpu)
@@ -136,7 +142,8 @@ class VcpuRunner:
         """Take all of a VM's vCPUs off the host; its software is gone."""
         for vcpu in guest.vcpus:
             self.halt(vcpu, VcpuState.STOPPED)
-            guest.software.drop(vcpu.index)
+            for thread in vcpu.threads:
+                guest.software.drop(thread)
         guest.software.close()
 
     def let_go(self, guest: Guest) -> None:
@@ -145,7 +152,8 @@ class VcpuRunner:
             self._board.leave(guest.spec.name, vcpu.index)
             vcpu.epoch += 1
             vcpu.state = VcpuState.STOPPED
-            guest.software.drop(vcpu.index)
+            for thread in vcpu.threads:
+                guest.software.drop(thread)
         guest.software.close()
 
     def close(self, guest: Guest, end_ns: int) -> None:
@@ -169,10 +177,10 @@ class VcpuRunner:
 
     def _run_blocks(self, vcpu: Vcpu, answers: tuple[op.Answer, ...] | None) -> None:
         vcpu.state = VcpuState.BLOCK
-        software, index, registers = vcpu.guest.software, vcpu.index, vcpu.registers
+        software, index, registers = vcpu.guest.software, vcpu.thread, vcpu.registers
         for _ in range(_MOST_IDLE_BLOCKS):
             if answers is None:
-                if vcpu.pause_wanted:
+                if vcpu.pause_wanted and not (vcpu.levels and vcpu.levels.waiting):
                     self._park(vcpu)
                     self._tell_parked(vcpu.guest)
                     return
@@ -200,36 +208,90 @@ class VcpuRunner:
         epoch = vcpu.epoch
 
         def take_effect() -> None:
-            if vcpu.epoch != epoch:
-                return
-            vmcb = self._board.vmcb(guest.spec.name, vcpu.index)
-            if not vmcb.consistent:  # Written anew meanwhile, and no VMRUN would follow it.
-                self._power_off(guest, ExitCode.INVALID & 0xFF)
-                return
-            if self._board.exit_work:
-                self._board.exit_work = []  # Of exits that nobody waited for: somebody else's hands on the board.
-            if guest.dirty_log is None:
-                answers = self._board.execute_guest(vmcb, batch)
-            else:
-                answers = self._execute_logged(guest.dirty_log, vmcb, batch)
-            _count(guest, batch, answers)
-            now_ns, chain = self._clock.now_ns, self._log.chain(guest.spec.name)
-            chain.record(now_ns, HostEvent.BATCH, len(batch), vcpu.registers.r13, vcpu.index, spent)
-            if self._board.terminated and guest.spec.name in self._board.terminated:
-                self._power_off(guest, TERMINATED | self._board.terminated.pop(guest.spec.name))
-            elif self._board.exit_work:
-                self._wait_for_exits(vcpu, answers)
-            else:
-                self._run_blocks(vcpu, answers)
+            if vcpu.epoch == epoch:
+                self._take_effect(vcpu, batch, spent)
 
         self._clock.after(spent, take_effect)
 
-    def _wait_for_exits(self, vcpu: Vcpu, answers: tuple[op.Answer, ...]) -> None:
+    def _take_effect(
+        self, vcpu: Vcpu, batch: tuple[op.GuestOperation, ...], spent: int, before: tuple[op.Answer, ...] = ()
+    ) -> None:
+        """Execute a batch whose time has passed; ``before`` is what its begin was answered at an earlier time."""
+        guest = vcpu.guest
+        vmcb = self._board.vmcb(guest.spec.name, vcpu.index)
+        if not vmcb.consistent:  # Written anew meanwhile, and no VMRUN would follow it.
+            self._power_off(guest, ExitCode.INVALID & 0xFF)
+            return
+        if self._board.exit_work:
+            self._board.exit_work = []  # Of exits that nobody waited for: somebody else's hands on the board.
+        if guest.dirty_log is None:
+            answers = self._board.execute_guest(vmcb, batch)
+        else:
+            answers = self._execute_logged(guest.dirty_log, vmcb, batch)
+        _count(guest, batch[: len(answers)], answers)
+        now_ns, chain = self._clock.now_ns, self._log.chain(guest.spec.name)
+        chain.record(now_ns, HostEvent.BATCH, len(batch), vcpu.registers.r13, vcpu.index, spent)
+        if self._board.terminated and guest.spec.name in self._board.terminated:
+            self._power_off(guest, TERMINATED | self._board.terminated.pop(guest.spec.name))
+            return
+        if before:
+            answers = before + answers
+        after: tuple[op.Answer, ...] | None = answers
+        if vcpu.levels is not None and self._has_left(vmcb):
+            if not self._switch_level(vcpu, vcpu.levels, vmcb, answers, batch[len(answers) - len(before) :]):
+                return
+            after = None
+        if self._board.exit_work:
+            self._wait_for_exits(vcpu, after)
+        else:
+            self._resume_level(vcpu, after)
+
+    def _has_left(self, vmcb: Vmcb) -> bool:
+        return self._board.vmcb(vmcb.vm, vmcb.vcpu).save_area_spa != vmcb.save_area_spa
+
+    def _switch_level(
+        self,
+        vcpu: Vcpu,
+        levels: VcpuLevels,
+        left: Vmcb,
+        answers: tuple[op.Answer, ...],
+        rest: tuple[op.GuestOperation, ...],
+    ) -> bool:
+        """The hypervisor entered another save area of a vCPU; whether that holds."""
+        page = bytearray(self._board.load_save_area(left))
+        save_registers(vcpu.registers, page)
+        self._board.store_save_area(left, bytes(page))
+        self._board.leave(left.vm, left.vcpu)
+        if left.vmpl:
+            levels.waiting[left.vmpl] = Waiting(vcpu.registers, answers, rest)
+        else:
+            vcpu.guest.software.drop(vcpu.thread)
+        if not self._enter(vcpu):
+            return False
+        waiting = levels.waiting.get(self._board.vmcb(left.vm, left.vcpu).vmpl)
+        vcpu.registers = Registers() if waiting is None else waiting.registers
+        self.load(vcpu)
+        return True
+
+    def _resume_level(self, vcpu: Vcpu, answers: tuple[op.Answer, ...] | None) -> None:
+        """Go on with a vCPU's block, or where None with whatever is to run at its VMPL."""
+        if answers is None and vcpu.levels is not None:
+            vmpl = self._board.vmcb(vcpu.guest.spec.name, vcpu.index).vmpl
+            waiting = vcpu.levels.waiting.pop(vmpl, None)
+            if waiting is not None:
+                if waiting.rest:
+                    # Priced with its batch.
+                    self._take_effect(vcpu, waiting.rest, 0, waiting.answers)
+                    return
+                answers = waiting.answers
+        self._run_blocks(vcpu, answers)
+
+    def _wait_for_exits(self, vcpu: Vcpu, answers: tuple[op.Answer, ...] | None) -> None:
         """Go on when what the hypervisor did in a batch's exits has taken its time."""
         work, self._board.exit_work = self._board.exit_work, []
         spent = round(sum([self._host_cost.price_in_exit(batch) for batch in work], 0.0))
         if not spent:
-            self._run_blocks(vcpu, answers)
+            self._resume_level(vcpu, answers)
             return
         guest, epoch = vcpu.guest, vcpu.epoch
         vcpu.elapsed_ns += spent
@@ -240,7 +302,7 @@ class VcpuRunner:
             if vcpu.epoch == epoch:
                 chain = self._log.chain(guest.spec.name)
                 chain.note(self._clock.now_ns, HostEvent.EXITS, len(work), 0, spent, vcpu.index)
-                self._run_blocks(vcpu, answers)
+                self._resume_level(vcpu, answers)
 
         self._clock.after(spent, go_on)
 
@@ -358,7 +420,8 @@ class VcpuRunner:
         self._board.leave(guest.spec.name, vcpu.index)
         vcpu.state = VcpuState.PAUSED
         vcpu.registers = Registers()
-        guest.software.forget(vcpu.index)
+        for thread in vcpu.threads:
+            guest.software.forget(thread)
         self._log.chain(guest.spec.name).record(self._clock.now_ns, HostEvent.PAUSED, vcpu.index, vcpu=vcpu.index)
 
     def _tell_parked(self, guest: Guest) -> None:
@@ -414,6 +477,8 @@ def _mark(log: DirtyLog, batch: tuple[op.GuestOperation, ...], now_ns: int) -> N
     for one in batch:
         if type(one) is op.Write:
             log.mark(one.gpa, len(one.data), now_ns)
+        elif type(one) is op.Clear:
+            log.mark(one.gpa, max(0, one.length), now_ns)
         elif type(one) is op.BlockRead:
             log.mark(one.gpa, one.blocks * op.BLOCK_BYTES, now_ns)
 

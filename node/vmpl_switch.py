@@ -8,7 +8,7 @@ VMPL 1 to 3 are announced by AP creation (80000013), whose EXITINFO1 names the V
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,11 @@ class VmplBook:
     """SPA of the save area of each vCPU and VMPL."""
     running: dict[int, int] = field(default_factory=dict)
     """VMPL of each vCPU's control block, where that is not VMPL0."""
+
+    @classmethod
+    def of(cls, save_areas: Sequence[int]) -> VmplBook:
+        """With the save areas that a launch made, of VMPL0."""
+        return cls({(vcpu, 0): spa for vcpu, spa in enumerate(save_areas)})
 
     def vmpl(self, vcpu: int) -> int:
         """At which VMPL a vCPU runs."""

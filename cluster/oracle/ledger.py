@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from node.operations import Answer, Fault, Fetch, PageStateChange, Read, VirtualRead, VirtualWrite, Write
+from node.operations import Answer, Clear, Fault, Fetch, PageStateChange, Read, VirtualRead, VirtualWrite, Write
 
 PAGE_BYTES = 4096
 
@@ -133,6 +133,11 @@ def _write(shadow: ShadowMemory, one: Write, _: Answer) -> None:
         shadow.forget(one.gpa, len(one.data))
 
 
+def _clear(shadow: ShadowMemory, one: Clear, _: Answer) -> None:
+    # What is cleared holds nothing that the victim would miss, and may be larger than is worth a shadow.
+    shadow.forget(one.gpa, one.length)
+
+
 def _page_state_change(shadow: ShadowMemory, one: PageStateChange, answer: Answer) -> None:
     if answer == 0:
         shadow.forget(one.gpa, one.length)
@@ -145,6 +150,7 @@ def _by_virtual_address(_: ShadowMemory, __: VirtualRead | Fetch | VirtualWrite,
 _STEPS: Mapping[type, Callable[..., Discrepancy | None]] = {
     Read: _read,
     Write: _write,
+    Clear: _clear,
     PageStateChange: _page_state_change,
     VirtualRead: _by_virtual_address,
     Fetch: _by_virtual_address,
