@@ -48,6 +48,7 @@ class ComparisonRow:
     rmp_percent: float
     exits_percent: float
     acceptance_percent: float
+    bounce_percent: float
     loaded_latency_percent: float
     core_wait_percent: float
     other_percent: float
@@ -74,6 +75,7 @@ _NAMED = {
     "rmp_percent": Mechanism.RMP,
     "exits_percent": Mechanism.VMGEXIT,
     "acceptance_percent": Mechanism.ACCEPTANCE,
+    "bounce_percent": Mechanism.BOUNCE,
     "loaded_latency_percent": Mechanism.LOADED_LATENCY,
     "core_wait_percent": Mechanism.CORE_WAIT,
 }

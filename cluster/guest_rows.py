@@ -56,6 +56,7 @@ def guest_rows(host: Host, guest: Guest) -> Rows:
                 "faults": guest.faults,
                 "bytes_read": guest.bytes_read,
                 "bytes_written": guest.bytes_written,
+                "bytes_bounced": guest.bytes_bounced,
             }
         ],
         "vm_time": [

@@ -28,6 +28,7 @@ ADDED = {
     Mechanism.RMP: "RMP",
     Mechanism.VMGEXIT: "exits",
     Mechanism.ACCEPTANCE: "accept",
+    Mechanism.BOUNCE: "bounce",
     Mechanism.LOADED_LATENCY: "latency",
     Mechanism.CORE_WAIT: "cores",
 }

@@ -167,7 +167,7 @@ def _rows_of_unplaced(fleet: Fleet, rows: list[Payload], hosts: frozenset[object
 
 _COUNTS = (
     "psp_wait_ns", "psp_service_ns", "units_of_work", "instructions", "active_ns", "operations", "faults",
-    "bytes_read", "bytes_written",
+    "bytes_read", "bytes_written", "bytes_bounced",
 )  # fmt: skip
 
 

@@ -163,6 +163,7 @@ _VMS = TableSchema(
         ("faults", _I, "1", "faults its vCPUs received"),
         ("bytes_read", _I, "byte", "loaded by its vCPUs, private and shared"),
         ("bytes_written", _I, "byte", "stored by its vCPUs, private and shared"),
+        ("bytes_bounced", _I, "byte", "copied between private memory and buffers that devices reach"),
     ),
 )
 

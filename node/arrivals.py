@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from node.disk import DISK_BLOCKS
+from node.disk import blocks_of
 from node.event_log import ChainEnd
 from node.guest import Guest, GuestSpec, GuestState
 from node.guest_books import GuestBooks
@@ -55,14 +55,14 @@ class Arrivals:
             if guest.unwanted:
                 self.abandon(spec.name)
 
-        host.tasks.run(host.hypervisor.receive(spec.machine), guest, ready, refused)
+        host.tasks.run(host.with_disk(spec, host.hypervisor.receive(spec.machine)), guest, ready, refused)
 
     def complete(self, name: str, frames: Sequence[bytes], digests: bytes, books: GuestBooks, told: Told) -> None:
         """Lay the VM down and let it run; anything wrong with what came is told, and changes nothing."""
         host = self._host
         guest = host.guests[name]
         try:
-            state = state_of(frames, name, self._memory_of(guest.spec), DISK_BLOCKS)
+            state = state_of(frames, name, self._memory_of(guest.spec), blocks_of(host.board.disk_files.get(name)))
         except FrameError as error:
             told(str(error))
             return

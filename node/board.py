@@ -22,9 +22,10 @@ from node.counter_random import CounterRandom
 from node.data_fabric import DataFabric
 from node.device_port import DevicePort
 from node.disk import Disk
+from node.disk_file import DiskFile
 from node.dram import Dram, MachineCheck
 from node.exit_instructions import Exits, SwitchedAway
-from node.fault_answers import undefined
+from node.fault_answers import FAULTS, undefined
 from node.generation import CAPABILITIES, Generation
 from node.guest_access import CachedGuestAccess, GuestAccess
 from node.guest_instructions import GuestInstructions
@@ -42,6 +43,7 @@ from node.product import Product
 from node.rmp import ReverseMapTable
 from node.rmp_hidden_form import HiddenForm
 from node.rmp_layout import RmpLayout, at_end_of_memory
+from node.running_vcpus import RunningVcpus
 from node.tlb import Tlb
 from node.tlb_duties import TlbDuties
 from node.vcpu_controls import VcpuControls
@@ -135,6 +137,8 @@ class Board:
         )
         self.psp.snp.wants_fabric_locked = platform.fabric_lock_checked
         self.psp.snp.alias_check = alias_check
+        self.psp.snp.guests.pages.tweaked = platform.context_tweaked
+        self.psp.snp.guests.pages.has_mac = platform.context_mac
         self.exit_handler: ExitHandler | None = None
         """The hypervisor's answer to a page state change; runs while the vCPU is stopped."""
         self.observer: Observer | None = None
@@ -148,9 +152,10 @@ class Board:
         self.nested: dict[str, NestedPageTable] = {}
         self.tables = self._table_host()
         self.vmcbs: dict[str, dict[int, Vmcb]] = {}
-        self._running: dict[tuple[str, int], int] = {}
-        """Save areas that vCPUs under the RMP run with."""
+        self.running = RunningVcpus(lambda: self.rmp)
         self.disks: dict[str, Disk] = {}
+        self.disk_files: dict[str, DiskFile] = {}
+        """What is behind the disks that are not empty at first."""
         self.controls = VcpuControls(self)
         self.vmrun_checks = VmrunChecks(self)
         """What VMRUN asks of a control block."""
@@ -202,7 +207,8 @@ class Board:
         """A VM's disk; made when it is first asked for."""
         disk = self.disks.get(vm)
         if disk is None:
-            disk = self.disks[vm] = Disk(self.controller, self.bus.host_view, self.rmp, self.nested_table(vm))
+            nested, file = self.nested_table(vm), self.disk_files.get(vm)
+            disk = self.disks[vm] = Disk(self.controller, self.bus.host_view, self.rmp, nested, file)
         return disk
 
     def device_port(self, slot: int) -> DevicePort:
@@ -271,20 +277,17 @@ class Board:
     # What a core does while a vCPU runs.
 
     def enter(self, vm: str, vcpu: int) -> int:
-        """A vCPU begins to run: its save area is in use until ``leave``, and it has the VMPL that stands there.
+        """A vCPU begins to run: its save area is in use until it leaves, and it has the VMPL that stands there.
 
-        0, or the exit code where the control block is not consistent or the registers are not those that were saved.
+        0, or the exit code of VMRUN that refuses it.
         """
         vmcb = self.vmcbs[vm][vcpu]
-        if not self.vmrun_checks.passed(vmcb):
-            return ExitCode.INVALID
-        if not self.registers_fit(vmcb):
-            return self.platform.save_area_refused
+        self.running.preempt((vm, vcpu))
+        code = self.vmrun_checks.code(vmcb)
+        if code or not self.take_vmpl(vmcb):
+            return code or ExitCode.INVALID
         self.controls.forget(vm, vcpu)
-        if vmcb.rmp_checked and self.rmp is not None:
-            self._running[vm, vcpu] = vmcb.save_area_spa
-            self.rmp.checks.enter(vmcb.save_area_spa)
-            self.take_vmpl(vmcb)
+        self.running.schedule((vm, vcpu), vmcb.save_area_spa if vmcb.rmp_checked else None)
         if self.tlb_duties is not None:
             core = self.tlb_duties.schedule(vm, vcpu)
             placed = self.vmcbs[vm][vcpu] = replace(self.vmcbs[vm][vcpu], core=core)
@@ -296,12 +299,18 @@ class Board:
         self.controls.forget(vm, vcpu)
         if self.tlb_duties is not None:
             self.tlb_duties.vacate(vm, vcpu)
-        spa = self._running.pop((vm, vcpu), None)
-        if spa is not None and self.rmp is not None:
-            self.rmp.checks.leave(spa)
+        self.running.leave((vm, vcpu))
+
+    def preempt(self, vm: str, vcpu: int) -> None:
+        """A vCPU exits, and stays out until its scheduler or a VMRUN enters it again."""
+        self.controls.forget(vm, vcpu)
+        self.running.preempt((vm, vcpu))
 
     def switch_to(self, vmcb: Vmcb, core: int) -> bool:
-        """What VMRUN does once its checks are passed; False if the save area holds no VMPL."""
+        """What VMRUN does once its checks are passed; False if the save area holds no VMPL.
+
+        The save area is in use until the vCPU exits (``node.running_vcpus``).
+        """
         self.controls.forget(vmcb.vm, vmcb.vcpu)
         if not self.take_vmpl(vmcb):
             return False
@@ -309,6 +318,7 @@ class Board:
         vmcb = vcpus[vmcb.vcpu]
         if vmcb.core != core:
             vmcb = vcpus[vmcb.vcpu] = replace(vmcb, core=core)
+        self.running.take((vmcb.vm, vmcb.vcpu), core, vmcb.save_area_spa if vmcb.rmp_checked else None)
         if self.tlb_duties is not None:
             self.tlb_duties.enter(vmcb)
         return True
@@ -323,6 +333,18 @@ class Board:
         if vmpl != vmcb.vmpl:
             self.vmcbs[vmcb.vm][vmcb.vcpu] = replace(vmcb, vmpl=vmpl)
         return True
+
+    def look_up_vmpl(self, vmcb: Vmcb) -> None:
+        """Have a new control block mean the VMPL of its save area at once, or else the one with the fewest rights.
+
+        Whoever runs goes on with the block that the hypervisor writes meanwhile; that must raise nobody.
+        """
+        try:
+            found = not vmcb.rmp_checked or (vmcb.consistent and self.take_vmpl(vmcb))
+        except FAULTS:
+            found = False
+        if not found:
+            self.vmcbs[vmcb.vm][vmcb.vcpu] = replace(vmcb, vmpl=_VMPLS - 1)
 
     # Save areas, which the core itself reads and writes at VMRUN and at an exit.
 

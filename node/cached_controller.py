@@ -75,6 +75,13 @@ class CachedController(MemoryController):
         if self._timing is not None:
             self._timing.use(self._core, spa, len(data), asid)
 
+    def expect_store(self, spa: int, length: int, asid: int) -> None:
+        """As of memory. Of a guest whose key has gone, what the store must find in a line has to be there."""
+        self._expect_access(spa, length, asid)
+        if length and not self.has_key(asid):
+            for at in (spa, spa + length - 1):
+                self.cache.load(at, 1, asid)
+
     def lay(self, spa: int, data: bytes, asid: int) -> None:
         """Store into the caches: nothing is put off where somebody looks at lines."""
         self.write(spa, data, asid)

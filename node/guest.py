@@ -30,6 +30,8 @@ class GuestSpec:
     """Key of the firmware image among those the host was given."""
     svsm: bool = False
     """An SVSM runs below it, at VMPL0; SEV-SNP guests only."""
+    disk: str = ""
+    """Path of the file behind its disk; empty for a disk that is empty at first."""
 
     @property
     def memory(self) -> GuestMemoryMap:
@@ -106,3 +108,4 @@ class Guest:
     demand_names: tuple[tuple[str, ...], ...] = ()
     bytes_read: int = 0
     bytes_written: int = 0
+    bytes_bounced: int = 0

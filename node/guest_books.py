@@ -30,6 +30,7 @@ class GuestBooks(NamedTuple):
     faults: int
     bytes_read: int
     bytes_written: int
+    bytes_bounced: int
     lost_ns: dict[Mechanism, float]
     """What is not zero. Once packed, by name."""
     elapsed_ns: list[int]
@@ -44,6 +45,7 @@ class GuestBooks(NamedTuple):
         return cls(
             guest.ordered_ns, guest.running_ns, guest.launch_digest, guest.psp_wait_ns, guest.psp_service_ns,
             guest.operation_ns, guest.operations, guest.faults, guest.bytes_read, guest.bytes_written,
+            guest.bytes_bounced,
             {mechanism: ns for mechanism, ns in mechanism_ns(guest).items() if ns},
             [vcpu.elapsed_ns for vcpu in guest.vcpus],
             [_retired(vcpu) for vcpu in guest.vcpus],
@@ -78,7 +80,7 @@ class GuestBooks(NamedTuple):
 
 _COPIED = (
     "ordered_ns", "running_ns", "launch_digest", "psp_wait_ns", "psp_service_ns", "operation_ns", "operations",
-    "faults", "bytes_read", "bytes_written",
+    "faults", "bytes_read", "bytes_written", "bytes_bounced",
 )  # fmt: skip
 
 

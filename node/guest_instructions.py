@@ -38,6 +38,7 @@ class GuestInstructions:
             op.Write: self._write,
             op.Clear: self._clear,
             op.GuestWork: lambda _, one: None if one.cost in GUEST_WORK else undefined(),
+            op.Copy: self._copy,
             **PagingInstructions(board, memory).table,
             op.PValidate: self._pvalidate,
             op.RmpAdjust: self._rmpadjust,
@@ -51,6 +52,8 @@ class GuestInstructions:
         }
 
     def _read(self, vmcb: Vmcb, one: op.Read) -> op.Answer:
+        if one.length > op.MOST_BYTES:
+            return op.Fault(op.FaultKind.GENERAL_PROTECTION, one.gpa)
         try:
             segments, asid = self._way.resolve(vmcb, one.gpa, one.length, one.private)
             read = self._board.controller.read if asid else self._board.bus.host_view.read
@@ -68,6 +71,8 @@ class GuestInstructions:
             if len(segments) == 1:
                 self._board.controller.write(segments[0][0], data, asid or segments[0][3])
                 return None
+            for spa, length, _, key in segments:
+                self._board.controller.expect_store(spa, length, asid or key)
             view, start = memoryview(data), 0
             for spa, length, _, key in segments:
                 self._board.controller.write(spa, view[start : start + length], asid or key)
@@ -80,10 +85,20 @@ class GuestInstructions:
         try:
             segments, asid = self._way.resolve(vmcb, one.gpa, one.length, one.private, WRITE, PERMIT_WRITE)
             for spa, length, _, key in segments:
+                self._board.controller.expect_store(spa, length, asid or key)
+            for spa, length, _, key in segments:
                 self._board.controller.clear(spa, length, asid or key)
         except FAULTS as fault:
             return answer_to(fault, one.gpa)
         return None
+
+    def _copy(self, vmcb: Vmcb, one: op.Copy) -> op.Answer:
+        data = self._read(vmcb, op.Read(one.source, one.length, one.source_private))
+        if isinstance(data, op.Fault):
+            return data
+        assert isinstance(data, bytes)
+        stored = self._write(vmcb, op.Write(one.target, data, one.target_private))
+        return data if stored is None else stored
 
     def _timed_read(self, vmcb: Vmcb, one: op.TimedRead) -> op.Answer:
         answer = self._read(vmcb, op.Read(one.gpa, 1, one.private))

@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from node.program import Placement
+from node.swiotlb import book_bytes
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
 LOW_RAM_BYTES = 2 << 30
 HIGH_RAM_GPA = 4 << 30
 SHARED_GPA = 32 << 20
+BOOKS_GPA = 16 << 20
+"""Where the kernel keeps its books of bounce buffers, in its own memory."""
 SMALLEST_GUEST_BYTES = 64 << 20
 SMALLEST_SLICE_BYTES = 4 << 20
 _SHARED_PERCENT = 6
@@ -63,7 +66,7 @@ class GuestMemoryMap:
         free = min(self.memory_bytes, LOW_RAM_BYTES) - SHARED_GPA - self.shared.length
         return free // self.vcpus // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
 
-    def placement(self, vm: str, vcpu: int, seed: int) -> Placement:
+    def placement(self, vm: str, vcpu: int, seed: int, *, bounces: bool = True) -> Placement:
         """What a vCPU's program may call its own. The pool's first page holds the device's queues."""
         shared = self.shared
         usable = shared.length - LARGE_PAGE_BYTES // 2
@@ -76,6 +79,8 @@ class GuestMemoryMap:
             shared_gpa=shared.gpa + LARGE_PAGE_BYTES // 2 + vcpu * part,
             shared_length=part,
             seed=seed,
+            book_gpa=BOOKS_GPA + vcpu * book_bytes(part),
+            bounces=bounces,
         )
 
     def private_ranges(self, launched: Iterable[int]) -> Iterator[Range]:

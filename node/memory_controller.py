@@ -37,7 +37,7 @@ class NoKey(Exception):
 
 
 class NoHostKey(Exception):
-    """An access with C=1 on a host that encrypts no memory of its own.
+    """An access with C=1 on a host whose software cannot ask for the host's key.
 
     The C-bit is an address bit then (SYSCFG.MemEncryptionModeEn = 0), and no
     host has memory that far up: nothing answers.
@@ -68,16 +68,15 @@ class MemoryController:
     def install_host_key(self, key: bytes, *, transparent: bool) -> None:
         """Load the host's own key, as firmware does before the cores start.
 
-        ``transparent`` is TSME: accesses with C=0 go through it too.
+        ``transparent`` is TSME: every access without a guest's key goes through it, and there is no C-bit.
         """
-        cipher = self._ciphers[HOST_KEY] = self._make.cipher(key)
-        if transparent:
-            self._ciphers[0] = cipher
+        # With TSME alone MemEncryptionModeEn is clear: no address asks for the key, and none can do without it.
+        self._ciphers[0 if transparent else HOST_KEY] = self._make.cipher(key)
 
     @property
     def host_cipher(self) -> MemoryCipher | None:
         """What chips of the board that keep tables in DRAM put between the two; None on a host without a key."""
-        return self._ciphers.get(HOST_KEY)
+        return self._ciphers.get(HOST_KEY) or self._ciphers.get(0)
 
     def remove_key(self, asid: int) -> None:
         """Empty the slot of a guest's ASID."""
@@ -150,7 +149,7 @@ class MemoryController:
             self.write(spa, data, asid)
             return
         fill = self._fill(asid, spa)
-        self._dram.lay(spa, data, fill, until_flush=asid != 0 and data.count(0) < len(data))
+        self._dram.lay(spa, data, fill, until_flush=fill is not None and data.count(0) < len(data))
         self.bytes_encrypted += len(data) if fill else 0
 
     def flush(self) -> None:
@@ -160,6 +159,11 @@ class MemoryController:
         """
         self._dram.settle()
         wipe_scratch()
+
+    def expect_store(self, spa: int, length: int, asid: int) -> None:
+        """Raises what ``write`` of so many bytes would: for whoever stores in several parts, all or none."""
+        self._dram.expect(spa, length)
+        self._fill(asid, spa)
 
     def clear(self, spa: int, length: int, asid: int) -> None:
         """Zero memory; whole pages cost nothing and count as never written. Raises as ``read``."""

@@ -36,8 +36,11 @@ Segment = tuple[int, int, bool, int]
 _TABLE = PRESENT | WRITABLE | USER | ACCESSED
 _PAGE = _TABLE | DIRTY
 """KVM sets A and D itself where it does not track them, so a walk finds nothing to store."""
-_MOST_LEAVES = 1 << 18
-"""Pages that one access walks: 1 GiB in the smallest. A hostile table can show a page of memory at every address."""
+MOST_WALKS = 1 << 13
+"""Walks of one access, each for a run of pages that follow each other in one table: of hostile tables 32 MiB.
+
+Honest ones map 8 TiB. What is longer has no mapping from there on: tables can show one page at every address.
+"""
 _MOST_MISSING = 64
 """Missing frames are counted no further."""
 
@@ -333,10 +336,11 @@ class NestedPageTable:
         out: list[Segment] = []
         asked, length = length, self._bounded(length)
         at, end = gpa, gpa + max(1, length)
-        for _ in range(_MOST_LEAVES):
-            leaf = self.leaf(at, access)
-            offset = at % leaf.page_bytes
-            spa, size = leaf.spa + offset, min(end - at, leaf.page_bytes - offset)
+        host = self._host
+        assert host is not None
+        for _ in range(MOST_WALKS):
+            leaf, stop = host.walker.run(self._root, at, end, access, encrypted=self._encrypted)
+            spa, size = leaf.spa + at % leaf.page_bytes, min(end, stop) - at
             large = leaf.page_bytes > PAGE_BYTES
             before = out[-1] if out else None
             if before is not None and (before[0] + before[1], *before[2:]) == (spa, large, leaf.key):

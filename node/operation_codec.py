@@ -55,6 +55,7 @@ KINDS: Mapping[int, type] = {
     97: op.WriteDr7,
     110: op.Clear,
     111: op.GuestWork,
+    98: op.Copy,
     # Operations of hypervisors.
     16: op.HostRead,
     17: op.HostReadWritten,
@@ -85,6 +86,7 @@ KINDS: Mapping[int, type] = {
     37: op.MmioWrite,
     38: op.DeviceRead,
     39: op.DeviceWrite,
+    120: op.VmPreempt,
     # Answers.
     48: op.Fault,
     49: op.PValidateResult,

@@ -76,6 +76,11 @@ class GuestOperationCost:
                 size, private = max(0, one.length), one.private
             elif type(one) is op.VirtualRead or type(one) is op.Fetch:
                 size, private = max(0, one.length), True
+            elif type(one) is op.Copy:
+                copy_ns = self._copy_ns(one, latency_ns)
+                lost_ns[Mechanism.BOUNCE] += copy_ns
+                other += copy_ns
+                continue
             else:
                 # What a guest may not execute raises #UD, which costs nothing that the table knows.
                 priced = self._table.get(type(one))
@@ -89,6 +94,15 @@ class GuestOperationCost:
         lost_ns[Mechanism.OPERATIONS] += plain
         lost_ns[Mechanism.ENCRYPTION] += added
         return max(1, round(plain + added + other))
+
+    def _copy_ns(self, one: op.Copy, latency_ns: float) -> float:
+        """A load and a store to begin with, then the rate of a copy, which is a load and a store of each byte."""
+        size = max(0, one.length)
+        privates = (one.source_private, one.target_private)
+        ends = [self._private_ns if private else self._shared_ns for private in privates]
+        access_ns = sum([access for access, _ in ends], 0.0)
+        byte_ns = self._plain_byte_ns + max([byte for _, byte in ends])
+        return 2 * latency_ns + access_ns + size * byte_ns
 
     def _pvalidate(self, one: op.PValidate) -> tuple[tuple[Mechanism, float], ...]:
         pages = max(0, one.length) // (LARGE_PAGE_BYTES if one.large else PAGE_BYTES)

@@ -41,6 +41,8 @@ class Mechanism(StrEnum):
     """Reads, writes and device requests of the program's blocks, as a plain VM pays them."""
     ACCEPTANCE = "acceptance"
     """PVALIDATE and page state changes."""
+    BOUNCE = "bounce"
+    """Copies between private memory and the pool that devices reach. A plain VM makes none."""
 
 
 MECHANISMS = tuple(Mechanism)

@@ -94,6 +94,15 @@ class Platform:
     store before it stands for one that races with it.
     """
 
+    context_tweaked: bool = True
+    """Whether the ciphertext of a guest's context depends on the Context page's address.
+
+    Memory is encrypted so; of the security processor's own key nobody has published it.
+    """
+
+    context_mac: bool = False
+    """Whether contexts carry an integrity value. Hypothetical: AMD's have none."""
+
     def cipher_of(self, product: Product) -> CipherMode:
         """How memory of this product is encrypted. Raises ValueError for a cipher that it does not offer."""
         chosen = self.memory_cipher or product.ciphers[0]

@@ -57,7 +57,7 @@ def platform_instructions(board: Board) -> Mapping[type, Callable[..., op.Answer
         return None
 
     def device_read(one: op.DeviceRead) -> op.Answer:
-        if not 0 <= one.slot < SLOTS or one.length > board.dram.size_bytes:
+        if not 0 <= one.slot < SLOTS or one.length > op.MOST_BYTES:
             return _aborted(one.iova)
         try:
             return board.device_port(one.slot).read(one.iova, one.length)

@@ -110,7 +110,8 @@ class Placement:
 
     The range [``base_gpa``, ``base_gpa + length``) is private to this vCPU;
     [``shared_gpa``, ``shared_gpa + shared_length``) is shared with the host,
-    for device buffers. ``seed`` is the scenario's.
+    for device buffers; devices reach those alone if ``bounces``, else all of the guest's memory. The book of
+    what of them is lent out lies at ``book_gpa``, in private memory. ``seed`` is the scenario's.
     """
 
     vm: str
@@ -120,6 +121,8 @@ class Placement:
     shared_gpa: int
     shared_length: int
     seed: int
+    book_gpa: int = 0
+    bounces: bool = True
 
 
 @dataclass(frozen=True, slots=True)

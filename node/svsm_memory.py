@@ -23,7 +23,7 @@ from node.ovmf import SEV_METADATA, SVSM_INFO, MetadataSection, SectionType
 from node.vmsa import BSP_RESET_EIP
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
-SVSM = Range(0x0100_0000, LARGE_PAGE_BYTES)
+SVSM = Range(0x00C0_0000, LARGE_PAGE_BYTES)
 GUEST_VMPL = 2
 """At which the guest's own kernel runs, as with Coconut."""
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from node.generation import Generation
+from node.generation import CAPABILITIES, Generation
 from node.guest_kernel import GuestKernel
 from node.guest_memory_map import GuestMemoryMap
 from node.kernel_above_svsm import KernelAboveSvsm
@@ -157,7 +157,8 @@ class Tenant:
             below = vcpu - len(spec.reset_rips)
             self.blocks[vcpu] = Svsm(spec.svsm, spec.memory, below, spec.name, spec.seed, SERVICES).blocks
             return
-        program = self._factory(spec.program, spec.memory.placement(spec.name, vcpu, spec.seed))
+        bounces = CAPABILITIES[spec.generation].key_per_vm
+        program = self._factory(spec.program, spec.memory.placement(spec.name, vcpu, spec.seed, bounces=bounces))
         kernel: GuestKernel | KernelAboveSvsm
         if spec.svsm is None:
             reset_rip = spec.reset_rips[vcpu]

@@ -208,7 +208,10 @@ class VcpuRunner:
         epoch = vcpu.epoch
 
         def take_effect() -> None:
-            if vcpu.epoch == epoch:
+            if vcpu.epoch != epoch:
+                return
+            preempted = self._board.running.preempted
+            if not (preempted and (guest.spec.name, vcpu.index) in preempted) or self._enter(vcpu):
                 self._take_effect(vcpu, batch, spent)
 
         self._clock.after(spent, take_effect)
@@ -316,7 +319,7 @@ class VcpuRunner:
             answers = self._board.execute_guest(vmcb, batch)
         finally:
             memory.stored = None
-        _mark(log, batch, now_ns)
+        _mark(log, batch[: len(answers)], answers, now_ns)
         return answers
 
     def _end_block(self, vcpu: Vcpu, ending: Ending) -> bool:
@@ -473,12 +476,16 @@ _AT_REST = (VcpuState.PAUSED, VcpuState.WAITING, VcpuState.STOPPED)
 _names = IdentityCache[tuple[Demand, ...], tuple[str, ...]](lambda demands: tuple(one.name for one in demands))
 
 
-def _mark(log: DirtyLog, batch: tuple[op.GuestOperation, ...], now_ns: int) -> None:
-    for one in batch:
+def _mark(
+    log: DirtyLog, batch: tuple[op.GuestOperation, ...], answers: tuple[op.Answer, ...], now_ns: int
+) -> None:
+    for one, answer in zip(batch, answers, strict=True):
         if type(one) is op.Write:
             log.mark(one.gpa, len(one.data), now_ns)
         elif type(one) is op.Clear:
             log.mark(one.gpa, max(0, one.length), now_ns)
+        elif type(one) is op.Copy and type(answer) is bytes:
+            log.mark(one.target, len(answer), now_ns)
         elif type(one) is op.BlockRead:
             log.mark(one.gpa, one.blocks * op.BLOCK_BYTES, now_ns)
 
@@ -487,6 +494,9 @@ def _count(guest: Guest, batch: tuple[op.GuestOperation, ...], answers: tuple[op
     for one, answer in zip(batch, answers, strict=True):
         kind = type(answer)
         if kind is bytes:
+            if type(one) is op.Copy:
+                guest.bytes_bounced += len(answer)  # type: ignore[arg-type]
+                continue
             guest.bytes_read += len(answer)  # type: ignore[arg-type]
         elif kind is op.Fault:
             guest.faults += 1

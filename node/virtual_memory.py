@@ -66,10 +66,16 @@ class VirtualMemory:
     def write(self, vmcb: Vmcb, registers: ControlRegisters, gva: int, data: bytes) -> None:
         """Store, all or nothing. Raises as ``read``."""
         pieces = list(self._pieces(vmcb, registers, gva, len(data), WRITE))
+        if not pieces:
+            return
         ways = [
             self._way.resolve(vmcb, piece.gpa, piece.length, piece.private, READ | WRITE, PERMIT_WRITE)
             for piece in pieces
         ]
+        if len(ways) > 1 or len(ways[0][0]) > 1:
+            for segments, asid in ways:
+                for spa, size, _, key in segments:
+                    self._board.controller.expect_store(spa, size, asid or key)
         start = 0
         for piece, (segments, asid) in zip(pieces, ways, strict=True):
             for spa, size, _, key in segments:

@@ -70,7 +70,9 @@ def run_vmpl(vm: str, record: LaunchedVm, vcpu: int, vmpl: int) -> Generator[Bat
     before = book.vmpl(vcpu)
     for wanted in (vmpl, before):
         spa = book.areas[vcpu, wanted]
-        _, code = yield (
+        # The vCPU is out of guest mode: its exit let go of the save area.
+        *_, code = yield (
+            op.VmPreempt(vm, vcpu),
             op.VmcbWrite(vm, vcpu, record.asid, record.generation.name, spa),
             op.VmRun(vm, vcpu),
         )

@@ -5,17 +5,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from psp.guest_context import GuestContext
 from psp.launch_digest import PageType
 from psp.status import PspError, Status
 from psp.system_bus import PAGE_BYTES
 
-if TYPE_CHECKING:
-    from psp.snp import SnpGuest
-
 SECRETS_VERSION = 3
 _SECRETS_HEAD = struct.Struct("<IIII16s")
+SECRETS_VMPCKS_OFFSET = _SECRETS_HEAD.size
 _CPUID_MOST_ENTRIES = 64
 _ZERO_PAGE = bytes(PAGE_BYTES)
 
@@ -25,24 +23,24 @@ class LaunchPageKind:
     """One page type; ``contents`` makes what is encrypted of what the host laid there."""
 
     page_type: PageType
-    contents: Callable[[SnpGuest, bytes], bytes]
+    contents: Callable[[GuestContext, bytes], bytes]
 
 
-def _as_it_lies(_: SnpGuest, page: bytes) -> bytes:
+def _as_it_lies(_: GuestContext, page: bytes) -> bytes:
     return page
 
 
-def _zeros(_: SnpGuest, __: bytes) -> bytes:
+def _zeros(_: GuestContext, __: bytes) -> bytes:
     return _ZERO_PAGE
 
 
-def _secrets(guest: SnpGuest, _: bytes) -> bytes:
+def _secrets(guest: GuestContext, _: bytes) -> bytes:
     """Version, workaround bits and the four message keys. IMI bit, CPU model and TSC factor stay zero."""
     head = _SECRETS_HEAD.pack(SECRETS_VERSION, 0, 0, 0, guest.gosvw)
-    return (head + b"".join(guest.vmpcks)).ljust(PAGE_BYTES, b"\0")
+    return (head + guest.vmpcks).ljust(PAGE_BYTES, b"\0")
 
 
-def _cpuid(_: SnpGuest, page: bytes) -> bytes:
+def _cpuid(_: GuestContext, page: bytes) -> bytes:
     """The table's shape is checked; values are taken as the host gives them."""
     if int.from_bytes(page[:4], "little") > _CPUID_MOST_ENTRIES:
         raise PspError(Status.INVALID_PARAM)

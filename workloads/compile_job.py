@@ -76,6 +76,11 @@ class CompileParameters:
         """The buffer of one source."""
         return self.source_bytes
 
+    @property
+    def disk_bytes(self) -> int:
+        """All sources."""
+        return self.sources * self.source_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class CompileJob:

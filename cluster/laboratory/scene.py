@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from cluster.laboratory.hands import Hands
 from cluster.laboratory.interface import Interface, is_there
+from cluster.laboratory.owner import SECRET, Owner
 from cluster.laboratory.protection import PROTECTIONS, Column
 from cluster.oracle.ledger import Ledger
 from cluster.oracle.transcript import Transcript
@@ -53,6 +54,8 @@ class Setting:
     """The victim keeps books of what it validated, also where an attack presumes that it does not."""
     validates_again: bool = False
     """The victim validates a page again that turns out not to be validated."""
+    demands_alias_check: bool = False
+    """The victim's owner accepts no platform that nobody checked for DRAM aliases."""
     ciphers: tuple[CipherMode, ...] = ()
     """What the product's memory controllers can do, its default first, where that is to be another than they have."""
 
@@ -95,8 +98,10 @@ class Scene:
             habit = (vault.VALIDATES_AGAIN, int(setting.validates_again and name == VICTIM))
             self._launch(name, protection.launched, ProgramSpec("vault", (habit,)))
         ledger.keep(VICTIM, "the secret", _vault(VICTIM).content(vault.SECRET))
+        ledger.keep(VICTIM, "what its owner sends it", SECRET)
         self.target = self._look_up()
-        self._hands = Hands(self.host.board, TENANT, transcript)
+        owner = Owner(self.host.board, transcript, VICTIM, setting.demands_alias_check)
+        self._hands = Hands(self.host.board, TENANT, transcript, owner)
         for guest in self.host.guests.values():
             self.let_run(guest)
 
@@ -145,9 +150,10 @@ class Scene:
         hypervisor = self.host.hypervisor
         assert isinstance(hypervisor, Hypervisor)
         frames = [hypervisor.frames.allocate(PAGE_BYTES, PAGE_BYTES)[0][0] for _ in range(_SPARE_FRAMES + 1)]
+        victim, tenant = (self._household(hypervisor, name) for name in (VICTIM, TENANT))
         return Target(
-            self._household(hypervisor, VICTIM), self._household(hypervisor, TENANT), tuple(frames[1:]), frames[0],
-            1 << self.host.spec.product.c_bit, GHOST_LINE,
+            victim, tenant, tuple(frames[1:]), frames[0], 1 << self.host.spec.product.c_bit, GHOST_LINE,
+            free_asid=max(victim.asid, tenant.asid) + 1,
         )  # fmt: skip
 
     def _household(self, hypervisor: Hypervisor, name: str) -> Household:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from node.operations import Answer, Clear, Fault, Fetch, PageStateChange, Read, VirtualRead, VirtualWrite, Write
+from node.operations import (
+    Answer,
+    Clear,
+    Copy,
+    Fault,
+    Fetch,
+    PageStateChange,
+    Read,
+    VirtualRead,
+    VirtualWrite,
+    Write,
+)
 
 PAGE_BYTES = 4096
 
@@ -138,6 +149,13 @@ def _clear(shadow: ShadowMemory, one: Clear, _: Answer) -> None:
     shadow.forget(one.gpa, one.length)
 
 
+def _copy(shadow: ShadowMemory, one: Copy, answer: Answer) -> Discrepancy | None:
+    assert isinstance(answer, bytes)
+    wrong = _read(shadow, Read(one.source, one.length, one.source_private), answer)
+    _write(shadow, Write(one.target, answer, one.target_private), None)
+    return wrong
+
+
 def _page_state_change(shadow: ShadowMemory, one: PageStateChange, answer: Answer) -> None:
     if answer == 0:
         shadow.forget(one.gpa, one.length)
@@ -151,6 +169,7 @@ _STEPS: Mapping[type, Callable[..., Discrepancy | None]] = {
     Read: _read,
     Write: _write,
     Clear: _clear,
+    Copy: _copy,
     PageStateChange: _page_state_change,
     VirtualRead: _by_virtual_address,
     Fetch: _by_virtual_address,

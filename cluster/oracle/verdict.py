@@ -32,6 +32,7 @@ from cluster.oracle.transcript import CODED, Absence, Complaint, Entry, Transcri
 from node.actor import HYPERVISOR, Actor, Role
 from node.operations import (
     Answer,
+    Copy,
     Fault,
     FaultKind,
     PSmash,
@@ -168,10 +169,15 @@ class _Case:
         if wrong is not None:
             self._misread(wrong)
         elif isinstance(one, Write) and not one.private:
-            for secret in self._holdings:
-                secret.published(one.data)
+            self._publish(one.data)
+        elif isinstance(one, Copy) and not one.target_private and isinstance(answer, bytes):
+            self._publish(answer)
         elif isinstance(one, PValidate) and isinstance(answer, PValidateResult) and one.validate and answer.code == 0:
             self._wave_away(one)
+
+    def _publish(self, octets: bytes) -> None:
+        for secret in self._holdings:
+            secret.published(octets)
 
     def _misread(self, wrong: Discrepancy) -> None:
         for secret in self._holdings:

@@ -91,10 +91,11 @@ def new_board(
     disabled: tuple[Protection, ...] = (),
     product: str = "Milan",
     mode: HostMode = HostMode.NONE,
+    caches: bool = False,
 ) -> Board:
     """A board without guests; its RMP is set up."""
     random = CounterRandom(1)
-    platform = Platform(mode=mode, tlb_entries=tlb, disabled=frozenset(disabled))
+    platform = Platform(mode=mode, tlb_entries=tlb, disabled=frozenset(disabled), caches=caches)
     board = Board("board", PRODUCTS[product], 64 * MIB, MIN_SEV_ASID, random, platform)
     if board.rmp is not None:
         enable_snp(board)

@@ -40,6 +40,16 @@ def test_only_private_accesses_of_encrypted_guests_pay_the_cipher(one):
     assert price(Generation.SEV, shared) == price(Generation.PLAIN, shared)
 
 
+def test_a_copy_is_two_accesses_and_the_rate_of_a_copy() -> None:
+    one = op.Copy(0, 1 << 20, 65536, target_private=False)
+    _, plain = price(Generation.PLAIN, one)
+    _, snp = price(Generation.SEV_SNP, one)
+    assert plain == {Mechanism.BOUNCE: pytest.approx(2 * LATENCY + 65536 * BYTE_NS)}
+    share, adder_ns = COSTS["dram.encrypted_bandwidth_share"], COSTS["dram.encryption_adder_ns"]
+    assert snp == {Mechanism.BOUNCE: pytest.approx(2 * LATENCY + adder_ns + 65536 * BYTE_NS / share)}
+    assert price(Generation.PLAIN, one, latency=2 * LATENCY)[0] == round(4 * LATENCY + 65536 * BYTE_NS)
+
+
 def test_the_hosts_present_latency_is_what_counts():
     assert price(Generation.PLAIN, op.Read(0, 1), latency=500.0)[0] == round(500 + BYTE_NS)
 
@@ -73,6 +83,7 @@ def test_a_disk_request_costs_an_snp_guest_dearer_exits():
 OPERATIONS = st.one_of(
     st.builds(op.Read, st.integers(-9, 9), st.integers(-5000, 5000), st.booleans()),
     st.builds(op.Write, st.integers(-9, 9), st.binary(max_size=64), st.booleans()),
+    st.builds(op.Copy, st.integers(-9, 9), st.integers(-9, 9), st.integers(-5000, 5000), st.booleans(), st.booleans()),
     st.builds(op.PValidate, st.integers(-9, 9), st.integers(-5000, 1 << 30), st.booleans()),
     st.builds(op.PageStateChange, st.integers(-9, 9), st.integers(-5000, 1 << 30), st.booleans()),
     st.builds(op.BlockRead, st.integers(-9, 9), st.integers(-9, 99), st.just(0)),

@@ -59,6 +59,26 @@ def test_an_asid_is_one_of_the_guests_kind(generation: Generation, min_sev_asid:
     assert taken == {asid: bool(ends) and ends[0] <= asid <= ends[-1] for asid in PROBES}
 
 
+@pytest.mark.parametrize("asks", [False, True])
+def test_by_the_switch_an_asid_is_on_its_guests_side_of_max_snp_asid(asks: bool) -> None:
+    split = 3
+    lab = laboratory("Turin", Platform(max_snp_asid=split), vmrun_splits_asids=asks)
+    taken = {}
+    for generation in (ES, SNP):
+        for asid in (split, split + 1):
+            lab.board.controller.install_key(asid, bytes(16))
+            entry = RmpEntry(assigned=True, validated=True, vmsa=True, asid=asid) if generation is SNP else RmpEntry()
+            lab.board.bus.rmp_set(AREA, entry)
+            lab.board.bus.write_guest(AREA, bytes(PAGE_BYTES), asid)
+            lab.board.bus.seal_save_area(AREA, asid)
+            block = op.VmcbWrite("vm", 0, asid, generation.name, AREA)
+            (_, code) = lab.host(block, op.VmRun("vm", 0))
+            taken[generation, asid] = code == 0
+    wrong = {(ES, split), (SNP, split + 1)}
+    assert taken == {at: not asks or at not in wrong for at in taken}
+    assert lab.board.execute_host((op.VmRun("one", 0),)) == (0,)
+
+
 @pytest.mark.parametrize("generation", [*KEYLESS, SEV, ES, SNP])
 @pytest.mark.parametrize("area", [1, AREA + 16, -PAGE_BYTES, MEMORY_BYTES, 1 << 40, 1 << 60, MEMORY_BYTES - 16])
 def test_a_save_area_is_a_page_of_memory(generation: Generation, area: int) -> None:

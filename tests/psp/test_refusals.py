@@ -22,9 +22,9 @@ from toy_machine import (
 
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand
+from psp.guest_context import SnpGuestState
 from psp.launch_digest import PageType
 from psp.page_state import PageState, page_state
-from psp.snp import SnpGuestState
 from psp.status import Status
 
 
@@ -90,7 +90,7 @@ def test_snp_shutdown_reclaims_contexts_only() -> None:
     assert page_state(machine.bus.rmp_entry(GCTX)) is PageState.RECLAIM
     assert page_state(machine.bus.rmp_entry(OUT)) is PageState.FIRMWARE
     assert machine.bus.keys == {}
-    assert machine.psp.snp.guests == {}
+    assert not machine.psp.snp.guests.pages.spas
 
 
 @pytest.mark.parametrize(
@@ -124,11 +124,6 @@ def test_cpuid_values_are_taken_as_the_host_gives_them() -> None:
     pre_guest(machine, invented.ljust(PAGE, b"\0"))
     update = buffers.SnpLaunchUpdate.of(GCTX, PageType.CPUID, GUEST_PAGE)
     assert machine.call(SnpCommand.LAUNCH_UPDATE, update.pack()) == Status.SUCCESS
-
-
-def test_the_context_page_itself_stays_empty() -> None:
-    machine = snp_guest(up(), SnpGuestState.RUNNING)
-    assert machine.bus.read(GCTX, PAGE) == bytes(PAGE)
 
 
 @pytest.mark.parametrize("length", [0, 0x0F, 0x11])

@@ -11,9 +11,10 @@ from psp.asid_flush import AsidFlush
 from psp.asid_ranges import AsidRanges
 from psp.commands import LegacyCommand, SnpCommand
 from psp.firmware import SecurityProcessor
+from psp.guest_context import GuestContext, SnpGuestState
 from psp.launch_digest import LaunchDigest, LegacyLaunchDigest, PageType
 from psp.legacy_guest import LegacyGuestState
-from psp.snp import SnpGuestState
+from psp.snp_guests import SnpGuests
 from psp.system_bus import (
     LARGE_PAGE_BYTES,
     CoreConfiguration,
@@ -156,6 +157,11 @@ def _frozen(value: object) -> object:
             return tuple((name, _frozen(part)) for name, part in sorted(vars(value).items()) if name != "_bus")
         case AsidRanges():
             return value.max_snp_asid
+        case SnpGuests():
+            # All that firmware keeps of SNP guests; whatever else it knows of one lies in DRAM.
+            assert set(vars(value.pages)) == {"tweaked", "has_mac", "spas", "_bus", "_random", "_key", "_mac_key"}
+            assert set(vars(value)) == {"pages", "_active", "_bus", "_memory", "_flush", "_ranges"}
+            return value.pages.tweaked, tuple(value.pages.spas), sorted(value._active)
         case dict():
             return tuple((key, _frozen(value[key])) for key in sorted(value))
         case set():
@@ -203,6 +209,16 @@ class Machine:
         pages = {page: octets for page, octets in self.bus.pages.items() if octets != _ZEROS}
         machine = {"DRAM": pages, "RMP": dict(self.bus.rmp), "keys": dict(self.bus.keys)}
         return {**self.firmware_state(), **machine, "hidden": self.bus.hidden_up_to, "seals": dict(self.bus.sealed)}
+
+
+def context(machine: Machine, gctx: int = 0x60_0000) -> GuestContext:
+    """What a Context page says."""
+    return machine.psp.snp.guests.pages.read(gctx)
+
+
+def change_context(machine: Machine, gctx: int = 0x60_0000, **changes: object) -> None:
+    """Have a Context page say something else, as no command would."""
+    machine.psp.snp.guests.pages.write(gctx, dataclasses.replace(context(machine, gctx), **changes))  # type: ignore[arg-type]
 
 
 def new_machine() -> Machine:

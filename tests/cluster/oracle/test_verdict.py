@@ -10,6 +10,7 @@ from cluster.oracle.transcript import Transcript
 from cluster.oracle.verdict import Aim, NothingTried, Outcome, judge
 from node.actor import HYPERVISOR, Actor, Role
 from node.operations import (
+    Copy,
     Cpuid,
     CpuidResult,
     Fault,
@@ -300,6 +301,21 @@ def test_pages_that_the_victim_shared_are_not_its_own_any_more() -> None:
     assert outcome(shared, (VICTIM, Read(GPA, 64), JUNK)) is Outcome.BLOCKED
     refused = (VICTIM, PageStateChange(GPA, 4096, shared=True), 1)
     assert outcome(refused, (VICTIM, Read(GPA, 64), JUNK)) is Outcome.CORRUPTED
+
+
+def test_a_copy_is_a_load_and_a_store() -> None:
+    out = Copy(GPA, SHARED, 64, target_private=False)
+    honest = (VICTIM, out, CANARY)
+    assert outcome(honest, told(CANARY)) is Outcome.BLOCKED, "it sent them out of its own will"
+    swapped = (VICTIM, Copy(OTHER, SHARED, 64, target_private=False), CANARY)
+    other = (VICTIM, Write(OTHER, JUNK), None)
+    assert outcome(other, swapped) is Outcome.CORRUPTED
+    assert outcome(other, swapped, told(CANARY)) is Outcome.LEAKED
+    came = (VICTIM, Copy(SHARED, OTHER, 64, source_private=False), JUNK)
+    assert outcome(came, (VICTIM, Read(OTHER, 64), JUNK)) is Outcome.BLOCKED
+    assert outcome(came, (VICTIM, Read(OTHER, 64), CANARY)) is Outcome.CORRUPTED
+    stopped = (VICTIM, out, Fault(FaultKind.RMP_FAULT, SHARED))
+    assert outcome(stopped, told(CANARY)) is Outcome.LEAKED
 
 
 def test_shared_memory_is_nobodys_promise() -> None:
