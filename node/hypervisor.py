@@ -99,7 +99,7 @@ class Hypervisor:
         self._command_page = self._frame()
         self._vms: dict[str, LaunchedVm] = {}
         leaves = cpuid_entries(vcpu_model(VCPU_MODEL).cpuid_signature)
-        self._ghcb = GhcbServer(product.c_bit, leaves, self.page_state_change)
+        self._ghcb = GhcbServer(product.c_bit, leaves, self.page_state_change, self._small)
 
     def launched(self, vm: str) -> LaunchedVm:
         """The record of a VM; KeyError if there is none."""

@@ -44,6 +44,8 @@ class LaunchedVm:
     """Frame number of the GHCB that each vCPU registered, at each VMPL."""
     dr7: dict[tuple[int, int], int] = field(default_factory=dict)
     """DR7 of each vCPU that told it through its GHCB, at each VMPL."""
+    request_pages: tuple[int, int] | None = None
+    """Frames that carry its messages to the firmware and back, once it sent one."""
     vmpls: VmplBook | None = None
     """Where the guest may use several VMPLs."""
     svsm: FirmwareImage | None = None
