@@ -21,10 +21,11 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """A role and its name: a guest's is its VM's, a device's its requester's."""
+    """A role and its name: a guest's is its VM's, a device's its requester's; and a guest's VMPL."""
 
     role: Role
     name: str = ""
+    vmpl: int = 0
 
 
 HYPERVISOR = Actor(Role.HYPERVISOR)

@@ -189,7 +189,7 @@ class Board:
             batch = batch[: len(some)]
         answers = tuple(some)
         if self.observer is not None:
-            self.observer(Actor(Role.GUEST, vmcb.vm), batch, answers)
+            self.observer(Actor(Role.GUEST, vmcb.vm, vmcb.vmpl), batch, answers)
         return answers
 
     def execute_host(self, batch: tuple[op.HypervisorOperation, ...]) -> tuple[op.Answer, ...]:

@@ -28,10 +28,10 @@ class GuestSpec:
     seed: int
     firmware: str = "auto"
     """Key of the firmware image among those the host was given."""
-    svsm: bool = False
-    """An SVSM runs below it, at VMPL0; SEV-SNP guests only."""
     disk: str = ""
     """Path of the file behind its disk; empty for a disk that is empty at first."""
+    svsm: bool = False
+    """An SVSM runs below it, at VMPL0; SEV-SNP guests only."""
 
     @property
     def memory(self) -> GuestMemoryMap:

@@ -35,6 +35,18 @@ class SvsmUntrusted(Exception):
     """The SVSM was not run, or did not take the call: the hypervisor's doing, and no answer."""
 
 
+SVSM_FIELDS = 0x140
+"""Offset in the secrets page of what an SVSM says of itself there: base, size, calling area, version, VMPL."""
+
+
+def calling_area(
+    secrets_gpa: int,
+) -> Generator[tuple[GuestOperation, ...], tuple[Answer, ...], int]:
+    """Where the boot processor's calling area is, as the secrets page says; 0 if it cannot be read."""
+    (found,) = yield (Read(secrets_gpa + SVSM_FIELDS + 0x10, 8),)
+    return int.from_bytes(found, "little") if isinstance(found, bytes) else 0
+
+
 Calling = Generator[tuple[GuestOperation, ...], tuple[Answer, ...], SvsmAnswer]
 
 

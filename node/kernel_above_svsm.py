@@ -28,7 +28,7 @@ from node.ghcb_page import GhcbUntrusted
 from node.guest_ghcb import change_pages, response_to, termination, versions_fit
 from node.guest_kernel import BOOT_FAILED, CANARY, CANARY_GPA
 from node.guest_memory_map import GuestMemoryMap, Range
-from node.guest_svsm import SvsmAnswer, SvsmUntrusted, svsm_call
+from node.guest_svsm import SVSM_FIELDS, SvsmAnswer, SvsmUntrusted, svsm_call
 from node.page_state_list import PageOperation
 from node.program import Block, Registers
 from node.sev_status import expected_status
@@ -107,7 +107,7 @@ class KernelAboveSvsm:
         status, info, secrets = yield (
             op.ReadSevStatus(),
             op.VmgExit(request.value),
-            op.Read(self.place.secrets_gpa + 0x140, 0x20),
+            op.Read(self.place.secrets_gpa + SVSM_FIELDS, 0x20),
         )
         if status != expected_status(Generation.SEV_SNP) or not isinstance(secrets, bytes):
             return (yield from _end(GhcbReason.GENERAL))

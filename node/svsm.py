@@ -12,6 +12,7 @@ R13 counts calls.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -48,6 +49,7 @@ from node.svsm_memory import (
     CPUID_GPA,
     GUEST_VMPL,
     SECRETS_GPA,
+    SEED_GPA,
     SVSM,
     SvsmGuest,
     book_gpa,
@@ -56,6 +58,7 @@ from node.svsm_memory import (
     save_area_gpa,
 )
 from node.svsm_request import AREA_REGISTERS, Request, read_request, write_answer
+from node.tpm import SEED_BYTES
 from node.vmsa import BSP_RESET_EIP, SevFeature, initial_vmsa
 from psp.system_bus import PAGE_BYTES
 
@@ -182,8 +185,9 @@ class Svsm:
             op.Write(area, start),
             op.RmpAdjust(area, PAGE_BYTES, large=False, target=1, permissions=0, vmsa=True),
             op.Write(book_gpa(self.vcpu), BOOK_RECORD.pack(caa, area)),
+            op.Write(SEED_GPA, vtpm_seed(self.vm, self.seed)),
         )
-        if done != (None, None, op.PValidateResult(0, unchanged=False), None, 0, None):
+        if done != (None, None, op.PValidateResult(0, unchanged=False), None, 0, None, None):
             return (yield from _end(GhcbReason.GENERAL))
         if not (yield from self.announce(self.vcpu, area, ApCreationKind.CREATE)):
             return (yield from _end(GhcbReason.GENERAL))
@@ -258,6 +262,11 @@ class Svsm:
 def grant(gpa: int, length: int, large: bool = False, rights: int = ALL_RIGHTS) -> op.RmpAdjust:
     """Give the guest's VMPL rights to a range, or take them."""
     return op.RmpAdjust(gpa, length, large, GUEST_VMPL, rights)
+
+
+def vtpm_seed(vm: str, seed: int) -> bytes:
+    """What its vTPM's random numbers follow from: declared, for the machine's name and the scenario's seed decide."""
+    return hashlib.shake_256(f"{seed} {vm} vTPM".encode()).digest(SEED_BYTES)
 
 
 def run_guest() -> Generator[tuple[op.GuestOperation, ...], tuple[op.Answer, ...], None]:

@@ -32,7 +32,9 @@ SECRETS_GPA, CPUID_GPA = _AT, _AT + 0x1000
 BOOK_GPA = _AT + 0x2000
 """For each vCPU: calling area and save area of the guest's VMPL."""
 TPM_GPA = _AT + 0x3000
-LOCKS_GPA = TPM_GPA + 0x800
+SEED_GPA = TPM_GPA + 0x7E0
+"""What the vTPM's random numbers follow from."""
+LOCKS_GPA = BOOK_GPA + 0x800
 """For each protocol and vCPU a byte: whether it is being served there."""
 POOL_GPA = _AT + 0x4000
 """Memory that the guest deposited: how many pages, and where."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Mapping
 
@@ -10,7 +9,7 @@ from node import operations as op
 from node.svsm import Svsm
 from node.svsm_books import Steps, must, read_books
 from node.svsm_call import CallRefused, SvsmResult, VtpmCall
-from node.svsm_memory import TPM_GPA
+from node.svsm_memory import SEED_GPA, TPM_GPA
 from node.svsm_request import Request
 from node.tpm import SEED_BYTES, STATE_BYTES, TpmCommand, TpmState, execute
 from psp.system_bus import PAGE_BYTES
@@ -35,11 +34,6 @@ def vtpm_service(svsm: Svsm, call: int, request: Request) -> Steps:
     yield from _command(svsm, request.rcx)
 
 
-def seed_of(svsm: Svsm) -> bytes:
-    """What the vTPM's random numbers follow from: declared, for the scenario's seed and the machine's name decide."""
-    return hashlib.shake_256(f"{svsm.seed} {svsm.vm} vTPM".encode()).digest(SEED_BYTES)
-
-
 def _command(svsm: Svsm, gpa: int) -> Steps:
     """A page's worth at ``gpa``: platform command, locality, size and a TPM command; then size and response."""
     if not gpa:
@@ -51,13 +45,14 @@ def _command(svsm: Svsm, gpa: int) -> Steps:
         raise CallRefused(SvsmResult.INVALID_PARAMETER)
     asked = data[_REQUEST.size : _REQUEST.size + size]
     code = int.from_bytes(asked[6:10], "big")
-    (before, _) = yield (
+    before, seed, _ = yield (
         op.Read(TPM_GPA, STATE_BYTES),
+        op.Read(SEED_GPA, SEED_BYTES),
         op.GuestWork(_WORK.get(code, "svsm.vtpm_read_ns")),
     )
-    if not isinstance(before, bytes):
+    if not isinstance(before, bytes) or not isinstance(seed, bytes):
         raise CallRefused(SvsmResult.BUSY)
-    after, response = execute(TpmState.parse(before), seed_of(svsm), asked)
+    after, response = execute(TpmState.parse(before), seed, asked)
     yield from must(
         op.Write(TPM_GPA, after.pack()),
         op.Write(gpa, struct.pack("<I", len(response)) + response),

@@ -17,7 +17,7 @@ from node.guest_memory_map import GuestMemoryMap
 from node.kernel_above_svsm import KernelAboveSvsm
 from node.operations import Answer, GuestOperation
 from node.program import Block, Demand, Ending, Program, ProgramFactory, ProgramSpec, Registers
-from node.svsm import Service, Svsm
+from node.svsm import Service, Svsm, SvsmCheck
 from node.svsm_call import Protocol as SvsmProtocol
 from node.svsm_core import core_service
 from node.svsm_memory import SvsmGuest
@@ -97,8 +97,11 @@ TenantFactory = Callable[[TenantSpec], TenantPort]
 class Tenant:
     """A VM's software in this process."""
 
-    def __init__(self, spec: TenantSpec, factory: ProgramFactory) -> None:
+    def __init__(
+        self, spec: TenantSpec, factory: ProgramFactory, svsm_skips: frozenset[SvsmCheck] = frozenset()
+    ) -> None:
         self._spec = spec
+        self._svsm_skips = svsm_skips
         self._factory = factory
         count = spec.threads
         self.programs: list[Program | None] = [None] * count
@@ -155,7 +158,8 @@ class Tenant:
         if vcpu >= len(spec.reset_rips):
             assert spec.svsm is not None
             below = vcpu - len(spec.reset_rips)
-            self.blocks[vcpu] = Svsm(spec.svsm, spec.memory, below, spec.name, spec.seed, SERVICES).blocks
+            svsm = Svsm(spec.svsm, spec.memory, below, spec.name, spec.seed, SERVICES, self._svsm_skips)
+            self.blocks[vcpu] = svsm.blocks
             return
         bounces = CAPABILITIES[spec.generation].key_per_vm
         program = self._factory(spec.program, spec.memory.placement(spec.name, vcpu, spec.seed, bounces=bounces))
@@ -172,6 +176,8 @@ class Tenant:
         """Nothing of it is anywhere else."""
 
 
-def local_tenants(programs: Mapping[str, ProgramFactory]) -> TenantFactory:
-    """Tenants in this process, of programs by name."""
-    return lambda spec: Tenant(spec, programs[spec.program.name])
+def local_tenants(
+    programs: Mapping[str, ProgramFactory], svsm_skips: frozenset[SvsmCheck] = frozenset()
+) -> TenantFactory:
+    """Tenants in this process, of programs by name; ``svsm_skips`` is what their SVSMs leave out."""
+    return lambda spec: Tenant(spec, programs[spec.program.name], svsm_skips)

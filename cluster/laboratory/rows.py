@@ -36,6 +36,8 @@ class Row:
     """Cores must have caches."""
     habit: bool = False
     """The victim must have the habit of validating a page again, unless it is told to keep books."""
+    svsm: bool = False
+    """The victim must be an SVSM, and the operating system above it the attacker's."""
     chosen_status: bytes = b""
     """What the victim must be made to read as its status, where garbage is not enough."""
 
@@ -65,6 +67,7 @@ ROWS: Mapping[str, Row] = {
     "44": Row((neighbours.wrong_mapping,)),
     "45": Row((neighbours.freed_page,)),
     "46": Row((neighbours.two_contexts,)),
+    "47": Row((nested_remap.svsm_page_to_its_guest,), needs=Interface.VMPLS, svsm=True),
 }
 """By id of the matrix."""
 
@@ -77,6 +80,7 @@ def verdicts(row: str, setting: Setting) -> list[Verdict]:
         setting,
         platform=replace(platform, ghost_line=line.ghost_line, caches=platform.caches or line.caches),
         validates_again=line.habit and not setting.tracks_validation,
+        svsm=line.svsm,
     )
     aim = Aim(VICTIM, status_gpa(), line.chosen_status) if line.chosen_status else None
     return [judge(*act_out(where, attack, line.needs), aim=aim) for attack in line.attacks]

@@ -23,10 +23,14 @@ from node.memory_cipher import CipherMode
 from node.operations import Answer
 from node.platform import AS_USUAL, Platform
 from node.product import PRODUCTS
-from node.program import ProgramSpec
+from node.program import ProgramFactory, ProgramSpec
+from node.svsm import SvsmCheck, vtpm_seed
+from node.svsm_memory import TPM_GPA
+from node.tenant import local_tenants
 from node.vcpu import VcpuState
 from psp.system_bus import PAGE_BYTES
-from workloads.attacks import vault
+from workloads.attacks import colluder, vault
+from workloads.attacks.colluder import Colluder
 from workloads.attacks.target import Attack, Household, Page, Target
 from workloads.attacks.vault import Vault
 
@@ -36,6 +40,8 @@ GUEST_BYTES = 64 << 20
 GHOST_LINE = 256 << 20
 """An address line that guests' frames, given out from below, do not have, nor the RMP and the tables at the end."""
 SEED = 11
+_SVSM_AS_IT_WAS = frozenset({SvsmCheck.ZERO_ON_VALIDATE})
+"""Without the fix of row 47, as the matrix has it by default."""
 _SPARE_FRAMES = 4
 
 
@@ -56,6 +62,10 @@ class Setting:
     """The victim validates a page again that turns out not to be validated."""
     demands_alias_check: bool = False
     """The victim's owner accepts no platform that nobody checked for DRAM aliases."""
+    svsm: bool = False
+    """The victim is an SVSM, where there can be one; its operating system is the attacker's."""
+    svsm_zeroes: bool = False
+    """The SVSM clears a page before it gives rights to it."""
     ciphers: tuple[CipherMode, ...] = ()
     """What the product's memory controllers can do, its default first, where that is to be another than they have."""
 
@@ -92,12 +102,26 @@ class Scene:
         product = replace(product, ciphers=setting.ciphers or product.ciphers)
         platform = replace(setting.platform, mode=protection.mode)
         spec = HostSpec("host", product, HOST_BYTES, product.min_sev_asid, SEED, 60 * 10**9, platform=platform)
-        programs, images = {"vault": Vault.build}, {"auto": laboratory_image()}
-        self.host = Host(spec, programs, images, dict(load_cost_table()), observer=transcript.observe)
+        programs: dict[str, ProgramFactory] = {"vault": Vault.build, "colluder": Colluder.build}
+        images, skips = {"auto": laboratory_image()}, _SVSM_AS_IT_WAS
+        if setting.svsm_zeroes:
+            skips = frozenset()
+        self.host = Host(
+            spec, programs, images, dict(load_cost_table()), local_tenants(programs, skips),
+            observer=transcript.observe,
+        )  # fmt: skip
+        self._svsm = setting.svsm and protection.launched is Generation.SEV_SNP
         for name in (VICTIM, TENANT):
             habit = (vault.VALIDATES_AGAIN, int(setting.validates_again and name == VICTIM))
-            self._launch(name, protection.launched, ProgramSpec("vault", (habit,)))
-        ledger.keep(VICTIM, "the secret", _vault(VICTIM).content(vault.SECRET))
+            program = ProgramSpec("vault", (habit,))
+            if self._svsm and name == VICTIM:
+                program = ProgramSpec("colluder")
+            self._launch(name, protection.launched, program, svsm=self._svsm and name == VICTIM)
+        if self._svsm:
+            ledger.distrust_above(VICTIM, 0)
+            ledger.keep(VICTIM, "the seed of its vTPM", vtpm_seed(VICTIM, SEED))
+        else:
+            ledger.keep(VICTIM, "the secret", _vault(VICTIM).content(vault.SECRET))
         ledger.keep(VICTIM, "what its owner sends it", SECRET)
         self.target = self._look_up()
         owner = Owner(self.host.board, transcript, VICTIM, setting.demands_alias_check)
@@ -140,8 +164,8 @@ class Scene:
 
     # Setting up.
 
-    def _launch(self, name: str, generation: Generation, program: ProgramSpec) -> None:
-        spec = GuestSpec(name, generation, 1, GUEST_BYTES, program, SEED)
+    def _launch(self, name: str, generation: Generation, program: ProgramSpec, *, svsm: bool) -> None:
+        spec = GuestSpec(name, generation, 1, GUEST_BYTES, program, SEED, svsm=svsm)
         self.host.launch(spec, lambda _: None, running=True)
         assert self.host.guests[name].state is GuestState.RUNNING, self.host.guests[name].reason
 
@@ -162,10 +186,11 @@ class Scene:
         def page(gpa: int) -> Page:
             return Page(gpa, record.spa_of(gpa))
 
+        above_svsm = self._svsm and name == VICTIM
         return Household(
             name, record.asid, record.gctx, record.handle, record.c_bit,
-            secret=page(program.private(vault.SECRET)),
-            value=page(program.private(vault.VALUE)),
+            secret=page(TPM_GPA if above_svsm else program.private(vault.SECRET)),
+            value=page(colluder.SPARE_GPA if above_svsm else program.private(vault.VALUE)),
             other=page(program.private(vault.OTHER)),
             answer=page(program.private(vault.ANSWER)),
             request=page(program.private(vault.REQUEST)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from node.actor import Actor, Role
 from node.operations import (
     Answer,
     Clear,
@@ -13,10 +14,12 @@ from node.operations import (
     Fetch,
     PageStateChange,
     Read,
+    RmpAdjust,
     VirtualRead,
     VirtualWrite,
     Write,
 )
+from node.rmp_checks import PERMIT_WRITE
 
 PAGE_BYTES = 4096
 
@@ -53,6 +56,7 @@ class Ledger:
     def __init__(self) -> None:
         self._secrets: dict[str, list[Secret]] = {}
         self._contents: dict[str, list[tuple[int, bytes]]] = {}
+        self._least_trusted: dict[str, int] = {}
 
     @property
     def victims(self) -> tuple[str, ...]:
@@ -63,6 +67,17 @@ class Ledger:
         """Count a VM among the victims; its writes are followed."""
         self._secrets.setdefault(victim, [])
         self._contents.setdefault(victim, [])
+
+    def distrust_above(self, victim: str, vmpl: int) -> None:
+        """Count what a VM runs at VMPLs of higher number than this among its adversaries."""
+        self.protect(victim)
+        self._least_trusted[victim] = vmpl
+
+    def is_victim(self, actor: Actor) -> bool:
+        """Whether an actor has something to lose: a guest of the name, at a VMPL that is its own."""
+        if actor.role is not Role.GUEST or actor.name not in self._secrets:
+            return False
+        return actor.vmpl <= self._least_trusted.get(actor.name, actor.vmpl)
 
     def keep(self, victim: str, name: str, octets: bytes) -> None:
         """Enter a secret of a victim."""
@@ -92,10 +107,14 @@ class ShadowMemory:
     def __init__(self) -> None:
         self._pages: dict[int, tuple[bytearray, bytearray]] = {}
         """Contents, and 1 where a byte is known."""
+        self._open: set[int] = set()
+        """Pages that others may write, too."""
 
     def write(self, gpa: int, octets: bytes) -> None:
         """The victim stored bytes."""
         for page, offset, start, length in _pieces(gpa, len(octets)):
+            if page in self._open:
+                continue
             contents, known = self._pages.setdefault(page, (bytearray(PAGE_BYTES), bytearray(PAGE_BYTES)))
             contents[offset : offset + length] = octets[start : start + length]
             known[offset : offset + length] = b"\1" * length
@@ -107,6 +126,15 @@ class ShadowMemory:
             base = page * PAGE_BYTES
             first, last = max(gpa - base, 0), min(end - base, PAGE_BYTES)
             self._pages[page][1][first:last] = bytes(last - first)
+
+    def let_in(self, gpa: int, length: int, *, others: bool) -> None:
+        """The victim lets others write whole pages of a range, or the processor; or no more."""
+        pages = range(gpa // PAGE_BYTES, (gpa + length) // PAGE_BYTES)
+        if others:
+            self.forget(gpa, length)
+            self._open.update(pages)
+        else:
+            self._open.difference_update(pages)
 
     def first_difference(self, gpa: int, octets: bytes) -> int | None:
         """The first GPA at which bytes that were read are not those written last; None if there is none."""
@@ -156,6 +184,11 @@ def _copy(shadow: ShadowMemory, one: Copy, answer: Answer) -> Discrepancy | None
     return wrong
 
 
+def _rmpadjust(shadow: ShadowMemory, one: RmpAdjust, answer: Answer) -> None:
+    if answer == 0:
+        shadow.let_in(one.gpa, one.length, others=one.vmsa or bool(one.permissions & PERMIT_WRITE))
+
+
 def _page_state_change(shadow: ShadowMemory, one: PageStateChange, answer: Answer) -> None:
     if answer == 0:
         shadow.forget(one.gpa, one.length)
@@ -170,6 +203,7 @@ _STEPS: Mapping[type, Callable[..., Discrepancy | None]] = {
     Write: _write,
     Clear: _clear,
     Copy: _copy,
+    RmpAdjust: _rmpadjust,
     PageStateChange: _page_state_change,
     VirtualRead: _by_virtual_address,
     Fetch: _by_virtual_address,

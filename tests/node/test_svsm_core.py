@@ -310,7 +310,7 @@ def test_the_svsm_is_not_talked_into_touching_a_save_area_for_the_kernel(asked):
 
 def test_of_two_vcpus_that_call_at_once_one_is_busy():
     def talk(talker):
-        lock = SVSM.gpa + 0x3800 + 1
+        lock = SVSM.gpa + 0x2800 + 1
         vm.host.board.controller.write(vm.spa(lock), b"\1", vm.guest.asid)  # as vCPU 1's SVSM would
         first = yield from core(talker, CoreCall.QUERY_PROTOCOL, 1)
         vm.host.board.controller.write(vm.spa(lock), b"\0", vm.guest.asid)

@@ -39,6 +39,7 @@ SWITCHES = {
     "context_page_mac=on": {"platform": Platform(context_mac=True)},
     "guest_tracks_validation=on": {"tracks_validation": True},
     "ucode_cachewarp_fix=on": {"platform": Platform(invd_writes_back=True)},
+    "zero_on_validate=on": {"svsm_zeroes": True},
     "tweak_mode=xex_random": {"ciphers": (CipherMode.AES_128_XEX,)},
 }
 """Away from the default, as the matrix names them."""
