@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+import msgpack
+
 from node.generation import Generation
 from node.guest import GuestSpec
-from node.program import ProgramSpec, Scalar
+from node.packing import packed
+from node.program import ProgramSpec
 
-GuestBody = tuple[str, str, int, int, str, tuple[tuple[str, Scalar], ...], int, str, str]
 
-
-def guest_body(guest: GuestSpec) -> GuestBody:
-    """A guest's specification as msgpack-able values."""
+def guest_body(guest: GuestSpec) -> bytes:
+    """A guest's specification as msgpack."""
     program = guest.program
-    return (
-        guest.name, guest.generation.name, guest.vcpus, guest.memory_bytes,
-        program.name, program.parameters, guest.seed, guest.firmware, guest.disk,
+    return packed(
+        (
+            guest.name, guest.generation.name, guest.vcpus, guest.memory_bytes,
+            program.name, program.parameters, guest.seed, guest.firmware, guest.disk,
+        )
     )  # fmt: skip
 
 
-def guest_of(body: GuestBody) -> GuestSpec:
-    """The specification back from its values."""
-    name, generation, vcpus, memory, program, parameters, seed, firmware, disk = body
+@lru_cache(maxsize=4096)
+def guest_of(body: bytes) -> GuestSpec:
+    """The specification back from msgpack; a VM that comes again has the same object."""
+    name, generation, vcpus, memory, program, parameters, seed, firmware, disk = msgpack.unpackb(body, use_list=False)
     spec = ProgramSpec(program, parameters)
     return GuestSpec(name, Generation[generation], vcpus, memory, spec, seed, firmware, disk)

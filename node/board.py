@@ -24,6 +24,7 @@ from node.device_port import DevicePort
 from node.disk import Disk
 from node.disk_file import DiskFile
 from node.dram import Dram, MachineCheck
+from node.event_delivery import EventDelivery
 from node.exit_instructions import Exits, SwitchedAway
 from node.fault_answers import FAULTS, undefined
 from node.generation import CAPABILITIES, Generation
@@ -51,6 +52,7 @@ from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
 from node.vmexit import ExitCode
 from node.vmrun_checks import VmrunChecks
+from node.vmrun_events import VmrunEvents
 from node.vmsa import VMSA_BYTES, VMSA_FIELDS
 from psp.alias_check import AliasCheck
 from psp.firmware import SecurityProcessor
@@ -122,7 +124,7 @@ class Board:
         self.bus = HostSystemBus(
             product,
             min_sev_asid,
-            memory_bytes,
+            self.dram,
             self.controller,
             self.rmp,
             platform,
@@ -159,6 +161,10 @@ class Board:
         self.controls = VcpuControls(self)
         self.vmrun_checks = VmrunChecks(self)
         """What VMRUN asks of a control block."""
+        self.events = VmrunEvents(self)
+        self.delivery = EventDelivery(self)
+        self.kicked: Callable[[str, int, int], None] | None = None
+        """Whoever runs vCPUs learns which was taken out and entered anew, and with what exit code."""
         self.tlb_duties = None if self.tlb is None else TlbDuties(self, self.tlb)
         anew = GuestAccess(self)
         way = anew if self.tlb is None else CachedGuestAccess(self, anew, self.tlb)
@@ -232,8 +238,6 @@ class Board:
             return
         if self.caches is not None:
             self.caches.place_rmp(layout)
-        if self.tlb is not None:
-            self.rmp.changed = self.tlb.drop
         self.tables = self._table_host()
 
     def _rmp_at(self, layout: RmpLayout) -> ReverseMapTable:
@@ -243,8 +247,13 @@ class Board:
         rmp = ReverseMapTable(
             self.dram, layout, self.product.rmp, cipher=cipher, form=form, disabled=self.platform.disabled
         )
-        rmp.changed = None if self.tlb is None else self.tlb.drop
+        rmp.changed = self._entries_changed
         return rmp
+
+    def _entries_changed(self, spa: int, end: int) -> None:
+        self.iommu.entries_changed()
+        if self.tlb is not None:
+            self.tlb.drop(spa, end)
 
     def nested_table(self, vm: str) -> NestedPageTable:
         """A VM's nested page table; empty when it is first asked for."""
@@ -279,24 +288,42 @@ class Board:
     def enter(self, vm: str, vcpu: int) -> int:
         """A vCPU begins to run: its save area is in use until it leaves, and it has the VMPL that stands there.
 
-        0, or the exit code of VMRUN that refuses it.
+        0, or the exit code of VMRUN that refuses it. An event that the last exit interrupted is injected again, as
+        hypervisors do.
         """
         vmcb = self.vmcbs[vm][vcpu]
         self.running.preempt((vm, vcpu))
+        self.events.put_back(vmcb)
+        return self._enter(vmcb)
+
+    def kick(self, vmcb: Vmcb) -> int:
+        """A vCPU exits, and is entered as its control block says; the code of that VMRUN, 0 if it runs again."""
+        self.preempt(vmcb.vm, vmcb.vcpu)
+        code = self._enter(vmcb)
+        self.events.fields(vmcb).values["EXITCODE"] = (code or ExitCode.INTR) & (1 << 64) - 1
+        if self.kicked is not None:
+            self.kicked(vmcb.vm, vmcb.vcpu, code)
+        return code
+
+    def _enter(self, vmcb: Vmcb) -> int:
+        vm, vcpu = vmcb.vm, vmcb.vcpu
         code = self.vmrun_checks.code(vmcb)
         if code or not self.take_vmpl(vmcb):
-            return code or ExitCode.INVALID
+            return int(code or ExitCode.INVALID)
         self.controls.forget(vm, vcpu)
         self.running.schedule((vm, vcpu), vmcb.save_area_spa if vmcb.rmp_checked else None)
         if self.tlb_duties is not None:
             core = self.tlb_duties.schedule(vm, vcpu)
             placed = self.vmcbs[vm][vcpu] = replace(self.vmcbs[vm][vcpu], core=core)
             self.tlb_duties.resume(placed)
+        self.events.enter(vmcb)
         return 0
 
     def leave(self, vm: str, vcpu: int) -> None:
         """A vCPU is off its core; one that did not run is left alone."""
         self.controls.forget(vm, vcpu)
+        if self.events.waiting:
+            self.events.leave(vm, vcpu)
         if self.tlb_duties is not None:
             self.tlb_duties.vacate(vm, vcpu)
         self.running.leave((vm, vcpu))
@@ -304,6 +331,8 @@ class Board:
     def preempt(self, vm: str, vcpu: int) -> None:
         """A vCPU exits, and stays out until its scheduler or a VMRUN enters it again."""
         self.controls.forget(vm, vcpu)
+        if self.events.waiting:
+            self.events.leave(vm, vcpu)
         self.running.preempt((vm, vcpu))
 
     def switch_to(self, vmcb: Vmcb, core: int) -> bool:
@@ -321,6 +350,7 @@ class Board:
         self.running.take((vmcb.vm, vmcb.vcpu), core, vmcb.save_area_spa if vmcb.rmp_checked else None)
         if self.tlb_duties is not None:
             self.tlb_duties.enter(vmcb)
+        self.events.enter(vmcb)
         return True
 
     def take_vmpl(self, vmcb: Vmcb) -> bool:

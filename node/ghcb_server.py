@@ -10,7 +10,6 @@ offer is refused like one that does not exist.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass
 
 from node import ghcb_msr as msr
 from node import nae_event as nae
@@ -34,8 +33,10 @@ from node.ghcb_page import (
 from node.guest_memory_map import Range
 from node.guest_requests import BadPage, GuestRequests
 from node.hypervisor_port import Answers, Batch, Reply
+from node.interrupt_server import InterruptServer
 from node.launched_vm import LaunchedVm
 from node.nae_event import NaeEvent
+from node.nae_reply import NOTHING, NaeReply, Serve
 from node.page_state_list import GENERIC_FAILURE, PageListRefused, PageOperation, PageStateList
 from node.vmpl_switch import announce, run_vmpl
 from psp.system_bus import PAGE_BYTES
@@ -55,18 +56,6 @@ def terminated(reason_set: int, reason_code: int) -> int:
     return -1 - (reason_set << 8 | reason_code)
 
 
-@dataclass(frozen=True, slots=True)
-class NaeReply:
-    """What goes back into the page; ``ends`` is a ``terminated`` reply."""
-
-    info1: int = Outcome.SUCCESS
-    info2: int = 0
-    registers: Mapping[str, int] | None = None
-    ends: int = 0
-
-
-Serve = Generator[Batch, Answers, NaeReply]
-_NOTHING = NaeReply()
 _GP = NaeReply(Outcome.EXCEPTION, exception_event(GENERAL_PROTECTION, 0))
 
 
@@ -80,6 +69,7 @@ class GhcbServer:
         self.requests = GuestRequests(room)
         self._cpuid = {(entry.eax_in, entry.ecx_in): (entry.eax, entry.ebx, entry.ecx, entry.edx) for entry in cpuid}
         self._change = change
+        self.interrupts = InterruptServer()
         self._messages: Mapping[type[msr.MsrMessage], Callable[..., Reply]] = {
             msr.SevInfoRequest: self._sev_info,
             msr.CpuidRequest: self._cpuid_message,
@@ -106,6 +96,7 @@ class GhcbServer:
             NaeEvent.RUN_VMPL: self._run_vmpl_event,
             NaeEvent.HYPERVISOR_FEATURES: self._features_event,
             NaeEvent.TERMINATION: self._termination,
+            **self.interrupts.events,
         }
 
     def serve(self, vm: str, record: LaunchedVm, vcpu: int, value: int) -> Reply:
@@ -206,16 +197,16 @@ class GhcbServer:
 
     def _io(self, _vm: str, record: LaunchedVm, _vcpu: int, exit_: GhcbExit, asked: nae.IoRequest) -> Serve:
         if asked.write:
-            return _NOTHING
+            return NOTHING
         if asked.scratch is not None:
             yield from self._lay(record, exit_, asked.scratch, ((0, bytes([_ALL_ONES]) * asked.scratch.length),))
-            return _NOTHING
+            return NOTHING
         return NaeReply(registers={"RAX": (1 << 8 * asked.width) - 1})
 
     def _mmio(self, _vm: str, record: LaunchedVm, _vcpu: int, exit_: GhcbExit, asked: nae.MmioRequest) -> Serve:
         if not asked.write:
             yield from self._lay(record, exit_, asked.scratch, ((0, bytes([_ALL_ONES]) * asked.length),))
-        return _NOTHING
+        return NOTHING
 
     def _dr7_read(self, _vm: str, record: LaunchedVm, vcpu: int, _exit: GhcbExit, _asked: object) -> Serve:
         return NaeReply(registers={"RAX": record.dr7.get(record.seat(vcpu), _DR7_AT_RESET)})
@@ -225,7 +216,7 @@ class GhcbServer:
         self, _vm: str, record: LaunchedVm, vcpu: int, _exit: GhcbExit, asked: nae.RegistersRequest
     ) -> Serve:
         record.dr7[record.seat(vcpu)] = asked.registers["RAX"]
-        return _NOTHING
+        return NOTHING
         yield ()
 
     def _features_event(self, _vm: str, record: LaunchedVm, _vcpu: int, _exit: GhcbExit, _asked: object) -> Serve:
@@ -254,7 +245,7 @@ class GhcbServer:
             raise GhcbRefused(BadInput.INVALID_EVENT, "SW_EXITCODE")
         if not announce(record, asked):
             raise GhcbRefused(BadInput.INVALID_INPUT, "SW_EXITINFO1")
-        return _NOTHING
+        return NOTHING
         yield ()
 
     def _run_vmpl_event(self, vm: str, record: LaunchedVm, vcpu: int, _exit: GhcbExit, asked: nae.RunVmpl) -> Serve:
@@ -262,7 +253,7 @@ class GhcbServer:
             raise GhcbRefused(BadInput.INVALID_EVENT, "SW_EXITCODE")
         if not (yield from run_vmpl(vm, record, vcpu, asked.vmpl)):
             raise GhcbRefused(BadInput.INVALID_INPUT, "SW_EXITINFO1")
-        return _NOTHING
+        return NOTHING
 
     def _page_states(
         self, vm: str, record: LaunchedVm, _vcpu: int, exit_: GhcbExit, asked: nae.PageStateRequest
@@ -333,7 +324,8 @@ def _must_register(record: LaunchedVm) -> bool:
 def _features(record: LaunchedVm) -> int:
     features = msr.HypervisorFeature(0)
     if CAPABILITIES[record.generation].rmp:
-        features |= msr.HypervisorFeature.SNP
+        # Every part with SNP has restricted injection, and ``interrupts`` keeps to it.
+        features |= msr.HypervisorFeature.SNP | msr.HypervisorFeature.RESTRICTED_INJECTION
     if record.vmpls is not None:
         features |= msr.HypervisorFeature.AP_CREATION | msr.HypervisorFeature.MULTI_VMPL
     return int(features)

@@ -49,6 +49,7 @@ from node.page_state_list import PageOperation
 from node.phase_cost import RMP_CHECKED
 from node.program import Block, Registers
 from node.sev_status import expected_status
+from node.vmsa import SevFeature
 from psp.system_bus import PAGE_BYTES
 
 BOOT_FAILED = 3
@@ -96,6 +97,8 @@ class GuestKernel:
     program_entry: int
     skipped: frozenset[KernelCheck] = frozenset()
     """Checks that are left out."""
+    sev_features: int = 0
+    """SEV_FEATURES that it was built for, beyond SNP."""
 
     @property
     def blocks(self) -> Mapping[int, Callable[[Registers], Block]]:
@@ -150,7 +153,7 @@ class GuestKernel:
             offered = response_to(features_request, features)
         except GhcbMsrError:
             offered = Features(0)
-        if not isinstance(offered, Features) or not offered.bitmap & HypervisorFeature.SNP:
+        if not isinstance(offered, Features) or self._needs & ~offered.bitmap:
             return (yield from _end(GhcbReason.SNP_FEATURES))
         gpa = self.ghcb_gpa
         share = PageStateRequest(gpa // PAGE_BYTES, MsrPageState.SHARED)
@@ -186,8 +189,14 @@ class GuestKernel:
             registers.reset(self.program_entry)
         return None
 
+    @property
+    def _needs(self) -> int:
+        """What the hypervisor must offer."""
+        restricted = self.sev_features & SevFeature.RESTRICTED_INJECTION
+        return HypervisorFeature.SNP | (HypervisorFeature.RESTRICTED_INJECTION if restricted else 0)
+
     def _status_holds(self, status: Answer) -> bool:
-        return KernelCheck.SEV_STATUS in self.skipped or status == expected_status(self.generation)
+        return KernelCheck.SEV_STATUS in self.skipped or status == expected_status(self.generation, self.sev_features)
 
     def _canary_holds(self, answers: Sequence[Answer]) -> bool:
         wrote, without, own = answers

@@ -42,6 +42,9 @@ from psp.status import PspError
 LaunchNotice = Callable[[Guest], None]
 R = TypeVar("R")
 
+_SEATED = (GuestState.RUNNING, GuestState.PAUSED)
+"""States of a VM with vCPUs. From any other it never comes back to them."""
+
 
 @dataclass(frozen=True, slots=True)
 class HostSpec:
@@ -95,12 +98,15 @@ class Host:
         self.log = EventLog(spec.bucket_ns, spec.log)
         self.guests: dict[str, Guest] = {}
         self.peak_vcpus = 0
+        self._seated: list[Guest] = []
+        """VMs whose vCPUs the host holds, among others that are gone since it was last counted."""
         self._tenants = tenants or local_tenants(programs)
         self.images = images
         self._cost = HostOperationCost(costs)
         self._chain = self.log.chain(spec.name)
         self.tasks = HypervisorTasks(self.clock, self.board, self._cost, self._chain)
         self.vcpus = VcpuRunner(self.clock, self.board, self.contention, self.log, float(product.base_hz), costs)
+        self.board.kicked = self._kicked
         self.departures = Departures(self)
         self.arrivals = Arrivals(self)
         self.tasks.at_once(self.hypervisor.bring_up())
@@ -259,18 +265,19 @@ class Host:
         guest.reset_rips = reset_rips
         guest.software = self._tenants(
             TenantSpec(
-                spec.name,
-                spec.generation,
-                spec.memory,
-                spec.program,
-                spec.seed,
-                guest.launched,
-                guest.reset_rips,
-                svsm,
+                spec.name, spec.generation, spec.memory, spec.program, spec.seed, guest.launched, guest.reset_rips,
+                spec.sev_features, svsm,
             )
         )
         self.vcpus.prepare(guest)
-        self.peak_vcpus = max(self.peak_vcpus, sum(len(one.vcpus) for one in self._running()))
+        self._seated = [one for one in self._seated if one.state in _SEATED]
+        self._seated.append(guest)
+        self.peak_vcpus = max(self.peak_vcpus, sum([len(one.vcpus) for one in self._seated]))
+
+    def _kicked(self, vm: str, vcpu: int, code: int) -> None:
+        guest = self.guests.get(vm)
+        if guest is not None and 0 <= vcpu < len(guest.vcpus):
+            self.vcpus.kicked(guest.vcpus[vcpu], code)
 
     def _launch_digest(self, entered: Entered) -> str:
         """The launch digest as hexadecimal: the laboratory's own view, no host command returns it."""
@@ -281,6 +288,3 @@ class Host:
             except PspError:
                 return ""  # somebody has damaged the context
         return psp.legacy_launch_record(entered.handle).digest.hex() if entered.handle else ""
-
-    def _running(self) -> list[Guest]:
-        return [guest for guest in self.guests.values() if guest.state in (GuestState.RUNNING, GuestState.PAUSED)]

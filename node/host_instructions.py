@@ -25,6 +25,7 @@ VMEXIT_INVALID = int(ExitCode.INVALID)
 VMEXIT_BUSY = int(ExitCode.BUSY)
 """Exit code of VMRUN when another core runs with the save area."""
 _TLB_CONTROLS = frozenset(TlbControl)
+_GENERATIONS = dict(Generation.__members__)
 
 
 class HostInstructions:
@@ -48,6 +49,8 @@ class HostInstructions:
             op.VmcbWrite: self._vmcb_write,
             op.VmcbClear: self._vmcb_clear,
             op.VmRun: self._vmrun,
+            op.VmKick: self._vmkick,
+            **board.events.host_table,
             op.VmPreempt: self._vm_preempt,
             op.DiskRead: self._disk_read,
             op.DiskWrite: self._disk_write,
@@ -131,7 +134,7 @@ class HostInstructions:
             return answer_to(fault, one.gpa)
 
     def _vmcb_write(self, one: op.VmcbWrite) -> op.Answer:
-        generation = Generation.__members__.get(one.generation)
+        generation = _GENERATIONS.get(one.generation)
         if generation is None:
             return undefined()
         nested = self._board.nested_table_at(one.vm, one.nested_cr3)
@@ -142,11 +145,13 @@ class HostInstructions:
         )  # fmt: skip
         self._board.vmcbs.setdefault(one.vm, {})[one.vcpu] = vmcb
         self._board.look_up_vmpl(vmcb)
+        self._board.events.forget(one.vm, one.vcpu)
         return None
 
     def _vmcb_clear(self, one: op.VmcbClear) -> op.Answer:
         board = self._board
         board.controls.forget(one.vm)
+        board.events.forget(one.vm)
         board.running.forget(one.vm)
         nested = board.nested.pop(one.vm, None)
         for table in (board.vmcbs, board.disks, board.disk_files):
@@ -168,6 +173,10 @@ class HostInstructions:
         if one.vcpu in self._board.vmcbs.get(one.vm, {}):
             self._board.preempt(one.vm, one.vcpu)
         return None
+
+    def _vmkick(self, one: op.VmKick) -> op.Answer:
+        vmcb = self._board.vmcbs.get(one.vm, {}).get(one.vcpu)
+        return VMEXIT_INVALID if vmcb is None else self._board.kick(vmcb)
 
     def _disk_read(self, one: op.DiskRead) -> op.Answer:
         disk = self._board.disks.get(one.vm)

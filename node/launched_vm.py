@@ -46,6 +46,10 @@ class LaunchedVm:
     """DR7 of each vCPU that told it through its GHCB, at each VMPL."""
     request_pages: tuple[int, int] | None = None
     """Frames that carry its messages to the firmware and back, once it sent one."""
+    sev_features: int = 0
+    """SEV_FEATURES of its first save areas."""
+    doorbells: dict[int, int] = field(default_factory=dict)
+    """GPA of the #HV doorbell page that each vCPU registered."""
     vmpls: VmplBook | None = None
     """Where the guest may use several VMPLs."""
     svsm: FirmwareImage | None = None
@@ -66,13 +70,18 @@ class LaunchedVm:
         """Whether the host maps this VM's memory with C=1, in its own page tables and in the nested ones."""
         return self.generation is Generation.SME
 
-    def backing(self, part: Range) -> Iterator[tuple[int, int, int]]:
+    def backing(self, part: Range) -> list[tuple[int, int, int]]:
         """(GPA, SPA, length) of the frames behind a range of guest memory."""
-        start, end = part.gpa, part.gpa + part.length
-        for gpa, spa, length in self.ram:
-            if start < gpa + length and gpa < end:
-                first, last = max(gpa, start), min(gpa + length, end)
-                yield first, spa + first - gpa, last - first
+        return self.behind(part.gpa, part.length)
+
+    def behind(self, start: int, length: int) -> list[tuple[int, int, int]]:
+        """The same for a GPA and a length."""
+        end = start + length
+        return [
+            (max(gpa, start), spa + max(0, start - gpa), min(gpa + size, end) - max(gpa, start))
+            for gpa, spa, size in self.ram
+            if start < gpa + size and gpa < end
+        ]
 
     def pieces(self, spa: int, length: int) -> Iterator[tuple[int, int, bool]]:
         """A range cut by page size: runs of whole 2 MiB blocks with large entries, and the rest block by block."""
@@ -98,7 +107,7 @@ class LaunchedVm:
 
     def spa_of(self, gpa: int) -> int:
         """The SPA behind a GPA of the VM's memory."""
-        return next(self.backing(Range(gpa, 1)))[1]
+        return self.behind(gpa, 1)[0][1]
 
 
 def page_runs(gpas: tuple[int, ...]) -> Iterator[tuple[int, int]]:

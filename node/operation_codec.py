@@ -53,9 +53,12 @@ KINDS: Mapping[int, type] = {
     47: op.Cpuid,
     96: op.ReadDr7,
     97: op.WriteDr7,
-    110: op.Clear,
-    111: op.GuestWork,
+    150: op.Clear,
+    151: op.GuestWork,
     98: op.Copy,
+    110: op.LoadIdt,
+    111: op.ReadFlags,
+    112: op.WriteFlags,
     # Operations of hypervisors.
     16: op.HostRead,
     17: op.HostReadWritten,
@@ -82,11 +85,15 @@ KINDS: Mapping[int, type] = {
     42: op.MmioRead,
     43: op.FabricRoute,
     44: op.HostTimedRead,
+    63: op.FabricDivert,
     36: op.NestedFrames,
     37: op.MmioWrite,
     38: op.DeviceRead,
     39: op.DeviceWrite,
     120: op.VmPreempt,
+    130: op.VmcbLoad,
+    131: op.VmcbStore,
+    132: op.VmKick,
     # Answers.
     48: op.Fault,
     49: op.PValidateResult,
@@ -109,7 +116,7 @@ KINDS: Mapping[int, type] = {
     86: ProgramSpec,
     87: TenantSpec,
     88: Demand,
-    112: SvsmGuest,
+    152: SvsmGuest,
 }
 """To add a type, add a line."""
 

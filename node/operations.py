@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from node.event_operations import LoadIdt, ReadFlags, VmcbLoad, VmcbStore, VmKick, WriteFlags
 from node.operation_answers import (
     Answer,
     CpuidResult,
@@ -21,18 +22,27 @@ from node.operation_answers import (
     RmpReadResult,
     Runs,
 )
+from node.svsm_operations import Clear, GuestWork
 from psp.system_bus import RmpEntry
 
 __all__ = [
     "Answer",
+    "Clear",
     "CpuidResult",
     "Fault",
     "FaultKind",
+    "GuestWork",
+    "LoadIdt",
     "PValidateResult",
     "PspAnswer",
+    "ReadFlags",
     "RmpQueryResult",
     "RmpReadResult",
     "Runs",
+    "VmKick",
+    "VmcbLoad",
+    "VmcbStore",
+    "WriteFlags",
 ]
 
 MOST_BYTES = 32 << 20
@@ -219,22 +229,6 @@ class TimedRead:
 
     gpa: int
     private: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Clear:
-    """Store zeros over a range, as REP STOS does; ``private`` is the C-bit. Answer: None, or a Fault."""
-
-    gpa: int
-    length: int
-    private: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class GuestWork:
-    """Time a guest's code spends outside any other operation: one row of the cost table. Answer: None, or #UD."""
-
-    cost: str
 
 
 BLOCK_BYTES = 4096
@@ -535,6 +529,16 @@ class FabricRoute:
 
 
 @dataclass(frozen=True, slots=True)
+class FabricDivert:
+    """Turn the security processor's accesses to the page of an SPA to FASTREGCNTL and FASTREG; None ends it.
+
+    Answer: None. It changes nothing on a product whose routes cannot be turned so.
+    """
+
+    spa: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceRead:
     """Have the device in a slot load at most ``MOST_BYTES``. Answer: bytes, or a Fault if its request was refused.
 
@@ -560,12 +564,14 @@ HypervisorOperation = (
     HostRead | HostReadWritten | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | RmpRead | NestedFrames
     | NestedMap | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
     | HostClflush | Invd | VmPageFlush | HostTimedRead | VmPreempt
-    | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | DeviceRead | DeviceWrite
+    | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | FabricDivert | DeviceRead | DeviceWrite
+    | VmcbLoad | VmcbStore | VmKick
 )  # fmt: skip
 GuestOperation = (
     Read | Write | Copy | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust
     | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit | ReadSevStatus | Cpuid
     | ReadDr7 | WriteDr7 | Clear | GuestWork
+    | LoadIdt | ReadFlags | WriteFlags
 )  # fmt: skip
 
 

@@ -56,6 +56,10 @@ def platform_instructions(board: Board) -> Mapping[type, Callable[..., op.Answer
             return answer_to(ProtectionFault(), one.spa)
         return None
 
+    def fabric_divert(one: op.FabricDivert) -> op.Answer:
+        board.bus.fast_registers.divert(one.spa)
+        return None
+
     def device_read(one: op.DeviceRead) -> op.Answer:
         if not 0 <= one.slot < SLOTS or one.length > op.MOST_BYTES:
             return _aborted(one.iova)
@@ -79,6 +83,7 @@ def platform_instructions(board: Board) -> Mapping[type, Callable[..., op.Answer
         op.MmioRead: mmio_read,
         op.MmioWrite: mmio_write,
         op.FabricRoute: fabric_route,
+        op.FabricDivert: fabric_divert,
         op.DeviceRead: device_read,
         op.DeviceWrite: device_write,
     }

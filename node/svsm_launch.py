@@ -28,11 +28,11 @@ _PROTECTED_MODE: Mapping[str, int] = {
 
 
 def guest_launch_pages(
-    image: FirmwareImage, svsm: FirmwareImage | None, vcpus: int, vcpu_model: VcpuModel
+    image: FirmwareImage, svsm: FirmwareImage | None, vcpus: int, vcpu_model: VcpuModel, features: int
 ) -> Iterator[LaunchPage]:
     """Every page of an SNP launch as QEMU does it, with an SVSM where there is one. Raises FirmwareImageError."""
     if svsm is None:
-        return snp_launch_pages(image, vcpus, vcpu_model, SevFeature.SNP_ACTIVE)
+        return snp_launch_pages(image, vcpus, vcpu_model, features)
     return svsm_launch_pages(image, svsm, vcpus, vcpu_model)
 
 

@@ -123,6 +123,8 @@ def svsm_below(image: FirmwareImage, spec: MachineSpec) -> FirmwareImage:
     """The SVSM's image for a machine with this firmware. Raises LaunchRefused, and FirmwareImageError."""
     if spec.generation is not Generation.SEV_SNP:
         raise LaunchRefused(f"svsm: {spec.generation.name} has no VMPLs")
+    if spec.sev_features:
+        raise LaunchRefused("svsm: expected no SEV_FEATURES but SNP's own")
     if spec.vcpus > MOST_VCPUS:
         raise LaunchRefused(f"svsm: expected at most {MOST_VCPUS} vCPUs, got {spec.vcpus}")
     svsm_guest(image, ())

@@ -49,6 +49,7 @@ class TenantSpec:
     seed: int
     launched: tuple[int, ...]
     reset_rips: tuple[int, ...]
+    sev_features: int = 0
     svsm: SvsmGuest | None = None
     """Where an SVSM runs below."""
 
@@ -107,6 +108,7 @@ class Tenant:
         self.programs: list[Program | None] = [None] * count
         """None while a vCPU is paused: nothing of it may stay then."""
         self.blocks: list[Mapping[int, Callable[[Registers], Block]]] = [{}] * count
+        """Blocks by RIP, from the first that a vCPU runs on."""
         self.running: list[Block | None] = [None] * count
         """The block that each vCPU is in."""
         for thread in range(count):
@@ -119,7 +121,7 @@ class Tenant:
 
     def begin(self, vcpu: int, registers: Registers) -> Outcome:
         """Start the block at RIP. Raises NoBlock."""
-        start = self.blocks[vcpu].get(registers.rip)
+        start = (self.blocks[vcpu] or self._lay_out(vcpu)).get(registers.rip)
         if start is None:
             raise NoBlock
         block = start(registers)
@@ -152,25 +154,36 @@ class Tenant:
     def rebuild(self, vcpu: int) -> None:
         """Make a vCPU's program anew from its specification."""
         self.running[vcpu] = None
-        if self.blocks[vcpu]:
-            return  # They were made from that and cannot have changed: programs keep nothing.
+        if self.blocks[vcpu] or vcpu >= len(self._spec.reset_rips):
+            return  # It was made from that and cannot have changed: programs keep nothing.
+        if self.programs[vcpu] is None:
+            spec = self._spec
+            bounces = CAPABILITIES[spec.generation].key_per_vm
+            placement = spec.memory.placement(spec.name, vcpu, spec.seed, bounces=bounces)
+            self.programs[vcpu] = self._factory(spec.program, placement)
+
+    def _lay_out(self, vcpu: int) -> Mapping[int, Callable[[Registers], Block]]:
+        """The blocks of a vCPU that is about to run one."""
         spec = self._spec
         if vcpu >= len(spec.reset_rips):
             assert spec.svsm is not None
             below = vcpu - len(spec.reset_rips)
             svsm = Svsm(spec.svsm, spec.memory, below, spec.name, spec.seed, SERVICES, self._svsm_skips)
             self.blocks[vcpu] = svsm.blocks
-            return
-        bounces = CAPABILITIES[spec.generation].key_per_vm
-        program = self._factory(spec.program, spec.memory.placement(spec.name, vcpu, spec.seed, bounces=bounces))
+            return self.blocks[vcpu]
+        program = self.programs[vcpu]
+        if program is None:
+            return {}
         kernel: GuestKernel | KernelAboveSvsm
         if spec.svsm is None:
-            reset_rip = spec.reset_rips[vcpu]
-            kernel = GuestKernel(spec.generation, spec.memory, spec.launched, vcpu, reset_rip, program.entry)
+            kernel = GuestKernel(
+                spec.generation, spec.memory, spec.launched, vcpu, spec.reset_rips[vcpu], program.entry,
+                sev_features=spec.sev_features,
+            )  # fmt: skip
         else:
             kernel = KernelAboveSvsm(spec.svsm, spec.memory, spec.launched, vcpu, spec.reset_rips, program.entry)
-        self.programs[vcpu] = program
-        self.blocks[vcpu] = {**kernel.blocks, **program.blocks}
+        blocks = self.blocks[vcpu] = {**kernel.blocks, **program.blocks}
+        return blocks
 
     def close(self) -> None:
         """Nothing of it is anywhere else."""

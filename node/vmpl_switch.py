@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from node import operations as op
 from node.nae_event import ApCreation, ApCreationKind
-from node.vmsa import SevFeature
 from psp.system_bus import LARGE_PAGE_BYTES
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def announce(record: LaunchedVm, asked: ApCreation) -> bool:
     if asked.kind is ApCreationKind.DESTROY:
         return book.areas.pop(seat, None) is not None
     spa = record.page_spa(asked.vmsa_gpa)
-    if spa is None or not asked.vmsa_gpa % LARGE_PAGE_BYTES or asked.sev_features != SevFeature.SNP_ACTIVE:
+    if spa is None or not asked.vmsa_gpa % LARGE_PAGE_BYTES or asked.sev_features != record.sev_features:
         return False
     book.areas[seat] = spa
     return True

@@ -63,7 +63,9 @@ class VmrunChecks:
         needed = (vmcb.asid if vmcb.encrypted else 0, board.save_area_key(vmcb))
         if not all(board.controller.has_key(key) for key in needed if key):
             return ExitCode.INVALID
-        return 0 if board.registers_fit(vmcb) else board.platform.save_area_refused
+        if not board.registers_fit(vmcb):
+            return board.platform.save_area_refused
+        return 0 if board.events.accepts(vmcb) else ExitCode.INVALID
 
     def passed(self, vmcb: Vmcb) -> bool:
         """Whether VMRUN accepts a block; False is VMEXIT_INVALID.

@@ -12,6 +12,7 @@ from workloads.attacks import (
     alias,
     block_move,
     cache_drop,
+    confused_deputy,
     dimm,
     dma,
     forged_measurement,
@@ -62,12 +63,14 @@ ROWS: Mapping[str, Row] = {
     "33": Row((cache_drop.drop_dirty_lines,), caches=True),
     "35a": Row((alias.replay_through_ghost,), ghost_line=GHOST_LINE),
     "35b": Row((forged_measurement.through_ghost,), needs=Interface.CONTEXT_PAGE, ghost_line=GHOST_LINE),
+    "38": Row((confused_deputy.turn_debugging_on,), needs=Interface.CONTEXT_PAGE),
     "39": Row((alias.replay_through_interposer,)),
     "43": Row((nested_remap.take_away,)),
     "44": Row((neighbours.wrong_mapping,)),
     "45": Row((neighbours.freed_page,)),
     "46": Row((neighbours.two_contexts,)),
     "47": Row((nested_remap.svsm_page_to_its_guest,), needs=Interface.VMPLS, svsm=True),
+    "82a": Row((confused_deputy.write_by_device,), needs=Interface.CONTEXT_PAGE),
 }
 """By id of the matrix."""
 

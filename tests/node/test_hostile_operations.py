@@ -27,7 +27,8 @@ EXTREMES = (-1, -4096, 0, 1, 4095, 1 << 36, 1 << 40, 1 << 63, 1 << 64, 1 << 70)
 WORDS = {
     "vm": ("one", "toy", "nobody", ""),
     "generation": ("SEV", "SEV_SNP", "SEV_ES", "SEV_TIO", "PLAIN", "SME", "XX", ""),
-    "register": ("CR0", "CR3", "CR4", "EFER", "XX"),
+    "register": ("CR0", "CR3", "CR4", "EFER", "CR8", "XX"),
+    "field": ("EVENTINJ", "V_INTR", "XX"),
     "cost": ("nonsense", ""),
 }
 EACH = 40
@@ -150,11 +151,11 @@ def test_an_access_that_faults_writes_no_line_back(product: str, refused: op.Hyp
     assert board.caches is not None
     for spa in range(2 << 20, (2 << 20) + PAGE_BYTES, 64):
         board.controller.write(spa, b"dirty" * 12 + b"line", 0)
-    lines, dirty = len(board.caches.cache), board.caches.cache.dirty_lines
+    lines, dirty = len(board.caches.cache), len(board.caches.cache._dirty)
     before = board.dram.cells.read(0, 4 << 20)
     (answer,) = board.execute_host((refused,))
     assert isinstance(answer, op.Fault)
-    assert (len(board.caches.cache), board.caches.cache.dirty_lines) == (lines, dirty)
+    assert (len(board.caches.cache), len(board.caches.cache._dirty)) == (lines, dirty)
     assert board.dram.cells.read(0, 4 << 20) == before
 
 

@@ -121,7 +121,8 @@ def test_a_lower_vmpl_touches_what_it_was_given_and_nothing_else(guest):
 
 def test_the_hypervisor_offers_vmpls_only_to_guests_that_it_keeps_books_for():
     features = msr.HypervisorFeature
-    for offered, bits in ((True, features.SNP | features.AP_CREATION | features.MULTI_VMPL), (False, features.SNP)):
+    always = features.SNP | features.RESTRICTED_INJECTION
+    for offered, bits in ((True, always | features.AP_CREATION | features.MULTI_VMPL), (False, always)):
         guest = Guest(offered)
         assert guest.do(op.VmgExit(msr.FeaturesRequest().value)) == msr.Features(int(bits)).value
         if not offered:

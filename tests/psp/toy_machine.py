@@ -62,6 +62,7 @@ class ToyBus:
     placement: RmpPlacement | None = _PLACEMENT
     iommu: IommuConfiguration = _IOMMU
     enforced: bool = False
+    region: tuple[int, int] = (0, 0)
     locked: bool = True
 
     def core_configuration(self) -> CoreConfiguration:
@@ -97,6 +98,12 @@ class ToyBus:
 
     def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:
         self.write_guest(spa, self.read(spa, length), asid)
+
+    def take_trusted_region(self, spa: int, length: int) -> None:
+        self.region = (spa, length)
+
+    def give_back_trusted_region(self) -> None:
+        self.region = (0, 0)
 
     def seal_save_area(self, spa: int, asid: int) -> None:
         self.sealed[spa] = self.read_guest(spa, PAGE, asid)
@@ -208,7 +215,8 @@ class Machine:
         """Everything that a refused command must leave alone."""
         pages = {page: octets for page, octets in self.bus.pages.items() if octets != _ZEROS}
         machine = {"DRAM": pages, "RMP": dict(self.bus.rmp), "keys": dict(self.bus.keys)}
-        return {**self.firmware_state(), **machine, "hidden": self.bus.hidden_up_to, "seals": dict(self.bus.sealed)}
+        values = {"region": self.bus.region, "seals": dict(self.bus.sealed)}
+        return {**self.firmware_state(), **machine, "hidden": self.bus.hidden_up_to, **values}
 
 
 def context(machine: Machine, gctx: int = 0x60_0000) -> GuestContext:

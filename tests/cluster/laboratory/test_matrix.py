@@ -37,6 +37,7 @@ SWITCHES = {
     "alias_check=on": {"platform": Platform(alias_check=True)},
     "verifier_platform_info=on": {"demands_alias_check": True},
     "context_page_mac=on": {"platform": Platform(context_mac=True)},
+    "psp_least_priv=on": {"platform": Platform(psp_least_privilege=True)},
     "guest_tracks_validation=on": {"tracks_validation": True},
     "ucode_cachewarp_fix=on": {"platform": Platform(invd_writes_back=True)},
     "zero_on_validate=on": {"svsm_zeroes": True},
