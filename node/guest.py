@@ -13,6 +13,7 @@ from node.guest_memory_map import GuestMemoryMap, memory_map
 from node.machine_spec import MachineSpec
 from node.phase_cost import Mechanism, PhaseCost
 from node.program import ProgramSpec
+from node.svsm_use import SvsmUse
 from node.tenant import TenantPort
 from node.vcpu import Vcpu
 
@@ -119,4 +120,6 @@ class Guest:
     copies: int = 0
     """By which they were bounced."""
     disk: DiskBooks | None = None
+    svsm: SvsmUse | None = None
+    """Of a VM that has one."""
     """Its requests, from the first one on."""

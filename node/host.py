@@ -33,6 +33,7 @@ from node.product import Product
 from node.program import ProgramFactory
 from node.record_buffer import NO_LOG, LogWish
 from node.svsm_memory import guest_reset_rips, svsm_guest
+from node.svsm_use import SvsmUse
 from node.tenant import TenantFactory, TenantSpec, local_tenants
 from node.vcpu import Vcpu
 from node.vcpu_levels import VcpuLevels
@@ -259,6 +260,7 @@ class Host:
         if spec.svsm:
             image = self.images[spec.firmware]
             svsm, reset_rips = svsm_guest(image, reset_rips), guest_reset_rips(image, spec.vcpus)
+            guest.svsm = SvsmUse()
             for vcpu in guest.vcpus:
                 vcpu.levels = VcpuLevels()
                 vcpu.thread = spec.vcpus + vcpu.index

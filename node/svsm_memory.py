@@ -106,11 +106,18 @@ class SvsmGuest:
         return self.early.gpa + LARGE_PAGE_BYTES // 2
 
 
+def serves_svsm(image: FirmwareImage) -> bool:
+    """Whether an OVMF image knows how to live above an SVSM: it has a place for a calling area."""
+    return any(one.section_type is SectionType.SVSM_CAA for one in image.tables.sections)
+
+
 def svsm_guest(image: FirmwareImage, boot_rips: tuple[int, ...]) -> SvsmGuest:
     """What there is to know of a VM with an OVMF image above its SVSM. Raises FirmwareImageError."""
     secrets = next((one.gpa for one in image.tables.sections if one.section_type is SectionType.SECRETS), None)
     if secrets is None:
         raise image.refusal("SEV metadata", "a SECRETS section", "none")
+    if not serves_svsm(image):
+        raise image.refusal("SEV metadata", "an SVSM_CAA section, as OVMF has it from SVSM support on", "none")
     guest = SvsmGuest(boot_rips, image.gpa, secrets)
     for section in image.tables.sections:
         end = guest.heap_gpa

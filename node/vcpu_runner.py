@@ -23,11 +23,11 @@ from node.guest import Guest, GuestState
 from node.host_events import HostEvent
 from node.identity_cache import IdentityCache
 from node.operation_cost import GuestOperationCost, HostOperationCost
-from node.phase_cost import Mechanism, PhaseCost
+from node.phase_cost import MECHANISMS, Mechanism, PhaseCost
 from node.program import Demand, Ending, Registers
 from node.tenant import NoBlock, Outcome
 from node.vcpu import SLEEPING, Vcpu, VcpuState
-from node.vcpu_levels import VcpuLevels, Waiting
+from node.vcpu_levels import charge_svsm, has_left, leave_level
 from node.vmcb import Vmcb
 from node.vmexit import ExitCode
 from node.vmsa import load_registers, save_registers
@@ -262,7 +262,11 @@ class VcpuRunner:
 
     def _issue(self, vcpu: Vcpu, batch: tuple[op.GuestOperation, ...]) -> None:
         guest = vcpu.guest
-        spent = self._guest_cost(guest.spec.generation).price(batch, self._contention.latency_ns, guest.lost_ns)
+        own = vcpu.thread == vcpu.index
+        lost_ns = guest.lost_ns if own else dict.fromkeys(MECHANISMS, 0.0)
+        spent = self._guest_cost(guest.spec.generation).price(batch, self._contention.latency_ns, lost_ns)
+        if not own:
+            charge_svsm(guest, spent)
         vcpu.elapsed_ns += spent
         guest.operation_ns += spent
         guest.operations += len(batch)
@@ -303,53 +307,27 @@ class VcpuRunner:
         if before:
             answers = before + answers
         after: tuple[op.Answer, ...] | None = answers
-        if vcpu.levels is not None and self._has_left(vmcb):
-            if not self._switch_level(vcpu, vcpu.levels, vmcb, answers, batch[len(answers) - len(before) :]):
+        if vcpu.levels is not None and has_left(self._board, vmcb):
+            leave_level(self._board, vcpu, vmcb, answers, batch[len(answers) - len(before) :])
+            if not self._enter(vcpu):
                 return
+            vcpu.registers = vcpu.levels.registers_at(self._board.vmcb(vmcb.vm, vmcb.vcpu).vmpl)
+            self.load(vcpu)
             after = None
         if self._board.exit_work:
             self._wait_for_exits(vcpu, after)
         else:
             self._resume_level(vcpu, after)
 
-    def _has_left(self, vmcb: Vmcb) -> bool:
-        return self._board.vmcb(vmcb.vm, vmcb.vcpu).save_area_spa != vmcb.save_area_spa
-
-    def _switch_level(
-        self,
-        vcpu: Vcpu,
-        levels: VcpuLevels,
-        left: Vmcb,
-        answers: tuple[op.Answer, ...],
-        rest: tuple[op.GuestOperation, ...],
-    ) -> bool:
-        """The hypervisor entered another save area of a vCPU; whether that holds."""
-        page = bytearray(self._board.load_save_area(left))
-        save_registers(vcpu.registers, page)
-        self._board.store_save_area(left, bytes(page))
-        self._board.leave(left.vm, left.vcpu)
-        if left.vmpl:
-            levels.waiting[left.vmpl] = Waiting(vcpu.registers, answers, rest)
-        else:
-            vcpu.guest.software.drop(vcpu.thread)
-        if not self._enter(vcpu):
-            return False
-        waiting = levels.waiting.get(self._board.vmcb(left.vm, left.vcpu).vmpl)
-        vcpu.registers = Registers() if waiting is None else waiting.registers
-        self.load(vcpu)
-        return True
-
     def _resume_level(self, vcpu: Vcpu, answers: tuple[op.Answer, ...] | None) -> None:
         """Go on with a vCPU's block, or where None with whatever is to run at its VMPL."""
         if answers is None and vcpu.levels is not None:
-            vmpl = self._board.vmcb(vcpu.guest.spec.name, vcpu.index).vmpl
-            waiting = vcpu.levels.waiting.pop(vmpl, None)
-            if waiting is not None:
-                if waiting.rest:
-                    # Priced with its batch.
-                    self._take_effect(vcpu, waiting.rest, 0, waiting.answers)
-                    return
-                answers = waiting.answers
+            waiting = vcpu.levels.come_back(self._board.vmcb(vcpu.guest.spec.name, vcpu.index).vmpl)
+            if waiting is not None and waiting.rest:
+                # Priced with its batch.
+                self._take_effect(vcpu, waiting.rest, 0, waiting.answers)
+                return
+            answers = None if waiting is None else waiting.answers
         self._run_blocks(vcpu, answers)
 
     def _wait_for_exits(self, vcpu: Vcpu, answers: tuple[op.Answer, ...] | None) -> None:
@@ -362,7 +340,10 @@ class VcpuRunner:
         guest, epoch = vcpu.guest, vcpu.epoch
         vcpu.elapsed_ns += spent
         guest.operation_ns += spent
-        guest.lost_ns[Mechanism.ACCEPTANCE] += spent
+        if answers is None:
+            charge_svsm(guest, spent)
+        else:
+            guest.lost_ns[Mechanism.ACCEPTANCE] += spent
 
         def go_on() -> None:
             if vcpu.epoch == epoch:
