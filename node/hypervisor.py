@@ -14,6 +14,7 @@ from node import operations as op
 from node.asid_pool import AsidPool, AsidsExhausted
 from node.core_msrs import Msr
 from node.cpuid_page import cpuid_entries
+from node.device_access import device_access
 from node.firmware_image import FirmwareImage
 from node.frame_allocator import FrameAllocator, OutOfMemory, joined
 from node.generation import Generation
@@ -45,7 +46,6 @@ from node.svsm_launch import guest_launch_pages
 from node.svsm_memory import svsm_below
 from node.vcpu_model import vcpu_model
 from node.vm_state import Run, VmState
-from node.vmpl_switch import VmplBook
 from node.vmsa import VMSA_BYTES
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand, command_name
@@ -133,8 +133,7 @@ class Hypervisor:
         record = self._vms[spec.name] = LaunchedVm(spec.generation, self._images[spec.firmware])
         try:
             launch = self._way_to_launch(spec.generation)
-            if spec.svsm:
-                record.svsm = svsm_below(record.firmware, spec)
+            record.svsm = svsm_below(record.firmware, spec)
             yield from self._take_memory(spec, record)
             yield from launch(self, spec, record)
             yield from self._checked([op.VmRun(spec.name, 0)])
@@ -168,6 +167,8 @@ class Hypervisor:
         """What CPUID tells a guest whose registers are there to be written."""
         return op.CpuidResult(*self._ghcb.leaf(function, index))
         yield ()
+
+    mmio = staticmethod(device_access)
 
     def page_state_change(self, vm: str, change: op.PageStateChange) -> Reply:
         """Answer a guest's page state change: reassign the pages in the RMP. Returns 0, or 1 if refused."""
@@ -492,8 +493,7 @@ class Hypervisor:
         """SNP: context, pages in the order of KVM and QEMU, finish."""
         yield from self._take_asid(record)
         record.sev_features = features = launch_features(self.product.name, spec.sev_features)
-        model = vcpu_model(VCPU_MODEL)
-        pages = tuple(guest_launch_pages(record.firmware, record.svsm, spec.vcpus, model, features))
+        pages = tuple(guest_launch_pages(record.images, spec.vcpus, vcpu_model(VCPU_MODEL), features))
         command, gctx = record.small[0], self._small(record)
         yield from self._to_firmware(gctx)
         record.firmware_pages.append(gctx)
@@ -504,7 +504,7 @@ class Hypervisor:
         activate = buffers.SnpActivate(gctx=gctx, asid=record.asid)
         yield from self._must(SnpCommand.ACTIVATE, command, activate.pack())
         record.launched_gpas = tuple(page.gpa for page in pages if page.page_type is not PageType.VMSA)
-        contents = [(image.gpa, image.data) for image in (record.firmware, record.svsm) if image is not None]
+        contents = [(image.gpa, image.data) for image in record.images]
         contents += [(page.gpa, page.data) for page in pages if page.page_type is PageType.CPUID and page.data]
         yield from self._write(record, contents)
         yield from self._assign(spec, record)
@@ -558,7 +558,7 @@ class Hypervisor:
             )
             _expect_success((yield batch), SnpCommand.LAUNCH_UPDATE)
             record.immutable.difference_update(spas[at : at + COMMANDS_AT_ONCE])
-        record.vmpls = VmplBook.of(record.save_areas) if record.svsm else None
+        record.open_vmpls()
         yield tuple(
             op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa)
             for index, spa in enumerate(record.save_areas)

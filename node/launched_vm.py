@@ -56,10 +56,19 @@ class LaunchedVm:
     """The image below the firmware, where there is one."""
 
     @property
+    def images(self) -> tuple[FirmwareImage, ...]:
+        """What lies in its flash, the uppermost first."""
+        return (self.firmware,) if self.svsm is None else (self.firmware, self.svsm)
+
+    @property
     def flash(self) -> Range:
         """Where its images lie, in whole pages, up to the end of the uppermost."""
-        first = (self.svsm or self.firmware).gpa // PAGE_BYTES * PAGE_BYTES
-        return Range(first, -(-self.firmware.end // PAGE_BYTES) * PAGE_BYTES - first)
+        first = self.images[-1].gpa
+        return Range(first, self.firmware.end - first)
+
+    def open_vmpls(self) -> None:
+        """Let the guest use several VMPLs where it has an SVSM to use them."""
+        self.vmpls = VmplBook.of(self.save_areas) if self.svsm else None
 
     def seat(self, vcpu: int) -> tuple[int, int]:
         """A vCPU and the VMPL at which it runs."""

@@ -7,7 +7,7 @@ sev-snp-measure reproduces it; that tool's digest was checked against hardware.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
 from node.cpuid_page import cpuid_entries, cpuid_page
@@ -28,12 +28,13 @@ _PROTECTED_MODE: Mapping[str, int] = {
 
 
 def guest_launch_pages(
-    image: FirmwareImage, svsm: FirmwareImage | None, vcpus: int, vcpu_model: VcpuModel, features: int
+    images: Sequence[FirmwareImage], vcpus: int, vcpu_model: VcpuModel, features: int
 ) -> Iterator[LaunchPage]:
-    """Every page of an SNP launch as QEMU does it, with an SVSM where there is one. Raises FirmwareImageError."""
-    if svsm is None:
+    """Every page of an SNP launch as QEMU does it: of OVMF, and of an SVSM below. Raises FirmwareImageError."""
+    image, *below = images
+    if not below:
         return snp_launch_pages(image, vcpus, vcpu_model, features)
-    return svsm_launch_pages(image, svsm, vcpus, vcpu_model)
+    return svsm_launch_pages(image, below[0], vcpus, vcpu_model)
 
 
 def svsm_launch_pages(

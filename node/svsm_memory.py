@@ -126,8 +126,13 @@ def svsm_guest(image: FirmwareImage, boot_rips: tuple[int, ...]) -> SvsmGuest:
     return guest
 
 
-def svsm_below(image: FirmwareImage, spec: MachineSpec) -> FirmwareImage:
-    """The SVSM's image for a machine with this firmware. Raises LaunchRefused, and FirmwareImageError."""
+def svsm_below(image: FirmwareImage, spec: MachineSpec) -> FirmwareImage | None:
+    """The SVSM's image for a machine with this firmware, if it wants one.
+
+    Raises LaunchRefused, and FirmwareImageError.
+    """
+    if not spec.svsm:
+        return None
     if spec.generation is not Generation.SEV_SNP:
         raise LaunchRefused(f"svsm: {spec.generation.name} has no VMPLs")
     if spec.sev_features:

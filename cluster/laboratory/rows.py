@@ -5,20 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from cluster.laboratory.bad_hypervisor import Prelude
 from cluster.laboratory.interface import Interface
 from cluster.laboratory.scene import GHOST_LINE, VICTIM, Setting, act_out, status_gpa
 from cluster.oracle.verdict import Aim, Verdict, judge
 from workloads.attacks import (
     alias,
     block_move,
+    bus_tap,
     cache_drop,
     confused_deputy,
     dimm,
     dma,
     forged_measurement,
+    greedy_tenant,
+    iommu_log,
     neighbours,
     nested_remap,
     read_memory,
+    rmp_forgery,
+    tlb_poisoning,
     write_memory,
 )
 from workloads.attacks.target import Attack, Target
@@ -39,6 +45,16 @@ class Row:
     """The victim must have the habit of validating a page again, unless it is told to keep books."""
     svsm: bool = False
     """The victim must be an SVSM, and the operating system above it the attacker's."""
+    tlb_entries: int | None = None
+    """Cores must remember so many translations."""
+    two_processes: bool = False
+    """The victim must have two vCPUs with page tables of their own."""
+    tenant_spins: bool = False
+    """The tenant must never rest."""
+    fabric_locked: bool = True
+    """Whether boot firmware locks the data fabric; an attacker who owns it does not."""
+    prelude: Prelude | None = None
+    """What the hypervisor must do before SNP starts."""
     chosen_status: bytes = b""
     """What the victim must be made to read as its status, where garbage is not enough."""
 
@@ -60,18 +76,30 @@ ROWS: Mapping[str, Row] = {
     "15": Row((nested_remap.shared_page, nested_remap.page_of_another)),
     "16a": Row((block_move.place_chosen_text,), chosen_status=block_move.CHOSEN),
     "16b": Row((write_memory.move_blocks,)),
+    "22": Row((tlb_poisoning.share_a_thread,), tlb_entries=64, two_processes=True),
     "33": Row((cache_drop.drop_dirty_lines,), caches=True),
     "35a": Row((alias.replay_through_ghost,), ghost_line=GHOST_LINE),
     "35b": Row((forged_measurement.through_ghost,), needs=Interface.CONTEXT_PAGE, ghost_line=GHOST_LINE),
+    "36": Row(
+        (rmp_forgery.turn_debugging_on,), needs=Interface.CONTEXT_PAGE, caches=True,
+        prelude=rmp_forgery.store_before_init,
+    ),
+    "37": Row(
+        (rmp_forgery.turn_debugging_on,), needs=Interface.CONTEXT_PAGE, fabric_locked=False,
+        prelude=rmp_forgery.route_to_nowhere,
+    ),
     "38": Row((confused_deputy.turn_debugging_on,), needs=Interface.CONTEXT_PAGE),
     "39": Row((alias.replay_through_interposer,)),
+    "40": Row((bus_tap.listen,)),
+    "41": Row((iommu_log.record_into_a_page,), prelude=iommu_log.short_log),
+    "42": Row((greedy_tenant.never_yield,), tenant_spins=True),
     "43": Row((nested_remap.take_away,)),
     "44": Row((neighbours.wrong_mapping,)),
     "45": Row((neighbours.freed_page,)),
     "46": Row((neighbours.two_contexts,)),
     "47": Row((nested_remap.svsm_page_to_its_guest,), needs=Interface.VMPLS, svsm=True),
     "82a": Row((confused_deputy.write_by_device,), needs=Interface.CONTEXT_PAGE),
-}
+}  # fmt: skip
 """By id of the matrix."""
 
 
@@ -81,7 +109,16 @@ def verdicts(row: str, setting: Setting) -> list[Verdict]:
     platform = setting.platform
     where = replace(
         setting,
-        platform=replace(platform, ghost_line=line.ghost_line, caches=platform.caches or line.caches),
+        platform=replace(
+            platform,
+            ghost_line=line.ghost_line,
+            caches=platform.caches or line.caches,
+            tlb_entries=line.tlb_entries or platform.tlb_entries,
+            fabric_locked=line.fabric_locked,
+        ),
+        two_processes=line.two_processes,
+        tenant_spins=line.tenant_spins,
+        prelude=line.prelude,
         validates_again=line.habit and not setting.tracks_validation,
         svsm=line.svsm,
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
+from cluster.laboratory.bad_hypervisor import BadHypervisor, Prelude
 from cluster.laboratory.hands import Hands
 from cluster.laboratory.interface import Interface, is_there
 from cluster.laboratory.owner import SECRET, Owner
@@ -13,11 +15,10 @@ from cluster.oracle.ledger import Ledger
 from cluster.oracle.transcript import Transcript
 from node.cost_table import load_cost_table
 from node.firmware_image import laboratory_image
-from node.generation import Generation
+from node.generation import CAPABILITIES, Generation
 from node.guest import Guest, GuestSpec, GuestState
 from node.guest_memory_map import memory_map
 from node.host import Host, HostSpec
-from node.hypervisor import Hypervisor
 from node.hypervisor_port import LaunchRefused
 from node.memory_cipher import CipherMode
 from node.operations import Answer
@@ -27,7 +28,7 @@ from node.program import ProgramFactory, ProgramSpec
 from node.svsm import SvsmCheck, vtpm_seed
 from node.svsm_memory import TPM_GPA
 from node.tenant import local_tenants
-from node.vcpu import VcpuState
+from node.vcpu import Vcpu, VcpuState
 from psp.system_bus import PAGE_BYTES
 from workloads.attacks import colluder, vault
 from workloads.attacks.colluder import Colluder
@@ -43,6 +44,8 @@ SEED = 11
 _SVSM_AS_IT_WAS = frozenset({SvsmCheck.ZERO_ON_VALIDATE})
 """Without the fix of row 47, as the matrix has it by default."""
 _SPARE_FRAMES = 4
+_PATIENCE_NS = 10 * 10**9
+"""Of virtual time, in which a victim that rests a second between rounds must have rested anew."""
 
 
 class IdleAttack(Exception):
@@ -66,6 +69,12 @@ class Setting:
     """The victim is an SVSM, where there can be one; its operating system is the attacker's."""
     svsm_zeroes: bool = False
     """The SVSM clears a page before it gives rights to it."""
+    two_processes: bool = False
+    """The victim has two vCPUs, each with page tables of its own."""
+    tenant_spins: bool = False
+    """The tenant never rests."""
+    prelude: Prelude | None = None
+    """What the hypervisor does of its own before SNP starts."""
     ciphers: tuple[CipherMode, ...] = ()
     """What the product's memory controllers can do, its default first, where that is to be another than they have."""
 
@@ -83,7 +92,7 @@ def act_out(
     try:
         scene = Scene(setting, ledger, transcript)
     except LaunchRefused:
-        if not setting.platform.alias_check:
+        if not _may_refuse(setting):
             raise  # Nothing else may keep a host from starting, or every attack on it would count as blocked.
     else:
         if needs is not None and not scene.offers(needs):
@@ -106,28 +115,37 @@ class Scene:
         images, skips = {"auto": laboratory_image()}, _SVSM_AS_IT_WAS
         if setting.svsm_zeroes:
             skips = frozenset()
+        hypervisor = partial(BadHypervisor, setting.prelude, GUEST_BYTES)
         self.host = Host(
-            spec, programs, images, dict(load_cost_table()), local_tenants(programs, skips),
-            observer=transcript.observe,
+            spec, programs, images, dict(load_cost_table()), local_tenants(programs, skips), hypervisor,
+            transcript.observe,
         )  # fmt: skip
         self._svsm = setting.svsm and protection.launched is Generation.SEV_SNP
-        for name in (VICTIM, TENANT):
-            habit = (vault.VALIDATES_AGAIN, int(setting.validates_again and name == VICTIM))
-            program = ProgramSpec("vault", (habit,))
-            if self._svsm and name == VICTIM:
-                program = ProgramSpec("colluder")
-            self._launch(name, protection.launched, program, svsm=self._svsm and name == VICTIM)
+        self._transcript = transcript
+        victims = [(vault.VALIDATES_AGAIN, int(setting.validates_again))]
+        if setting.two_processes:
+            victims.append((vault.C_BIT, 1 << product.c_bit if _has_own_key(protection.launched) else 0))
+        program = ProgramSpec("colluder") if self._svsm else ProgramSpec("vault", tuple(victims))
+        self._launch(VICTIM, protection.launched, program, 1 + setting.two_processes, svsm=self._svsm)
+        self._hypervisor.let_go()
+        self._launch(TENANT, protection.launched, ProgramSpec("vault", ((vault.SPINS, int(setting.tenant_spins)),)), 1)
+        if setting.two_processes:
+            for vcpu in range(2):
+                own = Vault(memory_map(GUEST_BYTES, 2).placement(VICTIM, vcpu, SEED))
+                ledger.map(VICTIM, vcpu, vault.VALUE_GVA, PAGE_BYTES, own.private(vault.VALUE))
         if self._svsm:
             ledger.distrust_above(VICTIM, 0)
             ledger.keep(VICTIM, "the seed of its vTPM", vtpm_seed(VICTIM, SEED))
         else:
+            ledger.decide(VICTIM, [_vault(VICTIM).decision(number) for number in range(1, vault.DECISIONS + 1)])
             ledger.keep(VICTIM, "the secret", _vault(VICTIM).content(vault.SECRET))
         ledger.keep(VICTIM, "what its owner sends it", SECRET)
         self.target = self._look_up()
         owner = Owner(self.host.board, transcript, VICTIM, setting.demands_alias_check)
         self._hands = Hands(self.host.board, TENANT, transcript, owner)
-        for guest in self.host.guests.values():
-            self.let_run(guest)
+        self.let_run(self.host.guests[VICTIM])
+        if not setting.tenant_spins:
+            self.let_run(self.host.guests[TENANT])
 
     def offers(self, interface: Interface) -> bool:
         """Whether the host has an interface."""
@@ -154,33 +172,43 @@ class Scene:
         """Let a VM run until it rests again or has ended; a VM without a control block cannot run."""
         if guest.spec.name not in self.host.board.vmcbs:
             return ()
-        vcpu = guest.vcpus[0]
-        before = (vcpu.slept_from_ns, vcpu.registers.rip)
+        env = self.host.clock.env
+        before = [_rest(vcpu) for vcpu in guest.vcpus]
+        until = env.now + _PATIENCE_NS
         while guest.state is GuestState.RUNNING:
-            self.host.clock.env.step()
-            if vcpu.state is VcpuState.SLEEPING and (vcpu.slept_from_ns, vcpu.registers.rip) != before:
+            if env.peek() > until:
+                self._transcript.stalled(guest.spec.name)
+                break
+            env.step()
+            if all(_rest(vcpu) not in (None, last) for vcpu, last in zip(guest.vcpus, before, strict=True)):
                 break
         return ()
 
     # Setting up.
 
-    def _launch(self, name: str, generation: Generation, program: ProgramSpec, *, svsm: bool) -> None:
-        spec = GuestSpec(name, generation, 1, GUEST_BYTES, program, SEED, svsm=svsm)
+    @property
+    def _hypervisor(self) -> BadHypervisor:
+        assert isinstance(self.host.hypervisor, BadHypervisor)
+        return self.host.hypervisor
+
+    def _launch(
+        self, name: str, generation: Generation, program: ProgramSpec, vcpus: int, *, svsm: bool = False
+    ) -> None:
+        spec = GuestSpec(name, generation, vcpus, GUEST_BYTES, program, SEED, svsm=svsm)
         self.host.launch(spec, lambda _: None, running=True)
         assert self.host.guests[name].state is GuestState.RUNNING, self.host.guests[name].reason
 
     def _look_up(self) -> Target:
         """What the hypervisor's books say, and frames that it takes for the attack."""
-        hypervisor = self.host.hypervisor
-        assert isinstance(hypervisor, Hypervisor)
+        hypervisor = self._hypervisor
         frames = [hypervisor.frames.allocate(PAGE_BYTES, PAGE_BYTES)[0][0] for _ in range(_SPARE_FRAMES + 1)]
         victim, tenant = (self._household(hypervisor, name) for name in (VICTIM, TENANT))
         return Target(
             victim, tenant, tuple(frames[1:]), frames[0], 1 << self.host.spec.product.c_bit, GHOST_LINE,
-            free_asid=max(victim.asid, tenant.asid) + 1,
+            free_asid=max(victim.asid, tenant.asid) + 1, ground=hypervisor.ground,
         )  # fmt: skip
 
-    def _household(self, hypervisor: Hypervisor, name: str) -> Household:
+    def _household(self, hypervisor: BadHypervisor, name: str) -> Household:
         record, program = hypervisor.launched(name), _vault(name)
 
         def page(gpa: int) -> Page:
@@ -192,11 +220,29 @@ class Scene:
             secret=page(TPM_GPA if above_svsm else program.private(vault.SECRET)),
             value=page(colluder.SPARE_GPA if above_svsm else program.private(vault.VALUE)),
             other=page(program.private(vault.OTHER)),
+            decision=page(program.private(vault.DECISION)),
             answer=page(program.private(vault.ANSWER)),
             request=page(program.private(vault.REQUEST)),
             inbox=page(program.shared(vault.INBOX)),
             outbox=page(program.shared(vault.OUTBOX)),
         )  # fmt: skip
+
+
+def _rest(vcpu: Vcpu) -> tuple[int, int] | None:
+    """Since when a vCPU rests, and where it goes on; None if it does not rest."""
+    return (vcpu.slept_from_ns, vcpu.registers.rip) if vcpu.state is VcpuState.SLEEPING else None
+
+
+def _has_own_key(generation: Generation) -> bool:
+    return CAPABILITIES[generation].key_per_vm
+
+
+def _may_refuse(setting: Setting) -> bool:
+    """Whether a firmware that is as it should be does not start SNP on what the attacker has made of the host."""
+    platform = setting.platform
+    if platform.ghost_line and platform.alias_check:
+        return True
+    return setting.prelude is not None and (platform.fabric_lock_checked or platform.iommu_write_safe)
 
 
 def status_gpa() -> int:

@@ -506,15 +506,15 @@ def test_where_nobody_did_anything_there_is_nothing_to_judge() -> None:
 
 
 def test_above_the_vmpl_that_is_trusted_a_guest_is_an_adversary():
-    above = Actor(Role.GUEST, "victim", 2)
+    above = Actor(Role.GUEST, "victim", vmpl=2)
     steps = (above, Read(GPA, 64), CANARY)
     assert outcome(steps) is Outcome.BLOCKED, "a guest is not told its own secret"
     split = ledger()
     split.distrust_above("victim", 1)
     assert judge(split, heard(steps)).outcome is Outcome.LEAKED
-    below = (Actor(Role.GUEST, "victim", 1), Read(GPA, 64), CANARY)
+    below = (Actor(Role.GUEST, "victim", vmpl=1), Read(GPA, 64), CANARY)
     assert judge(split, heard(below)).outcome is Outcome.BLOCKED
-    misread = (Actor(Role.GUEST, "victim", 1), Read(GPA, 64), JUNK)
+    misread = (Actor(Role.GUEST, "victim", vmpl=1), Read(GPA, 64), JUNK)
     assert judge(split, heard(misread)).outcome is Outcome.CORRUPTED
 
 
