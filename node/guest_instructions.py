@@ -16,15 +16,12 @@ from node.nested_page_table import WRITE
 from node.paging_instructions import PagingInstructions
 from node.rmp import GuestCore
 from node.rmp_checks import PERMIT_WRITE
+from node.svsm_operations import GUEST_WORK
 from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
 
 if TYPE_CHECKING:
     from node.board import Board
-
-
-GUEST_WORK = frozenset({"svsm.vtpm_read_ns", "svsm.vtpm_extend_ns"})
-"""Rows of the cost table that a guest's code can spend."""
 
 
 class GuestInstructions:

@@ -13,6 +13,7 @@ from node.data_cache import LINE_BYTES
 from node.generation import CAPABILITIES, Generation
 from node.phase_cost import RMP_CHECKED, GenerationCost, Mechanism
 from node.platform import HostMode
+from node.svsm_operations import GUEST_WORK
 from psp.commands import LegacyCommand, SnpCommand, measured_bytes
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
@@ -62,7 +63,7 @@ class GuestOperationCost:
             op.Clflush: lambda one: ((Mechanism.OPERATIONS, _lines(one.length) * costs["cache.clflush_ns"]),),
             op.BlockRead: self._block,
             op.BlockWrite: self._block,
-            op.GuestWork: lambda one: ((Mechanism.OPERATIONS, costs.get(one.cost, 0.0)),),
+            op.GuestWork: lambda one: ((Mechanism.OPERATIONS, costs[one.cost] if one.cost in GUEST_WORK else 0.0),),
         }
 
     def price(self, batch: tuple[op.GuestOperation, ...], latency_ns: float, lost_ns: dict[Mechanism, float]) -> int:

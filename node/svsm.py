@@ -48,6 +48,7 @@ from node.svsm_memory import (
     BOOK_RECORD,
     CPUID_GPA,
     GUEST_VMPL,
+    LOCKS_GPA,
     SECRETS_GPA,
     SEED_GPA,
     SVSM,
@@ -69,7 +70,7 @@ ALL_RIGHTS = 0xF
 """Read, write and both kinds of execute."""
 _TABLE_BYTES = 4 * PAGE_BYTES
 """The end of OVMF's image, where its tables are."""
-_WAIT = op.Sleep(1_000_000)
+_WAIT = op.Sleep(100_000_000)
 
 _VMPCK0 = slice(0x20, 0x40)
 _SVSM_FIELDS = slice(0x140, 0x160)
@@ -233,9 +234,10 @@ class Svsm:
         service = self.services.get(request.protocol)
         if service is None:
             return SvsmResult.UNSUPPORTED_PROTOCOL
-        # One batch is one instant: of two vCPUs the later one sees the other's lock.
-        lock, vcpus = lock_gpa(request.protocol, self.vcpu), len(self.place.boot_rips)
-        _, locks = yield (op.Write(lock, b"\1"), op.Read(lock_gpa(request.protocol), vcpus))
+        # One batch is one instant: of two vCPUs the later one sees the other's lock. There is one for all calls, for
+        # what one looked up in the books must hold until it has written there: a page could become a save area.
+        lock, vcpus = lock_gpa(self.vcpu), len(self.place.boot_rips)
+        _, locks = yield (op.Write(lock, b"\1"), op.Read(LOCKS_GPA, vcpus))
         alone = isinstance(locks, bytes) and locks.count(0) == vcpus - 1
         result: int = SvsmResult.SUCCESS if alone else SvsmResult.BUSY
         if alone:

@@ -35,7 +35,7 @@ TPM_GPA = _AT + 0x3000
 SEED_GPA = TPM_GPA + 0x7E0
 """What the vTPM's random numbers follow from."""
 LOCKS_GPA = BOOK_GPA + 0x800
-"""For each protocol and vCPU a byte: whether it is being served there."""
+"""For each vCPU a byte: whether a call is being served there."""
 POOL_GPA = _AT + 0x4000
 """Memory that the guest deposited: how many pages, and where."""
 POOL_PAGES = PAGE_BYTES // 8 - 1
@@ -63,9 +63,9 @@ def save_area_gpa(vcpu: int) -> int:
     return _SAVE_AREAS_GPA + vcpu * PAGE_BYTES
 
 
-def lock_gpa(protocol: int, vcpu: int = 0) -> int:
-    """A vCPU's lock of a protocol; those of all vCPUs follow one another."""
-    return LOCKS_GPA + protocol * 256 + vcpu
+def lock_gpa(vcpu: int) -> int:
+    """A vCPU's lock; those of all vCPUs follow one another."""
+    return LOCKS_GPA + vcpu
 
 
 def book_gpa(vcpu: int) -> int:

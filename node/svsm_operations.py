@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+GUEST_WORK = frozenset({"svsm.vtpm_read_ns", "svsm.vtpm_extend_ns"})
+"""Rows of the cost table that a guest's code can spend."""
+
 
 @dataclass(frozen=True, slots=True)
 class Clear:

@@ -39,10 +39,14 @@ class Talker:
 
 
 class SvsmVm:
-    """A VM with an SVSM whose first vCPU talks once; ``said`` is what that came to."""
+    """A VM with an SVSM whose first vCPU talks once, and its second if there is ``others``; ``said`` is the outcome."""
 
-    def __init__(self, talk: Callable[[Talker], Talk], vcpus: int = 2, host=None, until_ns: int = SECOND) -> None:
+    def __init__(
+        self, talk: Callable[[Talker], Talk], vcpus: int = 2, host=None, until_ns: int = SECOND, others=None
+    ) -> None:
         self.said: object = None
+        self.others = others
+        self.others_said: object = None
         self.host = host or make_host({"talk": script(self._step)})
         self.talk = talk
         spec = replace(guest_spec("vm", SNP, "talk", vcpus=vcpus), svsm=True)
@@ -54,6 +58,9 @@ class SvsmVm:
         if placement.vcpu == 0 and registers.rbx == 0:
             registers.rbx = 1
             self.said = yield from self.talk(Talker(registers))
+        if placement.vcpu == 1 and registers.rbx == 0 and self.others:
+            registers.rbx = 1
+            self.others_said = yield from self.others(Talker(registers))
         return Sleep(10**18)
         yield ()
 

@@ -17,6 +17,7 @@ from node.svsm_call import (
     PageEntry,
     Protocol,
     SvsmResult,
+    VtpmCall,
     page_list,
 )
 from node.svsm_memory import SVSM
@@ -308,15 +309,25 @@ def test_the_svsm_is_not_talked_into_touching_a_save_area_for_the_kernel(asked):
     assert vm.rmp(SAVE_AREA).vmsa
 
 
-def test_of_two_vcpus_that_call_at_once_one_is_busy():
-    def talk(talker):
-        lock = SVSM.gpa + 0x2800 + 1
-        vm.host.board.controller.write(vm.spa(lock), b"\1", vm.guest.asid)  # as vCPU 1's SVSM would
-        first = yield from core(talker, CoreCall.QUERY_PROTOCOL, 1)
-        vm.host.board.controller.write(vm.spa(lock), b"\0", vm.guest.asid)
-        second = yield from core(talker, CoreCall.QUERY_PROTOCOL, 1)
-        return first.result, second.result
+def test_a_page_does_not_become_a_save_area_while_another_vcpu_is_served_there():
+    # vCPU 0 has the vTPM answer into page A, which takes milliseconds; vCPU 1 asks to have a save area made of it, so
+    # that the answer would come to lie over the VMPL that was checked.
+    at = A + 0xCA - 4
 
-    vm = SvsmVm.__new__(SvsmVm)  # so that the talk knows it
-    vm.__init__(talk)
-    assert vm.said == (_R.BUSY, 0)
+    def talk(talker):
+        yield from talker.do(op.Write(A, area()), op.Write(at, struct.pack("<IBI", 8, 0, 0)))
+        return (yield from talker.call(Protocol.VTPM, VtpmCall.CMD, at)).result
+
+    def meanwhile(talker):
+        yield (op.GuestWork("svsm.vtpm_extend_ns"),)  # until that is on its way
+        yield from talker.do(op.Write(B, bytes(8)))
+        caa = PLACE.heap_gpa + 0x2000
+        made = yield from core(talker, CoreCall.CREATE_VCPU, A, B, 2, caa=caa)
+        yield (op.GuestWork("svsm.vtpm_extend_ns"),)
+        after = yield from core(talker, CoreCall.QUERY_PROTOCOL, 1, caa=caa)
+        return made.result, after.result
+
+    vm = SvsmVm(talk, vcpus=3, others=meanwhile)
+    assert vm.said == 0
+    assert vm.others_said == (_R.BUSY, 0)
+    assert not vm.rmp(A).vmsa
