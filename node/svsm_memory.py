@@ -14,11 +14,8 @@ from functools import lru_cache
 from uuid import UUID
 
 from node.firmware_image import FirmwareImage, firmware_image
-from node.generation import Generation
 from node.guest_memory_map import Range
-from node.hypervisor_port import LaunchRefused
 from node.laboratory_firmware import METADATA_OFFSET, build_image
-from node.machine_spec import MachineSpec
 from node.ovmf import SEV_METADATA, SVSM_INFO, MetadataSection, SectionType
 from node.vmsa import BSP_RESET_EIP
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
@@ -124,23 +121,6 @@ def svsm_guest(image: FirmwareImage, boot_rips: tuple[int, ...]) -> SvsmGuest:
         if not guest.early.gpa <= section.gpa <= section.gpa + section.size <= end:
             raise image.refusal("SEV metadata", f"sections from {guest.early.gpa:#x} to {end:#x}", hex(section.gpa))
     return guest
-
-
-def svsm_below(image: FirmwareImage, spec: MachineSpec) -> FirmwareImage | None:
-    """The SVSM's image for a machine with this firmware, if it wants one.
-
-    Raises LaunchRefused, and FirmwareImageError.
-    """
-    if not spec.svsm:
-        return None
-    if spec.generation is not Generation.SEV_SNP:
-        raise LaunchRefused(f"svsm: {spec.generation.name} has no VMPLs")
-    if spec.sev_features:
-        raise LaunchRefused("svsm: expected no SEV_FEATURES but SNP's own")
-    if spec.vcpus > MOST_VCPUS:
-        raise LaunchRefused(f"svsm: expected at most {MOST_VCPUS} vCPUs, got {spec.vcpus}")
-    svsm_guest(image, ())
-    return laboratory_svsm(image.gpa)
 
 
 def guest_reset_rips(image: FirmwareImage, vcpus: int) -> tuple[int, ...]:
