@@ -53,12 +53,15 @@ KINDS: Mapping[int, type] = {
     47: op.Cpuid,
     96: op.ReadDr7,
     97: op.WriteDr7,
-    150: op.Clear,
-    151: op.GuestWork,
+    210: op.Clear,
+    211: op.GuestWork,
     98: op.Copy,
     110: op.LoadIdt,
     111: op.ReadFlags,
     112: op.WriteFlags,
+    113: op.SoftwareInterrupt,
+    150: op.Branch,
+    151: op.IndirectBranch,
     140: op.MmioLoad,
     141: op.MmioStore,
     # Operations of hypervisors.
@@ -96,6 +99,8 @@ KINDS: Mapping[int, type] = {
     130: op.VmcbLoad,
     131: op.VmcbStore,
     132: op.VmKick,
+    152: op.HostBranch,
+    153: op.HostReadCounter,
     142: op.NicRead,
     143: op.NicWrite,
     # Answers.
@@ -121,7 +126,7 @@ KINDS: Mapping[int, type] = {
     86: ProgramSpec,
     87: TenantSpec,
     88: Demand,
-    152: SvsmGuest,
+    212: SvsmGuest,
 }
 """To add a type, add a line."""
 

@@ -39,7 +39,7 @@ _CALLS = st.tuples(
 )
 
 
-@settings(max_examples=12)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(_CALLS, min_size=5, max_size=25))
 def test_no_call_gives_a_kernel_more_than_its_own(calls):
     results = []

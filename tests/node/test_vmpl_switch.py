@@ -121,13 +121,13 @@ def test_a_lower_vmpl_touches_what_it_was_given_and_nothing_else(guest):
 
 def test_the_hypervisor_offers_vmpls_only_to_guests_that_it_keeps_books_for():
     features = msr.HypervisorFeature
-    always = features.SNP | features.RESTRICTED_INJECTION
-    for offered, bits in ((True, always | features.AP_CREATION | features.MULTI_VMPL), (False, always)):
+    always = features.SNP | features.AP_CREATION | features.RESTRICTED_INJECTION
+    for offered, bits in ((True, always | features.MULTI_VMPL), (False, always)):
         guest = Guest(offered)
         assert guest.do(op.VmgExit(msr.FeaturesRequest().value)) == msr.Features(int(bits)).value
         if not offered:
             assert msr.RunVmplResult(0).value != guest.run_vmpl(1)
-            assert refused(guest.create()) is BadInput.INVALID_EVENT
+            assert refused(guest.create()) is BadInput.INVALID_INPUT
             assert refused(guest.ask(NaeEvent.RUN_VMPL, 1)) is BadInput.INVALID_EVENT
 
 
@@ -170,7 +170,7 @@ def test_no_failure_and_no_write_of_a_control_block_raises_a_vmpl(guest):
     guest.create()
     guest.run_vmpl(1)
     area, own = guest.vmcb.save_area_spa, guest.pages[3]
-    guest.record.vmpls.areas[0, 2] = guest.record.save_areas[0] + PAGE  # no save area of this guest
+    guest.record.vmpls.areas[0, 2] = spa(guest.host, guest.guest, guest.pages[4])  # which is no save area
     assert guest.run_vmpl(2) == msr.RunVmplResult(1).value
     assert (guest.vmcb.vmpl, guest.vmcb.save_area_spa) == (1, area)
     assert guest.do(op.Read(own, 8)).error & ERROR_VMPL
