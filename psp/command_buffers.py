@@ -319,6 +319,16 @@ class SnpPlatformStatus(ByteLayout):
 
 
 @dataclass(frozen=True, slots=True)
+class SnpGuestRequest(ByteLayout):
+    """SNP_GUEST_REQUEST: a guest's message, and where the answer goes."""
+
+    SIZE: ClassVar[int] = 0x18
+    gctx: int = at(0x00, 8)
+    request: int = at(0x08, 8)
+    response: int = at(0x10, 8)
+
+
+@dataclass(frozen=True, slots=True)
 class SnpActivate(ByteLayout):
     """SNP_ACTIVATE."""
 
