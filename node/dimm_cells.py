@@ -172,6 +172,16 @@ class DimmCells:
             return None
         return found[2].octets(spa - found[0] * PAGE_BYTES, length)
 
+    def source(self, spa: int, length: int) -> tuple[bytes, int] | None:
+        """As ``laid`` without a fill, as the whole object and where in it: for whoever remembers what is made of it."""
+        found = self._laid.find(spa // PAGE_BYTES)
+        if found is None or spa + length > found[1] * PAGE_BYTES:
+            return None
+        start, _, laid = found
+        if laid.fill is not None or laid.source is None or spa + length > self._plain_end:
+            return None
+        return laid.source, laid.page * PAGE_BYTES + spa - start * PAGE_BYTES
+
     def keep(self, spa: int, length: int, touch: Touch) -> None:
         """Leave a range to an owner who may hold what lies there in another form until someone looks or writes.
 
@@ -262,14 +272,15 @@ class DimmCells:
         first = spa % CHUNK_BYTES // WORD_BYTES
         return self._chunk_to_write(spa, length).words[first : first + length // WORD_BYTES]
 
-    def resident_runs(self, spa: int, length: int) -> Iterator[tuple[int, int]]:
+    def resident_runs(self, spa: int, length: int) -> list[tuple[int, int]]:
         """Runs of whole pages in a range that hold what someone wrote, as (SPA, length). Raises MachineCheck."""
         self._check(spa, length)
         first, last = spa // PAGE_BYTES, (spa + length) // PAGE_BYTES
         pages: set[int] = set()
-        for start, end, laid in self._laid.pieces(first, last) if self._laid else ():
-            if laid is not None and laid.source is not None:
-                pages.update(range(start, end))
+        if not self._laid.is_gap(first, last):
+            for start, end, laid in self._laid.pieces(first, last):
+                if laid is not None and laid.source is not None:
+                    pages.update(range(start, end))
         for region in self._written_in(first, last):
             bits, base = self._written[region], region * _REGION_PAGES
             while bits:
@@ -277,16 +288,14 @@ class DimmCells:
                 if first <= page < last:
                     pages.add(page)
                 bits &= bits - 1
-        run = count = 0
+        runs: list[tuple[int, int]] = []
         for page in sorted(pages):
-            if count and page == run + count:
-                count += 1
-                continue
-            if count:
-                yield run * PAGE_BYTES, count * PAGE_BYTES
-            run, count = page, 1
-        if count:
-            yield run * PAGE_BYTES, count * PAGE_BYTES
+            at = page * PAGE_BYTES
+            if runs and at == runs[-1][0] + runs[-1][1]:
+                runs[-1] = runs[-1][0], runs[-1][1] + PAGE_BYTES
+            else:
+                runs.append((at, PAGE_BYTES))
+        return runs
 
     def release(self, spa: int, length: int) -> None:
         """Let a range read as zeros; its whole pages cost nothing any more. Raises MachineCheck outside of memory."""

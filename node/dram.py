@@ -49,6 +49,10 @@ class Dram:
         """As ``DimmCells.watch``. False where routes are set, too: then a page is not where its address says."""
         return not self.has_routes and self.cells.watch(page, tell)
 
+    def source(self, spa: int, length: int) -> tuple[bytes, int] | None:
+        """As ``DimmCells.source``; None wherever there are routes."""
+        return None if self.has_routes else self.cells.source(spa, length)
+
     def leads_away(self, spa: int, length: int) -> bool:
         """Whether any page of a range reaches other cells than its own, or none."""
         return self.has_routes and self._routes.lead_away(spa, length)

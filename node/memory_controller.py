@@ -6,7 +6,7 @@ host encrypts everything (TSME); one with ``HOST_KEY`` is the host's with C=1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -139,6 +139,12 @@ class MemoryController:
             return plain[before : before + length].tobytes()
         return self._read_bulk(cipher, start, whole)[before : before + length]
 
+    def source(self, spa: int, length: int) -> tuple[bytes, int] | None:
+        """The object that whole pages were laid from past every key, and the offset in it; None where nothing is so."""
+        if 0 in self._ciphers or spa + length > self._reserved_from:
+            return None
+        return self._dram.source(spa, length)
+
     def write(self, spa: int, data: bytes | bytearray | memoryview, asid: int) -> None:
         """Store bytes; blocks in part are read, changed and written back, as hardware does. Raises as ``read``."""
         if spa + len(data) > self._reserved_from:
@@ -220,8 +226,9 @@ class MemoryController:
         if last < end:
             self.write(last, bytes(end - last), asid)
 
-    def written_runs(self, spa: int, length: int, asid: int) -> Iterator[tuple[int, int]]:
-        """Runs of whole pages in a range that hold what somebody wrote, as (SPA, length). Raises MachineCheck."""
+    def written_runs(self, spa: int, length: int, asid: int) -> Iterable[tuple[int, int]]:
+        """Runs of whole pages in a range that hold what somebody wrote, as (SPA, length). Raises as ``read``."""
+        self._fill(asid, spa)
         return self._dram.resident_runs(spa, length)
 
     def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:

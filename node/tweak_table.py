@@ -45,7 +45,10 @@ class TweakTable:
         """The constant of address bit 4 + i; its first octet in memory is the lowest."""
         self._in_page: Words = np.zeros(PAGE_BYTES // WORD_BYTES, np.uint64)
         self._double(self._in_page, BLOCK_BYTES)
-        self._pages = [self.tweak(number * PAGE_BYTES) for number in range(_REGION_PAGES)]
+        self._pages = [0]
+        for bit in range(PAGE_BYTES.bit_length() - 1, LARGE_PAGE_BYTES.bit_length() - 1):
+            constant = constants[bit - LOWEST_BIT]
+            self._pages += [one ^ constant for one in self._pages]
         self._regions: dict[int, int] = {}
 
     @classmethod
