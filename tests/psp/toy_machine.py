@@ -15,6 +15,7 @@ from psp.guest_context import GuestContext, SnpGuestState
 from psp.launch_digest import LaunchDigest, LegacyLaunchDigest, PageType
 from psp.legacy_guest import LegacyGuestState
 from psp.nv_storage import NvFile
+from psp.snp_configuration import SnpConfiguration
 from psp.snp_guests import SnpGuests
 from psp.system_bus import (
     LARGE_PAGE_BYTES,
@@ -182,6 +183,8 @@ def _frozen(value: object) -> object:
             return value.value
         case AsidFlush():
             return tuple((name, _frozen(part)) for name, part in sorted(vars(value).items()) if name != "_bus")
+        case SnpConfiguration():
+            return value.current_tcb, value.committed_tcb, value.reported_tcb, value.flags, value.vlek
         case NvFile():
             return value.address
         case AsidRanges():
