@@ -18,7 +18,7 @@ def guest_body(guest: GuestSpec) -> bytes:
     return packed(
         (
             guest.name, guest.generation.name, guest.vcpus, guest.memory_bytes,
-            program.name, program.parameters, guest.seed, guest.firmware, guest.disk,
+            program.name, program.parameters, guest.seed, guest.firmware, guest.disk, guest.network,
         )
     )  # fmt: skip
 
@@ -26,6 +26,5 @@ def guest_body(guest: GuestSpec) -> bytes:
 @lru_cache(maxsize=4096)
 def guest_of(body: bytes) -> GuestSpec:
     """The specification back from msgpack; a VM that comes again has the same object."""
-    name, generation, vcpus, memory, program, parameters, seed, firmware, disk = msgpack.unpackb(body, use_list=False)
-    spec = ProgramSpec(program, parameters)
-    return GuestSpec(name, Generation[generation], vcpus, memory, spec, seed, firmware, disk)
+    name, generation, vcpus, memory, program, parameters, *others = msgpack.unpackb(body, use_list=False)
+    return GuestSpec(name, Generation[generation], vcpus, memory, ProgramSpec(program, parameters), *others)

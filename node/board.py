@@ -14,6 +14,8 @@ from dataclasses import replace
 from node import operations as op
 from node.actor import HYPERVISOR, Actor, Observer, Role
 from node.alias_scan import aliases_found
+from node.branch_instructions import BranchInstructions
+from node.branch_target_buffer import BranchTargetBuffer
 from node.cache_timing import USUAL, CacheTiming
 from node.cached_controller import CachedController
 from node.cipher_modes import CIPHER_DESIGNS
@@ -39,6 +41,7 @@ from node.msrs_at_reset import msrs_at_reset
 from node.nested_page_table import NestedPageTable, TableHost
 from node.nested_walk import NestedWalker
 from node.page_table_entry import LONG, EntryFormat
+from node.performance_counters import PerformanceCounters
 from node.physical_port import PhysicalPort
 from node.platform import AS_USUAL, HostMode, Platform, Protection
 from node.product import Product
@@ -46,6 +49,7 @@ from node.rmp import ReverseMapTable
 from node.rmp_hidden_form import HiddenForm
 from node.rmp_layout import RmpLayout, at_end_of_memory
 from node.running_vcpus import RunningVcpus
+from node.table_entries import TableEntries
 from node.tlb import Tlb
 from node.tlb_duties import TlbDuties
 from node.vcpu_controls import VcpuControls
@@ -104,7 +108,9 @@ class Board:
         """Memory as cores load and store it."""
         self.fabric = self.caches.fabric(product.caches.devices) if self.caches else self.controller
         """Memory as devices reach it."""
-        self.walks = self.caches.fabric(self.caches.core_snoop) if self.caches else self.controller
+        self.walks = (
+            self.caches.fabric(self.caches.core_snoop) if self.caches else TableEntries(self.controller, self.dram)
+        )
         """Memory as page walks reach it: they find lines and leave none."""
         transparent = platform.mode is HostMode.TSME
         if platform.mode is not HostMode.NONE:
@@ -168,6 +174,7 @@ class Board:
         self.vmrun_checks = VmrunChecks(self)
         """What VMRUN asks of a control block."""
         self.events = VmrunEvents(self)
+        self.predictor = BranchTargetBuffer()
         self.delivery = EventDelivery(self)
         self.kicked: Callable[[str, int, int], None] | None = None
         """Whoever runs vCPUs learns which was taken out and entered anew, and with what exit code."""
@@ -175,6 +182,7 @@ class Board:
         anew = GuestAccess(self)
         way = anew if self.tlb is None else CachedGuestAccess(self, anew, self.tlb)
         self.virtual_memory = VirtualMemory(self, way)
+        self.branches = BranchInstructions(self, way, self.predictor, PerformanceCounters())
         self._guest = GuestInstructions(self, way, self.virtual_memory)
         self._host = HostInstructions(self)
 
@@ -308,16 +316,20 @@ class Board:
 
     def kick(self, vmcb: Vmcb) -> int:
         """A vCPU exits, and is entered as its control block says; the code of that VMRUN, 0 if it runs again."""
+        thread = self.running.thread_of((vmcb.vm, vmcb.vcpu))
         self.preempt(vmcb.vm, vmcb.vcpu)
-        code = self._enter(vmcb)
+        code = self._enter(vmcb, thread)
         self.events.fields(vmcb).values["EXITCODE"] = (code or ExitCode.INTR) & (1 << 64) - 1
         if self.kicked is not None:
             self.kicked(vmcb.vm, vmcb.vcpu, code)
         return code
 
-    def _enter(self, vmcb: Vmcb) -> int:
+    def _enter(self, vmcb: Vmcb, thread: int | None = None) -> int:
+        """VMRUN by the host's scheduler, or on the thread where a VMRUN of the hypervisor's own had put the vCPU."""
         vm, vcpu = vmcb.vm, vmcb.vcpu
         code = self.vmrun_checks.code(vmcb)
+        if not code and thread is not None:
+            return 0 if self.switch_to(vmcb, thread) else int(ExitCode.INVALID)
         if code or not self.take_vmpl(vmcb):
             return int(code or ExitCode.INVALID)
         self.controls.forget(vm, vcpu)

@@ -43,6 +43,7 @@ class GuestInstructions:
             op.Clflush: self._clflush,
             **ExitInstructions(board).table,
             op.TimedRead: self._timed_read,
+            **board.branches.guest_table,
         }
 
     def _read(self, vmcb: Vmcb, one: op.Read) -> op.Answer:
@@ -105,6 +106,8 @@ class GuestInstructions:
         gpa = one.gpa
         core = GuestCore(vmcb.asid, vmcb.vmpl)
         try:
+            if self._board.controls.of(vmcb).cpl:
+                return op.Fault(op.FaultKind.GENERAL_PROTECTION, one.gpa)
             for spa, length, _, _ in vmcb.nested.translate(one.gpa, one.length):
                 code, same = self._board.rmp.pvalidate(spa, gpa, core, length, one.large, one.validate)
                 unchanged = unchanged or same
@@ -121,6 +124,8 @@ class GuestInstructions:
         gpa, code = one.gpa, 0
         core = GuestCore(vmcb.asid, vmcb.vmpl)
         try:
+            if self._board.controls.of(vmcb).cpl:
+                return op.Fault(op.FaultKind.GENERAL_PROTECTION, one.gpa)
             for spa, length, _, _ in vmcb.nested.translate(one.gpa, one.length):
                 code = self._board.rmp.rmpadjust(
                     spa, gpa, core, length, one.large, one.target, one.permissions, one.vmsa
@@ -136,6 +141,8 @@ class GuestInstructions:
         if not vmcb.rmp_checked or self._board.rmp is None:
             return undefined()
         try:
+            if self._board.controls.of(vmcb).cpl:
+                return op.Fault(op.FaultKind.GENERAL_PROTECTION, one.gpa)
             ((spa, *_),) = vmcb.nested.translate(one.gpa, 1)
             core = GuestCore(vmcb.asid, vmcb.vmpl)
             code, permissions, large = self._board.rmp.rmpquery(spa, one.gpa, core, one.target)

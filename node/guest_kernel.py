@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from node.ap_start import ApStart
 from node.generation import CAPABILITIES, Generation
 from node.ghcb_msr import (
     PROTOCOL_VERSIONS,
@@ -59,6 +60,9 @@ BOOT_FAILED = 3
 
 ACCEPT_RIP = 0x1000
 """Kernel code lies below every program's entry."""
+
+START_RIP, AP_RIP = 0x1400, 0x1800
+"""Where the boot processor starts the others, and where they begin."""
 
 RANGES_AT_ONCE = 8
 
@@ -110,7 +114,9 @@ class GuestKernel:
             first = self._begin
             if CAPABILITIES[self.generation].encrypted_registers:
                 first = self._share_pool if self.generation in RMP_CHECKED else self._begin_with_ghcb
-        return {self.reset_rip: first, ACCEPT_RIP: self._accept}
+        return {
+            self.reset_rip: first, ACCEPT_RIP: self._accept, START_RIP: self._start_others, AP_RIP: self._enter_program
+        }  # fmt: skip
 
     @property
     def ghcb_gpa(self) -> int:
@@ -188,6 +194,18 @@ class GuestKernel:
         if last:
             if not self._canary_holds(answers[len(some) :]):
                 return (yield from _end(GhcbReason.GENERAL))
+            registers.reset(START_RIP if self.memory.vcpus > 1 else self.program_entry)
+        return None
+
+    def _start_others(self, registers: Registers) -> Block:
+        """One a block; RBX counts them."""
+        registers.rbx += 1
+        features = SevFeature.SNP_ACTIVE | self.sev_features
+        try:
+            yield from ApStart(self.memory, self.launched, self.ghcb_gpa, AP_RIP, features).start(registers.rbx)
+        except GhcbUntrusted:
+            return (yield from _end(GhcbReason.GENERAL))
+        if registers.rbx == self.memory.vcpus - 1:
             registers.reset(self.program_entry)
         return None
 
@@ -195,7 +213,8 @@ class GuestKernel:
     def _needs(self) -> int:
         """What the hypervisor must offer."""
         restricted = self.sev_features & SevFeature.RESTRICTED_INJECTION
-        return HypervisorFeature.SNP | (HypervisorFeature.RESTRICTED_INJECTION if restricted else 0)
+        needs = HypervisorFeature.SNP | (HypervisorFeature.RESTRICTED_INJECTION if restricted else 0)
+        return needs | (HypervisorFeature.AP_CREATION if self.memory.vcpus > 1 else 0)
 
     def _status_holds(self, status: Answer) -> bool:
         return KernelCheck.SEV_STATUS in self.skipped or status == expected_status(self.generation, self.sev_features)

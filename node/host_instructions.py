@@ -12,7 +12,6 @@ from node.fault_answers import FAULTS, answer_to, undefined
 from node.generation import Generation
 from node.memory_controller import HOST_KEY
 from node.platform_instructions import platform_instructions
-from node.tlb import TlbControl
 from node.vmcb import Vmcb
 from node.vmexit import ExitCode
 from psp.command_buffers import SnpLaunchUpdate
@@ -26,7 +25,6 @@ VMEXIT_INVALID = int(ExitCode.INVALID)
 """Exit code of VMRUN when a check of the control block fails (APM volume 2, 15.5.1)."""
 VMEXIT_BUSY = int(ExitCode.BUSY)
 """Exit code of VMRUN when another core runs with the save area."""
-_TLB_CONTROLS = frozenset(TlbControl)
 _GENERATIONS = dict(Generation.__members__)
 
 
@@ -57,6 +55,7 @@ class HostInstructions:
             op.VmRun: self._vmrun,
             op.VmKick: self._vmkick,
             **board.events.host_table,
+            **board.branches.host_table,
             op.VmPreempt: self._vm_preempt,
             op.DiskRead: self._disk_read,
             op.DiskWrite: self._disk_write,
@@ -168,7 +167,7 @@ class HostInstructions:
 
     def _vmrun(self, one: op.VmRun) -> op.Answer:
         vmcb = self._board.vmcbs.get(one.vm, {}).get(one.vcpu)
-        if vmcb is None or vmcb.tlb_control not in _TLB_CONTROLS or not 0 <= one.core < self._board.product.threads:
+        if vmcb is None or not 0 <= one.core < self._board.product.threads:
             return VMEXIT_INVALID
         self._board.running.vacate(one.core)
         code = self._board.vmrun_checks.code(vmcb)

@@ -56,6 +56,9 @@ KINDS: Mapping[int, type] = {
     110: op.LoadIdt,
     111: op.ReadFlags,
     112: op.WriteFlags,
+    113: op.SoftwareInterrupt,
+    150: op.Branch,
+    151: op.IndirectBranch,
     140: op.MmioLoad,
     141: op.MmioStore,
     # Operations of hypervisors.
@@ -93,6 +96,8 @@ KINDS: Mapping[int, type] = {
     130: op.VmcbLoad,
     131: op.VmcbStore,
     132: op.VmKick,
+    152: op.HostBranch,
+    153: op.HostReadCounter,
     142: op.NicRead,
     143: op.NicWrite,
     # Answers.

@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from node.block_endings import Await, Compute, Shutdown, Sleep
+from node.branch_operations import Branch, HostBranch, HostReadCounter, IndirectBranch
 from node.device_operations import MmioLoad, MmioStore, NicRead, NicWrite
-from node.event_operations import LoadIdt, ReadFlags, VmcbLoad, VmcbStore, VmKick, WriteFlags
+from node.event_operations import LoadIdt, ReadFlags, SoftwareInterrupt, VmcbLoad, VmcbStore, VmKick, WriteFlags
 from node.operation_answers import (
     Answer,
     CpuidResult,
@@ -29,10 +30,14 @@ from psp.system_bus import RmpEntry
 __all__ = [
     "Answer",
     "Await",
+    "Branch",
     "Compute",
     "CpuidResult",
     "Fault",
     "FaultKind",
+    "HostBranch",
+    "HostReadCounter",
+    "IndirectBranch",
     "LoadIdt",
     "MmioLoad",
     "MmioStore",
@@ -46,6 +51,7 @@ __all__ = [
     "Runs",
     "Shutdown",
     "Sleep",
+    "SoftwareInterrupt",
     "VmKick",
     "VmcbLoad",
     "VmcbStore",
@@ -488,9 +494,10 @@ class VmPageFlush:
 
 @dataclass(frozen=True, slots=True)
 class HostTimedRead:
-    """Load one byte through a host mapping with C=0 between two RDTSCP. Answer: nanoseconds, or a Fault."""
+    """Load one byte through a host mapping between two RDTSCP. Answer: nanoseconds, or a Fault."""
 
     spa: int
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -574,11 +581,11 @@ HypervisorOperation = (
     | NestedMap | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
     | HostClflush | Invd | VmPageFlush | HostTimedRead | VmPreempt | NicRead | NicWrite
     | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | FabricDivert | DeviceRead | DeviceWrite
-    | VmcbLoad | VmcbStore | VmKick
+    | VmcbLoad | VmcbStore | VmKick | HostBranch | HostReadCounter
 )  # fmt: skip
 GuestOperation = (
     Read | Write | Copy | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust
     | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit | ReadSevStatus | Cpuid
     | ReadDr7 | WriteDr7 | MmioLoad | MmioStore
-    | LoadIdt | ReadFlags | WriteFlags
+    | LoadIdt | ReadFlags | WriteFlags | SoftwareInterrupt | Branch | IndirectBranch
 )  # fmt: skip

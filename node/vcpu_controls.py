@@ -43,6 +43,7 @@ class VcpuControls:
         new = self.of(vmcb).flags_written(value)
         self._loaded[vmcb.vm, vmcb.vcpu] = new
         self.store(vmcb, "RFLAGS", new.rflags)
+        self._board.events.flags_changed(vmcb, new.rflags)
 
     def load(self, vmcb: Vmcb, name: str) -> int:
         """One field of the save area, as the core has it."""
@@ -61,5 +62,5 @@ class VcpuControls:
         if vcpu is not None:
             self._loaded.pop((vm, vcpu), None)
             return
-        for key in [key for key in self._loaded if key[0] == vm]:
+        for key in [key for key in self._loaded if key[0] == vm] if self._loaded else ():
             del self._loaded[key]

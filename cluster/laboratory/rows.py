@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from cluster.laboratory.bad_hypervisor import Prelude
 from cluster.laboratory.interface import Interface
 from cluster.laboratory.scene import GHOST_LINE, VICTIM, Setting, act_out, status_gpa
+from cluster.oracle.holdings import Measure
 from cluster.oracle.verdict import Aim, Verdict, judge
 from workloads.attacks import (
     alias,
@@ -19,14 +20,17 @@ from workloads.attacks import (
     dma,
     forged_measurement,
     greedy_tenant,
+    injection,
     iommu_log,
     neighbours,
     nested_remap,
     read_memory,
     rmp_forgery,
+    side_channels,
     tlb_poisoning,
     write_memory,
 )
+from workloads.attacks.service import DIVIDE, OVERFLOW
 from workloads.attacks.target import Attack, Target
 
 
@@ -55,6 +59,12 @@ class Row:
     """What the hypervisor must do before SNP starts."""
     chosen_status: bytes = b""
     """What the victim must be made to read as its status, where garbage is not enough."""
+    victim: str = "vault"
+    """The victim's program."""
+    cache_timing: bool = False
+    """Loads must take as long as the line's place says."""
+    leak_bytes: int = 16
+    """How many bytes of a secret make a leak."""
 
 
 ROWS: Mapping[str, Row] = {
@@ -75,6 +85,15 @@ ROWS: Mapping[str, Row] = {
     "16a": Row((block_move.place_chosen_text,), chosen_status=block_move.CHOSEN),
     "16b": Row((write_memory.move_blocks,)),
     "22": Row((tlb_poisoning.share_a_thread,), tlb_entries=64, two_processes=True),
+    "24a": Row((injection.system_call,), victim="service"),
+    "24b": Row((injection.signal(DIVIDE), injection.signal(OVERFLOW)), victim="service"),
+    "24c": Row((injection.masked_tick,), victim="service"),
+    "25a": Row((injection.take_rax,), needs=Interface.VMM_COMMUNICATION, victim="service", leak_bytes=8),
+    "25b": Row((injection.read_by_forged_stores,), needs=Interface.VMM_COMMUNICATION, victim="service"),
+    "26a": Row((injection.alter_breakpoints,), victim="service"),
+    "26b": Row((injection.swallow_debug_exception,), victim="service"),
+    "27": Row((side_channels.poison_predictor,), victim="chooser", cache_timing=True),
+    "29c": Row((side_channels.count_branches,), victim="chooser"),
     "33": Row((cache_drop.drop_dirty_lines,), caches=True),
     "35a": Row((alias.replay_through_ghost,), ghost_line=GHOST_LINE),
     "35b": Row((forged_measurement.through_ghost,), needs=Interface.CONTEXT_PAGE, ghost_line=GHOST_LINE),
@@ -110,6 +129,7 @@ def verdicts(row: str, setting: Setting) -> list[Verdict]:
             platform,
             ghost_line=line.ghost_line,
             caches=platform.caches or line.caches,
+            cache_timing=platform.cache_timing or line.cache_timing,
             tlb_entries=line.tlb_entries or platform.tlb_entries,
             fabric_locked=line.fabric_locked,
         ),
@@ -117,6 +137,8 @@ def verdicts(row: str, setting: Setting) -> list[Verdict]:
         tenant_spins=line.tenant_spins,
         prelude=line.prelude,
         validates_again=line.habit and not setting.tracks_validation,
+        victim=line.victim,
     )
     aim = Aim(VICTIM, status_gpa(), line.chosen_status) if line.chosen_status else None
-    return [judge(*act_out(where, attack, line.needs), aim=aim) for attack in line.attacks]
+    measure = Measure(line.leak_bytes)
+    return [judge(*act_out(where, attack, line.needs), measure, aim) for attack in line.attacks]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,20 +14,25 @@ from cluster.laboratory.protection import PROTECTIONS, Column
 from cluster.oracle.ledger import Ledger
 from cluster.oracle.transcript import Transcript
 from node.cost_table import load_cost_table
-from node.firmware_image import laboratory_image
+from node.firmware_image import firmware_image
 from node.generation import CAPABILITIES, Generation
 from node.guest import Guest, GuestSpec, GuestState
 from node.guest_memory_map import memory_map
 from node.host import Host, HostSpec
 from node.hypervisor_port import LaunchRefused
+from node.laboratory_firmware import SECTIONS, build_image
 from node.memory_cipher import CipherMode
 from node.operations import Answer
 from node.platform import AS_USUAL, Platform
 from node.product import PRODUCTS
-from node.program import ProgramSpec
+from node.program import ProgramFactory, ProgramSpec
 from node.vcpu import Vcpu, VcpuState
+from node.vmsa import SevFeature
 from psp.system_bus import PAGE_BYTES
 from workloads.attacks import vault
+from workloads.attacks.chooser import Chooser
+from workloads.attacks.hypervisor_books import TellDr7
+from workloads.attacks.service import HAS_GHCB, NO_IA32, REGISTERS_GHCB, RESTRICTED, STACK, VERIFIES, Service
 from workloads.attacks.target import Attack, Household, Page, Target
 from workloads.attacks.vault import Vault
 
@@ -37,6 +42,10 @@ GUEST_BYTES = 64 << 20
 GHOST_LINE = 256 << 20
 """An address line that guests' frames, given out from below, do not have, nor the RMP and the tables at the end."""
 SEED = 11
+IMAGE = firmware_image(
+    build_image(PAGE_BYTES, [one for one in SECTIONS if one.size == PAGE_BYTES]), "the smallest of laboratory images"
+)
+"""Measured at each launch, of which an attack has two."""
 _SPARE_FRAMES = 4
 _PATIENCE_NS = 10 * 10**9
 """Of virtual time, in which a victim that rests a second between rounds must have rested anew."""
@@ -59,6 +68,14 @@ class Setting:
     """The victim validates a page again that turns out not to be validated."""
     demands_alias_check: bool = False
     """The victim's owner accepts no platform that nobody checked for DRAM aliases."""
+    victim: str = "vault"
+    """The victim's program: a ``Vault``, ``Service`` or ``Chooser`` by its name."""
+    sev_features: int = 0
+    """What the victim asks for at launch, where it is an SNP guest."""
+    disables_ia32: bool = False
+    """The victim's kernel has no gate for int 0x80."""
+    vc_handler_verifies: bool = False
+    """The victim's #VC handler decodes the instruction and compares."""
     two_processes: bool = False
     """The victim has two vCPUs, each with page tables of its own."""
     tenant_spins: bool = False
@@ -101,7 +118,10 @@ class Scene:
         product = replace(product, ciphers=setting.ciphers or product.ciphers)
         platform = replace(setting.platform, mode=protection.mode)
         spec = HostSpec("host", product, HOST_BYTES, product.min_sev_asid, SEED, 60 * 10**9, platform=platform)
-        programs, images = {"vault": Vault.build}, {"auto": laboratory_image()}
+        programs: Mapping[str, ProgramFactory] = {
+            "vault": Vault.build, "service": Service.build, "chooser": Chooser.build
+        }  # fmt: skip
+        images = {"auto": IMAGE}
         hypervisor = partial(BadHypervisor, setting.prelude, GUEST_BYTES)
         self.host = Host(
             spec, programs, images, dict(load_cost_table()), hypervisor=hypervisor, observer=transcript.observe
@@ -110,22 +130,34 @@ class Scene:
         victims = [(vault.VALIDATES_AGAIN, int(setting.validates_again))]
         if setting.two_processes:
             victims.append((vault.C_BIT, 1 << product.c_bit if _has_own_key(protection.launched) else 0))
-        self._launch(VICTIM, protection.launched, ProgramSpec("vault", tuple(victims)), 1 + setting.two_processes)
+        service = _service(setting, protection.launched)
+        wanted = {"vault": ProgramSpec("vault", tuple(victims)), "service": service, "chooser": ProgramSpec("chooser")}
+        program = wanted[setting.victim]
+        self._launch(VICTIM, protection.launched, program, 1 + setting.two_processes, setting.sev_features)
         self._hypervisor.let_go()
         self._launch(TENANT, protection.launched, ProgramSpec("vault", ((vault.SPINS, int(setting.tenant_spins)),)), 1)
         if setting.two_processes:
             for vcpu in range(2):
                 own = Vault(memory_map(GUEST_BYTES, 2).placement(VICTIM, vcpu, SEED))
                 ledger.map(VICTIM, vcpu, vault.VALUE_GVA, PAGE_BYTES, own.private(vault.VALUE))
-        ledger.decide(VICTIM, [_vault(VICTIM).decision(number) for number in range(1, vault.DECISIONS + 1)])
-        ledger.keep(VICTIM, "the secret", _vault(VICTIM).content(vault.SECRET))
+        place = memory_map(GUEST_BYTES, 1).placement(VICTIM, 0, SEED)
+        if setting.victim == "service":
+            victim = Service.build(service, place)
+            ledger.keep(VICTIM, "the secret", victim.secret)
+            for gpa, octets in victim.promises.items():
+                ledger.promise(VICTIM, gpa, octets)
+        elif setting.victim == "chooser":
+            ledger.decide(VICTIM, Chooser(place).decisions)
+        else:
+            ledger.decide(VICTIM, [_vault(VICTIM).decision(number) for number in range(1, vault.DECISIONS + 1)])
+            ledger.keep(VICTIM, "the secret", _vault(VICTIM).content(vault.SECRET))
         ledger.keep(VICTIM, "what its owner sends it", SECRET)
-        self.target = self._look_up()
-        owner = Owner(self.host.board, transcript, VICTIM, setting.demands_alias_check)
-        self._hands = Hands(self.host.board, TENANT, transcript, owner)
         self.let_run(self.host.guests[VICTIM])
         if not setting.tenant_spins:
             self.let_run(self.host.guests[TENANT])
+        self.target = self._look_up()
+        owner = Owner(self.host.board, transcript, VICTIM, setting.demands_alias_check)
+        self._hands = Hands(self.host.board, TENANT, transcript, owner, self._tell)
 
     def offers(self, interface: Interface) -> bool:
         """Whether the host has an interface."""
@@ -155,7 +187,7 @@ class Scene:
         env = self.host.clock.env
         before = [_rest(vcpu) for vcpu in guest.vcpus]
         until = env.now + _PATIENCE_NS
-        while guest.state is GuestState.RUNNING:
+        while guest.state is GuestState.RUNNING and guest.vcpus[0].state is not VcpuState.PAUSED:
             if env.peek() > until:
                 self._transcript.stalled(guest.spec.name)
                 break
@@ -166,13 +198,19 @@ class Scene:
 
     # Setting up.
 
+    def _tell(self, one: TellDr7) -> None:
+        record = self._hypervisor.launched(VICTIM)
+        record.dr7[record.seat(0)] = one.value
+
     @property
     def _hypervisor(self) -> BadHypervisor:
         assert isinstance(self.host.hypervisor, BadHypervisor)
         return self.host.hypervisor
 
-    def _launch(self, name: str, generation: Generation, program: ProgramSpec, vcpus: int) -> None:
-        spec = GuestSpec(name, generation, vcpus, GUEST_BYTES, program, SEED)
+    def _launch(
+        self, name: str, generation: Generation, program: ProgramSpec, vcpus: int, sev_features: int = 0
+    ) -> None:
+        spec = GuestSpec(name, generation, vcpus, GUEST_BYTES, program, SEED, sev_features=sev_features)
         self.host.launch(spec, lambda _: None, running=True)
         assert self.host.guests[name].state is GuestState.RUNNING, self.host.guests[name].reason
 
@@ -202,7 +240,23 @@ class Scene:
             request=page(program.private(vault.REQUEST)),
             inbox=page(program.shared(vault.INBOX)),
             outbox=page(program.shared(vault.OUTBOX)),
+            stack=page(program.private(STACK)),
+            save_area=record.save_areas[0],
+            doorbell=page(record.doorbells[0]) if 0 in record.doorbells else None,
         )  # fmt: skip
+
+
+def _service(setting: Setting, generation: Generation) -> ProgramSpec:
+    """The victim that is attacked by events."""
+    capabilities = CAPABILITIES[generation]
+    settings = {
+        HAS_GHCB: capabilities.encrypted_registers,
+        REGISTERS_GHCB: capabilities.rmp,
+        RESTRICTED: bool(setting.sev_features & SevFeature.RESTRICTED_INJECTION),
+        NO_IA32: setting.disables_ia32,
+        VERIFIES: setting.vc_handler_verifies,
+    }
+    return ProgramSpec("service", tuple((name, int(on)) for name, on in settings.items()))
 
 
 def _rest(vcpu: Vcpu) -> tuple[int, int] | None:

@@ -16,7 +16,7 @@ from node.program import Registers
 from node.vcpu_runner import TERMINATED
 
 PLAIN, SEV, ES, SNP = Generation.PLAIN, Generation.SEV, Generation.SEV_ES, Generation.SEV_SNP
-MEMORY = GuestMemoryMap(64 << 20, 2)
+MEMORY = GuestMemoryMap(64 << 20, 1)
 RESET, ENTRY = 0xFFF0, 0x40_0000
 LAUNCHED = (0x80_0000, 0x80_1000, 0x80_9000)
 GHCB = 0x80_2000
