@@ -20,6 +20,7 @@ from node.vmsa import VMSA_BYTES
 from psp.system_bus import (
     PAGE_BYTES,
     CoreConfiguration,
+    CpuidFacts,
     IommuConfiguration,
     RmpEntry,
     RmpPlacement,
@@ -43,6 +44,7 @@ class HostSystemBus:
     ) -> None:
         self.max_asid = product.max_asid
         self.min_sev_asid = min_sev_asid
+        self.cpuid_facts = CpuidFacts(product.c_bit, product.reduced_bits, product.physical_address_bits)
         self.dram_bytes = dram.size_bytes
         self.rmp = rmp
         """Where SNP_EN found it; the board puts another here if the registers said otherwise."""

@@ -20,6 +20,7 @@ from psp.snp_guests import SnpGuests
 from psp.system_bus import (
     LARGE_PAGE_BYTES,
     CoreConfiguration,
+    CpuidFacts,
     IommuConfiguration,
     RmpEntry,
     RmpPlacement,
@@ -44,6 +45,7 @@ class ToyBus:
     min_sev_asid: int = 5
     dram_bytes: int = MEMORY_BYTES
     memory_key_bytes: int = 16
+    cpuid_facts: CpuidFacts = CpuidFacts(c_bit=51, reduced_bits=5, address_bits=48)  # noqa: RUF009  # frozen
     pages: dict[int, bytes] = field(default_factory=dict)
     rmp: dict[int, RmpEntry] = field(default_factory=dict)
     keys: dict[int, bytes] = field(default_factory=dict)
