@@ -176,9 +176,10 @@ class HostSystemBus:
         """Completed WBINVDs on all cores."""
         return self.wbinvds
 
-    def rmp_covers(self, spa: int) -> bool:
-        """Whether there is an RMP and the page is in it."""
-        return self.rmp is not None and 0 <= spa < self.dram_bytes and self.rmp.covers(spa)
+    def rmp_covers(self, spa: int, pages: int = 1) -> bool:
+        """Whether there is an RMP and the pages are in it."""
+        inside = 0 <= spa // PAGE_BYTES <= self.dram_bytes // PAGE_BYTES - pages
+        return self.rmp is not None and inside and self.rmp.covers(spa, pages)
 
     def rmp_initialise(self) -> None:
         """Zero the RMP."""

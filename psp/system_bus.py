@@ -183,8 +183,8 @@ class SystemBus(Protocol):
     def iommus_release(self) -> None:
         """Let the IOMMUs check no longer."""
 
-    def rmp_covers(self, spa: int) -> bool:
-        """Whether the page has an RMP entry."""
+    def rmp_covers(self, spa: int, pages: int = 1) -> bool:
+        """Whether so many pages have RMP entries."""
 
     def rmp_initialise(self) -> None:
         """Zero every entry (SNP_INIT with INIT_RMP)."""

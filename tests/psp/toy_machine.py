@@ -146,8 +146,8 @@ class ToyBus:
     def iommus_release(self) -> None:
         self.enforced = False
 
-    def rmp_covers(self, spa: int) -> bool:
-        return 0 <= spa < UNCOVERED
+    def rmp_covers(self, spa: int, pages: int = 1) -> bool:
+        return 0 <= spa <= UNCOVERED - pages * PAGE if pages > 1 else 0 <= spa < UNCOVERED
 
     def rmp_initialise(self) -> None:
         self.rmp.clear()
