@@ -108,9 +108,8 @@ class Board:
         """Memory as cores load and store it."""
         self.fabric = self.caches.fabric(product.caches.devices) if self.caches else self.controller
         """Memory as devices reach it."""
-        self.walks = (
-            self.caches.fabric(self.caches.core_snoop) if self.caches else TableEntries(self.controller, self.dram)
-        )
+        self._entries = None if self.caches else TableEntries(self.controller, self.dram)
+        self.walks = self.caches.fabric(self.caches.core_snoop) if self.caches else self._entries or self.controller
         """Memory as page walks reach it: they find lines and leave none."""
         transparent = platform.mode is HostMode.TSME
         if platform.mode is not HostMode.NONE:
@@ -293,7 +292,7 @@ class Board:
         bits = product.physical_address_bits - product.reduced_bits
         check_write = None if self.rmp is None else self.rmp.check_host_write
         form = EntryFormat(LONG, bits, product.c_bit)
-        walker = NestedWalker(self.walks, form, check_write)
+        walker = NestedWalker(self.walks, form, check_write, self._entries)
         return TableHost(self.walks, self.dram, walker, product.c_bit, check_write)
 
     @property

@@ -132,6 +132,8 @@ class Host:
         self.check_name(spec.name)
         guest = Guest(spec, ordered_ns=self.now_ns, lost_ns=dict.fromkeys(Mechanism, 0.0))
         self.guests[spec.name] = guest
+        if spec.network:
+            self.network.expect(guest)
         self._chain.record_octets(self.now_ns, HostEvent.ORDERED, spec.name.encode())
         task = self.with_disk(spec, self.hypervisor.launch(spec.machine))
         if running:
