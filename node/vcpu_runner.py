@@ -249,7 +249,7 @@ class VcpuRunner:
             guest.software.rebuild(vcpu.index)
         elif vcpu.state is not VcpuState.SLEEPING or not ready:
             return
-        if ready and vcpu.registers.r14 == SLEEPING:
+        if ready and vcpu.registers.r14 in HALTED:
             vcpu.registers.r15 = 0
         vcpu.epoch += 1
         vcpu.state = VcpuState.BLOCK
