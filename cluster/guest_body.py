@@ -19,6 +19,7 @@ def guest_body(guest: GuestSpec) -> bytes:
         (
             guest.name, guest.generation.name, guest.vcpus, guest.memory_bytes,
             program.name, program.parameters, guest.seed, guest.firmware, guest.disk, guest.network,
+            guest.sev_features, guest.svsm,
         )
     )  # fmt: skip
 

@@ -33,6 +33,7 @@ from node.ghcb_page import (
     refusal,
 )
 from node.guest_memory_map import Range
+from node.guest_requests import BadPage, GuestRequests
 from node.hypervisor_port import Answers, Batch, Reply
 from node.interrupt_server import InterruptServer
 from node.launched_vm import LaunchedVm
@@ -63,8 +64,11 @@ _GP = NaeReply(Outcome.EXCEPTION, exception_event(GENERAL_PROTECTION, 0))
 class GhcbServer:
     """Serves the exits of one hypervisor's guests; what it keeps of a guest is in the guest's record."""
 
-    def __init__(self, c_bit: int, cpuid: Iterable[CpuidEntry], change: PageChange) -> None:
+    def __init__(
+        self, c_bit: int, cpuid: Iterable[CpuidEntry], change: PageChange, room: Callable[[LaunchedVm], int]
+    ) -> None:
         self._c_bit = c_bit
+        self.requests = GuestRequests(room)
         self._cpuid = {(entry.eax_in, entry.ecx_in): (entry.eax, entry.ebx, entry.ecx, entry.edx) for entry in cpuid}
         self._change = change
         self.interrupts = InterruptServer()
@@ -88,6 +92,8 @@ class GhcbServer:
             NaeEvent.DR7_READ: self._dr7_read,
             NaeEvent.DR7_WRITE: self._dr7_write,
             NaeEvent.PAGE_STATE_CHANGE: self._page_states,
+            NaeEvent.GUEST_REQUEST: self._guest_request,
+            NaeEvent.EXTENDED_GUEST_REQUEST: self._guest_request,
             NaeEvent.AP_CREATION: self._ap_creation,
             NaeEvent.RUN_VMPL: self._run_vmpl_event,
             NaeEvent.HYPERVISOR_FEATURES: self._features_event,
@@ -226,6 +232,19 @@ class GhcbServer:
     def _termination(self, _vm: str, _record: LaunchedVm, _vcpu: int, _exit: GhcbExit, asked: nae.Termination) -> Serve:
         return NaeReply(ends=terminated(asked.reason_set, asked.reason_code))
         yield ()
+
+    def _guest_request(
+        self, _vm: str, record: LaunchedVm, _vcpu: int, exit_: GhcbExit, asked: nae.GuestRequest
+    ) -> Serve:
+        if not record.gctx:
+            raise GhcbRefused(BadInput.INVALID_EVENT, "SW_EXITCODE")
+        extended = exit_.code == NaeEvent.EXTENDED_GUEST_REQUEST
+        try:
+            done = yield from self.requests.ask(record, asked, extended=extended)
+        except BadPage:
+            raise GhcbRefused(BadInput.INVALID_INPUT, "SW_EXITINFO1") from None
+        pages = asked.data_pages if done.pages_needed is None else done.pages_needed
+        return NaeReply(info2=done.info2, registers={"RBX": pages} if extended else None)
 
     def _ap_creation(self, vm: str, record: LaunchedVm, vcpu: int, _exit: GhcbExit, asked: nae.ApCreation) -> Serve:
         if not _changes_pages(record):

@@ -33,8 +33,11 @@ from node.platform import AS_USUAL, Platform
 from node.product import Product
 from node.program import ProgramFactory
 from node.record_buffer import NO_LOG, LogWish
+from node.svsm_memory import guest_reset_rips, svsm_guest
+from node.svsm_use import SvsmUse
 from node.tenant import TenantFactory, TenantSpec, local_tenants
 from node.vcpu import Vcpu
+from node.vcpu_levels import VcpuLevels
 from node.vcpu_runner import VcpuRunner
 from psp.status import PspError
 
@@ -216,7 +219,7 @@ class Host:
         for guest in self.guests.values():
             self.vcpus.close(guest, end_ns)
             self.network.settle(guest)
-            guest.units_of_work = sum(vcpu.registers.r13 for vcpu in guest.vcpus)
+            guest.units_of_work = sum(vcpu.units_of_work for vcpu in guest.vcpus)
             if guest.ended_ns < 0:
                 guest.ended_ns = end_ns
 
@@ -263,11 +266,19 @@ class Host:
             for vcpu in guest.vcpus:
                 self.vcpus.load(vcpu)
             reset_rips = tuple(vcpu.registers.rip for vcpu in guest.vcpus)
+        svsm = None
+        if spec.svsm:
+            image = self.images[spec.firmware]
+            svsm, reset_rips = svsm_guest(image, reset_rips), guest_reset_rips(image, spec.vcpus)
+            guest.svsm = SvsmUse()
+            for vcpu in guest.vcpus:
+                vcpu.levels = VcpuLevels()
+                vcpu.thread = spec.vcpus + vcpu.index
         guest.reset_rips = reset_rips
         guest.software = self._tenants(
             TenantSpec(
                 spec.name, spec.generation, spec.memory, spec.program, spec.seed, guest.launched, guest.reset_rips,
-                spec.sev_features,
+                spec.sev_features, svsm,
             )
         )
         self.vcpus.prepare(guest)

@@ -7,12 +7,16 @@ sev-snp-measure reproduces it; that tool's digest was checked against hardware.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
 from node.cpuid_page import cpuid_entries, cpuid_page
 from node.firmware_image import FirmwareImage
-from node.measured_launch import LaunchPage, image_pages, metadata_pages, vmsa_pages
+from node.generation import Generation
+from node.hypervisor_port import LaunchRefused
+from node.machine_spec import MachineSpec
+from node.measured_launch import LaunchPage, image_pages, metadata_pages, snp_launch_pages, vmsa_pages
+from node.svsm_memory import MOST_VCPUS, laboratory_svsm, svsm_guest
 from node.vcpu_model import VcpuModel
 from node.vmsa import SevFeature, initial_vmsa
 
@@ -25,6 +29,33 @@ _PROTECTED_MODE: Mapping[str, int] = {
     "CS_SELECTOR": 0x08, "CS_ATTRIBUTES": 0xC9B, "CS_BASE": 0, "CR0": 0x11, "FCW": 0,
 }  # fmt: skip
 """An SVSM is entered in flat protected mode; GS stays as a reset leaves it."""
+
+
+def svsm_below(image: FirmwareImage, spec: MachineSpec) -> FirmwareImage | None:
+    """The SVSM's image for a machine with this firmware, if it wants one.
+
+    Raises LaunchRefused, and FirmwareImageError.
+    """
+    if not spec.svsm:
+        return None
+    if spec.generation is not Generation.SEV_SNP:
+        raise LaunchRefused(f"svsm: {spec.generation.name} has no VMPLs")
+    if spec.sev_features:
+        raise LaunchRefused("svsm: expected no SEV_FEATURES but SNP's own")
+    if spec.vcpus > MOST_VCPUS:
+        raise LaunchRefused(f"svsm: expected at most {MOST_VCPUS} vCPUs, got {spec.vcpus}")
+    svsm_guest(image, ())
+    return laboratory_svsm(image.gpa)
+
+
+def guest_launch_pages(
+    images: Sequence[FirmwareImage], vcpus: int, vcpu_model: VcpuModel, features: int
+) -> Iterator[LaunchPage]:
+    """Every page of an SNP launch as QEMU does it: of OVMF, and of an SVSM below. Raises FirmwareImageError."""
+    image, *below = images
+    if not below:
+        return snp_launch_pages(image, vcpus, vcpu_model, features)
+    return svsm_launch_pages(image, below[0], vcpus, vcpu_model)
 
 
 def svsm_launch_pages(

@@ -41,7 +41,7 @@ def _secrets(guest: GuestContext, _: bytes) -> bytes:
 
 
 def _cpuid(_: GuestContext, page: bytes) -> bytes:
-    """The table's shape is checked; values are taken as the host gives them."""
+    """The table's shape; values are ``psp.cpuid_check``'s."""
     if int.from_bytes(page[:4], "little") > _CPUID_MOST_ENTRIES:
         raise PspError(Status.INVALID_PARAM)
     return page

@@ -47,6 +47,8 @@ class Row:
     """Cores must have caches."""
     habit: bool = False
     """The victim must have the habit of validating a page again, unless it is told to keep books."""
+    svsm: bool = False
+    """The victim must be an SVSM, and the operating system above it the attacker's."""
     tlb_entries: int | None = None
     """Cores must remember so many translations."""
     two_processes: bool = False
@@ -114,6 +116,7 @@ ROWS: Mapping[str, Row] = {
     "44": Row((neighbours.wrong_mapping,)),
     "45": Row((neighbours.freed_page,)),
     "46": Row((neighbours.two_contexts,)),
+    "47": Row((nested_remap.svsm_page_to_its_guest,), needs=Interface.VMPLS, svsm=True),
     "82a": Row((confused_deputy.write_by_device,), needs=Interface.CONTEXT_PAGE),
 }  # fmt: skip
 """By id of the matrix."""
@@ -137,6 +140,7 @@ def verdicts(row: str, setting: Setting) -> list[Verdict]:
         tenant_spins=line.tenant_spins,
         prelude=line.prelude,
         validates_again=line.habit and not setting.tracks_validation,
+        svsm=line.svsm,
         victim=line.victim,
     )
     aim = Aim(VICTIM, status_gpa(), line.chosen_status) if line.chosen_status else None

@@ -51,6 +51,7 @@ SWITCHES = {
     "psp_least_priv=on": {"platform": Platform(psp_least_privilege=True)},
     "guest_tracks_validation=on": {"tracks_validation": True},
     "ucode_cachewarp_fix=on": {"platform": Platform(invd_writes_back=True)},
+    "zero_on_validate=on": {"svsm_zeroes": True},
     "guest_disables_ia32=on": {"disables_ia32": True},
     "vc_handler_verifies=on": {"vc_handler_verifies": True},
     "restricted_injection=on": {"sev_features": REST},
