@@ -274,7 +274,7 @@ class VcpuRunner:
                 guest.software.rebuild(thread)
         elif vcpu.state is not VcpuState.SLEEPING or not ready:
             return
-        if ready and vcpu.registers.r14 == SLEEPING:
+        if ready and vcpu.registers.r14 in HALTED:
             vcpu.registers.r15 = 0
         vcpu.epoch += 1
         vcpu.state = VcpuState.BLOCK
