@@ -1,0 +1,37 @@
+"""The README's table of technologies says what the tests of the attack matrix find."""
+
+import re
+from pathlib import Path
+
+import pytest
+from matrix_cells import CELLS
+
+README = (Path(__file__).resolve().parents[3] / "README.md").read_text()
+ELSEWHERE = {"02", "03", "04"}
+"""Rows about registers: ``tests/node/test_save_areas.py``."""
+STOPPED, COMES_TO_PASS = {"blocked", "detected"}, {"leaked", "corrupted", "side_channel", "dos"}
+
+
+def table() -> list[tuple[str, list[str], list[str]]]:
+    """Each technology's name, and the rows that prove and refute."""
+    part = README.partition("### What each technology protects")[2].partition("###")[0]
+    lines = [line.strip("|").split("|") for line in part.splitlines() if line.startswith("| `")]
+    names = [re.findall(r"`(\w+)`", line[0])[0] for line in lines]
+    return [
+        (name, re.findall(r"`(\w+)`", line[2]), re.findall(r"`(\w+)`", line[4]))
+        for name, line in zip(names, lines, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("technology", "proofs", "refutations"), table(), ids=[name for name, *_ in table()])
+def test_what_a_technology_protects_and_leaves_open_is_what_attacks_come_to(technology, proofs, refutations):
+    outcomes = {
+        row: {one.outcome for one in CELLS if (one.row, one.column.name, one.switches) == (row, technology, "")}
+        for row in {*proofs, *refutations} - ELSEWHERE
+    }
+    assert all(outcomes[row] and outcomes[row] <= STOPPED for row in set(proofs) - ELSEWHERE), outcomes
+    assert all(outcomes[row] and outcomes[row] <= COMES_TO_PASS for row in set(refutations) - ELSEWHERE), outcomes
+
+
+def test_every_technology_is_in_the_table():
+    assert [name for name, *_ in table()] == ["PLAIN", "SME", "SEV", "SEV_ES", "SEV_SNP"]
