@@ -54,8 +54,9 @@ def _wanted(scenario: Scenario) -> Iterator[tuple[Order, bool]]:
     for vm in scenario.vm_instances:
         group = vm.group
         guest = GuestSpec(
-            vm.name, group.generation, group.vcpus, group.memory, group.program, scenario.seed, group.firmware
-        )
+            vm.name, group.generation, group.vcpus, group.memory, group.program, scenario.seed, group.firmware,
+            group.kernel.settings,
+        )  # fmt: skip
         yield Order(guest, vm.arrival_ns, group.lifetime, group.host), group.start == "running"
     for order in trace_orders(scenario):
         yield order, False

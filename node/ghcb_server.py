@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from node import ghcb_msr as msr
 from node import nae_event as nae
 from node import operations as op
-from node.cpuid_page import CpuidEntry
-from node.generation import CAPABILITIES
+from node.cpuid_page import CpuidEntry, cpuid_entries
+from node.generation import CAPABILITIES, Generation
 from node.ghcb_page import (
     GENERAL_PROTECTION,
     GHCB_BYTES,
@@ -71,9 +71,12 @@ _GP = NaeReply(Outcome.EXCEPTION, exception_event(GENERAL_PROTECTION, 0))
 class GhcbServer:
     """Serves the exits of one hypervisor's guests; what it keeps of a guest is in the guest's record."""
 
-    def __init__(self, c_bit: int, cpuid: Iterable[CpuidEntry], change: PageChange) -> None:
+    def __init__(self, c_bit: int, cpuid_signature: int, change: PageChange) -> None:
         self._c_bit = c_bit
-        self._cpuid = {(entry.eax_in, entry.ecx_in): (entry.eax, entry.ebx, entry.ecx, entry.edx) for entry in cpuid}
+        self.leaves: dict[Generation, tuple[CpuidEntry, ...]] = {
+            generation: cpuid_entries(cpuid_signature, generation, c_bit) for generation in Generation
+        }
+        """What guests of each generation are told by CPUID."""
         self._change = change
         self._messages: Mapping[type[msr.MsrMessage], Callable[..., Reply]] = {
             msr.SevInfoRequest: self._sev_info,
@@ -120,8 +123,8 @@ class GhcbServer:
         return msr.SevInfo(most, least, self._c_bit).value
         yield ()
 
-    def _cpuid_message(self, _vm: str, _record: LaunchedVm, _vcpu: int, asked: msr.CpuidRequest) -> Reply:
-        return msr.CpuidValue(self.leaf(asked.function, 0)[asked.register], asked.register).value
+    def _cpuid_message(self, _vm: str, record: LaunchedVm, _vcpu: int, asked: msr.CpuidRequest) -> Reply:
+        return msr.CpuidValue(self.leaf(record.generation, asked.function, 0)[asked.register], asked.register).value
         yield ()
 
     def _preferred(self, _vm: str, _record: LaunchedVm, _vcpu: int, _asked: msr.PreferredGhcbRequest) -> Reply:
@@ -185,8 +188,8 @@ class GhcbServer:
             raise GhcbRefused(BadInput.INVALID_EVENT, "SW_EXITCODE")
         return (yield from handler(vm, record, vcpu, exit_, request))
 
-    def _cpuid_event(self, _vm: str, _record: LaunchedVm, _vcpu: int, _exit: GhcbExit, asked: nae.CpuidQuery) -> Serve:
-        values = self.leaf(asked.function, asked.index)
+    def _cpuid_event(self, _vm: str, record: LaunchedVm, _vcpu: int, _exit: GhcbExit, asked: nae.CpuidQuery) -> Serve:
+        values = self.leaf(record.generation, asked.function, asked.index)
         return NaeReply(registers=dict(zip(("RAX", "RBX", "RCX", "RDX"), values, strict=True)))
         yield ()
 
@@ -249,9 +252,12 @@ class GhcbServer:
         yield from self._lay(record, exit_, asked.scratch, pages.progress(current))
         return NaeReply(info2=status)
 
-    def leaf(self, function: int, index: int) -> tuple[int, int, int, int]:
+    def leaf(self, generation: Generation, function: int, index: int) -> tuple[int, int, int, int]:
         """A leaf that guests have, else zeros, as processors answer to leaves that they do not have."""
-        return self._cpuid.get((function, index), (0, 0, 0, 0))
+        for one in self.leaves[generation]:
+            if (one.eax_in, one.ecx_in) == (function, index):
+                return one.eax, one.ebx, one.ecx, one.edx
+        return 0, 0, 0, 0
 
     # Scratch memory.
 

@@ -9,6 +9,7 @@ from enum import StrEnum
 from node.dirty_log import DirtyLog
 from node.generation import Generation
 from node.guest_memory_map import GuestMemoryMap, memory_map
+from node.kernel_settings import CAREFUL, KernelSettings
 from node.machine_spec import MachineSpec
 from node.phase_cost import Mechanism, PhaseCost
 from node.program import ProgramSpec
@@ -28,6 +29,7 @@ class GuestSpec:
     seed: int
     firmware: str = "auto"
     """Key of the firmware image among those the host was given."""
+    kernel: KernelSettings = CAREFUL
 
     @property
     def memory(self) -> GuestMemoryMap:

@@ -16,8 +16,10 @@ from node.nested_page_table import WRITE
 from node.paging_instructions import PagingInstructions
 from node.rmp import GuestCore
 from node.rmp_checks import PERMIT_WRITE
+from node.rmp_faults import RmpCode
 from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
+from psp.system_bus import LARGE_PAGE_BYTES
 
 if TYPE_CHECKING:
     from node.board import Board
@@ -102,6 +104,9 @@ class GuestInstructions:
         core = GuestCore(vmcb.asid, vmcb.vmpl)
         try:
             for spa, length, _, _ in vmcb.nested.translate(one.gpa, one.length):
+                if one.large and (spa | length) % LARGE_PAGE_BYTES and not (one.gpa | one.length) % LARGE_PAGE_BYTES:
+                    # The hypervisor maps the page of 2 MiB in smaller ones.
+                    return op.PValidateResult(int(RmpCode.FAIL_SIZEMISMATCH), unchanged)
                 code, same = self._board.rmp.pvalidate(spa, gpa, core, length, one.large, one.validate)
                 unchanged = unchanged or same
                 if code:

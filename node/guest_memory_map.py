@@ -19,6 +19,8 @@ from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 LOW_RAM_BYTES = 2 << 30
 HIGH_RAM_GPA = 4 << 30
 SHARED_GPA = 32 << 20
+VALIDATION_BOOK_GPA = 24 << 20
+"""Where a kernel that accepts memory lazily notes which chunks it has, in its own memory."""
 BOOKS_GPA = 16 << 20
 """Where the kernel keeps its books of bounce buffers, in its own memory."""
 SMALLEST_GUEST_BYTES = 64 << 20
@@ -66,18 +68,24 @@ class GuestMemoryMap:
         free = min(self.memory_bytes, LOW_RAM_BYTES) - SHARED_GPA - self.shared.length
         return free // self.vcpus // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
 
+    def ghcb_gpa(self, vcpu: int) -> int:
+        """The page of the pool that a vCPU exits with, behind what its program has of it; not the boot processor's."""
+        return self.shared.gpa + LARGE_PAGE_BYTES // 2 + (vcpu + 1) * self._shared_part - PAGE_BYTES
+
+    @property
+    def _shared_part(self) -> int:
+        return (self.shared.length - LARGE_PAGE_BYTES // 2) // self.vcpus // PAGE_BYTES * PAGE_BYTES
+
     def placement(self, vm: str, vcpu: int, seed: int, *, bounces: bool = True) -> Placement:
         """What a vCPU's program may call its own. The pool's first page holds the device's queues."""
-        shared = self.shared
-        usable = shared.length - LARGE_PAGE_BYTES // 2
-        part = usable // self.vcpus // PAGE_BYTES * PAGE_BYTES
+        shared, part = self.shared, self._shared_part
         return Placement(
             vm=vm,
             vcpu=vcpu,
             base_gpa=shared.gpa + shared.length + vcpu * self.slice_bytes,
             length=self.slice_bytes,
             shared_gpa=shared.gpa + LARGE_PAGE_BYTES // 2 + vcpu * part,
-            shared_length=part,
+            shared_length=part - PAGE_BYTES,
             seed=seed,
             book_gpa=BOOKS_GPA + vcpu * book_bytes(part),
             bounces=bounces,

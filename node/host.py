@@ -233,11 +233,11 @@ class Host:
                 self.vcpus.load(vcpu)
             reset_rips = tuple(vcpu.registers.rip for vcpu in guest.vcpus)
         guest.reset_rips = reset_rips
-        guest.software = self._tenants(
-            TenantSpec(
-                spec.name, spec.generation, spec.memory, spec.program, spec.seed, guest.launched, guest.reset_rips
-            )
-        )
+        tenant = TenantSpec(
+            spec.name, spec.generation, spec.memory, spec.program, spec.seed, guest.launched, guest.reset_rips,
+            self.images[spec.firmware].cpuid_gpa, spec.kernel,
+        )  # fmt: skip
+        guest.software = self._tenants(tenant)
         self.vcpus.prepare(guest)
         self.peak_vcpus = max(self.peak_vcpus, sum(len(one.vcpus) for one in self._running()))
 

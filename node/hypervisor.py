@@ -13,7 +13,7 @@ from dataclasses import replace
 from node import operations as op
 from node.asid_pool import AsidPool, AsidsExhausted
 from node.core_msrs import Msr
-from node.cpuid_page import cpuid_entries
+from node.cpuid_page import cpuid_page
 from node.firmware_image import FirmwareImage
 from node.frame_allocator import FrameAllocator, OutOfMemory, joined
 from node.generation import Generation
@@ -95,8 +95,7 @@ class Hypervisor:
         self.rmp_bytes = reserved
         self._command_page = self._frame()
         self._vms: dict[str, LaunchedVm] = {}
-        leaves = cpuid_entries(vcpu_model(VCPU_MODEL).cpuid_signature)
-        self._ghcb = GhcbServer(product.c_bit, leaves, self.page_state_change)
+        self._ghcb = GhcbServer(product.c_bit, vcpu_model(VCPU_MODEL).cpuid_signature, self.page_state_change)
 
     def launched(self, vm: str) -> LaunchedVm:
         """The record of a VM; KeyError if there is none."""
@@ -161,7 +160,7 @@ class Hypervisor:
 
     def cpuid(self, vm: str, function: int, index: int) -> CpuidReply:
         """What CPUID tells a guest whose registers are there to be written."""
-        return op.CpuidResult(*self._ghcb.leaf(function, index))
+        return op.CpuidResult(*self._ghcb.leaf(self._vms[vm].generation, function, index))
         yield ()
 
     def page_state_change(self, vm: str, change: op.PageStateChange) -> Reply:
@@ -484,7 +483,8 @@ class Hypervisor:
     def launch_snp(self, spec: MachineSpec, record: LaunchedVm) -> Task:
         """SNP: context, pages in the order of KVM and QEMU, finish."""
         yield from self._take_asid(record)
-        pages = tuple(snp_launch_pages(record.firmware, spec.vcpus, vcpu_model(VCPU_MODEL), SevFeature.SNP_ACTIVE))
+        model, cpuid = vcpu_model(VCPU_MODEL), cpuid_page(self._ghcb.leaves[spec.generation])
+        pages = tuple(snp_launch_pages(record.firmware, spec.vcpus, model, SevFeature.SNP_ACTIVE, cpuid=cpuid))
         command, gctx = record.small[0], self._small(record)
         yield from self._to_firmware(gctx)
         record.firmware_pages.append(gctx)

@@ -24,6 +24,7 @@ import msgpack
 from node import operations as op
 from node.guest_memory_map import GuestMemoryMap
 from node.hypervisor_port import Entered, HypervisorFigures
+from node.kernel_settings import KernelSettings
 from node.machine_spec import MachineSpec
 from node.program import Demand, ProgramSpec, Registers
 from node.tenant import TenantSpec
@@ -105,6 +106,7 @@ KINDS: Mapping[int, type] = {
     86: ProgramSpec,
     87: TenantSpec,
     88: Demand,
+    89: KernelSettings,
 }
 """To add a type, add a line."""
 

@@ -11,11 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from node.counter_random import CounterRandom
 from node.generation import CAPABILITIES, Generation
-from node.guest_kernel import GuestKernel
+from node.guest_kernel import CANARY_BYTES, GuestKernel
 from node.guest_memory_map import GuestMemoryMap
-from node.operations import Answer, GuestOperation
+from node.kernel_settings import CAREFUL, KernelSettings
+from node.operations import Answer, Fault, GuestOperation
 from node.program import Block, Demand, Ending, Program, ProgramFactory, ProgramSpec, Registers
+from node.vc_handler import VcHandler
 
 Outcome = tuple[GuestOperation, ...] | Ending
 """What a block did: a batch to execute (a tuple), or how it ended."""
@@ -40,6 +43,9 @@ class TenantSpec:
     seed: int
     launched: tuple[int, ...]
     reset_rips: tuple[int, ...]
+    cpuid_gpa: int | None = None
+    """The CPUID page, where the firmware image has one."""
+    kernel: KernelSettings = CAREFUL
 
 
 class TenantPort(Protocol):
@@ -87,6 +93,9 @@ class Tenant:
         self.blocks: list[Mapping[int, Callable[[Registers], Block]]] = [{}] * count
         self.running: list[Block | None] = [None] * count
         """The block that each vCPU is in."""
+        self._batches: list[tuple[GuestOperation, ...] | None] = [None] * count
+        """What each vCPU's block asked for last; None where the kernel has taken the block over."""
+        self._handlers: list[VcHandler | None] = [None] * count
         for vcpu in range(count):
             self.rebuild(vcpu)
         boot = self.programs[0]
@@ -105,6 +114,7 @@ class Tenant:
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
         self.running[vcpu] = block
+        self._batches[vcpu] = batch
         return batch
 
     def go_on(self, vcpu: int, registers: Registers, answers: tuple[Answer, ...]) -> Outcome:
@@ -112,10 +122,18 @@ class Tenant:
         block = self.running[vcpu]
         assert block is not None
         try:
-            return block.send(answers)
+            asked, handler = self._batches[vcpu], self._handlers[vcpu]
+            if asked is None:
+                return block.send(answers)
+            if handler is not None and Fault in map(type, answers):
+                self._batches[vcpu] = None
+                block = self.running[vcpu] = handler.take_over(block, asked, answers)
+                return next(block)
+            self._batches[vcpu] = asked = block.send(answers)
         except StopIteration as end:
             self.running[vcpu] = None
             return end.value  # type: ignore[no-any-return]
+        return asked
 
     def drop(self, vcpu: int) -> None:
         """Break a vCPU's block off."""
@@ -134,8 +152,12 @@ class Tenant:
         spec = self._spec
         bounces = CAPABILITIES[spec.generation].key_per_vm
         program = self._factory(spec.program, spec.memory.placement(spec.name, vcpu, spec.seed, bounces=bounces))
-        kernel = GuestKernel(spec.generation, spec.memory, spec.launched, vcpu, spec.reset_rips[vcpu], program.entry)
-        self.programs[vcpu] = program
+        canary = CounterRandom(spec.seed).octets(spec.name, "C-bit canary", vcpu, CANARY_BYTES)
+        kernel = GuestKernel(
+            spec.generation, spec.memory, spec.launched, vcpu, spec.reset_rips[vcpu], program.entry, spec.kernel,
+            spec.cpuid_gpa, canary,
+        )  # fmt: skip
+        self.programs[vcpu], self._handlers[vcpu] = program, kernel.handler
         self.blocks[vcpu] = {**kernel.blocks, **program.blocks}
 
     def close(self) -> None:

@@ -140,7 +140,7 @@ def test_guests_without_an_rmp_change_no_page():
 
 def test_cpuid_through_the_page(either):
     signature = vcpu_model(VCPU_MODEL).cpuid_signature
-    for entry in cpuid_entries(signature):
+    for entry in cpuid_entries(signature, either.guest.spec.generation):
         reply = parse_reply(either.ask(NaeEvent.CPUID, RAX=entry.eax_in, RCX=0), EVENTS[NaeEvent.CPUID].outputs)
         assert reply.registers == {"RAX": entry.eax, "RBX": entry.ebx, "RCX": entry.ecx, "RDX": entry.edx}
 

@@ -368,8 +368,10 @@ def test_without_encryption_and_rmp_costs_phases_take_plains_times(generation):
         guests = [start(host, f"vm{number}", one, "ledger", vcpus=2, units=12) for number in range(3)]
         run(host)
         figures.append([
-            [(vcpu.instructions, vcpu.phases, vcpu.registers.r13) for vcpu in guest.vcpus] for guest in guests
+            [(pytest.approx(vcpu.instructions, abs=1), vcpu.phases, vcpu.registers.r13) for vcpu in guest.vcpus]
+            for guest in guests
         ])  # fmt: skip
+    # An SNP guest's second vCPU exits once before its program, so neighbours' phases meet otherwise: by a rounding.
     assert figures[0] == figures[1]
     assert phase_times(Generation.PLAIN) == phase_times(generation)
 

@@ -1,0 +1,105 @@
+"""Intercepted instructions as a #VC handler does them: what of each is shown, and what of the answer is believed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+
+from node.cpuid_page import (
+    CPUID_PAGE_BYTES,
+    ENCRYPTION_LEAF,
+    EXTENDED_LEAVES,
+    encryption_bits,
+    parse_cpuid_page,
+)
+from node.generation import Generation
+from node.ghcb_msr import GhcbReason, LinuxReason, ReasonSet
+from node.guest_ghcb import page_exit
+from node.kernel_settings import KernelSettings
+from node.nae_event import NaeEvent
+from node.operations import Answer, Cpuid, CpuidResult, GuestOperation, Read, ReadDr7, WriteDr7
+from node.vmexit import ExitCode
+
+Answering = Generator[tuple[GuestOperation, ...], tuple[Answer, ...], Answer]
+_Exiting = Generator[tuple[GuestOperation, ...], tuple[Answer, ...], Mapping[str, int]]
+_WORD = 0xFFFF_FFFF
+_EXTENDED_STATE_LEAF = 0xD
+_XCR0_AT_RESET = 1
+
+
+class KernelPanic(Exception):
+    """The kernel does not go on; ``reason`` is what it tells the hypervisor, its set first."""
+
+    def __init__(self, why: str, reason_set: ReasonSet = ReasonSet.GHCB, reason: int = GhcbReason.GENERAL) -> None:
+        super().__init__(why)
+        self.reason = reason_set, reason
+
+
+class UnexpectedException(KernelPanic):
+    """#VC where nothing raises it, or an exception that the instruction cannot raise."""
+
+
+@dataclass(frozen=True, slots=True)
+class VcInstructions:
+    """The instructions that a handler knows. Raises GhcbUntrusted and KernelPanic."""
+
+    ghcb_gpa: int
+    cpuid_gpa: int | None
+    settings: KernelSettings
+    generation: Generation
+
+    @property
+    def table(self) -> Mapping[type, tuple[ExitCode, Callable[..., Answering]]]:
+        """The exit code of each, and how it is done."""
+        return {
+            Cpuid: (ExitCode.CPUID, self._cpuid),
+            ReadDr7: (ExitCode.DR7_READ, self._read_dr7),
+            WriteDr7: (ExitCode.DR7_WRITE, self._write_dr7),
+        }
+
+    def _cpuid(self, one: Cpuid) -> Answering:
+        if self.cpuid_gpa is not None and self.settings.reads_cpuid_page:
+            return (yield from _by_page(self.cpuid_gpa, one))
+        registers = {"RAX": one.function, "RCX": one.index}
+        if one.function == _EXTENDED_STATE_LEAF:
+            registers |= {"XCR0": _XCR0_AT_RESET, "XSS": 0}
+        found = yield from self._exit(NaeEvent.CPUID, registers)
+        result = CpuidResult(*[found[name] & _WORD for name in ("RAX", "RBX", "RCX", "RDX")])
+        if self.settings.checks_cpuid and self._denies_encryption(one, result):
+            raise KernelPanic("CPUID of the hypervisor", ReasonSet.LINUX, LinuxReason.CPUID_OF_HYPERVISOR)
+        return result
+
+    def _denies_encryption(self, one: Cpuid, result: CpuidResult) -> bool:
+        """#VC is raised in guests with encrypted registers only, whatever a hypervisor says."""
+        if one.function == EXTENDED_LEAVES:
+            return result.eax < ENCRYPTION_LEAF
+        bits = encryption_bits(self.generation)
+        return one.function == ENCRYPTION_LEAF and result.eax & bits != bits
+
+    def _read_dr7(self, _: ReadDr7) -> Answering:
+        return (yield from self._exit(NaeEvent.DR7_READ, {}))["RAX"]
+
+    def _write_dr7(self, one: WriteDr7) -> Answering:
+        yield from self._exit(NaeEvent.DR7_WRITE, {"RAX": one.value})
+        return None
+
+    def _exit(self, event: NaeEvent, registers: Mapping[str, int]) -> _Exiting:
+        """One exit that may not end in an exception."""
+        reply = yield from page_exit(self.ghcb_gpa, event, registers=registers)
+        if reply.exception is not None:
+            raise UnexpectedException(f"{event.name}: exception {reply.exception}")
+        return reply.registers
+
+
+def _by_page(gpa: int, one: Cpuid) -> Answering:
+    (page,) = yield (Read(gpa, CPUID_PAGE_BYTES),)
+    try:
+        entries = parse_cpuid_page(page) if isinstance(page, bytes) else None
+    except ValueError:
+        entries = None
+    if entries is None:
+        raise KernelPanic("no CPUID page", ReasonSet.LINUX, LinuxReason.CPUID_PAGE)
+    for entry in entries:
+        if (entry.eax_in, entry.ecx_in) == (one.function, one.index):
+            return CpuidResult(entry.eax, entry.ebx, entry.ecx, entry.edx)
+    return CpuidResult(0, 0, 0, 0)
