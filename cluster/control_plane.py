@@ -9,8 +9,6 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass, field
 
-import msgpack
-
 from cluster.entity import NEVER, Message
 from cluster.fabric import Fabric
 from cluster.guest_body import guest_body
@@ -21,7 +19,6 @@ from cluster.placement import FirstFit
 from cluster.precopy import PrecopySettings
 from node.counter_random import CounterRandom
 from node.guest import GuestSpec
-from node.packing import packed
 
 NAME = "control"
 
@@ -86,11 +83,10 @@ class ControlPlane:
         # What the network brought at this instant came before what is said of it.
         self.migrations.advance(now_ns)
         for message in messages:
-            fields = msgpack.unpackb(message.payload, use_list=False)
             if message.kind in ANSWERS:
-                self.migrations.receive(message.kind, fields, now_ns)
+                self.migrations.receive(message.kind, message.payload, now_ns)
             elif message.kind == "refused":
-                self._refused(message.sender, *fields)
+                self._refused(message.sender, *message.payload)
         while self._timeline and self._timeline[0][0] <= now_ns:
             _, _, what, name = heapq.heappop(self._timeline)
             if what == "arrive":
@@ -150,4 +146,4 @@ class ControlPlane:
 
     def _send(self, host: str, kind: str, body: object) -> None:
         self._sequence += 1
-        self._out.append(Message(self._now_ns + self.latency_ns, NAME, self._sequence, host, kind, packed(body)))
+        self._out.append(Message(self._now_ns + self.latency_ns, NAME, self._sequence, host, kind, body))

@@ -7,14 +7,10 @@ entities in tests and real hosts are the same to it.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 NEVER = (1 << 63) - 1
 """A virtual time later than every other."""
-
-Payload = dict[str, object]
-"""The body of a message: msgpack-able values under names. Each receiver parses it into its own typed command."""
-
 
 class Message(NamedTuple):
     """One message across the star, ordered by (time, sender, sequence); a tuple, because it stands in heaps.
@@ -29,8 +25,8 @@ class Message(NamedTuple):
     sequence: int
     receiver: str
     kind: str
-    payload: bytes = b""
-    """msgpack bytes of a ``Payload``."""
+    payload: Any = ()
+    """msgpack-able values, which nobody changes: a message is packed as a whole where it leaves the process."""
 
 
 class Advance(NamedTuple):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import gc
 
-_OBJECTS = 50_000
-"""New containers between two looks at them, in place of Python's 700: some 10 MB, if all of them were garbage."""
+_OBJECTS = 500_000
+"""New containers between two looks at them, in place of Python's 700: some 100 MB, if all of them were garbage."""
 
 _usual = gc.get_threshold()
 

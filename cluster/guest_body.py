@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import astuple
+from functools import lru_cache
+
+import msgpack
 
 from node.generation import Generation
 from node.guest import GuestSpec
 from node.kernel_settings import KernelSettings
-from node.program import ProgramSpec, Scalar
+from node.packing import packed
+from node.program import ProgramSpec
 
-GuestBody = tuple[str, str, int, int, str, tuple[tuple[str, Scalar], ...], int, str, tuple[bool, ...]]
 
-
-def guest_body(guest: GuestSpec) -> GuestBody:
-    """A guest's specification as msgpack-able values."""
+def guest_body(guest: GuestSpec) -> bytes:
+    """A guest's specification as msgpack."""
     program = guest.program
-    return (
-        guest.name, guest.generation.name, guest.vcpus, guest.memory_bytes,
-        program.name, program.parameters, guest.seed, guest.firmware,
-        astuple(guest.kernel),
+    return packed(
+        (
+            guest.name, guest.generation.name, guest.vcpus, guest.memory_bytes,
+            program.name, program.parameters, guest.seed, guest.firmware, guest.disk, astuple(guest.kernel),
+        )
     )  # fmt: skip
 
 
-def guest_of(body: GuestBody) -> GuestSpec:
-    """The specification back from its values."""
-    name, generation, vcpus, memory, program, parameters, seed, firmware, kernel = body
-    return GuestSpec(
-        name, Generation[generation], vcpus, memory, ProgramSpec(program, parameters), seed, firmware,
-        KernelSettings(*kernel),
-    )  # fmt: skip
+@lru_cache(maxsize=4096)
+def guest_of(body: bytes) -> GuestSpec:
+    """The specification back from msgpack; a VM that comes again has the same object."""
+    values = msgpack.unpackb(body, use_list=False)
+    name, generation, vcpus, memory, program, parameters, seed, firmware, disk, kernel = values
+    spec, settings = ProgramSpec(program, parameters), KernelSettings(*kernel)
+    return GuestSpec(name, Generation[generation], vcpus, memory, spec, seed, firmware, disk, kernel=settings)

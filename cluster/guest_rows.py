@@ -57,8 +57,10 @@ def guest_rows(host: Host, guest: Guest) -> Rows:
                 "bytes_read": guest.bytes_read,
                 "bytes_written": guest.bytes_written,
                 "bytes_bounced": guest.bytes_bounced,
+                "copies": guest.copies,
             }
         ],
+        "disks": _disk_rows(guest),
         "vm_time": [
             {"vm": spec.name, "mechanism": mechanism.value, "time_ns": times[mechanism]} for mechanism in Mechanism
         ]
@@ -66,6 +68,26 @@ def guest_rows(host: Host, guest: Guest) -> Rows:
         else [],
         "phases": _phase_rows(guest),
     }
+
+
+def _disk_rows(guest: Guest) -> list[dict[str, object]]:
+    books = guest.disk
+    if books is None:
+        return []
+    served = books.reads + books.writes
+    return [
+        {
+            "vm": guest.spec.name,
+            "reads": books.reads,
+            "writes": books.writes,
+            "errors": books.errors,
+            "bytes_read": books.bytes_read,
+            "bytes_written": books.bytes_written,
+            "time_ns": books.time_ns,
+            "latency_mean_ns": books.time_ns / served if served else None,
+            "latency_longest_ns": books.longest_ns if served else None,
+        }
+    ]
 
 
 def _phase_rows(guest: Guest) -> list[dict[str, object]]:

@@ -116,8 +116,7 @@ class HostEntity:
         return self._earliest_output_ns(self.next_event_ns())
 
     def _earliest_output_ns(self, following_ns: int) -> int:
-        promise_ns, mail_ns = self.host.earliest_output_ns(following_ns), self._inbox.next_ns
-        return min(promise_ns, mail_ns)
+        return min(self.host.earliest_output_ns(following_ns), self._inbox.next_ns)
 
     def advance(self, horizon_ns: int, event_budget: int) -> Advance:
         """Do the events before ``horizon_ns``."""
@@ -162,10 +161,10 @@ class HostEntity:
             self.host.clock.settle()
 
     def _launch(self, message: Message) -> None:
-        self.host.launch(guest_of(msgpack.unpackb(message.payload, use_list=False)), self._tell)
+        self.host.launch(guest_of(message.payload), self._tell)
 
     def _destroy(self, message: Message) -> None:
-        self.host.destroy(msgpack.unpackb(message.payload))
+        self.host.destroy(message.payload)
 
     def _tell(self, guest: Guest) -> None:
         kind = "refused" if guest.state is GuestState.REFUSED else "launched"
@@ -174,4 +173,4 @@ class HostEntity:
     def _send(self, kind: str, fields: tuple[object, ...]) -> None:
         self._sequence += 1
         now_ns = self.host.clock.now_ns
-        self._outbox.append(Message(now_ns, self.host.spec.name, self._sequence, "control", kind, packed(fields)))
+        self._outbox.append(Message(now_ns, self.host.spec.name, self._sequence, "control", kind, fields))

@@ -41,7 +41,7 @@ class Inbox:
 
     def deliver(self, messages: tuple[Message, ...]) -> None:
         """Take messages for later. Raises ProtocolViolationError for one from the past."""
-        now = int(self._env.now)
+        now = self._env._now  # noqa: SLF001 - as above
         for message in messages:
             if message.time_ns < now:
                 raise ProtocolViolationError(f"{message.receiver}: got a message for {message.time_ns} ns at {now} ns")
@@ -49,8 +49,8 @@ class Inbox:
 
     def advance(self, horizon_ns: int, event_budget: int) -> int:
         """Do what comes before ``horizon_ns``, letters of one nanosecond as one event; how many were done."""
-        env, waiting, receive = self._env, self._waiting, self._receive
-        step, queue = env.step, env._queue  # noqa: SLF001 - as above
+        env, waiting = self._env, self._waiting
+        queue = env._queue  # noqa: SLF001 - as above
         done = 0
         while done < event_budget:
             if waiting and (not queue or waiting[0].time_ns <= queue[0][0]):
@@ -58,10 +58,11 @@ class Inbox:
                 if now >= horizon_ns:
                     break
                 env._now = now  # noqa: SLF001 - nothing is planned before; an event for each letter would say the same
+                self._receive(heapq.heappop(waiting))
                 while waiting and waiting[0].time_ns == now:
-                    receive(heapq.heappop(waiting))
+                    self._receive(heapq.heappop(waiting))
             elif queue and queue[0][0] < horizon_ns:
-                step()
+                env.step()
             else:
                 break
             done += 1

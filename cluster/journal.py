@@ -52,15 +52,14 @@ class Journal:
         """
         self._file.seek(0)
         letters: list[Message] = []
-        size = 0
         told_ns = horizon_ns = -1
-        for horizon_ns, more in msgpack.Unpacker(self._file, use_list=False, max_buffer_size=_LARGEST_RECORD_BYTES):
-            read = [Message(*fields) for fields in more]
-            letters += read
-            size += sum(len(letter.payload) for letter in read)
-            if size >= together_bytes:
+        records = msgpack.Unpacker(self._file, use_list=False, max_buffer_size=_LARGEST_RECORD_BYTES)
+        told_bytes = 0
+        for horizon_ns, more in records:
+            letters += [Message(*fields) for fields in more]
+            if letters and records.tell() - told_bytes >= together_bytes:
                 yield horizon_ns, _by_receiver(letters)
-                letters, size, told_ns = [], 0, horizon_ns
+                letters, told_ns, told_bytes = [], horizon_ns, records.tell()
         if letters or horizon_ns > told_ns:
             yield horizon_ns, _by_receiver(letters)
 

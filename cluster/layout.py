@@ -10,7 +10,9 @@ from cluster.errors import ToolError, UserError
 from cluster.progress import ShouldStop
 from cluster.shard import EntityFactory, ShardReport
 
-Rows = dict[str, list[dict[str, object]]]
+Row = dict[str, object]
+"""Of a table: msgpack-able values by column."""
+Rows = dict[str, list[Row]]
 RowsByEntity = Mapping[str, Rows]
 
 

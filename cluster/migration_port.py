@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import msgpack
-
 from cluster.guest_body import guest_of
 from node.departures import Stopped
 from node.dirty_rates import Pool
@@ -41,9 +39,9 @@ class MigrationPort:
             "give-place-back": self._give_place_back,
         }
 
-    def receive(self, kind: str, payload: bytes) -> None:
+    def receive(self, kind: str, fields: tuple[Any, ...]) -> None:
         """Do what a message asks."""
-        self.kinds[kind](*msgpack.unpackb(payload, use_list=False))
+        self.kinds[kind](*fields)
 
     def _migrate(self, number: int, vm: str) -> None:
         found = self._host.departures.begin(vm, lambda pools: self._send("dirty", (number, _bodies(pools))))
@@ -77,7 +75,7 @@ class MigrationPort:
     def _leave(self, vm: str) -> None:
         self._host.departures.finish(vm)
 
-    def _keep_place(self, number: int, body: Any) -> None:
+    def _keep_place(self, number: int, body: bytes) -> None:
         self._host.arrivals.prepare(guest_of(body), lambda wrong: self._send("place", (number, wrong)))
 
     def _come(self, number: int, vm: str, frames: tuple[bytes, ...], digests: bytes, books: tuple[Any, ...]) -> None:

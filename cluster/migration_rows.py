@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from cluster.entity import Payload
+from cluster.layout import Row
 from cluster.live_migration import Migration, Outcome
 from cluster.migration_plans import Drain
 
 
-def migration_row(one: Migration) -> Payload:
+def migration_row(one: Migration) -> Row:
     """A row of the table ``migrations``."""
     rounds = [] if one.precopy is None else one.precopy.rounds
     completed = one.outcome is Outcome.COMPLETED
@@ -32,7 +32,7 @@ def migration_row(one: Migration) -> Payload:
     }
 
 
-def drain_row(one: Drain) -> Payload:
+def drain_row(one: Drain) -> Row:
     """A row of the table ``drains``."""
     return {
         "host": one.host,

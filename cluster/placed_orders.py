@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from cluster.control_plane import Order
 from cluster.placement import FIRMWARE_BYTES, FirstFit, HostAccount
-from cluster.scenario import HostInstance, Scenario, ScenarioError
+from cluster.scenario import MEMORY_DISK, HostInstance, Scenario, ScenarioError
 from cluster.trace_orders import trace_orders
 from node.generation import Generation
 from node.guest import GuestSpec
@@ -55,7 +55,7 @@ def _wanted(scenario: Scenario) -> Iterator[tuple[Order, bool]]:
         group = vm.group
         guest = GuestSpec(
             vm.name, group.generation, group.vcpus, group.memory, group.program, scenario.seed, group.firmware,
-            group.kernel.settings,
+            "" if group.disk == MEMORY_DISK else group.disk, kernel=group.kernel.settings,
         )  # fmt: skip
         yield Order(guest, vm.arrival_ns, group.lifetime, group.host), group.start == "running"
     for order in trace_orders(scenario):

@@ -30,6 +30,8 @@ from node.program import ProgramSpec, Scalar
 from workloads.library import PROGRAMS
 
 SCHEMA_VERSION = 1
+MEMORY_DISK = "memory"
+"""What stands in place of a path for a disk that is empty at first."""
 
 MODELLED = (Generation.PLAIN, Generation.SME, Generation.SEV, Generation.SEV_ES, Generation.SEV_SNP)
 """The generations that this version can run as virtual machines."""
@@ -151,6 +153,8 @@ class VmGroup(ScenarioPart):
     """``launch``: through the security processor; ``running``: up when the run begins, at no cost in time."""
     firmware: Annotated[str, Strict()] = "auto"
     """A firmware image, as a path; ``auto``: the OVMF image of this machine, or sevfleet's own."""
+    disk: Annotated[str, Strict()] = MEMORY_DISK
+    """What is behind the disk of each: ``memory``, empty at first, or a file, as a path, that is only read."""
     host: Name | None = None
     """The host it must run on, by name. Default: placed."""
     kernel: KernelTable = KernelTable()

@@ -10,13 +10,24 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cluster.scenario import HostGroup, HostInstance, Scenario, ScenarioError, TraceMix, VmGroup, VmInstance
+from cluster.scenario import (
+    MEMORY_DISK,
+    HostGroup,
+    HostInstance,
+    Scenario,
+    ScenarioError,
+    TraceMix,
+    VmGroup,
+    VmInstance,
+)
 from cluster.units import DURATION, SIZE, shown
 from node.asid_pool import ASID_KINDS
 from node.cost_table import CostOverrideError, load_cost_table
+from node.disk_file import DiskFile, DiskFileError
 from node.firmware_image import read_firmware_image
 from node.generation import Generation
 from node.guest_memory_map import SMALLEST_GUEST_BYTES, SMALLEST_SLICE_BYTES, GuestMemoryMap
+from node.operations import BLOCK_BYTES
 from node.ovmf import FirmwareImageError
 from node.product import PRODUCTS, Product
 from workloads.library import WorkloadParameterError, footprint, validate_parameters
@@ -34,11 +45,15 @@ def resolved(scenario: Scenario, folder: Path) -> Scenario:
     def absolute(path: str, word: str) -> str:
         return path if path == word else str((folder / Path(path).expanduser()).resolve())
 
-    vms = tuple(vm.model_copy(update={"firmware": absolute(vm.firmware, "auto")}) for vm in scenario.vms)
+    vms = tuple(vm.model_copy(update=_paths(vm, absolute)) for vm in scenario.vms)
     trace = scenario.trace and scenario.trace.model_copy(
         update={"source": absolute(scenario.trace.source, "generated")}
     )
     return scenario.model_copy(update={"vms": vms, "trace": trace})
+
+
+def _paths(vm: VmGroup, absolute: Callable[[str, str], str]) -> dict[str, str]:
+    return {"firmware": absolute(vm.firmware, "auto"), "disk": absolute(vm.disk, MEMORY_DISK)}
 
 
 def check(scenario: Scenario) -> None:
@@ -149,6 +164,8 @@ def _check_vm(scenario: Scenario, vm: VmGroup, index: int) -> None:
         key = error.field
         got = shown(vm.parameters[key]) if key in vm.parameters else "nothing"
         raise _wrong(place(f"parameters.{key}"), error.expected, got) from None
+    if vm.disk != MEMORY_DISK:
+        _check_disk(place, vm)
     _check_fits(place, _candidates(scenario, vm, place), vm)
 
 
@@ -162,6 +179,19 @@ def _check_firmware(place: _Place, vm: VmGroup) -> None:
         raise _wrong(place("firmware"), "an OVMF image", str(error)) from None
     if vm.generation is Generation.SEV_SNP and not image.launches_snp:
         raise _wrong(place("firmware"), "an image with SEV metadata, for SEV_SNP", f"{shown(vm.firmware)} without")
+
+
+def _check_disk(place: _Place, vm: VmGroup) -> None:
+    path = Path(vm.disk)
+    if not path.is_file():
+        raise _wrong(place("disk"), '"memory" or a file', f"no file {shown(vm.disk)}")
+    try:
+        have = DiskFile(path).blocks * BLOCK_BYTES
+    except DiskFileError as error:
+        raise _wrong(place("disk"), error.expected, error.got) from None
+    need = footprint(vm.program).disk_bytes * vm.vcpus
+    if have < need:
+        raise _wrong(place("disk"), f"at least {SIZE.format(need)} for {vm.vcpus} vCPUs", SIZE.format(have))
 
 
 def _candidates(scenario: Scenario, vm: VmGroup, place: _Place) -> list[HostInstance]:

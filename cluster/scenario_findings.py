@@ -17,6 +17,7 @@ _PLAIN_KEY = re.compile(r"[A-Za-z0-9_.-]{1,63}")
 _EXPECTATIONS = {
     "missing": "a value",
     "string_type": "a text",
+    "bool_type": "true or false",
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "float_type": "a number",

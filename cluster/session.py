@@ -9,13 +9,12 @@ from types import TracebackType
 from typing import Self
 
 from cluster.coordinator import Coordinator, CoordinatorResult, ProgressFacts
-from cluster.entity import Payload
 from cluster.errors import RunFailedError
 from cluster.event_table import event_table
 from cluster.firmware_key import firmware_image
 from cluster.fleet import Changes, Fleet, build_fleet
 from cluster.host_entity import MACHINES, build_host
-from cluster.layout import Layout, Rows, StartStoppedError, WorkerLostError
+from cluster.layout import Layout, Row, Rows, StartStoppedError, WorkerLostError
 from cluster.layouts import LAYOUTS
 from cluster.migration_rows import drain_row, migration_row
 from cluster.progress import OnProgress, Progress, ShouldStop
@@ -141,7 +140,7 @@ class _Shown:
         self._tell(Progress(*of, *counts, dict(machines), gauges, troubles=tuple(troubles)))
 
 
-def _rows_of_unplaced(fleet: Fleet, rows: list[Payload], hosts: frozenset[object]) -> list[Payload]:
+def _rows_of_unplaced(fleet: Fleet, rows: list[Row], hosts: frozenset[object]) -> list[Row]:
     """Rows of VMs that no host took, that had not arrived when the run ended, or whose host is not among ``hosts``.
 
     A VM that one host refused and another took has a row of each; only the
@@ -150,7 +149,7 @@ def _rows_of_unplaced(fleet: Fleet, rows: list[Payload], hosts: frozenset[object
     control = fleet.control
     rows[:] = [row for row in rows if row["state"] != "refused" or control.assigned.get(str(row["vm"])) == row["host"]]
     there = {row["vm"] for row in rows}
-    missing: list[Payload] = []
+    missing: list[Row] = []
     for name, order in fleet.wanted.items():
         if name in there:
             continue
@@ -167,11 +166,11 @@ def _rows_of_unplaced(fleet: Fleet, rows: list[Payload], hosts: frozenset[object
 
 _COUNTS = (
     "psp_wait_ns", "psp_service_ns", "units_of_work", "instructions", "active_ns", "operations", "faults",
-    "bytes_read", "bytes_written", "bytes_bounced",
+    "bytes_read", "bytes_written", "bytes_bounced", "copies",
 )  # fmt: skip
 
 
-def _fleet_limit(hosts: list[Payload]) -> str:
+def _fleet_limit(hosts: list[Row]) -> str:
     """What the fleet runs out of first: the fullest resource of the fullest host."""
     fullest = max(hosts, key=lambda row: float(str(row["limit_ratio"])), default=None)
     if fullest is None:

@@ -75,31 +75,34 @@ class Shard:
         """Deliver mail and do every event before the horizon, as far as budget and wall time of a call reach."""
         called = self._deliver(mail, horizon_ns)
         outputs: list[Message] = []
+        clock, following = self._clock, self._next
         done = 0
-        now_s = self._clock()
+        now_s = clock()
         end_s = now_s + CALL_S
         while done < event_budget and now_s < end_s:
             if called:
                 first_ns, name = called.pop()
             else:
-                first_ns, name = self._next.first()
+                first_ns, name = following.first()
                 if first_ns >= horizon_ns:
                     break
             promise_ns = min(self._promises[name], first_ns)
             # One entity after another, not slice about: what an entity needs is in the processor's caches.
             while first_ns < horizon_ns and done < event_budget and now_s < end_s:
                 events = min(self._slice, event_budget - done)
-                advance = self._advance_one(name, promise_ns, horizon_ns, events, outputs)
-                first_ns, promise_ns = advance.next_event_ns, advance.earliest_output_ns
-                done += advance.events
-                before_s, now_s = now_s, self._clock()
+                advance = self._advance_one(name, promise_ns, horizon_ns, events)
+                _, first_ns, promise_ns, events, said = advance
+                done += events
+                if said:
+                    outputs += said
+                before_s, now_s = now_s, clock()
                 self._learn(now_s - before_s)
         for first_ns, name in called:
             self._call(name, first_ns)
-        first_ns = self._next.first()[0]
+        first_ns = following.first()[0]
         reached = first_ns >= horizon_ns
-        if reached:
-            self._reached_ns = max(self._reached_ns, horizon_ns)
+        if reached and self._reached_ns < horizon_ns:
+            self._reached_ns = horizon_ns
         return self._report(first_ns, done, reached=reached, outputs=outputs)
 
     def _deliver(self, mail: Mapping[str, tuple[Message, ...]], horizon_ns: int) -> list[tuple[int, str]]:
@@ -109,7 +112,7 @@ class Shard:
             entity = self._entities.get(name)
             if entity is None:
                 raise ProtocolViolationError(f"{messages[0].sender}: sent a message to {name}, which is not here")
-            if (earliest := min(messages).time_ns) < self._reached_ns:
+            if (earliest := (min(messages) if len(messages) > 1 else messages[0]).time_ns) < self._reached_ns:
                 raise ProtocolViolationError(f"{name}: got a message for {earliest} ns after {self._reached_ns} ns")
             entity.deliver(messages)
             if earliest < horizon_ns:
@@ -123,9 +126,7 @@ class Shard:
         self._next[name] = min(self._next[name], time_ns)
         self._promises[name] = min(self._promises[name], time_ns)
 
-    def _advance_one(
-        self, name: str, promise: int, horizon_ns: int, events: int, outputs: list[Message]
-    ) -> Advance:  # fmt: skip
+    def _advance_one(self, name: str, promise: int, horizon_ns: int, events: int) -> Advance:
         """One slice of one entity, held to its promise and to the horizon."""
         advance = self._entities[name].advance(horizon_ns, events)
         if advance.events == 0:
@@ -137,7 +138,6 @@ class Shard:
                 raise ProtocolViolationError(
                     f"{name}: sent at {message.time_ns} ns, but had promised nothing before {promise} ns"
                 )
-        outputs.extend(advance.outputs)
         self._note(name, advance.next_event_ns, advance.earliest_output_ns)
         return advance
 

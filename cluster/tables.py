@@ -164,6 +164,7 @@ _VMS = TableSchema(
         ("bytes_read", _I, "byte", "loaded by its vCPUs, private and shared"),
         ("bytes_written", _I, "byte", "stored by its vCPUs, private and shared"),
         ("bytes_bounced", _I, "byte", "copied between private memory and buffers that devices reach"),
+        ("copies", _I, "1", "copies by which they were"),
     ),
 )
 
@@ -174,6 +175,22 @@ _VM_TIME = TableSchema(
         ("vm", _T, "", "name of the virtual machine", "key"),
         ("mechanism", _T, "", "name of the mechanism", "key"),
         ("time_ns", _R, "ns", "vCPU time, summed over vCPUs"),
+    ),
+)
+
+_DISKS = TableSchema(
+    "disks",
+    "One row per virtual machine that used its disk.",
+    _columns(
+        ("vm", _T, "", "name of the virtual machine", "key"),
+        ("reads", _I, "1", "requests served that read"),
+        ("writes", _I, "1", "requests served that wrote"),
+        ("errors", _I, "1", "requests that the disk refused"),
+        ("bytes_read", _I, "byte", "from the disk"),
+        ("bytes_written", _I, "byte", "to the disk"),
+        ("time_ns", _R, "ns", "what vCPUs waited for requests: the device, and exits above a plain VM's"),
+        ("latency_mean_ns", _R, "ns", "of one request", "optional"),
+        ("latency_longest_ns", _R, "ns", "of one request", "optional"),
     ),
 )
 
@@ -322,7 +339,7 @@ EVENTS = TableSchema(
 TABLES: Mapping[str, TableSchema] = {
     schema.name: schema
     for schema in (
-        _VMS, _VM_TIME, _PHASES, _HOSTS, _PSP, _PAIRS, _PAIR_PARTS, _MIGRATIONS, _DRAINS, _DIGESTS,
+        _VMS, _VM_TIME, _PHASES, _DISKS, _HOSTS, _PSP, _PAIRS, _PAIR_PARTS, _MIGRATIONS, _DRAINS, _DIGESTS,
     )
 }
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from node.disk import DISK_BLOCKS
+from node.disk import blocks_of
 from node.event_log import ChainEnd
 from node.guest import Guest, GuestSpec, GuestState
 from node.guest_books import GuestBooks
-from node.guest_memory_map import Range
 from node.host_events import HostEvent
 from node.hypervisor_port import Entered, LaunchRefused
-from node.migration_frames import FrameError, page_digests, state_of
+from node.migration_frames import DIGEST_BYTES, FrameError, page_digests, state_of
 from node.phase_cost import MECHANISMS
 from node.vcpu import VcpuState
 from node.vm_state import VmState
@@ -55,14 +54,14 @@ class Arrivals:
             if guest.unwanted:
                 self.abandon(spec.name)
 
-        host.tasks.run(host.hypervisor.receive(spec.machine), guest, ready, refused)
+        host.tasks.run(host.with_disk(spec, host.hypervisor.receive(spec.machine)), guest, ready, refused)
 
     def complete(self, name: str, frames: Sequence[bytes], digests: bytes, books: GuestBooks, told: Told) -> None:
         """Lay the VM down and let it run; anything wrong with what came is told, and changes nothing."""
         host = self._host
         guest = host.guests[name]
         try:
-            state = state_of(frames, name, self._memory_of(guest.spec), DISK_BLOCKS)
+            state = state_of(frames, name, self._memory_of(guest.spec), blocks_of(host.board.disk_files.get(name)))
         except FrameError as error:
             told(str(error))
             return
@@ -99,21 +98,22 @@ class Arrivals:
 
     def _memory_of(self, spec: GuestSpec) -> Callable[[int, int], bool]:
         image = self._host.images[spec.firmware]
-        firmware = Range(image.gpa, -(-len(image.data) // PAGE_BYTES) * PAGE_BYTES)
-        ranges = (*spec.memory.ram, firmware)
-        return lambda gpa, length: any(one.gpa <= gpa and gpa + length <= one.gpa + one.length for one in ranges)
+        spans = [(one.gpa, one.gpa + one.length) for one in spec.memory.ram]
+        spans.append((image.gpa, image.gpa - -len(image.data) // PAGE_BYTES * PAGE_BYTES))
+        return lambda gpa, length: any(start <= gpa and gpa + length <= end for start, end in spans)
 
     def _difference(self, state: VmState, back: bytes, digests: bytes) -> str | None:
         """Compare every page as it lies here now with the source's; what differs first, None if nothing."""
         found = page_digests([(0, back)])
+        if found == digests:
+            self.pages_checked += len(digests) // DIGEST_BYTES
+            return None
         pages = [gpa for first, data in state.pages for gpa in range(first, first + len(data), PAGE_BYTES)]
         if len(digests) != len(found):
-            return f"pages: expected {len(digests) // 8}, got {len(pages)}"
-        for number, gpa in enumerate(pages):
-            if found[8 * number : 8 * number + 8] != digests[8 * number : 8 * number + 8]:
-                return f"page {gpa:#x}: expected the source's bytes, got others"
-        self.pages_checked += len(pages)
-        return None
+            return f"pages: expected {len(digests) // DIGEST_BYTES}, got {len(pages)}"
+        starts = range(0, len(found), DIGEST_BYTES)
+        wrong = next(at for at in starts if found[at : at + DIGEST_BYTES] != digests[at : at + DIGEST_BYTES])
+        return f"page {pages[wrong // DIGEST_BYTES]:#x}: expected the source's bytes, got others"
 
     def _start(self, guest: Guest, entered: Entered, state: VmState, books: GuestBooks) -> None:
         host = self._host

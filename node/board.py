@@ -22,8 +22,10 @@ from node.counter_random import CounterRandom
 from node.data_fabric import DataFabric
 from node.device_port import DevicePort
 from node.disk import Disk
+from node.disk_file import DiskFile
 from node.dram import Dram, MachineCheck
-from node.exit_instructions import Exits
+from node.event_delivery import EventDelivery
+from node.exit_instructions import Exits, SwitchedAway
 from node.fault_answers import undefined
 from node.generation import CAPABILITIES, Generation
 from node.guest_access import CachedGuestAccess, GuestAccess
@@ -42,6 +44,7 @@ from node.product import Product
 from node.rmp import ReverseMapTable
 from node.rmp_hidden_form import HiddenForm
 from node.rmp_layout import RmpLayout, at_end_of_memory
+from node.running_vcpus import RunningVcpus
 from node.tlb import Tlb
 from node.tlb_duties import TlbDuties
 from node.vcpu_controls import VcpuControls
@@ -49,6 +52,7 @@ from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
 from node.vmexit import ExitCode
 from node.vmrun_checks import VmrunChecks
+from node.vmrun_events import VmrunEvents
 from node.vmsa import VMSA_BYTES, VMSA_FIELDS
 from psp.alias_check import AliasCheck
 from psp.firmware import SecurityProcessor
@@ -120,7 +124,7 @@ class Board:
         self.bus = HostSystemBus(
             product,
             min_sev_asid,
-            memory_bytes,
+            self.dram,
             self.controller,
             self.rmp,
             platform,
@@ -135,6 +139,8 @@ class Board:
         )
         self.psp.snp.wants_fabric_locked = platform.fabric_lock_checked
         self.psp.snp.alias_check = alias_check
+        self.psp.snp.guests.pages.tweaked = platform.context_tweaked
+        self.psp.snp.guests.pages.has_mac = platform.context_mac
         self.exit_handler: ExitHandler | None = None
         """The hypervisor's answer to a page state change; runs while the vCPU is stopped."""
         self.observer: Observer | None = None
@@ -148,12 +154,17 @@ class Board:
         self.nested: dict[str, NestedPageTable] = {}
         self.tables = self._table_host()
         self.vmcbs: dict[str, dict[int, Vmcb]] = {}
-        self._running: dict[tuple[str, int], int] = {}
-        """Save areas that vCPUs under the RMP run with."""
+        self.running = RunningVcpus(lambda: self.rmp)
         self.disks: dict[str, Disk] = {}
+        self.disk_files: dict[str, DiskFile] = {}
+        """What is behind the disks that are not empty at first."""
         self.controls = VcpuControls(self)
         self.vmrun_checks = VmrunChecks(self)
         """What VMRUN asks of a control block."""
+        self.events = VmrunEvents(self)
+        self.delivery = EventDelivery(self)
+        self.kicked: Callable[[str, int, int], None] | None = None
+        """Whoever runs vCPUs learns which was taken out and entered anew, and with what exit code."""
         self.tlb_duties = None if self.tlb is None else TlbDuties(self, self.tlb)
         anew = GuestAccess(self)
         way = anew if self.tlb is None else CachedGuestAccess(self, anew, self.tlb)
@@ -166,11 +177,23 @@ class Board:
         return self.vmcbs[vm][vcpu]
 
     def execute_guest(self, vmcb: Vmcb, batch: tuple[op.GuestOperation, ...]) -> tuple[op.Answer, ...]:
-        """Execute a guest's batch as the vCPU of ``vmcb``."""
+        """Execute a guest's batch as the vCPU of ``vmcb``.
+
+        There are fewer answers than operations where an exit came back to another of the vCPU's save areas: with
+        the answer to the exit it ends.
+        """
         table = self._guest.table
         if self.caches is not None:
             self.caches.move_to(vmcb.core)
-        answers = tuple([table[type(one)](vmcb, one) if type(one) in table else undefined() for one in batch])
+        some: list[op.Answer] = []
+        try:
+            for one in batch:
+                # One at a time: an exit that does not come back leaves the answers before it.
+                some.append(table[type(one)](vmcb, one) if type(one) in table else undefined())  # noqa: PERF401
+        except SwitchedAway as away:
+            some.append(away.value)
+            batch = batch[: len(some)]
+        answers = tuple(some)
         if self.observer is not None:
             self.observer(Actor(Role.GUEST, vmcb.vm), batch, answers)
         return answers
@@ -190,7 +213,8 @@ class Board:
         """A VM's disk; made when it is first asked for."""
         disk = self.disks.get(vm)
         if disk is None:
-            disk = self.disks[vm] = Disk(self.controller, self.bus.host_view, self.rmp, self.nested_table(vm))
+            nested, file = self.nested_table(vm), self.disk_files.get(vm)
+            disk = self.disks[vm] = Disk(self.controller, self.bus.host_view, self.rmp, nested, file)
         return disk
 
     def device_port(self, slot: int) -> DevicePort:
@@ -214,8 +238,6 @@ class Board:
             return
         if self.caches is not None:
             self.caches.place_rmp(layout)
-        if self.tlb is not None:
-            self.rmp.changed = self.tlb.drop
         self.tables = self._table_host()
 
     def _rmp_at(self, layout: RmpLayout) -> ReverseMapTable:
@@ -225,8 +247,13 @@ class Board:
         rmp = ReverseMapTable(
             self.dram, layout, self.product.rmp, cipher=cipher, form=form, disabled=self.platform.disabled
         )
-        rmp.changed = None if self.tlb is None else self.tlb.drop
+        rmp.changed = self._entries_changed
         return rmp
+
+    def _entries_changed(self, spa: int, end: int) -> None:
+        self.iommu.entries_changed()
+        if self.tlb is not None:
+            self.tlb.drop(spa, end)
 
     def nested_table(self, vm: str) -> NestedPageTable:
         """A VM's nested page table; empty when it is first asked for."""
@@ -259,37 +286,60 @@ class Board:
     # What a core does while a vCPU runs.
 
     def enter(self, vm: str, vcpu: int) -> int:
-        """A vCPU begins to run: its save area is in use until ``leave``, and it has the VMPL that stands there.
+        """A vCPU begins to run: its save area is in use until it leaves, and it has the VMPL that stands there.
 
-        0, or the exit code where the control block is not consistent or the registers are not those that were saved.
+        0, or the exit code of VMRUN that refuses it. An event that the last exit interrupted is injected again, as
+        hypervisors do.
         """
         vmcb = self.vmcbs[vm][vcpu]
-        if not self.vmrun_checks.passed(vmcb):
-            return ExitCode.INVALID
-        if not self.registers_fit(vmcb):
-            return self.platform.save_area_refused
+        self.running.preempt((vm, vcpu))
+        self.events.put_back(vmcb)
+        return self._enter(vmcb)
+
+    def kick(self, vmcb: Vmcb) -> int:
+        """A vCPU exits, and is entered as its control block says; the code of that VMRUN, 0 if it runs again."""
+        self.preempt(vmcb.vm, vmcb.vcpu)
+        code = self._enter(vmcb)
+        self.events.fields(vmcb).values["EXITCODE"] = (code or ExitCode.INTR) & (1 << 64) - 1
+        if self.kicked is not None:
+            self.kicked(vmcb.vm, vmcb.vcpu, code)
+        return code
+
+    def _enter(self, vmcb: Vmcb) -> int:
+        vm, vcpu = vmcb.vm, vmcb.vcpu
+        code = self.vmrun_checks.code(vmcb)
+        if code or not self.take_vmpl(vmcb):
+            return int(code or ExitCode.INVALID)
         self.controls.forget(vm, vcpu)
-        if vmcb.rmp_checked and self.rmp is not None:
-            self._running[vm, vcpu] = vmcb.save_area_spa
-            self.rmp.checks.enter(vmcb.save_area_spa)
-            self.take_vmpl(vmcb)
+        self.running.schedule((vm, vcpu), vmcb.save_area_spa if vmcb.rmp_checked else None)
         if self.tlb_duties is not None:
             core = self.tlb_duties.schedule(vm, vcpu)
             placed = self.vmcbs[vm][vcpu] = replace(self.vmcbs[vm][vcpu], core=core)
             self.tlb_duties.resume(placed)
+        self.events.enter(vmcb)
         return 0
 
     def leave(self, vm: str, vcpu: int) -> None:
         """A vCPU is off its core; one that did not run is left alone."""
         self.controls.forget(vm, vcpu)
+        if self.events.waiting:
+            self.events.leave(vm, vcpu)
         if self.tlb_duties is not None:
             self.tlb_duties.vacate(vm, vcpu)
-        spa = self._running.pop((vm, vcpu), None)
-        if spa is not None and self.rmp is not None:
-            self.rmp.checks.leave(spa)
+        self.running.leave((vm, vcpu))
+
+    def preempt(self, vm: str, vcpu: int) -> None:
+        """A vCPU exits, and stays out until its scheduler or a VMRUN enters it again."""
+        self.controls.forget(vm, vcpu)
+        if self.events.waiting:
+            self.events.leave(vm, vcpu)
+        self.running.preempt((vm, vcpu))
 
     def switch_to(self, vmcb: Vmcb, core: int) -> bool:
-        """What VMRUN does once its checks are passed; False if the save area holds no VMPL."""
+        """What VMRUN does once its checks are passed; False if the save area holds no VMPL.
+
+        The save area is in use until the vCPU exits (``node.running_vcpus``).
+        """
         self.controls.forget(vmcb.vm, vmcb.vcpu)
         if not self.take_vmpl(vmcb):
             return False
@@ -297,8 +347,10 @@ class Board:
         vmcb = vcpus[vmcb.vcpu]
         if vmcb.core != core:
             vmcb = vcpus[vmcb.vcpu] = replace(vmcb, core=core)
+        self.running.take((vmcb.vm, vmcb.vcpu), core, vmcb.save_area_spa if vmcb.rmp_checked else None)
         if self.tlb_duties is not None:
             self.tlb_duties.enter(vmcb)
+        self.events.enter(vmcb)
         return True
 
     def take_vmpl(self, vmcb: Vmcb) -> bool:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from node.cache_switches import Snoop
 from node.cache_timing import USUAL, CacheTiming
 from node.data_cache import LINES, DataCache
-from node.dram import Dram
+from node.dram import Dram, MachineCheck
 from node.memory_cipher import BLOCK_BYTES, Ciphers
 from node.memory_controller import HOST_KEY, MemoryController, NoKey
 from node.product import Product
@@ -74,6 +74,13 @@ class CachedController(MemoryController):
         self.cache.store(spa, data, asid)
         if self._timing is not None:
             self._timing.use(self._core, spa, len(data), asid)
+
+    def expect_store(self, spa: int, length: int, asid: int) -> None:
+        """As of memory. Of a guest whose key has gone, what the store must find in a line has to be there."""
+        self._expect_access(spa, length, asid)
+        if length and not self.has_key(asid):
+            for at in (spa, spa + length - 1):
+                self.cache.load(at, 1, asid)
 
     def lay(self, spa: int, data: bytes, asid: int) -> None:
         """Store into the caches: nothing is put off where somebody looks at lines."""
@@ -173,13 +180,13 @@ class CachedController(MemoryController):
 
     def _expect_access(self, spa: int, length: int, asid: int) -> None:
         """As ``_expect`` for a core's access, which may find lines of a guest whose key has gone."""
-        self._dram.expect(spa, length)
+        self.expect(spa, length)
         if asid == HOST_KEY:
             self._fill(asid, spa)
 
     def _expect(self, spa: int, length: int, asid: int) -> None:
         """What the access would raise, before any line is written back or dropped for it."""
-        self._dram.expect(spa, length)
+        self.expect(spa, length)
         self._fill(asid, spa)
 
     def _make_way(self, spa: int, length: int, asid: int, snoop: Snoop) -> None:
@@ -190,8 +197,9 @@ class CachedController(MemoryController):
             self.cache.give_up(spa, length, asid)
 
     def _drain(self, spa: int, line: bytes, asid: int) -> None:
-        # Nobody could ever read a line whose key went with DEACTIVATE or SNP_DECOMMISSION.
-        with suppress(NoKey):
+        # Nobody could ever read a line whose key went with DEACTIVATE or SNP_DECOMMISSION. What was stored to memory
+        # before hardware took it for itself does not get there any more.
+        with suppress(NoKey, MachineCheck):
             super().write(spa, line, asid)
 
 

@@ -21,7 +21,6 @@ Aes = Callable[[Any, Any], int]
 STRIDE_BYTES = 32 * PAGE_BYTES
 """Handled at once: data, tweaks and scratch stay in the L2 cache."""
 STRIDE_WORDS = STRIDE_BYTES // WORD_BYTES
-_BLOCK_WORDS = BLOCK_BYTES // WORD_BYTES
 
 
 def strides(spa: int, words: int) -> Iterator[tuple[int, int, int]]:
@@ -55,17 +54,6 @@ PAGE_SCRATCH = tuple(
 
 Making them costs more than a block's cipher.
 """
-
-
-def landing(out: Words, first: int, end: int) -> tuple[Octets, Words]:
-    """Where AES puts the blocks of a stride that belong in ``out``, as its buffer and as words.
-
-    In their place, if there is room for one more block: AES takes so long that the fetching of memory which is
-    in no cache goes on beside it.
-    """
-    if end + _BLOCK_WORDS <= out.size:
-        return out[first : end + _BLOCK_WORDS].view(np.uint8), out[first:end]
-    return MIXED, _MIXED_WORDS[: end - first]
 
 
 def wipe_scratch() -> None:

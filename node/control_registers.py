@@ -24,7 +24,15 @@ CR4_SMAP = 1 << 21
 EFER_LME = 1 << 8
 EFER_LMA = 1 << 10
 EFER_NXE = 1 << 11
+RFLAGS_TF = 1 << 8
+RFLAGS_IF = 1 << 9
+RFLAGS_NT = 1 << 14
+RFLAGS_RF = 1 << 16
+RFLAGS_VM = 1 << 17
 RFLAGS_AC = 1 << 18
+_RFLAGS_ONE = 1 << 1
+_RFLAGS = 0x3F_7FD5
+"""The flags there are (APM volume 2, 3.1.4)."""
 
 WRITABLE_REGISTERS = ("CR0", "CR3", "CR4", "EFER")
 """What ``WriteControl`` may name."""
@@ -72,6 +80,12 @@ class ControlRegisters:
         if not 0 <= value < 1 << 64:
             raise InvalidControl(name)
         return _WRITES[name](self, value)
+
+    def flags_written(self, value: int) -> ControlRegisters:
+        """After a store to RFLAGS: reserved bits stay as they always are. Raises InvalidControl."""
+        if not 0 <= value < 1 << 64:
+            raise InvalidControl("RFLAGS")
+        return replace(self, rflags=value & _RFLAGS | _RFLAGS_ONE)
 
     def _cr0_written(self, value: int) -> ControlRegisters:
         if value >> 32 or (value & CR0_PAGING and not value & CR0_PROTECTED):

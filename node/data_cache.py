@@ -67,11 +67,6 @@ class DataCache:
         """Lines held."""
         return len(self._held)
 
-    @property
-    def dirty_lines(self) -> int:
-        """Lines that memory does not know yet."""
-        return len(self._dirty)
-
     # A core's own accesses.
 
     def load(self, spa: int, length: int, domain: int) -> bytes:

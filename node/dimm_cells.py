@@ -71,14 +71,28 @@ class _Laid(NamedTuple):
 
 
 class _Chunk:
-    __slots__ = ("memory", "octets", "words")
+    __slots__ = ("_begin", "_huge", "_memory", "octets", "words")
 
     def __init__(self) -> None:
-        self.memory = mmap.mmap(-1, CHUNK_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._memory = mmap.mmap(-1, CHUNK_BYTES + LARGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         # A huge page behind one written page would cost 2 MiB.
-        self.memory.madvise(mmap.MADV_NOHUGEPAGE)
-        self.octets: Octets = np.frombuffer(self.memory, np.uint8)
+        self._memory.madvise(mmap.MADV_NOHUGEPAGE)
+        octets: Octets = np.frombuffer(self._memory, np.uint8)
+        self._begin = -octets.ctypes.data % LARGE_PAGE_BYTES
+        self._huge = False
+        self.octets = octets[self._begin : self._begin + CHUNK_BYTES]
         self.words: Words = self.octets.view(np.uint64)
+
+    def expect_whole(self, at: int) -> None:
+        """All of a 2 MiB region is about to be written: of one page it is half as far away."""
+        self._memory.madvise(mmap.MADV_HUGEPAGE, self._begin + at, LARGE_PAGE_BYTES)
+        self._huge = True
+
+    def release(self, at: int, length: int) -> None:
+        """Give pages back, which read as zeros from now on."""
+        self._memory.madvise(mmap.MADV_DONTNEED, self._begin + at, length)
+        if self._huge:
+            self._memory.madvise(mmap.MADV_NOHUGEPAGE, self._begin + at, length)
 
 
 class DimmCells:
@@ -241,7 +255,7 @@ class DimmCells:
         for start, end, laid in self._laid.pieces(first, last) if self._laid else ():
             if laid is not None and laid.source is not None:
                 pages.update(range(start, end))
-        for region in [one for one in self._written if first // _REGION_PAGES <= one <= last // _REGION_PAGES]:
+        for region in self._written_in(first, last):
             bits, base = self._written[region], region * _REGION_PAGES
             while bits:
                 page = base + (bits & -bits).bit_length() - 1
@@ -267,7 +281,7 @@ class DimmCells:
 
     def _erase(self, spa: int, stop: int) -> None:
         """Zero what chunks hold of a range."""
-        if not self._written or not self._written_in(spa // PAGE_BYTES, -(-stop // PAGE_BYTES)):
+        if not self._any_written(spa, stop - spa):
             return
         for number, start, end in self._used_pieces(spa, stop):
             chunk = self._chunks[number]
@@ -277,7 +291,7 @@ class DimmCells:
                 chunk.octets[start - base : end - base] = 0
                 continue
             if self._forget(first // PAGE_BYTES, last // PAGE_BYTES):
-                chunk.memory.madvise(mmap.MADV_DONTNEED, first - base, last - first)
+                chunk.release(first - base, last - first)
             # What is left of the pages at the edges belongs to pages that stay.
             chunk.octets[start - base : first - base] = 0
             chunk.octets[last - base : end - base] = 0
@@ -308,21 +322,27 @@ class DimmCells:
         self._kept.tell(spa, length)
 
     def _chunk_to_write(self, spa: int, length: int) -> _Chunk:
+        number = spa // CHUNK_BYTES
+        chunk = self._chunks.get(number)
+        if chunk is None:
+            chunk = self._chunks[number] = _Chunk()
         written = self._written
         for region, pages in _regions(spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES)):
             before = written.get(region, 0)
             if before | pages != before:
                 written[region] = before | pages
-        number = spa // CHUNK_BYTES
-        chunk = self._chunks.get(number)
-        if chunk is None:
-            chunk = self._chunks[number] = _Chunk()
+                if pages == _WHOLE_REGION and not before:
+                    chunk.expect_whole(region * LARGE_PAGE_BYTES % CHUNK_BYTES)
         return chunk
 
     def _any_written(self, spa: int, length: int) -> bool:
+        """Whether somebody wrote any page that a range touches."""
         written = self._written
-        pages = _regions(spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES))
-        return any(written.get(region, 0) & bits for region, bits in pages)
+        first, last = spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES)
+        region = first // _REGION_PAGES
+        if last <= (region + 1) * _REGION_PAGES:
+            return region in written and written[region] & _part_of(region, first, last) != 0
+        return any(written[one] & _part_of(one, first, last) for one in self._written_in(first, last))
 
     def _written_in(self, first: int, last: int) -> list[int]:
         """Regions of pages [first, last) in which somebody wrote."""

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from node import operations as op
 from node.ciphertext_hiding import MemoryReader
-from node.dram import MachineCheck
+from node.disk_file import DiskFile
 from node.guest_memory_map import SHARED_GPA
-from node.memory_controller import MemoryController, NoHostKey
-from node.nested_page_table import WRITE, NestedPageFault, NestedPageTable
-from node.rmp import ReverseMapTable, RmpFault
+from node.guest_port import GuestPort
+from node.memory_controller import MemoryController
+from node.nested_page_table import NestedPageTable
+from node.rmp import ReverseMapTable
 from tio.dma_port import DmaFault
 from tio.nvme import NvmeController
 from tio.nvme_driver import NvmeDriver, NvmeDriverError
@@ -23,61 +24,36 @@ from tio.nvme_format import Status
 from tio.nvme_namespace import NvmeNamespace
 
 DISK_BLOCKS = 16 << 20
-"""Logical blocks of a VM's disk: 64 GiB, held sparsely."""
+"""Logical blocks of a VM's disk without a file behind it: 64 GiB, held sparsely."""
 
 _ADDRESSES = 1 << 52
 """Physical addresses a guest can name at most (APM volume 2, 5.1)."""
 
 
-def refusal(lba: int, blocks: int) -> Status:
+def refusal(lba: int, blocks: int, disk_blocks: int) -> Status:
     """SUCCESS, or what the controller says of a range of blocks that a disk does not have."""
     if blocks < 0 or lba < 0:
         return Status.INVALID_FIELD
-    return Status.LBA_OUT_OF_RANGE if lba + blocks > DISK_BLOCKS else Status.SUCCESS
+    return Status.LBA_OUT_OF_RANGE if lba + blocks > disk_blocks else Status.SUCCESS
 
 
-class _GuestPort:
-    """The host's way into one guest's memory, as a device port."""
-
-    def __init__(
-        self, controller: MemoryController, view: MemoryReader, rmp: ReverseMapTable | None, nested: NestedPageTable
-    ) -> None:
-        self._controller = controller
-        self._view = view
-        self._rmp = rmp
-        self._nested = nested
-
-    def read(self, address: int, length: int) -> bytes:
-        """Load as the host maps the guest's memory."""
-        try:
-            segments = self._nested.translate(address, length)
-            return b"".join([self._view.read(spa, part, key) for spa, part, _, key in segments])
-        except (NestedPageFault, MachineCheck, NoHostKey, RmpFault, ValueError):
-            raise DmaFault(address, length, write=False) from None
-
-    def write(self, address: int, data: bytes) -> None:
-        """Store as the host maps the guest's memory, if the RMP lets it write there."""
-        try:
-            segments = self._nested.translate(address, len(data), WRITE)
-            if self._rmp is not None:
-                for spa, part, _, _ in segments:
-                    self._rmp.check_host_write(spa, part)
-            start = 0
-            for spa, part, _, key in segments:
-                self._controller.write(spa, data[start : start + part], key)
-                start += part
-        except (NestedPageFault, MachineCheck, NoHostKey, RmpFault, ValueError):
-            raise DmaFault(address, len(data), write=True) from None
+def blocks_of(file: DiskFile | None) -> int:
+    """Logical blocks of a disk."""
+    return DISK_BLOCKS if file is None else file.blocks
 
 
 class Disk:
-    """One VM's disk with its driver; the driver's queues lie at the start of the shared pool."""
+    """One VM's disk with its driver; the driver's queues lie at the start of the shared pool.
+
+    ``file`` is what is behind it, with its size; None for an empty disk.
+    """
 
     def __init__(
-        self, memory: MemoryController, view: MemoryReader, rmp: ReverseMapTable | None, nested: NestedPageTable
-    ) -> None:
-        port = _GuestPort(memory, view, rmp, nested)
-        self.media = NvmeNamespace(DISK_BLOCKS, op.BLOCK_BYTES)
+        self, memory: MemoryController, view: MemoryReader, rmp: ReverseMapTable | None, nested: NestedPageTable,
+        file: DiskFile | None = None,
+    ) -> None:  # fmt: skip
+        port = GuestPort(memory, view, rmp, nested)
+        self.media = NvmeNamespace(blocks_of(file), op.BLOCK_BYTES, file)
         controller = NvmeController(port, self.media)
         self._driver = NvmeDriver(controller, port, SHARED_GPA)
         self._started = False
@@ -86,7 +62,7 @@ class Disk:
         """Execute one request; returns its NVMe status."""
         if one.blocks <= 0 or not 0 <= one.gpa < _ADDRESSES - one.blocks * op.BLOCK_BYTES:
             return Status.INVALID_FIELD
-        refused = refusal(one.lba, one.blocks)
+        refused = refusal(one.lba, one.blocks, self.media.blocks)
         if refused:
             return refused
         try:

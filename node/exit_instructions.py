@@ -22,6 +22,17 @@ _Task = Generator[_Batch, _Answers, int] | Generator[_Batch, _Answers, op.CpuidR
 _FEATURES, _DR7 = VMSA_FIELDS["SEV_FEATURES"], VMSA_FIELDS["DR7"]
 
 
+class SwitchedAway(Exception):
+    """An exit came back to another save area of the vCPU: what follows in the batch is for when this one runs again.
+
+    ``value`` is what the GHCB MSR holds then.
+    """
+
+    def __init__(self, value: int) -> None:
+        super().__init__(value)
+        self.value = value
+
+
 class Exits(Protocol):
     """The hypervisor as a vCPU's exits reach it; it runs while the vCPU is stopped."""
 
@@ -55,6 +66,8 @@ class ExitInstructions:
         if isinstance(value, int) and value < 0:
             self._board.terminated[vmcb.vm] = -1 - value
             return one.msr
+        if isinstance(value, int) and self._board.vmcb(vmcb.vm, vmcb.vcpu).save_area_spa != vmcb.save_area_spa:
+            raise SwitchedAway(value)
         return value
 
     def _read_sev_status(self, vmcb: Vmcb, _: op.ReadSevStatus) -> op.Answer:

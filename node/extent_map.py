@@ -76,6 +76,12 @@ class ExtentMap(Generic[V]):
         if start >= end:
             return
         starts, ends, values = self._starts, self._ends, self._values
+        if not starts:
+            if value is not None:
+                starts.append(start)
+                ends.append(end)
+                values.append(value)
+            return
         low = bisect_right(starts, start) - 1
         if low < 0 or ends[low] <= start:
             low += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 
 
@@ -76,9 +76,14 @@ class FrameAllocator:
         return pieces
 
     def _cut(self, index: int, start: int, length: int) -> None:
-        spa, free = self._free.pop(index)
-        rest = [(spa, start - spa), (start + length, spa + free - start - length)]
-        self._free[index:index] = [piece for piece in rest if piece[1]]
+        spa, free = self._free[index]
+        end, last = start + length, spa + free
+        if start == spa:
+            self._free[index : index + 1] = [(end, last - end)] if end < last else []
+        elif end == last:
+            self._free[index] = (spa, start - spa)
+        else:
+            self._free[index : index + 1] = [(spa, start - spa), (end, last - end)]
         self.free_bytes -= length
         self.used_bytes += length
         self.peak_bytes = max(self.peak_bytes, self.used_bytes)
@@ -88,16 +93,21 @@ class FrameAllocator:
         for spa, length in pieces:
             if length <= 0:
                 raise ValueError(f"length: expected more than zero, got {length}")
-            index = bisect_left(self._free, (spa,))
-            before = self._free[index - 1] if index else None
-            after = self._free[index] if index < len(self._free) else None
-            if (before and before[0] + before[1] > spa) or (after and spa + length > after[0]):
-                raise ValueError(f"{spa:#x}: released twice")
-            insort(self._free, (spa, length))
-            if after and spa + length == after[0]:
-                self._free[index : index + 2] = [(spa, length + after[1])]
-            if before and before[0] + before[1] == spa:
-                own = self._free[index]
-                self._free[index - 1 : index + 1] = [(before[0], before[1] + own[1])]
+            free = self._free
+            first = last = bisect_left(free, (spa,))
+            start, end = spa, spa + length
+            if first:
+                before, size = free[first - 1]
+                if before + size > spa:
+                    raise ValueError(f"{spa:#x}: released twice")
+                if before + size == spa:
+                    first, start = first - 1, before
+            if last < len(free):
+                after, size = free[last]
+                if end > after:
+                    raise ValueError(f"{spa:#x}: released twice")
+                if end == after:
+                    last, end = last + 1, after + size
+            free[first:last] = [(start, end - start)]
             self.free_bytes += length
             self.used_bytes -= length

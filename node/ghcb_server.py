@@ -10,7 +10,6 @@ offer is refused like one that does not exist.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass
 
 from node import ghcb_msr as msr
 from node import nae_event as nae
@@ -33,9 +32,12 @@ from node.ghcb_page import (
 )
 from node.guest_memory_map import Range
 from node.hypervisor_port import Answers, Batch, Reply
+from node.interrupt_server import InterruptServer
 from node.launched_vm import LaunchedVm
 from node.nae_event import NaeEvent
+from node.nae_reply import NOTHING, NaeReply, Serve
 from node.page_state_list import GENERIC_FAILURE, PageListRefused, PageOperation, PageStateList
+from node.vmpl_switch import announce, run_vmpl
 from psp.system_bus import PAGE_BYTES
 
 VALID_BITMAP, VALID_BITMAP_BYTES = 0x3F0, 16
@@ -53,18 +55,6 @@ def terminated(reason_set: int, reason_code: int) -> int:
     return -1 - (reason_set << 8 | reason_code)
 
 
-@dataclass(frozen=True, slots=True)
-class NaeReply:
-    """What goes back into the page; ``ends`` is a ``terminated`` reply."""
-
-    info1: int = Outcome.SUCCESS
-    info2: int = 0
-    registers: Mapping[str, int] | None = None
-    ends: int = 0
-
-
-Serve = Generator[Batch, Answers, NaeReply]
-_NOTHING = NaeReply()
 _GP = NaeReply(Outcome.EXCEPTION, exception_event(GENERAL_PROTECTION, 0))
 
 
@@ -78,6 +68,7 @@ class GhcbServer:
         }
         """What guests of each generation are told by CPUID."""
         self._change = change
+        self.interrupts = InterruptServer()
         self._messages: Mapping[type[msr.MsrMessage], Callable[..., Reply]] = {
             msr.SevInfoRequest: self._sev_info,
             msr.CpuidRequest: self._cpuid_message,
@@ -98,8 +89,11 @@ class GhcbServer:
             NaeEvent.DR7_READ: self._dr7_read,
             NaeEvent.DR7_WRITE: self._dr7_write,
             NaeEvent.PAGE_STATE_CHANGE: self._page_states,
+            NaeEvent.AP_CREATION: self._ap_creation,
+            NaeEvent.RUN_VMPL: self._run_vmpl_event,
             NaeEvent.HYPERVISOR_FEATURES: self._features_event,
             NaeEvent.TERMINATION: self._termination,
+            **self.interrupts.events,
         }
 
     def serve(self, vm: str, record: LaunchedVm, vcpu: int, value: int) -> Reply:
@@ -132,9 +126,9 @@ class GhcbServer:
         yield ()
 
     def _register(self, _vm: str, record: LaunchedVm, vcpu: int, asked: msr.RegisterGhcbRequest) -> Reply:
-        if _page_spa(record, asked.gfn) is None:
+        if record.page_spa(asked.gfn * PAGE_BYTES) is None:
             return msr.RegisteredGhcb(msr.NO_PREFERENCE).value
-        record.ghcbs[vcpu] = asked.gfn
+        record.ghcbs[record.seat(vcpu)] = asked.gfn
         return msr.RegisteredGhcb(asked.gfn).value
         yield ()
 
@@ -145,9 +139,9 @@ class GhcbServer:
             error = yield from self._change(vm, op.PageStateChange(asked.gfn * PAGE_BYTES, PAGE_BYTES, shared))
         return msr.PageStateResult(error).value
 
-    def _run_vmpl(self, _vm: str, _record: LaunchedVm, _vcpu: int, _asked: msr.RunVmplRequest) -> Reply:
-        return msr.RunVmplResult(REFUSED).value
-        yield ()
+    def _run_vmpl(self, vm: str, record: LaunchedVm, vcpu: int, asked: msr.RunVmplRequest) -> Reply:
+        entered = yield from run_vmpl(vm, record, vcpu, asked.vmpl)
+        return msr.RunVmplResult(0 if entered else REFUSED).value
 
     def _features_message(self, _vm: str, record: LaunchedVm, _vcpu: int, _asked: msr.FeaturesRequest) -> Reply:
         return msr.Features(_features(record)).value
@@ -160,7 +154,7 @@ class GhcbServer:
     # The page.
 
     def _page(self, vm: str, record: LaunchedVm, vcpu: int, asked: msr.GhcbPageAt) -> Reply:
-        value, spa = asked.value, _page_spa(record, asked.gfn)
+        value, spa = asked.value, record.page_spa(asked.gfn * PAGE_BYTES)
         if spa is None:
             return value
         # The page must be shared: a store to a private one faults, and then nothing is done.
@@ -179,7 +173,7 @@ class GhcbServer:
         return value
 
     def _event(self, vm: str, record: LaunchedVm, vcpu: int, asked: msr.GhcbPageAt, page: bytes) -> Serve:
-        if _must_register(record) and record.ghcbs.get(vcpu) != asked.gfn:
+        if _must_register(record) and record.ghcbs.get(record.seat(vcpu)) != asked.gfn:
             raise GhcbRefused(BadInput.NOT_REGISTERED, "GHCB")
         exit_ = parse_exit(page, asked.value)
         request = nae.parse_request(exit_)
@@ -200,26 +194,26 @@ class GhcbServer:
 
     def _io(self, _vm: str, record: LaunchedVm, _vcpu: int, exit_: GhcbExit, asked: nae.IoRequest) -> Serve:
         if asked.write:
-            return _NOTHING
+            return NOTHING
         if asked.scratch is not None:
             yield from self._lay(record, exit_, asked.scratch, ((0, bytes([_ALL_ONES]) * asked.scratch.length),))
-            return _NOTHING
+            return NOTHING
         return NaeReply(registers={"RAX": (1 << 8 * asked.width) - 1})
 
     def _mmio(self, _vm: str, record: LaunchedVm, _vcpu: int, exit_: GhcbExit, asked: nae.MmioRequest) -> Serve:
         if not asked.write:
             yield from self._lay(record, exit_, asked.scratch, ((0, bytes([_ALL_ONES]) * asked.length),))
-        return _NOTHING
+        return NOTHING
 
     def _dr7_read(self, _vm: str, record: LaunchedVm, vcpu: int, _exit: GhcbExit, _asked: object) -> Serve:
-        return NaeReply(registers={"RAX": record.dr7.get(vcpu, _DR7_AT_RESET)})
+        return NaeReply(registers={"RAX": record.dr7.get(record.seat(vcpu), _DR7_AT_RESET)})
         yield ()
 
     def _dr7_write(
         self, _vm: str, record: LaunchedVm, vcpu: int, _exit: GhcbExit, asked: nae.RegistersRequest
     ) -> Serve:
-        record.dr7[vcpu] = asked.registers["RAX"]
-        return _NOTHING
+        record.dr7[record.seat(vcpu)] = asked.registers["RAX"]
+        return NOTHING
         yield ()
 
     def _features_event(self, _vm: str, record: LaunchedVm, _vcpu: int, _exit: GhcbExit, _asked: object) -> Serve:
@@ -229,6 +223,21 @@ class GhcbServer:
     def _termination(self, _vm: str, _record: LaunchedVm, _vcpu: int, _exit: GhcbExit, asked: nae.Termination) -> Serve:
         return NaeReply(ends=terminated(asked.reason_set, asked.reason_code))
         yield ()
+
+    def _ap_creation(self, _vm: str, record: LaunchedVm, _vcpu: int, _exit: GhcbExit, asked: nae.ApCreation) -> Serve:
+        if record.vmpls is None:
+            raise GhcbRefused(BadInput.INVALID_EVENT, "SW_EXITCODE")
+        if not announce(record, asked):
+            raise GhcbRefused(BadInput.INVALID_INPUT, "SW_EXITINFO1")
+        return NOTHING
+        yield ()
+
+    def _run_vmpl_event(self, vm: str, record: LaunchedVm, vcpu: int, _exit: GhcbExit, asked: nae.RunVmpl) -> Serve:
+        if record.vmpls is None:
+            raise GhcbRefused(BadInput.INVALID_EVENT, "SW_EXITCODE")
+        if not (yield from run_vmpl(vm, record, vcpu, asked.vmpl)):
+            raise GhcbRefused(BadInput.INVALID_INPUT, "SW_EXITINFO1")
+        return NOTHING
 
     def _page_states(
         self, vm: str, record: LaunchedVm, _vcpu: int, exit_: GhcbExit, asked: nae.PageStateRequest
@@ -300,13 +309,13 @@ def _must_register(record: LaunchedVm) -> bool:
 
 
 def _features(record: LaunchedVm) -> int:
-    return int(msr.HypervisorFeature.SNP) if CAPABILITIES[record.generation].rmp else 0
-
-
-def _page_spa(record: LaunchedVm, gfn: int) -> int | None:
-    """The frame behind a page of the guest; None where it has no memory."""
-    pieces = list(record.backing(Range(gfn * PAGE_BYTES, PAGE_BYTES)))
-    return pieces[0][1] if len(pieces) == 1 and pieces[0][2] == PAGE_BYTES else None
+    features = msr.HypervisorFeature(0)
+    if CAPABILITIES[record.generation].rmp:
+        # Every part with SNP has restricted injection, and ``interrupts`` keeps to it.
+        features |= msr.HypervisorFeature.SNP | msr.HypervisorFeature.RESTRICTED_INJECTION
+    if record.vmpls is not None:
+        features |= msr.HypervisorFeature.AP_CREATION | msr.HypervisorFeature.MULTI_VMPL
+    return int(features)
 
 
 def _pieces(record: LaunchedVm, scratch: Scratch) -> list[tuple[int, int, int]]:

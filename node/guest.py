@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from node.dirty_log import DirtyLog
+from node.disk_books import DiskBooks
 from node.generation import Generation
 from node.guest_memory_map import GuestMemoryMap, memory_map
 from node.kernel_settings import CAREFUL, KernelSettings
@@ -29,17 +30,24 @@ class GuestSpec:
     seed: int
     firmware: str = "auto"
     """Key of the firmware image among those the host was given."""
+    disk: str = ""
+    """Path of the file behind its disk; empty for a disk that is empty at first."""
+    sev_features: int = 0
+    """SEV_FEATURES that an SNP guest asks for beyond SNP itself."""
     kernel: KernelSettings = CAREFUL
+    machine: MachineSpec = field(init=False, repr=False, compare=False)
+    """The part of it that concerns the hypervisor."""
+
+    def __post_init__(self) -> None:
+        machine = MachineSpec(
+            self.name, self.generation, self.vcpus, self.memory_bytes, self.firmware, self.sev_features
+        )
+        object.__setattr__(self, "machine", machine)
 
     @property
     def memory(self) -> GuestMemoryMap:
         """The guest's memory layout; raises ValueError for impossible sizes."""
         return memory_map(self.memory_bytes, self.vcpus)
-
-    @property
-    def machine(self) -> MachineSpec:
-        """The part of it that concerns the hypervisor."""
-        return MachineSpec(self.name, self.generation, self.vcpus, self.memory_bytes, self.firmware)
 
 
 class GuestState(StrEnum):
@@ -107,3 +115,7 @@ class Guest:
     bytes_read: int = 0
     bytes_written: int = 0
     bytes_bounced: int = 0
+    copies: int = 0
+    """By which they were bounced."""
+    disk: DiskBooks | None = None
+    """Its requests, from the first one on."""

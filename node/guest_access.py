@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from node.nested_page_table import READ, NestedPageFault, Segment
+from node.nested_page_table import MOST_WALKS, READ, NestedPageFault, Segment
 from node.rmp_checks import PERMIT_READ, PERMIT_WRITE
 from node.rmp_faults import ERROR_ENC, ERROR_FETCH, ERROR_USER, ERROR_WALK, ERROR_WRITE, RmpFault
 from node.tlb import Space, Tag, Tlb, Translation
@@ -115,7 +115,9 @@ class CachedGuestAccess:
         out: list[Segment] = []
         at, end = gpa, gpa + length
         while at < end:
-            one = self._tlb.find(vmcb.core, tag(vmcb), Space.GUEST_PHYSICAL, at)
+            if len(out) == MOST_WALKS:
+                raise NestedPageFault(at, access)
+            one = self._tlb.find(vmcb.core, tag(vmcb), Space.GUEST_PHYSICAL, at, vmcb.vmpl)
             if one is None or not _grants(one, access):
                 one = self._walk(vmcb, at, private, access)
             size = min(end - at, one.page_bytes - at % one.page_bytes)
@@ -147,7 +149,7 @@ class CachedGuestAccess:
             spa - gpa % size, size, writable=leaf.writable, executable=leaf.executable, dirty=leaf.dirty,
             mapped_large=leaf.page_bytes > PAGE_BYTES, key=leaf.key,
         )  # fmt: skip
-        self._tlb.fill(vmcb.core, tag(vmcb), Space.GUEST_PHYSICAL, gpa, one)
+        self._tlb.fill(vmcb.core, tag(vmcb), Space.GUEST_PHYSICAL, gpa, one, vmcb.vmpl)
         return one
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from itertools import compress
 from typing import Any, NamedTuple, TypeVar
 
+from node.disk_books import DiskBooks
 from node.event_log import ChainEnd
 from node.guest import Guest
 from node.phase_cost import MECHANISMS, Mechanism
@@ -31,6 +32,9 @@ class GuestBooks(NamedTuple):
     bytes_read: int
     bytes_written: int
     bytes_bounced: int
+    copies: int
+    disk: tuple[int | float, ...]
+    """Of a VM that used its disk, else empty."""
     lost_ns: dict[Mechanism, float]
     """What is not zero. Once packed, by name."""
     elapsed_ns: list[int]
@@ -45,7 +49,7 @@ class GuestBooks(NamedTuple):
         return cls(
             guest.ordered_ns, guest.running_ns, guest.launch_digest, guest.psp_wait_ns, guest.psp_service_ns,
             guest.operation_ns, guest.operations, guest.faults, guest.bytes_read, guest.bytes_written,
-            guest.bytes_bounced,
+            guest.bytes_bounced, guest.copies, guest.disk.body() if guest.disk else (),
             {mechanism: ns for mechanism, ns in mechanism_ns(guest).items() if ns},
             [vcpu.elapsed_ns for vcpu in guest.vcpus],
             [_retired(vcpu) for vcpu in guest.vcpus],
@@ -66,6 +70,7 @@ class GuestBooks(NamedTuple):
         """Go on with these books for a VM that came."""
         for name in _COPIED:
             setattr(guest, name, getattr(self, name))
+        guest.disk = DiskBooks(*self.disk) if self.disk else None  # type: ignore[arg-type]  # as they were packed
         guest.lost_ns = {mechanism: self.lost_ns.get(mechanism, 0.0) for mechanism in MECHANISMS}
         for vcpu, elapsed, instructions, phases in zip(
             guest.vcpus, self.elapsed_ns, self.instructions, self.phases, strict=True
@@ -80,7 +85,7 @@ class GuestBooks(NamedTuple):
 
 _COPIED = (
     "ordered_ns", "running_ns", "launch_digest", "psp_wait_ns", "psp_service_ns", "operation_ns", "operations",
-    "faults", "bytes_read", "bytes_written", "bytes_bounced",
+    "faults", "bytes_read", "bytes_written", "bytes_bounced", "copies",
 )  # fmt: skip
 
 

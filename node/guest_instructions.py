@@ -48,6 +48,8 @@ class GuestInstructions:
         }
 
     def _read(self, vmcb: Vmcb, one: op.Read) -> op.Answer:
+        if one.length > op.MOST_BYTES:
+            return op.Fault(op.FaultKind.GENERAL_PROTECTION, one.gpa)
         try:
             segments, asid = self._way.resolve(vmcb, one.gpa, one.length, one.private)
             read = self._board.controller.read if asid else self._board.bus.host_view.read
@@ -65,6 +67,8 @@ class GuestInstructions:
             if len(segments) == 1:
                 self._board.controller.write(segments[0][0], data, asid or segments[0][3])
                 return None
+            for spa, length, _, key in segments:
+                self._board.controller.expect_store(spa, length, asid or key)
             view, start = memoryview(data), 0
             for spa, length, _, key in segments:
                 self._board.controller.write(spa, view[start : start + length], asid or key)

@@ -48,6 +48,7 @@ from node.phase_cost import RMP_CHECKED
 from node.program import Block, Registers
 from node.sev_status import expected_status
 from node.vc_handler import VcHandler
+from node.vmsa import SevFeature
 from psp.system_bus import PAGE_BYTES
 
 BOOT_FAILED = 3
@@ -80,6 +81,8 @@ class GuestKernel:
     settings: KernelSettings = CAREFUL
     cpuid_gpa: int | None = None
     canary: bytes = field(default=bytes(range(CANARY_BYTES)), repr=False)
+    sev_features: int = 0
+    """SEV_FEATURES that it was built for, beyond SNP."""
 
     @property
     def blocks(self) -> Mapping[int, Callable[[Registers], Block]]:
@@ -164,7 +167,7 @@ class GuestKernel:
             offered = response_to(features_request, features)
         except GhcbMsrError:
             offered = Features(0)
-        if not isinstance(offered, Features) or not offered.bitmap & HypervisorFeature.SNP:
+        if not isinstance(offered, Features) or self._needs & ~offered.bitmap:
             return (yield from _end(GhcbReason.SNP_FEATURES))
         gpa = self.ghcb_gpa
         share = PageStateRequest(gpa // PAGE_BYTES, MsrPageState.SHARED)
@@ -199,8 +202,15 @@ class GuestKernel:
             registers.reset(self.program_entry)
         return None
 
+    @property
+    def _needs(self) -> int:
+        """What the hypervisor must offer."""
+        restricted = self.sev_features & SevFeature.RESTRICTED_INJECTION
+        return HypervisorFeature.SNP | (HypervisorFeature.RESTRICTED_INJECTION if restricted else 0)
+
     def _status_holds(self, status: Answer) -> bool:
-        return not self.settings.checks_sev_status or status == expected_status(self.generation)
+        expected = expected_status(self.generation, self.sev_features)
+        return not self.settings.checks_sev_status or status == expected
 
     def _canary_steps(self) -> tuple[GuestOperation, ...]:
         return (

@@ -65,8 +65,7 @@ class GuestMemoryMap:
     @property
     def slice_bytes(self) -> int:
         """Private memory of one vCPU's program."""
-        free = min(self.memory_bytes, LOW_RAM_BYTES) - SHARED_GPA - self.shared.length
-        return free // self.vcpus // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
+        return _slice_bytes(self.memory_bytes, self.vcpus)
 
     def ghcb_gpa(self, vcpu: int) -> int:
         """The page of the pool that a vCPU exits with, behind what its program has of it; not the boot processor's."""
@@ -78,12 +77,12 @@ class GuestMemoryMap:
 
     def placement(self, vm: str, vcpu: int, seed: int, *, bounces: bool = True) -> Placement:
         """What a vCPU's program may call its own. The pool's first page holds the device's queues."""
-        shared, part = self.shared, self._shared_part
+        shared, part, slice_bytes = self.shared, self._shared_part, self.slice_bytes
         return Placement(
             vm=vm,
             vcpu=vcpu,
-            base_gpa=shared.gpa + shared.length + vcpu * self.slice_bytes,
-            length=self.slice_bytes,
+            base_gpa=shared.gpa + shared.length + vcpu * slice_bytes,
+            length=slice_bytes,
             shared_gpa=shared.gpa + LARGE_PAGE_BYTES // 2 + vcpu * part,
             shared_length=part - PAGE_BYTES,
             seed=seed,
@@ -133,6 +132,12 @@ def _ram(memory_bytes: int) -> tuple[Range, ...]:
 def _shared(memory_bytes: int) -> Range:
     wanted = min(memory_bytes * _SHARED_PERCENT // 100, _SHARED_MOST_BYTES)
     return Range(SHARED_GPA, max(1, wanted // LARGE_PAGE_BYTES) * LARGE_PAGE_BYTES)
+
+
+@lru_cache(maxsize=1024)
+def _slice_bytes(memory_bytes: int, vcpus: int) -> int:
+    free = min(memory_bytes, LOW_RAM_BYTES) - SHARED_GPA - _shared(memory_bytes).length
+    return free // vcpus // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
 
 
 def _small_ranges(block: int, taken: set[int]) -> Iterator[Range]:

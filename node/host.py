@@ -6,8 +6,9 @@ hypervisor, vCPUs on the cores, the digest of what happened.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from node.actor import Observer
 from node.arrivals import Arrivals
@@ -16,12 +17,13 @@ from node.clock import Clock
 from node.contention import Contention
 from node.counter_random import CounterRandom
 from node.departures import Departures
+from node.disk_file import DiskFileError, disk_file
 from node.event_log import EventLog
 from node.firmware_image import FirmwareImage
 from node.guest import GONE, Guest, GuestSpec, GuestState
 from node.host_events import HostEvent
 from node.hypervisor import Hypervisor
-from node.hypervisor_port import Entered, HypervisorFactory, HypervisorPort, LaunchRefused
+from node.hypervisor_port import Answers, Batch, Entered, HypervisorFactory, HypervisorPort, LaunchRefused
 from node.hypervisor_tasks import HypervisorTasks
 from node.launch_promise import least_launch_ns
 from node.operation_cost import HostOperationCost
@@ -33,8 +35,13 @@ from node.record_buffer import NO_LOG, LogWish
 from node.tenant import TenantFactory, TenantSpec, local_tenants
 from node.vcpu import Vcpu
 from node.vcpu_runner import VcpuRunner
+from psp.status import PspError
 
 LaunchNotice = Callable[[Guest], None]
+R = TypeVar("R")
+
+_SEATED = (GuestState.RUNNING, GuestState.PAUSED)
+"""States of a VM with vCPUs. From any other it never comes back to them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +96,15 @@ class Host:
         self.log = EventLog(spec.bucket_ns, spec.log)
         self.guests: dict[str, Guest] = {}
         self.peak_vcpus = 0
+        self._seated: list[Guest] = []
+        """VMs whose vCPUs the host holds, among others that are gone since it was last counted."""
         self._tenants = tenants or local_tenants(programs)
         self.images = images
         self._cost = HostOperationCost(costs)
         self._chain = self.log.chain(spec.name)
         self.tasks = HypervisorTasks(self.clock, self.board, self._cost, self._chain)
         self.vcpus = VcpuRunner(self.clock, self.board, self.contention, self.log, float(product.base_hz), costs)
+        self.board.kicked = self._kicked
         self.departures = Departures(self)
         self.arrivals = Arrivals(self)
         self.tasks.at_once(self.hypervisor.bring_up())
@@ -116,7 +126,7 @@ class Host:
         guest = Guest(spec, ordered_ns=self.now_ns, lost_ns=dict.fromkeys(Mechanism, 0.0))
         self.guests[spec.name] = guest
         self._chain.record_octets(self.now_ns, HostEvent.ORDERED, spec.name.encode())
-        task = self.hypervisor.launch(spec.machine)
+        task = self.with_disk(spec, self.hypervisor.launch(spec.machine))
         if running:
             try:
                 entered = self.tasks.at_once(task)
@@ -200,6 +210,17 @@ class Host:
             if guest.ended_ns < 0:
                 guest.ended_ns = end_ns
 
+    def with_disk(self, spec: GuestSpec, task: Generator[Batch, Answers, R]) -> Generator[Batch, Answers, R]:
+        """A task that brings a VM here, its disk first. Raises LaunchRefused where the file behind that is missing."""
+        return self._with_disk(spec, task) if spec.disk else task
+
+    def _with_disk(self, spec: GuestSpec, task: Generator[Batch, Answers, R]) -> Generator[Batch, Answers, R]:
+        try:
+            self.board.disk_files[spec.name] = disk_file(spec.disk)
+        except DiskFileError as error:
+            raise LaunchRefused(str(error)) from None
+        return (yield from task)
+
     # The two ends of a launch.
 
     def _refuse(self, guest: Guest, refusal: LaunchRefused) -> None:
@@ -235,18 +256,25 @@ class Host:
         guest.reset_rips = reset_rips
         tenant = TenantSpec(
             spec.name, spec.generation, spec.memory, spec.program, spec.seed, guest.launched, guest.reset_rips,
-            self.images[spec.firmware].cpuid_gpa, spec.kernel,
+            spec.sev_features, self.images[spec.firmware].cpuid_gpa, spec.kernel,
         )  # fmt: skip
         guest.software = self._tenants(tenant)
         self.vcpus.prepare(guest)
-        self.peak_vcpus = max(self.peak_vcpus, sum(len(one.vcpus) for one in self._running()))
+        self._seated = [one for one in self._seated if one.state in _SEATED]
+        self._seated.append(guest)
+        self.peak_vcpus = max(self.peak_vcpus, sum([len(one.vcpus) for one in self._seated]))
+
+    def _kicked(self, vm: str, vcpu: int, code: int) -> None:
+        guest = self.guests.get(vm)
+        if guest is not None and 0 <= vcpu < len(guest.vcpus):
+            self.vcpus.kicked(guest.vcpus[vcpu], code)
 
     def _launch_digest(self, entered: Entered) -> str:
         """The launch digest as hexadecimal: the laboratory's own view, no host command returns it."""
         psp = self.board.psp
         if entered.gctx:
-            return psp.launch_record(entered.gctx).digest.hex()
+            try:
+                return psp.launch_record(entered.gctx).digest.hex()
+            except PspError:
+                return ""  # somebody has damaged the context
         return psp.legacy_launch_record(entered.handle).digest.hex() if entered.handle else ""
-
-    def _running(self) -> list[Guest]:
-        return [guest for guest in self.guests.values() if guest.state in (GuestState.RUNNING, GuestState.PAUSED)]

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 from node import operations as op
 from node.cache_instructions import CacheInstructions
-from node.disk import refusal
+from node.disk import blocks_of, refusal
 from node.fault_answers import FAULTS, answer_to, undefined
 from node.generation import Generation
 from node.memory_controller import HOST_KEY
 from node.platform_instructions import platform_instructions
-from node.rmp_checks import VmsaInUse
 from node.tlb import TlbControl
 from node.vmcb import Vmcb
 from node.vmexit import ExitCode
@@ -26,6 +25,7 @@ VMEXIT_INVALID = int(ExitCode.INVALID)
 VMEXIT_BUSY = int(ExitCode.BUSY)
 """Exit code of VMRUN when another core runs with the save area."""
 _TLB_CONTROLS = frozenset(TlbControl)
+_GENERATIONS = dict(Generation.__members__)
 
 
 class HostInstructions:
@@ -49,6 +49,9 @@ class HostInstructions:
             op.VmcbWrite: self._vmcb_write,
             op.VmcbClear: self._vmcb_clear,
             op.VmRun: self._vmrun,
+            op.VmKick: self._vmkick,
+            **board.events.host_table,
+            op.VmPreempt: self._vm_preempt,
             op.DiskRead: self._disk_read,
             op.DiskWrite: self._disk_write,
             op.PspCommand: self._psp_command,
@@ -61,6 +64,8 @@ class HostInstructions:
         }
 
     def _host_read(self, one: op.HostRead) -> op.Answer:
+        if one.length > op.MOST_BYTES:
+            return op.Fault(op.FaultKind.GENERAL_PROTECTION, one.spa)
         try:
             return self._board.bus.host_view.read(one.spa, one.length, _key(one))
         except FAULTS as fault:
@@ -129,7 +134,7 @@ class HostInstructions:
             return answer_to(fault, one.gpa)
 
     def _vmcb_write(self, one: op.VmcbWrite) -> op.Answer:
-        generation = Generation.__members__.get(one.generation)
+        generation = _GENERATIONS.get(one.generation)
         if generation is None:
             return undefined()
         nested = self._board.nested_table_at(one.vm, one.nested_cr3)
@@ -139,13 +144,16 @@ class HostInstructions:
             one.vm, one.vcpu, one.asid, generation, one.save_area_spa, nested, one.tlb_control, consistent=consistent
         )  # fmt: skip
         self._board.vmcbs.setdefault(one.vm, {})[one.vcpu] = vmcb
+        self._board.events.forget(one.vm, one.vcpu)
         return None
 
     def _vmcb_clear(self, one: op.VmcbClear) -> op.Answer:
         board = self._board
         board.controls.forget(one.vm)
+        board.events.forget(one.vm)
+        board.running.forget(one.vm)
         nested = board.nested.pop(one.vm, None)
-        for table in (board.vmcbs, board.disks):
+        for table in (board.vmcbs, board.disks, board.disk_files):
             table.pop(one.vm, None)
         answers = [self._host_clear(op.HostClear(*pages)) for pages in (nested.close() if nested else ())]
         return next((answer for answer in answers if answer is not None), None)
@@ -154,22 +162,20 @@ class HostInstructions:
         vmcb = self._board.vmcbs.get(one.vm, {}).get(one.vcpu)
         if vmcb is None or vmcb.tlb_control not in _TLB_CONTROLS or not 0 <= one.core < self._board.product.threads:
             return VMEXIT_INVALID
-        if not self._board.vmrun_checks.passed(vmcb):
-            return VMEXIT_INVALID
-        if vmcb.rmp_checked:
-            if self._board.rmp is None:
-                return VMEXIT_INVALID
-            try:
-                if not self._board.rmp.checks.may_enter(vmcb.save_area_spa, vmcb.asid):
-                    return VMEXIT_INVALID
-            except VmsaInUse:
-                return VMEXIT_BUSY
-        needed = (vmcb.asid if vmcb.encrypted else 0, self._board.save_area_key(vmcb))
-        if not all(self._board.controller.has_key(key) for key in needed if key):
-            return VMEXIT_INVALID
-        if not self._board.registers_fit(vmcb):
-            return int(self._board.platform.save_area_refused)
+        self._board.running.vacate(one.core)
+        code = self._board.vmrun_checks.code(vmcb)
+        if code:
+            return int(code)
         return 0 if self._board.switch_to(vmcb, one.core) else VMEXIT_INVALID
+
+    def _vm_preempt(self, one: op.VmPreempt) -> op.Answer:
+        if one.vcpu in self._board.vmcbs.get(one.vm, {}):
+            self._board.preempt(one.vm, one.vcpu)
+        return None
+
+    def _vmkick(self, one: op.VmKick) -> op.Answer:
+        vmcb = self._board.vmcbs.get(one.vm, {}).get(one.vcpu)
+        return VMEXIT_INVALID if vmcb is None else self._board.kick(vmcb)
 
     def _disk_read(self, one: op.DiskRead) -> op.Answer:
         disk = self._board.disks.get(one.vm)
@@ -177,7 +183,8 @@ class HostInstructions:
 
     def _disk_write(self, one: op.DiskWrite) -> op.Answer:
         blocks, rest = divmod(len(one.data), op.BLOCK_BYTES)
-        refused = Status.INVALID_FIELD if rest else refusal(one.lba, blocks)
+        there = blocks_of(self._board.disk_files.get(one.vm))
+        refused = Status.INVALID_FIELD if rest else refusal(one.lba, blocks, there)
         if refused:
             return int(refused)
         self._board.disk(one.vm).media.write(one.lba, one.data)

@@ -6,6 +6,8 @@ from node.cached_controller import CachedController
 from node.ciphertext_hiding import CiphertextHiding, MemoryReader
 from node.core_msrs import MEM_ENCRYPTION_MODE_EN, MFDM, SNP_EN, CoreMsrs, Msr
 from node.data_fabric import DataFabric
+from node.dram import Dram
+from node.fast_registers import FastRegisters
 from node.iommu import Iommu
 from node.memory_controller import HOST_KEY, MemoryController
 from node.platform import Platform
@@ -31,7 +33,7 @@ class HostSystemBus:
         self,
         product: Product,
         min_sev_asid: int,
-        dram_bytes: int,
+        dram: Dram,
         controller: MemoryController,
         rmp: ReverseMapTable | None,
         platform: Platform,
@@ -41,11 +43,12 @@ class HostSystemBus:
     ) -> None:
         self.max_asid = product.max_asid
         self.min_sev_asid = min_sev_asid
-        self.dram_bytes = dram_bytes
+        self.c_bit = product.c_bit
+        self.dram_bytes = dram.size_bytes
         self.rmp = rmp
         """Where SNP_EN found it; the board puts another here if the registers said otherwise."""
         self.memory_key_bytes = controller.key_bytes
-        self.seals = SaveAreaSeals()
+        self.seals = SaveAreaSeals(dram)
         self.wbinvds = 0
         """WBINVDs that all cores have completed."""
         keyed = product.rmp.under_host_key and msrs.all_have(MEM_ENCRYPTION_MODE_EN)
@@ -53,6 +56,11 @@ class HostSystemBus:
         self._smt = product.threads_per_core > 1
         self._msrs = msrs
         self._iommu = iommu
+        self.fast_registers = FastRegisters(
+            reachable=product.turns_psp_accesses,
+            least_privilege=platform.psp_least_privilege,
+            release_iommu=iommu.release,
+        )
         self._data_fabric = data_fabric
         caches = controller if isinstance(controller, CachedController) else None
         self._controller = controller if caches is None else caches.fabric(caches.firmware_snoop)
@@ -117,6 +125,10 @@ class HostSystemBus:
 
     def write(self, spa: int, data: bytes) -> None:
         """Write DRAM without a key."""
+        page = self.fast_registers.page
+        if page is not None and spa // PAGE_BYTES * PAGE_BYTES == page:
+            self.fast_registers.store(spa - page, data)
+            return
         self._controller.write(spa, data, 0)
 
     def read_guest(self, spa: int, length: int, asid: int) -> bytes:
@@ -134,6 +146,17 @@ class HostSystemBus:
     def seal_save_area(self, spa: int, asid: int) -> None:
         """Keep a save area's integrity value."""
         self.seals.seal(asid, spa, self._controller.read(spa, VMSA_BYTES, asid))
+
+    def take_trusted_region(self, spa: int, length: int) -> None:
+        """Keep a region from everybody else, for save areas' values."""
+        self._cores_memory.reserve(0, 0)
+        self.seals.take_region(spa, length)
+        self._cores_memory.reserve(spa, length)
+
+    def give_back_trusted_region(self) -> None:
+        """The region is memory like any other again, and zero."""
+        self.seals.give_back_region()
+        self._cores_memory.reserve(0, 0)
 
     def install_key(self, asid: int, key: bytes) -> None:
         """Load a key slot."""

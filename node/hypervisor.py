@@ -41,9 +41,10 @@ from node.nested_table_pages import table_pages
 from node.ovmf import FirmwareImageError
 from node.product import Product
 from node.rmp_layout import at_end_of_memory
+from node.sev_features import launch_features
 from node.vcpu_model import vcpu_model
 from node.vm_state import Run, VmState
-from node.vmsa import VMSA_BYTES, SevFeature
+from node.vmsa import VMSA_BYTES
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand, command_name
 from psp.launch_digest import PageType
@@ -170,7 +171,7 @@ class Hypervisor:
             return 0
         if (change.gpa | change.length) % PAGE_BYTES or change.length <= 0:
             return 1
-        backing = list(record.backing(Range(change.gpa, change.length)))
+        backing = record.behind(change.gpa, change.length)
         if sum(length for _, _, length in backing) != change.length:
             return 1  # Before anything changes: the range is not all memory of this guest.
         for first, spa, length in backing:
@@ -228,27 +229,29 @@ class Hypervisor:
     def fill(self, spec: MachineSpec, state: VmState) -> FillTask:
         """Lay down a VM that came; its record, and its pages as they can be read back. Raises LaunchRefused."""
         record = self._vms[spec.name]
+        c_bit = record.c_bit
         record.launched_gpas = state.launched
         pages = [
             (spa, data if length == len(data) else data[first - gpa : first - gpa + length])
             for gpa, data in state.pages
-            for first, spa, length in record.backing(Range(gpa, len(data)))
+            for first, spa, length in record.behind(gpa, len(data))
         ]
-        writes: list[op.HypervisorOperation] = [op.HostWrite(spa, data, record.c_bit) for spa, data in pages]
+        writes: list[op.HypervisorOperation] = [op.HostWrite(spa, data, c_bit) for spa, data in pages]
         writes += [op.DiskWrite(spec.name, lba, data) for lba, data in state.blocks]
         for index, area in enumerate(state.save_areas):
             spa = self._small(record)
             record.save_areas.append(spa)
             writes += [
-                op.HostWrite(spa, area, record.c_bit),
+                op.HostWrite(spa, area, c_bit),
                 op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa),
             ]
         # One batch: before its first VMRUN nobody but the host knows of the VM.
-        reads = [op.HostRead(spa, len(data), record.c_bit) for spa, data in pages]
+        reads = [op.HostRead(spa, len(data), c_bit) for spa, data in pages]
         answers = yield (*writes, op.HostWork("migration.resume_ns"), *reads)
         _expect_done(writes, answers[: len(writes)])
         back = _octets(answers[len(writes) + 1 :])
-        yield from self._checked([op.VmRun(spec.name, 0)])
+        run = (op.VmRun(spec.name, 0),)
+        _expect_done(run, (yield run))
         return self._entered(record), b"".join(back)
 
     # What every launch takes and gives back.
@@ -262,13 +265,14 @@ class Hypervisor:
                 gpa += length
         self._small(record)
         record.tables = self.frames.allocate_last((table_pages(record.ram) + SPARE_TABLES) * PAGE_BYTES, PAGE_BYTES)
-        frames = [op.NestedFrames(spec.name, *pages, encrypted=record.c_bit) for pages in record.tables]
-        maps = [op.NestedMap(spec.name, *backing, encrypted=record.c_bit) for backing in record.ram]
+        name, c_bit = spec.name, record.c_bit
+        frames = [op.NestedFrames(name, spa, length, c_bit) for spa, length in record.tables]
+        maps = [op.NestedMap(name, gpa, spa, length, encrypted=c_bit) for gpa, spa, length in record.ram]
         answers = yield (*frames, *maps)
-        if record.c_bit and any(answer is not None for answer in answers[: len(frames)]):
+        if c_bit and any(answer is not None for answer in answers[: len(frames)]):
             raise LaunchRefused("generation: SME needs a host whose own memory encryption is on")
         _expect_done(maps, answers[len(frames) :])
-        if record.c_bit:
+        if c_bit:
             # Zeros without the C-bit would read as garbage with it.
             yield from self._checked([op.HostClear(spa, length, encrypted=True) for _, spa, length in record.ram])
 
@@ -304,8 +308,10 @@ class Hypervisor:
                 yield from self._must(code, command, buffers.Handle(handle=record.handle).pack())
             # The guest's lines would be written back later, over whoever has the frames next; KVM does it on all parts.
             yield (op.Wbinvd(),)
-        yield from self._reclaim(record)
-        yield from self._take_back(record)
+        if record.assigned:
+            yield from self._reclaim(record)
+        if record.lent:
+            yield from self._take_back(record)
         for spa in record.firmware_pages:
             yield from self._from_firmware(spa)
         pieces = [(spa, length) for _, spa, length in record.ram] + [(spa, PAGE_BYTES) for spa in record.small]
@@ -318,8 +324,6 @@ class Hypervisor:
 
     def _reclaim(self, record: LaunchedVm) -> Task:
         """Take the guest's pages back in the RMP, one range after another."""
-        if not record.assigned:
-            return
         # Pages whose launch was cut short are still immutable: only firmware can let them go.
         for spa in sorted(record.immutable):
             yield from self._page_reclaim(spa)
@@ -483,8 +487,9 @@ class Hypervisor:
     def launch_snp(self, spec: MachineSpec, record: LaunchedVm) -> Task:
         """SNP: context, pages in the order of KVM and QEMU, finish."""
         yield from self._take_asid(record)
+        record.sev_features = features = launch_features(self.product.name, spec.sev_features)
         model, cpuid = vcpu_model(VCPU_MODEL), cpuid_page(self._ghcb.leaves[spec.generation])
-        pages = tuple(snp_launch_pages(record.firmware, spec.vcpus, model, SevFeature.SNP_ACTIVE, cpuid=cpuid))
+        pages = tuple(snp_launch_pages(record.firmware, spec.vcpus, model, features, cpuid=cpuid))
         command, gctx = record.small[0], self._small(record)
         yield from self._to_firmware(gctx)
         record.firmware_pages.append(gctx)
@@ -557,7 +562,7 @@ class Hypervisor:
 
 def _expect_done(batch: Sequence[op.HypervisorOperation], answers: Answers) -> None:
     for one, answer in zip(batch, answers, strict=True):
-        if answer not in (None, 0):
+        if answer is not None and answer != 0:
             raise LaunchRefused(f"{type(one).__name__}: {answer!r}")
 
 

@@ -155,6 +155,10 @@ class Iommu:
         self.memory.enforced = True
         self._forget_all()
 
+    def entries_changed(self) -> None:
+        """An instruction or the firmware changed entries of the RMP."""
+        self._iotlb.entries_changed()
+
     def release(self) -> None:
         """Checks end, and registers are the host's again."""
         self.memory.enforced = False
@@ -209,7 +213,8 @@ class Iommu:
             own = refused.event
             raise AccessRefused(IommuEvent(own.code, device, flags, 0, own.address)) from None
         spa, key = self.memory.located(found.address | iova & (1 << found.bits) - 1)
-        if self._checks_dma:
+        translated = entry.valid and entry.levels
+        if self._checks_dma and not (translated and self._iotlb.has_passed(entry.domain, iova, write=write)):
             try:
                 if found.bits > 12 and self.switches.large_mappings_whole and entry.levels:
                     self.memory.check_dma(spa // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES, LARGE_PAGE_BYTES, write=write)
@@ -217,6 +222,8 @@ class Iommu:
                     self.memory.check_dma(spa, size, write=write)
             except RmpFault:
                 raise AccessRefused(IommuEvent(EventCode.RMP_PAGE_FAULT, device, flags, 0, iova)) from None
+            if translated:
+                self._iotlb.let_through(entry.domain, iova, write=write)
         return spa, key
 
     def _entry(self, device: int, flags: int) -> DeviceTableEntry:

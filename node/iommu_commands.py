@@ -90,11 +90,6 @@ def invalidate_domain(domain: int) -> bytes:
     return _pack(CommandCode.INVALIDATE_IOMMU_PAGES, 0, domain, (1 << 63) - _PAGE | _SIZE)
 
 
-def invalidate_page(domain: int, iova: int) -> bytes:
-    """INVALIDATE_IOMMU_PAGES for 4 KiB."""
-    return _pack(CommandCode.INVALIDATE_IOMMU_PAGES, 0, domain, iova)
-
-
 def invalidate_all() -> bytes:
     """INVALIDATE_IOMMU_ALL."""
     return _pack(CommandCode.INVALIDATE_IOMMU_ALL)

@@ -27,7 +27,7 @@ from node.ovmf import (
     SectionType,
 )
 
-LABORATORY_IMAGE_BYTES = 64 * 1024
+LABORATORY_IMAGE_BYTES = 16 * 1024
 
 RESET_EIP = 0x0080_B004
 """Where OVMF's work area keeps the far jump of the other processors."""

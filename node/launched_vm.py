@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from node.firmware_image import FirmwareImage
 from node.generation import Generation
 from node.guest_memory_map import Range
+from node.vmpl_switch import VmplBook
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
 
@@ -39,23 +40,38 @@ class LaunchedVm:
     immutable: set[int] = field(default_factory=set)
     """SPAs in state Pre-Guest, which firmware has not launched yet."""
 
-    ghcbs: dict[int, int] = field(default_factory=dict)
-    """Frame number of the GHCB that each vCPU registered."""
-    dr7: dict[int, int] = field(default_factory=dict)
-    """DR7 of each vCPU that told it through its GHCB."""
+    ghcbs: dict[tuple[int, int], int] = field(default_factory=dict)
+    """Frame number of the GHCB that each vCPU registered, at each VMPL."""
+    dr7: dict[tuple[int, int], int] = field(default_factory=dict)
+    """DR7 of each vCPU that told it through its GHCB, at each VMPL."""
+    sev_features: int = 0
+    """SEV_FEATURES of its first save areas."""
+    doorbells: dict[int, int] = field(default_factory=dict)
+    """GPA of the #HV doorbell page that each vCPU registered."""
+    vmpls: VmplBook | None = None
+    """Where the guest may use several VMPLs."""
+
+    def seat(self, vcpu: int) -> tuple[int, int]:
+        """A vCPU and the VMPL at which it runs."""
+        return vcpu, 0 if self.vmpls is None else self.vmpls.vmpl(vcpu)
 
     @property
     def c_bit(self) -> bool:
         """Whether the host maps this VM's memory with C=1, in its own page tables and in the nested ones."""
         return self.generation is Generation.SME
 
-    def backing(self, part: Range) -> Iterator[tuple[int, int, int]]:
+    def backing(self, part: Range) -> list[tuple[int, int, int]]:
         """(GPA, SPA, length) of the frames behind a range of guest memory."""
-        start, end = part.gpa, part.gpa + part.length
-        for gpa, spa, length in self.ram:
-            if start < gpa + length and gpa < end:
-                first, last = max(gpa, start), min(gpa + length, end)
-                yield first, spa + first - gpa, last - first
+        return self.behind(part.gpa, part.length)
+
+    def behind(self, start: int, length: int) -> list[tuple[int, int, int]]:
+        """The same for a GPA and a length."""
+        end = start + length
+        return [
+            (max(gpa, start), spa + max(0, start - gpa), min(gpa + size, end) - max(gpa, start))
+            for gpa, spa, size in self.ram
+            if start < gpa + size and gpa < end
+        ]
 
     def pieces(self, spa: int, length: int) -> Iterator[tuple[int, int, bool]]:
         """A range cut by page size: runs of whole 2 MiB blocks with large entries, and the rest block by block."""
@@ -74,9 +90,14 @@ class LaunchedVm:
         if run < end:
             yield run, end - run, True
 
+    def page_spa(self, gpa: int) -> int | None:
+        """The frame behind a page of the guest; None where it has no memory."""
+        pieces = list(self.backing(Range(gpa, PAGE_BYTES)))
+        return pieces[0][1] if len(pieces) == 1 and pieces[0][2] == PAGE_BYTES else None
+
     def spa_of(self, gpa: int) -> int:
         """The SPA behind a GPA of the VM's memory."""
-        return next(self.backing(Range(gpa, 1)))[1]
+        return self.behind(gpa, 1)[0][1]
 
 
 def page_runs(gpas: tuple[int, ...]) -> Iterator[tuple[int, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from node.generation import Generation
-from node.guest_memory_map import GuestMemoryMap
+from node.guest_memory_map import GuestMemoryMap, memory_map
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +18,10 @@ class MachineSpec:
     memory_bytes: int
     firmware: str
     """Key of the firmware image among those the hypervisor was given."""
+    sev_features: int = 0
+    """SEV_FEATURES that an SNP guest asks for beyond SNP itself."""
 
     @property
     def memory(self) -> GuestMemoryMap:
         """The guest's memory layout; raises ValueError for impossible sizes."""
-        return GuestMemoryMap(self.memory_bytes, self.vcpus)
+        return memory_map(self.memory_bytes, self.vcpus)

@@ -42,9 +42,6 @@ class MemoryCipher(Protocol):
     def decrypt(self, cipher: Words, spa: int, out: Words) -> None:
         """Decrypt what lies at ``spa``; ``out`` may be ``cipher``."""
 
-    def decrypt_in_stride(self, cipher: Words, spa: int) -> Octets:
-        """Decrypt blocks of one of the strides that bulk work goes in; the next call overwrites the array."""
-
     def encrypt_in_page(self, plain: Words, spa: int, out: Words) -> None:
         """Encrypt blocks of one page."""
 
@@ -60,6 +57,9 @@ class Tweaks(Protocol):
 
     def in_stride(self, spa: int, words: int) -> Words:
         """The same inside one of the strides that bulk work goes in."""
+
+    def masks(self, spa: int, words: int) -> Words:
+        """Of the blocks from the beginning of a stride on, each XOR the X of ``node.xts_engine``."""
 
 
 class Ciphers(Protocol):

@@ -6,15 +6,20 @@ host encrypts everything (TSME); one with ``HOST_KEY`` is the host's with C=1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from io import BytesIO
+from collections.abc import Callable, Iterator
+from functools import partial
+from io import BufferedReader, RawIOBase
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from node.cipher_scratch import strides, wipe_scratch
-from node.dram import WORD_BYTES, Dram, Fill, Words
+from node.cipher_scratch import STRIDE_BYTES, wipe_scratch
+from node.dram import WORD_BYTES, Dram, Fill, MachineCheck, Words
 from node.memory_cipher import BLOCK_BYTES, Ciphers, MemoryCipher
 from psp.system_bus import PAGE_BYTES
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 HOST_KEY = -1
 """In place of an ASID: an access of the host with C=1, through its own key (APM volume 2, 7.10)."""
@@ -37,7 +42,7 @@ class NoKey(Exception):
 
 
 class NoHostKey(Exception):
-    """An access with C=1 on a host that encrypts no memory of its own.
+    """An access with C=1 on a host whose software cannot ask for the host's key.
 
     The C-bit is an address bit then (SYSCFG.MemEncryptionModeEn = 0), and no
     host has memory that far up: nothing answers.
@@ -46,6 +51,28 @@ class NoHostKey(Exception):
     def __init__(self, spa: int) -> None:
         super().__init__(f"C-bit set at {spa:#x}, but memory encryption is off")
         self.spa = spa
+
+
+class _Plaintext(RawIOBase):
+    """Blocks from an address on, as a stream: read from it, they are decrypted into the very bytes of the answer.
+
+    Those bytes made of an array would cost one more copy, as much as a third of the cipher.
+    """
+
+    def __init__(self, decrypt: Callable[[int, Words], None], spa: int) -> None:
+        self._decrypt = decrypt
+        self._spa = spa
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, out: WriteableBuffer) -> int:
+        """Fill whole blocks."""
+        words: Words = np.frombuffer(memoryview(out), np.uint64)
+        self._decrypt(self._spa, words)
+        self._spa += words.nbytes
+        return words.nbytes
 
 
 class MemoryController:
@@ -58,6 +85,20 @@ class MemoryController:
         self.key_bytes = ciphers.key_bytes
         self._make = ciphers
         self._ciphers: dict[int, MemoryCipher] = {}
+        self._reserved = range(0)
+        self._reserved_from = 1 << 64
+
+    def reserve(self, spa: int, length: int) -> None:
+        """Let no access reach a range any more, by whatever key: hardware has it to itself. Length 0 ends it.
+
+        What an access gets there is not published; here nothing answers.
+        """
+        self._reserved = range(spa, spa + length)
+        self._reserved_from = spa if length else 1 << 64
+
+    def _expect_unreserved(self, spa: int, length: int) -> None:
+        if spa < self._reserved.stop:
+            raise MachineCheck(spa, length)
 
     def install_key(self, asid: int, key: bytes) -> None:
         """Load a key into the slot of an ASID; ASID 0, the host, has none here."""
@@ -68,16 +109,15 @@ class MemoryController:
     def install_host_key(self, key: bytes, *, transparent: bool) -> None:
         """Load the host's own key, as firmware does before the cores start.
 
-        ``transparent`` is TSME: accesses with C=0 go through it too.
+        ``transparent`` is TSME: every access without a guest's key goes through it, and there is no C-bit.
         """
-        cipher = self._ciphers[HOST_KEY] = self._make.cipher(key)
-        if transparent:
-            self._ciphers[0] = cipher
+        # With TSME alone MemEncryptionModeEn is clear: no address asks for the key, and none can do without it.
+        self._ciphers[0 if transparent else HOST_KEY] = self._make.cipher(key)
 
     @property
     def host_cipher(self) -> MemoryCipher | None:
         """What chips of the board that keep tables in DRAM put between the two; None on a host without a key."""
-        return self._ciphers.get(HOST_KEY)
+        return self._ciphers.get(HOST_KEY) or self._ciphers.get(0)
 
     def remove_key(self, asid: int) -> None:
         """Empty the slot of a guest's ASID."""
@@ -93,6 +133,8 @@ class MemoryController:
 
         Memory that nobody wrote is zero in DRAM, so it reads as what zeros decrypt to.
         """
+        if spa + length > self._reserved_from:
+            self._expect_unreserved(spa, length)
         cipher = self._ciphers.get(asid)
         if cipher is None:
             if asid != 0:
@@ -113,10 +155,18 @@ class MemoryController:
             plain = cipher.decrypt_in_page(_ZEROS[: whole // WORD_BYTES] if words is None else words, start)
             self.bytes_decrypted += whole
             return plain[before : before + length].tobytes()
-        return self._read_bulk(cipher, start, whole)[before : before + length]
+        self._dram.expect(start, whole)
+        if whole <= STRIDE_BYTES:
+            plain = np.empty(whole, np.uint8)
+            self._decrypt(cipher, start, plain.view(np.uint64))
+            return plain[before : before + length].tobytes()
+        plaintext = _Plaintext(partial(self._decrypt, cipher), start)
+        return BufferedReader(plaintext, BLOCK_BYTES).read(whole)[before : before + length]
 
     def write(self, spa: int, data: bytes | bytearray | memoryview, asid: int) -> None:
         """Store bytes; blocks in part are read, changed and written back, as hardware does. Raises as ``read``."""
+        if spa + len(data) > self._reserved_from:
+            self._expect_unreserved(spa, len(data))
         cipher = self._ciphers.get(asid)
         if cipher is None:
             self._expect_plain(asid, spa)
@@ -149,8 +199,10 @@ class MemoryController:
         if (spa | len(data)) & _IN_PAGE or not data:
             self.write(spa, data, asid)
             return
+        if spa + len(data) > self._reserved_from:
+            self._expect_unreserved(spa, len(data))
         fill = self._fill(asid, spa)
-        self._dram.lay(spa, data, fill, until_flush=asid != 0 and data.count(0) < len(data))
+        self._dram.lay(spa, data, fill, until_flush=fill is not None and data.count(0) < len(data))
         self.bytes_encrypted += len(data) if fill else 0
 
     def flush(self) -> None:
@@ -161,13 +213,24 @@ class MemoryController:
         self._dram.settle()
         wipe_scratch()
 
+    def expect_store(self, spa: int, length: int, asid: int) -> None:
+        """Raises what ``write`` of so many bytes would: for whoever stores in several parts, all or none."""
+        self.expect(spa, length)
+        self._fill(asid, spa)
+
+    def expect(self, spa: int, length: int) -> None:
+        """Raises MachineCheck unless memory answers in the whole range."""
+        if spa + length > self._reserved_from:
+            self._expect_unreserved(spa, length)
+        self._dram.expect(spa, length)
+
     def clear(self, spa: int, length: int, asid: int) -> None:
         """Zero memory; whole pages cost nothing and count as never written. Raises as ``read``."""
         fill = self._fill(asid, spa)
+        self.expect(spa, length)
         if fill is None:
             self._dram.release(spa, length)
             return
-        self._dram.expect(spa, length)
         # Zeros are only made for pages in part, so that a long range takes no memory of its own.
         end = spa + length
         first, last = -(-spa // PAGE_BYTES) * PAGE_BYTES, end & ~_IN_PAGE
@@ -187,6 +250,7 @@ class MemoryController:
     def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:
         """Put what the host reads with C=0 through the key of an ASID. Raises as ``read``."""
         fill = self._cipher(asid, spa).encrypt
+        self.expect(spa, length)
         rest = [(spa, length)]
         if not (spa | length) & _IN_PAGE:
             rest = self._dram.refill(spa, length, self._fill(0, spa), fill)
@@ -194,17 +258,15 @@ class MemoryController:
         for at, size in rest:
             self.write(at, self.read(at, size, 0), asid)
 
-    def _read_bulk(self, cipher: MemoryCipher, spa: int, length: int) -> bytes:
-        """Decrypt whole blocks, stride by stride into the answer: an array of its own would cost one more copy."""
-        answer = BytesIO()
-        for at, size in self._dram.pieces(spa, length):
+    def _decrypt(self, cipher: MemoryCipher, spa: int, out: Words) -> None:
+        """Decrypt whole blocks."""
+        for at, size in self._dram.pieces(spa, out.nbytes):
             words = self._dram.words(at, size)
             if words is None:
                 words = np.zeros(size // WORD_BYTES, np.uint64)
-            for first, end, start in strides(at, words.size):
-                answer.write(cipher.decrypt_in_stride(words[first:end], start).data)
-        self.bytes_decrypted += length
-        return answer.getvalue()
+            first = (at - spa) // WORD_BYTES
+            cipher.decrypt(words, at, out[first : first + words.size])
+        self.bytes_decrypted += out.nbytes
 
     def _cipher(self, asid: int, spa: int) -> MemoryCipher:
         cipher = self._ciphers.get(asid)

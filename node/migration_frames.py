@@ -25,6 +25,8 @@ MOST_BODY_BYTES = 1 << 20
 """Pages or blocks of one frame hold at most this; a frame's body a little more."""
 MOST_FRAME_BYTES = MOST_BODY_BYTES + (64 << 10)
 MOST_VCPUS = 1024
+DIGEST_BYTES = 8
+"""Of a page's SHA-256: they find accidents, of which none makes two of a fleet's pages alike in 64 bits."""
 _LARGEST_NUMBER = 1 << 52
 _FIELDS = ("version", "sequence", "kind", "length", "checksum", "body")
 _FIELD_TYPES = (int, int, int, int, bytes, bytes)
@@ -69,11 +71,11 @@ def state_of(frames: Iterable[bytes], vm: str, memory: Callable[[int, int], bool
 
 
 def page_digests(pages: Iterable[Run]) -> bytes:
-    """SHA-256 of every page, 8 bytes each, in the order of the runs."""
+    """SHA-256 of every page, ``DIGEST_BYTES`` each, in the order of the runs."""
     sha256 = hashlib.sha256
     return b"".join(
         [
-            sha256(view[at : at + PAGE_BYTES]).digest()[:8]
+            sha256(view[at : at + PAGE_BYTES]).digest()[:DIGEST_BYTES]
             for _, data in pages
             for view in (memoryview(data),)
             for at in range(0, len(data), PAGE_BYTES)
@@ -86,7 +88,9 @@ def _framed(sequence: int, kind: FrameKind, body: bytes) -> bytes:
 
 
 def _checksum(sequence: int, kind: int, body: bytes) -> bytes:
-    return hashlib.sha256(b"%d %d %d %b" % (VERSION, sequence, kind, body)).digest()
+    found = hashlib.sha256(b"%d %d %d " % (VERSION, sequence, kind))
+    found.update(body)
+    return found.digest()
 
 
 def _bundles(runs: Iterable[Run], unit_bytes: int, step: int) -> Iterator[list[Run]]:

@@ -36,8 +36,11 @@ Segment = tuple[int, int, bool, int]
 _TABLE = PRESENT | WRITABLE | USER | ACCESSED
 _PAGE = _TABLE | DIRTY
 """KVM sets A and D itself where it does not track them, so a walk finds nothing to store."""
-_MOST_LEAVES = 1 << 18
-"""Pages that one access walks: 1 GiB in the smallest. A hostile table can show a page of memory at every address."""
+MOST_WALKS = 1 << 13
+"""Walks of one access, each for a run of pages that follow each other in one table: of hostile tables 32 MiB.
+
+Honest ones map 8 TiB. What is longer has no mapping from there on: tables can show one page at every address.
+"""
 _MOST_MISSING = 64
 """Missing frames are counted no further."""
 
@@ -124,11 +127,6 @@ class NestedPageTable:
             return None
         return root | (1 << self._host.c_bit if self._encrypted else 0)
 
-    @property
-    def in_memory(self) -> bool:
-        """Whether the bytes in memory are what counts."""
-        return self._in_memory
-
     # What the hypervisor does.
 
     def give(self, spa: int, length: int, *, encrypted: bool = False) -> None:
@@ -197,20 +195,21 @@ class NestedPageTable:
         cut: set[int] = set()
         if (start | end) % LARGE_PAGE_BYTES:
             cut = {border // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES for border in (start, end) if self._is_inside(border)}
-        if self._frames.root is not None:
-            missing = self._make_room(start, end, wanted, cut)
+        runs, frames = self._runs, self._frames
+        if frames.root is not None:
+            missing = self._make_room(end, wanted, cut)
             if missing:
                 return missing
         for block in sorted(cut):  # a large page of which a part changes becomes 512 small ones
             target = self._target(block)
-            self._runs.put(block, block + LARGE_PAGE_BYTES, _Target(target.spa, key=target.key))
+            runs.put(block, block + LARGE_PAGE_BYTES, _Target(target.spa, key=target.key))
         if spa is None:
-            self._runs.put(start, end, None)
+            runs.put(start, end, None)
         for first, stop, large in wanted:
             assert spa is not None
-            self._runs.put(first, stop, _Target(spa + first - start, large, HOST_KEY if encrypted else 0))
-        if self._frames.root is not None:
-            dropped = [one for first, stop, large in wanted if large for one in self._frames.drop_lowest(first, stop)]
+            runs.put(first, stop, _Target(spa + first - start, large, HOST_KEY if encrypted else 0))
+        if frames.root is not None and (frames.any_lowest or self._in_memory):
+            dropped = [one for first, stop, large in wanted if large for one in frames.drop_lowest(first, stop)]
             if self._in_memory:
                 host = self._host
                 assert host is not None
@@ -229,16 +228,17 @@ class NestedPageTable:
         assert found is not None, "expected a mapped page"
         return found[2].advanced(gpa - found[0])
 
-    def _make_room(self, start: int, end: int, wanted: list[tuple[int, int, bool]], cut: set[int]) -> int:
+    def _make_room(self, end: int, wanted: list[tuple[int, int, bool]], cut: set[int]) -> int:
         if end > GPA_END:
             raise NestedMapError(f"gpa: expected at most {GPA_END:#x}, got {end:#x}")
         assert self._host is not None
-        if self._host.check_write is not None:
+        check = self._host.check_write
+        if check is not None:
             for spa, length in self._frames.ranges:
-                self._host.check_write(spa, length)
+                check(spa, length)
         needed = [tables(first, stop, 2 if large else 1) for first, stop, large in wanted]
         needed += [tables(block, block + LARGE_PAGE_BYTES, 1) for block in sorted(cut)]
-        return self._frames.claim(chain.from_iterable(needed), _MOST_MISSING)
+        return self._frames.claim(needed[0] if len(needed) == 1 else chain.from_iterable(needed), _MOST_MISSING)
 
     # Bytes.
 
@@ -333,10 +333,11 @@ class NestedPageTable:
         out: list[Segment] = []
         asked, length = length, self._bounded(length)
         at, end = gpa, gpa + max(1, length)
-        for _ in range(_MOST_LEAVES):
-            leaf = self.leaf(at, access)
-            offset = at % leaf.page_bytes
-            spa, size = leaf.spa + offset, min(end - at, leaf.page_bytes - offset)
+        host = self._host
+        assert host is not None
+        for _ in range(MOST_WALKS):
+            leaf, stop = host.walker.run(self._root, at, end, access, encrypted=self._encrypted)
+            spa, size = leaf.spa + at % leaf.page_bytes, min(end, stop) - at
             large = leaf.page_bytes > PAGE_BYTES
             before = out[-1] if out else None
             if before is not None and (before[0] + before[1], *before[2:]) == (spa, large, leaf.key):

@@ -18,7 +18,8 @@ class TableFrames:
         """(SPA, length) of all that was given."""
         self._free: list[int] = []
         self._tables: dict[int, int] = {}
-        self._any_lowest = False
+        self.any_lowest = False
+        """Whether there ever was a table of 4 KiB pages."""
         self.root: int | None = None
         """SPA of the highest table: the first frame that was given."""
 
@@ -32,22 +33,25 @@ class TableFrames:
 
     def claim(self, wanted: Iterable[int], most: int) -> int:
         """Give each wanted table a frame, all or none: how many frames are missing. ``most`` bounds the work."""
+        tables, free = self._tables, self._free
+        room = len(free)
         new = []
         for number in wanted:
-            if number not in self._tables:
+            if number not in tables:
                 new.append(number)
-                if len(new) > len(self._free) + most:
+                if len(new) > room + most:
                     break
-        if len(new) > len(self._free):
-            return len(new) - len(self._free)
+        if len(new) > room:
+            return len(new) - room
         for number in new:
-            self._tables[number] = self._free.pop()
-            self._any_lowest = self._any_lowest or number & _LEVEL == 1
+            tables[number] = free.pop()
+            if number & _LEVEL == 1:
+                self.any_lowest = True
         return 0
 
     def drop_lowest(self, start: int, end: int) -> list[int]:
         """Free the tables of 4 KiB pages that serve nothing but [start, end); their SPAs."""
-        if not self._any_lowest:
+        if not self.any_lowest:
             return []
         size = served_bytes(1)
         numbers = [one for one in self._tables if one & _LEVEL == 1 and start <= one - 1 and one - 1 + size <= end]

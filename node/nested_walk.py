@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from node.memory_controller import HOST_KEY
 from node.page_table_entry import ACCESSED, DIRTY, NO_EXECUTE, PRESENT, USER, WRITABLE, EntryFormat
 from node.rmp_faults import (
@@ -30,6 +32,7 @@ WRITE = READ | ERROR_WRITE
 FETCH = READ | ERROR_FETCH
 
 _ENTRY_BYTES = 8
+_ENTRIES = 512
 _GRANTS = WRITABLE | USER
 
 
@@ -81,6 +84,7 @@ class NestedWalker:
         self._form = form
         self._steps = form.steps
         self._address_bits = form.mode.address_bits
+        self._end = 1 << form.address_bits
         self._c_bit = 0 if form.c_bit is None else 1 << form.c_bit
         self._check_write = check_write
 
@@ -89,6 +93,28 @@ class NestedWalker:
 
         Raises NestedPageFault, MachineCheck where a table is not in memory, and RmpFault.
         """
+        return self._walk(root, gpa, access, encrypted=encrypted)[0]
+
+    def run(
+        self, root: int, gpa: int, end: int, access: int, *, encrypted: bool = False
+    ) -> tuple[NestedLeaf, int]:
+        """The page that holds an address, and where the run ends that it begins: pages that follow each other alike.
+
+        Nothing is looked at beyond ``end``, nor beyond the table that maps the page, so a run is one walk and one
+        load. Raises as ``leaf``, for the first page.
+        """
+        leaf, at, key, word = self._walk(root, gpa, access, encrypted=encrypted)
+        size = leaf.page_bytes
+        number = gpa // size
+        pages = min(-(-end // size) - number, _ENTRIES - number % _ENTRIES)
+        if pages < 2 or leaf.spa + pages * size > self._end:
+            return leaf, (number + 1) * size
+        words = np.frombuffer(self._memory.read(at, pages * _ENTRY_BYTES, key), np.uint64)
+        alike = words == np.uint64(word) + np.arange(pages, dtype=np.uint64) * np.uint64(size)
+        return leaf, (number + (pages if alike.all() else max(1, int(alike.argmin())))) * size
+
+    def _walk(self, root: int, gpa: int, access: int, *, encrypted: bool) -> tuple[NestedLeaf, int, int, int]:
+        """A page, and of the entry that maps it: its SPA, the key of its table, and what it is now."""
         if gpa >> self._address_bits:
             raise NestedPageFault(gpa, access)
         read, c_bit = self._memory.read, self._c_bit
@@ -109,6 +135,7 @@ class NestedWalker:
             if word & wanted != wanted:
                 word |= wanted
                 unused.append((spa, key, word))
+            table_key = key
             key = HOST_KEY if word & c_bit else 0
             if leaf:
                 break
@@ -119,7 +146,8 @@ class NestedWalker:
         for spa, its_key, changed in unused:
             self._set(spa, its_key, changed, access, gpa)
         page = self._form.page(word, step)
-        return NestedLeaf(page, step.page_bytes, key, writable, executable, bool(word & DIRTY))
+        found = NestedLeaf(page, step.page_bytes, key, writable, executable, bool(word & DIRTY))
+        return found, spa, table_key, word
 
     def _set(self, spa: int, key: int, word: int, access: int, gpa: int) -> None:
         """Set A and D bits: a store of the host."""

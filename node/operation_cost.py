@@ -121,6 +121,10 @@ class GuestOperationCost:
             (Mechanism.ACCEPTANCE, pages * self._update_ns),
         )
 
+    def disk_ns(self, one: op.BlockRead | op.BlockWrite) -> float:
+        """Nanoseconds of one request to the disk."""
+        return sum([part_ns for _, part_ns in self._block(one)], 0.0)
+
     def _block(self, one: op.BlockRead | op.BlockWrite) -> tuple[tuple[Mechanism, float], ...]:
         device_ns = self._disk_ns[type(one)] + max(0, one.blocks) * op.BLOCK_BYTES * self._disk_byte_ns
         return (
@@ -151,6 +155,7 @@ class HostOperationCost:
             op.HostClflush: lambda one: _lines(one.length) * costs["cache.clflush_ns"],
             op.HostTimedRead: lambda _: costs["dram.latency_ns"],
             op.Invd: lambda _: costs["host.invd_ns"],
+            op.VmKick: lambda _: costs["core.exit_ns"],
             op.VmPageFlush: lambda _: _lines(PAGE_BYTES) * costs["cache.clflush_ns"],
         }
         legacy_ns_per_kib = costs["psp.legacy_launch_update_ns_per_kib"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from node.event_operations import LoadIdt, ReadFlags, VmcbLoad, VmcbStore, VmKick, WriteFlags
 from node.operation_answers import (
     Answer,
     CpuidResult,
@@ -28,22 +29,34 @@ __all__ = [
     "CpuidResult",
     "Fault",
     "FaultKind",
+    "LoadIdt",
     "PValidateResult",
     "PspAnswer",
+    "ReadFlags",
     "RmpQueryResult",
     "RmpReadResult",
     "Runs",
+    "VmKick",
+    "VmcbLoad",
+    "VmcbStore",
+    "WriteFlags",
 ]
+
+MOST_BYTES = 32 << 20
+"""Of one load: a longer one is #GP before anything else is looked at.
+
+Hostile tables show memory at every address, and a host may have more memory than the machine that models it: so
+the answer is bounded, and with it the pages that are walked for it, 8,192 at most.
+"""
+MOST_VIRTUAL_BYTES = 4 << 20
+"""Of one operation by virtual address, whose every page takes a walk of walks: 1,024 pages at most."""
 
 # Operations of a guest's vCPU. Addresses are guest-physical.
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Load ``length`` bytes; ``private`` is the C-bit. Answer: bytes, or a Fault.
-
-    More bytes than the host has memory are never backed: past those, #NPF wherever the nested tables lead.
-    """
+    """Load ``length`` bytes, at most ``MOST_BYTES``; ``private`` is the C-bit. Answer: bytes, or a Fault."""
 
     gpa: int
     length: int
@@ -52,15 +65,16 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """Store ``data``; ``private`` is the C-bit. Answer: None, or a Fault."""
+    """Store ``data``; ``private`` is the C-bit. Answer: None, or a Fault with nothing stored.
+
+    A core would store in many instructions and fault at one of them; here the operation is one.
+    """
 
     gpa: int
     data: bytes
     private: bool = True
 
 
-MOST_VIRTUAL_BYTES = 64 << 20
-"""Of one operation by virtual address; a longer one is #GP. Hostile tables show memory at every address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +93,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class VirtualRead:
-    """Load ``length`` bytes by virtual address, through the guest's own tables. Answer: bytes, or a Fault."""
+    """Load ``length`` bytes, at most ``MOST_VIRTUAL_BYTES``, by virtual address. Answer: bytes, or a Fault."""
 
     gva: int
     length: int
@@ -87,7 +101,7 @@ class VirtualRead:
 
 @dataclass(frozen=True, slots=True)
 class VirtualWrite:
-    """Store ``data`` by virtual address, through the guest's own tables. Answer: None, or a Fault."""
+    """Store at most ``MOST_VIRTUAL_BYTES`` by virtual address. Answer: None, or a Fault with nothing stored."""
 
     gva: int
     data: bytes
@@ -95,7 +109,7 @@ class VirtualWrite:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Load ``length`` bytes of code by virtual address, as instruction fetch does. Answer: bytes, or a Fault."""
+    """Load code by virtual address, as instruction fetch does; otherwise as ``VirtualRead``."""
 
     gva: int
     length: int
@@ -118,7 +132,11 @@ class InvalidatePage:
 
 @dataclass(frozen=True, slots=True)
 class PValidate:
-    """PVALIDATE every page of a range. Answer: ``PValidateResult``, or a Fault."""
+    """PVALIDATE every page of a range. Answer: ``PValidateResult``, or a Fault.
+
+    Each page is an instruction of its own: those before one that fails keep what was done to them. Where the range
+    leads is found first, in at most ``nested_page_table.MOST_WALKS`` walks.
+    """
 
     gpa: int
     length: int
@@ -130,7 +148,7 @@ class PValidate:
 class RmpAdjust:
     """RMPADJUST every page of a range: permission bits of VMPL ``target``, and whether it is a save area.
 
-    Answer: RMP code, or a Fault.
+    Bounded and stopped as ``PValidate`` is. Answer: RMP code, or a Fault.
     """
 
     gpa: int
@@ -237,7 +255,10 @@ class BlockWrite:
 
 @dataclass(frozen=True, slots=True)
 class HostRead:
-    """Load through a host mapping; ``encrypted`` is its C-bit. Answer: bytes, or a Fault."""
+    """Load at most ``MOST_BYTES`` through a host mapping; ``encrypted`` is its C-bit. Answer: bytes, or a Fault.
+
+    Where the host has no C-bit it is an address bit, and no memory is that far up: #MC.
+    """
 
     spa: int
     length: int
@@ -364,11 +385,26 @@ class VmcbWrite:
 
 @dataclass(frozen=True, slots=True)
 class VmRun:
-    """Enter a vCPU on hardware thread ``core``. Answer: 0, or the exit code: VMEXIT_INVALID or VMEXIT_BUSY."""
+    """Enter a vCPU on hardware thread ``core``. Answer: 0, or the exit code: VMEXIT_INVALID or VMEXIT_BUSY.
+
+    It runs, and its save area is in use, until the thread executes another VMRUN, for which it must have exited, or
+    until somebody preempts it.
+    """
 
     vm: str
     vcpu: int
     core: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class VmPreempt:
+    """Interrupt the hardware thread that a vCPU runs on, so that it exits. Answer: None.
+
+    One that the host's scheduler runs stays out until its next batch of operations, for which that enters it anew.
+    """
+
+    vm: str
+    vcpu: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -490,8 +526,18 @@ class FabricRoute:
 
 
 @dataclass(frozen=True, slots=True)
+class FabricDivert:
+    """Turn the security processor's accesses to the page of an SPA to FASTREGCNTL and FASTREG; None ends it.
+
+    Answer: None. It changes nothing on a product whose routes cannot be turned so.
+    """
+
+    spa: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceRead:
-    """Have the device in a slot load from memory. Answer: bytes, or a Fault if its request was refused.
+    """Have the device in a slot load at most ``MOST_BYTES``. Answer: bytes, or a Fault if its request was refused.
 
     The device acts under its slot's requester id, which nobody can choose. ``iova`` is what it
     puts on the bus; what that means is the IOMMU's to say.
@@ -514,13 +560,15 @@ class DeviceWrite:
 HypervisorOperation = (
     HostRead | HostReadWritten | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | RmpRead | NestedFrames
     | NestedMap | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
-    | HostClflush | Invd | VmPageFlush | HostTimedRead
-    | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | DeviceRead | DeviceWrite
+    | HostClflush | Invd | VmPageFlush | HostTimedRead | VmPreempt
+    | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | FabricDivert | DeviceRead | DeviceWrite
+    | VmcbLoad | VmcbStore | VmKick
 )  # fmt: skip
 GuestOperation = (
     Read | Write | Copy | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust
     | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit | ReadSevStatus | Cpuid
     | ReadDr7 | WriteDr7
+    | LoadIdt | ReadFlags | WriteFlags
 )  # fmt: skip
 
 

@@ -29,6 +29,9 @@ class PagingInstructions:
             op.VirtualWrite: self._write,
             op.WriteControl: self._write_control,
             op.InvalidatePage: self._invalidate,
+            op.LoadIdt: self._load_idt,
+            op.ReadFlags: self._read_flags,
+            op.WriteFlags: self._write_flags,
         }
 
     def _read(self, vmcb: Vmcb, gva: int, length: int, access: int) -> op.Answer:
@@ -50,12 +53,17 @@ class PagingInstructions:
 
     def _write_control(self, vmcb: Vmcb, one: op.WriteControl) -> op.Answer:
         controls = self._board.controls
-        if one.register not in WRITABLE_REGISTERS:
+        if one.register not in WRITABLE_REGISTERS and one.register != _TASK_PRIORITY:
             return undefined()
         try:
             before = controls.of(vmcb)
             if before.cpl:
                 return op.Fault(op.FaultKind.GENERAL_PROTECTION, 0)
+            if one.register == _TASK_PRIORITY:
+                if not 0 <= one.value <= _HIGHEST_PRIORITY:
+                    return op.Fault(op.FaultKind.GENERAL_PROTECTION, 0)
+                self._board.events.write_tpr(vmcb, one.value)
+                return None
             controls.write(vmcb, one.register, one.value)
         except InvalidControl:
             return op.Fault(op.FaultKind.GENERAL_PROTECTION, 0)
@@ -65,6 +73,35 @@ class PagingInstructions:
         if tlb is not None and (one.register == "CR3" or controls.of(vmcb) != before):
             keep = one.register == "CR3" and bool(before.cr4 & CR4_GLOBAL)
             tlb.flush_virtual(vmcb.core, tag(vmcb), keep_global=keep)
+        return None
+
+    def _load_idt(self, vmcb: Vmcb, one: op.LoadIdt) -> op.Answer:
+        controls = self._board.controls
+        try:
+            if controls.of(vmcb).cpl or not 0 <= one.base < 1 << 64 or not 0 <= one.limit < 1 << 16:
+                return op.Fault(op.FaultKind.GENERAL_PROTECTION, 0)
+            controls.store(vmcb, "IDTR_BASE", one.base)
+            controls.store(vmcb, "IDTR_LIMIT", one.limit)
+        except FAULTS as fault:
+            return answer_to(fault, 0)
+        return None
+
+    def _read_flags(self, vmcb: Vmcb, _: op.ReadFlags) -> op.Answer:
+        try:
+            return self._board.controls.of(vmcb).rflags
+        except FAULTS as fault:
+            return answer_to(fault, 0)
+
+    def _write_flags(self, vmcb: Vmcb, one: op.WriteFlags) -> op.Answer:
+        controls = self._board.controls
+        try:
+            if controls.of(vmcb).cpl:
+                return op.Fault(op.FaultKind.GENERAL_PROTECTION, 0)
+            controls.write_flags(vmcb, one.value)
+        except InvalidControl:
+            return op.Fault(op.FaultKind.GENERAL_PROTECTION, 0)
+        except FAULTS as fault:
+            return answer_to(fault, 0)
         return None
 
     def _invalidate(self, vmcb: Vmcb, one: op.InvalidatePage) -> op.Answer:
@@ -86,4 +123,5 @@ class PagingInstructions:
         return answer_to(fault, gva)
 
 
+_TASK_PRIORITY, _HIGHEST_PRIORITY = "CR8", 0xF
 _FAULTS: tuple[type[Exception], ...] = (*FAULTS, GuestPageFault, NotCanonical)

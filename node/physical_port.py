@@ -39,7 +39,7 @@ class PhysicalPort:
         Raises ValueError for what is no one bit above a page's.
         """
         for spa, length, at in grounded(line, self._dram.size_bytes):
-            self._dram.alias(spa, length, at)
+            self.alias(spa, length, at)
 
     def unground(self, line: int) -> None:
         """The switch, off: cells that were hidden are back with what they held. Raises as ``ground``.
@@ -47,7 +47,7 @@ class PhysicalPort:
         Other routes of the same addresses are gone with it.
         """
         for spa, length, _ in grounded(line, self._dram.size_bytes):
-            self._dram.straighten(spa, length)
+            self.restore(spa, length)
 
     def drop(self, spa: int, length: int, reads: Unanswered = Unanswered.ONES) -> None:
         """Let whole pages reach no memory: writes are lost. Raises ValueError, MachineCheck."""

@@ -87,12 +87,28 @@ class Platform:
 
     Public sources name SHUTDOWN and INVALID.
     """
+    alternate_injection_refuses: bool = True
+    """VMRUN exits with VMEXIT_INVALID where the hypervisor injects into a guest with alternate injection.
+
+    Without, its fields are not looked at. Public sources say that it may not inject, not what becomes of it if it does.
+    """
     rmp_init_barrier: bool = False
     """Cores cannot store to the RMP while firmware zeroes it (the fix of AMD-SB-3020).
 
     Without it, dirty lines of the table outlive SNP_INIT, which is one instant here: a
     store before it stands for one that races with it.
     """
+
+    psp_least_privilege: bool = False
+    """A security processor without the right to switch off what the IOMMU checks (AMD-SB-3030, psp_least_priv)."""
+    context_tweaked: bool = True
+    """Whether the ciphertext of a guest's context depends on the Context page's address.
+
+    Memory is encrypted so; of the security processor's own key nobody has published it.
+    """
+
+    context_mac: bool = False
+    """Whether contexts carry an integrity value. Hypothetical: AMD's have none."""
 
     def cipher_of(self, product: Product) -> CipherMode:
         """How memory of this product is encrypted. Raises ValueError for a cipher that it does not offer."""

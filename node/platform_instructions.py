@@ -56,8 +56,12 @@ def platform_instructions(board: Board) -> Mapping[type, Callable[..., op.Answer
             return answer_to(ProtectionFault(), one.spa)
         return None
 
+    def fabric_divert(one: op.FabricDivert) -> op.Answer:
+        board.bus.fast_registers.divert(one.spa)
+        return None
+
     def device_read(one: op.DeviceRead) -> op.Answer:
-        if not 0 <= one.slot < SLOTS or one.length > board.dram.size_bytes:
+        if not 0 <= one.slot < SLOTS or one.length > op.MOST_BYTES:
             return _aborted(one.iova)
         try:
             return board.device_port(one.slot).read(one.iova, one.length)
@@ -79,6 +83,7 @@ def platform_instructions(board: Board) -> Mapping[type, Callable[..., op.Answer
         op.MmioRead: mmio_read,
         op.MmioWrite: mmio_write,
         op.FabricRoute: fabric_route,
+        op.FabricDivert: fabric_divert,
         op.DeviceRead: device_read,
         op.DeviceWrite: device_write,
     }

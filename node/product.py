@@ -62,6 +62,8 @@ class Product:
     caches: CacheSwitches = _ZEN_1
     can_hide_ciphertext: bool = False
     """One public list of mitigations has it on Genoa too."""
+    turns_psp_accesses: bool = False
+    """A host can turn accesses of the security processor to its own fast registers (CVE-2025-61971, Zen 4 and 5)."""
 
     @property
     def family(self) -> int:
@@ -93,21 +95,22 @@ _ROWS = (
     Product("Genoa", 0x00A10F11, 96, 2_400_000_000, 12, 4_800_000_000, 6 * TIB, 1006, 99, 51, 52, 6, _SNP,
             (1, 55, 40), True, _XEX_OR_XTS,
             doubts=("clock is the EPYC 9654P's, recalled", "which cipher is the default is not published"),
-            caches=_ZEN_4),
+            caches=_ZEN_4, turns_psp_accesses=True),
     Product("Bergamo", 0x00AA0F02, 128, 2_250_000_000, 12, 4_800_000_000, 6 * TIB, 1006, 99, 51, 52, 6, _SNP,
             (1, 55, 40), True, _XEX_OR_XTS,
             doubts=("split and firmware taken from a Genoa host", "clock is the EPYC 9754's, recalled"),
-            caches=_ZEN_4),
+            caches=_ZEN_4, turns_psp_accesses=True),
     Product("Siena", 0x00AA0F02, 64, 2_250_000_000, 6, 4_800_000_000, 3 * TIB // 2, 1006, 99, 51, 52, 6, _SNP,
             (1, 55, 40), True, _XEX_OR_XTS,
             doubts=("split and firmware taken from a Genoa host", "clock is the EPYC 8534P's, recalled"),
-            caches=_ZEN_4),
+            caches=_ZEN_4, turns_psp_accesses=True),
     Product("Turin", 0x00B00F21, 128, 2_700_000_000, 12, 6_000_000_000, 6 * TIB, 1006, 99, 51, 52, 6, _TIO,
             (1, 58, 1), True, _XEX_OR_XTS,
             doubts=("C-bit, reduction and split taken from Genoa", "CPUID signature unverified",
                     "firmware build unsourced", "clock is the EPYC 9755's, recalled",
                     "RMP taken to be segmented, as its hosts are usually set up"),
-            rmp=RmpSwitches(segmented=True, rmpread=True), caches=_ZEN_4, can_hide_ciphertext=True),
+            rmp=RmpSwitches(segmented=True, rmpread=True), caches=_ZEN_4, can_hide_ciphertext=True,
+            turns_psp_accesses=True),
 )  # fmt: skip
 
 PRODUCTS: Mapping[str, Product] = {product.name: product for product in _ROWS}

@@ -34,6 +34,10 @@ class RmpSwitches:
     write (Linux: the SNP IOMMU lets DMA touch shared memory only); with False it
     gets ciphertext.
 
+    ``vmrun_splits_asids``: while ciphertext is hidden, VMRUN refuses an SNP guest with an ASID above MAX_SNP_ASID
+    and one of SEV-ES with an ASID up to it (VMEXIT_INVALID). With False only firmware goes by the split, when it
+    activates an ASID: no text has VMRUN ask for what SNP_INIT_EX was told.
+
     ``query_needs_validated``: RMPQUERY of a page that is not validated is #VC 404 as
     for RMPADJUST; with False it answers. The published description of the
     instruction is another's.
@@ -59,6 +63,7 @@ class RmpSwitches:
     shared_reads_checked: bool = False
     sev_reads_checked: bool = True
     dma_reads_checked: bool = True
+    vmrun_splits_asids: bool = False
     query_needs_validated: bool = True
     segmented: bool = False
     rmpread: bool = False

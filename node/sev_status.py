@@ -26,6 +26,6 @@ def sev_status(generation: Generation, features: int) -> int | None:
     return None if bits is None else bits | (features & ~SevFeature.SNP_ACTIVE) << 2
 
 
-def expected_status(generation: Generation) -> int | None:
-    """What a kernel of this laboratory knows how to run with: its generation and no feature besides."""
-    return sev_status(generation, 0)
+def expected_status(generation: Generation, features: int = 0) -> int | None:
+    """What a kernel of this laboratory runs with: its generation, the features it was built for, and none besides."""
+    return sev_status(generation, features)

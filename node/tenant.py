@@ -43,6 +43,7 @@ class TenantSpec:
     seed: int
     launched: tuple[int, ...]
     reset_rips: tuple[int, ...]
+    sev_features: int = 0
     cpuid_gpa: int | None = None
     """The CPUID page, where the firmware image has one."""
     kernel: KernelSettings = CAREFUL
@@ -91,11 +92,12 @@ class Tenant:
         self.programs: list[Program | None] = [None] * count
         """None while a vCPU is paused: nothing of it may stay then."""
         self.blocks: list[Mapping[int, Callable[[Registers], Block]]] = [{}] * count
+        """Blocks by RIP, from the first that a vCPU runs on."""
         self.running: list[Block | None] = [None] * count
         """The block that each vCPU is in."""
         self._batches: list[tuple[GuestOperation, ...] | None] = [None] * count
         """What each vCPU's block asked for last; None where the kernel has taken the block over."""
-        self._handlers: list[VcHandler | None] = [None] * count
+        self._kernels: list[GuestKernel | None] = [None] * count
         for vcpu in range(count):
             self.rebuild(vcpu)
         boot = self.programs[0]
@@ -105,7 +107,7 @@ class Tenant:
 
     def begin(self, vcpu: int, registers: Registers) -> Outcome:
         """Start the block at RIP. Raises NoBlock."""
-        start = self.blocks[vcpu].get(registers.rip)
+        start = (self.blocks[vcpu] or self._lay_out(vcpu)).get(registers.rip)
         if start is None:
             raise NoBlock
         block = start(registers)
@@ -122,10 +124,10 @@ class Tenant:
         block = self.running[vcpu]
         assert block is not None
         try:
-            asked, handler = self._batches[vcpu], self._handlers[vcpu]
+            asked = self._batches[vcpu]
             if asked is None:
                 return block.send(answers)
-            if handler is not None and Fault in map(type, answers):
+            if Fault in map(type, answers) and (handler := self._handler(vcpu)) is not None:
                 self._batches[vcpu] = None
                 block = self.running[vcpu] = handler.take_over(block, asked, answers)
                 return next(block)
@@ -141,24 +143,35 @@ class Tenant:
 
     def forget(self, vcpu: int) -> None:
         """Throw away every object of a vCPU's program."""
-        self.programs[vcpu] = self.running[vcpu] = None
+        self.programs[vcpu] = self.running[vcpu] = self._kernels[vcpu] = self._batches[vcpu] = None
         self.blocks[vcpu] = {}
 
     def rebuild(self, vcpu: int) -> None:
         """Make a vCPU's program anew from its specification."""
         self.running[vcpu] = None
-        if self.programs[vcpu] is not None:
-            return  # It was made from that and cannot have changed: programs keep nothing.
-        spec = self._spec
-        bounces = CAPABILITIES[spec.generation].key_per_vm
-        program = self._factory(spec.program, spec.memory.placement(spec.name, vcpu, spec.seed, bounces=bounces))
+        if self.programs[vcpu] is None:  # Else it was made from that and cannot have changed: programs keep nothing.
+            spec = self._spec
+            bounces = CAPABILITIES[spec.generation].key_per_vm
+            placement = spec.memory.placement(spec.name, vcpu, spec.seed, bounces=bounces)
+            self.programs[vcpu] = self._factory(spec.program, placement)
+
+    def _handler(self, vcpu: int) -> VcHandler | None:
+        kernel = self._kernels[vcpu]
+        return None if kernel is None else kernel.handler
+
+    def _lay_out(self, vcpu: int) -> Mapping[int, Callable[[Registers], Block]]:
+        """The blocks of a vCPU that is about to run one."""
+        spec, program = self._spec, self.programs[vcpu]
+        if program is None:
+            return {}
         canary = CounterRandom(spec.seed).octets(spec.name, "C-bit canary", vcpu, CANARY_BYTES)
         kernel = GuestKernel(
             spec.generation, spec.memory, spec.launched, vcpu, spec.reset_rips[vcpu], program.entry, spec.kernel,
-            spec.cpuid_gpa, canary,
+            spec.cpuid_gpa, canary, spec.sev_features,
         )  # fmt: skip
-        self.programs[vcpu], self._handlers[vcpu] = program, kernel.handler
-        self.blocks[vcpu] = {**kernel.blocks, **program.blocks}
+        self._kernels[vcpu] = kernel
+        blocks = self.blocks[vcpu] = {**kernel.blocks, **program.blocks}
+        return blocks
 
     def close(self) -> None:
         """Nothing of it is anywhere else."""

@@ -2,9 +2,10 @@
 
 A guest's address is translated in two steps, each remembered on its own: virtual to
 guest-physical, and guest-physical to system-physical with the RMP's verdict on the page.
-A translation is tagged with the ASID it was made for, and stays until somebody
+A translation is tagged with the ASID and the VMPL it was made for, and stays until somebody
 flushes it: the hypervisor through TLB_CONTROL, the guest with INVLPG or MOV to CR3,
-the hardware where an RMP entry changes. What was poked into a table meanwhile is
+the hardware where an RMP entry changes. VMPLs of one guest have tables of their own, so
+none is served what another walked; a guest's own flushes act on all of them. What was poked into a table meanwhile is
 not seen. Sources: APM volume 2, 5.5, 15.16 and 15.36.
 
 Silicon has several levels, sets and ways; here a thread has one buffer that forgets
@@ -65,7 +66,10 @@ class Translation:
     """RMP checks that the page has gone through: (private, permissions needed, VMPL or NOT_SNP)."""
 
 
-_Key = tuple[Tag, Space, int, int]
+_Key = tuple[Tag, Space, int, int, int]
+"""Tag, space, page size, page, VMPL."""
+
+VMPLS = range(4)
 
 
 class Tlb:
@@ -83,12 +87,12 @@ class Tlb:
         """Translations held by all threads."""
         return sum(map(len, self._cores.values()))
 
-    def find(self, core: int, tag: Tag, space: Space, address: int) -> Translation | None:
+    def find(self, core: int, tag: Tag, space: Space, address: int, vmpl: int = 0) -> Translation | None:
         """What a thread remembers of an address."""
         held = self._cores.get(core)
         if held:
             for size in PAGE_SIZES:
-                key = (tag, space, size, address // size)
+                key = (tag, space, size, address // size, vmpl)
                 found = held.get(key)
                 if found is not None:
                     held.move_to_end(key)
@@ -97,26 +101,31 @@ class Tlb:
         self.misses += 1
         return None
 
-    def fill(self, core: int, tag: Tag, space: Space, address: int, translation: Translation) -> None:
+    def fill(
+        self, core: int, tag: Tag, space: Space, address: int, translation: Translation, vmpl: int = 0
+    ) -> None:
         """Remember a walk; what was not used for longest goes when there is no room."""
         held = self._cores.setdefault(core, OrderedDict())
         size = translation.page_bytes
-        key = (tag, space, size, address // size)
+        key = (tag, space, size, address // size, vmpl)
         held.pop(key, None)
         if len(held) >= self._most:
             held.popitem(last=False)
         held[key] = translation
 
-    def flush(self, core: int, tag: Tag | None = None, *, keep_global: bool = False) -> None:
-        """Forget a thread's translations: all, or those of one tag."""
+    def flush(
+        self, core: int, tag: Tag | None = None, *, vmpl: int | None = None, keep_global: bool = False
+    ) -> None:
+        """Forget a thread's translations: all, or those of one tag, and of one VMPL where it is named."""
         held = self._cores.get(core)
         if not held:
             return
         if tag is None:
             held.clear()
             return
-        for key in [key for key, one in held.items() if key[0] == tag and not (keep_global and one.global_)]:
-            del held[key]
+        for key, one in list(held.items()):
+            if key[0] == tag and vmpl in (None, key[4]) and not (keep_global and one.global_):
+                del held[key]
 
     def flush_virtual(self, core: int, tag: Tag, *, keep_global: bool) -> None:
         """MOV to CR3 and its like: what the guest's own tables said."""
@@ -129,7 +138,8 @@ class Tlb:
         """INVLPG: one virtual page, however large, global or not."""
         held = self._cores.setdefault(core, OrderedDict())
         for size in PAGE_SIZES:
-            held.pop((tag, Space.VIRTUAL, size, address // size), None)
+            for vmpl in VMPLS:
+                held.pop((tag, Space.VIRTUAL, size, address // size, vmpl), None)
 
     def drop(self, spa: int, end: int) -> None:
         """The RMP entries of [spa, end) changed: every thread forgets what leads there."""

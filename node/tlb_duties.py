@@ -3,8 +3,9 @@
 A translation of an ASID serves whatever vCPU runs with that ASID. So the hypervisor owes a flush when
 another VMCB runs with the ASID on the thread, or a vCPU comes to a thread where it ran before (KVM's
 ``pre_sev_run``). For an SNP guest the thread does it itself: the save area keeps which thread the vCPU
-ran on (PCPU_ID) and which of that thread's runs with the ASID it was (TLB_ID); where they are not the
-last ones, the ASID's translations go. The numbers themselves are the hardware's own business.
+ran on (PCPU_ID) and which of that thread's runs with the ASID at its VMPL it was (TLB_ID); where they are
+not the last ones, the ASID's translations of that VMPL go, so a vCPU may go back and forth between VMPLs.
+The numbers themselves are the hardware's own business.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class TlbDuties:
         self._board = board
         self._tlb = tlb
         self._enforced = Protection.TLB_ID not in board.platform.disabled
-        self._last: dict[tuple[int, int], int] = {}
-        """For each thread and ASID the TLB_ID of the vCPU that ran there last."""
+        self._last: dict[tuple[int, int, int], int] = {}
+        """For each thread, ASID and VMPL the TLB_ID of the vCPU that ran there last."""
         self._next = 1
         self._threads: dict[int, tuple[str, int]] = {}
         """Who runs where, of those whom the host's own scheduler entered."""
@@ -67,12 +68,12 @@ class TlbDuties:
     def _match(self, vmcb: Vmcb) -> None:
         page = self._board.load_save_area(vmcb)
         found = [int.from_bytes(page[field.offset :][: field.width], "little") for field in (_PCPU, _ID)]
-        last = self._last.get((vmcb.core, vmcb.asid), 0)
+        last = self._last.get((vmcb.core, vmcb.asid, vmcb.vmpl), 0)
         # Threads count from one here, so that a save area that never ran matches none.
         if found == [vmcb.core + 1, last]:
             return
-        self._tlb.flush(vmcb.core, vmcb.asid)
-        self._last[vmcb.core, vmcb.asid] = self._next
+        self._tlb.flush(vmcb.core, vmcb.asid, vmpl=vmcb.vmpl)
+        self._last[vmcb.core, vmcb.asid, vmcb.vmpl] = self._next
         for field, value in ((_PCPU, vmcb.core + 1), (_ID, self._next)):
             self._board.store_save_area_field(vmcb, field.offset, value.to_bytes(field.width, "little"))
         self._next += 1

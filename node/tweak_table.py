@@ -9,6 +9,7 @@ for all keys, and depend on firmware.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from node.cipher_scratch import STRIDE_BYTES, STRIDE_WORDS, aligned
 from node.dimm_cells import WORD_BYTES, Words
 from node.memory_cipher import BLOCK_BYTES
+from node.xts_engine import powers_of_alpha
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
 LOWEST_BIT, HIGHEST_BIT = 4, 51
@@ -28,6 +30,8 @@ _REGION_PAGES = LARGE_PAGE_BYTES // PAGE_BYTES
 _REGIONS_KEPT = 4096
 _TIMES_IN_A_ROW = 4
 """To move to another stride takes as long as to make the tweaks of so many pages."""
+_TIMES_FOR_A_TABLE = 16
+"""And to that of another table. Hosts that take turns never get there."""
 
 
 class TweakTable:
@@ -81,6 +85,10 @@ class TweakTable:
         first = spa % STRIDE_BYTES // WORD_BYTES
         return _STRIDE_TWEAKS.at(spa - first * WORD_BYTES, self)[first : first + words]
 
+    def masks(self, spa: int, words: int) -> Words:
+        """The same XOR X from the beginning of a stride on; the next call overwrites the array."""
+        return _STRIDE_MASKS.at(spa, self)[:words]
+
     def fill_stride(self, words: Words, spa: int) -> None:
         """Fill in the tweaks of the stride that starts at ``spa``."""
         count = self._in_page.size
@@ -111,36 +119,39 @@ class TweakTable:
 
 
 class _StrideTweaks:
-    """The tweaks of one stride. There is one for all tables of the process: bulk work goes from stride to stride."""
+    """The tweaks of one stride. There is one for all tables of the process: bulk work goes from stride to stride.
 
-    def __init__(self) -> None:
+    ``also`` makes what every tweak is XORed with.
+    """
+
+    def __init__(self, also: Callable[[], Words] | None = None) -> None:
+        self._also = also
         self._words: Words = aligned(STRIDE_BYTES).view(np.uint64)
         # XORed in halves: numpy's own broadcasting takes twice as long as arrays of one size.
         self._halves = self._words[: STRIDE_WORDS // 2], self._words[STRIDE_WORDS // 2 :]
         self._table: TweakTable | None = None
         self._spa = 0
-        self._asked_spa = -1
+        self._asked: tuple[TweakTable | None, int] = None, 0
         self._times = 0
 
     def serve(self, spa: int, table: TweakTable) -> bool:
         """Whether pages of the stride that starts at ``spa`` are best served from here.
 
-        So it is when the stride is here, or was asked for so often in a row that it pays to move there. Another
-        table than the last is never made room for: hosts take turns, and to begin anew costs four times as much.
+        So it is when the stride is here, or was asked for so often in a row that it pays to move there.
         """
-        if table is not self._table:
-            return False
-        if spa == self._spa:
+        if spa == self._spa and table is self._table:
             return True
-        if spa != self._asked_spa:
-            self._asked_spa, self._times = spa, 0
+        if self._asked != (table, spa):
+            self._asked, self._times = (table, spa), 0
         self._times += 1
-        return self._times >= _TIMES_IN_A_ROW
+        return self._times >= (_TIMES_IN_A_ROW if table is self._table else _TIMES_FOR_A_TABLE)
 
     def at(self, spa: int, table: TweakTable) -> Words:
         """The tweaks of the stride that starts at ``spa``."""
         if table is not self._table:
             table.fill_stride(self._words, spa)
+            if self._also is not None:
+                self._words ^= self._also()
             self._table, self._spa = table, spa
         elif spa != self._spa:
             difference = _difference(table, spa ^ self._spa)
@@ -171,6 +182,7 @@ def _repeated(tweak: int, words: int) -> Words:
 
 
 _STRIDE_TWEAKS = _StrideTweaks()
+_STRIDE_MASKS = _StrideTweaks(powers_of_alpha)
 _PAGE_TWEAK: Words = aligned(PAGE_BYTES).view(np.uint64)
 _PAGE_TWEAKS = tuple(_PAGE_TWEAK[: 2 * blocks] for blocks in range(PAGE_BYTES // BLOCK_BYTES + 1))
 """Views for each number of blocks in a page: making them costs more than a block's cipher."""

@@ -38,6 +38,19 @@ class VcpuControls:
         for field, number in (("CR0", new.cr0), ("CR3", new.cr3), ("CR4", new.cr4), ("EFER", new.efer)):
             self.store(vmcb, field, number)
 
+    def write_flags(self, vmcb: Vmcb, value: int) -> None:
+        """Set RFLAGS. Raises InvalidControl."""
+        new = self.of(vmcb).flags_written(value)
+        self._loaded[vmcb.vm, vmcb.vcpu] = new
+        self.store(vmcb, "RFLAGS", new.rflags)
+
+    def load(self, vmcb: Vmcb, name: str) -> int:
+        """One field of the save area, as the core has it."""
+        field = VMSA_FIELDS[name]
+        key = self._board.save_area_key(vmcb)
+        octets = self._board.controller.read(vmcb.save_area_spa + field.offset, field.width, key)
+        return int.from_bytes(octets, "little")
+
     def store(self, vmcb: Vmcb, name: str, value: int) -> None:
         """Set one field of the save area, as the core does."""
         field = VMSA_FIELDS[name]

@@ -15,6 +15,8 @@ from node.clock import Clock
 from node.contention import Contention, PhaseAccount
 from node.cores import Cores
 from node.dirty_log import DirtyLog
+from node.disk_books import DiskBooks
+from node.event_delivery import Delivered
 from node.event_log import EventLog
 from node.generation import Generation
 from node.guest import Guest, GuestState
@@ -172,6 +174,8 @@ class VcpuRunner:
         software, index, registers = vcpu.guest.software, vcpu.index, vcpu.registers
         for _ in range(_MOST_IDLE_BLOCKS):
             if answers is None:
+                if self._board.events.waiting and not self._take_events(vcpu):
+                    return
                 if vcpu.pause_wanted:
                     self._park(vcpu)
                     self._tell_parked(vcpu.guest)
@@ -190,6 +194,62 @@ class VcpuRunner:
                 return
         self._power_off(vcpu.guest, PROGRAM_FAULT)
 
+    def _take_events(self, vcpu: Vcpu) -> bool:
+        """Deliver what waits for a vCPU; False where it does not go on."""
+        guest, memory = vcpu.guest, self._board.virtual_memory
+        vmcb = self._board.vmcb(guest.spec.name, vcpu.index)
+        log, now_ns = guest.dirty_log, self._clock.now_ns
+        if log is not None:
+            memory.stored = lambda gpa, length: log.mark(gpa, length, now_ns)
+        try:
+            came = self._board.delivery.take(vmcb, vcpu.registers)
+        finally:
+            memory.stored = None
+        if came is Delivered.SHUTDOWN:
+            self._power_off(guest, ExitCode.SHUTDOWN)
+        elif came is Delivered.EXIT:
+            self._park(vcpu)
+            self._tell_parked(guest)
+        return came in (Delivered.NOTHING, Delivered.TAKEN)
+
+    def _event_ready(self, vcpu: Vcpu) -> bool:
+        return self._board.events.ready(self._board.vmcb(vcpu.guest.spec.name, vcpu.index))
+
+    def kicked(self, vcpu: Vcpu, code: int) -> None:
+        """The hypervisor took a vCPU off its thread and entered it anew: ``code`` is what VMRUN came to.
+
+        One that halts goes on if something waits for it, as after any interrupt; one that computes takes it when
+        its phase ends. One that VMRUN refused stays out.
+        """
+        if code:
+            if vcpu.state is VcpuState.BLOCK:
+                vcpu.pause_wanted = True
+            elif vcpu.state in (VcpuState.COMPUTING, VcpuState.SLEEPING):
+                self.halt(vcpu, VcpuState.PAUSED)
+                self._park(vcpu)
+                self._tell_parked(vcpu.guest)
+            return
+        if vcpu.guest.state is not GuestState.RUNNING:
+            return
+        vcpu.pause_wanted = False
+        ready = self._event_ready(vcpu)
+        if vcpu.state is VcpuState.PAUSED:
+            self.load(vcpu)
+            vcpu.guest.software.rebuild(vcpu.index)
+        elif vcpu.state is not VcpuState.SLEEPING or not ready:
+            return
+        if ready and vcpu.registers.r14 == SLEEPING:
+            vcpu.registers.r15 = 0
+        vcpu.epoch += 1
+        vcpu.state = VcpuState.BLOCK
+        epoch = vcpu.epoch
+
+        def go_on() -> None:
+            if vcpu.epoch == epoch:
+                self.go_on(vcpu)
+
+        self._clock.after(0, go_on)
+
     def _issue(self, vcpu: Vcpu, batch: tuple[op.GuestOperation, ...]) -> None:
         guest = vcpu.guest
         spent = self._guest_cost(guest.spec.generation).price(batch, self._contention.latency_ns, guest.lost_ns)
@@ -202,6 +262,9 @@ class VcpuRunner:
         def take_effect() -> None:
             if vcpu.epoch != epoch:
                 return
+            preempted = self._board.running.preempted
+            if preempted and (guest.spec.name, vcpu.index) in preempted and not self._enter(vcpu):
+                return
             vmcb = self._board.vmcb(guest.spec.name, vcpu.index)
             if not vmcb.consistent:  # Written anew meanwhile, and no VMRUN would follow it.
                 self._power_off(guest, ExitCode.INVALID & 0xFF)
@@ -212,7 +275,8 @@ class VcpuRunner:
                 answers = self._board.execute_guest(vmcb, batch)
             else:
                 answers = self._execute_logged(guest.dirty_log, vmcb, batch)
-            _count(guest, batch, answers)
+            if _count(guest, batch, answers):
+                self._count_disk(guest, batch, answers)
             now_ns, chain = self._clock.now_ns, self._log.chain(guest.spec.name)
             chain.record(now_ns, HostEvent.BATCH, len(batch), vcpu.registers.r13, vcpu.index, spent)
             if self._board.terminated and guest.spec.name in self._board.terminated:
@@ -268,7 +332,7 @@ class VcpuRunner:
             return True
         registers = vcpu.registers
         if isinstance(ending, op.Sleep):
-            if ending.duration_ns <= 0:
+            if ending.duration_ns <= 0 or (self._board.events.waiting and self._event_ready(vcpu)):
                 return False
             registers.r14, registers.r15 = SLEEPING, ending.duration_ns
             begin = self._sleep
@@ -376,6 +440,16 @@ class VcpuRunner:
             tell, guest.when_parked = guest.when_parked, None
             tell()
 
+    def _count_disk(
+        self, guest: Guest, batch: tuple[op.GuestOperation, ...], answers: tuple[op.Answer, ...]
+    ) -> None:
+        cost, books = self._guest_cost(guest.spec.generation), guest.disk
+        if books is None:
+            books = guest.disk = DiskBooks()
+        for one, answer in zip(batch, answers, strict=True):
+            if isinstance(one, op.BlockRead | op.BlockWrite):
+                books.note(one, answer, cost.disk_ns(one))
+
     # Prices.
 
     def _guest_cost(self, generation: Generation) -> GuestOperationCost:
@@ -422,15 +496,21 @@ def _mark(
             log.mark(one.gpa, one.blocks * op.BLOCK_BYTES, now_ns)
 
 
-def _count(guest: Guest, batch: tuple[op.GuestOperation, ...], answers: tuple[op.Answer, ...]) -> None:
+def _count(guest: Guest, batch: tuple[op.GuestOperation, ...], answers: tuple[op.Answer, ...]) -> bool:
+    """Count what a batch did in memory; whether there is something of the disk in it."""
+    disk = False
     for one, answer in zip(batch, answers, strict=True):
         kind = type(answer)
         if kind is bytes:
             if type(one) is op.Copy:
                 guest.bytes_bounced += len(answer)  # type: ignore[arg-type]
+                guest.copies += 1
                 continue
             guest.bytes_read += len(answer)  # type: ignore[arg-type]
         elif kind is op.Fault:
             guest.faults += 1
         elif type(one) is op.Write or type(one) is op.VirtualWrite:
             guest.bytes_written += len(one.data)
+        elif type(one) is op.BlockRead or type(one) is op.BlockWrite:
+            disk = True
+    return disk

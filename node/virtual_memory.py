@@ -66,10 +66,16 @@ class VirtualMemory:
     def write(self, vmcb: Vmcb, registers: ControlRegisters, gva: int, data: bytes) -> None:
         """Store, all or nothing. Raises as ``read``."""
         pieces = list(self._pieces(vmcb, registers, gva, len(data), WRITE))
+        if not pieces:
+            return
         ways = [
             self._way.resolve(vmcb, piece.gpa, piece.length, piece.private, READ | WRITE, PERMIT_WRITE)
             for piece in pieces
         ]
+        if len(ways) > 1 or len(ways[0][0]) > 1:
+            for segments, asid in ways:
+                for spa, size, _, key in segments:
+                    self._board.controller.expect_store(spa, size, asid or key)
         start = 0
         for piece, (segments, asid) in zip(pieces, ways, strict=True):
             for spa, size, _, key in segments:
@@ -110,7 +116,7 @@ class VirtualMemory:
     def _remembered(self, vmcb: Vmcb, registers: ControlRegisters, gva: int, access: int) -> Translation | None:
         if self._tlb is None:
             return None
-        one = self._tlb.find(vmcb.core, tag(vmcb), Space.VIRTUAL, gva)
+        one = self._tlb.find(vmcb.core, tag(vmcb), Space.VIRTUAL, gva, vmcb.vmpl)
         if one is None or (access & WRITE and not one.dirty) or _leaf(one).refuses(access, registers):
             return None  # what is refused is walked once more before it faults
         return one
@@ -134,7 +140,7 @@ class VirtualMemory:
             leaf.gpa, leaf.page_bytes, leaf.c_bit, leaf.writable, leaf.user, leaf.executable, leaf.dirty, leaf.global_
         )
         if self._tlb is not None:
-            self._tlb.fill(vmcb.core, tag(vmcb), Space.VIRTUAL, gva, one)
+            self._tlb.fill(vmcb.core, tag(vmcb), Space.VIRTUAL, gva, one, vmcb.vmpl)
         return one
 
     def _tell(self, gpa: int, length: int) -> None:

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from node.generation import Generation
+from node.rmp_checks import VmsaInUse
 from node.rmp_faults import RmpFault
+from node.vmexit import ExitCode
 from psp.asid_ranges import AsidRanges
 from psp.system_bus import PAGE_BYTES
 
@@ -24,8 +26,7 @@ class VmrunChecks:
 
     def __init__(self, board: Board) -> None:
         self._board = board
-        # MinSEVASID and the highest ASID stay as the platform booted. How SNP_INIT_EX splits the ASIDs below
-        # MinSEVASID is firmware's to enforce when it gives them out: no text has VMRUN ask for it.
+        # MinSEVASID and the highest ASID stay as the platform booted.
         ranges = AsidRanges(board.bus)
         self._asids: Mapping[Generation, range] = {
             Generation.SEV: ranges.sev,
@@ -46,13 +47,33 @@ class VmrunChecks:
             return False
         return not save_area_spa % PAGE_BYTES and 0 <= save_area_spa <= self._board.bus.dram_bytes - PAGE_BYTES
 
+    def code(self, vmcb: Vmcb) -> int:
+        """What VMRUN comes to: 0, or its exit code where a block, its keys or its save area are not in order."""
+        board = self._board
+        if not self.passed(vmcb):
+            return ExitCode.INVALID
+        if vmcb.rmp_checked:
+            if board.rmp is None:
+                return ExitCode.INVALID
+            try:
+                if not board.rmp.checks.may_enter(vmcb.save_area_spa, vmcb.asid):
+                    return ExitCode.INVALID
+            except VmsaInUse:
+                return ExitCode.BUSY
+        needed = (vmcb.asid if vmcb.encrypted else 0, board.save_area_key(vmcb))
+        if not all(board.controller.has_key(key) for key in needed if key):
+            return ExitCode.INVALID
+        if not board.registers_fit(vmcb):
+            return board.platform.save_area_refused
+        return 0 if board.events.accepts(vmcb) else ExitCode.INVALID
+
     def passed(self, vmcb: Vmcb) -> bool:
         """Whether VMRUN accepts a block; False is VMEXIT_INVALID.
 
         Where no RMP entry has to make the save area the guest's own, the host must be allowed to write there,
         because an exit stores registers. That of an SNP guest is for the RMP to judge.
         """
-        if not vmcb.consistent:
+        if not vmcb.consistent or not self._is_on_its_side(vmcb):
             return False
         rmp = self._board.rmp
         if vmcb.rmp_checked or rmp is None:
@@ -62,3 +83,12 @@ class VmrunChecks:
         except RmpFault:
             return False
         return True
+
+    def _is_on_its_side(self, vmcb: Vmcb) -> bool:
+        """Whether an ASID is on its guest's side of MAX_SNP_ASID, where the switch has VMRUN ask for that."""
+        if not self._board.product.rmp.vmrun_splits_asids:
+            return True
+        split = self._board.psp.asid_ranges
+        if vmcb.generation is Generation.SEV_ES:
+            return vmcb.asid in split.es
+        return not vmcb.rmp_checked or vmcb.asid in split.snp

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from node.cipher_scratch import MIXED, PAGE_SCRATCH, Aes, landing, stride_scratch, strides
+from node.cipher_scratch import MIXED, PAGE_SCRATCH, Aes, stride_scratch, strides
 from node.dimm_cells import Octets, Words
 from node.memory_cipher import Tweaks
 
@@ -27,24 +27,17 @@ class XeCipher:
     def encrypt(self, plain: Words, spa: int, out: Words) -> None:
         """Encrypt whole blocks that lie at ``spa``; ``out`` may be DRAM itself."""
         for done, end, at in strides(spa, plain.size):
-            masked, octets, _ = stride_scratch(end - done)
+            masked, octets, mixed = stride_scratch(end - done)
             np.bitwise_xor(plain[done:end], self._tweaks.in_stride(at, end - done), masked)
-            buffer, mixed = landing(out, done, end)
-            self._encrypt(octets, buffer)
-            if buffer is MIXED:
-                out[done:end] = mixed
+            self._encrypt(octets, MIXED)
+            out[done:end] = mixed
 
     def decrypt(self, cipher: Words, spa: int, out: Words) -> None:
-        """Decrypt whole blocks that lie at ``spa``."""
+        """Decrypt whole blocks that lie at ``spa``; ``out`` may be ``cipher``."""
         for done, end, at in strides(spa, cipher.size):
-            out[done:end] = self.decrypt_in_stride(cipher[done:end], at).view(np.uint64)
-
-    def decrypt_in_stride(self, cipher: Words, spa: int) -> Octets:
-        """Decrypt whole blocks of one stride; the next call overwrites the array."""
-        masked, octets, mixed = stride_scratch(cipher.size)
-        self._decrypt(cipher.view(np.uint8), MIXED)
-        np.bitwise_xor(mixed, self._tweaks.in_stride(spa, cipher.size), masked)
-        return octets
+            mixed = stride_scratch(end - done)[2]
+            self._decrypt(cipher[done:end].view(np.uint8), MIXED)
+            np.bitwise_xor(mixed, self._tweaks.in_stride(at, end - done), out[done:end])
 
     def encrypt_in_page(self, plain: Words, spa: int, out: Words) -> None:
         """Encrypt whole blocks of one page."""

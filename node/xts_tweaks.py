@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from node.cipher_scratch import STRIDE_BYTES, aligned
 from node.dimm_cells import WORD_BYTES, Words
 from node.memory_cipher import BLOCK_BYTES, XtsSector
+from node.xts_engine import powers_of_alpha
 
 _BLOCK_WORDS = BLOCK_BYTES // WORD_BYTES
 _HALF_BITS = np.uint64(64)
@@ -48,6 +49,12 @@ class XtsTweaks:
         return tweaks.reshape(-1)[start : start + words]
 
     in_stride = in_page
+
+    def masks(self, spa: int, words: int) -> Words:
+        """What goes around the library's XTS, at the beginning of a stride; the next call overwrites the array."""
+        tweaks = self.in_page(spa, words)
+        tweaks ^= powers_of_alpha()[:words]
+        return tweaks
 
 
 def _times_alpha(words: Words, power: int) -> Words:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Self
+import struct
+from typing import Any, ClassVar, NamedTuple, Self
+
+_INTEGERS = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
 
 def at(offset: int, width: int, default: int | bytes = 0) -> Any:
@@ -11,21 +14,50 @@ def at(offset: int, width: int, default: int | bytes = 0) -> Any:
     return dataclasses.field(default=default, metadata={"offset": offset, "width": width})
 
 
-_TABLES: dict[type, tuple[tuple[str, int, int, bool], ...]] = {}
+def secret_at(offset: int, width: int) -> Any:
+    """Raw bytes at ``offset`` that no text of a record shows; zeros unless given."""
+    return dataclasses.field(default=bytes(width), repr=False, metadata={"offset": offset, "width": width})
+
+
+class _Table(NamedTuple):
+    fields: tuple[tuple[str, int, int, bool], ...]
+    """(name, offset, width, raw) in the order of the offsets."""
+    form: struct.Struct
+    names: tuple[str, ...]
+    raw: tuple[tuple[str, int], ...]
+    """Fields of raw bytes, and their widths."""
+
+
+_TABLES: dict[type, _Table] = {}
 """Read once for each layout, for the firmware parses one with every command."""
 
 
-def _table(layout: type[ByteLayout]) -> tuple[tuple[str, int, int, bool], ...]:
+def _table(layout: type[ByteLayout]) -> _Table:
     found = _TABLES.get(layout)
     if found is None:
         found = _TABLES[layout] = _read_table(layout)
     return found
 
 
-def _read_table(layout: type[ByteLayout]) -> tuple[tuple[str, int, int, bool], ...]:
-    return tuple(
+def _read_table(layout: type[ByteLayout]) -> _Table:
+    """Raises ValueError for fields that overlap, are out of order or reach beyond the record."""
+    fields = tuple(
         (entry.name, entry.metadata["offset"], entry.metadata["width"], isinstance(entry.default, bytes))
         for entry in dataclasses.fields(layout)
+    )
+    form, end = "<", 0
+    for name, offset, width, raw in fields:
+        if offset < end:
+            raise ValueError(f"{layout.__name__}.{name}: expected an offset from {end:#x} on, got {offset:#x}")
+        form += f"{offset - end}x" + (f"{width}s" if raw else _INTEGERS[width])
+        end = offset + width
+    if end > layout.SIZE:
+        raise ValueError(f"{layout.__name__}: expected fields within {layout.SIZE:#x} bytes, got {end:#x}")
+    return _Table(
+        fields,
+        struct.Struct(f"{form}{layout.SIZE - end}x"),
+        tuple(name for name, *_ in fields),
+        tuple((name, width) for name, _, width, raw in fields if raw),
     )
 
 
@@ -40,17 +72,22 @@ class ByteLayout:
         """Read a record from its first ``SIZE`` bytes; ValueError if there are fewer."""
         if len(data) < cls.SIZE:
             raise ValueError(f"{cls.__name__}: expected {cls.SIZE} bytes, got {len(data)}")
-        return cls(**{
-            name: data[offset : offset + width] if raw else int.from_bytes(data[offset : offset + width], "little")
-            for name, offset, width, raw in _table(cls)
-        })  # fmt: skip
+        return cls(*_table(cls).form.unpack_from(data))
 
     def pack(self, onto: bytes = b"") -> bytes:
         """The record as bytes; OverflowError for a value wider than its field. ``onto`` gives the reserved bytes."""
+        table = _table(type(self))
+        for name, width in table.raw:
+            if len(getattr(self, name)) > width:
+                found = len(getattr(self, name))
+                raise OverflowError(f"{type(self).__name__}.{name}: expected at most {width} bytes, got {found}")
+        try:
+            packed = table.form.pack(*[getattr(self, name) for name in table.names])
+        except struct.error as error:
+            raise OverflowError(f"{type(self).__name__}: {error}") from None
+        if not onto:
+            return packed
         out = bytearray(onto[: self.SIZE].ljust(self.SIZE, b"\0"))
-        for name, offset, width, raw in _table(type(self)):
-            value = getattr(self, name)
-            if raw and len(value) > width:
-                raise OverflowError(f"{type(self).__name__}.{name}: expected at most {width} bytes, got {len(value)}")
-            out[offset : offset + width] = value.ljust(width, b"\0") if raw else value.to_bytes(width, "little")
+        for _, offset, width, _ in table.fields:
+            out[offset : offset + width] = packed[offset : offset + width]
         return bytes(out)

@@ -44,6 +44,8 @@ class SecurityProcessor:
         self._legacy_memory = HostMemory(bus, pages, Status.INVALID_ADDRESS)
         self._snp_memory = HostMemory(bus, pages, Status.INVALID_PAGE_STATE)
         flush, ranges = AsidFlush(bus), AsidRanges(bus)
+        self.asid_ranges = ranges
+        """Which ASIDs it gives to guests of each kind, as SNP_INIT_EX has split them."""
         self.legacy = LegacyFirmware(bus, self._legacy_memory, flush, ranges, self._random, api)
         self.snp = SnpFirmware(
             bus,
@@ -61,9 +63,9 @@ class SecurityProcessor:
         return self.mailbox.submit(command, buffer_spa)
 
     def launch_record(self, gctx_spa: int) -> LaunchRecord:
-        """An SNP guest by its context page; KeyError if there is none."""
-        guest = self.snp.guests[gctx_spa]
-        return LaunchRecord(guest.digest.value, guest.policy, guest.asid, guest.state)
+        """An SNP guest by its context page. Raises PspError(INVALID_GUEST) if there is none."""
+        context = self.snp.guests.pages.read(gctx_spa)
+        return LaunchRecord(context.digest, context.policy, context.asid, context.state)
 
     def legacy_launch_record(self, handle: int) -> LaunchRecord:
         """A SEV guest by its handle; KeyError if there is none."""

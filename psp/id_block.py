@@ -49,16 +49,13 @@ class IdAuth(ByteLayout):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What reports say of a guest's owner; all zero without an ID block."""
+    """What reports say of a guest's owner."""
 
-    family_id: bytes = bytes(16)
-    image_id: bytes = bytes(16)
-    guest_svn: int = 0
-    id_key_digest: bytes = _NO_DIGEST
-    author_key_digest: bytes = _NO_DIGEST
-
-
-NO_IDENTITY = Identity()
+    family_id: bytes
+    image_id: bytes
+    guest_svn: int
+    id_key_digest: bytes
+    author_key_digest: bytes
 
 
 def checked_identity(block: IdBlock, auth: IdAuth, digest: bytes, policy: int, *, with_author: bool) -> Identity:

@@ -79,13 +79,13 @@ class LegacyFirmware:
         if es_enabled:
             self._check_tmr(init)
             self._memory.pages.trusted_region = ((init.tmr_address, TMR_BYTES),)
+            self._bus.take_trusted_region(init.tmr_address, TMR_BYTES)
         self.es_enabled = es_enabled
         self.keys.complete()
         self.state = LegacyPlatformState.INIT
         self._flush.require_all()
 
     def _check_tmr(self, init: buffers.Init) -> None:
-        """Firmware would write the region. Integrity values of save areas are kept beside it, by the bus."""
         if init.tmr_length < TMR_BYTES:
             raise PspError(Status.INVALID_LENGTH)
         alignment = LARGE_PAGE_BYTES if self._memory.pages.snp_initialised else TMR_BYTES
@@ -99,6 +99,7 @@ class LegacyFirmware:
         self.guests.clear()
         self.es_enabled = False
         self._memory.pages.trusted_region = ()
+        self._bus.give_back_trusted_region()
         self.state = LegacyPlatformState.UNINIT
 
     def _platform_status(self, _: buffers.PlatformStatus) -> buffers.PlatformStatus:

@@ -92,6 +92,10 @@ class SystemBus(Protocol):
         """Highest ASID with a key slot (CPUID 8000001F ECX)."""
 
     @property
+    def c_bit(self) -> int:
+        """The place of the C-bit in a page table entry (CPUID 8000001F EBX)."""
+
+    @property
     def min_sev_asid(self) -> int:
         """Lowest ASID for a guest that is neither ES nor SNP (CPUID 8000001F EDX)."""
 
@@ -127,6 +131,12 @@ class SystemBus(Protocol):
 
     def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:
         """Write what lies at ``spa`` back through the key of an ASID; the range is whole blocks."""
+
+    def take_trusted_region(self, spa: int, length: int) -> None:
+        """Clear a region, let nobody but hardware reach it, and keep the integrity values of save areas there."""
+
+    def give_back_trusted_region(self) -> None:
+        """Clear the region and let everybody reach it; without one nothing."""
 
     def seal_save_area(self, spa: int, asid: int) -> None:
         """Keep the integrity value of an SEV-ES save area, as it reads through an ASID's key."""

@@ -4,7 +4,9 @@ What this floor owns
     The framing of PCI DOE (``doe``), and device models whose DMA goes through
     a port object they are handed (``dma_port``): an NVMe disk (``nvme``, its
     bytes in ``nvme_format``, its media in ``nvme_namespace``), and the few
-    lines a driver needs to use it (``nvme_driver``).
+    lines a driver needs to use it (``nvme_driver``); a paravirtual network card
+    (``virtio_net``, its registers in ``virtio_mmio``, its rings in ``virtqueue``,
+    its bytes in ``virtio_format``).
 
 What it may not import
     Nothing of ours: this is the lowest floor. Nor clocks, event loops,

@@ -32,7 +32,7 @@ from tio.nvme_format import (
     SubmissionEntry,
     capabilities,
 )
-from tio.nvme_namespace import NvmeNamespace
+from tio.nvme_namespace import MediaError, NvmeNamespace
 from tio.nvme_prp import CommandRefused, prp_extents
 from tio.nvme_queues import CompletionQueue, SubmissionQueue
 
@@ -179,6 +179,8 @@ class NvmeController:
                 offset += size
         except DmaFault:
             raise CommandRefused(Status.DATA_TRANSFER_ERROR) from None
+        except MediaError:
+            raise CommandRefused(Status.UNRECOVERED_READ_ERROR) from None
         return Served(number, entry.cid, entry.opcode, Status.SUCCESS, bytes_read=length)
 
     def _store(self, register: Register, offset: int, value: int, width: int) -> None:

@@ -9,7 +9,8 @@ What this floor owns
 
 What it may not import
     ``cluster``, and of ``node`` nothing but ``node.operations``,
-    ``node.program`` and ``node.counter_random``: a tenant sees operations and
+    ``node.program``, ``node.counter_random`` and the guest kernel's parts of
+    blocks (``node.swiotlb``, ``node.guest_disk``): a tenant sees operations and
     answers, never a board, a hypervisor, a clock or another tenant. Attackers
     also take a hypervisor's means: its command buffers and its driver of the
     IOMMU. No SimPy, no Ray, no sockets, no wall clock, no global randomness.

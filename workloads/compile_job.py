@@ -1,11 +1,11 @@
 """A compile-like job: sources from the disk, objects in private memory, and a linker that reads them again.
 
 The job first writes its sources to its part of the VM's disk. A unit of work
-then reads one source into the shared buffer, as a device can only reach shared
-memory, compares it, compiles it to an object in private memory and computes.
+then reads one source into its buffer, through bounce buffers where devices reach no
+other memory, compares it, compiles it to an object in private memory and computes.
 Objects live in a ring; each is read and compared by the linker before its place
-is used again. Disk and shared buffer are the host's to change, so what comes
-from there is compared before it is used.
+is used again. The disk is the host's to change, so what comes from there is compared
+before it is used.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from node.operations import BLOCK_BYTES, BlockRead, BlockWrite, Compute, Fault, Read, Shutdown, Write
+from node.guest_disk import GuestDisk
+from node.operations import BLOCK_BYTES, Compute, Read, Shutdown, Write
 from node.program import Block, Demand, Placement, ProgramSpec, Registers
+from node.swiotlb import BounceArea, BounceBuffersFull, BounceFault
 from workloads.block_outcome import FAULTED, WRONG_ANSWER, faulted, loaded
 from workloads.keyed_content import KeyedContent
 from workloads.parameters import MOST_INSTRUCTIONS, WorkloadParameterError, check_placement, parameters_from, whole
@@ -68,13 +70,18 @@ class CompileParameters:
 
     @property
     def private_bytes(self) -> int:
-        """The ring of objects."""
-        return self.objects * self.object_bytes
+        """The ring of objects, and the buffer of one source."""
+        return self.objects * self.object_bytes + self.source_bytes
 
     @property
     def shared_bytes(self) -> int:
-        """The buffer of one source."""
+        """Bounce buffers for one source."""
         return self.source_bytes
+
+    @property
+    def disk_bytes(self) -> int:
+        """All sources."""
+        return self.sources * self.source_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +117,16 @@ class CompileJob:
     def _checkout(self, registers: Registers) -> Block:
         """Write one source to the disk."""
         number = registers.r12
-        buffer, blocks = self.placement.shared_gpa, self.parameters.source_blocks
-        answers = yield (Write(buffer, self._source(number), private=False),)
+        answers = yield (Write(self._buffer_gpa, self._source(number)),)
         if faulted(answers):
             return FAULTED
-        (status,) = yield (BlockWrite(self._lba(number), blocks, buffer),)
-        if status != 0:
+        try:
+            if not number:
+                yield from self._disk.area.open()
+            status = yield from self._disk.write(self._lba(number), self.parameters.source_blocks, self._buffer_gpa)
+        except (BounceFault, BounceBuffersFull):
+            return FAULTED
+        if status:
             return FAULTED
         registers.r12 += 1
         if registers.r12 == self.parameters.sources:
@@ -127,13 +138,14 @@ class CompileJob:
         """Read a source, compare it, and store its object."""
         unit = registers.r12
         number = unit % self.parameters.sources
-        buffer, step = self.placement.shared_gpa, self.parameters.access_bytes
-        (status,) = yield (BlockRead(self._lba(number), self.parameters.source_blocks, buffer),)
-        if isinstance(status, Fault) or status != 0:
+        step = self.parameters.access_bytes
+        try:
+            status = yield from self._disk.read(self._lba(number), self.parameters.source_blocks, self._buffer_gpa)
+        except (BounceFault, BounceBuffersFull):
             return FAULTED
-        answers = yield tuple(
-            Read(buffer + at, step, private=False) for at in range(0, self.parameters.source_bytes, step)
-        )
+        if status:
+            return FAULTED
+        answers = yield tuple(Read(self._buffer_gpa + at, step) for at in range(0, self.parameters.source_bytes, step))
         data = loaded(answers)
         if data is None:
             return FAULTED
@@ -165,6 +177,14 @@ class CompileJob:
             return Shutdown(0)
         registers.rip = COMPILE_RIP
         return None
+
+    @property
+    def _disk(self) -> GuestDisk:
+        return GuestDisk(BounceArea.of(self.placement))
+
+    @property
+    def _buffer_gpa(self) -> int:
+        return self.placement.base_gpa + self.parameters.objects * self.parameters.object_bytes
 
     def _source(self, number: int) -> bytes:
         return self.content.octets(b"source", number, 0, self.parameters.source_bytes)

@@ -94,6 +94,11 @@ class KeyValueParameters:
         """None."""
         return 0
 
+    @property
+    def disk_bytes(self) -> int:
+        """None."""
+        return 0
+
 
 class _Damaged(Exception):
     """The table does not hold what it must."""

@@ -37,10 +37,11 @@ PARAMETERS: Mapping[str, type[Parameters]] = MappingProxyType({
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Memory that one vCPU's program needs."""
+    """Memory that one vCPU's program needs, and its part of the disk."""
 
     private_bytes: int
     shared_bytes: int
+    disk_bytes: int
 
 
 def validate_parameters(name: str, parameters: Mapping[str, Scalar]) -> tuple[tuple[str, Scalar], ...]:
@@ -53,7 +54,7 @@ def validate_parameters(name: str, parameters: Mapping[str, Scalar]) -> tuple[tu
 def footprint(spec: ProgramSpec) -> Footprint:
     """What a placement must offer the program of ``spec``."""
     parameters = _parsed(spec.name, spec.parameters)
-    return Footprint(parameters.private_bytes, parameters.shared_bytes)
+    return Footprint(parameters.private_bytes, parameters.shared_bytes, parameters.disk_bytes)
 
 
 def _parsed(name: str, given: Iterable[tuple[str, Scalar]]) -> Parameters:

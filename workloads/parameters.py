@@ -108,6 +108,11 @@ class Parameters(Protocol):
         """Memory shared with the host that the program lays out."""
         ...
 
+    @property
+    def disk_bytes(self) -> int:
+        """The program's part of the disk."""
+        ...
+
 
 P = TypeVar("P", bound=Parameters)
 

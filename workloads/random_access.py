@@ -91,6 +91,11 @@ class RandomAccessParameters:
         """None."""
         return 0
 
+    @property
+    def disk_bytes(self) -> int:
+        """None."""
+        return 0
+
 
 @dataclass(frozen=True, slots=True)
 class EpochOrder:

@@ -77,6 +77,11 @@ class StreamParameters:
         """None."""
         return 0
 
+    @property
+    def disk_bytes(self) -> int:
+        """None."""
+        return 0
+
 
 @dataclass(frozen=True, slots=True)
 class Stream:

@@ -167,6 +167,11 @@ class PlayerParameters:
         """None."""
         return 0
 
+    @property
+    def disk_bytes(self) -> int:
+        """None."""
+        return 0
+
 
 @dataclass(frozen=True, slots=True)
 class TracePlayer:

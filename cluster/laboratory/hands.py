@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import get_args
 
+from cluster.laboratory.owner import Owner
 from cluster.oracle.transcript import Transcript
 from node import operations as op
 from node.actor import Actor, Role
@@ -12,8 +13,11 @@ from node.board import Board
 from node.operations import Answer
 from node.physical_port import PhysicalPort
 from workloads.attacks.dimm_operations import DimmDump, DimmGround, DimmPoke, DimmUnground
+from workloads.attacks.owner_operations import AskOwner
 from workloads.attacks.target import AttackBatch
 
+_NETWORK = "network"
+"""Not a hand: whom code in a guest asks, and what it is answered."""
 _GUEST = frozenset(get_args(op.GuestOperation))
 _DIMM: Mapping[type, Callable[..., Answer]] = {
     DimmDump: lambda port, _: op.Runs(port.dump_written()),
@@ -31,16 +35,20 @@ class MixedHands(ValueError):
 
 
 class Hands:
-    """Executes an attacker's batches: as the hypervisor, as one tenant, or at the memory modules."""
+    """Executes an attacker's batches: as the hypervisor, as one tenant, or at the memory modules.
 
-    def __init__(self, board: Board, tenant: str, transcript: Transcript) -> None:
+    ``owner`` answers code in guests that asks it for the victim's secret; without one nobody does.
+    """
+
+    def __init__(self, board: Board, tenant: str, transcript: Transcript, owner: Owner | None = None) -> None:
         self._board, self._tenant = board, tenant
         self._modules = PhysicalPort(board.dram)
         self._transcript = transcript
-        self._ways: Mapping[Role, Callable[..., tuple[Answer, ...]]] = {
+        self._ways: Mapping[str, Callable[..., tuple[Answer, ...]]] = {
             Role.GUEST: self._as_the_tenant,
             Role.HYPERVISOR: board.execute_host,
             Role.DIMM: self._at_the_modules,
+            _NETWORK: (lambda batch: (None,) * len(batch)) if owner is None else owner.act,
         }
 
     def act(self, batch: AttackBatch) -> tuple[Answer, ...]:
@@ -64,8 +72,10 @@ class Hands:
         return answers
 
 
-def _role(one: object) -> Role:
+def _role(one: object) -> str:
     if type(one) in _GUEST:
         return Role.GUEST
+    if type(one) is AskOwner:
+        return _NETWORK
     return Role.DIMM if type(one) in _DIMM else Role.HYPERVISOR
 

@@ -21,6 +21,7 @@ class Interface(StrEnum):
     WAY_PAST_THE_KEY = "access without the C-bit that goes past every key"
     PAGE_VALIDATION = "PVALIDATE"
     TRANSPARENT_KEY = "key over all memory, set by firmware"
+    CONTEXT_PAGE = "context of the victim in a page of memory"
 
 
 def is_there(interface: Interface, hands: Hands, target: Target) -> bool:
@@ -51,5 +52,7 @@ _LOOKS: Mapping[Interface, Callable[[Hands, Target], bool]] = {
     Interface.C_BIT: _has_c_bit,
     Interface.WAY_PAST_THE_KEY: _lies_in_clear,
     Interface.PAGE_VALIDATION: _has_pvalidate,
+    # The firmware is not asked: its refusal would count as protection.
+    Interface.CONTEXT_PAGE: lambda _, target: target.victim.gctx != 0,
     Interface.TRANSPARENT_KEY: lambda hands, target: not _lies_in_clear(hands, target),
 }

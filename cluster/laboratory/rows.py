@@ -6,14 +6,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from cluster.laboratory.interface import Interface
-from cluster.laboratory.scene import GHOST_LINE, VICTIM, Setting, act_out, status_gpa
+from cluster.laboratory.scene import GHOST_LINE, USUAL, VICTIM, Cast, Setting, act_out, code_gpa, status_gpa
 from cluster.oracle.verdict import Aim, Verdict, judge
 from workloads.attacks import (
     alias,
     block_move,
+    bounced,
     cache_drop,
+    confused_deputy,
     dimm,
     dma,
+    false_cpuid,
+    forged_measurement,
     neighbours,
     nested_remap,
     read_memory,
@@ -33,11 +37,14 @@ class Row:
     """An address line that the host's modules must lack."""
     caches: bool = False
     """Cores must have caches."""
-    habit: bool = False
-    """The victim must have the habit of validating a page again, unless it is told to keep books."""
+    cast: Cast = USUAL
     chosen_status: bytes = b""
     """What the victim must be made to read as its status, where garbage is not enough."""
+    chosen_code: bytes = b""
+    """As ``chosen_status``, in the place of what it runs."""
 
+
+_LIED_TO = Cast(victim="newcomer", hypervisor=false_cpuid.DenyingHypervisor)
 
 ROWS: Mapping[str, Row] = {
     "01": Row((read_memory.read_private_page,)),
@@ -52,17 +59,24 @@ ROWS: Mapping[str, Row] = {
     "11": Row((nested_remap.merge_pages,)),
     "12": Row((nested_remap.serve_the_secret,)),
     "13": Row((nested_remap.fresh_page,)),
-    "14": Row((nested_remap.fresh_page,), needs=Interface.PAGE_VALIDATION, habit=True),
+    "14": Row((nested_remap.fresh_page,), needs=Interface.PAGE_VALIDATION, cast=Cast(tracks_validation=False)),
     "15": Row((nested_remap.shared_page, nested_remap.page_of_another)),
     "16a": Row((block_move.place_chosen_text,), chosen_status=block_move.CHOSEN),
     "16b": Row((write_memory.move_blocks,)),
+    "17": Row((bounced.swap_what_is_sent,)),
+    "18": Row((bounced.send_code,), chosen_code=bounced.CODE),
+    "23": Row((false_cpuid.share_and_read,), cast=_LIED_TO),
     "33": Row((cache_drop.drop_dirty_lines,), caches=True),
     "35a": Row((alias.replay_through_ghost,), ghost_line=GHOST_LINE),
+    "35b": Row((forged_measurement.through_ghost,), needs=Interface.CONTEXT_PAGE, ghost_line=GHOST_LINE),
+    "38": Row((confused_deputy.turn_debugging_on,), needs=Interface.CONTEXT_PAGE),
     "39": Row((alias.replay_through_interposer,)),
     "43": Row((nested_remap.take_away,)),
     "44": Row((neighbours.wrong_mapping,)),
     "45": Row((neighbours.freed_page,)),
     "46": Row((neighbours.two_contexts,)),
+    "48": Row((false_cpuid.share_and_read,), cast=_LIED_TO),
+    "82a": Row((confused_deputy.write_by_device,), needs=Interface.CONTEXT_PAGE),
 }
 """By id of the matrix."""
 
@@ -74,7 +88,11 @@ def verdicts(row: str, setting: Setting) -> list[Verdict]:
     where = replace(
         setting,
         platform=replace(platform, ghost_line=line.ghost_line, caches=platform.caches or line.caches),
-        validates_again=line.habit and not setting.tracks_validation,
     )
-    aim = Aim(VICTIM, status_gpa(), line.chosen_status) if line.chosen_status else None
-    return [judge(*act_out(where, attack, line.needs), aim=aim) for attack in line.attacks]
+    return [judge(*act_out(where, attack, line.needs, line.cast), aim=_aim(line)) for attack in line.attacks]
+
+
+def _aim(line: Row) -> Aim | None:
+    if line.chosen_code:
+        return Aim(VICTIM, code_gpa(), line.chosen_code)
+    return Aim(VICTIM, status_gpa(), line.chosen_status) if line.chosen_status else None

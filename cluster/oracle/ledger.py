@@ -42,6 +42,7 @@ class Ledger:
     def __init__(self) -> None:
         self._secrets: dict[str, list[Secret]] = {}
         self._contents: dict[str, list[tuple[int, bytes]]] = {}
+        self._one_to_one: dict[str, int] = {}
 
     @property
     def victims(self) -> tuple[str, ...]:
@@ -63,13 +64,21 @@ class Ledger:
         self.protect(victim)
         self._contents[victim].append((gpa, octets))
 
+    def map_one_to_one(self, victim: str, below: int) -> None:
+        """A victim's own tables map virtual addresses below this to the same guest-physical ones.
+
+        It means all of that to be private, wherever the hypervisor made it believe the C-bit to be.
+        """
+        self.protect(victim)
+        self._one_to_one[victim] = below
+
     def secrets(self, victim: str) -> tuple[Secret, ...]:
         """A victim's secrets."""
         return tuple(self._secrets[victim])
 
     def shadow(self, victim: str) -> ShadowMemory:
         """A victim's private memory as it was in the beginning, to be followed from there."""
-        shadow = ShadowMemory()
+        shadow = ShadowMemory(self._one_to_one.get(victim, 0))
         for gpa, octets in self._contents[victim]:
             shadow.write(gpa, octets)
         return shadow
@@ -78,7 +87,9 @@ class Ledger:
 class ShadowMemory:
     """What a victim wrote last at each private address; what it never wrote is unknown."""
 
-    def __init__(self) -> None:
+    def __init__(self, one_to_one: int = 0) -> None:
+        self.one_to_one = one_to_one
+        """Virtual addresses below this are known: they are guest-physical ones."""
         self._pages: dict[int, tuple[bytearray, bytearray]] = {}
         """Contents, and 1 where a byte is known."""
 
@@ -145,8 +156,17 @@ def _page_state_change(shadow: ShadowMemory, one: PageStateChange, answer: Answe
         shadow.forget(one.gpa, one.length)
 
 
-def _by_virtual_address(_: ShadowMemory, __: VirtualRead | Fetch | VirtualWrite, ___: Answer) -> None:
-    raise CannotFollow
+def _by_virtual_address(
+    shadow: ShadowMemory, one: VirtualRead | Fetch | VirtualWrite, answer: Answer
+) -> Discrepancy | None:
+    if not shadow.one_to_one:
+        raise CannotFollow
+    if one.gva >= shadow.one_to_one:
+        return None  # Another view of the same memory, of which nothing is known.
+    if isinstance(one, VirtualWrite):
+        _write(shadow, Write(one.gva, one.data), None)
+        return None
+    return _read(shadow, Read(one.gva, one.length), answer)
 
 
 _STEPS: Mapping[type, Callable[..., Discrepancy | None]] = {

@@ -22,6 +22,7 @@ from node.operations import (
     RmpReadResult,
     RmpUpdate,
     Runs,
+    VmKick,
     VmRun,
 )
 
@@ -69,7 +70,9 @@ class Transcript:
         self.entries.append(Absence(interface))
 
 
-CODED = frozenset({BlockRead, BlockWrite, NestedMap, NestedUnmap, PageStateChange, PSmash, RmpAdjust, RmpUpdate, VmRun})
+CODED = frozenset({
+    BlockRead, BlockWrite, NestedMap, NestedUnmap, PageStateChange, PSmash, RmpAdjust, RmpUpdate, VmKick, VmRun,
+})  # fmt: skip
 """Operations that answer with a code, 0 for success; another's number is a value that it read."""
 
 

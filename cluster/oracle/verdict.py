@@ -30,6 +30,7 @@ from cluster.oracle.holdings import Holdings, Measure
 from cluster.oracle.ledger import Discrepancy, Ledger
 from cluster.oracle.transcript import CODED, Absence, Complaint, Entry, Transcript, told_by
 from node.actor import HYPERVISOR, Actor, Role
+from node.ghcb_msr import TerminateRequest
 from node.operations import (
     Answer,
     Copy,
@@ -41,6 +42,7 @@ from node.operations import (
     PValidateResult,
     RmpQueryResult,
     RmpReadResult,
+    VmgExit,
     Write,
 )
 
@@ -172,6 +174,8 @@ class _Case:
             self._publish(one.data)
         elif isinstance(one, Copy) and not one.target_private and isinstance(answer, bytes):
             self._publish(answer)
+        elif isinstance(one, VmgExit) and one.msr & _MESSAGE == TerminateRequest.CODE:
+            self._complaints.setdefault(None, f"{self._victim} ended itself: {one.msr:#x}")
         elif isinstance(one, PValidate) and isinstance(answer, PValidateResult) and one.validate and answer.code == 0:
             self._wave_away(one)
 
@@ -194,6 +198,10 @@ class _Case:
         """
         for gpa in [at for at in self._complaints if at is not None and one.gpa <= at < one.gpa + one.length]:
             del self._complaints[gpa]
+
+
+_MESSAGE = 0xFFF
+"""Bits of the GHCB MSR that name the message."""
 
 
 def _is_victim(ledger: Ledger, entry: Entry) -> bool:

@@ -160,8 +160,9 @@ def test_what_counts_as_the_machine_holds_every_chip(inspection: Inspection) -> 
     parts = {type(obj).__name__ for obj in inspection.machine().values() if own_class(obj)}
     expected = {
         "Board", "Dram", "DimmCells", "MemoryController", "XexCipher", "ReverseMapTable", "RmpTable", "RmpChecks",
-        "SecurityProcessor", "SnpFirmware", "LegacyFirmware", "SnpGuest", "HostSystemBus", "NestedPageTable",
-        "Host", "HypervisorTasks", "VcpuRunner", "Guest", "Vcpu", "GuestInstructions", "HostInstructions",
+        "SecurityProcessor", "SnpFirmware", "LegacyFirmware", "SnpGuests", "ContextPages", "HostSystemBus",
+        "NestedPageTable", "Host", "HypervisorTasks", "VcpuRunner", "Guest", "Vcpu", "GuestInstructions",
+        "HostInstructions",
     }  # fmt: skip
     assert expected <= parts
 

@@ -17,6 +17,8 @@ from cluster.inline_layout import InlineLayout
 from cluster.layout import Rows
 from cluster.migration_rows import drain_row, migration_row
 from cluster.scenario import Scenario, ScenarioError
+from cluster.shard import ShardReport
+from cluster.shard_worker import Mail, packed_call, packed_report, parsed_call, parsed_report
 
 GIB = 1 << 30
 LINK = 1.25e9
@@ -44,13 +46,14 @@ def play(
     body: Mapping[str, Any],
     wire: Callable[[str, tuple[bytes, ...]], tuple[bytes, ...]] | None = None,
     cut: Callable[[int, int], int] | None = None,
+    layout: InlineLayout | None = None,
 ) -> tuple[Fleet, Rows]:
     """Run a scenario in this process; its fleet and the rows of its tables."""
     chosen = Scenario.parse(body)
     fleet = build_fleet(chosen)
     if wire is not None:
         fleet.control.migrations.wire = wire
-    layout = InlineLayout()
+    layout = layout or InlineLayout()
     layout.start(build_host, [(order.spec.name, order.pack()) for order in fleet.orders])
     Coordinator(layout, fleet.control, chosen.control_plane_latency, chosen.duration, cut=cut).run()
     rows = layout.collect(chosen.duration)
@@ -94,6 +97,26 @@ def test_a_store_that_moves_again_and_again_finds_every_record() -> None:
     # Its books went with it: nothing counted twice, nothing lost.
     assert sum(host["operations"] for host in rows["hosts"]) == row["operations"]
     assert len({(one["entity"], one["bucket"]) for one in rows["digests"]}) == len(rows["digests"])
+
+
+class Carried(InlineLayout):
+    """Here, but for the mail: all of it crosses as between processes."""
+
+    def advance(self, horizon_ns: int, mail: Mail, event_budget: int) -> ShardReport:
+        report = super().advance(*parsed_call(packed_call(horizon_ns, mail, event_budget)))
+        return parsed_report(packed_report(report))
+
+
+def test_what_hosts_and_control_plane_say_is_the_same_on_both_sides_of_a_process() -> None:
+    moving = scenario(
+        duration="12 s",
+        vms=[group("vm"), group("late", start="launch", arrival="2 s", lifetime="9 s")],
+        migrations=[move(times=3, pause="1 s"), move("late", "4 s", to="host-3")],
+    )
+    _, here = play(moving)
+    _, carried = play(moving, layout=Carried())
+    assert outcomes(here) == [("completed", None)] * 4
+    assert here == carried
 
 
 def test_an_sme_guest_moves_only_where_its_hosts_encrypt_by_the_c_bit() -> None:
@@ -357,7 +380,7 @@ def test_a_store_that_moves_between_processes_is_the_one_that_moved_within_one()
         migrations=[move(times=3, pause="100 ms"), move("build", to="host-2")],
     )  # fmt: skip
     digests = set()
-    for layout, workers in (("inline", None), ("packed", 2), ("packed", 3)):
+    for layout, workers in (("inline", None), ("packed", 3)):
         with session_module.Session(layout, workers) as session:
             results = session.run(Scenario.parse(body), None, None, None)
         digests.add(results.digest)

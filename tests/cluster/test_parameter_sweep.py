@@ -76,10 +76,8 @@ def test_a_dearer_exit_stretches_the_protected_guest_and_not_its_plain_neighbour
 
 @pytest.mark.ray
 def test_the_tables_are_the_same_bytes_on_workers(swept: Path, tiny_scenario: Scenario, tmp_path: Path) -> None:
-    for workers in (1, 2):
-        out = tmp_path / str(workers)
-        sweep(tiny_scenario, seeds=SEEDS, grid=GRID, out=out, workers=workers)
-        assert bytes_of(out) == bytes_of(swept)
+    sweep(tiny_scenario, seeds=SEEDS, grid=GRID, out=tmp_path / "out", workers=2)
+    assert bytes_of(tmp_path / "out") == bytes_of(swept)
 
 
 def stopped_after(count: int, out: Path, scenario: Scenario) -> SweepResults:

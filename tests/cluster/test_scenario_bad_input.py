@@ -31,6 +31,12 @@ BAD = {
     "another schema version": (GOOD.replace("schema = 1", "schema = 2"), "schema", "expected schema version 1"),
     "schema version as text": (GOOD.replace("schema = 1", 'schema = "1"'), "schema", "expected schema version 1"),
     "unknown key": (GOOD + "colour = 3\n", 'vms[0].colour of "db"', "expected one of the keys name,"),
+    "unknown check of a kernel": (
+        GOOD + "kernel = {stars = false}\n", 'vms[0].kernel.stars of "db"', "expected one of the keys lazy_va"
+    ),
+    "a check neither on nor off": (
+        GOOD + "kernel = {checks_carry = 1}\n", 'vms[0].kernel.checks_carry of "db"', "expected true or false, got 1"
+    ),
     "misspelt key": (GOOD.replace("memory", "memry", 1), 'hosts[0].memry of "milan"', 'expected "memory"'),
     "unknown table": (GOOD + "[network]\nx = 1\n", "network", "expected one of the keys"),
     "wrong type": (GOOD + 'count = "3"\n', 'vms[0].count of "db"', 'expected a whole number, got "3"'),
@@ -148,6 +154,8 @@ BAD = {
     "running but late": (GOOD + 'start = "running"\narrival = "1 s"\n', 'vms[0].start of "db"', "that arrive later"),
     "unknown start": (GOOD + 'start = "now"\n', 'vms[0].start of "db"', "expected 'launch' or 'running', got \"now\""),
     "no such firmware": (GOOD + 'firmware = "x.fd"\n', 'vms[0].firmware of "db"', 'expected "auto" or an image file'),
+    "no such disk": (GOOD + 'disk = "x.img"\n', 'vms[0].disk of "db"', """expected "memory" or a file, got no file"""),
+    "part of a block for a disk": (GOOD + 'disk = "bad.toml"\n', 'vms[0].disk of "db"', "whole blocks of 4096 bytes"),
     "rubbish for firmware": (GOOD + 'firmware = "bad.toml"\n', 'vms[0].firmware of "db"', "expected an OVMF image"),
     "no such trace": (
         GOOD + '[trace]\nsource = "nowhere"\nvms = 3\ngenerations = {PLAIN = 1}\n',
@@ -237,6 +245,18 @@ def test_a_scenario_that_is_not_there_is_named(
     assert main(["run", word]) == 2
     (line,) = lines_of_error(capsys)
     assert expectation in line
+
+
+def test_a_disk_too_short_for_its_workload_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "block.img").write_bytes(bytes(4096))
+    (folder / "bad.toml").write_text(GOOD.replace("key-value-store", "compile-job") + 'disk = "block.img"\n')
+    assert main(["check", "bad.toml"]) == 2
+    (line,) = lines_of_error(capsys)
+    assert line == (
+        'sevfleet: bad.toml: vms[0].disk of "db": expected at least 128 KiB for 1 vCPUs, got 4 KiB'
+    )
+    (folder / "block.img").write_bytes(bytes(128 << 10))
+    assert main(["check", "bad.toml"]) == 0
 
 
 def test_a_trace_with_broken_rows_is_named_with_its_file_and_column(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.actor_layout import ActorLayout, WorkerRule, one_each, packed
 from cluster.compare import Pair, compare
 from cluster.coordinator import Coordinator
 from cluster.fleet import build_fleet
@@ -65,10 +66,21 @@ def row(results: Results, name: str) -> dict[str, Any]:
     return next(one for one in results.vms.to_pylist() if one["vm"] == name)
 
 
+@pytest.fixture(scope="module")
+def on_actors() -> Iterator[Session]:
+    """A session over one Ray, in which every rule of workers is tried."""
+    with Session("packed", 3) as session:
+        yield session
+
+
 @pytest.mark.ray
-@pytest.mark.parametrize(("layout", "workers"), [("packed", 1), ("packed", 2), ("packed", 3), ("host", None)])
-def test_results_do_not_depend_on_layout_or_workers(inline: Results, layout: str, workers: int | None) -> None:
-    assert run(scenario(), layout=layout, workers=workers).digest == inline.digest
+@pytest.mark.parametrize("rule", [packed(3), packed(1), packed(2), one_each(None)], ids=["3", "1", "2", "host"])
+def test_results_do_not_depend_on_layout_or_workers(inline: Results, on_actors: Session, rule: WorkerRule) -> None:
+    assert isinstance(on_actors._layout, ActorLayout)
+    on_actors._layout.rule = rule
+    results = on_actors.run(scenario(), None, None, None)
+    assert results.digest == inline.digest
+    assert results.run["workers"] == rule(3, 2)
 
 
 def digests_with_cuts(cut: Callable[[int, int], int]) -> list[tuple[object, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sealed_areas import seal
 from snp_cores import enable_snp
 
 from node import operations as op
@@ -91,10 +92,11 @@ def new_board(
     disabled: tuple[Protection, ...] = (),
     product: str = "Milan",
     mode: HostMode = HostMode.NONE,
+    caches: bool = False,
 ) -> Board:
     """A board without guests; its RMP is set up."""
     random = CounterRandom(1)
-    platform = Platform(mode=mode, tlb_entries=tlb, disabled=frozenset(disabled))
+    platform = Platform(mode=mode, tlb_entries=tlb, disabled=frozenset(disabled), caches=caches)
     board = Board("board", PRODUCTS[product], 64 * MIB, MIN_SEV_ASID, random, platform)
     if board.rmp is not None:
         enable_snp(board)
@@ -138,7 +140,7 @@ def paged_guest(
         own = encrypted and generation is not Generation.SEV
         board.controller.write(spa, page, asid if own else 0)
         if generation is Generation.SEV_ES:
-            board.bus.seal_save_area(spa, asid)
+            seal(board, spa, asid)
         batch.append(
             op.VmcbWrite(vm, vcpu, asid if encrypted else 0, generation.name, spa, tlb_control=tlb_control)
         )

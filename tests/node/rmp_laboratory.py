@@ -90,7 +90,7 @@ def laboratory(product: str = "Turin", platform: Platform = AS_USUAL, **switches
     lab = Laboratory(Board("board", row, MEMORY_BYTES, 100, CounterRandom(1), platform))
     (syscfg,) = lab.host(op.ReadMsr(0, Msr.SYSCFG))
     assert isinstance(syscfg, int)
-    for step in bring_up_steps(row, COMMAND_PAGE, syscfg):
+    for step in bring_up_steps(row, COMMAND_PAGE, syscfg, platform.max_snp_asid):
         assert refusal(step, lab.host(*step.batch)) == ""
     for vm, asid in VMS.items():
         assert lab.host(op.RmpUpdate(gctx(vm), PAGE_BYTES, FIRMWARE)) == (0,)

@@ -244,9 +244,9 @@ def test_vm_page_flush_writes_back_lines_of_one_page_and_one_asid():
     by_host(host, op.Wbinvd())
     by_guest(host, one, op.Write(gpa, NEW), op.Write(gpa + 4096, NEW))
     by_guest(host, other, op.Write(gpa + 64, OLD))
-    assert cache.dirty_lines == 3
+    assert len(cache._dirty) == 3
     assert by_host(host, op.VmPageFlush(at, one.asid)) == (None,)
-    assert cache.dirty_lines == 2
+    assert len(cache._dirty) == 2
     read = host.board.caches.fabric(Snoop.NONE).read
     assert read(at, 64, one.asid) == NEW
     assert read(at + 64, 64, other.asid) == NEW
@@ -278,7 +278,7 @@ def test_the_hosts_clflush_reaches_a_guests_lines_on_a_coherent_part_only(produc
     by_host(host, op.Wbinvd())
     by_guest(host, guest, op.Write(gpa, NEW))
     by_host(host, op.HostClflush(at, 64))
-    assert host.board.caches.cache.dirty_lines == (0 if reached else 1)
+    assert len(host.board.caches.cache._dirty) == (0 if reached else 1)
     assert (host.board.caches.fabric(Snoop.NONE).read(at, 64, guest.asid) == NEW) is reached
 
 

@@ -67,7 +67,7 @@ def play(memory: Memory, cache: DataCache, plain: Memory, steps: list, domains: 
             cache.flush_domain(spa, length, domain)
         elif kind == "flush all":
             cache.flush_all()
-            assert (len(cache), cache.dirty_lines) == (0, 0)
+            assert (len(cache), len(cache._dirty)) == (0, 0)
             assert memory.raw == plain.raw
         else:
             if agents_see_all:
@@ -129,7 +129,7 @@ def test_on_an_incoherent_part_each_domain_has_a_copy_until_it_is_flushed(steps)
                 changed.add(tag)
             assert cache.load(spa, LINE_BYTES, domain) == copy
         assert memory.raw == plain.raw
-        assert cache.dirty_lines == len(changed)
+        assert len(cache._dirty) == len(changed)
 
 
 def test_the_line_that_is_written_back_last_is_what_memory_holds():
@@ -150,7 +150,7 @@ def test_the_least_recently_used_line_makes_room():
     cache.load(0, 1, 0)
     cache.load(128, 1, 0)
     assert memory.written == [(64, 0)]
-    assert (len(cache), cache.dirty_lines) == (2, 1)
+    assert (len(cache), len(cache._dirty)) == (2, 1)
 
 
 @pytest.mark.parametrize("spa", [-1, -64, BYTES - 1, BYTES, BYTES + 64])
@@ -160,7 +160,7 @@ def test_an_access_that_faults_changes_nothing(spa):
         cache.store(spa, bytes([9]) * 130, 1)
     with pytest.raises(LookupError):
         cache.load(spa, 130, 1)
-    assert cache.dirty_lines == 0
+    assert len(cache._dirty) == 0
     cache.flush_all()
     assert memory.raw == bytes(BYTES)
 

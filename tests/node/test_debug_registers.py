@@ -3,12 +3,10 @@
 import pytest
 from toy_guests import GENERATIONS, SECOND, make_host, run, script, start
 
-from node import ghcb_msr as msr
 from node import operations as op
 from node.generation import Generation
 from node.guest import GuestState
 from node.operations import ReadDr7, Sleep, WriteDr7
-from node.vc_handler import VcHandler
 from node.vmsa import VMSA_FIELDS, SevFeature
 
 PLAIN, SEV, ES, SNP = Generation.PLAIN, Generation.SEV, Generation.SEV_ES, Generation.SEV_SNP
@@ -20,20 +18,13 @@ def guest(generation):
     """A guest that sets DR7 and rests, then reads it."""
     read = []
 
-    def program(place, registers):
-        def block():
-            if registers.r13:
-                read.append((yield (ReadDr7(),))[0])
-                return Sleep(10**18)
-            read.append((yield (WriteDr7(SET), ReadDr7()))[1])
-            registers.r13 += 1
-            return Sleep(SECOND)
-
-        if generation is SNP and not registers.r13:
-            yield (op.VmgExit(msr.RegisterGhcbRequest(place.shared_gpa >> 12).value),)
-        if generation in (ES, SNP):
-            return (yield from VcHandler(place.shared_gpa, None).around(block()))
-        return (yield from block())
+    def program(_place, registers):
+        if registers.r13:
+            read.append((yield (ReadDr7(),))[0])
+            return Sleep(10**18)
+        read.append((yield (WriteDr7(SET), ReadDr7()))[1])
+        registers.r13 += 1
+        return Sleep(SECOND)
 
     host = make_host({"debugged": script(program)})
     one = start(host, "vm", generation, "debugged")
@@ -44,7 +35,7 @@ def forge(host, one):
     """Everything that a hypervisor can do about DR7: in its own records, and in the save area."""
     record = host.hypervisor.launched("vm")
     if record.dr7:
-        record.dr7[0] = FORGED
+        record.dr7[0, 0] = FORGED
     spa = one.vcpus[0].save_area_spa + DR7.offset
     return host.board.execute_host((op.HostWrite(spa, FORGED.to_bytes(8, "little")),))[0]
 
@@ -56,7 +47,7 @@ def test_a_hypervisor_alters_dr7_of_every_guest_without_debug_swap(generation):
     assert read == [SET]
     if generation is ES:
         # Its save area has a value to be told by; the forged record is enough.
-        host.hypervisor.launched("vm").dr7[0] = FORGED
+        host.hypervisor.launched("vm").dr7[0, 0] = FORGED
     else:
         forge(host, one)
     run(host, 3 * SECOND)

@@ -33,7 +33,7 @@ def test_the_laboratory_image_is_the_same_everywhere():
     assert image.launches_snp
     assert image.gpa + len(image.data) == 1 << 32
     assert image.sha256 == hashlib.sha256(image.data).hexdigest()
-    assert image.sha256 == "8c1ba24f70f094b0fdf4a1b8c27315ca10c71ef48fa9bbf90337e38ea54aa793"
+    assert image.sha256 == "5ab1afc8f142edfd78c5e2a385d2b4f192be7e589c87242b9a06d1c8a496f5eb"
 
 
 def test_without_any_file_the_laboratory_image_serves(tmp_path):

@@ -22,6 +22,7 @@ from psp.system_bus import LARGE_PAGE_BYTES, RmpEntry
 
 ES, SNP = Generation.SEV_ES, Generation.SEV_SNP
 SHARED, PRIVATE = 2, 1
+OFFERED = msr.HypervisorFeature.SNP | msr.HypervisorFeature.RESTRICTED_INJECTION
 
 
 class Guest:
@@ -92,7 +93,7 @@ def refused(back):
 def test_the_hypervisor_says_its_versions_features_and_c_bit(either):
     info = either.message(msr.SevInfoRequest())
     assert info == msr.SevInfo(2, 1, either.host.spec.product.c_bit)
-    expected = msr.HypervisorFeature.SNP if either.guest.spec.generation is SNP else 0
+    expected = OFFERED if either.guest.spec.generation is SNP else 0
     assert either.message(msr.FeaturesRequest()) == msr.Features(expected)
     assert either.message(msr.PreferredGhcbRequest()) == msr.PreferredGhcb(msr.NO_PREFERENCE)
     assert either.message(msr.RunVmplRequest(1)).error
@@ -149,7 +150,7 @@ def test_dr7_is_kept_for_each_vcpu(either):
     assert parse_reply(either.ask(NaeEvent.DR7_READ), ("RAX",)).registers == {"RAX": 0x400}
     parse_reply(either.ask(NaeEvent.DR7_WRITE, RAX=0x401), ())
     assert parse_reply(either.ask(NaeEvent.DR7_READ), ("RAX",)).registers == {"RAX": 0x401}
-    assert either.host.hypervisor.launched("vm").dr7 == {0: 0x401}
+    assert either.host.hypervisor.launched("vm").dr7 == {(0, 0): 0x401}
 
 
 def test_where_no_device_is_buses_read_ones(either):
@@ -169,7 +170,7 @@ def test_an_msr_that_nobody_emulates_raises_gp(either):
 
 
 def test_features_by_event(snp):
-    assert parse_reply(snp.ask(NaeEvent.HYPERVISOR_FEATURES), ()).info2 == msr.HypervisorFeature.SNP
+    assert parse_reply(snp.ask(NaeEvent.HYPERVISOR_FEATURES), ()).info2 == OFFERED
 
 
 def test_pages_change_by_a_list_and_it_says_how_far_it_came(snp):

@@ -15,6 +15,7 @@ from node.board import Board
 from node.counter_random import CounterRandom
 from node.disk import DISK_BLOCKS
 from node.generation import Generation
+from node.nested_page_table import MOST_WALKS
 from node.page_table_entry import ACCESSED, DIRTY, PRESENT, USER, WRITABLE
 from node.platform import HostMode, Platform
 from node.product import PRODUCTS
@@ -26,7 +27,8 @@ EXTREMES = (-1, -4096, 0, 1, 4095, 1 << 36, 1 << 40, 1 << 63, 1 << 64, 1 << 70)
 WORDS = {
     "vm": ("one", "toy", "nobody", ""),
     "generation": ("SEV", "SEV_SNP", "SEV_ES", "SEV_TIO", "PLAIN", "SME", "XX", ""),
-    "register": ("CR0", "CR3", "CR4", "EFER", "XX"),
+    "register": ("CR0", "CR3", "CR4", "EFER", "CR8", "XX"),
+    "field": ("EVENTINJ", "V_INTR", "XX"),
     "cost": ("nonsense", ""),
 }
 EACH = 40
@@ -149,11 +151,11 @@ def test_an_access_that_faults_writes_no_line_back(product: str, refused: op.Hyp
     assert board.caches is not None
     for spa in range(2 << 20, (2 << 20) + PAGE_BYTES, 64):
         board.controller.write(spa, b"dirty" * 12 + b"line", 0)
-    lines, dirty = len(board.caches.cache), board.caches.cache.dirty_lines
+    lines, dirty = len(board.caches.cache), len(board.caches.cache._dirty)
     before = board.dram.cells.read(0, 4 << 20)
     (answer,) = board.execute_host((refused,))
     assert isinstance(answer, op.Fault)
-    assert (len(board.caches.cache), board.caches.cache.dirty_lines) == (lines, dirty)
+    assert (len(board.caches.cache), len(board.caches.cache._dirty)) == (lines, dirty)
     assert board.dram.cells.read(0, 4 << 20) == before
 
 
@@ -190,15 +192,16 @@ def test_frames_outside_of_memory_leave_the_choice_of_the_c_bit_open() -> None:
 
 
 @pytest.mark.parametrize("tlb_entries", [None, 16])
-def test_a_guest_access_longer_than_all_memory_ends_where_that_much_was_found(tlb_entries: int | None) -> None:
+def test_a_guest_access_of_more_walks_than_the_most_ends_where_that_much_was_found(tlb_entries: int | None) -> None:
     board, _ = board_of("Naples", Platform(tlb_entries=tlb_entries))
     # Each entry of the table leads to the table itself, and so shows its page at every address.
     root = 8 << 20
     entry = root | PRESENT | WRITABLE | USER | ACCESSED | DIRTY
     table = op.HostWrite(root, entry.to_bytes(8, "little") * 512)
     board.execute_host((table, op.VmcbWrite("loop", 0, 0, "PLAIN", 0, root)))
-    loop, beyond = board.vmcb("loop", 0), op.Fault(op.FaultKind.NESTED_PAGE_FAULT, MEMORY_BYTES, 0x1_0000_0004)
-    assert board.execute_guest(loop, (op.Read(0, 1 << 40, False),)) == (beyond,)
+    last = MOST_WALKS * PAGE_BYTES
+    loop, beyond = board.vmcb("loop", 0), op.Fault(op.FaultKind.NESTED_PAGE_FAULT, last, 0x1_0000_0004)
+    assert board.execute_guest(loop, (op.Clflush(0, 1 << 40, False),)) == (beyond,)
 
 
 def test_a_guest_access_longer_than_all_memory_ends_in_mappings_that_repeat_it_too() -> None:
@@ -206,6 +209,6 @@ def test_a_guest_access_longer_than_all_memory_ends_in_mappings_that_repeat_it_t
     for gpa in (0, MEMORY_BYTES, 2 * MEMORY_BYTES):
         board.execute_host((op.NestedMap("toy", gpa, 0, MEMORY_BYTES),))
     beyond = op.Fault(op.FaultKind.NESTED_PAGE_FAULT, 4096 + MEMORY_BYTES, 0x1_0000_0004)
-    assert board.execute_guest(guests[0], (op.Read(4096, 2 * MEMORY_BYTES, False),)) == (beyond,)
+    assert board.execute_guest(guests[0], (op.Clflush(4096, 2 * MEMORY_BYTES, False),)) == (beyond,)
     hole = op.Fault(op.FaultKind.NESTED_PAGE_FAULT, 3 * MEMORY_BYTES, 0x1_0000_0004)
-    assert board.execute_guest(guests[0], (op.Read(3 * MEMORY_BYTES - 4096, 1 << 40, False),)) == (hole,)
+    assert board.execute_guest(guests[0], (op.Clflush(3 * MEMORY_BYTES - 4096, 1 << 40, False),)) == (hole,)

@@ -25,7 +25,7 @@ def holdings(host: Host) -> dict[str, object]:
         "rmp": 0 if board.rmp is None else len(board.rmp),
         "asids": [hypervisor.asids.in_use(one) for one in (Generation.SEV, Generation.SEV_SNP)],
         "keys": [asid for asid in range(1, host.spec.product.max_asid + 1) if board.controller.has_key(asid)],
-        "contexts": (len(board.psp.snp.guests), len(board.psp.legacy.guests)),
+        "contexts": (len(board.psp.snp.guests.pages.spas), len(board.psp.legacy.guests)),
         "control blocks": (dict(board.vmcbs), dict(board.nested), dict(board.disks)),
         "records": dict(hypervisor._vms),
     }  # fmt: skip

@@ -21,13 +21,14 @@ from iommu_boards import (
     do,
     events,
     host,
+    invalidate_page,
     load,
 )
 
 from node import operations as op
 from node.board import Board
 from node.device_table import ENTRY_BYTES, DeviceTableEntry
-from node.iommu_commands import invalidate_device, invalidate_domain, invalidate_page
+from node.iommu_commands import invalidate_device, invalidate_domain
 from node.iommu_driver import DEVICE_TABLE
 from node.iommu_events import FLAG_PRESENT, FLAG_RESERVED, EventCode
 from node.iommu_page_table import NotMapped, leaf, table_pointer, walk

@@ -219,8 +219,7 @@ def test_vmrun_wants_the_guests_own_validated_save_area(board: Board) -> None:
 
 def test_a_save_area_in_use_is_busy_and_nobodys_to_change(board: Board) -> None:
     spa = save_area("one", 1)
-    board.enter("one", 1)
-    assert host(board, op.VmRun("one", 1)) == (VMEXIT_BUSY,)
+    assert host(board, op.VmRun("one", 1, core=1), op.VmRun("one", 1, core=2)) == (0, VMEXIT_BUSY)
     before = host(board, op.RmpRead(spa))
     for entry in (RmpEntry(), page(0x5000), page(0x5000, asid=2)):
         assert host(board, op.RmpUpdate(spa, PAGE_BYTES, entry)) == (3,)
@@ -228,8 +227,7 @@ def test_a_save_area_in_use_is_busy_and_nobodys_to_change(board: Board) -> None:
     assert adjusted == 3
     assert host(board, op.RmpRead(spa)) == before
     assert host(board, op.RmpUpdate(2 << 20, LARGE_PAGE_BYTES, page(large=True))) == (3,)
-    board.leave("one", 1)
-    assert host(board, op.VmRun("one", 1), op.RmpUpdate(spa, PAGE_BYTES, RmpEntry())) == (0, 0)
+    assert host(board, op.VmPreempt("one", 1), op.RmpUpdate(spa, PAGE_BYTES, RmpEntry())) == (None, 0)
 
 
 def test_rmpread_shows_the_published_form_alone(board: Board) -> None:

@@ -81,7 +81,7 @@ class Instructions(RuleBasedStateMachine):
         self.lies = {page: (0, bytes(TOKEN_BYTES)) for page in WATCHED}
         self.filled = set(WATCHED)
         self.secrets: dict[bytes, str] = {}
-        self.running: dict[str, int] = {}
+        self.running: dict[int, int] = {}
         for page in seen:
             self.somebody_looks(page)
 
@@ -245,24 +245,30 @@ class Instructions(RuleBasedStateMachine):
 
     @rule(page=pages, vm=vms)
     def vmrun(self, page: int, vm: str) -> None:
-        """Enter a vCPU with this save area, which is then in use; a second one only tries."""
-        vcpu = EXTRA_VCPU + (vm in self.running)
+        """Enter a vCPU with this save area, which is then in use; if one runs already, a second on another thread."""
+        thread = 2 * VMS[vm]
+        thread += thread in self.running
+        self.exits(thread)
+        vcpu = EXTRA_VCPU + thread % 2
         area = op.VmcbWrite(vm, vcpu, VMS[vm], "SEV_SNP", self.spa(page))
-        _, code = self.lab.host(area, op.VmRun(vm, vcpu))
+        _, code = self.lab.host(area, op.VmRun(vm, vcpu, thread))
         expected = self.reference.vmrun(page, VMS[vm])
         # A page that its guest did not fill names a VMPL that there is not, most likely.
         known = page in self.filled and self.lies[page][0] == VMS[vm]
         assert code == expected or (code == -1 and expected == 0 and not known)
-        if code == 0 and vm not in self.running:
-            self.lab.board.enter(vm, EXTRA_VCPU)
-            self.running[vm] = page
+        if code == 0:
+            self.running[thread] = page
             self.reference.in_use.add(page)
 
-    @rule(vm=vms)
-    def a_vcpu_stops(self, vm: str) -> None:
-        if vm in self.running:
-            self.lab.board.leave(vm, EXTRA_VCPU)
-            self.reference.in_use.discard(self.running.pop(vm))
+    def exits(self, thread: int) -> None:
+        """What ran on a thread runs no more."""
+        if thread in self.running:
+            self.reference.in_use.discard(self.running.pop(thread))
+
+    @rule(vm=vms, second=flags)
+    def a_vcpu_stops(self, vm: str, second: bool) -> None:
+        assert self.host(op.VmPreempt(vm, EXTRA_VCPU + second)) is None
+        self.exits(2 * VMS[vm] + second)
 
     # The firmware, by its commands.
 
@@ -298,6 +304,11 @@ class Instructions(RuleBasedStateMachine):
             self.rmpupdate(page, True, False, True, 0, 0)
         status = self.lab.firmware(SnpCommand.GCTX_CREATE, buffers.GuestContextPage(self.spa(page)))
         assert status.name == self.reference.gctx_create(page)
+        if status.name == "SUCCESS":  # It lies there in firmware's cipher, which is nobody's text.
+            lying = self.host(op.HostRead(self.spa(page), TOKEN_BYTES))
+            assert isinstance(lying, bytes)
+            self.lies[page] = 0, lying
+            self.filled.discard(page)
 
     @rule(page=pages)
     def firmware_ends_a_context(self, page: int) -> None:

@@ -87,7 +87,7 @@ def readable_by_vmpl1(lab: Laboratory) -> None:
 
 
 def running(lab: Laboratory) -> None:
-    lab.board.enter("one", 1)
+    assert lab.host(op.VmRun("one", 1, core=1)) == (0,)
 
 
 def running_in_a_large_page(lab: Laboratory) -> None:
@@ -96,7 +96,6 @@ def running_in_a_large_page(lab: Laboratory) -> None:
     assert lab.guest("one", op.RmpAdjust(0, LARGE, True, 1, 0, vmsa=True)) == (0,)
     area = op.VmcbWrite("one", 9, 1, "SEV_SNP", GUEST_SPA)
     assert lab.host(area, op.VmRun("one", 9)) == (None, 0)
-    lab.board.enter("one", 9)
 
 
 def smashed(lab: Laboratory) -> None:

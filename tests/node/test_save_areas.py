@@ -1,13 +1,20 @@
 """Save areas: what a hypervisor sees of a guest's registers and can change, per generation (matrix rows 02 to 04)."""
 
+import hashlib
+
 import pytest
 from toy_guests import GENERATIONS, MIX, SECOND, make_host, run, start
 
 from node import operations as op
+from node.board import Board
+from node.counter_random import CounterRandom
+from node.dram import Dram
 from node.generation import Generation
 from node.guest import GuestState
 from node.host_instructions import VMEXIT_INVALID
+from node.physical_port import PhysicalPort
 from node.platform import Platform, Protection
+from node.product import PRODUCTS
 from node.save_area_seals import SaveAreaSeals
 from node.vmexit import AUTOMATIC, ExitCode, Route, route
 from node.vmsa import VMSA_FIELDS, read_field
@@ -128,7 +135,8 @@ def test_save_areas_tampered_with_before_the_first_entry_stop_the_vm():
 
 
 def test_a_value_is_of_one_key_one_address_and_the_newest_page():
-    seals = SaveAreaSeals()
+    seals = SaveAreaSeals(Dram(1 << 22))
+    seals.take_region(1 << 20, 1 << 20)
     seals.seal(1, 0x1000, b"old")
     seals.seal(1, 0x1000, b"new")
     seals.seal(2, 0x2000, b"other")
@@ -155,3 +163,80 @@ def test_an_exit_reaches_the_hypervisor_directly_or_through_the_guests_handler(c
 def test_a_device_s_address_goes_through_the_handler():
     assert route(ES, ExitCode.NESTED_PAGE_FAULT, mmio=True) is Route.VC_HANDLER
     assert route(Generation.SEV, ExitCode.NESTED_PAGE_FAULT, mmio=True) is Route.HYPERVISOR
+
+
+REGION = range(48 << 20, 49 << 20)
+
+
+def sealed_board(product="Rome"):
+    """A board whose region holds the value of one page, of ASID 1."""
+    board = Board("board", PRODUCTS[product], 64 << 20, 50, CounterRandom(1))
+    board.controller.install_key(1, bytes(16))
+    board.controller.write(0x5000, b"registers".ljust(4096, b"."), 1)
+    board.bus.take_trusted_region(REGION.start, len(REGION))
+    board.bus.seal_save_area(0x5000, 1)
+    return board
+
+
+def test_values_are_bytes_of_the_trusted_region_and_of_nothing_else():
+    board = sealed_board()
+    value = hashlib.sha256(b"registers".ljust(4096, b".")).digest()
+    found = [(at, data) for at, data in PhysicalPort(board.dram).dump_written() if value in data]
+    assert len(found) == 1
+    ((at, data),) = found
+    assert at + data.index(value) in REGION
+    # Poked at the modules it fits no more, and put back it does.
+    PhysicalPort(board.dram).poke(at + data.index(value), bytes([value[0] ^ 1]))
+    assert not board.bus.seals.fits(1, 0x5000, b"registers".ljust(4096, b"."))
+    PhysicalPort(board.dram).poke(at + data.index(value), value[:1])
+    assert board.bus.seals.fits(1, 0x5000, b"registers".ljust(4096, b"."))
+
+
+def test_nothing_but_hardware_reaches_the_region_until_it_is_given_back():
+    board = sealed_board()
+    for spa, length in ((REGION.start, 16), (REGION.stop - 1, 1), (REGION.start - 8, 16), (REGION.start - 16, 4 << 20)):
+        fault = op.Fault(op.FaultKind.MACHINE_CHECK, spa)
+        for one in (op.HostRead(spa, length), op.HostWrite(spa, bytes(length)), op.HostRead(spa, length, True)):
+            assert board.execute_host((one,))[0] in (fault, op.Fault(op.FaultKind.GENERAL_PROTECTION, spa))
+    assert board.execute_host((op.HostClear(REGION.start, 4096),)) == (
+        op.Fault(op.FaultKind.MACHINE_CHECK, REGION.start),
+    )
+    for spa in (REGION.start - 16, REGION.stop):
+        assert board.execute_host((op.HostWrite(spa, bytes(16)), op.HostRead(spa, 16))) == (None, bytes(16))
+    assert board.bus.seals.fits(1, 0x5000, b"registers".ljust(4096, b"."))
+    board.bus.give_back_trusted_region()
+    assert board.execute_host((op.HostRead(REGION.start, len(REGION)),)) == (bytes(len(REGION)),)
+    assert not board.bus.seals.fits(1, 0x5000, b"registers".ljust(4096, b"."))
+
+
+def test_a_set_that_is_full_takes_no_value_more_and_forgets_none():
+    seals = SaveAreaSeals(Dram(1 << 22))
+    seals.take_region(1 << 20, 1 << 20)
+    # As many sets as pages of 1 KiB: save areas 1024 pages apart share one.
+    spas = [one * 1024 * 4096 for one in range(1, 18)]
+    for spa in spas:
+        seals.seal(1, spa, b"page")
+    assert [seals.fits(1, spa, b"page") for spa in spas] == [True] * 16 + [False]
+    seals.forget(1)
+    assert not any(seals.fits(1, spa, b"page") for spa in spas)
+    seals.seal(2, spas[-1], b"page")
+    assert seals.fits(2, spas[-1], b"page")
+
+
+def test_a_region_whose_values_are_gone_takes_no_memory():
+    board = sealed_board()
+    before = board.dram.resident_pages
+    board.bus.remove_key(1)
+    assert board.dram.resident_pages == before - 1
+
+
+@pytest.mark.parametrize("stores", [True, False])
+def test_lines_that_cores_hold_of_the_region_do_not_come_back_to_it(stores):
+    board = Board("board", PRODUCTS["Rome"], 64 << 20, 50, CounterRandom(1), Platform(caches=True))
+    if stores:
+        board.execute_host((op.HostWrite(REGION.start, b"dirty line"),))
+    board.bus.take_trusted_region(REGION.start, len(REGION))
+    assert board.execute_host((op.Wbinvd(),)) == (None,)
+    assert PhysicalPort(board.dram).dump(REGION.start, 64) == bytes(64)
+    fault = op.Fault(op.FaultKind.MACHINE_CHECK, REGION.start)
+    assert board.execute_host((op.HostWrite(REGION.start, b"x"),)) == (fault,)

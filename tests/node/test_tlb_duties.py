@@ -289,11 +289,11 @@ def test_a_vcpu_that_comes_back_to_a_thread_finds_what_it_left_unless_the_hardwa
     generation: Generation,
 ) -> None:
     one = buffered(generation)
-    assert one.host(op.VmRun(one.vm, 0, core=1)) == (0,)
+    assert one.host(op.VmPreempt(one.vm, 0), op.VmRun(one.vm, 0, core=1)) == (None, 0)
     one.map(GVA, GPA + PAGE | P | W | C)
     # INVLPG reaches the thread it runs on, and no other.
     assert one.guest(op.InvalidatePage(GVA), op.VirtualRead(GVA, 5)) == (None, b"there")
-    assert one.host(op.VmRun(one.vm, 0, core=0)) == (0,)
+    assert one.host(op.VmPreempt(one.vm, 0), op.VmRun(one.vm, 0, core=0)) == (None, 0)
     assert one.do(op.VirtualRead(GVA, 5)) == (b"there" if generation is SNP else b"here" + bytes_after(one))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from rmp_laboratory import GUEST_SPA, Laboratory, give, laboratory, page_of, save_area
+from sealed_areas import seal
 from toy_guests import MIB, SECOND, make_host, run, start
 
 from node import operations as op
@@ -50,13 +51,33 @@ def test_an_asid_is_one_of_the_guests_kind(generation: Generation, min_sev_asid:
                 board.bus.rmp_set(AREA, RmpEntry(assigned=True, validated=True, vmsa=True, asid=asid))
                 board.bus.write_guest(AREA, bytes(PAGE_BYTES), asid)
             if generation is ES:
-                board.bus.seal_save_area(AREA, asid)
+                seal(board, AREA, asid)
         answers = board.execute_host((op.VmcbWrite("vm", 0, asid, generation.name, AREA), op.VmRun("vm", 0)))
         taken[asid] = answers == (None, 0)
         assert taken[asid] or answers == (None, VMEXIT_INVALID)
         if not taken[asid]:
             assert board.enter("vm", 0) == VMEXIT_INVALID
     assert taken == {asid: bool(ends) and ends[0] <= asid <= ends[-1] for asid in PROBES}
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_by_the_switch_an_asid_is_on_its_guests_side_of_max_snp_asid(asks: bool) -> None:
+    split = 3
+    lab = laboratory("Turin", Platform(max_snp_asid=split), vmrun_splits_asids=asks)
+    taken = {}
+    for generation in (ES, SNP):
+        for asid in (split, split + 1):
+            lab.board.controller.install_key(asid, bytes(16))
+            entry = RmpEntry(assigned=True, validated=True, vmsa=True, asid=asid) if generation is SNP else RmpEntry()
+            lab.board.bus.rmp_set(AREA, entry)
+            lab.board.bus.write_guest(AREA, bytes(PAGE_BYTES), asid)
+            seal(lab.board, AREA, asid)
+            block = op.VmcbWrite("vm", 0, asid, generation.name, AREA)
+            (_, code) = lab.host(block, op.VmRun("vm", 0))
+            taken[generation, asid] = code == 0
+    wrong = {(ES, split), (SNP, split + 1)}
+    assert taken == {at: not asks or at not in wrong for at in taken}
+    assert lab.board.execute_host((op.VmRun("one", 0),)) == (0,)
 
 
 @pytest.mark.parametrize("generation", [*KEYLESS, SEV, ES, SNP])
@@ -79,8 +100,8 @@ def test_registers_of_a_guest_without_rmp_entries_do_not_go_to_anothers_page(
 ) -> None:
     lab = laboratory("Milan")
     lab.board.controller.install_key(100, bytes(16))
-    lab.board.bus.seal_save_area(save_area("one", 0), 1)
-    lab.board.bus.seal_save_area(AREA, 1)
+    seal(lab.board, save_area("one", 0), 1)
+    seal(lab.board, AREA, 1)
     for area, code in ((save_area("one", 0), VMEXIT_INVALID), (AREA, 0)):
         assert lab.host(op.VmcbWrite("x", 0, asid, generation.name, area), op.VmRun("x", 0)) == (None, code)
 
@@ -89,7 +110,7 @@ def thief(lab: Laboratory, generation: Generation, asid: int) -> tuple[op.Answer
     """A guest that is not SNP-active, with the memory of guest one and an ASID of its kind."""
     if asid != 1:
         lab.board.controller.install_key(asid, bytes(16))
-    lab.board.bus.seal_save_area(AREA, asid)
+    seal(lab.board, AREA, asid)
     control_block = op.VmcbWrite("thief", 0, asid, generation.name, AREA)
     assert lab.host(op.NestedMap("thief", 0, GUEST_SPA, 2 * MIB), control_block, op.VmRun("thief", 0)) == (
         None,

@@ -7,9 +7,9 @@ from toy_machine import FIRMWARE, GCTX, Machine, new_machine, sev_guest, snp_gue
 
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand
+from psp.guest_context import SnpGuestState
 from psp.legacy_guest import LegacyGuest
 from psp.policy import LegacyPolicy, SnpPolicy
-from psp.snp import SnpGuestState
 from psp.status import Status
 
 # The toy machine has ASIDs 1 to 8, from 5 on for SEV.

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from toy_machine import FIRMWARE, GCTX, GUEST_PAGE, OUT, PAGE, POLICY, new_machine, returning, sev_guest, snp_guest, up
+from toy_machine import (
+    FIRMWARE,
+    GCTX,
+    GUEST_PAGE,
+    OUT,
+    PAGE,
+    POLICY,
+    context,
+    new_machine,
+    returning,
+    sev_guest,
+    snp_guest,
+    up,
+)
 
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand
-from psp.snp import SnpGuestState
+from psp.guest_context import SnpGuestState
 from psp.status import Status
 from psp.system_bus import RmpEntry
 
@@ -25,7 +38,7 @@ def test_an_asid_that_pages_still_carry_is_not_activated() -> None:
 
 def test_decommission_wipes_the_context_and_gives_it_back_as_a_firmware_page() -> None:
     machine = snp_guest(up())
-    machine.bus.write(GCTX, b"\xee" * PAGE)
+    assert machine.bus.read(GCTX, PAGE) != bytes(PAGE)
     assert machine.call(SnpCommand.DECOMMISSION, buffers.GuestContextPage(GCTX).pack()) == Status.SUCCESS
     assert machine.bus.read(GCTX, PAGE) == bytes(PAGE)
     assert machine.bus.rmp_entry(GCTX) == FIRMWARE
@@ -89,4 +102,4 @@ def test_host_data_of_launch_finish_is_kept() -> None:
     machine = snp_guest(up())
     finish = buffers.SnpLaunchFinish(GCTX, host_data=bytes(range(32)))
     assert machine.call(SnpCommand.LAUNCH_FINISH, finish.pack()) == Status.SUCCESS
-    assert machine.psp.snp.guests[GCTX].host_data == bytes(range(32))
+    assert context(machine).host_data == bytes(range(32))

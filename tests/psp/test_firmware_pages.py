@@ -12,9 +12,11 @@ from toy_machine import (
     GUEST_PAGE,
     OUT,
     PAGE,
+    POLICY,
     RMP_BYTES,
     RMP_SPA,
     Machine,
+    change_context,
     new_machine,
     sev_guest,
     snp_guest,
@@ -24,9 +26,9 @@ from psp import command_buffers as buffers
 from psp.byte_layout import ByteLayout
 from psp.commands import COMMANDS, LegacyCommand, LegacyPlatformState, SnpCommand, is_snp
 from psp.firmware_pages import FirmwarePages
+from psp.guest_context import SnpGuestState
 from psp.legacy_guest import LegacyGuestState
 from psp.policy import LegacyPolicy
-from psp.snp import SnpGuestState
 from psp.status import Status
 from psp.system_bus import LARGE_PAGE_BYTES, IommuBuffer, IommuConfiguration, RmpEntry
 
@@ -134,7 +136,7 @@ def test_no_command_s_buffer_lies_in_what_firmware_uses(command: int, page: int)
 def outputs(machine: Machine, spa: int) -> dict[int, ByteLayout]:
     """Commands that would write at an address, of guests that allow everything."""
     snp_guest(machine, SnpGuestState.RUNNING)
-    machine.psp.snp.guests[GCTX].policy |= 1 << 19
+    change_context(machine, policy=POLICY | 1 << 19)
     machine.bus.rmp_set(GUEST_PAGE, RmpEntry(assigned=True, asid=2, validated=True))
     running, launching = sev_guest(machine, LegacyGuestState.RUNNING), sev_guest(machine, asid=7)
     for handle in (running, launching):

@@ -24,8 +24,8 @@ from toy_machine import (
 
 from psp import command_buffers as buffers
 from psp.commands import COMMANDS, LegacyCommand, SnpCommand
+from psp.guest_context import SnpGuestState
 from psp.legacy_guest import LegacyGuestState
-from psp.snp import SnpGuestState
 from psp.status import Status
 from psp.system_bus import RmpEntry
 

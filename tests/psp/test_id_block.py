@@ -10,13 +10,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sevsnpmeasure.id_block import snp_calc_id_block
-from toy_machine import COMMAND_PAGE, GCTX, POLICY, pre_guest, snp_guest, up, update
+from toy_machine import COMMAND_PAGE, GCTX, POLICY, context, pre_guest, snp_guest, up, update
 
 from psp import command_buffers as buffers
 from psp import elliptic
 from psp.commands import SnpCommand
-from psp.id_block import NO_IDENTITY, IdAuth, IdBlock
-from psp.snp import SnpGuestState
+from psp.guest_context import SnpGuestState
+from psp.id_block import IdAuth, IdBlock
 from psp.status import Status
 
 BLOCK_AT, AUTH_AT = 0x70_0000, 0x70_1000
@@ -68,21 +68,23 @@ def test_a_block_that_sev_snp_measure_made_is_taken(tmp_path, flags):
         for pattern in (r"id-block=([^,]+),", r"id-auth=(\S+)", r"id_key_hash: (\S+)", r"author_key: (\S+)")
     )
     assert finish(machine, block, auth, flags) == Status.SUCCESS
-    guest = machine.psp.snp.guests[GCTX]
-    assert guest.state is SnpGuestState.RUNNING
-    assert guest.identity.id_key_digest == id_digest
-    assert guest.identity.author_key_digest == (author_digest if flags == 3 else bytes(48))
+    guest = context(machine)
+    assert guest.state == SnpGuestState.RUNNING
+    assert guest.id_key_digest == id_digest
+    assert guest.author_key_digest == (author_digest if flags == 3 else bytes(48))
 
 
 def test_a_guest_without_a_block_has_no_identity():
     machine = snp_guest(up(), SnpGuestState.RUNNING)
-    assert machine.psp.snp.guests[GCTX].identity == NO_IDENTITY
+    guest = context(machine)
+    assert (guest.family_id, guest.image_id, guest.guest_svn) == (bytes(16), bytes(16), 0)
+    assert guest.id_key_digest == guest.author_key_digest == bytes(48)
 
 
 def test_what_the_block_says_is_kept():
     machine = launched()
     assert finish(machine, *ours(machine.psp.launch_record(GCTX).digest)) == Status.SUCCESS
-    identity = machine.psp.snp.guests[GCTX].identity
+    identity = context(machine)
     assert (identity.family_id, identity.image_id, identity.guest_svn) == (b"family".ljust(16), b"image".ljust(16), 7)
     key = elliptic.pack_public_key(ID_KEY.public_key())
     assert identity.id_key_digest == hashlib.sha384(key).digest()

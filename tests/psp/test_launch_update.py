@@ -6,12 +6,24 @@ import hashlib
 from dataclasses import replace
 
 import pytest
-from toy_machine import COMMAND_PAGE, GCTX, GUEST_PAGE, PAGE, UNCOVERED, Machine, pre_guest, snp_guest, up
+from toy_machine import (
+    COMMAND_PAGE,
+    GCTX,
+    GUEST_PAGE,
+    PAGE,
+    UNCOVERED,
+    Machine,
+    change_context,
+    context,
+    pre_guest,
+    snp_guest,
+    up,
+)
 
 from psp import command_buffers as buffers
 from psp.commands import SnpCommand
+from psp.guest_context import SnpGuestState
 from psp.launch_digest import LaunchDigest, PageType
-from psp.snp import SnpGuestState
 from psp.status import Status
 from psp.system_bus import RmpEntry
 
@@ -35,9 +47,11 @@ STATUS = {
 def machine_with(wrongs: tuple[str, ...]) -> tuple[Machine, bytes]:
     """A machine and a buffer with exactly these things wrong."""
     machine = snp_guest(up())
-    guest = machine.psp.snp.guests[GCTX]
-    guest.state = SnpGuestState.RUNNING if "state" in wrongs else guest.state
-    guest.asid = 0 if "active" in wrongs else guest.asid
+    change_context(
+        machine,
+        state=SnpGuestState.RUNNING if "state" in wrongs else SnpGuestState.LAUNCH,
+        asid=0 if "active" in wrongs else 2,
+    )
     entry = replace(MINE, immutable="page state" not in wrongs, asid=3 if "owner" in wrongs else 2)
     machine.bus.rmp_set(GUEST_PAGE, replace(entry, large="size" in wrongs))
     update = buffers.SnpLaunchUpdate(
@@ -109,8 +123,8 @@ def test_each_page_type_measures_encrypts_and_marks_as_its_row_says(page_type: P
     if page_type is PageType.ZERO:
         assert inside == bytes(PAGE)
     elif page_type is PageType.SECRETS:
-        keys = machine.psp.snp.guests[GCTX].vmpcks
-        assert inside == ((3).to_bytes(4, "little").ljust(0x20, b"\0") + b"".join(keys)).ljust(PAGE, b"\0")
+        head = (3).to_bytes(4, "little").ljust(0x20, b"\0")
+        assert inside == (head + context(machine).vmpcks).ljust(PAGE, b"\0")
     else:
         assert inside == CONTENTS
     expected = replace(
@@ -119,7 +133,7 @@ def test_each_page_type_measures_encrypts_and_marks_as_its_row_says(page_type: P
     assert machine.bus.rmp_entry(GUEST_PAGE) == expected
 
     after = machine.snapshot()
-    assert {key for key in after if after[key] != before[key]} == {"DRAM", "RMP", "snp.guests"}
+    assert {key for key in after if after[key] != before[key]} == {"DRAM", "RMP"}
 
 
 @pytest.mark.parametrize("count", [0, 64, 65, 0xFFFF_FFFF])

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from owner import KEYS, Owner
-from toy_machine import FIRMWARE, PAGE, POLICY, new_machine, returning
+from toy_machine import FIRMWARE, PAGE, POLICY, context, new_machine, returning
 
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand
@@ -288,7 +288,11 @@ class Guests(RuleBasedStateMachine):
     @invariant()
     def firmware_and_model_agree(self) -> None:
         psp = self.machine.psp
-        assert {gctx: Guest(one.state, one.asid) for gctx, one in psp.snp.guests.items()} == self.snp
+        assert {
+            gctx: Guest(one.state, one.asid)
+            for gctx in psp.snp.guests.pages.spas
+            for one in [context(self.machine, gctx)]
+        } == self.snp
         assert {handle: Guest(one.state, one.asid) for handle, one in psp.legacy.guests.items()} == self.sev
         assert psp.legacy.state == (2 if self.sev else 1)
 

@@ -22,9 +22,9 @@ from toy_machine import (
 
 from psp import command_buffers as buffers
 from psp.commands import COMMANDS, LegacyCommand, SnpCommand, SnpPlatformState
+from psp.guest_context import SnpGuestState
 from psp.launch_digest import LaunchDigest, PageType
 from psp.page_state import PageState, page_state
-from psp.snp import SnpGuestState
 from psp.status import Status
 from psp.system_bus import RmpEntry
 

@@ -3,12 +3,25 @@
 import dataclasses
 
 import pytest
-from toy_machine import COMMAND_PAGE, FIRMWARE, GCTX, GUEST_PAGE, OUT, PAGE, UNCOVERED, pre_guest, snp_guest, up
+from toy_machine import (
+    COMMAND_PAGE,
+    FIRMWARE,
+    GCTX,
+    GUEST_PAGE,
+    OUT,
+    PAGE,
+    POLICY,
+    UNCOVERED,
+    change_context,
+    pre_guest,
+    snp_guest,
+    up,
+)
 
 from psp import command_buffers as buffers
 from psp.commands import SnpCommand
+from psp.guest_context import SnpGuestState
 from psp.policy import SnpPolicy
-from psp.snp import SnpGuestState
 from psp.status import Status
 
 ASID = 2
@@ -17,7 +30,7 @@ INSIDE = bytes(range(256)) * 16
 
 def debuggable(policy=SnpPolicy.DEBUG):
     machine = snp_guest(up(), SnpGuestState.RUNNING)
-    machine.psp.snp.guests[GCTX].policy |= policy
+    change_context(machine, policy=POLICY | policy)
     pre_guest(machine, immutable=False, validated=True)
     machine.bus.write_guest(GUEST_PAGE, INSIDE, ASID)
     machine.bus.rmp_set(OUT, FIRMWARE)

@@ -12,6 +12,7 @@ from toy_machine import (
     PAGE,
     POLICY,
     Machine,
+    change_context,
     new_machine,
     pre_guest,
     sev_guest,
@@ -21,11 +22,11 @@ from toy_machine import (
 
 from psp import command_buffers as buffers
 from psp.commands import COMMANDS, LegacyCommand, LegacyPlatformState, SnpCommand, SnpPlatformState, is_snp
+from psp.guest_context import SnpGuestState
 from psp.launch_digest import PageType
 from psp.legacy_guest import LegacyGuestState
 from psp.policy import LegacyPolicy, SnpPolicy
 from psp.secret_packet import pack_secret
-from psp.snp import SnpGuestState
 from psp.status import Status
 
 LEGACY_PLATFORM = {
@@ -178,7 +179,7 @@ def test_a_handle_of_no_guest_is_an_invalid_guest(command: LegacyCommand, handle
 @pytest.mark.parametrize("command", SNP_GUEST)
 def test_every_snp_command_in_every_guest_state(command: SnpCommand, state: SnpGuestState) -> None:
     machine = snp_guest(up(), state)
-    machine.psp.snp.guests[GCTX].policy |= SnpPolicy.DEBUG
+    change_context(machine, policy=POLICY | SnpPolicy.DEBUG)
     pre_guest(machine)
     machine.bus.rmp_set(OUT, FIRMWARE)
     buffer = {

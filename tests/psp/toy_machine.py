@@ -11,9 +11,10 @@ from psp.asid_flush import AsidFlush
 from psp.asid_ranges import AsidRanges
 from psp.commands import LegacyCommand, SnpCommand
 from psp.firmware import SecurityProcessor
+from psp.guest_context import GuestContext, SnpGuestState
 from psp.launch_digest import LaunchDigest, LegacyLaunchDigest, PageType
 from psp.legacy_guest import LegacyGuestState
-from psp.snp import SnpGuestState
+from psp.snp_guests import SnpGuests
 from psp.system_bus import (
     LARGE_PAGE_BYTES,
     CoreConfiguration,
@@ -39,6 +40,7 @@ class ToyBus:
 
     max_asid: int = 8
     min_sev_asid: int = 5
+    c_bit: int = 51
     dram_bytes: int = MEMORY_BYTES
     memory_key_bytes: int = 16
     pages: dict[int, bytes] = field(default_factory=dict)
@@ -61,6 +63,7 @@ class ToyBus:
     placement: RmpPlacement | None = _PLACEMENT
     iommu: IommuConfiguration = _IOMMU
     enforced: bool = False
+    region: tuple[int, int] = (0, 0)
     locked: bool = True
 
     def core_configuration(self) -> CoreConfiguration:
@@ -96,6 +99,12 @@ class ToyBus:
 
     def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:
         self.write_guest(spa, self.read(spa, length), asid)
+
+    def take_trusted_region(self, spa: int, length: int) -> None:
+        self.region = (spa, length)
+
+    def give_back_trusted_region(self) -> None:
+        self.region = (0, 0)
 
     def seal_save_area(self, spa: int, asid: int) -> None:
         self.sealed[spa] = self.read_guest(spa, PAGE, asid)
@@ -156,6 +165,11 @@ def _frozen(value: object) -> object:
             return tuple((name, _frozen(part)) for name, part in sorted(vars(value).items()) if name != "_bus")
         case AsidRanges():
             return value.max_snp_asid
+        case SnpGuests():
+            # All that firmware keeps of SNP guests; whatever else it knows of one lies in DRAM.
+            assert set(vars(value.pages)) == {"tweaked", "has_mac", "spas", "_bus", "_random", "_key", "_mac_key"}
+            assert set(vars(value)) == {"pages", "_active", "_bus", "_memory", "_flush", "_ranges"}
+            return value.pages.tweaked, tuple(value.pages.spas), sorted(value._active)
         case dict():
             return tuple((key, _frozen(value[key])) for key in sorted(value))
         case set():
@@ -202,7 +216,18 @@ class Machine:
         """Everything that a refused command must leave alone."""
         pages = {page: octets for page, octets in self.bus.pages.items() if octets != _ZEROS}
         machine = {"DRAM": pages, "RMP": dict(self.bus.rmp), "keys": dict(self.bus.keys)}
-        return {**self.firmware_state(), **machine, "hidden": self.bus.hidden_up_to, "seals": dict(self.bus.sealed)}
+        values = {"region": self.bus.region, "seals": dict(self.bus.sealed)}
+        return {**self.firmware_state(), **machine, "hidden": self.bus.hidden_up_to, **values}
+
+
+def context(machine: Machine, gctx: int = 0x60_0000) -> GuestContext:
+    """What a Context page says."""
+    return machine.psp.snp.guests.pages.read(gctx)
+
+
+def change_context(machine: Machine, gctx: int = 0x60_0000, **changes: object) -> None:
+    """Have a Context page say something else, as no command would."""
+    machine.psp.snp.guests.pages.write(gctx, dataclasses.replace(context(machine, gctx), **changes))  # type: ignore[arg-type]
 
 
 def new_machine() -> Machine:

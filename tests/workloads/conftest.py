@@ -1,7 +1,7 @@
 """A toy executor: registers, a dictionary of bytes for memory, and a counter for time."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -11,6 +11,7 @@ from node.operations import (
     BlockRead,
     BlockWrite,
     Compute,
+    Copy,
     Fault,
     FaultKind,
     GuestOperation,
@@ -22,7 +23,8 @@ from node.operations import (
 from node.program import Placement, ProgramSpec, Registers
 from workloads.library import PROGRAMS
 
-PLACEMENT = Placement("vm-7", 1, 0x0240_0000, 4 << 20, 0x0210_0000, 512 << 10, 42)
+PLACEMENT = Placement("vm-7", 1, 0x0240_0000, 4 << 20, 0x0210_0000, 512 << 10, 42, book_gpa=0x0100_0000)
+BOOK = range(0x0100_0000, 0x0100_1000)
 CHUNK = 4096
 
 
@@ -36,10 +38,17 @@ class Memory:
     bad: range = range(0)
     operations: int = 0
     private_bytes: int = 0
+    book: bytearray = field(default_factory=lambda: bytearray(b"\xa5" * len(BOOK)))
+    """The kernel's, of bounce buffers."""
+    copied: int = 0
     disk_status: int = 0
 
     def access(self, gpa: int, length: int, private: bool) -> Iterator[tuple[bytearray, int, int]]:
         own = self.placement
+        if private and gpa in BOOK:
+            assert gpa + length <= BOOK.stop
+            yield self.book, gpa - BOOK.start, length
+            return
         base, size = (own.base_gpa, own.length) if private else (own.shared_gpa, own.shared_length)
         assert base <= gpa <= gpa + length <= base + size, "a program stays within its placement"
         while length:
@@ -59,9 +68,15 @@ class Memory:
 
     def execute(self, one: GuestOperation) -> Answer:
         self.operations += 1
-        if one.gpa in self.bad:
-            return Fault(FaultKind.NESTED_PAGE_FAULT, one.gpa)
+        gpa = one.source if isinstance(one, Copy) else one.gpa
+        if gpa in self.bad:
+            return Fault(FaultKind.NESTED_PAGE_FAULT, gpa)
         match one:
+            case Copy():
+                data = self.load(one.source, one.length, one.source_private)
+                self.store(one.target, data, one.target_private)
+                self.copied += len(data)
+                return data
             case Read():
                 self.private_bytes += one.length if one.private else 0
                 return self.load(one.gpa, one.length, one.private)
@@ -72,12 +87,12 @@ class Memory:
             case BlockRead():
                 for block in range(one.blocks):
                     data = self.blocks.get(one.lba + block, bytes(BLOCK_BYTES))
-                    self.store(one.gpa + block * BLOCK_BYTES, data, private=False)
+                    self.store(one.gpa + block * BLOCK_BYTES, data, private=not self.placement.bounces)
                 return self.disk_status
             case BlockWrite():
                 for block in range(one.blocks):
                     at = one.gpa + block * BLOCK_BYTES
-                    self.blocks[one.lba + block] = self.load(at, BLOCK_BYTES, private=False)
+                    self.blocks[one.lba + block] = self.load(at, BLOCK_BYTES, private=not self.placement.bounces)
                 return self.disk_status
         raise AssertionError(one)
 
@@ -153,9 +168,9 @@ def per_ns(demand) -> float:
 
 @pytest.fixture(scope="session")
 def machine():
-    """Make a machine: ``machine(name, **parameters)``."""
+    """Make a machine: ``machine(name, **parameters)``; ``bounces`` as in a placement."""
 
-    def make(name: str, **parameters) -> Machine:
-        return Machine(ProgramSpec(name, tuple(sorted(parameters.items()))))
+    def make(name: str, *, bounces: bool = True, **parameters) -> Machine:
+        return Machine(ProgramSpec(name, tuple(sorted(parameters.items()))), replace(PLACEMENT, bounces=bounces))
 
     return make

@@ -105,6 +105,8 @@ def still_needed(one) -> list[tuple[int, bytes]]:
     length = footprint(one.spec).private_bytes
     data = one.memory.load(one.placement.base_gpa, length, private=True)
     parameters = one.program.parameters
+    if one.spec.name == "compile-job":
+        data = data[: parameters.objects * parameters.object_bytes]  # a source is looked at once, when it has come
     if one.spec.name == "compile-job" and one.registers.rip == COMPILE_RIP:
         # The linker is done with the object whose place comes next.
         gone = one.registers.r12 % parameters.objects * parameters.object_bytes

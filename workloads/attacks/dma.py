@@ -21,7 +21,7 @@ def read_by_device(target: Target) -> Attack:
     """Rows 05a, 05c: the device loads the secret, with nothing in the address that asks for a key."""
     yield LET_IT_RUN
     yield WRITE_BACK
-    yield from _attach(target, target.victim.secret.spa)
+    yield from attach(target, target.victim.secret.spa)
     yield (DeviceRead(SLOT, IOVA, PAGE_BYTES),)
 
 
@@ -29,7 +29,7 @@ def read_by_device_with_c_bit(target: Target) -> Attack:
     """Row 05b: the same through a mapping with the C-bit."""
     yield LET_IT_RUN
     yield WRITE_BACK
-    yield from _attach(target, target.victim.secret.spa, target.c_bit)
+    yield from attach(target, target.victim.secret.spa, target.c_bit)
     yield (DeviceRead(SLOT, IOVA, PAGE_BYTES),)
 
 
@@ -37,11 +37,12 @@ def write_by_device(target: Target) -> Attack:
     """Row 06: the device stores junk over a value."""
     yield LET_IT_RUN
     yield WRITE_BACK
-    yield from _attach(target, target.victim.value.spa)
+    yield from attach(target, target.victim.value.spa)
     yield (DeviceWrite(SLOT, IOVA, JUNK),)
     yield WRITE_BACK
 
 
-def _attach(target: Target, spa: int, c_bit: int = 0) -> Attack:
+def attach(target: Target, spa: int, c_bit: int = 0) -> Attack:
+    """Have the IOMMU translate the device's ``IOVA`` to a page; takes three of the spare frames, the fourth with it."""
     frames = iter(target.spare)
     yield from IommuDriver(lambda: next(frames)).attach(REQUESTER, DOMAIN, ((IOVA, spa),), c_bit=c_bit)

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 from node.operations import Answer, GuestOperation, HypervisorOperation, Wbinvd
 from workloads.attacks.dimm_operations import DimmOperation
+from workloads.attacks.owner_operations import AskOwner
 
-AttackBatch = tuple[HypervisorOperation, ...] | tuple[GuestOperation, ...] | tuple[DimmOperation, ...]
+AttackBatch = (
+    tuple[HypervisorOperation, ...] | tuple[GuestOperation, ...] | tuple[DimmOperation, ...] | tuple[AskOwner, ...]
+)
 Attack = Generator[AttackBatch, tuple[Answer, ...], None]
 """A running attack. ``yield ()`` waits until the victim has done another round and rests."""
 
@@ -42,6 +45,7 @@ class Household:
     other: Page
     answer: Page
     request: Page
+    code: Page
     inbox: Page
     outbox: Page
 
@@ -60,3 +64,5 @@ class Target:
     """The bit of an address that asks for the host's key, where the host has that (CPUID 8000_001F)."""
     ghost_line: int
     """An address line that is clear in all frames of guests and of the RMP: above it lies nothing but the host's."""
+    free_asid: int
+    """An ASID for SNP guests that nobody has."""

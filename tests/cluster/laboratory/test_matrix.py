@@ -35,7 +35,12 @@ def test_an_attack_comes_to_what_the_matrix_says(cell: Cell) -> None:
 
 SWITCHES = {
     "alias_check=on": {"platform": Platform(alias_check=True)},
+    "verifier_platform_info=on": {"demands_alias_check": True},
+    "context_page_mac=on": {"platform": Platform(context_mac=True)},
+    "psp_least_priv=on": {"platform": Platform(psp_least_privilege=True)},
     "guest_tracks_validation=on": {"tracks_validation": True},
+    "guest_checks_sev_status=on": {"checks_sev_status": True},
+    "cpuid_page=on": {"reads_cpuid_page": True},
     "ucode_cachewarp_fix=on": {"platform": Platform(invd_writes_back=True)},
     "tweak_mode=xex_random": {"ciphers": (CipherMode.AES_128_XEX,)},
 }

@@ -1,0 +1,69 @@
+"""Operations about events: what a guest sets up to take them, and what a hypervisor stores to inject them.
+
+They are handed on by ``node.operations``, beside all others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Of a guest's vCPU.
+
+
+@dataclass(frozen=True, slots=True)
+class LoadIdt:
+    """LIDT: where the table of gates lies, by virtual address, and its last byte. Answer: None, or a Fault."""
+
+    base: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFlags:
+    """PUSHF. Answer: RFLAGS, or a Fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class WriteFlags:
+    """POPF at CPL 0, with which CLI, STI and the end of a handler set RFLAGS. Answer: None, or a Fault."""
+
+    value: int
+
+
+# Of the hypervisor.
+
+
+@dataclass(frozen=True, slots=True)
+class VmcbLoad:
+    """Load a field of a vCPU's control block, by a name of ``node.vmcb_fields``. Answer: int, or a Fault.
+
+    #UD where there is no such block or field.
+    """
+
+    vm: str
+    vcpu: int
+    field: str
+
+
+@dataclass(frozen=True, slots=True)
+class VmcbStore:
+    """Store a field of a vCPU's control block; VMRUN looks at it. Answer: None, or a Fault as for ``VmcbLoad``.
+
+    #GP for a value that is wider than the field.
+    """
+
+    vm: str
+    vcpu: int
+    field: str
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class VmKick:
+    """Make a vCPU exit, with an interrupt to its hardware thread, and enter it anew as its control block says.
+
+    Answer: 0, or the exit code of that VMRUN, after which the vCPU stays out until it is kicked again.
+    """
+
+    vm: str
+    vcpu: int

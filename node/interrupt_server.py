@@ -1,0 +1,118 @@
+"""How a hypervisor brings interrupts to its guests, and the exits about that.
+
+A guest without features of its own gets an interrupt queued in its control block (V_INTR), which the processor hands
+over when the guest lets it. One with restricted injection has a doorbell page: the vector goes there, and #HV is
+injected unless the guest was told already. Into one with alternate injection nobody out here brings anything. As in
+KVM's patches for restricted injection (arch/x86/kvm/svm/sev.c).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+
+from node import nae_event as nae
+from node import operations as op
+from node.event_injection import V_IRQ, ExceptionVector, exception, virtual_interrupt_field
+from node.ghcb_page import BadInput, GhcbExit, GhcbRefused
+from node.hv_doorbell import NO_FURTHER_SIGNAL, NOWHERE, PENDING_BYTES, Doorbell, DoorbellAction
+from node.hypervisor_port import Answers, Batch
+from node.launched_vm import LaunchedVm
+from node.nae_event import NaeEvent
+from node.nae_reply import NOTHING, NaeReply, Serve
+from node.vmsa import SevFeature
+from psp.system_bus import PAGE_BYTES
+
+Bringing = Generator[Batch, Answers, bool]
+
+_LOWEST_VECTOR = 0x10
+"""Vectors below are no fixed interrupt's (APM volume 2, 16.6.3)."""
+_SELF, _ALL, _OTHERS = 1, 2, 3
+"""Shorthands of the interrupt command register."""
+
+
+class InterruptServer:
+    """Serves one hypervisor's guests."""
+
+    def __init__(self) -> None:
+        self.events: Mapping[int, Callable[..., Serve]] = {
+            NaeEvent.HV_DOORBELL_PAGE: self._doorbell,
+            NaeEvent.HV_IPI: self._ipi,
+        }
+
+    def interrupt(self, vm: str, record: LaunchedVm, vcpu: int, vector: int) -> Bringing:
+        """Bring an interrupt to a vCPU while it is stopped; False where it cannot be, or one waits already."""
+        if record.sev_features & SevFeature.RESTRICTED_INJECTION:
+            return (yield from self._ring(vm, record, vcpu, vector))
+        if record.sev_features & SevFeature.ALTERNATE_INJECTION:
+            return False
+        (queued,) = yield (op.VmcbLoad(vm, vcpu, "V_INTR"),)
+        if not isinstance(queued, int) or queued & V_IRQ:
+            return False
+        tpr = queued & 0xFF
+        _, code = yield (
+            op.VmcbStore(vm, vcpu, "V_INTR", virtual_interrupt_field(vector, tpr)), op.VmKick(vm, vcpu)
+        )  # fmt: skip
+        return code == 0
+
+    def _ring(self, vm: str, record: LaunchedVm, vcpu: int, vector: int) -> Bringing:
+        gpa = record.doorbells.get(vcpu)
+        spa = None if gpa is None else record.page_spa(gpa)
+        if spa is None:
+            return False
+        (octets,) = yield (op.HostRead(spa, PENDING_BYTES),)
+        if not isinstance(octets, bytes):
+            return False
+        pending = Doorbell.of(octets)
+        if pending.vector:
+            return False
+        flags = pending.flags | NO_FURTHER_SIGNAL
+        (wrote,) = yield (op.HostWrite(spa, bytes((vector, flags))),)
+        if wrote is not None:
+            return False
+        if pending.silent:
+            return True
+        doorbell = op.VmcbStore(vm, vcpu, "EVENTINJ", exception(ExceptionVector.HV).field)
+        _, code = yield (doorbell, op.VmKick(vm, vcpu))
+        return code == 0
+
+    # Exits.
+
+    def _doorbell(self, _vm: str, record: LaunchedVm, vcpu: int, _exit: GhcbExit, asked: nae.InfoRequest) -> Serve:
+        _only_restricted(record)
+        if asked.info1 == DoorbellAction.GET_PREFERRED:
+            return NaeReply(info2=NOWHERE)
+        if asked.info1 == DoorbellAction.SET:
+            if asked.info2 % PAGE_BYTES or record.page_spa(asked.info2) is None:
+                raise GhcbRefused(BadInput.INVALID_INPUT, "SW_EXITINFO2")
+            record.doorbells[vcpu] = asked.info2
+            return NaeReply(info2=asked.info2)
+        if asked.info1 == DoorbellAction.QUERY:
+            return NaeReply(info2=record.doorbells.get(vcpu, NOWHERE))
+        if asked.info1 == DoorbellAction.CLEAR:
+            record.doorbells.pop(vcpu, None)
+            return NOTHING
+        raise GhcbRefused(BadInput.INVALID_INPUT, "SW_EXITINFO1")
+        yield ()
+
+    def _ipi(self, vm: str, record: LaunchedVm, vcpu: int, _exit: GhcbExit, asked: nae.InfoRequest) -> Serve:
+        """A fixed interrupt to one vCPU or several; one for which another waits already misses it."""
+        _only_restricted(record)
+        vector, mode, shorthand = asked.info1 & 0xFF, asked.info1 >> 8 & 7, asked.info1 >> 18 & 3
+        target = asked.info1 >> 32
+        if mode or vector < _LOWEST_VECTOR:
+            raise GhcbRefused(BadInput.INVALID_INPUT, "SW_EXITINFO1")
+        everyone = range(len(record.save_areas))
+        to = {
+            _SELF: [vcpu],
+            _ALL: list(everyone),
+            _OTHERS: [one for one in everyone if one != vcpu],
+        }.get(shorthand, [target] if target in everyone else [])
+        for one in to:
+            yield from self.interrupt(vm, record, one, vector)
+        return NOTHING
+
+
+def _only_restricted(record: LaunchedVm) -> None:
+    """These exits came with restricted injection; to others they are as good as unknown."""
+    if not record.sev_features & SevFeature.RESTRICTED_INJECTION:
+        raise GhcbRefused(BadInput.INVALID_EVENT, "SW_EXITCODE")

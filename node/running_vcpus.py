@@ -1,0 +1,91 @@
+"""Who is in guest mode: which save areas are in use, and for how long.
+
+A vCPU runs from its VMRUN until it exits. One that the host's own scheduler entered
+exits when that says so; one that the operation ``VmRun`` put on a hardware thread
+exits when the thread executes another VMRUN, because for that it must be back in the
+host. Either exits when it is preempted. A save area is in use as long as its
+vCPU runs: nobody changes its RMP entry, and no other thread enters with it (APM volume 2,
+15.36.12; ``spec/firmware/rmp.md``, section 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from node.rmp import ReverseMapTable
+
+Who = tuple[str, int]
+"""A VM and the number of its vCPU."""
+
+
+class RunningVcpus:
+    """The vCPUs in guest mode on one host. ``rmp`` is the table of the moment, None on a part without."""
+
+    def __init__(self, rmp: Callable[[], ReverseMapTable | None]) -> None:
+        self._rmp = rmp
+        self._areas: dict[Who, int] = {}
+        """Save areas in use."""
+        self._scheduled: set[Who] = set()
+        """Whom the host's scheduler runs, if they are not out for a while."""
+        self._threads: dict[int, Who] = {}
+        """Whom ``VmRun`` put where."""
+        self.preempted: set[Who] = set()
+        """Of the scheduler's those that are out until it enters them again."""
+
+    def schedule(self, who: Who, area: int | None) -> None:
+        """The host's scheduler enters a vCPU; ``area`` is None where no RMP entry makes the save area its own."""
+        self._off_thread(who)
+        self._scheduled.add(who)
+        self.preempted.discard(who)
+        self._use(who, area)
+
+    def take(self, who: Who, thread: int, area: int | None) -> None:
+        """A thread, which is free, enters a vCPU by VMRUN."""
+        self._off_thread(who)
+        self._threads[thread] = who
+        self.preempted.discard(who)
+        self._use(who, area)
+
+    def vacate(self, thread: int) -> None:
+        """A thread is about to execute VMRUN: what ran there by ``VmRun`` has exited."""
+        who = self._threads.pop(thread, None)
+        if who is not None:
+            self.preempt(who)
+
+    def preempt(self, who: Who) -> None:
+        """A vCPU exits and is not entered at once; one that does not run is left alone."""
+        if who in self._scheduled:
+            self.preempted.add(who)
+        self._off_thread(who)
+        self._use(who, None)
+
+    def leave(self, who: Who) -> None:
+        """A vCPU is off its core for good."""
+        self._scheduled.discard(who)
+        self.preempted.discard(who)
+        self._off_thread(who)
+        self._use(who, None)
+
+    def forget(self, vm: str) -> None:
+        """A VM's control blocks go: what ``VmRun`` entered with them has exited."""
+        for thread, who in list(self._threads.items()):
+            if who[0] == vm:
+                self.vacate(thread)
+
+    def _off_thread(self, who: Who) -> None:
+        if self._threads:
+            self._threads = {thread: one for thread, one in self._threads.items() if one != who}
+
+    def _use(self, who: Who, area: int | None) -> None:
+        before = self._areas.pop(who, None)
+        if area is not None:
+            self._areas[who] = area
+        rmp = self._rmp()
+        if rmp is None or before == area:
+            return
+        if before is not None and before not in self._areas.values():
+            rmp.checks.leave(before)
+        if area is not None:
+            rmp.checks.enter(area)

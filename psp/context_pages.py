@@ -1,0 +1,96 @@
+"""Where guest contexts are: in their Context pages, in memory, and nowhere else.
+
+The firmware encrypts a context on its way to memory and decrypts it on its way back,
+at each command. There is one key a boot and no integrity value: the RMP alone keeps
+others away, so whoever gets round it can damage a context, or bring back what lay
+there before, and no command notices (BadRAM, RMPocalypse).
+
+The cipher is AES-128 in XTS, with the page's number as the sector: each block of 16
+bytes stands for itself and for its address. That the address goes in is taken from how
+memory is encrypted otherwise; ``tweaked`` says so, for nobody has published it.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from psp.guest_context import GuestContext, SnpGuestState
+from psp.page_state import PageState, page_state
+from psp.status import PspError, Status
+from psp.system_bus import PAGE_BYTES, SystemBus
+
+_KEY_BYTES = 32
+"""Two keys of AES-128."""
+_MAC_BYTES = 32
+_STATES = frozenset(SnpGuestState)
+
+
+class ContextPages:
+    """The Context pages of one boot. Of a guest it keeps nothing but where its page is."""
+
+    def __init__(self, bus: SystemBus, random: Callable[[str, int], bytes]) -> None:
+        self.tweaked = True
+        """Whether ciphertext depends on the page it lies in; without, contexts may be copied between pages too."""
+        self.has_mac = False
+        """Hypothetical: an integrity value at the end of the page, so that damage and mixtures are INVALID_GUEST."""
+        self.spas: dict[int, None] = {}
+        """A set, in the order in which they were created."""
+        self._bus = bus
+        self._random = random
+        self._key: algorithms.AES | None = None
+        self._mac_key = b""
+
+    def __contains__(self, spa: int) -> bool:
+        """Whether the RMP says that a page is a Context page."""
+        return not spa % PAGE_BYTES and self._bus.rmp_covers(spa) and _is_context(self._bus, spa)
+
+    def found(self, spa: int) -> GuestContext:
+        """What a Context page decrypts to, damaged or not. Raises PspError(INVALID_GUEST) for another page."""
+        if spa not in self:
+            raise PspError(Status.INVALID_GUEST)
+        page = self._cipher(spa).decryptor().update(self._bus.read(spa, PAGE_BYTES))
+        if self.has_mac and not hmac.compare_digest(self._mac(spa, page), page[-_MAC_BYTES:]):
+            raise PspError(Status.INVALID_GUEST)
+        return GuestContext.parse(page)
+
+    def read(self, spa: int) -> GuestContext:
+        """The context in a page. Raises PspError(INVALID_GUEST) where there is none, or none any more."""
+        context = self.found(spa)
+        if context.state not in _STATES:
+            # Nothing but damage leaves such a state; what firmware answers then is not published.
+            raise PspError(Status.INVALID_GUEST)
+        return context
+
+    def write(self, spa: int, context: GuestContext) -> None:
+        """Put a context into its page."""
+        page = context.pack()
+        if self.has_mac:
+            page = page[:-_MAC_BYTES] + self._mac(spa, page)
+        self._bus.write(spa, self._cipher(spa).encryptor().update(page))
+
+    def create(self, spa: int) -> None:
+        """Put a new guest's context into a page."""
+        self.spas[spa] = None
+        self.write(spa, GuestContext())
+
+    def erase(self, spa: int) -> None:
+        """Leave nothing of a context."""
+        self.spas.pop(spa, None)
+        self._bus.write(spa, bytes(PAGE_BYTES))
+
+    def _mac(self, spa: int, page: bytes) -> bytes:
+        self._mac_key = self._mac_key or self._random("context MAC", _MAC_BYTES)
+        return hmac.digest(self._mac_key, spa.to_bytes(8, "little") + page[:-_MAC_BYTES], "sha256")
+
+    def _cipher(self, spa: int) -> Cipher[modes.XTS]:
+        if self._key is None:
+            self._key = algorithms.AES(self._random("context key", _KEY_BYTES))
+        sector = spa // PAGE_BYTES if self.tweaked else 0
+        return Cipher(self._key, modes.XTS(sector.to_bytes(16, "little")))
+
+
+def _is_context(bus: SystemBus, spa: int) -> bool:
+    return page_state(bus.rmp_entry(spa)) is PageState.CONTEXT

@@ -1,0 +1,132 @@
+"""SNP_LAUNCH_START, _UPDATE and _FINISH (SEV-SNP firmware ABI, sections 8.16 to 8.18)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from psp import command_buffers as buffers
+from psp.asid_ranges import AsidRanges
+from psp.commands import SnpCommand
+from psp.guest_context import (
+    MEMORY_KEY_BYTES,
+    NO_MIGRATION_AGENT,
+    OEK_BYTES,
+    REPORT_ID_BYTES,
+    VMPCK_BYTES,
+    VMPCKS,
+    SnpGuestState,
+)
+from psp.host_memory import HostMemory
+from psp.id_block import IdAuth, IdBlock, checked_identity
+from psp.launch_digest import LaunchDigest, PageType
+from psp.launch_pages import LAUNCH_PAGES
+from psp.page_state import PageState, page_state
+from psp.policy import PlatformFacts, check_snp_policy
+from psp.snp_guests import SnpGuests
+from psp.snp_pages import entry_of_page
+from psp.status import PspError, Status
+from psp.system_bus import PAGE_BYTES, SystemBus
+
+_FINISH_FLAGS = (buffers.SNP_FINISH_ID_BLOCK, buffers.SNP_FINISH_AUTHOR_KEY)
+
+
+class SnpLaunch:
+    """Handlers of the launch commands."""
+
+    def __init__(
+        self,
+        bus: SystemBus,
+        memory: HostMemory,
+        guests: SnpGuests,
+        ranges: AsidRanges,
+        random: Callable[[str, int], bytes],
+        api: tuple[int, int, int],
+    ) -> None:
+        self._bus = bus
+        self._memory = memory
+        self._guests = guests
+        self._ranges = ranges
+        self._random = random
+        self._api = api
+
+    def start(self, start: buffers.SnpLaunchStart) -> None:
+        """SNP_LAUNCH_START."""
+        context = self._guests.in_state(start.gctx, SnpCommand.LAUNCH_START)
+        if start.ma_gctx or start.flags or start.desired_tsc_khz:
+            raise PspError(Status.UNSUPPORTED)
+        smt, hidden = self._bus.core_configuration().smt_enabled, bool(self._ranges.max_snp_asid)
+        aes_256_xts = self._bus.memory_key_bytes == MEMORY_KEY_BYTES
+        check_snp_policy(start.policy, PlatformFacts(self._api[:2], smt, hidden, aes_256_xts))
+        started = replace(
+            context,
+            policy=start.policy,
+            gosvw=start.gosvw,
+            memory_key=self._random("memory key", self._bus.memory_key_bytes).ljust(MEMORY_KEY_BYTES, b"\0"),
+            vmpcks=b"".join(self._random("VMPCK", VMPCK_BYTES) for _ in range(VMPCKS)),
+            oek=self._random("OEK", OEK_BYTES),
+            report_id=self._random("report id", REPORT_ID_BYTES),
+            report_id_ma=NO_MIGRATION_AGENT,
+            state=SnpGuestState.LAUNCH,
+        )
+        self._guests.pages.write(start.gctx, started)
+
+    def update(self, update: buffers.SnpLaunchUpdate) -> None:
+        """SNP_LAUNCH_UPDATE."""
+        context = self._guests.in_state(update.gctx, SnpCommand.LAUNCH_UPDATE)
+        asid = self._guests.active_asid(context)
+        entry = entry_of_page(self._bus, self._memory.pages, update.address)
+        if page_state(entry) is not PageState.PRE_GUEST:
+            raise PspError(Status.INVALID_PAGE_STATE)
+        if entry.asid != asid:
+            raise PspError(Status.INVALID_PAGE_OWNER)
+        if entry.large or update.large:
+            # Sizes must agree; whether real firmware takes 2 MiB, and how it measures them, is not known.
+            raise PspError(Status.INVALID_PAGE_SIZE)
+        kind = LAUNCH_PAGES.get(update.page_type)
+        if kind is None or update.imi:
+            # No guest is launched with IMI_EN, so none has pages of an initial migration image.
+            raise PspError(Status.INVALID_PARAM)
+        page = self._bus.read(update.address, PAGE_BYTES)
+        contents = kind.contents(context, page, self._bus.c_bit)
+        permissions = (update.permissions >> 8 & 0xFF, update.permissions >> 16 & 0xFF, update.permissions >> 24)
+        digest = LaunchDigest(context.digest)
+        digest.update(kind.page_type, entry.gpa, contents, vmpl_permissions=permissions)
+        if contents is page:
+            self._bus.encrypt_in_place(update.address, PAGE_BYTES, asid)
+        else:
+            self._bus.write_guest(update.address, contents, asid)
+        self._bus.rmp_set(
+            update.address,
+            replace(
+                entry,
+                immutable=False,
+                validated=True,
+                vmsa=kind.page_type is PageType.VMSA,
+                vmpl_permissions=(entry.vmpl_permissions[0], *permissions),
+            ),
+        )
+        self._guests.pages.write(update.gctx, replace(context, digest=digest.value))
+
+    def finish(self, finish: buffers.SnpLaunchFinish) -> None:
+        """SNP_LAUNCH_FINISH."""
+        context = self._guests.in_state(finish.gctx, SnpCommand.LAUNCH_FINISH)
+        with_block, with_author = (finish.flags & flag for flag in _FINISH_FLAGS)
+        if finish.flags & buffers.SNP_FINISH_NO_VCEK:
+            raise PspError(Status.UNSUPPORTED)
+        if finish.flags & ~sum(_FINISH_FLAGS) or (with_author and not with_block):
+            raise PspError(Status.INVALID_PARAM)
+        if with_block:
+            block = IdBlock.parse(self._memory.read(finish.id_block_address, IdBlock.SIZE))
+            auth = IdAuth.parse(self._memory.read(finish.id_auth_address, IdAuth.SIZE))
+            identity = checked_identity(block, auth, context.digest, context.policy, with_author=bool(with_author))
+            context = replace(
+                context,
+                family_id=identity.family_id,
+                image_id=identity.image_id,
+                guest_svn=identity.guest_svn,
+                id_key_digest=identity.id_key_digest,
+                author_key_digest=identity.author_key_digest,
+            )
+        running = replace(context, host_data=finish.host_data, state=SnpGuestState.RUNNING)
+        self._guests.pages.write(finish.gctx, running)
