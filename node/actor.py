@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from node.operations import Answer
@@ -21,10 +21,11 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """A role and its name: a guest's is its VM's, a device's its requester's."""
+    """A role and its name: a guest's is its VM's, a device's its requester's. Its vCPUs are one actor."""
 
     role: Role
     name: str = ""
+    vcpu: int = field(default=0, compare=False)
 
 
 HYPERVISOR = Actor(Role.HYPERVISOR)

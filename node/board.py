@@ -30,6 +30,7 @@ from node.fault_answers import undefined
 from node.generation import CAPABILITIES, Generation
 from node.guest_access import CachedGuestAccess, GuestAccess
 from node.guest_instructions import GuestInstructions
+from node.guest_port import GuestPort
 from node.host_instructions import HostInstructions
 from node.host_system_bus import HostSystemBus
 from node.iommu_board import board_iommu
@@ -57,6 +58,7 @@ from node.vmsa import VMSA_BYTES, VMSA_FIELDS
 from psp.alias_check import AliasCheck
 from psp.firmware import SecurityProcessor
 from psp.system_bus import PAGE_BYTES
+from tio.virtio_net import VirtioNet
 
 _VMPLS = 4
 
@@ -158,6 +160,10 @@ class Board:
         self.disks: dict[str, Disk] = {}
         self.disk_files: dict[str, DiskFile] = {}
         """What is behind the disks that are not empty at first."""
+        self.nics: dict[str, dict[int, VirtioNet]] = {}
+        """The network cards of VMs that have some, by vCPU."""
+        self.sent: list[tuple[str, int, tuple[bytes, ...]]] = []
+        """Frames that cards have sent since somebody last took them: VM, vCPU, frames."""
         self.controls = VcpuControls(self)
         self.vmrun_checks = VmrunChecks(self)
         """What VMRUN asks of a control block."""
@@ -195,7 +201,7 @@ class Board:
             batch = batch[: len(some)]
         answers = tuple(some)
         if self.observer is not None:
-            self.observer(Actor(Role.GUEST, vmcb.vm), batch, answers)
+            self.observer(Actor(Role.GUEST, vmcb.vm, vmcb.vcpu), batch, answers)
         return answers
 
     def execute_host(self, batch: tuple[op.HypervisorOperation, ...]) -> tuple[op.Answer, ...]:
@@ -216,6 +222,11 @@ class Board:
             nested, file = self.nested_table(vm), self.disk_files.get(vm)
             disk = self.disks[vm] = Disk(self.controller, self.bus.host_view, self.rmp, nested, file)
         return disk
+
+    def plug_nic(self, vm: str, vcpu: int, mac: bytes) -> None:
+        """Give a vCPU a network card that reaches its VM's memory as the hypervisor does."""
+        port = GuestPort(self.controller, self.bus.host_view, self.rmp, self.nested_table(vm))
+        self.nics.setdefault(vm, {})[vcpu] = VirtioNet(port, mac)
 
     def device_port(self, slot: int) -> DevicePort:
         """The way to memory of the device in a slot."""

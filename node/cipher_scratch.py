@@ -40,14 +40,15 @@ def aligned(size: int) -> Octets:
     return room[start : start + size]
 
 
-_MASKED = aligned(STRIDE_BYTES)
-_MASKED_WORDS: Words = _MASKED.view(np.uint64)
+MASKED = aligned(STRIDE_BYTES)
+"""What goes into AES."""
+MASKED_WORDS: Words = MASKED.view(np.uint64)
 MIXED = aligned(STRIDE_BYTES + BLOCK_BYTES)
 """Where AES puts its blocks; ``update_into`` wants room for one more."""
 _MIXED_WORDS: Words = MIXED.view(np.uint64)
 
 PAGE_SCRATCH = tuple(
-    (_MASKED_WORDS[: 2 * blocks], _MASKED[: BLOCK_BYTES * blocks], _MIXED_WORDS[: 2 * blocks])
+    (MASKED_WORDS[: 2 * blocks], MASKED[: BLOCK_BYTES * blocks], _MIXED_WORDS[: 2 * blocks])
     for blocks in range(PAGE_BYTES // BLOCK_BYTES + 1)
 )
 """Views for each number of blocks in a page: what goes into AES, as words and octets, and what comes out.
@@ -58,11 +59,11 @@ Making them costs more than a block's cipher.
 
 def wipe_scratch() -> None:
     """Leave nothing of what was encrypted or decrypted last."""
-    _MASKED[:] = 0
+    MASKED[:] = 0
     MIXED[:] = 0
 
 
 @lru_cache(maxsize=64)
 def stride_scratch(words: int) -> tuple[Words, Octets, Words]:
     """The same for a number of words in a stride."""
-    return _MASKED_WORDS[:words], _MASKED[: words * WORD_BYTES], _MIXED_WORDS[:words]
+    return MASKED_WORDS[:words], MASKED[: words * WORD_BYTES], _MIXED_WORDS[:words]

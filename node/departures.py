@@ -142,6 +142,8 @@ class Departures:
             return MigrationRefusal.NO_SUCH_VM
         if guest.spec.generation in REFUSALS:
             return REFUSALS[guest.spec.generation]
+        if guest.spec.network:
+            return MigrationRefusal.NETWORK_CARD
         if guest.spec.name in self._under_way:
             return MigrationRefusal.UNDER_WAY
         return None if guest.state is GuestState.RUNNING else MigrationRefusal.NOT_RUNNING

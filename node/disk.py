@@ -60,7 +60,7 @@ class Disk:
 
     def transfer(self, one: op.BlockRead | op.BlockWrite) -> int:
         """Execute one request; returns its NVMe status."""
-        if one.blocks <= 0 or not 0 <= one.gpa < _ADDRESSES - one.blocks * op.BLOCK_BYTES:
+        if not 0 < one.blocks <= op.MOST_BLOCKS or not 0 <= one.gpa < _ADDRESSES - one.blocks * op.BLOCK_BYTES:
             return Status.INVALID_FIELD
         refused = refusal(one.lba, one.blocks, self.media.blocks)
         if refused:

@@ -15,6 +15,7 @@ from node import ghcb_msr as msr
 from node import nae_event as nae
 from node import operations as op
 from node.cpuid_page import CpuidEntry, cpuid_entries
+from node.device_access import device_access
 from node.generation import CAPABILITIES, Generation
 from node.ghcb_page import (
     GENERAL_PROTECTION,
@@ -200,9 +201,13 @@ class GhcbServer:
             return NOTHING
         return NaeReply(registers={"RAX": (1 << 8 * asked.width) - 1})
 
-    def _mmio(self, _vm: str, record: LaunchedVm, _vcpu: int, exit_: GhcbExit, asked: nae.MmioRequest) -> Serve:
-        if not asked.write:
-            yield from self._lay(record, exit_, asked.scratch, ((0, bytes([_ALL_ONES]) * asked.length),))
+    def _mmio(self, vm: str, record: LaunchedVm, vcpu: int, exit_: GhcbExit, asked: nae.MmioRequest) -> Serve:
+        if asked.write:
+            stored = yield from self._copy(record, exit_, asked.scratch)
+            yield from device_access(vm, vcpu, asked.gpa, asked.length, int.from_bytes(stored, "little"))
+            return NOTHING
+        found = yield from device_access(vm, vcpu, asked.gpa, asked.length, None)
+        yield from self._lay(record, exit_, asked.scratch, ((0, found.to_bytes(asked.length, "little")),))
         return NOTHING
 
     def _dr7_read(self, _vm: str, record: LaunchedVm, vcpu: int, _exit: GhcbExit, _asked: object) -> Serve:

@@ -12,6 +12,7 @@ from node.generation import Generation
 from node.guest_memory_map import GuestMemoryMap, memory_map
 from node.kernel_settings import CAREFUL, KernelSettings
 from node.machine_spec import MachineSpec
+from node.network_books import NetworkBooks
 from node.phase_cost import Mechanism, PhaseCost
 from node.program import ProgramSpec
 from node.tenant import TenantPort
@@ -32,6 +33,8 @@ class GuestSpec:
     """Key of the firmware image among those the host was given."""
     disk: str = ""
     """Path of the file behind its disk; empty for a disk that is empty at first."""
+    network: bool = False
+    """Whether its vCPUs have network cards."""
     sev_features: int = 0
     """SEV_FEATURES that an SNP guest asks for beyond SNP itself."""
     kernel: KernelSettings = CAREFUL
@@ -119,3 +122,5 @@ class Guest:
     """By which they were bounced."""
     disk: DiskBooks | None = None
     """Its requests, from the first one on."""
+    network: NetworkBooks | None = None
+    """What went through its network cards, if it has some."""

@@ -62,6 +62,24 @@ def change_pages(gpa: int, first: int, length: int, operation: PageOperation) ->
         yield from _change(gpa, entries[start : start + MOST_ENTRIES])
 
 
+def mmio_load(gpa: int, device_gpa: int, length: int) -> Generator[tuple[GuestOperation, ...], tuple[Answer, ...], int]:
+    """A load from a device's register by an exit with the GHCB page at ``gpa``."""
+    page = build_exit(NaeEvent.MMIO_READ, device_gpa, length, {"SW_SCRATCH": gpa + SHARED_BUFFER})
+    back, reply = yield from _exit(gpa, page, NaeEvent.MMIO_READ)
+    if reply.exception is not None:
+        raise GhcbUntrusted(f"MMIO: exception {reply.exception}")
+    return int.from_bytes(back[SHARED_BUFFER : SHARED_BUFFER + length], "little")
+
+
+def mmio_store(gpa: int, device_gpa: int, value: int, length: int) -> Steps:
+    """A store to a device's register by an exit with the GHCB page at ``gpa``."""
+    registers, stored = {"SW_SCRATCH": gpa + SHARED_BUFFER}, value.to_bytes(length, "little")
+    page = build_exit(NaeEvent.MMIO_WRITE, device_gpa, length, registers, stored)
+    _, reply = yield from _exit(gpa, page, NaeEvent.MMIO_WRITE)
+    if reply.exception is not None:
+        raise GhcbUntrusted(f"MMIO: exception {reply.exception}")
+
+
 def _change(gpa: int, entries: Sequence[PageStateEntry]) -> Steps:
     done = 0
     while done < len(entries):

@@ -21,6 +21,9 @@ HIGH_RAM_GPA = 4 << 30
 SHARED_GPA = 32 << 20
 VALIDATION_BOOK_GPA = 24 << 20
 """Where a kernel that accepts memory lazily notes which chunks it has, in its own memory."""
+NIC_GPA = 3 << 30
+"""Registers of the network cards, a page for each vCPU's, where no memory is."""
+NIC_WINDOW_BYTES = 4096
 BOOKS_GPA = 16 << 20
 """Where the kernel keeps its books of bounce buffers, in its own memory."""
 SMALLEST_GUEST_BYTES = 64 << 20

@@ -22,6 +22,7 @@ from node.event_log import EventLog
 from node.firmware_image import FirmwareImage
 from node.guest import GONE, Guest, GuestSpec, GuestState
 from node.host_events import HostEvent
+from node.host_network import HostNetwork
 from node.hypervisor import Hypervisor
 from node.hypervisor_port import Answers, Batch, Entered, HypervisorFactory, HypervisorPort, LaunchRefused
 from node.hypervisor_tasks import HypervisorTasks
@@ -107,6 +108,8 @@ class Host:
         self.board.kicked = self._kicked
         self.departures = Departures(self)
         self.arrivals = Arrivals(self)
+        self.network = HostNetwork(self, costs)
+        self.vcpus.sent = self.network.flush
         self.tasks.at_once(self.hypervisor.bring_up())
 
     @property
@@ -160,7 +163,9 @@ class Host:
 
     def earliest_output_ns(self, next_event_ns: int) -> int:
         """Before which nothing will be said of any VM here, if nobody asks; NEVER_NS for a quiet host."""
-        leaving_ns = self.departures.earliest_output_ns(next_event_ns)
+        leaving_ns = min(
+            self.departures.earliest_output_ns(next_event_ns), self.network.earliest_output_ns(next_event_ns)
+        )
         promises = self.tasks.promises
         return min(leaving_ns, max(next_event_ns, min(promises.values()))) if promises else leaving_ns
 
@@ -176,6 +181,7 @@ class Host:
         if guest.state is not GuestState.STOPPED:
             guest.ended_ns = self.now_ns
         guest.state = GuestState.DESTROYED
+        self.network.unplug(guest)
         self._chain.record_octets(self.now_ns, HostEvent.DESTROYED, name.encode())
         self.tasks.run(self.hypervisor.destroy(name), guest, lambda _: None)
         self.clock.settle()
@@ -206,6 +212,7 @@ class Host:
         end_ns = max(end_ns, self.now_ns)
         for guest in self.guests.values():
             self.vcpus.close(guest, end_ns)
+            self.network.settle(guest)
             guest.units_of_work = sum(vcpu.registers.r13 for vcpu in guest.vcpus)
             if guest.ended_ns < 0:
                 guest.ended_ns = end_ns
@@ -260,6 +267,8 @@ class Host:
         )  # fmt: skip
         guest.software = self._tenants(tenant)
         self.vcpus.prepare(guest)
+        if spec.network:
+            self.network.plug(guest)
         self._seated = [one for one in self._seated if one.state in _SEATED]
         self._seated.append(guest)
         self.peak_vcpus = max(self.peak_vcpus, sum([len(one.vcpus) for one in self._seated]))

@@ -20,6 +20,8 @@ class HostEvent(IntEnum):
     STOPPED = 8
     DEPARTED = 9
     ARRIVED = 10
+    SENT = 11
+    RECEIVED = 12
     PSP_COMMAND = 100
     PHASE_CUT = 101
     EXITS = 102
@@ -62,6 +64,8 @@ EVENT_KINDS: Mapping[HostEvent, EventKind] = {
     HostEvent.STOPPED: EventKind("stopped", "shutdown code"),
     HostEvent.DEPARTED: EventKind("departed", octets=Octets.VM),
     HostEvent.ARRIVED: EventKind("arrived", octets=Octets.VM),
+    HostEvent.SENT: EventKind("sent", "frames", "bytes"),
+    HostEvent.RECEIVED: EventKind("received", "frames", "bytes"),
     HostEvent.PHASE_CUT: EventKind("phase cut", "", "instructions", "demand", takes_time=True),
     HostEvent.EXITS: EventKind("exits", "batches of the hypervisor", takes_time=True),
     HostEvent.PSP_COMMAND: EventKind("psp command", "", "waited_ns", "command", takes_time=True),

@@ -28,6 +28,10 @@ _TLB_CONTROLS = frozenset(TlbControl)
 _GENERATIONS = dict(Generation.__members__)
 
 
+_WIDTHS = (1, 2, 4, 8)
+"""Bytes of one access to a register."""
+
+
 class HostInstructions:
     """Executes one operation of a hypervisor at a time."""
 
@@ -54,6 +58,8 @@ class HostInstructions:
             op.VmPreempt: self._vm_preempt,
             op.DiskRead: self._disk_read,
             op.DiskWrite: self._disk_write,
+            op.NicRead: self._nic_read,
+            op.NicWrite: self._nic_write,
             op.PspCommand: self._psp_command,
             op.Wbinvd: caches.wbinvd,
             op.HostClflush: caches.clflush,
@@ -153,7 +159,7 @@ class HostInstructions:
         board.events.forget(one.vm)
         board.running.forget(one.vm)
         nested = board.nested.pop(one.vm, None)
-        for table in (board.vmcbs, board.disks, board.disk_files):
+        for table in (board.vmcbs, board.disks, board.disk_files, board.nics):
             table.pop(one.vm, None)
         answers = [self._host_clear(op.HostClear(*pages)) for pages in (nested.close() if nested else ())]
         return next((answer for answer in answers if answer is not None), None)
@@ -188,6 +194,19 @@ class HostInstructions:
         if refused:
             return int(refused)
         self._board.disk(one.vm).media.write(one.lba, one.data)
+        return None
+
+    def _nic_read(self, one: op.NicRead) -> op.Answer:
+        if one.length not in _WIDTHS:
+            return undefined()
+        card = self._board.nics.get(one.vm, {}).get(one.vcpu)
+        return (1 << 8 * one.length) - 1 if card is None else card.read_register(one.offset, one.length)
+
+    def _nic_write(self, one: op.NicWrite) -> op.Answer:
+        card = self._board.nics.get(one.vm, {}).get(one.vcpu)
+        frames = () if card is None else card.write_register(one.offset, one.value, one.length)
+        if frames:
+            self._board.sent.append((one.vm, one.vcpu, frames))
         return None
 
     def _psp_command(self, one: op.PspCommand) -> op.Answer:

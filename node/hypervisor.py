@@ -14,6 +14,7 @@ from node import operations as op
 from node.asid_pool import AsidPool, AsidsExhausted
 from node.core_msrs import Msr
 from node.cpuid_page import cpuid_page
+from node.device_access import device_access
 from node.firmware_image import FirmwareImage
 from node.frame_allocator import FrameAllocator, OutOfMemory, joined
 from node.generation import Generation
@@ -163,6 +164,8 @@ class Hypervisor:
         """What CPUID tells a guest whose registers are there to be written."""
         return op.CpuidResult(*self._ghcb.leaf(self._vms[vm].generation, function, index))
         yield ()
+
+    mmio = staticmethod(device_access)
 
     def page_state_change(self, vm: str, change: op.PageStateChange) -> Reply:
         """Answer a guest's page state change: reassign the pages in the RMP. Returns 0, or 1 if refused."""

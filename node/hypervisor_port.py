@@ -80,6 +80,9 @@ class HypervisorPort(Protocol):
     def cpuid(self, vm: str, function: int, index: int) -> CpuidReply:
         """Answer CPUID of a guest whose registers are not encrypted."""
 
+    def mmio(self, vm: str, vcpu: int, gpa: int, length: int, value: int | None) -> Reply:
+        """Answer a load, or with ``value`` a store, to a device by a guest whose registers are not encrypted."""
+
     def export(self, vm: str, started: tuple[bool, ...], reset_rips: tuple[int, ...]) -> ExportTask:
         """Read a stopped VM whole."""
 

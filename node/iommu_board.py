@@ -25,7 +25,8 @@ def board_iommu(
         fabric,
         rmp,
         c_bit=1 << product.c_bit if platform.mode is HostMode.SME else 0,
-        logs_checked=platform.iommu_write_safe or not affected,
+        logs_checked=(platform.iommu_write_safe or not affected)
+        and Protection.IOMMU_LOG_CHECK not in platform.disabled,
     )
     return Iommu(
         memory,

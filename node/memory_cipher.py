@@ -58,8 +58,8 @@ class Tweaks(Protocol):
     def in_stride(self, spa: int, words: int) -> Words:
         """The same inside one of the strides that bulk work goes in."""
 
-    def masks(self, spa: int, words: int) -> Words:
-        """Of the blocks from the beginning of a stride on, each XOR the X of ``node.xts_engine``."""
+    def masks(self, spa: int) -> Words:
+        """Of all blocks of the stride that starts at ``spa``, each XOR the X of ``node.xts_engine``."""
 
 
 class Ciphers(Protocol):

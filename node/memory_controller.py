@@ -6,20 +6,15 @@ host encrypts everything (TSME); one with ``HOST_KEY`` is the host's with C=1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
-from io import BufferedReader, RawIOBase
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import numpy as np
 
+from node.bytes_in_place import bytes_in_place
 from node.cipher_scratch import STRIDE_BYTES, wipe_scratch
 from node.dram import WORD_BYTES, Dram, Fill, MachineCheck, Words
 from node.memory_cipher import BLOCK_BYTES, Ciphers, MemoryCipher
 from psp.system_bus import PAGE_BYTES
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 HOST_KEY = -1
 """In place of an ASID: an access of the host with C=1, through its own key (APM volume 2, 7.10)."""
@@ -51,28 +46,6 @@ class NoHostKey(Exception):
     def __init__(self, spa: int) -> None:
         super().__init__(f"C-bit set at {spa:#x}, but memory encryption is off")
         self.spa = spa
-
-
-class _Plaintext(RawIOBase):
-    """Blocks from an address on, as a stream: read from it, they are decrypted into the very bytes of the answer.
-
-    Those bytes made of an array would cost one more copy, as much as a third of the cipher.
-    """
-
-    def __init__(self, decrypt: Callable[[int, Words], None], spa: int) -> None:
-        self._decrypt = decrypt
-        self._spa = spa
-
-    def readable(self) -> bool:
-        """Always."""
-        return True
-
-    def readinto(self, out: WriteableBuffer) -> int:
-        """Fill whole blocks."""
-        words: Words = np.frombuffer(memoryview(out), np.uint64)
-        self._decrypt(self._spa, words)
-        self._spa += words.nbytes
-        return words.nbytes
 
 
 class MemoryController:
@@ -155,13 +128,7 @@ class MemoryController:
             plain = cipher.decrypt_in_page(_ZEROS[: whole // WORD_BYTES] if words is None else words, start)
             self.bytes_decrypted += whole
             return plain[before : before + length].tobytes()
-        self._dram.expect(start, whole)
-        if whole <= STRIDE_BYTES:
-            plain = np.empty(whole, np.uint8)
-            self._decrypt(cipher, start, plain.view(np.uint64))
-            return plain[before : before + length].tobytes()
-        plaintext = _Plaintext(partial(self._decrypt, cipher), start)
-        return BufferedReader(plaintext, BLOCK_BYTES).read(whole)[before : before + length]
+        return self._read_bulk(cipher, start, whole)[before : before + length]
 
     def write(self, spa: int, data: bytes | bytearray | memoryview, asid: int) -> None:
         """Store bytes; blocks in part are read, changed and written back, as hardware does. Raises as ``read``."""
@@ -258,15 +225,24 @@ class MemoryController:
         for at, size in rest:
             self.write(at, self.read(at, size, 0), asid)
 
-    def _decrypt(self, cipher: MemoryCipher, spa: int, out: Words) -> None:
+    def _read_bulk(self, cipher: MemoryCipher, spa: int, length: int) -> bytes:
         """Decrypt whole blocks."""
-        for at, size in self._dram.pieces(spa, out.nbytes):
-            words = self._dram.words(at, size)
-            if words is None:
-                words = np.zeros(size // WORD_BYTES, np.uint64)
-            first = (at - spa) // WORD_BYTES
-            cipher.decrypt(words, at, out[first : first + words.size])
-        self.bytes_decrypted += out.nbytes
+        # All found first: whoever is told of the access may read memory, too.
+        parts = [(at, size // WORD_BYTES, self._dram.words(at, size)) for at, size in self._dram.pieces(spa, length)]
+
+        def fill(answer: Words) -> None:
+            first = 0
+            for at, count, found in parts:
+                words = np.zeros(count, np.uint64) if found is None else found
+                cipher.decrypt(words, at, answer[first : first + count])
+                first += count
+
+        self.bytes_decrypted += length
+        if length > STRIDE_BYTES:
+            return bytes_in_place(length, fill)
+        answer: Words = np.empty(length // WORD_BYTES, np.uint64)
+        fill(answer)
+        return answer.tobytes()
 
     def _cipher(self, asid: int, spa: int) -> MemoryCipher:
         cipher = self._ciphers.get(asid)

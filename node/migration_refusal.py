@@ -23,6 +23,7 @@ class MigrationRefusal(StrEnum):
     NEEDS_SEND_COMMANDS = "SEV memory leaves a host only through SEND_START and SEND_UPDATE_DATA, not modelled yet"
     NEEDS_VMSA_TRANSFER = "SEV-ES registers leave a host only through SEND_UPDATE_VMSA, not modelled yet"
     NEEDS_MIGRATION_AGENT = "an SNP guest moves only with a migration agent, and this one has none"
+    NETWORK_CARD = "the state of a paravirtual network card does not move yet"
     DEVICE_ASSIGNED = "trusted devices are bound to the host"
 
 

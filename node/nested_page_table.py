@@ -36,7 +36,7 @@ Segment = tuple[int, int, bool, int]
 _TABLE = PRESENT | WRITABLE | USER | ACCESSED
 _PAGE = _TABLE | DIRTY
 """KVM sets A and D itself where it does not track them, so a walk finds nothing to store."""
-MOST_WALKS = 1 << 13
+MOST_WALKS = (1 << 13) + 1
 """Walks of one access, each for a run of pages that follow each other in one table: of hostile tables 32 MiB.
 
 Honest ones map 8 TiB. What is longer has no mapping from there on: tables can show one page at every address.

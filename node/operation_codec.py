@@ -57,6 +57,8 @@ KINDS: Mapping[int, type] = {
     110: op.LoadIdt,
     111: op.ReadFlags,
     112: op.WriteFlags,
+    140: op.MmioLoad,
+    141: op.MmioStore,
     # Operations of hypervisors.
     16: op.HostRead,
     17: op.HostReadWritten,
@@ -92,6 +94,8 @@ KINDS: Mapping[int, type] = {
     130: op.VmcbLoad,
     131: op.VmcbStore,
     132: op.VmKick,
+    142: op.NicRead,
+    143: op.NicWrite,
     # Answers.
     48: op.Fault,
     49: op.PValidateResult,
@@ -104,6 +108,7 @@ KINDS: Mapping[int, type] = {
     64: op.Compute,
     65: op.Sleep,
     66: op.Shutdown,
+    114: op.Await,
     # What these are made of, what a hypervisor is told and says, and what a tenant is made of.
     80: RmpEntry,
     81: MachineSpec,

@@ -32,6 +32,7 @@ class GuestOperationCost:
         self._shared_ns = own.shared_encryption_ns, self._plain_byte_ns * (1.0 / own.shared_bandwidth_share - 1.0)
         self._exit_ns = own.exit_ns
         self._vmgexit_extra_ns = own.vmgexit_extra_ns
+        self._by_ghcb = CAPABILITIES[generation].encrypted_registers
         self._checked = generation in RMP_CHECKED
         self._pvalidate_ns = {False: costs["rmp.pvalidate_ns"], True: costs["rmp.pvalidate_large_ns"]}
         self._adjust_ns = {False: costs["rmp.adjust_ns"], True: costs["rmp.adjust_large_ns"]}
@@ -54,6 +55,9 @@ class GuestOperationCost:
             op.Cpuid: lambda _: (
                 () if CAPABILITIES[generation].encrypted_registers else ((Mechanism.OPERATIONS, self._exit_ns),)
             ),
+            # As CPUID: where registers are encrypted the handler's round trip has the figure.
+            op.MmioLoad: self._mmio,
+            op.MmioStore: self._mmio,
             op.TimedRead: lambda _: ((Mechanism.OPERATIONS, costs["dram.latency_ns"]),),
             op.Clflush: lambda one: ((Mechanism.OPERATIONS, _lines(one.length) * costs["cache.clflush_ns"]),),
             op.BlockRead: self._block,
@@ -120,6 +124,15 @@ class GuestOperationCost:
             (Mechanism.VMGEXIT, calls * self._vmgexit_extra_ns),
             (Mechanism.ACCEPTANCE, pages * self._update_ns),
         )
+
+    def _mmio(self, _: op.MmioLoad | op.MmioStore) -> tuple[tuple[Mechanism, float], ...]:
+        return () if self._by_ghcb else ((Mechanism.OPERATIONS, self._exit_ns),)
+
+    def halt(self, lost_ns: dict[Mechanism, float]) -> int:
+        """Nanoseconds that a vCPU needs to go on after it was halted: one exit, added to ``lost_ns`` by mechanism."""
+        lost_ns[Mechanism.OPERATIONS] += self._exit_ns
+        lost_ns[Mechanism.VMGEXIT] += self._vmgexit_extra_ns
+        return max(1, round(self._exit_ns + self._vmgexit_extra_ns))
 
     def disk_ns(self, one: op.BlockRead | op.BlockWrite) -> float:
         """Nanoseconds of one request to the disk."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from node.block_endings import Await, Compute, Shutdown, Sleep
+from node.device_operations import MmioLoad, MmioStore, NicRead, NicWrite
 from node.event_operations import LoadIdt, ReadFlags, VmcbLoad, VmcbStore, VmKick, WriteFlags
 from node.operation_answers import (
     Answer,
@@ -26,16 +28,24 @@ from psp.system_bus import RmpEntry
 
 __all__ = [
     "Answer",
+    "Await",
+    "Compute",
     "CpuidResult",
     "Fault",
     "FaultKind",
     "LoadIdt",
+    "MmioLoad",
+    "MmioStore",
+    "NicRead",
+    "NicWrite",
     "PValidateResult",
     "PspAnswer",
     "ReadFlags",
     "RmpQueryResult",
     "RmpReadResult",
     "Runs",
+    "Shutdown",
+    "Sleep",
     "VmKick",
     "VmcbLoad",
     "VmcbStore",
@@ -230,11 +240,13 @@ class TimedRead:
 
 BLOCK_BYTES = 4096
 """Logical block size of a VM's disk."""
+MOST_BLOCKS = MOST_BYTES // BLOCK_BYTES
+"""Of one request of a guest to its disk; a longer one has an invalid field."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlockRead:
-    """Read logical blocks from the VM's disk into shared memory. Answer: NVMe status, 0 is success."""
+    """Read at most ``MOST_BLOCKS`` from the VM's disk into shared memory. Answer: NVMe status, 0 is success."""
 
     lba: int
     blocks: int
@@ -243,7 +255,7 @@ class BlockRead:
 
 @dataclass(frozen=True, slots=True)
 class BlockWrite:
-    """Write logical blocks to the VM's disk from shared memory. Answer: NVMe status, 0 is success."""
+    """Write at most ``MOST_BLOCKS`` to the VM's disk from shared memory. Answer: NVMe status, 0 is success."""
 
     lba: int
     blocks: int
@@ -560,38 +572,13 @@ class DeviceWrite:
 HypervisorOperation = (
     HostRead | HostReadWritten | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | RmpRead | NestedFrames
     | NestedMap | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
-    | HostClflush | Invd | VmPageFlush | HostTimedRead | VmPreempt
+    | HostClflush | Invd | VmPageFlush | HostTimedRead | VmPreempt | NicRead | NicWrite
     | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | FabricDivert | DeviceRead | DeviceWrite
     | VmcbLoad | VmcbStore | VmKick
 )  # fmt: skip
 GuestOperation = (
     Read | Write | Copy | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust
     | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit | ReadSevStatus | Cpuid
-    | ReadDr7 | WriteDr7
+    | ReadDr7 | WriteDr7 | MmioLoad | MmioStore
     | LoadIdt | ReadFlags | WriteFlags
 )  # fmt: skip
-
-
-# How a block of a program may end.
-
-
-@dataclass(frozen=True, slots=True)
-class Compute:
-    """Retire instructions with the program's demand number ``demand``. Divisible."""
-
-    demand: int
-    instructions: int
-
-
-@dataclass(frozen=True, slots=True)
-class Sleep:
-    """Halt the vCPU until a timer fires. Divisible."""
-
-    duration_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class Shutdown:
-    """Power the virtual machine off. ``code`` 0 is a normal end."""
-
-    code: int = 0

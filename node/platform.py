@@ -31,6 +31,8 @@ class Protection(StrEnum):
     """Its being asked for by accesses, RMPADJUST, RMPQUERY and VMRUN; PVALIDATE sets it and tells of it as ever."""
     IOMMU_CHECK = "iommu check"
     """Of devices' accesses against the RMP; page tables still say what a device reaches."""
+    IOMMU_LOG_CHECK = "iommu log check"
+    """Of the IOMMU's own records against the RMP, on parts and with firmware that have it."""
     TWEAK = "tweak"
     SAVE_AREA_INTEGRITY = "save area integrity"
     """Of SEV-ES save areas, at VMRUN."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from node.operations import Answer, Compute, GuestOperation, Shutdown, Sleep
+from node.operations import Answer, Await, Compute, GuestOperation, Shutdown, Sleep
 
 Scalar = int | float | str
 
@@ -81,7 +81,7 @@ class Registers:
         self.rip = rip
 
 
-Ending = Compute | Sleep | Shutdown | None
+Ending = Compute | Sleep | Await | Shutdown | None
 Block = Generator[tuple[GuestOperation, ...], tuple[Answer, ...], Ending]
 
 
@@ -91,7 +91,7 @@ class Program(Protocol):
     ``entry`` is the RIP of the first block. ``blocks`` maps a RIP to the
     function that starts the block there; a block yields batches of operations,
     sets ``rip`` to the next block and ends by returning what follows: a
-    ``Compute``, a ``Sleep``, a ``Shutdown``, or None to go straight on.
+    ``Compute``, a ``Sleep``, an ``Await``, a ``Shutdown``, or None to go straight on.
     """
 
     @property

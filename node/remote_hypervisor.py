@@ -80,6 +80,10 @@ class RemoteHypervisor:
         """Answer CPUID of a guest whose registers are not encrypted."""
         return self._task("cpuid", vm, function, index)
 
+    def mmio(self, vm: str, vcpu: int, gpa: int, length: int, value: int | None) -> Reply:
+        """Answer a load, or with ``value`` a store, to a device by a guest whose registers are not encrypted."""
+        return self._task("mmio", vm, vcpu, gpa, length, value)
+
     def export(self, vm: str, started: tuple[bool, ...], reset_rips: tuple[int, ...]) -> ExportTask:
         """Read a stopped VM whole."""
         return self._task("export", vm, started, reset_rips)

@@ -15,10 +15,10 @@ from functools import partial
 from typing import Any
 
 from node.operation_codec import form_of, load_packed_registers, packed, packed_registers, unpacked
-from node.operations import Answer, Compute, GuestOperation, Sleep
+from node.operations import Answer, Await, Compute, GuestOperation, Sleep
 from node.program import Demand, Ending, ProgramFactory, Registers
 from node.tenant import NoBlock, Outcome, Tenant, TenantSpec
-from node.vcpu import SLEEPING
+from node.vcpu import AWAITING, SLEEPING
 
 
 class TenantVerb(IntEnum):
@@ -111,7 +111,7 @@ class TenantServer:
 
     def _ahead(self, vcpu: int, registers: Registers, outcome: Outcome | NoBlock) -> tuple[Any, ...] | None:
         """The next block begun with the registers that its vCPU will have if it is left alone."""
-        if not (outcome is None or isinstance(outcome, (Compute, Sleep))):
+        if not (outcome is None or isinstance(outcome, (Compute, Sleep, Await))):
             return None
         foreseen = _after(registers, outcome)
         try:
@@ -135,6 +135,8 @@ def _after(registers: Registers, ending: Ending) -> bytes:
         r14 = ending.demand
     elif isinstance(ending, Sleep) and ending.duration_ns > 0:
         r14 = SLEEPING
+    elif isinstance(ending, Await) and ending.most_ns > 0:
+        r14 = AWAITING
     else:
         return packed_registers(registers)
     following = Registers()

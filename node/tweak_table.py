@@ -85,9 +85,9 @@ class TweakTable:
         first = spa % STRIDE_BYTES // WORD_BYTES
         return _STRIDE_TWEAKS.at(spa - first * WORD_BYTES, self)[first : first + words]
 
-    def masks(self, spa: int, words: int) -> Words:
-        """The same XOR X from the beginning of a stride on; the next call overwrites the array."""
-        return _STRIDE_MASKS.at(spa, self)[:words]
+    def masks(self, spa: int) -> Words:
+        """Of all blocks of the stride that starts at ``spa``, each XOR its X; the next call overwrites the array."""
+        return _STRIDE_MASKS.at(spa, self)
 
     def fill_stride(self, words: Words, spa: int) -> None:
         """Fill in the tweaks of the stride that starts at ``spa``."""
@@ -155,8 +155,9 @@ class _StrideTweaks:
             self._table, self._spa = table, spa
         elif spa != self._spa:
             difference = _difference(table, spa ^ self._spa)
-            for half in self._halves:
-                np.bitwise_xor(half, difference, half)
+            low, high = self._halves
+            np.bitwise_xor(low, difference, low)
+            np.bitwise_xor(high, difference, high)
             self._spa = spa
         return self._words
 

@@ -14,10 +14,20 @@ from node.cpuid_page import (
 )
 from node.generation import Generation
 from node.ghcb_msr import GhcbReason, LinuxReason, ReasonSet
-from node.guest_ghcb import page_exit
+from node.guest_ghcb import mmio_load, mmio_store, page_exit
 from node.kernel_settings import KernelSettings
 from node.nae_event import NaeEvent
-from node.operations import Answer, Cpuid, CpuidResult, GuestOperation, Read, ReadDr7, WriteDr7
+from node.operations import (
+    Answer,
+    Cpuid,
+    CpuidResult,
+    GuestOperation,
+    MmioLoad,
+    MmioStore,
+    Read,
+    ReadDr7,
+    WriteDr7,
+)
 from node.vmexit import ExitCode
 
 Answering = Generator[tuple[GuestOperation, ...], tuple[Answer, ...], Answer]
@@ -55,6 +65,8 @@ class VcInstructions:
             Cpuid: (ExitCode.CPUID, self._cpuid),
             ReadDr7: (ExitCode.DR7_READ, self._read_dr7),
             WriteDr7: (ExitCode.DR7_WRITE, self._write_dr7),
+            MmioLoad: (ExitCode.NESTED_PAGE_FAULT, self._mmio_load),
+            MmioStore: (ExitCode.NESTED_PAGE_FAULT, self._mmio_store),
         }
 
     def _cpuid(self, one: Cpuid) -> Answering:
@@ -81,6 +93,13 @@ class VcInstructions:
 
     def _write_dr7(self, one: WriteDr7) -> Answering:
         yield from self._exit(NaeEvent.DR7_WRITE, {"RAX": one.value})
+        return None
+
+    def _mmio_load(self, one: MmioLoad) -> Answering:
+        return (yield from mmio_load(self.ghcb_gpa, one.gpa, one.length))
+
+    def _mmio_store(self, one: MmioStore) -> Answering:
+        yield from mmio_store(self.ghcb_gpa, one.gpa, one.value, one.length)
         return None
 
     def _exit(self, event: NaeEvent, registers: Mapping[str, int]) -> _Exiting:

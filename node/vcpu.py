@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 SLEEPING = 0xFFFF_FFFF
 """Value of R14 while R15 holds what is left of a ``Sleep`` in nanoseconds."""
+AWAITING = 0xFFFF_FFFE
+"""Value of R14 while R15 holds what is left of an ``Await``."""
+HALTED = (SLEEPING, AWAITING)
 
 
 class VcpuState(StrEnum):
@@ -43,6 +46,8 @@ class Vcpu:
     slept_from_ns: int = 0
     epoch: int = 0
     pause_wanted: bool = False
+    called: bool = False
+    """Its network card has had something since it last awoke from an ``Await``."""
     elapsed_ns: int = 0
     """Virtual time in phases and blocks, without sleep."""
     instructions: list[float] = field(default_factory=list)

@@ -26,7 +26,7 @@ from node.operation_cost import GuestOperationCost, HostOperationCost
 from node.phase_cost import Mechanism, PhaseCost
 from node.program import Demand, Ending, Registers
 from node.tenant import NoBlock, Outcome
-from node.vcpu import SLEEPING, Vcpu, VcpuState
+from node.vcpu import AWAITING, HALTED, SLEEPING, Vcpu, VcpuState
 from node.vmcb import Vmcb
 from node.vmexit import ExitCode
 from node.vmsa import load_registers, save_registers
@@ -48,6 +48,8 @@ class VcpuRunner:
     ) -> None:
         self.phase_completions = 0
         self.operations = 0
+        self.sent: Callable[[], None] = board.sent.clear
+        """Whom to tell when network cards have sent something."""
         self.cores = Cores(clock, contention, self._phases_ended)
         self._clock = clock
         self._board = board
@@ -85,7 +87,7 @@ class VcpuRunner:
     def go_on(self, vcpu: Vcpu) -> None:
         """Go on with a vCPU as its registers say: the rest of a phase or sleep, else the next block."""
         registers = vcpu.registers
-        if registers.r15 and registers.r14 == SLEEPING:
+        if registers.r15 and registers.r14 in HALTED:
             self._sleep(vcpu)
         elif registers.r15:
             self._compute(vcpu)
@@ -275,6 +277,8 @@ class VcpuRunner:
                 answers = self._board.execute_guest(vmcb, batch)
             else:
                 answers = self._execute_logged(guest.dirty_log, vmcb, batch)
+            if self._board.sent:
+                self.sent()
             if _count(guest, batch, answers):
                 self._count_disk(guest, batch, answers)
             now_ns, chain = self._clock.now_ns, self._log.chain(guest.spec.name)
@@ -336,6 +340,11 @@ class VcpuRunner:
                 return False
             registers.r14, registers.r15 = SLEEPING, ending.duration_ns
             begin = self._sleep
+        elif isinstance(ending, op.Await):
+            if ending.most_ns <= 0:
+                return False
+            registers.r14, registers.r15 = AWAITING, ending.most_ns
+            begin = self._sleep
         else:
             if ending.instructions <= 0:
                 return False
@@ -367,7 +376,32 @@ class VcpuRunner:
         if vcpu.guest.changed is not None:
             vcpu.guest.changed()
 
+    def call(self, vcpu: Vcpu) -> None:
+        """Its network card has something for a vCPU: it awakes if it waits for that, else it will not wait."""
+        vcpu.called = True
+        if vcpu.state is VcpuState.SLEEPING and vcpu.registers.r14 == AWAITING:
+            self._awake(vcpu)
+
+    def _awake(self, vcpu: Vcpu) -> None:
+        """Enter a halted vCPU again, which costs an exit and what comes with that."""
+        guest = vcpu.guest
+        spent = self._guest_cost(guest.spec.generation).halt(guest.lost_ns)
+        vcpu.called, vcpu.state, vcpu.registers.r15 = False, VcpuState.BLOCK, 0
+        vcpu.elapsed_ns += spent
+        guest.operation_ns += spent
+        vcpu.epoch += 1
+        epoch = vcpu.epoch
+
+        def go_on() -> None:
+            if vcpu.epoch == epoch:
+                self._run_blocks(vcpu, None)
+
+        self._clock.after(spent, go_on)
+
     def _sleep(self, vcpu: Vcpu) -> None:
+        if vcpu.called and vcpu.registers.r14 == AWAITING:
+            self._awake(vcpu)
+            return
         vcpu.state = VcpuState.SLEEPING
         vcpu.slept_from_ns = self._clock.now_ns
         if vcpu.guest.changed is not None:

@@ -12,8 +12,8 @@ from functools import cached_property
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from node.cipher_scratch import MIXED, PAGE_SCRATCH, STRIDE_BYTES, Aes, stride_scratch, strides
-from node.dimm_cells import Octets, Words
+from node.cipher_scratch import MASKED, MASKED_WORDS, MIXED, PAGE_SCRATCH, STRIDE_WORDS, Aes, stride_scratch, strides
+from node.dimm_cells import WORD_BYTES, Octets, Words
 from node.memory_cipher import Tweaks
 from node.xts_engine import xts_engine
 
@@ -35,27 +35,39 @@ class XexCipher:
 
     def encrypt(self, plain: Words, spa: int, out: Words) -> None:
         """Encrypt whole blocks that lie at ``spa``; ``out`` may be DRAM itself."""
-        self._in_strides(self._encrypt, self._xts[0], plain, spa, out)
+        xor, masks, xts, octets = np.bitwise_xor, self._tweaks.masks, self._xts[0], out.view(np.uint8)
+        for done, end, at in strides(spa, plain.size):
+            part, there = plain[done:end], out[done:end]
+            if end - done < STRIDE_WORDS:
+                self._by_blocks(self._encrypt, part, at, there)
+                continue
+            mask = masks(at)
+            xor(part, mask, MASKED_WORDS)
+            # Into its place, where nothing is seen but what leaves the cipher: that takes so long that the fetching
+            # of memory which is in no cache goes on beside it.
+            xts(MASKED, octets[done * WORD_BYTES : end * WORD_BYTES])
+            xor(there, mask, there)
 
     def decrypt(self, cipher: Words, spa: int, out: Words) -> None:
         """Decrypt whole blocks that lie at ``spa``; ``out`` may be ``cipher``."""
-        self._in_strides(self._decrypt, self._xts[1], cipher, spa, out)
+        xor, masks, xts, octets = np.bitwise_xor, self._tweaks.masks, self._xts[1], out.view(np.uint8)
+        for done, end, at in strides(spa, cipher.size):
+            part, there = cipher[done:end], out[done:end]
+            if end - done < STRIDE_WORDS:
+                self._by_blocks(self._decrypt, part, at, there)
+                continue
+            masked = octets[done * WORD_BYTES : end * WORD_BYTES]
+            mask = masks(at)
+            xor(part, mask, there)
+            xts(masked, masked)
+            xor(there, mask, there)
 
-    def _in_strides(self, blocks: Aes, xts: Aes, source: Words, spa: int, out: Words) -> None:
-        for done, end, at in strides(spa, source.size):
-            masked, octets, mixed = stride_scratch(end - done)
-            part = out[done:end]
-            if at % STRIDE_BYTES:
-                tweak = self._tweaks.in_stride(at, end - done)
-                np.bitwise_xor(source[done:end], tweak, masked)
-                blocks(octets, MIXED)
-                np.bitwise_xor(mixed, tweak, part)
-            else:
-                mask = self._tweaks.masks(at, end - done)
-                np.bitwise_xor(source[done:end], mask, masked)
-                # In its place, for the fetching of memory that is in no cache goes on beside the cipher.
-                xts(octets, part.view(np.uint8))
-                np.bitwise_xor(part, mask, part)
+    def _by_blocks(self, blocks: Aes, source: Words, spa: int, out: Words) -> None:
+        masked, octets, mixed = stride_scratch(source.size)
+        tweak = self._tweaks.in_stride(spa, source.size)
+        np.bitwise_xor(source, tweak, masked)
+        blocks(octets, MIXED)
+        np.bitwise_xor(mixed, tweak, out)
 
     def encrypt_in_page(self, plain: Words, spa: int, out: Words) -> None:
         """Encrypt whole blocks of one page."""

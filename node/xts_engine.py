@@ -24,7 +24,7 @@ _POLYNOMIAL = _CARRY | 0x87
 
 
 def xts_engine(key: bytes) -> tuple[Aes, Aes]:
-    """Encrypt and decrypt at most a stride of blocks, the first with X = 1. XTS keeps no state between two calls."""
+    """Encrypt and decrypt a stride of blocks, the first with X = 1. XTS keeps no state between two calls."""
     # The standard wants two keys that differ.
     second = bytes([octet ^ 0xFF for octet in key])
     number = Cipher(algorithms.AES(second), modes.ECB()).decryptor().update(_ONE)  # noqa: S305 - one block

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from node.cipher_scratch import STRIDE_BYTES, aligned
+from node.cipher_scratch import STRIDE_BYTES, STRIDE_WORDS, aligned
 from node.dimm_cells import WORD_BYTES, Words
 from node.memory_cipher import BLOCK_BYTES, XtsSector
 from node.xts_engine import powers_of_alpha
@@ -50,10 +50,10 @@ class XtsTweaks:
 
     in_stride = in_page
 
-    def masks(self, spa: int, words: int) -> Words:
-        """What goes around the library's XTS, at the beginning of a stride; the next call overwrites the array."""
-        tweaks = self.in_page(spa, words)
-        tweaks ^= powers_of_alpha()[:words]
+    def masks(self, spa: int) -> Words:
+        """Of all blocks of the stride that starts at ``spa``, each XOR its X; the next call overwrites the array."""
+        tweaks = self.in_page(spa, STRIDE_WORDS)
+        tweaks ^= powers_of_alpha()
         return tweaks
 
 

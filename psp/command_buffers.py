@@ -15,8 +15,10 @@ SNP_INIT_RMP = 1 << 0
 """INIT_EX flag: zero the RMP."""
 SNP_INIT_HIDE_CIPHERTEXT = 1 << 3
 """INIT_EX flag: cores read ones where ciphertext of an SNP guest lies."""
-SNP_INIT_OPTIONS = 0b10110
-"""INIT_EX flags that are not built: range list, RAPL off, TIO."""
+SNP_INIT_LIST = 1 << 1
+"""INIT_EX flag: there is a list of ranges that stay the host's."""
+SNP_INIT_OPTIONS = 0b10100
+"""INIT_EX flags that are not built: RAPL off, TIO."""
 SNP_SHUTDOWN_IOMMU = 1 << 0
 """SHUTDOWN_EX flag: stop the IOMMU's RMP checks."""
 SNP_SHUTDOWN_X86 = 1 << 1
@@ -47,6 +49,19 @@ class Init(ByteLayout):
     flags: int = at(0x00, 4)
     tmr_address: int = at(0x08, 8)
     tmr_length: int = at(0x10, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class InitEx(ByteLayout):
+    """INIT_EX."""
+
+    SIZE: ClassVar[int] = 0x24
+    length: int = at(0x00, 4)
+    flags: int = at(0x04, 4)
+    tmr_address: int = at(0x08, 8)
+    tmr_length: int = at(0x10, 4)
+    nv_address: int = at(0x18, 8)
+    nv_length: int = at(0x20, 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +160,54 @@ class LaunchSecret(ByteLayout):
     guest_length: int = at(0x20, 4)
     transport_address: int = at(0x28, 8)
     transport_length: int = at(0x30, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class SendStart(ByteLayout):
+    """SEND_START; ``policy`` is out, ``session_length`` in and out.
+
+    ``chain`` are the target's PEK, OCA and CEK, ``amd`` the ASK and ARK above its CEK.
+    """
+
+    SIZE: ClassVar[int] = 0x44
+    handle: int = at(0x00, 4)
+    policy: int = at(0x04, 4)
+    pdh_address: int = at(0x08, 8)
+    pdh_length: int = at(0x10, 4)
+    chain_address: int = at(0x18, 8)
+    chain_length: int = at(0x20, 4)
+    amd_address: int = at(0x28, 8)
+    amd_length: int = at(0x30, 4)
+    session_address: int = at(0x38, 8)
+    session_length: int = at(0x40, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class SendUpdate(ByteLayout):
+    """SEND_UPDATE_* and RECEIVE_UPDATE_*; in SEND the lengths of header and transport are in and out.
+
+    Linux has no reserved word behind the handle for SEND_UPDATE_VMSA; sev-tool has, and Linux never sends it.
+    """
+
+    SIZE: ClassVar[int] = 0x34
+    handle: int = at(0x00, 4)
+    header_address: int = at(0x08, 8)
+    header_length: int = at(0x10, 4)
+    guest_address: int = at(0x18, 8)
+    guest_length: int = at(0x20, 4)
+    transport_address: int = at(0x28, 8)
+    transport_length: int = at(0x30, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy(ByteLayout):
+    """COPY."""
+
+    SIZE: ClassVar[int] = 0x18
+    handle: int = at(0x00, 4)
+    length: int = at(0x04, 4)
+    source: int = at(0x08, 8)
+    destination: int = at(0x10, 8)
 
 
 @dataclass(frozen=True, slots=True)

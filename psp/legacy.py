@@ -14,6 +14,8 @@ from psp.legacy_debug import LegacyDebug
 from psp.legacy_guest import LegacyGuest, guest_in_state
 from psp.legacy_keys import LegacyKeys
 from psp.legacy_launch import LegacyLaunch
+from psp.legacy_migration import LegacyMigration
+from psp.nv_storage import NV_BYTES, CorruptNv, NvFile, restore
 from psp.platform_keys import PlatformKeys
 from psp.policy import LegacyPolicy
 from psp.status import PspError, Status
@@ -45,9 +47,12 @@ class LegacyFirmware:
         self._flush = flush
         self._ranges = ranges
         self._launch = launch = LegacyLaunch(bus, memory, random, api, self.keys, self.guests)
-        keys, debug = LegacyKeys(memory, self.keys), LegacyDebug(bus, memory, self.guests)
+        self._migration = migration = LegacyMigration(bus, memory, random, self.keys, self.guests, launch)
+        self._nv = NvFile(memory, self.keys, random)
+        keys, debug = LegacyKeys(memory, self.keys, self._nv), LegacyDebug(bus, memory, self.guests)
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             LegacyCommand.INIT: self._init,
+            LegacyCommand.INIT_EX: self._init_ex,
             LegacyCommand.SHUTDOWN: self._shutdown,
             LegacyCommand.PLATFORM_STATUS: self._platform_status,
             LegacyCommand.DF_FLUSH: lambda _: self._flush.flush(),
@@ -65,6 +70,16 @@ class LegacyFirmware:
             LegacyCommand.ATTESTATION: launch.attestation,
             LegacyCommand.DBG_DECRYPT: debug.decrypt,
             LegacyCommand.DBG_ENCRYPT: debug.encrypt,
+            LegacyCommand.COPY: debug.copy,
+            LegacyCommand.SEND_START: migration.send_start,
+            LegacyCommand.SEND_UPDATE_DATA: migration.send_update_data,
+            LegacyCommand.SEND_UPDATE_VMSA: migration.send_update_vmsa,
+            LegacyCommand.SEND_FINISH: migration.send_finish,
+            LegacyCommand.SEND_CANCEL: migration.send_cancel,
+            LegacyCommand.RECEIVE_START: self._receive_start,
+            LegacyCommand.RECEIVE_UPDATE_DATA: migration.receive_update_data,
+            LegacyCommand.RECEIVE_UPDATE_VMSA: migration.receive_update_vmsa,
+            LegacyCommand.RECEIVE_FINISH: migration.receive_finish,
             LegacyCommand.PLATFORM_RESET: keys.reset,
             LegacyCommand.PEK_GEN: keys.pek_gen,
             LegacyCommand.PEK_CSR: keys.pek_csr,
@@ -75,9 +90,31 @@ class LegacyFirmware:
         }
 
     def _init(self, init: buffers.Init) -> None:
+        self._check_tmr(init)
+        self._nv.address = None
+        self._begin(init)
+
+    def _init_ex(self, init: buffers.InitEx) -> None:
+        if init.length != buffers.InitEx.SIZE or init.nv_length != NV_BYTES:
+            raise PspError(Status.INVALID_LENGTH)
+        self._check_tmr(init)
+        self._memory.check_writable(init.nv_address, NV_BYTES)
+        file = self._memory.read(init.nv_address, NV_BYTES)
+        self._nv.address = init.nv_address
+        try:
+            restore(self.keys, file)
+        except CorruptNv:
+            # Once: the firmware starts anew, and the host is told so and comes again.
+            self.keys.forget()
+            self.keys.complete()
+            self._nv.save()
+            raise PspError(Status.SECURE_DATA_INVALID) from None
+        self._begin(init)
+        self._nv.save()
+
+    def _begin(self, init: buffers.Init | buffers.InitEx) -> None:
         es_enabled = bool(init.flags & buffers.INIT_ES)
         if es_enabled:
-            self._check_tmr(init)
             self._memory.pages.trusted_region = ((init.tmr_address, TMR_BYTES),)
             self._bus.take_trusted_region(init.tmr_address, TMR_BYTES)
         self.es_enabled = es_enabled
@@ -85,7 +122,9 @@ class LegacyFirmware:
         self.state = LegacyPlatformState.INIT
         self._flush.require_all()
 
-    def _check_tmr(self, init: buffers.Init) -> None:
+    def _check_tmr(self, init: buffers.Init | buffers.InitEx) -> None:
+        if not init.flags & buffers.INIT_ES:
+            return
         if init.tmr_length < TMR_BYTES:
             raise PspError(Status.INVALID_LENGTH)
         alignment = LARGE_PAGE_BYTES if self._memory.pages.snp_initialised else TMR_BYTES
@@ -111,6 +150,11 @@ class LegacyFirmware:
 
     def _launch_start(self, start: buffers.LaunchStart) -> buffers.LaunchStart:
         started = self._launch.start(start, es_enabled=self.es_enabled)
+        self.state = LegacyPlatformState.WORKING
+        return started
+
+    def _receive_start(self, start: buffers.LaunchStart) -> buffers.LaunchStart:
+        started = self._migration.receive_start(start, es_enabled=self.es_enabled)
         self.state = LegacyPlatformState.WORKING
         return started
 

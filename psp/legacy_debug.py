@@ -1,4 +1,4 @@
-"""DBG_DECRYPT and DBG_ENCRYPT of the SEV interface: a hypervisor reads and writes a guest that allows it."""
+"""DBG_DECRYPT, DBG_ENCRYPT and COPY of the SEV interface: a guest's memory out, in, and to another place."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _AT_ONCE_BYTES = LARGE_PAGE_BYTES
 
 
 class LegacyDebug:
-    """Handlers of the debug commands."""
+    """Handlers of the debug commands, and of COPY."""
 
     def __init__(self, bus: SystemBus, memory: HostMemory, guests: Mapping[int, LegacyGuest]) -> None:
         self._bus = bus
@@ -27,29 +27,53 @@ class LegacyDebug:
     def decrypt(self, debug: buffers.Debug) -> None:
         """DBG_DECRYPT: what the guest has at ``source``, in plaintext to ``destination``."""
         guest = self._checked(debug, LegacyCommand.DBG_DECRYPT)
-        self._copy(debug, lambda spa, length: self._bus.read_guest(spa, length, guest.asid), self._bus.write)
+        _copy(debug, lambda spa, length: self._bus.read_guest(spa, length, guest.asid), self._bus.write)
 
     def encrypt(self, debug: buffers.Debug) -> None:
         """DBG_ENCRYPT: plaintext at ``source`` to ``destination``, as the guest will read it."""
         guest = self._checked(debug, LegacyCommand.DBG_ENCRYPT)
-        self._copy(debug, self._bus.read, lambda spa, data: self._bus.write_guest(spa, data, guest.asid))
+        _copy(debug, self._bus.read, lambda spa, data: self._bus.write_guest(spa, data, guest.asid))
+
+    def copy(self, copy: buffers.Copy) -> None:
+        """COPY: what the guest has at ``source`` to ``destination``, encrypted for that address.
+
+        Ranges that meet are INVALID_ADDRESS; what real firmware says of them is not published.
+        """
+        guest = guest_in_state(self._guests, copy.handle, LegacyCommand.COPY)
+        _check_blocks(copy.source, copy.destination, copy.length)
+        if abs(copy.source - copy.destination) < copy.length:
+            raise PspError(Status.INVALID_ADDRESS)
+        if not guest.asid:
+            raise PspError(Status.INACTIVE)
+        self._memory.check_present(copy.source, copy.length)
+        self._memory.check_writable(copy.destination, copy.length)
+        _copy(
+            copy,
+            lambda spa, length: self._bus.read_guest(spa, length, guest.asid),
+            lambda spa, data: self._bus.write_guest(spa, data, guest.asid),
+        )
 
     def _checked(self, debug: buffers.Debug, command: LegacyCommand) -> LegacyGuest:
         guest = guest_in_state(self._guests, debug.handle, command)
         if guest.policy & LegacyPolicy.NODBG:
             raise PspError(Status.POLICY_FAILURE)
-        if debug.length == 0 or debug.length % _GRANULE_BYTES:
-            raise PspError(Status.INVALID_LENGTH)
-        if debug.source % _GRANULE_BYTES or debug.destination % _GRANULE_BYTES:
-            raise PspError(Status.INVALID_ADDRESS)
+        _check_blocks(debug.source, debug.destination, debug.length)
         if not guest.asid:
             raise PspError(Status.INACTIVE)
         self._memory.check_present(debug.source, debug.length)
         self._memory.check_writable(debug.destination, debug.length)
         return guest
 
-    def _copy(
-        self, debug: buffers.Debug, read: Callable[[int, int], bytes], write: Callable[[int, bytes], None]
-    ) -> None:
-        for at in range(0, debug.length, _AT_ONCE_BYTES):
-            write(debug.destination + at, read(debug.source + at, min(_AT_ONCE_BYTES, debug.length - at)))
+
+def _check_blocks(source: int, destination: int, length: int) -> None:
+    if length == 0 or length % _GRANULE_BYTES:
+        raise PspError(Status.INVALID_LENGTH)
+    if source % _GRANULE_BYTES or destination % _GRANULE_BYTES:
+        raise PspError(Status.INVALID_ADDRESS)
+
+
+def _copy(
+    ordered: buffers.Debug | buffers.Copy, read: Callable[[int, int], bytes], write: Callable[[int, bytes], None]
+) -> None:
+    for at in range(0, ordered.length, _AT_ONCE_BYTES):
+        write(ordered.destination + at, read(ordered.source + at, min(_AT_ONCE_BYTES, ordered.length - at)))

@@ -40,10 +40,19 @@ GUEST_STATES = {
     LegacyCommand.LAUNCH_SECRET: frozenset({_G.LSECRET}),
     LegacyCommand.LAUNCH_FINISH: frozenset({_G.LSECRET}),
     LegacyCommand.ATTESTATION: frozenset({_G.RUNNING}),
+    LegacyCommand.COPY: frozenset({_G.LUPDATE, _G.LSECRET, _G.RUNNING, _G.SUPDATE, _G.RUPDATE}),
+    LegacyCommand.SEND_START: frozenset({_G.RUNNING}),
+    LegacyCommand.SEND_UPDATE_DATA: frozenset({_G.SUPDATE}),
+    LegacyCommand.SEND_UPDATE_VMSA: frozenset({_G.SUPDATE}),
+    LegacyCommand.SEND_FINISH: frozenset({_G.SUPDATE}),
+    LegacyCommand.SEND_CANCEL: frozenset({_G.SUPDATE}),
+    LegacyCommand.RECEIVE_UPDATE_DATA: frozenset({_G.RUPDATE}),
+    LegacyCommand.RECEIVE_UPDATE_VMSA: frozenset({_G.RUPDATE}),
+    LegacyCommand.RECEIVE_FINISH: frozenset({_G.RUPDATE}),
     LegacyCommand.DBG_DECRYPT: frozenset({_G.RUNNING}),
     LegacyCommand.DBG_ENCRYPT: frozenset({_G.RUNNING}),
 }
-"""Guest states in which a command may come (SEV API, table of section 6)."""
+"""Guest states in which a command may come (SEV API, table of section 6). Those of COPY are the laboratory's."""
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from psp import command_buffers as buffers
 from psp.host_memory import HostMemory
 from psp.legacy_guest import ShortBuffer
+from psp.nv_storage import NvFile
 from psp.platform_keys import CHIP_ID_BYTES, AlreadyOwned, PlatformKeys
 from psp.sev_certificate import CertificateError, SevCertificate
 from psp.status import PspError, Status
@@ -17,21 +18,28 @@ CHAIN_BYTES = 3 * SevCertificate.SIZE
 class LegacyKeys:
     """Handlers of the commands on the platform's keys."""
 
-    def __init__(self, memory: HostMemory, keys: PlatformKeys) -> None:
+    def __init__(self, memory: HostMemory, keys: PlatformKeys, nv: NvFile) -> None:
         self._memory = memory
+        self._nv = nv
         self._keys = keys
 
     def reset(self, _: None) -> None:
         """PLATFORM_RESET: the next INIT makes new keys."""
+        self._nv.check()
         self._keys.forget()
+        self._nv.save()
 
     def pek_gen(self, _: None) -> None:
         """PEK_GEN."""
+        self._nv.check()
         self._keys.generate_pek()
+        self._nv.save()
 
     def pdh_gen(self, _: None) -> None:
         """PDH_GEN."""
+        self._nv.check()
         self._keys.generate_pdh()
+        self._nv.save()
 
     def pek_csr(self, out: buffers.Output) -> buffers.Output:
         """PEK_CSR: the PEK's certificate for an owner to sign."""
@@ -44,12 +52,14 @@ class LegacyKeys:
         if named.pek_length != SevCertificate.SIZE or named.oca_length != SevCertificate.SIZE:
             raise PspError(Status.INVALID_LENGTH)
         pek, oca = (self._memory.read(spa, SevCertificate.SIZE) for spa in (named.pek_address, named.oca_address))
+        self._nv.check()
         try:
             self._keys.take_owner(pek, oca)
         except AlreadyOwned:
             raise PspError(Status.ALREADY_OWNED) from None
         except CertificateError:
             raise PspError(Status.INVALID_CERTIFICATE) from None
+        self._nv.save()
 
     def pdh_cert_export(self, out: buffers.PdhCertExport) -> buffers.PdhCertExport:
         """PDH_CERT_EXPORT: the PDH, and PEK, OCA and CEK behind each other."""

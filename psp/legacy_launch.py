@@ -47,8 +47,14 @@ class LegacyLaunch:
         self._guests = guests
         self._last_handle = 0
 
-    def start(self, start: buffers.LaunchStart, *, es_enabled: bool) -> buffers.LaunchStart:
-        """LAUNCH_START; without a DH certificate no owner can verify anything later."""
+    def start(
+        self,
+        start: buffers.LaunchStart,
+        *,
+        es_enabled: bool,
+        state: LegacyGuestState = LegacyGuestState.LUPDATE,
+    ) -> buffers.LaunchStart:
+        """LAUNCH_START, and RECEIVE_START; without a DH certificate no owner can verify anything later."""
         if start.handle:
             self._refuse_sharing(start)
         facts = PlatformFacts(self._api[:2], self._bus.core_configuration().smt_enabled, es_enabled=es_enabled)
@@ -61,7 +67,7 @@ class LegacyLaunch:
         self._last_handle += 1
         handle = self._last_handle
         key = self._random("memory key", self._bus.memory_key_bytes)
-        self._guests[handle] = LegacyGuest(handle, start.policy, key, transport)
+        self._guests[handle] = LegacyGuest(handle, start.policy, key, transport, state)
         return replace(start, handle=handle)
 
     def _refuse_sharing(self, start: buffers.LaunchStart) -> None:

@@ -115,6 +115,11 @@ class PlatformKeys:
             cek=sev_certificate.unsigned(cek_key.public_key(), KeyUsage.CEK, self.api),
         )
 
+    @property
+    def oca(self) -> SevCertificate:
+        """The certificate of whoever owns the platform."""
+        return self._owner_certificates()[0]
+
     def _owner_certificates(self) -> tuple[SevCertificate, SevCertificate]:
         """OCA, and the PEK as its owner signed it."""
         if self.owner:
@@ -133,6 +138,11 @@ class PlatformKeys:
             sev_certificate.sign(oca, key, KeyUsage.OCA),
             sev_certificate.sign(self.pek_request(), key, KeyUsage.OCA),
         )
+
+    @property
+    def storage_key(self) -> bytes:
+        """What persistent data in a host's file is encrypted with: the chip's own, for AES-256."""
+        return derive(hashlib.sha256(self._fuses()).digest(), "sev-nv-storage", b"", 32)
 
     def _cek_key(self) -> elliptic.PrivateKey:
         secret = hashlib.sha256(self._fuses()).digest()

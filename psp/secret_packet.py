@@ -1,10 +1,14 @@
-"""The packet of LAUNCH_SECRET: a secret for one guest, bound to what was measured of it (SEV API, LAUNCH_SECRET)."""
+"""Packets between an owner or another firmware and this one (SEV API, LAUNCH_SECRET and the SEND commands).
+
+That of LAUNCH_SECRET is bound to what was measured of the guest.
+"""
 
 from __future__ import annotations
 
 import hmac
 import struct
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import ClassVar
 
 from psp.byte_layout import ByteLayout, at
@@ -15,8 +19,15 @@ COMPRESSED = 1 << 0
 BLOCK_BYTES = 16
 MOST_BYTES = 16 * 1024
 """Laboratory's bound on one secret; the specification's own could not be read."""
-_SECRET_TAG = 0x01
 _LENGTHS = struct.Struct("<II")
+
+
+class PacketKind(IntEnum):
+    """The byte that a packet's MAC begins with. That of VMSA is recalled, its neighbours are from sev-tool."""
+
+    SECRET = 0x01
+    DATA = 0x02
+    VMSA = 0x03
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +44,15 @@ def secret_mac(
     tik: bytes, header: PacketHeader, guest_bytes: int, ciphertext: bytes, measure: bytes, api: tuple[int, int]
 ) -> bytes:
     """HMAC-SHA256 over a packet; ``measure`` (32 bytes) is part of it from API 0.17 on."""
-    head = bytes([_SECRET_TAG]) + header.flags.to_bytes(4, "little") + header.iv
     bound = measure if api >= API_WITH_VERSION else b""
+    return packet_mac(tik, PacketKind.SECRET, header, guest_bytes, ciphertext, bound)
+
+
+def packet_mac(
+    tik: bytes, kind: PacketKind, header: PacketHeader, guest_bytes: int, ciphertext: bytes, bound: bytes = b""
+) -> bytes:
+    """HMAC-SHA256 over a packet of a kind, and what it is bound to."""
+    head = bytes([kind]) + header.flags.to_bytes(4, "little") + header.iv
     return hmac.digest(tik, head + _LENGTHS.pack(guest_bytes, len(ciphertext)) + ciphertext + bound, "sha256")
 
 

@@ -45,7 +45,12 @@ def check_chain(chain: PlatformChain, ark: AmdCertificate, ask: AmdCertificate) 
     amd_certificate.check_signed(ark, ark)
     amd_certificate.check_signed(ask, ark)
     amd_certificate.check_cek(chain.cek, ask)
+    sev_certificate.check_signed(chain.pek, chain.cek)
+    check_owned(chain)
+
+
+def check_owned(chain: PlatformChain) -> None:
+    """Raise CertificateError unless OCA, PEK and PDH sign each the next, whosever chip that may be."""
     sev_certificate.check_signed(chain.oca, chain.oca)
     sev_certificate.check_signed(chain.pek, chain.oca)
-    sev_certificate.check_signed(chain.pek, chain.cek)
     sev_certificate.check_signed(chain.pdh, chain.pek)

@@ -10,6 +10,8 @@ from psp.asid_flush import AsidFlush
 from psp.asid_ranges import AsidRanges
 from psp.byte_layout import ByteLayout
 from psp.commands import SnpCommand, SnpPlatformState
+from psp.firmware_pages import Ranges
+from psp.fixed_ranges import fixed_ranges
 from psp.host_memory import HostMemory
 from psp.snp_debug import SnpDebugging
 from psp.snp_guests import SnpGuests
@@ -44,6 +46,8 @@ class SnpFirmware:
         self.wants_fabric_locked = False
         """Firmware of after AMD-SB-3034."""
         self._rmp_initialised = False
+        self._fixed: Ranges = ()
+        """HV-Fixed memory, until shutdown."""
         self.guests = guests = SnpGuests(bus, memory, flush, ranges, random)
         launch = SnpLaunch(bus, memory, guests, ranges, random, api)
         debug, pages = SnpDebugging(bus, memory, guests), SnpPages(bus, memory.pages)
@@ -75,7 +79,9 @@ class SnpFirmware:
             raise PspError(Status.INVALID_PLATFORM_STATE)
         if self.alias_check is AliasCheck.FOUND:
             raise PspError(Status.INVALID_CONFIG)
-        known = buffers.SNP_INIT_RMP | buffers.SNP_INIT_HIDE_CIPHERTEXT | buffers.SNP_INIT_OPTIONS
+        known = (
+            buffers.SNP_INIT_RMP | buffers.SNP_INIT_LIST | buffers.SNP_INIT_HIDE_CIPHERTEXT | buffers.SNP_INIT_OPTIONS
+        )
         hides = bool(init.flags & buffers.SNP_INIT_HIDE_CIPHERTEXT)
         if init.flags & ~known:
             raise PspError(Status.INVALID_PARAM)
@@ -92,9 +98,18 @@ class SnpFirmware:
         if not fresh and not self._rmp_initialised:
             raise PspError(Status.RMP_INIT_REQUIRED)
         buffers_of_iommus = checked_iommu_buffers(self._bus, fresh=fresh)
+        fixed: Ranges = ()
+        if init.flags & buffers.SNP_INIT_LIST:
+            if not fresh:  # What to do then with pages that somebody has, no text says.
+                raise PspError(Status.INVALID_PARAM)
+            own = rmp + tuple((one.base, one.length_bytes) for one in buffers_of_iommus)
+            fixed = fixed_ranges(self._bus, self._memory, init.range_list_address, own)
         if fresh:
             self._bus.rmp_initialise()
             self._rmp_initialised = True
+            self._fixed = fixed
+            for spa, length in fixed:
+                self._bus.rmp_set_pages(spa, length, RmpEntry(immutable=True))
         self._bus.iommus_enforce()
         for buffer in buffers_of_iommus:
             self._bus.rmp_set_pages(buffer.base, buffer.length_bytes, RmpEntry(assigned=True, immutable=True))
@@ -125,6 +140,9 @@ class SnpFirmware:
             for spa, length in self._memory.pages.iommu_buffers:
                 self._bus.rmp_set_pages(spa, length, RmpEntry(assigned=True))
             self._memory.pages.iommu_buffers = ()
+        for spa, length in self._fixed:
+            self._bus.rmp_set_pages(spa, length, RmpEntry())
+        self._fixed = ()
         self._hide_ciphertext(0)
         self.state = SnpPlatformState.UNINIT
         self._memory.pages.snp_initialised = False

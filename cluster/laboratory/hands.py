@@ -12,15 +12,20 @@ from node.actor import Actor, Role
 from node.board import Board
 from node.operations import Answer
 from node.physical_port import PhysicalPort
-from workloads.attacks.dimm_operations import DimmDump, DimmGround, DimmPoke, DimmUnground
+from workloads.attacks.claims import Claim
+from workloads.attacks.dimm_operations import DimmDump, DimmGround, DimmPoke, DimmTap, DimmUnground
 from workloads.attacks.owner_operations import AskOwner
 from workloads.attacks.target import AttackBatch
 
 _NETWORK = "network"
 """Not a hand: whom code in a guest asks, and what it is answered."""
+_NOTEBOOK = "notebook"
+"""No hand either: where an attacker writes down what it has learnt."""
 _GUEST = frozenset(get_args(op.GuestOperation))
 _DIMM: Mapping[type, Callable[..., Answer]] = {
     DimmDump: lambda port, _: op.Runs(port.dump_written()),
+    # What a line's cells hold is what was last written to them, or read from them, over the bus.
+    DimmTap: lambda port, one: port.dump(one.at, one.length),
     DimmPoke: lambda port, one: port.poke(one.at, one.data),
     DimmGround: lambda port, one: port.ground(one.line),
     DimmUnground: lambda port, one: port.unground(one.line),
@@ -48,6 +53,7 @@ class Hands:
             Role.GUEST: self._as_the_tenant,
             Role.HYPERVISOR: board.execute_host,
             Role.DIMM: self._at_the_modules,
+            _NOTEBOOK: self._note,
             _NETWORK: (lambda batch: (None,) * len(batch)) if owner is None else owner.act,
         }
 
@@ -65,6 +71,11 @@ class Hands:
             return (None,) * len(batch)
         return self._board.execute_guest(vmcb, batch)
 
+    def _note(self, batch: tuple[Claim, ...]) -> tuple[Answer, ...]:
+        for one in batch:
+            self._transcript.guess(one.bits)
+        return (None,) * len(batch)
+
     def _at_the_modules(self, batch: AttackBatch) -> tuple[Answer, ...]:
         # No chip takes part, so the board's tap sees nothing of it.
         answers = tuple([_DIMM[type(one)](self._modules, one) for one in batch])
@@ -77,5 +88,7 @@ def _role(one: object) -> str:
         return Role.GUEST
     if type(one) is AskOwner:
         return _NETWORK
+    if type(one) is Claim:
+        return _NOTEBOOK
     return Role.DIMM if type(one) in _DIMM else Role.HYPERVISOR
 

@@ -5,22 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from cluster.laboratory.bad_hypervisor import Prelude
 from cluster.laboratory.interface import Interface
+from cluster.laboratory.lying_hypervisor import DenyingHypervisor
 from cluster.laboratory.scene import GHOST_LINE, USUAL, VICTIM, Cast, Setting, act_out, code_gpa, status_gpa
 from cluster.oracle.verdict import Aim, Verdict, judge
 from workloads.attacks import (
     alias,
     block_move,
     bounced,
+    bus_tap,
     cache_drop,
     confused_deputy,
     dimm,
     dma,
     false_cpuid,
     forged_measurement,
+    greedy_tenant,
+    iommu_log,
     neighbours,
     nested_remap,
     read_memory,
+    rmp_forgery,
+    tlb_poisoning,
     write_memory,
 )
 from workloads.attacks.target import Attack, Target
@@ -38,13 +45,23 @@ class Row:
     caches: bool = False
     """Cores must have caches."""
     cast: Cast = USUAL
+    tlb_entries: int | None = None
+    """Cores must remember so many translations."""
+    two_processes: bool = False
+    """The victim must have two vCPUs with page tables of their own."""
+    tenant_spins: bool = False
+    """The tenant must never rest."""
+    fabric_locked: bool = True
+    """Whether boot firmware locks the data fabric; an attacker who owns it does not."""
+    prelude: Prelude | None = None
+    """What the hypervisor must do before SNP starts."""
     chosen_status: bytes = b""
     """What the victim must be made to read as its status, where garbage is not enough."""
     chosen_code: bytes = b""
     """As ``chosen_status``, in the place of what it runs."""
 
 
-_LIED_TO = Cast(victim="newcomer", hypervisor=false_cpuid.DenyingHypervisor)
+_LIED_TO = Cast(victim="newcomer", hypervisor=DenyingHypervisor)
 
 ROWS: Mapping[str, Row] = {
     "01": Row((read_memory.read_private_page,)),
@@ -65,19 +82,31 @@ ROWS: Mapping[str, Row] = {
     "16b": Row((write_memory.move_blocks,)),
     "17": Row((bounced.swap_what_is_sent,)),
     "18": Row((bounced.send_code,), chosen_code=bounced.CODE),
+    "22": Row((tlb_poisoning.share_a_thread,), tlb_entries=64, two_processes=True),
     "23": Row((false_cpuid.share_and_read,), cast=_LIED_TO),
     "33": Row((cache_drop.drop_dirty_lines,), caches=True),
     "35a": Row((alias.replay_through_ghost,), ghost_line=GHOST_LINE),
     "35b": Row((forged_measurement.through_ghost,), needs=Interface.CONTEXT_PAGE, ghost_line=GHOST_LINE),
+    "36": Row(
+        (rmp_forgery.turn_debugging_on,), needs=Interface.CONTEXT_PAGE, caches=True,
+        prelude=rmp_forgery.store_before_init,
+    ),
+    "37": Row(
+        (rmp_forgery.turn_debugging_on,), needs=Interface.CONTEXT_PAGE, fabric_locked=False,
+        prelude=rmp_forgery.route_to_nowhere,
+    ),
     "38": Row((confused_deputy.turn_debugging_on,), needs=Interface.CONTEXT_PAGE),
     "39": Row((alias.replay_through_interposer,)),
+    "40": Row((bus_tap.listen,)),
+    "41": Row((iommu_log.record_into_a_page,), prelude=iommu_log.short_log),
+    "42": Row((greedy_tenant.never_yield,), tenant_spins=True),
     "43": Row((nested_remap.take_away,)),
     "44": Row((neighbours.wrong_mapping,)),
     "45": Row((neighbours.freed_page,)),
     "46": Row((neighbours.two_contexts,)),
     "48": Row((false_cpuid.share_and_read,), cast=_LIED_TO),
     "82a": Row((confused_deputy.write_by_device,), needs=Interface.CONTEXT_PAGE),
-}
+}  # fmt: skip
 """By id of the matrix."""
 
 
@@ -87,7 +116,16 @@ def verdicts(row: str, setting: Setting) -> list[Verdict]:
     platform = setting.platform
     where = replace(
         setting,
-        platform=replace(platform, ghost_line=line.ghost_line, caches=platform.caches or line.caches),
+        platform=replace(
+            platform,
+            ghost_line=line.ghost_line,
+            caches=platform.caches or line.caches,
+            tlb_entries=line.tlb_entries or platform.tlb_entries,
+            fabric_locked=line.fabric_locked,
+        ),
+        two_processes=line.two_processes,
+        tenant_spins=line.tenant_spins,
+        prelude=line.prelude,
     )
     return [judge(*act_out(where, attack, line.needs, line.cast), aim=_aim(line)) for attack in line.attacks]
 

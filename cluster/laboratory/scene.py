@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
+from cluster.laboratory.bad_hypervisor import BadHypervisor, Prelude
 from cluster.laboratory.hands import Hands
 from cluster.laboratory.interface import Interface, is_there
 from cluster.laboratory.owner import SECRET, Owner
@@ -12,20 +14,20 @@ from cluster.laboratory.protection import PROTECTIONS, Column
 from cluster.oracle.ledger import Ledger
 from cluster.oracle.transcript import Transcript
 from node.cost_table import load_cost_table
+from node.encryption_setup import SHARED_VIEW
 from node.firmware_image import laboratory_image
-from node.generation import Generation
+from node.generation import CAPABILITIES, Generation
 from node.guest import Guest, GuestSpec, GuestState
 from node.guest_memory_map import memory_map
 from node.host import Host, HostSpec
-from node.hypervisor import Hypervisor
-from node.hypervisor_port import HypervisorFactory, LaunchRefused
+from node.hypervisor_port import LaunchRefused
 from node.kernel_settings import CAREFUL, KernelSettings
 from node.memory_cipher import CipherMode
 from node.operations import Answer
 from node.platform import AS_USUAL, Platform
 from node.product import PRODUCTS
 from node.program import ProgramFactory, ProgramSpec
-from node.vcpu import VcpuState
+from node.vcpu import Vcpu, VcpuState
 from psp.system_bus import PAGE_BYTES
 from workloads.attacks import newcomer, vault
 from workloads.attacks.newcomer import Newcomer
@@ -39,6 +41,10 @@ GHOST_LINE = 256 << 20
 """An address line that guests' frames, given out from below, do not have, nor the RMP and the tables at the end."""
 SEED = 11
 _SPARE_FRAMES = 4
+_NOWHERE = 1 << 50
+"""A guest-physical address that no guest has."""
+_PATIENCE_NS = 10 * 10**9
+"""Of virtual time, in which a victim that rests a second between rounds must have rested anew."""
 
 
 class IdleAttack(Exception):
@@ -60,6 +66,12 @@ class Setting:
     """The victim answers CPUID from the page that firmware checked."""
     demands_alias_check: bool = False
     """The victim's owner accepts no platform that nobody checked for DRAM aliases."""
+    two_processes: bool = False
+    """The victim has two vCPUs, each with page tables of its own."""
+    tenant_spins: bool = False
+    """The tenant never rests."""
+    prelude: Prelude | None = None
+    """What the hypervisor does of its own before SNP starts."""
     ciphers: tuple[CipherMode, ...] = ()
     """What the product's memory controllers can do, its default first, where that is to be another than they have."""
 
@@ -71,7 +83,7 @@ class Cast:
     victim: str = "vault"
     tracks_validation: bool = True
     """Whether the victim's kernel keeps books of what it validated, if its setting says nothing of it."""
-    hypervisor: HypervisorFactory = Hypervisor
+    hypervisor: type[BadHypervisor] = BadHypervisor
 
 
 USUAL = Cast()
@@ -90,7 +102,7 @@ def act_out(
     try:
         scene = Scene(setting, ledger, transcript, cast)
     except LaunchRefused:
-        if not setting.platform.alias_check:
+        if not _may_refuse(setting):
             raise  # Nothing else may keep a host from starting, or every attack on it would count as blocked.
     else:
         if needs is not None and not scene.offers(needs):
@@ -110,9 +122,11 @@ class Scene:
         platform = replace(setting.platform, mode=protection.mode)
         spec = HostSpec("host", product, HOST_BYTES, product.min_sev_asid, SEED, 60 * 10**9, platform=platform)
         images = {"auto": laboratory_image()}
+        hypervisor = partial(cast.hypervisor, setting.prelude, GUEST_BYTES)
         self.host = Host(
-            spec, _PROGRAMS, images, dict(load_cost_table()), hypervisor=cast.hypervisor, observer=transcript.observe
+            spec, _PROGRAMS, images, dict(load_cost_table()), hypervisor=hypervisor, observer=transcript.observe
         )
+        self._transcript = transcript
         kernel = KernelSettings(
             tracks_validation=cast.tracks_validation or setting.tracks_validation,
             checks_sev_status=setting.checks_sev_status,
@@ -120,18 +134,33 @@ class Scene:
             reads_cpuid_page=setting.reads_cpuid_page,
             checks_cpuid=False,
         )
-        self._launch(VICTIM, protection.launched, _program(cast, protection.launched, kernel), kernel)
-        self._launch(TENANT, protection.launched, ProgramSpec("vault"), CAREFUL)
+        program = _program(cast, protection.launched, kernel)
+        if setting.two_processes:
+            own_key = _has_own_key(protection.launched)
+            program = ProgramSpec("vault", ((vault.C_BIT, 1 << product.c_bit if own_key else 0),))
+        self._launch(VICTIM, protection.launched, program, 1 + setting.two_processes, kernel)
+        self._hypervisor.let_go()
+        tenant = ProgramSpec("vault", ((vault.SPINS, int(setting.tenant_spins)),))
+        self._launch(TENANT, protection.launched, tenant, 1, CAREFUL)
+        if setting.two_processes:
+            for vcpu in range(2):
+                own = Vault(memory_map(GUEST_BYTES, 2).placement(VICTIM, vcpu, SEED))
+                ledger.map(VICTIM, vcpu, vault.VALUE_GVA, PAGE_BYTES, own.private(vault.VALUE))
+        ledger.decide(VICTIM, [_vault(VICTIM).decision(number) for number in range(1, vault.DECISIONS + 1)])
         ledger.keep(VICTIM, "the secret", _vault(VICTIM).content(vault.SECRET))
         ledger.keep(VICTIM, "what its owner sends it", SECRET)
         if cast.victim == "newcomer":
-            # Where it tries the C-bit out lies no memory that it uses.
-            ledger.map_one_to_one(VICTIM, newcomer.canary_gpa(_vault(VICTIM).placement))
+            secret, canary = _vault(VICTIM).private(vault.SECRET), newcomer.canary_gpa(_vault(VICTIM).placement)
+            ledger.map(VICTIM, 0, secret, PAGE_BYTES, secret)
+            for view in (0, SHARED_VIEW):
+                # Where it tries the C-bit out lies no memory that it uses.
+                ledger.map(VICTIM, 0, view + canary, PAGE_BYTES, _NOWHERE)
         self.target = self._look_up()
         owner = Owner(self.host.board, transcript, VICTIM, setting.demands_alias_check)
         self._hands = Hands(self.host.board, TENANT, transcript, owner)
-        for guest in self.host.guests.values():
-            self.let_run(guest)
+        self.let_run(self.host.guests[VICTIM])
+        if not setting.tenant_spins:
+            self.let_run(self.host.guests[TENANT])
 
     def offers(self, interface: Interface) -> bool:
         """Whether the host has an interface."""
@@ -158,33 +187,43 @@ class Scene:
         """Let a VM run until it rests again or has ended; a VM without a control block cannot run."""
         if guest.spec.name not in self.host.board.vmcbs:
             return ()
-        vcpu = guest.vcpus[0]
-        before = (vcpu.slept_from_ns, vcpu.registers.rip)
+        env = self.host.clock.env
+        before = [_rest(vcpu) for vcpu in guest.vcpus]
+        until = env.now + _PATIENCE_NS
         while guest.state is GuestState.RUNNING:
-            self.host.clock.env.step()
-            if vcpu.state is VcpuState.SLEEPING and (vcpu.slept_from_ns, vcpu.registers.rip) != before:
+            if env.peek() > until:
+                self._transcript.stalled(guest.spec.name)
+                break
+            env.step()
+            if all(_rest(vcpu) not in (None, last) for vcpu, last in zip(guest.vcpus, before, strict=True)):
                 break
         return ()
 
     # Setting up.
 
-    def _launch(self, name: str, generation: Generation, program: ProgramSpec, kernel: KernelSettings) -> None:
-        spec = GuestSpec(name, generation, 1, GUEST_BYTES, program, SEED, kernel=kernel)
+    @property
+    def _hypervisor(self) -> BadHypervisor:
+        assert isinstance(self.host.hypervisor, BadHypervisor)
+        return self.host.hypervisor
+
+    def _launch(
+        self, name: str, generation: Generation, program: ProgramSpec, vcpus: int, kernel: KernelSettings
+    ) -> None:
+        spec = GuestSpec(name, generation, vcpus, GUEST_BYTES, program, SEED, kernel=kernel)
         self.host.launch(spec, lambda _: None, running=True)
         assert self.host.guests[name].state is GuestState.RUNNING, self.host.guests[name].reason
 
     def _look_up(self) -> Target:
         """What the hypervisor's books say, and frames that it takes for the attack."""
-        hypervisor = self.host.hypervisor
-        assert isinstance(hypervisor, Hypervisor)
+        hypervisor = self._hypervisor
         frames = [hypervisor.frames.allocate(PAGE_BYTES, PAGE_BYTES)[0][0] for _ in range(_SPARE_FRAMES + 1)]
         victim, tenant = (self._household(hypervisor, name) for name in (VICTIM, TENANT))
         return Target(
             victim, tenant, tuple(frames[1:]), frames[0], 1 << self.host.spec.product.c_bit, GHOST_LINE,
-            free_asid=max(victim.asid, tenant.asid) + 1,
+            free_asid=max(victim.asid, tenant.asid) + 1, ground=hypervisor.ground,
         )  # fmt: skip
 
-    def _household(self, hypervisor: Hypervisor, name: str) -> Household:
+    def _household(self, hypervisor: BadHypervisor, name: str) -> Household:
         record, program = hypervisor.launched(name), _vault(name)
 
         def page(gpa: int) -> Page:
@@ -195,12 +234,30 @@ class Scene:
             secret=page(program.private(vault.SECRET)),
             value=page(program.private(vault.VALUE)),
             other=page(program.private(vault.OTHER)),
+            decision=page(program.private(vault.DECISION)),
             answer=page(program.private(vault.ANSWER)),
             request=page(program.private(vault.REQUEST)),
             code=page(program.private(vault.CODE)),
             inbox=page(program.shared(vault.INBOX)),
             outbox=page(program.shared(vault.OUTBOX)),
         )  # fmt: skip
+
+
+def _rest(vcpu: Vcpu) -> tuple[int, int] | None:
+    """Since when a vCPU rests, and where it goes on; None if it does not rest."""
+    return (vcpu.slept_from_ns, vcpu.registers.rip) if vcpu.state is VcpuState.SLEEPING else None
+
+
+def _has_own_key(generation: Generation) -> bool:
+    return CAPABILITIES[generation].key_per_vm
+
+
+def _may_refuse(setting: Setting) -> bool:
+    """Whether a firmware that is as it should be does not start SNP on what the attacker has made of the host."""
+    platform = setting.platform
+    if platform.ghost_line and platform.alias_check:
+        return True
+    return setting.prelude is not None and (platform.fabric_lock_checked or platform.iommu_write_safe)
 
 
 def status_gpa() -> int:

@@ -13,6 +13,8 @@ class Measure:
 
     leak_bytes: int = 16
     """N of the definition: a leak is this many bytes of one secret. A row of attacks that yield less says so."""
+    side_channel_bits: int = 16
+    """As many more bits must have been guessed right than wrong: by chance that comes once in 65,536 times."""
     piece_bytes: int = 8
     """Bytes count in runs of at least this length: shorter ones turn up in random bytes by chance."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from node.operations import Answer, Copy, Fault, Fetch, PageStateChange, Read, VirtualRead, VirtualWrite, Write
@@ -29,11 +29,21 @@ class Discrepancy:
 
 
 class CannotFollow(Exception):
-    """A victim loaded, fetched or stored by virtual address: no verdict can be trusted.
+    """A victim loaded, fetched or stored by a virtual address that the ledger does not know: no verdict can be trusted.
 
-    Where the bytes lie depends on what VMRUN loaded, on the place of the C-bit and
-    on what TLBs still hold, of which neither ledger nor transcript tells.
+    Where such bytes lie depends on what VMRUN loaded and on the place of the C-bit, of
+    which the transcript does not tell.
     """
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """Private memory as one vCPU of a victim has it in its own page tables."""
+
+    vcpu: int
+    gva: int
+    length: int
+    gpa: int
 
 
 class Ledger:
@@ -42,7 +52,8 @@ class Ledger:
     def __init__(self) -> None:
         self._secrets: dict[str, list[Secret]] = {}
         self._contents: dict[str, list[tuple[int, bytes]]] = {}
-        self._one_to_one: dict[str, int] = {}
+        self._decisions: dict[str, tuple[int, ...]] = {}
+        self._mappings: dict[str, list[Mapped]] = {}
 
     @property
     def victims(self) -> tuple[str, ...]:
@@ -59,18 +70,27 @@ class Ledger:
         self.protect(victim)
         self._secrets[victim].append(Secret(name, octets))
 
+    def decide(self, victim: str, bits: Sequence[int]) -> None:
+        """Enter what a victim will decide, round by round: secret bits, of which no byte need be told."""
+        self.protect(victim)
+        self._decisions[victim] = tuple(bits)
+
+    def decisions(self, victim: str) -> tuple[int, ...]:
+        """A victim's decisions."""
+        return self._decisions.get(victim, ())
+
+    def map(self, victim: str, vcpu: int, gva: int, length: int, gpa: int) -> None:
+        """Enter which private memory one of a victim's vCPUs means by a range of virtual addresses.
+
+        That is what its own page tables say, from before the first access on and for good.
+        """
+        self.protect(victim)
+        self._mappings.setdefault(victim, []).append(Mapped(vcpu, gva, length, gpa))
+
     def lay(self, victim: str, gpa: int, octets: bytes) -> None:
         """Enter what private memory held from the start, as a launch laid it."""
         self.protect(victim)
         self._contents[victim].append((gpa, octets))
-
-    def map_one_to_one(self, victim: str, below: int) -> None:
-        """A victim's own tables map virtual addresses below this to the same guest-physical ones.
-
-        It means all of that to be private, wherever the hypervisor made it believe the C-bit to be.
-        """
-        self.protect(victim)
-        self._one_to_one[victim] = below
 
     def secrets(self, victim: str) -> tuple[Secret, ...]:
         """A victim's secrets."""
@@ -78,7 +98,7 @@ class Ledger:
 
     def shadow(self, victim: str) -> ShadowMemory:
         """A victim's private memory as it was in the beginning, to be followed from there."""
-        shadow = ShadowMemory(self._one_to_one.get(victim, 0))
+        shadow = ShadowMemory(tuple(self._mappings.get(victim, ())))
         for gpa, octets in self._contents[victim]:
             shadow.write(gpa, octets)
         return shadow
@@ -87,9 +107,8 @@ class Ledger:
 class ShadowMemory:
     """What a victim wrote last at each private address; what it never wrote is unknown."""
 
-    def __init__(self, one_to_one: int = 0) -> None:
-        self.one_to_one = one_to_one
-        """Virtual addresses below this are known: they are guest-physical ones."""
+    def __init__(self, mappings: tuple[Mapped, ...] = ()) -> None:
+        self._mappings = mappings
         self._pages: dict[int, tuple[bytearray, bytearray]] = {}
         """Contents, and 1 where a byte is known."""
 
@@ -121,22 +140,29 @@ class ShadowMemory:
                     return gpa + start + at
         return None
 
-    def follow(self, operation: object, answer: Answer) -> Discrepancy | None:
+    def meant(self, vcpu: int, gva: int, length: int) -> int:
+        """Where a vCPU's virtual addresses lie, by what the victim's own tables say. Raises CannotFollow."""
+        for one in self._mappings:
+            if one.vcpu == vcpu and one.gva <= gva and gva + length <= one.gva + one.length:
+                return one.gpa + gva - one.gva
+        raise CannotFollow
+
+    def follow(self, operation: object, answer: Answer, vcpu: int = 0) -> Discrepancy | None:
         """Take one operation of the victim and its answer; what it read wrongly, if it did. Raises CannotFollow."""
         step = _STEPS.get(type(operation))
         if step is None or isinstance(answer, Fault):
             return None
-        return step(self, operation, answer)
+        return step(self, operation, answer, vcpu)
 
 
-def _read(shadow: ShadowMemory, one: Read, answer: Answer) -> Discrepancy | None:
+def _read(shadow: ShadowMemory, one: Read, answer: Answer, _vcpu: int = 0) -> Discrepancy | None:
     if not one.private or not isinstance(answer, bytes):
         return None
     at = shadow.first_difference(one.gpa, answer)
     return None if at is None else Discrepancy(one.gpa, at, answer)
 
 
-def _write(shadow: ShadowMemory, one: Write, _: Answer) -> None:
+def _write(shadow: ShadowMemory, one: Write, _: Answer, _vcpu: int = 0) -> None:
     if one.private:
         shadow.write(one.gpa, one.data)
     else:
@@ -144,29 +170,24 @@ def _write(shadow: ShadowMemory, one: Write, _: Answer) -> None:
         shadow.forget(one.gpa, len(one.data))
 
 
-def _copy(shadow: ShadowMemory, one: Copy, answer: Answer) -> Discrepancy | None:
+def _copy(shadow: ShadowMemory, one: Copy, answer: Answer, _vcpu: int = 0) -> Discrepancy | None:
     assert isinstance(answer, bytes)
     wrong = _read(shadow, Read(one.source, one.length, one.source_private), answer)
     _write(shadow, Write(one.target, answer, one.target_private), None)
     return wrong
 
 
-def _page_state_change(shadow: ShadowMemory, one: PageStateChange, answer: Answer) -> None:
+def _page_state_change(shadow: ShadowMemory, one: PageStateChange, answer: Answer, _vcpu: int = 0) -> None:
     if answer == 0:
         shadow.forget(one.gpa, one.length)
 
 
-def _by_virtual_address(
-    shadow: ShadowMemory, one: VirtualRead | Fetch | VirtualWrite, answer: Answer
-) -> Discrepancy | None:
-    if not shadow.one_to_one:
-        raise CannotFollow
-    if one.gva >= shadow.one_to_one:
-        return None  # Another view of the same memory, of which nothing is known.
-    if isinstance(one, VirtualWrite):
-        _write(shadow, Write(one.gva, one.data), None)
-        return None
-    return _read(shadow, Read(one.gva, one.length), answer)
+def _virtual_read(shadow: ShadowMemory, one: VirtualRead | Fetch, answer: Answer, vcpu: int) -> Discrepancy | None:
+    return _read(shadow, Read(shadow.meant(vcpu, one.gva, one.length), one.length), answer)
+
+
+def _virtual_write(shadow: ShadowMemory, one: VirtualWrite, answer: Answer, vcpu: int) -> None:
+    _write(shadow, Write(shadow.meant(vcpu, one.gva, len(one.data)), one.data), answer)
 
 
 _STEPS: Mapping[type, Callable[..., Discrepancy | None]] = {
@@ -174,9 +195,9 @@ _STEPS: Mapping[type, Callable[..., Discrepancy | None]] = {
     Write: _write,
     Copy: _copy,
     PageStateChange: _page_state_change,
-    VirtualRead: _by_virtual_address,
-    Fetch: _by_virtual_address,
-    VirtualWrite: _by_virtual_address,
+    VirtualRead: _virtual_read,
+    Fetch: _virtual_read,
+    VirtualWrite: _virtual_write,
 }
 
 

@@ -51,11 +51,25 @@ class Absence:
     interface: str
 
 
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """What somebody says it has learnt of a victim's decisions, a bit for each from the first on."""
+
+    bits: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """The laboratory waited for a victim longer than any of its rounds takes, and it did not come to rest."""
+
+    victim: str
+
+
 @dataclass(slots=True)
 class Transcript:
     """Everything in the order in which it was answered; ``observe`` is the tap for a board."""
 
-    entries: list[Entry | Complaint | Absence] = field(default_factory=list)
+    entries: list[Entry | Complaint | Absence | Guess | Stall] = field(default_factory=list)
 
     def observe(self, actor: Actor, batch: tuple[object, ...], answers: tuple[Answer, ...]) -> None:
         """Note a batch: a board's ``observer``."""
@@ -64,6 +78,14 @@ class Transcript:
     def complain(self, victim: str, reason: str) -> None:
         """Note that a party which the victim trusts noticed something now."""
         self.entries.append(Complaint(victim, reason))
+
+    def guess(self, bits: tuple[int, ...]) -> None:
+        """Note what an adversary says it has learnt."""
+        self.entries.append(Guess(bits))
+
+    def stalled(self, victim: str) -> None:
+        """Note that a victim did not go on."""
+        self.entries.append(Stall(victim))
 
     def absent(self, interface: str) -> None:
         """Note that an interface was looked for and is not there."""

@@ -9,13 +9,15 @@ leaked
 corrupted
     a victim read something else than its last write, and no exception in the
     guest and no party that it trusts had complained before;
+side channel
+    somebody guessed many more of a victim's decisions right than chance would;
 detected
     such a complaint came;
 blocked
     an operation was refused or a victim's access was stopped without data, or
     the attack got through and brought nothing but garbage;
 dos
-    nothing of this, but a victim stopped;
+    nothing of this, but a victim stopped, or could not go on;
 not applicable
     nothing of all this, and the laboratory found the interface absent.
 """
@@ -28,7 +30,7 @@ from enum import StrEnum
 
 from cluster.oracle.holdings import Holdings, Measure
 from cluster.oracle.ledger import Discrepancy, Ledger
-from cluster.oracle.transcript import CODED, Absence, Complaint, Entry, Transcript, told_by
+from cluster.oracle.transcript import CODED, Absence, Complaint, Entry, Guess, Stall, Transcript, told_by
 from node.actor import HYPERVISOR, Actor, Role
 from node.ghcb_msr import TerminateRequest
 from node.operations import (
@@ -52,6 +54,7 @@ class Outcome(StrEnum):
 
     LEAKED = "leaked"
     CORRUPTED = "corrupted"
+    SIDE_CHANNEL = "side_channel"
     DETECTED = "detected"
     BLOCKED = "blocked"
     DOS = "dos"
@@ -110,7 +113,9 @@ class _Case:
         self._holdings = [Holdings(one, measure) for one in ledger.secrets(victim)]
         self._complaints: dict[int | None, str] = {}
         """By GPA; None where no page is named."""
+        self._decisions = ledger.decisions(victim)
         self._corrupted = ""
+        self._guessed = ""
         self._refused = ""
         self._stopped = ""
         self._absent = ""
@@ -121,6 +126,11 @@ class _Case:
             if isinstance(one, Complaint):
                 if one.victim == self._victim:
                     self._complaints.setdefault(None, one.reason)
+            elif isinstance(one, Guess):
+                self._compare(one.bits)
+            elif isinstance(one, Stall):
+                if one.victim == self._victim:
+                    self._stopped = f"{self._victim} did not go on"
             elif isinstance(one, Absence):
                 self._absent = self._absent or f"no {one.interface}"
             elif isinstance(one, Entry):
@@ -136,6 +146,8 @@ class _Case:
                 return Verdict(Outcome.LEAKED, f"{len(secret.held)} bytes of {secret.name} of {self._victim}")
         if self._corrupted:
             return Verdict(Outcome.CORRUPTED, self._corrupted)
+        if self._guessed:
+            return Verdict(Outcome.SIDE_CHANNEL, self._guessed)
         if self._complaints:
             return Verdict(Outcome.DETECTED, next(iter(self._complaints.values())))
         if self._refused:
@@ -145,6 +157,12 @@ class _Case:
         if self._absent:
             return Verdict(Outcome.NOT_APPLICABLE, self._absent)
         return Verdict(Outcome.BLOCKED, "nothing but garbage")
+
+    def _compare(self, bits: tuple[int, ...]) -> None:
+        known = self._decisions[: len(bits)]
+        right = sum(one == other for one, other in zip(bits, known, strict=False))
+        if right - (len(known) - right) >= self._measure.side_channel_bits:
+            self._guessed = f"{right} of {len(known)} decisions of {self._victim} guessed right"
 
     def _follow_adversary(self, entry: Entry) -> None:
         self._tell(entry.actor, entry)
@@ -167,7 +185,7 @@ class _Case:
                 self._refused = self._refused or f"nested fault of {self._victim} at {answer.address:#x}"
             return
         self._stopped = ""
-        wrong = self._shadow.follow(one, answer)
+        wrong = self._shadow.follow(one, answer, entry.actor.vcpu)
         if wrong is not None:
             self._misread(wrong)
         elif isinstance(one, Write) and not one.private:

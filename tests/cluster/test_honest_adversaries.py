@@ -75,7 +75,8 @@ class Inspection:
     def _inspect(self, program: GeneratorType, machine: dict[int, Any], everybody: set[int]) -> None:
         name, own = program.gi_code.co_qualname, chain(program)
         reached = walk([program])
-        myself = {id(part.gi_frame.f_locals.get("self")) for part in reached.values() if id(part) in own}
+        parts = [part.gi_frame.f_locals for part in reached.values() if id(part) in own]
+        myself = {id(names["self"]) for names in parts if "self" in names}
         for at, obj in reached.items():
             if at in machine:
                 self.offences.add(f"{name} reaches {type(obj).__name__} of the machine")

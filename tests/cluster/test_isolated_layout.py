@@ -16,6 +16,7 @@ from cluster.layout import LayoutError
 from cluster.lent_processes import LentProcesses
 from cluster.progress import Progress
 from cluster.ray_cluster import RayCluster
+from cluster.session import Session
 from cluster.tenant_process import TenantProcess
 
 
@@ -64,20 +65,22 @@ def test_results_are_those_of_one_process_and_every_process_says_how_it_fared() 
 
 @pytest.mark.ray
 def test_a_tenant_or_hypervisor_that_is_killed_has_its_host_built_again_and_nothing_else_changes() -> None:
-    calls = iter(range(1 << 30))
-    due = {"TenantProcess": 4, "HypervisorProcess": 12}
+    due = ["HypervisorProcess", "TenantProcess"]
+    quiet_looks = 0
 
-    def kill_some() -> None:
-        """At these looks or, as they come every second too, at the first one later that finds the process."""
-        look = next(calls)
-        for kind in [kind for kind, first in due.items() if first <= look]:
-            found = [pid for pid, line in ray_processes_of(os.getpid()).items() if kind in line]
-            if found:
+    with Session("isolated", None) as session:
+
+        def kill_some() -> None:
+            """Now and then, where such a process is and nobody is being replaced."""
+            nonlocal quiet_looks
+            killed = 2 - len(due)
+            quiet_looks = quiet_looks + 1 if session._layout.facts().get("workers_replaced", 0) == killed else 0
+            found = [pid for pid, line in ray_processes_of(os.getpid()).items() if due and due[-1] in line]
+            if found and quiet_looks > 4:
                 os.kill(min(found), signal.SIGKILL)
-                del due[kind]
-                return
+                due.pop()
 
-    results = run(moving(), layout="isolated", should_stop=kill_some)
+        results = session.run(moving(), None, None, kill_some)
     assert not due
     assert results.run["workers_replaced"] == 2
     assert results.digest == run(moving(), layout="inline").digest

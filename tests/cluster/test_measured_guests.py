@@ -16,7 +16,7 @@ from node.generation import Generation
 from node.guest import GuestSpec
 from node.host import Host, HostSpec
 from node.hypervisor import VCPU_MODEL
-from node.laboratory_firmware import SECTIONS, build_image
+from node.laboratory_firmware import LABORATORY_IMAGE_BYTES, SECTIONS, build_image
 from node.ovmf import SectionType
 from node.product import PRODUCTS
 from node.program import ProgramSpec
@@ -110,11 +110,11 @@ def test_the_guest_s_context_has_the_digest_that_was_expected(image, measured, p
     assert launched(product, generation, image, vcpus) == measured(generation, image, vcpus)
 
 
-@given(offset=st.integers(0, 64 * 1024 - 1), flips=st.integers(1, 255), launch=st.sampled_from(LAUNCHES))
+@given(offset=st.integers(0, LABORATORY_IMAGE_BYTES - 1), flips=st.integers(1, 255), launch=st.sampled_from(LAUNCHES))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_byte_changed_in_memory_before_its_launch_command_changes_the_digest(lab, measured, offset, flips, launch):
     product, generation = launch
-    gpa = (1 << 32) - 64 * 1024 + offset
+    gpa = (1 << 32) - LABORATORY_IMAGE_BYTES + offset
     changed = launched(product, generation, lab, 1, poke(gpa, flips))
     assert changed != measured(generation, lab, 1)
     # What came out is the digest of the image as it lay there, not merely another one.
@@ -122,7 +122,7 @@ def test_a_byte_changed_in_memory_before_its_launch_command_changes_the_digest(l
     image[offset] ^= flips
     tampered = lab.with_name("tampered.fd")
     tampered.write_bytes(image)
-    if offset < 64 * 1024 - 0x600:  # in front of its tables, which the command would read again
+    if offset < LABORATORY_IMAGE_BYTES - 0x600:  # in front of its tables, which the command would read again
         assert changed == measured(generation, tampered, 1)
 
 

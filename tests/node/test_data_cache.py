@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -40,7 +41,7 @@ def caches(lines: int = 4, *, coherent: bool = True) -> tuple[Memory, DataCache]
     return memory, DataCache(memory.read, memory.write, coherent=coherent, lines=lines)
 
 
-RANGES = st.integers(0, BYTES - 1).flatmap(lambda at: st.tuples(st.just(at), st.integers(1, min(200, BYTES - at))))
+RANGES = st.integers(0, BYTES - 1).flatmap(lambda at: st.tuples(st.just(at), st.integers(1, BYTES - at)))
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(["load", "store", "store", "flush", "page flush", "flush all", "dma read", "dma write"]),
@@ -98,6 +99,37 @@ def test_an_incoherent_part_does_so_while_all_accesses_are_of_one_domain(lines, 
     play(memory, cache, plain := Memory(), steps, 1, agents_see_all=False)
     cache.flush_all()
     assert memory.raw == plain.raw
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(1, 6), st.booleans(), st.lists(st.tuples(st.booleans(), RANGES, st.integers(0, 2))), RANGES,
+    st.integers(0, 7),
+)  # fmt: skip
+def test_a_long_load_leaves_what_loads_of_its_lines_would(lines, coherent, steps, ranges, unkept):
+    (spa, length), pairs = ranges, []
+    for long in (True, False):
+        memory, cache = caches(lines, coherent=coherent)
+        cache.unkept = (range(unkept * LINE_BYTES, unkept * LINE_BYTES + 70),)
+        for stores, (at, size), domain in steps:
+            if stores:
+                cache.store(at, bytes([size % 256]) * size, domain)
+            else:
+                cache.load(at, size, domain)
+        if long:
+            answer = cache.load(spa, length, 1)
+        else:
+            end = spa + length
+            cache.load(end - 1, 1, 1)
+            cuts = sorted({spa, end, *range(-(-spa // LINE_BYTES) * LINE_BYTES, end, LINE_BYTES)})
+            answer = b"".join(cache.load(low, high - low, 1) for low, high in pairwise(cuts))
+        order = []
+        while len(cache):
+            tag = next(iter(cache._held))
+            order.append((tag, bytes(cache._held[tag]), tag in cache._dirty))
+            cache.flush_domain(tag[0] * LINE_BYTES, LINE_BYTES, tag[1])
+        pairs.append((answer, order, bytes(memory.raw)))
+    assert pairs[0] == pairs[1]
 
 
 KINDS = st.sampled_from(["load", "store", "flush", "invd"])

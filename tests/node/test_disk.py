@@ -65,7 +65,10 @@ def test_any_request_gets_a_status_and_a_good_one_works_after_it(generation, kin
     assert look(host, MACHINES[generation][1], good, len(DATA), private=False) == DATA
 
 
-BAD = [(0, 1, -4096), (0, 1, 1 << 45), (0, 1, 1 << 80), (0, 0, 0), (-1, 1, 0), (DISK_BLOCKS, 1, 0), (1 << 70, 1, 0)]
+BAD = [
+    (0, op.MOST_BLOCKS + 1, 0), (0, 1, -4096), (0, 1, 1 << 45), (0, 1, 1 << 80), (0, 0, 0), (-1, 1, 0),
+    (DISK_BLOCKS, 1, 0), (1 << 70, 1, 0),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)

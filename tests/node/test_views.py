@@ -246,6 +246,45 @@ def test_a_value_that_comes_back_is_seen_to_come_back_unless_ciphertext_is_hidde
     assert told == ([values[0]] * 5 if scene.hidden else values)
 
 
+# Somebody with the DIMMs in his hands.
+
+GHOST = 1 << 30
+"""An address that nobody uses."""
+
+
+def test_cells_that_are_poked_are_to_the_guest_what_its_engine_makes_of_them(scene):
+    PhysicalPort(scene.host.board.dram).poke(scene.at, b"anything at all.")
+    key = key_of(scene.host, scene.guest)
+    read = aes(key, scene.at, b"anything at all.", encrypt=False) if key else b"anything at all."
+    assert by_guest(scene.host, scene.guest, op.Read(base(scene.guest), 32)) == (read + SECRET[16:],)
+
+
+def test_an_alias_shows_what_lies_there_whatever_is_hidden_or_owned_and_takes_a_replay(scene):
+    host, page = scene.host, scene.at // 4096 * 4096
+    PhysicalPort(host.board.dram).alias(GHOST, 4096, page)
+    ghost = GHOST + scene.at % 4096
+    stored = scene.stored()
+    seen = aes(host_key(host), ghost, stored, encrypt=False) if scene.mode is HostMode.TSME else stored
+    assert by_host(host, op.HostRead(ghost, 32)) == (seen,)
+    by_guest(host, scene.guest, op.Write(base(scene.guest), bytes(32)))
+    by_host(host, op.Wbinvd())
+    assert by_host(host, op.HostWrite(ghost, seen), op.Wbinvd()) == (None, None)
+    assert by_guest(host, scene.guest, op.Read(base(scene.guest), 32)) == (SECRET,)
+
+
+def test_a_dropped_route_loses_stores_and_answers_with_ones_that_the_engine_decrypts(scene):
+    port, key = PhysicalPort(scene.host.board.dram), key_of(scene.host, scene.guest)
+    page = scene.at // 4096 * 4096
+    port.drop(page, 4096)
+    nothing = aes(key, scene.at, ONES, encrypt=False) if key else ONES
+    assert by_guest(scene.host, scene.guest, op.Write(base(scene.guest), bytes(32))) == (None,)
+    by_host(scene.host, op.Wbinvd())
+    assert by_guest(scene.host, scene.guest, op.Read(base(scene.guest), 32)) == (nothing,)
+    by_host(scene.host, op.Wbinvd())
+    port.restore(page, 4096)
+    assert by_guest(scene.host, scene.guest, op.Read(base(scene.guest), 32)) == (SECRET,)
+
+
 def test_hiding_ends_where_a_page_is_the_hosts_again():
     host = make_host(product="Turin", platform=HIDING)
     guest = start(host, "vm", G.SEV_SNP)

@@ -15,6 +15,8 @@ from psp.sev_session import Session, TransportKeys
 
 GODH, BLOB = 0x70_0000, 0x70_1000
 EXPORT = 0x72_0000
+TARGET_PDH, TARGET_CHAIN, AMD_CHAIN = 0x74_0000, 0x74_1000, 0x74_4000
+"""Where a host lays the certificates of a platform that a guest is to go to."""
 OWNER_KEY = elliptic.private_key(hashlib.shake_128(b"owner").digest(56))
 KEYS = TransportKeys(bytes(range(16)), bytes(range(16, 32)))
 
@@ -26,6 +28,12 @@ def exported(machine: Machine) -> tuple[bytes, bytes]:
     export = buffers.PdhCertExport(EXPORT, 0x824, EXPORT + PAGE, 3 * 0x824)
     assert returning(machine, LegacyCommand.PDH_CERT_EXPORT, export.pack())[0] == 0
     return machine.bus.read(EXPORT, 0x824), machine.bus.read(EXPORT + PAGE, 3 * 0x824)
+
+
+def lay_chain(machine: Machine, target: tuple[bytes, bytes], amd: bytes = b"") -> None:
+    """What SEND_START reads: PDH and chain as exported, and AMD's certificates."""
+    for spa, data in ((TARGET_PDH, target[0]), (TARGET_CHAIN, target[1]), (AMD_CHAIN, amd)):
+        machine.bus.write(spa, data)
 
 
 @dataclass

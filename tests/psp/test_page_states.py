@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from owner import TARGET_CHAIN, TARGET_PDH, Owner, exported, lay_chain
 from toy_machine import (
     COMMAND_PAGE,
     FIRMWARE,
@@ -119,14 +120,22 @@ def test_a_context_is_made_of_a_firmware_page_and_of_no_other(state: PageState) 
 
 
 RETURNING = sorted(command for command, row in COMMANDS.items() if row.writes_buffer)
+SEND_UPDATES = {LegacyCommand.SEND_UPDATE_DATA, LegacyCommand.SEND_UPDATE_VMSA}
 WITHOUT_GUEST = {LegacyCommand.PEK_CSR}
 """Commands that may come in INIT only."""
 
 
 def returned_fields(machine: Machine, command: int) -> bytes:
     """The buffer of a command that returns fields in it, and a machine in which it will succeed."""
-    state = LegacyGuestState.RUNNING if command == LegacyCommand.ATTESTATION else LegacyGuestState.LUPDATE
+    later = {LegacyCommand.ATTESTATION, LegacyCommand.SEND_START, *SEND_UPDATES}
+    state = LegacyGuestState.RUNNING if command in later else LegacyGuestState.LUPDATE
     handle = 0 if command in WITHOUT_GUEST else sev_guest(machine, state)
+    if command in SEND_UPDATES:
+        machine.psp.legacy.guests[handle].state = LegacyGuestState.SUPDATE
+        machine.psp.legacy.guests[handle].policy = LegacyPolicy.ES
+    if command == LegacyCommand.SEND_START:
+        lay_chain(machine, exported(machine))
+    received = Owner(machine).start() if command == LegacyCommand.RECEIVE_START else buffers.LaunchStart()
     for spa in range(OUT, OUT + 3 * PAGE, PAGE):
         machine.bus.rmp_set(spa, FIRMWARE)
     buffers_of: dict[int, ByteLayout] = {
@@ -135,6 +144,12 @@ def returned_fields(machine: Machine, command: int) -> bytes:
         LegacyCommand.LAUNCH_START: buffers.LaunchStart(policy=1),
         LegacyCommand.LAUNCH_MEASURE: buffers.LaunchMeasure(handle, OUT, 48),
         LegacyCommand.ATTESTATION: buffers.Attestation(handle, OUT, bytes(16), 0xD0),
+        LegacyCommand.SEND_START: buffers.SendStart(
+            handle, 0, TARGET_PDH, 0x824, TARGET_CHAIN, 3 * 0x824, session_address=OUT, session_length=0x80
+        ),
+        LegacyCommand.SEND_UPDATE_DATA: buffers.SendUpdate(handle, OUT, 0x34, GUEST_PAGE, 64, OUT + PAGE, 64),
+        LegacyCommand.SEND_UPDATE_VMSA: buffers.SendUpdate(handle, OUT, 0x34, GUEST_PAGE, PAGE, OUT + PAGE, PAGE),
+        LegacyCommand.RECEIVE_START: received,
         LegacyCommand.PEK_CSR: buffers.Output(OUT, 0x824),
         LegacyCommand.GET_ID: buffers.Output(OUT, 128),
         LegacyCommand.PDH_CERT_EXPORT: buffers.PdhCertExport(OUT, 0x824, OUT + PAGE, 3 * 0x824),

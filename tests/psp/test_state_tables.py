@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hmac
+
 import pytest
+from owner import TARGET_CHAIN, TARGET_PDH, exported, lay_chain
 from toy_machine import (
     COMMAND_PAGE,
     FIRMWARE,
@@ -26,7 +29,8 @@ from psp.guest_context import SnpGuestState
 from psp.launch_digest import PageType
 from psp.legacy_guest import LegacyGuestState
 from psp.policy import LegacyPolicy, SnpPolicy
-from psp.secret_packet import pack_secret
+from psp.secret_packet import PacketHeader, pack_secret
+from psp.sev_session import counter_mode
 from psp.status import Status
 
 LEGACY_PLATFORM = {
@@ -55,6 +59,17 @@ LEGACY_PLATFORM = {
     LegacyCommand.PDH_GEN: {1, 2},
     LegacyCommand.PDH_CERT_EXPORT: {1, 2},
     LegacyCommand.GET_ID: {0, 1, 2},
+    LegacyCommand.INIT_EX: {0},
+    LegacyCommand.COPY: {2},
+    LegacyCommand.SEND_START: {2},
+    LegacyCommand.SEND_UPDATE_DATA: {2},
+    LegacyCommand.SEND_UPDATE_VMSA: {2},
+    LegacyCommand.SEND_FINISH: {2},
+    LegacyCommand.SEND_CANCEL: {2},
+    LegacyCommand.RECEIVE_START: {1, 2},
+    LegacyCommand.RECEIVE_UPDATE_DATA: {2},
+    LegacyCommand.RECEIVE_UPDATE_VMSA: {2},
+    LegacyCommand.RECEIVE_FINISH: {2},
 }
 """UNINIT 0, INIT 1, WORKING 2: a guest's commands need a guest, which makes the platform WORKING."""
 SNP_PLATFORM = {
@@ -77,6 +92,15 @@ LEGACY_GUEST = {
     LegacyCommand.ATTESTATION: {3},
     LegacyCommand.DBG_DECRYPT: {3},
     LegacyCommand.DBG_ENCRYPT: {3},
+    LegacyCommand.COPY: {1, 2, 3, 4, 5},
+    LegacyCommand.SEND_START: {3},
+    LegacyCommand.SEND_UPDATE_DATA: {4},
+    LegacyCommand.SEND_UPDATE_VMSA: {4},
+    LegacyCommand.SEND_FINISH: {4},
+    LegacyCommand.SEND_CANCEL: {4},
+    LegacyCommand.RECEIVE_UPDATE_DATA: {5},
+    LegacyCommand.RECEIVE_UPDATE_VMSA: {5},
+    LegacyCommand.RECEIVE_FINISH: {5},
 }
 SNP_GUEST = {
     SnpCommand.LAUNCH_START: {0},
@@ -139,6 +163,13 @@ def test_every_sev_command_in_every_guest_state(command: LegacyCommand, state: L
     guest = machine.psp.legacy.guests[handle]
     guest.state, guest.policy = state, LegacyPolicy.ES  # an ES guest that may be debugged
     header, ciphertext = pack_secret(guest.transport, bytes(64), guest.measure, bytes(16), (1, 55))
+    if command in {LegacyCommand.RECEIVE_UPDATE_DATA, LegacyCommand.RECEIVE_UPDATE_VMSA}:
+        length, tag = (64, 2) if command == LegacyCommand.RECEIVE_UPDATE_DATA else (PAGE, 3)
+        ciphertext = counter_mode(guest.transport.tek, bytes(16), bytes(length))
+        said = bytes([tag]) + bytes(4 + 16) + length.to_bytes(4, "little") * 2 + ciphertext
+        header = PacketHeader(mac=hmac.digest(guest.transport.tik, said, "sha256"))
+    if command == LegacyCommand.SEND_START:
+        lay_chain(machine, exported(machine))
     machine.bus.write(OUT, header.pack())
     machine.bus.write(OUT + PAGE, ciphertext)
     buffer = {
@@ -149,6 +180,14 @@ def test_every_sev_command_in_every_guest_state(command: LegacyCommand, state: L
         LegacyCommand.LAUNCH_UPDATE_VMSA: buffers.LaunchUpdateVmsa(handle, GUEST_PAGE, PAGE),
         LegacyCommand.LAUNCH_SECRET: buffers.LaunchSecret(handle, OUT, 0x34, GUEST_PAGE, 64, OUT + PAGE, 64),
         LegacyCommand.ATTESTATION: buffers.Attestation(handle, OUT, bytes(16), 0xD0),
+        LegacyCommand.COPY: buffers.Copy(handle, 64, GUEST_PAGE, OUT),
+        LegacyCommand.SEND_START: buffers.SendStart(
+            handle, 0, TARGET_PDH, 0x824, TARGET_CHAIN, 3 * 0x824, session_address=OUT, session_length=0x80
+        ),
+        LegacyCommand.SEND_UPDATE_DATA: buffers.SendUpdate(handle, OUT, 0x34, GUEST_PAGE, 64, OUT + PAGE, 64),
+        LegacyCommand.SEND_UPDATE_VMSA: buffers.SendUpdate(handle, OUT, 0x34, GUEST_PAGE, PAGE, OUT + PAGE, PAGE),
+        LegacyCommand.RECEIVE_UPDATE_DATA: buffers.SendUpdate(handle, OUT, 0x34, GUEST_PAGE, 64, OUT + PAGE, 64),
+        LegacyCommand.RECEIVE_UPDATE_VMSA: buffers.SendUpdate(handle, OUT, 0x34, GUEST_PAGE, PAGE, OUT + PAGE, PAGE),
         LegacyCommand.DBG_DECRYPT: buffers.Debug(handle, GUEST_PAGE, OUT, 64),
         LegacyCommand.DBG_ENCRYPT: buffers.Debug(handle, OUT, GUEST_PAGE, 64),
     }.get(command, buffers.Handle(handle))

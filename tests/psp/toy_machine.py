@@ -14,6 +14,7 @@ from psp.firmware import SecurityProcessor
 from psp.guest_context import GuestContext, SnpGuestState
 from psp.launch_digest import LaunchDigest, LegacyLaunchDigest, PageType
 from psp.legacy_guest import LegacyGuestState
+from psp.nv_storage import NvFile
 from psp.snp_guests import SnpGuests
 from psp.system_bus import (
     LARGE_PAGE_BYTES,
@@ -163,6 +164,8 @@ def _frozen(value: object) -> object:
             return value.value
         case AsidFlush():
             return tuple((name, _frozen(part)) for name, part in sorted(vars(value).items()) if name != "_bus")
+        case NvFile():
+            return value.address
         case AsidRanges():
             return value.max_snp_asid
         case SnpGuests():
@@ -200,7 +203,7 @@ class Machine:
     def firmware_state(self) -> dict[str, object]:
         """Everything the firmware knows."""
         legacy, snp = self.psp.legacy, self.psp.snp
-        ours = {"_bus", "_memory", "_random", "_api", "_legacy_is_up", "handlers", "_launch"}
+        ours = {"_bus", "_memory", "_random", "_api", "_legacy_is_up", "handlers", "_launch", "_migration"}
         state = {
             f"{name}.{key}": _frozen(value)
             for name, part in (("legacy", legacy), ("snp", snp))

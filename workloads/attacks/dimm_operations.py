@@ -11,6 +11,14 @@ class DimmDump:
 
 
 @dataclass(frozen=True, slots=True)
+class DimmTap:
+    """What crossed the bus of some cells last: as much as listening tells, and nothing is changed. Answer: bytes."""
+
+    at: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class DimmPoke:
     """Set cells. Answer: None."""
 
@@ -32,4 +40,4 @@ class DimmUnground:
     line: int
 
 
-DimmOperation = DimmDump | DimmPoke | DimmGround | DimmUnground
+DimmOperation = DimmDump | DimmTap | DimmPoke | DimmGround | DimmUnground

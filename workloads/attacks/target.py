@@ -6,12 +6,15 @@ from collections.abc import Generator
 from dataclasses import dataclass
 
 from node.operations import Answer, GuestOperation, HypervisorOperation, Wbinvd
+from node.rmp_layout import RmpLayout
+from workloads.attacks.claims import Claim
 from workloads.attacks.dimm_operations import DimmOperation
 from workloads.attacks.owner_operations import AskOwner
 
 AttackBatch = (
     tuple[HypervisorOperation, ...] | tuple[GuestOperation, ...] | tuple[DimmOperation, ...] | tuple[AskOwner, ...]
-)
+    | tuple[Claim, ...]
+)  # fmt: skip
 Attack = Generator[AttackBatch, tuple[Answer, ...], None]
 """A running attack. ``yield ()`` waits until the victim has done another round and rests."""
 
@@ -43,11 +46,25 @@ class Household:
     secret: Page
     value: Page
     other: Page
+    decision: Page
     answer: Page
     request: Page
     code: Page
     inbox: Page
     outbox: Page
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What the hypervisor knows before anybody runs on its host, and before SNP starts.
+
+    An attack that begins there is handed this. While it yields ``LET_IT_RUN`` the firmware initialises SNP.
+    """
+
+    rmp: RmpLayout
+    """Where the table was reserved; on a part without SNP, where it would be."""
+    log: int
+    """SPA of a free frame that the victim's value will lie right above; 0 for attacks that begin later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +83,4 @@ class Target:
     """An address line that is clear in all frames of guests and of the RMP: above it lies nothing but the host's."""
     free_asid: int
     """An ASID for SNP guests that nobody has."""
+    ground: Ground

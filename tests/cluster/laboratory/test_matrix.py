@@ -16,7 +16,7 @@ from cluster.oracle.transcript import Transcript
 from cluster.oracle.verdict import Outcome, judge
 from node.memory_cipher import CipherMode
 from node.operations import HostRead, Read
-from node.platform import Platform
+from node.platform import Platform, Protection
 from workloads.attacks.target import LET_IT_RUN
 
 DEFAULTS = [cell for cell in CELLS if not cell.switches]
@@ -34,6 +34,10 @@ def test_an_attack_comes_to_what_the_matrix_says(cell: Cell) -> None:
 
 
 SWITCHES = {
+    "rmp_init_barrier=core": {"platform": Platform(rmp_init_barrier=True)},
+    "df_lock_checked=on": {"platform": Platform(fabric_lock_checked=True)},
+    "iommu_write_safe=on": {"platform": Platform(iommu_write_safe=True)},
+    "tlb_id_enforced=off": {"platform": Platform(disabled=frozenset({Protection.TLB_ID}))},
     "alias_check=on": {"platform": Platform(alias_check=True)},
     "verifier_platform_info=on": {"demands_alias_check": True},
     "context_page_mac=on": {"platform": Platform(context_mac=True)},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cluster.laboratory.lying_hypervisor import MisplacingHypervisor
 from cluster.laboratory.protection import Column, products
 from cluster.laboratory.scene import Cast, Scene, Setting, act_out
 from cluster.oracle.ledger import Ledger
@@ -11,7 +12,6 @@ from cluster.oracle.transcript import Complaint, Transcript
 from cluster.oracle.verdict import Outcome, judge
 from node.guest import GuestState
 from node.operations import HostRead
-from workloads.attacks.false_cpuid import MisplacingHypervisor
 from workloads.attacks.target import LET_IT_RUN, WRITE_BACK, Attack, Target
 
 HONEST = Cast(victim="newcomer")

@@ -1,0 +1,107 @@
+"""A hypervisor that may do something of its own while it brings its host up, and that puts a victim where it likes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import cast
+
+from node.firmware_image import FirmwareImage
+from node.guest_memory_map import memory_map
+from node.hypervisor import Hypervisor
+from node.hypervisor_port import Answers, Batch, Task
+from node.operations import HostWrite, PspCommand
+from node.product import Product
+from node.rmp_layout import at_end_of_memory
+from psp.commands import SnpCommand
+from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
+from workloads.attacks import vault
+from workloads.attacks.target import Attack, Ground
+from workloads.attacks.vault import Vault
+
+Prelude = Callable[[Ground], Attack]
+
+_TABLES_BYTES = 32 << 20
+"""Left free at the end of memory for nested tables; no guest's memory fits."""
+
+
+class BadHypervisor(Hypervisor):
+    """One whose bring-up a ``prelude`` is a part of: right before SNP_INIT_EX, and after it; without SNP at the end.
+
+    A first guest of ``guest_bytes`` then gets its memory in two pieces, between which ``ground.log`` lies.
+    """
+
+    def __init__(
+        self,
+        prelude: Prelude | None,
+        guest_bytes: int,
+        product: Product,
+        memory_bytes: int,
+        min_sev_asid: int,
+        images: Mapping[str, FirmwareImage],
+        max_snp_asid: int = 0,
+    ) -> None:
+        super().__init__(product, memory_bytes, min_sev_asid, images, max_snp_asid)
+        self._prelude = prelude
+        self._held: list[tuple[int, int]] = []
+        rmp = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented)
+        self.ground = Ground(rmp, self._make_gap(guest_bytes) if prelude else 0)
+
+    def bring_up(self) -> Task:
+        """As every hypervisor does it, but for the prelude."""
+        task = super().bring_up()
+        return task if self._prelude is None else _with(task, self._prelude(self.ground))
+
+    def let_go(self) -> None:
+        """The first guest has its memory: what was kept from it is free for others."""
+        if self._held:
+            self.frames.release(self._held)
+            self._held = []
+
+    def _make_gap(self, guest_bytes: int) -> int:
+        """Leave two free pieces for a guest's memory; the page before that in which its value lies."""
+        value = Vault(memory_map(guest_bytes, 1).placement("", 0, 0)).private(vault.VALUE)
+        below = value // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
+        first = self._take(below)
+        gap = self._take(LARGE_PAGE_BYTES)
+        second = self._take(guest_bytes - below)
+        rest = self.frames.free_bytes - _TABLES_BYTES
+        self._held = [self._take(rest // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES)]
+        self.frames.release([first, second])
+        return gap[0] + LARGE_PAGE_BYTES - PAGE_BYTES
+
+    def _take(self, length: int) -> tuple[int, int]:
+        (piece,) = self.frames.allocate(length, LARGE_PAGE_BYTES)
+        return piece
+
+
+def _with(bring_up: Task, prelude: Attack) -> Task:
+    answers: Answers | None = None
+    while True:
+        try:
+            batch = bring_up.send(answers)  # type: ignore[arg-type]  # None begins it
+        except StopIteration:
+            break
+        match batch:
+            case (PspCommand(SnpCommand.INIT_EX, spa, buffer),):
+                # Laid down before: in the meantime the hypervisor may have nowhere left to store to.
+                yield (HostWrite(spa, buffer),)
+                yield from _a_part_of(prelude)
+                answers = yield (PspCommand(SnpCommand.INIT_EX, spa),)
+                yield from _a_part_of(prelude)
+            case _:
+                answers = yield batch
+    yield from _a_part_of(prelude)
+    yield from _a_part_of(prelude)
+
+
+def _a_part_of(prelude: Attack) -> Task:
+    """Play it until it lets others go on."""
+    answers: Answers | None = None
+    while True:
+        try:
+            batch = prelude.send(answers)  # type: ignore[arg-type]
+        except StopIteration:
+            return
+        if not batch:
+            return
+        answers = yield cast("Batch", batch)
