@@ -89,6 +89,7 @@ class GhcbServer:
             NaeEvent.MMIO_WRITE: self._mmio,
             NaeEvent.DR7_READ: self._dr7_read,
             NaeEvent.DR7_WRITE: self._dr7_write,
+            NaeEvent.WBINVD: self._write_back,
             NaeEvent.PAGE_STATE_CHANGE: self._page_states,
             NaeEvent.AP_CREATION: self._ap_creation,
             NaeEvent.RUN_VMPL: self._run_vmpl_event,
@@ -220,6 +221,10 @@ class GhcbServer:
         record.dr7[record.seat(vcpu)] = asked.registers["RAX"]
         return NOTHING
         yield ()
+
+    def _write_back(self, _vm: str, _record: LaunchedVm, _vcpu: int, _exit: GhcbExit, _asked: object) -> Serve:
+        yield (op.Wbinvd(),)
+        return NOTHING
 
     def _features_event(self, _vm: str, record: LaunchedVm, _vcpu: int, _exit: GhcbExit, _asked: object) -> Serve:
         return NaeReply(info2=_features(record))

@@ -12,6 +12,7 @@ from node import operations as op
 from node.exit_instructions import ExitInstructions
 from node.fault_answers import FAULTS, answer_to, undefined
 from node.guest_access import Way
+from node.intercepted_instructions import INTERCEPTED
 from node.nested_page_table import WRITE
 from node.paging_instructions import PagingInstructions
 from node.rmp import GuestCore
@@ -44,6 +45,7 @@ class GuestInstructions:
             op.BlockWrite: self._block,
             op.Clflush: self._clflush,
             **ExitInstructions(board).table,
+            **INTERCEPTED,
             op.TimedRead: self._timed_read,
         }
 

@@ -59,6 +59,11 @@ KINDS: Mapping[int, type] = {
     112: op.WriteFlags,
     140: op.MmioLoad,
     141: op.MmioStore,
+    150: op.Rdmsr,
+    151: op.Wrmsr,
+    152: op.PortIn,
+    153: op.PortOut,
+    154: op.WriteBackCaches,
     # Operations of hypervisors.
     16: op.HostRead,
     17: op.HostReadWritten,

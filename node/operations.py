@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from node.block_endings import Await, Compute, Shutdown, Sleep
 from node.device_operations import MmioLoad, MmioStore, NicRead, NicWrite
 from node.event_operations import LoadIdt, ReadFlags, VmcbLoad, VmcbStore, VmKick, WriteFlags
+from node.intercepted_operations import PortIn, PortOut, Rdmsr, WriteBackCaches, Wrmsr
 from node.operation_answers import (
     Answer,
     CpuidResult,
@@ -39,7 +40,10 @@ __all__ = [
     "NicRead",
     "NicWrite",
     "PValidateResult",
+    "PortIn",
+    "PortOut",
     "PspAnswer",
+    "Rdmsr",
     "ReadFlags",
     "RmpQueryResult",
     "RmpReadResult",
@@ -49,7 +53,9 @@ __all__ = [
     "VmKick",
     "VmcbLoad",
     "VmcbStore",
+    "WriteBackCaches",
     "WriteFlags",
+    "Wrmsr",
 ]
 
 MOST_BYTES = 32 << 20
@@ -580,5 +586,5 @@ GuestOperation = (
     Read | Write | Copy | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust
     | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit | ReadSevStatus | Cpuid
     | ReadDr7 | WriteDr7 | MmioLoad | MmioStore
-    | LoadIdt | ReadFlags | WriteFlags
+    | LoadIdt | ReadFlags | WriteFlags | Rdmsr | Wrmsr | PortIn | PortOut | WriteBackCaches
 )  # fmt: skip

@@ -14,6 +14,7 @@ from node.cpuid_page import (
 )
 from node.generation import Generation
 from node.ghcb_msr import GhcbReason, LinuxReason, ReasonSet
+from node.ghcb_page import GENERAL_PROTECTION, GhcbReply
 from node.guest_ghcb import mmio_load, mmio_store, page_exit
 from node.kernel_settings import KernelSettings
 from node.nae_event import NaeEvent
@@ -21,12 +22,19 @@ from node.operations import (
     Answer,
     Cpuid,
     CpuidResult,
+    Fault,
+    FaultKind,
     GuestOperation,
     MmioLoad,
     MmioStore,
+    PortIn,
+    PortOut,
+    Rdmsr,
     Read,
     ReadDr7,
+    WriteBackCaches,
     WriteDr7,
+    Wrmsr,
 )
 from node.vmexit import ExitCode
 
@@ -35,6 +43,8 @@ _Exiting = Generator[tuple[GuestOperation, ...], tuple[Answer, ...], Mapping[str
 _WORD = 0xFFFF_FFFF
 _EXTENDED_STATE_LEAF = 0xD
 _XCR0_AT_RESET = 1
+_IN = 1
+"""EXITINFO1 of IN and OUT: bit 0 for IN, one of bits 4 to 6 for the width, the port in bits 31:16."""
 
 
 class KernelPanic(Exception):
@@ -65,6 +75,11 @@ class VcInstructions:
             Cpuid: (ExitCode.CPUID, self._cpuid),
             ReadDr7: (ExitCode.DR7_READ, self._read_dr7),
             WriteDr7: (ExitCode.DR7_WRITE, self._write_dr7),
+            Rdmsr: (ExitCode.MSR, self._rdmsr),
+            Wrmsr: (ExitCode.MSR, self._wrmsr),
+            PortIn: (ExitCode.IOIO, self._port_in),
+            PortOut: (ExitCode.IOIO, self._port_out),
+            WriteBackCaches: (ExitCode.WBINVD, self._write_back),
             MmioLoad: (ExitCode.NESTED_PAGE_FAULT, self._mmio_load),
             MmioStore: (ExitCode.NESTED_PAGE_FAULT, self._mmio_store),
         }
@@ -95,6 +110,32 @@ class VcInstructions:
         yield from self._exit(NaeEvent.DR7_WRITE, {"RAX": one.value})
         return None
 
+    def _rdmsr(self, one: Rdmsr) -> Answering:
+        reply = yield from page_exit(self.ghcb_gpa, NaeEvent.MSR, registers={"RCX": one.index})
+        if reply.exception is not None:
+            return _raised(reply)
+        return reply.registers["RAX"] & _WORD | (reply.registers["RDX"] & _WORD) << 32
+
+    def _wrmsr(self, one: Wrmsr) -> Answering:
+        shown = {"RCX": one.index, "RAX": one.value & _WORD, "RDX": one.value >> 32}
+        # What comes back in registers that a WRMSR does not set is nobody's.
+        reply = yield from page_exit(self.ghcb_gpa, NaeEvent.MSR, 1, registers=shown, outputs=())
+        return None if reply.exception is None else _raised(reply)
+
+    def _port_in(self, one: PortIn) -> Answering:
+        info = one.port << 16 | one.width << 4 | _IN
+        found = yield from self._exit(NaeEvent.IOIO, {}, info)
+        return found["RAX"] & (1 << 8 * one.width) - 1
+
+    def _port_out(self, one: PortOut) -> Answering:
+        info = one.port << 16 | one.width << 4
+        reply = yield from page_exit(self.ghcb_gpa, NaeEvent.IOIO, info, registers={"RAX": one.value}, outputs=())
+        return None if reply.exception is None else _raised(reply)
+
+    def _write_back(self, _: WriteBackCaches) -> Answering:
+        yield from self._exit(NaeEvent.WBINVD, {})
+        return None
+
     def _mmio_load(self, one: MmioLoad) -> Answering:
         return (yield from mmio_load(self.ghcb_gpa, one.gpa, one.length))
 
@@ -102,12 +143,19 @@ class VcInstructions:
         yield from mmio_store(self.ghcb_gpa, one.gpa, one.value, one.length)
         return None
 
-    def _exit(self, event: NaeEvent, registers: Mapping[str, int]) -> _Exiting:
+    def _exit(self, event: NaeEvent, registers: Mapping[str, int], info1: int = 0) -> _Exiting:
         """One exit that may not end in an exception."""
-        reply = yield from page_exit(self.ghcb_gpa, event, registers=registers)
+        reply = yield from page_exit(self.ghcb_gpa, event, info1, registers=registers)
         if reply.exception is not None:
             raise UnexpectedException(f"{event.name}: exception {reply.exception}")
         return reply.registers
+
+
+def _raised(reply: GhcbReply) -> Fault:
+    """The exception that an MSR or a port may end in; nothing else may."""
+    if reply.exception != GENERAL_PROTECTION:
+        raise UnexpectedException(f"exception {reply.exception}")
+    return Fault(FaultKind.GENERAL_PROTECTION, 0)
 
 
 def _by_page(gpa: int, one: Cpuid) -> Answering:
