@@ -2,7 +2,8 @@
 
 A pair is two runs that differ in nothing but the generation of the VM under
 test. Hosts share nothing but the control plane, so one run may test one VM on
-every host at once; a fleet needs as many runs as its fullest host has VMs.
+every host at once; a fleet needs as many runs as its fullest host has VMs. Of VMs
+that talk to each other over the network one run tests one.
 Slowdown is vCPU time per retired instruction against the pair's plain run, and
 its parts are the same difference mechanism by mechanism.
 """
@@ -22,6 +23,7 @@ from cluster.session import Session
 from cluster.tables import TABLES
 from node.generation import Generation
 from node.phase_cost import Mechanism
+from workloads.library import NETWORKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,7 @@ def _pairs(
     offered = {host.name: host.generations for host in scenario.host_instances}
     pairs: list[Pair] = []
     wanted = {vm: host for vm, host in hosts.items() if generations or rows[vm]["generation"] != Generation.PLAIN.name}
-    rounds = _rounds(wanted)
+    rounds = _rounds(wanted, frozenset(vm for vm in wanted if rows[vm]["workload"] in NETWORKED))
     for number, tested in enumerate(rounds, start=1):
         runs: dict[Generation, Results] = {}
 
@@ -184,13 +186,22 @@ def _pairs(
     return tuple(pairs)
 
 
-def _rounds(hosts: Mapping[str, str]) -> list[tuple[str, ...]]:
-    """VMs in rounds with at most one of each host."""
-    by_host: dict[str, list[str]] = {}
+def _rounds(hosts: Mapping[str, str], talking: frozenset[str]) -> list[tuple[str, ...]]:
+    """VMs in rounds with at most one of each host, and at most one of those that are ``talking``."""
+    rounds: list[list[str]] = []
+    next_of_host: dict[str, int] = {}
+    next_talking = 0
     for vm in sorted(hosts):
-        by_host.setdefault(hosts[vm], []).append(vm)
-    deepest = max((len(vms) for vms in by_host.values()), default=0)
-    return [tuple(vms[number] for vms in by_host.values() if number < len(vms)) for number in range(deepest)]
+        host = hosts[vm]
+        number = next_of_host.get(host, 0)
+        if vm in talking:
+            number = next_talking = max(number, next_talking)
+            next_talking += 1
+        next_of_host[host] = number + 1
+        while len(rounds) <= number:
+            rounds.append([])
+        rounds[number].append(vm)
+    return [tuple(vms) for vms in rounds if vms]
 
 
 def _pair(vm: str, generation: Generation, there: Results, plain: Results) -> Pair | None:

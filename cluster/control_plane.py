@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from cluster.entity import NEVER, Message
 from cluster.fabric import Fabric
 from cluster.guest_body import guest_body
+from cluster.guest_traffic import GuestTraffic, networked
 from cluster.live_migration import ANSWERS, LiveMigrations, Migration, Outcome, Stage
 from cluster.migration_admission import Admission
 from cluster.migration_plans import MigrationPlans
@@ -33,6 +34,14 @@ class Order:
     pin: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class NetworkSettings:
+    """The network as guests' frames find it: one way between two hosts, and what a network card moves at most."""
+
+    latency_ns: int
+    card_bytes_per_s: float
+
+
 @dataclass(slots=True)
 class ControlPlane:
     """Arrivals and departures in time order, and the answers of hosts."""
@@ -44,6 +53,7 @@ class ControlPlane:
     admission: Admission
     precopy: PrecopySettings
     random: CounterRandom
+    network: NetworkSettings
     unplaced: dict[str, str] = field(default_factory=dict)
     """VMs that no host took, with the reason."""
     assigned: dict[str, str] = field(default_factory=dict)
@@ -55,11 +65,19 @@ class ControlPlane:
     _sequence: int = 0
     _now_ns: int = 0
     _out: list[Message] = field(default_factory=list)
+    traffic: GuestTraffic = field(init=False)
     migrations: LiveMigrations = field(init=False)
     plans: MigrationPlans = field(init=False)
 
     def __post_init__(self) -> None:
-        self.migrations = LiveMigrations(self.fabric, self.placement, self.admission, self.precopy, self._send)
+        self.traffic = GuestTraffic(
+            self.fabric, self.placement, self.network.card_bytes_per_s, self._send_frames,
+            lambda: networked(order.guest for order in self._by_name.values()),
+        )  # fmt: skip
+        self.migrations = LiveMigrations(
+            self.fabric, self.placement, self.admission, self.precopy, self._send,
+            card_flow_ended=self.traffic.flow_ended,
+        )  # fmt: skip
         self.plans = MigrationPlans(self.migrations, self.random)
         for order in self.orders:
             self._by_name[order.guest.name] = order
@@ -85,6 +103,9 @@ class ControlPlane:
         for message in messages:
             if message.kind in ANSWERS:
                 self.migrations.receive(message.kind, message.payload, now_ns)
+            elif message.kind == "frames":
+                target, frames = message.payload
+                self.traffic.take(message.sender, target, frames, now_ns)
             elif message.kind == "refused":
                 self._refused(message.sender, *message.payload)
         while self._timeline and self._timeline[0][0] <= now_ns:
@@ -145,5 +166,11 @@ class ControlPlane:
         self._entries += 1
 
     def _send(self, host: str, kind: str, body: object) -> None:
+        self._send_after(self.latency_ns, host, kind, body)
+
+    def _send_frames(self, host: str, fields: tuple[object, ...]) -> None:
+        self._send_after(self.network.latency_ns, host, "frames", fields)
+
+    def _send_after(self, latency_ns: int, host: str, kind: str, body: object) -> None:
         self._sequence += 1
-        self._out.append(Message(self._now_ns + self.latency_ns, NAME, self._sequence, host, kind, body))
+        self._out.append(Message(self._now_ns + latency_ns, NAME, self._sequence, host, kind, body))

@@ -143,21 +143,22 @@ class Coordinator:
 
     def _act(self, promise: int) -> int:
         """Let the control plane act as far as nothing earlier can come; the promise with its own mail counted."""
-        if self._mail:
-            promise = min(promise, min(self._mail).time_ns)
-        received = self._received
+        mail, received, control = self._mail, self._received, self._control
+        if mail:
+            promise = min(promise, min(mail).time_ns)
         while (now := self._control_ns()) < promise and now < self._end_ns:
             messages = []
             while received and received[0].time_ns == now:
                 messages.append(heapq.heappop(received))
-            for message in self._control.step(now, tuple(messages)):
-                if message.time_ns < now + self._lookahead_ns:
+            earliest_ns = now + self._lookahead_ns
+            for message in control.step(now, tuple(messages)):
+                if message.time_ns < earliest_ns:
                     raise ProtocolViolationError(
                         f"{message.sender}: sent at {now} ns for {message.time_ns} ns, inside the lookahead"
                     )
-                self._mail.append(message)
+                mail.append(message)
                 promise = min(promise, message.time_ns)
-            self._following_ns = self._control.next_event_ns()
+            self._following_ns = control.next_event_ns()
             if self._following_ns <= now:
                 raise ProtocolViolationError(f"control plane: did not move on from {now} ns")
         return promise
@@ -177,7 +178,8 @@ class Coordinator:
                         f"{message.sender}: sent at {message.time_ns} ns, inside a window that began later"
                     )
                 heapq.heappush(self._received, message)
-            self._show(min(report.next_event_ns, horizon_ns))
+            if self._on_progress is not None:
+                self._show(min(report.next_event_ns, horizon_ns))
             if self._should_stop is not None and (reason := self._should_stop()) is not None:
                 if not report.reached:
                     self._reached_ns = max(self._reached_ns, min(report.next_event_ns, horizon_ns))
@@ -190,13 +192,16 @@ class Coordinator:
     def _letters(self) -> dict[str, tuple[Message, ...]]:
         """The mail by receiver, for each in its order."""
         letters: dict[str, tuple[Message, ...]] = {}
-        for message in sorted(self._mail) if len(self._mail) > 1 else self._mail:
-            letters[message.receiver] = (*letters.get(message.receiver, ()), message)
-        self._mail.clear()
+        if self._mail:
+            self._mail.sort()
+            for message in self._mail:
+                letters[message.receiver] = (*letters.get(message.receiver, ()), message)
+            self._mail.clear()
         return letters
 
     def _show(self, virtual_ns: int) -> None:
-        if self._on_progress is not None and (now := time.monotonic()) - self._shown_s >= PROGRESS_S:
+        now = time.monotonic()
+        if self._on_progress is not None and now - self._shown_s >= PROGRESS_S:
             self._shown_s = now
             # A worker that is replaced goes a way again that was shown already.
             self._shown_ns = max(self._shown_ns, virtual_ns)

@@ -20,6 +20,7 @@ from cluster.entity import NEVER
 from cluster.topology import Topology
 
 _NS = 1e9
+_NO_CAP = float("inf")
 
 
 class _Flow:
@@ -68,13 +69,15 @@ class Fabric:
         """Send bytes from now on; ``cap_bytes_per_s`` bounds the rate, 0 for none."""
         path = self._topology.path(source, destination)
         self._started += 1
-        flow = _Flow(self._started, path, max(0.0, size_bytes), cap_bytes_per_s or float("inf"), now_ns)
+        flow = _Flow(self._started, path, max(0.0, size_bytes), cap_bytes_per_s or _NO_CAP, now_ns)
         self._flows[name] = flow
         rate, shared = flow.cap, False
+        capacity, used_rate, on_link = self._capacity, self._used_rate, self._on_link
         for link in path:
-            rate = min(rate, self._capacity[link] - self._used_rate[link])
-            shared = shared or bool(self._on_link[link])
-            self._on_link[link][name] = flow
+            rate = min(rate, capacity[link] - used_rate[link])
+            there = on_link[link]
+            shared = shared or bool(there)
+            there[name] = flow
         self._set_rate(name, flow, max(0.0, rate), now_ns)
         if shared:
             self._mark(path, now_ns)
@@ -143,7 +146,7 @@ class Fabric:
         flow.rate = rate
         flow.epoch += 1
         self._next_ns = None
-        if flow.remaining <= 0.0 or rate == float("inf"):
+        if flow.remaining <= 0.0 or rate == _NO_CAP:
             end_ns = now_ns
         elif rate <= 0.0:
             return

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from cluster.control_plane import ControlPlane, Order
+from cluster.control_plane import ControlPlane, NetworkSettings, Order
 from cluster.fabric import Fabric
 from cluster.host_entity import HostOrder
 from cluster.migration_admission import Admission
@@ -97,6 +97,7 @@ def _control_plane(scenario: Scenario, arriving: tuple[Order, ...], placement: F
     return ControlPlane(
         arriving, placement, scenario.control_plane_latency, Fabric(topology, fabric.reshare_grid),
         Admission(moving.per_host, moving.per_fleet), precopy, CounterRandom(scenario.seed),
+        NetworkSettings(scenario.network_latency, costs["net.bytes_per_s"]),
     )  # fmt: skip
 
 

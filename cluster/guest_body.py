@@ -20,7 +20,8 @@ def guest_body(guest: GuestSpec) -> bytes:
     return packed(
         (
             guest.name, guest.generation.name, guest.vcpus, guest.memory_bytes,
-            program.name, program.parameters, guest.seed, guest.firmware, guest.disk, astuple(guest.kernel),
+            program.name, program.parameters, guest.seed, guest.firmware, guest.disk, guest.network,
+            astuple(guest.kernel),
         )
     )  # fmt: skip
 
@@ -29,6 +30,8 @@ def guest_body(guest: GuestSpec) -> bytes:
 def guest_of(body: bytes) -> GuestSpec:
     """The specification back from msgpack; a VM that comes again has the same object."""
     values = msgpack.unpackb(body, use_list=False)
-    name, generation, vcpus, memory, program, parameters, seed, firmware, disk, kernel = values
-    spec, settings = ProgramSpec(program, parameters), KernelSettings(*kernel)
-    return GuestSpec(name, Generation[generation], vcpus, memory, spec, seed, firmware, disk, kernel=settings)
+    name, generation, vcpus, memory, program, parameters, seed, firmware, disk, network, kernel = values
+    return GuestSpec(
+        name, Generation[generation], vcpus, memory, ProgramSpec(program, parameters), seed, firmware, disk, network,
+        kernel=KernelSettings(*kernel),
+    )  # fmt: skip

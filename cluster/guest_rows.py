@@ -50,7 +50,7 @@ def guest_rows(host: Host, guest: Guest) -> Rows:
                 "psp_wait_ns": guest.psp_wait_ns,
                 "psp_service_ns": guest.psp_service_ns,
                 "units_of_work": guest.units_of_work,
-                "instructions": round(sum(sum(retired(vcpu)) for vcpu in guest.vcpus)),
+                "instructions": round(sum(sum([done for _, done in retired(vcpu)]) for vcpu in guest.vcpus)),
                 "active_ns": sum(vcpu.elapsed_ns for vcpu in guest.vcpus),
                 "operations": guest.operations,
                 "faults": guest.faults,
@@ -61,6 +61,7 @@ def guest_rows(host: Host, guest: Guest) -> Rows:
             }
         ],
         "disks": _disk_rows(guest),
+        "networks": _network_rows(guest),
         "vm_time": [
             {"vm": spec.name, "mechanism": mechanism.value, "time_ns": times[mechanism]} for mechanism in Mechanism
         ]
@@ -90,13 +91,37 @@ def _disk_rows(guest: Guest) -> list[dict[str, object]]:
     ]
 
 
+def _network_rows(guest: Guest) -> list[dict[str, object]]:
+    books = guest.network
+    if books is None:
+        return []
+    came = books.frames_received
+    return [
+        {
+            "vm": guest.spec.name,
+            "frames_sent": books.frames_sent,
+            "bytes_sent": books.bytes_sent,
+            "frames_received": came,
+            "bytes_received": books.bytes_received,
+            "frames_refused": books.refused,
+            "frames_missed": books.missed,
+            "frames_malformed": books.malformed,
+            "device_errors": books.errors,
+            "delay_mean_ns": books.delay_ns / came if came else None,
+            "delay_longest_ns": books.longest_ns if came else None,
+        }
+    ]
+
+
 def _phase_rows(guest: Guest) -> list[dict[str, object]]:
     instructions: dict[str, float] = {}
     phases: Counter[str] = Counter()
     for vcpu in guest.vcpus:
-        for name, done, count in zip(guest.demand_names[vcpu.index], retired(vcpu), vcpu.phases, strict=True):
+        names = guest.demand_names[vcpu.index]
+        for number, done in retired(vcpu):
+            name = names[number]
             instructions[name] = instructions.get(name, 0.0) + done
-            phases[name] += count
+            phases[name] += vcpu.phases.get(number, 0)
     return [
         {"vm": guest.spec.name, "demand": name, "phases": phases[name], "instructions": round(done)}
         for name, done in sorted(instructions.items())

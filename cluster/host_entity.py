@@ -1,8 +1,8 @@
 """A real host as the coordinator sees it: an entity that takes messages and says when it could speak.
 
-Commands to a host: ``launch``, ``destroy`` and those of ``migration_port``. What a
-host says is declared in advance: by a pending launch, or a migration under way;
-nothing else on a host can emit, so a host without either never will.
+Commands to a host: ``launch``, ``destroy`` and those of ``migration_port``; also ``frames`` of guests. What a
+host says is declared in advance: by a pending launch, a migration under way, or a VM with a
+network card; nothing else on a host can emit, so a host without them never will.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 import msgpack
 
@@ -24,7 +24,7 @@ from cluster.inbox import Inbox
 from cluster.migration_port import MigrationPort
 from cluster.platform_body import platform_body, platform_of
 from cluster.tables import EVENTS
-from node.cost_table import CostTable, load_cost_table
+from node.cost_table import load_cost_table
 from node.guest import Guest, GuestSpec, GuestState
 from node.host import Host, HostSpec
 from node.hypervisor import Hypervisor
@@ -75,9 +75,10 @@ def build_host(order: bytes) -> HostEntity:
     return HostEntity(HostOrder.parse(order))
 
 
-@cache
-def _cost_table() -> CostTable:
-    return load_cost_table()
+@lru_cache(maxsize=64)
+def _costs(changes: tuple[tuple[str, float], ...]) -> Mapping[str, float]:
+    """The cost table with some values of its own: one object for all hosts that have the same."""
+    return dict(load_cost_table().overridden(dict(changes)))
 
 
 class HostEntity:
@@ -86,13 +87,13 @@ class HostEntity:
     def __init__(
         self, order: HostOrder, tenants: TenantFactory | None = None, hypervisor: HypervisorFactory = Hypervisor
     ) -> None:
-        costs: Mapping[str, float] = dict(_cost_table().overridden(dict(order.costs)))
         images = {key: firmware_image(key) for key in order.firmware}
-        self.host = Host(order.spec, PROGRAMS, images, costs, tenants, hypervisor)
+        self.host = Host(order.spec, PROGRAMS, images, _costs(order.costs), tenants, hypervisor)
         self._inbox = Inbox(self.host.clock.env, self._receive)
         self._outbox: list[Message] = []
         self._sequence = 0
-        self._kinds = {"launch": self._launch, "destroy": self._destroy}
+        self._kinds = {"launch": self._launch, "destroy": self._destroy, "frames": self._frames}
+        self.host.network.uplink = lambda target, frames: self._send("frames", (target, frames))
         self._migrations = MigrationPort(self.host, self._send)
         self.events = 0
         for guest in order.guests:
@@ -116,7 +117,8 @@ class HostEntity:
         return self._earliest_output_ns(self.next_event_ns())
 
     def _earliest_output_ns(self, following_ns: int) -> int:
-        return min(self.host.earliest_output_ns(following_ns), self._inbox.next_ns)
+        promise_ns, mail_ns = self.host.earliest_output_ns(following_ns), self._inbox.next_ns
+        return min(mail_ns, promise_ns)
 
     def advance(self, horizon_ns: int, event_budget: int) -> Advance:
         """Do the events before ``horizon_ns``."""
@@ -165,6 +167,9 @@ class HostEntity:
 
     def _destroy(self, message: Message) -> None:
         self.host.destroy(message.payload)
+
+    def _frames(self, message: Message) -> None:
+        self.host.network.arrive(*message.payload)
 
     def _tell(self, guest: Guest) -> None:
         kind = "refused" if guest.state is GuestState.REFUSED else "launched"

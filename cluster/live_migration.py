@@ -31,6 +31,10 @@ Wire = Callable[[str, tuple[bytes, ...]], tuple[bytes, ...]]
 """What the network does to a VM's frames; the tap of attackers and faults."""
 
 
+CARD = "card "
+"""How the name of a flow of guests' frames begins; a migration's is its number."""
+
+
 class Stage(StrEnum):
     """Where a migration stands."""
 
@@ -112,6 +116,8 @@ class LiveMigrations:
     settings: PrecopySettings
     send: Send
     wire: Wire = lambda _, frames: frames
+    card_flow_ended: Callable[[str, int], None] = lambda _, __: None
+    """Whom to tell of the end of a flow of guests' frames, named after the card that sent them."""
     all: list[Migration] = field(default_factory=list)
     _by_vm: dict[str, Migration] = field(default_factory=dict)
     _rounds: list[tuple[int, int]] = field(default_factory=list)
@@ -170,7 +176,10 @@ class LiveMigrations:
         fabric, rounds = self.fabric, self._rounds
         while fabric.next_event_ns() <= now_ns or (rounds and rounds[0][0] <= now_ns):
             for name in fabric.advance(now_ns):
-                self._flow_ended(self.all[int(name)], now_ns)
+                if name.startswith(CARD):
+                    self.card_flow_ended(name, now_ns)
+                else:
+                    self._flow_ended(self.all[int(name)], now_ns)
             while rounds and rounds[0][0] <= now_ns:
                 one = self.all[heapq.heappop(rounds)[1]]
                 if one.stage is Stage.BETWEEN:

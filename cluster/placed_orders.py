@@ -11,6 +11,7 @@ from cluster.scenario import MEMORY_DISK, HostInstance, Scenario, ScenarioError
 from cluster.trace_orders import trace_orders
 from node.generation import Generation
 from node.guest import GuestSpec
+from workloads.library import NETWORKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def _wanted(scenario: Scenario) -> Iterator[tuple[Order, bool]]:
         group = vm.group
         guest = GuestSpec(
             vm.name, group.generation, group.vcpus, group.memory, group.program, scenario.seed, group.firmware,
-            "" if group.disk == MEMORY_DISK else group.disk, kernel=group.kernel.settings,
+            "" if group.disk == MEMORY_DISK else group.disk, group.workload in NETWORKED, kernel=group.kernel.settings,
         )  # fmt: skip
         yield Order(guest, vm.arrival_ns, group.lifetime, group.host), group.start == "running"
     for order in trace_orders(scenario):

@@ -27,7 +27,7 @@ from node.generation import Generation
 from node.platform import HostMode, Platform
 from node.product import PRODUCTS, Product
 from node.program import ProgramSpec, Scalar
-from workloads.library import PROGRAMS
+from workloads.library import NETWORKED, PROGRAMS
 
 SCHEMA_VERSION = 1
 MEMORY_DISK = "memory"
@@ -301,6 +301,17 @@ class Scenario(ScenarioPart):
         if not 0 <= seed < 1 << 63:
             raise ScenarioError("scenario", "seed", "a whole number from 0 to 2^63 - 1", shown(seed))
         return self.model_copy(update={"seed": seed})
+
+    @property
+    def network_latency(self) -> int:
+        """One way between two hosts for frames of guests, in nanoseconds."""
+        return self.control_plane_latency if self.fabric.latency is None else self.fabric.latency
+
+    @property
+    def lookahead(self) -> int:
+        """How far hosts may run ahead of each other, in nanoseconds: nothing reaches another one sooner."""
+        talk = any(group.workload in NETWORKED for group in self.vms)
+        return min(self.control_plane_latency, self.network_latency) if talk else self.control_plane_latency
 
     @property
     def host_instances(self) -> tuple[HostInstance, ...]:

@@ -33,6 +33,7 @@ from node.product import PRODUCTS, Product
 from workloads.library import WorkloadParameterError, footprint, validate_parameters
 
 PAGE_2M = 2 << 20
+SERVER, CLIENT = "key-value-server", "key-value-client"
 LARGEST_FLEET = 1_000_000
 
 _Place = Callable[[str], str]
@@ -65,6 +66,7 @@ def check(scenario: Scenario) -> None:
         raise _wrong("vms", "at least one virtual machine, or a [trace]", "none")
     for index, vm in enumerate(scenario.vms):
         _check_vm(scenario, vm, index)
+    _check_servers(scenario)
     _check_asids(scenario)
     _check_migrations(scenario)
     if scenario.trace is not None:
@@ -87,6 +89,7 @@ def _check_times(scenario: Scenario) -> None:
     for field, value in (
         ("duration", scenario.duration),
         ("control_plane_latency", scenario.control_plane_latency),
+        ("fabric.latency", scenario.network_latency),
     ):
         if value == 0:
             raise _wrong(field, "more than no time", DURATION.format(value))
@@ -179,6 +182,17 @@ def _check_firmware(place: _Place, vm: VmGroup) -> None:
         raise _wrong(place("firmware"), "an OVMF image", str(error)) from None
     if vm.generation is Generation.SEV_SNP and not image.launches_snp:
         raise _wrong(place("firmware"), "an image with SEV metadata, for SEV_SNP", f"{shown(vm.firmware)} without")
+
+
+def _check_servers(scenario: Scenario) -> None:
+    """Whoever a client asks must be a server of this scenario."""
+    servers = [vm.name for vm in scenario.vm_instances if vm.group.workload == SERVER]
+    for index, group in enumerate(scenario.vms):
+        if group.workload == CLIENT:
+            wanted = group.parameters.get("server", "server")
+            if wanted not in servers:
+                expected = f"a virtual machine with {SERVER} ({', '.join(servers[:8]) or 'there is none'})"
+                raise _wrong(_place("vms", index, "parameters.server", group.name), expected, shown(wanted))
 
 
 def _check_disk(place: _Place, vm: VmGroup) -> None:

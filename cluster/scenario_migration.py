@@ -21,6 +21,9 @@ class FabricSettings(ScenarioPart):
     """Hosts of a rack, in the order of the scenario; for leaf-spine."""
     oversubscription: Annotated[float, Strict(), Field(ge=1, le=1000, allow_inf_nan=False)] = 3.0
     """A rack's hosts' links over its uplinks; for leaf-spine."""
+    latency: Duration | None = None
+    """One way between two hosts, for frames of guests. Default: the control plane's; a shorter one makes a run slower,
+    since hosts may not run ahead of each other by more."""
     reshare_grid: Duration = 1_000_000
     """Flows that meet get new shares at multiples of this."""
 

@@ -21,6 +21,7 @@ from cluster.progress import OnProgress, Progress, ShouldStop
 from cluster.results import Results
 from cluster.scenario import Scenario
 from cluster.tables import EVENTS
+from cluster.traffic_rows import traffic_rows
 from cluster.versions import versions
 from node.record_buffer import NO_LOG, LogWish
 
@@ -62,7 +63,7 @@ class Session:
             return self._results(scenario, fleet, nothing, {}, started, NO_LOG)
         show = None if on_progress is None else _Shown(self._layout, scenario.duration, on_progress)
         coordinator = Coordinator(
-            self._layout, fleet.control, scenario.control_plane_latency,
+            self._layout, fleet.control, scenario.lookahead,
             scenario.duration if end_ns is None else min(end_ns, scenario.duration),
             on_progress=show, should_stop=should_stop,
         )  # fmt: skip
@@ -84,6 +85,7 @@ class Session:
         tables.setdefault("vms", []).extend(_rows_of_unplaced(fleet, tables.get("vms", []), hosts))
         fleet.control.migrations.close(outcome.reached_ns)
         tables["migrations"] = [migration_row(one) for one in fleet.control.migrations.all]
+        tables["traffic"] = traffic_rows(fleet.control.traffic)
         tables["drains"] = [drain_row(one) for one in fleet.control.plans.drains]
         figures = {
             "virtual_s": outcome.reached_ns / 1e9,

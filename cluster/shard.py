@@ -63,9 +63,9 @@ class Shard:
             self._note(name, entity.next_event_ns(), entity.earliest_output_ns())
 
     def _note(self, name: str, following_ns: int, promise_ns: int) -> None:
-        self._next[name] = following_ns
+        self._next.put(name, following_ns)
         # Nothing is said without an event; a promise that stands still must not hold the fleet.
-        self._promises[name] = max(promise_ns, following_ns)
+        self._promises.put(name, max(following_ns, promise_ns))
 
     def report(self) -> ShardReport:
         """The shard as it stands."""
@@ -73,36 +73,36 @@ class Shard:
 
     def advance(self, horizon_ns: int, mail: Mapping[str, tuple[Message, ...]], event_budget: int) -> ShardReport:
         """Deliver mail and do every event before the horizon, as far as budget and wall time of a call reach."""
-        called = self._deliver(mail, horizon_ns)
+        called = self._deliver(mail, horizon_ns) if mail else []
         outputs: list[Message] = []
-        clock, following = self._clock, self._next
+        clock, following, promises = self._clock, self._next, self._promises
         done = 0
         now_s = clock()
         end_s = now_s + CALL_S
         while done < event_budget and now_s < end_s:
-            if called:
-                first_ns, name = called.pop()
-            else:
-                first_ns, name = following.first()
-                if first_ns >= horizon_ns:
-                    break
-            promise_ns = min(self._promises[name], first_ns)
+            first_ns, name = called.pop() if called else following.first()
+            if first_ns >= horizon_ns:
+                break  # Who was called comes before it, so nobody is left.
+            promise_ns = min(promises[name], first_ns)
             # One entity after another, not slice about: what an entity needs is in the processor's caches.
-            while first_ns < horizon_ns and done < event_budget and now_s < end_s:
-                events = min(self._slice, event_budget - done)
-                advance = self._advance_one(name, promise_ns, horizon_ns, events)
+            while True:
+                advance = self._advance_one(name, promise_ns, horizon_ns, min(self._slice, event_budget - done))
                 _, first_ns, promise_ns, events, said = advance
                 done += events
                 if said:
                     outputs += said
                 before_s, now_s = now_s, clock()
-                self._learn(now_s - before_s)
-        for first_ns, name in called:
-            self._call(name, first_ns)
-        first_ns = following.first()[0]
+                if now_s - before_s > SLICE_S or self._slice < SLICE_EVENTS:
+                    self._learn(now_s - before_s)
+                if first_ns >= horizon_ns or done >= event_budget or now_s >= end_s:
+                    break
+        else:
+            for first_ns, name in called:
+                self._call(name, first_ns)
+            first_ns = following.first()[0]
         reached = first_ns >= horizon_ns
-        if reached and self._reached_ns < horizon_ns:
-            self._reached_ns = horizon_ns
+        if reached:
+            self._reached_ns = max(self._reached_ns, horizon_ns)
         return self._report(first_ns, done, reached=reached, outputs=outputs)
 
     def _deliver(self, mail: Mapping[str, tuple[Message, ...]], horizon_ns: int) -> list[tuple[int, str]]:
@@ -123,28 +123,29 @@ class Shard:
 
     def _call(self, name: str, time_ns: int) -> None:
         """From ``time_ns`` on an entity may do and say what it likes; it is asked once it was advanced."""
-        self._next[name] = min(self._next[name], time_ns)
-        self._promises[name] = min(self._promises[name], time_ns)
+        self._next.put(name, min(self._next[name], time_ns))
+        self._promises.put(name, min(self._promises[name], time_ns))
 
     def _advance_one(self, name: str, promise: int, horizon_ns: int, events: int) -> Advance:
         """One slice of one entity, held to its promise and to the horizon."""
         advance = self._entities[name].advance(horizon_ns, events)
-        if advance.events == 0:
+        reached_ns, following_ns, promise_ns, done, outputs = advance
+        if done == 0:
             raise ProtocolViolationError(f"{name}: did nothing, with an event at {self._next[name]} ns to do")
-        if advance.reached_ns > horizon_ns:
-            raise ProtocolViolationError(f"{name}: went to {advance.reached_ns} ns, past its horizon {horizon_ns} ns")
-        for message in advance.outputs:
+        if reached_ns > horizon_ns:
+            raise ProtocolViolationError(f"{name}: went to {reached_ns} ns, past its horizon {horizon_ns} ns")
+        for message in outputs:
             if message.time_ns < promise:
                 raise ProtocolViolationError(
                     f"{name}: sent at {message.time_ns} ns, but had promised nothing before {promise} ns"
                 )
-        self._note(name, advance.next_event_ns, advance.earliest_output_ns)
+        self._note(name, following_ns, promise_ns)
         return advance
 
     def _learn(self, slice_s: float) -> None:
         if slice_s > SLICE_S:
             self._slice = max(1, int(self._slice * SLICE_S / slice_s))
-        elif self._slice < SLICE_EVENTS:
+        else:
             self._slice = min(SLICE_EVENTS, 2 * self._slice)
 
     def _report(self, first_ns: int, events: int, *, reached: bool, outputs: list[Message]) -> ShardReport:

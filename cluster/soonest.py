@@ -19,7 +19,8 @@ class Soonest:
     def __getitem__(self, name: str) -> int:
         return self._times.get(name, NEVER)
 
-    def __setitem__(self, name: str, time_ns: int) -> None:
+    def put(self, name: str, time_ns: int) -> None:
+        """Give a name this time, or none."""
         times = self._times
         if times.get(name, NEVER) == time_ns:
             return
@@ -36,8 +37,8 @@ class Soonest:
         """The earliest time and its name, of equal times the first name; (``NEVER``, nobody) where there is none."""
         heap, times = self._heap, self._times
         while heap:
-            first = heap[0]
-            if times.get(first[1]) == first[0]:
+            time_ns, name = first = heap[0]
+            if times.get(name) == time_ns:
                 return first
             heapq.heappop(heap)
         return NEVER, ""

@@ -194,6 +194,38 @@ _DISKS = TableSchema(
     ),
 )
 
+_NETWORKS = TableSchema(
+    "networks",
+    "One row per virtual machine with network cards.",
+    _columns(
+        ("vm", _T, "", "name of the virtual machine", "key"),
+        ("frames_sent", _I, "1", "that its host's switch took"),
+        ("bytes_sent", _I, "byte", "in them"),
+        ("frames_received", _I, "1", "put into its memory"),
+        ("bytes_received", _I, "byte", "in them"),
+        ("frames_refused", _I, "1", "that it sent and the switch dropped: in another's name"),
+        ("frames_missed", _I, "1", "that came while it had no buffer for them, or did not run"),
+        ("frames_malformed", _I, "1", "of its own that its cards dropped"),
+        ("device_errors", _I, "1", "how often a card could not go on with its queues"),
+        ("delay_mean_ns", _R, "ns", "from a sender's doorbell to its memory", "optional"),
+        ("delay_longest_ns", _I, "ns", "of one frame", "optional"),
+    ),
+)
+
+_TRAFFIC = TableSchema(
+    "traffic",
+    "One row per pair of hosts between which guests sent frames.",
+    _columns(
+        ("source", _T, "", "host that they left", "key"),
+        ("destination", _T, "", "host that they were for; empty if nobody has the address", "key"),
+        ("frames", _I, "1", "that left the first"),
+        ("bytes", _I, "byte", "in them"),
+        ("lost", _I, "1", "frames that the network dropped: no such address, or too many of one card waiting"),
+        ("transfer_mean_ns", _R, "ns", "from the card to the last byte on the links, waits included", "optional"),
+        ("transfer_longest_ns", _I, "ns", "of one frame", "optional"),
+    ),
+)
+
 _PHASES = TableSchema(
     "phases",
     "One row per virtual machine and demand: its steady phases.",
@@ -339,7 +371,8 @@ EVENTS = TableSchema(
 TABLES: Mapping[str, TableSchema] = {
     schema.name: schema
     for schema in (
-        _VMS, _VM_TIME, _PHASES, _DISKS, _HOSTS, _PSP, _PAIRS, _PAIR_PARTS, _MIGRATIONS, _DRAINS, _DIGESTS,
+        _VMS, _VM_TIME, _PHASES, _DISKS, _NETWORKS, _TRAFFIC, _HOSTS, _PSP, _PAIRS, _PAIR_PARTS, _MIGRATIONS,
+        _DRAINS, _DIGESTS,
     )
 }
 

@@ -46,6 +46,7 @@ from node.rmp import ReverseMapTable
 from node.rmp_hidden_form import HiddenForm
 from node.rmp_layout import RmpLayout, at_end_of_memory
 from node.running_vcpus import RunningVcpus
+from node.table_entries import TableEntries
 from node.tlb import Tlb
 from node.tlb_duties import TlbDuties
 from node.vcpu_controls import VcpuControls
@@ -104,7 +105,9 @@ class Board:
         """Memory as cores load and store it."""
         self.fabric = self.caches.fabric(product.caches.devices) if self.caches else self.controller
         """Memory as devices reach it."""
-        self.walks = self.caches.fabric(self.caches.core_snoop) if self.caches else self.controller
+        self.walks = (
+            self.caches.fabric(self.caches.core_snoop) if self.caches else TableEntries(self.controller, self.dram)
+        )
         """Memory as page walks reach it: they find lines and leave none."""
         transparent = platform.mode is HostMode.TSME
         if platform.mode is not HostMode.NONE:
@@ -206,9 +209,8 @@ class Board:
 
     def execute_host(self, batch: tuple[op.HypervisorOperation, ...]) -> tuple[op.Answer, ...]:
         """Execute a hypervisor's batch on a core in host mode."""
-        table = self._host.table
         core = 0 if self.caches is None else self.caches.move_to(0)
-        answers = tuple([table[type(one)](one) if type(one) in table else undefined() for one in batch])
+        answers = tuple(self._host.answers(batch))
         if self.caches is not None:
             self.caches.move_to(core)  # a guest's batch may have stopped half-way for this one
         if self.observer is not None:
@@ -309,16 +311,20 @@ class Board:
 
     def kick(self, vmcb: Vmcb) -> int:
         """A vCPU exits, and is entered as its control block says; the code of that VMRUN, 0 if it runs again."""
+        thread = self.running.thread_of((vmcb.vm, vmcb.vcpu))
         self.preempt(vmcb.vm, vmcb.vcpu)
-        code = self._enter(vmcb)
+        code = self._enter(vmcb, thread)
         self.events.fields(vmcb).values["EXITCODE"] = (code or ExitCode.INTR) & (1 << 64) - 1
         if self.kicked is not None:
             self.kicked(vmcb.vm, vmcb.vcpu, code)
         return code
 
-    def _enter(self, vmcb: Vmcb) -> int:
+    def _enter(self, vmcb: Vmcb, thread: int | None = None) -> int:
+        """VMRUN by the host's scheduler, or on the thread where a VMRUN of the hypervisor's own had put the vCPU."""
         vm, vcpu = vmcb.vm, vmcb.vcpu
         code = self.vmrun_checks.code(vmcb)
+        if not code and thread is not None:
+            return 0 if self.switch_to(vmcb, thread) else int(ExitCode.INVALID)
         if code or not self.take_vmpl(vmcb):
             return int(code or ExitCode.INVALID)
         self.controls.forget(vm, vcpu)

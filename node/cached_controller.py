@@ -6,7 +6,7 @@ processor come past them by a ``FabricView``, which snoops.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 
 from node.cache_switches import Snoop
@@ -90,7 +90,7 @@ class CachedController(MemoryController):
         """Zero memory with stores that go past the caches, as the host's page clearing does."""
         self.fabric_clear(spa, length, asid, self.core_snoop)
 
-    def written_runs(self, spa: int, length: int, asid: int) -> Iterator[tuple[int, int]]:
+    def written_runs(self, spa: int, length: int, asid: int) -> Iterable[tuple[int, int]]:
         """As of memory, after what a reader would find in lines is written back: nothing, if it raises as ``read``."""
         self._expect(spa, length, asid)
         if self.coherent:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 from node.contention import NEVER_NS
@@ -124,7 +125,7 @@ class Departures:
         guest.state = GuestState.DEPARTED
         # What is left of it here is its name; its books and what they follow from are the next host's.
         for vcpu in guest.vcpus:
-            vcpu.instructions, vcpu.moved_instructions, vcpu.phases = [], [], []  # Void timers still hold the vCPU.
+            vcpu.instructions, vcpu.moved_instructions, vcpu.phases = {}, {}, {}  # Void timers still hold the vCPU.
         guest.vcpus, guest.phase_costs, guest.lost_ns = [], {}, {}
         del guest.software
         host.log.chain(host.spec.name).record_octets(host.now_ns, HostEvent.DEPARTED, name.encode())
@@ -135,7 +136,7 @@ class Departures:
         """Before which no rate is stated anew and no stopped VM handed over."""
         if not self._under_way:
             return NEVER_NS
-        return min([_earliest_ns(one, next_event_ns) for one in self._under_way.values()])
+        return min(map(_earliest_ns, self._under_way.values(), repeat(next_event_ns)))
 
     def _refusal(self, guest: Guest | None) -> MigrationRefusal | None:
         if guest is None or guest.state in GONE:

@@ -45,6 +45,10 @@ Two are the same if they are equal: a bound method is made anew each time.
 """
 
 
+Watcher = Callable[[int], None]
+"""Told the number of a page that is about to change."""
+
+
 class _Laid(NamedTuple):
     """A page that was written whole, as the bytes it was written from; made real when somebody looks.
 
@@ -108,6 +112,7 @@ class DimmCells:
         """For each 2 MiB region: bit n is set when someone wrote its page n. No region without a bit."""
         self._laid: ExtentMap[_Laid] = ExtentMap()
         self._unsettled = False
+        self._watched: dict[int, Watcher] = {}
 
     @property
     def resident_pages(self) -> int:
@@ -141,6 +146,7 @@ class DimmCells:
 
     def _lay(self, spa: int, length: int, laid: _Laid) -> None:
         self._check(spa, length)
+        self._tell_watchers(spa, length)
         self._laid.put(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES, laid)
         self._erase(spa, spa + length)
 
@@ -150,6 +156,7 @@ class DimmCells:
         Raises MachineCheck outside of memory.
         """
         self._check(spa, length)
+        self._tell_watchers(spa, length)
         others = []
         for start, end, laid in list(self._laid.pieces(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES)):
             if laid is not None and laid.source is not None and laid.fill == was:
@@ -165,12 +172,23 @@ class DimmCells:
             return None
         return found[2].octets(spa - found[0] * PAGE_BYTES, length)
 
+    def source(self, spa: int, length: int) -> tuple[bytes, int] | None:
+        """As ``laid`` without a fill, as the whole object and where in it: for whoever remembers what is made of it."""
+        found = self._laid.find(spa // PAGE_BYTES)
+        if found is None or spa + length > found[1] * PAGE_BYTES:
+            return None
+        start, _, laid = found
+        if laid.fill is not None or laid.source is None or spa + length > self._plain_end:
+            return None
+        return laid.source, laid.page * PAGE_BYTES + spa - start * PAGE_BYTES
+
     def keep(self, spa: int, length: int, touch: Touch) -> None:
         """Leave a range to an owner who may hold what lies there in another form until someone looks or writes.
 
         ``touch`` hears of every access first, its own too, and writes what it holds. Raises MachineCheck.
         """
         self._check(spa, length)
+        self._tell_watchers(spa, length)
         self._kept.keep(spa, length, touch)
         self._plain_end = self._kept.first
 
@@ -178,6 +196,13 @@ class DimmCells:
         """No longer tell the owner of the kept range that begins here."""
         self._kept.let_go(spa)
         self._plain_end = self._kept.first
+
+    def watch(self, page: int, tell: Watcher) -> bool:
+        """Tell of the next change to a page, once. False for one that is kept, whose bytes are not what counts."""
+        if self._kept.covers(page * PAGE_BYTES):
+            return False
+        self._watched[page] = tell
+        return True
 
     def touch(self, spa: int, length: int) -> None:
         """Tell the owners of kept ranges of an access that is about to come. Raises MachineCheck."""
@@ -247,14 +272,15 @@ class DimmCells:
         first = spa % CHUNK_BYTES // WORD_BYTES
         return self._chunk_to_write(spa, length).words[first : first + length // WORD_BYTES]
 
-    def resident_runs(self, spa: int, length: int) -> Iterator[tuple[int, int]]:
+    def resident_runs(self, spa: int, length: int) -> list[tuple[int, int]]:
         """Runs of whole pages in a range that hold what someone wrote, as (SPA, length). Raises MachineCheck."""
         self._check(spa, length)
         first, last = spa // PAGE_BYTES, (spa + length) // PAGE_BYTES
         pages: set[int] = set()
-        for start, end, laid in self._laid.pieces(first, last) if self._laid else ():
-            if laid is not None and laid.source is not None:
-                pages.update(range(start, end))
+        if not self._laid.is_gap(first, last):
+            for start, end, laid in self._laid.pieces(first, last):
+                if laid is not None and laid.source is not None:
+                    pages.update(range(start, end))
         for region in self._written_in(first, last):
             bits, base = self._written[region], region * _REGION_PAGES
             while bits:
@@ -262,20 +288,19 @@ class DimmCells:
                 if first <= page < last:
                     pages.add(page)
                 bits &= bits - 1
-        run = count = 0
+        runs: list[tuple[int, int]] = []
         for page in sorted(pages):
-            if count and page == run + count:
-                count += 1
-                continue
-            if count:
-                yield run * PAGE_BYTES, count * PAGE_BYTES
-            run, count = page, 1
-        if count:
-            yield run * PAGE_BYTES, count * PAGE_BYTES
+            at = page * PAGE_BYTES
+            if runs and at == runs[-1][0] + runs[-1][1]:
+                runs[-1] = runs[-1][0], runs[-1][1] + PAGE_BYTES
+            else:
+                runs.append((at, PAGE_BYTES))
+        return runs
 
     def release(self, spa: int, length: int) -> None:
         """Let a range read as zeros; its whole pages cost nothing any more. Raises MachineCheck outside of memory."""
         self._check(spa, length)
+        self._tell_watchers(spa, length)
         self._forget_laid(spa, length)
         self._erase(spa, spa + length)
 
@@ -322,18 +347,33 @@ class DimmCells:
         self._kept.tell(spa, length)
 
     def _chunk_to_write(self, spa: int, length: int) -> _Chunk:
+        if self._watched:
+            self._tell_watchers(spa, length)
         number = spa // CHUNK_BYTES
         chunk = self._chunks.get(number)
         if chunk is None:
             chunk = self._chunks[number] = _Chunk()
         written = self._written
-        for region, pages in _regions(spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES)):
+        first, last = spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES)
+        for region in range(first // _REGION_PAGES, -(-last // _REGION_PAGES)):
             before = written.get(region, 0)
+            if before == _WHOLE_REGION:
+                continue
+            pages = _part_of(region, first, last)
             if before | pages != before:
                 written[region] = before | pages
                 if pages == _WHOLE_REGION and not before:
                     chunk.expect_whole(region * LARGE_PAGE_BYTES % CHUNK_BYTES)
         return chunk
+
+    def _tell_watchers(self, spa: int, length: int) -> None:
+        watched = self._watched
+        pages = range(spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES))
+        # Looked for on the shorter side.
+        for page in [one for one in watched if one in pages] if len(watched) < len(pages) else pages:
+            tell = watched.pop(page, None)
+            if tell is not None:
+                tell(page)
 
     def _any_written(self, spa: int, length: int) -> bool:
         """Whether somebody wrote any page that a range touches."""
@@ -381,14 +421,3 @@ def _part_of(region: int, first: int, last: int) -> int:
     base = region * _REGION_PAGES
     low, high = max(first - base, 0), min(last - base, _REGION_PAGES)
     return (1 << high) - (1 << low)
-
-
-def _regions(first: int, last: int) -> list[tuple[int, int]]:
-    """Pages [first, last) as (region, bits)."""
-    parts = []
-    while first < last:
-        region, bit = divmod(first, _REGION_PAGES)
-        count = min(last - first, _REGION_PAGES - bit)
-        parts.append((region, (_WHOLE_REGION >> _REGION_PAGES - count) << bit))
-        first += count
-    return parts

@@ -8,9 +8,7 @@ changes it looks less and less often.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import compress
 
 from node.contention import Contention
 from node.guest import Guest
@@ -76,7 +74,7 @@ class DirtyRates:
     def _written(self) -> list[float]:
         """Bytes written so far, by pool. The contention must stand at the present time."""
         return [
-            sum([done * rates.get(number, 0.0) for number, done in _not_zero(vcpu.instructions)])
+            sum([done * rates.get(number, 0.0) for number, done in sorted(vcpu.instructions.items())])
             + (
                 self._contention.done(vcpu.slot) * rates.get(vcpu.registers.r14, 0.0)
                 if vcpu.state is VcpuState.COMPUTING
@@ -84,10 +82,6 @@ class DirtyRates:
             )
             for vcpu, _, rates in self._pools
         ]
-
-
-def _not_zero(figures: list[float]) -> Iterator[tuple[int, float]]:
-    return compress(enumerate(figures), figures)
 
 
 def _sets_of(demands: tuple[Demand, ...]) -> dict[int, dict[int, float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from node.dimm_cells import CHUNK_BYTES, WORD_BYTES, DimmCells, Fill, MachineCheck, Octets, Words
+from node.dimm_cells import CHUNK_BYTES, WORD_BYTES, DimmCells, Fill, MachineCheck, Octets, Watcher, Words
 from node.dimm_routes import DimmRoutes, Unanswered
 
 __all__ = ["CHUNK_BYTES", "WORD_BYTES", "Dram", "Fill", "MachineCheck", "Octets", "Unanswered", "Words"]
@@ -40,6 +40,14 @@ class Dram:
         """Raises MachineCheck unless a range is in memory: for whoever does other work before the access itself."""
         if spa < 0 or length < 0 or spa + length > self.size_bytes:
             raise MachineCheck(spa, length)
+
+    def watch(self, page: int, tell: Watcher) -> bool:
+        """As ``DimmCells.watch``. False where routes are set, too: then a page is not where its address says."""
+        return not self.has_routes and self.cells.watch(page, tell)
+
+    def source(self, spa: int, length: int) -> tuple[bytes, int] | None:
+        """As ``DimmCells.source``; None wherever there are routes."""
+        return None if self.has_routes else self.cells.source(spa, length)
 
     def leads_away(self, spa: int, length: int) -> bool:
         """Whether any page of a range reaches other cells than its own, or none."""

@@ -76,18 +76,7 @@ class ExtentMap(Generic[V]):
         if start >= end:
             return
         starts, ends, values = self._starts, self._ends, self._values
-        if not starts:
-            if value is not None:
-                starts.append(start)
-                ends.append(end)
-                values.append(value)
-            return
-        low = bisect_right(starts, start) - 1
-        if low < 0 or ends[low] <= start:
-            low += 1
-        high = low
-        while high < len(starts) and starts[high] < end:
-            high += 1
+        low, high = bisect_right(ends, start), bisect_left(starts, end)  # the runs that reach into the range
         if value is None and (low == high or (starts[low] >= start and ends[high - 1] <= end)):
             if low < high:  # whole runs go
                 del starts[low:high], ends[low:high], values[low:high]

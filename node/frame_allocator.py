@@ -32,16 +32,21 @@ class FrameAllocator:
 
     def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
         self._free = sorted((spa, length) for spa, length in ranges if length > 0)
-        self.free_bytes = sum(length for _, length in self._free)
+        self._all_bytes = sum(length for _, length in self._free)
         self.used_bytes = 0
         self.peak_bytes = 0
+
+    @property
+    def free_bytes(self) -> int:
+        """What nobody has."""
+        return self._all_bytes - self.used_bytes
 
     def allocate(self, length: int, alignment: int) -> list[tuple[int, int]]:
         """Take ``length`` bytes in aligned pieces, one piece if any free run has room. Raises OutOfMemory."""
         if length <= 0:
             raise ValueError(f"length: expected more than zero, got {length}")
         for index, (spa, free) in enumerate(self._free):
-            start = -(-spa // alignment) * alignment
+            start = spa + -spa % alignment
             if start + length <= spa + free:
                 self._cut(index, start, length)
                 return [(start, length)]
@@ -76,15 +81,15 @@ class FrameAllocator:
         return pieces
 
     def _cut(self, index: int, start: int, length: int) -> None:
-        spa, free = self._free[index]
-        end, last = start + length, spa + free
-        if start == spa:
-            self._free[index : index + 1] = [(end, last - end)] if end < last else []
-        elif end == last:
-            self._free[index] = (spa, start - spa)
+        free = self._free
+        spa, size = free[index]
+        before, after = start - spa, spa + size - start - length
+        if before and after:
+            free[index : index + 1] = [(spa, before), (start + length, after)]
+        elif before or after:
+            free[index] = (spa, before) if before else (start + length, after)
         else:
-            self._free[index : index + 1] = [(spa, start - spa), (end, last - end)]
-        self.free_bytes -= length
+            del free[index]
         self.used_bytes += length
         self.peak_bytes = max(self.peak_bytes, self.used_bytes)
 
@@ -109,5 +114,4 @@ class FrameAllocator:
                 if end == after:
                     last, end = last + 1, after + size
             free[first:last] = [(start, end - start)]
-            self.free_bytes += length
             self.used_bytes -= length

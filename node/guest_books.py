@@ -6,7 +6,6 @@ host it leaves, because the next one may have other cores.
 
 from __future__ import annotations
 
-from itertools import compress
 from typing import Any, NamedTuple, TypeVar
 
 from node.disk_books import DiskBooks
@@ -52,8 +51,8 @@ class GuestBooks(NamedTuple):
             guest.bytes_bounced, guest.copies, guest.disk.body() if guest.disk else (),
             {mechanism: ns for mechanism, ns in mechanism_ns(guest).items() if ns},
             [vcpu.elapsed_ns for vcpu in guest.vcpus],
-            [_retired(vcpu) for vcpu in guest.vcpus],
-            [_sparse(vcpu.phases) for vcpu in guest.vcpus],
+            [retired(vcpu) for vcpu in guest.vcpus],
+            [_by_number(vcpu.phases) for vcpu in guest.vcpus],
             (chain.bucket, chain.records, chain.digest),
         )  # fmt: skip
 
@@ -68,54 +67,41 @@ class GuestBooks(NamedTuple):
 
     def open(self, guest: Guest) -> None:
         """Go on with these books for a VM that came."""
-        for name in _COPIED:
-            setattr(guest, name, getattr(self, name))
-        guest.disk = DiskBooks(*self.disk) if self.disk else None  # type: ignore[arg-type]  # as they were packed
-        guest.lost_ns = {mechanism: self.lost_ns.get(mechanism, 0.0) for mechanism in MECHANISMS}
-        for vcpu, elapsed, instructions, phases in zip(
-            guest.vcpus, self.elapsed_ns, self.instructions, self.phases, strict=True
+        (
+            guest.ordered_ns, guest.running_ns, guest.launch_digest, guest.psp_wait_ns, guest.psp_service_ns,
+            guest.operation_ns, guest.operations, guest.faults, guest.bytes_read, guest.bytes_written,
+            guest.bytes_bounced, guest.copies, disk, lost_ns, elapsed_ns, instructions, phases, _,
+        ) = self  # fmt: skip
+        guest.disk = DiskBooks(*disk) if disk else None  # type: ignore[arg-type]  # as they were packed
+        guest.lost_ns = dict.fromkeys(MECHANISMS, 0.0) | lost_ns
+        for vcpu, elapsed, retired_there, phases_there in zip(
+            guest.vcpus, elapsed_ns, instructions, phases, strict=True
         ):
             vcpu.elapsed_ns = elapsed
-            vcpu.moved_instructions = [0.0] * len(vcpu.phases)
-            for number, done in instructions:
-                vcpu.moved_instructions[number] = done
-            for number, count in phases:
-                vcpu.phases[number] = count
-
-
-_COPIED = (
-    "ordered_ns", "running_ns", "launch_digest", "psp_wait_ns", "psp_service_ns", "operation_ns", "operations",
-    "faults", "bytes_read", "bytes_written", "bytes_bounced", "copies",
-)  # fmt: skip
+            vcpu.moved_instructions, vcpu.phases = dict(retired_there), dict(phases_there)
 
 
 def mechanism_ns(guest: Guest) -> dict[Mechanism, float]:
     """Time of a VM by mechanism, summed over its vCPUs."""
-    times = {mechanism: guest.lost_ns.get(mechanism, 0.0) for mechanism in MECHANISMS}
+    times = dict.fromkeys(MECHANISMS, 0.0) | guest.lost_ns
     for vcpu in guest.vcpus:
         times[Mechanism.LOADED_LATENCY] += vcpu.loaded_ns
         times[Mechanism.CORE_WAIT] += vcpu.core_wait_ns
         costs = guest.phase_costs[vcpu.index]
-        for number, instructions in _sparse(vcpu.instructions):
+        for number, instructions in _by_number(vcpu.instructions):
             for mechanism, ns in costs[number].parts:
                 times[mechanism] += instructions * ns
     return times
 
 
-def _sparse(figures: list[N]) -> list[tuple[int, N]]:
-    """What is not zero, with its number: a program may have a hundred demands and make one."""
-    return list(compress(enumerate(figures), figures))
+def _by_number(figures: dict[int, N]) -> list[tuple[int, N]]:
+    """What is not zero, in the order of the numbers: sums of it are the same whatever was done first."""
+    return [(number, figure) for number, figure in sorted(figures.items()) if figure]
 
 
-def _retired(vcpu: Vcpu) -> list[tuple[int, float]]:
-    found = dict(_sparse(vcpu.moved_instructions))
-    for number, here in _sparse(vcpu.instructions):
+def retired(vcpu: Vcpu) -> list[tuple[int, float]]:
+    """Instructions of a vCPU by number of the demand, on this host and those before, of demands that it made."""
+    found = dict(vcpu.moved_instructions)
+    for number, here in vcpu.instructions.items():
         found[number] = here + found.get(number, 0.0)
-    return sorted(found.items())
-
-
-def retired(vcpu: Vcpu) -> list[float]:
-    """Instructions of a vCPU by demand, on this host and those before."""
-    if not vcpu.moved_instructions:
-        return list(vcpu.instructions)
-    return [here + before for here, before in zip(vcpu.instructions, vcpu.moved_instructions, strict=True)]
+    return _by_number(found)

@@ -23,11 +23,11 @@ from node.firmware_image import FirmwareImage
 from node.guest import GONE, Guest, GuestSpec, GuestState
 from node.host_events import HostEvent
 from node.host_network import HostNetwork
+from node.host_prices import host_prices
 from node.hypervisor import Hypervisor
 from node.hypervisor_port import Answers, Batch, Entered, HypervisorFactory, HypervisorPort, LaunchRefused
 from node.hypervisor_tasks import HypervisorTasks
 from node.launch_promise import least_launch_ns
-from node.operation_cost import HostOperationCost
 from node.phase_cost import Mechanism
 from node.platform import AS_USUAL, Platform
 from node.product import Product
@@ -101,10 +101,11 @@ class Host:
         """VMs whose vCPUs the host holds, among others that are gone since it was last counted."""
         self._tenants = tenants or local_tenants(programs)
         self.images = images
-        self._cost = HostOperationCost(costs)
+        prices = host_prices(costs, float(product.base_hz), spec.platform.mode)
+        self._cost = prices.host
         self._chain = self.log.chain(spec.name)
         self.tasks = HypervisorTasks(self.clock, self.board, self._cost, self._chain)
-        self.vcpus = VcpuRunner(self.clock, self.board, self.contention, self.log, float(product.base_hz), costs)
+        self.vcpus = VcpuRunner(self.clock, self.board, self.contention, self.log, prices)
         self.board.kicked = self._kicked
         self.departures = Departures(self)
         self.arrivals = Arrivals(self)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from node import operations as op
@@ -12,9 +12,10 @@ from node.fault_answers import FAULTS, answer_to, undefined
 from node.generation import Generation
 from node.memory_controller import HOST_KEY
 from node.platform_instructions import platform_instructions
-from node.tlb import TlbControl
 from node.vmcb import Vmcb
 from node.vmexit import ExitCode
+from psp.command_buffers import SnpLaunchUpdate
+from psp.commands import SnpCommand
 from tio.nvme_format import Status
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ VMEXIT_INVALID = int(ExitCode.INVALID)
 """Exit code of VMRUN when a check of the control block fails (APM volume 2, 15.5.1)."""
 VMEXIT_BUSY = int(ExitCode.BUSY)
 """Exit code of VMRUN when another core runs with the save area."""
-_TLB_CONTROLS = frozenset(TlbControl)
 _GENERATIONS = dict(Generation.__members__)
 
 
@@ -166,7 +166,7 @@ class HostInstructions:
 
     def _vmrun(self, one: op.VmRun) -> op.Answer:
         vmcb = self._board.vmcbs.get(one.vm, {}).get(one.vcpu)
-        if vmcb is None or vmcb.tlb_control not in _TLB_CONTROLS or not 0 <= one.core < self._board.product.threads:
+        if vmcb is None or not 0 <= one.core < self._board.product.threads:
             return VMEXIT_INVALID
         self._board.running.vacate(one.core)
         code = self._board.vmrun_checks.code(vmcb)
@@ -196,6 +196,35 @@ class HostInstructions:
         self._board.disk(one.vm).media.write(one.lba, one.data)
         return None
 
+    def answers(self, batch: tuple[op.HypervisorOperation, ...]) -> list[op.Answer]:
+        """Execute a batch, one operation after another. Launches come in batches of one command."""
+        table = self.table
+        answers: list[op.Answer] = []
+        if len(batch) >= _FEWEST and type(batch[0]) is op.PspCommand and batch[0].command == SnpCommand.LAUNCH_UPDATE:
+            while len(answers) < len(batch) and type(batch[len(answers)]) is op.PspCommand:
+                in_run = self._launched(batch, len(answers))
+                answers += in_run or [table[op.PspCommand](batch[len(answers)])]
+        return answers + [table[type(one)](one) if type(one) in table else undefined() for one in batch[len(answers) :]]
+
+    def _launched(self, batch: tuple[op.HypervisorOperation, ...], first: int) -> list[op.Answer]:
+        """Answers to the SNP_LAUNCH_UPDATEs from ``first`` on that could be carried out as runs; none where it matters.
+
+        All use one buffer, whose last contents are what is left in memory.
+        """
+        board = self._board
+        if board.caches is not None or board.dram.has_routes or board.bus.fast_registers.page is not None:
+            return []
+        updates = list(_updates_of_one_buffer(batch, first))
+        if len(updates) < _FEWEST:
+            return []
+        spa, contents = updates[0].spa, [one.buffer for one in updates]
+        if self._host_write(op.HostWrite(spa, contents[0])) is not None:
+            return []
+        done = board.psp.submit_launch_updates(contents, spa)
+        if done:
+            self._host_write(op.HostWrite(spa, contents[done - 1]))
+        return [op.PspAnswer(0, one) for one in contents[:done]]
+
     def _nic_read(self, one: op.NicRead) -> op.Answer:
         if one.length not in _WIDTHS:
             return undefined()
@@ -218,6 +247,22 @@ class HostInstructions:
         return op.PspAnswer(
             int(status), self._board.bus.host_view.read(one.spa, len(one.buffer), 0) if one.buffer else b""
         )
+
+
+_FEWEST, _MOST = 4, 64
+"""Commands from which on looking for a run pays, and that are looked at for one."""
+
+
+def _updates_of_one_buffer(batch: tuple[op.HypervisorOperation, ...], first: int) -> Iterator[op.PspCommand]:
+    spa = None
+    for at in range(first, min(first + _MOST, len(batch))):
+        one = batch[at]
+        if type(one) is not op.PspCommand or one.command != SnpCommand.LAUNCH_UPDATE:
+            return
+        spa = one.spa if spa is None else spa
+        if len(one.buffer) != SnpLaunchUpdate.SIZE or one.spa != spa:
+            return
+        yield one
 
 
 def _key(one: op.HostRead | op.HostReadWritten | op.HostWrite | op.HostClear) -> int:

@@ -123,6 +123,10 @@ class HostSystemBus:
         """Read DRAM without a key."""
         return self._controller.read(spa, length, 0)
 
+    def source(self, spa: int, length: int) -> tuple[bytes, int] | None:
+        """What somebody laid down and nobody has looked at."""
+        return None if self._controller is not self._cores_memory else self._cores_memory.source(spa, length)
+
     def write(self, spa: int, data: bytes) -> None:
         """Write DRAM without a key."""
         page = self.fast_registers.page
@@ -185,6 +189,10 @@ class HostSystemBus:
     def rmp_entry(self, spa: int) -> RmpEntry:
         """The effective entry of a page."""
         return self.rmp.entry(spa // PAGE_BYTES * PAGE_BYTES) if self.rmp is not None else RmpEntry()
+
+    def rmp_run(self, spa: int, pages: int) -> RmpEntry | None:
+        """The first entry of a run, where the table holds it as one."""
+        return self.rmp.run_entry(spa, pages) if self.rmp is not None else None
 
     def rmp_set(self, spa: int, entry: RmpEntry) -> None:
         """Replace an entry."""

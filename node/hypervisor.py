@@ -66,6 +66,7 @@ SPARE_TABLES = 8
 COMMANDS_AT_ONCE = 64
 """LAUNCH_UPDATE commands between which another launch may take the mailbox."""
 
+_STOP, _RESUME = op.HostWork("migration.stop_ns"), op.HostWork("migration.resume_ns")
 _HYPERVISOR = RmpEntry()
 _FIRMWARE = RmpEntry(assigned=True, immutable=True)
 
@@ -199,7 +200,7 @@ class Hypervisor:
         c_bit = record.c_bit
         # One batch: the VM stands still, so nothing changes between one read and the next.
         _, *answers, disk = yield (
-            op.HostWork("migration.stop_ns"),
+            _STOP,
             *[op.HostRead(spa, VMSA_BYTES, c_bit) for spa in record.save_areas],
             *[op.HostReadWritten(spa, length, c_bit) for _, spa, length in record.ram],
             op.DiskRead(vm),
@@ -250,7 +251,7 @@ class Hypervisor:
             ]
         # One batch: before its first VMRUN nobody but the host knows of the VM.
         reads = [op.HostRead(spa, len(data), c_bit) for spa, data in pages]
-        answers = yield (*writes, op.HostWork("migration.resume_ns"), *reads)
+        answers = yield (*writes, _RESUME, *reads)
         _expect_done(writes, answers[: len(writes)])
         back = _octets(answers[len(writes) + 1 :])
         run = (op.VmRun(spec.name, 0),)
@@ -533,9 +534,10 @@ class Hypervisor:
         """SNP_LAUNCH_UPDATE of every page, in the order that the digest wants."""
         vmsas: list[op.HypervisorOperation] = []
         spas: list[int] = []
+        frames = record.spas_of(page.gpa for page in pages if page.page_type is not PageType.VMSA)
         for page in pages:
             if page.page_type is not PageType.VMSA:
-                spas.append(record.spa_of(page.gpa))
+                spas.append(next(frames))
                 continue
             assert page.data is not None
             spa = self._small(record)
@@ -546,15 +548,14 @@ class Hypervisor:
             record.save_areas.append(spa)
             spas.append(spa)
         yield from self._checked(vmsas)
+        buffer_of, command = buffers.SnpLaunchUpdate.packed, record.small[0]
         for at in range(0, len(pages), COMMANDS_AT_ONCE):
-            batch = tuple(
+            batch = tuple([
                 op.PspCommand(
-                    SnpCommand.LAUNCH_UPDATE,
-                    record.small[0],
-                    buffers.SnpLaunchUpdate.of(record.gctx, page.page_type, spa).pack(),
+                    SnpCommand.LAUNCH_UPDATE, command, buffer_of(record.gctx, page.page_type << 1, spa, 0)
                 )
                 for page, spa in zip(pages[at : at + COMMANDS_AT_ONCE], spas[at : at + COMMANDS_AT_ONCE], strict=True)
-            )
+            ])  # fmt: skip
             _expect_success((yield batch), SnpCommand.LAUNCH_UPDATE)
             record.immutable.difference_update(spas[at : at + COMMANDS_AT_ONCE])
         yield tuple(

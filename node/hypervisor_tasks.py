@@ -107,7 +107,8 @@ class HypervisorTasks:
 
     def _served(self, batch: tuple[op.HypervisorOperation, ...], ready_ns: int, guest: Guest) -> int:
         """When a batch that is ready for the mailbox is through with it."""
-        commands = [one for one in batch if type(one) is op.PspCommand]
+        command = op.PspCommand
+        commands = [one for one in batch if type(one) is command]
         if not commands:
             return ready_ns
         served = [(one.command, round(self._cost.psp_service_ns(one))) for one in commands]

@@ -38,6 +38,11 @@ class KeptRanges:
         if self._starts[at : at + 1] == [spa]:
             del self._starts[at], self._ranges[at]
 
+    def covers(self, spa: int) -> bool:
+        """Whether an address is in a range."""
+        at = bisect_right(self._starts, spa) - 1
+        return at >= 0 and spa < self._ranges[at][1]
+
     def tell(self, spa: int, length: int) -> None:
         """Tell the owners of the ranges that an access meets."""
         at = max(0, bisect_right(self._starts, spa) - 1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import chain
 
 from node.cpuid_page import cpuid_entries, cpuid_page
@@ -91,11 +92,14 @@ def launch_vmsas(
     return (boot, *(initial_vmsa(eip, signature, features, vmm.changes(eip)),) * (vcpus - 1))
 
 
-def image_pages(image: FirmwareImage) -> Iterator[LaunchPage]:
-    """The image itself, in ascending order."""
-    data = image.data
-    for offset in range(0, len(data), PAGE_BYTES):
-        yield LaunchPage(PageType.NORMAL, image.gpa + offset, data[offset : offset + PAGE_BYTES])
+@lru_cache(maxsize=2)
+def image_pages(image: FirmwareImage) -> tuple[LaunchPage, ...]:
+    """The image itself, in ascending order. Remembered: one image is launched again and again."""
+    data, gpa = image.data, image.gpa
+    return tuple([
+        LaunchPage(PageType.NORMAL, gpa + offset, data[offset : offset + PAGE_BYTES])
+        for offset in range(0, len(data), PAGE_BYTES)
+    ])  # fmt: skip
 
 
 def metadata_pages(

@@ -6,7 +6,7 @@ host encrypts everything (TSME); one with ``HOST_KEY`` is the host's with C=1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -58,6 +58,8 @@ class MemoryController:
         self.key_bytes = ciphers.key_bytes
         self._make = ciphers
         self._ciphers: dict[int, MemoryCipher] = {}
+        self.on_change: Callable[[], None] | None = None
+        """Told when what was read before is not to be remembered: keys came or went, or caches were flushed."""
         self._reserved = range(0)
         self._reserved_from = 1 << 64
 
@@ -68,6 +70,11 @@ class MemoryController:
         """
         self._reserved = range(spa, spa + length)
         self._reserved_from = spa if length else 1 << 64
+        self._changed()
+
+    def _changed(self) -> None:
+        if self.on_change is not None:
+            self.on_change()
 
     def _expect_unreserved(self, spa: int, length: int) -> None:
         if spa < self._reserved.stop:
@@ -78,6 +85,7 @@ class MemoryController:
         if asid < 1:
             raise ValueError(f"asid: expected one of a guest, got {asid}")
         self._ciphers[asid] = self._make.cipher(key)
+        self._changed()
 
     def install_host_key(self, key: bytes, *, transparent: bool) -> None:
         """Load the host's own key, as firmware does before the cores start.
@@ -96,6 +104,7 @@ class MemoryController:
         """Empty the slot of a guest's ASID."""
         if asid >= 1:
             self._ciphers.pop(asid, None)
+            self._changed()
 
     def has_key(self, asid: int) -> bool:
         """Whether the slot of an ASID, or the host's, holds a key."""
@@ -129,6 +138,12 @@ class MemoryController:
             self.bytes_decrypted += whole
             return plain[before : before + length].tobytes()
         return self._read_bulk(cipher, start, whole)[before : before + length]
+
+    def source(self, spa: int, length: int) -> tuple[bytes, int] | None:
+        """The object that whole pages were laid from past every key, and the offset in it; None where nothing is so."""
+        if 0 in self._ciphers or spa + length > self._reserved_from:
+            return None
+        return self._dram.source(spa, length)
 
     def write(self, spa: int, data: bytes | bytearray | memoryview, asid: int) -> None:
         """Store bytes; blocks in part are read, changed and written back, as hardware does. Raises as ``read``."""
@@ -179,6 +194,7 @@ class MemoryController:
         """
         self._dram.settle()
         wipe_scratch()
+        self._changed()
 
     def expect_store(self, spa: int, length: int, asid: int) -> None:
         """Raises what ``write`` of so many bytes would: for whoever stores in several parts, all or none."""
@@ -210,7 +226,7 @@ class MemoryController:
         if last < end:
             self.write(last, bytes(end - last), asid)
 
-    def written_runs(self, spa: int, length: int, asid: int) -> Iterator[tuple[int, int]]:
+    def written_runs(self, spa: int, length: int, asid: int) -> Iterable[tuple[int, int]]:
         """Runs of whole pages in a range that hold what somebody wrote, as (SPA, length). Raises MachineCheck."""
         return self._dram.resident_runs(spa, length)
 

@@ -54,12 +54,12 @@ def frames_of(state: VmState) -> tuple[bytes, ...]:
     """A stopped VM as frames."""
     bodies: list[tuple[FrameKind, object]] = [
         (FrameKind.HEAD, (state.vm, state.started, state.launched, state.reset_rips)),
-        *((FrameKind.REGISTERS, (index, area)) for index, area in enumerate(state.save_areas)),
-        *((FrameKind.PAGES, runs) for runs in _bundles(state.pages, PAGE_BYTES, PAGE_BYTES)),
-        *((FrameKind.BLOCKS, runs) for runs in _bundles(state.blocks, BLOCK_BYTES, 1)),
+        *[(FrameKind.REGISTERS, area) for area in enumerate(state.save_areas)],
+        *[(FrameKind.PAGES, runs) for runs in _bundles(state.pages, PAGE_BYTES, PAGE_BYTES)],
+        *[(FrameKind.BLOCKS, runs) for runs in _bundles(state.blocks, BLOCK_BYTES, 1)],
         (FrameKind.END, (_amount(state.pages, PAGE_BYTES), _amount(state.blocks, BLOCK_BYTES))),
     ]
-    return tuple(_framed(sequence, kind, packed(body)) for sequence, (kind, body) in enumerate(bodies))
+    return tuple([_framed(sequence, int(kind), packed(body)) for sequence, (kind, body) in enumerate(bodies)])
 
 
 def state_of(frames: Iterable[bytes], vm: str, memory: Callable[[int, int], bool], disk_blocks: int) -> VmState:
@@ -83,8 +83,8 @@ def page_digests(pages: Iterable[Run]) -> bytes:
     )
 
 
-def _framed(sequence: int, kind: FrameKind, body: bytes) -> bytes:
-    return packed((VERSION, sequence, int(kind), len(body), _checksum(sequence, kind, body), body))
+def _framed(sequence: int, kind: int, body: bytes) -> bytes:
+    return packed((VERSION, sequence, kind, len(body), _checksum(sequence, kind, body), body))
 
 
 def _checksum(sequence: int, kind: int, body: bytes) -> bytes:
@@ -98,6 +98,10 @@ def _bundles(runs: Iterable[Run], unit_bytes: int, step: int) -> Iterator[list[R
     bundle: list[Run] = []
     room = MOST_BODY_BYTES
     for start, data in runs:
+        if 0 < len(data) <= room - unit_bytes and len(bundle) < MOST_RUNS - 1:  # Most go whole and leave room.
+            bundle.append((start, data))
+            room -= len(data)
+            continue
         at = 0
         while at < len(data):
             size = min(room, len(data) - at)
@@ -115,7 +119,7 @@ MOST_RUNS = MOST_BODY_BYTES // PAGE_BYTES
 
 
 def _amount(runs: Iterable[Run], unit_bytes: int) -> int:
-    return sum(len(data) for _, data in runs) // unit_bytes
+    return sum([len(data) for _, data in runs]) // unit_bytes
 
 
 class _Reader:
@@ -186,7 +190,7 @@ class _Reader:
                 raise FrameError(self._sequence, "head", "name, vCPUs, launched pages, reset vectors", "something else")
         if vm != self._vm:
             raise FrameError(self._sequence, "vm", self._vm, repr(vm)[:80])
-        if not 0 < len(started) <= MOST_VCPUS or len(rips) != len(started) or {type(one) for one in started} != {bool}:
+        if not 0 < len(started) <= MOST_VCPUS or len(rips) != len(started) or set(map(type, started)) != {bool}:
             raise FrameError(self._sequence, "vcpus", f"1 to {MOST_VCPUS} with a reset vector each", len(started))
         if not all(type(one) is int and 0 <= one < 1 << 64 for one in (*launched, *rips)):
             raise FrameError(self._sequence, "head", "64-bit addresses", "something else")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import filterfalse, islice
 
 from node.nested_table_pages import ROOT, served_bytes
 from psp.system_bus import PAGE_BYTES
@@ -34,19 +35,14 @@ class TableFrames:
     def claim(self, wanted: Iterable[int], most: int) -> int:
         """Give each wanted table a frame, all or none: how many frames are missing. ``most`` bounds the work."""
         tables, free = self._tables, self._free
-        room = len(free)
-        new = []
-        for number in wanted:
-            if number not in tables:
-                new.append(number)
-                if len(new) > room + most:
-                    break
-        if len(new) > room:
-            return len(new) - room
-        for number in new:
-            tables[number] = free.pop()
-            if number & _LEVEL == 1:
-                self.any_lowest = True
+        new = list(islice(filterfalse(tables.__contains__, wanted), len(free) + most + 1))
+        left = len(free) - len(new)
+        if left < 0:
+            return -left
+        if new:
+            tables.update(zip(new, reversed(free[left:]), strict=True))
+            del free[left:]
+            self.any_lowest = self.any_lowest or any(number & _LEVEL == 1 for number in new)
         return 0
 
     def drop_lowest(self, start: int, end: int) -> list[int]:

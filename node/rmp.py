@@ -115,6 +115,16 @@ class ReverseMapTable:
         """The effective entry of a page; the hypervisor's own for a page outside of the table."""
         return self._table.entry(spa // PAGE_BYTES)
 
+    def run_entry(self, spa: int, pages: int) -> RmpEntry | None:
+        """The entry of a page that so many pages follow on from; None where the table is not sure."""
+        first = spa // PAGE_BYTES
+        if not self._covers(first, first + pages):
+            return None
+        run = self._table.runs.find(first)
+        if run is None or run[1] < first + pages:
+            return None
+        return run[2].advanced(first - run[0]).entry
+
     # Firmware.
 
     def set_entry(self, spa: int, entry: RmpEntry) -> None:
@@ -139,7 +149,7 @@ class ReverseMapTable:
         table.put(page, page + pages, entry)
 
     def set_entries(self, spa: int, length: int, entry: RmpEntry) -> None:
-        """Replace entries of 4 KiB by one that names no guest, as ``set_entry`` does one after another.
+        """Replace entries of 4 KiB as ``set_entry`` does one after another, GPAs following where a guest is named.
 
         Raises ValueError for addresses without entries.
         """

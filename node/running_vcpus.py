@@ -48,6 +48,10 @@ class RunningVcpus:
         self.preempted.discard(who)
         self._use(who, area)
 
+    def thread_of(self, who: Who) -> int | None:
+        """Where ``VmRun`` put a vCPU that still runs there."""
+        return next((thread for thread, one in self._threads.items() if one == who), None)
+
     def vacate(self, thread: int) -> None:
         """A thread is about to execute VMRUN: what ran there by ``VmRun`` has exited."""
         who = self._threads.pop(thread, None)

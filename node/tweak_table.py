@@ -45,7 +45,10 @@ class TweakTable:
         """The constant of address bit 4 + i; its first octet in memory is the lowest."""
         self._in_page: Words = np.zeros(PAGE_BYTES // WORD_BYTES, np.uint64)
         self._double(self._in_page, BLOCK_BYTES)
-        self._pages = [self.tweak(number * PAGE_BYTES) for number in range(_REGION_PAGES)]
+        self._pages = [0]
+        for bit in range(PAGE_BYTES.bit_length() - 1, LARGE_PAGE_BYTES.bit_length() - 1):
+            constant = constants[bit - LOWEST_BIT]
+            self._pages += [one ^ constant for one in self._pages]
         self._regions: dict[int, int] = {}
 
     @classmethod
@@ -73,8 +76,11 @@ class TweakTable:
 
     def in_page(self, spa: int, words: int) -> Words:
         """Tweaks of the blocks from ``spa`` on, inside one page; the next call overwrites the array."""
-        if _STRIDE_TWEAKS.serve(spa - spa % STRIDE_BYTES, self):
-            return self.in_stride(spa, words)
+        begin = spa - spa % STRIDE_BYTES
+        here = _STRIDE_TWEAKS
+        if (begin == here.spa and self is here.table) or here.pays(begin, self):
+            first = (spa - begin) // WORD_BYTES
+            return here.at(begin, self)[first : first + words]
         first = spa % PAGE_BYTES // WORD_BYTES
         tweaks = _PAGE_TWEAKS[words >> 1]
         np.bitwise_xor(self._in_page[first : first + words], _repeated(self._page(spa), words), tweaks)
@@ -129,36 +135,31 @@ class _StrideTweaks:
         self._words: Words = aligned(STRIDE_BYTES).view(np.uint64)
         # XORed in halves: numpy's own broadcasting takes twice as long as arrays of one size.
         self._halves = self._words[: STRIDE_WORDS // 2], self._words[STRIDE_WORDS // 2 :]
-        self._table: TweakTable | None = None
-        self._spa = 0
+        self.table: TweakTable | None = None
+        self.spa = 0
         self._asked: tuple[TweakTable | None, int] = None, 0
         self._times = 0
 
-    def serve(self, spa: int, table: TweakTable) -> bool:
-        """Whether pages of the stride that starts at ``spa`` are best served from here.
-
-        So it is when the stride is here, or was asked for so often in a row that it pays to move there.
-        """
-        if spa == self._spa and table is self._table:
-            return True
+    def pays(self, spa: int, table: TweakTable) -> bool:
+        """Whether the stride that starts at ``spa`` was asked for so often in a row that it pays to move there."""
         if self._asked != (table, spa):
             self._asked, self._times = (table, spa), 0
         self._times += 1
-        return self._times >= (_TIMES_IN_A_ROW if table is self._table else _TIMES_FOR_A_TABLE)
+        return self._times >= (_TIMES_IN_A_ROW if table is self.table else _TIMES_FOR_A_TABLE)
 
     def at(self, spa: int, table: TweakTable) -> Words:
         """The tweaks of the stride that starts at ``spa``."""
-        if table is not self._table:
+        if table is not self.table:
             table.fill_stride(self._words, spa)
             if self._also is not None:
                 self._words ^= self._also()
-            self._table, self._spa = table, spa
-        elif spa != self._spa:
-            difference = _difference(table, spa ^ self._spa)
+            self.table, self.spa = table, spa
+        elif spa != self.spa:
+            difference = _difference(table, spa ^ self.spa)
             low, high = self._halves
             np.bitwise_xor(low, difference, low)
             np.bitwise_xor(high, difference, high)
-            self._spa = spa
+            self.spa = spa
         return self._words
 
 

@@ -50,11 +50,11 @@ class Vcpu:
     """Its network card has had something since it last awoke from an ``Await``."""
     elapsed_ns: int = 0
     """Virtual time in phases and blocks, without sleep."""
-    instructions: list[float] = field(default_factory=list)
-    """Retired instructions by demand number."""
-    moved_instructions: list[float] = field(default_factory=list)
+    instructions: dict[int, float] = field(default_factory=dict)
+    """Retired instructions by number of the demand, for demands that it made."""
+    moved_instructions: dict[int, float] = field(default_factory=dict)
     """Those it retired on hosts that it came from, whose prices are booked already."""
-    phases: list[int] = field(default_factory=list)
-    """Completed phases by demand number."""
+    phases: dict[int, int] = field(default_factory=dict)
+    """Completed phases by number of the demand."""
     loaded_ns: float = 0.0
     core_wait_ns: float = 0.0

@@ -61,5 +61,5 @@ class VcpuControls:
         if vcpu is not None:
             self._loaded.pop((vm, vcpu), None)
             return
-        for key in [key for key in self._loaded if key[0] == vm]:
+        for key in [key for key in self._loaded if key[0] == vm] if self._loaded else ():
             del self._loaded[key]

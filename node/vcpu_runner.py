@@ -7,7 +7,7 @@ waits for the end of a block and leaves everything in the save area.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from node import operations as op
 from node.board import Board
@@ -18,12 +18,11 @@ from node.dirty_log import DirtyLog
 from node.disk_books import DiskBooks
 from node.event_delivery import Delivered
 from node.event_log import EventLog
-from node.generation import Generation
 from node.guest import Guest, GuestState
 from node.host_events import HostEvent
+from node.host_prices import HostPrices
 from node.identity_cache import IdentityCache
-from node.operation_cost import GuestOperationCost, HostOperationCost
-from node.phase_cost import Mechanism, PhaseCost
+from node.phase_cost import Mechanism
 from node.program import Demand, Ending, Registers
 from node.tenant import NoBlock, Outcome
 from node.vcpu import AWAITING, HALTED, SLEEPING, Vcpu, VcpuState
@@ -44,7 +43,7 @@ class VcpuRunner:
     """Runs the vCPUs of one host."""
 
     def __init__(
-        self, clock: Clock, board: Board, contention: Contention, log: EventLog, hz: float, costs: Mapping[str, float]
+        self, clock: Clock, board: Board, contention: Contention, log: EventLog, prices: HostPrices
     ) -> None:
         self.phase_completions = 0
         self.operations = 0
@@ -55,21 +54,14 @@ class VcpuRunner:
         self._board = board
         self._contention = contention
         self._log = log
-        self._hz = hz
-        self._costs = costs
-        self._host_cost = HostOperationCost(costs)
-        self._guest_costs: dict[str, GuestOperationCost] = {}
-        self._known_costs: dict[tuple[tuple[Demand, ...], Generation], tuple[PhaseCost, ...]] = {}
-        self._priced: dict[str, IdentityCache[tuple[Demand, ...], tuple[PhaseCost, ...]]] = {}
-        """Phase costs by generation."""
+        self._prices = prices
 
     # What a host asks for.
 
     def prepare(self, guest: Guest) -> None:
         """Price the demands of a VM that is about to run for the first time here."""
         for vcpu, demands in zip(guest.vcpus, guest.software.demands, strict=True):
-            vcpu.instructions, vcpu.phases = [0.0] * len(demands), [0] * len(demands)
-            guest.phase_costs[vcpu.index] = self._phase_costs(demands, guest.spec.generation)
+            guest.phase_costs[vcpu.index] = self._prices.phases(demands, guest.spec.generation)
         guest.demand_names = tuple(map(_names, guest.software.demands))
 
     def start(self, vcpu: Vcpu) -> None:
@@ -254,7 +246,7 @@ class VcpuRunner:
 
     def _issue(self, vcpu: Vcpu, batch: tuple[op.GuestOperation, ...]) -> None:
         guest = vcpu.guest
-        spent = self._guest_cost(guest.spec.generation).price(batch, self._contention.latency_ns, guest.lost_ns)
+        spent = self._prices.guest(guest.spec.generation).price(batch, self._contention.latency_ns, guest.lost_ns)
         vcpu.elapsed_ns += spent
         guest.operation_ns += spent
         guest.operations += len(batch)
@@ -295,7 +287,7 @@ class VcpuRunner:
     def _wait_for_exits(self, vcpu: Vcpu, answers: tuple[op.Answer, ...]) -> None:
         """Go on when what the hypervisor did in a batch's exits has taken its time."""
         work, self._board.exit_work = self._board.exit_work, []
-        spent = round(sum([self._host_cost.price_in_exit(batch) for batch in work], 0.0))
+        spent = round(sum([self._prices.host.price_in_exit(batch) for batch in work], 0.0))
         if not spent:
             self._run_blocks(vcpu, answers)
             return
@@ -385,7 +377,7 @@ class VcpuRunner:
     def _awake(self, vcpu: Vcpu) -> None:
         """Enter a halted vCPU again, which costs an exit and what comes with that."""
         guest = vcpu.guest
-        spent = self._guest_cost(guest.spec.generation).halt(guest.lost_ns)
+        spent = self._prices.guest(guest.spec.generation).halt(guest.lost_ns)
         vcpu.called, vcpu.state, vcpu.registers.r15 = False, VcpuState.BLOCK, 0
         vcpu.elapsed_ns += spent
         guest.operation_ns += spent
@@ -430,7 +422,8 @@ class VcpuRunner:
                 self._run_blocks(vcpu, None)
 
     def _credit(self, vcpu: Vcpu, account: PhaseAccount) -> None:
-        vcpu.instructions[vcpu.registers.r14] += account.instructions
+        demand, done = vcpu.registers.r14, vcpu.instructions
+        done[demand] = done.get(demand, 0.0) + account.instructions
         vcpu.loaded_ns += account.loaded_ns
         vcpu.core_wait_ns += account.core_wait_ns
         vcpu.elapsed_ns += account.elapsed_ns
@@ -441,7 +434,8 @@ class VcpuRunner:
         chain.note(now_ns, HostEvent.PHASE_CUT, demand, done, account.elapsed_ns, vcpu.index)
 
     def _count_phase(self, vcpu: Vcpu) -> None:
-        vcpu.phases[vcpu.registers.r14] += 1
+        demand = vcpu.registers.r14
+        vcpu.phases[demand] = vcpu.phases.get(demand, 0) + 1
         self.phase_completions += 1
 
     # Ends and pauses.
@@ -477,40 +471,12 @@ class VcpuRunner:
     def _count_disk(
         self, guest: Guest, batch: tuple[op.GuestOperation, ...], answers: tuple[op.Answer, ...]
     ) -> None:
-        cost, books = self._guest_cost(guest.spec.generation), guest.disk
+        cost, books = self._prices.guest(guest.spec.generation), guest.disk
         if books is None:
             books = guest.disk = DiskBooks()
         for one, answer in zip(batch, answers, strict=True):
             if isinstance(one, op.BlockRead | op.BlockWrite):
                 books.note(one, answer, cost.disk_ns(one))
-
-    # Prices.
-
-    def _guest_cost(self, generation: Generation) -> GuestOperationCost:
-        found = self._guest_costs.get(generation.name)
-        if found is None:
-            found = GuestOperationCost(generation, self._costs, self._board.platform.mode)
-            self._guest_costs[generation.name] = found
-        return found
-
-    def _phase_costs(self, demands: tuple[Demand, ...], generation: Generation) -> tuple[PhaseCost, ...]:
-        """Costs of a program's demands, worked out once for all VMs that make the same."""
-        priced = self._priced.get(generation.name)
-        if priced is None:
-            priced = IdentityCache(lambda some: self._work_out(some, generation))
-            self._priced[generation.name] = priced
-        return priced(demands)
-
-    def _work_out(self, demands: tuple[Demand, ...], generation: Generation) -> tuple[PhaseCost, ...]:
-        key = (demands, generation)
-        found = self._known_costs.get(key)
-        if found is None:
-            found = tuple(
-                PhaseCost.of(demand, generation, self._hz, self._costs, self._board.platform.mode) for demand in demands
-            )
-            self._known_costs[key] = found
-        return found
-
 
 _AT_REST = (VcpuState.PAUSED, VcpuState.WAITING, VcpuState.STOPPED)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from node.generation import Generation
 from node.rmp_checks import VmsaInUse
 from node.rmp_faults import RmpFault
+from node.tlb import TlbControl
 from node.vmexit import ExitCode
 from psp.asid_ranges import AsidRanges
 from psp.system_bus import PAGE_BYTES
@@ -19,6 +20,9 @@ from psp.system_bus import PAGE_BYTES
 if TYPE_CHECKING:
     from node.board import Board
     from node.vmcb import Vmcb
+
+
+_TLB_CONTROLS = frozenset(TlbControl)
 
 
 class VmrunChecks:
@@ -50,7 +54,7 @@ class VmrunChecks:
     def code(self, vmcb: Vmcb) -> int:
         """What VMRUN comes to: 0, or its exit code where a block, its keys or its save area are not in order."""
         board = self._board
-        if not self.passed(vmcb):
+        if vmcb.tlb_control not in _TLB_CONTROLS or not self.passed(vmcb):
             return ExitCode.INVALID
         if vmcb.rmp_checked:
             if board.rmp is None:

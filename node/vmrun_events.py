@@ -83,9 +83,11 @@ class VmrunEvents:
     def accepts(self, vmcb: Vmcb) -> bool:
         """Whether VMRUN accepts the features that the guest asks for and what is to be injected."""
         features = self._features(vmcb)
+        known = self._fields.get((vmcb.vm, vmcb.vcpu))
+        if not features and known is None:
+            return True
         if features & ~features_of(self._board.product.name):
             return False
-        known = self._fields.get((vmcb.vm, vmcb.vcpu))
         if known is not None and not _allowed(known.values["ALLOWED_SEV_FEATURES"], features):
             return False
         event = None if known is None else Event.of(known.values["EVENTINJ"])
@@ -105,7 +107,7 @@ class VmrunEvents:
         known = self._fields.get(key)
         features = self._features(vmcb)
         self.waiting.pop(key, None)
-        if known is None and not features & _OWN_INJECTION:
+        if known is None and (not features or not features & _OWN_INJECTION):
             return
         event = None
         if known is not None:

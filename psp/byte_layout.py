@@ -70,9 +70,19 @@ class ByteLayout:
     @classmethod
     def parse(cls, data: bytes) -> Self:
         """Read a record from its first ``SIZE`` bytes; ValueError if there are fewer."""
+        return cls(*cls.values(data))
+
+    @classmethod
+    def values(cls, data: bytes) -> tuple[Any, ...]:
+        """The fields of ``parse`` without the record, for whoever reads many. Raises as it does."""
         if len(data) < cls.SIZE:
             raise ValueError(f"{cls.__name__}: expected {cls.SIZE} bytes, got {len(data)}")
-        return cls(*_table(cls).form.unpack_from(data))
+        return _table(cls).form.unpack_from(data)
+
+    @classmethod
+    def packed(cls, *values: int | bytes) -> bytes:
+        """The bytes of a record with these fields, none wider than its own. Raises struct.error."""
+        return _table(cls).form.pack(*values)
 
     def pack(self, onto: bytes = b"") -> bytes:
         """The record as bytes; OverflowError for a value wider than its field. ``onto`` gives the reserved bytes."""

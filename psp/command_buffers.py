@@ -385,6 +385,11 @@ class SnpLaunchUpdate(ByteLayout):
         return self.flags >> 1 & 7
 
     @property
+    def vmpl_permissions(self) -> tuple[int, int, int]:
+        """Permissions of VMPL 1, 2 and 3."""
+        return self.permissions >> 8 & 0xFF, self.permissions >> 16 & 0xFF, self.permissions >> 24
+
+    @property
     def imi(self) -> bool:
         """The IMI_PAGE bit."""
         return bool(self.flags & 1 << 4)

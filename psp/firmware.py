@@ -6,12 +6,13 @@ memory, buffer writable where fields return, then the handler's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from psp import command_buffers as buffers
 from psp.asid_flush import AsidFlush
 from psp.asid_ranges import AsidRanges
-from psp.commands import COMMANDS, LegacyPlatformState, is_snp
+from psp.commands import COMMANDS, LegacyPlatformState, SnpCommand, is_snp
 from psp.firmware_pages import FirmwarePages
 from psp.host_memory import HostMemory
 from psp.legacy import LegacyFirmware
@@ -61,6 +62,23 @@ class SecurityProcessor:
     def submit(self, command: int, buffer_spa: int = 0) -> Status:
         """Ring the mailbox for one command and return its status."""
         return self.mailbox.submit(command, buffer_spa)
+
+    def submit_launch_updates(self, contents: Sequence[bytes], buffer_spa: int) -> int:
+        """Ring the mailbox for SNP_LAUNCH_UPDATE once for each content of one buffer, which is not read from memory.
+
+        How many of the first were carried out, all with SUCCESS; as if the rest had not been asked for.
+        """
+        row = COMMANDS[SnpCommand.LAUNCH_UPDATE]
+        if self.snp.state not in row.states:
+            return 0
+        try:
+            self._snp_memory.check_present(buffer_spa, buffers.SnpLaunchUpdate.SIZE)
+        except PspError:
+            return 0
+        done = self.snp.launch_runs.update(contents)
+        if done:
+            self.mailbox.served(buffer_spa)
+        return done
 
     def launch_record(self, gctx_spa: int) -> LaunchRecord:
         """An SNP guest by its context page. Raises PspError(INVALID_GUEST) if there is none."""

@@ -46,7 +46,11 @@ class HostMemory:
     def _check_pages(self, spa: int, length: int) -> None:
         if not self.pages.snp_initialised:
             return
-        for page in range(spa // PAGE_BYTES * PAGE_BYTES, spa + length, PAGE_BYTES):
+        start = spa // PAGE_BYTES * PAGE_BYTES
+        run = self._bus.rmp_run(start, -(-(spa + length - start) // PAGE_BYTES))
+        if run is not None and page_state(run) is PageState.FIRMWARE:
+            return
+        for page in range(start, spa + length, PAGE_BYTES):
             # A page without an entry is the hypervisor's for ever.
             entry = self._bus.rmp_entry(page) if self._bus.rmp_covers(page) else _NO_ENTRY
             if page_state(entry) is not PageState.FIRMWARE:

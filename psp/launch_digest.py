@@ -10,12 +10,16 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
+from collections.abc import Iterable
 from enum import IntEnum
+from functools import lru_cache
 
 from psp.system_bus import PAGE_BYTES
 
 _PAGE_INFO = struct.Struct("<48s48sHBBBBBBQ")
 _ZERO_DIGEST = bytes(48)
+NO_CONTENTS = _ZERO_DIGEST
+"""CONTENTS of a page whose bytes are not measured."""
 _MEASURE_TAG = 0x04
 API_WITH_VERSION = (0, 17)
 """From this API on the measurement also covers the firmware's version."""
@@ -61,8 +65,34 @@ class LaunchDigest:
             if contents is None or len(contents) != PAGE_BYTES:
                 raise ValueError(f"contents: expected {PAGE_BYTES} bytes for a page of type {page_type.name}")
             digest = hashlib.sha384(contents).digest()
-        info = _PAGE_INFO.pack(self.value, digest, _PAGE_INFO.size, page_type, int(imi), 0, *vmpl_permissions, gpa)
-        self.value = hashlib.sha384(info).digest()
+        self.extend(page_type, gpa, (digest,), vmpl_permissions=vmpl_permissions, imi=imi)
+
+    def extend(
+        self,
+        page_type: PageType,
+        gpa: int,
+        digests: Iterable[bytes],
+        *,
+        vmpl_permissions: tuple[int, int, int] = (0, 0, 0),
+        imi: bool = False,
+    ) -> None:
+        """Extend the chain by pages that follow each other from ``gpa`` on, given CONTENTS of each."""
+        value, pack, sha384 = self.value, _PAGE_INFO.pack, hashlib.sha384
+        for digest in digests:
+            info = pack(value, digest, _PAGE_INFO.size, page_type, int(imi), 0, *vmpl_permissions, gpa)
+            value = sha384(info).digest()
+            gpa += PAGE_BYTES
+        self.value = value
+
+
+@lru_cache(maxsize=4)
+def page_digests(contents: bytes) -> tuple[bytes, ...]:
+    """SHA-384 of each whole page. Remembered: one image is launched again and again."""
+    whole = memoryview(contents)
+    return tuple(
+        hashlib.sha384(whole[at : at + PAGE_BYTES]).digest()
+        for at in range(0, len(contents) // PAGE_BYTES * PAGE_BYTES, PAGE_BYTES)
+    )
 
 
 class LegacyLaunchDigest:

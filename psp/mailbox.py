@@ -30,6 +30,11 @@ class Mailbox:
         command = value >> _COMMAND_SHIFT & _COMMAND_MASK
         self.response = RESPONSE | self._execute(command, self.address_high << 32 | self.address_low)
 
+    def served(self, spa: int) -> None:
+        """The registers as a command with a buffer at ``spa`` leaves them that succeeded."""
+        self.write_address(spa & 0xFFFF_FFFF, spa >> 32)
+        self.response = RESPONSE
+
     def submit(self, command: int, spa: int) -> Status:
         """What a driver does: address, command, status. What the registers cannot carry is refused, never cut short."""
         if not 0 <= command <= _COMMAND_MASK:

@@ -13,6 +13,7 @@ from psp.commands import SnpCommand, SnpPlatformState
 from psp.firmware_pages import Ranges
 from psp.fixed_ranges import fixed_ranges
 from psp.host_memory import HostMemory
+from psp.launch_runs import LaunchRuns
 from psp.snp_debug import SnpDebugging
 from psp.snp_guests import SnpGuests
 from psp.snp_init import check_cores, checked_iommu_buffers, checked_rmp
@@ -50,6 +51,7 @@ class SnpFirmware:
         """HV-Fixed memory, until shutdown."""
         self.guests = guests = SnpGuests(bus, memory, flush, ranges, random)
         launch = SnpLaunch(bus, memory, guests, ranges, random, api)
+        self.launch_runs = LaunchRuns(bus, memory, guests)
         debug, pages = SnpDebugging(bus, memory, guests), SnpPages(bus, memory.pages)
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             # INIT, of before ABI 1.52, has no buffer and always initialises the RMP.

@@ -120,6 +120,12 @@ class SystemBus(Protocol):
     def read(self, spa: int, length: int) -> bytes:
         """Read DRAM without a key, as a host mapping with C=0 does."""
 
+    def source(self, spa: int, length: int) -> tuple[bytes, int] | None:
+        """What ``read`` of whole pages would give, as an object that outlives the call and the offset in it.
+
+        None where there is none. It saves copies, and what was worked out of an object before needs no working out.
+        """
+
     def write(self, spa: int, data: bytes) -> None:
         """Write DRAM without a key."""
 
@@ -174,11 +180,14 @@ class SystemBus(Protocol):
     def rmp_entry(self, spa: int) -> RmpEntry:
         """The effective entry of the 4 KiB page at ``spa``."""
 
+    def rmp_run(self, spa: int, pages: int) -> RmpEntry | None:
+        """The entry at ``spa`` if those of so many pages are the same, a guest's GPAs following; None if not sure."""
+
     def rmp_set(self, spa: int, entry: RmpEntry) -> None:
         """Replace the entry of the page at ``spa``; size taken from ``entry.large``."""
 
     def rmp_set_pages(self, spa: int, length: int, entry: RmpEntry) -> None:
-        """Replace the entries of the 4 KiB pages of a range by one that names no guest."""
+        """Replace the entries of the 4 KiB pages of a range by one; where it names a guest, GPAs follow."""
 
     def rmp_pages_of_asid(self, asid: int) -> int:
         """Number of 4 KiB pages assigned to an ASID (the RMP's per-ASID counter)."""

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from node.ghcb_page import GhcbUntrusted
+from node.guest_nic import NicUntrusted
 from node.operations import Answer, Fault, Shutdown
+from node.program import Block
+from node.swiotlb import BounceBuffersFull, BounceFault
 
 WRONG_ANSWER = Shutdown(1)
 """Memory or a device returned something else than was stored."""
 
 FAULTED = Shutdown(2)
 """An operation faulted, or the disk reported an error."""
+
+NOBODY_ANSWERED = Shutdown(3)
+"""Requests over the network were answered by nobody, however often they were sent."""
+
+UNTRUSTED = Shutdown(4)
+"""A network card, or the hypervisor that emulates it, said what no card does."""
+
+
+def with_devices(block: Block) -> Block:
+    """A block that uses drivers; what they raise ends the VM."""
+    try:
+        return (yield from block)
+    except (BounceFault, BounceBuffersFull):
+        return FAULTED
+    except (NicUntrusted, GhcbUntrusted):
+        return UNTRUSTED
 
 
 def faulted(answers: tuple[Answer, ...]) -> bool:

@@ -8,16 +8,28 @@ from types import MappingProxyType
 
 from node.program import ProgramFactory, ProgramSpec, Scalar
 from workloads.compile_job import CompileJob, CompileParameters
+from workloads.key_value_client import ClientParameters, KeyValueClient
+from workloads.key_value_server import KeyValueServer, ServerParameters
 from workloads.key_value_store import KeyValueParameters, KeyValueStore
 from workloads.parameters import Parameters, WorkloadParameterError, parameters_from
 from workloads.random_access import RandomAccess, RandomAccessParameters
 from workloads.stream import Stream, StreamParameters
 from workloads.trace_player import PlayerParameters, TracePlayer
 
-__all__ = ["PARAMETERS", "PROGRAMS", "Footprint", "WorkloadParameterError", "footprint", "validate_parameters"]
+__all__ = [
+    "NETWORKED",
+    "PARAMETERS",
+    "PROGRAMS",
+    "Footprint",
+    "WorkloadParameterError",
+    "footprint",
+    "validate_parameters",
+]
 
 PROGRAMS: Mapping[str, ProgramFactory] = MappingProxyType({
     "key-value-store": KeyValueStore.build,
+    "key-value-server": KeyValueServer.build,
+    "key-value-client": KeyValueClient.build,
     "stream": Stream.build,
     "random-access": RandomAccess.build,
     "compile-job": CompileJob.build,
@@ -27,12 +39,18 @@ PROGRAMS: Mapping[str, ProgramFactory] = MappingProxyType({
 
 PARAMETERS: Mapping[str, type[Parameters]] = MappingProxyType({
     "key-value-store": KeyValueParameters,
+    "key-value-server": ServerParameters,
+    "key-value-client": ClientParameters,
     "stream": StreamParameters,
     "random-access": RandomAccessParameters,
     "compile-job": CompileParameters,
     "trace-player": PlayerParameters,
 })  # fmt: skip
 """What each program may be told."""
+
+
+NETWORKED = frozenset({"key-value-server", "key-value-client"})
+"""Programs whose vCPUs have network cards."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,7 @@ def wait_for(what: Callable[[], object]) -> None:
     deadline = time.monotonic() + LONG_S
     while not what():
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def workers_of(root: int) -> list[int]:

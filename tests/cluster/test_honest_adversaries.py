@@ -128,8 +128,8 @@ def inspection(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inspection]:
     gc.unfreeze()
 
 
-def play(column: Column, attack: Callable[..., Any], product: str = "Turin") -> Scene:
-    scene = Scene(Setting(column, product), Ledger(), Transcript())
+def play(column: Column, attack: Callable[..., Any], product: str = "Turin", prelude: Any = None) -> Scene:
+    scene = Scene(Setting(column, product, prelude=prelude), Ledger(), Transcript())
     scene.play(attack)
     return scene
 
@@ -139,6 +139,7 @@ def play(column: Column, attack: Callable[..., Any], product: str = "Turin") -> 
 def test_no_program_reaches_a_chip_a_board_or_another_program(
     column: Column, row: str, inspection: Inspection
 ) -> None:
+    inspection.every = 2
     (attack,) = ROWS[row].attacks
     play(column, attack)
     assert inspection.offences == set()
@@ -146,6 +147,13 @@ def test_no_program_reaches_a_chip_a_board_or_another_program(
     if column is Column.SEV_SNP:
         expected |= {"GhcbServer.serve", "GuestKernel._accept"}
     assert expected <= inspection.kinds
+
+
+def test_what_a_hypervisor_does_before_snp_starts_reaches_none_either(inspection: Inspection) -> None:
+    row = ROWS["41"]
+    play(Column.SEV_SNP, *row.attacks, prelude=row.prelude)
+    assert inspection.offences == set()
+    assert {"record_into_a_page", "Hypervisor.bring_up"} <= inspection.kinds
 
 
 def test_no_program_of_a_fleet_reaches_one_either(inspection: Inspection, tiny_scenario: Scenario) -> None:

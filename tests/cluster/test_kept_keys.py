@@ -22,6 +22,7 @@ from cluster.oracle.ledger import Ledger
 from cluster.oracle.transcript import Entry, Transcript, octets_of
 from node.actor import Actor, Role
 from node.board import Board
+from node.firmware_image import laboratory_image
 from node.host import Host
 from node.operations import PspCommand, Write
 from node.physical_port import PhysicalPort
@@ -41,12 +42,14 @@ generation = "SEV_SNP"
 memory = "64 MiB"
 workload = "key-value-store"
 start = "running"
+firmware = "laboratory.fd"
 [[vms]]
 name = "launched"
 generation = "SEV_SNP"
 memory = "64 MiB"
 workload = "random-access"
 start = "running"
+firmware = "laboratory.fd"
 parameters = { table_bytes = 65536, batch = 16, instructions_per_batch = 200000000 }
 [[vms]]
 name = "sev"
@@ -54,6 +57,7 @@ generation = "SEV"
 memory = "64 MiB"
 workload = "random-access"
 start = "running"
+firmware = "laboratory.fd"
 parameters = { table_bytes = 65536, batch = 16, instructions_per_batch = 200000000 }
 """
 
@@ -123,8 +127,9 @@ def look(monkeypatch: pytest.MonkeyPatch) -> Iterator[Look]:
 
 def run_fleet(folder: Path) -> Path:
     """A small fleet by the command line, everything kept."""
-    file, out = folder / "keys.toml", folder / "out"
-    file.write_text(FLEET)
+    file, image, out = folder / "keys.toml", folder / "laboratory.fd", folder / "out"
+    image.write_bytes(laboratory_image().data)
+    file.write_text(FLEET.replace(image.name, str(image)))
     arguments = ["run", str(file), "--layout", "inline", "--out", str(out), "--log", "--metrics-port", "0"]
     assert main(arguments) == 0
     return out

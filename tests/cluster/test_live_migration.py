@@ -341,7 +341,7 @@ def test_what_cannot_be_moved_is_said_in_one_line_that_names_the_field(part: Map
         ({"migration": {"compression": "zstd"}}, "migration.compression"),
         ({"migration": {"connections": 4}}, "migration.connections"),
         ({"fabric": {"spines": 2}}, "fabric.spines"),
-        ({"fabric": {"latency": "10 us"}}, "fabric.latency"),
+        ({"fabric": {"jitter": "10 us"}}, "fabric.jitter"),
         ({"fabric": {"loss": 0.01}}, "fabric.loss"),
         ({"faults": [{"host": "host-1", "at": "1 s"}]}, "faults"),
         ({"placement": "best-fit"}, "placement"),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import talking_guests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -83,6 +84,16 @@ def test_results_do_not_depend_on_layout_or_workers(inline: Results, on_actors: 
     assert results.run["workers"] == rule(3, 2)
 
 
+@pytest.mark.ray
+def test_guests_that_talk_across_workers_come_to_the_results_of_one_process(on_actors: Session) -> None:
+    talk = Scenario.parse(talking_guests.scenario())
+    assert isinstance(on_actors._layout, ActorLayout)
+    on_actors._layout.rule = packed(2)
+    results, inline = on_actors.run(talk, None, None, None), run(talk, layout="inline")
+    assert results.digest == inline.digest
+    assert inline.tables["traffic"].num_rows == 4
+
+
 def digests_with_cuts(cut: Callable[[int, int], int]) -> list[tuple[object, ...]]:
     """The digest chains of every host and machine, in a run whose windows are cut anew."""
     fleet = build_fleet(scenario())
@@ -94,7 +105,7 @@ def digests_with_cuts(cut: Callable[[int, int], int]) -> list[tuple[object, ...]
     return sorted((row["entity"], row["bucket"], row["records"], row["digest"]) for row in rows)  # type: ignore[misc]
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(st.integers(0, 2**32))
 def test_results_do_not_depend_on_where_windows_are_cut(inline: Results, seed: int) -> None:
     random = CounterRandom(seed)
@@ -123,13 +134,12 @@ def test_results_do_not_depend_on_the_hash_seed(inline: Results) -> None:
         "import sys; from cluster import Scenario, run\n"
         "import tomllib; print(run(Scenario.parse(tomllib.loads(sys.stdin.read())), layout='inline').digest)"
     )
-    for seed in ("0", "12345"):
-        answer = subprocess.run(
-            (sys.executable, "-c", program),
-            input=scenario().to_toml(), env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        assert answer.stdout.strip() == inline.digest
+    answer = subprocess.run(  # this process has a seed of its own
+        (sys.executable, "-c", program),
+        input=scenario().to_toml(), env={**os.environ, "PYTHONHASHSEED": "12345"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert answer.stdout.strip() == inline.digest
 
 
 def test_every_machine_works_and_every_answer_is_right(inline: Results) -> None:

@@ -14,7 +14,8 @@ def test_the_first_is_the_plain_minimum_after_every_change(changes: list[tuple[s
     plain: dict[str, int] = {}
     soonest = Soonest()
     for name, time_ns in changes:
-        plain[name] = soonest[name] = time_ns
+        plain[name] = time_ns
+        soonest.put(name, time_ns)
         times = [(time, one) for one, time in plain.items() if time != NEVER]
         assert soonest.first() == min(times, default=(NEVER, ""))
         assert all(soonest[one] == time for one, time in plain.items())
@@ -26,7 +27,7 @@ def test_a_name_that_has_no_time_has_never() -> None:
 
 def test_times_that_only_grow_do_not_fill_the_memory() -> None:
     soonest = Soonest()
-    soonest["still"] = 1
+    soonest.put("still", 1)
     for time_ns in range(2, 100_000):
-        soonest["moving"] = time_ns  # Its old times lie behind the first and never come up.
+        soonest.put("moving", time_ns)  # Its old times lie behind the first and never come up.
     assert len(soonest._heap) < 200

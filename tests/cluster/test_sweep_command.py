@@ -119,7 +119,7 @@ def test_a_sweep_without_a_folder_says_that_nothing_was_kept(
 
 def test_a_killed_sweep_loses_no_more_than_the_run_it_was_at(tiny: str, tmp_path: Path) -> None:
     project = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-m", "cluster.cli", "sweep", tiny, "--seeds", "12", "--workers", "0", "--out"]
+    command = [sys.executable, "-m", "cluster.cli", "sweep", tiny, "--seeds", "6", "--workers", "0", "--out"]
     environment = {**os.environ, "PYTHONPATH": str(project)}
     with subprocess.Popen([*command, "out"], env=environment, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and len(list(tmp_path.glob("out/runs/*.json"))) < 2:

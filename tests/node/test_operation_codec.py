@@ -63,7 +63,7 @@ def back(declared, value):
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.__name__)
-@settings(deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.data())
 def test_every_kind_comes_back_as_it_was(kind, data) -> None:
     value = data.draw(values(kind))

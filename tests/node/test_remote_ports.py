@@ -108,7 +108,7 @@ def test_a_tenant_is_asked_once_a_batch(generation: Generation) -> None:
     run(remote.host, 100 * SECOND)
     batches = sum(row.records for row in remote.host.log.close() if row.entity == "vm")
     asked = len(remote.to_tenants["vm"].requests)
-    phases = sum(remote.host.guests["vm"].vcpus[0].phases)
+    phases = sum(remote.host.guests["vm"].vcpus[0].phases.values())
     # Loaded, begun once, then answers only: a block's first batch came along with the end of the one before,
     # but where two blocks without operations follow each other.
     assert asked <= batches - phases + 2 + 20

@@ -127,3 +127,11 @@ def test_a_preempted_vcpu_whose_save_area_has_gone_does_not_come_back() -> None:
     work(host, guest)
     assert guest.state is not GuestState.RUNNING
     assert guest.shutdown_code == ExitCode.INVALID & 0xFF
+
+
+def test_a_kick_enters_the_vcpu_where_it_was_and_not_with_flushes_that_there_are_not(lab: Laboratory) -> None:
+    assert lab.host(op.VmKick("one", 1), op.VmRun("one", 1, 6)) == (0, VMEXIT_BUSY)
+    assert lab.host(op.VmRun("two", 0, 5)) == (0,)  # its thread is the host's again
+    assert not is_in_use(lab)
+    block = op.VmcbWrite("one", 1, 1, SNP.name, AREA, tlb_control=5)
+    assert lab.host(block, op.VmRun("one", 1, 6), op.VmKick("one", 1)) == (None, VMEXIT_INVALID, VMEXIT_INVALID)

@@ -79,6 +79,10 @@ class ToyBus:
         whole = b"".join(self.pages.get(page, _ZEROS) for page in range(first, last + 1))
         return whole[spa % PAGE : spa % PAGE + length]
 
+    def source(self, spa: int, length: int) -> tuple[bytes, int] | None:
+        """In every other 64 KiB there is one, as on a board."""
+        return (b"before" + self.read(spa, length) + b"after", 6) if spa >> 16 & 1 else None
+
     def write(self, spa: int, data: bytes) -> None:
         assert 0 <= spa <= self.dram_bytes - len(data), "the firmware must check every address first"
         at = 0
@@ -93,9 +97,15 @@ class ToyBus:
         return int.from_bytes(hashlib.shake_128(self.keys[asid]).digest(length))
 
     def read_guest(self, spa: int, length: int, asid: int) -> bytes:
+        if length > PAGE and not (spa | length) % PAGE:
+            return b"".join(self.read_guest(spa + at, PAGE, asid) for at in range(0, length, PAGE))
         return (int.from_bytes(self.read(spa, length)) ^ self._pad(asid, length)).to_bytes(length)
 
     def write_guest(self, spa: int, data: bytes, asid: int) -> None:
+        if len(data) > PAGE and not (spa | len(data)) % PAGE:
+            for at in range(0, len(data), PAGE):
+                self.write_guest(spa + at, data[at : at + PAGE], asid)
+            return
         self.write(spa, (int.from_bytes(data) ^ self._pad(asid, len(data))).to_bytes(len(data)))
 
     def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:
@@ -145,13 +155,22 @@ class ToyBus:
         large = self.rmp.get(spa // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES // PAGE)
         return large if large is not None and large.large else self.rmp.get(spa // PAGE, RmpEntry())
 
+    def rmp_run(self, spa: int, pages: int) -> RmpEntry | None:
+        if not self.rmp_covers(spa):
+            return None
+        first = self.rmp_entry(spa)
+        whole = spa + pages * PAGE <= UNCOVERED
+        following = (dataclasses.replace(first, gpa=first.gpa + at * PAGE * (first.asid > 0)) for at in range(pages))
+        same = whole and all(self.rmp_entry(spa + at * PAGE) == one for at, one in enumerate(following))
+        return first if same and not first.large else None
+
     def rmp_set(self, spa: int, entry: RmpEntry) -> None:
         assert spa % (LARGE_PAGE_BYTES if entry.large else PAGE) == 0
         self.rmp[spa // PAGE] = entry
 
     def rmp_set_pages(self, spa: int, length: int, entry: RmpEntry) -> None:
         for page in range(spa, spa + length, PAGE):
-            self.rmp_set(page, entry)
+            self.rmp_set(page, dataclasses.replace(entry, gpa=entry.gpa + page - spa if entry.asid else entry.gpa))
 
     def rmp_pages_of_asid(self, asid: int) -> int:
         return sum(entry.assigned and entry.asid == asid for entry in self.rmp.values())
@@ -203,7 +222,8 @@ class Machine:
     def firmware_state(self) -> dict[str, object]:
         """Everything the firmware knows."""
         legacy, snp = self.psp.legacy, self.psp.snp
-        ours = {"_bus", "_memory", "_random", "_api", "_legacy_is_up", "handlers", "_launch", "_migration"}
+        ours = {"_bus", "_memory", "_random", "_api", "_legacy_is_up", "handlers"}
+        ours |= {"_launch", "_migration", "launch_runs"}
         state = {
             f"{name}.{key}": _frozen(value)
             for name, part in (("legacy", legacy), ("snp", snp))

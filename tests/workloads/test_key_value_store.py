@@ -5,7 +5,8 @@ import struct
 import pytest
 
 from node.operations import Shutdown
-from workloads.key_value_store import HEADER, SERVE_RIP
+from workloads.key_value_store import SERVE_RIP
+from workloads.record_table import HEADER
 
 PARAMETERS = {"records": 64, "value_bytes": 32, "batch": 16, "instructions_per_batch": 0}
 SLOT = HEADER.size + PARAMETERS["value_bytes"]

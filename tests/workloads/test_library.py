@@ -18,8 +18,11 @@ def refused(name, parameters) -> WorkloadParameterError:
     return caught.value
 
 
-def test_the_library_knows_five_programs() -> None:
-    assert set(PROGRAMS) == {"key-value-store", "stream", "random-access", "compile-job", "trace-player"}
+def test_the_library_knows_seven_programs() -> None:
+    assert set(PROGRAMS) == {
+        "key-value-store", "key-value-server", "key-value-client", "stream", "random-access", "compile-job",
+        "trace-player",
+    }  # fmt: skip
     assert set(PARAMETERS) == set(PROGRAMS)
 
 
