@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from node.program import Placement
-from node.swiotlb import book_bytes
+from node.swiotlb import book_bytes, pool_bytes
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
 LOW_RAM_BYTES = 2 << 30
@@ -28,8 +28,6 @@ BOOKS_GPA = 16 << 20
 """Where the kernel keeps its books of bounce buffers, in its own memory."""
 SMALLEST_GUEST_BYTES = 64 << 20
 SMALLEST_SLICE_BYTES = 4 << 20
-_SHARED_PERCENT = 6
-_SHARED_MOST_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +131,7 @@ def _ram(memory_bytes: int) -> tuple[Range, ...]:
 
 @lru_cache(maxsize=1024)
 def _shared(memory_bytes: int) -> Range:
-    wanted = min(memory_bytes * _SHARED_PERCENT // 100, _SHARED_MOST_BYTES)
-    return Range(SHARED_GPA, max(1, wanted // LARGE_PAGE_BYTES) * LARGE_PAGE_BYTES)
+    return Range(SHARED_GPA, max(1, pool_bytes(memory_bytes) // LARGE_PAGE_BYTES) * LARGE_PAGE_BYTES)
 
 
 @lru_cache(maxsize=1024)
