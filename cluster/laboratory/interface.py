@@ -21,6 +21,7 @@ class Interface(StrEnum):
     WAY_PAST_THE_KEY = "access without the C-bit that goes past every key"
     PAGE_VALIDATION = "PVALIDATE"
     TRANSPARENT_KEY = "key over all memory, set by firmware"
+    LAUNCH_MEASUREMENT = "measurement of the victim's launch"
     CONTEXT_PAGE = "context of the victim in a page of memory"
 
 
@@ -54,5 +55,6 @@ _LOOKS: Mapping[Interface, Callable[[Hands, Target], bool]] = {
     Interface.PAGE_VALIDATION: _has_pvalidate,
     # The firmware is not asked: its refusal would count as protection.
     Interface.CONTEXT_PAGE: lambda _, target: target.victim.gctx != 0,
+    Interface.LAUNCH_MEASUREMENT: lambda _, target: target.victim.gctx != 0 or target.victim.handle != 0,
     Interface.TRANSPARENT_KEY: lambda hands, target: not _lies_in_clear(hands, target),
 }

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from cluster.laboratory.bad_hypervisor import Prelude
 from cluster.laboratory.interface import Interface
 from cluster.laboratory.lying_hypervisor import DenyingHypervisor
+from cluster.laboratory.permuting_hypervisor import PermutingHypervisor
 from cluster.laboratory.scene import GHOST_LINE, USUAL, VICTIM, Cast, Setting, act_out, code_gpa, status_gpa
 from cluster.oracle.verdict import Aim, Verdict, judge
 from workloads.attacks import (
@@ -82,6 +83,11 @@ ROWS: Mapping[str, Row] = {
     "16b": Row((write_memory.move_blocks,)),
     "17": Row((bounced.swap_what_is_sent,)),
     "18": Row((bounced.send_code,), chosen_code=bounced.CODE),
+    "19": Row(
+        (write_memory.wait_for_it,),
+        needs=Interface.LAUNCH_MEASUREMENT,
+        cast=Cast(victim="booted", hypervisor=PermutingHypervisor),
+    ),
     "22": Row((tlb_poisoning.share_a_thread,), tlb_entries=64, two_processes=True),
     "23": Row((false_cpuid.share_and_read,), cast=_LIED_TO),
     "33": Row((cache_drop.drop_dirty_lines,), caches=True),

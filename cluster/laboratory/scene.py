@@ -15,22 +15,28 @@ from cluster.oracle.ledger import Ledger
 from cluster.oracle.transcript import Transcript
 from node.cost_table import load_cost_table
 from node.encryption_setup import SHARED_VIEW
+from node.expected_measurement import sev_digest, snp_digest
 from node.firmware_image import firmware_image
 from node.generation import CAPABILITIES, Generation
 from node.guest import Guest, GuestSpec, GuestState
 from node.guest_memory_map import memory_map
 from node.host import Host, HostSpec
+from node.hypervisor import VCPU_MODEL
 from node.hypervisor_port import LaunchRefused
 from node.kernel_settings import CAREFUL, KernelSettings
 from node.laboratory_firmware import SECTIONS, build_image
+from node.measured_launch import launch_vmsas, sev_launch_ranges, snp_launch_pages
 from node.memory_cipher import CipherMode
 from node.operations import Answer
 from node.platform import AS_USUAL, Platform
 from node.product import PRODUCTS
 from node.program import ProgramFactory, ProgramSpec
+from node.sev_features import launch_features
 from node.vcpu import Vcpu, VcpuState
+from node.vcpu_model import vcpu_model
 from psp.system_bus import PAGE_BYTES
-from workloads.attacks import newcomer, vault
+from workloads.attacks import booted, newcomer, vault
+from workloads.attacks.booted import Booted
 from workloads.attacks.newcomer import Newcomer
 from workloads.attacks.target import Attack, Household, Page, Target
 from workloads.attacks.vault import Vault
@@ -69,6 +75,8 @@ class Setting:
     """The victim checks SEV_STATUS and the place of the C-bit when it comes up."""
     reads_cpuid_page: bool = False
     """The victim answers CPUID from the page that firmware checked."""
+    verifies_measurement: bool = True
+    """The victim's owner compares the measurement of its launch with that of its own image."""
     demands_alias_check: bool = False
     """The victim's owner accepts no platform that nobody checked for DRAM aliases."""
     two_processes: bool = False
@@ -160,6 +168,11 @@ class Scene:
             for view in (0, SHARED_VIEW):
                 # Where it tries the C-bit out lies no memory that it uses.
                 ledger.map(VICTIM, 0, view + canary, PAGE_BYTES, _NOWHERE)
+        if cast.victim == "booted":
+            ledger.lay(VICTIM, IMAGE.gpa, IMAGE.data)
+            measured = bytes.fromhex(self.host.guests[VICTIM].launch_digest)
+            if setting.verifies_measurement and measured and measured != _expected(protection.launched, product.name):
+                transcript.complain(VICTIM, "measurement: another launch than its owner's")
         self.target = self._look_up()
         owner = Owner(self.host.board, transcript, VICTIM, setting.demands_alias_check)
         self._hands = Hands(self.host.board, TENANT, transcript, owner)
@@ -275,12 +288,26 @@ def code_gpa() -> int:
     return _vault(VICTIM).private(vault.CODE)
 
 
-_PROGRAMS: Mapping[str, ProgramFactory] = {"vault": Vault.build, "newcomer": Newcomer.build}
+_PROGRAMS: Mapping[str, ProgramFactory] = {
+    "vault": Vault.build, "newcomer": Newcomer.build, "booted": Booted.build,
+}  # fmt: skip
+
+
+def _expected(generation: Generation, product: str) -> bytes:
+    """The measurement of a launch of the laboratory's image, worked out without a host."""
+    model = vcpu_model(VCPU_MODEL)
+    if CAPABILITIES[generation].rmp:
+        return snp_digest(snp_launch_pages(IMAGE, 1, model, launch_features(product, 0)))
+    areas = launch_vmsas(IMAGE, 1, model, 0) if CAPABILITIES[generation].encrypted_registers else ()
+    return sev_digest(sev_launch_ranges(IMAGE), areas)
 
 
 def _program(cast: Cast, generation: Generation, kernel: KernelSettings) -> ProgramSpec:
     if cast.victim == "vault":
         return ProgramSpec("vault")
+    if cast.victim == "booted":
+        firmware = (booted.FIRMWARE_GPA, IMAGE.gpa), (booted.FIRMWARE_BYTES, len(IMAGE.data))
+        return ProgramSpec(cast.victim, firmware)
     checks = (newcomer.CHECKS_STATUS, int(kernel.checks_sev_status)), (newcomer.CHECKS_C_BIT, int(kernel.checks_c_bit))
     return ProgramSpec(cast.victim, ((newcomer.GENERATION, generation.name), *checks))
 

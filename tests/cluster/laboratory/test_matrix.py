@@ -44,6 +44,7 @@ SWITCHES = {
     "psp_least_priv=on": {"platform": Platform(psp_least_privilege=True)},
     "guest_tracks_validation=on": {"tracks_validation": True},
     "guest_checks_sev_status=on": {"checks_sev_status": True},
+    "verifier_measurement=off": {"verifies_measurement": False},
     "cpuid_page=on": {"reads_cpuid_page": True},
     "ucode_cachewarp_fix=on": {"platform": Platform(invd_writes_back=True)},
     "tweak_mode=xex_random": {"ciphers": (CipherMode.AES_128_XEX,)},

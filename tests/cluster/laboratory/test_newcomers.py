@@ -39,6 +39,13 @@ def test_an_honest_host_is_no_enemy() -> None:
         assert (judge(ledger, transcript).outcome is Outcome.LEAKED) is open_to_the_host, column
 
 
+@pytest.mark.parametrize("column", Column)
+def test_an_honest_launch_is_measured_as_its_owner_expects(column: Column) -> None:
+    ledger, transcript = act_out(Setting(column, products(column)[0]), look, cast=Cast(victim="booted"))
+    assert not [one for one in transcript.entries if isinstance(one, Complaint)]
+    assert judge(ledger, transcript).outcome is Outcome.BLOCKED
+
+
 @pytest.mark.parametrize("column", [Column.SEV, Column.SEV_ES])
 def test_a_false_place_of_the_c_bit_costs_the_secret_of_whoever_does_not_try_it_out(column: Column) -> None:
     assert judge(*act_out(Setting(column, "Milan"), look, cast=MISPLACED)).outcome is Outcome.LEAKED
