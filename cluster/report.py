@@ -48,7 +48,8 @@ def print_summary(results: Results, console: Console | None = None) -> None:
     if results.partial is not None:
         out.print(f"[bold]Partial results:[/] {results.partial}\n")
     for table in (
-        _slowdowns(results), _workloads(results), _waits(results), _moves(results), _drains(results),
+        _slowdowns(results), _workloads(results), _disks(results), _networks(results), _waits(results),
+        _moves(results), _drains(results),
         _resources(results), _refusals(results),
     ):  # fmt: skip
         if table.row_count:
@@ -206,6 +207,57 @@ def _moves(results: Results) -> Table:
             reason,
         )  # fmt: skip
     return table
+
+
+def _disks(results: Results) -> Table:
+    """What machines asked of their disks, by workload and generation."""
+    table = _table(
+        "Disks", "workload", "generation", "VMs", "requests", "read", "written", "errors", "latency", "longest",
+        "copies", "bounced",
+    )  # fmt: skip
+    for (workload, generation), pairs in _by_kind(results, "disks"):
+        vms, rows = [vm for vm, _ in pairs], [row for _, row in pairs]
+        served = sum(row["reads"] + row["writes"] for row in rows)
+        table.add_row(
+            workload, generation, f"{len(rows):,}", f"{served:,}",
+            SIZE.about(sum(row["bytes_read"] for row in rows)), SIZE.about(sum(row["bytes_written"] for row in rows)),
+            f"{sum(row['errors'] for row in rows):,}",
+            DURATION.about(round(sum(row["time_ns"] for row in rows) / served)) if served else "-",
+            DURATION.about(round(max(row["latency_longest_ns"] or 0 for row in rows))) if served else "-",
+            f"{sum(vm['copies'] for vm in vms):,}", SIZE.about(sum(vm["bytes_bounced"] for vm in vms)),
+        )  # fmt: skip
+    return table
+
+
+def _networks(results: Results) -> Table:
+    """What went through machines' network cards, by workload and generation."""
+    table = _table(
+        "Networks", "workload", "generation", "VMs", "sent", "received", "frames in", "lost", "delay", "longest",
+        "copies", "bounced",
+    )  # fmt: skip
+    for (workload, generation), pairs in _by_kind(results, "networks"):
+        vms, rows = [vm for vm, _ in pairs], [row for _, row in pairs]
+        came = sum(row["frames_received"] for row in rows)
+        delay_ns = sum((row["delay_mean_ns"] or 0.0) * row["frames_received"] for row in rows)
+        table.add_row(
+            workload, generation, f"{len(rows):,}",
+            SIZE.about(sum(row["bytes_sent"] for row in rows)), SIZE.about(sum(row["bytes_received"] for row in rows)),
+            f"{came:,}", f"{sum(row['frames_missed'] + row['frames_refused'] for row in rows):,}",
+            DURATION.about(round(delay_ns / came)) if came else "-",
+            DURATION.about(max(row["delay_longest_ns"] or 0 for row in rows)) if came else "-",
+            f"{sum(vm['copies'] for vm in vms):,}", SIZE.about(sum(vm["bytes_bounced"] for vm in vms)),
+        )  # fmt: skip
+    return table
+
+
+def _by_kind(results: Results, table: str) -> list[tuple[tuple[str, str], list[tuple[Row, Row]]]]:
+    """Rows of a table of machines, each with its machine's own, by workload and generation."""
+    vms = {row["vm"]: row for row in _rows(results, "vms")}
+    kinds: defaultdict[tuple[str, str], list[tuple[Row, Row]]] = defaultdict(list)
+    for row in _rows(results, table):
+        vm = vms[row["vm"]]
+        kinds[vm["workload"], vm["generation"]].append((vm, row))
+    return sorted(kinds.items(), key=lambda item: item[0])
 
 
 def _drains(results: Results) -> Table:

@@ -14,6 +14,8 @@ from dataclasses import replace
 from node import operations as op
 from node.actor import HYPERVISOR, Actor, Observer, Role
 from node.alias_scan import aliases_found
+from node.branch_instructions import BranchInstructions
+from node.branch_target_buffer import BranchTargetBuffer
 from node.cache_timing import USUAL, CacheTiming
 from node.cached_controller import CachedController
 from node.cipher_modes import CIPHER_DESIGNS
@@ -39,6 +41,7 @@ from node.msrs_at_reset import msrs_at_reset
 from node.nested_page_table import NestedPageTable, TableHost
 from node.nested_walk import NestedWalker
 from node.page_table_entry import LONG, EntryFormat
+from node.performance_counters import PerformanceCounters
 from node.physical_port import PhysicalPort
 from node.platform import AS_USUAL, HostMode, Platform, Protection
 from node.product import Product
@@ -171,6 +174,7 @@ class Board:
         self.vmrun_checks = VmrunChecks(self)
         """What VMRUN asks of a control block."""
         self.events = VmrunEvents(self)
+        self.predictor = BranchTargetBuffer()
         self.delivery = EventDelivery(self)
         self.kicked: Callable[[str, int, int], None] | None = None
         """Whoever runs vCPUs learns which was taken out and entered anew, and with what exit code."""
@@ -178,6 +182,7 @@ class Board:
         anew = GuestAccess(self)
         way = anew if self.tlb is None else CachedGuestAccess(self, anew, self.tlb)
         self.virtual_memory = VirtualMemory(self, way)
+        self.branches = BranchInstructions(self, way, self.predictor, PerformanceCounters())
         self._guest = GuestInstructions(self, way, self.virtual_memory)
         self._host = HostInstructions(self)
 

@@ -37,7 +37,7 @@ class CacheInstructions:
     def timed_read(self, one: op.HostTimedRead) -> op.Answer:
         """A load, and how long it took."""
         try:
-            self._board.bus.host_view.read(one.spa, 1, 0)
+            self._board.bus.host_view.read(one.spa, 1, HOST_KEY if one.encrypted else 0)
         except FAULTS as fault:
             return answer_to(fault, one.spa)
         return self._board.load_ns

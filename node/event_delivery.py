@@ -28,6 +28,8 @@ GATE_BYTES = 16
 INTERRUPT_GATE, TRAP_GATE = 0xE, 0xF
 _PRESENT = 1 << 47
 _IDT, _EXTERNAL = 1 << 1, 1 << 0
+_DR6_BS = 1 << 14
+"""#DB of a single step."""
 _CLEARED = RFLAGS_TF | RFLAGS_NT | RFLAGS_RF | RFLAGS_VM
 _WORD = (1 << 64) - 1
 _STACK_ALIGNMENT = 16
@@ -82,8 +84,17 @@ class EventDelivery:
         self._board = board
 
     def take(self, vmcb: Vmcb, registers: Registers) -> Delivered:
-        """Between two instructions: deliver what waits for a vCPU and may come; ``registers`` go to its handler."""
-        event = self._board.events.next_event(vmcb)
+        """Between two instructions: the trap of a step, or what waits and may come; ``registers`` go to its handler."""
+        events, controls = self._board.events, self._board.controls
+        event = None
+        vector = events.raised.pop((vmcb.vm, vmcb.vcpu), None)
+        if vector is not None:
+            event = Event(vector, EventType.SOFTWARE_INTERRUPT)
+        elif events.stepping and events.stepped(vmcb):
+            controls.store(vmcb, "DR6", controls.load(vmcb, "DR6") | _DR6_BS)
+            event = exception(ExceptionVector.DB)
+        elif events.waiting:
+            event = events.next_event(vmcb)
         if event is None:
             return Delivered.NOTHING
         return self.deliver(vmcb, registers, event)

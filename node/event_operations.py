@@ -30,6 +30,13 @@ class WriteFlags:
     value: int
 
 
+@dataclass(frozen=True, slots=True)
+class SoftwareInterrupt:
+    """INT n: after this block its handler runs. Answer: None, or a Fault (#GP) for no vector."""
+
+    vector: int
+
+
 # Of the hypervisor.
 
 

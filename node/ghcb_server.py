@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from node import ghcb_msr as msr
 from node import nae_event as nae
 from node import operations as op
+from node.ap_creation import serve_ap_creation
 from node.cpuid_page import CpuidEntry, cpuid_entries
 from node.device_access import device_access
 from node.generation import CAPABILITIES, Generation
@@ -234,13 +235,14 @@ class GhcbServer:
         return NaeReply(ends=terminated(asked.reason_set, asked.reason_code))
         yield ()
 
-    def _ap_creation(self, _vm: str, record: LaunchedVm, _vcpu: int, _exit: GhcbExit, asked: nae.ApCreation) -> Serve:
-        if record.vmpls is None:
+    def _ap_creation(self, vm: str, record: LaunchedVm, vcpu: int, _exit: GhcbExit, asked: nae.ApCreation) -> Serve:
+        if not _changes_pages(record):
             raise GhcbRefused(BadInput.INVALID_EVENT, "SW_EXITCODE")
-        if not announce(record, asked):
+        if not asked.vmpl:
+            yield from serve_ap_creation(vm, record, vcpu, asked)
+        elif not announce(record, asked):
             raise GhcbRefused(BadInput.INVALID_INPUT, "SW_EXITINFO1")
         return NOTHING
-        yield ()
 
     def _run_vmpl_event(self, vm: str, record: LaunchedVm, vcpu: int, _exit: GhcbExit, asked: nae.RunVmpl) -> Serve:
         if record.vmpls is None:
@@ -322,9 +324,10 @@ def _features(record: LaunchedVm) -> int:
     features = msr.HypervisorFeature(0)
     if CAPABILITIES[record.generation].rmp:
         # Every part with SNP has restricted injection, and ``interrupts`` keeps to it.
-        features |= msr.HypervisorFeature.SNP | msr.HypervisorFeature.RESTRICTED_INJECTION
+        features |= msr.HypervisorFeature.SNP | msr.HypervisorFeature.AP_CREATION
+        features |= msr.HypervisorFeature.RESTRICTED_INJECTION
     if record.vmpls is not None:
-        features |= msr.HypervisorFeature.AP_CREATION | msr.HypervisorFeature.MULTI_VMPL
+        features |= msr.HypervisorFeature.MULTI_VMPL
     return int(features)
 
 

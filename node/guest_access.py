@@ -116,7 +116,7 @@ class CachedGuestAccess:
         at, end = gpa, gpa + length
         while at < end:
             if len(out) == MOST_WALKS:
-                raise NestedPageFault(at, access)
+                raise NestedPageFault(at, access | (ERROR_ENC if private and vmcb.rmp_checked else 0))
             one = self._tlb.find(vmcb.core, tag(vmcb), Space.GUEST_PHYSICAL, at, vmcb.vmpl)
             if one is None or not _grants(one, access):
                 one = self._walk(vmcb, at, private, access)

@@ -10,14 +10,13 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 
 from node.control_registers import RFLAGS_IF
-from node.event_delivery import Frame
 from node.event_injection import NMI_VECTOR
 from node.ghcb_page import GhcbUntrusted
 from node.guest_events import LostFrame, back, frame_at
 from node.guest_ghcb import page_exit
 from node.hv_doorbell import FLAGS, PENDING_BYTES, Doorbell, DoorbellAction
 from node.nae_event import NaeEvent
-from node.operations import Answer, GuestOperation, Read, Write, WriteFlags
+from node.operations import Answer, GuestOperation, Read, SoftwareInterrupt, Write, WriteFlags
 from node.program import Registers
 from psp.system_bus import PAGE_BYTES
 
@@ -51,17 +50,13 @@ class GuestDoorbell:
         else:
             registers.rip = handler  # The frame of #HV is the frame that the interrupt would have made.
 
-    def open_up(self, registers: Registers) -> Steps:
+    def open_up(self) -> Steps:
         """STI, and take what waited meanwhile; the last that a block does. Raises LostFrame."""
         yield (WriteFlags(RFLAGS_IF),)
         found = yield from self._look(masked=False)
-        handler = self._handler(found)
-        if handler is None:
+        if self._handler(found) is None:
             return
-        frame = Frame(None, registers.rip, 0, RFLAGS_IF, registers.rsp, 0).octets
-        registers.rsp -= len(frame)
-        yield (Write(registers.rsp, frame), WriteFlags(0))
-        registers.rip = handler
+        yield (SoftwareInterrupt(NMI_VECTOR if found.nmi else found.vector),)
 
     def _look(self, *, masked: bool) -> Looking:
         # One exchange each: what the hypervisor adds meanwhile is seen now or rings again.
@@ -82,4 +77,5 @@ class GuestDoorbell:
 
     def _handler(self, found: Doorbell) -> int | None:
         """Of both an NMI goes first, and the interrupt is lost: no hypervisor that is honest sends both at once."""
-        return self.handlers.get(NMI_VECTOR if found.nmi else found.vector)
+        vector = NMI_VECTOR if found.nmi else found.vector
+        return self.handlers.get(vector) if vector else None

@@ -47,6 +47,7 @@ class GuestInstructions:
             **ExitInstructions(board).table,
             **INTERCEPTED,
             op.TimedRead: self._timed_read,
+            **board.branches.guest_table,
         }
 
     def _read(self, vmcb: Vmcb, one: op.Read) -> op.Answer:
@@ -109,6 +110,8 @@ class GuestInstructions:
         gpa = one.gpa
         core = GuestCore(vmcb.asid, vmcb.vmpl)
         try:
+            if self._board.controls.of(vmcb).cpl:
+                return op.Fault(op.FaultKind.GENERAL_PROTECTION, one.gpa)
             for spa, length, _, _ in vmcb.nested.translate(one.gpa, one.length):
                 if one.large and (spa | length) % LARGE_PAGE_BYTES and not (one.gpa | one.length) % LARGE_PAGE_BYTES:
                     # The hypervisor maps the page of 2 MiB in smaller ones.
@@ -128,6 +131,8 @@ class GuestInstructions:
         gpa, code = one.gpa, 0
         core = GuestCore(vmcb.asid, vmcb.vmpl)
         try:
+            if self._board.controls.of(vmcb).cpl:
+                return op.Fault(op.FaultKind.GENERAL_PROTECTION, one.gpa)
             for spa, length, _, _ in vmcb.nested.translate(one.gpa, one.length):
                 code = self._board.rmp.rmpadjust(
                     spa, gpa, core, length, one.large, one.target, one.permissions, one.vmsa
@@ -143,6 +148,8 @@ class GuestInstructions:
         if not vmcb.rmp_checked or self._board.rmp is None:
             return undefined()
         try:
+            if self._board.controls.of(vmcb).cpl:
+                return op.Fault(op.FaultKind.GENERAL_PROTECTION, one.gpa)
             ((spa, *_),) = vmcb.nested.translate(one.gpa, 1)
             core = GuestCore(vmcb.asid, vmcb.vmpl)
             code, permissions, large = self._board.rmp.rmpquery(spa, one.gpa, core, one.target)

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from node.ap_start import ApStart
 from node.generation import CAPABILITIES, Generation
 from node.ghcb_msr import (
     PROTOCOL_VERSIONS,
@@ -57,6 +58,9 @@ BOOT_FAILED = 3
 ACCEPT_RIP = 0x1000
 """Kernel code lies below every program's entry."""
 
+START_RIP, AP_RIP = 0x1400, 0x1800
+"""Where the boot processor starts the others, and where they begin."""
+
 RANGES_AT_ONCE = 8
 
 CANARY_GPA, CANARY_BYTES = 0x2000, 16
@@ -92,9 +96,10 @@ class GuestKernel:
             first = self._begin
             if CAPABILITIES[self.generation].encrypted_registers:
                 first = self._share_pool if self.generation in RMP_CHECKED else self._begin_with_ghcb
-        elif self.generation in RMP_CHECKED:
-            first = self._begin_another
-        return {self.reset_rip: first, ACCEPT_RIP: self._accept}
+        another = self._begin_another if self.generation in RMP_CHECKED else self._enter_program
+        return {
+            self.reset_rip: first, ACCEPT_RIP: self._accept, START_RIP: self._start_others, AP_RIP: another
+        }  # fmt: skip
 
     @property
     def handler(self) -> VcHandler | None:
@@ -199,6 +204,18 @@ class GuestKernel:
         if last:
             if not self._canary_holds(answers[-3:]) or any(answers[len(some) : -3]):
                 return (yield from _end(GhcbReason.GENERAL))
+            registers.reset(START_RIP if self.memory.vcpus > 1 else self.program_entry)
+        return None
+
+    def _start_others(self, registers: Registers) -> Block:
+        """One a block; RBX counts them."""
+        registers.rbx += 1
+        features = SevFeature.SNP_ACTIVE | self.sev_features
+        try:
+            yield from ApStart(self.memory, self.launched, self.ghcb_gpa, AP_RIP, features).start(registers.rbx)
+        except GhcbUntrusted:
+            return (yield from _end(GhcbReason.GENERAL))
+        if registers.rbx == self.memory.vcpus - 1:
             registers.reset(self.program_entry)
         return None
 
@@ -206,7 +223,8 @@ class GuestKernel:
     def _needs(self) -> int:
         """What the hypervisor must offer."""
         restricted = self.sev_features & SevFeature.RESTRICTED_INJECTION
-        return HypervisorFeature.SNP | (HypervisorFeature.RESTRICTED_INJECTION if restricted else 0)
+        needs = HypervisorFeature.SNP | (HypervisorFeature.RESTRICTED_INJECTION if restricted else 0)
+        return needs | (HypervisorFeature.AP_CREATION if self.memory.vcpus > 1 else 0)
 
     def _status_holds(self, status: Answer) -> bool:
         expected = expected_status(self.generation, self.sev_features)

@@ -55,6 +55,7 @@ class HostInstructions:
             op.VmRun: self._vmrun,
             op.VmKick: self._vmkick,
             **board.events.host_table,
+            **board.branches.host_table,
             op.VmPreempt: self._vm_preempt,
             op.DiskRead: self._disk_read,
             op.DiskWrite: self._disk_write,

@@ -534,7 +534,7 @@ class Hypervisor:
         """SNP_LAUNCH_UPDATE of every page, in the order that the digest wants."""
         vmsas: list[op.HypervisorOperation] = []
         spas: list[int] = []
-        frames = record.spas_of(page.gpa for page in pages if page.page_type is not PageType.VMSA)
+        frames = iter(record.spas_of(page.gpa for page in pages if page.page_type is not PageType.VMSA))
         for page in pages:
             if page.page_type is not PageType.VMSA:
                 spas.append(next(frames))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Mapping
 
 from node import nae_event as nae
 from node import operations as op
+from node.ap_creation import start_vcpu
 from node.event_injection import V_IRQ, ExceptionVector, exception, virtual_interrupt_field
 from node.ghcb_page import BadInput, GhcbExit, GhcbRefused
 from node.hv_doorbell import NO_FURTHER_SIGNAL, NOWHERE, PENDING_BYTES, Doorbell, DoorbellAction
@@ -26,6 +27,8 @@ Bringing = Generator[Batch, Answers, bool]
 
 _LOWEST_VECTOR = 0x10
 """Vectors below are no fixed interrupt's (APM volume 2, 16.6.3)."""
+_FIXED, _INIT = 0, 5
+"""Delivery modes of the interrupt command register; INIT counts for a vCPU that has a save area waiting."""
 _SELF, _ALL, _OTHERS = 1, 2, 3
 """Shorthands of the interrupt command register."""
 
@@ -95,11 +98,11 @@ class InterruptServer:
         yield ()
 
     def _ipi(self, vm: str, record: LaunchedVm, vcpu: int, _exit: GhcbExit, asked: nae.InfoRequest) -> Serve:
-        """A fixed interrupt to one vCPU or several; one for which another waits already misses it."""
+        """An interrupt or INIT to one vCPU or several; one for which an interrupt waits already misses the next."""
         _only_restricted(record)
         vector, mode, shorthand = asked.info1 & 0xFF, asked.info1 >> 8 & 7, asked.info1 >> 18 & 3
         target = asked.info1 >> 32
-        if mode or vector < _LOWEST_VECTOR:
+        if mode not in (_FIXED, _INIT) or (mode == _FIXED and vector < _LOWEST_VECTOR):
             raise GhcbRefused(BadInput.INVALID_INPUT, "SW_EXITINFO1")
         everyone = range(len(record.save_areas))
         to = {
@@ -108,7 +111,10 @@ class InterruptServer:
             _OTHERS: [one for one in everyone if one != vcpu],
         }.get(shorthand, [target] if target in everyone else [])
         for one in to:
-            yield from self.interrupt(vm, record, one, vector)
+            if mode == _FIXED:
+                yield from self.interrupt(vm, record, one, vector)
+            elif one != vcpu and one in record.on_init:
+                yield from start_vcpu(vm, record, one, record.on_init.pop(one))
         return NOTHING
 
 

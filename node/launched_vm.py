@@ -48,6 +48,8 @@ class LaunchedVm:
     """SEV_FEATURES of its first save areas."""
     doorbells: dict[int, int] = field(default_factory=dict)
     """GPA of the #HV doorbell page that each vCPU registered."""
+    on_init: dict[int, int] = field(default_factory=dict)
+    """SPA of the save area that each vCPU is to have after its next INIT."""
     vmpls: VmplBook | None = None
     """Where the guest may use several VMPLs."""
 
@@ -95,14 +97,16 @@ class LaunchedVm:
         pieces = list(self.backing(Range(gpa, PAGE_BYTES)))
         return pieces[0][1] if len(pieces) == 1 and pieces[0][2] == PAGE_BYTES else None
 
-    def spas_of(self, gpas: Iterable[int]) -> Iterator[int]:
+    def spas_of(self, gpas: Iterable[int]) -> list[int]:
         """The SPA behind each GPA; quick where one follows the other."""
+        spas = []
         first = end = spa = 0
         for gpa in gpas:
             if not first <= gpa < end:
                 first, spa, length = next(one for one in self.ram if one[0] <= gpa < one[0] + one[2])
                 end = first + length
-            yield spa + gpa - first
+            spas.append(spa + gpa - first)
+        return spas
 
     def spa_of(self, gpa: int) -> int:
         """The SPA behind a GPA of the VM's memory."""

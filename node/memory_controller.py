@@ -227,7 +227,8 @@ class MemoryController:
             self.write(last, bytes(end - last), asid)
 
     def written_runs(self, spa: int, length: int, asid: int) -> Iterable[tuple[int, int]]:
-        """Runs of whole pages in a range that hold what somebody wrote, as (SPA, length). Raises MachineCheck."""
+        """Runs of whole pages in a range that hold what somebody wrote, as (SPA, length). Raises as ``read``."""
+        self._fill(asid, spa)
         return self._dram.resident_runs(spa, length)
 
     def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:

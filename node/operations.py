@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from node.block_endings import Await, Compute, Shutdown, Sleep
+from node.branch_operations import Branch, HostBranch, HostReadCounter, IndirectBranch
 from node.device_operations import MmioLoad, MmioStore, NicRead, NicWrite
-from node.event_operations import LoadIdt, ReadFlags, VmcbLoad, VmcbStore, VmKick, WriteFlags
+from node.event_operations import LoadIdt, ReadFlags, SoftwareInterrupt, VmcbLoad, VmcbStore, VmKick, WriteFlags
 from node.intercepted_operations import PortIn, PortOut, Rdmsr, WriteBackCaches, Wrmsr
 from node.operation_answers import (
     Answer,
@@ -30,10 +31,14 @@ from psp.system_bus import RmpEntry
 __all__ = [
     "Answer",
     "Await",
+    "Branch",
     "Compute",
     "CpuidResult",
     "Fault",
     "FaultKind",
+    "HostBranch",
+    "HostReadCounter",
+    "IndirectBranch",
     "LoadIdt",
     "MmioLoad",
     "MmioStore",
@@ -50,6 +55,7 @@ __all__ = [
     "Runs",
     "Shutdown",
     "Sleep",
+    "SoftwareInterrupt",
     "VmKick",
     "VmcbLoad",
     "VmcbStore",
@@ -494,9 +500,10 @@ class VmPageFlush:
 
 @dataclass(frozen=True, slots=True)
 class HostTimedRead:
-    """Load one byte through a host mapping with C=0 between two RDTSCP. Answer: nanoseconds, or a Fault."""
+    """Load one byte through a host mapping between two RDTSCP. Answer: nanoseconds, or a Fault."""
 
     spa: int
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -580,11 +587,12 @@ HypervisorOperation = (
     | NestedMap | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
     | HostClflush | Invd | VmPageFlush | HostTimedRead | VmPreempt | NicRead | NicWrite
     | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | FabricDivert | DeviceRead | DeviceWrite
-    | VmcbLoad | VmcbStore | VmKick
+    | VmcbLoad | VmcbStore | VmKick | HostBranch | HostReadCounter
 )  # fmt: skip
 GuestOperation = (
     Read | Write | Copy | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust
     | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit | ReadSevStatus | Cpuid
     | ReadDr7 | WriteDr7 | MmioLoad | MmioStore
-    | LoadIdt | ReadFlags | WriteFlags | Rdmsr | Wrmsr | PortIn | PortOut | WriteBackCaches
+    | LoadIdt | ReadFlags | WriteFlags | SoftwareInterrupt | Branch | IndirectBranch
+    | Rdmsr | Wrmsr | PortIn | PortOut | WriteBackCaches
 )  # fmt: skip

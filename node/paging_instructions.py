@@ -32,6 +32,7 @@ class PagingInstructions:
             op.LoadIdt: self._load_idt,
             op.ReadFlags: self._read_flags,
             op.WriteFlags: self._write_flags,
+            op.SoftwareInterrupt: self._software_interrupt,
         }
 
     def _read(self, vmcb: Vmcb, gva: int, length: int, access: int) -> op.Answer:
@@ -102,6 +103,12 @@ class PagingInstructions:
             return op.Fault(op.FaultKind.GENERAL_PROTECTION, 0)
         except FAULTS as fault:
             return answer_to(fault, 0)
+        return None
+
+    def _software_interrupt(self, vmcb: Vmcb, one: op.SoftwareInterrupt) -> op.Answer:
+        if not 0 <= one.vector < 1 << 8:
+            return op.Fault(op.FaultKind.GENERAL_PROTECTION, 0)
+        self._board.events.raised[vmcb.vm, vmcb.vcpu] = one.vector
         return None
 
     def _invalidate(self, vmcb: Vmcb, one: op.InvalidatePage) -> op.Answer:

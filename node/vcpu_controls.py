@@ -43,6 +43,7 @@ class VcpuControls:
         new = self.of(vmcb).flags_written(value)
         self._loaded[vmcb.vm, vmcb.vcpu] = new
         self.store(vmcb, "RFLAGS", new.rflags)
+        self._board.events.flags_changed(vmcb, new.rflags)
 
     def load(self, vmcb: Vmcb, name: str) -> int:
         """One field of the save area, as the core has it."""

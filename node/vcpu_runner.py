@@ -166,9 +166,10 @@ class VcpuRunner:
     def _run_blocks(self, vcpu: Vcpu, answers: tuple[op.Answer, ...] | None) -> None:
         vcpu.state = VcpuState.BLOCK
         software, index, registers = vcpu.guest.software, vcpu.index, vcpu.registers
+        events = self._board.events
         for _ in range(_MOST_IDLE_BLOCKS):
             if answers is None:
-                if self._board.events.waiting and not self._take_events(vcpu):
+                if (events.waiting or events.raised or events.stepping) and not self._take_events(vcpu):
                     return
                 if vcpu.pause_wanted:
                     self._park(vcpu)
@@ -215,21 +216,37 @@ class VcpuRunner:
         One that halts goes on if something waits for it, as after any interrupt; one that computes takes it when
         its phase ends. One that VMRUN refused stays out.
         """
+        guest = vcpu.guest
+        vmcb = self._board.vmcb(guest.spec.name, vcpu.index)
+        if not vmcb.consistent:
+            # It has no save area any more: what it was about to do is nobody's.
+            if vcpu.state is not VcpuState.PAUSED:
+                self.halt(vcpu, VcpuState.STOPPED)
+            vcpu.state = VcpuState.STOPPED
+            guest.software.drop(vcpu.index)
+            self._tell_parked(guest)
+            return
         if code:
             if vcpu.state is VcpuState.BLOCK:
                 vcpu.pause_wanted = True
             elif vcpu.state in (VcpuState.COMPUTING, VcpuState.SLEEPING):
                 self.halt(vcpu, VcpuState.PAUSED)
                 self._park(vcpu)
-                self._tell_parked(vcpu.guest)
+                self._tell_parked(guest)
             return
-        if vcpu.guest.state is not GuestState.RUNNING:
+        if guest.state is GuestState.PAUSED and vcpu.state in _NOT_YET:
+            # Started while the VM is paused: it goes on from its save area with the others.
+            self._board.leave(guest.spec.name, vcpu.index)
+            vcpu.state, vcpu.save_area_spa = VcpuState.PAUSED, vmcb.save_area_spa
+            return
+        if guest.state is not GuestState.RUNNING:
             return
         vcpu.pause_wanted = False
         ready = self._event_ready(vcpu)
-        if vcpu.state is VcpuState.PAUSED:
+        if vcpu.state is VcpuState.PAUSED or vcpu.state in _NOT_YET:
+            vcpu.save_area_spa = vmcb.save_area_spa
             self.load(vcpu)
-            vcpu.guest.software.rebuild(vcpu.index)
+            guest.software.rebuild(vcpu.index)
         elif vcpu.state is not VcpuState.SLEEPING or not ready:
             return
         if ready and vcpu.registers.r14 == SLEEPING:
@@ -478,6 +495,7 @@ class VcpuRunner:
             if isinstance(one, op.BlockRead | op.BlockWrite):
                 books.note(one, answer, cost.disk_ns(one))
 
+_NOT_YET = (VcpuState.WAITING, VcpuState.STOPPED)
 _AT_REST = (VcpuState.PAUSED, VcpuState.WAITING, VcpuState.STOPPED)
 
 

@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from node import operations as op
-from node.control_registers import RFLAGS_IF
+from node.control_registers import RFLAGS_IF, RFLAGS_TF
 from node.event_injection import V_IRQ, V_TPR, Event, EventType, VirtualInterrupt, virtual_interrupt
 from node.fault_answers import FAULTS, answer_to, undefined
 from node.generation import CAPABILITIES
+from node.platform import Protection
 from node.sev_features import features_of
 from node.vmcb_fields import ALLOWED_FEATURES_ENABLE, GUEST_INTERRUPT_MASK, VMCB_FIELDS, ControlFields
 from node.vmsa import SevFeature
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
     from node.vmcb import Vmcb
 
 Key = tuple[str, int]
+_SWITCHED = {
+    Protection.RESTRICTED_INJECTION: SevFeature.RESTRICTED_INJECTION,
+    Protection.ALTERNATE_INJECTION: SevFeature.ALTERNATE_INJECTION,
+    Protection.BTB_ISOLATION: SevFeature.BTB_ISOLATION,
+    Protection.PMC_VIRTUALIZATION: SevFeature.PMC_VIRTUALIZATION,
+}
 _OWN_INJECTION = SevFeature.RESTRICTED_INJECTION | SevFeature.ALTERNATE_INJECTION
 
 
@@ -34,10 +41,17 @@ class VmrunEvents:
 
     def __init__(self, board: Board) -> None:
         self._board = board
+        self._known = features_of(board.product.name)
+        disabled = [feature for protection, feature in _SWITCHED.items() if protection in board.platform.disabled]
+        self._honoured = ~sum(disabled)
         self._fields: dict[Key, ControlFields] = {}
         self.waiting: dict[Key, Event | None] = {}
         """vCPUs that may have to take something before their next instruction: the event injected, None for a
         virtual interrupt that waits for the guest to let it."""
+        self.raised: dict[Key, int] = {}
+        """vCPUs that executed INT n, and the vector."""
+        self.stepping: dict[Key, bool] = {}
+        """vCPUs with RFLAGS.TF set, and whether an instruction has begun since."""
         self.host_table: Mapping[type, Callable[..., op.Answer]] = {op.VmcbLoad: self._load, op.VmcbStore: self._store}
 
     def fields(self, vmcb: Vmcb) -> ControlFields:
@@ -49,10 +63,10 @@ class VmrunEvents:
 
     def forget(self, vm: str, vcpu: int | None = None) -> None:
         """A control block was filled anew, or all of a VM's are gone."""
-        for key in [key for key in self._fields if key[0] == vm and vcpu in (None, key[1])]:
-            del self._fields[key]
-        for key in [key for key in self.waiting if key[0] == vm and vcpu in (None, key[1])]:
-            del self.waiting[key]
+        for key in {*self._fields, *self.waiting, *self.raised, *self.stepping}:
+            if key[0] == vm and vcpu in (None, key[1]):
+                for table in (self._fields, self.waiting, self.raised, self.stepping):
+                    table.pop(key, None)
 
     # The hypervisor's loads and stores.
 
@@ -82,11 +96,11 @@ class VmrunEvents:
 
     def accepts(self, vmcb: Vmcb) -> bool:
         """Whether VMRUN accepts the features that the guest asks for and what is to be injected."""
-        features = self._features(vmcb)
+        features = self.features(vmcb)
         known = self._fields.get((vmcb.vm, vmcb.vcpu))
         if not features and known is None:
             return True
-        if features & ~features_of(self._board.product.name):
+        if features & ~self._known:
             return False
         if known is not None and not _allowed(known.values["ALLOWED_SEV_FEATURES"], features):
             return False
@@ -105,7 +119,9 @@ class VmrunEvents:
         """A vCPU begins: its event is taken out of the field, and waits for the next instruction."""
         key = vmcb.vm, vmcb.vcpu
         known = self._fields.get(key)
-        features = self._features(vmcb)
+        features = self.features(vmcb)
+        if features & SevFeature.IBPB_ON_ENTRY:
+            self._board.predictor.barrier(vmcb.core)
         self.waiting.pop(key, None)
         if known is None and (not features or not features & _OWN_INJECTION):
             return
@@ -140,14 +156,14 @@ class VmrunEvents:
         key = vmcb.vm, vmcb.vcpu
         if key not in self.waiting:
             return False
-        return self.waiting[key] is not None or self._let_in(vmcb, self._features(vmcb)) is not None
+        return self.waiting[key] is not None or self._let_in(vmcb, self.features(vmcb)) is not None
 
     def next_event(self, vmcb: Vmcb) -> Event | None:
         """What a vCPU takes now: an injected event whatever its flags say, a virtual interrupt if it lets it."""
         key = vmcb.vm, vmcb.vcpu
         if key not in self.waiting:
             return None
-        event, features = self.waiting[key], self._features(vmcb)
+        event, features = self.waiting[key], self.features(vmcb)
         if event is None:
             interrupt = self._let_in(vmcb, features)
             if interrupt is not None:
@@ -165,9 +181,25 @@ class VmrunEvents:
             return None
         return interrupt if self._board.controls.of(vmcb).rflags & RFLAGS_IF else None
 
+    def flags_changed(self, vmcb: Vmcb, flags: int) -> None:
+        """RFLAGS was written: TF traps after the instruction that follows."""
+        key = vmcb.vm, vmcb.vcpu
+        if not flags & RFLAGS_TF:
+            self.stepping.pop(key, None)
+        else:
+            self.stepping.setdefault(key, False)
+
+    def stepped(self, vmcb: Vmcb) -> bool:
+        """Between two instructions: whether the one before is to be followed by #DB."""
+        key = vmcb.vm, vmcb.vcpu
+        begun = self.stepping.get(key)
+        if begun is not None:
+            self.stepping[key] = not begun
+        return bool(begun)
+
     def write_tpr(self, vmcb: Vmcb, value: int) -> None:
         """MOV to CR8."""
-        features = self._features(vmcb)
+        features = self.features(vmcb)
         self._set_queue(vmcb, features, self._queue(vmcb, features) & ~V_TPR | value)
 
     def _queued(self, vmcb: Vmcb, features: int) -> VirtualInterrupt | None:
@@ -187,8 +219,9 @@ class VmrunEvents:
         else:
             self.fields(vmcb).values["V_INTR"] = value
 
-    def _features(self, vmcb: Vmcb) -> int:
-        return self._saved(vmcb, "SEV_FEATURES") if vmcb.rmp_checked else 0
+    def features(self, vmcb: Vmcb) -> int:
+        """SEV_FEATURES that count for a vCPU: of an SNP guest's save area, what works on this board."""
+        return self._saved(vmcb, "SEV_FEATURES") & self._honoured if vmcb.rmp_checked else 0
 
     def _saved(self, vmcb: Vmcb, name: str) -> int:
         return self._board.controls.load(vmcb, name)

@@ -20,6 +20,7 @@ from psp.snp_guests import SnpGuests
 from psp.status import PspError
 from psp.system_bus import PAGE_BYTES, RmpEntry, SystemBus
 
+_ZEROS = bytes(PAGE_BYTES)
 _ORDINARY = frozenset({PageType.NORMAL, PageType.VMSA, PageType.ZERO, PageType.UNMEASURED})
 """Types whose contents the firmware neither checks nor makes of a context."""
 
@@ -72,7 +73,8 @@ class LaunchRuns:
         digests = self._digests(spa, length) if kind in MEASURED_CONTENTS else (NO_CONTENTS,) * count
         digest.extend(kind, entry.gpa, digests, vmpl_permissions=permissions)
         if kind is PageType.ZERO:
-            self._bus.write_guest(spa, bytes(length), entry.asid)
+            for page in range(spa, spa + length, PAGE_BYTES):
+                self._bus.write_guest(page, _ZEROS, entry.asid)  # the same zeros, which memory keeps until it is read
         else:
             self._bus.encrypt_in_place(spa, length, entry.asid)
         validated = replace(

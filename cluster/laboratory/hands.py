@@ -8,12 +8,13 @@ from typing import get_args
 from cluster.laboratory.owner import Owner
 from cluster.oracle.transcript import Transcript
 from node import operations as op
-from node.actor import Actor, Role
+from node.actor import HYPERVISOR, Actor, Role
 from node.board import Board
 from node.operations import Answer
 from node.physical_port import PhysicalPort
 from workloads.attacks.claims import Claim
 from workloads.attacks.dimm_operations import DimmDump, DimmGround, DimmPoke, DimmTap, DimmUnground
+from workloads.attacks.hypervisor_books import TellDr7
 from workloads.attacks.owner_operations import AskOwner
 from workloads.attacks.target import AttackBatch
 
@@ -21,6 +22,8 @@ _NETWORK = "network"
 """Not a hand: whom code in a guest asks, and what it is answered."""
 _NOTEBOOK = "notebook"
 """No hand either: where an attacker writes down what it has learnt."""
+_BOOKS = "books"
+"""The hypervisor's own: no chip takes part."""
 _GUEST = frozenset(get_args(op.GuestOperation))
 _DIMM: Mapping[type, Callable[..., Answer]] = {
     DimmDump: lambda port, _: op.Runs(port.dump_written()),
@@ -42,18 +45,28 @@ class MixedHands(ValueError):
 class Hands:
     """Executes an attacker's batches: as the hypervisor, as one tenant, or at the memory modules.
 
-    ``owner`` answers code in guests that asks it for the victim's secret; without one nobody does.
+    ``owner`` answers code in guests that asks it for the victim's secret, ``tell`` changes what the hypervisor's books
+    say of the victim; without them nobody does.
     """
 
-    def __init__(self, board: Board, tenant: str, transcript: Transcript, owner: Owner | None = None) -> None:
+    def __init__(
+        self,
+        board: Board,
+        tenant: str,
+        transcript: Transcript,
+        owner: Owner | None = None,
+        tell: Callable[[TellDr7], None] | None = None,
+    ) -> None:
         self._board, self._tenant = board, tenant
         self._modules = PhysicalPort(board.dram)
         self._transcript = transcript
+        self._tell = tell
         self._ways: Mapping[str, Callable[..., tuple[Answer, ...]]] = {
             Role.GUEST: self._as_the_tenant,
             Role.HYPERVISOR: board.execute_host,
             Role.DIMM: self._at_the_modules,
             _NOTEBOOK: self._note,
+            _BOOKS: self._keep_books,
             _NETWORK: (lambda batch: (None,) * len(batch)) if owner is None else owner.act,
         }
 
@@ -76,6 +89,14 @@ class Hands:
             self._transcript.guess(one.bits)
         return (None,) * len(batch)
 
+    def _keep_books(self, batch: tuple[TellDr7, ...]) -> tuple[Answer, ...]:
+        for one in batch:
+            if self._tell is not None:
+                self._tell(one)
+        answers = (None,) * len(batch)
+        self._transcript.observe(HYPERVISOR, batch, answers)
+        return answers
+
     def _at_the_modules(self, batch: AttackBatch) -> tuple[Answer, ...]:
         # No chip takes part, so the board's tap sees nothing of it.
         answers = tuple([_DIMM[type(one)](self._modules, one) for one in batch])
@@ -90,5 +111,7 @@ def _role(one: object) -> str:
         return _NETWORK
     if type(one) is Claim:
         return _NOTEBOOK
+    if type(one) is TellDr7:
+        return _BOOKS
     return Role.DIMM if type(one) in _DIMM else Role.HYPERVISOR
 

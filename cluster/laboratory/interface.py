@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from cluster.laboratory.hands import Hands
 from node.core_msrs import MEM_ENCRYPTION_MODE_EN, Msr
-from node.operations import Fault, HostWrite, ReadMsr, RmpQuery, Runs, Wbinvd
+from node.operations import Cpuid, Fault, FaultKind, HostWrite, ReadMsr, RmpQuery, Runs, Wbinvd
 from workloads.attacks.dimm_operations import DimmDump
 from workloads.attacks.target import Target
 
@@ -20,6 +20,7 @@ class Interface(StrEnum):
     C_BIT = "C-bit in the host's mappings"
     WAY_PAST_THE_KEY = "access without the C-bit that goes past every key"
     PAGE_VALIDATION = "PVALIDATE"
+    VMM_COMMUNICATION = "#VC"
     TRANSPARENT_KEY = "key over all memory, set by firmware"
     LAUNCH_MEASUREMENT = "measurement of the victim's launch"
     CONTEXT_PAGE = "context of the victim in a page of memory"
@@ -49,6 +50,11 @@ def _has_pvalidate(hands: Hands, target: Target) -> bool:
     return not isinstance(answer, Fault)
 
 
+def _has_vc(hands: Hands, _: Target) -> bool:
+    (answer,) = hands.act((Cpuid(0),))
+    return isinstance(answer, Fault) and answer.kind is FaultKind.VMM_COMMUNICATION
+
+
 _LOOKS: Mapping[Interface, Callable[[Hands, Target], bool]] = {
     Interface.C_BIT: _has_c_bit,
     Interface.WAY_PAST_THE_KEY: _lies_in_clear,
@@ -56,5 +62,6 @@ _LOOKS: Mapping[Interface, Callable[[Hands, Target], bool]] = {
     # The firmware is not asked: its refusal would count as protection.
     Interface.CONTEXT_PAGE: lambda _, target: target.victim.gctx != 0,
     Interface.LAUNCH_MEASUREMENT: lambda _, target: target.victim.gctx != 0 or target.victim.handle != 0,
+    Interface.VMM_COMMUNICATION: _has_vc,
     Interface.TRANSPARENT_KEY: lambda hands, target: not _lies_in_clear(hands, target),
 }

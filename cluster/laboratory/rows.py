@@ -10,6 +10,7 @@ from cluster.laboratory.interface import Interface
 from cluster.laboratory.lying_hypervisor import DenyingHypervisor
 from cluster.laboratory.permuting_hypervisor import PermutingHypervisor
 from cluster.laboratory.scene import GHOST_LINE, USUAL, VICTIM, Cast, Setting, act_out, code_gpa, status_gpa
+from cluster.oracle.holdings import Measure
 from cluster.oracle.verdict import Aim, Verdict, judge
 from workloads.attacks import (
     alias,
@@ -23,14 +24,17 @@ from workloads.attacks import (
     false_cpuid,
     forged_measurement,
     greedy_tenant,
+    injection,
     iommu_log,
     neighbours,
     nested_remap,
     read_memory,
     rmp_forgery,
+    side_channels,
     tlb_poisoning,
     write_memory,
 )
+from workloads.attacks.service import DIVIDE, OVERFLOW
 from workloads.attacks.target import Attack, Target
 
 
@@ -60,9 +64,15 @@ class Row:
     """What the victim must be made to read as its status, where garbage is not enough."""
     chosen_code: bytes = b""
     """As ``chosen_status``, in the place of what it runs."""
+    victim: str = "vault"
+    """The victim's program."""
+    cache_timing: bool = False
+    """Loads must take as long as the line's place says."""
+    leak_bytes: int = 16
+    """How many bytes of a secret make a leak."""
 
 
-_LIED_TO = Cast(victim="newcomer", hypervisor=DenyingHypervisor)
+_LIED_TO = Cast(hypervisor=DenyingHypervisor)
 
 ROWS: Mapping[str, Row] = {
     "01": Row((read_memory.read_private_page,)),
@@ -86,10 +96,20 @@ ROWS: Mapping[str, Row] = {
     "19": Row(
         (write_memory.wait_for_it,),
         needs=Interface.LAUNCH_MEASUREMENT,
-        cast=Cast(victim="booted", hypervisor=PermutingHypervisor),
+        cast=Cast(hypervisor=PermutingHypervisor),
+        victim="booted",
     ),
     "22": Row((tlb_poisoning.share_a_thread,), tlb_entries=64, two_processes=True),
-    "23": Row((false_cpuid.share_and_read,), cast=_LIED_TO),
+    "23": Row((false_cpuid.share_and_read,), cast=_LIED_TO, victim="newcomer"),
+    "24a": Row((injection.system_call,), victim="service"),
+    "24b": Row((injection.signal(DIVIDE), injection.signal(OVERFLOW)), victim="service"),
+    "24c": Row((injection.masked_tick,), victim="service"),
+    "25a": Row((injection.take_rax,), needs=Interface.VMM_COMMUNICATION, victim="service", leak_bytes=8),
+    "25b": Row((injection.read_by_forged_stores,), needs=Interface.VMM_COMMUNICATION, victim="service"),
+    "26a": Row((injection.alter_breakpoints,), victim="service"),
+    "26b": Row((injection.swallow_debug_exception,), victim="service"),
+    "27": Row((side_channels.poison_predictor,), victim="chooser", cache_timing=True),
+    "29c": Row((side_channels.count_branches,), victim="chooser"),
     "33": Row((cache_drop.drop_dirty_lines,), caches=True),
     "35a": Row((alias.replay_through_ghost,), ghost_line=GHOST_LINE),
     "35b": Row((forged_measurement.through_ghost,), needs=Interface.CONTEXT_PAGE, ghost_line=GHOST_LINE),
@@ -110,7 +130,7 @@ ROWS: Mapping[str, Row] = {
     "44": Row((neighbours.wrong_mapping,)),
     "45": Row((neighbours.freed_page,)),
     "46": Row((neighbours.two_contexts,)),
-    "48": Row((false_cpuid.share_and_read,), cast=_LIED_TO),
+    "48": Row((false_cpuid.share_and_read,), cast=_LIED_TO, victim="newcomer"),
     "82a": Row((confused_deputy.write_by_device,), needs=Interface.CONTEXT_PAGE),
 }  # fmt: skip
 """By id of the matrix."""
@@ -126,14 +146,18 @@ def verdicts(row: str, setting: Setting) -> list[Verdict]:
             platform,
             ghost_line=line.ghost_line,
             caches=platform.caches or line.caches,
+            cache_timing=platform.cache_timing or line.cache_timing,
             tlb_entries=line.tlb_entries or platform.tlb_entries,
             fabric_locked=line.fabric_locked,
         ),
         two_processes=line.two_processes,
         tenant_spins=line.tenant_spins,
         prelude=line.prelude,
+        victim=line.victim,
     )
-    return [judge(*act_out(where, attack, line.needs, line.cast), aim=_aim(line)) for attack in line.attacks]
+    measure = Measure(line.leak_bytes)
+    found = [act_out(where, attack, line.needs, line.cast) for attack in line.attacks]
+    return [judge(*one, measure, _aim(line)) for one in found]
 
 
 def _aim(line: Row) -> Aim | None:

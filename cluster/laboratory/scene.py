@@ -34,10 +34,14 @@ from node.program import ProgramFactory, ProgramSpec
 from node.sev_features import launch_features
 from node.vcpu import Vcpu, VcpuState
 from node.vcpu_model import vcpu_model
+from node.vmsa import SevFeature
 from psp.system_bus import PAGE_BYTES
 from workloads.attacks import booted, newcomer, vault
 from workloads.attacks.booted import Booted
+from workloads.attacks.chooser import Chooser
+from workloads.attacks.hypervisor_books import TellDr7
 from workloads.attacks.newcomer import Newcomer
+from workloads.attacks.service import HAS_GHCB, NO_IA32, REGISTERS_GHCB, RESTRICTED, STACK, VERIFIES, Service
 from workloads.attacks.target import Attack, Household, Page, Target
 from workloads.attacks.vault import Vault
 
@@ -79,6 +83,14 @@ class Setting:
     """The victim's owner compares the measurement of its launch with that of its own image."""
     demands_alias_check: bool = False
     """The victim's owner accepts no platform that nobody checked for DRAM aliases."""
+    victim: str = "vault"
+    """The victim's program, by its name."""
+    sev_features: int = 0
+    """What the victim asks for at launch, where it is an SNP guest."""
+    disables_ia32: bool = False
+    """The victim's kernel has no gate for int 0x80."""
+    vc_handler_verifies: bool = False
+    """The victim's #VC handler decodes the instruction and compares."""
     two_processes: bool = False
     """The victim has two vCPUs, each with page tables of its own."""
     tenant_spins: bool = False
@@ -91,9 +103,8 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """Who takes part in a row: which program the victim runs, on what kernel, and which hypervisor runs it."""
+    """Who takes part in a row beside the victim: on what kernel it runs, and which hypervisor runs it."""
 
-    victim: str = "vault"
     tracks_validation: bool = True
     """Whether the victim's kernel keeps books of what it validated, if its setting says nothing of it."""
     hypervisor: type[BadHypervisor] = BadHypervisor
@@ -147,11 +158,13 @@ class Scene:
             reads_cpuid_page=setting.reads_cpuid_page,
             checks_cpuid=False,
         )
-        program = _program(cast, protection.launched, kernel)
+        service = _service(setting, protection.launched)
+        wanted = _wanted(protection.launched, kernel, service)
         if setting.two_processes:
             own_key = _has_own_key(protection.launched)
-            program = ProgramSpec("vault", ((vault.C_BIT, 1 << product.c_bit if own_key else 0),))
-        self._launch(VICTIM, protection.launched, program, 1 + setting.two_processes, kernel)
+            wanted["vault"] = ProgramSpec("vault", ((vault.C_BIT, 1 << product.c_bit if own_key else 0),))
+        program = wanted[setting.victim]
+        self._launch(VICTIM, protection.launched, program, 1 + setting.two_processes, kernel, setting.sev_features)
         self._hypervisor.let_go()
         tenant = ProgramSpec("vault", ((vault.SPINS, int(setting.tenant_spins)),))
         self._launch(TENANT, protection.launched, tenant, 1, CAREFUL)
@@ -159,26 +172,35 @@ class Scene:
             for vcpu in range(2):
                 own = Vault(memory_map(GUEST_BYTES, 2).placement(VICTIM, vcpu, SEED))
                 ledger.map(VICTIM, vcpu, vault.VALUE_GVA, PAGE_BYTES, own.private(vault.VALUE))
-        ledger.decide(VICTIM, [_vault(VICTIM).decision(number) for number in range(1, vault.DECISIONS + 1)])
-        ledger.keep(VICTIM, "the secret", _vault(VICTIM).content(vault.SECRET))
+        place = memory_map(GUEST_BYTES, 1).placement(VICTIM, 0, SEED)
+        if setting.victim == "service":
+            victim = Service.build(service, place)
+            ledger.keep(VICTIM, "the secret", victim.secret)
+            for gpa, octets in victim.promises.items():
+                ledger.promise(VICTIM, gpa, octets)
+        elif setting.victim == "chooser":
+            ledger.decide(VICTIM, Chooser(place).decisions)
+        else:
+            ledger.decide(VICTIM, [_vault(VICTIM).decision(number) for number in range(1, vault.DECISIONS + 1)])
+            ledger.keep(VICTIM, "the secret", _vault(VICTIM).content(vault.SECRET))
         ledger.keep(VICTIM, "what its owner sends it", SECRET)
-        if cast.victim == "newcomer":
-            secret, canary = _vault(VICTIM).private(vault.SECRET), newcomer.canary_gpa(_vault(VICTIM).placement)
+        if setting.victim == "newcomer":
+            secret, canary = _vault(VICTIM).private(vault.SECRET), newcomer.canary_gpa(place)
             ledger.map(VICTIM, 0, secret, PAGE_BYTES, secret)
             for view in (0, SHARED_VIEW):
                 # Where it tries the C-bit out lies no memory that it uses.
                 ledger.map(VICTIM, 0, view + canary, PAGE_BYTES, _NOWHERE)
-        if cast.victim == "booted":
+        if setting.victim == "booted":
             ledger.lay(VICTIM, IMAGE.gpa, IMAGE.data)
             measured = bytes.fromhex(self.host.guests[VICTIM].launch_digest)
             if setting.verifies_measurement and measured and measured != _expected(protection.launched, product.name):
                 transcript.complain(VICTIM, "measurement: another launch than its owner's")
-        self.target = self._look_up()
-        owner = Owner(self.host.board, transcript, VICTIM, setting.demands_alias_check)
-        self._hands = Hands(self.host.board, TENANT, transcript, owner)
         self.let_run(self.host.guests[VICTIM])
         if not setting.tenant_spins:
             self.let_run(self.host.guests[TENANT])
+        self.target = self._look_up()
+        owner = Owner(self.host.board, transcript, VICTIM, setting.demands_alias_check)
+        self._hands = Hands(self.host.board, TENANT, transcript, owner, self._tell)
 
     def offers(self, interface: Interface) -> bool:
         """Whether the host has an interface."""
@@ -208,7 +230,7 @@ class Scene:
         env = self.host.clock.env
         before = [_rest(vcpu) for vcpu in guest.vcpus]
         until = env.now + _PATIENCE_NS
-        while guest.state is GuestState.RUNNING:
+        while guest.state is GuestState.RUNNING and guest.vcpus[0].state is not VcpuState.PAUSED:
             if env.peek() > until:
                 self._transcript.stalled(guest.spec.name)
                 break
@@ -219,15 +241,22 @@ class Scene:
 
     # Setting up.
 
+    def _tell(self, one: TellDr7) -> None:
+        record = self._hypervisor.launched(VICTIM)
+        record.dr7[record.seat(0)] = one.value
+
     @property
     def _hypervisor(self) -> BadHypervisor:
         assert isinstance(self.host.hypervisor, BadHypervisor)
         return self.host.hypervisor
 
     def _launch(
-        self, name: str, generation: Generation, program: ProgramSpec, vcpus: int, kernel: KernelSettings
+        self, name: str, generation: Generation, program: ProgramSpec, vcpus: int, kernel: KernelSettings,
+        sev_features: int = 0,
     ) -> None:
-        spec = GuestSpec(name, generation, vcpus, GUEST_BYTES, program, SEED, kernel=kernel)
+        spec = GuestSpec(
+            name, generation, vcpus, GUEST_BYTES, program, SEED, sev_features=sev_features, kernel=kernel
+        )  # fmt: skip
         self.host.launch(spec, lambda _: None, running=True)
         assert self.host.guests[name].state is GuestState.RUNNING, self.host.guests[name].reason
 
@@ -258,7 +287,23 @@ class Scene:
             code=page(program.private(vault.CODE)),
             inbox=page(program.shared(vault.INBOX)),
             outbox=page(program.shared(vault.OUTBOX)),
+            stack=page(program.private(STACK)),
+            save_area=record.save_areas[0],
+            doorbell=page(record.doorbells[0]) if 0 in record.doorbells else None,
         )  # fmt: skip
+
+
+def _service(setting: Setting, generation: Generation) -> ProgramSpec:
+    """The victim that is attacked by events."""
+    capabilities = CAPABILITIES[generation]
+    settings = {
+        HAS_GHCB: capabilities.encrypted_registers,
+        REGISTERS_GHCB: capabilities.rmp,
+        RESTRICTED: bool(setting.sev_features & SevFeature.RESTRICTED_INJECTION),
+        NO_IA32: setting.disables_ia32,
+        VERIFIES: setting.vc_handler_verifies,
+    }
+    return ProgramSpec("service", tuple((name, int(on)) for name, on in settings.items()))
 
 
 def _rest(vcpu: Vcpu) -> tuple[int, int] | None:
@@ -289,7 +334,8 @@ def code_gpa() -> int:
 
 
 _PROGRAMS: Mapping[str, ProgramFactory] = {
-    "vault": Vault.build, "newcomer": Newcomer.build, "booted": Booted.build,
+    "vault": Vault.build, "service": Service.build, "chooser": Chooser.build, "newcomer": Newcomer.build,
+    "booted": Booted.build,
 }  # fmt: skip
 
 
@@ -302,14 +348,18 @@ def _expected(generation: Generation, product: str) -> bytes:
     return sev_digest(sev_launch_ranges(IMAGE), areas)
 
 
-def _program(cast: Cast, generation: Generation, kernel: KernelSettings) -> ProgramSpec:
-    if cast.victim == "vault":
-        return ProgramSpec("vault")
-    if cast.victim == "booted":
-        firmware = (booted.FIRMWARE_GPA, IMAGE.gpa), (booted.FIRMWARE_BYTES, len(IMAGE.data))
-        return ProgramSpec(cast.victim, firmware)
+def _wanted(generation: Generation, kernel: KernelSettings, service: ProgramSpec) -> dict[str, ProgramSpec]:
+    """Each victim as it is ordered."""
     checks = (newcomer.CHECKS_STATUS, int(kernel.checks_sev_status)), (newcomer.CHECKS_C_BIT, int(kernel.checks_c_bit))
-    return ProgramSpec(cast.victim, ((newcomer.GENERATION, generation.name), *checks))
+    firmware = (booted.FIRMWARE_GPA, IMAGE.gpa), (booted.FIRMWARE_BYTES, len(IMAGE.data))
+    return {
+        "vault": ProgramSpec("vault"),
+        "service": service,
+        "chooser": ProgramSpec("chooser"),
+        "newcomer": ProgramSpec("newcomer", ((newcomer.GENERATION, generation.name), *checks)),
+        "booted": ProgramSpec("booted", firmware),
+    }
+
 
 
 def _vault(name: str) -> Vault:

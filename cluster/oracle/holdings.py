@@ -31,6 +31,7 @@ class Holdings:
         size = min(measure.piece_bytes, measure.leak_bytes)
         octets = secret.octets
         self.name = secret.name
+        self.octets = octets
         self.held: set[int] = set()
         """Positions in the secret that were told to somebody before the victim published them."""
         self._pieces = [(octets[at : at + size], range(at, at + size)) for at in range(len(octets) - size + 1)]

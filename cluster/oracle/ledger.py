@@ -52,6 +52,7 @@ class Ledger:
     def __init__(self) -> None:
         self._secrets: dict[str, list[Secret]] = {}
         self._contents: dict[str, list[tuple[int, bytes]]] = {}
+        self._promises: dict[str, dict[int, bytes]] = {}
         self._decisions: dict[str, tuple[int, ...]] = {}
         self._mappings: dict[str, list[Mapped]] = {}
 
@@ -91,6 +92,15 @@ class Ledger:
         """Enter what private memory held from the start, as a launch laid it."""
         self.protect(victim)
         self._contents[victim].append((gpa, octets))
+
+    def promise(self, victim: str, gpa: int, octets: bytes) -> None:
+        """Enter what a victim stores at a private address whenever it does, as long as nobody makes it do otherwise."""
+        self.protect(victim)
+        self._promises.setdefault(victim, {})[gpa] = octets
+
+    def promises(self, victim: str) -> Mapping[int, bytes]:
+        """A victim's promises, by GPA."""
+        return self._promises.get(victim, {})
 
     def secrets(self, victim: str) -> tuple[Secret, ...]:
         """A victim's secrets."""

@@ -7,12 +7,12 @@ leaked
     somebody else holds enough bytes of a secret that its victim did not publish,
     in data or in the integers of an answer or a fault;
 corrupted
-    a victim read something else than its last write, and no exception in the
-    guest and no party that it trusts had complained before;
+    a victim read something else than its last write, or stored something else than it
+    ever would, and no exception in the guest and no party that it trusts had complained before;
 side channel
     somebody guessed many more of a victim's decisions right than chance would;
 detected
-    such a complaint came;
+    such a complaint came, be it that the victim ended itself through its GHCB;
 blocked
     an operation was refused or a victim's access was stopped without data, or
     the attack got through and brought nothing but garbage;
@@ -32,7 +32,8 @@ from cluster.oracle.holdings import Holdings, Measure
 from cluster.oracle.ledger import Discrepancy, Ledger
 from cluster.oracle.transcript import CODED, Absence, Complaint, Entry, Guess, Stall, Transcript, told_by
 from node.actor import HYPERVISOR, Actor, Role
-from node.ghcb_msr import TerminateRequest
+from node.event_injection import Event, ExceptionVector, exception
+from node.ghcb_msr import GhcbMsrError, TerminateRequest, parse_request
 from node.operations import (
     Answer,
     Copy,
@@ -44,7 +45,10 @@ from node.operations import (
     PValidateResult,
     RmpQueryResult,
     RmpReadResult,
+    VmcbStore,
     VmgExit,
+    VmKick,
+    VmRun,
     Write,
 )
 
@@ -111,6 +115,8 @@ class _Case:
         self._only_aim = aim is not None
         self._shadow = ledger.shadow(victim)
         self._holdings = [Holdings(one, measure) for one in ledger.secrets(victim)]
+        self._promises = ledger.promises(victim)
+        self._armed = False
         self._complaints: dict[int | None, str] = {}
         """By GPA; None where no page is named."""
         self._decisions = ledger.decisions(victim)
@@ -167,6 +173,17 @@ class _Case:
     def _follow_adversary(self, entry: Entry) -> None:
         self._tell(entry.actor, entry)
         self._refused = self._refused or _refusal(entry)
+        self._notice_forgery(entry.operation, entry.answer)
+
+    def _notice_forgery(self, one: object, answer: Answer) -> None:
+        """#VC is the processor's to raise: what a victim shows after one that was injected is not shown of its will."""
+        if isinstance(one, VmcbStore) and (one.vm, one.field) == (self._victim, "EVENTINJ"):
+            event = Event.of(one.value)
+            self._armed = answer is None and event == exception(ExceptionVector.VC, event.error if event else None)
+        elif isinstance(one, VmKick | VmRun) and one.vm == self._victim and answer == 0 and self._armed:
+            self._armed = False
+            for secret in self._holdings:
+                secret.misread(secret.octets)
 
     def _tell(self, party: Actor, entry: Entry) -> None:
         for channel, octets in told_by(entry):
@@ -190,16 +207,25 @@ class _Case:
             self._misread(wrong)
         elif isinstance(one, Write) and not one.private:
             self._publish(one.data)
+        elif isinstance(one, Write):
+            self._hold_to_promises(one)
+        elif isinstance(one, VmgExit) and _ends(one.msr):
+            self._complaints.setdefault(None, f"{self._victim} ended itself: {one.msr:#x}")
         elif isinstance(one, Copy) and not one.target_private and isinstance(answer, bytes):
             self._publish(answer)
-        elif isinstance(one, VmgExit) and one.msr & _MESSAGE == TerminateRequest.CODE:
-            self._complaints.setdefault(None, f"{self._victim} ended itself: {one.msr:#x}")
         elif isinstance(one, PValidate) and isinstance(answer, PValidateResult) and one.validate and answer.code == 0:
             self._wave_away(one)
 
     def _publish(self, octets: bytes) -> None:
         for secret in self._holdings:
             secret.published(octets)
+
+    def _hold_to_promises(self, one: Write) -> None:
+        for gpa, octets in self._promises.items():
+            first = gpa - one.gpa
+            stored = one.data[first : first + len(octets)] if first >= 0 else b""
+            if len(stored) == len(octets) and stored != octets and not self._complaints and not self._only_aim:
+                self._corrupted = self._corrupted or f"{self._victim} stored at {gpa:#x} what it never would"
 
     def _misread(self, wrong: Discrepancy) -> None:
         for secret in self._holdings:
@@ -218,8 +244,12 @@ class _Case:
             del self._complaints[gpa]
 
 
-_MESSAGE = 0xFFF
-"""Bits of the GHCB MSR that name the message."""
+def _ends(msr: int) -> bool:
+    """Whether a value of the GHCB MSR asks for the VM's end."""
+    try:
+        return isinstance(parse_request(msr), TerminateRequest)
+    except GhcbMsrError:
+        return False
 
 
 def _is_victim(ledger: Ledger, entry: Entry) -> bool:
@@ -236,7 +266,7 @@ def _hits(aim: Aim | None, wrong: Discrepancy) -> bool:
 _EXITS = frozenset({FaultKind.NESTED_PAGE_FAULT, FaultKind.RMP_FAULT})
 """Faults of a guest that end in its hypervisor, which sees address and error; the others stay in the guest."""
 
-_NOTHING_THERE = frozenset({FaultKind.UNDEFINED_OPCODE, FaultKind.MACHINE_CHECK})
+_NOTHING_THERE = frozenset({FaultKind.UNDEFINED_OPCODE, FaultKind.MACHINE_CHECK, FaultKind.VMM_COMMUNICATION})
 """Faults that protect nobody."""
 
 _REFUSALS: Mapping[type, Callable[..., bool]] = {

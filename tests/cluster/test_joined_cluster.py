@@ -94,15 +94,20 @@ def places_of(layout: ActorLayout) -> list[Whereabouts]:
     return [place for seat in layout._working for place in layout._cluster.answers([seat.actor.whereabouts()], 60)]
 
 
+@pytest.fixture(scope="module")
+def here() -> str:
+    """The digest of the runs as this process makes them."""
+    return run(load_scenario("quiet"), layout="inline").digest
+
+
 @pytest.mark.ray
-def test_a_run_from_a_folder_of_foreign_packages_is_the_same_on_two_machines(machines: Machines) -> None:
-    here = sevfleet(machines.folder, "run", "quiet", "--layout", "inline", "--json")
+def test_a_run_from_a_folder_of_foreign_packages_is_the_same_on_two_machines(machines: Machines, here: str) -> None:
     there = sevfleet(
         machines.folder, "run", "quiet", "--address", machines.address, "--json", "--quiet", "--out", "out"
     )
     assert (there.returncode, there.stderr) == (0, "")
     assert Results.load(machines.folder / "out").run["machines"] == 2
-    assert json.loads(there.stdout)["digest"] == json.loads(here.stdout)["digest"]
+    assert json.loads(there.stdout)["digest"] == here
 
 
 @pytest.mark.ray
@@ -161,10 +166,11 @@ def environment_of(pid: int) -> bytes:
 
 
 @pytest.mark.ray
-def test_a_machine_that_is_lost_is_done_without_and_what_is_left_goes_on_after_the_run(machines: Machines) -> None:
+def test_a_machine_that_is_lost_is_done_without_and_what_is_left_goes_on_after_the_run(
+    machines: Machines, here: str
+) -> None:
     """The last test with the second machine."""
     scenario = load_scenario("quiet")
-    expected = run(scenario, layout="inline").digest
     with Session("packed", None, machines.address) as session:
         layout = session._layout
         assert isinstance(layout, ActorLayout)
@@ -183,7 +189,7 @@ def test_a_machine_that_is_lost_is_done_without_and_what_is_left_goes_on_after_t
 
         results = session.run(scenario, None, None, lose_a_machine)
         assert results.run["workers_replaced"] == 1
-        assert results.digest == expected
+        assert results.digest == here
         assert len({place.node for place in places_of(layout)}) == 1
     wait_until_no_worker_is_left(machines.address)
     assert facts_of(machines.address).nodes  # the cluster goes on without us
@@ -234,7 +240,7 @@ def ip(*arguments: str) -> int:
 
 
 @pytest.mark.ray
-def test_machines_with_addresses_of_their_own_share_a_run(spaces: None, tmp_path: Path) -> None:
+def test_machines_with_addresses_of_their_own_share_a_run(spaces: None, tmp_path: Path, here: str) -> None:
     (first, first_ip), (second, second_ip) = SPACES.items()
     quiet = ("run", "quiet", "--json", "--quiet", "--out")
     with ray_head(tmp_path, first_ip, {}, ("ip", "netns", "exec", first)) as address:
@@ -245,8 +251,7 @@ def test_machines_with_addresses_of_their_own_share_a_run(spaces: None, tmp_path
             assert Results.load(tmp_path / "there").run["machines"] == 2
             # From outside there is no way to it.
             outside = sevfleet(tmp_path, *quiet, "nowhere", "--address", address)
-    here = sevfleet(tmp_path, *quiet, "here", "--layout", "inline")
-    assert json.loads(there.stdout)["digest"] == json.loads(here.stdout)["digest"]
+    assert json.loads(there.stdout)["digest"] == here
     assert outside.returncode == 2
     assert outside.stderr.startswith(f"sevfleet: {address}: expected a Ray cluster, got ")
 

@@ -85,3 +85,24 @@ def test_a_comparison_is_a_row_a_pair(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out.splitlines()[1].split() == ["db", "SEV_SNP", "1.5", "s", "1.0421"]
     print_rows_as_json(pairs)
     assert json.loads(capsys.readouterr().out)["slowdown"] == 1.0421
+
+
+def test_devices_are_shown_by_workload_with_latencies_and_copies(quiet_scenario: Scenario) -> None:
+    rows = {
+        "vms": [
+            row("vms", vm=vm, workload="job", generation="SEV", copies=3, bytes_bounced=1 << 20) for vm in ("a", "b")
+        ],
+        "disks": [
+            row("disks", vm="a", reads=2, writes=1, bytes_read=2 << 20, time_ns=300e3, latency_longest_ns=150e3),
+            row("disks", vm="b", reads=1, errors=4, time_ns=100e3, latency_longest_ns=100e3),
+        ],
+        "networks": [
+            row("networks", vm="a", bytes_sent=1 << 20, frames_received=3, delay_mean_ns=100e3, delay_longest_ns=10**6),
+            row("networks", vm="b", frames_received=1, delay_mean_ns=300e3, delay_longest_ns=300_000, frames_missed=7),
+        ],
+    }
+    disk, network = (
+        line.split() for line in printed(Results.of_rows(quiet_scenario, rows)).splitlines() if " 2 MiB" in line
+    )
+    assert disk == ["job", "SEV", "2", "4", "2", "MiB", "0", "B", "4", "100", "us", "150", "us", "6", "2", "MiB"]
+    assert network == ["job", "SEV", "2", "1", "MiB", "0", "B", "4", "7", "150", "us", "1", "ms", "6", "2", "MiB"]

@@ -58,7 +58,7 @@ VMS = {"one": 1, "two": 2}
 
 
 def snp_board(product: str = "Turin", *, platform: Platform = AS_USUAL, **switches: object) -> Board:
-    """A board with two SNP guests of a vCPU at each VMPL, made by operations alone.
+    """A board with two SNP guests of a vCPU at each VMPL, made by operations but for the keys.
 
     Both see the same 4 MiB of memory, at guest-physical zero; nobody owns it yet.
     """
@@ -71,6 +71,7 @@ def snp_board(product: str = "Turin", *, platform: Platform = AS_USUAL, **switch
     for vm, asid in VMS.items():
         board.controller.install_key(asid, random.octets(vm, "key", 0, 16))
         areas = (2 << 20) + asid * VMPLS * PAGE_BYTES
+        board.controller.write(areas, bytes(PAGE_BYTES), asid)  # of whoever makes the others, at CPL 0
         host: list[op.HypervisorOperation] = [op.NestedMap(vm, 0, GUEST_SPA, GUEST_BYTES)]
         host += [op.NestedMap(vm, _AREAS_GPA, areas, VMPLS * PAGE_BYTES)]
         entry = RmpEntry(assigned=True, gpa=_AREAS_GPA, asid=asid)

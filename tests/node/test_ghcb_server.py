@@ -22,7 +22,7 @@ from psp.system_bus import LARGE_PAGE_BYTES, RmpEntry
 
 ES, SNP = Generation.SEV_ES, Generation.SEV_SNP
 SHARED, PRIVATE = 2, 1
-OFFERED = msr.HypervisorFeature.SNP | msr.HypervisorFeature.RESTRICTED_INJECTION
+OFFERED = msr.HypervisorFeature.SNP | msr.HypervisorFeature.AP_CREATION | msr.HypervisorFeature.RESTRICTED_INJECTION
 
 
 class Guest:

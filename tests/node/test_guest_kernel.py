@@ -8,7 +8,7 @@ from node import operations as op
 from node.generation import Generation
 from node.ghcb_page import BadInput, build_exit, build_reply, refusal
 from node.guest import GuestState
-from node.guest_kernel import ACCEPT_RIP, BOOT_FAILED, CANARY_GPA, GuestKernel
+from node.guest_kernel import ACCEPT_RIP, AP_RIP, BOOT_FAILED, CANARY_GPA, GuestKernel
 from node.guest_memory_map import GuestMemoryMap
 from node.kernel_settings import KernelSettings
 from node.nae_event import NaeEvent
@@ -17,8 +17,9 @@ from node.program import Registers
 from node.vcpu_runner import TERMINATED
 
 PLAIN, SEV, ES, SNP = Generation.PLAIN, Generation.SEV, Generation.SEV_ES, Generation.SEV_SNP
-MEMORY = GuestMemoryMap(64 << 20, 2)
+MEMORY = GuestMemoryMap(64 << 20, 1)
 RESET, ENTRY = 0xFFF0, 0x40_0000
+NOBODY = msr.RegisteredGhcb(msr.NO_PREFERENCE).value
 LAUNCHED = (0x80_0000, 0x80_1000, 0x80_9000)
 GHCB = 0x80_2000
 """The first page of a block with launched pages that is none of them."""
@@ -135,14 +136,16 @@ def test_who_has_nothing_to_settle_goes_straight_to_its_program(generation, vcpu
 
 
 def test_every_other_vcpu_of_an_snp_guest_registers_a_page_of_its_own_in_the_pool():
-    page = MEMORY.ghcb_gpa(1)
-    place = MEMORY.placement("vm", 1, 0)
+    memory = GuestMemoryMap(64 << 20, 2)
+    page, place = memory.ghcb_gpa(1), memory.placement("vm", 1, 0)
     assert place.shared_gpa + place.shared_length == page
-    assert page + 4096 <= MEMORY.shared.gpa + MEMORY.shared.length
+    assert page + 4096 <= memory.shared.gpa + memory.shared.length
+    other = GuestKernel(SNP, memory, LAUNCHED, 1, RESET, ENTRY)
     register = op.VmgExit(msr.RegisterGhcbRequest(page >> 12).value)
-    assert boot(kernel(vcpu=1), Host()) == (None, [(register,)])
-    refused = Host(register=lambda _: msr.RegisteredGhcb(msr.NO_PREFERENCE).value)
-    assert ended(kernel(vcpu=1), refused) == (1, msr.LinuxReason.REGISTER_GHCB)
+    assert boot(other, Host(), Registers(AP_RIP)) == (None, [(register,)])
+    ending, batches = boot(other, Host(register=lambda _: NOBODY), Registers(AP_RIP))
+    assert ending == op.Shutdown(BOOT_FAILED)
+    assert batches[-1] == (op.VmgExit(msr.TerminateRequest(1, msr.LinuxReason.REGISTER_GHCB).value),)
 
 
 def ended(one, host):

@@ -3,7 +3,9 @@
 import struct
 
 import pytest
-from toy_guests import COSTS, GENERATIONS, MIB, SECOND, make_host, run, script
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_guests import COSTS, GENERATIONS, MIB, SECOND, look, make_host, run, script
 
 from node import operations as op
 from node.generation import CAPABILITIES, Generation
@@ -11,7 +13,7 @@ from node.guest import GuestSpec
 from node.guest_memory_map import NIC_GPA
 from node.guest_nic import BUFFER_BYTES, CARD_BYTES, ENTRIES, GuestNic, NicUntrusted
 from node.mac_address import mac_of
-from node.operations import Await, Shutdown, Sleep
+from node.operations import Await, Shutdown, Sleep, Write
 from node.phase_cost import Mechanism
 from node.program import ProgramSpec
 from node.swiotlb import BounceArea, BounceFault
@@ -186,6 +188,42 @@ def test_a_bad_access_to_registers_is_a_fault(one):
     assert answer == op.Fault(op.FaultKind.GENERAL_PROTECTION, 0)
 
 
+def test_a_card_pointed_at_private_memory_is_stopped_by_the_rmp_and_gets_ciphertext_without_one():
+    secret = bytes(range(1, 101)) * 4
+
+    def careless(place, registers):
+        """Set the card up by its driver, then show it private memory."""
+        nic = nic_of(place)
+        yield from nic.area.open()
+        yield from nic.start()
+        hidden, rings = place.base_gpa + MIB, place.shared_gpa
+        yield (Write(hidden, frame(mac_of("server"), mac_of("vm"), secret)), Write(hidden + 4096, secret))
+        registers.r12 = 1
+        # One frame to send from there, all receive buffers there, and a doorbell.
+        yield (
+            Write(rings + 0x800, struct.pack("<QIHHQIHH", rings + 0xE00, 12, 1, 1, hidden, 414, 0, 0), private=False),
+            Write(rings + 0xA00, struct.pack("<HHH", 0, 1, 0), private=False),
+            *(Write(rings + 16 * n, struct.pack("<QIHH", hidden + 4096, 2048, 2, 0), private=False) for n in range(16)),
+        )
+        yield (op.MmioStore(NIC_GPA + Register.QUEUE_NOTIFY, 1),)
+        return Sleep(10**18)
+
+    for generation, stopped in ((Generation.SEV, False), (Generation.SEV_SNP, True)):
+        host = make_host({"vm": script(careless)})
+        guest = start(host, "vm", generation, "vm")
+        sent = []
+        host.network.uplink = lambda _, frames, sent=sent: sent.extend(frames)
+        run(host, SECOND)
+        assert guest.vcpus[0].registers.r12 == 1
+        assert not any(secret[:16] in one for one in sent)  # what the card read there was ciphertext
+        host.network.arrive(mac_of("vm"), (bytes(60),), 0)
+        run(host, 2 * SECOND)
+        host.close(2 * SECOND)
+        place = guest.spec.memory.placement("vm", 0, 11)
+        held = look(host, guest, place.base_gpa + MIB + 4096, len(secret))
+        assert (guest.network.errors, held == secret) == ((1, True) if stopped else (0, False))
+
+
 # A driver against a card that lies.
 
 CARD, BOOK, PRIVATE, POOL = 0x20_0000, 0x10_0000, 0x40_0000, 0x20_0000
@@ -332,3 +370,18 @@ def test_a_fault_in_its_memory_is_told():
     with pytest.raises(BounceFault):
         steps.send((op.Fault(op.FaultKind.NESTED_PAGE_FAULT, 0),))
     assert CARD_BYTES < 256 << 10
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(min_size=132, max_size=132), st.integers(0, 20))
+def test_a_driver_makes_frames_or_a_refusal_of_any_ring(ring, index):
+    card = LyingCard().started()
+    card.memory[CARD + RECEIVED : CARD + RECEIVED + len(ring)] = ring
+    card.put(RECEIVED + 2, "<H", index)
+    before = card.operations
+    try:
+        frames = card.run(card.nic.receive(ENTRIES))
+    except NicUntrusted:
+        frames = []
+    assert all(14 <= len(one) <= 1514 for one in frames)
+    assert card.operations - before <= 2 + 6 * ENTRIES

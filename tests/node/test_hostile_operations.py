@@ -78,6 +78,9 @@ def hostile(kind: type, random: Random) -> Any:
                 values[field.name] = hostile(RmpEntry, random)
             case "tuple[int, int, int, int]":
                 values[field.name] = tuple(random.choice(EXTREMES) for _ in range(4))
+            case "tuple[tuple[int, int], ...]":
+                pair = (random.choice(EXTREMES), random.choice(EXTREMES))
+                values[field.name] = (pair,) * random.choice((0, 1, 3, 1000))
             case other:
                 raise AssertionError(f"{kind}: a field of type {other} that this test does not know")
     return kind(**values)

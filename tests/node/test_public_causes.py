@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 from iommu_boards import DOMAIN, IOVA, REQUESTER, TARGET, Driver, attached, brought_up, events, load
+from paged_guests import LONG, paged_guest
 from rmp_laboratory import AREAS_GPA, GUEST_SPA, Laboratory, give, laboratory, page_of, save_area
 from toy_guests import make_host, run, start
 
@@ -376,3 +377,11 @@ def test_the_iommu_tells_of_each_refusal(code: EventCode) -> None:
 def test_each_event_of_what_is_modelled_has_its_cause() -> None:
     assert set(EVENTS) | NOT_MODELLED == set(EventCode)
     assert not set(EVENTS) & NOT_MODELLED
+
+
+@pytest.mark.parametrize("one", [accept(), adjust(1), op.RmpQuery(0, 1)], ids=["PVALIDATE", "RMPADJUST", "RMPQUERY"])
+def test_instructions_of_the_rmp_are_the_guests_kernels_alone(one: op.GuestOperation) -> None:
+    guest_of_two = paged_guest(Generation.SEV_SNP, LONG, {**LONG, "CPL": 3})
+    answers = [guest_of_two.do(one, vcpu=vcpu) for vcpu in (0, 1)]
+    assert not isinstance(answers[0], op.Fault)
+    assert answers[1] == op.Fault(FaultKind.GENERAL_PROTECTION, 0)

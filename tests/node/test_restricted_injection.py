@@ -71,7 +71,7 @@ class Restricted:
     def _rest(self, registers):
         self.life.rounds += 1
         if self.masked and self.life.rounds == 3:
-            yield from self.doorbell.open_up(registers)
+            yield from self.doorbell.open_up()
             return None
         return op.Sleep(SECOND)
         yield ()
@@ -192,7 +192,7 @@ def test_the_page_is_registered_asked_for_and_let_go(resting: Guest) -> None:
         (NaeEvent.HV_DOORBELL_PAGE, 1, 1 << 40, BadInput.INVALID_INPUT),
         (NaeEvent.HV_DOORBELL_PAGE, 1, NOWHERE, BadInput.INVALID_INPUT),
         (NaeEvent.HV_IPI, 5, 0, BadInput.INVALID_INPUT),
-        (NaeEvent.HV_IPI, 5 << 8 | VECTOR, 0, BadInput.INVALID_INPUT),
+        (NaeEvent.HV_IPI, 4 << 8 | VECTOR, 0, BadInput.INVALID_INPUT),
         (NaeEvent.HV_TIMER, 0, 0, BadInput.INVALID_EVENT),
     ],
 )

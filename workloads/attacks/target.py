@@ -9,11 +9,12 @@ from node.operations import Answer, GuestOperation, HypervisorOperation, Wbinvd
 from node.rmp_layout import RmpLayout
 from workloads.attacks.claims import Claim
 from workloads.attacks.dimm_operations import DimmOperation
+from workloads.attacks.hypervisor_books import TellDr7
 from workloads.attacks.owner_operations import AskOwner
 
 AttackBatch = (
     tuple[HypervisorOperation, ...] | tuple[GuestOperation, ...] | tuple[DimmOperation, ...] | tuple[AskOwner, ...]
-    | tuple[Claim, ...]
+    | tuple[Claim, ...] | tuple[TellDr7, ...]
 )  # fmt: skip
 Attack = Generator[AttackBatch, tuple[Answer, ...], None]
 """A running attack. ``yield ()`` waits until the victim has done another round and rests."""
@@ -52,6 +53,12 @@ class Household:
     code: Page
     inbox: Page
     outbox: Page
+    stack: Page
+    """Of a ``Service``: where its handlers find what interrupted them."""
+    save_area: int = 0
+    """SPA of its first vCPU's."""
+    doorbell: Page | None = None
+    """The #HV doorbell that it registered."""
 
 
 @dataclass(frozen=True, slots=True)

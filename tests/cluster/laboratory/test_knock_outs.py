@@ -50,6 +50,11 @@ ELSEWHERE: dict[tuple[Protection, Column], dict[str, str]] = {
     (Protection.IOMMU_LOG_CHECK, Column.SEV_TIO): {"41": "corrupted"},
 }
 """What holds in one column. Guests without an RMP have the tweak alone of all these mechanisms."""
+BY_WISH = (
+    Protection.RESTRICTED_INJECTION, Protection.ALTERNATE_INJECTION, Protection.BTB_ISOLATION,
+    Protection.PMC_VIRTUALIZATION,
+)  # fmt: skip
+"""They stop nothing in a guest that did not ask for them: others test one that did."""
 CLOSED = {
     "rmp_init_barrier": (Platform(rmp_init_barrier=True), {"36"}),
     "fabric_lock_checked": (Platform(fabric_lock_checked=True), {"37"}),
@@ -67,7 +72,7 @@ DEFAULTS = {
 
 @pytest.mark.parametrize(
     ("protection", "column"),
-    [(one, column) for one in Protection for column in SNP]
+    [(one, column) for one in Protection if one not in BY_WISH for column in SNP]
     + [(one, column) for one in OF_ALL for column in WITHOUT_RMP],
 )
 def test_exactly_what_a_mechanism_stops_comes_to_pass_without_it(protection: Protection, column: Column) -> None:
@@ -76,7 +81,7 @@ def test_exactly_what_a_mechanism_stops_comes_to_pass_without_it(protection: Pro
     # SEV_TIO is Turin's alone, whose table is segmented; Milan's is flat.
     for product in set(products(column)) if column is Column.SEV_TIO else {"Milan"}:
         setting = Setting(column, product, Platform(disabled=frozenset({protection})))
-        for row in ROWS:
+        for row in [row for row, line in ROWS.items() if line.victim == "vault"]:
             found[row, product] = {verdict.outcome.value for verdict in verdicts(row, setting)}
             expected[row, product] = {flips.get(row, DEFAULTS[row, column, product])}
     assert {at: (what, expected[at]) for at, what in found.items() if what != expected[at]} == {}

@@ -17,16 +17,23 @@ from cluster.oracle.verdict import Outcome, judge
 from node.memory_cipher import CipherMode
 from node.operations import HostRead, Read
 from node.platform import Platform, Protection
+from node.vmsa import SevFeature
 from workloads.attacks.target import LET_IT_RUN
 
 DEFAULTS = [cell for cell in CELLS if not cell.switches]
+REST, ALT = int(SevFeature.RESTRICTED_INJECTION), int(SevFeature.ALTERNATE_INJECTION)
+
+
+def tried(cell: Cell) -> tuple[str, ...]:
+    """Products that a cell is tried on: the newest will do where nothing depends on the product."""
+    return cell.products[-1:] if ROWS[cell.row].victim != "vault" else cell.products
 
 
 @pytest.mark.parametrize("cell", DEFAULTS, ids=lambda cell: f"{cell.row}-{cell.column}-{cell.products[0]}")
 def test_an_attack_comes_to_what_the_matrix_says(cell: Cell) -> None:
     found = {
         (product, index): (verdict.outcome.value, verdict.evidence)
-        for product in cell.products
+        for product in tried(cell)
         for index, verdict in enumerate(verdicts(cell.row, Setting(cell.column, product)))
     }
     assert found
@@ -47,6 +54,13 @@ SWITCHES = {
     "verifier_measurement=off": {"verifies_measurement": False},
     "cpuid_page=on": {"reads_cpuid_page": True},
     "ucode_cachewarp_fix=on": {"platform": Platform(invd_writes_back=True)},
+    "guest_disables_ia32=on": {"disables_ia32": True},
+    "vc_handler_verifies=on": {"vc_handler_verifies": True},
+    "restricted_injection=on": {"sev_features": REST},
+    "alternate_injection=on": {"sev_features": ALT},
+    "debug_swap=on": {"sev_features": int(SevFeature.DEBUG_SWAP)},
+    "btb_isolation=on": {"sev_features": int(SevFeature.BTB_ISOLATION)},
+    "pmc_virtualisation=on": {"sev_features": int(SevFeature.PMC_VIRTUALIZATION)},
     "tweak_mode=xex_random": {"ciphers": (CipherMode.AES_128_XEX,)},
 }
 """Away from the default, as the matrix names them."""
@@ -56,7 +70,7 @@ SWITCHED = [cell for cell in CELLS if cell.switches]
 @pytest.mark.parametrize("cell", SWITCHED, ids=lambda cell: f"{cell.row}-{cell.column}-{cell.switches}")
 def test_a_switch_changes_what_the_matrix_says_it_changes(cell: Cell) -> None:
     switched = SWITCHES[cell.switches]
-    found = [one for name in cell.products for one in verdicts(cell.row, Setting(cell.column, name, **switched))]
+    found = [one for name in tried(cell) for one in verdicts(cell.row, Setting(cell.column, name, **switched))]
     assert {one.outcome for one in found} == {cell.outcome}, found
 
 
@@ -66,7 +80,7 @@ def test_caches_that_are_written_back_change_no_outcome(column: Column) -> None:
     names = ("Rome", "Turin") if column in (Column.SEV, Column.SEV_SNP, Column.SEV_TIO) else ("Rome",)
     some = [name for name in names if name in products(column)]
     platform = Platform(caches=True)
-    cells = [cell for cell in DEFAULTS if cell.column is column]
+    cells = [cell for cell in DEFAULTS if cell.column is column and ROWS[cell.row].victim == "vault"]
     expected = {(cell.row, name): {cell.outcome} for cell in cells for name in some if name in cell.products}
     found = {
         (row, name): {verdict.outcome.value for verdict in verdicts(row, Setting(column, name, platform))}

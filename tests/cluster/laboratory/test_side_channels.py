@@ -1,0 +1,65 @@
+"""What a hypervisor sees of a victim's branches: by the predictor, the caches and the counters (rows 27, 29c)."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.laboratory.protection import Column
+from cluster.laboratory.rows import verdicts
+from cluster.laboratory.scene import Setting, act_out
+from cluster.oracle.verdict import judge
+from node.operations import HostBranch, HostClflush, HostTimedRead
+from node.platform import Platform, Protection
+from node.vmsa import SevFeature
+from workloads.attacks.chooser import CALLEE, GADGET, PROBE_BYTES, SITE
+from workloads.attacks.claims import Claim
+from workloads.attacks.target import LET_IT_RUN
+
+BTB, IBPB, PMC = SevFeature.BTB_ISOLATION, SevFeature.IBPB_ON_ENTRY, SevFeature.PMC_VIRTUALIZATION
+
+
+def outcome(row: str, features: int, disabled: Protection | None = None) -> str:
+    platform = Platform(disabled=frozenset({disabled} if disabled else ()))
+    setting = Setting(Column.SEV_SNP, "Turin", platform, sev_features=int(features))
+    (one,) = verdicts(row, setting)
+    return one.outcome.value
+
+
+@pytest.mark.parametrize(
+    ("features", "predictor", "counters"),
+    [
+        (BTB, "blocked", "side_channel"),
+        (IBPB, "blocked", "side_channel"),
+        (PMC, "side_channel", "blocked"),
+        (BTB | PMC, "blocked", "blocked"),
+        (SevFeature.PREVENT_HOST_IBS, "side_channel", "side_channel"),
+    ],
+)
+def test_each_feature_closes_its_own_channel(features: int, predictor: str, counters: str) -> None:
+    assert (outcome("27", features), outcome("29c", features)) == (predictor, counters)
+
+
+def test_without_its_mechanism_a_feature_closes_nothing() -> None:
+    assert outcome("27", BTB, Protection.BTB_ISOLATION) == "side_channel"
+    assert outcome("29c", PMC, Protection.PMC_VIRTUALIZATION) == "side_channel"
+    assert outcome("27", BTB, Protection.PMC_VIRTUALIZATION) == "blocked"
+
+
+@pytest.mark.parametrize(
+    ("site", "trained", "timing"),
+    [(SITE, CALLEE, True), (SITE, GADGET + 1, True), (SITE + 1, GADGET, True), (SITE, GADGET, False)],
+)
+def test_the_channel_is_the_predictors_and_the_caches(site: int, trained: int, timing: bool) -> None:
+    # Trained to go where it goes anyway, or to no gadget, or elsewhere; or on a host whose loads all take the same.
+    def listen(target):
+        page = target.victim.outbox.spa
+        bits = [0]
+        for _ in range(32):
+            yield (HostClflush(page, 1), HostClflush(page + PROBE_BYTES, 1), HostBranch(0, site, trained))
+            yield LET_IT_RUN
+            no, yes = yield (HostTimedRead(page), HostTimedRead(page + PROBE_BYTES))
+            bits.append(int(yes < no))
+        yield (Claim(tuple(bits)),)
+
+    setting = Setting(Column.SEV_SNP, "Milan", Platform(cache_timing=timing), victim="chooser")
+    assert judge(*act_out(setting, listen)).outcome == "blocked"

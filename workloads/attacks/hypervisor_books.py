@@ -1,0 +1,12 @@
+"""What a hypervisor can do about a guest without any instruction: it keeps books, and answers from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class TellDr7:
+    """Answer the victim from now on that its DR7 holds this. Answer: None. Only who asks will hear it."""
+
+    value: int
