@@ -103,8 +103,8 @@ class GuestKernel:
 
     @property
     def handler(self) -> VcHandler | None:
-        """What takes #VC of this vCPU; None in a guest whose processor raises none."""
-        if not CAPABILITIES[self.generation].encrypted_registers:
+        """What takes #VC of this vCPU; None in a guest whose processor raises none, and where its program does."""
+        if not CAPABILITIES[self.generation].encrypted_registers or not self.settings.handles_vc:
             return None
         page = self.cpuid_gpa if self.cpuid_gpa in self.launched else None
         acceptance = self.acceptance if self.generation in RMP_CHECKED else None

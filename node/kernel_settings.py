@@ -54,9 +54,11 @@ class KernelSettings:
     checks_exit_code: bool = True
     """#VC must have the code of the instruction that raised it.
 
-    Off: the hypervisor injects #VC with a code of its choice, and the handler shows it registers or takes its
-    answer for an instruction that never ran (WeSee 2024; row 25b).
+    Off: the handler takes the hypervisor's word for what it interrupted (WeSee 2024). Row 25b shows what comes of it
+    where #VC is injected through the guest's gate; the handler there has the same switch (``node.vc_gate``).
     """
+    handles_vc: bool = True
+    """Take #VC of programs. Off: the program has a handler and a GHCB of its own, and meets #VC as an answer."""
 
 
 CAREFUL = KernelSettings()

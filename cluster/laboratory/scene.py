@@ -157,6 +157,7 @@ class Scene:
             checks_c_bit=setting.checks_sev_status,
             reads_cpuid_page=setting.reads_cpuid_page,
             checks_cpuid=False,
+            handles_vc=setting.victim != "service",
         )
         service = _service(setting, protection.launched)
         wanted = _wanted(protection.launched, kernel, service)

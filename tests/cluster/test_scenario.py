@@ -89,7 +89,8 @@ def test_a_kernel_is_careful_unless_the_scenario_says_otherwise(small: Scenario)
     scenario = Scenario.parse(tomllib.loads(lines.replace('firmware = "image.fd"', "")))
     assert scenario.vms[0].kernel.settings == KernelSettings(lazy_validation=True, checks_carry=False)
     assert Scenario.parse(tomllib.loads(scenario.to_toml())) == scenario
-    assert [one.name for one in fields(KernelSettings)] == list(KernelTable.model_fields)
+    # No program that a scenario may name has a #VC handler of its own.
+    assert [one.name for one in fields(KernelSettings) if one.name != "handles_vc"] == list(KernelTable.model_fields)
     order = placed_orders(scenario, {}, {}).arriving[0]
     assert guest_of(guest_body(order.guest)).kernel == scenario.vms[0].kernel.settings
 
