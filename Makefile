@@ -12,6 +12,9 @@ LOG := $(VENV)/install.log
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 OR_SAY_WHY := > $(LOG) 2>&1 || { tail -n 20 $(LOG) >&2; exit 1; }
 
+# The tests start some hundred Pythons, and each would compile all of us anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Three at a time on two cores: those that start Ray stay together in two processes, which often wait.
 PYTEST := $(BIN)/python -m pytest -q -n 3 --dist loadgroup
 

@@ -51,6 +51,7 @@ class ComparisonRow:
     exits_percent: float
     acceptance_percent: float
     bounce_percent: float
+    svsm_percent: float
     loaded_latency_percent: float
     core_wait_percent: float
     other_percent: float
@@ -78,6 +79,7 @@ _NAMED = {
     "exits_percent": Mechanism.VMGEXIT,
     "acceptance_percent": Mechanism.ACCEPTANCE,
     "bounce_percent": Mechanism.BOUNCE,
+    "svsm_percent": Mechanism.SVSM,
     "loaded_latency_percent": Mechanism.LOADED_LATENCY,
     "core_wait_percent": Mechanism.CORE_WAIT,
 }

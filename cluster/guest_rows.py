@@ -61,6 +61,9 @@ def guest_rows(host: Host, guest: Guest) -> Rows:
             }
         ],
         "disks": _disk_rows(guest),
+        "svsms": []
+        if guest.svsm is None
+        else [{"vm": spec.name, "calls": guest.svsm.calls, "time_ns": guest.svsm.time_ns}],
         "networks": _network_rows(guest),
         "vm_time": [
             {"vm": spec.name, "mechanism": mechanism.value, "time_ns": times[mechanism]} for mechanism in Mechanism

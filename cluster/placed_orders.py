@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from cluster.control_plane import Order
+from cluster.firmware_key import AUTO, AUTO_ON_SVSM
 from cluster.placement import FIRMWARE_BYTES, FirstFit, HostAccount
 from cluster.scenario import MEMORY_DISK, HostInstance, Scenario, ScenarioError
 from cluster.trace_orders import trace_orders
@@ -38,9 +39,9 @@ def placed_orders(
     for wanted, runs in _wanted(scenario):
         name = wanted.guest.name
         generation = generations.get(name, wanted.guest.generation)
-        order = replace(
-            wanted, guest=replace(wanted.guest, generation=generation), pin=hosts.get(name, wanted.pin)
-        )
+        svsm = wanted.guest.svsm and generation is Generation.SEV_SNP
+        guest = replace(wanted.guest, generation=generation, svsm=svsm)
+        order = replace(wanted, guest=guest, pin=hosts.get(name, wanted.pin))
         if not runs:
             arriving.append(order)
             continue
@@ -55,8 +56,10 @@ def _wanted(scenario: Scenario) -> Iterator[tuple[Order, bool]]:
     for vm in scenario.vm_instances:
         group = vm.group
         guest = GuestSpec(
-            vm.name, group.generation, group.vcpus, group.memory, group.program, scenario.seed, group.firmware,
-            "" if group.disk == MEMORY_DISK else group.disk, group.workload in NETWORKED, kernel=group.kernel.settings,
+            vm.name, group.generation, group.vcpus, group.memory, group.program, scenario.seed,
+            AUTO_ON_SVSM if group.svsm and group.firmware == AUTO else group.firmware,
+            "" if group.disk == MEMORY_DISK else group.disk,
+            group.workload in NETWORKED, svsm=group.svsm, kernel=group.kernel.settings,
         )  # fmt: skip
         yield Order(guest, vm.arrival_ns, group.lifetime, group.host), group.start == "running"
     for order in trace_orders(scenario):

@@ -29,6 +29,7 @@ ADDED = {
     Mechanism.VMGEXIT: "exits",
     Mechanism.ACCEPTANCE: "accept",
     Mechanism.BOUNCE: "bounce",
+    Mechanism.SVSM: "SVSM",
     Mechanism.LOADED_LATENCY: "latency",
     Mechanism.CORE_WAIT: "cores",
 }
@@ -97,8 +98,10 @@ def _workloads(results: Results) -> Table:
     """Each workload's slowdown by generation and mechanism."""
     kinds: defaultdict[tuple[str, str], _Kind] = defaultdict(_Kind)
     kind_of: dict[str, _Kind] = {}
+    on_svsm = {row["vm"] for row in _rows(results, "svsms")}
     for row in _rows(results, "vms"):
-        kind = kind_of[row["vm"]] = kinds[row["workload"], row["generation"]]
+        generation = row["generation"] + (" on SVSM" if row["vm"] in on_svsm else "")
+        kind = kind_of[row["vm"]] = kinds[row["workload"], generation]
         kind.machines += 1
         kind.work += row["units_of_work"]
         if row["launch_ns"] is not None:

@@ -155,6 +155,8 @@ class VmGroup(ScenarioPart):
     """A firmware image, as a path; ``auto``: the OVMF image of this machine, or sevfleet's own."""
     disk: Annotated[str, Strict()] = MEMORY_DISK
     """What is behind the disk of each: ``memory``, empty at first, or a file, as a path, that is only read."""
+    svsm: Annotated[bool, Strict()] = False
+    """An SVSM runs below it at VMPL0, and its kernel at VMPL2; SEV_SNP machines only."""
     host: Name | None = None
     """The host it must run on, by name. Default: placed."""
     kernel: KernelTable = KernelTable()

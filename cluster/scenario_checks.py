@@ -30,6 +30,7 @@ from node.guest_memory_map import SMALLEST_GUEST_BYTES, SMALLEST_SLICE_BYTES, Gu
 from node.operations import BLOCK_BYTES
 from node.ovmf import FirmwareImageError
 from node.product import PRODUCTS, Product
+from node.svsm_memory import MOST_VCPUS, svsm_guest
 from workloads.library import WorkloadParameterError, footprint, validate_parameters
 
 PAGE_2M = 2 << 20
@@ -159,6 +160,8 @@ def _check_vm(scenario: Scenario, vm: VmGroup, index: int) -> None:
         raise _wrong(place("lifetime"), "more than no time", "0 s")
     if vm.start == "running" and last > 0:
         raise _wrong(place("start"), '"launch" for machines that arrive later than 0 s', '"running"')
+    if vm.svsm:
+        _check_svsm(place, vm)
     if vm.firmware != "auto":
         _check_firmware(place, vm)
     try:
@@ -172,6 +175,13 @@ def _check_vm(scenario: Scenario, vm: VmGroup, index: int) -> None:
     _check_fits(place, _candidates(scenario, vm, place), vm)
 
 
+def _check_svsm(place: _Place, vm: VmGroup) -> None:
+    if vm.generation is not Generation.SEV_SNP:
+        raise _wrong(place("svsm"), "false: only SEV_SNP has VMPLs", f"true with {vm.generation.name}")
+    if vm.vcpus > MOST_VCPUS:
+        raise _wrong(place("vcpus"), f"at most {MOST_VCPUS} with an SVSM", str(vm.vcpus))
+
+
 def _check_firmware(place: _Place, vm: VmGroup) -> None:
     path = Path(vm.firmware)
     if not path.is_file():
@@ -182,6 +192,11 @@ def _check_firmware(place: _Place, vm: VmGroup) -> None:
         raise _wrong(place("firmware"), "an OVMF image", str(error)) from None
     if vm.generation is Generation.SEV_SNP and not image.launches_snp:
         raise _wrong(place("firmware"), "an image with SEV metadata, for SEV_SNP", f"{shown(vm.firmware)} without")
+    if vm.svsm:
+        try:
+            svsm_guest(image, ())
+        except FirmwareImageError as error:
+            raise _wrong(place("firmware"), "an image that an SVSM can serve", str(error)) from None
 
 
 def _check_servers(scenario: Scenario) -> None:

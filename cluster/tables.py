@@ -194,6 +194,16 @@ _DISKS = TableSchema(
     ),
 )
 
+_SVSMS = TableSchema(
+    "svsms",
+    "One row per virtual machine that had an SVSM below it.",
+    _columns(
+        ("vm", _T, "", "name of the virtual machine", "key"),
+        ("calls", _I, "1", "exits to VMPL0"),
+        ("time_ns", _I, "ns", "vCPU time at VMPL0, the SVSM's own start included"),
+    ),
+)
+
 _NETWORKS = TableSchema(
     "networks",
     "One row per virtual machine with network cards.",
@@ -371,7 +381,7 @@ EVENTS = TableSchema(
 TABLES: Mapping[str, TableSchema] = {
     schema.name: schema
     for schema in (
-        _VMS, _VM_TIME, _PHASES, _DISKS, _NETWORKS, _TRAFFIC, _HOSTS, _PSP, _PAIRS, _PAIR_PARTS, _MIGRATIONS,
+        _VMS, _VM_TIME, _PHASES, _DISKS, _SVSMS, _NETWORKS, _TRAFFIC, _HOSTS, _PSP, _PAIRS, _PAIR_PARTS, _MIGRATIONS,
         _DRAINS, _DIGESTS,
     )
 }

@@ -21,11 +21,15 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """A role and its name: a guest's is its VM's, a device's its requester's. Its vCPUs are one actor."""
+    """A role and its name: a guest's is its VM's, a device's its requester's; and a guest's VMPL.
+
+    The vCPUs of a guest are one actor.
+    """
 
     role: Role
     name: str = ""
     vcpu: int = field(default=0, compare=False)
+    vmpl: int = 0
 
 
 HYPERVISOR = Actor(Role.HYPERVISOR)

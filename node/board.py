@@ -28,7 +28,7 @@ from node.disk_file import DiskFile
 from node.dram import Dram, MachineCheck
 from node.event_delivery import EventDelivery
 from node.exit_instructions import Exits, SwitchedAway
-from node.fault_answers import undefined
+from node.fault_answers import FAULTS, undefined
 from node.generation import CAPABILITIES, Generation
 from node.guest_access import CachedGuestAccess, GuestAccess
 from node.guest_instructions import GuestInstructions
@@ -108,9 +108,8 @@ class Board:
         """Memory as cores load and store it."""
         self.fabric = self.caches.fabric(product.caches.devices) if self.caches else self.controller
         """Memory as devices reach it."""
-        self.walks = (
-            self.caches.fabric(self.caches.core_snoop) if self.caches else TableEntries(self.controller, self.dram)
-        )
+        self._entries = None if self.caches else TableEntries(self.controller, self.dram)
+        self.walks = self.caches.fabric(self.caches.core_snoop) if self.caches else self._entries or self.controller
         """Memory as page walks reach it: they find lines and leave none."""
         transparent = platform.mode is HostMode.TSME
         if platform.mode is not HostMode.NONE:
@@ -209,7 +208,7 @@ class Board:
             batch = batch[: len(some)]
         answers = tuple(some)
         if self.observer is not None:
-            self.observer(Actor(Role.GUEST, vmcb.vm, vmcb.vcpu), batch, answers)
+            self.observer(Actor(Role.GUEST, vmcb.vm, vmcb.vcpu, vmcb.vmpl), batch, answers)
         return answers
 
     def execute_host(self, batch: tuple[op.HypervisorOperation, ...]) -> tuple[op.Answer, ...]:
@@ -293,7 +292,7 @@ class Board:
         bits = product.physical_address_bits - product.reduced_bits
         check_write = None if self.rmp is None else self.rmp.check_host_write
         form = EntryFormat(LONG, bits, product.c_bit)
-        walker = NestedWalker(self.walks, form, check_write)
+        walker = NestedWalker(self.walks, form, check_write, self._entries)
         return TableHost(self.walks, self.dram, walker, product.c_bit, check_write)
 
     @property
@@ -385,6 +384,18 @@ class Board:
         if vmpl != vmcb.vmpl:
             self.vmcbs[vmcb.vm][vmcb.vcpu] = replace(vmcb, vmpl=vmpl)
         return True
+
+    def look_up_vmpl(self, vmcb: Vmcb) -> None:
+        """Have a new control block mean the VMPL of its save area at once, or else the one with the fewest rights.
+
+        Whoever runs goes on with the block that the hypervisor writes meanwhile; that must raise nobody.
+        """
+        try:
+            found = not vmcb.rmp_checked or (vmcb.consistent and self.take_vmpl(vmcb))
+        except FAULTS:
+            found = False
+        if not found:
+            self.vmcbs[vmcb.vm][vmcb.vcpu] = replace(vmcb, vmpl=_VMPLS - 1)
 
     # Save areas, which the core itself reads and writes at VMRUN and at an exit.
 

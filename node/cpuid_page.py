@@ -52,7 +52,7 @@ def encryption_bits(generation: Generation) -> int:
 
 
 def cpuid_entries(
-    cpuid_signature: int, generation: Generation = Generation.SEV_SNP, c_bit: int = 51
+    cpuid_signature: int, generation: Generation = Generation.SEV_SNP, c_bit: int = 51, reduced_bits: int = 1
 ) -> tuple[CpuidEntry, ...]:
     """The leaves of identification, vendor and signature, basic and extended, and that of encryption.
 
@@ -70,8 +70,7 @@ def cpuid_entries(
             CpuidEntry(base + 1, eax=cpuid_signature),
         )
     )
-    # One physical address bit is all that a guest is told of those that its host lost (QEMU, reduced-phys-bits=1).
-    return (*named, CpuidEntry(ENCRYPTION_LEAF, eax=bits, ebx=c_bit | 1 << 6)) if bits else named
+    return (*named, CpuidEntry(ENCRYPTION_LEAF, eax=bits, ebx=c_bit | reduced_bits << 6)) if bits else named
 
 
 def cpuid_page(entries: Sequence[CpuidEntry]) -> bytes:

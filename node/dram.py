@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from node.dimm_cells import CHUNK_BYTES, WORD_BYTES, DimmCells, Fill, MachineCheck, Octets, Watcher, Words
 from node.dimm_routes import DimmRoutes, Unanswered
 
@@ -18,6 +20,8 @@ class Dram:
         self.size_bytes = size_bytes
         self.cells = DimmCells(size_bytes)
         """What the DIMMs hold, whatever leads there."""
+        self.on_routes: Callable[[], None] | None = None
+        """Told that SPAs lead elsewhere than before."""
         self._routes = DimmRoutes(self.cells)
         self._reach_by(self.cells)
 
@@ -73,6 +77,8 @@ class Dram:
 
     def _routes_changed(self) -> None:
         self._reach_by(self._routes if self.has_routes else self.cells)
+        if self.on_routes is not None:
+            self.on_routes()
 
     def _reach_by(self, way: DimmCells | DimmRoutes) -> None:
         self.read, self.write = way.read, way.write

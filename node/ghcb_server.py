@@ -33,12 +33,14 @@ from node.ghcb_page import (
     refusal,
 )
 from node.guest_memory_map import Range
+from node.guest_requests import BadPage, GuestRequests
 from node.hypervisor_port import Answers, Batch, Reply
 from node.interrupt_server import InterruptServer
 from node.launched_vm import LaunchedVm
 from node.nae_event import NaeEvent
 from node.nae_reply import NOTHING, NaeReply, Serve
 from node.page_state_list import GENERIC_FAILURE, PageListRefused, PageOperation, PageStateList
+from node.product import Product
 from node.vmpl_switch import announce, run_vmpl
 from psp.system_bus import PAGE_BYTES
 
@@ -63,10 +65,14 @@ _GP = NaeReply(Outcome.EXCEPTION, exception_event(GENERAL_PROTECTION, 0))
 class GhcbServer:
     """Serves the exits of one hypervisor's guests; what it keeps of a guest is in the guest's record."""
 
-    def __init__(self, c_bit: int, cpuid_signature: int, change: PageChange) -> None:
-        self._c_bit = c_bit
+    def __init__(
+        self, product: Product, cpuid_signature: int, change: PageChange, room: Callable[[LaunchedVm], int]
+    ) -> None:
+        self._c_bit = product.c_bit
+        self.requests = GuestRequests(room)
         self.leaves: dict[Generation, tuple[CpuidEntry, ...]] = {
-            generation: cpuid_entries(cpuid_signature, generation, c_bit) for generation in Generation
+            generation: cpuid_entries(cpuid_signature, generation, product.c_bit, product.reduced_bits)
+            for generation in Generation
         }
         """What guests of each generation are told by CPUID."""
         self._change = change
@@ -92,6 +98,8 @@ class GhcbServer:
             NaeEvent.DR7_WRITE: self._dr7_write,
             NaeEvent.WBINVD: self._write_back,
             NaeEvent.PAGE_STATE_CHANGE: self._page_states,
+            NaeEvent.GUEST_REQUEST: self._guest_request,
+            NaeEvent.EXTENDED_GUEST_REQUEST: self._guest_request,
             NaeEvent.AP_CREATION: self._ap_creation,
             NaeEvent.RUN_VMPL: self._run_vmpl_event,
             NaeEvent.HYPERVISOR_FEATURES: self._features_event,
@@ -234,6 +242,19 @@ class GhcbServer:
     def _termination(self, _vm: str, _record: LaunchedVm, _vcpu: int, _exit: GhcbExit, asked: nae.Termination) -> Serve:
         return NaeReply(ends=terminated(asked.reason_set, asked.reason_code))
         yield ()
+
+    def _guest_request(
+        self, _vm: str, record: LaunchedVm, _vcpu: int, exit_: GhcbExit, asked: nae.GuestRequest
+    ) -> Serve:
+        if not record.gctx:
+            raise GhcbRefused(BadInput.INVALID_EVENT, "SW_EXITCODE")
+        extended = exit_.code == NaeEvent.EXTENDED_GUEST_REQUEST
+        try:
+            done = yield from self.requests.ask(record, asked, extended=extended)
+        except BadPage:
+            raise GhcbRefused(BadInput.INVALID_INPUT, "SW_EXITINFO1") from None
+        pages = asked.data_pages if done.pages_needed is None else done.pages_needed
+        return NaeReply(info2=done.info2, registers={"RBX": pages} if extended else None)
 
     def _ap_creation(self, vm: str, record: LaunchedVm, vcpu: int, _exit: GhcbExit, asked: nae.ApCreation) -> Serve:
         if not _changes_pages(record):

@@ -15,6 +15,7 @@ from node.machine_spec import MachineSpec
 from node.network_books import NetworkBooks
 from node.phase_cost import Mechanism, PhaseCost
 from node.program import ProgramSpec
+from node.svsm_use import SvsmUse
 from node.tenant import TenantPort
 from node.vcpu import Vcpu
 
@@ -37,13 +38,16 @@ class GuestSpec:
     """Whether its vCPUs have network cards."""
     sev_features: int = 0
     """SEV_FEATURES that an SNP guest asks for beyond SNP itself."""
+    svsm: bool = False
+    """An SVSM runs below it, at VMPL0; SEV-SNP guests only."""
     kernel: KernelSettings = CAREFUL
     machine: MachineSpec = field(init=False, repr=False, compare=False)
     """The part of it that concerns the hypervisor."""
 
     def __post_init__(self) -> None:
         machine = MachineSpec(
-            self.name, self.generation, self.vcpus, self.memory_bytes, self.firmware, self.sev_features
+            self.name, self.generation, self.vcpus, self.memory_bytes, self.firmware, self.sev_features,
+            self.svsm,
         )
         object.__setattr__(self, "machine", machine)
 
@@ -121,6 +125,8 @@ class Guest:
     copies: int = 0
     """By which they were bounced."""
     disk: DiskBooks | None = None
+    svsm: SvsmUse | None = None
+    """Of a VM that has one."""
     """Its requests, from the first one on."""
     network: NetworkBooks | None = None
     """What went through its network cards, if it has some."""

@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from types import MappingProxyType
 
-from node.ghcb_msr import GhcbMsrError, MsrMessage, TerminateRequest, parse_response
+from node.ghcb_msr import (
+    PROTOCOL_VERSIONS,
+    GhcbMsrError,
+    MsrMessage,
+    SevInfo,
+    SevInfoRequest,
+    TerminateRequest,
+    parse_response,
+)
 from node.ghcb_page import GHCB_BYTES, SHARED_BUFFER, GhcbReply, GhcbUntrusted, build_exit, parse_reply
 from node.nae_event import EVENTS, NaeEvent
 from node.operations import Answer, GuestOperation, Read, VmgExit, Write
@@ -32,6 +40,15 @@ def response_to(request: MsrMessage, answer: Answer) -> MsrMessage:
     if not isinstance(answer, int):
         raise GhcbMsrError(f"VMGEXIT: {answer!r}")
     return parse_response(request, answer)
+
+
+def versions_fit(request: SevInfoRequest, answer: Answer) -> bool:
+    """Whether the hypervisor speaks the version that is spoken here."""
+    try:
+        info = response_to(request, answer)
+    except GhcbMsrError:
+        return False
+    return isinstance(info, SevInfo) and info.min_version <= PROTOCOL_VERSIONS[1] <= info.max_version
 
 
 def termination(reason_set: int, reason_code: int) -> VmgExit:

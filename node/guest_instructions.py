@@ -18,6 +18,7 @@ from node.paging_instructions import PagingInstructions
 from node.rmp import GuestCore
 from node.rmp_checks import PERMIT_WRITE
 from node.rmp_faults import RmpCode
+from node.svsm_operations import GUEST_WORK
 from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
 from psp.system_bus import LARGE_PAGE_BYTES
@@ -35,6 +36,8 @@ class GuestInstructions:
         self.table: Mapping[type, Callable[..., op.Answer]] = {
             op.Read: self._read,
             op.Write: self._write,
+            op.Clear: self._clear,
+            op.GuestWork: lambda _, one: None if one.cost in GUEST_WORK else undefined(),
             op.Copy: self._copy,
             **PagingInstructions(board, memory).table,
             op.PValidate: self._pvalidate,
@@ -76,6 +79,17 @@ class GuestInstructions:
             for spa, length, _, key in segments:
                 self._board.controller.write(spa, view[start : start + length], asid or key)
                 start += length
+        except FAULTS as fault:
+            return answer_to(fault, one.gpa)
+        return None
+
+    def _clear(self, vmcb: Vmcb, one: op.Clear) -> op.Answer:
+        try:
+            segments, asid = self._way.resolve(vmcb, one.gpa, one.length, one.private, WRITE, PERMIT_WRITE)
+            for spa, length, _, key in segments:
+                self._board.controller.expect_store(spa, length, asid or key)
+            for spa, length, _, key in segments:
+                self._board.controller.clear(spa, length, asid or key)
         except FAULTS as fault:
             return answer_to(fault, one.gpa)
         return None

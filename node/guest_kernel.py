@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from node.ap_start import ApStart
 from node.generation import CAPABILITIES, Generation
 from node.ghcb_msr import (
-    PROTOCOL_VERSIONS,
     Features,
     FeaturesRequest,
     GhcbMsrError,
@@ -35,11 +34,10 @@ from node.ghcb_msr import (
     ReasonSet,
     RegisteredGhcb,
     RegisterGhcbRequest,
-    SevInfo,
     SevInfoRequest,
 )
 from node.ghcb_page import GhcbUntrusted
-from node.guest_ghcb import change_pages, response_to, termination
+from node.guest_ghcb import change_pages, response_to, termination, versions_fit
 from node.guest_memory_map import GuestMemoryMap, Range
 from node.kernel_settings import CAREFUL, KernelSettings
 from node.operations import Answer, GuestOperation, PValidate, Read, ReadSevStatus, Shutdown, VmgExit, Write
@@ -153,7 +151,7 @@ class GuestKernel:
         status, info, *found = yield (ReadSevStatus(), VmgExit(request.value), *self._canary_steps())
         if not self._status_holds(status) or not self._canary_holds(found):
             return (yield from _end(GhcbReason.GENERAL))
-        if not _versions_fit(request, info):
+        if not versions_fit(request, info):
             return (yield from _end(GhcbReason.PROTOCOL_RANGE))
         registers.reset(self.program_entry)
         return None
@@ -166,7 +164,7 @@ class GuestKernel:
         )  # fmt: skip
         if not self._status_holds(status):
             return (yield from _end(GhcbReason.GENERAL))
-        if not _versions_fit(info_request, info):
+        if not versions_fit(info_request, info):
             return (yield from _end(GhcbReason.PROTOCOL_RANGE))
         try:
             offered = response_to(features_request, features)
@@ -247,15 +245,6 @@ def _answered(request: MsrMessage, answer: Answer, wanted: MsrMessage) -> bool:
         return response_to(request, answer) == wanted
     except GhcbMsrError:
         return False
-
-
-def _versions_fit(request: SevInfoRequest, answer: Answer) -> bool:
-    """Whether the hypervisor speaks the version that is spoken here."""
-    try:
-        info = response_to(request, answer)
-    except GhcbMsrError:
-        return False
-    return isinstance(info, SevInfo) and info.min_version <= PROTOCOL_VERSIONS[1] <= info.max_version
 
 
 def _end(reason: int, reason_set: ReasonSet = ReasonSet.GHCB) -> Block:

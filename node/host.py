@@ -33,8 +33,11 @@ from node.platform import AS_USUAL, Platform
 from node.product import Product
 from node.program import ProgramFactory
 from node.record_buffer import NO_LOG, LogWish
+from node.svsm_memory import guest_reset_rips, svsm_guest
+from node.svsm_use import SvsmUse
 from node.tenant import TenantFactory, TenantSpec, local_tenants
 from node.vcpu import Vcpu
+from node.vcpu_levels import VcpuLevels
 from node.vcpu_runner import VcpuRunner
 from psp.status import PspError
 
@@ -129,6 +132,8 @@ class Host:
         self.check_name(spec.name)
         guest = Guest(spec, ordered_ns=self.now_ns, lost_ns=dict.fromkeys(Mechanism, 0.0))
         self.guests[spec.name] = guest
+        if spec.network:
+            self.network.expect(guest)
         self._chain.record_octets(self.now_ns, HostEvent.ORDERED, spec.name.encode())
         task = self.with_disk(spec, self.hypervisor.launch(spec.machine))
         if running:
@@ -214,7 +219,7 @@ class Host:
         for guest in self.guests.values():
             self.vcpus.close(guest, end_ns)
             self.network.settle(guest)
-            guest.units_of_work = sum(vcpu.registers.r13 for vcpu in guest.vcpus)
+            guest.units_of_work = sum(vcpu.units_of_work for vcpu in guest.vcpus)
             if guest.ended_ns < 0:
                 guest.ended_ns = end_ns
 
@@ -261,10 +266,18 @@ class Host:
             for vcpu in guest.vcpus:
                 self.vcpus.load(vcpu)
             reset_rips = tuple(vcpu.registers.rip for vcpu in guest.vcpus)
+        svsm = None
+        if spec.svsm:
+            image = self.images[spec.firmware]
+            svsm, reset_rips = svsm_guest(image, reset_rips), guest_reset_rips(image, spec.vcpus)
+            guest.svsm = SvsmUse()
+            for vcpu in guest.vcpus:
+                vcpu.levels = VcpuLevels()
+                vcpu.thread = spec.vcpus + vcpu.index
         guest.reset_rips = reset_rips
         tenant = TenantSpec(
             spec.name, spec.generation, spec.memory, spec.program, spec.seed, guest.launched, guest.reset_rips,
-            spec.sev_features, self.images[spec.firmware].cpuid_gpa, spec.kernel,
+            spec.sev_features, svsm, self.images[spec.firmware].cpuid_gpa, spec.kernel,
         )  # fmt: skip
         guest.software = self._tenants(tenant)
         self.vcpus.prepare(guest)

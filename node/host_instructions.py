@@ -151,6 +151,7 @@ class HostInstructions:
             one.vm, one.vcpu, one.asid, generation, one.save_area_spa, nested, one.tlb_control, consistent=consistent
         )  # fmt: skip
         self._board.vmcbs.setdefault(one.vm, {})[one.vcpu] = vmcb
+        self._board.look_up_vmpl(vmcb)
         self._board.events.forget(one.vm, one.vcpu)
         return None
 

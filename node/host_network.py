@@ -43,6 +43,10 @@ class HostNetwork:
         self._coming: list[int] = []
         """Times at which frames will be delivered here, soonest first."""
 
+    def expect(self, guest: Guest) -> None:
+        """A VM is being launched that will have cards, and may speak as soon as it runs."""
+        self._guests[guest.spec.name] = guest
+
     def plug(self, guest: Guest) -> None:
         """Give each vCPU of a VM its card."""
         name = guest.spec.name
@@ -60,7 +64,7 @@ class HostNetwork:
         self.settle(guest)
         for vcpu in range(guest.spec.vcpus):
             mac = mac_of(guest.spec.name, vcpu)
-            del self._cards[mac]
+            self._cards.pop(mac, None)
             self._free_ns.pop(mac, None)
 
     def settle(self, guest: Guest) -> None:
@@ -88,6 +92,8 @@ class HostNetwork:
             return NEVER_NS
         earliest_ns = self._coming[0] if self._coming else NEVER_NS
         for guest in self._guests.values():
+            if guest.state is GuestState.LAUNCHING:
+                return next_event_ns
             if guest.state is GuestState.RUNNING:
                 for vcpu in guest.vcpus:
                     if vcpu.state is VcpuState.SLEEPING:

@@ -20,6 +20,7 @@ from node.vmsa import VMSA_BYTES
 from psp.system_bus import (
     PAGE_BYTES,
     CoreConfiguration,
+    CpuidFacts,
     IommuConfiguration,
     RmpEntry,
     RmpPlacement,
@@ -43,7 +44,7 @@ class HostSystemBus:
     ) -> None:
         self.max_asid = product.max_asid
         self.min_sev_asid = min_sev_asid
-        self.c_bit = product.c_bit
+        self.cpuid_facts = CpuidFacts(product.c_bit, product.reduced_bits, product.physical_address_bits)
         self.dram_bytes = dram.size_bytes
         self.rmp = rmp
         """Where SNP_EN found it; the board puts another here if the registers said otherwise."""
@@ -175,9 +176,10 @@ class HostSystemBus:
         """Completed WBINVDs on all cores."""
         return self.wbinvds
 
-    def rmp_covers(self, spa: int) -> bool:
-        """Whether there is an RMP and the page is in it."""
-        return self.rmp is not None and 0 <= spa < self.dram_bytes and self.rmp.covers(spa)
+    def rmp_covers(self, spa: int, pages: int = 1) -> bool:
+        """Whether there is an RMP and the pages are in it."""
+        inside = 0 <= spa // PAGE_BYTES <= self.dram_bytes // PAGE_BYTES - pages
+        return self.rmp is not None and inside and self.rmp.covers(spa, pages)
 
     def rmp_initialise(self) -> None:
         """Zero the RMP."""

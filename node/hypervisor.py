@@ -19,7 +19,6 @@ from node.firmware_image import FirmwareImage
 from node.frame_allocator import FrameAllocator, OutOfMemory, joined
 from node.generation import Generation
 from node.ghcb_server import GhcbServer
-from node.guest_memory_map import Range
 from node.host_bring_up import TRUSTED_REGION_BYTES, bring_up_steps, refusal
 from node.hypervisor_port import (
     Answers,
@@ -36,13 +35,14 @@ from node.hypervisor_port import (
 )
 from node.launched_vm import LaunchedVm, page_runs
 from node.machine_spec import MachineSpec
-from node.measured_launch import VMSA_GPA, LaunchPage, launch_vmsas, sev_launch_ranges, snp_launch_pages
+from node.measured_launch import VMSA_GPA, LaunchPage, launch_vmsas, sev_launch_ranges
 from node.migration_refusal import REFUSALS
 from node.nested_table_pages import table_pages
 from node.ovmf import FirmwareImageError
 from node.product import Product
 from node.rmp_layout import at_end_of_memory
 from node.sev_features import launch_features
+from node.svsm_launch import guest_launch_pages, svsm_below
 from node.vcpu_model import vcpu_model
 from node.vm_state import Run, VmState
 from node.vmsa import VMSA_BYTES
@@ -98,7 +98,8 @@ class Hypervisor:
         self.rmp_bytes = reserved
         self._command_page = self._frame()
         self._vms: dict[str, LaunchedVm] = {}
-        self._ghcb = GhcbServer(product.c_bit, vcpu_model(VCPU_MODEL).cpuid_signature, self.page_state_change)
+        signature = vcpu_model(VCPU_MODEL).cpuid_signature
+        self._ghcb = GhcbServer(product, signature, self.page_state_change, self._small)
 
     def launched(self, vm: str) -> LaunchedVm:
         """The record of a VM; KeyError if there is none."""
@@ -132,6 +133,7 @@ class Hypervisor:
         record = self._vms[spec.name] = LaunchedVm(spec.generation, self._images[spec.firmware])
         try:
             launch = self._way_to_launch(spec.generation)
+            record.svsm = svsm_below(record.firmware, spec)
             yield from self._take_memory(spec, record)
             yield from launch(self, spec, record)
             yield from self._checked([op.VmRun(spec.name, 0)])
@@ -261,8 +263,7 @@ class Hypervisor:
     # What every launch takes and gives back.
 
     def _take_memory(self, spec: MachineSpec, record: LaunchedVm) -> Task:
-        image = Range(record.firmware.gpa, -(-len(record.firmware.data) // PAGE_BYTES) * PAGE_BYTES)
-        for part in (*spec.memory.ram, image):
+        for part in (*spec.memory.ram, record.flash):
             gpa = part.gpa
             for spa, length in self.frames.allocate(part.length, LARGE_PAGE_BYTES):
                 record.ram.append((gpa, spa, length))
@@ -492,8 +493,8 @@ class Hypervisor:
         """SNP: context, pages in the order of KVM and QEMU, finish."""
         yield from self._take_asid(record)
         record.sev_features = features = launch_features(self.product.name, spec.sev_features)
-        model, cpuid = vcpu_model(VCPU_MODEL), cpuid_page(self._ghcb.leaves[spec.generation])
-        pages = tuple(snp_launch_pages(record.firmware, spec.vcpus, model, features, cpuid=cpuid))
+        cpuid = cpuid_page(self._ghcb.leaves[spec.generation])
+        pages = tuple(guest_launch_pages(record.images, spec.vcpus, vcpu_model(VCPU_MODEL), features, cpuid))
         command, gctx = record.small[0], self._small(record)
         yield from self._to_firmware(gctx)
         record.firmware_pages.append(gctx)
@@ -504,7 +505,7 @@ class Hypervisor:
         activate = buffers.SnpActivate(gctx=gctx, asid=record.asid)
         yield from self._must(SnpCommand.ACTIVATE, command, activate.pack())
         record.launched_gpas = tuple(page.gpa for page in pages if page.page_type is not PageType.VMSA)
-        contents = [(record.firmware.gpa, record.firmware.data)]
+        contents = [(image.gpa, image.data) for image in record.images]
         contents += [(page.gpa, page.data) for page in pages if page.page_type is PageType.CPUID and page.data]
         yield from self._write(record, contents)
         yield from self._assign(spec, record)
@@ -558,6 +559,7 @@ class Hypervisor:
             ])  # fmt: skip
             _expect_success((yield batch), SnpCommand.LAUNCH_UPDATE)
             record.immutable.difference_update(spas[at : at + COMMANDS_AT_ONCE])
+        record.open_vmpls()
         yield tuple(
             op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa)
             for index, spa in enumerate(record.save_areas)

@@ -49,7 +49,7 @@ SECTIONS = (
 _HALT_FOREVER = bytes.fromhex("fa f4 eb fd")
 """cli; hlt; jmp back."""
 
-_METADATA_OFFSET = 0x600
+METADATA_OFFSET = 0x600
 """Bytes from the metadata's start to the image's end: clear of the table."""
 
 
@@ -66,7 +66,7 @@ def build_image(
         METADATA_VERSION,
         len(sections),
     ) + b"".join(METADATA_ITEM.pack(section.gpa, section.size, section.section_type) for section in sections)
-    start = size - _METADATA_OFFSET
+    start = size - METADATA_OFFSET
     image[start : start + len(metadata)] = metadata
     table = _table(_usual_entries() if entries is None else entries)
     end = size - BYTES_AFTER_TABLE
@@ -76,7 +76,7 @@ def build_image(
 
 def _usual_entries() -> dict[UUID, bytes]:
     return {
-        SEV_METADATA: _METADATA_OFFSET.to_bytes(4, "little"),
+        SEV_METADATA: METADATA_OFFSET.to_bytes(4, "little"),
         SEV_HASH_TABLE: _area_bytes(HASH_TABLE_AREA),
         SEV_SECRET_BLOCK: _area_bytes(SECRET_AREA),
         SEV_ES_RESET_BLOCK: RESET_EIP.to_bytes(4, "little"),

@@ -44,6 +44,8 @@ class LaunchedVm:
     """Frame number of the GHCB that each vCPU registered, at each VMPL."""
     dr7: dict[tuple[int, int], int] = field(default_factory=dict)
     """DR7 of each vCPU that told it through its GHCB, at each VMPL."""
+    request_pages: tuple[int, int] | None = None
+    """Frames that carry its messages to the firmware and back, once it sent one."""
     sev_features: int = 0
     """SEV_FEATURES of its first save areas."""
     doorbells: dict[int, int] = field(default_factory=dict)
@@ -52,6 +54,23 @@ class LaunchedVm:
     """SPA of the save area that each vCPU is to have after its next INIT."""
     vmpls: VmplBook | None = None
     """Where the guest may use several VMPLs."""
+    svsm: FirmwareImage | None = None
+    """The image below the firmware, where there is one."""
+
+    @property
+    def images(self) -> tuple[FirmwareImage, ...]:
+        """What lies in its flash, the uppermost first."""
+        return (self.firmware,) if self.svsm is None else (self.firmware, self.svsm)
+
+    @property
+    def flash(self) -> Range:
+        """Where its images lie, in whole pages, up to the end of the uppermost."""
+        first = self.images[-1].gpa
+        return Range(first, self.firmware.end - first)
+
+    def open_vmpls(self) -> None:
+        """Let the guest use several VMPLs where it has an SVSM to use them."""
+        self.vmpls = VmplBook.of(self.save_areas) if self.svsm else None
 
     def seat(self, vcpu: int) -> tuple[int, int]:
         """A vCPU and the VMPL at which it runs."""

@@ -20,6 +20,8 @@ class MachineSpec:
     """Key of the firmware image among those the hypervisor was given."""
     sev_features: int = 0
     """SEV_FEATURES that an SNP guest asks for beyond SNP itself."""
+    svsm: bool = False
+    """With an SVSM below that image, at VMPL0."""
 
     @property
     def memory(self) -> GuestMemoryMap:

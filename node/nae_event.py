@@ -318,7 +318,7 @@ EVENTS: Mapping[int, NaeRow] = {
     _N.AP_JUMP_TABLE: NaeRow((), (), _info),
     _N.PAGE_STATE_CHANGE: NaeRow(("SW_SCRATCH",), (), _page_states, version=2),
     _N.GUEST_REQUEST: NaeRow((), (), _guest_request, version=2),
-    _N.EXTENDED_GUEST_REQUEST: NaeRow(("RAX", "RBX"), (), _guest_request, version=2),
+    _N.EXTENDED_GUEST_REQUEST: NaeRow(("RAX", "RBX"), ("RBX",), _guest_request, version=2),
     _N.AP_CREATION: NaeRow((), (), _ap_creation, version=2),
     _N.HV_DOORBELL_PAGE: NaeRow((), (), _info, version=2),
     _N.HV_IPI: NaeRow((), (), _info, version=2),

@@ -25,6 +25,7 @@ from node.rmp_faults import (
     ERROR_WRITE,
     RmpFault,
 )
+from psp.system_bus import PAGE_BYTES
 
 READ = ERROR_USER | ERROR_FINAL
 """What a load is to the nested tables, as the error bits that its fault would have."""
@@ -32,6 +33,7 @@ WRITE = READ | ERROR_WRITE
 FETCH = READ | ERROR_FETCH
 
 _ENTRY_BYTES = 8
+_MOST_KNOWN = 8192
 _ENTRIES = 512
 _GRANTS = WRITABLE | USER
 
@@ -58,6 +60,14 @@ class TableMemory(Protocol):
         """Zero whole pages."""
 
 
+class Changes(Protocol):
+    """Memory that knows when what walks read may no longer be so: ``TableEntries``."""
+
+    @property
+    def changes(self) -> int:
+        """Goes up then."""
+
+
 @dataclass(frozen=True, slots=True)
 class NestedLeaf:
     """The page that holds a guest-physical address: where it begins, and what its entries grant."""
@@ -71,14 +81,22 @@ class NestedLeaf:
     dirty: bool = True
 
 
+_Walked = tuple[NestedLeaf, int, int, int]
+"""A page, and of the entry that maps it: its SPA, the key of its table, and what it is now."""
+
+
 class NestedWalker:
-    """Walks tables of one format. ``check_write`` refuses, with RmpFault, what the host may not store to."""
+    """Walks tables of one format. ``check_write`` refuses, with RmpFault, what the host may not store to.
+
+    ``entries`` says how long walks would end where they did before.
+    """
 
     def __init__(
         self,
         memory: TableMemory,
         form: EntryFormat,
         check_write: Callable[[int, int], None] | None = None,
+        entries: Changes | None = None,
     ) -> None:
         self._memory = memory
         self._form = form
@@ -87,6 +105,9 @@ class NestedWalker:
         self._end = 1 << form.address_bits
         self._c_bit = 0 if form.c_bit is None else 1 << form.c_bit
         self._check_write = check_write
+        self._entries = entries
+        self._known: dict[tuple[int, int, int, bool], _Walked] = {}
+        self._known_as_of = 0
 
     def leaf(self, root: int, gpa: int, access: int, *, encrypted: bool = False) -> NestedLeaf:
         """Walk from ``root``, which is read with or without the C-bit; ``access`` are its error bits.
@@ -113,8 +134,20 @@ class NestedWalker:
         alike = words == np.uint64(word) + np.arange(pages, dtype=np.uint64) * np.uint64(size)
         return leaf, (number + (pages if alike.all() else max(1, int(alike.argmin())))) * size
 
-    def _walk(self, root: int, gpa: int, access: int, *, encrypted: bool) -> tuple[NestedLeaf, int, int, int]:
-        """A page, and of the entry that maps it: its SPA, the key of its table, and what it is now."""
+    def _walk(self, root: int, gpa: int, access: int, *, encrypted: bool) -> _Walked:
+        """What a walk finds. One that reads and changes nothing new ends where it did before."""
+        if self._entries is None:
+            return self._walk_anew(root, gpa, access, encrypted=encrypted)
+        if self._known_as_of != self._entries.changes or len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+            self._known_as_of = self._entries.changes
+        place = (root, gpa // PAGE_BYTES, access, encrypted)
+        found = self._known.get(place)
+        if found is None:
+            found = self._known[place] = self._walk_anew(root, gpa, access, encrypted=encrypted)
+        return found
+
+    def _walk_anew(self, root: int, gpa: int, access: int, *, encrypted: bool) -> _Walked:
         if gpa >> self._address_bits:
             raise NestedPageFault(gpa, access)
         read, c_bit = self._memory.read, self._c_bit

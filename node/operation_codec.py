@@ -27,6 +27,7 @@ from node.hypervisor_port import Entered, HypervisorFigures
 from node.kernel_settings import KernelSettings
 from node.machine_spec import MachineSpec
 from node.program import Demand, ProgramSpec, Registers
+from node.svsm_memory import SvsmGuest
 from node.tenant import TenantSpec
 from node.vm_state import VmState
 from psp.system_bus import RmpEntry
@@ -53,6 +54,8 @@ KINDS: Mapping[int, type] = {
     47: op.Cpuid,
     96: op.ReadDr7,
     97: op.WriteDr7,
+    210: op.Clear,
+    211: op.GuestWork,
     98: op.Copy,
     110: op.LoadIdt,
     111: op.ReadFlags,
@@ -130,6 +133,7 @@ KINDS: Mapping[int, type] = {
     87: TenantSpec,
     88: Demand,
     89: KernelSettings,
+    212: SvsmGuest,
 }
 """To add a type, add a line."""
 

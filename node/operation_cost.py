@@ -13,6 +13,7 @@ from node.data_cache import LINE_BYTES
 from node.generation import CAPABILITIES, Generation
 from node.phase_cost import RMP_CHECKED, GenerationCost, Mechanism
 from node.platform import HostMode
+from node.svsm_operations import GUEST_WORK
 from psp.commands import LegacyCommand, SnpCommand, measured_bytes
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
@@ -67,6 +68,7 @@ class GuestOperationCost:
             op.Clflush: lambda one: ((Mechanism.OPERATIONS, _lines(one.length) * costs["cache.clflush_ns"]),),
             op.BlockRead: self._block,
             op.BlockWrite: self._block,
+            op.GuestWork: lambda one: ((Mechanism.OPERATIONS, costs[one.cost] if one.cost in GUEST_WORK else 0.0),),
         }
 
     def price(self, batch: tuple[op.GuestOperation, ...], latency_ns: float, lost_ns: dict[Mechanism, float]) -> int:
@@ -80,6 +82,8 @@ class GuestOperationCost:
             elif type(one) is op.VirtualWrite:
                 # As if private: whether a page is, its guest's tables say, and prices are known before.
                 size, private = len(one.data), True
+            elif type(one) is op.Clear:
+                size, private = max(0, one.length), one.private
             elif type(one) is op.VirtualRead or type(one) is op.Fetch:
                 size, private = max(0, one.length), True
             elif type(one) is op.Copy:
@@ -176,6 +180,12 @@ class HostOperationCost:
             op.VmKick: lambda _: costs["core.exit_ns"],
             op.VmPageFlush: lambda _: _lines(PAGE_BYTES) * costs["cache.clflush_ns"],
         }
+        # To enter another VMPL is a round trip's second half, and what comes on top of that.
+        self._in_exit: dict[type, Callable[..., float]] = {
+            **{kind: self._table[kind] for kind in (op.RmpUpdate, op.PSmash)},
+            op.VmRun: lambda _: costs["vmpl.switch_extra_ns"],
+            op.PspCommand: self.psp_service_ns,
+        }
         legacy_ns_per_kib = costs["psp.legacy_launch_update_ns_per_kib"]
         self._psp_table: dict[int, Callable[[bytes], float]] = {
             SnpCommand.LAUNCH_UPDATE: lambda _: costs["psp.launch_update_ns_per_kib"] * PAGE_BYTES / _KIB,
@@ -192,19 +202,17 @@ class HostOperationCost:
         return sum([table[type(one)](one) for one in batch if type(one) in table], 0.0)
 
     def price_in_exit(self, batch: tuple[op.HypervisorOperation, ...]) -> float:
-        """Nanoseconds that a guest waits for a batch of an exit, beyond the round trip: changes of the RMP.
+        """Nanoseconds that a guest waits for a batch of an exit, beyond the round trip: changes of the RMP and of VMPL.
 
         The figure of a round trip holds reading and writing the GHCB.
         """
-        return sum([self._table[type(one)](one) for one in batch if type(one) in _CHANGES], 0.0)
+        table = self._in_exit
+        return sum([table[type(one)](one) for one in batch if type(one) in table], 0.0)
 
     def psp_service_ns(self, one: op.PspCommand) -> float:
         """Nanoseconds the security processor works on one command."""
         priced = self._psp_table.get(one.command)
         return priced(one.buffer) if priced else self._costs["psp.command_ns"]
-
-
-_CHANGES = frozenset({op.RmpUpdate, op.PSmash})
 
 
 def _lines(length: int) -> int:

@@ -26,16 +26,19 @@ from node.operation_answers import (
     RmpReadResult,
     Runs,
 )
+from node.svsm_operations import Clear, GuestWork
 from psp.system_bus import RmpEntry
 
 __all__ = [
     "Answer",
     "Await",
     "Branch",
+    "Clear",
     "Compute",
     "CpuidResult",
     "Fault",
     "FaultKind",
+    "GuestWork",
     "HostBranch",
     "HostReadCounter",
     "IndirectBranch",
@@ -592,7 +595,7 @@ HypervisorOperation = (
 GuestOperation = (
     Read | Write | Copy | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust
     | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit | ReadSevStatus | Cpuid
-    | ReadDr7 | WriteDr7 | MmioLoad | MmioStore
+    | ReadDr7 | WriteDr7 | MmioLoad | MmioStore | Clear | GuestWork
     | LoadIdt | ReadFlags | WriteFlags | SoftwareInterrupt | Branch | IndirectBranch
     | Rdmsr | Wrmsr | PortIn | PortOut | WriteBackCaches
 )  # fmt: skip

@@ -43,6 +43,8 @@ class Mechanism(StrEnum):
     """PVALIDATE and page state changes."""
     BOUNCE = "bounce"
     """Copies between private memory and the pool that devices reach. A plain VM makes none."""
+    SVSM = "svsm"
+    """What an SVSM below does: its operations, and changing to and from its VMPL."""
 
 
 MECHANISMS = tuple(Mechanism)

@@ -25,7 +25,7 @@ class RemoteTenant:
         self._exchange = exchange
         self._gone = gone
         self._closed = False
-        self._ahead: list[tuple[bytes, bytes, Any] | None] = [None] * len(spec.reset_rips)
+        self._ahead: list[tuple[bytes, bytes, Any] | None] = [None] * spec.threads
         """What was read ahead for each vCPU, until its next block begins."""
         entry, demands = self._ask(TenantVerb.LOAD, SPEC.pack(spec))
         self.entry: int = entry

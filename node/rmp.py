@@ -106,10 +106,10 @@ class ReverseMapTable:
         """Number of runs held."""
         return len(self._table)
 
-    def covers(self, spa: int) -> bool:
-        """Whether the page has an entry."""
+    def covers(self, spa: int, pages: int = 1) -> bool:
+        """Whether so many pages have entries."""
         page = spa // PAGE_BYTES
-        return self._covers(page, page + 1)
+        return self._covers(page, page + pages)
 
     def entry(self, spa: int) -> RmpEntry:
         """The effective entry of a page; the hypervisor's own for a page outside of the table."""

@@ -7,12 +7,16 @@ sev-snp-measure reproduces it; that tool's digest was checked against hardware.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
 from node.cpuid_page import cpuid_entries, cpuid_page
 from node.firmware_image import FirmwareImage
-from node.measured_launch import LaunchPage, image_pages, metadata_pages, vmsa_pages
+from node.generation import Generation
+from node.hypervisor_port import LaunchRefused
+from node.machine_spec import MachineSpec
+from node.measured_launch import LaunchPage, image_pages, metadata_pages, snp_launch_pages, vmsa_pages
+from node.svsm_memory import MOST_VCPUS, laboratory_svsm, svsm_guest
 from node.vcpu_model import VcpuModel
 from node.vmsa import SevFeature, initial_vmsa
 
@@ -27,8 +31,38 @@ _PROTECTED_MODE: Mapping[str, int] = {
 """An SVSM is entered in flat protected mode; GS stays as a reset leaves it."""
 
 
+def svsm_below(image: FirmwareImage, spec: MachineSpec) -> FirmwareImage | None:
+    """The SVSM's image for a machine with this firmware, if it wants one.
+
+    Raises LaunchRefused, and FirmwareImageError.
+    """
+    if not spec.svsm:
+        return None
+    if spec.generation is not Generation.SEV_SNP:
+        raise LaunchRefused(f"svsm: {spec.generation.name} has no VMPLs")
+    if spec.sev_features:
+        raise LaunchRefused("svsm: expected no SEV_FEATURES but SNP's own")
+    if spec.vcpus > MOST_VCPUS:
+        raise LaunchRefused(f"svsm: expected at most {MOST_VCPUS} vCPUs, got {spec.vcpus}")
+    svsm_guest(image, ())
+    return laboratory_svsm(image.gpa)
+
+
+def guest_launch_pages(
+    images: Sequence[FirmwareImage], vcpus: int, vcpu_model: VcpuModel, features: int, cpuid: bytes | None = None
+) -> Iterator[LaunchPage]:
+    """Every page of an SNP launch as QEMU does it: of OVMF, and of an SVSM below. Raises FirmwareImageError.
+
+    ``cpuid`` is the CPUID page, which is not measured.
+    """
+    image, *below = images
+    if not below:
+        return snp_launch_pages(image, vcpus, vcpu_model, features, cpuid=cpuid)
+    return svsm_launch_pages(image, below[0], vcpus, vcpu_model, cpuid)
+
+
 def svsm_launch_pages(
-    image: FirmwareImage, svsm: FirmwareImage, vcpus: int, vcpu_model: VcpuModel
+    image: FirmwareImage, svsm: FirmwareImage, vcpus: int, vcpu_model: VcpuModel, cpuid: bytes | None = None
 ) -> Iterator[LaunchPage]:
     """Every page of the launch, in order. Raises ``FirmwareImageError`` for an SVSM without entry point or metadata."""
     entry = svsm.tables.svsm_entry
@@ -41,5 +75,6 @@ def svsm_launch_pages(
     signature = vcpu_model.cpuid_signature
     start = {**_PROTECTED_MODE, "RIP": svsm.gpa + entry}
     vmsa = initial_vmsa(svsm.gpa + entry, signature, SevFeature.SNP_ACTIVE, start)
-    cpuid = cpuid_page(cpuid_entries(signature))
+    if cpuid is None:
+        cpuid = cpuid_page(cpuid_entries(signature))
     return chain(image_pages(image), image_pages(svsm), metadata_pages(svsm, cpuid), vmsa_pages((vmsa,) * vcpus))

@@ -14,6 +14,7 @@ from psp.system_bus import PAGE_BYTES
 MOST_KEPT = 8192
 """Entries; then all are forgotten. Tables may be hostile, and show an entry at every address."""
 
+_ENTRY_BYTES = 8
 _Place = tuple[int, int, int]
 """(SPA, length, key)."""
 
@@ -22,27 +23,30 @@ class TableEntries:
     """Memory as page walks read it."""
 
     def __init__(self, memory: MemoryController, dram: Dram) -> None:
+        self.changes = 0
+        """Goes up whenever something that a walk read may no longer be so."""
         self._memory = memory
         self._dram = dram
         self._found: dict[_Place, bytes] = {}
         self._places: dict[int, list[_Place]] = {}
         self.write = memory.write
         self.clear = memory.clear
-        memory.on_change = self.forget_all
+        memory.on_change = dram.on_routes = self.forget_all
 
     def read(self, spa: int, length: int, asid: int) -> bytes:
-        """Load an entry, which lies in one page. Raises as ``MemoryController.read``."""
+        """Load an entry, or many. Raises as ``MemoryController.read``."""
+        if length > _ENTRY_BYTES:
+            return self._memory.read(spa, length, asid)
         place = (spa, length, asid)
         found = self._found.get(place)
-        if found is not None and not self._dram.has_routes:
-            return found
-        entry = self._memory.read(spa, length, asid)
         if found is None:
-            self._keep(place, entry)
-        return entry
+            found = self._memory.read(spa, length, asid)
+            self._keep(place, found)
+        return found
 
     def forget_all(self) -> None:
         """Read everything anew."""
+        self.changes += 1
         self._found.clear()
         self._places.clear()
 
@@ -53,11 +57,13 @@ class TableEntries:
         places = self._places.get(page)
         if places is None:
             if not self._dram.watch(page, self._forget):
+                self.changes += 1
                 return
             places = self._places[page] = []
         self._found[place] = entry
         places.append(place)
 
     def _forget(self, page: int) -> None:
+        self.changes += 1
         for place in self._places.pop(page, ()):
             del self._found[place]

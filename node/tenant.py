@@ -15,10 +15,19 @@ from node.counter_random import CounterRandom
 from node.generation import CAPABILITIES, Generation
 from node.guest_kernel import CANARY_BYTES, GuestKernel
 from node.guest_memory_map import GuestMemoryMap
+from node.kernel_above_svsm import KernelAboveSvsm
 from node.kernel_settings import CAREFUL, KernelSettings
 from node.operations import Answer, Fault, GuestOperation
 from node.program import Block, Demand, Ending, Program, ProgramFactory, ProgramSpec, Registers
+from node.svsm import Service, Svsm, SvsmCheck
+from node.svsm_call import Protocol as SvsmProtocol
+from node.svsm_core import core_service
+from node.svsm_memory import SvsmGuest
+from node.svsm_vtpm import vtpm_service
 from node.vc_handler import VcHandler
+
+SERVICES: Mapping[int, Service] = {SvsmProtocol.CORE: core_service, SvsmProtocol.VTPM: vtpm_service}
+"""What every SVSM serves."""
 
 Outcome = tuple[GuestOperation, ...] | Ending
 """What a block did: a batch to execute (a tuple), or how it ended."""
@@ -44,13 +53,23 @@ class TenantSpec:
     launched: tuple[int, ...]
     reset_rips: tuple[int, ...]
     sev_features: int = 0
+    svsm: SvsmGuest | None = None
+    """Where an SVSM runs below."""
     cpuid_gpa: int | None = None
     """The CPUID page, where the firmware image has one."""
     kernel: KernelSettings = CAREFUL
 
+    @property
+    def threads(self) -> int:
+        """How many programs run: one on each vCPU, and the SVSM's of each after all of them."""
+        return len(self.reset_rips) * (1 if self.svsm is None else 2)
+
 
 class TenantPort(Protocol):
-    """What a host knows of a VM's software, wherever that lives."""
+    """What a host knows of a VM's software, wherever that lives.
+
+    ``vcpu`` is everywhere the number of a thread: a vCPU's, or behind those of all vCPUs its SVSM's.
+    """
 
     @property
     def entry(self) -> int:
@@ -85,10 +104,13 @@ TenantFactory = Callable[[TenantSpec], TenantPort]
 class Tenant:
     """A VM's software in this process."""
 
-    def __init__(self, spec: TenantSpec, factory: ProgramFactory) -> None:
+    def __init__(
+        self, spec: TenantSpec, factory: ProgramFactory, svsm_skips: frozenset[SvsmCheck] = frozenset()
+    ) -> None:
         self._spec = spec
+        self._svsm_skips = svsm_skips
         self._factory = factory
-        count = len(spec.reset_rips)
+        count = spec.threads
         self.programs: list[Program | None] = [None] * count
         """None while a vCPU is paused: nothing of it may stay then."""
         self.blocks: list[Mapping[int, Callable[[Registers], Block]]] = [{}] * count
@@ -98,12 +120,13 @@ class Tenant:
         self._batches: list[tuple[GuestOperation, ...] | None] = [None] * count
         """What each vCPU's block asked for last; None where the kernel has taken the block over."""
         self._kernels: list[GuestKernel | None] = [None] * count
-        for vcpu in range(count):
-            self.rebuild(vcpu)
+        for thread in range(count):
+            self.rebuild(thread)
         boot = self.programs[0]
         assert boot is not None
         self.entry = boot.entry
         self.demands = tuple(program.demands for program in self.programs if program is not None)
+        """Of vCPUs: an SVSM has no phases."""
 
     def begin(self, vcpu: int, registers: Registers) -> Outcome:
         """Start the block at RIP. Raises NoBlock."""
@@ -149,7 +172,9 @@ class Tenant:
     def rebuild(self, vcpu: int) -> None:
         """Make a vCPU's program anew from its specification."""
         self.running[vcpu] = None
-        if self.programs[vcpu] is None:  # Else it was made from that and cannot have changed: programs keep nothing.
+        if self.blocks[vcpu] or vcpu >= len(self._spec.reset_rips):
+            return  # It was made from that and cannot have changed: programs keep nothing.
+        if self.programs[vcpu] is None:
             spec = self._spec
             bounces = CAPABILITIES[spec.generation].key_per_vm
             placement = spec.memory.placement(spec.name, vcpu, spec.seed, bounces=bounces)
@@ -161,15 +186,25 @@ class Tenant:
 
     def _lay_out(self, vcpu: int) -> Mapping[int, Callable[[Registers], Block]]:
         """The blocks of a vCPU that is about to run one."""
-        spec, program = self._spec, self.programs[vcpu]
+        spec = self._spec
+        if vcpu >= len(spec.reset_rips):
+            assert spec.svsm is not None
+            below = vcpu - len(spec.reset_rips)
+            svsm = Svsm(spec.svsm, spec.memory, below, spec.name, spec.seed, SERVICES, self._svsm_skips)
+            self.blocks[vcpu] = svsm.blocks
+            return self.blocks[vcpu]
+        program = self.programs[vcpu]
         if program is None:
             return {}
-        canary = CounterRandom(spec.seed).octets(spec.name, "C-bit canary", vcpu, CANARY_BYTES)
-        kernel = GuestKernel(
-            spec.generation, spec.memory, spec.launched, vcpu, spec.reset_rips[vcpu], program.entry, spec.kernel,
-            spec.cpuid_gpa, canary, spec.sev_features,
-        )  # fmt: skip
-        self._kernels[vcpu] = kernel
+        kernel: GuestKernel | KernelAboveSvsm
+        if spec.svsm is None:
+            canary = CounterRandom(spec.seed).octets(spec.name, "C-bit canary", vcpu, CANARY_BYTES)
+            kernel = self._kernels[vcpu] = GuestKernel(
+                spec.generation, spec.memory, spec.launched, vcpu, spec.reset_rips[vcpu], program.entry, spec.kernel,
+                spec.cpuid_gpa, canary, spec.sev_features,
+            )  # fmt: skip
+        else:
+            kernel = KernelAboveSvsm(spec.svsm, spec.memory, spec.launched, vcpu, spec.reset_rips, program.entry)
         blocks = self.blocks[vcpu] = {**kernel.blocks, **program.blocks}
         return blocks
 
@@ -177,6 +212,8 @@ class Tenant:
         """Nothing of it is anywhere else."""
 
 
-def local_tenants(programs: Mapping[str, ProgramFactory]) -> TenantFactory:
-    """Tenants in this process, of programs by name."""
-    return lambda spec: Tenant(spec, programs[spec.program.name])
+def local_tenants(
+    programs: Mapping[str, ProgramFactory], svsm_skips: frozenset[SvsmCheck] = frozenset()
+) -> TenantFactory:
+    """Tenants in this process, of programs by name; ``svsm_skips`` is what their SVSMs leave out."""
+    return lambda spec: Tenant(spec, programs[spec.program.name], svsm_skips)

@@ -84,7 +84,7 @@ class TenantServer:
     def _load(self, spec: Any) -> tuple[int, Any]:
         wanted: TenantSpec = SPEC.parse(spec)
         self._tenant = tenant = Tenant(wanted, self._programs[wanted.program.name])
-        self._registers = [Registers() for _ in wanted.reset_rips]
+        self._registers = [Registers() for _ in range(wanted.threads)]
         self.operations = 0
         return tenant.entry, DEMANDS.pack(tenant.demands)
 

@@ -10,6 +10,7 @@ from node.program import Registers
 
 if TYPE_CHECKING:
     from node.guest import Guest
+    from node.vcpu_levels import VcpuLevels
 
 SLEEPING = 0xFFFF_FFFF
 """Value of R14 while R15 holds what is left of a ``Sleep`` in nanoseconds."""
@@ -58,3 +59,22 @@ class Vcpu:
     """Completed phases by number of the demand."""
     loaded_ns: float = 0.0
     core_wait_ns: float = 0.0
+    thread: int = -1
+    """Number of the software that runs on it now: its own, but where an SVSM has one of its own."""
+    levels: VcpuLevels | None = None
+    """Where it has several save areas, one for each VMPL."""
+
+    def __post_init__(self) -> None:
+        if self.thread < 0:
+            self.thread = self.index
+
+    @property
+    def threads(self) -> tuple[int, ...]:
+        """Numbers of all software that runs on it."""
+        return (self.index,) if self.levels is None else (self.index, self.index + len(self.guest.vcpus))
+
+    @property
+    def units_of_work(self) -> int:
+        """R13 of its program, also while an SVSM runs for it."""
+        held = None if self.levels is None else self.levels.program
+        return (self.registers if held is None else held).r13

@@ -22,10 +22,11 @@ from node.guest import Guest, GuestState
 from node.host_events import HostEvent
 from node.host_prices import HostPrices
 from node.identity_cache import IdentityCache
-from node.phase_cost import Mechanism
+from node.phase_cost import MECHANISMS, Mechanism
 from node.program import Demand, Ending, Registers
 from node.tenant import NoBlock, Outcome
 from node.vcpu import AWAITING, HALTED, SLEEPING, Vcpu, VcpuState
+from node.vcpu_levels import charge_svsm, has_left, leave_level
 from node.vmcb import Vmcb
 from node.vmexit import ExitCode
 from node.vmsa import load_registers, save_registers
@@ -71,9 +72,13 @@ class VcpuRunner:
 
     def _enter(self, vcpu: Vcpu) -> bool:
         """VMRUN; a VM whose registers were tampered with ends."""
-        code = self._board.enter(vcpu.guest.spec.name, vcpu.index)
+        guest = vcpu.guest
+        code = self._board.enter(guest.spec.name, vcpu.index)
         if code:
-            self._power_off(vcpu.guest, code & 0xFF)
+            self._power_off(guest, code & 0xFF)
+        elif vcpu.levels is not None:
+            vmpl = self._board.vmcb(guest.spec.name, vcpu.index).vmpl
+            vcpu.thread = vcpu.threads[-1] if vmpl == 0 else vcpu.index
         return not code
 
     def go_on(self, vcpu: Vcpu) -> None:
@@ -105,7 +110,8 @@ class VcpuRunner:
             vcpu.pause_wanted = False
             # One in the middle of a block is past its last pause: it goes on with what it has.
             if vcpu.state is not VcpuState.BLOCK:
-                guest.software.rebuild(vcpu.index)
+                for thread in vcpu.threads:
+                    guest.software.rebuild(thread)
         for vcpu in guest.vcpus:
             if vcpu.state is VcpuState.PAUSED:
                 self.load(vcpu)
@@ -132,7 +138,8 @@ class VcpuRunner:
         """Take all of a VM's vCPUs off the host; its software is gone."""
         for vcpu in guest.vcpus:
             self.halt(vcpu, VcpuState.STOPPED)
-            guest.software.drop(vcpu.index)
+            for thread in vcpu.threads:
+                guest.software.drop(thread)
         guest.software.close()
 
     def let_go(self, guest: Guest) -> None:
@@ -141,7 +148,8 @@ class VcpuRunner:
             self._board.leave(guest.spec.name, vcpu.index)
             vcpu.epoch += 1
             vcpu.state = VcpuState.STOPPED
-            guest.software.drop(vcpu.index)
+            for thread in vcpu.threads:
+                guest.software.drop(thread)
         guest.software.close()
 
     def close(self, guest: Guest, end_ns: int) -> None:
@@ -165,13 +173,13 @@ class VcpuRunner:
 
     def _run_blocks(self, vcpu: Vcpu, answers: tuple[op.Answer, ...] | None) -> None:
         vcpu.state = VcpuState.BLOCK
-        software, index, registers = vcpu.guest.software, vcpu.index, vcpu.registers
-        events = self._board.events
+        software, index, registers = vcpu.guest.software, vcpu.thread, vcpu.registers
+        events, own = self._board.events, vcpu.thread == vcpu.index  # An SVSM is not disturbed.
         for _ in range(_MOST_IDLE_BLOCKS):
             if answers is None:
-                if (events.waiting or events.raised or events.stepping) and not self._take_events(vcpu):
+                if own and (events.waiting or events.raised or events.stepping) and not self._take_events(vcpu):
                     return
-                if vcpu.pause_wanted:
+                if vcpu.pause_wanted and not (vcpu.levels and vcpu.levels.waiting):
                     self._park(vcpu)
                     self._tell_parked(vcpu.guest)
                     return
@@ -246,7 +254,8 @@ class VcpuRunner:
         if vcpu.state is VcpuState.PAUSED or vcpu.state in _NOT_YET:
             vcpu.save_area_spa = vmcb.save_area_spa
             self.load(vcpu)
-            guest.software.rebuild(vcpu.index)
+            for thread in vcpu.threads:
+                guest.software.rebuild(thread)
         elif vcpu.state is not VcpuState.SLEEPING or not ready:
             return
         if ready and vcpu.registers.r14 == SLEEPING:
@@ -263,7 +272,11 @@ class VcpuRunner:
 
     def _issue(self, vcpu: Vcpu, batch: tuple[op.GuestOperation, ...]) -> None:
         guest = vcpu.guest
-        spent = self._prices.guest(guest.spec.generation).price(batch, self._contention.latency_ns, guest.lost_ns)
+        own = vcpu.thread == vcpu.index
+        lost_ns = guest.lost_ns if own else dict.fromkeys(MECHANISMS, 0.0)
+        spent = self._prices.guest(guest.spec.generation).price(batch, self._contention.latency_ns, lost_ns)
+        if not own:
+            charge_svsm(guest, spent)
         vcpu.elapsed_ns += spent
         guest.operation_ns += spent
         guest.operations += len(batch)
@@ -274,50 +287,81 @@ class VcpuRunner:
             if vcpu.epoch != epoch:
                 return
             preempted = self._board.running.preempted
-            if preempted and (guest.spec.name, vcpu.index) in preempted and not self._enter(vcpu):
-                return
-            vmcb = self._board.vmcb(guest.spec.name, vcpu.index)
-            if not vmcb.consistent:  # Written anew meanwhile, and no VMRUN would follow it.
-                self._power_off(guest, ExitCode.INVALID & 0xFF)
-                return
-            if self._board.exit_work:
-                self._board.exit_work = []  # Of exits that nobody waited for: somebody else's hands on the board.
-            if guest.dirty_log is None:
-                answers = self._board.execute_guest(vmcb, batch)
-            else:
-                answers = self._execute_logged(guest.dirty_log, vmcb, batch)
-            if self._board.sent:
-                self.sent()
-            if _count(guest, batch, answers):
-                self._count_disk(guest, batch, answers)
-            now_ns, chain = self._clock.now_ns, self._log.chain(guest.spec.name)
-            chain.record(now_ns, HostEvent.BATCH, len(batch), vcpu.registers.r13, vcpu.index, spent)
-            if self._board.terminated and guest.spec.name in self._board.terminated:
-                self._power_off(guest, TERMINATED | self._board.terminated.pop(guest.spec.name))
-            elif self._board.exit_work:
-                self._wait_for_exits(vcpu, answers)
-            else:
-                self._run_blocks(vcpu, answers)
+            if not (preempted and (guest.spec.name, vcpu.index) in preempted) or self._enter(vcpu):
+                self._take_effect(vcpu, batch, spent)
 
         self._clock.after(spent, take_effect)
 
-    def _wait_for_exits(self, vcpu: Vcpu, answers: tuple[op.Answer, ...]) -> None:
+    def _take_effect(
+        self, vcpu: Vcpu, batch: tuple[op.GuestOperation, ...], spent: int, before: tuple[op.Answer, ...] = ()
+    ) -> None:
+        """Execute a batch whose time has passed; ``before`` is what its begin was answered at an earlier time."""
+        guest = vcpu.guest
+        vmcb = self._board.vmcb(guest.spec.name, vcpu.index)
+        if not vmcb.consistent:  # Written anew meanwhile, and no VMRUN would follow it.
+            self._power_off(guest, ExitCode.INVALID & 0xFF)
+            return
+        if self._board.exit_work:
+            self._board.exit_work = []  # Of exits that nobody waited for: somebody else's hands on the board.
+        if guest.dirty_log is None:
+            answers = self._board.execute_guest(vmcb, batch)
+        else:
+            answers = self._execute_logged(guest.dirty_log, vmcb, batch)
+        if self._board.sent:
+            self.sent()
+        if _count(guest, batch[: len(answers)], answers):
+            self._count_disk(guest, batch[: len(answers)], answers)
+        now_ns, chain = self._clock.now_ns, self._log.chain(guest.spec.name)
+        chain.record(now_ns, HostEvent.BATCH, len(batch), vcpu.registers.r13, vcpu.index, spent)
+        if self._board.terminated and guest.spec.name in self._board.terminated:
+            self._power_off(guest, TERMINATED | self._board.terminated.pop(guest.spec.name))
+            return
+        if before:
+            answers = before + answers
+        after: tuple[op.Answer, ...] | None = answers
+        if vcpu.levels is not None and has_left(self._board, vmcb):
+            leave_level(self._board, vcpu, vmcb, answers, batch[len(answers) - len(before) :])
+            if not self._enter(vcpu):
+                return
+            vcpu.registers = vcpu.levels.registers_at(self._board.vmcb(vmcb.vm, vmcb.vcpu).vmpl)
+            self.load(vcpu)
+            after = None
+        if self._board.exit_work:
+            self._wait_for_exits(vcpu, after)
+        else:
+            self._resume_level(vcpu, after)
+
+    def _resume_level(self, vcpu: Vcpu, answers: tuple[op.Answer, ...] | None) -> None:
+        """Go on with a vCPU's block, or where None with whatever is to run at its VMPL."""
+        if answers is None and vcpu.levels is not None:
+            waiting = vcpu.levels.come_back(self._board.vmcb(vcpu.guest.spec.name, vcpu.index).vmpl)
+            if waiting is not None and waiting.rest:
+                # Priced with its batch.
+                self._take_effect(vcpu, waiting.rest, 0, waiting.answers)
+                return
+            answers = None if waiting is None else waiting.answers
+        self._run_blocks(vcpu, answers)
+
+    def _wait_for_exits(self, vcpu: Vcpu, answers: tuple[op.Answer, ...] | None) -> None:
         """Go on when what the hypervisor did in a batch's exits has taken its time."""
         work, self._board.exit_work = self._board.exit_work, []
         spent = round(sum([self._prices.host.price_in_exit(batch) for batch in work], 0.0))
         if not spent:
-            self._run_blocks(vcpu, answers)
+            self._resume_level(vcpu, answers)
             return
         guest, epoch = vcpu.guest, vcpu.epoch
         vcpu.elapsed_ns += spent
         guest.operation_ns += spent
-        guest.lost_ns[Mechanism.ACCEPTANCE] += spent
+        if answers is None:
+            charge_svsm(guest, spent)
+        else:
+            guest.lost_ns[Mechanism.ACCEPTANCE] += spent
 
         def go_on() -> None:
             if vcpu.epoch == epoch:
                 chain = self._log.chain(guest.spec.name)
                 chain.note(self._clock.now_ns, HostEvent.EXITS, len(work), 0, spent, vcpu.index)
-                self._run_blocks(vcpu, answers)
+                self._resume_level(vcpu, answers)
 
         self._clock.after(spent, go_on)
 
@@ -331,7 +375,7 @@ class VcpuRunner:
             answers = self._board.execute_guest(vmcb, batch)
         finally:
             memory.stored = None
-        _mark(log, batch, answers, now_ns)
+        _mark(log, batch[: len(answers)], answers, now_ns)
         return answers
 
     def _end_block(self, vcpu: Vcpu, ending: Ending) -> bool:
@@ -467,7 +511,8 @@ class VcpuRunner:
         self._board.leave(guest.spec.name, vcpu.index)
         vcpu.state = VcpuState.PAUSED
         vcpu.registers = Registers()
-        guest.software.forget(vcpu.index)
+        for thread in vcpu.threads:
+            guest.software.forget(thread)
         self._log.chain(guest.spec.name).record(self._clock.now_ns, HostEvent.PAUSED, vcpu.index, vcpu=vcpu.index)
 
     def _tell_parked(self, guest: Guest) -> None:
@@ -508,6 +553,8 @@ def _mark(
     for one, answer in zip(batch, answers, strict=True):
         if type(one) is op.Write:
             log.mark(one.gpa, len(one.data), now_ns)
+        elif type(one) is op.Clear:
+            log.mark(one.gpa, max(0, one.length), now_ns)
         elif type(one) is op.Copy and type(answer) is bytes:
             log.mark(one.target, len(answer), now_ns)
         elif type(one) is op.BlockRead:

@@ -8,13 +8,12 @@ VMPL 1 to 3 are announced by AP creation (80000013), whose EXITINFO1 names the V
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from node import operations as op
 from node.nae_event import ApCreation, ApCreationKind
-from node.vmsa import SevFeature
 from psp.system_bus import LARGE_PAGE_BYTES
 
 if TYPE_CHECKING:
@@ -30,6 +29,11 @@ class VmplBook:
     """SPA of the save area of each vCPU and VMPL."""
     running: dict[int, int] = field(default_factory=dict)
     """VMPL of each vCPU's control block, where that is not VMPL0."""
+
+    @classmethod
+    def of(cls, save_areas: Sequence[int]) -> VmplBook:
+        """With the save areas that a launch made, of VMPL0."""
+        return cls({(vcpu, 0): spa for vcpu, spa in enumerate(save_areas)})
 
     def vmpl(self, vcpu: int) -> int:
         """At which VMPL a vCPU runs."""
@@ -51,7 +55,7 @@ def announce(record: LaunchedVm, asked: ApCreation) -> bool:
     if asked.kind is ApCreationKind.DESTROY:
         return book.areas.pop(seat, None) is not None
     spa = record.page_spa(asked.vmsa_gpa)
-    if spa is None or not asked.vmsa_gpa % LARGE_PAGE_BYTES or asked.sev_features != SevFeature.SNP_ACTIVE:
+    if spa is None or not asked.vmsa_gpa % LARGE_PAGE_BYTES or asked.sev_features != record.sev_features:
         return False
     book.areas[seat] = spa
     return True
@@ -65,7 +69,9 @@ def run_vmpl(vm: str, record: LaunchedVm, vcpu: int, vmpl: int) -> Generator[Bat
     before = book.vmpl(vcpu)
     for wanted in (vmpl, before):
         spa = book.areas[vcpu, wanted]
-        _, code = yield (
+        # The vCPU is out of guest mode: its exit let go of the save area.
+        *_, code = yield (
+            op.VmPreempt(vm, vcpu),
             op.VmcbWrite(vm, vcpu, record.asid, record.generation.name, spa),
             op.VmRun(vm, vcpu),
         )

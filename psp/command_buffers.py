@@ -37,6 +37,17 @@ SNP_STATUS_HIDES_CIPHERTEXT = 1 << 6
 """PLATFORM_STATUS policy flag: it did."""
 SNP_FEATURE_HIDING = 1 << 3
 """FEATURE_INFO, ECX of index 0: ciphertext hiding."""
+SNP_CONFIG_MASK_CHIP_ID = 1 << 0
+"""CONFIG flag, and PLATFORM_STATUS policy flag: reports do not say which chip it is."""
+SNP_CONFIG_MASK_CHIP_KEY = 1 << 1
+"""The same for the chip's own key: no report is signed with the VCEK."""
+SNP_STATUS_VLEK_LOADED = 1 << 2
+"""PLATFORM_STATUS policy flag."""
+SNP_SWAP_IN_PLACE = 1 << 3
+"""SWAP_IN flag: what is read lies where the page is to be."""
+SNP_SWAP_ROOT_MDATA = 1 << 4
+"""SWAP flag: the entry is the context's own."""
+SNP_SWAP_FLAGS = 0b11111
 MEASUREMENT_BYTES = 48
 """What LAUNCH_MEASURE writes: measurement (32) and nonce (16)."""
 
@@ -319,6 +330,16 @@ class SnpPlatformStatus(ByteLayout):
 
 
 @dataclass(frozen=True, slots=True)
+class SnpGuestRequest(ByteLayout):
+    """SNP_GUEST_REQUEST: a guest's message, and where the answer goes."""
+
+    SIZE: ClassVar[int] = 0x18
+    gctx: int = at(0x00, 8)
+    request: int = at(0x08, 8)
+    response: int = at(0x10, 8)
+
+
+@dataclass(frozen=True, slots=True)
 class SnpActivate(ByteLayout):
     """SNP_ACTIVATE."""
 
@@ -431,6 +452,79 @@ class SnpPageUnsmash(ByteLayout):
 
     SIZE: ClassVar[int] = 0x08
     address: int = at(0x00, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class SnpPageMdInit(ByteLayout):
+    """SNP_PAGE_MD_INIT."""
+
+    SIZE: ClassVar[int] = 0x10
+    gctx: int = at(0x00, 8)
+    address: int = at(0x08, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class SnpPageSwapOut(ByteLayout):
+    """SNP_PAGE_SWAP_OUT; ``flags`` holds page size (bit 0), page type (2:1) and whether the entry is the root's (4)."""
+
+    SIZE: ClassVar[int] = 0x30
+    gctx: int = at(0x00, 8)
+    source: int = at(0x08, 8)
+    destination: int = at(0x10, 8)
+    mdata: int = at(0x18, 8)
+    software_data: int = at(0x20, 8)
+    flags: int = at(0x28, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class SnpPageSwapIn(ByteLayout):
+    """SNP_PAGE_SWAP_IN; ``flags`` as of SNP_PAGE_SWAP_OUT, with the page in its own frame (bit 3)."""
+
+    SIZE: ClassVar[int] = 0x30
+    gctx: int = at(0x00, 8)
+    source: int = at(0x08, 8)
+    destination: int = at(0x10, 8)
+    mdata: int = at(0x18, 8)
+    flags: int = at(0x28, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class SnpPageMove(ByteLayout):
+    """SNP_PAGE_MOVE; bit 0 of ``flags`` is the page size."""
+
+    SIZE: ClassVar[int] = 0x20
+    gctx: int = at(0x00, 8)
+    flags: int = at(0x08, 8)
+    source: int = at(0x10, 8)
+    destination: int = at(0x18, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class SnpConfig(ByteLayout):
+    """SNP_CONFIG."""
+
+    SIZE: ClassVar[int] = 0x40
+    reported_tcb: int = at(0x00, 8)
+    flags: int = at(0x08, 4)
+    reserved: bytes = at(0x0C, 0x34, bytes(0x34))
+
+
+@dataclass(frozen=True, slots=True)
+class SnpCommit(ByteLayout):
+    """SNP_COMMIT."""
+
+    SIZE: ClassVar[int] = 0x04
+    length: int = at(0x00, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class SnpVlekLoad(ByteLayout):
+    """SNP_VLEK_LOAD."""
+
+    SIZE: ClassVar[int] = 0x10
+    length: int = at(0x00, 4)
+    version: int = at(0x04, 1)
+    address: int = at(0x08, 8)
 
 
 @dataclass(frozen=True, slots=True)

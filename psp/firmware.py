@@ -56,6 +56,7 @@ class SecurityProcessor:
             self._random,
             api,
             lambda: self.legacy.state is not LegacyPlatformState.UNINIT,
+            lambda: self.legacy.keys.chip_key("sev-vlek-wrapping"),
         )
         self.mailbox = Mailbox(self._execute)
 

@@ -19,6 +19,7 @@ from psp.sev_certificate import SevCertificate
 
 NV_BYTES = 0x8000
 _FORMAT = b"sevfleet NV 1\0\0\0"
+_KEY_LABEL = "sev-nv-storage"
 _NONCE_BYTES = 12
 _TAG_BYTES = 16
 _OWNER_BYTES = 2 * SevCertificate.SIZE
@@ -34,7 +35,7 @@ class CorruptNv(ValueError):
 def packed(keys: PlatformKeys, nonce: bytes) -> bytes:
     """The file with a platform's persistent data."""
     body = keys.oca_seed + keys.pek_seed + keys.pdh_seed + bytes([keys.externally_owned])
-    sealed = AESGCM(keys.storage_key).encrypt(nonce, body + keys.owner.ljust(_OWNER_BYTES, b"\0"), _FORMAT)
+    sealed = AESGCM(keys.chip_key(_KEY_LABEL)).encrypt(nonce, body + keys.owner.ljust(_OWNER_BYTES, b"\0"), _FORMAT)
     return (_FORMAT + nonce + sealed).ljust(NV_BYTES, b"\xff")
 
 
@@ -47,7 +48,7 @@ def restore(keys: PlatformKeys, data: bytes) -> bool:
     if data[:head] != _FORMAT:
         raise CorruptNv
     try:
-        body = AESGCM(keys.storage_key).decrypt(nonce, sealed, _FORMAT)
+        body = AESGCM(keys.chip_key(_KEY_LABEL)).decrypt(nonce, sealed, _FORMAT)
     except InvalidTag:
         raise CorruptNv from None
     size = elliptic.SEED_BYTES

@@ -139,10 +139,9 @@ class PlatformKeys:
             sev_certificate.sign(self.pek_request(), key, KeyUsage.OCA),
         )
 
-    @property
-    def storage_key(self) -> bytes:
-        """What persistent data in a host's file is encrypted with: the chip's own, for AES-256."""
-        return derive(hashlib.sha256(self._fuses()).digest(), "sev-nv-storage", b"", 32)
+    def chip_key(self, label: str) -> bytes:
+        """A key of the chip's own for AES-256; how real ones are made is not published."""
+        return derive(hashlib.sha256(self._fuses()).digest(), label, b"", 32)
 
     def _cek_key(self) -> elliptic.PrivateKey:
         secret = hashlib.sha256(self._fuses()).digest()

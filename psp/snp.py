@@ -14,6 +14,8 @@ from psp.firmware_pages import Ranges
 from psp.fixed_ranges import fixed_ranges
 from psp.host_memory import HostMemory
 from psp.launch_runs import LaunchRuns
+from psp.page_swap import PageSwap
+from psp.snp_configuration import SnpConfiguration
 from psp.snp_debug import SnpDebugging
 from psp.snp_guests import SnpGuests
 from psp.snp_init import check_cores, checked_iommu_buffers, checked_rmp
@@ -35,6 +37,7 @@ class SnpFirmware:
         random: Callable[[str, int], bytes],
         api: tuple[int, int, int],
         legacy_is_up: Callable[[], bool],
+        chip_key: Callable[[], bytes],
     ) -> None:
         self.state = SnpPlatformState.UNINIT
         self.alias_check = AliasCheck.NOT_DONE
@@ -53,10 +56,17 @@ class SnpFirmware:
         launch = SnpLaunch(bus, memory, guests, ranges, random, api)
         self.launch_runs = LaunchRuns(bus, memory, guests)
         debug, pages = SnpDebugging(bus, memory, guests), SnpPages(bus, memory.pages)
+        swap = PageSwap(bus, memory, guests)
+        self.configuration = SnpConfiguration(memory, chip_key)
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             # INIT, of before ABI 1.52, has no buffer and always initialises the RMP.
             SnpCommand.INIT: lambda _: self._init_ex(buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP)),
             SnpCommand.INIT_EX: self._init_ex,
+            SnpCommand.CONFIG: self.configuration.config,
+            SnpCommand.COMMIT: self.configuration.commit,
+            SnpCommand.VLEK_LOAD: self.configuration.vlek_load,
+            # SHUTDOWN, of before ABI 1.52, has no buffer and shuts nothing else down.
+            SnpCommand.SHUTDOWN: lambda _: self._shutdown_ex(buffers.SnpShutdownEx(buffers.SnpShutdownEx.SIZE)),
             SnpCommand.SHUTDOWN_EX: self._shutdown_ex,
             SnpCommand.PLATFORM_STATUS: self._platform_status,
             SnpCommand.DF_FLUSH: lambda _: self._flush.flush(),
@@ -69,6 +79,10 @@ class SnpFirmware:
             SnpCommand.LAUNCH_FINISH: launch.finish,
             SnpCommand.DBG_DECRYPT: debug.decrypt,
             SnpCommand.DBG_ENCRYPT: debug.encrypt,
+            SnpCommand.PAGE_MD_INIT: swap.md_init,
+            SnpCommand.PAGE_SWAP_OUT: swap.swap_out,
+            SnpCommand.PAGE_SWAP_IN: swap.swap_in,
+            SnpCommand.PAGE_MOVE: swap.move,
             SnpCommand.PAGE_RECLAIM: pages.reclaim,
             SnpCommand.PAGE_UNSMASH: pages.unsmash,
             SnpCommand.FEATURE_INFO: self._feature_info,
@@ -153,7 +167,10 @@ class SnpFirmware:
         self._memory.check_writable(where.address, buffers.SnpPlatformStatus.SIZE)
         major, minor, build = self._api
         flags = self._rmp_initialised | (self.alias_check is AliasCheck.COMPLETE) << 1
-        policy_flags = buffers.SNP_STATUS_FEATURE_INFO
+        configuration = self.configuration
+        policy_flags = buffers.SNP_STATUS_FEATURE_INFO | configuration.flags
+        if configuration.vlek:
+            policy_flags |= buffers.SNP_STATUS_VLEK_LOADED
         if self._bus.can_hide_ciphertext:
             policy_flags |= buffers.SNP_STATUS_CAN_HIDE_CIPHERTEXT
         if self._ranges.max_snp_asid:
@@ -161,6 +178,7 @@ class SnpFirmware:
         status = buffers.SnpPlatformStatus(
             api_major=major, api_minor=minor, state=self.state, flags=flags,
             build=build, policy_flags=policy_flags, guest_count=len(self.guests.pages.spas),
+            current_tcb=configuration.current_tcb, reported_tcb=configuration.reported_tcb,
         )  # fmt: skip
         self._memory.write(where.address, status.pack())
 

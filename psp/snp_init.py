@@ -60,7 +60,7 @@ def checked_iommu_buffers(bus: SystemBus, *, fresh: bool) -> tuple[IommuBuffer, 
         if (
             not buffer.least_bytes <= buffer.length_bytes <= _LONGEST_BUFFER
             or end > bus.dram_bytes
-            or not all(map(bus.rmp_covers, pages))
+            or not bus.rmp_covers(start, len(pages))
             or any(start < spa + length and spa < end for spa, length in taken)
             or (not fresh and any(page_state(bus.rmp_entry(page)) not in _FREE for page in pages))
         ):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from psp import command_buffers as buffers
 from psp.asid_ranges import AsidRanges
 from psp.commands import SnpCommand
+from psp.cpuid_check import corrected
 from psp.guest_context import (
     MEMORY_KEY_BYTES,
     NO_MIGRATION_AGENT,
@@ -88,7 +89,10 @@ class SnpLaunch:
             # No guest is launched with IMI_EN, so none has pages of an initial migration image.
             raise PspError(Status.INVALID_PARAM)
         page = self._bus.read(update.address, PAGE_BYTES)
-        contents = kind.contents(context, page, self._bus.c_bit)
+        contents = kind.contents(context, page)
+        if kind.page_type is PageType.CPUID and (allowed := corrected(page, self._bus.cpuid_facts)) != page:
+            self._bus.write(update.address, allowed)
+            raise PspError(Status.INVALID_PARAM)
         permissions = update.vmpl_permissions
         digest = LaunchDigest(context.digest)
         digest.update(kind.page_type, entry.gpa, contents, vmpl_permissions=permissions)

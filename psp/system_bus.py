@@ -84,16 +84,28 @@ class IommuConfiguration:
     buffers: tuple[IommuBuffer, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class CpuidFacts:
+    """What the processor's CPUID says that firmware holds a guest's CPUID page against.
+
+    Position of the C-bit, bits of a physical address that memory encryption costs, and the width of one.
+    """
+
+    c_bit: int
+    reduced_bits: int
+    address_bits: int
+
+
 class SystemBus(Protocol):
     """The machine as the security processor reaches it. Addresses are SPAs."""
 
     @property
-    def max_asid(self) -> int:
-        """Highest ASID with a key slot (CPUID 8000001F ECX)."""
+    def cpuid_facts(self) -> CpuidFacts:
+        """What the cores themselves answer."""
 
     @property
-    def c_bit(self) -> int:
-        """The place of the C-bit in a page table entry (CPUID 8000001F EBX)."""
+    def max_asid(self) -> int:
+        """Highest ASID with a key slot (CPUID 8000001F ECX)."""
 
     @property
     def min_sev_asid(self) -> int:
@@ -171,8 +183,8 @@ class SystemBus(Protocol):
     def iommus_release(self) -> None:
         """Let the IOMMUs check no longer."""
 
-    def rmp_covers(self, spa: int) -> bool:
-        """Whether the page has an RMP entry."""
+    def rmp_covers(self, spa: int, pages: int = 1) -> bool:
+        """Whether so many pages have RMP entries."""
 
     def rmp_initialise(self) -> None:
         """Zero every entry (SNP_INIT with INIT_RMP)."""

@@ -20,6 +20,7 @@ class Interface(StrEnum):
     C_BIT = "C-bit in the host's mappings"
     WAY_PAST_THE_KEY = "access without the C-bit that goes past every key"
     PAGE_VALIDATION = "PVALIDATE"
+    VMPLS = "VMPLs"
     VMM_COMMUNICATION = "#VC"
     TRANSPARENT_KEY = "key over all memory, set by firmware"
     LAUNCH_MEASUREMENT = "measurement of the victim's launch"
@@ -45,7 +46,7 @@ def _lies_in_clear(hands: Hands, target: Target) -> bool:
 
 
 def _has_pvalidate(hands: Hands, target: Target) -> bool:
-    # RMPQUERY came with it, and asks without changing anything.
+    # RMPQUERY came with it, asks about a VMPL, and changes nothing.
     (answer,) = hands.act((RmpQuery(target.tenant.value.gpa, target=1),))
     return not isinstance(answer, Fault)
 
@@ -59,6 +60,7 @@ _LOOKS: Mapping[Interface, Callable[[Hands, Target], bool]] = {
     Interface.C_BIT: _has_c_bit,
     Interface.WAY_PAST_THE_KEY: _lies_in_clear,
     Interface.PAGE_VALIDATION: _has_pvalidate,
+    Interface.VMPLS: _has_pvalidate,
     # The firmware is not asked: its refusal would count as protection.
     Interface.CONTEXT_PAGE: lambda _, target: target.victim.gctx != 0,
     Interface.LAUNCH_MEASUREMENT: lambda _, target: target.victim.gctx != 0 or target.victim.handle != 0,

@@ -50,6 +50,8 @@ class Row:
     caches: bool = False
     """Cores must have caches."""
     cast: Cast = USUAL
+    svsm: bool = False
+    """The victim must be an SVSM, and the operating system above it the attacker's."""
     tlb_entries: int | None = None
     """Cores must remember so many translations."""
     two_processes: bool = False
@@ -130,6 +132,7 @@ ROWS: Mapping[str, Row] = {
     "44": Row((neighbours.wrong_mapping,)),
     "45": Row((neighbours.freed_page,)),
     "46": Row((neighbours.two_contexts,)),
+    "47": Row((nested_remap.svsm_page_to_its_guest,), needs=Interface.VMPLS, svsm=True),
     "48": Row((false_cpuid.share_and_read,), cast=_LIED_TO, victim="newcomer"),
     "82a": Row((confused_deputy.write_by_device,), needs=Interface.CONTEXT_PAGE),
 }  # fmt: skip
@@ -153,6 +156,7 @@ def verdicts(row: str, setting: Setting) -> list[Verdict]:
         two_processes=line.two_processes,
         tenant_spins=line.tenant_spins,
         prelude=line.prelude,
+        svsm=line.svsm,
         victim=line.victim,
     )
     measure = Measure(line.leak_bytes)

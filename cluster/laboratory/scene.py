@@ -32,13 +32,17 @@ from node.platform import AS_USUAL, Platform
 from node.product import PRODUCTS
 from node.program import ProgramFactory, ProgramSpec
 from node.sev_features import launch_features
+from node.svsm import SvsmCheck, vtpm_seed
+from node.svsm_memory import TPM_GPA
+from node.tenant import local_tenants
 from node.vcpu import Vcpu, VcpuState
 from node.vcpu_model import vcpu_model
 from node.vmsa import SevFeature
 from psp.system_bus import PAGE_BYTES
-from workloads.attacks import booted, newcomer, vault
+from workloads.attacks import booted, colluder, newcomer, vault
 from workloads.attacks.booted import Booted
 from workloads.attacks.chooser import Chooser
+from workloads.attacks.colluder import Colluder
 from workloads.attacks.hypervisor_books import TellDr7
 from workloads.attacks.newcomer import Newcomer
 from workloads.attacks.service import HAS_GHCB, NO_IA32, REGISTERS_GHCB, RESTRICTED, STACK, VERIFIES, Service
@@ -51,6 +55,8 @@ GUEST_BYTES = 64 << 20
 GHOST_LINE = 256 << 20
 """An address line that guests' frames, given out from below, do not have, nor the RMP and the tables at the end."""
 SEED = 11
+_SVSM_AS_IT_WAS = frozenset({SvsmCheck.ZERO_ON_VALIDATE})
+"""Without the fix of row 47, as the matrix has it by default."""
 IMAGE = firmware_image(
     build_image(PAGE_BYTES, [one for one in SECTIONS if one.size == PAGE_BYTES]), "the smallest of laboratory images"
 )
@@ -83,6 +89,10 @@ class Setting:
     """The victim's owner compares the measurement of its launch with that of its own image."""
     demands_alias_check: bool = False
     """The victim's owner accepts no platform that nobody checked for DRAM aliases."""
+    svsm: bool = False
+    """The victim is an SVSM, where there can be one; its operating system is the attacker's."""
+    svsm_zeroes: bool = False
+    """The SVSM clears a page before it gives rights to it."""
     victim: str = "vault"
     """The victim's program, by its name."""
     sev_features: int = 0
@@ -145,11 +155,13 @@ class Scene:
         product = replace(product, ciphers=setting.ciphers or product.ciphers)
         platform = replace(setting.platform, mode=protection.mode)
         spec = HostSpec("host", product, HOST_BYTES, product.min_sev_asid, SEED, 60 * 10**9, platform=platform)
-        images = {"auto": IMAGE}
+        images, skips = {"auto": IMAGE}, frozenset() if setting.svsm_zeroes else _SVSM_AS_IT_WAS
         hypervisor = partial(cast.hypervisor, setting.prelude, GUEST_BYTES)
         self.host = Host(
-            spec, _PROGRAMS, images, dict(load_cost_table()), hypervisor=hypervisor, observer=transcript.observe
-        )
+            spec, _PROGRAMS, images, dict(load_cost_table()), local_tenants(_PROGRAMS, skips), hypervisor,
+            transcript.observe,
+        )  # fmt: skip
+        self._svsm = setting.svsm and protection.launched is Generation.SEV_SNP
         self._transcript = transcript
         kernel = KernelSettings(
             tracks_validation=cast.tracks_validation or setting.tracks_validation,
@@ -164,8 +176,9 @@ class Scene:
         if setting.two_processes:
             own_key = _has_own_key(protection.launched)
             wanted["vault"] = ProgramSpec("vault", ((vault.C_BIT, 1 << product.c_bit if own_key else 0),))
-        program = wanted[setting.victim]
-        self._launch(VICTIM, protection.launched, program, 1 + setting.two_processes, kernel, setting.sev_features)
+        program = ProgramSpec("colluder") if self._svsm else wanted[setting.victim]
+        vcpus, features = 1 + setting.two_processes, setting.sev_features
+        self._launch(VICTIM, protection.launched, program, vcpus, kernel, features, svsm=self._svsm)
         self._hypervisor.let_go()
         tenant = ProgramSpec("vault", ((vault.SPINS, int(setting.tenant_spins)),))
         self._launch(TENANT, protection.launched, tenant, 1, CAREFUL)
@@ -174,7 +187,10 @@ class Scene:
                 own = Vault(memory_map(GUEST_BYTES, 2).placement(VICTIM, vcpu, SEED))
                 ledger.map(VICTIM, vcpu, vault.VALUE_GVA, PAGE_BYTES, own.private(vault.VALUE))
         place = memory_map(GUEST_BYTES, 1).placement(VICTIM, 0, SEED)
-        if setting.victim == "service":
+        if self._svsm:
+            ledger.distrust_above(VICTIM, 0)
+            ledger.keep(VICTIM, "the seed of its vTPM", vtpm_seed(VICTIM, SEED))
+        elif setting.victim == "service":
             victim = Service.build(service, place)
             ledger.keep(VICTIM, "the secret", victim.secret)
             for gpa, octets in victim.promises.items():
@@ -253,10 +269,10 @@ class Scene:
 
     def _launch(
         self, name: str, generation: Generation, program: ProgramSpec, vcpus: int, kernel: KernelSettings,
-        sev_features: int = 0,
+        sev_features: int = 0, *, svsm: bool = False,
     ) -> None:
         spec = GuestSpec(
-            name, generation, vcpus, GUEST_BYTES, program, SEED, sev_features=sev_features, kernel=kernel
+            name, generation, vcpus, GUEST_BYTES, program, SEED, sev_features=sev_features, svsm=svsm, kernel=kernel
         )  # fmt: skip
         self.host.launch(spec, lambda _: None, running=True)
         assert self.host.guests[name].state is GuestState.RUNNING, self.host.guests[name].reason
@@ -277,10 +293,11 @@ class Scene:
         def page(gpa: int) -> Page:
             return Page(gpa, record.spa_of(gpa))
 
+        above_svsm = self._svsm and name == VICTIM
         return Household(
             name, record.asid, record.gctx, record.handle, record.c_bit,
-            secret=page(program.private(vault.SECRET)),
-            value=page(program.private(vault.VALUE)),
+            secret=page(TPM_GPA if above_svsm else program.private(vault.SECRET)),
+            value=page(colluder.SPARE_GPA if above_svsm else program.private(vault.VALUE)),
             other=page(program.private(vault.OTHER)),
             decision=page(program.private(vault.DECISION)),
             answer=page(program.private(vault.ANSWER)),
@@ -336,7 +353,7 @@ def code_gpa() -> int:
 
 _PROGRAMS: Mapping[str, ProgramFactory] = {
     "vault": Vault.build, "service": Service.build, "chooser": Chooser.build, "newcomer": Newcomer.build,
-    "booted": Booted.build,
+    "booted": Booted.build, "colluder": Colluder.build,
 }  # fmt: skip
 
 

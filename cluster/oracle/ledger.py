@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from node.operations import Answer, Copy, Fault, Fetch, PageStateChange, Read, VirtualRead, VirtualWrite, Write
+from node.actor import Actor, Role
+from node.operations import (
+    Answer,
+    Clear,
+    Copy,
+    Fault,
+    Fetch,
+    PageStateChange,
+    Read,
+    RmpAdjust,
+    VirtualRead,
+    VirtualWrite,
+    Write,
+)
+from node.rmp_checks import PERMIT_WRITE
 
 PAGE_BYTES = 4096
 
@@ -52,6 +66,7 @@ class Ledger:
     def __init__(self) -> None:
         self._secrets: dict[str, list[Secret]] = {}
         self._contents: dict[str, list[tuple[int, bytes]]] = {}
+        self._least_trusted: dict[str, int] = {}
         self._promises: dict[str, dict[int, bytes]] = {}
         self._decisions: dict[str, tuple[int, ...]] = {}
         self._mappings: dict[str, list[Mapped]] = {}
@@ -65,6 +80,17 @@ class Ledger:
         """Count a VM among the victims; its writes are followed."""
         self._secrets.setdefault(victim, [])
         self._contents.setdefault(victim, [])
+
+    def distrust_above(self, victim: str, vmpl: int) -> None:
+        """Count what a VM runs at VMPLs of higher number than this among its adversaries."""
+        self.protect(victim)
+        self._least_trusted[victim] = vmpl
+
+    def is_victim(self, actor: Actor) -> bool:
+        """Whether an actor has something to lose: a guest of the name, at a VMPL that is its own."""
+        if actor.role is not Role.GUEST or actor.name not in self._secrets:
+            return False
+        return actor.vmpl <= self._least_trusted.get(actor.name, actor.vmpl)
 
     def keep(self, victim: str, name: str, octets: bytes) -> None:
         """Enter a secret of a victim."""
@@ -121,10 +147,14 @@ class ShadowMemory:
         self._mappings = mappings
         self._pages: dict[int, tuple[bytearray, bytearray]] = {}
         """Contents, and 1 where a byte is known."""
+        self._open: set[int] = set()
+        """Pages that others may write, too."""
 
     def write(self, gpa: int, octets: bytes) -> None:
         """The victim stored bytes."""
         for page, offset, start, length in _pieces(gpa, len(octets)):
+            if page in self._open:
+                continue
             contents, known = self._pages.setdefault(page, (bytearray(PAGE_BYTES), bytearray(PAGE_BYTES)))
             contents[offset : offset + length] = octets[start : start + length]
             known[offset : offset + length] = b"\1" * length
@@ -136,6 +166,15 @@ class ShadowMemory:
             base = page * PAGE_BYTES
             first, last = max(gpa - base, 0), min(end - base, PAGE_BYTES)
             self._pages[page][1][first:last] = bytes(last - first)
+
+    def let_in(self, gpa: int, length: int, *, others: bool) -> None:
+        """The victim lets others write whole pages of a range, or the processor; or no more."""
+        pages = range(gpa // PAGE_BYTES, (gpa + length) // PAGE_BYTES)
+        if others:
+            self.forget(gpa, length)
+            self._open.update(pages)
+        else:
+            self._open.difference_update(pages)
 
     def first_difference(self, gpa: int, octets: bytes) -> int | None:
         """The first GPA at which bytes that were read are not those written last; None if there is none."""
@@ -180,11 +219,21 @@ def _write(shadow: ShadowMemory, one: Write, _: Answer, _vcpu: int = 0) -> None:
         shadow.forget(one.gpa, len(one.data))
 
 
+def _clear(shadow: ShadowMemory, one: Clear, _: Answer, _vcpu: int = 0) -> None:
+    # What is cleared holds nothing that the victim would miss, and may be larger than is worth a shadow.
+    shadow.forget(one.gpa, one.length)
+
+
 def _copy(shadow: ShadowMemory, one: Copy, answer: Answer, _vcpu: int = 0) -> Discrepancy | None:
     assert isinstance(answer, bytes)
     wrong = _read(shadow, Read(one.source, one.length, one.source_private), answer)
     _write(shadow, Write(one.target, answer, one.target_private), None)
     return wrong
+
+
+def _rmpadjust(shadow: ShadowMemory, one: RmpAdjust, answer: Answer, _vcpu: int = 0) -> None:
+    if answer == 0:
+        shadow.let_in(one.gpa, one.length, others=one.vmsa or bool(one.permissions & PERMIT_WRITE))
 
 
 def _page_state_change(shadow: ShadowMemory, one: PageStateChange, answer: Answer, _vcpu: int = 0) -> None:
@@ -203,7 +252,9 @@ def _virtual_write(shadow: ShadowMemory, one: VirtualWrite, answer: Answer, vcpu
 _STEPS: Mapping[type, Callable[..., Discrepancy | None]] = {
     Read: _read,
     Write: _write,
+    Clear: _clear,
     Copy: _copy,
+    RmpAdjust: _rmpadjust,
     PageStateChange: _page_state_change,
     VirtualRead: _virtual_read,
     Fetch: _virtual_read,

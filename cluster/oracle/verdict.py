@@ -31,7 +31,7 @@ from enum import StrEnum
 from cluster.oracle.holdings import Holdings, Measure
 from cluster.oracle.ledger import Discrepancy, Ledger
 from cluster.oracle.transcript import CODED, Absence, Complaint, Entry, Guess, Stall, Transcript, told_by
-from node.actor import HYPERVISOR, Actor, Role
+from node.actor import HYPERVISOR, Actor
 from node.event_injection import Event, ExceptionVector, exception
 from node.ghcb_msr import GhcbMsrError, TerminateRequest, parse_request
 from node.operations import (
@@ -96,7 +96,7 @@ def judge(
     tried = [
         one
         for one in transcript.entries
-        if isinstance(one, Absence) or (isinstance(one, Entry) and not _is_victim(ledger, one))
+        if isinstance(one, Absence) or (isinstance(one, Entry) and not ledger.is_victim(one.actor))
     ]
     if not tried:
         raise NothingTried
@@ -109,6 +109,7 @@ class _Case:
     """One victim, followed through the transcript."""
 
     def __init__(self, ledger: Ledger, victim: str, measure: Measure, aim: Aim | None) -> None:
+        self._ledger = ledger
         self._victim = victim
         self._measure = measure
         self._aim = aim if aim is not None and aim.victim == victim else None
@@ -140,7 +141,7 @@ class _Case:
             elif isinstance(one, Absence):
                 self._absent = self._absent or f"no {one.interface}"
             elif isinstance(one, Entry):
-                if one.actor.role is Role.GUEST and one.actor.name == self._victim:
+                if one.actor.name == self._victim and self._ledger.is_victim(one.actor):
                     self._follow_victim(one)
                 else:
                     self._follow_adversary(one)
@@ -250,10 +251,6 @@ def _ends(msr: int) -> bool:
         return isinstance(parse_request(msr), TerminateRequest)
     except GhcbMsrError:
         return False
-
-
-def _is_victim(ledger: Ledger, entry: Entry) -> bool:
-    return entry.actor.role is Role.GUEST and entry.actor.name in ledger.victims
 
 
 def _hits(aim: Aim | None, wrong: Discrepancy) -> bool:

@@ -132,6 +132,15 @@ def test_frames_for_nobody_are_lost_and_counted() -> None:
     assert lost[""] > 0
 
 
+def test_a_client_that_is_launched_meanwhile_speaks_when_it_runs_whatever_the_windows() -> None:
+    late = vm("far", "host-2", "key-value-client", "PLAIN", **CLIENT) | {"start": "launch", "arrival": "300 ms"}
+    body = scenario(vms=[scenario()["vms"][0], late])
+    dice = random.Random(7)
+    runs = [play(body)[1], play(body, cut=lambda start, horizon: dice.randint(start + 1, horizon))[1]]
+    assert runs[0]["networks"] == runs[1]["networks"]
+    assert row_of(runs[0], "networks", "far")["frames_received"] >= 16
+
+
 def test_a_vm_with_a_card_stays_where_it_is() -> None:
     body = scenario(migrations=[{"vm": "far", "at": "100 ms", "to": "host-3"}], duration="200 ms")
     fleet, rows = play(body)

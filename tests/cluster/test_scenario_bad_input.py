@@ -60,6 +60,17 @@ BAD = {
     "zero machines": (HEAD + HOST, "vms", "expected at least one virtual machine"),
     "zero copies": (GOOD + "count = 0\n", 'vms[0].count of "db"', "expected at least 1, got 0"),
     "no hosts": (HEAD + "hosts = []\n" + VM, "hosts", "expected at least one entry"),
+    "an SVSM without VMPLs": (
+        GOOD.replace("SEV_SNP", "SEV_ES") + "svsm = true\n",
+        'vms[0].svsm of "db"',
+        "expected false: only SEV_SNP has VMPLs, got true with SEV_ES",
+    ),
+    "an SVSM as text": (GOOD + 'svsm = "yes"\n', 'vms[0].svsm of "db"', 'expected true or false, got "yes"'),
+    "an SVSM with too many vCPUs": (
+        GOOD.replace("1 GiB", "2 GiB") + "svsm = true\nvcpus = 129\n",
+        'vms[0].vcpus of "db"',
+        "expected at most 128 with an SVSM, got 129",
+    ),
     "negative seed": (GOOD.replace("[[h", "seed = -1\n[[h", 1), "seed", "expected at least 0, got -1"),
     "bad name": (GOOD.replace('"db"', '"d b"'), "vms[0].name", "expected a name of 1 to 63 letters"),
     "a name twice": (GOOD + VM, "vms.name", 'expected a name of its own for each, got "db" twice'),

@@ -42,7 +42,7 @@ def scenario(**changes: Any) -> Scenario:
         "vms": [
             vm("kv-plain", "PLAIN", "key-value-store"),
             vm("kv-sev", "SEV", "key-value-store", host="naples", lifetime="2 min"),
-            vm("kv-snp", "SEV_SNP", "key-value-store", vcpus=2, host="milan"),
+            vm("kv-snp", "SEV_SNP", "key-value-store", vcpus=2, host="milan", svsm=True),
             vm("random-snp", "SEV_SNP", "random-access", host="milan", arrival="1 s"),
             vm("stream-plain", "PLAIN", "stream", host="milan", start="running"),
             vm("build-snp", "SEV_SNP", "compile-job", host="turin", arrival="10 s", lifetime="3 min"),
@@ -208,6 +208,17 @@ def test_vcpu_time_of_each_machine_is_the_sum_of_its_mechanisms(inline: Results)
         if one["workload"] != "trace-player":
             # Each batch of operations is rounded to a nanosecond.
             assert times[one["vm"]] == pytest.approx(one["active_ns"], rel=1e-6, abs=one["operations"] + 10)
+
+
+def test_a_machine_on_an_svsm_works_as_without_and_pays_for_its_calls(inline: Results) -> None:
+    (use,) = inline.svsms.to_pylist()
+    assert use["vm"] == "kv-snp"
+    # Two vCPUs, of which one boots the kernel: a query, what its GHCB and 512 MiB take, and the other vCPU.
+    assert 4 <= use["calls"] <= 10
+    times = {one["mechanism"]: one["time_ns"] for one in inline.vm_time.to_pylist() if one["vm"] == "kv-snp"}
+    assert times["svsm"] == use["time_ns"] > 0
+    assert times["acceptance"] < times["svsm"], "pages are accepted at VMPL0"
+    assert row(inline, "kv-snp")["units_of_work"] > 0
 
 
 def test_a_pair_s_parts_add_up_to_its_slowdown() -> None:

@@ -62,6 +62,7 @@ def test_figures_are_what_the_rows_say(results: Results) -> None:
         ("vmgexit_share", "stream SEV_SNP"): 0,
         ("acceptance_share", "stream SEV_SNP"): 0,
         ("bounce_share", "stream SEV_SNP"): 0,
+        ("svsm_share", "stream SEV_SNP"): 0,
         ("loaded_latency_share", "stream SEV_SNP"): 0,
         ("launch_ns", "stream SEV_SNP"): 200,
         ("launch_ns", "stream PLAIN"): 7,

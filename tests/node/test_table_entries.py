@@ -13,6 +13,8 @@ from node.cipher_modes import CIPHER_DESIGNS
 from node.dram import Dram, MachineCheck
 from node.memory_cipher import CipherMode
 from node.memory_controller import MemoryController, NoKey
+from node.nested_walk import FETCH, READ, WRITE, NestedLeaf, NestedPageFault, NestedWalker
+from node.page_table_entry import LONG, EntryFormat
 from node.table_entries import MOST_KEPT, TableEntries
 
 PAGE, PAGES = 4096, 2
@@ -86,6 +88,46 @@ def test_entries_are_what_memory_holds_after_any_change(steps: list[tuple[str, i
                 controller.reserve(0, 0)
         for place in PLACES:
             assert answer(entries, *place) == answer(controller, *place), (kind, place)
+
+
+WORDS = st.tuples(st.integers(0, 1), st.sampled_from([0, 1, 3, 7, 7, 7, 0x27, 0x67, 0x87, 1 << 63 | 7])).map(
+    lambda one: one[0] * PAGE | one[1]
+)
+PUT = st.tuples(st.integers(0, 1), st.integers(0, 2), WORDS)
+
+
+def end(walker: NestedWalker, gpa: int, access: int) -> NestedLeaf | tuple[int, int]:
+    try:
+        return walker.leaf(0, gpa, access)
+    except NestedPageFault as fault:
+        return fault.gpa, fault.error
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(PUT, min_size=6, max_size=6),
+    st.lists(st.tuples(st.sampled_from(["poke", "store", "alias", "straighten", "none"]), PUT), max_size=8),
+)
+def test_walks_end_where_memory_says_after_any_change(
+    first: list[tuple[int, int, int]], steps: list[tuple[str, tuple[int, int, int]]]
+) -> None:
+    """Two pages are tables of every level at once, each entry with whatever rights."""
+    dram, controller, entries = machine()
+    form = EntryFormat(LONG, 48, 47)
+    remembering, anew = NestedWalker(entries, form, entries=entries), NestedWalker(controller, form)
+    for kind, (page, index, word) in [("poke", one) for one in first] + steps:
+        data = word.to_bytes(8, "little")
+        if kind == "poke":
+            dram.write(page * PAGE + index * 8, data)
+        elif kind == "store":
+            entries.write(page * PAGE + index * 8, data, 0)
+        elif kind == "alias":
+            dram.alias(page * PAGE, PAGE, PAGE - page * PAGE)
+        elif kind == "straighten":
+            dram.straighten(page * PAGE, PAGE)
+        for gpa in (0, 0x1000, 0x20_0123, 0x40_0000_0000):
+            for access in (READ, WRITE, FETCH):
+                assert end(remembering, gpa, access) == end(anew, gpa, access)
 
 
 def test_memory_is_asked_once_until_it_changes() -> None:

@@ -165,6 +165,22 @@ def test_a_vmpl_that_cannot_be_entered_leaves_the_vcpu_where_it_is(guest, wrong)
     assert guest.do(op.Read(guest.pages[3], 8)) is not None
 
 
+def test_no_failure_and_no_write_of_a_control_block_raises_a_vmpl(guest):
+    guest.lay_area()
+    guest.create()
+    guest.run_vmpl(1)
+    area, own = guest.vmcb.save_area_spa, guest.pages[3]
+    guest.record.vmpls.areas[0, 2] = spa(guest.host, guest.guest, guest.pages[4])  # which is no save area
+    assert guest.run_vmpl(2) == msr.RunVmplResult(1).value
+    assert (guest.vmcb.vmpl, guest.vmcb.save_area_spa) == (1, area)
+    assert guest.do(op.Read(own, 8)).error & ERROR_VMPL
+    # The hypervisor writes the block and does not run it: the guest that is in guest mode goes on.
+    for spa_, vmpl in ((area, 1), (8 << 20, 3)):
+        guest.host.board.execute_host((op.VmcbWrite("vm", 0, guest.record.asid, SNP.name, spa_),))
+        assert guest.vmcb.vmpl == vmpl
+        assert guest.do(op.Read(own, 8)).error & ERROR_VMPL
+
+
 def test_a_save_area_that_runs_is_not_destroyed(guest):
     guest.lay_area()
     guest.create()

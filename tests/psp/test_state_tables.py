@@ -102,6 +102,7 @@ LEGACY_GUEST = {
     LegacyCommand.RECEIVE_UPDATE_VMSA: {5},
     LegacyCommand.RECEIVE_FINISH: {5},
 }
+OTHER_FRAME = GUEST_PAGE + PAGE
 SNP_GUEST = {
     SnpCommand.LAUNCH_START: {0},
     SnpCommand.LAUNCH_UPDATE: {1},
@@ -111,6 +112,10 @@ SNP_GUEST = {
     SnpCommand.GUEST_STATUS: {0, 1, 2},
     SnpCommand.DBG_DECRYPT: {2},
     SnpCommand.DBG_ENCRYPT: {2},
+    SnpCommand.PAGE_MD_INIT: {2},
+    SnpCommand.PAGE_SWAP_OUT: {2},
+    SnpCommand.PAGE_SWAP_IN: {2},
+    SnpCommand.PAGE_MOVE: {2},
 }
 
 
@@ -220,6 +225,7 @@ def test_every_snp_command_in_every_guest_state(command: SnpCommand, state: SnpG
     machine = snp_guest(up(), state)
     change_context(machine, policy=POLICY | SnpPolicy.DEBUG)
     pre_guest(machine)
+    machine.bus.rmp_set(OTHER_FRAME, machine.bus.rmp_entry(GUEST_PAGE))
     machine.bus.rmp_set(OUT, FIRMWARE)
     buffer = {
         SnpCommand.LAUNCH_START: buffers.SnpLaunchStart(GCTX, POLICY),
@@ -228,6 +234,10 @@ def test_every_snp_command_in_every_guest_state(command: SnpCommand, state: SnpG
         SnpCommand.ACTIVATE: buffers.SnpActivate(GCTX, 3),
         SnpCommand.GUEST_STATUS: buffers.SnpGuestStatus(GCTX, OUT),
         SnpCommand.DECOMMISSION: buffers.GuestContextPage(GCTX),
+        SnpCommand.PAGE_MD_INIT: buffers.SnpPageMdInit(GCTX, OUT),
+        SnpCommand.PAGE_SWAP_OUT: buffers.SnpPageSwapOut(GCTX, GUEST_PAGE, OUT, flags=1 << 4),
+        SnpCommand.PAGE_SWAP_IN: buffers.SnpPageSwapIn(GCTX, OUT, GUEST_PAGE, flags=1 << 4),
+        SnpCommand.PAGE_MOVE: buffers.SnpPageMove(GCTX, 0, GUEST_PAGE, OTHER_FRAME),
         SnpCommand.DBG_DECRYPT: buffers.SnpDebug(GCTX, GUEST_PAGE, OUT),
         SnpCommand.DBG_ENCRYPT: buffers.SnpDebug(GCTX, OUT, GUEST_PAGE),
     }[command]
@@ -235,7 +245,9 @@ def test_every_snp_command_in_every_guest_state(command: SnpCommand, state: SnpG
     before = machine.snapshot()
     status = machine.psp.submit(command, COMMAND_PAGE)
     if state in SNP_GUEST[command]:
-        assert status == (Status.ACTIVE if command == SnpCommand.ACTIVATE else Status.SUCCESS)
+        # The guest is active already, and no page of it is out.
+        refusals = {SnpCommand.ACTIVATE: Status.ACTIVE, SnpCommand.PAGE_SWAP_IN: Status.INVALID_MDATA_ENTRY}
+        assert status == refusals.get(command, Status.SUCCESS)
     else:
         assert status == Status.INVALID_GUEST_STATE
         assert machine.snapshot() == before

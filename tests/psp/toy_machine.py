@@ -15,10 +15,12 @@ from psp.guest_context import GuestContext, SnpGuestState
 from psp.launch_digest import LaunchDigest, LegacyLaunchDigest, PageType
 from psp.legacy_guest import LegacyGuestState
 from psp.nv_storage import NvFile
+from psp.snp_configuration import SnpConfiguration
 from psp.snp_guests import SnpGuests
 from psp.system_bus import (
     LARGE_PAGE_BYTES,
     CoreConfiguration,
+    CpuidFacts,
     IommuConfiguration,
     RmpEntry,
     RmpPlacement,
@@ -41,9 +43,9 @@ class ToyBus:
 
     max_asid: int = 8
     min_sev_asid: int = 5
-    c_bit: int = 51
     dram_bytes: int = MEMORY_BYTES
     memory_key_bytes: int = 16
+    cpuid_facts: CpuidFacts = CpuidFacts(c_bit=51, reduced_bits=5, address_bits=48)  # noqa: RUF009  # frozen
     pages: dict[int, bytes] = field(default_factory=dict)
     rmp: dict[int, RmpEntry] = field(default_factory=dict)
     keys: dict[int, bytes] = field(default_factory=dict)
@@ -144,8 +146,8 @@ class ToyBus:
     def iommus_release(self) -> None:
         self.enforced = False
 
-    def rmp_covers(self, spa: int) -> bool:
-        return 0 <= spa < UNCOVERED
+    def rmp_covers(self, spa: int, pages: int = 1) -> bool:
+        return 0 <= spa <= UNCOVERED - pages * PAGE if pages > 1 else 0 <= spa < UNCOVERED
 
     def rmp_initialise(self) -> None:
         self.rmp.clear()
@@ -183,6 +185,8 @@ def _frozen(value: object) -> object:
             return value.value
         case AsidFlush():
             return tuple((name, _frozen(part)) for name, part in sorted(vars(value).items()) if name != "_bus")
+        case SnpConfiguration():
+            return value.current_tcb, value.committed_tcb, value.reported_tcb, value.flags, value.vlek
         case NvFile():
             return value.address
         case AsidRanges():

@@ -1,4 +1,4 @@
-"""The hypervisor points a guest's addresses at other memory (rows 11 to 15), or at none (43).
+"""The hypervisor points a guest's addresses at other memory (rows 11 to 15 and 47), or at none (43).
 
 Each smashes the 2 MiB entries first, as it must before it maps a part of one in
 4 KiB; without an RMP that is #UD and changes nothing.
@@ -63,6 +63,22 @@ def page_of_another(target: Target) -> Attack:
     yield WRITE_BACK
     yield smash(victim.value, target.tenant.value)
     yield (point(victim, victim.value, target.tenant.value.spa),)
+
+
+def svsm_page_to_its_guest(target: Target) -> Attack:
+    """Row 47: give the frame of an SVSM's page to its guest's operating system, at an address that this validates.
+
+    The frame stays the guest's, so key and tweak stay: once validated, it reads as what the SVSM wrote. The system
+    is the attacker's, too: the order which page to ask for comes to it through its inbox.
+    """
+    victim = target.victim
+    yield LET_IT_RUN
+    yield WRITE_BACK
+    yield (RmpUpdate(victim.secret.spa, PAGE_BYTES, RmpEntry(assigned=True, gpa=victim.value.gpa, asid=victim.asid)),)
+    yield (point(victim, victim.value, victim.secret.spa),)
+    yield (HostWrite(victim.inbox.spa, victim.value.gpa.to_bytes(8, "little")),)
+    yield WRITE_BACK
+    yield LET_IT_RUN
 
 
 def take_away(target: Target) -> Attack:

@@ -26,6 +26,7 @@ from node.operations import (
     PValidateResult,
     Read,
     ReadMsr,
+    RmpAdjust,
     RmpUpdate,
     Runs,
     TimedRead,
@@ -502,3 +503,43 @@ def test_where_nobody_did_anything_there_is_nothing_to_judge() -> None:
     transcript.observe(VICTIM, (Write(GPA, CANARY),), (None,))
     with pytest.raises(NothingTried):
         judge(ledger(), transcript)
+
+
+def test_above_the_vmpl_that_is_trusted_a_guest_is_an_adversary():
+    above = Actor(Role.GUEST, "victim", vmpl=2)
+    steps = (above, Read(GPA, 64), CANARY)
+    assert outcome(steps) is Outcome.BLOCKED, "a guest is not told its own secret"
+    split = ledger()
+    split.distrust_above("victim", 1)
+    assert judge(split, heard(steps)).outcome is Outcome.LEAKED
+    below = (Actor(Role.GUEST, "victim", vmpl=1), Read(GPA, 64), CANARY)
+    assert judge(split, heard(below)).outcome is Outcome.BLOCKED
+    misread = (Actor(Role.GUEST, "victim", vmpl=1), Read(GPA, 64), JUNK)
+    assert judge(split, heard(misread)).outcome is Outcome.CORRUPTED
+
+
+@pytest.mark.parametrize(
+    ("grant", "answer", "expected"),
+    [
+        (RmpAdjust(GPA, 4096, large=False, target=2, permissions=0b0011), 0, Outcome.BLOCKED),
+        (RmpAdjust(GPA, 4096, large=False, target=1, permissions=0, vmsa=True), 0, Outcome.BLOCKED),
+        (RmpAdjust(GPA, 4096, large=False, target=2, permissions=0b0001), 0, Outcome.CORRUPTED),
+        (RmpAdjust(GPA, 4096, large=False, target=2, permissions=0b0011), 2, Outcome.CORRUPTED),
+        (RmpAdjust(OTHER, 4096, large=False, target=2, permissions=0b0011), 0, Outcome.CORRUPTED),
+    ],
+)
+def test_a_page_that_others_may_write_may_change(grant, answer, expected):
+    assert outcome((VICTIM, grant, answer), (VICTIM, Read(GPA, 64), JUNK)) is expected
+
+
+def test_a_page_that_is_the_victims_alone_again_may_not():
+    given_back = RmpAdjust(GPA, 4096, large=False, target=2, permissions=0)
+    steps = (
+        (VICTIM, RmpAdjust(GPA, 4096, large=False, target=2, permissions=0b0011), 0),
+        (VICTIM, Write(GPA, JUNK), None),
+        (VICTIM, Read(GPA, 64), CANARY),
+    )
+    assert outcome(*steps) is Outcome.BLOCKED
+    assert outcome(*steps, (VICTIM, given_back, 0), (VICTIM, Read(GPA, 64), CANARY)) is Outcome.BLOCKED
+    again = ((VICTIM, Write(GPA, JUNK), None), (VICTIM, Read(GPA, 64), CANARY))
+    assert outcome(*steps, (VICTIM, given_back, 0), *again) is Outcome.CORRUPTED

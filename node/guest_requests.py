@@ -1,0 +1,133 @@
+"""Guest requests: how a hypervisor carries a guest's message to the security processor and its answer back.
+
+The guest names two shared pages. As KVM does (arch/x86/kvm/svm/sev.c, snp_handle_guest_req), the request is copied
+unread to a page of the hypervisor's own, and the answer comes by another, which is the firmware's while the command
+runs: so no page of the guest's changes its owner. EXITINFO2 tells the guest what became of it: the hypervisor's
+error in bits 63:32, the firmware's status in 31:0.
+
+With an extended request a guest makes room for certificates; they go with requests for a report, whose number in
+the message's header is all that is read of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from enum import IntEnum
+
+from node import operations as op
+from node.frame_allocator import OutOfMemory
+from node.guest_memory_map import Range
+from node.hypervisor_port import Answers, Batch
+from node.launched_vm import LaunchedVm
+from node.nae_event import GuestRequest
+from psp import command_buffers as buffers
+from psp.commands import SnpCommand
+from psp.system_bus import PAGE_BYTES, RmpEntry
+
+_FIRMWARE, _HYPERVISOR = RmpEntry(assigned=True, immutable=True), RmpEntry()
+
+MESSAGE_TYPE, REPORT_REQUEST = 0x34, 5
+"""Offset of the type in a message's header, and the type that asks for a report (firmware ABI, section 8.26)."""
+END_OF_CERTIFICATES = bytes(24)
+"""An entry of zeros ends a table of certificates (GHCB specification, section 4.1.8.1)."""
+
+
+class RequestError(IntEnum):
+    """The hypervisor's error of a guest request (GHCB specification, table 7)."""
+
+    NONE = 0
+    BUFFER_TOO_SMALL = 1
+    """RBX then says how many pages certificates need."""
+    BUSY = 2
+    """Ask again, with the same message."""
+
+
+class BadPage(Exception):
+    """A page of a request is no memory of the guest's, or is private where it must be shared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """What became of a request; ``pages_needed`` where the room for certificates did not do."""
+
+    error: RequestError = RequestError.NONE
+    status: int = 0
+    pages_needed: int | None = None
+
+    @property
+    def info2(self) -> int:
+        """EXITINFO2."""
+        return self.error << 32 | self.status
+
+
+Asking = Generator[Batch, Answers, Requested]
+
+
+class GuestRequests:
+    """Carries them for one hypervisor's guests. ``room`` gives a guest a frame, until the guest goes.
+
+    ``certificates`` is the table that the host's owner keeps for guests, without its end; empty for none.
+    """
+
+    def __init__(self, room: Callable[[LaunchedVm], int]) -> None:
+        self.certificates = b""
+        self._room = room
+
+    def ask(self, record: LaunchedVm, asked: GuestRequest, *, extended: bool) -> Asking:
+        """Carry a request to the firmware. Raises BadPage, with nothing asked."""
+        request_spa, response_spa = record.page_spa(asked.request_gpa), record.page_spa(asked.response_gpa)
+        if request_spa is None or response_spa is None:
+            raise BadPage
+        # The response page is written first to see that it is the hypervisor's to write: a message that was answered
+        # and got lost would cost the guest its key.
+        message, laid = yield (op.HostRead(request_spa, PAGE_BYTES), op.HostWrite(response_spa, bytes(PAGE_BYTES)))
+        if not isinstance(message, bytes) or laid is not None:
+            raise BadPage
+        if extended and message[MESSAGE_TYPE] == REPORT_REQUEST:
+            needed = yield from self._lay_certificates(record, asked)
+            if needed is not None:
+                return Requested(RequestError.BUFFER_TOO_SMALL, pages_needed=needed)
+        return (yield from self._exchange(record, message, response_spa))
+
+    def _lay_certificates(
+        self, record: LaunchedVm, asked: GuestRequest
+    ) -> Generator[Batch, Answers, int | None]:
+        """Put the table where the guest wants it; how many pages it takes if that is too little room."""
+        if not self.certificates and not asked.data_pages:
+            return None
+        table = self.certificates + END_OF_CERTIFICATES
+        needed = -(-len(table) // PAGE_BYTES)
+        if asked.data_pages < needed:
+            return needed
+        place = Range(asked.data_gpa, len(table))
+        writes = [
+            op.HostWrite(spa, table[gpa - place.gpa : gpa - place.gpa + length])
+            for gpa, spa, length in record.backing(place)
+        ]
+        if sum(len(one.data) for one in writes) != len(table) or any((yield tuple(writes))):
+            raise BadPage
+        return None
+
+    def _exchange(self, record: LaunchedVm, message: bytes, response_spa: int) -> Asking:
+        try:
+            own = record.request_pages = record.request_pages or (self._room(record), self._room(record))
+        except OutOfMemory:
+            return Requested(RequestError.BUSY)
+        there, back = own
+        command = record.small[0]
+        buffer = buffers.SnpGuestRequest(gctx=record.gctx, request=there, response=back).pack()
+        reclaim = buffers.SnpPageReclaim(address=back).pack()
+        # One batch each: what the host does between its steps is nobody's affair, and no step may be left out.
+        wrote, lent = yield (op.HostWrite(there, message), op.RmpUpdate(back, PAGE_BYTES, _FIRMWARE))
+        answer, reclaimed, taken, response = yield (
+            op.PspCommand(SnpCommand.GUEST_REQUEST, command, buffer),
+            op.PspCommand(SnpCommand.PAGE_RECLAIM, command, reclaim),
+            op.RmpUpdate(back, PAGE_BYTES, _HYPERVISOR),
+            op.HostRead(back, PAGE_BYTES),
+        )
+        kept = wrote is None and not lent and isinstance(reclaimed, op.PspAnswer) and not reclaimed.status
+        if not (kept and not taken and isinstance(answer, op.PspAnswer) and isinstance(response, bytes)):
+            return Requested(RequestError.BUSY)
+        yield (op.HostWrite(response_spa, response),)
+        return Requested(status=answer.status)

@@ -1,0 +1,24 @@
+"""Operations that an SVSM has use for; any guest may execute them. They are handed on by ``node.operations``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GUEST_WORK = frozenset({"svsm.vtpm_read_ns", "svsm.vtpm_extend_ns"})
+"""Rows of the cost table that a guest's code can spend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """Store zeros over a range, as REP STOS does; ``private`` is the C-bit. Answer: None, or a Fault."""
+
+    gpa: int
+    length: int
+    private: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class GuestWork:
+    """Time a guest's code spends outside any other operation: one row of the cost table. Answer: None, or #UD."""
+
+    cost: str
