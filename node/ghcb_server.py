@@ -41,6 +41,7 @@ from node.nae_event import NaeEvent
 from node.nae_reply import NOTHING, NaeReply, Serve
 from node.page_state_list import GENERIC_FAILURE, PageListRefused, PageOperation, PageStateList
 from node.product import Product
+from node.vcpu_model import VcpuModel
 from node.vmpl_switch import announce, run_vmpl
 from psp.system_bus import PAGE_BYTES
 
@@ -66,12 +67,12 @@ class GhcbServer:
     """Serves the exits of one hypervisor's guests; what it keeps of a guest is in the guest's record."""
 
     def __init__(
-        self, product: Product, cpuid_signature: int, change: PageChange, room: Callable[[LaunchedVm], int]
+        self, product: Product, model: VcpuModel, change: PageChange, room: Callable[[LaunchedVm], int]
     ) -> None:
         self._c_bit = product.c_bit
         self.requests = GuestRequests(room)
         self.leaves: dict[Generation, tuple[CpuidEntry, ...]] = {
-            generation: cpuid_entries(cpuid_signature, generation, product.c_bit, product.reduced_bits)
+            generation: cpuid_entries(model.cpuid_signature, generation, product.c_bit, product.reduced_bits)
             for generation in Generation
         }
         """What guests of each generation are told by CPUID."""

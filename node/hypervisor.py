@@ -98,8 +98,7 @@ class Hypervisor:
         self.rmp_bytes = reserved
         self._command_page = self._frame()
         self._vms: dict[str, LaunchedVm] = {}
-        signature = vcpu_model(VCPU_MODEL).cpuid_signature
-        self._ghcb = GhcbServer(product, signature, self.page_state_change, self._small)
+        self._ghcb = GhcbServer(product, vcpu_model(VCPU_MODEL), self.page_state_change, self._small)
 
     def launched(self, vm: str) -> LaunchedVm:
         """The record of a VM; KeyError if there is none."""
@@ -493,8 +492,8 @@ class Hypervisor:
         """SNP: context, pages in the order of KVM and QEMU, finish."""
         yield from self._take_asid(record)
         record.sev_features = features = launch_features(self.product.name, spec.sev_features)
-        cpuid = cpuid_page(self._ghcb.leaves[spec.generation])
-        pages = tuple(guest_launch_pages(record.images, spec.vcpus, vcpu_model(VCPU_MODEL), features, cpuid))
+        model, cpuid = vcpu_model(VCPU_MODEL), cpuid_page(self._ghcb.leaves[spec.generation])
+        pages = tuple(guest_launch_pages(record.images, spec.vcpus, model, features, cpuid))
         command, gctx = record.small[0], self._small(record)
         yield from self._to_firmware(gctx)
         record.firmware_pages.append(gctx)
