@@ -24,7 +24,7 @@ from node.operations import (
     WriteControl,
 )
 from node.program import Block, Demand, Placement, ProgramSpec, Registers
-from node.swiotlb import SLOT_BYTES, BounceArea, BounceFault
+from node.swiotlb import BounceArea, BounceFault
 from workloads.block_outcome import FAULTED, faulted
 
 CONTENT_BYTES = 64
@@ -40,7 +40,7 @@ DECISIONS = 64
 STATUS_OFFSET = CONTENT_BYTES
 """Where the status lies in the page of the request: next to it."""
 INBOX, OUTBOX = range(2)
-"""Bounce buffers from the beginning of its shared range."""
+"""Bounce buffers of a page each, from the beginning of its shared range."""
 C_BIT, SPINS = "c_bit", "spins"
 """Parameters: the bit of its entries that says private, for a guest with tables of its own; and the spinning."""
 OPEN_RIP, ROUND_RIP = 0x40_0000, 0x40_1000
@@ -80,7 +80,7 @@ class Vault:
 
     def shared(self, box: int) -> int:
         """GPA of a bounce buffer."""
-        return self.placement.shared_gpa + box * SLOT_BYTES
+        return self.placement.shared_gpa + box * PAGE_BYTES
 
     @property
     def status(self) -> int:
@@ -129,8 +129,8 @@ class Vault:
         pages, area = (SECRET, VALUE, OTHER, ANSWER, REQUEST, DECISION, CODE), self._area
         try:
             yield from area.open()
-            inbox = yield from area.map_from_device(self.private(REQUEST), CONTENT_BYTES)
-            outbox = yield from area.map_from_device(self.private(ANSWER), CONTENT_BYTES)
+            inbox = yield from area.map_from_device(self.private(REQUEST), PAGE_BYTES)
+            outbox = yield from area.map_from_device(self.private(ANSWER), PAGE_BYTES)
         except BounceFault:
             return FAULTED
         assert (inbox, outbox) == (self.shared(INBOX), self.shared(OUTBOX))
