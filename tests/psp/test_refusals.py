@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-
 import pytest
 from toy_machine import (
     COMMAND_PAGE,
@@ -126,31 +124,6 @@ def test_cpuid_values_are_taken_as_the_host_gives_them() -> None:
     pre_guest(machine, invented.ljust(PAGE, b"\0"))
     update = buffers.SnpLaunchUpdate.of(GCTX, PageType.CPUID, GUEST_PAGE)
     assert machine.call(SnpCommand.LAUNCH_UPDATE, update.pack()) == Status.SUCCESS
-
-
-SEV_ES_SNP = 0b11010
-"""CPUID 8000_001F EAX (APM volume 3, appendix E)."""
-
-
-@pytest.mark.parametrize(
-    ("eax", "ebx", "status"),
-    [
-        (SEV_ES_SNP, 51, Status.SUCCESS),
-        (SEV_ES_SNP | 1, 51 | 1 << 6, Status.SUCCESS),
-        (0, 51, Status.INVALID_PARAM),
-        (SEV_ES_SNP & ~0b10000, 51, Status.INVALID_PARAM),
-        (SEV_ES_SNP, 47, Status.INVALID_PARAM),
-    ],
-)
-def test_but_not_a_page_that_denies_a_guest_its_encryption(eax: int, ebx: int, status: Status) -> None:
-    machine = snp_guest(up())
-    entries = [struct.pack("<IIQQIIIIQ", leaf, 0, 0, 0, eax, ebx, 0, 0, 0) for leaf in (0x8000_001F, 1)]
-    pre_guest(machine, ((2).to_bytes(4, "little").ljust(16, b"\0") + b"".join(reversed(entries))).ljust(PAGE, b"\0"))
-    update = buffers.SnpLaunchUpdate.of(GCTX, PageType.CPUID, GUEST_PAGE)
-    if status == Status.SUCCESS:
-        assert machine.call(SnpCommand.LAUNCH_UPDATE, update.pack()) == status
-    else:
-        assert refused(machine, SnpCommand.LAUNCH_UPDATE, update.pack()) == status
 
 
 @pytest.mark.parametrize("length", [0, 0x0F, 0x11])
