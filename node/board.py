@@ -175,6 +175,8 @@ class Board:
         self.events = VmrunEvents(self)
         self.predictor = BranchTargetBuffer()
         self.delivery = EventDelivery(self)
+        self.traced: set[str] = set()
+        """VMs whose nested faults are exits."""
         self.kicked: Callable[[str, int, int], None] | None = None
         """Whoever runs vCPUs learns which was taken out and entered anew, and with what exit code."""
         self.tlb_duties = None if self.tlb is None else TlbDuties(self, self.tlb)
@@ -348,6 +350,13 @@ class Board:
         if self.tlb_duties is not None:
             self.tlb_duties.vacate(vm, vcpu)
         self.running.leave((vm, vcpu))
+
+    def nested_exit(self, vmcb: Vmcb, fault: op.Fault) -> None:
+        """A vCPU exits with a nested page fault, and stays out."""
+        values = self.events.fields(vmcb).values
+        values["EXITCODE"], word = ExitCode.NESTED_PAGE_FAULT, (1 << 64) - 1
+        values["EXITINFO1"], values["EXITINFO2"] = fault.error & word, fault.address & word
+        self.preempt(vmcb.vm, vmcb.vcpu)
 
     def preempt(self, vm: str, vcpu: int) -> None:
         """A vCPU exits, and stays out until its scheduler or a VMRUN enters it again."""

@@ -74,3 +74,15 @@ class VmKick:
 
     vm: str
     vcpu: int
+
+
+@dataclass(frozen=True, slots=True)
+class TraceFaults:
+    """Take nested faults of a VM as exits, or not any more. Answer: None.
+
+    A vCPU that has one is out then, with EXITCODE, EXITINFO1 and EXITINFO2 in its control block, and tries again when
+    it is kicked. Otherwise a nested fault is the answer to its operation, and nobody else learns of it.
+    """
+
+    vm: str
+    on: bool

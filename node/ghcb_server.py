@@ -15,6 +15,7 @@ from node import ghcb_msr as msr
 from node import nae_event as nae
 from node import operations as op
 from node.ap_creation import serve_ap_creation
+from node.ap_jump_table import serve_jump_table
 from node.cpuid_page import CpuidEntry, cpuid_entries
 from node.device_access import device_access
 from node.generation import CAPABILITIES, Generation
@@ -102,6 +103,7 @@ class GhcbServer:
             NaeEvent.GUEST_REQUEST: self._guest_request,
             NaeEvent.EXTENDED_GUEST_REQUEST: self._guest_request,
             NaeEvent.AP_CREATION: self._ap_creation,
+            NaeEvent.AP_JUMP_TABLE: self._ap_jump_table,
             NaeEvent.RUN_VMPL: self._run_vmpl_event,
             NaeEvent.HYPERVISOR_FEATURES: self._features_event,
             NaeEvent.TERMINATION: self._termination,
@@ -242,6 +244,12 @@ class GhcbServer:
 
     def _termination(self, _vm: str, _record: LaunchedVm, _vcpu: int, _exit: GhcbExit, asked: nae.Termination) -> Serve:
         return NaeReply(ends=terminated(asked.reason_set, asked.reason_code))
+        yield ()
+
+    def _ap_jump_table(
+        self, _vm: str, record: LaunchedVm, _vcpu: int, _exit: GhcbExit, asked: nae.InfoRequest
+    ) -> Serve:
+        return serve_jump_table(record, asked)
         yield ()
 
     def _guest_request(

@@ -54,6 +54,7 @@ class HostInstructions:
             op.VmcbClear: self._vmcb_clear,
             op.VmRun: self._vmrun,
             op.VmKick: self._vmkick,
+            op.TraceFaults: self._trace_faults,
             **board.events.host_table,
             **board.branches.host_table,
             op.VmPreempt: self._vm_preempt,
@@ -159,6 +160,7 @@ class HostInstructions:
         board = self._board
         board.controls.forget(one.vm)
         board.events.forget(one.vm)
+        board.traced.discard(one.vm)
         board.running.forget(one.vm)
         nested = board.nested.pop(one.vm, None)
         for table in (board.vmcbs, board.disks, board.disk_files, board.nics):
@@ -184,6 +186,10 @@ class HostInstructions:
     def _vmkick(self, one: op.VmKick) -> op.Answer:
         vmcb = self._board.vmcbs.get(one.vm, {}).get(one.vcpu)
         return VMEXIT_INVALID if vmcb is None else self._board.kick(vmcb)
+
+    def _trace_faults(self, one: op.TraceFaults) -> op.Answer:
+        (self._board.traced.add if one.on else self._board.traced.discard)(one.vm)
+        return None
 
     def _disk_read(self, one: op.DiskRead) -> op.Answer:
         disk = self._board.disks.get(one.vm)

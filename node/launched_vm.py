@@ -50,6 +50,8 @@ class LaunchedVm:
     """SEV_FEATURES of its first save areas."""
     doorbells: dict[int, int] = field(default_factory=dict)
     """GPA of the #HV doorbell page that each vCPU registered."""
+    jump_table: int = 0
+    """GPA of the AP jump table, 0 for none."""
     on_init: dict[int, int] = field(default_factory=dict)
     """SPA of the save area that each vCPU is to have after its next INIT."""
     vmpls: VmplBook | None = None

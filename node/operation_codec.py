@@ -105,6 +105,7 @@ KINDS: Mapping[int, type] = {
     130: op.VmcbLoad,
     131: op.VmcbStore,
     132: op.VmKick,
+    154: op.TraceFaults,
     152: op.HostBranch,
     153: op.HostReadCounter,
     142: op.NicRead,

@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from node.block_endings import Await, Compute, Shutdown, Sleep
 from node.branch_operations import Branch, HostBranch, HostReadCounter, IndirectBranch
 from node.device_operations import MmioLoad, MmioStore, NicRead, NicWrite
-from node.event_operations import LoadIdt, ReadFlags, SoftwareInterrupt, VmcbLoad, VmcbStore, VmKick, WriteFlags
+from node.event_operations import (
+    LoadIdt,
+    ReadFlags,
+    SoftwareInterrupt,
+    TraceFaults,
+    VmcbLoad,
+    VmcbStore,
+    VmKick,
+    WriteFlags,
+)
 from node.intercepted_operations import PortIn, PortOut, Rdmsr, WriteBackCaches, Wrmsr
 from node.operation_answers import (
     Answer,
@@ -30,42 +39,12 @@ from node.svsm_operations import Clear, GuestWork
 from psp.system_bus import RmpEntry
 
 __all__ = [
-    "Answer",
-    "Await",
-    "Branch",
-    "Clear",
-    "Compute",
-    "CpuidResult",
-    "Fault",
-    "FaultKind",
-    "GuestWork",
-    "HostBranch",
-    "HostReadCounter",
-    "IndirectBranch",
-    "LoadIdt",
-    "MmioLoad",
-    "MmioStore",
-    "NicRead",
-    "NicWrite",
-    "PValidateResult",
-    "PortIn",
-    "PortOut",
-    "PspAnswer",
-    "Rdmsr",
-    "ReadFlags",
-    "RmpQueryResult",
-    "RmpReadResult",
-    "Runs",
-    "Shutdown",
-    "Sleep",
-    "SoftwareInterrupt",
-    "VmKick",
-    "VmcbLoad",
-    "VmcbStore",
-    "WriteBackCaches",
-    "WriteFlags",
+    "Answer", "Await", "Branch", "Clear", "Compute", "CpuidResult", "Fault", "FaultKind", "GuestWork", "HostBranch",
+    "HostReadCounter", "IndirectBranch", "LoadIdt", "MmioLoad", "MmioStore", "NicRead", "NicWrite", "PValidateResult",
+    "PortIn", "PortOut", "PspAnswer", "Rdmsr", "ReadFlags", "RmpQueryResult", "RmpReadResult", "Runs", "Shutdown",
+    "Sleep", "SoftwareInterrupt", "TraceFaults", "VmKick", "VmcbLoad", "VmcbStore", "WriteBackCaches", "WriteFlags",
     "Wrmsr",
-]
+]  # fmt: skip
 
 MOST_BYTES = 32 << 20
 """Of one load: a longer one is #GP before anything else is looked at.
@@ -590,7 +569,7 @@ HypervisorOperation = (
     | NestedMap | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
     | HostClflush | Invd | VmPageFlush | HostTimedRead | VmPreempt | NicRead | NicWrite
     | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | FabricDivert | DeviceRead | DeviceWrite
-    | VmcbLoad | VmcbStore | VmKick | HostBranch | HostReadCounter
+    | VmcbLoad | VmcbStore | VmKick | TraceFaults | HostBranch | HostReadCounter
 )  # fmt: skip
 GuestOperation = (
     Read | Write | Copy | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust

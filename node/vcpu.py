@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from node.operations import Answer, GuestOperation
 from node.program import Registers
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class VcpuState(StrEnum):
     BLOCK = "block"
     COMPUTING = "computing"
     SLEEPING = "sleeping"
+    HELD = "held"
+    """In the middle of a block, at an operation that faults in the nested tables: its hypervisor is to see to that."""
     PAUSED = "paused"
     STOPPED = "stopped"
 
@@ -47,6 +50,8 @@ class Vcpu:
     slept_from_ns: int = 0
     epoch: int = 0
     pause_wanted: bool = False
+    held: tuple[tuple[GuestOperation, ...], tuple[Answer, ...]] = ((), ())
+    """While it is held: what is left of its batch, and the answers that it has so far."""
     called: bool = False
     """Its network card has had something since it last awoke from an ``Await``."""
     elapsed_ns: int = 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from node import operations as op
+from node.batch_books import count_batch, mark_stores
 from node.board import Board
 from node.clock import Clock
 from node.contention import Contention, PhaseAccount
@@ -95,7 +96,7 @@ class VcpuRunner:
         """Stop a VM's vCPUs at the end of their blocks; ``parked`` is called when the last has stopped."""
         guest.when_parked = parked
         for vcpu in guest.vcpus:
-            if vcpu.state in (VcpuState.BLOCK, VcpuState.WAITING):
+            if vcpu.state in (VcpuState.BLOCK, VcpuState.HELD, VcpuState.WAITING):
                 # One that waits for its start goes to its save area when the boot processor starts it.
                 vcpu.pause_wanted = True
             elif vcpu.state in (VcpuState.COMPUTING, VcpuState.SLEEPING):
@@ -109,7 +110,7 @@ class VcpuRunner:
         for vcpu in guest.vcpus:
             vcpu.pause_wanted = False
             # One in the middle of a block is past its last pause: it goes on with what it has.
-            if vcpu.state is not VcpuState.BLOCK:
+            if vcpu.state not in (VcpuState.BLOCK, VcpuState.HELD):
                 for thread in vcpu.threads:
                     guest.software.rebuild(thread)
         for vcpu in guest.vcpus:
@@ -215,6 +216,18 @@ class VcpuRunner:
             self._tell_parked(guest)
         return came in (Delivered.NOTHING, Delivered.TAKEN)
 
+    def _try_again(self, vcpu: Vcpu) -> None:
+        """One that was held executes the operation that faulted once more."""
+        batch, answers = vcpu.held
+        vcpu.state = VcpuState.BLOCK
+        epoch = vcpu.epoch
+
+        def take_effect() -> None:
+            if vcpu.epoch == epoch:
+                self._take_effect(vcpu, batch, 0, answers)
+
+        self._clock.after(0, take_effect)
+
     def _event_ready(self, vcpu: Vcpu) -> bool:
         return self._board.events.ready(self._board.vmcb(vcpu.guest.spec.name, vcpu.index))
 
@@ -242,6 +255,9 @@ class VcpuRunner:
                 self._park(vcpu)
                 self._tell_parked(guest)
             return
+        if vcpu.state is VcpuState.HELD:
+            self._try_again(vcpu)
+            return
         if guest.state is GuestState.PAUSED and vcpu.state in _NOT_YET:
             # Started while the VM is paused: it goes on from its save area with the others.
             self._board.leave(guest.spec.name, vcpu.index)
@@ -258,7 +274,7 @@ class VcpuRunner:
                 guest.software.rebuild(thread)
         elif vcpu.state is not VcpuState.SLEEPING or not ready:
             return
-        if ready and vcpu.registers.r14 == SLEEPING:
+        if ready and vcpu.registers.r14 in HALTED:
             vcpu.registers.r15 = 0
         vcpu.epoch += 1
         vcpu.state = VcpuState.BLOCK
@@ -303,14 +319,20 @@ class VcpuRunner:
             return
         if self._board.exit_work:
             self._board.exit_work = []  # Of exits that nobody waited for: somebody else's hands on the board.
-        if guest.dirty_log is None:
+        held = False
+        if self._board.traced and guest.spec.name in self._board.traced:
+            answers, held = self._up_to_a_fault(vmcb, batch)
+        elif guest.dirty_log is None:
             answers = self._board.execute_guest(vmcb, batch)
         else:
             answers = self._execute_logged(guest.dirty_log, vmcb, batch)
         if self._board.sent:
             self.sent()
-        if _count(guest, batch[: len(answers)], answers):
+        if count_batch(guest, batch[: len(answers)], answers):
             self._count_disk(guest, batch[: len(answers)], answers)
+        if held:
+            vcpu.state, vcpu.held = VcpuState.HELD, (batch[len(answers) :], before + answers)
+            return
         now_ns, chain = self._clock.now_ns, self._log.chain(guest.spec.name)
         chain.record(now_ns, HostEvent.BATCH, len(batch), vcpu.registers.r13, vcpu.index, spent)
         if self._board.terminated and guest.spec.name in self._board.terminated:
@@ -330,6 +352,22 @@ class VcpuRunner:
             self._wait_for_exits(vcpu, after)
         else:
             self._resume_level(vcpu, after)
+
+    def _up_to_a_fault(
+        self, vmcb: Vmcb, batch: tuple[op.GuestOperation, ...]
+    ) -> tuple[tuple[op.Answer, ...], bool]:
+        """Execute a batch up to a nested fault; whether there was one, with which the vCPU is out."""
+        answers: tuple[op.Answer, ...] = ()
+        for one in batch:
+            some = self._board.execute_guest(vmcb, (one,))
+            fault = some[0]
+            if isinstance(fault, op.Fault) and fault.kind in _NESTED:
+                self._board.nested_exit(vmcb, fault)
+                return answers, True
+            answers += some
+            if has_left(self._board, vmcb):
+                break
+        return answers, False
 
     def _resume_level(self, vcpu: Vcpu, answers: tuple[op.Answer, ...] | None) -> None:
         """Go on with a vCPU's block, or where None with whatever is to run at its VMPL."""
@@ -375,7 +413,7 @@ class VcpuRunner:
             answers = self._board.execute_guest(vmcb, batch)
         finally:
             memory.stored = None
-        _mark(log, batch[: len(answers)], answers, now_ns)
+        mark_stores(log, batch[: len(answers)], answers, now_ns)
         return answers
 
     def _end_block(self, vcpu: Vcpu, ending: Ending) -> bool:
@@ -540,42 +578,10 @@ class VcpuRunner:
             if isinstance(one, op.BlockRead | op.BlockWrite):
                 books.note(one, answer, cost.disk_ns(one))
 
+
+_NESTED = frozenset({op.FaultKind.NESTED_PAGE_FAULT, op.FaultKind.RMP_FAULT})
 _NOT_YET = (VcpuState.WAITING, VcpuState.STOPPED)
 _AT_REST = (VcpuState.PAUSED, VcpuState.WAITING, VcpuState.STOPPED)
 
 
 _names = IdentityCache[tuple[Demand, ...], tuple[str, ...]](lambda demands: tuple(one.name for one in demands))
-
-
-def _mark(
-    log: DirtyLog, batch: tuple[op.GuestOperation, ...], answers: tuple[op.Answer, ...], now_ns: int
-) -> None:
-    for one, answer in zip(batch, answers, strict=True):
-        if type(one) is op.Write:
-            log.mark(one.gpa, len(one.data), now_ns)
-        elif type(one) is op.Clear:
-            log.mark(one.gpa, max(0, one.length), now_ns)
-        elif type(one) is op.Copy and type(answer) is bytes:
-            log.mark(one.target, len(answer), now_ns)
-        elif type(one) is op.BlockRead:
-            log.mark(one.gpa, one.blocks * op.BLOCK_BYTES, now_ns)
-
-
-def _count(guest: Guest, batch: tuple[op.GuestOperation, ...], answers: tuple[op.Answer, ...]) -> bool:
-    """Count what a batch did in memory; whether there is something of the disk in it."""
-    disk = False
-    for one, answer in zip(batch, answers, strict=True):
-        kind = type(answer)
-        if kind is bytes:
-            if type(one) is op.Copy:
-                guest.bytes_bounced += len(answer)  # type: ignore[arg-type]
-                guest.copies += 1
-                continue
-            guest.bytes_read += len(answer)  # type: ignore[arg-type]
-        elif kind is op.Fault:
-            guest.faults += 1
-        elif type(one) is op.Write or type(one) is op.VirtualWrite:
-            guest.bytes_written += len(one.data)
-        elif type(one) is op.BlockRead or type(one) is op.BlockWrite:
-            disk = True
-    return disk

@@ -51,6 +51,8 @@ def private_guest() -> tuple[Board, Vmcb]:
     board = Board("bench", PRODUCTS["Milan"], 1 << 30, 100, CounterRandom(1))
     base = LARGE_PAGE_BYTES
     board.controller.install_key(_ASID, CounterRandom(1).octets("bench", "key", 0, 16))
+    # The vCPU's save area: a page of zeros, so VMPL 0.
+    board.controller.write(0, bytes(PAGE_BYTES), _ASID)
     board.execute_host((
         NestedMap("vm", 0, base, GUEST_BYTES),
         VmcbWrite("vm", 0, _ASID, Generation.SEV_SNP.value, 0),
@@ -79,7 +81,9 @@ def _per_s(board: Board, vmcb: Vmcb, size: int, gpas: range, repeat: int) -> Ite
     data = bytes(range(256)) * -(-size // 256)
     writes: Batches = [(Write(gpa, data[:size]),) for gpa in gpas] * repeat
     reads: Batches = [(Read(gpa, size),) for gpa in gpas] * repeat
-    for word, batches in (("writes", writes), ("reads", reads)):
+    for word, batches, answer in (("writes", writes, None), ("reads", reads, data[:size])):
+        # What faults is fast, and no measure of anything.
+        assert all(board.execute_guest(vmcb, batch) == (answer,) for batch in batches)
         yield word, len(batches) / _median_s(partial(_execute, board, vmcb, batches))
 
 

@@ -111,6 +111,7 @@ ROWS: Mapping[str, Row] = {
     "26a": Row((injection.alter_breakpoints,), victim="service"),
     "26b": Row((injection.swallow_debug_exception,), victim="service"),
     "27": Row((side_channels.poison_predictor,), victim="chooser", cache_timing=True),
+    "28": Row((side_channels.trace_faults,), victim="chooser"),
     "29c": Row((side_channels.count_branches,), victim="chooser"),
     "33": Row((cache_drop.drop_dirty_lines,), caches=True),
     "35a": Row((alias.replay_through_ghost,), ghost_line=GHOST_LINE),

@@ -247,7 +247,7 @@ class Scene:
         env = self.host.clock.env
         before = [_rest(vcpu) for vcpu in guest.vcpus]
         until = env.now + _PATIENCE_NS
-        while guest.state is GuestState.RUNNING and guest.vcpus[0].state is not VcpuState.PAUSED:
+        while guest.state is GuestState.RUNNING and guest.vcpus[0].state not in _OUT:
             if env.peek() > until:
                 self._transcript.stalled(guest.spec.name)
                 break
@@ -322,6 +322,10 @@ def _service(setting: Setting, generation: Generation) -> ProgramSpec:
         VERIFIES: setting.vc_handler_verifies,
     }
     return ProgramSpec("service", tuple((name, int(on)) for name, on in settings.items()))
+
+
+_OUT = (VcpuState.PAUSED, VcpuState.HELD)
+"""A victim whose vCPU is out goes on when its hypervisor wants it to."""
 
 
 def _rest(vcpu: Vcpu) -> tuple[int, int] | None:

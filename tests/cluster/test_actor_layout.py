@@ -316,25 +316,6 @@ def test_an_interrupt_while_ray_starts_leaves_nothing_behind(sevfleet: Program, 
 
 
 @pytest.mark.ray
-def test_a_sigterm_while_ray_starts_is_an_end_like_any_other(
-    sevfleet: Program, tmp_path: Path, temporary: str
-) -> None:
-    process = sevfleet("5000 h", "--quiet")
-    wait_for(lambda: any("gcs_server" in line for line in descendants(process.pid).values()))
-    process.terminate()
-    family: dict[int, str] = {}
-    while process.poll() is None:
-        family |= descendants(process.pid)
-        time.sleep(0.05)
-    out, err = process.communicate(timeout=LONG_S)
-    assert (process.returncode, out) == (143, "")
-    assert err == "sevfleet: stopped by SIGTERM (partial results in out)\n"
-    assert all_gone(family)
-    assert not list(Path(temporary).iterdir())
-    assert Results.load(tmp_path / "out").partial == "stopped by SIGTERM"
-
-
-@pytest.mark.ray
 def test_a_closed_terminal_ends_a_run_with_what_it_has(tmp_path: Path) -> None:
     (tmp_path / "long.toml").write_text(bundled_text("quiet").replace("1 min", "5000 h"))
     command = [sys.executable, "-m", "cluster.cli", "run", "long.toml", "--workers", "2", "--out", "out"]

@@ -60,11 +60,6 @@ def test_results_are_the_same_with_and_without_a_log(logged: Results, bare: Resu
     assert logged.summary == bare.summary
 
 
-@pytest.mark.ray
-def test_a_log_does_not_depend_on_the_layout(logged: Results, scenario: Scenario) -> None:
-    assert run(scenario, layout="packed", workers=2, log=True).events == logged.events
-
-
 def test_a_log_has_as_many_records_of_each_bucket_as_the_digests_say(logged: Results) -> None:
     assert logged.events is not None
     in_digests = {kind.word for code, kind in EVENT_KINDS.items() if code < HostEvent.PSP_COMMAND}

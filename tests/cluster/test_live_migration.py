@@ -371,19 +371,3 @@ def test_the_session_reports_migrations_and_drains() -> None:
         results = session.run(Scenario.parse(body), None, None, None)
     assert results.migrations.num_rows == 1
     assert results.drains.to_pylist()[0]["result"] == "complete"
-
-
-@pytest.mark.ray
-def test_a_store_that_moves_between_processes_is_the_one_that_moved_within_one() -> None:
-    body = scenario(
-        vms=[group("vm"), group("build", workload="compile-job", vcpus=1)],
-        migrations=[move(times=3, pause="100 ms"), move("build", to="host-2")],
-    )  # fmt: skip
-    digests = set()
-    for layout, workers in (("inline", None), ("packed", 3)):
-        with session_module.Session(layout, workers) as session:
-            results = session.run(Scenario.parse(body), None, None, None)
-        digests.add(results.digest)
-        assert {row["outcome"] for row in results.migrations.to_pylist()} == {"completed"}
-        assert {row["state"] for row in results.vms.to_pylist()} == {"running"}
-    assert len(digests) == 1

@@ -5,22 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import talking_guests
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_fleet import small_fleet, vm
 
-from cluster.actor_layout import ActorLayout, WorkerRule, one_each, packed
 from cluster.compare import Pair, compare
 from cluster.coordinator import Coordinator
 from cluster.fleet import build_fleet
 from cluster.host_entity import build_host
 from cluster.inline_layout import InlineLayout
 from cluster.results import Results
-from cluster.scenario import Scenario, ScenarioError
+from cluster.scenario import ScenarioError
 from cluster.session import Session
 from cluster.simulation import run
 from node.counter_random import CounterRandom
@@ -28,78 +27,21 @@ from node.generation import Generation
 from node.phase_cost import Mechanism
 
 
-def scenario(**changes: Any) -> Scenario:
-    """Three hosts, six VMs of three generations that arrive, work and partly leave, in five minutes."""
-    values: dict[str, Any] = {
-        "schema": 1,
-        "name": "small",
-        "duration": "5 min",
-        "hosts": [
-            {"name": "naples", "product": "Naples", "memory": "16 GiB"},
-            {"name": "milan", "product": "Milan", "memory": "16 GiB"},
-            {"name": "turin", "product": "Turin", "memory": "16 GiB"},
-        ],
-        "vms": [
-            vm("kv-plain", "PLAIN", "key-value-store"),
-            vm("kv-sev", "SEV", "key-value-store", host="naples", lifetime="2 min"),
-            vm("kv-snp", "SEV_SNP", "key-value-store", vcpus=2, host="milan", svsm=True),
-            vm("random-snp", "SEV_SNP", "random-access", host="milan", arrival="1 s"),
-            vm("stream-plain", "PLAIN", "stream", host="milan", start="running"),
-            vm("build-snp", "SEV_SNP", "compile-job", host="turin", arrival="10 s", lifetime="3 min"),
-        ],
-        "trace": {"vms": 2, "generations": {"SEV": 1, "PLAIN": 1}, "max_vcpus": 2, "max_memory": "1 GiB"},
-    }
-    return Scenario.parse(values | changes)
-
-
-def vm(name: str, generation: str, workload: str, **more: object) -> dict[str, object]:
-    return {
-        "name": name, "generation": generation, "vcpus": 1, "memory": "512 MiB", "workload": workload, **more,
-    }  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def inline() -> Results:
-    return run(scenario(), layout="inline")
+    return run(small_fleet(), layout="inline")
 
 
 def row(results: Results, name: str) -> dict[str, Any]:
     return next(one for one in results.vms.to_pylist() if one["vm"] == name)
 
 
-@pytest.fixture(scope="module")
-def on_actors() -> Iterator[Session]:
-    """A session over one Ray, in which every rule of workers is tried."""
-    with Session("packed", 3) as session:
-        yield session
-
-
-@pytest.mark.ray
-@pytest.mark.parametrize("rule", [packed(3), packed(1), packed(2), one_each(None)], ids=["3", "1", "2", "host"])
-def test_results_do_not_depend_on_layout_or_workers(inline: Results, on_actors: Session, rule: WorkerRule) -> None:
-    assert isinstance(on_actors._layout, ActorLayout)
-    on_actors._layout.rule = rule
-    results = on_actors.run(scenario(), None, None, None)
-    assert results.digest == inline.digest
-    assert results.run["workers"] == rule(3, 2)
-
-
-@pytest.mark.ray
-def test_guests_that_talk_across_workers_come_to_the_results_of_one_process(on_actors: Session) -> None:
-    talk = Scenario.parse(talking_guests.scenario())
-    assert isinstance(on_actors._layout, ActorLayout)
-    on_actors._layout.rule = packed(2)
-    results, inline = on_actors.run(talk, None, None, None), run(talk, layout="inline")
-    assert results.digest == inline.digest
-    assert inline.tables["traffic"].num_rows == 4
-
-
 def digests_with_cuts(cut: Callable[[int, int], int]) -> list[tuple[object, ...]]:
     """The digest chains of every host and machine, in a run whose windows are cut anew."""
-    fleet = build_fleet(scenario())
+    fleet = build_fleet(small_fleet())
     layout = InlineLayout()
     layout.start(build_host, [(order.spec.name, order.pack()) for order in fleet.orders])
-    small = scenario()
+    small = small_fleet()
     Coordinator(layout, fleet.control, small.control_plane_latency, small.duration, cut=cut).run()
     rows = layout.collect(small.duration)["digests"]
     return sorted((row["entity"], row["bucket"], row["records"], row["digest"]) for row in rows)  # type: ignore[misc]
@@ -120,12 +62,12 @@ def test_results_do_not_depend_on_where_windows_are_cut(inline: Results, seed: i
 
 
 def test_another_seed_gives_another_digest(inline: Results) -> None:
-    assert run(scenario(), layout="inline", seed=2).digest != inline.digest
+    assert run(small_fleet(), layout="inline", seed=2).digest != inline.digest
 
 
 def test_a_second_run_in_the_same_session_starts_from_nothing(inline: Results) -> None:
     with Session("inline", None) as session:
-        runs = [session.run(scenario(), None, None, None) for _ in range(2)]
+        runs = [session.run(small_fleet(), None, None, None) for _ in range(2)]
     assert [one.digest for one in runs] == [inline.digest] * 2
 
 
@@ -136,7 +78,7 @@ def test_results_do_not_depend_on_the_hash_seed(inline: Results) -> None:
     )
     answer = subprocess.run(  # this process has a seed of its own
         (sys.executable, "-c", program),
-        input=scenario().to_toml(), env={**os.environ, "PYTHONHASHSEED": "12345"},
+        input=small_fleet().to_toml(), env={**os.environ, "PYTHONHASHSEED": "12345"},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert answer.stdout.strip() == inline.digest
@@ -161,7 +103,7 @@ def test_simultaneous_launches_wait_for_the_security_processor(inline: Results) 
     assert first["psp_wait_ns"] + second["psp_wait_ns"] == 0 or second["arrival_ns"] > first["running_ns"] or (
         second["psp_wait_ns"] > 0
     )
-    storm = scenario(
+    storm = small_fleet(
         vms=[vm("snp", "SEV_SNP", "random-access", count=4, host="milan")], trace=None, duration="20 s"
     )
     waits = [one["psp_wait_ns"] for one in run(storm, layout="inline").vms.to_pylist()]
@@ -169,7 +111,7 @@ def test_simultaneous_launches_wait_for_the_security_processor(inline: Results) 
 
 
 def test_a_machine_whose_time_is_over_leaves_nothing_behind() -> None:
-    leaving = scenario(
+    leaving = small_fleet(
         vms=[
             vm("snp", "SEV_SNP", "key-value-store", host="milan", lifetime="1 min"),
             vm("sev", "SEV", "key-value-store", host="milan", lifetime="1 min"),
@@ -187,7 +129,7 @@ def test_a_machine_whose_time_is_over_leaves_nothing_behind() -> None:
 
 
 def test_a_fleet_without_room_says_so_and_runs_on() -> None:
-    full = scenario(
+    full = small_fleet(
         vms=[vm("big", "PLAIN", "stream", memory="10 GiB", count=5)], trace=None, duration="1 min"
     )
     states = sorted(one["state"] for one in run(full, layout="inline").vms.to_pylist())
@@ -195,7 +137,7 @@ def test_a_fleet_without_room_says_so_and_runs_on() -> None:
 
 
 def test_a_run_that_is_stopped_has_partial_results() -> None:
-    results = run(scenario(), layout="inline", should_stop=lambda: "enough")
+    results = run(small_fleet(), layout="inline", should_stop=lambda: "enough")
     assert results.partial == "enough"
     assert results.vms.num_rows > 0
 
@@ -222,7 +164,7 @@ def test_a_machine_on_an_svsm_works_as_without_and_pays_for_its_calls(inline: Re
 
 
 def test_a_pair_s_parts_add_up_to_its_slowdown() -> None:
-    paired = run(scenario(), layout="inline", pairs=True)
+    paired = run(small_fleet(), layout="inline", pairs=True)
     slowdowns = {(one["vm"], one["generation"]): one["slowdown"] for one in paired.pairs.to_pylist()}
     assert {name for name, _ in slowdowns} >= {"kv-sev", "kv-snp", "random-snp", "build-snp"}
     sums = dict.fromkeys(slowdowns, 1.0)
@@ -238,13 +180,13 @@ def test_without_costs_of_encryption_a_pair_is_no_slower() -> None:
         "dram.encryption_adder_ns": 0.0, "dram.encrypted_bandwidth_share": 1.0, "rmp.walk_adder_ns": 0.0,
         "core.vmgexit_ns": 0.0, "rmp.pvalidate_ns": 0.0, "rmp.pvalidate_large_ns": 0.0, "rmp.update_ns": 0.0,
     }  # fmt: skip
-    paired = run(scenario(costs=free), layout="inline", pairs=True)
+    paired = run(small_fleet(costs=free), layout="inline", pairs=True)
     for one in paired.pairs.to_pylist():
         assert one["slowdown"] == pytest.approx(1.0, abs=1e-3), one
 
 
 def test_compare_shows_the_cipher_in_sev_and_the_rmp_only_in_snp() -> None:
-    small = scenario(vms=[vm("random", "PLAIN", "random-access", host="milan")], trace=None, duration="2 min")
+    small = small_fleet(vms=[vm("random", "PLAIN", "random-access", host="milan")], trace=None, duration="2 min")
     comparison = compare(small, (Generation.PLAIN, Generation.SEV, Generation.SEV_SNP), layout="inline")
     by_generation = {pair.generation: pair for pair in comparison.pairs}
     assert set(by_generation) == {"SEV", "SEV_SNP"}
@@ -257,7 +199,7 @@ def test_compare_shows_the_cipher_in_sev_and_the_rmp_only_in_snp() -> None:
 
 
 def test_a_fleet_of_es_machines_pays_the_cipher_and_the_ghcb_and_takes_asids_of_its_own() -> None:
-    fleet = scenario(
+    fleet = small_fleet(
         hosts=[{"name": "milan", "product": "Milan", "memory": "16 GiB", "min_sev_asid": 4}],
         vms=[vm("es", "SEV_ES", "key-value-store", count=3), vm("sev", "SEV", "key-value-store")],
         trace=None,
@@ -274,13 +216,13 @@ def test_a_fleet_of_es_machines_pays_the_cipher_and_the_ghcb_and_takes_asids_of_
         vm("snp", "SEV_SNP", "key-value-store", host="milan"),
     ]
     with pytest.raises(ScenarioError, match="at most 3 SEV_ES and SEV_SNP machines at once"):
-        scenario(hosts=[{"name": "milan", "product": "Milan", "memory": "16 GiB", "min_sev_asid": 4}], vms=pinned)
+        small_fleet(hosts=[{"name": "milan", "product": "Milan", "memory": "16 GiB", "min_sev_asid": 4}], vms=pinned)
 
 
 def test_compare_shows_the_cipher_in_sme_where_a_host_has_it_and_in_nobody_s_slowdown_under_tsme() -> None:
     def by_generation(mode: str) -> dict[str, Pair]:
         host = {"name": "milan", "product": "Milan", "memory": "16 GiB", "mode": mode}
-        small = scenario(
+        small = small_fleet(
             hosts=[host], vms=[vm("random", "PLAIN", "random-access")], trace=None, duration="1 min"
         )
         pairs = compare(small, (Generation.SME, Generation.SEV), layout="inline").pairs
@@ -297,7 +239,7 @@ def test_compare_shows_the_cipher_in_sme_where_a_host_has_it_and_in_nobody_s_slo
 def test_ciphertext_hiding_leaves_snp_guests_the_asids_that_the_scenario_names() -> None:
     hosts = [{"name": "turin", "product": "Turin", "memory": "16 GiB", "ciphertext_hiding": 1}]
     vms = [vm("first", "SEV_SNP", "stream"), vm("second", "SEV_SNP", "stream"), vm("third", "SEV", "stream")]
-    results = run(scenario(hosts=hosts, vms=vms, trace=None, duration="1 min"), layout="inline")
+    results = run(small_fleet(hosts=hosts, vms=vms, trace=None, duration="1 min"), layout="inline")
     assert [row(results, name)["state"] for name in ("first", "second", "third")] == ["running", "refused", "running"]
     (host,) = results.hosts.to_pylist()
     assert (host["asids_es_snp"], host["asids_sev"], host["limit"]) == (1, 908, "SEV-ES/SNP ASIDs")

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from toy_guests import SECOND, guest_spec, make_host, run, start
+from toy_guests import MIX, SECOND, guest_spec, make_host, run, start
 
 from node import ghcb_msr as msr
 from node import operations as op
 from node.ap_start import ApStart
+from node.event_delivery import gate
+from node.event_injection import Event, EventType
 from node.generation import Generation
 from node.ghcb_msr import HypervisorFeature
 from node.ghcb_page import BadInput, build_exit
@@ -18,7 +20,7 @@ from node.guest_kernel import AP_RIP, GuestKernel
 from node.nae_event import NaeEvent
 from node.vcpu import VcpuState
 from node.vcpu_runner import TERMINATED
-from node.vmsa import SevFeature, initial_vmsa, read_field
+from node.vmsa import VMSA_FIELDS, SevFeature, initial_vmsa, read_field
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
 PLAIN, SEV, ES, SNP = Generation.PLAIN, Generation.SEV, Generation.SEV_ES, Generation.SEV_SNP
@@ -182,6 +184,29 @@ def test_a_save_area_for_init_waits_for_one() -> None:
     assert machine.units(2) < before
     assert machine.host.board.vmcb("vm", 2).save_area_spa == machine.record.page_spa(gpa)
     assert machine.record.on_init == {}
+
+
+def test_with_alternate_injection_vmpl0_injects_and_the_hypervisor_cannot() -> None:
+    machine = Machine(features=SevFeature.ALTERNATE_INJECTION)
+    idt, stack = machine.start.save_area_gpa(20), machine.start.save_area_gpa(22)
+    table = bytearray(PAGE_BYTES)
+    table[16 * 0x80 : 16 * 0x81] = gate(MIX)
+    assert machine.do(op.Write(idt, bytes(table))) == (None,)
+    injected = Event(0x80, EventType.INTERRUPT).field
+    gpa = machine.fresh(EVENTINJ=injected, IDTR_BASE=idt, IDTR_LIMIT=PAGE_BYTES - 1, RSP=stack)
+    area = machine.record.page_spa(gpa) + VMSA_FIELDS["EVENTINJ"].offset
+    (refused,) = machine.host.board.execute_host((op.HostWrite(area, injected.to_bytes(8, "little")),))
+    assert isinstance(refused, op.Fault)
+    assert machine.ask(CREATE, 2, gpa) == (0, 0)
+    machine.on()
+    # Its first instruction was the handler's, whose frame lies on the stack that VMPL0 gave it.
+    assert machine.guest.vcpus[2].registers.rsp == stack - 40
+    assert machine.units(2) > 0
+    assert machine.do(op.Read(stack - 40, 8)) == (AP_RIP.to_bytes(8, "little"),)
+    assert machine.host.board.controls.load(machine.host.board.vmcb("vm", 2), "EVENTINJ") == 0
+    # The hypervisor's own event is refused, and its queue is not looked at.
+    batch = op.VmcbStore("vm", 2, "EVENTINJ", injected), op.VmKick("vm", 2)
+    assert machine.host.board.execute_host(batch) == (None, -1)
 
 
 @pytest.mark.parametrize("at_ns", [0, 1_000, 30_000, 100_000, 1_000_000, SECOND // 100])

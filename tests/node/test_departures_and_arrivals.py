@@ -11,7 +11,7 @@ from node.generation import Generation
 from node.guest import GuestState
 from node.migration_frames import frames_of, page_digests
 from node.migration_refusal import REFUSALS, MigrationRefusal
-from node.operations import Read, Shutdown
+from node.operations import BLOCK_BYTES, BlockWrite, Read, Shutdown, Write
 from node.platform import HostMode, Platform
 from psp.system_bus import PAGE_BYTES
 
@@ -241,3 +241,29 @@ def test_what_a_disk_holds_moves_with_its_vm():
     assert sum(len(data) for _, data in what.state.blocks) > 0
     run(there)
     assert there.guests["vm"].vcpus[0].registers.r13 == UNITS
+    books = there.guests["vm"].disk
+    assert (books.reads, books.writes) == (UNITS, UNITS)  # on both hosts
+
+
+def test_a_file_behind_a_disk_is_opened_at_the_target_and_only_what_covers_it_travels(tmp_path):
+    file = tmp_path / "disk.img"
+    file.write_bytes(b"\x77" * 4 * BLOCK_BYTES)
+    here, there = make_host(), make_host()
+    spec = dataclasses.replace(guest_spec("vm", PLAIN), disk=str(file))
+    here.launch(spec, lambda _: None, running=True)
+    gpa = spec.memory.placement("vm", 0, 0).base_gpa
+    wrote = (Write(gpa, b"\x11" * BLOCK_BYTES), BlockWrite(2, 1, gpa))
+    assert here.board.execute_guest(here.board.vmcb("vm", 0), wrote) == (None, 0)
+    what = move(here, there, "vm")
+    assert what.state.blocks == ((2, b"\x11" * BLOCK_BYTES),)
+    media = there.board.disk("vm").media
+    assert media.read(0, 4) == b"\x77" * 2 * BLOCK_BYTES + b"\x11" * BLOCK_BYTES + b"\x77" * BLOCK_BYTES
+    assert "vm" not in here.board.disk_files
+
+
+def test_a_target_without_the_file_behind_a_disk_has_no_place_for_its_vm(tmp_path):
+    spec = dataclasses.replace(guest_spec("vm", PLAIN), disk=str(tmp_path / "gone.img"))
+    there = make_host()
+    expected = "expected a file that can be read, got no such file or directory"
+    assert place(there, spec) == f"disk {tmp_path}/gone.img: {expected}"
+    assert "vm" not in there.guests

@@ -299,6 +299,9 @@ def test_only_without_features_of_its_own_the_hypervisor_queues_interrupts(featu
 # In a guest that runs.
 
 
+A_SECOND = op.Sleep(SECOND)
+
+
 @dataclass
 class Life:
     """What a guest's handlers told."""
@@ -314,6 +317,7 @@ class Taker:
     placement: object
     life: Life
     masked: bool = False
+    rest: op.Sleep | op.Await = A_SECOND
 
     entry = MAIN
     demands = ()
@@ -331,7 +335,7 @@ class Taker:
 
     def _rest(self, registers):
         self.life.rounds += 1
-        return op.Sleep(SECOND)
+        return self.rest
         yield ()
 
     def _handle(self, registers):
@@ -340,9 +344,12 @@ class Taker:
         yield from back(registers)
 
 
-def taker(generation: Generation, masked: bool = False, platform: Platform = AS_USUAL):
+def taker(
+    generation: Generation, masked: bool = False, platform: Platform = AS_USUAL,
+    rest: op.Sleep | op.Await = A_SECOND,
+):  # fmt: skip
     life = Life()
-    host = make_host({"taker": lambda _, place: Taker(place, life, masked)}, platform=platform)
+    host = make_host({"taker": lambda _, place: Taker(place, life, masked, rest)}, platform=platform)
     guest = start(host, "vm", generation, "taker")
     run(host, SECOND // 2)
     assert guest.vcpus[0].state is VcpuState.SLEEPING
@@ -364,9 +371,10 @@ def test_an_injected_interrupt_reaches_a_guest_that_masks_it_and_a_virtual_one_d
     assert guest.vcpus[0].registers.rsp % PAGE_BYTES == 0
 
 
+@pytest.mark.parametrize("rest", [A_SECOND, op.Await(SECOND)])
 @pytest.mark.parametrize("generation", GENERATIONS)
-def test_a_virtual_interrupt_wakes_a_guest_that_lets_it(generation: Generation) -> None:
-    host, _, life = taker(generation)
+def test_a_virtual_interrupt_wakes_a_guest_that_lets_it(generation: Generation, rest: op.Sleep | op.Await) -> None:
+    host, _, life = taker(generation, rest=rest)
     host.board.execute_host((op.VmcbStore("vm", 0, "V_INTR", virtual_interrupt_field(0x80)), op.VmKick("vm", 0)))
     run(host, host.now_ns + 1_000_000)
     assert life.seen == [(MAIN + 1, IF | 2)]

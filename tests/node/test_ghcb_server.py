@@ -393,3 +393,17 @@ def test_any_page_is_served_or_refused_with_a_reason(generation, code, info1, in
         parse_reply(back, ())
     except GhcbUntrusted:
         assert refused(back) in BadInput
+
+
+def test_the_address_of_a_jump_table_is_kept_for_whoever_asks(either):
+    def told(*words):
+        return parse_reply(either.ask(NaeEvent.AP_JUMP_TABLE, *words), ()).info2
+
+    assert told(1) == 0
+    told(0, 0x9000)
+    assert told(1) == 0x9000
+    for words in ((2,), (1 << 32,), (0, 0x9001), (0, 1 << 45)):
+        assert refused(either.ask(NaeEvent.AP_JUMP_TABLE, *words)) is BadInput.INVALID_INPUT
+    assert told(1) == 0x9000
+    told(0, 0)
+    assert told(1) == 0

@@ -9,6 +9,7 @@ from toy_guests import SECOND, guest_spec, make_host, run, spa
 
 from node import ghcb_msr as msr
 from node import operations as op
+from node.event_injection import exception
 from node.generation import Generation
 from node.ghcb_msr import HypervisorFeature
 from node.ghcb_page import BadInput, GhcbUntrusted, build_exit, parse_reply
@@ -156,6 +157,21 @@ def test_a_vector_that_nobody_handles_is_dropped(resting: Guest, vector: int) ->
     assert resting.interrupt(vector) is True
     resting.on()
     assert (resting.life.irqs, resting.page(), resting.guest.state) == (irqs, bytes(3), GuestState.RUNNING)
+
+
+@pytest.mark.parametrize("flags", [0, 1, 2, 0x7C, 0x7F, 0xFF])
+def test_whatever_stands_in_the_page_the_guest_goes_on(resting: Guest, flags: int) -> None:
+    page = spa(resting.host, resting.guest, resting.shared + PAGE_BYTES)
+    rung = op.VmcbStore("vm", 0, "EVENTINJ", exception(28).field)
+    irqs = resting.life.irqs
+    for vector in (0, 1, 2, 8, 13, 14, 28, 29, 31, 32, 255):
+        octets = bytes((vector, flags)) + b"\xff" * 62
+        batch = op.HostWrite(page, octets), rung, op.VmKick("vm", 0)
+        assert resting.host.board.execute_host(batch) == (None, None, 0)
+        resting.on()
+        assert (resting.page()[:2], resting.guest.state) == (bytes(2), GuestState.RUNNING)
+    assert resting.life.irqs == irqs
+    resting.host.board.execute_host((op.HostWrite(page, bytes(64)),))
 
 
 def test_a_guest_that_masks_interrupts_takes_them_when_it_is_ready() -> None:

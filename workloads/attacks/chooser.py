@@ -1,6 +1,6 @@
 """The victim of side channels: each round it decides something, and branches by it.
 
-It tells nobody, stores nothing of it, and rests. R13 counts the rounds.
+It loads from one page or another by it, tells nobody, stores nothing, and rests. R13 counts the rounds.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from node.operations import Branch, IndirectBranch, Sleep
+from node.operations import Branch, IndirectBranch, Read, Sleep
 from node.program import Block, Demand, Placement, ProgramSpec, Registers
-from workloads.attacks.vault import OUTBOX, PAGE_BYTES
+from workloads.attacks.vault import OTHER, OUTBOX, PAGE_BYTES, VALUE
+from workloads.block_outcome import FAULTED, faulted
 
 DECISIONS = 64
 """After which it begins anew."""
@@ -53,5 +54,8 @@ class Chooser:
         decision = self.decisions[registers.r13 % DECISIONS]
         registers.r13 += 1
         probe = self.placement.shared_gpa + OUTBOX * PAGE_BYTES + decision * PROBE_BYTES
-        yield (Branch(bool(decision)), IndirectBranch(SITE, CALLEE, ((GADGET, probe),)))
-        return REST
+        chosen = self.placement.base_gpa + (VALUE, OTHER)[decision] * PAGE_BYTES
+        answers = yield (
+            Branch(bool(decision)), IndirectBranch(SITE, CALLEE, ((GADGET, probe),)), Read(chosen, 1)
+        )  # fmt: skip
+        return FAULTED if faulted(answers) else REST

@@ -1,4 +1,4 @@
-"""What a hypervisor sees of a victim's branches: by the predictor, the caches and the counters (rows 27, 29c)."""
+"""What a hypervisor sees of a victim's choices: by predictor, caches, counters and nested faults (rows 27, 28, 29c)."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def outcome(row: str, features: int, disabled: Protection | None = None) -> str:
 )
 def test_each_feature_closes_its_own_channel(features: int, predictor: str, counters: str) -> None:
     assert (outcome("27", features), outcome("29c", features)) == (predictor, counters)
+    assert outcome("28", features) == "side_channel"  # which nothing closes
 
 
 def test_without_its_mechanism_a_feature_closes_nothing() -> None:

@@ -1,0 +1,42 @@
+"""What a host enters in its books of a guest's batch: bytes and faults, and what a migration has to send again."""
+
+from __future__ import annotations
+
+from node import operations as op
+from node.dirty_log import DirtyLog
+from node.guest import Guest
+
+
+def mark_stores(
+    log: DirtyLog, batch: tuple[op.GuestOperation, ...], answers: tuple[op.Answer, ...], now_ns: int
+) -> None:
+    """Note in the log of a migration what a batch stored by guest-physical address."""
+    for one, answer in zip(batch, answers, strict=True):
+        if type(one) is op.Write:
+            log.mark(one.gpa, len(one.data), now_ns)
+        elif type(one) is op.Clear:
+            log.mark(one.gpa, max(0, one.length), now_ns)
+        elif type(one) is op.Copy and type(answer) is bytes:
+            log.mark(one.target, len(answer), now_ns)
+        elif type(one) is op.BlockRead:
+            log.mark(one.gpa, one.blocks * op.BLOCK_BYTES, now_ns)
+
+
+def count_batch(guest: Guest, batch: tuple[op.GuestOperation, ...], answers: tuple[op.Answer, ...]) -> bool:
+    """Count what a batch did in memory; whether there is something of the disk in it."""
+    disk = False
+    for one, answer in zip(batch, answers, strict=True):
+        kind = type(answer)
+        if kind is bytes:
+            if type(one) is op.Copy:
+                guest.bytes_bounced += len(answer)  # type: ignore[arg-type]
+                guest.copies += 1
+                continue
+            guest.bytes_read += len(answer)  # type: ignore[arg-type]
+        elif kind is op.Fault:
+            guest.faults += 1
+        elif type(one) is op.Write or type(one) is op.VirtualWrite:
+            guest.bytes_written += len(one.data)
+        elif type(one) is op.BlockRead or type(one) is op.BlockWrite:
+            disk = True
+    return disk
