@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from functools import lru_cache
 
 import msgpack
 
 from node.generation import Generation
 from node.guest import GuestSpec
+from node.kernel_settings import KernelSettings
 from node.packing import packed
 from node.program import ProgramSpec
 
@@ -19,7 +21,7 @@ def guest_body(guest: GuestSpec) -> bytes:
         (
             guest.name, guest.generation.name, guest.vcpus, guest.memory_bytes,
             program.name, program.parameters, guest.seed, guest.firmware, guest.disk, guest.network,
-            guest.sev_features, guest.svsm,
+            guest.sev_features, guest.svsm, astuple(guest.kernel),
         )
     )  # fmt: skip
 
@@ -27,5 +29,9 @@ def guest_body(guest: GuestSpec) -> bytes:
 @lru_cache(maxsize=4096)
 def guest_of(body: bytes) -> GuestSpec:
     """The specification back from msgpack; a VM that comes again has the same object."""
-    name, generation, vcpus, memory, program, parameters, *others = msgpack.unpackb(body, use_list=False)
-    return GuestSpec(name, Generation[generation], vcpus, memory, ProgramSpec(program, parameters), *others)
+    *values, kernel = msgpack.unpackb(body, use_list=False)
+    name, generation, vcpus, memory, program, parameters, seed, firmware, disk, network, sev_features, svsm = values
+    return GuestSpec(
+        name, Generation[generation], vcpus, memory, ProgramSpec(program, parameters), seed, firmware, disk, network,
+        sev_features, svsm, KernelSettings(*kernel),
+    )  # fmt: skip

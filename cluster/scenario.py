@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field, Strict, ValidationError, WithJsonSc
 
 from cluster.errors import UserError
 from cluster.scenario_fields import LARGEST_COUNT, Count, Name, ScenarioPart, refuse
+from cluster.scenario_kernel import KernelTable
 from cluster.scenario_migration import DrainPlan, FabricSettings, MigrationPlan, MigrationSettings
 from cluster.scenario_text import read_toml, write_toml
 from cluster.units import Duration, Size, shown
@@ -158,6 +159,8 @@ class VmGroup(ScenarioPart):
     """An SVSM runs below it at VMPL0, and its kernel at VMPL2; SEV_SNP machines only."""
     host: Name | None = None
     """The host it must run on, by name. Default: placed."""
+    kernel: KernelTable = KernelTable()
+    """How the guest's kernel accepts memory, and which of its checks it makes."""
 
     @property
     def program(self) -> ProgramSpec:

@@ -8,8 +8,10 @@ measured; firmware compares them with the processor instead.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from node.generation import Generation
 
 CPUID_PAGE_BYTES = 4096
 MAX_CPUID_ENTRIES = 64
@@ -17,6 +19,17 @@ _HEADER = struct.Struct("<I4xQ")
 _ENTRY = struct.Struct("<IIQQIIIIQ")
 
 _VENDOR = b"AuthenticAMD"
+
+EXTENDED_LEAVES = 0x8000_0000
+"""The function whose EAX is the last of the extended functions."""
+ENCRYPTION_LEAF = 0x8000_001F
+"""What is encrypted, in EAX, and in EBX bits 5:0 the C-bit's place (APM volume 3, appendix E)."""
+_ENCRYPTION_BITS: Mapping[Generation, int] = {
+    Generation.SEV: 1 << 1,
+    Generation.SEV_ES: 1 << 1 | 1 << 3,
+    Generation.SEV_SNP: 1 << 1 | 1 << 3 | 1 << 4,
+    Generation.SEV_TIO: 1 << 1 | 1 << 3 | 1 << 4,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +46,31 @@ class CpuidEntry:
     edx: int = 0
 
 
-def cpuid_entries(cpuid_signature: int) -> tuple[CpuidEntry, ...]:
-    """The leaves of identification: vendor and signature, basic and extended.
+def encryption_bits(generation: Generation) -> int:
+    """EAX of the encryption leaf as a guest of a generation must find it: SEV, SEV-ES and SEV-SNP."""
+    return _ENCRYPTION_BITS.get(generation, 0)
+
+
+def cpuid_entries(
+    cpuid_signature: int, generation: Generation = Generation.SEV_SNP, c_bit: int = 51, reduced_bits: int = 1
+) -> tuple[CpuidEntry, ...]:
+    """The leaves of identification, vendor and signature, basic and extended, and that of encryption.
 
     No guest program of the laboratory asks for more; features, caches and
     topology are left out rather than guessed.
     """
     ebx, edx, ecx = (int.from_bytes(_VENDOR[i : i + 4], "little") for i in (0, 4, 8))
-    return tuple(
+    bits = encryption_bits(generation)
+    last = ENCRYPTION_LEAF if bits else EXTENDED_LEAVES + 1
+    named = tuple(
         entry
-        for base in (0, 0x8000_0000)
+        for base, end in ((0, 1), (EXTENDED_LEAVES, last))
         for entry in (
-            CpuidEntry(base, eax=base + 1, ebx=ebx, ecx=ecx, edx=edx),
+            CpuidEntry(base, eax=end, ebx=ebx, ecx=ecx, edx=edx),
             CpuidEntry(base + 1, eax=cpuid_signature),
         )
     )
+    return (*named, CpuidEntry(ENCRYPTION_LEAF, eax=bits, ebx=c_bit | reduced_bits << 6)) if bits else named
 
 
 def cpuid_page(entries: Sequence[CpuidEntry]) -> bytes:

@@ -51,6 +51,12 @@ class FirmwareImage:
         kinds = {section.section_type for section in self.tables.sections}
         return {SectionType.SECRETS, SectionType.CPUID} <= kinds
 
+    @cached_property
+    def cpuid_gpa(self) -> int | None:
+        """Where the image wants the CPUID page of an SNP guest."""
+        kind = SectionType.CPUID
+        return next((one.gpa for one in self.tables.sections if one.section_type is kind), None)
+
     def refusal(self, field_name: str, expected: str, found: str = "") -> FirmwareImageError:
         """An error that names this image."""
         return FirmwareImageError(field_name, expected, found, origin=self.origin)

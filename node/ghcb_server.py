@@ -16,9 +16,9 @@ from node import nae_event as nae
 from node import operations as op
 from node.ap_creation import serve_ap_creation
 from node.ap_jump_table import serve_jump_table
-from node.cpuid_page import CpuidEntry
+from node.cpuid_page import CpuidEntry, cpuid_entries
 from node.device_access import device_access
-from node.generation import CAPABILITIES
+from node.generation import CAPABILITIES, Generation
 from node.ghcb_page import (
     GENERAL_PROTECTION,
     GHCB_BYTES,
@@ -41,6 +41,8 @@ from node.launched_vm import LaunchedVm
 from node.nae_event import NaeEvent
 from node.nae_reply import NOTHING, NaeReply, Serve
 from node.page_state_list import GENERIC_FAILURE, PageListRefused, PageOperation, PageStateList
+from node.product import Product
+from node.vcpu_model import VcpuModel
 from node.vmpl_switch import announce, run_vmpl
 from psp.system_bus import PAGE_BYTES
 
@@ -66,11 +68,15 @@ class GhcbServer:
     """Serves the exits of one hypervisor's guests; what it keeps of a guest is in the guest's record."""
 
     def __init__(
-        self, c_bit: int, cpuid: Iterable[CpuidEntry], change: PageChange, room: Callable[[LaunchedVm], int]
+        self, product: Product, model: VcpuModel, change: PageChange, room: Callable[[LaunchedVm], int]
     ) -> None:
-        self._c_bit = c_bit
+        self._c_bit = product.c_bit
         self.requests = GuestRequests(room)
-        self._cpuid = {(entry.eax_in, entry.ecx_in): (entry.eax, entry.ebx, entry.ecx, entry.edx) for entry in cpuid}
+        self.leaves: dict[Generation, tuple[CpuidEntry, ...]] = {
+            generation: cpuid_entries(model.cpuid_signature, generation, product.c_bit, product.reduced_bits)
+            for generation in Generation
+        }
+        """What guests of each generation are told by CPUID."""
         self._change = change
         self.interrupts = InterruptServer()
         self._messages: Mapping[type[msr.MsrMessage], Callable[..., Reply]] = {
@@ -92,6 +98,7 @@ class GhcbServer:
             NaeEvent.MMIO_WRITE: self._mmio,
             NaeEvent.DR7_READ: self._dr7_read,
             NaeEvent.DR7_WRITE: self._dr7_write,
+            NaeEvent.WBINVD: self._write_back,
             NaeEvent.PAGE_STATE_CHANGE: self._page_states,
             NaeEvent.GUEST_REQUEST: self._guest_request,
             NaeEvent.EXTENDED_GUEST_REQUEST: self._guest_request,
@@ -124,8 +131,8 @@ class GhcbServer:
         return msr.SevInfo(most, least, self._c_bit).value
         yield ()
 
-    def _cpuid_message(self, _vm: str, _record: LaunchedVm, _vcpu: int, asked: msr.CpuidRequest) -> Reply:
-        return msr.CpuidValue(self.leaf(asked.function, 0)[asked.register], asked.register).value
+    def _cpuid_message(self, _vm: str, record: LaunchedVm, _vcpu: int, asked: msr.CpuidRequest) -> Reply:
+        return msr.CpuidValue(self.leaf(record.generation, asked.function, 0)[asked.register], asked.register).value
         yield ()
 
     def _preferred(self, _vm: str, _record: LaunchedVm, _vcpu: int, _asked: msr.PreferredGhcbRequest) -> Reply:
@@ -189,8 +196,8 @@ class GhcbServer:
             raise GhcbRefused(BadInput.INVALID_EVENT, "SW_EXITCODE")
         return (yield from handler(vm, record, vcpu, exit_, request))
 
-    def _cpuid_event(self, _vm: str, _record: LaunchedVm, _vcpu: int, _exit: GhcbExit, asked: nae.CpuidQuery) -> Serve:
-        values = self.leaf(asked.function, asked.index)
+    def _cpuid_event(self, _vm: str, record: LaunchedVm, _vcpu: int, _exit: GhcbExit, asked: nae.CpuidQuery) -> Serve:
+        values = self.leaf(record.generation, asked.function, asked.index)
         return NaeReply(registers=dict(zip(("RAX", "RBX", "RCX", "RDX"), values, strict=True)))
         yield ()
 
@@ -226,6 +233,10 @@ class GhcbServer:
         record.dr7[record.seat(vcpu)] = asked.registers["RAX"]
         return NOTHING
         yield ()
+
+    def _write_back(self, _vm: str, _record: LaunchedVm, _vcpu: int, _exit: GhcbExit, _asked: object) -> Serve:
+        yield (op.Wbinvd(),)
+        return NOTHING
 
     def _features_event(self, _vm: str, record: LaunchedVm, _vcpu: int, _exit: GhcbExit, _asked: object) -> Serve:
         return NaeReply(info2=_features(record))
@@ -292,9 +303,12 @@ class GhcbServer:
         yield from self._lay(record, exit_, asked.scratch, pages.progress(current))
         return NaeReply(info2=status)
 
-    def leaf(self, function: int, index: int) -> tuple[int, int, int, int]:
+    def leaf(self, generation: Generation, function: int, index: int) -> tuple[int, int, int, int]:
         """A leaf that guests have, else zeros, as processors answer to leaves that they do not have."""
-        return self._cpuid.get((function, index), (0, 0, 0, 0))
+        for one in self.leaves[generation]:
+            if (one.eax_in, one.ecx_in) == (function, index):
+                return one.eax, one.ebx, one.ecx, one.edx
+        return 0, 0, 0, 0
 
     # Scratch memory.
 

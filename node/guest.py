@@ -10,6 +10,7 @@ from node.dirty_log import DirtyLog
 from node.disk_books import DiskBooks
 from node.generation import Generation
 from node.guest_memory_map import GuestMemoryMap, memory_map
+from node.kernel_settings import CAREFUL, KernelSettings
 from node.machine_spec import MachineSpec
 from node.network_books import NetworkBooks
 from node.phase_cost import Mechanism, PhaseCost
@@ -39,6 +40,7 @@ class GuestSpec:
     """SEV_FEATURES that an SNP guest asks for beyond SNP itself."""
     svsm: bool = False
     """An SVSM runs below it, at VMPL0; SEV-SNP guests only."""
+    kernel: KernelSettings = CAREFUL
     machine: MachineSpec = field(init=False, repr=False, compare=False)
     """The part of it that concerns the hypervisor."""
 

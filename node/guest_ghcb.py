@@ -6,7 +6,7 @@ go on with raises GhcbMsrError or GhcbUntrusted.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from types import MappingProxyType
 
 from node.ghcb_msr import (
@@ -63,9 +63,10 @@ def page_exit(
     info2: int = 0,
     registers: Mapping[str, int] = MappingProxyType({}),
     buffer: bytes = b"",
+    outputs: tuple[str, ...] | None = None,
 ) -> Asking:
-    """One exit with the GHCB page at ``gpa``; the reply's outputs are those of the event."""
-    _, reply = yield from _exit(gpa, build_exit(event, info1, info2, registers, buffer), event)
+    """One exit with the GHCB page at ``gpa``; the reply's ``outputs`` are those of the event if nothing is said."""
+    _, reply = yield from _exit(gpa, build_exit(event, info1, info2, registers, buffer), event, outputs)
     return reply
 
 
@@ -113,14 +114,10 @@ def _change(gpa: int, entries: Sequence[PageStateEntry]) -> Steps:
 
 
 def _exit(
-    gpa: int, page: bytes, event: NaeEvent
+    gpa: int, page: bytes, event: NaeEvent, outputs: tuple[str, ...] | None = None
 ) -> Generator[tuple[GuestOperation, ...], tuple[Answer, ...], tuple[bytes, GhcbReply]]:
     answers = yield (Write(gpa, page, private=False), VmgExit(gpa), Read(gpa, GHCB_BYTES, private=False))
     wrote, value, back = answers
-    if wrote is not None or value != gpa or not isinstance(back, bytes):
+    if wrote is not None or value != gpa or not isinstance(back, bytes) or len(back) != GHCB_BYTES:
         raise GhcbUntrusted(f"VMGEXIT: {answers[:2]!r}")
-    return back, parse_reply(back, _outputs(event))
-
-
-def _outputs(event: NaeEvent) -> Iterable[str]:
-    return EVENTS[event].outputs
+    return back, parse_reply(back, EVENTS[event].outputs if outputs is None else outputs)

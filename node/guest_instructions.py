@@ -12,13 +12,16 @@ from node import operations as op
 from node.exit_instructions import ExitInstructions
 from node.fault_answers import FAULTS, answer_to, undefined
 from node.guest_access import Way
+from node.intercepted_instructions import INTERCEPTED
 from node.nested_page_table import WRITE
 from node.paging_instructions import PagingInstructions
 from node.rmp import GuestCore
 from node.rmp_checks import PERMIT_WRITE
+from node.rmp_faults import RmpCode
 from node.svsm_operations import GUEST_WORK
 from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
+from psp.system_bus import LARGE_PAGE_BYTES
 
 if TYPE_CHECKING:
     from node.board import Board
@@ -45,6 +48,7 @@ class GuestInstructions:
             op.BlockWrite: self._block,
             op.Clflush: self._clflush,
             **ExitInstructions(board).table,
+            **INTERCEPTED,
             op.TimedRead: self._timed_read,
             **board.branches.guest_table,
         }
@@ -123,6 +127,9 @@ class GuestInstructions:
             if self._board.controls.of(vmcb).cpl:
                 return op.Fault(op.FaultKind.GENERAL_PROTECTION, one.gpa)
             for spa, length, _, _ in vmcb.nested.translate(one.gpa, one.length):
+                if one.large and (spa | length) % LARGE_PAGE_BYTES and not (one.gpa | one.length) % LARGE_PAGE_BYTES:
+                    # The hypervisor maps the page of 2 MiB in smaller ones.
+                    return op.PValidateResult(int(RmpCode.FAIL_SIZEMISMATCH), unchanged)
                 code, same = self._board.rmp.pvalidate(spa, gpa, core, length, one.large, one.validate)
                 unchanged = unchanged or same
                 if code:

@@ -8,14 +8,15 @@ A kernel with encrypted registers speaks with its hypervisor through the GHCB, a
 takes its word for nothing: it checks SEV_STATUS, the protocol's versions and that
 its own memory does not read as it wrote it through a mapping without the C-bit.
 Where a check fails it ends the VM, with the reason that the protocol has for it.
-Each check is a switch, so that what it is good for can be seen.
+Each check is a switch of ``KernelSettings``, so that what it is good for can be seen.
+
+When the program runs, what is left of the kernel is ``handler``, which takes #VC.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, field
 
 from node.ap_start import ApStart
 from node.generation import CAPABILITIES, Generation
@@ -26,30 +27,26 @@ from node.ghcb_msr import (
     GhcbReason,
     HypervisorFeature,
     LinuxReason,
+    MsrMessage,
     MsrPageState,
     PageStateRequest,
     PageStateResult,
     ReasonSet,
+    RegisteredGhcb,
     RegisterGhcbRequest,
     SevInfoRequest,
 )
 from node.ghcb_page import GhcbUntrusted
 from node.guest_ghcb import change_pages, response_to, termination, versions_fit
 from node.guest_memory_map import GuestMemoryMap, Range
-from node.operations import (
-    Answer,
-    PValidate,
-    PValidateResult,
-    Read,
-    ReadSevStatus,
-    Shutdown,
-    VmgExit,
-    Write,
-)
+from node.kernel_settings import CAREFUL, KernelSettings
+from node.operations import Answer, GuestOperation, PValidate, Read, ReadSevStatus, Shutdown, VmgExit, Write
+from node.page_acceptance import PageAcceptance
 from node.page_state_list import PageOperation
 from node.phase_cost import RMP_CHECKED
 from node.program import Block, Registers
 from node.sev_status import expected_status
+from node.vc_handler import VcHandler
 from node.vmsa import SevFeature
 from psp.system_bus import PAGE_BYTES
 
@@ -64,33 +61,17 @@ START_RIP, AP_RIP = 0x1400, 0x1800
 
 RANGES_AT_ONCE = 8
 
-CANARY_GPA, CANARY = 0x2000, bytes.fromhex("a5c3e1f0875a3c1e9b6d2478f0e1d2c3")
+CANARY_GPA, CANARY_BYTES = 0x2000, 16
 """Written with the C-bit and read without it, in the kernel's own memory."""
-
-_CANARY_STEPS = (
-    Write(CANARY_GPA, CANARY),
-    Read(CANARY_GPA, len(CANARY), private=False),
-    Read(CANARY_GPA, len(CANARY)),
-)
-
-
-class KernelCheck(StrEnum):
-    """What a kernel checks at start-up."""
-
-    SEV_STATUS = "SEV_STATUS"
-    """That the processor says of the guest what it was built for, and nothing that it does not know."""
-    C_BIT = "C-bit"
-    """That memory written with the C-bit is something else without it."""
-    CARRY = "carry"
-    """That no page was valid before the guest said so: CF of PVALIDATE."""
 
 
 @dataclass(frozen=True, slots=True)
 class GuestKernel:
-    """Start-up of one vCPU, rebuilt whole from the VM's specification.
+    """The kernel on one vCPU, rebuilt whole from the VM's specification.
 
     ``reset_rip`` is the RIP in the vCPU's initial save area; ``launched`` the
-    GPAs that firmware measured at launch and thereby validated.
+    GPAs that firmware measured at launch and thereby validated, ``cpuid_gpa`` that of
+    the CPUID page; ``canary`` random bytes that nobody else can foresee.
     """
 
     generation: Generation
@@ -99,8 +80,9 @@ class GuestKernel:
     vcpu: int
     reset_rip: int
     program_entry: int
-    skipped: frozenset[KernelCheck] = frozenset()
-    """Checks that are left out."""
+    settings: KernelSettings = CAREFUL
+    cpuid_gpa: int | None = None
+    canary: bytes = field(default=bytes(range(CANARY_BYTES)), repr=False)
     sev_features: int = 0
     """SEV_FEATURES that it was built for, beyond SNP."""
 
@@ -112,13 +94,33 @@ class GuestKernel:
             first = self._begin
             if CAPABILITIES[self.generation].encrypted_registers:
                 first = self._share_pool if self.generation in RMP_CHECKED else self._begin_with_ghcb
+        another = self._begin_another if self.generation in RMP_CHECKED else self._enter_program
         return {
-            self.reset_rip: first, ACCEPT_RIP: self._accept, START_RIP: self._start_others, AP_RIP: self._enter_program
+            self.reset_rip: first, ACCEPT_RIP: self._accept, START_RIP: self._start_others, AP_RIP: another
         }  # fmt: skip
 
     @property
+    def handler(self) -> VcHandler | None:
+        """What takes #VC of this vCPU; None in a guest whose processor raises none, and where its program does."""
+        if not CAPABILITIES[self.generation].encrypted_registers or not self.settings.handles_vc:
+            return None
+        page = self.cpuid_gpa if self.cpuid_gpa in self.launched else None
+        acceptance = self.acceptance if self.generation in RMP_CHECKED else None
+        return VcHandler(self.ghcb_gpa, page, self.settings, acceptance, self.generation)
+
+    @property
+    def acceptance(self) -> PageAcceptance:
+        """How this guest's memory is accepted."""
+        return PageAcceptance(self.memory, (*self.launched, self._boot_ghcb_gpa), self.settings)
+
+    @property
     def ghcb_gpa(self) -> int:
-        """The page for the GHCB: the first that firmware left alone in a block that it broke, as OVMF has it."""
+        """The page that this vCPU exits with; the boot processor's has to be there before the pool is shared."""
+        return self.memory.ghcb_gpa(self.vcpu) if self.vcpu else self._boot_ghcb_gpa
+
+    @property
+    def _boot_ghcb_gpa(self) -> int:
+        """The first page that firmware left alone in a block that it broke, as OVMF has it."""
         broken = (part.gpa for part in self.memory.private_ranges(self.launched) if not part.large)
         return next(broken, PAGE_BYTES)
 
@@ -127,9 +129,18 @@ class GuestKernel:
         registers.reset(self.program_entry)
         return None
 
+    def _begin_another(self, registers: Registers) -> Block:
+        """Another vCPU of an SNP guest: its GHCB lies in the pool, which is shared already."""
+        register = RegisterGhcbRequest(self.ghcb_gpa // PAGE_BYTES)
+        (registered,) = yield (VmgExit(register.value),)
+        if not _answered(register, registered, RegisteredGhcb(register.gfn)):
+            return (yield from _end(LinuxReason.REGISTER_GHCB, ReasonSet.LINUX))
+        registers.reset(self.program_entry)
+        return None
+
     def _begin(self, registers: Registers) -> Block:
         """Without an RMP there is nothing to share or accept."""
-        status, *found = yield (ReadSevStatus(), *_CANARY_STEPS)
+        status, *found = yield (ReadSevStatus(), *self._canary_steps())
         if not self._status_holds(status) or not self._canary_holds(found):
             return Shutdown(BOOT_FAILED)
         registers.reset(self.program_entry)
@@ -137,7 +148,7 @@ class GuestKernel:
 
     def _begin_with_ghcb(self, registers: Registers) -> Block:
         request = SevInfoRequest()
-        status, info, *found = yield (ReadSevStatus(), VmgExit(request.value), *_CANARY_STEPS)
+        status, info, *found = yield (ReadSevStatus(), VmgExit(request.value), *self._canary_steps())
         if not self._status_holds(status) or not self._canary_holds(found):
             return (yield from _end(GhcbReason.GENERAL))
         if not versions_fit(request, info):
@@ -165,11 +176,9 @@ class GuestKernel:
         share = PageStateRequest(gpa // PAGE_BYTES, MsrPageState.SHARED)
         register = RegisterGhcbRequest(gpa // PAGE_BYTES)
         shared, registered = yield (VmgExit(share.value), VmgExit(register.value))
-        try:
-            if response_to(share, shared) != PageStateResult(0):
-                return (yield from _end(LinuxReason.PAGE_STATE_CHANGE, ReasonSet.LINUX))
-            response_to(register, registered)
-        except GhcbMsrError:
+        if not _answered(share, shared, PageStateResult(0)):
+            return (yield from _end(LinuxReason.PAGE_STATE_CHANGE, ReasonSet.LINUX))
+        if not _answered(register, registered, RegisteredGhcb(register.gfn)):
             return (yield from _end(LinuxReason.REGISTER_GHCB, ReasonSet.LINUX))
         pool = self.memory.shared
         try:
@@ -181,16 +190,17 @@ class GuestKernel:
         return None
 
     def _accept(self, registers: Registers) -> Block:
-        ranges: tuple[Range, ...] = tuple(self.memory.private_ranges((*self.launched, self.ghcb_gpa)))
+        acceptance = self.acceptance
+        ranges: tuple[Range, ...] = tuple(acceptance.at_boot())
         some = ranges[registers.rbx : registers.rbx + RANGES_AT_ONCE]
         accept = tuple([PValidate(part.gpa, part.length, part.large) for part in some])
         last = registers.rbx + len(some) == len(ranges)
-        answers = yield (*accept, *_CANARY_STEPS) if last else accept
-        if not all(self._accepted(answer) for answer in answers[: len(some)]):
+        answers = yield (*accept, *acceptance.open_book(), *self._canary_steps()) if last else accept
+        if not all(acceptance.holds(answer) for answer in answers[: len(some)]):
             return (yield from _end(LinuxReason.PVALIDATE, ReasonSet.LINUX))
         registers.rbx += len(some)
         if last:
-            if not self._canary_holds(answers[len(some) :]):
+            if not self._canary_holds(answers[-3:]) or any(answers[len(some) : -3]):
                 return (yield from _end(GhcbReason.GENERAL))
             registers.reset(START_RIP if self.memory.vcpus > 1 else self.program_entry)
         return None
@@ -215,17 +225,26 @@ class GuestKernel:
         return needs | (HypervisorFeature.AP_CREATION if self.memory.vcpus > 1 else 0)
 
     def _status_holds(self, status: Answer) -> bool:
-        return KernelCheck.SEV_STATUS in self.skipped or status == expected_status(self.generation, self.sev_features)
+        expected = expected_status(self.generation, self.sev_features)
+        return not self.settings.checks_sev_status or status == expected
+
+    def _canary_steps(self) -> tuple[GuestOperation, ...]:
+        return (
+            Write(CANARY_GPA, self.canary),
+            Read(CANARY_GPA, CANARY_BYTES, private=False),
+            Read(CANARY_GPA, CANARY_BYTES),
+        )
 
     def _canary_holds(self, answers: Sequence[Answer]) -> bool:
         wrote, without, own = answers
-        return KernelCheck.C_BIT in self.skipped or (wrote is None and without != CANARY and own == CANARY)
+        return not self.settings.checks_c_bit or (wrote is None and without != self.canary and own == self.canary)
 
-    def _accepted(self, answer: Answer) -> bool:
-        if not isinstance(answer, PValidateResult) or answer.code:
-            return False
-        # A page that was valid before the guest asked is the mark of a replay.
-        return not answer.unchanged or KernelCheck.CARRY in self.skipped
+
+def _answered(request: MsrMessage, answer: Answer, wanted: MsrMessage) -> bool:
+    try:
+        return response_to(request, answer) == wanted
+    except GhcbMsrError:
+        return False
 
 
 def _end(reason: int, reason_set: ReasonSet = ReasonSet.GHCB) -> Block:

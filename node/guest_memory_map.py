@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from node.program import Placement
-from node.swiotlb import book_bytes
+from node.swiotlb import book_bytes, pool_bytes
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
 LOW_RAM_BYTES = 2 << 30
 HIGH_RAM_GPA = 4 << 30
 SHARED_GPA = 32 << 20
+VALIDATION_BOOK_GPA = 24 << 20
+"""Where a kernel that accepts memory lazily notes which chunks it has, in its own memory."""
 NIC_GPA = 3 << 30
 """Registers of the network cards, a page for each vCPU's, where no memory is."""
 NIC_WINDOW_BYTES = 4096
@@ -26,8 +28,6 @@ BOOKS_GPA = 16 << 20
 """Where the kernel keeps its books of bounce buffers, in its own memory."""
 SMALLEST_GUEST_BYTES = 64 << 20
 SMALLEST_SLICE_BYTES = 4 << 20
-_SHARED_PERCENT = 6
-_SHARED_MOST_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +68,24 @@ class GuestMemoryMap:
         """Private memory of one vCPU's program."""
         return _slice_bytes(self.memory_bytes, self.vcpus)
 
+    def ghcb_gpa(self, vcpu: int) -> int:
+        """The page of the pool that a vCPU exits with, behind what its program has of it; not the boot processor's."""
+        return self.shared.gpa + LARGE_PAGE_BYTES // 2 + (vcpu + 1) * self._shared_part - PAGE_BYTES
+
+    @property
+    def _shared_part(self) -> int:
+        return (self.shared.length - LARGE_PAGE_BYTES // 2) // self.vcpus // PAGE_BYTES * PAGE_BYTES
+
     def placement(self, vm: str, vcpu: int, seed: int, *, bounces: bool = True) -> Placement:
         """What a vCPU's program may call its own. The pool's first page holds the device's queues."""
-        shared, slice_bytes = self.shared, self.slice_bytes
-        usable = shared.length - LARGE_PAGE_BYTES // 2
-        part = usable // self.vcpus // PAGE_BYTES * PAGE_BYTES
+        shared, part, slice_bytes = self.shared, self._shared_part, self.slice_bytes
         return Placement(
             vm=vm,
             vcpu=vcpu,
             base_gpa=shared.gpa + shared.length + vcpu * slice_bytes,
             length=slice_bytes,
             shared_gpa=shared.gpa + LARGE_PAGE_BYTES // 2 + vcpu * part,
-            shared_length=part,
+            shared_length=part - PAGE_BYTES,
             seed=seed,
             book_gpa=BOOKS_GPA + vcpu * book_bytes(part),
             bounces=bounces,
@@ -125,8 +131,7 @@ def _ram(memory_bytes: int) -> tuple[Range, ...]:
 
 @lru_cache(maxsize=1024)
 def _shared(memory_bytes: int) -> Range:
-    wanted = min(memory_bytes * _SHARED_PERCENT // 100, _SHARED_MOST_BYTES)
-    return Range(SHARED_GPA, max(1, wanted // LARGE_PAGE_BYTES) * LARGE_PAGE_BYTES)
+    return Range(SHARED_GPA, max(1, pool_bytes(memory_bytes) // LARGE_PAGE_BYTES) * LARGE_PAGE_BYTES)
 
 
 @lru_cache(maxsize=1024)

@@ -275,12 +275,11 @@ class Host:
                 vcpu.levels = VcpuLevels()
                 vcpu.thread = spec.vcpus + vcpu.index
         guest.reset_rips = reset_rips
-        guest.software = self._tenants(
-            TenantSpec(
-                spec.name, spec.generation, spec.memory, spec.program, spec.seed, guest.launched, guest.reset_rips,
-                spec.sev_features, svsm,
-            )
-        )
+        tenant = TenantSpec(
+            spec.name, spec.generation, spec.memory, spec.program, spec.seed, guest.launched, guest.reset_rips,
+            spec.sev_features, svsm, self.images[spec.firmware].cpuid_gpa, spec.kernel,
+        )  # fmt: skip
+        guest.software = self._tenants(tenant)
         self.vcpus.prepare(guest)
         if spec.network:
             self.network.plug(guest)

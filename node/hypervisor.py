@@ -13,7 +13,7 @@ from dataclasses import replace
 from node import operations as op
 from node.asid_pool import AsidPool, AsidsExhausted
 from node.core_msrs import Msr
-from node.cpuid_page import cpuid_entries
+from node.cpuid_page import cpuid_page
 from node.device_access import device_access
 from node.firmware_image import FirmwareImage
 from node.frame_allocator import FrameAllocator, OutOfMemory, joined
@@ -98,8 +98,7 @@ class Hypervisor:
         self.rmp_bytes = reserved
         self._command_page = self._frame()
         self._vms: dict[str, LaunchedVm] = {}
-        leaves = cpuid_entries(vcpu_model(VCPU_MODEL).cpuid_signature)
-        self._ghcb = GhcbServer(product.c_bit, leaves, self.page_state_change, self._small)
+        self._ghcb = GhcbServer(product, vcpu_model(VCPU_MODEL), self.page_state_change, self._small)
 
     def launched(self, vm: str) -> LaunchedVm:
         """The record of a VM; KeyError if there is none."""
@@ -165,7 +164,7 @@ class Hypervisor:
 
     def cpuid(self, vm: str, function: int, index: int) -> CpuidReply:
         """What CPUID tells a guest whose registers are there to be written."""
-        return op.CpuidResult(*self._ghcb.leaf(function, index))
+        return op.CpuidResult(*self._ghcb.leaf(self._vms[vm].generation, function, index))
         yield ()
 
     mmio = staticmethod(device_access)
@@ -493,7 +492,8 @@ class Hypervisor:
         """SNP: context, pages in the order of KVM and QEMU, finish."""
         yield from self._take_asid(record)
         record.sev_features = features = launch_features(self.product.name, spec.sev_features)
-        pages = tuple(guest_launch_pages(record.images, spec.vcpus, vcpu_model(VCPU_MODEL), features))
+        model, cpuid = vcpu_model(VCPU_MODEL), cpuid_page(self._ghcb.leaves[spec.generation])
+        pages = tuple(guest_launch_pages(record.images, spec.vcpus, model, features, cpuid))
         command, gctx = record.small[0], self._small(record)
         yield from self._to_firmware(gctx)
         record.firmware_pages.append(gctx)

@@ -26,7 +26,7 @@ from node.ghcb_msr import (
 )
 from node.ghcb_page import GhcbUntrusted
 from node.guest_ghcb import change_pages, response_to, termination, versions_fit
-from node.guest_kernel import BOOT_FAILED, CANARY, CANARY_GPA
+from node.guest_kernel import BOOT_FAILED, CANARY_GPA
 from node.guest_memory_map import GuestMemoryMap, Range
 from node.guest_svsm import SVSM_FIELDS, SvsmAnswer, SvsmUntrusted, svsm_call
 from node.page_state_list import PageOperation
@@ -37,6 +37,7 @@ from node.svsm_memory import GUEST_VMPL, SVSM, SvsmGuest
 from node.vmsa import SevFeature, initial_vmsa
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
+CANARY = bytes.fromhex("a5c3e1f0875a3c1e9b6d2478f0e1d2c3")
 SHARE_RIP, ACCEPT_RIP, OTHERS_RIP = 0x1100, 0x1000, 0x1200
 """Kernel code lies below every program's entry."""
 _ENTRIES_AT_ONCE = (PAGE_BYTES - BUFFER - LIST_HEADER.size) // ENTRY_BYTES

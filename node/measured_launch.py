@@ -52,8 +52,9 @@ def snp_launch_pages(
     features: int,
     kernel_hashes: KernelHashes | None = None,
     vmm: Vmm = QEMU,
+    cpuid: bytes | None = None,
 ) -> Iterator[LaunchPage]:
-    """Every page of an SNP launch, in order.
+    """Every page of an SNP launch, in order. ``cpuid`` is the CPUID page, which is not measured.
 
     Raises ``FirmwareImageError``, before the first page, for an image that
     lacks the metadata or what ``vcpus`` or ``kernel_hashes`` ask of it.
@@ -62,7 +63,8 @@ def snp_launch_pages(
         raise image.refusal("SEV metadata", "a SECRETS and a CPUID section", "none")
     hash_page = None if kernel_hashes is None else _hash_page(image, kernel_hashes)
     vmsas = launch_vmsas(image, vcpus, vcpu_model, features, vmm)
-    cpuid = cpuid_page(cpuid_entries(vcpu_model.cpuid_signature))
+    if cpuid is None:
+        cpuid = cpuid_page(cpuid_entries(vcpu_model.cpuid_signature))
     return chain(image_pages(image), metadata_pages(image, cpuid, hash_page, vmm), vmsa_pages(vmsas))
 
 

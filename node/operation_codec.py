@@ -24,6 +24,7 @@ import msgpack
 from node import operations as op
 from node.guest_memory_map import GuestMemoryMap
 from node.hypervisor_port import Entered, HypervisorFigures
+from node.kernel_settings import KernelSettings
 from node.machine_spec import MachineSpec
 from node.program import Demand, ProgramSpec, Registers
 from node.svsm_memory import SvsmGuest
@@ -64,6 +65,11 @@ KINDS: Mapping[int, type] = {
     151: op.IndirectBranch,
     140: op.MmioLoad,
     141: op.MmioStore,
+    160: op.Rdmsr,
+    161: op.Wrmsr,
+    162: op.PortIn,
+    163: op.PortOut,
+    164: op.WriteBackCaches,
     # Operations of hypervisors.
     16: op.HostRead,
     17: op.HostReadWritten,
@@ -127,6 +133,7 @@ KINDS: Mapping[int, type] = {
     86: ProgramSpec,
     87: TenantSpec,
     88: Demand,
+    89: KernelSettings,
     212: SvsmGuest,
 }
 """To add a type, add a line."""

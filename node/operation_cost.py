@@ -57,8 +57,13 @@ class GuestOperationCost:
                 () if CAPABILITIES[generation].encrypted_registers else ((Mechanism.OPERATIONS, self._exit_ns),)
             ),
             # As CPUID: where registers are encrypted the handler's round trip has the figure.
-            op.MmioLoad: self._mmio,
-            op.MmioStore: self._mmio,
+            op.MmioLoad: self._intercepted,
+            op.MmioStore: self._intercepted,
+            op.Rdmsr: self._intercepted,
+            op.Wrmsr: self._intercepted,
+            op.PortIn: self._intercepted,
+            op.PortOut: self._intercepted,
+            op.WriteBackCaches: self._intercepted,
             op.TimedRead: lambda _: ((Mechanism.OPERATIONS, costs["dram.latency_ns"]),),
             op.Clflush: lambda one: ((Mechanism.OPERATIONS, _lines(one.length) * costs["cache.clflush_ns"]),),
             op.BlockRead: self._block,
@@ -129,7 +134,7 @@ class GuestOperationCost:
             (Mechanism.ACCEPTANCE, pages * self._update_ns),
         )
 
-    def _mmio(self, _: op.MmioLoad | op.MmioStore) -> tuple[tuple[Mechanism, float], ...]:
+    def _intercepted(self, _: op.GuestOperation) -> tuple[tuple[Mechanism, float], ...]:
         return () if self._by_ghcb else ((Mechanism.OPERATIONS, self._exit_ns),)
 
     def halt(self, lost_ns: dict[Mechanism, float]) -> int:

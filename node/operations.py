@@ -23,6 +23,7 @@ from node.event_operations import (
     VmKick,
     WriteFlags,
 )
+from node.intercepted_operations import PortIn, PortOut, Rdmsr, WriteBackCaches, Wrmsr
 from node.operation_answers import (
     Answer,
     CpuidResult,
@@ -40,8 +41,9 @@ from psp.system_bus import RmpEntry
 __all__ = [
     "Answer", "Await", "Branch", "Clear", "Compute", "CpuidResult", "Fault", "FaultKind", "GuestWork", "HostBranch",
     "HostReadCounter", "IndirectBranch", "LoadIdt", "MmioLoad", "MmioStore", "NicRead", "NicWrite", "PValidateResult",
-    "PspAnswer", "ReadFlags", "RmpQueryResult", "RmpReadResult", "Runs", "Shutdown", "Sleep", "SoftwareInterrupt",
-    "TraceFaults", "VmKick", "VmcbLoad", "VmcbStore", "WriteFlags",
+    "PortIn", "PortOut", "PspAnswer", "Rdmsr", "ReadFlags", "RmpQueryResult", "RmpReadResult", "Runs", "Shutdown",
+    "Sleep", "SoftwareInterrupt", "TraceFaults", "VmKick", "VmcbLoad", "VmcbStore", "WriteBackCaches", "WriteFlags",
+    "Wrmsr",
 ]  # fmt: skip
 
 MOST_BYTES = 32 << 20
@@ -572,6 +574,6 @@ HypervisorOperation = (
 GuestOperation = (
     Read | Write | Copy | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust
     | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit | ReadSevStatus | Cpuid
-    | ReadDr7 | WriteDr7 | MmioLoad | MmioStore | Clear | GuestWork
-    | LoadIdt | ReadFlags | WriteFlags | SoftwareInterrupt | Branch | IndirectBranch
+    | ReadDr7 | WriteDr7 | MmioLoad | MmioStore | Clear | GuestWork | WriteBackCaches
+    | LoadIdt | ReadFlags | WriteFlags | SoftwareInterrupt | Branch | IndirectBranch | Rdmsr | Wrmsr | PortIn | PortOut
 )  # fmt: skip

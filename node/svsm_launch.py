@@ -49,17 +49,20 @@ def svsm_below(image: FirmwareImage, spec: MachineSpec) -> FirmwareImage | None:
 
 
 def guest_launch_pages(
-    images: Sequence[FirmwareImage], vcpus: int, vcpu_model: VcpuModel, features: int
+    images: Sequence[FirmwareImage], vcpus: int, vcpu_model: VcpuModel, features: int, cpuid: bytes | None = None
 ) -> Iterator[LaunchPage]:
-    """Every page of an SNP launch as QEMU does it: of OVMF, and of an SVSM below. Raises FirmwareImageError."""
+    """Every page of an SNP launch as QEMU does it: of OVMF, and of an SVSM below. Raises FirmwareImageError.
+
+    ``cpuid`` is the CPUID page, which is not measured.
+    """
     image, *below = images
     if not below:
-        return snp_launch_pages(image, vcpus, vcpu_model, features)
-    return svsm_launch_pages(image, below[0], vcpus, vcpu_model)
+        return snp_launch_pages(image, vcpus, vcpu_model, features, cpuid=cpuid)
+    return svsm_launch_pages(image, below[0], vcpus, vcpu_model, cpuid)
 
 
 def svsm_launch_pages(
-    image: FirmwareImage, svsm: FirmwareImage, vcpus: int, vcpu_model: VcpuModel
+    image: FirmwareImage, svsm: FirmwareImage, vcpus: int, vcpu_model: VcpuModel, cpuid: bytes | None = None
 ) -> Iterator[LaunchPage]:
     """Every page of the launch, in order. Raises ``FirmwareImageError`` for an SVSM without entry point or metadata."""
     entry = svsm.tables.svsm_entry
@@ -72,5 +75,6 @@ def svsm_launch_pages(
     signature = vcpu_model.cpuid_signature
     start = {**_PROTECTED_MODE, "RIP": svsm.gpa + entry}
     vmsa = initial_vmsa(svsm.gpa + entry, signature, SevFeature.SNP_ACTIVE, start)
-    cpuid = cpuid_page(cpuid_entries(signature))
+    if cpuid is None:
+        cpuid = cpuid_page(cpuid_entries(signature))
     return chain(image_pages(image), image_pages(svsm), metadata_pages(svsm, cpuid), vmsa_pages((vmsa,) * vcpus))

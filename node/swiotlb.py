@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TypeVar
 
 from node.operations import Answer, Copy, Fault, GuestOperation, Read, Write
@@ -30,12 +31,36 @@ SEGMENT_SLOTS = 128
 MOST_MAPPED_BYTES = SLOT_BYTES * SEGMENT_SLOTS
 """Most that one mapping takes; a driver cuts longer requests."""
 
+POOL_PERCENT, POOL_MOST_BYTES, POOL_FLOOR_BYTES = 6, 1 << 30, 64 << 20
 _WORD_BYTES = SEGMENT_SLOTS // 8
 _FULL = (1 << SEGMENT_SLOTS) - 1
 _PAGE_BYTES = 4096
 
 T = TypeVar("T")
 Steps = Generator[tuple[GuestOperation, ...], tuple[Answer, ...], T]
+
+
+class PoolSizing(StrEnum):
+    """How much of its memory an encrypted guest makes bounce buffers of."""
+
+    SHARE = "share"
+    """6 % of memory, at most 1 GiB (read in a measured guest's logs: the likelier)."""
+    CLAMPED = "clamped"
+    """The same, but never less than 64 MiB, Linux' default, halved while that is more than half of memory.
+
+    As arch/x86/mm/mem_encrypt.c was recollected, which clamps; and kernel/dma/swiotlb.c, which tries half when it
+    gets no memory.
+    """
+
+
+def pool_bytes(memory_bytes: int, sizing: PoolSizing = PoolSizing.SHARE) -> int:
+    """Bytes of the pool of a guest with so much memory, before they are rounded to pages."""
+    wanted = min(memory_bytes * POOL_PERCENT // 100, POOL_MOST_BYTES)
+    if sizing is PoolSizing.CLAMPED:
+        wanted = max(wanted, POOL_FLOOR_BYTES)
+        while wanted > memory_bytes // 2:
+            wanted //= 2
+    return wanted
 
 
 class BounceBuffersFull(Exception):

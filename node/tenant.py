@@ -11,17 +11,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from node.counter_random import CounterRandom
 from node.generation import CAPABILITIES, Generation
-from node.guest_kernel import GuestKernel
+from node.guest_kernel import CANARY_BYTES, GuestKernel
 from node.guest_memory_map import GuestMemoryMap
 from node.kernel_above_svsm import KernelAboveSvsm
-from node.operations import Answer, GuestOperation
+from node.kernel_settings import CAREFUL, KernelSettings
+from node.operations import Answer, Fault, GuestOperation
 from node.program import Block, Demand, Ending, Program, ProgramFactory, ProgramSpec, Registers
 from node.svsm import Service, Svsm, SvsmCheck
 from node.svsm_call import Protocol as SvsmProtocol
 from node.svsm_core import core_service
 from node.svsm_memory import SvsmGuest
 from node.svsm_vtpm import vtpm_service
+from node.vc_handler import VcHandler
 
 SERVICES: Mapping[int, Service] = {SvsmProtocol.CORE: core_service, SvsmProtocol.VTPM: vtpm_service}
 """What every SVSM serves."""
@@ -52,6 +55,9 @@ class TenantSpec:
     sev_features: int = 0
     svsm: SvsmGuest | None = None
     """Where an SVSM runs below."""
+    cpuid_gpa: int | None = None
+    """The CPUID page, where the firmware image has one."""
+    kernel: KernelSettings = CAREFUL
 
     @property
     def threads(self) -> int:
@@ -111,6 +117,9 @@ class Tenant:
         """Blocks by RIP, from the first that a vCPU runs on."""
         self.running: list[Block | None] = [None] * count
         """The block that each vCPU is in."""
+        self._batches: list[tuple[GuestOperation, ...] | None] = [None] * count
+        """What each vCPU's block asked for last; None where the kernel has taken the block over."""
+        self._kernels: list[GuestKernel | None] = [None] * count
         for thread in range(count):
             self.rebuild(thread)
         boot = self.programs[0]
@@ -130,6 +139,7 @@ class Tenant:
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
         self.running[vcpu] = block
+        self._batches[vcpu] = batch
         return batch
 
     def go_on(self, vcpu: int, registers: Registers, answers: tuple[Answer, ...]) -> Outcome:
@@ -137,10 +147,18 @@ class Tenant:
         block = self.running[vcpu]
         assert block is not None
         try:
-            return block.send(answers)
+            asked = self._batches[vcpu]
+            if asked is None:
+                return block.send(answers)
+            if Fault in map(type, answers) and (handler := self._handler(vcpu)) is not None:
+                self._batches[vcpu] = None
+                block = self.running[vcpu] = handler.take_over(block, asked, answers)
+                return next(block)
+            self._batches[vcpu] = asked = block.send(answers)
         except StopIteration as end:
             self.running[vcpu] = None
             return end.value  # type: ignore[no-any-return]
+        return asked
 
     def drop(self, vcpu: int) -> None:
         """Break a vCPU's block off."""
@@ -148,7 +166,7 @@ class Tenant:
 
     def forget(self, vcpu: int) -> None:
         """Throw away every object of a vCPU's program."""
-        self.programs[vcpu] = self.running[vcpu] = None
+        self.programs[vcpu] = self.running[vcpu] = self._kernels[vcpu] = self._batches[vcpu] = None
         self.blocks[vcpu] = {}
 
     def rebuild(self, vcpu: int) -> None:
@@ -161,6 +179,10 @@ class Tenant:
             bounces = CAPABILITIES[spec.generation].key_per_vm
             placement = spec.memory.placement(spec.name, vcpu, spec.seed, bounces=bounces)
             self.programs[vcpu] = self._factory(spec.program, placement)
+
+    def _handler(self, vcpu: int) -> VcHandler | None:
+        kernel = self._kernels[vcpu]
+        return None if kernel is None else kernel.handler
 
     def _lay_out(self, vcpu: int) -> Mapping[int, Callable[[Registers], Block]]:
         """The blocks of a vCPU that is about to run one."""
@@ -176,9 +198,10 @@ class Tenant:
             return {}
         kernel: GuestKernel | KernelAboveSvsm
         if spec.svsm is None:
-            kernel = GuestKernel(
-                spec.generation, spec.memory, spec.launched, vcpu, spec.reset_rips[vcpu], program.entry,
-                sev_features=spec.sev_features,
+            canary = CounterRandom(spec.seed).octets(spec.name, "C-bit canary", vcpu, CANARY_BYTES)
+            kernel = self._kernels[vcpu] = GuestKernel(
+                spec.generation, spec.memory, spec.launched, vcpu, spec.reset_rips[vcpu], program.entry, spec.kernel,
+                spec.cpuid_gpa, canary, spec.sev_features,
             )  # fmt: skip
         else:
             kernel = KernelAboveSvsm(spec.svsm, spec.memory, spec.launched, vcpu, spec.reset_rips, program.entry)

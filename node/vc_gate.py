@@ -20,7 +20,8 @@ from node.guest_ghcb import page_exit, termination
 from node.nae_event import EVENTS, NaeEvent
 from node.operations import Answer, GuestOperation, Read, Shutdown, VmgExit, Write
 from node.program import Block, Registers
-from node.vc_handler import UNHANDLED, UnexpectedException
+from node.vc_handler import UNHANDLED
+from node.vc_instructions import UnexpectedException
 from node.vmexit import ExitCode
 
 Steps = Generator[tuple[GuestOperation, ...], tuple[Answer, ...], None]

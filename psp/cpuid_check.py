@@ -17,6 +17,7 @@ _HEADER_BYTES = 0x10
 _ENTRY = struct.Struct("<IIQQIIIIQ")
 _EAX, _EBX = 4, 5
 _ENCRYPTION, _ADDRESSES = 0x8000_001F, 0x8000_0008
+_SNP_GUEST = 1 << 1 | 1 << 3 | 1 << 4
 
 Registers = list[int]
 
@@ -36,7 +37,8 @@ def corrected(page: bytes, facts: CpuidFacts) -> bytes:
 
 
 def _encryption(fields: Registers, facts: CpuidFacts) -> None:
-    """EBX: C-bit in 5:0, bits of addresses that go with it in 11:6."""
+    """EBX: C-bit in 5:0, bits of addresses that go with it in 11:6. EAX: what the guest is, SEV, SEV-ES and SEV-SNP."""
+    fields[_EAX] |= _SNP_GUEST
     fields[_EBX] = fields[_EBX] & ~0xFFF | facts.reduced_bits << 6 | facts.c_bit
 
 

@@ -23,6 +23,7 @@ class Interface(StrEnum):
     VMPLS = "VMPLs"
     VMM_COMMUNICATION = "#VC"
     TRANSPARENT_KEY = "key over all memory, set by firmware"
+    LAUNCH_MEASUREMENT = "measurement of the victim's launch"
     CONTEXT_PAGE = "context of the victim in a page of memory"
 
 
@@ -62,6 +63,7 @@ _LOOKS: Mapping[Interface, Callable[[Hands, Target], bool]] = {
     Interface.VMPLS: _has_pvalidate,
     # The firmware is not asked: its refusal would count as protection.
     Interface.CONTEXT_PAGE: lambda _, target: target.victim.gctx != 0,
+    Interface.LAUNCH_MEASUREMENT: lambda _, target: target.victim.gctx != 0 or target.victim.handle != 0,
     Interface.VMM_COMMUNICATION: _has_vc,
     Interface.TRANSPARENT_KEY: lambda hands, target: not _lies_in_clear(hands, target),
 }

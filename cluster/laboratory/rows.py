@@ -7,17 +7,21 @@ from dataclasses import dataclass, replace
 
 from cluster.laboratory.bad_hypervisor import Prelude
 from cluster.laboratory.interface import Interface
-from cluster.laboratory.scene import GHOST_LINE, VICTIM, Setting, act_out, status_gpa
+from cluster.laboratory.lying_hypervisor import DenyingHypervisor
+from cluster.laboratory.permuting_hypervisor import PermutingHypervisor
+from cluster.laboratory.scene import GHOST_LINE, USUAL, VICTIM, Cast, Setting, act_out, code_gpa, status_gpa
 from cluster.oracle.holdings import Measure
 from cluster.oracle.verdict import Aim, Verdict, judge
 from workloads.attacks import (
     alias,
     block_move,
+    bounced,
     bus_tap,
     cache_drop,
     confused_deputy,
     dimm,
     dma,
+    false_cpuid,
     forged_measurement,
     greedy_tenant,
     injection,
@@ -45,8 +49,7 @@ class Row:
     """An address line that the host's modules must lack."""
     caches: bool = False
     """Cores must have caches."""
-    habit: bool = False
-    """The victim must have the habit of validating a page again, unless it is told to keep books."""
+    cast: Cast = USUAL
     svsm: bool = False
     """The victim must be an SVSM, and the operating system above it the attacker's."""
     tlb_entries: int | None = None
@@ -61,6 +64,8 @@ class Row:
     """What the hypervisor must do before SNP starts."""
     chosen_status: bytes = b""
     """What the victim must be made to read as its status, where garbage is not enough."""
+    chosen_code: bytes = b""
+    """As ``chosen_status``, in the place of what it runs."""
     victim: str = "vault"
     """The victim's program."""
     cache_timing: bool = False
@@ -68,6 +73,8 @@ class Row:
     leak_bytes: int = 16
     """How many bytes of a secret make a leak."""
 
+
+_LIED_TO = Cast(hypervisor=DenyingHypervisor)
 
 ROWS: Mapping[str, Row] = {
     "01": Row((read_memory.read_private_page,)),
@@ -82,11 +89,20 @@ ROWS: Mapping[str, Row] = {
     "11": Row((nested_remap.merge_pages,)),
     "12": Row((nested_remap.serve_the_secret,)),
     "13": Row((nested_remap.fresh_page,)),
-    "14": Row((nested_remap.fresh_page,), needs=Interface.PAGE_VALIDATION, habit=True),
+    "14": Row((nested_remap.fresh_page,), needs=Interface.PAGE_VALIDATION, cast=Cast(tracks_validation=False)),
     "15": Row((nested_remap.shared_page, nested_remap.page_of_another)),
     "16a": Row((block_move.place_chosen_text,), chosen_status=block_move.CHOSEN),
     "16b": Row((write_memory.move_blocks,)),
+    "17": Row((bounced.swap_what_is_sent,)),
+    "18": Row((bounced.send_code,), chosen_code=bounced.CODE),
+    "19": Row(
+        (write_memory.wait_for_it,),
+        needs=Interface.LAUNCH_MEASUREMENT,
+        cast=Cast(hypervisor=PermutingHypervisor),
+        victim="booted",
+    ),
     "22": Row((tlb_poisoning.share_a_thread,), tlb_entries=64, two_processes=True),
+    "23": Row((false_cpuid.share_and_read,), cast=_LIED_TO, victim="newcomer"),
     "24a": Row((injection.system_call,), victim="service"),
     "24b": Row((injection.signal(DIVIDE), injection.signal(OVERFLOW)), victim="service"),
     "24c": Row((injection.masked_tick,), victim="service"),
@@ -118,6 +134,7 @@ ROWS: Mapping[str, Row] = {
     "45": Row((neighbours.freed_page,)),
     "46": Row((neighbours.two_contexts,)),
     "47": Row((nested_remap.svsm_page_to_its_guest,), needs=Interface.VMPLS, svsm=True),
+    "48": Row((false_cpuid.share_and_read,), cast=_LIED_TO, victim="newcomer"),
     "82a": Row((confused_deputy.write_by_device,), needs=Interface.CONTEXT_PAGE),
 }  # fmt: skip
 """By id of the matrix."""
@@ -140,10 +157,15 @@ def verdicts(row: str, setting: Setting) -> list[Verdict]:
         two_processes=line.two_processes,
         tenant_spins=line.tenant_spins,
         prelude=line.prelude,
-        validates_again=line.habit and not setting.tracks_validation,
         svsm=line.svsm,
         victim=line.victim,
     )
-    aim = Aim(VICTIM, status_gpa(), line.chosen_status) if line.chosen_status else None
     measure = Measure(line.leak_bytes)
-    return [judge(*act_out(where, attack, line.needs), measure, aim) for attack in line.attacks]
+    found = [act_out(where, attack, line.needs, line.cast) for attack in line.attacks]
+    return [judge(*one, measure, _aim(line)) for one in found]
+
+
+def _aim(line: Row) -> Aim | None:
+    if line.chosen_code:
+        return Aim(VICTIM, code_gpa(), line.chosen_code)
+    return Aim(VICTIM, status_gpa(), line.chosen_status) if line.chosen_status else None

@@ -14,28 +14,37 @@ from cluster.laboratory.protection import PROTECTIONS, Column
 from cluster.oracle.ledger import Ledger
 from cluster.oracle.transcript import Transcript
 from node.cost_table import load_cost_table
+from node.encryption_setup import SHARED_VIEW
+from node.expected_measurement import sev_digest, snp_digest
 from node.firmware_image import firmware_image
 from node.generation import CAPABILITIES, Generation
 from node.guest import Guest, GuestSpec, GuestState
 from node.guest_memory_map import memory_map
 from node.host import Host, HostSpec
+from node.hypervisor import VCPU_MODEL
 from node.hypervisor_port import LaunchRefused
+from node.kernel_settings import CAREFUL, KernelSettings
 from node.laboratory_firmware import SECTIONS, build_image
+from node.measured_launch import launch_vmsas, sev_launch_ranges, snp_launch_pages
 from node.memory_cipher import CipherMode
 from node.operations import Answer
 from node.platform import AS_USUAL, Platform
 from node.product import PRODUCTS
 from node.program import ProgramFactory, ProgramSpec
+from node.sev_features import launch_features
 from node.svsm import SvsmCheck, vtpm_seed
 from node.svsm_memory import TPM_GPA
 from node.tenant import local_tenants
 from node.vcpu import Vcpu, VcpuState
+from node.vcpu_model import vcpu_model
 from node.vmsa import SevFeature
 from psp.system_bus import PAGE_BYTES
-from workloads.attacks import colluder, vault
+from workloads.attacks import booted, colluder, newcomer, vault
+from workloads.attacks.booted import Booted
 from workloads.attacks.chooser import Chooser
 from workloads.attacks.colluder import Colluder
 from workloads.attacks.hypervisor_books import TellDr7
+from workloads.attacks.newcomer import Newcomer
 from workloads.attacks.service import HAS_GHCB, NO_IA32, REGISTERS_GHCB, RESTRICTED, STACK, VERIFIES, Service
 from workloads.attacks.target import Attack, Household, Page, Target
 from workloads.attacks.vault import Vault
@@ -53,6 +62,8 @@ IMAGE = firmware_image(
 )
 """Measured at each launch, of which an attack has two."""
 _SPARE_FRAMES = 4
+_NOWHERE = 1 << 50
+"""A guest-physical address that no guest has."""
 _PATIENCE_NS = 10 * 10**9
 """Of virtual time, in which a victim that rests a second between rounds must have rested anew."""
 
@@ -70,8 +81,12 @@ class Setting:
     platform: Platform = AS_USUAL
     tracks_validation: bool = False
     """The victim keeps books of what it validated, also where an attack presumes that it does not."""
-    validates_again: bool = False
-    """The victim validates a page again that turns out not to be validated."""
+    checks_sev_status: bool = False
+    """The victim checks SEV_STATUS and the place of the C-bit when it comes up."""
+    reads_cpuid_page: bool = False
+    """The victim answers CPUID from the page that firmware checked."""
+    verifies_measurement: bool = True
+    """The victim's owner compares the measurement of its launch with that of its own image."""
     demands_alias_check: bool = False
     """The victim's owner accepts no platform that nobody checked for DRAM aliases."""
     svsm: bool = False
@@ -79,7 +94,7 @@ class Setting:
     svsm_zeroes: bool = False
     """The SVSM clears a page before it gives rights to it."""
     victim: str = "vault"
-    """The victim's program: a ``Vault``, ``Service`` or ``Chooser`` by its name."""
+    """The victim's program, by its name."""
     sev_features: int = 0
     """What the victim asks for at launch, where it is an SNP guest."""
     disables_ia32: bool = False
@@ -96,8 +111,20 @@ class Setting:
     """What the product's memory controllers can do, its default first, where that is to be another than they have."""
 
 
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """Who takes part in a row beside the victim: on what kernel it runs, and which hypervisor runs it."""
+
+    tracks_validation: bool = True
+    """Whether the victim's kernel keeps books of what it validated, if its setting says nothing of it."""
+    hypervisor: type[BadHypervisor] = BadHypervisor
+
+
+USUAL = Cast()
+
+
 def act_out(
-    setting: Setting, attack: Callable[[Target], Attack], needs: Interface | None = None
+    setting: Setting, attack: Callable[[Target], Attack], needs: Interface | None = None, cast: Cast = USUAL
 ) -> tuple[Ledger, Transcript]:
     """Carry an attack out on a host of its own: what was true there, and what everybody was told.
 
@@ -107,7 +134,7 @@ def act_out(
     ledger, transcript = Ledger(), Transcript()
     ledger.protect(VICTIM)
     try:
-        scene = Scene(setting, ledger, transcript)
+        scene = Scene(setting, ledger, transcript, cast)
     except LaunchRefused:
         if not _may_refuse(setting):
             raise  # Nothing else may keep a host from starting, or every attack on it would count as blocked.
@@ -122,34 +149,39 @@ def act_out(
 class Scene:
     """A host whose victim has come to its first rest. The transcript holds everything since the host's boot."""
 
-    def __init__(self, setting: Setting, ledger: Ledger, transcript: Transcript) -> None:
+    def __init__(self, setting: Setting, ledger: Ledger, transcript: Transcript, cast: Cast = USUAL) -> None:
         protection = PROTECTIONS[setting.column]
         product = PRODUCTS[setting.product]
         product = replace(product, ciphers=setting.ciphers or product.ciphers)
         platform = replace(setting.platform, mode=protection.mode)
         spec = HostSpec("host", product, HOST_BYTES, product.min_sev_asid, SEED, 60 * 10**9, platform=platform)
-        programs: Mapping[str, ProgramFactory] = {
-            "vault": Vault.build, "service": Service.build, "chooser": Chooser.build,
-            "colluder": Colluder.build,
-        }  # fmt: skip
         images, skips = {"auto": IMAGE}, frozenset() if setting.svsm_zeroes else _SVSM_AS_IT_WAS
-        hypervisor = partial(BadHypervisor, setting.prelude, GUEST_BYTES)
+        hypervisor = partial(cast.hypervisor, setting.prelude, GUEST_BYTES)
         self.host = Host(
-            spec, programs, images, dict(load_cost_table()), local_tenants(programs, skips), hypervisor,
+            spec, _PROGRAMS, images, dict(load_cost_table()), local_tenants(_PROGRAMS, skips), hypervisor,
             transcript.observe,
         )  # fmt: skip
         self._svsm = setting.svsm and protection.launched is Generation.SEV_SNP
         self._transcript = transcript
-        victims = [(vault.VALIDATES_AGAIN, int(setting.validates_again))]
-        if setting.two_processes:
-            victims.append((vault.C_BIT, 1 << product.c_bit if _has_own_key(protection.launched) else 0))
+        kernel = KernelSettings(
+            tracks_validation=cast.tracks_validation or setting.tracks_validation,
+            checks_sev_status=setting.checks_sev_status,
+            checks_c_bit=setting.checks_sev_status,
+            reads_cpuid_page=setting.reads_cpuid_page,
+            checks_cpuid=False,
+            handles_vc=setting.victim != "service",
+        )
         service = _service(setting, protection.launched)
-        wanted = {"vault": ProgramSpec("vault", tuple(victims)), "service": service, "chooser": ProgramSpec("chooser")}
+        wanted = _wanted(protection.launched, kernel, service)
+        if setting.two_processes:
+            own_key = _has_own_key(protection.launched)
+            wanted["vault"] = ProgramSpec("vault", ((vault.C_BIT, 1 << product.c_bit if own_key else 0),))
         program = ProgramSpec("colluder") if self._svsm else wanted[setting.victim]
-        vcpus = 1 + setting.two_processes
-        self._launch(VICTIM, protection.launched, program, vcpus, setting.sev_features, svsm=self._svsm)
+        vcpus, features = 1 + setting.two_processes, setting.sev_features
+        self._launch(VICTIM, protection.launched, program, vcpus, kernel, features, svsm=self._svsm)
         self._hypervisor.let_go()
-        self._launch(TENANT, protection.launched, ProgramSpec("vault", ((vault.SPINS, int(setting.tenant_spins)),)), 1)
+        tenant = ProgramSpec("vault", ((vault.SPINS, int(setting.tenant_spins)),))
+        self._launch(TENANT, protection.launched, tenant, 1, CAREFUL)
         if setting.two_processes:
             for vcpu in range(2):
                 own = Vault(memory_map(GUEST_BYTES, 2).placement(VICTIM, vcpu, SEED))
@@ -169,6 +201,17 @@ class Scene:
             ledger.decide(VICTIM, [_vault(VICTIM).decision(number) for number in range(1, vault.DECISIONS + 1)])
             ledger.keep(VICTIM, "the secret", _vault(VICTIM).content(vault.SECRET))
         ledger.keep(VICTIM, "what its owner sends it", SECRET)
+        if setting.victim == "newcomer":
+            secret, canary = _vault(VICTIM).private(vault.SECRET), newcomer.canary_gpa(place)
+            ledger.map(VICTIM, 0, secret, PAGE_BYTES, secret)
+            for view in (0, SHARED_VIEW):
+                # Where it tries the C-bit out lies no memory that it uses.
+                ledger.map(VICTIM, 0, view + canary, PAGE_BYTES, _NOWHERE)
+        if setting.victim == "booted":
+            ledger.lay(VICTIM, IMAGE.gpa, IMAGE.data)
+            measured = bytes.fromhex(self.host.guests[VICTIM].launch_digest)
+            if setting.verifies_measurement and measured and measured != _expected(protection.launched, product.name):
+                transcript.complain(VICTIM, "measurement: another launch than its owner's")
         self.let_run(self.host.guests[VICTIM])
         if not setting.tenant_spins:
             self.let_run(self.host.guests[TENANT])
@@ -225,10 +268,12 @@ class Scene:
         return self.host.hypervisor
 
     def _launch(
-        self, name: str, generation: Generation, program: ProgramSpec, vcpus: int, sev_features: int = 0,
-        *, svsm: bool = False,
+        self, name: str, generation: Generation, program: ProgramSpec, vcpus: int, kernel: KernelSettings,
+        sev_features: int = 0, *, svsm: bool = False,
     ) -> None:
-        spec = GuestSpec(name, generation, vcpus, GUEST_BYTES, program, SEED, sev_features=sev_features, svsm=svsm)
+        spec = GuestSpec(
+            name, generation, vcpus, GUEST_BYTES, program, SEED, sev_features=sev_features, svsm=svsm, kernel=kernel
+        )  # fmt: skip
         self.host.launch(spec, lambda _: None, running=True)
         assert self.host.guests[name].state is GuestState.RUNNING, self.host.guests[name].reason
 
@@ -257,6 +302,7 @@ class Scene:
             decision=page(program.private(vault.DECISION)),
             answer=page(program.private(vault.ANSWER)),
             request=page(program.private(vault.REQUEST)),
+            code=page(program.private(vault.CODE)),
             inbox=page(program.shared(vault.INBOX)),
             outbox=page(program.shared(vault.OUTBOX)),
             stack=page(program.private(STACK)),
@@ -302,6 +348,40 @@ def _may_refuse(setting: Setting) -> bool:
 def status_gpa() -> int:
     """Where the victim keeps its status."""
     return _vault(VICTIM).status
+
+
+def code_gpa() -> int:
+    """Where the victim keeps what it runs."""
+    return _vault(VICTIM).private(vault.CODE)
+
+
+_PROGRAMS: Mapping[str, ProgramFactory] = {
+    "vault": Vault.build, "service": Service.build, "chooser": Chooser.build, "newcomer": Newcomer.build,
+    "booted": Booted.build, "colluder": Colluder.build,
+}  # fmt: skip
+
+
+def _expected(generation: Generation, product: str) -> bytes:
+    """The measurement of a launch of the laboratory's image, worked out without a host."""
+    model = vcpu_model(VCPU_MODEL)
+    if CAPABILITIES[generation].rmp:
+        return snp_digest(snp_launch_pages(IMAGE, 1, model, launch_features(product, 0)))
+    areas = launch_vmsas(IMAGE, 1, model, 0) if CAPABILITIES[generation].encrypted_registers else ()
+    return sev_digest(sev_launch_ranges(IMAGE), areas)
+
+
+def _wanted(generation: Generation, kernel: KernelSettings, service: ProgramSpec) -> dict[str, ProgramSpec]:
+    """Each victim as it is ordered."""
+    checks = (newcomer.CHECKS_STATUS, int(kernel.checks_sev_status)), (newcomer.CHECKS_C_BIT, int(kernel.checks_c_bit))
+    firmware = (booted.FIRMWARE_GPA, IMAGE.gpa), (booted.FIRMWARE_BYTES, len(IMAGE.data))
+    return {
+        "vault": ProgramSpec("vault"),
+        "service": service,
+        "chooser": ProgramSpec("chooser"),
+        "newcomer": ProgramSpec("newcomer", ((newcomer.GENERATION, generation.name), *checks)),
+        "booted": ProgramSpec("booted", firmware),
+    }
+
 
 
 def _vault(name: str) -> Vault:

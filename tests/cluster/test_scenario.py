@@ -1,4 +1,5 @@
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import jsonschema
@@ -8,10 +9,14 @@ from hypothesis import strategies as st
 
 from cluster.bundled_scenarios import bundled_names, bundled_text, load_scenario
 from cluster.commands.check import _schema
+from cluster.guest_body import guest_body, guest_of
+from cluster.placed_orders import placed_orders
 from cluster.scenario import Scenario, ScenarioError, instance_names
+from cluster.scenario_kernel import KernelTable
 from cluster.scenario_text import write_toml
 from node.firmware_image import laboratory_image
 from node.generation import Generation
+from node.kernel_settings import CAREFUL, KernelSettings
 
 SMALL = """
 schema = 1
@@ -76,6 +81,18 @@ def test_a_host_splits_its_asids_between_sev_and_snp(small: Scenario) -> None:
 
 def test_paths_are_taken_from_the_scenarios_folder(small: Scenario, tmp_path: Path) -> None:
     assert small.vms[0].firmware == str(tmp_path / "image.fd")
+
+
+def test_a_kernel_is_careful_unless_the_scenario_says_otherwise(small: Scenario) -> None:
+    assert small.vms[0].kernel.settings == CAREFUL
+    lines = SMALL.replace('host = "rack-2"', "kernel = {lazy_validation = true, checks_carry = false}")
+    scenario = Scenario.parse(tomllib.loads(lines.replace('firmware = "image.fd"', "")))
+    assert scenario.vms[0].kernel.settings == KernelSettings(lazy_validation=True, checks_carry=False)
+    assert Scenario.parse(tomllib.loads(scenario.to_toml())) == scenario
+    # No program that a scenario may name has a #VC handler of its own.
+    assert [one.name for one in fields(KernelSettings) if one.name != "handles_vc"] == list(KernelTable.model_fields)
+    order = placed_orders(scenario, {}, {}).arriving[0]
+    assert guest_of(guest_body(order.guest)).kernel == scenario.vms[0].kernel.settings
 
 
 def test_a_scenario_cannot_be_changed(small: Scenario) -> None:

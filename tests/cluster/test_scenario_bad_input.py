@@ -31,6 +31,12 @@ BAD = {
     "another schema version": (GOOD.replace("schema = 1", "schema = 2"), "schema", "expected schema version 1"),
     "schema version as text": (GOOD.replace("schema = 1", 'schema = "1"'), "schema", "expected schema version 1"),
     "unknown key": (GOOD + "colour = 3\n", 'vms[0].colour of "db"', "expected one of the keys name,"),
+    "unknown check of a kernel": (
+        GOOD + "kernel = {stars = false}\n", 'vms[0].kernel.stars of "db"', "expected one of the keys lazy_va"
+    ),
+    "a check neither on nor off": (
+        GOOD + "kernel = {checks_carry = 1}\n", 'vms[0].kernel.checks_carry of "db"', "expected true or false, got 1"
+    ),
     "misspelt key": (GOOD.replace("memory", "memry", 1), 'hosts[0].memry of "milan"', 'expected "memory"'),
     "unknown table": (GOOD + "[network]\nx = 1\n", "network", "expected one of the keys"),
     "wrong type": (GOOD + 'count = "3"\n', 'vms[0].count of "db"', 'expected a whole number, got "3"'),

@@ -3,12 +3,10 @@
 import pytest
 from toy_guests import GENERATIONS, SECOND, make_host, run, script, start
 
-from node import ghcb_msr as msr
 from node import operations as op
 from node.generation import Generation
 from node.guest import GuestState
 from node.operations import ReadDr7, Sleep, WriteDr7
-from node.vc_handler import VcHandler
 from node.vmsa import VMSA_FIELDS, SevFeature
 
 PLAIN, SEV, ES, SNP = Generation.PLAIN, Generation.SEV, Generation.SEV_ES, Generation.SEV_SNP
@@ -20,20 +18,13 @@ def guest(generation):
     """A guest that sets DR7 and rests, then reads it."""
     read = []
 
-    def program(place, registers):
-        def block():
-            if registers.r13:
-                read.append((yield (ReadDr7(),))[0])
-                return Sleep(10**18)
-            read.append((yield (WriteDr7(SET), ReadDr7()))[1])
-            registers.r13 += 1
-            return Sleep(SECOND)
-
-        if generation is SNP and not registers.r13:
-            yield (op.VmgExit(msr.RegisterGhcbRequest(place.shared_gpa >> 12).value),)
-        if generation in (ES, SNP):
-            return (yield from VcHandler(place.shared_gpa, None).around(block()))
-        return (yield from block())
+    def program(_place, registers):
+        if registers.r13:
+            read.append((yield (ReadDr7(),))[0])
+            return Sleep(10**18)
+        read.append((yield (WriteDr7(SET), ReadDr7()))[1])
+        registers.r13 += 1
+        return Sleep(SECOND)
 
     host = make_host({"debugged": script(program)})
     one = start(host, "vm", generation, "debugged")

@@ -15,6 +15,7 @@ from node.hypervisor import VCPU_MODEL
 from node.nae_event import EVENTS, NaeEvent
 from node.operations import Sleep
 from node.page_state_list import GENERIC_FAILURE, INVALID_ENTRY, INVALID_HEADER, PageStateEntry, build_list
+from node.product import PRODUCTS
 from node.program import Registers
 from node.vcpu_model import vcpu_model
 from node.vcpu_runner import TERMINATED
@@ -140,8 +141,8 @@ def test_guests_without_an_rmp_change_no_page():
 
 
 def test_cpuid_through_the_page(either):
-    signature = vcpu_model(VCPU_MODEL).cpuid_signature
-    for entry in cpuid_entries(signature):
+    signature, milan = vcpu_model(VCPU_MODEL).cpuid_signature, PRODUCTS["Milan"]
+    for entry in cpuid_entries(signature, either.guest.spec.generation, milan.c_bit, milan.reduced_bits):
         reply = parse_reply(either.ask(NaeEvent.CPUID, RAX=entry.eax_in, RCX=0), EVENTS[NaeEvent.CPUID].outputs)
         assert reply.registers == {"RAX": entry.eax, "RBX": entry.ebx, "RCX": entry.ecx, "RDX": entry.edx}
 

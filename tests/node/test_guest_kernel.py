@@ -8,8 +8,9 @@ from node import operations as op
 from node.generation import Generation
 from node.ghcb_page import BadInput, build_exit, build_reply, refusal
 from node.guest import GuestState
-from node.guest_kernel import ACCEPT_RIP, BOOT_FAILED, CANARY, CANARY_GPA, GuestKernel, KernelCheck
+from node.guest_kernel import ACCEPT_RIP, AP_RIP, BOOT_FAILED, CANARY_GPA, GuestKernel
 from node.guest_memory_map import GuestMemoryMap
+from node.kernel_settings import KernelSettings
 from node.nae_event import NaeEvent
 from node.page_state_list import GENERIC_FAILURE, PageOperation, PageStateList, build_list, entries_of
 from node.program import Registers
@@ -18,6 +19,7 @@ from node.vcpu_runner import TERMINATED
 PLAIN, SEV, ES, SNP = Generation.PLAIN, Generation.SEV, Generation.SEV_ES, Generation.SEV_SNP
 MEMORY = GuestMemoryMap(64 << 20, 1)
 RESET, ENTRY = 0xFFF0, 0x40_0000
+NOBODY = msr.RegisteredGhcb(msr.NO_PREFERENCE).value
 LAUNCHED = (0x80_0000, 0x80_1000, 0x80_9000)
 GHCB = 0x80_2000
 """The first page of a block with launched pages that is none of them."""
@@ -25,8 +27,11 @@ STATUS = {SEV: 1, ES: 3, SNP: 7}
 """SEV_STATUS bits 0 to 2 (APM volume 2, 15.34.10)."""
 
 
-def kernel(generation=SNP, vcpu=0, skipped=()):
-    return GuestKernel(generation, MEMORY, LAUNCHED, vcpu, RESET, ENTRY, frozenset(skipped))
+CANARY = bytes(range(0x40, 0x50))
+
+
+def kernel(generation=SNP, vcpu=0, **settings):
+    return GuestKernel(generation, MEMORY, LAUNCHED, vcpu, RESET, ENTRY, KernelSettings(**settings), canary=CANARY)
 
 
 def boot(one, answers, registers=None):
@@ -125,9 +130,22 @@ def test_guests_without_an_rmp_check_what_they_run_on_and_go_to_their_program(ge
     assert batch[-3:] == (op.Write(CANARY_GPA, CANARY), op.Read(CANARY_GPA, 16, False), op.Read(CANARY_GPA, 16))
 
 
-def test_a_plain_guest_and_other_vcpus_go_straight_to_their_program():
-    assert boot(kernel(PLAIN), Host()) == (None, [()])
-    assert boot(kernel(vcpu=1), Host()) == (None, [()])
+@pytest.mark.parametrize(("generation", "vcpu"), [(PLAIN, 0), (PLAIN, 1), (SEV, 1), (ES, 1)])
+def test_who_has_nothing_to_settle_goes_straight_to_its_program(generation, vcpu):
+    assert boot(kernel(generation, vcpu), Host()) == (None, [()])
+
+
+def test_every_other_vcpu_of_an_snp_guest_registers_a_page_of_its_own_in_the_pool():
+    memory = GuestMemoryMap(64 << 20, 2)
+    page, place = memory.ghcb_gpa(1), memory.placement("vm", 1, 0)
+    assert place.shared_gpa + place.shared_length == page
+    assert page + 4096 <= memory.shared.gpa + memory.shared.length
+    other = GuestKernel(SNP, memory, LAUNCHED, 1, RESET, ENTRY)
+    register = op.VmgExit(msr.RegisterGhcbRequest(page >> 12).value)
+    assert boot(other, Host(), Registers(AP_RIP)) == (None, [(register,)])
+    ending, batches = boot(other, Host(register=lambda _: NOBODY), Registers(AP_RIP))
+    assert ending == op.Shutdown(BOOT_FAILED)
+    assert batches[-1] == (op.VmgExit(msr.TerminateRequest(1, msr.LinuxReason.REGISTER_GHCB).value),)
 
 
 def ended(one, host):
@@ -187,7 +205,7 @@ def test_a_list_that_is_half_done_goes_on_with_the_rest():
     memory = GuestMemoryMap(128 << 20, 1)
     host = Host()
     host.instead = {"page": lambda page: page if len(host.lists) > 1 else page[:0x800] + b"\1\0" + page[0x802:]}
-    ending, _ = boot(GuestKernel(SNP, memory, LAUNCHED, 0, RESET, ENTRY), host)
+    ending, _ = boot(GuestKernel(SNP, memory, LAUNCHED, 0, RESET, ENTRY, canary=CANARY), host)
     assert ending is None
     first, second = host.lists
     assert first.entries[1:] == second.entries
@@ -201,14 +219,14 @@ def test_a_kernel_runs_only_as_what_it_was_built_for(generation, status):
         assert boot(kernel(generation), Host(generation, **instead))[0] is None
         return
     assert ended(kernel(generation), Host(generation, **instead)) == (BOOT_FAILED if generation is SEV else (0, 0))
-    assert boot(kernel(generation, skipped=[KernelCheck.SEV_STATUS]), Host(generation, **instead))[0] is None
+    assert boot(kernel(generation, checks_sev_status=False), Host(generation, **instead))[0] is None
 
 
 @pytest.mark.parametrize("generation", [SEV, ES, SNP])
 def test_memory_that_reads_the_same_without_the_c_bit_is_not_private(generation):
     instead = {"shared": lambda _: CANARY}
     assert ended(kernel(generation), Host(generation, **instead)) == (BOOT_FAILED if generation is SEV else (0, 0))
-    assert boot(kernel(generation, skipped=[KernelCheck.C_BIT]), Host(generation, **instead))[0] is None
+    assert boot(kernel(generation, checks_c_bit=False), Host(generation, **instead))[0] is None
 
 
 def test_registers_of_start_up_do_not_reach_the_program():

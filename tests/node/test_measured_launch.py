@@ -174,7 +174,7 @@ def test_firmware_made_pages_carry_no_data():
 
 def test_the_cpuid_page_shows_vendor_and_signature():
     (page,) = [page for page in snp_launch_pages(laboratory_image(), 1, MODEL, 1) if page.page_type is PageType.CPUID]
-    assert struct.unpack_from("<IIQ", page.data) == (4, 0, 0)
+    assert struct.unpack_from("<IIQ", page.data) == (5, 0, 0)
     leaf_1 = struct.unpack_from("<IIQQIIIIQ", page.data, 16 + 48)
     assert (leaf_1[0], leaf_1[4]) == (1, MODEL.cpuid_signature)
     leaf_0 = struct.unpack_from("<IIQQ4s4s4s4sQ", page.data, 16)

@@ -16,7 +16,9 @@ from node.swiotlb import (
     BounceArea,
     BounceBuffersFull,
     BounceFault,
+    PoolSizing,
     book_bytes,
+    pool_bytes,
 )
 from tests.node.toy_guests import COSTS, GENERATIONS, MIB, look, make_host, run, script, spa, start
 
@@ -151,6 +153,20 @@ def test_books_do_not_run_into_each_other() -> None:
         assert book_bytes(size) % 4096 == 0
         written = next(area.open())
         assert max(one.gpa + len(one.data) for one in written) <= BOOK + book_bytes(size)
+
+
+@pytest.mark.parametrize(
+    ("memory", "share", "clamped"),
+    [
+        (64 * MIB, 64 * MIB * 6 // 100, 32 * MIB),
+        (96 * MIB, 96 * MIB * 6 // 100, 32 * MIB),
+        (1 << 30, (1 << 30) * 6 // 100, 64 * MIB),
+        (4 << 30, (4 << 30) * 6 // 100, (4 << 30) * 6 // 100),
+        (64 << 30, 1 << 30, 1 << 30),
+    ],
+)
+def test_the_pool_is_a_share_of_memory_and_its_sources_part_where_that_is_little(memory, share, clamped) -> None:
+    assert (pool_bytes(memory), pool_bytes(memory, PoolSizing.CLAMPED)) == (share, clamped)
 
 
 def test_a_plain_vm_lends_its_own_memory_and_copies_nothing() -> None:

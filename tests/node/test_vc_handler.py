@@ -1,63 +1,82 @@
-"""CPUID through a guest's #VC handler: the hypervisor's word, and the page that firmware checked (matrix row 23)."""
+"""#VC of a program, in its kernel's handler: CPUID by the hypervisor's word and by the page that firmware checked."""
+
+from dataclasses import replace
 
 import pytest
-from toy_guests import IMAGE, SECOND, make_host, run, script, start
+from toy_guests import SECOND, guest_spec, make_host, run, script
 
-from node import ghcb_msr as msr
 from node import operations as op
-from node.cpuid_page import CpuidEntry, cpuid_page, parse_cpuid_page
+from node.cpuid_page import ENCRYPTION_LEAF, CpuidEntry, cpuid_page, parse_cpuid_page
 from node.generation import Generation
+from node.ghcb_msr import LinuxReason, ReasonSet
 from node.guest import GuestState
+from node.kernel_settings import CAREFUL, KernelSettings
 from node.operations import Cpuid, CpuidResult, Fault, FaultKind, Sleep
-from node.ovmf import SectionType
 from node.vc_handler import UNHANDLED, VcHandler
 from node.vcpu_runner import TERMINATED
 
 PLAIN, SEV, ES, SNP = Generation.PLAIN, Generation.SEV, Generation.SEV_ES, Generation.SEV_SNP
-(CPUID_GPA,) = (one.gpa for one in IMAGE.tables.sections if one.section_type is SectionType.CPUID)
-VENDOR = CpuidResult(1, *(int.from_bytes(part, "little") for part in (b"Auth", b"cAMD", b"enti")))
-LIE = CpuidResult(0, 1, 2, 3)
+VENDOR = tuple(int.from_bytes(part, "little") for part in (b"Auth", b"cAMD", b"enti"))
+LIE = CpuidEntry(0, 0, eax=0, ebx=1, ecx=2, edx=3)
+CREDULOUS = KernelSettings(reads_cpuid_page=False, checks_cpuid=False)
 
 
-def asked(generation, *, by_page=False, lies=False):
-    """What a guest takes CPUID function 0 for."""
+def asking(settings, generation, *lies, functions=(0,), vcpu=0):
+    """A guest one of whose vCPUs asks for functions of CPUID, and what it took for the answers."""
     told = []
 
-    def ask(_place, _registers):
-        (answer,) = yield (Cpuid(0),)
-        told.append(answer)
+    def ask(place, _registers):
+        for function in functions if place.vcpu == vcpu else ():
+            told.extend((yield (Cpuid(function),)))
         return Sleep(10**18)
 
-    def program(place, registers):
-        ghcb = place.shared_gpa
-        if generation is SNP:
-            yield (op.VmgExit(msr.RegisterGhcbRequest(ghcb >> 12).value),)
-        block = ask(place, registers)
-        if generation in (ES, SNP):
-            block = VcHandler(ghcb, CPUID_GPA if by_page else None).around(block)
-        return (yield from block)
-
-    host = make_host({"ask": script(program)})
-    if lies:
-        host.hypervisor._ghcb._cpuid[0, 0] = (LIE.eax, LIE.ebx, LIE.ecx, LIE.edx)
-    guest = start(host, "vm", generation, "ask")
+    host = make_host({"ask": script(ask)})
+    spec = replace(guest_spec("vm", generation, "ask", vcpus=2), kernel=settings)
+    host.launch(spec, lambda _: None, running=True)
+    host.hypervisor._ghcb.leaves[generation] = (*lies, *host.hypervisor._ghcb.leaves[generation])
     run(host, SECOND)
-    assert guest.state is GuestState.RUNNING
-    return told
+    return host.guests["vm"], told
 
 
+@pytest.mark.parametrize("settings", [CAREFUL, CREDULOUS])
 @pytest.mark.parametrize("generation", [PLAIN, SEV, ES, SNP])
-def test_a_guest_learns_its_processors_vendor(generation):
-    assert asked(generation) == [VENDOR]
+@pytest.mark.parametrize("vcpu", [0, 1])
+def test_a_guest_learns_its_processors_vendor(generation, settings, vcpu):
+    guest, (told,) = asking(settings, generation, vcpu=vcpu)
+    assert (told.ebx, told.ecx, told.edx) == VENDOR
+    assert guest.state is GuestState.RUNNING
 
 
 @pytest.mark.parametrize("generation", [PLAIN, SEV, ES, SNP])
 def test_a_hypervisor_s_lie_is_believed_by_whoever_asks_it(generation):
-    assert asked(generation, lies=True) == [LIE]
+    guest, told = asking(CREDULOUS, generation, LIE)
+    assert (guest.state, told) == (GuestState.RUNNING, [CpuidResult(0, 1, 2, 3)])
 
 
 def test_a_hypervisor_s_lie_does_not_reach_a_guest_with_a_cpuid_page():
-    assert asked(SNP, by_page=True, lies=True) == [VENDOR]
+    _, (told,) = asking(CAREFUL, SNP, LIE)
+    assert (told.ebx, told.ecx, told.edx) == VENDOR
+
+
+@pytest.mark.parametrize("lie", [CpuidEntry(ENCRYPTION_LEAF), CpuidEntry(ENCRYPTION_LEAF, eax=1 << 1)])
+def test_a_guest_that_has_to_ask_knows_a_hypervisor_that_denies_its_encryption(lie):
+    guest, told = asking(CAREFUL, ES, lie, functions=(ENCRYPTION_LEAF,))
+    reason = ReasonSet.LINUX << 8 | LinuxReason.CPUID_OF_HYPERVISOR
+    assert (guest.state, guest.shutdown_code, told) == (GuestState.STOPPED, TERMINATED | reason, [])
+
+
+def test_and_one_that_hides_the_leaf_altogether():
+    guest, told = asking(CAREFUL, ES, CpuidEntry(0x8000_0000, eax=0x8000_0001), functions=(0x8000_0000,))
+    assert (guest.state, told) == (GuestState.STOPPED, [])
+
+
+@pytest.mark.parametrize("generation", [SEV, ES, SNP])
+def test_honest_words_about_encryption_are_believed(generation):
+    guest, (last, leaf) = asking(CAREFUL, generation, functions=(0x8000_0000, ENCRYPTION_LEAF))
+    assert guest.state is GuestState.RUNNING
+    # CPUID 8000_001F EAX bits 1, 3 and 4, and the C-bit's place in EBX (APM volume 3, appendix E).
+    assert (last.eax, leaf.eax) == (ENCRYPTION_LEAF, {SEV: 0b10, ES: 0b1010, SNP: 0b11010}[generation])
+    assert leaf.ebx & 0x3F == 51
 
 
 CPUID = Cpuid(0)
@@ -111,8 +130,9 @@ def test_a_reply_that_cannot_be_trusted_ends_the_guest(back):
 
 @pytest.mark.parametrize("page", [Fault(FaultKind.PAGE_NOT_VALIDATED, 0), b"\xff" * 4096])
 def test_a_cpuid_page_that_is_none_ends_the_guest(page):
-    ending, got, _ = handled([(VC,), (page,), (0x100,)], cpuid_gpa=0x2000)
+    ending, got, added = handled([(VC,), (page,), (0x100,)], cpuid_gpa=0x2000)
     assert (ending, got) == (op.Shutdown(UNHANDLED), [])
+    assert added[-1] == (op.VmgExit(0x100 | ReasonSet.LINUX << 12 | LinuxReason.CPUID_PAGE << 16),)
 
 
 def test_a_leaf_that_the_page_does_not_have_is_zeros():
@@ -123,16 +143,13 @@ def test_a_leaf_that_the_page_does_not_have_is_zeros():
 
 
 def test_the_end_of_the_guest_is_the_protocols():
-    def wrong(place, registers):
-        def block():
-            yield (Cpuid(0),)
-
-        if registers.r13:
-            return Sleep(10**18)
-        # The page is not registered, so every exit with it is refused.
-        return (yield from VcHandler(place.shared_gpa, None).around(block()))
+    def wrong(place, _registers):
+        # The pool holds the page of the first exit no more: what comes back is not what the protocol says.
+        yield (op.VmgExit(0x0000_0000_0000_0012 | (place.shared_gpa >> 12) << 12), Cpuid(0))
 
     host = make_host({"wrong": script(wrong)})
-    guest = start(host, "vm", SNP, "wrong")
+    spec = replace(guest_spec("vm", SNP, "wrong"), kernel=CREDULOUS)
+    host.launch(spec, lambda _: None, running=True)
     run(host, SECOND)
+    guest = host.guests["vm"]
     assert (guest.state, guest.shutdown_code) == (GuestState.STOPPED, TERMINATED)

@@ -20,11 +20,14 @@ def table(*leaves):
     return (len(leaves).to_bytes(4, "little").ljust(16, b"\0") + entries).ljust(PAGE, b"\0")
 
 
-RIGHT = (0x8000_001F, 0x3, 0x4000 | REDUCED << 6 | C_BIT)
+# EAX bits 1, 3 and 4: a guest that may be launched so has SEV, SEV-ES and SEV-SNP.
+RIGHT = (0x8000_001F, 0x1B, 0x4000 | REDUCED << 6 | C_BIT)
 CASES = [
-    ((0x8000_001F, 0x3, 0x4000 | REDUCED << 6 | 47), RIGHT),
-    ((0x8000_001F, 0x3, 0x4000 | 1 << 6 | C_BIT), RIGHT),
-    ((0x8000_001F, 0x3, 0x4000), RIGHT),
+    ((0x8000_001F, 0x1B, 0x4000 | REDUCED << 6 | 47), RIGHT),
+    ((0x8000_001F, 0x1B, 0x4000 | 1 << 6 | C_BIT), RIGHT),
+    ((0x8000_001F, 0x1B, 0x4000), RIGHT),
+    ((0x8000_001F, 0x0, 0x4000 | REDUCED << 6 | C_BIT), (0x8000_001F, 0x1A, 0x4000 | REDUCED << 6 | C_BIT)),
+    ((0x8000_001F, 0xB, 0x4000 | REDUCED << 6 | C_BIT), RIGHT),
     ((0x8000_0008, 0x3034, 0), (0x8000_0008, 0x3030, 0)),
     ((0x8000_0008, 0xFF, 7), (0x8000_0008, WIDTH, 7)),
 ]

@@ -50,6 +50,7 @@ class Household:
     decision: Page
     answer: Page
     request: Page
+    code: Page
     inbox: Page
     outbox: Page
     stack: Page

@@ -1,10 +1,10 @@
 """The victim: a server that keeps a secret, rewrites values, and serves an answer.
 
-A round reads everything back, copies the answer page to the shared outbox,
+A round reads everything back, its code too, copies the answer page to the shared outbox,
 copies the shared inbox to a private request page, and writes the two values, what it has decided, and
-the status beside the request anew. It compares nothing: whatever notices an attack, it is not this program.
-A fault ends it, unless it has the habit of validating a page again that turns
-out not to be validated. It may reach its value through page tables of its own, and it may spin instead of resting.
+the status beside the request anew. Both boxes are bounce buffers, in a plain VM too. It compares
+nothing: whatever notices an attack, it is not this program. A fault ends it that its kernel does not take.
+It may reach its value through page tables of its own, and it may spin instead of resting.
 """
 
 from __future__ import annotations
@@ -14,12 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from node.operations import (
-    Answer,
     Compute,
-    Fault,
-    FaultKind,
     GuestOperation,
-    PValidate,
     Read,
     Sleep,
     VirtualRead,
@@ -28,11 +24,12 @@ from node.operations import (
     WriteControl,
 )
 from node.program import Block, Demand, Placement, ProgramSpec, Registers
+from node.swiotlb import BounceArea, BounceFault
 from workloads.block_outcome import FAULTED, faulted
 
 CONTENT_BYTES = 64
 PAGE_BYTES = 4096
-SECRET, VALUE, OTHER, ANSWER, REQUEST, DECISION = range(6)
+SECRET, VALUE, OTHER, ANSWER, REQUEST, DECISION, CODE = range(7)
 """Pages from the beginning of the placement's private range."""
 _TABLES = (8, 9, 10, 11)
 """Pages of its own tables, the highest level first."""
@@ -43,9 +40,7 @@ DECISIONS = 64
 STATUS_OFFSET = CONTENT_BYTES
 """Where the status lies in the page of the request: next to it."""
 INBOX, OUTBOX = range(2)
-"""Pages from the beginning of its shared range."""
-VALIDATES_AGAIN = "validates_again"
-"""The parameter of a guest that keeps no book of what it validated (COCONUT-SVSM issue 114)."""
+"""Bounce buffers of a page each, from the beginning of its shared range."""
 C_BIT, SPINS = "c_bit", "spins"
 """Parameters: the bit of its entries that says private, for a guest with tables of its own; and the spinning."""
 OPEN_RIP, ROUND_RIP = 0x40_0000, 0x40_1000
@@ -60,7 +55,6 @@ class Vault:
     """R13 counts the rounds, and with it the version that each value has."""
 
     placement: Placement
-    validates_again: bool = False
     c_bit: int | None = None
     """None for a guest without paging, 0 for one whose entries have no C-bit."""
     spins: bool = False
@@ -73,12 +67,7 @@ class Vault:
         """The program of a specification."""
         given = dict(spec.parameters)
         c_bit = given.get(C_BIT)
-        return cls(
-            placement,
-            validates_again=bool(given.get(VALIDATES_AGAIN, False)),
-            c_bit=None if c_bit is None else int(c_bit),
-            spins=bool(given.get(SPINS, False)),
-        )
+        return cls(placement, None if c_bit is None else int(c_bit), spins=bool(given.get(SPINS, False)))
 
     @property
     def blocks(self) -> Mapping[int, Callable[[Registers], Block]]:
@@ -89,9 +78,9 @@ class Vault:
         """GPA of a private page."""
         return self.placement.base_gpa + page * PAGE_BYTES
 
-    def shared(self, page: int) -> int:
-        """GPA of a shared page."""
-        return self.placement.shared_gpa + page * PAGE_BYTES
+    def shared(self, box: int) -> int:
+        """GPA of a bounce buffer."""
+        return self.placement.shared_gpa + box * PAGE_BYTES
 
     @property
     def status(self) -> int:
@@ -137,7 +126,14 @@ class Vault:
         return Write(self.private(page), octets)
 
     def _open(self, registers: Registers) -> Block:
-        pages = (SECRET, VALUE, OTHER, ANSWER, REQUEST, DECISION)
+        pages, area = (SECRET, VALUE, OTHER, ANSWER, REQUEST, DECISION, CODE), self._area
+        try:
+            yield from area.open()
+            inbox = yield from area.map_from_device(self.private(REQUEST), PAGE_BYTES)
+            outbox = yield from area.map_from_device(self.private(ANSWER), PAGE_BYTES)
+        except BounceFault:
+            return FAULTED
+        assert (inbox, outbox) == (self.shared(INBOX), self.shared(OUTBOX))
         answers = yield (
             *[Write(self.private(page), self.content(page)) for page in pages],
             Write(self.status, self.content(REQUEST, 0, "status")),
@@ -149,26 +145,19 @@ class Vault:
         return REST
 
     def _round(self, registers: Registers) -> Block:
-        for gpa, read in (
-            *[(self.private(page), self._read(page)) for page in (SECRET, VALUE, OTHER, REQUEST)],
-            (self.status, Read(self.status, CONTENT_BYTES)),
-        ):
+        reads = [self._read(page) for page in (SECRET, VALUE, OTHER, REQUEST, CODE)]
+        for read in (*reads, Read(self.status, CONTENT_BYTES)):
             answers = yield (read,)
-            if self.validates_again and _not_validated(answers):
-                yield (PValidate(gpa // PAGE_BYTES * PAGE_BYTES, PAGE_BYTES, large=False),)
-                answers = yield (read,)
             if faulted(answers):
                 return FAULTED
-        answer, request = yield (
-            Read(self.private(ANSWER), CONTENT_BYTES),
-            Read(self.shared(INBOX), CONTENT_BYTES, private=False),
-        )
-        if not isinstance(answer, bytes) or not isinstance(request, bytes):
+        area = self._area
+        try:
+            yield from area.copy_to_device(self.private(ANSWER), self.shared(OUTBOX), CONTENT_BYTES)
+            yield from area.copy_from_device(self.shared(INBOX), self.private(REQUEST), CONTENT_BYTES)
+        except BounceFault:
             return FAULTED
         registers.r13 += 1
         answers = yield (
-            Write(self.shared(OUTBOX), answer, private=False),
-            Write(self.private(REQUEST), request),
             Write(self.status, self.content(REQUEST, registers.r13, "status")),
             self._write(VALUE, self.content(VALUE, registers.r13)),
             Write(self.private(DECISION), self.content(DECISION, self.decision(registers.r13))),
@@ -178,6 +167,7 @@ class Vault:
             return FAULTED
         return Compute(0, _FOREVER) if self.spins else REST
 
-
-def _not_validated(answers: tuple[Answer, ...]) -> bool:
-    return any(isinstance(one, Fault) and one.kind is FaultKind.PAGE_NOT_VALIDATED for one in answers)
+    @property
+    def _area(self) -> BounceArea:
+        place = self.placement
+        return BounceArea(place.shared_gpa, place.shared_length, place.book_gpa)

@@ -37,3 +37,9 @@ def move_blocks(target: Target) -> Attack:
     if isinstance(blocks, bytes):
         yield (HostWrite(target.victim.value.spa, blocks),)
         yield WRITE_BACK
+
+
+def wait_for_it(_: Target) -> Attack:
+    """Row 19: what there was to do was done at the launch."""
+    yield WRITE_BACK
+    yield LET_IT_RUN

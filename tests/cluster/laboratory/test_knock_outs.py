@@ -18,10 +18,13 @@ FLIPS: dict[Protection, dict[str, str]] = {
         "09": "corrupted",  # the host's store is what it stops
         "10": "corrupted",  # so is putting old ciphertext back
         "16b": "corrupted",  # and ciphertext of another address
+        "17": "corrupted",  # as which it reaches what is sent: junk, for the address is in the cipher
     },
     Protection.GPA_MATCH: {
         "11": "corrupted",  # one page of DRAM under two guest addresses: owner and validation are right for both
         "12": "leaked",  # the guest's own page at another address, likewise
+        "17": "leaked",  # which it sends
+        "18": "corrupted",  # or runs
     },
     Protection.VALIDATED_BIT: {
         "13": "corrupted",  # a fresh page has the right owner and address; only the guest's consent is missing

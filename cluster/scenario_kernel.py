@@ -1,0 +1,38 @@
+"""The part of a scenario that is about guests' kernels: ``kernel = {lazy_validation = true}`` in a group of VMs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Strict
+
+from cluster.scenario_fields import ScenarioPart
+from node.kernel_settings import KernelSettings
+
+Switch = Annotated[bool, Strict()]
+
+
+class KernelTable(ScenarioPart):
+    """How a guest's kernel accepts its memory, and which of its checks it makes; each that is off is a known hole."""
+
+    lazy_validation: Switch = False
+    """Accept memory in chunks of 2 MiB when it is first touched, not all of it at boot; for SEV-SNP."""
+    checks_sev_status: Switch = True
+    """Go on only as what the kernel was built for, by SEV_STATUS."""
+    checks_c_bit: Switch = True
+    """Verify that memory written with the C-bit reads otherwise without it."""
+    checks_carry: Switch = True
+    """Take a page that was valid before PVALIDATE for an attack."""
+    tracks_validation: Switch = True
+    """Never accept a page twice."""
+    reads_cpuid_page: Switch = True
+    """Answer CPUID from the page that firmware checked at launch."""
+    checks_cpuid: Switch = True
+    """End the VM where the hypervisor's CPUID denies the guest's encryption."""
+    checks_exit_code: Switch = True
+    """#VC must have the code of the instruction that raised it."""
+
+    @property
+    def settings(self) -> KernelSettings:
+        """The same for the VM's specification."""
+        return KernelSettings(**self.model_dump())
