@@ -69,7 +69,7 @@ class Inspection:
         software = (*PROGRAMS, Tenant, GeneratorType, Registers, Transcript, Ledger, Scene)
         machine = state_of([*self.boards, *self.hosts], cut=lambda obj: isinstance(obj, software))
         # Firmware images are on a shelf from which host and hypervisor both read.
-        shelves = {id(host.images) for host in self.hosts if hasattr(host, "images")}
+        shelves = walk([host.images for host in self.hosts if hasattr(host, "images")])
         return {at: obj for at, obj in machine.items() if at not in shelves and not isinstance(obj, software)}
 
     def _inspect(self, program: GeneratorType, machine: dict[int, Any], everybody: set[int]) -> None:
