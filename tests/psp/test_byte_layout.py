@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psp import command_buffers as buffers
@@ -51,6 +51,7 @@ def test_fields_lie_in_order_inside_the_record(layout: type[ByteLayout]) -> None
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_what_is_packed_is_parsed_again(layout: type[ByteLayout], data: st.DataObject) -> None:
     octets = data.draw(st.binary(min_size=layout.SIZE, max_size=layout.SIZE + 8))
