@@ -10,9 +10,11 @@ from cluster.errors import UserError
 NAME = "bench"
 HELP = "measure sevfleet on this machine"
 DESCRIPTION = """\
-Measures sevfleet: memory (the cipher and the checks on its way), sync (round
-trips between hosts), kernel (phases under contention), migrations (ten thousand
-live migrations). Without a name, all."""
+Measures sevfleet: memory (the cipher and the checks on its way), rmp (page
+states in bulk), sync (round trips between hosts), kernel (phases under
+contention), scale (two workers against one), migrations (ten thousand live
+migrations), recovery (two hundred killed workers; takes many minutes), psp
+(launches). Without a name, all."""
 EXAMPLE = "sevfleet bench memory --json"
 
 
