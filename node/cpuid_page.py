@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from node.generation import Generation
 
@@ -51,6 +52,7 @@ def encryption_bits(generation: Generation) -> int:
     return _ENCRYPTION_BITS.get(generation, 0)
 
 
+@cache  # Each host of a fleet asks for those of all generations.
 def cpuid_entries(
     cpuid_signature: int, generation: Generation = Generation.SEV_SNP, c_bit: int = 51, reduced_bits: int = 1
 ) -> tuple[CpuidEntry, ...]:
