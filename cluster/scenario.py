@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, Strict, ValidationError, WithJsonSchema
 
 from cluster.errors import UserError
-from cluster.scenario_fields import LARGEST_COUNT, Count, Name, ScenarioPart, refuse
+from cluster.scenario_fields import LARGEST_COUNT, Count, Name, PathText, ScenarioPart, refuse
 from cluster.scenario_kernel import KernelTable
 from cluster.scenario_migration import DrainPlan, FabricSettings, MigrationPlan, MigrationSettings
 from cluster.scenario_text import read_toml, write_toml
@@ -151,9 +151,9 @@ class VmGroup(ScenarioPart):
     """How long each is wanted, from its arrival. Default: to the end of the run, or until it shuts down."""
     start: Literal["launch", "running"] = "launch"
     """``launch``: through the security processor; ``running``: up when the run begins, at no cost in time."""
-    firmware: Annotated[str, Strict()] = "auto"
+    firmware: PathText = "auto"
     """A firmware image, as a path; ``auto``: the OVMF image of this machine, or sevfleet's own."""
-    disk: Annotated[str, Strict()] = MEMORY_DISK
+    disk: PathText = MEMORY_DISK
     """What is behind the disk of each: ``memory``, empty at first, or a file, as a path, that is only read."""
     svsm: Annotated[bool, Strict()] = False
     """An SVSM runs below it at VMPL0, and its kernel at VMPL2; SEV_SNP machines only."""
@@ -171,7 +171,7 @@ class VmGroup(ScenarioPart):
 class TraceMix(ScenarioPart):
     """Virtual machines taken from a trace of a real data centre, or from one made up in its manner."""
 
-    source: Annotated[str, Strict()] = "generated"
+    source: PathText = "generated"
     """``generated``, or a folder with the tables tasks and fragments, as .parquet or .csv."""
     vms: Count
     """How many are taken."""

@@ -6,6 +6,7 @@ caller names the file.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,7 +46,7 @@ def resolved(scenario: Scenario, folder: Path) -> Scenario:
     """The scenario with its paths made absolute, so that it means the same wherever it is read again."""
 
     def absolute(path: str, word: str) -> str:
-        return path if path == word else str((folder / Path(path).expanduser()).resolve())
+        return path if path == word else os.path.realpath(folder / Path(path).expanduser())
 
     vms = tuple(vm.model_copy(update=_paths(vm, absolute)) for vm in scenario.vms)
     trace = scenario.trace and scenario.trace.model_copy(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 LARGEST_COUNT = 1_000_000
@@ -15,6 +15,16 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 def refuse(expected: str) -> PydanticCustomError:
     """The finding that something else was expected."""
     return PydanticCustomError("expected", "{expected}", {"expected": expected})
+
+
+def _path_text(text: str) -> str:
+    if "\0" in text:
+        raise refuse("a path, which holds no NUL")
+    return text
+
+
+PathText = Annotated[str, Strict(), AfterValidator(_path_text)]
+"""A path, or a word in place of one; whether there is a file is looked at later."""
 
 
 def _name(value: object) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from node import operations as op
 from node.branch_operations import MOST_DISCLOSING
 from node.branch_target_buffer import HOST, BranchTargetBuffer
-from node.fault_answers import FAULTS, undefined
+from node.fault_answers import FAULTS, answer_to, undefined
 from node.guest_access import Way
 from node.performance_counters import CounterEvent, PerformanceCounters
 from node.vmcb import Vmcb
@@ -29,8 +29,8 @@ class BranchInstructions:
         self._predictor = predictor
         self._counters = counters
         self.guest_table: Mapping[type, Callable[..., op.Answer]] = {
-            op.Branch: self._branch,
-            op.IndirectBranch: self._indirect_branch,
+            op.Branch: _or_fault(self._branch),
+            op.IndirectBranch: _or_fault(self._indirect_branch),
         }
         self.host_table: Mapping[type, Callable[..., op.Answer]] = {
             op.HostBranch: self._host_branch,
@@ -84,3 +84,15 @@ class BranchInstructions:
 
     def _features(self, vmcb: Vmcb) -> int:
         return self._board.events.features(vmcb)
+
+
+def _or_fault(execute: Callable[[Vmcb, Any], op.Answer]) -> Callable[[Vmcb, Any], op.Answer]:
+    """What a branch does, or the fault of reading SEV_FEATURES where the save area cannot be read any more."""
+
+    def answer(vmcb: Vmcb, one: Any) -> op.Answer:
+        try:
+            return execute(vmcb, one)
+        except FAULTS as fault:
+            return answer_to(fault, 0)
+
+    return answer

@@ -88,6 +88,8 @@ class ExitInstructions:
         return op.Fault(op.FaultKind.GENERAL_PROTECTION, 0) if status is None else status
 
     def _cpuid(self, vmcb: Vmcb, one: op.Cpuid) -> op.Answer:
+        if not (0 <= one.function < 1 << 32 and 0 <= one.index < 1 << 32):
+            return op.Fault(op.FaultKind.GENERAL_PROTECTION, 0)  # EAX and ECX hold no such value
         if route(vmcb.generation, ExitCode.CPUID) is Route.VC_HANDLER:
             return op.Fault(op.FaultKind.VMM_COMMUNICATION, 0, ExitCode.CPUID)
         exits = self._board.exits

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from rmp_laboratory import Laboratory, laboratory, save_area
+from rmp_laboratory import Laboratory, gctx, laboratory, save_area
 
 from node import operations as op
 from node.branch_operations import MOST_DISCLOSING
@@ -11,6 +11,8 @@ from node.branch_target_buffer import ENTRIES, HOST, BranchTargetBuffer
 from node.performance_counters import CounterEvent
 from node.platform import Platform
 from node.vmsa import VMSA_FIELDS, SevFeature
+from psp import command_buffers as buffers
+from psp.commands import SnpCommand
 
 SITE, CALLEE, GADGET = 0x100, 0x200, 0x300
 PAGE = 3 * 4096
@@ -129,3 +131,10 @@ def test_a_feature_that_the_part_lacks_is_no_vmrun() -> None:
         assert lab_with(SevFeature.PMC_VIRTUALIZATION, product).host(op.VmRun("one", 0)) == (code,)
 
 
+
+
+def test_a_branch_whose_features_cannot_be_read_any_more_is_a_fault():
+    lab = laboratory("Milan")
+    lab.firmware(SnpCommand.DECOMMISSION, buffers.GuestContextPage(gctx("one")))
+    for one in (op.Branch(taken=True), op.IndirectBranch(1, 2, ())):
+        assert lab.guest("one", one) == (op.Fault(op.FaultKind.MACHINE_CHECK, 0),)

@@ -200,3 +200,19 @@ def test_whatever_comes_back_the_block_gets_an_answer_or_the_guest_ends(data, on
         assert batches[-1][0].msr & 0xFFF == 0x100
     else:
         assert (ending, len(got)) == (Sleep(1), 1)
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("asked", [op.Cpuid(-1), op.Cpuid(1 << 32), op.Cpuid(0, -1), op.Cpuid(0, 1 << 64)])
+def test_a_function_that_no_register_holds_is_asked_of_nobody(generation, asked):
+    answers = []
+
+    def ask(_, __):
+        answers.extend((yield (asked,)))
+        return Shutdown(0)
+
+    host = make_host({"ask": script(ask)})
+    guest = start(host, "vm", generation, "ask")
+    run(host, SECOND)
+    assert guest.state is GuestState.STOPPED
+    assert answers == [Fault(FaultKind.GENERAL_PROTECTION, 0)]
