@@ -7,6 +7,7 @@ waits for the end of a block and leaves everything in the save area.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from node import operations as op
@@ -19,6 +20,7 @@ from node.dirty_log import DirtyLog
 from node.disk_books import DiskBooks
 from node.event_delivery import Delivered
 from node.event_log import EventLog
+from node.fault_answers import FAULTS
 from node.guest import Guest, GuestState
 from node.host_events import HostEvent
 from node.host_prices import HostPrices
@@ -166,9 +168,10 @@ class VcpuRunner:
                 self.load(vcpu)
 
     def load(self, vcpu: Vcpu) -> None:
-        """Take a vCPU's registers from its save area."""
+        """Take a vCPU's registers from its save area; one that nobody can read any more no VMRUN accepts."""
         vmcb = self._board.vmcb(vcpu.guest.spec.name, vcpu.index)
-        load_registers(self._board.load_save_area(vmcb), vcpu.registers)
+        with contextlib.suppress(*FAULTS):
+            load_registers(self._board.load_save_area(vmcb), vcpu.registers)
 
     # Blocks.
 
@@ -543,9 +546,13 @@ class VcpuRunner:
         """Save a paused vCPU's registers and forget every object of its program."""
         guest = vcpu.guest
         vmcb = self._board.vmcb(guest.spec.name, vcpu.index)
-        page = bytearray(self._board.load_save_area(vmcb))
-        save_registers(vcpu.registers, page)
-        self._board.store_save_area(vmcb, bytes(page))
+        try:
+            page = bytearray(self._board.load_save_area(vmcb))
+            save_registers(vcpu.registers, page)
+            self._board.store_save_area(vmcb, bytes(page))
+        except FAULTS:  # Its key is gone: nothing keeps its registers, and no VMRUN would find them.
+            self._power_off(guest, ExitCode.INVALID & 0xFF)
+            return
         self._board.leave(guest.spec.name, vcpu.index)
         vcpu.state = VcpuState.PAUSED
         vcpu.registers = Registers()
