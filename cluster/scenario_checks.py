@@ -163,6 +163,8 @@ def _check_vm(scenario: Scenario, vm: VmGroup, index: int) -> None:
         raise _wrong(place("start"), '"launch" for machines that arrive later than 0 s', '"running"')
     if vm.svsm:
         _check_svsm(place, vm)
+    if vm.kernel.lazy_validation and (vm.svsm or vm.generation is not Generation.SEV_SNP):
+        raise _wrong(place("kernel.lazy_validation"), "false: only SEV_SNP without an SVSM has it", "true")
     if vm.firmware != "auto":
         _check_firmware(place, vm)
     try:

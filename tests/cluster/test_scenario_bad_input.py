@@ -65,6 +65,16 @@ BAD = {
         'vms[0].svsm of "db"',
         "expected false: only SEV_SNP has VMPLs, got true with SEV_ES",
     ),
+    "lazy validation without an RMP": (
+        GOOD.replace("SEV_SNP", "SEV_ES") + "kernel = {lazy_validation = true}\n",
+        'vms[0].kernel.lazy_validation of "db"',
+        "expected false: only SEV_SNP without an SVSM has it, got true",
+    ),
+    "lazy validation above an SVSM": (
+        GOOD + "svsm = true\nkernel = {lazy_validation = true}\n",
+        'vms[0].kernel.lazy_validation of "db"',
+        "expected false: only SEV_SNP without an SVSM has it, got true",
+    ),
     "an SVSM as text": (GOOD + 'svsm = "yes"\n', 'vms[0].svsm of "db"', 'expected true or false, got "yes"'),
     "an SVSM with too many vCPUs": (
         GOOD.replace("1 GiB", "2 GiB") + "svsm = true\nvcpus = 129\n",
