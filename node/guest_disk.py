@@ -31,15 +31,7 @@ class GuestDisk:
         for first, count in _parts(blocks):
             length, place = count * BLOCK_BYTES, gpa + first * BLOCK_BYTES
             at = yield from self.area.map_from_device(place, length)
-            try:
-                status = yield from _asked(BlockRead(lba + first, count, at))
-                if not status:
-                    # What came is copied once and only then looked at: its place can change while one looks.
-                    yield from self.area.copy_from_device(at, place, length)
-            except BounceFault:
-                yield from self.area.unmap(at, length)
-                raise
-            yield from self.area.unmap(at, length)
+            status = yield from self._lent(at, length, self._fetch(lba + first, count, at, place))
             if status:
                 return status
         return 0
@@ -51,15 +43,27 @@ class GuestDisk:
         for first, count in _parts(blocks):
             length, place = count * BLOCK_BYTES, gpa + first * BLOCK_BYTES
             at = yield from self.area.map_to_device(place, length)
-            try:
-                status = yield from _asked(BlockWrite(lba + first, count, at))
-            except BounceFault:
-                yield from self.area.unmap(at, length)
-                raise
-            yield from self.area.unmap(at, length)
+            status = yield from self._lent(at, length, _asked(BlockWrite(lba + first, count, at)))
             if status:
                 return status
         return 0
+
+    def _fetch(self, lba: int, blocks: int, at: int, place: int) -> Steps[int]:
+        status = yield from _asked(BlockRead(lba, blocks, at))
+        if not status:
+            # What came is copied once and only then looked at: its place can change while one looks.
+            yield from self.area.copy_from_device(at, place, blocks * BLOCK_BYTES)
+        return status
+
+    def _lent(self, at: int, length: int, work: Steps[int]) -> Steps[int]:
+        """Do work on slots that are lent, and give them back however it ends."""
+        try:
+            status = yield from work
+        except BounceFault:
+            yield from self.area.unmap(at, length)
+            raise
+        yield from self.area.unmap(at, length)
+        return status
 
 
 def _parts(blocks: int) -> list[tuple[int, int]]:
