@@ -143,8 +143,10 @@ class HostNetwork:
         assert books is not None
         card = self._host.board.nics.get(guest.spec.name, {}).get(vcpu)
         # Nobody writes into the memory of a VM that stands still, nor for one whose hypervisor took its card.
-        runs = card is not None and guest.state is GuestState.RUNNING
-        taken = [frame for frame in frames if runs and card.receive(frame)]
+        if card is None or guest.state is not GuestState.RUNNING:
+            books.missed += len(frames)
+            return
+        taken = list(filter(card.receive, frames))
         books.missed += len(frames) - len(taken)
         if not taken:
             return
