@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from psp.verifier.product_line import PRODUCT_LINES
-from psp.verifier.tcb_version import TCB_BYTES
+from psp.verifier.tcb_version import COMPONENTS, HIGHEST_LEVEL
 
 NONCE_BYTES = 32
 _SIZES = {
@@ -15,8 +16,6 @@ _SIZES = {
     "image_id": 16,
     "report_data": 64,
     "nonce": NONCE_BYTES,
-    "min_tcb": TCB_BYTES,
-    "min_launch_tcb": TCB_BYTES,
 }
 
 
@@ -24,8 +23,8 @@ _SIZES = {
 class Expectations:
     """A careful tenant's, unless told otherwise: no debugging, no migration agent, VMPL 0, a chip's own key.
 
-    TCBs are the eight bytes of a report; versions (major, minor, build); times seconds since
-    1970. ValueError for a value of another size.
+    Components of a TCB go by the names in COMPONENTS; versions are (major, minor, build), times
+    seconds since 1970. ValueError for a value of another size.
     """
 
     product: str | None = None
@@ -51,9 +50,10 @@ class Expectations:
     image_id: bytes | None = None
     min_guest_svn: int = 0
 
-    min_tcb: bytes | None = None
-    min_launch_tcb: bytes | None = None
-    """What the firmware was when the guest was launched."""
+    min_tcb: Mapping[str, int] | None = field(default=None, hash=False)
+    """A floor for each component named; one that the product has not is never high enough."""
+    min_launch_tcb: Mapping[str, int] | None = field(default=None, hash=False)
+    """The same for the firmware that launched the guest."""
     min_firmware: tuple[int, int, int] | None = None
     provisional_allowed: bool = True
     """Whether what runs may be newer than what is committed."""
@@ -78,5 +78,9 @@ class Expectations:
             for value in getattr(self, name) or ():
                 if len(value) != size:
                     raise ValueError(f"{name}: expected {size} bytes each, got {len(value)}")
+        for name in ("min_tcb", "min_launch_tcb"):
+            for component, level in (getattr(self, name) or {}).items():
+                if component not in COMPONENTS or not 0 <= level <= HIGHEST_LEVEL:
+                    raise ValueError(f"{name}: expected levels of {', '.join(COMPONENTS)}, got {component}={level}")
         if self.product is not None and self.product not in PRODUCT_LINES:
             raise ValueError(f"product: expected one of {', '.join(PRODUCT_LINES)}, got {self.product}")

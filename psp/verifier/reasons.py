@@ -115,7 +115,7 @@ class Reason(Enum):
     PLATFORM_BIT_MISSING = Row(_O, "report.platform_info", "the bits demanded")
     PLATFORM_BIT_FORBIDDEN = Row(_O, "report.platform_info", "none of the bits forbidden")
     VMPL_UNEXPECTED = Row(_O, "report.vmpl", "the VMPL expected")
-    MEASUREMENT_UNEXPECTED = Row(_O, "report.measurement", "the launch digest expected")
+    MEASUREMENT_UNEXPECTED = Row(_O, "report.measurement", "that of the image")
     HOST_DATA_UNEXPECTED = Row(_O, "report.host_data", "the host data expected")
     FAMILY_ID_UNEXPECTED = Row(_O, "report.family_id", "the family id expected")
     IMAGE_ID_UNEXPECTED = Row(_O, "report.image_id", "the image id expected")
@@ -132,7 +132,7 @@ class Reason(Enum):
     FIRMWARE_LOW = Row(_T, "report.committed_version", "at least the version expected")
     MITIGATION_MISSING = Row(_T, "report.current_mitigations", "the bits demanded")
 
-    REPORT_DATA_UNEXPECTED = Row(_F, "report.report_data", "the 64 bytes expected")
+    REPORT_DATA_UNEXPECTED = Row(_F, "report.report_data", "the 64 bytes asked for")
     NONCE_UNEXPECTED = Row(_F, "report.report_data", "the nonce in its first 32 bytes")
     CHANNEL_UNEXPECTED = Row(_F, "report.report_data", "SHA-256 of the channel's key in its last 32 bytes")
     NONCE_EXPIRED = Row(_F, "nonce", "an answer in time")

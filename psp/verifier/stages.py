@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
@@ -13,7 +15,7 @@ from psp.verifier.product_line import PRODUCT_LINES
 from psp.verifier.reasons import Reason, Trail
 from psp.verifier.report import Report
 from psp.verifier.report_data import binds, nonce_of
-from psp.verifier.tcb_version import at_most
+from psp.verifier.tcb_version import TcbLayout, at_most, spelled
 
 _NO_DIGEST = bytes(48)
 
@@ -88,8 +90,9 @@ def check_policy(report: Report, expected: Expectations, trail: Trail) -> None:
     _demand_one_of(Reason.CHIP_UNLISTED, expected.chip_ids, report.chip_id, trail)
 
 
-def check_tcb(report: Report, expected: Expectations, trail: Trail) -> None:
+def check_tcb(report: Report, key: TrustedKey, expected: Expectations, trail: Trail) -> None:
     """The firmware makes sense, and is new enough."""
+    layout = key.line.layout
     current, committed, launch = report.current_tcb, report.committed_tcb, report.launch_tcb
     reported = report.reported_tcb
     trail.demand(Reason.TCB_REPORTED_ABOVE_COMMITTED, at_most(reported, committed), reported.hex())
@@ -102,8 +105,8 @@ def check_tcb(report: Report, expected: Expectations, trail: Trail) -> None:
         trail.leave_out(Reason.FIRMWARE_PROVISIONAL)
     else:
         trail.demand(Reason.FIRMWARE_PROVISIONAL, not provisional, f"{committed.hex()} below {current.hex()}")
-    _demand_floor(Reason.TCB_LOW, expected.min_tcb, reported, trail)
-    _demand_floor(Reason.LAUNCH_TCB_LOW, expected.min_launch_tcb, launch, trail)
+    _demand_floor(Reason.TCB_LOW, expected.min_tcb, layout, reported, trail)
+    _demand_floor(Reason.LAUNCH_TCB_LOW, expected.min_launch_tcb, layout, launch, trail)
     if expected.min_firmware is None:
         trail.leave_out(Reason.FIRMWARE_LOW)
     else:
@@ -148,11 +151,13 @@ def _demand_bits(reason: Reason, wanted: int, found: int, trail: Trail) -> None:
         trail.leave_out(reason)
 
 
-def _demand_floor(reason: Reason, floor: bytes | None, found: bytes, trail: Trail) -> None:
+def _demand_floor(
+    reason: Reason, floor: Mapping[str, int] | None, layout: TcbLayout, found: bytes, trail: Trail
+) -> None:
     if floor is None:
         trail.leave_out(reason)
     else:
-        trail.demand(reason, at_most(floor, found), found.hex())
+        trail.demand(reason, layout.reaches(found, floor), spelled(layout.split(found)))
 
 
 def _demand_one_of(reason: Reason, known: frozenset[bytes] | None, found: bytes, trail: Trail) -> None:

@@ -59,7 +59,7 @@ def verify(
     stages.check_binding(report, key, expected, trail)
     stages.check_signature(report, key, trail)
     stages.check_policy(report, expected, trail)
-    stages.check_tcb(report, expected, trail)
+    stages.check_tcb(report, key, expected, trail)
     stages.check_freshness(report, expected, now, trail)
     stages.check_id_keys(report, expected, trail)
     return Verdict(report, key, tuple(trail.passed), tuple(trail.left_out))

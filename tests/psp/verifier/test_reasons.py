@@ -11,6 +11,7 @@ from forger import ARK, ASK, NOW, OURS, TCB, VCEK, evidence, name
 from psp.verifier import AMD_ROOTS, Expectations, Reason, Rejected, Stage, bound_report_data, verify
 
 CAREFUL = Expectations()
+LEVELS = {"bootloader": 3, "tee": 0, "snp": 8, "microcode": 115}
 NONCE = bytes(range(100, 132))
 
 
@@ -175,8 +176,10 @@ def ways():
             (evidence(current_tcb=more(TCB, 7)), Expectations(provisional_allowed=False)),
             (evidence(current_version=bytes([30, 55, 1])), Expectations(provisional_allowed=False)),
         ],
-        Reason.TCB_LOW: [(evidence(), Expectations(min_tcb=more(TCB, at))) for at in (0, 1, 6, 7)],
-        Reason.LAUNCH_TCB_LOW: [(evidence(), Expectations(min_launch_tcb=more(TCB, at))) for at in (0, 1, 6, 7)],
+        Reason.TCB_LOW: [(evidence(), Expectations(min_tcb={name: level + 1})) for name, level in LEVELS.items()],
+        Reason.LAUNCH_TCB_LOW: [
+            (evidence(), Expectations(min_launch_tcb={name: level + 1})) for name, level in LEVELS.items()
+        ],
         Reason.FIRMWARE_LOW: [(evidence(), Expectations(min_firmware=version)) for version in ((1, 55, 30), (2, 0, 0))],
         Reason.MITIGATION_MISSING: [(evidence(version=5, current_mitigations=1), Expectations(mitigations=3))],
         Reason.REPORT_DATA_UNEXPECTED: [(evidence(), Expectations(report_data=bytes(64)))],
@@ -234,7 +237,7 @@ def test_the_first_stage_that_fails_decides():
         evidence(key=other, policy=0xB0000),
         evidence(policy=0xB0000),
     )
-    expected = Expectations(min_tcb=b"\xff" * 8, nonce=NONCE, id_key_digests=frozenset())
+    expected = Expectations(min_tcb={"snp": 255}, nonce=NONCE, id_key_digests=frozenset())
     found = []
     for one in sent:
         with pytest.raises(Rejected) as caught:
@@ -254,7 +257,7 @@ def test_all_expectations_met_at_once():
             product="Milan", chip_ids=frozenset({forger.CHIP_ID}), crl_demanded=True, policy=0x30000,
             policy_set=1 << 16, policy_clear=1 << 20, platform_set=1 << 5, platform_clear=1 << 1, vmpl=2,
             measurement=b"\x11" * 48, host_data=bytes(32), family_id=bytes(16), image_id=bytes(16), min_guest_svn=9,
-            min_tcb=TCB, min_launch_tcb=TCB, min_firmware=(1, 55, 29), provisional_allowed=False, mitigations=2,
+            min_tcb=LEVELS, min_launch_tcb=LEVELS, min_firmware=(1, 55, 29), provisional_allowed=False, mitigations=2,
             nonce=NONCE, channel_key=channel, nonce_expires=NOW,
             id_key_digests=frozenset({b"\1" * 48}), author_key_digests=frozenset({b"\2" * 48}),
         ),
@@ -278,6 +281,11 @@ def test_turin_has_its_own_tcb_layout_and_short_chip_ids(fields):
     assert verdict.key.line.layout.split(verdict.report.reported_tcb) == {
         "fmc": 1, "bootloader": 2, "tee": 3, "snp": 4, "microcode": 72
     }  # fmt: skip
+
+
+def test_a_component_that_a_product_has_not_reaches_no_floor():
+    with pytest.raises(Rejected, match="TCB_LOW"):
+        judge(evidence(), Expectations(min_tcb={"fmc": 0}))
 
 
 def test_a_masked_chip_id_is_believed_where_it_is_allowed():
@@ -311,7 +319,8 @@ def test_time_is_inclusive():
 
 
 @pytest.mark.parametrize("fields", [
-    {"measurement": bytes(47)}, {"nonce": b""}, {"min_tcb": bytes(9)}, {"chip_ids": frozenset({b"x"})},
+    {"measurement": bytes(47)}, {"nonce": b""}, {"min_tcb": {"spl": 1}}, {"min_launch_tcb": {"snp": 256}},
+    {"chip_ids": frozenset({b"x"})},
     {"id_key_digests": frozenset({bytes(32)})}, {"product": "Naples"},
 ])  # fmt: skip
 def test_expectations_have_their_sizes(fields):
