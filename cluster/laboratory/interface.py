@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from cluster.laboratory.hands import Hands
 from node.core_msrs import MEM_ENCRYPTION_MODE_EN, Msr
-from node.operations import Cpuid, Fault, FaultKind, HostWrite, ReadMsr, RmpQuery, Runs, Wbinvd
+from node.operations import Cpuid, Fault, FaultKind, HostRead, HostWrite, ReadMsr, RmpQuery, Runs, Wbinvd, Write
 from workloads.attacks.dimm_operations import DimmDump
 from workloads.attacks.target import Target
 
@@ -24,6 +24,7 @@ class Interface(StrEnum):
     VMM_COMMUNICATION = "#VC"
     TRANSPARENT_KEY = "key over all memory, set by firmware"
     LAUNCH_MEASUREMENT = "measurement of the victim's launch"
+    CIPHERTEXT = "ciphertext of a VM's memory where software looks"
     CONTEXT_PAGE = "context of the victim in a page of memory"
 
 
@@ -56,12 +57,20 @@ def _has_vc(hands: Hands, _: Target) -> bool:
     return isinstance(answer, Fault) and answer.kind is FaultKind.VMM_COMMUNICATION
 
 
+def _shows_ciphertext(hands: Hands, target: Target) -> bool:
+    page = target.tenant.value
+    hands.act((Write(page.gpa, _MARK),))
+    *_, seen = hands.act((Wbinvd(), HostRead(page.spa, len(_MARK))))
+    return seen != _MARK
+
+
 _LOOKS: Mapping[Interface, Callable[[Hands, Target], bool]] = {
     Interface.C_BIT: _has_c_bit,
     Interface.WAY_PAST_THE_KEY: _lies_in_clear,
     Interface.PAGE_VALIDATION: _has_pvalidate,
     Interface.VMPLS: _has_pvalidate,
     # The firmware is not asked: its refusal would count as protection.
+    Interface.CIPHERTEXT: _shows_ciphertext,
     Interface.CONTEXT_PAGE: lambda _, target: target.victim.gctx != 0,
     Interface.LAUNCH_MEASUREMENT: lambda _, target: target.victim.gctx != 0 or target.victim.handle != 0,
     Interface.VMM_COMMUNICATION: _has_vc,

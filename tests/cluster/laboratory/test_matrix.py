@@ -22,6 +22,8 @@ from workloads.attacks.target import LET_IT_RUN
 
 DEFAULTS = [cell for cell in CELLS if not cell.switches]
 REST, ALT = int(SevFeature.RESTRICTED_INJECTION), int(SevFeature.ALTERNATE_INJECTION)
+HIDDEN = 4
+"""The last ASID of SNP guests where ciphertext is hidden: there is room for a victim, a tenant and a third."""
 
 
 def tried(cell: Cell) -> tuple[str, ...]:
@@ -66,6 +68,7 @@ SWITCHES = {
     "debug_swap=on": {"sev_features": int(SevFeature.DEBUG_SWAP)},
     "btb_isolation=on": {"sev_features": int(SevFeature.BTB_ISOLATION)},
     "pmc_virtualisation=on": {"sev_features": int(SevFeature.PMC_VIRTUALIZATION)},
+    "ciphertext_hiding=on": {"platform": Platform(max_snp_asid=HIDDEN)},
     "tweak_mode=xex_random": {"ciphers": (CipherMode.AES_128_XEX,)},
 }
 """Away from the default, as the matrix names them."""

@@ -1,6 +1,8 @@
-"""What a hypervisor sees of a victim's choices: by predictor, caches, counters and nested faults (rows 27, 28, 29c)."""
+"""What a hypervisor sees of a victim's choices: by predictor, caches, counters and nested faults (rows 27 to 29c)."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 
@@ -8,11 +10,12 @@ from cluster.laboratory.protection import Column
 from cluster.laboratory.rows import verdicts
 from cluster.laboratory.scene import Setting, act_out
 from cluster.oracle.verdict import judge
-from node.operations import HostBranch, HostClflush, HostTimedRead
+from node.operations import HostBranch, HostClflush, HostTimedRead, VmPreempt, VmRun
 from node.platform import Platform, Protection
 from node.vmsa import SevFeature
 from workloads.attacks.chooser import CALLEE, GADGET, PROBE_BYTES, SITE
 from workloads.attacks.claims import Claim
+from workloads.attacks.prime_and_probe import time_two_sets
 from workloads.attacks.target import LET_IT_RUN
 
 BTB, IBPB, PMC = SevFeature.BTB_ISOLATION, SevFeature.IBPB_ON_ENTRY, SevFeature.PMC_VIRTUALIZATION
@@ -64,3 +67,20 @@ def test_the_channel_is_the_predictors_and_the_caches(site: int, trained: int, t
 
     setting = Setting(Column.SEV_SNP, "Milan", Platform(cache_timing=timing), victim="chooser")
     assert judge(*act_out(setting, listen)).outcome == "blocked"
+
+
+@pytest.mark.parametrize(("core", "shift", "timing", "expected"), [
+    (0, 0, True, "side_channel"),
+    (64, 0, True, "blocked"),  # on another core the victim finds its lines in that one's own cache
+    (0, 1024, True, "blocked"),  # other sets than the victim's
+    (0, 0, False, "blocked"),  # loads that all take the same
+])  # fmt: skip
+def test_the_channel_is_the_sets_that_both_load_through(core: int, shift: int, timing: bool, expected: str) -> None:
+    def listen(target):
+        yield (VmPreempt("victim", 0), VmRun("victim", 0, core))
+        value, other = (replace(page, spa=page.spa + shift) for page in (target.victim.value, target.victim.other))
+        yield from time_two_sets(replace(target, victim=replace(target.victim, value=value, other=other)))
+
+    platform = Platform(cache_timing=timing)
+    setting = Setting(Column.SEV_SNP, "Milan", platform, victim="chooser", tenant_spins=True)
+    assert judge(*act_out(setting, listen)).outcome == expected
