@@ -117,6 +117,7 @@ ROWS: Mapping[str, Row] = {
     # A tenant that computes leaves the sets alone, in which its own pages lie, too.
     "29a": Row((prime_and_probe.time_two_sets,), victim="chooser", cache_timing=True, tenant_spins=True),
     "29c": Row((side_channels.count_branches,), victim="chooser"),
+    "30": Row((ciphertext_dictionary.compare_registers,), needs=Interface.ENCRYPTED_REGISTERS),
     "31": Row((ciphertext_dictionary.compare_memory,), needs=Interface.CIPHERTEXT),
     "33": Row((cache_drop.drop_dirty_lines,), caches=True),
     "35a": Row((alias.replay_through_ghost,), ghost_line=GHOST_LINE),

@@ -52,7 +52,7 @@ ELSEWHERE: dict[tuple[Protection, Column], dict[str, str]] = {
 """What holds in one column. Guests without an RMP have the tweak alone of all these mechanisms."""
 BY_WISH = (
     Protection.RESTRICTED_INJECTION, Protection.ALTERNATE_INJECTION, Protection.BTB_ISOLATION,
-    Protection.PMC_VIRTUALIZATION,
+    Protection.PMC_VIRTUALIZATION, Protection.REGISTER_NONCE,
 )  # fmt: skip
 """They stop nothing in a guest that did not ask for them: others test one that did."""
 CLOSED = {

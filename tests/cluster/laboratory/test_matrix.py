@@ -68,6 +68,7 @@ SWITCHES = {
     "debug_swap=on": {"sev_features": int(SevFeature.DEBUG_SWAP)},
     "btb_isolation=on": {"sev_features": int(SevFeature.BTB_ISOLATION)},
     "pmc_virtualisation=on": {"sev_features": int(SevFeature.PMC_VIRTUALIZATION)},
+    "vmsa_reg_prot=on": {"sev_features": int(SevFeature.VMSA_REGISTER_PROTECTION)},
     "ciphertext_hiding=on": {"platform": Platform(max_snp_asid=HIDDEN)},
     "tweak_mode=xex_random": {"ciphers": (CipherMode.AES_128_XEX,)},
 }
