@@ -41,6 +41,7 @@ class Interface(StrEnum):
     LAUNCH_MEASUREMENT = "measurement of the victim's launch"
     ENCRYPTED_REGISTERS = "save area that software cannot read"
     CIPHERTEXT = "ciphertext of a VM's memory where software looks"
+    GUEST_KEY = "key of the victim's own, which firmware uses"
     CONTEXT_PAGE = "context of the victim in a page of memory"
 
 
@@ -66,6 +67,10 @@ def _has_pvalidate(hands: Hands, target: Target) -> bool:
     # RMPQUERY came with it, asks about a VMPL, and changes nothing.
     (answer,) = hands.act((RmpQuery(target.tenant.value.gpa, target=1),))
     return not isinstance(answer, Fault)
+
+
+def _has_own_launch(target: Target) -> bool:
+    return target.victim.gctx != 0 or target.victim.handle != 0
 
 
 def _has_vc(hands: Hands, _: Target) -> bool:
@@ -97,7 +102,8 @@ _LOOKS: Mapping[Interface, Callable[[Hands, Target], bool]] = {
     Interface.ENCRYPTED_REGISTERS: _hides_registers,
     Interface.CIPHERTEXT: _shows_ciphertext,
     Interface.CONTEXT_PAGE: lambda _, target: target.victim.gctx != 0,
-    Interface.LAUNCH_MEASUREMENT: lambda _, target: target.victim.gctx != 0 or target.victim.handle != 0,
+    Interface.LAUNCH_MEASUREMENT: lambda _, target: _has_own_launch(target),
+    Interface.GUEST_KEY: lambda _, target: _has_own_launch(target),
     Interface.VMM_COMMUNICATION: _has_vc,
     Interface.TRANSPARENT_KEY: lambda hands, target: not _lies_in_clear(hands, target),
 }
