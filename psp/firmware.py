@@ -16,6 +16,7 @@ from psp.chip_identity import VLEK_WRAPPING
 from psp.commands import COMMANDS, LegacyPlatformState, SnpCommand, is_snp
 from psp.firmware_pages import FirmwarePages
 from psp.host_memory import HostMemory
+from psp.installed_firmware import FirmwareLevel, InstalledFirmware
 from psp.legacy import LegacyFirmware
 from psp.legacy_guest import ShortBuffer
 from psp.mailbox import Mailbox
@@ -25,6 +26,8 @@ from psp.status import PspError, Status
 from psp.system_bus import SystemBus
 
 _GENOA = PRODUCT_LINES["Genoa"]
+_GENOAS = FirmwareLevel((1, 55, 40), 0x5417_0000_0000_000A)
+"""As a public report of a Genoa has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class SecurityProcessor:
         self,
         bus: SystemBus,
         octets: Callable[[str, int, int], bytes],
-        api: tuple[int, int, int] = (1, 55, 40),
+        level: FirmwareLevel = _GENOAS,
         line: ProductLine = _GENOA,
     ) -> None:
         self._octets = octets
@@ -53,16 +56,18 @@ class SecurityProcessor:
         self._legacy_memory = HostMemory(bus, pages, Status.INVALID_ADDRESS)
         self._snp_memory = HostMemory(bus, pages, Status.INVALID_PAGE_STATE)
         flush, ranges = AsidFlush(bus), AsidRanges(bus)
+        self.firmware = InstalledFirmware(level)
+        """What runs on it, for both interfaces."""
         self.asid_ranges = ranges
         """Which ASIDs it gives to guests of each kind, as SNP_INIT_EX has split them."""
-        self.legacy = LegacyFirmware(bus, self._legacy_memory, flush, ranges, self._random, api, line)
+        self.legacy = LegacyFirmware(bus, self._legacy_memory, flush, ranges, self._random, self.firmware, line)
         self.snp = SnpFirmware(
             bus,
             self._snp_memory,
             flush,
             ranges,
             self._random,
-            api,
+            self.firmware,
             lambda: self.legacy.state is not LegacyPlatformState.UNINIT,
             lambda: self.legacy.keys.chip.symmetric_key(VLEK_WRAPPING),
         )
