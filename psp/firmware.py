@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from psp import command_buffers as buffers
 from psp.asid_flush import AsidFlush
 from psp.asid_ranges import AsidRanges
 from psp.chip_identity import VLEK_WRAPPING
-from psp.commands import COMMANDS, LegacyPlatformState, SnpCommand, is_snp
+from psp.commands import COMMANDS, LegacyCommand, LegacyPlatformState, SnpCommand, is_snp
 from psp.firmware_pages import FirmwarePages
+from psp.firmware_update import FirmwareUpdate
 from psp.host_memory import HostMemory
 from psp.installed_firmware import FirmwareLevel, InstalledFirmware
 from psp.legacy import LegacyFirmware
@@ -68,9 +70,10 @@ class SecurityProcessor:
             ranges,
             self._random,
             self.firmware,
-            lambda: self.legacy.state is not LegacyPlatformState.UNINIT,
+            self._legacy_is_up,
             lambda: self.legacy.keys.chip.symmetric_key(VLEK_WRAPPING),
         )
+        self._offer_updates(line)
         self.mailbox = Mailbox(self._execute)
 
     def submit(self, command: int, buffer_spa: int = 0) -> Status:
@@ -103,6 +106,17 @@ class SecurityProcessor:
         """A SEV guest by its handle; KeyError if there is none."""
         guest = self.legacy.guests[handle]
         return LaunchRecord(guest.digest.value, guest.policy, guest.asid, guest.state)
+
+    def _legacy_is_up(self) -> bool:
+        return self.legacy.state is not LegacyPlatformState.UNINIT
+
+    def _offer_updates(self, line: ProductLine) -> None:
+        """The commands that reach across both interfaces."""
+        update = FirmwareUpdate(
+            line, self.firmware, lambda: self.snp.state, self._legacy_is_up, self.snp.configuration.commit_firmware
+        )
+        self.legacy.handlers[LegacyCommand.DOWNLOAD_FIRMWARE] = partial(update.download, self._legacy_memory)
+        self.snp.handlers[SnpCommand.DOWNLOAD_FIRMWARE_EX] = partial(update.download_ex, self._snp_memory)
 
     def _random(self, purpose: str, length: int) -> bytes:
         count = self._drawn.get(purpose, 0)

@@ -2,7 +2,7 @@
 
 The rules, for versions and for each component of a TCB version by itself:
 
-    reported <= committed <= current        launch <= current
+    reported <= committed <= current        launch <= committed
 
 Firmware that runs and is not committed is provisional: an older image may follow, down to what is committed.
 What is committed never goes down. Sources: SEV-SNP firmware ABI (56860) on CURRENT_TCB, COMMITTED_TCB,
@@ -29,13 +29,15 @@ class FirmwareLevel:
     tcb: int = 0
 
 
-class ReportedLimit(Enum):
-    """What SNP_CONFIG may report at most, and what it goes back to when it names no TCB."""
+class TcbOf(Enum):
+    """Whose TCB version it is, where that is doubtful.
+
+    Every public report of a host with provisional firmware or microcode says the committed one, and only so do all
+    inequalities hold after a roll-back. Descriptions of SNP_CONFIG and of LAUNCH_TCB say word for word the current one.
+    """
 
     COMMITTED = auto()
-    """What reports of provisional firmware show, and what keeps all their inequalities."""
     CURRENT = auto()
-    """What descriptions of SNP_CONFIG say word for word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,10 @@ class InstalledFirmware:
     """What runs, what is committed, and which TCB reports say. All the same when a host is switched on."""
 
     current: FirmwareLevel
-    limit: ReportedLimit = ReportedLimit.COMMITTED
+    reported_limit: TcbOf = TcbOf.COMMITTED
+    """What SNP_CONFIG may report at most, and what it goes back to when it names no TCB."""
+    launched_at: TcbOf = TcbOf.COMMITTED
+    """What a guest keeps as the TCB of its launch."""
     committed: FirmwareLevel = field(init=False)
     reported_tcb: int = field(init=False)
 
@@ -71,6 +76,11 @@ class InstalledFirmware:
     def provisional(self) -> bool:
         """Whether what runs may still be rolled back."""
         return self.current != self.committed
+
+    @property
+    def launch_tcb(self) -> int:
+        """What a guest that is launched now keeps."""
+        return self._tcb(self.launched_at)
 
     def install(self, level: FirmwareLevel) -> None:
         """Run other firmware, which has been checked. What is reported stays, if it is not above what runs."""
@@ -91,7 +101,7 @@ class InstalledFirmware:
         Raises ValueError above the limit.
         """
         before = self.reported_tcb
-        highest = self.committed.tcb if self.limit is ReportedLimit.COMMITTED else self.current.tcb
+        highest = self._tcb(self.reported_limit)
         if not tcb_at_most(tcb, highest):
             raise ValueError("TCB to report: above what may be reported")
         self.reported_tcb = tcb or highest
@@ -112,6 +122,9 @@ class InstalledFirmware:
             committed_minor=committed[1],
             committed_build=committed[2],
         )
+
+    def _tcb(self, of: TcbOf) -> int:
+        return self.committed.tcb if of is TcbOf.COMMITTED else self.current.tcb
 
 
 def tcb_at_most(tcb: int, limit: int) -> bool:

@@ -69,6 +69,10 @@ class SnpConfiguration:
         """SNP_COMMIT."""
         if commit.length != buffers.SnpCommit.SIZE:
             raise PspError(Status.INVALID_LENGTH)
+        self.commit_firmware()
+
+    def commit_firmware(self) -> None:
+        """Make what runs the least that may ever run again, and report it."""
         self._forget_vlek(changed=self.firmware.commit())
 
     def _forget_vlek(self, *, changed: bool) -> None:

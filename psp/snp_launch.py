@@ -59,8 +59,8 @@ class SnpLaunch:
             raise PspError(Status.UNSUPPORTED)
         smt, hidden = self._bus.core_configuration().smt_enabled, bool(self._ranges.max_snp_asid)
         aes_256_xts = self._bus.memory_key_bytes == MEMORY_KEY_BYTES
-        running = self._firmware.current
-        check_snp_policy(start.policy, PlatformFacts(running.version[:2], smt, hidden, aes_256_xts))
+        api = self._firmware.current.version[:2]
+        check_snp_policy(start.policy, PlatformFacts(api, smt, hidden, aes_256_xts))
         started = replace(
             context,
             policy=start.policy,
@@ -70,7 +70,7 @@ class SnpLaunch:
             oek=self._random("OEK", OEK_BYTES),
             report_id=self._random("report id", REPORT_ID_BYTES),
             report_id_ma=NO_MIGRATION_AGENT,
-            launch_tcb=running.tcb,
+            launch_tcb=self._firmware.launch_tcb,
             state=SnpGuestState.LAUNCH,
         )
         self._guests.pages.write(start.gctx, started)

@@ -7,7 +7,7 @@ from toy_machine import COMMAND_PAGE, FIRMWARE, OUT, context, new_machine, snp_g
 
 from psp import command_buffers as buffers
 from psp.commands import SnpCommand, SnpPlatformState
-from psp.installed_firmware import FirmwareLevel, ReportedLimit, tcb_at_most
+from psp.installed_firmware import FirmwareLevel, TcbOf, tcb_at_most
 from psp.snp_configuration import wrap_hashstick
 from psp.status import Status
 
@@ -58,8 +58,8 @@ def test_provisional_firmware_reports_what_is_committed(machine):
 
 
 def test_no_tcb_is_the_highest_that_may_be_reported(machine):
-    for limit, reported in ((ReportedLimit.COMMITTED, OLD), (ReportedLimit.CURRENT, TCB)):
-        machine.psp.firmware.limit = limit
+    for limit, reported in ((TcbOf.COMMITTED, OLD), (TcbOf.CURRENT, TCB)):
+        machine.psp.firmware.reported_limit = limit
         assert machine.call(SnpCommand.CONFIG, buffers.SnpConfig(OLD - 1).pack()) == 0
         assert status_page(machine).reported_tcb == OLD - 1
         assert machine.call(SnpCommand.CONFIG, buffers.SnpConfig(0).pack()) == 0
@@ -73,11 +73,13 @@ def test_a_report_s_versions_are_those_of_what_runs_what_is_committed_and_the_la
     assert (said.current_tcb, said.committed_tcb, said.reported_tcb, said.launch_tcb) == (TCB, OLD, OLD, OLD - 1)
 
 
-def test_a_guest_keeps_the_tcb_it_was_launched_at(machine):
+@pytest.mark.parametrize(("whose", "tcb"), [(TcbOf.COMMITTED, OLD), (TcbOf.CURRENT, TCB)])
+def test_a_guest_keeps_the_tcb_it_was_launched_at(machine, whose, tcb):
+    machine.psp.firmware.launched_at = whose
     snp_guest(machine)
-    assert context(machine).launch_tcb == TCB
-    machine.psp.firmware.install(FirmwareLevel((1, 55, 30), TCB + 1))
-    assert context(machine).launch_tcb == TCB
+    assert context(machine).launch_tcb == tcb
+    assert commit(machine) == 0
+    assert context(machine).launch_tcb == tcb
 
 
 def test_what_is_reported_is_at_most_what_is_committed_in_every_component(machine):
