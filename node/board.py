@@ -28,6 +28,7 @@ from node.disk_file import DiskFile
 from node.dram import Dram, MachineCheck
 from node.event_delivery import EventDelivery
 from node.exit_instructions import Exits, HeldInReset, SwitchedAway
+from node.exit_registers import RegisterMasks
 from node.fault_answers import FAULTS, undefined
 from node.generation import CAPABILITIES, Generation
 from node.guest_access import CachedGuestAccess, GuestAccess
@@ -181,6 +182,9 @@ class Board:
         """VMs whose nested faults are exits."""
         self.kicked: Callable[[str, int, int], None] | None = None
         """Whoever runs vCPUs learns which was taken out and entered anew, and with what exit code."""
+        self.exited: Callable[[str, int], None] | None = None
+        """And, before that, which the hypervisor makes exit: its registers are to be stored."""
+        self.masks = RegisterMasks(lambda count, length: random.octets(name, "register nonce", count, length), platform)
         self.tlb_duties = None if self.tlb is None else TlbDuties(self, self.tlb)
         anew = GuestAccess(self)
         way = anew if self.tlb is None else CachedGuestAccess(self, anew, self.tlb)
@@ -326,6 +330,7 @@ class Board:
     def kick(self, vmcb: Vmcb) -> int:
         """A vCPU exits, and is entered as its control block says; the code of that VMRUN, 0 if it runs again."""
         thread = self.running.thread_of((vmcb.vm, vmcb.vcpu))
+        self._exit(vmcb)
         self.preempt(vmcb.vm, vmcb.vcpu)
         code = self._enter(vmcb, thread)
         self.events.fields(vmcb).values["EXITCODE"] = (code or ExitCode.INTR) & (1 << 64) - 1
@@ -364,11 +369,13 @@ class Board:
         values = self.events.fields(vmcb).values
         values["EXITCODE"], word = ExitCode.NESTED_PAGE_FAULT, (1 << 64) - 1
         values["EXITINFO1"], values["EXITINFO2"] = fault.error & word, fault.address & word
+        self._exit(vmcb)
         self.preempt(vmcb.vm, vmcb.vcpu)
 
     def hold_in_reset(self, vmcb: Vmcb, one: op.VmgExit) -> None:
         """A vCPU exits with VMGEXIT, and its hypervisor does not enter it before somebody starts it."""
         self.events.fields(vmcb).values["GHCB_GPA"] = one.msr
+        self._exit(vmcb)
         self.preempt(vmcb.vm, vmcb.vcpu)
         self.held_in_reset.add((vmcb.vm, vmcb.vcpu))
 
@@ -378,6 +385,10 @@ class Board:
         if self.observer is not None:
             self.observer(Actor(Role.GUEST, vmcb.vm, vmcb.vcpu, vmcb.vmpl), (one,), (answer,))
         return answer
+
+    def _exit(self, vmcb: Vmcb) -> None:
+        if self.exited is not None:
+            self.exited(vmcb.vm, vmcb.vcpu)
 
     def preempt(self, vm: str, vcpu: int) -> None:
         """A vCPU exits, and stays out until its scheduler or a VMRUN enters it again."""
@@ -431,14 +442,15 @@ class Board:
 
     def load_save_area(self, vmcb: Vmcb) -> bytes:
         """The save area as VMRUN reads it."""
-        return self.controller.read(vmcb.save_area_spa, VMSA_BYTES, self.save_area_key(vmcb))
+        page = self.controller.read(vmcb.save_area_spa, VMSA_BYTES, self.save_area_key(vmcb))
+        return self.masks.loaded(page) if vmcb.rmp_checked else page
 
     def store_save_area(self, vmcb: Vmcb, page: bytes) -> None:
         """Write the save area as an exit does."""
-        self._store_registers(vmcb, 0, page)
+        self._store_registers(vmcb, 0, self.masks.stored(page) if vmcb.rmp_checked else page)
 
     def store_save_area_field(self, vmcb: Vmcb, offset: int, data: bytes) -> None:
-        """Write a part of it, as the core does while the vCPU runs."""
+        """Write a part of it that is never masked, as the core does while the vCPU runs."""
         self._store_registers(vmcb, offset, data)
 
     def _store_registers(self, vmcb: Vmcb, offset: int, data: bytes) -> None:

@@ -20,6 +20,7 @@ from node.counter_random import CounterRandom
 from node.departures import Departures
 from node.disk_file import DiskFileError, disk_file
 from node.event_log import EventLog
+from node.exit_registers import store_at_exit
 from node.firmware_image import FirmwareImage
 from node.guest import GONE, Guest, GuestSpec, GuestState
 from node.host_events import HostEvent
@@ -111,6 +112,7 @@ class Host:
         self.tasks = HypervisorTasks(self.clock, self.board, self._cost, self._chain)
         self.vcpus = VcpuRunner(self.clock, self.board, self.contention, self.log, prices)
         self.board.kicked = self._kicked
+        self.board.exited = self._exited
         self.departures = Departures(self)
         self.arrivals = Arrivals(self)
         self.network = HostNetwork(self, costs)
@@ -297,6 +299,11 @@ class Host:
         guest = self.guests.get(vm)
         if guest is not None and 0 <= vcpu < len(guest.vcpus):
             self.vcpus.kicked(guest.vcpus[vcpu], code)
+
+    def _exited(self, vm: str, vcpu: int) -> None:
+        guest = self.guests.get(vm)
+        if guest is not None and 0 <= vcpu < len(guest.vcpus):
+            store_at_exit(self.board, guest.vcpus[vcpu])
 
     def _launch_digest(self, entered: Entered) -> str:
         """The launch digest as hexadecimal: the laboratory's own view, no host command returns it."""

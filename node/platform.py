@@ -44,6 +44,8 @@ class Protection(StrEnum):
     """In a guest that asked for it."""
     PMC_VIRTUALIZATION = "performance counter virtualization"
     """Likewise."""
+    REGISTER_NONCE = "register nonce"
+    """A new one at each exit, in a guest that asked for masked registers; without, the one of its launch stays."""
     TLB_ID = "tlb id"
     """VMRUN's match of PCPU_ID and TLB_ID in an SNP guest's save area with the thread's last."""
 

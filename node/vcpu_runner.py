@@ -20,6 +20,7 @@ from node.cores import Cores
 from node.disk_books import DiskBooks
 from node.event_delivery import Delivered
 from node.event_log import EventLog
+from node.exit_registers import store_registers
 from node.fault_answers import FAULTS
 from node.guest import Guest, GuestState
 from node.host_events import HostEvent
@@ -31,7 +32,7 @@ from node.tenant import NoBlock, Outcome
 from node.vcpu import AWAITING, HALFWAY, HALTED, SLEEPING, Vcpu, VcpuState
 from node.vcpu_levels import charge_svsm, has_left, leave_level
 from node.vmexit import ExitCode
-from node.vmsa import load_registers, save_registers
+from node.vmsa import load_registers
 
 PROGRAM_FAULT = 0xFE
 """Shutdown code of a VM whose registers named no block, or whose blocks never take time."""
@@ -219,7 +220,11 @@ class VcpuRunner:
         return came in (Delivered.NOTHING, Delivered.TAKEN)
 
     def _try_again(self, vcpu: Vcpu) -> None:
-        """One that was held executes the operation that faulted once more; an exit from reset has its answer."""
+        """One that was held executes the operation that faulted once more, with what its save area holds.
+
+        The exit of one that was held in reset has its answer now.
+        """
+        self.load(vcpu)
         batch, answers = vcpu.held
         if vcpu.state is VcpuState.IN_RESET:
             vmcb = self._board.vmcb(vcpu.guest.spec.name, vcpu.index)
@@ -524,11 +529,8 @@ class VcpuRunner:
     def _park(self, vcpu: Vcpu) -> None:
         """Save a paused vCPU's registers and forget every object of its program."""
         guest = vcpu.guest
-        vmcb = self._board.vmcb(guest.spec.name, vcpu.index)
         try:
-            page = bytearray(self._board.load_save_area(vmcb))
-            save_registers(vcpu.registers, page)
-            self._board.store_save_area(vmcb, bytes(page))
+            store_registers(self._board, vcpu)
         except FAULTS:  # Its key is gone: nothing keeps its registers, and no VMRUN would find them.
             self._power_off(guest, ExitCode.INVALID & 0xFF)
             return

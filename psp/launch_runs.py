@@ -16,6 +16,7 @@ from psp.commands import SnpCommand
 from psp.host_memory import HostMemory
 from psp.launch_digest import MEASURED_CONTENTS, NO_CONTENTS, LaunchDigest, PageType, page_digests
 from psp.page_state import PageState, page_state
+from psp.register_protection import is_asked_for
 from psp.snp_guests import SnpGuests
 from psp.status import PspError
 from psp.system_bus import PAGE_BYTES, RmpEntry, SystemBus
@@ -65,7 +66,11 @@ class LaunchRuns:
         entry = self._bus.rmp_run(spa, count)
         if entry is None or entry.large or entry.asid != asid or page_state(entry) is not PageState.PRE_GUEST:
             return None
-        return entry
+        return None if first.page_type == PageType.VMSA and self._masks(spa, count) else entry
+
+    def _masks(self, spa: int, count: int) -> bool:
+        """Whether there is a save area among them that is not encrypted as it was measured."""
+        return any(is_asked_for(self._bus.read(spa + at * PAGE_BYTES, PAGE_BYTES)) for at in range(count))
 
     def _launch(self, first: buffers.SnpLaunchUpdate, count: int, entry: RmpEntry, digest: LaunchDigest) -> None:
         spa, length, kind = first.address, count * PAGE_BYTES, PageType(first.page_type)

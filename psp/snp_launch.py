@@ -24,6 +24,7 @@ from psp.launch_digest import LaunchDigest, PageType
 from psp.launch_pages import LAUNCH_PAGES
 from psp.page_state import PageState, page_state
 from psp.policy import PlatformFacts, check_snp_policy
+from psp.register_protection import NONCE_BYTES, is_asked_for, with_nonce
 from psp.snp_guests import SnpGuests
 from psp.snp_pages import entry_of_page
 from psp.status import PspError, Status
@@ -96,6 +97,8 @@ class SnpLaunch:
         permissions = update.vmpl_permissions
         digest = LaunchDigest(context.digest)
         digest.update(kind.page_type, entry.gpa, contents, vmpl_permissions=permissions)
+        if kind.page_type is PageType.VMSA and is_asked_for(page):
+            contents = with_nonce(page, self._random("register nonce", NONCE_BYTES))
         if contents is page:
             self._bus.encrypt_in_place(update.address, PAGE_BYTES, asid)
         else:

@@ -12,7 +12,7 @@ from node.actor import HYPERVISOR, Actor, Role
 from node.board import Board
 from node.operations import Answer
 from node.physical_port import PhysicalPort
-from workloads.attacks.claims import Claim
+from workloads.attacks.claims import Claim, WorkedOut
 from workloads.attacks.dimm_operations import DimmDump, DimmGround, DimmPoke, DimmTap, DimmUnground
 from workloads.attacks.hypervisor_books import TellDr7
 from workloads.attacks.owner_operations import AskOwner
@@ -84,9 +84,12 @@ class Hands:
             return (None,) * len(batch)
         return self._board.execute_guest(vmcb, batch)
 
-    def _note(self, batch: tuple[Claim, ...]) -> tuple[Answer, ...]:
+    def _note(self, batch: tuple[Claim | WorkedOut, ...]) -> tuple[Answer, ...]:
         for one in batch:
-            self._transcript.guess(one.bits)
+            if isinstance(one, Claim):
+                self._transcript.guess(one.bits)
+            else:
+                self._transcript.concluded(one.octets)
         return (None,) * len(batch)
 
     def _keep_books(self, batch: tuple[TellDr7, ...]) -> tuple[Answer, ...]:
@@ -109,7 +112,7 @@ def _role(one: object) -> str:
         return Role.GUEST
     if type(one) is AskOwner:
         return _NETWORK
-    if type(one) is Claim:
+    if type(one) in (Claim, WorkedOut):
         return _NOTEBOOK
     if type(one) is TellDr7:
         return _BOOKS

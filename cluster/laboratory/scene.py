@@ -43,6 +43,7 @@ from workloads.attacks import booted, colluder, newcomer, vault
 from workloads.attacks.booted import Booted
 from workloads.attacks.chooser import Chooser
 from workloads.attacks.colluder import Colluder
+from workloads.attacks.console import Console
 from workloads.attacks.hypervisor_books import TellDr7
 from workloads.attacks.newcomer import Newcomer
 from workloads.attacks.service import HAS_GHCB, NO_IA32, REGISTERS_GHCB, RESTRICTED, STACK, VERIFIES, Service
@@ -107,6 +108,8 @@ class Setting:
     """The tenant never rests."""
     prelude: Prelude | None = None
     """What the hypervisor does of its own before SNP starts."""
+    snp_policy: int = 0
+    """What the owner of an SNP guest demands of firmware and platform: bits of its policy beside the usual."""
     ciphers: tuple[CipherMode, ...] = ()
     """What the product's memory controllers can do, its default first, where that is to be another than they have."""
 
@@ -161,6 +164,7 @@ class Scene:
             spec, _PROGRAMS, images, dict(load_cost_table()), local_tenants(_PROGRAMS, skips), hypervisor,
             transcript.observe,
         )  # fmt: skip
+        self._hypervisor.policy = setting.snp_policy
         self._svsm = setting.svsm and protection.launched is Generation.SEV_SNP
         self._transcript = transcript
         kernel = KernelSettings(
@@ -195,6 +199,8 @@ class Scene:
             ledger.keep(VICTIM, "the secret", victim.secret)
             for gpa, octets in victim.promises.items():
                 ledger.promise(VICTIM, gpa, octets)
+        elif setting.victim == "console":
+            ledger.keep(VICTIM, "what was typed", Console(place).typed)
         elif setting.victim == "chooser":
             ledger.decide(VICTIM, Chooser(place).decisions)
         else:
@@ -357,7 +363,7 @@ def code_gpa() -> int:
 
 _PROGRAMS: Mapping[str, ProgramFactory] = {
     "vault": Vault.build, "service": Service.build, "chooser": Chooser.build, "newcomer": Newcomer.build,
-    "booted": Booted.build, "colluder": Colluder.build,
+    "booted": Booted.build, "colluder": Colluder.build, "console": Console.build,
 }  # fmt: skip
 
 
@@ -378,6 +384,7 @@ def _wanted(generation: Generation, kernel: KernelSettings, service: ProgramSpec
         "vault": ProgramSpec("vault"),
         "service": service,
         "chooser": ProgramSpec("chooser"),
+        "console": ProgramSpec("console"),
         "newcomer": ProgramSpec("newcomer", ((newcomer.GENERATION, generation.name), *checks)),
         "booted": ProgramSpec("booted", firmware),
     }

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from node.operations import Answer, GuestOperation, HypervisorOperation, Wbinvd
 from node.rmp_layout import RmpLayout
-from workloads.attacks.claims import Claim
+from workloads.attacks.claims import Claim, WorkedOut
 from workloads.attacks.dimm_operations import DimmOperation
 from workloads.attacks.hypervisor_books import TellDr7
 from workloads.attacks.owner_operations import AskOwner
 
 AttackBatch = (
     tuple[HypervisorOperation, ...] | tuple[GuestOperation, ...] | tuple[DimmOperation, ...] | tuple[AskOwner, ...]
-    | tuple[Claim, ...] | tuple[TellDr7, ...]
+    | tuple[Claim, ...] | tuple[WorkedOut, ...] | tuple[TellDr7, ...]
 )  # fmt: skip
 Attack = Generator[AttackBatch, tuple[Answer, ...], None]
 """A running attack. ``yield ()`` waits until the victim has done another round and rests."""

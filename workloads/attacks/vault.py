@@ -1,8 +1,8 @@
 """The victim: a server that keeps a secret, rewrites values, and serves an answer.
 
 A round reads everything back, its code too, copies the answer page to the shared outbox,
-copies the shared inbox to a private request page, and writes the two values, what it has decided, and
-the status beside the request anew. Both boxes are bounce buffers, in a plain VM too. It compares
+copies the shared inbox to a private request page, and writes the two values, what it has decided (which RAX holds
+while it rests), and the status beside the request anew. Both boxes are bounce buffers, in a plain VM too. It compares
 nothing: whatever notices an attack, it is not this program. A fault ends it that its kernel does not take.
 It may reach its value through page tables of its own, and it may spin instead of resting.
 """
@@ -157,10 +157,11 @@ class Vault:
         except BounceFault:
             return FAULTED
         registers.r13 += 1
+        registers.rax = self.decision(registers.r13)
         answers = yield (
             Write(self.status, self.content(REQUEST, registers.r13, "status")),
             self._write(VALUE, self.content(VALUE, registers.r13)),
-            Write(self.private(DECISION), self.content(DECISION, self.decision(registers.r13))),
+            Write(self.private(DECISION), self.content(DECISION, registers.rax)),
             Write(self.private(OTHER), self.content(OTHER, registers.r13)),
         )
         if faulted(answers):
