@@ -37,12 +37,22 @@ SNP_STATUS_HIDES_CIPHERTEXT = 1 << 6
 """PLATFORM_STATUS policy flag: it did."""
 SNP_FEATURE_HIDING = 1 << 3
 """FEATURE_INFO, ECX of index 0: ciphertext hiding."""
+SNP_FEATURE_VERIFY_MITIGATION = 1 << 13
+"""The same: SNP_VERIFY_MITIGATION."""
+SNP_MITIGATION_DESTINATION = 1 << 0
+"""VERIFY_MITIGATION flag: there is a place for the answer."""
+SNP_MITIGATION_SOURCE = 1 << 1
+"""VERIFY_MITIGATION flag: there is more to read."""
 SNP_CONFIG_MASK_CHIP_ID = 1 << 0
 """CONFIG flag, and PLATFORM_STATUS policy flag: reports do not say which chip it is."""
 SNP_CONFIG_MASK_CHIP_KEY = 1 << 1
 """The same for the chip's own key: no report is signed with the VCEK."""
 SNP_STATUS_VLEK_LOADED = 1 << 2
 """PLATFORM_STATUS policy flag."""
+SWAP_PAGE_FLAGS = 0b111
+"""Legacy SWAP flags: page size (bit 0) and page type (2:1)."""
+SWAP_IN_PLACE = 1 << 3
+"""Legacy SWAP_IN flag: what is read lies where the page is to be."""
 SNP_SWAP_IN_PLACE = 1 << 3
 """SWAP_IN flag: what is read lies where the page is to be."""
 SNP_SWAP_ROOT_MDATA = 1 << 4
@@ -219,6 +229,31 @@ class Copy(ByteLayout):
     length: int = at(0x04, 4)
     source: int = at(0x08, 8)
     destination: int = at(0x10, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class SwapOut(ByteLayout):
+    """SWAP_OUT; ``mdata`` is where the page's entry goes."""
+
+    SIZE: ClassVar[int] = 0x28
+    handle: int = at(0x00, 4)
+    flags: int = at(0x04, 4)
+    source: int = at(0x08, 8)
+    destination: int = at(0x10, 8)
+    mdata: int = at(0x18, 8)
+    software_data: int = at(0x20, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class SwapIn(ByteLayout):
+    """SWAP_IN."""
+
+    SIZE: ClassVar[int] = 0x20
+    handle: int = at(0x00, 4)
+    flags: int = at(0x04, 4)
+    source: int = at(0x08, 8)
+    destination: int = at(0x10, 8)
+    mdata: int = at(0x18, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -544,3 +579,16 @@ class SnpFeatureInfo(ByteLayout):
     length: int = at(0x00, 4)
     ecx_in: int = at(0x04, 4)
     address: int = at(0x08, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class SnpVerifyMitigation(ByteLayout):
+    """SNP_VERIFY_MITIGATION; ``vector`` has one bit set."""
+
+    SIZE: ClassVar[int] = 0x40
+    length: int = at(0x00, 4)
+    subcommand: int = at(0x04, 2)
+    vector: int = at(0x08, 8)
+    flags: int = at(0x10, 4)
+    source: int = at(0x18, 8)
+    destination: int = at(0x20, 8)

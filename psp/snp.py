@@ -14,6 +14,7 @@ from psp.firmware_pages import Ranges
 from psp.fixed_ranges import fixed_ranges
 from psp.host_memory import HostMemory
 from psp.launch_runs import LaunchRuns
+from psp.mitigations import MitigationCommand
 from psp.page_swap import PageSwap
 from psp.snp_configuration import SnpConfiguration
 from psp.snp_debug import SnpDebugging
@@ -58,6 +59,8 @@ class SnpFirmware:
         debug, pages = SnpDebugging(bus, memory, guests), SnpPages(bus, memory.pages)
         swap = PageSwap(bus, memory, guests)
         self.configuration = SnpConfiguration(memory, chip_key)
+        self._mitigation = mitigation = MitigationCommand(memory, api)
+        self.mitigations = mitigation.mitigations
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             # INIT, of before ABI 1.52, has no buffer and always initialises the RMP.
             SnpCommand.INIT: lambda _: self._init_ex(buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP)),
@@ -79,6 +82,7 @@ class SnpFirmware:
             SnpCommand.LAUNCH_FINISH: launch.finish,
             SnpCommand.DBG_DECRYPT: debug.decrypt,
             SnpCommand.DBG_ENCRYPT: debug.encrypt,
+            SnpCommand.VERIFY_MITIGATION: mitigation.verify_mitigation,
             SnpCommand.PAGE_MD_INIT: swap.md_init,
             SnpCommand.PAGE_SWAP_OUT: swap.swap_out,
             SnpCommand.PAGE_SWAP_IN: swap.swap_in,
@@ -190,4 +194,5 @@ class SnpFirmware:
         self._memory.check_writable(asked.address, 16)
         # Index 0 is the only one.
         ecx = buffers.SNP_FEATURE_HIDING if self._bus.can_hide_ciphertext else 0
+        ecx |= buffers.SNP_FEATURE_VERIFY_MITIGATION if self._mitigation.offered else 0
         self._memory.write(asked.address, bytes(8) + ecx.to_bytes(4, "little") + bytes(4))

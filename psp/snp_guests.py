@@ -25,9 +25,9 @@ GUEST_STATES = {
     SnpCommand.ACTIVATE: frozenset({_G.LAUNCH, _G.RUNNING}),
     SnpCommand.GUEST_STATUS: frozenset(_G),
     SnpCommand.PAGE_MD_INIT: frozenset({_G.RUNNING}),
-    SnpCommand.PAGE_SWAP_OUT: frozenset({_G.RUNNING}),
-    SnpCommand.PAGE_SWAP_IN: frozenset({_G.RUNNING}),
-    SnpCommand.PAGE_MOVE: frozenset({_G.RUNNING}),
+    SnpCommand.PAGE_SWAP_OUT: frozenset({_G.LAUNCH, _G.RUNNING}),
+    SnpCommand.PAGE_SWAP_IN: frozenset({_G.LAUNCH, _G.RUNNING}),
+    SnpCommand.PAGE_MOVE: frozenset({_G.LAUNCH, _G.RUNNING}),
     SnpCommand.DBG_DECRYPT: frozenset({_G.RUNNING}),
     SnpCommand.DBG_ENCRYPT: frozenset({_G.RUNNING}),
 }

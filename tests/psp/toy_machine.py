@@ -122,6 +122,9 @@ class ToyBus:
     def seal_save_area(self, spa: int, asid: int) -> None:
         self.sealed[spa] = self.read_guest(spa, PAGE, asid)
 
+    def save_area_is_sealed(self, spa: int, asid: int) -> bool:
+        return self.sealed.get(spa) == self.read_guest(spa, PAGE, asid)
+
     def install_key(self, asid: int, key: bytes) -> None:
         self.keys[asid] = key
 
@@ -227,7 +230,7 @@ class Machine:
         """Everything the firmware knows."""
         legacy, snp = self.psp.legacy, self.psp.snp
         ours = {"_bus", "_memory", "_random", "_api", "_legacy_is_up", "handlers"}
-        ours |= {"_launch", "_migration", "launch_runs"}
+        ours |= {"_launch", "_migration", "launch_runs", "_mitigation"}
         state = {
             f"{name}.{key}": _frozen(value)
             for name, part in (("legacy", legacy), ("snp", snp))
