@@ -30,6 +30,7 @@ from node.event_delivery import EventDelivery
 from node.exit_instructions import Exits, HeldInReset, SwitchedAway
 from node.exit_registers import RegisterMasks
 from node.fault_answers import FAULTS, undefined
+from node.firmware_levels import firmware_level
 from node.generation import CAPABILITIES, Generation
 from node.guest_access import CachedGuestAccess, GuestAccess
 from node.guest_instructions import GuestInstructions
@@ -143,7 +144,8 @@ class Board:
         self.psp = SecurityProcessor(
             self.bus,
             lambda purpose, counter, length: random.octets(name, f"psp {purpose}", counter, length),
-            api=platform.firmware_api or product.firmware_api,
+            firmware_level(product.name, product.line, platform.firmware_api or product.firmware_api),
+            line=product.line,
         )
         self.psp.snp.wants_fabric_locked = platform.fabric_lock_checked
         self.psp.snp.alias_check = alias_check

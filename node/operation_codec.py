@@ -80,6 +80,7 @@ KINDS: Mapping[int, type] = {
     22: op.PSmash,
     23: op.NestedMap,
     24: op.NestedUnmap,
+    55: op.NestedBuild,
     25: op.VmcbWrite,
     26: op.VmRun,
     27: op.VmcbClear,

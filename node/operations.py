@@ -363,6 +363,19 @@ class NestedMap:
 
 
 @dataclass(frozen=True, slots=True)
+class NestedBuild:
+    """``NestedFrames`` of each (SPA, length), then ``NestedMap`` of each (GPA, SPA, length).
+
+    Answer: the first of theirs that is not None, and what would come after it is not done; else None.
+    """
+
+    vm: str
+    frames: tuple[tuple[int, int], ...]
+    maps: tuple[tuple[int, int, int], ...]
+    encrypted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class NestedUnmap:
     """Take a range out of the nested page table of a VM. Answer: as ``NestedMap``."""
 
@@ -566,7 +579,7 @@ class DeviceWrite:
 
 HypervisorOperation = (
     HostRead | HostReadWritten | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | RmpRead | NestedFrames
-    | NestedMap | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
+    | NestedMap | NestedBuild | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
     | HostClflush | Invd | VmPageFlush | HostTimedRead | VmPreempt | NicRead | NicWrite
     | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | FabricDivert | DeviceRead | DeviceWrite
     | VmcbLoad | VmcbStore | VmKick | TraceFaults | HostBranch | HostReadCounter

@@ -20,6 +20,7 @@ from workloads.attacks import (
     cache_drop,
     ciphertext_dictionary,
     confused_deputy,
+    crossline,
     dimm,
     dma,
     false_cpuid,
@@ -57,6 +58,8 @@ class Row:
     """The victim must be an SVSM, and the operating system above it the attacker's."""
     tlb_entries: int | None = None
     """Cores must remember so many translations."""
+    page_tables: bool = False
+    """The victim must have page tables of its own."""
     two_processes: bool = False
     """The victim must have two vCPUs with page tables of their own."""
     tenant_spins: bool = False
@@ -104,6 +107,8 @@ ROWS: Mapping[str, Row] = {
         cast=Cast(hypervisor=PermutingHypervisor),
         victim="booted",
     ),
+    "20": Row((crossline.load_entries,), needs=Interface.GUEST_KEY, page_tables=True),
+    "21": Row((crossline.run_an_instruction,), needs=Interface.GUEST_KEY, page_tables=True),
     "22": Row((tlb_poisoning.share_a_thread,), tlb_entries=64, two_processes=True),
     "23": Row((false_cpuid.share_and_read,), cast=_LIED_TO, victim="newcomer"),
     "24a": Row((injection.system_call,), victim="service"),
@@ -162,6 +167,7 @@ def verdicts(row: str, setting: Setting) -> list[Verdict]:
             tlb_entries=line.tlb_entries or platform.tlb_entries,
             fabric_locked=line.fabric_locked,
         ),
+        page_tables=line.page_tables,
         two_processes=line.two_processes,
         tenant_spins=line.tenant_spins,
         prelude=line.prelude,

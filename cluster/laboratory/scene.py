@@ -62,7 +62,7 @@ IMAGE = firmware_image(
     build_image(PAGE_BYTES, [one for one in SECTIONS if one.size == PAGE_BYTES]), "the smallest of laboratory images"
 )
 """Measured at each launch, of which an attack has two."""
-_SPARE_FRAMES = 4
+_SPARE_FRAMES = 16
 _NOWHERE = 1 << 50
 """A guest-physical address that no guest has."""
 _PATIENCE_NS = 10 * 10**9
@@ -102,6 +102,8 @@ class Setting:
     """The victim's kernel has no gate for int 0x80."""
     vc_handler_verifies: bool = False
     """The victim's #VC handler decodes the instruction and compares."""
+    page_tables: bool = False
+    """The victim has page tables of its own."""
     two_processes: bool = False
     """The victim has two vCPUs, each with page tables of its own."""
     tenant_spins: bool = False
@@ -177,7 +179,8 @@ class Scene:
         )
         service = _service(setting, protection.launched)
         wanted = _wanted(protection.launched, kernel, service)
-        if setting.two_processes:
+        has_tables = setting.page_tables or setting.two_processes
+        if has_tables:
             own_key = _has_own_key(protection.launched)
             wanted["vault"] = ProgramSpec("vault", ((vault.C_BIT, 1 << product.c_bit if own_key else 0),))
         program = ProgramSpec("colluder") if self._svsm else wanted[setting.victim]
@@ -186,9 +189,9 @@ class Scene:
         self._hypervisor.let_go()
         tenant = ProgramSpec("vault", ((vault.SPINS, int(setting.tenant_spins)),))
         self._launch(TENANT, protection.launched, tenant, 1, CAREFUL)
-        if setting.two_processes:
-            for vcpu in range(2):
-                own = Vault(memory_map(GUEST_BYTES, 2).placement(VICTIM, vcpu, SEED))
+        if has_tables:
+            for vcpu in range(vcpus):
+                own = Vault(memory_map(GUEST_BYTES, vcpus).placement(VICTIM, vcpu, SEED))
                 ledger.map(VICTIM, vcpu, vault.VALUE_GVA, PAGE_BYTES, own.private(vault.VALUE))
         place = memory_map(GUEST_BYTES, 1).placement(VICTIM, 0, SEED)
         if self._svsm:
@@ -205,7 +208,8 @@ class Scene:
             ledger.decide(VICTIM, Chooser(place).decisions)
         else:
             ledger.decide(VICTIM, [_vault(VICTIM).decision(number) for number in range(1, vault.DECISIONS + 1)])
-            ledger.keep(VICTIM, "the secret", _vault(VICTIM).content(vault.SECRET))
+            kept = replace(_vault(VICTIM), c_bit=0 if has_tables else None).content(vault.SECRET)
+            ledger.keep(VICTIM, "the secret", kept)
         ledger.keep(VICTIM, "what its owner sends it", SECRET)
         if setting.victim == "newcomer":
             secret, canary = _vault(VICTIM).private(vault.SECRET), newcomer.canary_gpa(place)
@@ -313,6 +317,8 @@ class Scene:
             outbox=page(program.shared(vault.OUTBOX)),
             stack=page(program.private(STACK)),
             save_area=record.save_areas[0],
+            generation=record.generation.name,
+            registers_in_the_clear=not CAPABILITIES[record.generation].encrypted_registers,
             doorbell=page(record.doorbells[0]) if 0 in record.doorbells else None,
         )  # fmt: skip
 
