@@ -260,6 +260,14 @@ def test_a_malformed_exit_gets_its_reason_and_changes_nothing(either, page, reas
     assert either.state() == before
 
 
+def test_an_event_that_this_hypervisor_does_not_offer_is_refused_like_one_that_is_none(either):
+    before = either.state()
+    for code in set(NaeEvent) - set(either.host.hypervisor._ghcb._events):
+        back = either.ask(code, RAX=0, RBX=0, RCX=0, RDX=0, CPL=0, SCRATCH=either.ghcb + SHARED_BUFFER)
+        assert refused(back) is BadInput.INVALID_EVENT
+    assert either.state() == before
+
+
 def test_a_page_that_is_private_is_not_served(snp):
     gpa = snp.memory.placement("vm", 0, 0).base_gpa
     assert snp.message(msr.RegisterGhcbRequest(gpa >> 12)) == msr.RegisteredGhcb(gpa >> 12)
