@@ -55,6 +55,7 @@ from node.stack_engine import StackEngines
 from node.table_entries import TableEntries
 from node.tlb import Tlb
 from node.tlb_duties import TlbDuties
+from node.trusted_dma import TrustedDma
 from node.vcpu_controls import VcpuControls
 from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
@@ -131,6 +132,9 @@ class Board:
         self.snp_enabled = False
         """SNP_EN on every core: the host's RMP instructions are there."""
         self.iommu = board_iommu(product, platform, self.fabric, lambda: self.rmp)
+        tio = Generation.SEV_TIO in product.generations
+        self.trusted_dma = TrustedDma(self.iommu, lambda: self.rmp) if tio else None
+        """Requests of devices with the T bit; None on a part without SEV-TIO."""
         self.bus = HostSystemBus(
             product,
             min_sev_asid,
