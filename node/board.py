@@ -51,6 +51,7 @@ from node.rmp import ReverseMapTable
 from node.rmp_hidden_form import HiddenForm
 from node.rmp_layout import RmpLayout, at_end_of_memory
 from node.running_vcpus import RunningVcpus
+from node.stack_engine import StackEngines
 from node.table_entries import TableEntries
 from node.tlb import Tlb
 from node.tlb_duties import TlbDuties
@@ -180,6 +181,7 @@ class Board:
         self.events = VmrunEvents(self)
         self.predictor = BranchTargetBuffer()
         self.delivery = EventDelivery(self)
+        self.stack_engines = StackEngines(self.msrs, product.threads_per_core, fixed=platform.stack_engine_fixed)
         self.traced: set[str] = set()
         """VMs whose nested faults are exits."""
         self.kicked: Callable[[str, int, int], None] | None = None

@@ -35,6 +35,7 @@ from node.operation_answers import (
     RmpReadResult,
     Runs,
 )
+from node.stack_operations import StackMove
 from node.svsm_operations import Clear, GuestWork
 from psp.system_bus import RmpEntry
 
@@ -42,8 +43,8 @@ __all__ = [
     "Answer", "Await", "Branch", "Clear", "Compute", "CpuidResult", "Fault", "FaultKind", "GuestWork", "HostBranch",
     "HostReadCounter", "IndirectBranch", "LoadIdt", "MmioLoad", "MmioStore", "NicRead", "NicWrite", "PValidateResult",
     "PortIn", "PortOut", "PspAnswer", "Rdmsr", "ReadFlags", "RmpQueryResult", "RmpReadResult", "Runs", "Shutdown",
-    "Sleep", "SoftwareInterrupt", "TraceFaults", "VmKick", "VmcbLoad", "VmcbStore", "WriteBackCaches", "WriteFlags",
-    "Wrmsr",
+    "Sleep", "SoftwareInterrupt", "StackMove", "TraceFaults", "VmKick", "VmcbLoad", "VmcbStore", "WriteBackCaches",
+    "WriteFlags", "Wrmsr",
 ]  # fmt: skip
 
 MOST_BYTES = 32 << 20
@@ -587,6 +588,6 @@ HypervisorOperation = (
 GuestOperation = (
     Read | Write | Copy | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust
     | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit | ReadSevStatus | Cpuid
-    | ReadDr7 | WriteDr7 | MmioLoad | MmioStore | Clear | GuestWork | WriteBackCaches
+    | ReadDr7 | WriteDr7 | MmioLoad | MmioStore | Clear | GuestWork | WriteBackCaches | StackMove
     | LoadIdt | ReadFlags | WriteFlags | SoftwareInterrupt | Branch | IndirectBranch | Rdmsr | Wrmsr | PortIn | PortOut
 )  # fmt: skip

@@ -35,6 +35,7 @@ from workloads.attacks import (
     read_memory,
     rmp_forgery,
     side_channels,
+    stack_engine,
     tlb_poisoning,
     write_memory,
 )
@@ -127,6 +128,7 @@ ROWS: Mapping[str, Row] = {
     "31": Row((ciphertext_dictionary.compare_memory,), needs=Interface.CIPHERTEXT),
     "32": Row((page_move.guess_characters,), needs=Interface.GUEST_KEY, victim="console"),
     "33": Row((cache_drop.drop_dirty_lines,), caches=True),
+    "34": Row((stack_engine.shift_stack,), victim="caller"),
     "35a": Row((alias.replay_through_ghost,), ghost_line=GHOST_LINE),
     "35b": Row((forged_measurement.through_ghost,), needs=Interface.CONTEXT_PAGE, ghost_line=GHOST_LINE),
     "36": Row(

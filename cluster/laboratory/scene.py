@@ -41,6 +41,7 @@ from node.vmsa import SevFeature
 from psp.system_bus import PAGE_BYTES
 from workloads.attacks import booted, colluder, newcomer, vault
 from workloads.attacks.booted import Booted
+from workloads.attacks.caller import Caller
 from workloads.attacks.chooser import Chooser
 from workloads.attacks.colluder import Colluder
 from workloads.attacks.console import Console
@@ -112,6 +113,8 @@ class Setting:
     """What the hypervisor does of its own before SNP starts."""
     snp_policy: int = 0
     """What the owner of an SNP guest demands of firmware and platform: bits of its policy beside the usual."""
+    smt_off: bool = False
+    """Each core of the host has one thread."""
     ciphers: tuple[CipherMode, ...] = ()
     """What the product's memory controllers can do, its default first, where that is to be another than they have."""
 
@@ -157,7 +160,8 @@ class Scene:
     def __init__(self, setting: Setting, ledger: Ledger, transcript: Transcript, cast: Cast = USUAL) -> None:
         protection = PROTECTIONS[setting.column]
         product = PRODUCTS[setting.product]
-        product = replace(product, ciphers=setting.ciphers or product.ciphers)
+        threads = 1 if setting.smt_off else product.threads_per_core
+        product = replace(product, ciphers=setting.ciphers or product.ciphers, threads_per_core=threads)
         platform = replace(setting.platform, mode=protection.mode)
         spec = HostSpec("host", product, HOST_BYTES, product.min_sev_asid, SEED, 60 * 10**9, platform=platform)
         images, skips = {"auto": IMAGE}, frozenset() if setting.svsm_zeroes else _SVSM_AS_IT_WAS
@@ -201,6 +205,9 @@ class Scene:
             victim = Service.build(service, place)
             ledger.keep(VICTIM, "the secret", victim.secret)
             for gpa, octets in victim.promises.items():
+                ledger.promise(VICTIM, gpa, octets)
+        elif setting.victim == "caller":
+            for gpa, octets in Caller(place).promises.items():
                 ledger.promise(VICTIM, gpa, octets)
         elif setting.victim == "console":
             ledger.keep(VICTIM, "what was typed", Console(place).typed)
@@ -370,6 +377,7 @@ def code_gpa() -> int:
 _PROGRAMS: Mapping[str, ProgramFactory] = {
     "vault": Vault.build, "service": Service.build, "chooser": Chooser.build, "newcomer": Newcomer.build,
     "booted": Booted.build, "colluder": Colluder.build, "console": Console.build,
+    "caller": Caller.build,
 }  # fmt: skip
 
 
@@ -391,6 +399,7 @@ def _wanted(generation: Generation, kernel: KernelSettings, service: ProgramSpec
         "service": service,
         "chooser": ProgramSpec("chooser"),
         "console": ProgramSpec("console"),
+        "caller": ProgramSpec("caller"),
         "newcomer": ProgramSpec("newcomer", ((newcomer.GENERATION, generation.name), *checks)),
         "booted": ProgramSpec("booted", firmware),
     }
