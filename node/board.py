@@ -27,7 +27,7 @@ from node.disk import Disk
 from node.disk_file import DiskFile
 from node.dram import Dram, MachineCheck
 from node.event_delivery import EventDelivery
-from node.exit_instructions import Exits, SwitchedAway
+from node.exit_instructions import Exits, HeldInReset, SwitchedAway
 from node.exit_registers import RegisterMasks
 from node.fault_answers import FAULTS, undefined
 from node.firmware_levels import firmware_level
@@ -51,6 +51,7 @@ from node.rmp import ReverseMapTable
 from node.rmp_hidden_form import HiddenForm
 from node.rmp_layout import RmpLayout, at_end_of_memory
 from node.running_vcpus import RunningVcpus
+from node.stack_engine import StackEngines
 from node.table_entries import TableEntries
 from node.tlb import Tlb
 from node.tlb_duties import TlbDuties
@@ -162,6 +163,8 @@ class Board:
         """What the hypervisor did in exits since somebody last asked."""
         self.terminated: dict[str, int] = {}
         """VMs that ended themselves through their GHCB, and how: reason set in bits 15:8, code in 7:0."""
+        self.held_in_reset: set[tuple[str, int]] = set()
+        """vCPUs whose last exit has not come back; whoever ran them takes them out."""
         self.nested: dict[str, NestedPageTable] = {}
         self.tables = self._table_host()
         self.vmcbs: dict[str, dict[int, Vmcb]] = {}
@@ -179,6 +182,7 @@ class Board:
         self.events = VmrunEvents(self)
         self.predictor = BranchTargetBuffer()
         self.delivery = EventDelivery(self)
+        self.stack_engines = StackEngines(self.msrs, product.threads_per_core, fixed=platform.stack_engine_fixed)
         self.traced: set[str] = set()
         """VMs whose nested faults are exits."""
         self.kicked: Callable[[str, int, int], None] | None = None
@@ -206,7 +210,7 @@ class Board:
         """Execute a guest's batch as the vCPU of ``vmcb``.
 
         There are fewer answers than operations where an exit came back to another of the vCPU's save areas: with
-        the answer to the exit it ends.
+        the answer to the exit it ends. Or where it did not come back, for the vCPU is held in reset: before that.
         """
         table = self._guest.table
         if self.caches is not None:
@@ -218,6 +222,8 @@ class Board:
                 some.append(table[type(one)](vmcb, one) if type(one) in table else undefined())  # noqa: PERF401
         except SwitchedAway as away:
             some.append(away.value)
+            batch = batch[: len(some)]
+        except HeldInReset:
             batch = batch[: len(some)]
         answers = tuple(some)
         if self.observer is not None:
@@ -370,6 +376,20 @@ class Board:
         values["EXITINFO1"], values["EXITINFO2"] = fault.error & word, fault.address & word
         self._exit(vmcb)
         self.preempt(vmcb.vm, vmcb.vcpu)
+
+    def hold_in_reset(self, vmcb: Vmcb, one: op.VmgExit) -> None:
+        """A vCPU exits with VMGEXIT, and its hypervisor does not enter it before somebody starts it."""
+        self.events.fields(vmcb).values["GHCB_GPA"] = one.msr
+        self._exit(vmcb)
+        self.preempt(vmcb.vm, vmcb.vcpu)
+        self.held_in_reset.add((vmcb.vm, vmcb.vcpu))
+
+    def leave_reset(self, vmcb: Vmcb, one: op.GuestOperation) -> op.Answer:
+        """It was entered again: what its exit came to."""
+        answer = self.events.fields(vmcb).values["GHCB_GPA"]
+        if self.observer is not None:
+            self.observer(Actor(Role.GUEST, vmcb.vm, vmcb.vcpu, vmcb.vmpl), (one,), (answer,))
+        return answer
 
     def _exit(self, vmcb: Vmcb) -> None:
         if self.exited is not None:

@@ -94,6 +94,8 @@ class Platform:
 
     Without it the bit decides, which is the hypervisor's to set and to clear; the cores start with it clear.
     """
+    stack_engine_fixed: bool = False
+    """Microcode with which one thread does not stop the stack engine of the other (AMD-SB-3027)."""
     save_area_refused: ExitCode = ExitCode.SHUTDOWN
     """How VMRUN exits with an SEV-ES save area whose integrity value does not fit.
 

@@ -89,7 +89,7 @@ class SnpLaunch:
             # Sizes must agree; whether real firmware takes 2 MiB, and how it measures them, is not known.
             raise PspError(Status.INVALID_PAGE_SIZE)
         kind = LAUNCH_PAGES.get(update.page_type)
-        if kind is None or update.imi:
+        if kind is None or update.imi or not update.is_well_formed:
             # No guest is launched with IMI_EN, so none has pages of an initial migration image.
             raise PspError(Status.INVALID_PARAM)
         page = self._bus.read(update.address, PAGE_BYTES)

@@ -64,6 +64,8 @@ SWITCHES = {
     "verifier_measurement=off": {"verifies_measurement": False},
     "cpuid_page=on": {"reads_cpuid_page": True},
     "ucode_cachewarp_fix=on": {"platform": Platform(invd_writes_back=True)},
+    "ucode_stackwarp_fix=on": {"platform": Platform(stack_engine_fixed=True)},
+    "smt_off=on": {"smt_off": True},
     "zero_on_validate=on": {"svsm_zeroes": True},
     "guest_disables_ia32=on": {"disables_ia32": True},
     "vc_handler_verifies=on": {"vc_handler_verifies": True},

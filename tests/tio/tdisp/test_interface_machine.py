@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from tdi_device import OTHER_SESSION, RANGES, SESSION, STREAM, Device
 
 from tio.tdisp import LockFlags, LockRequest, Request, Tampering, TdiState
@@ -12,6 +12,7 @@ from tio.tdisp.messages import report_request
 
 UNLOCKED, LOCKED, RUN, ERROR = TdiState
 CONDITIONAL = {Tampering.MSIX: LockFlags.LOCK_MSIX, Tampering.FIRMWARE_UPDATE: LockFlags.NO_FW_UPDATE}
+FLAGS = st.sampled_from((0, LockFlags.LOCK_MSIX, LockFlags.NO_FW_UPDATE, 0x20))
 SESSIONS = st.sampled_from((SESSION, SESSION, SESSION, OTHER_SESSION))
 
 
@@ -28,13 +29,29 @@ class OneTdi(RuleBasedStateMachine):
         self.keys_of = 0
         self.nonces: set[bytes] = set()
 
+    @initialize()
+    def programmed(self) -> None:
+        self.program_keys(SESSION)
+
     def refused(self, code: Request, payload: bytes, session: int) -> bool:
         return self.device.refusal(code, payload, session) is not None
 
     def mine(self, session: int) -> bool:
         return self.state is UNLOCKED or self.owner == session or self.state is ERROR
 
-    @rule(session=SESSIONS, flags=st.sampled_from((0, LockFlags.LOCK_MSIX, LockFlags.NO_FW_UPDATE, 0x20)))
+    @rule(session=SESSIONS, flags=FLAGS)
+    def lock_and_start(self, session: int, flags: int) -> None:
+        self.lock(session, flags)
+        self.start(session, old=False)
+
+    @rule(session=SESSIONS, flags=FLAGS)
+    def only_lock(self, session: int, flags: int) -> None:
+        self.lock(session, flags)
+
+    @rule(session=SESSIONS, old=st.booleans())
+    def only_start(self, session: int, old: bool) -> None:
+        self.start(session, old)
+
     def lock(self, session: int, flags: int) -> None:
         legal = self.state is UNLOCKED and flags != 0x20 and self.keys_of == session
         if not legal:
@@ -45,7 +62,6 @@ class OneTdi(RuleBasedStateMachine):
         self.nonces.add(self.nonce)
         self.state, self.owner, self.flags = LOCKED, session, flags
 
-    @rule(session=SESSIONS, old=st.booleans())
     def start(self, session: int, old: bool) -> None:
         nonce = bytes(32) if old or self.nonce is None else self.nonce
         legal = self.state is LOCKED and self.owner == session and nonce == self.nonce
@@ -77,6 +93,9 @@ class OneTdi(RuleBasedStateMachine):
             self.state, self.nonce = ERROR, None
 
     @rule(session=SESSIONS)
+    def program(self, session: int) -> None:
+        self.program_keys(session)
+
     def program_keys(self, session: int) -> None:
         """Of a stream that has another session's keys none is taken; keys in use are not replaced without an end."""
         fresh = self.keys_of == 0
@@ -110,4 +129,4 @@ class OneTdi(RuleBasedStateMachine):
 
 
 TestOneTdi = OneTdi.TestCase
-TestOneTdi.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestOneTdi.settings = settings(max_examples=80, stateful_step_count=20, deadline=None)
