@@ -152,6 +152,7 @@ class Board:
             firmware_level(product.name, product.line, platform.firmware_api or product.firmware_api),
             line=product.line,
         )
+        self.psp.legacy.keys.checks_points = product.checks_points or platform.point_check
         self.psp.snp.wants_fabric_locked = platform.fabric_lock_checked
         self.psp.snp.alias_check = alias_check
         self.psp.snp.guests.pages.tweaked = platform.context_tweaked
