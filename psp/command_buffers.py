@@ -53,19 +53,8 @@ SNP_CONFIG_MASK_CHIP_ID = 1 << 0
 """CONFIG flag, and PLATFORM_STATUS policy flag: reports do not say which chip it is."""
 SNP_CONFIG_MASK_CHIP_KEY = 1 << 1
 """The same for the chip's own key: no report is signed with the VCEK."""
-SNP_DOWNLOAD_COMMIT = 1 << 0
-"""DOWNLOAD_FIRMWARE_EX flag: commit what was installed."""
 SNP_STATUS_VLEK_LOADED = 1 << 2
 """PLATFORM_STATUS policy flag."""
-SWAP_PAGE_FLAGS = 0b111
-"""Legacy SWAP flags: page size (bit 0) and page type (2:1)."""
-SWAP_IN_PLACE = 1 << 3
-"""Legacy SWAP_IN flag: what is read lies where the page is to be."""
-SNP_SWAP_IN_PLACE = 1 << 3
-"""SWAP_IN flag: what is read lies where the page is to be."""
-SNP_SWAP_ROOT_MDATA = 1 << 4
-"""SWAP flag: the entry is the context's own."""
-SNP_SWAP_FLAGS = 0b11111
 _LAUNCH_UPDATE_FLAGS = 0b1_1111
 _LAUNCH_UPDATE_PERMISSIONS = 0x1F1F_1F00
 """For each of VMPL 1 to 3: read, write, execute at both privileges, supervisor shadow stack."""
@@ -243,31 +232,6 @@ class Copy(ByteLayout):
 
 
 @dataclass(frozen=True, slots=True)
-class SwapOut(ByteLayout):
-    """SWAP_OUT; ``mdata`` is where the page's entry goes."""
-
-    SIZE: ClassVar[int] = 0x28
-    handle: int = at(0x00, 4)
-    flags: int = at(0x04, 4)
-    source: int = at(0x08, 8)
-    destination: int = at(0x10, 8)
-    mdata: int = at(0x18, 8)
-    software_data: int = at(0x20, 8)
-
-
-@dataclass(frozen=True, slots=True)
-class SwapIn(ByteLayout):
-    """SWAP_IN."""
-
-    SIZE: ClassVar[int] = 0x20
-    handle: int = at(0x00, 4)
-    flags: int = at(0x04, 4)
-    source: int = at(0x08, 8)
-    destination: int = at(0x10, 8)
-    mdata: int = at(0x18, 8)
-
-
-@dataclass(frozen=True, slots=True)
 class Attestation(ByteLayout):
     """ATTESTATION; ``length`` is in and out."""
 
@@ -320,15 +284,6 @@ class PdhCertExport(ByteLayout):
     pdh_length: int = at(0x08, 4)
     chain_address: int = at(0x10, 8)
     chain_length: int = at(0x18, 4)
-
-
-@dataclass(frozen=True, slots=True)
-class DownloadFirmware(ByteLayout):
-    """DOWNLOAD_FIRMWARE: an image in memory."""
-
-    SIZE: ClassVar[int] = 0x0C
-    address: int = at(0x00, 8)
-    length: int = at(0x08, 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -515,51 +470,6 @@ class SnpPageUnsmash(ByteLayout):
 
 
 @dataclass(frozen=True, slots=True)
-class SnpPageMdInit(ByteLayout):
-    """SNP_PAGE_MD_INIT."""
-
-    SIZE: ClassVar[int] = 0x10
-    gctx: int = at(0x00, 8)
-    address: int = at(0x08, 8)
-
-
-@dataclass(frozen=True, slots=True)
-class SnpPageSwapOut(ByteLayout):
-    """SNP_PAGE_SWAP_OUT; ``flags`` holds page size (bit 0), page type (2:1) and whether the entry is the root's (4)."""
-
-    SIZE: ClassVar[int] = 0x30
-    gctx: int = at(0x00, 8)
-    source: int = at(0x08, 8)
-    destination: int = at(0x10, 8)
-    mdata: int = at(0x18, 8)
-    software_data: int = at(0x20, 8)
-    flags: int = at(0x28, 8)
-
-
-@dataclass(frozen=True, slots=True)
-class SnpPageSwapIn(ByteLayout):
-    """SNP_PAGE_SWAP_IN; ``flags`` as of SNP_PAGE_SWAP_OUT, with the page in its own frame (bit 3)."""
-
-    SIZE: ClassVar[int] = 0x30
-    gctx: int = at(0x00, 8)
-    source: int = at(0x08, 8)
-    destination: int = at(0x10, 8)
-    mdata: int = at(0x18, 8)
-    flags: int = at(0x28, 8)
-
-
-@dataclass(frozen=True, slots=True)
-class SnpPageMove(ByteLayout):
-    """SNP_PAGE_MOVE; bit 0 of ``flags`` is the page size."""
-
-    SIZE: ClassVar[int] = 0x20
-    gctx: int = at(0x00, 8)
-    flags: int = at(0x08, 8)
-    source: int = at(0x10, 8)
-    destination: int = at(0x18, 8)
-
-
-@dataclass(frozen=True, slots=True)
 class SnpConfig(ByteLayout):
     """SNP_CONFIG."""
 
@@ -567,18 +477,6 @@ class SnpConfig(ByteLayout):
     reported_tcb: int = at(0x00, 8)
     flags: int = at(0x08, 4)
     reserved: bytes = at(0x0C, 0x34, bytes(0x34))
-
-
-@dataclass(frozen=True, slots=True)
-class SnpDownloadFirmwareEx(ByteLayout):
-    """SNP_DOWNLOAD_FIRMWARE_EX. Patches to Linux agree on this layout; older descriptions have the flags at 4."""
-
-    SIZE: ClassVar[int] = 0x18
-    length: int = at(0x00, 4)
-    reserved: int = at(0x04, 4)
-    image_address: int = at(0x08, 8)
-    image_length: int = at(0x10, 4)
-    flags: int = at(0x14, 4)
 
 
 @dataclass(frozen=True, slots=True)
