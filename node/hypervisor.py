@@ -159,7 +159,7 @@ class Hypervisor:
         yield from self._give_back(vm, self._vms[vm])
 
     def vmgexit(self, vm: str, vcpu: int, value: int) -> Reply:
-        """Answer a guest's VMGEXIT: the GHCB MSR's new value, or a negative number that ends the VM."""
+        """Answer VMGEXIT: the GHCB MSR's new value, or a negative number that holds the vCPU or ends the VM."""
         return self._ghcb.serve(vm, self._vms[vm], vcpu, value)
 
     def cpuid(self, vm: str, function: int, index: int) -> CpuidReply:

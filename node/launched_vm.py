@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from node.ap_starts import ApStarts
 from node.firmware_image import FirmwareImage
 from node.generation import Generation
 from node.guest_memory_map import Range
@@ -54,6 +55,8 @@ class LaunchedVm:
     """GPA of the AP jump table, 0 for none."""
     on_init: dict[int, int] = field(default_factory=dict)
     """SPA of the save area that each vCPU is to have after its next INIT."""
+    starts: ApStarts = field(default_factory=ApStarts)
+    """vCPUs that wait for another to start them, and what came for those that do not wait yet."""
     vmpls: VmplBook | None = None
     """Where the guest may use several VMPLs."""
     svsm: FirmwareImage | None = None

@@ -13,6 +13,7 @@ from psp.commands import SnpCommand, SnpPlatformState
 from psp.firmware_pages import Ranges
 from psp.fixed_ranges import fixed_ranges
 from psp.host_memory import HostMemory
+from psp.installed_firmware import InstalledFirmware
 from psp.launch_runs import LaunchRuns
 from psp.mitigations import MitigationCommand
 from psp.page_swap import PageSwap
@@ -36,7 +37,7 @@ class SnpFirmware:
         flush: AsidFlush,
         ranges: AsidRanges,
         random: Callable[[str, int], bytes],
-        api: tuple[int, int, int],
+        firmware: InstalledFirmware,
         legacy_is_up: Callable[[], bool],
         chip_key: Callable[[], bytes],
     ) -> None:
@@ -44,7 +45,7 @@ class SnpFirmware:
         self.alias_check = AliasCheck.NOT_DONE
         self._bus = bus
         self._memory = memory
-        self._api = api
+        self._firmware = firmware
         self._legacy_is_up = legacy_is_up
         self._flush = flush
         self._ranges = ranges
@@ -54,12 +55,12 @@ class SnpFirmware:
         self._fixed: Ranges = ()
         """HV-Fixed memory, until shutdown."""
         self.guests = guests = SnpGuests(bus, memory, flush, ranges, random)
-        launch = SnpLaunch(bus, memory, guests, ranges, random, api)
+        launch = SnpLaunch(bus, memory, guests, ranges, random, firmware)
         self.launch_runs = LaunchRuns(bus, memory, guests)
         debug, pages = SnpDebugging(bus, memory, guests), SnpPages(bus, memory.pages)
         swap = PageSwap(bus, memory, guests)
-        self.configuration = SnpConfiguration(memory, chip_key)
-        self._mitigation = mitigation = MitigationCommand(memory, api)
+        self.configuration = SnpConfiguration(memory, chip_key, firmware)
+        self._mitigation = mitigation = MitigationCommand(memory, firmware)
         self.mitigations = mitigation.mitigations
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             # INIT, of before ABI 1.52, has no buffer and always initialises the RMP.
@@ -100,8 +101,9 @@ class SnpFirmware:
         if self.alias_check is AliasCheck.FOUND:
             raise PspError(Status.INVALID_CONFIG)
         known = (
-            buffers.SNP_INIT_RMP | buffers.SNP_INIT_LIST | buffers.SNP_INIT_HIDE_CIPHERTEXT | buffers.SNP_INIT_OPTIONS
-        )
+            buffers.SNP_INIT_RMP | buffers.SNP_INIT_LIST | buffers.SNP_INIT_RAPL_DIS | buffers.SNP_INIT_HIDE_CIPHERTEXT
+            | buffers.SNP_INIT_OPTIONS
+        )  # fmt: skip
         hides = bool(init.flags & buffers.SNP_INIT_HIDE_CIPHERTEXT)
         if init.flags & ~known:
             raise PspError(Status.INVALID_PARAM)
@@ -136,6 +138,7 @@ class SnpFirmware:
         self._memory.pages.rmp = rmp
         self._memory.pages.iommu_buffers = tuple((one.base, one.length_bytes) for one in buffers_of_iommus)
         self._hide_ciphertext(init.max_snp_asid if hides else 0)
+        self._bus.disable_power_readings(disabled=bool(init.flags & buffers.SNP_INIT_RAPL_DIS))
         self.state = SnpPlatformState.INIT
         self._memory.pages.snp_initialised = True
         self._flush.require_all()
@@ -164,17 +167,21 @@ class SnpFirmware:
             self._bus.rmp_set_pages(spa, length, RmpEntry())
         self._fixed = ()
         self._hide_ciphertext(0)
+        self._bus.disable_power_readings(disabled=False)
         self.state = SnpPlatformState.UNINIT
         self._memory.pages.snp_initialised = False
 
     def _platform_status(self, where: buffers.SnpAddress) -> None:
         self._memory.check_writable(where.address, buffers.SnpPlatformStatus.SIZE)
-        major, minor, build = self._api
+        firmware = self._firmware
+        major, minor, build = firmware.current.version
         flags = self._rmp_initialised | (self.alias_check is AliasCheck.COMPLETE) << 1
         configuration = self.configuration
         policy_flags = buffers.SNP_STATUS_FEATURE_INFO | configuration.flags
         if configuration.vlek:
             policy_flags |= buffers.SNP_STATUS_VLEK_LOADED
+        if self._bus.power_readings_disabled:
+            policy_flags |= buffers.SNP_STATUS_RAPL_DIS
         if self._bus.can_hide_ciphertext:
             policy_flags |= buffers.SNP_STATUS_CAN_HIDE_CIPHERTEXT
         if self._ranges.max_snp_asid:
@@ -182,7 +189,7 @@ class SnpFirmware:
         status = buffers.SnpPlatformStatus(
             api_major=major, api_minor=minor, state=self.state, flags=flags,
             build=build, policy_flags=policy_flags, guest_count=len(self.guests.pages.spas),
-            current_tcb=configuration.current_tcb, reported_tcb=configuration.reported_tcb,
+            current_tcb=firmware.current.tcb, reported_tcb=firmware.reported_tcb,
         )  # fmt: skip
         self._memory.write(where.address, status.pack())
 
@@ -193,6 +200,7 @@ class SnpFirmware:
             raise PspError(Status.INVALID_PARAM)
         self._memory.check_writable(asked.address, 16)
         # Index 0 is the only one.
-        ecx = buffers.SNP_FEATURE_HIDING if self._bus.can_hide_ciphertext else 0
+        ecx = buffers.SNP_FEATURE_RAPL_DIS
+        ecx |= buffers.SNP_FEATURE_HIDING if self._bus.can_hide_ciphertext else 0
         ecx |= buffers.SNP_FEATURE_VERIFY_MITIGATION if self._mitigation.offered else 0
         self._memory.write(asked.address, bytes(8) + ecx.to_bytes(4, "little") + bytes(4))

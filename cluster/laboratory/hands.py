@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import get_args
 
+from cluster.laboratory.one_instruction import step
 from cluster.laboratory.owner import Owner
 from cluster.oracle.transcript import Transcript
 from node import operations as op
@@ -16,6 +17,7 @@ from workloads.attacks.claims import Claim, WorkedOut
 from workloads.attacks.dimm_operations import DimmDump, DimmGround, DimmPoke, DimmTap, DimmUnground
 from workloads.attacks.hypervisor_books import TellDr7
 from workloads.attacks.owner_operations import AskOwner
+from workloads.attacks.single_step import Step
 from workloads.attacks.target import AttackBatch
 
 _NETWORK = "network"
@@ -24,6 +26,8 @@ _NOTEBOOK = "notebook"
 """No hand either: where an attacker writes down what it has learnt."""
 _BOOKS = "books"
 """The hypervisor's own: no chip takes part."""
+_CORE = "core"
+"""A core that executes what the hypervisor entered; the answer is the hypervisor's."""
 _GUEST = frozenset(get_args(op.GuestOperation))
 _DIMM: Mapping[type, Callable[..., Answer]] = {
     DimmDump: lambda port, _: op.Runs(port.dump_written()),
@@ -67,6 +71,7 @@ class Hands:
             Role.DIMM: self._at_the_modules,
             _NOTEBOOK: self._note,
             _BOOKS: self._keep_books,
+            _CORE: self._let_run,
             _NETWORK: (lambda batch: (None,) * len(batch)) if owner is None else owner.act,
         }
 
@@ -100,6 +105,11 @@ class Hands:
         self._transcript.observe(HYPERVISOR, batch, answers)
         return answers
 
+    def _let_run(self, batch: tuple[Step, ...]) -> tuple[Answer, ...]:
+        answers = tuple([step(self._board, one.vm) for one in batch])
+        self._transcript.observe(HYPERVISOR, batch, answers)
+        return answers
+
     def _at_the_modules(self, batch: AttackBatch) -> tuple[Answer, ...]:
         # No chip takes part, so the board's tap sees nothing of it.
         answers = tuple([_DIMM[type(one)](self._modules, one) for one in batch])
@@ -116,5 +126,7 @@ def _role(one: object) -> str:
         return _NOTEBOOK
     if type(one) is TellDr7:
         return _BOOKS
+    if type(one) is Step:
+        return _CORE
     return Role.DIMM if type(one) in _DIMM else Role.HYPERVISOR
 

@@ -24,6 +24,7 @@ from toy_machine import (
 )
 
 from psp import command_buffers as buffers
+from psp import swap_buffers
 from psp.commands import COMMANDS, LegacyCommand, LegacyPlatformState, SnpCommand, SnpPlatformState, is_snp
 from psp.guest_context import SnpGuestState
 from psp.launch_digest import PageType
@@ -53,6 +54,7 @@ LEGACY_PLATFORM = {
     LegacyCommand.DBG_DECRYPT: {2},
     LegacyCommand.DBG_ENCRYPT: {2},
     LegacyCommand.PLATFORM_RESET: {0},
+    LegacyCommand.DOWNLOAD_FIRMWARE: {0},
     LegacyCommand.PEK_GEN: {1},
     LegacyCommand.PEK_CSR: {1},
     LegacyCommand.PEK_CERT_IMPORT: {1},
@@ -74,8 +76,9 @@ LEGACY_PLATFORM = {
     LegacyCommand.RECEIVE_FINISH: {2},
 }
 """UNINIT 0, INIT 1, WORKING 2: a guest's commands need a guest, which makes the platform WORKING."""
+_ALWAYS = {SnpCommand.PLATFORM_STATUS, SnpCommand.FEATURE_INFO, SnpCommand.DOWNLOAD_FIRMWARE_EX}
 SNP_PLATFORM = {
-    command: {0, 1} if command in {SnpCommand.PLATFORM_STATUS, SnpCommand.FEATURE_INFO} else {1}
+    command: {0, 1} if command in _ALWAYS else {1}
     for command, row in COMMANDS.items()
     if is_snp(command) and row.supported and command not in {SnpCommand.INIT, SnpCommand.INIT_EX}
 } | {SnpCommand.INIT: {0}, SnpCommand.INIT_EX: {0}}
@@ -191,8 +194,8 @@ def test_every_sev_command_in_every_guest_state(command: LegacyCommand, state: L
         LegacyCommand.LAUNCH_SECRET: buffers.LaunchSecret(handle, OUT, 0x34, GUEST_PAGE, 64, OUT + PAGE, 64),
         LegacyCommand.ATTESTATION: buffers.Attestation(handle, OUT, bytes(16), 0xD0),
         LegacyCommand.COPY: buffers.Copy(handle, 64, GUEST_PAGE, OUT),
-        LegacyCommand.SWAP_OUT: buffers.SwapOut(handle, 0, GUEST_PAGE, OUT, OUT + PAGE),
-        LegacyCommand.SWAP_IN: buffers.SwapIn(handle, 0, OUT, GUEST_PAGE, OUT + 2 * PAGE),
+        LegacyCommand.SWAP_OUT: swap_buffers.SwapOut(handle, 0, GUEST_PAGE, OUT, OUT + PAGE),
+        LegacyCommand.SWAP_IN: swap_buffers.SwapIn(handle, 0, OUT, GUEST_PAGE, OUT + 2 * PAGE),
         LegacyCommand.SEND_START: buffers.SendStart(
             handle, 0, TARGET_PDH, 0x824, TARGET_CHAIN, 3 * 0x824, session_address=OUT, session_length=0x80
         ),
@@ -243,10 +246,10 @@ def test_every_snp_command_in_every_guest_state(command: SnpCommand, state: SnpG
         SnpCommand.ACTIVATE: buffers.SnpActivate(GCTX, 3),
         SnpCommand.GUEST_STATUS: buffers.SnpGuestStatus(GCTX, OUT),
         SnpCommand.DECOMMISSION: buffers.GuestContextPage(GCTX),
-        SnpCommand.PAGE_MD_INIT: buffers.SnpPageMdInit(GCTX, OUT),
-        SnpCommand.PAGE_SWAP_OUT: buffers.SnpPageSwapOut(GCTX, GUEST_PAGE, OUT, flags=1 << 4),
-        SnpCommand.PAGE_SWAP_IN: buffers.SnpPageSwapIn(GCTX, OUT, GUEST_PAGE, flags=1 << 4),
-        SnpCommand.PAGE_MOVE: buffers.SnpPageMove(GCTX, 0, GUEST_PAGE, OTHER_FRAME),
+        SnpCommand.PAGE_MD_INIT: swap_buffers.SnpPageMdInit(GCTX, OUT),
+        SnpCommand.PAGE_SWAP_OUT: swap_buffers.SnpPageSwapOut(GCTX, GUEST_PAGE, OUT, flags=1 << 4),
+        SnpCommand.PAGE_SWAP_IN: swap_buffers.SnpPageSwapIn(GCTX, OUT, GUEST_PAGE, flags=1 << 4),
+        SnpCommand.PAGE_MOVE: swap_buffers.SnpPageMove(GCTX, 0, GUEST_PAGE, OTHER_FRAME),
         SnpCommand.DBG_DECRYPT: buffers.SnpDebug(GCTX, GUEST_PAGE, OUT),
         SnpCommand.DBG_ENCRYPT: buffers.SnpDebug(GCTX, OUT, GUEST_PAGE),
     }[command]

@@ -52,6 +52,7 @@ class ToyBus:
     wbinvds: int = 0
     can_hide_ciphertext: bool = False
     hidden_up_to: int = 0
+    power_readings_disabled: bool = False
     sealed: dict[int, bytes] = field(default_factory=dict)
     """Save areas by SPA, as they read through their guest's key when they were sealed."""
     cores: CoreConfiguration = field(
@@ -74,6 +75,9 @@ class ToyBus:
 
     def hide_ciphertext(self, max_snp_asid: int) -> None:
         self.hidden_up_to = max_snp_asid
+
+    def disable_power_readings(self, *, disabled: bool) -> None:
+        self.power_readings_disabled = disabled
 
     def read(self, spa: int, length: int) -> bytes:
         assert 0 <= spa <= self.dram_bytes - length, "the firmware must check every address first"
@@ -189,7 +193,7 @@ def _frozen(value: object) -> object:
         case AsidFlush():
             return tuple((name, _frozen(part)) for name, part in sorted(vars(value).items()) if name != "_bus")
         case SnpConfiguration():
-            return value.current_tcb, value.committed_tcb, value.reported_tcb, value.flags, value.vlek
+            return value.flags, value.vlek
         case NvFile():
             return value.address
         case AsidRanges():
@@ -229,7 +233,7 @@ class Machine:
     def firmware_state(self) -> dict[str, object]:
         """Everything the firmware knows."""
         legacy, snp = self.psp.legacy, self.psp.snp
-        ours = {"_bus", "_memory", "_random", "_api", "_legacy_is_up", "handlers"}
+        ours = {"_bus", "_memory", "_random", "_firmware", "_legacy_is_up", "handlers"}
         ours |= {"_launch", "_migration", "launch_runs", "_mitigation"}
         state = {
             f"{name}.{key}": _frozen(value)
@@ -238,8 +242,9 @@ class Machine:
             if key not in ours
         }
         keys = legacy.keys
-        state["legacy.keys"] = (keys.fuses, keys.oca_seed, keys.pek_seed, keys.pdh_seed, keys.owner)
+        state["legacy.keys"] = (keys.chip._fuses, keys.oca_seed, keys.pek_seed, keys.pdh_seed, keys.owner)
         state["handles"] = legacy._launch._last_handle
+        state["firmware"] = _frozen(self.psp.firmware)
         return {**state, "drawn": _frozen(self.psp._drawn), "firmware pages": _frozen(vars(self.psp._pages))}
 
     def snapshot(self) -> dict[str, object]:
