@@ -377,9 +377,9 @@ class RayCluster(Actors):
         self._arrived(actor)
 
     def _arrived(self, actor: Actor) -> None:
-        """What we hold in Ray's store, Ray puts there again when this machine's is lost, and fails, and ends this process.
+        """Nothing of ours stays in Ray's store once everybody has read it.
 
-        So nothing of ours stays there once everybody has read it.
+        What lay there when this machine's store is lost, Ray puts there again, fails, and ends this process.
         """
         self._arriving.discard(actor)
         if not self._arriving:

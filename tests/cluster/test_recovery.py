@@ -76,7 +76,7 @@ def test_workers_killed_at_twenty_random_windows_change_nothing(layout: ActorLay
     windows = random.Random(7).sample(range(inline.round_trips - 1), KILLS)
     log, result = run_toys(layout, hosts, end_ns=END_NS, cut=at_windows(dict.fromkeys(windows, strike)))
     assert digest(log) == digest(expected)
-    assert result.round_trips == inline.round_trips
+    assert (result.round_trips, result.events) == (inline.round_trips, inline.events)
     assert replaced(layout) == len(struck) == KILLS
 
 
@@ -159,8 +159,9 @@ def test_a_ray_that_dies_is_replaced_whole(layout: ActorLayout, is_victim: Calla
         kill(victim[0])
         process_family.end_of(node, 60)  # It does not outlive its agent.
         layout._cluster._looked_s = 0.0
+        assert set(layout.gauges()) == {toy.name for toy in toys(4)}, "what was known last"
 
-    log, _ = run_toys(layout, toys(4), end_ns=4000, cut=at_windows({9: strike}))
+    log, _ = run_toys(layout, toys(4), end_ns=4000, cut=at_windows({8: layout.gauges, 9: strike}))
     assert digest(log) == digest(run_toys(InlineLayout(), toys(4), end_ns=4000)[0])
 
 
