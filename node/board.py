@@ -143,6 +143,7 @@ class Board:
             self.bus,
             lambda purpose, counter, length: random.octets(name, f"psp {purpose}", counter, length),
             api=platform.firmware_api or product.firmware_api,
+            line=product.line,
         )
         self.psp.snp.wants_fabric_locked = platform.fabric_lock_checked
         self.psp.snp.alias_check = alias_check

@@ -31,6 +31,11 @@ PublicKey = ec.EllipticCurvePublicKey
 @lru_cache(maxsize=64)
 def private_key(seed: bytes) -> PrivateKey:
     """The key of 56 random bytes."""
+    return made_key(seed)
+
+
+def made_key(seed: bytes) -> PrivateKey:
+    """The same, made anew: for who keeps it himself."""
     if len(seed) != SEED_BYTES:
         raise ValueError(f"seed: expected {SEED_BYTES} bytes, got {len(seed)}")
     return ec.derive_private_key(int.from_bytes(seed, "little") % (_ORDER - 1) + 1, _CURVE)

@@ -12,15 +12,19 @@ from dataclasses import dataclass
 from psp import command_buffers as buffers
 from psp.asid_flush import AsidFlush
 from psp.asid_ranges import AsidRanges
+from psp.chip_identity import VLEK_WRAPPING
 from psp.commands import COMMANDS, LegacyPlatformState, SnpCommand, is_snp
 from psp.firmware_pages import FirmwarePages
 from psp.host_memory import HostMemory
 from psp.legacy import LegacyFirmware
 from psp.legacy_guest import ShortBuffer
 from psp.mailbox import Mailbox
+from psp.product_line import PRODUCT_LINES, ProductLine
 from psp.snp import SnpFirmware
 from psp.status import PspError, Status
 from psp.system_bus import SystemBus
+
+_GENOA = PRODUCT_LINES["Genoa"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,11 @@ class SecurityProcessor:
     """One host's secure processor. ``octets`` gives random bytes for (purpose, counter, length)."""
 
     def __init__(
-        self, bus: SystemBus, octets: Callable[[str, int, int], bytes], api: tuple[int, int, int] = (1, 55, 40)
+        self,
+        bus: SystemBus,
+        octets: Callable[[str, int, int], bytes],
+        api: tuple[int, int, int] = (1, 55, 40),
+        line: ProductLine = _GENOA,
     ) -> None:
         self._octets = octets
         self._drawn: dict[str, int] = {}
@@ -47,7 +55,7 @@ class SecurityProcessor:
         flush, ranges = AsidFlush(bus), AsidRanges(bus)
         self.asid_ranges = ranges
         """Which ASIDs it gives to guests of each kind, as SNP_INIT_EX has split them."""
-        self.legacy = LegacyFirmware(bus, self._legacy_memory, flush, ranges, self._random, api)
+        self.legacy = LegacyFirmware(bus, self._legacy_memory, flush, ranges, self._random, api, line)
         self.snp = SnpFirmware(
             bus,
             self._snp_memory,
@@ -56,7 +64,7 @@ class SecurityProcessor:
             self._random,
             api,
             lambda: self.legacy.state is not LegacyPlatformState.UNINIT,
-            lambda: self.legacy.keys.chip_key("sev-vlek-wrapping"),
+            lambda: self.legacy.keys.chip.symmetric_key(VLEK_WRAPPING),
         )
         self.mailbox = Mailbox(self._execute)
 

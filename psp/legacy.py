@@ -18,6 +18,7 @@ from psp.legacy_migration import LegacyMigration
 from psp.nv_storage import NV_BYTES, CorruptNv, NvFile, restore
 from psp.platform_keys import PlatformKeys
 from psp.policy import LegacyPolicy
+from psp.product_line import ProductLine
 from psp.status import PspError, Status
 from psp.system_bus import LARGE_PAGE_BYTES, SystemBus
 
@@ -36,10 +37,11 @@ class LegacyFirmware:
         ranges: AsidRanges,
         random: Callable[[str, int], bytes],
         api: tuple[int, int, int],
+        line: ProductLine,
     ) -> None:
         self.state = LegacyPlatformState.UNINIT
         self.guests: dict[int, LegacyGuest] = {}
-        self.keys = PlatformKeys(random, api[:2])
+        self.keys = PlatformKeys(random, api[:2], line)
         self.es_enabled = False
         self._bus = bus
         self._memory = memory

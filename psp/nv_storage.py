@@ -35,7 +35,8 @@ class CorruptNv(ValueError):
 def packed(keys: PlatformKeys, nonce: bytes) -> bytes:
     """The file with a platform's persistent data."""
     body = keys.oca_seed + keys.pek_seed + keys.pdh_seed + bytes([keys.externally_owned])
-    sealed = AESGCM(keys.chip_key(_KEY_LABEL)).encrypt(nonce, body + keys.owner.ljust(_OWNER_BYTES, b"\0"), _FORMAT)
+    cipher = AESGCM(keys.chip.symmetric_key(_KEY_LABEL))
+    sealed = cipher.encrypt(nonce, body + keys.owner.ljust(_OWNER_BYTES, b"\0"), _FORMAT)
     return (_FORMAT + nonce + sealed).ljust(NV_BYTES, b"\xff")
 
 
@@ -48,7 +49,7 @@ def restore(keys: PlatformKeys, data: bytes) -> bool:
     if data[:head] != _FORMAT:
         raise CorruptNv
     try:
-        body = AESGCM(keys.chip_key(_KEY_LABEL)).decrypt(nonce, sealed, _FORMAT)
+        body = AESGCM(keys.chip.symmetric_key(_KEY_LABEL)).decrypt(nonce, sealed, _FORMAT)
     except InvalidTag:
         raise CorruptNv from None
     size = elliptic.SEED_BYTES

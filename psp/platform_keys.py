@@ -1,27 +1,23 @@
 """A platform's own keys: the chip's, which nothing changes, and those of its firmware and its owner.
 
-CEK and chip ID come from the chip's fuses. OCA, PEK and PDH are the firmware's
+What comes from the chip's fuses is in :mod:`psp.chip_identity`. OCA, PEK and PDH are the firmware's
 persistent data; they outlive SHUTDOWN and go with PLATFORM_RESET. Seeds are
 drawn when a command says so, keys and certificates made of them when somebody
-asks (SEV API, chapters 2 and 5; key derivation: published research on Zen 2 and 3).
+asks (SEV API, chapters 2 and 5).
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from psp import elliptic, sev_certificate
-from psp.key_derivation import derive
+from psp.chip_identity import FUSE_BYTES, ChipIdentity
+from psp.product_line import PRODUCT_LINES, ProductLine
 from psp.sev_certificate import CertificateError, KeyUsage, SevCertificate
 from psp.sev_chain import PlatformChain
 
-FUSE_BYTES = 32
-CHIP_ID_BYTES = 64
-_SECP256K1_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+_GENOA = PRODUCT_LINES["Genoa"]
 
 
 class AlreadyOwned(Exception):
@@ -34,13 +30,17 @@ class PlatformKeys:
 
     random: Callable[[str, int], bytes] = field(repr=False)
     api: tuple[int, int]
-    fuses: bytes = field(default=b"", repr=False)
-    """Empty until somebody looks: nothing else ever draws them."""
+    line: ProductLine = _GENOA
+    chip: ChipIdentity = field(init=False)
     oca_seed: bytes = field(default=b"", repr=False)
     pek_seed: bytes = field(default=b"", repr=False)
     pdh_seed: bytes = field(default=b"", repr=False)
     owner: bytes = b""
     """Certificates of an external owner: its PEK, then its OCA."""
+
+    def __post_init__(self) -> None:
+        # Nothing else ever draws the fuses, so when that happens is of no matter.
+        self.chip = ChipIdentity(self.line, lambda: self.random("chip fuses", FUSE_BYTES))
 
     # What commands do.
 
@@ -92,20 +92,13 @@ class PlatformKeys:
         """What attestation reports are signed with."""
         return elliptic.private_key(self.pek_seed)
 
-    @property
-    def chip_id(self) -> bytes:
-        """The point on secp256k1 that belongs to the fuses, X then Y, big-endian; every chip up to Genoa has one."""
-        secret = int.from_bytes(self._fuses(), "big") % (_SECP256K1_ORDER - 1) + 1
-        point = ec.derive_private_key(secret, ec.SECP256K1()).public_key().public_numbers()
-        return point.x.to_bytes(32, "big") + point.y.to_bytes(32, "big")
-
     def pek_request(self) -> SevCertificate:
         """PEK_CSR: the PEK before anybody signed it."""
         return sev_certificate.unsigned(self.pek_key.public_key(), KeyUsage.PEK, self.api)
 
     def chain(self) -> PlatformChain:
         """PDH_CERT_EXPORT. The CEK carries no signature: AMD's comes from the key distribution service."""
-        cek_key = self._cek_key()
+        cek_key = self.chip.cek_key()
         oca, pek = self._owner_certificates()
         pdh = sev_certificate.unsigned(self.pdh_key.public_key(), KeyUsage.PDH, self.api)
         return PlatformChain(
@@ -138,15 +131,3 @@ class PlatformKeys:
             sev_certificate.sign(oca, key, KeyUsage.OCA),
             sev_certificate.sign(self.pek_request(), key, KeyUsage.OCA),
         )
-
-    def chip_key(self, label: str) -> bytes:
-        """A key of the chip's own for AES-256; how real ones are made is not published."""
-        return derive(hashlib.sha256(self._fuses()).digest(), label, b"", 32)
-
-    def _cek_key(self) -> elliptic.PrivateKey:
-        secret = hashlib.sha256(self._fuses()).digest()
-        return elliptic.private_key(derive(secret, "sev-chip-endorsement-key", b"", elliptic.SEED_BYTES))
-
-    def _fuses(self) -> bytes:
-        self.fuses = self.fuses or self.random("chip fuses", FUSE_BYTES)
-        return self.fuses

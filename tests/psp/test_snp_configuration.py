@@ -77,7 +77,7 @@ def test_commit_wants_its_own_length(machine, length):
 
 
 def chip_key(machine):
-    return machine.psp.legacy.keys.chip_key("sev-vlek-wrapping")
+    return machine.psp.legacy.keys.chip.symmetric_key("sev-vlek-wrapping")
 
 
 def lay(machine, blob):

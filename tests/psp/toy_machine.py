@@ -235,7 +235,7 @@ class Machine:
             if key not in ours
         }
         keys = legacy.keys
-        state["legacy.keys"] = (keys.fuses, keys.oca_seed, keys.pek_seed, keys.pdh_seed, keys.owner)
+        state["legacy.keys"] = (keys.chip._fuses, keys.oca_seed, keys.pek_seed, keys.pdh_seed, keys.owner)
         state["handles"] = legacy._launch._last_handle
         return {**state, "drawn": _frozen(self.psp._drawn), "firmware pages": _frozen(vars(self.psp._pages))}
 
