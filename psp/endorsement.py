@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
-from psp.elliptic import PrivateKey
+from collections.abc import Callable
+from enum import IntEnum
+
+from psp import elliptic
+from psp.chip_identity import ChipIdentity
 from psp.guest_context import VCEK_DISABLED, GuestContext
-from psp.report_keys import KeySelection, ReportKeys, SigningKey
-from psp.snp_configuration import SnpConfiguration
+from psp.key_derivation import derive
+from psp.snp_configuration import TCB_BYTES, SnpConfiguration
 from psp.status import PspError, Status
 
 
-class Endorsement:
-    """The keys of one chip at the TCB version that its host reports."""
+class SigningKey(IntEnum):
+    """SIGNING_KEY of a report's key information (SEV-SNP firmware ABI, table 23)."""
 
-    def __init__(self, chip: ReportKeys, configuration: SnpConfiguration) -> None:
-        self.chip = chip
+    VCEK = 0
+    VLEK = 1
+    NONE = 7
+
+
+class KeySelection(IntEnum):
+    """KEY_SEL of a request for a report or a key; 3 is reserved."""
+
+    VLEK_IF_LOADED = 0
+    VCEK = 1
+    VLEK = 2
+
+
+class Endorsement:
+    """The keys of a chip at the TCB version that its host reports. Nothing is made before somebody asks."""
+
+    def __init__(self, chip: Callable[[], ChipIdentity], configuration: SnpConfiguration) -> None:
+        self._chip = chip
         self._configuration = configuration
+
+    @property
+    def chip_id(self) -> bytes:
+        """CHIP_ID."""
+        return self._chip().chip_id
 
     def chosen(self, selection: int, context: GuestContext) -> SigningKey:
         """What a guest's selection means. Raises PspError.
@@ -30,12 +55,14 @@ class Endorsement:
             raise PspError(Status.INVALID_KEY)
         return SigningKey.VLEK if wants_vlek else SigningKey.VCEK
 
-    def key(self, which: SigningKey) -> PrivateKey:
-        """The private key, made when it is first asked for."""
+    def key(self, which: SigningKey) -> elliptic.PrivateKey:
+        """The private key of a choice."""
         tcb = self._configuration.reported_tcb
         if which is SigningKey.VLEK:
-            return self.chip.vlek_key(self._configuration.vlek, tcb)
-        return self.chip.vcek_key(tcb)
+            bound = tcb.to_bytes(TCB_BYTES, "little")
+            seed = derive(self._configuration.vlek, "sev-versioned-loaded-endorsement-key", bound, elliptic.SEED_BYTES)
+            return elliptic.private_key(seed)
+        return self._chip().vcek_key(tcb)
 
 
 _SELECTIONS = frozenset(KeySelection)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from psp import command_buffers as buffers
 from psp.asid_flush import AsidFlush
 from psp.asid_ranges import AsidRanges
-from psp.chip_identity import VLEK_WRAPPING
 from psp.commands import COMMANDS, LegacyPlatformState, SnpCommand, is_snp
 from psp.firmware_pages import FirmwarePages
 from psp.host_memory import HostMemory
@@ -64,7 +63,7 @@ class SecurityProcessor:
             self._random,
             api,
             lambda: self.legacy.state is not LegacyPlatformState.UNINIT,
-            lambda: self.legacy.keys.chip.symmetric_key(VLEK_WRAPPING),
+            lambda: self.legacy.keys.chip,
         )
         self.mailbox = Mailbox(self._execute)
 

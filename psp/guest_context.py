@@ -90,7 +90,14 @@ class GuestContext(ByteLayout):
 
     def counted(self, vmpl: int, count: int) -> GuestContext:
         """The context after a message under the key of a VMPL; a number never goes back."""
-        return replace(self, **{f"message_count_{vmpl}": max(count, self.message_counts[vmpl])})
+        counts = [max(count, one) if at == vmpl else one for at, one in enumerate(self.message_counts)]
+        return replace(
+            self,
+            message_count_0=counts[0],
+            message_count_1=counts[1],
+            message_count_2=counts[2],
+            message_count_3=counts[3],
+        )
 
 
 SECRETS = frozenset({"memory_key", "vmpcks", "oek", "vmrk"})

@@ -82,7 +82,9 @@ class MigrationMessages:
             MessageType.VMRK_REQ: (VmrkRequest, self._vmrk),
             MessageType.ABSORB_NOMA_REQ: (ImportRequest, self._absorb_alone),
         }
-        self.rows = {kind: MessageRow({1: layout.SIZE}, answer) for kind, (layout, answer) in answers.items()}
+        self.rows: Mapping[int, MessageRow] = {
+            kind: MessageRow({1: layout.SIZE}, answer) for kind, (layout, answer) in answers.items()
+        }
 
     def _export(self, request: Request) -> bytes:
         """Of another guest for its agent; of itself for a guest without one."""

@@ -11,11 +11,10 @@ from psp import command_buffers as buffers
 from psp.attestation_report import AttestationReport
 from psp.byte_layout import ByteLayout, at
 from psp.elliptic import PrivateKey
-from psp.endorsement import Endorsement
+from psp.endorsement import Endorsement, SigningKey
 from psp.guest_context import GuestContext
 from psp.guest_message import VMPCKS
 from psp.guest_requests import Request
-from psp.report_keys import SigningKey
 from psp.snp_configuration import SnpConfiguration
 from psp.status import PspError, Status
 from psp.system_bus import SystemBus
@@ -103,7 +102,7 @@ class ReportMessages:
             measurement=guest.digest, host_data=guest.host_data, id_key_digest=guest.id_key_digest,
             author_key_digest=guest.author_key_digest, report_id=guest.report_id, report_id_ma=guest.report_id_ma,
             reported_tcb=configuration.reported_tcb, cpuid_family=family, cpuid_model=model,
-            cpuid_stepping=stepping, chip_id=self._endorsement.chip.chip_id if named else b"",
+            cpuid_stepping=stepping, chip_id=self._endorsement.chip_id if named else b"",
             committed_tcb=configuration.committed_tcb, current_build=build, current_minor=minor,
             current_major=major, committed_build=old_build, committed_minor=old_minor, committed_major=old_major,
             launch_tcb=guest.launch_tcb, launch_mitigations=guest.launch_mitigations if mitigations else 0,

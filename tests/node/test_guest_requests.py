@@ -70,8 +70,8 @@ def guest():
     return Asking()
 
 
-def test_the_firmware_answers_what_it_does_not_do_yet(guest):
-    assert guest.send().info2 == Status.UNSUPPORTED == 0x15
+def test_what_is_no_message_is_refused_by_the_firmware(guest):
+    assert guest.send().info2 == Status.INVALID_PARAM == 0x16
     assert guest.answered() == bytes(PAGE)
 
 
