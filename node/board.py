@@ -189,8 +189,12 @@ class Board:
         self._host = HostInstructions(self)
 
     def vmcb(self, vm: str, vcpu: int) -> Vmcb:
-        """The control block of a vCPU; KeyError if the hypervisor wrote none."""
-        return self.vmcbs[vm][vcpu]
+        """The control block of a vCPU; where the hypervisor wrote none or took it, one that no VMRUN accepts."""
+        try:
+            return self.vmcbs[vm][vcpu]
+        except KeyError:
+            nowhere = self.bus.dram_bytes
+            return Vmcb(vm, vcpu, 0, Generation.PLAIN, nowhere, NestedPageTable(self.tables), consistent=False)
 
     def execute_guest(self, vmcb: Vmcb, batch: tuple[op.GuestOperation, ...]) -> tuple[op.Answer, ...]:
         """Execute a guest's batch as the vCPU of ``vmcb``.
@@ -311,7 +315,7 @@ class Board:
         0, or the exit code of VMRUN that refuses it. An event that the last exit interrupted is injected again, as
         hypervisors do.
         """
-        vmcb = self.vmcbs[vm][vcpu]
+        vmcb = self.vmcb(vm, vcpu)
         self.running.preempt((vm, vcpu))
         self.events.put_back(vmcb)
         return self._enter(vmcb)

@@ -17,7 +17,7 @@ from typing import Self
 
 import numpy as np
 
-from node.dimm_cells import WORD_BYTES, DimmCells, Fill, MachineCheck, Words
+from node.dimm_cells import DimmCells, Fill, MachineCheck, Words
 from node.extent_map import ExtentMap
 from node.kept_ranges import Touch
 from psp.system_bus import PAGE_BYTES
@@ -54,6 +54,17 @@ class _Part:
     def nothing(self) -> bytes:
         """What a read gets where there are no cells."""
         return bytes([self.reads]) * self.length
+
+
+@dataclass(frozen=True, slots=True)
+class _ByName:
+    """A fill of cells that another SPA names: it encrypts with that one."""
+
+    fill: Fill
+    distance: int
+
+    def __call__(self, words: Words, spa: int, into: Words) -> None:
+        self.fill(words, spa + self.distance, into)
 
 
 class DimmRoutes:
@@ -156,8 +167,8 @@ class DimmRoutes:
         for part in self._parts(spa, length):
             if part.at == part.spa:
                 self._cells.clear(part.at, part.length, fill)
-            else:
-                self._fill(part, np.zeros(part.length // WORD_BYTES, np.uint64), fill)
+            elif part.at is not None:
+                self._cells.clear(part.at, part.length, _ByName(fill, part.spa - part.at))
 
     def refill(self, spa: int, length: int, was: Fill | None, fill: Fill) -> list[tuple[int, int]]:
         """As ``DimmCells.refill``; what other cells hold is for the caller. Raises MachineCheck outside of memory."""

@@ -141,9 +141,12 @@ class HostNetwork:
         guest, vcpu = self._cards[target]
         books, now_ns = guest.network, self._host.now_ns
         assert books is not None
-        card = self._host.board.nics[guest.spec.name][vcpu]
-        # Nobody writes into the memory of a VM that stands still.
-        taken = [frame for frame in frames if guest.state is GuestState.RUNNING and card.receive(frame)]
+        card = self._host.board.nics.get(guest.spec.name, {}).get(vcpu)
+        # Nobody writes into the memory of a VM that stands still, nor for one whose hypervisor took its card.
+        if card is None or guest.state is not GuestState.RUNNING:
+            books.missed += len(frames)
+            return
+        taken = list(filter(card.receive, frames))
         books.missed += len(frames) - len(taken)
         if not taken:
             return

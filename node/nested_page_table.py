@@ -6,7 +6,7 @@ pages, by whatever route, has all of them written out first, and from then on th
 bytes are what counts, walked anew at each access. The runs stay the hypervisor's
 books of what it last asked for: by them it edits its tables.
 
-A table without frames lies nowhere: it translates, and nobody can poke it.
+Without frames nothing is mapped. A table without a host around it lies nowhere.
 """
 
 from __future__ import annotations
@@ -133,13 +133,13 @@ class NestedPageTable:
         """Take pages for tables, the first as the root if there is none; what lay in them is lost.
 
         The first also decides whether tables are read with the C-bit.
-        Raises NestedMapError off page borders or where the table has mappings but no root, MachineCheck,
+        Raises NestedMapError off page borders, for no pages and for a table that others built, MachineCheck,
         and RmpFault for pages that are not the host's.
         """
         host = self._host
         _check(spa | length)
-        if host is None or not length or (self.root is None and self._runs):
-            raise NestedMapError("expected pages for tables before the first mapping")
+        if host is None or not length:
+            raise NestedMapError("expected pages for tables, on a host")
         if self._in_memory and self._frames.root is None:
             raise NestedMapError("expected a table that mappings built")
         if host.check_write is not None:
@@ -196,7 +196,7 @@ class NestedPageTable:
         if (start | end) % LARGE_PAGE_BYTES:
             cut = {border // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES for border in (start, end) if self._is_inside(border)}
         runs, frames = self._runs, self._frames
-        if frames.root is not None:
+        if self._host is not None and (wanted or cut):
             missing = self._make_room(end, wanted, cut)
             if missing:
                 return missing
@@ -238,7 +238,8 @@ class NestedPageTable:
                 check(spa, length)
         needed = [tables(first, stop, 2 if large else 1) for first, stop, large in wanted]
         needed += [tables(block, block + LARGE_PAGE_BYTES, 1) for block in sorted(cut)]
-        return self._frames.claim(needed[0] if len(needed) == 1 else chain.from_iterable(needed), _MOST_MISSING)
+        missing = self._frames.claim(needed[0] if len(needed) == 1 else chain.from_iterable(needed), _MOST_MISSING)
+        return missing + (missing > 0 and self._frames.root is None)
 
     # Bytes.
 

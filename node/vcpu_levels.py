@@ -8,10 +8,12 @@ and in memory.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from node import operations as op
+from node.fault_answers import FAULTS
 from node.phase_cost import Mechanism
 from node.program import Registers
 from node.vmsa import save_registers
@@ -65,13 +67,16 @@ def leave_level(
     answers: tuple[op.Answer, ...],
     rest: tuple[op.GuestOperation, ...],
 ) -> None:
-    """Store a vCPU's registers where it ran, as its exit did, and have what runs there wait; VMPL0 never does."""
-    assert vcpu.levels is not None
-    page = bytearray(board.load_save_area(left))
-    save_registers(vcpu.registers, page)
-    board.store_save_area(left, bytes(page))
+    """Store a vCPU's registers where it ran, as its exit did, and have what runs there wait.
+
+    VMPL0 never does, and nothing without an SVSM: what the hypervisor has entered instead goes on as it finds itself.
+    """
+    with contextlib.suppress(*FAULTS):  # Its key is gone, or its save area is not in memory.
+        page = bytearray(board.load_save_area(left))
+        save_registers(vcpu.registers, page)
+        board.store_save_area(left, bytes(page))
     board.leave(left.vm, left.vcpu)
-    if not left.vmpl:
+    if vcpu.levels is None or not left.vmpl:
         vcpu.guest.software.drop(vcpu.thread)
         return
     vcpu.levels.waiting[left.vmpl] = Waiting(vcpu.registers, answers, rest)

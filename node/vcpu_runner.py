@@ -344,11 +344,12 @@ class VcpuRunner:
         if before:
             answers = before + answers
         after: tuple[op.Answer, ...] | None = answers
-        if vcpu.levels is not None and has_left(self._board, vmcb):
+        if has_left(self._board, vmcb):
             leave_level(self._board, vcpu, vmcb, answers, batch[len(answers) - len(before) :])
             if not self._enter(vcpu):
                 return
-            vcpu.registers = vcpu.levels.registers_at(self._board.vmcb(vmcb.vm, vmcb.vcpu).vmpl)
+            if vcpu.levels is not None:
+                vcpu.registers = vcpu.levels.registers_at(self._board.vmcb(vmcb.vm, vmcb.vcpu).vmpl)
             self.load(vcpu)
             after = None
         if self._board.exit_work:

@@ -14,7 +14,7 @@ from cluster.figure import Figure
 from node.board import Board
 from node.counter_random import CounterRandom
 from node.generation import Generation
-from node.operations import GuestOperation, NestedMap, Read, VmcbWrite, Write
+from node.operations import GuestOperation, NestedFrames, NestedMap, Read, VmcbWrite, Write
 from node.product import PRODUCTS
 from node.rmp import GuestCore
 from node.vmcb import Vmcb
@@ -26,6 +26,7 @@ LINE_BYTES = 64
 TARGET_LINES_PER_S = 50_000.0
 Batches = Sequence[tuple[GuestOperation, ...]]
 _ASID = 1
+_TABLES_SPA, _TABLES_BYTES = 512 << 20, 64 << 10
 _ROUNDS = 7
 
 
@@ -54,6 +55,7 @@ def private_guest() -> tuple[Board, Vmcb]:
     # The vCPU's save area: a page of zeros, so VMPL 0.
     board.controller.write(0, bytes(PAGE_BYTES), _ASID)
     board.execute_host((
+        NestedFrames("vm", _TABLES_SPA, _TABLES_BYTES),
         NestedMap("vm", 0, base, GUEST_BYTES),
         VmcbWrite("vm", 0, _ASID, Generation.SEV_SNP.value, 0),
     ))  # fmt: skip

@@ -24,6 +24,8 @@ MEMORY_BYTES = 64 << 20
 COMMAND_PAGE = 1 << 16
 GUEST_SPA, GUEST_BYTES = 8 << 20, 4 << 20
 """Memory that every guest sees at guest-physical zero, in nested mappings of 2 MiB."""
+TABLES_SPA, TABLES_BYTES = 6 << 20, 64 << 10
+"""Nested tables: those of each guest, by ASID."""
 AREAS_GPA = 16 << 20
 POLICY = 0x3_0000
 VMPLS = 4
@@ -97,6 +99,7 @@ def laboratory(product: str = "Turin", platform: Platform = AS_USUAL, **switches
         assert not lab.firmware(SnpCommand.GCTX_CREATE, buffers.GuestContextPage(gctx(vm)))
         assert not lab.firmware(SnpCommand.LAUNCH_START, buffers.SnpLaunchStart(gctx(vm), POLICY))
         assert not lab.firmware(SnpCommand.ACTIVATE, buffers.SnpActivate(gctx(vm), asid))
+        lab.host(op.NestedFrames(vm, TABLES_SPA + asid * TABLES_BYTES, TABLES_BYTES))
         lab.host(op.NestedMap(vm, 0, GUEST_SPA, GUEST_BYTES))
         lab.host(op.NestedMap(vm, AREAS_GPA, save_area(vm, 0), VMPLS * PAGE_BYTES))
         for vmpl in range(VMPLS):

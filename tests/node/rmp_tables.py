@@ -53,6 +53,7 @@ VMPLS = 4
 GUEST_BYTES = 4 << 20
 GUEST_SPA = 8 << 20
 _AREAS_GPA = 16 << 20
+_TABLES_BYTES = 64 << 10
 _VMPL_OFFSET = 0xCA
 VMS = {"one": 1, "two": 2}
 
@@ -72,7 +73,8 @@ def snp_board(product: str = "Turin", *, platform: Platform = AS_USUAL, **switch
         board.controller.install_key(asid, random.octets(vm, "key", 0, 16))
         areas = (2 << 20) + asid * VMPLS * PAGE_BYTES
         board.controller.write(areas, bytes(PAGE_BYTES), asid)  # of whoever makes the others, at CPL 0
-        host: list[op.HypervisorOperation] = [op.NestedMap(vm, 0, GUEST_SPA, GUEST_BYTES)]
+        host: list[op.HypervisorOperation] = [op.NestedFrames(vm, (4 << 20) + asid * _TABLES_BYTES, _TABLES_BYTES)]
+        host += [op.NestedMap(vm, 0, GUEST_SPA, GUEST_BYTES)]
         host += [op.NestedMap(vm, _AREAS_GPA, areas, VMPLS * PAGE_BYTES)]
         entry = RmpEntry(assigned=True, gpa=_AREAS_GPA, asid=asid)
         host += [op.RmpUpdate(areas, VMPLS * PAGE_BYTES, entry)]

@@ -41,8 +41,8 @@ def injected(vector: int, kind: int, valid: int = 1) -> int:
 @pytest.fixture(scope="module")
 def plain_board() -> Board:
     board = Board("board", PRODUCTS["Milan"], 64 * MIB, 100, CounterRandom(1))
-    mapped = op.NestedMap("vm", 0, 4 * MIB, 4 * MIB)
-    assert board.execute_host((mapped, op.VmcbWrite("vm", 0, 0, "PLAIN", AREA))) == (None, None)
+    frames, mapped = op.NestedFrames("vm", 32 * MIB, 64 << 10), op.NestedMap("vm", 0, 4 * MIB, 4 * MIB)
+    assert board.execute_host((frames, mapped, op.VmcbWrite("vm", 0, 0, "PLAIN", AREA))) == (None,) * 3
     return board
 
 

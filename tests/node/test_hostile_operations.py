@@ -52,10 +52,12 @@ def board_of(product: str, platform: Platform) -> tuple[Board, list[Vmcb]]:
     else:
         board, guests = Board("board", PRODUCTS[product], MEMORY_BYTES, 9, CounterRandom(1), platform), []
     board.controller.install_key(TOY_ASID, bytes(board.controller.key_bytes))
-    made = board.execute_host(
-        (op.NestedMap("toy", 0, TOY_SPA, 4 << 20), op.VmcbWrite("toy", 0, TOY_ASID, "SEV", TOY_SPA - PAGE_BYTES))
-    )
-    assert made == (None, None)
+    made = board.execute_host((
+        op.NestedFrames("toy", TOY_SPA - (64 << 10), 32 << 10),
+        op.NestedMap("toy", 0, TOY_SPA, 4 << 20),
+        op.VmcbWrite("toy", 0, TOY_ASID, "SEV", TOY_SPA - PAGE_BYTES),
+    ))  # fmt: skip
+    assert made == (None,) * 3
     return board, [board.vmcb("toy", 0), *guests]
 
 

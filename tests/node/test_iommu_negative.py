@@ -365,7 +365,8 @@ def test_features_cannot_be_written(which: Register) -> None:
 
 def test_a_guest_may_not_touch_any_of_it() -> None:
     board = switched_on("Rome")
-    host(board, op.NestedMap("vm", 0, TARGET, PAGE_BYTES), op.VmcbWrite("vm", 0, 0, "PLAIN", TARGET))
+    frames = op.NestedFrames("vm", TARGET + 16 * PAGE_BYTES, 16 * PAGE_BYTES)
+    host(board, frames, op.NestedMap("vm", 0, TARGET, PAGE_BYTES), op.VmcbWrite("vm", 0, 0, "PLAIN", TARGET))
     batch = (op.MmioWrite(MMIO_BASE, 1), op.WriteMsr(None, 0xC001_0010, 0), op.DeviceWrite(0, 0, b"x"))
     undefined = op.Fault(op.FaultKind.UNDEFINED_OPCODE, 0)
     answers = board.execute_guest(board.vmcb("vm", 0), batch)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from node.board import Board
 from node.cipher_modes import CIPHER_DESIGNS
 from node.counter_random import CounterRandom
 from node.memory_cipher import CipherMode, MemoryCipher, XtsSector
-from node.operations import NestedMap, Read, VmcbWrite, Write
+from node.operations import NestedFrames, NestedMap, Read, VmcbWrite, Write
 from node.platform import Platform, Protection
 from node.product import PRODUCTS
 from node.xts_tweaks import XtsTweaks
@@ -72,7 +72,8 @@ def guest(mode: CipherMode, sector: XtsSector = XtsSector.LINE, disabled: frozen
     platform = Platform(memory_cipher=mode, xts_sector=sector, disabled=disabled)
     board = Board("b", PRODUCTS[PRODUCT_OF[mode]], 1 << 30, 9, CounterRandom(5), platform)
     board.controller.install_key(9, KEY[: CIPHER_DESIGNS[mode].key_bytes])
-    board.execute_host((NestedMap("vm", 0, 2 * MIB, 128 * MIB), VmcbWrite("vm", 0, 9, "SEV", 0)))
+    frames, pages = NestedFrames("vm", 512 * MIB, 64 << 10), NestedMap("vm", 0, 2 * MIB, 128 * MIB)
+    assert board.execute_host((frames, pages, VmcbWrite("vm", 0, 9, "SEV", 0))) == (None,) * 3
     return board
 
 

@@ -136,6 +136,17 @@ def test_a_map_takes_as_many_table_pages_as_it_needs_and_none_without_them() -> 
     assert execute(op.Read(2 * PAGE, 4)) == bytes(4)
 
 
+def test_without_pages_for_tables_nothing_is_mapped() -> None:
+    """A root, and a table of each level above the page: no host maps memory by tables that lie nowhere."""
+    board = board_of()
+    large, small = op.NestedMap("vm", 0, 4 * MIB, LARGE), op.NestedMap("vm", 0, 4 * MIB, PAGE)
+    assert host(board, large, small, op.NestedUnmap("vm", 0, LARGE)) == (3, 4, None)
+    assert host(board, op.VmcbWrite("vm", 0, 0, "PLAIN", 0)) == (None,)
+    beyond = op.Fault(FaultKind.NESTED_PAGE_FAULT, 0, 1 << 32 | 4)
+    assert board.execute_guest(board.vmcb("vm", 0), (op.Read(0, 1),)) == (beyond,)
+    assert host(board, op.NestedFrames("vm", FRAMES, 3 * PAGE), large) == (None, None)
+
+
 def entry_spa(board: Board, gpa: int, vm: str = "vm") -> int:
     """Where the entry that maps a 4 KiB page lies."""
     found: list[int] = []

@@ -20,6 +20,7 @@ from node.memory_cipher import CipherMode
 from node.memory_controller import HOST_KEY
 from node.operations import (
     HostWrite,
+    NestedFrames,
     NestedMap,
     Read,
     VmcbWrite,
@@ -101,7 +102,8 @@ def test_what_a_guest_wrote_and_read_is_nowhere_in_the_clear(mode: CipherMode, t
     platform = Platform(memory_cipher=mode, caches=caches, disabled=disabled)
     board = Board("b", PRODUCTS[PRODUCT_OF[mode]], 1 << 28, 9, CounterRandom(5), platform)
     board.controller.install_key(9, bytes(board.controller.key_bytes - 1) + b"k")
-    board.execute_host((NestedMap("vm", 0, 2 * MIB, 32 * MIB), VmcbWrite("vm", 0, 9, "SEV", 0)))
+    frames, pages = NestedFrames("vm", 64 * MIB, 64 << 10), NestedMap("vm", 0, 2 * MIB, 32 * MIB)
+    assert board.execute_host((frames, pages, VmcbWrite("vm", 0, 9, "SEV", 0))) == (None,) * 3
     vmcb = board.vmcb("vm", 0)
     most = len(SECRET) // (16 if caches else 1)
     for gpa, length in ((0, most), (4 * MIB, PAGE_BYTES), (6 * MIB + 48, 64), (8 * MIB - 8, 16)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from rmp_laboratory import GUEST_SPA, Laboratory, give, laboratory, page_of, save_area
+from rmp_laboratory import GUEST_SPA, TABLES_SPA, Laboratory, give, laboratory, page_of, save_area
 from sealed_areas import seal
 from toy_guests import MIB, SECOND, make_host, run, start
 
@@ -112,11 +112,9 @@ def thief(lab: Laboratory, generation: Generation, asid: int) -> tuple[op.Answer
         lab.board.controller.install_key(asid, bytes(16))
     seal(lab.board, AREA, asid)
     control_block = op.VmcbWrite("thief", 0, asid, generation.name, AREA)
-    assert lab.host(op.NestedMap("thief", 0, GUEST_SPA, 2 * MIB), control_block, op.VmRun("thief", 0)) == (
-        None,
-        None,
-        0,
-    )
+    frames = op.NestedFrames("thief", TABLES_SPA + (1 << 20), 64 << 10)
+    mapped = op.NestedMap("thief", 0, GUEST_SPA, 2 * MIB)
+    assert lab.host(frames, mapped, control_block, op.VmRun("thief", 0)) == (None, None, None, 0)
     return lab.board.execute_guest(lab.board.vmcb("thief", 0), (op.Read(0, 16), op.Read(PAGE_BYTES - 8, 16)))
 
 
