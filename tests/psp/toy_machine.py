@@ -15,6 +15,7 @@ from psp.guest_context import GuestContext, SnpGuestState
 from psp.launch_digest import LaunchDigest, LegacyLaunchDigest, PageType
 from psp.legacy_guest import LegacyGuestState
 from psp.nv_storage import NvFile
+from psp.product_line import PRODUCT_LINES
 from psp.snp_configuration import SnpConfiguration
 from psp.snp_guests import SnpGuests
 from psp.system_bus import (
@@ -257,14 +258,14 @@ def change_context(machine: Machine, gctx: int = 0x60_0000, **changes: object) -
     machine.psp.snp.guests.pages.write(gctx, dataclasses.replace(context(machine, gctx), **changes))  # type: ignore[arg-type]
 
 
-def new_machine() -> Machine:
+def new_machine(line: str = "Genoa") -> Machine:
     """A machine that has just been switched on."""
     bus = ToyBus()
 
     def octets(purpose: str, counter: int, length: int) -> bytes:
         return hashlib.shake_128(f"{purpose} {counter}".encode()).digest(length)
 
-    return Machine(bus, SecurityProcessor(bus, octets))
+    return Machine(bus, SecurityProcessor(bus, octets, line=PRODUCT_LINES[line]))
 
 
 # Machines at work.
@@ -275,8 +276,8 @@ FIRMWARE = RmpEntry(assigned=True, immutable=True)
 COMMAND_PAGE = 0x1000
 
 
-def up(*, snp: bool = True, legacy: bool = True) -> Machine:
-    machine = new_machine()
+def up(*, snp: bool = True, legacy: bool = True, line: str = "Genoa") -> Machine:
+    machine = new_machine(line)
     if snp:
         assert machine.call(SnpCommand.INIT_EX, buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP).pack()) == 0
         machine.flush(SnpCommand.DF_FLUSH)
