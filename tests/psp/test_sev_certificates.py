@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cluster.root_keys import product_root
 from psp import amd_certificate, elliptic, sev_certificate
+from psp.installed_firmware import FirmwareLevel, InstalledFirmware
 from psp.platform_keys import PlatformKeys
 from psp.product_line import PRODUCT_LINES
 from psp.product_root import RootName, laboratory_root
@@ -39,7 +40,8 @@ def check(files):
 
 
 def platform(seed=b"seed"):
-    keys = PlatformKeys(lambda purpose, length: hashlib.shake_128(seed + purpose.encode()).digest(length), (1, 55))
+    firmware = InstalledFirmware(FirmwareLevel((1, 55, 40)))
+    keys = PlatformKeys(lambda purpose, length: hashlib.shake_128(seed + purpose.encode()).digest(length), firmware)
     keys.complete()
     return keys
 
