@@ -29,6 +29,7 @@ from node.dram import Dram, MachineCheck
 from node.event_delivery import EventDelivery
 from node.exit_instructions import Exits, SwitchedAway
 from node.fault_answers import FAULTS, undefined
+from node.firmware_levels import firmware_level
 from node.generation import CAPABILITIES, Generation
 from node.guest_access import CachedGuestAccess, GuestAccess
 from node.guest_instructions import GuestInstructions
@@ -142,7 +143,7 @@ class Board:
         self.psp = SecurityProcessor(
             self.bus,
             lambda purpose, counter, length: random.octets(name, f"psp {purpose}", counter, length),
-            api=platform.firmware_api or product.firmware_api,
+            firmware_level(product.name, product.line, platform.firmware_api or product.firmware_api),
             line=product.line,
         )
         self.psp.snp.wants_fabric_locked = platform.fabric_lock_checked

@@ -165,6 +165,7 @@ COMMANDS: Mapping[int, CommandRow] = {
     LegacyCommand.RECEIVE_UPDATE_VMSA: CommandRow(buffers.SendUpdate, frozenset({_L.WORKING})),
     LegacyCommand.RECEIVE_FINISH: CommandRow(buffers.Handle, frozenset({_L.WORKING})),
     LegacyCommand.PLATFORM_RESET: CommandRow(None, frozenset({_L.UNINIT})),
+    LegacyCommand.DOWNLOAD_FIRMWARE: CommandRow(buffers.DownloadFirmware, frozenset({_L.UNINIT})),
     LegacyCommand.PEK_GEN: CommandRow(None, frozenset({_L.INIT})),
     LegacyCommand.PEK_CSR: CommandRow(buffers.Output, frozenset({_L.INIT}), writes_buffer=True),
     LegacyCommand.PEK_CERT_IMPORT: CommandRow(buffers.PekCertImport, frozenset({_L.INIT})),
@@ -187,6 +188,7 @@ COMMANDS: Mapping[int, CommandRow] = {
     SnpCommand.DBG_DECRYPT: CommandRow(buffers.SnpDebug, _SNP_UP),
     SnpCommand.DBG_ENCRYPT: CommandRow(buffers.SnpDebug, _SNP_UP),
     SnpCommand.CONFIG: CommandRow(buffers.SnpConfig, _SNP_UP),
+    SnpCommand.DOWNLOAD_FIRMWARE_EX: CommandRow(buffers.SnpDownloadFirmwareEx, _ANY_SNP),
     SnpCommand.COMMIT: CommandRow(buffers.SnpCommit, _SNP_UP),
     SnpCommand.VLEK_LOAD: CommandRow(buffers.SnpVlekLoad, _SNP_UP),
     SnpCommand.SHUTDOWN: CommandRow(None, _SNP_UP),
@@ -200,10 +202,10 @@ COMMANDS: Mapping[int, CommandRow] = {
     **{
         command: CommandRow(None, _ANY_LEGACY, supported=False)
         for command in (
-            LegacyCommand.DOWNLOAD_FIRMWARE, LegacyCommand.RING_BUFFER, LegacyCommand.ACTIVATE_EX,
+            LegacyCommand.RING_BUFFER, LegacyCommand.ACTIVATE_EX,
             LegacyCommand.SWAP_OUT, LegacyCommand.SWAP_IN,
             SnpCommand.ACTIVATE_EX, SnpCommand.VERIFY_MITIGATION, SnpCommand.PAGE_SET_STATE,
-            SnpCommand.DOWNLOAD_FIRMWARE_EX, SnpCommand.TIO_STATUS, SnpCommand.TIO_INIT, SnpCommand.TIO_DEV_CREATE,
+            SnpCommand.TIO_STATUS, SnpCommand.TIO_INIT, SnpCommand.TIO_DEV_CREATE,
             SnpCommand.TIO_DEV_RECLAIM, SnpCommand.TIO_DEV_CONNECT, SnpCommand.TIO_DEV_DISCONNECT,
         )
     },

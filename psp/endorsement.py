@@ -8,9 +8,10 @@ from enum import IntEnum
 from psp import elliptic
 from psp.chip_identity import ChipIdentity
 from psp.guest_context import VCEK_DISABLED, GuestContext
-from psp.key_derivation import derive
-from psp.snp_configuration import TCB_BYTES, SnpConfiguration
+from psp.installed_firmware import tcb_at_most
+from psp.snp_configuration import SnpConfiguration
 from psp.status import PspError, Status
+from psp.vlek import Hashstick
 
 
 class SigningKey(IntEnum):
@@ -35,6 +36,8 @@ class Endorsement:
     def __init__(self, chip: Callable[[], ChipIdentity], configuration: SnpConfiguration) -> None:
         self._chip = chip
         self._configuration = configuration
+        self._vlek: tuple[Hashstick | None, int, elliptic.PrivateKey] | None = None
+        """The one that was last asked for: going down to a TCB version takes hundreds of hashes."""
 
     @property
     def chip_id(self) -> bytes:
@@ -49,20 +52,23 @@ class Endorsement:
         """
         if selection not in _SELECTIONS:
             raise PspError(Status.INVALID_PARAM)
-        vlek = bool(self._configuration.vlek)
+        vlek = self._configuration.vlek is not None
         wants_vlek = selection == KeySelection.VLEK or (selection == KeySelection.VLEK_IF_LOADED and vlek)
         if not vlek if wants_vlek else context.flags & VCEK_DISABLED:
             raise PspError(Status.INVALID_KEY)
         return SigningKey.VLEK if wants_vlek else SigningKey.VCEK
 
     def key(self, which: SigningKey) -> elliptic.PrivateKey:
-        """The private key of a choice."""
-        tcb = self._configuration.reported_tcb
-        if which is SigningKey.VLEK:
-            bound = tcb.to_bytes(TCB_BYTES, "little")
-            seed = derive(self._configuration.vlek, "sev-versioned-loaded-endorsement-key", bound, elliptic.SEED_BYTES)
-            return elliptic.private_key(seed)
-        return self._chip().vcek_key(tcb)
+        """The private key of a choice. Raises PspError(INVALID_KEY) for a VLEK that does not reach that TCB version."""
+        tcb = self._configuration.firmware.reported_tcb
+        if which is SigningKey.VCEK:
+            return self._chip().vcek_key(tcb)
+        stick = self._configuration.vlek
+        if self._vlek is None or self._vlek[:2] != (stick, tcb):
+            if stick is None or not tcb_at_most(tcb, stick.tcb):
+                raise PspError(Status.INVALID_KEY)
+            self._vlek = stick, tcb, stick.lowered(tcb).key()
+        return self._vlek[2]
 
 
 _SELECTIONS = frozenset(KeySelection)

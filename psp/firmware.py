@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from psp import command_buffers as buffers
 from psp.asid_flush import AsidFlush
 from psp.asid_ranges import AsidRanges
-from psp.commands import COMMANDS, LegacyPlatformState, SnpCommand, is_snp
+from psp.commands import COMMANDS, LegacyCommand, LegacyPlatformState, SnpCommand, is_snp
 from psp.firmware_pages import FirmwarePages
+from psp.firmware_update import FirmwareUpdate
 from psp.host_memory import HostMemory
+from psp.installed_firmware import FirmwareLevel, InstalledFirmware
 from psp.legacy import LegacyFirmware
 from psp.legacy_guest import ShortBuffer
 from psp.mailbox import Mailbox
@@ -24,6 +27,8 @@ from psp.status import PspError, Status
 from psp.system_bus import SystemBus
 
 _GENOA = PRODUCT_LINES["Genoa"]
+_GENOAS = FirmwareLevel((1, 55, 40), 0x5417_0000_0000_000A)
+"""As a public report of a Genoa has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,7 @@ class SecurityProcessor:
         self,
         bus: SystemBus,
         octets: Callable[[str, int, int], bytes],
-        api: tuple[int, int, int] = (1, 55, 40),
+        level: FirmwareLevel = _GENOAS,
         line: ProductLine = _GENOA,
     ) -> None:
         self._octets = octets
@@ -52,19 +57,22 @@ class SecurityProcessor:
         self._legacy_memory = HostMemory(bus, pages, Status.INVALID_ADDRESS)
         self._snp_memory = HostMemory(bus, pages, Status.INVALID_PAGE_STATE)
         flush, ranges = AsidFlush(bus), AsidRanges(bus)
+        self.firmware = InstalledFirmware(level)
+        """What runs on it, for both interfaces."""
         self.asid_ranges = ranges
         """Which ASIDs it gives to guests of each kind, as SNP_INIT_EX has split them."""
-        self.legacy = LegacyFirmware(bus, self._legacy_memory, flush, ranges, self._random, api, line)
+        self.legacy = LegacyFirmware(bus, self._legacy_memory, flush, ranges, self._random, self.firmware, line)
         self.snp = SnpFirmware(
             bus,
             self._snp_memory,
             flush,
             ranges,
             self._random,
-            api,
-            lambda: self.legacy.state is not LegacyPlatformState.UNINIT,
+            self.firmware,
+            self._legacy_is_up,
             lambda: self.legacy.keys.chip,
         )
+        self._offer_updates(line)
         self.mailbox = Mailbox(self._execute)
 
     def submit(self, command: int, buffer_spa: int = 0) -> Status:
@@ -97,6 +105,17 @@ class SecurityProcessor:
         """A SEV guest by its handle; KeyError if there is none."""
         guest = self.legacy.guests[handle]
         return LaunchRecord(guest.digest.value, guest.policy, guest.asid, guest.state)
+
+    def _legacy_is_up(self) -> bool:
+        return self.legacy.state is not LegacyPlatformState.UNINIT
+
+    def _offer_updates(self, line: ProductLine) -> None:
+        """The commands that reach across both interfaces."""
+        update = FirmwareUpdate(
+            line, self.firmware, lambda: self.snp.state, self._legacy_is_up, self.snp.configuration.commit_firmware
+        )
+        self.legacy.handlers[LegacyCommand.DOWNLOAD_FIRMWARE] = partial(update.download, self._legacy_memory)
+        self.snp.handlers[SnpCommand.DOWNLOAD_FIRMWARE_EX] = partial(update.download_ex, self._snp_memory)
 
     def _random(self, purpose: str, length: int) -> bytes:
         count = self._drawn.get(purpose, 0)

@@ -17,8 +17,8 @@ from psp.endorsement import Endorsement
 from psp.guest_context import DIGEST_BYTES, GuestContext
 from psp.guest_message import VMPCKS
 from psp.guest_requests import Request
+from psp.installed_firmware import InstalledFirmware, tcb_at_most
 from psp.key_derivation import derive
-from psp.snp_configuration import SnpConfiguration, tcb_at_most
 from psp.status import PspError, Status
 
 DERIVED_KEY_BYTES = 32
@@ -81,9 +81,9 @@ class _Mixed(ByteLayout):
 class KeyMessages:
     """Answers them."""
 
-    def __init__(self, endorsement: Endorsement, configuration: SnpConfiguration) -> None:
+    def __init__(self, endorsement: Endorsement, firmware: InstalledFirmware) -> None:
         self._endorsement = endorsement
-        self._configuration = configuration
+        self._firmware = firmware
 
     def answer(self, request: Request) -> bytes:
         """The response's payload. A VMPL may have its own keys and those of VMPLs below it, by number above."""
@@ -104,7 +104,7 @@ class KeyMessages:
             or asked.fields & ~_SELECTABLE[request.version]
             or not request.vmpl <= asked.vmpl < VMPCKS
             or asked.guest_svn > context.guest_svn
-            or not tcb_at_most(asked.tcb, self._configuration.committed_tcb)
+            or not tcb_at_most(asked.tcb, self._firmware.committed.tcb)
             # What a guest may claim of mitigations is not published: none that were not on at its launch.
             or asked.mitigations & ~context.launch_mitigations
         ):

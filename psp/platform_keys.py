@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from psp import elliptic, sev_certificate
 from psp.chip_identity import FUSE_BYTES, ChipIdentity
+from psp.installed_firmware import InstalledFirmware
 from psp.product_line import PRODUCT_LINES, ProductLine
 from psp.sev_certificate import CertificateError, KeyUsage, SevCertificate
 from psp.sev_chain import PlatformChain
@@ -26,15 +27,21 @@ class AlreadyOwned(Exception):
 
 @dataclass(slots=True)
 class PlatformKeys:
-    """The keys of one platform. ``random`` gives bytes for (purpose, length), ``api`` goes into certificates."""
+    """The keys of one platform. ``random`` gives bytes for (purpose, length).
+
+    Certificates carry the interface (major, minor) of the firmware that made their key, which a later one
+    does not change: an owner has signed it.
+    """
 
     random: Callable[[str, int], bytes] = field(repr=False)
-    api: tuple[int, int]
+    firmware: InstalledFirmware
     line: ProductLine = _GENOA
     chip: ChipIdentity = field(init=False)
     oca_seed: bytes = field(default=b"", repr=False)
     pek_seed: bytes = field(default=b"", repr=False)
     pdh_seed: bytes = field(default=b"", repr=False)
+    pek_api: tuple[int, int] = (0, 0)
+    pdh_api: tuple[int, int] = (0, 0)
     owner: bytes = b""
     """Certificates of an external owner: its PEK, then its OCA."""
 
@@ -53,12 +60,14 @@ class PlatformKeys:
         """PEK_GEN: a new PEK and a new PDH, and the platform owns itself."""
         self.oca_seed = self.random("OCA", elliptic.SEED_BYTES)
         self.pek_seed = self.random("PEK", elliptic.SEED_BYTES)
+        self.pek_api = self._api
         self.owner = b""
         self.generate_pdh()
 
     def generate_pdh(self) -> None:
         """PDH_GEN."""
         self.pdh_seed = self.random("PDH", elliptic.SEED_BYTES)
+        self.pdh_api = self._api
 
     def forget(self) -> None:
         """PLATFORM_RESET."""
@@ -78,6 +87,11 @@ class PlatformKeys:
     # What others see.
 
     @property
+    def _api(self) -> tuple[int, int]:
+        major, minor, _ = self.firmware.current.version
+        return major, minor
+
+    @property
     def externally_owned(self) -> bool:
         """Whether an owner's OCA stands behind the PEK."""
         return bool(self.owner)
@@ -94,18 +108,18 @@ class PlatformKeys:
 
     def pek_request(self) -> SevCertificate:
         """PEK_CSR: the PEK before anybody signed it."""
-        return sev_certificate.unsigned(self.pek_key.public_key(), KeyUsage.PEK, self.api)
+        return sev_certificate.unsigned(self.pek_key.public_key(), KeyUsage.PEK, self.pek_api)
 
     def chain(self) -> PlatformChain:
         """PDH_CERT_EXPORT. The CEK carries no signature: AMD's comes from the key distribution service."""
         cek_key = self.chip.cek_key()
         oca, pek = self._owner_certificates()
-        pdh = sev_certificate.unsigned(self.pdh_key.public_key(), KeyUsage.PDH, self.api)
+        pdh = sev_certificate.unsigned(self.pdh_key.public_key(), KeyUsage.PDH, self.pdh_api)
         return PlatformChain(
             pdh=sev_certificate.sign(pdh, self.pek_key, KeyUsage.PEK),
             pek=sev_certificate.sign(pek, cek_key, KeyUsage.CEK),
             oca=oca,
-            cek=sev_certificate.unsigned(cek_key.public_key(), KeyUsage.CEK, self.api),
+            cek=sev_certificate.unsigned(cek_key.public_key(), KeyUsage.CEK, self._api),
         )
 
     @property
@@ -126,7 +140,7 @@ class PlatformKeys:
             )
             return SevCertificate.parse(self.owner[size:]), pek
         key = elliptic.private_key(self.oca_seed)
-        oca = sev_certificate.unsigned(key.public_key(), KeyUsage.OCA, self.api)
+        oca = sev_certificate.unsigned(key.public_key(), KeyUsage.OCA, self.pek_api)
         return (
             sev_certificate.sign(oca, key, KeyUsage.OCA),
             sev_certificate.sign(self.pek_request(), key, KeyUsage.OCA),

@@ -10,7 +10,6 @@ from psp import attestation_report as report
 from psp import command_buffers as buffers
 from psp.attestation_report import AttestationReport
 from psp.byte_layout import ByteLayout, at
-from psp.elliptic import PrivateKey
 from psp.endorsement import Endorsement, SigningKey
 from psp.guest_context import GuestContext
 from psp.guest_message import VMPCKS
@@ -48,31 +47,31 @@ class ReportMessages:
         bus: SystemBus,
         endorsement: Endorsement,
         configuration: SnpConfiguration,
-        api: tuple[int, int, int],
         platform: Callable[[], int],
     ) -> None:
-        self.version = report.report_version(api)
-        """Of the reports that are made: firmware's own choice, no guest's."""
+        self.forced_version: int | None = None
+        """A version of reports that this firmware makes whatever its age."""
         self.mitigations = 0
         """Those that are on now."""
-        self.committed_api = api
         self._bus = bus
         self._endorsement = endorsement
         self._configuration = configuration
-        self._api = api
         self._platform = platform
+
+    @property
+    def version(self) -> int:
+        """Of the reports that are made: the firmware's own choice, no guest's."""
+        return self.forced_version or report.report_version(self._configuration.firmware.current.version)
 
     def answer(self, request: Request) -> bytes:
         """The response's payload. A VMPL may have reports of itself and of those below it, by number above."""
         asked = ReportRequest.parse(request.payload)
+        masked = bool(self._configuration.flags & buffers.SNP_CONFIG_MASK_CHIP_KEY)
         try:
             which = self._checked(asked, request)
+            key = None if masked else self._endorsement.key(which)
         except PspError as refused:
             return ReportResponse(refused.status).pack()
-        masked = bool(self._configuration.flags & buffers.SNP_CONFIG_MASK_CHIP_KEY)
-        key: PrivateKey | None = None
-        if not masked:
-            key = self._endorsement.key(which)
         made = self._report(asked, request.context, SigningKey.NONE if masked else which).signed(key)
         return ReportResponse(Status.SUCCESS, len(made)).pack() + made
 
@@ -87,7 +86,7 @@ class ReportMessages:
         processor = version >= report.VERSION_WITH_PROCESSOR
         family, model, stepping = report.family_model_stepping(machine.cpuid_1_eax) if processor else (0, 0, 0)
         mitigations = version >= report.VERSION_WITH_MITIGATIONS
-        (major, minor, build), (old_major, old_minor, old_build) = self._api, self.committed_api
+        firmware = configuration.firmware.versions(guest.launch_tcb)
         mask = configuration.flags
         named = which is not SigningKey.VLEK and not mask & buffers.SNP_CONFIG_MASK_CHIP_ID
         key_info = (
@@ -97,15 +96,17 @@ class ReportMessages:
         )
         return AttestationReport(
             version=version, guest_svn=guest.guest_svn, policy=guest.policy, family_id=guest.family_id,
-            image_id=guest.image_id, vmpl=asked.vmpl, current_tcb=configuration.current_tcb,
+            image_id=guest.image_id, vmpl=asked.vmpl, current_tcb=firmware.current_tcb,
             platform_info=self._platform_info(), key_info=key_info, report_data=asked.report_data,
             measurement=guest.digest, host_data=guest.host_data, id_key_digest=guest.id_key_digest,
             author_key_digest=guest.author_key_digest, report_id=guest.report_id, report_id_ma=guest.report_id_ma,
-            reported_tcb=configuration.reported_tcb, cpuid_family=family, cpuid_model=model,
+            reported_tcb=firmware.reported_tcb, cpuid_family=family, cpuid_model=model,
             cpuid_stepping=stepping, chip_id=self._endorsement.chip_id if named else b"",
-            committed_tcb=configuration.committed_tcb, current_build=build, current_minor=minor,
-            current_major=major, committed_build=old_build, committed_minor=old_minor, committed_major=old_major,
-            launch_tcb=guest.launch_tcb, launch_mitigations=guest.launch_mitigations if mitigations else 0,
+            committed_tcb=firmware.committed_tcb, current_build=firmware.current_build,
+            current_minor=firmware.current_minor, current_major=firmware.current_major,
+            committed_build=firmware.committed_build, committed_minor=firmware.committed_minor,
+            committed_major=firmware.committed_major, launch_tcb=firmware.launch_tcb,
+            launch_mitigations=guest.launch_mitigations if mitigations else 0,
             current_mitigations=self.mitigations if mitigations else 0,
         )  # fmt: skip
 

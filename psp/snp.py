@@ -17,6 +17,7 @@ from psp.firmware_pages import Ranges
 from psp.fixed_ranges import fixed_ranges
 from psp.guest_requests import GuestRequests
 from psp.host_memory import HostMemory
+from psp.installed_firmware import InstalledFirmware
 from psp.launch_runs import LaunchRuns
 from psp.message_table import message_rows
 from psp.page_swap import PageSwap
@@ -41,7 +42,7 @@ class SnpFirmware:
         flush: AsidFlush,
         ranges: AsidRanges,
         random: Callable[[str, int], bytes],
-        api: tuple[int, int, int],
+        firmware: InstalledFirmware,
         legacy_is_up: Callable[[], bool],
         chip: Callable[[], ChipIdentity],
     ) -> None:
@@ -49,7 +50,7 @@ class SnpFirmware:
         self.alias_check = AliasCheck.NOT_DONE
         self._bus = bus
         self._memory = memory
-        self._api = api
+        self._firmware = firmware
         self._legacy_is_up = legacy_is_up
         self._flush = flush
         self._ranges = ranges
@@ -59,15 +60,15 @@ class SnpFirmware:
         self._fixed: Ranges = ()
         """HV-Fixed memory, until shutdown."""
         self.guests = guests = SnpGuests(bus, memory, flush, ranges, random)
-        launch = SnpLaunch(bus, memory, guests, ranges, random, api)
+        launch = SnpLaunch(bus, memory, guests, ranges, random, firmware)
         self.launch_runs = LaunchRuns(bus, memory, guests)
         debug, pages = SnpDebugging(bus, memory, guests), SnpPages(bus, memory.pages)
         swap = PageSwap(bus, memory, guests)
-        self.configuration = SnpConfiguration(memory, lambda: chip().symmetric_key(VLEK_WRAPPING))
+        self.configuration = SnpConfiguration(memory, lambda: chip().symmetric_key(VLEK_WRAPPING), firmware)
         endorsement = Endorsement(chip, self.configuration)
-        self.reports = ReportMessages(bus, endorsement, self.configuration, api, self._platform_info)
+        self.reports = ReportMessages(bus, endorsement, self.configuration, self._platform_info)
         self.guest_requests = GuestRequests(
-            memory, guests, message_rows(bus, guests, endorsement, self.configuration, self.reports)
+            memory, guests, message_rows(bus, guests, endorsement, firmware, self.reports)
         )
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             # INIT, of before ABI 1.52, has no buffer and always initialises the RMP.
@@ -183,7 +184,8 @@ class SnpFirmware:
 
     def _platform_status(self, where: buffers.SnpAddress) -> None:
         self._memory.check_writable(where.address, buffers.SnpPlatformStatus.SIZE)
-        major, minor, build = self._api
+        firmware = self._firmware
+        major, minor, build = firmware.current.version
         flags = self._rmp_initialised | (self.alias_check is AliasCheck.COMPLETE) << 1
         configuration = self.configuration
         policy_flags = buffers.SNP_STATUS_FEATURE_INFO | configuration.flags
@@ -196,7 +198,7 @@ class SnpFirmware:
         status = buffers.SnpPlatformStatus(
             api_major=major, api_minor=minor, state=self.state, flags=flags,
             build=build, policy_flags=policy_flags, guest_count=len(self.guests.pages.spas),
-            current_tcb=configuration.current_tcb, reported_tcb=configuration.reported_tcb,
+            current_tcb=firmware.current.tcb, reported_tcb=firmware.reported_tcb,
         )  # fmt: skip
         self._memory.write(where.address, status.pack())
 

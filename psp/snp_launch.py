@@ -21,6 +21,7 @@ from psp.guest_context import (
 )
 from psp.host_memory import HostMemory
 from psp.id_block import IdAuth, IdBlock, checked_identity
+from psp.installed_firmware import InstalledFirmware
 from psp.launch_digest import LaunchDigest, PageType
 from psp.launch_pages import LAUNCH_PAGES
 from psp.page_state import PageState, page_state
@@ -44,14 +45,14 @@ class SnpLaunch:
         guests: SnpGuests,
         ranges: AsidRanges,
         random: Callable[[str, int], bytes],
-        api: tuple[int, int, int],
+        firmware: InstalledFirmware,
     ) -> None:
         self._bus = bus
         self._memory = memory
         self._guests = guests
         self._ranges = ranges
         self._random = random
-        self._api = api
+        self._firmware = firmware
 
     def start(self, start: buffers.SnpLaunchStart) -> None:
         """SNP_LAUNCH_START."""
@@ -61,7 +62,8 @@ class SnpLaunch:
         scale = scale_of(start.desired_tsc_khz, self._bus.machine_facts.tsc_khz) if start.desired_tsc_khz else 0
         smt, hidden = self._bus.core_configuration().smt_enabled, bool(self._ranges.max_snp_asid)
         aes_256_xts = self._bus.memory_key_bytes == MEMORY_KEY_BYTES
-        check_snp_policy(start.policy, PlatformFacts(self._api[:2], smt, hidden, aes_256_xts))
+        api = self._firmware.current.version[:2]
+        check_snp_policy(start.policy, PlatformFacts(api, smt, hidden, aes_256_xts))
         started = replace(
             context,
             policy=start.policy,
@@ -72,6 +74,7 @@ class SnpLaunch:
             report_id=self._random("report id", REPORT_ID_BYTES),
             report_id_ma=NO_MIGRATION_AGENT,
             tsc_scale=scale,
+            launch_tcb=self._firmware.launch_tcb,
             state=SnpGuestState.LAUNCH,
         )
         self._guests.pages.write(start.gctx, started)

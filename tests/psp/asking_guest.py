@@ -10,6 +10,7 @@ from toy_machine import FIRMWARE, GCTX, PAGE, Machine, change_context, context, 
 from psp import command_buffers as buffers
 from psp.commands import SnpCommand
 from psp.guest_context import SnpGuestState
+from psp.installed_firmware import FirmwareLevel
 
 REQUEST, RESPONSE = 0x50_0000, 0x51_0000
 TCB = 0xD116_0000_0000_0704
@@ -43,8 +44,8 @@ def opened(key: bytes, message: bytes) -> tuple[int, int, int, bytes]:
 def running(**changes: object) -> Machine:
     """A machine with a running guest, and a page of firmware's for answers."""
     machine = snp_guest(up(), SnpGuestState.RUNNING)
-    configuration = machine.psp.snp.configuration
-    configuration.current_tcb = configuration.committed_tcb = configuration.reported_tcb = TCB
+    machine.psp.firmware.install(FirmwareLevel((1, 55, 40), TCB))
+    machine.psp.firmware.commit()
     change_context(machine, **changes)
     machine.bus.rmp_set(RESPONSE, FIRMWARE)
     return machine

@@ -15,9 +15,10 @@ from psp.attestation_report import SIGNED_BYTES, AttestationReport
 from psp.commands import SnpCommand
 from psp.guest_context import VCEK_DISABLED
 from psp.guest_message import MessageType
-from psp.snp_configuration import wrap_hashstick
+from psp.installed_firmware import FirmwareLevel
 from psp.status import Status
 from psp.system_bus import MachineFacts
+from psp.vlek import provider_hashstick
 
 DATA = bytes(range(64))
 
@@ -67,8 +68,9 @@ def test_a_report_says_what_the_sheet_has_at_each_offset():
     )  # fmt: skip
     snp = machine.psp.snp
     snp.alias_check = AliasCheck.COMPLETE
-    snp.configuration.current_tcb, snp.configuration.reported_tcb = TCB + 1, TCB - 1
-    snp.reports.committed_api = (1, 54, 7)
+    firmware = machine.psp.firmware
+    firmware.committed = FirmwareLevel((1, 54, 7), TCB)
+    firmware.current, firmware.reported_tcb = FirmwareLevel((1, 55, 40), TCB + 1), TCB - 1
     machine.bus.machine_facts = MachineFacts(0x00A10F12, 1, smt=True, tsme=True, ecc=True)
     status, report = answered(machine, request(2, 1), vmpl=1)
     assert status == 0
@@ -99,7 +101,7 @@ def test_firmware_s_age_decides_the_version(api, version):
 @pytest.mark.parametrize("version", [2, 3, 4, 5])
 def test_each_version_adds_fields_to_those_before(version):
     machine = running(launch_mitigations=3)
-    machine.psp.snp.reports.version = version
+    machine.psp.snp.reports.forced_version = version
     machine.psp.snp.reports.mitigations = 7
     _, report = answered(machine)
     assert report[0] == version
@@ -135,13 +137,13 @@ def test_what_is_reserved_in_a_request_is_zero(at):
 
 # Which key signs.
 
-BLOB, STICK = 0x43_0000, bytes(range(128)) * 3
+BLOB = 0x43_0000
 
 
 def with_vlek(**changes):
     machine = running(**changes)
     chip_key = machine.psp.legacy.keys.chip.symmetric_key("sev-vlek-wrapping")
-    machine.bus.write(BLOB, wrap_hashstick(chip_key, STICK, TCB, b"iv of twelve"))
+    machine.bus.write(BLOB, provider_hashstick(b"a provider", TCB).wrapped(chip_key, b"iv of twelve"))
     assert machine.call(SnpCommand.VLEK_LOAD, buffers.SnpVlekLoad(0x10, 0, BLOB).pack()) == 0
     return machine
 
@@ -154,11 +156,16 @@ def test_a_vlek_signs_where_it_is_loaded_and_names_no_chip(select, signing):
     assert report[0x48] >> 2 & 7 == signing
     assert any(report[0x1A0:0x1E0]) == (signing == 0)
     vcek = machine.psp.legacy.keys.chip.vcek_key(TCB).public_key()
-    if signing:
-        assert any(report[0x2A0:0x330])
-        assert not elliptic.verifies(vcek, report[0x2A0:], report[:0x2A0], hashes.SHA384())
-    else:
-        assert is_signed_by(report, vcek)
+    assert is_signed_by(report, provider_hashstick(b"a provider", TCB).key().public_key() if signing else vcek)
+
+
+def test_a_vlek_signs_for_what_is_reported_and_not_for_more():
+    machine = with_vlek()
+    machine.psp.firmware.reported_tcb = TCB - 1
+    _, report = answered(machine)
+    assert is_signed_by(report, provider_hashstick(b"a provider", TCB - 1).key().public_key())
+    machine.psp.firmware.reported_tcb = TCB + 1
+    assert answered(machine)[0] == Status.INVALID_KEY
 
 
 @pytest.mark.parametrize(

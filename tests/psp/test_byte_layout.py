@@ -33,6 +33,7 @@ SIZES = {
     SnpCommand.DBG_DECRYPT: 0x18, SnpCommand.DBG_ENCRYPT: 0x18,
     SnpCommand.PAGE_MD_INIT: 0x10, SnpCommand.PAGE_SWAP_OUT: 0x30, SnpCommand.PAGE_SWAP_IN: 0x30,
     SnpCommand.PAGE_MOVE: 0x20, SnpCommand.CONFIG: 0x40, SnpCommand.COMMIT: 0x04, SnpCommand.VLEK_LOAD: 0x10,
+    LegacyCommand.DOWNLOAD_FIRMWARE: 0x0C, SnpCommand.DOWNLOAD_FIRMWARE_EX: 0x18,
 }  # fmt: skip
 """Firmware ABI sheet, sections 3 and 4."""
 

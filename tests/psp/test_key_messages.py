@@ -10,6 +10,7 @@ from asking_guest import TCB, ask, running
 from toy_machine import POLICY
 
 from psp.guest_message import MessageType
+from psp.installed_firmware import FirmwareLevel
 from psp.status import Status
 
 GUEST = {"guest_svn": 5, "family_id": b"F" * 16, "image_id": b"I" * 16, "digest": b"D" * 48, "launch_mitigations": 3}
@@ -129,14 +130,14 @@ def test_what_a_guest_may_not_have_is_refused_inside_of_the_answer(asked, status
 
 def test_the_committed_version_is_the_limit_component_by_component():
     machine = running(**GUEST)
-    machine.psp.snp.configuration.current_tcb = TCB + 1
+    machine.psp.firmware.install(FirmwareLevel((1, 55, 41), TCB + 1))
     assert answered(machine, Asked(tcb=TCB + 1))[0] == Status.INVALID_PARAM
 
 
 def test_another_reported_version_or_another_chip_is_another_root():
     machine = running(**GUEST)
     first = key(machine)
-    machine.psp.snp.configuration.reported_tcb = TCB - 1
+    machine.psp.firmware.report(TCB - 1)
     assert key(machine) != first
     another = running(**GUEST)
     another.psp.legacy.keys.chip.draw = lambda: bytes(32)
@@ -149,5 +150,5 @@ def test_what_a_migration_agent_gave_is_a_root_that_no_chip_has_part_in():
     roots = [key(running(**GUEST, vmrk=bytes([one]) * 32), Asked(root=1)) for one in (1, 2)]
     assert len({*roots, key(running(**GUEST))}) == 3
     moved = running(**GUEST, vmrk=b"\1" * 32)
-    moved.psp.snp.configuration.reported_tcb = TCB - 1
+    moved.psp.firmware.report(TCB - 1)
     assert key(moved, Asked(root=1)) == roots[0]

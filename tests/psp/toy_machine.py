@@ -16,6 +16,7 @@ from psp.guest_requests import GuestRequests
 from psp.launch_digest import LaunchDigest, LegacyLaunchDigest, PageType
 from psp.legacy_guest import LegacyGuestState
 from psp.nv_storage import NvFile
+from psp.product_line import PRODUCT_LINES
 from psp.report_messages import ReportMessages
 from psp.snp_configuration import SnpConfiguration
 from psp.snp_guests import SnpGuests
@@ -190,11 +191,11 @@ def _frozen(value: object) -> object:
         case AsidFlush():
             return tuple((name, _frozen(part)) for name, part in sorted(vars(value).items()) if name != "_bus")
         case SnpConfiguration():
-            return value.current_tcb, value.committed_tcb, value.reported_tcb, value.flags, value.vlek
+            return value.flags, value.vlek
         case NvFile():
             return value.address
         case ReportMessages():
-            return value.version, value.mitigations, value.committed_api
+            return value.forced_version, value.mitigations
         case GuestRequests():
             assert set(vars(value)) == {"switches", "_memory", "_guests", "_rows"}
             return value.switches
@@ -235,7 +236,7 @@ class Machine:
     def firmware_state(self) -> dict[str, object]:
         """Everything the firmware knows."""
         legacy, snp = self.psp.legacy, self.psp.snp
-        ours = {"_bus", "_memory", "_random", "_api", "_legacy_is_up", "handlers"}
+        ours = {"_bus", "_memory", "_random", "_firmware", "_legacy_is_up", "handlers"}
         ours |= {"_launch", "_migration", "launch_runs"}
         state = {
             f"{name}.{key}": _frozen(value)
@@ -246,6 +247,7 @@ class Machine:
         keys = legacy.keys
         state["legacy.keys"] = (keys.chip._fuses, keys.oca_seed, keys.pek_seed, keys.pdh_seed, keys.owner)
         state["handles"] = legacy._launch._last_handle
+        state["firmware"] = _frozen(self.psp.firmware)
         return {**state, "drawn": _frozen(self.psp._drawn), "firmware pages": _frozen(vars(self.psp._pages))}
 
     def snapshot(self) -> dict[str, object]:
@@ -266,14 +268,14 @@ def change_context(machine: Machine, gctx: int = 0x60_0000, **changes: object) -
     machine.psp.snp.guests.pages.write(gctx, dataclasses.replace(context(machine, gctx), **changes))  # type: ignore[arg-type]
 
 
-def new_machine() -> Machine:
+def new_machine(line: str = "Genoa") -> Machine:
     """A machine that has just been switched on."""
     bus = ToyBus()
 
     def octets(purpose: str, counter: int, length: int) -> bytes:
         return hashlib.shake_128(f"{purpose} {counter}".encode()).digest(length)
 
-    return Machine(bus, SecurityProcessor(bus, octets))
+    return Machine(bus, SecurityProcessor(bus, octets, line=PRODUCT_LINES[line]))
 
 
 # Machines at work.
@@ -284,8 +286,8 @@ FIRMWARE = RmpEntry(assigned=True, immutable=True)
 COMMAND_PAGE = 0x1000
 
 
-def up(*, snp: bool = True, legacy: bool = True) -> Machine:
-    machine = new_machine()
+def up(*, snp: bool = True, legacy: bool = True, line: str = "Genoa") -> Machine:
+    machine = new_machine(line)
     if snp:
         assert machine.call(SnpCommand.INIT_EX, buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP).pack()) == 0
         machine.flush(SnpCommand.DF_FLUSH)
