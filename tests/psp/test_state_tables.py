@@ -27,7 +27,7 @@ from toy_machine import (
 from psp import command_buffers as buffers
 from psp.commands import COMMANDS, LegacyCommand, LegacyPlatformState, SnpCommand, SnpPlatformState, is_snp
 from psp.guest_context import SnpGuestState
-from psp.guest_message import MessageType, seal
+from psp.guest_message import MessageKey, MessageType
 from psp.launch_digest import PageType
 from psp.legacy_guest import LegacyGuestState
 from psp.policy import LegacyPolicy, SnpPolicy
@@ -232,7 +232,7 @@ def test_every_snp_command_in_every_guest_state(command: SnpCommand, state: SnpG
     pre_guest(machine)
     machine.bus.rmp_set(OTHER_FRAME, machine.bus.rmp_entry(GUEST_PAGE))
     machine.bus.rmp_set(OUT, FIRMWARE)
-    asked = seal(context(machine).vmpck(0), 0, 1, MessageType.TSC_INFO_REQ, 1, bytes(128))
+    asked = MessageKey(context(machine).vmpck(0)).seal(0, 1, MessageType.TSC_INFO_REQ, 1, bytes(128))
     machine.bus.write(ASKED, asked)
     buffer = {
         SnpCommand.LAUNCH_START: buffers.SnpLaunchStart(GCTX, POLICY),

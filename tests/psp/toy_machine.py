@@ -203,7 +203,8 @@ def _frozen(value: object) -> object:
             return value.max_snp_asid
         case SnpGuests():
             # All that firmware keeps of SNP guests; whatever else it knows of one lies in DRAM.
-            assert set(vars(value.pages)) == {"tweaked", "has_mac", "spas", "_bus", "_random", "_key", "_mac_key"}
+            kept = {"tweaked", "has_mac", "spas", "_bus", "_random", "_key", "_ciphers", "_mac_key"}
+            assert set(vars(value.pages)) == kept
             assert set(vars(value)) == {"pages", "_active", "_bus", "_memory", "_flush", "_ranges"}
             return value.pages.tweaked, tuple(value.pages.spas), sorted(value._active)
         case dict():
