@@ -160,6 +160,10 @@ class HostSystemBus:
         """Keep a save area's integrity value."""
         self.seals.seal(asid, spa, self._controller.read(spa, VMSA_BYTES, asid))
 
+    def save_area_is_sealed(self, spa: int, asid: int) -> bool:
+        """Whether a save area is as hardware or firmware left it."""
+        return self.seals.fits(asid, spa, self._controller.read(spa, VMSA_BYTES, asid))
+
     def take_trusted_region(self, spa: int, length: int) -> None:
         """Keep a region from everybody else, for save areas' values."""
         self._cores_memory.reserve(0, 0)

@@ -44,6 +44,8 @@ class Protection(StrEnum):
     """In a guest that asked for it."""
     PMC_VIRTUALIZATION = "performance counter virtualization"
     """Likewise."""
+    REGISTER_NONCE = "register nonce"
+    """A new one at each exit, in a guest that asked for masked registers; without, the one of its launch stays."""
     TLB_ID = "tlb id"
     """VMRUN's match of PCPU_ID and TLB_ID in an SNP guest's save area with the thread's last."""
 
@@ -94,6 +96,8 @@ class Platform:
 
     Without it the bit decides, which is the hypervisor's to set and to clear; the cores start with it clear.
     """
+    stack_engine_fixed: bool = False
+    """Microcode with which one thread does not stop the stack engine of the other (AMD-SB-3027)."""
     save_area_refused: ExitCode = ExitCode.SHUTDOWN
     """How VMRUN exits with an SEV-ES save area whose integrity value does not fit.
 

@@ -37,6 +37,12 @@ SNP_STATUS_HIDES_CIPHERTEXT = 1 << 6
 """PLATFORM_STATUS policy flag: it did."""
 SNP_FEATURE_HIDING = 1 << 3
 """FEATURE_INFO, ECX of index 0: ciphertext hiding."""
+SNP_FEATURE_VERIFY_MITIGATION = 1 << 13
+"""The same: SNP_VERIFY_MITIGATION."""
+SNP_MITIGATION_DESTINATION = 1 << 0
+"""VERIFY_MITIGATION flag: there is a place for the answer."""
+SNP_MITIGATION_SOURCE = 1 << 1
+"""VERIFY_MITIGATION flag: there is more to read."""
 SNP_CONFIG_MASK_CHIP_ID = 1 << 0
 """CONFIG flag, and PLATFORM_STATUS policy flag: reports do not say which chip it is."""
 SNP_CONFIG_MASK_CHIP_KEY = 1 << 1
@@ -45,11 +51,18 @@ SNP_DOWNLOAD_COMMIT = 1 << 0
 """DOWNLOAD_FIRMWARE_EX flag: commit what was installed."""
 SNP_STATUS_VLEK_LOADED = 1 << 2
 """PLATFORM_STATUS policy flag."""
+SWAP_PAGE_FLAGS = 0b111
+"""Legacy SWAP flags: page size (bit 0) and page type (2:1)."""
+SWAP_IN_PLACE = 1 << 3
+"""Legacy SWAP_IN flag: what is read lies where the page is to be."""
 SNP_SWAP_IN_PLACE = 1 << 3
 """SWAP_IN flag: what is read lies where the page is to be."""
 SNP_SWAP_ROOT_MDATA = 1 << 4
 """SWAP flag: the entry is the context's own."""
 SNP_SWAP_FLAGS = 0b11111
+_LAUNCH_UPDATE_FLAGS = 0b1_1111
+_LAUNCH_UPDATE_PERMISSIONS = 0x1F1F_1F00
+"""For each of VMPL 1 to 3: read, write, execute at both privileges, supervisor shadow stack."""
 MEASUREMENT_BYTES = 48
 """What LAUNCH_MEASURE writes: measurement (32) and nonce (16)."""
 
@@ -221,6 +234,31 @@ class Copy(ByteLayout):
     length: int = at(0x04, 4)
     source: int = at(0x08, 8)
     destination: int = at(0x10, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class SwapOut(ByteLayout):
+    """SWAP_OUT; ``mdata`` is where the page's entry goes."""
+
+    SIZE: ClassVar[int] = 0x28
+    handle: int = at(0x00, 4)
+    flags: int = at(0x04, 4)
+    source: int = at(0x08, 8)
+    destination: int = at(0x10, 8)
+    mdata: int = at(0x18, 8)
+    software_data: int = at(0x20, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class SwapIn(ByteLayout):
+    """SWAP_IN."""
+
+    SIZE: ClassVar[int] = 0x20
+    handle: int = at(0x00, 4)
+    flags: int = at(0x04, 4)
+    source: int = at(0x08, 8)
+    destination: int = at(0x10, 8)
+    mdata: int = at(0x18, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,6 +460,11 @@ class SnpLaunchUpdate(ByteLayout):
         return self.permissions >> 8 & 0xFF, self.permissions >> 16 & 0xFF, self.permissions >> 24
 
     @property
+    def is_well_formed(self) -> bool:
+        """Whether flags and permissions have only bits that mean something; VMPL0 has none to be set."""
+        return not (self.flags & ~_LAUNCH_UPDATE_FLAGS or self.permissions & ~_LAUNCH_UPDATE_PERMISSIONS)
+
+    @property
     def imi(self) -> bool:
         """The IMI_PAGE bit."""
         return bool(self.flags & 1 << 4)
@@ -567,3 +610,16 @@ class SnpFeatureInfo(ByteLayout):
     length: int = at(0x00, 4)
     ecx_in: int = at(0x04, 4)
     address: int = at(0x08, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class SnpVerifyMitigation(ByteLayout):
+    """SNP_VERIFY_MITIGATION; ``vector`` has one bit set."""
+
+    SIZE: ClassVar[int] = 0x40
+    length: int = at(0x00, 4)
+    subcommand: int = at(0x04, 2)
+    vector: int = at(0x08, 8)
+    flags: int = at(0x10, 4)
+    source: int = at(0x18, 8)
+    destination: int = at(0x20, 8)

@@ -155,6 +155,8 @@ COMMANDS: Mapping[int, CommandRow] = {
     LegacyCommand.DBG_ENCRYPT: CommandRow(buffers.Debug, frozenset({_L.WORKING})),
     LegacyCommand.INIT_EX: CommandRow(buffers.InitEx, frozenset({_L.UNINIT})),
     LegacyCommand.COPY: CommandRow(buffers.Copy, frozenset({_L.WORKING})),
+    LegacyCommand.SWAP_OUT: CommandRow(buffers.SwapOut, frozenset({_L.WORKING})),
+    LegacyCommand.SWAP_IN: CommandRow(buffers.SwapIn, frozenset({_L.WORKING})),
     LegacyCommand.SEND_START: CommandRow(buffers.SendStart, frozenset({_L.WORKING}), writes_buffer=True),
     LegacyCommand.SEND_UPDATE_DATA: CommandRow(buffers.SendUpdate, frozenset({_L.WORKING}), writes_buffer=True),
     LegacyCommand.SEND_UPDATE_VMSA: CommandRow(buffers.SendUpdate, frozenset({_L.WORKING}), writes_buffer=True),
@@ -187,6 +189,7 @@ COMMANDS: Mapping[int, CommandRow] = {
     SnpCommand.LAUNCH_FINISH: CommandRow(buffers.SnpLaunchFinish, _SNP_UP),
     SnpCommand.DBG_DECRYPT: CommandRow(buffers.SnpDebug, _SNP_UP),
     SnpCommand.DBG_ENCRYPT: CommandRow(buffers.SnpDebug, _SNP_UP),
+    SnpCommand.VERIFY_MITIGATION: CommandRow(buffers.SnpVerifyMitigation, _SNP_UP),
     SnpCommand.CONFIG: CommandRow(buffers.SnpConfig, _SNP_UP),
     SnpCommand.DOWNLOAD_FIRMWARE_EX: CommandRow(buffers.SnpDownloadFirmwareEx, _ANY_SNP),
     SnpCommand.COMMIT: CommandRow(buffers.SnpCommit, _SNP_UP),
@@ -203,8 +206,7 @@ COMMANDS: Mapping[int, CommandRow] = {
         command: CommandRow(None, _ANY_LEGACY, supported=False)
         for command in (
             LegacyCommand.RING_BUFFER, LegacyCommand.ACTIVATE_EX,
-            LegacyCommand.SWAP_OUT, LegacyCommand.SWAP_IN,
-            SnpCommand.ACTIVATE_EX, SnpCommand.VERIFY_MITIGATION, SnpCommand.PAGE_SET_STATE,
+            SnpCommand.ACTIVATE_EX, SnpCommand.PAGE_SET_STATE,
             SnpCommand.TIO_STATUS, SnpCommand.TIO_INIT, SnpCommand.TIO_DEV_CREATE,
             SnpCommand.TIO_DEV_RECLAIM, SnpCommand.TIO_DEV_CONNECT, SnpCommand.TIO_DEV_DISCONNECT,
         )

@@ -127,6 +127,9 @@ class LegacyMigration:
         self._memory.check_present(update.guest_address, update.guest_length)
         self._memory.check_writable(update.header_address, PacketHeader.SIZE)
         self._memory.check_writable(update.transport_address, update.guest_length)
+        if kind is PacketKind.VMSA and not self._bus.save_area_is_sealed(update.guest_address, guest.asid):
+            # What the host has damaged here would come out there with an integrity value of its own.
+            raise PspError(Status.BAD_MEASUREMENT)
         plain = self._bus.read_guest(update.guest_address, update.guest_length, guest.asid)
         header = PacketHeader(iv=self._random("packet IV", NONCE_BYTES))
         ciphertext = counter_mode(guest.transport.tek, header.iv, plain)

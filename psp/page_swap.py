@@ -6,8 +6,8 @@ page, which nobody but firmware writes, or of the context. An entry is good for 
 older page is never taken for the newest, and a page returns to the guest address it left.
 
 Statuses and the order of checks are recollections: state, policy, activity, the guest's page, the entry, the
-host's page. The guest must be RUNNING: that is the laboratory's choice. AMD's own header calls the
-entry's layout not final; what the tag covers besides the page is this file's.
+host's page. AMD's own header calls the entry's layout not final; what the tag covers besides the page is this
+file's.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from psp.endorsement import Endorsement, SigningKey
 from psp.guest_context import GuestContext
 from psp.guest_message import VMPCKS
 from psp.guest_requests import Request
+from psp.mitigations import Mitigations
 from psp.snp_configuration import SnpConfiguration
 from psp.status import PspError, Status
 from psp.system_bus import MachineFacts, SystemBus
@@ -47,15 +48,15 @@ class ReportMessages:
         bus: SystemBus,
         endorsement: Endorsement,
         configuration: SnpConfiguration,
+        mitigations: Mitigations,
         platform: Callable[[], int],
     ) -> None:
         self.forced_version: int | None = None
         """A version of reports that this firmware makes whatever its age."""
-        self.mitigations = 0
-        """Those that are on now."""
         self._bus = bus
         self._endorsement = endorsement
         self._configuration = configuration
+        self._mitigations = mitigations
         self._platform = platform
 
     @property
@@ -102,7 +103,7 @@ class ReportMessages:
             *(report.family_model_stepping(machine.cpuid_1_eax) if processor else (0, 0, 0)),
             self._endorsement.chip_id if named else b"", committed.tcb,
             *current.version[::-1], *committed.version[::-1], guest.launch_tcb,
-            *((guest.launch_mitigations, self.mitigations) if mitigations else (0, 0)),
+            *((guest.launch_mitigations, self._mitigations.verified) if mitigations else (0, 0)),
         )  # fmt: skip
 
     def _platform_info(self, machine: MachineFacts) -> int:

@@ -20,6 +20,7 @@ from psp.host_memory import HostMemory
 from psp.installed_firmware import InstalledFirmware
 from psp.launch_runs import LaunchRuns
 from psp.message_table import message_rows
+from psp.mitigations import MitigationCommand
 from psp.page_swap import PageSwap
 from psp.report_messages import ReportMessages
 from psp.snp_configuration import SnpConfiguration
@@ -60,16 +61,17 @@ class SnpFirmware:
         self._fixed: Ranges = ()
         """HV-Fixed memory, until shutdown."""
         self.guests = guests = SnpGuests(bus, memory, flush, ranges, random)
-        launch = SnpLaunch(bus, memory, guests, ranges, random, firmware)
+        self._mitigation = mitigation = MitigationCommand(memory, firmware)
+        self.mitigations = mitigation.mitigations
+        launch = SnpLaunch(bus, memory, guests, ranges, random, firmware, self.mitigations)
         self.launch_runs = LaunchRuns(bus, memory, guests)
         debug, pages = SnpDebugging(bus, memory, guests), SnpPages(bus, memory.pages)
         swap = PageSwap(bus, memory, guests)
         self.configuration = SnpConfiguration(memory, lambda: chip().symmetric_key(VLEK_WRAPPING), firmware)
         endorsement = Endorsement(chip, self.configuration)
-        self.reports = ReportMessages(bus, endorsement, self.configuration, self._platform_info)
-        self.guest_requests = GuestRequests(
-            memory, guests, message_rows(bus, guests, endorsement, firmware, self.reports)
-        )
+        self.reports = ReportMessages(bus, endorsement, self.configuration, self.mitigations, self._platform_info)
+        rows = message_rows(bus, guests, endorsement, firmware, self.reports)
+        self.guest_requests = GuestRequests(memory, guests, rows)
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             # INIT, of before ABI 1.52, has no buffer and always initialises the RMP.
             SnpCommand.INIT: lambda _: self._init_ex(buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP)),
@@ -92,6 +94,7 @@ class SnpFirmware:
             SnpCommand.LAUNCH_FINISH: launch.finish,
             SnpCommand.DBG_DECRYPT: debug.decrypt,
             SnpCommand.DBG_ENCRYPT: debug.encrypt,
+            SnpCommand.VERIFY_MITIGATION: mitigation.verify_mitigation,
             SnpCommand.PAGE_MD_INIT: swap.md_init,
             SnpCommand.PAGE_SWAP_OUT: swap.swap_out,
             SnpCommand.PAGE_SWAP_IN: swap.swap_in,
@@ -210,4 +213,5 @@ class SnpFirmware:
         self._memory.check_writable(asked.address, 16)
         # Index 0 is the only one.
         ecx = buffers.SNP_FEATURE_HIDING if self._bus.can_hide_ciphertext else 0
+        ecx |= buffers.SNP_FEATURE_VERIFY_MITIGATION if self._mitigation.offered else 0
         self._memory.write(asked.address, bytes(8) + ecx.to_bytes(4, "little") + bytes(4))

@@ -178,6 +178,9 @@ class SystemBus(Protocol):
     def seal_save_area(self, spa: int, asid: int) -> None:
         """Keep the integrity value of an SEV-ES save area, as it reads through an ASID's key."""
 
+    def save_area_is_sealed(self, spa: int, asid: int) -> bool:
+        """Whether an SEV-ES save area reads through an ASID's key as it did when its value was kept."""
+
     def install_key(self, asid: int, key: bytes) -> None:
         """Load a guest's memory key into the slot of its ASID in every controller."""
 

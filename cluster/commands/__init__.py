@@ -23,6 +23,7 @@ from cluster.commands import (
     scenarios,
     sweep,
     trace,
+    verify,
     version,
 )
 
@@ -41,5 +42,5 @@ class Command(Protocol):
 
 
 COMMANDS: tuple[Command, ...] = (
-    run, compare, sweep, check, scenarios, init, diff, trace, measure, owner, attest, bench, version,
+    run, compare, sweep, check, scenarios, init, diff, trace, measure, owner, attest, verify, bench, version,
 )  # fmt: skip

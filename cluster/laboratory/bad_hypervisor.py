@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import cast
 
 from node.firmware_image import FirmwareImage
 from node.guest_memory_map import memory_map
 from node.hypervisor import Hypervisor
-from node.hypervisor_port import Answers, Batch, Task
+from node.hypervisor_port import Answers, Batch, LaunchTask, Task
+from node.machine_spec import MachineSpec
 from node.operations import HostWrite, PspCommand
 from node.product import Product
 from node.rmp_layout import at_end_of_memory
+from psp.command_buffers import SnpLaunchStart
 from psp.commands import SnpCommand
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 from workloads.attacks import vault
@@ -42,6 +45,8 @@ class BadHypervisor(Hypervisor):
     ) -> None:
         super().__init__(product, memory_bytes, min_sev_asid, images, max_snp_asid)
         self._prelude = prelude
+        self.policy = 0
+        """What owners of SNP guests demand beside the usual; firmware knows whether a launch had it."""
         self._held: list[tuple[int, int]] = []
         rmp = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented)
         self.ground = Ground(rmp, self._make_gap(guest_bytes) if prelude else 0)
@@ -50,6 +55,11 @@ class BadHypervisor(Hypervisor):
         """As every hypervisor does it, but for the prelude."""
         task = super().bring_up()
         return task if self._prelude is None else _with(task, self._prelude(self.ground))
+
+    def launch(self, spec: MachineSpec) -> LaunchTask:
+        """As every hypervisor does it, under the owner's policy."""
+        task = super().launch(spec)
+        return _under(self.policy, task) if self.policy else task
 
     def let_go(self) -> None:
         """The first guest has its memory: what was kept from it is free for others."""
@@ -72,6 +82,23 @@ class BadHypervisor(Hypervisor):
     def _take(self, length: int) -> tuple[int, int]:
         (piece,) = self.frames.allocate(length, LARGE_PAGE_BYTES)
         return piece
+
+
+def _under(policy: int, task: LaunchTask) -> LaunchTask:
+    answers: Answers | None = None
+    while True:
+        try:
+            batch = task.send(answers)  # type: ignore[arg-type]  # None begins it
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        match batch:
+            case (PspCommand(SnpCommand.LAUNCH_START, spa, buffer),):
+                start = SnpLaunchStart.parse(buffer)
+                demanded = replace(start, policy=start.policy | policy).pack()
+                batch = (PspCommand(SnpCommand.LAUNCH_START, spa, demanded),)
+            case _:
+                pass
+        answers = yield batch
 
 
 def _with(bring_up: Task, prelude: Attack) -> Task:

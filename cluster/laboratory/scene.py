@@ -41,8 +41,10 @@ from node.vmsa import SevFeature
 from psp.system_bus import PAGE_BYTES
 from workloads.attacks import booted, colluder, newcomer, vault
 from workloads.attacks.booted import Booted
+from workloads.attacks.caller import Caller
 from workloads.attacks.chooser import Chooser
 from workloads.attacks.colluder import Colluder
+from workloads.attacks.console import Console
 from workloads.attacks.hypervisor_books import TellDr7
 from workloads.attacks.newcomer import Newcomer
 from workloads.attacks.service import HAS_GHCB, NO_IA32, REGISTERS_GHCB, RESTRICTED, STACK, VERIFIES, Service
@@ -61,7 +63,7 @@ IMAGE = firmware_image(
     build_image(PAGE_BYTES, [one for one in SECTIONS if one.size == PAGE_BYTES]), "the smallest of laboratory images"
 )
 """Measured at each launch, of which an attack has two."""
-_SPARE_FRAMES = 4
+_SPARE_FRAMES = 16
 _NOWHERE = 1 << 50
 """A guest-physical address that no guest has."""
 _PATIENCE_NS = 10 * 10**9
@@ -101,12 +103,18 @@ class Setting:
     """The victim's kernel has no gate for int 0x80."""
     vc_handler_verifies: bool = False
     """The victim's #VC handler decodes the instruction and compares."""
+    page_tables: bool = False
+    """The victim has page tables of its own."""
     two_processes: bool = False
     """The victim has two vCPUs, each with page tables of its own."""
     tenant_spins: bool = False
     """The tenant never rests."""
     prelude: Prelude | None = None
     """What the hypervisor does of its own before SNP starts."""
+    snp_policy: int = 0
+    """What the owner of an SNP guest demands of firmware and platform: bits of its policy beside the usual."""
+    smt_off: bool = False
+    """Each core of the host has one thread."""
     ciphers: tuple[CipherMode, ...] = ()
     """What the product's memory controllers can do, its default first, where that is to be another than they have."""
 
@@ -152,7 +160,8 @@ class Scene:
     def __init__(self, setting: Setting, ledger: Ledger, transcript: Transcript, cast: Cast = USUAL) -> None:
         protection = PROTECTIONS[setting.column]
         product = PRODUCTS[setting.product]
-        product = replace(product, ciphers=setting.ciphers or product.ciphers)
+        threads = 1 if setting.smt_off else product.threads_per_core
+        product = replace(product, ciphers=setting.ciphers or product.ciphers, threads_per_core=threads)
         platform = replace(setting.platform, mode=protection.mode)
         spec = HostSpec("host", product, HOST_BYTES, product.min_sev_asid, SEED, 60 * 10**9, platform=platform)
         images, skips = {"auto": IMAGE}, frozenset() if setting.svsm_zeroes else _SVSM_AS_IT_WAS
@@ -161,6 +170,7 @@ class Scene:
             spec, _PROGRAMS, images, dict(load_cost_table()), local_tenants(_PROGRAMS, skips), hypervisor,
             transcript.observe,
         )  # fmt: skip
+        self._hypervisor.policy = setting.snp_policy
         self._svsm = setting.svsm and protection.launched is Generation.SEV_SNP
         self._transcript = transcript
         kernel = KernelSettings(
@@ -173,7 +183,8 @@ class Scene:
         )
         service = _service(setting, protection.launched)
         wanted = _wanted(protection.launched, kernel, service)
-        if setting.two_processes:
+        has_tables = setting.page_tables or setting.two_processes
+        if has_tables:
             own_key = _has_own_key(protection.launched)
             wanted["vault"] = ProgramSpec("vault", ((vault.C_BIT, 1 << product.c_bit if own_key else 0),))
         program = ProgramSpec("colluder") if self._svsm else wanted[setting.victim]
@@ -182,9 +193,9 @@ class Scene:
         self._hypervisor.let_go()
         tenant = ProgramSpec("vault", ((vault.SPINS, int(setting.tenant_spins)),))
         self._launch(TENANT, protection.launched, tenant, 1, CAREFUL)
-        if setting.two_processes:
-            for vcpu in range(2):
-                own = Vault(memory_map(GUEST_BYTES, 2).placement(VICTIM, vcpu, SEED))
+        if has_tables:
+            for vcpu in range(vcpus):
+                own = Vault(memory_map(GUEST_BYTES, vcpus).placement(VICTIM, vcpu, SEED))
                 ledger.map(VICTIM, vcpu, vault.VALUE_GVA, PAGE_BYTES, own.private(vault.VALUE))
         place = memory_map(GUEST_BYTES, 1).placement(VICTIM, 0, SEED)
         if self._svsm:
@@ -195,11 +206,17 @@ class Scene:
             ledger.keep(VICTIM, "the secret", victim.secret)
             for gpa, octets in victim.promises.items():
                 ledger.promise(VICTIM, gpa, octets)
+        elif setting.victim == "caller":
+            for gpa, octets in Caller(place).promises.items():
+                ledger.promise(VICTIM, gpa, octets)
+        elif setting.victim == "console":
+            ledger.keep(VICTIM, "what was typed", Console(place).typed)
         elif setting.victim == "chooser":
             ledger.decide(VICTIM, Chooser(place).decisions)
         else:
             ledger.decide(VICTIM, [_vault(VICTIM).decision(number) for number in range(1, vault.DECISIONS + 1)])
-            ledger.keep(VICTIM, "the secret", _vault(VICTIM).content(vault.SECRET))
+            kept = replace(_vault(VICTIM), c_bit=0 if has_tables else None).content(vault.SECRET)
+            ledger.keep(VICTIM, "the secret", kept)
         ledger.keep(VICTIM, "what its owner sends it", SECRET)
         if setting.victim == "newcomer":
             secret, canary = _vault(VICTIM).private(vault.SECRET), newcomer.canary_gpa(place)
@@ -307,6 +324,8 @@ class Scene:
             outbox=page(program.shared(vault.OUTBOX)),
             stack=page(program.private(STACK)),
             save_area=record.save_areas[0],
+            generation=record.generation.name,
+            registers_in_the_clear=not CAPABILITIES[record.generation].encrypted_registers,
             doorbell=page(record.doorbells[0]) if 0 in record.doorbells else None,
         )  # fmt: skip
 
@@ -357,7 +376,8 @@ def code_gpa() -> int:
 
 _PROGRAMS: Mapping[str, ProgramFactory] = {
     "vault": Vault.build, "service": Service.build, "chooser": Chooser.build, "newcomer": Newcomer.build,
-    "booted": Booted.build, "colluder": Colluder.build,
+    "booted": Booted.build, "colluder": Colluder.build, "console": Console.build,
+    "caller": Caller.build,
 }  # fmt: skip
 
 
@@ -378,6 +398,8 @@ def _wanted(generation: Generation, kernel: KernelSettings, service: ProgramSpec
         "vault": ProgramSpec("vault"),
         "service": service,
         "chooser": ProgramSpec("chooser"),
+        "console": ProgramSpec("console"),
+        "caller": ProgramSpec("caller"),
         "newcomer": ProgramSpec("newcomer", ((newcomer.GENERATION, generation.name), *checks)),
         "booted": ProgramSpec("booted", firmware),
     }

@@ -108,7 +108,7 @@ def test_cpuid_by_message_is_a_register_at_a_time(either):
 
 def test_a_value_that_is_no_request_is_left_as_it_is(either):
     before = either.state()
-    for value in (0x001, 0x003, 0xFFF, 0x1002, 0x006, 1 << 63 | 0x100):
+    for value in (0x001, 0x003, 0xFFF, 0x1002, 0x1006, 1 << 63 | 0x100):
         assert either.do(op.VmgExit(value)) == value
     assert either.state() == before
     assert either.do(op.VmgExit(-1)).kind is either.do(op.VmgExit(1 << 64)).kind is op.FaultKind.GENERAL_PROTECTION
@@ -257,6 +257,14 @@ def test_an_snp_guest_must_register_its_page_first(snp):
 def test_a_malformed_exit_gets_its_reason_and_changes_nothing(either, page, reason):
     before = either.state()
     assert refused(either.exit(page)) is reason
+    assert either.state() == before
+
+
+def test_an_event_that_this_hypervisor_does_not_offer_is_refused_like_one_that_is_none(either):
+    before = either.state()
+    for code in set(NaeEvent) - set(either.host.hypervisor._ghcb._events):
+        back = either.ask(code, RAX=0, RBX=0, RCX=0, RDX=0, CPL=0, SCRATCH=either.ghcb + SHARED_BUFFER)
+        assert refused(back) is BadInput.INVALID_EVENT
     assert either.state() == before
 
 

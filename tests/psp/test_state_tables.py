@@ -64,6 +64,8 @@ LEGACY_PLATFORM = {
     LegacyCommand.GET_ID: {0, 1, 2},
     LegacyCommand.INIT_EX: {0},
     LegacyCommand.COPY: {2},
+    LegacyCommand.SWAP_OUT: {2},
+    LegacyCommand.SWAP_IN: {2},
     LegacyCommand.SEND_START: {2},
     LegacyCommand.SEND_UPDATE_DATA: {2},
     LegacyCommand.SEND_UPDATE_VMSA: {2},
@@ -97,6 +99,8 @@ LEGACY_GUEST = {
     LegacyCommand.DBG_DECRYPT: {3},
     LegacyCommand.DBG_ENCRYPT: {3},
     LegacyCommand.COPY: {1, 2, 3, 4, 5},
+    LegacyCommand.SWAP_OUT: {1, 2, 3, 4, 5},
+    LegacyCommand.SWAP_IN: {1, 2, 3, 4, 5},
     LegacyCommand.SEND_START: {3},
     LegacyCommand.SEND_UPDATE_DATA: {4},
     LegacyCommand.SEND_UPDATE_VMSA: {4},
@@ -118,9 +122,9 @@ SNP_GUEST = {
     SnpCommand.DBG_DECRYPT: {2},
     SnpCommand.DBG_ENCRYPT: {2},
     SnpCommand.PAGE_MD_INIT: {2},
-    SnpCommand.PAGE_SWAP_OUT: {2},
-    SnpCommand.PAGE_SWAP_IN: {2},
-    SnpCommand.PAGE_MOVE: {2},
+    SnpCommand.PAGE_SWAP_OUT: {1, 2},
+    SnpCommand.PAGE_SWAP_IN: {1, 2},
+    SnpCommand.PAGE_MOVE: {1, 2},
 }
 
 
@@ -182,6 +186,7 @@ def test_every_sev_command_in_every_guest_state(command: LegacyCommand, state: L
         lay_chain(machine, exported(machine))
     machine.bus.write(OUT, header.pack())
     machine.bus.write(OUT + PAGE, ciphertext)
+    machine.bus.seal_save_area(GUEST_PAGE, guest.asid)
     buffer = {
         LegacyCommand.ACTIVATE: buffers.Activate(handle, 7),
         LegacyCommand.GUEST_STATUS: buffers.GuestStatus(handle),
@@ -191,6 +196,8 @@ def test_every_sev_command_in_every_guest_state(command: LegacyCommand, state: L
         LegacyCommand.LAUNCH_SECRET: buffers.LaunchSecret(handle, OUT, 0x34, GUEST_PAGE, 64, OUT + PAGE, 64),
         LegacyCommand.ATTESTATION: buffers.Attestation(handle, OUT, bytes(16), 0xD0),
         LegacyCommand.COPY: buffers.Copy(handle, 64, GUEST_PAGE, OUT),
+        LegacyCommand.SWAP_OUT: buffers.SwapOut(handle, 0, GUEST_PAGE, OUT, OUT + PAGE),
+        LegacyCommand.SWAP_IN: buffers.SwapIn(handle, 0, OUT, GUEST_PAGE, OUT + 2 * PAGE),
         LegacyCommand.SEND_START: buffers.SendStart(
             handle, 0, TARGET_PDH, 0x824, TARGET_CHAIN, 3 * 0x824, session_address=OUT, session_length=0x80
         ),
@@ -206,8 +213,10 @@ def test_every_sev_command_in_every_guest_state(command: LegacyCommand, state: L
     status = machine.psp.submit(command, COMMAND_PAGE)
     if state in LEGACY_GUEST[command]:
         # The guest is active: it cannot be activated again, nor given up as it is.
-        refused = command in {LegacyCommand.ACTIVATE, LegacyCommand.DECOMMISSION}
-        assert status == (Status.ACTIVE if refused else Status.SUCCESS)
+        # Of what lies in place of a page that is out, nothing was this guest's.
+        refusals = {LegacyCommand.ACTIVATE: Status.ACTIVE, LegacyCommand.DECOMMISSION: Status.ACTIVE}
+        refusals[LegacyCommand.SWAP_IN] = Status.BAD_MEASUREMENT
+        assert status == refusals.get(command, Status.SUCCESS)
     else:
         assert status == Status.INVALID_GUEST_STATE
         assert machine.snapshot() == before

@@ -127,6 +127,9 @@ class ToyBus:
     def seal_save_area(self, spa: int, asid: int) -> None:
         self.sealed[spa] = self.read_guest(spa, PAGE, asid)
 
+    def save_area_is_sealed(self, spa: int, asid: int) -> bool:
+        return self.sealed.get(spa) == self.read_guest(spa, PAGE, asid)
+
     def install_key(self, asid: int, key: bytes) -> None:
         self.keys[asid] = key
 
@@ -195,7 +198,7 @@ def _frozen(value: object) -> object:
         case NvFile():
             return value.address
         case ReportMessages():
-            return value.forced_version, value.mitigations
+            return value.forced_version
         case GuestRequests():
             assert set(vars(value)) == {"switches", "_memory", "_guests", "_rows"}
             return value.switches
@@ -238,7 +241,7 @@ class Machine:
         """Everything the firmware knows."""
         legacy, snp = self.psp.legacy, self.psp.snp
         ours = {"_bus", "_memory", "_random", "_firmware", "_legacy_is_up", "handlers"}
-        ours |= {"_launch", "_migration", "launch_runs"}
+        ours |= {"_launch", "_migration", "launch_runs", "_mitigation"}
         state = {
             f"{name}.{key}": _frozen(value)
             for name, part in (("legacy", legacy), ("snp", snp))

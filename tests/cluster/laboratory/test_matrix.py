@@ -18,17 +18,20 @@ from node.memory_cipher import CipherMode
 from node.operations import HostRead, Read
 from node.platform import Platform, Protection
 from node.vmsa import SevFeature
+from psp.policy import SnpPolicy
 from workloads.attacks.target import LET_IT_RUN
 
 DEFAULTS = [cell for cell in CELLS if not cell.switches]
 REST, ALT = int(SevFeature.RESTRICTED_INJECTION), int(SevFeature.ALTERNATE_INJECTION)
+HIDDEN = 4
+"""The last ASID of SNP guests where ciphertext is hidden: there is room for a victim, a tenant and a third."""
 
 
 def tried(cell: Cell) -> tuple[str, ...]:
     """Products that a cell is tried on: the newest will do where nothing depends on the product."""
     row = ROWS[cell.row]
     # Under TSME all memory that a ghost doubles is encrypted at boot.
-    if row.victim != "vault" or (row.ghost_line and cell.column is Column.TSME):
+    if row.victim not in ("vault", "console") or (row.ghost_line and cell.column is Column.TSME):
         return cell.products[-1:]
     return cell.products
 
@@ -58,6 +61,8 @@ SWITCHES = {
     "verifier_measurement=off": {"verifies_measurement": False},
     "cpuid_page=on": {"reads_cpuid_page": True},
     "ucode_cachewarp_fix=on": {"platform": Platform(invd_writes_back=True)},
+    "ucode_stackwarp_fix=on": {"platform": Platform(stack_engine_fixed=True)},
+    "smt_off=on": {"smt_off": True},
     "zero_on_validate=on": {"svsm_zeroes": True},
     "guest_disables_ia32=on": {"disables_ia32": True},
     "vc_handler_verifies=on": {"vc_handler_verifies": True},
@@ -66,6 +71,9 @@ SWITCHES = {
     "debug_swap=on": {"sev_features": int(SevFeature.DEBUG_SWAP)},
     "btb_isolation=on": {"sev_features": int(SevFeature.BTB_ISOLATION)},
     "pmc_virtualisation=on": {"sev_features": int(SevFeature.PMC_VIRTUALIZATION)},
+    "vmsa_reg_prot=on": {"sev_features": int(SevFeature.VMSA_REGISTER_PROTECTION)},
+    "ciphertext_hiding=on": {"platform": Platform(max_snp_asid=HIDDEN)},
+    "page_swap_disable=on": {"snp_policy": int(SnpPolicy.PAGE_SWAP_DISABLE)},
     "tweak_mode=xex_random": {"ciphers": (CipherMode.AES_128_XEX,)},
 }
 """Away from the default, as the matrix names them."""
