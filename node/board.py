@@ -55,6 +55,7 @@ from node.stack_engine import StackEngines
 from node.table_entries import TableEntries
 from node.tlb import Tlb
 from node.tlb_duties import TlbDuties
+from node.trusted_dma import TrustedDma
 from node.vcpu_controls import VcpuControls
 from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
@@ -131,6 +132,9 @@ class Board:
         self.snp_enabled = False
         """SNP_EN on every core: the host's RMP instructions are there."""
         self.iommu = board_iommu(product, platform, self.fabric, lambda: self.rmp)
+        tio = Generation.SEV_TIO in product.generations
+        self.trusted_dma = TrustedDma(self.iommu, lambda: self.rmp) if tio else None
+        """Requests of devices with the T bit; None on a part without SEV-TIO."""
         self.bus = HostSystemBus(
             product,
             min_sev_asid,
@@ -148,6 +152,7 @@ class Board:
             firmware_level(product.name, product.line, platform.firmware_api or product.firmware_api),
             line=product.line,
         )
+        self.psp.legacy.keys.checks_points = product.checks_points or platform.point_check
         self.psp.snp.wants_fabric_locked = platform.fabric_lock_checked
         self.psp.snp.alias_check = alias_check
         self.psp.snp.reports.forced_version = platform.report_version

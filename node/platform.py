@@ -108,6 +108,11 @@ class Platform:
 
     Without, its fields are not looked at. Public sources say that it may not inject, not what becomes of it if it does.
     """
+    point_check: bool = False
+    """Firmware that takes only points of P-384 for its PDH (fixes of CVE-2019-9836 and CVE-2021-26408).
+
+    Products that always did need no fix.
+    """
     rmp_init_barrier: bool = False
     """Cores cannot store to the RMP while firmware zeroes it (the fix of AMD-SB-3020).
 

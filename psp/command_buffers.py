@@ -47,8 +47,6 @@ SNP_CONFIG_MASK_CHIP_ID = 1 << 0
 """CONFIG flag, and PLATFORM_STATUS policy flag: reports do not say which chip it is."""
 SNP_CONFIG_MASK_CHIP_KEY = 1 << 1
 """The same for the chip's own key: no report is signed with the VCEK."""
-SNP_DOWNLOAD_COMMIT = 1 << 0
-"""DOWNLOAD_FIRMWARE_EX flag: commit what was installed."""
 SNP_STATUS_VLEK_LOADED = 1 << 2
 """PLATFORM_STATUS policy flag."""
 SWAP_PAGE_FLAGS = 0b111
@@ -317,15 +315,6 @@ class PdhCertExport(ByteLayout):
 
 
 @dataclass(frozen=True, slots=True)
-class DownloadFirmware(ByteLayout):
-    """DOWNLOAD_FIRMWARE: an image in memory."""
-
-    SIZE: ClassVar[int] = 0x0C
-    address: int = at(0x00, 8)
-    length: int = at(0x08, 4)
-
-
-@dataclass(frozen=True, slots=True)
 class PekCertImport(ByteLayout):
     """PEK_CERT_IMPORT."""
 
@@ -561,18 +550,6 @@ class SnpConfig(ByteLayout):
     reported_tcb: int = at(0x00, 8)
     flags: int = at(0x08, 4)
     reserved: bytes = at(0x0C, 0x34, bytes(0x34))
-
-
-@dataclass(frozen=True, slots=True)
-class SnpDownloadFirmwareEx(ByteLayout):
-    """SNP_DOWNLOAD_FIRMWARE_EX. Patches to Linux agree on this layout; older descriptions have the flags at 4."""
-
-    SIZE: ClassVar[int] = 0x18
-    length: int = at(0x00, 4)
-    reserved: int = at(0x04, 4)
-    image_address: int = at(0x08, 8)
-    image_length: int = at(0x10, 4)
-    flags: int = at(0x14, 4)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from enum import IntEnum
 from psp import command_buffers as buffers
 from psp.byte_layout import ByteLayout
 from psp.system_bus import PAGE_BYTES
+from psp.update_buffers import DownloadFirmware, SnpDownloadFirmwareEx
 
 
 class LegacyCommand(IntEnum):
@@ -167,7 +168,7 @@ COMMANDS: Mapping[int, CommandRow] = {
     LegacyCommand.RECEIVE_UPDATE_VMSA: CommandRow(buffers.SendUpdate, frozenset({_L.WORKING})),
     LegacyCommand.RECEIVE_FINISH: CommandRow(buffers.Handle, frozenset({_L.WORKING})),
     LegacyCommand.PLATFORM_RESET: CommandRow(None, frozenset({_L.UNINIT})),
-    LegacyCommand.DOWNLOAD_FIRMWARE: CommandRow(buffers.DownloadFirmware, frozenset({_L.UNINIT})),
+    LegacyCommand.DOWNLOAD_FIRMWARE: CommandRow(DownloadFirmware, frozenset({_L.UNINIT})),
     LegacyCommand.PEK_GEN: CommandRow(None, frozenset({_L.INIT})),
     LegacyCommand.PEK_CSR: CommandRow(buffers.Output, frozenset({_L.INIT}), writes_buffer=True),
     LegacyCommand.PEK_CERT_IMPORT: CommandRow(buffers.PekCertImport, frozenset({_L.INIT})),
@@ -191,7 +192,7 @@ COMMANDS: Mapping[int, CommandRow] = {
     SnpCommand.DBG_ENCRYPT: CommandRow(buffers.SnpDebug, _SNP_UP),
     SnpCommand.VERIFY_MITIGATION: CommandRow(buffers.SnpVerifyMitigation, _SNP_UP),
     SnpCommand.CONFIG: CommandRow(buffers.SnpConfig, _SNP_UP),
-    SnpCommand.DOWNLOAD_FIRMWARE_EX: CommandRow(buffers.SnpDownloadFirmwareEx, _ANY_SNP),
+    SnpCommand.DOWNLOAD_FIRMWARE_EX: CommandRow(SnpDownloadFirmwareEx, _ANY_SNP),
     SnpCommand.COMMIT: CommandRow(buffers.SnpCommit, _SNP_UP),
     SnpCommand.VLEK_LOAD: CommandRow(buffers.SnpVlekLoad, _SNP_UP),
     SnpCommand.SHUTDOWN: CommandRow(None, _SNP_UP),

@@ -27,6 +27,7 @@ from workloads.attacks import (
     forged_measurement,
     greedy_tenant,
     injection,
+    invalid_curve,
     iommu_log,
     neighbours,
     nested_remap,
@@ -79,6 +80,8 @@ class Row:
     """Loads must take as long as the line's place says."""
     leak_bytes: int = 16
     """How many bytes of a secret make a leak."""
+    platform_key: bool = False
+    """The victim counts the private key that its platform agrees with among its secrets."""
 
 
 _LIED_TO = Cast(hypervisor=DenyingHypervisor)
@@ -150,6 +153,7 @@ ROWS: Mapping[str, Row] = {
     "46": Row((neighbours.two_contexts,)),
     "47": Row((nested_remap.svsm_page_to_its_guest,), needs=Interface.VMPLS, svsm=True),
     "48": Row((false_cpuid.share_and_read,), cast=_LIED_TO, victim="newcomer"),
+    "64": Row((invalid_curve.recover_the_scalar,), needs=Interface.PDH_LAUNCH, platform_key=True),
     "82a": Row((confused_deputy.write_by_device,), needs=Interface.CONTEXT_PAGE),
 }  # fmt: skip
 """By id of the matrix."""
@@ -175,6 +179,7 @@ def verdicts(row: str, setting: Setting) -> list[Verdict]:
         prelude=line.prelude,
         svsm=line.svsm,
         victim=line.victim,
+        platform_key=line.platform_key,
     )
     measure = Measure(line.leak_bytes)
     found = [act_out(where, attack, line.needs, line.cast) for attack in line.attacks]

@@ -38,6 +38,7 @@ from node.tenant import local_tenants
 from node.vcpu import Vcpu, VcpuState
 from node.vcpu_model import vcpu_model
 from node.vmsa import SevFeature
+from psp.elliptic import COORDINATE_BYTES
 from psp.system_bus import PAGE_BYTES
 from workloads.attacks import booted, colluder, newcomer, vault
 from workloads.attacks.booted import Booted
@@ -97,6 +98,8 @@ class Setting:
     """The SVSM clears a page before it gives rights to it."""
     victim: str = "vault"
     """The victim's program, by its name."""
+    platform_key: bool = False
+    """The private key that the victim's platform agrees with is a secret of the victim's."""
     sev_features: int = 0
     """What the victim asks for at launch, where it is an SNP guest."""
     disables_ia32: bool = False
@@ -218,6 +221,10 @@ class Scene:
             kept = replace(_vault(VICTIM), c_bit=0 if has_tables else None).content(vault.SECRET)
             ledger.keep(VICTIM, "the secret", kept)
         ledger.keep(VICTIM, "what its owner sends it", SECRET)
+        keys = self.host.board.psp.legacy.keys
+        if setting.platform_key and keys.pdh_seed:
+            scalar = keys.pdh_key.private_numbers().private_value
+            ledger.keep(VICTIM, "the scalar of its platform's PDH", scalar.to_bytes(COORDINATE_BYTES, "big"))
         if setting.victim == "newcomer":
             secret, canary = _vault(VICTIM).private(vault.SECRET), newcomer.canary_gpa(place)
             ledger.map(VICTIM, 0, secret, PAGE_BYTES, secret)

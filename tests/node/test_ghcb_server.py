@@ -378,8 +378,8 @@ WORDS = st.integers(0, (1 << 64) - 1) | st.integers(0, 1 << 13) | st.integers(32
 @settings(deadline=None)
 @given(st.sampled_from([ES, SNP]), WORDS)
 def test_any_value_of_the_msr_is_answered(generation, value):
-    if value & 0xFFF in (0, 0x100):
-        return
+    if value & 0xFFF in (0, 0x100) or value == 0x006:
+        return  # a page, the VM's end, and an exit that does not come back yet
     answer = FUZZED[generation].do(op.VmgExit(value))
     assert isinstance(answer, int)
     assert 0 <= answer < 1 << 64
@@ -388,7 +388,7 @@ def test_any_value_of_the_msr_is_answered(generation, value):
 @settings(deadline=None)
 @given(
     st.sampled_from([ES, SNP]),
-    st.sampled_from([one for one in sorted(EVENTS) if one != NaeEvent.TERMINATION]) | WORDS,
+    st.sampled_from(sorted({*EVENTS} - {NaeEvent.TERMINATION, NaeEvent.AP_RESET_HOLD})) | WORDS,
     WORDS,
     WORDS,
     st.dictionaries(st.sampled_from(("RAX", "RBX", "RCX", "RDX", "SW_SCRATCH")), WORDS),

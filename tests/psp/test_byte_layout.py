@@ -10,10 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psp import command_buffers as buffers
+from psp import update_buffers
 from psp.byte_layout import ByteLayout
 from psp.commands import COMMANDS, LegacyCommand, SnpCommand, command_name, measured_bytes
 
-LAYOUTS = [one for _, one in inspect.getmembers(buffers, inspect.isclass) if issubclass(one, ByteLayout) and one.SIZE]
+LAYOUTS = [
+    one
+    for module in (buffers, update_buffers)
+    for _, one in inspect.getmembers(module, inspect.isclass)
+    if issubclass(one, ByteLayout) and one.SIZE
+]
 SIZES = {
     LegacyCommand.INIT: 0x14, LegacyCommand.PLATFORM_STATUS: 0x0C, LegacyCommand.ACTIVATE: 0x08,
     LegacyCommand.DEACTIVATE: 0x04, LegacyCommand.DECOMMISSION: 0x04, LegacyCommand.LAUNCH_FINISH: 0x04,
