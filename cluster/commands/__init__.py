@@ -10,7 +10,21 @@ from __future__ import annotations
 import argparse
 from typing import Protocol
 
-from cluster.commands import bench, check, compare, diff, init, measure, owner, run, scenarios, sweep, trace, version
+from cluster.commands import (
+    bench,
+    check,
+    compare,
+    diff,
+    init,
+    keyserver,
+    measure,
+    owner,
+    run,
+    scenarios,
+    sweep,
+    trace,
+    version,
+)
 
 
 class Command(Protocol):
@@ -27,5 +41,5 @@ class Command(Protocol):
 
 
 COMMANDS: tuple[Command, ...] = (
-    run, compare, sweep, check, scenarios, init, diff, trace, measure, owner, bench, version,
+    run, compare, sweep, check, scenarios, init, diff, trace, measure, owner, keyserver, bench, version,
 )  # fmt: skip
