@@ -67,7 +67,7 @@ Asking = Generator[Batch, Answers, Requested]
 class GuestRequests:
     """Carries them for one hypervisor's guests. ``room`` gives a guest a frame, until the guest goes.
 
-    ``certificates`` is the table that the host's owner keeps for guests, without its end; empty for none.
+    ``certificates`` is the table that the host's owner keeps for guests; empty for none.
     """
 
     def __init__(self, room: Callable[[LaunchedVm], int]) -> None:
@@ -96,7 +96,7 @@ class GuestRequests:
         """Put the table where the guest wants it; how many pages it takes if that is too little room."""
         if not self.certificates and not asked.data_pages:
             return None
-        table = self.certificates + END_OF_CERTIFICATES
+        table = self.certificates or END_OF_CERTIFICATES
         needed = -(-len(table) // PAGE_BYTES)
         if asked.data_pages < needed:
             return needed

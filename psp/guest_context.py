@@ -9,7 +9,7 @@ the host chooses, or the host could build a dictionary of ciphertexts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import ClassVar
 
@@ -22,12 +22,15 @@ MEMORY_KEY_BYTES = 64
 VMPCK_BYTES = 32
 VMPCKS = 4
 OEK_BYTES = 32
+VMRK_BYTES = 32
 REPORT_ID_BYTES = 32
 DIGEST_BYTES = 48
 NO_MIGRATION_AGENT = b"\xff" * REPORT_ID_BYTES
 """REPORT_ID_MA of a guest without one."""
 POLICY_OFFSET = 0x1F8
 MEASUREMENT_OFFSET = 0x460
+VCEK_DISABLED = 1 << 0
+"""Flag of a guest whose reports and keys rest on a VLEK alone."""
 MEASUREMENT_BYTES = 64
 """The digest and what belongs to it: what is copied to forge a measurement."""
 
@@ -47,6 +50,7 @@ class GuestContext(ByteLayout):
     SIZE: ClassVar[int] = 0x1000
     state: int = at(0x000, 4, SnpGuestState.INIT)
     asid: int = at(0x004, 4)
+    flags: int = at(0x008, 8)
     gosvw: bytes = at(0x010, 16, bytes(16))
     host_data: bytes = at(0x020, 32, bytes(32))
     family_id: bytes = at(0x040, 16, bytes(16))
@@ -62,10 +66,16 @@ class GuestContext(ByteLayout):
     message_count_3: int = at(0x128, 8)
     oek_iv_count: int = at(0x130, 8)
     root_mdata: bytes = at(0x140, 64, bytes(64))
+    tsc_scale: int = at(0x180, 8)
+    """GUEST_TSC_SCALE of a guest with Secure TSC; 0 without."""
+    tsc_offset: int = at(0x188, 8)
+    launch_mitigations: int = at(0x190, 8)
     policy: int = at(POLICY_OFFSET, 8)
     memory_key: bytes = secret_at(0x200, MEMORY_KEY_BYTES)
     vmpcks: bytes = secret_at(0x240, VMPCKS * VMPCK_BYTES)
     oek: bytes = secret_at(0x2C0, OEK_BYTES)
+    vmrk: bytes = secret_at(0x2E0, VMRK_BYTES)
+    """What a migration agent gave the guest; zeros without."""
     digest: bytes = at(MEASUREMENT_OFFSET, DIGEST_BYTES, bytes(DIGEST_BYTES))
     launch_tcb: int = at(MEASUREMENT_OFFSET + DIGEST_BYTES, 8)
 
@@ -73,11 +83,28 @@ class GuestContext(ByteLayout):
         """The message key of a VMPL."""
         return self.vmpcks[VMPCK_BYTES * vmpl : VMPCK_BYTES * (vmpl + 1)]
 
+    @property
+    def message_counts(self) -> tuple[int, ...]:
+        """The number of the last message under each VMPCK."""
+        return self.message_count_0, self.message_count_1, self.message_count_2, self.message_count_3
 
-SECRETS = frozenset({"memory_key", "vmpcks", "oek"})
+    def counted(self, vmpl: int, count: int) -> GuestContext:
+        """The context after a message under the key of a VMPL; a number never goes back."""
+        counts = [max(count, one) if at == vmpl else one for at, one in enumerate(self.message_counts)]
+        return replace(
+            self,
+            message_count_0=counts[0],
+            message_count_1=counts[1],
+            message_count_2=counts[2],
+            message_count_3=counts[3],
+        )
+
+
+SECRETS = frozenset({"memory_key", "vmpcks", "oek", "vmrk"})
 HOST_CHOSEN = frozenset({
-    "state", "asid", "gosvw", "host_data", "family_id", "image_id", "guest_svn", "id_key_digest", "author_key_digest",
+    "state", "asid", "flags", "gosvw", "host_data", "family_id", "image_id", "guest_svn", "id_key_digest",
+    "author_key_digest",
     "message_count_0", "message_count_1", "message_count_2", "message_count_3", "oek_iv_count", "root_mdata",
-    "policy", "digest", "launch_tcb",
+    "tsc_scale", "tsc_offset", "launch_mitigations", "policy", "digest", "launch_tcb",
 })  # fmt: skip
 """Fields that follow from what a host lays down or how often it asks. The rest is random and no secret."""

@@ -14,7 +14,7 @@ from psp.system_bus import PAGE_BYTES
 SECRETS_VERSION = 3
 _SECRETS_HEAD = struct.Struct("<IIII16s")
 SECRETS_VMPCKS_OFFSET = _SECRETS_HEAD.size
-_CPUID_MOST_ENTRIES = 64
+CPUID_MOST_ENTRIES = 64
 _ZERO_PAGE = bytes(PAGE_BYTES)
 
 
@@ -42,7 +42,7 @@ def _secrets(guest: GuestContext, _: bytes) -> bytes:
 
 def _cpuid(_: GuestContext, page: bytes) -> bytes:
     """The table's shape; values are ``psp.cpuid_check``'s."""
-    if int.from_bytes(page[:4], "little") > _CPUID_MOST_ENTRIES:
+    if int.from_bytes(page[:4], "little") > CPUID_MOST_ENTRIES:
         raise PspError(Status.INVALID_PARAM)
     return page
 

@@ -14,6 +14,7 @@ from psp.guest_context import (
     NO_MIGRATION_AGENT,
     OEK_BYTES,
     REPORT_ID_BYTES,
+    VCEK_DISABLED,
     VMPCK_BYTES,
     VMPCKS,
     SnpGuestState,
@@ -25,6 +26,7 @@ from psp.launch_digest import LaunchDigest, PageType
 from psp.launch_pages import LAUNCH_PAGES
 from psp.page_state import PageState, page_state
 from psp.policy import PlatformFacts, check_snp_policy
+from psp.secure_tsc import scale_of, with_clock
 from psp.snp_guests import SnpGuests
 from psp.snp_pages import entry_of_page
 from psp.status import PspError, Status
@@ -55,8 +57,9 @@ class SnpLaunch:
     def start(self, start: buffers.SnpLaunchStart) -> None:
         """SNP_LAUNCH_START."""
         context = self._guests.in_state(start.gctx, SnpCommand.LAUNCH_START)
-        if start.ma_gctx or start.flags or start.desired_tsc_khz:
+        if start.ma_gctx or start.flags:
             raise PspError(Status.UNSUPPORTED)
+        scale = scale_of(start.desired_tsc_khz, self._bus.machine_facts.tsc_khz) if start.desired_tsc_khz else 0
         smt, hidden = self._bus.core_configuration().smt_enabled, bool(self._ranges.max_snp_asid)
         aes_256_xts = self._bus.memory_key_bytes == MEMORY_KEY_BYTES
         api = self._firmware.current.version[:2]
@@ -70,6 +73,7 @@ class SnpLaunch:
             oek=self._random("OEK", OEK_BYTES),
             report_id=self._random("report id", REPORT_ID_BYTES),
             report_id_ma=NO_MIGRATION_AGENT,
+            tsc_scale=scale,
             launch_tcb=self._firmware.launch_tcb,
             state=SnpGuestState.LAUNCH,
         )
@@ -99,7 +103,9 @@ class SnpLaunch:
         permissions = update.vmpl_permissions
         digest = LaunchDigest(context.digest)
         digest.update(kind.page_type, entry.gpa, contents, vmpl_permissions=permissions)
-        if contents is page:
+        if context.tsc_scale and kind.page_type is PageType.VMSA:
+            self._bus.write_guest(update.address, with_clock(page, context), asid)
+        elif contents is page:
             self._bus.encrypt_in_place(update.address, PAGE_BYTES, asid)
         else:
             self._bus.write_guest(update.address, contents, asid)
@@ -119,9 +125,8 @@ class SnpLaunch:
         """SNP_LAUNCH_FINISH."""
         context = self._guests.in_state(finish.gctx, SnpCommand.LAUNCH_FINISH)
         with_block, with_author = (finish.flags & flag for flag in _FINISH_FLAGS)
-        if finish.flags & buffers.SNP_FINISH_NO_VCEK:
-            raise PspError(Status.UNSUPPORTED)
-        if finish.flags & ~sum(_FINISH_FLAGS) or (with_author and not with_block):
+        known = sum(_FINISH_FLAGS) | buffers.SNP_FINISH_NO_VCEK
+        if finish.flags & ~known or (with_author and not with_block):
             raise PspError(Status.INVALID_PARAM)
         if with_block:
             block = IdBlock.parse(self._memory.read(finish.id_block_address, IdBlock.SIZE))
@@ -135,5 +140,7 @@ class SnpLaunch:
                 id_key_digest=identity.id_key_digest,
                 author_key_digest=identity.author_key_digest,
             )
+        if finish.flags & buffers.SNP_FINISH_NO_VCEK:
+            context = replace(context, flags=context.flags | VCEK_DISABLED)
         running = replace(context, host_data=finish.host_data, state=SnpGuestState.RUNNING)
         self._guests.pages.write(finish.gctx, running)

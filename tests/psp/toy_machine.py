@@ -12,10 +12,12 @@ from psp.asid_ranges import AsidRanges
 from psp.commands import LegacyCommand, SnpCommand
 from psp.firmware import SecurityProcessor
 from psp.guest_context import GuestContext, SnpGuestState
+from psp.guest_requests import GuestRequests
 from psp.launch_digest import LaunchDigest, LegacyLaunchDigest, PageType
 from psp.legacy_guest import LegacyGuestState
 from psp.nv_storage import NvFile
 from psp.product_line import PRODUCT_LINES
+from psp.report_messages import ReportMessages
 from psp.snp_configuration import SnpConfiguration
 from psp.snp_guests import SnpGuests
 from psp.system_bus import (
@@ -23,6 +25,7 @@ from psp.system_bus import (
     CoreConfiguration,
     CpuidFacts,
     IommuConfiguration,
+    MachineFacts,
     RmpEntry,
     RmpPlacement,
     RmpRegisters,
@@ -47,6 +50,7 @@ class ToyBus:
     dram_bytes: int = MEMORY_BYTES
     memory_key_bytes: int = 16
     cpuid_facts: CpuidFacts = CpuidFacts(c_bit=51, reduced_bits=5, address_bits=48)  # noqa: RUF009  # frozen
+    machine_facts: MachineFacts = MachineFacts(0x00A00F11, 2_000_000, smt=True, tsme=False, ecc=True)  # noqa: RUF009
     pages: dict[int, bytes] = field(default_factory=dict)
     rmp: dict[int, RmpEntry] = field(default_factory=dict)
     keys: dict[int, bytes] = field(default_factory=dict)
@@ -190,6 +194,11 @@ def _frozen(value: object) -> object:
             return value.flags, value.vlek
         case NvFile():
             return value.address
+        case ReportMessages():
+            return value.forced_version, value.mitigations
+        case GuestRequests():
+            assert set(vars(value)) == {"switches", "_memory", "_guests", "_rows"}
+            return value.switches
         case AsidRanges():
             return value.max_snp_asid
         case SnpGuests():
