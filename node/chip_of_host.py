@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from node.counter_random import CounterRandom
 from node.product import Product
-from psp.chip_identity import FUSE_BYTES, ChipIdentity
+from psp.chip_identity import FUSE_BYTES, FUSES, ChipIdentity
 
 
 def chip_of_host(product: Product, name: str, random: CounterRandom) -> ChipIdentity:
     """The chip of a host of that name in the scenario of a seed; nothing of it is computed yet."""
-    return ChipIdentity(product.line, lambda: random.octets(name, "psp chip fuses", 0, FUSE_BYTES))
+    purpose = f"psp {FUSES} {product.line.name}"
+    return ChipIdentity(product.line, lambda: random.octets(name, purpose, 0, FUSE_BYTES))

@@ -99,15 +99,14 @@ def _stop(stopped: asyncio.Future[int], number: int) -> None:
 
 
 def _service(arguments: argparse.Namespace) -> KeyService:
-    from cluster.key_server.chip_register import ChipRegister
+    from cluster.key_server.chip_register import SINGLE_HOSTS, ChipRegister
     from cluster.key_server.failures import Failures, Lie
     from cluster.key_server.key_service import KeyService, provider_secret
     from cluster.key_server.rate_limit import RateLimit
     from cluster.root_keys import product_root
     from node.product import PRODUCTS
 
-    # What other commands call their one host.
-    hosts = [("platform", product) for product in PRODUCTS.values()]
+    hosts = [(name, product) for product in PRODUCTS.values() for name in SINGLE_HOSTS]
     seed = 1
     if arguments.scenario is not None:
         from cluster.scenario import Scenario

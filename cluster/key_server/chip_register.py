@@ -10,6 +10,9 @@ from node.counter_random import CounterRandom
 from node.product import Product
 from psp.chip_identity import ChipIdentity
 
+SINGLE_HOSTS = ("host", "platform")
+"""What ``sevfleet attest`` and ``sevfleet owner`` call the one host of theirs."""
+
 
 @dataclass(frozen=True, slots=True)
 class KnownChip:

@@ -4,7 +4,15 @@ import socket
 
 import pytest
 
+from cluster import attested_guest
 from cluster.cli import main
+from cluster.key_server.chip_register import SINGLE_HOSTS
+from node import owner_platform
+
+
+def test_the_hosts_of_other_commands_are_known():
+    assert SINGLE_HOSTS == (attested_guest.HOST, owner_platform.HOST)
+
 
 BAD = {
     "--issued": ("yesterday", "--issued: expected a date like 2026-01-31, got 'yesterday'"),

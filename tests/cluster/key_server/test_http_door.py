@@ -1,6 +1,5 @@
 """The door speaks HTTP to whoever speaks it, and nobody can hold it open, fill it up or block it."""
 
-import asyncio
 import contextlib
 import http.client
 import os
@@ -14,9 +13,10 @@ from http import HTTPStatus
 from pathlib import Path
 
 import pytest
+from open_door import opened
 
 from cluster.key_server import http_door
-from cluster.key_server.http_door import ADDRESS, HttpDoor
+from cluster.key_server.http_door import ADDRESS
 from cluster.key_server.key_service import Answer
 
 PROJECT = Path(__file__).parents[3]
@@ -34,36 +34,9 @@ def toy(target, client, _now):
     return Answer(HTTPStatus.OK, "application/pkix-cert", BODY)
 
 
-@contextlib.contextmanager
-def opened(service=toy):
-    """A door in a thread of its own; its port."""
-    loop, ports = asyncio.new_event_loop(), []
-    ready = threading.Event()
-
-    async def serve():
-        door = HttpDoor(service, PATIENCE_S)
-        ports.append(await door.open(0))
-        end.append(asyncio.Event())
-        ready.set()
-        await end[0].wait()
-        await door.close()
-
-    end = []
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
-    thread.start()
-    ready.wait(5)
-    try:
-        yield ports[0]
-    finally:
-        loop.call_soon_threadsafe(end[0].set)
-        thread.join(5)
-        assert not thread.is_alive()
-        loop.close()
-
-
 @pytest.fixture(scope="module")
 def port():
-    with opened() as where:
+    with opened(toy, PATIENCE_S) as where:
         yield where
 
 
@@ -142,7 +115,7 @@ def test_a_client_that_is_slow_or_silent_holds_up_nobody(port):
 
 def test_a_crowd_is_refused_and_goes_by(monkeypatch):
     monkeypatch.setattr(http_door, "MOST_CONNECTIONS", 3)
-    with opened() as port:
+    with opened(toy, PATIENCE_S) as port:
         with contextlib.ExitStack() as stack:
             for _ in range(3):
                 stack.enter_context(socket.create_connection((ADDRESS, port), 5)).sendall(b"GET")
@@ -152,7 +125,7 @@ def test_a_crowd_is_refused_and_goes_by(monkeypatch):
 
 def test_a_client_that_does_not_take_its_answer_is_hung_up_on():
     big = Answer(HTTPStatus.OK, "text/plain", bytes(32 << 20))
-    with opened(lambda *_: big) as port, socket.create_connection((ADDRESS, port), 5) as one:
+    with opened(lambda *_: big, PATIENCE_S) as port, socket.create_connection((ADDRESS, port), 5) as one:
         one.sendall(b"GET /x HTTP/1.1\r\n\r\n")
         threading.Event().wait(3 * PATIENCE_S)
         got = 0
@@ -163,7 +136,7 @@ def test_a_client_that_does_not_take_its_answer_is_hung_up_on():
 
 
 def test_it_closes_while_clients_wait():
-    with opened() as port:
+    with opened(toy, PATIENCE_S) as port:
         one = socket.create_connection((ADDRESS, port), 5)
         one.sendall(b"GET /slow HTTP/1.1\r\n\r\n")
         asked(port, "GET", "/x")  # whoever came before this has been let in
