@@ -57,6 +57,11 @@ class KernelSettings:
     Off: the handler takes the hypervisor's word for what it interrupted (WeSee 2024). Row 25b shows what comes of it
     where #VC is injected through the guest's gate; the handler there has the same switch (``node.vc_gate``).
     """
+    checks_answers: bool = True
+    """Take for an answer of the security processor only the one with the number after the request's.
+
+    Off: what the hypervisor kept from before passes for new (row 62).
+    """
     handles_vc: bool = True
     """Take #VC of programs. Off: the program has a handler and a GHCB of its own, and meets #VC as an answer."""
 

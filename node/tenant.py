@@ -193,7 +193,8 @@ class Tenant:
             return MessagePlace(svsm.secrets_gpa, GUEST_VMPL, vcpu, spec.memory, spec.launched, svsm.heap_gpa)
         if spec.secrets_gpa is None or not CAPABILITIES[spec.generation].rmp:
             return None
-        return MessagePlace(spec.secrets_gpa, 0, vcpu, spec.memory, spec.launched)
+        checks = spec.kernel.checks_answers
+        return MessagePlace(spec.secrets_gpa, 0, vcpu, spec.memory, spec.launched, checks_answers=checks)
 
     def _handler(self, vcpu: int) -> VcHandler | None:
         kernel = self._kernels[vcpu]

@@ -29,6 +29,7 @@ from workloads.attacks import (
     injection,
     invalid_curve,
     iommu_log,
+    message_replay,
     neighbours,
     nested_remap,
     page_move,
@@ -154,6 +155,10 @@ ROWS: Mapping[str, Row] = {
     "47": Row((nested_remap.svsm_page_to_its_guest,), needs=Interface.VMPLS, svsm=True),
     "48": Row((false_cpuid.share_and_read,), cast=_LIED_TO, victim="newcomer"),
     "64": Row((invalid_curve.recover_the_scalar,), needs=Interface.PDH_LAUNCH, platform_key=True),
+    "62": Row(
+        (message_replay.send_again, message_replay.serve_old_answer), needs=Interface.CONTEXT_PAGE,
+        victim="petitioner",
+    ),
     "82a": Row((confused_deputy.write_by_device,), needs=Interface.CONTEXT_PAGE),
 }  # fmt: skip
 """By id of the matrix."""

@@ -48,6 +48,7 @@ from workloads.attacks.colluder import Colluder
 from workloads.attacks.console import Console
 from workloads.attacks.hypervisor_books import TellDr7
 from workloads.attacks.newcomer import Newcomer
+from workloads.attacks.petitioner import Petitioner
 from workloads.attacks.service import HAS_GHCB, NO_IA32, REGISTERS_GHCB, RESTRICTED, STACK, VERIFIES, Service
 from workloads.attacks.target import Attack, Household, Page, Target
 from workloads.attacks.vault import Vault
@@ -88,6 +89,8 @@ class Setting:
     """The victim checks SEV_STATUS and the place of the C-bit when it comes up."""
     reads_cpuid_page: bool = False
     """The victim answers CPUID from the page that firmware checked."""
+    checks_answers: bool = True
+    """The victim's kernel looks at the numbers of the security processor's answers."""
     verifies_measurement: bool = True
     """The victim's owner compares the measurement of its launch with that of its own image."""
     demands_alias_check: bool = False
@@ -182,6 +185,7 @@ class Scene:
             checks_c_bit=setting.checks_sev_status,
             reads_cpuid_page=setting.reads_cpuid_page,
             checks_cpuid=False,
+            checks_answers=setting.checks_answers,
             handles_vc=setting.victim != "service",
         )
         service = _service(setting, protection.launched)
@@ -211,6 +215,9 @@ class Scene:
                 ledger.promise(VICTIM, gpa, octets)
         elif setting.victim == "caller":
             for gpa, octets in Caller(place).promises.items():
+                ledger.promise(VICTIM, gpa, octets)
+        elif setting.victim == "petitioner":
+            for gpa, octets in Petitioner(place).promises.items():
                 ledger.promise(VICTIM, gpa, octets)
         elif setting.victim == "console":
             ledger.keep(VICTIM, "what was typed", Console(place).typed)
@@ -384,7 +391,7 @@ def code_gpa() -> int:
 _PROGRAMS: Mapping[str, ProgramFactory] = {
     "vault": Vault.build, "service": Service.build, "chooser": Chooser.build, "newcomer": Newcomer.build,
     "booted": Booted.build, "colluder": Colluder.build, "console": Console.build,
-    "caller": Caller.build,
+    "caller": Caller.build, "petitioner": Petitioner.build,
 }  # fmt: skip
 
 
@@ -407,6 +414,7 @@ def _wanted(generation: Generation, kernel: KernelSettings, service: ProgramSpec
         "chooser": ProgramSpec("chooser"),
         "console": ProgramSpec("console"),
         "caller": ProgramSpec("caller"),
+        "petitioner": ProgramSpec("petitioner"),
         "newcomer": ProgramSpec("newcomer", ((newcomer.GENERATION, generation.name), *checks)),
         "booted": ProgramSpec("booted", firmware),
     }

@@ -1,6 +1,7 @@
 """Guest messages from a guest's kernel to the firmware and back, past a hypervisor that does with them what it may."""
 
 import struct
+from dataclasses import replace
 
 import pytest
 from svsm_guests import SvsmVm
@@ -36,7 +37,8 @@ class Vm:
 
     def client(self, vcpu=0, **changes):
         placement = self.guest.software.programs[vcpu].placement
-        return GuestMessages(placement.messages, placement.shared_gpa, placement.shared_gpa + PAGE, **changes)
+        place = replace(placement.messages, **changes)
+        return GuestMessages(place, placement.shared_gpa, placement.shared_gpa + PAGE)
 
     def step(self, asking, answers=None, vcpu=0):
         batch = asking.send(answers)

@@ -54,9 +54,9 @@ ELSEWHERE: dict[tuple[Protection, Column], dict[str, str]] = {
 """What holds in one column. Guests without an RMP have the tweak alone of all these mechanisms."""
 BY_WISH = (
     Protection.RESTRICTED_INJECTION, Protection.ALTERNATE_INJECTION, Protection.BTB_ISOLATION,
-    Protection.PMC_VIRTUALIZATION, Protection.REGISTER_NONCE,
+    Protection.PMC_VIRTUALIZATION, Protection.REGISTER_NONCE, Protection.MESSAGE_SEQUENCE,
 )  # fmt: skip
-"""They stop nothing in a guest that did not ask for them: others test one that did."""
+"""They stop nothing in a guest that did not ask for them, or asks nothing: others test one that did."""
 CLOSED = {
     "rmp_init_barrier": (Setting(Column.SEV_SNP, "Milan", Platform(rmp_init_barrier=True)), {"36"}),
     "fabric_lock_checked": (Setting(Column.SEV_SNP, "Milan", Platform(fabric_lock_checked=True)), {"37"}),
