@@ -27,7 +27,8 @@ from node.disk import Disk
 from node.disk_file import DiskFile
 from node.dram import Dram, MachineCheck
 from node.event_delivery import EventDelivery
-from node.exit_instructions import Exits, SwitchedAway
+from node.exit_instructions import Exits, HeldInReset, SwitchedAway
+from node.exit_registers import RegisterMasks
 from node.fault_answers import FAULTS, undefined
 from node.firmware_levels import firmware_level
 from node.generation import CAPABILITIES, Generation
@@ -50,9 +51,11 @@ from node.rmp import ReverseMapTable
 from node.rmp_hidden_form import HiddenForm
 from node.rmp_layout import RmpLayout, at_end_of_memory
 from node.running_vcpus import RunningVcpus
+from node.stack_engine import StackEngines
 from node.table_entries import TableEntries
 from node.tlb import Tlb
 from node.tlb_duties import TlbDuties
+from node.trusted_dma import TrustedDma
 from node.vcpu_controls import VcpuControls
 from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
@@ -129,6 +132,9 @@ class Board:
         self.snp_enabled = False
         """SNP_EN on every core: the host's RMP instructions are there."""
         self.iommu = board_iommu(product, platform, self.fabric, lambda: self.rmp)
+        tio = Generation.SEV_TIO in product.generations
+        self.trusted_dma = TrustedDma(self.iommu, lambda: self.rmp) if tio else None
+        """Requests of devices with the T bit; None on a part without SEV-TIO."""
         self.bus = HostSystemBus(
             product,
             min_sev_asid,
@@ -146,6 +152,7 @@ class Board:
             firmware_level(product.name, product.line, platform.firmware_api or product.firmware_api),
             line=product.line,
         )
+        self.psp.legacy.keys.checks_points = product.checks_points or platform.point_check
         self.psp.snp.wants_fabric_locked = platform.fabric_lock_checked
         self.psp.snp.alias_check = alias_check
         self.psp.snp.reports.forced_version = platform.report_version
@@ -163,6 +170,8 @@ class Board:
         """What the hypervisor did in exits since somebody last asked."""
         self.terminated: dict[str, int] = {}
         """VMs that ended themselves through their GHCB, and how: reason set in bits 15:8, code in 7:0."""
+        self.held_in_reset: set[tuple[str, int]] = set()
+        """vCPUs whose last exit has not come back; whoever ran them takes them out."""
         self.nested: dict[str, NestedPageTable] = {}
         self.tables = self._table_host()
         self.vmcbs: dict[str, dict[int, Vmcb]] = {}
@@ -180,10 +189,14 @@ class Board:
         self.events = VmrunEvents(self)
         self.predictor = BranchTargetBuffer()
         self.delivery = EventDelivery(self)
+        self.stack_engines = StackEngines(self.msrs, product.threads_per_core, fixed=platform.stack_engine_fixed)
         self.traced: set[str] = set()
         """VMs whose nested faults are exits."""
         self.kicked: Callable[[str, int, int], None] | None = None
         """Whoever runs vCPUs learns which was taken out and entered anew, and with what exit code."""
+        self.exited: Callable[[str, int], None] | None = None
+        """And, before that, which the hypervisor makes exit: its registers are to be stored."""
+        self.masks = RegisterMasks(lambda count, length: random.octets(name, "register nonce", count, length), platform)
         self.tlb_duties = None if self.tlb is None else TlbDuties(self, self.tlb)
         anew = GuestAccess(self)
         way = anew if self.tlb is None else CachedGuestAccess(self, anew, self.tlb)
@@ -204,7 +217,7 @@ class Board:
         """Execute a guest's batch as the vCPU of ``vmcb``.
 
         There are fewer answers than operations where an exit came back to another of the vCPU's save areas: with
-        the answer to the exit it ends.
+        the answer to the exit it ends. Or where it did not come back, for the vCPU is held in reset: before that.
         """
         table = self._guest.table
         if self.caches is not None:
@@ -216,6 +229,8 @@ class Board:
                 some.append(table[type(one)](vmcb, one) if type(one) in table else undefined())  # noqa: PERF401
         except SwitchedAway as away:
             some.append(away.value)
+            batch = batch[: len(some)]
+        except HeldInReset:
             batch = batch[: len(some)]
         answers = tuple(some)
         if self.observer is not None:
@@ -327,6 +342,7 @@ class Board:
     def kick(self, vmcb: Vmcb) -> int:
         """A vCPU exits, and is entered as its control block says; the code of that VMRUN, 0 if it runs again."""
         thread = self.running.thread_of((vmcb.vm, vmcb.vcpu))
+        self._exit(vmcb)
         self.preempt(vmcb.vm, vmcb.vcpu)
         code = self._enter(vmcb, thread)
         self.events.fields(vmcb).values["EXITCODE"] = (code or ExitCode.INTR) & (1 << 64) - 1
@@ -365,7 +381,26 @@ class Board:
         values = self.events.fields(vmcb).values
         values["EXITCODE"], word = ExitCode.NESTED_PAGE_FAULT, (1 << 64) - 1
         values["EXITINFO1"], values["EXITINFO2"] = fault.error & word, fault.address & word
+        self._exit(vmcb)
         self.preempt(vmcb.vm, vmcb.vcpu)
+
+    def hold_in_reset(self, vmcb: Vmcb, one: op.VmgExit) -> None:
+        """A vCPU exits with VMGEXIT, and its hypervisor does not enter it before somebody starts it."""
+        self.events.fields(vmcb).values["GHCB_GPA"] = one.msr
+        self._exit(vmcb)
+        self.preempt(vmcb.vm, vmcb.vcpu)
+        self.held_in_reset.add((vmcb.vm, vmcb.vcpu))
+
+    def leave_reset(self, vmcb: Vmcb, one: op.GuestOperation) -> op.Answer:
+        """It was entered again: what its exit came to."""
+        answer = self.events.fields(vmcb).values["GHCB_GPA"]
+        if self.observer is not None:
+            self.observer(Actor(Role.GUEST, vmcb.vm, vmcb.vcpu, vmcb.vmpl), (one,), (answer,))
+        return answer
+
+    def _exit(self, vmcb: Vmcb) -> None:
+        if self.exited is not None:
+            self.exited(vmcb.vm, vmcb.vcpu)
 
     def preempt(self, vm: str, vcpu: int) -> None:
         """A vCPU exits, and stays out until its scheduler or a VMRUN enters it again."""
@@ -419,14 +454,15 @@ class Board:
 
     def load_save_area(self, vmcb: Vmcb) -> bytes:
         """The save area as VMRUN reads it."""
-        return self.controller.read(vmcb.save_area_spa, VMSA_BYTES, self.save_area_key(vmcb))
+        page = self.controller.read(vmcb.save_area_spa, VMSA_BYTES, self.save_area_key(vmcb))
+        return self.masks.loaded(page) if vmcb.rmp_checked else page
 
     def store_save_area(self, vmcb: Vmcb, page: bytes) -> None:
         """Write the save area as an exit does."""
-        self._store_registers(vmcb, 0, page)
+        self._store_registers(vmcb, 0, self.masks.stored(page) if vmcb.rmp_checked else page)
 
     def store_save_area_field(self, vmcb: Vmcb, offset: int, data: bytes) -> None:
-        """Write a part of it, as the core does while the vCPU runs."""
+        """Write a part of it that is never masked, as the core does while the vCPU runs."""
         self._store_registers(vmcb, offset, data)
 
     def _store_registers(self, vmcb: Vmcb, offset: int, data: bytes) -> None:

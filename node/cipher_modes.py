@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 from node.memory_cipher import CipherMode, MemoryCipher, Tweaks, XtsSector
 from node.tweak_table import HIGHEST_BIT, LOWEST_BIT, TweakTable
@@ -28,17 +29,23 @@ class CipherDesign:
         self, random: Callable[[int], bytes], sector: XtsSector = XtsSector.LINE, *, tweaked: bool = True
     ) -> BootCiphers:
         """Ciphers of one boot; ``random`` gives so many bytes. Without tweaks, every address has that of zeros."""
-        table = None if self.table is None else self.table(random(self.table_bytes))
-        return BootCiphers(self, table if tweaked else _UNTWEAKED, sector)
+        if not tweaked:
+            return BootCiphers(self, sector, _UNTWEAKED)
+        make = None if self.table is None else partial(_made, self.table, random, self.table_bytes)
+        return BootCiphers(self, sector, None, make)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BootCiphers:
-    """Ciphers that share the tweaks of one boot; in XTS each has its own, from the second half of its key."""
+    """Ciphers that share the tweaks of one boot; in XTS each has its own, from the second half of its key.
+
+    The table is made with the first cipher: most hosts of a fleet wait long for a guest.
+    """
 
     design: CipherDesign
-    table: TweakTable | None
     sector: XtsSector
+    _table: TweakTable | None = None
+    _make_table: Callable[[], TweakTable] | None = field(default=None, repr=False)
 
     @property
     def key_bytes(self) -> int:
@@ -49,8 +56,14 @@ class BootCiphers:
         """The cipher of a key. Raises ValueError for one of another length."""
         if len(key) != self.key_bytes:
             raise ValueError(f"key: expected {self.key_bytes} bytes, got {len(key)}")
-        tweaks = self.table or XtsTweaks(key[_DATA_KEY_BYTES:], self.sector)
+        if self._table is None and self._make_table is not None:
+            self._table = self._make_table()
+        tweaks = self._table or XtsTweaks(key[_DATA_KEY_BYTES:], self.sector)
         return self.design.cipher(key[:_DATA_KEY_BYTES], tweaks)
+
+
+def _made(table: Callable[[bytes], TweakTable], random: Callable[[int], bytes], length: int) -> TweakTable:
+    return table(random(length))
 
 
 _UNTWEAKED = TweakTable((0,) * (HIGHEST_BIT - LOWEST_BIT + 1))

@@ -16,18 +16,20 @@ from collections.abc import Generator
 from dataclasses import dataclass
 
 from node.ghcb_page import GhcbUntrusted
-from node.guest_ghcb import page_exit
+from node.guest_ghcb import exit_between
 from node.guest_memory_map import Range
 from node.guest_requests import RequestError
-from node.message_place import COUNT_BYTES, VMPCK_BYTES, MessagePlace
+from node.message_place import COUNT_BYTES, SECRETS_LOCKS, SECRETS_VMPCKS, VMPCK_BYTES, VMPCKS, MessagePlace
 from node.nae_event import NaeEvent
 from node.operations import Answer, GuestOperation, Read, Write
-from psp.guest_message import BadMessage, MessageHeader, seal, unseal
+from psp.guest_message import BadMessage, MessageHeader, MessageKey
 from psp.status import Status
 from psp.system_bus import PAGE_BYTES
 
 MOST_TRIES = 16
 """How often a message is sent to a hypervisor that says it is busy."""
+_SECRETS_BYTES = SECRETS_LOCKS + VMPCKS - SECRETS_VMPCKS
+"""From the keys to behind the locks."""
 _LAST_COUNT = (1 << 32) - 3
 """The page has room for numbers of 32 bits."""
 
@@ -78,14 +80,13 @@ class GuestMessages:
         Raises MessageRefused and MessagesBusy.
         """
         place = self.place
-        taken, _, key, count = yield (
-            Read(place.lock_gpa, 1),
-            Write(place.lock_gpa, b"\1"),
-            Read(place.key_gpa, VMPCK_BYTES),
-            Read(place.count_gpa, COUNT_BYTES),
+        secrets, _ = yield (Read(place.secrets_gpa + SECRETS_VMPCKS, _SECRETS_BYTES), Write(place.lock_gpa, b"\1"))
+        if not isinstance(secrets, bytes):
+            raise MessageRefused(f"secrets page: {secrets!r}")
+        key, count, taken = (
+            secrets[at - SECRETS_VMPCKS - place.secrets_gpa :][:length]
+            for at, length in ((place.key_gpa, VMPCK_BYTES), (place.count_gpa, COUNT_BYTES), (place.lock_gpa, 1))
         )
-        if not (isinstance(taken, bytes) and isinstance(key, bytes) and isinstance(count, bytes)):
-            raise MessageRefused(f"secrets page: {taken!r}")
         if any(taken):
             raise MessagesBusy
         last = int.from_bytes(count, "little")
@@ -93,9 +94,10 @@ class GuestMessages:
             yield (Write(place.lock_gpa, b"\0"),)
             raise MessageRefused(f"VMPCK{place.vmpl}: wiped, or no number is left")
         try:
-            message = seal(key, place.vmpl, last + 1, kind, version, payload)
+            cipher = MessageKey(key)
+            message = cipher.seal(place.vmpl, last + 1, kind, version, payload)
             response, needed = yield from self._carried(message, room)
-            answer = self._opened(key, last + 2, kind + 1, version, response)
+            answer = self._opened(cipher, last + 2, kind + 1, version, response)
         except (MessageRefused, GhcbUntrusted, BadMessage) as bad:
             yield (Write(place.key_gpa, bytes(VMPCK_BYTES)), Write(place.lock_gpa, b"\0"))
             if isinstance(bad, MessageRefused):
@@ -114,20 +116,19 @@ class GuestMessages:
         for _ in range(MOST_TRIES):
             extended = room is not None and not needed
             registers = {"RAX": room.gpa, "RBX": room.length // PAGE_BYTES} if room is not None and extended else {}
-            yield (Write(self.request_gpa, message, private=False),)
-            reply = yield from page_exit(
+            reply, response = yield from exit_between(
                 self.place.ghcb_gpa,
                 NaeEvent.EXTENDED_GUEST_REQUEST if extended else NaeEvent.GUEST_REQUEST,
-                self.request_gpa,
-                self.response_gpa,
+                (self.request_gpa, self.response_gpa),
                 registers,
+                Write(self.request_gpa, message, private=False),
+                Read(self.response_gpa, PAGE_BYTES, private=False),
             )
             error, status = reply.info2 >> 32, reply.info2 & 0xFFFF_FFFF
             if extended and error == RequestError.BUFFER_TOO_SMALL:
                 # The number has to be used up with this message: it goes without certificates.
                 needed = reply.registers["RBX"] or 1
             elif error == RequestError.NONE and status == Status.SUCCESS and reply.exception is None:
-                (response,) = yield (Read(self.response_gpa, PAGE_BYTES, private=False),)
                 if not isinstance(response, bytes):
                     raise MessageRefused(f"response page: {response!r}")
                 return response, needed
@@ -135,11 +136,11 @@ class GuestMessages:
                 raise MessageRefused(f"guest request: error {error}, status {status:#x}", status)
         raise MessageRefused("guest request: the hypervisor stays busy")
 
-    def _opened(self, key: bytes, sequence: int, kind: int, version: int, response: bytes) -> bytes:
+    def _opened(self, key: MessageKey, sequence: int, kind: int, version: int, response: bytes) -> bytes:
         header = MessageHeader.checked(response)
         fits = (header.sequence, header.message_type, header.message_version, header.vmpck) == (
             sequence, kind, version, self.place.vmpl
         )  # fmt: skip
         if not fits and self.checks_answers:
             raise BadMessage
-        return unseal(key, header, response)
+        return key.unseal(header, response)

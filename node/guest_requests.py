@@ -120,9 +120,11 @@ class GuestRequests:
         command = record.small[0]
         buffer = buffers.SnpGuestRequest(gctx=record.gctx, request=there, response=back).pack()
         reclaim = buffers.SnpPageReclaim(address=back).pack()
-        # One batch each: what the host does between its steps is nobody's affair, and no step may be left out.
-        wrote, lent = yield (op.HostWrite(there, message), op.RmpUpdate(back, PAGE_BYTES, _FIRMWARE))
-        answer, reclaimed, taken, response = yield (
+        # One batch: what the host does between its steps is nobody's affair, and no step may be left out. Where the
+        # page could not be lent, the firmware refuses it.
+        wrote, lent, answer, reclaimed, taken, response = yield (
+            op.HostWrite(there, message),
+            op.RmpUpdate(back, PAGE_BYTES, _FIRMWARE),
             op.PspCommand(SnpCommand.GUEST_REQUEST, command, buffer),
             op.PspCommand(SnpCommand.PAGE_RECLAIM, command, reclaim),
             op.RmpUpdate(back, PAGE_BYTES, _HYPERVISOR),

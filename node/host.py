@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from node.actor import Observer
+from node.ap_wake import starts_others_by_sipi
 from node.arrivals import Arrivals
 from node.board import Board
 from node.certificate_store import CertificateStore
@@ -20,6 +21,7 @@ from node.counter_random import CounterRandom
 from node.departures import Departures
 from node.disk_file import DiskFileError, disk_file
 from node.event_log import EventLog
+from node.exit_registers import store_at_exit
 from node.firmware_image import FirmwareImage
 from node.generation import Generation
 from node.guest import GONE, Guest, GuestSpec, GuestState
@@ -38,7 +40,7 @@ from node.record_buffer import NO_LOG, LogWish
 from node.svsm_memory import guest_reset_rips, svsm_guest
 from node.svsm_use import SvsmUse
 from node.tenant import TenantFactory, TenantSpec, local_tenants
-from node.vcpu import Vcpu
+from node.vcpu import Vcpu, VcpuState
 from node.vcpu_levels import VcpuLevels
 from node.vcpu_runner import VcpuRunner
 from psp.status import PspError
@@ -114,6 +116,7 @@ class Host:
         self.tasks = HypervisorTasks(self.clock, self.board, self._cost, self._chain)
         self.vcpus = VcpuRunner(self.clock, self.board, self.contention, self.log, prices)
         self.board.kicked = self._kicked
+        self.board.exited = self._exited
         self.departures = Departures(self)
         self.arrivals = Arrivals(self)
         self.network = HostNetwork(self, costs)
@@ -270,6 +273,11 @@ class Host:
         digest = bytes.fromhex(guest.launch_digest)
         self._chain.record_octets(self.now_ns, HostEvent.ENTERED, digest, guest.spec.name)
         self.vcpus.start(guest.vcpus[0])
+        if starts_others_by_sipi(guest.spec.generation):
+            # Firmware has started them once, and has each wait in its own registers.
+            for vcpu in guest.vcpus[1:]:
+                if vcpu.state is VcpuState.WAITING:
+                    self.vcpus.start(vcpu)
         self.clock.settle()
 
     def put_up(self, guest: Guest, entered: Entered, reset_rips: tuple[int, ...] | None) -> None:
@@ -310,6 +318,11 @@ class Host:
         guest = self.guests.get(vm)
         if guest is not None and 0 <= vcpu < len(guest.vcpus):
             self.vcpus.kicked(guest.vcpus[vcpu], code)
+
+    def _exited(self, vm: str, vcpu: int) -> None:
+        guest = self.guests.get(vm)
+        if guest is not None and 0 <= vcpu < len(guest.vcpus):
+            store_at_exit(self.board, guest.vcpus[vcpu])
 
     def _launch_digest(self, entered: Entered) -> str:
         """The launch digest as hexadecimal: the laboratory's own view, no host command returns it."""

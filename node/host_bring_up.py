@@ -9,6 +9,7 @@ firmware to; here the firmware alone does it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from node import operations as op
@@ -34,14 +35,29 @@ class Step(NamedTuple):
 
 def bring_up_steps(
     product: Product, command_page: int, syscfg: int, max_snp_asid: int = 0, trusted_region: int = 0
-) -> Iterator[Step]:
+) -> tuple[Step, ...]:
     """The steps of a host whose SYSCFG reads ``syscfg``: with SNP where the product has it.
 
     With a ``max_snp_asid`` the host asks for ciphertext hiding. With a ``trusted_region``, of
     ``TRUSTED_REGION_BYTES``, SEV-ES guests can come.
     """
+    snp, sev = (one in product.generations for one in (Generation.SEV_SNP, Generation.SEV))
+    return _steps(command_page, syscfg, max_snp_asid, trusted_region, snp=snp, sev=sev)
+
+
+@lru_cache(maxsize=64)
+def _steps(
+    command_page: int, syscfg: int, max_snp_asid: int, trusted_region: int, *, snp: bool, sev: bool
+) -> tuple[Step, ...]:
+    """Made once for the many equal hosts of a fleet."""
+    return tuple(_each_step(command_page, syscfg, max_snp_asid, trusted_region, snp=snp, sev=sev))
+
+
+def _each_step(
+    command_page: int, syscfg: int, max_snp_asid: int, trusted_region: int, *, snp: bool, sev: bool
+) -> Iterator[Step]:
     yield Step("IOMMU", enabling())
-    if Generation.SEV_SNP in product.generations:
+    if snp:
         hiding = buffers.SNP_INIT_HIDE_CIPHERTEXT if max_snp_asid else 0
         init = buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP | hiding, max_snp_asid=max_snp_asid)
         yield Step("WBINVD", (op.Wbinvd(),))
@@ -50,11 +66,11 @@ def bring_up_steps(
         yield Step("VM_HSAVE_PA", (op.WriteMsr(None, Msr.VM_HSAVE_PA, 0),))
         yield Step("SNP_INIT_EX", (op.PspCommand(SnpCommand.INIT_EX, command_page, init.pack()),))
         yield Step("SNP_DF_FLUSH", (op.Wbinvd(), op.PspCommand(SnpCommand.DF_FLUSH)))
-    if Generation.SEV in product.generations:
+    if sev:
         legacy = buffers.Init()
         if trusted_region:
             legacy = buffers.Init(buffers.INIT_ES, trusted_region, TRUSTED_REGION_BYTES)
-            if Generation.SEV_SNP in product.generations:
+            if snp:
                 entry = RmpEntry(assigned=True, immutable=True, large=True)
                 yield Step("trusted region", (op.RmpUpdate(trusted_region, TRUSTED_REGION_BYTES, entry),))
         yield Step("INIT", (op.PspCommand(LegacyCommand.INIT, command_page, legacy.pack()),))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from node.guest_memory_map import GuestMemoryMap
 
-SECRETS_VMPCKS, VMPCK_BYTES = 0x20, 32
+SECRETS_VMPCKS, VMPCK_BYTES, VMPCKS = 0x20, 32, 4
 """Where the four keys are in the secrets page (SEV-SNP firmware ABI, table 70)."""
 SECRETS_COUNTS, COUNT_BYTES = 0xA0, 4
 """Where Linux keeps the number of the last message under each key, in what the page has for the guest's own use."""
@@ -16,7 +17,7 @@ SECRETS_LOCKS = 0xB8
 """A byte for each key, behind that: whether a vCPU is waiting for an answer. It is the laboratory's."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: the page is kept once it was asked for
 class MessagePlace:
     """Where an SNP guest's pages for it are. Its kernel runs at ``vmpl`` and exits with one GHCB page per vCPU.
 
@@ -31,7 +32,7 @@ class MessagePlace:
     launched: tuple[int, ...]
     own_ghcb: int | None = None
 
-    @property
+    @cached_property
     def ghcb_gpa(self) -> int:
         """The page that the kernel has registered for this vCPU."""
         if self.own_ghcb is not None:

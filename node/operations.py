@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from node.block_endings import Await, Compute, Shutdown, Sleep
-from node.branch_operations import Branch, HostBranch, HostReadCounter, IndirectBranch
+from node.branch_operations import Arithmetic, Branch, HostBranch, HostReadCounter, IndirectBranch
 from node.device_operations import MmioLoad, MmioStore, NicRead, NicWrite
 from node.event_operations import (
     LoadIdt,
@@ -35,15 +35,16 @@ from node.operation_answers import (
     RmpReadResult,
     Runs,
 )
+from node.stack_operations import StackMove
 from node.svsm_operations import Clear, GuestWork
 from psp.system_bus import RmpEntry
 
 __all__ = [
-    "Answer", "Await", "Branch", "Clear", "Compute", "CpuidResult", "Fault", "FaultKind", "GuestWork", "HostBranch",
-    "HostReadCounter", "IndirectBranch", "LoadIdt", "MmioLoad", "MmioStore", "NicRead", "NicWrite", "PValidateResult",
-    "PortIn", "PortOut", "PspAnswer", "Rdmsr", "ReadFlags", "RmpQueryResult", "RmpReadResult", "Runs", "Shutdown",
-    "Sleep", "SoftwareInterrupt", "TraceFaults", "VmKick", "VmcbLoad", "VmcbStore", "WriteBackCaches", "WriteFlags",
-    "Wrmsr",
+    "Answer", "Arithmetic", "Await", "Branch", "Clear", "Compute", "CpuidResult", "Fault", "FaultKind", "GuestWork",
+    "HostBranch", "HostReadCounter", "IndirectBranch", "LoadIdt", "MmioLoad", "MmioStore", "NicRead", "NicWrite",
+    "PValidateResult", "PortIn", "PortOut", "PspAnswer", "Rdmsr", "ReadFlags", "RmpQueryResult", "RmpReadResult",
+    "Runs", "Shutdown", "Sleep", "SoftwareInterrupt", "StackMove", "TraceFaults", "VmKick", "VmcbLoad", "VmcbStore",
+    "WriteBackCaches", "WriteFlags", "Wrmsr",
 ]  # fmt: skip
 
 MOST_BYTES = 32 << 20
@@ -363,6 +364,19 @@ class NestedMap:
 
 
 @dataclass(frozen=True, slots=True)
+class NestedBuild:
+    """``NestedFrames`` of each (SPA, length), then ``NestedMap`` of each (GPA, SPA, length).
+
+    Answer: the first of theirs that is not None, and what would come after it is not done; else None.
+    """
+
+    vm: str
+    frames: tuple[tuple[int, int], ...]
+    maps: tuple[tuple[int, int, int], ...]
+    encrypted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class NestedUnmap:
     """Take a range out of the nested page table of a VM. Answer: as ``NestedMap``."""
 
@@ -571,7 +585,7 @@ class DeviceWrite:
 
 HypervisorOperation = (
     HostRead | HostReadWritten | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | RmpRead | NestedFrames
-    | NestedMap | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
+    | NestedMap | NestedBuild | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
     | HostClflush | Invd | VmPageFlush | HostTimedRead | VmPreempt | NicRead | NicWrite
     | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | FabricDivert | DeviceRead | DeviceWrite
     | VmcbLoad | VmcbStore | VmKick | TraceFaults | HostBranch | HostReadCounter | FetchCertificates
@@ -579,6 +593,6 @@ HypervisorOperation = (
 GuestOperation = (
     Read | Write | Copy | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust
     | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit | ReadSevStatus | Cpuid
-    | ReadDr7 | WriteDr7 | MmioLoad | MmioStore | Clear | GuestWork | WriteBackCaches
+    | ReadDr7 | WriteDr7 | MmioLoad | MmioStore | Clear | GuestWork | WriteBackCaches | StackMove | Arithmetic
     | LoadIdt | ReadFlags | WriteFlags | SoftwareInterrupt | Branch | IndirectBranch | Rdmsr | Wrmsr | PortIn | PortOut
 )  # fmt: skip

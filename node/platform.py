@@ -44,6 +44,8 @@ class Protection(StrEnum):
     """In a guest that asked for it."""
     PMC_VIRTUALIZATION = "performance counter virtualization"
     """Likewise."""
+    REGISTER_NONCE = "register nonce"
+    """A new one at each exit, in a guest that asked for masked registers; without, the one of its launch stays."""
     TLB_ID = "tlb id"
     """VMRUN's match of PCPU_ID and TLB_ID in an SNP guest's save area with the thread's last."""
 
@@ -94,6 +96,8 @@ class Platform:
 
     Without it the bit decides, which is the hypervisor's to set and to clear; the cores start with it clear.
     """
+    stack_engine_fixed: bool = False
+    """Microcode with which one thread does not stop the stack engine of the other (AMD-SB-3027)."""
     save_area_refused: ExitCode = ExitCode.SHUTDOWN
     """How VMRUN exits with an SEV-ES save area whose integrity value does not fit.
 
@@ -103,6 +107,11 @@ class Platform:
     """VMRUN exits with VMEXIT_INVALID where the hypervisor injects into a guest with alternate injection.
 
     Without, its fields are not looked at. Public sources say that it may not inject, not what becomes of it if it does.
+    """
+    point_check: bool = False
+    """Firmware that takes only points of P-384 for its PDH (fixes of CVE-2019-9836 and CVE-2021-26408).
+
+    Products that always did need no fix.
     """
     rmp_init_barrier: bool = False
     """Cores cannot store to the RMP while firmware zeroes it (the fix of AMD-SB-3020).

@@ -65,6 +65,12 @@ class Product:
     """One public list of mitigations has it on Genoa too."""
     signed_as: str = ""
     """The line whose root keys sign for its chips, where that is another's."""
+    checks_points: bool = True
+    """Whether firmware takes only points of P-384 for its PDH (CVE-2019-9836, CVE-2021-26408: not before Zen 3).
+
+    Firmware 0.17 build 22 is said to check those of LAUNCH_START, a later one those of SEND_START: here a host's
+    platform says whether it has the fix.
+    """
     turns_psp_accesses: bool = False
     """A host can turn accesses of the security processor to its own fast registers (CVE-2025-61971, Zen 4 and 5)."""
 
@@ -93,11 +99,13 @@ _ROWS = (
     Product("Naples", 0x00800F12, 32, 2_200_000_000, 8, 2_666_000_000, 2 * TIB, 15, 9, 47, 48, 5, _SEV,
             (0, 24, 15), False, (CipherMode.AES_128_XEX_ZEN1, CipherMode.AES_128_XE),
             doubts=("min_sev_asid read on an embedded part of the same core", "firmware build unsourced",
-                    "cores and clock are the EPYC 7601's, recalled", "which steppings encrypt with XE is not listed")),
+                    "cores and clock are the EPYC 7601's, recalled", "which steppings encrypt with XE is not listed"),
+            checks_points=False),
     Product("Rome", 0x00830F10, 64, 2_250_000_000, 8, 3_200_000_000, 4 * TIB, 509, 100, 47, 48, 5, _SEV,
             (0, 24, 15), False, _XEX,
             doubts=("C-bit position recalled", "split taken from a Milan host", "firmware build unsourced",
-                    "clock is the EPYC 7742's, recalled")),
+                    "clock is the EPYC 7742's, recalled"),
+            checks_points=False),
     Product("Milan", 0x00A00F11, 64, 2_000_000_000, 8, 3_200_000_000, 4 * TIB, 509, 100, 51, 48, 5, _SNP,
             (1, 55, 29), True, _XEX, doubts=("clock is the EPYC 7713P's, recalled",)),
     Product("Genoa", 0x00A10F11, 96, 2_400_000_000, 12, 4_800_000_000, 6 * TIB, 1006, 99, 51, 52, 6, _SNP,

@@ -45,7 +45,10 @@ has the command on mitigations, is uncertain.
 
 def report_version(api: tuple[int, int, int]) -> int:
     """The version that firmware of an interface (major, minor, build) makes."""
-    return next((version for lowest, version in _NEWEST_FIRST if api[:2] >= lowest), FIRST_VERSION)
+    for lowest, version in _NEWEST_FIRST:
+        if api[:2] >= lowest:
+            return version
+    return FIRST_VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +89,12 @@ class AttestationReport(ByteLayout):
     launch_mitigations: int = at(0x1F8, 8)
     current_mitigations: int = at(0x200, 8)
 
-    def signed(self, key: elliptic.PrivateKey | None) -> bytes:
-        """The report with its signature, 1,184 bytes; without a key, that of a masked one, zeros."""
-        body = self.pack()
-        if key is None:
-            return body.ljust(REPORT_BYTES, b"\0")
-        return body + elliptic.sign(key, body, hashes.SHA384())
+
+def signed(body: bytes, key: elliptic.PrivateKey | None) -> bytes:
+    """A report with its signature, 1,184 bytes; without a key, that of a masked one, zeros."""
+    if key is None:
+        return body.ljust(REPORT_BYTES, b"\0")
+    return body + elliptic.sign(key, body, hashes.SHA384())
 
 
 def family_model_stepping(cpuid_1_eax: int) -> tuple[int, int, int]:

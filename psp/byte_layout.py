@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import struct
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, ClassVar, NamedTuple, Self
 
 _INTEGERS = {1: "B", 2: "H", 4: "I", 8: "Q"}
@@ -23,9 +25,12 @@ class _Table(NamedTuple):
     fields: tuple[tuple[str, int, int, bool], ...]
     """(name, offset, width, raw) in the order of the offsets."""
     form: struct.Struct
-    names: tuple[str, ...]
-    raw: tuple[tuple[str, int], ...]
-    """Fields of raw bytes, and their widths."""
+    values: Callable[[ByteLayout], tuple[Any, ...]]
+    """All fields of a record."""
+    raw: tuple[tuple[int, int], ...]
+    """Which of them are raw bytes, and their widths."""
+    reserved: tuple[slice, ...]
+    """Bytes of no field."""
 
 
 _TABLES: dict[type, _Table] = {}
@@ -45,20 +50,32 @@ def _read_table(layout: type[ByteLayout]) -> _Table:
         (entry.name, entry.metadata["offset"], entry.metadata["width"], isinstance(entry.default, bytes))
         for entry in dataclasses.fields(layout)
     )
-    form, end = "<", 0
+    form, end, reserved = "<", 0, []
     for name, offset, width, raw in fields:
         if offset < end:
             raise ValueError(f"{layout.__name__}.{name}: expected an offset from {end:#x} on, got {offset:#x}")
+        if offset > end:
+            reserved.append(slice(end, offset))
         form += f"{offset - end}x" + (f"{width}s" if raw else _INTEGERS[width])
         end = offset + width
     if end > layout.SIZE:
         raise ValueError(f"{layout.__name__}: expected fields within {layout.SIZE:#x} bytes, got {end:#x}")
+    if end < layout.SIZE:
+        reserved.append(slice(end, layout.SIZE))
     return _Table(
         fields,
         struct.Struct(f"{form}{layout.SIZE - end}x"),
-        tuple(name for name, *_ in fields),
-        tuple((name, width) for name, _, width, raw in fields if raw),
+        _getter([name for name, *_ in fields]),
+        tuple((number, width) for number, (_, _, width, raw) in enumerate(fields) if raw),
+        tuple(reserved),
     )
+
+
+def _getter(names: list[str]) -> Callable[[ByteLayout], tuple[Any, ...]]:
+    if len(names) == 1:
+        only = attrgetter(*names)
+        return lambda record: (only(record),)
+    return attrgetter(*names) if names else lambda _: ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,6 +97,20 @@ class ByteLayout:
         return _table(cls).form.unpack_from(data)
 
     @classmethod
+    def reserved_is_zero(cls, data: bytes) -> bool:
+        """Whether nothing stands in a record's reserved bytes."""
+        return not any(data[part].strip(b"\0") for part in _table(cls).reserved)
+
+    @classmethod
+    def reserved_of_all_are_zero(cls, records: Sequence[bytes]) -> bool:
+        """The same for many records; False, too, if one has not exactly its bytes."""
+        whole = b"".join(records)
+        if len(whole) != cls.SIZE * len(records) or {*map(len, records)} != {cls.SIZE}:
+            return False
+        places = [at for part in _table(cls).reserved for at in range(part.start, part.stop)]
+        return not any(whole[at :: cls.SIZE].strip(b"\0") for at in places)
+
+    @classmethod
     def packed(cls, *values: int | bytes) -> bytes:
         """The bytes of a record with these fields, none wider than its own. Raises struct.error."""
         return _table(cls).form.pack(*values)
@@ -87,12 +118,13 @@ class ByteLayout:
     def pack(self, onto: bytes = b"") -> bytes:
         """The record as bytes; OverflowError for a value wider than its field. ``onto`` gives the reserved bytes."""
         table = _table(type(self))
-        for name, width in table.raw:
-            if len(getattr(self, name)) > width:
-                found = len(getattr(self, name))
+        values = table.values(self)
+        for number, width in table.raw:
+            if len(values[number]) > width:
+                name, found = table.fields[number][0], len(values[number])
                 raise OverflowError(f"{type(self).__name__}.{name}: expected at most {width} bytes, got {found}")
         try:
-            packed = table.form.pack(*[getattr(self, name) for name in table.names])
+            packed = table.form.pack(*values)
         except struct.error as error:
             raise OverflowError(f"{type(self).__name__}: {error}") from None
         if not onto:

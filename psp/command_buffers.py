@@ -17,8 +17,10 @@ SNP_INIT_HIDE_CIPHERTEXT = 1 << 3
 """INIT_EX flag: cores read ones where ciphertext of an SNP guest lies."""
 SNP_INIT_LIST = 1 << 1
 """INIT_EX flag: there is a list of ranges that stay the host's."""
-SNP_INIT_OPTIONS = 0b10100
-"""INIT_EX flags that are not built: RAPL off, TIO."""
+SNP_INIT_RAPL_DIS = 1 << 2
+"""INIT_EX flag: nobody reads how much energy cores use."""
+SNP_INIT_OPTIONS = 1 << 4
+"""INIT_EX flag that is not built: TIO."""
 SNP_SHUTDOWN_IOMMU = 1 << 0
 """SHUTDOWN_EX flag: stop the IOMMU's RMP checks."""
 SNP_SHUTDOWN_X86 = 1 << 1
@@ -31,25 +33,31 @@ SNP_FINISH_NO_VCEK = 1 << 2
 """LAUNCH_FINISH flag: no report may be signed with the VCEK. Not built."""
 SNP_STATUS_FEATURE_INFO = 1 << 3
 """PLATFORM_STATUS policy flag: FEATURE_INFO may be asked."""
+SNP_STATUS_RAPL_DIS = 1 << 4
+"""PLATFORM_STATUS policy flag: nobody reads how much energy cores use."""
 SNP_STATUS_CAN_HIDE_CIPHERTEXT = 1 << 5
 """PLATFORM_STATUS policy flag: INIT_EX may ask for ciphertext hiding."""
 SNP_STATUS_HIDES_CIPHERTEXT = 1 << 6
 """PLATFORM_STATUS policy flag: it did."""
+SNP_FEATURE_RAPL_DIS = 1 << 2
+"""FEATURE_INFO, ECX of index 0: INIT_EX may switch energy readings off."""
 SNP_FEATURE_HIDING = 1 << 3
 """FEATURE_INFO, ECX of index 0: ciphertext hiding."""
+SNP_FEATURE_VERIFY_MITIGATION = 1 << 13
+"""The same: SNP_VERIFY_MITIGATION."""
+SNP_MITIGATION_DESTINATION = 1 << 0
+"""VERIFY_MITIGATION flag: there is a place for the answer."""
+SNP_MITIGATION_SOURCE = 1 << 1
+"""VERIFY_MITIGATION flag: there is more to read."""
 SNP_CONFIG_MASK_CHIP_ID = 1 << 0
 """CONFIG flag, and PLATFORM_STATUS policy flag: reports do not say which chip it is."""
 SNP_CONFIG_MASK_CHIP_KEY = 1 << 1
 """The same for the chip's own key: no report is signed with the VCEK."""
-SNP_DOWNLOAD_COMMIT = 1 << 0
-"""DOWNLOAD_FIRMWARE_EX flag: commit what was installed."""
 SNP_STATUS_VLEK_LOADED = 1 << 2
 """PLATFORM_STATUS policy flag."""
-SNP_SWAP_IN_PLACE = 1 << 3
-"""SWAP_IN flag: what is read lies where the page is to be."""
-SNP_SWAP_ROOT_MDATA = 1 << 4
-"""SWAP flag: the entry is the context's own."""
-SNP_SWAP_FLAGS = 0b11111
+_LAUNCH_UPDATE_FLAGS = 0b1_1111
+_LAUNCH_UPDATE_PERMISSIONS = 0x1F1F_1F00
+"""For each of VMPL 1 to 3: read, write, execute at both privileges, supervisor shadow stack."""
 MEASUREMENT_BYTES = 48
 """What LAUNCH_MEASURE writes: measurement (32) and nonce (16)."""
 
@@ -279,15 +287,6 @@ class PdhCertExport(ByteLayout):
 
 
 @dataclass(frozen=True, slots=True)
-class DownloadFirmware(ByteLayout):
-    """DOWNLOAD_FIRMWARE: an image in memory."""
-
-    SIZE: ClassVar[int] = 0x0C
-    address: int = at(0x00, 8)
-    length: int = at(0x08, 4)
-
-
-@dataclass(frozen=True, slots=True)
 class PekCertImport(ByteLayout):
     """PEK_CERT_IMPORT."""
 
@@ -422,6 +421,11 @@ class SnpLaunchUpdate(ByteLayout):
         return self.permissions >> 8 & 0xFF, self.permissions >> 16 & 0xFF, self.permissions >> 24
 
     @property
+    def is_well_formed(self) -> bool:
+        """Whether flags and permissions have only bits that mean something; VMPL0 has none to be set."""
+        return not (self.flags & ~_LAUNCH_UPDATE_FLAGS or self.permissions & ~_LAUNCH_UPDATE_PERMISSIONS)
+
+    @property
     def imi(self) -> bool:
         """The IMI_PAGE bit."""
         return bool(self.flags & 1 << 4)
@@ -466,51 +470,6 @@ class SnpPageUnsmash(ByteLayout):
 
 
 @dataclass(frozen=True, slots=True)
-class SnpPageMdInit(ByteLayout):
-    """SNP_PAGE_MD_INIT."""
-
-    SIZE: ClassVar[int] = 0x10
-    gctx: int = at(0x00, 8)
-    address: int = at(0x08, 8)
-
-
-@dataclass(frozen=True, slots=True)
-class SnpPageSwapOut(ByteLayout):
-    """SNP_PAGE_SWAP_OUT; ``flags`` holds page size (bit 0), page type (2:1) and whether the entry is the root's (4)."""
-
-    SIZE: ClassVar[int] = 0x30
-    gctx: int = at(0x00, 8)
-    source: int = at(0x08, 8)
-    destination: int = at(0x10, 8)
-    mdata: int = at(0x18, 8)
-    software_data: int = at(0x20, 8)
-    flags: int = at(0x28, 8)
-
-
-@dataclass(frozen=True, slots=True)
-class SnpPageSwapIn(ByteLayout):
-    """SNP_PAGE_SWAP_IN; ``flags`` as of SNP_PAGE_SWAP_OUT, with the page in its own frame (bit 3)."""
-
-    SIZE: ClassVar[int] = 0x30
-    gctx: int = at(0x00, 8)
-    source: int = at(0x08, 8)
-    destination: int = at(0x10, 8)
-    mdata: int = at(0x18, 8)
-    flags: int = at(0x28, 8)
-
-
-@dataclass(frozen=True, slots=True)
-class SnpPageMove(ByteLayout):
-    """SNP_PAGE_MOVE; bit 0 of ``flags`` is the page size."""
-
-    SIZE: ClassVar[int] = 0x20
-    gctx: int = at(0x00, 8)
-    flags: int = at(0x08, 8)
-    source: int = at(0x10, 8)
-    destination: int = at(0x18, 8)
-
-
-@dataclass(frozen=True, slots=True)
 class SnpConfig(ByteLayout):
     """SNP_CONFIG."""
 
@@ -518,18 +477,6 @@ class SnpConfig(ByteLayout):
     reported_tcb: int = at(0x00, 8)
     flags: int = at(0x08, 4)
     reserved: bytes = at(0x0C, 0x34, bytes(0x34))
-
-
-@dataclass(frozen=True, slots=True)
-class SnpDownloadFirmwareEx(ByteLayout):
-    """SNP_DOWNLOAD_FIRMWARE_EX. Patches to Linux agree on this layout; older descriptions have the flags at 4."""
-
-    SIZE: ClassVar[int] = 0x18
-    length: int = at(0x00, 4)
-    reserved: int = at(0x04, 4)
-    image_address: int = at(0x08, 8)
-    image_length: int = at(0x10, 4)
-    flags: int = at(0x14, 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -567,3 +514,16 @@ class SnpFeatureInfo(ByteLayout):
     length: int = at(0x00, 4)
     ecx_in: int = at(0x04, 4)
     address: int = at(0x08, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class SnpVerifyMitigation(ByteLayout):
+    """SNP_VERIFY_MITIGATION; ``vector`` has one bit set."""
+
+    SIZE: ClassVar[int] = 0x40
+    length: int = at(0x00, 4)
+    subcommand: int = at(0x04, 2)
+    vector: int = at(0x08, 8)
+    flags: int = at(0x10, 4)
+    source: int = at(0x18, 8)
+    destination: int = at(0x20, 8)

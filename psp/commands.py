@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from psp import command_buffers as buffers
+from psp import swap_buffers
 from psp.byte_layout import ByteLayout
 from psp.system_bus import PAGE_BYTES
+from psp.update_buffers import DownloadFirmware, SnpDownloadFirmwareEx
 
 
 class LegacyCommand(IntEnum):
@@ -155,6 +157,8 @@ COMMANDS: Mapping[int, CommandRow] = {
     LegacyCommand.DBG_ENCRYPT: CommandRow(buffers.Debug, frozenset({_L.WORKING})),
     LegacyCommand.INIT_EX: CommandRow(buffers.InitEx, frozenset({_L.UNINIT})),
     LegacyCommand.COPY: CommandRow(buffers.Copy, frozenset({_L.WORKING})),
+    LegacyCommand.SWAP_OUT: CommandRow(swap_buffers.SwapOut, frozenset({_L.WORKING})),
+    LegacyCommand.SWAP_IN: CommandRow(swap_buffers.SwapIn, frozenset({_L.WORKING})),
     LegacyCommand.SEND_START: CommandRow(buffers.SendStart, frozenset({_L.WORKING}), writes_buffer=True),
     LegacyCommand.SEND_UPDATE_DATA: CommandRow(buffers.SendUpdate, frozenset({_L.WORKING}), writes_buffer=True),
     LegacyCommand.SEND_UPDATE_VMSA: CommandRow(buffers.SendUpdate, frozenset({_L.WORKING}), writes_buffer=True),
@@ -165,7 +169,7 @@ COMMANDS: Mapping[int, CommandRow] = {
     LegacyCommand.RECEIVE_UPDATE_VMSA: CommandRow(buffers.SendUpdate, frozenset({_L.WORKING})),
     LegacyCommand.RECEIVE_FINISH: CommandRow(buffers.Handle, frozenset({_L.WORKING})),
     LegacyCommand.PLATFORM_RESET: CommandRow(None, frozenset({_L.UNINIT})),
-    LegacyCommand.DOWNLOAD_FIRMWARE: CommandRow(buffers.DownloadFirmware, frozenset({_L.UNINIT})),
+    LegacyCommand.DOWNLOAD_FIRMWARE: CommandRow(DownloadFirmware, frozenset({_L.UNINIT})),
     LegacyCommand.PEK_GEN: CommandRow(None, frozenset({_L.INIT})),
     LegacyCommand.PEK_CSR: CommandRow(buffers.Output, frozenset({_L.INIT}), writes_buffer=True),
     LegacyCommand.PEK_CERT_IMPORT: CommandRow(buffers.PekCertImport, frozenset({_L.INIT})),
@@ -187,15 +191,16 @@ COMMANDS: Mapping[int, CommandRow] = {
     SnpCommand.LAUNCH_FINISH: CommandRow(buffers.SnpLaunchFinish, _SNP_UP),
     SnpCommand.DBG_DECRYPT: CommandRow(buffers.SnpDebug, _SNP_UP),
     SnpCommand.DBG_ENCRYPT: CommandRow(buffers.SnpDebug, _SNP_UP),
+    SnpCommand.VERIFY_MITIGATION: CommandRow(buffers.SnpVerifyMitigation, _SNP_UP),
     SnpCommand.CONFIG: CommandRow(buffers.SnpConfig, _SNP_UP),
-    SnpCommand.DOWNLOAD_FIRMWARE_EX: CommandRow(buffers.SnpDownloadFirmwareEx, _ANY_SNP),
+    SnpCommand.DOWNLOAD_FIRMWARE_EX: CommandRow(SnpDownloadFirmwareEx, _ANY_SNP),
     SnpCommand.COMMIT: CommandRow(buffers.SnpCommit, _SNP_UP),
     SnpCommand.VLEK_LOAD: CommandRow(buffers.SnpVlekLoad, _SNP_UP),
     SnpCommand.SHUTDOWN: CommandRow(None, _SNP_UP),
-    SnpCommand.PAGE_MD_INIT: CommandRow(buffers.SnpPageMdInit, _SNP_UP),
-    SnpCommand.PAGE_SWAP_OUT: CommandRow(buffers.SnpPageSwapOut, _SNP_UP),
-    SnpCommand.PAGE_SWAP_IN: CommandRow(buffers.SnpPageSwapIn, _SNP_UP),
-    SnpCommand.PAGE_MOVE: CommandRow(buffers.SnpPageMove, _SNP_UP),
+    SnpCommand.PAGE_MD_INIT: CommandRow(swap_buffers.SnpPageMdInit, _SNP_UP),
+    SnpCommand.PAGE_SWAP_OUT: CommandRow(swap_buffers.SnpPageSwapOut, _SNP_UP),
+    SnpCommand.PAGE_SWAP_IN: CommandRow(swap_buffers.SnpPageSwapIn, _SNP_UP),
+    SnpCommand.PAGE_MOVE: CommandRow(swap_buffers.SnpPageMove, _SNP_UP),
     SnpCommand.PAGE_RECLAIM: CommandRow(buffers.SnpPageReclaim, _SNP_UP),
     SnpCommand.PAGE_UNSMASH: CommandRow(buffers.SnpPageUnsmash, _SNP_UP),
     SnpCommand.FEATURE_INFO: CommandRow(buffers.SnpFeatureInfo, _ANY_SNP),
@@ -203,8 +208,7 @@ COMMANDS: Mapping[int, CommandRow] = {
         command: CommandRow(None, _ANY_LEGACY, supported=False)
         for command in (
             LegacyCommand.RING_BUFFER, LegacyCommand.ACTIVATE_EX,
-            LegacyCommand.SWAP_OUT, LegacyCommand.SWAP_IN,
-            SnpCommand.ACTIVATE_EX, SnpCommand.VERIFY_MITIGATION, SnpCommand.PAGE_SET_STATE,
+            SnpCommand.ACTIVATE_EX, SnpCommand.PAGE_SET_STATE,
             SnpCommand.TIO_STATUS, SnpCommand.TIO_INIT, SnpCommand.TIO_DEV_CREATE,
             SnpCommand.TIO_DEV_RECLAIM, SnpCommand.TIO_DEV_CONNECT, SnpCommand.TIO_DEV_DISCONNECT,
         )

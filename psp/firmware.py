@@ -1,7 +1,8 @@
 """The secure processor: a mailbox in front of two firmware interfaces.
 
 The order of checks of every command: known, built, platform state, buffer in
-memory, buffer writable where fields return, then the handler's own.
+memory, buffer writable where fields return, reserved bytes zero, then the handler's
+own. That reserved bytes are INVALID_PARAM is the laboratory's where no text says it.
 """
 
 from __future__ import annotations
@@ -136,6 +137,8 @@ class SecurityProcessor:
             data = b"" if row.layout is None else memory.read(spa, row.layout.SIZE)
             if row.writes_buffer and row.layout is not None:
                 memory.check_writable(spa, row.layout.SIZE)
+            if row.layout is not None and not row.layout.reserved_is_zero(data):
+                return Status.INVALID_PARAM
             answer = interface.handlers[command](None if row.layout is None else row.layout.parse(data))
         except ShortBuffer as short:
             memory.write(spa, short.answer.pack(onto=data))

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from psp import command_buffers as buffers
 from psp.commands import SnpPlatformState
 from psp.host_memory import HostMemory
 from psp.installed_firmware import FirmwareLevel, InstalledFirmware
@@ -22,6 +21,7 @@ from psp.product_line import ProductLine
 from psp.sev_firmware_image import LEAST_BYTES, MOST_BYTES, BadImageError, SevFirmware, opened_image
 from psp.status import PspError, Status
 from psp.tcb_version import TcbComponent
+from psp.update_buffers import COMMIT_AT_ONCE, DownloadFirmware, SnpDownloadFirmwareEx
 
 IMAGE_ALIGNMENT = 32
 
@@ -43,18 +43,18 @@ class FirmwareUpdate:
         self._legacy_is_up = legacy_is_up
         self._commit = commit
 
-    def download(self, memory: HostMemory, load: buffers.DownloadFirmware) -> None:
+    def download(self, memory: HostMemory, load: DownloadFirmware) -> None:
         """DOWNLOAD_FIRMWARE: install and commit."""
         if self._snp_state() is not SnpPlatformState.UNINIT:
             raise PspError(Status.INVALID_PLATFORM_STATE)
         self._install(self._checked(memory, load.address, load.length))
         self._commit()
 
-    def download_ex(self, memory: HostMemory, load: buffers.SnpDownloadFirmwareEx) -> None:
+    def download_ex(self, memory: HostMemory, load: SnpDownloadFirmwareEx) -> None:
         """SNP_DOWNLOAD_FIRMWARE_EX: install, provisionally unless it is to be committed at once."""
-        if load.length != buffers.SnpDownloadFirmwareEx.SIZE:
+        if load.length != SnpDownloadFirmwareEx.SIZE:
             raise PspError(Status.INVALID_LENGTH)
-        if load.reserved or load.flags & ~buffers.SNP_DOWNLOAD_COMMIT:
+        if load.reserved or load.flags & ~COMMIT_AT_ONCE:
             raise PspError(Status.INVALID_PARAM)
         if self._legacy_is_up():
             raise PspError(Status.INVALID_PLATFORM_STATE)
@@ -62,7 +62,7 @@ class FirmwareUpdate:
         if found.needs_shutdown and self._snp_state() is not SnpPlatformState.UNINIT:
             raise PspError(Status.SHUTDOWN_REQUIRED)
         self._install(found)
-        if load.flags & buffers.SNP_DOWNLOAD_COMMIT:
+        if load.flags & COMMIT_AT_ONCE:
             self._commit()
 
     def _checked(self, memory: HostMemory, address: int, length: int) -> SevFirmware:

@@ -9,7 +9,7 @@ the host chooses, or the host could build a dictionary of ciphertexts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar
 
@@ -27,6 +27,7 @@ REPORT_ID_BYTES = 32
 DIGEST_BYTES = 48
 NO_MIGRATION_AGENT = b"\xff" * REPORT_ID_BYTES
 """REPORT_ID_MA of a guest without one."""
+MESSAGE_COUNTS_OFFSET, _COUNT_BYTES = 0x110, 8
 POLICY_OFFSET = 0x1F8
 MEASUREMENT_OFFSET = 0x460
 VCEK_DISABLED = 1 << 0
@@ -60,10 +61,10 @@ class GuestContext(ByteLayout):
     author_key_digest: bytes = at(0x0A0, DIGEST_BYTES, bytes(DIGEST_BYTES))
     report_id: bytes = at(0x0D0, REPORT_ID_BYTES, bytes(REPORT_ID_BYTES))
     report_id_ma: bytes = at(0x0F0, REPORT_ID_BYTES, bytes(REPORT_ID_BYTES))
-    message_count_0: int = at(0x110, 8)
-    message_count_1: int = at(0x118, 8)
-    message_count_2: int = at(0x120, 8)
-    message_count_3: int = at(0x128, 8)
+    message_count_0: int = at(MESSAGE_COUNTS_OFFSET, _COUNT_BYTES)
+    message_count_1: int = at(MESSAGE_COUNTS_OFFSET + _COUNT_BYTES, _COUNT_BYTES)
+    message_count_2: int = at(MESSAGE_COUNTS_OFFSET + 2 * _COUNT_BYTES, _COUNT_BYTES)
+    message_count_3: int = at(MESSAGE_COUNTS_OFFSET + 3 * _COUNT_BYTES, _COUNT_BYTES)
     oek_iv_count: int = at(0x130, 8)
     root_mdata: bytes = at(0x140, 64, bytes(64))
     tsc_scale: int = at(0x180, 8)
@@ -88,16 +89,14 @@ class GuestContext(ByteLayout):
         """The number of the last message under each VMPCK."""
         return self.message_count_0, self.message_count_1, self.message_count_2, self.message_count_3
 
-    def counted(self, vmpl: int, count: int) -> GuestContext:
-        """The context after a message under the key of a VMPL; a number never goes back."""
-        counts = [max(count, one) if at == vmpl else one for at, one in enumerate(self.message_counts)]
-        return replace(
-            self,
-            message_count_0=counts[0],
-            message_count_1=counts[1],
-            message_count_2=counts[2],
-            message_count_3=counts[3],
-        )
+    def counted(self, vmpl: int, count: int) -> bytes:
+        """The page after a message under the key of a VMPL; a number never goes back.
+
+        Bytes, for it is written with every message, and nothing else of it has changed.
+        """
+        page, offset = bytearray(self.pack()), MESSAGE_COUNTS_OFFSET + _COUNT_BYTES * vmpl
+        page[offset : offset + _COUNT_BYTES] = max(count, self.message_counts[vmpl]).to_bytes(_COUNT_BYTES, "little")
+        return bytes(page)
 
 
 SECRETS = frozenset({"memory_key", "vmpcks", "oek", "vmrk"})

@@ -98,30 +98,30 @@ class MessageHeader(ByteLayout):
         return header
 
 
-def seal(
-    key: bytes, vmpck: int, sequence: int, message_type: int, version: int, payload: bytes
-) -> bytes:
-    """A message as it is laid into a shared page."""
-    head = MessageHeader(
-        sequence=sequence,
-        message_type=message_type,
-        message_version=version,
-        payload_bytes=len(payload),
-        vmpck=vmpck,
-    ).pack()
-    sealed = AESGCM(key).encrypt(_nonce(sequence), payload, head[_AUTHENTICATED])
-    return sealed[-TAG_BYTES:] + head[TAG_BYTES:] + sealed[:-TAG_BYTES]
+class MessageKey:
+    """A VMPCK at work, in the hands of either side."""
 
+    __slots__ = ("_cipher",)
 
-def unseal(key: bytes, header: MessageHeader, message: bytes) -> bytes:
-    """The payload of a message with this header. Raises BadMessage unless it is what the key's holder sealed."""
-    sealed = message[HEADER_BYTES : HEADER_BYTES + header.payload_bytes]
-    try:
-        return AESGCM(key).decrypt(
-            _nonce(header.sequence), sealed + header.tag[:TAG_BYTES], message[_AUTHENTICATED]
-        )
-    except InvalidTag:
-        raise BadMessage from None
+    def __init__(self, key: bytes) -> None:
+        self._cipher = AESGCM(key)
+
+    def seal(self, vmpck: int, sequence: int, message_type: int, version: int, payload: bytes) -> bytes:
+        """A message as it is laid into a shared page."""
+        head = MessageHeader.packed(
+            b"", sequence, 0, AES_256_GCM, HEADER_VERSION, HEADER_BYTES, message_type, version, len(payload), 0,
+            vmpck, b"",
+        )  # fmt: skip
+        sealed = self._cipher.encrypt(_nonce(sequence), payload, head[_AUTHENTICATED])
+        return sealed[-TAG_BYTES:] + head[TAG_BYTES:] + sealed[:-TAG_BYTES]
+
+    def unseal(self, header: MessageHeader, message: bytes) -> bytes:
+        """The payload of a message with this header. Raises BadMessage unless it is what the key's holder sealed."""
+        sealed = message[HEADER_BYTES : HEADER_BYTES + header.payload_bytes] + header.tag[:TAG_BYTES]
+        try:
+            return self._cipher.decrypt(_nonce(header.sequence), sealed, message[_AUTHENTICATED])
+        except InvalidTag:
+            raise BadMessage from None
 
 
 def _nonce(sequence: int) -> bytes:

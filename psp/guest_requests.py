@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from psp import command_buffers as buffers
 from psp.commands import SnpCommand
 from psp.guest_context import GuestContext
-from psp.guest_message import LAST_SEQUENCE, BadMessage, MessageHeader, seal, unseal
+from psp.guest_message import LAST_SEQUENCE, BadMessage, MessageHeader, MessageKey
 from psp.host_memory import HostMemory
 from psp.snp_guests import SnpGuests
 from psp.status import PspError, Status
@@ -77,31 +77,25 @@ class GuestRequests:
             raise PspError(Status.INVALID_ADDRESS)
         page = self._memory.read(asked.request, PAGE_BYTES)
         self._memory.check_writable(asked.response, PAGE_BYTES)
-        header, payload = self._opened(context, page)
+        header, key, payload = self._opened(context, page)
         row = self._rows.get(header.message_type)
         if row is None or row.lengths.get(header.message_version, -1) not in (None, header.payload_bytes):
             raise PspError(Status.INVALID_PARAM)
         answer = row.answer(Request(context, asked.gctx, header.vmpck, header.message_version, payload))
         sequence = header.sequence + 1
-        response = seal(
-            context.vmpck(header.vmpck),
-            header.vmpck,
-            sequence,
-            header.message_type + 1,
-            header.message_version,
-            answer,
-        )
+        response = key.seal(header.vmpck, sequence, header.message_type + 1, header.message_version, answer)
         self._memory.write(asked.response, response.ljust(PAGE_BYTES, b"\0"))
-        self._guests.pages.write(asked.gctx, context.counted(header.vmpck, sequence))
+        self._guests.pages.write_packed(asked.gctx, context.counted(header.vmpck, sequence))
 
-    def _opened(self, context: GuestContext, page: bytes) -> tuple[MessageHeader, bytes]:
+    def _opened(self, context: GuestContext, page: bytes) -> tuple[MessageHeader, MessageKey, bytes]:
         try:
             header = MessageHeader.checked(page)
         except BadMessage:
             raise PspError(self.switches.bad_message) from None
         self._check_sequence(context.message_counts[header.vmpck], header.sequence)
+        key = MessageKey(context.vmpck(header.vmpck))
         try:
-            return header, unseal(context.vmpck(header.vmpck), header, page)
+            return header, key, key.unseal(header, page)
         except BadMessage:
             raise PspError(self.switches.bad_message) from None
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 from psp.guest_context import GuestContext
 from psp.launch_digest import PageType
+from psp.register_protection import TWEAK_BITMAP
 from psp.status import PspError, Status
 from psp.system_bus import PAGE_BYTES
 
 SECRETS_VERSION = 3
 _SECRETS_HEAD = struct.Struct("<IIII16s")
 SECRETS_VMPCKS_OFFSET = _SECRETS_HEAD.size
+_TWEAK_BITMAP_OFFSET = 0x100
 CPUID_MOST_ENTRIES = 64
 _ZERO_PAGE = bytes(PAGE_BYTES)
 
@@ -35,9 +37,13 @@ def _zeros(_: GuestContext, __: bytes) -> bytes:
 
 
 def _secrets(guest: GuestContext, _: bytes) -> bytes:
-    """Version, workaround bits and the four message keys. IMI bit, CPU model and TSC factor stay zero."""
+    """Version, workaround bits, the four message keys, and which registers may be masked.
+
+    IMI bit, CPU model and TSC factor stay zero.
+    """
     head = _SECRETS_HEAD.pack(SECRETS_VERSION, 0, 0, 0, guest.gosvw)
-    return (head + guest.vmpcks).ljust(PAGE_BYTES, b"\0")
+    first = (head + guest.vmpcks).ljust(_TWEAK_BITMAP_OFFSET, b"\0")
+    return (first + TWEAK_BITMAP).ljust(PAGE_BYTES, b"\0")
 
 
 def _cpuid(_: GuestContext, page: bytes) -> bytes:

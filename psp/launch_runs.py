@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import takewhile
 
 from psp import command_buffers as buffers
 from psp.commands import SnpCommand
 from psp.host_memory import HostMemory
 from psp.launch_digest import MEASURED_CONTENTS, NO_CONTENTS, LaunchDigest, PageType, page_digests
 from psp.page_state import PageState, page_state
+from psp.register_protection import is_asked_for
 from psp.snp_guests import SnpGuests
 from psp.status import PspError
 from psp.system_bus import PAGE_BYTES, RmpEntry, SystemBus
@@ -39,6 +41,10 @@ class LaunchRuns:
     def update(self, contents: Sequence[bytes]) -> int:
         """How many of the first commands were carried out, all with SUCCESS; those left come one by one."""
         gctx, *_ = buffers.SnpLaunchUpdate.values(contents[0])
+        if not buffers.SnpLaunchUpdate.reserved_of_all_are_zero(contents):
+            contents = list(takewhile(buffers.SnpLaunchUpdate.reserved_is_zero, contents))
+            if not contents:
+                return 0
         try:
             context = self._guests.in_state(gctx, SnpCommand.LAUNCH_UPDATE)
             asid = self._guests.active_asid(context)
@@ -59,14 +65,18 @@ class LaunchRuns:
     def _entry(self, first: buffers.SnpLaunchUpdate, count: int, asid: int) -> RmpEntry | None:
         """The first page's entry, if the run is one that every single command would take."""
         spa, length = first.address, count * PAGE_BYTES
-        if first.large or first.imi or first.page_type not in _ORDINARY or spa % PAGE_BYTES:
+        if first.large or first.imi or first.page_type not in _ORDINARY or spa % PAGE_BYTES or not first.is_well_formed:
             return None
         if not self._bus.rmp_covers(spa) or self._memory.pages.in_use(spa, length):
             return None
         entry = self._bus.rmp_run(spa, count)
         if entry is None or entry.large or entry.asid != asid or page_state(entry) is not PageState.PRE_GUEST:
             return None
-        return entry
+        return None if first.page_type == PageType.VMSA and self._masks(spa, count) else entry
+
+    def _masks(self, spa: int, count: int) -> bool:
+        """Whether there is a save area among them that is not encrypted as it was measured."""
+        return any(is_asked_for(self._bus.read(spa + at * PAGE_BYTES, PAGE_BYTES)) for at in range(count))
 
     def _launch(self, first: buffers.SnpLaunchUpdate, count: int, entry: RmpEntry, digest: LaunchDigest) -> None:
         spa, length, kind = first.address, count * PAGE_BYTES, PageType(first.page_type)

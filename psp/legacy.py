@@ -16,6 +16,7 @@ from psp.legacy_guest import LegacyGuest, guest_in_state
 from psp.legacy_keys import LegacyKeys
 from psp.legacy_launch import LegacyLaunch
 from psp.legacy_migration import LegacyMigration
+from psp.legacy_swap import LegacySwap
 from psp.nv_storage import NV_BYTES, CorruptNv, NvFile, restore
 from psp.platform_keys import PlatformKeys
 from psp.policy import LegacyPolicy
@@ -53,6 +54,7 @@ class LegacyFirmware:
         self._migration = migration = LegacyMigration(bus, memory, random, self.keys, self.guests, launch)
         self._nv = NvFile(memory, self.keys, random)
         keys, debug = LegacyKeys(memory, self.keys, self._nv), LegacyDebug(bus, memory, self.guests)
+        swap = LegacySwap(bus, memory, random, self.guests)
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             LegacyCommand.INIT: self._init,
             LegacyCommand.INIT_EX: self._init_ex,
@@ -74,6 +76,8 @@ class LegacyFirmware:
             LegacyCommand.DBG_DECRYPT: debug.decrypt,
             LegacyCommand.DBG_ENCRYPT: debug.encrypt,
             LegacyCommand.COPY: debug.copy,
+            LegacyCommand.SWAP_OUT: swap.swap_out,
+            LegacyCommand.SWAP_IN: swap.swap_in,
             LegacyCommand.SEND_START: migration.send_start,
             LegacyCommand.SEND_UPDATE_DATA: migration.send_update_data,
             LegacyCommand.SEND_UPDATE_VMSA: migration.send_update_vmsa,

@@ -29,6 +29,7 @@ class LegacyGuestState(IntEnum):
 
 _G = LegacyGuestState
 _ALIVE = frozenset(_G) - {_G.UNINIT}
+_WITH_MEMORY = _ALIVE - {_G.SENT}
 GUEST_STATES = {
     LegacyCommand.ACTIVATE: _ALIVE,
     LegacyCommand.DEACTIVATE: _ALIVE,
@@ -40,7 +41,9 @@ GUEST_STATES = {
     LegacyCommand.LAUNCH_SECRET: frozenset({_G.LSECRET}),
     LegacyCommand.LAUNCH_FINISH: frozenset({_G.LSECRET}),
     LegacyCommand.ATTESTATION: frozenset({_G.RUNNING}),
-    LegacyCommand.COPY: frozenset({_G.LUPDATE, _G.LSECRET, _G.RUNNING, _G.SUPDATE, _G.RUPDATE}),
+    LegacyCommand.COPY: _WITH_MEMORY,
+    LegacyCommand.SWAP_OUT: _WITH_MEMORY,
+    LegacyCommand.SWAP_IN: _WITH_MEMORY,
     LegacyCommand.SEND_START: frozenset({_G.RUNNING}),
     LegacyCommand.SEND_UPDATE_DATA: frozenset({_G.SUPDATE}),
     LegacyCommand.SEND_UPDATE_VMSA: frozenset({_G.SUPDATE}),
@@ -52,7 +55,10 @@ GUEST_STATES = {
     LegacyCommand.DBG_DECRYPT: frozenset({_G.RUNNING}),
     LegacyCommand.DBG_ENCRYPT: frozenset({_G.RUNNING}),
 }
-"""Guest states in which a command may come (SEV API, table of section 6). Those of COPY are the laboratory's."""
+"""Guest states in which a command may come (SEV API, table of section 6).
+
+Those of COPY and SWAP_* are the laboratory's.
+"""
 
 
 @dataclass(slots=True)
@@ -68,6 +74,9 @@ class LegacyGuest:
     digest: LegacyLaunchDigest = field(default_factory=LegacyLaunchDigest)
     measure: bytes = b""
     """What LAUNCH_MEASURE answered, without its nonce."""
+    oek: bytes = field(default=b"", repr=False)
+    """The offline key of pages that are out; drawn when the first one goes."""
+    oek_iv_count: int = 0
 
 
 def guest_in_state(guests: Mapping[int, LegacyGuest], handle: int, command: LegacyCommand) -> LegacyGuest:

@@ -87,11 +87,12 @@ class LegacyLaunch:
         certificate = self._memory.read(start.dh_certificate_address, SevCertificate.SIZE)
         session = Session.parse(self._memory.read(start.session_address, Session.SIZE))
         try:
-            theirs = sev_certificate.public_key(sev_certificate.parse(certificate, KeyUsage.PDH))
+            theirs = sev_certificate.parse(certificate, KeyUsage.PDH, checks_point=self._keys.checks_points)
+            z = self._keys.agreed(theirs)
         except CertificateError:
             raise PspError(Status.INVALID_CERTIFICATE) from None
         try:
-            return open_session(elliptic.shared_secret(self._keys.pdh_key, theirs), start.policy, session)
+            return open_session(z, start.policy, session)
         except SessionError:
             raise PspError(Status.BAD_MEASUREMENT) from None
 

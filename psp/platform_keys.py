@@ -17,6 +17,7 @@ from psp.installed_firmware import InstalledFirmware
 from psp.product_line import PRODUCT_LINES, ProductLine
 from psp.sev_certificate import CertificateError, KeyUsage, SevCertificate
 from psp.sev_chain import PlatformChain
+from psp.unchecked_point import unchecked_secret
 
 _GENOA = PRODUCT_LINES["Genoa"]
 
@@ -36,6 +37,8 @@ class PlatformKeys:
     random: Callable[[str, int], bytes] = field(repr=False)
     firmware: InstalledFirmware
     line: ProductLine = _GENOA
+    checks_points: bool = True
+    """Whether who agrees on a key with the PDH must bring a point of its curve."""
     chip: ChipIdentity = field(init=False)
     oca_seed: bytes = field(default=b"", repr=False)
     pek_seed: bytes = field(default=b"", repr=False)
@@ -100,6 +103,13 @@ class PlatformKeys:
     def pdh_key(self) -> elliptic.PrivateKey:
         """What sessions are agreed with."""
         return elliptic.private_key(self.pdh_seed)
+
+    def agreed(self, theirs: SevCertificate) -> bytes:
+        """Z of the PDH and a key that was parsed as this firmware does. Raises CertificateError."""
+        if self.checks_points:
+            return elliptic.shared_secret(self.pdh_key, sev_certificate.public_key(theirs))
+        x, y = sev_certificate.coordinates(theirs)
+        return unchecked_secret(self.pdh_key.private_numbers().private_value, x, y)
 
     @property
     def pek_key(self) -> elliptic.PrivateKey:

@@ -14,9 +14,10 @@ from psp.endorsement import Endorsement, SigningKey
 from psp.guest_context import GuestContext
 from psp.guest_message import VMPCKS
 from psp.guest_requests import Request
+from psp.mitigations import Mitigations
 from psp.snp_configuration import SnpConfiguration
 from psp.status import PspError, Status
-from psp.system_bus import SystemBus
+from psp.system_bus import MachineFacts, SystemBus
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +48,15 @@ class ReportMessages:
         bus: SystemBus,
         endorsement: Endorsement,
         configuration: SnpConfiguration,
+        mitigations: Mitigations,
         platform: Callable[[], int],
     ) -> None:
         self.forced_version: int | None = None
         """A version of reports that this firmware makes whatever its age."""
-        self.mitigations = 0
-        """Those that are on now."""
         self._bus = bus
         self._endorsement = endorsement
         self._configuration = configuration
+        self._mitigations = mitigations
         self._platform = platform
 
     @property
@@ -72,7 +73,7 @@ class ReportMessages:
             key = None if masked else self._endorsement.key(which)
         except PspError as refused:
             return ReportResponse(refused.status).pack()
-        made = self._report(asked, request.context, SigningKey.NONE if masked else which).signed(key)
+        made = report.signed(self._report(asked, request.context, SigningKey.NONE if masked else which), key)
         return ReportResponse(Status.SUCCESS, len(made)).pack() + made
 
     def _checked(self, asked: ReportRequest, request: Request) -> SigningKey:
@@ -80,13 +81,13 @@ class ReportMessages:
             raise PspError(Status.INVALID_PARAM)
         return self._endorsement.chosen(asked.flags, request.context)
 
-    def _report(self, asked: ReportRequest, guest: GuestContext, which: SigningKey) -> AttestationReport:
+    def _report(self, asked: ReportRequest, guest: GuestContext, which: SigningKey) -> bytes:
+        """What is signed, field by field in the order of the table: this is made with every report."""
         configuration, version = self._configuration, self.version
-        machine = self._bus.machine_facts
+        firmware, machine = configuration.firmware, self._bus.machine_facts
+        current, committed = firmware.current, firmware.committed
         processor = version >= report.VERSION_WITH_PROCESSOR
-        family, model, stepping = report.family_model_stepping(machine.cpuid_1_eax) if processor else (0, 0, 0)
         mitigations = version >= report.VERSION_WITH_MITIGATIONS
-        firmware = configuration.firmware.versions(guest.launch_tcb)
         mask = configuration.flags
         named = which is not SigningKey.VLEK and not mask & buffers.SNP_CONFIG_MASK_CHIP_ID
         key_info = (
@@ -94,24 +95,18 @@ class ReportMessages:
             | (report.KEY_MASK_CHIP_KEY if mask & buffers.SNP_CONFIG_MASK_CHIP_KEY else 0)
             | which << report.KEY_SIGNING_SHIFT
         )
-        return AttestationReport(
-            version=version, guest_svn=guest.guest_svn, policy=guest.policy, family_id=guest.family_id,
-            image_id=guest.image_id, vmpl=asked.vmpl, current_tcb=firmware.current_tcb,
-            platform_info=self._platform_info(), key_info=key_info, report_data=asked.report_data,
-            measurement=guest.digest, host_data=guest.host_data, id_key_digest=guest.id_key_digest,
-            author_key_digest=guest.author_key_digest, report_id=guest.report_id, report_id_ma=guest.report_id_ma,
-            reported_tcb=firmware.reported_tcb, cpuid_family=family, cpuid_model=model,
-            cpuid_stepping=stepping, chip_id=self._endorsement.chip_id if named else b"",
-            committed_tcb=firmware.committed_tcb, current_build=firmware.current_build,
-            current_minor=firmware.current_minor, current_major=firmware.current_major,
-            committed_build=firmware.committed_build, committed_minor=firmware.committed_minor,
-            committed_major=firmware.committed_major, launch_tcb=firmware.launch_tcb,
-            launch_mitigations=guest.launch_mitigations if mitigations else 0,
-            current_mitigations=self.mitigations if mitigations else 0,
+        return AttestationReport.packed(
+            version, guest.guest_svn, guest.policy, guest.family_id, guest.image_id, asked.vmpl,
+            report.ECDSA_P384_SHA384, current.tcb, self._platform_info(machine), key_info, asked.report_data,
+            guest.digest, guest.host_data, guest.id_key_digest, guest.author_key_digest, guest.report_id,
+            guest.report_id_ma, firmware.reported_tcb,
+            *(report.family_model_stepping(machine.cpuid_1_eax) if processor else (0, 0, 0)),
+            self._endorsement.chip_id if named else b"", committed.tcb,
+            *current.version[::-1], *committed.version[::-1], guest.launch_tcb,
+            *((guest.launch_mitigations, self._mitigations.verified) if mitigations else (0, 0)),
         )  # fmt: skip
 
-    def _platform_info(self) -> int:
-        machine = self._bus.machine_facts
+    def _platform_info(self, machine: MachineFacts) -> int:
         return (
             (report.PLATFORM_SMT if machine.smt else 0)
             | (report.PLATFORM_TSME if machine.tsme else 0)

@@ -26,9 +26,9 @@ GUEST_STATES = {
     SnpCommand.GUEST_STATUS: frozenset(_G),
     SnpCommand.GUEST_REQUEST: frozenset({_G.RUNNING}),
     SnpCommand.PAGE_MD_INIT: frozenset({_G.RUNNING}),
-    SnpCommand.PAGE_SWAP_OUT: frozenset({_G.RUNNING}),
-    SnpCommand.PAGE_SWAP_IN: frozenset({_G.RUNNING}),
-    SnpCommand.PAGE_MOVE: frozenset({_G.RUNNING}),
+    SnpCommand.PAGE_SWAP_OUT: frozenset({_G.LAUNCH, _G.RUNNING}),
+    SnpCommand.PAGE_SWAP_IN: frozenset({_G.LAUNCH, _G.RUNNING}),
+    SnpCommand.PAGE_MOVE: frozenset({_G.LAUNCH, _G.RUNNING}),
     SnpCommand.DBG_DECRYPT: frozenset({_G.RUNNING}),
     SnpCommand.DBG_ENCRYPT: frozenset({_G.RUNNING}),
 }

@@ -17,6 +17,7 @@ from psp.guest_context import (
     VCEK_DISABLED,
     VMPCK_BYTES,
     VMPCKS,
+    GuestContext,
     SnpGuestState,
 )
 from psp.host_memory import HostMemory
@@ -24,8 +25,10 @@ from psp.id_block import IdAuth, IdBlock, checked_identity
 from psp.installed_firmware import InstalledFirmware
 from psp.launch_digest import LaunchDigest, PageType
 from psp.launch_pages import LAUNCH_PAGES
+from psp.mitigations import Mitigations
 from psp.page_state import PageState, page_state
 from psp.policy import PlatformFacts, check_snp_policy
+from psp.register_protection import NONCE_BYTES, is_asked_for, with_nonce
 from psp.secure_tsc import scale_of, with_clock
 from psp.snp_guests import SnpGuests
 from psp.snp_pages import entry_of_page
@@ -46,6 +49,7 @@ class SnpLaunch:
         ranges: AsidRanges,
         random: Callable[[str, int], bytes],
         firmware: InstalledFirmware,
+        mitigations: Mitigations,
     ) -> None:
         self._bus = bus
         self._memory = memory
@@ -53,6 +57,7 @@ class SnpLaunch:
         self._ranges = ranges
         self._random = random
         self._firmware = firmware
+        self._mitigations = mitigations
 
     def start(self, start: buffers.SnpLaunchStart) -> None:
         """SNP_LAUNCH_START."""
@@ -63,7 +68,9 @@ class SnpLaunch:
         smt, hidden = self._bus.core_configuration().smt_enabled, bool(self._ranges.max_snp_asid)
         aes_256_xts = self._bus.memory_key_bytes == MEMORY_KEY_BYTES
         api = self._firmware.current.version[:2]
-        check_snp_policy(start.policy, PlatformFacts(api, smt, hidden, aes_256_xts))
+        silent = self._bus.power_readings_disabled
+        facts = PlatformFacts(api, smt, hidden, aes_256_xts, power_readings_disabled=silent)
+        check_snp_policy(start.policy, facts)
         started = replace(
             context,
             policy=start.policy,
@@ -75,6 +82,7 @@ class SnpLaunch:
             report_id_ma=NO_MIGRATION_AGENT,
             tsc_scale=scale,
             launch_tcb=self._firmware.launch_tcb,
+            launch_mitigations=self._mitigations.verified,
             state=SnpGuestState.LAUNCH,
         )
         self._guests.pages.write(start.gctx, started)
@@ -92,7 +100,7 @@ class SnpLaunch:
             # Sizes must agree; whether real firmware takes 2 MiB, and how it measures them, is not known.
             raise PspError(Status.INVALID_PAGE_SIZE)
         kind = LAUNCH_PAGES.get(update.page_type)
-        if kind is None or update.imi:
+        if kind is None or update.imi or not update.is_well_formed:
             # No guest is launched with IMI_EN, so none has pages of an initial migration image.
             raise PspError(Status.INVALID_PARAM)
         page = self._bus.read(update.address, PAGE_BYTES)
@@ -103,9 +111,9 @@ class SnpLaunch:
         permissions = update.vmpl_permissions
         digest = LaunchDigest(context.digest)
         digest.update(kind.page_type, entry.gpa, contents, vmpl_permissions=permissions)
-        if context.tsc_scale and kind.page_type is PageType.VMSA:
-            self._bus.write_guest(update.address, with_clock(page, context), asid)
-        elif contents is page:
+        if kind.page_type is PageType.VMSA:
+            contents = self._finished(contents, context)
+        if contents is page:
             self._bus.encrypt_in_place(update.address, PAGE_BYTES, asid)
         else:
             self._bus.write_guest(update.address, contents, asid)
@@ -120,6 +128,14 @@ class SnpLaunch:
             ),
         )
         self._guests.pages.write(update.gctx, replace(context, digest=digest.value))
+
+    def _finished(self, save_area: bytes, context: GuestContext) -> bytes:
+        """A save area as its guest will find it; it is measured as the host laid it."""
+        if context.tsc_scale:
+            save_area = with_clock(save_area, context)
+        if is_asked_for(save_area):
+            save_area = with_nonce(save_area, self._random("register nonce", NONCE_BYTES))
+        return save_area
 
     def finish(self, finish: buffers.SnpLaunchFinish) -> None:
         """SNP_LAUNCH_FINISH."""

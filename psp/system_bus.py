@@ -145,6 +145,13 @@ class SystemBus(Protocol):
     def hide_ciphertext(self, max_snp_asid: int) -> None:
         """Keep ciphertext of guests with ASIDs up to this one from the cores; with 0 of none any more."""
 
+    @property
+    def power_readings_disabled(self) -> bool:
+        """Whether software reads nothing of the energy that the cores use."""
+
+    def disable_power_readings(self, *, disabled: bool) -> None:
+        """Keep from software how much energy the cores use; or no more."""
+
     def core_configuration(self) -> CoreConfiguration:
         """The settings that must agree on all cores."""
 
@@ -177,6 +184,9 @@ class SystemBus(Protocol):
 
     def seal_save_area(self, spa: int, asid: int) -> None:
         """Keep the integrity value of an SEV-ES save area, as it reads through an ASID's key."""
+
+    def save_area_is_sealed(self, spa: int, asid: int) -> bool:
+        """Whether an SEV-ES save area reads through an ASID's key as it did when its value was kept."""
 
     def install_key(self, asid: int, key: bytes) -> None:
         """Load a guest's memory key into the slot of its ASID in every controller."""

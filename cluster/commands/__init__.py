@@ -24,6 +24,7 @@ from cluster.commands import (
     scenarios,
     sweep,
     trace,
+    verify,
     version,
 )
 
@@ -42,5 +43,5 @@ class Command(Protocol):
 
 
 COMMANDS: tuple[Command, ...] = (
-    run, compare, sweep, check, scenarios, init, diff, trace, measure, owner, attest, keyserver, bench, version,
+    run, compare, sweep, check, scenarios, init, diff, trace, measure, owner, attest, verify, keyserver, bench, version,
 )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cluster.commands.arguments import number, one_of, whole_number
 from cluster.commands.launch_arguments import add_images, add_vcpus, chosen_image, chosen_vcpu_model, kernel_hashes
+from cluster.commands.small_files import read_small
 from cluster.errors import UserError
 
 if TYPE_CHECKING:
@@ -311,13 +312,7 @@ def _is_octet(text: str) -> bool:
 
 def _read(path: Path, size: int | None = None) -> bytes:
     """A file, of a size where one is known."""
-    try:
-        if path.is_fifo():  # it would be waited for, perhaps for ever
-            raise UserError(f"{path}: expected a regular file, got a pipe")
-        with path.open("rb") as file:
-            data = file.read(_MOST_BYTES)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
+    data = read_small(path, _MOST_BYTES)
     if size is not None and len(data) != size:
         raise UserError(f"{path}: expected {size} bytes, got {len(data)}")
     return data

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import get_args
 
+from cluster.laboratory.one_instruction import step
 from cluster.laboratory.owner import Owner
 from cluster.oracle.transcript import Transcript
 from node import operations as op
@@ -12,10 +13,11 @@ from node.actor import HYPERVISOR, Actor, Role
 from node.board import Board
 from node.operations import Answer
 from node.physical_port import PhysicalPort
-from workloads.attacks.claims import Claim
+from workloads.attacks.claims import Claim, WorkedOut
 from workloads.attacks.dimm_operations import DimmDump, DimmGround, DimmPoke, DimmTap, DimmUnground
 from workloads.attacks.hypervisor_books import TellDr7
 from workloads.attacks.owner_operations import AskOwner
+from workloads.attacks.single_step import Step
 from workloads.attacks.target import AttackBatch
 
 _NETWORK = "network"
@@ -24,6 +26,8 @@ _NOTEBOOK = "notebook"
 """No hand either: where an attacker writes down what it has learnt."""
 _BOOKS = "books"
 """The hypervisor's own: no chip takes part."""
+_CORE = "core"
+"""A core that executes what the hypervisor entered; the answer is the hypervisor's."""
 _GUEST = frozenset(get_args(op.GuestOperation))
 _DIMM: Mapping[type, Callable[..., Answer]] = {
     DimmDump: lambda port, _: op.Runs(port.dump_written()),
@@ -67,6 +71,7 @@ class Hands:
             Role.DIMM: self._at_the_modules,
             _NOTEBOOK: self._note,
             _BOOKS: self._keep_books,
+            _CORE: self._let_run,
             _NETWORK: (lambda batch: (None,) * len(batch)) if owner is None else owner.act,
         }
 
@@ -84,9 +89,12 @@ class Hands:
             return (None,) * len(batch)
         return self._board.execute_guest(vmcb, batch)
 
-    def _note(self, batch: tuple[Claim, ...]) -> tuple[Answer, ...]:
+    def _note(self, batch: tuple[Claim | WorkedOut, ...]) -> tuple[Answer, ...]:
         for one in batch:
-            self._transcript.guess(one.bits)
+            if isinstance(one, Claim):
+                self._transcript.guess(one.bits)
+            else:
+                self._transcript.concluded(one.octets)
         return (None,) * len(batch)
 
     def _keep_books(self, batch: tuple[TellDr7, ...]) -> tuple[Answer, ...]:
@@ -94,6 +102,11 @@ class Hands:
             if self._tell is not None:
                 self._tell(one)
         answers = (None,) * len(batch)
+        self._transcript.observe(HYPERVISOR, batch, answers)
+        return answers
+
+    def _let_run(self, batch: tuple[Step, ...]) -> tuple[Answer, ...]:
+        answers = tuple([step(self._board, one.vm) for one in batch])
         self._transcript.observe(HYPERVISOR, batch, answers)
         return answers
 
@@ -109,9 +122,11 @@ def _role(one: object) -> str:
         return Role.GUEST
     if type(one) is AskOwner:
         return _NETWORK
-    if type(one) is Claim:
+    if type(one) in (Claim, WorkedOut):
         return _NOTEBOOK
     if type(one) is TellDr7:
         return _BOOKS
+    if type(one) is Step:
+        return _CORE
     return Role.DIMM if type(one) in _DIMM else Role.HYPERVISOR
 

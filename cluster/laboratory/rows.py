@@ -18,19 +18,26 @@ from workloads.attacks import (
     bounced,
     bus_tap,
     cache_drop,
+    ciphertext_dictionary,
     confused_deputy,
+    crossline,
     dimm,
     dma,
     false_cpuid,
     forged_measurement,
     greedy_tenant,
     injection,
+    invalid_curve,
     iommu_log,
     neighbours,
     nested_remap,
+    page_move,
+    power,
+    prime_and_probe,
     read_memory,
     rmp_forgery,
     side_channels,
+    stack_engine,
     tlb_poisoning,
     write_memory,
 )
@@ -54,6 +61,8 @@ class Row:
     """The victim must be an SVSM, and the operating system above it the attacker's."""
     tlb_entries: int | None = None
     """Cores must remember so many translations."""
+    page_tables: bool = False
+    """The victim must have page tables of its own."""
     two_processes: bool = False
     """The victim must have two vCPUs with page tables of their own."""
     tenant_spins: bool = False
@@ -72,6 +81,8 @@ class Row:
     """Loads must take as long as the line's place says."""
     leak_bytes: int = 16
     """How many bytes of a secret make a leak."""
+    platform_key: bool = False
+    """The victim counts the private key that its platform agrees with among its secrets."""
 
 
 _LIED_TO = Cast(hypervisor=DenyingHypervisor)
@@ -101,6 +112,8 @@ ROWS: Mapping[str, Row] = {
         cast=Cast(hypervisor=PermutingHypervisor),
         victim="booted",
     ),
+    "20": Row((crossline.load_entries,), needs=Interface.GUEST_KEY, page_tables=True),
+    "21": Row((crossline.run_an_instruction,), needs=Interface.GUEST_KEY, page_tables=True),
     "22": Row((tlb_poisoning.share_a_thread,), tlb_entries=64, two_processes=True),
     "23": Row((false_cpuid.share_and_read,), cast=_LIED_TO, victim="newcomer"),
     "24a": Row((injection.system_call,), victim="service"),
@@ -112,8 +125,15 @@ ROWS: Mapping[str, Row] = {
     "26b": Row((injection.swallow_debug_exception,), victim="service"),
     "27": Row((side_channels.poison_predictor,), victim="chooser", cache_timing=True),
     "28": Row((side_channels.trace_faults,), victim="chooser"),
+    # A tenant that computes leaves the sets alone, in which its own pages lie, too.
+    "29a": Row((prime_and_probe.time_two_sets,), victim="chooser", cache_timing=True, tenant_spins=True),
+    "29b": Row((power.read_energy,), victim="chooser"),
     "29c": Row((side_channels.count_branches,), victim="chooser"),
+    "30": Row((ciphertext_dictionary.compare_registers,), needs=Interface.ENCRYPTED_REGISTERS),
+    "31": Row((ciphertext_dictionary.compare_memory,), needs=Interface.CIPHERTEXT),
+    "32": Row((page_move.guess_characters,), needs=Interface.GUEST_KEY, victim="console"),
     "33": Row((cache_drop.drop_dirty_lines,), caches=True),
+    "34": Row((stack_engine.shift_stack,), victim="caller"),
     "35a": Row((alias.replay_through_ghost,), ghost_line=GHOST_LINE),
     "35b": Row((forged_measurement.through_ghost,), needs=Interface.CONTEXT_PAGE, ghost_line=GHOST_LINE),
     "36": Row(
@@ -135,6 +155,7 @@ ROWS: Mapping[str, Row] = {
     "46": Row((neighbours.two_contexts,)),
     "47": Row((nested_remap.svsm_page_to_its_guest,), needs=Interface.VMPLS, svsm=True),
     "48": Row((false_cpuid.share_and_read,), cast=_LIED_TO, victim="newcomer"),
+    "64": Row((invalid_curve.recover_the_scalar,), needs=Interface.PDH_LAUNCH, platform_key=True),
     "82a": Row((confused_deputy.write_by_device,), needs=Interface.CONTEXT_PAGE),
 }  # fmt: skip
 """By id of the matrix."""
@@ -154,11 +175,13 @@ def verdicts(row: str, setting: Setting) -> list[Verdict]:
             tlb_entries=line.tlb_entries or platform.tlb_entries,
             fabric_locked=line.fabric_locked,
         ),
+        page_tables=line.page_tables,
         two_processes=line.two_processes,
         tenant_spins=line.tenant_spins,
         prelude=line.prelude,
         svsm=line.svsm,
         victim=line.victim,
+        platform_key=line.platform_key,
     )
     measure = Measure(line.leak_bytes)
     found = [act_out(where, attack, line.needs, line.cast) for attack in line.attacks]

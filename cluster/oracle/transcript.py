@@ -59,6 +59,13 @@ class Guess:
 
 
 @dataclass(frozen=True, slots=True)
+class Conclusion:
+    """Bytes of a victim's that somebody says it has worked out of what it was answered."""
+
+    octets: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Stall:
     """The laboratory waited for a victim longer than any of its rounds takes, and it did not come to rest."""
 
@@ -69,7 +76,7 @@ class Stall:
 class Transcript:
     """Everything in the order in which it was answered; ``observe`` is the tap for a board."""
 
-    entries: list[Entry | Complaint | Absence | Guess | Stall] = field(default_factory=list)
+    entries: list[Entry | Complaint | Absence | Guess | Conclusion | Stall] = field(default_factory=list)
 
     def observe(self, actor: Actor, batch: tuple[object, ...], answers: tuple[Answer, ...]) -> None:
         """Note a batch: a board's ``observer``."""
@@ -82,6 +89,10 @@ class Transcript:
     def guess(self, bits: tuple[int, ...]) -> None:
         """Note what an adversary says it has learnt."""
         self.entries.append(Guess(bits))
+
+    def concluded(self, octets: bytes) -> None:
+        """Note what bytes an adversary says it has worked out."""
+        self.entries.append(Conclusion(octets))
 
     def stalled(self, victim: str) -> None:
         """Note that a victim did not go on."""

@@ -5,7 +5,8 @@ weakest that fits:
 
 leaked
     somebody else holds enough bytes of a secret that its victim did not publish,
-    in data or in the integers of an answer or a fault;
+    in data or in the integers of an answer or a fault, or has concluded them: whoever is
+    right about so many had them from somewhere;
 corrupted
     a victim read something else than its last write, or stored something else than it
     ever would, and no exception in the guest and no party that it trusts had complained before;
@@ -30,7 +31,7 @@ from enum import StrEnum
 
 from cluster.oracle.holdings import Holdings, Measure
 from cluster.oracle.ledger import Discrepancy, Ledger
-from cluster.oracle.transcript import CODED, Absence, Complaint, Entry, Guess, Stall, Transcript, told_by
+from cluster.oracle.transcript import CODED, Absence, Complaint, Conclusion, Entry, Guess, Stall, Transcript, told_by
 from node.actor import HYPERVISOR, Actor
 from node.event_injection import Event, ExceptionVector, exception
 from node.ghcb_msr import GhcbMsrError, TerminateRequest, parse_request
@@ -135,6 +136,9 @@ class _Case:
                     self._complaints.setdefault(None, one.reason)
             elif isinstance(one, Guess):
                 self._compare(one.bits)
+            elif isinstance(one, Conclusion):
+                for secret in self._holdings:
+                    secret.reached(HYPERVISOR, Conclusion, one.octets)
             elif isinstance(one, Stall):
                 if one.victim == self._victim:
                     self._stopped = f"{self._victim} did not go on"

@@ -102,7 +102,7 @@ def test_firmware_s_age_decides_the_version(api, version):
 def test_each_version_adds_fields_to_those_before(version):
     machine = running(launch_mitigations=3)
     machine.psp.snp.reports.forced_version = version
-    machine.psp.snp.reports.mitigations = 7
+    machine.psp.snp.mitigations.verified = 7
     _, report = answered(machine)
     assert report[0] == version
     assert report[0x188:0x18B] == (bytes(3) if version < 3 else b"\x19\x01\x01")

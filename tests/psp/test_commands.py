@@ -58,6 +58,42 @@ def test_the_commands_that_are_not_built_are_those_that_limitations_names() -> N
     assert listed_as_unsupported() == {command for command, row in COMMANDS.items() if not row.supported}
 
 
+LEGACY_NUMBERS = """
+01 INIT, 02 SHUTDOWN, 03 PLATFORM_RESET, 04 PLATFORM_STATUS, 05 PEK_GEN, 06 PEK_CSR, 07 PEK_CERT_IMPORT,
+08 PDH_CERT_EXPORT, 09 PDH_GEN, 0A DF_FLUSH, 0B DOWNLOAD_FIRMWARE, 0C GET_ID, 0D INIT_EX, 0E NOP, 0F RING_BUFFER,
+20 DECOMMISSION, 21 ACTIVATE, 22 DEACTIVATE, 23 GUEST_STATUS, 24 COPY, 25 ACTIVATE_EX, 30 LAUNCH_START,
+31 LAUNCH_UPDATE_DATA, 32 LAUNCH_UPDATE_VMSA, 33 LAUNCH_MEASURE, 34 LAUNCH_SECRET, 35 LAUNCH_FINISH, 36 ATTESTATION,
+40 SEND_START, 41 SEND_UPDATE_DATA, 42 SEND_UPDATE_VMSA, 43 SEND_FINISH, 44 SEND_CANCEL, 50 RECEIVE_START,
+51 RECEIVE_UPDATE_DATA, 52 RECEIVE_UPDATE_VMSA, 53 RECEIVE_FINISH, 60 DBG_DECRYPT, 61 DBG_ENCRYPT, 70 SWAP_OUT,
+71 SWAP_IN
+"""
+SNP_NUMBERS = """
+81 INIT, 82 SHUTDOWN, 83 PLATFORM_STATUS, 84 DF_FLUSH, 85 INIT_EX, 86 SHUTDOWN_EX, 90 DECOMMISSION, 91 ACTIVATE,
+92 GUEST_STATUS, 93 GCTX_CREATE, 94 GUEST_REQUEST, 95 ACTIVATE_EX, A0 LAUNCH_START, A1 LAUNCH_UPDATE,
+A2 LAUNCH_FINISH, B0 DBG_DECRYPT, B1 DBG_ENCRYPT, B2 VERIFY_MITIGATION, C0 PAGE_SWAP_OUT, C1 PAGE_SWAP_IN,
+C2 PAGE_MOVE, C3 PAGE_MD_INIT, C6 PAGE_SET_STATE, C7 PAGE_RECLAIM, C8 PAGE_UNSMASH, C9 CONFIG,
+CA DOWNLOAD_FIRMWARE_EX, CB COMMIT, CD VLEK_LOAD, CE FEATURE_INFO, D0 TIO_STATUS, D1 TIO_INIT, D2 TIO_DEV_CREATE,
+D3 TIO_DEV_RECLAIM, D4 TIO_DEV_CONNECT, D5 TIO_DEV_DISCONNECT
+"""
+"""Firmware ABI sheet, sections 3 and 4."""
+
+
+def numbers(text: str) -> dict[str, int]:
+    return {name: int(number, 16) for number, name in (one.split() for one in text.split(","))}
+
+
+@pytest.mark.parametrize(("kind", "text"), [(LegacyCommand, LEGACY_NUMBERS), (SnpCommand, SNP_NUMBERS)])
+def test_every_command_of_the_firmware_abi_is_done_or_listed_as_missing(
+    kind: type[LegacyCommand | SnpCommand], text: str
+) -> None:
+    assert {one.name: int(one) for one in kind} == numbers(text)
+    psp = new_machine().psp
+    handlers = {LegacyCommand: psp.legacy.handlers, SnpCommand: psp.snp.handlers}[kind]
+    done, missing = set(handlers), listed_as_unsupported() & set(kind)
+    assert done | missing == set(kind)
+    assert not done & missing
+
+
 def test_every_command_of_both_interfaces_is_in_the_table() -> None:
     assert set(COMMANDS) == {*LegacyCommand, *SnpCommand}
 

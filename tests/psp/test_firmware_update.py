@@ -15,6 +15,7 @@ from psp.installed_firmware import FirmwareLevel, tcb_at_most
 from psp.product_line import PRODUCT_LINES
 from psp.sev_firmware_image import LEAST_BYTES, MOST_BYTES, SevFirmware, signed_image
 from psp.status import Status
+from psp.update_buffers import DownloadFirmware, SnpDownloadFirmwareEx
 
 IMAGE = 0x48_0000
 VERSION, SVN = (1, 55, 40), 0x17
@@ -24,13 +25,13 @@ NEWER = SevFirmware((1, 55, 50), SVN + 1)
 
 def load_ex(machine, image, flags=0, **changes):
     machine.bus.write(IMAGE, image)
-    load = buffers.SnpDownloadFirmwareEx(0x18, 0, IMAGE, len(image), flags)
+    load = SnpDownloadFirmwareEx(0x18, 0, IMAGE, len(image), flags)
     return answer(machine, SnpCommand.DOWNLOAD_FIRMWARE_EX, dataclasses.replace(load, **changes))
 
 
 def load(machine, image):
     machine.bus.write(IMAGE, image)
-    return answer(machine, LegacyCommand.DOWNLOAD_FIRMWARE, buffers.DownloadFirmware(IMAGE, len(image)))
+    return answer(machine, LegacyCommand.DOWNLOAD_FIRMWARE, DownloadFirmware(IMAGE, len(image)))
 
 
 def answer(machine, command, buffer):

@@ -10,7 +10,7 @@ from toy_machine import COMMAND_PAGE, FIRMWARE, GCTX, PAGE, UNCOVERED, change_co
 
 from psp import command_buffers as buffers
 from psp.commands import SnpCommand
-from psp.guest_message import MessageHeader, MessageType, seal, unseal
+from psp.guest_message import MessageHeader, MessageKey, MessageType
 from psp.status import Status
 from psp.system_bus import RmpEntry
 
@@ -43,9 +43,9 @@ def after(machine, vmpl=0):
 @given(st.integers(0, 3), st.integers(0, (1 << 64) - 1), st.integers(0, 255), st.integers(0, 255), st.binary())
 def test_a_sealed_message_is_that_of_the_sheet(vmpck, sequence, kind, version, payload):
     secret = bytes(range(32))
-    message = seal(secret, vmpck, sequence, kind, version, payload)
+    message = MessageKey(secret).seal(vmpck, sequence, kind, version, payload)
     assert message == sealed(secret, sequence, kind, payload, vmpck, version)
-    assert unseal(secret, MessageHeader.checked(message), message) == payload
+    assert MessageKey(secret).unseal(MessageHeader.checked(message), message) == payload
 
 
 @pytest.mark.parametrize("vmpl", range(4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from dataclasses import replace
 
 import pytest
@@ -99,6 +100,9 @@ def test_a_2_mib_page_is_refused_even_where_both_sizes_agree() -> None:
     large = replace(buffers.SnpLaunchUpdate.parse(packed), flags=PageType.NORMAL << 1 | 1)
     assert machine.call(SnpCommand.LAUNCH_UPDATE, large.pack()) == Status.INVALID_PAGE_SIZE
 
+GENERAL_REGISTERS = {0x178, 0x1D8, 0x1F8, 0x308, 0x310, 0x318, 0x328, 0x330, 0x338} | set(range(0x340, 0x380, 8))
+"""RIP, RSP, RAX, RCX, RDX, RBX, RBP, RSI, RDI, R8 to R15 in the save area (APM volume 2, table B-4)."""
+
 
 def page_info(page_type: PageType, contents: bytes, permissions: bytes) -> bytes:
     """The digest of a first page, put together by hand from the table of PAGE_INFO."""
@@ -124,7 +128,16 @@ def test_each_page_type_measures_encrypts_and_marks_as_its_row_says(page_type: P
         assert inside == bytes(PAGE)
     elif page_type is PageType.SECRETS:
         head = (3).to_bytes(4, "little").ljust(0x20, b"\0")
-        assert inside == (head + context(machine).vmpcks).ljust(PAGE, b"\0")
+        assert inside[:0x100] == (head + context(machine).vmpcks).ljust(0x100, b"\0")
+        bitmap = int.from_bytes(inside[0x100:0x140], "little")
+        assert {8 * bit for bit in range(512) if bitmap >> bit & 1} == GENERAL_REGISTERS
+        assert not any(inside[0x140:])
+    elif page_type is PageType.VMSA:
+        # These contents ask for masked registers, by bit 14 at 3B0: what is measured is what was laid.
+        words = [struct.unpack(f"<{PAGE // 8}Q", one) for one in (CONTENTS, inside)]
+        changed = {8 * at: laid ^ found for at, (laid, found) in enumerate(zip(*words, strict=True)) if laid != found}
+        del changed[0x300]
+        assert (set(changed), set(changed.values())) == (GENERAL_REGISTERS, {words[1][0x300 // 8]})
     else:
         assert inside == CONTENTS
     expected = replace(
@@ -133,7 +146,8 @@ def test_each_page_type_measures_encrypts_and_marks_as_its_row_says(page_type: P
     assert machine.bus.rmp_entry(GUEST_PAGE) == expected
 
     after = machine.snapshot()
-    assert {key for key in after if after[key] != before[key]} == {"DRAM", "RMP"}
+    drawn = {"drawn"} if page_type is PageType.VMSA else set()
+    assert {key for key in after if after[key] != before[key]} == {"DRAM", "RMP"} | drawn
 
 
 @pytest.mark.parametrize("count", [0, 64, 65, 0xFFFF_FFFF])

@@ -361,6 +361,10 @@ def test_save_areas_of_es_guests_go_with_their_integrity_values(source, target):
     handle = sending(source, target, SEV | ES)
     area = b"registers".ljust(PAGE, b"=")
     source.bus.write_guest(GUEST_PAGE, area, 6)
+    update = buffers.SendUpdate(handle, HEADER, 0x34, GUEST_PAGE, PAGE, TRANSPORT, PAGE)
+    # One that hardware did not write as it lies there would come out with a value that fits.
+    assert refused(source, LegacyCommand.SEND_UPDATE_VMSA, update) == Status.BAD_MEASUREMENT
+    source.bus.seal_save_area(GUEST_PAGE, 6)
     header, packet = send(source, handle, PAGE, LegacyCommand.SEND_UPDATE_VMSA)
     status, there = receive_start(source, target, SEV | ES)
     assert status == 0

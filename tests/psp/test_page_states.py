@@ -133,6 +133,7 @@ def returned_fields(machine: Machine, command: int) -> bytes:
     if command in SEND_UPDATES:
         machine.psp.legacy.guests[handle].state = LegacyGuestState.SUPDATE
         machine.psp.legacy.guests[handle].policy = LegacyPolicy.ES
+        machine.bus.seal_save_area(GUEST_PAGE, machine.psp.legacy.guests[handle].asid)
     if command == LegacyCommand.SEND_START:
         lay_chain(machine, exported(machine))
     received = Owner(machine).start() if command == LegacyCommand.RECEIVE_START else buffers.LaunchStart()

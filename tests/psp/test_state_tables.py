@@ -25,9 +25,10 @@ from toy_machine import (
 )
 
 from psp import command_buffers as buffers
+from psp import swap_buffers
 from psp.commands import COMMANDS, LegacyCommand, LegacyPlatformState, SnpCommand, SnpPlatformState, is_snp
 from psp.guest_context import SnpGuestState
-from psp.guest_message import MessageType, seal
+from psp.guest_message import MessageKey, MessageType
 from psp.launch_digest import PageType
 from psp.legacy_guest import LegacyGuestState
 from psp.policy import LegacyPolicy, SnpPolicy
@@ -64,6 +65,8 @@ LEGACY_PLATFORM = {
     LegacyCommand.GET_ID: {0, 1, 2},
     LegacyCommand.INIT_EX: {0},
     LegacyCommand.COPY: {2},
+    LegacyCommand.SWAP_OUT: {2},
+    LegacyCommand.SWAP_IN: {2},
     LegacyCommand.SEND_START: {2},
     LegacyCommand.SEND_UPDATE_DATA: {2},
     LegacyCommand.SEND_UPDATE_VMSA: {2},
@@ -97,6 +100,8 @@ LEGACY_GUEST = {
     LegacyCommand.DBG_DECRYPT: {3},
     LegacyCommand.DBG_ENCRYPT: {3},
     LegacyCommand.COPY: {1, 2, 3, 4, 5},
+    LegacyCommand.SWAP_OUT: {1, 2, 3, 4, 5},
+    LegacyCommand.SWAP_IN: {1, 2, 3, 4, 5},
     LegacyCommand.SEND_START: {3},
     LegacyCommand.SEND_UPDATE_DATA: {4},
     LegacyCommand.SEND_UPDATE_VMSA: {4},
@@ -118,9 +123,9 @@ SNP_GUEST = {
     SnpCommand.DBG_DECRYPT: {2},
     SnpCommand.DBG_ENCRYPT: {2},
     SnpCommand.PAGE_MD_INIT: {2},
-    SnpCommand.PAGE_SWAP_OUT: {2},
-    SnpCommand.PAGE_SWAP_IN: {2},
-    SnpCommand.PAGE_MOVE: {2},
+    SnpCommand.PAGE_SWAP_OUT: {1, 2},
+    SnpCommand.PAGE_SWAP_IN: {1, 2},
+    SnpCommand.PAGE_MOVE: {1, 2},
 }
 
 
@@ -182,6 +187,7 @@ def test_every_sev_command_in_every_guest_state(command: LegacyCommand, state: L
         lay_chain(machine, exported(machine))
     machine.bus.write(OUT, header.pack())
     machine.bus.write(OUT + PAGE, ciphertext)
+    machine.bus.seal_save_area(GUEST_PAGE, guest.asid)
     buffer = {
         LegacyCommand.ACTIVATE: buffers.Activate(handle, 7),
         LegacyCommand.GUEST_STATUS: buffers.GuestStatus(handle),
@@ -191,6 +197,8 @@ def test_every_sev_command_in_every_guest_state(command: LegacyCommand, state: L
         LegacyCommand.LAUNCH_SECRET: buffers.LaunchSecret(handle, OUT, 0x34, GUEST_PAGE, 64, OUT + PAGE, 64),
         LegacyCommand.ATTESTATION: buffers.Attestation(handle, OUT, bytes(16), 0xD0),
         LegacyCommand.COPY: buffers.Copy(handle, 64, GUEST_PAGE, OUT),
+        LegacyCommand.SWAP_OUT: swap_buffers.SwapOut(handle, 0, GUEST_PAGE, OUT, OUT + PAGE),
+        LegacyCommand.SWAP_IN: swap_buffers.SwapIn(handle, 0, OUT, GUEST_PAGE, OUT + 2 * PAGE),
         LegacyCommand.SEND_START: buffers.SendStart(
             handle, 0, TARGET_PDH, 0x824, TARGET_CHAIN, 3 * 0x824, session_address=OUT, session_length=0x80
         ),
@@ -206,8 +214,10 @@ def test_every_sev_command_in_every_guest_state(command: LegacyCommand, state: L
     status = machine.psp.submit(command, COMMAND_PAGE)
     if state in LEGACY_GUEST[command]:
         # The guest is active: it cannot be activated again, nor given up as it is.
-        refused = command in {LegacyCommand.ACTIVATE, LegacyCommand.DECOMMISSION}
-        assert status == (Status.ACTIVE if refused else Status.SUCCESS)
+        # Of what lies in place of a page that is out, nothing was this guest's.
+        refusals = {LegacyCommand.ACTIVATE: Status.ACTIVE, LegacyCommand.DECOMMISSION: Status.ACTIVE}
+        refusals[LegacyCommand.SWAP_IN] = Status.BAD_MEASUREMENT
+        assert status == refusals.get(command, Status.SUCCESS)
     else:
         assert status == Status.INVALID_GUEST_STATE
         assert machine.snapshot() == before
@@ -232,7 +242,7 @@ def test_every_snp_command_in_every_guest_state(command: SnpCommand, state: SnpG
     pre_guest(machine)
     machine.bus.rmp_set(OTHER_FRAME, machine.bus.rmp_entry(GUEST_PAGE))
     machine.bus.rmp_set(OUT, FIRMWARE)
-    asked = seal(context(machine).vmpck(0), 0, 1, MessageType.TSC_INFO_REQ, 1, bytes(128))
+    asked = MessageKey(context(machine).vmpck(0)).seal(0, 1, MessageType.TSC_INFO_REQ, 1, bytes(128))
     machine.bus.write(ASKED, asked)
     buffer = {
         SnpCommand.LAUNCH_START: buffers.SnpLaunchStart(GCTX, POLICY),
@@ -241,10 +251,10 @@ def test_every_snp_command_in_every_guest_state(command: SnpCommand, state: SnpG
         SnpCommand.ACTIVATE: buffers.SnpActivate(GCTX, 3),
         SnpCommand.GUEST_STATUS: buffers.SnpGuestStatus(GCTX, OUT),
         SnpCommand.DECOMMISSION: buffers.GuestContextPage(GCTX),
-        SnpCommand.PAGE_MD_INIT: buffers.SnpPageMdInit(GCTX, OUT),
-        SnpCommand.PAGE_SWAP_OUT: buffers.SnpPageSwapOut(GCTX, GUEST_PAGE, OUT, flags=1 << 4),
-        SnpCommand.PAGE_SWAP_IN: buffers.SnpPageSwapIn(GCTX, OUT, GUEST_PAGE, flags=1 << 4),
-        SnpCommand.PAGE_MOVE: buffers.SnpPageMove(GCTX, 0, GUEST_PAGE, OTHER_FRAME),
+        SnpCommand.PAGE_MD_INIT: swap_buffers.SnpPageMdInit(GCTX, OUT),
+        SnpCommand.PAGE_SWAP_OUT: swap_buffers.SnpPageSwapOut(GCTX, GUEST_PAGE, OUT, flags=1 << 4),
+        SnpCommand.PAGE_SWAP_IN: swap_buffers.SnpPageSwapIn(GCTX, OUT, GUEST_PAGE, flags=1 << 4),
+        SnpCommand.PAGE_MOVE: swap_buffers.SnpPageMove(GCTX, 0, GUEST_PAGE, OTHER_FRAME),
         SnpCommand.GUEST_REQUEST: buffers.SnpGuestRequest(GCTX, ASKED, OUT),
         SnpCommand.DBG_DECRYPT: buffers.SnpDebug(GCTX, GUEST_PAGE, OUT),
         SnpCommand.DBG_ENCRYPT: buffers.SnpDebug(GCTX, OUT, GUEST_PAGE),

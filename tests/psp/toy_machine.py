@@ -57,6 +57,7 @@ class ToyBus:
     wbinvds: int = 0
     can_hide_ciphertext: bool = False
     hidden_up_to: int = 0
+    power_readings_disabled: bool = False
     sealed: dict[int, bytes] = field(default_factory=dict)
     """Save areas by SPA, as they read through their guest's key when they were sealed."""
     cores: CoreConfiguration = field(
@@ -79,6 +80,9 @@ class ToyBus:
 
     def hide_ciphertext(self, max_snp_asid: int) -> None:
         self.hidden_up_to = max_snp_asid
+
+    def disable_power_readings(self, *, disabled: bool) -> None:
+        self.power_readings_disabled = disabled
 
     def read(self, spa: int, length: int) -> bytes:
         assert 0 <= spa <= self.dram_bytes - length, "the firmware must check every address first"
@@ -126,6 +130,9 @@ class ToyBus:
 
     def seal_save_area(self, spa: int, asid: int) -> None:
         self.sealed[spa] = self.read_guest(spa, PAGE, asid)
+
+    def save_area_is_sealed(self, spa: int, asid: int) -> bool:
+        return self.sealed.get(spa) == self.read_guest(spa, PAGE, asid)
 
     def install_key(self, asid: int, key: bytes) -> None:
         self.keys[asid] = key
@@ -195,7 +202,7 @@ def _frozen(value: object) -> object:
         case NvFile():
             return value.address
         case ReportMessages():
-            return value.forced_version, value.mitigations
+            return value.forced_version
         case GuestRequests():
             assert set(vars(value)) == {"switches", "_memory", "_guests", "_rows"}
             return value.switches
@@ -203,7 +210,8 @@ def _frozen(value: object) -> object:
             return value.max_snp_asid
         case SnpGuests():
             # All that firmware keeps of SNP guests; whatever else it knows of one lies in DRAM.
-            assert set(vars(value.pages)) == {"tweaked", "has_mac", "spas", "_bus", "_random", "_key", "_mac_key"}
+            kept = {"tweaked", "has_mac", "spas", "_bus", "_random", "_key", "_ciphers", "_mac_key"}
+            assert set(vars(value.pages)) == kept
             assert set(vars(value)) == {"pages", "_active", "_bus", "_memory", "_flush", "_ranges"}
             return value.pages.tweaked, tuple(value.pages.spas), sorted(value._active)
         case dict():
@@ -237,7 +245,7 @@ class Machine:
         """Everything the firmware knows."""
         legacy, snp = self.psp.legacy, self.psp.snp
         ours = {"_bus", "_memory", "_random", "_firmware", "_legacy_is_up", "handlers"}
-        ours |= {"_launch", "_migration", "launch_runs"}
+        ours |= {"_launch", "_migration", "launch_runs", "_mitigation"}
         state = {
             f"{name}.{key}": _frozen(value)
             for name, part in (("legacy", legacy), ("snp", snp))

@@ -10,3 +10,10 @@ class Claim:
     """The victim's decisions, from that of its first round on, one bit for each. Answer: None."""
 
     bits: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkedOut:
+    """Bytes that the victim keeps to itself, as the attacker concludes them from what it was told. Answer: None."""
+
+    octets: bytes

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 from node.operations import Answer, GuestOperation, HypervisorOperation, Wbinvd
 from node.rmp_layout import RmpLayout
-from workloads.attacks.claims import Claim
+from workloads.attacks.claims import Claim, WorkedOut
 from workloads.attacks.dimm_operations import DimmOperation
 from workloads.attacks.hypervisor_books import TellDr7
 from workloads.attacks.owner_operations import AskOwner
+from workloads.attacks.single_step import Step
 
 AttackBatch = (
     tuple[HypervisorOperation, ...] | tuple[GuestOperation, ...] | tuple[DimmOperation, ...] | tuple[AskOwner, ...]
-    | tuple[Claim, ...] | tuple[TellDr7, ...]
+    | tuple[Claim, ...] | tuple[WorkedOut, ...] | tuple[TellDr7, ...]
+    | tuple[Step, ...]
 )  # fmt: skip
 Attack = Generator[AttackBatch, tuple[Answer, ...], None]
 """A running attack. ``yield ()`` waits until the victim has done another round and rests."""
@@ -57,6 +59,9 @@ class Household:
     """Of a ``Service``: where its handlers find what interrupted them."""
     save_area: int = 0
     """SPA of its first vCPU's."""
+    generation: str = ""
+    """As its control block says."""
+    registers_in_the_clear: bool = False
     doorbell: Page | None = None
     """The #HV doorbell that it registered."""
 

@@ -12,6 +12,7 @@ from cluster.laboratory.rows import ROWS, verdicts
 from cluster.laboratory.scene import Setting
 from node.platform import Platform, Protection
 from node.product import PRODUCTS
+from psp.policy import SnpPolicy
 
 FLIPS: dict[Protection, dict[str, str]] = {
     Protection.RMP_WRITE_CHECK: {
@@ -24,6 +25,7 @@ FLIPS: dict[Protection, dict[str, str]] = {
         "11": "corrupted",  # one page of DRAM under two guest addresses: owner and validation are right for both
         "12": "leaked",  # the guest's own page at another address, likewise
         "17": "leaked",  # which it sends
+        "20": "leaked",  # a page walk's load of a table, too, is of a page at another address
         "18": "corrupted",  # or runs
     },
     Protection.VALIDATED_BIT: {
@@ -52,15 +54,18 @@ ELSEWHERE: dict[tuple[Protection, Column], dict[str, str]] = {
 """What holds in one column. Guests without an RMP have the tweak alone of all these mechanisms."""
 BY_WISH = (
     Protection.RESTRICTED_INJECTION, Protection.ALTERNATE_INJECTION, Protection.BTB_ISOLATION,
-    Protection.PMC_VIRTUALIZATION,
+    Protection.PMC_VIRTUALIZATION, Protection.REGISTER_NONCE,
 )  # fmt: skip
 """They stop nothing in a guest that did not ask for them: others test one that did."""
 CLOSED = {
-    "rmp_init_barrier": (Platform(rmp_init_barrier=True), {"36"}),
-    "fabric_lock_checked": (Platform(fabric_lock_checked=True), {"37"}),
-    "iommu_write_safe": (Platform(iommu_write_safe=True), {"41"}),
+    "rmp_init_barrier": (Setting(Column.SEV_SNP, "Milan", Platform(rmp_init_barrier=True)), {"36"}),
+    "fabric_lock_checked": (Setting(Column.SEV_SNP, "Milan", Platform(fabric_lock_checked=True)), {"37"}),
+    "iommu_write_safe": (Setting(Column.SEV_SNP, "Milan", Platform(iommu_write_safe=True)), {"41"}),
+    "rapl_dis": (Setting(Column.SEV_SNP, "Milan", snp_policy=SnpPolicy.RAPL_DIS), {"29b"}),
+    "page_swap_disable": (Setting(Column.SEV_SNP, "Milan", snp_policy=SnpPolicy.PAGE_SWAP_DISABLE), {"32"}),
+    "ciphertext_hiding": (Setting(Column.SEV_SNP, "Turin", Platform(max_snp_asid=4)), {"30", "31", "32"}),
 }
-"""Firmware and microcode that close exactly these rows."""
+"""Firmware, microcode, options and policies that close exactly these rows."""
 SNP = (Column.SEV_SNP, Column.SEV_TIO)
 WITHOUT_RMP = (Column.SME, Column.SEV, Column.SEV_ES)
 OF_ALL = (Protection.TWEAK, Protection.SAVE_AREA_INTEGRITY)
@@ -117,13 +122,12 @@ def test_every_flip_is_one() -> None:
 
 @pytest.mark.parametrize("name", CLOSED)
 def test_exactly_what_a_fix_closes_is_closed_by_it(name: str) -> None:
-    platform, closed = CLOSED[name]
-    column, product = Column.SEV_SNP, "Milan"
+    setting, closed = CLOSED[name]
     found, expected = {}, {}
     for row in ROWS:
-        default = DEFAULTS[row, column, product]
+        default = DEFAULTS[row, setting.column, setting.product]
         if default not in ("blocked", "detected", "dos"):
-            found[row] = {verdict.outcome.value for verdict in verdicts(row, Setting(column, product, platform))}
+            found[row] = {verdict.outcome.value for verdict in verdicts(row, setting)}
             expected[row] = {"blocked" if row in closed else default}
     assert found == expected
     assert closed <= set(found)

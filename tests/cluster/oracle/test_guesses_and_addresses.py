@@ -52,6 +52,28 @@ def test_many_more_right_guesses_than_wrong_are_a_side_channel() -> None:
 
 
 @pytest.mark.parametrize(
+    ("octets", "expected"),
+    [
+        (CANARY, Outcome.LEAKED),
+        (bytes(5) + CANARY[24:40], Outcome.LEAKED),
+        (CANARY[:15], Outcome.BLOCKED),  # less than makes a leak
+        (bytes(64), Outcome.BLOCKED),
+        (bytes(reversed(CANARY)), Outcome.BLOCKED),
+    ],
+)
+def test_whoever_concludes_a_secret_holds_it(octets: bytes, expected: Outcome) -> None:
+    transcript = heard()
+    transcript.concluded(octets)
+    assert judge(ledger(), transcript).outcome is expected
+
+
+def test_a_conclusion_that_everybody_could_draw_is_no_leak() -> None:
+    transcript = heard((VICTIM, Write(0x9000, CANARY, private=False), None))
+    transcript.concluded(CANARY)
+    assert judge(ledger(), transcript).outcome is Outcome.BLOCKED
+
+
+@pytest.mark.parametrize(
     "bits", [(), BITS[: N - 1], [0] * 32, [1] * 32, flipped(*range(9)), flipped(*range(32)), BITS[1:] + BITS[:1]]
 )
 def test_what_chance_would_guess_is_none(bits: Sequence[int]) -> None:

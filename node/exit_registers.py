@@ -1,0 +1,62 @@
+"""What an exit leaves in a save area: the vCPU's registers, in a guest that wants it masked with a new nonce."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from node.fault_answers import FAULTS
+from node.platform import Platform, Protection
+from node.vcpu import Vcpu, VcpuState
+from node.vmsa import save_registers
+from psp.register_protection import NONCE_BYTES, is_asked_for, masked, with_nonce
+
+if TYPE_CHECKING:
+    from node.board import Board
+
+_RUNS = (VcpuState.BLOCK, VcpuState.COMPUTING, VcpuState.SLEEPING)
+
+
+class RegisterMasks:
+    """The core's part in VMSA register protection. ``octets`` gives random bytes for (counter, length)."""
+
+    def __init__(self, octets: Callable[[int, int], bytes], platform: Platform) -> None:
+        self._octets = octets
+        self._renewed = Protection.REGISTER_NONCE not in platform.disabled
+        self._count = 0
+
+    def loaded(self, page: bytes) -> bytes:
+        """An SNP guest's save area in the clear."""
+        return masked(page) if is_asked_for(page) else page
+
+    def stored(self, page: bytes) -> bytes:
+        """An SNP guest's save area as an exit stores it."""
+        if not is_asked_for(page):
+            return page
+        if not self._renewed:
+            return masked(page)
+        self._count += 1
+        return with_nonce(page, self._octets(self._count, NONCE_BYTES))
+
+
+def store_registers(board: Board, vcpu: Vcpu) -> None:
+    """Store a vCPU's general registers in its save area. Raises what an access without a key raises."""
+    vmcb = board.vmcb(vcpu.guest.spec.name, vcpu.index)
+    page = bytearray(board.load_save_area(vmcb))
+    save_registers(vcpu.registers, page)
+    board.store_save_area(vmcb, bytes(page))
+
+
+def store_at_exit(board: Board, vcpu: Vcpu) -> None:
+    """Store the registers of a vCPU that its hypervisor makes exit; one that is out already has them stored.
+
+    Those of one whose control block names another save area meanwhile stay where they are.
+    """
+    who = vcpu.guest.spec.name, vcpu.index
+    if vcpu.state not in _RUNS or who in board.running.preempted:
+        return
+    if board.vmcb(*who).save_area_spa != vcpu.save_area_spa:
+        return
+    with contextlib.suppress(*FAULTS):  # Its key is gone: no VMRUN will find them.
+        store_registers(board, vcpu)

@@ -1,0 +1,94 @@
+"""Which of many certificates belong to a report: a chain to try, chosen by names and never trusted for that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from psp.verifier.amd_extensions import read_endorsement
+from psp.verifier.certificate import Certificate, RevocationList, parse_certificate, parse_revocation_list
+from psp.verifier.der import DerError
+from psp.verifier.product_line import LINES
+from psp.verifier.report import VCEK, VLEK
+from psp.verifier.verify import Evidence
+
+_SIGNING_KEYS = {"SEV-VCEK": VCEK, "SEV-VLEK": VLEK}
+_CHIP_ID, _REPORTED_TCB, _KEY_INFO = slice(0x1A0, 0x1E0), slice(0x180, 0x188), 0x048
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    der: bytes
+    certificate: Certificate
+
+
+def assemble(report: bytes, blocks: Iterable[tuple[str, bytes]]) -> Evidence:
+    """Evidence from a report and named blocks of DER, such as the files of a folder.
+
+    Of several VCEKs it takes the one that fits the report best. A block that cannot be
+    read is taken for what its name begins with (ark, ask, asvk, vcek, vlek, crl), so that
+    the verifier says what is wrong with it.
+    """
+    found: list[_Found] = []
+    lists: list[tuple[bytes, RevocationList]] = []
+    broken: dict[str, bytes] = {}
+    for name, der in blocks:
+        try:
+            found.append(_Found(der, parse_certificate(der)))
+            continue
+        except DerError:
+            pass
+        try:
+            lists.append((der, parse_revocation_list(der)))
+        except DerError:
+            broken.setdefault(_role(name), der)
+    leaf = _best_leaf(report, found)
+    ask = _issuer(leaf, found, "SEV-")
+    ark = _issuer(ask, found, "ARK-")
+    crl = next((der for der, one in lists if ark and one.issuer.der == ark.certificate.subject.der), None)
+    return Evidence(
+        report,
+        ark.der if ark else broken.get("ark"),
+        ask.der if ask else broken.get("ask"),
+        leaf.der if leaf else broken.get("leaf"),
+        crl or broken.get("crl") or (lists[0][0] if lists else None),
+    )
+
+
+def _role(name: str) -> str:
+    start = name.lower()
+    for word, role in (("ark", "ark"), ("ask", "ask"), ("asvk", "ask"), ("crl", "crl"), ("v", "leaf")):
+        if start.startswith(word):
+            return role
+    return ""
+
+
+def _best_leaf(report: bytes, found: list[_Found]) -> _Found | None:
+    leaves = [one for one in found if one.certificate.subject.common_name in _SIGNING_KEYS]
+    return max(leaves, key=lambda one: _fit(report, one.certificate), default=None)
+
+
+def _fit(report: bytes, leaf: Certificate) -> tuple[bool, bool, bool]:
+    """Whether the kind of key, the chip and the TCB are those that the report names."""
+    key_info = report[_KEY_INFO] if len(report) > _KEY_INFO else 0
+    kind = _SIGNING_KEYS[leaf.subject.common_name]
+    line = LINES.get(leaf.issuer.common_name.rpartition("-")[2])
+    try:
+        endorsed = read_endorsement(leaf.extensions, line, vlek=kind == VLEK) if line else None
+    except DerError:
+        endorsed = None
+    if endorsed is None:
+        return False, False, False
+    same_chip = endorsed.chip_id is not None and report[_CHIP_ID].startswith(endorsed.chip_id)
+    return kind == key_info >> 2 & 7, same_chip, report[_REPORTED_TCB] == endorsed.tcb
+
+
+def _issuer(of: _Found | None, found: list[_Found], start: str) -> _Found | None:
+    """Who signed it, by name; else whoever might have."""
+    named = [one for one in found if one.certificate.subject.common_name.startswith(start)]
+    issuers = [one for one in named if one.certificate.subject.common_name not in _SIGNING_KEYS]
+    if of is not None:
+        for one in issuers:
+            if one.certificate.subject.der == of.certificate.issuer.der:
+                return one
+    return issuers[0] if issuers else None

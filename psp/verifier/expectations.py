@@ -1,0 +1,86 @@
+"""What a relying party expects of a guest and its host; whatever is None is not looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from psp.verifier.product_line import PRODUCT_LINES
+from psp.verifier.tcb_version import COMPONENTS, HIGHEST_LEVEL
+
+NONCE_BYTES = 32
+_SIZES = {
+    "measurement": 48,
+    "host_data": 32,
+    "family_id": 16,
+    "image_id": 16,
+    "report_data": 64,
+    "nonce": NONCE_BYTES,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Expectations:
+    """A careful tenant's, unless told otherwise: no debugging, no migration agent, VMPL 0, a chip's own key.
+
+    Components of a TCB go by the names in COMPONENTS; versions are (major, minor, build), times
+    seconds since 1970. ValueError for a value of another size.
+    """
+
+    product: str | None = None
+    chip_ids: frozenset[bytes] | None = None
+    """The chips that are allowed, 64 bytes each."""
+    vlek_allowed: bool = False
+    csp_id: str | None = None
+    """The provider whose VLEK it must be; looked at only if a VLEK signed."""
+    masked_chip_id_allowed: bool = False
+    crl_demanded: bool = False
+
+    debug_allowed: bool = False
+    migration_allowed: bool = False
+    policy: int | None = None
+    policy_set: int = 0
+    policy_clear: int = 0
+    platform_set: int = 0
+    platform_clear: int = 0
+    vmpl: int | None = 0
+    measurement: bytes | None = field(default=None, repr=False)
+    host_data: bytes | None = None
+    family_id: bytes | None = None
+    image_id: bytes | None = None
+    min_guest_svn: int = 0
+
+    min_tcb: Mapping[str, int] | None = field(default=None, hash=False)
+    """A floor for each component named; one that the product has not is never high enough."""
+    min_launch_tcb: Mapping[str, int] | None = field(default=None, hash=False)
+    """The same for the firmware that launched the guest."""
+    min_firmware: tuple[int, int, int] | None = None
+    provisional_allowed: bool = True
+    """Whether what runs may be newer than what is committed."""
+    mitigations: int = 0
+    """Bits of version 5's current mitigation vector."""
+
+    report_data: bytes | None = None
+    nonce: bytes | None = None
+    channel_key: bytes | None = None
+    """The public key, as sent, whose digest binds a channel to the report."""
+    nonce_expires: int | None = None
+
+    id_key_digests: frozenset[bytes] | None = None
+    author_key_digests: frozenset[bytes] | None = None
+
+    def __post_init__(self) -> None:
+        for name, size in _SIZES.items():
+            value = getattr(self, name)
+            if value is not None and len(value) != size:
+                raise ValueError(f"{name}: expected {size} bytes, got {len(value)}")
+        for name, size in (("chip_ids", 64), ("id_key_digests", 48), ("author_key_digests", 48)):
+            for value in getattr(self, name) or ():
+                if len(value) != size:
+                    raise ValueError(f"{name}: expected {size} bytes each, got {len(value)}")
+        for name in ("min_tcb", "min_launch_tcb"):
+            for component, level in (getattr(self, name) or {}).items():
+                if component not in COMPONENTS or not 0 <= level <= HIGHEST_LEVEL:
+                    raise ValueError(f"{name}: expected levels of {', '.join(COMPONENTS)}, got {component}={level}")
+        if self.product is not None and self.product not in PRODUCT_LINES:
+            raise ValueError(f"product: expected one of {', '.join(PRODUCT_LINES)}, got {self.product}")

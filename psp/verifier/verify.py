@@ -1,0 +1,101 @@
+"""Whether to believe a report: the stages one after another, the first that fails decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from psp.verifier import stages
+from psp.verifier.certificate import Certificate, RevocationList, parse_certificate, parse_revocation_list
+from psp.verifier.chain import Certificates, TrustedKey, check_chain
+from psp.verifier.der import DerError
+from psp.verifier.expectations import Expectations
+from psp.verifier.product_line import AMD_ROOTS
+from psp.verifier.reasons import Reason, Trail
+from psp.verifier.report import Report, parse_report
+
+_Parsed = TypeVar("_Parsed", Certificate, RevocationList)
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What somebody sent: a report, and certificates in DER that may prove its key. None is one that is missing."""
+
+    report: bytes = field(repr=False)
+    ark: bytes | None = field(repr=False)
+    ask: bytes | None = field(repr=False)
+    """Or ASVK, if a VLEK signed."""
+    leaf: bytes | None = field(repr=False)
+    """VCEK or VLEK."""
+    crl: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A report that is believed: what it says, whose key signed it, what was checked and what was not asked for."""
+
+    report: Report
+    key: TrustedKey
+    passed: tuple[Reason, ...]
+    left_out: tuple[Reason, ...]
+
+
+def verify(
+    evidence: Evidence,
+    expected: Expectations,
+    now: int,
+    roots: Mapping[str, frozenset[str]] = AMD_ROOTS,
+) -> Verdict:
+    """Believe a report, or raise Rejected with the one reason why not; no bytes raise anything else.
+
+    ``now`` is seconds since 1970. ``roots`` maps product lines to the SHA-256 of the
+    SubjectPublicKeyInfo of the keys trusted as their root.
+    """
+    trail = Trail()
+    report = parse_report(evidence.report, trail)
+    chain = _parse_chain(evidence, trail)
+    key = check_chain(chain, roots, now, trail, crl_demanded=expected.crl_demanded)
+    stages.check_binding(report, key, expected, trail)
+    stages.check_signature(report, key, trail)
+    stages.check_policy(report, expected, trail)
+    stages.check_tcb(report, key, expected, trail)
+    stages.check_freshness(report, expected, now, trail)
+    stages.check_id_keys(report, expected, trail)
+    return Verdict(report, key, tuple(trail.passed), tuple(trail.left_out))
+
+
+def root_of(ark: bytes) -> Mapping[str, frozenset[str]]:
+    """Trust in a laboratory's root: what ``verify`` takes, from an ARK in DER that came from somebody trusted.
+
+    Raises DerError for anything but a certificate.
+    """
+    parsed = parse_certificate(ark)
+    return {parsed.subject.common_name.removeprefix("ARK-"): frozenset({parsed.key_digest})}
+
+
+def _parse_chain(evidence: Evidence, trail: Trail) -> Certificates:
+    ark = _certificate(evidence.ark, Reason.ARK_MISSING, Reason.ARK_MALFORMED, trail)
+    ask = _certificate(evidence.ask, Reason.ASK_MISSING, Reason.ASK_MALFORMED, trail)
+    leaf = _certificate(evidence.leaf, Reason.LEAF_MISSING, Reason.LEAF_MALFORMED, trail)
+    if evidence.crl is None:
+        trail.leave_out(Reason.CRL_MALFORMED)
+        return Certificates(ark, ask, leaf, None)
+    return Certificates(ark, ask, leaf, _parsed(parse_revocation_list, evidence.crl, Reason.CRL_MALFORMED, trail))
+
+
+def _certificate(data: bytes | None, missing: Reason, malformed: Reason, trail: Trail) -> Certificate:
+    trail.demand(missing, data is not None)
+    assert data is not None
+    return _parsed(parse_certificate, data, malformed, trail)
+
+
+def _parsed(parse: Callable[[bytes], _Parsed], data: bytes, malformed: Reason, trail: Trail) -> _Parsed:
+    parsed, problem = None, ""
+    try:
+        parsed = parse(data)
+    except DerError as error:
+        problem = str(error)
+    trail.demand(malformed, parsed is not None, problem)
+    assert parsed is not None
+    return parsed

@@ -1,0 +1,71 @@
+"""A chain is chosen out of many certificates by their names; what is wrong with one is still the verifier's to say."""
+
+from dataclasses import replace
+
+import forger
+import pytest
+from forger import ARK, ASK, NOW, VCEK, certificate, name
+
+from psp.verifier import Expectations, Rejected, assemble, verify
+
+OTHER_CHIP = replace(VCEK, extensions=forger.vcek_extensions(chip_id=bytes(range(2, 66))))
+OTHER_TCB = replace(VCEK, extensions=forger.vcek_extensions(tcb=bytes([3, 0, 0, 0, 0, 0, 8, 114])))
+GENOA = [
+    replace(form, subject=name(cn), issuer=name("ARK-Genoa")) for form, cn in ((ARK, "ARK-Genoa"), (ASK, "SEV-Genoa"))
+]
+
+
+def blocks(*forms):
+    return [(f"{at}.der", form if isinstance(form, bytes) else certificate(form)) for at, form in enumerate(forms)]
+
+
+def code(evidence):
+    try:
+        verify(evidence, Expectations(vlek_allowed=True), NOW, forger.ROOTS)
+    except Rejected as rejected:
+        return rejected.reason.name
+    return "believed"
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_what_fits_is_found_whatever_the_order(turn):
+    forms = [OTHER_CHIP, *GENOA, OTHER_TCB, VCEK, forger.VLEK, forger.ASVK, ASK, ARK]
+    assert code(assemble(forger.report(), blocks(*forms[turn * 3 :], *forms[: turn * 3]))) == "believed"
+    vlek_report = forger.report(key_info=1 << 2, chip_id=bytes(64))
+    assert code(assemble(vlek_report, blocks(*forms[turn * 3 :], *forms[: turn * 3]))) == "believed"
+
+
+def test_the_list_of_the_root_is_taken():
+    crls = (forger.crl(65537, issuer=name("ARK-Genoa")), forger.crl(65537))
+    assert code(assemble(forger.report(), blocks(ARK, ASK, VCEK, *crls))) == "ASK_REVOKED"
+    assert code(assemble(forger.report(), blocks(ARK, ASK, VCEK, crls[0]))) == "CRL_ISSUER"
+
+
+@pytest.mark.parametrize(
+    ("forms", "found"),
+    [
+        ((), "ARK_MISSING"),
+        ((ARK, VCEK), "ASK_MISSING"),
+        ((ARK, ASK), "LEAF_MISSING"),
+        ((*GENOA, VCEK), "ROOT_UNKNOWN"),
+        ((ARK, ASK, OTHER_CHIP), "CHIP_ID_MISMATCH"),
+        ((ARK, ASK, OTHER_TCB), "REPORTED_TCB_MISMATCH"),
+    ],
+)
+def test_what_is_missing_is_named(forms, found):
+    assert code(assemble(forger.report(), blocks(*forms))) == found
+
+
+@pytest.mark.parametrize("part", ["ark.pem", "ask.pem", "vcek.der", "crl.der"])
+def test_a_broken_file_is_taken_for_what_it_is_called(part):
+    given = {"ark.pem": ARK, "ask.pem": ASK, "vcek.der": VCEK}
+    named = [(file, b"\x30\x00" if file == part else certificate(form)) for file, form in given.items()]
+    if part == "crl.der":
+        named.append((part, b"\x30\x00"))
+    role = part.partition(".")[0].upper().replace("VCEK", "LEAF")
+    assert code(assemble(forger.report(), named)) == f"{role}_MALFORMED"
+
+
+@pytest.mark.parametrize("report", [b"", bytes(0x49), bytes(0x4A0)])
+def test_a_report_of_any_length_is_answered(report):
+    assert code(assemble(report, blocks(ARK, ASK, VCEK))).startswith("REPORT_")

@@ -1,0 +1,57 @@
+"""PCIe IDE: integrity and data encryption of packets between two ports.
+
+What is here
+    Packets (``tlp``) and the prefix that protects them (``prefix``), keys and GCM invocations (``keys``), one port's
+    end of a selective stream (``stream``), many writes in one go (``write_run``), a port with its associations
+    (``port``), the link between two of them and who may sit on it (``link``), what protection adds on the wire
+    (``wire_bytes``), and the messages that program keys (``key_messages``, ``key_responder``).
+
+Who is trusted here
+    Whoever holds the keys. What arrives from the link is an attacker's: it passes its checks or ends the stream.
+"""
+
+from __future__ import annotations
+
+from tio.ide.key_messages import KeyMessage, KeyStatus, ObjectId
+from tio.ide.key_responder import KeyResponder, PortRegisters
+from tio.ide.keys import Direction
+from tio.ide.link import Link, Packet, Way
+from tio.ide.port import Arrived, ArrivedWrites, Association, IdePort
+from tio.ide.stream import Failure, IdeError, IdeStream, IdeTlp, StreamSettings, StreamState
+from tio.ide.tlp import CompletionStatus, SubStream, Tlp, TlpError, TlpKind, completion, memory_read, memory_write
+from tio.ide.wire_bytes import WireFormat
+from tio.ide.write_run import WriteRun, receive_writes, send_writes
+
+__all__ = [
+    "Arrived",
+    "ArrivedWrites",
+    "Association",
+    "CompletionStatus",
+    "Direction",
+    "Failure",
+    "IdeError",
+    "IdePort",
+    "IdeStream",
+    "IdeTlp",
+    "KeyMessage",
+    "KeyResponder",
+    "KeyStatus",
+    "Link",
+    "ObjectId",
+    "Packet",
+    "PortRegisters",
+    "StreamSettings",
+    "StreamState",
+    "SubStream",
+    "Tlp",
+    "TlpError",
+    "TlpKind",
+    "Way",
+    "WireFormat",
+    "WriteRun",
+    "completion",
+    "memory_read",
+    "memory_write",
+    "receive_writes",
+    "send_writes",
+]

@@ -1,0 +1,184 @@
+"""A port that protects what belongs to its streams, and takes nothing else for them.
+
+Association decides: a request belongs to the stream that holds its address, or else its requester's; a completion to
+the stream of its request. Source: PCI Express base specification, 6.33.3 and 6.33.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tio.ide.link import Packet
+from tio.ide.stream import Failure, IdeError, IdeStream, IdeTlp, StreamState
+from tio.ide.tlp import SubStream, Tlp, TlpError, TlpKind
+from tio.ide.write_run import WriteRun, receive_writes, send_writes
+
+
+@dataclass(frozen=True, slots=True)
+class Association:
+    """What belongs to a stream: requester ids and addresses, each from a first to a last."""
+
+    stream_id: int
+    requesters: tuple[int, int]
+    addresses: tuple[tuple[int, int], ...] = ()
+
+    def holds(self, packet: Tlp) -> bool:
+        """Whether a request belongs here."""
+        if packet.kind in (TlpKind.MEMORY_READ, TlpKind.MEMORY_WRITE):
+            address = packet.address
+            if any(first <= address <= last for first, last in self.addresses):
+                return True
+        return self.requesters[0] <= packet.requester <= self.requesters[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A packet that passed: its T bit, and on which stream it came; None in the clear."""
+
+    packet: Tlp
+    tee: bool = False
+    stream_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ArrivedWrites:
+    """A run of trusted writes that passed whole."""
+
+    address: int
+    data: bytearray
+    requester: int
+    stream_id: int
+
+
+class IdePort:
+    """Streams by id, and the associations that lead to them.
+
+    ``tag_fence``: the tag of a request that timed out is not used again before its completion has come, which then
+    is thrown away; without it a stale completion answers the next request of that tag (CVE-2025-9613, as told
+    from memory in the sheet).
+    """
+
+    def __init__(self, *, tag_fence: bool = False) -> None:
+        self.streams: dict[int, IdeStream] = {}
+        self.associations: list[Association] = []
+        self.unsent = 0
+        """Packets that belong to a stream that was Insecure."""
+        self.unexpected = 0
+        """Completions without a request."""
+        self._tag_fence = tag_fence
+        self._outstanding: dict[int, int | None] = {}
+        """Streams of requests that wait, by tag."""
+        self._fenced: set[int] = set()
+
+    def stream_of(self, request: Tlp) -> IdeStream | None:
+        """The stream to which a request belongs; None for one in the clear."""
+        for one in self.associations:
+            if one.holds(request):
+                return self.streams[one.stream_id]
+        return None
+
+    def free_tag(self) -> int:
+        """A tag that no request waits with. Raises IdeError where there is none."""
+        for tag in range(256):
+            if tag not in self._outstanding and tag not in self._fenced:
+                return tag
+        raise IdeError("expected a free tag")
+
+    def send(self, packets: Iterable[Tlp], *, tee: bool = True, answers_on: int | None = None) -> list[Packet]:
+        """What goes on the wire. ``answers_on`` is the stream of the requests that completions answer.
+
+        Packets of a stream that is Insecure are not sent at all. Raises TlpError and, for a tag in use, IdeError.
+        """
+        out: list[Packet] = []
+        for one in packets:
+            completion = one.checked().sub_stream is SubStream.CPL
+            stream = self.streams.get(answers_on) if completion and answers_on is not None else self.stream_of(one)
+            if completion and answers_on is None:
+                stream = None
+            if stream is not None and stream.state is StreamState.INSECURE:
+                self.unsent += 1
+                continue
+            if one.sub_stream is SubStream.NPR:
+                if one.tag in self._outstanding or one.tag in self._fenced:
+                    raise IdeError(f"expected a free tag, found {one.tag}")
+                self._outstanding[one.tag] = None if stream is None else stream.stream_id
+            out += [one] if stream is None else stream.send((one,), tee=tee)
+        return out
+
+    def send_writes(
+        self, requester: int, address: int, data: bytes | bytearray | memoryview, payload_bytes: int = 256
+    ) -> WriteRun | None:
+        """A run of writes that all belong to one stream; None where that is Insecure, or there is none."""
+        found = [one for one in self.associations if one.requesters[0] <= requester <= one.requesters[1]]
+        stream = self.streams[found[0].stream_id] if found else None
+        if stream is None or stream.state is StreamState.INSECURE:
+            self.unsent += stream is not None
+            return None
+        return send_writes(stream, requester, address, data, payload_bytes)
+
+    def time_out(self, tag: int) -> None:
+        """Nobody waits for the request of a tag any more."""
+        if self._outstanding.pop(tag, self) is not self and self._tag_fence:
+            self._fenced.add(tag)
+
+    def receive(self, packets: Iterable[Packet | WriteRun]) -> list[Arrived | ArrivedWrites]:
+        """What of it passed."""
+        out: list[Arrived | ArrivedWrites] = []
+        for one in packets:
+            if isinstance(one, WriteRun):
+                out += self._receive_run(one)
+            elif isinstance(one, IdeTlp):
+                out += self._receive_protected(one)
+            else:
+                out += self._receive_clear(one)
+        return out
+
+    def _receive_run(self, run: WriteRun) -> list[Arrived | ArrivedWrites]:
+        stream = self.streams.get(int(run.heads[0, 3]))
+        taken = None if stream is None else receive_writes(stream, run)
+        if stream is None or taken is None:
+            return self.receive(run.packets())
+        requester = int.from_bytes(run.heads[0, 8:10].tobytes(), "big")
+        return [ArrivedWrites(taken[0], taken[1], requester, stream.stream_id)]
+
+    def _receive_protected(self, packet: IdeTlp) -> list[Arrived]:
+        stream = self.streams.get(packet.prefix[3]) if len(packet.prefix) == 4 else None
+        if stream is None:
+            return []
+        out = []
+        for one, tee in stream.receive(packet):
+            if one.sub_stream is not SubStream.CPL or self._answers(one, stream.stream_id):
+                out.append(Arrived(one, tee, stream.stream_id))
+            elif stream.state is StreamState.INSECURE:
+                break
+        return out
+
+    def _receive_clear(self, packet: Tlp) -> list[Arrived]:
+        try:
+            request = packet.checked().sub_stream is not SubStream.CPL
+        except (TlpError, IndexError):
+            return []
+        if not request:
+            return [Arrived(packet)] if self._answers(packet, None) else []
+        stream = self.stream_of(packet)
+        if stream is None:
+            return [Arrived(packet)]
+        stream.receive_clear(packet)
+        return []
+
+    def _answers(self, completion: Tlp, stream_id: int | None) -> bool:
+        """Whether a completion answers a request that waits; on another stream than the request's both fail."""
+        tag = completion.tag
+        if tag in self._fenced:
+            self._fenced.discard(tag)
+            return False
+        if tag not in self._outstanding:
+            self.unexpected += 1
+            return False
+        asked_on = self._outstanding.pop(tag)
+        if asked_on != stream_id:
+            for one in {asked_on, stream_id} - {None}:
+                self.streams[one].fail(Failure.OTHER_STREAM)  # type: ignore[index]  # None was taken out
+            return False
+        return True
