@@ -7,9 +7,9 @@ holds the context's own message key can have one: it has that key from its secre
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
+from cluster.laboratory.owner_secret import IMPOSTOR, SECRET
 from cluster.oracle.transcript import Transcript
 from node.actor import Actor, Role
 from node.board import Board
@@ -24,9 +24,7 @@ from workloads.attacks.forged_measurement import VICTIMS_CODE
 from workloads.attacks.owner_operations import AskOwner
 from workloads.attacks.small_guest import CODE_GPA, SECRETS_GPA
 
-SECRET = hashlib.shake_128(b"what an owner sends to its guest").digest(64)
-IMPOSTOR = "impostor"
-"""A guest whose code is not the victim's."""
+
 
 
 class _Unconvinced(Exception):

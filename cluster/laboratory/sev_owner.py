@@ -1,0 +1,104 @@
+"""The owner of a SEV or SEV-ES guest: opens a session with a platform, and sends a secret for the right measurement.
+
+It trusts the laboratory's roots, and gets certificates of CEKs from whoever has those: for the
+chips there are, and no others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from cluster.laboratory.owner_habits import OwnerHabits
+from cluster.laboratory.owner_secret import SECRET
+from cluster.oracle.transcript import Transcript
+from node.operations import Answer
+from psp import guest_owner
+from psp.amd_certificate import AmdCertificate
+from psp.guest_owner import Expected, OwnerSession, WrongMeasurementError
+from psp.policy import LegacyPolicy
+from psp.secret_packet import pack_secret
+from psp.sev_certificate import CertificateError, SevCertificate
+from psp.sev_chain import PlatformChain
+from psp.sev_session import NONCE_BYTES
+from psp.system_bus import PAGE_BYTES
+from workloads.attacks.forged_measurement import VICTIMS_CODE
+from workloads.attacks.owner_operations import OpenSession, ShowMeasurement
+from workloads.attacks.small_sev_guest import minimum_api
+
+
+@dataclass(frozen=True, slots=True)
+class CekRoots:
+    """AMD's part: ARK, ASK, and what signs the CEK of a chip that exists."""
+
+    ark: AmdCertificate
+    ask: AmdCertificate
+    certified: Callable[[SevCertificate], SevCertificate]
+
+
+@dataclass(slots=True)
+class SevOwner:
+    """One owner, with one session at a time. ``firmware`` is what its product has today."""
+
+    transcript: Transcript
+    victim: str
+    habits: OwnerHabits
+    firmware: tuple[int, int, int]
+    encrypted_registers: bool
+    roots: Callable[[], CekRoots]
+    genuine: Callable[[], SevCertificate]
+    """The CEK of the chip there is, unsigned."""
+    _open: OwnerSession | None = field(default=None, init=False)
+    _sessions: int = field(default=0, init=False)
+
+    @property
+    def policy(self) -> int:
+        """What it demands of firmware and platform."""
+        policy = int(LegacyPolicy.NOKS | LegacyPolicy.NOSEND)
+        if not self.habits.debuggable:
+            policy |= LegacyPolicy.NODBG
+        if self.encrypted_registers:
+            policy |= LegacyPolicy.ES
+        return minimum_api(policy, self.firmware[:2]) if self.habits.min_api else policy
+
+    @property
+    def digest(self) -> bytes:
+        """Of its own image."""
+        return hashlib.sha256(VICTIMS_CODE.ljust(PAGE_BYTES, b"\0")).digest()
+
+    def open_session(self, one: OpenSession) -> Answer:
+        """Certificate and session block, or None for a platform whose chain does not lead to AMD."""
+        self._open = None
+        self._sessions += 1
+        roots = self.roots()
+        try:
+            chain = PlatformChain.parse(one.pdh, one.chain)
+            if chain.cek == self.genuine():
+                chain = replace(chain, cek=roots.certified(chain.cek))
+            self._open = guest_owner.open_session(chain, roots.ark, roots.ask, self.policy, self._random)
+        except CertificateError as error:
+            self.transcript.complain(self.victim, str(error))
+            return None
+        return self._open.certificate.pack() + self._open.session.pack()
+
+    def answer_measurement(self, one: ShowMeasurement) -> Answer:
+        """Header and packet of the secret, or None."""
+        session = self._open
+        if session is None:
+            return None
+        expected = Expected(one.firmware, self.policy, self.digest)
+        iv = self._random("secret IV", NONCE_BYTES)
+        if self.habits.measurement:
+            try:
+                header, packet = guest_owner.secret_for(session.keys, expected, one.measurement, SECRET, iv)
+            except WrongMeasurementError as error:
+                self.transcript.complain(self.victim, str(error))
+                return None
+        else:
+            measure = one.measurement[: guest_owner.MEASURE_BYTES]
+            header, packet = pack_secret(session.keys, SECRET, measure, iv, one.firmware[:2])
+        return header.pack() + packet
+
+    def _random(self, purpose: str, length: int) -> bytes:
+        return hashlib.shake_128(f"{self.victim}'s owner {self._sessions} {purpose}".encode()).digest(length)
