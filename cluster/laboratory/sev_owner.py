@@ -68,7 +68,7 @@ class SevOwner:
         return hashlib.sha256(VICTIMS_CODE.ljust(PAGE_BYTES, b"\0")).digest()
 
     def open_session(self, one: OpenSession) -> Answer:
-        """Certificate and session block, or None for a platform whose chain does not lead to AMD."""
+        """Certificate, session block and policy, or None for a platform whose chain does not lead to AMD."""
         self._open = None
         self._sessions += 1
         roots = self.roots()
@@ -80,7 +80,7 @@ class SevOwner:
         except CertificateError as error:
             self.transcript.complain(self.victim, str(error))
             return None
-        return self._open.certificate.pack() + self._open.session.pack()
+        return self._open.certificate.pack() + self._open.session.pack() + self.policy.to_bytes(4, "little")
 
     def answer_measurement(self, one: ShowMeasurement) -> Answer:
         """Header and packet of the secret, or None."""

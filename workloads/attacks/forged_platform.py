@@ -6,12 +6,10 @@ A SEV guest owner that checks the chain opens a session with it, and proves to i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from node.operations import Answer
 from psp import elliptic, sev_certificate
 from psp.launch_digest import launch_measure
 from psp.secret_packet import PacketHeader
@@ -19,11 +17,9 @@ from psp.sev_certificate import CertificateError, KeyUsage, SevCertificate
 from psp.sev_chain import PlatformChain
 from psp.sev_session import NONCE_BYTES, Session, SessionError, counter_mode, open_session
 from workloads.attacks.claims import WorkedOut
+from workloads.attacks.firmware_call import Steps
 from workloads.attacks.owner_operations import OpenSession, ShowMeasurement
 from workloads.attacks.small_sev_guest import SmallSevGuest
-from workloads.attacks.target import AttackBatch
-
-Steps = Generator[AttackBatch, tuple[Answer, ...], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +45,17 @@ class ForgedPlatform:
         )
         return OpenSession(chain.pdh.pack(), chain.pack())
 
-    def take_secret(self, firmware: tuple[int, int, int], policy: int, digest: bytes) -> Steps:
+    def take_secret(self, firmware: tuple[int, int, int], digest: bytes) -> Steps:
         """Open an owner's session, make up the measurement that it wants to see, and unpack what it sends."""
         (session,) = yield (self.certificates(),)
         if not isinstance(session, bytes):
             return
-        size = SevCertificate.SIZE
+        size, end = SevCertificate.SIZE, SevCertificate.SIZE + Session.SIZE
+        policy = int.from_bytes(session[end:], "little")
         try:
             theirs = sev_certificate.public_key(sev_certificate.parse(session[:size], KeyUsage.PDH))
             z = elliptic.shared_secret(_key(KeyUsage.PDH), theirs)
-            keys = open_session(z, policy, Session.parse(session[size:]))
+            keys = open_session(z, policy, Session.parse(session[size:end]))
         except (CertificateError, SessionError):
             return
         nonce = bytes(NONCE_BYTES)
@@ -69,14 +66,14 @@ class ForgedPlatform:
             yield (WorkedOut(counter_mode(keys.tek, header.iv, packed[PacketHeader.SIZE :])),)
 
 
-def impersonate(guest: SmallSevGuest, cek: ec.EllipticCurvePrivateKey, policy: int, digest: bytes) -> Steps:
+def impersonate(guest: SmallSevGuest, cek: ec.EllipticCurvePrivateKey, digest: bytes) -> Steps:
     """Be the guest's platform, with its chip's CEK, for a launch of this digest."""
     shown = yield from guest.platform()
     try:
         genuine = PlatformChain.parse(shown.pdh, shown.chain)
     except CertificateError:
         return
-    yield from ForgedPlatform(cek, genuine).take_secret(guest.firmware, policy, digest)
+    yield from ForgedPlatform(cek, genuine).take_secret(guest.firmware, digest)
 
 
 def _key(usage: KeyUsage) -> elliptic.PrivateKey:

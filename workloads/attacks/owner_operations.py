@@ -26,7 +26,7 @@ class AskOwner:
 class OpenSession:
     """Whoever runs a platform shows its certificates: PDH, then PEK, OCA and CEK in one.
 
-    Answer: the owner's certificate and session block, one behind the other, or None.
+    Answer: the owner's certificate, its session block, and the policy that it demands (4 bytes), or None.
     """
 
     pdh: bytes
@@ -45,6 +45,18 @@ class ShowMeasurement:
 
 
 @dataclass(frozen=True, slots=True)
+class ShowAttestation:
+    """Whoever runs a platform shows a SEV guest's attestation report for the owner's nonce, and the platform's chain.
+
+    The owner takes it for that guest's. Answer: the secret, or None.
+    """
+
+    report: bytes
+    pdh: bytes
+    chain: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ReadInjected:
     """The code of a SEV guest goes on, and reads what its owner sent it: ``length`` bytes at a frame's ``offset``.
 
@@ -57,4 +69,49 @@ class ReadInjected:
     length: int
 
 
-OwnerOperation = AskOwner | OpenSession | ShowMeasurement | ReadInjected
+@dataclass(frozen=True, slots=True)
+class GuestAsks:
+    """The code of an SNP guest gets a nonce from the owner and asks for a report: a sealed request lies in a frame.
+
+    ``code`` and ``secrets`` are the frames behind its code and its secrets page, ``request`` one that it
+    shares. It asks from a VMPL, for that VMPL. Answer: None.
+    """
+
+    code: int
+    secrets: int
+    asid: int
+    request: int
+    vmpl: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GuestShows:
+    """The code of an SNP guest opens the firmware's response and shows the report to the owner.
+
+    What the owner then sends is sealed for it. Answer: the report as it went over the network, or None.
+    """
+
+    code: int
+    secrets: int
+    asid: int
+    response: int
+    vmpl: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AskNonce:
+    """Somebody asks the owner for a nonce. Answer: 32 bytes, or 16 of a SEV guest's owner."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShowReport:
+    """Somebody shows the owner a report, and a public key to seal its secret for. Answer: the box, or None."""
+
+    report: bytes
+    channel_key: bytes
+
+
+OwnerOperation = (
+    AskOwner | OpenSession | ShowMeasurement | ShowAttestation | ReadInjected
+    | GuestAsks | GuestShows | AskNonce | ShowReport
+)  # fmt: skip
