@@ -8,33 +8,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+from cryptography.hazmat.primitives import hashes
+
+from cluster.laboratory.key_service import KeyService
 from cluster.laboratory.owner_habits import OwnerHabits
 from cluster.laboratory.owner_secret import SECRET
 from cluster.oracle.transcript import Transcript
 from node.operations import Answer
-from psp import guest_owner
+from psp import elliptic, guest_owner, sev_certificate
 from psp.amd_certificate import AmdCertificate
+from psp.command_buffers import ATTESTATION_SIGNED_BYTES, AttestationReport
 from psp.guest_owner import Expected, OwnerSession, WrongMeasurementError
 from psp.policy import LegacyPolicy
 from psp.secret_packet import pack_secret
-from psp.sev_certificate import CertificateError, SevCertificate
-from psp.sev_chain import PlatformChain
+from psp.sev_certificate import CertificateError, KeyUsage
+from psp.sev_chain import PlatformChain, check_chain
 from psp.sev_session import NONCE_BYTES
 from psp.system_bus import PAGE_BYTES
-from workloads.attacks.forged_measurement import VICTIMS_CODE
-from workloads.attacks.owner_operations import OpenSession, ShowMeasurement
+from workloads.attacks.owner_operations import OpenSession, ShowAttestation, ShowMeasurement
+from workloads.attacks.small_codes import VICTIMS_CODE
 from workloads.attacks.small_sev_guest import minimum_api
-
-
-@dataclass(frozen=True, slots=True)
-class CekRoots:
-    """AMD's part: ARK, ASK, and what signs the CEK of a chip that exists."""
-
-    ark: AmdCertificate
-    ask: AmdCertificate
-    certified: Callable[[SevCertificate], SevCertificate]
 
 
 @dataclass(slots=True)
@@ -46,9 +41,7 @@ class SevOwner:
     habits: OwnerHabits
     firmware: tuple[int, int, int]
     encrypted_registers: bool
-    roots: Callable[[], CekRoots]
-    genuine: Callable[[], SevCertificate]
-    """The CEK of the chip there is, unsigned."""
+    keys: Callable[[], KeyService]
     _open: OwnerSession | None = field(default=None, init=False)
     _sessions: int = field(default=0, init=False)
 
@@ -71,12 +64,10 @@ class SevOwner:
         """Certificate, session block and policy, or None for a platform whose chain does not lead to AMD."""
         self._open = None
         self._sessions += 1
-        roots = self.roots()
+        ark, ask = self._roots()
         try:
-            chain = PlatformChain.parse(one.pdh, one.chain)
-            if chain.cek == self.genuine():
-                chain = replace(chain, cek=roots.certified(chain.cek))
-            self._open = guest_owner.open_session(chain, roots.ark, roots.ask, self.policy, self._random)
+            chain = self.keys().certified(PlatformChain.parse(one.pdh, one.chain))
+            self._open = guest_owner.open_session(chain, ark, ask, self.policy, self._random)
         except CertificateError as error:
             self.transcript.complain(self.victim, str(error))
             return None
@@ -99,6 +90,41 @@ class SevOwner:
             measure = one.measurement[: guest_owner.MEASURE_BYTES]
             header, packet = pack_secret(session.keys, SECRET, measure, iv, one.firmware[:2])
         return header.pack() + packet
+
+    def challenge(self) -> bytes:
+        """A fresh nonce for ATTESTATION."""
+        self._sessions += 1
+        return self._random("nonce", NONCE_BYTES)
+
+    def answer_attestation(self, one: ShowAttestation) -> Answer:
+        """The secret, to whoever shows the guest's report: nothing in one binds it to a channel. Or None."""
+        try:
+            chain = self.keys().certified(PlatformChain.parse(one.pdh, one.chain))
+            check_chain(chain, *self._roots())
+            self._check_report(chain, one.report)
+        except (CertificateError, WrongMeasurementError) as error:
+            self.transcript.complain(self.victim, str(error))
+            return None
+        return SECRET
+
+    def _check_report(self, chain: PlatformChain, data: bytes) -> None:
+        if len(data) != AttestationReport.SIZE:
+            raise WrongMeasurementError(f"report: expected {AttestationReport.SIZE} bytes, got {len(data)}")
+        report = AttestationReport.parse(data)
+        signature = report.signature.ljust(elliptic.SIGNATURE_BYTES, b"\0")
+        key = sev_certificate.public_key(chain.pek)
+        if not elliptic.verifies(key, signature, data[:ATTESTATION_SIGNED_BYTES], hashes.SHA256()):
+            raise WrongMeasurementError("report: expected the platform's signature")
+        if self.habits.nonce and report.mnonce != self._random("nonce", NONCE_BYTES):
+            raise WrongMeasurementError("report: expected the nonce")
+        if self.habits.measurement and report.digest != self.digest:
+            raise WrongMeasurementError("report: expected the digest of the image")
+        if report.policy != self.policy:
+            raise WrongMeasurementError("report: expected the policy")
+
+    def _roots(self) -> tuple[AmdCertificate, AmdCertificate]:
+        keys = self.keys()
+        return keys.amd(KeyUsage.ARK), keys.amd(KeyUsage.ASK)
 
     def _random(self, purpose: str, length: int) -> bytes:
         return hashlib.shake_128(f"{self.victim}'s owner {self._sessions} {purpose}".encode()).digest(length)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from psp.chip_identity import ChipIdentity
 from psp.product_line import PRODUCT_LINES
 from workloads.attacks.chip_operations import GlitchChip
-from workloads.attacks.forged_measurement import VICTIMS_CODE
 from workloads.attacks.forged_platform import impersonate
 from workloads.attacks.forged_report import learn_platform
 from workloads.attacks.old_firmware import sev_digest
+from workloads.attacks.small_codes import VICTIMS_CODE
 from workloads.attacks.small_sev_guest import SmallSevGuest
 from workloads.attacks.target import Attack, Target
 from workloads.attacks.undefended import by_generation

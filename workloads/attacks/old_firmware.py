@@ -11,10 +11,10 @@ from psp.system_bus import PAGE_BYTES
 from workloads.attacks.asking_guest import SECRET_BYTES, SECRET_OFFSET, AskingGuest
 from workloads.attacks.chip_operations import ExtractKeys, ReadAsFirmware
 from workloads.attacks.elsewhere import Elsewhere, LeftBehind
-from workloads.attacks.forged_measurement import VICTIMS_CODE
 from workloads.attacks.forged_platform import impersonate
 from workloads.attacks.forged_report import learn_platform
 from workloads.attacks.owner_operations import GuestAsks
+from workloads.attacks.small_codes import VICTIMS_CODE
 from workloads.attacks.small_sev_guest import SmallSevGuest
 from workloads.attacks.target import Attack, Target
 from workloads.attacks.undefended import by_generation

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from workloads.attacks.asking_guest import AskingGuest
-from workloads.attacks.forged_measurement import VICTIMS_CODE
 from workloads.attacks.forged_report import show_as_own
 from workloads.attacks.owner_operations import AskNonce, ShowAttestation
+from workloads.attacks.small_codes import VICTIMS_CODE
 from workloads.attacks.small_sev_guest import SmallSevGuest
 from workloads.attacks.target import Attack, Target
 from workloads.attacks.undefended import by_generation

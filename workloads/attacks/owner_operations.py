@@ -1,4 +1,4 @@
-"""What is said over the network, through a hypervisor that has no say in it, and by code in guests that an attacker made.
+"""What is said over the network, by whoever runs a platform and by code in guests that an attacker made.
 
 A guest of an attacker's is too small to run: the laboratory acts for its code, by what that code is.
 """
@@ -6,20 +6,6 @@ A guest of an attacker's is too small to run: the laboratory acts for its code, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-
-@dataclass(frozen=True, slots=True)
-class AskOwner:
-    """The code of a guest asks the victim's owner for its secret, with a report of the guest it runs in.
-
-    ``context`` is the Context page that the hypervisor names to the firmware for the
-    request; ``code`` and ``secrets`` are the frames behind the guest's code and its secrets
-    page. Answer: the secret, or None where the owner sends nothing.
-    """
-
-    context: int
-    code: int
-    secrets: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +98,6 @@ class ShowReport:
 
 
 OwnerOperation = (
-    AskOwner | OpenSession | ShowMeasurement | ShowAttestation | ReadInjected
+    OpenSession | ShowMeasurement | ShowAttestation | ReadInjected
     | GuestAsks | GuestShows | AskNonce | ShowReport
 )  # fmt: skip

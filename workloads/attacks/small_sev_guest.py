@@ -76,7 +76,7 @@ class SmallSevGuest:
         size, end = SevCertificate.SIZE, SevCertificate.SIZE + Session.SIZE
         policy = int.from_bytes(session[end:], "little") & ~policy_cleared
         yield (HostWrite(self.inside, session[:size]), HostWrite(self.inside + _SESSION_OFFSET, session[size:end]))
-        start = buffers.LaunchStart(0, policy, self.inside, size, 0, self.inside + _SESSION_OFFSET, Session.SIZE)
+        start = buffers.LaunchStart(0, policy, self.inside, size, self.inside + _SESSION_OFFSET, Session.SIZE)
         answer = yield from self.calls.told(LegacyCommand.LAUNCH_START, start)
         self.handle = buffers.LaunchStart.parse(answer).handle if answer else 0
 
@@ -95,13 +95,14 @@ class SmallSevGuest:
         if isinstance(packed, bytes):
             header, packet = packed[: PacketHeader.SIZE], packed[PacketHeader.SIZE :]
             yield (HostWrite(self.inside, header), HostWrite(self.inside + _SESSION_OFFSET, packet))
-            place, lends = self.code + SECRET_OFFSET, (yield from self.calls.lend(self.code))
+            place = self.code + SECRET_OFFSET
+            lends = yield from self.calls.lend(self.code)
             secret = buffers.LaunchSecret(
                 self.handle, self.inside, len(header), place, len(packet), self.inside + _SESSION_OFFSET, len(packet)
             )
             yield self.calls.plain(LegacyCommand.LAUNCH_SECRET, secret)
             if lends:
-            yield from self.calls.take_back(self.code)
+                yield from self.calls.take_back(self.code)
         yield self.calls.plain(LegacyCommand.LAUNCH_FINISH, buffers.Handle(self.handle))
         yield (ReadInjected(self.code, self.asid, SECRET_OFFSET, SECRET_BYTES),)
 

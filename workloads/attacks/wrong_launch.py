@@ -15,7 +15,7 @@ from psp.launch_digest import LaunchDigest, PageType
 from psp.policy import LegacyPolicy, SnpPolicy
 from psp.system_bus import PAGE_BYTES
 from workloads.attacks.asking_guest import AskingGuest
-from workloads.attacks.forged_measurement import ATTACKERS_CODE, VICTIMS_CODE
+from workloads.attacks.small_codes import ATTACKERS_CODE, VICTIMS_CODE
 from workloads.attacks.small_guest import CODE_GPA, POLICY, SECRETS_GPA
 from workloads.attacks.small_sev_guest import SmallSevGuest
 from workloads.attacks.target import Attack, Target
