@@ -126,8 +126,7 @@ class Coordinator:
         """Go to the end, or to where ``should_stop`` gives a reason."""
         self._promise_ns = self._layout.report().earliest_output_ns
         while True:
-            promise = self._act(self._promise_ns)
-            horizon = min(self._end_ns, min(promise, self._control_ns()) + self._lookahead_ns)
+            horizon = min(self._end_ns, self._act(self._promise_ns) + self._lookahead_ns)
             if self._cut is not None and horizon > self._reached_ns + 1:
                 horizon = self._cut(self._reached_ns, horizon)
             stopped = self._go_to(horizon)
@@ -142,11 +141,12 @@ class Coordinator:
         return min(self._received[0].time_ns, following) if self._received else following
 
     def _act(self, promise: int) -> int:
-        """Let the control plane act as far as nothing earlier can come; the promise with its own mail counted."""
-        mail, received, control = self._mail, self._received, self._control
-        if mail:
-            promise = min(promise, min(mail).time_ns)
-        while (now := self._control_ns()) < promise and now < self._end_ns:
+        """Let the control plane act as far as nothing earlier can come: before when now nobody will do or say anything.
+
+        All mail is on its way, so its own is all there is.
+        """
+        mail, received, control, end_ns = self._mail, self._received, self._control, self._end_ns
+        while (now := self._control_ns()) < promise and now < end_ns:
             messages = []
             while received and received[0].time_ns == now:
                 messages.append(heapq.heappop(received))
@@ -161,7 +161,7 @@ class Coordinator:
             self._following_ns = control.next_event_ns()
             if self._following_ns <= now:
                 raise ProtocolViolationError(f"control plane: did not move on from {now} ns")
-        return promise
+        return min(promise, now)
 
     def _go_to(self, horizon_ns: int) -> str | None:
         mail = self._letters()
@@ -191,12 +191,14 @@ class Coordinator:
 
     def _letters(self) -> dict[str, tuple[Message, ...]]:
         """The mail by receiver, for each in its order."""
+        mail = self._mail
+        if len(mail) > 1:
+            mail.sort()
         letters: dict[str, tuple[Message, ...]] = {}
-        if self._mail:
-            self._mail.sort()
-            for message in self._mail:
-                letters[message.receiver] = (*letters.get(message.receiver, ()), message)
-            self._mail.clear()
+        for message in mail:
+            receiver = message.receiver
+            letters[receiver] = (*letters[receiver], message) if receiver in letters else (message,)
+        mail.clear()
         return letters
 
     def _show(self, virtual_ns: int) -> None:

@@ -56,8 +56,8 @@ class Fabric:
         self._changed: dict[int, None] = {}
         """Links whose flows are not the ones that were shared out last, in the order of the changes."""
         self._grid_point_ns = NEVER
-        self._next_ns: int | None = NEVER
-        """What ``next_event_ns`` says, None where that has to be found anew."""
+        self.next_event_ns = NEVER
+        """When a flow ends or shares change next, ``NEVER`` if nothing will."""
         self._started = 0
 
     def __len__(self) -> int:
@@ -81,31 +81,24 @@ class Fabric:
         self._set_rate(name, flow, max(0.0, rate), now_ns)
         if shared:
             self._mark(path, now_ns)
+        self._look_ahead()
 
     def cancel(self, name: str, now_ns: int) -> float:
         """Break a flow off; the bytes that it moved."""
         flow = self._flows[name]
         self._bring_up(flow, now_ns)
         self._take_out(name, flow, now_ns)
+        self._look_ahead()
         return flow.size - flow.remaining
 
     def rate(self, name: str) -> float:
         """A flow's present rate."""
         return self._flows[name].rate
 
-    def next_event_ns(self) -> int:
-        """When a flow ends or shares change next, ``NEVER`` if nothing will."""
-        if self._next_ns is None:
-            ends, flows = self._ends, self._flows
-            while ends and (ends[0][3] not in flows or flows[ends[0][3]].epoch != ends[0][2]):
-                heapq.heappop(ends)
-            self._next_ns = min(ends[0][0] if ends else NEVER, self._grid_point_ns)
-        return self._next_ns
-
     def advance(self, now_ns: int) -> list[str]:
         """Go to a time: the flows that ended by then, in the order of their ends."""
         ended: list[str] = []
-        while (at_ns := self.next_event_ns()) <= now_ns:
+        while (at_ns := self.next_event_ns) <= now_ns:
             # What ends at a grid point frees its share before that is given away.
             if self._ends and self._ends[0][0] == at_ns:
                 _, _, _, name = heapq.heappop(self._ends)
@@ -115,10 +108,16 @@ class Fabric:
                 ended.append(name)
             else:
                 self._reshare(at_ns)
+            self._look_ahead()
         return ended
 
+    def _look_ahead(self) -> None:
+        ends, flows = self._ends, self._flows
+        while ends and (ends[0][3] not in flows or flows[ends[0][3]].epoch != ends[0][2]):
+            heapq.heappop(ends)
+        self.next_event_ns = min(ends[0][0] if ends else NEVER, self._grid_point_ns)
+
     def _take_out(self, name: str, flow: _Flow, now_ns: int) -> None:
-        self._next_ns = None
         del self._flows[name]
         others = False
         for link in flow.path:
@@ -134,7 +133,6 @@ class Fabric:
     def _mark(self, path: Iterable[int], now_ns: int) -> None:
         self._changed.update(dict.fromkeys(path))
         self._grid_point_ns = min(self._grid_point_ns, -(-now_ns // self._grid_ns) * self._grid_ns)
-        self._next_ns = None
 
     def _bring_up(self, flow: _Flow, now_ns: int) -> None:
         flow.remaining = max(0.0, flow.remaining - flow.rate * (now_ns - flow.updated_ns) / _NS)
@@ -145,7 +143,6 @@ class Fabric:
             self._used_rate[link] += rate - flow.rate
         flow.rate = rate
         flow.epoch += 1
-        self._next_ns = None
         if flow.remaining <= 0.0 or rate == _NO_CAP:
             end_ns = now_ns
         elif rate <= 0.0:
@@ -155,7 +152,7 @@ class Fabric:
         heapq.heappush(self._ends, (end_ns, flow.number, flow.epoch, name))
 
     def _reshare(self, now_ns: int) -> None:
-        self._grid_point_ns, self._next_ns = NEVER, None
+        self._grid_point_ns = NEVER
         changed, self._changed = self._changed, {}
         flows = self._connected(changed)
         for flow in flows.values():

@@ -16,7 +16,7 @@ _usual = gc.get_threshold()
 
 
 def spare_fleet() -> None:
-    """Leave what there is out of collections, and make these rare."""
+    """Leave what there is out of collections, and make these rare; once before a fleet is built, again when it is."""
     gc.freeze()
     gc.set_threshold(_OBJECTS, *_usual[1:])
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
+from dataclasses import fields
 from functools import lru_cache
+from operator import attrgetter
 
 import msgpack
 
@@ -13,6 +14,9 @@ from node.kernel_settings import KernelSettings
 from node.packing import packed
 from node.program import ProgramSpec
 
+_kernel_body = attrgetter(*[field.name for field in fields(KernelSettings)])
+"""Every setting, in order."""
+
 
 def guest_body(guest: GuestSpec) -> bytes:
     """A guest's specification as msgpack."""
@@ -21,7 +25,7 @@ def guest_body(guest: GuestSpec) -> bytes:
         (
             guest.name, guest.generation.name, guest.vcpus, guest.memory_bytes,
             program.name, program.parameters, guest.seed, guest.firmware, guest.disk, guest.network,
-            guest.sev_features, guest.svsm, astuple(guest.kernel),
+            guest.sev_features, guest.svsm, _kernel_body(guest.kernel),
         )
     )  # fmt: skip
 

@@ -34,6 +34,7 @@ class InlineLayout:
     ) -> None:
         """Build the entities; the ones before are gone first, so that both never need memory at once."""
         self._let_go()
+        spare_fleet()
         self._shard = Shard(factory, specs)
         self._advice = WorkerAdvice(0, len(specs), cores())
         spare_fleet()

@@ -166,7 +166,7 @@ class LiveMigrations:
 
     def next_event_ns(self) -> int:
         """When a flow ends, shares change, or a round begins."""
-        following_ns = self.fabric.next_event_ns()
+        following_ns = self.fabric.next_event_ns
         if self._rounds and self._rounds[0][0] < following_ns:
             return self._rounds[0][0]
         return following_ns
@@ -174,7 +174,7 @@ class LiveMigrations:
     def advance(self, now_ns: int) -> None:
         """Do what is due at ``now_ns``."""
         fabric, rounds = self.fabric, self._rounds
-        while fabric.next_event_ns() <= now_ns or (rounds and rounds[0][0] <= now_ns):
+        while fabric.next_event_ns <= now_ns or (rounds and rounds[0][0] <= now_ns):
             for name in fabric.advance(now_ns):
                 if name.startswith(CARD):
                     self.card_flow_ended(name, now_ns)

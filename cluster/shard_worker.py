@@ -58,6 +58,7 @@ class ShardWorker:
         with _errors_that_cross():
             self._shard = None
             collect_fleet()
+            spare_fleet()
             self._shard = Shard(factory, specs)
             spare_fleet()
             return packed_report(self._shard.report())

@@ -27,9 +27,10 @@ from node.disk import Disk
 from node.disk_file import DiskFile
 from node.dram import Dram, MachineCheck
 from node.event_delivery import EventDelivery
-from node.exit_instructions import Exits, SwitchedAway
+from node.exit_instructions import Exits, HeldInReset, SwitchedAway
 from node.exit_registers import RegisterMasks
 from node.fault_answers import FAULTS, undefined
+from node.firmware_levels import firmware_level
 from node.generation import CAPABILITIES, Generation
 from node.guest_access import CachedGuestAccess, GuestAccess
 from node.guest_instructions import GuestInstructions
@@ -50,9 +51,11 @@ from node.rmp import ReverseMapTable
 from node.rmp_hidden_form import HiddenForm
 from node.rmp_layout import RmpLayout, at_end_of_memory
 from node.running_vcpus import RunningVcpus
+from node.stack_engine import StackEngines
 from node.table_entries import TableEntries
 from node.tlb import Tlb
 from node.tlb_duties import TlbDuties
+from node.trusted_dma import TrustedDma
 from node.vcpu_controls import VcpuControls
 from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
@@ -129,6 +132,9 @@ class Board:
         self.snp_enabled = False
         """SNP_EN on every core: the host's RMP instructions are there."""
         self.iommu = board_iommu(product, platform, self.fabric, lambda: self.rmp)
+        tio = Generation.SEV_TIO in product.generations
+        self.trusted_dma = TrustedDma(self.iommu, lambda: self.rmp) if tio else None
+        """Requests of devices with the T bit; None on a part without SEV-TIO."""
         self.bus = HostSystemBus(
             product,
             min_sev_asid,
@@ -143,8 +149,10 @@ class Board:
         self.psp = SecurityProcessor(
             self.bus,
             lambda purpose, counter, length: random.octets(name, f"psp {purpose}", counter, length),
-            api=platform.firmware_api or product.firmware_api,
+            firmware_level(product.name, product.line, platform.firmware_api or product.firmware_api),
+            line=product.line,
         )
+        self.psp.legacy.keys.checks_points = product.checks_points or platform.point_check
         self.psp.snp.wants_fabric_locked = platform.fabric_lock_checked
         self.psp.snp.alias_check = alias_check
         self.psp.snp.guests.pages.tweaked = platform.context_tweaked
@@ -159,6 +167,8 @@ class Board:
         """What the hypervisor did in exits since somebody last asked."""
         self.terminated: dict[str, int] = {}
         """VMs that ended themselves through their GHCB, and how: reason set in bits 15:8, code in 7:0."""
+        self.held_in_reset: set[tuple[str, int]] = set()
+        """vCPUs whose last exit has not come back; whoever ran them takes them out."""
         self.nested: dict[str, NestedPageTable] = {}
         self.tables = self._table_host()
         self.vmcbs: dict[str, dict[int, Vmcb]] = {}
@@ -176,6 +186,7 @@ class Board:
         self.events = VmrunEvents(self)
         self.predictor = BranchTargetBuffer()
         self.delivery = EventDelivery(self)
+        self.stack_engines = StackEngines(self.msrs, product.threads_per_core, fixed=platform.stack_engine_fixed)
         self.traced: set[str] = set()
         """VMs whose nested faults are exits."""
         self.kicked: Callable[[str, int, int], None] | None = None
@@ -203,7 +214,7 @@ class Board:
         """Execute a guest's batch as the vCPU of ``vmcb``.
 
         There are fewer answers than operations where an exit came back to another of the vCPU's save areas: with
-        the answer to the exit it ends.
+        the answer to the exit it ends. Or where it did not come back, for the vCPU is held in reset: before that.
         """
         table = self._guest.table
         if self.caches is not None:
@@ -215,6 +226,8 @@ class Board:
                 some.append(table[type(one)](vmcb, one) if type(one) in table else undefined())  # noqa: PERF401
         except SwitchedAway as away:
             some.append(away.value)
+            batch = batch[: len(some)]
+        except HeldInReset:
             batch = batch[: len(some)]
         answers = tuple(some)
         if self.observer is not None:
@@ -367,6 +380,20 @@ class Board:
         values["EXITINFO1"], values["EXITINFO2"] = fault.error & word, fault.address & word
         self._exit(vmcb)
         self.preempt(vmcb.vm, vmcb.vcpu)
+
+    def hold_in_reset(self, vmcb: Vmcb, one: op.VmgExit) -> None:
+        """A vCPU exits with VMGEXIT, and its hypervisor does not enter it before somebody starts it."""
+        self.events.fields(vmcb).values["GHCB_GPA"] = one.msr
+        self._exit(vmcb)
+        self.preempt(vmcb.vm, vmcb.vcpu)
+        self.held_in_reset.add((vmcb.vm, vmcb.vcpu))
+
+    def leave_reset(self, vmcb: Vmcb, one: op.GuestOperation) -> op.Answer:
+        """It was entered again: what its exit came to."""
+        answer = self.events.fields(vmcb).values["GHCB_GPA"]
+        if self.observer is not None:
+            self.observer(Actor(Role.GUEST, vmcb.vm, vmcb.vcpu, vmcb.vmpl), (one,), (answer,))
+        return answer
 
     def _exit(self, vmcb: Vmcb) -> None:
         if self.exited is not None:

@@ -25,6 +25,7 @@ class Msr(IntEnum):
     RMP_BASE = 0xC001_0132
     RMP_END = 0xC001_0133
     RMP_CFG = 0xC001_0136
+    DE_CFG = 0xC001_1029
 
 
 MFDM = 1 << 19
@@ -37,11 +38,15 @@ SMM_LOCK = 1 << 0
 
 INVD_WBINVD = 1 << 4
 """HWCR.INVDWBINVD: INVD writes back. The hypervisor may clear it."""
+STACK_ENGINE_OFF = 1 << 19
+"""DE_CFG, of all threads of a core: see ``node.stack_engine``."""
 
 _SYSCFG_OTHERS = 0b1_1101 << 18
 """MtrrFixDramEn, MtrrVarDramEn, Tom2En, Tom2ForceMemTypeWB."""
 _HWCR_OTHERS = 1 << 24 | 1 << 25 | 1 << 30 | 1 << 35
 """TscFreqSel, CpbDis, IRPerfEn, CpuidUserDis."""
+_DE_CFG_OTHERS = 1 << 1 | 1 << 9
+"""LFENCE waits, and the fix of Zenbleed: as Linux sets them."""
 _RMP_GRANULE = (1 << 13) - 1
 _RMP_CFG = 1 | 0x3F << 8
 _PAGE = (1 << 12) - 1
@@ -65,6 +70,7 @@ class CoreMsrs:
             Msr.SYSCFG: self._syscfg,
             Msr.HWCR: self._hwcr,
             Msr.VM_HSAVE_PA: self._hsave_pa,
+            Msr.DE_CFG: lambda _, value: _only(value, STACK_ENGINE_OFF | _DE_CFG_OTHERS),
         }
         if snp:
             self._rules |= {Msr.RMP_BASE: self._rmp_base, Msr.RMP_END: self._rmp_end}

@@ -146,7 +146,8 @@ class DimmCells:
 
     def _lay(self, spa: int, length: int, laid: _Laid) -> None:
         self._check(spa, length)
-        self._tell_watchers(spa, length)
+        if self._watched:
+            self._tell_watchers(spa, length)
         self._laid.put(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES, laid)
         self._erase(spa, spa + length)
 
@@ -300,7 +301,8 @@ class DimmCells:
     def release(self, spa: int, length: int) -> None:
         """Let a range read as zeros; its whole pages cost nothing any more. Raises MachineCheck outside of memory."""
         self._check(spa, length)
-        self._tell_watchers(spa, length)
+        if self._watched:
+            self._tell_watchers(spa, length)
         self._forget_laid(spa, length)
         self._erase(spa, spa + length)
 

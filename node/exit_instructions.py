@@ -25,6 +25,14 @@ _ADDRESSES = 1 << 52
 _FEATURES, _DR7 = VMSA_FIELDS["SEV_FEATURES"], VMSA_FIELDS["DR7"]
 
 
+HELD_IN_RESET = -(1 << 16)
+"""In place of the MSR's value: the vCPU is not entered again until the hypervisor kicks it."""
+
+
+class HeldInReset(Exception):
+    """An exit that has not come back yet: what follows in the batch is for when the vCPU is started."""
+
+
 class SwitchedAway(Exception):
     """An exit came back to another save area of the vCPU: what follows in the batch is for when this one runs again.
 
@@ -40,7 +48,7 @@ class Exits(Protocol):
     """The hypervisor as a vCPU's exits reach it; it runs while the vCPU is stopped."""
 
     def vmgexit(self, vm: str, vcpu: int, value: int) -> Generator[_Batch, _Answers, int]:
-        """Answer VMGEXIT: the GHCB MSR's new value, or a negative number that ends the VM."""
+        """Answer VMGEXIT: the GHCB MSR's new value, ``HELD_IN_RESET``, or a negative number that ends the VM."""
 
     def cpuid(self, vm: str, function: int, index: int) -> Generator[_Batch, _Answers, op.CpuidResult]:
         """Answer CPUID of a guest whose registers are not encrypted."""
@@ -73,6 +81,9 @@ class ExitInstructions:
         if not 0 <= one.msr < 1 << 64:
             return op.Fault(op.FaultKind.GENERAL_PROTECTION, 0)
         value = self._run(exits.vmgexit(vmcb.vm, vmcb.vcpu, one.msr))
+        if value == HELD_IN_RESET:
+            self._board.hold_in_reset(vmcb, one)
+            raise HeldInReset
         if isinstance(value, int) and value < 0:
             self._board.terminated[vmcb.vm] = -1 - value
             return one.msr

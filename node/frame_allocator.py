@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 
 
 class OutOfMemory(Exception):
@@ -43,14 +44,38 @@ class FrameAllocator:
 
     def allocate(self, length: int, alignment: int) -> list[tuple[int, int]]:
         """Take ``length`` bytes in aligned pieces, one piece if any free run has room. Raises OutOfMemory."""
+        start = self._in_one_run(length, alignment)
+        return self._scattered(length, alignment) if start is None else [(start, length)]
+
+    def allocate_row(self, lengths: Sequence[int], alignment: int) -> list[list[tuple[int, int]]]:
+        """The same for each of several lengths, one behind the other if any free run has room for all.
+
+        All but the last must be multiples of the alignment. Raises OutOfMemory with nothing taken.
+        """
+        start = self._in_one_run(sum(lengths), alignment)
+        if start is not None:
+            starts = accumulate(lengths[:-1], initial=start)
+            return [[piece] for piece in zip(starts, lengths, strict=True)]
+        row: list[list[tuple[int, int]]] = []
+        try:
+            for length in lengths:
+                row.append(self.allocate(length, alignment))  # noqa: PERF401 - what was taken is given back
+        except OutOfMemory:
+            for pieces in row:
+                self.release(pieces)
+            raise
+        return row
+
+    def _in_one_run(self, length: int, alignment: int) -> int | None:
+        """Where the first free run that has room begins, and is taken; None if there is none."""
         if length <= 0:
             raise ValueError(f"length: expected more than zero, got {length}")
         for index, (spa, free) in enumerate(self._free):
             start = spa + -spa % alignment
             if start + length <= spa + free:
                 self._cut(index, start, length)
-                return [(start, length)]
-        return self._scattered(length, alignment)
+                return start
+        return None
 
     def allocate_last(self, length: int, alignment: int) -> list[tuple[int, int]]:
         """The same from the end of memory, for what stays out of the way of large pieces. Raises OutOfMemory."""

@@ -16,6 +16,7 @@ from node import nae_event as nae
 from node import operations as op
 from node.ap_creation import serve_ap_creation
 from node.ap_jump_table import serve_jump_table
+from node.ap_reset_hold import hold_by_event, hold_by_message
 from node.cpuid_page import CpuidEntry, cpuid_entries
 from node.device_access import device_access
 from node.generation import CAPABILITIES, Generation
@@ -36,7 +37,8 @@ from node.ghcb_page import (
 from node.guest_memory_map import Range
 from node.guest_requests import BadPage, GuestRequests
 from node.hypervisor_port import Answers, Batch, Reply
-from node.interrupt_server import InterruptServer
+from node.interrupt_command import X2APIC_ICR
+from node.interrupt_server import ICR_MODES, InterruptServer
 from node.launched_vm import LaunchedVm
 from node.nae_event import NaeEvent
 from node.nae_reply import NOTHING, NaeReply, Serve
@@ -82,6 +84,7 @@ class GhcbServer:
         self._messages: Mapping[type[msr.MsrMessage], Callable[..., Reply]] = {
             msr.SevInfoRequest: self._sev_info,
             msr.CpuidRequest: self._cpuid_message,
+            msr.ApResetHoldRequest: self._hold_message,
             msr.PreferredGhcbRequest: self._preferred,
             msr.RegisterGhcbRequest: self._register,
             msr.PageStateRequest: self._page_state,
@@ -104,6 +107,7 @@ class GhcbServer:
             NaeEvent.EXTENDED_GUEST_REQUEST: self._guest_request,
             NaeEvent.AP_CREATION: self._ap_creation,
             NaeEvent.AP_JUMP_TABLE: self._ap_jump_table,
+            NaeEvent.AP_RESET_HOLD: self._hold_event,
             NaeEvent.RUN_VMPL: self._run_vmpl_event,
             NaeEvent.HYPERVISOR_FEATURES: self._features_event,
             NaeEvent.TERMINATION: self._termination,
@@ -111,7 +115,7 @@ class GhcbServer:
         }
 
     def serve(self, vm: str, record: LaunchedVm, vcpu: int, value: int) -> Reply:
-        """Answer an exit whose MSR holds ``value``: the MSR's new value, or what ``terminated`` gives.
+        """Answer an exit whose MSR holds ``value``: the MSR's new value, or what ``terminated`` or a hold gives.
 
         A value that is no request is left as it is, which is no response to anything.
         """
@@ -133,6 +137,10 @@ class GhcbServer:
 
     def _cpuid_message(self, _vm: str, record: LaunchedVm, _vcpu: int, asked: msr.CpuidRequest) -> Reply:
         return msr.CpuidValue(self.leaf(record.generation, asked.function, 0)[asked.register], asked.register).value
+        yield ()
+
+    def _hold_message(self, _vm: str, record: LaunchedVm, vcpu: int, _asked: msr.ApResetHoldRequest) -> Reply:
+        return hold_by_message(record, vcpu)
         yield ()
 
     def _preferred(self, _vm: str, _record: LaunchedVm, _vcpu: int, _asked: msr.PreferredGhcbRequest) -> Reply:
@@ -201,9 +209,17 @@ class GhcbServer:
         return NaeReply(registers=dict(zip(("RAX", "RBX", "RCX", "RDX"), values, strict=True)))
         yield ()
 
-    def _msr(self, _vm: str, _record: LaunchedVm, _vcpu: int, _exit: GhcbExit, _asked: nae.MsrRequest) -> Serve:
-        # No MSR is emulated: the guest gets what a processor without it would raise.
+    def _msr(self, vm: str, record: LaunchedVm, vcpu: int, _exit: GhcbExit, asked: nae.MsrRequest) -> Serve:
+        # One MSR is emulated: of others the guest gets what a processor without them would raise.
+        if asked.write and asked.index == X2APIC_ICR:
+            try:
+                return (yield from self.interrupts.send(vm, record, vcpu, asked.value, ICR_MODES))
+            except GhcbRefused:
+                return _GP
         return _GP
+
+    def _hold_event(self, _vm: str, record: LaunchedVm, vcpu: int, exit_: GhcbExit, _asked: object) -> Serve:
+        return hold_by_event(record, vcpu, exit_)
         yield ()
 
     def _io(self, _vm: str, record: LaunchedVm, _vcpu: int, exit_: GhcbExit, asked: nae.IoRequest) -> Serve:

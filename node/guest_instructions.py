@@ -18,6 +18,7 @@ from node.paging_instructions import PagingInstructions
 from node.rmp import GuestCore
 from node.rmp_checks import PERMIT_WRITE
 from node.rmp_faults import RmpCode
+from node.stack_operations import MOST_STACK_BYTES
 from node.svsm_operations import GUEST_WORK
 from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
@@ -50,6 +51,7 @@ class GuestInstructions:
             **ExitInstructions(board).table,
             **INTERCEPTED,
             op.TimedRead: self._timed_read,
+            op.StackMove: self._stack_move,
             **board.branches.guest_table,
         }
 
@@ -105,6 +107,11 @@ class GuestInstructions:
     def _timed_read(self, vmcb: Vmcb, one: op.TimedRead) -> op.Answer:
         answer = self._read(vmcb, op.Read(one.gpa, 1, one.private))
         return answer if isinstance(answer, op.Fault) else self._board.load_ns
+
+    def _stack_move(self, vmcb: Vmcb, one: op.StackMove) -> op.Answer:
+        if not 0 <= one.rsp < 1 << 64 or abs(one.by) > MOST_STACK_BYTES:
+            return op.Fault(op.FaultKind.GENERAL_PROTECTION, 0)
+        return self._board.stack_engines.moved(vmcb.core, one.rsp, one.by)
 
     def _clflush(self, vmcb: Vmcb, one: op.Clflush) -> op.Answer:
         try:

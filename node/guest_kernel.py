@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from node.ap_start import ApStart
+from node.ap_wake import starts_others_by_sipi, wait_by_message, wake
 from node.generation import CAPABILITIES, Generation
 from node.ghcb_msr import (
     Features,
@@ -95,6 +96,8 @@ class GuestKernel:
             if CAPABILITIES[self.generation].encrypted_registers:
                 first = self._share_pool if self.generation in RMP_CHECKED else self._begin_with_ghcb
         another = self._begin_another if self.generation in RMP_CHECKED else self._enter_program
+        if self.vcpu and starts_others_by_sipi(self.generation):
+            first = self._wait_for_start
         return {
             self.reset_rip: first, ACCEPT_RIP: self._accept, START_RIP: self._start_others, AP_RIP: another
         }  # fmt: skip
@@ -138,6 +141,15 @@ class GuestKernel:
         registers.reset(self.program_entry)
         return None
 
+    def _wait_for_start(self, registers: Registers) -> Block:
+        """Another vCPU of an SEV-ES guest: its registers are nobody's but its own to set."""
+        try:
+            yield from wait_by_message()
+        except GhcbMsrError:
+            return (yield from _end(GhcbReason.GENERAL))
+        registers.reset(self.program_entry)
+        return None
+
     def _begin(self, registers: Registers) -> Block:
         """Without an RMP there is nothing to share or accept."""
         status, *found = yield (ReadSevStatus(), *self._canary_steps())
@@ -153,7 +165,7 @@ class GuestKernel:
             return (yield from _end(GhcbReason.GENERAL))
         if not versions_fit(request, info):
             return (yield from _end(GhcbReason.PROTOCOL_RANGE))
-        registers.reset(self.program_entry)
+        registers.reset(START_RIP if self.memory.vcpus > 1 else self.program_entry)
         return None
 
     def _share_pool(self, registers: Registers) -> Block:
@@ -210,7 +222,10 @@ class GuestKernel:
         registers.rbx += 1
         features = SevFeature.SNP_ACTIVE | self.sev_features
         try:
-            yield from ApStart(self.memory, self.launched, self.ghcb_gpa, AP_RIP, features).start(registers.rbx)
+            if starts_others_by_sipi(self.generation):
+                yield from wake(self.ghcb_gpa, registers.rbx)
+            else:
+                yield from ApStart(self.memory, self.launched, self.ghcb_gpa, AP_RIP, features).start(registers.rbx)
         except GhcbUntrusted:
             return (yield from _end(GhcbReason.GENERAL))
         if registers.rbx == self.memory.vcpus - 1:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from node.actor import Observer
+from node.ap_wake import starts_others_by_sipi
 from node.arrivals import Arrivals
 from node.board import Board
 from node.clock import Clock
@@ -37,7 +38,7 @@ from node.record_buffer import NO_LOG, LogWish
 from node.svsm_memory import guest_reset_rips, svsm_guest
 from node.svsm_use import SvsmUse
 from node.tenant import TenantFactory, TenantSpec, local_tenants
-from node.vcpu import Vcpu
+from node.vcpu import Vcpu, VcpuState
 from node.vcpu_levels import VcpuLevels
 from node.vcpu_runner import VcpuRunner
 from psp.status import PspError
@@ -254,6 +255,11 @@ class Host:
         digest = bytes.fromhex(guest.launch_digest)
         self._chain.record_octets(self.now_ns, HostEvent.ENTERED, digest, guest.spec.name)
         self.vcpus.start(guest.vcpus[0])
+        if starts_others_by_sipi(guest.spec.generation):
+            # Firmware has started them once, and has each wait in its own registers.
+            for vcpu in guest.vcpus[1:]:
+                if vcpu.state is VcpuState.WAITING:
+                    self.vcpus.start(vcpu)
         self.clock.settle()
 
     def put_up(self, guest: Guest, entered: Entered, reset_rips: tuple[int, ...] | None) -> None:

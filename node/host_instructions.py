@@ -49,6 +49,7 @@ class HostInstructions:
             op.RmpRead: self._rmpread,
             op.NestedFrames: self._nested_frames,
             op.NestedMap: self._nested_map,
+            op.NestedBuild: self._nested_build,
             op.NestedUnmap: self._nested_unmap,
             op.VmcbWrite: self._vmcb_write,
             op.VmcbClear: self._vmcb_clear,
@@ -134,6 +135,21 @@ class HostInstructions:
             return table.map(one.gpa, one.spa, one.length, large=one.large, encrypted=one.encrypted) or None
         except FAULTS as fault:
             return answer_to(fault, one.gpa)
+
+    def _nested_build(self, one: op.NestedBuild) -> op.Answer:
+        table, at = self._board.nested_table(one.vm), 0
+        try:
+            for at, length in one.frames:
+                table.give(at, length, encrypted=one.encrypted)
+            if table.lay_out(one.maps, encrypted=one.encrypted):
+                return None
+            for at, spa, length in one.maps:
+                missing = table.map(at, spa, length, encrypted=one.encrypted)
+                if missing:
+                    return missing
+        except FAULTS as fault:
+            return answer_to(fault, at)
+        return None
 
     def _nested_unmap(self, one: op.NestedUnmap) -> op.Answer:
         try:

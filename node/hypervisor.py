@@ -7,7 +7,7 @@ firmware ABI sections 3 and 4, and what KVM and QEMU do with them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 
 from node import operations as op
@@ -15,6 +15,7 @@ from node.asid_pool import AsidPool, AsidsExhausted
 from node.core_msrs import Msr
 from node.cpuid_page import cpuid_page
 from node.device_access import device_access
+from node.expected_answers import expect_done, expect_success, octets
 from node.firmware_image import FirmwareImage
 from node.frame_allocator import FrameAllocator, OutOfMemory, joined
 from node.generation import Generation
@@ -47,10 +48,9 @@ from node.vcpu_model import vcpu_model
 from node.vm_state import Run, VmState
 from node.vmsa import VMSA_BYTES
 from psp import command_buffers as buffers
-from psp.commands import LegacyCommand, SnpCommand, command_name
+from psp.commands import LegacyCommand, SnpCommand
 from psp.launch_digest import PageType
 from psp.policy import LegacyPolicy
-from psp.status import Status
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
 
 Launch = Callable[["Hypervisor", MachineSpec, LaunchedVm], Task]
@@ -159,7 +159,7 @@ class Hypervisor:
         yield from self._give_back(vm, self._vms[vm])
 
     def vmgexit(self, vm: str, vcpu: int, value: int) -> Reply:
-        """Answer a guest's VMGEXIT: the GHCB MSR's new value, or a negative number that ends the VM."""
+        """Answer VMGEXIT: the GHCB MSR's new value, or a negative number that holds the vCPU or ends the VM."""
         return self._ghcb.serve(vm, self._vms[vm], vcpu, value)
 
     def cpuid(self, vm: str, function: int, index: int) -> CpuidReply:
@@ -203,18 +203,22 @@ class Hypervisor:
         _, *answers, disk = yield (
             _STOP,
             *[op.HostRead(spa, VMSA_BYTES, c_bit) for spa in record.save_areas],
-            *[op.HostReadWritten(spa, length, c_bit) for _, spa, length in record.ram],
+            *[op.HostReadWritten(spa, length, c_bit) for spa, length in joined(record.frames)],
             op.DiskRead(vm),
         )
         areas, memory = answers[: len(record.save_areas)], answers[len(record.save_areas) :]
         pages: list[Run] = []
-        for (gpa, spa, _), answer in zip(record.ram, memory, strict=True):
+        for answer in memory:
             assert isinstance(answer, op.Runs)
-            pages += [(gpa + at - spa, data) for at, data in answer.runs]
+            pages += [
+                (gpa, data if length == len(data) else data[spa - at : spa - at + length])
+                for at, data in answer.runs
+                for gpa, spa, length in record.shown(at, len(data))
+            ]
         assert isinstance(disk, op.Runs)
         pages.sort()
         return VmState(
-            vm, _octets(tuple(areas)), started, record.launched_gpas, reset_rips, tuple(pages), disk.runs
+            vm, octets(tuple(areas)), started, record.launched_gpas, reset_rips, tuple(pages), disk.runs
         )  # fmt: skip
 
     def receive(self, spec: MachineSpec) -> Task:
@@ -253,38 +257,39 @@ class Hypervisor:
         # One batch: before its first VMRUN nobody but the host knows of the VM.
         reads = [op.HostRead(spa, len(data), c_bit) for spa, data in pages]
         answers = yield (*writes, _RESUME, *reads)
-        _expect_done(writes, answers[: len(writes)])
-        back = _octets(answers[len(writes) + 1 :])
+        expect_done(writes, answers[: len(writes)])
+        back = octets(answers[len(writes) + 1 :])
         run = (op.VmRun(spec.name, 0),)
-        _expect_done(run, (yield run))
+        expect_done(run, (yield run))
         return self._entered(record), b"".join(back)
 
     # What every launch takes and gives back.
 
     def _take_memory(self, spec: MachineSpec, record: LaunchedVm) -> Task:
-        for part in (*spec.memory.ram, record.flash):
+        ranges = (*spec.memory.ram, record.flash)
+        row = self.frames.allocate_row([part.length for part in ranges], LARGE_PAGE_BYTES)
+        for part, pieces in zip(ranges, row, strict=True):
             gpa = part.gpa
-            for spa, length in self.frames.allocate(part.length, LARGE_PAGE_BYTES):
+            for spa, length in pieces:
                 record.ram.append((gpa, spa, length))
                 gpa += length
         self._small(record)
         record.tables = self.frames.allocate_last((table_pages(record.ram) + SPARE_TABLES) * PAGE_BYTES, PAGE_BYTES)
-        name, c_bit = spec.name, record.c_bit
-        frames = [op.NestedFrames(name, spa, length, c_bit) for spa, length in record.tables]
-        maps = [op.NestedMap(name, gpa, spa, length, encrypted=c_bit) for gpa, spa, length in record.ram]
-        answers = yield (*frames, *maps)
-        if c_bit and any(answer is not None for answer in answers[: len(frames)]):
+        c_bit = record.c_bit
+        build = (op.NestedBuild(spec.name, tuple(record.tables), tuple(record.ram), c_bit),)
+        answers = yield build
+        if c_bit and isinstance(answers[0], op.Fault):
             raise LaunchRefused("generation: SME needs a host whose own memory encryption is on")
-        _expect_done(maps, answers[len(frames) :])
+        expect_done(build, answers)
         if c_bit:
             # Zeros without the C-bit would read as garbage with it.
-            yield from self._checked([op.HostClear(spa, length, encrypted=True) for _, spa, length in record.ram])
+            yield from self._checked([op.HostClear(spa, length, encrypted=True) for spa, length in record.frames])
 
     def _take_asid(self, record: LaunchedVm) -> Task:
         if self.asids.needs_flush(record.generation):
             # One batch: an ASID given up between the two would make the firmware refuse the flush (KVM holds a lock).
             flush = SnpCommand.DF_FLUSH if self.snp else LegacyCommand.DF_FLUSH
-            _expect_success((yield (op.Wbinvd(), op.PspCommand(flush)))[1:], flush)
+            expect_success((yield (op.Wbinvd(), op.PspCommand(flush)))[1:], flush)
             self.asids.after_flush()
         record.asid = self.asids.allocate(record.generation)
 
@@ -318,8 +323,7 @@ class Hypervisor:
             yield from self._take_back(record)
         for spa in record.firmware_pages:
             yield from self._from_firmware(spa)
-        pieces = [(spa, length) for _, spa, length in record.ram] + [(spa, PAGE_BYTES) for spa in record.small]
-        pieces = list(joined(pieces))
+        pieces = list(joined(record.frames + [(spa, PAGE_BYTES) for spa in record.small]))
         yield (*[op.HostClear(spa, length) for spa, length in pieces], op.VmcbClear(vm))
         self.frames.release(pieces + record.tables)
         if record.asid:
@@ -351,20 +355,20 @@ class Hypervisor:
         return spa
 
     def _must(self, command: int, spa: int = 0, buffer: bytes = b"") -> Task:
-        _expect_success((yield (op.PspCommand(command, spa, buffer),)), command)
+        expect_success((yield (op.PspCommand(command, spa, buffer),)), command)
 
     def _call(self, command: int, spa: int, buffer: bytes) -> Call:
         """A command whose buffer firmware writes: under SNP the page must be firmware's during the call."""
         if not self.snp:
             answers = yield (op.PspCommand(command, spa, buffer),)
-            _expect_success(answers, command)
+            expect_success(answers, command)
             assert isinstance(answers[0], op.PspAnswer)
             return answers[0].buffer
         yield from self._checked([op.HostWrite(spa, buffer)])
         yield from self._to_firmware(spa)
         answers = yield (op.PspCommand(command, spa),)
         yield from self._from_firmware(spa)
-        _expect_success(answers, command)
+        expect_success(answers, command)
         (back,) = yield (op.HostRead(spa, len(buffer)),)
         assert isinstance(back, bytes)
         return back
@@ -398,7 +402,7 @@ class Hypervisor:
                 )
                 for spa, large in some
             )
-            _expect_success((yield reclaims), SnpCommand.PAGE_RECLAIM)
+            expect_success((yield reclaims), SnpCommand.PAGE_RECLAIM)
             yield from self._checked(
                 [
                     op.RmpUpdate(spa, LARGE_PAGE_BYTES if large else PAGE_BYTES, _sized(_HYPERVISOR, large))
@@ -415,7 +419,7 @@ class Hypervisor:
         """Operations that must succeed: anything but None or 0 ends the launch."""
         if not batch:
             return
-        _expect_done(batch, (yield tuple(batch)))
+        expect_done(batch, (yield tuple(batch)))
 
     # Launches by generation.
 
@@ -556,34 +560,13 @@ class Hypervisor:
                 )
                 for page, spa in zip(pages[at : at + COMMANDS_AT_ONCE], spas[at : at + COMMANDS_AT_ONCE], strict=True)
             ])  # fmt: skip
-            _expect_success((yield batch), SnpCommand.LAUNCH_UPDATE)
+            expect_success((yield batch), SnpCommand.LAUNCH_UPDATE)
             record.immutable.difference_update(spas[at : at + COMMANDS_AT_ONCE])
         record.open_vmpls()
         yield tuple(
             op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa)
             for index, spa in enumerate(record.save_areas)
         )
-
-
-def _expect_done(batch: Sequence[op.HypervisorOperation], answers: Answers) -> None:
-    for one, answer in zip(batch, answers, strict=True):
-        if answer is not None and answer != 0:
-            raise LaunchRefused(f"{type(one).__name__}: {answer!r}")
-
-
-def _expect_success(answers: tuple[op.Answer, ...], command: int) -> None:
-    for answer in answers:
-        if not isinstance(answer, op.PspAnswer):
-            raise LaunchRefused(f"{command_name(command)}: {answer!r}")
-        if answer.status != Status.SUCCESS:
-            raise LaunchRefused(f"{command_name(command)}: {Status(answer.status).name}")
-
-
-def _octets(answers: tuple[op.Answer, ...]) -> tuple[bytes, ...]:
-    for answer in answers:
-        if not isinstance(answer, bytes):
-            raise LaunchRefused(f"HostRead: {answer!r}")
-    return answers  # type: ignore[return-value]  # all are bytes
 
 
 def _sized(entry: RmpEntry, large: bool) -> RmpEntry:

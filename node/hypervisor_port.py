@@ -75,7 +75,7 @@ class HypervisorPort(Protocol):
         """Answer a guest's page state change. Returns 0, or 1 if refused."""
 
     def vmgexit(self, vm: str, vcpu: int, value: int) -> Reply:
-        """Answer VMGEXIT: the GHCB MSR's new value, or a negative number that ends the VM."""
+        """Answer VMGEXIT: the GHCB MSR's new value, or a negative number that holds the vCPU or ends the VM."""
 
     def cpuid(self, vm: str, function: int, index: int) -> CpuidReply:
         """Answer CPUID of a guest whose registers are not encrypted."""

@@ -13,10 +13,12 @@ from collections.abc import Callable, Generator, Mapping
 from node import nae_event as nae
 from node import operations as op
 from node.ap_creation import start_vcpu
+from node.ap_reset_hold import receive_init, receive_sipi
 from node.event_injection import V_IRQ, ExceptionVector, exception, virtual_interrupt_field
 from node.ghcb_page import BadInput, GhcbExit, GhcbRefused
 from node.hv_doorbell import NO_FURTHER_SIGNAL, NOWHERE, PENDING_BYTES, Doorbell, DoorbellAction
 from node.hypervisor_port import Answers, Batch
+from node.interrupt_command import ALL, FIXED, INIT, LOWEST_VECTOR, OTHERS, SELF, STARTUP
 from node.launched_vm import LaunchedVm
 from node.nae_event import NaeEvent
 from node.nae_reply import NOTHING, NaeReply, Serve
@@ -25,12 +27,9 @@ from psp.system_bus import PAGE_BYTES
 
 Bringing = Generator[Batch, Answers, bool]
 
-_LOWEST_VECTOR = 0x10
-"""Vectors below are no fixed interrupt's (APM volume 2, 16.6.3)."""
-_FIXED, _INIT = 0, 5
-"""Delivery modes of the interrupt command register; INIT counts for a vCPU that has a save area waiting."""
-_SELF, _ALL, _OTHERS = 1, 2, 3
-"""Shorthands of the interrupt command register."""
+_DOORBELL_MODES = frozenset({FIXED, INIT})
+ICR_MODES = _DOORBELL_MODES | {STARTUP}
+"""Delivery modes: INIT counts for a vCPU that has a save area waiting or is held in reset, SIPI for the latter."""
 
 
 class InterruptServer:
@@ -44,6 +43,8 @@ class InterruptServer:
 
     def interrupt(self, vm: str, record: LaunchedVm, vcpu: int, vector: int) -> Bringing:
         """Bring an interrupt to a vCPU while it is stopped; False where it cannot be, or one waits already."""
+        if vcpu in record.starts.holds:
+            return False
         if record.sev_features & SevFeature.RESTRICTED_INJECTION:
             return (yield from self._ring(vm, record, vcpu, vector))
         if record.sev_features & SevFeature.ALTERNATE_INJECTION:
@@ -98,23 +99,34 @@ class InterruptServer:
         yield ()
 
     def _ipi(self, vm: str, record: LaunchedVm, vcpu: int, _exit: GhcbExit, asked: nae.InfoRequest) -> Serve:
-        """An interrupt or INIT to one vCPU or several; one for which an interrupt waits already misses the next."""
         _only_restricted(record)
-        vector, mode, shorthand = asked.info1 & 0xFF, asked.info1 >> 8 & 7, asked.info1 >> 18 & 3
-        target = asked.info1 >> 32
-        if mode not in (_FIXED, _INIT) or (mode == _FIXED and vector < _LOWEST_VECTOR):
+        return (yield from self.send(vm, record, vcpu, asked.info1, _DOORBELL_MODES))
+
+    def send(self, vm: str, record: LaunchedVm, vcpu: int, icr: int, modes: frozenset[int]) -> Serve:
+        """An interrupt, INIT or SIPI to one vCPU or several, as an interrupt command register says it.
+
+        One for which an interrupt waits already misses the next. Raises GhcbRefused for what is none of ``modes``.
+        """
+        vector, mode, shorthand, target = icr & 0xFF, icr >> 8 & 7, icr >> 18 & 3, icr >> 32
+        if mode not in modes or (mode == FIXED and vector < LOWEST_VECTOR):
             raise GhcbRefused(BadInput.INVALID_INPUT, "SW_EXITINFO1")
         everyone = range(len(record.save_areas))
         to = {
-            _SELF: [vcpu],
-            _ALL: list(everyone),
-            _OTHERS: [one for one in everyone if one != vcpu],
+            SELF: [vcpu],
+            ALL: list(everyone),
+            OTHERS: [one for one in everyone if one != vcpu],
         }.get(shorthand, [target] if target in everyone else [])
         for one in to:
-            if mode == _FIXED:
+            if mode == FIXED:
                 yield from self.interrupt(vm, record, one, vector)
-            elif one != vcpu and one in record.on_init:
+            elif one == vcpu:
+                continue
+            elif mode == STARTUP:
+                yield from receive_sipi(vm, record, one)
+            elif one in record.on_init:
                 yield from start_vcpu(vm, record, one, record.on_init.pop(one))
+            else:
+                receive_init(record, one)
         return NOTHING
 
 

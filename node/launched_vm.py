@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from node.ap_starts import ApStarts
 from node.firmware_image import FirmwareImage
 from node.generation import Generation
 from node.guest_memory_map import Range
@@ -54,6 +55,8 @@ class LaunchedVm:
     """GPA of the AP jump table, 0 for none."""
     on_init: dict[int, int] = field(default_factory=dict)
     """SPA of the save area that each vCPU is to have after its next INIT."""
+    starts: ApStarts = field(default_factory=ApStarts)
+    """vCPUs that wait for another to start them, and what came for those that do not wait yet."""
     vmpls: VmplBook | None = None
     """Where the guest may use several VMPLs."""
     svsm: FirmwareImage | None = None
@@ -79,6 +82,11 @@ class LaunchedVm:
         return vcpu, 0 if self.vmpls is None else self.vmpls.vmpl(vcpu)
 
     @property
+    def frames(self) -> list[tuple[int, int]]:
+        """(SPA, length) of RAM and firmware."""
+        return [(spa, length) for _, spa, length in self.ram]
+
+    @property
     def c_bit(self) -> bool:
         """Whether the host maps this VM's memory with C=1, in its own page tables and in the nested ones."""
         return self.generation is Generation.SME
@@ -94,6 +102,15 @@ class LaunchedVm:
             (max(gpa, start), spa + max(0, start - gpa), min(gpa + size, end) - max(gpa, start))
             for gpa, spa, size in self.ram
             if start < gpa + size and gpa < end
+        ]
+
+    def shown(self, start: int, length: int) -> list[tuple[int, int, int]]:
+        """(GPA, SPA, length) of the parts of a range of system memory that the guest sees."""
+        end = start + length
+        return [
+            (gpa + max(0, start - spa), max(spa, start), min(spa + size, end) - max(spa, start))
+            for gpa, spa, size in self.ram
+            if start < spa + size and spa < end
         ]
 
     def pieces(self, spa: int, length: int) -> Iterator[tuple[int, int, bool]]:

@@ -11,7 +11,7 @@ from node.hypervisor_port import Answers, Batch
 
 @dataclass(frozen=True, slots=True)
 class NaeReply:
-    """What goes back into the page; ``ends`` is a ``terminated`` reply."""
+    """What goes back into the page; ``ends`` is a ``terminated`` reply, or holds the vCPU."""
 
     info1: int = Outcome.SUCCESS
     info2: int = 0

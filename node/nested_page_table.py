@@ -11,7 +11,7 @@ Without frames nothing is mapped. A table without a host around it lies nowhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple, Protocol, Self
@@ -23,7 +23,7 @@ from node.extent_map import ExtentMap
 from node.kept_ranges import Touch
 from node.memory_controller import HOST_KEY
 from node.nested_table_frames import TableFrames
-from node.nested_table_pages import GPA_END, parts, served_bytes, tables
+from node.nested_table_pages import GPA_END, layout_of, parts, served_bytes, tables
 from node.nested_walk import READ, WRITE, NestedLeaf, NestedPageFault, NestedWalker, TableMemory
 from node.page_table_entry import ACCESSED, DIRTY, LARGE, LONG, PRESENT, USER, WRITABLE
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
@@ -172,6 +172,27 @@ class NestedPageTable:
         _check(gpa | spa | length)
         return self._put(gpa, gpa + length, spa, list(parts(gpa, spa, length, large)), encrypted)
 
+    def lay_out(self, maps: Sequence[tuple[int, int, int]], *, encrypted: bool = False) -> bool:
+        """Map all of (GPA, SPA, length) at once, where that is what one ``map`` after the other would come to.
+
+        False, with nothing changed, where it need not be: the table has mappings already or too few frames, or the
+        maps are none that a hypervisor gives a VM. Raises RmpFault as ``map``.
+        """
+        runs, frames = self._runs, self._frames
+        if runs or frames.root is None or self._in_memory:
+            return False
+        layout = layout_of(maps)
+        if layout is None:
+            return False
+        self._check_frames()
+        if frames.claim(layout.tables, 0):
+            return False
+        key = HOST_KEY if encrypted else 0
+        for number, start, stop, large in layout.parts:
+            gpa, spa, _ = maps[number]
+            runs.put(start, stop, _Target(spa + start - gpa, large, key))
+        return True
+
     def unmap(self, gpa: int, length: int) -> int:
         """Take a range out, parts without a mapping left alone: 0, or how many frames are missing to split a page.
 
@@ -218,6 +239,13 @@ class NestedPageTable:
                 self._write(min(start, *cut, start), max(end, *[block + LARGE_PAGE_BYTES for block in cut], end))
         return 0
 
+    def _check_frames(self) -> None:
+        assert self._host is not None
+        check = self._host.check_write
+        if check is not None:
+            for spa, length in self._frames.ranges:
+                check(spa, length)
+
     def _is_inside(self, border: int) -> bool:
         """Whether an address is inside a large page."""
         found = self._runs.find(border) if border % LARGE_PAGE_BYTES else None
@@ -231,11 +259,7 @@ class NestedPageTable:
     def _make_room(self, end: int, wanted: list[tuple[int, int, bool]], cut: set[int]) -> int:
         if end > GPA_END:
             raise NestedMapError(f"gpa: expected at most {GPA_END:#x}, got {end:#x}")
-        assert self._host is not None
-        check = self._host.check_write
-        if check is not None:
-            for spa, length in self._frames.ranges:
-                check(spa, length)
+        self._check_frames()
         needed = [tables(first, stop, 2 if large else 1) for first, stop, large in wanted]
         needed += [tables(block, block + LARGE_PAGE_BYTES, 1) for block in sorted(cut)]
         missing = self._frames.claim(needed[0] if len(needed) == 1 else chain.from_iterable(needed), _MOST_MISSING)

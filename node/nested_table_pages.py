@@ -6,8 +6,9 @@ number: addresses of tables are multiples of 4 KiB, so the level fits below.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 from node.page_table_entry import LONG
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
@@ -77,6 +78,41 @@ def _table_pages(maps: tuple[tuple[int, int, int], ...]) -> int:
             for table in tables(start, end, 2 if large else 1)
         }
     )
+
+
+class TableLayout(NamedTuple):
+    """What maps of a table that maps nothing yet come to."""
+
+    parts: tuple[tuple[int, int, int, bool], ...]
+    """(number of the map, from, to, 2 MiB pages)."""
+    tables: tuple[int, ...]
+    """All tables below the root, in the order in which mapping one after the other takes frames for them."""
+
+
+def layout_of(maps: Sequence[tuple[int, int, int]]) -> TableLayout | None:
+    """That of (GPA, SPA, length) as hypervisors lay VMs out: whole pages, none twice, few, not too large; or None."""
+    if len(maps) > _MOST_KEPT_TABLES:
+        return None
+    return _layout_of(tuple([(gpa, spa % LARGE_PAGE_BYTES, length) for gpa, spa, length in maps]))
+
+
+@lru_cache(maxsize=1024)
+def _layout_of(maps: tuple[tuple[int, int, int], ...]) -> TableLayout | None:
+    end = 0
+    for gpa, spa, length in sorted(maps):
+        if gpa < end or length <= 0 or (gpa | spa | length) % PAGE_BYTES or gpa + length > GPA_END:
+            return None
+        end = gpa + length
+    found: list[tuple[int, int, int, bool]] = []
+    taken: dict[int, None] = {}
+    for number, (gpa, spa, length) in enumerate(maps):
+        for start, stop, large in parts(gpa, spa, length):
+            lowest = 2 if large else 1
+            if stop - start > _MOST_KEPT_TABLES * served_bytes(lowest):
+                return None
+            found.append((number, start, stop, large))
+            taken.update(dict.fromkeys(tables(start, stop, lowest)))
+    return TableLayout(tuple(found), tuple(taken))
 
 
 assert PAGE_BYTES > LEVELS

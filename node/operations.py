@@ -35,6 +35,7 @@ from node.operation_answers import (
     RmpReadResult,
     Runs,
 )
+from node.stack_operations import StackMove
 from node.svsm_operations import Clear, GuestWork
 from psp.system_bus import RmpEntry
 
@@ -42,8 +43,8 @@ __all__ = [
     "Answer", "Await", "Branch", "Clear", "Compute", "CpuidResult", "Fault", "FaultKind", "GuestWork", "HostBranch",
     "HostReadCounter", "IndirectBranch", "LoadIdt", "MmioLoad", "MmioStore", "NicRead", "NicWrite", "PValidateResult",
     "PortIn", "PortOut", "PspAnswer", "Rdmsr", "ReadFlags", "RmpQueryResult", "RmpReadResult", "Runs", "Shutdown",
-    "Sleep", "SoftwareInterrupt", "TraceFaults", "VmKick", "VmcbLoad", "VmcbStore", "WriteBackCaches", "WriteFlags",
-    "Wrmsr",
+    "Sleep", "SoftwareInterrupt", "StackMove", "TraceFaults", "VmKick", "VmcbLoad", "VmcbStore", "WriteBackCaches",
+    "WriteFlags", "Wrmsr",
 ]  # fmt: skip
 
 MOST_BYTES = 32 << 20
@@ -363,6 +364,19 @@ class NestedMap:
 
 
 @dataclass(frozen=True, slots=True)
+class NestedBuild:
+    """``NestedFrames`` of each (SPA, length), then ``NestedMap`` of each (GPA, SPA, length).
+
+    Answer: the first of theirs that is not None, and what would come after it is not done; else None.
+    """
+
+    vm: str
+    frames: tuple[tuple[int, int], ...]
+    maps: tuple[tuple[int, int, int], ...]
+    encrypted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class NestedUnmap:
     """Take a range out of the nested page table of a VM. Answer: as ``NestedMap``."""
 
@@ -566,7 +580,7 @@ class DeviceWrite:
 
 HypervisorOperation = (
     HostRead | HostReadWritten | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | RmpRead | NestedFrames
-    | NestedMap | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
+    | NestedMap | NestedBuild | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
     | HostClflush | Invd | VmPageFlush | HostTimedRead | VmPreempt | NicRead | NicWrite
     | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | FabricDivert | DeviceRead | DeviceWrite
     | VmcbLoad | VmcbStore | VmKick | TraceFaults | HostBranch | HostReadCounter
@@ -574,6 +588,6 @@ HypervisorOperation = (
 GuestOperation = (
     Read | Write | Copy | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust
     | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit | ReadSevStatus | Cpuid
-    | ReadDr7 | WriteDr7 | MmioLoad | MmioStore | Clear | GuestWork | WriteBackCaches
+    | ReadDr7 | WriteDr7 | MmioLoad | MmioStore | Clear | GuestWork | WriteBackCaches | StackMove
     | LoadIdt | ReadFlags | WriteFlags | SoftwareInterrupt | Branch | IndirectBranch | Rdmsr | Wrmsr | PortIn | PortOut
 )  # fmt: skip

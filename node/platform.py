@@ -94,6 +94,8 @@ class Platform:
 
     Without it the bit decides, which is the hypervisor's to set and to clear; the cores start with it clear.
     """
+    stack_engine_fixed: bool = False
+    """Microcode with which one thread does not stop the stack engine of the other (AMD-SB-3027)."""
     save_area_refused: ExitCode = ExitCode.SHUTDOWN
     """How VMRUN exits with an SEV-ES save area whose integrity value does not fit.
 
@@ -103,6 +105,11 @@ class Platform:
     """VMRUN exits with VMEXIT_INVALID where the hypervisor injects into a guest with alternate injection.
 
     Without, its fields are not looked at. Public sources say that it may not inject, not what becomes of it if it does.
+    """
+    point_check: bool = False
+    """Firmware that takes only points of P-384 for its PDH (fixes of CVE-2019-9836 and CVE-2021-26408).
+
+    Products that always did need no fix.
     """
     rmp_init_barrier: bool = False
     """Cores cannot store to the RMP while firmware zeroes it (the fix of AMD-SB-3020).

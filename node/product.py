@@ -15,6 +15,7 @@ from node.cache_switches import CacheSwitches
 from node.generation import Generation
 from node.memory_cipher import CipherMode
 from node.rmp_switches import RmpSwitches
+from psp.product_line import PRODUCT_LINES, ProductLine
 
 GIB = 1 << 30
 TIB = 1 << 40
@@ -62,6 +63,14 @@ class Product:
     caches: CacheSwitches = _ZEN_1
     can_hide_ciphertext: bool = False
     """One public list of mitigations has it on Genoa too."""
+    signed_as: str = ""
+    """The line whose root keys sign for its chips, where that is another's."""
+    checks_points: bool = True
+    """Whether firmware takes only points of P-384 for its PDH (CVE-2019-9836, CVE-2021-26408: not before Zen 3).
+
+    Firmware 0.17 build 22 is said to check those of LAUNCH_START, a later one those of SEND_START: here a host's
+    platform says whether it has the fix.
+    """
     turns_psp_accesses: bool = False
     """A host can turn accesses of the security processor to its own fast registers (CVE-2025-61971, Zen 4 and 5)."""
 
@@ -69,6 +78,11 @@ class Product:
     def family(self) -> int:
         """CPUID family: the base field and the extended one added."""
         return (self.cpuid_1_eax >> 8 & 0xF) + (self.cpuid_1_eax >> 20 & 0xFF)
+
+    @property
+    def line(self) -> ProductLine:
+        """Whose root keys sign for its chips."""
+        return PRODUCT_LINES[self.signed_as or self.name]
 
     @property
     def threads(self) -> int:
@@ -85,11 +99,13 @@ _ROWS = (
     Product("Naples", 0x00800F12, 32, 2_200_000_000, 8, 2_666_000_000, 2 * TIB, 15, 9, 47, 48, 5, _SEV,
             (0, 24, 15), False, (CipherMode.AES_128_XEX_ZEN1, CipherMode.AES_128_XE),
             doubts=("min_sev_asid read on an embedded part of the same core", "firmware build unsourced",
-                    "cores and clock are the EPYC 7601's, recalled", "which steppings encrypt with XE is not listed")),
+                    "cores and clock are the EPYC 7601's, recalled", "which steppings encrypt with XE is not listed"),
+            checks_points=False),
     Product("Rome", 0x00830F10, 64, 2_250_000_000, 8, 3_200_000_000, 4 * TIB, 509, 100, 47, 48, 5, _SEV,
             (0, 24, 15), False, _XEX,
             doubts=("C-bit position recalled", "split taken from a Milan host", "firmware build unsourced",
-                    "clock is the EPYC 7742's, recalled")),
+                    "clock is the EPYC 7742's, recalled"),
+            checks_points=False),
     Product("Milan", 0x00A00F11, 64, 2_000_000_000, 8, 3_200_000_000, 4 * TIB, 509, 100, 51, 48, 5, _SNP,
             (1, 55, 29), True, _XEX, doubts=("clock is the EPYC 7713P's, recalled",)),
     Product("Genoa", 0x00A10F11, 96, 2_400_000_000, 12, 4_800_000_000, 6 * TIB, 1006, 99, 51, 52, 6, _SNP,
@@ -99,11 +115,11 @@ _ROWS = (
     Product("Bergamo", 0x00AA0F02, 128, 2_250_000_000, 12, 4_800_000_000, 6 * TIB, 1006, 99, 51, 52, 6, _SNP,
             (1, 55, 40), True, _XEX_OR_XTS,
             doubts=("split and firmware taken from a Genoa host", "clock is the EPYC 9754's, recalled"),
-            caches=_ZEN_4, turns_psp_accesses=True),
+            caches=_ZEN_4, signed_as="Genoa", turns_psp_accesses=True),
     Product("Siena", 0x00AA0F02, 64, 2_250_000_000, 6, 4_800_000_000, 3 * TIB // 2, 1006, 99, 51, 52, 6, _SNP,
             (1, 55, 40), True, _XEX_OR_XTS,
             doubts=("split and firmware taken from a Genoa host", "clock is the EPYC 8534P's, recalled"),
-            caches=_ZEN_4, turns_psp_accesses=True),
+            caches=_ZEN_4, signed_as="Genoa", turns_psp_accesses=True),
     Product("Turin", 0x00B00F21, 128, 2_700_000_000, 12, 6_000_000_000, 6 * TIB, 1006, 99, 51, 52, 6, _TIO,
             (1, 58, 1), True, _XEX_OR_XTS,
             doubts=("C-bit, reduction and split taken from Genoa", "CPUID signature unverified",

@@ -86,8 +86,7 @@ class RunningVcpus:
         before = self._areas.pop(who, None)
         if area is not None:
             self._areas[who] = area
-        rmp = self._rmp()
-        if rmp is None or before == area:
+        if before == area or (rmp := self._rmp()) is None:
             return
         if before is not None and before not in self._areas.values():
             rmp.checks.leave(before)

@@ -30,8 +30,14 @@ class VcpuState(StrEnum):
     SLEEPING = "sleeping"
     HELD = "held"
     """In the middle of a block, at an operation that faults in the nested tables: its hypervisor is to see to that."""
+    IN_RESET = "in reset"
+    """In the middle of a block, at an exit that comes back when another vCPU starts it."""
     PAUSED = "paused"
     STOPPED = "stopped"
+
+
+HALFWAY = (VcpuState.HELD, VcpuState.IN_RESET)
+"""States in the middle of a block, without a thread; what is left of its batch is in ``Vcpu.held``."""
 
 
 @dataclass(slots=True, eq=False)
@@ -51,7 +57,7 @@ class Vcpu:
     epoch: int = 0
     pause_wanted: bool = False
     held: tuple[tuple[GuestOperation, ...], tuple[Answer, ...]] = ((), ())
-    """While it is held: what is left of its batch, and the answers that it has so far."""
+    """While it is halfway: what is left of its batch, and the answers that it has so far."""
     called: bool = False
     """Its network card has had something since it last awoke from an ``Await``."""
     elapsed_ns: int = 0

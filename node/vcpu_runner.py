@@ -11,12 +11,12 @@ import contextlib
 from collections.abc import Callable
 
 from node import operations as op
-from node.batch_books import count_batch, mark_stores
+from node.batch_books import count_batch
+from node.batch_execution import execute_logged, up_to_a_fault
 from node.board import Board
 from node.clock import Clock
 from node.contention import Contention, PhaseAccount
 from node.cores import Cores
-from node.dirty_log import DirtyLog
 from node.disk_books import DiskBooks
 from node.event_delivery import Delivered
 from node.event_log import EventLog
@@ -29,9 +29,8 @@ from node.identity_cache import IdentityCache
 from node.phase_cost import MECHANISMS, Mechanism
 from node.program import Demand, Ending, Registers
 from node.tenant import NoBlock, Outcome
-from node.vcpu import AWAITING, HALTED, SLEEPING, Vcpu, VcpuState
+from node.vcpu import AWAITING, HALFWAY, HALTED, SLEEPING, Vcpu, VcpuState
 from node.vcpu_levels import charge_svsm, has_left, leave_level
-from node.vmcb import Vmcb
 from node.vmexit import ExitCode
 from node.vmsa import load_registers
 
@@ -99,7 +98,7 @@ class VcpuRunner:
         """Stop a VM's vCPUs at the end of their blocks; ``parked`` is called when the last has stopped."""
         guest.when_parked = parked
         for vcpu in guest.vcpus:
-            if vcpu.state in (VcpuState.BLOCK, VcpuState.HELD, VcpuState.WAITING):
+            if vcpu.state in (VcpuState.BLOCK, VcpuState.WAITING, *HALFWAY):
                 # One that waits for its start goes to its save area when the boot processor starts it.
                 vcpu.pause_wanted = True
             elif vcpu.state in (VcpuState.COMPUTING, VcpuState.SLEEPING):
@@ -113,7 +112,7 @@ class VcpuRunner:
         for vcpu in guest.vcpus:
             vcpu.pause_wanted = False
             # One in the middle of a block is past its last pause: it goes on with what it has.
-            if vcpu.state not in (VcpuState.BLOCK, VcpuState.HELD):
+            if vcpu.state not in (VcpuState.BLOCK, *HALFWAY):
                 for thread in vcpu.threads:
                     guest.software.rebuild(thread)
         for vcpu in guest.vcpus:
@@ -221,9 +220,15 @@ class VcpuRunner:
         return came in (Delivered.NOTHING, Delivered.TAKEN)
 
     def _try_again(self, vcpu: Vcpu) -> None:
-        """One that was held executes the operation that faulted once more, with what its save area holds."""
+        """One that was held executes the operation that faulted once more, with what its save area holds.
+
+        The exit of one that was held in reset has its answer now.
+        """
         self.load(vcpu)
         batch, answers = vcpu.held
+        if vcpu.state is VcpuState.IN_RESET:
+            vmcb = self._board.vmcb(vcpu.guest.spec.name, vcpu.index)
+            batch, answers = batch[1:], (*answers, self._board.leave_reset(vmcb, batch[0]))
         vcpu.state = VcpuState.BLOCK
         epoch = vcpu.epoch
 
@@ -260,7 +265,7 @@ class VcpuRunner:
                 self._park(vcpu)
                 self._tell_parked(guest)
             return
-        if vcpu.state is VcpuState.HELD:
+        if vcpu.state in HALFWAY:
             self._try_again(vcpu)
             return
         if guest.state is GuestState.PAUSED and vcpu.state in _NOT_YET:
@@ -326,17 +331,22 @@ class VcpuRunner:
             self._board.exit_work = []  # Of exits that nobody waited for: somebody else's hands on the board.
         held = False
         if self._board.traced and guest.spec.name in self._board.traced:
-            answers, held = self._up_to_a_fault(vmcb, batch)
+            answers, held = up_to_a_fault(self._board, vmcb, batch)
         elif guest.dirty_log is None:
             answers = self._board.execute_guest(vmcb, batch)
         else:
-            answers = self._execute_logged(guest.dirty_log, vmcb, batch)
+            answers = execute_logged(self._board, guest.dirty_log, self._clock.now_ns, vmcb, batch)
         if self._board.sent:
             self.sent()
         if count_batch(guest, batch[: len(answers)], answers):
             self._count_disk(guest, batch[: len(answers)], answers)
         if held:
             vcpu.state, vcpu.held = VcpuState.HELD, (batch[len(answers) :], before + answers)
+            return
+        if self._board.held_in_reset and (guest.spec.name, vcpu.index) in self._board.held_in_reset:
+            self._board.held_in_reset.remove((guest.spec.name, vcpu.index))
+            vcpu.state, vcpu.held = VcpuState.IN_RESET, (batch[len(answers) :], before + answers)
+            self._tell_parked(guest)
             return
         now_ns, chain = self._clock.now_ns, self._log.chain(guest.spec.name)
         chain.record(now_ns, HostEvent.BATCH, len(batch), vcpu.registers.r13, vcpu.index, spent)
@@ -358,22 +368,6 @@ class VcpuRunner:
             self._wait_for_exits(vcpu, after)
         else:
             self._resume_level(vcpu, after)
-
-    def _up_to_a_fault(
-        self, vmcb: Vmcb, batch: tuple[op.GuestOperation, ...]
-    ) -> tuple[tuple[op.Answer, ...], bool]:
-        """Execute a batch up to a nested fault; whether there was one, with which the vCPU is out."""
-        answers: tuple[op.Answer, ...] = ()
-        for one in batch:
-            some = self._board.execute_guest(vmcb, (one,))
-            fault = some[0]
-            if isinstance(fault, op.Fault) and fault.kind in _NESTED:
-                self._board.nested_exit(vmcb, fault)
-                return answers, True
-            answers += some
-            if has_left(self._board, vmcb):
-                break
-        return answers, False
 
     def _resume_level(self, vcpu: Vcpu, answers: tuple[op.Answer, ...] | None) -> None:
         """Go on with a vCPU's block, or where None with whatever is to run at its VMPL."""
@@ -408,19 +402,6 @@ class VcpuRunner:
                 self._resume_level(vcpu, answers)
 
         self._clock.after(spent, go_on)
-
-    def _execute_logged(
-        self, log: DirtyLog, vmcb: Vmcb, batch: tuple[op.GuestOperation, ...]
-    ) -> tuple[op.Answer, ...]:
-        """Execute, and note what is written; where a store by virtual address goes only the walk knows."""
-        now_ns, memory = self._clock.now_ns, self._board.virtual_memory
-        memory.stored = lambda gpa, length: log.mark(gpa, length, now_ns)
-        try:
-            answers = self._board.execute_guest(vmcb, batch)
-        finally:
-            memory.stored = None
-        mark_stores(log, batch[: len(answers)], answers, now_ns)
-        return answers
 
     def _end_block(self, vcpu: Vcpu, ending: Ending) -> bool:
         """Do what a block's end asks for; whether the vCPU now waits for something."""
@@ -586,9 +567,8 @@ class VcpuRunner:
                 books.note(one, answer, cost.disk_ns(one))
 
 
-_NESTED = frozenset({op.FaultKind.NESTED_PAGE_FAULT, op.FaultKind.RMP_FAULT})
 _NOT_YET = (VcpuState.WAITING, VcpuState.STOPPED)
-_AT_REST = (VcpuState.PAUSED, VcpuState.WAITING, VcpuState.STOPPED)
+_AT_REST = (VcpuState.PAUSED, VcpuState.WAITING, VcpuState.IN_RESET, VcpuState.STOPPED)
 
 
 _names = IdentityCache[tuple[Demand, ...], tuple[str, ...]](lambda demands: tuple(one.name for one in demands))

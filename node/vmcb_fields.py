@@ -15,10 +15,11 @@ VMCB_FIELDS: Mapping[str, tuple[int, int]] = {
     "EXITINFO1": (0x078, 8),
     "EXITINFO2": (0x080, 8),
     "EXITINTINFO": (0x088, 8),
+    "GHCB_GPA": (0x0A0, 8),
     "EVENTINJ": (0x0A8, 8),
     "ALLOWED_SEV_FEATURES": (0x138, 8),
 }
-"""Offset and width of each."""
+"""Offset and width of each. GHCB_GPA, the GHCB MSR, counts while a vCPU is held in reset; else exits carry it."""
 
 GUEST_INTERRUPT_MASK = 1 << 1
 """INTERRUPT_STATE: RFLAGS.IF of a guest whose RFLAGS is encrypted."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import struct
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 _INTEGERS = {1: "B", 2: "H", 4: "I", 8: "Q"}
@@ -26,6 +27,8 @@ class _Table(NamedTuple):
     names: tuple[str, ...]
     raw: tuple[tuple[str, int], ...]
     """Fields of raw bytes, and their widths."""
+    reserved: tuple[slice, ...]
+    """Bytes of no field."""
 
 
 _TABLES: dict[type, _Table] = {}
@@ -45,19 +48,24 @@ def _read_table(layout: type[ByteLayout]) -> _Table:
         (entry.name, entry.metadata["offset"], entry.metadata["width"], isinstance(entry.default, bytes))
         for entry in dataclasses.fields(layout)
     )
-    form, end = "<", 0
+    form, end, reserved = "<", 0, []
     for name, offset, width, raw in fields:
         if offset < end:
             raise ValueError(f"{layout.__name__}.{name}: expected an offset from {end:#x} on, got {offset:#x}")
+        if offset > end:
+            reserved.append(slice(end, offset))
         form += f"{offset - end}x" + (f"{width}s" if raw else _INTEGERS[width])
         end = offset + width
     if end > layout.SIZE:
         raise ValueError(f"{layout.__name__}: expected fields within {layout.SIZE:#x} bytes, got {end:#x}")
+    if end < layout.SIZE:
+        reserved.append(slice(end, layout.SIZE))
     return _Table(
         fields,
         struct.Struct(f"{form}{layout.SIZE - end}x"),
         tuple(name for name, *_ in fields),
         tuple((name, width) for name, _, width, raw in fields if raw),
+        tuple(reserved),
     )
 
 
@@ -78,6 +86,20 @@ class ByteLayout:
         if len(data) < cls.SIZE:
             raise ValueError(f"{cls.__name__}: expected {cls.SIZE} bytes, got {len(data)}")
         return _table(cls).form.unpack_from(data)
+
+    @classmethod
+    def reserved_is_zero(cls, data: bytes) -> bool:
+        """Whether nothing stands in a record's reserved bytes."""
+        return not any(data[part].strip(b"\0") for part in _table(cls).reserved)
+
+    @classmethod
+    def reserved_of_all_are_zero(cls, records: Sequence[bytes]) -> bool:
+        """The same for many records; False, too, if one has not exactly its bytes."""
+        whole = b"".join(records)
+        if len(whole) != cls.SIZE * len(records) or {*map(len, records)} != {cls.SIZE}:
+            return False
+        places = [at for part in _table(cls).reserved for at in range(part.start, part.stop)]
+        return not any(whole[at :: cls.SIZE].strip(b"\0") for at in places)
 
     @classmethod
     def packed(cls, *values: int | bytes) -> bytes:

@@ -58,6 +58,9 @@ SNP_SWAP_IN_PLACE = 1 << 3
 SNP_SWAP_ROOT_MDATA = 1 << 4
 """SWAP flag: the entry is the context's own."""
 SNP_SWAP_FLAGS = 0b11111
+_LAUNCH_UPDATE_FLAGS = 0b1_1111
+_LAUNCH_UPDATE_PERMISSIONS = 0x1F1F_1F00
+"""For each of VMPL 1 to 3: read, write, execute at both privileges, supervisor shadow stack."""
 MEASUREMENT_BYTES = 48
 """What LAUNCH_MEASURE writes: measurement (32) and nonce (16)."""
 
@@ -444,6 +447,11 @@ class SnpLaunchUpdate(ByteLayout):
     def vmpl_permissions(self) -> tuple[int, int, int]:
         """Permissions of VMPL 1, 2 and 3."""
         return self.permissions >> 8 & 0xFF, self.permissions >> 16 & 0xFF, self.permissions >> 24
+
+    @property
+    def is_well_formed(self) -> bool:
+        """Whether flags and permissions have only bits that mean something; VMPL0 has none to be set."""
+        return not (self.flags & ~_LAUNCH_UPDATE_FLAGS or self.permissions & ~_LAUNCH_UPDATE_PERMISSIONS)
 
     @property
     def imi(self) -> bool:

@@ -13,6 +13,7 @@ from enum import IntEnum
 from psp import command_buffers as buffers
 from psp.byte_layout import ByteLayout
 from psp.system_bus import PAGE_BYTES
+from psp.update_buffers import DownloadFirmware, SnpDownloadFirmwareEx
 
 
 class LegacyCommand(IntEnum):
@@ -167,6 +168,7 @@ COMMANDS: Mapping[int, CommandRow] = {
     LegacyCommand.RECEIVE_UPDATE_VMSA: CommandRow(buffers.SendUpdate, frozenset({_L.WORKING})),
     LegacyCommand.RECEIVE_FINISH: CommandRow(buffers.Handle, frozenset({_L.WORKING})),
     LegacyCommand.PLATFORM_RESET: CommandRow(None, frozenset({_L.UNINIT})),
+    LegacyCommand.DOWNLOAD_FIRMWARE: CommandRow(DownloadFirmware, frozenset({_L.UNINIT})),
     LegacyCommand.PEK_GEN: CommandRow(None, frozenset({_L.INIT})),
     LegacyCommand.PEK_CSR: CommandRow(buffers.Output, frozenset({_L.INIT}), writes_buffer=True),
     LegacyCommand.PEK_CERT_IMPORT: CommandRow(buffers.PekCertImport, frozenset({_L.INIT})),
@@ -189,6 +191,7 @@ COMMANDS: Mapping[int, CommandRow] = {
     SnpCommand.DBG_ENCRYPT: CommandRow(buffers.SnpDebug, _SNP_UP),
     SnpCommand.VERIFY_MITIGATION: CommandRow(buffers.SnpVerifyMitigation, _SNP_UP),
     SnpCommand.CONFIG: CommandRow(buffers.SnpConfig, _SNP_UP),
+    SnpCommand.DOWNLOAD_FIRMWARE_EX: CommandRow(SnpDownloadFirmwareEx, _ANY_SNP),
     SnpCommand.COMMIT: CommandRow(buffers.SnpCommit, _SNP_UP),
     SnpCommand.VLEK_LOAD: CommandRow(buffers.SnpVlekLoad, _SNP_UP),
     SnpCommand.SHUTDOWN: CommandRow(None, _SNP_UP),
@@ -202,9 +205,9 @@ COMMANDS: Mapping[int, CommandRow] = {
     **{
         command: CommandRow(None, _ANY_LEGACY, supported=False)
         for command in (
-            LegacyCommand.DOWNLOAD_FIRMWARE, LegacyCommand.RING_BUFFER, LegacyCommand.ACTIVATE_EX,
+            LegacyCommand.RING_BUFFER, LegacyCommand.ACTIVATE_EX,
             SnpCommand.GUEST_REQUEST, SnpCommand.ACTIVATE_EX, SnpCommand.PAGE_SET_STATE,
-            SnpCommand.DOWNLOAD_FIRMWARE_EX, SnpCommand.TIO_STATUS, SnpCommand.TIO_INIT, SnpCommand.TIO_DEV_CREATE,
+            SnpCommand.TIO_STATUS, SnpCommand.TIO_INIT, SnpCommand.TIO_DEV_CREATE,
             SnpCommand.TIO_DEV_RECLAIM, SnpCommand.TIO_DEV_CONNECT, SnpCommand.TIO_DEV_DISCONNECT,
         )
     },

@@ -19,6 +19,8 @@ PUBLIC_KEY_BYTES = 0x404
 SIGNATURE_BYTES = 512
 COORDINATE_BYTES = 48
 
+FIELD = 2**384 - 2**128 - 2**96 + 2**32 - 1
+"""The prime of P-384 (FIPS 186, D.2.4)."""
 _CURVE = ec.SECP384R1()
 _CURVE_ID = 2
 _FIELD_BYTES = 72
@@ -31,6 +33,11 @@ PublicKey = ec.EllipticCurvePublicKey
 @lru_cache(maxsize=64)
 def private_key(seed: bytes) -> PrivateKey:
     """The key of 56 random bytes."""
+    return made_key(seed)
+
+
+def made_key(seed: bytes) -> PrivateKey:
+    """The same, made anew: for who keeps it himself."""
     if len(seed) != SEED_BYTES:
         raise ValueError(f"seed: expected {SEED_BYTES} bytes, got {len(seed)}")
     return ec.derive_private_key(int.from_bytes(seed, "little") % (_ORDER - 1) + 1, _CURVE)
@@ -39,18 +46,33 @@ def private_key(seed: bytes) -> PrivateKey:
 def pack_public_key(key: PublicKey) -> bytes:
     """The field of a certificate: curve, X, Y, zeros."""
     numbers = key.public_numbers()
-    point = numbers.x.to_bytes(_FIELD_BYTES, "little") + numbers.y.to_bytes(_FIELD_BYTES, "little")
+    return pack_coordinates(numbers.x, numbers.y)
+
+
+def pack_coordinates(x: int, y: int) -> bytes:
+    """The field of any two coordinates, whether or not they are a point on the curve."""
+    point = x.to_bytes(_FIELD_BYTES, "little") + y.to_bytes(_FIELD_BYTES, "little")
     return (_CURVE_ID.to_bytes(4, "little") + point).ljust(PUBLIC_KEY_BYTES, b"\0")
 
 
-def parse_public_key(field: bytes) -> PublicKey:
-    """The key in a certificate's field. Raises ValueError for another curve, a point off the curve, other bytes."""
+def coordinates(field: bytes) -> tuple[int, int]:
+    """The two coordinates in a certificate's field. Raises ValueError for another curve or other bytes."""
     if int.from_bytes(field[:4], "little") != _CURVE_ID:
         raise ValueError("public key: expected curve P-384")
     end = 4 + 2 * _FIELD_BYTES
     if any(field[end:]):
         raise ValueError("public key: expected zeros behind the point")
-    x, y = (int.from_bytes(field[at : at + _FIELD_BYTES], "little") for at in (4, 4 + _FIELD_BYTES))
+    return (
+        int.from_bytes(field[4 : 4 + _FIELD_BYTES], "little"),
+        int.from_bytes(field[4 + _FIELD_BYTES : end], "little"),
+    )
+
+
+def parse_public_key(field: bytes) -> PublicKey:
+    """The key in a certificate's field. Raises ValueError for another curve, a point off the curve, other bytes."""
+    x, y = coordinates(field)
+    if x >= FIELD or y >= FIELD:  # A library may take them for what they are modulo the prime.
+        raise ValueError("public key: expected coordinates below the prime of P-384")
     try:
         return ec.EllipticCurvePublicNumbers(x, y, _CURVE).public_key()
     except ValueError:

@@ -1,26 +1,36 @@
 """The secure processor: a mailbox in front of two firmware interfaces.
 
 The order of checks of every command: known, built, platform state, buffer in
-memory, buffer writable where fields return, then the handler's own.
+memory, buffer writable where fields return, reserved bytes zero, then the handler's
+own. That reserved bytes are INVALID_PARAM is the laboratory's where no text says it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from psp import command_buffers as buffers
 from psp.asid_flush import AsidFlush
 from psp.asid_ranges import AsidRanges
-from psp.commands import COMMANDS, LegacyPlatformState, SnpCommand, is_snp
+from psp.chip_identity import VLEK_WRAPPING
+from psp.commands import COMMANDS, LegacyCommand, LegacyPlatformState, SnpCommand, is_snp
 from psp.firmware_pages import FirmwarePages
+from psp.firmware_update import FirmwareUpdate
 from psp.host_memory import HostMemory
+from psp.installed_firmware import FirmwareLevel, InstalledFirmware
 from psp.legacy import LegacyFirmware
 from psp.legacy_guest import ShortBuffer
 from psp.mailbox import Mailbox
+from psp.product_line import PRODUCT_LINES, ProductLine
 from psp.snp import SnpFirmware
 from psp.status import PspError, Status
 from psp.system_bus import SystemBus
+
+_GENOA = PRODUCT_LINES["Genoa"]
+_GENOAS = FirmwareLevel((1, 55, 40), 0x5417_0000_0000_000A)
+"""As a public report of a Genoa has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +47,11 @@ class SecurityProcessor:
     """One host's secure processor. ``octets`` gives random bytes for (purpose, counter, length)."""
 
     def __init__(
-        self, bus: SystemBus, octets: Callable[[str, int, int], bytes], api: tuple[int, int, int] = (1, 55, 40)
+        self,
+        bus: SystemBus,
+        octets: Callable[[str, int, int], bytes],
+        level: FirmwareLevel = _GENOAS,
+        line: ProductLine = _GENOA,
     ) -> None:
         self._octets = octets
         self._drawn: dict[str, int] = {}
@@ -45,19 +59,22 @@ class SecurityProcessor:
         self._legacy_memory = HostMemory(bus, pages, Status.INVALID_ADDRESS)
         self._snp_memory = HostMemory(bus, pages, Status.INVALID_PAGE_STATE)
         flush, ranges = AsidFlush(bus), AsidRanges(bus)
+        self.firmware = InstalledFirmware(level)
+        """What runs on it, for both interfaces."""
         self.asid_ranges = ranges
         """Which ASIDs it gives to guests of each kind, as SNP_INIT_EX has split them."""
-        self.legacy = LegacyFirmware(bus, self._legacy_memory, flush, ranges, self._random, api)
+        self.legacy = LegacyFirmware(bus, self._legacy_memory, flush, ranges, self._random, self.firmware, line)
         self.snp = SnpFirmware(
             bus,
             self._snp_memory,
             flush,
             ranges,
             self._random,
-            api,
-            lambda: self.legacy.state is not LegacyPlatformState.UNINIT,
-            lambda: self.legacy.keys.chip_key("sev-vlek-wrapping"),
+            self.firmware,
+            self._legacy_is_up,
+            lambda: self.legacy.keys.chip.symmetric_key(VLEK_WRAPPING),
         )
+        self._offer_updates(line)
         self.mailbox = Mailbox(self._execute)
 
     def submit(self, command: int, buffer_spa: int = 0) -> Status:
@@ -91,6 +108,17 @@ class SecurityProcessor:
         guest = self.legacy.guests[handle]
         return LaunchRecord(guest.digest.value, guest.policy, guest.asid, guest.state)
 
+    def _legacy_is_up(self) -> bool:
+        return self.legacy.state is not LegacyPlatformState.UNINIT
+
+    def _offer_updates(self, line: ProductLine) -> None:
+        """The commands that reach across both interfaces."""
+        update = FirmwareUpdate(
+            line, self.firmware, lambda: self.snp.state, self._legacy_is_up, self.snp.configuration.commit_firmware
+        )
+        self.legacy.handlers[LegacyCommand.DOWNLOAD_FIRMWARE] = partial(update.download, self._legacy_memory)
+        self.snp.handlers[SnpCommand.DOWNLOAD_FIRMWARE_EX] = partial(update.download_ex, self._snp_memory)
+
     def _random(self, purpose: str, length: int) -> bytes:
         count = self._drawn.get(purpose, 0)
         self._drawn[purpose] = count + 1
@@ -110,6 +138,8 @@ class SecurityProcessor:
             data = b"" if row.layout is None else memory.read(spa, row.layout.SIZE)
             if row.writes_buffer and row.layout is not None:
                 memory.check_writable(spa, row.layout.SIZE)
+            if row.layout is not None and not row.layout.reserved_is_zero(data):
+                return Status.INVALID_PARAM
             answer = interface.handlers[command](None if row.layout is None else row.layout.parse(data))
         except ShortBuffer as short:
             memory.write(spa, short.answer.pack(onto=data))

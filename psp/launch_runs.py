@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import takewhile
 
 from psp import command_buffers as buffers
 from psp.commands import SnpCommand
@@ -40,6 +41,10 @@ class LaunchRuns:
     def update(self, contents: Sequence[bytes]) -> int:
         """How many of the first commands were carried out, all with SUCCESS; those left come one by one."""
         gctx, *_ = buffers.SnpLaunchUpdate.values(contents[0])
+        if not buffers.SnpLaunchUpdate.reserved_of_all_are_zero(contents):
+            contents = list(takewhile(buffers.SnpLaunchUpdate.reserved_is_zero, contents))
+            if not contents:
+                return 0
         try:
             context = self._guests.in_state(gctx, SnpCommand.LAUNCH_UPDATE)
             asid = self._guests.active_asid(context)
@@ -59,7 +64,7 @@ class LaunchRuns:
     def _entry(self, first: buffers.SnpLaunchUpdate, count: int, asid: int) -> RmpEntry | None:
         """The first page's entry, if the run is one that every single command would take."""
         spa, length = first.address, count * PAGE_BYTES
-        if first.large or first.imi or first.page_type not in _ORDINARY or spa % PAGE_BYTES:
+        if first.large or first.imi or first.page_type not in _ORDINARY or spa % PAGE_BYTES or not first.is_well_formed:
             return None
         if not self._bus.rmp_covers(spa) or self._memory.pages.in_use(spa, length):
             return None

@@ -10,6 +10,7 @@ from psp.asid_ranges import AsidRanges
 from psp.byte_layout import ByteLayout
 from psp.commands import LegacyCommand, LegacyPlatformState
 from psp.host_memory import HostMemory
+from psp.installed_firmware import InstalledFirmware
 from psp.legacy_debug import LegacyDebug
 from psp.legacy_guest import LegacyGuest, guest_in_state
 from psp.legacy_keys import LegacyKeys
@@ -19,6 +20,7 @@ from psp.legacy_swap import LegacySwap
 from psp.nv_storage import NV_BYTES, CorruptNv, NvFile, restore
 from psp.platform_keys import PlatformKeys
 from psp.policy import LegacyPolicy
+from psp.product_line import ProductLine
 from psp.status import PspError, Status
 from psp.system_bus import LARGE_PAGE_BYTES, SystemBus
 
@@ -36,18 +38,19 @@ class LegacyFirmware:
         flush: AsidFlush,
         ranges: AsidRanges,
         random: Callable[[str, int], bytes],
-        api: tuple[int, int, int],
+        firmware: InstalledFirmware,
+        line: ProductLine,
     ) -> None:
         self.state = LegacyPlatformState.UNINIT
         self.guests: dict[int, LegacyGuest] = {}
-        self.keys = PlatformKeys(random, api[:2])
+        self.keys = PlatformKeys(random, firmware, line)
         self.es_enabled = False
         self._bus = bus
         self._memory = memory
-        self._api = api
+        self._firmware = firmware
         self._flush = flush
         self._ranges = ranges
-        self._launch = launch = LegacyLaunch(bus, memory, random, api, self.keys, self.guests)
+        self._launch = launch = LegacyLaunch(bus, memory, random, firmware, self.keys, self.guests)
         self._migration = migration = LegacyMigration(bus, memory, random, self.keys, self.guests, launch)
         self._nv = NvFile(memory, self.keys, random)
         keys, debug = LegacyKeys(memory, self.keys, self._nv), LegacyDebug(bus, memory, self.guests)
@@ -146,7 +149,7 @@ class LegacyFirmware:
         self.state = LegacyPlatformState.UNINIT
 
     def _platform_status(self, _: buffers.PlatformStatus) -> buffers.PlatformStatus:
-        major, minor, build = self._api
+        major, minor, build = self._firmware.current.version
         return buffers.PlatformStatus(
             api_major=major, api_minor=minor, state=self.state, owner=self.keys.externally_owned,
             config=build << 24 | self.es_enabled, guest_count=len(self.guests),

@@ -8,7 +8,7 @@ from psp import command_buffers as buffers
 from psp.host_memory import HostMemory
 from psp.legacy_guest import ShortBuffer
 from psp.nv_storage import NvFile
-from psp.platform_keys import CHIP_ID_BYTES, AlreadyOwned, PlatformKeys
+from psp.platform_keys import AlreadyOwned, PlatformKeys
 from psp.sev_certificate import CertificateError, SevCertificate
 from psp.status import PspError, Status
 
@@ -74,9 +74,9 @@ class LegacyKeys:
         return needed
 
     def get_id(self, out: buffers.Output) -> buffers.Output:
-        """GET_ID of a host with one socket, in the form of chips up to Genoa."""
-        needed = self._room(out, CHIP_ID_BYTES)
-        self._memory.write(out.address, self._keys.chip_id)
+        """GET_ID of a host with one socket."""
+        needed = self._room(out, self._keys.line.chip_id_bytes)
+        self._memory.write(out.address, self._keys.chip.chip_id)
         return needed
 
     def _room(self, out: buffers.Output, length: int) -> buffers.Output:

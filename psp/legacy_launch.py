@@ -14,6 +14,7 @@ from psp import command_buffers as buffers
 from psp import elliptic, sev_certificate
 from psp.commands import LegacyCommand
 from psp.host_memory import HostMemory
+from psp.installed_firmware import InstalledFirmware
 from psp.launch_digest import launch_measure
 from psp.legacy_guest import LegacyGuest, LegacyGuestState, ShortBuffer, guest_in_state
 from psp.platform_keys import PlatformKeys
@@ -35,14 +36,14 @@ class LegacyLaunch:
         bus: SystemBus,
         memory: HostMemory,
         random: Callable[[str, int], bytes],
-        api: tuple[int, int, int],
+        firmware: InstalledFirmware,
         keys: PlatformKeys,
         guests: dict[int, LegacyGuest],
     ) -> None:
         self._bus = bus
         self._memory = memory
         self._random = random
-        self._api = api
+        self._firmware = firmware
         self._keys = keys
         self._guests = guests
         self._last_handle = 0
@@ -57,7 +58,8 @@ class LegacyLaunch:
         """LAUNCH_START, and RECEIVE_START; without a DH certificate no owner can verify anything later."""
         if start.handle:
             self._refuse_sharing(start)
-        facts = PlatformFacts(self._api[:2], self._bus.core_configuration().smt_enabled, es_enabled=es_enabled)
+        api, smt = self._firmware.current.version[:2], self._bus.core_configuration().smt_enabled
+        facts = PlatformFacts(api, smt, es_enabled=es_enabled)
         check_legacy_policy(start.policy, facts)
         if len(self._guests) >= self._bus.max_asid:
             raise PspError(Status.RESOURCE_LIMIT)
@@ -85,11 +87,12 @@ class LegacyLaunch:
         certificate = self._memory.read(start.dh_certificate_address, SevCertificate.SIZE)
         session = Session.parse(self._memory.read(start.session_address, Session.SIZE))
         try:
-            theirs = sev_certificate.public_key(sev_certificate.parse(certificate, KeyUsage.PDH))
+            theirs = sev_certificate.parse(certificate, KeyUsage.PDH, checks_point=self._keys.checks_points)
+            z = self._keys.agreed(theirs)
         except CertificateError:
             raise PspError(Status.INVALID_CERTIFICATE) from None
         try:
-            return open_session(elliptic.shared_secret(self._keys.pdh_key, theirs), start.policy, session)
+            return open_session(z, start.policy, session)
         except SessionError:
             raise PspError(Status.BAD_MEASUREMENT) from None
 
@@ -133,7 +136,8 @@ class LegacyLaunch:
             raise ShortBuffer(needed)
         self._memory.check_writable(measure.address, buffers.MEASUREMENT_BYTES)
         nonce = self._random("measurement nonce", NONCE_BYTES)
-        guest.measure = launch_measure(guest.transport.tik, self._api, guest.policy, guest.digest.value, nonce)
+        api = self._firmware.current.version
+        guest.measure = launch_measure(guest.transport.tik, api, guest.policy, guest.digest.value, nonce)
         self._memory.write(measure.address, guest.measure + nonce)
         guest.state = LegacyGuestState.LSECRET
         return needed
@@ -156,7 +160,8 @@ class LegacyLaunch:
             # The compression is not published.
             raise PspError(Status.INVALID_PARAM if header.flags & ~COMPRESSED else Status.UNSUPPORTED)
         keys = guest.transport
-        mac = secret_mac(keys.tik, header, secret.guest_length, ciphertext, guest.measure, self._api[:2])
+        api = self._firmware.current.version[:2]
+        mac = secret_mac(keys.tik, header, secret.guest_length, ciphertext, guest.measure, api)
         if not hmac.compare_digest(mac, header.mac):
             raise PspError(Status.BAD_MEASUREMENT)
         self._bus.write_guest(secret.guest_address, counter_mode(keys.tek, header.iv, ciphertext), guest.asid)

@@ -13,7 +13,7 @@ import hmac
 from collections.abc import Callable
 from dataclasses import replace
 
-from psp import amd_certificate, elliptic, sev_certificate, sev_chain
+from psp import amd_certificate, sev_chain
 from psp import command_buffers as buffers
 from psp.amd_certificate import AmdCertificate
 from psp.commands import LegacyCommand
@@ -77,13 +77,12 @@ class LegacyMigration:
             amd = self._memory.read(start.amd_address, start.amd_length)
         self._memory.check_writable(start.session_address, Session.SIZE)
         try:
-            target = PlatformChain.parse(pdh, chain)
+            target = PlatformChain.parse(pdh, chain, checks_point=self._keys.checks_points)
             self._check_target(guest.policy, target, amd)
-            theirs = sev_certificate.public_key(target.pdh)
+            z = self._keys.agreed(target.pdh)
         except CertificateError:
             raise PspError(Status.INVALID_CERTIFICATE) from None
         keys = TransportKeys(self._random("TEK", KEY_BYTES), self._random("TIK", KEY_BYTES))
-        z = elliptic.shared_secret(self._keys.pdh_key, theirs)
         nonce, iv = self._random("session nonce", NONCE_BYTES), self._random("wrap IV", NONCE_BYTES)
         self._memory.write(start.session_address, seal(z, guest.policy, keys, nonce, iv).pack())
         guest.transport = keys
@@ -100,8 +99,9 @@ class LegacyMigration:
                 raise CertificateError("ARK certificate: expected this firmware's root")
             sev_chain.check_chain(target, ark, ask)
         lowest = (policy >> 16 & 0xFF, policy >> 24 & 0xFF)
-        other_owner = target.oca.public_key != self._keys.oca.public_key
-        if (target.pek.api_major, target.pek.api_minor) < lowest or (policy & LegacyPolicy.DOMAIN and other_owner):
+        if (target.pek.api_major, target.pek.api_minor) < lowest:
+            raise PspError(Status.POLICY_FAILURE)
+        if policy & LegacyPolicy.DOMAIN and target.oca.public_key != self._keys.oca.public_key:
             raise PspError(Status.POLICY_FAILURE)
 
     def send_update_data(self, update: buffers.SendUpdate) -> buffers.SendUpdate:

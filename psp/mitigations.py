@@ -16,6 +16,7 @@ from typing import ClassVar
 from psp import command_buffers as buffers
 from psp.byte_layout import ByteLayout, at
 from psp.host_memory import HostMemory
+from psp.installed_firmware import InstalledFirmware
 from psp.status import PspError, Status
 
 FIRST_API = (1, 58)
@@ -60,10 +61,15 @@ class Mitigations:
 class MitigationCommand:
     """The handler. Status of a bad request and the order of checks are the laboratory's."""
 
-    def __init__(self, memory: HostMemory, api: tuple[int, int, int]) -> None:
+    def __init__(self, memory: HostMemory, firmware: InstalledFirmware) -> None:
         self.mitigations = Mitigations()
-        self.offered = api[:2] >= FIRST_API
+        self._firmware = firmware
         self._memory = memory
+
+    @property
+    def offered(self) -> bool:
+        """Whether firmware that runs has the command."""
+        return self._firmware.current.version[:2] >= FIRST_API
 
     def verify_mitigation(self, asked: buffers.SnpVerifyMitigation) -> None:
         """SNP_VERIFY_MITIGATION. A source of further data, which some mitigation may want, is UNSUPPORTED."""

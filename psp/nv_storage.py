@@ -1,8 +1,8 @@
 """The file that INIT_EX keeps a platform's persistent data in, instead of the machine's flash (SEV API, INIT_EX).
 
-Which bytes real firmware writes is not published. Here: a format number, a nonce, and OCA, PEK and PDH with an
-owner's certificates under AES-256-GCM with a key of the chip, so that no other chip reads them and nobody
-changes them. An older file of the same chip is as good as the newest.
+Which bytes real firmware writes is not published. Here: a format number, a nonce, and OCA, PEK and PDH with the
+interfaces that made them and an owner's certificates under AES-256-GCM with a key of the chip, so that no other
+chip reads them and nobody changes them. An older file of the same chip is as good as the newest.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from psp.platform_keys import PlatformKeys
 from psp.sev_certificate import SevCertificate
 
 NV_BYTES = 0x8000
-_FORMAT = b"sevfleet NV 1\0\0\0"
+_FORMAT = b"sevfleet NV 2\0\0\0"
 _KEY_LABEL = "sev-nv-storage"
 _NONCE_BYTES = 12
 _TAG_BYTES = 16
 _OWNER_BYTES = 2 * SevCertificate.SIZE
-_BODY_BYTES = 3 * elliptic.SEED_BYTES + 1 + _OWNER_BYTES
+_API_BYTES = 4
+_BODY_BYTES = 3 * elliptic.SEED_BYTES + _API_BYTES + 1 + _OWNER_BYTES
 _EMPTY = (bytes(NV_BYTES), b"\xff" * NV_BYTES)
 """What a driver hands in that has no file yet."""
 
@@ -34,8 +35,10 @@ class CorruptNv(ValueError):
 
 def packed(keys: PlatformKeys, nonce: bytes) -> bytes:
     """The file with a platform's persistent data."""
-    body = keys.oca_seed + keys.pek_seed + keys.pdh_seed + bytes([keys.externally_owned])
-    sealed = AESGCM(keys.chip_key(_KEY_LABEL)).encrypt(nonce, body + keys.owner.ljust(_OWNER_BYTES, b"\0"), _FORMAT)
+    apis = bytes([*keys.pek_api, *keys.pdh_api])
+    body = keys.oca_seed + keys.pek_seed + keys.pdh_seed + apis + bytes([keys.externally_owned])
+    cipher = AESGCM(keys.chip.symmetric_key(_KEY_LABEL))
+    sealed = cipher.encrypt(nonce, body + keys.owner.ljust(_OWNER_BYTES, b"\0"), _FORMAT)
     return (_FORMAT + nonce + sealed).ljust(NV_BYTES, b"\xff")
 
 
@@ -48,12 +51,14 @@ def restore(keys: PlatformKeys, data: bytes) -> bool:
     if data[:head] != _FORMAT:
         raise CorruptNv
     try:
-        body = AESGCM(keys.chip_key(_KEY_LABEL)).decrypt(nonce, sealed, _FORMAT)
+        body = AESGCM(keys.chip.symmetric_key(_KEY_LABEL)).decrypt(nonce, sealed, _FORMAT)
     except InvalidTag:
         raise CorruptNv from None
     size = elliptic.SEED_BYTES
     keys.oca_seed, keys.pek_seed, keys.pdh_seed = (body[at : at + size] for at in range(0, 3 * size, size))
-    keys.owner = body[3 * size + 1 :] if body[3 * size] else b""
+    apis, owned = body[3 * size :][:_API_BYTES], body[3 * size + _API_BYTES :]
+    keys.pek_api, keys.pdh_api = (apis[0], apis[1]), (apis[2], apis[3])
+    keys.owner = owned[1:] if owned[0] else b""
     return True
 
 

@@ -1,27 +1,25 @@
 """A platform's own keys: the chip's, which nothing changes, and those of its firmware and its owner.
 
-CEK and chip ID come from the chip's fuses. OCA, PEK and PDH are the firmware's
+What comes from the chip's fuses is in :mod:`psp.chip_identity`. OCA, PEK and PDH are the firmware's
 persistent data; they outlive SHUTDOWN and go with PLATFORM_RESET. Seeds are
 drawn when a command says so, keys and certificates made of them when somebody
-asks (SEV API, chapters 2 and 5; key derivation: published research on Zen 2 and 3).
+asks (SEV API, chapters 2 and 5).
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from psp import elliptic, sev_certificate
-from psp.key_derivation import derive
+from psp.chip_identity import FUSE_BYTES, ChipIdentity
+from psp.installed_firmware import InstalledFirmware
+from psp.product_line import PRODUCT_LINES, ProductLine
 from psp.sev_certificate import CertificateError, KeyUsage, SevCertificate
 from psp.sev_chain import PlatformChain
+from psp.unchecked_point import unchecked_secret
 
-FUSE_BYTES = 32
-CHIP_ID_BYTES = 64
-_SECP256K1_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+_GENOA = PRODUCT_LINES["Genoa"]
 
 
 class AlreadyOwned(Exception):
@@ -30,17 +28,29 @@ class AlreadyOwned(Exception):
 
 @dataclass(slots=True)
 class PlatformKeys:
-    """The keys of one platform. ``random`` gives bytes for (purpose, length), ``api`` goes into certificates."""
+    """The keys of one platform. ``random`` gives bytes for (purpose, length).
+
+    Certificates carry the interface (major, minor) of the firmware that made their key, which a later one
+    does not change: an owner has signed it.
+    """
 
     random: Callable[[str, int], bytes] = field(repr=False)
-    api: tuple[int, int]
-    fuses: bytes = field(default=b"", repr=False)
-    """Empty until somebody looks: nothing else ever draws them."""
+    firmware: InstalledFirmware
+    line: ProductLine = _GENOA
+    checks_points: bool = True
+    """Whether who agrees on a key with the PDH must bring a point of its curve."""
+    chip: ChipIdentity = field(init=False)
     oca_seed: bytes = field(default=b"", repr=False)
     pek_seed: bytes = field(default=b"", repr=False)
     pdh_seed: bytes = field(default=b"", repr=False)
+    pek_api: tuple[int, int] = (0, 0)
+    pdh_api: tuple[int, int] = (0, 0)
     owner: bytes = b""
     """Certificates of an external owner: its PEK, then its OCA."""
+
+    def __post_init__(self) -> None:
+        # Nothing else ever draws the fuses, so when that happens is of no matter.
+        self.chip = ChipIdentity(self.line, lambda: self.random("chip fuses", FUSE_BYTES))
 
     # What commands do.
 
@@ -53,12 +63,14 @@ class PlatformKeys:
         """PEK_GEN: a new PEK and a new PDH, and the platform owns itself."""
         self.oca_seed = self.random("OCA", elliptic.SEED_BYTES)
         self.pek_seed = self.random("PEK", elliptic.SEED_BYTES)
+        self.pek_api = self._api
         self.owner = b""
         self.generate_pdh()
 
     def generate_pdh(self) -> None:
         """PDH_GEN."""
         self.pdh_seed = self.random("PDH", elliptic.SEED_BYTES)
+        self.pdh_api = self._api
 
     def forget(self) -> None:
         """PLATFORM_RESET."""
@@ -78,6 +90,11 @@ class PlatformKeys:
     # What others see.
 
     @property
+    def _api(self) -> tuple[int, int]:
+        major, minor, _ = self.firmware.current.version
+        return major, minor
+
+    @property
     def externally_owned(self) -> bool:
         """Whether an owner's OCA stands behind the PEK."""
         return bool(self.owner)
@@ -87,32 +104,32 @@ class PlatformKeys:
         """What sessions are agreed with."""
         return elliptic.private_key(self.pdh_seed)
 
+    def agreed(self, theirs: SevCertificate) -> bytes:
+        """Z of the PDH and a key that was parsed as this firmware does. Raises CertificateError."""
+        if self.checks_points:
+            return elliptic.shared_secret(self.pdh_key, sev_certificate.public_key(theirs))
+        x, y = sev_certificate.coordinates(theirs)
+        return unchecked_secret(self.pdh_key.private_numbers().private_value, x, y)
+
     @property
     def pek_key(self) -> elliptic.PrivateKey:
         """What attestation reports are signed with."""
         return elliptic.private_key(self.pek_seed)
 
-    @property
-    def chip_id(self) -> bytes:
-        """The point on secp256k1 that belongs to the fuses, X then Y, big-endian; every chip up to Genoa has one."""
-        secret = int.from_bytes(self._fuses(), "big") % (_SECP256K1_ORDER - 1) + 1
-        point = ec.derive_private_key(secret, ec.SECP256K1()).public_key().public_numbers()
-        return point.x.to_bytes(32, "big") + point.y.to_bytes(32, "big")
-
     def pek_request(self) -> SevCertificate:
         """PEK_CSR: the PEK before anybody signed it."""
-        return sev_certificate.unsigned(self.pek_key.public_key(), KeyUsage.PEK, self.api)
+        return sev_certificate.unsigned(self.pek_key.public_key(), KeyUsage.PEK, self.pek_api)
 
     def chain(self) -> PlatformChain:
         """PDH_CERT_EXPORT. The CEK carries no signature: AMD's comes from the key distribution service."""
-        cek_key = self._cek_key()
+        cek_key = self.chip.cek_key()
         oca, pek = self._owner_certificates()
-        pdh = sev_certificate.unsigned(self.pdh_key.public_key(), KeyUsage.PDH, self.api)
+        pdh = sev_certificate.unsigned(self.pdh_key.public_key(), KeyUsage.PDH, self.pdh_api)
         return PlatformChain(
             pdh=sev_certificate.sign(pdh, self.pek_key, KeyUsage.PEK),
             pek=sev_certificate.sign(pek, cek_key, KeyUsage.CEK),
             oca=oca,
-            cek=sev_certificate.unsigned(cek_key.public_key(), KeyUsage.CEK, self.api),
+            cek=sev_certificate.unsigned(cek_key.public_key(), KeyUsage.CEK, self._api),
         )
 
     @property
@@ -133,20 +150,8 @@ class PlatformKeys:
             )
             return SevCertificate.parse(self.owner[size:]), pek
         key = elliptic.private_key(self.oca_seed)
-        oca = sev_certificate.unsigned(key.public_key(), KeyUsage.OCA, self.api)
+        oca = sev_certificate.unsigned(key.public_key(), KeyUsage.OCA, self.pek_api)
         return (
             sev_certificate.sign(oca, key, KeyUsage.OCA),
             sev_certificate.sign(self.pek_request(), key, KeyUsage.OCA),
         )
-
-    def chip_key(self, label: str) -> bytes:
-        """A key of the chip's own for AES-256; how real ones are made is not published."""
-        return derive(hashlib.sha256(self._fuses()).digest(), label, b"", 32)
-
-    def _cek_key(self) -> elliptic.PrivateKey:
-        secret = hashlib.sha256(self._fuses()).digest()
-        return elliptic.private_key(derive(secret, "sev-chip-endorsement-key", b"", elliptic.SEED_BYTES))
-
-    def _fuses(self) -> bytes:
-        self.fuses = self.fuses or self.random("chip fuses", FUSE_BYTES)
-        return self.fuses

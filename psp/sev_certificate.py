@@ -123,8 +123,11 @@ def sign(certificate: SevCertificate, key: elliptic.PrivateKey, usage: KeyUsage)
     return replace(certificate, second_usage=usage, second_algorithm=algorithm, second_signature=signature)
 
 
-def parse(data: bytes, usage: KeyUsage) -> SevCertificate:
-    """A certificate of a P-384 key for a usage. Raises CertificateError for anything else, length included."""
+def parse(data: bytes, usage: KeyUsage, *, checks_point: bool = True) -> SevCertificate:
+    """A certificate of a P-384 key for a usage. Raises CertificateError for anything else, length included.
+
+    Without ``checks_point`` its coordinates need be no point of the curve.
+    """
     if len(data) != SevCertificate.SIZE:
         raise CertificateError(f"{usage.name} certificate: expected {SevCertificate.SIZE} bytes, got {len(data)}")
     certificate = SevCertificate.parse(data)
@@ -137,8 +140,19 @@ def parse(data: bytes, usage: KeyUsage) -> SevCertificate:
         raise CertificateError(
             f"{usage.name} certificate: expected algorithm {expected}, got {certificate.algorithm:#x}"
         )
-    public_key(certificate)
+    if checks_point:
+        public_key(certificate)
+    else:
+        coordinates(certificate)
     return certificate
+
+
+def coordinates(certificate: SevCertificate) -> tuple[int, int]:
+    """The coordinates of a certificate's key, on the curve or not. Raises CertificateError if there are none."""
+    try:
+        return elliptic.coordinates(certificate.public_key)
+    except ValueError as error:
+        raise CertificateError(f"{certificate.name} certificate: {error}") from None
 
 
 def public_key(certificate: SevCertificate) -> elliptic.PublicKey:

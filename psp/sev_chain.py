@@ -26,14 +26,14 @@ class PlatformChain:
         return self.pek.pack() + self.oca.pack() + self.cek.pack()
 
     @classmethod
-    def parse(cls, pdh: bytes, chain: bytes) -> PlatformChain:
-        """From the two buffers of the export. Raises CertificateError."""
+    def parse(cls, pdh: bytes, chain: bytes, *, checks_point: bool = True) -> PlatformChain:
+        """From the two buffers of the export; ``checks_point`` is the PDH's. Raises CertificateError."""
         size = SevCertificate.SIZE
         if len(chain) != 3 * size:
             raise sev_certificate.CertificateError(f"chain: expected {3 * size} bytes, got {len(chain)}")
         pek, oca, cek = (chain[at : at + size] for at in range(0, 3 * size, size))
         return cls(
-            sev_certificate.parse(pdh, KeyUsage.PDH),
+            sev_certificate.parse(pdh, KeyUsage.PDH, checks_point=checks_point),
             sev_certificate.parse(pek, KeyUsage.PEK),
             sev_certificate.parse(oca, KeyUsage.OCA),
             sev_certificate.parse(cek, KeyUsage.CEK),

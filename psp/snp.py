@@ -13,6 +13,7 @@ from psp.commands import SnpCommand, SnpPlatformState
 from psp.firmware_pages import Ranges
 from psp.fixed_ranges import fixed_ranges
 from psp.host_memory import HostMemory
+from psp.installed_firmware import InstalledFirmware
 from psp.launch_runs import LaunchRuns
 from psp.mitigations import MitigationCommand
 from psp.page_swap import PageSwap
@@ -36,7 +37,7 @@ class SnpFirmware:
         flush: AsidFlush,
         ranges: AsidRanges,
         random: Callable[[str, int], bytes],
-        api: tuple[int, int, int],
+        firmware: InstalledFirmware,
         legacy_is_up: Callable[[], bool],
         chip_key: Callable[[], bytes],
     ) -> None:
@@ -44,7 +45,7 @@ class SnpFirmware:
         self.alias_check = AliasCheck.NOT_DONE
         self._bus = bus
         self._memory = memory
-        self._api = api
+        self._firmware = firmware
         self._legacy_is_up = legacy_is_up
         self._flush = flush
         self._ranges = ranges
@@ -54,12 +55,12 @@ class SnpFirmware:
         self._fixed: Ranges = ()
         """HV-Fixed memory, until shutdown."""
         self.guests = guests = SnpGuests(bus, memory, flush, ranges, random)
-        launch = SnpLaunch(bus, memory, guests, ranges, random, api)
+        launch = SnpLaunch(bus, memory, guests, ranges, random, firmware)
         self.launch_runs = LaunchRuns(bus, memory, guests)
         debug, pages = SnpDebugging(bus, memory, guests), SnpPages(bus, memory.pages)
         swap = PageSwap(bus, memory, guests)
-        self.configuration = SnpConfiguration(memory, chip_key)
-        self._mitigation = mitigation = MitigationCommand(memory, api)
+        self.configuration = SnpConfiguration(memory, chip_key, firmware)
+        self._mitigation = mitigation = MitigationCommand(memory, firmware)
         self.mitigations = mitigation.mitigations
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             # INIT, of before ABI 1.52, has no buffer and always initialises the RMP.
@@ -169,7 +170,8 @@ class SnpFirmware:
 
     def _platform_status(self, where: buffers.SnpAddress) -> None:
         self._memory.check_writable(where.address, buffers.SnpPlatformStatus.SIZE)
-        major, minor, build = self._api
+        firmware = self._firmware
+        major, minor, build = firmware.current.version
         flags = self._rmp_initialised | (self.alias_check is AliasCheck.COMPLETE) << 1
         configuration = self.configuration
         policy_flags = buffers.SNP_STATUS_FEATURE_INFO | configuration.flags
@@ -182,7 +184,7 @@ class SnpFirmware:
         status = buffers.SnpPlatformStatus(
             api_major=major, api_minor=minor, state=self.state, flags=flags,
             build=build, policy_flags=policy_flags, guest_count=len(self.guests.pages.spas),
-            current_tcb=configuration.current_tcb, reported_tcb=configuration.reported_tcb,
+            current_tcb=firmware.current.tcb, reported_tcb=firmware.reported_tcb,
         )  # fmt: skip
         self._memory.write(where.address, status.pack())
 

@@ -1,8 +1,7 @@
 """SNP_CONFIG, SNP_COMMIT and SNP_VLEK_LOAD: what a host decides about reports (SEV-SNP firmware ABI).
 
-A TCB version is eight bytes, each the security version of one component or zero; which is
-which differs by product, so they are compared byte by byte. Whether a configuration
-outlives SNP_SHUTDOWN is not published: here it does, as a VLEK does.
+What they decide on is in :mod:`psp.installed_firmware`. Whether a configuration outlives SNP_SHUTDOWN is not
+published: here it does, as a VLEK does.
 """
 
 from __future__ import annotations
@@ -17,9 +16,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from psp import command_buffers as buffers
 from psp.byte_layout import ByteLayout, at
 from psp.host_memory import HostMemory
+from psp.installed_firmware import InstalledFirmware, tcb_at_most
 from psp.status import PspError, Status
+from psp.tcb_version import TCB_BYTES
 
-TCB_BYTES = 8
 HASHSTICK_BYTES = 384
 """48 bytes for each of eight components."""
 _TAG_BYTES = 16
@@ -43,23 +43,14 @@ def wrap_hashstick(chip_key: bytes, hashstick: bytes, tcb: int, iv: bytes) -> by
     return WrappedHashstick(iv, sealed[:-_TAG_BYTES], tcb, sealed[-_TAG_BYTES:]).pack()
 
 
-def tcb_at_most(tcb: int, limit: int) -> bool:
-    """Whether no component of a TCB version is above another's."""
-    return all(a <= b for a, b in zip(*(one.to_bytes(TCB_BYTES, "little") for one in (tcb, limit)), strict=True))
-
-
 class SnpConfiguration:
     """Handlers of the three commands, and what they decide. ``chip_key`` is made when a VLEK comes."""
 
-    def __init__(self, memory: HostMemory, chip_key: Callable[[], bytes]) -> None:
-        self.current_tcb = 0
-        """Of the firmware that runs."""
-        self.committed_tcb = 0
-        """Below this the platform never goes again."""
-        self.reported_tcb = 0
+    def __init__(self, memory: HostMemory, chip_key: Callable[[], bytes], firmware: InstalledFirmware) -> None:
         self.flags = 0
         self.vlek = b""
         """The hashstick; empty without one."""
+        self.firmware = firmware
         self._memory = memory
         self._chip_key = chip_key
 
@@ -67,15 +58,27 @@ class SnpConfiguration:
         """SNP_CONFIG."""
         if config.flags & ~_KNOWN_FLAGS or config.reserved.strip(b"\0"):
             raise PspError(Status.INVALID_PARAM)
-        if not tcb_at_most(config.reported_tcb, self.committed_tcb):
-            raise PspError(Status.INVALID_PARAM)
-        self.reported_tcb, self.flags = config.reported_tcb, config.flags
+        try:
+            changed = self.firmware.report(config.reported_tcb)
+        except ValueError:
+            raise PspError(Status.INVALID_PARAM) from None
+        self.flags = config.flags
+        self._forget_vlek(changed=changed)
 
     def commit(self, commit: buffers.SnpCommit) -> None:
         """SNP_COMMIT."""
         if commit.length != buffers.SnpCommit.SIZE:
             raise PspError(Status.INVALID_LENGTH)
-        self.committed_tcb = self.current_tcb
+        self.commit_firmware()
+
+    def commit_firmware(self) -> None:
+        """Make what runs the least that may ever run again, and report it."""
+        self._forget_vlek(changed=self.firmware.commit())
+
+    def _forget_vlek(self, *, changed: bool) -> None:
+        """A VLEK goes with the TCB version that was reported when it came (virtee/sev on SNP_COMMIT)."""
+        if changed:
+            self.vlek = b""
 
     def vlek_load(self, load: buffers.SnpVlekLoad) -> None:
         """SNP_VLEK_LOAD. A hashstick of another chip, of a TCB that the firmware has not, or damaged is INVALID_KEY."""
@@ -89,6 +92,6 @@ class SnpConfiguration:
             hashstick = AESGCM(self._chip_key()).decrypt(wrapped.iv, wrapped.wrapped + wrapped.tag, bound)
         except InvalidTag:
             raise PspError(Status.INVALID_KEY) from None
-        if not tcb_at_most(wrapped.tcb, self.current_tcb):
+        if not tcb_at_most(wrapped.tcb, self.firmware.current.tcb):
             raise PspError(Status.INVALID_KEY)
         self.vlek = hashstick

@@ -20,6 +20,7 @@ from psp.guest_context import (
 )
 from psp.host_memory import HostMemory
 from psp.id_block import IdAuth, IdBlock, checked_identity
+from psp.installed_firmware import InstalledFirmware
 from psp.launch_digest import LaunchDigest, PageType
 from psp.launch_pages import LAUNCH_PAGES
 from psp.page_state import PageState, page_state
@@ -43,14 +44,14 @@ class SnpLaunch:
         guests: SnpGuests,
         ranges: AsidRanges,
         random: Callable[[str, int], bytes],
-        api: tuple[int, int, int],
+        firmware: InstalledFirmware,
     ) -> None:
         self._bus = bus
         self._memory = memory
         self._guests = guests
         self._ranges = ranges
         self._random = random
-        self._api = api
+        self._firmware = firmware
 
     def start(self, start: buffers.SnpLaunchStart) -> None:
         """SNP_LAUNCH_START."""
@@ -59,7 +60,8 @@ class SnpLaunch:
             raise PspError(Status.UNSUPPORTED)
         smt, hidden = self._bus.core_configuration().smt_enabled, bool(self._ranges.max_snp_asid)
         aes_256_xts = self._bus.memory_key_bytes == MEMORY_KEY_BYTES
-        check_snp_policy(start.policy, PlatformFacts(self._api[:2], smt, hidden, aes_256_xts))
+        api = self._firmware.current.version[:2]
+        check_snp_policy(start.policy, PlatformFacts(api, smt, hidden, aes_256_xts))
         started = replace(
             context,
             policy=start.policy,
@@ -69,6 +71,7 @@ class SnpLaunch:
             oek=self._random("OEK", OEK_BYTES),
             report_id=self._random("report id", REPORT_ID_BYTES),
             report_id_ma=NO_MIGRATION_AGENT,
+            launch_tcb=self._firmware.launch_tcb,
             state=SnpGuestState.LAUNCH,
         )
         self._guests.pages.write(start.gctx, started)
@@ -86,7 +89,7 @@ class SnpLaunch:
             # Sizes must agree; whether real firmware takes 2 MiB, and how it measures them, is not known.
             raise PspError(Status.INVALID_PAGE_SIZE)
         kind = LAUNCH_PAGES.get(update.page_type)
-        if kind is None or update.imi:
+        if kind is None or update.imi or not update.is_well_formed:
             # No guest is launched with IMI_EN, so none has pages of an initial migration image.
             raise PspError(Status.INVALID_PARAM)
         page = self._bus.read(update.address, PAGE_BYTES)

@@ -22,7 +22,7 @@ _ROUNDS = 5
 
 
 def run() -> Iterator[Figure]:
-    """Trusted writes of 64 MiB in packets of 256 bytes, eight under a MAC, against the cipher alone on those records."""
+    """Trusted writes of 64 MiB in packets of 256 bytes, eight under a MAC, against the cipher alone on such records."""
     data = CounterRandom(1).octets("bench", "packets", 0, MOVED_BYTES)
     sender, receiver = stream_ends()
     bare, moved = [], []

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import get_args
 
 from cluster.laboratory.outside import Outside
+from cluster.laboratory.one_instruction import step
 from cluster.oracle.transcript import Transcript
 from node import operations as op
 from node.actor import HYPERVISOR, Actor, Role
@@ -18,6 +19,7 @@ from workloads.attacks.dimm_operations import DimmDump, DimmGround, DimmPoke, Di
 from workloads.attacks.elsewhere import Elsewhere, LeftBehind
 from workloads.attacks.hypervisor_books import TellDr7
 from workloads.attacks.owner_operations import OwnerOperation
+from workloads.attacks.single_step import Step
 from workloads.attacks.target import AttackBatch
 
 _NETWORK = "network"
@@ -30,6 +32,8 @@ _NOTEBOOK = "notebook"
 """No hand either: where an attacker writes down what it has learnt."""
 _BOOKS = "books"
 """The hypervisor's own: no chip takes part."""
+_CORE = "core"
+"""A core that executes what the hypervisor entered; the answer is the hypervisor's."""
 _GUEST = frozenset(get_args(op.GuestOperation))
 _OF_NETWORK, _OF_CHIP = frozenset(get_args(OwnerOperation)), frozenset(get_args(ChipOperation))
 _DIMM: Mapping[type, Callable[..., Answer]] = {
@@ -74,6 +78,7 @@ class Hands:
             Role.DIMM: self._at_the_modules,
             _NOTEBOOK: self._note,
             _BOOKS: self._keep_books,
+            _CORE: self._let_run,
             _NETWORK: _nobody if outside is None else outside.network.act,
             _CHIP: _nobody if outside is None else lambda batch: self._seen(batch, outside.chip.act(batch)),
             _ELSEWHERE: _nobody if outside is None else lambda batch: self._seen(batch, outside.other.act(batch)),
@@ -113,6 +118,11 @@ class Hands:
         self._transcript.observe(HYPERVISOR, batch, answers)
         return answers
 
+    def _let_run(self, batch: tuple[Step, ...]) -> tuple[Answer, ...]:
+        answers = tuple([step(self._board, one.vm) for one in batch])
+        self._transcript.observe(HYPERVISOR, batch, answers)
+        return answers
+
     def _at_the_modules(self, batch: AttackBatch) -> tuple[Answer, ...]:
         # No chip takes part, so the board's tap sees nothing of it.
         answers = tuple([_DIMM[type(one)](self._modules, one) for one in batch])
@@ -137,5 +147,7 @@ def _role(one: object) -> str:
         return _NOTEBOOK
     if type(one) is TellDr7:
         return _BOOKS
+    if type(one) is Step:
+        return _CORE
     return Role.DIMM if type(one) in _DIMM else Role.HYPERVISOR
 

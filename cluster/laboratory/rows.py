@@ -20,6 +20,7 @@ from workloads.attacks import (
     cache_drop,
     ciphertext_dictionary,
     confused_deputy,
+    crossline,
     dimm,
     dma,
     extracted_keys,
@@ -27,6 +28,7 @@ from workloads.attacks import (
     forged_measurement,
     greedy_tenant,
     injection,
+    invalid_curve,
     iommu_log,
     neighbours,
     nested_remap,
@@ -37,6 +39,7 @@ from workloads.attacks import (
     read_memory,
     rmp_forgery,
     side_channels,
+    stack_engine,
     tlb_poisoning,
     write_memory,
     wrong_launch,
@@ -61,6 +64,8 @@ class Row:
     """The victim must be an SVSM, and the operating system above it the attacker's."""
     tlb_entries: int | None = None
     """Cores must remember so many translations."""
+    page_tables: bool = False
+    """The victim must have page tables of its own."""
     two_processes: bool = False
     """The victim must have two vCPUs with page tables of their own."""
     tenant_spins: bool = False
@@ -83,6 +88,8 @@ class Row:
     """Nobody must have updated the security processor's firmware."""
     habits: Mapping[str, bool] | None = None
     """What the line says of its victim's owner, by names of OwnerHabits; None for lines in which it has no part."""
+    platform_key: bool = False
+    """The victim counts the private key that its platform agrees with among its secrets."""
 
 
 _LIED_TO = Cast(hypervisor=DenyingHypervisor)
@@ -112,6 +119,8 @@ ROWS: Mapping[str, Row] = {
         cast=Cast(hypervisor=PermutingHypervisor),
         victim="booted",
     ),
+    "20": Row((crossline.load_entries,), needs=Interface.GUEST_KEY, page_tables=True),
+    "21": Row((crossline.run_an_instruction,), needs=Interface.GUEST_KEY, page_tables=True),
     "22": Row((tlb_poisoning.share_a_thread,), tlb_entries=64, two_processes=True),
     "23": Row((false_cpuid.share_and_read,), cast=_LIED_TO, victim="newcomer"),
     "24a": Row((injection.system_call,), victim="service"),
@@ -130,6 +139,7 @@ ROWS: Mapping[str, Row] = {
     "31": Row((ciphertext_dictionary.compare_memory,), needs=Interface.CIPHERTEXT),
     "32": Row((page_move.guess_characters,), needs=Interface.GUEST_KEY, victim="console"),
     "33": Row((cache_drop.drop_dirty_lines,), caches=True),
+    "34": Row((stack_engine.shift_stack,), victim="caller"),
     "35a": Row((alias.replay_through_ghost,), ghost_line=GHOST_LINE),
     "35b": Row((forged_measurement.through_ghost,), needs=Interface.CONTEXT_PAGE, ghost_line=GHOST_LINE),
     "36": Row(
@@ -163,6 +173,7 @@ ROWS: Mapping[str, Row] = {
     ),
     "61": Row((old_firmware.launch_there,), old_firmware=True, habits={}),
     "63": Row((old_firmware.relay_request,), needs=Interface.CONTEXT_PAGE, old_firmware=True, habits={}),
+    "64": Row((invalid_curve.recover_the_scalar,), needs=Interface.PDH_LAUNCH, platform_key=True),
     "82a": Row((confused_deputy.write_by_device,), needs=Interface.CONTEXT_PAGE),
 }  # fmt: skip
 """By id of the matrix."""
@@ -182,6 +193,7 @@ def verdicts(row: str, setting: Setting) -> list[Verdict]:
             tlb_entries=line.tlb_entries or platform.tlb_entries,
             fabric_locked=line.fabric_locked,
         ),
+        page_tables=line.page_tables,
         two_processes=line.two_processes,
         tenant_spins=line.tenant_spins,
         prelude=line.prelude,
@@ -189,6 +201,7 @@ def verdicts(row: str, setting: Setting) -> list[Verdict]:
         victim=line.victim,
         old_firmware=line.old_firmware,
         owner=replace(setting.owner, **(line.habits or {})),
+        platform_key=line.platform_key,
     )
     measure = Measure(line.leak_bytes)
     found = [act_out(where, attack, line.needs, line.cast) for attack in line.attacks]

@@ -42,9 +42,11 @@ from node.tenant import local_tenants
 from node.vcpu import Vcpu, VcpuState
 from node.vcpu_model import vcpu_model
 from node.vmsa import SevFeature
+from psp.elliptic import COORDINATE_BYTES
 from psp.system_bus import PAGE_BYTES
 from workloads.attacks import booted, colluder, newcomer, vault
 from workloads.attacks.booted import Booted
+from workloads.attacks.caller import Caller
 from workloads.attacks.chooser import Chooser
 from workloads.attacks.colluder import Colluder
 from workloads.attacks.console import Console
@@ -66,7 +68,7 @@ IMAGE = firmware_image(
     build_image(PAGE_BYTES, [one for one in SECTIONS if one.size == PAGE_BYTES]), "the smallest of laboratory images"
 )
 """Measured at each launch, of which an attack has two."""
-_SPARE_FRAMES = 8
+_SPARE_FRAMES = 16
 _NOWHERE = 1 << 50
 """A guest-physical address that no guest has."""
 _PATIENCE_NS = 10 * 10**9
@@ -100,12 +102,16 @@ class Setting:
     """The SVSM clears a page before it gives rights to it."""
     victim: str = "vault"
     """The victim's program, by its name."""
+    platform_key: bool = False
+    """The private key that the victim's platform agrees with is a secret of the victim's."""
     sev_features: int = 0
     """What the victim asks for at launch, where it is an SNP guest."""
     disables_ia32: bool = False
     """The victim's kernel has no gate for int 0x80."""
     vc_handler_verifies: bool = False
     """The victim's #VC handler decodes the instruction and compares."""
+    page_tables: bool = False
+    """The victim has page tables of its own."""
     two_processes: bool = False
     """The victim has two vCPUs, each with page tables of its own."""
     tenant_spins: bool = False
@@ -114,6 +120,8 @@ class Setting:
     """What the hypervisor does of its own before SNP starts."""
     snp_policy: int = 0
     """What the owner of an SNP guest demands of firmware and platform: bits of its policy beside the usual."""
+    smt_off: bool = False
+    """Each core of the host has one thread."""
     ciphers: tuple[CipherMode, ...] = ()
     """What the product's memory controllers can do, its default first, where that is to be another than they have."""
 
@@ -159,7 +167,8 @@ class Scene:
     def __init__(self, setting: Setting, ledger: Ledger, transcript: Transcript, cast: Cast = USUAL) -> None:
         protection = PROTECTIONS[setting.column]
         product = PRODUCTS[setting.product]
-        product = replace(product, ciphers=setting.ciphers or product.ciphers)
+        threads = 1 if setting.smt_off else product.threads_per_core
+        product = replace(product, ciphers=setting.ciphers or product.ciphers, threads_per_core=threads)
         platform = replace(setting.platform, mode=protection.mode)
         if setting.old_firmware:
             old = old_level(product)
@@ -184,7 +193,8 @@ class Scene:
         )
         service = _service(setting, protection.launched)
         wanted = _wanted(protection.launched, kernel, service)
-        if setting.two_processes:
+        has_tables = setting.page_tables or setting.two_processes
+        if has_tables:
             own_key = _has_own_key(protection.launched)
             wanted["vault"] = ProgramSpec("vault", ((vault.C_BIT, 1 << product.c_bit if own_key else 0),))
         program = ProgramSpec("colluder") if self._svsm else wanted[setting.victim]
@@ -193,9 +203,9 @@ class Scene:
         self._hypervisor.let_go()
         tenant = ProgramSpec("vault", ((vault.SPINS, int(setting.tenant_spins)),))
         self._launch(TENANT, protection.launched, tenant, 1, CAREFUL)
-        if setting.two_processes:
-            for vcpu in range(2):
-                own = Vault(memory_map(GUEST_BYTES, 2).placement(VICTIM, vcpu, SEED))
+        if has_tables:
+            for vcpu in range(vcpus):
+                own = Vault(memory_map(GUEST_BYTES, vcpus).placement(VICTIM, vcpu, SEED))
                 ledger.map(VICTIM, vcpu, vault.VALUE_GVA, PAGE_BYTES, own.private(vault.VALUE))
         place = memory_map(GUEST_BYTES, 1).placement(VICTIM, 0, SEED)
         if self._svsm:
@@ -206,14 +216,22 @@ class Scene:
             ledger.keep(VICTIM, "the secret", victim.secret)
             for gpa, octets in victim.promises.items():
                 ledger.promise(VICTIM, gpa, octets)
+        elif setting.victim == "caller":
+            for gpa, octets in Caller(place).promises.items():
+                ledger.promise(VICTIM, gpa, octets)
         elif setting.victim == "console":
             ledger.keep(VICTIM, "what was typed", Console(place).typed)
         elif setting.victim == "chooser":
             ledger.decide(VICTIM, Chooser(place).decisions)
         else:
             ledger.decide(VICTIM, [_vault(VICTIM).decision(number) for number in range(1, vault.DECISIONS + 1)])
-            ledger.keep(VICTIM, "the secret", _vault(VICTIM).content(vault.SECRET))
+            kept = replace(_vault(VICTIM), c_bit=0 if has_tables else None).content(vault.SECRET)
+            ledger.keep(VICTIM, "the secret", kept)
         ledger.keep(VICTIM, "what its owner sends it", SECRET)
+        keys = self.host.board.psp.legacy.keys
+        if setting.platform_key and keys.pdh_seed:
+            scalar = keys.pdh_key.private_numbers().private_value
+            ledger.keep(VICTIM, "the scalar of its platform's PDH", scalar.to_bytes(COORDINATE_BYTES, "big"))
         if setting.victim == "newcomer":
             secret, canary = _vault(VICTIM).private(vault.SECRET), newcomer.canary_gpa(place)
             ledger.map(VICTIM, 0, secret, PAGE_BYTES, secret)
@@ -320,6 +338,8 @@ class Scene:
             outbox=page(program.shared(vault.OUTBOX)),
             stack=page(program.private(STACK)),
             save_area=record.save_areas[0],
+            generation=record.generation.name,
+            registers_in_the_clear=not CAPABILITIES[record.generation].encrypted_registers,
             doorbell=page(record.doorbells[0]) if 0 in record.doorbells else None,
         )  # fmt: skip
 
@@ -371,6 +391,7 @@ def code_gpa() -> int:
 _PROGRAMS: Mapping[str, ProgramFactory] = {
     "vault": Vault.build, "service": Service.build, "chooser": Chooser.build, "newcomer": Newcomer.build,
     "booted": Booted.build, "colluder": Colluder.build, "console": Console.build,
+    "caller": Caller.build,
 }  # fmt: skip
 
 
@@ -392,6 +413,7 @@ def _wanted(generation: Generation, kernel: KernelSettings, service: ProgramSpec
         "service": service,
         "chooser": ProgramSpec("chooser"),
         "console": ProgramSpec("console"),
+        "caller": ProgramSpec("caller"),
         "newcomer": ProgramSpec("newcomer", ((newcomer.GENERATION, generation.name), *checks)),
         "booted": ProgramSpec("booted", firmware),
     }

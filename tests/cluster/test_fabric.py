@@ -20,7 +20,7 @@ def run_out(fabric, cuts=()):
     """Every end, with its time."""
     ends = {}
     cuts = sorted(cuts)
-    while (at := fabric.next_event_ns()) != NEVER:
+    while (at := fabric.next_event_ns) != NEVER:
         while cuts and cuts[0] < at:
             assert fabric.advance(cuts.pop(0)) == []
         for name in fabric.advance(at):
@@ -140,8 +140,8 @@ def drive(topology, flows, cuts):
     fabric = Fabric(topology, MS)
     ends, todo, live = {}, sorted(enumerate(flows), key=lambda item: (item[1][0], item[0])), {}
     cuts = sorted(cuts)
-    while todo or fabric.next_event_ns() != NEVER:
-        at = min(fabric.next_event_ns(), todo[0][1][0] if todo else NEVER)
+    while todo or fabric.next_event_ns != NEVER:
+        at = min(fabric.next_event_ns, todo[0][1][0] if todo else NEVER)
         while cuts and cuts[0] < at:
             fabric.advance(cuts.pop(0))
         for name in fabric.advance(at):

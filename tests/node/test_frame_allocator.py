@@ -80,6 +80,31 @@ class Frames(RuleBasedStateMachine):
         self.held.append(pieces)
         self.peak = max(self.peak, TOTAL - len(self.free) * PAGE)
 
+    @rule(units=st.lists(st.integers(1, 3), max_size=2), pages=st.sampled_from([1, 512, 700]))
+    def allocate_row(self, units: list[int], pages: int) -> None:
+        lengths = [*[unit * LARGE for unit in units], pages * PAGE]
+        used = self.frames.used_bytes
+        try:
+            row = self.frames.allocate_row(lengths, LARGE)
+        except OutOfMemory:
+            assert self.frames.used_bytes == used
+            self.peak = self.frames.peak_bytes  # What fitted was taken before the rest did not.
+            return
+        assert [sum(size for _, size in pieces) for pieces in row] == lengths
+        pieces = [piece for pieces in row for piece in pieces]
+        taken = [page for spa, length in pieces for page in range(spa // PAGE, (spa + length) // PAGE)]
+        assert len(taken) == len(set(taken))
+        assert self.free.issuperset(taken)
+        assert not any(spa % LARGE for spa, _ in pieces)
+        if len(list(joined(pieces))) > 1:
+            assert not any(self._has_room(start, sum(lengths)) for start in range(0, max(self.free) * PAGE, LARGE))
+        self.free.difference_update(taken)
+        self.held.append(pieces)
+        self.peak = max(self.peak, TOTAL - len(self.free) * PAGE)
+
+    def _has_room(self, start: int, length: int) -> bool:
+        return self.free.issuperset(range(start // PAGE, (start + length) // PAGE))
+
     def most(self, alignment: int) -> int:
         """Pages in whole free units; a request that fits one run as it is needs no more."""
         unit = alignment // PAGE

@@ -130,9 +130,18 @@ def test_guests_without_an_rmp_check_what_they_run_on_and_go_to_their_program(ge
     assert batch[-3:] == (op.Write(CANARY_GPA, CANARY), op.Read(CANARY_GPA, 16, False), op.Read(CANARY_GPA, 16))
 
 
-@pytest.mark.parametrize(("generation", "vcpu"), [(PLAIN, 0), (PLAIN, 1), (SEV, 1), (ES, 1)])
+@pytest.mark.parametrize(("generation", "vcpu"), [(PLAIN, 0), (PLAIN, 1), (SEV, 1)])
 def test_who_has_nothing_to_settle_goes_straight_to_its_program(generation, vcpu):
     assert boot(kernel(generation, vcpu), Host()) == (None, [()])
+
+
+def test_every_other_vcpu_of_an_es_guest_waits_for_the_boot_processor():
+    waiting = [(op.VmgExit(0x006),)]
+    assert boot(kernel(ES, 1), lambda _: 0x1007) == (None, waiting)
+    for lie in (0x006, 0x007, 0x1006, 0, op.Fault(op.FaultKind.UNDEFINED_OPCODE, 0)):
+        ending, batches = boot(kernel(ES, 1), lambda _, lie=lie: lie)
+        assert ending == op.Shutdown(BOOT_FAILED)
+        assert batches == [*waiting, (op.VmgExit(msr.TerminateRequest(0, msr.GhcbReason.GENERAL).value),)]
 
 
 def test_every_other_vcpu_of_an_snp_guest_registers_a_page_of_its_own_in_the_pool():

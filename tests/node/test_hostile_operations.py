@@ -83,6 +83,10 @@ def hostile(kind: type, random: Random) -> Any:
             case "tuple[tuple[int, int], ...]":
                 pair = (random.choice(EXTREMES), random.choice(EXTREMES))
                 values[field.name] = (pair,) * random.choice((0, 1, 3, 1000))
+            case "tuple[tuple[int, int, int], ...]":
+                values[field.name] = tuple(
+                    [tuple(random.choice(EXTREMES) for _ in range(3)) for _ in range(random.choice((0, 1, 3, 100)))]
+                )
             case other:
                 raise AssertionError(f"{kind}: a field of type {other} that this test does not know")
     return kind(**values)

@@ -126,6 +126,25 @@ def test_an_exit_code_of_no_event_is_refused(code):
     assert refused.value.reason is BadInput.INVALID_EVENT
 
 
+SETTLED = {
+    0x27, 0x37, 0x6E, 0x6F, 0x72, 0x76, 0x7B, 0x7C, 0x81, 0x87, 0x89, 0x8A, 0x8B, *range(0x8000_0001, 0x8000_0006),
+    *range(0x8000_0010, 0x8000_0019), 0x8000_001A, 0x8000_FFFD, 0x8000_FFFE, 0x8000_FFFF,
+}  # fmt: skip
+"""Codes of the GHCB sheet, section 4.2, whose numbers and inputs are settled."""
+
+
+def test_every_other_exit_code_is_reserved():
+    refusals = {BadInput.INVALID_EVENT: set(), None: set()}
+    for code in (*range(0x500), *range(0x8000_0000, 0x8000_0100), *range(0x8000_FF00, 0x8001_0000)):
+        try:
+            ask(code, RAX=0, RBX=0, RCX=0, RDX=0, CPL=0, SCRATCH=BUFFER)
+        except GhcbRefused as refused:
+            refusals.get(refused.reason, refusals[None]).add(code)
+        else:
+            refusals[None].add(code)
+    assert refusals[None] == SETTLED
+
+
 def test_events_of_version_2_are_none_under_version_1():
     assert ask(NaeEvent.CPUID, version=1, RAX=0, RCX=0) == nae.CpuidQuery(0, 0, 0, 0)
     for code in (NaeEvent.PAGE_STATE_CHANGE, NaeEvent.GUEST_REQUEST, NaeEvent.AP_CREATION):

@@ -3,7 +3,7 @@
 import hashlib
 
 import pytest
-from toy_guests import GENERATIONS, MIX, SECOND, make_host, run, start
+from toy_guests import GENERATIONS, MIX, SECOND, guest_spec, make_host, run, start
 
 from node import operations as op
 from node.board import Board
@@ -18,6 +18,7 @@ from node.product import PRODUCTS
 from node.save_area_seals import SaveAreaSeals
 from node.vmexit import AUTOMATIC, ExitCode, Route, route
 from node.vmsa import VMSA_FIELDS, read_field
+from psp.legacy_guest import LegacyGuestState
 
 ES, SNP = Generation.SEV_ES, Generation.SEV_SNP
 IN_THE_CLEAR = (Generation.PLAIN, Generation.SEV)
@@ -126,10 +127,12 @@ def test_a_store_while_the_vcpu_runs_is_found_when_it_is_entered_again():
 
 def test_save_areas_tampered_with_before_the_first_entry_stop_the_vm():
     host = make_host()
-    guest = start(host, "vm", ES, "busy", vcpus=2)
-    while not guest.vcpus:
+    host.launch(guest_spec("vm", ES, "busy", vcpus=2), lambda _: None)
+    guest, guests = host.guests["vm"], host.board.psp.legacy.guests
+    while not guests or guests[1].state is not LegacyGuestState.LSECRET:
         host.clock.env.step()
-    by_host(host, op.HostWrite(guest.vcpus[1].save_area_spa, bytes(16)))
+    assert not guest.vcpus  # they are measured, and nobody has run yet
+    by_host(host, op.HostWrite(host.hypervisor.launched("vm").save_areas[1], bytes(16)))
     run(host, SECOND)
     assert (guest.state, guest.shutdown_code) == (GuestState.STOPPED, 0x7F)
 

@@ -10,10 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psp import command_buffers as buffers
+from psp import update_buffers
 from psp.byte_layout import ByteLayout
 from psp.commands import COMMANDS, LegacyCommand, SnpCommand, command_name, measured_bytes
 
-LAYOUTS = [one for _, one in inspect.getmembers(buffers, inspect.isclass) if issubclass(one, ByteLayout) and one.SIZE]
+LAYOUTS = [
+    one
+    for module in (buffers, update_buffers)
+    for _, one in inspect.getmembers(module, inspect.isclass)
+    if issubclass(one, ByteLayout) and one.SIZE
+]
 SIZES = {
     LegacyCommand.INIT: 0x14, LegacyCommand.PLATFORM_STATUS: 0x0C, LegacyCommand.ACTIVATE: 0x08,
     LegacyCommand.DEACTIVATE: 0x04, LegacyCommand.DECOMMISSION: 0x04, LegacyCommand.LAUNCH_FINISH: 0x04,
@@ -34,6 +40,7 @@ SIZES = {
     SnpCommand.PAGE_MD_INIT: 0x10, SnpCommand.PAGE_SWAP_OUT: 0x30, SnpCommand.PAGE_SWAP_IN: 0x30,
     SnpCommand.PAGE_MOVE: 0x20, SnpCommand.CONFIG: 0x40, SnpCommand.COMMIT: 0x04, SnpCommand.VLEK_LOAD: 0x10,
     LegacyCommand.SWAP_OUT: 0x28, LegacyCommand.SWAP_IN: 0x20, SnpCommand.VERIFY_MITIGATION: 0x40,
+    LegacyCommand.DOWNLOAD_FIRMWARE: 0x0C, SnpCommand.DOWNLOAD_FIRMWARE_EX: 0x18,
 }  # fmt: skip
 """Firmware ABI sheet, sections 3 and 4; SWAP_*: migration sheet, section 1."""
 

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from owner import KEYS, Owner
-from toy_machine import FIRMWARE, PAGE, POLICY, context, new_machine, returning
+from toy_machine import FIRMWARE, PAGE, POLICY, Machine, context, new_machine, returning
 
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand
@@ -21,6 +21,7 @@ from psp.system_bus import RmpEntry
 CONTEXTS = (0x60_0000, 0x60_1000, 0x60_2000)
 HANDLES = (1, 2, 3)
 LAUNCH_PAGE = 0x20_0000
+OF_THE_PLATFORM = {"DRAM", "drawn", "handles", "legacy.keys"}
 ASIDS = st.integers(0, 9)
 """1 to 4 are for SNP, 5 to 8 for SEV."""
 
@@ -63,18 +64,42 @@ class Asids:
         return Status.SUCCESS
 
 
+def machine_without_guests() -> Machine:
+    machine = new_machine()
+    assert machine.call(SnpCommand.INIT_EX, buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP).pack()) == 0
+    assert machine.call(LegacyCommand.INIT, buffers.Init().pack()) == 0
+    return machine
+
+
+def left_by_guests(machine: Machine) -> dict[str, object]:
+    """What guests could leave, flushed; new platform keys, counters and what the host lent firmware are none of it."""
+    machine.flush(SnpCommand.DF_FLUSH)
+    state = machine.snapshot()
+    pages: dict[int, bytes] = state["DRAM"]  # type: ignore[assignment]
+    kept = {name: one for name, one in state.items() if name not in OF_THE_PLATFORM}
+    kept["RMP"] = {page: entry for page, entry in machine.bus.rmp.items() if entry != FIRMWARE}
+    return {**kept, "contexts": [pages.get(gctx // PAGE) for gctx in CONTEXTS]}
+
+
 class Guests(RuleBasedStateMachine):
     """Every command's status follows from the model, and so does who holds a key."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.machine = new_machine()
-        assert self.machine.call(SnpCommand.INIT_EX, buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP).pack()) == 0
-        assert self.machine.call(LegacyCommand.INIT, buffers.Init().pack()) == 0
+        self.machine = machine_without_guests()
         self.snp: dict[int, Guest] = {}
         self.sev: dict[int, Guest] = {}
         self.asids = Asids()
         self.last_handle = 0
+
+    def teardown(self) -> None:
+        """Whatever states guests were in: when they are gone, firmware and tables are as before they came."""
+        for gctx in list(self.snp):
+            self.decommission(gctx)
+        for handle in list(self.sev):
+            for command in (LegacyCommand.DEACTIVATE, LegacyCommand.DECOMMISSION):
+                assert self._sev_call(command, handle) == Status.SUCCESS
+        assert left_by_guests(self.machine) == left_by_guests(machine_without_guests())
 
     @rule()
     def wbinvd(self) -> None:

@@ -8,6 +8,7 @@ from toy_machine import COMMAND_PAGE, FIRMWARE, OUT, new_machine, up
 from psp import command_buffers as buffers
 from psp.commands import SnpCommand
 from psp.firmware import SecurityProcessor
+from psp.installed_firmware import FirmwareLevel
 from psp.mitigations import REQ_STATUS, REQ_VERIFY
 from psp.status import Status
 
@@ -16,7 +17,8 @@ FIRST, SECOND, FAILING, UNKNOWN = 1 << 0, 1 << 5, 1 << 63, 1 << 1
 
 def machine_of(api=(1, 58, 0)):
     machine = up(snp=False, legacy=False)
-    machine.psp = SecurityProcessor(machine.bus, lambda _purpose, _counter, length: bytes(length), api)
+    level = FirmwareLevel(api)
+    machine.psp = SecurityProcessor(machine.bus, lambda _purpose, _counter, length: bytes(length), level)
     assert machine.call(SnpCommand.INIT_EX, buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP).pack()) == 0
     machine.bus.rmp_set(OUT, FIRMWARE)
     return machine

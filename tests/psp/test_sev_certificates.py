@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from psp import amd_certificate, elliptic, sev_certificate
+from psp.installed_firmware import FirmwareLevel, InstalledFirmware
 from psp.laboratory_root import certified_cek, laboratory_ark, laboratory_ask
 from psp.platform_keys import PlatformKeys
 from psp.rsa_signing import EXPONENT, rsa_key, sign_pss
@@ -35,7 +36,8 @@ def check(files):
 
 
 def platform(seed=b"seed"):
-    keys = PlatformKeys(lambda purpose, length: hashlib.shake_128(seed + purpose.encode()).digest(length), (1, 55))
+    firmware = InstalledFirmware(FirmwareLevel((1, 55, 40)))
+    keys = PlatformKeys(lambda purpose, length: hashlib.shake_128(seed + purpose.encode()).digest(length), firmware)
     keys.complete()
     return keys
 

@@ -3,11 +3,12 @@
 import dataclasses
 
 import pytest
-from toy_machine import COMMAND_PAGE, FIRMWARE, OUT, new_machine, snp_guest, up
+from toy_machine import COMMAND_PAGE, FIRMWARE, OUT, context, new_machine, snp_guest, up
 
 from psp import command_buffers as buffers
 from psp.commands import SnpCommand, SnpPlatformState
-from psp.snp_configuration import tcb_at_most, wrap_hashstick
+from psp.installed_firmware import FirmwareLevel, TcbOf, tcb_at_most
+from psp.snp_configuration import wrap_hashstick
 from psp.status import Status
 
 TCB = 0xD116_0000_0000_0704
@@ -16,10 +17,17 @@ BLOB = 0x43_0000
 STICK = bytes(range(128)) * 3
 
 
+OLD = 0x7308_0000_0000_0003
+
+
 @pytest.fixture
 def machine():
+    """A host that was switched on with OLD, and runs TCB now, provisionally."""
     made = up()
-    made.psp.snp.configuration.current_tcb = TCB
+    firmware = made.psp.firmware
+    firmware.current = FirmwareLevel((1, 52, 4), OLD)
+    firmware.commit()
+    firmware.install(FirmwareLevel((1, 55, 29), TCB))
     return made
 
 
@@ -39,6 +47,39 @@ def refused(machine, command, buffer):
 
 def commit(machine):
     return machine.call(SnpCommand.COMMIT, buffers.SnpCommit(4).pack())
+
+
+def test_provisional_firmware_reports_what_is_committed(machine):
+    assert machine.psp.firmware.provisional
+    assert (status_page(machine).current_tcb, status_page(machine).reported_tcb) == (TCB, OLD)
+    assert commit(machine) == 0
+    assert not machine.psp.firmware.provisional
+    assert (status_page(machine).current_tcb, status_page(machine).reported_tcb) == (TCB, TCB)
+
+
+def test_no_tcb_is_the_highest_that_may_be_reported(machine):
+    for limit, reported in ((TcbOf.COMMITTED, OLD), (TcbOf.CURRENT, TCB)):
+        machine.psp.firmware.reported_limit = limit
+        assert machine.call(SnpCommand.CONFIG, buffers.SnpConfig(OLD - 1).pack()) == 0
+        assert status_page(machine).reported_tcb == OLD - 1
+        assert machine.call(SnpCommand.CONFIG, buffers.SnpConfig(0).pack()) == 0
+        assert status_page(machine).reported_tcb == reported
+
+
+def test_a_report_s_versions_are_those_of_what_runs_what_is_committed_and_the_launch(machine):
+    said = machine.psp.firmware.versions(launch_tcb=OLD - 1)
+    assert (said.current_major, said.current_minor, said.current_build) == (1, 55, 29)
+    assert (said.committed_major, said.committed_minor, said.committed_build) == (1, 52, 4)
+    assert (said.current_tcb, said.committed_tcb, said.reported_tcb, said.launch_tcb) == (TCB, OLD, OLD, OLD - 1)
+
+
+@pytest.mark.parametrize(("whose", "tcb"), [(TcbOf.COMMITTED, OLD), (TcbOf.CURRENT, TCB)])
+def test_a_guest_keeps_the_tcb_it_was_launched_at(machine, whose, tcb):
+    machine.psp.firmware.launched_at = whose
+    snp_guest(machine)
+    assert context(machine).launch_tcb == tcb
+    assert commit(machine) == 0
+    assert context(machine).launch_tcb == tcb
 
 
 def test_what_is_reported_is_at_most_what_is_committed_in_every_component(machine):
@@ -77,7 +118,7 @@ def test_commit_wants_its_own_length(machine, length):
 
 
 def chip_key(machine):
-    return machine.psp.legacy.keys.chip_key("sev-vlek-wrapping")
+    return machine.psp.legacy.keys.chip.symmetric_key("sev-vlek-wrapping")
 
 
 def lay(machine, blob):
@@ -92,6 +133,14 @@ def test_a_hashstick_wrapped_for_the_chip_is_taken(machine):
     assert machine.call(SnpCommand.VLEK_LOAD, load.pack()) == 0
     assert status_page(machine).policy_flags & 4
     assert machine.psp.snp.configuration.vlek == STICK
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_a_vlek_goes_when_another_tcb_is_reported(machine, changed):
+    load = lay(machine, wrap_hashstick(chip_key(machine), STICK, OLD, b"i" * 12))
+    assert machine.call(SnpCommand.VLEK_LOAD, load.pack()) == 0
+    assert machine.call(SnpCommand.CONFIG, buffers.SnpConfig(OLD - changed).pack()) == 0
+    assert bool(status_page(machine).policy_flags & 4) != changed
 
 
 @pytest.mark.parametrize("at", [0, 0x10, 0x18F, 0x190, 0x1A0, 0x1AF])

@@ -53,6 +53,7 @@ LEGACY_PLATFORM = {
     LegacyCommand.DBG_DECRYPT: {2},
     LegacyCommand.DBG_ENCRYPT: {2},
     LegacyCommand.PLATFORM_RESET: {0},
+    LegacyCommand.DOWNLOAD_FIRMWARE: {0},
     LegacyCommand.PEK_GEN: {1},
     LegacyCommand.PEK_CSR: {1},
     LegacyCommand.PEK_CERT_IMPORT: {1},
@@ -74,8 +75,9 @@ LEGACY_PLATFORM = {
     LegacyCommand.RECEIVE_FINISH: {2},
 }
 """UNINIT 0, INIT 1, WORKING 2: a guest's commands need a guest, which makes the platform WORKING."""
+_ALWAYS = {SnpCommand.PLATFORM_STATUS, SnpCommand.FEATURE_INFO, SnpCommand.DOWNLOAD_FIRMWARE_EX}
 SNP_PLATFORM = {
-    command: {0, 1} if command in {SnpCommand.PLATFORM_STATUS, SnpCommand.FEATURE_INFO} else {1}
+    command: {0, 1} if command in _ALWAYS else {1}
     for command, row in COMMANDS.items()
     if is_snp(command) and row.supported and command not in {SnpCommand.INIT, SnpCommand.INIT_EX}
 } | {SnpCommand.INIT: {0}, SnpCommand.INIT_EX: {0}}

@@ -189,7 +189,7 @@ def _frozen(value: object) -> object:
         case AsidFlush():
             return tuple((name, _frozen(part)) for name, part in sorted(vars(value).items()) if name != "_bus")
         case SnpConfiguration():
-            return value.current_tcb, value.committed_tcb, value.reported_tcb, value.flags, value.vlek
+            return value.flags, value.vlek
         case NvFile():
             return value.address
         case AsidRanges():
@@ -229,7 +229,7 @@ class Machine:
     def firmware_state(self) -> dict[str, object]:
         """Everything the firmware knows."""
         legacy, snp = self.psp.legacy, self.psp.snp
-        ours = {"_bus", "_memory", "_random", "_api", "_legacy_is_up", "handlers"}
+        ours = {"_bus", "_memory", "_random", "_firmware", "_legacy_is_up", "handlers"}
         ours |= {"_launch", "_migration", "launch_runs", "_mitigation"}
         state = {
             f"{name}.{key}": _frozen(value)
@@ -238,8 +238,9 @@ class Machine:
             if key not in ours
         }
         keys = legacy.keys
-        state["legacy.keys"] = (keys.fuses, keys.oca_seed, keys.pek_seed, keys.pdh_seed, keys.owner)
+        state["legacy.keys"] = (keys.chip._fuses, keys.oca_seed, keys.pek_seed, keys.pdh_seed, keys.owner)
         state["handles"] = legacy._launch._last_handle
+        state["firmware"] = _frozen(self.psp.firmware)
         return {**state, "drawn": _frozen(self.psp._drawn), "firmware pages": _frozen(vars(self.psp._pages))}
 
     def snapshot(self) -> dict[str, object]:

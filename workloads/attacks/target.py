@@ -13,11 +13,13 @@ from workloads.attacks.dimm_operations import DimmOperation
 from workloads.attacks.elsewhere import OtherHostOperation
 from workloads.attacks.hypervisor_books import TellDr7
 from workloads.attacks.owner_operations import OwnerOperation
+from workloads.attacks.single_step import Step
 
 AttackBatch = (
     tuple[HypervisorOperation, ...] | tuple[GuestOperation, ...] | tuple[DimmOperation, ...]
     | tuple[OwnerOperation, ...] | tuple[ChipOperation, ...] | tuple[OtherHostOperation, ...]
     | tuple[Claim, ...] | tuple[WorkedOut, ...] | tuple[TellDr7, ...]
+    | tuple[Step, ...]
 )  # fmt: skip
 Attack = Generator[AttackBatch, tuple[Answer, ...], None]
 """A running attack. ``yield ()`` waits until the victim has done another round and rests."""
@@ -60,6 +62,9 @@ class Household:
     """Of a ``Service``: where its handlers find what interrupted them."""
     save_area: int = 0
     """SPA of its first vCPU's."""
+    generation: str = ""
+    """As its control block says."""
+    registers_in_the_clear: bool = False
     doorbell: Page | None = None
     """The #HV doorbell that it registered."""
 

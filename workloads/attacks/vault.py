@@ -4,12 +4,14 @@ A round reads everything back, its code too, copies the answer page to the share
 copies the shared inbox to a private request page, and writes the two values, what it has decided (which RAX holds
 while it rests), and the status beside the request anew. Both boxes are bounce buffers, in a plain VM too. It compares
 nothing: whatever notices an attack, it is not this program. A fault ends it that its kernel does not take.
-It may reach its value through page tables of its own, and it may spin instead of resting.
+It may reach its value through page tables of its own; its secret is then words that look like entries of
+such tables, and its code has an instruction that loads from where a register says. It may spin instead of resting.
 """
 
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -33,6 +35,13 @@ SECRET, VALUE, OTHER, ANSWER, REQUEST, DECISION, CODE = range(7)
 """Pages from the beginning of the placement's private range."""
 _TABLES = (8, 9, 10, 11)
 """Pages of its own tables, the highest level first."""
+MOV_EAX_FROM_RBX = bytes.fromhex("8b03")
+GADGET_OFFSET = PAGE_BYTES - len(MOV_EAX_FROM_RBX)
+"""Where in its code that instruction lies: what follows it is on another page."""
+ENTRY_FLAGS = 0x67
+"""Of an entry in use: present, writable, for users, accessed, dirty; no large page, not global."""
+_FRAME_BITS = range(12, 46)
+"""The highest of them is set, so that no such address is one of a guest's."""
 VALUE_GVA = 0x7F00_1234_5000
 """Where its tables show the value."""
 DECISIONS = 64
@@ -91,7 +100,8 @@ class Vault:
         """What the program writes to a private page, or to a part of it."""
         who = self.placement.vm + (f" {self.placement.vcpu}" if self.placement.vcpu else "")
         name = f"{self.placement.seed} {who} {page} {version} {part}"
-        return hashlib.shake_128(name.encode()).digest(CONTENT_BYTES)
+        octets = hashlib.shake_128(name.encode()).digest(CONTENT_BYTES)
+        return _like_entries(octets) if page == SECRET and self.c_bit is not None else octets
 
     def decision(self, number: int) -> int:
         """What it decides in a round, counted from one: 0 or 1. Before the first it is 0."""
@@ -112,6 +122,7 @@ class Vault:
         return (
             *[Write(table, bytes(PAGE_BYTES)) for table in tables],
             *[Write(at, word.to_bytes(8, "little")) for at, word in entries],
+            Write(self.private(CODE) + GADGET_OFFSET, MOV_EAX_FROM_RBX),
             *[WriteControl(*one) for one in controls],
         )
 
@@ -172,3 +183,11 @@ class Vault:
     def _area(self) -> BounceArea:
         place = self.placement
         return BounceArea(place.shared_gpa, place.shared_length, place.book_gpa)
+
+
+def _like_entries(octets: bytes) -> bytes:
+    """Random words with what all present entries of a table have in common."""
+    first, end = _FRAME_BITS.start, _FRAME_BITS.stop
+    words = struct.unpack(f"<{len(octets) // 8}Q", octets)
+    frames = [word % (1 << end) >> first << first | 1 << end - 1 for word in words]
+    return struct.pack(f"<{len(frames)}Q", *[frame | ENTRY_FLAGS for frame in frames])

@@ -25,6 +25,7 @@ FLIPS: dict[Protection, dict[str, str]] = {
         "11": "corrupted",  # one page of DRAM under two guest addresses: owner and validation are right for both
         "12": "leaked",  # the guest's own page at another address, likewise
         "17": "leaked",  # which it sends
+        "20": "leaked",  # a page walk's load of a table, too, is of a page at another address
         "18": "corrupted",  # or runs
     },
     Protection.VALIDATED_BIT: {

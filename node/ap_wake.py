@@ -1,0 +1,49 @@
+"""How vCPUs of an SEV-ES guest come together: each waits to be started, and the boot processor starts it.
+
+The guest's side of ``node.ap_reset_hold``. INIT and SIPI go out by the x2APIC's interrupt command register, an MSR
+that the hypervisor emulates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from node.generation import CAPABILITIES, Generation
+from node.ghcb_msr import ApResetHold, ApResetHoldRequest, GhcbMsrError
+from node.ghcb_page import GhcbUntrusted
+from node.guest_ghcb import Steps, page_exit, response_to
+from node.interrupt_command import INIT, STARTUP, X2APIC_ICR
+from node.nae_event import NaeEvent
+from node.operations import Answer, GuestOperation, VmgExit
+from node.phase_cost import RMP_CHECKED
+
+Waiting = Generator[tuple[GuestOperation, ...], tuple[Answer, ...], None]
+
+
+def starts_others_by_sipi(generation: Generation) -> bool:
+    """Whether a guest's vCPUs wait in their own registers for its boot processor: SEV-ES, for SNP makes new ones."""
+    return CAPABILITIES[generation].encrypted_registers and generation not in RMP_CHECKED
+
+
+def wait_by_message() -> Waiting:
+    """Wait to be started, without a GHCB page. Raises GhcbMsrError for an answer that is no start."""
+    request = ApResetHoldRequest()
+    (answer,) = yield (VmgExit(request.value),)
+    if not isinstance(started := response_to(request, answer), ApResetHold) or not started.woken:
+        raise GhcbMsrError(f"AP reset hold: {answer!r}")
+
+
+def wait_by_page(ghcb_gpa: int) -> Waiting:
+    """The same with the GHCB page at an address. Raises GhcbUntrusted."""
+    reply = yield from page_exit(ghcb_gpa, NaeEvent.AP_RESET_HOLD)
+    if reply.exception is not None or not reply.info2:
+        raise GhcbUntrusted(f"AP reset hold: {reply!r}")
+
+
+def wake(ghcb_gpa: int, vcpu: int) -> Steps:
+    """Start another vCPU. Raises GhcbUntrusted where the hypervisor does not know how to."""
+    for mode in (INIT, STARTUP):
+        registers = {"RCX": X2APIC_ICR, "RAX": mode << 8, "RDX": vcpu}
+        reply = yield from page_exit(ghcb_gpa, NaeEvent.MSR, 1, registers=registers, outputs=())
+        if reply.exception is not None:
+            raise GhcbUntrusted(f"interrupt command: exception {reply.exception}")

@@ -1,0 +1,49 @@
+"""The lines of processors that AMD keeps root keys for, and what their identities look like, as a table.
+
+Sources: AMD's published certificates of each line; public reports of their
+hosts. Bergamo and Siena are signed for with Genoa's keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from psp.tcb_version import TcbLayout
+
+POINT_ID_BYTES = 64
+SHORT_ID_BYTES = 8
+
+
+class FmcPlace(Enum):
+    """Where the FMC of Turin stands in the chain of hashes that a VCEK is derived with.
+
+    That it is the first component is all that has been said; nobody has published a key of a Turin to check
+    it with. The other place is the last.
+    """
+
+    FIRST = "first"
+    LAST = "last"
+
+
+@dataclass(frozen=True, slots=True)
+class ProductLine:
+    """One line. ``root_bits`` is the size of its RSA keys; ``tcb`` is None where there is no SEV-SNP."""
+
+    name: str
+    root_bits: int
+    chip_id_bytes: int
+    tcb: TcbLayout | None
+    fmc_place: FmcPlace = FmcPlace.FIRST
+
+
+_ROWS = (
+    ProductLine("Naples", 2048, POINT_ID_BYTES, None),
+    ProductLine("Rome", 4096, POINT_ID_BYTES, None),
+    ProductLine("Milan", 4096, POINT_ID_BYTES, TcbLayout.MILAN),
+    ProductLine("Genoa", 4096, POINT_ID_BYTES, TcbLayout.MILAN),
+    ProductLine("Turin", 4096, SHORT_ID_BYTES, TcbLayout.TURIN),
+)
+
+PRODUCT_LINES: Mapping[str, ProductLine] = {line.name: line for line in _ROWS}
