@@ -62,6 +62,8 @@ class OwnerPlatform:
     def __init__(self, product: str, seed: int) -> None:
         chosen = PRODUCTS[product]
         self.api = chosen.firmware_api
+        self.line = chosen.line.name
+        """Whose root keys sign for its chip."""
         self._min_sev_asid = chosen.min_sev_asid
         self._board = Board("platform", chosen, MEMORY_BYTES, chosen.min_sev_asid, CounterRandom(seed))
         self._handle = 0

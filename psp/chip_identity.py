@@ -42,6 +42,11 @@ class ChipIdentity:
         return self._fuses
 
     @property
+    def untouched(self) -> bool:
+        """Whether nothing of it was drawn or made yet."""
+        return not (self._fuses or self._chip_id or self._vceks)
+
+    @property
     def chip_id(self) -> bytes:
         """The secret's point on secp256k1, X then Y, big-endian (64 bytes); on Turin 8 bytes.
 

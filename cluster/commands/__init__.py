@@ -11,6 +11,7 @@ import argparse
 from typing import Protocol
 
 from cluster.commands import (
+    attest,
     bench,
     check,
     compare,
@@ -41,5 +42,5 @@ class Command(Protocol):
 
 
 COMMANDS: tuple[Command, ...] = (
-    run, compare, sweep, check, scenarios, init, diff, trace, measure, owner, verify, bench, version,
+    run, compare, sweep, check, scenarios, init, diff, trace, measure, owner, attest, verify, bench, version,
 )  # fmt: skip
