@@ -16,7 +16,7 @@ from node.actor import Actor, Role
 from node.board import Board
 from node.message_place import COUNT_BYTES, SECRETS_COUNTS, SECRETS_VMPCKS, VMPCK_BYTES
 from node.operations import Answer
-from psp.guest_message import BadMessage, MessageHeader, MessageType, seal, unseal
+from psp.guest_message import BadMessage, MessageHeader, MessageKey, MessageType
 from psp.report_messages import ReportRequest, ReportResponse
 from psp.status import Status
 from psp.system_bus import PAGE_BYTES
@@ -49,7 +49,7 @@ class GuestCode:
         key, last = self._message_key(one)
         data = bound_report_data(self.owner.challenge(), self._channel(one).public)
         request = ReportRequest(data, one.vmpl).pack()
-        message = seal(key, one.vmpl, last + 1, MessageType.REPORT_REQ, _VERSION, request)
+        message = MessageKey(key).seal(one.vmpl, last + 1, MessageType.REPORT_REQ, _VERSION, request)
         self.board.controller.write(one.request, message.ljust(PAGE_BYTES, b"\0"), 0)
         return None
 
@@ -105,7 +105,7 @@ def _opened(key: bytes, page: bytes, number: int, vmpl: int) -> bytes | None:
     """The payload of the response with this number; None for anything else."""
     try:
         header = MessageHeader.checked(page)
-        payload = unseal(key, header, page)
+        payload = MessageKey(key).unseal(header, page)
     except BadMessage:
         return None
     fits = (header.sequence, header.message_type, header.vmpck) == (number, MessageType.REPORT_RSP, vmpl)

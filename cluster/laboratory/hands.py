@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import get_args
 
-from cluster.laboratory.outside import Outside
 from cluster.laboratory.one_instruction import step
+from cluster.laboratory.outside import Outside
 from cluster.oracle.transcript import Transcript
 from node import operations as op
 from node.actor import HYPERVISOR, Actor, Role

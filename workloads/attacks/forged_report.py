@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from node.operations import Answer, HostRead
 from psp import command_buffers as buffers
-from psp.attestation_report import CHIP_ID_BYTES, PLATFORM_ALIAS_CHECK_COMPLETE, AttestationReport
+from psp.attestation_report import CHIP_ID_BYTES, PLATFORM_ALIAS_CHECK_COMPLETE, AttestationReport, signed
 from psp.chip_identity import ChipIdentity
 from psp.commands import LegacyCommand, SnpCommand
 from psp.verifier import bound_report_data
@@ -40,12 +40,13 @@ class ForgedReport:
     def signed(self, measurement: bytes, report_data: bytes) -> bytes:
         """The report, 1184 bytes, in the version that does not say which processor it is of."""
         major, minor, build = self.firmware
-        return AttestationReport(
+        body = AttestationReport(
             version=2, policy=POLICY, current_tcb=self.tcb, platform_info=PLATFORM_ALIAS_CHECK_COMPLETE,
             report_data=report_data, measurement=measurement, report_id_ma=b"\xff" * 32, reported_tcb=self.tcb,
             chip_id=self.chip_id, committed_tcb=self.tcb, current_build=build, current_minor=minor, current_major=major,
             committed_build=build, committed_minor=minor, committed_major=major, launch_tcb=self.tcb,
-        ).signed(self.vcek)  # fmt: skip
+        )  # fmt: skip
+        return signed(body.pack(), self.vcek)
 
     def take_secret(self, measurement: bytes) -> Steps:
         """Answer the owner's nonce for a guest that never was."""
