@@ -19,6 +19,8 @@ from psp.product_line import SHORT_ID_BYTES, ProductLine
 from psp.vcek import CHAIN_SEED_BYTES, vcek_seed
 
 FUSE_BYTES = 32
+FUSES = "chip fuses"
+"""What fuses are drawn for, with the line's name: chips of two lines have nothing in common."""
 VLEK_WRAPPING = "sev-vlek-wrapping"
 """Label of the key that hashsticks for a chip are sealed with."""
 _MOST_KEYS_KEPT = 4

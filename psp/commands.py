@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from psp import command_buffers as buffers
+from psp import swap_buffers
 from psp.byte_layout import ByteLayout
 from psp.system_bus import PAGE_BYTES
 from psp.update_buffers import DownloadFirmware, SnpDownloadFirmwareEx
@@ -156,8 +157,8 @@ COMMANDS: Mapping[int, CommandRow] = {
     LegacyCommand.DBG_ENCRYPT: CommandRow(buffers.Debug, frozenset({_L.WORKING})),
     LegacyCommand.INIT_EX: CommandRow(buffers.InitEx, frozenset({_L.UNINIT})),
     LegacyCommand.COPY: CommandRow(buffers.Copy, frozenset({_L.WORKING})),
-    LegacyCommand.SWAP_OUT: CommandRow(buffers.SwapOut, frozenset({_L.WORKING})),
-    LegacyCommand.SWAP_IN: CommandRow(buffers.SwapIn, frozenset({_L.WORKING})),
+    LegacyCommand.SWAP_OUT: CommandRow(swap_buffers.SwapOut, frozenset({_L.WORKING})),
+    LegacyCommand.SWAP_IN: CommandRow(swap_buffers.SwapIn, frozenset({_L.WORKING})),
     LegacyCommand.SEND_START: CommandRow(buffers.SendStart, frozenset({_L.WORKING}), writes_buffer=True),
     LegacyCommand.SEND_UPDATE_DATA: CommandRow(buffers.SendUpdate, frozenset({_L.WORKING}), writes_buffer=True),
     LegacyCommand.SEND_UPDATE_VMSA: CommandRow(buffers.SendUpdate, frozenset({_L.WORKING}), writes_buffer=True),
@@ -196,10 +197,10 @@ COMMANDS: Mapping[int, CommandRow] = {
     SnpCommand.COMMIT: CommandRow(buffers.SnpCommit, _SNP_UP),
     SnpCommand.VLEK_LOAD: CommandRow(buffers.SnpVlekLoad, _SNP_UP),
     SnpCommand.SHUTDOWN: CommandRow(None, _SNP_UP),
-    SnpCommand.PAGE_MD_INIT: CommandRow(buffers.SnpPageMdInit, _SNP_UP),
-    SnpCommand.PAGE_SWAP_OUT: CommandRow(buffers.SnpPageSwapOut, _SNP_UP),
-    SnpCommand.PAGE_SWAP_IN: CommandRow(buffers.SnpPageSwapIn, _SNP_UP),
-    SnpCommand.PAGE_MOVE: CommandRow(buffers.SnpPageMove, _SNP_UP),
+    SnpCommand.PAGE_MD_INIT: CommandRow(swap_buffers.SnpPageMdInit, _SNP_UP),
+    SnpCommand.PAGE_SWAP_OUT: CommandRow(swap_buffers.SnpPageSwapOut, _SNP_UP),
+    SnpCommand.PAGE_SWAP_IN: CommandRow(swap_buffers.SnpPageSwapIn, _SNP_UP),
+    SnpCommand.PAGE_MOVE: CommandRow(swap_buffers.SnpPageMove, _SNP_UP),
     SnpCommand.PAGE_RECLAIM: CommandRow(buffers.SnpPageReclaim, _SNP_UP),
     SnpCommand.PAGE_UNSMASH: CommandRow(buffers.SnpPageUnsmash, _SNP_UP),
     SnpCommand.FEATURE_INFO: CommandRow(buffers.SnpFeatureInfo, _ANY_SNP),

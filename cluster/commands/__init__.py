@@ -17,6 +17,7 @@ from cluster.commands import (
     compare,
     diff,
     init,
+    keyserver,
     measure,
     owner,
     run,
@@ -42,5 +43,5 @@ class Command(Protocol):
 
 
 COMMANDS: tuple[Command, ...] = (
-    run, compare, sweep, check, scenarios, init, diff, trace, measure, owner, attest, verify, bench, version,
+    run, compare, sweep, check, scenarios, init, diff, trace, measure, owner, attest, verify, keyserver, bench, version,
 )  # fmt: skip

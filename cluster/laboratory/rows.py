@@ -35,6 +35,7 @@ from workloads.attacks import (
     old_firmware,
     old_report,
     page_move,
+    power,
     prime_and_probe,
     read_memory,
     rmp_forgery,
@@ -134,6 +135,7 @@ ROWS: Mapping[str, Row] = {
     "28": Row((side_channels.trace_faults,), victim="chooser"),
     # A tenant that computes leaves the sets alone, in which its own pages lie, too.
     "29a": Row((prime_and_probe.time_two_sets,), victim="chooser", cache_timing=True, tenant_spins=True),
+    "29b": Row((power.read_energy,), victim="chooser"),
     "29c": Row((side_channels.count_branches,), victim="chooser"),
     "30": Row((ciphertext_dictionary.compare_registers,), needs=Interface.ENCRYPTED_REGISTERS),
     "31": Row((ciphertext_dictionary.compare_memory,), needs=Interface.CIPHERTEXT),

@@ -6,6 +6,7 @@ from toy_guests import look, make_host, start
 from node import operations as op
 from node.generation import Generation
 from psp import command_buffers as buffers
+from psp import swap_buffers
 from psp.commands import SnpCommand
 from psp.system_bus import PAGE_BYTES, RmpEntry
 
@@ -33,9 +34,9 @@ def test_a_page_goes_and_returns_while_its_guest_lives(product):
         do(op.PspCommand(number, command, buffer.pack()))
 
     do(*(op.RmpUpdate(frame, PAGE_BYTES, FIRMWARE) for frame in (mdata, away)))
-    call(SnpCommand.PAGE_MD_INIT, buffers.SnpPageMdInit(gctx, mdata))
+    call(SnpCommand.PAGE_MD_INIT, swap_buffers.SnpPageMdInit(gctx, mdata))
     do(op.RmpUpdate(spa, PAGE_BYTES, entry))  # of a valid page only immutable changes
-    call(SnpCommand.PAGE_SWAP_OUT, buffers.SnpPageSwapOut(gctx, spa, away, mdata))
+    call(SnpCommand.PAGE_SWAP_OUT, swap_buffers.SnpPageSwapOut(gctx, spa, away, mdata))
     call(SnpCommand.PAGE_RECLAIM, buffers.SnpPageReclaim(spa))
     do(op.RmpUpdate(spa, PAGE_BYTES, RmpEntry()), op.NestedUnmap("vm", gpa, PAGE_BYTES))
     assert isinstance(look(host, guest, gpa, 16), op.Fault)
@@ -43,7 +44,7 @@ def test_a_page_goes_and_returns_while_its_guest_lives(product):
     assert before[:16] not in outside
 
     do(op.RmpUpdate(home, PAGE_BYTES, entry))
-    call(SnpCommand.PAGE_SWAP_IN, buffers.SnpPageSwapIn(gctx, away, home, mdata))
+    call(SnpCommand.PAGE_SWAP_IN, swap_buffers.SnpPageSwapIn(gctx, away, home, mdata))
     call(SnpCommand.PAGE_RECLAIM, buffers.SnpPageReclaim(home))
     do(op.NestedMap("vm", gpa, home, PAGE_BYTES))
     assert look(host, guest, gpa, PAGE_BYTES) == before
@@ -51,7 +52,7 @@ def test_a_page_goes_and_returns_while_its_guest_lives(product):
     # And on to a third frame, in one step.
     third = host.hypervisor.frames.allocate(PAGE_BYTES, PAGE_BYTES)[0][0]
     do(op.RmpUpdate(home, PAGE_BYTES, entry), op.RmpUpdate(third, PAGE_BYTES, entry))
-    call(SnpCommand.PAGE_MOVE, buffers.SnpPageMove(gctx, 0, home, third))
+    call(SnpCommand.PAGE_MOVE, swap_buffers.SnpPageMove(gctx, 0, home, third))
     call(SnpCommand.PAGE_RECLAIM, buffers.SnpPageReclaim(third))
     do(op.NestedUnmap("vm", gpa, PAGE_BYTES), op.NestedMap("vm", gpa, third, PAGE_BYTES))
     assert look(host, guest, gpa, PAGE_BYTES) == before

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psp import command_buffers as buffers
-from psp import update_buffers
+from psp import swap_buffers, update_buffers
 from psp.byte_layout import ByteLayout
 from psp.commands import COMMANDS, LegacyCommand, SnpCommand, command_name, measured_bytes
 
 LAYOUTS = [
     one
-    for module in (buffers, update_buffers)
+    for module in (buffers, swap_buffers, update_buffers)
     for _, one in inspect.getmembers(module, inspect.isclass)
     if issubclass(one, ByteLayout) and one.SIZE
 ]

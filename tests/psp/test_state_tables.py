@@ -25,6 +25,7 @@ from toy_machine import (
 )
 
 from psp import command_buffers as buffers
+from psp import swap_buffers
 from psp.commands import COMMANDS, LegacyCommand, LegacyPlatformState, SnpCommand, SnpPlatformState, is_snp
 from psp.guest_context import SnpGuestState
 from psp.guest_message import MessageKey, MessageType
@@ -196,8 +197,8 @@ def test_every_sev_command_in_every_guest_state(command: LegacyCommand, state: L
         LegacyCommand.LAUNCH_SECRET: buffers.LaunchSecret(handle, OUT, 0x34, GUEST_PAGE, 64, OUT + PAGE, 64),
         LegacyCommand.ATTESTATION: buffers.Attestation(handle, OUT, bytes(16), 0xD0),
         LegacyCommand.COPY: buffers.Copy(handle, 64, GUEST_PAGE, OUT),
-        LegacyCommand.SWAP_OUT: buffers.SwapOut(handle, 0, GUEST_PAGE, OUT, OUT + PAGE),
-        LegacyCommand.SWAP_IN: buffers.SwapIn(handle, 0, OUT, GUEST_PAGE, OUT + 2 * PAGE),
+        LegacyCommand.SWAP_OUT: swap_buffers.SwapOut(handle, 0, GUEST_PAGE, OUT, OUT + PAGE),
+        LegacyCommand.SWAP_IN: swap_buffers.SwapIn(handle, 0, OUT, GUEST_PAGE, OUT + 2 * PAGE),
         LegacyCommand.SEND_START: buffers.SendStart(
             handle, 0, TARGET_PDH, 0x824, TARGET_CHAIN, 3 * 0x824, session_address=OUT, session_length=0x80
         ),
@@ -250,10 +251,10 @@ def test_every_snp_command_in_every_guest_state(command: SnpCommand, state: SnpG
         SnpCommand.ACTIVATE: buffers.SnpActivate(GCTX, 3),
         SnpCommand.GUEST_STATUS: buffers.SnpGuestStatus(GCTX, OUT),
         SnpCommand.DECOMMISSION: buffers.GuestContextPage(GCTX),
-        SnpCommand.PAGE_MD_INIT: buffers.SnpPageMdInit(GCTX, OUT),
-        SnpCommand.PAGE_SWAP_OUT: buffers.SnpPageSwapOut(GCTX, GUEST_PAGE, OUT, flags=1 << 4),
-        SnpCommand.PAGE_SWAP_IN: buffers.SnpPageSwapIn(GCTX, OUT, GUEST_PAGE, flags=1 << 4),
-        SnpCommand.PAGE_MOVE: buffers.SnpPageMove(GCTX, 0, GUEST_PAGE, OTHER_FRAME),
+        SnpCommand.PAGE_MD_INIT: swap_buffers.SnpPageMdInit(GCTX, OUT),
+        SnpCommand.PAGE_SWAP_OUT: swap_buffers.SnpPageSwapOut(GCTX, GUEST_PAGE, OUT, flags=1 << 4),
+        SnpCommand.PAGE_SWAP_IN: swap_buffers.SnpPageSwapIn(GCTX, OUT, GUEST_PAGE, flags=1 << 4),
+        SnpCommand.PAGE_MOVE: swap_buffers.SnpPageMove(GCTX, 0, GUEST_PAGE, OTHER_FRAME),
         SnpCommand.GUEST_REQUEST: buffers.SnpGuestRequest(GCTX, ASKED, OUT),
         SnpCommand.DBG_DECRYPT: buffers.SnpDebug(GCTX, GUEST_PAGE, OUT),
         SnpCommand.DBG_ENCRYPT: buffers.SnpDebug(GCTX, OUT, GUEST_PAGE),
