@@ -165,6 +165,8 @@ class Board:
         self.observer: Observer | None = None
         """A tap outside of the machine: sees each batch and what its actor was answered."""
         self.exits: Exits | None = None
+        self.certificates: Callable[[], bytes] = bytes
+        """What the host has for guests: nothing, where nobody fetches certificates."""
         """The hypervisor's answers to VMGEXIT and to what it intercepts."""
         self.exit_work: list[tuple[op.HypervisorOperation, ...]] = []
         """What the hypervisor did in exits since somebody last asked."""
