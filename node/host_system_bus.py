@@ -7,6 +7,7 @@ from node.ciphertext_hiding import CiphertextHiding, MemoryReader
 from node.core_msrs import MEM_ENCRYPTION_MODE_EN, MFDM, SNP_EN, CoreMsrs, Msr
 from node.data_fabric import DataFabric
 from node.dram import Dram
+from node.energy_counters import EnergyCounters
 from node.fast_registers import FastRegisters
 from node.iommu import Iommu
 from node.memory_controller import HOST_KEY, MemoryController
@@ -75,6 +76,7 @@ class HostSystemBus:
         self._controller = controller if caches is None else caches.fabric(caches.firmware_snoop)
         self._stopped_cores = caches if platform.rmp_init_barrier else None
         self.can_hide_ciphertext = product.can_hide_ciphertext and rmp is not None
+        self.energy = EnergyCounters(product.threads_per_core)
         self._cores_memory = controller
         self.host_view: MemoryReader = controller
         """Memory as cores read it without a guest's key."""
@@ -84,6 +86,15 @@ class HostSystemBus:
         self.host_view = self._cores_memory
         if max_snp_asid and self.rmp is not None:
             self.host_view = CiphertextHiding(self._cores_memory, self.rmp, max_snp_asid)
+
+    @property
+    def power_readings_disabled(self) -> bool:
+        """Whether the host reads nothing of the energy that its cores use."""
+        return self.energy.disabled
+
+    def disable_power_readings(self, *, disabled: bool) -> None:
+        """Tell the host no more of it; or again."""
+        self.energy.disabled = disabled
 
     def core_configuration(self) -> CoreConfiguration:
         """What the cores' registers say."""

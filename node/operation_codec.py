@@ -64,6 +64,7 @@ KINDS: Mapping[int, type] = {
     150: op.Branch,
     151: op.IndirectBranch,
     155: op.StackMove,
+    156: op.Arithmetic,
     140: op.MmioLoad,
     141: op.MmioStore,
     160: op.Rdmsr,
@@ -112,6 +113,7 @@ KINDS: Mapping[int, type] = {
     153: op.HostReadCounter,
     142: op.NicRead,
     143: op.NicWrite,
+    220: op.FetchCertificates,
     # Answers.
     48: op.Fault,
     49: op.PValidateResult,

@@ -122,7 +122,7 @@ class Tenant:
         """The block that each vCPU is in."""
         self._batches: list[tuple[GuestOperation, ...] | None] = [None] * count
         """What each vCPU's block asked for last; None where the kernel has taken the block over."""
-        self._kernels: list[GuestKernel | None] = [None] * count
+        self._kernels: list[GuestKernel | KernelAboveSvsm | None] = [None] * count
         for thread in range(count):
             self.rebuild(thread)
         boot = self.programs[0]
@@ -213,14 +213,18 @@ class Tenant:
         if program is None:
             return {}
         kernel: GuestKernel | KernelAboveSvsm
+        canary = CounterRandom(spec.seed).octets(spec.name, "C-bit canary", vcpu, CANARY_BYTES)
         if spec.svsm is None:
-            canary = CounterRandom(spec.seed).octets(spec.name, "C-bit canary", vcpu, CANARY_BYTES)
-            kernel = self._kernels[vcpu] = GuestKernel(
+            kernel = GuestKernel(
                 spec.generation, spec.memory, spec.launched, vcpu, spec.reset_rips[vcpu], program.entry, spec.kernel,
                 spec.cpuid_gpa, canary, spec.sev_features,
             )  # fmt: skip
         else:
-            kernel = KernelAboveSvsm(spec.svsm, spec.memory, spec.launched, vcpu, spec.reset_rips, program.entry)
+            kernel = KernelAboveSvsm(
+                spec.svsm, spec.memory, spec.launched, vcpu, spec.reset_rips, program.entry, spec.kernel,
+                spec.cpuid_gpa, canary,
+            )  # fmt: skip
+        self._kernels[vcpu] = kernel
         blocks = self.blocks[vcpu] = {**kernel.blocks, **program.blocks}
         return blocks
 

@@ -118,8 +118,9 @@ class SnpFirmware:
         if self.alias_check is AliasCheck.FOUND:
             raise PspError(Status.INVALID_CONFIG)
         known = (
-            buffers.SNP_INIT_RMP | buffers.SNP_INIT_LIST | buffers.SNP_INIT_HIDE_CIPHERTEXT | buffers.SNP_INIT_OPTIONS
-        )
+            buffers.SNP_INIT_RMP | buffers.SNP_INIT_LIST | buffers.SNP_INIT_RAPL_DIS | buffers.SNP_INIT_HIDE_CIPHERTEXT
+            | buffers.SNP_INIT_OPTIONS
+        )  # fmt: skip
         hides = bool(init.flags & buffers.SNP_INIT_HIDE_CIPHERTEXT)
         if init.flags & ~known:
             raise PspError(Status.INVALID_PARAM)
@@ -154,6 +155,7 @@ class SnpFirmware:
         self._memory.pages.rmp = rmp
         self._memory.pages.iommu_buffers = tuple((one.base, one.length_bytes) for one in buffers_of_iommus)
         self._hide_ciphertext(init.max_snp_asid if hides else 0)
+        self._bus.disable_power_readings(disabled=bool(init.flags & buffers.SNP_INIT_RAPL_DIS))
         self.state = SnpPlatformState.INIT
         self._memory.pages.snp_initialised = True
         self._flush.require_all()
@@ -182,6 +184,7 @@ class SnpFirmware:
             self._bus.rmp_set_pages(spa, length, RmpEntry())
         self._fixed = ()
         self._hide_ciphertext(0)
+        self._bus.disable_power_readings(disabled=False)
         self.state = SnpPlatformState.UNINIT
         self._memory.pages.snp_initialised = False
 
@@ -194,6 +197,8 @@ class SnpFirmware:
         policy_flags = buffers.SNP_STATUS_FEATURE_INFO | configuration.flags
         if configuration.vlek:
             policy_flags |= buffers.SNP_STATUS_VLEK_LOADED
+        if self._bus.power_readings_disabled:
+            policy_flags |= buffers.SNP_STATUS_RAPL_DIS
         if self._bus.can_hide_ciphertext:
             policy_flags |= buffers.SNP_STATUS_CAN_HIDE_CIPHERTEXT
         if self._ranges.max_snp_asid:
@@ -212,6 +217,7 @@ class SnpFirmware:
             raise PspError(Status.INVALID_PARAM)
         self._memory.check_writable(asked.address, 16)
         # Index 0 is the only one.
-        ecx = buffers.SNP_FEATURE_HIDING if self._bus.can_hide_ciphertext else 0
+        ecx = buffers.SNP_FEATURE_RAPL_DIS
+        ecx |= buffers.SNP_FEATURE_HIDING if self._bus.can_hide_ciphertext else 0
         ecx |= buffers.SNP_FEATURE_VERIFY_MITIGATION if self._mitigation.offered else 0
         self._memory.write(asked.address, bytes(8) + ecx.to_bytes(4, "little") + bytes(4))

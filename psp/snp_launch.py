@@ -68,7 +68,9 @@ class SnpLaunch:
         smt, hidden = self._bus.core_configuration().smt_enabled, bool(self._ranges.max_snp_asid)
         aes_256_xts = self._bus.memory_key_bytes == MEMORY_KEY_BYTES
         api = self._firmware.current.version[:2]
-        check_snp_policy(start.policy, PlatformFacts(api, smt, hidden, aes_256_xts))
+        silent = self._bus.power_readings_disabled
+        facts = PlatformFacts(api, smt, hidden, aes_256_xts, power_readings_disabled=silent)
+        check_snp_policy(start.policy, facts)
         started = replace(
             context,
             policy=start.policy,

@@ -145,6 +145,13 @@ class SystemBus(Protocol):
     def hide_ciphertext(self, max_snp_asid: int) -> None:
         """Keep ciphertext of guests with ASIDs up to this one from the cores; with 0 of none any more."""
 
+    @property
+    def power_readings_disabled(self) -> bool:
+        """Whether software reads nothing of the energy that the cores use."""
+
+    def disable_power_readings(self, *, disabled: bool) -> None:
+        """Keep from software how much energy the cores use; or no more."""
+
     def core_configuration(self) -> CoreConfiguration:
         """The settings that must agree on all cores."""
 

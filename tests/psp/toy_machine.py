@@ -57,6 +57,7 @@ class ToyBus:
     wbinvds: int = 0
     can_hide_ciphertext: bool = False
     hidden_up_to: int = 0
+    power_readings_disabled: bool = False
     sealed: dict[int, bytes] = field(default_factory=dict)
     """Save areas by SPA, as they read through their guest's key when they were sealed."""
     cores: CoreConfiguration = field(
@@ -79,6 +80,9 @@ class ToyBus:
 
     def hide_ciphertext(self, max_snp_asid: int) -> None:
         self.hidden_up_to = max_snp_asid
+
+    def disable_power_readings(self, *, disabled: bool) -> None:
+        self.power_readings_disabled = disabled
 
     def read(self, spa: int, length: int) -> bytes:
         assert 0 <= spa <= self.dram_bytes - length, "the firmware must check every address first"
