@@ -189,6 +189,7 @@ class HostOperationCost:
         legacy_ns_per_kib = costs["psp.legacy_launch_update_ns_per_kib"]
         self._psp_table: dict[int, Callable[[bytes], float]] = {
             SnpCommand.LAUNCH_UPDATE: lambda _: costs["psp.launch_update_ns_per_kib"] * PAGE_BYTES / _KIB,
+            SnpCommand.GUEST_REQUEST: lambda _: costs["psp.guest_request_ns"],
             SnpCommand.LAUNCH_FINISH: lambda _: costs["psp.command_ns"] + costs["psp.launch_fixed_ns"],
             LegacyCommand.LAUNCH_UPDATE_DATA: lambda buffer: (
                 legacy_ns_per_kib * measured_bytes(LegacyCommand.LAUNCH_UPDATE_DATA, buffer) / _KIB
