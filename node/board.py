@@ -163,6 +163,8 @@ class Board:
             self.psp.snp.guest_requests.switches = GuestMessageSwitches(checks_sequence=False)
         self.psp.snp.guests.pages.tweaked = platform.context_tweaked
         self.psp.snp.guests.pages.has_mac = platform.context_mac
+        self.tsc: Callable[[], int] = int
+        """The cores' time-stamp counter; it stands still where nobody drives the board."""
         self.exit_handler: ExitHandler | None = None
         """The hypervisor's answer to a page state change; runs while the vCPU is stopped."""
         self.observer: Observer | None = None

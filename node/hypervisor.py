@@ -46,7 +46,7 @@ from node.sev_features import launch_features
 from node.svsm_launch import guest_launch_pages, svsm_below
 from node.vcpu_model import vcpu_model
 from node.vm_state import Run, VmState
-from node.vmsa import VMSA_BYTES
+from node.vmsa import VMSA_BYTES, SevFeature
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand
 from psp.launch_digest import PageType
@@ -503,7 +503,8 @@ class Hypervisor:
         record.firmware_pages.append(gctx)
         yield from self._must(SnpCommand.GCTX_CREATE, command, buffers.GuestContextPage(address=gctx).pack())
         record.gctx = gctx
-        start = buffers.SnpLaunchStart(gctx=gctx, policy=SNP_POLICY)
+        khz = self.product.base_hz // 1000 if features & SevFeature.SECURE_TSC else 0
+        start = buffers.SnpLaunchStart(gctx=gctx, desired_tsc_khz=khz, policy=SNP_POLICY)
         yield from self._must(SnpCommand.LAUNCH_START, command, start.pack())
         activate = buffers.SnpActivate(gctx=gctx, asid=record.asid)
         yield from self._must(SnpCommand.ACTIVATE, command, activate.pack())

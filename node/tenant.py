@@ -217,7 +217,7 @@ class Tenant:
         if spec.svsm is None:
             kernel = GuestKernel(
                 spec.generation, spec.memory, spec.launched, vcpu, spec.reset_rips[vcpu], program.entry, spec.kernel,
-                spec.cpuid_gpa, canary, spec.sev_features,
+                spec.cpuid_gpa, canary, spec.sev_features, self._messages(vcpu),
             )  # fmt: skip
         else:
             kernel = KernelAboveSvsm(
