@@ -11,7 +11,7 @@ from node.energy_counters import EnergyCounters
 from node.fast_registers import FastRegisters
 from node.iommu import Iommu
 from node.memory_controller import HOST_KEY, MemoryController
-from node.platform import Platform
+from node.platform import HostMode, Platform
 from node.product import Product
 from node.rmp import ReverseMapTable
 from node.rmp_layout import RmpLayout
@@ -23,6 +23,7 @@ from psp.system_bus import (
     CoreConfiguration,
     CpuidFacts,
     IommuConfiguration,
+    MachineFacts,
     RmpEntry,
     RmpPlacement,
 )
@@ -46,6 +47,13 @@ class HostSystemBus:
         self.max_asid = product.max_asid
         self.min_sev_asid = min_sev_asid
         self.cpuid_facts = CpuidFacts(product.c_bit, product.reduced_bits, product.physical_address_bits)
+        self.machine_facts = MachineFacts(
+            product.cpuid_1_eax,
+            product.base_hz // 1000,
+            smt=product.threads_per_core > 1,
+            tsme=platform.mode is HostMode.TSME,
+            ecc=True,  # Servers of these lines take registered modules only, all of which have it.
+        )
         self.dram_bytes = dram.size_bytes
         self.rmp = rmp
         """Where SNP_EN found it; the board puts another here if the registers said otherwise."""

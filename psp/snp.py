@@ -8,15 +8,21 @@ from psp import command_buffers as buffers
 from psp.alias_check import AliasCheck
 from psp.asid_flush import AsidFlush
 from psp.asid_ranges import AsidRanges
+from psp.attestation_report import PLATFORM_ALIAS_CHECK_COMPLETE, PLATFORM_CIPHERTEXT_HIDING
 from psp.byte_layout import ByteLayout
+from psp.chip_identity import VLEK_WRAPPING, ChipIdentity
 from psp.commands import SnpCommand, SnpPlatformState
+from psp.endorsement import Endorsement
 from psp.firmware_pages import Ranges
 from psp.fixed_ranges import fixed_ranges
+from psp.guest_requests import GuestRequests
 from psp.host_memory import HostMemory
 from psp.installed_firmware import InstalledFirmware
 from psp.launch_runs import LaunchRuns
+from psp.message_table import message_rows
 from psp.mitigations import MitigationCommand
 from psp.page_swap import PageSwap
+from psp.report_messages import ReportMessages
 from psp.snp_configuration import SnpConfiguration
 from psp.snp_debug import SnpDebugging
 from psp.snp_guests import SnpGuests
@@ -39,7 +45,7 @@ class SnpFirmware:
         random: Callable[[str, int], bytes],
         firmware: InstalledFirmware,
         legacy_is_up: Callable[[], bool],
-        chip_key: Callable[[], bytes],
+        chip: Callable[[], ChipIdentity],
     ) -> None:
         self.state = SnpPlatformState.UNINIT
         self.alias_check = AliasCheck.NOT_DONE
@@ -55,13 +61,17 @@ class SnpFirmware:
         self._fixed: Ranges = ()
         """HV-Fixed memory, until shutdown."""
         self.guests = guests = SnpGuests(bus, memory, flush, ranges, random)
-        launch = SnpLaunch(bus, memory, guests, ranges, random, firmware)
+        self._mitigation = mitigation = MitigationCommand(memory, firmware)
+        self.mitigations = mitigation.mitigations
+        launch = SnpLaunch(bus, memory, guests, ranges, random, firmware, self.mitigations)
         self.launch_runs = LaunchRuns(bus, memory, guests)
         debug, pages = SnpDebugging(bus, memory, guests), SnpPages(bus, memory.pages)
         swap = PageSwap(bus, memory, guests)
-        self.configuration = SnpConfiguration(memory, chip_key, firmware)
-        self._mitigation = mitigation = MitigationCommand(memory, firmware)
-        self.mitigations = mitigation.mitigations
+        self.configuration = SnpConfiguration(memory, lambda: chip().symmetric_key(VLEK_WRAPPING), firmware)
+        endorsement = Endorsement(chip, self.configuration)
+        self.reports = ReportMessages(bus, endorsement, self.configuration, self.mitigations, self._platform_info)
+        rows = message_rows(bus, guests, endorsement, firmware, self.reports)
+        self.guest_requests = GuestRequests(memory, guests, rows)
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             # INIT, of before ABI 1.52, has no buffer and always initialises the RMP.
             SnpCommand.INIT: lambda _: self._init_ex(buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP)),
@@ -78,6 +88,7 @@ class SnpFirmware:
             SnpCommand.DECOMMISSION: guests.decommission,
             SnpCommand.ACTIVATE: guests.activate,
             SnpCommand.GUEST_STATUS: guests.status,
+            SnpCommand.GUEST_REQUEST: self.guest_requests.request,
             SnpCommand.LAUNCH_START: launch.start,
             SnpCommand.LAUNCH_UPDATE: launch.update,
             SnpCommand.LAUNCH_FINISH: launch.finish,
@@ -92,6 +103,12 @@ class SnpFirmware:
             SnpCommand.PAGE_UNSMASH: pages.unsmash,
             SnpCommand.FEATURE_INFO: self._feature_info,
         }
+
+    def _platform_info(self) -> int:
+        """PLATFORM_INFO of reports, as far as firmware keeps it."""
+        complete = self.alias_check is AliasCheck.COMPLETE
+        hides = self._ranges.max_snp_asid
+        return (PLATFORM_ALIAS_CHECK_COMPLETE if complete else 0) | (PLATFORM_CIPHERTEXT_HIDING if hides else 0)
 
     # Platform.
 

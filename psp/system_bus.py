@@ -96,12 +96,31 @@ class CpuidFacts:
     address_bits: int
 
 
+@dataclass(frozen=True, slots=True)
+class MachineFacts:
+    """What firmware knows of its machine beyond registers that software may write.
+
+    The processor's CPUID 1 EAX, the frequency that time-stamp counters run at, whether threads share cores, whether all
+    memory is encrypted with a key of its own (TSME), and whether DRAM has error-correcting codes.
+    """
+
+    cpuid_1_eax: int
+    tsc_khz: int
+    smt: bool
+    tsme: bool
+    ecc: bool
+
+
 class SystemBus(Protocol):
     """The machine as the security processor reaches it. Addresses are SPAs."""
 
     @property
     def cpuid_facts(self) -> CpuidFacts:
         """What the cores themselves answer."""
+
+    @property
+    def machine_facts(self) -> MachineFacts:
+        """What reports say of the machine."""
 
     @property
     def max_asid(self) -> int:

@@ -12,9 +12,12 @@ from psp.asid_ranges import AsidRanges
 from psp.commands import LegacyCommand, SnpCommand
 from psp.firmware import SecurityProcessor
 from psp.guest_context import GuestContext, SnpGuestState
+from psp.guest_requests import GuestRequests
 from psp.launch_digest import LaunchDigest, LegacyLaunchDigest, PageType
 from psp.legacy_guest import LegacyGuestState
 from psp.nv_storage import NvFile
+from psp.product_line import PRODUCT_LINES
+from psp.report_messages import ReportMessages
 from psp.snp_configuration import SnpConfiguration
 from psp.snp_guests import SnpGuests
 from psp.system_bus import (
@@ -22,6 +25,7 @@ from psp.system_bus import (
     CoreConfiguration,
     CpuidFacts,
     IommuConfiguration,
+    MachineFacts,
     RmpEntry,
     RmpPlacement,
     RmpRegisters,
@@ -46,6 +50,7 @@ class ToyBus:
     dram_bytes: int = MEMORY_BYTES
     memory_key_bytes: int = 16
     cpuid_facts: CpuidFacts = CpuidFacts(c_bit=51, reduced_bits=5, address_bits=48)  # noqa: RUF009  # frozen
+    machine_facts: MachineFacts = MachineFacts(0x00A00F11, 2_000_000, smt=True, tsme=False, ecc=True)  # noqa: RUF009
     pages: dict[int, bytes] = field(default_factory=dict)
     rmp: dict[int, RmpEntry] = field(default_factory=dict)
     keys: dict[int, bytes] = field(default_factory=dict)
@@ -196,11 +201,17 @@ def _frozen(value: object) -> object:
             return value.flags, value.vlek
         case NvFile():
             return value.address
+        case ReportMessages():
+            return value.forced_version
+        case GuestRequests():
+            assert set(vars(value)) == {"switches", "_memory", "_guests", "_rows"}
+            return value.switches
         case AsidRanges():
             return value.max_snp_asid
         case SnpGuests():
             # All that firmware keeps of SNP guests; whatever else it knows of one lies in DRAM.
-            assert set(vars(value.pages)) == {"tweaked", "has_mac", "spas", "_bus", "_random", "_key", "_mac_key"}
+            kept = {"tweaked", "has_mac", "spas", "_bus", "_random", "_key", "_ciphers", "_mac_key"}
+            assert set(vars(value.pages)) == kept
             assert set(vars(value)) == {"pages", "_active", "_bus", "_memory", "_flush", "_ranges"}
             return value.pages.tweaked, tuple(value.pages.spas), sorted(value._active)
         case dict():
@@ -265,14 +276,14 @@ def change_context(machine: Machine, gctx: int = 0x60_0000, **changes: object) -
     machine.psp.snp.guests.pages.write(gctx, dataclasses.replace(context(machine, gctx), **changes))  # type: ignore[arg-type]
 
 
-def new_machine() -> Machine:
+def new_machine(line: str = "Genoa") -> Machine:
     """A machine that has just been switched on."""
     bus = ToyBus()
 
     def octets(purpose: str, counter: int, length: int) -> bytes:
         return hashlib.shake_128(f"{purpose} {counter}".encode()).digest(length)
 
-    return Machine(bus, SecurityProcessor(bus, octets))
+    return Machine(bus, SecurityProcessor(bus, octets, line=PRODUCT_LINES[line]))
 
 
 # Machines at work.
@@ -283,8 +294,8 @@ FIRMWARE = RmpEntry(assigned=True, immutable=True)
 COMMAND_PAGE = 0x1000
 
 
-def up(*, snp: bool = True, legacy: bool = True) -> Machine:
-    machine = new_machine()
+def up(*, snp: bool = True, legacy: bool = True, line: str = "Genoa") -> Machine:
+    machine = new_machine(line)
     if snp:
         assert machine.call(SnpCommand.INIT_EX, buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP).pack()) == 0
         machine.flush(SnpCommand.DF_FLUSH)
