@@ -149,7 +149,9 @@ class Board:
         self.psp = SecurityProcessor(
             self.bus,
             lambda purpose, counter, length: random.octets(name, f"psp {purpose}", counter, length),
-            firmware_level(product.name, product.line, platform.firmware_api or product.firmware_api),
+            firmware_level(
+                product.name, product.line, platform.firmware_api or product.firmware_api, platform.firmware_tcb
+            ),
             line=product.line,
         )
         self.psp.legacy.keys.checks_points = product.checks_points or platform.point_check
