@@ -10,6 +10,7 @@ from psp.asid_flush import AsidFlush
 from psp.asid_ranges import AsidRanges
 from psp.byte_layout import ByteLayout
 from psp.commands import SnpCommand, SnpPlatformState
+from psp.core_permits import CorePermits
 from psp.firmware_pages import Ranges
 from psp.fixed_ranges import fixed_ranges
 from psp.host_memory import HostMemory
@@ -36,6 +37,7 @@ class SnpFirmware:
         memory: HostMemory,
         flush: AsidFlush,
         ranges: AsidRanges,
+        permits: CorePermits,
         random: Callable[[str, int], bytes],
         firmware: InstalledFirmware,
         legacy_is_up: Callable[[], bool],
@@ -54,7 +56,7 @@ class SnpFirmware:
         self._rmp_initialised = False
         self._fixed: Ranges = ()
         """HV-Fixed memory, until shutdown."""
-        self.guests = guests = SnpGuests(bus, memory, flush, ranges, random)
+        self.guests = guests = SnpGuests(bus, memory, flush, ranges, permits, random)
         launch = SnpLaunch(bus, memory, guests, ranges, random, firmware)
         self.launch_runs = LaunchRuns(bus, memory, guests)
         debug, pages = SnpDebugging(bus, memory, guests), SnpPages(bus, memory.pages)
@@ -77,6 +79,7 @@ class SnpFirmware:
             SnpCommand.GCTX_CREATE: guests.create,
             SnpCommand.DECOMMISSION: guests.decommission,
             SnpCommand.ACTIVATE: guests.activate,
+            SnpCommand.ACTIVATE_EX: guests.activate_ex,
             SnpCommand.GUEST_STATUS: guests.status,
             SnpCommand.LAUNCH_START: launch.start,
             SnpCommand.LAUNCH_UPDATE: launch.update,
