@@ -155,6 +155,7 @@ class Board:
         self.psp.legacy.keys.checks_points = product.checks_points or platform.point_check
         self.psp.snp.wants_fabric_locked = platform.fabric_lock_checked
         self.psp.snp.alias_check = alias_check
+        self.psp.snp.reports.forced_version = platform.report_version
         self.psp.snp.guests.pages.tweaked = platform.context_tweaked
         self.psp.snp.guests.pages.has_mac = platform.context_mac
         self.exit_handler: ExitHandler | None = None

@@ -212,6 +212,8 @@ class DimmCells:
     def _make_real(self, spa: int, length: int) -> None:
         """Fill the laid pages that a range touches."""
         first, last = spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES)
+        if self._laid.is_gap(first, last):
+            return
         for start, end, laid in list(self._laid.pieces(first, last)):
             if laid is not None:
                 self._laid.put(start, end, None)
@@ -233,17 +235,21 @@ class DimmCells:
             return laid
         self._check(spa, length)
         self._make_real(spa, length)
-        parts = []
-        for start, size in self.pieces(spa, length):
-            chunk, at = self._chunks.get(start // CHUNK_BYTES), start % CHUNK_BYTES
-            parts.append(bytes(size) if chunk is None else chunk.octets[at : at + size].tobytes())
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        number, at = divmod(spa, CHUNK_BYTES)
+        if at + length <= CHUNK_BYTES:
+            chunk = self._chunks.get(number)
+            return bytes(length) if chunk is None else chunk.octets[at : at + length].tobytes()
+        return b"".join([self.read(start, size) for start, size in self.pieces(spa, length)])
 
     def write(self, spa: int, data: bytes | bytearray | memoryview) -> None:
         """Store bytes. Raises MachineCheck outside of memory."""
         source = np.frombuffer(data, np.uint8)
         self._check(spa, len(source))
         self._forget_laid(spa, len(source))
+        at = spa % CHUNK_BYTES
+        if 0 < len(source) <= CHUNK_BYTES - at:
+            self._chunk_to_write(spa, len(source)).octets[at : at + len(source)] = source
+            return
         for start, size in self.pieces(spa, len(source)):
             at, done = start % CHUNK_BYTES, start - spa
             self._chunk_to_write(start, size).octets[at : at + size] = source[done : done + size]
@@ -336,7 +342,7 @@ class DimmCells:
     def _forget_laid(self, spa: int, length: int) -> None:
         if (spa | length) % PAGE_BYTES:
             self._make_real(spa, length)
-        else:
+        elif not self._laid.is_gap(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES):
             self._laid.put(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES, None)
 
     def _check(self, spa: int, length: int) -> None:

@@ -70,6 +70,23 @@ def page_exit(
     return reply
 
 
+def exit_between(
+    gpa: int,
+    event: NaeEvent,
+    infos: tuple[int, int],
+    registers: Mapping[str, int],
+    before: GuestOperation,
+    after: GuestOperation,
+) -> Generator[tuple[GuestOperation, ...], tuple[Answer, ...], tuple[GhcbReply, Answer]]:
+    """The same in one batch with what must come just before it and just after it; the reply, and the answer to that."""
+    page = build_exit(event, *infos, registers)
+    wrote, *answers, last = yield (before, *_around(gpa, page), after)
+    if wrote is not None:
+        raise GhcbUntrusted(f"{event.name}: {wrote!r}")
+    _, reply = _answered(gpa, tuple(answers), EVENTS[event].outputs)
+    return reply, last
+
+
 def change_pages(gpa: int, first: int, length: int, operation: PageOperation) -> Steps:
     """Page state changes of a range by lists in the page's own buffer, until every entry is through.
 
@@ -116,8 +133,16 @@ def _change(gpa: int, entries: Sequence[PageStateEntry]) -> Steps:
 def _exit(
     gpa: int, page: bytes, event: NaeEvent, outputs: tuple[str, ...] | None = None
 ) -> Generator[tuple[GuestOperation, ...], tuple[Answer, ...], tuple[bytes, GhcbReply]]:
-    answers = yield (Write(gpa, page, private=False), VmgExit(gpa), Read(gpa, GHCB_BYTES, private=False))
+    answers = yield _around(gpa, page)
+    return _answered(gpa, answers, EVENTS[event].outputs if outputs is None else outputs)
+
+
+def _around(gpa: int, page: bytes) -> tuple[GuestOperation, ...]:
+    return Write(gpa, page, private=False), VmgExit(gpa), Read(gpa, GHCB_BYTES, private=False)
+
+
+def _answered(gpa: int, answers: tuple[Answer, ...], outputs: tuple[str, ...]) -> tuple[bytes, GhcbReply]:
     wrote, value, back = answers
     if wrote is not None or value != gpa or not isinstance(back, bytes) or len(back) != GHCB_BYTES:
         raise GhcbUntrusted(f"VMGEXIT: {answers[:2]!r}")
-    return back, parse_reply(back, EVENTS[event].outputs if outputs is None else outputs)
+    return back, parse_reply(back, outputs)

@@ -123,9 +123,7 @@ class GuestKernel:
 
     @property
     def _boot_ghcb_gpa(self) -> int:
-        """The first page that firmware left alone in a block that it broke, as OVMF has it."""
-        broken = (part.gpa for part in self.memory.private_ranges(self.launched) if not part.large)
-        return next(broken, PAGE_BYTES)
+        return self.memory.boot_ghcb_gpa(self.launched)
 
     def _enter_program(self, registers: Registers) -> Block:
         yield ()

@@ -67,7 +67,7 @@ Asking = Generator[Batch, Answers, Requested]
 class GuestRequests:
     """Carries them for one hypervisor's guests. ``room`` gives a guest a frame, until the guest goes.
 
-    ``certificates`` is the table that the host's owner keeps for guests, without its end; empty for none.
+    ``certificates`` is the table that the host's owner keeps for guests; empty for none.
     """
 
     def __init__(self, room: Callable[[LaunchedVm], int]) -> None:
@@ -96,7 +96,7 @@ class GuestRequests:
         """Put the table where the guest wants it; how many pages it takes if that is too little room."""
         if not self.certificates and not asked.data_pages:
             return None
-        table = self.certificates + END_OF_CERTIFICATES
+        table = self.certificates or END_OF_CERTIFICATES
         needed = -(-len(table) // PAGE_BYTES)
         if asked.data_pages < needed:
             return needed
@@ -118,9 +118,11 @@ class GuestRequests:
         command = record.small[0]
         buffer = buffers.SnpGuestRequest(gctx=record.gctx, request=there, response=back).pack()
         reclaim = buffers.SnpPageReclaim(address=back).pack()
-        # One batch each: what the host does between its steps is nobody's affair, and no step may be left out.
-        wrote, lent = yield (op.HostWrite(there, message), op.RmpUpdate(back, PAGE_BYTES, _FIRMWARE))
-        answer, reclaimed, taken, response = yield (
+        # One batch: what the host does between its steps is nobody's affair, and no step may be left out. Where the
+        # page could not be lent, the firmware refuses it.
+        wrote, lent, answer, reclaimed, taken, response = yield (
+            op.HostWrite(there, message),
+            op.RmpUpdate(back, PAGE_BYTES, _FIRMWARE),
             op.PspCommand(SnpCommand.GUEST_REQUEST, command, buffer),
             op.PspCommand(SnpCommand.PAGE_RECLAIM, command, reclaim),
             op.RmpUpdate(back, PAGE_BYTES, _HYPERVISOR),

@@ -286,6 +286,7 @@ class Host:
         tenant = TenantSpec(
             spec.name, spec.generation, spec.memory, spec.program, spec.seed, guest.launched, guest.reset_rips,
             spec.sev_features, svsm, self.images[spec.firmware].cpuid_gpa, spec.kernel,
+            self.images[spec.firmware].secrets_gpa,
         )  # fmt: skip
         guest.software = self._tenants(tenant)
         self.vcpus.prepare(guest)

@@ -64,6 +64,7 @@ KINDS: Mapping[int, type] = {
     150: op.Branch,
     151: op.IndirectBranch,
     155: op.StackMove,
+    156: op.Arithmetic,
     140: op.MmioLoad,
     141: op.MmioStore,
     160: op.Rdmsr,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from node.block_endings import Await, Compute, Shutdown, Sleep
-from node.branch_operations import Branch, HostBranch, HostReadCounter, IndirectBranch
+from node.branch_operations import Arithmetic, Branch, HostBranch, HostReadCounter, IndirectBranch
 from node.device_operations import MmioLoad, MmioStore, NicRead, NicWrite
 from node.event_operations import (
     LoadIdt,
@@ -40,11 +40,11 @@ from node.svsm_operations import Clear, GuestWork
 from psp.system_bus import RmpEntry
 
 __all__ = [
-    "Answer", "Await", "Branch", "Clear", "Compute", "CpuidResult", "Fault", "FaultKind", "GuestWork", "HostBranch",
-    "HostReadCounter", "IndirectBranch", "LoadIdt", "MmioLoad", "MmioStore", "NicRead", "NicWrite", "PValidateResult",
-    "PortIn", "PortOut", "PspAnswer", "Rdmsr", "ReadFlags", "RmpQueryResult", "RmpReadResult", "Runs", "Shutdown",
-    "Sleep", "SoftwareInterrupt", "StackMove", "TraceFaults", "VmKick", "VmcbLoad", "VmcbStore", "WriteBackCaches",
-    "WriteFlags", "Wrmsr",
+    "Answer", "Arithmetic", "Await", "Branch", "Clear", "Compute", "CpuidResult", "Fault", "FaultKind", "GuestWork",
+    "HostBranch", "HostReadCounter", "IndirectBranch", "LoadIdt", "MmioLoad", "MmioStore", "NicRead", "NicWrite",
+    "PValidateResult", "PortIn", "PortOut", "PspAnswer", "Rdmsr", "ReadFlags", "RmpQueryResult", "RmpReadResult",
+    "Runs", "Shutdown", "Sleep", "SoftwareInterrupt", "StackMove", "TraceFaults", "VmKick", "VmcbLoad", "VmcbStore",
+    "WriteBackCaches", "WriteFlags", "Wrmsr",
 ]  # fmt: skip
 
 MOST_BYTES = 32 << 20
@@ -588,6 +588,6 @@ HypervisorOperation = (
 GuestOperation = (
     Read | Write | Copy | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust
     | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit | ReadSevStatus | Cpuid
-    | ReadDr7 | WriteDr7 | MmioLoad | MmioStore | Clear | GuestWork | WriteBackCaches | StackMove
+    | ReadDr7 | WriteDr7 | MmioLoad | MmioStore | Clear | GuestWork | WriteBackCaches | StackMove | Arithmetic
     | LoadIdt | ReadFlags | WriteFlags | SoftwareInterrupt | Branch | IndirectBranch | Rdmsr | Wrmsr | PortIn | PortOut
 )  # fmt: skip

@@ -17,8 +17,10 @@ SNP_INIT_HIDE_CIPHERTEXT = 1 << 3
 """INIT_EX flag: cores read ones where ciphertext of an SNP guest lies."""
 SNP_INIT_LIST = 1 << 1
 """INIT_EX flag: there is a list of ranges that stay the host's."""
-SNP_INIT_OPTIONS = 0b10100
-"""INIT_EX flags that are not built: RAPL off, TIO."""
+SNP_INIT_RAPL_DIS = 1 << 2
+"""INIT_EX flag: nobody reads how much energy cores use."""
+SNP_INIT_OPTIONS = 1 << 4
+"""INIT_EX flag that is not built: TIO."""
 SNP_SHUTDOWN_IOMMU = 1 << 0
 """SHUTDOWN_EX flag: stop the IOMMU's RMP checks."""
 SNP_SHUTDOWN_X86 = 1 << 1
@@ -31,10 +33,14 @@ SNP_FINISH_NO_VCEK = 1 << 2
 """LAUNCH_FINISH flag: no report may be signed with the VCEK. Not built."""
 SNP_STATUS_FEATURE_INFO = 1 << 3
 """PLATFORM_STATUS policy flag: FEATURE_INFO may be asked."""
+SNP_STATUS_RAPL_DIS = 1 << 4
+"""PLATFORM_STATUS policy flag: nobody reads how much energy cores use."""
 SNP_STATUS_CAN_HIDE_CIPHERTEXT = 1 << 5
 """PLATFORM_STATUS policy flag: INIT_EX may ask for ciphertext hiding."""
 SNP_STATUS_HIDES_CIPHERTEXT = 1 << 6
 """PLATFORM_STATUS policy flag: it did."""
+SNP_FEATURE_RAPL_DIS = 1 << 2
+"""FEATURE_INFO, ECX of index 0: INIT_EX may switch energy readings off."""
 SNP_FEATURE_HIDING = 1 << 3
 """FEATURE_INFO, ECX of index 0: ciphertext hiding."""
 SNP_FEATURE_VERIFY_MITIGATION = 1 << 13

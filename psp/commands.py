@@ -187,6 +187,7 @@ COMMANDS: Mapping[int, CommandRow] = {
     SnpCommand.ACTIVATE_EX: CommandRow(buffers.SnpActivateEx, _SNP_UP),
     SnpCommand.GUEST_STATUS: CommandRow(buffers.SnpGuestStatus, _SNP_UP),
     SnpCommand.GCTX_CREATE: CommandRow(buffers.GuestContextPage, _SNP_UP),
+    SnpCommand.GUEST_REQUEST: CommandRow(buffers.SnpGuestRequest, _SNP_UP),
     SnpCommand.LAUNCH_START: CommandRow(buffers.SnpLaunchStart, _SNP_UP),
     SnpCommand.LAUNCH_UPDATE: CommandRow(buffers.SnpLaunchUpdate, _SNP_UP),
     SnpCommand.LAUNCH_FINISH: CommandRow(buffers.SnpLaunchFinish, _SNP_UP),
@@ -208,8 +209,7 @@ COMMANDS: Mapping[int, CommandRow] = {
     **{
         command: CommandRow(None, _ANY_LEGACY, supported=False)
         for command in (
-            LegacyCommand.RING_BUFFER,
-            SnpCommand.GUEST_REQUEST, SnpCommand.PAGE_SET_STATE,
+            LegacyCommand.RING_BUFFER, SnpCommand.PAGE_SET_STATE,
             SnpCommand.TIO_STATUS, SnpCommand.TIO_INIT, SnpCommand.TIO_DEV_CREATE,
             SnpCommand.TIO_DEV_RECLAIM, SnpCommand.TIO_DEV_CONNECT, SnpCommand.TIO_DEV_DISCONNECT,
         )

@@ -14,7 +14,6 @@ from functools import partial
 from psp import command_buffers as buffers
 from psp.asid_flush import AsidFlush
 from psp.asid_ranges import AsidRanges
-from psp.chip_identity import VLEK_WRAPPING
 from psp.commands import COMMANDS, LegacyCommand, LegacyPlatformState, SnpCommand, is_snp
 from psp.core_permits import CorePermits
 from psp.firmware_pages import FirmwarePages
@@ -76,7 +75,7 @@ class SecurityProcessor:
             self._random,
             self.firmware,
             self._legacy_is_up,
-            lambda: self.legacy.keys.chip.symmetric_key(VLEK_WRAPPING),
+            lambda: self.legacy.keys.chip,
         )
         self._offer_updates(line)
         self.mailbox = Mailbox(self._execute)

@@ -29,7 +29,7 @@ class FirmwarePages:
     def in_use(self, spa: int, length: int) -> bool:
         """Whether any page of a range is firmware's."""
         first, end = spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES)
-        return any(
-            first < -(-(base + size) // PAGE_BYTES) and base // PAGE_BYTES < end
-            for base, size in self.rmp + self.iommu_buffers + self.trusted_region
-        )
+        for base, size in self.rmp + self.iommu_buffers + self.trusted_region:
+            if first < -(-(base + size) // PAGE_BYTES) and base // PAGE_BYTES < end:
+                return True
+        return False

@@ -16,7 +16,7 @@ SECRETS_VERSION = 3
 _SECRETS_HEAD = struct.Struct("<IIII16s")
 SECRETS_VMPCKS_OFFSET = _SECRETS_HEAD.size
 _TWEAK_BITMAP_OFFSET = 0x100
-_CPUID_MOST_ENTRIES = 64
+CPUID_MOST_ENTRIES = 64
 _ZERO_PAGE = bytes(PAGE_BYTES)
 
 
@@ -48,7 +48,7 @@ def _secrets(guest: GuestContext, _: bytes) -> bytes:
 
 def _cpuid(_: GuestContext, page: bytes) -> bytes:
     """The table's shape; values are ``psp.cpuid_check``'s."""
-    if int.from_bytes(page[:4], "little") > _CPUID_MOST_ENTRIES:
+    if int.from_bytes(page[:4], "little") > CPUID_MOST_ENTRIES:
         raise PspError(Status.INVALID_PARAM)
     return page
 

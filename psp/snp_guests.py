@@ -26,6 +26,7 @@ GUEST_STATES = {
     SnpCommand.ACTIVATE: frozenset({_G.LAUNCH, _G.RUNNING}),
     SnpCommand.ACTIVATE_EX: frozenset({_G.LAUNCH, _G.RUNNING}),
     SnpCommand.GUEST_STATUS: frozenset(_G),
+    SnpCommand.GUEST_REQUEST: frozenset({_G.RUNNING}),
     SnpCommand.PAGE_MD_INIT: frozenset({_G.RUNNING}),
     SnpCommand.PAGE_SWAP_OUT: frozenset({_G.LAUNCH, _G.RUNNING}),
     SnpCommand.PAGE_SWAP_IN: frozenset({_G.LAUNCH, _G.RUNNING}),

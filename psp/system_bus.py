@@ -96,12 +96,31 @@ class CpuidFacts:
     address_bits: int
 
 
+@dataclass(frozen=True, slots=True)
+class MachineFacts:
+    """What firmware knows of its machine beyond registers that software may write.
+
+    The processor's CPUID 1 EAX, the frequency that time-stamp counters run at, whether threads share cores, whether all
+    memory is encrypted with a key of its own (TSME), and whether DRAM has error-correcting codes.
+    """
+
+    cpuid_1_eax: int
+    tsc_khz: int
+    smt: bool
+    tsme: bool
+    ecc: bool
+
+
 class SystemBus(Protocol):
     """The machine as the security processor reaches it. Addresses are SPAs."""
 
     @property
     def cpuid_facts(self) -> CpuidFacts:
         """What the cores themselves answer."""
+
+    @property
+    def machine_facts(self) -> MachineFacts:
+        """What reports say of the machine."""
 
     @property
     def max_asid(self) -> int:
@@ -135,6 +154,13 @@ class SystemBus(Protocol):
 
     def hide_ciphertext(self, max_snp_asid: int) -> None:
         """Keep ciphertext of guests with ASIDs up to this one from the cores; with 0 of none any more."""
+
+    @property
+    def power_readings_disabled(self) -> bool:
+        """Whether software reads nothing of the energy that the cores use."""
+
+    def disable_power_readings(self, *, disabled: bool) -> None:
+        """Keep from software how much energy the cores use; or no more."""
 
     def core_configuration(self) -> CoreConfiguration:
         """The settings that must agree on all cores."""

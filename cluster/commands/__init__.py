@@ -11,11 +11,13 @@ import argparse
 from typing import Protocol
 
 from cluster.commands import (
+    attest,
     bench,
     check,
     compare,
     diff,
     init,
+    keyserver,
     measure,
     owner,
     run,
@@ -41,5 +43,5 @@ class Command(Protocol):
 
 
 COMMANDS: tuple[Command, ...] = (
-    run, compare, sweep, check, scenarios, init, diff, trace, measure, owner, verify, bench, version,
+    run, compare, sweep, check, scenarios, init, diff, trace, measure, owner, attest, verify, keyserver, bench, version,
 )  # fmt: skip

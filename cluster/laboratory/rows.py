@@ -32,6 +32,7 @@ from workloads.attacks import (
     neighbours,
     nested_remap,
     page_move,
+    power,
     prime_and_probe,
     read_memory,
     rmp_forgery,
@@ -126,6 +127,7 @@ ROWS: Mapping[str, Row] = {
     "28": Row((side_channels.trace_faults,), victim="chooser"),
     # A tenant that computes leaves the sets alone, in which its own pages lie, too.
     "29a": Row((prime_and_probe.time_two_sets,), victim="chooser", cache_timing=True, tenant_spins=True),
+    "29b": Row((power.read_energy,), victim="chooser"),
     "29c": Row((side_channels.count_branches,), victim="chooser"),
     "30": Row((ciphertext_dictionary.compare_registers,), needs=Interface.ENCRYPTED_REGISTERS),
     "31": Row((ciphertext_dictionary.compare_memory,), needs=Interface.CIPHERTEXT),

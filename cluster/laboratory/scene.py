@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from cluster.laboratory.bad_hypervisor import BadHypervisor, Prelude
+from cluster.laboratory.bad_hypervisor import BadHypervisor, Orders, Prelude
 from cluster.laboratory.hands import Hands
 from cluster.laboratory.interface import Interface, is_there
 from cluster.laboratory.owner import SECRET, Owner
@@ -168,12 +168,11 @@ class Scene:
         platform = replace(setting.platform, mode=protection.mode)
         spec = HostSpec("host", product, HOST_BYTES, product.min_sev_asid, SEED, 60 * 10**9, platform=platform)
         images, skips = {"auto": IMAGE}, frozenset() if setting.svsm_zeroes else _SVSM_AS_IT_WAS
-        hypervisor = partial(cast.hypervisor, setting.prelude, GUEST_BYTES)
+        hypervisor = partial(cast.hypervisor, Orders(setting.prelude, GUEST_BYTES, setting.snp_policy))
         self.host = Host(
             spec, _PROGRAMS, images, dict(load_cost_table()), local_tenants(_PROGRAMS, skips), hypervisor,
             transcript.observe,
         )  # fmt: skip
-        self._hypervisor.policy = setting.snp_policy
         self._svsm = setting.svsm and protection.launched is Generation.SEV_SNP
         self._transcript = transcript
         kernel = KernelSettings(

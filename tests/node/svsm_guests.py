@@ -11,7 +11,7 @@ from node import operations as op
 from node.generation import Generation
 from node.guest_svsm import SvsmAnswer, svsm_call
 from node.operations import Sleep
-from node.program import Registers
+from node.program import Placement, Registers
 from node.svsm_memory import svsm_guest
 
 SNP = Generation.SEV_SNP
@@ -27,8 +27,9 @@ Talk = Generator[tuple[op.GuestOperation, ...], tuple[op.Answer, ...], object]
 class Talker:
     """The hands of a program at VMPL 2: steps to be used with ``yield from``."""
 
-    def __init__(self, registers: Registers) -> None:
+    def __init__(self, registers: Registers, placement: Placement) -> None:
         self.registers = registers
+        self.placement = placement
 
     def call(self, protocol, call, rcx=0, rdx=0, r8=0, caa=CAA, ghcb=None) -> Generator[object, object, SvsmAnswer]:
         return (yield from svsm_call(self.registers, caa, protocol, call, rcx, rdx, r8, ghcb))
@@ -57,10 +58,10 @@ class SvsmVm:
     def _step(self, placement, registers):
         if placement.vcpu == 0 and registers.rbx == 0:
             registers.rbx = 1
-            self.said = yield from self.talk(Talker(registers))
+            self.said = yield from self.talk(Talker(registers, placement))
         if placement.vcpu == 1 and registers.rbx == 0 and self.others:
             registers.rbx = 1
-            self.others_said = yield from self.others(Talker(registers))
+            self.others_said = yield from self.others(Talker(registers, placement))
         return Sleep(10**18)
         yield ()
 

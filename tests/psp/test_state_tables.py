@@ -16,6 +16,7 @@ from toy_machine import (
     POLICY,
     Machine,
     change_context,
+    context,
     new_machine,
     pre_guest,
     sev_guest,
@@ -27,6 +28,7 @@ from psp import command_buffers as buffers
 from psp import swap_buffers
 from psp.commands import COMMANDS, LegacyCommand, LegacyPlatformState, SnpCommand, SnpPlatformState, is_snp
 from psp.guest_context import SnpGuestState
+from psp.guest_message import MessageKey, MessageType
 from psp.launch_digest import PageType
 from psp.legacy_guest import LegacyGuestState
 from psp.policy import LegacyPolicy, SnpPolicy
@@ -111,7 +113,7 @@ LEGACY_GUEST = {
     LegacyCommand.RECEIVE_UPDATE_VMSA: {5},
     LegacyCommand.RECEIVE_FINISH: {5},
 }
-OTHER_FRAME = GUEST_PAGE + PAGE
+OTHER_FRAME, ASKED = GUEST_PAGE + PAGE, GUEST_PAGE + 2 * PAGE
 SNP_GUEST = {
     SnpCommand.LAUNCH_START: {0},
     SnpCommand.LAUNCH_UPDATE: {1},
@@ -120,6 +122,7 @@ SNP_GUEST = {
     SnpCommand.ACTIVATE_EX: {1, 2},
     SnpCommand.DECOMMISSION: {0, 1, 2},
     SnpCommand.GUEST_STATUS: {0, 1, 2},
+    SnpCommand.GUEST_REQUEST: {2},
     SnpCommand.DBG_DECRYPT: {2},
     SnpCommand.DBG_ENCRYPT: {2},
     SnpCommand.PAGE_MD_INIT: {2},
@@ -244,6 +247,8 @@ def test_every_snp_command_in_every_guest_state(command: SnpCommand, state: SnpG
     pre_guest(machine)
     machine.bus.rmp_set(OTHER_FRAME, machine.bus.rmp_entry(GUEST_PAGE))
     machine.bus.rmp_set(OUT, FIRMWARE)
+    asked = MessageKey(context(machine).vmpck(0)).seal(0, 1, MessageType.TSC_INFO_REQ, 1, bytes(128))
+    machine.bus.write(ASKED, asked)
     buffer = {
         SnpCommand.LAUNCH_START: buffers.SnpLaunchStart(GCTX, POLICY),
         SnpCommand.LAUNCH_UPDATE: buffers.SnpLaunchUpdate.of(GCTX, PageType.NORMAL, GUEST_PAGE),
@@ -256,6 +261,7 @@ def test_every_snp_command_in_every_guest_state(command: SnpCommand, state: SnpG
         SnpCommand.PAGE_SWAP_OUT: swap_buffers.SnpPageSwapOut(GCTX, GUEST_PAGE, OUT, flags=1 << 4),
         SnpCommand.PAGE_SWAP_IN: swap_buffers.SnpPageSwapIn(GCTX, OUT, GUEST_PAGE, flags=1 << 4),
         SnpCommand.PAGE_MOVE: swap_buffers.SnpPageMove(GCTX, 0, GUEST_PAGE, OTHER_FRAME),
+        SnpCommand.GUEST_REQUEST: buffers.SnpGuestRequest(GCTX, ASKED, OUT),
         SnpCommand.DBG_DECRYPT: buffers.SnpDebug(GCTX, GUEST_PAGE, OUT),
         SnpCommand.DBG_ENCRYPT: buffers.SnpDebug(GCTX, OUT, GUEST_PAGE),
     }[command]

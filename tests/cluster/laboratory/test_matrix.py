@@ -76,6 +76,7 @@ SWITCHES = {
     "pmc_virtualisation=on": {"sev_features": int(SevFeature.PMC_VIRTUALIZATION)},
     "vmsa_reg_prot=on": {"sev_features": int(SevFeature.VMSA_REGISTER_PROTECTION)},
     "ciphertext_hiding=on": {"platform": Platform(max_snp_asid=HIDDEN)},
+    "rapl_dis=on": {"snp_policy": int(SnpPolicy.RAPL_DIS)},
     "page_swap_disable=on": {"snp_policy": int(SnpPolicy.PAGE_SWAP_DISABLE)},
     "tweak_mode=xex_random": {"ciphers": (CipherMode.AES_128_XEX,)},
 }
