@@ -230,11 +230,17 @@ class DimmCells:
 
     def read(self, spa: int, length: int) -> bytes:
         """Bytes as they lie in DRAM. Raises MachineCheck outside of memory."""
-        laid = self.laid(spa, length, None)
-        if laid is not None:
-            return laid
-        self._check(spa, length)
-        self._make_real(spa, length)
+        page = spa // PAGE_BYTES
+        if self._laid.find(page) is not None:
+            laid = self.laid(spa, length, None)
+            if laid is not None:
+                return laid
+            self._check(spa, length)
+            self._make_real(spa, length)
+        else:
+            self._check(spa, length)
+            if spa + length > (page + 1) * PAGE_BYTES:
+                self._make_real(spa, length)
         number, at = divmod(spa, CHUNK_BYTES)
         if at + length <= CHUNK_BYTES:
             chunk = self._chunks.get(number)

@@ -15,6 +15,7 @@ from node.guest_requests import Requested, RequestError
 from psp.attestation_report import AttestationReport
 from psp.command_buffers import SnpGuestRequest
 from psp.commands import SnpCommand
+from psp.guest_context import counted
 from psp.guest_message import MessageType
 from psp.status import Status
 
@@ -254,7 +255,7 @@ def test_the_last_numbers_of_32_bits_are_used_and_then_none():
     record = vm.host.hypervisor.launched("vm")
     near = (1 << 32) - 3
     pages = board.psp.snp.guests.pages
-    pages.write_packed(record.gctx, pages.read(record.gctx).counted(0, near))
+    pages.write_packed(record.gctx, counted(pages.opened(record.gctx)[0], 0, near))
     board.execute_guest(board.vmcb("vm", 0), (op.Write(place.count_gpa, near.to_bytes(4, "little")),))
     vm.ask()
     assert vm.count == (1 << 32) - 1
