@@ -53,8 +53,7 @@ class FirmwarePages:
     def in_use(self, spa: int, length: int) -> bool:
         """Whether any page of a range is firmware's."""
         first, end = spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES)
-        used = [one for one in self._used if first < one[1] and one[0] < end]
-        return bool(used)
+        return bool([one for one in self._used if first < one[1] and one[0] < end])
 
     def _use(self, part: str, ranges: Ranges) -> None:
         self._parts[part] = ranges
