@@ -124,6 +124,7 @@ class Host:
         self.network = HostNetwork(self, costs)
         self.certificates: CertificateStore | None = None
         self.vcpus.sent = self.network.flush
+        self.vcpus.served = self.tasks.served
         self.tasks.at_once(self.hypervisor.bring_up())
 
     @property

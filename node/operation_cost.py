@@ -184,7 +184,6 @@ class HostOperationCost:
         self._in_exit: dict[type, Callable[..., float]] = {
             **{kind: self._table[kind] for kind in (op.RmpUpdate, op.PSmash)},
             op.VmRun: lambda _: costs["vmpl.switch_extra_ns"],
-            op.PspCommand: self.psp_service_ns,
         }
         legacy_ns_per_kib = costs["psp.legacy_launch_update_ns_per_kib"]
         self._psp_table: dict[int, Callable[[bytes], float]] = {

@@ -53,6 +53,8 @@ class VcpuRunner:
         self.operations = 0
         self.sent: Callable[[], None] = board.sent.clear
         """Whom to tell when network cards have sent something."""
+        self.served: Callable[[tuple[op.HypervisorOperation, ...], int, Guest], int] = lambda _, ready_ns, __: ready_ns
+        """When a hypervisor's batch, ready for the mailbox, is through with it: who keeps the security processor's."""
         self.cores = Cores(clock, contention, self._phases_ended)
         self._clock = clock
         self._board = board
@@ -385,7 +387,12 @@ class VcpuRunner:
     def _wait_for_exits(self, vcpu: Vcpu, answers: tuple[op.Answer, ...] | None) -> None:
         """Go on when what the hypervisor did in a batch's exits has taken its time."""
         work, self._board.exit_work = self._board.exit_work, []
-        spent = round(sum([self._prices.host.price_in_exit(batch) for batch in work], 0.0))
+        changed = round(sum([self._prices.host.price_in_exit(batch) for batch in work], 0.0))
+        now_ns = self._clock.now_ns
+        end_ns = now_ns + changed
+        for batch in work:
+            end_ns = self.served(batch, end_ns, vcpu.guest)
+        spent = end_ns - now_ns
         if not spent:
             self._resume_level(vcpu, answers)
             return
@@ -395,7 +402,8 @@ class VcpuRunner:
         if answers is None:
             charge_svsm(guest, spent)
         else:
-            guest.lost_ns[Mechanism.ACCEPTANCE] += spent
+            guest.lost_ns[Mechanism.ACCEPTANCE] += changed
+            guest.lost_ns[Mechanism.VMGEXIT] += spent - changed
 
         def go_on() -> None:
             if vcpu.epoch == epoch:
