@@ -74,8 +74,7 @@ class ReportMessages:
             key = None if masked else self._endorsement.key(which)
         except PspError as refused:
             return ReportResponse(refused.status).pack()
-        body = self._report(asked, request.context, SigningKey.NONE if masked else which)
-        return _GRANTED + report.signed(body, key)
+        return _GRANTED + report.signed(self._report(asked, request.context, which), key)
 
     def _checked(self, asked: ReportRequest, request: Request) -> SigningKey:
         if not request.vmpl <= asked.vmpl < VMPCKS or any(asked.reserved):
@@ -89,10 +88,10 @@ class ReportMessages:
         current, committed = firmware.current, firmware.committed
         named = which is not SigningKey.VLEK and not mask & buffers.SNP_CONFIG_MASK_CHIP_ID
         key_info = which << report.KEY_SIGNING_SHIFT
+        if mask & buffers.SNP_CONFIG_MASK_CHIP_KEY:
+            key_info = report.KEY_MASK_CHIP_KEY | SigningKey.NONE << report.KEY_SIGNING_SHIFT
         if guest.author_key_digest != _NO_DIGEST:
             key_info |= report.KEY_AUTHOR_EN
-        if mask & buffers.SNP_CONFIG_MASK_CHIP_KEY:
-            key_info |= report.KEY_MASK_CHIP_KEY
         info, processor = self._machine
         return AttestationReport.packed(
             version, guest.guest_svn, guest.policy, guest.family_id, guest.image_id, asked.vmpl,
