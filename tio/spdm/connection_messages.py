@@ -142,6 +142,7 @@ class VendorDefinedResponse(VendorDefinedRequest):
 
 PCI_SIG_STANDARD = 3
 PCI_SIG_VENDOR = b"\x01\x00"
+"""SPDM's number of PCI-SIG as a registry, and its vendor id there."""
 
 
 def pack_error(version: int, code: int, data: int = 0, extended: bytes = b"") -> bytes:
