@@ -44,6 +44,8 @@ _MOST_CERTIFICATE_BYTES = 1 << 16
 _EMULATED_INTERFACE = 0xBEEF
 """Function and stream that DMTF's requester asks for."""
 _EMULATED_STREAMS = (0, 1)
+_HEARTBEAT_S = 30
+"""A session that is not heard of twice as long is over."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -114,6 +116,7 @@ def _card(arguments: argparse.Namespace) -> Card:
     from tio.card import Card
     from tio.device_identity import CardKind
     from tio.loose_device import LooseDevice
+    from tio.spdm import ResponderSettings
 
     if not arguments.serial.isascii() or not arguments.serial.isprintable() or not 1 <= len(arguments.serial) <= 32:
         raise UserError("--serial: expected 1 to 32 printable ASCII characters")
@@ -125,6 +128,7 @@ def _card(arguments: argparse.Namespace) -> Card:
         serial=arguments.serial,
         requester_id=_EMULATED_INTERFACE,
         streams=_EMULATED_STREAMS,
+        settings=ResponderSettings(heartbeat_s=_HEARTBEAT_S),
         programmed=True,
     )
 

@@ -85,6 +85,8 @@ class Connection:
     outgoing: dict[int | None, ChunkedMessage] = field(default_factory=dict)
     """Answers that are fetched in chunks."""
     handles: int = 0
+    now_ns: int = 0
+    """When the packet came that is being answered."""
     _chains: dict[int, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

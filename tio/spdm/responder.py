@@ -76,6 +76,7 @@ class Responder:
 
     def answer(self, packet: Packet, now_ns: int = 0) -> Packet:
         """The answer to a packet. ``now_ns`` is when it came, for sessions that must be heard of."""
+        self.connection.now_ns = now_ns
         self._expire(now_ns)
         return self._secured(packet.payload, now_ns) if packet.secured else Packet(self._plain(packet.payload))
 

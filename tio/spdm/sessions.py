@@ -147,11 +147,9 @@ def psk_finish(connection: Connection, data: bytes, session: Session | None) -> 
 
 
 def heartbeat(connection: Connection, data: bytes, session: Session | None) -> bytes:
-    """HEARTBEAT."""
+    """HEARTBEAT, also where no period was set."""
     assert session is not None
     Heartbeat.parse(data)
-    if not session.heartbeat_s:
-        raise Refused(ErrorCode.UNEXPECTED_REQUEST)
     return HeartbeatAck().pack(connection.version)
 
 
@@ -211,6 +209,7 @@ def _new_session(
         MeasurementLog(connection.transcript),
         uses_psk,
         heartbeat_s=connection.settings.heartbeat_s if beats else 0,
+        heard_ns=connection.now_ns,
     )
     return session, number
 

@@ -165,6 +165,10 @@ def test_an_answer_may_take_its_time() -> None:
 
 def test_a_session_that_is_not_heard_of_is_over() -> None:
     line = Line(responder=ResponderSettings(capabilities=EVERYTHING, heartbeat_s=2)).connected()
+    line.now_ns = 10**15  # the machine has run for long
+    session = line.do(line.requester.open_session())
+    line.do(line.requester.heartbeat(session))
+    line.now_ns = 0
     session = line.do(line.requester.open_session())
     for seconds in (3, 6, 10):
         line.now_ns = seconds * 10**9
