@@ -39,8 +39,10 @@ class Binding:
     unwrap: Callable[[bytes], Packet]
     sequence_bytes: int = 0
     """How much of the sequence number a record shows."""
-    inner_type: bytes = b""
-    """What stands before a message inside a record."""
+    enclose: Callable[[bytes], bytes] = bytes
+    """What is inside of a record for a message."""
+    disclose: Callable[[bytes], bytes] = bytes
+    """The message inside of a record. Raises MalformedMessage."""
     excess_bytes: int = 0
     """How many bytes may follow a message or a record."""
     random_bytes: int = 0
@@ -89,11 +91,33 @@ def _tcp_unwrap(data: bytes) -> Packet:
     return Packet(data[_TCP_HEADER_BYTES:], secured=data[3] == _TCP_SECURED)
 
 
+def _mctp_disclose(content: bytes) -> bytes:
+    if content[:1] != bytes((_MCTP_SPDM,)):
+        raise MalformedMessage("record", "an SPDM message", content[:1].hex())
+    return content[1:]
+
+
+def _tcp_disclose(content: bytes) -> bytes:
+    packet = _tcp_unwrap(content)
+    if packet.secured:
+        raise MalformedMessage("record", "a message", "a record")
+    return packet.payload
+
+
 PCI_DOE = Binding("pci-doe", _doe_wrap, _doe_unwrap, excess_bytes=DOE_PADDING_BYTES)
 MCTP = Binding(
-    "mctp", _mctp_wrap, _mctp_unwrap, sequence_bytes=2, inner_type=bytes((_MCTP_SPDM,)), random_bytes=32
+    "mctp",
+    _mctp_wrap,
+    _mctp_unwrap,
+    sequence_bytes=2,
+    enclose=lambda message: bytes((_MCTP_SPDM,)) + message,
+    disclose=_mctp_disclose,
+    random_bytes=32,
 )
-TCP = Binding("tcp", _tcp_wrap, _tcp_unwrap)
+TCP = Binding(
+    "tcp", _tcp_wrap, _tcp_unwrap, enclose=lambda message: _tcp_wrap(Packet(message)), disclose=_tcp_disclose
+)
+"""As DMTF's library has it, a message keeps its header of the binding inside of a record."""
 
 
 class Transport(Enum):

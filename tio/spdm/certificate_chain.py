@@ -125,7 +125,9 @@ def _checked_leaf(leaf: x509.Certificate, asym: BaseAsym, depth: int) -> PublicK
             raise PeerUntrusted(f"certificate {depth}: expected a leaf, found an authority")
         if isinstance(value, x509.KeyUsage) and not value.digital_signature:
             raise PeerUntrusted(f"certificate {depth}: expected a key for digital signatures")
-        if isinstance(value, x509.ExtendedKeyUsage) and RESPONDER_AUTHENTICATION not in value:
+        # SPDM's own usages are optional; who names one must name the responder's.
+        usages = set(value) if isinstance(value, x509.ExtendedKeyUsage) else set()
+        if usages & {REQUESTER_AUTHENTICATION, RESPONDER_AUTHENTICATION} == {REQUESTER_AUTHENTICATION}:
             raise PeerUntrusted(f"certificate {depth}: expected a responder's key")
     return key  # type: ignore[return-value]  # fits() let only these types pass
 

@@ -469,7 +469,7 @@ class Requester:
         most, padding = self._binding.random_bytes, b""
         if most and session.requests.encrypts:
             padding = self._random(self._random(1)[0] % (most + 1))
-        record = session.requests.seal(session.session_id, self._binding.inner_type + message, padding)
+        record = session.requests.seal(session.session_id, self._binding.enclose(message), padding)
         return Packet(record, secured=True, delay_us=delay_us)
 
     def _opened(self, packet: Packet, session: Session | None) -> bytes:
@@ -482,11 +482,7 @@ class Requester:
             raise RecordRejected(f"answer: expected a record, found a message {packet.payload[1:3].hex()}")
         if session_id_of(packet.payload) != session.session_id:
             raise RecordRejected("record: of another session")
-        content = session.responses.open(packet.payload, self._binding.excess_bytes)
-        inner = self._binding.inner_type
-        if not content.startswith(inner):
-            raise MalformedMessage("record", "an SPDM message", content[:1].hex())
-        return content[len(inner) :]
+        return self._binding.disclose(session.responses.open(packet.payload, self._binding.excess_bytes))
 
     def _parsed(self, raw: bytes, response: type[_M], shape: Shape, session: Session | None) -> _M:
         self._check_head(raw, response)

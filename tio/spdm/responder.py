@@ -107,16 +107,17 @@ class Responder:
             connection.drop(session_id)
             return Packet(pack_error(connection.version, ErrorCode.DECRYPT_ERROR))
         session.heard_ns = now_ns
-        inner = connection.binding.inner_type
         seals, phase = session.responses, session.phase
-        if not content.startswith(inner):
+        try:
+            message = connection.binding.disclose(content)
+        except MalformedMessage:
             answer = pack_error(connection.version, ErrorCode.INVALID_REQUEST)
         else:
-            answer = self._answer(content[len(inner) :], _place_of(session), session)
+            answer = self._answer(message, _place_of(session), session)
         if phase is Phase.APPLICATION:
             # New response keys count from their own acknowledgement on; those of a handshake are used up by its end.
             seals = session.responses
-        return self._sealed(session, seals, inner + answer)
+        return self._sealed(session, seals, connection.binding.enclose(answer))
 
     def _sealed(self, session: Session, direction: Direction, content: bytes) -> Packet:
         most = self.connection.binding.random_bytes
