@@ -137,14 +137,21 @@ class Responder:
         try:
             answer = self._serve(data, place, session)
         except Refused as refused:
-            answer = pack_error(self.connection.version, refused.code, refused.data, refused.extended)
+            answer = pack_error(self._spoken(data), refused.code, refused.data, refused.extended)
         except MalformedMessage:
-            answer = pack_error(self.connection.version, ErrorCode.INVALID_REQUEST)
+            answer = pack_error(self._spoken(data), ErrorCode.INVALID_REQUEST)
         else:
             return self._fitted(answer, session)
         if self.connection is before:
             (before.log if session is None else session.log).clear()
         return answer
+
+    def _spoken(self, data: bytes) -> int:
+        """The version of an error: the connection's, or before it has one what the request speaks."""
+        connection = self.connection
+        if connection.stage is Stage.VERSION and data[:1] in {bytes((one,)) for one in connection.settings.versions}:
+            return data[0]
+        return connection.version
 
     def _serve(self, data: bytes, place: Place, session: Session | None, *, again: bool = False) -> bytes:
         connection = self.connection
