@@ -8,7 +8,7 @@ import contextlib
 import secrets
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from cluster.commands.arguments import one_of, whole_number
 from cluster.commands.small_files import read_small
@@ -16,10 +16,12 @@ from cluster.commands.stopping import ASKED, Interrupted
 from cluster.errors import ToolError, UserError
 
 if TYPE_CHECKING:
-    from cluster.device_server.device_line import DeviceLine
-    from tio.card import Card
-    from tio.spdm import MeasurementBlock, Requester
+    from collections.abc import Generator
 
+    from tio.card import Card
+    from tio.spdm import MeasurementBlock, Packet, Requester
+
+T = TypeVar("T")
 NAME = "device"
 HELP = "serve an emulated device over SPDM, or attest one"
 DESCRIPTION = """\
@@ -151,7 +153,7 @@ def _attest(arguments: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         line = stack.enter_context(DeviceLine(host, port, arguments.transport))
         try:
-            _ask(one, line)
+            ask(one, line)
         except SpdmFault as fault:
             stack.pop_all()
             print(f"not believed: {fault}")
@@ -160,7 +162,14 @@ def _attest(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _ask(one: Requester, line: DeviceLine) -> None:
+class Line(Protocol):
+    """Whoever carries a requester's packets."""
+
+    def do(self, steps: Generator[Packet, Packet, T], /) -> T: ...
+
+
+def ask(one: Requester, line: Line) -> None:
+    """Attest a device and say what was found. Raises SpdmFault."""
     import hashlib
 
     line.do(one.connect())
