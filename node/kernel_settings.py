@@ -32,7 +32,7 @@ class KernelSettings:
     checks_carry: bool = True
     """Take a page that was valid before PVALIDATE (CF=1) for an attack, and end the VM.
 
-    Off: memory that the guest itself validated once already passes for fresh (COCONUT-SVSM issue 114; Linux
+    Off: memory that the guest uses already passes for fresh, if its hypervisor says so (COCONUT-SVSM issue 114; Linux
     arch/x86/coco/sev, pvalidate_pages).
     """
     tracks_validation: bool = True
