@@ -54,8 +54,8 @@ class KernelSettings:
     checks_exit_code: bool = True
     """#VC must have the code of the instruction that raised it.
 
-    Off: the handler takes the hypervisor's word for what it interrupted (WeSee 2024). Row 25b shows what comes of it
-    where #VC is injected through the guest's gate; the handler there has the same switch (``node.vc_gate``).
+    Off: the handler takes the hypervisor's word for what it interrupted, and a store to the guest's own memory for one
+    to a device, whose data the hypervisor gets (WeSee 2024; row 25b shows it of a kernel with gates, ``node.vc_gate``).
     """
     handles_vc: bool = True
     """Take #VC of programs. Off: the program has a handler and a GHCB of its own, and meets #VC as an answer."""

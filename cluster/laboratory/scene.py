@@ -52,6 +52,7 @@ from workloads.attacks.colluder import Colluder
 from workloads.attacks.console import Console
 from workloads.attacks.grower import CHECKS_CARRY, Grower
 from workloads.attacks.hypervisor_books import TellDr7
+from workloads.attacks.keeper import Keeper
 from workloads.attacks.newcomer import Newcomer
 from workloads.attacks.service import HAS_GHCB, NO_IA32, REGISTERS_GHCB, RESTRICTED, STACK, VERIFIES, Service
 from workloads.attacks.target import Attack, Household, Page, Target
@@ -191,6 +192,7 @@ class Scene:
             checks_c_bit=setting.checks_sev_status,
             reads_cpuid_page=setting.reads_cpuid_page,
             checks_cpuid=False,
+            checks_exit_code=setting.vc_handler_verifies or setting.victim != "keeper",
             checks_carry=setting.checks_carry or setting.victim != "grower",
             handles_vc=setting.victim != "service",
         )
@@ -397,7 +399,7 @@ def code_gpa() -> int:
 _PROGRAMS: Mapping[str, ProgramFactory] = {
     "vault": Vault.build, "service": Service.build, "chooser": Chooser.build, "newcomer": Newcomer.build,
     "booted": Booted.build, "colluder": Colluder.build, "console": Console.build,
-    "caller": Caller.build, "grower": Grower.build,
+    "caller": Caller.build, "keeper": Keeper.build, "grower": Grower.build,
 }  # fmt: skip
 
 
@@ -420,6 +422,7 @@ def _wanted(generation: Generation, kernel: KernelSettings, service: ProgramSpec
         "chooser": ProgramSpec("chooser"),
         "console": ProgramSpec("console"),
         "caller": ProgramSpec("caller"),
+        "keeper": ProgramSpec("keeper"),
         "grower": ProgramSpec("grower", ((CHECKS_CARRY, int(kernel.checks_carry)),)),
         "newcomer": ProgramSpec("newcomer", ((newcomer.GENERATION, generation.name), *checks)),
         "booted": ProgramSpec("booted", firmware),
