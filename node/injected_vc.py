@@ -37,7 +37,8 @@ def take_injected_vc(board: Board, vcpu: Vcpu) -> bool:
 
 def met_first(vcpu: Vcpu, batch: _Batch) -> tuple[_Batch, tuple[op.Answer, ...]]:
     """What is left of a batch whose first instruction met it, and what that one is answered."""
-    if vcpu.vc_code is None or not batch:
+    code = vcpu.vc_code
+    if code is None or not batch:
         return batch, ()
-    code, vcpu.vc_code = vcpu.vc_code, None
+    vcpu.vc_code = None
     return batch[1:], (op.Fault(op.FaultKind.VMM_COMMUNICATION, 0, code),)

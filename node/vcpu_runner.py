@@ -313,7 +313,9 @@ class VcpuRunner:
         guest.operations += len(batch)
         self.operations += len(batch)
         epoch = vcpu.epoch
-        batch, before = met_first(vcpu, batch)
+        before: tuple[op.Answer, ...] = ()
+        if vcpu.vc_code is not None:
+            batch, before = met_first(vcpu, batch)
 
         def take_effect() -> None:
             if vcpu.epoch != epoch:
