@@ -26,6 +26,7 @@ from node.guest import Guest, GuestState
 from node.host_events import HostEvent
 from node.host_prices import HostPrices
 from node.identity_cache import IdentityCache
+from node.injected_vc import met_first, take_injected_vc
 from node.phase_cost import MECHANISMS, Mechanism
 from node.program import Demand, Ending, Registers
 from node.tenant import NoBlock, Outcome
@@ -205,6 +206,8 @@ class VcpuRunner:
 
     def _take_events(self, vcpu: Vcpu) -> bool:
         """Deliver what waits for a vCPU; False where it does not go on."""
+        if take_injected_vc(self._board, vcpu):
+            return True
         guest, memory = vcpu.guest, self._board.virtual_memory
         vmcb = self._board.vmcb(guest.spec.name, vcpu.index)
         log, now_ns = guest.dirty_log, self._clock.now_ns
@@ -312,13 +315,16 @@ class VcpuRunner:
         guest.operations += len(batch)
         self.operations += len(batch)
         epoch = vcpu.epoch
+        before: tuple[op.Answer, ...] = ()
+        if vcpu.vc_code is not None:
+            batch, before = met_first(vcpu, batch)
 
         def take_effect() -> None:
             if vcpu.epoch != epoch:
                 return
             preempted = self._board.running.preempted
             if not (preempted and (guest.spec.name, vcpu.index) in preempted) or self._enter(vcpu):
-                self._take_effect(vcpu, batch, spent)
+                self._take_effect(vcpu, batch, spent, before)
 
         self._clock.after(spent, take_effect)
 

@@ -207,6 +207,14 @@ def test_hidden_ciphertext_shows():
     machine.psp.asid_ranges.max_snp_asid = 3
     _, report = answered(machine)
     assert report[0x40] >> 4 & 1
+    assert not report[0x40] >> 3 & 1
+
+
+def test_that_energy_is_told_to_nobody_shows():
+    machine = running()
+    machine.bus.disable_power_readings(disabled=True)
+    _, report = answered(machine)
+    assert report[0x40] >> 3 & 1
 
 
 def test_a_launch_may_forbid_the_vcek_for_ever():
