@@ -32,7 +32,8 @@ def asks(placement, registers):
     """Show the report of each round, as long as there are some."""
     shared = placement.shared_gpa
     messages = GuestMessages(placement.messages, shared, shared + 4096)
-    answered = yield from messages.ask(MessageType.REPORT_REQ, ReportRequest(bytes([registers.r13]), placement.messages.vmpl).pack())
+    request = ReportRequest(bytes([registers.r13]), placement.messages.vmpl)
+    answered = yield from messages.ask(MessageType.REPORT_REQ, request.pack())
     yield (op.Write(shared + 8192 + 4096 * registers.r13, answered.payload, private=False),)
     registers.r13 += 1
     return op.Sleep(SECOND if registers.r13 < 3 else 10**18)
