@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from node.program import ProgramFactory, ProgramSpec, Scalar
+from workloads import attested_start
 from workloads.attesting import Attesting, AttestingParameters
 from workloads.compile_job import CompileJob, CompileParameters
 from workloads.key_value_client import ClientParameters, KeyValueClient
@@ -14,6 +15,7 @@ from workloads.key_value_server import KeyValueServer, ServerParameters
 from workloads.key_value_store import KeyValueParameters, KeyValueStore
 from workloads.parameters import Parameters, WorkloadParameterError, parameters_from
 from workloads.random_access import RandomAccess, RandomAccessParameters
+from workloads.relying_party import RelyingParameters, RelyingParty
 from workloads.stream import Stream, StreamParameters
 from workloads.trace_player import PlayerParameters, TracePlayer
 
@@ -21,13 +23,14 @@ __all__ = [
     "NETWORKED",
     "PARAMETERS",
     "PROGRAMS",
+    "WORKLOADS",
     "Footprint",
     "WorkloadParameterError",
     "footprint",
     "validate_parameters",
 ]
 
-PROGRAMS: Mapping[str, ProgramFactory] = MappingProxyType({
+_PROPER: Mapping[str, ProgramFactory] = {
     "key-value-store": KeyValueStore.build,
     "key-value-server": KeyValueServer.build,
     "key-value-client": KeyValueClient.build,
@@ -36,8 +39,15 @@ PROGRAMS: Mapping[str, ProgramFactory] = MappingProxyType({
     "compile-job": CompileJob.build,
     "trace-player": TracePlayer.build,
     "attesting": Attesting.build,
+    "relying-party": RelyingParty.build,
+}
+WORKLOADS = tuple(_PROPER)
+"""What a scenario may name."""
+PROGRAMS: Mapping[str, ProgramFactory] = MappingProxyType({
+    **_PROPER,
+    attested_start.NAME: attested_start.builder(_PROPER),
 })  # fmt: skip
-"""How each program is built from its specification and placement."""
+"""How each program is built from its specification and placement: those, and one that starts any of them."""
 
 PARAMETERS: Mapping[str, type[Parameters]] = MappingProxyType({
     "key-value-store": KeyValueParameters,
@@ -48,11 +58,12 @@ PARAMETERS: Mapping[str, type[Parameters]] = MappingProxyType({
     "compile-job": CompileParameters,
     "trace-player": PlayerParameters,
     "attesting": AttestingParameters,
+    "relying-party": RelyingParameters,
 })  # fmt: skip
 """What each program may be told."""
 
 
-NETWORKED = frozenset({"key-value-server", "key-value-client"})
+NETWORKED = frozenset({"key-value-server", "key-value-client", "relying-party", attested_start.NAME})
 """Programs whose vCPUs have network cards."""
 
 
@@ -74,6 +85,11 @@ def validate_parameters(name: str, parameters: Mapping[str, Scalar]) -> tuple[tu
 
 def footprint(spec: ProgramSpec) -> Footprint:
     """What a placement must offer the program of ``spec``."""
+    if spec.name == attested_start.NAME:
+        _, inner = attested_start.unwrapped(spec)
+        needs = footprint(inner)
+        private, shared = attested_start.PRIVATE_BYTES, attested_start.SHARED_BYTES
+        return Footprint(needs.private_bytes + private, needs.shared_bytes + shared, needs.disk_bytes)
     parameters = _parsed(spec.name, spec.parameters)
     return Footprint(parameters.private_bytes, parameters.shared_bytes, parameters.disk_bytes)
 
