@@ -22,7 +22,7 @@ from node.guest_messages import GuestMessages, MessageRefused, MessagesBusy
 from node.guest_nic import GuestNic
 from node.mac_address import mac_of
 from node.operations import Answer, Await, GuestOperation, Read, Shutdown, Sleep, Write
-from node.program import Block, Demand, Placement, Program, ProgramFactory, ProgramSpec, Registers
+from node.program import Block, Demand, Placement, Program, ProgramSpec, Registers
 from node.swiotlb import BounceArea
 from psp.guest_message import MessageType
 from psp.report_messages import ReportRequest, ReportResponse
@@ -30,6 +30,7 @@ from psp.status import Status
 from psp.verifier import NONCE_BYTES, bound_report_data
 from workloads.block_outcome import FAULTED, NOBODY_ANSWERED, faulted, with_devices
 from workloads.parameters import PAGE_BYTES
+from workloads.proper_programs import PROPER
 from workloads.release_messages import MOST_EVIDENCE_BYTES, Kind, Message, parse, pieces
 from workloads.secret_channel import ChannelError, ChannelKey
 
@@ -41,8 +42,8 @@ REFUSED = Shutdown(6)
 BEGIN_RIP, HELLO_RIP, NONCE_RIP, REPORT_RIP, SHOW_RIP, KEY_RIP = range(0x10_0000, 0x10_6000, 0x1000)
 TIMEOUT_NS = 1_000_000_000
 MOST_TRIES = 600
-_NAP = Sleep(100_000_000)
-"""Until another vCPU has its answer, or the host its certificates."""
+_NAP, _LATER = Sleep(100_000_000), Sleep(1_000_000_000)
+"""Until another vCPU has its answer; until the host has its certificates."""
 
 _ROOM_BYTES = 4 * PAGE_BYTES
 _REQUEST, _RESPONSE, _ROOM = 0, PAGE_BYTES, 2 * PAGE_BYTES
@@ -63,6 +64,17 @@ class AttestedStart:
     relying_party: str
     inner: Program
     placement: Placement
+
+    @classmethod
+    def build(cls, spec: ProgramSpec, placement: Placement) -> AttestedStart:
+        """The program of a specification that ``wrapped`` made."""
+        relying_party, inner = unwrapped(spec)
+        rest = replace(
+            placement,
+            length=placement.length - PRIVATE_BYTES,
+            shared_length=placement.shared_length - MESSAGE_BYTES,
+        )
+        return cls(relying_party, PROPER[inner.name](inner, rest), placement)
 
     @property
     def entry(self) -> int:
@@ -142,7 +154,7 @@ class AttestedStart:
             return REFUSED
         if not any(answered.certificates):
             registers.rbx += 1
-            return REFUSED if registers.rbx > MOST_TRIES else _NAP
+            return REFUSED if registers.rbx > MOST_TRIES else _LATER
         kept = Write(self._own_gpa + _STATE_AT, _STATE.pack(nonce, len(evidence)))
         if faulted((yield (kept, Write(self._own_gpa + _EVIDENCE_AT, evidence)))):
             return FAULTED
@@ -228,21 +240,6 @@ class AttestedStart:
     def _nic(self) -> GuestNic:
         pool = replace(self.placement, shared_length=self.placement.shared_length - MESSAGE_BYTES)
         return GuestNic(BounceArea.of(pool), self.placement.vcpu, self._own_gpa + _NIC_AT)
-
-
-def builder(programs: Mapping[str, ProgramFactory]) -> ProgramFactory:
-    """How it is built around any of these programs."""
-
-    def build(spec: ProgramSpec, placement: Placement) -> AttestedStart:
-        relying_party, inner = unwrapped(spec)
-        rest = replace(
-            placement,
-            length=placement.length - PRIVATE_BYTES,
-            shared_length=placement.shared_length - MESSAGE_BYTES,
-        )
-        return AttestedStart(relying_party, programs[inner.name](inner, rest), placement)
-
-    return build
 
 
 def wrapped(relying_party: str, inner: ProgramSpec) -> ProgramSpec:

@@ -8,16 +8,18 @@ from types import MappingProxyType
 
 from node.program import ProgramFactory, ProgramSpec, Scalar
 from workloads import attested_start
-from workloads.attesting import Attesting, AttestingParameters
-from workloads.compile_job import CompileJob, CompileParameters
-from workloads.key_value_client import ClientParameters, KeyValueClient
-from workloads.key_value_server import KeyValueServer, ServerParameters
-from workloads.key_value_store import KeyValueParameters, KeyValueStore
+from workloads.attested_start import AttestedStart
+from workloads.attesting import AttestingParameters
+from workloads.compile_job import CompileParameters
+from workloads.key_value_client import ClientParameters
+from workloads.key_value_server import ServerParameters
+from workloads.key_value_store import KeyValueParameters
 from workloads.parameters import Parameters, WorkloadParameterError, parameters_from
-from workloads.random_access import RandomAccess, RandomAccessParameters
-from workloads.relying_party import RelyingParameters, RelyingParty
-from workloads.stream import Stream, StreamParameters
-from workloads.trace_player import PlayerParameters, TracePlayer
+from workloads.proper_programs import PROPER
+from workloads.random_access import RandomAccessParameters
+from workloads.relying_party import RelyingParameters
+from workloads.stream import StreamParameters
+from workloads.trace_player import PlayerParameters
 
 __all__ = [
     "NETWORKED",
@@ -30,22 +32,11 @@ __all__ = [
     "validate_parameters",
 ]
 
-_PROPER: Mapping[str, ProgramFactory] = {
-    "key-value-store": KeyValueStore.build,
-    "key-value-server": KeyValueServer.build,
-    "key-value-client": KeyValueClient.build,
-    "stream": Stream.build,
-    "random-access": RandomAccess.build,
-    "compile-job": CompileJob.build,
-    "trace-player": TracePlayer.build,
-    "attesting": Attesting.build,
-    "relying-party": RelyingParty.build,
-}
-WORKLOADS = tuple(_PROPER)
+WORKLOADS = tuple(PROPER)
 """What a scenario may name."""
 PROGRAMS: Mapping[str, ProgramFactory] = MappingProxyType({
-    **_PROPER,
-    attested_start.NAME: attested_start.builder(_PROPER),
+    **PROPER,
+    attested_start.NAME: AttestedStart.build,
 })  # fmt: skip
 """How each program is built from its specification and placement: those, and one that starts any of them."""
 

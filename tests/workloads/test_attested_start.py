@@ -182,7 +182,7 @@ def test_a_changed_message_gives_nobody_a_key(host_with_certificates, kind):
 def test_an_old_answer_is_worth_nothing(host_with_certificates):
     """Somebody keeps what a guest showed, and shows it again under its own name once the guest has its key."""
     host = host_with_certificates()
-    party, guest, seen = tapped(host, lambda frame: (frame,), 2)
+    party, _, seen = tapped(host, lambda frame: (frame,), 2)
     shown = [frame for frame in seen if parse(frame).kind is Kind.PIECE]
     own, theirs = mac_of("guest", 0), mac_of("party", 0)
     hello = Message(theirs, own, 9, Kind.HELLO)
