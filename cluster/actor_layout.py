@@ -116,10 +116,10 @@ class ActorLayout:
 
     def _catch_up(self, seats: Sequence[Seat], should_stop: ShouldStop | None = None) -> None:
         """Go on until these seats have done what they were told. What they say is of no use to anybody any more."""
-        while busy := [seat for seat in seats if seat.step is not Step.READY]:
+        while any(seat.step is not Step.READY for seat in seats):
             if should_stop is not None and (reason := should_stop()) is not None:
                 raise StartStoppedError(reason)
-            self._work(busy)
+            self._work([seat for seat in seats if seat.step is not Step.READY])
 
     def _work(self, seats: Sequence[Seat]) -> tuple[list[Message], int]:
         """One call of each of these seats, as far as it ends within a second: what they say, and events they did."""

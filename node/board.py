@@ -412,10 +412,12 @@ class Board:
         self.running.preempt((vm, vcpu))
 
     def switch_to(self, vmcb: Vmcb, core: int) -> bool:
-        """What VMRUN does once its checks are passed; False if the save area holds no VMPL.
+        """What VMRUN does once its checks are passed; False if the core refuses, or the save area holds no VMPL.
 
         The save area is in use until the vCPU exits (``node.running_vcpus``).
         """
+        if vmcb.encrypted and not self.bus.may_run_on(vmcb.asid, core):
+            return False
         self.controls.forget(vmcb.vm, vmcb.vcpu)
         if not self.take_vmpl(vmcb):
             return False

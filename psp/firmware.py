@@ -15,6 +15,7 @@ from psp import command_buffers as buffers
 from psp.asid_flush import AsidFlush
 from psp.asid_ranges import AsidRanges
 from psp.commands import COMMANDS, LegacyCommand, LegacyPlatformState, SnpCommand, is_snp
+from psp.core_permits import CorePermits
 from psp.firmware_pages import FirmwarePages
 from psp.firmware_update import FirmwareUpdate
 from psp.host_memory import HostMemory
@@ -57,17 +58,20 @@ class SecurityProcessor:
         self._pages = pages = FirmwarePages()
         self._legacy_memory = HostMemory(bus, pages, Status.INVALID_ADDRESS)
         self._snp_memory = HostMemory(bus, pages, Status.INVALID_PAGE_STATE)
-        flush, ranges = AsidFlush(bus), AsidRanges(bus)
+        flush, ranges, permits = AsidFlush(bus), AsidRanges(bus), CorePermits(bus)
         self.firmware = InstalledFirmware(level)
         """What runs on it, for both interfaces."""
         self.asid_ranges = ranges
         """Which ASIDs it gives to guests of each kind, as SNP_INIT_EX has split them."""
-        self.legacy = LegacyFirmware(bus, self._legacy_memory, flush, ranges, self._random, self.firmware, line)
+        self.legacy = LegacyFirmware(
+            bus, self._legacy_memory, flush, ranges, permits, self._random, self.firmware, line
+        )
         self.snp = SnpFirmware(
             bus,
             self._snp_memory,
             flush,
             ranges,
+            permits,
             self._random,
             self.firmware,
             self._legacy_is_up,

@@ -12,6 +12,7 @@ from psp.attestation_report import PLATFORM_ALIAS_CHECK_COMPLETE, PLATFORM_CIPHE
 from psp.byte_layout import ByteLayout
 from psp.chip_identity import VLEK_WRAPPING, ChipIdentity
 from psp.commands import SnpCommand, SnpPlatformState
+from psp.core_permits import CorePermits
 from psp.endorsement import Endorsement
 from psp.firmware_pages import Ranges
 from psp.fixed_ranges import fixed_ranges
@@ -42,6 +43,7 @@ class SnpFirmware:
         memory: HostMemory,
         flush: AsidFlush,
         ranges: AsidRanges,
+        permits: CorePermits,
         random: Callable[[str, int], bytes],
         firmware: InstalledFirmware,
         legacy_is_up: Callable[[], bool],
@@ -60,7 +62,7 @@ class SnpFirmware:
         self._rmp_initialised = False
         self._fixed: Ranges = ()
         """HV-Fixed memory, until shutdown."""
-        self.guests = guests = SnpGuests(bus, memory, flush, ranges, random)
+        self.guests = guests = SnpGuests(bus, memory, flush, ranges, permits, random)
         self._mitigation = mitigation = MitigationCommand(memory, firmware)
         self.mitigations = mitigation.mitigations
         launch = SnpLaunch(bus, memory, guests, ranges, random, firmware, self.mitigations)
@@ -87,6 +89,7 @@ class SnpFirmware:
             SnpCommand.GCTX_CREATE: guests.create,
             SnpCommand.DECOMMISSION: guests.decommission,
             SnpCommand.ACTIVATE: guests.activate,
+            SnpCommand.ACTIVATE_EX: guests.activate_ex,
             SnpCommand.GUEST_STATUS: guests.status,
             SnpCommand.GUEST_REQUEST: self.guest_requests.request,
             SnpCommand.LAUNCH_START: launch.start,

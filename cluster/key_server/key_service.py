@@ -15,10 +15,11 @@ from cluster.key_server.gate import Gate
 from cluster.key_server.key_urls import Asked, BadUrlError, Kind, UnknownUrlError, parsed
 from node.counter_random import CounterRandom
 from psp import sev_certificate
-from psp.chip_identity import ChipIdentity
+from psp.chip_identity import VLEK_WRAPPING, ChipIdentity
 from psp.product_line import ProductLine
 from psp.product_root import ProductRoot, RootName
 from psp.sev_certificate import KeyUsage
+from psp.tcb_version import TCB_BYTES
 from psp.vlek import provider_hashstick
 from psp.x509_profile import EPOCH, pem
 
@@ -30,6 +31,7 @@ _DER, _PEM, _LIST, _BYTES = (
 )
 _MOST_KEPT = 4096
 _SECRET_BYTES = 32
+_NONCE_BYTES = 12
 _YEARS_BACK = 10
 _EVERY_VCEK = 0
 """The serial number that all VCEKs bear."""
@@ -68,6 +70,17 @@ class KeyService:
                 del self._made[next(iter(self._made))]
             self._made[asked] = made
         return Answer(HTTPStatus.OK, *made, delay)
+
+    def hashstick(self, chip_id: bytes, tcb: int) -> bytes:
+        """The provider's VLEK for a TCB version, sealed for a chip (432 bytes). KeyError for one that was not made.
+
+        Providers get it by a door of their own, which is not modelled.
+        """
+        chip = self.chips.find(chip_id)
+        if chip is None:
+            raise KeyError(chip_id)
+        nonce = hashlib.sha256(chip_id + tcb.to_bytes(TCB_BYTES, "little")).digest()[:_NONCE_BYTES]
+        return provider_hashstick(self.provider_secret, tcb).wrapped(chip.identity.symmetric_key(VLEK_WRAPPING), nonce)
 
     def _make(self, asked: Asked) -> tuple[str, bytes] | None:
         content_type, make = _MAKERS[asked.kind]
