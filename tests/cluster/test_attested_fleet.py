@@ -2,8 +2,8 @@
 
 import pytest
 
-from cluster.simulation import run
 from cluster.scenario import Scenario, ScenarioError
+from cluster.simulation import run
 
 HOSTS = [
     {"name": "own", "product": "Naples", "memory": "4 GiB"},
@@ -54,7 +54,7 @@ def test_a_lying_key_service_proves_nothing(lie):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"tenant": TENANT | {"attest_to": "nobody"}}, "a virtual machine with relying-party (party), got \"nobody\""),
+        ({"tenant": TENANT | {"attest_to": "nobody"}}, 'a virtual machine with relying-party (party), got "nobody"'),
         ({"tenant": TENANT | {"attest_to": "tenant"}}, "a virtual machine with relying-party (party)"),
         ({"tenant": TENANT | {"generation": "SEV_ES"}}, "generation SEV_SNP, whose guests have reports, got SEV_ES"),
         ({"key_service": None}, "a [key_service] from which hosts fetch certificates, got none"),
