@@ -26,6 +26,7 @@ from cluster.key_server.failures import Failures, Lie
 from cluster.key_server.gate import Gate
 from cluster.key_server.host_certificates import table_of
 from cluster.key_server.key_service import KeyService
+from cluster.launch_owner import launch_owners
 from cluster.migration_port import MigrationPort
 from cluster.platform_body import platform_body, platform_of
 from cluster.root_keys import product_root
@@ -109,6 +110,11 @@ class HostEntity:
         }  # fmt: skip
         self.host.network.uplink = lambda target, frames: self._send("frames", (target, frames))
         self._migrations = MigrationPort(self.host, self._send)
+        chip = self.host.board.psp.legacy.keys
+        self.host.board.launch_owner = launch_owners(
+            self._spec_of, images, order.spec.product.firmware_api, lambda: chip.chip,
+            0 if order.keys is None else order.keys[0],
+        )  # fmt: skip
         if order.keys is not None and order.spec.product.line.tcb is not None:
             self._fetch_certificates(*order.keys)
         self.events = 0
@@ -177,6 +183,10 @@ class HostEntity:
         else:
             self._migrations.receive(message.kind, message.payload)
             self.host.clock.settle()
+
+    def _spec_of(self, vm: str) -> GuestSpec | None:
+        guest = self.host.guests.get(vm)
+        return None if guest is None else guest.spec
 
     def _launch(self, message: Message) -> None:
         self.host.launch(guest_of(message.payload), self._tell)

@@ -59,6 +59,7 @@ def _wanted(scenario: Scenario) -> Iterator[tuple[Order, bool]]:
             AUTO_ON_SVSM if group.svsm and group.firmware == AUTO else group.firmware,
             "" if group.disk == MEMORY_DISK else group.disk,
             group.networked, svsm=group.svsm, kernel=group.kernel.settings,
+            owned=group.attest_to is not None,
         )  # fmt: skip
         yield Order(guest, vm.arrival_ns, group.lifetime, group.host), group.start == "running"
     for order in trace_orders(scenario):

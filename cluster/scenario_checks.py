@@ -214,6 +214,9 @@ def _check_servers(scenario: Scenario) -> None:
                 raise _wrong(_place("vms", index, "parameters.server", group.name), expected, shown(wanted))
 
 
+_PROVABLE = (Generation.SEV, Generation.SEV_ES, Generation.SEV_SNP)
+
+
 def _check_relying_parties(scenario: Scenario) -> None:
     """Whoever attests can have reports and certificates, and somebody to show them to."""
     parties = [vm.name for vm in scenario.vm_instances if vm.group.workload == RELYING_PARTY]
@@ -224,9 +227,9 @@ def _check_relying_parties(scenario: Scenario) -> None:
         if group.attest_to not in parties:
             expected = f"a virtual machine with {RELYING_PARTY} ({', '.join(parties[:8]) or 'there is none'})"
             raise _wrong(place, expected, shown(group.attest_to))
-        if group.generation is not Generation.SEV_SNP:
-            raise _wrong(place, "generation SEV_SNP, whose guests have reports", group.generation.name)
-        if scenario.key_service is None:
+        if group.generation not in _PROVABLE:
+            raise _wrong(place, "generation SEV, SEV_ES or SEV_SNP", group.generation.name)
+        if group.generation is Generation.SEV_SNP and scenario.key_service is None:
             raise _wrong(place, "a [key_service] from which hosts fetch certificates", "none")
 
 

@@ -1,9 +1,9 @@
 """A program that starts when a relying party has believed its guest, and released a disk key to it.
 
 It asks for a nonce, has firmware put that and a fresh channel key into a report, shows report and certificates, and
-opens what comes back; then its card is quiet again and the program proper begins, in registers as at reset. Its last
-pages, private and shared, are its own; the rest is the program's. A guest that cannot have reports, as the PLAIN
-twin of a comparison, begins at once.
+opens what comes back; then its card is quiet again and the program proper begins, in registers as at reset. In a SEV
+or SEV-ES guest the owner has seen the launch and sent the key with it. Its last pages, private and shared, are its own;
+the rest is the program's. A guest that cannot prove anything, as the PLAIN twin of a comparison, begins at once.
 
     private, behind the program's   the disk key; the nonce; the evidence; the memory of the network card's driver
     shared, behind the program's    request and response pages, and room for certificates
@@ -21,8 +21,10 @@ from node.guest_memory_map import Range
 from node.guest_messages import GuestMessages, MessageRefused, MessagesBusy
 from node.guest_nic import GuestNic
 from node.mac_address import mac_of
-from node.operations import Answer, Await, GuestOperation, Read, Shutdown, Sleep, Write
+from node.operations import Answer, Await, GuestOperation, Read, ReadSevStatus, Shutdown, Sleep, Write
+from node.owned_launch import LAUNCH_SECRET_GPA
 from node.program import Block, Demand, Placement, Program, ProgramSpec, Registers
+from node.sev_status import SEV
 from node.swiotlb import BounceArea
 from psp.guest_message import MessageType
 from psp.report_messages import ReportRequest, ReportResponse
@@ -32,6 +34,7 @@ from workloads.block_outcome import FAULTED, NOBODY_ANSWERED, faulted, with_devi
 from workloads.parameters import PAGE_BYTES
 from workloads.proper_programs import PROPER
 from workloads.release_messages import MOST_EVIDENCE_BYTES, Kind, Message, parse, pieces
+from workloads.relying_party import DISK_KEY_BYTES
 from workloads.secret_channel import ChannelError, ChannelKey
 
 NAME = "attested-start"
@@ -40,6 +43,7 @@ RELYING_PARTY, WORKLOAD = "relying_party", "workload"
 REFUSED = Shutdown(6)
 """The relying party did not believe it, or no report is to be had."""
 BEGIN_RIP, HELLO_RIP, NONCE_RIP, REPORT_RIP, SHOW_RIP, KEY_RIP = range(0x10_0000, 0x10_6000, 0x1000)
+LAUNCH_SECRET_BYTES = 64
 TIMEOUT_NS = 1_000_000_000
 MOST_TRIES = 600
 _NAP, _LATER = Sleep(100_000_000), Sleep(1_000_000_000)
@@ -106,11 +110,25 @@ class AttestedStart:
 
     def _begin(self, registers: Registers) -> Block:
         if self.placement.messages is None:
-            self._go_on(registers)
-            return None
+            return (yield from self._begin_without_reports(registers))
         yield from self._nic.area.open()
         yield from self._nic.start()
         registers.rip = HELLO_RIP
+        return None
+
+    def _begin_without_reports(self, registers: Registers) -> Block:
+        """In a SEV or SEV-ES guest the key is there already, if its owner saw the launch that it expected."""
+        (status,) = yield (ReadSevStatus(),)
+        if isinstance(status, int) and status & SEV:
+            (secret,) = yield (Read(LAUNCH_SECRET_GPA, LAUNCH_SECRET_BYTES),)
+            if not isinstance(secret, bytes):
+                return FAULTED
+            key = secret[:DISK_KEY_BYTES]
+            if secret != launch_secret(key):
+                return REFUSED
+            if faulted((yield (Write(self.key_gpa, key), Write(LAUNCH_SECRET_GPA, bytes(LAUNCH_SECRET_BYTES))))):
+                return FAULTED
+        self._go_on(registers)
         return None
 
     def _hello(self, registers: Registers) -> Block:
@@ -240,6 +258,11 @@ class AttestedStart:
     def _nic(self) -> GuestNic:
         pool = replace(self.placement, shared_length=self.placement.shared_length - MESSAGE_BYTES)
         return GuestNic(BounceArea.of(pool), self.placement.vcpu, self._own_gpa + _NIC_AT)
+
+
+def launch_secret(key: bytes) -> bytes:
+    """A disk key as LAUNCH_SECRET brings it; a guest sees that it is one."""
+    return key + hashlib.sha256(b"disk key" + key).digest()
 
 
 def wrapped(relying_party: str, inner: ProgramSpec) -> ProgramSpec:

@@ -36,6 +36,7 @@ from workloads.release_messages import MOST_EVIDENCE_BYTES, MOST_PIECES, PIECE_B
 from workloads.secret_channel import KEY_BYTES
 from workloads.secret_release import Release
 
+NAME = "relying-party"
 FORMAT_RIP, OPEN_RIP, SERVE_RIP = 0x40_0000, 0x40_1000, 0x40_2000
 DISK_KEY_BYTES = 32
 REPORT_BYTES = 0x4A0
@@ -182,10 +183,6 @@ class RelyingParty:
             SERVE_RIP: lambda registers: with_devices(self._serve(registers)),
         }
 
-    def disk_key(self, mac: bytes) -> bytes:
-        """The key of a guest's disk, by its network card's address."""
-        return self.content.octets(b"disk key", int.from_bytes(mac, "little"), 0, DISK_KEY_BYTES)
-
     def _format(self, registers: Registers) -> Block:
         """Know nobody."""
         stop = min(registers.r12 + 64, self.parameters.most_guests)
@@ -283,7 +280,7 @@ class RelyingParty:
         expected = Expectations(
             measurement=bytes.fromhex(parameters.measurement) or None, min_tcb=parameters.floor, vmpl=parameters.vmpl
         )
-        return Release(self.disk_key(mac), expected, parameters.trusted)
+        return Release(disk_key(self.content, mac), expected, parameters.trusted)
 
     def _nonce(self, place: int, record: _Record) -> bytes:
         return self.content.octets(b"nonce", place, record.nonces, NONCE_BYTES)
@@ -327,6 +324,11 @@ class RelyingParty:
         return GuestNic(
             BounceArea.of(self.placement), self.placement.vcpu, self._record_gpa(self.parameters.most_guests)
         )
+
+
+def disk_key(content: KeyedContent, mac: bytes) -> bytes:
+    """The key of a guest's disk, by its network card's address, as a relying party makes it up."""
+    return content.octets(b"disk key", int.from_bytes(mac, "little"), 0, DISK_KEY_BYTES)
 
 
 def _is_whole(record: _Record) -> bool:

@@ -1,9 +1,13 @@
 """Tenants of a scenario that begin when a relying party on another host has believed them."""
 
+from dataclasses import replace
+
 import pytest
 
+from cluster import launch_owner
 from cluster.scenario import Scenario, ScenarioError
 from cluster.simulation import run
+from node.hypervisor import Hypervisor
 
 HOSTS = [
     {"name": "own", "product": "Naples", "memory": "4 GiB"},
@@ -56,7 +60,7 @@ def test_a_lying_key_service_proves_nothing(lie):
     [
         ({"tenant": TENANT | {"attest_to": "nobody"}}, 'a virtual machine with relying-party (party), got "nobody"'),
         ({"tenant": TENANT | {"attest_to": "tenant"}}, "a virtual machine with relying-party (party)"),
-        ({"tenant": TENANT | {"generation": "SEV_ES"}}, "generation SEV_SNP, whose guests have reports, got SEV_ES"),
+        ({"tenant": TENANT | {"generation": "PLAIN"}}, "generation SEV, SEV_ES or SEV_SNP, got PLAIN"),
         ({"key_service": None}, "a [key_service] from which hosts fetch certificates, got none"),
         ({"party": PARTY | {"parameters": {"measurement": "00"}}}, "96 hexadecimal digits"),
         ({"party": PARTY | {"parameters": {"min_tcb": "spl=1"}}}, "levels such as snp=8"),
@@ -67,3 +71,35 @@ def test_what_cannot_attest_is_refused_by_name(changes, expected):
     with pytest.raises(ScenarioError) as caught:
         scenario(**changes)
     assert expected in str(caught.value)
+
+
+LEGACY = TENANT | {"start": "launch"}
+
+
+@pytest.mark.parametrize("generation", ["SEV", "SEV_ES"])
+def test_an_owner_sends_its_secret_with_the_launch_that_it_expects(generation):
+    found = vms(scenario(tenant=LEGACY | {"generation": generation, "vcpus": 2}, key_service=None))
+    assert found["tenant"]["state"] == "running"
+    assert found["tenant"]["units_of_work"] > 0
+
+
+@pytest.mark.parametrize("generation", ["SEV", "SEV_ES"])
+def test_an_owner_sends_nothing_for_a_launch_of_anything_else(generation, monkeypatch):
+    # The owner works out another image's digest than the host launches.
+    monkeypatch.setattr(launch_owner, "sev_digest", lambda *_: bytes(32))
+    found = vms(scenario(tenant=LEGACY | {"generation": generation}, key_service=None))
+    assert (found["tenant"]["state"], found["tenant"]["reason"]) == ("refused", "owner of tenant: no secret")
+
+
+def test_an_owner_opens_no_session_with_a_chip_that_amd_never_made(monkeypatch):
+    monkeypatch.setattr(launch_owner, "pack_public_key", lambda _: b"")
+    found = vms(scenario(tenant=LEGACY | {"generation": "SEV"}, key_service=None))
+    assert (found["tenant"]["state"], found["tenant"]["reason"]) == ("refused", "owner of tenant: no session")
+
+
+def test_a_tenant_without_its_secret_never_works(monkeypatch):
+    # Whoever runs the host leaves the owner out of it.
+    launch = Hypervisor.launch
+    monkeypatch.setattr(Hypervisor, "launch", lambda self, spec: launch(self, replace(spec, owned=False)))
+    found = vms(scenario(tenant=LEGACY | {"generation": "SEV"}, key_service=None))
+    assert (found["tenant"]["units_of_work"], found["tenant"]["reason"]) == (0, "shutdown code 6")

@@ -15,6 +15,7 @@ from workloads import attested_start
 from workloads.laboratory_roots import LABORATORY_ROOTS
 from workloads.library import PROGRAMS, footprint
 from workloads.release_messages import Kind, Message, parse, pieces
+from workloads.relying_party import disk_key
 
 INNER = ProgramSpec("key-value-store", (("records", 64),))
 
@@ -60,7 +61,7 @@ def key_of(host, party, name="guest"):
     program = guest.software.programs[0]
     spa = host.hypervisor.launched(name).page_spa(program.key_gpa)
     asid = host.hypervisor.launched(name).asid
-    return host.board.controller.read(spa, 32, asid), party.software.programs[0].disk_key(mac_of(name, 0))
+    return host.board.controller.read(spa, 32, asid), disk_key(party.software.programs[0].content, mac_of(name, 0))
 
 
 def test_a_believed_guest_gets_its_disk_key_and_begins(host_with_certificates):
