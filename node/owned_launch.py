@@ -25,6 +25,9 @@ OWNERS_PAGES = 4
 """Frames in a row that the talk takes: three that firmware writes, one that it reads."""
 _SECOND = 0x900
 """Where in a page a second record lies, behind a certificate."""
+_MOST_SECRET_BYTES = PAGE_BYTES - _SECOND
+"""What the rest of a page holds: an owner is no reason for a host to write elsewhere."""
+_POLICY_BYTES = 4
 _CERTIFICATE = SevCertificate.SIZE
 _SESSION_END = _CERTIFICATE + Session.SIZE
 
@@ -52,6 +55,8 @@ class OwnedLaunch:
         yield from self._writing(LegacyCommand.PDH_CERT_EXPORT, export.pack(), 3)
         shown = yield (op.HostRead(pdh, _CERTIFICATE), op.HostRead(chain, 3 * _CERTIFICATE))
         session = yield from self._ask(b"".join(octets(shown)), "session")
+        if len(session) != _SESSION_END + _POLICY_BYTES:
+            raise LaunchRefused(f"owner of {self.vm}: a session of {len(session)} bytes")
         policy = int.from_bytes(session[_SESSION_END:], "little")
         yield from self._lay(inside, session[:_CERTIFICATE], session[_CERTIFICATE:_SESSION_END])
         return buffers.LaunchStart(0, policy, inside, _CERTIFICATE, inside + _SECOND, Session.SIZE)
@@ -64,6 +69,8 @@ class OwnedLaunch:
         (measured,) = octets((yield (op.HostRead(page, buffers.MEASUREMENT_BYTES),)))
         packed = yield from self._ask(measured, "secret")
         header, packet = packed[: PacketHeader.SIZE], packed[PacketHeader.SIZE :]
+        if not 0 < len(packet) <= _MOST_SECRET_BYTES:
+            raise LaunchRefused(f"owner of {self.vm}: a packet of {len(packed)} bytes")
         yield from self._lay(inside, header, packet)
         secret = buffers.LaunchSecret(
             handle, inside, len(header), place, len(packet), inside + _SECOND, len(packet)
