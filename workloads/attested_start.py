@@ -260,6 +260,11 @@ class AttestedStart:
         return GuestNic(BounceArea.of(pool), self.placement.vcpu, self._own_gpa + _NIC_AT)
 
 
+def proper_name(spec: ProgramSpec) -> str:
+    """What a specification's program does once it has begun."""
+    return unwrapped(spec)[1].name if spec.name == NAME else spec.name
+
+
 def launch_secret(key: bytes) -> bytes:
     """A disk key as LAUNCH_SECRET brings it; a guest sees that it is one."""
     return key + hashlib.sha256(b"disk key" + key).digest()
