@@ -65,6 +65,7 @@ from node.vmrun_events import VmrunEvents
 from node.vmsa import VMSA_BYTES, VMSA_FIELDS
 from psp.alias_check import AliasCheck
 from psp.firmware import SecurityProcessor
+from psp.guest_requests import GuestMessageSwitches
 from psp.system_bus import PAGE_BYTES
 from tio.virtio_net import VirtioNet
 
@@ -158,8 +159,12 @@ class Board:
         self.psp.snp.wants_fabric_locked = platform.fabric_lock_checked
         self.psp.snp.alias_check = alias_check
         self.psp.snp.reports.forced_version = platform.report_version
+        if Protection.MESSAGE_SEQUENCE in platform.disabled:
+            self.psp.snp.guest_requests.switches = GuestMessageSwitches(checks_sequence=False)
         self.psp.snp.guests.pages.tweaked = platform.context_tweaked
         self.psp.snp.guests.pages.has_mac = platform.context_mac
+        self.tsc: Callable[[], int] = int
+        """The cores' time-stamp counter; it stands still where nobody drives the board."""
         self.exit_handler: ExitHandler | None = None
         """The hypervisor's answer to a page state change; runs while the vCPU is stopped."""
         self.observer: Observer | None = None

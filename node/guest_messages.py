@@ -64,15 +64,11 @@ _Carrying = Generator[tuple[GuestOperation, ...], tuple[Answer, ...], tuple[byte
 
 @dataclass(frozen=True, slots=True)
 class GuestMessages:
-    """The messages of one vCPU. ``request_gpa`` and ``response_gpa`` are two shared pages of its own.
-
-    ``checks_answers`` off is a guest that takes whatever opens under its key, however old it is.
-    """
+    """The messages of one vCPU. ``request_gpa`` and ``response_gpa`` are two shared pages of its own."""
 
     place: MessagePlace
     request_gpa: int
     response_gpa: int
-    checks_answers: bool = True
 
     def ask(self, kind: int, payload: bytes, version: int = 1, room: Range | None = None) -> Asking:
         """One request and its answer; with shared ``room`` certificates are asked for, too.
@@ -141,6 +137,6 @@ class GuestMessages:
         fits = (header.sequence, header.message_type, header.message_version, header.vmpck) == (
             sequence, kind, version, self.place.vmpl
         )  # fmt: skip
-        if not fits and self.checks_answers:
+        if not fits and self.place.checks_answers:
             raise BadMessage
         return key.unseal(header, response)

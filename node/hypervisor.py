@@ -40,14 +40,14 @@ from node.measured_launch import VMSA_GPA, LaunchPage, launch_vmsas, sev_launch_
 from node.migration_refusal import REFUSALS
 from node.nested_table_pages import table_pages
 from node.ovmf import FirmwareImageError
-from node.owned_launch import LAUNCH_SECRET_GPA, OWNERS_PAGES, OwnedLaunch
+from node.owned_launch import LAUNCH_SECRET_GPA, OWNERS_PAGES, OwnedLaunch, in_a_row
 from node.product import Product
 from node.rmp_layout import at_end_of_memory
 from node.sev_features import launch_features
 from node.svsm_launch import guest_launch_pages, svsm_below
 from node.vcpu_model import vcpu_model
 from node.vm_state import Run, VmState
-from node.vmsa import VMSA_BYTES
+from node.vmsa import VMSA_BYTES, SevFeature
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand
 from psp.launch_digest import PageType
@@ -460,14 +460,10 @@ class Hypervisor:
             yield from self._take_back(record)
 
     def _owned_launch(self, spec: MachineSpec, record: LaunchedVm) -> OwnedLaunch:
-        row = self.frames.allocate(OWNERS_PAGES * PAGE_BYTES, PAGE_BYTES)
-        first, length = row[0]
-        record.small += [spa + at for spa, part in row for at in range(0, part, PAGE_BYTES)]
-        if length < OWNERS_PAGES * PAGE_BYTES:
-            raise LaunchRefused("no frames in a row")
-        return OwnedLaunch(
-            spec.name, record.small[0], first, self._call, self._to_firmware, self._from_firmware, record.firmware_pages
-        )
+        pieces = self.frames.allocate(OWNERS_PAGES * PAGE_BYTES, PAGE_BYTES)
+        record.small += [spa + at for spa, part in pieces for at in range(0, part, PAGE_BYTES)]
+        ways = self._call, self._to_firmware, self._from_firmware
+        return OwnedLaunch(spec.name, record.small[0], in_a_row(pieces), *ways, record.firmware_pages)
 
     def _end_legacy_launch(self, record: LaunchedVm) -> Task:
         """LAUNCH_MEASURE, LAUNCH_SECRET where there is an owner, and LAUNCH_FINISH."""
@@ -520,7 +516,8 @@ class Hypervisor:
         record.firmware_pages.append(gctx)
         yield from self._must(SnpCommand.GCTX_CREATE, command, buffers.GuestContextPage(address=gctx).pack())
         record.gctx = gctx
-        start = buffers.SnpLaunchStart(gctx=gctx, policy=SNP_POLICY)
+        khz = self.product.base_hz // 1000 if features & SevFeature.SECURE_TSC else 0
+        start = buffers.SnpLaunchStart(gctx=gctx, desired_tsc_khz=khz, policy=SNP_POLICY)
         yield from self._must(SnpCommand.LAUNCH_START, command, start.pack())
         activate = buffers.SnpActivate(gctx=gctx, asid=record.asid)
         yield from self._must(SnpCommand.ACTIVATE, command, activate.pack())

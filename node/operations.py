@@ -38,14 +38,15 @@ from node.operation_answers import (
 from node.owner_operations import AskLaunchOwner, FetchCertificates
 from node.stack_operations import StackMove
 from node.svsm_operations import Clear, GuestWork
+from node.tsc_operations import ReadTsc
 from psp.system_bus import RmpEntry
 
 __all__ = [
     "Answer", "Arithmetic", "AskLaunchOwner", "Await", "Branch", "Clear", "Compute", "CpuidResult", "Fault",
     "FaultKind", "FetchCertificates", "GuestWork", "HostBranch", "HostReadCounter", "IndirectBranch", "LoadIdt",
     "MmioLoad", "MmioStore", "NicRead", "NicWrite", "PValidateResult", "PortIn", "PortOut", "PspAnswer", "Rdmsr",
-    "ReadFlags", "RmpQueryResult", "RmpReadResult", "Runs", "Shutdown", "Sleep", "SoftwareInterrupt", "StackMove",
-    "TraceFaults", "VmKick", "VmcbLoad", "VmcbStore", "WriteBackCaches", "WriteFlags", "Wrmsr",
+    "ReadFlags", "ReadTsc", "RmpQueryResult", "RmpReadResult", "Runs", "Shutdown", "Sleep", "SoftwareInterrupt",
+    "StackMove", "TraceFaults", "VmKick", "VmcbLoad", "VmcbStore", "WriteBackCaches", "WriteFlags", "Wrmsr",
 ]  # fmt: skip
 
 MOST_BYTES = 32 << 20
@@ -591,4 +592,5 @@ GuestOperation = (
     | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit | ReadSevStatus | Cpuid
     | ReadDr7 | WriteDr7 | MmioLoad | MmioStore | Clear | GuestWork | WriteBackCaches | StackMove | Arithmetic
     | LoadIdt | ReadFlags | WriteFlags | SoftwareInterrupt | Branch | IndirectBranch | Rdmsr | Wrmsr | PortIn | PortOut
+    | ReadTsc
 )  # fmt: skip

@@ -6,7 +6,7 @@ The owner is whoever answers ``AskLaunchOwner`` (SEV API, LAUNCH_START, LAUNCH_M
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from node import operations as op
@@ -105,3 +105,11 @@ class OwnedLaunch:
         if not isinstance(answer, bytes):
             raise LaunchRefused(f"owner of {self.vm}: no {wanted}")
         return answer
+
+
+def in_a_row(pieces: Sequence[tuple[int, int]]) -> int:
+    """The first of the frames, of (SPA, length) pieces. Raises LaunchRefused where they are scattered."""
+    first, length = pieces[0]
+    if length < OWNERS_PAGES * PAGE_BYTES:
+        raise LaunchRefused(f"frames for the owner: expected {OWNERS_PAGES} in a row")
+    return first

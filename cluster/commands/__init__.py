@@ -15,6 +15,7 @@ from cluster.commands import (
     bench,
     check,
     compare,
+    device,
     diff,
     init,
     keyserver,
@@ -43,5 +44,6 @@ class Command(Protocol):
 
 
 COMMANDS: tuple[Command, ...] = (
-    run, compare, sweep, check, scenarios, init, diff, trace, measure, owner, attest, verify, keyserver, bench, version,
+    run, compare, sweep, check, scenarios, init, diff, trace, measure, owner, attest, verify, keyserver,
+    device, bench, version,
 )  # fmt: skip
