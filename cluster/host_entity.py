@@ -8,7 +8,7 @@ network card, a request for certificates; nothing else on a host can emit, so a 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -101,6 +101,9 @@ class HostEntity:
         }  # fmt: skip
         self.host.network.uplink = lambda target, frames: self._send("frames", (target, frames))
         self._migrations = MigrationPort(self.host, self._send)
+        self._laboratory = 0 if order.keys is None else order.keys[0]
+        self._owners: Callable[[str, bytes], bytes | None] | None = None
+        self.host.board.launch_owner = self._ask_launch_owner
         if order.keys is not None and order.spec.product.line.tcb is not None:
             from cluster.key_server.host_certificates import store_of  # noqa: PLC0415 - most hosts need none of it
 
@@ -171,6 +174,20 @@ class HostEntity:
         else:
             self._migrations.receive(message.kind, message.payload)
             self.host.clock.settle()
+
+    def _ask_launch_owner(self, vm: str, shown: bytes) -> bytes | None:
+        if self._owners is None:
+            from cluster.launch_owner import launch_owners  # noqa: PLC0415 - most hosts need none of it
+
+            firmware, keys = self.host.spec.product.firmware_api, self.host.board.psp.legacy.keys
+            self._owners = launch_owners(
+                self._spec_of, self.host.images, firmware, lambda: keys.chip, self._laboratory
+            )
+        return self._owners(vm, shown)
+
+    def _spec_of(self, vm: str) -> GuestSpec | None:
+        guest = self.host.guests.get(vm)
+        return None if guest is None else guest.spec
 
     def _launch(self, message: Message) -> None:
         self.host.launch(guest_of(message.payload), self._tell)

@@ -170,6 +170,8 @@ class Board:
         self.observer: Observer | None = None
         """A tap outside of the machine: sees each batch and what its actor was answered."""
         self.exits: Exits | None = None
+        self.launch_owner: Callable[[str, bytes], bytes | None] = lambda _vm, _shown: None
+        """Who answers for the owners of VMs that are launched here: nobody."""
         self.certificates: Callable[[], bytes] = bytes
         """What the host has for guests: nothing, where nobody fetches certificates."""
         """The hypervisor's answers to VMGEXIT and to what it intercepts."""

@@ -115,6 +115,7 @@ KINDS: Mapping[int, type] = {
     142: op.NicRead,
     143: op.NicWrite,
     220: op.FetchCertificates,
+    221: op.AskLaunchOwner,
     # Answers.
     48: op.Fault,
     49: op.PValidateResult,
