@@ -11,6 +11,7 @@ import argparse
 from typing import Protocol
 
 from cluster.commands import (
+    attack,
     attest,
     bench,
     check,
@@ -44,6 +45,6 @@ class Command(Protocol):
 
 
 COMMANDS: tuple[Command, ...] = (
-    run, compare, sweep, check, scenarios, init, diff, trace, measure, owner, attest, verify, keyserver,
-    device, bench, version,
+    run, compare, sweep, check, scenarios, init, diff, trace, measure, owner, attack, attest, verify,
+    keyserver, device, bench, version,
 )  # fmt: skip
