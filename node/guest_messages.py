@@ -103,6 +103,9 @@ class GuestMessages:
             Write(place.count_gpa, (last + 2).to_bytes(COUNT_BYTES, "little")), Write(place.lock_gpa, b"\0"),
             *(() if room is None or needed else (Read(room.gpa, room.length, private=False),)),
         )  # fmt: skip
+        if answers[:2] != (None, None):
+            # Who took the page away may bring it back with the old number in it; but then it is locked, too.
+            raise MessageRefused(f"secrets page: {answers[0]!r}")
         table = answers[-1] if isinstance(answers[-1], bytes) else b""
         return Answered(answer, table, needed)
 

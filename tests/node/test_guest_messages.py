@@ -249,6 +249,25 @@ def test_two_vcpus_do_not_take_one_number_for_two_messages():
     assert vm.has_key
 
 
+def test_a_number_that_could_not_be_stored_is_never_used_again(vm):
+    """Its hypervisor takes the secrets page away while the firmware works, and brings it back with what was in it."""
+    board, page = vm.host.board, vm.messages.place.secrets_gpa
+    spa = board.vmcb("vm", 0).nested.translate(page, 1)[0][0]
+
+    def take_away(response):
+        assert board.execute_host((op.NestedUnmap("vm", page, PAGE),)) == (None,)
+        return response
+
+    vm.tap(between=take_away)
+    refused(vm)
+    assert board.execute_host((op.NestedMap("vm", page, spa, PAGE, encrypted=False),)) == (None,)
+    vm.tap()
+    assert (vm.count, vm.has_key) == (0, True), "as if nothing had been asked"
+    with pytest.raises(MessagesBusy):
+        vm.ask()
+    assert len(vm.requests) == 1
+
+
 def test_the_last_numbers_of_32_bits_are_used_and_then_none():
     vm = Vm()
     place, board = vm.messages.place, vm.host.board
