@@ -64,6 +64,10 @@ class HostSystemBus:
         keyed = product.rmp.under_host_key and msrs.all_have(MEM_ENCRYPTION_MODE_EN)
         self._rmp_key = HOST_KEY if keyed else 0
         self._smt = product.threads_per_core > 1
+        self.hardware_threads = product.threads
+        self._threads_per_complex = product.threads_per_core * product.cores_per_complex
+        self._complexes: dict[int, frozenset[int]] = {}
+        """Where guests may run, by ASID, of those that may not run everywhere."""
         self._msrs = msrs
         self._iommu = iommu
         self.fast_registers = FastRegisters(
@@ -174,6 +178,22 @@ class HostSystemBus:
     def save_area_is_sealed(self, spa: int, asid: int) -> bool:
         """Whether a save area is as hardware or firmware left it."""
         return self.seals.fits(asid, spa, self._controller.read(spa, VMSA_BYTES, asid))
+
+    def core_complex(self, apic_id: int) -> int:
+        """Cores are numbered by complex, and hardware threads by core."""
+        return apic_id // self._threads_per_complex
+
+    def run_only_on(self, asid: int, complexes: frozenset[int] | None) -> None:
+        """Hold a guest to complexes, or let it run everywhere."""
+        if complexes is None:
+            self._complexes.pop(asid, None)
+        else:
+            self._complexes[asid] = complexes
+
+    def may_run_on(self, asid: int, thread: int) -> bool:
+        """Whether a hardware thread's core accepts a guest."""
+        complexes = self._complexes.get(asid) if self._complexes else None
+        return complexes is None or self.core_complex(thread) in complexes
 
     def take_trusted_region(self, spa: int, length: int) -> None:
         """Keep a region from everybody else, for save areas' values."""

@@ -72,6 +72,7 @@ KINDS: Mapping[int, type] = {
     162: op.PortIn,
     163: op.PortOut,
     164: op.WriteBackCaches,
+    165: op.ReadTsc,
     # Operations of hypervisors.
     16: op.HostRead,
     17: op.HostReadWritten,
@@ -113,6 +114,8 @@ KINDS: Mapping[int, type] = {
     153: op.HostReadCounter,
     142: op.NicRead,
     143: op.NicWrite,
+    220: op.FetchCertificates,
+    221: op.AskLaunchOwner,
     # Answers.
     48: op.Fault,
     49: op.PValidateResult,

@@ -35,16 +35,18 @@ from node.operation_answers import (
     RmpReadResult,
     Runs,
 )
+from node.owner_operations import AskLaunchOwner, FetchCertificates
 from node.stack_operations import StackMove
 from node.svsm_operations import Clear, GuestWork
+from node.tsc_operations import ReadTsc
 from psp.system_bus import RmpEntry
 
 __all__ = [
-    "Answer", "Arithmetic", "Await", "Branch", "Clear", "Compute", "CpuidResult", "Fault", "FaultKind", "GuestWork",
-    "HostBranch", "HostReadCounter", "IndirectBranch", "LoadIdt", "MmioLoad", "MmioStore", "NicRead", "NicWrite",
-    "PValidateResult", "PortIn", "PortOut", "PspAnswer", "Rdmsr", "ReadFlags", "RmpQueryResult", "RmpReadResult",
-    "Runs", "Shutdown", "Sleep", "SoftwareInterrupt", "StackMove", "TraceFaults", "VmKick", "VmcbLoad", "VmcbStore",
-    "WriteBackCaches", "WriteFlags", "Wrmsr",
+    "Answer", "Arithmetic", "AskLaunchOwner", "Await", "Branch", "Clear", "Compute", "CpuidResult", "Fault",
+    "FaultKind", "FetchCertificates", "GuestWork", "HostBranch", "HostReadCounter", "IndirectBranch", "LoadIdt",
+    "MmioLoad", "MmioStore", "NicRead", "NicWrite", "PValidateResult", "PortIn", "PortOut", "PspAnswer", "Rdmsr",
+    "ReadFlags", "ReadTsc", "RmpQueryResult", "RmpReadResult", "Runs", "Shutdown", "Sleep", "SoftwareInterrupt",
+    "StackMove", "TraceFaults", "VmKick", "VmcbLoad", "VmcbStore", "WriteBackCaches", "WriteFlags", "Wrmsr",
 ]  # fmt: skip
 
 MOST_BYTES = 32 << 20
@@ -583,11 +585,12 @@ HypervisorOperation = (
     | NestedMap | NestedBuild | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
     | HostClflush | Invd | VmPageFlush | HostTimedRead | VmPreempt | NicRead | NicWrite
     | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | FabricDivert | DeviceRead | DeviceWrite
-    | VmcbLoad | VmcbStore | VmKick | TraceFaults | HostBranch | HostReadCounter
+    | VmcbLoad | VmcbStore | VmKick | TraceFaults | HostBranch | HostReadCounter | FetchCertificates | AskLaunchOwner
 )  # fmt: skip
 GuestOperation = (
     Read | Write | Copy | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust
     | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit | ReadSevStatus | Cpuid
     | ReadDr7 | WriteDr7 | MmioLoad | MmioStore | Clear | GuestWork | WriteBackCaches | StackMove | Arithmetic
     | LoadIdt | ReadFlags | WriteFlags | SoftwareInterrupt | Branch | IndirectBranch | Rdmsr | Wrmsr | PortIn | PortOut
+    | ReadTsc
 )  # fmt: skip

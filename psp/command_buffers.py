@@ -116,6 +116,18 @@ class Activate(ByteLayout):
 
 
 @dataclass(frozen=True, slots=True)
+class ActivateEx(ByteLayout):
+    """ACTIVATE_EX: ``apic_ids`` is where the list of ``count`` APIC IDs lies, 32 bits each."""
+
+    SIZE: ClassVar[int] = 0x18
+    length: int = at(0x00, 4)
+    handle: int = at(0x04, 4)
+    asid: int = at(0x08, 4)
+    count: int = at(0x0C, 4)
+    apic_ids: int = at(0x10, 8)
+
+
+@dataclass(frozen=True, slots=True)
 class GuestStatus(ByteLayout):
     """GUEST_STATUS: handle in, the rest out."""
 
@@ -356,6 +368,18 @@ class SnpActivate(ByteLayout):
     SIZE: ClassVar[int] = 0x0C
     gctx: int = at(0x00, 8)
     asid: int = at(0x08, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class SnpActivateEx(ByteLayout):
+    """SNP_ACTIVATE_EX, as ACTIVATE_EX."""
+
+    SIZE: ClassVar[int] = 0x20
+    length: int = at(0x00, 4)
+    gctx: int = at(0x08, 8)
+    asid: int = at(0x10, 4)
+    count: int = at(0x14, 4)
+    apic_ids: int = at(0x18, 8)
 
 
 @dataclass(frozen=True, slots=True)

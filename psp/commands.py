@@ -144,6 +144,7 @@ COMMANDS: Mapping[int, CommandRow] = {
     LegacyCommand.NOP: CommandRow(None, _ANY_LEGACY),
     LegacyCommand.DECOMMISSION: CommandRow(buffers.Handle, frozenset({_L.WORKING})),
     LegacyCommand.ACTIVATE: CommandRow(buffers.Activate, frozenset({_L.WORKING})),
+    LegacyCommand.ACTIVATE_EX: CommandRow(buffers.ActivateEx, frozenset({_L.WORKING})),
     LegacyCommand.DEACTIVATE: CommandRow(buffers.Handle, frozenset({_L.WORKING})),
     LegacyCommand.GUEST_STATUS: CommandRow(buffers.GuestStatus, frozenset({_L.WORKING}), writes_buffer=True),
     LegacyCommand.LAUNCH_START: CommandRow(buffers.LaunchStart, _UP, writes_buffer=True),
@@ -183,6 +184,7 @@ COMMANDS: Mapping[int, CommandRow] = {
     SnpCommand.DF_FLUSH: CommandRow(None, _SNP_UP),
     SnpCommand.DECOMMISSION: CommandRow(buffers.GuestContextPage, _SNP_UP),
     SnpCommand.ACTIVATE: CommandRow(buffers.SnpActivate, _SNP_UP),
+    SnpCommand.ACTIVATE_EX: CommandRow(buffers.SnpActivateEx, _SNP_UP),
     SnpCommand.GUEST_STATUS: CommandRow(buffers.SnpGuestStatus, _SNP_UP),
     SnpCommand.GCTX_CREATE: CommandRow(buffers.GuestContextPage, _SNP_UP),
     SnpCommand.GUEST_REQUEST: CommandRow(buffers.SnpGuestRequest, _SNP_UP),
@@ -207,8 +209,7 @@ COMMANDS: Mapping[int, CommandRow] = {
     **{
         command: CommandRow(None, _ANY_LEGACY, supported=False)
         for command in (
-            LegacyCommand.RING_BUFFER, LegacyCommand.ACTIVATE_EX,
-            SnpCommand.ACTIVATE_EX, SnpCommand.PAGE_SET_STATE,
+            LegacyCommand.RING_BUFFER, SnpCommand.PAGE_SET_STATE,
             SnpCommand.TIO_STATUS, SnpCommand.TIO_INIT, SnpCommand.TIO_DEV_CREATE,
             SnpCommand.TIO_DEV_RECLAIM, SnpCommand.TIO_DEV_CONNECT, SnpCommand.TIO_DEV_DISCONNECT,
         )

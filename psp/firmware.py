@@ -15,6 +15,7 @@ from psp import command_buffers as buffers
 from psp.asid_flush import AsidFlush
 from psp.asid_ranges import AsidRanges
 from psp.commands import COMMANDS, LegacyCommand, LegacyPlatformState, SnpCommand, is_snp
+from psp.core_permits import CorePermits
 from psp.firmware_pages import FirmwarePages
 from psp.firmware_update import FirmwareUpdate
 from psp.host_memory import HostMemory
@@ -57,17 +58,20 @@ class SecurityProcessor:
         self._pages = pages = FirmwarePages()
         self._legacy_memory = HostMemory(bus, pages, Status.INVALID_ADDRESS)
         self._snp_memory = HostMemory(bus, pages, Status.INVALID_PAGE_STATE)
-        flush, ranges = AsidFlush(bus), AsidRanges(bus)
+        flush, ranges, permits = AsidFlush(bus), AsidRanges(bus), CorePermits(bus)
         self.firmware = InstalledFirmware(level)
         """What runs on it, for both interfaces."""
         self.asid_ranges = ranges
         """Which ASIDs it gives to guests of each kind, as SNP_INIT_EX has split them."""
-        self.legacy = LegacyFirmware(bus, self._legacy_memory, flush, ranges, self._random, self.firmware, line)
+        self.legacy = LegacyFirmware(
+            bus, self._legacy_memory, flush, ranges, permits, self._random, self.firmware, line
+        )
         self.snp = SnpFirmware(
             bus,
             self._snp_memory,
             flush,
             ranges,
+            permits,
             self._random,
             self.firmware,
             self._legacy_is_up,
@@ -129,17 +133,23 @@ class SecurityProcessor:
             return Status.INVALID_COMMAND
         if not row.supported:
             return Status.UNSUPPORTED
-        interface: LegacyFirmware | SnpFirmware = self.snp if is_snp(command) else self.legacy
-        memory = self._snp_memory if is_snp(command) else self._legacy_memory
+        interface: LegacyFirmware | SnpFirmware
+        interface, memory = (
+            (self.snp, self._snp_memory) if is_snp(command) else (self.legacy, self._legacy_memory)
+        )
+        layout, data = row.layout, b""
         try:
             if interface.state not in row.states:
                 return Status.INVALID_PLATFORM_STATE
-            data = b"" if row.layout is None else memory.read(spa, row.layout.SIZE)
-            if row.writes_buffer and row.layout is not None:
-                memory.check_writable(spa, row.layout.SIZE)
-            if row.layout is not None and not row.layout.reserved_is_zero(data):
-                return Status.INVALID_PARAM
-            answer = interface.handlers[command](None if row.layout is None else row.layout.parse(data))
+            buffer = None
+            if layout is not None:
+                data = memory.read(spa, layout.SIZE)
+                if row.writes_buffer:
+                    memory.check_writable(spa, layout.SIZE)
+                if not layout.reserved_is_zero(data):
+                    return Status.INVALID_PARAM
+                buffer = layout.parse(data)
+            answer = interface.handlers[command](buffer)
         except ShortBuffer as short:
             memory.write(spa, short.answer.pack(onto=data))
             return short.status

@@ -41,6 +41,7 @@ class Mailbox:
             return Status.INVALID_COMMAND
         if not 0 <= spa < 1 << 64:
             return Status.INVALID_ADDRESS
-        self.write_address(spa & 0xFFFF_FFFF, spa >> 32)
-        self.write_response(command << _COMMAND_SHIFT)
-        return Status(self.response & 0xFFFF)
+        self.address_low, self.address_high = spa & 0xFFFF_FFFF, spa >> 32
+        status = self._execute(command, spa)
+        self.response = RESPONSE | status
+        return status

@@ -8,10 +8,15 @@ from psp import command_buffers as buffers
 from psp.alias_check import AliasCheck
 from psp.asid_flush import AsidFlush
 from psp.asid_ranges import AsidRanges
-from psp.attestation_report import PLATFORM_ALIAS_CHECK_COMPLETE, PLATFORM_CIPHERTEXT_HIDING
+from psp.attestation_report import (
+    PLATFORM_ALIAS_CHECK_COMPLETE,
+    PLATFORM_CIPHERTEXT_HIDING,
+    PLATFORM_RAPL_DISABLED,
+)
 from psp.byte_layout import ByteLayout
 from psp.chip_identity import VLEK_WRAPPING, ChipIdentity
 from psp.commands import SnpCommand, SnpPlatformState
+from psp.core_permits import CorePermits
 from psp.endorsement import Endorsement
 from psp.firmware_pages import Ranges
 from psp.fixed_ranges import fixed_ranges
@@ -42,6 +47,7 @@ class SnpFirmware:
         memory: HostMemory,
         flush: AsidFlush,
         ranges: AsidRanges,
+        permits: CorePermits,
         random: Callable[[str, int], bytes],
         firmware: InstalledFirmware,
         legacy_is_up: Callable[[], bool],
@@ -60,7 +66,7 @@ class SnpFirmware:
         self._rmp_initialised = False
         self._fixed: Ranges = ()
         """HV-Fixed memory, until shutdown."""
-        self.guests = guests = SnpGuests(bus, memory, flush, ranges, random)
+        self.guests = guests = SnpGuests(bus, memory, flush, ranges, permits, random)
         self._mitigation = mitigation = MitigationCommand(memory, firmware)
         self.mitigations = mitigation.mitigations
         launch = SnpLaunch(bus, memory, guests, ranges, random, firmware, self.mitigations)
@@ -87,6 +93,7 @@ class SnpFirmware:
             SnpCommand.GCTX_CREATE: guests.create,
             SnpCommand.DECOMMISSION: guests.decommission,
             SnpCommand.ACTIVATE: guests.activate,
+            SnpCommand.ACTIVATE_EX: guests.activate_ex,
             SnpCommand.GUEST_STATUS: guests.status,
             SnpCommand.GUEST_REQUEST: self.guest_requests.request,
             SnpCommand.LAUNCH_START: launch.start,
@@ -106,9 +113,11 @@ class SnpFirmware:
 
     def _platform_info(self) -> int:
         """PLATFORM_INFO of reports, as far as firmware keeps it."""
-        complete = self.alias_check is AliasCheck.COMPLETE
-        hides = self._ranges.max_snp_asid
-        return (PLATFORM_ALIAS_CHECK_COMPLETE if complete else 0) | (PLATFORM_CIPHERTEXT_HIDING if hides else 0)
+        return (
+            (PLATFORM_ALIAS_CHECK_COMPLETE if self.alias_check is AliasCheck.COMPLETE else 0)
+            | (PLATFORM_CIPHERTEXT_HIDING if self._ranges.max_snp_asid else 0)
+            | (PLATFORM_RAPL_DISABLED if self._bus.power_readings_disabled else 0)
+        )
 
     # Platform.
 

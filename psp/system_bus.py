@@ -131,6 +131,16 @@ class SystemBus(Protocol):
         """Lowest ASID for a guest that is neither ES nor SNP (CPUID 8000001F EDX)."""
 
     @property
+    def hardware_threads(self) -> int:
+        """Of all cores; their APIC IDs are the numbers below it."""
+
+    def core_complex(self, apic_id: int) -> int:
+        """The complex that a hardware thread's core is in."""
+
+    def run_only_on(self, asid: int, complexes: frozenset[int] | None) -> None:
+        """Have cores of other complexes refuse a guest; None lets all cores run it."""
+
+    @property
     def dram_bytes(self) -> int:
         """Size of the host's memory; an address at or above it is not there."""
 

@@ -21,8 +21,8 @@ HELP = "serve certificates of emulated chips over HTTP"
 DESCRIPTION = """\
 Serves what AMD's key distribution service serves, under the same paths, for the
 chips of a scenario's hosts, or of the single hosts of a seed that other commands
-emulate; signed by the roots of a laboratory, which protect nothing. The keys of another
-laboratory than 0 take some seconds to find, once.
+emulate; signed by the roots of a laboratory, which protect nothing. The keys of
+another laboratory than 0 take some seconds to find, once.
 
     /vcek/v1/PRODUCT/CHIP-ID?blSPL=&teeSPL=&snpSPL=&ucodeSPL=   DER (Turin: and fmcSPL)
     /vcek/v1/PRODUCT/cert_chain     PEM, ASK then ARK    /vcek/v1/PRODUCT/crl   DER
@@ -33,7 +33,7 @@ With --rate it answers 429 to who asks too often; --slow, --down and --lie make
 it fail on purpose. It listens on 127.0.0.1 alone, until Ctrl-C or SIGTERM."""
 EXAMPLE = """\
 sevfleet keyserver --port 8420 --rate 2 --burst 10 fleet.toml
-curl -s http://127.0.0.1:8420/vcek/v1/Genoa/cert_chain"""
+  curl -s http://127.0.0.1:8420/vcek/v1/Genoa/cert_chain"""
 
 _DEFAULT_PORT = 8420
 _LIES = ("other-chip", "other-tcb", "other-root", "expired", "revoked", "garbage")
@@ -100,7 +100,8 @@ def _stop(stopped: asyncio.Future[int], number: int) -> None:
 
 def _service(arguments: argparse.Namespace) -> KeyService:
     from cluster.key_server.chip_register import SINGLE_HOSTS, ChipRegister
-    from cluster.key_server.failures import Failures, Lie
+    from cluster.key_server.failures import FOR_EVER_NS, Failures, Lie
+    from cluster.key_server.gate import Gate
     from cluster.key_server.key_service import KeyService, provider_secret
     from cluster.key_server.rate_limit import RateLimit
     from cluster.root_keys import product_root
@@ -114,14 +115,15 @@ def _service(arguments: argparse.Namespace) -> KeyService:
         scenario = Scenario.load(Path(arguments.scenario))
         hosts, seed = [(host.name, host.product) for host in scenario.host_instances], scenario.seed
     seed = seed if arguments.seed is None else arguments.seed
+    lie = Lie(arguments.lie) if arguments.lie else None
+    failures = Failures(arguments.slow * 1_000_000, FOR_EVER_NS if arguments.down else 0, lie)
     return KeyService(
         ChipRegister(hosts, seed),
         lambda line: product_root(line, arguments.laboratory),
         arguments.issued or datetime(datetime.now(UTC).year, 1, 1, tzinfo=UTC),
         arguments.provider,
         provider_secret(arguments.provider, seed),
-        limit=RateLimit(arguments.rate, arguments.burst) if arguments.rate else None,
-        failures=Failures(arguments.slow * 1_000_000, arguments.down, Lie(arguments.lie) if arguments.lie else None),
+        Gate(RateLimit(arguments.rate, arguments.burst) if arguments.rate else None, failures),
     )
 
 

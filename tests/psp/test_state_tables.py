@@ -45,6 +45,7 @@ LEGACY_PLATFORM = {
     LegacyCommand.LAUNCH_START: {1, 2},
     LegacyCommand.DECOMMISSION: {2},
     LegacyCommand.ACTIVATE: {2},
+    LegacyCommand.ACTIVATE_EX: {2},
     LegacyCommand.DEACTIVATE: {2},
     LegacyCommand.GUEST_STATUS: {2},
     LegacyCommand.LAUNCH_UPDATE_DATA: {2},
@@ -88,6 +89,7 @@ PLATFORM = {**LEGACY_PLATFORM, **SNP_PLATFORM}
 
 LEGACY_GUEST = {
     LegacyCommand.ACTIVATE: {1, 2, 3, 4, 5, 6},
+    LegacyCommand.ACTIVATE_EX: {1, 2, 3, 4, 5, 6},
     LegacyCommand.DEACTIVATE: {1, 2, 3, 4, 5, 6},
     LegacyCommand.DECOMMISSION: {1, 2, 3, 4, 5, 6},
     LegacyCommand.GUEST_STATUS: {1, 2, 3, 4, 5, 6},
@@ -117,6 +119,7 @@ SNP_GUEST = {
     SnpCommand.LAUNCH_UPDATE: {1},
     SnpCommand.LAUNCH_FINISH: {1},
     SnpCommand.ACTIVATE: {1, 2},
+    SnpCommand.ACTIVATE_EX: {1, 2},
     SnpCommand.DECOMMISSION: {0, 1, 2},
     SnpCommand.GUEST_STATUS: {0, 1, 2},
     SnpCommand.GUEST_REQUEST: {2},
@@ -190,6 +193,7 @@ def test_every_sev_command_in_every_guest_state(command: LegacyCommand, state: L
     machine.bus.seal_save_area(GUEST_PAGE, guest.asid)
     buffer = {
         LegacyCommand.ACTIVATE: buffers.Activate(handle, 7),
+        LegacyCommand.ACTIVATE_EX: buffers.ActivateEx(0x18, handle, 7, 1, 0x5000),
         LegacyCommand.GUEST_STATUS: buffers.GuestStatus(handle),
         LegacyCommand.LAUNCH_UPDATE_DATA: buffers.LaunchUpdateData(handle, GUEST_PAGE, 64),
         LegacyCommand.LAUNCH_MEASURE: buffers.LaunchMeasure(handle, OUT, 48),
@@ -216,6 +220,7 @@ def test_every_sev_command_in_every_guest_state(command: LegacyCommand, state: L
         # The guest is active: it cannot be activated again, nor given up as it is.
         # Of what lies in place of a page that is out, nothing was this guest's.
         refusals = {LegacyCommand.ACTIVATE: Status.ACTIVE, LegacyCommand.DECOMMISSION: Status.ACTIVE}
+        refusals[LegacyCommand.ACTIVATE_EX] = Status.ACTIVE
         refusals[LegacyCommand.SWAP_IN] = Status.BAD_MEASUREMENT
         assert status == refusals.get(command, Status.SUCCESS)
     else:
@@ -249,6 +254,7 @@ def test_every_snp_command_in_every_guest_state(command: SnpCommand, state: SnpG
         SnpCommand.LAUNCH_UPDATE: buffers.SnpLaunchUpdate.of(GCTX, PageType.NORMAL, GUEST_PAGE),
         SnpCommand.LAUNCH_FINISH: buffers.SnpLaunchFinish(GCTX),
         SnpCommand.ACTIVATE: buffers.SnpActivate(GCTX, 3),
+        SnpCommand.ACTIVATE_EX: buffers.SnpActivateEx(0x20, GCTX, 3, 1, 0x5000),
         SnpCommand.GUEST_STATUS: buffers.SnpGuestStatus(GCTX, OUT),
         SnpCommand.DECOMMISSION: buffers.GuestContextPage(GCTX),
         SnpCommand.PAGE_MD_INIT: swap_buffers.SnpPageMdInit(GCTX, OUT),
@@ -264,7 +270,8 @@ def test_every_snp_command_in_every_guest_state(command: SnpCommand, state: SnpG
     status = machine.psp.submit(command, COMMAND_PAGE)
     if state in SNP_GUEST[command]:
         # The guest is active already, and no page of it is out.
-        refusals = {SnpCommand.ACTIVATE: Status.ACTIVE, SnpCommand.PAGE_SWAP_IN: Status.INVALID_MDATA_ENTRY}
+        refusals = {SnpCommand.ACTIVATE: Status.ACTIVE, SnpCommand.ACTIVATE_EX: Status.ACTIVE}
+        refusals |= {SnpCommand.PAGE_SWAP_IN: Status.INVALID_MDATA_ENTRY}
         assert status == refusals.get(command, Status.SUCCESS)
     else:
         assert status == Status.INVALID_GUEST_STATE

@@ -10,6 +10,7 @@ from psp import command_buffers as buffers
 from psp.asid_flush import AsidFlush
 from psp.asid_ranges import AsidRanges
 from psp.commands import LegacyCommand, SnpCommand
+from psp.core_permits import CorePermits
 from psp.firmware import SecurityProcessor
 from psp.guest_context import GuestContext, SnpGuestState
 from psp.guest_requests import GuestRequests
@@ -48,6 +49,8 @@ class ToyBus:
     max_asid: int = 8
     min_sev_asid: int = 5
     dram_bytes: int = MEMORY_BYTES
+    hardware_threads: int = 32
+    only_on: dict[int, frozenset[int]] = field(default_factory=dict)
     memory_key_bytes: int = 16
     cpuid_facts: CpuidFacts = CpuidFacts(c_bit=51, reduced_bits=5, address_bits=48)  # noqa: RUF009  # frozen
     machine_facts: MachineFacts = MachineFacts(0x00A00F11, 2_000_000, smt=True, tsme=False, ecc=True)  # noqa: RUF009
@@ -121,6 +124,14 @@ class ToyBus:
 
     def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:
         self.write_guest(spa, self.read(spa, length), asid)
+
+    def core_complex(self, apic_id: int) -> int:
+        return apic_id // 8
+
+    def run_only_on(self, asid: int, complexes: frozenset[int] | None) -> None:
+        self.only_on.pop(asid, None)
+        if complexes is not None:
+            self.only_on[asid] = complexes
 
     def take_trusted_region(self, spa: int, length: int) -> None:
         self.region = (spa, length)
@@ -201,6 +212,8 @@ def _frozen(value: object) -> object:
             return value.flags, value.vlek
         case NvFile():
             return value.address
+        case CorePermits():
+            return tuple(sorted((asid, tuple(sorted(them))) for asid, them in value._complexes.items()))
         case ReportMessages():
             return value.forced_version
         case GuestRequests():
@@ -212,7 +225,7 @@ def _frozen(value: object) -> object:
             # All that firmware keeps of SNP guests; whatever else it knows of one lies in DRAM.
             kept = {"tweaked", "has_mac", "spas", "_bus", "_random", "_key", "_ciphers", "_mac_key"}
             assert set(vars(value.pages)) == kept
-            assert set(vars(value)) == {"pages", "_active", "_bus", "_memory", "_flush", "_ranges"}
+            assert set(vars(value)) == {"pages", "_active", "_bus", "_memory", "_flush", "_ranges", "_permits"}
             return value.pages.tweaked, tuple(value.pages.spas), sorted(value._active)
         case dict():
             return tuple((key, _frozen(value[key])) for key in sorted(value))
@@ -262,7 +275,7 @@ class Machine:
         """Everything that a refused command must leave alone."""
         pages = {page: octets for page, octets in self.bus.pages.items() if octets != _ZEROS}
         machine = {"DRAM": pages, "RMP": dict(self.bus.rmp), "keys": dict(self.bus.keys)}
-        values = {"region": self.bus.region, "seals": dict(self.bus.sealed)}
+        values = {"region": self.bus.region, "seals": dict(self.bus.sealed), "cores": dict(self.bus.only_on)}
         return {**self.firmware_state(), **machine, "hidden": self.bus.hidden_up_to, **values}
 
 
