@@ -9,6 +9,8 @@ from psp.byte_layout import ByteLayout, at
 
 ATTESTATION_SIGNED_BYTES = 0x34
 """What the signature of a report of ATTESTATION covers, from its begin."""
+RING_INT_ON_EMPTY = 1 << 0
+"""RING_BUFFER flag: interrupt when both queues are empty."""
 INIT_ES = 1 << 0
 """INIT flag: SEV-ES guests will come."""
 SNP_INIT_RMP = 1 << 0
@@ -104,6 +106,22 @@ class Handle(ByteLayout):
 
     SIZE: ClassVar[int] = 0x04
     handle: int = at(0x00, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class RingBuffer(ByteLayout):
+    """RING_BUFFER: where two queues lie, of commands and of their statuses, and how long they are."""
+
+    SIZE: ClassVar[int] = 0x28
+    low_commands: int = at(0x00, 8)
+    low_statuses: int = at(0x08, 8)
+    high_commands: int = at(0x10, 8)
+    high_statuses: int = at(0x18, 8)
+    low_pages: int = at(0x20, 1)
+    high_pages: int = at(0x21, 1)
+    low_threshold: int = at(0x22, 2)
+    high_threshold: int = at(0x24, 2)
+    flags: int = at(0x26, 2)
 
 
 @dataclass(frozen=True, slots=True)
