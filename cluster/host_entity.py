@@ -2,7 +2,7 @@
 
 Commands to a host: ``launch``, ``destroy`` and those of ``migration_port``; also ``frames`` of guests. What a
 host says is declared in advance: by a pending launch, a migration under way, or a VM with a
-network card; nothing else on a host can emit, so a host without them never will.
+network card, a request for certificates; nothing else on a host can emit, so a host without them never will.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import msgpack
 
@@ -21,10 +21,18 @@ from cluster.guest_body import guest_body, guest_of
 from cluster.guest_rows import guest_rows
 from cluster.host_rows import host_rows
 from cluster.inbox import Inbox
+from cluster.key_server.chip_register import ChipRegister
+from cluster.key_server.failures import Failures, Lie
+from cluster.key_server.gate import Gate
+from cluster.key_server.host_certificates import table_of
+from cluster.key_server.key_service import KeyService
 from cluster.migration_port import MigrationPort
 from cluster.platform_body import platform_body, platform_of
+from cluster.root_keys import product_root
 from cluster.tables import EVENTS
+from node.certificate_store import CertificateStore
 from node.cost_table import load_cost_table
+from node.counter_random import CounterRandom
 from node.guest import Guest, GuestSpec, GuestState
 from node.host import Host, HostSpec
 from node.hypervisor import Hypervisor
@@ -46,6 +54,8 @@ class HostOrder:
     guests: tuple[GuestSpec, ...] = ()
     """VMs that run already at time zero."""
     firmware: tuple[str, ...] = (AUTO,)
+    keys: tuple[int, str | None] | None = None
+    """The laboratory of the key service that it fetches certificates from, and what that lies about; None for none."""
 
     def pack(self) -> bytes:
         """The order as msgpack."""
@@ -57,17 +67,18 @@ class HostOrder:
             self.costs,
             tuple(guest_body(guest) for guest in self.guests),
             self.firmware,
+            self.keys,
         )
         return packed(body)
 
     @classmethod
     def parse(cls, data: bytes) -> HostOrder:
         """The order back from msgpack."""
-        own, log, platform, costs, guests, firmware = msgpack.unpackb(data, use_list=False)
+        own, log, platform, costs, guests, firmware, keys = msgpack.unpackb(data, use_list=False)
         name, product, memory, min_sev, seed, bucket = own
         wish = LogWish(log[0], frozenset(log[1]))
         spec = HostSpec(name, PRODUCTS[product], memory, min_sev, seed, bucket, wish, platform_of(platform))
-        return cls(spec, costs, tuple(guest_of(body) for body in guests), firmware)
+        return cls(spec, costs, tuple(guest_of(body) for body in guests), firmware, keys)
 
 
 def build_host(order: bytes) -> HostEntity:
@@ -92,9 +103,14 @@ class HostEntity:
         self._inbox = Inbox(self.host.clock.env, self._receive)
         self._outbox: list[Message] = []
         self._sequence = 0
-        self._kinds = {"launch": self._launch, "destroy": self._destroy, "frames": self._frames}
+        self._kinds = {
+            "launch": self._launch, "destroy": self._destroy, "frames": self._frames,
+            "certificates": self._certificates,
+        }  # fmt: skip
         self.host.network.uplink = lambda target, frames: self._send("frames", (target, frames))
         self._migrations = MigrationPort(self.host, self._send)
+        if order.keys is not None and order.spec.product.line.tcb is not None:
+            self._fetch_certificates(*order.keys)
         self.events = 0
         for guest in order.guests:
             self.host.launch(guest, lambda _: None, running=True)
@@ -170,6 +186,23 @@ class HostEntity:
 
     def _frames(self, message: Message) -> None:
         self.host.network.arrive(*message.payload)
+
+    def _fetch_certificates(self, laboratory: int, lie: str | None) -> None:
+        spec, board = self.host.spec, self.host.board
+
+        def table() -> bytes:
+            service = KeyService(
+                ChipRegister([(spec.name, spec.product)], spec.seed), partial(product_root, laboratory=laboratory),
+                gate=Gate(failures=Failures(lie=None if lie is None else Lie(lie))),
+            )  # fmt: skip
+            return table_of(service, board.psp.legacy.keys.chip, board.psp.firmware.reported_tcb)
+
+        share = partial(CounterRandom(spec.seed).uniform, spec.name, "key service")
+        self.host.fetch_certificates(CertificateStore(self.host.clock, lambda: self._send("fetch", ()), table, share))
+
+    def _certificates(self, message: Message) -> None:
+        if self.host.certificates is not None:
+            self.host.certificates.answered(message.payload)
 
     def _tell(self, guest: Guest) -> None:
         kind = "refused" if guest.state is GuestState.REFUSED else "launched"

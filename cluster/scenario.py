@@ -19,6 +19,7 @@ from pydantic import BeforeValidator, Field, Strict, ValidationError, WithJsonSc
 from cluster.errors import UserError
 from cluster.scenario_fields import LARGEST_COUNT, Count, Name, PathText, ScenarioPart, refuse
 from cluster.scenario_kernel import KernelTable
+from cluster.scenario_keys import KeyServiceSettings
 from cluster.scenario_migration import DrainPlan, FabricSettings, MigrationPlan, MigrationSettings
 from cluster.scenario_text import read_toml, write_toml
 from cluster.units import Duration, Size, shown
@@ -262,6 +263,8 @@ class Scenario(ScenarioPart):
     trace: TraceMix | None = None
     fabric: FabricSettings = FabricSettings()
     migration: MigrationSettings = MigrationSettings()
+    key_service: KeyServiceSettings | None = None
+    """From which hosts fetch certificates for guests that attest. Default: there is none."""
     migrations: tuple[MigrationPlan, ...] = ()
     drains: tuple[DrainPlan, ...] = ()
     costs: Annotated[

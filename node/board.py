@@ -149,7 +149,9 @@ class Board:
         self.psp = SecurityProcessor(
             self.bus,
             lambda purpose, counter, length: random.octets(name, f"psp {purpose}", counter, length),
-            firmware_level(product.name, product.line, platform.firmware_api or product.firmware_api),
+            firmware_level(
+                product.name, product.line, platform.firmware_api or product.firmware_api, platform.firmware_tcb
+            ),
             line=product.line,
         )
         self.psp.legacy.keys.checks_points = product.checks_points or platform.point_check
@@ -163,6 +165,8 @@ class Board:
         self.observer: Observer | None = None
         """A tap outside of the machine: sees each batch and what its actor was answered."""
         self.exits: Exits | None = None
+        self.certificates: Callable[[], bytes] = bytes
+        """What the host has for guests: nothing, where nobody fetches certificates."""
         """The hypervisor's answers to VMGEXIT and to what it intercepts."""
         self.exit_work: list[tuple[op.HypervisorOperation, ...]] = []
         """What the hypervisor did in exits since somebody last asked."""

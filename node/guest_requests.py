@@ -67,7 +67,7 @@ Asking = Generator[Batch, Answers, Requested]
 class GuestRequests:
     """Carries them for one hypervisor's guests. ``room`` gives a guest a frame, until the guest goes.
 
-    ``certificates`` is the table that the host's owner keeps for guests; empty for none.
+    ``certificates`` is a table that the host's owner gave; empty for what the host fetches.
     """
 
     def __init__(self, room: Callable[[LaunchedVm], int]) -> None:
@@ -85,18 +85,20 @@ class GuestRequests:
         if not isinstance(message, bytes) or laid is not None:
             raise BadPage
         if extended and message[MESSAGE_TYPE] == REPORT_REQUEST:
-            needed = yield from self._lay_certificates(record, asked)
+            (fetched,) = yield (op.FetchCertificates(),)
+            table = self.certificates or (fetched if isinstance(fetched, bytes) else b"")
+            needed = yield from self._lay_certificates(record, asked, table)
             if needed is not None:
                 return Requested(RequestError.BUFFER_TOO_SMALL, pages_needed=needed)
         return (yield from self._exchange(record, message, response_spa))
 
     def _lay_certificates(
-        self, record: LaunchedVm, asked: GuestRequest
+        self, record: LaunchedVm, asked: GuestRequest, table: bytes
     ) -> Generator[Batch, Answers, int | None]:
         """Put the table where the guest wants it; how many pages it takes if that is too little room."""
-        if not self.certificates and not asked.data_pages:
+        if not table and not asked.data_pages:
             return None
-        table = self.certificates or END_OF_CERTIFICATES
+        table = table or END_OF_CERTIFICATES
         needed = -(-len(table) // PAGE_BYTES)
         if asked.data_pages < needed:
             return needed

@@ -113,6 +113,7 @@ KINDS: Mapping[int, type] = {
     153: op.HostReadCounter,
     142: op.NicRead,
     143: op.NicWrite,
+    220: op.FetchCertificates,
     # Answers.
     48: op.Fault,
     49: op.PValidateResult,

@@ -435,6 +435,11 @@ class VmcbClear:
 
 
 @dataclass(frozen=True, slots=True)
+class FetchCertificates:
+    """Take the table of certificates that the host keeps for guests. Answer: bytes, none if it has none, or not yet."""
+
+
+@dataclass(frozen=True, slots=True)
 class DiskRead:
     """Load the written blocks of a VM's disk. Answer: ``Runs``, by logical block."""
 
@@ -583,7 +588,7 @@ HypervisorOperation = (
     | NestedMap | NestedBuild | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
     | HostClflush | Invd | VmPageFlush | HostTimedRead | VmPreempt | NicRead | NicWrite
     | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | FabricDivert | DeviceRead | DeviceWrite
-    | VmcbLoad | VmcbStore | VmKick | TraceFaults | HostBranch | HostReadCounter
+    | VmcbLoad | VmcbStore | VmKick | TraceFaults | HostBranch | HostReadCounter | FetchCertificates
 )  # fmt: skip
 GuestOperation = (
     Read | Write | Copy | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust

@@ -61,6 +61,8 @@ class Platform:
     """Last ASID for SNP guests, whose ciphertext the host then asks firmware to hide; 0 for no hiding."""
     firmware_api: tuple[int, int, int] | None = None
     """Version of the security processor's firmware (major, minor, build); None for the product's row."""
+    firmware_tcb: int | None = None
+    """TCB version of that firmware; None for the one that a host of the product was seen with."""
     report_version: int | None = None
     """Version of the attestation reports that it makes, 2 to 5; None for what firmware of its age makes."""
     fabric_locked: bool = True

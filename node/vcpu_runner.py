@@ -271,7 +271,9 @@ class VcpuRunner:
         if guest.state is GuestState.PAUSED and vcpu.state in _NOT_YET:
             # Started while the VM is paused: it goes on from its save area with the others.
             self._board.leave(guest.spec.name, vcpu.index)
-            vcpu.state, vcpu.save_area_spa = VcpuState.PAUSED, vmcb.save_area_spa
+            vcpu.state, vcpu.save_area_spa, vcpu.registers = VcpuState.PAUSED, vmcb.save_area_spa, Registers()
+            for thread in vcpu.threads:
+                guest.software.forget(thread)
             return
         if guest.state is not GuestState.RUNNING:
             return

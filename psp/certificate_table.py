@@ -14,7 +14,8 @@ from uuid import UUID
 
 PAGE_BYTES = 4096
 _ENTRY = struct.Struct("<16sII")
-_END = bytes(_ENTRY.size)
+ENTRY_BYTES = _ENTRY.size
+_END = bytes(ENTRY_BYTES)
 
 
 class CertificateKind(Enum):
@@ -33,7 +34,7 @@ class CertificateTableError(ValueError):
 
 def packed(certificates: Mapping[CertificateKind, bytes]) -> bytes:
     """The table and what it names, in order, filled up to whole pages; nothing but the end without any."""
-    offset = _ENTRY.size * (len(certificates) + 1)
+    offset = ENTRY_BYTES * (len(certificates) + 1)
     entries, contents = [], []
     for kind, content in certificates.items():
         entries.append(_ENTRY.pack(kind.value.bytes, offset, len(content)))
@@ -50,10 +51,10 @@ def parsed(table: bytes) -> dict[CertificateKind, bytes]:
     """
     found: dict[CertificateKind, tuple[int, int]] = {}
     kinds = {kind.value.bytes: kind for kind in CertificateKind}
-    for at in range(0, len(table) - _ENTRY.size + 1, _ENTRY.size):
+    for at in range(0, len(table) - ENTRY_BYTES + 1, ENTRY_BYTES):
         guid, offset, length = _ENTRY.unpack_from(table, at)
-        if table[at : at + _ENTRY.size] == _END:
-            end = at + _ENTRY.size
+        if table[at : at + ENTRY_BYTES] == _END:
+            end = at + ENTRY_BYTES
             break
         if guid in kinds:
             if kinds[guid] in found:

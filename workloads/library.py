@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from node.program import ProgramFactory, ProgramSpec, Scalar
+from workloads.attesting import Attesting, AttestingParameters
 from workloads.compile_job import CompileJob, CompileParameters
 from workloads.key_value_client import ClientParameters, KeyValueClient
 from workloads.key_value_server import KeyValueServer, ServerParameters
@@ -34,6 +35,7 @@ PROGRAMS: Mapping[str, ProgramFactory] = MappingProxyType({
     "random-access": RandomAccess.build,
     "compile-job": CompileJob.build,
     "trace-player": TracePlayer.build,
+    "attesting": Attesting.build,
 })  # fmt: skip
 """How each program is built from its specification and placement."""
 
@@ -45,6 +47,7 @@ PARAMETERS: Mapping[str, type[Parameters]] = MappingProxyType({
     "random-access": RandomAccessParameters,
     "compile-job": CompileParameters,
     "trace-player": PlayerParameters,
+    "attesting": AttestingParameters,
 })  # fmt: skip
 """What each program may be told."""
 

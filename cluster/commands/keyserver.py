@@ -100,7 +100,8 @@ def _stop(stopped: asyncio.Future[int], number: int) -> None:
 
 def _service(arguments: argparse.Namespace) -> KeyService:
     from cluster.key_server.chip_register import SINGLE_HOSTS, ChipRegister
-    from cluster.key_server.failures import Failures, Lie
+    from cluster.key_server.failures import FOR_EVER_NS, Failures, Lie
+    from cluster.key_server.gate import Gate
     from cluster.key_server.key_service import KeyService, provider_secret
     from cluster.key_server.rate_limit import RateLimit
     from cluster.root_keys import product_root
@@ -114,14 +115,15 @@ def _service(arguments: argparse.Namespace) -> KeyService:
         scenario = Scenario.load(Path(arguments.scenario))
         hosts, seed = [(host.name, host.product) for host in scenario.host_instances], scenario.seed
     seed = seed if arguments.seed is None else arguments.seed
+    lie = Lie(arguments.lie) if arguments.lie else None
+    failures = Failures(arguments.slow * 1_000_000, FOR_EVER_NS if arguments.down else 0, lie)
     return KeyService(
         ChipRegister(hosts, seed),
         lambda line: product_root(line, arguments.laboratory),
         arguments.issued or datetime(datetime.now(UTC).year, 1, 1, tzinfo=UTC),
         arguments.provider,
         provider_secret(arguments.provider, seed),
-        limit=RateLimit(arguments.rate, arguments.burst) if arguments.rate else None,
-        failures=Failures(arguments.slow * 1_000_000, arguments.down, Lie(arguments.lie) if arguments.lie else None),
+        Gate(RateLimit(arguments.rate, arguments.burst) if arguments.rate else None, failures),
     )
 
 

@@ -25,11 +25,12 @@ class Lie(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Failures:
-    """What goes wrong. ``delay_ns`` comes before each answer."""
+    """What goes wrong. ``delay_ns`` comes before each answer; before ``down_until_ns`` there is none."""
 
     delay_ns: int = 0
-    down: bool = False
+    down_until_ns: int = 0
     lie: Lie | None = None
 
 
+FOR_EVER_NS = 1 << 63
 NO_FAILURES = Failures()

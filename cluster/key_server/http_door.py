@@ -12,14 +12,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
 
-from cluster.key_server.key_service import Answer
+from cluster.key_server.answer import Answer, said
 
 ADDRESS = "127.0.0.1"
 MOST_HEAD_BYTES = 8192
 """Of a request's line and fields."""
 MOST_CONNECTIONS = 256
 _NS_PER_S = 1_000_000_000
-_TEXT = "text/plain; charset=utf-8"
 
 Service = Callable[[str, str, int], Answer]
 """From a request's target, its client and the time."""
@@ -74,7 +73,7 @@ class HttpDoor:
             client = str(writer.get_extra_info("peername")[0])
             answer = self._service(target, client, time.monotonic_ns())
         except RequestRefusedError as refused:
-            return Answer(refused.status, _TEXT, f"{refused}\n".encode()), True
+            return said(refused.status, str(refused)), True
         await asyncio.sleep(answer.after_ns / _NS_PER_S)
         return answer, method == "GET"
 

@@ -7,9 +7,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from cluster.laboratory.bad_hypervisor import BadHypervisor, Orders, Prelude
+from cluster.laboratory.chip_hands import old_level
 from cluster.laboratory.hands import Hands
 from cluster.laboratory.interface import Interface, is_there
-from cluster.laboratory.owner import SECRET, Owner
+from cluster.laboratory.outside import Outside
+from cluster.laboratory.owner_habits import CAREFUL as CAREFUL_OWNER
+from cluster.laboratory.owner_habits import OwnerHabits
+from cluster.laboratory.owner_secret import SECRET
 from cluster.laboratory.protection import PROTECTIONS, Column
 from cluster.oracle.ledger import Ledger
 from cluster.oracle.transcript import Transcript
@@ -88,10 +92,10 @@ class Setting:
     """The victim checks SEV_STATUS and the place of the C-bit when it comes up."""
     reads_cpuid_page: bool = False
     """The victim answers CPUID from the page that firmware checked."""
-    verifies_measurement: bool = True
-    """The victim's owner compares the measurement of its launch with that of its own image."""
-    demands_alias_check: bool = False
-    """The victim's owner accepts no platform that nobody checked for DRAM aliases."""
+    owner: OwnerHabits = CAREFUL_OWNER
+    """What the victim's owner looks at."""
+    old_firmware: bool = False
+    """Nobody has updated the security processor's firmware; what hosts are sold with today is newer."""
     svsm: bool = False
     """The victim is an SVSM, where there can be one; its operating system is the attacker's."""
     svsm_zeroes: bool = False
@@ -166,6 +170,9 @@ class Scene:
         threads = 1 if setting.smt_off else product.threads_per_core
         product = replace(product, ciphers=setting.ciphers or product.ciphers, threads_per_core=threads)
         platform = replace(setting.platform, mode=protection.mode)
+        if setting.old_firmware:
+            old = old_level(product)
+            platform = replace(platform, firmware_api=old.version, firmware_tcb=old.tcb)
         spec = HostSpec("host", product, HOST_BYTES, product.min_sev_asid, SEED, 60 * 10**9, platform=platform)
         images, skips = {"auto": IMAGE}, frozenset() if setting.svsm_zeroes else _SVSM_AS_IT_WAS
         hypervisor = partial(cast.hypervisor, Orders(setting.prelude, GUEST_BYTES, setting.snp_policy))
@@ -233,14 +240,14 @@ class Scene:
         if setting.victim == "booted":
             ledger.lay(VICTIM, IMAGE.gpa, IMAGE.data)
             measured = bytes.fromhex(self.host.guests[VICTIM].launch_digest)
-            if setting.verifies_measurement and measured and measured != _expected(protection.launched, product.name):
+            if setting.owner.measurement and measured and measured != _expected(protection.launched, product.name):
                 transcript.complain(VICTIM, "measurement: another launch than its owner's")
         self.let_run(self.host.guests[VICTIM])
         if not setting.tenant_spins:
             self.let_run(self.host.guests[TENANT])
         self.target = self._look_up()
-        owner = Owner(self.host.board, transcript, VICTIM, setting.demands_alias_check)
-        self._hands = Hands(self.host.board, TENANT, transcript, owner, self._tell)
+        outside = Outside(spec, self.host.board, protection.launched, setting.owner, VICTIM, transcript)
+        self._hands = Hands(self.host.board, TENANT, transcript, self._tell, outside)
 
     def offers(self, interface: Interface) -> bool:
         """Whether the host has an interface."""

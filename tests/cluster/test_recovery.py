@@ -76,7 +76,7 @@ def test_workers_killed_at_twenty_random_windows_change_nothing(layout: ActorLay
     windows = random.Random(7).sample(range(inline.round_trips - 1), KILLS)
     log, result = run_toys(layout, hosts, end_ns=END_NS, cut=at_windows(dict.fromkeys(windows, strike)))
     assert digest(log) == digest(expected)
-    assert result.round_trips == inline.round_trips
+    assert (result.round_trips, result.events) == (inline.round_trips, inline.events)
     assert replaced(layout) == len(struck) == KILLS
 
 
@@ -136,19 +136,33 @@ def test_a_worker_that_is_lost_at_the_same_place_again_and_again_is_given_up_and
     assert {row["host"] for row in rows} == {"toy-1"}
 
 
+def command_of(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def is_raylet(command: bytes) -> bool:
+    return b"raylet/raylet" in command
+
+
+def is_agent(command: bytes) -> bool:
+    """The raylet is told how to start it."""
+    return not is_raylet(command) and (b"dashboard/agent.py" in command or command.startswith(b"ray::DashboardAgent"))
+
+
 @pytest.mark.ray
-def test_a_ray_that_dies_is_replaced_whole(layout: ActorLayout) -> None:
-    def kill_raylet() -> None:
-        (node,) = [one for one in process_family.family([os.getpid()]) if is_raylet(one[0])]
-        kill(node[0])
+@pytest.mark.parametrize("is_victim", [is_raylet, is_agent])
+def test_a_ray_that_dies_is_replaced_whole(layout: ActorLayout, is_victim: Callable[[bytes], bool]) -> None:
+    def strike() -> None:
+        ours = process_family.family([os.getpid()])
+        (victim,) = [one for one in ours if is_victim(command_of(one[0]))]
+        node = [one for one in ours if is_raylet(command_of(one[0]))]
+        kill(victim[0])
+        process_family.end_of(node, 60)  # It does not outlive its agent.
         layout._cluster._looked_s = 0.0
+        assert set(layout.gauges()) == {toy.name for toy in toys(4)}, "what was known last"
 
-    log, _ = run_toys(layout, toys(4), end_ns=4000, cut=at_windows({9: kill_raylet}))
+    log, _ = run_toys(layout, toys(4), end_ns=4000, cut=at_windows({8: layout.gauges, 9: strike}))
     assert digest(log) == digest(run_toys(InlineLayout(), toys(4), end_ns=4000)[0])
-
-
-def is_raylet(pid: int) -> bool:
-    return b"raylet/raylet" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 MOVES = {

@@ -18,10 +18,10 @@ def refused(name, parameters) -> WorkloadParameterError:
     return caught.value
 
 
-def test_the_library_knows_seven_programs() -> None:
+def test_the_library_knows_eight_programs() -> None:
     assert set(PROGRAMS) == {
         "key-value-store", "key-value-server", "key-value-client", "stream", "random-access", "compile-job",
-        "trace-player",
+        "trace-player", "attesting",
     }  # fmt: skip
     assert set(PARAMETERS) == set(PROGRAMS)
 

@@ -16,8 +16,8 @@ import pytest
 from open_door import opened
 
 from cluster.key_server import http_door
+from cluster.key_server.answer import Answer
 from cluster.key_server.http_door import ADDRESS
-from cluster.key_server.key_service import Answer
 
 PROJECT = Path(__file__).parents[3]
 PATIENCE_S = 0.3

@@ -10,7 +10,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 
 from cluster.key_server.chip_register import ChipRegister
-from cluster.key_server.failures import Failures, Lie
+from cluster.key_server.failures import FOR_EVER_NS, Failures, Lie
+from cluster.key_server.gate import Gate
 from cluster.key_server.key_service import KeyService, provider_secret
 from cluster.key_server.key_urls import vcek_url, vlek_url
 from cluster.key_server.rate_limit import RateLimit
@@ -124,7 +125,7 @@ def test_a_vlek_s_certificate_fits_the_provider_s_hashstick():
 
 
 def test_who_asks_too_often_is_told_when_to_come_again_and_gets_it_then():
-    one = service(limit=RateLimit(2.0))
+    one = service(gate=Gate(RateLimit(2.0)))
     url = "/vcek/v1/Milan/crl"
     assert get(one, url).status is HTTPStatus.OK
     late = get(one, url, 1)
@@ -141,13 +142,15 @@ def test_bad_urls_get_one_line():
 
 def test_a_service_that_is_down_or_slow_says_so_to_everybody():
     for url in ("/vcek/v1/Milan/crl", "/nothing"):
-        assert get(service(failures=Failures(down=True)), url).status is HTTPStatus.SERVICE_UNAVAILABLE
-        assert get(service(failures=Failures(delay_ns=5)), url).after_ns == 5
+        down = service(gate=Gate(failures=Failures(down_until_ns=FOR_EVER_NS)))
+        assert get(down, url).status is HTTPStatus.SERVICE_UNAVAILABLE
+        assert get(service(gate=Gate(failures=Failures(delay_ns=5))), url).after_ns == 5
 
 
 def lying(boards, lie):
     """VCEK, ASK, ARK and list as a client gets them of a liar, and the chip."""
-    own, one = chip(boards, "Milan"), service(failures=Failures(lie=lie), issued=datetime(2024, 2, 29, tzinfo=UTC))
+    gate = Gate(failures=Failures(lie=lie))
+    own, one = chip(boards, "Milan"), service(gate=gate, issued=datetime(2024, 2, 29, tzinfo=UTC))
     vcek = certificate(get(one, vcek_url(own.line, own.chip_id, TCB)))
     ask, ark = x509.load_pem_x509_certificates(get(one, "/vcek/v1/Milan/cert_chain").body)
     return own, vcek, ask, ark, x509.load_der_x509_crl(get(one, "/vcek/v1/Milan/crl").body)
@@ -177,7 +180,7 @@ def test_a_liar_s_answers_are_consistent_and_wrong_in_one_thing(boards, lie):
 
 def test_garbage_is_no_certificate_and_as_long_as_one():
     url = "/vcek/v1/Milan/crl"
-    bad = get(service(failures=Failures(lie=Lie.GARBAGE)), url)
+    bad = get(service(gate=Gate(failures=Failures(lie=Lie.GARBAGE))), url)
     assert bad.status is HTTPStatus.OK
     assert len(bad.body) == len(get(service(), url).body)
     with pytest.raises(ValueError, match="error parsing"):

@@ -15,7 +15,8 @@ from open_door import opened
 
 from cluster.attested_guest import HOST, Attestation, attest
 from cluster.key_server.chip_register import ChipRegister
-from cluster.key_server.failures import NO_FAILURES, Failures, Lie
+from cluster.key_server.failures import FOR_EVER_NS, NO_FAILURES, Failures, Lie
+from cluster.key_server.gate import Gate
 from cluster.key_server.key_service import KeyService
 from cluster.key_server.rate_limit import RateLimit
 from cluster.root_keys import product_root
@@ -91,7 +92,7 @@ def server(failures=NO_FAILURES, limit=None):
     """The key server of the attested hosts."""
     register = ChipRegister([(HOST, PRODUCTS[line]) for line in LINES], SEED)
     issued = datetime(datetime.now(UTC).year, 1, 1, tzinfo=UTC)
-    return opened(KeyService(register, product_root, issued, limit=limit, failures=failures).answer)
+    return opened(KeyService(register, product_root, issued, gate=Gate(limit, failures)).answer)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +148,7 @@ def test_secretvm_finds_what_a_lying_server_lies_about(attested, client, lie):
 
 
 def test_secretvm_gets_nothing_from_a_server_that_is_down_or_has_had_enough(attested, client):
-    with server(Failures(down=True)) as port:
+    with server(Failures(down_until_ns=FOR_EVER_NS)) as port:
         down = client(attested["Genoa", 5].report, port)
     assert (down.valid, down.checks["vcek_fetched"]) == (False, False)
     # The VCEK is the first that it asks for; then its turn is over.
