@@ -45,6 +45,8 @@ SNP_FEATURE_RAPL_DIS = 1 << 2
 """FEATURE_INFO, ECX of index 0: INIT_EX may switch energy readings off."""
 SNP_FEATURE_HIDING = 1 << 3
 """FEATURE_INFO, ECX of index 0: ciphertext hiding."""
+SNP_FEATURE_POLICIES = 1 << 4 | 1 << 5
+"""FEATURE_INFO, ECX of index 0: the policy's bits about AES-256-XTS and CXL are known."""
 SNP_FEATURE_VERIFY_MITIGATION = 1 << 13
 """The same: SNP_VERIFY_MITIGATION."""
 SNP_MITIGATION_DESTINATION = 1 << 0

@@ -127,12 +127,12 @@ def test_feature_info_wants_its_own_length(length: int) -> None:
     assert refused(machine, SnpCommand.FEATURE_INFO, asked.pack()) == Status.INVALID_LENGTH
 
 
-def test_feature_info_offers_that_energy_is_told_to_nobody_and_platform_status_says_that_it_may_be_asked() -> None:
+def test_feature_info_offers_what_init_and_policies_may_ask_and_platform_status_says_that_it_may_be_asked() -> None:
     machine = up()
     machine.bus.rmp_set(OUT, FIRMWARE)
     machine.bus.write(OUT, b"\xee" * 16)
     assert machine.call(SnpCommand.FEATURE_INFO, buffers.SnpFeatureInfo(0x10, 0, OUT).pack()) == Status.SUCCESS
-    assert machine.bus.read(OUT, 16) == bytes(8) + (1 << 2).to_bytes(4, "little") + bytes(4)
+    assert machine.bus.read(OUT, 16) == bytes(8) + (0b11_0100).to_bytes(4, "little") + bytes(4)
     assert (
         refused(machine, SnpCommand.FEATURE_INFO, buffers.SnpFeatureInfo(0x10, 1, OUT).pack()) == Status.INVALID_PARAM
     )
