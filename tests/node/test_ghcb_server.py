@@ -9,7 +9,7 @@ from node import ghcb_msr as msr
 from node import operations as op
 from node.cpuid_page import cpuid_entries
 from node.generation import Generation
-from node.ghcb_page import SHARED_BUFFER, BadInput, GhcbUntrusted, build_exit, parse_reply
+from node.ghcb_page import SHARED_BUFFER, BadInput, GhcbReply, GhcbUntrusted, build_exit, parse_reply
 from node.guest import GuestState
 from node.hypervisor import VCPU_MODEL
 from node.nae_event import EVENTS, NaeEvent
@@ -23,7 +23,8 @@ from psp.system_bus import LARGE_PAGE_BYTES, RmpEntry
 
 ES, SNP = Generation.SEV_ES, Generation.SEV_SNP
 SHARED, PRIVATE = 2, 1
-OFFERED = msr.HypervisorFeature.SNP | msr.HypervisorFeature.AP_CREATION | msr.HypervisorFeature.RESTRICTED_INJECTION
+OFFERED = msr.HypervisorFeature(0b1_0111)
+"""SNP, AP creation, restricted injection, list of APIC IDs."""
 
 
 class Guest:
@@ -168,6 +169,21 @@ def test_where_no_device_is_buses_read_ones(either):
 def test_an_msr_that_nobody_emulates_raises_gp(either):
     reply = parse_reply(either.ask(NaeEvent.MSR, RCX=0xC001_0131), ())
     assert (reply.exception, reply.error_code) == (13, 0)
+
+
+@pytest.mark.parametrize("event", [NaeEvent.INVD, NaeEvent.MONITOR, NaeEvent.MWAIT, NaeEvent.NMI_COMPLETE])
+def test_what_a_guest_may_do_but_a_hypervisor_need_not_is_done_with_nothing_said(either, event):
+    before = either.state()
+    back = either.ask(event, RAX=0, RCX=0, RDX=0)
+    assert parse_reply(back, ()) == GhcbReply(0, {})
+    assert either.state() == before
+
+
+def test_there_are_no_counters_and_no_hypercalls(either):
+    assert parse_reply(either.ask(NaeEvent.RDPMC, RCX=0), ()).exception == 13
+    for cpl, error in ((0, 1000), (3, 1)):
+        found = parse_reply(either.ask(NaeEvent.VMMCALL, RAX=12, CPL=cpl), ("RAX",)).registers["RAX"]
+        assert found == (1 << 64) - error
 
 
 def test_features_by_event(snp):
