@@ -10,6 +10,7 @@ offer is refused like one that does not exist.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
+from functools import lru_cache
 
 from node import ghcb_msr as msr
 from node import nae_event as nae
@@ -75,10 +76,7 @@ class GhcbServer:
     ) -> None:
         self._c_bit = product.c_bit
         self.requests = GuestRequests(room)
-        self.leaves: dict[Generation, tuple[CpuidEntry, ...]] = {
-            generation: cpuid_entries(model.cpuid_signature, generation, product.c_bit, product.reduced_bits)
-            for generation in Generation
-        }
+        self.leaves = dict(_leaves(model.cpuid_signature, product.c_bit, product.reduced_bits))
         """What guests of each generation are told by CPUID."""
         self._change = change
         self.interrupts = InterruptServer()
@@ -385,6 +383,11 @@ class GhcbServer:
                     writes.append(op.HostWrite(spa + first - gpa, data[first - at : last - at]))
         if writes and any(answer is not None for answer in (yield tuple(writes))):
             raise GhcbRefused(BadInput.BAD_SCRATCH, "SW_SCRATCH")
+
+
+@lru_cache(maxsize=64)
+def _leaves(signature: int, c_bit: int, reduced_bits: int) -> Mapping[Generation, tuple[CpuidEntry, ...]]:
+    return {one: cpuid_entries(signature, one, c_bit, reduced_bits) for one in Generation}
 
 
 _DR7_AT_RESET = 0x400
