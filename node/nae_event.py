@@ -123,6 +123,13 @@ class GuestRequest:
     data_pages: int = 0
 
 
+class JumpTable(IntEnum):
+    """SW_EXITINFO1 of AP_JUMP_TABLE."""
+
+    SET = 0
+    GET = 1
+
+
 class ApCreationKind(IntEnum):
     """EXITINFO1 bits 15:0."""
 

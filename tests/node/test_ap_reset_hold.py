@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import pytest
-from toy_guests import SECOND, make_host, run, script, start
+from toy_guests import SECOND, look, make_host, run, script, start
 
 from node import ghcb_msr as msr
 from node import operations as op
 from node.actor import Role
-from node.ap_wake import wait_by_message, wait_by_page, wake
+from node.ap_wake import JUMP_TABLE_GPA, wait_by_message, wait_by_page, wake
 from node.generation import Generation
 from node.ghcb_page import GhcbUntrusted
 from node.guest import GuestState
 from node.guest_ghcb import page_exit
+from node.guest_kernel import AP_RIP
 from node.interrupt_command import FIXED, INIT, STARTUP, X2APIC_ICR
-from node.nae_event import NaeEvent
+from node.nae_event import JumpTable, NaeEvent
 from node.operations import Shutdown, Sleep, VmgExit
 from node.vcpu import VcpuState
 from node.vcpu_runner import TERMINATED
@@ -150,6 +151,30 @@ def test_the_boot_processor_of_an_es_guest_starts_the_others_by_init_and_sipi():
     assert sorted(seen) == [(1, HOLD, WOKEN), (2, HOLD, WOKEN)]
     assert all(vcpu.state is VcpuState.COMPUTING and vcpu.registers.r13 for vcpu in guest.vcpus)
     assert not host.hypervisor.launched("vm").starts.holds
+
+
+def test_where_started_vcpus_go_on_stands_in_the_guest_s_own_memory():
+    host = make_host()
+    guest = start(host, "vm", ES, "busy", vcpus=2)
+    run(host, SECOND // 50)
+    assert host.hypervisor.launched("vm").jump_table == JUMP_TABLE_GPA
+    assert look(host, guest, JUMP_TABLE_GPA, 4) == AP_RIP.to_bytes(4, "little")
+
+
+@pytest.mark.parametrize("lie", [0, 0x5000])
+def test_a_jump_table_elsewhere_is_an_attack(lie):
+    host = make_host()
+    server = host.hypervisor._ghcb
+    honest = server._events[NaeEvent.AP_JUMP_TABLE]
+
+    def lies(vm, record, vcpu, exit_, asked):
+        record.jump_table = lie if asked.info1 == JumpTable.GET else record.jump_table
+        return honest(vm, record, vcpu, exit_, asked)
+
+    server._events = {**server._events, NaeEvent.AP_JUMP_TABLE: lies}
+    guest = start(host, "vm", ES, "busy", vcpus=2)
+    run(host, SECOND // 50)
+    assert (guest.state, guest.shutdown_code) == (GuestState.STOPPED, TERMINATED | msr.GhcbReason.GENERAL)
 
 
 def test_an_es_guest_whose_vcpus_are_not_started_ends_itself():
