@@ -206,6 +206,23 @@ def test_pages_change_by_a_list_and_it_says_how_far_it_came(snp):
     assert snp.rmp(base) == RmpEntry(True, True, gpa=base, asid=snp.guest.asid, vmpl_permissions=rights)
 
 
+def test_entries_that_repeat_a_page_or_name_it_in_both_sizes_are_done_one_after_another(snp):
+    base = snp.memory.placement("vm", 0, 0).base_gpa
+    inner = base + 4 * 4096
+    orders = [
+        PageStateEntry(inner, SHARED), PageStateEntry(inner, SHARED), PageStateEntry(inner, PRIVATE),
+        PageStateEntry(base, SHARED, large=True), PageStateEntry(inner, PRIVATE), PageStateEntry(inner + 4096, PRIVATE),
+        PageStateEntry(inner + 4096, SHARED),
+    ]  # fmt: skip
+    status, back = snp.change(*orders)
+    assert (status, back[0]) == (0, len(orders))
+    assert [snp.rmp(at).assigned for at in (base, inner, inner + 4096, inner + 8192)] == [False, True, False, False]
+    assert snp.rmp(inner).gpa == inner
+    # Given anew, it is nobody's to use before it is validated anew.
+    assert snp.do(op.Read(inner, 4)).kind is op.FaultKind.PAGE_NOT_VALIDATED
+    assert snp.do(op.Write(base, b"open", private=False)) is None
+
+
 def test_a_list_may_lie_in_another_shared_page(snp):
     base = snp.memory.placement("vm", 0, 0).base_gpa
     scratch = snp.ghcb + 4096 - 16  # Inside of the GHCB page's tail: refused.
