@@ -72,6 +72,8 @@ KINDS: Mapping[int, type] = {
     162: op.PortIn,
     163: op.PortOut,
     164: op.WriteBackCaches,
+    165: op.PortInString,
+    166: op.PortOutString,
     # Operations of hypervisors.
     16: op.HostRead,
     17: op.HostReadWritten,
