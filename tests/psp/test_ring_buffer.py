@@ -3,6 +3,8 @@
 import dataclasses
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from toy_machine import COMMAND_PAGE, FIRMWARE, GCTX, MEMORY_BYTES, PAGE, snp_guest, up
 
 from psp import command_buffers as buffers
@@ -130,6 +132,21 @@ def test_after_snp_init_statuses_go_only_to_firmware_pages_also_later():
     before = machine.snapshot()
     assert go_on(machine, 1) == (0, 0, True)
     assert machine.snapshot() == before  # not carried out, for there is nowhere to say so
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.binary(max_size=256), st.binary(max_size=256), st.lists(st.integers(0, (1 << 32) - 1), max_size=6))
+def test_whatever_lies_in_the_queues_and_registers_is_answered(high, low, words):
+    made = up(snp=False)
+    assert made.call(LegacyCommand.RING_BUFFER, ORDER.pack()) == Status.SUCCESS
+    made.bus.write(HIGH, high)
+    made.bus.write(LOW, low)
+    mailbox = made.psp.mailbox
+    for word in words:
+        mailbox.write_address(word, word >> 3 ^ word << 5)
+        mailbox.write_response(word | GO_ON)
+        assert mailbox.response >> 31
+        assert Status(mailbox.response & 0xFFFF) in Status
 
 
 @pytest.mark.parametrize(
