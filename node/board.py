@@ -47,6 +47,7 @@ from node.performance_counters import PerformanceCounters
 from node.physical_port import PhysicalPort
 from node.platform import AS_USUAL, HostMode, Platform, Protection
 from node.product import Product
+from node.residents import Residents
 from node.rmp import ReverseMapTable
 from node.rmp_hidden_form import HiddenForm
 from node.rmp_layout import RmpLayout, at_end_of_memory
@@ -196,6 +197,7 @@ class Board:
         self.vmrun_checks = VmrunChecks(self)
         """What VMRUN asks of a control block."""
         self.events = VmrunEvents(self)
+        self.residents = Residents(self.controller.mark_of)
         self.predictor = BranchTargetBuffer()
         self.delivery = EventDelivery(self)
         self.stack_engines = StackEngines(self.msrs, product.threads_per_core, fixed=platform.stack_engine_fixed)

@@ -211,6 +211,7 @@ class Host:
         if guest.state is not GuestState.STOPPED:
             guest.ended_ns = self.now_ns
         guest.state = GuestState.DESTROYED
+        self.board.residents.leave(name)
         self.network.unplug(guest)
         self._chain.record_octets(self.now_ns, HostEvent.DESTROYED, name.encode())
         self.tasks.run(self.hypervisor.destroy(name), guest, lambda _: None)

@@ -169,6 +169,8 @@ class HostInstructions:
         vmcb = Vmcb(
             one.vm, one.vcpu, one.asid, generation, one.save_area_spa, nested, one.tlb_control, consistent=consistent
         )  # fmt: skip
+        # A vCPU that runs goes on with what it was entered with: it has left, and VMRUN judges the new block.
+        self._board.running.preempt((one.vm, one.vcpu))
         self._board.vmcbs.setdefault(one.vm, {})[one.vcpu] = vmcb
         self._board.look_up_vmpl(vmcb)
         self._board.events.forget(one.vm, one.vcpu)

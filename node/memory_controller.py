@@ -6,6 +6,7 @@ host encrypts everything (TSME); one with ``HOST_KEY`` is the host's with C=1.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -58,6 +59,7 @@ class MemoryController:
         self.key_bytes = ciphers.key_bytes
         self._make = ciphers
         self._ciphers: dict[int, MemoryCipher] = {}
+        self._marks: dict[int, bytes] = {}
         self.on_change: Callable[[], None] | None = None
         """Told when what was read before is not to be remembered: keys came or went, or caches were flushed."""
         self._reserved = range(0)
@@ -85,6 +87,7 @@ class MemoryController:
         if asid < 1:
             raise ValueError(f"asid: expected one of a guest, got {asid}")
         self._ciphers[asid] = self._make.cipher(key)
+        self._marks[asid] = hashlib.sha256(key).digest()
         self._changed()
 
     def install_host_key(self, key: bytes, *, transparent: bool) -> None:
@@ -104,7 +107,12 @@ class MemoryController:
         """Empty the slot of a guest's ASID."""
         if asid >= 1:
             self._ciphers.pop(asid, None)
+            self._marks.pop(asid, None)
             self._changed()
+
+    def mark_of(self, asid: int) -> bytes | None:
+        """What tells the key of an ASID from every other, and nothing else of it; None for an empty slot."""
+        return self._marks.get(asid)
 
     def has_key(self, asid: int) -> bool:
         """Whether the slot of an ASID, or the host's, holds a key."""

@@ -66,7 +66,8 @@ class VcpuRunner:
     # What a host asks for.
 
     def prepare(self, guest: Guest) -> None:
-        """Price the demands of a VM that is about to run for the first time here."""
+        """Price the demands of a VM that is about to run for the first time here; its program moves in."""
+        self._board.residents.settle(self._board.vmcb(guest.spec.name, 0))
         for vcpu, demands in zip(guest.vcpus, guest.software.demands, strict=True):
             guest.phase_costs[vcpu.index] = self._prices.phases(demands, guest.spec.generation)
         guest.demand_names = tuple(map(_names, guest.software.demands))
@@ -80,6 +81,8 @@ class VcpuRunner:
         """VMRUN; a VM whose registers were tampered with ends."""
         guest = vcpu.guest
         code = self._board.enter(guest.spec.name, vcpu.index)
+        if not code and not self._board.residents.at_home(self._board.vmcb(guest.spec.name, vcpu.index)):
+            code = ExitCode.INVALID  # Somebody else's code would run.
         if code:
             self._power_off(guest, code & 0xFF)
         elif vcpu.levels is not None:
@@ -334,7 +337,7 @@ class VcpuRunner:
         """Execute a batch whose time has passed; ``before`` is what its begin was answered at an earlier time."""
         guest = vcpu.guest
         vmcb = self._board.vmcb(guest.spec.name, vcpu.index)
-        if not vmcb.consistent:  # Written anew meanwhile, and no VMRUN would follow it.
+        if not (vmcb.consistent and self._board.residents.at_home(vmcb)):  # Taken, or behind another's key meanwhile.
             self._power_off(guest, ExitCode.INVALID & 0xFF)
             return
         if self._board.exit_work:

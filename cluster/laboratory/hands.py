@@ -94,7 +94,8 @@ class Hands:
     def _as_the_tenant(self, batch: tuple[op.GuestOperation, ...]) -> tuple[Answer, ...]:
         # With a control block that VMRUN refuses no core gets as far as the tenant's code.
         vmcb = self._board.vmcb(self._tenant, 0)
-        if not (self._board.vmrun_checks.passed(vmcb) and self._board.registers_fit(vmcb)):
+        board = self._board
+        if not (board.vmrun_checks.passed(vmcb) and board.registers_fit(vmcb) and board.residents.at_home(vmcb)):
             return (None,) * len(batch)
         return self._board.execute_guest(vmcb, batch)
 
