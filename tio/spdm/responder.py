@@ -14,7 +14,7 @@ from tio.spdm import identity, sessions, set_up
 from tio.spdm.binding import Binding, Packet
 from tio.spdm.capabilities import ANY_PSK, Capability
 from tio.spdm.chunking import ChunkAssembly, ChunkedMessage
-from tio.spdm.codes import ErrorCode, Request, Version
+from tio.spdm.codes import SKIPS_CHALLENGE, ErrorCode, Request, Version
 from tio.spdm.connection import Connection, Deferred, Place, Stage
 from tio.spdm.connection_messages import (
     ChunkGet,
@@ -171,6 +171,8 @@ class Responder:
         self._check_place(row, Request(code), place, session)
         if code != Request.GET_MEASUREMENTS:
             (connection.log if session is None else session.log).clear()
+        if code in SKIPS_CHALLENGE and not connection.authenticated:
+            connection.transcript.forget_identity()
         if code == Request.GET_VERSION:
             GetVersion.parse(data, padding=connection.padding)
             self.close()
