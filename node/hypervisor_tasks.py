@@ -107,10 +107,9 @@ class HypervisorTasks:
 
     def served(self, batch: tuple[op.HypervisorOperation, ...], ready_ns: int, guest: Guest) -> int:
         """When a batch that is ready for the mailbox is through with it; ``guest`` is whom it is for."""
-        command = op.PspCommand
-        commands = [one for one in batch if type(one) is command]
-        if not commands:
+        if op.PspCommand not in map(type, batch):
             return ready_ns
+        commands = [one for one in batch if isinstance(one, op.PspCommand)]
         served = [(one.command, round(self._cost.psp_service_ns(one))) for one in commands]
         end_ns, waited_ns = self.psp_queue.serve(ready_ns, served)
         service_ns = sum([ns for _, ns in served])
