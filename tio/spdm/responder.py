@@ -17,6 +17,7 @@ from tio.spdm.chunking import ChunkAssembly, ChunkedMessage
 from tio.spdm.codes import SKIPS_CHALLENGE, ErrorCode, Request, Version
 from tio.spdm.connection import Connection, Deferred, Place, Stage
 from tio.spdm.connection_messages import (
+    EARLY_ERROR,
     ChunkGet,
     ChunkResponse,
     ChunkResponseFirst,
@@ -37,6 +38,7 @@ from tio.spdm.secured_message import Direction, session_id_of
 from tio.spdm.session import Phase, Session
 
 _RDT_EXPONENT, _RDT_MULTIPLIER = 10, 2
+_CHUNK_ACK_BYTES = 6
 _Handler = Callable[[Connection, bytes, Session | None], bytes]
 _NO_CAPABILITY = Capability(0)
 _OUTSIDE = frozenset({Place.OUTSIDE})
@@ -247,7 +249,12 @@ class Responder:
                 assembly.add(chunk)
         except MalformedMessage:
             connection.incoming.pop(key, None)
-            raise
+            if len(data) < _CHUNK_ACK_BYTES:
+                raise
+            # What is wrong is said at once, in the acknowledgement, and not after the last part.
+            number = int.from_bytes(data[4:6], "little")
+            early = ChunkSendAck(attributes=EARLY_ERROR, handle=data[3], sequence=number).pack(connection.version)
+            return early + pack_error(connection.version, ErrorCode.INVALID_REQUEST)
         message, answer = assembly.message, b""
         if message is not None:
             del connection.incoming[key]

@@ -361,3 +361,41 @@ def test_a_device_cannot_make_a_requester_wait_for_minutes():
     both.between = lambda _number, way, packet: packet if way == "asked" else never
     with pytest.raises(PeerUntrusted, match="within seconds"):
         both.do(both.requester.challenge())
+
+
+CHUNKED = EVERYTHING | Capability.CHUNK
+
+
+def chunk(sequence, size, data, *, last=False, handle=7, whole=None):
+    head = bytes((0x12, 0x85, last, handle)) + sequence.to_bytes(2, "little") + bytes(2) + size.to_bytes(4, "little")
+    return head + (b"" if whole is None else whole.to_bytes(4, "little")) + data
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [chunk(0, 4, bytes(4), whole=0)],
+        [chunk(0, 4, bytes(4), whole=1 << 20)],
+        [chunk(0, 4, bytes(4), whole=3)],
+        [chunk(0, 4, bytes(4), whole=4)],
+        [chunk(0, 4, bytes(4), whole=8, last=True)],
+        [chunk(0, 0, b"", whole=8)],
+        [chunk(0, 9, bytes(4), whole=8)],
+        [chunk(0, 4, bytes(4), whole=8), chunk(2, 4, bytes(4), last=True)],
+        [chunk(0, 4, bytes(4), whole=8), chunk(1, 4, bytes(4), last=True, handle=8)],
+        [chunk(0, 4, bytes(4), whole=8), chunk(1, 5, bytes(5), last=True)],
+        [chunk(0, 4, bytes(4), whole=8), chunk(1, 4, bytes(4))],
+    ],
+)
+def test_a_chunk_that_does_not_fit_is_an_early_error_and_the_message_is_forgotten(chunks):
+    settings = ResponderSettings(capabilities=CHUNKED, max_message_bytes=0x4000)
+    requester = RequesterSettings(versions=(Version.V1_2,), capabilities=REQUESTER | Capability.CHUNK)
+    both = Line(MCTP, requester, settings).connected()
+    *good, bad = chunks
+    for one in good:
+        assert plain(both, one)[:4] == bytes((0x12, Response.CHUNK_SEND_ACK, 0, 7))
+    answer = plain(both, bad)
+    assert answer[:6] == bytes((0x12, Response.CHUNK_SEND_ACK, 1)) + bad[3:6]
+    assert refusal(answer[6:]) is IR
+    assert refusal(plain(both, chunk(1, 4, bytes(4), last=True))) is UR
+    both.do(both.requester.challenge())
