@@ -14,6 +14,7 @@ from tio.spdm import (
     PCI_DOE,
     Capability,
     ErrorCode,
+    Offer,
     Packet,
     PeerRefused,
     PeerUntrusted,
@@ -399,3 +400,11 @@ def test_a_chunk_that_does_not_fit_is_an_early_error_and_the_message_is_forgotte
     assert refusal(answer[6:]) is IR
     assert refusal(plain(both, chunk(1, 4, bytes(4), last=True))) is UR
     both.do(both.requester.challenge())
+
+
+@pytest.mark.parametrize("asym", [BaseAsym.ECDSA_P256, BaseAsym.RSASSA_3072, BaseAsym.ED25519])
+def test_a_signature_that_no_key_of_the_device_makes_is_not_agreed_on(asym):
+    """Whatever its settings offer: otherwise the first signature would be the device's end."""
+    both = Line(MCTP, RequesterSettings(offer=Offer(asym=(asym,)), capabilities=REQUESTER), ResponderSettings())
+    with pytest.raises(PeerRefused, match="INVALID_REQUEST"):
+        both.do(both.requester.connect())
