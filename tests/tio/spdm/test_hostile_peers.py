@@ -21,6 +21,7 @@ from tio.spdm import (
 from tio.spdm.algorithms import BaseAsym
 from tio.spdm.codes import Request, Response
 from tio.spdm.identity_messages import Challenge, GetMeasurements
+from tio.spdm.session import Phase
 
 KNOWN = {int(code) for code in Response}
 
@@ -235,3 +236,41 @@ class ResponderAutomaton(RuleBasedStateMachine):
 
 TestResponderAutomaton = ResponderAutomaton.TestCase
 TestResponderAutomaton.settings = settings(max_examples=20, stateful_step_count=40, deadline=None)
+
+
+def test_one_bit_of_any_message_on_the_way_and_the_device_is_not_believed(asked):
+    """Each message there and back, until a session: what a transcript covers nobody may touch (DSP0274, 10.8)."""
+    session_at = next(number for number, packet in enumerate(asked) if packet.secured)
+    for number in range(2 * session_at):
+        line = line_of()
+
+        def spoil(at, _way, packet, number=number):
+            middle = max(2, len(packet.payload) // 2)
+            data = bytearray(packet.payload)
+            data[middle] ^= 0x10
+            return Packet(bytes(data)) if at == number else packet
+
+        line.between = spoil
+        with pytest.raises(SpdmFault):
+            attested(line)
+        # Nothing of it is left but a handshake that nobody finished.
+        assert all(one.phase is Phase.HANDSHAKE for one in line.responder.connection.sessions.values())
+
+
+def test_a_record_of_another_session_answers_nothing():
+    line = line_of().connected()
+    first, second = (line.do(line.requester.open_session()) for _ in range(2))
+    sealed = second.responses.seal(second.session_id, bytes((line.requester.version, Response.HEARTBEAT_ACK, 0, 0)))
+    line.between = lambda _number, way, packet: packet if way == "asked" else Packet(sealed, secured=True)
+    with pytest.raises(SpdmFault, match="another session"):
+        line.do(line.requester.heartbeat(first))
+
+
+def test_a_record_that_comes_twice_ends_its_session():
+    line = line_of().connected()
+    session = line.do(line.requester.open_session())
+    line.do(line.requester.measurements(session=session))
+    replayed = next(packet for way, packet in reversed(line.packets) if way == "asked")
+    answer = line.responder.answer(replayed)
+    assert answer.payload[1:3] == bytes((Response.ERROR, ErrorCode.DECRYPT_ERROR))
+    assert not line.responder.connection.sessions
