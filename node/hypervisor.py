@@ -16,6 +16,7 @@ from node.core_msrs import Msr
 from node.cpuid_page import cpuid_page
 from node.device_access import device_access
 from node.expected_answers import expect_done, expect_success, octets
+from node.firmware_driver import LEGACY, commit_firmware, update_firmware
 from node.firmware_image import FirmwareImage
 from node.frame_allocator import FrameAllocator, OutOfMemory, joined
 from node.generation import Generation
@@ -97,6 +98,8 @@ class Hypervisor:
         self.frames = FrameAllocator([(first, self._trusted_region - first)])
         self.rmp_bytes = reserved
         self._command_page = self._frame()
+        self.updating = False
+        """Whether firmware is just being replaced: no SEV guest can come then."""
         self._vms: dict[str, LaunchedVm] = {}
         self._ghcb = GhcbServer(product, vcpu_model(VCPU_MODEL), self.page_state_change, self._small)
 
@@ -152,6 +155,8 @@ class Hypervisor:
             raise LaunchRefused(f"generation: {self.product.name} has no {generation.name}")
         if generation not in _LAUNCHES:
             raise LaunchRefused(f"generation: {generation.name} is not modelled")
+        if self.updating and generation in LEGACY:
+            raise LaunchRefused("firmware of the security processor is being replaced")
         return _LAUNCHES[generation]
 
     def destroy(self, vm: str) -> Task:
@@ -168,6 +173,8 @@ class Hypervisor:
         yield ()
 
     mmio = staticmethod(device_access)
+    update_firmware = update_firmware
+    commit_firmware = commit_firmware
 
     def page_state_change(self, vm: str, change: op.PageStateChange) -> Reply:
         """Answer a guest's page state change: reassign the pages in the RMP. Returns 0, or 1 if refused."""

@@ -83,6 +83,12 @@ class HypervisorPort(Protocol):
     def mmio(self, vm: str, vcpu: int, gpa: int, length: int, value: int | None) -> Reply:
         """Answer a load, or with ``value`` a store, to a device by a guest whose registers are not encrypted."""
 
+    def update_firmware(self, image: bytes, commit: bool) -> Reply:
+        """Bring other firmware to the security processor; its status, or a negative number if it was not asked."""
+
+    def commit_firmware(self) -> Reply:
+        """Commit what runs; the status."""
+
     def export(self, vm: str, started: tuple[bool, ...], reset_rips: tuple[int, ...]) -> ExportTask:
         """Read a stopped VM whole."""
 
