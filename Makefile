@@ -10,6 +10,8 @@ PYTHON ?= $(shell for p in python3 python3.15 python3.14 python3.13 python3.12 p
 # pip speaks only where it fails.
 LOG := $(VENV)/install.log
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# A stranger's verifier of reports, whose other parts would draw in a blockchain client that no test needs.
+VERIFIER := 'secretvm-verify==0.12.0' 'dcap-qvl>=0.7'
 OR_SAY_WHY := > $(LOG) 2>&1 || { tail -n 20 $(LOG) >&2; exit 1; }
 
 # The tests start some hundred Pythons, and each would compile all of us anew.
@@ -48,6 +50,7 @@ $(VENV)/.ready-run: pyproject.toml | $(BIN)/python
 $(VENV)/.ready-dev: pyproject.toml | $(VENV)/.ready-run
 	@echo "Installing the test tools into $(VENV) (once) ..."
 	@$(PIP) --editable '.[dev]' $(OR_SAY_WHY)
+	@$(PIP) --no-deps $(VERIFIER) $(OR_SAY_WHY)
 	@touch $@
 
 $(BIN)/python:

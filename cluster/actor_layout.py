@@ -37,6 +37,7 @@ NEWS_S = 3.0
 """How long it is told that a worker was lost: longer than from one progress line to the next."""
 SALVAGE_S = 30.0
 """How long workers may take for their rows after one of them was given up."""
+_WORKS = (Step.ADVANCE, Step.REPLAY)
 WorkerRule = Callable[[int, int], int]
 """How many workers a number of hosts gets from a number of cores."""
 
@@ -71,6 +72,7 @@ class ActorLayout:
         self._seats: list[Seat] = []
         self._home: dict[str, Seat] = {}
         self._memory_bytes: dict[str, int] = {}
+        self._gauges: dict[str, dict[str, float]] = {}
         self._cluster_losses = 0
         self._advice: WorkerAdvice | None = None
         self._waits: list[str] = []
@@ -94,6 +96,7 @@ class ActorLayout:
         while len(self._seats) < self.workers:
             self._seats.append(Seat(cluster, self._patience_s))
         self._advice = WorkerAdvice(self.workers, len(specs), cluster.cpus)
+        self._gauges = {}
         names = _names(specs, self.workers)
         self._home = {spec[0]: self._seats[index % self.workers] for index, spec in enumerate(specs)}
         for number, seat in enumerate(self._seats):  # one that is not needed now forgets
@@ -113,10 +116,10 @@ class ActorLayout:
 
     def _catch_up(self, seats: Sequence[Seat], should_stop: ShouldStop | None = None) -> None:
         """Go on until these seats have done what they were told. What they say is of no use to anybody any more."""
-        while busy := [seat for seat in seats if seat.step is not Step.READY]:
+        while any(seat.step is not Step.READY for seat in seats):
             if should_stop is not None and (reason := should_stop()) is not None:
                 raise StartStoppedError(reason)
-            self._work(busy)
+            self._work([seat for seat in seats if seat.step is not Step.READY])
 
     def _work(self, seats: Sequence[Seat]) -> tuple[list[Message], int]:
         """One call of each of these seats, as far as it ends within a second: what they say, and events they did."""
@@ -129,7 +132,7 @@ class ActorLayout:
         events = 0
         self._waits = []
         for seat, outcome in zip(seats, outcomes, strict=True):
-            was = seat.step
+            works = seat.step in _WORKS
             try:
                 if outcome is Missing.WAITING:
                     self._waits += [note] if (note := seat.waits()) else []
@@ -139,7 +142,7 @@ class ActorLayout:
                 seat.lose(str(error))
                 self._news.append((time.monotonic(), f"{seat.name} was lost and is replaced"))
                 continue
-            events += seat.report.events if was is Step.ADVANCE else 0
+            events += seat.report.events if works else 0
         return said, events
 
     def _start_again(self, error: ClusterLostError) -> None:
@@ -201,10 +204,11 @@ class ActorLayout:
         return merged_rows({name: rows for answer in outcomes for name, rows in answer.items()})
 
     def gauges(self) -> dict[str, dict[str, float]]:
-        """Live figures of the workers that are not busy."""
+        """Live figures; of workers that are busy, or being replaced, those that they gave last."""
         idle = [seat for seat in self._working if seat.step is Step.READY]
-        answers = self._quick([seat.actor.call("gauges") for seat in idle], LOOK_S)
-        return {name: figures for answer in answers for name, figures in answer.items()}
+        for answer in self._quick([seat.actor.call("gauges") for seat in idle], LOOK_S):
+            self._gauges |= answer
+        return dict(self._gauges)
 
     def _held_bytes(self) -> dict[str, int]:
         held: dict[str, int] = {}

@@ -14,6 +14,7 @@ from cluster.fabric import Fabric
 from cluster.firmware_updates import FirmwareUpdates
 from cluster.guest_body import guest_body
 from cluster.guest_traffic import GuestTraffic, networked
+from cluster.key_server.key_desk import KeyDesk
 from cluster.live_migration import ANSWERS, LiveMigrations, Migration, Outcome, Stage
 from cluster.migration_admission import Admission
 from cluster.migration_plans import MigrationPlans
@@ -55,6 +56,7 @@ class ControlPlane:
     precopy: PrecopySettings
     random: CounterRandom
     network: NetworkSettings
+    keys: KeyDesk | None = None
     unplaced: dict[str, str] = field(default_factory=dict)
     """VMs that no host took, with the reason."""
     assigned: dict[str, str] = field(default_factory=dict)
@@ -111,6 +113,9 @@ class ControlPlane:
                 self.traffic.take(message.sender, target, frames, now_ns)
             elif message.kind == "refused":
                 self._refused(message.sender, *message.payload)
+            elif message.kind == "fetch" and self.keys is not None:
+                delay_ns, retry_ns = self.keys.ask(message.sender, now_ns)
+                self._send_after(self.latency_ns + delay_ns, message.sender, "certificates", retry_ns)
         while self._timeline and self._timeline[0][0] <= now_ns:
             _, _, what, name = heapq.heappop(self._timeline)
             if what == "arrive":

@@ -85,7 +85,10 @@ def entity_trace(
     whole = saved.partial is None and again.partial is None
     closed = min(reached_ns(saved), reached_ns(again)) // BUCKET_NS
     everywhere = whole and reached_ns(again) == reached_ns(saved)
-    parted = first_bucket(saved.tables["digests"], again.tables["digests"], None if everywhere else closed)
+    parted = first_bucket(
+        saved.tables["digests"], again.tables["digests"], None if everywhere else closed,
+        left_is_whole=_has_all_hosts(saved),
+    )  # fmt: skip
     others = tuple(name for name, version in versions().items() if saved.run.get(name) != version)
     return EntityTrace(
         entity, from_ns, until_ns, _until(again.events, entity, until_ns, ended_ns), True, parted,
@@ -103,6 +106,12 @@ def reached_ns(results: Results) -> int:
     """Up to which virtual time a run went."""
     seconds = results.figures.get("virtual_s")
     return round(seconds * 1e9) if isinstance(seconds, int | float) else results.scenario.duration
+
+
+def _has_all_hosts(results: Results) -> bool:
+    """Whether none was lost with its worker."""
+    there = set(results.hosts["host"].to_pylist())
+    return all(host.name in there for host in results.scenario.host_instances)
 
 
 def is_reproducible(results: Results) -> bool:

@@ -9,6 +9,7 @@ from itertools import accumulate
 from cluster.control_plane import ControlPlane, NetworkSettings, Order
 from cluster.fabric import Fabric
 from cluster.host_entity import HostOrder
+from cluster.key_server.key_desk import KeyDesk
 from cluster.migration_admission import Admission
 from cluster.near_names import expected_name
 from cluster.placed_orders import placed_orders
@@ -70,8 +71,10 @@ def build_fleet(scenario: Scenario, changes: Changes | None = None, log: LogWish
     wanted = {order.guest.name: order for order in (*(order for order, _ in orders.running), *orders.arriving)}
     firmware = tuple(sorted({order.guest.firmware for order in wanted.values()}))
     costs = tuple(sorted(scenario.costs.items()))
+    service = scenario.key_service
+    keys = None if service is None else (service.laboratory, service.lie)
     built = tuple(
-        HostOrder(_host_spec(host, scenario, log), costs, tuple(resident[host.name]), firmware) for host in hosts
+        HostOrder(_host_spec(host, scenario, log), costs, tuple(resident[host.name]), firmware, keys) for host in hosts
     )
     known = [*(host.name for host in hosts), *wanted]
     for name in sorted(log.entities - set(known)):
@@ -98,6 +101,7 @@ def _control_plane(scenario: Scenario, arriving: tuple[Order, ...], placement: F
         arriving, placement, scenario.control_plane_latency, Fabric(topology, fabric.reshare_grid),
         Admission(moving.per_host, moving.per_fleet), precopy, CounterRandom(scenario.seed),
         NetworkSettings(scenario.network_latency, costs["net.bytes_per_s"]),
+        None if scenario.key_service is None else KeyDesk.of(scenario.key_service),
     )  # fmt: skip
 
 

@@ -2,13 +2,13 @@
 
 Commands to a host: ``launch``, ``destroy``, those of ``firmware_updates`` and of ``migration_port``; also ``frames``
 of guests. What a host says is declared in advance: by a pending launch, a migration under way, or a VM with a
-network card; nothing else on a host can emit, so a host without them never will.
+network card, a request for certificates; nothing else on a host can emit, so a host without them never will.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -47,6 +47,8 @@ class HostOrder:
     guests: tuple[GuestSpec, ...] = ()
     """VMs that run already at time zero."""
     firmware: tuple[str, ...] = (AUTO,)
+    keys: tuple[int, str | None] | None = None
+    """The laboratory of the key service that it fetches certificates from, and what that lies about; None for none."""
 
     def pack(self) -> bytes:
         """The order as msgpack."""
@@ -58,17 +60,18 @@ class HostOrder:
             self.costs,
             tuple(guest_body(guest) for guest in self.guests),
             self.firmware,
+            self.keys,
         )
         return packed(body)
 
     @classmethod
     def parse(cls, data: bytes) -> HostOrder:
         """The order back from msgpack."""
-        own, log, platform, costs, guests, firmware = msgpack.unpackb(data, use_list=False)
+        own, log, platform, costs, guests, firmware, keys = msgpack.unpackb(data, use_list=False)
         name, product, memory, min_sev, seed, bucket = own
         wish = LogWish(log[0], frozenset(log[1]))
         spec = HostSpec(name, PRODUCTS[product], memory, min_sev, seed, bucket, wish, platform_of(platform))
-        return cls(spec, costs, tuple(guest_of(body) for body in guests), firmware)
+        return cls(spec, costs, tuple(guest_of(body) for body in guests), firmware, keys)
 
 
 def build_host(order: bytes) -> HostEntity:
@@ -94,14 +97,18 @@ class HostEntity:
         self._outbox: list[Message] = []
         self._sequence = 0
         self._kinds = {
-            "launch": self._launch,
-            "destroy": self._destroy,
-            "frames": self._frames,
-            UPDATE: self._update_firmware,
-            COMMIT: self._commit_firmware,
-        }
+            "launch": self._launch, "destroy": self._destroy, "frames": self._frames,
+            "certificates": self._certificates, UPDATE: self._update_firmware, COMMIT: self._commit_firmware,
+        }  # fmt: skip
         self.host.network.uplink = lambda target, frames: self._send("frames", (target, frames))
         self._migrations = MigrationPort(self.host, self._send)
+        self._laboratory = 0 if order.keys is None else order.keys[0]
+        self._owners: Callable[[str, bytes], bytes | None] | None = None
+        self.host.board.launch_owner = self._ask_launch_owner
+        if order.keys is not None and order.spec.product.line.tcb is not None:
+            from cluster.key_server.host_certificates import store_of  # noqa: PLC0415 - most hosts need none of it
+
+            self.host.fetch_certificates(store_of(self.host, lambda: self._send("fetch", ()), *order.keys))
         self.events = 0
         for guest in order.guests:
             self.host.launch(guest, lambda _: None, running=True)
@@ -169,6 +176,20 @@ class HostEntity:
             self._migrations.receive(message.kind, message.payload)
             self.host.clock.settle()
 
+    def _ask_launch_owner(self, vm: str, shown: bytes) -> bytes | None:
+        if self._owners is None:
+            from cluster.launch_owner import launch_owners  # noqa: PLC0415 - most hosts need none of it
+
+            firmware, keys = self.host.spec.product.firmware_api, self.host.board.psp.legacy.keys
+            self._owners = launch_owners(
+                self._spec_of, self.host.images, firmware, lambda: keys.chip, self._laboratory
+            )
+        return self._owners(vm, shown)
+
+    def _spec_of(self, vm: str) -> GuestSpec | None:
+        guest = self.host.guests.get(vm)
+        return None if guest is None else guest.spec
+
     def _launch(self, message: Message) -> None:
         self.host.launch(guest_of(message.payload), self._tell)
 
@@ -183,6 +204,10 @@ class HostEntity:
 
     def _frames(self, message: Message) -> None:
         self.host.network.arrive(*message.payload)
+
+    def _certificates(self, message: Message) -> None:
+        if self.host.certificates is not None:
+            self.host.certificates.answered(message.payload)
 
     def _tell(self, guest: Guest) -> None:
         kind = "refused" if guest.state is GuestState.REFUSED else "launched"

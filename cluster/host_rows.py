@@ -16,7 +16,7 @@ Rows = dict[str, list[dict[str, object]]]
 
 
 def host_rows(host: Host, events: int, end_ns: int) -> Rows:
-    """Rows for the tables ``hosts``, ``psp``, ``firmware`` and ``digests``."""
+    """Rows for the tables ``hosts``, ``certificates``, ``psp``, ``firmware`` and ``digests``."""
     product, spec = host.spec.product, host.spec
     name = spec.name
     books, queue = host.hypervisor.figures(), host.tasks.psp_queue
@@ -48,8 +48,20 @@ def host_rows(host: Host, events: int, end_ns: int) -> Rows:
         "events": events,
     }
     row["limit"], row["limit_ratio"] = limiting_resource(row, end_ns)
+    store = host.certificates
     return {
         "hosts": [row],
+        "certificates": []
+        if store is None or store.wanted_ns is None
+        else [
+            {
+                "host": name,
+                "asked": store.asked,
+                "refused": store.refused,
+                "wanted_ns": store.wanted_ns,
+                "held_ns": store.held_ns,
+            }
+        ],
         "psp": [
             {
                 "host": name,

@@ -258,6 +258,8 @@ class RayCluster(Actors):
         """How many actors had to be killed on each node, or were lost there."""
         self._places: dict[Actor, Call] = {}
         self._code: Any = None
+        """The code for workers, while some of them are to arrive."""
+        self._arriving: set[Actor] = set()
         self._print: Any = None
         self._processes: frozenset[Process] = frozenset()
         self._looked_s = 0.0
@@ -342,10 +344,11 @@ class RayCluster(Actors):
         with HeldSignals():
             if self._code is None:
                 joined = self.address is not None
-                self._code = self.ray.put(offer(archive=joined))
+                self._code = self.ray.put(offer(archive=True)) if joined else offer(archive=False)
             node = None if self.address is None else self._emptiest_node()
             actor = self._spawn(self._code, "DEFAULT" if node is None else _on_node(node), kind, arguments)
             self._actors[actor] = node
+            self._arriving.add(actor)
             return actor
 
     def _emptiest_node(self) -> str | None:
@@ -371,10 +374,21 @@ class RayCluster(Actors):
         if (wrong := difference(own_papers(), papers)) is not None:
             raise ClusterError(f"{self.address or 'Ray'}: {wrong}")
         self._places[actor] = actor.whereabouts()
+        self._arrived(actor)
+
+    def _arrived(self, actor: Actor) -> None:
+        """Nothing of ours stays in Ray's store once everybody has read it.
+
+        What lay there when this machine's store is lost, Ray puts there again, fails, and ends this process.
+        """
+        self._arriving.discard(actor)
+        if not self._arriving:
+            self._code = None
 
     def kill(self, actor: Actor) -> None:
         """As in ``Actors``; also one that is stopped (SIGSTOP), which Ray would leave there."""
         self._losses[self._actors.pop(actor, None)] += 1
+        self._arrived(actor)
         asked = self._places.pop(actor, None)
         (place,) = [None] if asked is None else Actors.settled(self, [asked], 0)
         super().kill(actor)
@@ -439,6 +453,7 @@ class RayCluster(Actors):
         self._ray._private.worker.print_to_stdstream = self._print  # noqa: SLF001
         self._actors, self._places, self._kinds, self._code = {}, {}, {}, None
         self._losses.clear()
+        self._arriving.clear()
         self._processes, self._ray = frozenset(), None
 
 

@@ -64,8 +64,13 @@ def difference(left: Results, right: Results, limit: int = 10) -> Difference:
     return Difference(fields, first, tuple(cells[:limit]), more=len(cells) > limit, same=False)
 
 
-def first_bucket(left: pa.Table, right: pa.Table, from_bucket_on: int | None = None) -> FirstBucket | None:
-    """Where two tables of digests part first; buckets from ``from_bucket_on`` on are left out of it."""
+def first_bucket(
+    left: pa.Table, right: pa.Table, from_bucket_on: int | None = None, *, left_is_whole: bool = True
+) -> FirstBucket | None:
+    """Where two tables of digests part first; buckets from ``from_bucket_on`` on are left out of it.
+
+    So is what only the right one has, unless the left one is whole.
+    """
     chains = [
         {
             (row["bucket"], row["entity"]): (row["start_ns"], row["records"], row["digest"])
@@ -74,7 +79,7 @@ def first_bucket(left: pa.Table, right: pa.Table, from_bucket_on: int | None = N
         }
         for table in (left, right)
     ]
-    places = chains[0].keys() | chains[1].keys()
+    places = chains[0].keys() | (chains[1].keys() if left_is_whole else set())
     parted = sorted(place for place in places if chains[0].get(place) != chains[1].get(place))
     if not parted:
         return None

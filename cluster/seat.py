@@ -75,6 +75,10 @@ class Seat:
         self._window: Window = (0, {})
         self._budget = 0
         self._end_ns = 0
+        self._events = 0
+        """What the worker has done since it was built."""
+        self._counted = 0
+        """Of that and of what those before it did, what was told: each event once."""
         self._said: dict[str, int] = {}
         """Sequence of the last message of each sender that was passed on."""
         self._losses_in_a_row = 0
@@ -93,6 +97,7 @@ class Seat:
         self._journal.close()
         self._journal = Journal()
         self._replay, self._window, self._said = iter(()), (0, {}), {}
+        self._events = self._counted = 0
         self._losses_in_a_row, self._lost_in_ns, self._lost_at_ns, self._calm = 0, -1, -1, 0
         self._wait = None
         self.step = Step.ARRIVE if self._actor is None else Step.START
@@ -186,6 +191,7 @@ class Seat:
     def started(self, answer: bytes) -> tuple[Message, ...]:
         """It has built them, and is where the first worker was at the start."""
         self.report = parsed_report(answer)
+        self._events = 0
         self._replay = self._journal.windows()
         self._next_of_replay()
         return ()
@@ -230,7 +236,9 @@ class Seat:
         new = tuple(message for message in report.outputs if message.sequence > self._said.get(message.sender, -1))
         for message in new:
             self._said[message.sender] = max(message.sequence, self._said.get(message.sender, -1))
-        self.report = report._replace(outputs=())
+        self._events += report.events
+        self.report = report._replace(events=max(0, self._events - self._counted), outputs=())
+        self._counted += self.report.events
         self._calm += report.next_event_ns > self._lost_at_ns
         if self._calm >= CALM_CALLS or (report.reached and self._window[0] > self._lost_in_ns):
             self._losses_in_a_row = 0

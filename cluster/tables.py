@@ -205,6 +205,18 @@ _SVSMS = TableSchema(
     ),
 )
 
+_CERTIFICATES = TableSchema(
+    "certificates",
+    "One row per host that fetched its chip's certificates.",
+    _columns(
+        ("host", _T, "", "name of the host", "key"),
+        ("asked", _I, "1", "requests to the key service"),
+        ("refused", _I, "1", "of these, how many were to come again later"),
+        ("wanted_ns", _I, "ns", "when its first guest came that may attest"),
+        ("held_ns", _I, "ns", "when they were there", "optional"),
+    ),
+)
+
 _NETWORKS = TableSchema(
     "networks",
     "One row per virtual machine with network cards.",
@@ -403,7 +415,7 @@ TABLES: Mapping[str, TableSchema] = {
     schema.name: schema
     for schema in (
         _VMS, _VM_TIME, _PHASES, _DISKS, _SVSMS, _NETWORKS, _TRAFFIC, _HOSTS, _PSP, _PAIRS, _PAIR_PARTS, _MIGRATIONS,
-        _DRAINS, _FIRMWARE, _DIGESTS,
+        _DRAINS, _FIRMWARE, _CERTIFICATES, _DIGESTS,
     )
 }
 

@@ -42,6 +42,7 @@ class Arrivals:
         host.check_name(spec.name)
         guest = Guest(spec, host.now_ns, lost_ns=dict.fromkeys(MECHANISMS, 0.0), state=GuestState.ARRIVING)
         host.guests[spec.name] = guest
+        host.want_certificates(spec)
         host.tasks.promise(guest, host.now_ns)
 
         def refused(refusal: LaunchRefused) -> None:

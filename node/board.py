@@ -55,6 +55,7 @@ from node.stack_engine import StackEngines
 from node.table_entries import TableEntries
 from node.tlb import Tlb
 from node.tlb_duties import TlbDuties
+from node.trusted_dma import TrustedDma
 from node.vcpu_controls import VcpuControls
 from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
@@ -64,6 +65,7 @@ from node.vmrun_events import VmrunEvents
 from node.vmsa import VMSA_BYTES, VMSA_FIELDS
 from psp.alias_check import AliasCheck
 from psp.firmware import SecurityProcessor
+from psp.guest_requests import GuestMessageSwitches
 from psp.system_bus import PAGE_BYTES
 from tio.virtio_net import VirtioNet
 
@@ -131,6 +133,9 @@ class Board:
         self.snp_enabled = False
         """SNP_EN on every core: the host's RMP instructions are there."""
         self.iommu = board_iommu(product, platform, self.fabric, lambda: self.rmp)
+        tio = Generation.SEV_TIO in product.generations
+        self.trusted_dma = TrustedDma(self.iommu, lambda: self.rmp) if tio else None
+        """Requests of devices with the T bit; None on a part without SEV-TIO."""
         self.bus = HostSystemBus(
             product,
             min_sev_asid,
@@ -145,19 +150,30 @@ class Board:
         self.psp = SecurityProcessor(
             self.bus,
             lambda purpose, counter, length: random.octets(name, f"psp {purpose}", counter, length),
-            firmware_level(product.name, product.line, platform.firmware_api or product.firmware_api),
+            firmware_level(
+                product.name, product.line, platform.firmware_api or product.firmware_api, platform.firmware_tcb
+            ),
             line=product.line,
         )
         self.psp.legacy.keys.checks_points = product.checks_points or platform.point_check
         self.psp.snp.wants_fabric_locked = platform.fabric_lock_checked
         self.psp.snp.alias_check = alias_check
+        self.psp.snp.reports.forced_version = platform.report_version
+        if Protection.MESSAGE_SEQUENCE in platform.disabled:
+            self.psp.snp.guest_requests.switches = GuestMessageSwitches(checks_sequence=False)
         self.psp.snp.guests.pages.tweaked = platform.context_tweaked
         self.psp.snp.guests.pages.has_mac = platform.context_mac
+        self.tsc: Callable[[], int] = int
+        """The cores' time-stamp counter; it stands still where nobody drives the board."""
         self.exit_handler: ExitHandler | None = None
         """The hypervisor's answer to a page state change; runs while the vCPU is stopped."""
         self.observer: Observer | None = None
         """A tap outside of the machine: sees each batch and what its actor was answered."""
         self.exits: Exits | None = None
+        self.launch_owner: Callable[[str, bytes], bytes | None] = lambda _vm, _shown: None
+        """Who answers for the owners of VMs that are launched here: nobody."""
+        self.certificates: Callable[[], bytes] = bytes
+        """What the host has for guests: nothing, where nobody fetches certificates."""
         """The hypervisor's answers to VMGEXIT and to what it intercepts."""
         self.exit_work: list[tuple[op.HypervisorOperation, ...]] = []
         """What the hypervisor did in exits since somebody last asked."""
@@ -363,6 +379,7 @@ class Board:
     def leave(self, vm: str, vcpu: int) -> None:
         """A vCPU is off its core; one that did not run is left alone."""
         self.controls.forget(vm, vcpu)
+        self.held_in_reset.discard((vm, vcpu))
         if self.events.waiting:
             self.events.leave(vm, vcpu)
         if self.tlb_duties is not None:
@@ -403,10 +420,12 @@ class Board:
         self.running.preempt((vm, vcpu))
 
     def switch_to(self, vmcb: Vmcb, core: int) -> bool:
-        """What VMRUN does once its checks are passed; False if the save area holds no VMPL.
+        """What VMRUN does once its checks are passed; False if the core refuses, or the save area holds no VMPL.
 
         The save area is in use until the vCPU exits (``node.running_vcpus``).
         """
+        if vmcb.encrypted and not self.bus.may_run_on(vmcb.asid, core):
+            return False
         self.controls.forget(vmcb.vm, vmcb.vcpu)
         if not self.take_vmpl(vmcb):
             return False

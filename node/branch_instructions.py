@@ -1,4 +1,4 @@
-"""Branches of guests and of the host: all that they do here is what they leave in predictors, counters and caches."""
+"""Branches of guests and the host, and arithmetic: all they do is to leave traces in predictors, counters, caches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from node import operations as op
-from node.branch_operations import MOST_DISCLOSING
+from node.branch_operations import MOST_DISCLOSING, MOST_TIMES
 from node.branch_target_buffer import HOST, BranchTargetBuffer
 from node.fault_answers import FAULTS, answer_to, undefined
 from node.guest_access import Way
@@ -31,6 +31,7 @@ class BranchInstructions:
         self.guest_table: Mapping[type, Callable[..., op.Answer]] = {
             op.Branch: _or_fault(self._branch),
             op.IndirectBranch: _or_fault(self._indirect_branch),
+            op.Arithmetic: self._arithmetic,
         }
         self.host_table: Mapping[type, Callable[..., op.Answer]] = {
             op.HostBranch: self._host_branch,
@@ -53,6 +54,12 @@ class BranchInstructions:
                     self._run_ahead(vmcb, gpa)
         self._predictor.train(vmcb.core, one.site, vmcb.asid, one.target)
         self._count(vmcb, taken=True)
+        return None
+
+    def _arithmetic(self, vmcb: Vmcb, one: op.Arithmetic) -> op.Answer:
+        if not (0 <= one.operand < 1 << 64 and 0 <= one.times <= MOST_TIMES):
+            return op.Fault(op.FaultKind.GENERAL_PROTECTION, 0)
+        self._board.bus.energy.use(vmcb.core, one.operand, one.times)
         return None
 
     def _run_ahead(self, vmcb: Vmcb, gpa: int) -> None:

@@ -1,4 +1,4 @@
-"""Operations that do nothing but leave traces: branches, and the host's look at performance counters.
+"""Operations that do nothing but leave traces: branches, arithmetic, and the host's look at performance counters.
 
 They are handed on by ``node.operations``, beside all others.
 """
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 MOST_DISCLOSING = 64
 """Pieces of code that one jump may name."""
+MOST_TIMES = 1 << 32
 
 # Of a guest's vCPU.
 
@@ -31,6 +32,17 @@ class IndirectBranch:
     site: int
     target: int
     disclosing: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """An instruction that computes with one operand, executed ``times`` times: it takes energy, and no time of its own.
+
+    Answer: None, or a Fault (#GP) for an operand that no register holds, or more than ``MOST_TIMES``.
+    """
+
+    operand: int
+    times: int
 
 
 # Of the hypervisor.

@@ -57,6 +57,12 @@ class FirmwareImage:
         kind = SectionType.CPUID
         return next((one.gpa for one in self.tables.sections if one.section_type is kind), None)
 
+    @cached_property
+    def secrets_gpa(self) -> int | None:
+        """Where it wants the secrets page."""
+        kind = SectionType.SECRETS
+        return next((one.gpa for one in self.tables.sections if one.section_type is kind), None)
+
     def refusal(self, field_name: str, expected: str, found: str = "") -> FirmwareImageError:
         """An error that names this image."""
         return FirmwareImageError(field_name, expected, found, origin=self.origin)

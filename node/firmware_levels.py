@@ -70,12 +70,14 @@ def known_level(product: str, version: Version) -> KnownLevel:
     raise KeyError(version)
 
 
-def firmware_level(product: str, line: ProductLine, version: Version) -> FirmwareLevel:
-    """A product's level of a version.
+def firmware_level(product: str, line: ProductLine, version: Version, tcb: int | None = None) -> FirmwareLevel:
+    """A product's level of a version, with a TCB version if that is given.
 
     A version that is not in the table has the security versions of the newest one below it, or of the oldest.
     KeyError for a product that is not in the table.
     """
+    if tcb is not None:
+        return FirmwareLevel(version, tcb)
     known = LEVELS[product]
     row = next((one for one in reversed(known) if one.version <= version), known[0])
     return FirmwareLevel(version, 0 if line.tcb is None else line.tcb.pack(row.svns))

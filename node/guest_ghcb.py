@@ -18,7 +18,15 @@ from node.ghcb_msr import (
     TerminateRequest,
     parse_response,
 )
-from node.ghcb_page import GHCB_BYTES, SHARED_BUFFER, GhcbReply, GhcbUntrusted, build_exit, parse_reply
+from node.ghcb_page import (
+    GHCB_BYTES,
+    SHARED_BUFFER,
+    SHARED_BUFFER_BYTES,
+    GhcbReply,
+    GhcbUntrusted,
+    build_exit,
+    parse_reply,
+)
 from node.nae_event import EVENTS, NaeEvent
 from node.operations import Answer, GuestOperation, Read, VmgExit, Write
 from node.page_state_list import (
@@ -70,6 +78,23 @@ def page_exit(
     return reply
 
 
+def exit_between(
+    gpa: int,
+    event: NaeEvent,
+    infos: tuple[int, int],
+    registers: Mapping[str, int],
+    before: GuestOperation,
+    after: GuestOperation,
+) -> Generator[tuple[GuestOperation, ...], tuple[Answer, ...], tuple[GhcbReply, Answer]]:
+    """The same in one batch with what must come just before it and just after it; the reply, and the answer to that."""
+    page = build_exit(event, *infos, registers)
+    wrote, *answers, last = yield (before, *_around(gpa, page), after)
+    if wrote is not None:
+        raise GhcbUntrusted(f"{event.name}: {wrote!r}")
+    _, reply = _answered(gpa, tuple(answers), EVENTS[event].outputs)
+    return reply, last
+
+
 def change_pages(gpa: int, first: int, length: int, operation: PageOperation) -> Steps:
     """Page state changes of a range by lists in the page's own buffer, until every entry is through.
 
@@ -98,6 +123,41 @@ def mmio_store(gpa: int, device_gpa: int, value: int, length: int) -> Steps:
         raise GhcbUntrusted(f"MMIO: exception {reply.exception}")
 
 
+def string_in(
+    gpa: int, port: int, count: int, width: int
+) -> Generator[tuple[GuestOperation, ...], tuple[Answer, ...], bytes]:
+    """REP INS of so many units by exits with the GHCB page at ``gpa``, each with as much as its buffer holds."""
+    data = b""
+    while len(data) < count * width:
+        length = min(count * width - len(data), SHARED_BUFFER_BYTES // width * width)
+        back = yield from _string(gpa, port << 16 | _STRING | _IN | width << 4, length // width, b"")
+        data += back[SHARED_BUFFER : SHARED_BUFFER + length]
+    return data
+
+
+def string_out(gpa: int, port: int, data: bytes, width: int) -> Steps:
+    """REP OUTS of the same kind."""
+    step = SHARED_BUFFER_BYTES // width * width
+    for at in range(0, len(data), step):
+        some = data[at : at + step]
+        yield from _string(gpa, port << 16 | _STRING | width << 4, len(some) // width, some)
+
+
+def _string(
+    gpa: int, info: int, units: int, buffer: bytes
+) -> Generator[tuple[GuestOperation, ...], tuple[Answer, ...], bytes]:
+    page = build_exit(NaeEvent.IOIO, info, units, {"SW_SCRATCH": gpa + SHARED_BUFFER}, buffer)
+    back, reply = yield from _exit(gpa, page, NaeEvent.IOIO, ())
+    if reply.exception is not None:
+        raise GhcbUntrusted(f"string I/O: exception {reply.exception}")
+    return back
+
+
+_IN = 1 << 0
+_STRING = 1 << 2 | 1 << 3 | 1 << 9
+"""SW_EXITINFO1 of IOIO: a string, repeated, with addresses of 64 bits."""
+
+
 def _change(gpa: int, entries: Sequence[PageStateEntry]) -> Steps:
     done = 0
     while done < len(entries):
@@ -116,8 +176,16 @@ def _change(gpa: int, entries: Sequence[PageStateEntry]) -> Steps:
 def _exit(
     gpa: int, page: bytes, event: NaeEvent, outputs: tuple[str, ...] | None = None
 ) -> Generator[tuple[GuestOperation, ...], tuple[Answer, ...], tuple[bytes, GhcbReply]]:
-    answers = yield (Write(gpa, page, private=False), VmgExit(gpa), Read(gpa, GHCB_BYTES, private=False))
+    answers = yield _around(gpa, page)
+    return _answered(gpa, answers, EVENTS[event].outputs if outputs is None else outputs)
+
+
+def _around(gpa: int, page: bytes) -> tuple[GuestOperation, ...]:
+    return Write(gpa, page, private=False), VmgExit(gpa), Read(gpa, GHCB_BYTES, private=False)
+
+
+def _answered(gpa: int, answers: tuple[Answer, ...], outputs: tuple[str, ...]) -> tuple[bytes, GhcbReply]:
     wrote, value, back = answers
     if wrote is not None or value != gpa or not isinstance(back, bytes) or len(back) != GHCB_BYTES:
         raise GhcbUntrusted(f"VMGEXIT: {answers[:2]!r}")
-    return back, parse_reply(back, EVENTS[event].outputs if outputs is None else outputs)
+    return back, parse_reply(back, outputs)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+from node.message_place import MessagePlace
 from node.program import Placement
 from node.swiotlb import book_bytes, pool_bytes
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
@@ -72,11 +73,17 @@ class GuestMemoryMap:
         """The page of the pool that a vCPU exits with, behind what its program has of it; not the boot processor's."""
         return self.shared.gpa + LARGE_PAGE_BYTES // 2 + (vcpu + 1) * self._shared_part - PAGE_BYTES
 
+    def boot_ghcb_gpa(self, launched: Iterable[int]) -> int:
+        """The boot processor's: the first page that firmware left alone in a block that it broke, as OVMF has it."""
+        return next((part.gpa for part in self.private_ranges(launched) if not part.large), PAGE_BYTES)
+
     @property
     def _shared_part(self) -> int:
         return (self.shared.length - LARGE_PAGE_BYTES // 2) // self.vcpus // PAGE_BYTES * PAGE_BYTES
 
-    def placement(self, vm: str, vcpu: int, seed: int, *, bounces: bool = True) -> Placement:
+    def placement(
+        self, vm: str, vcpu: int, seed: int, *, bounces: bool = True, messages: MessagePlace | None = None
+    ) -> Placement:
         """What a vCPU's program may call its own. The pool's first page holds the device's queues."""
         shared, part, slice_bytes = self.shared, self._shared_part, self.slice_bytes
         return Placement(
@@ -89,6 +96,7 @@ class GuestMemoryMap:
             seed=seed,
             book_gpa=BOOKS_GPA + vcpu * book_bytes(part),
             bounces=bounces,
+            messages=messages,
         )
 
     def private_ranges(self, launched: Iterable[int]) -> Iterator[Range]:

@@ -7,8 +7,8 @@ that a driver must not go on with raises NicUntrusted.
 
 Each method is a part of a block, for ``yield from``. Memory, from ``gpa`` on, private:
 
-    0          what the card reaches: rings, a page for the GHCB, receive buffers; where devices reach only the pool
-               it lies there, and this place is unused
+    0          what the card reaches: rings and receive buffers; where devices reach only the pool it lies there, and
+               this place is unused
     CARD_BYTES the books, a page
     then       frames that are to go out, and the one that came last
 """
@@ -19,12 +19,9 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from node.ghcb_msr import GhcbMsrError, RegisterGhcbRequest
-from node.ghcb_page import GhcbUntrusted
-from node.guest_ghcb import mmio_load, mmio_store, response_to
 from node.guest_memory_map import NIC_GPA, NIC_WINDOW_BYTES
 from node.mac_address import MAC_BYTES
-from node.operations import Answer, Copy, Fault, FaultKind, GuestOperation, MmioLoad, MmioStore, Read, VmgExit, Write
+from node.operations import Copy, Fault, GuestOperation, MmioLoad, MmioStore, Read, Write
 from node.swiotlb import SLOT_BYTES, BounceArea, BounceBuffersFull, BounceFault, Steps
 from tio.virtio_format import (
     AVAILABLE_ENTRY,
@@ -52,7 +49,7 @@ _QUEUES = {RECEIVE: 0x000, TRANSMIT: 0x800}
 _DESCRIPTORS, _AVAILABLE, _USED = 0x000, 0x200, 0x400
 _HEADER = 0xE00
 """A header of zeros for all frames that go out."""
-_GHCB, _BUFFERS = 0x1000, 0x2000
+_BUFFERS = 0x1000
 _PAGE_BYTES = 4096
 CARD_BYTES = _BUFFERS + ENTRIES * BUFFER_BYTES
 _OUT = CARD_BYTES + _PAGE_BYTES
@@ -95,7 +92,8 @@ class _Books:
 class GuestNic:
     """One vCPU's card with its bounce buffers and private memory.
 
-    Errors beside NicUntrusted: GhcbUntrusted, and those of ``BounceArea``.
+    Its registers are reached as the kernel has it: where that is by a GHCB, its #VC handler ends the VM for answers
+    that it does not believe. Errors beside NicUntrusted: those of ``BounceArea``.
     """
 
     area: BounceArea
@@ -108,31 +106,32 @@ class GuestNic:
         if card_gpa % _PAGE_BYTES:
             raise NicUntrusted(f"card: expected memory from a page's beginning, got {card_gpa:#x}")
         yield from self._done((Write(card_gpa, bytes(_BUFFERS), self._private),))
-        (answer,) = yield (MmioLoad(NIC_GPA + self.vcpu * NIC_WINDOW_BYTES),)
-        if _intercepted(answer):
-            yield from _register_ghcb(card_gpa + _GHCB)
         for register, expected in (
             (Register.MAGIC_VALUE, MAGIC), (Register.VERSION, VERSION), (Register.DEVICE_ID, NETWORK_DEVICE),
         ):  # fmt: skip
-            found = yield from self._load(card_gpa, register)
+            found = yield from self._load(register)
             if found != expected:
                 raise NicUntrusted(f"{register.name}: expected {expected:#x}, got {found:#x}")
         for value in (0, DeviceStatus.ACKNOWLEDGE, _BEGUN):
-            yield from self._store(card_gpa, Register.STATUS, value)
+            yield from self._store(Register.STATUS, value)
         for word, features in enumerate(_FEATURES):
-            yield from self._store(card_gpa, Register.DRIVER_FEATURES_SEL, word)
-            yield from self._store(card_gpa, Register.DRIVER_FEATURES, features)
-        yield from self._store(card_gpa, Register.STATUS, _SETTLED)
-        if not (yield from self._load(card_gpa, Register.STATUS)) & DeviceStatus.FEATURES_OK:
+            yield from self._store(Register.DRIVER_FEATURES_SEL, word)
+            yield from self._store(Register.DRIVER_FEATURES, features)
+        yield from self._store(Register.STATUS, _SETTLED)
+        if not (yield from self._load(Register.STATUS)) & DeviceStatus.FEATURES_OK:
             raise NicUntrusted("STATUS: the card refuses the features of every card of its kind")
         for queue, base in _QUEUES.items():
             yield from self._begin_queue(card_gpa, queue, base)
         yield from self._offer_all(card_gpa)
-        yield from self._store(card_gpa, Register.STATUS, _SETTLED | DeviceStatus.DRIVER_OK)
-        low = yield from self._load(card_gpa, Register.CONFIG)
-        high = yield from self._load(card_gpa, Register.CONFIG + 4)
+        yield from self._store(Register.STATUS, _SETTLED | DeviceStatus.DRIVER_OK)
+        low = yield from self._load(Register.CONFIG)
+        high = yield from self._load(Register.CONFIG + 4)
         yield from self._keep(_Books(card_gpa, 0, ENTRIES, 0, _FULL))
         return (high << 32 | low).to_bytes(8, "little")[:MAC_BYTES]
+
+    def stop(self) -> Steps[None]:
+        """Reset the card: it has no buffers any more, and what comes is lost."""
+        yield from self._store(Register.STATUS, 0)
 
     def send(self, frames: Sequence[bytes]) -> Steps[None]:
         """Send up to ``MOST_AT_ONCE`` frames at once, each with its Ethernet header."""
@@ -146,7 +145,7 @@ class GuestNic:
             for place, frame in zip(places, frames, strict=True):
                 mapped.append(((yield from self.area.map_to_device(place, len(frame))), len(frame)))
             yield from self._transmit(books, mapped)
-        except (NicUntrusted, GhcbUntrusted, BounceFault, BounceBuffersFull):
+        except (NicUntrusted, BounceFault, BounceBuffersFull):
             yield from self._unmap(mapped)
             raise
         yield from self._unmap(mapped)
@@ -182,16 +181,16 @@ class GuestNic:
             yield from self.area.unmap(at, length)
 
     def _begin_queue(self, card_gpa: int, queue: int, base: int) -> Steps[None]:
-        yield from self._store(card_gpa, Register.QUEUE_SEL, queue)
-        yield from self._store(card_gpa, Register.QUEUE_NUM, ENTRIES)
+        yield from self._store(Register.QUEUE_SEL, queue)
+        yield from self._store(Register.QUEUE_NUM, ENTRIES)
         for register, offset in (
             (Register.QUEUE_DESC_LOW, _DESCRIPTORS), (Register.QUEUE_DRIVER_LOW, _AVAILABLE),
             (Register.QUEUE_DEVICE_LOW, _USED),
         ):  # fmt: skip
             address = card_gpa + base + offset
-            yield from self._store(card_gpa, register, address & 0xFFFF_FFFF)
-            yield from self._store(card_gpa, register + 4, address >> 32)
-        yield from self._store(card_gpa, Register.QUEUE_READY, 1)
+            yield from self._store(register, address & 0xFFFF_FFFF)
+            yield from self._store(register + 4, address >> 32)
+        yield from self._store(Register.QUEUE_READY, 1)
 
     def _offer_all(self, card_gpa: int) -> Steps[None]:
         base = card_gpa + _QUEUES[RECEIVE]
@@ -230,7 +229,7 @@ class GuestNic:
         sent = (books.sent + len(parts)) % _INDICES
         writes.append(Write(base + _AVAILABLE + INDEX_OFFSET, AVAILABLE_ENTRY.pack(sent), self._private))
         yield from self._done(tuple(writes))
-        yield from self._store(books.card_gpa, Register.QUEUE_NOTIFY, TRANSMIT)
+        yield from self._store(Register.QUEUE_NOTIFY, TRANSMIT)
         index = yield from self._number(base + _USED + INDEX_OFFSET)
         if index != sent:
             raise NicUntrusted(f"used index: expected {sent:#x}, got {index:#x}")
@@ -283,33 +282,15 @@ class GuestNic:
             if isinstance(answer, Fault):
                 raise BounceFault(answer)
 
-    def _load(self, card_gpa: int, offset: int) -> Steps[int]:
+    def _load(self, offset: int) -> Steps[int]:
         gpa = NIC_GPA + self.vcpu * NIC_WINDOW_BYTES + offset
         (answer,) = yield (MmioLoad(gpa),)
-        if _intercepted(answer):
-            answer = yield from mmio_load(card_gpa + _GHCB, gpa, 4)
         if not isinstance(answer, int):
             raise NicUntrusted(f"register {offset:#x}: {answer!r}")
         return answer
 
-    def _store(self, card_gpa: int, offset: int, value: int) -> Steps[None]:
+    def _store(self, offset: int, value: int) -> Steps[None]:
         gpa = NIC_GPA + self.vcpu * NIC_WINDOW_BYTES + offset
         (answer,) = yield (MmioStore(gpa, value),)
-        if _intercepted(answer):
-            yield from mmio_store(card_gpa + _GHCB, gpa, value, 4)
-        elif answer is not None:
+        if answer is not None:
             raise NicUntrusted(f"register {offset:#x}: {answer!r}")
-
-
-def _register_ghcb(gpa: int) -> Steps[None]:
-    """Have a page to exit with; SNP guests must register it first."""
-    request = RegisterGhcbRequest(gpa // _PAGE_BYTES)
-    (answer,) = yield (VmgExit(request.value),)
-    try:
-        response_to(request, answer)
-    except GhcbMsrError as error:
-        raise NicUntrusted(str(error)) from error
-
-
-def _intercepted(answer: Answer) -> bool:
-    return isinstance(answer, Fault) and answer.kind is FaultKind.VMM_COMMUNICATION

@@ -14,6 +14,7 @@ from node.actor import Observer
 from node.ap_wake import starts_others_by_sipi
 from node.arrivals import Arrivals
 from node.board import Board
+from node.certificate_store import CertificateStore
 from node.clock import Clock
 from node.contention import Contention
 from node.counter_random import CounterRandom
@@ -23,6 +24,7 @@ from node.event_log import EventLog
 from node.exit_registers import store_at_exit
 from node.firmware_image import FirmwareImage
 from node.firmware_operator import FirmwareOperator
+from node.generation import Generation
 from node.guest import GONE, Guest, GuestSpec, GuestState
 from node.host_events import HostEvent
 from node.host_network import HostNetwork
@@ -44,9 +46,12 @@ from node.vcpu_levels import VcpuLevels
 from node.vcpu_runner import VcpuRunner
 from psp.status import PspError
 
+_NS_PER_S = 1_000_000_000
 LaunchNotice = Callable[[Guest], None]
 R = TypeVar("R")
 
+_ATTESTING = frozenset({Generation.SEV_SNP, Generation.SEV_TIO})
+"""What can ask for a report that a chip's certificates prove."""
 _SEATED = (GuestState.RUNNING, GuestState.PAUSED)
 """States of a VM with vCPUs. From any other it never comes back to them."""
 
@@ -93,6 +98,7 @@ class Host:
         )
         self.board.exit_handler = self.hypervisor.page_state_change
         self.board.exits = self.hypervisor
+        self.board.tsc = lambda: self.clock.now_ns * product.base_hz // _NS_PER_S
         self.threads = product.threads
         self.contention = Contention(
             self.threads,
@@ -118,7 +124,9 @@ class Host:
         self.arrivals = Arrivals(self)
         self.network = HostNetwork(self, costs)
         self.firmware = FirmwareOperator(self)
+        self.certificates: CertificateStore | None = None
         self.vcpus.sent = self.network.flush
+        self.vcpus.served = self.tasks.served
         self.tasks.at_once(self.hypervisor.bring_up())
 
     @property
@@ -139,6 +147,7 @@ class Host:
         self.guests[spec.name] = guest
         if spec.network:
             self.network.expect(guest)
+        self.want_certificates(spec)
         self._chain.record_octets(self.now_ns, HostEvent.ORDERED, spec.name.encode())
         task = self.with_disk(spec, self.hypervisor.launch(spec.machine))
         if running:
@@ -166,6 +175,16 @@ class Host:
         self.tasks.run(task, guest, is_through, is_refused)
         self.clock.settle()
 
+    def fetch_certificates(self, store: CertificateStore) -> None:
+        """Have certificates for guests from here on, as ``store`` gets them."""
+        self.certificates = store
+        self.board.certificates = store.fetch
+
+    def want_certificates(self, spec: GuestSpec) -> None:
+        """A VM comes, which may attest if it is of SEV-SNP."""
+        if self.certificates is not None and spec.generation in _ATTESTING:
+            self.certificates.want()
+
     def check_name(self, name: str) -> None:
         """Raise ValueError if a VM of this name is here already."""
         known = self.guests.get(name)
@@ -177,6 +196,8 @@ class Host:
         leaving_ns = min(
             self.departures.earliest_output_ns(next_event_ns), self.network.earliest_output_ns(next_event_ns)
         )
+        if self.certificates is not None:
+            leaving_ns = min(leaving_ns, self.certificates.earliest_output_ns)
         promises = self.tasks.promises
         return min(leaving_ns, max(next_event_ns, min(promises.values()))) if promises else leaving_ns
 
@@ -292,6 +313,7 @@ class Host:
         tenant = TenantSpec(
             spec.name, spec.generation, spec.memory, spec.program, spec.seed, guest.launched, guest.reset_rips,
             spec.sev_features, svsm, self.images[spec.firmware].cpuid_gpa, spec.kernel,
+            self.images[spec.firmware].secrets_gpa,
         )  # fmt: skip
         guest.software = self._tenants(tenant)
         self.vcpus.prepare(guest)

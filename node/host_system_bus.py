@@ -7,10 +7,11 @@ from node.ciphertext_hiding import CiphertextHiding, MemoryReader
 from node.core_msrs import MEM_ENCRYPTION_MODE_EN, MFDM, SNP_EN, CoreMsrs, Msr
 from node.data_fabric import DataFabric
 from node.dram import Dram
+from node.energy_counters import EnergyCounters
 from node.fast_registers import FastRegisters
 from node.iommu import Iommu
 from node.memory_controller import HOST_KEY, MemoryController
-from node.platform import Platform
+from node.platform import HostMode, Platform
 from node.product import Product
 from node.rmp import ReverseMapTable
 from node.rmp_layout import RmpLayout
@@ -22,6 +23,7 @@ from psp.system_bus import (
     CoreConfiguration,
     CpuidFacts,
     IommuConfiguration,
+    MachineFacts,
     RmpEntry,
     RmpPlacement,
 )
@@ -45,6 +47,13 @@ class HostSystemBus:
         self.max_asid = product.max_asid
         self.min_sev_asid = min_sev_asid
         self.cpuid_facts = CpuidFacts(product.c_bit, product.reduced_bits, product.physical_address_bits)
+        self.machine_facts = MachineFacts(
+            product.cpuid_1_eax,
+            product.base_hz // 1000,
+            smt=product.threads_per_core > 1,
+            tsme=platform.mode is HostMode.TSME,
+            ecc=True,  # Servers of these lines take registered modules only, all of which have it.
+        )
         self.dram_bytes = dram.size_bytes
         self.rmp = rmp
         """Where SNP_EN found it; the board puts another here if the registers said otherwise."""
@@ -55,6 +64,10 @@ class HostSystemBus:
         keyed = product.rmp.under_host_key and msrs.all_have(MEM_ENCRYPTION_MODE_EN)
         self._rmp_key = HOST_KEY if keyed else 0
         self._smt = product.threads_per_core > 1
+        self.hardware_threads = product.threads
+        self._threads_per_complex = product.threads_per_core * product.cores_per_complex
+        self._complexes: dict[int, frozenset[int]] = {}
+        """Where guests may run, by ASID, of those that may not run everywhere."""
         self._msrs = msrs
         self._iommu = iommu
         self.fast_registers = FastRegisters(
@@ -67,6 +80,7 @@ class HostSystemBus:
         self._controller = controller if caches is None else caches.fabric(caches.firmware_snoop)
         self._stopped_cores = caches if platform.rmp_init_barrier else None
         self.can_hide_ciphertext = product.can_hide_ciphertext and rmp is not None
+        self.energy = EnergyCounters(product.threads_per_core)
         self._cores_memory = controller
         self.host_view: MemoryReader = controller
         """Memory as cores read it without a guest's key."""
@@ -76,6 +90,15 @@ class HostSystemBus:
         self.host_view = self._cores_memory
         if max_snp_asid and self.rmp is not None:
             self.host_view = CiphertextHiding(self._cores_memory, self.rmp, max_snp_asid)
+
+    @property
+    def power_readings_disabled(self) -> bool:
+        """Whether the host reads nothing of the energy that its cores use."""
+        return self.energy.disabled
+
+    def disable_power_readings(self, *, disabled: bool) -> None:
+        """Tell the host no more of it; or again."""
+        self.energy.disabled = disabled
 
     def core_configuration(self) -> CoreConfiguration:
         """What the cores' registers say."""
@@ -155,6 +178,22 @@ class HostSystemBus:
     def save_area_is_sealed(self, spa: int, asid: int) -> bool:
         """Whether a save area is as hardware or firmware left it."""
         return self.seals.fits(asid, spa, self._controller.read(spa, VMSA_BYTES, asid))
+
+    def core_complex(self, apic_id: int) -> int:
+        """Cores are numbered by complex, and hardware threads by core."""
+        return apic_id // self._threads_per_complex
+
+    def run_only_on(self, asid: int, complexes: frozenset[int] | None) -> None:
+        """Hold a guest to complexes, or let it run everywhere."""
+        if complexes is None:
+            self._complexes.pop(asid, None)
+        else:
+            self._complexes[asid] = complexes
+
+    def may_run_on(self, asid: int, thread: int) -> bool:
+        """Whether a hardware thread's core accepts a guest."""
+        complexes = self._complexes.get(asid) if self._complexes else None
+        return complexes is None or self.core_complex(thread) in complexes
 
     def take_trusted_region(self, spa: int, length: int) -> None:
         """Keep a region from everybody else, for save areas' values."""

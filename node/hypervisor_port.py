@@ -11,7 +11,10 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from node.asid_pool import AsidPool
 from node.firmware_image import FirmwareImage
+from node.frame_allocator import FrameAllocator
+from node.generation import Generation
 from node.machine_spec import MachineSpec
 from node.operations import Answer, CpuidResult, HypervisorOperation, PageStateChange
 from node.product import Product
@@ -54,6 +57,20 @@ class HypervisorFigures:
     asids_sev_peak: int
     asids_es_snp: int
     asids_es_snp_peak: int
+
+    @classmethod
+    def of(cls, frames: FrameAllocator, rmp_bytes: int, asids: AsidPool) -> HypervisorFigures:
+        """The figures of two pools, and of the RMP."""
+        return cls(
+            memory_bytes=frames.used_bytes,
+            memory_peak_bytes=frames.peak_bytes,
+            rmp_bytes=rmp_bytes,
+            asids_in_use=asids.in_use(Generation.SEV) + asids.in_use(Generation.SEV_SNP),
+            asids_sev=asids.capacity(Generation.SEV),
+            asids_sev_peak=asids.peak(Generation.SEV),
+            asids_es_snp=asids.capacity(Generation.SEV_SNP),
+            asids_es_snp_peak=asids.peak(Generation.SEV_SNP),
+        )
 
 
 class HypervisorPort(Protocol):

@@ -10,7 +10,6 @@ that follows it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from node.device_table import ENTRY_BYTES, DeviceTableEntry
@@ -37,6 +36,7 @@ from node.iommu_registers import (
     table_base,
     table_entries,
 )
+from node.iommu_requests import requests
 from node.iommu_rings import CommandBuffer, EventLog
 from node.iommu_switches import IommuSwitches
 from node.iotlb import Iotlb
@@ -44,7 +44,6 @@ from node.rmp import RmpFault
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, IommuBuffer, IommuConfiguration
 from tio.dma_port import DmaFault
 
-_ADDRESSES = 1 << 64
 _MOST_WAITING = 256
 """Invalidations of pages that wait for their COMPLETION_WAIT; more become one of everything."""
 _AS_LIKELIER = IommuSwitches()
@@ -168,12 +167,12 @@ class Iommu:
     def read(self, device: int, iova: int, length: int) -> bytes:
         """A device's load, request by request. Raises DmaFault where one is refused, or answers with ones by switch."""
         parts = []
-        for at, size in _requests(iova, length, write=False):
+        for at, size in requests(iova, length, write=False):
             try:
                 spa, key = self._passed(device, at, size, write=False)
                 parts.append(self.memory.load(spa, size, key))
             except (AccessRefused, *NO_MEMORY) as refused:
-                self._tell(refused)
+                self.tell(refused)
                 if not self.switches.aborted_reads_are_ones:
                     raise DmaFault(at, size, write=False) from None
                 parts.append(b"\xff" * size)
@@ -184,14 +183,15 @@ class Iommu:
 
         Raises DmaFault for an address that no request can carry.
         """
-        for at, size in _requests(iova, len(data), write=True):
+        for at, size in requests(iova, len(data), write=True):
             try:
                 spa, key = self._passed(device, at, size, write=True)
                 self.memory.store(spa, data[at - iova : at - iova + size], key)
             except (AccessRefused, *NO_MEMORY) as refused:
-                self._tell(refused)
+                self.tell(refused)
 
-    def _tell(self, refused: Exception) -> None:
+    def tell(self, refused: Exception) -> None:
+        """Log why a request was refused, if it was the IOMMU that refused it."""
         # Where no memory answers, the fabric ends the request: the IOMMU has let it pass.
         if isinstance(refused, AccessRefused):
             self._log.put(refused.event)
@@ -201,17 +201,7 @@ class Iommu:
         if not self.enabled:
             return self.memory.located(iova)
         flags = FLAG_WRITE if write else 0
-        entry = self._entry(device, flags)
-        try:
-            found = self._translation(entry, iova)
-            if not (found.write if write else found.read):
-                raise forbidden()
-        except NotMapped as fault:
-            event = IommuEvent(EventCode.IO_PAGE_FAULT, device, fault.flags | flags, entry.domain, iova)
-            raise AccessRefused(event) from None
-        except AccessRefused as refused:
-            own = refused.event
-            raise AccessRefused(IommuEvent(own.code, device, flags, 0, own.address)) from None
+        entry, found = self.translated(device, iova, write=write)
         spa, key = self.memory.located(found.address | iova & (1 << found.bits) - 1)
         translated = entry.valid and entry.levels
         if self._checks_dma and not (translated and self._iotlb.has_passed(entry.domain, iova, write=write)):
@@ -225,6 +215,22 @@ class Iommu:
             if translated:
                 self._iotlb.let_through(entry.domain, iova, write=write)
         return spa, key
+
+    def translated(self, device: int, iova: int, *, write: bool) -> tuple[DeviceTableEntry, Translation]:
+        """A device's entry, and where its page table leads an address. Raises AccessRefused."""
+        flags = FLAG_WRITE if write else 0
+        entry = self._entry(device, flags)
+        try:
+            found = self._translation(entry, iova)
+            if not (found.write if write else found.read):
+                raise forbidden()
+        except NotMapped as fault:
+            event = IommuEvent(EventCode.IO_PAGE_FAULT, device, fault.flags | flags, entry.domain, iova)
+            raise AccessRefused(event) from None
+        except AccessRefused as refused:
+            own = refused.event
+            raise AccessRefused(IommuEvent(own.code, device, flags, 0, own.address)) from None
+        return entry, found
 
     def _entry(self, device: int, flags: int) -> DeviceTableEntry:
         """A device's entry, if it can be used. Raises AccessRefused."""
@@ -310,14 +316,3 @@ class Iommu:
     def _forget_all(self) -> None:
         self._entries.clear()
         self._iotlb.forget_all()
-
-
-def _requests(iova: int, length: int, *, write: bool) -> Iterator[tuple[int, int]]:
-    """A transfer as requests, none across a 4 KiB border (PCI Express base specification, section 2.2.7)."""
-    if length < 0 or iova < 0 or iova + length > _ADDRESSES:
-        raise DmaFault(iova, length, write=write)
-    while length > 0:
-        size = min(length, PAGE_BYTES - iova % PAGE_BYTES)
-        yield iova, size
-        iova += size
-        length -= size

@@ -8,7 +8,7 @@ far a block is.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from node import operations as op
 from node.generation import Generation
@@ -26,18 +26,20 @@ from node.ghcb_msr import (
 )
 from node.ghcb_page import GhcbUntrusted
 from node.guest_ghcb import change_pages, response_to, termination, versions_fit
-from node.guest_kernel import BOOT_FAILED, CANARY_GPA
+from node.guest_kernel import BOOT_FAILED, CANARY_BYTES, CANARY_GPA
 from node.guest_memory_map import GuestMemoryMap, Range
 from node.guest_svsm import SVSM_FIELDS, SvsmAnswer, SvsmUntrusted, svsm_call
+from node.kernel_settings import CAREFUL, KernelSettings
+from node.page_acceptance import PageAcceptance
 from node.page_state_list import PageOperation
 from node.program import Block, Registers
 from node.sev_status import expected_status
 from node.svsm_call import BUFFER, ENTRY_BYTES, LIST_HEADER, CoreCall, PageEntry, Protocol, page_list
 from node.svsm_memory import GUEST_VMPL, SVSM, SvsmGuest
+from node.vc_handler import VcHandler
 from node.vmsa import SevFeature, initial_vmsa
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
-CANARY = bytes.fromhex("a5c3e1f0875a3c1e9b6d2478f0e1d2c3")
 SHARE_RIP, ACCEPT_RIP, OTHERS_RIP = 0x1100, 0x1000, 0x1200
 """Kernel code lies below every program's entry."""
 _ENTRIES_AT_ONCE = (PAGE_BYTES - BUFFER - LIST_HEADER.size) // ENTRY_BYTES
@@ -47,7 +49,10 @@ Calling = Generator[tuple[op.GuestOperation, ...], tuple[op.Answer, ...], SvsmAn
 
 @dataclass(frozen=True, slots=True)
 class KernelAboveSvsm:
-    """Start-up of one vCPU; as ``GuestKernel``, with the SVSM's place."""
+    """Start-up of one vCPU; as ``GuestKernel``, with the SVSM's place. It accepts all memory at boot.
+
+    ``cpuid_gpa`` is where the SVSM puts the CPUID page that firmware checked.
+    """
 
     place: SvsmGuest
     memory: GuestMemoryMap
@@ -55,11 +60,14 @@ class KernelAboveSvsm:
     vcpu: int
     reset_rips: tuple[int, ...]
     program_entry: int
+    settings: KernelSettings = CAREFUL
+    cpuid_gpa: int | None = None
+    canary: bytes = field(default=bytes(range(CANARY_BYTES)), repr=False)
 
     @property
     def blocks(self) -> Mapping[int, Callable[[Registers], Block]]:
         """Blocks by RIP."""
-        first = self._enter_program if self.vcpu else self._meet
+        first = self._begin_another if self.vcpu else self._meet
         return {
             self.reset_rips[self.vcpu]: first,
             SHARE_RIP: self._share,
@@ -68,9 +76,19 @@ class KernelAboveSvsm:
         }
 
     @property
+    def handler(self) -> VcHandler | None:
+        """What takes #VC of this vCPU; None where its program does."""
+        if not self.settings.handles_vc:
+            return None
+        # It cannot accept a page itself, so one that is not validated any more ends the VM.
+        books = replace(self.settings, lazy_validation=False, tracks_validation=True)
+        acceptance = PageAcceptance(self.memory, self.launched, books)
+        return VcHandler(self.ghcb, self.cpuid_gpa, self.settings, acceptance, Generation.SEV_SNP)
+
+    @property
     def ghcb(self) -> int:
-        """The first page of the kernel's own."""
-        return self.place.heap_gpa
+        """The boot processor's is the first page of the kernel's own; those of others lie in the pool."""
+        return self.memory.ghcb_gpa(self.vcpu) if self.vcpu else self.place.heap_gpa
 
     def calling_area(self, vcpu: int) -> int:
         """Where the kernel puts the calling area of another vCPU, before its save area."""
@@ -82,7 +100,7 @@ class KernelAboveSvsm:
         for part in self._parts():
             size = LARGE_PAGE_BYTES if part.large else PAGE_BYTES
             pages = range(part.gpa, part.gpa + part.length, size)[first : first + most - len(some)]
-            some += [PageEntry(gpa, part.large) for gpa in pages]
+            some += [PageEntry(gpa, part.large, ignores_carry=not self.settings.checks_carry) for gpa in pages]
             first = max(0, first - part.length // size)
         return some
 
@@ -97,8 +115,16 @@ class KernelAboveSvsm:
             if at < end:
                 yield Range(at, end - at, part.large)
 
-    def _enter_program(self, registers: Registers) -> Block:
-        yield ()
+    def _begin_another(self, registers: Registers) -> Block:
+        """Another vCPU: the boot processor has shared the pool."""
+        register = RegisterGhcbRequest(self.ghcb // PAGE_BYTES)
+        (registered,) = yield (op.VmgExit(register.value),)
+        try:
+            found = response_to(register, registered)
+        except GhcbMsrError:
+            found = None
+        if found != RegisteredGhcb(register.gfn):
+            return (yield from _end(LinuxReason.REGISTER_GHCB, ReasonSet.LINUX))
         registers.reset(self.program_entry)
         return None
 
@@ -110,7 +136,9 @@ class KernelAboveSvsm:
             op.VmgExit(request.value),
             op.Read(self.place.secrets_gpa + SVSM_FIELDS, 0x20),
         )
-        if status != expected_status(Generation.SEV_SNP) or not isinstance(secrets, bytes):
+        if self.settings.checks_sev_status and status != expected_status(Generation.SEV_SNP):
+            return (yield from _end(GhcbReason.GENERAL))
+        if not isinstance(secrets, bytes):
             return (yield from _end(GhcbReason.GENERAL))
         if not versions_fit(request, info):
             return (yield from _end(GhcbReason.PROTOCOL_RANGE))
@@ -158,12 +186,13 @@ class KernelAboveSvsm:
     def _look(self, registers: Registers) -> Block:
         """Look whether the C-bit does what it should, now that there is memory to try it on."""
         answers = yield (
-            op.Write(CANARY_GPA, CANARY),
-            op.Read(CANARY_GPA, len(CANARY), private=False),
-            op.Read(CANARY_GPA, len(CANARY)),
+            op.Write(CANARY_GPA, self.canary),
+            op.Read(CANARY_GPA, CANARY_BYTES, private=False),
+            op.Read(CANARY_GPA, CANARY_BYTES),
         )
         wrote, without, own = answers
-        if wrote is not None or without == CANARY or own != CANARY:
+        holds = wrote is None and without != self.canary and own == self.canary
+        if self.settings.checks_c_bit and not holds:
             return (yield from _end(GhcbReason.GENERAL))
         registers.rbx, registers.rip = 1, OTHERS_RIP
         return None

@@ -64,6 +64,7 @@ KINDS: Mapping[int, type] = {
     150: op.Branch,
     151: op.IndirectBranch,
     155: op.StackMove,
+    156: op.Arithmetic,
     140: op.MmioLoad,
     141: op.MmioStore,
     160: op.Rdmsr,
@@ -71,6 +72,9 @@ KINDS: Mapping[int, type] = {
     162: op.PortIn,
     163: op.PortOut,
     164: op.WriteBackCaches,
+    165: op.ReadTsc,
+    166: op.PortInString,
+    167: op.PortOutString,
     # Operations of hypervisors.
     16: op.HostRead,
     17: op.HostReadWritten,
@@ -112,6 +116,8 @@ KINDS: Mapping[int, type] = {
     153: op.HostReadCounter,
     142: op.NicRead,
     143: op.NicWrite,
+    220: op.FetchCertificates,
+    221: op.AskLaunchOwner,
     # Answers.
     48: op.Fault,
     49: op.PValidateResult,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from node.block_endings import Await, Compute, Shutdown, Sleep
-from node.branch_operations import Branch, HostBranch, HostReadCounter, IndirectBranch
+from node.branch_operations import Arithmetic, Branch, HostBranch, HostReadCounter, IndirectBranch
 from node.device_operations import MmioLoad, MmioStore, NicRead, NicWrite
 from node.event_operations import (
     LoadIdt,
@@ -23,7 +23,7 @@ from node.event_operations import (
     VmKick,
     WriteFlags,
 )
-from node.intercepted_operations import PortIn, PortOut, Rdmsr, WriteBackCaches, Wrmsr
+from node.intercepted_operations import PortIn, PortInString, PortOut, PortOutString, Rdmsr, WriteBackCaches, Wrmsr
 from node.operation_answers import (
     Answer,
     CpuidResult,
@@ -35,16 +35,19 @@ from node.operation_answers import (
     RmpReadResult,
     Runs,
 )
+from node.owner_operations import AskLaunchOwner, FetchCertificates
 from node.stack_operations import StackMove
 from node.svsm_operations import Clear, GuestWork
+from node.tsc_operations import ReadTsc
 from psp.system_bus import RmpEntry
 
 __all__ = [
-    "Answer", "Await", "Branch", "Clear", "Compute", "CpuidResult", "Fault", "FaultKind", "GuestWork", "HostBranch",
-    "HostReadCounter", "IndirectBranch", "LoadIdt", "MmioLoad", "MmioStore", "NicRead", "NicWrite", "PValidateResult",
-    "PortIn", "PortOut", "PspAnswer", "Rdmsr", "ReadFlags", "RmpQueryResult", "RmpReadResult", "Runs", "Shutdown",
-    "Sleep", "SoftwareInterrupt", "StackMove", "TraceFaults", "VmKick", "VmcbLoad", "VmcbStore", "WriteBackCaches",
-    "WriteFlags", "Wrmsr",
+    "Answer", "Arithmetic", "AskLaunchOwner", "Await", "Branch", "Clear", "Compute", "CpuidResult", "Fault",
+    "FaultKind", "FetchCertificates", "GuestWork", "HostBranch", "HostReadCounter", "IndirectBranch", "LoadIdt",
+    "MmioLoad", "MmioStore", "NicRead", "NicWrite", "PValidateResult", "PortIn", "PortInString", "PortOut",
+    "PortOutString", "PspAnswer", "Rdmsr", "ReadFlags", "ReadTsc", "RmpQueryResult", "RmpReadResult", "Runs",
+    "Shutdown", "Sleep", "SoftwareInterrupt", "StackMove", "TraceFaults", "VmKick", "VmcbLoad", "VmcbStore",
+    "WriteBackCaches", "WriteFlags", "Wrmsr",
 ]  # fmt: skip
 
 MOST_BYTES = 32 << 20
@@ -583,11 +586,12 @@ HypervisorOperation = (
     | NestedMap | NestedBuild | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
     | HostClflush | Invd | VmPageFlush | HostTimedRead | VmPreempt | NicRead | NicWrite
     | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | FabricDivert | DeviceRead | DeviceWrite
-    | VmcbLoad | VmcbStore | VmKick | TraceFaults | HostBranch | HostReadCounter
+    | VmcbLoad | VmcbStore | VmKick | TraceFaults | HostBranch | HostReadCounter | FetchCertificates | AskLaunchOwner
 )  # fmt: skip
 GuestOperation = (
     Read | Write | Copy | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust
     | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit | ReadSevStatus | Cpuid
-    | ReadDr7 | WriteDr7 | MmioLoad | MmioStore | Clear | GuestWork | WriteBackCaches | StackMove
+    | ReadDr7 | WriteDr7 | MmioLoad | MmioStore | Clear | GuestWork | WriteBackCaches | StackMove | Arithmetic
     | LoadIdt | ReadFlags | WriteFlags | SoftwareInterrupt | Branch | IndirectBranch | Rdmsr | Wrmsr | PortIn | PortOut
+    | ReadTsc | PortInString | PortOutString
 )  # fmt: skip

@@ -35,6 +35,8 @@ _GUEST = 16 << 20
 _RAM_BYTES = 64 << 20
 """RAM from guest-physical zero; hash table and secret area of an OVMF image lie in it."""
 _VM = "guest"
+HOST = "platform"
+"""What the platform is called: its chip follows from that and the seed."""
 
 
 class PlatformRefusal(Exception):
@@ -62,8 +64,10 @@ class OwnerPlatform:
     def __init__(self, product: str, seed: int) -> None:
         chosen = PRODUCTS[product]
         self.api = chosen.firmware_api
+        self.line = chosen.line.name
+        """Whose root keys sign for its chip."""
         self._min_sev_asid = chosen.min_sev_asid
-        self._board = Board("platform", chosen, MEMORY_BYTES, chosen.min_sev_asid, CounterRandom(seed))
+        self._board = Board(HOST, chosen, MEMORY_BYTES, chosen.min_sev_asid, CounterRandom(seed))
         self._handle = 0
         self._asid = 0
         self._generation = Generation.SEV

@@ -46,6 +46,8 @@ class Protection(StrEnum):
     """Likewise."""
     REGISTER_NONCE = "register nonce"
     """A new one at each exit, in a guest that asked for masked registers; without, the one of its launch stays."""
+    MESSAGE_SEQUENCE = "message sequence"
+    """Firmware's look at the numbers of guest messages."""
     TLB_ID = "tlb id"
     """VMRUN's match of PCPU_ID and TLB_ID in an SNP guest's save area with the thread's last."""
 
@@ -61,6 +63,10 @@ class Platform:
     """Last ASID for SNP guests, whose ciphertext the host then asks firmware to hide; 0 for no hiding."""
     firmware_api: tuple[int, int, int] | None = None
     """Version of the security processor's firmware (major, minor, build); None for the product's row."""
+    firmware_tcb: int | None = None
+    """TCB version of that firmware; None for the one that a host of the product was seen with."""
+    report_version: int | None = None
+    """Version of the attestation reports that it makes, 2 to 5; None for what firmware of its age makes."""
     fabric_locked: bool = True
     """Boot firmware locks the data fabric's routes; False for one that leaves the call out (CVE-2025-54510)."""
     fabric_lock_checked: bool = False

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from node import operations as op
 from node.device_port import SLOTS
 from node.dram import MachineCheck
+from node.energy_counters import ENERGY_MSRS
 from node.fault_answers import answer_to
 from node.iommu_registers import MMIO_BASE, MMIO_BYTES
 from node.rmp import ProtectionFault
@@ -23,6 +24,8 @@ def platform_instructions(board: Board) -> Mapping[type, Callable[..., op.Answer
     """What each of these operations does on a board."""
 
     def read_msr(one: op.ReadMsr) -> op.Answer:
+        if one.msr in ENERGY_MSRS and 0 <= one.core < board.product.threads:
+            return board.bus.energy.read(one.core, one.msr)
         try:
             return board.msrs.read(one.core, one.msr)
         except ProtectionFault as fault:

@@ -58,6 +58,8 @@ class Product:
     ciphers: tuple[CipherMode, ...]
     sockets: int = 1
     threads_per_core: int = 2
+    cores_per_complex: int = 8
+    """That share a level 3 cache; recalled, and 16 in some parts with dense cores."""
     doubts: tuple[str, ...] = ()
     rmp: RmpSwitches = _LIKELIER
     caches: CacheSwitches = _ZEN_1
@@ -100,12 +102,12 @@ _ROWS = (
             (0, 24, 15), False, (CipherMode.AES_128_XEX_ZEN1, CipherMode.AES_128_XE),
             doubts=("min_sev_asid read on an embedded part of the same core", "firmware build unsourced",
                     "cores and clock are the EPYC 7601's, recalled", "which steppings encrypt with XE is not listed"),
-            checks_points=False),
+            checks_points=False, cores_per_complex=4),
     Product("Rome", 0x00830F10, 64, 2_250_000_000, 8, 3_200_000_000, 4 * TIB, 509, 100, 47, 48, 5, _SEV,
             (0, 24, 15), False, _XEX,
             doubts=("C-bit position recalled", "split taken from a Milan host", "firmware build unsourced",
                     "clock is the EPYC 7742's, recalled"),
-            checks_points=False),
+            checks_points=False, cores_per_complex=4),
     Product("Milan", 0x00A00F11, 64, 2_000_000_000, 8, 3_200_000_000, 4 * TIB, 509, 100, 51, 48, 5, _SNP,
             (1, 55, 29), True, _XEX, doubts=("clock is the EPYC 7713P's, recalled",)),
     Product("Genoa", 0x00A10F11, 96, 2_400_000_000, 12, 4_800_000_000, 6 * TIB, 1006, 99, 51, 52, 6, _SNP,

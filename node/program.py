@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from node.message_place import MessagePlace
 from node.operations import Answer, Await, Compute, GuestOperation, Shutdown, Sleep
 
 Scalar = int | float | str
@@ -123,6 +124,8 @@ class Placement:
     seed: int
     book_gpa: int = 0
     bounces: bool = True
+    messages: MessagePlace | None = None
+    """How the vCPU reaches the security processor, in an SNP guest whose image has a secrets page."""
 
 
 @dataclass(frozen=True, slots=True)

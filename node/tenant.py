@@ -17,12 +17,13 @@ from node.guest_kernel import CANARY_BYTES, GuestKernel
 from node.guest_memory_map import GuestMemoryMap
 from node.kernel_above_svsm import KernelAboveSvsm
 from node.kernel_settings import CAREFUL, KernelSettings
+from node.message_place import MessagePlace
 from node.operations import Answer, Fault, GuestOperation
 from node.program import Block, Demand, Ending, Program, ProgramFactory, ProgramSpec, Registers
 from node.svsm import Service, Svsm, SvsmCheck
 from node.svsm_call import Protocol as SvsmProtocol
 from node.svsm_core import core_service
-from node.svsm_memory import SvsmGuest
+from node.svsm_memory import GUEST_VMPL, SvsmGuest
 from node.svsm_vtpm import vtpm_service
 from node.vc_handler import VcHandler
 
@@ -58,6 +59,8 @@ class TenantSpec:
     cpuid_gpa: int | None = None
     """The CPUID page, where the firmware image has one."""
     kernel: KernelSettings = CAREFUL
+    secrets_gpa: int | None = None
+    """The secrets page, where the firmware image has one."""
 
     @property
     def threads(self) -> int:
@@ -119,7 +122,7 @@ class Tenant:
         """The block that each vCPU is in."""
         self._batches: list[tuple[GuestOperation, ...] | None] = [None] * count
         """What each vCPU's block asked for last; None where the kernel has taken the block over."""
-        self._kernels: list[GuestKernel | None] = [None] * count
+        self._kernels: list[GuestKernel | KernelAboveSvsm | None] = [None] * count
         for thread in range(count):
             self.rebuild(thread)
         boot = self.programs[0]
@@ -177,8 +180,21 @@ class Tenant:
         if self.programs[vcpu] is None:
             spec = self._spec
             bounces = CAPABILITIES[spec.generation].key_per_vm
-            placement = spec.memory.placement(spec.name, vcpu, spec.seed, bounces=bounces)
+            messages = self._messages(vcpu)
+            placement = spec.memory.placement(spec.name, vcpu, spec.seed, bounces=bounces, messages=messages)
             self.programs[vcpu] = self._factory(spec.program, placement)
+
+    def _messages(self, vcpu: int) -> MessagePlace | None:
+        spec, svsm = self._spec, self._spec.svsm
+        if svsm is not None:
+            # Above an SVSM only the boot processor's kernel has a GHCB.
+            if vcpu:
+                return None
+            return MessagePlace(svsm.secrets_gpa, GUEST_VMPL, vcpu, spec.memory, spec.launched, svsm.heap_gpa)
+        if spec.secrets_gpa is None or not CAPABILITIES[spec.generation].rmp:
+            return None
+        checks = spec.kernel.checks_answers
+        return MessagePlace(spec.secrets_gpa, 0, vcpu, spec.memory, spec.launched, checks_answers=checks)
 
     def _handler(self, vcpu: int) -> VcHandler | None:
         kernel = self._kernels[vcpu]
@@ -197,14 +213,18 @@ class Tenant:
         if program is None:
             return {}
         kernel: GuestKernel | KernelAboveSvsm
+        canary = CounterRandom(spec.seed).octets(spec.name, "C-bit canary", vcpu, CANARY_BYTES)
         if spec.svsm is None:
-            canary = CounterRandom(spec.seed).octets(spec.name, "C-bit canary", vcpu, CANARY_BYTES)
-            kernel = self._kernels[vcpu] = GuestKernel(
+            kernel = GuestKernel(
                 spec.generation, spec.memory, spec.launched, vcpu, spec.reset_rips[vcpu], program.entry, spec.kernel,
-                spec.cpuid_gpa, canary, spec.sev_features,
+                spec.cpuid_gpa, canary, spec.sev_features, self._messages(vcpu),
             )  # fmt: skip
         else:
-            kernel = KernelAboveSvsm(spec.svsm, spec.memory, spec.launched, vcpu, spec.reset_rips, program.entry)
+            kernel = KernelAboveSvsm(
+                spec.svsm, spec.memory, spec.launched, vcpu, spec.reset_rips, program.entry, spec.kernel,
+                spec.cpuid_gpa, canary,
+            )  # fmt: skip
+        self._kernels[vcpu] = kernel
         blocks = self.blocks[vcpu] = {**kernel.blocks, **program.blocks}
         return blocks
 

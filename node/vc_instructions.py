@@ -15,7 +15,7 @@ from node.cpuid_page import (
 from node.generation import Generation
 from node.ghcb_msr import GhcbReason, LinuxReason, ReasonSet
 from node.ghcb_page import GENERAL_PROTECTION, GhcbReply
-from node.guest_ghcb import mmio_load, mmio_store, page_exit
+from node.guest_ghcb import mmio_load, mmio_store, page_exit, string_in, string_out
 from node.kernel_settings import KernelSettings
 from node.nae_event import NaeEvent
 from node.operations import (
@@ -28,10 +28,13 @@ from node.operations import (
     MmioLoad,
     MmioStore,
     PortIn,
+    PortInString,
     PortOut,
+    PortOutString,
     Rdmsr,
     Read,
     ReadDr7,
+    Write,
     WriteBackCaches,
     WriteDr7,
     Wrmsr,
@@ -41,6 +44,8 @@ from node.vmexit import ExitCode
 Answering = Generator[tuple[GuestOperation, ...], tuple[Answer, ...], Answer]
 _Exiting = Generator[tuple[GuestOperation, ...], tuple[Answer, ...], Mapping[str, int]]
 _WORD = 0xFFFF_FFFF
+_DEVICE_BYTES, _MOST_DEVICE_BYTES = 8, 4096
+"""Of one access to a device, and of an instruction that makes several."""
 _EXTENDED_STATE_LEAF = 0xD
 _XCR0_AT_RESET = 1
 _IN = 1
@@ -79,10 +84,29 @@ class VcInstructions:
             Wrmsr: (ExitCode.MSR, self._wrmsr),
             PortIn: (ExitCode.IOIO, self._port_in),
             PortOut: (ExitCode.IOIO, self._port_out),
+            PortInString: (ExitCode.IOIO, self._port_in_string),
+            PortOutString: (ExitCode.IOIO, self._port_out_string),
             WriteBackCaches: (ExitCode.WBINVD, self._write_back),
             MmioLoad: (ExitCode.NESTED_PAGE_FAULT, self._mmio_load),
             MmioStore: (ExitCode.NESTED_PAGE_FAULT, self._mmio_store),
         }
+
+    def as_told(self, one: GuestOperation, code: int) -> Answering:
+        """Do an instruction as what the hypervisor says that it was: a load or store is one of a device."""
+        if code != ExitCode.NESTED_PAGE_FAULT or not isinstance(one, Read | Write):
+            raise UnexpectedException(f"#VC {code:#x}")
+        loaded = b""
+        length = len(one.data) if isinstance(one, Write) else one.length
+        if length > _MOST_DEVICE_BYTES:
+            raise UnexpectedException(f"device access of {length} bytes")
+        for at in range(0, length, _DEVICE_BYTES):
+            size = min(_DEVICE_BYTES, length - at)
+            if isinstance(one, Write):
+                word = int.from_bytes(one.data[at : at + size], "little")
+                yield from mmio_store(self.ghcb_gpa, one.gpa + at, word, size)
+            else:
+                loaded += (yield from mmio_load(self.ghcb_gpa, one.gpa + at, size)).to_bytes(size, "little")
+        return None if isinstance(one, Write) else loaded
 
     def _cpuid(self, one: Cpuid) -> Answering:
         if self.cpuid_gpa is not None and self.settings.reads_cpuid_page:
@@ -131,6 +155,13 @@ class VcInstructions:
         info = one.port << 16 | one.width << 4
         reply = yield from page_exit(self.ghcb_gpa, NaeEvent.IOIO, info, registers={"RAX": one.value}, outputs=())
         return None if reply.exception is None else _raised(reply)
+
+    def _port_in_string(self, one: PortInString) -> Answering:
+        return (yield from string_in(self.ghcb_gpa, one.port, one.count, one.width))
+
+    def _port_out_string(self, one: PortOutString) -> Answering:
+        yield from string_out(self.ghcb_gpa, one.port, one.data, one.width)
+        return None
 
     def _write_back(self, _: WriteBackCaches) -> Answering:
         yield from self._exit(NaeEvent.WBINVD, {})

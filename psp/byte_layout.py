@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, ClassVar, NamedTuple, Self
 
 _INTEGERS = {1: "B", 2: "H", 4: "I", 8: "Q"}
@@ -24,9 +25,10 @@ class _Table(NamedTuple):
     fields: tuple[tuple[str, int, int, bool], ...]
     """(name, offset, width, raw) in the order of the offsets."""
     form: struct.Struct
-    names: tuple[str, ...]
-    raw: tuple[tuple[str, int], ...]
-    """Fields of raw bytes, and their widths."""
+    values: Callable[[ByteLayout], tuple[Any, ...]]
+    """All fields of a record."""
+    raw: tuple[tuple[int, int], ...]
+    """Which of them are raw bytes, and their widths."""
     reserved: tuple[slice, ...]
     """Bytes of no field."""
 
@@ -63,10 +65,17 @@ def _read_table(layout: type[ByteLayout]) -> _Table:
     return _Table(
         fields,
         struct.Struct(f"{form}{layout.SIZE - end}x"),
-        tuple(name for name, *_ in fields),
-        tuple((name, width) for name, _, width, raw in fields if raw),
+        _getter([name for name, *_ in fields]),
+        tuple((number, width) for number, (_, _, width, raw) in enumerate(fields) if raw),
         tuple(reserved),
     )
+
+
+def _getter(names: list[str]) -> Callable[[ByteLayout], tuple[Any, ...]]:
+    if len(names) == 1:
+        only = attrgetter(*names)
+        return lambda record: (only(record),)
+    return attrgetter(*names) if names else lambda _: ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -90,7 +99,8 @@ class ByteLayout:
     @classmethod
     def reserved_is_zero(cls, data: bytes) -> bool:
         """Whether nothing stands in a record's reserved bytes."""
-        return not any(data[part].strip(b"\0") for part in _table(cls).reserved)
+        reserved = _table(cls).reserved
+        return not reserved or not any(data[part].strip(b"\0") for part in reserved)
 
     @classmethod
     def reserved_of_all_are_zero(cls, records: Sequence[bytes]) -> bool:
@@ -109,12 +119,13 @@ class ByteLayout:
     def pack(self, onto: bytes = b"") -> bytes:
         """The record as bytes; OverflowError for a value wider than its field. ``onto`` gives the reserved bytes."""
         table = _table(type(self))
-        for name, width in table.raw:
-            if len(getattr(self, name)) > width:
-                found = len(getattr(self, name))
+        values = table.values(self)
+        for number, width in table.raw:
+            if len(values[number]) > width:
+                name, found = table.fields[number][0], len(values[number])
                 raise OverflowError(f"{type(self).__name__}.{name}: expected at most {width} bytes, got {found}")
         try:
-            packed = table.form.pack(*[getattr(self, name) for name in table.names])
+            packed = table.form.pack(*values)
         except struct.error as error:
             raise OverflowError(f"{type(self).__name__}: {error}") from None
         if not onto:

@@ -19,6 +19,8 @@ from psp.product_line import SHORT_ID_BYTES, ProductLine
 from psp.vcek import CHAIN_SEED_BYTES, vcek_seed
 
 FUSE_BYTES = 32
+FUSES = "chip fuses"
+"""What fuses are drawn for, with the line's name: chips of two lines have nothing in common."""
 VLEK_WRAPPING = "sev-vlek-wrapping"
 """Label of the key that hashsticks for a chip are sealed with."""
 _MOST_KEYS_KEPT = 4
@@ -40,6 +42,11 @@ class ChipIdentity:
         """The chip's secret."""
         self._fuses = self._fuses or self.draw()
         return self._fuses
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing of it was drawn or made yet."""
+        return not (self._fuses or self._chip_id or self._vceks)
 
     @property
     def chip_id(self) -> bytes:

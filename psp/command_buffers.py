@@ -9,6 +9,8 @@ from psp.byte_layout import ByteLayout, at
 
 ATTESTATION_SIGNED_BYTES = 0x34
 """What the signature of a report of ATTESTATION covers, from its begin."""
+RING_INT_ON_EMPTY = 1 << 0
+"""RING_BUFFER flag: interrupt when both queues are empty."""
 INIT_ES = 1 << 0
 """INIT flag: SEV-ES guests will come."""
 SNP_INIT_RMP = 1 << 0
@@ -17,8 +19,10 @@ SNP_INIT_HIDE_CIPHERTEXT = 1 << 3
 """INIT_EX flag: cores read ones where ciphertext of an SNP guest lies."""
 SNP_INIT_LIST = 1 << 1
 """INIT_EX flag: there is a list of ranges that stay the host's."""
-SNP_INIT_OPTIONS = 0b10100
-"""INIT_EX flags that are not built: RAPL off, TIO."""
+SNP_INIT_RAPL_DIS = 1 << 2
+"""INIT_EX flag: nobody reads how much energy cores use."""
+SNP_INIT_OPTIONS = 1 << 4
+"""INIT_EX flag that is not built: TIO."""
 SNP_SHUTDOWN_IOMMU = 1 << 0
 """SHUTDOWN_EX flag: stop the IOMMU's RMP checks."""
 SNP_SHUTDOWN_X86 = 1 << 1
@@ -31,12 +35,18 @@ SNP_FINISH_NO_VCEK = 1 << 2
 """LAUNCH_FINISH flag: no report may be signed with the VCEK. Not built."""
 SNP_STATUS_FEATURE_INFO = 1 << 3
 """PLATFORM_STATUS policy flag: FEATURE_INFO may be asked."""
+SNP_STATUS_RAPL_DIS = 1 << 4
+"""PLATFORM_STATUS policy flag: nobody reads how much energy cores use."""
 SNP_STATUS_CAN_HIDE_CIPHERTEXT = 1 << 5
 """PLATFORM_STATUS policy flag: INIT_EX may ask for ciphertext hiding."""
 SNP_STATUS_HIDES_CIPHERTEXT = 1 << 6
 """PLATFORM_STATUS policy flag: it did."""
+SNP_FEATURE_RAPL_DIS = 1 << 2
+"""FEATURE_INFO, ECX of index 0: INIT_EX may switch energy readings off."""
 SNP_FEATURE_HIDING = 1 << 3
 """FEATURE_INFO, ECX of index 0: ciphertext hiding."""
+SNP_FEATURE_POLICIES = 1 << 4 | 1 << 5
+"""FEATURE_INFO, ECX of index 0: the policy's bits about AES-256-XTS and CXL are known."""
 SNP_FEATURE_VERIFY_MITIGATION = 1 << 13
 """The same: SNP_VERIFY_MITIGATION."""
 SNP_MITIGATION_DESTINATION = 1 << 0
@@ -49,15 +59,6 @@ SNP_CONFIG_MASK_CHIP_KEY = 1 << 1
 """The same for the chip's own key: no report is signed with the VCEK."""
 SNP_STATUS_VLEK_LOADED = 1 << 2
 """PLATFORM_STATUS policy flag."""
-SWAP_PAGE_FLAGS = 0b111
-"""Legacy SWAP flags: page size (bit 0) and page type (2:1)."""
-SWAP_IN_PLACE = 1 << 3
-"""Legacy SWAP_IN flag: what is read lies where the page is to be."""
-SNP_SWAP_IN_PLACE = 1 << 3
-"""SWAP_IN flag: what is read lies where the page is to be."""
-SNP_SWAP_ROOT_MDATA = 1 << 4
-"""SWAP flag: the entry is the context's own."""
-SNP_SWAP_FLAGS = 0b11111
 _LAUNCH_UPDATE_FLAGS = 0b1_1111
 _LAUNCH_UPDATE_PERMISSIONS = 0x1F1F_1F00
 """For each of VMPL 1 to 3: read, write, execute at both privileges, supervisor shadow stack."""
@@ -110,12 +111,40 @@ class Handle(ByteLayout):
 
 
 @dataclass(frozen=True, slots=True)
+class RingBuffer(ByteLayout):
+    """RING_BUFFER: where two queues lie, of commands and of their statuses, and how long they are."""
+
+    SIZE: ClassVar[int] = 0x28
+    low_commands: int = at(0x00, 8)
+    low_statuses: int = at(0x08, 8)
+    high_commands: int = at(0x10, 8)
+    high_statuses: int = at(0x18, 8)
+    low_pages: int = at(0x20, 1)
+    high_pages: int = at(0x21, 1)
+    low_threshold: int = at(0x22, 2)
+    high_threshold: int = at(0x24, 2)
+    flags: int = at(0x26, 2)
+
+
+@dataclass(frozen=True, slots=True)
 class Activate(ByteLayout):
     """ACTIVATE."""
 
     SIZE: ClassVar[int] = 0x08
     handle: int = at(0x00, 4)
     asid: int = at(0x04, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class ActivateEx(ByteLayout):
+    """ACTIVATE_EX: ``apic_ids`` is where the list of ``count`` APIC IDs lies, 32 bits each."""
+
+    SIZE: ClassVar[int] = 0x18
+    length: int = at(0x00, 4)
+    handle: int = at(0x04, 4)
+    asid: int = at(0x08, 4)
+    count: int = at(0x0C, 4)
+    apic_ids: int = at(0x10, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,31 +261,6 @@ class Copy(ByteLayout):
     length: int = at(0x04, 4)
     source: int = at(0x08, 8)
     destination: int = at(0x10, 8)
-
-
-@dataclass(frozen=True, slots=True)
-class SwapOut(ByteLayout):
-    """SWAP_OUT; ``mdata`` is where the page's entry goes."""
-
-    SIZE: ClassVar[int] = 0x28
-    handle: int = at(0x00, 4)
-    flags: int = at(0x04, 4)
-    source: int = at(0x08, 8)
-    destination: int = at(0x10, 8)
-    mdata: int = at(0x18, 8)
-    software_data: int = at(0x20, 8)
-
-
-@dataclass(frozen=True, slots=True)
-class SwapIn(ByteLayout):
-    """SWAP_IN."""
-
-    SIZE: ClassVar[int] = 0x20
-    handle: int = at(0x00, 4)
-    flags: int = at(0x04, 4)
-    source: int = at(0x08, 8)
-    destination: int = at(0x10, 8)
-    mdata: int = at(0x18, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,6 +391,18 @@ class SnpActivate(ByteLayout):
 
 
 @dataclass(frozen=True, slots=True)
+class SnpActivateEx(ByteLayout):
+    """SNP_ACTIVATE_EX, as ACTIVATE_EX."""
+
+    SIZE: ClassVar[int] = 0x20
+    length: int = at(0x00, 4)
+    gctx: int = at(0x08, 8)
+    asid: int = at(0x10, 4)
+    count: int = at(0x14, 4)
+    apic_ids: int = at(0x18, 8)
+
+
+@dataclass(frozen=True, slots=True)
 class SnpGuestStatus(ByteLayout):
     """SNP_GUEST_STATUS."""
 
@@ -495,51 +511,6 @@ class SnpPageUnsmash(ByteLayout):
 
     SIZE: ClassVar[int] = 0x08
     address: int = at(0x00, 8)
-
-
-@dataclass(frozen=True, slots=True)
-class SnpPageMdInit(ByteLayout):
-    """SNP_PAGE_MD_INIT."""
-
-    SIZE: ClassVar[int] = 0x10
-    gctx: int = at(0x00, 8)
-    address: int = at(0x08, 8)
-
-
-@dataclass(frozen=True, slots=True)
-class SnpPageSwapOut(ByteLayout):
-    """SNP_PAGE_SWAP_OUT; ``flags`` holds page size (bit 0), page type (2:1) and whether the entry is the root's (4)."""
-
-    SIZE: ClassVar[int] = 0x30
-    gctx: int = at(0x00, 8)
-    source: int = at(0x08, 8)
-    destination: int = at(0x10, 8)
-    mdata: int = at(0x18, 8)
-    software_data: int = at(0x20, 8)
-    flags: int = at(0x28, 8)
-
-
-@dataclass(frozen=True, slots=True)
-class SnpPageSwapIn(ByteLayout):
-    """SNP_PAGE_SWAP_IN; ``flags`` as of SNP_PAGE_SWAP_OUT, with the page in its own frame (bit 3)."""
-
-    SIZE: ClassVar[int] = 0x30
-    gctx: int = at(0x00, 8)
-    source: int = at(0x08, 8)
-    destination: int = at(0x10, 8)
-    mdata: int = at(0x18, 8)
-    flags: int = at(0x28, 8)
-
-
-@dataclass(frozen=True, slots=True)
-class SnpPageMove(ByteLayout):
-    """SNP_PAGE_MOVE; bit 0 of ``flags`` is the page size."""
-
-    SIZE: ClassVar[int] = 0x20
-    gctx: int = at(0x00, 8)
-    flags: int = at(0x08, 8)
-    source: int = at(0x10, 8)
-    destination: int = at(0x18, 8)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from psp import command_buffers as buffers
+from psp import swap_buffers
 from psp.byte_layout import ByteLayout
 from psp.system_bus import PAGE_BYTES
 from psp.update_buffers import DownloadFirmware, SnpDownloadFirmwareEx
@@ -141,8 +142,10 @@ COMMANDS: Mapping[int, CommandRow] = {
     LegacyCommand.PLATFORM_STATUS: CommandRow(buffers.PlatformStatus, _ANY_LEGACY, writes_buffer=True),
     LegacyCommand.DF_FLUSH: CommandRow(None, _UP),
     LegacyCommand.NOP: CommandRow(None, _ANY_LEGACY),
+    LegacyCommand.RING_BUFFER: CommandRow(buffers.RingBuffer, _UP),
     LegacyCommand.DECOMMISSION: CommandRow(buffers.Handle, frozenset({_L.WORKING})),
     LegacyCommand.ACTIVATE: CommandRow(buffers.Activate, frozenset({_L.WORKING})),
+    LegacyCommand.ACTIVATE_EX: CommandRow(buffers.ActivateEx, frozenset({_L.WORKING})),
     LegacyCommand.DEACTIVATE: CommandRow(buffers.Handle, frozenset({_L.WORKING})),
     LegacyCommand.GUEST_STATUS: CommandRow(buffers.GuestStatus, frozenset({_L.WORKING}), writes_buffer=True),
     LegacyCommand.LAUNCH_START: CommandRow(buffers.LaunchStart, _UP, writes_buffer=True),
@@ -156,8 +159,8 @@ COMMANDS: Mapping[int, CommandRow] = {
     LegacyCommand.DBG_ENCRYPT: CommandRow(buffers.Debug, frozenset({_L.WORKING})),
     LegacyCommand.INIT_EX: CommandRow(buffers.InitEx, frozenset({_L.UNINIT})),
     LegacyCommand.COPY: CommandRow(buffers.Copy, frozenset({_L.WORKING})),
-    LegacyCommand.SWAP_OUT: CommandRow(buffers.SwapOut, frozenset({_L.WORKING})),
-    LegacyCommand.SWAP_IN: CommandRow(buffers.SwapIn, frozenset({_L.WORKING})),
+    LegacyCommand.SWAP_OUT: CommandRow(swap_buffers.SwapOut, frozenset({_L.WORKING})),
+    LegacyCommand.SWAP_IN: CommandRow(swap_buffers.SwapIn, frozenset({_L.WORKING})),
     LegacyCommand.SEND_START: CommandRow(buffers.SendStart, frozenset({_L.WORKING}), writes_buffer=True),
     LegacyCommand.SEND_UPDATE_DATA: CommandRow(buffers.SendUpdate, frozenset({_L.WORKING}), writes_buffer=True),
     LegacyCommand.SEND_UPDATE_VMSA: CommandRow(buffers.SendUpdate, frozenset({_L.WORKING}), writes_buffer=True),
@@ -182,8 +185,10 @@ COMMANDS: Mapping[int, CommandRow] = {
     SnpCommand.DF_FLUSH: CommandRow(None, _SNP_UP),
     SnpCommand.DECOMMISSION: CommandRow(buffers.GuestContextPage, _SNP_UP),
     SnpCommand.ACTIVATE: CommandRow(buffers.SnpActivate, _SNP_UP),
+    SnpCommand.ACTIVATE_EX: CommandRow(buffers.SnpActivateEx, _SNP_UP),
     SnpCommand.GUEST_STATUS: CommandRow(buffers.SnpGuestStatus, _SNP_UP),
     SnpCommand.GCTX_CREATE: CommandRow(buffers.GuestContextPage, _SNP_UP),
+    SnpCommand.GUEST_REQUEST: CommandRow(buffers.SnpGuestRequest, _SNP_UP),
     SnpCommand.LAUNCH_START: CommandRow(buffers.SnpLaunchStart, _SNP_UP),
     SnpCommand.LAUNCH_UPDATE: CommandRow(buffers.SnpLaunchUpdate, _SNP_UP),
     SnpCommand.LAUNCH_FINISH: CommandRow(buffers.SnpLaunchFinish, _SNP_UP),
@@ -195,18 +200,17 @@ COMMANDS: Mapping[int, CommandRow] = {
     SnpCommand.COMMIT: CommandRow(buffers.SnpCommit, _SNP_UP),
     SnpCommand.VLEK_LOAD: CommandRow(buffers.SnpVlekLoad, _SNP_UP),
     SnpCommand.SHUTDOWN: CommandRow(None, _SNP_UP),
-    SnpCommand.PAGE_MD_INIT: CommandRow(buffers.SnpPageMdInit, _SNP_UP),
-    SnpCommand.PAGE_SWAP_OUT: CommandRow(buffers.SnpPageSwapOut, _SNP_UP),
-    SnpCommand.PAGE_SWAP_IN: CommandRow(buffers.SnpPageSwapIn, _SNP_UP),
-    SnpCommand.PAGE_MOVE: CommandRow(buffers.SnpPageMove, _SNP_UP),
+    SnpCommand.PAGE_MD_INIT: CommandRow(swap_buffers.SnpPageMdInit, _SNP_UP),
+    SnpCommand.PAGE_SWAP_OUT: CommandRow(swap_buffers.SnpPageSwapOut, _SNP_UP),
+    SnpCommand.PAGE_SWAP_IN: CommandRow(swap_buffers.SnpPageSwapIn, _SNP_UP),
+    SnpCommand.PAGE_MOVE: CommandRow(swap_buffers.SnpPageMove, _SNP_UP),
     SnpCommand.PAGE_RECLAIM: CommandRow(buffers.SnpPageReclaim, _SNP_UP),
     SnpCommand.PAGE_UNSMASH: CommandRow(buffers.SnpPageUnsmash, _SNP_UP),
     SnpCommand.FEATURE_INFO: CommandRow(buffers.SnpFeatureInfo, _ANY_SNP),
     **{
         command: CommandRow(None, _ANY_LEGACY, supported=False)
         for command in (
-            LegacyCommand.RING_BUFFER, LegacyCommand.ACTIVATE_EX,
-            SnpCommand.GUEST_REQUEST, SnpCommand.ACTIVATE_EX, SnpCommand.PAGE_SET_STATE,
+            SnpCommand.PAGE_SET_STATE,
             SnpCommand.TIO_STATUS, SnpCommand.TIO_INIT, SnpCommand.TIO_DEV_CREATE,
             SnpCommand.TIO_DEV_RECLAIM, SnpCommand.TIO_DEV_CONNECT, SnpCommand.TIO_DEV_DISCONNECT,
         )

@@ -14,8 +14,8 @@ from functools import partial
 from psp import command_buffers as buffers
 from psp.asid_flush import AsidFlush
 from psp.asid_ranges import AsidRanges
-from psp.chip_identity import VLEK_WRAPPING
 from psp.commands import COMMANDS, LegacyCommand, LegacyPlatformState, SnpCommand, is_snp
+from psp.core_permits import CorePermits
 from psp.firmware_pages import FirmwarePages
 from psp.firmware_update import FirmwareUpdate
 from psp.host_memory import HostMemory
@@ -24,6 +24,7 @@ from psp.legacy import LegacyFirmware
 from psp.legacy_guest import ShortBuffer
 from psp.mailbox import Mailbox
 from psp.product_line import PRODUCT_LINES, ProductLine
+from psp.ring_buffer import RingBuffers
 from psp.snp import SnpFirmware
 from psp.status import PspError, Status
 from psp.system_bus import SystemBus
@@ -60,24 +61,28 @@ class SecurityProcessor:
         self._pages = pages = FirmwarePages()
         self._legacy_memory = HostMemory(bus, pages, Status.INVALID_ADDRESS)
         self._snp_memory = HostMemory(bus, pages, Status.INVALID_PAGE_STATE)
-        flush, ranges = AsidFlush(bus), AsidRanges(bus)
+        flush, ranges, permits = AsidFlush(bus), AsidRanges(bus), CorePermits(bus)
         self.firmware = InstalledFirmware(level)
         """What runs on it, for both interfaces."""
         self.asid_ranges = ranges
         """Which ASIDs it gives to guests of each kind, as SNP_INIT_EX has split them."""
-        self.legacy = LegacyFirmware(bus, self._legacy_memory, flush, ranges, self._random, self.firmware, line)
+        self.legacy = LegacyFirmware(
+            bus, self._legacy_memory, flush, ranges, permits, self._random, self.firmware, line
+        )
         self.snp = SnpFirmware(
             bus,
             self._snp_memory,
             flush,
             ranges,
+            permits,
             self._random,
             self.firmware,
             self._legacy_is_up,
-            lambda: self.legacy.keys.chip.symmetric_key(VLEK_WRAPPING),
+            lambda: self.legacy.keys.chip,
         )
         self._offer_updates(line)
         self.mailbox = Mailbox(self._execute)
+        self.legacy.handlers[LegacyCommand.RING_BUFFER] = self._ring_buffer
 
     def submit(self, command: int, buffer_spa: int = 0) -> Status:
         """Ring the mailbox for one command and return its status."""
@@ -89,7 +94,7 @@ class SecurityProcessor:
         How many of the first were carried out, all with SUCCESS; as if the rest had not been asked for.
         """
         row = COMMANDS[SnpCommand.LAUNCH_UPDATE]
-        if self.snp.state not in row.states:
+        if self.snp.state not in row.states or self.mailbox.ring is not None:
             return 0
         try:
             self._snp_memory.check_present(buffer_spa, buffers.SnpLaunchUpdate.SIZE)
@@ -126,23 +131,33 @@ class SecurityProcessor:
         self._drawn[purpose] = count + 1
         return self._octets(purpose, count, length)
 
+    def _ring_buffer(self, order: buffers.RingBuffer) -> None:
+        self.mailbox.ring = RingBuffers(order, self._legacy_memory, self._execute)
+        self.mailbox.write_address(0, 0)  # both queues are empty
+
     def _execute(self, command: int, spa: int) -> Status:
         row = COMMANDS.get(command)
         if row is None:
             return Status.INVALID_COMMAND
         if not row.supported:
             return Status.UNSUPPORTED
-        interface: LegacyFirmware | SnpFirmware = self.snp if is_snp(command) else self.legacy
-        memory = self._snp_memory if is_snp(command) else self._legacy_memory
+        interface: LegacyFirmware | SnpFirmware
+        interface, memory = (
+            (self.snp, self._snp_memory) if is_snp(command) else (self.legacy, self._legacy_memory)
+        )
+        layout, data = row.layout, b""
         try:
             if interface.state not in row.states:
                 return Status.INVALID_PLATFORM_STATE
-            data = b"" if row.layout is None else memory.read(spa, row.layout.SIZE)
-            if row.writes_buffer and row.layout is not None:
-                memory.check_writable(spa, row.layout.SIZE)
-            if row.layout is not None and not row.layout.reserved_is_zero(data):
-                return Status.INVALID_PARAM
-            answer = interface.handlers[command](None if row.layout is None else row.layout.parse(data))
+            buffer = None
+            if layout is not None:
+                data = memory.read(spa, layout.SIZE)
+                if row.writes_buffer:
+                    memory.check_writable(spa, layout.SIZE)
+                if not layout.reserved_is_zero(data):
+                    return Status.INVALID_PARAM
+                buffer = layout.parse(data)
+            answer = interface.handlers[command](buffer)
         except ShortBuffer as short:
             memory.write(spa, short.answer.pack(onto=data))
             return short.status

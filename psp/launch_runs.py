@@ -53,7 +53,8 @@ class LaunchRuns:
         digest, done = LaunchDigest(context.digest), 0
         for first, count in _runs(contents):
             entry = self._entry(first, count, asid)
-            if first.gctx != gctx or entry is None:
+            clocked = context.tsc_scale and first.page_type == PageType.VMSA
+            if first.gctx != gctx or entry is None or clocked:
                 break
             self._launch(first, count, entry, digest)
             done += count

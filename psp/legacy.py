@@ -9,6 +9,7 @@ from psp.asid_flush import AsidFlush
 from psp.asid_ranges import AsidRanges
 from psp.byte_layout import ByteLayout
 from psp.commands import LegacyCommand, LegacyPlatformState
+from psp.core_permits import CorePermits
 from psp.host_memory import HostMemory
 from psp.installed_firmware import InstalledFirmware
 from psp.legacy_debug import LegacyDebug
@@ -37,6 +38,7 @@ class LegacyFirmware:
         memory: HostMemory,
         flush: AsidFlush,
         ranges: AsidRanges,
+        permits: CorePermits,
         random: Callable[[str, int], bytes],
         firmware: InstalledFirmware,
         line: ProductLine,
@@ -50,6 +52,7 @@ class LegacyFirmware:
         self._firmware = firmware
         self._flush = flush
         self._ranges = ranges
+        self._permits = permits
         self._launch = launch = LegacyLaunch(bus, memory, random, firmware, self.keys, self.guests)
         self._migration = migration = LegacyMigration(bus, memory, random, self.keys, self.guests, launch)
         self._nv = NvFile(memory, self.keys, random)
@@ -64,6 +67,7 @@ class LegacyFirmware:
             LegacyCommand.NOP: lambda _: None,
             LegacyCommand.LAUNCH_START: self._launch_start,
             LegacyCommand.ACTIVATE: self._activate,
+            LegacyCommand.ACTIVATE_EX: self._activate_ex,
             LegacyCommand.DEACTIVATE: self._deactivate,
             LegacyCommand.DECOMMISSION: self._decommission,
             LegacyCommand.GUEST_STATUS: self._guest_status,
@@ -169,24 +173,44 @@ class LegacyFirmware:
         return guest_in_state(self.guests, handle, command)
 
     def _activate(self, activate: buffers.Activate) -> None:
-        guest = self._guest(activate.handle, LegacyCommand.ACTIVATE)
+        self._take_asid(self._guest(activate.handle, LegacyCommand.ACTIVATE), activate.asid)
+
+    def _activate_ex(self, activate: buffers.ActivateEx) -> None:
+        guest = self._guest(activate.handle, LegacyCommand.ACTIVATE_EX)
+        if activate.length != buffers.ActivateEx.SIZE:
+            raise PspError(Status.INVALID_LENGTH)
+        complexes = self._permits.named(self._memory, activate.apic_ids, activate.count)
+        if not self._permits.may_add(guest.asid, activate.asid):
+            self._take_asid(guest, activate.asid, everywhere=False)
+        self._permits.add(guest.asid, complexes)
+
+    def _take_asid(self, guest: LegacyGuest, asid: int, *, everywhere: bool = True) -> None:
         if guest.asid:
             raise PspError(Status.ACTIVE)
-        if activate.asid not in (self._ranges.es if guest.policy & LegacyPolicy.ES else self._ranges.sev):
+        if asid not in (self._ranges.es if guest.policy & LegacyPolicy.ES else self._ranges.sev):
             raise PspError(Status.INVALID_ASID)
-        self._flush.check_usable(activate.asid)
-        self._flush.own(activate.asid)
-        guest.asid = activate.asid
-        self._bus.install_key(guest.asid, guest.key)
+        sharing = self._sharing(asid)
+        if any(one.key != guest.key for one in sharing) or (sharing and everywhere == self._permits.holds(asid)):
+            raise PspError(Status.ASID_OWNED)
+        if not sharing:
+            self._flush.check_usable(asid)
+            self._flush.own(asid)
+            self._bus.install_key(asid, guest.key)
+        guest.asid = asid
 
     def _deactivate(self, named: buffers.Handle) -> None:
         self._drop_asid(self._guest(named.handle, LegacyCommand.DEACTIVATE))
 
+    def _sharing(self, asid: int) -> list[LegacyGuest]:
+        """Guests that have an ASID: one, or several with one key."""
+        return [one for one in self.guests.values() if one.asid == asid]
+
     def _drop_asid(self, guest: LegacyGuest) -> None:
-        if guest.asid:
-            self._bus.remove_key(guest.asid)
-            self._flush.disown(guest.asid)
-            guest.asid = 0
+        asid, guest.asid = guest.asid, 0
+        if asid and not self._sharing(asid):
+            self._bus.remove_key(asid)
+            self._flush.disown(asid)
+            self._permits.drop(asid)
 
     def _decommission(self, named: buffers.Handle) -> None:
         guest = self._guest(named.handle, LegacyCommand.DECOMMISSION)

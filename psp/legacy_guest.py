@@ -32,6 +32,7 @@ _ALIVE = frozenset(_G) - {_G.UNINIT}
 _WITH_MEMORY = _ALIVE - {_G.SENT}
 GUEST_STATES = {
     LegacyCommand.ACTIVATE: _ALIVE,
+    LegacyCommand.ACTIVATE_EX: _ALIVE,
     LegacyCommand.DEACTIVATE: _ALIVE,
     LegacyCommand.DECOMMISSION: _ALIVE,
     LegacyCommand.GUEST_STATUS: _ALIVE,

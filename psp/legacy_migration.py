@@ -18,11 +18,11 @@ from psp import command_buffers as buffers
 from psp.amd_certificate import AmdCertificate
 from psp.commands import LegacyCommand
 from psp.host_memory import HostMemory
-from psp.laboratory_root import laboratory_ark
 from psp.legacy_guest import NO_KEYS, LegacyGuest, LegacyGuestState, ShortBuffer, guest_in_state
 from psp.legacy_launch import LegacyLaunch
 from psp.platform_keys import PlatformKeys
 from psp.policy import LegacyPolicy
+from psp.product_root import laboratory_root
 from psp.secret_packet import BLOCK_BYTES, COMPRESSED, MOST_BYTES, PacketHeader, PacketKind, packet_mac
 from psp.sev_certificate import CertificateError, KeyUsage, SevCertificate
 from psp.sev_chain import PlatformChain
@@ -47,7 +47,9 @@ class LegacyMigration:
         guests: dict[int, LegacyGuest],
         launch: LegacyLaunch,
     ) -> None:
-        self.trusted_ark: Callable[[], AmdCertificate] = laboratory_ark
+        self.trusted_ark: Callable[[], AmdCertificate] = lambda: laboratory_root(keys.line).amd_certificate(
+            KeyUsage.ARK
+        )
         """The root that this firmware was built with."""
         self._bus = bus
         self._memory = memory

@@ -19,7 +19,7 @@ from typing import ClassVar
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from psp import command_buffers as buffers
+from psp import swap_buffers
 from psp.byte_layout import ByteLayout, at
 from psp.commands import LegacyCommand
 from psp.host_memory import HostMemory
@@ -71,7 +71,7 @@ class LegacySwap:
         self._random = random
         self._guests = guests
 
-    def swap_out(self, swap: buffers.SwapOut) -> None:
+    def swap_out(self, swap: swap_buffers.SwapOut) -> None:
         """SWAP_OUT: the page stays where it is, too; what it is good for there is the host's affair."""
         guest = guest_in_state(self._guests, swap.handle, LegacyCommand.SWAP_OUT)
         length = _length(guest, swap.flags)
@@ -94,11 +94,11 @@ class LegacySwap:
         self._memory.write(swap.destination, sealed[:-_TAG_BYTES])
         self._memory.write(swap.mdata, replace(entry, tag=sealed[-_TAG_BYTES:]).pack())
 
-    def swap_in(self, swap: buffers.SwapIn) -> None:
+    def swap_in(self, swap: swap_buffers.SwapIn) -> None:
         """SWAP_IN: to any address; the entry stays as it is."""
         guest = guest_in_state(self._guests, swap.handle, LegacyCommand.SWAP_IN)
-        in_place = bool(swap.flags & buffers.SWAP_IN_PLACE)
-        flags = swap.flags & ~buffers.SWAP_IN_PLACE
+        in_place = bool(swap.flags & swap_buffers.SWAP_IN_PLACE)
+        flags = swap.flags & ~swap_buffers.SWAP_IN_PLACE
         length = _length(guest, flags)
         _check_places(swap.source, swap.destination, swap.mdata, length, in_place=in_place)
         if not guest.asid:
@@ -126,7 +126,7 @@ def _kind(flags: int) -> int:
 def _length(guest: LegacyGuest, flags: int) -> int:
     """Bytes of the page that the flags name. Raises PspError."""
     large, kind = flags & 1, _kind(flags)
-    if flags & ~buffers.SWAP_PAGE_FLAGS or kind not in {DATA, VMSA}:
+    if flags & ~swap_buffers.SWAP_PAGE_FLAGS or kind not in {DATA, VMSA}:
         raise PspError(Status.INVALID_PARAM)
     if kind == VMSA and not guest.policy & LegacyPolicy.ES:
         raise PspError(Status.POLICY_FAILURE)

@@ -19,7 +19,7 @@ from typing import ClassVar
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from psp import command_buffers as buffers
+from psp import swap_buffers
 from psp.byte_layout import ByteLayout, at
 from psp.commands import SnpCommand
 from psp.guest_context import GuestContext
@@ -84,7 +84,7 @@ class PageSwap:
         self._memory = memory
         self._guests = guests
 
-    def md_init(self, page: buffers.SnpPageMdInit) -> None:
+    def md_init(self, page: swap_buffers.SnpPageMdInit) -> None:
         """SNP_PAGE_MD_INIT: a Firmware page becomes one of empty entries, this guest's."""
         self._context(page.gctx, SnpCommand.PAGE_MD_INIT)
         entry = self._entry(page.address)
@@ -95,7 +95,7 @@ class PageSwap:
         self._bus.write(page.address, bytes(PAGE_BYTES))
         self._bus.rmp_set(page.address, replace(_FIRMWARE, gpa=page.gctx))
 
-    def swap_out(self, swap: buffers.SnpPageSwapOut) -> None:
+    def swap_out(self, swap: swap_buffers.SnpPageSwapOut) -> None:
         """SNP_PAGE_SWAP_OUT."""
         context = self._context(swap.gctx, SnpCommand.PAGE_SWAP_OUT)
         kind, large = _kind(swap.flags), bool(swap.flags & 1)
@@ -121,11 +121,11 @@ class PageSwap:
         counted = replace(context, oek_iv_count=filled.iv)
         self._put_mdata(counted, swap.gctx, filled, None if root else swap.mdata)
 
-    def swap_in(self, swap: buffers.SnpPageSwapIn) -> None:
+    def swap_in(self, swap: swap_buffers.SnpPageSwapIn) -> None:
         """SNP_PAGE_SWAP_IN."""
         context = self._context(swap.gctx, SnpCommand.PAGE_SWAP_IN)
         kind, large = _kind(swap.flags), bool(swap.flags & 1)
-        in_place = bool(swap.flags & buffers.SNP_SWAP_IN_PLACE)
+        in_place = bool(swap.flags & swap_buffers.SNP_SWAP_IN_PLACE)
         length = LARGE_PAGE_BYTES if large else PAGE_BYTES
         target = self._incoming(context, kind, swap.destination, large=large)
         root, entry = self._mdata(context, swap.gctx, swap.flags, swap.mdata)
@@ -158,7 +158,7 @@ class PageSwap:
             self._bus.rmp_set(swap.destination, returned)
         self._put_mdata(context, swap.gctx, MdataEntry(), None if root else swap.mdata)
 
-    def move(self, move: buffers.SnpPageMove) -> None:
+    def move(self, move: swap_buffers.SnpPageMove) -> None:
         """SNP_PAGE_MOVE: contents and attributes go to another frame, encrypted for it."""
         context = self._context(move.gctx, SnpCommand.PAGE_MOVE)
         if move.flags & ~1:
@@ -224,7 +224,7 @@ class PageSwap:
 
     def _mdata(self, context: GuestContext, gctx: int, flags: int, spa: int) -> tuple[bool, MdataEntry]:
         """Whether the entry is the context's own, and what it says. Raises PspError."""
-        if flags & buffers.SNP_SWAP_ROOT_MDATA:
+        if flags & swap_buffers.SNP_SWAP_ROOT_MDATA:
             return True, MdataEntry.parse(context.root_mdata)
         if spa % MdataEntry.SIZE:
             raise PspError(Status.INVALID_ADDRESS)
@@ -253,7 +253,7 @@ class PageSwap:
 
 def _kind(flags: int) -> int:
     kind = flags >> 1 & 3
-    if kind not in _KIND_BITS or flags & ~buffers.SNP_SWAP_FLAGS:
+    if kind not in _KIND_BITS or flags & ~swap_buffers.SNP_SWAP_FLAGS:
         raise PspError(Status.INVALID_PARAM)
     return kind
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from psp import elliptic, sev_certificate
-from psp.chip_identity import FUSE_BYTES, ChipIdentity
+from psp.chip_identity import FUSE_BYTES, FUSES, ChipIdentity
 from psp.installed_firmware import InstalledFirmware
 from psp.product_line import PRODUCT_LINES, ProductLine
 from psp.sev_certificate import CertificateError, KeyUsage, SevCertificate
@@ -50,7 +50,7 @@ class PlatformKeys:
 
     def __post_init__(self) -> None:
         # Nothing else ever draws the fuses, so when that happens is of no matter.
-        self.chip = ChipIdentity(self.line, lambda: self.random("chip fuses", FUSE_BYTES))
+        self.chip = ChipIdentity(self.line, lambda: self.random(f"{FUSES} {self.line.name}", FUSE_BYTES))
 
     # What commands do.
 

@@ -38,7 +38,6 @@ class SnpPolicy(IntFlag):
 
 
 _SNP_KNOWN = (1 << 26) - 1
-_NOT_OFFERED = SnpPolicy.RAPL_DIS
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +49,7 @@ class PlatformFacts:
     ciphertext_hidden: bool = False
     aes_256_xts: bool = False
     es_enabled: bool = False
+    power_readings_disabled: bool = False
 
 
 def check_legacy_policy(policy: int, facts: PlatformFacts) -> None:
@@ -69,7 +69,7 @@ def check_snp_policy(policy: int, facts: PlatformFacts) -> None:
         or facts.api < lowest
         or (facts.smt_enabled and not policy & SnpPolicy.SMT)
         or (policy & SnpPolicy.MEM_AES_256_XTS and not facts.aes_256_xts)
-        or policy & _NOT_OFFERED
+        or (policy & SnpPolicy.RAPL_DIS and not facts.power_readings_disabled)
         or (policy & SnpPolicy.CIPHERTEXT_HIDING and not facts.ciphertext_hidden)
     ):
         raise PspError(Status.POLICY_FAILURE)

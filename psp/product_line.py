@@ -29,21 +29,29 @@ class FmcPlace(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ProductLine:
-    """One line. ``root_bits`` is the size of its RSA keys; ``tcb`` is None where there is no SEV-SNP."""
+    """One line. ``root_bits`` is the size of its RSA keys; ``tcb`` is None where there is no SEV-SNP.
+
+    The rest is of the certificates: product name and structure version in a VCEK's, the ARK's serial number.
+    """
 
     name: str
     root_bits: int
     chip_id_bytes: int
     tcb: TcbLayout | None
+    certificate_name: str = ""
+    structure_version: int = 0
+    first_serial: int = 0
+    """The ASK's is one more; that Genoa's lies between its neighbours', and the ASVK's after the ASK's, is a guess."""
     fmc_place: FmcPlace = FmcPlace.FIRST
 
 
 _ROWS = (
     ProductLine("Naples", 2048, POINT_ID_BYTES, None),
     ProductLine("Rome", 4096, POINT_ID_BYTES, None),
-    ProductLine("Milan", 4096, POINT_ID_BYTES, TcbLayout.MILAN),
-    ProductLine("Genoa", 4096, POINT_ID_BYTES, TcbLayout.MILAN),
-    ProductLine("Turin", 4096, SHORT_ID_BYTES, TcbLayout.TURIN),
+    ProductLine("Milan", 4096, POINT_ID_BYTES, TcbLayout.MILAN, "Milan-B0", 0, 0x10000),
+    ProductLine("Genoa", 4096, POINT_ID_BYTES, TcbLayout.MILAN, "Genoa", 0, 0x20000),
+    ProductLine("Turin", 4096, SHORT_ID_BYTES, TcbLayout.TURIN, "Turin", 1, 0x30000),
 )
 
+# Newer issues of VCEKs name the product without its stepping.
 PRODUCT_LINES: Mapping[str, ProductLine] = {line.name: line for line in _ROWS}

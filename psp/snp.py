@@ -8,15 +8,26 @@ from psp import command_buffers as buffers
 from psp.alias_check import AliasCheck
 from psp.asid_flush import AsidFlush
 from psp.asid_ranges import AsidRanges
+from psp.attestation_report import (
+    PLATFORM_ALIAS_CHECK_COMPLETE,
+    PLATFORM_CIPHERTEXT_HIDING,
+    PLATFORM_RAPL_DISABLED,
+)
 from psp.byte_layout import ByteLayout
+from psp.chip_identity import VLEK_WRAPPING, ChipIdentity
 from psp.commands import SnpCommand, SnpPlatformState
+from psp.core_permits import CorePermits
+from psp.endorsement import Endorsement
 from psp.firmware_pages import Ranges
 from psp.fixed_ranges import fixed_ranges
+from psp.guest_requests import GuestRequests
 from psp.host_memory import HostMemory
 from psp.installed_firmware import InstalledFirmware
 from psp.launch_runs import LaunchRuns
+from psp.message_table import message_rows
 from psp.mitigations import MitigationCommand
 from psp.page_swap import PageSwap
+from psp.report_messages import ReportMessages
 from psp.snp_configuration import SnpConfiguration
 from psp.snp_debug import SnpDebugging
 from psp.snp_guests import SnpGuests
@@ -36,10 +47,11 @@ class SnpFirmware:
         memory: HostMemory,
         flush: AsidFlush,
         ranges: AsidRanges,
+        permits: CorePermits,
         random: Callable[[str, int], bytes],
         firmware: InstalledFirmware,
         legacy_is_up: Callable[[], bool],
-        chip_key: Callable[[], bytes],
+        chip: Callable[[], ChipIdentity],
     ) -> None:
         self.state = SnpPlatformState.UNINIT
         self.alias_check = AliasCheck.NOT_DONE
@@ -54,14 +66,18 @@ class SnpFirmware:
         self._rmp_initialised = False
         self._fixed: Ranges = ()
         """HV-Fixed memory, until shutdown."""
-        self.guests = guests = SnpGuests(bus, memory, flush, ranges, random)
-        launch = SnpLaunch(bus, memory, guests, ranges, random, firmware)
+        self.guests = guests = SnpGuests(bus, memory, flush, ranges, permits, random)
+        self._mitigation = mitigation = MitigationCommand(memory, firmware)
+        self.mitigations = mitigation.mitigations
+        launch = SnpLaunch(bus, memory, guests, ranges, random, firmware, self.mitigations)
         self.launch_runs = LaunchRuns(bus, memory, guests)
         debug, pages = SnpDebugging(bus, memory, guests), SnpPages(bus, memory.pages)
         swap = PageSwap(bus, memory, guests)
-        self.configuration = SnpConfiguration(memory, chip_key, firmware)
-        self._mitigation = mitigation = MitigationCommand(memory, firmware)
-        self.mitigations = mitigation.mitigations
+        self.configuration = SnpConfiguration(memory, lambda: chip().symmetric_key(VLEK_WRAPPING), firmware)
+        endorsement = Endorsement(chip, self.configuration)
+        self.reports = ReportMessages(bus, endorsement, self.configuration, self.mitigations, self._platform_info)
+        rows = message_rows(bus, guests, endorsement, firmware, self.reports)
+        self.guest_requests = GuestRequests(memory, guests, rows)
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             # INIT, of before ABI 1.52, has no buffer and always initialises the RMP.
             SnpCommand.INIT: lambda _: self._init_ex(buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP)),
@@ -77,7 +93,9 @@ class SnpFirmware:
             SnpCommand.GCTX_CREATE: guests.create,
             SnpCommand.DECOMMISSION: guests.decommission,
             SnpCommand.ACTIVATE: guests.activate,
+            SnpCommand.ACTIVATE_EX: guests.activate_ex,
             SnpCommand.GUEST_STATUS: guests.status,
+            SnpCommand.GUEST_REQUEST: self.guest_requests.request,
             SnpCommand.LAUNCH_START: launch.start,
             SnpCommand.LAUNCH_UPDATE: launch.update,
             SnpCommand.LAUNCH_FINISH: launch.finish,
@@ -93,6 +111,14 @@ class SnpFirmware:
             SnpCommand.FEATURE_INFO: self._feature_info,
         }
 
+    def _platform_info(self) -> int:
+        """PLATFORM_INFO of reports, as far as firmware keeps it."""
+        return (
+            (PLATFORM_ALIAS_CHECK_COMPLETE if self.alias_check is AliasCheck.COMPLETE else 0)
+            | (PLATFORM_CIPHERTEXT_HIDING if self._ranges.max_snp_asid else 0)
+            | (PLATFORM_RAPL_DISABLED if self._bus.power_readings_disabled else 0)
+        )
+
     # Platform.
 
     def _init_ex(self, init: buffers.SnpInitEx) -> None:
@@ -101,8 +127,9 @@ class SnpFirmware:
         if self.alias_check is AliasCheck.FOUND:
             raise PspError(Status.INVALID_CONFIG)
         known = (
-            buffers.SNP_INIT_RMP | buffers.SNP_INIT_LIST | buffers.SNP_INIT_HIDE_CIPHERTEXT | buffers.SNP_INIT_OPTIONS
-        )
+            buffers.SNP_INIT_RMP | buffers.SNP_INIT_LIST | buffers.SNP_INIT_RAPL_DIS | buffers.SNP_INIT_HIDE_CIPHERTEXT
+            | buffers.SNP_INIT_OPTIONS
+        )  # fmt: skip
         hides = bool(init.flags & buffers.SNP_INIT_HIDE_CIPHERTEXT)
         if init.flags & ~known:
             raise PspError(Status.INVALID_PARAM)
@@ -137,6 +164,7 @@ class SnpFirmware:
         self._memory.pages.rmp = rmp
         self._memory.pages.iommu_buffers = tuple((one.base, one.length_bytes) for one in buffers_of_iommus)
         self._hide_ciphertext(init.max_snp_asid if hides else 0)
+        self._bus.disable_power_readings(disabled=bool(init.flags & buffers.SNP_INIT_RAPL_DIS))
         self.state = SnpPlatformState.INIT
         self._memory.pages.snp_initialised = True
         self._flush.require_all()
@@ -165,6 +193,7 @@ class SnpFirmware:
             self._bus.rmp_set_pages(spa, length, RmpEntry())
         self._fixed = ()
         self._hide_ciphertext(0)
+        self._bus.disable_power_readings(disabled=False)
         self.state = SnpPlatformState.UNINIT
         self._memory.pages.snp_initialised = False
 
@@ -177,6 +206,8 @@ class SnpFirmware:
         policy_flags = buffers.SNP_STATUS_FEATURE_INFO | configuration.flags
         if configuration.vlek:
             policy_flags |= buffers.SNP_STATUS_VLEK_LOADED
+        if self._bus.power_readings_disabled:
+            policy_flags |= buffers.SNP_STATUS_RAPL_DIS
         if self._bus.can_hide_ciphertext:
             policy_flags |= buffers.SNP_STATUS_CAN_HIDE_CIPHERTEXT
         if self._ranges.max_snp_asid:
@@ -195,6 +226,7 @@ class SnpFirmware:
             raise PspError(Status.INVALID_PARAM)
         self._memory.check_writable(asked.address, 16)
         # Index 0 is the only one.
-        ecx = buffers.SNP_FEATURE_HIDING if self._bus.can_hide_ciphertext else 0
+        ecx = buffers.SNP_FEATURE_RAPL_DIS | buffers.SNP_FEATURE_POLICIES
+        ecx |= buffers.SNP_FEATURE_HIDING if self._bus.can_hide_ciphertext else 0
         ecx |= buffers.SNP_FEATURE_VERIFY_MITIGATION if self._mitigation.offered else 0
         self._memory.write(asked.address, bytes(8) + ecx.to_bytes(4, "little") + bytes(4))

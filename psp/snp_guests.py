@@ -10,6 +10,7 @@ from psp.asid_flush import AsidFlush
 from psp.asid_ranges import AsidRanges
 from psp.commands import SnpCommand
 from psp.context_pages import ContextPages
+from psp.core_permits import CorePermits
 from psp.guest_context import GuestContext, SnpGuestState
 from psp.host_memory import HostMemory
 from psp.page_state import PageState, page_state
@@ -23,7 +24,9 @@ GUEST_STATES = {
     SnpCommand.LAUNCH_UPDATE: frozenset({_G.LAUNCH}),
     SnpCommand.LAUNCH_FINISH: frozenset({_G.LAUNCH}),
     SnpCommand.ACTIVATE: frozenset({_G.LAUNCH, _G.RUNNING}),
+    SnpCommand.ACTIVATE_EX: frozenset({_G.LAUNCH, _G.RUNNING}),
     SnpCommand.GUEST_STATUS: frozenset(_G),
+    SnpCommand.GUEST_REQUEST: frozenset({_G.RUNNING}),
     SnpCommand.PAGE_MD_INIT: frozenset({_G.RUNNING}),
     SnpCommand.PAGE_SWAP_OUT: frozenset({_G.LAUNCH, _G.RUNNING}),
     SnpCommand.PAGE_SWAP_IN: frozenset({_G.LAUNCH, _G.RUNNING}),
@@ -43,6 +46,7 @@ class SnpGuests:
         memory: HostMemory,
         flush: AsidFlush,
         ranges: AsidRanges,
+        permits: CorePermits,
         random: Callable[[str, int], bytes],
     ) -> None:
         self.pages = ContextPages(bus, random)
@@ -52,13 +56,18 @@ class SnpGuests:
         self._memory = memory
         self._flush = flush
         self._ranges = ranges
+        self._permits = permits
 
     def in_state(self, gctx: int, command: SnpCommand) -> GuestContext:
         """A guest's context. Raises PspError(INVALID_GUEST), or INVALID_GUEST_STATE if the command may not come."""
-        context = self.pages.read(gctx)
+        return self.opened(gctx, command)[1]
+
+    def opened(self, gctx: int, command: SnpCommand) -> tuple[bytes, GuestContext]:
+        """The same, with the bytes of its page before it."""
+        page, context = self.pages.opened(gctx)
         if context.state not in GUEST_STATES[command]:
             raise PspError(Status.INVALID_GUEST_STATE)
-        return context
+        return page, context
 
     def active_asid(self, context: GuestContext) -> int:
         """The ASID whose key is the guest's. Raises PspError(INACTIVE)."""
@@ -87,20 +96,32 @@ class SnpGuests:
 
     def activate(self, activate: buffers.SnpActivate) -> None:
         """SNP_ACTIVATE."""
-        context = self.in_state(activate.gctx, SnpCommand.ACTIVATE)
-        if activate.asid not in self._ranges.snp:
+        self._take_asid(activate.gctx, self.in_state(activate.gctx, SnpCommand.ACTIVATE), activate.asid)
+
+    def activate_ex(self, activate: buffers.SnpActivateEx) -> None:
+        """SNP_ACTIVATE_EX."""
+        context = self.in_state(activate.gctx, SnpCommand.ACTIVATE_EX)
+        if activate.length != buffers.SnpActivateEx.SIZE:
+            raise PspError(Status.INVALID_LENGTH)
+        complexes = self._permits.named(self._memory, activate.apic_ids, activate.count)
+        if not (context.asid in self._active and self._permits.may_add(context.asid, activate.asid)):
+            self._take_asid(activate.gctx, context, activate.asid)
+        self._permits.add(activate.asid, complexes)
+
+    def _take_asid(self, gctx: int, context: GuestContext, asid: int) -> None:
+        if asid not in self._ranges.snp:
             raise PspError(Status.INVALID_ASID)
-        if activate.asid in self._flush.owned:
+        if asid in self._flush.owned:
             raise PspError(Status.ASID_OWNED)
         if context.asid:
             raise PspError(Status.ACTIVE)
-        self._flush.check_usable(activate.asid)
-        if self._bus.rmp_pages_of_asid(activate.asid):
+        self._flush.check_usable(asid)
+        if self._bus.rmp_pages_of_asid(asid):
             raise PspError(Status.INVALID_CONFIG)
-        self._flush.own(activate.asid)
-        self._active.add(activate.asid)
-        self._bus.install_key(activate.asid, context.memory_key[: self._bus.memory_key_bytes])
-        self.pages.write(activate.gctx, replace(context, asid=activate.asid))
+        self._flush.own(asid)
+        self._active.add(asid)
+        self._bus.install_key(asid, context.memory_key[: self._bus.memory_key_bytes])
+        self.pages.write(gctx, replace(context, asid=asid))
 
     def status(self, asked: buffers.SnpGuestStatus) -> None:
         """SNP_GUEST_STATUS."""
@@ -122,3 +143,4 @@ class SnpGuests:
             self._active.remove(asid)
             self._bus.remove_key(asid)
             self._flush.disown(asid)
+            self._permits.drop(asid)

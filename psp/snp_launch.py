@@ -14,8 +14,10 @@ from psp.guest_context import (
     NO_MIGRATION_AGENT,
     OEK_BYTES,
     REPORT_ID_BYTES,
+    VCEK_DISABLED,
     VMPCK_BYTES,
     VMPCKS,
+    GuestContext,
     SnpGuestState,
 )
 from psp.host_memory import HostMemory
@@ -23,9 +25,11 @@ from psp.id_block import IdAuth, IdBlock, checked_identity
 from psp.installed_firmware import InstalledFirmware
 from psp.launch_digest import LaunchDigest, PageType
 from psp.launch_pages import LAUNCH_PAGES
+from psp.mitigations import Mitigations
 from psp.page_state import PageState, page_state
 from psp.policy import PlatformFacts, check_snp_policy
 from psp.register_protection import NONCE_BYTES, is_asked_for, with_nonce
+from psp.secure_tsc import scale_of, with_clock
 from psp.snp_guests import SnpGuests
 from psp.snp_pages import entry_of_page
 from psp.status import PspError, Status
@@ -45,6 +49,7 @@ class SnpLaunch:
         ranges: AsidRanges,
         random: Callable[[str, int], bytes],
         firmware: InstalledFirmware,
+        mitigations: Mitigations,
     ) -> None:
         self._bus = bus
         self._memory = memory
@@ -52,16 +57,20 @@ class SnpLaunch:
         self._ranges = ranges
         self._random = random
         self._firmware = firmware
+        self._mitigations = mitigations
 
     def start(self, start: buffers.SnpLaunchStart) -> None:
         """SNP_LAUNCH_START."""
         context = self._guests.in_state(start.gctx, SnpCommand.LAUNCH_START)
-        if start.ma_gctx or start.flags or start.desired_tsc_khz:
+        if start.ma_gctx or start.flags:
             raise PspError(Status.UNSUPPORTED)
+        scale = scale_of(start.desired_tsc_khz, self._bus.machine_facts.tsc_khz) if start.desired_tsc_khz else 0
         smt, hidden = self._bus.core_configuration().smt_enabled, bool(self._ranges.max_snp_asid)
         aes_256_xts = self._bus.memory_key_bytes == MEMORY_KEY_BYTES
         api = self._firmware.current.version[:2]
-        check_snp_policy(start.policy, PlatformFacts(api, smt, hidden, aes_256_xts))
+        silent = self._bus.power_readings_disabled
+        facts = PlatformFacts(api, smt, hidden, aes_256_xts, power_readings_disabled=silent)
+        check_snp_policy(start.policy, facts)
         started = replace(
             context,
             policy=start.policy,
@@ -71,7 +80,9 @@ class SnpLaunch:
             oek=self._random("OEK", OEK_BYTES),
             report_id=self._random("report id", REPORT_ID_BYTES),
             report_id_ma=NO_MIGRATION_AGENT,
+            tsc_scale=scale,
             launch_tcb=self._firmware.launch_tcb,
+            launch_mitigations=self._mitigations.verified,
             state=SnpGuestState.LAUNCH,
         )
         self._guests.pages.write(start.gctx, started)
@@ -93,15 +104,15 @@ class SnpLaunch:
             # No guest is launched with IMI_EN, so none has pages of an initial migration image.
             raise PspError(Status.INVALID_PARAM)
         page = self._bus.read(update.address, PAGE_BYTES)
-        contents = kind.contents(context, page)
+        contents = kind.contents(context, page, self._bus.machine_facts.cpuid_1_eax)
         if kind.page_type is PageType.CPUID and (allowed := corrected(page, self._bus.cpuid_facts)) != page:
             self._bus.write(update.address, allowed)
             raise PspError(Status.INVALID_PARAM)
         permissions = update.vmpl_permissions
         digest = LaunchDigest(context.digest)
         digest.update(kind.page_type, entry.gpa, contents, vmpl_permissions=permissions)
-        if kind.page_type is PageType.VMSA and is_asked_for(page):
-            contents = with_nonce(page, self._random("register nonce", NONCE_BYTES))
+        if kind.page_type is PageType.VMSA:
+            contents = self._finished(contents, context)
         if contents is page:
             self._bus.encrypt_in_place(update.address, PAGE_BYTES, asid)
         else:
@@ -118,13 +129,20 @@ class SnpLaunch:
         )
         self._guests.pages.write(update.gctx, replace(context, digest=digest.value))
 
+    def _finished(self, save_area: bytes, context: GuestContext) -> bytes:
+        """A save area as its guest will find it; it is measured as the host laid it."""
+        if context.tsc_scale:
+            save_area = with_clock(save_area, context)
+        if is_asked_for(save_area):
+            save_area = with_nonce(save_area, self._random("register nonce", NONCE_BYTES))
+        return save_area
+
     def finish(self, finish: buffers.SnpLaunchFinish) -> None:
         """SNP_LAUNCH_FINISH."""
         context = self._guests.in_state(finish.gctx, SnpCommand.LAUNCH_FINISH)
         with_block, with_author = (finish.flags & flag for flag in _FINISH_FLAGS)
-        if finish.flags & buffers.SNP_FINISH_NO_VCEK:
-            raise PspError(Status.UNSUPPORTED)
-        if finish.flags & ~sum(_FINISH_FLAGS) or (with_author and not with_block):
+        known = sum(_FINISH_FLAGS) | buffers.SNP_FINISH_NO_VCEK
+        if finish.flags & ~known or (with_author and not with_block):
             raise PspError(Status.INVALID_PARAM)
         if with_block:
             block = IdBlock.parse(self._memory.read(finish.id_block_address, IdBlock.SIZE))
@@ -138,5 +156,7 @@ class SnpLaunch:
                 id_key_digest=identity.id_key_digest,
                 author_key_digest=identity.author_key_digest,
             )
+        if finish.flags & buffers.SNP_FINISH_NO_VCEK:
+            context = replace(context, flags=context.flags | VCEK_DISABLED)
         running = replace(context, host_data=finish.host_data, state=SnpGuestState.RUNNING)
         self._guests.pages.write(finish.gctx, running)

@@ -96,6 +96,21 @@ class CpuidFacts:
     address_bits: int
 
 
+@dataclass(frozen=True, slots=True)
+class MachineFacts:
+    """What firmware knows of its machine beyond registers that software may write.
+
+    The processor's CPUID 1 EAX, the frequency that time-stamp counters run at, whether threads share cores, whether all
+    memory is encrypted with a key of its own (TSME), and whether DRAM has error-correcting codes.
+    """
+
+    cpuid_1_eax: int
+    tsc_khz: int
+    smt: bool
+    tsme: bool
+    ecc: bool
+
+
 class SystemBus(Protocol):
     """The machine as the security processor reaches it. Addresses are SPAs."""
 
@@ -104,12 +119,26 @@ class SystemBus(Protocol):
         """What the cores themselves answer."""
 
     @property
+    def machine_facts(self) -> MachineFacts:
+        """What reports say of the machine."""
+
+    @property
     def max_asid(self) -> int:
         """Highest ASID with a key slot (CPUID 8000001F ECX)."""
 
     @property
     def min_sev_asid(self) -> int:
         """Lowest ASID for a guest that is neither ES nor SNP (CPUID 8000001F EDX)."""
+
+    @property
+    def hardware_threads(self) -> int:
+        """Of all cores; their APIC IDs are the numbers below it."""
+
+    def core_complex(self, apic_id: int) -> int:
+        """The complex that a hardware thread's core is in."""
+
+    def run_only_on(self, asid: int, complexes: frozenset[int] | None) -> None:
+        """Have cores of other complexes refuse a guest; None lets all cores run it."""
 
     @property
     def dram_bytes(self) -> int:
@@ -125,6 +154,13 @@ class SystemBus(Protocol):
 
     def hide_ciphertext(self, max_snp_asid: int) -> None:
         """Keep ciphertext of guests with ASIDs up to this one from the cores; with 0 of none any more."""
+
+    @property
+    def power_readings_disabled(self) -> bool:
+        """Whether software reads nothing of the energy that the cores use."""
+
+    def disable_power_readings(self, *, disabled: bool) -> None:
+        """Keep from software how much energy the cores use; or no more."""
 
     def core_configuration(self) -> CoreConfiguration:
         """The settings that must agree on all cores."""

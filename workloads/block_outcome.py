@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from node.ghcb_page import GhcbUntrusted
 from node.guest_nic import NicUntrusted
 from node.operations import Answer, Fault, Shutdown
 from node.program import Block
@@ -18,7 +17,7 @@ NOBODY_ANSWERED = Shutdown(3)
 """Requests over the network were answered by nobody, however often they were sent."""
 
 UNTRUSTED = Shutdown(4)
-"""A network card, or the hypervisor that emulates it, said what no card does."""
+"""A network card said what no card does."""
 
 
 def with_devices(block: Block) -> Block:
@@ -27,7 +26,7 @@ def with_devices(block: Block) -> Block:
         return (yield from block)
     except (BounceFault, BounceBuffersFull):
         return FAULTED
-    except (NicUntrusted, GhcbUntrusted):
+    except NicUntrusted:
         return UNTRUSTED
 
 

@@ -1,4 +1,4 @@
 """Benchmarks: one module each, with ``run()`` that yields figures."""
 
-BENCHMARKS = ("memory", "rmp", "sync", "kernel", "scale", "migrations", "recovery", "psp", "tio")
+BENCHMARKS = ("memory", "rmp", "sync", "kernel", "scale", "migrations", "recovery", "psp", "attestation", "tio")
 """Names of the benchmarks, in the order in which all of them run."""

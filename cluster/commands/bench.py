@@ -14,7 +14,7 @@ Measures sevfleet: memory (the cipher and the checks on its way), rmp (page
 states in bulk), sync (round trips between hosts), kernel (phases under
 contention), scale (two workers against one), migrations (ten thousand live
 migrations), recovery (two hundred killed workers; takes many minutes), psp
-(launches). Without a name, all."""
+(launches), attestation (reports against bare signatures). Without a name, all."""
 EXAMPLE = "sevfleet bench memory --json"
 
 

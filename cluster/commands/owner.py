@@ -85,7 +85,8 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace, folder: Path) -> None:
-    from psp.laboratory_root import certified_cek, laboratory_ark, laboratory_ask
+    from cluster.root_keys import product_root
+    from psp.sev_certificate import KeyUsage
 
     platform = _platform(arguments)
     chain = platform.chain()
@@ -93,8 +94,10 @@ def _export(arguments: argparse.Namespace, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}") from None
-    ours = (chain.pdh, chain.pek, chain.oca, certified_cek(chain.cek))
-    files = [certificate.pack() for certificate in ours] + [laboratory_ask().pack(), laboratory_ark().pack()]
+    root = product_root(platform.line)
+    ours = (chain.pdh, chain.pek, chain.oca, root.certified_cek(chain.cek))
+    files = [certificate.pack() for certificate in ours]
+    files += [root.amd_certificate(usage).pack() for usage in (KeyUsage.ASK, KeyUsage.ARK)]
     for name, data in zip(CERTIFICATES, files, strict=True):
         _write(folder / f"{name}.cert", data)
     print(f"{folder}: certificates of a {arguments.product} with firmware {'.'.join(map(str, platform.api))}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import cast
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar, cast
 
 from node.firmware_image import FirmwareImage
 from node.guest_memory_map import memory_map
@@ -14,29 +14,41 @@ from node.machine_spec import MachineSpec
 from node.operations import HostWrite, PspCommand
 from node.product import Product
 from node.rmp_layout import at_end_of_memory
-from psp.command_buffers import SnpLaunchStart
+from psp.command_buffers import SNP_INIT_RAPL_DIS, SnpInitEx, SnpLaunchStart
 from psp.commands import SnpCommand
+from psp.policy import SnpPolicy
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 from workloads.attacks import vault
 from workloads.attacks.target import Attack, Ground
 from workloads.attacks.vault import Vault
 
+_Told = TypeVar("_Told")
 Prelude = Callable[[Ground], Attack]
 
 _TABLES_BYTES = 32 << 20
 """Left free at the end of memory for nested tables; no guest's memory fits."""
 
 
-class BadHypervisor(Hypervisor):
-    """One whose bring-up a ``prelude`` is a part of: right before SNP_INIT_EX, and after it; without SNP at the end.
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What a hypervisor is told about its host, beside what every one is.
 
-    A first guest of ``guest_bytes`` then gets its memory in two pieces, between which ``ground.log`` lies.
+    A ``prelude`` is a part of its bring-up: right before SNP_INIT_EX, and after it; without SNP at the end. A
+    first guest of ``guest_bytes`` then gets its memory in two pieces, between which ``ground.log`` lies.
     """
+
+    prelude: Prelude | None
+    guest_bytes: int
+    policy: int = 0
+    """What owners of SNP guests demand beside the usual, of the host too; firmware knows whether they got it."""
+
+
+class BadHypervisor(Hypervisor):
+    """One that follows its orders."""
 
     def __init__(
         self,
-        prelude: Prelude | None,
-        guest_bytes: int,
+        orders: Orders,
         product: Product,
         memory_bytes: int,
         min_sev_asid: int,
@@ -44,22 +56,23 @@ class BadHypervisor(Hypervisor):
         max_snp_asid: int = 0,
     ) -> None:
         super().__init__(product, memory_bytes, min_sev_asid, images, max_snp_asid)
-        self._prelude = prelude
-        self.policy = 0
-        """What owners of SNP guests demand beside the usual; firmware knows whether a launch had it."""
+        self._orders = orders
         self._held: list[tuple[int, int]] = []
         rmp = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented)
-        self.ground = Ground(rmp, self._make_gap(guest_bytes) if prelude else 0)
+        self.ground = Ground(rmp, self._make_gap(orders.guest_bytes) if orders.prelude else 0)
 
     def bring_up(self) -> Task:
         """As every hypervisor does it, but for the prelude."""
         task = super().bring_up()
-        return task if self._prelude is None else _with(task, self._prelude(self.ground))
+        if self._orders.policy:
+            task = _under(self._orders.policy, task)
+        prelude = self._orders.prelude
+        return task if prelude is None else _with(task, prelude(self.ground))
 
     def launch(self, spec: MachineSpec) -> LaunchTask:
         """As every hypervisor does it, under the owner's policy."""
         task = super().launch(spec)
-        return _under(self.policy, task) if self.policy else task
+        return _under(self._orders.policy, task) if self._orders.policy else task
 
     def let_go(self) -> None:
         """The first guest has its memory: what was kept from it is free for others."""
@@ -84,7 +97,7 @@ class BadHypervisor(Hypervisor):
         return piece
 
 
-def _under(policy: int, task: LaunchTask) -> LaunchTask:
+def _under(policy: int, task: Generator[Batch, Answers, _Told]) -> Generator[Batch, Answers, _Told]:
     answers: Answers | None = None
     while True:
         try:
@@ -92,13 +105,14 @@ def _under(policy: int, task: LaunchTask) -> LaunchTask:
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
         match batch:
-            case (PspCommand(SnpCommand.LAUNCH_START, spa, buffer),):
+            case (PspCommand(SnpCommand.LAUNCH_START as command, spa, buffer),):
                 start = SnpLaunchStart.parse(buffer)
-                demanded = replace(start, policy=start.policy | policy).pack()
-                batch = (PspCommand(SnpCommand.LAUNCH_START, spa, demanded),)
+                answers = yield (PspCommand(command, spa, replace(start, policy=start.policy | policy).pack()),)
+            case (PspCommand(SnpCommand.INIT_EX as command, spa, buffer),) if policy & SnpPolicy.RAPL_DIS:
+                init = SnpInitEx.parse(buffer)
+                answers = yield (PspCommand(command, spa, replace(init, flags=init.flags | SNP_INIT_RAPL_DIS).pack()),)
             case _:
-                pass
-        answers = yield batch
+                answers = yield batch
 
 
 def _with(bring_up: Task, prelude: Attack) -> Task:

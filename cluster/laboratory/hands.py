@@ -6,22 +6,28 @@ from collections.abc import Callable, Mapping
 from typing import get_args
 
 from cluster.laboratory.one_instruction import step
-from cluster.laboratory.owner import Owner
+from cluster.laboratory.outside import Outside
 from cluster.oracle.transcript import Transcript
 from node import operations as op
 from node.actor import HYPERVISOR, Actor, Role
 from node.board import Board
 from node.operations import Answer
 from node.physical_port import PhysicalPort
+from workloads.attacks.chip_operations import ChipOperation
 from workloads.attacks.claims import Claim, WorkedOut
 from workloads.attacks.dimm_operations import DimmDump, DimmGround, DimmPoke, DimmTap, DimmUnground
+from workloads.attacks.elsewhere import Elsewhere, LeftBehind
 from workloads.attacks.hypervisor_books import TellDr7
-from workloads.attacks.owner_operations import AskOwner
+from workloads.attacks.owner_operations import OwnerOperation
 from workloads.attacks.single_step import Step
 from workloads.attacks.target import AttackBatch
 
 _NETWORK = "network"
-"""Not a hand: whom code in a guest asks, and what it is answered."""
+"""Not a hand: who asks a victim's owner, and what it is answered."""
+_CHIP = "chip"
+"""The supply of the security processor, and the holes of its firmware."""
+_ELSEWHERE = "elsewhere"
+"""The same attacker's other host."""
 _NOTEBOOK = "notebook"
 """No hand either: where an attacker writes down what it has learnt."""
 _BOOKS = "books"
@@ -29,6 +35,7 @@ _BOOKS = "books"
 _CORE = "core"
 """A core that executes what the hypervisor entered; the answer is the hypervisor's."""
 _GUEST = frozenset(get_args(op.GuestOperation))
+_OF_NETWORK, _OF_CHIP = frozenset(get_args(OwnerOperation)), frozenset(get_args(ChipOperation))
 _DIMM: Mapping[type, Callable[..., Answer]] = {
     DimmDump: lambda port, _: op.Runs(port.dump_written()),
     # What a line's cells hold is what was last written to them, or read from them, over the bus.
@@ -49,8 +56,8 @@ class MixedHands(ValueError):
 class Hands:
     """Executes an attacker's batches: as the hypervisor, as one tenant, or at the memory modules.
 
-    ``owner`` answers code in guests that asks it for the victim's secret, ``tell`` changes what the hypervisor's books
-    say of the victim; without them nobody does.
+    ``outside`` are the victim's owner and who else is not on the host, ``tell`` changes what the hypervisor's books say
+    of the victim; without them nobody does.
     """
 
     def __init__(
@@ -58,8 +65,8 @@ class Hands:
         board: Board,
         tenant: str,
         transcript: Transcript,
-        owner: Owner | None = None,
         tell: Callable[[TellDr7], None] | None = None,
+        outside: Outside | None = None,
     ) -> None:
         self._board, self._tenant = board, tenant
         self._modules = PhysicalPort(board.dram)
@@ -72,7 +79,9 @@ class Hands:
             _NOTEBOOK: self._note,
             _BOOKS: self._keep_books,
             _CORE: self._let_run,
-            _NETWORK: (lambda batch: (None,) * len(batch)) if owner is None else owner.act,
+            _NETWORK: _nobody if outside is None else outside.network.act,
+            _CHIP: _nobody if outside is None else lambda batch: self._seen(batch, outside.chip.act(batch)),
+            _ELSEWHERE: _nobody if outside is None else lambda batch: self._seen(batch, outside.other.act(batch)),
         }
 
     def act(self, batch: AttackBatch) -> tuple[Answer, ...]:
@@ -105,6 +114,10 @@ class Hands:
         self._transcript.observe(HYPERVISOR, batch, answers)
         return answers
 
+    def _seen(self, batch: AttackBatch, answers: tuple[Answer, ...]) -> tuple[Answer, ...]:
+        self._transcript.observe(HYPERVISOR, batch, answers)
+        return answers
+
     def _let_run(self, batch: tuple[Step, ...]) -> tuple[Answer, ...]:
         answers = tuple([step(self._board, one.vm) for one in batch])
         self._transcript.observe(HYPERVISOR, batch, answers)
@@ -117,11 +130,19 @@ class Hands:
         return answers
 
 
+def _nobody(batch: AttackBatch) -> tuple[Answer, ...]:
+    return (None,) * len(batch)
+
+
 def _role(one: object) -> str:
     if type(one) in _GUEST:
         return Role.GUEST
-    if type(one) is AskOwner:
+    if type(one) in _OF_NETWORK:
         return _NETWORK
+    if type(one) in _OF_CHIP:
+        return _CHIP
+    if type(one) in (Elsewhere, LeftBehind):
+        return _ELSEWHERE
     if type(one) in (Claim, WorkedOut):
         return _NOTEBOOK
     if type(one) is TellDr7:

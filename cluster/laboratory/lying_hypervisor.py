@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from cluster.laboratory.bad_hypervisor import BadHypervisor, Prelude
+from cluster.laboratory.bad_hypervisor import BadHypervisor, Orders
 from node.cpuid_page import ENCRYPTION_LEAF, CpuidEntry
 from node.firmware_image import FirmwareImage
 from node.hypervisor_port import LaunchRefused, LaunchTask
@@ -25,15 +25,14 @@ class DenyingHypervisor(BadHypervisor):
 
     def __init__(
         self,
-        prelude: Prelude | None,
-        guest_bytes: int,
+        orders: Orders,
         product: Product,
         memory_bytes: int,
         min_sev_asid: int,
         images: Mapping[str, FirmwareImage],
         max_snp_asid: int = 0,
     ) -> None:
-        super().__init__(prelude, guest_bytes, product, memory_bytes, min_sev_asid, images, max_snp_asid)
+        super().__init__(orders, product, memory_bytes, min_sev_asid, images, max_snp_asid)
         self._honest = dict(self._ghcb.leaves)
         self._lies = {
             generation: tuple(self.lie(one) if one.eax_in == ENCRYPTION_LEAF else one for one in leaves)

@@ -23,15 +23,20 @@ from workloads.attacks import (
     crossline,
     dimm,
     dma,
+    extracted_keys,
     false_cpuid,
     forged_measurement,
     greedy_tenant,
     injection,
     invalid_curve,
     iommu_log,
+    message_replay,
     neighbours,
     nested_remap,
+    old_firmware,
+    old_report,
     page_move,
+    power,
     prime_and_probe,
     read_memory,
     rmp_forgery,
@@ -39,6 +44,7 @@ from workloads.attacks import (
     stack_engine,
     tlb_poisoning,
     write_memory,
+    wrong_launch,
 )
 from workloads.attacks.service import DIVIDE, OVERFLOW
 from workloads.attacks.target import Attack, Target
@@ -80,6 +86,10 @@ class Row:
     """Loads must take as long as the line's place says."""
     leak_bytes: int = 16
     """How many bytes of a secret make a leak."""
+    old_firmware: bool = False
+    """Nobody must have updated the security processor's firmware."""
+    habits: Mapping[str, bool] | None = None
+    """What the line says of its victim's owner, by names of OwnerHabits; None for lines in which it has no part."""
     platform_key: bool = False
     """The victim counts the private key that its platform agrees with among its secrets."""
 
@@ -126,6 +136,7 @@ ROWS: Mapping[str, Row] = {
     "28": Row((side_channels.trace_faults,), victim="chooser"),
     # A tenant that computes leaves the sets alone, in which its own pages lie, too.
     "29a": Row((prime_and_probe.time_two_sets,), victim="chooser", cache_timing=True, tenant_spins=True),
+    "29b": Row((power.read_energy,), victim="chooser"),
     "29c": Row((side_channels.count_branches,), victim="chooser"),
     "30": Row((ciphertext_dictionary.compare_registers,), needs=Interface.ENCRYPTED_REGISTERS),
     "31": Row((ciphertext_dictionary.compare_memory,), needs=Interface.CIPHERTEXT),
@@ -153,7 +164,23 @@ ROWS: Mapping[str, Row] = {
     "46": Row((neighbours.two_contexts,)),
     "47": Row((nested_remap.svsm_page_to_its_guest,), needs=Interface.VMPLS, svsm=True),
     "48": Row((false_cpuid.share_and_read,), cast=_LIED_TO, victim="newcomer"),
+    "50": Row((old_firmware.extract_keys,), old_firmware=True, habits={}),
+    "51": Row((old_report.replay,), habits={}),
+    "52": Row((extracted_keys.forge_with_chip_key,), habits={}),
+    "53a": Row((wrong_launch.allow_debugging,), habits={}),
+    "53b": Row((wrong_launch.allow_debugging,), habits={"debuggable": True}),
+    "54a": Row((wrong_launch.another_image,), habits={}),
+    "54b": Row(
+        (wrong_launch.strangers_id_block, wrong_launch.lower_vmpl), needs=Interface.CONTEXT_PAGE,
+        habits={"measurement": False, "id_key": True},
+    ),
+    "61": Row((old_firmware.launch_there,), old_firmware=True, habits={}),
+    "63": Row((old_firmware.relay_request,), needs=Interface.CONTEXT_PAGE, old_firmware=True, habits={}),
     "64": Row((invalid_curve.recover_the_scalar,), needs=Interface.PDH_LAUNCH, platform_key=True),
+    "62": Row(
+        (message_replay.send_again, message_replay.serve_old_answer), needs=Interface.CONTEXT_PAGE,
+        victim="petitioner",
+    ),
     "82a": Row((confused_deputy.write_by_device,), needs=Interface.CONTEXT_PAGE),
 }  # fmt: skip
 """By id of the matrix."""
@@ -179,6 +206,8 @@ def verdicts(row: str, setting: Setting) -> list[Verdict]:
         prelude=line.prelude,
         svsm=line.svsm,
         victim=line.victim,
+        old_firmware=line.old_firmware,
+        owner=replace(setting.owner, **(line.habits or {})),
         platform_key=line.platform_key,
     )
     measure = Measure(line.leak_bytes)

@@ -6,10 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from cluster.laboratory.bad_hypervisor import BadHypervisor, Prelude
+from cluster.laboratory.bad_hypervisor import BadHypervisor, Orders, Prelude
+from cluster.laboratory.chip_hands import old_level
 from cluster.laboratory.hands import Hands
 from cluster.laboratory.interface import Interface, is_there
-from cluster.laboratory.owner import SECRET, Owner
+from cluster.laboratory.outside import Outside
+from cluster.laboratory.owner_habits import CAREFUL as CAREFUL_OWNER
+from cluster.laboratory.owner_habits import OwnerHabits
+from cluster.laboratory.owner_secret import SECRET
 from cluster.laboratory.protection import PROTECTIONS, Column
 from cluster.oracle.ledger import Ledger
 from cluster.oracle.transcript import Transcript
@@ -46,8 +50,11 @@ from workloads.attacks.caller import Caller
 from workloads.attacks.chooser import Chooser
 from workloads.attacks.colluder import Colluder
 from workloads.attacks.console import Console
+from workloads.attacks.grower import CHECKS_CARRY, Grower
 from workloads.attacks.hypervisor_books import TellDr7
+from workloads.attacks.keeper import Keeper
 from workloads.attacks.newcomer import Newcomer
+from workloads.attacks.petitioner import Petitioner
 from workloads.attacks.service import HAS_GHCB, NO_IA32, REGISTERS_GHCB, RESTRICTED, STACK, VERIFIES, Service
 from workloads.attacks.target import Attack, Household, Page, Target
 from workloads.attacks.vault import Vault
@@ -86,12 +93,16 @@ class Setting:
     """The victim keeps books of what it validated, also where an attack presumes that it does not."""
     checks_sev_status: bool = False
     """The victim checks SEV_STATUS and the place of the C-bit when it comes up."""
+    checks_carry: bool = False
+    """A victim whose memory grows takes a page that was valid before for an attack."""
     reads_cpuid_page: bool = False
     """The victim answers CPUID from the page that firmware checked."""
-    verifies_measurement: bool = True
-    """The victim's owner compares the measurement of its launch with that of its own image."""
-    demands_alias_check: bool = False
-    """The victim's owner accepts no platform that nobody checked for DRAM aliases."""
+    checks_answers: bool = True
+    """The victim's kernel looks at the numbers of the security processor's answers."""
+    owner: OwnerHabits = CAREFUL_OWNER
+    """What the victim's owner looks at."""
+    old_firmware: bool = False
+    """Nobody has updated the security processor's firmware; what hosts are sold with today is newer."""
     svsm: bool = False
     """The victim is an SVSM, where there can be one; its operating system is the attacker's."""
     svsm_zeroes: bool = False
@@ -166,14 +177,16 @@ class Scene:
         threads = 1 if setting.smt_off else product.threads_per_core
         product = replace(product, ciphers=setting.ciphers or product.ciphers, threads_per_core=threads)
         platform = replace(setting.platform, mode=protection.mode)
+        if setting.old_firmware:
+            old = old_level(product)
+            platform = replace(platform, firmware_api=old.version, firmware_tcb=old.tcb)
         spec = HostSpec("host", product, HOST_BYTES, product.min_sev_asid, SEED, 60 * 10**9, platform=platform)
         images, skips = {"auto": IMAGE}, frozenset() if setting.svsm_zeroes else _SVSM_AS_IT_WAS
-        hypervisor = partial(cast.hypervisor, setting.prelude, GUEST_BYTES)
+        hypervisor = partial(cast.hypervisor, Orders(setting.prelude, GUEST_BYTES, setting.snp_policy))
         self.host = Host(
             spec, _PROGRAMS, images, dict(load_cost_table()), local_tenants(_PROGRAMS, skips), hypervisor,
             transcript.observe,
         )  # fmt: skip
-        self._hypervisor.policy = setting.snp_policy
         self._svsm = setting.svsm and protection.launched is Generation.SEV_SNP
         self._transcript = transcript
         kernel = KernelSettings(
@@ -182,6 +195,9 @@ class Scene:
             checks_c_bit=setting.checks_sev_status,
             reads_cpuid_page=setting.reads_cpuid_page,
             checks_cpuid=False,
+            checks_answers=setting.checks_answers,
+            checks_exit_code=setting.vc_handler_verifies or setting.victim != "keeper",
+            checks_carry=setting.checks_carry or setting.victim != "grower",
             handles_vc=setting.victim != "service",
         )
         service = _service(setting, protection.launched)
@@ -209,8 +225,14 @@ class Scene:
             ledger.keep(VICTIM, "the secret", victim.secret)
             for gpa, octets in victim.promises.items():
                 ledger.promise(VICTIM, gpa, octets)
+        elif setting.victim == "grower":
+            grower = Grower.build(wanted["grower"], place)
+            ledger.promise(VICTIM, grower.book, grower.entries)
         elif setting.victim == "caller":
             for gpa, octets in Caller(place).promises.items():
+                ledger.promise(VICTIM, gpa, octets)
+        elif setting.victim == "petitioner":
+            for gpa, octets in Petitioner(place).promises.items():
                 ledger.promise(VICTIM, gpa, octets)
         elif setting.victim == "console":
             ledger.keep(VICTIM, "what was typed", Console(place).typed)
@@ -234,14 +256,14 @@ class Scene:
         if setting.victim == "booted":
             ledger.lay(VICTIM, IMAGE.gpa, IMAGE.data)
             measured = bytes.fromhex(self.host.guests[VICTIM].launch_digest)
-            if setting.verifies_measurement and measured and measured != _expected(protection.launched, product.name):
+            if setting.owner.measurement and measured and measured != _expected(protection.launched, product.name):
                 transcript.complain(VICTIM, "measurement: another launch than its owner's")
         self.let_run(self.host.guests[VICTIM])
         if not setting.tenant_spins:
             self.let_run(self.host.guests[TENANT])
         self.target = self._look_up()
-        owner = Owner(self.host.board, transcript, VICTIM, setting.demands_alias_check)
-        self._hands = Hands(self.host.board, TENANT, transcript, owner, self._tell)
+        outside = Outside(spec, self.host.board, protection.launched, setting.owner, VICTIM, transcript)
+        self._hands = Hands(self.host.board, TENANT, transcript, self._tell, outside)
 
     def offers(self, interface: Interface) -> bool:
         """Whether the host has an interface."""
@@ -384,7 +406,7 @@ def code_gpa() -> int:
 _PROGRAMS: Mapping[str, ProgramFactory] = {
     "vault": Vault.build, "service": Service.build, "chooser": Chooser.build, "newcomer": Newcomer.build,
     "booted": Booted.build, "colluder": Colluder.build, "console": Console.build,
-    "caller": Caller.build,
+    "caller": Caller.build, "keeper": Keeper.build, "grower": Grower.build, "petitioner": Petitioner.build,
 }  # fmt: skip
 
 
@@ -407,6 +429,9 @@ def _wanted(generation: Generation, kernel: KernelSettings, service: ProgramSpec
         "chooser": ProgramSpec("chooser"),
         "console": ProgramSpec("console"),
         "caller": ProgramSpec("caller"),
+        "petitioner": ProgramSpec("petitioner"),
+        "keeper": ProgramSpec("keeper"),
+        "grower": ProgramSpec("grower", ((CHECKS_CARRY, int(kernel.checks_carry)),)),
         "newcomer": ProgramSpec("newcomer", ((newcomer.GENERATION, generation.name), *checks)),
         "booted": ProgramSpec("booted", firmware),
     }

@@ -193,6 +193,20 @@ def test_a_run_that_was_stopped_early_is_made_again_as_far_as_it_went(scenario: 
     assert (trace.to_ns, trace.parted) == (round(reached * 1e9), None)
 
 
+def test_a_run_that_lost_a_host_is_the_same_run_as_far_as_there_is_anything_of_it(
+    moved: Results, tmp_path: Path
+) -> None:
+    first, *_ = moved.hosts["host"].to_pylist()
+    gone = {row["vm"] for row in moved.migrations.to_pylist()}  # What they did at first, on the host that was lost.
+    chains = [row for row in moved.digests.to_pylist() if row["entity"] not in gone or row["bucket"]]
+    kept = [row for row in chains if row["entity"] != first]
+    hosts = [row for row in moved.hosts.to_pylist() if row["host"] != first]
+    tables = {**moved.tables, "hosts": TABLES["hosts"].build(hosts), "digests": TABLES["digests"].build(kept)}
+    run_as = {key: value for key, value in moved.run.items() if key != "log"}
+    replace(moved, tables=tables, partial="lost", run=run_as, events=None).save(tmp_path / "a")
+    assert entity_trace(tmp_path / "a", first, to_ns=60 * S).parted is None
+
+
 def test_a_time_that_the_run_does_not_have_is_refused(folders: dict[str, Path]) -> None:
     with pytest.raises(TraceError, match=r"from: expected a time before the trace's end at 1.5 min, got 2 min"):
         entity_trace(folders["logged"], "database", from_ns=120 * S)

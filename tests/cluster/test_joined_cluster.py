@@ -166,6 +166,31 @@ def environment_of(pid: int) -> bytes:
 
 
 @pytest.mark.ray
+def test_a_worker_that_stands_still_on_another_machine_is_ended_there_and_replaced(
+    machines: Machines, here: str
+) -> None:
+    with Session("packed", None, machines.address) as session:
+        layout = session._layout
+        assert isinstance(layout, ActorLayout)
+        layout._patience_s = 1.0
+        calls = iter(range(1 << 30))
+        stopped: list[Whereabouts] = []
+
+        def stop_one() -> None:
+            if next(calls) == 2:
+                stopped.extend(place for place in places_of(layout) if place.node == machines.second)
+                os.kill(stopped[0].pid, signal.SIGSTOP)
+
+        results = session.run(load_scenario("quiet"), None, None, stop_one)
+        assert results.run["workers_replaced"] == 1
+        assert results.digest == here
+        assert not process_family.is_alive(stopped[0].process)
+        # The machine on which that happened is the last that gets another.
+        assert {place.node for place in places_of(layout)}.isdisjoint({machines.second})
+    wait_until_no_worker_is_left(machines.address)
+
+
+@pytest.mark.ray
 def test_a_machine_that_is_lost_is_done_without_and_what_is_left_goes_on_after_the_run(
     machines: Machines, here: str
 ) -> None:

@@ -3,7 +3,9 @@
 import os
 import random
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -76,7 +78,7 @@ def test_workers_killed_at_twenty_random_windows_change_nothing(layout: ActorLay
     windows = random.Random(7).sample(range(inline.round_trips - 1), KILLS)
     log, result = run_toys(layout, hosts, end_ns=END_NS, cut=at_windows(dict.fromkeys(windows, strike)))
     assert digest(log) == digest(expected)
-    assert result.round_trips == inline.round_trips
+    assert (result.round_trips, result.events) == (inline.round_trips, inline.events)
     assert replaced(layout) == len(struck) == KILLS
 
 
@@ -136,19 +138,41 @@ def test_a_worker_that_is_lost_at_the_same_place_again_and_again_is_given_up_and
     assert {row["host"] for row in rows} == {"toy-1"}
 
 
+def command_of(pid: int) -> bytes:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
+
+
+def ours(is_wanted: Callable[[bytes], bool]) -> list[process_family.Process]:
+    return [one for one in process_family.family([os.getpid()]) if is_wanted(command_of(one[0]))]
+
+
+def is_raylet(command: bytes) -> bool:
+    return b"raylet/raylet" in command
+
+
+def is_agent(command: bytes) -> bool:
+    """The raylet is told how to start it."""
+    return not is_raylet(command) and (b"dashboard/agent.py" in command or command.startswith(b"ray::DashboardAgent"))
+
+
 @pytest.mark.ray
-def test_a_ray_that_dies_is_replaced_whole(layout: ActorLayout) -> None:
-    def kill_raylet() -> None:
-        (node,) = [one for one in process_family.family([os.getpid()]) if is_raylet(one[0])]
-        kill(node[0])
+@pytest.mark.parametrize("is_victim", [is_raylet, is_agent])
+def test_a_ray_that_dies_is_replaced_whole(layout: ActorLayout, is_victim: Callable[[bytes], bool]) -> None:
+    def strike() -> None:
+        node = ours(is_raylet)
+        deadline_s = time.monotonic() + 60
+        while not (victims := ours(is_victim)):  # The raylet has only just been asked to start it.
+            assert time.monotonic() < deadline_s, [command_of(pid)[:300] for pid, _ in ours(bool)]
+            time.sleep(0.05)
+        kill(victims[0][0])
+        process_family.end_of(node, 60)  # It does not outlive its agent.
         layout._cluster._looked_s = 0.0
+        assert set(layout.gauges()) == {toy.name for toy in toys(4)}, "what was known last"
 
-    log, _ = run_toys(layout, toys(4), end_ns=4000, cut=at_windows({9: kill_raylet}))
+    log, _ = run_toys(layout, toys(4), end_ns=4000, cut=at_windows({8: layout.gauges, 9: strike}))
     assert digest(log) == digest(run_toys(InlineLayout(), toys(4), end_ns=4000)[0])
-
-
-def is_raylet(pid: int) -> bool:
-    return b"raylet/raylet" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 MOVES = {

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from cluster.cli import main
-from cluster.result_diff import CellDifference, FirstBucket, difference
+from cluster.result_diff import CellDifference, FirstBucket, difference, first_bucket
 from cluster.results import Results
 from cluster.scenario import Scenario
 from cluster.tables import Row
@@ -51,6 +51,15 @@ def test_equal_runs_have_no_difference_whatever_their_scenarios_are_called(left:
 
 def test_runs_part_at_the_first_bucket_and_entity_whose_digests_differ(left: Results, right: Results) -> None:
     assert difference(left, right).first_bucket == FirstBucket(1, 10**9, ("b",))
+
+
+def test_a_part_of_a_run_parts_from_another_where_what_is_left_of_it_does(
+    quiet_scenario: Scenario, right: Results
+) -> None:
+    part, whole = results(quiet_scenario, [], [bucket("b", 0, "21"), bucket("b", 1, "22")]), right.digests
+    assert first_bucket(part.digests, whole, 1, left_is_whole=False) is None
+    assert first_bucket(part.digests, whole, left_is_whole=False) == FirstBucket(1, 10**9, ("b",))
+    assert first_bucket(part.digests, whole) == FirstBucket(0, 0, ("a",))
 
 
 def test_a_bucket_that_only_one_run_has_is_a_difference(quiet_scenario: Scenario) -> None:

@@ -300,7 +300,7 @@ def lie(index, number=0, length=100, header=GOOD_HEADER):
     def put(card):
         card.put(RECEIVED + 2, "<H", index)
         card.put(RECEIVED + 4, "<II", number, length)
-        card.put(0x2000 + BUFFER_BYTES * (number % ENTRIES), "<12s", header)
+        card.put(0x1000 + BUFFER_BYTES * (number % ENTRIES), "<12s", header)
 
     return put
 

@@ -407,8 +407,7 @@ def test_a_destroyed_vm_gives_everything_back(generation: Generation) -> None:
     host.board.execute_host((op.HostClear(LARGE_PAGE_BYTES, PAGE_BYTES),))
     assert guest.state is GuestState.DESTROYED
     assert leftovers(host) == before
-    with pytest.raises(KeyError):
-        host.board.vmcb("vm", 0)
+    assert not host.board.vmcb("vm", 0).consistent  # there is none: VMRUN would refuse it
 
 
 def test_a_vm_destroyed_while_it_launches_goes_as_soon_as_it_has_come() -> None:

@@ -29,6 +29,7 @@ from psp.byte_layout import ByteLayout
 from psp.commands import COMMANDS, LegacyCommand, LegacyPlatformState, SnpCommand, SnpPlatformState, is_snp
 from psp.firmware import SecurityProcessor
 from psp.guest_context import SnpGuestState
+from psp.installed_firmware import FirmwareLevel
 from psp.launch_digest import PageType
 from psp.legacy_guest import LegacyGuestState
 from psp.policy import LegacyPolicy
@@ -93,7 +94,8 @@ SIZED = {
 def test_a_buffer_that_says_another_length_than_its_own_is_refused(command: int) -> None:
     size = SIZED[command].SIZE
     machine = machine_for(command)
-    machine.psp = SecurityProcessor(machine.bus, lambda _purpose, _count, length: bytes(length), (1, 58, 0))
+    level = FirmwareLevel((1, 58, 0))
+    machine.psp = SecurityProcessor(machine.bus, lambda _purpose, _count, length: bytes(length), level)
     if is_snp(command):
         assert machine.call(SnpCommand.INIT_EX, buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP).pack()) == 0
     for length in (0, size - 1, size + 1, 1 << 31):

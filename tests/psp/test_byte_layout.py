@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psp import command_buffers as buffers
-from psp import update_buffers
+from psp import swap_buffers, update_buffers
 from psp.byte_layout import ByteLayout
 from psp.commands import COMMANDS, LegacyCommand, SnpCommand, command_name, measured_bytes
 
 LAYOUTS = [
     one
-    for module in (buffers, update_buffers)
+    for module in (buffers, swap_buffers, update_buffers)
     for _, one in inspect.getmembers(module, inspect.isclass)
     if issubclass(one, ByteLayout) and one.SIZE
 ]
@@ -35,10 +35,11 @@ SIZES = {
     SnpCommand.PLATFORM_STATUS: 0x08, SnpCommand.GCTX_CREATE: 0x08, SnpCommand.ACTIVATE: 0x0C,
     SnpCommand.DECOMMISSION: 0x08, SnpCommand.GUEST_STATUS: 0x10, SnpCommand.LAUNCH_START: 0x30,
     SnpCommand.LAUNCH_UPDATE: 0x20, SnpCommand.LAUNCH_FINISH: 0x40, SnpCommand.PAGE_RECLAIM: 0x08,
-    SnpCommand.PAGE_UNSMASH: 0x08, SnpCommand.FEATURE_INFO: 0x10,
+    SnpCommand.PAGE_UNSMASH: 0x08, SnpCommand.FEATURE_INFO: 0x10, SnpCommand.GUEST_REQUEST: 0x18,
     SnpCommand.DBG_DECRYPT: 0x18, SnpCommand.DBG_ENCRYPT: 0x18,
     SnpCommand.PAGE_MD_INIT: 0x10, SnpCommand.PAGE_SWAP_OUT: 0x30, SnpCommand.PAGE_SWAP_IN: 0x30,
     SnpCommand.PAGE_MOVE: 0x20, SnpCommand.CONFIG: 0x40, SnpCommand.COMMIT: 0x04, SnpCommand.VLEK_LOAD: 0x10,
+    LegacyCommand.RING_BUFFER: 0x28, LegacyCommand.ACTIVATE_EX: 0x18, SnpCommand.ACTIVATE_EX: 0x20,
     LegacyCommand.SWAP_OUT: 0x28, LegacyCommand.SWAP_IN: 0x20, SnpCommand.VERIFY_MITIGATION: 0x40,
     LegacyCommand.DOWNLOAD_FIRMWARE: 0x0C, SnpCommand.DOWNLOAD_FIRMWARE_EX: 0x18,
 }  # fmt: skip

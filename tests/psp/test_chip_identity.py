@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -105,7 +106,7 @@ def test_each_tcb_and_each_chip_has_a_key_of_its_own():
 
 def test_the_fmc_of_turin_stands_first_or_last():
     tcb = TcbLayout.TURIN.pack({TcbComponent.FMC: 1, TcbComponent.BOOT_LOADER: 2, TcbComponent.MICROCODE: 9})
-    last = ProductLine("Turin", 4096, 8, TcbLayout.TURIN, FmcPlace.LAST)
+    last = replace(TURIN, fmc_place=FmcPlace.LAST)
     assert chain_versions(TURIN, tcb) == (1, 2, 0, 0, 0, 0, 0, 9)
     assert chain_versions(last, tcb) == (2, 0, 0, 0, 0, 0, 9, 1)
     assert scalar(chip(TURIN).vcek_key(tcb)) != scalar(chip(last).vcek_key(tcb))

@@ -110,4 +110,5 @@ def test_the_platform_tells_what_it_can_and_what_it_does(capable, on, policy_fla
     assert machine.call(SnpCommand.PLATFORM_STATUS, buffers.SnpAddress(OUT).pack()) == OK
     assert buffers.SnpPlatformStatus.parse(machine.bus.read(OUT, 0x20)).policy_flags == policy_flags
     assert machine.call(SnpCommand.FEATURE_INFO, buffers.SnpFeatureInfo(0x10, 0, OUT).pack()) == OK
-    assert machine.bus.read(OUT, 16) == bytes(8) + ecx.to_bytes(4, "little") + bytes(4)
+    found = machine.bus.read(OUT, 16)
+    assert (found[:8], found[8] & 1 << 3, found[9:]) == (bytes(8), ecx, bytes(7))

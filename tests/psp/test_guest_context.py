@@ -131,6 +131,7 @@ def test_two_boots_have_two_keys_and_one_boot_the_same_through_a_shutdown():
     assert context(machine).asid == 2
     other_boot = snp_guest(up(), SnpGuestState.INIT)
     other_boot.psp.snp.guests.pages._key = algorithms.AES(bytes(range(32)))
+    other_boot.psp.snp.guests.pages._ciphers.clear()
     other_boot.bus.write(GCTX, old)
     assert status_of(other_boot)[0] == Status.INVALID_GUEST
 

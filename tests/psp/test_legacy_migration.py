@@ -13,8 +13,9 @@ from toy_machine import COMMAND_PAGE, GUEST_PAGE, OUT, PAGE, Machine, ToyBus, re
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand
 from psp.firmware import SecurityProcessor
-from psp.laboratory_root import certified_cek, laboratory_ark, laboratory_ask
 from psp.legacy_guest import LegacyGuestState
+from psp.product_line import PRODUCT_LINES
+from psp.product_root import laboratory_root
 from psp.secret_packet import PacketHeader
 from psp.sev_certificate import KeyUsage, SevCertificate, parse
 from psp.status import Status
@@ -27,7 +28,7 @@ TMR = 0x80_0000
 
 @pytest.fixture
 def source():
-    return up(snp=False)
+    return up(snp=False, line="Naples")
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def target():
         return hashlib.shake_128(f"target {purpose} {counter}".encode()).digest(length)
 
     bus = ToyBus()
-    machine = Machine(bus, SecurityProcessor(bus, octets))
+    machine = Machine(bus, SecurityProcessor(bus, octets, line=NAPLES.line))
     init = buffers.Init(buffers.INIT_ES, TMR, 1 << 20)
     assert machine.call(LegacyCommand.INIT, init.pack()) == 0
     machine.flush(LegacyCommand.DF_FLUSH)
@@ -46,11 +47,12 @@ def target():
 def certified(exports):
     """A chain as a host hands it over: the CEK as the key distribution service has it."""
     pdh, chain = exports
-    cek = certified_cek(parse(chain[2 * 0x824 :], KeyUsage.CEK))
+    cek = NAPLES.certified_cek(parse(chain[2 * 0x824 :], KeyUsage.CEK))
     return pdh, chain[: 2 * 0x824] + cek.pack()
 
 
-AMD = laboratory_ask().pack() + laboratory_ark().pack()
+NAPLES = laboratory_root(PRODUCT_LINES["Naples"])
+AMD = b"".join(NAPLES.amd_certificate(usage).pack() for usage in (KeyUsage.ASK, KeyUsage.ARK))
 
 
 def running(machine, policy=SEV, contents=SECRET):

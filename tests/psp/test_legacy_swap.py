@@ -7,6 +7,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from toy_machine import COMMAND_PAGE, FIRMWARE, GUEST_PAGE, OUT, PAGE, sev_guest, up
 
 from psp import command_buffers as buffers
+from psp import swap_buffers
 from psp.commands import LegacyCommand
 from psp.legacy_guest import LegacyGuestState
 from psp.legacy_swap import DATA, VMSA, SwapEntry
@@ -29,15 +30,15 @@ def machine():
 
 
 def out(kind=DATA, **changes):
-    return dataclasses.replace(buffers.SwapOut(1, kind << 1, GUEST_PAGE, OUT, MDATA, 0x1234), **changes)
+    return dataclasses.replace(swap_buffers.SwapOut(1, kind << 1, GUEST_PAGE, OUT, MDATA, 0x1234), **changes)
 
 
 def back(kind=DATA, **changes):
-    return dataclasses.replace(buffers.SwapIn(1, kind << 1, OUT, BACK, MDATA), **changes)
+    return dataclasses.replace(swap_buffers.SwapIn(1, kind << 1, OUT, BACK, MDATA), **changes)
 
 
 def swap(machine, buffer):
-    command = LegacyCommand.SWAP_OUT if isinstance(buffer, buffers.SwapOut) else LegacyCommand.SWAP_IN
+    command = LegacyCommand.SWAP_OUT if isinstance(buffer, swap_buffers.SwapOut) else LegacyCommand.SWAP_IN
     return machine.call(command, buffer.pack())
 
 

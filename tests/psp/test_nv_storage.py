@@ -32,7 +32,7 @@ def rebooted(machine):
     first = machine.psp._octets
 
     def octets(purpose, counter, length):
-        return first(purpose, counter, length) if purpose == "chip fuses" else hashlib.shake_128(
+        return first(purpose, counter, length) if purpose.startswith("chip fuses") else hashlib.shake_128(
             f"later {purpose} {counter}".encode()
         ).digest(length)
 

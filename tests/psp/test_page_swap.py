@@ -20,7 +20,7 @@ from toy_machine import (
     up,
 )
 
-from psp import command_buffers as buffers
+from psp import swap_buffers
 from psp.commands import SnpCommand
 from psp.guest_context import SnpGuestState
 from psp.page_swap import DATA, METADATA, VMSA, MdataEntry
@@ -45,19 +45,20 @@ def machine():
     made.bus.write_guest(GUEST_PAGE, INSIDE, ASID)
     made.bus.rmp_set(MDATA, FIRMWARE)
     made.bus.write(MDATA, b"\xee" * PAGE)
-    assert made.call(SnpCommand.PAGE_MD_INIT, buffers.SnpPageMdInit(GCTX, MDATA).pack()) == 0
+    assert made.call(SnpCommand.PAGE_MD_INIT, swap_buffers.SnpPageMdInit(GCTX, MDATA).pack()) == 0
     made.bus.rmp_set(OUT, FIRMWARE)
     return made
 
 
 def out(kind=DATA, root=False, **changes):
     flags = kind << 1 | root << 4
-    return dataclasses.replace(buffers.SnpPageSwapOut(GCTX, GUEST_PAGE, OUT, MDATA + 0x40, 0x1234, flags), **changes)
+    swap = swap_buffers.SnpPageSwapOut(GCTX, GUEST_PAGE, OUT, MDATA + 0x40, 0x1234, flags)
+    return dataclasses.replace(swap, **changes)
 
 
 def back(kind=DATA, root=False, **changes):
     flags = kind << 1 | root << 4
-    return dataclasses.replace(buffers.SnpPageSwapIn(GCTX, OUT, BACK, MDATA + 0x40, flags), **changes)
+    return dataclasses.replace(swap_buffers.SnpPageSwapIn(GCTX, OUT, BACK, MDATA + 0x40, flags), **changes)
 
 
 def call(machine, command, buffer):
@@ -144,7 +145,7 @@ def test_a_page_in_place(machine, kind):
 def test_metadata_pages_go_out_and_come_back_too(machine):
     other = MDATA + PAGE
     machine.bus.rmp_set(other, FIRMWARE)
-    assert call(machine, SnpCommand.PAGE_MD_INIT, buffers.SnpPageMdInit(GCTX, other)) == 0
+    assert call(machine, SnpCommand.PAGE_MD_INIT, swap_buffers.SnpPageMdInit(GCTX, other)) == 0
     assert call(machine, SnpCommand.PAGE_SWAP_OUT, out()) == 0
     entries = machine.bus.read(MDATA, PAGE)
     frame = OUT + PAGE
@@ -249,7 +250,7 @@ def test_what_is_not_the_page_that_left_does_not_come_in(machine, what, changes,
 
 
 def move(**changes):
-    return dataclasses.replace(buffers.SnpPageMove(GCTX, 0, GUEST_PAGE, BACK), **changes)
+    return dataclasses.replace(swap_buffers.SnpPageMove(GCTX, 0, GUEST_PAGE, BACK), **changes)
 
 
 def test_a_page_moves_with_its_attributes_and_is_encrypted_anew(machine):
@@ -305,7 +306,7 @@ def test_what_may_not_move_stays(machine, what, changes, status):
     ],
 )
 def test_md_init_wants_a_firmware_page(machine, entry, changes, status):
-    md_init = dataclasses.replace(buffers.SnpPageMdInit(GCTX, BACK), **changes)
+    md_init = dataclasses.replace(swap_buffers.SnpPageMdInit(GCTX, BACK), **changes)
     spa = 0x80_0000 if entry.large else BACK
     machine.bus.rmp_set(spa, entry)
     assert refused(machine, SnpCommand.PAGE_MD_INIT, md_init) == status

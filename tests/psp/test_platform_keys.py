@@ -10,12 +10,15 @@ from toy_machine import COMMAND_PAGE, FIRMWARE, OUT, PAGE, new_machine, returnin
 from psp import command_buffers as buffers
 from psp import elliptic, sev_certificate
 from psp.commands import LegacyCommand
-from psp.laboratory_root import certified_cek, laboratory_ark, laboratory_ask
+from psp.product_line import PRODUCT_LINES
+from psp.product_root import laboratory_root
 from psp.sev_certificate import KeyUsage, SevCertificate
 from psp.sev_chain import PlatformChain, check_chain
 from psp.status import Status
 
 PEK_AT, OCA_AT = 0x50_0000, 0x50_1000
+NAPLES = laboratory_root(PRODUCT_LINES["Naples"])
+AMD = [NAPLES.amd_certificate(usage) for usage in (KeyUsage.ARK, KeyUsage.ASK)]
 OWNER = elliptic.private_key(hashlib.shake_128(b"platform owner").digest(56))
 
 
@@ -54,8 +57,8 @@ def owned(machine):
 @pytest.mark.parametrize("snp", [False, True])
 def test_the_exported_chain_verifies_once_amd_has_signed_the_cek(snp):
     chain = chain_of(up(snp=snp))
-    whole = PlatformChain(chain.pdh, chain.pek, chain.oca, certified_cek(chain.cek))
-    check_chain(whole, laboratory_ark(), laboratory_ask())
+    whole = PlatformChain(chain.pdh, chain.pek, chain.oca, NAPLES.certified_cek(chain.cek))
+    check_chain(whole, *AMD)
 
 
 def test_the_same_random_source_gives_the_same_platform_whenever_its_keys_are_looked_at():
@@ -103,9 +106,7 @@ def test_an_owner_takes_the_platform_once_and_pek_gen_gives_it_back():
     assert owned(machine) == 1
     chain = chain_of(machine)
     assert chain.oca == oca
-    check_chain(
-        PlatformChain(chain.pdh, chain.pek, chain.oca, certified_cek(chain.cek)), laboratory_ark(), laboratory_ask()
-    )
+    check_chain(PlatformChain(chain.pdh, chain.pek, chain.oca, NAPLES.certified_cek(chain.cek)), *AMD)
     assert imported(machine, pek, oca) == Status.ALREADY_OWNED
     assert machine.call(LegacyCommand.PEK_GEN) == Status.SUCCESS
     assert owned(machine) == 0
@@ -142,6 +143,16 @@ def test_a_chip_s_id_is_a_point_on_secp256k1():
     ec.EllipticCurvePublicNumbers(x, y, ec.SECP256K1()).public_key()  # ValueError off the curve
     assert machine.call(LegacyCommand.GET_ID, buffers.Output(OUT, 64).pack()) == Status.SUCCESS
     assert machine.bus.read(OUT, 64) == octets
+
+
+def test_get_id_of_a_turin_gives_eight_bytes():
+    machine = up(line="Turin")
+    machine.bus.rmp_set(COMMAND_PAGE, FIRMWARE)
+    machine.bus.rmp_set(OUT, FIRMWARE)
+    assert machine.call(LegacyCommand.GET_ID, buffers.Output(OUT, 7).pack()) == Status.INVALID_LENGTH
+    assert buffers.Output.parse(machine.bus.read(COMMAND_PAGE, 12)).length == 8
+    assert machine.call(LegacyCommand.GET_ID, buffers.Output(OUT, 64).pack()) == Status.SUCCESS
+    assert machine.bus.read(OUT, 9) == machine.psp.legacy.keys.chip.chip_id + b"\0"
 
 
 SHORT = {

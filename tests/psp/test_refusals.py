@@ -53,22 +53,19 @@ def test_a_sev_policy_that_can_be_met_is_taken(policy: int) -> None:
     assert up(snp=False).call(LegacyCommand.LAUNCH_START, buffers.LaunchStart(policy=policy).pack()) == Status.SUCCESS
 
 
-@pytest.mark.parametrize(
-    ("theirs", "ours", "status"),
-    [(1, 1, Status.UNSUPPORTED), (3, 1, Status.POLICY_FAILURE), (1, 3, Status.POLICY_FAILURE)],
-)
-def test_sharing_another_guest_s_key_is_refused(theirs: int, ours: int, status: Status) -> None:
+@pytest.mark.parametrize(("theirs", "ours"), [(3, 1), (1, 3), (3, 3), (0, 1)])
+def test_a_guest_that_forbids_it_or_has_another_policy_shares_its_key_with_nobody(theirs: int, ours: int) -> None:
     machine = up(snp=False)
     handle = sev_guest(machine)
     machine.psp.legacy.guests[handle].policy = theirs
     start = buffers.LaunchStart(handle=handle, policy=ours).pack()
-    assert refused(machine, LegacyCommand.LAUNCH_START, start) == status
+    assert refused(machine, LegacyCommand.LAUNCH_START, start) == Status.POLICY_FAILURE
     start = buffers.LaunchStart(handle=handle + 1, policy=1).pack()
     assert refused(machine, LegacyCommand.LAUNCH_START, start) == Status.INVALID_GUEST
 
 
-@pytest.mark.parametrize("bit", range(2, 32))
-def test_snp_init_offers_no_option_but_to_clear_the_rmp_and_fix_ranges(bit: int) -> None:
+@pytest.mark.parametrize("bit", range(3, 32))
+def test_snp_init_offers_no_option_but_to_clear_the_rmp_fix_ranges_and_tell_nobody_of_energy(bit: int) -> None:
     status = refused(new_machine(), SnpCommand.INIT_EX, buffers.SnpInitEx(flags=1 | 1 << bit).pack())
     assert status == (Status.UNSUPPORTED if bit <= 4 else Status.INVALID_PARAM)
 
@@ -93,10 +90,8 @@ def test_snp_shutdown_reclaims_contexts_only() -> None:
     assert not machine.psp.snp.guests.pages.spas
 
 
-@pytest.mark.parametrize(
-    "changes", [{"ma_gctx": GCTX + PAGE}, {"flags": 1}, {"flags": 2}, {"desired_tsc_khz": 2_000_000}]
-)
-def test_snp_launches_have_no_migration_agent_no_imi_and_no_secure_tsc(changes: dict[str, int]) -> None:
+@pytest.mark.parametrize("changes", [{"ma_gctx": GCTX + PAGE}, {"flags": 1}, {"flags": 2}])
+def test_snp_launches_have_no_migration_agent_and_no_imi(changes: dict[str, int]) -> None:
     machine = snp_guest(up(), SnpGuestState.INIT)
     start = buffers.SnpLaunchStart(GCTX, POLICY, **changes)
     assert refused(machine, SnpCommand.LAUNCH_START, start.pack()) == Status.UNSUPPORTED
@@ -109,13 +104,11 @@ def test_snp_policies_that_demand_other_memory_protection_fail(bit: int) -> None
     assert refused(machine, SnpCommand.LAUNCH_START, start.pack()) == Status.POLICY_FAILURE
 
 
-@pytest.mark.parametrize(
-    ("flags", "status"), [(4, Status.UNSUPPORTED), (2, Status.INVALID_PARAM), (8, Status.INVALID_PARAM)]
-)
-def test_launch_finish_hides_no_chip_key_and_has_no_author_without_an_id_block(flags: int, status: Status) -> None:
+@pytest.mark.parametrize("flags", [2, 8, 12])
+def test_launch_finish_has_no_author_without_an_id_block_and_no_other_flags(flags: int) -> None:
     machine = snp_guest(up())
     finish = buffers.SnpLaunchFinish(GCTX, flags=flags)
-    assert refused(machine, SnpCommand.LAUNCH_FINISH, finish.pack()) == status
+    assert refused(machine, SnpCommand.LAUNCH_FINISH, finish.pack()) == Status.INVALID_PARAM
 
 
 def test_cpuid_values_are_taken_as_the_host_gives_them() -> None:
@@ -134,12 +127,12 @@ def test_feature_info_wants_its_own_length(length: int) -> None:
     assert refused(machine, SnpCommand.FEATURE_INFO, asked.pack()) == Status.INVALID_LENGTH
 
 
-def test_feature_info_offers_nothing_and_platform_status_says_that_it_may_be_asked() -> None:
+def test_feature_info_offers_what_init_and_policies_may_ask_and_platform_status_says_that_it_may_be_asked() -> None:
     machine = up()
     machine.bus.rmp_set(OUT, FIRMWARE)
     machine.bus.write(OUT, b"\xee" * 16)
     assert machine.call(SnpCommand.FEATURE_INFO, buffers.SnpFeatureInfo(0x10, 0, OUT).pack()) == Status.SUCCESS
-    assert machine.bus.read(OUT, 16) == bytes(16)
+    assert machine.bus.read(OUT, 16) == bytes(8) + (0b11_0100).to_bytes(4, "little") + bytes(4)
     assert (
         refused(machine, SnpCommand.FEATURE_INFO, buffers.SnpFeatureInfo(0x10, 1, OUT).pack()) == Status.INVALID_PARAM
     )

@@ -3,19 +3,23 @@
 import hashlib
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cluster.root_keys import product_root
 from psp import amd_certificate, elliptic, sev_certificate
 from psp.installed_firmware import FirmwareLevel, InstalledFirmware
-from psp.laboratory_root import certified_cek, laboratory_ark, laboratory_ask
 from psp.platform_keys import PlatformKeys
+from psp.product_line import PRODUCT_LINES
+from psp.product_root import RootName, laboratory_root
 from psp.rsa_signing import EXPONENT, rsa_key, sign_pss
 from psp.sev_certificate import CertificateError, KeyUsage, SevCertificate
 from psp.sev_chain import PlatformChain, check_chain
 
+NAPLES = laboratory_root(PRODUCT_LINES["Naples"])
 USAGES = {"pdh": KeyUsage.PDH, "pek": KeyUsage.PEK, "oca": KeyUsage.OCA, "cek": KeyUsage.CEK}
 BEHIND_THE_SIGNATURES = range(0x624 + 144, 0x824)
 ORDER = ["ark", "ask", "cek", "oca", "pek", "pdh"]
@@ -45,7 +49,8 @@ def platform(seed=b"seed"):
 def laboratory_files():
     chain = platform().chain()
     return {
-        "ark": laboratory_ark().pack(), "ask": laboratory_ask().pack(), "cek": certified_cek(chain.cek).pack(),
+        "ark": NAPLES.amd_certificate(KeyUsage.ARK).pack(), "ask": NAPLES.amd_certificate(KeyUsage.ASK).pack(),
+        "cek": NAPLES.certified_cek(chain.cek).pack(),
         "oca": chain.oca.pack(), "pek": chain.pek.pack(), "pdh": chain.pdh.pack(),
     }  # fmt: skip
 
@@ -125,7 +130,7 @@ def test_each_link_is_needed():
     """Another platform's certificate in any place, valid by itself, breaks the chain."""
     files, other = laboratory_files(), platform(b"other").chain()
     others = {
-        "cek": certified_cek(other.cek).pack(), "oca": other.oca.pack(), "pek": other.pek.pack(),
+        "cek": NAPLES.certified_cek(other.cek).pack(), "oca": other.oca.pack(), "pek": other.pek.pack(),
         "pdh": other.pdh.pack(),
     }  # fmt: skip
     for name, certificate in others.items():
@@ -179,3 +184,16 @@ def test_ecdsa_signatures_repeat_and_verify():
 
 def test_certificates_have_their_size():
     assert SevCertificate.SIZE == len(SevCertificate().pack()) == 0x824
+
+
+@pytest.mark.parametrize("line", ["Rome", "Turin"])
+def test_a_line_of_4096_bits_signs_with_sha384_and_with_the_key_of_its_x509_certificates(line):
+    root = product_root(line)
+    chain = platform().chain()
+    ark, ask = (root.amd_certificate(usage) for usage in (KeyUsage.ARK, KeyUsage.ASK))
+    check_chain(PlatformChain(chain.pdh, chain.pek, chain.oca, root.certified_cek(chain.cek)), ark, ask)
+    assert len(ask.pack()) == len(ark.pack()) == 1600
+    if line == "Rome":
+        return  # which has no SEV-SNP
+    for usage, name in ((ark, RootName.ARK), (ask, RootName.ASK)):
+        assert x509.load_der_x509_certificate(root.certificate(name)).public_key().public_numbers().n == usage.modulus

@@ -8,8 +8,8 @@ from toy_machine import COMMAND_PAGE, FIRMWARE, OUT, context, new_machine, snp_g
 from psp import command_buffers as buffers
 from psp.commands import SnpCommand, SnpPlatformState
 from psp.installed_firmware import FirmwareLevel, TcbOf, tcb_at_most
-from psp.snp_configuration import wrap_hashstick
 from psp.status import Status
+from psp.vlek import Hashstick
 
 TCB = 0xD116_0000_0000_0704
 """In the order of Milan: microcode, SNP, reserved, TEE, bootloader."""
@@ -127,17 +127,17 @@ def lay(machine, blob):
 
 
 def test_a_hashstick_wrapped_for_the_chip_is_taken(machine):
-    load = lay(machine, wrap_hashstick(chip_key(machine), STICK, TCB, b"i" * 12))
+    load = lay(machine, Hashstick(STICK, TCB).wrapped(chip_key(machine), b"i" * 12))
     assert STICK[:16] not in machine.bus.read(BLOB, 0x1B0)
     assert not status_page(machine).policy_flags & 4
     assert machine.call(SnpCommand.VLEK_LOAD, load.pack()) == 0
     assert status_page(machine).policy_flags & 4
-    assert machine.psp.snp.configuration.vlek == STICK
+    assert machine.psp.snp.configuration.vlek == Hashstick(STICK, TCB)
 
 
 @pytest.mark.parametrize("changed", [True, False])
 def test_a_vlek_goes_when_another_tcb_is_reported(machine, changed):
-    load = lay(machine, wrap_hashstick(chip_key(machine), STICK, OLD, b"i" * 12))
+    load = lay(machine, Hashstick(STICK, OLD).wrapped(chip_key(machine), b"i" * 12))
     assert machine.call(SnpCommand.VLEK_LOAD, load.pack()) == 0
     assert machine.call(SnpCommand.CONFIG, buffers.SnpConfig(OLD - changed).pack()) == 0
     assert bool(status_page(machine).policy_flags & 4) != changed
@@ -145,14 +145,15 @@ def test_a_vlek_goes_when_another_tcb_is_reported(machine, changed):
 
 @pytest.mark.parametrize("at", [0, 0x10, 0x18F, 0x190, 0x1A0, 0x1AF])
 def test_a_damaged_hashstick_is_no_key(machine, at):
-    blob = bytearray(wrap_hashstick(chip_key(machine), STICK, TCB, b"i" * 12))
+    blob = bytearray(Hashstick(STICK, TCB).wrapped(chip_key(machine), b"i" * 12))
     blob[at] ^= 1
     assert refused(machine, SnpCommand.VLEK_LOAD, lay(machine, bytes(blob)).pack()) == Status.INVALID_KEY
 
 
 def test_a_hashstick_for_another_chip_or_a_tcb_that_is_not_there_is_no_key(machine):
     key = chip_key(machine)
-    for blob in (wrap_hashstick(b"k" * 32, STICK, TCB, b"i" * 12), wrap_hashstick(key, STICK, TCB + 1, b"i" * 12)):
+    strangers = Hashstick(STICK, TCB).wrapped(b"k" * 32, b"i" * 12), Hashstick(STICK, TCB + 1).wrapped(key, b"i" * 12)
+    for blob in strangers:
         assert refused(machine, SnpCommand.VLEK_LOAD, lay(machine, blob).pack()) == Status.INVALID_KEY
 
 

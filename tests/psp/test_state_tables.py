@@ -16,6 +16,7 @@ from toy_machine import (
     POLICY,
     Machine,
     change_context,
+    context,
     new_machine,
     pre_guest,
     sev_guest,
@@ -24,8 +25,10 @@ from toy_machine import (
 )
 
 from psp import command_buffers as buffers
+from psp import swap_buffers
 from psp.commands import COMMANDS, LegacyCommand, LegacyPlatformState, SnpCommand, SnpPlatformState, is_snp
 from psp.guest_context import SnpGuestState
+from psp.guest_message import MessageKey, MessageType
 from psp.launch_digest import PageType
 from psp.legacy_guest import LegacyGuestState
 from psp.policy import LegacyPolicy, SnpPolicy
@@ -39,9 +42,11 @@ LEGACY_PLATFORM = {
     LegacyCommand.PLATFORM_STATUS: {0, 1, 2},
     LegacyCommand.DF_FLUSH: {1, 2},
     LegacyCommand.NOP: {0, 1, 2},
+    LegacyCommand.RING_BUFFER: {1, 2},
     LegacyCommand.LAUNCH_START: {1, 2},
     LegacyCommand.DECOMMISSION: {2},
     LegacyCommand.ACTIVATE: {2},
+    LegacyCommand.ACTIVATE_EX: {2},
     LegacyCommand.DEACTIVATE: {2},
     LegacyCommand.GUEST_STATUS: {2},
     LegacyCommand.LAUNCH_UPDATE_DATA: {2},
@@ -85,6 +90,7 @@ PLATFORM = {**LEGACY_PLATFORM, **SNP_PLATFORM}
 
 LEGACY_GUEST = {
     LegacyCommand.ACTIVATE: {1, 2, 3, 4, 5, 6},
+    LegacyCommand.ACTIVATE_EX: {1, 2, 3, 4, 5, 6},
     LegacyCommand.DEACTIVATE: {1, 2, 3, 4, 5, 6},
     LegacyCommand.DECOMMISSION: {1, 2, 3, 4, 5, 6},
     LegacyCommand.GUEST_STATUS: {1, 2, 3, 4, 5, 6},
@@ -108,14 +114,16 @@ LEGACY_GUEST = {
     LegacyCommand.RECEIVE_UPDATE_VMSA: {5},
     LegacyCommand.RECEIVE_FINISH: {5},
 }
-OTHER_FRAME = GUEST_PAGE + PAGE
+OTHER_FRAME, ASKED = GUEST_PAGE + PAGE, GUEST_PAGE + 2 * PAGE
 SNP_GUEST = {
     SnpCommand.LAUNCH_START: {0},
     SnpCommand.LAUNCH_UPDATE: {1},
     SnpCommand.LAUNCH_FINISH: {1},
     SnpCommand.ACTIVATE: {1, 2},
+    SnpCommand.ACTIVATE_EX: {1, 2},
     SnpCommand.DECOMMISSION: {0, 1, 2},
     SnpCommand.GUEST_STATUS: {0, 1, 2},
+    SnpCommand.GUEST_REQUEST: {2},
     SnpCommand.DBG_DECRYPT: {2},
     SnpCommand.DBG_ENCRYPT: {2},
     SnpCommand.PAGE_MD_INIT: {2},
@@ -186,6 +194,7 @@ def test_every_sev_command_in_every_guest_state(command: LegacyCommand, state: L
     machine.bus.seal_save_area(GUEST_PAGE, guest.asid)
     buffer = {
         LegacyCommand.ACTIVATE: buffers.Activate(handle, 7),
+        LegacyCommand.ACTIVATE_EX: buffers.ActivateEx(0x18, handle, 7, 1, 0x5000),
         LegacyCommand.GUEST_STATUS: buffers.GuestStatus(handle),
         LegacyCommand.LAUNCH_UPDATE_DATA: buffers.LaunchUpdateData(handle, GUEST_PAGE, 64),
         LegacyCommand.LAUNCH_MEASURE: buffers.LaunchMeasure(handle, OUT, 48),
@@ -193,8 +202,8 @@ def test_every_sev_command_in_every_guest_state(command: LegacyCommand, state: L
         LegacyCommand.LAUNCH_SECRET: buffers.LaunchSecret(handle, OUT, 0x34, GUEST_PAGE, 64, OUT + PAGE, 64),
         LegacyCommand.ATTESTATION: buffers.Attestation(handle, OUT, bytes(16), 0xD0),
         LegacyCommand.COPY: buffers.Copy(handle, 64, GUEST_PAGE, OUT),
-        LegacyCommand.SWAP_OUT: buffers.SwapOut(handle, 0, GUEST_PAGE, OUT, OUT + PAGE),
-        LegacyCommand.SWAP_IN: buffers.SwapIn(handle, 0, OUT, GUEST_PAGE, OUT + 2 * PAGE),
+        LegacyCommand.SWAP_OUT: swap_buffers.SwapOut(handle, 0, GUEST_PAGE, OUT, OUT + PAGE),
+        LegacyCommand.SWAP_IN: swap_buffers.SwapIn(handle, 0, OUT, GUEST_PAGE, OUT + 2 * PAGE),
         LegacyCommand.SEND_START: buffers.SendStart(
             handle, 0, TARGET_PDH, 0x824, TARGET_CHAIN, 3 * 0x824, session_address=OUT, session_length=0x80
         ),
@@ -212,6 +221,7 @@ def test_every_sev_command_in_every_guest_state(command: LegacyCommand, state: L
         # The guest is active: it cannot be activated again, nor given up as it is.
         # Of what lies in place of a page that is out, nothing was this guest's.
         refusals = {LegacyCommand.ACTIVATE: Status.ACTIVE, LegacyCommand.DECOMMISSION: Status.ACTIVE}
+        refusals[LegacyCommand.ACTIVATE_EX] = Status.ACTIVE
         refusals[LegacyCommand.SWAP_IN] = Status.BAD_MEASUREMENT
         assert status == refusals.get(command, Status.SUCCESS)
     else:
@@ -238,17 +248,21 @@ def test_every_snp_command_in_every_guest_state(command: SnpCommand, state: SnpG
     pre_guest(machine)
     machine.bus.rmp_set(OTHER_FRAME, machine.bus.rmp_entry(GUEST_PAGE))
     machine.bus.rmp_set(OUT, FIRMWARE)
+    asked = MessageKey(context(machine).vmpck(0)).seal(0, 1, MessageType.TSC_INFO_REQ, 1, bytes(128))
+    machine.bus.write(ASKED, asked)
     buffer = {
         SnpCommand.LAUNCH_START: buffers.SnpLaunchStart(GCTX, POLICY),
         SnpCommand.LAUNCH_UPDATE: buffers.SnpLaunchUpdate.of(GCTX, PageType.NORMAL, GUEST_PAGE),
         SnpCommand.LAUNCH_FINISH: buffers.SnpLaunchFinish(GCTX),
         SnpCommand.ACTIVATE: buffers.SnpActivate(GCTX, 3),
+        SnpCommand.ACTIVATE_EX: buffers.SnpActivateEx(0x20, GCTX, 3, 1, 0x5000),
         SnpCommand.GUEST_STATUS: buffers.SnpGuestStatus(GCTX, OUT),
         SnpCommand.DECOMMISSION: buffers.GuestContextPage(GCTX),
-        SnpCommand.PAGE_MD_INIT: buffers.SnpPageMdInit(GCTX, OUT),
-        SnpCommand.PAGE_SWAP_OUT: buffers.SnpPageSwapOut(GCTX, GUEST_PAGE, OUT, flags=1 << 4),
-        SnpCommand.PAGE_SWAP_IN: buffers.SnpPageSwapIn(GCTX, OUT, GUEST_PAGE, flags=1 << 4),
-        SnpCommand.PAGE_MOVE: buffers.SnpPageMove(GCTX, 0, GUEST_PAGE, OTHER_FRAME),
+        SnpCommand.PAGE_MD_INIT: swap_buffers.SnpPageMdInit(GCTX, OUT),
+        SnpCommand.PAGE_SWAP_OUT: swap_buffers.SnpPageSwapOut(GCTX, GUEST_PAGE, OUT, flags=1 << 4),
+        SnpCommand.PAGE_SWAP_IN: swap_buffers.SnpPageSwapIn(GCTX, OUT, GUEST_PAGE, flags=1 << 4),
+        SnpCommand.PAGE_MOVE: swap_buffers.SnpPageMove(GCTX, 0, GUEST_PAGE, OTHER_FRAME),
+        SnpCommand.GUEST_REQUEST: buffers.SnpGuestRequest(GCTX, ASKED, OUT),
         SnpCommand.DBG_DECRYPT: buffers.SnpDebug(GCTX, GUEST_PAGE, OUT),
         SnpCommand.DBG_ENCRYPT: buffers.SnpDebug(GCTX, OUT, GUEST_PAGE),
     }[command]
@@ -257,7 +271,8 @@ def test_every_snp_command_in_every_guest_state(command: SnpCommand, state: SnpG
     status = machine.psp.submit(command, COMMAND_PAGE)
     if state in SNP_GUEST[command]:
         # The guest is active already, and no page of it is out.
-        refusals = {SnpCommand.ACTIVATE: Status.ACTIVE, SnpCommand.PAGE_SWAP_IN: Status.INVALID_MDATA_ENTRY}
+        refusals = {SnpCommand.ACTIVATE: Status.ACTIVE, SnpCommand.ACTIVATE_EX: Status.ACTIVE}
+        refusals |= {SnpCommand.PAGE_SWAP_IN: Status.INVALID_MDATA_ENTRY}
         assert status == refusals.get(command, Status.SUCCESS)
     else:
         assert status == Status.INVALID_GUEST_STATE

@@ -10,11 +10,15 @@ from psp import command_buffers as buffers
 from psp.asid_flush import AsidFlush
 from psp.asid_ranges import AsidRanges
 from psp.commands import LegacyCommand, SnpCommand
+from psp.core_permits import CorePermits
 from psp.firmware import SecurityProcessor
 from psp.guest_context import GuestContext, SnpGuestState
+from psp.guest_requests import GuestRequests
 from psp.launch_digest import LaunchDigest, LegacyLaunchDigest, PageType
 from psp.legacy_guest import LegacyGuestState
 from psp.nv_storage import NvFile
+from psp.product_line import PRODUCT_LINES
+from psp.report_messages import ReportMessages
 from psp.snp_configuration import SnpConfiguration
 from psp.snp_guests import SnpGuests
 from psp.system_bus import (
@@ -22,6 +26,7 @@ from psp.system_bus import (
     CoreConfiguration,
     CpuidFacts,
     IommuConfiguration,
+    MachineFacts,
     RmpEntry,
     RmpPlacement,
     RmpRegisters,
@@ -44,14 +49,18 @@ class ToyBus:
     max_asid: int = 8
     min_sev_asid: int = 5
     dram_bytes: int = MEMORY_BYTES
+    hardware_threads: int = 32
+    only_on: dict[int, frozenset[int]] = field(default_factory=dict)
     memory_key_bytes: int = 16
     cpuid_facts: CpuidFacts = CpuidFacts(c_bit=51, reduced_bits=5, address_bits=48)  # noqa: RUF009  # frozen
+    machine_facts: MachineFacts = MachineFacts(0x00A00F11, 2_000_000, smt=True, tsme=False, ecc=True)  # noqa: RUF009
     pages: dict[int, bytes] = field(default_factory=dict)
     rmp: dict[int, RmpEntry] = field(default_factory=dict)
     keys: dict[int, bytes] = field(default_factory=dict)
     wbinvds: int = 0
     can_hide_ciphertext: bool = False
     hidden_up_to: int = 0
+    power_readings_disabled: bool = False
     sealed: dict[int, bytes] = field(default_factory=dict)
     """Save areas by SPA, as they read through their guest's key when they were sealed."""
     cores: CoreConfiguration = field(
@@ -74,6 +83,9 @@ class ToyBus:
 
     def hide_ciphertext(self, max_snp_asid: int) -> None:
         self.hidden_up_to = max_snp_asid
+
+    def disable_power_readings(self, *, disabled: bool) -> None:
+        self.power_readings_disabled = disabled
 
     def read(self, spa: int, length: int) -> bytes:
         assert 0 <= spa <= self.dram_bytes - length, "the firmware must check every address first"
@@ -112,6 +124,14 @@ class ToyBus:
 
     def encrypt_in_place(self, spa: int, length: int, asid: int) -> None:
         self.write_guest(spa, self.read(spa, length), asid)
+
+    def core_complex(self, apic_id: int) -> int:
+        return apic_id // 8
+
+    def run_only_on(self, asid: int, complexes: frozenset[int] | None) -> None:
+        self.only_on.pop(asid, None)
+        if complexes is not None:
+            self.only_on[asid] = complexes
 
     def take_trusted_region(self, spa: int, length: int) -> None:
         self.region = (spa, length)
@@ -192,12 +212,20 @@ def _frozen(value: object) -> object:
             return value.flags, value.vlek
         case NvFile():
             return value.address
+        case CorePermits():
+            return tuple(sorted((asid, tuple(sorted(them))) for asid, them in value._complexes.items()))
+        case ReportMessages():
+            return value.forced_version
+        case GuestRequests():
+            assert set(vars(value)) == {"switches", "_memory", "_guests", "_rows"}
+            return value.switches
         case AsidRanges():
             return value.max_snp_asid
         case SnpGuests():
             # All that firmware keeps of SNP guests; whatever else it knows of one lies in DRAM.
-            assert set(vars(value.pages)) == {"tweaked", "has_mac", "spas", "_bus", "_random", "_key", "_mac_key"}
-            assert set(vars(value)) == {"pages", "_active", "_bus", "_memory", "_flush", "_ranges"}
+            kept = {"tweaked", "has_mac", "spas", "_bus", "_random", "_key", "_ciphers", "_mac_key"}
+            assert set(vars(value.pages)) == kept
+            assert set(vars(value)) == {"pages", "_active", "_bus", "_memory", "_flush", "_ranges", "_permits"}
             return value.pages.tweaked, tuple(value.pages.spas), sorted(value._active)
         case dict():
             return tuple((key, _frozen(value[key])) for key in sorted(value))
@@ -247,7 +275,7 @@ class Machine:
         """Everything that a refused command must leave alone."""
         pages = {page: octets for page, octets in self.bus.pages.items() if octets != _ZEROS}
         machine = {"DRAM": pages, "RMP": dict(self.bus.rmp), "keys": dict(self.bus.keys)}
-        values = {"region": self.bus.region, "seals": dict(self.bus.sealed)}
+        values = {"region": self.bus.region, "seals": dict(self.bus.sealed), "cores": dict(self.bus.only_on)}
         return {**self.firmware_state(), **machine, "hidden": self.bus.hidden_up_to, **values}
 
 
@@ -261,14 +289,14 @@ def change_context(machine: Machine, gctx: int = 0x60_0000, **changes: object) -
     machine.psp.snp.guests.pages.write(gctx, dataclasses.replace(context(machine, gctx), **changes))  # type: ignore[arg-type]
 
 
-def new_machine() -> Machine:
+def new_machine(line: str = "Genoa") -> Machine:
     """A machine that has just been switched on."""
     bus = ToyBus()
 
     def octets(purpose: str, counter: int, length: int) -> bytes:
         return hashlib.shake_128(f"{purpose} {counter}".encode()).digest(length)
 
-    return Machine(bus, SecurityProcessor(bus, octets))
+    return Machine(bus, SecurityProcessor(bus, octets, line=PRODUCT_LINES[line]))
 
 
 # Machines at work.
@@ -279,8 +307,8 @@ FIRMWARE = RmpEntry(assigned=True, immutable=True)
 COMMAND_PAGE = 0x1000
 
 
-def up(*, snp: bool = True, legacy: bool = True) -> Machine:
-    machine = new_machine()
+def up(*, snp: bool = True, legacy: bool = True, line: str = "Genoa") -> Machine:
+    machine = new_machine(line)
     if snp:
         assert machine.call(SnpCommand.INIT_EX, buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP).pack()) == 0
         machine.flush(SnpCommand.DF_FLUSH)

@@ -1,6 +1,7 @@
 """The victim of side channels: each round it decides something, and branches by it.
 
-It loads from one page or another by it, tells nobody, stores nothing, and rests. R13 counts the rounds.
+It loads from one page or another by it, computes with it, tells nobody, stores nothing, and rests. R13 counts the
+rounds.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from node.operations import Branch, IndirectBranch, Read, Sleep
+from node.operations import Arithmetic, Branch, IndirectBranch, Read, Sleep
 from node.program import Block, Demand, Placement, ProgramSpec, Registers
 from workloads.attacks.vault import OTHER, OUTBOX, PAGE_BYTES, VALUE
 from workloads.block_outcome import FAULTED, faulted
@@ -21,6 +22,9 @@ SITE, CALLEE, GADGET = 0x40_0100, 0x40_0200, 0x40_0300
 """Where it jumps through a register and whereto, and code of its own that loads by its decision if it is run there."""
 PROBE_BYTES = 1024
 """How far apart in the shared page the two addresses lie which that code may load."""
+TIMES = 1 << 20
+"""How often it computes with what it decided, spread over a register."""
+_ONES = (1 << 64) - 1
 REST = Sleep(1_000_000_000)
 
 
@@ -56,6 +60,7 @@ class Chooser:
         probe = self.placement.shared_gpa + OUTBOX * PAGE_BYTES + decision * PROBE_BYTES
         chosen = self.placement.base_gpa + (VALUE, OTHER)[decision] * PAGE_BYTES
         answers = yield (
-            Branch(bool(decision)), IndirectBranch(SITE, CALLEE, ((GADGET, probe),)), Read(chosen, 1)
+            Branch(bool(decision)), IndirectBranch(SITE, CALLEE, ((GADGET, probe),)), Read(chosen, 1),
+            Arithmetic(_ONES if decision else 0, TIMES),
         )  # fmt: skip
         return FAULTED if faulted(answers) else REST

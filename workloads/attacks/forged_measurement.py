@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from node.operations import HostRead, HostWrite
 from psp.guest_context import MEASUREMENT_BYTES, MEASUREMENT_OFFSET
-from workloads.attacks.owner_operations import AskOwner
-from workloads.attacks.small_guest import SmallGuest
+from workloads.attacks.asking_guest import AskingGuest
+from workloads.attacks.small_codes import ATTACKERS_CODE, VICTIMS_CODE
 from workloads.attacks.target import WRITE_BACK, Attack, Target
-
-VICTIMS_CODE = b"asks its owner for a secret and keeps it"
-ATTACKERS_CODE = b"asks its owner for a secret and tells it"
 
 
 def through_ghost(target: Target) -> Attack:
     """Row 35b: copy the victim's digest over the attacker's before SNP_LAUNCH_FINISH."""
-    guest = SmallGuest.of(target)
+    asking = AskingGuest.of(target)
+    guest = asking.guest
     ghost = (guest.context | target.ghost_line) + MEASUREMENT_OFFSET
     yield from guest.launch(VICTIMS_CODE)
     yield WRITE_BACK
@@ -31,4 +29,4 @@ def through_ghost(target: Target) -> Attack:
         yield (HostWrite(ghost, measured),)
         yield WRITE_BACK
     yield from guest.finish()
-    yield (AskOwner(guest.context, guest.code, guest.secrets),)
+    yield from asking.ask()

@@ -1,4 +1,7 @@
-"""What code in a guest does over the network, through a hypervisor that has no say in it."""
+"""What is said over the network, by whoever runs a platform and by code in guests that an attacker made.
+
+A guest of an attacker's is too small to run: the laboratory acts for its code, by what that code is.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,95 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class AskOwner:
-    """The code of a guest asks the victim's owner for its secret, with a report of the guest it runs in.
+class OpenSession:
+    """Whoever runs a platform shows its certificates: PDH, then PEK, OCA and CEK in one.
 
-    ``context`` is the Context page that the hypervisor names to the firmware for the
-    request; ``code`` and ``secrets`` are the frames behind the guest's code and its secrets
-    page. Answer: the secret, or None where the owner sends nothing.
+    Answer: the owner's certificate, its session block, and the policy that it demands (4 bytes), or None.
     """
 
-    context: int
+    pdh: bytes
+    chain: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ShowMeasurement:
+    """Whoever runs a platform shows a measurement (48 bytes), and says of which firmware (major, minor, build) it is.
+
+    Answer: header and packet of the secret, one behind the other, or None.
+    """
+
+    measurement: bytes
+    firmware: tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ShowAttestation:
+    """Whoever runs a platform shows a SEV guest's attestation report for the owner's nonce, and the platform's chain.
+
+    The owner takes it for that guest's. Answer: the secret, or None.
+    """
+
+    report: bytes
+    pdh: bytes
+    chain: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReadInjected:
+    """The code of a SEV guest goes on, and reads what its owner sent it: ``length`` bytes at a frame's ``offset``.
+
+    ``code`` is the frame behind its code. Answer: None, whatever the code makes of it.
+    """
+
+    code: int
+    asid: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class GuestAsks:
+    """The code of an SNP guest gets a nonce from the owner and asks for a report: a sealed request lies in a frame.
+
+    ``code`` and ``secrets`` are the frames behind its code and its secrets page, ``request`` one that it
+    shares. It asks from a VMPL, for that VMPL. Answer: None.
+    """
+
     code: int
     secrets: int
+    asid: int
+    request: int
+    vmpl: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GuestShows:
+    """The code of an SNP guest opens the firmware's response and shows the report to the owner.
+
+    What the owner then sends is sealed for it. Answer: the report as it went over the network, or None.
+    """
+
+    code: int
+    secrets: int
+    asid: int
+    response: int
+    vmpl: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AskNonce:
+    """Somebody asks the owner for a nonce. Answer: 32 bytes, or 16 of a SEV guest's owner."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShowReport:
+    """Somebody shows the owner a report, and a public key to seal its secret for. Answer: the box, or None."""
+
+    report: bytes
+    channel_key: bytes
+
+
+OwnerOperation = (
+    OpenSession | ShowMeasurement | ShowAttestation | ReadInjected
+    | GuestAsks | GuestShows | AskNonce | ShowReport
+)  # fmt: skip

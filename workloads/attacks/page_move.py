@@ -11,6 +11,7 @@ from collections.abc import Generator
 
 from node.operations import Answer, HostRead, HostWrite, PspAnswer, PspCommand, RmpUpdate
 from psp import command_buffers as buffers
+from psp import swap_buffers
 from psp.byte_layout import ByteLayout
 from psp.commands import LegacyCommand, SnpCommand
 from psp.system_bus import RmpEntry
@@ -66,7 +67,7 @@ def _move(target: Target, page: Page, source: int, destination: int) -> _Moved:
     gctx, asid = target.victim.gctx, target.victim.asid
     entry = RmpEntry(assigned=True, immutable=True, gpa=page.gpa, asid=asid)
     yield tuple(RmpUpdate(spa, PAGE_BYTES, entry) for spa in (source, destination))
-    done = yield from _call(target, SnpCommand.PAGE_MOVE, buffers.SnpPageMove(gctx, 0, source, destination))
+    done = yield from _call(target, SnpCommand.PAGE_MOVE, swap_buffers.SnpPageMove(gctx, 0, source, destination))
     for spa in (source, destination):
         yield from _call(target, SnpCommand.PAGE_RECLAIM, buffers.SnpPageReclaim(spa))
     yield (RmpUpdate(source if done else destination, PAGE_BYTES, RmpEntry()),)

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 
 from node.operations import Answer, GuestOperation, HypervisorOperation, Wbinvd
 from node.rmp_layout import RmpLayout
+from workloads.attacks.chip_operations import ChipOperation
 from workloads.attacks.claims import Claim, WorkedOut
 from workloads.attacks.dimm_operations import DimmOperation
+from workloads.attacks.elsewhere import OtherHostOperation
 from workloads.attacks.hypervisor_books import TellDr7
-from workloads.attacks.owner_operations import AskOwner
+from workloads.attacks.owner_operations import OwnerOperation
 from workloads.attacks.single_step import Step
 
 AttackBatch = (
-    tuple[HypervisorOperation, ...] | tuple[GuestOperation, ...] | tuple[DimmOperation, ...] | tuple[AskOwner, ...]
+    tuple[HypervisorOperation, ...] | tuple[GuestOperation, ...] | tuple[DimmOperation, ...]
+    | tuple[OwnerOperation, ...] | tuple[ChipOperation, ...] | tuple[OtherHostOperation, ...]
     | tuple[Claim, ...] | tuple[WorkedOut, ...] | tuple[TellDr7, ...]
     | tuple[Step, ...]
 )  # fmt: skip

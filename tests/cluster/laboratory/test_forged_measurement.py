@@ -2,17 +2,21 @@
 
 import pytest
 
-from cluster.laboratory.owner import IMPOSTOR, SECRET
+from cluster.laboratory.owner_secret import IMPOSTOR, SECRET
 from cluster.laboratory.protection import Column
 from cluster.laboratory.scene import GHOST_LINE, VICTIM, Scene, Setting, act_out
 from cluster.oracle.ledger import Ledger
 from cluster.oracle.transcript import Complaint, Entry, Transcript
 from cluster.oracle.verdict import Outcome, judge
-from node.operations import HostRead, HostWrite
+from node.operations import HostRead, HostWrite, PspCommand
 from node.platform import Platform
+from psp.commands import SnpCommand
 from psp.guest_context import MEASUREMENT_BYTES, MEASUREMENT_OFFSET
-from workloads.attacks.forged_measurement import ATTACKERS_CODE, VICTIMS_CODE, through_ghost
-from workloads.attacks.owner_operations import AskOwner
+from psp.status import Status
+from workloads.attacks.asking_guest import AskingGuest
+from workloads.attacks.forged_measurement import through_ghost
+from workloads.attacks.owner_operations import GuestAsks
+from workloads.attacks.small_codes import ATTACKERS_CODE, VICTIMS_CODE
 from workloads.attacks.small_guest import SmallGuest
 from workloads.attacks.target import WRITE_BACK
 
@@ -21,12 +25,16 @@ MILAN = Setting(Column.SEV_SNP, "Milan", Platform(ghost_line=GHOST_LINE))
 
 def launched_and_asks(code):
     def attack(target):
-        guest = SmallGuest.of(target)
-        yield from guest.launch(code)
-        yield from guest.finish()
-        yield (AskOwner(guest.context, guest.code, guest.secrets),)
+        asking = AskingGuest.of(target)
+        yield from asking.guest.launch(code)
+        yield from asking.guest.finish()
+        yield from asking.ask()
 
     return attack
+
+
+def is_request(operation):
+    return isinstance(operation, PspCommand) and operation.command == SnpCommand.GUEST_REQUEST
 
 
 def askers(transcript):
@@ -46,7 +54,7 @@ def test_the_owner_sends_its_secret_to_its_own_code_and_nobody_else_learns_it():
 def test_another_image_without_forgery_convinces_nobody():
     ledger, transcript = act_out(MILAN, launched_and_asks(ATTACKERS_CODE))
     assert askers(transcript) == []
-    assert complaints(transcript) == ["report: another measurement than expected"]
+    assert [one.split()[0] for one in complaints(transcript)] == ["MEASUREMENT_UNEXPECTED"]
     assert judge(ledger, transcript).outcome is Outcome.DETECTED
 
 
@@ -58,15 +66,19 @@ def test_the_forgery_hands_the_secret_to_the_impostor():
 
 def test_a_report_is_of_the_guest_that_asks_for_it():
     def borrow(target):
-        guest = SmallGuest.of(target)
+        asking = AskingGuest.of(target)
+        guest = asking.guest
         yield from guest.launch(VICTIMS_CODE)
         yield from guest.finish()
-        # Code elsewhere names the context, but has another message key.
-        yield (AskOwner(guest.context, guest.secrets, guest.code),)
+        # Code elsewhere asks in the guest's name, but has another message key.
+        yield (GuestAsks(guest.secrets, guest.code, guest.asid, asking.request),)
+        yield from asking.carry()
+        yield from asking.show()
 
     _, transcript = act_out(MILAN, borrow)
     assert askers(transcript) == []
-    assert complaints(transcript) == ["no report: the guest's message key is not the context's"]
+    refused = [one.answer for one in transcript.entries if isinstance(one, Entry) and is_request(one.operation)]
+    assert [answer.status for answer in refused] == [Status.INVALID_PARAM]
 
 
 @pytest.mark.parametrize("tweaked", [True, False])

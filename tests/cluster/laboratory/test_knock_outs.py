@@ -54,14 +54,18 @@ ELSEWHERE: dict[tuple[Protection, Column], dict[str, str]] = {
 """What holds in one column. Guests without an RMP have the tweak alone of all these mechanisms."""
 BY_WISH = (
     Protection.RESTRICTED_INJECTION, Protection.ALTERNATE_INJECTION, Protection.BTB_ISOLATION,
-    Protection.PMC_VIRTUALIZATION, Protection.REGISTER_NONCE,
+    Protection.PMC_VIRTUALIZATION, Protection.REGISTER_NONCE, Protection.MESSAGE_SEQUENCE,
 )  # fmt: skip
-"""They stop nothing in a guest that did not ask for them: others test one that did."""
+"""They stop nothing in a guest that did not ask for them, or asks nothing: others test one that did."""
 CLOSED = {
-    "rmp_init_barrier": (Setting(Column.SEV_SNP, "Milan", Platform(rmp_init_barrier=True)), {"36"}),
+    "microcode": (
+        Setting(Column.SEV_SNP, "Milan", Platform(rmp_init_barrier=True, stack_engine_fixed=True)), {"34", "36"}
+    ),
     "fabric_lock_checked": (Setting(Column.SEV_SNP, "Milan", Platform(fabric_lock_checked=True)), {"37"}),
     "iommu_write_safe": (Setting(Column.SEV_SNP, "Milan", Platform(iommu_write_safe=True)), {"41"}),
-    "page_swap_disable": (Setting(Column.SEV_SNP, "Milan", snp_policy=SnpPolicy.PAGE_SWAP_DISABLE), {"32"}),
+    "policy": (
+        Setting(Column.SEV_SNP, "Milan", snp_policy=SnpPolicy.RAPL_DIS | SnpPolicy.PAGE_SWAP_DISABLE), {"29b", "32"}
+    ),
     "ciphertext_hiding": (Setting(Column.SEV_SNP, "Turin", Platform(max_snp_asid=4)), {"30", "31", "32"}),
 }
 """Firmware, microcode, options and policies that close exactly these rows."""
@@ -85,7 +89,7 @@ def test_exactly_what_a_mechanism_stops_comes_to_pass_without_it(protection: Pro
     # SEV_TIO is Turin's alone, whose table is segmented; Milan's is flat.
     for product in set(products(column)) if column is Column.SEV_TIO else {"Milan"}:
         setting = Setting(column, product, Platform(disabled=frozenset({protection})))
-        for row in [row for row, line in ROWS.items() if line.victim == "vault"]:
+        for row in [row for row, line in ROWS.items() if line.victim == "vault" and line.habits is None]:
             found[row, product] = {verdict.outcome.value for verdict in verdicts(row, setting)}
             expected[row, product] = {flips.get(row, DEFAULTS[row, column, product])}
     assert {at: (what, expected[at]) for at, what in found.items() if what != expected[at]} == {}

@@ -8,8 +8,9 @@ import pytest
 from matrix_cells import CELLS, FILE, Cell
 
 from cluster.laboratory.interface import Interface
+from cluster.laboratory.owner_habits import OwnerHabits
 from cluster.laboratory.protection import Column, products
-from cluster.laboratory.rows import ROWS, verdicts
+from cluster.laboratory.rows import ROWS, Row, verdicts
 from cluster.laboratory.scene import IdleAttack, Scene, Setting, act_out
 from cluster.oracle.ledger import Ledger
 from cluster.oracle.transcript import Transcript
@@ -27,14 +28,21 @@ HIDDEN = 4
 """The last ASID of SNP guests where ciphertext is hidden: there is room for a victim, a tenant and a third."""
 
 
+ENDS = frozenset({"20", "21", "30", "31", "32"})
+"""Rows that need to know of a product only whether it has an RMP: the first and the last are tried."""
+
+
 def tried(cell: Cell) -> tuple[str, ...]:
     """Products that a cell is tried on: the newest will do where nothing depends on the product."""
     row = ROWS[cell.row]
     # Under TSME all memory that a ghost doubles is encrypted at boot.
-    if row.victim not in ("vault", "console") or (row.ghost_line and cell.column is Column.TSME):
+    ghost_under_tsme = row.ghost_line and cell.column is Column.TSME
+    if row.habits is not None or row.victim not in ("vault", "console") or ghost_under_tsme:
         return cell.products[-1:]
     if row.platform_key:  # What firmware does with its keys is the same on all of a cell.
         return cell.products[-1:]
+    if cell.row in ENDS:
+        return tuple(dict.fromkeys((cell.products[0], cell.products[-1])))
     return cell.products
 
 
@@ -55,13 +63,19 @@ SWITCHES = {
     "iommu_write_safe=on": {"platform": Platform(iommu_write_safe=True)},
     "tlb_id_enforced=off": {"platform": Platform(disabled=frozenset({Protection.TLB_ID}))},
     "alias_check=on": {"platform": Platform(alias_check=True)},
-    "verifier_platform_info=on": {"demands_alias_check": True},
+    "verifier_platform_info=on": {"owner": OwnerHabits(platform_info=True)},
     "point_check=on": {"platform": Platform(point_check=True)},
     "context_page_mac=on": {"platform": Platform(context_mac=True)},
     "psp_least_priv=on": {"platform": Platform(psp_least_privilege=True)},
     "guest_tracks_validation=on": {"tracks_validation": True},
     "guest_checks_sev_status=on": {"checks_sev_status": True},
-    "verifier_measurement=off": {"verifies_measurement": False},
+    "verifier_measurement=off": {"owner": OwnerHabits(measurement=False)},
+    "verifier_min_tcb=off": {"owner": OwnerHabits(min_tcb=False)},
+    "verifier_nonce=off": {"owner": OwnerHabits(nonce=False)},
+    "verifier_policy_bits=off": {"owner": OwnerHabits(policy_bits=False)},
+    "verifier_chip_id=on": {"owner": OwnerHabits(chip_id=True)},
+    "verifier_crl=on": {"owner": OwnerHabits(crl=True)},
+    "policy_min_api=on": {"owner": OwnerHabits(min_api=True)},
     "cpuid_page=on": {"reads_cpuid_page": True},
     "ucode_cachewarp_fix=on": {"platform": Platform(invd_writes_back=True)},
     "ucode_stackwarp_fix=on": {"platform": Platform(stack_engine_fixed=True)},
@@ -76,6 +90,7 @@ SWITCHES = {
     "pmc_virtualisation=on": {"sev_features": int(SevFeature.PMC_VIRTUALIZATION)},
     "vmsa_reg_prot=on": {"sev_features": int(SevFeature.VMSA_REGISTER_PROTECTION)},
     "ciphertext_hiding=on": {"platform": Platform(max_snp_asid=HIDDEN)},
+    "rapl_dis=on": {"snp_policy": int(SnpPolicy.RAPL_DIS)},
     "page_swap_disable=on": {"snp_policy": int(SnpPolicy.PAGE_SWAP_DISABLE)},
     "tweak_mode=xex_random": {"ciphers": (CipherMode.AES_128_XEX,)},
 }
@@ -90,13 +105,17 @@ def test_a_switch_changes_what_the_matrix_says_it_changes(cell: Cell) -> None:
     assert {one.outcome for one in found} == {cell.outcome}, found
 
 
+def _is_of_memory(row: Row) -> bool:
+    return row.victim == "vault" and row.habits is None
+
+
 @pytest.mark.parametrize("column", Column)
 def test_caches_that_are_written_back_change_no_outcome(column: Column) -> None:
     # Without coherence across keys, and with it where a guest has a key of its own.
     names = ("Rome", "Turin") if column in (Column.SEV, Column.SEV_SNP, Column.SEV_TIO) else ("Rome",)
     some = [name for name in names if name in products(column)]
     platform = Platform(caches=True)
-    cells = [cell for cell in DEFAULTS if cell.column is column and ROWS[cell.row].victim == "vault"]
+    cells = [cell for cell in DEFAULTS if cell.column is column and _is_of_memory(ROWS[cell.row])]
     cells = [cell for cell in cells if not ROWS[cell.row].platform_key]  # no line of memory takes part
     expected = {(cell.row, name): {cell.outcome} for cell in cells for name in some if name in cell.products}
     found = {

@@ -1,0 +1,68 @@
+"""The certificates that a host hands a guest with its report: a table of GUIDs, then the certificates' bytes.
+
+GUIDs stand in the order of their text (RFC 4122), as virtee/sev and
+go-sev-guest read them, not in EFI's mixed order. Source: GHCB specification,
+4.1.8.1.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from enum import Enum
+from uuid import UUID
+
+PAGE_BYTES = 4096
+_ENTRY = struct.Struct("<16sII")
+ENTRY_BYTES = _ENTRY.size
+_END = bytes(ENTRY_BYTES)
+
+
+class CertificateKind(Enum):
+    """What an entry can be. A table has the ASK or the ASVK, not both: one GUID stands for either."""
+
+    ARK = UUID("c0b406a4-a803-4952-9743-3fb6014cd0ae")
+    ASK = UUID("4ab7b379-bbac-4fe4-a02f-05aef327c782")
+    VCEK = UUID("63da758d-e664-4564-adc5-f4b93be8accd")
+    VLEK = UUID("a8074bc2-a25a-483e-aae6-39c045a0b8a1")
+    CRL = UUID("92f81bc3-5811-4d3d-97ff-d19f88dc67ea")
+
+
+class CertificateTableError(ValueError):
+    """A table that is none; the message says where."""
+
+
+def packed(certificates: Mapping[CertificateKind, bytes]) -> bytes:
+    """The table and what it names, in order, filled up to whole pages; nothing but the end without any."""
+    offset = ENTRY_BYTES * (len(certificates) + 1)
+    entries, contents = [], []
+    for kind, content in certificates.items():
+        entries.append(_ENTRY.pack(kind.value.bytes, offset, len(content)))
+        contents.append(content)
+        offset += len(content)
+    return b"".join([*entries, _END, *contents]) + bytes(-offset % PAGE_BYTES)
+
+
+def parsed(table: bytes) -> dict[CertificateKind, bytes]:
+    """What a guest finds in its pages. Entries of strangers' GUIDs are skipped.
+
+    Raises CertificateTableError for a table without end, a certificate outside the pages or in the table itself, and
+    a kind named twice.
+    """
+    found: dict[CertificateKind, tuple[int, int]] = {}
+    kinds = {kind.value.bytes: kind for kind in CertificateKind}
+    for at in range(0, len(table) - ENTRY_BYTES + 1, ENTRY_BYTES):
+        guid, offset, length = _ENTRY.unpack_from(table, at)
+        if table[at : at + ENTRY_BYTES] == _END:
+            end = at + ENTRY_BYTES
+            break
+        if guid in kinds:
+            if kinds[guid] in found:
+                raise CertificateTableError(f"certificate table: {kinds[guid].name} named twice")
+            found[kinds[guid]] = offset, length
+    else:
+        raise CertificateTableError("certificate table: expected an entry of zeros at its end")
+    for kind, (offset, length) in found.items():
+        if offset < end or offset + length > len(table):
+            raise CertificateTableError(f"certificate table: {kind.name} lies outside")
+    return {kind: table[offset : offset + length] for kind, (offset, length) in found.items()}

@@ -1,0 +1,109 @@
+"""SNP_GUEST_REQUEST: what firmware answers to a guest's messages (SEV-SNP firmware ABI, section 8.26, chapter 7).
+
+A request must be sealed with the key of the VMPL that it claims and carry the number after that of
+the last answer; so nothing that the hypervisor kept, changed or made up is ever answered. The
+number that the answer carries is the last that both sides know.
+
+Whatever is wrong with a message is the command's status, and leaves all as it was. What is wrong
+with the request inside of a good one is the answer's status, and the guest reads that sealed.
+
+Order of checks: the guest's state, where the pages lie, the header, the number, the seal, type and
+length. That order is the laboratory's, as is INVALID_PARAM for a type or version that is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from psp import command_buffers as buffers
+from psp.commands import SnpCommand
+from psp.guest_context import GuestContext, counted
+from psp.guest_message import LAST_SEQUENCE, BadMessage, MessageHeader, MessageKey
+from psp.host_memory import HostMemory
+from psp.snp_guests import SnpGuests
+from psp.status import PspError, Status
+from psp.system_bus import PAGE_BYTES
+
+Answerer = Callable[["Request"], bytes]
+"""What answers a kind of message: the payload of the response."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A message that was sealed by its guest, at VMPL ``vmpl``, and has a length that its version has."""
+
+    context: GuestContext
+    gctx: int
+    vmpl: int
+    version: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MessageRow:
+    """One kind of request: payload lengths by version, None for one that differs, and what answers it."""
+
+    lengths: Mapping[int, int | None]
+    answer: Answerer
+
+
+@dataclass(frozen=True, slots=True)
+class GuestMessageSwitches:
+    """What sources do not agree on, or do not say."""
+
+    bad_sequence: Status = Status.AEAD_OFLOW
+    """For a number that is not the next; INVALID_PARAM and BAD_MEASUREMENT are named elsewhere."""
+    bad_message: Status = Status.INVALID_PARAM
+    """For a bad header and for a bad seal; nobody has published it. The other candidate is BAD_MEASUREMENT."""
+    checks_sequence: bool = True
+    """Off, firmware answers whatever is sealed, however old: what the numbers are good for shows without them."""
+
+
+class GuestRequests:
+    """The handler of the command; ``rows`` are the messages that it knows, by type."""
+
+    def __init__(self, memory: HostMemory, guests: SnpGuests, rows: Mapping[int, MessageRow]) -> None:
+        self.switches = GuestMessageSwitches()
+        self._memory = memory
+        self._guests = guests
+        self._rows = rows
+
+    def request(self, asked: buffers.SnpGuestRequest) -> None:
+        """SNP_GUEST_REQUEST."""
+        plain, context = self._guests.opened(asked.gctx, SnpCommand.GUEST_REQUEST)
+        if asked.request % PAGE_BYTES or asked.response % PAGE_BYTES:
+            # A message that began in the middle of a page could cross its end.
+            raise PspError(Status.INVALID_ADDRESS)
+        page = self._memory.read(asked.request, PAGE_BYTES)
+        self._memory.check_writable(asked.response, PAGE_BYTES)
+        header, key, payload = self._opened(context, page)
+        row = self._rows.get(header.message_type)
+        if row is None or row.lengths.get(header.message_version, -1) not in (None, header.payload_bytes):
+            raise PspError(Status.INVALID_PARAM)
+        answer = row.answer(Request(context, asked.gctx, header.vmpck, header.message_version, payload))
+        sequence = header.sequence + 1
+        response = key.seal(header.vmpck, sequence, header.message_type + 1, header.message_version, answer)
+        self._memory.write(asked.response, response)
+        self._guests.pages.write_packed(asked.gctx, counted(plain, header.vmpck, sequence))
+
+    def _opened(self, context: GuestContext, page: bytes) -> tuple[MessageHeader, MessageKey, bytes]:
+        try:
+            header = MessageHeader.checked(page)
+        except BadMessage:
+            raise PspError(self.switches.bad_message) from None
+        self._check_sequence(context.message_counts[header.vmpck], header.sequence)
+        key = MessageKey(context.vmpck(header.vmpck))
+        try:
+            return header, key, key.unseal(header, page)
+        except BadMessage:
+            raise PspError(self.switches.bad_message) from None
+
+    def _check_sequence(self, count: int, sequence: int) -> None:
+        checks = self.switches.checks_sequence
+        if (count + 1 if checks else sequence) >= LAST_SEQUENCE:
+            # There is no number left for an answer: the key is dead.
+            raise PspError(Status.AEAD_OFLOW)
+        if checks and sequence != count + 1:
+            raise PspError(self.switches.bad_sequence)
+
