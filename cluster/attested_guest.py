@@ -57,8 +57,9 @@ class Attestation:
 
 def attest(asked: Attestation) -> AttestedGuest:
     """Launch the guest, and wait until it shows what it got. Raises ToolError where it got nothing."""
-    host, hypervisor = _host(asked)
-    hypervisor.hold(_table(host, asked.laboratory))
+    host = _host(asked)
+    table = _table(host, asked.laboratory)
+    host.board.certificates = lambda: table
     parameters = ((REPORT_DATA, asked.report_data.hex()), (KEY_SELECTION, asked.key_selection))
     spec = GuestSpec(GUEST, Generation.SEV_SNP, 1, _GUEST_BYTES, ProgramSpec(PROGRAM, parameters), asked.seed)
     host.launch(spec, lambda _: None)
@@ -69,29 +70,18 @@ def attest(asked: Attestation) -> AttestedGuest:
         events.step()
     if guest.state is not GuestState.RUNNING:
         raise ToolError(f"the guest ended without a report: {guest.reason or guest.state.value}")
-    status, report, table = _shown(host, hypervisor)
+    status, report, shown = _shown(host)
     if status:
         raise ToolError(f"the firmware refused a report: {Status(status).name}")
-    return AttestedGuest(report, certificate_table.parsed(table), guest.launch_digest)
+    return AttestedGuest(report, certificate_table.parsed(shown), guest.launch_digest)
 
 
-class _Hypervisor(Hypervisor):
-    """One that has certificates for its guests."""
-
-    def hold(self, table: bytes) -> None:
-        """Give this table out with reports."""
-        self._ghcb.requests.certificates = table
-
-
-def _host(asked: Attestation) -> tuple[Host, _Hypervisor]:
+def _host(asked: Attestation) -> Host:
     product = PRODUCTS[asked.product]
     platform = replace(AS_USUAL, report_version=asked.report_version)
     spec = HostSpec(HOST, product, _HOST_BYTES, product.min_sev_asid, asked.seed, 60 * 10**9, platform=platform)
     images, programs = {"auto": asked.image}, {PROGRAM: Attesting.build}
-    host = Host(spec, programs, images, load_cost_table(), hypervisor=_Hypervisor)
-    hypervisor = host.hypervisor
-    assert isinstance(hypervisor, _Hypervisor)
-    return host, hypervisor
+    return Host(spec, programs, images, load_cost_table())
 
 
 def _table(host: Host, laboratory: int) -> bytes:
@@ -118,8 +108,10 @@ def _is_done(host: Host) -> bool:
     return bool(host.guests[GUEST].vcpus[0].registers.r13)
 
 
-def _shown(host: Host, hypervisor: Hypervisor) -> tuple[int, bytes, bytes]:
+def _shown(host: Host) -> tuple[int, bytes, bytes]:
     """Status, report and table of certificates, read as the host reads shared memory."""
+    hypervisor = host.hypervisor
+    assert isinstance(hypervisor, Hypervisor)
     outbox, record = _program(host).outbox, hypervisor.launched(GUEST)
     reads = tuple(op.HostRead(spa, length) for _, spa, length in record.backing(outbox))
     pieces = host.board.execute_host(reads)

@@ -23,7 +23,6 @@ from cluster.session import Session
 from cluster.tables import TABLES
 from node.generation import Generation
 from node.phase_cost import Mechanism
-from workloads.library import NETWORKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +156,7 @@ def _pairs(
     offered = {host.name: host.generations for host in scenario.host_instances}
     pairs: list[Pair] = []
     wanted = {vm: host for vm, host in hosts.items() if generations or rows[vm]["generation"] != Generation.PLAIN.name}
-    rounds = _rounds(wanted, frozenset(vm for vm in wanted if rows[vm]["workload"] in NETWORKED))
+    rounds = _rounds(wanted, frozenset(vm.name for vm in scenario.vm_instances if vm.group.networked))
     for number, tested in enumerate(rounds, start=1):
         runs: dict[Generation, Results] = {}
 

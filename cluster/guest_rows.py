@@ -8,6 +8,7 @@ from node.guest import Guest, GuestState
 from node.guest_books import mechanism_ns, retired
 from node.host import Host
 from node.phase_cost import Mechanism
+from workloads.attested_start import proper_name
 
 Rows = dict[str, list[dict[str, object]]]
 
@@ -35,7 +36,7 @@ def guest_rows(host: Host, guest: Guest) -> Rows:
             {
                 "vm": spec.name,
                 "generation": spec.generation.name,
-                "workload": spec.program.name,
+                "workload": proper_name(spec.program),
                 "host": host.spec.name,
                 "vcpus": spec.vcpus,
                 "memory_bytes": spec.memory_bytes,

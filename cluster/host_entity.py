@@ -8,9 +8,9 @@ network card, a request for certificates; nothing else on a host can emit, so a 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import msgpack
 
@@ -21,18 +21,10 @@ from cluster.guest_body import guest_body, guest_of
 from cluster.guest_rows import guest_rows
 from cluster.host_rows import host_rows
 from cluster.inbox import Inbox
-from cluster.key_server.chip_register import ChipRegister
-from cluster.key_server.failures import Failures, Lie
-from cluster.key_server.gate import Gate
-from cluster.key_server.host_certificates import table_of
-from cluster.key_server.key_service import KeyService
 from cluster.migration_port import MigrationPort
 from cluster.platform_body import platform_body, platform_of
-from cluster.root_keys import product_root
 from cluster.tables import EVENTS
-from node.certificate_store import CertificateStore
 from node.cost_table import load_cost_table
-from node.counter_random import CounterRandom
 from node.guest import Guest, GuestSpec, GuestState
 from node.host import Host, HostSpec
 from node.hypervisor import Hypervisor
@@ -109,8 +101,13 @@ class HostEntity:
         }  # fmt: skip
         self.host.network.uplink = lambda target, frames: self._send("frames", (target, frames))
         self._migrations = MigrationPort(self.host, self._send)
+        self._laboratory = 0 if order.keys is None else order.keys[0]
+        self._owners: Callable[[str, bytes], bytes | None] | None = None
+        self.host.board.launch_owner = self._ask_launch_owner
         if order.keys is not None and order.spec.product.line.tcb is not None:
-            self._fetch_certificates(*order.keys)
+            from cluster.key_server.host_certificates import store_of  # noqa: PLC0415 - most hosts need none of it
+
+            self.host.fetch_certificates(store_of(self.host, lambda: self._send("fetch", ()), *order.keys))
         self.events = 0
         for guest in order.guests:
             self.host.launch(guest, lambda _: None, running=True)
@@ -178,6 +175,20 @@ class HostEntity:
             self._migrations.receive(message.kind, message.payload)
             self.host.clock.settle()
 
+    def _ask_launch_owner(self, vm: str, shown: bytes) -> bytes | None:
+        if self._owners is None:
+            from cluster.launch_owner import launch_owners  # noqa: PLC0415 - most hosts need none of it
+
+            firmware, keys = self.host.spec.product.firmware_api, self.host.board.psp.legacy.keys
+            self._owners = launch_owners(
+                self._spec_of, self.host.images, firmware, lambda: keys.chip, self._laboratory
+            )
+        return self._owners(vm, shown)
+
+    def _spec_of(self, vm: str) -> GuestSpec | None:
+        guest = self.host.guests.get(vm)
+        return None if guest is None else guest.spec
+
     def _launch(self, message: Message) -> None:
         self.host.launch(guest_of(message.payload), self._tell)
 
@@ -186,19 +197,6 @@ class HostEntity:
 
     def _frames(self, message: Message) -> None:
         self.host.network.arrive(*message.payload)
-
-    def _fetch_certificates(self, laboratory: int, lie: str | None) -> None:
-        spec, board = self.host.spec, self.host.board
-
-        def table() -> bytes:
-            service = KeyService(
-                ChipRegister([(spec.name, spec.product)], spec.seed), partial(product_root, laboratory=laboratory),
-                gate=Gate(failures=Failures(lie=None if lie is None else Lie(lie))),
-            )  # fmt: skip
-            return table_of(service, board.psp.legacy.keys.chip, board.psp.firmware.reported_tcb)
-
-        share = partial(CounterRandom(spec.seed).uniform, spec.name, "key service")
-        self.host.fetch_certificates(CertificateStore(self.host.clock, lambda: self._send("fetch", ()), table, share))
 
     def _certificates(self, message: Message) -> None:
         if self.host.certificates is not None:

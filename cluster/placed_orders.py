@@ -12,7 +12,6 @@ from cluster.scenario import MEMORY_DISK, HostInstance, Scenario, ScenarioError
 from cluster.trace_orders import trace_orders
 from node.generation import Generation
 from node.guest import GuestSpec
-from workloads.library import NETWORKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,8 @@ def _wanted(scenario: Scenario) -> Iterator[tuple[Order, bool]]:
             vm.name, group.generation, group.vcpus, group.memory, group.program, scenario.seed,
             AUTO_ON_SVSM if group.svsm and group.firmware == AUTO else group.firmware,
             "" if group.disk == MEMORY_DISK else group.disk,
-            group.workload in NETWORKED, svsm=group.svsm, kernel=group.kernel.settings,
+            group.networked, svsm=group.svsm, kernel=group.kernel.settings,
+            owned=group.attest_to is not None,
         )  # fmt: skip
         yield Order(guest, vm.arrival_ns, group.lifetime, group.host), group.start == "running"
     for order in trace_orders(scenario):

@@ -28,7 +28,8 @@ from node.generation import Generation
 from node.platform import HostMode, Platform
 from node.product import PRODUCTS, Product
 from node.program import ProgramSpec, Scalar
-from workloads.library import NETWORKED, PROGRAMS
+from workloads.attested_start import wrapped
+from workloads.library import NETWORKED, WORKLOADS
 
 SCHEMA_VERSION = 1
 MEMORY_DISK = "memory"
@@ -66,9 +67,9 @@ def _product(value: object) -> str:
 
 
 def _workload(value: object) -> str:
-    if isinstance(value, str) and value in PROGRAMS:
+    if isinstance(value, str) and value in WORKLOADS:
         return value
-    raise refuse(f"one of the workloads {', '.join(PROGRAMS)}")
+    raise refuse(f"one of the workloads {', '.join(WORKLOADS)}")
 
 
 def _generation(value: object) -> Generation:
@@ -140,7 +141,7 @@ class VmGroup(ScenarioPart):
     vcpus: Annotated[int, Strict(), Field(ge=1, le=1024)] = 1
     memory: Size
     """Guest memory of each; a multiple of 2 MiB."""
-    workload: Annotated[str, BeforeValidator(_workload), _choice(list(PROGRAMS))]
+    workload: Annotated[str, BeforeValidator(_workload), _choice(list(WORKLOADS))]
     """What each vCPU runs."""
     parameters: dict[str, Parameter] = Field(default_factory=dict)
     """The workload's own settings."""
@@ -160,13 +161,21 @@ class VmGroup(ScenarioPart):
     """An SVSM runs below it at VMPL0, and its kernel at VMPL2; SEV_SNP machines only."""
     host: Name | None = None
     """The host it must run on, by name. Default: placed."""
+    attest_to: Name | None = None
+    """A machine with the workload relying-party, which each vCPU must have convinced before its work begins."""
     kernel: KernelTable = KernelTable()
     """How the guest's kernel accepts memory, and which of its checks it makes."""
 
     @property
     def program(self) -> ProgramSpec:
         """What each vCPU runs, as a specification."""
-        return ProgramSpec(self.workload, tuple(sorted(self.parameters.items())))
+        proper = ProgramSpec(self.workload, tuple(sorted(self.parameters.items())))
+        return proper if self.attest_to is None else wrapped(self.attest_to, proper)
+
+    @property
+    def networked(self) -> bool:
+        """Whether its vCPUs have network cards."""
+        return self.program.name in NETWORKED
 
 
 class TraceMix(ScenarioPart):
@@ -315,7 +324,7 @@ class Scenario(ScenarioPart):
     @property
     def lookahead(self) -> int:
         """How far hosts may run ahead of each other, in nanoseconds: nothing reaches another one sooner."""
-        talk = any(group.workload in NETWORKED for group in self.vms)
+        talk = any(group.networked for group in self.vms)
         return min(self.control_plane_latency, self.network_latency) if talk else self.control_plane_latency
 
     @property

@@ -35,7 +35,7 @@ from node.svsm_memory import MOST_VCPUS, svsm_guest
 from workloads.library import WorkloadParameterError, footprint, validate_parameters
 
 PAGE_2M = 2 << 20
-SERVER, CLIENT = "key-value-server", "key-value-client"
+SERVER, CLIENT, RELYING_PARTY = "key-value-server", "key-value-client", "relying-party"
 LARGEST_FLEET = 1_000_000
 
 _Place = Callable[[str], str]
@@ -69,6 +69,7 @@ def check(scenario: Scenario) -> None:
     for index, vm in enumerate(scenario.vms):
         _check_vm(scenario, vm, index)
     _check_servers(scenario)
+    _check_relying_parties(scenario)
     _check_asids(scenario)
     _check_migrations(scenario)
     if scenario.trace is not None:
@@ -213,6 +214,25 @@ def _check_servers(scenario: Scenario) -> None:
             if wanted not in servers:
                 expected = f"a virtual machine with {SERVER} ({', '.join(servers[:8]) or 'there is none'})"
                 raise _wrong(_place("vms", index, "parameters.server", group.name), expected, shown(wanted))
+
+
+_PROVABLE = (Generation.SEV, Generation.SEV_ES, Generation.SEV_SNP)
+
+
+def _check_relying_parties(scenario: Scenario) -> None:
+    """Whoever attests can have reports and certificates, and somebody to show them to."""
+    parties = [vm.name for vm in scenario.vm_instances if vm.group.workload == RELYING_PARTY]
+    for index, group in enumerate(scenario.vms):
+        if group.attest_to is None:
+            continue
+        place = _place("vms", index, "attest_to", group.name)
+        if group.attest_to not in parties:
+            expected = f"a virtual machine with {RELYING_PARTY} ({', '.join(parties[:8]) or 'there is none'})"
+            raise _wrong(place, expected, shown(group.attest_to))
+        if group.generation not in _PROVABLE:
+            raise _wrong(place, "generation SEV, SEV_ES or SEV_SNP", group.generation.name)
+        if group.generation is Generation.SEV_SNP and scenario.key_service is None:
+            raise _wrong(place, "a [key_service] from which hosts fetch certificates", "none")
 
 
 def _check_disk(place: _Place, vm: VmGroup) -> None:

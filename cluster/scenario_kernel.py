@@ -31,6 +31,8 @@ class KernelTable(ScenarioPart):
     """End the VM where the hypervisor's CPUID denies the guest's encryption."""
     checks_exit_code: Switch = True
     """#VC must have the code of the instruction that raised it."""
+    checks_answers: Switch = True
+    """Take for an answer of the security processor only the one to the request."""
 
     @property
     def settings(self) -> KernelSettings:

@@ -24,6 +24,7 @@ from cluster.tables import EVENTS
 from cluster.traffic_rows import traffic_rows
 from cluster.versions import versions
 from node.record_buffer import NO_LOG, LogWish
+from workloads.attested_start import proper_name
 
 
 class Session:
@@ -158,7 +159,8 @@ def _rows_of_unplaced(fleet: Fleet, rows: list[Row], hosts: frozenset[object]) -
         guest = order.guest
         absent = "waiting" if not hosts or control.assigned.get(name) in {None, *hosts} else "lost"
         missing.append({
-            "vm": name, "generation": guest.generation.name, "workload": guest.program.name, "vcpus": guest.vcpus,
+            "vm": name, "generation": guest.generation.name, "workload": proper_name(guest.program),
+            "vcpus": guest.vcpus,
             "memory_bytes": guest.memory_bytes, "arrival_ns": order.arrival_ns,
             "state": "refused" if name in control.unplaced else absent, "reason": control.unplaced.get(name),
             **dict.fromkeys(_COUNTS, 0),

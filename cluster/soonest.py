@@ -22,10 +22,10 @@ class Soonest:
     def put(self, name: str, time_ns: int) -> None:
         """Give a name this time, or none."""
         times = self._times
-        if times.get(name, NEVER) == time_ns:
-            return
         if time_ns == NEVER:
-            del times[name]
+            times.pop(name, None)
+            return
+        if times.get(name) == time_ns:
             return
         times[name] = time_ns
         heapq.heappush(self._heap, (time_ns, name))
@@ -37,8 +37,8 @@ class Soonest:
         """The earliest time and its name, of equal times the first name; (``NEVER``, nobody) where there is none."""
         heap, times = self._heap, self._times
         while heap:
-            time_ns, name = first = heap[0]
-            if times.get(name) == time_ns:
+            first = heap[0]
+            if times.get(first[1]) == first[0]:
                 return first
             heapq.heappop(heap)
         return NEVER, ""

@@ -31,11 +31,15 @@ class ApStart:
     ghcb_gpa: int
     rip: int
     sev_features: int
+    clock: tuple[int, int] = (0, 0)
+    """GUEST_TSC_SCALE and GUEST_TSC_OFFSET, where they have Secure TSC."""
 
     def start(self, vcpu: int) -> Steps:
         """Start one. Raises GhcbUntrusted where the page cannot be had, or the hypervisor does not run it."""
         gpa = self.save_area_gpa(vcpu)
-        page = initial_vmsa(self.rip, 0, self.sev_features)
+        scale, offset = self.clock
+        fields = {"GUEST_TSC_SCALE": scale, "GUEST_TSC_OFFSET": offset}
+        page = initial_vmsa(self.rip, 0, self.sev_features, fields)
         answers = yield (
             Write(gpa, page),
             RmpAdjust(gpa, PAGE_BYTES, large=False, target=_TARGET, permissions=0, vmsa=True),

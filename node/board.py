@@ -65,6 +65,7 @@ from node.vmrun_events import VmrunEvents
 from node.vmsa import VMSA_BYTES, VMSA_FIELDS
 from psp.alias_check import AliasCheck
 from psp.firmware import SecurityProcessor
+from psp.guest_requests import GuestMessageSwitches
 from psp.system_bus import PAGE_BYTES
 from tio.virtio_net import VirtioNet
 
@@ -158,13 +159,19 @@ class Board:
         self.psp.snp.wants_fabric_locked = platform.fabric_lock_checked
         self.psp.snp.alias_check = alias_check
         self.psp.snp.reports.forced_version = platform.report_version
+        if Protection.MESSAGE_SEQUENCE in platform.disabled:
+            self.psp.snp.guest_requests.switches = GuestMessageSwitches(checks_sequence=False)
         self.psp.snp.guests.pages.tweaked = platform.context_tweaked
         self.psp.snp.guests.pages.has_mac = platform.context_mac
+        self.tsc: Callable[[], int] = int
+        """The cores' time-stamp counter; it stands still where nobody drives the board."""
         self.exit_handler: ExitHandler | None = None
         """The hypervisor's answer to a page state change; runs while the vCPU is stopped."""
         self.observer: Observer | None = None
         """A tap outside of the machine: sees each batch and what its actor was answered."""
         self.exits: Exits | None = None
+        self.launch_owner: Callable[[str, bytes], bytes | None] = lambda _vm, _shown: None
+        """Who answers for the owners of VMs that are launched here: nobody."""
         self.certificates: Callable[[], bytes] = bytes
         """What the host has for guests: nothing, where nobody fetches certificates."""
         """The hypervisor's answers to VMGEXIT and to what it intercepts."""

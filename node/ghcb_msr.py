@@ -71,6 +71,7 @@ class LinuxReason(IntEnum):
     NOT_VMPL0 = 3
     CPUID_PAGE = 4
     CPUID_OF_HYPERVISOR = 5
+    SECURE_TSC = 10
 
 
 class MsrPageState(IntEnum):

@@ -41,13 +41,15 @@ class GuestSpec:
     svsm: bool = False
     """An SVSM runs below it, at VMPL0; SEV-SNP guests only."""
     kernel: KernelSettings = CAREFUL
+    owned: bool = False
+    """Somebody outside is its owner, and takes part in its launch if it is of SEV or SEV-ES."""
     machine: MachineSpec = field(init=False, repr=False, compare=False)
     """The part of it that concerns the hypervisor."""
 
     def __post_init__(self) -> None:
         machine = MachineSpec(
             self.name, self.generation, self.vcpus, self.memory_bytes, self.firmware, self.sev_features,
-            self.svsm,
+            self.svsm, self.owned,
         )
         object.__setattr__(self, "machine", machine)
 

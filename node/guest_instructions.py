@@ -20,6 +20,7 @@ from node.rmp_checks import PERMIT_WRITE
 from node.rmp_faults import RmpCode
 from node.stack_operations import MOST_STACK_BYTES
 from node.svsm_operations import GUEST_WORK
+from node.time_stamp_counter import TimeStampCounter
 from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
 from psp.system_bus import LARGE_PAGE_BYTES
@@ -50,6 +51,7 @@ class GuestInstructions:
             op.Clflush: self._clflush,
             **ExitInstructions(board).table,
             **INTERCEPTED,
+            **TimeStampCounter(board).table,
             op.TimedRead: self._timed_read,
             op.StackMove: self._stack_move,
             **board.branches.guest_table,

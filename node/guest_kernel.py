@@ -40,7 +40,9 @@ from node.ghcb_msr import (
 from node.ghcb_page import GhcbUntrusted
 from node.guest_ghcb import change_pages, response_to, termination, versions_fit
 from node.guest_memory_map import GuestMemoryMap, Range
+from node.guest_messages import GuestMessages, MessageRefused, MessagesBusy
 from node.kernel_settings import CAREFUL, KernelSettings
+from node.message_place import MessagePlace
 from node.operations import Answer, GuestOperation, PValidate, Read, ReadSevStatus, Shutdown, VmgExit, Write
 from node.page_acceptance import PageAcceptance
 from node.page_state_list import PageOperation
@@ -49,6 +51,8 @@ from node.program import Block, Registers
 from node.sev_status import expected_status
 from node.vc_handler import VcHandler
 from node.vmsa import SevFeature
+from psp.guest_message import MessageType
+from psp.secure_tsc import TSC_INFO_BYTES, TscInfo
 from psp.system_bus import PAGE_BYTES
 
 BOOT_FAILED = 3
@@ -59,6 +63,9 @@ ACCEPT_RIP = 0x1000
 
 START_RIP, AP_RIP = 0x1400, 0x1800
 """Where the boot processor starts the others, and where they begin."""
+
+CLOCK_RIP = 0x1200
+"""Where it asks for its clock, in a guest with Secure TSC."""
 
 RANGES_AT_ONCE = 8
 
@@ -86,6 +93,8 @@ class GuestKernel:
     canary: bytes = field(default=bytes(range(CANARY_BYTES)), repr=False)
     sev_features: int = 0
     """SEV_FEATURES that it was built for, beyond SNP."""
+    messages: MessagePlace | None = None
+    """How it reaches the security processor, which knows its clock."""
 
     @property
     def blocks(self) -> Mapping[int, Callable[[Registers], Block]]:
@@ -99,7 +108,8 @@ class GuestKernel:
         if self.vcpu and starts_others_by_sipi(self.generation):
             first = self._wait_for_start
         return {
-            self.reset_rip: first, ACCEPT_RIP: self._accept, START_RIP: self._start_others, AP_RIP: another
+            self.reset_rip: first, ACCEPT_RIP: self._accept, CLOCK_RIP: self._ask_clock,
+            START_RIP: self._start_others, AP_RIP: another,
         }  # fmt: skip
 
     @property
@@ -212,7 +222,29 @@ class GuestKernel:
         if last:
             if not self._canary_holds(answers[-3:]) or any(answers[len(some) : -3]):
                 return (yield from _end(GhcbReason.GENERAL))
-            registers.reset(START_RIP if self.memory.vcpus > 1 else self.program_entry)
+            registers.reset(CLOCK_RIP if self.sev_features & SevFeature.SECURE_TSC else self._after_boot)
+        return None
+
+    @property
+    def _after_boot(self) -> int:
+        return START_RIP if self.memory.vcpus > 1 else self.program_entry
+
+    def _ask_clock(self, registers: Registers) -> Block:
+        """Secure TSC: have firmware say how the clock was set; R8 and R9 hold that for the save areas of others."""
+        pool = self.memory.placement("", 0, 0).shared_gpa
+        try:
+            if self.messages is None:
+                return (yield from _end(LinuxReason.SECURE_TSC, ReasonSet.LINUX))
+            asking = GuestMessages(self.messages, pool, pool + PAGE_BYTES)
+            answered = yield from asking.ask(MessageType.TSC_INFO_REQ, bytes(TSC_INFO_BYTES))
+        except (MessageRefused, MessagesBusy):
+            return (yield from _end(LinuxReason.SECURE_TSC, ReasonSet.LINUX))
+        info = TscInfo.parse(answered.payload)
+        if info.status:
+            return (yield from _end(LinuxReason.SECURE_TSC, ReasonSet.LINUX))
+        registers.reset(self._after_boot)
+        if registers.rip == START_RIP:
+            registers.r8, registers.r9 = info.scale, info.offset
         return None
 
     def _start_others(self, registers: Registers) -> Block:
@@ -225,7 +257,9 @@ class GuestKernel:
                     yield from lay_jump_table(self.ghcb_gpa, AP_RIP)
                 yield from wake(self.ghcb_gpa, registers.rbx)
             else:
-                yield from ApStart(self.memory, self.launched, self.ghcb_gpa, AP_RIP, features).start(registers.rbx)
+                clock = registers.r8, registers.r9
+                start = ApStart(self.memory, self.launched, self.ghcb_gpa, AP_RIP, features, clock)
+                yield from start.start(registers.rbx)
         except GhcbUntrusted:
             return (yield from _end(GhcbReason.GENERAL))
         if registers.rbx == self.memory.vcpus - 1:

@@ -64,15 +64,11 @@ _Carrying = Generator[tuple[GuestOperation, ...], tuple[Answer, ...], tuple[byte
 
 @dataclass(frozen=True, slots=True)
 class GuestMessages:
-    """The messages of one vCPU. ``request_gpa`` and ``response_gpa`` are two shared pages of its own.
-
-    ``checks_answers`` off is a guest that takes whatever opens under its key, however old it is.
-    """
+    """The messages of one vCPU. ``request_gpa`` and ``response_gpa`` are two shared pages of its own."""
 
     place: MessagePlace
     request_gpa: int
     response_gpa: int
-    checks_answers: bool = True
 
     def ask(self, kind: int, payload: bytes, version: int = 1, room: Range | None = None) -> Asking:
         """One request and its answer; with shared ``room`` certificates are asked for, too.
@@ -107,6 +103,9 @@ class GuestMessages:
             Write(place.count_gpa, (last + 2).to_bytes(COUNT_BYTES, "little")), Write(place.lock_gpa, b"\0"),
             *(() if room is None or needed else (Read(room.gpa, room.length, private=False),)),
         )  # fmt: skip
+        if answers[:2] != (None, None):
+            # Who took the page away may bring it back with the old number in it; but then it is locked, too.
+            raise MessageRefused(f"secrets page: {answers[0]!r}")
         table = answers[-1] if isinstance(answers[-1], bytes) else b""
         return Answered(answer, table, needed)
 
@@ -141,6 +140,6 @@ class GuestMessages:
         fits = (header.sequence, header.message_type, header.message_version, header.vmpck) == (
             sequence, kind, version, self.place.vmpl
         )  # fmt: skip
-        if not fits and self.checks_answers:
+        if not fits and self.place.checks_answers:
             raise BadMessage
         return key.unseal(header, response)

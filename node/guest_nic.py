@@ -129,6 +129,10 @@ class GuestNic:
         yield from self._keep(_Books(card_gpa, 0, ENTRIES, 0, _FULL))
         return (high << 32 | low).to_bytes(8, "little")[:MAC_BYTES]
 
+    def stop(self) -> Steps[None]:
+        """Reset the card: it has no buffers any more, and what comes is lost."""
+        yield from self._store(Register.STATUS, 0)
+
     def send(self, frames: Sequence[bytes]) -> Steps[None]:
         """Send up to ``MOST_AT_ONCE`` frames at once, each with its Ethernet header."""
         if not 0 < len(frames) <= MOST_AT_ONCE or max(map(len, frames)) > LONGEST_FRAME_BYTES:

@@ -1,9 +1,9 @@
 """Guest requests: how a hypervisor carries a guest's message to the security processor and its answer back.
 
 The guest names two shared pages. As KVM does (arch/x86/kvm/svm/sev.c, snp_handle_guest_req), the request is copied
-unread to a page of the hypervisor's own, and the answer comes by another, which is the firmware's while the command
-runs: so no page of the guest's changes its owner. EXITINFO2 tells the guest what became of it: the hypervisor's
-error in bits 63:32, the firmware's status in 31:0.
+unread to a page of the hypervisor's own, and the answer comes by another, which is the firmware's from the first
+request on until the guest goes: so no page of the guest's changes its owner. EXITINFO2 tells the guest what became
+of it: the hypervisor's error in bits 63:32, the firmware's status in 31:0.
 
 With an extended request a guest makes room for certificates; they go with requests for a report, whose number in
 the message's header is all that is read of it.
@@ -25,7 +25,7 @@ from psp import command_buffers as buffers
 from psp.commands import SnpCommand
 from psp.system_bus import PAGE_BYTES, RmpEntry
 
-_FIRMWARE, _HYPERVISOR = RmpEntry(assigned=True, immutable=True), RmpEntry()
+_FIRMWARE = RmpEntry(assigned=True, immutable=True)
 
 MESSAGE_TYPE, REPORT_REQUEST = 0x34, 5
 """Offset of the type in a message's header, and the type that asks for a report (firmware ABI, section 8.26)."""
@@ -112,26 +112,31 @@ class GuestRequests:
         return None
 
     def _exchange(self, record: LaunchedVm, message: bytes, response_spa: int) -> Asking:
-        try:
-            own = record.request_pages = record.request_pages or (self._room(record), self._room(record))
-        except OutOfMemory:
+        own = record.request_pages or (yield from self._own_pages(record))
+        if own is None:
             return Requested(RequestError.BUSY)
         there, back = own
-        command = record.small[0]
         buffer = buffers.SnpGuestRequest(gctx=record.gctx, request=there, response=back).pack()
-        reclaim = buffers.SnpPageReclaim(address=back).pack()
-        # One batch: what the host does between its steps is nobody's affair, and no step may be left out. Where the
-        # page could not be lent, the firmware refuses it.
-        wrote, lent, answer, reclaimed, taken, response = yield (
+        # One batch: what the host does between its steps is nobody's affair, and no step may be left out.
+        wrote, answer, response = yield (
             op.HostWrite(there, message),
-            op.RmpUpdate(back, PAGE_BYTES, _FIRMWARE),
-            op.PspCommand(SnpCommand.GUEST_REQUEST, command, buffer),
-            op.PspCommand(SnpCommand.PAGE_RECLAIM, command, reclaim),
-            op.RmpUpdate(back, PAGE_BYTES, _HYPERVISOR),
+            op.PspCommand(SnpCommand.GUEST_REQUEST, record.small[0], buffer),
             op.HostRead(back, PAGE_BYTES),
         )
-        kept = wrote is None and not lent and isinstance(reclaimed, op.PspAnswer) and not reclaimed.status
-        if not (kept and not taken and isinstance(answer, op.PspAnswer) and isinstance(response, bytes)):
+        if wrote is not None or not (isinstance(answer, op.PspAnswer) and isinstance(response, bytes)):
             return Requested(RequestError.BUSY)
         yield (op.HostWrite(response_spa, response),)
         return Requested(status=answer.status)
+
+    def _own_pages(self, record: LaunchedVm) -> Generator[Batch, Answers, tuple[int, int] | None]:
+        """A page for requests and one for answers, for as long as the guest lives; None where there is no room."""
+        try:
+            there, back = self._room(record), self._room(record)
+        except OutOfMemory:
+            return None
+        (lent,) = yield (op.RmpUpdate(back, PAGE_BYTES, _FIRMWARE),)
+        if lent:
+            return None
+        record.firmware_pages.append(back)
+        record.request_pages = there, back
+        return record.request_pages

@@ -45,6 +45,7 @@ from node.vcpu_levels import VcpuLevels
 from node.vcpu_runner import VcpuRunner
 from psp.status import PspError
 
+_NS_PER_S = 1_000_000_000
 LaunchNotice = Callable[[Guest], None]
 R = TypeVar("R")
 
@@ -96,6 +97,7 @@ class Host:
         )
         self.board.exit_handler = self.hypervisor.page_state_change
         self.board.exits = self.hypervisor
+        self.board.tsc = lambda: self.clock.now_ns * product.base_hz // _NS_PER_S
         self.threads = product.threads
         self.contention = Contention(
             self.threads,
@@ -122,6 +124,7 @@ class Host:
         self.network = HostNetwork(self, costs)
         self.certificates: CertificateStore | None = None
         self.vcpus.sent = self.network.flush
+        self.vcpus.served = self.tasks.served
         self.tasks.at_once(self.hypervisor.bring_up())
 
     @property

@@ -60,6 +60,7 @@ class HostInstructions:
             **board.branches.host_table,
             op.VmPreempt: self._vm_preempt,
             op.FetchCertificates: lambda _: board.certificates(),
+            op.AskLaunchOwner: lambda one: board.launch_owner(one.vm, one.shown),
             op.DiskRead: self._disk_read,
             op.DiskWrite: self._disk_write,
             op.NicRead: self._nic_read,

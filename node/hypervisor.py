@@ -40,13 +40,14 @@ from node.measured_launch import VMSA_GPA, LaunchPage, launch_vmsas, sev_launch_
 from node.migration_refusal import REFUSALS
 from node.nested_table_pages import table_pages
 from node.ovmf import FirmwareImageError
+from node.owned_launch import LAUNCH_SECRET_GPA, OWNERS_PAGES, OwnedLaunch, in_a_row
 from node.product import Product
 from node.rmp_layout import at_end_of_memory
 from node.sev_features import launch_features
 from node.svsm_launch import guest_launch_pages, svsm_below
 from node.vcpu_model import vcpu_model
 from node.vm_state import Run, VmState
-from node.vmsa import VMSA_BYTES
+from node.vmsa import VMSA_BYTES, SevFeature
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand
 from psp.launch_digest import PageType
@@ -431,15 +432,18 @@ class Hypervisor:
     def launch_sev(self, spec: MachineSpec, record: LaunchedVm) -> Task:
         """SEV: the legacy launch, measured and finished."""
         yield from self._take_asid(record)
-        yield from self._begin_legacy_launch(record, LEGACY_POLICY)
+        yield from self._begin_legacy_launch(spec, record, LEGACY_POLICY)
         yield from self._end_legacy_launch(record)
         yield from self._write_save_areas(spec, record)
 
-    def _begin_legacy_launch(self, record: LaunchedVm, policy: int) -> Task:
+    def _begin_legacy_launch(self, spec: MachineSpec, record: LaunchedVm, policy: int) -> Task:
         """LAUNCH_START and the firmware image."""
         command = record.small[0]
         yield from self._write(record, sev_launch_ranges(record.firmware))
         wanted = buffers.LaunchStart(policy=policy)
+        if spec.owned:
+            record.owner = self._owned_launch(spec, record)
+            wanted = yield from record.owner.start()
         started = yield from self._call(LegacyCommand.LAUNCH_START, command, wanted.pack())
         record.handle = buffers.LaunchStart.parse(started).handle
         activate = buffers.Activate(handle=record.handle, asid=record.asid)
@@ -455,16 +459,25 @@ class Hypervisor:
             yield from self._must(LegacyCommand.LAUNCH_UPDATE_DATA, command, update.pack())
             yield from self._take_back(record)
 
+    def _owned_launch(self, spec: MachineSpec, record: LaunchedVm) -> OwnedLaunch:
+        pieces = self.frames.allocate(OWNERS_PAGES * PAGE_BYTES, PAGE_BYTES)
+        record.small += [spa + at for spa, part in pieces for at in range(0, part, PAGE_BYTES)]
+        ways = self._call, self._to_firmware, self._from_firmware
+        return OwnedLaunch(spec.name, record.small[0], in_a_row(pieces), *ways, record.firmware_pages)
+
     def _end_legacy_launch(self, record: LaunchedVm) -> Task:
-        """LAUNCH_MEASURE and LAUNCH_FINISH."""
-        yield from self._measure(record)
+        """LAUNCH_MEASURE, LAUNCH_SECRET where there is an owner, and LAUNCH_FINISH."""
+        if record.owner is None:
+            yield from self._measure(record)
+        else:
+            yield from record.owner.deliver(record.handle, record.spa_of(LAUNCH_SECRET_GPA))
         finish = buffers.Handle(handle=record.handle)
         yield from self._must(LegacyCommand.LAUNCH_FINISH, record.small[0], finish.pack())
 
     def launch_sev_es(self, spec: MachineSpec, record: LaunchedVm) -> Task:
         """SEV-ES: as SEV, with every save area measured and encrypted by firmware before the launch is measured."""
         yield from self._take_asid(record)
-        yield from self._begin_legacy_launch(record, LEGACY_POLICY | LegacyPolicy.ES)
+        yield from self._begin_legacy_launch(spec, record, LEGACY_POLICY | LegacyPolicy.ES)
         command = record.small[0]
         for page in launch_vmsas(record.firmware, spec.vcpus, vcpu_model(VCPU_MODEL), 0):
             spa = self._small(record)
@@ -503,7 +516,8 @@ class Hypervisor:
         record.firmware_pages.append(gctx)
         yield from self._must(SnpCommand.GCTX_CREATE, command, buffers.GuestContextPage(address=gctx).pack())
         record.gctx = gctx
-        start = buffers.SnpLaunchStart(gctx=gctx, policy=SNP_POLICY)
+        khz = self.product.base_hz // 1000 if features & SevFeature.SECURE_TSC else 0
+        start = buffers.SnpLaunchStart(gctx=gctx, desired_tsc_khz=khz, policy=SNP_POLICY)
         yield from self._must(SnpCommand.LAUNCH_START, command, start.pack())
         activate = buffers.SnpActivate(gctx=gctx, asid=record.asid)
         yield from self._must(SnpCommand.ACTIVATE, command, activate.pack())

@@ -94,7 +94,7 @@ class HypervisorTasks:
                     raise
                 refused(refusal)
                 return
-            end_ns = self._served(batch, now_ns + round(self._cost.price(batch)), guest)
+            end_ns = self.served(batch, now_ns + round(self._cost.price(batch)), guest)
             if end_ns > now_ns:
                 break
             answers = self._board.execute_host(batch)  # What takes no time needs no event.
@@ -105,12 +105,11 @@ class HypervisorTasks:
 
         self._clock.wake(end_ns - now_ns, take_effect)
 
-    def _served(self, batch: tuple[op.HypervisorOperation, ...], ready_ns: int, guest: Guest) -> int:
-        """When a batch that is ready for the mailbox is through with it."""
-        command = op.PspCommand
-        commands = [one for one in batch if type(one) is command]
-        if not commands:
+    def served(self, batch: tuple[op.HypervisorOperation, ...], ready_ns: int, guest: Guest) -> int:
+        """When a batch that is ready for the mailbox is through with it; ``guest`` is whom it is for."""
+        if op.PspCommand not in map(type, batch):
             return ready_ns
+        commands = [one for one in batch if isinstance(one, op.PspCommand)]
         served = [(one.command, round(self._cost.psp_service_ns(one))) for one in commands]
         end_ns, waited_ns = self.psp_queue.serve(ready_ns, served)
         service_ns = sum([ns for _, ns in served])

@@ -32,7 +32,7 @@ class KernelSettings:
     checks_carry: bool = True
     """Take a page that was valid before PVALIDATE (CF=1) for an attack, and end the VM.
 
-    Off: memory that the guest itself validated once already passes for fresh (COCONUT-SVSM issue 114; Linux
+    Off: memory that the guest uses already passes for fresh, if its hypervisor says so (COCONUT-SVSM issue 114; Linux
     arch/x86/coco/sev, pvalidate_pages).
     """
     tracks_validation: bool = True
@@ -54,8 +54,13 @@ class KernelSettings:
     checks_exit_code: bool = True
     """#VC must have the code of the instruction that raised it.
 
-    Off: the handler takes the hypervisor's word for what it interrupted (WeSee 2024). Row 25b shows what comes of it
-    where #VC is injected through the guest's gate; the handler there has the same switch (``node.vc_gate``).
+    Off: the handler takes the hypervisor's word for what it interrupted, and a store to the guest's own memory for one
+    to a device, whose data the hypervisor gets (WeSee 2024; row 25b shows it of a kernel with gates, ``node.vc_gate``).
+    """
+    checks_answers: bool = True
+    """Take for an answer of the security processor only the one with the number after the request's.
+
+    Off: what the hypervisor kept from before passes for new (row 62).
     """
     handles_vc: bool = True
     """Take #VC of programs. Off: the program has a handler and a GHCB of its own, and meets #VC as an answer."""

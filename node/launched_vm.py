@@ -9,6 +9,7 @@ from node.ap_starts import ApStarts
 from node.firmware_image import FirmwareImage
 from node.generation import Generation
 from node.guest_memory_map import Range
+from node.owned_launch import OwnedLaunch
 from node.vmpl_switch import VmplBook
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
@@ -32,6 +33,8 @@ class LaunchedVm:
     """(SPA, large) of pages that are the firmware's while it encrypts them."""
     firmware_pages: list[int] = field(default_factory=list)
     """Frames in Firmware or Context state, to be reclaimed at the end."""
+    owner: OwnedLaunch | None = None
+    """The talk with its owner, while a legacy launch has one."""
     gctx: int = 0
     handle: int = 0
     assigned: list[tuple[int, int, bool]] = field(default_factory=list)

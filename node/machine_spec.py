@@ -22,6 +22,8 @@ class MachineSpec:
     """SEV_FEATURES that an SNP guest asks for beyond SNP itself."""
     svsm: bool = False
     """With an SVSM below that image, at VMPL0."""
+    owned: bool = False
+    """Its owner is asked for a session before a SEV or SEV-ES launch, and sends its secret for the measurement."""
 
     @property
     def memory(self) -> GuestMemoryMap:

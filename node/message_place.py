@@ -31,6 +31,8 @@ class MessagePlace:
     memory: GuestMemoryMap
     launched: tuple[int, ...]
     own_ghcb: int | None = None
+    checks_answers: bool = True
+    """The kernel's setting of that name."""
 
     @cached_property
     def ghcb_gpa(self) -> int:

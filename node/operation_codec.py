@@ -72,8 +72,9 @@ KINDS: Mapping[int, type] = {
     162: op.PortIn,
     163: op.PortOut,
     164: op.WriteBackCaches,
-    165: op.PortInString,
-    166: op.PortOutString,
+    165: op.ReadTsc,
+    166: op.PortInString,
+    167: op.PortOutString,
     # Operations of hypervisors.
     16: op.HostRead,
     17: op.HostReadWritten,
@@ -116,6 +117,7 @@ KINDS: Mapping[int, type] = {
     142: op.NicRead,
     143: op.NicWrite,
     220: op.FetchCertificates,
+    221: op.AskLaunchOwner,
     # Answers.
     48: op.Fault,
     49: op.PValidateResult,

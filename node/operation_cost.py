@@ -186,11 +186,11 @@ class HostOperationCost:
         self._in_exit: dict[type, Callable[..., float]] = {
             **{kind: self._table[kind] for kind in (op.RmpUpdate, op.PSmash)},
             op.VmRun: lambda _: costs["vmpl.switch_extra_ns"],
-            op.PspCommand: self.psp_service_ns,
         }
         legacy_ns_per_kib = costs["psp.legacy_launch_update_ns_per_kib"]
         self._psp_table: dict[int, Callable[[bytes], float]] = {
             SnpCommand.LAUNCH_UPDATE: lambda _: costs["psp.launch_update_ns_per_kib"] * PAGE_BYTES / _KIB,
+            SnpCommand.GUEST_REQUEST: lambda _: costs["psp.guest_request_ns"],
             SnpCommand.LAUNCH_FINISH: lambda _: costs["psp.command_ns"] + costs["psp.launch_fixed_ns"],
             LegacyCommand.LAUNCH_UPDATE_DATA: lambda buffer: (
                 legacy_ns_per_kib * measured_bytes(LegacyCommand.LAUNCH_UPDATE_DATA, buffer) / _KIB

@@ -62,10 +62,7 @@ class PageAcceptance:
 
     def holds(self, answer: Answer) -> bool:
         """Whether PVALIDATE came to what an honest hypervisor lets it come to."""
-        if not isinstance(answer, PValidateResult) or answer.code:
-            return False
-        # A page that was valid before the guest asked is the mark of a replay.
-        return not answer.unchanged or not self.settings.checks_carry
+        return is_fresh(answer, self.settings)
 
     def touched(self, gpa: int, *, again: bool) -> Steps[None]:
         """A page was found not to be validated; ``again``: by an access that this was done for before.
@@ -123,6 +120,14 @@ class PageAcceptance:
     def _end(self) -> int:
         last = self.memory.ram[-1]
         return last.gpa + last.length
+
+
+def is_fresh(answer: Answer, settings: KernelSettings) -> bool:
+    """Whether a kernel takes what PVALIDATE came to for memory that nobody has used yet."""
+    if not isinstance(answer, PValidateResult) or answer.code:
+        return False
+    # A page that was valid before the guest asked is in use already, whatever its hypervisor says of it.
+    return not answer.unchanged or not settings.checks_carry
 
 
 def _small(answer: Answer) -> bool:

@@ -46,6 +46,8 @@ class Protection(StrEnum):
     """Likewise."""
     REGISTER_NONCE = "register nonce"
     """A new one at each exit, in a guest that asked for masked registers; without, the one of its launch stays."""
+    MESSAGE_SEQUENCE = "message sequence"
+    """Firmware's look at the numbers of guest messages."""
     TLB_ID = "tlb id"
     """VMRUN's match of PCPU_ID and TLB_ID in an SNP guest's save area with the thread's last."""
 

@@ -2,7 +2,7 @@
 
 From EAX of CPUID Fn8000_001F where a real part's is at hand (Milan: 0101FD3F); bits without one there come with
 SEV-SNP (APM volume 2, table 15-35). Cells of later lines rest on what was published of each feature; ``doubts`` names
-those that nobody has confirmed. Secure TSC is offered by the part; no host here launches with it.
+those that nobody has confirmed.
 """
 
 from __future__ import annotations

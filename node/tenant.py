@@ -193,7 +193,8 @@ class Tenant:
             return MessagePlace(svsm.secrets_gpa, GUEST_VMPL, vcpu, spec.memory, spec.launched, svsm.heap_gpa)
         if spec.secrets_gpa is None or not CAPABILITIES[spec.generation].rmp:
             return None
-        return MessagePlace(spec.secrets_gpa, 0, vcpu, spec.memory, spec.launched)
+        checks = spec.kernel.checks_answers
+        return MessagePlace(spec.secrets_gpa, 0, vcpu, spec.memory, spec.launched, checks_answers=checks)
 
     def _handler(self, vcpu: int) -> VcHandler | None:
         kernel = self._kernels[vcpu]
@@ -216,7 +217,7 @@ class Tenant:
         if spec.svsm is None:
             kernel = GuestKernel(
                 spec.generation, spec.memory, spec.launched, vcpu, spec.reset_rips[vcpu], program.entry, spec.kernel,
-                spec.cpuid_gpa, canary, spec.sev_features,
+                spec.cpuid_gpa, canary, spec.sev_features, self._messages(vcpu),
             )  # fmt: skip
         else:
             kernel = KernelAboveSvsm(

@@ -34,6 +34,7 @@ from node.operations import (
     Rdmsr,
     Read,
     ReadDr7,
+    Write,
     WriteBackCaches,
     WriteDr7,
     Wrmsr,
@@ -43,6 +44,8 @@ from node.vmexit import ExitCode
 Answering = Generator[tuple[GuestOperation, ...], tuple[Answer, ...], Answer]
 _Exiting = Generator[tuple[GuestOperation, ...], tuple[Answer, ...], Mapping[str, int]]
 _WORD = 0xFFFF_FFFF
+_DEVICE_BYTES, _MOST_DEVICE_BYTES = 8, 4096
+"""Of one access to a device, and of an instruction that makes several."""
 _EXTENDED_STATE_LEAF = 0xD
 _XCR0_AT_RESET = 1
 _IN = 1
@@ -87,6 +90,23 @@ class VcInstructions:
             MmioLoad: (ExitCode.NESTED_PAGE_FAULT, self._mmio_load),
             MmioStore: (ExitCode.NESTED_PAGE_FAULT, self._mmio_store),
         }
+
+    def as_told(self, one: GuestOperation, code: int) -> Answering:
+        """Do an instruction as what the hypervisor says that it was: a load or store is one of a device."""
+        if code != ExitCode.NESTED_PAGE_FAULT or not isinstance(one, Read | Write):
+            raise UnexpectedException(f"#VC {code:#x}")
+        loaded = b""
+        length = len(one.data) if isinstance(one, Write) else one.length
+        if length > _MOST_DEVICE_BYTES:
+            raise UnexpectedException(f"device access of {length} bytes")
+        for at in range(0, length, _DEVICE_BYTES):
+            size = min(_DEVICE_BYTES, length - at)
+            if isinstance(one, Write):
+                word = int.from_bytes(one.data[at : at + size], "little")
+                yield from mmio_store(self.ghcb_gpa, one.gpa + at, word, size)
+            else:
+                loaded += (yield from mmio_load(self.ghcb_gpa, one.gpa + at, size)).to_bytes(size, "little")
+        return None if isinstance(one, Write) else loaded
 
     def _cpuid(self, one: Cpuid) -> Answering:
         if self.cpuid_gpa is not None and self.settings.reads_cpuid_page:

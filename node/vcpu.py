@@ -58,6 +58,8 @@ class Vcpu:
     pause_wanted: bool = False
     held: tuple[tuple[GuestOperation, ...], tuple[Answer, ...]] = ((), ())
     """While it is halfway: what is left of its batch, and the answers that it has so far."""
+    vc_code: int | None = None
+    """The code of a #VC that its kernel meets at its next instruction."""
     called: bool = False
     """Its network card has had something since it last awoke from an ``Await``."""
     elapsed_ns: int = 0

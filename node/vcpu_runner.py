@@ -26,6 +26,7 @@ from node.guest import Guest, GuestState
 from node.host_events import HostEvent
 from node.host_prices import HostPrices
 from node.identity_cache import IdentityCache
+from node.injected_vc import met_first, take_injected_vc
 from node.phase_cost import MECHANISMS, Mechanism
 from node.program import Demand, Ending, Registers
 from node.tenant import NoBlock, Outcome
@@ -53,6 +54,8 @@ class VcpuRunner:
         self.operations = 0
         self.sent: Callable[[], None] = board.sent.clear
         """Whom to tell when network cards have sent something."""
+        self.served: Callable[[tuple[op.HypervisorOperation, ...], int, Guest], int] = lambda _, ready_ns, __: ready_ns
+        """When a hypervisor's batch, ready for the mailbox, is through with it: who keeps the security processor's."""
         self.cores = Cores(clock, contention, self._phases_ended)
         self._clock = clock
         self._board = board
@@ -203,6 +206,8 @@ class VcpuRunner:
 
     def _take_events(self, vcpu: Vcpu) -> bool:
         """Deliver what waits for a vCPU; False where it does not go on."""
+        if take_injected_vc(self._board, vcpu):
+            return True
         guest, memory = vcpu.guest, self._board.virtual_memory
         vmcb = self._board.vmcb(guest.spec.name, vcpu.index)
         log, now_ns = guest.dirty_log, self._clock.now_ns
@@ -310,13 +315,16 @@ class VcpuRunner:
         guest.operations += len(batch)
         self.operations += len(batch)
         epoch = vcpu.epoch
+        before: tuple[op.Answer, ...] = ()
+        if vcpu.vc_code is not None:
+            batch, before = met_first(vcpu, batch)
 
         def take_effect() -> None:
             if vcpu.epoch != epoch:
                 return
             preempted = self._board.running.preempted
             if not (preempted and (guest.spec.name, vcpu.index) in preempted) or self._enter(vcpu):
-                self._take_effect(vcpu, batch, spent)
+                self._take_effect(vcpu, batch, spent, before)
 
         self._clock.after(spent, take_effect)
 
@@ -385,7 +393,12 @@ class VcpuRunner:
     def _wait_for_exits(self, vcpu: Vcpu, answers: tuple[op.Answer, ...] | None) -> None:
         """Go on when what the hypervisor did in a batch's exits has taken its time."""
         work, self._board.exit_work = self._board.exit_work, []
-        spent = round(sum([self._prices.host.price_in_exit(batch) for batch in work], 0.0))
+        changed = round(sum([self._prices.host.price_in_exit(batch) for batch in work], 0.0))
+        now_ns = self._clock.now_ns
+        end_ns = now_ns + changed
+        for batch in work:
+            end_ns = self.served(batch, end_ns, vcpu.guest)
+        spent = end_ns - now_ns
         if not spent:
             self._resume_level(vcpu, answers)
             return
@@ -395,7 +408,8 @@ class VcpuRunner:
         if answers is None:
             charge_svsm(guest, spent)
         else:
-            guest.lost_ns[Mechanism.ACCEPTANCE] += spent
+            guest.lost_ns[Mechanism.ACCEPTANCE] += changed
+            guest.lost_ns[Mechanism.VMGEXIT] += spent - changed
 
         def go_on() -> None:
             if vcpu.epoch == epoch:

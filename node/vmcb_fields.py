@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 VMCB_FIELDS: Mapping[str, tuple[int, int]] = {
+    "TSC_OFFSET": (0x050, 8),
     "V_INTR": (0x060, 8),
     "INTERRUPT_STATE": (0x068, 8),
     "EXITCODE": (0x070, 8),

@@ -61,6 +61,11 @@ class VmrunEvents:
             found = self._fields[vmcb.vm, vmcb.vcpu] = ControlFields()
         return found
 
+    def field(self, vmcb: Vmcb, name: str) -> int:
+        """One field of a control block, of which there may be none yet."""
+        found = self._fields.get((vmcb.vm, vmcb.vcpu))
+        return 0 if found is None else found.values[name]
+
     def forget(self, vm: str, vcpu: int | None = None) -> None:
         """A control block was filled anew, or all of a VM's are gone."""
         for key in {*self._fields, *self.waiting, *self.raised, *self.stepping}:

@@ -99,7 +99,8 @@ class ByteLayout:
     @classmethod
     def reserved_is_zero(cls, data: bytes) -> bool:
         """Whether nothing stands in a record's reserved bytes."""
-        return not any(data[part].strip(b"\0") for part in _table(cls).reserved)
+        reserved = _table(cls).reserved
+        return not reserved or not any(data[part].strip(b"\0") for part in reserved)
 
     @classmethod
     def reserved_of_all_are_zero(cls, records: Sequence[bytes]) -> bool:

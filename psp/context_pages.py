@@ -47,24 +47,38 @@ class ContextPages:
 
     def __contains__(self, spa: int) -> bool:
         """Whether the RMP says that a page is a Context page."""
-        return not spa % PAGE_BYTES and self._bus.rmp_covers(spa) and _is_context(self._bus, spa)
+        if spa % PAGE_BYTES:
+            return False
+        entry = self._bus.rmp_run(spa, 1)
+        if entry is None and self._bus.rmp_covers(spa):
+            entry = self._bus.rmp_entry(spa)
+        return entry is not None and page_state(entry) is PageState.CONTEXT
 
     def found(self, spa: int) -> GuestContext:
+        """What a Context page holds, damaged or not. Raises PspError(INVALID_GUEST) for another page."""
+        return GuestContext.parse(self.plain(spa))
+
+    def plain(self, spa: int) -> bytes:
         """What a Context page decrypts to, damaged or not. Raises PspError(INVALID_GUEST) for another page."""
         if spa not in self:
             raise PspError(Status.INVALID_GUEST)
         page = self._cipher(spa)[1].update(self._bus.read(spa, PAGE_BYTES))
         if self.has_mac and not hmac.compare_digest(self._mac(spa, page), page[-_MAC_BYTES:]):
             raise PspError(Status.INVALID_GUEST)
-        return GuestContext.parse(page)
+        return page
 
     def read(self, spa: int) -> GuestContext:
         """The context in a page. Raises PspError(INVALID_GUEST) where there is none, or none any more."""
-        context = self.found(spa)
+        return self.opened(spa)[1]
+
+    def opened(self, spa: int) -> tuple[bytes, GuestContext]:
+        """The same with its bytes, for who changes some of them alone."""
+        page = self.plain(spa)
+        context = GuestContext.parse(page)
         if context.state not in _STATES:
             # Nothing but damage leaves such a state; what firmware answers then is not published.
             raise PspError(Status.INVALID_GUEST)
-        return context
+        return page, context
 
     def write(self, spa: int, context: GuestContext) -> None:
         """Put a context into its page."""
@@ -100,7 +114,3 @@ class ContextPages:
             made = Cipher(self._key, modes.XTS(sector.to_bytes(16, "little")))
             cipher = self._ciphers[sector] = made.encryptor(), made.decryptor()
         return cipher
-
-
-def _is_context(bus: SystemBus, spa: int) -> bool:
-    return page_state(bus.rmp_entry(spa)) is PageState.CONTEXT

@@ -139,17 +139,23 @@ class SecurityProcessor:
             return Status.INVALID_COMMAND
         if not row.supported:
             return Status.UNSUPPORTED
-        interface: LegacyFirmware | SnpFirmware = self.snp if is_snp(command) else self.legacy
-        memory = self._snp_memory if is_snp(command) else self._legacy_memory
+        interface: LegacyFirmware | SnpFirmware
+        interface, memory = (
+            (self.snp, self._snp_memory) if is_snp(command) else (self.legacy, self._legacy_memory)
+        )
+        layout, data = row.layout, b""
         try:
             if interface.state not in row.states:
                 return Status.INVALID_PLATFORM_STATE
-            data = b"" if row.layout is None else memory.read(spa, row.layout.SIZE)
-            if row.writes_buffer and row.layout is not None:
-                memory.check_writable(spa, row.layout.SIZE)
-            if row.layout is not None and not row.layout.reserved_is_zero(data):
-                return Status.INVALID_PARAM
-            answer = interface.handlers[command](None if row.layout is None else row.layout.parse(data))
+            buffer = None
+            if layout is not None:
+                data = memory.read(spa, layout.SIZE)
+                if row.writes_buffer:
+                    memory.check_writable(spa, layout.SIZE)
+                if not layout.reserved_is_zero(data):
+                    return Status.INVALID_PARAM
+                buffer = layout.parse(data)
+            answer = interface.handlers[command](buffer)
         except ShortBuffer as short:
             memory.write(spa, short.answer.pack(onto=data))
             return short.status

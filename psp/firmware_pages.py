@@ -19,17 +19,46 @@ class FirmwarePages:
     def __init__(self) -> None:
         self.snp_initialised = False
         """Whether what firmware writes must be lent to it."""
-        self.rmp: Ranges = ()
+        self._parts: dict[str, Ranges] = {"rmp": (), "iommu_buffers": (), "trusted_region": ()}
+        self._used: Ranges = ()
+        """First page and end of each, for every command asks."""
+
+    @property
+    def rmp(self) -> Ranges:
         """Where the RMP lies: from SNP_INIT on, and after SNP_SHUTDOWN still: the cores go on checking."""
-        self.iommu_buffers: Ranges = ()
+        return self._parts["rmp"]
+
+    @rmp.setter
+    def rmp(self, ranges: Ranges) -> None:
+        self._use("rmp", ranges)
+
+    @property
+    def iommu_buffers(self) -> Ranges:
         """What the IOMMUs write by themselves: from SNP_INIT until the IOMMUs are shut down."""
-        self.trusted_region: Ranges = ()
+        return self._parts["iommu_buffers"]
+
+    @iommu_buffers.setter
+    def iommu_buffers(self, ranges: Ranges) -> None:
+        self._use("iommu_buffers", ranges)
+
+    @property
+    def trusted_region(self) -> Ranges:
         """What INIT for SEV-ES was given, until SHUTDOWN."""
+        return self._parts["trusted_region"]
+
+    @trusted_region.setter
+    def trusted_region(self, ranges: Ranges) -> None:
+        self._use("trusted_region", ranges)
 
     def in_use(self, spa: int, length: int) -> bool:
         """Whether any page of a range is firmware's."""
         first, end = spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES)
-        for base, size in self.rmp + self.iommu_buffers + self.trusted_region:
-            if first < -(-(base + size) // PAGE_BYTES) and base // PAGE_BYTES < end:
-                return True
-        return False
+        return bool([one for one in self._used if first < one[1] and one[0] < end])
+
+    def _use(self, part: str, ranges: Ranges) -> None:
+        self._parts[part] = ranges
+        self._used = tuple(
+            (base // PAGE_BYTES, -(-(base + size) // PAGE_BYTES))
+            for some in self._parts.values()
+            for base, size in some
+        )

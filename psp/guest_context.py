@@ -89,14 +89,16 @@ class GuestContext(ByteLayout):
         """The number of the last message under each VMPCK."""
         return self.message_count_0, self.message_count_1, self.message_count_2, self.message_count_3
 
-    def counted(self, vmpl: int, count: int) -> bytes:
-        """The page after a message under the key of a VMPL; a number never goes back.
 
-        Bytes, for it is written with every message, and nothing else of it has changed.
-        """
-        page, offset = bytearray(self.pack()), MESSAGE_COUNTS_OFFSET + _COUNT_BYTES * vmpl
-        page[offset : offset + _COUNT_BYTES] = max(count, self.message_counts[vmpl]).to_bytes(_COUNT_BYTES, "little")
-        return bytes(page)
+def counted(page: bytes, vmpl: int, count: int) -> bytes:
+    """A context's bytes after a message under the key of a VMPL. A number never goes back.
+
+    Nothing else of the page has changed, and it is written with every message.
+    """
+    at = MESSAGE_COUNTS_OFFSET + _COUNT_BYTES * vmpl
+    end = at + _COUNT_BYTES
+    highest = max(count, int.from_bytes(page[at:end], "little"))
+    return page[:at] + highest.to_bytes(_COUNT_BYTES, "little") + page[end:]
 
 
 SECRETS = frozenset({"memory_key", "vmpcks", "oek", "vmrk"})

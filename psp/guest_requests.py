@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from psp import command_buffers as buffers
 from psp.commands import SnpCommand
-from psp.guest_context import GuestContext
+from psp.guest_context import GuestContext, counted
 from psp.guest_message import LAST_SEQUENCE, BadMessage, MessageHeader, MessageKey
 from psp.host_memory import HostMemory
 from psp.snp_guests import SnpGuests
@@ -71,7 +71,7 @@ class GuestRequests:
 
     def request(self, asked: buffers.SnpGuestRequest) -> None:
         """SNP_GUEST_REQUEST."""
-        context = self._guests.in_state(asked.gctx, SnpCommand.GUEST_REQUEST)
+        plain, context = self._guests.opened(asked.gctx, SnpCommand.GUEST_REQUEST)
         if asked.request % PAGE_BYTES or asked.response % PAGE_BYTES:
             # A message that began in the middle of a page could cross its end.
             raise PspError(Status.INVALID_ADDRESS)
@@ -84,8 +84,8 @@ class GuestRequests:
         answer = row.answer(Request(context, asked.gctx, header.vmpck, header.message_version, payload))
         sequence = header.sequence + 1
         response = key.seal(header.vmpck, sequence, header.message_type + 1, header.message_version, answer)
-        self._memory.write(asked.response, response.ljust(PAGE_BYTES, b"\0"))
-        self._guests.pages.write_packed(asked.gctx, context.counted(header.vmpck, sequence))
+        self._memory.write(asked.response, response)
+        self._guests.pages.write_packed(asked.gctx, counted(plain, header.vmpck, sequence))
 
     def _opened(self, context: GuestContext, page: bytes) -> tuple[MessageHeader, MessageKey, bytes]:
         try:

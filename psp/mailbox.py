@@ -56,5 +56,9 @@ class Mailbox:
         if not 0 <= spa < 1 << 64:
             return Status.INVALID_ADDRESS
         self.write_address(spa & 0xFFFF_FFFF, spa >> 32)
-        self.write_response(command << _COMMAND_SHIFT)
-        return Status(self.response & 0xFFFF)
+        if self.ring is not None:
+            self.write_response(command << _COMMAND_SHIFT)
+            return Status(self.response & 0xFFFF)
+        status = self._execute(command, spa)
+        self.response = RESPONSE | status
+        return status

@@ -57,6 +57,8 @@ class ProductRoot:
         self._keys: dict[RootName, RsaKey] = {}
         self._certificates: dict[RootName, bytes] = {}
         self._amd: dict[KeyUsage, AmdCertificate] = {}
+        self._list: tuple[tuple[tuple[int, ...], int, datetime], bytes] | None = None
+        """The revocation list that was last asked for, and what that was."""
 
     def key(self, name: RootName) -> RsaKey:
         """A private key."""
@@ -93,9 +95,11 @@ class ProductRoot:
         self, revoked: Iterable[int] = (), number: int = 1, issued: datetime = EPOCH
     ) -> bytes:
         """The ARK's list of serial numbers that are valid no more, DER."""
-        authority = self._authority(RootName.ARK)
-        serials = tuple(sorted(revoked))
-        return self._signed(x509_profile.revocation_list(authority, serials, number, issued), RootName.ARK)
+        asked = tuple(sorted(revoked)), number, issued
+        if self._list is None or self._list[0] != asked:
+            content = x509_profile.revocation_list(self._authority(RootName.ARK), *asked)
+            self._list = asked, self._signed(content, RootName.ARK)
+        return self._list[1]
 
     # The SEV interface's own format.
 

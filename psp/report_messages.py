@@ -11,13 +11,13 @@ from psp import command_buffers as buffers
 from psp.attestation_report import AttestationReport
 from psp.byte_layout import ByteLayout, at
 from psp.endorsement import Endorsement, SigningKey
-from psp.guest_context import GuestContext
+from psp.guest_context import DIGEST_BYTES, GuestContext
 from psp.guest_message import VMPCKS
 from psp.guest_requests import Request
 from psp.mitigations import Mitigations
 from psp.snp_configuration import SnpConfiguration
 from psp.status import PspError, Status
-from psp.system_bus import MachineFacts, SystemBus
+from psp.system_bus import SystemBus
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,7 @@ class ReportMessages:
         self._configuration = configuration
         self._mitigations = mitigations
         self._platform = platform
+        self._known: tuple[int, tuple[int, int, int]] | None = None
 
     @property
     def version(self) -> int:
@@ -67,14 +68,13 @@ class ReportMessages:
     def answer(self, request: Request) -> bytes:
         """The response's payload. A VMPL may have reports of itself and of those below it, by number above."""
         asked = ReportRequest.parse(request.payload)
-        masked = bool(self._configuration.flags & buffers.SNP_CONFIG_MASK_CHIP_KEY)
+        masked = self._configuration.flags & buffers.SNP_CONFIG_MASK_CHIP_KEY
         try:
             which = self._checked(asked, request)
             key = None if masked else self._endorsement.key(which)
         except PspError as refused:
             return ReportResponse(refused.status).pack()
-        made = report.signed(self._report(asked, request.context, SigningKey.NONE if masked else which), key)
-        return ReportResponse(Status.SUCCESS, len(made)).pack() + made
+        return _GRANTED + report.signed(self._report(asked, request.context, which), key)
 
     def _checked(self, asked: ReportRequest, request: Request) -> SigningKey:
         if not request.vmpl <= asked.vmpl < VMPCKS or any(asked.reserved):
@@ -84,32 +84,44 @@ class ReportMessages:
     def _report(self, asked: ReportRequest, guest: GuestContext, which: SigningKey) -> bytes:
         """What is signed, field by field in the order of the table: this is made with every report."""
         configuration, version = self._configuration, self.version
-        firmware, machine = configuration.firmware, self._bus.machine_facts
+        firmware, mask = configuration.firmware, configuration.flags
         current, committed = firmware.current, firmware.committed
-        processor = version >= report.VERSION_WITH_PROCESSOR
-        mitigations = version >= report.VERSION_WITH_MITIGATIONS
-        mask = configuration.flags
         named = which is not SigningKey.VLEK and not mask & buffers.SNP_CONFIG_MASK_CHIP_ID
-        key_info = (
-            (report.KEY_AUTHOR_EN if any(guest.author_key_digest) else 0)
-            | (report.KEY_MASK_CHIP_KEY if mask & buffers.SNP_CONFIG_MASK_CHIP_KEY else 0)
-            | which << report.KEY_SIGNING_SHIFT
-        )
+        key_info = which << report.KEY_SIGNING_SHIFT
+        if mask & buffers.SNP_CONFIG_MASK_CHIP_KEY:
+            key_info = report.KEY_MASK_CHIP_KEY | SigningKey.NONE << report.KEY_SIGNING_SHIFT
+        if guest.author_key_digest != _NO_DIGEST:
+            key_info |= report.KEY_AUTHOR_EN
+        info, processor = self._machine
         return AttestationReport.packed(
             version, guest.guest_svn, guest.policy, guest.family_id, guest.image_id, asked.vmpl,
-            report.ECDSA_P384_SHA384, current.tcb, self._platform_info(machine), key_info, asked.report_data,
+            report.ECDSA_P384_SHA384, current.tcb, info | self._platform(), key_info, asked.report_data,
             guest.digest, guest.host_data, guest.id_key_digest, guest.author_key_digest, guest.report_id,
             guest.report_id_ma, firmware.reported_tcb,
-            *(report.family_model_stepping(machine.cpuid_1_eax) if processor else (0, 0, 0)),
+            *(processor if version >= report.VERSION_WITH_PROCESSOR else _NO_PROCESSOR),
             self._endorsement.chip_id if named else b"", committed.tcb,
             *current.version[::-1], *committed.version[::-1], guest.launch_tcb,
-            *((guest.launch_mitigations, self._mitigations.verified) if mitigations else (0, 0)),
+            *(
+                (guest.launch_mitigations, self._mitigations.verified)
+                if version >= report.VERSION_WITH_MITIGATIONS
+                else _NO_MITIGATIONS
+            ),
         )  # fmt: skip
 
-    def _platform_info(self, machine: MachineFacts) -> int:
-        return (
-            (report.PLATFORM_SMT if machine.smt else 0)
-            | (report.PLATFORM_TSME if machine.tsme else 0)
-            | (report.PLATFORM_ECC if machine.ecc else 0)
-            | self._platform()
-        )
+    @property
+    def _machine(self) -> tuple[int, tuple[int, int, int]]:
+        """Bits of the platform's state that never change, and the processor."""
+        if self._known is None:
+            machine = self._bus.machine_facts
+            info = (
+                (report.PLATFORM_SMT if machine.smt else 0)
+                | (report.PLATFORM_TSME if machine.tsme else 0)
+                | (report.PLATFORM_ECC if machine.ecc else 0)
+            )
+            self._known = info, report.family_model_stepping(machine.cpuid_1_eax)
+        return self._known
+
+
+_GRANTED = ReportResponse(Status.SUCCESS, report.REPORT_BYTES).pack()
+_NO_DIGEST = bytes(DIGEST_BYTES)
+_NO_PROCESSOR, _NO_MITIGATIONS = (0, 0, 0), (0, 0)

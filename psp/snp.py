@@ -8,7 +8,11 @@ from psp import command_buffers as buffers
 from psp.alias_check import AliasCheck
 from psp.asid_flush import AsidFlush
 from psp.asid_ranges import AsidRanges
-from psp.attestation_report import PLATFORM_ALIAS_CHECK_COMPLETE, PLATFORM_CIPHERTEXT_HIDING
+from psp.attestation_report import (
+    PLATFORM_ALIAS_CHECK_COMPLETE,
+    PLATFORM_CIPHERTEXT_HIDING,
+    PLATFORM_RAPL_DISABLED,
+)
 from psp.byte_layout import ByteLayout
 from psp.chip_identity import VLEK_WRAPPING, ChipIdentity
 from psp.commands import SnpCommand, SnpPlatformState
@@ -109,9 +113,11 @@ class SnpFirmware:
 
     def _platform_info(self) -> int:
         """PLATFORM_INFO of reports, as far as firmware keeps it."""
-        complete = self.alias_check is AliasCheck.COMPLETE
-        hides = self._ranges.max_snp_asid
-        return (PLATFORM_ALIAS_CHECK_COMPLETE if complete else 0) | (PLATFORM_CIPHERTEXT_HIDING if hides else 0)
+        return (
+            (PLATFORM_ALIAS_CHECK_COMPLETE if self.alias_check is AliasCheck.COMPLETE else 0)
+            | (PLATFORM_CIPHERTEXT_HIDING if self._ranges.max_snp_asid else 0)
+            | (PLATFORM_RAPL_DISABLED if self._bus.power_readings_disabled else 0)
+        )
 
     # Platform.
 

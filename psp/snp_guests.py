@@ -60,10 +60,14 @@ class SnpGuests:
 
     def in_state(self, gctx: int, command: SnpCommand) -> GuestContext:
         """A guest's context. Raises PspError(INVALID_GUEST), or INVALID_GUEST_STATE if the command may not come."""
-        context = self.pages.read(gctx)
+        return self.opened(gctx, command)[1]
+
+    def opened(self, gctx: int, command: SnpCommand) -> tuple[bytes, GuestContext]:
+        """The same, with the bytes of its page before it."""
+        page, context = self.pages.opened(gctx)
         if context.state not in GUEST_STATES[command]:
             raise PspError(Status.INVALID_GUEST_STATE)
-        return context
+        return page, context
 
     def active_asid(self, context: GuestContext) -> int:
         """The ASID whose key is the guest's. Raises PspError(INACTIVE)."""

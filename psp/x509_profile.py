@@ -19,7 +19,9 @@ from psp.tcb_version import TcbComponent
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 """When a laboratory's certificates are issued, unless somebody says otherwise."""
-ROOT_YEARS, VCEK_YEARS, VLEK_YEARS, LIST_YEARS = 25, 7, 1, 1
+ROOT_YEARS, VCEK_YEARS, VLEK_YEARS = 25, 7, 1
+LIST_YEARS = 7
+"""AMD renews its lists sooner. Here one lasts as long as the VCEKs that it lies beside in a folder."""
 
 _AMD = "1.3.6.1.4.1.3704.1"
 _SHA384 = der.sequence(der.object_identifier("2.16.840.1.101.3.4.2.2"), der.NULL)

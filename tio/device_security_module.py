@@ -11,9 +11,6 @@ from enum import IntEnum
 from tio.ide.key_responder import KeyResponder
 from tio.tdisp.responder import TdispResponder
 
-PCI_SIG_STANDARD, PCI_SIG_VENDOR = 3, b"\x01\x00"
-"""SPDM's number of PCI-SIG as a registry, and its vendor id there."""
-
 
 class ProtocolId(IntEnum):
     """First byte of a vendor-defined payload."""

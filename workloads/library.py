@@ -7,37 +7,38 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from node.program import ProgramFactory, ProgramSpec, Scalar
-from workloads.attesting import Attesting, AttestingParameters
-from workloads.compile_job import CompileJob, CompileParameters
-from workloads.key_value_client import ClientParameters, KeyValueClient
-from workloads.key_value_server import KeyValueServer, ServerParameters
-from workloads.key_value_store import KeyValueParameters, KeyValueStore
+from workloads import attested_start
+from workloads.attested_start import AttestedStart
+from workloads.attesting import AttestingParameters
+from workloads.compile_job import CompileParameters
+from workloads.key_value_client import ClientParameters
+from workloads.key_value_server import ServerParameters
+from workloads.key_value_store import KeyValueParameters
 from workloads.parameters import Parameters, WorkloadParameterError, parameters_from
-from workloads.random_access import RandomAccess, RandomAccessParameters
-from workloads.stream import Stream, StreamParameters
-from workloads.trace_player import PlayerParameters, TracePlayer
+from workloads.proper_programs import PROPER
+from workloads.random_access import RandomAccessParameters
+from workloads.relying_party import RelyingParameters
+from workloads.stream import StreamParameters
+from workloads.trace_player import PlayerParameters
 
 __all__ = [
     "NETWORKED",
     "PARAMETERS",
     "PROGRAMS",
+    "WORKLOADS",
     "Footprint",
     "WorkloadParameterError",
     "footprint",
     "validate_parameters",
 ]
 
+WORKLOADS = tuple(PROPER)
+"""What a scenario may name."""
 PROGRAMS: Mapping[str, ProgramFactory] = MappingProxyType({
-    "key-value-store": KeyValueStore.build,
-    "key-value-server": KeyValueServer.build,
-    "key-value-client": KeyValueClient.build,
-    "stream": Stream.build,
-    "random-access": RandomAccess.build,
-    "compile-job": CompileJob.build,
-    "trace-player": TracePlayer.build,
-    "attesting": Attesting.build,
+    **PROPER,
+    attested_start.NAME: AttestedStart.build,
 })  # fmt: skip
-"""How each program is built from its specification and placement."""
+"""How each program is built from its specification and placement: those, and one that starts any of them."""
 
 PARAMETERS: Mapping[str, type[Parameters]] = MappingProxyType({
     "key-value-store": KeyValueParameters,
@@ -48,11 +49,12 @@ PARAMETERS: Mapping[str, type[Parameters]] = MappingProxyType({
     "compile-job": CompileParameters,
     "trace-player": PlayerParameters,
     "attesting": AttestingParameters,
+    "relying-party": RelyingParameters,
 })  # fmt: skip
 """What each program may be told."""
 
 
-NETWORKED = frozenset({"key-value-server", "key-value-client"})
+NETWORKED = frozenset({"key-value-server", "key-value-client", "relying-party", attested_start.NAME})
 """Programs whose vCPUs have network cards."""
 
 
@@ -74,6 +76,11 @@ def validate_parameters(name: str, parameters: Mapping[str, Scalar]) -> tuple[tu
 
 def footprint(spec: ProgramSpec) -> Footprint:
     """What a placement must offer the program of ``spec``."""
+    if spec.name == attested_start.NAME:
+        _, inner = attested_start.unwrapped(spec)
+        needs = footprint(inner)
+        private, shared = attested_start.PRIVATE_BYTES, attested_start.SHARED_BYTES
+        return Footprint(needs.private_bytes + private, needs.shared_bytes + shared, needs.disk_bytes)
     parameters = _parsed(spec.name, spec.parameters)
     return Footprint(parameters.private_bytes, parameters.shared_bytes, parameters.disk_bytes)
 

@@ -40,6 +40,8 @@ from psp.system_bus import PAGE_BYTES, RmpEntry
 REPORTS = 400
 """How many of each are made."""
 HOSTS = 10_000
+LABORATORY = b"bench"
+"""Whose root keys nobody has found before."""
 MOST_OF_FIRMWARE, MOST_OF_WHOLE_WAY = 1.5, 4.0
 _PRODUCT = PRODUCTS["Milan"]
 _HOST_BYTES = 4 << 30
@@ -168,7 +170,7 @@ def _roots() -> Iterator[Figure]:
 
 
 def _certified(keys: Path) -> None:
-    root = ProductRoot(PRODUCT_LINES[_PRODUCT.name], b"bench", RootKeys(keys))
+    root = ProductRoot(PRODUCT_LINES[_PRODUCT.name], LABORATORY, RootKeys(keys))
     for name in RootName:
         root.certificate(name)
     root.revocation_list()

@@ -11,10 +11,12 @@ import argparse
 from typing import Protocol
 
 from cluster.commands import (
+    attack,
     attest,
     bench,
     check,
     compare,
+    device,
     diff,
     init,
     keyserver,
@@ -43,5 +45,6 @@ class Command(Protocol):
 
 
 COMMANDS: tuple[Command, ...] = (
-    run, compare, sweep, check, scenarios, init, diff, trace, measure, owner, attest, verify, keyserver, bench, version,
+    run, compare, sweep, check, scenarios, init, diff, trace, measure, owner, attack, attest, verify,
+    keyserver, device, bench, version,
 )  # fmt: skip

@@ -21,8 +21,8 @@ HELP = "serve certificates of emulated chips over HTTP"
 DESCRIPTION = """\
 Serves what AMD's key distribution service serves, under the same paths, for the
 chips of a scenario's hosts, or of the single hosts of a seed that other commands
-emulate; signed by the roots of a laboratory, which protect nothing. The keys of another
-laboratory than 0 take some seconds to find, once.
+emulate; signed by the roots of a laboratory, which protect nothing. The keys of
+another laboratory than 0 take some seconds to find, once.
 
     /vcek/v1/PRODUCT/CHIP-ID?blSPL=&teeSPL=&snpSPL=&ucodeSPL=   DER (Turin: and fmcSPL)
     /vcek/v1/PRODUCT/cert_chain     PEM, ASK then ARK    /vcek/v1/PRODUCT/crl   DER
@@ -33,7 +33,7 @@ With --rate it answers 429 to who asks too often; --slow, --down and --lie make
 it fail on purpose. It listens on 127.0.0.1 alone, until Ctrl-C or SIGTERM."""
 EXAMPLE = """\
 sevfleet keyserver --port 8420 --rate 2 --burst 10 fleet.toml
-curl -s http://127.0.0.1:8420/vcek/v1/Genoa/cert_chain"""
+  curl -s http://127.0.0.1:8420/vcek/v1/Genoa/cert_chain"""
 
 _DEFAULT_PORT = 8420
 _LIES = ("other-chip", "other-tcb", "other-root", "expired", "revoked", "garbage")

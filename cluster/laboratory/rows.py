@@ -30,6 +30,7 @@ from workloads.attacks import (
     injection,
     invalid_curve,
     iommu_log,
+    message_replay,
     neighbours,
     nested_remap,
     old_firmware,
@@ -176,6 +177,10 @@ ROWS: Mapping[str, Row] = {
     "61": Row((old_firmware.launch_there,), old_firmware=True, habits={}),
     "63": Row((old_firmware.relay_request,), needs=Interface.CONTEXT_PAGE, old_firmware=True, habits={}),
     "64": Row((invalid_curve.recover_the_scalar,), needs=Interface.PDH_LAUNCH, platform_key=True),
+    "62": Row(
+        (message_replay.send_again, message_replay.serve_old_answer), needs=Interface.CONTEXT_PAGE,
+        victim="petitioner",
+    ),
     "82a": Row((confused_deputy.write_by_device,), needs=Interface.CONTEXT_PAGE),
 }  # fmt: skip
 """By id of the matrix."""

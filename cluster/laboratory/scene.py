@@ -50,8 +50,11 @@ from workloads.attacks.caller import Caller
 from workloads.attacks.chooser import Chooser
 from workloads.attacks.colluder import Colluder
 from workloads.attacks.console import Console
+from workloads.attacks.grower import CHECKS_CARRY, Grower
 from workloads.attacks.hypervisor_books import TellDr7
+from workloads.attacks.keeper import Keeper
 from workloads.attacks.newcomer import Newcomer
+from workloads.attacks.petitioner import Petitioner
 from workloads.attacks.service import HAS_GHCB, NO_IA32, REGISTERS_GHCB, RESTRICTED, STACK, VERIFIES, Service
 from workloads.attacks.target import Attack, Household, Page, Target
 from workloads.attacks.vault import Vault
@@ -90,8 +93,12 @@ class Setting:
     """The victim keeps books of what it validated, also where an attack presumes that it does not."""
     checks_sev_status: bool = False
     """The victim checks SEV_STATUS and the place of the C-bit when it comes up."""
+    checks_carry: bool = False
+    """A victim whose memory grows takes a page that was valid before for an attack."""
     reads_cpuid_page: bool = False
     """The victim answers CPUID from the page that firmware checked."""
+    checks_answers: bool = True
+    """The victim's kernel looks at the numbers of the security processor's answers."""
     owner: OwnerHabits = CAREFUL_OWNER
     """What the victim's owner looks at."""
     old_firmware: bool = False
@@ -188,6 +195,9 @@ class Scene:
             checks_c_bit=setting.checks_sev_status,
             reads_cpuid_page=setting.reads_cpuid_page,
             checks_cpuid=False,
+            checks_answers=setting.checks_answers,
+            checks_exit_code=setting.vc_handler_verifies or setting.victim != "keeper",
+            checks_carry=setting.checks_carry or setting.victim != "grower",
             handles_vc=setting.victim != "service",
         )
         service = _service(setting, protection.launched)
@@ -215,8 +225,14 @@ class Scene:
             ledger.keep(VICTIM, "the secret", victim.secret)
             for gpa, octets in victim.promises.items():
                 ledger.promise(VICTIM, gpa, octets)
+        elif setting.victim == "grower":
+            grower = Grower.build(wanted["grower"], place)
+            ledger.promise(VICTIM, grower.book, grower.entries)
         elif setting.victim == "caller":
             for gpa, octets in Caller(place).promises.items():
+                ledger.promise(VICTIM, gpa, octets)
+        elif setting.victim == "petitioner":
+            for gpa, octets in Petitioner(place).promises.items():
                 ledger.promise(VICTIM, gpa, octets)
         elif setting.victim == "console":
             ledger.keep(VICTIM, "what was typed", Console(place).typed)
@@ -390,7 +406,7 @@ def code_gpa() -> int:
 _PROGRAMS: Mapping[str, ProgramFactory] = {
     "vault": Vault.build, "service": Service.build, "chooser": Chooser.build, "newcomer": Newcomer.build,
     "booted": Booted.build, "colluder": Colluder.build, "console": Console.build,
-    "caller": Caller.build,
+    "caller": Caller.build, "keeper": Keeper.build, "grower": Grower.build, "petitioner": Petitioner.build,
 }  # fmt: skip
 
 
@@ -413,6 +429,9 @@ def _wanted(generation: Generation, kernel: KernelSettings, service: ProgramSpec
         "chooser": ProgramSpec("chooser"),
         "console": ProgramSpec("console"),
         "caller": ProgramSpec("caller"),
+        "petitioner": ProgramSpec("petitioner"),
+        "keeper": ProgramSpec("keeper"),
+        "grower": ProgramSpec("grower", ((CHECKS_CARRY, int(kernel.checks_carry)),)),
         "newcomer": ProgramSpec("newcomer", ((newcomer.GENERATION, generation.name), *checks)),
         "booted": ProgramSpec("booted", firmware),
     }

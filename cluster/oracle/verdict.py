@@ -10,6 +10,7 @@ leaked
 corrupted
     a victim read something else than its last write, or stored something else than it
     ever would, and no exception in the guest and no party that it trusts had complained before;
+    or firmware did anew what a guest had asked it for once;
 side channel
     somebody guessed many more of a victim's decisions right than chance would;
 detected
@@ -29,6 +30,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from cluster.oracle.carried_messages import CarriedMessages
 from cluster.oracle.holdings import Holdings, Measure
 from cluster.oracle.ledger import Discrepancy, Ledger
 from cluster.oracle.transcript import CODED, Absence, Complaint, Conclusion, Entry, Guess, Stall, Transcript, told_by
@@ -122,6 +124,7 @@ class _Case:
         self._complaints: dict[int | None, str] = {}
         """By GPA; None where no page is named."""
         self._decisions = ledger.decisions(victim)
+        self._messages = CarriedMessages()
         self._corrupted = ""
         self._guessed = ""
         self._refused = ""
@@ -179,6 +182,8 @@ class _Case:
         self._tell(entry.actor, entry)
         self._refused = self._refused or _refusal(entry)
         self._notice_forgery(entry.operation, entry.answer)
+        if not self._only_aim:
+            self._corrupted = self._corrupted or self._messages.follow(entry.operation, entry.answer)
 
     def _notice_forgery(self, one: object, answer: Answer) -> None:
         """#VC is the processor's to raise: what a victim shows after one that was injected is not shown of its will."""

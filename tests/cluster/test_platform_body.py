@@ -15,6 +15,8 @@ CHANGED = Platform(
     memory_cipher=CipherMode.AES_256_XTS,
     xts_sector=XtsSector.PAGE,
     firmware_api=(1, 37, 22),
+    firmware_tcb=0xDB18_0000_0000_0004,
+    report_version=5,
     tlb_entries=8,
 )
 

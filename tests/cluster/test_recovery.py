@@ -3,7 +3,9 @@
 import os
 import random
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -137,7 +139,13 @@ def test_a_worker_that_is_lost_at_the_same_place_again_and_again_is_given_up_and
 
 
 def command_of(pid: int) -> bytes:
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
+
+
+def ours(is_wanted: Callable[[bytes], bool]) -> list[process_family.Process]:
+    return [one for one in process_family.family([os.getpid()]) if is_wanted(command_of(one[0]))]
 
 
 def is_raylet(command: bytes) -> bool:
@@ -153,10 +161,12 @@ def is_agent(command: bytes) -> bool:
 @pytest.mark.parametrize("is_victim", [is_raylet, is_agent])
 def test_a_ray_that_dies_is_replaced_whole(layout: ActorLayout, is_victim: Callable[[bytes], bool]) -> None:
     def strike() -> None:
-        ours = process_family.family([os.getpid()])
-        (victim,) = [one for one in ours if is_victim(command_of(one[0]))]
-        node = [one for one in ours if is_raylet(command_of(one[0]))]
-        kill(victim[0])
+        node = ours(is_raylet)
+        deadline_s = time.monotonic() + 60
+        while not (victims := ours(is_victim)):  # The raylet has only just been asked to start it.
+            assert time.monotonic() < deadline_s, [command_of(pid)[:300] for pid, _ in ours(bool)]
+            time.sleep(0.05)
+        kill(victims[0][0])
         process_family.end_of(node, 60)  # It does not outlive its agent.
         layout._cluster._looked_s = 0.0
         assert set(layout.gauges()) == {toy.name for toy in toys(4)}, "what was known last"

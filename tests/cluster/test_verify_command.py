@@ -111,3 +111,25 @@ def test_files_that_are_not_there_are_exit_code_2(judge, tmp_path):
     for options in ({"report": tmp_path / "none"}, {"certs": tmp_path / "none"}):
         code, lines = judge(**options)
         assert (code, len(lines)) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("product", "version"),
+    [("Milan", 2), ("Milan", 3), ("Genoa", 4), ("Genoa", 5), ("Siena", 3), ("Turin", 2), ("Turin", 5)],
+)
+def test_reports_of_emulated_guests_are_believed_and_changed_ones_are_not(capsys, tmp_path, product, version):
+    asked = ("--product", product, "--report-version", str(version), "--report-data", "c0ffee")
+    assert main(["attest", *asked, "--out", str(tmp_path)]) == 0
+    measurement = capsys.readouterr().out.split()[-1]
+    report = tmp_path / "report.bin"
+    expected = ("--measurement", measurement, "--report-data", "c0ffee".ljust(128, "0"), "--product", product, "--crl")
+    judged = ["verify", str(report), "--certs", str(tmp_path), "--at", "2026-06-01", *expected]
+    assert main(judged) == 0
+    assert "that is not AMD's" in capsys.readouterr().out
+    assert main([*judged, "--root", "amd"]) == 1
+    assert "ROOT_UNKNOWN" in capsys.readouterr().out
+    data = bytearray(report.read_bytes())
+    data[0x141] ^= 1
+    report.write_bytes(data)
+    assert main(judged) == 1
+    assert "rejected: REPORT_SIGNATURE" in capsys.readouterr().out

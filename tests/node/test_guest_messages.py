@@ -1,10 +1,11 @@
 """Guest messages from a guest's kernel to the firmware and back, past a hypervisor that does with them what it may."""
 
 import struct
+from dataclasses import replace
 
 import pytest
 from svsm_guests import SvsmVm
-from toy_guests import SECOND, make_host, run, start
+from toy_guests import COSTS, SECOND, make_host, run, script, start
 
 from node import operations as op
 from node.generation import Generation
@@ -14,6 +15,7 @@ from node.guest_requests import Requested, RequestError
 from psp.attestation_report import AttestationReport
 from psp.command_buffers import SnpGuestRequest
 from psp.commands import SnpCommand
+from psp.guest_context import counted
 from psp.guest_message import MessageType
 from psp.status import Status
 
@@ -36,7 +38,8 @@ class Vm:
 
     def client(self, vcpu=0, **changes):
         placement = self.guest.software.programs[vcpu].placement
-        return GuestMessages(placement.messages, placement.shared_gpa, placement.shared_gpa + PAGE, **changes)
+        place = replace(placement.messages, **changes)
+        return GuestMessages(place, placement.shared_gpa, placement.shared_gpa + PAGE)
 
     def step(self, asking, answers=None, vcpu=0):
         batch = asking.send(answers)
@@ -246,13 +249,32 @@ def test_two_vcpus_do_not_take_one_number_for_two_messages():
     assert vm.has_key
 
 
+def test_a_number_that_could_not_be_stored_is_never_used_again(vm):
+    """Its hypervisor takes the secrets page away while the firmware works, and brings it back with what was in it."""
+    board, page = vm.host.board, vm.messages.place.secrets_gpa
+    spa = board.vmcb("vm", 0).nested.translate(page, 1)[0][0]
+
+    def take_away(response):
+        assert board.execute_host((op.NestedUnmap("vm", page, PAGE),)) == (None,)
+        return response
+
+    vm.tap(between=take_away)
+    refused(vm)
+    assert board.execute_host((op.NestedMap("vm", page, spa, PAGE, encrypted=False),)) == (None,)
+    vm.tap()
+    assert (vm.count, vm.has_key) == (0, True), "as if nothing had been asked"
+    with pytest.raises(MessagesBusy):
+        vm.ask()
+    assert len(vm.requests) == 1
+
+
 def test_the_last_numbers_of_32_bits_are_used_and_then_none():
     vm = Vm()
     place, board = vm.messages.place, vm.host.board
     record = vm.host.hypervisor.launched("vm")
     near = (1 << 32) - 3
     pages = board.psp.snp.guests.pages
-    pages.write_packed(record.gctx, pages.read(record.gctx).counted(0, near))
+    pages.write_packed(record.gctx, counted(pages.opened(record.gctx)[0], 0, near))
     board.execute_guest(board.vmcb("vm", 0), (op.Write(place.count_gpa, near.to_bytes(4, "little")),))
     vm.ask()
     assert vm.count == (1 << 32) - 1
@@ -282,3 +304,34 @@ def test_guests_without_a_context_have_nobody_to_ask():
         guest = start(host, generation.name, generation)
         run(host, host.now_ns + SECOND)
         assert guest.software.programs[0].placement.messages is None
+
+
+def asking(read):
+    def step(placement, registers):
+        messages = GuestMessages(placement.messages, placement.shared_gpa, placement.shared_gpa + PAGE)
+        yield from messages.ask(MessageType.REPORT_REQ, REPORT)
+        read.setdefault(placement.vm, []).append(registers.rbx)
+        return op.Sleep(10**18)
+
+    return script(step)
+
+
+def test_a_storm_of_requests_waits_in_the_security_processor_s_one_queue():
+    """AT-2 of the published measurements: the last of N guests has its report after N times 8 ms."""
+    read = {}
+    host = make_host({"asking": asking(read)})
+    for number in range(6):
+        start(host, f"vm{number}", Generation.SEV_SNP, "asking")
+    ended = {}
+    while host.clock.env.peek() < SECOND:
+        host.clock.env.step()
+        for name in read:
+            ended.setdefault(name, host.now_ns)
+    guests = [host.guests[f"vm{number}"] for number in range(6)]
+    service = COSTS["psp.guest_request_ns"]
+    assert [one.psp_service_ns for one in guests] == [service] * 6
+    waits = [one.psp_wait_ns for one in guests]
+    assert waits == sorted(waits)
+    assert all(0.9 * number * service <= wait <= number * service for number, wait in enumerate(waits))
+    begun = min(ended.values()) - service
+    assert 6 * service <= max(ended.values()) - begun <= 6.5 * service

@@ -12,6 +12,7 @@ from toy_guests import COSTS, DEMANDS, GENERATIONS, IMAGE, MIX, SECOND, final_st
 from node import operations as op
 from node.generation import Generation
 from node.guest import GuestState
+from node.guest_messages import GuestMessages
 from node.host import Host, HostSpec
 from node.hypervisor_port import LaunchRefused
 from node.hypervisor_server import HypervisorServer
@@ -23,8 +24,22 @@ from node.remote_hypervisor import RemoteHypervisor
 from node.remote_tenant import RemoteTenant
 from node.tenant import NoBlock, TenantSpec
 from node.tenant_server import TenantServer
+from psp.guest_message import MessageType
+from psp.report_messages import ReportRequest
 
-PROGRAMS = {"ledger": ledger, "rest": script(rest)}
+
+def asks(placement, registers):
+    """Show the report of each round, as long as there are some."""
+    shared = placement.shared_gpa
+    messages = GuestMessages(placement.messages, shared, shared + 4096)
+    request = ReportRequest(bytes([registers.r13]), placement.messages.vmpl)
+    answered = yield from messages.ask(MessageType.REPORT_REQ, request.pack())
+    yield (op.Write(shared + 8192 + 4096 * registers.r13, answered.payload, private=False),)
+    registers.r13 += 1
+    return op.Sleep(SECOND if registers.r13 < 3 else 10**18)
+
+
+PROGRAMS = {"ledger": ledger, "rest": script(rest), "asks": script(asks)}
 SPEC = HostSpec("host", PRODUCTS["Milan"], 4 << 30, 100, 7, 60 * SECOND)
 
 
@@ -238,3 +253,23 @@ def test_a_hypervisor_elsewhere_asks_for_the_ciphertext_hiding_that_its_host_is_
     host = Remote(spec).host
     assert host.hypervisor.figures().asids_es_snp == 3
     assert host.board.bus.host_view is not host.board.controller
+
+
+@pytest.mark.parametrize("svsm", [False, True])
+def test_guests_are_answered_the_same_behind_bytes_and_through_a_pause(svsm):
+    seen = []
+    for host in (local_host(), Remote().host):
+        spec = replace(guest_spec("vm", Generation.SEV_SNP, "asks"), svsm=svsm)
+        host.launch(spec, lambda _: None)
+        run(host, host.now_ns + 2 * SECOND)
+        host.pause("vm")
+        run(host, host.now_ns + SECOND)
+        host.resume("vm")
+        run(host, host.now_ns + 10 * SECOND)
+        guest = host.guests["vm"]
+        assert guest.vcpus[0].registers.r13 == 3
+        shared = guest.spec.memory.placement("vm", 0, 11).shared_gpa + 8192
+        read = op.Read(shared, 3 * 4096, private=False)
+        seen.append((host.board.execute_guest(host.board.vmcb("vm", 0), (read,)), host.log.close(), host.now_ns))
+    assert seen[0] == seen[1]
+    assert seen[0][0][0].count(b"\xff" * 32) == 3, "a report's field for a migration agent that is not there"

@@ -196,6 +196,10 @@ def test_masks_of_the_configuration_hide_the_chip_and_its_key():
     assert report[0x48] == 1 << 1 | 7 << 2
     assert report[0x2A0:] == bytes(512)
     assert report[0x1A0:0x1E0] == machine.psp.legacy.keys.chip.chip_id
+    provider = with_vlek()
+    provider.psp.snp.configuration.flags = buffers.SNP_CONFIG_MASK_CHIP_KEY
+    _, report = answered(provider)
+    assert (report[0x48], report[0x1A0:0x1E0], report[0x2A0:]) == (1 << 1 | 7 << 2, bytes(64), bytes(512))
 
 
 def test_hidden_ciphertext_shows():
@@ -203,6 +207,14 @@ def test_hidden_ciphertext_shows():
     machine.psp.asid_ranges.max_snp_asid = 3
     _, report = answered(machine)
     assert report[0x40] >> 4 & 1
+    assert not report[0x40] >> 3 & 1
+
+
+def test_that_energy_is_told_to_nobody_shows():
+    machine = running()
+    machine.bus.disable_power_readings(disabled=True)
+    _, report = answered(machine)
+    assert report[0x40] >> 3 & 1
 
 
 def test_a_launch_may_forbid_the_vcek_for_ever():

@@ -6,7 +6,7 @@ import pytest
 from asking_guest import REQUEST, RESPONSE, ask, opened, running, sealed, submit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_machine import COMMAND_PAGE, FIRMWARE, GCTX, PAGE, UNCOVERED, change_context, context
+from toy_machine import COMMAND_PAGE, FIRMWARE, GCTX, PAGE, POLICY, UNCOVERED, change_context, context
 
 from psp import command_buffers as buffers
 from psp.commands import SnpCommand
@@ -202,3 +202,20 @@ def test_without_the_check_of_numbers_an_old_message_is_answered_as_if_it_were_n
     assert opened(key(machine), machine.bus.read(RESPONSE, PAGE))[0] == 2
     assert after(machine) == 4
     assert refused(machine, sealed(key(machine), (1 << 64) - 1, TSC, ZEROS)) == Status.AEAD_OFLOW
+
+
+def test_a_message_is_its_guest_s_alone():
+    """Carried under the context of another guest, whose keys have been used as often, it does not open."""
+    machine = running()
+    other = GCTX + PAGE
+    machine.bus.rmp_set(other, FIRMWARE)
+    assert machine.call(SnpCommand.GCTX_CREATE, buffers.GuestContextPage(other).pack()) == 0
+    assert machine.call(SnpCommand.LAUNCH_START, buffers.SnpLaunchStart(other, POLICY).pack()) == 0
+    assert machine.call(SnpCommand.LAUNCH_FINISH, buffers.SnpLaunchFinish(other).pack()) == 0
+    message = sealed(key(machine), 1, TSC, ZEROS)
+    machine.bus.write(REQUEST, message.ljust(PAGE, b"\0"))
+    machine.bus.write(COMMAND_PAGE, buffers.SnpGuestRequest(other, REQUEST, RESPONSE).pack())
+    before = machine.snapshot()
+    assert machine.psp.submit(SnpCommand.GUEST_REQUEST, COMMAND_PAGE) == Status.INVALID_PARAM
+    assert machine.snapshot() == before
+    assert submit(machine, message) == 0

@@ -145,6 +145,16 @@ def test_a_chip_s_id_is_a_point_on_secp256k1():
     assert machine.bus.read(OUT, 64) == octets
 
 
+def test_get_id_of_a_turin_gives_eight_bytes():
+    machine = up(line="Turin")
+    machine.bus.rmp_set(COMMAND_PAGE, FIRMWARE)
+    machine.bus.rmp_set(OUT, FIRMWARE)
+    assert machine.call(LegacyCommand.GET_ID, buffers.Output(OUT, 7).pack()) == Status.INVALID_LENGTH
+    assert buffers.Output.parse(machine.bus.read(COMMAND_PAGE, 12)).length == 8
+    assert machine.call(LegacyCommand.GET_ID, buffers.Output(OUT, 64).pack()) == Status.SUCCESS
+    assert machine.bus.read(OUT, 9) == machine.psp.legacy.keys.chip.chip_id + b"\0"
+
+
 SHORT = {
     LegacyCommand.GET_ID: (buffers.Output(OUT, 63), buffers.Output(OUT, 64)),
     LegacyCommand.PEK_CSR: (buffers.Output(OUT, 0x823), buffers.Output(OUT, 0x824)),

@@ -6,7 +6,8 @@ from dataclasses import fields, replace
 import pytest
 
 from node.program import ProgramSpec
-from workloads.library import PARAMETERS, PROGRAMS, WorkloadParameterError, footprint, validate_parameters
+from workloads.attested_start import NAME
+from workloads.library import PARAMETERS, PROGRAMS, WORKLOADS, WorkloadParameterError, footprint, validate_parameters
 
 SMALLEST_SLICE_BYTES = 4 << 20
 """The least private memory that a guest's memory map gives a vCPU."""
@@ -18,15 +19,15 @@ def refused(name, parameters) -> WorkloadParameterError:
     return caught.value
 
 
-def test_the_library_knows_eight_programs() -> None:
-    assert set(PROGRAMS) == {
+def test_the_library_knows_nine_programs_and_one_that_starts_them() -> None:
+    assert set(WORKLOADS) == {
         "key-value-store", "key-value-server", "key-value-client", "stream", "random-access", "compile-job",
-        "trace-player", "attesting",
+        "trace-player", "attesting", "relying-party",
     }  # fmt: skip
-    assert set(PARAMETERS) == set(PROGRAMS)
+    assert set(PARAMETERS) == set(WORKLOADS) == set(PROGRAMS) - {NAME}
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", WORKLOADS)
 def test_every_default_passes_and_fits_the_smallest_slice_of_memory(name) -> None:
     defaults = {one.name: one.default for one in fields(PARAMETERS[name])}
     assert dict(validate_parameters(name, defaults)) == defaults
@@ -35,7 +36,7 @@ def test_every_default_passes_and_fits_the_smallest_slice_of_memory(name) -> Non
     assert footprint(ProgramSpec(name)).shared_bytes <= 64 << 10
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", WORKLOADS)
 def test_every_parameter_refuses_what_it_cannot_be(name) -> None:
     for one in fields(PARAMETERS[name]):
         for wrong in (-1, True, None, float("nan"), float("inf"), "x" * 100_000, 1 << 70, [1], b"1"):
@@ -70,7 +71,7 @@ def test_a_parameter_given_twice_is_refused(machine) -> None:
         footprint(ProgramSpec("stream", (("spot_lines", 1), ("spot_lines", 2))))
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", WORKLOADS)
 def test_a_placement_too_small_for_the_program_is_refused(name, machine) -> None:
     one = machine(name)
     needed = footprint(one.spec)

@@ -12,7 +12,8 @@ from enum import IntEnum
 from tio.ide.keys import KEY_BYTES, Direction
 from tio.ide.tlp import SubStream
 
-_IFV_BYTES = 8
+_IFV = struct.Struct("<II")
+"""Upper double word first, as spdm-emu sends it."""
 _QUERY = struct.Struct("<BxB")
 _QUERY_RESP = struct.Struct("<BxBBBBB")
 _KEY_OBJECT = struct.Struct("<B2xBBBB")
@@ -85,7 +86,7 @@ class KeyMessage:
         head = _KEY_OBJECT.pack(self.object_id, self.stream_id, self.status, self.slot.pack(), self.port_index)
         if self.object_id is not ObjectId.KEY_PROG:
             return head
-        return head + self.key[::-1] + self.initial.to_bytes(_IFV_BYTES, "little")
+        return head + self.key[::-1] + _IFV.pack(self.initial >> 32, self.initial & 0xFFFF_FFFF)
 
 
 def parse_key_message(data: bytes) -> KeyMessage:
@@ -95,12 +96,13 @@ def parse_key_message(data: bytes) -> KeyMessage:
         raise KeyMessageError("object id", "one of keys", data[:1].hex() or "nothing")
     object_id = ObjectId(data[0])
     with_key = object_id is ObjectId.KEY_PROG
-    size = _KEY_OBJECT.size + (KEY_BYTES + _IFV_BYTES) * with_key
+    size = _KEY_OBJECT.size + (KEY_BYTES + _IFV.size) * with_key
     if len(data) != size:
         raise KeyMessageError("length", f"{size} bytes", str(len(data)))
     _, stream_id, status, slot, port_index = _KEY_OBJECT.unpack_from(data)
     key = data[_KEY_OBJECT.size : _KEY_OBJECT.size + KEY_BYTES][::-1]
-    initial = int.from_bytes(data[_KEY_OBJECT.size + KEY_BYTES :], "little")
+    upper, lower = _IFV.unpack_from(data, _KEY_OBJECT.size + KEY_BYTES) if with_key else (0, 0)
+    initial = upper << 32 | lower
     return KeyMessage(object_id, stream_id, KeySlot.of(slot), port_index, status, key, initial)
 
 

@@ -13,7 +13,7 @@ from workloads.attacks.claims import Claim
 from workloads.attacks.target import LET_IT_RUN, WRITE_BACK, Attack, AttackBatch, Target
 from workloads.attacks.vault import CONTENT_BYTES
 
-_ROUNDS = 32
+_ROUNDS = 20
 _BLOCK_BYTES = 16
 _RAX = VMSA_FIELDS["RAX"].offset // _BLOCK_BYTES * _BLOCK_BYTES
 """RAX lies in a block whose other half is zero, if it has no shadow stack."""

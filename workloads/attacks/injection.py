@@ -51,6 +51,11 @@ def read_by_forged_stores(target: Target) -> Attack:
         yield from _inject_at(target, rest, exception(ExceptionVector.VC, ExitCode.NESTED_PAGE_FAULT))
 
 
+def take_a_store(target: Target) -> Attack:
+    """WeSee, at a kernel without gates: #VC with the code of a nested fault in the place of the victim's next store."""
+    yield from _inject_at(target, 1, exception(ExceptionVector.VC, ExitCode.NESTED_PAGE_FAULT))
+
+
 def swallow_debug_exception(target: Target) -> Attack:
     """Row 26b (CVE-2023-20573): an exit while #DB is delivered, after which nobody injects it again."""
     victim = target.victim

@@ -20,7 +20,8 @@ from cluster.key_server.answer import Answer
 from cluster.key_server.http_door import ADDRESS
 
 PROJECT = Path(__file__).parents[3]
-PATIENCE_S = 0.3
+IMPATIENT_S = 0.2
+"""For clients that are slow on purpose; others have time, however busy the machine is."""
 BODY = bytes(range(256)) * 8
 
 
@@ -36,7 +37,7 @@ def toy(target, client, _now):
 
 @pytest.fixture(scope="module")
 def port():
-    with opened(toy, PATIENCE_S) as where:
+    with opened(toy) as where:
         yield where
 
 
@@ -101,7 +102,8 @@ def test_what_is_no_request_is_refused_in_one_line(port, data):
 
 
 def test_a_request_that_never_ends_is_given_up(port):
-    assert status(said(port, b"GET /x HT")) == 408
+    with opened(toy, IMPATIENT_S) as hasty:
+        assert status(said(hasty, b"GET /x HT")) == 408
     assert status(said(port, b"GET /x HT", end=True)) == 400
     assert said(port, b"", end=True) == b""
 
@@ -115,19 +117,20 @@ def test_a_client_that_is_slow_or_silent_holds_up_nobody(port):
 
 def test_a_crowd_is_refused_and_goes_by(monkeypatch):
     monkeypatch.setattr(http_door, "MOST_CONNECTIONS", 3)
-    with opened(toy, PATIENCE_S) as port:
+    with opened(toy) as port:
         with contextlib.ExitStack() as stack:
             for _ in range(3):
                 stack.enter_context(socket.create_connection((ADDRESS, port), 5)).sendall(b"GET")
             assert status(said(port, b"GET /x HTTP/1.1\r\n\r\n")) == 503
-        assert status(said(port, b"GET /x HTTP/1.1\r\n\r\n")) == 200
+        # It may take the door a moment to see that they are gone.
+        assert any(status(said(port, b"GET /x HTTP/1.1\r\n\r\n")) == 200 for _ in range(100))
 
 
 def test_a_client_that_does_not_take_its_answer_is_hung_up_on():
     big = Answer(HTTPStatus.OK, "text/plain", bytes(32 << 20))
-    with opened(lambda *_: big, PATIENCE_S) as port, socket.create_connection((ADDRESS, port), 5) as one:
+    with opened(lambda *_: big, IMPATIENT_S) as port, socket.create_connection((ADDRESS, port), 5) as one:
         one.sendall(b"GET /x HTTP/1.1\r\n\r\n")
-        threading.Event().wait(3 * PATIENCE_S)
+        threading.Event().wait(4 * IMPATIENT_S)
         got = 0
         with contextlib.suppress(ConnectionResetError):
             while part := one.recv(1 << 20):
@@ -136,7 +139,7 @@ def test_a_client_that_does_not_take_its_answer_is_hung_up_on():
 
 
 def test_it_closes_while_clients_wait():
-    with opened(toy, PATIENCE_S) as port:
+    with opened(toy) as port:
         one = socket.create_connection((ADDRESS, port), 5)
         one.sendall(b"GET /slow HTTP/1.1\r\n\r\n")
         asked(port, "GET", "/x")  # whoever came before this has been let in

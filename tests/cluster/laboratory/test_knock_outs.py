@@ -54,15 +54,18 @@ ELSEWHERE: dict[tuple[Protection, Column], dict[str, str]] = {
 """What holds in one column. Guests without an RMP have the tweak alone of all these mechanisms."""
 BY_WISH = (
     Protection.RESTRICTED_INJECTION, Protection.ALTERNATE_INJECTION, Protection.BTB_ISOLATION,
-    Protection.PMC_VIRTUALIZATION, Protection.REGISTER_NONCE,
+    Protection.PMC_VIRTUALIZATION, Protection.REGISTER_NONCE, Protection.MESSAGE_SEQUENCE,
 )  # fmt: skip
-"""They stop nothing in a guest that did not ask for them: others test one that did."""
+"""They stop nothing in a guest that did not ask for them, or asks nothing: others test one that did."""
 CLOSED = {
-    "rmp_init_barrier": (Setting(Column.SEV_SNP, "Milan", Platform(rmp_init_barrier=True)), {"36"}),
+    "microcode": (
+        Setting(Column.SEV_SNP, "Milan", Platform(rmp_init_barrier=True, stack_engine_fixed=True)), {"34", "36"}
+    ),
     "fabric_lock_checked": (Setting(Column.SEV_SNP, "Milan", Platform(fabric_lock_checked=True)), {"37"}),
     "iommu_write_safe": (Setting(Column.SEV_SNP, "Milan", Platform(iommu_write_safe=True)), {"41"}),
-    "rapl_dis": (Setting(Column.SEV_SNP, "Milan", snp_policy=SnpPolicy.RAPL_DIS), {"29b"}),
-    "page_swap_disable": (Setting(Column.SEV_SNP, "Milan", snp_policy=SnpPolicy.PAGE_SWAP_DISABLE), {"32"}),
+    "policy": (
+        Setting(Column.SEV_SNP, "Milan", snp_policy=SnpPolicy.RAPL_DIS | SnpPolicy.PAGE_SWAP_DISABLE), {"29b", "32"}
+    ),
     "ciphertext_hiding": (Setting(Column.SEV_SNP, "Turin", Platform(max_snp_asid=4)), {"30", "31", "32"}),
 }
 """Firmware, microcode, options and policies that close exactly these rows."""

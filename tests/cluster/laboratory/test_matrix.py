@@ -28,6 +28,10 @@ HIDDEN = 4
 """The last ASID of SNP guests where ciphertext is hidden: there is room for a victim, a tenant and a third."""
 
 
+ENDS = frozenset({"20", "21", "30", "31", "32"})
+"""Rows that need to know of a product only whether it has an RMP: the first and the last are tried."""
+
+
 def tried(cell: Cell) -> tuple[str, ...]:
     """Products that a cell is tried on: the newest will do where nothing depends on the product."""
     row = ROWS[cell.row]
@@ -37,6 +41,8 @@ def tried(cell: Cell) -> tuple[str, ...]:
         return cell.products[-1:]
     if row.platform_key:  # What firmware does with its keys is the same on all of a cell.
         return cell.products[-1:]
+    if cell.row in ENDS:
+        return tuple(dict.fromkeys((cell.products[0], cell.products[-1])))
     return cell.products
 
 

@@ -53,7 +53,7 @@ def test_key_prog_as_it_lies_on_the_wire() -> None:
     """Object, two reserved bytes, stream, reserved, key and sub-stream, port; the key's first byte last; IFV."""
     key = bytes(range(32))
     wire = KeyMessage(ObjectId.KEY_PROG, 3, KeySlot(1, Direction.TX, 2), 1, 0, key, 1).pack()
-    assert wire == bytes.fromhex("02 0000 03 00 23 01") + bytes(range(31, -1, -1)) + bytes.fromhex("0100000000000000")
+    assert wire == bytes.fromhex("02 0000 03 00 23 01") + bytes(range(31, -1, -1)) + bytes.fromhex("0000000001000000")
     assert parse_key_message(wire).key == key
 
 

@@ -1,0 +1,1 @@
+"""Devices that speak SPDM on a socket, and a requester for them: ``sevfleet device``."""
