@@ -166,6 +166,8 @@ def _check_vm(scenario: Scenario, vm: VmGroup, index: int) -> None:
         _check_svsm(place, vm)
     if vm.kernel.lazy_validation and (vm.svsm or vm.generation is not Generation.SEV_SNP):
         raise _wrong(place("kernel.lazy_validation"), "false: only SEV_SNP without an SVSM has it", "true")
+    if vm.svsm and not vm.kernel.tracks_validation:
+        raise _wrong(place("kernel.tracks_validation"), "true: a kernel above an SVSM accepts no page itself", "false")
     if vm.firmware != "auto":
         _check_firmware(place, vm)
     try:

@@ -57,4 +57,5 @@ def _area(record: LaunchedVm, asked: ApCreation) -> int:
 
 
 def _point(vm: str, record: LaunchedVm, vcpu: int, spa: int) -> Batch:
+    record.starts.holds.pop(vcpu, None)  # whoever waited there for a start does not any more
     return op.VmcbWrite(vm, vcpu, record.asid, record.generation.name, spa), op.VmKick(vm, vcpu)

@@ -5,20 +5,11 @@ The hypervisor keeps the address and does not look there (KVM, sev_handle_vmgexi
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 from node.ghcb_page import BadInput, GhcbRefused
 from node.launched_vm import LaunchedVm
-from node.nae_event import InfoRequest
+from node.nae_event import InfoRequest, JumpTable
 from node.nae_reply import NOTHING, NaeReply
 from psp.system_bus import PAGE_BYTES
-
-
-class JumpTable(IntEnum):
-    """SW_EXITINFO1 of the exit."""
-
-    SET = 0
-    GET = 1
 
 
 def serve_jump_table(record: LaunchedVm, asked: InfoRequest) -> NaeReply:

@@ -32,7 +32,8 @@ def count_batch(guest: Guest, batch: tuple[op.GuestOperation, ...], answers: tup
                 guest.bytes_bounced += len(answer)  # type: ignore[arg-type]
                 guest.copies += 1
                 continue
-            guest.bytes_read += len(answer)  # type: ignore[arg-type]
+            if type(one) is not op.PortInString:  # a bus is no memory
+                guest.bytes_read += len(answer)  # type: ignore[arg-type]
         elif kind is op.Fault:
             guest.faults += 1
         elif type(one) is op.Write or type(one) is op.VirtualWrite:

@@ -379,6 +379,7 @@ class Board:
     def leave(self, vm: str, vcpu: int) -> None:
         """A vCPU is off its core; one that did not run is left alone."""
         self.controls.forget(vm, vcpu)
+        self.held_in_reset.discard((vm, vcpu))
         if self.events.waiting:
             self.events.leave(vm, vcpu)
         if self.tlb_duties is not None:

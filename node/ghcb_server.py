@@ -10,6 +10,7 @@ offer is refused like one that does not exist.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
+from functools import lru_cache
 
 from node import ghcb_msr as msr
 from node import nae_event as nae
@@ -17,6 +18,7 @@ from node import operations as op
 from node.ap_creation import serve_ap_creation
 from node.ap_jump_table import serve_jump_table
 from node.ap_reset_hold import hold_by_event, hold_by_message
+from node.apic_id_list import serve_apic_ids
 from node.cpuid_page import CpuidEntry, cpuid_entries
 from node.device_access import device_access
 from node.generation import CAPABILITIES, Generation
@@ -74,10 +76,7 @@ class GhcbServer:
     ) -> None:
         self._c_bit = product.c_bit
         self.requests = GuestRequests(room)
-        self.leaves: dict[Generation, tuple[CpuidEntry, ...]] = {
-            generation: cpuid_entries(model.cpuid_signature, generation, product.c_bit, product.reduced_bits)
-            for generation in Generation
-        }
+        self.leaves = dict(_leaves(model.cpuid_signature, product.c_bit, product.reduced_bits))
         """What guests of each generation are told by CPUID."""
         self._change = change
         self.interrupts = InterruptServer()
@@ -102,6 +101,13 @@ class GhcbServer:
             NaeEvent.DR7_READ: self._dr7_read,
             NaeEvent.DR7_WRITE: self._dr7_write,
             NaeEvent.WBINVD: self._write_back,
+            NaeEvent.INVD: self._ignore,
+            NaeEvent.MONITOR: self._ignore,
+            NaeEvent.MWAIT: self._ignore,
+            NaeEvent.NMI_COMPLETE: self._ignore,
+            NaeEvent.RDPMC: self._rdpmc,
+            NaeEvent.VMMCALL: self._vmmcall,
+            NaeEvent.APIC_ID_LIST: self._apic_ids,
             NaeEvent.PAGE_STATE_CHANGE: self._page_states,
             NaeEvent.GUEST_REQUEST: self._guest_request,
             NaeEvent.EXTENDED_GUEST_REQUEST: self._guest_request,
@@ -217,6 +223,31 @@ class GhcbServer:
             except GhcbRefused:
                 return _GP
         return _GP
+
+    def _ignore(self, *_: object) -> Serve:
+        # As KVM: a guest's INVD must not undo others' stores, MONITOR and MWAIT wait for nothing, and NMIs that came
+        # do not hold back others here.
+        return NOTHING
+        yield ()
+
+    def _rdpmc(self, *_: object) -> Serve:
+        return _GP  # guests have no counters
+        yield ()
+
+    def _vmmcall(
+        self, _vm: str, _record: LaunchedVm, _vcpu: int, _exit: GhcbExit, asked: nae.RegistersRequest
+    ) -> Serve:
+        # No hypercall is known, and none is a program's to make.
+        refused = _KVM_EPERM if asked.registers["CPL"] else _KVM_ENOSYS
+        return NaeReply(registers={"RAX": -refused & (1 << 64) - 1})
+        yield ()
+
+    def _apic_ids(
+        self, _vm: str, record: LaunchedVm, _vcpu: int, _exit: GhcbExit, asked: nae.ApicIdRequest
+    ) -> Serve:
+        if not _changes_pages(record):
+            raise GhcbRefused(BadInput.INVALID_EVENT, "SW_EXITCODE")
+        return (yield from serve_apic_ids(record, asked))
 
     def _hold_event(self, _vm: str, record: LaunchedVm, vcpu: int, exit_: GhcbExit, _asked: object) -> Serve:
         return hold_by_event(record, vcpu, exit_)
@@ -354,7 +385,14 @@ class GhcbServer:
             raise GhcbRefused(BadInput.BAD_SCRATCH, "SW_SCRATCH")
 
 
+@lru_cache(maxsize=64)
+def _leaves(signature: int, c_bit: int, reduced_bits: int) -> Mapping[Generation, tuple[CpuidEntry, ...]]:
+    return {one: cpuid_entries(signature, one, c_bit, reduced_bits) for one in Generation}
+
+
 _DR7_AT_RESET = 0x400
+_KVM_EPERM, _KVM_ENOSYS = 1, 1000
+"""Of Linux's include/uapi/linux/kvm_para.h."""
 _BY_MSR = frozenset({msr.MsrPageState.PRIVATE, msr.MsrPageState.SHARED})
 
 
@@ -371,7 +409,7 @@ def _features(record: LaunchedVm) -> int:
     if CAPABILITIES[record.generation].rmp:
         # Every part with SNP has restricted injection, and ``interrupts`` keeps to it.
         features |= msr.HypervisorFeature.SNP | msr.HypervisorFeature.AP_CREATION
-        features |= msr.HypervisorFeature.RESTRICTED_INJECTION
+        features |= msr.HypervisorFeature.RESTRICTED_INJECTION | msr.HypervisorFeature.APIC_ID_LIST
     if record.vmpls is not None:
         features |= msr.HypervisorFeature.MULTI_VMPL
     return int(features)

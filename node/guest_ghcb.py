@@ -18,7 +18,15 @@ from node.ghcb_msr import (
     TerminateRequest,
     parse_response,
 )
-from node.ghcb_page import GHCB_BYTES, SHARED_BUFFER, GhcbReply, GhcbUntrusted, build_exit, parse_reply
+from node.ghcb_page import (
+    GHCB_BYTES,
+    SHARED_BUFFER,
+    SHARED_BUFFER_BYTES,
+    GhcbReply,
+    GhcbUntrusted,
+    build_exit,
+    parse_reply,
+)
 from node.nae_event import EVENTS, NaeEvent
 from node.operations import Answer, GuestOperation, Read, VmgExit, Write
 from node.page_state_list import (
@@ -113,6 +121,41 @@ def mmio_store(gpa: int, device_gpa: int, value: int, length: int) -> Steps:
     _, reply = yield from _exit(gpa, page, NaeEvent.MMIO_WRITE)
     if reply.exception is not None:
         raise GhcbUntrusted(f"MMIO: exception {reply.exception}")
+
+
+def string_in(
+    gpa: int, port: int, count: int, width: int
+) -> Generator[tuple[GuestOperation, ...], tuple[Answer, ...], bytes]:
+    """REP INS of so many units by exits with the GHCB page at ``gpa``, each with as much as its buffer holds."""
+    data = b""
+    while len(data) < count * width:
+        length = min(count * width - len(data), SHARED_BUFFER_BYTES // width * width)
+        back = yield from _string(gpa, port << 16 | _STRING | _IN | width << 4, length // width, b"")
+        data += back[SHARED_BUFFER : SHARED_BUFFER + length]
+    return data
+
+
+def string_out(gpa: int, port: int, data: bytes, width: int) -> Steps:
+    """REP OUTS of the same kind."""
+    step = SHARED_BUFFER_BYTES // width * width
+    for at in range(0, len(data), step):
+        some = data[at : at + step]
+        yield from _string(gpa, port << 16 | _STRING | width << 4, len(some) // width, some)
+
+
+def _string(
+    gpa: int, info: int, units: int, buffer: bytes
+) -> Generator[tuple[GuestOperation, ...], tuple[Answer, ...], bytes]:
+    page = build_exit(NaeEvent.IOIO, info, units, {"SW_SCRATCH": gpa + SHARED_BUFFER}, buffer)
+    back, reply = yield from _exit(gpa, page, NaeEvent.IOIO, ())
+    if reply.exception is not None:
+        raise GhcbUntrusted(f"string I/O: exception {reply.exception}")
+    return back
+
+
+_IN = 1 << 0
+_STRING = 1 << 2 | 1 << 3 | 1 << 9
+"""SW_EXITINFO1 of IOIO: a string, repeated, with addresses of 64 bits."""
 
 
 def _change(gpa: int, entries: Sequence[PageStateEntry]) -> Steps:

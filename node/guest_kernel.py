@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from node.ap_start import ApStart
-from node.ap_wake import starts_others_by_sipi, wait_by_message, wake
+from node.ap_wake import jump_target, lay_jump_table, starts_others_by_sipi, wait_by_message, wake
 from node.generation import CAPABILITIES, Generation
 from node.ghcb_msr import (
     Features,
@@ -155,7 +155,7 @@ class GuestKernel:
             yield from wait_by_message()
         except GhcbMsrError:
             return (yield from _end(GhcbReason.GENERAL))
-        registers.reset(self.program_entry)
+        registers.rip = yield from jump_target()
         return None
 
     def _begin(self, registers: Registers) -> Block:
@@ -253,6 +253,8 @@ class GuestKernel:
         features = SevFeature.SNP_ACTIVE | self.sev_features
         try:
             if starts_others_by_sipi(self.generation):
+                if registers.rbx == 1:
+                    yield from lay_jump_table(self.ghcb_gpa, AP_RIP)
                 yield from wake(self.ghcb_gpa, registers.rbx)
             else:
                 clock = registers.r8, registers.r9

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from node import operations as op
+from node.intercepted_operations import MOST_STRING_BYTES
 from node.vmcb import Vmcb
 from node.vmexit import ExitCode, Route, route
 
@@ -46,6 +47,20 @@ def _port_out(vmcb: Vmcb, one: op.PortOut) -> op.Answer:
     return _intercepted(vmcb, ExitCode.IOIO, None)
 
 
+def _port_in_string(vmcb: Vmcb, one: op.PortInString) -> op.Answer:
+    length = one.count * one.width
+    if one.width not in PORT_WIDTHS or not 0 <= one.port < _PORTS or not 0 < length <= MOST_STRING_BYTES:
+        return _general_protection()
+    return _intercepted(vmcb, ExitCode.IOIO, b"\xff" * length)
+
+
+def _port_out_string(vmcb: Vmcb, one: op.PortOutString) -> op.Answer:
+    length = len(one.data)
+    if one.width not in PORT_WIDTHS or not 0 <= one.port < _PORTS or not 0 < length <= MOST_STRING_BYTES:
+        return _general_protection()
+    return _general_protection() if length % one.width else _intercepted(vmcb, ExitCode.IOIO, None)
+
+
 def _write_back(vmcb: Vmcb, _: op.WriteBackCaches) -> op.Answer:
     return _intercepted(vmcb, ExitCode.WBINVD, None)
 
@@ -55,5 +70,7 @@ INTERCEPTED: Mapping[type, Callable[..., op.Answer]] = {
     op.Wrmsr: _wrmsr,
     op.PortIn: _port_in,
     op.PortOut: _port_out,
+    op.PortInString: _port_in_string,
+    op.PortOutString: _port_out_string,
     op.WriteBackCaches: _write_back,
 }

@@ -1,4 +1,4 @@
-"""Instructions of a guest that every hypervisor intercepts: RDMSR, WRMSR, IN, OUT and WBINVD.
+"""Instructions of a guest that every hypervisor intercepts: RDMSR, WRMSR, IN, OUT, their string forms, and WBINVD.
 
 With encrypted registers they raise #VC. In other guests the hypervisor, which emulates
 no MSR and has no device at a port, answers on the spot: no exit is modelled for that.
@@ -38,6 +38,31 @@ class PortOut:
 
     port: int
     value: int
+    width: int = 1
+
+
+MOST_STRING_BYTES = 1 << 16
+"""Of one REP INS or OUTS here."""
+
+
+@dataclass(frozen=True, slots=True)
+class PortInString:
+    """REP INS of ``count`` units. Answer: the bytes that it stores, all ones where no device is; or a Fault as of IN.
+
+    Where they are stored, and where OUTS takes its bytes from, is an operation of its own.
+    """
+
+    port: int
+    count: int
+    width: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PortOutString:
+    """REP OUTS of whole units. Answer: None, or a Fault as of ``PortIn``."""
+
+    port: int
+    data: bytes
     width: int = 1
 
 

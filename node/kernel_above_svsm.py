@@ -8,7 +8,7 @@ far a block is.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from node import operations as op
 from node.generation import Generation
@@ -30,6 +30,7 @@ from node.guest_kernel import BOOT_FAILED, CANARY_BYTES, CANARY_GPA
 from node.guest_memory_map import GuestMemoryMap, Range
 from node.guest_svsm import SVSM_FIELDS, SvsmAnswer, SvsmUntrusted, svsm_call
 from node.kernel_settings import CAREFUL, KernelSettings
+from node.page_acceptance import PageAcceptance
 from node.page_state_list import PageOperation
 from node.program import Block, Registers
 from node.sev_status import expected_status
@@ -79,7 +80,10 @@ class KernelAboveSvsm:
         """What takes #VC of this vCPU; None where its program does."""
         if not self.settings.handles_vc:
             return None
-        return VcHandler(self.ghcb, self.cpuid_gpa, self.settings, generation=Generation.SEV_SNP)
+        # It cannot accept a page itself, so one that is not validated any more ends the VM.
+        books = replace(self.settings, lazy_validation=False, tracks_validation=True)
+        acceptance = PageAcceptance(self.memory, self.launched, books)
+        return VcHandler(self.ghcb, self.cpuid_gpa, self.settings, acceptance, Generation.SEV_SNP)
 
     @property
     def ghcb(self) -> int:

@@ -123,6 +123,13 @@ class GuestRequest:
     data_pages: int = 0
 
 
+class JumpTable(IntEnum):
+    """SW_EXITINFO1 of AP_JUMP_TABLE."""
+
+    SET = 0
+    GET = 1
+
+
 class ApCreationKind(IntEnum):
     """EXITINFO1 bits 15:0."""
 
@@ -140,6 +147,14 @@ class ApCreation:
     apic_id: int
     vmsa_gpa: int
     sev_features: int
+
+
+@dataclass(frozen=True, slots=True)
+class ApicIdRequest:
+    """The list of the VM's APIC IDs, into so many shared pages."""
+
+    gpa: int
+    pages: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +182,7 @@ class InfoRequest:
 
 NaeRequest = (
     RegistersRequest | CpuidQuery | IoRequest | MsrRequest | MmioRequest | PageStateRequest | GuestRequest
-    | ApCreation | RunVmpl | Termination | InfoRequest
+    | ApCreation | ApicIdRequest | RunVmpl | Termination | InfoRequest
 )  # fmt: skip
 
 
@@ -284,6 +299,12 @@ def _ap_creation(asked: GhcbExit) -> ApCreation:
     return ApCreation(ApCreationKind(kind), vmpl, info >> 32, asked.info2, features)
 
 
+def _apic_ids(asked: GhcbExit) -> ApicIdRequest:
+    if asked.info1 % PAGE_BYTES:
+        raise GhcbRefused(BadInput.INVALID_INPUT, "SW_EXITINFO1")
+    return ApicIdRequest(asked.info1, asked.fields["RAX"])
+
+
 def _run_vmpl(asked: GhcbExit) -> RunVmpl:
     if asked.info1 >= _VMPLS:
         raise GhcbRefused(BadInput.INVALID_INPUT, "SW_EXITINFO1")
@@ -323,7 +344,7 @@ EVENTS: Mapping[int, NaeRow] = {
     _N.HV_DOORBELL_PAGE: NaeRow((), (), _info, version=2),
     _N.HV_IPI: NaeRow((), (), _info, version=2),
     _N.HV_TIMER: NaeRow((), (), _info, version=2),
-    _N.APIC_ID_LIST: NaeRow(("RAX",), (), _registers, version=2),
+    _N.APIC_ID_LIST: NaeRow(("RAX",), ("RAX",), _apic_ids, version=2),
     _N.RUN_VMPL: NaeRow((), (), _run_vmpl, version=2),
     _N.SECURE_AVIC: NaeRow(("RAX", "RBX"), (), _registers, version=2),
     _N.HYPERVISOR_FEATURES: NaeRow((), (), _info, version=2),

@@ -73,6 +73,8 @@ KINDS: Mapping[int, type] = {
     163: op.PortOut,
     164: op.WriteBackCaches,
     165: op.ReadTsc,
+    166: op.PortInString,
+    167: op.PortOutString,
     # Operations of hypervisors.
     16: op.HostRead,
     17: op.HostReadWritten,

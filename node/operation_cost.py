@@ -63,6 +63,8 @@ class GuestOperationCost:
             op.Wrmsr: self._intercepted,
             op.PortIn: self._intercepted,
             op.PortOut: self._intercepted,
+            op.PortInString: self._intercepted,
+            op.PortOutString: self._intercepted,
             op.WriteBackCaches: self._intercepted,
             op.TimedRead: lambda _: ((Mechanism.OPERATIONS, costs["dram.latency_ns"]),),
             op.Clflush: lambda one: ((Mechanism.OPERATIONS, _lines(one.length) * costs["cache.clflush_ns"]),),

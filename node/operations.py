@@ -23,7 +23,7 @@ from node.event_operations import (
     VmKick,
     WriteFlags,
 )
-from node.intercepted_operations import PortIn, PortOut, Rdmsr, WriteBackCaches, Wrmsr
+from node.intercepted_operations import PortIn, PortInString, PortOut, PortOutString, Rdmsr, WriteBackCaches, Wrmsr
 from node.operation_answers import (
     Answer,
     CpuidResult,
@@ -44,9 +44,10 @@ from psp.system_bus import RmpEntry
 __all__ = [
     "Answer", "Arithmetic", "AskLaunchOwner", "Await", "Branch", "Clear", "Compute", "CpuidResult", "Fault",
     "FaultKind", "FetchCertificates", "GuestWork", "HostBranch", "HostReadCounter", "IndirectBranch", "LoadIdt",
-    "MmioLoad", "MmioStore", "NicRead", "NicWrite", "PValidateResult", "PortIn", "PortOut", "PspAnswer", "Rdmsr",
-    "ReadFlags", "ReadTsc", "RmpQueryResult", "RmpReadResult", "Runs", "Shutdown", "Sleep", "SoftwareInterrupt",
-    "StackMove", "TraceFaults", "VmKick", "VmcbLoad", "VmcbStore", "WriteBackCaches", "WriteFlags", "Wrmsr",
+    "MmioLoad", "MmioStore", "NicRead", "NicWrite", "PValidateResult", "PortIn", "PortInString", "PortOut",
+    "PortOutString", "PspAnswer", "Rdmsr", "ReadFlags", "ReadTsc", "RmpQueryResult", "RmpReadResult", "Runs",
+    "Shutdown", "Sleep", "SoftwareInterrupt", "StackMove", "TraceFaults", "VmKick", "VmcbLoad", "VmcbStore",
+    "WriteBackCaches", "WriteFlags", "Wrmsr",
 ]  # fmt: skip
 
 MOST_BYTES = 32 << 20
@@ -592,5 +593,5 @@ GuestOperation = (
     | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit | ReadSevStatus | Cpuid
     | ReadDr7 | WriteDr7 | MmioLoad | MmioStore | Clear | GuestWork | WriteBackCaches | StackMove | Arithmetic
     | LoadIdt | ReadFlags | WriteFlags | SoftwareInterrupt | Branch | IndirectBranch | Rdmsr | Wrmsr | PortIn | PortOut
-    | ReadTsc
+    | ReadTsc | PortInString | PortOutString
 )  # fmt: skip

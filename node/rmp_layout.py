@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from node.rmp_entry import ENTRY_BYTES
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
@@ -144,6 +145,7 @@ class RmpLayout:
                 yield first + (low - array.spa) // ENTRY_BYTES, first - (array.spa - high) // ENTRY_BYTES
 
 
+@lru_cache(maxsize=256)
 def at_end_of_memory(memory_bytes: int, *, segmented: bool, mmio: tuple[int, int] = (0, 0)) -> RmpLayout:
     """Where a host's firmware reserves the table: at the end of memory, large enough to cover all of it.
 

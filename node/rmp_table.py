@@ -172,8 +172,9 @@ class RmpTable:
         if self.changed is not None:
             self.changed(0, max(array.first_page + array.pages for array in self.layout.arrays) * PAGE_BYTES)
         self._counters.clear()
+        # Nothing is written out under what is about to go.
+        self._counters_in_dram = True
         for array in self.layout.arrays:
-            # Nothing is written out under what is about to go.
             self.runs.put(array.first_page, array.first_page + array.pages, IN_DRAM)
         for array in self.layout.arrays:
             self._dram.release(array.spa, array.end - array.spa)

@@ -15,7 +15,7 @@ from node.cpuid_page import (
 from node.generation import Generation
 from node.ghcb_msr import GhcbReason, LinuxReason, ReasonSet
 from node.ghcb_page import GENERAL_PROTECTION, GhcbReply
-from node.guest_ghcb import mmio_load, mmio_store, page_exit
+from node.guest_ghcb import mmio_load, mmio_store, page_exit, string_in, string_out
 from node.kernel_settings import KernelSettings
 from node.nae_event import NaeEvent
 from node.operations import (
@@ -28,7 +28,9 @@ from node.operations import (
     MmioLoad,
     MmioStore,
     PortIn,
+    PortInString,
     PortOut,
+    PortOutString,
     Rdmsr,
     Read,
     ReadDr7,
@@ -82,6 +84,8 @@ class VcInstructions:
             Wrmsr: (ExitCode.MSR, self._wrmsr),
             PortIn: (ExitCode.IOIO, self._port_in),
             PortOut: (ExitCode.IOIO, self._port_out),
+            PortInString: (ExitCode.IOIO, self._port_in_string),
+            PortOutString: (ExitCode.IOIO, self._port_out_string),
             WriteBackCaches: (ExitCode.WBINVD, self._write_back),
             MmioLoad: (ExitCode.NESTED_PAGE_FAULT, self._mmio_load),
             MmioStore: (ExitCode.NESTED_PAGE_FAULT, self._mmio_store),
@@ -151,6 +155,13 @@ class VcInstructions:
         info = one.port << 16 | one.width << 4
         reply = yield from page_exit(self.ghcb_gpa, NaeEvent.IOIO, info, registers={"RAX": one.value}, outputs=())
         return None if reply.exception is None else _raised(reply)
+
+    def _port_in_string(self, one: PortInString) -> Answering:
+        return (yield from string_in(self.ghcb_gpa, one.port, one.count, one.width))
+
+    def _port_out_string(self, one: PortOutString) -> Answering:
+        yield from string_out(self.ghcb_gpa, one.port, one.data, one.width)
+        return None
 
     def _write_back(self, _: WriteBackCaches) -> Answering:
         yield from self._exit(NaeEvent.WBINVD, {})

@@ -9,6 +9,8 @@ from psp.byte_layout import ByteLayout, at
 
 ATTESTATION_SIGNED_BYTES = 0x34
 """What the signature of a report of ATTESTATION covers, from its begin."""
+RING_INT_ON_EMPTY = 1 << 0
+"""RING_BUFFER flag: interrupt when both queues are empty."""
 INIT_ES = 1 << 0
 """INIT flag: SEV-ES guests will come."""
 SNP_INIT_RMP = 1 << 0
@@ -43,6 +45,8 @@ SNP_FEATURE_RAPL_DIS = 1 << 2
 """FEATURE_INFO, ECX of index 0: INIT_EX may switch energy readings off."""
 SNP_FEATURE_HIDING = 1 << 3
 """FEATURE_INFO, ECX of index 0: ciphertext hiding."""
+SNP_FEATURE_POLICIES = 1 << 4 | 1 << 5
+"""FEATURE_INFO, ECX of index 0: the policy's bits about AES-256-XTS and CXL are known."""
 SNP_FEATURE_VERIFY_MITIGATION = 1 << 13
 """The same: SNP_VERIFY_MITIGATION."""
 SNP_MITIGATION_DESTINATION = 1 << 0
@@ -104,6 +108,22 @@ class Handle(ByteLayout):
 
     SIZE: ClassVar[int] = 0x04
     handle: int = at(0x00, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class RingBuffer(ByteLayout):
+    """RING_BUFFER: where two queues lie, of commands and of their statuses, and how long they are."""
+
+    SIZE: ClassVar[int] = 0x28
+    low_commands: int = at(0x00, 8)
+    low_statuses: int = at(0x08, 8)
+    high_commands: int = at(0x10, 8)
+    high_statuses: int = at(0x18, 8)
+    low_pages: int = at(0x20, 1)
+    high_pages: int = at(0x21, 1)
+    low_threshold: int = at(0x22, 2)
+    high_threshold: int = at(0x24, 2)
+    flags: int = at(0x26, 2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,6 +142,7 @@ COMMANDS: Mapping[int, CommandRow] = {
     LegacyCommand.PLATFORM_STATUS: CommandRow(buffers.PlatformStatus, _ANY_LEGACY, writes_buffer=True),
     LegacyCommand.DF_FLUSH: CommandRow(None, _UP),
     LegacyCommand.NOP: CommandRow(None, _ANY_LEGACY),
+    LegacyCommand.RING_BUFFER: CommandRow(buffers.RingBuffer, _UP),
     LegacyCommand.DECOMMISSION: CommandRow(buffers.Handle, frozenset({_L.WORKING})),
     LegacyCommand.ACTIVATE: CommandRow(buffers.Activate, frozenset({_L.WORKING})),
     LegacyCommand.ACTIVATE_EX: CommandRow(buffers.ActivateEx, frozenset({_L.WORKING})),
@@ -209,7 +210,7 @@ COMMANDS: Mapping[int, CommandRow] = {
     **{
         command: CommandRow(None, _ANY_LEGACY, supported=False)
         for command in (
-            LegacyCommand.RING_BUFFER, SnpCommand.PAGE_SET_STATE,
+            SnpCommand.PAGE_SET_STATE,
             SnpCommand.TIO_STATUS, SnpCommand.TIO_INIT, SnpCommand.TIO_DEV_CREATE,
             SnpCommand.TIO_DEV_RECLAIM, SnpCommand.TIO_DEV_CONNECT, SnpCommand.TIO_DEV_DISCONNECT,
         )

@@ -33,6 +33,10 @@ class CorePermits:
             raise PspError(Status.INVALID_PARAM)
         return frozenset(self._bus.core_complex(one) for one in ids)
 
+    def holds(self, asid: int) -> bool:
+        """Whether the guest with an ASID is held to complexes."""
+        return asid in self._complexes
+
     def may_add(self, asid: int, to: int) -> bool:
         """Whether the guest with an ASID, which is held to complexes, asks for more of them under it."""
         return asid == to and asid in self._complexes

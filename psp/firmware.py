@@ -24,6 +24,7 @@ from psp.legacy import LegacyFirmware
 from psp.legacy_guest import ShortBuffer
 from psp.mailbox import Mailbox
 from psp.product_line import PRODUCT_LINES, ProductLine
+from psp.ring_buffer import RingBuffers
 from psp.snp import SnpFirmware
 from psp.status import PspError, Status
 from psp.system_bus import SystemBus
@@ -79,6 +80,7 @@ class SecurityProcessor:
         )
         self._offer_updates(line)
         self.mailbox = Mailbox(self._execute)
+        self.legacy.handlers[LegacyCommand.RING_BUFFER] = self._ring_buffer
 
     def submit(self, command: int, buffer_spa: int = 0) -> Status:
         """Ring the mailbox for one command and return its status."""
@@ -90,7 +92,7 @@ class SecurityProcessor:
         How many of the first were carried out, all with SUCCESS; as if the rest had not been asked for.
         """
         row = COMMANDS[SnpCommand.LAUNCH_UPDATE]
-        if self.snp.state not in row.states:
+        if self.snp.state not in row.states or self.mailbox.ring is not None:
             return 0
         try:
             self._snp_memory.check_present(buffer_spa, buffers.SnpLaunchUpdate.SIZE)
@@ -126,6 +128,10 @@ class SecurityProcessor:
         count = self._drawn.get(purpose, 0)
         self._drawn[purpose] = count + 1
         return self._octets(purpose, count, length)
+
+    def _ring_buffer(self, order: buffers.RingBuffer) -> None:
+        self.mailbox.ring = RingBuffers(order, self._legacy_memory, self._execute)
+        self.mailbox.write_address(0, 0)  # both queues are empty
 
     def _execute(self, command: int, spa: int) -> Status:
         row = COMMANDS.get(command)

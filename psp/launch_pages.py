@@ -22,31 +22,31 @@ _ZERO_PAGE = bytes(PAGE_BYTES)
 
 @dataclass(frozen=True, slots=True)
 class LaunchPageKind:
-    """One page type; ``contents`` makes what is encrypted of what the host laid there."""
+    """One page type; ``contents`` makes what is encrypted: of a guest, what the host laid there, and CPUID 1 EAX."""
 
     page_type: PageType
-    contents: Callable[[GuestContext, bytes], bytes]
+    contents: Callable[[GuestContext, bytes, int], bytes]
 
 
-def _as_it_lies(_: GuestContext, page: bytes) -> bytes:
+def _as_it_lies(_: GuestContext, page: bytes, __: int) -> bytes:
     return page
 
 
-def _zeros(_: GuestContext, __: bytes) -> bytes:
+def _zeros(_: GuestContext, __: bytes, ___: int) -> bytes:
     return _ZERO_PAGE
 
 
-def _secrets(guest: GuestContext, _: bytes) -> bytes:
-    """Version, workaround bits, the four message keys, and which registers may be masked.
+def _secrets(guest: GuestContext, _: bytes, cpuid_1_eax: int) -> bytes:
+    """Version, the part as CPUID names it, workaround bits, the four message keys, and which registers may be masked.
 
-    IMI bit, CPU model and TSC factor stay zero.
+    IMI bit and TSC factor stay zero.
     """
-    head = _SECRETS_HEAD.pack(SECRETS_VERSION, 0, 0, 0, guest.gosvw)
+    head = _SECRETS_HEAD.pack(SECRETS_VERSION, 0, cpuid_1_eax, 0, guest.gosvw)
     first = (head + guest.vmpcks).ljust(_TWEAK_BITMAP_OFFSET, b"\0")
     return (first + TWEAK_BITMAP).ljust(PAGE_BYTES, b"\0")
 
 
-def _cpuid(_: GuestContext, page: bytes) -> bytes:
+def _cpuid(_: GuestContext, page: bytes, __: int) -> bytes:
     """The table's shape; values are ``psp.cpuid_check``'s."""
     if int.from_bytes(page[:4], "little") > CPUID_MOST_ENTRIES:
         raise PspError(Status.INVALID_PARAM)

@@ -181,28 +181,36 @@ class LegacyFirmware:
             raise PspError(Status.INVALID_LENGTH)
         complexes = self._permits.named(self._memory, activate.apic_ids, activate.count)
         if not self._permits.may_add(guest.asid, activate.asid):
-            self._take_asid(guest, activate.asid)
+            self._take_asid(guest, activate.asid, everywhere=False)
         self._permits.add(guest.asid, complexes)
 
-    def _take_asid(self, guest: LegacyGuest, asid: int) -> None:
+    def _take_asid(self, guest: LegacyGuest, asid: int, *, everywhere: bool = True) -> None:
         if guest.asid:
             raise PspError(Status.ACTIVE)
         if asid not in (self._ranges.es if guest.policy & LegacyPolicy.ES else self._ranges.sev):
             raise PspError(Status.INVALID_ASID)
-        self._flush.check_usable(asid)
-        self._flush.own(asid)
+        sharing = self._sharing(asid)
+        if any(one.key != guest.key for one in sharing) or (sharing and everywhere == self._permits.holds(asid)):
+            raise PspError(Status.ASID_OWNED)
+        if not sharing:
+            self._flush.check_usable(asid)
+            self._flush.own(asid)
+            self._bus.install_key(asid, guest.key)
         guest.asid = asid
-        self._bus.install_key(guest.asid, guest.key)
 
     def _deactivate(self, named: buffers.Handle) -> None:
         self._drop_asid(self._guest(named.handle, LegacyCommand.DEACTIVATE))
 
+    def _sharing(self, asid: int) -> list[LegacyGuest]:
+        """Guests that have an ASID: one, or several with one key."""
+        return [one for one in self.guests.values() if one.asid == asid]
+
     def _drop_asid(self, guest: LegacyGuest) -> None:
-        if guest.asid:
-            self._bus.remove_key(guest.asid)
-            self._flush.disown(guest.asid)
-            self._permits.drop(guest.asid)
-            guest.asid = 0
+        asid, guest.asid = guest.asid, 0
+        if asid and not self._sharing(asid):
+            self._bus.remove_key(asid)
+            self._flush.disown(asid)
+            self._permits.drop(asid)
 
     def _decommission(self, named: buffers.Handle) -> None:
         guest = self._guest(named.handle, LegacyCommand.DECOMMISSION)

@@ -56,8 +56,7 @@ class LegacyLaunch:
         state: LegacyGuestState = LegacyGuestState.LUPDATE,
     ) -> buffers.LaunchStart:
         """LAUNCH_START, and RECEIVE_START; without a DH certificate no owner can verify anything later."""
-        if start.handle:
-            self._refuse_sharing(start)
+        shared = self._shared_key(start) if start.handle else b""
         api, smt = self._firmware.current.version[:2], self._bus.core_configuration().smt_enabled
         facts = PlatformFacts(api, smt, es_enabled=es_enabled)
         check_legacy_policy(start.policy, facts)
@@ -68,17 +67,18 @@ class LegacyLaunch:
             transport = TransportKeys(self._random("TEK", KEY_BYTES), self._random("TIK", KEY_BYTES))
         self._last_handle += 1
         handle = self._last_handle
-        key = self._random("memory key", self._bus.memory_key_bytes)
+        key = shared or self._random("memory key", self._bus.memory_key_bytes)
         self._guests[handle] = LegacyGuest(handle, start.policy, key, transport, state)
         return replace(start, handle=handle)
 
-    def _refuse_sharing(self, start: buffers.LaunchStart) -> None:
-        """Sharing another guest's key is not built; what NOKS forbids has its own status."""
+    def _shared_key(self, start: buffers.LaunchStart) -> bytes:
+        """The named guest's memory key, where neither forbids it; that policies must be equal is the laboratory's."""
         other = self._guests.get(start.handle)
         if other is None:
             raise PspError(Status.INVALID_GUEST)
-        forbidden = (other.policy | start.policy) & LegacyPolicy.NOKS
-        raise PspError(Status.POLICY_FAILURE if forbidden else Status.UNSUPPORTED)
+        if other.policy != start.policy or start.policy & LegacyPolicy.NOKS:
+            raise PspError(Status.POLICY_FAILURE)
+        return other.key
 
     def _session(self, start: buffers.LaunchStart) -> TransportKeys:
         """TEK and TIK out of the owner's session. A MAC that does not fit is BAD_MEASUREMENT, as far as is known."""

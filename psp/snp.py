@@ -226,7 +226,7 @@ class SnpFirmware:
             raise PspError(Status.INVALID_PARAM)
         self._memory.check_writable(asked.address, 16)
         # Index 0 is the only one.
-        ecx = buffers.SNP_FEATURE_RAPL_DIS
+        ecx = buffers.SNP_FEATURE_RAPL_DIS | buffers.SNP_FEATURE_POLICIES
         ecx |= buffers.SNP_FEATURE_HIDING if self._bus.can_hide_ciphertext else 0
         ecx |= buffers.SNP_FEATURE_VERIFY_MITIGATION if self._mitigation.offered else 0
         self._memory.write(asked.address, bytes(8) + ecx.to_bytes(4, "little") + bytes(4))

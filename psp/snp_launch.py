@@ -104,7 +104,7 @@ class SnpLaunch:
             # No guest is launched with IMI_EN, so none has pages of an initial migration image.
             raise PspError(Status.INVALID_PARAM)
         page = self._bus.read(update.address, PAGE_BYTES)
-        contents = kind.contents(context, page)
+        contents = kind.contents(context, page, self._bus.machine_facts.cpuid_1_eax)
         if kind.page_type is PageType.CPUID and (allowed := corrected(page, self._bus.cpuid_facts)) != page:
             self._bus.write(update.address, allowed)
             raise PspError(Status.INVALID_PARAM)

@@ -75,6 +75,11 @@ BAD = {
         'vms[0].kernel.lazy_validation of "db"',
         "expected false: only SEV_SNP without an SVSM has it, got true",
     ),
+    "no books of validation above an SVSM": (
+        GOOD + "svsm = true\nkernel = {tracks_validation = false}\n",
+        'vms[0].kernel.tracks_validation of "db"',
+        "expected true: a kernel above an SVSM accepts no page itself, got false",
+    ),
     "an SVSM as text": (GOOD + 'svsm = "yes"\n', 'vms[0].svsm of "db"', 'expected true or false, got "yes"'),
     "an SVSM with too many vCPUs": (
         GOOD.replace("1 GiB", "2 GiB") + "svsm = true\nvcpus = 129\n",

@@ -10,6 +10,7 @@ from toy_guests import IMAGE, SECOND, guest_spec, make_host, run, script
 from node import operations as op
 from node.generation import Generation
 from node.guest_svsm import SvsmAnswer, svsm_call
+from node.kernel_settings import KernelSettings
 from node.operations import Sleep
 from node.program import Placement, Registers
 from node.svsm_memory import svsm_guest
@@ -20,6 +21,9 @@ CAA = 0x80_F000
 """Where the laboratory's OVMF image has its calling area: ``SECTIONS`` of ``node.laboratory_firmware``."""
 PAGES = [PLACE.heap_gpa + 0x1_0000 + 0x1000 * number for number in range(8)]
 """Pages of 4 KiB that the kernel has no use for."""
+
+HANDS_OFF = KernelSettings(handles_vc=False)
+"""What is not validated, and other #VC, comes back to the talk as an answer."""
 
 Talk = Generator[tuple[op.GuestOperation, ...], tuple[op.Answer, ...], object]
 
@@ -43,14 +47,15 @@ class SvsmVm:
     """A VM with an SVSM whose first vCPU talks once, and its second if there is ``others``; ``said`` is the outcome."""
 
     def __init__(
-        self, talk: Callable[[Talker], Talk], vcpus: int = 2, host=None, until_ns: int = SECOND, others=None
-    ) -> None:
+        self, talk: Callable[[Talker], Talk], vcpus: int = 2, host=None, until_ns: int = SECOND, others=None,
+        kernel: KernelSettings = HANDS_OFF,
+    ) -> None:  # fmt: skip
         self.said: object = None
         self.others = others
         self.others_said: object = None
         self.host = host or make_host({"talk": script(self._step)})
         self.talk = talk
-        spec = replace(guest_spec("vm", SNP, "talk", vcpus=vcpus), svsm=True)
+        spec = replace(guest_spec("vm", SNP, "talk", vcpus=vcpus), svsm=True, kernel=kernel)
         self.host.launch(spec, lambda _: None, running=True)
         self.guest = self.host.guests["vm"]
         run(self.host, until_ns)

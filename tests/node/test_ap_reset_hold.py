@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import pytest
-from toy_guests import SECOND, make_host, run, script, start
+from toy_guests import SECOND, look, make_host, run, script, start
 
 from node import ghcb_msr as msr
 from node import operations as op
 from node.actor import Role
-from node.ap_wake import wait_by_message, wait_by_page, wake
+from node.ap_start import ApStart
+from node.ap_wake import JUMP_TABLE_GPA, wait_by_message, wait_by_page, wake
 from node.generation import Generation
-from node.ghcb_page import GhcbUntrusted
+from node.ghcb_page import GhcbUntrusted, build_exit
 from node.guest import GuestState
 from node.guest_ghcb import page_exit
+from node.guest_kernel import AP_RIP, GuestKernel
 from node.interrupt_command import FIXED, INIT, STARTUP, X2APIC_ICR
-from node.nae_event import NaeEvent
+from node.nae_event import JumpTable, NaeEvent
 from node.operations import Shutdown, Sleep, VmgExit
 from node.vcpu import VcpuState
 from node.vcpu_runner import TERMINATED
+from node.vmsa import initial_vmsa
 from psp.system_bus import PAGE_BYTES
 
 ES, SNP = Generation.SEV_ES, Generation.SEV_SNP
@@ -152,6 +155,30 @@ def test_the_boot_processor_of_an_es_guest_starts_the_others_by_init_and_sipi():
     assert not host.hypervisor.launched("vm").starts.holds
 
 
+def test_where_started_vcpus_go_on_stands_in_the_guest_s_own_memory():
+    host = make_host()
+    guest = start(host, "vm", ES, "busy", vcpus=2)
+    run(host, SECOND // 50)
+    assert host.hypervisor.launched("vm").jump_table == JUMP_TABLE_GPA
+    assert look(host, guest, JUMP_TABLE_GPA, 4) == AP_RIP.to_bytes(4, "little")
+
+
+@pytest.mark.parametrize("lie", [0, 0x5000])
+def test_a_jump_table_elsewhere_is_an_attack(lie):
+    host = make_host()
+    server = host.hypervisor._ghcb
+    honest = server._events[NaeEvent.AP_JUMP_TABLE]
+
+    def lies(vm, record, vcpu, exit_, asked):
+        record.jump_table = lie if asked.info1 == JumpTable.GET else record.jump_table
+        return honest(vm, record, vcpu, exit_, asked)
+
+    server._events = {**server._events, NaeEvent.AP_JUMP_TABLE: lies}
+    guest = start(host, "vm", ES, "busy", vcpus=2)
+    run(host, SECOND // 50)
+    assert (guest.state, guest.shutdown_code) == (GuestState.STOPPED, TERMINATED | msr.GhcbReason.GENERAL)
+
+
 def test_an_es_guest_whose_vcpus_are_not_started_ends_itself():
     host = make_host()
     server = host.hypervisor._ghcb
@@ -191,6 +218,29 @@ def test_no_interrupt_reaches_a_vcpu_that_waits_for_its_start():
         next(host.hypervisor._ghcb.interrupts.interrupt("vm", record, 1, 0x40))
     assert done.value.value is False
     assert guest.vcpus[1].state is VcpuState.IN_RESET
+
+
+def test_a_vcpu_that_gets_a_new_save_area_waits_no_longer():
+    host, guest = machine(SNP, by_page)
+    record = host.hypervisor.launched("vm")
+    assert set(record.starts.holds) == {1}
+    memory = guest.spec.memory
+    boot_ghcb = GuestKernel(SNP, memory, guest.launched, 0, 0, 0).ghcb_gpa
+    host.board.execute_guest(host.board.vmcb("vm", 0), (op.VmgExit(msr.RegisterGhcbRequest(boot_ghcb >> 12).value),))
+    gpa = ApStart(memory, guest.launched, boot_ghcb, AP_RIP, 1).save_area_gpa(7)
+    page = build_exit(NaeEvent.AP_CREATION, 1 | 1 << 32, gpa, {"RAX": 1})
+    batch = (
+        op.Write(gpa, initial_vmsa(AP_RIP, 0, 1)),
+        op.RmpAdjust(gpa, PAGE_BYTES, large=False, target=1, permissions=0, vmsa=True),
+        op.Write(boot_ghcb, page, private=False),
+        op.VmgExit(boot_ghcb),
+    )
+    host.board.execute_guest(host.board.vmcb("vm", 0), batch)
+    assert not record.starts.holds
+    run(host, host.now_ns + SECOND // 50)
+    # It began anew, and waits in its program.
+    assert guest.vcpus[1].state is VcpuState.IN_RESET
+    assert guest.vcpus[1].save_area_spa == record.spa_of(gpa)
 
 
 def test_a_vm_pauses_and_goes_on_with_a_vcpu_that_waits():

@@ -5,6 +5,7 @@ from toy_guests import MIX, make_host, rest, run, script, start
 
 from node import ghcb_msr as msr
 from node import operations as op
+from node.ap_wake import JUMP_TABLE_GPA
 from node.generation import Generation
 from node.ghcb_page import BadInput, build_exit, build_reply, refusal
 from node.guest import GuestState
@@ -137,7 +138,8 @@ def test_who_has_nothing_to_settle_goes_straight_to_its_program(generation, vcpu
 
 def test_every_other_vcpu_of_an_es_guest_waits_for_the_boot_processor():
     waiting = [(op.VmgExit(0x006),)]
-    assert boot(kernel(ES, 1), lambda _: 0x1007) == (None, waiting)
+    said = {op.VmgExit: 0x1007, op.Read: AP_RIP.to_bytes(4, "little")}
+    assert boot(kernel(ES, 1), lambda one: said[type(one)]) == (None, [*waiting, (op.Read(JUMP_TABLE_GPA, 4),), ()])
     for lie in (0x006, 0x007, 0x1006, 0, op.Fault(op.FaultKind.UNDEFINED_OPCODE, 0)):
         ending, batches = boot(kernel(ES, 1), lambda _, lie=lie: lie)
         assert ending == op.Shutdown(BOOT_FAILED)

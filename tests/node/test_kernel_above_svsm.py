@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from svsm_guests import PLACE, SvsmVm
+from svsm_guests import CAA, PAGES, PLACE, SvsmVm
 from toy_guests import IMAGE, SECOND, guest_spec, make_host, run, script
 
 from node import ghcb_msr as msr
@@ -16,9 +16,10 @@ from node.guest import GuestState
 from node.guest_kernel import BOOT_FAILED
 from node.guest_memory_map import GuestMemoryMap
 from node.kernel_above_svsm import ACCEPT_RIP, KernelAboveSvsm
-from node.kernel_settings import KernelSettings
+from node.kernel_settings import CAREFUL, KernelSettings
 from node.program import Registers
 from node.sev_status import expected_status
+from node.svsm_call import BUFFER, PageEntry, page_list
 from node.svsm_memory import GUEST_VMPL, SVSM
 from node.vcpu_runner import TERMINATED
 
@@ -152,6 +153,23 @@ def test_without_the_page_a_denial_of_encryption_ends_the_vm_or_is_believed():
     assert (guest.state, found.eax) == (GuestState.RUNNING, 0)
 
 
+def test_a_page_that_is_not_validated_any_more_ends_the_vm():
+    """Whoever took it away, and whatever the kernel's switches: it cannot accept a page itself."""
+
+    def talk(talker):
+        (page,) = PAGES[:1]
+        rescind = page_list([PageEntry(page, validate=False)])
+        yield from talker.do(op.Write(CAA + BUFFER, rescind))
+        answer = yield from talker.call(0, 1, CAA + BUFFER)
+        assert answer.result == 0
+        return (yield from talker.do(op.Read(page, 16)))
+
+    for kernel_settings in (CAREFUL, KernelSettings(checks_carry=False)):
+        vm = SvsmVm(talk, kernel=kernel_settings)
+        ended = TERMINATED | msr.ReasonSet.LINUX << 8 | msr.LinuxReason.PVALIDATE
+        assert (vm.guest.state, vm.guest.shutdown_code, vm.said) == (GuestState.STOPPED, ended, None)
+
+
 def test_a_program_with_a_handler_of_its_own_meets_vc_as_an_answer():
     guest, (found,) = asked(op.Cpuid(0, 0), handles_vc=False)
     assert guest.state is GuestState.RUNNING
@@ -165,4 +183,4 @@ def test_calls_of_the_svsm_and_exits_of_the_kernel_do_not_disturb_each_other():
         second = yield from talker.call(0, 6, 1)
         return first.result, cpuid.ebx, second.result
 
-    assert SvsmVm(talk).said == (0, int.from_bytes(b"Auth", "little"), 0)
+    assert SvsmVm(talk, kernel=CAREFUL).said == (0, int.from_bytes(b"Auth", "little"), 0)

@@ -30,6 +30,10 @@ INSTRUCTIONS = {
     op.PortIn(0xCF8, 4): (ExitCode.IOIO, 0xFFFF_FFFF),
     op.PortOut(0x70, 0x8F): (ExitCode.IOIO, None),
     op.PortOut(0xCF8, 1 << 31, 4): (ExitCode.IOIO, None),
+    op.PortInString(0x1F0, 5): (ExitCode.IOIO, b"\xff" * 5),
+    op.PortInString(0x1F0, 2000, 4): (ExitCode.IOIO, b"\xff" * 8000),
+    op.PortOutString(0xE9, b"console"): (ExitCode.IOIO, None),
+    op.PortOutString(0x1F0, bytes(range(256)) * 16, 2): (ExitCode.IOIO, None),
     op.WriteBackCaches(): (ExitCode.WBINVD, None),
     op.MmioLoad(0xFEE0_0000): (ExitCode.NESTED_PAGE_FAULT, 0xFFFF_FFFF),
     op.MmioStore(0xFEE0_0000, 7): (ExitCode.NESTED_PAGE_FAULT, None),
@@ -72,6 +76,9 @@ def test_with_encrypted_registers_the_hypervisor_learns_of_them_from_the_handler
     "one",
     [
         op.Rdmsr(-1), op.Rdmsr(1 << 32), op.Wrmsr(0, 1 << 64), op.Wrmsr(1 << 32, 0), op.PortIn(1 << 16), op.PortIn(-1),
+        op.PortInString(1 << 16, 1), op.PortInString(0, 0), op.PortInString(0, -1), op.PortInString(0, 1, 3),
+        op.PortInString(0, (1 << 16) + 1), op.PortInString(0, 1 << 60, 4), op.PortOutString(0, b""),
+        op.PortOutString(0, b"odd", 2), op.PortOutString(0, bytes((1 << 16) + 4), 4), op.PortOutString(-1, b"x"),
         op.PortIn(0, 3), op.PortIn(0, 8), op.PortOut(0, 256), op.PortOut(0, -1, 4), op.PortOut(-1, 0),
     ],
 )  # fmt: skip
@@ -126,6 +133,8 @@ def reply(info1=0, info2=0, **registers):
         (op.PortIn(1, 1), reply(RAX=0x1FF), 0xFF),
         (op.PortOut(1, 1), reply(), None),
         (op.PortIn(1, 2), reply(RAX=0x1_2345), 0x2345),
+        (op.PortInString(1, 3), reply()[:0x800] + b"abcdef".ljust(GHCB_BYTES - 0x800, b"\0"), b"abc"),
+        (op.PortOutString(1, b"x"), reply(), None),
         (op.Rdmsr(7), reply(1, exception_event(13, 0)), GP),
         (op.Wrmsr(7, 9), reply(1, exception_event(13, 0)), GP),
         (op.PortOut(1, 1), reply(1, exception_event(13, 0)), GP),
@@ -138,6 +147,21 @@ def test_of_an_answer_only_what_the_instruction_sets_is_taken_and_it_is_looked_a
     assert (ending, got, len(looks)) == (Sleep(1), [answer], 1)
 
 
+def test_a_string_that_is_longer_than_the_page_s_buffer_goes_in_parts():
+    data = bytes(range(256)) * 12
+    _, got, batches = handled(op.PortOutString(0x1F0, data, 4), ExitCode.IOIO, answering_always(reply()))
+    exits = [one.data for batch in batches for one in batch if isinstance(one, Write) and one.gpa == GHCB]
+    lengths = [2032, 1040]
+    assert [int.from_bytes(page[0x3A0:0x3A8], "little") * 4 for page in exits] == lengths
+    assert b"".join(page[0x800 : 0x800 + size] for page, size in zip(exits, lengths, strict=True)) == data
+    assert {int.from_bytes(page[0x398:0x3A0], "little") for page in exits} == {0x1F0 << 16 | 0x24C}
+    assert got == [None]
+
+
+def answering_always(page):
+    return lambda each: each.msr if isinstance(each, VmgExit) else page if isinstance(each, Read) else None
+
+
 @pytest.mark.parametrize(
     ("one", "page"),
     [
@@ -148,6 +172,9 @@ def test_of_an_answer_only_what_the_instruction_sets_is_taken_and_it_is_looked_a
         (op.PortIn(1), reply(1, exception_event(13, 0))),
         (op.WriteBackCaches(), reply(1, exception_event(13, 0))),
         (op.Wrmsr(7, 9), reply(2, 5)),
+        (op.PortInString(1, 3), reply(2, 5)),
+        (op.PortInString(1, 3), bytes(GHCB_BYTES)),
+        (op.PortOutString(1, b"x"), reply(1, exception_event(13, 0))),
     ],
 )
 def test_an_answer_that_the_instruction_cannot_have_ends_the_guest(one, page):

@@ -121,7 +121,7 @@ def test_a_lower_vmpl_touches_what_it_was_given_and_nothing_else(guest):
 
 def test_the_hypervisor_offers_vmpls_only_to_guests_that_it_keeps_books_for():
     features = msr.HypervisorFeature
-    always = features.SNP | features.AP_CREATION | features.RESTRICTED_INJECTION
+    always = features.SNP | features.AP_CREATION | features.RESTRICTED_INJECTION | features.APIC_ID_LIST
     for offered, bits in ((True, always | features.MULTI_VMPL), (False, always)):
         guest = Guest(offered)
         assert guest.do(op.VmgExit(msr.FeaturesRequest().value)) == msr.Features(int(bits)).value

@@ -39,7 +39,7 @@ SIZES = {
     SnpCommand.DBG_DECRYPT: 0x18, SnpCommand.DBG_ENCRYPT: 0x18,
     SnpCommand.PAGE_MD_INIT: 0x10, SnpCommand.PAGE_SWAP_OUT: 0x30, SnpCommand.PAGE_SWAP_IN: 0x30,
     SnpCommand.PAGE_MOVE: 0x20, SnpCommand.CONFIG: 0x40, SnpCommand.COMMIT: 0x04, SnpCommand.VLEK_LOAD: 0x10,
-    LegacyCommand.ACTIVATE_EX: 0x18, SnpCommand.ACTIVATE_EX: 0x20,
+    LegacyCommand.RING_BUFFER: 0x28, LegacyCommand.ACTIVATE_EX: 0x18, SnpCommand.ACTIVATE_EX: 0x20,
     LegacyCommand.SWAP_OUT: 0x28, LegacyCommand.SWAP_IN: 0x20, SnpCommand.VERIFY_MITIGATION: 0x40,
     LegacyCommand.DOWNLOAD_FIRMWARE: 0x0C, SnpCommand.DOWNLOAD_FIRMWARE_EX: 0x18,
 }  # fmt: skip

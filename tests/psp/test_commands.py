@@ -37,15 +37,9 @@ def test_a_number_that_is_no_command_is_invalid(command: int) -> None:
 def listed_as_unsupported() -> set[int]:
     """The commands that LIMITATIONS.md names; NAME_* stands for all that begin so, "all of TIO" for TIO_*."""
     text = " ".join((PROJECT / "LIMITATIONS.md").read_text("utf-8").split())
-    text = text.partition("These commands answer UNSUPPORTED, each in every state: of the legacy interface ")[2]
-    legacy, _, rest = text.partition("; of the SNP interface ")
-    snp = rest.partition(". ")[0].replace("all of TIO", "TIO_*")
-    return {
-        one
-        for kind, names in ((LegacyCommand, legacy), (SnpCommand, snp))
-        for pattern in re.split(r", | and ", names)
-        for one in named(kind, pattern)
-    }
+    names = text.partition("These commands answer UNSUPPORTED, each in every state: of the SNP interface ")[2]
+    names = names.partition(". ")[0].replace("all of TIO", "TIO_*")
+    return {one for pattern in re.split(r", | and ", names) for one in named(SnpCommand, pattern)}
 
 
 def named(kind: type[LegacyCommand | SnpCommand], pattern: str) -> list[int]:

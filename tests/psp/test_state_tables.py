@@ -42,6 +42,7 @@ LEGACY_PLATFORM = {
     LegacyCommand.PLATFORM_STATUS: {0, 1, 2},
     LegacyCommand.DF_FLUSH: {1, 2},
     LegacyCommand.NOP: {0, 1, 2},
+    LegacyCommand.RING_BUFFER: {1, 2},
     LegacyCommand.LAUNCH_START: {1, 2},
     LegacyCommand.DECOMMISSION: {2},
     LegacyCommand.ACTIVATE: {2},
