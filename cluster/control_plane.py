@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from cluster.entity import NEVER, Message
 from cluster.fabric import Fabric
+from cluster.firmware_updates import FirmwareUpdates
 from cluster.guest_body import guest_body
 from cluster.guest_traffic import GuestTraffic, networked
 from cluster.key_server.key_desk import KeyDesk
@@ -70,6 +71,7 @@ class ControlPlane:
     traffic: GuestTraffic = field(init=False)
     migrations: LiveMigrations = field(init=False)
     plans: MigrationPlans = field(init=False)
+    updates: FirmwareUpdates = field(init=False)
 
     def __post_init__(self) -> None:
         self.traffic = GuestTraffic(
@@ -81,6 +83,7 @@ class ControlPlane:
             card_flow_ended=self.traffic.flow_ended,
         )  # fmt: skip
         self.plans = MigrationPlans(self.migrations, self.random)
+        self.updates = FirmwareUpdates(self._send)
         for order in self.orders:
             self._by_name[order.guest.name] = order
             self._enter(order.arrival_ns, "arrive", order.guest.name)
@@ -93,9 +96,9 @@ class ControlPlane:
             self._enter(order.arrival_ns + order.lifetime_ns, "depart", order.guest.name)
 
     def next_event_ns(self) -> int:
-        """Time of the next arrival, departure, or step of a migration."""
+        """Time of the next arrival, departure, order to a host, or step of a migration."""
         first = self._timeline[0][0] if self._timeline else NEVER
-        return min(first, self.plans.next_event_ns(), self.migrations.next_event_ns())
+        return min(first, self.updates.next_event_ns(), self.plans.next_event_ns(), self.migrations.next_event_ns())
 
     def step(self, now_ns: int, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         """Answer the messages that arrived by ``now_ns``, then do what the timeline has for it."""
@@ -119,6 +122,7 @@ class ControlPlane:
                 self._send_to_a_host(name, "no host has room")
             else:
                 self._depart(name)
+        self.updates.advance(now_ns)
         while self.plans.next_event_ns() <= now_ns or self.migrations.next_event_ns() <= now_ns:
             self.plans.advance(now_ns)
             self.migrations.advance(now_ns)

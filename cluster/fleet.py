@@ -111,6 +111,11 @@ def _enter_plans(scenario: Scenario, control: ControlPlane) -> None:
         control.plans.add(plan, tuple(groups.get(plan.vm, (plan.vm,))))
     for drain in scenario.drains:
         control.plans.add_drain(drain)
+    hosts = {host.name: host.product for host in scenario.host_instances}
+    members = {group.name: instance_names(group.name, group.count) for group in scenario.hosts}
+    for update in scenario.firmware_updates:
+        for host in members.get(update.host, [update.host]):
+            control.updates.add(update, host, hosts[host])
 
 
 def _host_spec(host: HostInstance, scenario: Scenario, log: LogWish) -> HostSpec:

@@ -47,6 +47,7 @@ def guest_rows(host: Host, guest: Guest) -> Rows:
                 "state": "failed" if failed else _STATES[guest.state],
                 "reason": f"shutdown code {guest.shutdown_code}" if failed else guest.reason or None,
                 "launch_digest": guest.launch_digest or None,
+                "launch_tcb": None if guest.launch_tcb is None else f"{guest.launch_tcb:016x}",
                 "launch_ns": guest.running_ns - guest.ordered_ns if ran else None,
                 "psp_wait_ns": guest.psp_wait_ns,
                 "psp_service_ns": guest.psp_service_ns,

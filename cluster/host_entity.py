@@ -1,7 +1,7 @@
 """A real host as the coordinator sees it: an entity that takes messages and says when it could speak.
 
-Commands to a host: ``launch``, ``destroy`` and those of ``migration_port``; also ``frames`` of guests. What a
-host says is declared in advance: by a pending launch, a migration under way, or a VM with a
+Commands to a host: ``launch``, ``destroy``, those of ``firmware_updates`` and of ``migration_port``; also ``frames``
+of guests. What a host says is declared in advance: by a pending launch, a migration under way, or a VM with a
 network card, a request for certificates; nothing else on a host can emit, so a host without them never will.
 """
 
@@ -17,6 +17,7 @@ import msgpack
 from cluster.entity import Advance, Message
 from cluster.event_table import PACKED, packed_events
 from cluster.firmware_key import AUTO, firmware_image
+from cluster.firmware_updates import COMMIT, UPDATE
 from cluster.guest_body import guest_body, guest_of
 from cluster.guest_rows import guest_rows
 from cluster.host_rows import host_rows
@@ -97,7 +98,7 @@ class HostEntity:
         self._sequence = 0
         self._kinds = {
             "launch": self._launch, "destroy": self._destroy, "frames": self._frames,
-            "certificates": self._certificates,
+            "certificates": self._certificates, UPDATE: self._update_firmware, COMMIT: self._commit_firmware,
         }  # fmt: skip
         self.host.network.uplink = lambda target, frames: self._send("frames", (target, frames))
         self._migrations = MigrationPort(self.host, self._send)
@@ -194,6 +195,12 @@ class HostEntity:
 
     def _destroy(self, message: Message) -> None:
         self.host.destroy(message.payload)
+
+    def _update_firmware(self, message: Message) -> None:
+        self.host.firmware.update(message.payload, commit=False)
+
+    def _commit_firmware(self, _: Message) -> None:
+        self.host.firmware.commit()
 
     def _frames(self, message: Message) -> None:
         self.host.network.arrive(*message.payload)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
 from node.guest import GuestState
 from node.host import Host
 from psp.commands import command_name
+from psp.elliptic import PrivateKey
+from psp.installed_firmware import Version
 
 Rows = dict[str, list[dict[str, object]]]
 
 
 def host_rows(host: Host, events: int, end_ns: int) -> Rows:
-    """Rows for the tables ``hosts``, ``certificates``, ``psp`` and ``digests``."""
+    """Rows for the tables ``hosts``, ``certificates``, ``psp``, ``firmware`` and ``digests``."""
     product, spec = host.spec.product, host.spec
     name = spec.name
     books, queue = host.hypervisor.figures(), host.tasks.psp_queue
@@ -65,6 +71,7 @@ def host_rows(host: Host, events: int, end_ns: int) -> Rows:
             }
             for command in sorted(queue.counts)
         ],
+        "firmware": _firmware_rows(host),
         "digests": [
             {
                 "entity": bucket.entity,
@@ -76,6 +83,37 @@ def host_rows(host: Host, events: int, end_ns: int) -> Rows:
             for bucket in host.log.close()
         ],
     }
+
+
+def _firmware_rows(host: Host) -> list[dict[str, object]]:
+    chip = host.board.psp.legacy.keys.chip
+    return [
+        {
+            "host": host.spec.name,
+            "number": number,
+            "action": one.action.value,
+            "asked_ns": one.asked_ns,
+            "ended_ns": one.ended_ns,
+            "result": one.result,
+            "version": _dotted(one.current.version),
+            "committed_version": _dotted(one.committed.version),
+            "current_tcb": f"{one.current.tcb:016x}",
+            "committed_tcb": f"{one.committed.tcb:016x}",
+            "reported_tcb": f"{one.reported_tcb:016x}",
+            "vcek": "" if chip.line.tcb is None else _fingerprint(chip.vcek_key(one.reported_tcb)),
+            "guests": one.guests,
+        }
+        for number, one in enumerate(host.firmware.entries, 1)
+    ]
+
+
+def _dotted(version: Version) -> str:
+    return ".".join(map(str, version))
+
+
+def _fingerprint(key: PrivateKey) -> str:
+    point = key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    return hashlib.sha256(point).hexdigest()[:16]
 
 
 _LIMITS = (

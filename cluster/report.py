@@ -50,7 +50,7 @@ def print_summary(results: Results, console: Console | None = None) -> None:
         out.print(f"[bold]Partial results:[/] {results.partial}\n")
     for table in (
         _slowdowns(results), _workloads(results), _disks(results), _networks(results), _waits(results),
-        _moves(results), _drains(results),
+        _moves(results), _drains(results), _firmware(results),
         _resources(results), _refusals(results),
     ):  # fmt: skip
         if table.row_count:
@@ -269,6 +269,17 @@ def _drains(results: Results) -> Table:
     for row in _rows(results, "drains"):
         took = DURATION.about(row["ended_ns"] - row["asked_ns"]) if row["ended_ns"] is not None else "-"
         table.add_row(row["host"], took, row["result"])
+    return table
+
+
+def _firmware(results: Results) -> Table:
+    """What was asked of security processors, and what came of it."""
+    table = _table("Firmware", "host", "at", "order", "result", "runs", "committed", "reported TCB", "VCEK", "guests")
+    for row in _rows(results, "firmware"):
+        table.add_row(
+            row["host"], DURATION.about(row["ended_ns"]), row["action"], row["result"], row["version"],
+            row["committed_version"], row["reported_tcb"], row["vcek"] or "-", f"{row['guests']:,}",
+        )  # fmt: skip
     return table
 
 

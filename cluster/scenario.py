@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field, Strict, ValidationError, WithJsonSc
 
 from cluster.errors import UserError
 from cluster.scenario_fields import LARGEST_COUNT, Count, Name, PathText, ScenarioPart, refuse
+from cluster.scenario_firmware import FirmwareUpdatePlan, VersionText, version_of
 from cluster.scenario_kernel import KernelTable
 from cluster.scenario_keys import KeyServiceSettings
 from cluster.scenario_migration import DrainPlan, FabricSettings, MigrationPlan, MigrationSettings
@@ -129,6 +130,8 @@ class HostGroup(ScenarioPart):
     """How each host encrypts memory of its own: not; by the C-bit, as SME machines need it; or all of it."""
     ciphertext_hiding: Annotated[int, Strict(), Field(ge=1)] | None = None
     """Hide the ciphertext of SEV-SNP guests from the host: the last ASID for them, the rest is left to SEV-ES."""
+    firmware: VersionText | None = None
+    """Version of the security processor's firmware that each host is switched on with. Default: the product's."""
 
 
 class VmGroup(ScenarioPart):
@@ -223,7 +226,10 @@ class HostInstance:
     @property
     def platform(self) -> Platform:
         """How the host is set up."""
-        return Platform(HostMode(self.group.mode), max_snp_asid=self.group.ciphertext_hiding or 0)
+        version = None if self.group.firmware is None else version_of(self.group.firmware)
+        return Platform(
+            HostMode(self.group.mode), max_snp_asid=self.group.ciphertext_hiding or 0, firmware_api=version
+        )
 
     @property
     def generations(self) -> frozenset[Generation]:
@@ -276,6 +282,7 @@ class Scenario(ScenarioPart):
     """From which hosts fetch certificates for guests that attest. Default: there is none."""
     migrations: tuple[MigrationPlan, ...] = ()
     drains: tuple[DrainPlan, ...] = ()
+    firmware_updates: tuple[FirmwareUpdatePlan, ...] = ()
     costs: Annotated[
         dict[str, Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]],
         BeforeValidator(_flat),

@@ -26,6 +26,7 @@ from node.asid_pool import ASID_KINDS
 from node.cost_table import CostOverrideError, load_cost_table
 from node.disk_file import DiskFile, DiskFileError
 from node.firmware_image import read_firmware_image
+from node.firmware_levels import LEVELS
 from node.generation import Generation
 from node.guest_memory_map import SMALLEST_GUEST_BYTES, SMALLEST_SLICE_BYTES, GuestMemoryMap
 from node.operations import BLOCK_BYTES
@@ -72,6 +73,7 @@ def check(scenario: Scenario) -> None:
     _check_relying_parties(scenario)
     _check_asids(scenario)
     _check_migrations(scenario)
+    _check_updates(scenario)
     if scenario.trace is not None:
         _check_trace(scenario, scenario.trace)
     try:
@@ -113,6 +115,27 @@ def _check_hosts(scenario: Scenario) -> None:
                 str(group.min_sev_asid),
             )
         _check_hiding(index, group, product)
+        if group.firmware is not None:
+            _check_level(_place("hosts", index, "firmware", group.name), group.firmware, product)
+
+
+def _check_level(place: str, version: str, product: Product) -> None:
+    known = {".".join(map(str, one.version)): one for one in LEVELS[product.name]}
+    if version not in known:
+        raise _wrong(place, f"a version that {product.name} was seen with ({', '.join(known)})", shown(version))
+
+
+def _check_updates(scenario: Scenario) -> None:
+    members = {group.name: PRODUCTS[group.product] for group in scenario.hosts}
+    members |= {host.name: host.product for host in scenario.host_instances}
+    for index, plan in enumerate(scenario.firmware_updates):
+        place = f"firmware_updates[{index}]"
+        if plan.host not in members:
+            raise _wrong(f"{place}.host", "a host or a group of hosts of this scenario", shown(plan.host))
+        _check_level(f"{place}.to", plan.to, members[plan.host])
+        _check_moment(f"{place}.at", plan.at, scenario)
+        if plan.commit_after is not None:
+            _check_moment(f"{place}.commit_after", plan.at + plan.commit_after, scenario)
 
 
 def _check_hiding(index: int, group: HostGroup, product: Product) -> None:

@@ -153,6 +153,7 @@ _VMS = TableSchema(
         ("state", _T, "", "at the end: launching, running, ended, refused or failed"),
         ("reason", _T, "", "why it was refused or failed", "optional"),
         ("launch_digest", _T, "hex", "launch measurement", "optional"),
+        ("launch_tcb", _T, "hex", "TCB version that firmware keeps of its launch; SEV_SNP only", "optional"),
         ("launch_ns", _I, "ns", "from order to running", "optional"),
         ("psp_wait_ns", _I, "ns", "time its commands waited for the security processor"),
         ("psp_service_ns", _I, "ns", "time the security processor worked for it"),
@@ -360,6 +361,26 @@ _DRAINS = TableSchema(
     ),
 )
 
+_FIRMWARE = TableSchema(
+    "firmware",
+    "One row per order to a host's security processor: other firmware, or to commit what runs.",
+    _columns(
+        ("host", _T, "", "name of the host", "key"),
+        ("number", _I, "1", "the order's number on the host, from 1 on, as they ended", "key"),
+        ("action", _T, "", "update or commit"),
+        ("asked_ns", _I, "ns", "when the host was asked"),
+        ("ended_ns", _I, "ns", "when it was over"),
+        ("result", _T, "", "the firmware's status, or why it was not asked"),
+        ("version", _T, "", "version of the firmware that runs then"),
+        ("committed_version", _T, "", "version below which it never runs again"),
+        ("current_tcb", _T, "hex", "TCB version of what runs then"),
+        ("committed_tcb", _T, "hex", "TCB version below which it never runs again"),
+        ("reported_tcb", _T, "hex", "TCB version that reports say, and that their signing key follows from"),
+        ("vcek", _T, "hex", "first 8 bytes of the SHA-256 of that key's public point; empty without SEV-SNP"),
+        ("guests", _I, "1", "SEV-SNP guests that were there"),
+    ),
+)
+
 _DIGESTS = TableSchema(
     "digests",
     "One row per entity and bucket of virtual time: the chained digest of what it did until the bucket's end.",
@@ -394,7 +415,7 @@ TABLES: Mapping[str, TableSchema] = {
     schema.name: schema
     for schema in (
         _VMS, _VM_TIME, _PHASES, _DISKS, _SVSMS, _NETWORKS, _TRAFFIC, _HOSTS, _PSP, _PAIRS, _PAIR_PARTS, _MIGRATIONS,
-        _DRAINS, _CERTIFICATES, _DIGESTS,
+        _DRAINS, _FIRMWARE, _CERTIFICATES, _DIGESTS,
     )
 }
 

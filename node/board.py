@@ -366,7 +366,8 @@ class Board:
         vm, vcpu = vmcb.vm, vmcb.vcpu
         code = self.vmrun_checks.code(vmcb)
         if not code and thread is not None:
-            return 0 if self.switch_to(vmcb, thread) else int(ExitCode.INVALID)
+            refused = self.vmrun_checks.on_thread(vmcb, thread)
+            return refused or (0 if self.switch_to(vmcb, thread) else int(ExitCode.INVALID))
         if code or not self.take_vmpl(vmcb):
             return int(code or ExitCode.INVALID)
         self.controls.forget(vm, vcpu)
@@ -422,12 +423,10 @@ class Board:
         self.running.preempt((vm, vcpu))
 
     def switch_to(self, vmcb: Vmcb, core: int) -> bool:
-        """What VMRUN does once its checks are passed; False if the core refuses, or the save area holds no VMPL.
+        """What VMRUN does once its checks are passed; False if the save area holds no VMPL.
 
         The save area is in use until the vCPU exits (``node.running_vcpus``).
         """
-        if vmcb.encrypted and not self.bus.may_run_on(vmcb.asid, core):
-            return False
         self.controls.forget(vmcb.vm, vmcb.vcpu)
         if not self.take_vmpl(vmcb):
             return False

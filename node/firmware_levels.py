@@ -62,6 +62,14 @@ LEVELS: Mapping[str, tuple[KnownLevel, ...]] = {
 """By product, from the oldest to the newest."""
 
 
+def known_level(product: str, version: Version) -> KnownLevel:
+    """The row of a version. KeyError for a product or a version that is not in the table."""
+    for one in LEVELS[product]:
+        if one.version == version:
+            return one
+    raise KeyError(version)
+
+
 def firmware_level(product: str, line: ProductLine, version: Version, tcb: int | None = None) -> FirmwareLevel:
     """A product's level of a version, with a TCB version if that is given.
 

@@ -99,6 +99,8 @@ class Guest:
     reset_rips: tuple[int, ...] = ()
     """Where each vCPU comes out of reset."""
     launch_digest: str = ""
+    launch_tcb: int | None = None
+    """The TCB version that its firmware context keeps of its launch; None without one."""
     running_ns: int = -1
     ended_ns: int = -1
     psp_wait_ns: int = 0

@@ -23,6 +23,7 @@ from node.disk_file import DiskFileError, disk_file
 from node.event_log import EventLog
 from node.exit_registers import store_at_exit
 from node.firmware_image import FirmwareImage
+from node.firmware_operator import FirmwareOperator
 from node.generation import Generation
 from node.guest import GONE, Guest, GuestSpec, GuestState
 from node.host_events import HostEvent
@@ -122,6 +123,7 @@ class Host:
         self.departures = Departures(self)
         self.arrivals = Arrivals(self)
         self.network = HostNetwork(self, costs)
+        self.firmware = FirmwareOperator(self)
         self.certificates: CertificateStore | None = None
         self.vcpus.sent = self.network.flush
         self.vcpus.served = self.tasks.served
@@ -259,6 +261,10 @@ class Host:
             raise LaunchRefused(str(error)) from None
         return (yield from task)
 
+    def note_firmware(self, text: str) -> None:
+        """Record what came of an order to the security processor's operator."""
+        self._chain.record_octets(self.now_ns, HostEvent.FIRMWARE, text.encode())
+
     # The two ends of a launch.
 
     def _refuse(self, guest: Guest, refusal: LaunchRefused) -> None:
@@ -272,7 +278,7 @@ class Host:
         assert isinstance(entered, Entered)
         guest.state = GuestState.RUNNING
         guest.running_ns = self.now_ns
-        guest.launch_digest = self._launch_digest(entered)
+        self._note_launch(guest, entered)
         self.put_up(guest, entered, None)
         digest = bytes.fromhex(guest.launch_digest)
         self._chain.record_octets(self.now_ns, HostEvent.ENTERED, digest, guest.spec.name)
@@ -328,12 +334,13 @@ class Host:
         if guest is not None and 0 <= vcpu < len(guest.vcpus):
             store_at_exit(self.board, guest.vcpus[vcpu])
 
-    def _launch_digest(self, entered: Entered) -> str:
-        """The launch digest as hexadecimal: the laboratory's own view, no host command returns it."""
+    def _note_launch(self, guest: Guest, entered: Entered) -> None:
+        """What the firmware keeps of a launch: the laboratory's own view, no host command returns it."""
+        if not entered.gctx and not entered.handle:
+            return
         psp = self.board.psp
-        if entered.gctx:
-            try:
-                return psp.launch_record(entered.gctx).digest.hex()
-            except PspError:
-                return ""  # somebody has damaged the context
-        return psp.legacy_launch_record(entered.handle).digest.hex() if entered.handle else ""
+        try:
+            launched = psp.launch_record(entered.gctx) if entered.gctx else psp.legacy_launch_record(entered.handle)
+        except PspError:
+            return  # somebody has damaged the context
+        guest.launch_digest, guest.launch_tcb = launched.digest.hex(), launched.tcb

@@ -22,6 +22,7 @@ class HostEvent(IntEnum):
     ARRIVED = 10
     SENT = 11
     RECEIVED = 12
+    FIRMWARE = 13
     PSP_COMMAND = 100
     PHASE_CUT = 101
     EXITS = 102
@@ -66,6 +67,7 @@ EVENT_KINDS: Mapping[HostEvent, EventKind] = {
     HostEvent.ARRIVED: EventKind("arrived", octets=Octets.VM),
     HostEvent.SENT: EventKind("sent", "frames", "bytes"),
     HostEvent.RECEIVED: EventKind("received", "frames", "bytes"),
+    HostEvent.FIRMWARE: EventKind("firmware", text="what came of it", octets=Octets.TEXT),
     HostEvent.PHASE_CUT: EventKind("phase cut", "", "instructions", "demand", takes_time=True),
     HostEvent.EXITS: EventKind("exits", "batches of the hypervisor", takes_time=True),
     HostEvent.PSP_COMMAND: EventKind("psp command", "", "waited_ns", "command", takes_time=True),

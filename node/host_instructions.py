@@ -193,7 +193,8 @@ class HostInstructions:
         if vmcb is None or not 0 <= one.core < self._board.product.threads:
             return VMEXIT_INVALID
         self._board.running.vacate(one.core)
-        code = self._board.vmrun_checks.code(vmcb)
+        checks = self._board.vmrun_checks
+        code = checks.code(vmcb) or checks.on_thread(vmcb, one.core)
         if code:
             return int(code)
         return 0 if self._board.switch_to(vmcb, one.core) else VMEXIT_INVALID

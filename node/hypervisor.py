@@ -16,6 +16,7 @@ from node.core_msrs import Msr
 from node.cpuid_page import cpuid_page
 from node.device_access import device_access
 from node.expected_answers import expect_done, expect_success, octets
+from node.firmware_driver import LEGACY, commit_firmware, update_firmware
 from node.firmware_image import FirmwareImage
 from node.frame_allocator import FrameAllocator, OutOfMemory, joined
 from node.generation import Generation
@@ -98,6 +99,8 @@ class Hypervisor:
         self.frames = FrameAllocator([(first, self._trusted_region - first)])
         self.rmp_bytes = reserved
         self._command_page = self._frame()
+        self.updating = False
+        """Whether firmware is just being replaced: no SEV guest can come then."""
         self._vms: dict[str, LaunchedVm] = {}
         self._ghcb = GhcbServer(product, vcpu_model(VCPU_MODEL), self.page_state_change, self._small)
 
@@ -107,17 +110,7 @@ class Hypervisor:
 
     def figures(self) -> HypervisorFigures:
         """The books as they stand."""
-        asids = self.asids
-        return HypervisorFigures(
-            memory_bytes=self.frames.used_bytes,
-            memory_peak_bytes=self.frames.peak_bytes,
-            rmp_bytes=self.rmp_bytes,
-            asids_in_use=asids.in_use(Generation.SEV) + asids.in_use(Generation.SEV_SNP),
-            asids_sev=asids.capacity(Generation.SEV),
-            asids_sev_peak=asids.peak(Generation.SEV),
-            asids_es_snp=asids.capacity(Generation.SEV_SNP),
-            asids_es_snp_peak=asids.peak(Generation.SEV_SNP),
-        )
+        return HypervisorFigures.of(self.frames, self.rmp_bytes, self.asids)
 
     def bring_up(self) -> Task:
         """Bring the host up: IOMMU, cores, and firmware, SNP first where the product has it, then legacy."""
@@ -153,6 +146,8 @@ class Hypervisor:
             raise LaunchRefused(f"generation: {self.product.name} has no {generation.name}")
         if generation not in _LAUNCHES:
             raise LaunchRefused(f"generation: {generation.name} is not modelled")
+        if self.updating and generation in LEGACY:
+            raise LaunchRefused("firmware of the security processor is being replaced")
         return _LAUNCHES[generation]
 
     def destroy(self, vm: str) -> Task:
@@ -169,6 +164,8 @@ class Hypervisor:
         yield ()
 
     mmio = staticmethod(device_access)
+    update_firmware = update_firmware
+    commit_firmware = commit_firmware
 
     def page_state_change(self, vm: str, change: op.PageStateChange) -> Reply:
         """Answer a guest's page state change: reassign the pages in the RMP. Returns 0, or 1 if refused."""

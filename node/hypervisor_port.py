@@ -11,7 +11,10 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from node.asid_pool import AsidPool
 from node.firmware_image import FirmwareImage
+from node.frame_allocator import FrameAllocator
+from node.generation import Generation
 from node.machine_spec import MachineSpec
 from node.operations import Answer, CpuidResult, HypervisorOperation, PageStateChange
 from node.product import Product
@@ -55,6 +58,20 @@ class HypervisorFigures:
     asids_es_snp: int
     asids_es_snp_peak: int
 
+    @classmethod
+    def of(cls, frames: FrameAllocator, rmp_bytes: int, asids: AsidPool) -> HypervisorFigures:
+        """The figures of two pools, and of the RMP."""
+        return cls(
+            memory_bytes=frames.used_bytes,
+            memory_peak_bytes=frames.peak_bytes,
+            rmp_bytes=rmp_bytes,
+            asids_in_use=asids.in_use(Generation.SEV) + asids.in_use(Generation.SEV_SNP),
+            asids_sev=asids.capacity(Generation.SEV),
+            asids_sev_peak=asids.peak(Generation.SEV),
+            asids_es_snp=asids.capacity(Generation.SEV_SNP),
+            asids_es_snp_peak=asids.peak(Generation.SEV_SNP),
+        )
+
 
 class HypervisorPort(Protocol):
     """One host's hypervisor. Every generator yields batches and receives answers."""
@@ -82,6 +99,12 @@ class HypervisorPort(Protocol):
 
     def mmio(self, vm: str, vcpu: int, gpa: int, length: int, value: int | None) -> Reply:
         """Answer a load, or with ``value`` a store, to a device by a guest whose registers are not encrypted."""
+
+    def update_firmware(self, image: bytes, commit: bool) -> Reply:
+        """Bring other firmware to the security processor; its status, or a negative number if it was not asked."""
+
+    def commit_firmware(self) -> Reply:
+        """Commit what runs; the status."""
 
     def export(self, vm: str, started: tuple[bool, ...], reset_rips: tuple[int, ...]) -> ExportTask:
         """Read a stopped VM whole."""

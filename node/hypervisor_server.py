@@ -55,6 +55,8 @@ TASKS: Mapping[str, TaskForm] = {
     "vmgexit": TaskForm(form_of(tuple[str, int, int]), form_of(int)),
     "cpuid": TaskForm(form_of(tuple[str, int, int]), form_of(CpuidResult)),
     "mmio": TaskForm(form_of(tuple[str, int, int, int, int | None]), form_of(int)),
+    "update_firmware": TaskForm(form_of(tuple[bytes, bool]), form_of(int)),
+    "commit_firmware": TaskForm(form_of(tuple[()]), form_of(int)),
     "export": TaskForm(form_of(tuple[str, tuple[bool, ...], tuple[int, ...]]), form_of(VmState)),
     "receive": TaskForm(form_of(tuple[MachineSpec]), form_of(None)),
     "fill": TaskForm(form_of(tuple[MachineSpec, VmState]), form_of(tuple[Entered, bytes])),

@@ -46,11 +46,14 @@ class HypervisorTasks:
     def run(
         self,
         task: HypervisorTask,
-        guest: Guest,
+        guest: Guest | None,
         done: Callable[[object], None],
         refused: Callable[[LaunchRefused], None] | None = None,
     ) -> None:
-        """Run a task from now on; ``done`` gets its result. Without ``refused`` it must not be refused."""
+        """Run a task from now on; ``done`` gets its result. Without ``refused`` it must not be refused.
+
+        ``guest`` is whom it is for, None for the host itself.
+        """
         self._step(task, None, guest, done, refused)
 
     def promise(self, guest: Guest, from_ns: int) -> None:
@@ -78,7 +81,7 @@ class HypervisorTasks:
         self,
         task: HypervisorTask,
         answers: tuple[op.Answer, ...] | None,
-        guest: Guest,
+        guest: Guest | None,
         done: Callable[[object], None],
         refused: Callable[[LaunchRefused], None] | None,
     ) -> None:
@@ -105,8 +108,8 @@ class HypervisorTasks:
 
         self._clock.wake(end_ns - now_ns, take_effect)
 
-    def served(self, batch: tuple[op.HypervisorOperation, ...], ready_ns: int, guest: Guest) -> int:
-        """When a batch that is ready for the mailbox is through with it; ``guest`` is whom it is for."""
+    def served(self, batch: tuple[op.HypervisorOperation, ...], ready_ns: int, guest: Guest | None) -> int:
+        """When a batch that is ready for the mailbox is through with it; ``guest`` is whom it is for, if anybody."""
         if op.PspCommand not in map(type, batch):
             return ready_ns
         commands = [one for one in batch if isinstance(one, op.PspCommand)]
@@ -114,7 +117,9 @@ class HypervisorTasks:
         end_ns, waited_ns = self.psp_queue.serve(ready_ns, served)
         service_ns = sum([ns for _, ns in served])
         if self._chain.keeps:
-            self._note(served, end_ns - service_ns, waited_ns, guest.spec.name)
+            self._note(served, end_ns - service_ns, waited_ns, "" if guest is None else guest.spec.name)
+        if guest is None:
+            return end_ns
         guest.psp_wait_ns += waited_ns
         guest.psp_service_ns += service_ns
         if guest.spec.name in self.promises:

@@ -84,6 +84,14 @@ class RemoteHypervisor:
         """Answer a load, or with ``value`` a store, to a device by a guest whose registers are not encrypted."""
         return self._task("mmio", vm, vcpu, gpa, length, value)
 
+    def update_firmware(self, image: bytes, commit: bool) -> Reply:
+        """Bring other firmware to the security processor; its status, or a negative number if it was not asked."""
+        return self._task("update_firmware", image, commit)
+
+    def commit_firmware(self) -> Reply:
+        """Commit what runs; the status."""
+        return self._task("commit_firmware")
+
     def export(self, vm: str, started: tuple[bool, ...], reset_rips: tuple[int, ...]) -> ExportTask:
         """Read a stopped VM whole."""
         return self._task("export", vm, started, reset_rips)

@@ -52,6 +52,10 @@ class RunningVcpus:
         """Where ``VmRun`` put a vCPU that still runs there."""
         return next((thread for thread, one in self._threads.items() if one == who), None)
 
+    def runs_on(self, thread: int) -> bool:
+        """Whether a vCPU runs where ``VmRun`` put it, on this thread."""
+        return thread in self._threads
+
     def vacate(self, thread: int) -> None:
         """A thread is about to execute VMRUN: what ran there by ``VmRun`` has exited."""
         who = self._threads.pop(thread, None)

@@ -38,6 +38,12 @@ DOUBTS: Mapping[str, SevFeature] = {
 """Bits that public sources give to "some" of these lines. A test that needs another answer may set it so."""
 
 
+WITHOUT_EFFECT = (
+    _F.REFLECT_VC | _F.PREVENT_HOST_IBS | _F.VMPL_SSS | _F.VMGEXIT_PARAMETER | _F.IBS_VIRTUALIZATION
+)  # fmt: skip
+"""What parts have and nothing here acts by: VMRUN takes a save area with it, but no launch asks for it in vain."""
+
+
 def features_of(product: str) -> SevFeature:
     """What a line has."""
     return SEV_FEATURES.get(product, SevFeature(0))
@@ -45,7 +51,9 @@ def features_of(product: str) -> SevFeature:
 
 def launch_features(product: str, wanted: int) -> int:
     """SEV_FEATURES of a guest that asks for some. Raises LaunchRefused for one that the line lacks."""
-    missing = SevFeature(wanted & ~features_of(product))
+    missing, idle = SevFeature(wanted & ~features_of(product)), SevFeature(wanted & WITHOUT_EFFECT)
     if missing:
         raise LaunchRefused(f"sev_features: {product} has no {missing.name or hex(missing)}")
+    if idle:
+        raise LaunchRefused(f"sev_features: {idle.name or hex(idle)} is not modelled")
     return int(SevFeature.SNP_ACTIVE) | wanted

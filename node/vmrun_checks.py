@@ -14,6 +14,7 @@ from node.rmp_checks import VmsaInUse
 from node.rmp_faults import RmpFault
 from node.tlb import TlbControl
 from node.vmexit import ExitCode
+from node.vmsa import SevFeature
 from psp.asid_ranges import AsidRanges
 from psp.system_bus import PAGE_BYTES
 
@@ -70,6 +71,21 @@ class VmrunChecks:
         if not board.registers_fit(vmcb):
             return board.platform.save_area_refused
         return 0 if board.events.accepts(vmcb) else ExitCode.INVALID
+
+    def on_thread(self, vmcb: Vmcb, thread: int) -> int:
+        """The same where the hardware thread is known: 0, or the exit code where its core refuses the guest there.
+
+        A guest with SMT protection wants the core's other threads idle: whatever VMRUN put there must be out.
+        """
+        board = self._board
+        if vmcb.encrypted and not board.bus.may_run_on(vmcb.asid, thread):
+            return ExitCode.INVALID
+        per_core = board.product.threads_per_core
+        first = thread // per_core * per_core
+        siblings = [one for one in range(first, first + per_core) if one != thread]
+        if any(map(board.running.runs_on, siblings)) and board.events.features(vmcb) & SevFeature.SMT_PROTECTION:
+            return ExitCode.IDLE_REQUIRED
+        return 0
 
     def passed(self, vmcb: Vmcb) -> bool:
         """Whether VMRUN accepts a block; False is VMEXIT_INVALID.

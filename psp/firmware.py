@@ -42,6 +42,8 @@ class LaunchRecord:
     policy: int
     asid: int
     state: int
+    tcb: int | None = None
+    """LAUNCH_TCB; None of a guest that has none."""
 
 
 class SecurityProcessor:
@@ -106,7 +108,7 @@ class SecurityProcessor:
     def launch_record(self, gctx_spa: int) -> LaunchRecord:
         """An SNP guest by its context page. Raises PspError(INVALID_GUEST) if there is none."""
         context = self.snp.guests.pages.read(gctx_spa)
-        return LaunchRecord(context.digest, context.policy, context.asid, context.state)
+        return LaunchRecord(context.digest, context.policy, context.asid, context.state, context.launch_tcb)
 
     def legacy_launch_record(self, handle: int) -> LaunchRecord:
         """A SEV guest by its handle; KeyError if there is none."""

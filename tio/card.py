@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 from tio.device_identity import CardKind, DeviceIdentity, Firmware, device_identity, measured
 from tio.device_security_module import DeviceSecurityModule
+from tio.doe import DataObject, ObjectType, parse_data_object
 from tio.ide import IdePort, IdeStream, KeyResponder, PortRegisters, StreamSettings
-from tio.pci import Command, ConfigurationSpace, Device, Identity, MsixPlace, PciFunction, Region, Register
-from tio.spdm import Binding, Personality, Responder, ResponderSettings
+from tio.pci import Command, ConfigurationSpace, Device, DoeMailbox, Identity, MsixPlace, PciFunction, Region, Register
+from tio.spdm import PCI_DOE, Binding, Personality, Responder, ResponderSettings
 from tio.spdm.connection_messages import PCI_SIG_STANDARD, PCI_SIG_VENDOR, VendorDefinedRequest
 from tio.spdm.key_agreement import Random
 from tio.tdisp import InterfaceId, RangeAttributes, Tampering, Tdi, TdispResponder
@@ -55,7 +56,8 @@ class Card:
         self.firmware = firmware or Firmware()
         bars = _BARS | ({_MEMORY_BAR: memory_bytes} if memory_bytes else {})
         msix = MsixPlace(_VECTORS, 4, 0, 0x1000)
-        self.space = ConfigurationSpace(_DEVICES[kind], bars, tee_io=True, msix=msix)
+        self.mailbox = DoeMailbox((ObjectType.CMA_SPDM, ObjectType.SECURED_CMA_SPDM), self._exchanged)
+        self.space = ConfigurationSpace(_DEVICES[kind], bars, tee_io=True, msix=msix, extended=(self.mailbox,))
         regions = [
             Region(0, 0, _REGISTER_BYTES),
             Region(4, 0, 0x1000, RangeAttributes.MSIX_TABLE),
@@ -74,6 +76,7 @@ class Card:
         self.dsm = DeviceSecurityModule(keys, tdis)
         self._random = random
         self._settings = settings or ResponderSettings()
+        self._behind_mailbox = self.responder(PCI_DOE)
         if programmed:
             self._program()
 
@@ -86,6 +89,11 @@ class Card:
             ended=self.dsm.end_session,
         )
         return Responder(personality, self._settings, binding, self._random)
+
+    def _exchanged(self, asked: DataObject) -> DataObject | None:
+        """The answer to a data object in the card's own mailbox."""
+        packet = PCI_DOE.unwrap(asked.pack())
+        return parse_data_object(PCI_DOE.wrap(self._behind_mailbox.answer(packet)))
 
     def _program(self) -> None:
         """Stand in a slot whose host has set it up: BARs one after another, memory and bus mastering on."""

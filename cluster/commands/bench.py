@@ -14,7 +14,8 @@ Measures sevfleet: memory (the cipher and the checks on its way), rmp (page
 states in bulk), sync (round trips between hosts), kernel (phases under
 contention), scale (two workers against one), migrations (ten thousand live
 migrations), recovery (two hundred killed workers; takes many minutes), psp
-(launches), attestation (reports against bare signatures). Without a name, all."""
+(launches), attestation (reports against bare signatures), tio (devices that
+prove themselves, a million mutated messages, IDE). Without a name, all."""
 EXAMPLE = "sevfleet bench memory --json"
 
 

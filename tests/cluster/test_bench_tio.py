@@ -5,17 +5,35 @@ from __future__ import annotations
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from cluster.bench import tio
+from cluster.bench import device_proofs, tio
+from cluster.errors import ToolError
 from tio.ide import Direction, SubStream
 from tio.ide.keys import SubStreamKey
+from tio.spdm import PCI_DOE, Packet, PeerUntrusted, Requester, RequesterSettings, TrustAnchors
 
 
 def test_its_ends_carry_what_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tio, "MOVED_BYTES", 1 << 16)
     monkeypatch.setattr(tio, "_ROUNDS", 1)
+    for name, value in (("PROOFS", 1), ("MUTATED", 1), ("_PER_PLACE", 4)):
+        monkeypatch.setattr(device_proofs, name, value)
     figures = list(tio.run())
-    assert [one.unit for one in figures] == ["byte/s", "byte/s", "ratio"]
+    units = ["s", "ratio", "messages", "messages/s", "byte/s", "byte/s", "ratio"]
+    assert [one.unit for one in figures] == units
     assert all(one.value > 0 for one in figures)
+
+
+def test_its_device_is_attested_and_one_with_another_root_is_not() -> None:
+    line = device_proofs.DeviceInProcess()
+    assert line.attest().exporter
+    line._requester = lambda: Requester(RequesterSettings(anchors=TrustAnchors((b"another",))), PCI_DOE, bytes)
+    with pytest.raises(PeerUntrusted):
+        line.attest()
+
+
+def test_an_answer_that_is_none_is_named() -> None:
+    with pytest.raises(ToolError, match="expected an answer"):
+        device_proofs._check(Packet(bytes(4)))
 
 
 def test_a_link_whose_ends_have_other_keys_moves_nothing() -> None:

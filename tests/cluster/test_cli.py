@@ -356,7 +356,9 @@ def test_init_starts_a_file_that_check_accepts_and_never_overwrites(
 def test_scenarios_lists_what_comes_with_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["scenarios"]) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:] if line[0] != " "]
-    assert names == ["demo", "attestation-storm", "attested", "clients", "drain", "launch-storm", "quiet"]
+    assert names == [
+        "demo", "attestation-storm", "attested", "clients", "drain", "firmware-update", "launch-storm", "quiet",
+    ]  # fmt: skip
 
 
 def test_version_names_what_results_depend_on(capsys: pytest.CaptureFixture[str]) -> None:

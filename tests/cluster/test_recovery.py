@@ -162,11 +162,12 @@ def is_agent(command: bytes) -> bool:
 def test_a_ray_that_dies_is_replaced_whole(layout: ActorLayout, is_victim: Callable[[bytes], bool]) -> None:
     def strike() -> None:
         node = ours(is_raylet)
-        deadline_s = time.monotonic() + 60
-        while not (victims := ours(is_victim)):  # The raylet has only just been asked to start it.
-            assert time.monotonic() < deadline_s, [command_of(pid)[:300] for pid, _ in ours(bool)]
+        # The raylet has only just been asked to start its agent; where that fails, which happens, both are gone.
+        while not (victims := ours(is_victim)) and ours(is_raylet):
             time.sleep(0.05)
-        kill(victims[0][0])
+        for victim, _ in victims:
+            with suppress(ProcessLookupError):
+                kill(victim)
         process_family.end_of(node, 60)  # It does not outlive its agent.
         layout._cluster._looked_s = 0.0
         assert set(layout.gauges()) == {toy.name for toy in toys(4)}, "what was known last"

@@ -16,6 +16,7 @@ from tio.pci.configuration_space import (
     MsixPlace,
     Register,
 )
+from tio.pci.doe_mailbox import DoeMailbox, MailboxControl, MailboxRegister, MailboxStatus
 from tio.pci.function import Device, PciFunction, Region
 from tio.pci.msix import MsixTable
 
@@ -24,8 +25,12 @@ __all__ = [
     "ConfigurationSpace",
     "Device",
     "DeviceControl",
+    "DoeMailbox",
     "ExtendedRegisters",
     "Identity",
+    "MailboxControl",
+    "MailboxRegister",
+    "MailboxStatus",
     "MsixControl",
     "MsixPlace",
     "MsixTable",

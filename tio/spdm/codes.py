@@ -51,6 +51,21 @@ class Request(IntEnum):
     RESPOND_IF_READY = 0xFF
 
 
+SKIPS_CHALLENGE = frozenset(
+    {
+        Request.GET_MEASUREMENTS,
+        Request.KEY_EXCHANGE,
+        Request.FINISH,
+        Request.PSK_EXCHANGE,
+        Request.PSK_FINISH,
+        Request.HEARTBEAT,
+        Request.KEY_UPDATE,
+        Request.END_SESSION,
+    }
+)
+"""Whoever asks one of these before a challenge voids the digests and certificates that it would cover (10.8)."""
+
+
 class Response(IntEnum):
     """Response codes: a request's without bit 7, but for ERROR."""
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
+
+from cryptography import x509
 
 from tio.spdm.algorithms import BaseAsym, BaseHash
 from tio.spdm.binding import Binding
@@ -18,10 +20,10 @@ from tio.spdm.key_agreement import Random
 from tio.spdm.key_schedule import KeySchedule
 from tio.spdm.measurement import summary_hash
 from tio.spdm.message_layout import Shape
-from tio.spdm.negotiation import Negotiated
+from tio.spdm.negotiation import Negotiated, Offer
 from tio.spdm.secured_message import RecordFormat
 from tio.spdm.session import Session
-from tio.spdm.signing import signed_message
+from tio.spdm.signing import fits, signed_message
 from tio.spdm.transcript import ConnectionTranscript, MeasurementLog
 
 NOTHING = Capability(0)
@@ -134,6 +136,13 @@ class Connection:
     def slots(self) -> Mapping[int, CertificateSlot]:
         """The slots that have certificates."""
         return self.personality.slots
+
+    @property
+    def offer(self) -> Offer:
+        """What the device has, of signatures those that the keys of all its slots make."""
+        keys = [x509.load_der_x509_certificate(one.certificates[-1]).public_key() for one in self.slots.values()]
+        offer = self.settings.offer
+        return replace(offer, asym=tuple([one for one in offer.asym if all(fits(key, one) for key in keys)]))
 
     def shape(self, **widths: int) -> Shape:
         """Widths of this connection, and those a message adds."""

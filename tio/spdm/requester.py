@@ -16,7 +16,7 @@ from tio.spdm.binding import Binding, Packet
 from tio.spdm.capabilities import Capabilities, Capability, GetCapabilities, psk_in_common
 from tio.spdm.certificate_chain import CertificateChain, TrustAnchors, leaf_key, parse_chain
 from tio.spdm.chunking import ChunkAssembly, ChunkedMessage
-from tio.spdm.codes import ErrorCode, KeyUpdateOperation, Request, Response, SummaryType, Version
+from tio.spdm.codes import SKIPS_CHALLENGE, ErrorCode, KeyUpdateOperation, Request, Response, SummaryType, Version
 from tio.spdm.connection_messages import (
     EARLY_ERROR,
     NOT_READY_BYTES,
@@ -96,6 +96,8 @@ _REQUESTER_CAPABILITIES = (
 )
 _MOST_PATIENCE = 16
 """How often in a row an answer may not be ready, or a responder busy."""
+_LONGEST_WAIT_EXPONENT = 22
+"""What a responder may make us wait at once: 2^22 us, 4 s."""
 _MUTUAL_AUTHENTICATION = 0x80
 _MOST_CHAIN_BYTES = 1 << 16
 
@@ -133,6 +135,7 @@ class Requester:
         self._algorithms: Negotiated | None = None
         self._transcript = ConnectionTranscript()
         self._log = MeasurementLog(self._transcript)
+        self._authenticated = False
         self._keys: dict[int, PublicKey] = {}
         self._next_session = 1
         self._handles = 0
@@ -149,6 +152,7 @@ class Requester:
         """GET_VERSION, GET_CAPABILITIES, NEGOTIATE_ALGORITHMS."""
         self._transcript = ConnectionTranscript()
         self._log = MeasurementLog(self._transcript)
+        self._authenticated = False
         self._keys.clear()
         self.chains.clear()
         self.version = Version.V1_0
@@ -226,6 +230,7 @@ class Requester:
         self._check_chain(slot, answer.chain_hash)
         digest = self._transcript.challenge(asked, signed)
         self._transcript.forget_identity()
+        self._authenticated = True
         self._check(slot, CHALLENGE_CONTEXT, digest, answer.signature)
         return answer.summary_hash
 
@@ -295,8 +300,8 @@ class Requester:
         )
         asked, answer = yield from self._ask(request, KeyExchangeResponse, shape)
         parse_selection(answer.opaque)
-        if answer.mutual or answer.slot & 0xF != slot:
-            raise PeerUntrusted(f"KEY_EXCHANGE_RSP: expected slot {slot} and no mutual authentication")
+        if answer.mutual:
+            raise PeerUntrusted("KEY_EXCHANGE_RSP: expected no mutual authentication")
         transcript = SessionTranscript(self._transcript, chosen.hash.value.digest(self._chain(slot).raw))
         tail = len(answer.signature) + len(answer.verify_data)
         self._check(slot, KEY_EXCHANGE_CONTEXT, transcript.add(asked, answer.wire[:-tail]), answer.signature)
@@ -306,7 +311,6 @@ class Requester:
         if not clear:
             self._check_proof(session.responder_proof(th1), answer.verify_data, "KEY_EXCHANGE_RSP")
             transcript.add(answer.verify_data)
-        self._transcript.forget_identity()
         yield from self._finish(session, clear=clear)
         return session
 
@@ -405,6 +409,8 @@ class Requester:
         """The request as it went out, and its answer."""
         if request.CODE != Request.GET_MEASUREMENTS:
             (self._log if session is None else session.log).clear()
+        if request.CODE in SKIPS_CHALLENGE and not self._authenticated:
+            self._transcript.forget_identity()
         asked = request.pack(self.version)
         raw = yield from self._raw(asked, session)
         return asked, self._parsed(raw, response, shape or self._shape(), session)
@@ -418,7 +424,9 @@ class Requester:
             code, data, extended = raw[2] if len(raw) > 2 else 0, raw[3] if len(raw) > 3 else 0, raw[HEADER_BYTES:]
             if code == ErrorCode.RESPONSE_NOT_READY and len(extended) >= NOT_READY_BYTES:
                 again = RespondIfReady(request_code=extended[1], token=extended[2]).pack(self.version)
-                delay_us = 1 << min(extended[0], 31)
+                if extended[0] > _LONGEST_WAIT_EXPONENT:
+                    raise PeerUntrusted(f"{Request(asked[1]).name}: expected an answer within seconds")
+                delay_us = 1 << extended[0]
                 raw = self._opened((yield self._sealed(again, session, delay_us)), session)
             elif code == ErrorCode.LARGE_RESPONSE and extended:
                 raw = yield from self._fetched(extended[0], session)

@@ -14,9 +14,10 @@ from tio.spdm import identity, sessions, set_up
 from tio.spdm.binding import Binding, Packet
 from tio.spdm.capabilities import ANY_PSK, Capability
 from tio.spdm.chunking import ChunkAssembly, ChunkedMessage
-from tio.spdm.codes import ErrorCode, Request, Version
+from tio.spdm.codes import SKIPS_CHALLENGE, ErrorCode, Request, Version
 from tio.spdm.connection import Connection, Deferred, Place, Stage
 from tio.spdm.connection_messages import (
+    EARLY_ERROR,
     ChunkGet,
     ChunkResponse,
     ChunkResponseFirst,
@@ -37,6 +38,7 @@ from tio.spdm.secured_message import Direction, session_id_of
 from tio.spdm.session import Phase, Session
 
 _RDT_EXPONENT, _RDT_MULTIPLIER = 10, 2
+_CHUNK_ACK_BYTES = 6
 _Handler = Callable[[Connection, bytes, Session | None], bytes]
 _NO_CAPABILITY = Capability(0)
 _OUTSIDE = frozenset({Place.OUTSIDE})
@@ -171,6 +173,8 @@ class Responder:
         self._check_place(row, Request(code), place, session)
         if code != Request.GET_MEASUREMENTS:
             (connection.log if session is None else session.log).clear()
+        if code in SKIPS_CHALLENGE and not connection.authenticated:
+            connection.transcript.forget_identity()
         if code == Request.GET_VERSION:
             GetVersion.parse(data, padding=connection.padding)
             self.close()
@@ -245,7 +249,12 @@ class Responder:
                 assembly.add(chunk)
         except MalformedMessage:
             connection.incoming.pop(key, None)
-            raise
+            if len(data) < _CHUNK_ACK_BYTES:
+                raise
+            # What is wrong is said at once, in the acknowledgement, and not after the last part.
+            number = int.from_bytes(data[4:6], "little")
+            early = ChunkSendAck(attributes=EARLY_ERROR, handle=data[3], sequence=number).pack(connection.version)
+            return early + pack_error(connection.version, ErrorCode.INVALID_REQUEST)
         message, answer = assembly.message, b""
         if message is not None:
             del connection.incoming[key]

@@ -38,6 +38,7 @@ class KeyExchangeResponse(Message):
     session_id: int = number(2, before=1)
     mutual: int = number(1)
     slot: int = number(1)
+    """Of the requester's certificates; 0 without mutual authentication."""
     random: bytes = octets(RANDOM_BYTES)
     exchange_data: bytes = octets("exchange_bytes")
     summary_hash: bytes = octets("summary_bytes")

@@ -55,7 +55,6 @@ def key_exchange(connection: Connection, data: bytes, _: Session | None) -> byte
     answer = KeyExchangeResponse(
         heartbeat_s=session.heartbeat_s,
         session_id=number,
-        slot=slot,
         random=connection.random(RANDOM_BYTES),
         exchange_data=key.public,
         summary_hash=summary,
@@ -65,7 +64,6 @@ def key_exchange(connection: Connection, data: bytes, _: Session | None) -> byte
     th1 = transcript.add(signature)
     session.begin(shared, th1)
     connection.sessions[session.session_id] = session
-    connection.transcript.forget_identity()
     if connection.in_the_clear:
         connection.clear_handshake = session.session_id
         return answer + signature
@@ -130,7 +128,6 @@ def psk_exchange(connection: Connection, data: bytes, _: Session | None) -> byte
     if not with_context:
         session.establish(th2)
     connection.sessions[session.session_id] = session
-    connection.transcript.forget_identity()
     return answer + proof
 
 

@@ -56,7 +56,7 @@ def negotiate_algorithms(connection: Connection, data: bytes, _: Session | None)
     request = NegotiateAlgorithms.parse(data, padding=connection.padding)
     if request.length != len(request.wire) or request.length > LONGEST_NEGOTIATION_BYTES:
         raise Refused(ErrorCode.INVALID_REQUEST)
-    chosen = select(request, connection.settings.offer)
+    chosen = select(request, connection.offer)
     if chosen is None or not _suffices(connection, chosen):
         raise Refused(ErrorCode.INVALID_REQUEST)
     answer = response_of(request, chosen).pack(connection.version)
