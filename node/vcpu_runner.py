@@ -82,7 +82,7 @@ class VcpuRunner:
         guest = vcpu.guest
         code = self._board.enter(guest.spec.name, vcpu.index)
         if not code and not self._board.residents.at_home(self._board.vmcb(guest.spec.name, vcpu.index)):
-            code = ExitCode.INVALID  # Somebody else's code would run.
+            code = ExitCode.SHUTDOWN  # Behind another key its code is noise.
         if code:
             self._power_off(guest, code & 0xFF)
         elif vcpu.levels is not None:
@@ -338,7 +338,7 @@ class VcpuRunner:
         guest = vcpu.guest
         vmcb = self._board.vmcb(guest.spec.name, vcpu.index)
         if not (vmcb.consistent and self._board.residents.at_home(vmcb)):  # Taken, or behind another's key meanwhile.
-            self._power_off(guest, ExitCode.INVALID & 0xFF)
+            self._power_off(guest, (ExitCode.SHUTDOWN if vmcb.consistent else ExitCode.INVALID) & 0xFF)
             return
         if self._board.exit_work:
             self._board.exit_work = []  # Of exits that nobody waited for: somebody else's hands on the board.

@@ -23,7 +23,9 @@ from cluster.oracle.transcript import Entry, Transcript, octets_of
 from node.actor import Actor, Role
 from node.board import Board
 from node.firmware_image import laboratory_image
+from node.guest import Guest
 from node.host import Host
+from node.hypervisor_port import Entered
 from node.operations import PspCommand, Write
 from node.physical_port import PhysicalPort
 
@@ -224,9 +226,12 @@ def test_a_key_is_found_however_it_is_spelled(spell: Callable[[bytes], str | byt
 
 
 def test_a_key_in_a_table_is_found(look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    digest = Host._launch_digest
-    monkeypatch.setattr(
-        Host, "_launch_digest", lambda host, entered: digest(host, entered)[:64] + vmpcks(look.hunt)[0].hex()
-    )
+    note = Host._note_launch
+
+    def leak(host: Host, guest: Guest, entered: Entered) -> None:
+        note(host, guest, entered)
+        guest.launch_digest = guest.launch_digest[:64] + vmpcks(look.hunt)[0].hex()
+
+    monkeypatch.setattr(Host, "_note_launch", leak)
     out = run_fleet(tmp_path)
     assert "vms" in cells_with_keys(look.hunt, out)

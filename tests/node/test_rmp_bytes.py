@@ -124,6 +124,10 @@ def test_a_locked_entry_is_in_use(place: tuple[ReverseMapTable, Dram, int], leng
     poke(rmp, dram, base, 1 << 63 | 3 | 1 << 51)
     assert rmp.psmash(base) is RmpCode.FAIL_INUSE
     assert words_at(rmp, dram, base)[0] == 1 << 63 | 3 | 1 << 51
+    # A 4 KiB page under it is in use as well, before it overlaps.
+    assert rmp.rmpupdate(base + 3 * PAGE_BYTES, length, entry) is RmpCode.FAIL_INUSE
+    poke(rmp, dram, base, 3 | 1 << 51)
+    assert rmp.rmpupdate(base + 3 * PAGE_BYTES, length, entry) is RmpCode.FAIL_OVERLAP
 
 
 def test_the_count_is_what_keeps_2_mib_from_covering_a_guests_4_kib(place: tuple[ReverseMapTable, Dram, int]) -> None:

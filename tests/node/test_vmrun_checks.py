@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from rmp_laboratory import GUEST_SPA, TABLES_SPA, Laboratory, give, laboratory, page_of, save_area
 from sealed_areas import seal
@@ -34,6 +36,23 @@ RIGHT = {
 }
 """From the description of CPUID Fn8000_001F, ECX and EDX."""
 PROBES = (-1, 0, 1, 2, 99, 100, 508, 509, 510, 1 << 40)
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [{}, {"assigned": False}, {"validated": False}, {"vmsa": False}, {"asid": 2}, {"immutable": True}],
+    ids=str,
+)
+def test_a_save_area_s_entry_must_be_all_of_what_vmrun_asks(missing: dict[str, bool | int]) -> None:
+    """APM volume 2, 15.36.10: a page of the guest's own, validated, with VMSA set, that firmware does not hold."""
+    board = Board("board", PRODUCTS["Milan"], MEMORY_BYTES, 100, CounterRandom(1))
+    board.controller.install_key(1, bytes(16))
+    right = RmpEntry(assigned=True, validated=True, vmsa=True, asid=1)
+    board.bus.rmp_set(AREA, right)
+    board.bus.write_guest(AREA, bytes(PAGE_BYTES), 1)
+    board.bus.rmp_set(AREA, replace(right, **missing))  # type: ignore[arg-type]
+    answers = board.execute_host((op.VmcbWrite("vm", 0, 1, SNP.name, AREA), op.VmRun("vm", 0)))
+    assert answers == (None, VMEXIT_INVALID if missing else 0)
 
 
 @pytest.mark.parametrize("min_sev_asid", RIGHT)

@@ -1,5 +1,7 @@
 """A tenant that begins when a relying party has believed its guest, and a relying party that believes nobody else."""
 
+from dataclasses import replace
+
 import pytest
 
 from cluster.root_keys import product_root
@@ -195,6 +197,27 @@ def test_an_old_answer_is_worth_nothing(host_with_certificates):
         run(host, host.now_ns + SECOND // 10)
     assert work(party) == 1
     assert party.vcpus[0].registers.rbx == 1  # refused
+
+
+def test_pieces_of_another_exchange_do_not_count(host_with_certificates):
+    """The number that a piece carries is the hello's that it belongs to; any other gets no answer and no judgement."""
+    host = host_with_certificates()
+    party, _, seen = tapped(host, lambda frame: (frame,), 2)
+    shown = [parse(frame) for frame in seen if parse(frame).kind is Kind.PIECE]
+    own, theirs = mac_of("guest", 0), mac_of("party", 0)
+    host.network._deliver(theirs, (Message(theirs, own, 9, Kind.HELLO).pack(),), host.now_ns)
+    run(host, host.now_ns + SECOND)
+    judged = party.vcpus[0].registers.rcx
+    for number in (8, 10, 0):
+        for one in shown:
+            piece = Message(theirs, own, number, Kind.PIECE, one.data, one.offset, one.total)
+            host.network._deliver(theirs, (piece.pack(),), host.now_ns)
+            run(host, host.now_ns + SECOND // 10)
+    assert party.vcpus[0].registers.rcx == judged
+    for one in shown:
+        host.network._deliver(theirs, (replace(one, to=theirs, sender=own, number=9).pack(),), host.now_ns)
+        run(host, host.now_ns + SECOND // 10)
+    assert party.vcpus[0].registers.rcx == judged + 1, "those of its own do"
 
 
 def test_the_roots_named_are_those_of_laboratory_0():

@@ -32,7 +32,7 @@ def outcome(row: str, features: int, disabled: Protection | None = None) -> str:
 @pytest.mark.parametrize(
     ("features", "closed"),
     [(BTB, {"27"}), (IBPB, {"27"}), (PMC, {"29c"}), (MASKED, {"30"}), (BTB | PMC | MASKED, {"27", "29c", "30"}),
-     (SevFeature.PREVENT_HOST_IBS, set())],
+     (SevFeature.SECURE_TSC, set())],
 )  # fmt: skip
 def test_each_feature_closes_its_own_channel(features: int, closed: set[str]) -> None:
     # Nothing closes page faults and cache sets, and no feature the ciphertext of memory.
