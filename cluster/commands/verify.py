@@ -85,7 +85,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 _DIGESTS = (
     ("measurement", 48, "its launch digest, as sevfleet measure prints it"),
-    ("report-data", 64, "the 64 bytes that it put into the report"),
+    ("report-data", 64, "the up to 64 bytes that it put into the report; zeros follow"),
     ("nonce", 32, "the first 32 of them"),
     ("host-data", 32, "what the host added at launch"),
     ("family-id", 16, "of its ID block"),
@@ -258,14 +258,16 @@ def _add(
 
 
 def _octets(name: str, size: int) -> Callable[[str], bytes]:
+    up_to = name == "report-data"  # As attest takes it: zeros follow what is short.
+
     def read(text: str) -> bytes:
         try:
             found = bytes.fromhex(text)
         except ValueError:
             found = b""
-        if len(found) != size:
-            raise UserError(f'--{name}: expected {2 * size} hexadecimal digits, got "{text}"')
-        return found
+        if len(found) != size and not (up_to and 0 < len(found) < size):
+            raise UserError(f'--{name}: expected {"up to " * up_to}{2 * size} hexadecimal digits, got "{text}"')
+        return found.ljust(size, b"\0")
 
     return read
 

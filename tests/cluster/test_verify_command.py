@@ -122,7 +122,7 @@ def test_reports_of_emulated_guests_are_believed_and_changed_ones_are_not(capsys
     assert main(["attest", *asked, "--out", str(tmp_path)]) == 0
     measurement = capsys.readouterr().out.split()[-1]
     report = tmp_path / "report.bin"
-    expected = ("--measurement", measurement, "--report-data", "c0ffee".ljust(128, "0"), "--product", product, "--crl")
+    expected = ("--measurement", measurement, "--report-data", "c0ffee", "--product", product, "--crl")
     judged = ["verify", str(report), "--certs", str(tmp_path), "--at", "2026-06-01", *expected]
     assert main(judged) == 0
     assert "that is not AMD's" in capsys.readouterr().out
