@@ -57,5 +57,7 @@ def _area(record: LaunchedVm, asked: ApCreation) -> int:
 
 
 def _point(vm: str, record: LaunchedVm, vcpu: int, spa: int) -> Batch:
-    record.starts.holds.pop(vcpu, None)  # whoever waited there for a start does not any more
+    # Whoever waited there for a start does not any more, nor does a save area for an INIT.
+    record.starts.holds.pop(vcpu, None)
+    record.on_init.pop(vcpu, None)
     return op.VmcbWrite(vm, vcpu, record.asid, record.generation.name, spa), op.VmKick(vm, vcpu)

@@ -81,13 +81,15 @@ class ExitInstructions:
         if not 0 <= one.msr < 1 << 64:
             return op.Fault(op.FaultKind.GENERAL_PROTECTION, 0)
         value = self._run(exits.vmgexit(vmcb.vm, vmcb.vcpu, one.msr))
+        if type(value) is not int or not HELD_IN_RESET <= value < 1 << 64:
+            return undefined()  # No MSR holds that: as if nobody had answered.
         if value == HELD_IN_RESET:
             self._board.hold_in_reset(vmcb, one)
             raise HeldInReset
-        if isinstance(value, int) and value < 0:
+        if value < 0:
             self._board.terminated[vmcb.vm] = -1 - value
             return one.msr
-        if isinstance(value, int) and self._board.vmcb(vmcb.vm, vmcb.vcpu).save_area_spa != vmcb.save_area_spa:
+        if self._board.vmcb(vmcb.vm, vmcb.vcpu).save_area_spa != vmcb.save_area_spa:
             raise SwitchedAway(value)
         return value
 

@@ -338,6 +338,7 @@ class GhcbServer:
             pages = PageStateList.parse(data)
         except PageListRefused as found:
             return NaeReply(info2=found.status)
+        self._keeps_its_list(pages, asked.scratch)
         current, status = pages.current, 0
         for run in pages.runs():
             # PSMASH and UNSMASH are hints, which KVM ignores.
@@ -349,6 +350,14 @@ class GhcbServer:
             current = run.current
         yield from self._lay(record, exit_, asked.scratch, pages.progress(current))
         return NaeReply(info2=status)
+
+    @staticmethod
+    def _keeps_its_list(pages: PageStateList, scratch: Scratch) -> None:
+        """Progress is laid over the list, so its pages must stay shared. Raises GhcbRefused."""
+        first, end = scratch.gpa, scratch.gpa + scratch.length
+        for run in pages.runs():
+            if run.operation == PageOperation.PRIVATE and run.gpa < end and first < run.gpa + run.length:
+                raise GhcbRefused(BadInput.BAD_SCRATCH, "SW_SCRATCH")
 
     def leaf(self, generation: Generation, function: int, index: int) -> tuple[int, int, int, int]:
         """A leaf that guests have, else zeros, as processors answer to leaves that they do not have."""

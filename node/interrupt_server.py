@@ -124,7 +124,7 @@ class InterruptServer:
             elif mode == STARTUP:
                 yield from receive_sipi(vm, record, one)
             elif one in record.on_init:
-                yield from start_vcpu(vm, record, one, record.on_init.pop(one))
+                yield from start_vcpu(vm, record, one, record.on_init[one])
             else:
                 receive_init(record, one)
         return NOTHING

@@ -186,6 +186,20 @@ def test_a_save_area_for_init_waits_for_one() -> None:
     assert machine.record.on_init == {}
 
 
+@pytest.mark.parametrize("later", [DESTROY, CREATE])
+def test_a_vcpu_that_was_pointed_elsewhere_does_not_come_back_by_an_older_save_area(later: int) -> None:
+    machine = Machine(features=SevFeature.RESTRICTED_INJECTION)
+    kept, other = machine.fresh(7), machine.fresh(8)
+    assert machine.ask(ON_INIT, 2, kept) == (0, 0)
+    assert machine.ask(later, 2, other) == (0, 0)
+    assert machine.record.on_init == {}
+    ipi = build_exit(NaeEvent.HV_IPI, 2 << 32 | 5 << 8)
+    machine.do(op.Write(machine.ghcb, ipi, private=False), op.VmgExit(machine.ghcb))
+    machine.on()
+    assert machine.host.board.vmcb("vm", 2).save_area_spa != machine.record.page_spa(kept)
+    assert machine.states()[2] is (VcpuState.STOPPED if later == DESTROY else VcpuState.COMPUTING)
+
+
 def test_with_alternate_injection_vmpl0_injects_and_the_hypervisor_cannot() -> None:
     machine = Machine(features=SevFeature.ALTERNATE_INJECTION)
     idt, stack = machine.start.save_area_gpa(20), machine.start.save_area_gpa(22)

@@ -330,6 +330,37 @@ def test_guests_whose_registers_are_plain_have_no_vmgexit(generation):
     assert answer.kind is op.FaultKind.UNDEFINED_OPCODE
 
 
+@pytest.mark.parametrize("place", [0x3000, SHARED_BUFFER])
+def test_a_list_that_takes_its_own_scratch_page_away_is_refused_before_anything_changes(snp, place):
+    base = snp.memory.placement("vm", 0, 0).base_gpa
+    scratch = snp.ghcb + place
+    page = scratch // 4096 * 4096
+    data = build_list((PageStateEntry(base, SHARED), PageStateEntry(page, PRIVATE)))
+    if place != SHARED_BUFFER:
+        snp.do(op.Write(scratch, data, private=False))
+    before, entry = snp.state(), snp.rmp(base)
+    back = snp.ask(NaeEvent.PAGE_STATE_CHANGE, SCRATCH=scratch, buffer=data if place == SHARED_BUFFER else b"")
+    assert refused(back) is BadInput.BAD_SCRATCH
+    assert (snp.state(), snp.rmp(base), snp.rmp(page).assigned) == (before, entry, False)
+
+
+# What a hypervisor puts into the MSR.
+
+
+@pytest.mark.parametrize("answer", [1 << 64, 1 << 70, -(1 << 64), -(1 << 16) - 1, None, 1.5, "x", b"a"], ids=str)
+def test_an_answer_that_no_msr_holds_is_none(either, answer):
+    served = either.host.board.exits.vmgexit
+
+    def serve(vm, vcpu, value):
+        yield from served(vm, vcpu, value)
+        return answer
+
+    either.host.board.exits.vmgexit = serve
+    before = either.state()
+    assert either.do(op.VmgExit(msr.SevInfoRequest().value)) == op.Fault(op.FaultKind.UNDEFINED_OPCODE, 0)
+    assert either.state() == before
+
+
 # Double fetch: somebody else writes the page between two looks of the hypervisor.
 
 
