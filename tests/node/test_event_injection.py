@@ -40,6 +40,10 @@ def injected(vector: int, kind: int, valid: int = 1) -> int:
 
 @pytest.fixture(scope="module")
 def plain_board() -> Board:
+    return new_board()
+
+
+def new_board() -> Board:
     board = Board("board", PRODUCTS["Milan"], 64 * MIB, 100, CounterRandom(1))
     frames, mapped = op.NestedFrames("vm", 32 * MIB, 64 << 10), op.NestedMap("vm", 0, 4 * MIB, 4 * MIB)
     assert board.execute_host((frames, mapped, op.VmcbWrite("vm", 0, 0, "PLAIN", AREA))) == (None,) * 3
@@ -243,6 +247,33 @@ def test_what_is_no_gate_and_what_is_not_present(plain_board: Board, octet: int,
     registers = ready(plain_board, (0x80, with_type(octet)), (vector, gate(HANDLER)))
     assert delivered(plain_board, registers, Event(0x80, 0)) is Delivered.TAKEN
     assert words(plain_board, registers, 1) == [error]
+
+
+def test_a_gate_with_a_stack_of_its_own_is_as_good_as_none(plain_board: Board) -> None:
+    """No task has one here (LIMITATIONS): #NP with the gate's selector, as where P is clear."""
+    with_stack = gate(HANDLER)[:4] + bytes([1]) + gate(HANDLER)[5:]
+    registers = ready(plain_board, (0x80, with_stack), (NP, gate(HANDLER)))
+    assert delivered(plain_board, registers, Event(0x80, 0)) is Delivered.TAKEN
+    assert words(plain_board, registers, 1) == [0x403]
+
+
+@pytest.mark.parametrize(
+    ("cpl", "level", "passes"), [(0, 0, True), (0, 3, True), (3, 3, True), (3, 2, False), (3, 0, False)]
+)
+def test_int_n_goes_through_gates_that_its_level_may_call(cpl: int, level: int, passes: bool) -> None:
+    """APM volume 2, 8.7.3: a software interrupt to a gate whose DPL is below CPL is #GP; other events do not ask."""
+    for asked, to in ((True, HANDLER if passes else HANDLER + GP), (False, HANDLER)):
+        board = new_board()
+        vmcb = board.vmcb("vm", 0)
+        registers = ready(board, (0x80, with_type(0x8E | level << 5)), (GP, gate(HANDLER + GP)))
+        board.controls.store(vmcb, "CPL", cpl)
+        board.controls.forget("vm")
+        if asked:
+            board.execute_guest(vmcb, (op.SoftwareInterrupt(0x80),))
+            assert board.delivery.take(vmcb, registers) is Delivered.TAKEN
+        else:
+            assert delivered(board, registers, Event(0x80, 0)) is Delivered.TAKEN
+        assert registers.rip == to
 
 
 def test_a_table_that_is_too_short_has_no_gate(plain_board: Board) -> None:

@@ -241,6 +241,14 @@ def test_memory_that_reads_the_same_without_the_c_bit_is_not_private(generation)
     assert boot(kernel(generation, checks_c_bit=False), Host(generation, **instead))[0] is None
 
 
+@pytest.mark.parametrize("generation", [SEV, ES, SNP])
+@pytest.mark.parametrize("found", [bytes(16), FAULT], ids=["noise", "fault"])
+def test_memory_that_does_not_keep_what_was_written_is_not_the_guest_s(generation, found):
+    instead = {"private": lambda _: found}
+    assert ended(kernel(generation), Host(generation, **instead)) == (BOOT_FAILED if generation is SEV else (0, 0))
+    assert boot(kernel(generation, checks_c_bit=False), Host(generation, **instead))[0] is None
+
+
 def test_registers_of_start_up_do_not_reach_the_program():
     registers = Registers(RESET)
     registers.rdx = 0x800F12

@@ -95,6 +95,8 @@ INVALID = {
     "endless data": (NaeEvent.EXTENDED_GUEST_REQUEST, {"info1": PAGE, "info2": 4096, "RAX": 0, "RBX": 1 << 63}),
     "AP of no kind": (NaeEvent.AP_CREATION, {"info1": 3, "info2": PAGE, "RAX": 1}),
     "AP at VMPL 4": (NaeEvent.AP_CREATION, {"info1": 4 << 16, "info2": PAGE, "RAX": 1}),
+    "AP with a reserved bit": (NaeEvent.AP_CREATION, {"info1": 1 << 20 | 1, "info2": PAGE, "RAX": 1}),
+    "AP with another": (NaeEvent.AP_CREATION, {"info1": 1 << 31 | 1, "info2": PAGE, "RAX": 1}),
     "AP without a save area": (NaeEvent.AP_CREATION, {"info1": 1, "info2": 0, "RAX": 1}),
     "AP with a save area across pages": (NaeEvent.AP_CREATION, {"info1": 1, "info2": PAGE + 1, "RAX": 1}),
     "VMPL 4": (NaeEvent.RUN_VMPL, {"info1": 4}),

@@ -126,6 +126,8 @@ def test_a_save_area_returns_with_its_integrity_value_and_a_damaged_one_does_not
     assert refused(machine, out(VMSA)) == Status.POLICY_FAILURE
     assert refused(machine, back(VMSA)) == Status.POLICY_FAILURE
     es_guest(machine)
+    # A save area is one page of 4 KiB, whatever the flags say.
+    assert refused(machine, out(flags=VMSA << 1 | 1, source=0, destination=LARGE)) == Status.INVALID_PAGE_SIZE
     assert swap(machine, out(VMSA)) == 0
     machine.bus.sealed.clear()
     assert refused(machine, out(VMSA)) == Status.BAD_MEASUREMENT
