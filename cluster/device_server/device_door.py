@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from cluster.device_server.socket_frames import HEAD, SERVER_HELLO, TRANSPORTS, Command, Frame, FrameError, parse_head
+from cluster.listener import Listener
 from tio.doe import DiscoveryTable, DoeError, ObjectType, parse_data_object
 from tio.spdm import Binding, MalformedMessage, Responder
 
@@ -38,44 +39,29 @@ class DeviceDoor:
         self._responder = responder
         self._number, self._binding = TRANSPORTS[transport]
         self._patience_s = patience_s
-        self._server: asyncio.Server | None = None
         self._turn = asyncio.Lock()
-        self._connections: set[asyncio.Task[None]] = set()
+        self._listener = Listener(self._admit)
 
     async def open(self, host: str, port: int) -> int:
         """Listen; the port, which the system chooses for 0. Raises OSError where it is taken."""
         self.done = asyncio.get_running_loop().create_future()
-        self._server = await asyncio.start_server(self._connected, host, port)
-        return int(self._server.sockets[0].getsockname()[1])
+        return await self._listener.open(host, port)
 
     async def close(self) -> None:
         """Take no more connections, and end those there are."""
-        if self._server is not None:
-            self._server.close()
-        for task in self._connections:
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await self._listener.close()
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
-        try:
-            if len(self._connections) > MOST_WAITING:
-                return
-            async with self._turn:
-                responder = self._responder(self._binding)
-                try:
-                    # Who leaves or dawdles is no error of the device's.
-                    with suppress(OSError, TimeoutError, asyncio.IncompleteReadError, FrameError):
-                        await self._serve(responder, reader, writer)
-                finally:
-                    responder.close()
-        except asyncio.CancelledError:
-            pass
-        finally:
-            self._connections.discard(task)
-            writer.transport.abort()
+    async def _admit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._listener.connections > MOST_WAITING:
+            return
+        async with self._turn:
+            responder = self._responder(self._binding)
+            try:
+                # Who leaves in the middle of a frame, or sends what is none, is hung up on.
+                with suppress(asyncio.IncompleteReadError, FrameError):
+                    await self._serve(responder, reader, writer)
+            finally:
+                responder.close()
 
     async def _serve(
         self, responder: Responder, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

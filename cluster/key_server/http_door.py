@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from http import HTTPStatus
 
 from cluster.key_server.answer import Answer, said
+from cluster.listener import Listener
 
 ADDRESS = "127.0.0.1"
 MOST_HEAD_BYTES = 8192
@@ -38,34 +38,19 @@ class HttpDoor:
     def __init__(self, service: Service, patience_s: float = 10.0) -> None:
         self._service = service
         self._patience_s = patience_s
-        self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._listener = Listener(self._serve, MOST_HEAD_BYTES)
 
     async def open(self, port: int) -> int:
         """Listen; the port, which the system chooses for 0. Raises OSError where it is taken."""
-        self._server = await asyncio.start_server(self._connected, ADDRESS, port, limit=MOST_HEAD_BYTES)
-        return int(self._server.sockets[0].getsockname()[1])
+        return await self._listener.open(ADDRESS, port)
 
     async def close(self) -> None:
         """Take no more connections, and end those there are."""
-        if self._server is not None:
-            self._server.close()
-        for task in self._connections:
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await self._listener.close()
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
-        try:
-            # Who comes or leaves at the wrong moment is no error of the server's.
-            with suppress(OSError, TimeoutError, asyncio.CancelledError):
-                answer, with_body = await self._answered(reader, writer)
-                await self._send(writer, answer, with_body=with_body)
-        finally:
-            self._connections.discard(task)
-            writer.transport.abort()
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answer, with_body = await self._answered(reader, writer)
+        await self._send(writer, answer, with_body=with_body)
 
     async def _answered(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> tuple[Answer, bool]:
         try:
@@ -79,7 +64,7 @@ class HttpDoor:
 
     async def _asked(self, reader: asyncio.StreamReader) -> tuple[str, str]:
         """Method and target of a request."""
-        if len(self._connections) > MOST_CONNECTIONS:
+        if self._listener.connections > MOST_CONNECTIONS:
             raise RequestRefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections")
         try:
             head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), self._patience_s)
