@@ -31,6 +31,7 @@ from tio.spdm import (
 )
 from tio.spdm.codes import Request, Response
 from tio.spdm.session import Session
+from tio.steps import carry
 
 T = TypeVar("T")
 PROOFS = 60
@@ -94,14 +95,12 @@ class DeviceInProcess:
 
     def do(self, steps: Generator[Packet, Packet, T]) -> T:
         """Carry packets as the mailbox does, in data objects."""
-        try:
-            packet = next(steps)
-            while True:
-                self.asked.append(packet)
-                over = PCI_DOE.unwrap(PCI_DOE.wrap(packet))
-                packet = steps.send(PCI_DOE.unwrap(PCI_DOE.wrap(self.responder.answer(over))))
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]  # what a generator returns is not in its exception's type
+        return carry(steps, self._carried)
+
+    def _carried(self, packet: Packet) -> Packet:
+        self.asked.append(packet)
+        over = PCI_DOE.unwrap(PCI_DOE.wrap(packet))
+        return PCI_DOE.unwrap(PCI_DOE.wrap(self.responder.answer(over)))
 
     def _requester(self) -> Requester:
         anchors = TrustAnchors((self._card.identity.root,))

@@ -12,6 +12,7 @@ from cluster.device_server.socket_frames import CLIENT_HELLO, HEAD, TRANSPORTS, 
 from cluster.errors import ToolError
 from tio.doe import DoeError, ObjectType, discovery_request, parse_data_object, parse_discovery_response
 from tio.spdm import Packet
+from tio.steps import carry
 
 T = TypeVar("T")
 PATIENCE_S = 10.0
@@ -50,14 +51,12 @@ class DeviceLine:
 
     def do(self, steps: Generator[Packet, Packet, T]) -> T:
         """Carry a requester's steps to the end. Raises what the requester raises."""
-        try:
-            packet = next(steps)
-            while True:
-                time.sleep(packet.delay_us / 1e6)
-                answer = self._exchange(Frame(Command.NORMAL, self._number, self._binding.wrap(packet)))
-                packet = steps.send(self._binding.unwrap(answer.payload))
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
+        return carry(steps, self._carried)
+
+    def _carried(self, packet: Packet) -> Packet:
+        time.sleep(packet.delay_us / 1e6)
+        answer = self._exchange(Frame(Command.NORMAL, self._number, self._binding.wrap(packet)))
+        return self._binding.unwrap(answer.payload)
 
     def _discover(self) -> None:
         """Ask the mailbox what it speaks; it must carry SPDM, in sessions and outside."""

@@ -20,6 +20,7 @@ from tio.device_identity import CardKind
 from tio.doe import ObjectType
 from tio.loose_device import LooseDevice
 from tio.spdm import Packet, Requester, RequesterSettings, ResponderSettings, TrustAnchors, Version
+from tio.steps import carry
 from tio.tdisp import TdiState
 
 T = TypeVar("T")
@@ -76,14 +77,12 @@ class Replay:
         _, self.binding = TRANSPORTS[name.rpartition("-")[0]]
 
     def do(self, steps: Generator[Packet, Packet, T]) -> T:
-        try:
-            packet = next(steps)
-            while True:
-                asked, answered = self.left.pop(0)
-                assert self.binding.wrap(packet) == asked
-                packet = steps.send(self.binding.unwrap(answered))
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
+        return carry(steps, self._said)
+
+    def _said(self, packet: Packet) -> Packet:
+        asked, answered = self.left.pop(0)
+        assert self.binding.wrap(packet) == asked
+        return self.binding.unwrap(answered)
 
 
 @pytest.mark.parametrize("name", ["pci-doe-1.2", "pci-doe-1.3", "mctp-1.3", "tcp-1.2"])

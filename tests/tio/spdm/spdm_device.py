@@ -32,6 +32,7 @@ from tio.spdm import (
 from tio.spdm.algorithms import BaseAsym, Scheme
 from tio.spdm.device_personality import TEE_IO_CAPABILITIES
 from tio.spdm.signing import PrivateKey, signer
+from tio.steps import carry
 
 T = TypeVar("T")
 C = Capability
@@ -122,12 +123,7 @@ class Line:
 
     def do(self, steps: Generator[Packet, Packet, T]) -> T:
         """Carry each packet there and its answer back, as the transport does."""
-        try:
-            packet = next(steps)
-            while True:
-                packet = steps.send(self.carry(packet))
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
+        return carry(steps, self.carry)
 
     def carry(self, packet: Packet) -> Packet:
         asked = self._over("asked", packet)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tdi_device import IDENTITY, RANGES, SESSION, STREAM, Device
 
+import tio.steps
 from tio.device_security_module import DeviceSecurityModule, ProtocolId
 from tio.ide import Direction, StreamState, SubStream
 from tio.ide import key_programmer as keys
@@ -21,15 +22,14 @@ KEYS = {(way, sub): bytes((way, sub)) * 16 for way in Direction for sub in SubSt
 
 
 def carry(steps: Generator[bytes, bytes, T], answer: Callable[[bytes], bytes | None]) -> T:
-    """Bring each message to whoever answers it."""
-    try:
-        message = next(steps)
-        while True:
-            found = answer(message)
-            assert found is not None
-            message = steps.send(found)
-    except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
+    """Bring each message to whoever answers it, and answers all."""
+
+    def answered(message: bytes) -> bytes:
+        found = answer(message)
+        assert found is not None
+        return found
+
+    return tio.steps.carry(steps, answered)
 
 
 class Wire:
