@@ -26,15 +26,14 @@ def count_batch(guest: Guest, batch: tuple[op.GuestOperation, ...], answers: tup
     """Count what a batch did in memory; whether there is something of the disk in it."""
     disk = False
     for one, answer in zip(batch, answers, strict=True):
-        kind = type(answer)
-        if kind is bytes:
+        if type(answer) is bytes:
             if type(one) is op.Copy:
-                guest.bytes_bounced += len(answer)  # type: ignore[arg-type]
+                guest.bytes_bounced += len(answer)
                 guest.copies += 1
                 continue
             if type(one) is not op.PortInString:  # a bus is no memory
-                guest.bytes_read += len(answer)  # type: ignore[arg-type]
-        elif kind is op.Fault:
+                guest.bytes_read += len(answer)
+        elif type(answer) is op.Fault:
             guest.faults += 1
         elif type(one) is op.Write or type(one) is op.VirtualWrite:
             guest.bytes_written += len(one.data)

@@ -83,8 +83,16 @@ class KeyService:
         return provider_hashstick(self.provider_secret, tcb).wrapped(chip.identity.symmetric_key(VLEK_WRAPPING), nonce)
 
     def _make(self, asked: Asked) -> tuple[str, bytes] | None:
-        content_type, make = _MAKERS[asked.kind]
-        body = make(self, asked)
+        makers: Mapping[Kind, tuple[str, Callable[[Asked], bytes | None]]] = {
+            Kind.VCEK: (_DER, self._vcek),
+            Kind.VLEK: (_DER, self._vlek),
+            Kind.CEK: (_BYTES, self._cek),
+            Kind.VCEK_CHAIN: (_PEM, self._vcek_chain),
+            Kind.VLEK_CHAIN: (_PEM, self._vlek_chain),
+            Kind.CRL: (_LIST, self._revocation_list),
+        }
+        content_type, make = makers[asked.kind]
+        body = make(asked)
         if body is not None and self.gate.failures.lie is Lie.GARBAGE:
             body = hashlib.shake_128(body).digest(len(body))
         return None if body is None else (content_type, body)
@@ -151,16 +159,6 @@ class KeyService:
         if self.gate.failures.lie is Lie.EXPIRED:
             return self.issued.replace(year=self.issued.year - _YEARS_BACK, day=min(self.issued.day, 28))
         return self.issued
-
-
-_MAKERS: Mapping[Kind, tuple[str, Callable[[KeyService, Asked], bytes | None]]] = {
-    Kind.VCEK: (_DER, KeyService._vcek),  # noqa: SLF001 - its own
-    Kind.VLEK: (_DER, KeyService._vlek),  # noqa: SLF001
-    Kind.CEK: (_BYTES, KeyService._cek),  # noqa: SLF001
-    Kind.VCEK_CHAIN: (_PEM, KeyService._vcek_chain),  # noqa: SLF001
-    Kind.VLEK_CHAIN: (_PEM, KeyService._vlek_chain),  # noqa: SLF001
-    Kind.CRL: (_LIST, KeyService._revocation_list),  # noqa: SLF001
-}
 
 
 def provider_secret(provider: str, seed: int) -> bytes:

@@ -114,6 +114,28 @@ def recover_the_scalar(target: Target) -> Attack:
         yield (WorkedOut(scalar.to_bytes(SCALAR_BYTES, "big")),)
 
 
+def _of_point(point: SmallOrderPoint, chain: PlatformChain) -> SevCertificate:
+    field_of_point = elliptic.pack_coordinates(point.x, point.y)
+    return sev_certificate.sign(replace(chain.pdh, public_key=field_of_point), _own_key("PEK"), KeyUsage.PEK)
+
+
+def _own_chain() -> PlatformChain:
+    """OCA and PEK of nobody's platform; the PDH is still to be filled in."""
+    oca, pek = _own_key("OCA"), _own_key("PEK")
+    made = {usage: sev_certificate.unsigned(pek.public_key(), usage, (0, 24)) for usage in (KeyUsage.PDH, KeyUsage.PEK)}
+    owner = sev_certificate.unsigned(oca.public_key(), KeyUsage.OCA, (0, 24))
+    return PlatformChain(
+        pdh=made[KeyUsage.PDH],
+        pek=sev_certificate.sign(made[KeyUsage.PEK], oca, KeyUsage.OCA),
+        oca=sev_certificate.sign(owner, oca, KeyUsage.OCA),
+        cek=sev_certificate.unsigned(_own_key("CEK").public_key(), KeyUsage.CEK, (0, 24)),
+    )
+
+
+def _own_key(name: str) -> elliptic.PrivateKey:
+    return elliptic.private_key(hashlib.shake_128(f"attacker's {name}".encode()).digest(elliptic.SEED_BYTES))
+
+
 @dataclass(slots=True)
 class Sender:
     """Buffers of SEND_START in the target's spare frames, and the chain that all points share."""
@@ -122,7 +144,7 @@ class Sender:
     lends: bool = False
     """Whether SNP is up: then what firmware writes must be lent to it."""
     session: Session | None = None
-    _chain: PlatformChain = field(default_factory=lambda: _own_chain())  # noqa: PLW0108  # it stands below
+    _chain: PlatformChain = field(default_factory=_own_chain)
 
     def start(self, point: SmallOrderPoint) -> Steps:
         """SEND_START to a point. ``session`` is what came of it, None if it was refused."""
@@ -148,28 +170,6 @@ class Sender:
         """SEND_CANCEL: the guest stays, and can be sent again."""
         handle = buffers.Handle(self.target.tenant.handle)
         yield (PspCommand(LegacyCommand.SEND_CANCEL, self.target.command_page, handle.pack()),)
-
-
-def _of_point(point: SmallOrderPoint, chain: PlatformChain) -> SevCertificate:
-    field_of_point = elliptic.pack_coordinates(point.x, point.y)
-    return sev_certificate.sign(replace(chain.pdh, public_key=field_of_point), _own_key("PEK"), KeyUsage.PEK)
-
-
-def _own_chain() -> PlatformChain:
-    """OCA and PEK of nobody's platform; the PDH is still to be filled in."""
-    oca, pek = _own_key("OCA"), _own_key("PEK")
-    made = {usage: sev_certificate.unsigned(pek.public_key(), usage, (0, 24)) for usage in (KeyUsage.PDH, KeyUsage.PEK)}
-    owner = sev_certificate.unsigned(oca.public_key(), KeyUsage.OCA, (0, 24))
-    return PlatformChain(
-        pdh=made[KeyUsage.PDH],
-        pek=sev_certificate.sign(made[KeyUsage.PEK], oca, KeyUsage.OCA),
-        oca=sev_certificate.sign(owner, oca, KeyUsage.OCA),
-        cek=sev_certificate.unsigned(_own_key("CEK").public_key(), KeyUsage.CEK, (0, 24)),
-    )
-
-
-def _own_key(name: str) -> elliptic.PrivateKey:
-    return elliptic.private_key(hashlib.shake_128(f"attacker's {name}".encode()).digest(elliptic.SEED_BYTES))
 
 
 def _beside(frames: tuple[int, ...]) -> tuple[int, int]:
