@@ -27,6 +27,7 @@ from psp.system_bus import (
     RmpEntry,
     RmpPlacement,
 )
+from psp.tsm.trusted_io import TrustedIo
 
 
 class HostSystemBus:
@@ -84,6 +85,8 @@ class HostSystemBus:
         self._cores_memory = controller
         self.host_view: MemoryReader = controller
         """Memory as cores read it without a guest's key."""
+        self.trusted_io: TrustedIo | None = None
+        """Root ports and the secure device table, on a board that has them."""
 
     def hide_ciphertext(self, max_snp_asid: int) -> None:
         """Answer cores with ones in place of ciphertext of SNP guests up to an ASID; with 0 as before."""

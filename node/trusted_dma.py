@@ -19,7 +19,7 @@ from node.iommu_requests import requests
 from node.rmp import ReverseMapTable
 from node.rmp_checks import PERMIT_READ, PERMIT_WRITE
 from node.rmp_faults import NotValidated, RmpFault
-from node.secure_device_entry import NOBODYS, SecureDeviceEntry
+from psp.tsm.secure_device_entry import NOBODYS, SecureDeviceEntry
 from tio.dma_port import DmaFault
 
 _LARGE_BITS = 21

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from psp.tsm.trusted_io import TrustedIo
+
 PAGE_BYTES = 4096
 LARGE_PAGE_BYTES = 2 * 1024 * 1024
 
@@ -242,3 +244,7 @@ class SystemBus(Protocol):
 
     def rmp_pages_of_asid(self, asid: int) -> int:
         """Number of 4 KiB pages assigned to an ASID (the RMP's per-ASID counter)."""
+
+    @property
+    def trusted_io(self) -> TrustedIo | None:
+        """Root ports and the secure device table; None on a machine without SEV-TIO."""

@@ -13,9 +13,9 @@ from node import operations as op
 from node.board import Board
 from node.iommu_events import FLAG_PERMISSION, FLAG_WRITE, EventCode
 from node.rmp import GuestCore
-from node.secure_device_entry import ALL_PRIVATE, ReservedBits, SecureDeviceEntry
 from node.trusted_dma import Binding, TrustedDma
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
+from psp.tsm.secure_device_entry import ALL_PRIVATE, ReservedBits, SecureDeviceEntry
 from tio.dma_port import DmaFault
 
 ASID, OTHER_ASID, STREAM = 3, 4, 9

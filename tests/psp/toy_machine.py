@@ -31,6 +31,7 @@ from psp.system_bus import (
     RmpPlacement,
     RmpRegisters,
 )
+from psp.tsm.trusted_io import TrustedIo
 
 PAGE = 4096
 MEMORY_BYTES = 1 << 24
@@ -77,6 +78,7 @@ class ToyBus:
     enforced: bool = False
     region: tuple[int, int] = (0, 0)
     locked: bool = True
+    trusted_io: TrustedIo | None = None
 
     def core_configuration(self) -> CoreConfiguration:
         return self.cores
