@@ -187,7 +187,7 @@ class Scene:
             spec, _PROGRAMS, images, dict(load_cost_table()), local_tenants(_PROGRAMS, skips), hypervisor,
             transcript.observe,
         )  # fmt: skip
-        self._svsm = setting.svsm and protection.launched is Generation.SEV_SNP
+        self._svsm = setting.svsm and CAPABILITIES[protection.launched].rmp
         self._transcript = transcript
         kernel = KernelSettings(
             tracks_validation=cast.tracks_validation or setting.tracks_validation,
