@@ -197,7 +197,7 @@ class Host:
             self.departures.earliest_output_ns(next_event_ns), self.network.earliest_output_ns(next_event_ns)
         )
         if self.certificates is not None:
-            leaving_ns = min(leaving_ns, self.certificates.earliest_output_ns)
+            leaving_ns = min(leaving_ns, self.certificates.earliest_output_ns(next_event_ns))
         promises = self.tasks.promises
         return min(leaving_ns, max(next_event_ns, min(promises.values()))) if promises else leaving_ns
 
