@@ -10,7 +10,7 @@ from cluster.firmware_key import AUTO, AUTO_ON_SVSM
 from cluster.placement import FIRMWARE_BYTES, FirstFit, HostAccount
 from cluster.scenario import MEMORY_DISK, HostInstance, Scenario, ScenarioError
 from cluster.trace_orders import trace_orders
-from node.generation import Generation
+from node.generation import CAPABILITIES, Generation
 from node.guest import GuestSpec
 
 
@@ -38,7 +38,7 @@ def placed_orders(
     for wanted, runs in _wanted(scenario):
         name = wanted.guest.name
         generation = generations.get(name, wanted.guest.generation)
-        svsm = wanted.guest.svsm and generation is Generation.SEV_SNP
+        svsm = wanted.guest.svsm and CAPABILITIES[generation].rmp
         guest = replace(wanted.guest, generation=generation, svsm=svsm)
         order = replace(wanted, guest=guest, pin=hosts.get(name, wanted.pin))
         if not runs:

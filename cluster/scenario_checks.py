@@ -21,13 +21,14 @@ from cluster.scenario import (
     VmGroup,
     VmInstance,
 )
+from cluster.scenario_costs import scenario_costs
 from cluster.units import DURATION, SIZE, shown
 from node.asid_pool import ASID_KINDS
-from node.cost_table import CostOverrideError, load_cost_table
+from node.cost_table import CostOverrideError
 from node.disk_file import DiskFile, DiskFileError
 from node.firmware_image import read_firmware_image
 from node.firmware_levels import LEVELS
-from node.generation import Generation
+from node.generation import CAPABILITIES, Generation
 from node.guest_memory_map import SMALLEST_GUEST_BYTES, SMALLEST_SLICE_BYTES, GuestMemoryMap
 from node.operations import BLOCK_BYTES
 from node.ovmf import FirmwareImageError
@@ -53,7 +54,8 @@ def resolved(scenario: Scenario, folder: Path) -> Scenario:
     trace = scenario.trace and scenario.trace.model_copy(
         update={"source": absolute(scenario.trace.source, "generated")}
     )
-    return scenario.model_copy(update={"vms": vms, "trace": trace})
+    rows = scenario.cost_rows and absolute(scenario.cost_rows, "")
+    return scenario.model_copy(update={"vms": vms, "trace": trace, "cost_rows": rows})
 
 
 def _paths(vm: VmGroup, absolute: Callable[[str, str], str]) -> dict[str, str]:
@@ -77,7 +79,7 @@ def check(scenario: Scenario) -> None:
     if scenario.trace is not None:
         _check_trace(scenario, scenario.trace)
     try:
-        load_cost_table().overridden(scenario.costs)
+        scenario_costs(scenario)
     except CostOverrideError as error:
         raise _wrong(f"costs.{error.name}", error.expected, error.got) from None
 
@@ -187,8 +189,8 @@ def _check_vm(scenario: Scenario, vm: VmGroup, index: int) -> None:
         raise _wrong(place("start"), '"launch" for machines that arrive later than 0 s', '"running"')
     if vm.svsm:
         _check_svsm(place, vm)
-    if vm.kernel.lazy_validation and (vm.svsm or vm.generation is not Generation.SEV_SNP):
-        raise _wrong(place("kernel.lazy_validation"), "false: only SEV_SNP without an SVSM has it", "true")
+    if vm.kernel.lazy_validation and (vm.svsm or not CAPABILITIES[vm.generation].rmp):
+        raise _wrong(place("kernel.lazy_validation"), "false: only SEV_SNP and SEV_TIO without an SVSM have it", "true")
     if vm.svsm and not vm.kernel.tracks_validation:
         raise _wrong(place("kernel.tracks_validation"), "true: a kernel above an SVSM accepts no page itself", "false")
     if vm.firmware != "auto":
@@ -205,8 +207,8 @@ def _check_vm(scenario: Scenario, vm: VmGroup, index: int) -> None:
 
 
 def _check_svsm(place: _Place, vm: VmGroup) -> None:
-    if vm.generation is not Generation.SEV_SNP:
-        raise _wrong(place("svsm"), "false: only SEV_SNP has VMPLs", f"true with {vm.generation.name}")
+    if not CAPABILITIES[vm.generation].rmp:
+        raise _wrong(place("svsm"), "false: only SEV_SNP and SEV_TIO have VMPLs", f"true with {vm.generation.name}")
     if vm.vcpus > MOST_VCPUS:
         raise _wrong(place("vcpus"), f"at most {MOST_VCPUS} with an SVSM", str(vm.vcpus))
 
@@ -219,8 +221,9 @@ def _check_firmware(place: _Place, vm: VmGroup) -> None:
         image = read_firmware_image(path)
     except FirmwareImageError as error:
         raise _wrong(place("firmware"), "an OVMF image", str(error)) from None
-    if vm.generation is Generation.SEV_SNP and not image.launches_snp:
-        raise _wrong(place("firmware"), "an image with SEV metadata, for SEV_SNP", f"{shown(vm.firmware)} without")
+    if CAPABILITIES[vm.generation].rmp and not image.launches_snp:
+        expected = f"an image with SEV metadata, for {vm.generation.name}"
+        raise _wrong(place("firmware"), expected, f"{shown(vm.firmware)} without")
     if vm.svsm:
         try:
             svsm_guest(image, ())
@@ -239,9 +242,6 @@ def _check_servers(scenario: Scenario) -> None:
                 raise _wrong(_place("vms", index, "parameters.server", group.name), expected, shown(wanted))
 
 
-_PROVABLE = (Generation.SEV, Generation.SEV_ES, Generation.SEV_SNP)
-
-
 def _check_relying_parties(scenario: Scenario) -> None:
     """Whoever attests can have reports and certificates, and somebody to show them to."""
     parties = [vm.name for vm in scenario.vm_instances if vm.group.workload == RELYING_PARTY]
@@ -252,9 +252,9 @@ def _check_relying_parties(scenario: Scenario) -> None:
         if group.attest_to not in parties:
             expected = f"a virtual machine with {RELYING_PARTY} ({', '.join(parties[:8]) or 'there is none'})"
             raise _wrong(place, expected, shown(group.attest_to))
-        if group.generation not in _PROVABLE:
-            raise _wrong(place, "generation SEV, SEV_ES or SEV_SNP", group.generation.name)
-        if group.generation is Generation.SEV_SNP and scenario.key_service is None:
+        if not CAPABILITIES[group.generation].key_per_vm:
+            raise _wrong(place, "generation SEV, SEV_ES, SEV_SNP or SEV_TIO", group.generation.name)
+        if CAPABILITIES[group.generation].rmp and scenario.key_service is None:
             raise _wrong(place, "a [key_service] from which hosts fetch certificates", "none")
 
 

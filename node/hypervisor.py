@@ -19,7 +19,7 @@ from node.expected_answers import expect_done, expect_success, octets
 from node.firmware_driver import LEGACY, commit_firmware, update_firmware
 from node.firmware_image import FirmwareImage
 from node.frame_allocator import FrameAllocator, OutOfMemory, joined
-from node.generation import Generation
+from node.generation import CAPABILITIES, Generation
 from node.ghcb_server import GhcbServer
 from node.host_bring_up import TRUSTED_REGION_BYTES, bring_up_steps, refusal
 from node.hypervisor_port import (
@@ -144,8 +144,6 @@ class Hypervisor:
     def _way_to_launch(self, generation: Generation) -> Launch:
         if generation not in self.product.generations:
             raise LaunchRefused(f"generation: {self.product.name} has no {generation.name}")
-        if generation not in _LAUNCHES:
-            raise LaunchRefused(f"generation: {generation.name} is not modelled")
         if self.updating and generation in LEGACY:
             raise LaunchRefused("firmware of the security processor is being replaced")
         return _LAUNCHES[generation]
@@ -170,7 +168,7 @@ class Hypervisor:
     def page_state_change(self, vm: str, change: op.PageStateChange) -> Reply:
         """Answer a guest's page state change: reassign the pages in the RMP. Returns 0, or 1 if refused."""
         record = self._vms[vm]
-        if record.generation is not Generation.SEV_SNP:
+        if not CAPABILITIES[record.generation].rmp:
             return 0
         if (change.gpa | change.length) % PAGE_BYTES or change.length <= 0:
             return 1
@@ -590,5 +588,6 @@ _LAUNCHES: Mapping[Generation, Launch] = {
     Generation.SEV: Hypervisor.launch_sev,
     Generation.SEV_ES: Hypervisor.launch_sev_es,
     Generation.SEV_SNP: Hypervisor.launch_snp,
+    Generation.SEV_TIO: Hypervisor.launch_snp,
 }
-"""How each generation starts. A generation that is not in the table is refused."""
+"""How each generation starts."""

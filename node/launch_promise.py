@@ -36,5 +36,6 @@ _BOUNDS: Mapping[Generation, Callable[[FirmwareImage, HostOperationCost], float]
     Generation.SEV: _sev,
     Generation.SEV_ES: _sev,
     Generation.SEV_SNP: _snp,
+    Generation.SEV_TIO: _snp,
 }
 """Generations whose launch needs the security processor."""

@@ -12,7 +12,7 @@ from itertools import chain
 
 from node.cpuid_page import cpuid_entries, cpuid_page
 from node.firmware_image import FirmwareImage
-from node.generation import Generation
+from node.generation import CAPABILITIES
 from node.hypervisor_port import LaunchRefused
 from node.machine_spec import MachineSpec
 from node.measured_launch import LaunchPage, image_pages, metadata_pages, snp_launch_pages, vmsa_pages
@@ -38,7 +38,7 @@ def svsm_below(image: FirmwareImage, spec: MachineSpec) -> FirmwareImage | None:
     """
     if not spec.svsm:
         return None
-    if spec.generation is not Generation.SEV_SNP:
+    if not CAPABILITIES[spec.generation].rmp:
         raise LaunchRefused(f"svsm: {spec.generation.name} has no VMPLs")
     if spec.sev_features:
         raise LaunchRefused("svsm: expected no SEV_FEATURES but SNP's own")

@@ -25,7 +25,7 @@ class Column(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Protection:
-    """How a column's VMs are launched. SEV_TIO is an SNP VM that has no device.
+    """How a column's VMs are launched. Those of SEV_TIO have no device unless a row gives them one.
 
     Hosts of SEV guests have memory encryption on, as SEV demands (APM volume 2,
     15.34.3), so their hypervisor has a key of its own to try.
@@ -44,7 +44,7 @@ PROTECTIONS: Mapping[Column, Protection] = {
     Column.SEV: Protection(HostMode.SME, Generation.SEV, Generation.SEV),
     Column.SEV_ES: Protection(HostMode.SME, Generation.SEV_ES, Generation.SEV_ES),
     Column.SEV_SNP: Protection(HostMode.SME, Generation.SEV_SNP, Generation.SEV_SNP),
-    Column.SEV_TIO: Protection(HostMode.SME, Generation.SEV_SNP, Generation.SEV_TIO),
+    Column.SEV_TIO: Protection(HostMode.SME, Generation.SEV_TIO, Generation.SEV_TIO),
 }
 
 LINES = ("Naples", "Rome", "Milan", "Genoa", "Turin")

@@ -187,7 +187,7 @@ class Scene:
             spec, _PROGRAMS, images, dict(load_cost_table()), local_tenants(_PROGRAMS, skips), hypervisor,
             transcript.observe,
         )  # fmt: skip
-        self._svsm = setting.svsm and protection.launched is Generation.SEV_SNP
+        self._svsm = setting.svsm and CAPABILITIES[protection.launched].rmp
         self._transcript = transcript
         kernel = KernelSettings(
             tracks_validation=cast.tracks_validation or setting.tracks_validation,
@@ -225,6 +225,7 @@ class Scene:
             ledger.keep(VICTIM, "the secret", victim.secret)
             for gpa, octets in victim.promises.items():
                 ledger.promise(VICTIM, gpa, octets)
+            ledger.count_up(VICTIM, victim.round_cell)
         elif setting.victim == "grower":
             grower = Grower.build(wanted["grower"], place)
             ledger.promise(VICTIM, grower.book, grower.entries)

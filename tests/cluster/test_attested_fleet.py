@@ -60,10 +60,11 @@ def test_a_lying_key_service_proves_nothing(lie):
     [
         ({"tenant": TENANT | {"attest_to": "nobody"}}, 'a virtual machine with relying-party (party), got "nobody"'),
         ({"tenant": TENANT | {"attest_to": "tenant"}}, "a virtual machine with relying-party (party)"),
-        ({"tenant": TENANT | {"generation": "PLAIN"}}, "generation SEV, SEV_ES or SEV_SNP, got PLAIN"),
+        ({"tenant": TENANT | {"generation": "PLAIN"}}, "generation SEV, SEV_ES, SEV_SNP or SEV_TIO, got PLAIN"),
         ({"key_service": None}, "a [key_service] from which hosts fetch certificates, got none"),
         ({"party": PARTY | {"parameters": {"measurement": "00"}}}, "96 hexadecimal digits"),
         ({"party": PARTY | {"parameters": {"min_tcb": "spl=1"}}}, "levels such as snp=8"),
+        ({"party": PARTY | {"parameters": {"pinned_tcb": "snp=256"}}}, "levels such as snp=8"),
         ({"party": PARTY | {"parameters": {"roots": "Milan=1"}}}, "64 hexadecimal digits"),
     ],
 )  # fmt: skip

@@ -314,8 +314,8 @@ def test_a_failure_of_our_own_is_one_line_and_a_log(
         (["run", "--metrics-port", "70000"], "--metrics-port: expected a whole number from 0 to 65535"),
         (["run", "--time-limit", "60"], '--time-limit: expected a time such as "30 s"'),
         (
-            ["compare", "quiet", "--generations", "plain,sev-tio"],
-            "--generations: expected some of plain, sme, sev, sev-es, sev-snp, got",
+            ["compare", "quiet", "--generations", "plain,sev-x"],
+            "--generations: expected some of plain, sme, sev, sev-es, sev-snp, sev-tio, got",
         ),
         (["check"], "FILE: expected a scenario file"),
         (["init", "fleet.json"], 'expected a file name that ends in ".toml"'),
@@ -358,6 +358,7 @@ def test_scenarios_lists_what_comes_with_it(capsys: pytest.CaptureFixture[str]) 
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:] if line[0] != " "]
     assert names == [
         "demo", "attestation-storm", "attested", "clients", "drain", "firmware-update", "launch-storm", "quiet",
+        "tcb-life-cycle",
     ]  # fmt: skip
 
 

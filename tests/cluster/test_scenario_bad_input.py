@@ -63,17 +63,17 @@ BAD = {
     "an SVSM without VMPLs": (
         GOOD.replace("SEV_SNP", "SEV_ES") + "svsm = true\n",
         'vms[0].svsm of "db"',
-        "expected false: only SEV_SNP has VMPLs, got true with SEV_ES",
+        "expected false: only SEV_SNP and SEV_TIO have VMPLs, got true with SEV_ES",
     ),
     "lazy validation without an RMP": (
         GOOD.replace("SEV_SNP", "SEV_ES") + "kernel = {lazy_validation = true}\n",
         'vms[0].kernel.lazy_validation of "db"',
-        "expected false: only SEV_SNP without an SVSM has it, got true",
+        "expected false: only SEV_SNP and SEV_TIO without an SVSM have it, got true",
     ),
     "lazy validation above an SVSM": (
         GOOD + "svsm = true\nkernel = {lazy_validation = true}\n",
         'vms[0].kernel.lazy_validation of "db"',
-        "expected false: only SEV_SNP without an SVSM has it, got true",
+        "expected false: only SEV_SNP and SEV_TIO without an SVSM have it, got true",
     ),
     "no books of validation above an SVSM": (
         GOOD + "svsm = true\nkernel = {tracks_validation = false}\n",
@@ -101,7 +101,11 @@ BAD = {
     ),
     "unknown workload": (GOOD.replace("key-value-store", "doom"), 'vms[0].workload of "db"', "expected one of the wor"),
     "unknown generation": (GOOD.replace("SEV_SNP", "SGX"), 'vms[0].generation of "db"', "expected one of the gener"),
-    "a later generation": (GOOD.replace("SEV_SNP", "SEV_TIO"), 'vms[0].generation of "db"', "SEV_TIO is not modelled"),
+    "a later generation": (
+        GOOD.replace("SEV_SNP", "SEV_TIO"),
+        'vms[0].generation of "db"',
+        "expected one that any host (Milan) has, got SEV_TIO",
+    ),
     "SME on hosts without": (
         GOOD.replace("SEV_SNP", "SME"),
         'vms[0].generation of "db"',
@@ -125,7 +129,7 @@ BAD = {
     "a later generation in a trace": (
         GOOD + "[trace]\nvms = 1\ngenerations = {SEV_TIO = 1}\n",
         "trace.generations.SEV_TIO",
-        "SEV_TIO is not modelled yet",
+        "expected a generation that some host has, got none has it",
     ),
     "SNP on a product without": (
         GOOD.replace('"Milan"', '"Naples"'),

@@ -78,7 +78,7 @@ REFUSALS = [
     ("Milan", Generation.PLAIN, {"memory_bytes": 1 << 40}, "memory: "),
     ("Naples", Generation.SEV_SNP, {}, "generation: Naples has no SEV_SNP"),
     ("Rome", Generation.SEV_SNP, {}, "generation: Rome has no SEV_SNP"),
-    ("Turin", Generation.SEV_TIO, {}, "generation: SEV_TIO is not modelled"),
+    ("Turin", Generation.SEV_TIO, {"memory_bytes": 1 << 40}, "memory: "),
     ("Milan", Generation.SEV_TIO, {}, "generation: Milan has no SEV_TIO"),
     ("Milan", Generation.SME, {}, "generation: SME needs a host"),
 ]
