@@ -59,6 +59,8 @@ class MessageRow:
 
     lengths: Mapping[int, int | None]
     answer: Answerer
+    changes_contexts: bool = False
+    """Whether the answer may change whatever context, and even leave none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ class GuestRequests:
         if row is None or row.lengths.get(header.message_version, -1) not in (None, header.payload_bytes):
             raise PspError(Status.INVALID_PARAM)
         request = Request(opened.context, asked.gctx, header.vmpck, header.message_version, opened.payload)
-        self.give(opened, asked.response, row.answer(request))
+        self.give(opened, asked.response, row.answer(request), changes_contexts=row.changes_contexts)
 
     def take(self, gctx: int, command: SnpCommand, request: int, response: int) -> OpenedMessage:
         """The message in a page, opened, if an answer may go to another. Raises PspError; nothing has changed yet."""
@@ -108,13 +110,25 @@ class GuestRequests:
         self._memory.check_writable(response, PAGE_BYTES)
         return OpenedMessage(opened.gctx, opened.page, plain, context, *self._opened(context, opened.page))
 
-    def give(self, opened: OpenedMessage, response: int, answer: bytes) -> None:
+    def give(self, opened: OpenedMessage, response: int, answer: bytes, *, changes_contexts: bool = False) -> None:
         """Seal the answer to a message and count both."""
         header = opened.header
         sequence = header.sequence + 1
         kind, version = header.message_type + 1, header.message_version
         self._memory.write(response, opened.key.seal(header.vmpck, sequence, kind, version, answer))
-        self._guests.pages.write_packed(opened.gctx, counted(opened.plain, header.vmpck, sequence))
+        plain = opened.plain
+        if changes_contexts:
+            plain = self._left(opened.gctx, header.vmpck, opened.context.vmpck(header.vmpck))
+        if plain:
+            self._guests.pages.write_packed(opened.gctx, counted(plain, header.vmpck, sequence))
+
+    def _left(self, gctx: int, vmpck: int, key: bytes) -> bytes:
+        """What an answer left in a context page; nothing where there is no context, or the number is of another key."""
+        try:
+            page, context = self._guests.opened(gctx, SnpCommand.GUEST_REQUEST)
+        except PspError:
+            return b""
+        return page if context.vmpck(vmpck) == key else b""
 
     def _opened(self, context: GuestContext, page: bytes) -> tuple[MessageHeader, MessageKey, bytes]:
         try:
