@@ -47,9 +47,9 @@ class RmpSwitches:
 
     ``segmented``: firmware lays the table in segments (RMP_CFG), where the part can.
 
-    ``asids_of_the_part``: RMPUPDATE refuses an ASID that the part does not have (CPUID Fn8000_001F ECX) with FAIL_INPUT,
-    as one that no entry can hold. Inferred: public lists of what it refuses say "too large". With False whatever fits
-    in an entry is taken; no VMRUN comes with it, so only its host loses a page by it.
+    ``asids_of_the_part``: RMPUPDATE refuses an ASID that the part does not have (CPUID Fn8000_001F ECX), FAIL_INPUT, as
+    one that no entry can hold. Inferred: public lists of what it refuses say "too large". With False whatever fits in
+    an entry is taken; no VMRUN comes with it, so only its host loses a page by it.
 
     ``pages_of_memory``: RMPUPDATE refuses pages with FAIL_INPUT that the table has entries for and where there is no
     memory, nor MMIO that ``mmio`` names: a table's end is rounded up. With False, as public descriptions have it, the
