@@ -35,7 +35,7 @@ SIZES = {
     LegacyCommand.GET_ID: 0x0C, SnpCommand.INIT_EX: 0x40, SnpCommand.SHUTDOWN_EX: 0x08,
     SnpCommand.PLATFORM_STATUS: 0x08, SnpCommand.GCTX_CREATE: 0x08, SnpCommand.ACTIVATE: 0x0C,
     SnpCommand.DECOMMISSION: 0x08, SnpCommand.GUEST_STATUS: 0x10, SnpCommand.LAUNCH_START: 0x30,
-    SnpCommand.LAUNCH_UPDATE: 0x20, SnpCommand.LAUNCH_FINISH: 0x40, SnpCommand.PAGE_RECLAIM: 0x08,
+    SnpCommand.LAUNCH_UPDATE: 0x20, SnpCommand.LAUNCH_FINISH: 0x40, SnpCommand.PAGE_RECLAIM: 0x08, SnpCommand.PAGE_SET_STATE: 0x10,
     SnpCommand.PAGE_UNSMASH: 0x08, SnpCommand.FEATURE_INFO: 0x10, SnpCommand.GUEST_REQUEST: 0x18,
     SnpCommand.DBG_DECRYPT: 0x18, SnpCommand.DBG_ENCRYPT: 0x18,
     SnpCommand.PAGE_MD_INIT: 0x10, SnpCommand.PAGE_SWAP_OUT: 0x30, SnpCommand.PAGE_SWAP_IN: 0x30,
