@@ -264,9 +264,10 @@ class GhcbServer:
     def _mmio(self, vm: str, record: LaunchedVm, vcpu: int, exit_: GhcbExit, asked: nae.MmioRequest) -> Serve:
         if asked.write:
             stored = yield from self._copy(record, exit_, asked.scratch)
-            yield from device_access(vm, vcpu, asked.gpa, asked.length, int.from_bytes(stored, "little"))
+            value = int.from_bytes(stored, "little")
+            yield from device_access(record.functions, vm, vcpu, asked.gpa, asked.length, value)
             return NOTHING
-        found = yield from device_access(vm, vcpu, asked.gpa, asked.length, None)
+        found = yield from device_access(record.functions, vm, vcpu, asked.gpa, asked.length, None)
         yield from self._lay(record, exit_, asked.scratch, ((0, found.to_bytes(asked.length, "little")),))
         return NOTHING
 

@@ -83,6 +83,7 @@ class Hypervisor:
         min_sev_asid: int,
         images: Mapping[str, FirmwareImage],
         max_snp_asid: int = 0,
+        ports: Sequence[PortWindow] = (),
     ) -> None:
         self.product = product
         self._images = images
@@ -91,14 +92,18 @@ class Hypervisor:
         self.asids = AsidPool(product.max_asid, min_sev_asid, max_snp_asid)
         reserved = 0
         if self.snp:
-            rmp = product.rmp
-            reserved = memory_bytes - at_end_of_memory(memory_bytes, segmented=rmp.segmented, mmio=rmp.mmio).base
+            mmio = covered(ports) if Generation.SEV_TIO in product.generations else (0, 0)
+            layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented, mmio=mmio or product.rmp.mmio)
+            reserved = memory_bytes - layout.base
         # The first 2 MiB stay with the host, as real-mode memory does, and what firmware gets at INIT.
         first, end = LARGE_PAGE_BYTES, memory_bytes - reserved
         self._trusted_region = (end - TRUSTED_REGION_BYTES) // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
         self.frames = FrameAllocator([(first, self._trusted_region - first)])
         self.rmp_bytes = reserved
         self._command_page = self._frame()
+        self.tio = TioHost(
+            ports, TioMemory(self.frames, self._command_page), trusted=Generation.SEV_TIO in product.generations
+        )
         self.updating = False
         """Whether firmware is just being replaced: no SEV guest can come then."""
         self._vms: dict[str, LaunchedVm] = {}
@@ -116,10 +121,14 @@ class Hypervisor:
         """Bring the host up: IOMMU, cores, and firmware, SNP first where the product has it, then legacy."""
         (syscfg,) = yield (op.ReadMsr(0, Msr.SYSCFG),)
         assert isinstance(syscfg, int)
-        for step in bring_up_steps(self.product, self._command_page, syscfg, self._max_snp_asid, self._trusted_region):
+        for step in bring_up_steps(
+            self.product, self._command_page, syscfg, self._max_snp_asid, self._trusted_region, self.tio.device_table,
+            tio=self.tio.trusted,
+        ):  # fmt: skip
             refused = refusal(step, (yield step.batch))
             if refused:
                 raise LaunchRefused(refused)
+        yield from self.tio.start()
 
     def launch(self, spec: MachineSpec) -> LaunchTask:
         """Launch a VM up to the entry of its boot processor. Raises LaunchRefused with everything given back."""
@@ -129,6 +138,8 @@ class Hypervisor:
             record.svsm = svsm_below(record.firmware, spec)
             yield from self._take_memory(spec, record)
             yield from launch(self, spec, record)
+            if spec.devices:
+                record.functions = yield from self.tio.give(spec.name, spec.devices, record.shown_to_devices(), self._c(record))
             yield from self._checked([op.VmRun(spec.name, 0)])
         except LaunchRefused:
             yield from self._give_back(spec.name, record)
@@ -161,33 +172,16 @@ class Hypervisor:
         return op.CpuidResult(*self._ghcb.leaf(self._vms[vm].generation, function, index))
         yield ()
 
-    mmio = staticmethod(device_access)
+    def mmio(self, vm: str, vcpu: int, gpa: int, length: int, value: int | None) -> Reply:
+        """Answer a load or store to a device by a guest whose registers are not encrypted."""
+        return device_access(self._vms[vm].functions, vm, vcpu, gpa, length, value)
+
     update_firmware = update_firmware
     commit_firmware = commit_firmware
 
     def page_state_change(self, vm: str, change: op.PageStateChange) -> Reply:
         """Answer a guest's page state change: reassign the pages in the RMP. Returns 0, or 1 if refused."""
-        record = self._vms[vm]
-        if not CAPABILITIES[record.generation].rmp:
-            return 0
-        if (change.gpa | change.length) % PAGE_BYTES or change.length <= 0:
-            return 1
-        backing = record.behind(change.gpa, change.length)
-        if sum(length for _, _, length in backing) != change.length:
-            return 1  # Before anything changes: the range is not all memory of this guest.
-        for first, spa, length in backing:
-            for start, size, large in record.pieces(spa, length):
-                gpa = first + start - spa
-                entry = _HYPERVISOR if change.shared else RmpEntry(assigned=True, gpa=gpa, asid=record.asid)
-                block = start // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
-                if not large and block not in record.smashed:
-                    # KVM smashes a large entry before it changes a part of it; a shared block has none.
-                    record.smashed.add(block)
-                    yield (op.PSmash(block),)
-                (code,) = yield (op.RmpUpdate(start, size, _sized(entry, large)),)
-                if code:
-                    return 1
-        return 0
+        return change_page_state(vm, self._vms[vm], change, self.tio.shows)
 
     # Live migration of VMs whose memory the host can read.
 

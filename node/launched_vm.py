@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from node.ap_starts import ApStarts
 from node.firmware_image import FirmwareImage
 from node.generation import Generation
+from node.guest_functions import GuestFunction
 from node.guest_memory_map import Range
 from node.owned_launch import OwnedLaunch
 from node.vmpl_switch import VmplBook
@@ -62,6 +63,8 @@ class LaunchedVm:
     """vCPUs that wait for another to start them, and what came for those that do not wait yet."""
     vmpls: VmplBook | None = None
     """Where the guest may use several VMPLs."""
+    functions: tuple[GuestFunction, ...] = ()
+    """Devices that were given to it, as it is shown them."""
     svsm: FirmwareImage | None = None
     """The image below the firmware, where there is one."""
 
