@@ -18,6 +18,8 @@ from node.branch_instructions import BranchInstructions
 from node.branch_target_buffer import BranchTargetBuffer
 from node.cache_timing import USUAL, CacheTiming
 from node.cached_controller import CachedController
+from node.card_memory import CardMemory
+from node.card_slot import with_cards
 from node.cipher_modes import CIPHER_DESIGNS
 from node.core_msrs import SNP_EN
 from node.counter_random import CounterRandom
@@ -51,6 +53,7 @@ from node.residents import Residents
 from node.rmp import ReverseMapTable
 from node.rmp_hidden_form import HiddenForm
 from node.rmp_layout import RmpLayout, at_end_of_memory
+from node.root_complex import RootComplex
 from node.running_vcpus import RunningVcpus
 from node.stack_engine import StackEngines
 from node.table_entries import TableEntries
@@ -88,6 +91,7 @@ class Board:
         random: CounterRandom,
         platform: Platform = AS_USUAL,
     ) -> None:
+        product = with_cards(product, memory_bytes, platform.cards)
         self.product = product
         self.platform = platform
         self.dram = Dram(memory_bytes)
@@ -135,8 +139,13 @@ class Board:
         """SNP_EN on every core: the host's RMP instructions are there."""
         self.iommu = board_iommu(product, platform, self.fabric, lambda: self.rmp)
         tio = Generation.SEV_TIO in product.generations
-        self.trusted_dma = TrustedDma(self.iommu, lambda: self.rmp) if tio else None
+        asks_entries = Protection.SECURE_DEVICE_ENTRY not in platform.disabled
+        self.trusted_dma = TrustedDma(self.iommu, lambda: self.rmp, asks_entries=asks_entries) if tio else None
         """Requests of devices with the T bit; None on a part without SEV-TIO."""
+        self.card_memory = CardMemory(self.iommu, self.trusted_dma)
+        """Memory as cards in slots reach it, and the interrupts that they sent."""
+        self.root_complex: RootComplex | None = None
+        """Slots with cards; None on a board without any."""
         self.bus = HostSystemBus(
             product,
             min_sev_asid,

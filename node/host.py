@@ -14,6 +14,7 @@ from node.actor import Observer
 from node.ap_wake import starts_others_by_sipi
 from node.arrivals import Arrivals
 from node.board import Board
+from node.card_slot import with_cards
 from node.certificate_store import CertificateStore
 from node.clock import Clock
 from node.contention import Contention
@@ -88,7 +89,7 @@ class Host:
         observer: Observer | None = None,
     ) -> None:
         self.spec = spec
-        product = spec.product
+        product = with_cards(spec.product, spec.memory_bytes, spec.platform.cards)
         self.clock = Clock()
         random = CounterRandom(spec.seed)
         self.board = Board(spec.name, product, spec.memory_bytes, spec.min_sev_asid, random, spec.platform)

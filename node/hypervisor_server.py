@@ -6,6 +6,7 @@ The server keeps the tasks that are under way by the numbers that its caller gav
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
+from dataclasses import replace
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -66,7 +67,7 @@ TASKS: Mapping[str, TaskForm] = {
 BATCH = form_of(Batch)
 ANSWERS = form_of(Answers)
 FIGURES = form_of(HypervisorFigures)
-LOAD = form_of(tuple[str, int, int, tuple[str, ...], int])
+LOAD = form_of(tuple[str, int, int, tuple[str, ...], int, tuple[int, int]])
 
 _Task = Generator[Batch, Answers, object]
 
@@ -92,9 +93,12 @@ class HypervisorServer:
         return packed(self._verbs[verb](*arguments))
 
     def _load(self, *order: Any) -> None:
-        name, memory_bytes, min_sev_asid, keys, max_snp_asid = LOAD.parse(order)
+        name, memory_bytes, min_sev_asid, keys, max_snp_asid, mmio = LOAD.parse(order)
         images = {key: self._image(key) for key in keys}
-        self._hypervisor = Hypervisor(PRODUCTS[name], memory_bytes, min_sev_asid, images, max_snp_asid)
+        product = PRODUCTS[name]
+        if mmio != product.rmp.mmio:
+            product = replace(product, rmp=replace(product.rmp, mmio=mmio))
+        self._hypervisor = Hypervisor(product, memory_bytes, min_sev_asid, images, max_snp_asid)
         self._tasks = {}
         self.operations = 0
 

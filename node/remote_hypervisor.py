@@ -48,7 +48,7 @@ class RemoteHypervisor:
         self.operations = 0
         self._exchange = exchange
         self._numbers = count()
-        order = (product.name, memory_bytes, min_sev_asid, tuple(images), max_snp_asid)
+        order = (product.name, memory_bytes, min_sev_asid, tuple(images), max_snp_asid, product.rmp.mmio)
         self._ask(HypervisorVerb.LOAD, *LOAD.pack(order))
 
     def figures(self) -> HypervisorFigures:

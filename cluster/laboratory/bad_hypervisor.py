@@ -58,7 +58,7 @@ class BadHypervisor(Hypervisor):
         super().__init__(product, memory_bytes, min_sev_asid, images, max_snp_asid)
         self._orders = orders
         self._held: list[tuple[int, int]] = []
-        rmp = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented)
+        rmp = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented, mmio=product.rmp.mmio)
         self.ground = Ground(rmp, self._make_gap(orders.guest_bytes) if orders.prelude else 0)
 
     def bring_up(self) -> Task:
