@@ -31,6 +31,9 @@ from psp.system_bus import (
     RmpPlacement,
     RmpRegisters,
 )
+from psp.tsm.device_link import DeviceLink
+from psp.tsm.security_manager import TeeSecurityManager
+from psp.tsm.spdm_loop import Pending
 from psp.tsm.trusted_io import TrustedIo
 
 PAGE = 4096
@@ -229,6 +232,19 @@ def _frozen(value: object) -> object:
             assert set(vars(value.pages)) == kept
             assert set(vars(value)) == {"pages", "_active", "_bus", "_memory", "_flush", "_ranges", "_permits"}
             return value.pages.tweaked, tuple(value.pages.spas), sorted(value._active)
+        case TeeSecurityManager():
+            kept = {"enabled", "initialised", "contexts", "switches"}
+            devices = value.contexts.devices
+            assert set(vars(value.contexts)) == {"devices", "_bus", "_memory", "_random"}
+            assert {name for name in vars(value) if not name.startswith("_")} - {"handlers"} <= kept
+            return value.enabled, value.initialised, _frozen(devices)
+        case DeviceLink():
+            # Of a session that goes on: how many messages went by, and with which keys.
+            session = value.session
+            counts = session.requests.sequence, session.responses.sequence
+            return id(session), counts, value.key_set, value.broken, _frozen(value.streams), _frozen(value.ports)
+        case Pending():
+            return value.command, value.order, id(value.steps), value.asked, value.result
         case dict():
             return tuple((key, _frozen(value[key])) for key in sorted(value))
         case set():
