@@ -14,7 +14,7 @@ from node.actor import Observer
 from node.ap_wake import starts_others_by_sipi
 from node.arrivals import Arrivals
 from node.board import Board
-from node.card_slot import with_cards
+from node.card_slot import windows, with_cards
 from node.certificate_store import CertificateStore
 from node.clock import Clock
 from node.contention import Contention
@@ -36,6 +36,7 @@ from node.hypervisor_tasks import HypervisorTasks
 from node.launch_promise import least_launch_ns
 from node.phase_cost import Mechanism
 from node.platform import AS_USUAL, Platform
+from node.port_window import PortWindow
 from node.product import Product
 from node.program import ProgramFactory
 from node.record_buffer import NO_LOG, LogWish
@@ -94,8 +95,11 @@ class Host:
         random = CounterRandom(spec.seed)
         self.board = Board(spec.name, product, spec.memory_bytes, spec.min_sev_asid, random, spec.platform)
         self.board.observer = observer
+        ports = tuple([
+            PortWindow(one.slot.port, one.base, one.length) for one in windows(spec.memory_bytes, spec.platform.cards)
+        ])  # fmt: skip
         self.hypervisor: HypervisorPort = hypervisor(
-            product, spec.memory_bytes, spec.min_sev_asid, images, spec.platform.max_snp_asid
+            product, spec.memory_bytes, spec.min_sev_asid, images, spec.platform.max_snp_asid, ports
         )
         self.board.exit_handler = self.hypervisor.page_state_change
         self.board.exits = self.hypervisor

@@ -7,7 +7,7 @@ firmware ABI sections 3 and 4, and what KVM and QEMU do with them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 
 from node import operations as op
@@ -19,7 +19,7 @@ from node.expected_answers import expect_done, expect_success, octets
 from node.firmware_driver import LEGACY, commit_firmware, update_firmware
 from node.firmware_image import FirmwareImage
 from node.frame_allocator import FrameAllocator, OutOfMemory, joined
-from node.generation import CAPABILITIES, Generation
+from node.generation import Generation
 from node.ghcb_server import GhcbServer
 from node.host_bring_up import TRUSTED_REGION_BYTES, bring_up_steps, refusal
 from node.hypervisor_port import (
@@ -42,10 +42,14 @@ from node.migration_refusal import REFUSALS
 from node.nested_table_pages import table_pages
 from node.ovmf import FirmwareImageError
 from node.owned_launch import LAUNCH_SECRET_GPA, OWNERS_PAGES, OwnedLaunch, in_a_row
+from node.page_state_change import change_page_state
+from node.port_window import PortWindow
 from node.product import Product
 from node.rmp_layout import at_end_of_memory
 from node.sev_features import launch_features
 from node.svsm_launch import guest_launch_pages, svsm_below
+from node.tio_host import TioHost
+from node.tio_memory import TioMemory
 from node.vcpu_model import vcpu_model
 from node.vm_state import Run, VmState
 from node.vmsa import VMSA_BYTES, SevFeature
@@ -90,24 +94,22 @@ class Hypervisor:
         self._max_snp_asid = max_snp_asid
         self.snp = Generation.SEV_SNP in product.generations
         self.asids = AsidPool(product.max_asid, min_sev_asid, max_snp_asid)
+        trusted = bool(ports) and Generation.SEV_TIO in product.generations
         reserved = 0
         if self.snp:
-            mmio = covered(ports) if Generation.SEV_TIO in product.generations else (0, 0)
-            layout = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented, mmio=mmio or product.rmp.mmio)
-            reserved = memory_bytes - layout.base
+            rmp = product.rmp
+            reserved = memory_bytes - at_end_of_memory(memory_bytes, segmented=rmp.segmented, mmio=rmp.mmio).base
         # The first 2 MiB stay with the host, as real-mode memory does, and what firmware gets at INIT.
         first, end = LARGE_PAGE_BYTES, memory_bytes - reserved
         self._trusted_region = (end - TRUSTED_REGION_BYTES) // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
         self.frames = FrameAllocator([(first, self._trusted_region - first)])
         self.rmp_bytes = reserved
         self._command_page = self._frame()
-        self.tio = TioHost(
-            ports, TioMemory(self.frames, self._command_page), trusted=Generation.SEV_TIO in product.generations
-        )
+        self.tio = TioHost(ports, TioMemory(self.frames, self._command_page), trusted=trusted)
         self.updating = False
         """Whether firmware is just being replaced: no SEV guest can come then."""
         self._vms: dict[str, LaunchedVm] = {}
-        self._ghcb = GhcbServer(product, vcpu_model(VCPU_MODEL), self.page_state_change, self._small)
+        self._ghcb = GhcbServer(product, vcpu_model(VCPU_MODEL), self.page_state_change, self._small, self.tio)
 
     def launched(self, vm: str) -> LaunchedVm:
         """The record of a VM; KeyError if there is none."""
@@ -139,7 +141,8 @@ class Hypervisor:
             yield from self._take_memory(spec, record)
             yield from launch(self, spec, record)
             if spec.devices:
-                record.functions = yield from self.tio.give(spec.name, spec.devices, record.shown_to_devices(), self._c(record))
+                c_bit = 1 << self.product.c_bit if record.c_bit else 0
+                record.functions = yield from self.tio.give(spec.name, spec.devices, record.shown_to_devices(), c_bit)
             yield from self._checked([op.VmRun(spec.name, 0)])
         except LaunchRefused:
             yield from self._give_back(spec.name, record)
@@ -299,6 +302,7 @@ class Hypervisor:
     def _give_back(self, vm: str, record: LaunchedVm) -> Task:
         """Return everything in ``record``, in the order that firmware and RMP demand."""
         command = record.small[0] if record.small else 0
+        yield from self.tio.take_all(vm, record.gctx)
         if record.gctx:
             context = buffers.GuestContextPage(address=record.gctx)
             yield from self._must(SnpCommand.DECOMMISSION, command, context.pack())

@@ -36,8 +36,6 @@ LEVELS = 3
 
 NOTHING = DeviceTableEntry(levels=0, translates=False)
 """Of a device that reaches nothing: valid, and without a translation every request faults."""
-BUS_BYTES = 256 * ENTRY_BYTES
-"""Of the device table, for each bus."""
 
 Batch = tuple[op.HypervisorOperation, ...]
 Task = Generator[Batch, tuple[op.Answer, ...], None]

@@ -136,6 +136,14 @@ class LaunchedVm:
         if run < end:
             yield run, end - run, True
 
+    def shown_to_devices(self) -> list[tuple[int, int, int, bool]]:
+        """(GPA, SPA, length, large) of all its memory, cut by the size of the RMP's entries."""
+        return [
+            (gpa + start - spa, start, size, large)
+            for gpa, spa, length in self.ram
+            for start, size, large in self.pieces(spa, length)
+        ]
+
     def page_spa(self, gpa: int) -> int | None:
         """The frame behind a page of the guest; None where it has no memory."""
         pieces = list(self.backing(Range(gpa, PAGE_BYTES)))

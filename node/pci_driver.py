@@ -1,7 +1,7 @@
 """A hypervisor's look at its slots: which functions are behind a root port, and where their registers are to lie.
 
-Boot firmware hands out root ports with a window of MMIO each; the hypervisor places the BARs of what it finds. Each is a
-task for ``yield from``. Source: PCI Express base specification, 7.5.1 (header, BARs), 7.6.3 (extended capabilities).
+Boot firmware hands out root ports with a window of MMIO each; the hypervisor places the BARs of what it finds. Each is
+a task for ``yield from``. Source: PCI Express base specification, 7.5.1 (header, BARs), 7.6.3 (extended capabilities).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from node import operations as op
 from node.hypervisor_port import Answers, Batch, Task
+from node.port_window import PortWindow
 from tio.pci import Command, Register
 
 DOE_CAPABILITY, IDE_CAPABILITY = 0x2E, 0x30
@@ -23,20 +24,6 @@ _FUNCTION_LEVEL_RESET = 1 << 15
 _MOST_CAPABILITIES = 64
 
 Words = Generator[Batch, Answers, list[int]]
-
-
-@dataclass(frozen=True, slots=True)
-class PortWindow:
-    """A root port as boot firmware hands it over: its number, and the addresses that lead to what is behind it."""
-
-    port: int
-    base: int
-    length: int
-
-    @property
-    def card(self) -> int:
-        """Requester id of the first function behind it: the port is function ``port`` of bus 0, its card on the next."""
-        return self.port + 1 << 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,6 @@ from psp.system_bus import PAGE_BYTES
 from psp.tsm.exchange_records import (
     PAYLOAD_UNIT,
     BufferHeader,
-    DataType,
-    MessageObject,
     ObjectId,
     ResultObject,
     pack_message,

@@ -1,26 +1,28 @@
 """A hypervisor's book of its cards, and how it gives them to VMs: placed, connected, locked for a guest, taken back.
 
-Where a VM is of SEV-TIO the security processor speaks with the device and with its guest, and the hypervisor carries what
-they say. Elsewhere a device is given as ever: its registers are mapped, and it reaches what the IOMMU's table shows.
+Where a VM is of SEV-TIO the security processor speaks with the device and with its guest, and the hypervisor carries
+what they say. Elsewhere a device is given as ever: its registers are mapped, and it reaches what the IOMMU shows it.
 
 Each public generator is a task. Source: ``spec/tio/tio-overview.md``, section 6, which follows Linux.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from node import operations as op
+from node.device_table import ENTRY_BYTES
 from node.device_window import bar_gpa
 from node.doe_driver import DoeDriver
 from node.expected_answers import expect_done
 from node.guest_functions import GuestFunction, guest_device_id
 from node.hypervisor_port import Answers, Batch, LaunchRefused, Task
 from node.ide_driver import associate, enable_streams
-from node.iommu_driver import IommuDriver
+from node.iommu_driver import DEVICE_TABLE, DEVICE_TABLE_PAGES, IommuDriver
 from node.iommu_guest_table import LEVELS, GuestTable, Piece
-from node.pci_driver import Function, PortWindow, enable, find, reset
+from node.pci_driver import Function, enable, find, reset
+from node.port_window import PortWindow
 from node.tio_carrier import TioCarrier, TioRefused
 from node.tio_memory import TioMemory
 from psp.commands import SnpCommand
@@ -36,6 +38,7 @@ from tio.tdisp import InterfaceId, LockFlags
 CLASSES = {CardKind.GPU: 0x03_0200, CardKind.NIC: 0x02_0000, CardKind.NVME: 0x01_0802}
 """By which a hypervisor tells what a function is."""
 _HYPERVISOR = RmpEntry()
+_NO_FLAGS = LockFlags(0)
 
 
 @dataclass(slots=True)
@@ -79,14 +82,18 @@ class TioHost:
         memory: TioMemory,
         *,
         trusted: bool,
-        device_table: int,
-        lock_flags: LockFlags = LockFlags(0),
+        lock_flags: LockFlags = _NO_FLAGS,
     ) -> None:
         self.trusted = trusted
         self.lock_flags = lock_flags
         self._ports = tuple(ports)
         self._memory = memory
-        self._iommu = IommuDriver(lambda: memory.take(1)[0], device_table)
+        self.device_table = DEVICE_TABLE, DEVICE_TABLE_PAGES
+        """The IOMMU's, as (SPA, pages): with an entry for every function that can be."""
+        if ports:
+            pages = -(-(ports[-1].card + 256) * ENTRY_BYTES // PAGE_BYTES)
+            self.device_table = memory.row(pages), pages
+        self._iommu = IommuDriver(lambda: memory.take(1)[0], self.device_table[0])
         self._cards: list[Card] | None = None
         self._given: dict[tuple[str, int], Given] = {}
         self._sizes: TioStatusRecord | None = None
@@ -130,11 +137,11 @@ class TioHost:
             raise
         return tuple(out)
 
-    def take_all(self, vm: str) -> Task:
+    def take_all(self, vm: str, gctx: int = 0) -> Task:
         """Take every card back from a VM that is going, whatever its guest says."""
         for name, device in sorted(key for key in self._given if key[0] == vm):
             given = self._given.pop((name, device))
-            yield from self._unlocked(vm, given, gctx=0, force=True)
+            yield from self._unlocked(given, gctx, force=True)
             function = given.card.function
             yield from enable(function, on=False)
             yield from self._iommu.detach(function.requester)
@@ -187,9 +194,9 @@ class TioHost:
         yield from given.card.carrier.call(SnpCommand.TIO_TDI_BIND, self._binding(given, gctx, run=True))
         given.ran = True
 
-    def unbind(self, vm: str, given: Given, gctx: int) -> Task:
+    def unbind(self, given: Given, gctx: int) -> Task:
         """Stop an interface, and take its registers back. Raises TioRefused."""
-        yield from self._unlocked(vm, given, gctx, force=False)
+        yield from self._unlocked(given, gctx, force=False)
 
     def ask(self, given: Given, gctx: int, message: int, answer: int) -> Generator[Batch, Answers, Status]:
         """Carry a guest's message to the firmware, and its answer back, in these pages: the status."""
@@ -202,7 +209,7 @@ class TioHost:
         return Status.SUCCESS
 
     def assign(self, given: Given, asid: int, gpa: int, pages: int) -> Generator[Batch, Answers, bool]:
-        """Give the guest pages of its device's memory in the RMP, as it asks for; False if they are not its device's."""
+        """Give the guest pages of its device's memory in the RMP; False if they are not its device's."""
         batch, taken = [], {}
         for at in range(gpa, gpa + pages * PAGE_BYTES, PAGE_BYTES):
             spa = self._behind(given, at)
@@ -296,12 +303,13 @@ class TioHost:
             ObjectId.MEASUREMENTS,
         )
 
-    def _unlocked(self, vm: str, given: Given, gctx: int, *, force: bool) -> Task:
+    def _unlocked(self, given: Given, gctx: int, *, force: bool) -> Task:
         card = given.card
         if given.bound:
             assert card.carrier is not None
             flags = tio.FORCE if force else 0
-            yield from card.carrier.call(SnpCommand.TIO_TDI_UNBIND, tio.TdiOrder(flags=flags, **self._named(given, gctx)))
+            order = tio.TdiOrder(flags=flags, **self._named(given, gctx))
+            yield from card.carrier.call(SnpCommand.TIO_TDI_UNBIND, order)
             given.bound = False
         if given.assigned:
             yield from self.release(given, 0, 1 << 52)

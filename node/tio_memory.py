@@ -1,7 +1,7 @@
 """Pages that a hypervisor lends the security processor for trusted I/O, and takes back.
 
-Contexts and the buffers that firmware writes are pages in Firmware state: what is to stand in them is written before they
-are lent. Each is a task for ``yield from``. Source: SEV-SNP firmware ABI, chapter 5; ``spec/tio/tio-overview.md``, 3.
+Contexts and the buffers that firmware writes are pages in Firmware state: what is to stand in them is written before
+they are lent. Each is a task for ``yield from``. Source: SEV-SNP firmware ABI, chapter 5; ``spec/tio/tio-overview.md``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Generator, Sequence
 
 from node import operations as op
 from node.expected_answers import expect_done, expect_success
-from node.frame_allocator import FrameAllocator
+from node.frame_allocator import FrameAllocator, OutOfMemory
 from node.hypervisor_port import Answers, Batch, Task
 from psp import command_buffers as buffers
 from psp.commands import SnpCommand
@@ -32,6 +32,14 @@ class TioMemory:
         """So many pages of the hypervisor's own. Raises OutOfMemory."""
         pieces = self._frames.allocate(count * PAGE_BYTES, PAGE_BYTES)
         return tuple([spa + at for spa, length in pieces for at in range(0, length, PAGE_BYTES)])
+
+    def row(self, count: int) -> int:
+        """So many pages in a row: the first. Raises OutOfMemory."""
+        pieces = self._frames.allocate(count * PAGE_BYTES, PAGE_BYTES)
+        if len(pieces) > 1:
+            self._frames.release(pieces)
+            raise OutOfMemory(count * PAGE_BYTES, self._frames.free_bytes)
+        return pieces[0][0]
 
     def give_back(self, pages: Sequence[int]) -> Task:
         """Clear pages of the hypervisor's own, and let others have them."""
