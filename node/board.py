@@ -219,6 +219,10 @@ class Board:
         """Whoever runs vCPUs learns which was taken out and entered anew, and with what exit code."""
         self.exited: Callable[[str, int], None] | None = None
         """And, before that, which the hypervisor makes exit: its registers are to be stored."""
+        self.put_out: Callable[[str, int], None] | None = None
+        """The same of one that is not to be entered at once."""
+        self.entered: Callable[[str, int], None] | None = None
+        """And which VMRUN has entered: its registers are those of its save area."""
         self.masks = RegisterMasks(lambda count, length: random.octets(name, "register nonce", count, length), platform)
         self.tlb_duties = None if self.tlb is None else TlbDuties(self, self.tlb)
         anew = GuestAccess(self)
@@ -389,6 +393,8 @@ class Board:
             placed = self.vmcbs[vm][vcpu] = replace(self.vmcbs[vm][vcpu], core=core)
             self.tlb_duties.resume(placed)
         self.events.enter(vmcb)
+        if self.entered is not None:
+            self.entered(vm, vcpu)
         return 0
 
     def leave(self, vm: str, vcpu: int) -> None:
@@ -450,6 +456,8 @@ class Board:
         if self.tlb_duties is not None:
             self.tlb_duties.enter(vmcb)
         self.events.enter(vmcb)
+        if self.entered is not None:
+            self.entered(vmcb.vm, vmcb.vcpu)
         return True
 
     def take_vmpl(self, vmcb: Vmcb) -> bool:

@@ -22,7 +22,7 @@ from node.counter_random import CounterRandom
 from node.departures import Departures
 from node.disk_file import DiskFileError, disk_file
 from node.event_log import EventLog
-from node.exit_registers import store_at_exit
+from node.exit_registers import store_and_stay_out, store_at_exit, take_registers
 from node.firmware_image import FirmwareImage
 from node.firmware_operator import FirmwareOperator
 from node.generation import Generation
@@ -121,7 +121,9 @@ class Host:
         self.tasks = HypervisorTasks(self.clock, self.board, self._cost, self._chain)
         self.vcpus = VcpuRunner(self.clock, self.board, self.contention, self.log, prices)
         self.board.kicked = self._kicked
-        self.board.exited = self._exited
+        self.board.exited = self._of_a_vcpu(store_at_exit)
+        self.board.put_out = self._of_a_vcpu(store_and_stay_out)
+        self.board.entered = self._of_a_vcpu(take_registers)
         self.departures = Departures(self)
         self.arrivals = Arrivals(self)
         self.network = HostNetwork(self, costs)
@@ -201,7 +203,7 @@ class Host:
             self.departures.earliest_output_ns(next_event_ns), self.network.earliest_output_ns(next_event_ns)
         )
         if self.certificates is not None:
-            leaving_ns = min(leaving_ns, self.certificates.earliest_output_ns)
+            leaving_ns = min(leaving_ns, self.certificates.earliest_output_ns(next_event_ns))
         promises = self.tasks.promises
         return min(leaving_ns, max(next_event_ns, min(promises.values()))) if promises else leaving_ns
 
@@ -333,10 +335,13 @@ class Host:
         if guest is not None and 0 <= vcpu < len(guest.vcpus):
             self.vcpus.kicked(guest.vcpus[vcpu], code)
 
-    def _exited(self, vm: str, vcpu: int) -> None:
-        guest = self.guests.get(vm)
-        if guest is not None and 0 <= vcpu < len(guest.vcpus):
-            store_at_exit(self.board, guest.vcpus[vcpu])
+    def _of_a_vcpu(self, what: Callable[[Board, Vcpu], None]) -> Callable[[str, int], None]:
+        def of_a_vcpu(vm: str, vcpu: int) -> None:
+            guest = self.guests.get(vm)
+            if guest is not None and 0 <= vcpu < len(guest.vcpus):
+                what(self.board, guest.vcpus[vcpu])
+
+        return of_a_vcpu
 
     def _note_launch(self, guest: Guest, entered: Entered) -> None:
         """What the firmware keeps of a launch: the laboratory's own view, no host command returns it."""

@@ -58,6 +58,8 @@ class Vcpu:
     pause_wanted: bool = False
     held: tuple[tuple[GuestOperation, ...], tuple[Answer, ...]] = ((), ())
     """While it is halfway: what is left of its batch, and the answers that it has so far."""
+    out: bool = False
+    """Its hypervisor interrupted it and nobody has entered it since: its registers are those of its save area."""
     vc_code: int | None = None
     """The code of a #VC that its kernel meets at its next instruction."""
     called: bool = False

@@ -95,6 +95,8 @@ class VcpuRunner:
         registers = vcpu.registers
         if registers.r15 and registers.r14 in HALTED:
             self._sleep(vcpu)
+        elif registers.r15 and registers.r14 >= len(vcpu.guest.phase_costs[vcpu.index]):
+            self._power_off(vcpu.guest, PROGRAM_FAULT)  # Somebody stored to the save area.
         elif registers.r15:
             self._compute(vcpu)
         else:
@@ -187,6 +189,8 @@ class VcpuRunner:
         events, own = self._board.events, vcpu.thread == vcpu.index  # An SVSM is not disturbed.
         for _ in range(_MOST_IDLE_BLOCKS):
             if answers is None:
+                if vcpu.out and not self._enter(vcpu):
+                    return
                 if own and (events.waiting or events.raised or events.stepping) and not self._take_events(vcpu):
                     return
                 if vcpu.pause_wanted and not (vcpu.levels and vcpu.levels.waiting):
@@ -549,12 +553,13 @@ class VcpuRunner:
         """Save a paused vCPU's registers and forget every object of its program."""
         guest = vcpu.guest
         try:
-            store_registers(self._board, vcpu)
+            if not vcpu.out:
+                store_registers(self._board, vcpu)
         except FAULTS:  # Its key is gone: nothing keeps its registers, and no VMRUN would find them.
             self._power_off(guest, ExitCode.INVALID & 0xFF)
             return
         self._board.leave(guest.spec.name, vcpu.index)
-        vcpu.state = VcpuState.PAUSED
+        vcpu.state, vcpu.out = VcpuState.PAUSED, False
         vcpu.registers = Registers()
         for thread in vcpu.threads:
             guest.software.forget(thread)

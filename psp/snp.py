@@ -23,6 +23,7 @@ from psp.fixed_ranges import fixed_ranges
 from psp.guest_requests import GuestRequests
 from psp.host_memory import HostMemory
 from psp.installed_firmware import InstalledFirmware
+from psp.key_messages import KeyMessages
 from psp.launch_runs import LaunchRuns
 from psp.message_table import message_rows
 from psp.mitigations import MitigationCommand
@@ -76,7 +77,8 @@ class SnpFirmware:
         self.configuration = SnpConfiguration(memory, lambda: chip().symmetric_key(VLEK_WRAPPING), firmware)
         endorsement = Endorsement(chip, self.configuration)
         self.reports = ReportMessages(bus, endorsement, self.configuration, self.mitigations, self._platform_info)
-        rows = message_rows(bus, guests, endorsement, firmware, self.reports)
+        self.derived_keys = KeyMessages(endorsement, firmware)
+        rows = message_rows(bus, guests, self.derived_keys, self.reports)
         self.guest_requests = GuestRequests(memory, guests, rows)
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             # INIT, of before ABI 1.52, has no buffer and always initialises the RMP.

@@ -60,6 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     host.add_argument("--chip-id", type=_chip_id, action="append", metavar="HEX", help="an allowed chip; repeatable")
     host.add_argument("--allow-masked-chip-id", action="store_true", help="believe a host that hides its chip id")
     _add(host, "--min-tcb", _floor("min-tcb"), None, "NAME=N,...", "floor for fmc, bootloader, tee, snp, microcode")
+    _add(host, "--pinned-tcb", _floor("pinned-tcb"), None, "NAME=N,...", "levels that must be those reported")
     _add(host, "--min-launch-tcb", _floor("min-launch-tcb"), None, "NAME=N,...", "the same when the guest was launched")
     _add(host, "--min-firmware", _version, None, "A.B.C", "lowest committed firmware version")
     host.add_argument("--no-provisional", action="store_true", help="refuse firmware that is not committed")
@@ -176,6 +177,7 @@ def _expectations(arguments: argparse.Namespace) -> Expectations:
         image_id=arguments.image_id,
         min_guest_svn=arguments.min_svn,
         min_tcb=arguments.min_tcb,
+        pinned_tcb=arguments.pinned_tcb,
         min_launch_tcb=arguments.min_launch_tcb,
         min_firmware=arguments.min_firmware,
         provisional_allowed=not arguments.no_provisional,

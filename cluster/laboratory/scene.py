@@ -225,6 +225,7 @@ class Scene:
             ledger.keep(VICTIM, "the secret", victim.secret)
             for gpa, octets in victim.promises.items():
                 ledger.promise(VICTIM, gpa, octets)
+            ledger.count_up(VICTIM, victim.round_cell)
         elif setting.victim == "grower":
             grower = Grower.build(wanted["grower"], place)
             ledger.promise(VICTIM, grower.book, grower.entries)

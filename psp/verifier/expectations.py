@@ -52,6 +52,8 @@ class Expectations:
 
     min_tcb: Mapping[str, int] | None = field(default=None, hash=False)
     """A floor for each component named; one that the product has not is never high enough."""
+    pinned_tcb: Mapping[str, int] | None = field(default=None, hash=False)
+    """What is reported of each component named, and nothing above it: a certificate that was pinned, in other words."""
     min_launch_tcb: Mapping[str, int] | None = field(default=None, hash=False)
     """The same for the firmware that launched the guest."""
     min_firmware: tuple[int, int, int] | None = None
@@ -78,7 +80,7 @@ class Expectations:
             for value in getattr(self, name) or ():
                 if len(value) != size:
                     raise ValueError(f"{name}: expected {size} bytes each, got {len(value)}")
-        for name in ("min_tcb", "min_launch_tcb"):
+        for name in ("min_tcb", "pinned_tcb", "min_launch_tcb"):
             for component, level in (getattr(self, name) or {}).items():
                 if component not in COMPONENTS or not 0 <= level <= HIGHEST_LEVEL:
                     raise ValueError(f"{name}: expected levels of {', '.join(COMPONENTS)}, got {component}={level}")

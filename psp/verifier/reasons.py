@@ -128,6 +128,7 @@ class Reason(Enum):
     FIRMWARE_COMMITTED_ABOVE_CURRENT = Row(_T, "report.committed_version", "not above the current version")
     FIRMWARE_PROVISIONAL = Row(_T, "report.committed_tcb", "the current TCB and version, nothing provisional")
     TCB_LOW = Row(_T, "report.reported_tcb", "no component below the floor's")
+    TCB_UNEXPECTED = Row(_T, "report.reported_tcb", "the levels pinned")
     LAUNCH_TCB_LOW = Row(_T, "report.launch_tcb", "no component below the floor's")
     FIRMWARE_LOW = Row(_T, "report.committed_version", "at least the version expected")
     MITIGATION_MISSING = Row(_T, "report.current_mitigations", "the bits demanded")

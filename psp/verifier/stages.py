@@ -106,6 +106,11 @@ def check_tcb(report: Report, key: TrustedKey, expected: Expectations, trail: Tr
     else:
         trail.demand(Reason.FIRMWARE_PROVISIONAL, not provisional, f"{committed.hex()} below {current.hex()}")
     _demand_floor(Reason.TCB_LOW, expected.min_tcb, layout, reported, trail)
+    if expected.pinned_tcb is None:
+        trail.leave_out(Reason.TCB_UNEXPECTED)
+    else:
+        levels = layout.split(reported)
+        trail.demand(Reason.TCB_UNEXPECTED, expected.pinned_tcb.items() <= levels.items(), spelled(levels))
     _demand_floor(Reason.LAUNCH_TCB_LOW, expected.min_launch_tcb, layout, launch, trail)
     if expected.min_firmware is None:
         trail.leave_out(Reason.FIRMWARE_LOW)

@@ -64,6 +64,7 @@ def test_a_lying_key_service_proves_nothing(lie):
         ({"key_service": None}, "a [key_service] from which hosts fetch certificates, got none"),
         ({"party": PARTY | {"parameters": {"measurement": "00"}}}, "96 hexadecimal digits"),
         ({"party": PARTY | {"parameters": {"min_tcb": "spl=1"}}}, "levels such as snp=8"),
+        ({"party": PARTY | {"parameters": {"pinned_tcb": "snp=256"}}}, "levels such as snp=8"),
         ({"party": PARTY | {"parameters": {"roots": "Milan=1"}}}, "64 hexadecimal digits"),
     ],
 )  # fmt: skip

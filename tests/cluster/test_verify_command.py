@@ -43,6 +43,7 @@ def test_real_reports_are_believed_under_amds_root(judge):
         (("--nonce", "00" * 32), "NONCE_UNEXPECTED"),
         (("--min-tcb", "microcode=116"), "TCB_LOW"),
         (("--min-tcb", "fmc=1"), "TCB_LOW"),
+        (("--pinned-tcb", "snp=7"), "TCB_UNEXPECTED"),
         (("--min-launch-tcb", "snp=9"), "LAUNCH_TCB_LOW"),
         (("--min-firmware", "1.53.0"), "FIRMWARE_LOW"),
         (("--product", "Turin"), "PRODUCT_UNEXPECTED"),

@@ -62,6 +62,7 @@ SWITCHES = {
     "df_lock_checked=on": {"platform": Platform(fabric_lock_checked=True)},
     "iommu_write_safe=on": {"platform": Platform(iommu_write_safe=True)},
     "tlb_id_enforced=off": {"platform": Platform(disabled=frozenset({Protection.TLB_ID}))},
+    "vmsa_checksum=off": {"platform": Platform(disabled=frozenset({Protection.SAVE_AREA_INTEGRITY}))},
     "alias_check=on": {"platform": Platform(alias_check=True)},
     "verifier_platform_info=on": {"owner": OwnerHabits(platform_info=True)},
     "point_check=on": {"platform": Platform(point_check=True)},

@@ -177,6 +177,10 @@ def ways():
             (evidence(current_version=bytes([30, 55, 1])), Expectations(provisional_allowed=False)),
         ],
         Reason.TCB_LOW: [(evidence(), Expectations(min_tcb={name: level + 1})) for name, level in LEVELS.items()],
+        Reason.TCB_UNEXPECTED: [
+            (evidence(), Expectations(pinned_tcb={name: level}))
+            for name, level in {**{one: level + 1 for one, level in LEVELS.items()}, "snp": 7, "fmc": 0}.items()
+        ],
         Reason.LAUNCH_TCB_LOW: [
             (evidence(), Expectations(min_launch_tcb={name: level + 1})) for name, level in LEVELS.items()
         ],
@@ -257,8 +261,8 @@ def test_all_expectations_met_at_once():
             product="Milan", chip_ids=frozenset({forger.CHIP_ID}), crl_demanded=True, policy=0x30000,
             policy_set=1 << 16, policy_clear=1 << 20, platform_set=1 << 5, platform_clear=1 << 1, vmpl=2,
             measurement=b"\x11" * 48, host_data=bytes(32), family_id=bytes(16), image_id=bytes(16), min_guest_svn=9,
-            min_tcb=LEVELS, min_launch_tcb=LEVELS, min_firmware=(1, 55, 29), provisional_allowed=False, mitigations=2,
-            nonce=NONCE, channel_key=channel, nonce_expires=NOW,
+            min_tcb=LEVELS, pinned_tcb=LEVELS, min_launch_tcb=LEVELS, min_firmware=(1, 55, 29),
+            provisional_allowed=False, mitigations=2, nonce=NONCE, channel_key=channel, nonce_expires=NOW,
             id_key_digests=frozenset({b"\1" * 48}), author_key_digests=frozenset({b"\2" * 48}),
         ),
     )  # fmt: skip
@@ -319,6 +323,7 @@ def test_time_is_inclusive():
 
 
 @pytest.mark.parametrize("fields", [
+    {"pinned_tcb": {"snp": 256}},
     {"measurement": bytes(47)}, {"nonce": b""}, {"min_tcb": {"spl": 1}}, {"min_launch_tcb": {"snp": 256}},
     {"chip_ids": frozenset({b"x"})},
     {"id_key_digests": frozenset({bytes(32)})}, {"product": "Naples"},
