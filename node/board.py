@@ -60,6 +60,7 @@ from node.table_entries import TableEntries
 from node.tlb import Tlb
 from node.tlb_duties import TlbDuties
 from node.trusted_dma import TrustedDma
+from node.trusted_io import BoardTrustedIo
 from node.vcpu_controls import VcpuControls
 from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
@@ -157,6 +158,8 @@ class Board:
             self.iommu,
             self.data_fabric,
         )
+        if self.trusted_dma is not None:
+            self.bus.trusted_io = BoardTrustedIo(lambda: self.root_complex, self.trusted_dma)
         self.psp = SecurityProcessor(
             self.bus,
             lambda purpose, counter, length: random.octets(name, f"psp {purpose}", counter, length),

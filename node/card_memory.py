@@ -7,6 +7,7 @@ does with one follows from who sent it and what it says.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from node.iommu import Iommu
@@ -43,8 +44,10 @@ class CardMemory:
     """What root ports are handed. ``trusted`` is None on a part without SEV-TIO: nothing with the T bit passes."""
 
     def __init__(self, iommu: Iommu, trusted: TrustedDma | None) -> None:
+        self.arrived: Callable[[MessageInterrupt], None] | None = None
+        """Whoever brings interrupts to where they belong."""
         self.interrupts: list[MessageInterrupt] = []
-        """Those that arrived since somebody last took them."""
+        """Those that arrived while there was nobody to do so."""
         self.lost = 0
         """Interrupts that came while ``MOST_WAITING`` were there."""
         self._iommu = iommu
@@ -72,7 +75,10 @@ class CardMemory:
     def _interrupt(self, requester: int, address: int, data: bytes, *, tee: bool) -> None:
         if len(data) != _DATA_BYTES:
             raise DmaFault(address, len(data), write=True)
-        if len(self.interrupts) >= MOST_WAITING:
+        interrupt = MessageInterrupt(requester, address, int.from_bytes(data, "little"), tee)
+        if self.arrived is not None:
+            self.arrived(interrupt)
+        elif len(self.interrupts) < MOST_WAITING:
+            self.interrupts.append(interrupt)
+        else:
             self.lost += 1
-            return
-        self.interrupts.append(MessageInterrupt(requester, address, int.from_bytes(data, "little"), tee))

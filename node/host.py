@@ -28,6 +28,7 @@ from node.firmware_operator import FirmwareOperator
 from node.generation import Generation
 from node.guest import GONE, Guest, GuestSpec, GuestState
 from node.host_events import HostEvent
+from node.host_interrupts import HostInterrupts
 from node.host_network import HostNetwork
 from node.host_prices import host_prices
 from node.hypervisor import Hypervisor
@@ -130,6 +131,8 @@ class Host:
         self.departures = Departures(self)
         self.arrivals = Arrivals(self)
         self.network = HostNetwork(self, costs)
+        self.interrupts = HostInterrupts(self)
+        self.board.card_memory.arrived = self.interrupts.arrived
         self.firmware = FirmwareOperator(self)
         self.certificates: CertificateStore | None = None
         self.vcpus.sent = self.network.flush

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from node.card_slot import MmioWindow
+from psp.tsm.trusted_io import RootPortKeys
 
 WIDTHS = (1, 2, 4, 8)
 """Bytes of one load or store."""
 _FUNCTION = 0b111
 
 
-class Port(Protocol):
+class Port(RootPortKeys, Protocol):
     """A root port with what is behind it (``tio.root_port``)."""
 
     def load(self, address: int, width: int, *, tee: bool) -> int:

@@ -127,7 +127,8 @@ def _heads(
 def _is_plain(stream: IdeStream, key_set: int, run: WriteRun) -> bool:
     """Whether a run is one that ``send_writes`` could have made for this stream with the keys in use."""
     packets, size, together = len(run.heads), run.payload_bytes, run.aggregation
-    if not packets or together > stream.settings.aggregation[SubStream.PR]:
+    settings = stream.settings
+    if not packets or together > settings.aggregation[SubStream.PR] or not settings.checks_all:
         return False
     head = run.heads[0].tobytes()
     if head[PREFIX_BYTES] != TlpKind.MEMORY_WRITE:
