@@ -94,6 +94,7 @@ def test_a_guest_that_may_be_debugged_shows_no_mmio(command: SnpCommand) -> None
         (SnpCommand.GCTX_CREATE, buffers.GuestContextPage(context)),
         (SnpCommand.LAUNCH_START, buffers.SnpLaunchStart(context, POLICY | SnpPolicy.DEBUG)),
         (SnpCommand.ACTIVATE, buffers.SnpActivate(context, asid)),
+        (SnpCommand.LAUNCH_FINISH, buffers.SnpLaunchFinish(context)),
     ):
         assert lab.firmware(order, buffer) == Status.SUCCESS
     owned = page_of(MMIO_GPA, asid=asid)
