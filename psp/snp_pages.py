@@ -13,12 +13,12 @@ from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry, SystemBus
 
 
 def entry_of_page(bus: SystemBus, pages: FirmwarePages, spa: int, length: int = PAGE_BYTES) -> RmpEntry:
-    """The RMP's entry of a page that a host names.
+    """The RMP's entry of a page of memory that a host names.
 
-    Raises PspError: INVALID_ADDRESS off page borders or where there is no entry,
+    Raises PspError: INVALID_ADDRESS off page borders, where there is no entry or none of memory (MMIO may have some),
     INVALID_PAGE_STATE where firmware itself uses the page.
     """
-    if spa % PAGE_BYTES or not bus.rmp_covers(spa):
+    if spa % PAGE_BYTES or spa > bus.dram_bytes - length or not bus.rmp_covers(spa):
         raise PspError(Status.INVALID_ADDRESS)
     if pages.in_use(spa, length):
         raise PspError(Status.INVALID_PAGE_STATE)
@@ -33,12 +33,14 @@ class SnpPages:
         self._pages = pages
 
     def reclaim(self, page: buffers.SnpPageReclaim) -> None:
-        """SNP_PAGE_RECLAIM."""
+        """SNP_PAGE_RECLAIM, which looks at no page but at its entry: also of MMIO."""
         large = bool(page.address & 1)
         spa, length = page.address & ~1, LARGE_PAGE_BYTES if large else PAGE_BYTES
-        if spa % length:
+        if spa % length or not self._bus.rmp_covers(spa, length // PAGE_BYTES):
             raise PspError(Status.INVALID_ADDRESS)
-        entry = entry_of_page(self._bus, self._pages, spa, length)
+        if self._pages.in_use(spa, length):
+            raise PspError(Status.INVALID_PAGE_STATE)
+        entry = self._bus.rmp_entry(spa)
         if page_state(entry) not in _RECLAIMABLE:
             raise PspError(Status.INVALID_PAGE_STATE)
         if entry.large != large:
