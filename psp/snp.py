@@ -86,7 +86,7 @@ class SnpFirmware:
         self.migration = MigrationMessages(bus, guests, policies, random, firmware)
         rows = message_rows(bus, self.derived_keys, self.reports, self.migration)
         self.guest_requests = GuestRequests(memory, guests, rows)
-        self.tsm = TeeSecurityManager(bus, memory, guests, random)
+        self.tsm = TeeSecurityManager(bus, memory, guests, ranges, self.guest_requests, random)
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             # INIT, of before ABI 1.52, has no buffer and always initialises the RMP.
             SnpCommand.INIT: lambda _: self._init_ex(buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP)),

@@ -2,9 +2,9 @@
 
 How a host drives it
     SNP_INIT_EX with ``SNP_INIT_TIO``, TIO_INIT, TIO_STATUS: how long buffers and contexts must be. Contexts, the
-    request, scratch and output buffers and every page that a status or answer goes to are lent (Firmware state: RMPUPDATE to
-    assigned, immutable, ASID 0); the response buffer and pages of scatter lists stay the host's. A buffer begins with a
-    ``BufferHeader``, whose capacity the host fills in before it lends the page.
+    request, scratch and output buffers and every page that a status or answer goes to are lent (Firmware state:
+    RMPUPDATE to assigned, immutable, ASID 0); the response buffer and pages of scatter lists stay the host's. A buffer
+    begins with a ``BufferHeader``, whose capacity the host fills in before it lends the page.
 
     TIO_DEV_CREATE, then TIO_DEV_CONNECT and every other command with the four buffers (``SpdmOrder``) go like this::
 
@@ -22,8 +22,8 @@ How a host drives it
 
 What lies where
     Layouts of commands: ``tio_buffers``; of what statuses write: ``status_records``; of buffers: ``exchange_records``;
-    scatter-list addresses: ``scatter_address``. This module hands them on; the firmware's own parts are imported from
-    their files.
+    scatter-list addresses: ``scatter_address``; messages of guests: ``guest_messages``. This module hands them on; the
+    firmware's own parts are imported from their files.
 """
 
 from __future__ import annotations
@@ -37,6 +37,23 @@ from psp.tsm.exchange_records import (
     pack_message,
     padded,
     parse_message,
+)
+from psp.tsm.guest_messages import (
+    NON_TEE,
+    WRITE,
+    MmioConfigRequest,
+    MmioConfigResponse,
+    MmioConfigStatus,
+    MmioValidateRequest,
+    MmioValidateResponse,
+    MmioValidateStatus,
+    SdteWriteRequest,
+    SdteWriteResponse,
+    SdteWriteStatus,
+    TdiInfoRequest,
+    TdiInfoResponse,
+    TdiInfoStatus,
+    ValidateFlags,
 )
 from psp.tsm.scatter_address import data_page, pack_list, scatter_page
 from psp.tsm.secure_device_entry import ENTRY_BYTES, SecureDeviceEntry
@@ -67,6 +84,21 @@ from psp.tsm.tio_buffers import (
 )
 
 __all__ = [
+    "NON_TEE",
+    "WRITE",
+    "MmioConfigRequest",
+    "MmioConfigResponse",
+    "MmioConfigStatus",
+    "MmioValidateRequest",
+    "MmioValidateResponse",
+    "MmioValidateStatus",
+    "SdteWriteRequest",
+    "SdteWriteResponse",
+    "SdteWriteStatus",
+    "TdiInfoRequest",
+    "TdiInfoResponse",
+    "TdiInfoStatus",
+    "ValidateFlags",
     "ENTRY_BYTES",
     "FORCE",
     "RAW_BIT_STREAM",

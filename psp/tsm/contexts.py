@@ -47,6 +47,8 @@ class Binding:
     measured: int
     """How often the device had been measured when it was bound."""
     runs: bool = False
+    non_tee: tuple[tuple[int, bool], ...] = ()
+    """Ranges by place in the report, as the guest made them other than they were reported."""
 
 
 @dataclass(slots=True)
@@ -93,6 +95,7 @@ class Contexts:
 
     def __init__(self, bus: SystemBus, memory: HostMemory, random: Callable[[str, int], bytes]) -> None:
         self.devices: dict[int, DeviceContext] = {}
+        self._reports = 0
         self._bus = bus
         self._memory = memory
         self._random = random
@@ -145,6 +148,14 @@ class Contexts:
         self._bus.write(context.spa, bytes(PAGE_BYTES))
         if reclaim:
             self._bus.rmp_set(context.spa, RmpEntry(assigned=True))
+
+    def next_report(self) -> int:
+        """The number of an interface report that was taken: no two have the same, whosever they are.
+
+        So a guest that asks again sees whether its device was put in another one's place meanwhile.
+        """
+        self._reports += 1
+        return self._reports
 
     def overlaps(self, spa: int, length: int) -> bool:
         """Whether a range holds a context's page."""

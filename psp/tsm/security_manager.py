@@ -8,18 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from psp.asid_ranges import AsidRanges
 from psp.byte_layout import ByteLayout
 from psp.commands import SnpCommand
+from psp.guest_requests import GuestRequests
 from psp.host_memory import HostMemory
 from psp.snp_guests import SnpGuests
 from psp.status import PspError, Status
 from psp.system_bus import SystemBus
 from psp.tsm import tio_buffers as buffers
-from psp.tsm.contexts import DEVICE_CONTEXT_BYTES, TDI_CONTEXT_BYTES, Contexts, TdiContext
+from psp.tsm.contexts import DEVICE_CONTEXT_BYTES, TDI_CONTEXT_BYTES, Contexts
 from psp.tsm.device_commands import DeviceCommands
 from psp.tsm.exchange_buffer import OUTPUT, REQUEST, RESPONSE, SCRATCH
+from psp.tsm.fence_commands import FenceCommands
+from psp.tsm.guest_channel import GuestChannel
 from psp.tsm.spdm_loop import SpdmLoop
 from psp.tsm.status_records import TIO_ENABLED, TIO_INIT_DONE, TioStatusRecord
+from psp.tsm.tdi_commands import TdiCommands
 from psp.tsm.trusted_io import TrustedIo
 
 _ALGORITHMS = 0b10_11_111_11_11
@@ -35,16 +40,23 @@ class TeeSecurityManager:
         bus: SystemBus,
         memory: HostMemory,
         guests: SnpGuests,
+        ranges: AsidRanges,
+        requests: GuestRequests,
         random: Callable[[str, int], bytes],
     ) -> None:
         self.enabled = False
         self.initialised = False
         self._bus = bus
         self._memory = memory
-        self._guests = guests
         self.contexts = Contexts(bus, memory, random)
         loop = SpdmLoop(memory, self.contexts.overlaps)
-        self._devices = devices = DeviceCommands(memory, self.contexts, loop, self._trusted_io, random, self._unlock)
+        tdis = TdiCommands(memory, self.contexts, loop, guests, self._trusted_io, random)
+        self.tdi_switches = tdis.switches
+        guests.before_decommission = tdis.guest_ends
+        channel = GuestChannel(bus, self.contexts, loop, requests, self._trusted_io)
+        self.message_switches = channel.switches
+        fences = FenceCommands(memory, self.contexts, guests, ranges, self._trusted_io)
+        self._devices = devices = DeviceCommands(memory, self.contexts, loop, self._trusted_io, random, tdis.unlock)
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             command: self._sized(handler, needs_init=command not in _BEFORE_INIT)
             for command, handler in (
@@ -58,6 +70,16 @@ class TeeSecurityManager:
                 (SnpCommand.TIO_DEV_MEASUREMENTS, devices.measurements),
                 (SnpCommand.TIO_DEV_CERTIFICATES, devices.certificates),
                 (SnpCommand.TIO_ROLL_KEY, devices.roll_key),
+                (SnpCommand.TIO_TDI_CREATE, tdis.create),
+                (SnpCommand.TIO_TDI_RECLAIM, tdis.reclaim),
+                (SnpCommand.TIO_TDI_BIND, tdis.bind),
+                (SnpCommand.TIO_TDI_UNBIND, tdis.unbind),
+                (SnpCommand.TIO_TDI_REPORT, tdis.report),
+                (SnpCommand.TIO_TDI_STATUS, tdis.status),
+                (SnpCommand.TIO_TDI_INFO, tdis.info),
+                (SnpCommand.TIO_GUEST_REQUEST, channel.request),
+                (SnpCommand.TIO_ASID_FENCE_CLEAR, fences.clear),
+                (SnpCommand.TIO_ASID_FENCE_STATUS, fences.status),
             )
         }
 
@@ -115,10 +137,6 @@ class TeeSecurityManager:
         if self.initialised:
             raise PspError(Status.INVALID_PLATFORM_STATE)
         self.initialised = True
-
-    def _unlock(self, tdi: TdiContext) -> None:
-        tdi.binding = None
-        self._trusted_io().unbind(tdi.interface.requester)
 
 
 _BEFORE_INIT = frozenset({SnpCommand.TIO_STATUS, SnpCommand.TIO_INIT})

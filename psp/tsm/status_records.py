@@ -20,6 +20,11 @@ TDI_STATUS_SHIFT = 2
 """TIO_TDI_INFO says in bits 3:2 of its flags whether a TDI is unbound (0), locked (1) or runs (2)."""
 
 
+def measurement_flags(digest: bytes, *, fresh: bool) -> int:
+    """What records say of a device's measurements."""
+    return DIGEST_VALID * bool(digest) | DIGEST_FRESH * (bool(digest) and fresh)
+
+
 class DeviceState(IntEnum):
     """CTX_STATE of TIO_DEV_STATUS. The numbers are the laboratory's: no text at hand has them."""
 

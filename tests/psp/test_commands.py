@@ -35,10 +35,10 @@ def test_a_number_that_is_no_command_is_invalid(command: int) -> None:
 
 
 def listed_as_unsupported() -> set[int]:
-    """The commands that LIMITATIONS.md names; NAME_* stands for all that begin so, "all of TIO" for TIO_*."""
+    """The commands that LIMITATIONS.md names; NAME_* stands for all that begin so."""
     text = " ".join((PROJECT / "LIMITATIONS.md").read_text("utf-8").split())
     names = text.partition("These commands answer UNSUPPORTED, each in every state: of the SNP interface ")[2]
-    names = names.partition(". ")[0].replace("all of TIO", "TIO_*")
+    names = names.partition(". ")[0]
     return {one for pattern in re.split(r", | and ", names) for one in named(SnpCommand, pattern)}
 
 

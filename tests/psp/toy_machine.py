@@ -238,14 +238,15 @@ def _frozen(value: object) -> object:
             # All that firmware keeps of SNP guests; whatever else it knows of one lies in DRAM.
             kept = {"tweaked", "has_mac", "spas", "_bus", "_random", "_key", "_ciphers", "_mac_key"}
             assert set(vars(value.pages)) == kept
-            assert set(vars(value)) == {"pages", "_active", "_bus", "_memory", "_flush", "_ranges", "_permits"}
+            ours = {"_bus", "_memory", "_flush", "_ranges", "_permits", "before_decommission"}
+            assert set(vars(value)) == {"pages", "_active"} | ours
             return value.pages.tweaked, tuple(value.pages.spas), sorted(value._active)
         case TeeSecurityManager():
-            kept = {"enabled", "initialised", "contexts", "switches"}
+            kept = {"enabled", "initialised", "contexts", "tdi_switches", "message_switches"}
             devices = value.contexts.devices
-            assert set(vars(value.contexts)) == {"devices", "_bus", "_memory", "_random"}
+            assert set(vars(value.contexts)) == {"devices", "_reports", "_bus", "_memory", "_random"}
             assert {name for name in vars(value) if not name.startswith("_")} - {"handlers"} <= kept
-            return value.enabled, value.initialised, _frozen(devices)
+            return value.enabled, value.initialised, value.contexts._reports, _frozen(devices)
         case DeviceLink():
             # Of a session that goes on: how many messages went by, and with which keys.
             session = value.session

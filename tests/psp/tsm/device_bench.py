@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from toy_machine import FIRMWARE, MEMORY_BYTES, PAGE, Machine, ToyBus, snp_guest
+from asking_guest import opened, sealed
+from toy_machine import FIRMWARE, GCTX, MEMORY_BYTES, PAGE, POLICY, Machine, ToyBus, context, snp_guest
 
 from psp import command_buffers as snp_buffers
 from psp import tsm
@@ -24,11 +25,14 @@ from tio.doe import DataObject, parse_data_object
 from tio.ide import Association, Direction, IdeError, IdePort, IdeStream, StreamSettings, StreamState, SubStream
 from tio.loose_device import LooseDevice
 from tio.spdm import ResponderSettings
+from tio.tdisp import InterfaceId
 
 CONTEXT, TDI_CONTEXT = 0x70_0000, 0x70_1000
 REQUEST, RESPONSE, SCRATCH, OUTPUT, STATUS = 0x71_0000, 0x71_4000, 0x71_8000, 0x71_C000, 0x72_0000
 MESSAGE, ANSWER, SCATTER = 0x73_0000, 0x73_1000, 0x74_0000
 RID, PORT, STREAM = 0x0100, 3, 1
+GUEST_DEVICE_ID = 0x0208
+OTHER_GCTX = 0x61_0000
 MMIO, MMIO_BYTES = 0xC0_0000_0000, 64 << 20
 
 
@@ -220,6 +224,20 @@ class Bench:
             self.statuses.append(status)
         raise AssertionError(f"expected an end within {most} packets")
 
+    # Guests.
+
+    def another_guest(self, asid: int = 3) -> None:
+        """A second running guest."""
+        self.lend(OTHER_GCTX)
+        steps = (
+            (SnpCommand.GCTX_CREATE, snp_buffers.GuestContextPage(OTHER_GCTX)),
+            (SnpCommand.LAUNCH_START, snp_buffers.SnpLaunchStart(OTHER_GCTX, POLICY)),
+            (SnpCommand.ACTIVATE, snp_buffers.SnpActivate(OTHER_GCTX, asid)),
+            (SnpCommand.LAUNCH_FINISH, snp_buffers.SnpLaunchFinish(OTHER_GCTX)),
+        )
+        for command, buffer in steps:
+            assert self.machine.call(command, buffer.pack()) == Status.SUCCESS
+
     # Commands.
 
     def create(self) -> int:
@@ -241,6 +259,69 @@ class Bench:
             for stream in port.streams.values():
                 stream.enable()
 
+    def create_tdi(self, tdi: int = TDI_CONTEXT, requester: int = RID) -> int:
+        """TIO_TDI_CREATE."""
+        self.lend(tdi)
+        interface_id = InterfaceId(requester).pack()
+        return self.ask(
+            SnpCommand.TIO_TDI_CREATE, tsm.TdiCreate, device=CONTEXT, tdi=tdi, interface_id=interface_id
+        )
+
+    def bind_order(self, **fields: object) -> tsm.SpdmOrder:
+        """TIO_TDI_BIND's buffer."""
+        ours: dict[str, object] = {"tdi": TDI_CONTEXT, "gctx": GCTX, "guest_device_id": GUEST_DEVICE_ID}
+        return self.order(tsm.TdiBind, **(ours | fields))
+
+    def bind(self, change: Changed = _honest, **fields: object) -> int:
+        """TIO_TDI_BIND."""
+        return self.run(SnpCommand.TIO_TDI_BIND, self.bind_order(**fields), change)
+
+    def tdi_order(self, **fields: object) -> tsm.SpdmOrder:
+        """TIO_TDI_UNBIND's and TIO_TDI_REPORT's buffer."""
+        ours: dict[str, object] = {"tdi": TDI_CONTEXT, "gctx": GCTX}
+        return self.order(tsm.TdiOrder, **(ours | fields))
+
+    def unbind(self, **fields: object) -> int:
+        """TIO_TDI_UNBIND."""
+        return self.run(SnpCommand.TIO_TDI_UNBIND, self.tdi_order(**fields))
+
+    def tdi_info(self) -> tsm.TdiInfoRecord:
+        """TIO_TDI_INFO."""
+        self.lend(STATUS)
+        status = self.ask(
+            SnpCommand.TIO_TDI_INFO, tsm.TdiInfo, device=CONTEXT, tdi=TDI_CONTEXT, address=STATUS
+        )
+        assert status == Status.SUCCESS
+        return tsm.TdiInfoRecord.parse(self.machine.bus.read(STATUS, tsm.TdiInfoRecord.SIZE))
+
+    def report(self) -> bytes:
+        """TIO_TDI_REPORT's blob."""
+        self.lay_buffers()
+        assert self.run(SnpCommand.TIO_TDI_REPORT, self.tdi_order()) == Status.SUCCESS
+        return self.result()[1]
+
+    def guest_order(self, **fields: object) -> tsm.SpdmOrder:
+        """TIO_GUEST_REQUEST's buffer."""
+        ours: dict[str, object] = {"tdi": TDI_CONTEXT, "gctx": GCTX, "message": MESSAGE, "answer": ANSWER}
+        return self.order(tsm.TioGuestRequest, **(ours | fields))
+
+    def guest_asks(self, kind: int, payload: bytes, *, vmpl: int = 0, version: int = 1, **fields: object) -> int:
+        """The status of TIO_GUEST_REQUEST with the guest's next message."""
+        guest = context(self.machine)
+        message = sealed(guest.vmpck(vmpl), guest.message_counts[vmpl] + 1, kind, payload, vmpl, version)
+        self.machine.bus.write(MESSAGE, message.ljust(PAGE, b"\0"))
+        self.lend(ANSWER)
+        return self.run(SnpCommand.TIO_GUEST_REQUEST, self.guest_order(**fields))
+
+    def guest_hears(self, kind: int, payload: bytes, *, vmpl: int = 0) -> bytes:
+        """The answer to a message, opened by its guest."""
+        count = context(self.machine).message_counts[vmpl]
+        assert self.guest_asks(kind, payload, vmpl=vmpl) == Status.SUCCESS
+        key = context(self.machine).vmpck(vmpl)
+        sequence, answered, version, answer = opened(key, self.machine.bus.read(ANSWER, PAGE))
+        assert (sequence, answered, version) == (count + 2, kind + 1, 1)
+        return answer
+
     def device_status(self) -> tsm.DeviceStatusRecord:
         """TIO_DEV_STATUS."""
         self.lend(STATUS)
@@ -255,6 +336,14 @@ class Bench:
         data = bus.read(OUTPUT + header.SIZE, header.payload)
         head = tsm.ResultObject.parse(data)
         return head, data[head.SIZE : head.length]
+
+    def result_in(self, pages: list[int]) -> bytes:
+        """The blob in an output buffer of several pages."""
+        whole = b"".join([self.machine.bus.read(one, PAGE) for one in pages])
+        header = tsm.BufferHeader.parse(whole)
+        data = whole[header.SIZE : header.SIZE + header.payload]
+        head = tsm.ResultObject.parse(data)
+        return data[head.SIZE : head.length]
 
     def snapshot(self) -> dict[str, object]:
         """Everything that a refused command must leave alone."""
@@ -289,7 +378,23 @@ def connected(**changes: object) -> Bench:
     return bench
 
 
-def with_guest(bench: Bench) -> Bench:
-    """A running guest besides."""
+def with_guest(**changes: object) -> Bench:
+    """The same with a running guest, and a TDI that is nobody's."""
+    bench = connected(**changes)
     snp_guest(bench.machine, SnpGuestState.RUNNING)
+    assert bench.create_tdi() == 0
+    return bench
+
+
+def bound(*, lock_flags: int = 0, **changes: object) -> Bench:
+    """The same with the TDI locked for the guest."""
+    bench = with_guest(**changes)
+    assert bench.bind(lock_flags=lock_flags) == 0
+    return bench
+
+
+def running(**changes: object) -> Bench:
+    """The same with the TDI started."""
+    bench = bound(**changes)
+    assert bench.bind(run_flags=tsm.RUN) == 0
     return bench
