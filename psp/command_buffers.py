@@ -421,6 +421,12 @@ class SnpGuestStatusPage(ByteLayout):
     state: int = at(0x0C, 1)
 
 
+SNP_START_MA = 1 << 0
+"""LAUNCH_START flag: the guest has a migration agent."""
+SNP_START_IMI = 1 << 1
+"""LAUNCH_START flag: some of its pages are an initial migration image."""
+
+
 @dataclass(frozen=True, slots=True)
 class SnpLaunchStart(ByteLayout):
     """SNP_LAUNCH_START."""

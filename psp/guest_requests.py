@@ -46,6 +46,8 @@ class MessageRow:
 
     lengths: Mapping[int, int | None]
     answer: Answerer
+    changes_contexts: bool = False
+    """Whether the answer may change whatever context, and even leave none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,18 @@ class GuestRequests:
         sequence = header.sequence + 1
         response = key.seal(header.vmpck, sequence, header.message_type + 1, header.message_version, answer)
         self._memory.write(asked.response, response)
-        self._guests.pages.write_packed(asked.gctx, counted(plain, header.vmpck, sequence))
+        if row.changes_contexts:
+            plain = self._left(asked.gctx, header.vmpck, context.vmpck(header.vmpck))
+        if plain:
+            self._guests.pages.write_packed(asked.gctx, counted(plain, header.vmpck, sequence))
+
+    def _left(self, gctx: int, vmpck: int, key: bytes) -> bytes:
+        """What an answer left in a context page; nothing where there is no context, or the number is of another key."""
+        try:
+            page, context = self._guests.opened(gctx, SnpCommand.GUEST_REQUEST)
+        except PspError:
+            return b""
+        return page if context.vmpck(vmpck) == key else b""
 
     def _opened(self, context: GuestContext, page: bytes) -> tuple[MessageHeader, MessageKey, bytes]:
         try:

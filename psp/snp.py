@@ -26,6 +26,7 @@ from psp.installed_firmware import InstalledFirmware
 from psp.key_messages import KeyMessages
 from psp.launch_runs import LaunchRuns
 from psp.message_table import message_rows
+from psp.migration_messages import MigrationMessages
 from psp.mitigations import MitigationCommand
 from psp.page_swap import PageSwap
 from psp.report_messages import ReportMessages
@@ -35,6 +36,7 @@ from psp.snp_guests import SnpGuests
 from psp.snp_init import check_cores, checked_iommu_buffers, checked_rmp
 from psp.snp_launch import SnpLaunch
 from psp.snp_pages import SnpPages
+from psp.snp_policy import SnpPolicyCheck
 from psp.status import PspError, Status
 from psp.system_bus import RmpEntry, SystemBus
 
@@ -70,7 +72,8 @@ class SnpFirmware:
         self.guests = guests = SnpGuests(bus, memory, flush, ranges, permits, random)
         self._mitigation = mitigation = MitigationCommand(memory, firmware)
         self.mitigations = mitigation.mitigations
-        launch = SnpLaunch(bus, memory, guests, ranges, random, firmware, self.mitigations)
+        policies = SnpPolicyCheck(bus, ranges, firmware)
+        launch = SnpLaunch(bus, memory, guests, policies, random, firmware, self.mitigations)
         self.launch_runs = LaunchRuns(bus, memory, guests)
         debug, pages = SnpDebugging(bus, memory, guests), SnpPages(bus, memory.pages)
         swap = PageSwap(bus, memory, guests)
@@ -78,7 +81,8 @@ class SnpFirmware:
         endorsement = Endorsement(chip, self.configuration)
         self.reports = ReportMessages(bus, endorsement, self.configuration, self.mitigations, self._platform_info)
         self.derived_keys = KeyMessages(endorsement, firmware)
-        rows = message_rows(bus, guests, self.derived_keys, self.reports)
+        self.migration = MigrationMessages(bus, guests, policies, random, firmware)
+        rows = message_rows(bus, self.derived_keys, self.reports, self.migration)
         self.guest_requests = GuestRequests(memory, guests, rows)
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             # INIT, of before ABI 1.52, has no buffer and always initialises the RMP.

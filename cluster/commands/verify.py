@@ -75,6 +75,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _add(guest, "--policy-clear", number("policy-clear", 64), 0, "VALUE", "bits that must be clear")
     guest.add_argument("--allow-debug", action="store_true", help="believe a guest that may be debugged")
     guest.add_argument("--allow-migration", action="store_true", help="believe a guest with a migration agent")
+    guest.add_argument(
+        "--agent", type=_octets("agent", 32), action="append", metavar="HEX",
+        help="report id of a migration agent that it may have; repeatable",
+    )
     _add(guest, "--vmpl", _vmpl, 0, "N", "who must have asked, 0 to 3 or any (default: 0)")
     _add(guest, "--min-svn", whole_number("min-svn", 0, (1 << 32) - 1), 0, "N", "lowest guest SVN")
     for option in ("id-key", "author-key"):
@@ -164,7 +168,8 @@ def _expectations(arguments: argparse.Namespace) -> Expectations:
         masked_chip_id_allowed=arguments.allow_masked_chip_id,
         crl_demanded=arguments.crl,
         debug_allowed=arguments.allow_debug,
-        migration_allowed=arguments.allow_migration,
+        migration_allowed=arguments.allow_migration or arguments.agent is not None,
+        migration_agents=any_of(arguments.agent),
         policy=arguments.policy,
         policy_set=arguments.policy_set,
         policy_clear=arguments.policy_clear,

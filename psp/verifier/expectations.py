@@ -18,6 +18,8 @@ _SIZES = {
     "nonce": NONCE_BYTES,
 }
 
+_EACH = {"chip_ids": 64, "migration_agents": 32, "id_key_digests": 48, "author_key_digests": 48}
+
 
 @dataclass(frozen=True, slots=True)
 class Expectations:
@@ -38,6 +40,8 @@ class Expectations:
 
     debug_allowed: bool = False
     migration_allowed: bool = False
+    migration_agents: frozenset[bytes] | None = None
+    """Report ids of the migration agents that it may have, 32 bytes each; none at all will do, too."""
     policy: int | None = None
     policy_set: int = 0
     policy_clear: int = 0
@@ -76,7 +80,7 @@ class Expectations:
             value = getattr(self, name)
             if value is not None and len(value) != size:
                 raise ValueError(f"{name}: expected {size} bytes, got {len(value)}")
-        for name, size in (("chip_ids", 64), ("id_key_digests", 48), ("author_key_digests", 48)):
+        for name, size in _EACH.items():
             for value in getattr(self, name) or ():
                 if len(value) != size:
                     raise ValueError(f"{name}: expected {size} bytes each, got {len(value)}")

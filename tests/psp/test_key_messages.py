@@ -117,7 +117,7 @@ def test_a_vmpl_has_its_own_keys_and_those_of_vmpls_below(vmpl, claimed):
         (Asked(root=8), Status.INVALID_PARAM),
         (Asked(root=3 << 1), Status.INVALID_PARAM),
         (Asked(root=2 << 1), Status.INVALID_KEY),
-        (Asked(root=1), Status.INVALID_KEY),
+        (Asked(root=1), 0),
         (Asked(reserved=1), Status.INVALID_PARAM),
         (Asked(fields=1 << 6), Status.INVALID_PARAM),
         (Asked(fields=1 << 7, mitigations=0), Status.INVALID_PARAM),
@@ -171,6 +171,10 @@ def test_another_chip_is_another_root():
     another.psp.legacy.keys.chip._fuses = b""
     another.psp.legacy.keys.chip._vceks.clear()
     assert key(another) != first
+
+
+def test_who_waits_for_a_root_of_its_migration_agent_has_none():
+    assert answered(running(**GUEST, vmrk=bytes(32)), Asked(root=1))[0] == Status.INVALID_KEY
 
 
 def test_what_a_migration_agent_gave_is_a_root_that_no_chip_has_part_in():

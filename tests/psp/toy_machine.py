@@ -14,8 +14,10 @@ from psp.core_permits import CorePermits
 from psp.firmware import SecurityProcessor
 from psp.guest_context import GuestContext, SnpGuestState
 from psp.guest_requests import GuestRequests
+from psp.key_messages import KeyMessages
 from psp.launch_digest import LaunchDigest, LegacyLaunchDigest, PageType
 from psp.legacy_guest import LegacyGuestState
+from psp.migration_messages import MigrationMessages
 from psp.nv_storage import NvFile
 from psp.product_line import PRODUCT_LINES
 from psp.report_messages import ReportMessages
@@ -218,6 +220,12 @@ def _frozen(value: object) -> object:
             return tuple(sorted((asid, tuple(sorted(them))) for asid, them in value._complexes.items()))
         case ReportMessages():
             return value.forced_version
+        case KeyMessages():
+            return value.root_tcb
+        case MigrationMessages():
+            kept = {"export_wants_imi", "rows", "_bus", "_guests", "_policies", "_random", "_firmware"}
+            assert set(vars(value)) == kept
+            return value.export_wants_imi
         case GuestRequests():
             assert set(vars(value)) == {"switches", "_memory", "_guests", "_rows"}
             return value.switches
