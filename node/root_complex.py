@@ -8,7 +8,7 @@ loads read ones and stores are lost. Source: PCI Express base specification, 2.3
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -50,6 +50,7 @@ class RootComplex:
         self._by_base = [one.window for one in self._places.values()]
         self._bases = [one.base for one in self._by_base]
         self._make = make
+        self._among_peers = False
 
     @property
     def made(self) -> tuple[int, ...]:
@@ -87,6 +88,30 @@ class RootComplex:
         port.store(spa, value, width, tee=tee)
         return True
 
+    # What one card asks of another's memory, past the IOMMU.
+
+    def takes_peers(self, spa: int, length: int) -> bool:
+        """Whether a whole range is behind one port, and no such request is under way, of which this one came."""
+        return not self._among_peers and self.leads(spa, length) is not None
+
+    def load_bytes(self, spa: int, length: int, *, tee: bool) -> bytes:
+        """Load a range, in the widest loads that fit."""
+        self._among_peers = True
+        try:
+            loaded = [(self.load(at, width, tee=tee) or 0, width) for at, width in _pieces(spa, length)]
+        finally:
+            self._among_peers = False
+        return b"".join([value.to_bytes(width, "little") for value, width in loaded])
+
+    def store_bytes(self, spa: int, data: bytes, *, tee: bool) -> None:
+        """Store a range, in the widest stores that fit."""
+        self._among_peers = True
+        try:
+            for at, width in _pieces(spa, len(data)):
+                self.store(at, int.from_bytes(data[at - spa : at - spa + width], "little"), width, tee=tee)
+        finally:
+            self._among_peers = False
+
     def _at(self, spa: int, width: int) -> Port | None:
         number = self.leads(spa, width)
         return None if number is None else self.port(number)
@@ -110,3 +135,12 @@ class RootComplex:
         if bus:
             return self.port(bus - 1)
         return None if requester & _FUNCTION else self.port(requester >> 3)
+
+
+def _pieces(spa: int, length: int) -> Iterator[tuple[int, int]]:
+    """A range as accesses at their own alignment, as (SPA, width)."""
+    at, end = spa, spa + length
+    while at < end:
+        width = next(one for one in reversed(WIDTHS) if not at % one and at + one <= end)
+        yield at, width
+        at += width

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import pytest
+from card_laboratory import CARDS, NotingPort
 from iommu_boards import IOVA, REQUESTER, TARGET, attached, brought_up, events, host
 
 from node import operations as op
 from node.board import Board
 from node.card_memory import INTERRUPTS_BASE, INTERRUPTS_END, MOST_WAITING, CardMemory
+from node.card_slot import windows
 from node.iommu_events import EventCode
+from node.platform import Platform
 from node.rmp import GuestCore
+from node.root_complex import RootComplex
 from psp.system_bus import PAGE_BYTES, RmpEntry
 from psp.tsm.secure_device_entry import SecureDeviceEntry
 from psp.tsm.trusted_io import TdiBinding
@@ -92,3 +96,57 @@ def test_interrupts_that_nobody_takes_are_bounded_and_counted(board: Board) -> N
     assert (len(memory.interrupts), memory.lost) == (MOST_WAITING, 3)
     with pytest.raises(DmaFault):
         memory.write(REQUESTER, INTERRUPTS_BASE, b"", tee=False, stream_id=None)
+
+
+# One card at another's memory.
+
+
+def peers(board: Board) -> tuple[NotingPort, CardMemory]:
+    """A device that its host lets reach the registers of a card, by the second page that it maps."""
+    slots = RootComplex(windows(board.dram.size_bytes, CARDS), NotingPort)
+    board.iommu.memory.peers = slots
+    port = slots.port(1)
+    assert isinstance(port, NotingPort)
+    return port, board.card_memory
+
+
+def test_a_peer_is_reached_without_t_by_what_the_host_s_tables_and_the_rmp_let_through() -> None:
+    board = brought_up("Turin", Platform(cards=CARDS))
+    port, memory = peers(board)
+    base = port.window.base
+    attached(board, ((IOVA, base),))
+    memory.write(REQUESTER, IOVA + 4, bytes(range(1, 17)), tee=False, stream_id=None)
+    assert port.seen == [("store", base + 4, False), ("store", base + 8, False), ("store", base + 16, False)]
+    assert port.registers[base + 8] == 0x0C0B_0A09_0807_0605
+    assert memory.read(REQUESTER, IOVA + 8, 8, tee=False, stream_id=None) == bytes(range(5, 13))
+    port.seen.clear()
+    assert host(board, op.RmpUpdate(base, PAGE_BYTES, RmpEntry(assigned=True, gpa=IOVA, asid=ASID))) == (0,)
+    memory.write(REQUESTER, IOVA, DATA, tee=False, stream_id=None)
+    assert port.seen == []
+    assert [one.code for one in events(board)] == [EventCode.RMP_PAGE_FAULT]
+
+
+def test_a_peer_s_request_that_comes_of_another_goes_nowhere() -> None:
+    """So that two cards that write to each other do not go on for ever."""
+    board = brought_up("Turin", Platform(cards=CARDS))
+    port, memory = peers(board)
+    attached(board, ((IOVA, port.window.base),))
+    seen = []
+
+    def rings(address: int, value: int, width: int, *, tee: bool) -> None:
+        seen.append(address)
+        memory.write(REQUESTER, IOVA, DATA, tee=False, stream_id=None)
+
+    port.store = rings  # type: ignore[method-assign]
+    memory.write(REQUESTER, IOVA, bytes(8), tee=False, stream_id=None)
+    memory.write(REQUESTER, IOVA, bytes(8), tee=False, stream_id=None)
+    assert seen == [port.window.base] * 2
+
+
+def test_where_neither_memory_nor_a_card_is_the_fabric_ends_a_request(board: Board) -> None:
+    port, memory = peers(board)
+    attached(board, ((IOVA + (1 << 30), port.window.end + (1 << 40)),))
+    with pytest.raises(DmaFault):
+        memory.read(REQUESTER, IOVA + (1 << 30), 8, tee=False, stream_id=None)
+    memory.write(REQUESTER, IOVA + (1 << 30), bytes(8), tee=False, stream_id=None)
+    assert (port.seen, events(board)) == ([], [])
