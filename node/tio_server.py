@@ -85,7 +85,7 @@ class TioServer:
         if own is None:
             return NaeReply(info2=RequestError.BUSY << 32, registers={"RBX": pages.data_pages, "RDX": 0})
         there, back = own
-        validates = message[MESSAGE_TYPE] == MessageType.MMIO_VALIDATE_REQ
+        validates = message[MESSAGE_TYPE] == MessageType.TIO_MMIO_VALIDATE_REQ
         if validates and asked.parameter & _TEE:
             yield from self._assign(given, record, asked.parameter)
         yield (op.HostWrite(there, message),)
