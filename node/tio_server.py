@@ -8,7 +8,6 @@ Source: ``spec/tio/tio-overview.md``, section 5 (patches that are not merged).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from uuid import UUID
 
 from node import nae_event as nae
 from node import operations as op
@@ -19,19 +18,14 @@ from node.launched_vm import LaunchedVm
 from node.nae_event import NaeEvent, TioAction
 from node.nae_reply import NaeReply, Serve
 from node.tio_carrier import TioRefused
+from node.tio_evidence import CERTIFICATES, MEASUREMENTS, REPORT
 from node.tio_host import Given, TioHost
+from node.validation_parameter import MOST_ORDER, ValidationParameter
 from psp.certificate_table import table_of
 from psp.guest_message import MessageType
 from psp.system_bus import PAGE_BYTES
 
-CERTIFICATES = UUID("078ccb75-2644-49e8-afe7-5686c5cf72f1")
-MEASUREMENTS = UUID("5caa80c6-12ef-401a-b364-ec59a93abe3f")
-REPORT = UUID("70dc5b0e-0cc0-4cd5-97bb-ff0ba25bf320")
-"""What stands in the area that a guest makes room for."""
 MESSAGE_TYPE = 0x34
-_RANGE_ID, _TEE, _ORDER_SHIFT, _ORDER = 0b111, 1 << 3, 4, 0xFF
-_PAGES = (1 << 52) - PAGE_BYTES
-_MOST_ORDER = 20
 
 
 class TioServer:
@@ -75,6 +69,8 @@ class TioServer:
         if not isinstance(message, bytes) or laid is not None:
             raise GhcbRefused(BadInput.INVALID_INPUT, "SW_EXITINFO1")
         if pages.data_pages:
+            # Evidence is as new as the question, or the guest could not tell a device that has changed since.
+            yield from self._measured(given)
             try:
                 needed = yield from self._requests.lay(record, pages, self._evidence(given))
             except BadPage:
@@ -85,23 +81,27 @@ class TioServer:
         if own is None:
             return NaeReply(info2=RequestError.BUSY << 32, registers={"RBX": pages.data_pages, "RDX": 0})
         there, back = own
-        validates = message[MESSAGE_TYPE] == MessageType.TIO_MMIO_VALIDATE_REQ
-        if validates and asked.parameter & _TEE:
-            yield from self._assign(given, record, asked.parameter)
+        pages_of = None
+        if message[MESSAGE_TYPE] == MessageType.TIO_MMIO_VALIDATE_REQ:
+            pages_of = ValidationParameter.parse(asked.parameter)
+            if pages_of.order > MOST_ORDER:
+                raise GhcbRefused(BadInput.INVALID_INPUT, "RDX")
+            if pages_of.tee and not (yield from self._host.assign(given, record.asid, pages_of.gpa, pages_of.pages)):
+                raise GhcbRefused(BadInput.INVALID_INPUT, "RDX")
         yield (op.HostWrite(there, message),)
         status = yield from self._host.ask(given, record.gctx, there, back)
         (response,) = yield (op.HostRead(back, PAGE_BYTES),)
-        if validates and not asked.parameter & _TEE:
-            yield from self._host.release(given, *_range(asked.parameter))
+        if pages_of is not None and not pages_of.tee:
+            yield from self._host.release(given, pages_of.gpa, pages_of.pages)
         if isinstance(response, bytes):
             yield (op.HostWrite(response_spa, response),)
         return NaeReply(info2=status, registers={"RBX": pages.data_pages, "RDX": 0})
 
-    def _assign(self, given: Given, record: LaunchedVm, parameter: int) -> Task:
-        """The guest is about to accept memory of its device: it is to be its own in the RMP."""
-        gpa, pages = _range(parameter)
-        if not (yield from self._host.assign(given, record.asid, gpa, pages)):
-            raise GhcbRefused(BadInput.INVALID_INPUT, "RDX")
+    def _measured(self, given: Given) -> Task:
+        try:
+            yield from self._host.measure(given.card)
+        except TioRefused:
+            return  # What was measured before goes to the guest, which sees how old it is.
 
     def _given(self, vm: str, record: LaunchedVm, guest_device_id: int, field: str) -> Given:
         if not self.offers(vm, record):
@@ -115,16 +115,3 @@ class TioServer:
     def _evidence(given: Given) -> bytes:
         card = given.card
         return table_of({CERTIFICATES: card.certificates, MEASUREMENTS: card.measurements, REPORT: given.report})
-
-
-def validation_parameter(gpa: int, order: int, range_id: int, *, tee: bool) -> int:
-    """RDX of a request about memory of a device: 2 to the ``order`` pages."""
-    return gpa | order << _ORDER_SHIFT | tee * _TEE | range_id
-
-
-def _range(parameter: int) -> tuple[int, int]:
-    """First page's GPA, and how many. Raises GhcbRefused for more than a device has."""
-    order = parameter >> _ORDER_SHIFT & _ORDER
-    if order > _MOST_ORDER:
-        raise GhcbRefused(BadInput.INVALID_INPUT, "RDX")
-    return parameter & _PAGES, 1 << order
