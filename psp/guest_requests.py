@@ -92,7 +92,7 @@ class GuestRequests:
         if row is None or row.lengths.get(header.message_version, -1) not in (None, header.payload_bytes):
             raise PspError(Status.INVALID_PARAM)
         request = Request(opened.context, asked.gctx, header.vmpck, header.message_version, opened.payload)
-        self.give(opened, asked.response, row.answer(request))
+        self.give(opened, asked.response, row.answer(request), changes_contexts=row.changes_contexts)
 
     def take(self, gctx: int, command: SnpCommand, request: int, response: int) -> OpenedMessage:
         """The message in a page, opened, if an answer may go to another. Raises PspError; nothing has changed yet."""
@@ -110,15 +110,14 @@ class GuestRequests:
         self._memory.check_writable(response, PAGE_BYTES)
         return OpenedMessage(opened.gctx, opened.page, plain, context, *self._opened(context, opened.page))
 
-    def give(self, opened: OpenedMessage, response: int, answer: bytes) -> None:
+    def give(self, opened: OpenedMessage, response: int, answer: bytes, *, changes_contexts: bool = False) -> None:
         """Seal the answer to a message and count both."""
         header = opened.header
         sequence = header.sequence + 1
         kind, version = header.message_type + 1, header.message_version
         self._memory.write(response, opened.key.seal(header.vmpck, sequence, kind, version, answer))
         plain = opened.plain
-        row = self._rows.get(header.message_type)
-        if row is not None and row.changes_contexts:
+        if changes_contexts:
             plain = self._left(opened.gctx, header.vmpck, opened.context.vmpck(header.vmpck))
         if plain:
             self._guests.pages.write_packed(opened.gctx, counted(plain, header.vmpck, sequence))
