@@ -8,6 +8,8 @@ from iommu_boards import IOVA, REQUESTER, TARGET, attached, brought_up, host
 
 from node import operations as op
 from node.board import Board
+from node.iommu_driver import read_register
+from node.iommu_registers import Register
 from node.platform import Platform
 from node.rmp import GuestCore
 from psp.system_bus import PAGE_BYTES, RmpEntry
@@ -37,6 +39,7 @@ def test_root_ports_are_found_by_number_in_the_one_segment_that_there_is() -> No
 def test_only_turin_has_any_and_without_cards_no_root_port(product: str, there: bool) -> None:
     board = brought_up(product)
     assert (board.bus.trusted_io is not None) is there
+    assert host(board, read_register(Register.EXTENDED_FEATURE_2)) == (there << 1,)
     if there:
         assert trusted_io(board).root_port(0, 1) is None
 
