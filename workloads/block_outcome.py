@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from node.device_policy import DeviceUntrusted
+from node.device_window import DeviceSilent
+from node.ghcb_page import GhcbUntrusted
+from node.guest_gpu import GpuUntrusted
+from node.guest_messages import MessageRefused
 from node.guest_nic import NicUntrusted
+from node.guest_nvme import NvmeUntrusted
+from node.guest_tdi import TdiRefused
 from node.operations import Answer, Fault, Shutdown
 from node.program import Block
 from node.swiotlb import BounceBuffersFull, BounceFault
@@ -17,7 +24,11 @@ NOBODY_ANSWERED = Shutdown(3)
 """Requests over the network were answered by nobody, however often they were sent."""
 
 UNTRUSTED = Shutdown(4)
-"""A network card said what no card does."""
+"""A device said what no device of its kind does, or nothing."""
+
+
+NOT_TRUSTED = Shutdown(6)
+"""A device that was to be trusted is not what it must be, or nobody let the guest have it."""
 
 
 def with_devices(block: Block) -> Block:
@@ -26,8 +37,10 @@ def with_devices(block: Block) -> Block:
         return (yield from block)
     except (BounceFault, BounceBuffersFull):
         return FAULTED
-    except NicUntrusted:
+    except (NicUntrusted, NvmeUntrusted, GpuUntrusted, DeviceSilent):
         return UNTRUSTED
+    except (DeviceUntrusted, TdiRefused, MessageRefused, GhcbUntrusted):
+        return NOT_TRUSTED
 
 
 def faulted(answers: tuple[Answer, ...]) -> bool:
