@@ -19,7 +19,7 @@ from node.branch_target_buffer import BranchTargetBuffer
 from node.cache_timing import USUAL, CacheTiming
 from node.cached_controller import CachedController
 from node.card_memory import CardMemory
-from node.card_slot import with_cards
+from node.card_slot import windows, with_cards
 from node.cipher_modes import CIPHER_DESIGNS
 from node.core_msrs import SNP_EN
 from node.counter_random import CounterRandom
@@ -32,6 +32,7 @@ from node.event_delivery import EventDelivery
 from node.exit_instructions import Exits, HeldInReset, SwitchedAway
 from node.exit_registers import RegisterMasks
 from node.fault_answers import FAULTS, undefined
+from node.filled_slots import FilledSlots
 from node.firmware_levels import firmware_level
 from node.generation import CAPABILITIES, Generation
 from node.guest_access import CachedGuestAccess, GuestAccess
@@ -145,8 +146,14 @@ class Board:
         """Requests of devices with the T bit; None on a part without SEV-TIO."""
         self.card_memory = CardMemory(self.iommu, self.trusted_dma)
         """Memory as cards in slots reach it, and the interrupts that they sent."""
+        self.slots = FilledSlots(
+            self.card_memory, lambda purpose, counter, length: random.octets(name, purpose, counter, length)
+        )
         self.root_complex: RootComplex | None = None
-        """Slots with cards; None on a board without any."""
+        """What leads to slots with cards; None on a board without any."""
+        if platform.cards:
+            self.root_complex = RootComplex(windows(memory_bytes, platform.cards), self.slots.fill)
+            self.iommu.memory.peers = self.root_complex
         self.bus = HostSystemBus(
             product,
             min_sev_asid,

@@ -23,8 +23,8 @@ from node.iommu_registers import (
     table_register,
 )
 
-DEVICE_TABLE, DEVICE_TABLE_PAGES = 0x10_0000, 4
-"""Entries of 512 requesters: bus 0 and 1."""
+DEVICE_TABLE, DEVICE_TABLE_PAGES = 0x12_0000, 66
+"""Entries of 33 buses, as many as a host has root ports and two."""
 SEMAPHORE = 0x10_8000
 """The page that COMPLETION_WAIT stores to."""
 COMMANDS, COMMANDS_BYTES = 0x11_0000, 8 << 10

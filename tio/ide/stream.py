@@ -71,18 +71,22 @@ class StreamSettings:
     Without it a packet that is moved before a Sync message passes posted writes unseen (CVE-2025-9612). How
     PCI-SIG's change works was not at hand; this is one that would.
     """
-    checks_macs: bool = True
-    """False only where a laboratory has the look at MACs knocked out: what comes is decrypted as it is."""
-    checks_numbers: bool = True
-    """False only where it has the counting of packets knocked out: a packet passes under any number near the next.
+
+
+@dataclass(frozen=True, slots=True)
+class StreamChecks:
+    """What a port looks at; False only where a laboratory has it knocked out."""
+
+    macs: bool = True
+    """Without, what comes is decrypted as it is."""
+    numbers: bool = True
+    """Without, a packet passes under any number near the next, and nobody counts what was posted before it.
 
     Numbers are not on the link; a port without the check is one that would take them from there.
     """
 
-    @property
-    def checks_all(self) -> bool:
-        """Whether nothing is knocked out."""
-        return self.checks_macs and self.checks_numbers
+
+ALL_CHECKS = StreamChecks()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +129,11 @@ class _Receiver:
 class IdeStream:
     """Stream ``stream_id`` at one port."""
 
-    def __init__(self, stream_id: int, settings: StreamSettings | None = None) -> None:
+    def __init__(
+        self, stream_id: int, settings: StreamSettings | None = None, checks: StreamChecks = ALL_CHECKS
+    ) -> None:
         self.stream_id = stream_id
+        self.checks = checks
         self.settings = settings or StreamSettings()
         self.state = StreamState.INSECURE
         self.failure: Failure | None = None
@@ -354,8 +361,7 @@ class IdeStream:
         for prefix, packet in held:
             told += prefix.posted
             additional += packet.head + self._bound(sub_stream, told)
-        counted = self.settings.checks_numbers
-        if counted and sub_stream is not SubStream.PR and told - receiver.told > receiver.posted:
+        if self.checks.numbers and sub_stream is not SubStream.PR and told - receiver.told > receiver.posted:
             return [], Failure.ORDER
         sealed = b"".join([packet.payload for _, packet in held])
         try:
@@ -383,11 +389,11 @@ class IdeStream:
 
     def _opened(self, key: SubStreamKey, sealed: bytes, additional: bytes, mac: bytes) -> bytes | None:
         """The text of an aggregate; None where its MAC is another. Raises KeyUsedUp."""
-        invocation, settings = key.take(1), self.settings
-        if not settings.checks_macs:
+        invocation = key.take(1)
+        if not self.checks.macs:
             return seal(key.aead, invocation, sealed, additional)[0]  # counter mode undoes itself
         text = unseal(key.aead, invocation, sealed, additional, mac)
-        if text is not None or settings.checks_numbers:
+        if text is not None or self.checks.numbers:
             return text
         for number in range(max(FIRST_INVOCATION, invocation - _NEAR), invocation + _NEAR):
             text = unseal(key.aead, number, sealed, additional, mac)

@@ -1,0 +1,248 @@
+"""A GPU that works straight in its guest's private memory, and what its host can do about it."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import replace
+
+import pytest
+from iommu_boards import Driver, do, events
+from rmp_laboratory import GUEST_SPA, Laboratory, page_of
+from trusted_cards import (
+    ALLOWED,
+    CARDS,
+    DATA,
+    FENCE,
+    GPU,
+    MMIO_GPA,
+    PAGES,
+    RING,
+    STREAM,
+    attach,
+    bar,
+    filled,
+    running,
+    store,
+    submit,
+    trusted_io,
+)
+
+from node import operations as op
+from node.device_table import ENTRY_BYTES
+from node.iommu_commands import invalidate_device
+from node.iommu_driver import DEVICE_TABLE
+from node.iommu_events import EventCode
+from node.platform import Platform, Protection
+from psp.system_bus import PAGE_BYTES, RmpEntry
+from tio.gpu import GpuCommand, GpuOpcode, GpuRegister, GpuStatus
+from tio.ide import IdeTlp, Packet, StreamState, Tlp, Way
+from tio.pci import Register
+from tio.tdisp import Tampering, TdiState
+
+CANARY = b"a tenant's canary that its host may not see: " * 2
+COPY_IN, COPY_OUT = GpuCommand(GpuOpcode.COPY_IN, 1, DATA, 0, 90), GpuCommand(GpuOpcode.COPY_OUT, 2, 0, DATA + 512, 90)
+DONE = struct.pack("<II", 2, GpuStatus.DONE)
+NOT_YET = bytes(8)
+
+
+def work(lab: Laboratory) -> bool:
+    """Whether the GPU brings the canary in and out again."""
+    lab.guest("one", op.Write(DATA, CANARY), op.Write(DATA + 512, bytes(90)))
+    fence = submit(lab, COPY_IN, COPY_OUT)
+    return (fence, *lab.guest("one", op.Read(DATA + 512, 90))) == (DONE, CANARY)
+
+
+def watched(lab: Laboratory) -> list[tuple[Way, Packet]]:
+    """What passes on the link from now on."""
+    seen: list[tuple[Way, Packet]] = []
+
+    def look(way: Way, packet: Packet) -> list[Packet]:
+        seen.append((way, packet))
+        return [packet]
+
+    filled(lab).link.tap = look
+    return seen
+
+
+def test_a_gpu_works_in_private_memory_and_neither_host_nor_link_learns_what() -> None:
+    lab = running()
+    seen, host_saw = watched(lab), list[bytes]()
+    lab.overheard = lambda who, answer: host_saw.append(answer) if who == "host" and isinstance(answer, bytes) else None
+    assert work(lab)
+    lab.host(op.HostRead(GUEST_SPA, 1 << 16), op.HostRead(0, 2 << 20))
+    assert lab.board.exit_work == []
+    assert events(lab.board) == []
+    assert seen
+    assert all(isinstance(packet, IdeTlp) for _, packet in seen)
+    for octets in (*host_saw, b"".join([packet.payload for _, packet in seen])):
+        assert CANARY[:16] not in octets
+
+
+def test_without_a_lock_the_canary_is_on_the_link_and_in_shared_memory() -> None:
+    """The positive control: the same card in the clear."""
+    lab = running()
+    slot, bus = filled(lab), trusted_io(lab)
+    slot.card.tdi.stop()
+    bus.unbind(GPU.requester)
+    spa = bar(lab)
+    lab.host(op.RmpUpdate(spa, PAGE_BYTES, RmpEntry()))
+    for gpa in (RING, FENCE, DATA):
+        assert lab.host(op.RmpUpdate(GUEST_SPA + gpa, PAGE_BYTES, RmpEntry())) == (0,)
+    for port in (slot.root_port.port, slot.card.port):
+        port.associations.clear()
+    seen = watched(lab)
+    lab.guest("one", op.Write(DATA, CANARY, private=False), op.Write(RING, COPY_IN.pack(), private=False))
+    for register, value, length in (
+        (GpuRegister.RING_BASE, RING, 8), (GpuRegister.FENCE_BASE, FENCE, 8), (GpuRegister.RING_ENTRIES, 16, 4),
+        (GpuRegister.DOORBELL, 1, 4),
+    ):  # fmt: skip
+        assert lab.guest("one", op.MmioStore(MMIO_GPA + register, value, length)) == (None,)
+    assert lab.guest("one", op.Read(FENCE, 8, private=False)) == (struct.pack("<II", 1, GpuStatus.DONE),)
+    assert all(isinstance(packet, Tlp) for _, packet in seen)
+    assert CANARY[:64] in b"".join([packet.payload for _, packet in seen])
+    assert lab.host(op.HostRead(GUEST_SPA + DATA, 90)) == (CANARY,)
+
+
+# What the host may do, and what becomes of it.
+
+
+@pytest.mark.parametrize("one", [op.MmioRead, op.MmioWrite])
+def test_the_host_reaches_no_register_of_a_gpu_that_runs(one: type) -> None:
+    lab = running()
+    at = bar(lab) + GpuRegister.RING_BASE
+    submit(lab)
+    (answer,) = lab.host(one(at) if one is op.MmioRead else one(at, 0))
+    if one is op.MmioRead:
+        assert answer == (1 << 64) - 1
+    else:
+        assert isinstance(answer, op.Fault)
+        assert answer.kind is op.FaultKind.RMP_FAULT
+    # Nor with the page's entry taken away, which the guest then finds.
+    assert lab.host(op.RmpUpdate(at // PAGE_BYTES * PAGE_BYTES, PAGE_BYTES, RmpEntry())) == (0,)
+    lab.host(op.MmioWrite(at, 0))
+    assert lab.host(op.MmioRead(at)) == ((1 << 64) - 1,)
+    assert filled(lab).card.function.refused == 2 + (one is op.MmioRead)
+    (found,) = lab.guest("one", store(GpuRegister.DOORBELL, 1))
+    assert isinstance(found, op.Fault)
+    assert found.kind is op.FaultKind.RMP_FAULT
+
+
+@pytest.mark.parametrize("changed", ["unmapped", "entry of the device", "page taken", "page of another", "not readable"])
+def test_whatever_the_host_changes_under_dma_fences_the_guest_and_nothing_is_lost_unseen(changed: str) -> None:
+    lab = running()
+    assert work(lab)
+    spa, board = GUEST_SPA + DATA, lab.board
+    if changed in ("page taken", "page of another"):
+        entry = RmpEntry() if changed == "page taken" else page_of(DATA, asid=2)
+        assert lab.host(op.RmpUpdate(spa, PAGE_BYTES, entry)) == (0,)
+    elif changed == "not readable":
+        attach(lab, PAGES, again=1, read=False)
+    elif changed == "unmapped":
+        attach(lab, PAGES[:2], again=1)
+    else:
+        poke_device_entry(lab)
+    events(board)
+    before = board.dram.read(spa, 1024)
+    submit(lab, COPY_IN, COPY_OUT)
+    assert board.dram.read(spa, 1024) == before
+    assert trusted_io(lab).fence_status(1) == 0b1101
+    assert {one.code for one in events(board)} <= {EventCode.RMP_PAGE_FAULT, EventCode.IO_PAGE_FAULT}
+    # From now on the guest's loads read ones, and it does not come back by itself.
+    assert lab.guest("one", op.MmioLoad(MMIO_GPA + GpuRegister.STATUS, private=True)) == (0xFFFF_FFFF,)
+    assert not trusted_io(lab).fence_clear(1)
+
+
+def poke_device_entry(lab: Laboratory) -> None:
+    """Clear V of the card's device table entry in memory, and have the IOMMU look again."""
+    at = DEVICE_TABLE + GPU.requester * ENTRY_BYTES
+    (entry,) = lab.host(op.HostRead(at, 8))
+    assert isinstance(entry, bytes)
+    lab.host(op.HostWrite(at, (int.from_bytes(entry, "little") & ~1).to_bytes(8, "little")))
+    do(lab.board, Driver().command(invalidate_device(GPU.requester)))
+
+
+@pytest.mark.parametrize(
+    ("entry", "passes"),
+    [
+        (ALLOWED, True), (replace(ALLOWED, valid=False), False), (replace(ALLOWED, read=False), False),
+        (replace(ALLOWED, vmpl=1), False), (replace(ALLOWED, vtom_enabled=True, vtom=0), False),
+        (replace(ALLOWED, vtom_enabled=True, vtom=1), True),
+    ],
+)  # fmt: skip
+def test_the_guest_s_own_entry_says_what_its_gpu_may_do(entry: object, passes: bool) -> None:
+    lab = running()
+    trusted_io(lab).write_entry(GPU.requester, entry)  # type: ignore[arg-type]
+    assert work(lab) is passes
+
+
+def test_after_unbind_nothing_of_the_gpu_s_arrives() -> None:
+    lab = running()
+    assert work(lab)
+    trusted_io(lab).unbind(GPU.requester)
+    before = lab.board.dram.read(GUEST_SPA, 1 << 16)
+    lab.guest("one", store(GpuRegister.DOORBELL, 4))
+    assert lab.board.dram.read(GUEST_SPA, 1 << 16) == before
+    assert {one.code for one in events(lab.board)} == {EventCode.INVALID_DEVICE_REQUEST}
+
+
+@pytest.mark.parametrize(
+    ("act", "why"),
+    [
+        (op.ConfigWrite(GPU.requester, Register.COMMAND, 0, 2), Tampering.MEMORY_SPACE),
+        (op.ConfigWrite(GPU.requester, 0x10, 0), Tampering.BAR),
+        (op.ConfigWrite(GPU.requester, Register.DEVICE_CONTROL, 1 << 15, 2), Tampering.FUNCTION_RESET),
+    ],
+)
+def test_what_the_host_changes_after_the_lock_ends_the_trust(act: op.HypervisorOperation, why: Tampering) -> None:
+    """Rows 74a and 80b: the TDI goes to ERROR, and its registers answer nobody."""
+    lab = running()
+    assert work(lab)
+    lab.host(act)
+    tdi = filled(lab).card.tdi
+    assert (tdi.state, tdi.why) == (TdiState.ERROR, why)
+    assert lab.guest("one", op.MmioLoad(MMIO_GPA + GpuRegister.STATUS, private=True)) == (0xFFFF_FFFF,)
+    assert not work(lab)
+
+
+# The link.
+
+
+def altered(way: Way, packet: Packet) -> list[Packet]:
+    """A payload that goes down, with one bit turned."""
+    if way is Way.DOWN and isinstance(packet, IdeTlp) and packet.payload:
+        return [replace(packet, payload=bytes([packet.payload[0] ^ 1]) + packet.payload[1:])]
+    return [packet]
+
+
+def repeated(way: Way, packet: Packet) -> list[Packet]:
+    return [packet, packet] if way is Way.DOWN else [packet]
+
+
+@pytest.mark.parametrize(("name", "missing"), [("altered", Protection.IDE_MAC), ("repeated", Protection.IDE_PACKET_NUMBER)])
+def test_what_is_altered_or_repeated_on_the_link_passes_only_without_what_stops_it(
+    name: str, missing: Protection
+) -> None:
+    """Row 76, and the knock-outs: each flips its own and no other."""
+    tap = {"altered": altered, "repeated": repeated}[name]
+    for off in (None, Protection.IDE_MAC, Protection.IDE_PACKET_NUMBER, Protection.SECURE_DEVICE_ENTRY):
+        lab = running(Platform(cards=CARDS, disabled=frozenset() if off is None else frozenset({off})))
+        slot = filled(lab)
+        slot.link.tap = tap
+        lab.guest("one", store(GpuRegister.RING_BASE, 0x1000, 8))
+        stream = slot.card.port.streams[STREAM]
+        assert (stream.state is StreamState.SECURE) is (off is missing), off
+
+
+def test_without_secure_entries_a_gpu_that_was_unbound_still_reaches_its_guest() -> None:
+    """DMA after unbind: what the secure device table alone stops."""
+    for off, arrives in ((None, False), (Protection.SECURE_DEVICE_ENTRY, True), (Protection.IDE_MAC, False)):
+        lab = running(Platform(cards=CARDS, disabled=frozenset() if off is None else frozenset({off})))
+        assert work(lab)
+        trusted_io(lab).unbind(GPU.requester)
+        assert work(lab) is arrives, off
+
+
+def test_a_platform_hands_its_settings_to_both_ends_of_every_link() -> None:
+    lab = running(Platform(cards=CARDS, disabled=frozenset({Protection.IDE_MAC})))
+    for port in (filled(lab).root_port.port, filled(lab).card.port):
+        assert not port.streams[STREAM].settings.checks_macs
