@@ -8,10 +8,8 @@ what it is good for can be seen. Source: ``spec/tio/tio-overview.md``, sections 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from types import MappingProxyType
 
 from node.tio_evidence import CERTIFICATES, MEASUREMENTS, REPORT
 from psp.certificate_table import CertificateTableError, contents_of
@@ -55,7 +53,7 @@ class DeviceUntrusted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DevicePolicy:
-    """What a guest asks of a device. ``root`` is in DER, ``measured`` digests or bit streams by index.
+    """What a guest asks of a device. ``root`` is in DER, ``measured`` what it must have measured, by index.
 
     ``serial`` names one device, if it must be that one. Without ``checks_device`` any device will do (row 72), without
     ``checks_fresh`` one that was measured long ago (row 85).
@@ -63,7 +61,7 @@ class DevicePolicy:
 
     kind: CardKind
     root: bytes
-    measured: Mapping[int, bytes] = MappingProxyType({})
+    measured: tuple[tuple[int, bytes], ...] = ()
     serial: str = ""
     lock_flags: LockFlags = LockFlags(0)  # noqa: RUF009 - a flag is frozen
     checks_device: bool = True
@@ -119,7 +117,7 @@ def _judge_measurements(policy: DevicePolicy, info: TdiInfoResponse, evidence: b
         found = {one.index: one.value for one in measured_blocks(evidence)}
     except SpdmFault as fault:
         raise DeviceUntrusted(DeviceDoubt.NO_EVIDENCE, str(fault)) from None
-    for index, value in policy.measured.items():
+    for index, value in policy.measured:
         if found.get(index) != value:
             raise DeviceUntrusted(DeviceDoubt.FIRMWARE, f"measurement {index}")
 

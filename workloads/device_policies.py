@@ -21,5 +21,5 @@ _REFERENCE = (ValueType.IMMUTABLE_ROM, ValueType.MUTABLE_FIRMWARE, ValueType.HAR
 def policy_for(kind: CardKind) -> DevicePolicy:
     """The policy of a tenant that wants a proper device of a kind, whichever it is."""
     proper = [one for one in measured(kind, Firmware()) if one.kind in _REFERENCE]
-    values = {one.index: hashlib.sha384(one.raw).digest() for one in proper}
+    values = tuple([(one.index, hashlib.sha384(one.raw).digest()) for one in proper])
     return DevicePolicy(kind, device_identity(kind, "reference", MAKERS_SEED).root, values)
