@@ -24,6 +24,7 @@ from workloads.stream import StreamParameters
 from workloads.trace_player import PlayerParameters
 
 __all__ = [
+    "DEVICE_WORK",
     "NETWORKED",
     "PARAMETERS",
     "PROGRAMS",
@@ -58,6 +59,8 @@ PARAMETERS: Mapping[str, type[Parameters]] = MappingProxyType({
 """What each program may be told."""
 
 
+DEVICE_WORK = "device-work"
+"""The program that drives devices which were given to its VM."""
 NETWORKED = frozenset({"key-value-server", "key-value-client", "relying-party", attested_start.NAME})
 """Programs whose vCPUs have network cards."""
 
