@@ -15,7 +15,7 @@ from cluster.firmware_updates import FirmwareUpdates
 from cluster.guest_body import guest_body
 from cluster.guest_traffic import GuestTraffic, networked
 from cluster.key_server.key_desk import KeyDesk
-from cluster.live_migration import ANSWERS, LiveMigrations, Migration, Outcome, Stage
+from cluster.live_migration import ANSWERS, LiveMigrations, Migration, Outcome
 from cluster.migration_admission import Admission
 from cluster.migration_plans import MigrationPlans
 from cluster.placement import FirstFit
@@ -152,7 +152,7 @@ class ControlPlane:
         """A VM's time is over. One that is just coming to another host goes as soon as it is there."""
         migration = self.migrations.of(name)
         if migration is not None:
-            if migration.stage is Stage.COMING:
+            if not migration.can_be_called_off:
                 before = migration.over
 
                 def over(one: Migration, now_ns: int) -> None:

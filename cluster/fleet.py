@@ -16,9 +16,9 @@ from cluster.placed_orders import placed_orders
 from cluster.placement import FirstFit
 from cluster.precopy import PrecopySettings, RoundCap
 from cluster.scenario import HostInstance, Scenario, ScenarioError, instance_names
+from cluster.scenario_costs import changes_for, scenario_costs
 from cluster.topology import leaf_spine, star
 from cluster.units import shown
-from node.cost_table import load_cost_table
 from node.counter_random import CounterRandom
 from node.generation import Generation
 from node.guest import GuestSpec
@@ -70,11 +70,15 @@ def build_fleet(scenario: Scenario, changes: Changes | None = None, log: LogWish
     _enter_plans(scenario, control)
     wanted = {order.guest.name: order for order in (*(order for order, _ in orders.running), *orders.arriving)}
     firmware = tuple(sorted({order.guest.firmware for order in wanted.values()}))
-    costs = tuple(sorted(scenario.costs.items()))
+    table = scenario_costs(scenario)
+    costs = {product: changes_for(table, product) for product in {host.product.name for host in hosts}}
     service = scenario.key_service
     keys = None if service is None else (service.laboratory, service.lie)
     built = tuple(
-        HostOrder(_host_spec(host, scenario, log), costs, tuple(resident[host.name]), firmware, keys) for host in hosts
+        HostOrder(
+            _host_spec(host, scenario, log), costs[host.product.name], tuple(resident[host.name]), firmware, keys
+        )
+        for host in hosts
     )
     known = [*(host.name for host in hosts), *wanted]
     for name in sorted(log.entities - set(known)):
@@ -88,7 +92,7 @@ def _control_plane(scenario: Scenario, arriving: tuple[Order, ...], placement: F
     topology = (
         star(links) if fabric.topology == "star" else leaf_spine(links, fabric.rack_hosts, fabric.oversubscription)
     )
-    costs = load_cost_table().overridden(scenario.costs)
+    costs = scenario_costs(scenario)
     precopy = PrecopySettings(
         downtime_limit_ns=moving.downtime_limit,
         max_rounds=moving.max_rounds,

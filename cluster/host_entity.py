@@ -80,9 +80,9 @@ def build_host(order: bytes) -> HostEntity:
 
 
 @lru_cache(maxsize=64)
-def _costs(changes: tuple[tuple[str, float], ...]) -> Mapping[str, float]:
-    """The cost table with some values of its own: one object for all hosts that have the same."""
-    return dict(load_cost_table().overridden(dict(changes)))
+def _costs(product: str, changes: tuple[tuple[str, float], ...]) -> Mapping[str, float]:
+    """A product's cost table with some values of its own: one object for all hosts that have the same."""
+    return dict(load_cost_table().of_product(product).overridden(dict(changes)))
 
 
 class HostEntity:
@@ -92,7 +92,8 @@ class HostEntity:
         self, order: HostOrder, tenants: TenantFactory | None = None, hypervisor: HypervisorFactory = Hypervisor
     ) -> None:
         images = {key: firmware_image(key) for key in order.firmware}
-        self.host = Host(order.spec, PROGRAMS, images, _costs(order.costs), tenants, hypervisor)
+        costs = _costs(order.spec.product.name, order.costs)
+        self.host = Host(order.spec, PROGRAMS, images, costs, tenants, hypervisor)
         self._inbox = Inbox(self.host.clock.env, self._receive)
         self._outbox: list[Message] = []
         self._sequence = 0

@@ -58,6 +58,7 @@ def host_rows(host: Host, events: int, end_ns: int) -> Rows:
                 "host": name,
                 "asked": store.asked,
                 "refused": store.refused,
+                "renewed": store.renewed,
                 "wanted_ns": store.wanted_ns,
                 "held_ns": store.held_ns,
             }

@@ -1,9 +1,10 @@
 """Live migrations of a fleet, as the control plane runs them: admission, rounds, switch-over, outcomes.
 
-Each migration is a state machine over answers of two hosts and ends of flows.
-What comes for a migration that is over, or not in its stage, is late and is
-passed over. Until the target says that the VM came, the source can take it
-back; whatever goes wrong before, it goes on there.
+Who may run a VM, and when that changes hands, is not decided here but in the
+tables of ``cluster.hand_over``; this carries out what a row tells, and does what
+lies between the rows: it copies in rounds while the VM runs, and carries what
+is left when it stands still. What comes for a move that is over, or not in the
+phase that it is for, has no row and is passed over.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from cluster.commit_record import CommitRecord, RecordFullError
 from cluster.fabric import Fabric
 from cluster.guest_body import guest_body
+from cluster.hand_over import AFTER_RESTART, AUTHORITY, FINAL, REPEATS, Command, Event, Phase, Report
 from cluster.migration_admission import Admission
 from cluster.placement import FirstFit
 from cluster.precopy import Precopy, PrecopySettings, Verdict
@@ -35,20 +38,13 @@ CARD = "card "
 """How the name of a flow of guests' frames begins; a migration's is its number."""
 
 
-class Stage(StrEnum):
-    """Where a migration stands."""
+class Copying(StrEnum):
+    """What a move does in its phase PRE."""
 
-    QUEUED = "queued"
-    BEGINNING = "beginning"
-    """Both hosts have been asked."""
-    COPYING = "copying"
+    ASKED = "asked"
+    """Both hosts have been told."""
+    ROUND = "round"
     BETWEEN = "between rounds"
-    STOPPING = "stopping"
-    SWITCHING = "switching"
-    """The VM stands still; what was left dirty is on its way."""
-    COMING = "coming"
-    """The frames are at the target."""
-    OVER = "over"
 
 
 class Outcome(StrEnum):
@@ -63,6 +59,14 @@ class Outcome(StrEnum):
     SPOILED = "spoiled"
     """What came was not what was sent; the VM went on at the source."""
     ENDED = "VM ended"
+    TIMED_OUT = "timed out"
+    """A host was not heard of; the VM went on at the source."""
+    RESTARTED = "control plane restarted"
+    """The control plane crashed before the commit point; the VM went on at the source."""
+    TARGET_LOST = "target lost"
+    """The target crashed before it had started the VM, which went on at the source."""
+    LOST = "lost"
+    """The source crashed, and no target had all of the VM."""
     UNFINISHED = "unfinished"
     """The run was over first."""
 
@@ -88,12 +92,16 @@ class Migration:
     guest: GuestSpec | None = None
     source: str = ""
     destination: str = ""
-    stage: Stage = Stage.QUEUED
+    phase: Phase = Phase.SOURCE
+    copying: Copying = Copying.ASKED
+    flows: bool = False
+    """Whether bytes of it are under way on the fabric."""
     outcome: Outcome = Outcome.UNFINISHED
     reason: str = ""
     started_ns: int = -1
     ended_ns: int = -1
     stopped_ns: int = -1
+    resumed_ns: int = -1
     precopy: Precopy | None = None
     ready: tuple[int, tuple[Pool, ...]] | None = None
     """The source's memory and pools, once it has said so."""
@@ -104,6 +112,35 @@ class Migration:
     luggage: tuple[Any, ...] = ()
     """Frames, digests and books between the two hosts."""
     over: Callable[[Migration, int], None] | None = None
+    silence: int = 0
+    """How often something was said again in the present phase."""
+    unanswered: frozenset[Report] = frozenset()
+    """What a final phase still waits for."""
+    source_lost: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the VM may move again."""
+        return self.ended_ns >= 0
+
+    @property
+    def can_be_called_off(self) -> bool:
+        """Whether the VM surely goes on at its source when the move fails now."""
+        return self.phase in _BEFORE_SENT
+
+
+_BEFORE_SENT = frozenset({Phase.SOURCE, Phase.PRE, Phase.PAUSED, Phase.STOPPED})
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long the control plane waits for an answer before it says a thing again, and how often.
+
+    With 0 it never does: its messages are not lost.
+    """
+
+    again_after_ns: int = 0
+    most_times: int = 10
 
 
 @dataclass(slots=True)
@@ -118,10 +155,14 @@ class LiveMigrations:
     wire: Wire = lambda _, frames: frames
     card_flow_ended: Callable[[str, int], None] = lambda _, __: None
     """Whom to tell of the end of a flow of guests' frames, named after the card that sent them."""
+    patience: Patience = Patience()
+    record: CommitRecord = field(default_factory=CommitRecord)
     all: list[Migration] = field(default_factory=list)
     _by_vm: dict[str, Migration] = field(default_factory=dict)
     _rounds: list[tuple[int, int]] = field(default_factory=list)
     """(time, number) of rounds that begin when the dirty log has been read."""
+    _again: list[tuple[int, int, Phase]] = field(default_factory=list)
+    """(time, number, phase) of what is to be said again if the move is in that phase still."""
 
     # What the control plane asks for.
 
@@ -155,7 +196,7 @@ class LiveMigrations:
 
     def cancel(self, one: Migration, now_ns: int) -> None:
         """Call a migration off, unless it is over or too late for that."""
-        if one.stage not in (Stage.COMING, Stage.OVER):
+        if not one.is_over and one.can_be_called_off:
             self.fail(one, Outcome.CANCELLED, now_ns, "on request")
 
     def of(self, vm: str) -> Migration | None:
@@ -165,10 +206,12 @@ class LiveMigrations:
     # Time.
 
     def next_event_ns(self) -> int:
-        """When a flow ends, shares change, or a round begins."""
+        """When a flow ends, shares change, a round begins, or something is said again."""
         following_ns = self.fabric.next_event_ns
         if self._rounds and self._rounds[0][0] < following_ns:
-            return self._rounds[0][0]
+            following_ns = self._rounds[0][0]
+        if self._again and self._again[0][0] < following_ns:
+            following_ns = self._again[0][0]
         return following_ns
 
     def advance(self, now_ns: int) -> None:
@@ -182,32 +225,64 @@ class LiveMigrations:
                     self._flow_ended(self.all[int(name)], now_ns)
             while rounds and rounds[0][0] <= now_ns:
                 one = self.all[heapq.heappop(rounds)[1]]
-                if one.stage is Stage.BETWEEN:
+                if one.phase is Phase.PRE and one.copying is Copying.BETWEEN:
                     self._start_round(one, now_ns)
+        while self._again and self._again[0][0] <= now_ns:
+            _, number, phase = heapq.heappop(self._again)
+            self._say_again(self.all[number], phase, now_ns)
 
     def receive(self, kind: str, fields: tuple[Any, ...], now_ns: int) -> None:
         """An answer of a host: the number of the migration, and what it says."""
         number, *rest = fields
         one = self.all[number]
-        stages, handler = _ANSWERS[kind]
-        if one.stage in stages:
-            handler(self, one, now_ns, *rest)
+        one.silence = 0
+        _ANSWERS[kind](self, one, now_ns, *rest)
+
+    # The table's rows.
+
+    def _step(self, one: Migration, event: Event, now_ns: int) -> bool:
+        """Go where the table says for an event, and tell what it says; False where it has no row."""
+        step = AUTHORITY.get((one.phase, event))
+        if step is None:
+            return False
+        if step.record is not None:
+            try:
+                self.record.append(one.number, step.record)
+            except RecordFullError:
+                # Nothing is decided. What is decided when nobody can write is to leave the VM where it is.
+                return event is not Event.FAILED and self._step(one, Event.FAILED, now_ns)
+        self._enter(one, step.to, now_ns)
+        for command in step.told:
+            self._tell(one, command, now_ns)
+        return True
+
+    def _enter(self, one: Migration, phase: Phase, now_ns: int) -> None:
+        one.phase, one.silence = phase, 0
+        if self.patience.again_after_ns and phase is not Phase.SOURCE:
+            one.unanswered = _AWAITED.get(phase, frozenset())
+            heapq.heappush(self._again, (now_ns + self.patience.again_after_ns, one.number, phase))
+
+    def _tell(self, one: Migration, command: Command, now_ns: int) -> None:
+        host, fields = _TOLD[command](self, one)
+        self.send(host, command, (one.number, one.order.vm, *fields))
 
     # The two hosts begin.
 
     def _begin(self, one: Migration, now_ns: int) -> None:
-        assert one.guest is not None
-        one.stage, one.started_ns = Stage.BEGINNING, now_ns
-        self.send(one.source, "migrate", (one.number, one.order.vm))
-        self.send(one.destination, "keep-place", (one.number, guest_body(one.guest)))
+        one.started_ns = now_ns
+        if not self._step(one, Event.ADMITTED, now_ns):
+            raise AssertionError(one.phase)
 
     def on_ready(self, one: Migration, now_ns: int, memory_bytes: int, pools: tuple[tuple[int, float], ...]) -> None:
         """The source logs dirty pages now."""
-        one.ready = (memory_bytes, _pools(pools))
-        self._begin_copying(one, now_ns)
+        if one.phase is Phase.PRE and one.precopy is None:
+            one.ready = (memory_bytes, _pools(pools))
+            self._begin_copying(one, now_ns)
 
     def on_place(self, one: Migration, now_ns: int, wrong: str | None) -> None:
         """The target keeps a place, or has none."""
+        if one.phase is not Phase.PRE or one.precopy is not None:
+            return
         if wrong is not None:
             self.fail(one, Outcome.NO_ROOM, now_ns, wrong)
             return
@@ -216,7 +291,8 @@ class LiveMigrations:
 
     def on_stays(self, one: Migration, now_ns: int, name: str, _: str) -> None:
         """The source refuses."""
-        self.fail(one, Outcome.REFUSED, now_ns, name)
+        if one.phase is Phase.PRE:
+            self.fail(one, Outcome.REFUSED, now_ns, name)
 
     def _begin_copying(self, one: Migration, now_ns: int) -> None:
         if one.ready is not None and one.has_place:
@@ -227,37 +303,32 @@ class LiveMigrations:
 
     def _start_round(self, one: Migration, now_ns: int) -> None:
         assert one.precopy is not None
-        one.stage = Stage.COPYING
+        one.copying = Copying.ROUND
         one.precopy.begin(now_ns)
         self._start_flow(one, one.precopy.size_bytes, now_ns)
 
     def on_dirty(self, one: Migration, now_ns: int, pools: tuple[tuple[int, float], ...]) -> None:
         """The guest writes otherwise."""
-        if one.precopy is None:
-            assert one.ready is not None
-            one.ready = (one.ready[0], _pools(pools))
-        else:
+        if one.phase is not Phase.PRE:
+            return
+        if one.precopy is not None:
             one.precopy.restate(_pools(pools), now_ns)
+        elif one.ready is not None:
+            one.ready = (one.ready[0], _pools(pools))
 
     def _flow_ended(self, one: Migration, now_ns: int) -> None:
-        if one.stage is Stage.SWITCHING:
-            one.stage = Stage.COMING
-            frames, digests, books = one.luggage
-            one.luggage = ()
-            self.send(
-                one.destination, "come", (one.number, one.order.vm, self.wire(one.order.vm, frames), digests, books)
-            )
+        one.flows = False
+        if one.phase is Phase.STOPPED:
+            self._step(one, Event.CARRIED, now_ns)
             return
         assert one.precopy is not None
         verdict = one.precopy.round_done(now_ns)
         if verdict is Verdict.NEXT:
-            one.stage = Stage.BETWEEN
+            one.copying = Copying.BETWEEN
             heapq.heappush(self._rounds, (now_ns + one.precopy.between_rounds_ns, one.number))
         elif verdict is Verdict.STOP:
-            one.stage = Stage.STOPPING
-            self.send(one.source, "stop", (one.number, one.order.vm, one.precopy.began_ns))
+            self._step(one, Event.ROUNDS_DONE, now_ns)
         else:
-            one.stage = Stage.BETWEEN  # No flow of it is under way.
             self.fail(one, Outcome.ROUND_CAP, now_ns, f"after {len(one.precopy.rounds)} rounds")
 
     # Switch-over.
@@ -267,80 +338,197 @@ class LiveMigrations:
         written_pages: int, stopped_ns: int,
     ) -> None:  # fmt: skip
         """The VM stands still: what is still dirty goes over now."""
+        if not self._step(one, Event.STOPPED, now_ns):
+            return
         assert one.precopy is not None
         assert one.guest is not None
-        one.stage, one.stopped_ns, one.luggage = Stage.SWITCHING, stopped_ns, (frames, digests, books)
+        one.stopped_ns, one.luggage = stopped_ns, (frames, digests, books)
         one.frame_bytes = sum(map(len, frames))
         dirty = one.precopy.dirty_bytes(now_ns) + written_pages * PAGE_BYTES
         one.final_bytes = min(dirty, one.precopy.memory_bytes) + one.guest.vcpus * VMSA_BYTES
         self._start_flow(one, one.final_bytes, now_ns)
 
     def _start_flow(self, one: Migration, size_bytes: int, now_ns: int) -> None:
+        one.flows = True
         cap = self.settings.connection_bytes_per_s
         self.fabric.start(str(one.number), one.source, one.destination, size_bytes, now_ns, cap)
 
     def on_ended(self, one: Migration, now_ns: int) -> None:
         """The VM powered itself off before it could be stopped."""
-        self.fail(one, Outcome.ENDED, now_ns, "the VM powered itself off")
+        if one.phase is Phase.PAUSED:
+            self.fail(one, Outcome.ENDED, now_ns, "the VM powered itself off")
 
-    def on_came(self, one: Migration, now_ns: int, wrong: str | None, pages_checked: int) -> None:
-        """The VM runs at the target, or something was wrong with what came."""
-        if wrong is not None:
-            self.fail(one, Outcome.SPOILED, now_ns, wrong)
-            return
-        one.pages_checked = pages_checked
-        self.send(one.source, "leave", (one.order.vm,))
-        self.placement.settle(one.order.vm, moved=True)
-        self._end(one, Outcome.COMPLETED, now_ns, "")
+    def on_came(self, one: Migration, now_ns: int, pages_checked: int) -> None:
+        """The target holds all of the VM: from here on it is the target's."""
+        if self._step(one, Event.WHOLE, now_ns):
+            one.pages_checked = pages_checked
+
+    def on_never(self, one: Migration, now_ns: int, wrong: str | None) -> None:
+        """The target holds nothing of it and will not start it: it goes on at the source."""
+        if self._step(one, Event.NEVER, now_ns):
+            if one.source_lost:
+                self._stays(one, Outcome.LOST, now_ns, f"with {one.source}")
+            elif wrong is None:
+                self._stays(one, Outcome.TARGET_LOST, now_ns, f"{one.destination} had nothing of it any more")
+            else:
+                self._stays(one, Outcome.SPOILED, now_ns, wrong)
+
+    def on_runs(self, one: Migration, now_ns: int, resumed_ns: int) -> None:
+        """The VM runs at the target."""
+        if self._step(one, Event.RUNS, now_ns):
+            one.resumed_ns = resumed_ns
+            self.placement.settle(one.order.vm, moved=True)
+            self._end(one, Outcome.COMPLETED, now_ns, "")
+
+    def on_stayed(self, one: Migration, now_ns: int) -> None:
+        """The source goes on."""
+        one.unanswered -= {Report.STAYED}
+        if self._step(one, Event.STAYED, now_ns):
+            self._stays(one, one.outcome, now_ns, one.reason)
+
+    def on_lost(self, one: Migration, now_ns: int) -> None:
+        """The source has lost the VM: the target may have it, if it got that far."""
+        one.unanswered -= {Report.STAYED}
+        one.source_lost = True
+        if self._step(one, Event.LOST, now_ns) and one.phase is Phase.ABORTED:
+            self._stays(one, Outcome.LOST, now_ns, f"with {one.source}")
+        elif one.phase is Phase.ABORTED and one.outcome is not Outcome.LOST:
+            one.outcome, one.reason = Outcome.LOST, f"with {one.source}, after: {one.outcome.value}"
+
+    def on_done(self, one: Migration, _: int, report: str) -> None:
+        """A host has let go of what it had."""
+        one.unanswered -= {Report(report)}
 
     # Ends.
 
     def fail(self, one: Migration, outcome: Outcome, now_ns: int, reason: str) -> None:
-        """Leave the VM at the source and give the place at the target back."""
-        if one.stage in (Stage.COPYING, Stage.SWITCHING):
+        """Leave the VM at the source and give the place at the target back, as far as that can still be said."""
+        if self._step(one, Event.FAILED, now_ns):
+            if one.phase is Phase.ABORTED:
+                self._stays(one, outcome, now_ns, reason)
+            else:
+                one.outcome, one.reason = outcome, reason
+
+    def _stays(self, one: Migration, outcome: Outcome, now_ns: int, reason: str) -> None:
+        if one.flows:
             one.final_bytes += int(self.fabric.cancel(str(one.number), now_ns))
-        if one.stage is Stage.QUEUED:
+            one.flows = False
+        if one.started_ns < 0:
             self.admission.forget(str(one.number))
-        else:
-            self.send(one.source, "stay", (one.order.vm,))
-            self.send(one.destination, "give-place-back", (one.order.vm,))
         self.placement.settle(one.order.vm, moved=False)
         self._end(one, outcome, now_ns, reason)
 
     def close(self, end_ns: int) -> None:
         """The run is over: count what the moves that are still under way have sent."""
         for one in self._by_vm.values():
-            if one.stage in (Stage.COPYING, Stage.SWITCHING):
+            if one.flows:
                 one.final_bytes += int(self.fabric.cancel(str(one.number), end_ns))
-                one.stage = Stage.BETWEEN  # No flow of it is under way.
+                one.flows = False
 
     def _end(self, one: Migration, outcome: Outcome, now_ns: int, reason: str) -> None:
-        was_admitted = one.started_ns >= 0
-        one.stage, one.outcome, one.ended_ns, one.reason, one.luggage = Stage.OVER, outcome, now_ns, reason, ()
+        one.outcome, one.ended_ns, one.reason, one.luggage = outcome, now_ns, reason, ()
         if self._by_vm.get(one.order.vm) is one:
             del self._by_vm[one.order.vm]
-        if was_admitted:
+        if one.started_ns >= 0:
             for number in self.admission.release(one.source, one.destination):
                 self._begin(self.all[int(number)], now_ns)
         over, one.over = one.over, None
         if over is not None:
             over(one, now_ns)
 
+    def wants_answer(self, one: Migration) -> bool:
+        """Whether a host is to say that it did as told."""
+        return one.phase is Phase.DOUBTED or self.patience.again_after_ns > 0
+
+    # When messages are lost, and when the control plane itself crashes.
+
+    def _say_again(self, one: Migration, phase: Phase, now_ns: int) -> None:
+        """A host was not heard of for a while."""
+        if one.phase is not phase or (phase in FINAL and not one.unanswered):
+            return
+        if not one.flows and (phase is not Phase.PRE or one.precopy is None):
+            one.silence += 1
+            if one.silence > self.patience.most_times and (phase, Event.FAILED) in AUTHORITY:
+                self.fail(one, Outcome.TIMED_OUT, now_ns, f"no answer in phase {phase.value!r}")
+                return
+            for command in REPEATS.get(phase, ()):
+                self._tell(one, command, now_ns)
+        heapq.heappush(self._again, (now_ns + self.patience.again_after_ns, one.number, phase))
+
+    def restart(self, now_ns: int) -> None:
+        """The control plane has crashed and comes back with its record and nothing else."""
+        last = self.record.last()
+        for one in list(self._by_vm.values()):
+            if one.flows:
+                one.final_bytes += int(self.fabric.cancel(str(one.number), now_ns))
+                one.flows = False
+            one.luggage = ()
+            if one.number not in last:
+                self.admission.forget(str(one.number))
+                self.placement.settle(one.order.vm, moved=False)
+                one.phase = Phase.ABORTED
+                self._end(one, Outcome.RESTARTED, now_ns, "before it had begun")
+                continue
+            one.outcome, one.reason = Outcome.RESTARTED, f"in phase {one.phase.value!r}"
+            self._enter(one, AFTER_RESTART[last[one.number]], now_ns)
+            for command in REPEATS[one.phase]:
+                self._tell(one, command, now_ns)
+
 
 def _pools(bodies: tuple[tuple[int, float], ...]) -> tuple[Pool, ...]:
     return tuple(Pool(*body) for body in bodies)
 
 
-_Answer = Callable[..., None]
-_ANSWERS: Mapping[str, tuple[tuple[Stage, ...], _Answer]] = {
-    "ready": ((Stage.BEGINNING,), LiveMigrations.on_ready),
-    "stays": ((Stage.BEGINNING,), LiveMigrations.on_stays),
-    "place": ((Stage.BEGINNING,), LiveMigrations.on_place),
-    "dirty": ((Stage.BEGINNING, Stage.COPYING, Stage.BETWEEN), LiveMigrations.on_dirty),
-    "stopped": ((Stage.STOPPING,), LiveMigrations.on_stopped),
-    "ended": ((Stage.STOPPING,), LiveMigrations.on_ended),
-    "came": ((Stage.COMING,), LiveMigrations.on_came),
-}
-"""What hosts say of a migration, and in which stages that means something."""
+def _keep(_: LiveMigrations, one: Migration) -> tuple[str, tuple[object, ...]]:
+    assert one.guest is not None
+    return one.destination, (guest_body(one.guest),)
 
-ANSWERS = frozenset(_ANSWERS)
+
+def _stop(_: LiveMigrations, one: Migration) -> tuple[str, tuple[object, ...]]:
+    assert one.precopy is not None
+    return one.source, (one.precopy.began_ns,)
+
+
+def _come(live: LiveMigrations, one: Migration) -> tuple[str, tuple[object, ...]]:
+    frames, digests, books = one.luggage
+    if not live.patience.again_after_ns:
+        one.luggage = ()
+    return one.destination, (live.wire(one.order.vm, frames), digests, books)
+
+
+_TOLD: Mapping[Command, Callable[[LiveMigrations, Migration], tuple[str, tuple[object, ...]]]] = {
+    Command.BEGIN: lambda _, one: (one.source, ()),
+    Command.KEEP: _keep,
+    Command.STOP: _stop,
+    Command.COME: _come,
+    Command.GO: lambda _, one: (one.destination, ()),
+    Command.STAY: lambda live, one: (one.source, (live.wants_answer(one),)),
+    Command.LEAVE: lambda live, one: (one.source, (live.wants_answer(one),)),
+    Command.GIVE_BACK: lambda live, one: (one.destination, (live.wants_answer(one),)),
+}
+"""Whom a command goes to, and what it says besides the move's number and the VM."""
+
+_AWAITED: Mapping[Phase, frozenset[Report]] = {
+    Phase.DESTINATION: frozenset({Report.LEFT}),
+    Phase.ABORTED: frozenset({Report.STAYED, Report.GIVEN}),
+}
+
+_Answer = Callable[..., None]
+_ANSWERS: Mapping[str, _Answer] = {
+    Report.READY: LiveMigrations.on_ready,
+    "stays": LiveMigrations.on_stays,
+    Report.PLACE: LiveMigrations.on_place,
+    "dirty": LiveMigrations.on_dirty,
+    Report.STOPPED: LiveMigrations.on_stopped,
+    "ended": LiveMigrations.on_ended,
+    Report.WHOLE: LiveMigrations.on_came,
+    Report.RUNS: LiveMigrations.on_runs,
+    Report.NEVER: LiveMigrations.on_never,
+    Report.STAYED: LiveMigrations.on_stayed,
+    Report.LOST: LiveMigrations.on_lost,
+    Report.LEFT: lambda live, one, now_ns: live.on_done(one, now_ns, Report.LEFT),
+    Report.GIVEN: lambda live, one, now_ns: live.on_done(one, now_ns, Report.GIVEN),
+}
+"""What hosts say of a migration."""
+
+ANSWERS = frozenset(map(str, _ANSWERS))

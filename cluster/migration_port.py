@@ -1,6 +1,7 @@
 """A host's side of live migration in messages: commands from the control plane, answers to it.
 
-What a migration needs besides the VM itself, its books and the digests of its
+Which command means something, and what is answered, is in the tables of ``cluster.hand_over``; this calls the host's
+departures and arrivals for it. What a migration needs besides the VM itself, its books and the digests of its
 pages, travels beside the frames: frames cross the network, the rest is the control
 plane's own.
 """
@@ -10,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cluster import hand_over
 from cluster.guest_body import guest_of
+from cluster.hand_over import Command, Heard, Holding, Mine, Report
 from node.departures import Stopped
 from node.dirty_rates import Pool
+from node.guest import GuestState
 from node.guest_books import GuestBooks
 from node.host import Host
 from node.migration_frames import frames_of, page_digests
@@ -22,6 +26,9 @@ from psp.system_bus import PAGE_BYTES
 Send = Callable[[str, tuple[object, ...]], None]
 """Sends a message of a kind with these fields to the control plane."""
 
+_HERE = (GuestState.RUNNING, GuestState.PAUSED, GuestState.STOPPED)
+_NEW = Heard()
+
 
 class MigrationPort:
     """Turns messages into calls of a host's departures and arrivals, and back."""
@@ -29,38 +36,99 @@ class MigrationPort:
     def __init__(self, host: Host, send: Send) -> None:
         self._host = host
         self._send = send
-        self.kinds: Mapping[str, Callable[..., None]] = {
-            "migrate": self._migrate,
-            "stop": self._stop,
-            "stay": self._stay,
-            "leave": self._leave,
-            "keep-place": self._keep_place,
-            "come": self._come,
-            "give-place-back": self._give_place_back,
+        self._heard: dict[str, Heard] = {}
+        """What this host wrote down of each VM; a crash does not take it away."""
+        self._moves: dict[str, tuple[Holding, int]] = {}
+        """VMs that are on their way, and under which number."""
+        self._said: dict[str, tuple[str, tuple[object, ...]]] = {}
+        """What was said of each of these last, to be said again."""
+        self._done: Mapping[Command, Callable[..., None]] = {
+            Command.BEGIN: self._migrate,
+            Command.STOP: self._stop,
+            Command.STAY: self._stay,
+            Command.LEAVE: self._leave,
+            Command.KEEP: self._keep_place,
+            Command.COME: self._come,
+            Command.GO: self._go,
+            Command.GIVE_BACK: self._give_place_back,
         }
 
     def receive(self, kind: str, fields: tuple[Any, ...]) -> None:
         """Do what a message asks."""
-        self.kinds[kind](*fields)
+        number, vm, *rest = fields
+        command = Command(kind)
+        if command is Command.GO and self._host.arrivals.is_laying(vm):
+            return  # What comes of that will be said, and answered.
+        before = self._mine(vm)
+        after, report = hand_over.told(before, command, number)
+        if report is None:
+            return
+        self._keep(vm, after)
+        if after[:2] != before[:2]:
+            self._done[command](number, vm, *rest)
+        elif before.number == number:
+            if vm in self._said:  # Else it is still at it, and will say so.
+                self._send(*self._said[vm])
+        else:
+            self._pass(report, number, command, rest)
+
+    def crash(self) -> None:
+        """Forget what was under way; what was written down stays."""
+        self._moves.clear()
+        self._said.clear()
+
+    def _mine(self, vm: str) -> Mine:
+        heard = self._heard.get(vm, _NEW)
+        move = self._moves.get(vm)
+        if move is not None:
+            return Mine(*move, heard)
+        guest = self._host.guests.get(vm)
+        return Mine(Holding.RUNS if guest is not None and guest.state in _HERE else Holding.NOTHING, -1, heard)
+
+    def _keep(self, vm: str, mine: Mine) -> None:
+        self._heard[vm] = mine.heard
+        if mine.number < 0:
+            self._moves.pop(vm, None)
+            self._said.pop(vm, None)
+        else:
+            self._moves[vm] = mine[:2]
+
+    def _say(self, vm: str, kind: str, fields: tuple[object, ...]) -> None:
+        self._said[vm] = (kind, fields)
+        self._send(kind, fields)
+
+    def _pass(self, report: Report, number: int, command: Command, rest: list[Any]) -> None:
+        """Answer a command of a move that is not under way here."""
+        if report is Report.RUNS:
+            self._send(report, (number, self._host.now_ns))
+        elif report is Report.NEVER:
+            self._send(report, (number, None))
+        elif command not in _ON_REQUEST or rest[0]:
+            self._send(report, (number,))
+
+    # Out.
 
     def _migrate(self, number: int, vm: str) -> None:
         found = self._host.departures.begin(vm, lambda pools: self._send("dirty", (number, _bodies(pools))))
         if isinstance(found, MigrationRefusal):
+            del self._moves[vm]
             self._send("stays", (number, found.name, found.value))
             return
         guest = self._host.guests[vm]
         image = self._host.images[guest.spec.firmware]
         memory_bytes = guest.spec.memory_bytes + -(-len(image.data) // PAGE_BYTES) * PAGE_BYTES
-        self._send("ready", (number, memory_bytes, _bodies(found)))
+        self._say(vm, Report.READY, (number, memory_bytes, _bodies(found)))
 
     def _stop(self, number: int, vm: str, since_ns: int) -> None:
+        self._said.pop(vm, None)
+
         def done(stopped: Stopped | None) -> None:
             if stopped is None:
-                self._send("ended", (number,))
+                self._say(vm, "ended", (number,))
                 return
             state = stopped.state
-            self._send(
-                "stopped",
+            self._say(
+                vm, Report.STOPPED,
                 (
                     number, frames_of(state), page_digests(state.pages), stopped.books.body(),
                     stopped.written_pages, stopped.stopped_ns,
@@ -69,26 +137,53 @@ class MigrationPort:
 
         self._host.departures.stop(vm, since_ns, done)
 
-    def _stay(self, vm: str) -> None:
+    def _stay(self, number: int, vm: str, answer: bool) -> None:
         self._host.departures.cancel(vm)
+        if answer:
+            self._send(Report.STAYED, (number,))
 
-    def _leave(self, vm: str) -> None:
+    def _leave(self, number: int, vm: str, answer: bool) -> None:
         self._host.departures.finish(vm)
+        if answer:
+            self._send(Report.LEFT, (number,))
 
-    def _keep_place(self, number: int, body: bytes) -> None:
-        self._host.arrivals.prepare(guest_of(body), lambda wrong: self._send("place", (number, wrong)))
+    # In.
 
-    def _come(self, number: int, vm: str, frames: tuple[bytes, ...], digests: bytes, books: tuple[Any, ...]) -> None:
+    def _keep_place(self, number: int, vm: str, body: bytes) -> None:
+        self._host.arrivals.prepare(guest_of(body), lambda wrong: self._say(vm, Report.PLACE, (number, wrong)))
+
+    def _come(
+        self, number: int, vm: str, frames: tuple[bytes, ...], digests: bytes, books: tuple[Any, ...]
+    ) -> None:
+        self._said.pop(vm, None)
         before = self._host.arrivals.pages_checked
 
         def told(wrong: str | None) -> None:
-            self._send("came", (number, wrong, self._host.arrivals.pages_checked - before))
+            if self._moves.get(vm) != (Holding.WHOLE, number):
+                return  # It is not awaited any more.
+            if wrong is None:
+                self._say(vm, Report.WHOLE, (number, self._host.arrivals.pages_checked - before))
+            else:
+                mine, report = hand_over.gave_up(self._mine(vm))
+                self._keep(vm, mine)
+                self._host.arrivals.abandon(vm)
+                self._send(report, (number, wrong))
 
         self._host.arrivals.complete(vm, frames, digests, GuestBooks.parse(books), told)
 
-    def _give_place_back(self, vm: str) -> None:
+    def _go(self, number: int, vm: str) -> None:
+        self._host.arrivals.start(vm)
+        self._send(Report.RUNS, (number, self._host.now_ns))
+
+    def _give_place_back(self, number: int, vm: str, answer: bool) -> None:
         self._host.arrivals.abandon(vm)
+        if answer:
+            self._send(Report.GIVEN, (number,))
 
 
 def _bodies(pools: tuple[Pool, ...]) -> tuple[tuple[int, float], ...]:
     return tuple((pool.working_set_bytes, pool.write_bytes_per_s) for pool in pools)
+
+
+_ON_REQUEST = frozenset({Command.STAY, Command.LEAVE, Command.GIVE_BACK})
+"""Commands that say whether they want to be answered."""

@@ -28,7 +28,7 @@ def migration_row(one: Migration) -> Row:
         "final_bytes": one.final_bytes,
         "frame_bytes": one.frame_bytes,
         "pages_checked": one.pages_checked,
-        "downtime_ns": one.ended_ns - one.stopped_ns if completed else None,
+        "downtime_ns": one.resumed_ns - one.stopped_ns if completed else None,
     }
 
 

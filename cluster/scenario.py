@@ -285,6 +285,8 @@ class Scenario(ScenarioPart):
         WithJsonSchema({"type": "object", "additionalProperties": {"type": ["number", "object"], "minimum": 0}}),
     ] = Field(default_factory=dict)
     """Figures of the cost table, replaced."""
+    cost_rows: PathText | None = None
+    """A CSV file of figures measured on one's own hosts, as a path: name, value, unit, products, source, sweep."""
 
     @classmethod
     def load(cls, file: str | Path) -> Scenario:

@@ -21,9 +21,10 @@ from cluster.scenario import (
     VmGroup,
     VmInstance,
 )
+from cluster.scenario_costs import scenario_costs
 from cluster.units import DURATION, SIZE, shown
 from node.asid_pool import ASID_KINDS
-from node.cost_table import CostOverrideError, load_cost_table
+from node.cost_table import CostOverrideError
 from node.disk_file import DiskFile, DiskFileError
 from node.firmware_image import read_firmware_image
 from node.firmware_levels import LEVELS
@@ -53,7 +54,8 @@ def resolved(scenario: Scenario, folder: Path) -> Scenario:
     trace = scenario.trace and scenario.trace.model_copy(
         update={"source": absolute(scenario.trace.source, "generated")}
     )
-    return scenario.model_copy(update={"vms": vms, "trace": trace})
+    rows = scenario.cost_rows and absolute(scenario.cost_rows, "")
+    return scenario.model_copy(update={"vms": vms, "trace": trace, "cost_rows": rows})
 
 
 def _paths(vm: VmGroup, absolute: Callable[[str, str], str]) -> dict[str, str]:
@@ -77,7 +79,7 @@ def check(scenario: Scenario) -> None:
     if scenario.trace is not None:
         _check_trace(scenario, scenario.trace)
     try:
-        load_cost_table().overridden(scenario.costs)
+        scenario_costs(scenario)
     except CostOverrideError as error:
         raise _wrong(f"costs.{error.name}", error.expected, error.got) from None
 

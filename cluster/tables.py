@@ -212,8 +212,9 @@ _CERTIFICATES = TableSchema(
         ("host", _T, "", "name of the host", "key"),
         ("asked", _I, "1", "requests to the key service"),
         ("refused", _I, "1", "of these, how many were to come again later"),
+        ("renewed", _I, "1", "how often it had to fetch them anew, for another reported TCB"),
         ("wanted_ns", _I, "ns", "when its first guest came that may attest"),
-        ("held_ns", _I, "ns", "when they were there", "optional"),
+        ("held_ns", _I, "ns", "when they were there for the first time", "optional"),
     ),
 )
 

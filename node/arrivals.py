@@ -1,7 +1,8 @@
 """VMs on their way into a host: a place kept for them, their frames laid down and read back, and the start.
 
-A VM runs here only after its frames were whole and every page was read back
-from this host's DRAM as the source had it.
+A VM is whole here only after its frames were and every page was read back
+from this host's DRAM as the source had it. Then it stands still until whoever
+moves it says that it is to run.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Arrivals:
         self._host = host
         self.pages_checked = 0
         self._ready: set[str] = set()
+        self._laying: set[str] = set()
+        self._whole: dict[str, tuple[Entered, VmState, GuestBooks]] = {}
 
     def prepare(self, spec: GuestSpec, told: Told) -> None:
         """Keep a place: frames of memory, and the nested page table over them."""
@@ -58,7 +61,7 @@ class Arrivals:
         host.tasks.run(host.with_disk(spec, host.hypervisor.receive(spec.machine)), guest, ready, refused)
 
     def complete(self, name: str, frames: Sequence[bytes], digests: bytes, books: GuestBooks, told: Told) -> None:
-        """Lay the VM down and let it run; anything wrong with what came is told, and changes nothing."""
+        """Lay the VM down and read it back; anything wrong with what came is told, and changes nothing."""
         host = self._host
         guest = host.guests[name]
         try:
@@ -70,19 +73,31 @@ class Arrivals:
             told(f"frame 0: vcpus: expected {guest.spec.vcpus}, got {len(state.started)}")
             return
         host.tasks.promise(guest, host.now_ns)
+        self._laying.add(name)
+
+        def is_through(wrong: str | None) -> None:
+            self._laying.discard(name)
+            host.tasks.when_due(guest, lambda: told(wrong))
+            if guest.unwanted:
+                self.abandon(name)
 
         def laid(result: object) -> None:
             assert isinstance(result, tuple)
             entered, back = result
             wrong = self._difference(state, back, digests)
             if wrong is None:
-                self._start(guest, entered, state, books)
-            host.tasks.when_due(guest, lambda: told(wrong))
+                self._whole[name] = (entered, state, books)
+            is_through(wrong)
 
-        def refused(refusal: LaunchRefused) -> None:
-            host.tasks.when_due(guest, lambda: told(str(refusal)))
+        host.tasks.run(host.hypervisor.fill(guest.spec.machine, state), guest, laid, lambda why: is_through(str(why)))
 
-        host.tasks.run(host.hypervisor.fill(guest.spec.machine, state), guest, laid, refused)
+    def is_laying(self, name: str) -> bool:
+        """Whether a VM's frames are here, and not yet read back."""
+        return name in self._laying
+
+    def start(self, name: str) -> None:
+        """Let a VM that is whole run."""
+        self._start(self._host.guests[name], *self._whole.pop(name))
 
     def abandon(self, name: str) -> None:
         """The VM does not come: give its place back. Does nothing for one that is not awaited."""
@@ -90,10 +105,11 @@ class Arrivals:
         guest = host.guests.get(name)
         if guest is None or guest.state is not GuestState.ARRIVING:
             return
-        if name not in self._ready:
+        if name not in self._ready or name in self._laying:
             guest.unwanted = True
             return
         self._ready.discard(name)
+        self._whole.pop(name, None)
         del host.guests[name]
         host.tasks.run(host.hypervisor.destroy(name), guest, lambda _: None)
 

@@ -207,6 +207,10 @@ class Board:
         """Whoever runs vCPUs learns which was taken out and entered anew, and with what exit code."""
         self.exited: Callable[[str, int], None] | None = None
         """And, before that, which the hypervisor makes exit: its registers are to be stored."""
+        self.put_out: Callable[[str, int], None] | None = None
+        """The same of one that is not to be entered at once."""
+        self.entered: Callable[[str, int], None] | None = None
+        """And which VMRUN has entered: its registers are those of its save area."""
         self.masks = RegisterMasks(lambda count, length: random.octets(name, "register nonce", count, length), platform)
         self.tlb_duties = None if self.tlb is None else TlbDuties(self, self.tlb)
         anew = GuestAccess(self)
@@ -299,8 +303,9 @@ class Board:
         cipher = self.controller.host_cipher if under_key else None
         form = HiddenForm(self._entry_order, cipher) if self._entry_order else None
         rmp = ReverseMapTable(
-            self.dram, layout, self.product.rmp, cipher=cipher, form=form, disabled=self.platform.disabled
-        )
+            self.dram, layout, self.product.rmp, cipher=cipher, form=form, disabled=self.platform.disabled,
+            max_asid=self.product.max_asid,
+        )  # fmt: skip
         rmp.changed = self._entries_changed
         return rmp
 
@@ -377,6 +382,8 @@ class Board:
             placed = self.vmcbs[vm][vcpu] = replace(self.vmcbs[vm][vcpu], core=core)
             self.tlb_duties.resume(placed)
         self.events.enter(vmcb)
+        if self.entered is not None:
+            self.entered(vm, vcpu)
         return 0
 
     def leave(self, vm: str, vcpu: int) -> None:
@@ -438,6 +445,8 @@ class Board:
         if self.tlb_duties is not None:
             self.tlb_duties.enter(vmcb)
         self.events.enter(vmcb)
+        if self.entered is not None:
+            self.entered(vmcb.vm, vmcb.vcpu)
         return True
 
     def take_vmpl(self, vmcb: Vmcb) -> bool:

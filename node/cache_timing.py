@@ -10,8 +10,10 @@ hashed set indices and pseudo-LRU make real measurements noisier).
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from node.cost_table import load_cost_table
 from node.data_cache import LINE_BYTES, Tag
 
 
@@ -27,18 +29,24 @@ class CacheGeometry:
 class TimingParameters:
     """Sizes of Zen 2 and 3: L2 of 512 KiB, 8 ways, and 16 MiB of L3, 16 ways.
 
-    The times are remembered from measurements of such parts (12 and 46 cycles at
-    3.4 GHz); that of memory is ``dram.latency_ns`` of the cost table, whole.
+    The times are those of the cost table, in whole nanoseconds.
     """
 
+    own_hit_ns: int
+    shared_hit_ns: int
+    memory_ns: int
     own: CacheGeometry = CacheGeometry(1024, 8)
     shared: CacheGeometry = CacheGeometry(16384, 16)
-    own_hit_ns: int = 4
-    shared_hit_ns: int = 14
-    memory_ns: int = 103
+
+    @classmethod
+    def of(cls, costs: Mapping[str, float]) -> TimingParameters:
+        """The usual sizes with the times of a cost table."""
+        names = ("cache.own_hit_ns", "cache.shared_hit_ns", "dram.latency_ns")
+        own, shared, memory = (round(costs[name]) for name in names)
+        return cls(own, shared, memory)
 
 
-USUAL = TimingParameters()
+USUAL = TimingParameters.of(load_cost_table())
 
 
 class _Tags:

@@ -1,4 +1,7 @@
-"""What an exit leaves in a save area: the vCPU's registers, in a guest that wants it masked with a new nonce."""
+"""What an exit leaves in a save area, and what VMRUN takes from there: the vCPU's registers.
+
+In a guest that wants it they are masked with a new nonce.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING
 from node.fault_answers import FAULTS
 from node.platform import Platform, Protection
 from node.vcpu import Vcpu, VcpuState
-from node.vmsa import save_registers
+from node.vmsa import load_registers, save_registers
 from psp.register_protection import NONCE_BYTES, is_asked_for, masked, with_nonce
 
 if TYPE_CHECKING:
@@ -60,3 +63,29 @@ def store_at_exit(board: Board, vcpu: Vcpu) -> None:
         return
     with contextlib.suppress(*FAULTS):  # Its key is gone: no VMRUN will find them.
         store_registers(board, vcpu)
+
+
+def store_and_stay_out(board: Board, vcpu: Vcpu) -> None:
+    """As ``store_at_exit``, of one that is not entered at once: what VMRUN finds in the save area then is what counts.
+
+    One with an SVSM exits to change its VMPL: whoever switches stores its registers.
+    """
+    already = (vcpu.guest.spec.name, vcpu.index) in board.running.preempted
+    if vcpu.levels is None and vcpu.state in _RUNS and not already:
+        store_at_exit(board, vcpu)
+        vcpu.out = True
+
+
+def take_registers(board: Board, vcpu: Vcpu) -> None:
+    """VMRUN of one that was out: its registers are those of its save area.
+
+    What is left of a phase or a sleep, which stands in R14 and R15 of one that is paused, the clock knows here.
+    """
+    if not vcpu.out:
+        return
+    vcpu.out = False
+    registers, vmcb = vcpu.registers, board.vmcb(vcpu.guest.spec.name, vcpu.index)
+    kept = registers.r14, registers.r15
+    with contextlib.suppress(*FAULTS):
+        load_registers(board.load_save_area(vmcb), registers)
+    registers.r14, registers.r15 = kept

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from node import operations as op
 from node.hypervisor_port import Answers, LaunchRefused
-from psp.commands import command_name
+from psp.commands import SnpCommand, command_name
 from psp.status import Status
 
 
@@ -24,6 +24,12 @@ def expect_success(answers: Answers, command: int) -> None:
             raise LaunchRefused(f"{command_name(command)}: {answer!r}")
         if answer.status != Status.SUCCESS:
             raise LaunchRefused(f"{command_name(command)}: {Status(answer.status).name}")
+
+
+def expect_gone(answers: Answers) -> None:
+    """SNP_DECOMMISSION leaves no guest, or there was none: one that exported itself has gone. Raises LaunchRefused."""
+    if any(not isinstance(answer, op.PspAnswer) or answer.status != Status.INVALID_GUEST for answer in answers):
+        expect_success(answers, SnpCommand.DECOMMISSION)
 
 
 def octets(answers: Answers) -> tuple[bytes, ...]:

@@ -56,13 +56,21 @@ class FirmwareOperator:
 
     def _carry_out(self, action: Action, task: Reply) -> None:
         host, asked_ns = self._host, self._host.now_ns
+        store, reported = host.certificates, host.board.psp.firmware.reported_tcb
+        if store is not None:
+            store.ordered()
 
         def over(status: object) -> None:
             assert isinstance(status, int)
-            self._enter(action, asked_ns, _NOT_ASKED.get(status) or Status(status).name)
+            end(_NOT_ASKED.get(status) or Status(status).name)
 
         def failed(refusal: LaunchRefused) -> None:
-            self._enter(action, asked_ns, str(refusal))
+            end(str(refusal))
+
+        def end(result: str) -> None:
+            if store is not None:
+                store.carried_out(other_tcb=host.board.psp.firmware.reported_tcb != reported)
+            self._enter(action, asked_ns, result)
 
         host.tasks.run(task, None, over, failed)
         host.clock.settle()

@@ -28,17 +28,15 @@ from node.ghcb_msr import (
     GhcbReason,
     HypervisorFeature,
     LinuxReason,
-    MsrMessage,
     MsrPageState,
     PageStateRequest,
     PageStateResult,
     ReasonSet,
-    RegisteredGhcb,
     RegisterGhcbRequest,
     SevInfoRequest,
 )
 from node.ghcb_page import GhcbUntrusted
-from node.guest_ghcb import change_pages, response_to, termination, versions_fit
+from node.guest_ghcb import change_pages, is_registered, is_response, response_to, termination, versions_fit
 from node.guest_memory_map import GuestMemoryMap, Range
 from node.guest_messages import GuestMessages, MessageRefused, MessagesBusy
 from node.kernel_settings import CAREFUL, KernelSettings
@@ -144,7 +142,7 @@ class GuestKernel:
         """Another vCPU of an SNP guest: its GHCB lies in the pool, which is shared already."""
         register = RegisterGhcbRequest(self.ghcb_gpa // PAGE_BYTES)
         (registered,) = yield (VmgExit(register.value),)
-        if not _answered(register, registered, RegisteredGhcb(register.gfn)):
+        if not is_registered(register, registered, self.settings):
             return (yield from _end(LinuxReason.REGISTER_GHCB, ReasonSet.LINUX))
         registers.reset(self.program_entry)
         return None
@@ -152,7 +150,7 @@ class GuestKernel:
     def _wait_for_start(self, registers: Registers) -> Block:
         """Another vCPU of an SEV-ES guest: its registers are nobody's but its own to set."""
         try:
-            yield from wait_by_message()
+            yield from wait_by_message(self.settings)
         except GhcbMsrError:
             return (yield from _end(GhcbReason.GENERAL))
         registers.rip = yield from jump_target()
@@ -171,7 +169,7 @@ class GuestKernel:
         status, info, *found = yield (ReadSevStatus(), VmgExit(request.value), *self._canary_steps())
         if not self._status_holds(status) or not self._canary_holds(found):
             return (yield from _end(GhcbReason.GENERAL))
-        if not versions_fit(request, info):
+        if self.settings.checks_protocol and not versions_fit(request, info):
             return (yield from _end(GhcbReason.PROTOCOL_RANGE))
         registers.reset(START_RIP if self.memory.vcpus > 1 else self.program_entry)
         return None
@@ -184,25 +182,21 @@ class GuestKernel:
         )  # fmt: skip
         if not self._status_holds(status):
             return (yield from _end(GhcbReason.GENERAL))
-        if not versions_fit(info_request, info):
+        if self.settings.checks_protocol and not versions_fit(info_request, info):
             return (yield from _end(GhcbReason.PROTOCOL_RANGE))
-        try:
-            offered = response_to(features_request, features)
-        except GhcbMsrError:
-            offered = Features(0)
-        if not isinstance(offered, Features) or self._needs & ~offered.bitmap:
+        if self.settings.checks_features and not self._is_offered(features_request, features):
             return (yield from _end(GhcbReason.SNP_FEATURES))
         gpa = self.ghcb_gpa
         share = PageStateRequest(gpa // PAGE_BYTES, MsrPageState.SHARED)
         register = RegisterGhcbRequest(gpa // PAGE_BYTES)
         shared, registered = yield (VmgExit(share.value), VmgExit(register.value))
-        if not _answered(share, shared, PageStateResult(0)):
+        if self.settings.checks_page_states and not is_response(share, shared, PageStateResult(0)):
             return (yield from _end(LinuxReason.PAGE_STATE_CHANGE, ReasonSet.LINUX))
-        if not _answered(register, registered, RegisteredGhcb(register.gfn)):
+        if not is_registered(register, registered, self.settings):
             return (yield from _end(LinuxReason.REGISTER_GHCB, ReasonSet.LINUX))
         pool = self.memory.shared
         try:
-            yield from change_pages(gpa, pool.gpa, pool.length, PageOperation.SHARED)
+            yield from change_pages(gpa, pool.gpa, pool.length, PageOperation.SHARED, self.settings)
         except GhcbUntrusted:
             return (yield from _end(LinuxReason.PAGE_STATE_CHANGE, ReasonSet.LINUX))
         registers.rbx = 0
@@ -254,11 +248,11 @@ class GuestKernel:
         try:
             if starts_others_by_sipi(self.generation):
                 if registers.rbx == 1:
-                    yield from lay_jump_table(self.ghcb_gpa, AP_RIP)
-                yield from wake(self.ghcb_gpa, registers.rbx)
+                    yield from lay_jump_table(self.ghcb_gpa, AP_RIP, self.settings)
+                yield from wake(self.ghcb_gpa, registers.rbx, self.settings)
             else:
                 clock = registers.r8, registers.r9
-                start = ApStart(self.memory, self.launched, self.ghcb_gpa, AP_RIP, features, clock)
+                start = ApStart(self.memory, self.launched, self.ghcb_gpa, AP_RIP, features, clock, self.settings)
                 yield from start.start(registers.rbx)
         except GhcbUntrusted:
             return (yield from _end(GhcbReason.GENERAL))
@@ -272,6 +266,13 @@ class GuestKernel:
         restricted = self.sev_features & SevFeature.RESTRICTED_INJECTION
         needs = HypervisorFeature.SNP | (HypervisorFeature.RESTRICTED_INJECTION if restricted else 0)
         return needs | (HypervisorFeature.AP_CREATION if self.memory.vcpus > 1 else 0)
+
+    def _is_offered(self, request: FeaturesRequest, answer: Answer) -> bool:
+        try:
+            offered = response_to(request, answer)
+        except GhcbMsrError:
+            return False
+        return isinstance(offered, Features) and not self._needs & ~offered.bitmap
 
     def _status_holds(self, status: Answer) -> bool:
         expected = expected_status(self.generation, self.sev_features)
@@ -287,13 +288,6 @@ class GuestKernel:
     def _canary_holds(self, answers: Sequence[Answer]) -> bool:
         wrote, without, own = answers
         return not self.settings.checks_c_bit or (wrote is None and without != self.canary and own == self.canary)
-
-
-def _answered(request: MsrMessage, answer: Answer, wanted: MsrMessage) -> bool:
-    try:
-        return response_to(request, answer) == wanted
-    except GhcbMsrError:
-        return False
 
 
 def _end(reason: int, reason_set: ReasonSet = ReasonSet.GHCB) -> Block:

@@ -17,16 +17,18 @@ from node.board import Board
 from node.certificate_store import CertificateStore
 from node.clock import Clock
 from node.contention import Contention
+from node.core_sharing import CoreSharing
 from node.counter_random import CounterRandom
 from node.departures import Departures
 from node.disk_file import DiskFileError, disk_file
 from node.event_log import EventLog
-from node.exit_registers import store_at_exit
+from node.exit_registers import store_and_stay_out, store_at_exit, take_registers
 from node.firmware_image import FirmwareImage
 from node.firmware_operator import FirmwareOperator
 from node.generation import Generation
 from node.guest import GONE, Guest, GuestSpec, GuestState
 from node.host_events import HostEvent
+from node.host_kind import HostKind
 from node.host_network import HostNetwork
 from node.host_prices import host_prices
 from node.hypervisor import Hypervisor
@@ -105,6 +107,7 @@ class Host:
             product.memory_bandwidth_bytes_per_s * costs["dram.usable_bandwidth_share"],
             costs["dram.latency_ns"],
             costs["dram.loaded_latency_factor"],
+            CoreSharing.of(product, costs),
         )
         self.log = EventLog(spec.bucket_ns, spec.log)
         self.guests: dict[str, Guest] = {}
@@ -113,13 +116,15 @@ class Host:
         """VMs whose vCPUs the host holds, among others that are gone since it was last counted."""
         self._tenants = tenants or local_tenants(programs)
         self.images = images
-        prices = host_prices(costs, float(product.base_hz), spec.platform.mode)
+        prices = host_prices(costs, HostKind.of(product, spec.platform))
         self._cost = prices.host
         self._chain = self.log.chain(spec.name)
         self.tasks = HypervisorTasks(self.clock, self.board, self._cost, self._chain)
         self.vcpus = VcpuRunner(self.clock, self.board, self.contention, self.log, prices)
         self.board.kicked = self._kicked
-        self.board.exited = self._exited
+        self.board.exited = self._of_a_vcpu(store_at_exit)
+        self.board.put_out = self._of_a_vcpu(store_and_stay_out)
+        self.board.entered = self._of_a_vcpu(take_registers)
         self.departures = Departures(self)
         self.arrivals = Arrivals(self)
         self.network = HostNetwork(self, costs)
@@ -197,7 +202,7 @@ class Host:
             self.departures.earliest_output_ns(next_event_ns), self.network.earliest_output_ns(next_event_ns)
         )
         if self.certificates is not None:
-            leaving_ns = min(leaving_ns, self.certificates.earliest_output_ns)
+            leaving_ns = min(leaving_ns, self.certificates.earliest_output_ns(next_event_ns))
         promises = self.tasks.promises
         return min(leaving_ns, max(next_event_ns, min(promises.values()))) if promises else leaving_ns
 
@@ -329,10 +334,13 @@ class Host:
         if guest is not None and 0 <= vcpu < len(guest.vcpus):
             self.vcpus.kicked(guest.vcpus[vcpu], code)
 
-    def _exited(self, vm: str, vcpu: int) -> None:
-        guest = self.guests.get(vm)
-        if guest is not None and 0 <= vcpu < len(guest.vcpus):
-            store_at_exit(self.board, guest.vcpus[vcpu])
+    def _of_a_vcpu(self, what: Callable[[Board, Vcpu], None]) -> Callable[[str, int], None]:
+        def of_a_vcpu(vm: str, vcpu: int) -> None:
+            guest = self.guests.get(vm)
+            if guest is not None and 0 <= vcpu < len(guest.vcpus):
+                what(self.board, guest.vcpus[vcpu])
+
+        return of_a_vcpu
 
     def _note_launch(self, guest: Guest, entered: Entered) -> None:
         """What the firmware keeps of a launch: the laboratory's own view, no host command returns it."""

@@ -201,6 +201,8 @@ class HostInstructions:
 
     def _vm_preempt(self, one: op.VmPreempt) -> op.Answer:
         if one.vcpu in self._board.vmcbs.get(one.vm, {}):
+            if self._board.put_out is not None:
+                self._board.put_out(one.vm, one.vcpu)
             self._board.preempt(one.vm, one.vcpu)
         return None
 

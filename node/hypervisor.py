@@ -15,7 +15,7 @@ from node.asid_pool import AsidPool, AsidsExhausted
 from node.core_msrs import Msr
 from node.cpuid_page import cpuid_page
 from node.device_access import device_access
-from node.expected_answers import expect_done, expect_success, octets
+from node.expected_answers import expect_done, expect_gone, expect_success, octets
 from node.firmware_driver import LEGACY, commit_firmware, update_firmware
 from node.firmware_image import FirmwareImage
 from node.frame_allocator import FrameAllocator, OutOfMemory, joined
@@ -307,7 +307,7 @@ class Hypervisor:
         command = record.small[0] if record.small else 0
         if record.gctx:
             context = buffers.GuestContextPage(address=record.gctx)
-            yield from self._must(SnpCommand.DECOMMISSION, command, context.pack())
+            expect_gone((yield (op.PspCommand(SnpCommand.DECOMMISSION, command, context.pack()),)))
         if record.handle:
             for code in (LegacyCommand.DEACTIVATE, LegacyCommand.DECOMMISSION):
                 yield from self._must(code, command, buffers.Handle(handle=record.handle).pack())

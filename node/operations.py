@@ -423,7 +423,8 @@ class VmRun:
 class VmPreempt:
     """Interrupt the hardware thread that a vCPU runs on, so that it exits. Answer: None.
 
-    One that the host's scheduler runs stays out until its next batch of operations, for which that enters it anew.
+    One that the host's scheduler runs stays out until its next block or batch of operations, for which that enters it
+    anew. Its registers lie in its save area meanwhile.
     """
 
     vm: str

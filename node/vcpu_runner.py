@@ -68,8 +68,9 @@ class VcpuRunner:
     def prepare(self, guest: Guest) -> None:
         """Price the demands of a VM that is about to run for the first time here; its program moves in."""
         self._board.residents.settle(self._board.vmcb(guest.spec.name, 0))
+        small_share = self._board.nested_table(guest.spec.name).small_share
         for vcpu, demands in zip(guest.vcpus, guest.software.demands, strict=True):
-            guest.phase_costs[vcpu.index] = self._prices.phases(demands, guest.spec.generation)
+            guest.phase_costs[vcpu.index] = self._prices.phases(demands, guest.spec.generation, small_share)
         guest.demand_names = tuple(map(_names, guest.software.demands))
 
     def start(self, vcpu: Vcpu) -> None:
@@ -95,6 +96,8 @@ class VcpuRunner:
         registers = vcpu.registers
         if registers.r15 and registers.r14 in HALTED:
             self._sleep(vcpu)
+        elif registers.r15 and registers.r14 >= len(vcpu.guest.phase_costs[vcpu.index]):
+            self._power_off(vcpu.guest, PROGRAM_FAULT)  # Somebody stored to the save area.
         elif registers.r15:
             self._compute(vcpu)
         else:
@@ -187,6 +190,8 @@ class VcpuRunner:
         events, own = self._board.events, vcpu.thread == vcpu.index  # An SVSM is not disturbed.
         for _ in range(_MOST_IDLE_BLOCKS):
             if answers is None:
+                if vcpu.out and not self._enter(vcpu):
+                    return
                 if own and (events.waiting or events.raised or events.stepping) and not self._take_events(vcpu):
                     return
                 if vcpu.pause_wanted and not (vcpu.levels and vcpu.levels.waiting):
@@ -529,9 +534,7 @@ class VcpuRunner:
     def _credit(self, vcpu: Vcpu, account: PhaseAccount) -> None:
         demand, done = vcpu.registers.r14, vcpu.instructions
         done[demand] = done.get(demand, 0.0) + account.instructions
-        vcpu.loaded_ns += account.loaded_ns
-        vcpu.core_wait_ns += account.core_wait_ns
-        vcpu.elapsed_ns += account.elapsed_ns
+        vcpu.book(account)
 
     def _note_cut(self, vcpu: Vcpu, account: PhaseAccount, now_ns: int) -> None:
         chain = self._log.chain(vcpu.guest.spec.name)
@@ -549,12 +552,13 @@ class VcpuRunner:
         """Save a paused vCPU's registers and forget every object of its program."""
         guest = vcpu.guest
         try:
-            store_registers(self._board, vcpu)
+            if not vcpu.out:
+                store_registers(self._board, vcpu)
         except FAULTS:  # Its key is gone: nothing keeps its registers, and no VMRUN would find them.
             self._power_off(guest, ExitCode.INVALID & 0xFF)
             return
         self._board.leave(guest.spec.name, vcpu.index)
-        vcpu.state = VcpuState.PAUSED
+        vcpu.state, vcpu.out = VcpuState.PAUSED, False
         vcpu.registers = Registers()
         for thread in vcpu.threads:
             guest.software.forget(thread)

@@ -31,7 +31,7 @@ class KeySelection(IntEnum):
 
 
 class Endorsement:
-    """The keys of a chip at the TCB version that its host reports. Nothing is made before somebody asks."""
+    """The keys of a chip, and what its host has loaded. Nothing is made before somebody asks."""
 
     def __init__(self, chip: Callable[[], ChipIdentity], configuration: SnpConfiguration) -> None:
         self._chip = chip
@@ -58,9 +58,8 @@ class Endorsement:
             raise PspError(Status.INVALID_KEY)
         return SigningKey.VLEK if wants_vlek else SigningKey.VCEK
 
-    def key(self, which: SigningKey) -> elliptic.PrivateKey:
-        """The private key of a choice. Raises PspError(INVALID_KEY) for a VLEK that does not reach that TCB version."""
-        tcb = self._configuration.firmware.reported_tcb
+    def key(self, which: SigningKey, tcb: int) -> elliptic.PrivateKey:
+        """A choice's private key for a TCB version. Raises PspError(INVALID_KEY) for a VLEK that does not reach it."""
         if which is SigningKey.VCEK:
             return self._chip().vcek_key(tcb)
         stick = self._configuration.vlek

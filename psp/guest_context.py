@@ -32,6 +32,8 @@ POLICY_OFFSET = 0x1F8
 MEASUREMENT_OFFSET = 0x460
 VCEK_DISABLED = 1 << 0
 """Flag of a guest whose reports and keys rest on a VLEK alone."""
+IMI_EN = 1 << 1
+"""Flag of a guest that was launched with an initial migration image, and has not taken another's place yet."""
 MEASUREMENT_BYTES = 64
 """The digest and what belongs to it: what is copied to forge a measurement."""
 
@@ -71,12 +73,16 @@ class GuestContext(ByteLayout):
     """GUEST_TSC_SCALE of a guest with Secure TSC; 0 without."""
     tsc_offset: int = at(0x188, 8)
     launch_mitigations: int = at(0x190, 8)
+    ma_gctx: int = at(0x198, 8)
+    """Where its migration agent's context lies; 0 without."""
     policy: int = at(POLICY_OFFSET, 8)
     memory_key: bytes = secret_at(0x200, MEMORY_KEY_BYTES)
     vmpcks: bytes = secret_at(0x240, VMPCKS * VMPCK_BYTES)
     oek: bytes = secret_at(0x2C0, OEK_BYTES)
     vmrk: bytes = secret_at(0x2E0, VMRK_BYTES)
-    """What a migration agent gave the guest; zeros without."""
+    """Random, of a guest with a migration agent what that gave; zeros before."""
+    imd: bytes = at(0x300, DIGEST_BYTES, bytes(DIGEST_BYTES))
+    """The digest of the pages of its initial migration image."""
     digest: bytes = at(MEASUREMENT_OFFSET, DIGEST_BYTES, bytes(DIGEST_BYTES))
     launch_tcb: int = at(MEASUREMENT_OFFSET + DIGEST_BYTES, 8)
 
@@ -106,6 +112,6 @@ HOST_CHOSEN = frozenset({
     "state", "asid", "flags", "gosvw", "host_data", "family_id", "image_id", "guest_svn", "id_key_digest",
     "author_key_digest",
     "message_count_0", "message_count_1", "message_count_2", "message_count_3", "oek_iv_count", "root_mdata",
-    "tsc_scale", "tsc_offset", "launch_mitigations", "policy", "digest", "launch_tcb",
+    "tsc_scale", "tsc_offset", "launch_mitigations", "ma_gctx", "imd", "policy", "digest", "launch_tcb",
 })  # fmt: skip
 """Fields that follow from what a host lays down or how often it asks. The rest is random and no secret."""

@@ -38,6 +38,7 @@ class TcbOf(Enum):
 
     COMMITTED = auto()
     CURRENT = auto()
+    REPORTED = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,9 @@ class InstalledFirmware:
     """What SNP_CONFIG may report at most, and what it goes back to when it names no TCB."""
     launched_at: TcbOf = TcbOf.COMMITTED
     """What a guest keeps as the TCB of its launch."""
+    signed_at: TcbOf = TcbOf.REPORTED
+    """Whose VCEK signs reports. AMD's text says the reported one's (quoted in google/go-sev-guest issue 72); owners of
+    hosts with provisional firmware found the current one's (AMDESE/AMDSEV issue 274, enarx/steward issue 50)."""
     committed: FirmwareLevel = field(init=False)
     reported_tcb: int = field(init=False)
 
@@ -81,6 +85,11 @@ class InstalledFirmware:
     def launch_tcb(self) -> int:
         """What a guest that is launched now keeps."""
         return self._tcb(self.launched_at)
+
+    @property
+    def signing_tcb(self) -> int:
+        """What the key is derived for that signs reports."""
+        return self._tcb(self.signed_at)
 
     def install(self, level: FirmwareLevel) -> None:
         """Run other firmware, which has been checked. What is reported stays, if it is not above what runs."""
@@ -124,6 +133,8 @@ class InstalledFirmware:
         )
 
     def _tcb(self, of: TcbOf) -> int:
+        if of is TcbOf.REPORTED:
+            return self.reported_tcb
         return self.committed.tcb if of is TcbOf.COMMITTED else self.current.tcb
 
 

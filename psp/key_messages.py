@@ -1,14 +1,15 @@
 """MSG_KEY_REQ: keys that a guest gets again as often as it is the same guest on the same platform.
 
-The root is the chip's VCEK or VLEK at the reported TCB, or what a migration agent gave; the request selects which
-facts of the guest go into the derivation, so that whoever differs in one of them gets another key. Firmware's own
-derivation is not published: label and record follow AMD's sev-tool (sevapi.h), with the whole measurement where
-that has 32 bytes of it, and without its fields that no request selects (SEV-SNP firmware ABI, section 7.2).
+The root is the chip's VCEK or VLEK, or what a migration agent gave; the request selects which facts of the guest go
+into the derivation, so that whoever differs in one of them gets another key. Firmware's own derivation is not
+published: label and record follow AMD's sev-tool (sevapi.h), with the whole measurement where that has 32 bytes of
+it, and without its fields that no request selects (SEV-SNP firmware ABI, section 7.2).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import ClassVar
 
 from psp.byte_layout import ByteLayout, at
@@ -78,10 +79,22 @@ class _Mixed(ByteLayout):
     mitigations: int = at(0x78, 8)
 
 
+class RootTcb(Enum):
+    """For which TCB version a VCEK or VLEK is derived that is a root. Nobody has published it."""
+
+    ASKED = auto()
+    """The one that the request selects, 0 where it selects none: keys outlive an update of firmware, and newer firmware
+    opens what was sealed to an older version, if it is told which. So users go by it who change the keys of their disks
+    after an update (dfinity/ic pull request 11476), and there would be no use in naming a version otherwise."""
+    REPORTED = auto()
+    """The reported one: every key changes when that does, as a maintainer holds (virtee/snpguest issue 156)."""
+
+
 class KeyMessages:
     """Answers them."""
 
     def __init__(self, endorsement: Endorsement, firmware: InstalledFirmware) -> None:
+        self.root_tcb = RootTcb.ASKED
         self._endorsement = endorsement
         self._firmware = firmware
 
@@ -90,7 +103,7 @@ class KeyMessages:
         asked = KeyRequest.parse(request.payload.ljust(KeyRequest.SIZE, b"\0"))
         try:
             self._check(asked, request)
-            root = self._root(asked.root, request.context)
+            root = self._root(asked, request.context)
         except PspError as refused:
             return KeyResponse(refused.status).pack()
         mixed = _mixed(asked, request.context).pack()
@@ -110,13 +123,16 @@ class KeyMessages:
         ):
             raise PspError(Status.INVALID_PARAM)
 
-    def _root(self, selection: int, context: GuestContext) -> bytes:
-        if selection & ROOT_VMRK:
+    def _root(self, asked: KeyRequest, context: GuestContext) -> bytes:
+        if asked.root & ROOT_VMRK:
             if not any(context.vmrk):
                 raise PspError(Status.INVALID_KEY)
             return context.vmrk
-        which = self._endorsement.chosen(selection >> _KEY_SELECTION_SHIFT, context)
-        scalar = self._endorsement.key(which).private_numbers().private_value
+        which = self._endorsement.chosen(asked.root >> _KEY_SELECTION_SHIFT, context)
+        tcb = asked.tcb if asked.fields & SELECT_TCB else 0
+        if self.root_tcb is RootTcb.REPORTED:
+            tcb = self._firmware.reported_tcb
+        scalar = self._endorsement.key(which, tcb).private_numbers().private_value
         return scalar.to_bytes(COORDINATE_BYTES, "little")
 
 

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from psp.guest_context import GuestContext
+from psp.guest_context import IMI_EN, GuestContext
 from psp.launch_digest import PageType
 from psp.register_protection import TWEAK_BITMAP
 from psp.status import PspError, Status
@@ -37,11 +37,12 @@ def _zeros(_: GuestContext, __: bytes, ___: int) -> bytes:
 
 
 def _secrets(guest: GuestContext, _: bytes, cpuid_1_eax: int) -> bytes:
-    """Version, the part as CPUID names it, workaround bits, the four message keys, and which registers may be masked.
+    """Version, IMI bit, the part as CPUID names it, workaround bits, the four message keys, and registers to be masked.
 
-    IMI bit and TSC factor stay zero.
+    The TSC factor stays zero.
     """
-    head = _SECRETS_HEAD.pack(SECRETS_VERSION, 0, cpuid_1_eax, 0, guest.gosvw)
+    imi = bool(guest.flags & IMI_EN)
+    head = _SECRETS_HEAD.pack(SECRETS_VERSION, imi, cpuid_1_eax, 0, guest.gosvw)
     first = (head + guest.vmpcks).ljust(_TWEAK_BITMAP_OFFSET, b"\0")
     return (first + TWEAK_BITMAP).ljust(PAGE_BYTES, b"\0")
 

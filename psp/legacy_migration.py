@@ -51,6 +51,9 @@ class LegacyMigration:
             KeyUsage.ARK
         )
         """The root that this firmware was built with."""
+        self.other_arks: tuple[AmdCertificate, ...] = ()
+        """Roots of other lines that it takes, too. Whether a guest may go to another line of processors if AMD's
+        certificates for that are shown is doubtful: the only moves that anybody published were within one."""
         self._bus = bus
         self._memory = memory
         self._random = random
@@ -97,8 +100,8 @@ class LegacyMigration:
         if amd:
             ask = amd_certificate.parse(amd[: len(amd) // 2], KeyUsage.ASK)
             ark = amd_certificate.parse(amd[len(amd) // 2 :], KeyUsage.ARK)
-            if ark.pack() != self.trusted_ark().pack():
-                raise CertificateError("ARK certificate: expected this firmware's root")
+            if ark not in (self.trusted_ark(), *self.other_arks):
+                raise CertificateError("ARK certificate: expected a root of this firmware's")
             sev_chain.check_chain(target, ark, ask)
         lowest = (policy >> 16 & 0xFF, policy >> 24 & 0xFF)
         if (target.pek.api_major, target.pek.api_minor) < lowest:

@@ -1,26 +1,54 @@
-"""Messages of migration agents: seams for who moves guests, with the checks that need no agent (SNP ABI, 7.5 to 7.9).
+"""Messages of migration agents: a guest leaves a host, comes to another, or hands itself over (SNP ABI, 7.5 to 7.9).
 
-No guest here is launched with a migration agent, so none may export, be absorbed into or be given a root key by
-another: the answer is INVALID_PARAM. What a guest may do by itself, and taking in a guest from outside, are
-UNSUPPORTED until somebody builds them.
+An agent is a guest that another was launched with, or that took it in. From VMPL0 it may
+
+    EXPORT   have that guest's context. The guest is decommissioned in the same moment, so that firmware never leaves
+             two of it; unless it is to run on (IMI_EN), and then no page that it has out can come in elsewhere.
+    IMPORT   make a context in which nothing was launched that guest. It gets another report id, and this agent.
+    ABSORB   have a guest of its own that was launched with the same initial migration image become that guest.
+    VMRK     give its guest the root of keys that moves with it.
+
+A guest without an agent may export itself, and absorb for itself (ABSORB_NOMA). Who may not ask, and whatever names a
+guest or a context that it does not fit, is answered INVALID_PARAM: no text has the order of the checks, or more of
+their statuses than BAD_MEASUREMENT for another image. POLICY_FAILURE for a policy that the platform cannot meet,
+or that the image was not launched under, is the laboratory's, as is UNSUPPORTED for guests with Secure TSC: their
+clocks begin with their host's. The exported context is what an agent says; it is looked at as any bad input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from psp.byte_layout import ByteLayout, at
+from psp import command_buffers as buffers
+from psp.byte_layout import ByteLayout, at, secret_at
 from psp.commands import SnpCommand
-from psp.guest_context import NO_MIGRATION_AGENT, VMRK_BYTES, GuestContext, SnpGuestState
+from psp.exported_context import EXPORTED_BYTES, EXPORTED_VERSION, ExportedContext
+from psp.guest_context import (
+    DIGEST_BYTES,
+    IMI_EN,
+    MEMORY_KEY_BYTES,
+    NO_MIGRATION_AGENT,
+    REPORT_ID_BYTES,
+    VMRK_BYTES,
+    GuestContext,
+    SnpGuestState,
+    counted,
+)
 from psp.guest_message import MessageType
-from psp.guest_requests import Answerer, MessageRow, Request
+from psp.guest_requests import MessageRow, Request
+from psp.installed_firmware import InstalledFirmware, tcb_at_most
+from psp.page_swap import MdataEntry
+from psp.policy import SnpPolicy
 from psp.snp_guests import SnpGuests
+from psp.snp_policy import SnpPolicyCheck
 from psp.status import PspError, Status
+from psp.system_bus import SystemBus
 
-EXPORTED_BYTES = 0x300
-EXPORTED_VERSION = 2
+EXPORT_IMI_EN = 1 << 0
+"""Flag of MSG_EXPORT_REQ: the guest runs on."""
+_LAUNCHED = frozenset({SnpGuestState.LAUNCH, SnpGuestState.RUNNING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +78,7 @@ class ImportRequest(ByteLayout):
     gctx: int = at(0x00, 8)
     exported_bytes: int = at(0x08, 4)
     exported_version: int = at(0x0C, 4)
-    exported: bytes = at(0x20, EXPORTED_BYTES, bytes(EXPORTED_BYTES))
+    exported: bytes = secret_at(0x20, EXPORTED_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +87,7 @@ class VmrkRequest(ByteLayout):
 
     SIZE: ClassVar[int] = 0x40
     gctx: int = at(0x00, 8)
-    vmrk: bytes = at(0x20, VMRK_BYTES, bytes(VMRK_BYTES))
+    vmrk: bytes = secret_at(0x20, VMRK_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,56 +99,135 @@ class StatusResponse(ByteLayout):
 
 
 class MigrationMessages:
-    """Answers them. An agent speaks from VMPL0."""
+    """Answers them."""
 
-    def __init__(self, guests: SnpGuests) -> None:
+    def __init__(
+        self,
+        bus: SystemBus,
+        guests: SnpGuests,
+        policies: SnpPolicyCheck,
+        random: Callable[[str, int], bytes],
+        firmware: InstalledFirmware,
+    ) -> None:
+        self.export_wants_imi = False
+        """Whether a guest without an initial migration image cannot be exported to run on. Firmware that looks at the
+        image then, too, has nothing to compare it with: what it demands is that there is one (BAD_MEASUREMENT)."""
+        self._bus = bus
         self._guests = guests
-        answers: Mapping[MessageType, tuple[type[ByteLayout], Answerer]] = {
-            MessageType.EXPORT_REQ: (ExportRequest, self._export),
+        self._policies = policies
+        self._random = random
+        self._firmware = firmware
+        steps: Mapping[MessageType, tuple[type[ByteLayout], Callable[[Request], None]]] = {
             MessageType.IMPORT_REQ: (ImportRequest, self._import),
             MessageType.ABSORB_REQ: (ImportRequest, self._absorb),
             MessageType.VMRK_REQ: (VmrkRequest, self._vmrk),
             MessageType.ABSORB_NOMA_REQ: (ImportRequest, self._absorb_alone),
         }
         self.rows: Mapping[int, MessageRow] = {
-            kind: MessageRow({1: layout.SIZE}, answer) for kind, (layout, answer) in answers.items()
+            MessageType.EXPORT_REQ: MessageRow({1: ExportRequest.SIZE}, self._export, changes_contexts=True),
+            **{
+                kind: MessageRow({1: layout.SIZE}, _answering(step), changes_contexts=True)
+                for kind, (layout, step) in steps.items()
+            },
         }
 
     def _export(self, request: Request) -> bytes:
-        """Of another guest for its agent; of itself for a guest without one."""
-        asked = ExportRequest.parse(request.payload)
-        alone = asked.gctx == request.gctx and request.context.report_id_ma == NO_MIGRATION_AGENT
-        holds = not request.vmpl and not asked.flags & ~1 and (alone or self._serves(request, asked.gctx))
-        return ExportResponse(_seam(holds=holds)).pack()
+        try:
+            exported = self._exported(request, ExportRequest.parse(request.payload))
+        except PspError as refused:
+            return ExportResponse(refused.status).pack()
+        return ExportResponse(Status.SUCCESS, EXPORTED_BYTES, EXPORTED_VERSION).pack() + exported.pack()
 
-    def _import(self, request: Request) -> bytes:
-        """Into a context that nothing was launched in, of a guest whose pages are out."""
+    def _exported(self, request: Request, asked: ExportRequest) -> ExportedContext:
+        _demand(not asked.flags & ~EXPORT_IMI_EN)
+        live, itself = bool(asked.flags & EXPORT_IMI_EN), asked.gctx == request.gctx
+        if itself:
+            _demand(not request.vmpl and request.context.report_id_ma == NO_MIGRATION_AGENT)
+            # The number of the answer counts, wherever the guest goes on.
+            guest = replace(request.context, message_count_0=request.context.message_count_0 + 2)
+        else:
+            guest = self._served(request, asked.gctx, frozenset({SnpGuestState.RUNNING}))
+        if guest.tsc_scale:
+            raise PspError(Status.UNSUPPORTED)
+        if live and self.export_wants_imi and guest.imd == bytes(DIGEST_BYTES):
+            raise PspError(Status.BAD_MEASUREMENT)
+        if not live:
+            self._guests.decommission(buffers.GuestContextPage(asked.gctx))
+        return ExportedContext.of(guest, live=live)
+
+    def _import(self, request: Request) -> None:
         asked = ImportRequest.parse(request.payload)
+        found = self._brought(request, asked)
         target = self._context(asked.gctx)
-        fresh = target is not None and target.state == SnpGuestState.INIT
-        root_mdata = int.from_bytes(asked.exported[_ROOT_MDATA_FLAGS : _ROOT_MDATA_FLAGS + 8], "little")
-        holds = not request.vmpl and _whole(asked) and fresh and bool(root_mdata & _VALID)
-        return StatusResponse(_seam(holds=holds)).pack()
+        _demand(target is not None and target.state == SnpGuestState.INIT)
+        _demand(MdataEntry.parse(found.root_mdata).flags & MdataEntry.VALID)
+        if not found.policy & SnpPolicy.MIGRATE_MA or request.context.policy & SnpPolicy.MIGRATE_MA:
+            raise PspError(Status.POLICY_FAILURE)
+        self._policies.check(found.policy)
+        arrived = replace(
+            found.identity(GuestContext()),
+            memory_key=self._random("memory key", self._bus.memory_key_bytes).ljust(MEMORY_KEY_BYTES, b"\0"),
+            oek=found.oek,
+            oek_iv_count=found.oek_iv_count,
+            root_mdata=found.root_mdata,
+            report_id=self._random("report id", REPORT_ID_BYTES),
+            report_id_ma=request.context.report_id,
+            ma_gctx=request.gctx,
+        )
+        self._guests.pages.write(asked.gctx, arrived)
 
-    def _absorb(self, request: Request) -> bytes:
-        """Into a guest of this agent's that was launched with an initial migration image."""
+    def _absorb(self, request: Request) -> None:
         asked = ImportRequest.parse(request.payload)
-        holds = not request.vmpl and _whole(asked) and self._serves(request, asked.gctx)
-        return StatusResponse(_seam(holds=holds)).pack()
+        target = self._served(request, asked.gctx, frozenset({SnpGuestState.RUNNING}))
+        self._take_in(request, asked, asked.gctx, target)
 
-    def _absorb_alone(self, _: Request) -> bytes:
-        """Into the guest that asks, which must have been launched with such an image; none is."""
-        return StatusResponse(Status.INVALID_PARAM).pack()
+    def _absorb_alone(self, request: Request) -> None:
+        asked, target = ImportRequest.parse(request.payload), request.context
+        _demand(not asked.gctx and target.report_id_ma == NO_MIGRATION_AGENT)
+        self._take_in(request, asked, request.gctx, target)
 
-    def _vmrk(self, request: Request) -> bytes:
-        """A root key for a guest of this agent's."""
+    def _take_in(self, request: Request, asked: ImportRequest, gctx: int, target: GuestContext) -> None:
+        """Have a guest become another; its memory, and where it keeps pages that are out, are its own."""
+        found = self._brought(request, asked)
+        _demand(target.flags & IMI_EN)
+        if found.imd != target.imd:
+            raise PspError(Status.BAD_MEASUREMENT)
+        if found.policy != target.policy:
+            # A host chose under which policy the image was launched, and could read all that it becomes.
+            raise PspError(Status.POLICY_FAILURE)
+        became = replace(found.identity(target), report_id=found.report_id)
+        page = became.pack()
+        for vmpl, count in enumerate(target.message_counts):
+            if target.vmpck(vmpl) == became.vmpck(vmpl):
+                page = counted(page, vmpl, count)
+        self._guests.pages.write_packed(gctx, page)
+
+    def _vmrk(self, request: Request) -> None:
         asked = VmrkRequest.parse(request.payload)
-        return StatusResponse(_seam(holds=not request.vmpl and self._serves(request, asked.gctx))).pack()
+        # Keys of zeros mean that there is none.
+        _demand(VmrkRequest.reserved_is_zero(request.payload) and any(asked.vmrk))
+        target = self._served(request, asked.gctx, _LAUNCHED)
+        self._guests.pages.write(asked.gctx, replace(target, vmrk=asked.vmrk))
 
-    def _serves(self, request: Request, gctx: int) -> bool:
-        """Whether the guest that asks is the migration agent of another."""
+    def _served(self, request: Request, gctx: int, states: frozenset[SnpGuestState]) -> GuestContext:
+        """A guest in one of some states, whose migration agent asks from VMPL0. Raises PspError(INVALID_PARAM)."""
         target = self._context(gctx)
-        return target is not None and target.report_id_ma == request.context.report_id
+        agent = request.gctx, request.context.report_id
+        if target is None or request.vmpl or (target.ma_gctx, target.report_id_ma) != agent:
+            raise PspError(Status.INVALID_PARAM)
+        _demand(target.state in states)
+        return target
+
+    def _brought(self, request: Request, asked: ImportRequest) -> ExportedContext:
+        """A context that firmware may have exported. Raises PspError(INVALID_PARAM) for one that none would."""
+        _demand(not request.vmpl and ImportRequest.reserved_is_zero(request.payload))
+        _demand((asked.exported_bytes, asked.exported_version) == (EXPORTED_BYTES, EXPORTED_VERSION))
+        found = ExportedContext.parse(asked.exported)
+        _demand(ExportedContext.reserved_is_zero(asked.exported) and found.is_consistent)
+        _demand(found.state == SnpGuestState.RUNNING)
+        # Reports say that no guest was launched by newer firmware than runs.
+        _demand(tcb_at_most(found.launch_tcb, self._firmware.current.tcb))
+        return found
 
     def _context(self, gctx: int) -> GuestContext | None:
         try:
@@ -129,13 +236,17 @@ class MigrationMessages:
             return None
 
 
-_ROOT_MDATA_FLAGS, _VALID = 0x1E0 + 0x20, 1 << 0
-"""Flags of the root metadata entry in an exported context."""
+def _answering(step: Callable[[Request], None]) -> Callable[[Request], bytes]:
+    def answer(request: Request) -> bytes:
+        try:
+            step(request)
+        except PspError as refused:
+            return StatusResponse(refused.status).pack()
+        return StatusResponse(Status.SUCCESS).pack()
+
+    return answer
 
 
-def _whole(asked: ImportRequest) -> bool:
-    return asked.exported_bytes == EXPORTED_BYTES and asked.exported_version == EXPORTED_VERSION
-
-
-def _seam(*, holds: bool) -> Status:
-    return Status.UNSUPPORTED if holds else Status.INVALID_PARAM
+def _demand(holds: object) -> None:
+    if not holds:
+        raise PspError(Status.INVALID_PARAM)

@@ -101,7 +101,8 @@ class PageSwap:
         kind, large = _kind(swap.flags), bool(swap.flags & 1)
         source = self._outgoing(context, swap.gctx, kind, swap.source, large=large)
         root, entry = self._mdata(context, swap.gctx, swap.flags, swap.mdata)
-        if entry.flags & MdataEntry.VALID or swap.mdata // PAGE_BYTES == swap.source // PAGE_BYTES:
+        within = not root and swap.mdata // PAGE_BYTES == swap.source // PAGE_BYTES
+        if entry.flags & MdataEntry.VALID or within:
             raise PspError(Status.INVALID_MDATA_ENTRY)
         length = LARGE_PAGE_BYTES if large else PAGE_BYTES
         self._free_frame(swap.destination, large=large)

@@ -71,7 +71,7 @@ class ReportMessages:
         masked = self._configuration.flags & buffers.SNP_CONFIG_MASK_CHIP_KEY
         try:
             which = self._checked(asked, request)
-            key = None if masked else self._endorsement.key(which)
+            key = None if masked else self._endorsement.key(which, self._configuration.firmware.signing_tcb)
         except PspError as refused:
             return ReportResponse(refused.status).pack()
         return _GRANTED + report.signed(self._report(asked, request.context, which), key)

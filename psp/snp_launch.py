@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from psp import command_buffers as buffers
-from psp.asid_ranges import AsidRanges
 from psp.commands import SnpCommand
 from psp.cpuid_check import corrected
 from psp.guest_context import (
+    IMI_EN,
     MEMORY_KEY_BYTES,
     NO_MIGRATION_AGENT,
     OEK_BYTES,
@@ -17,6 +17,7 @@ from psp.guest_context import (
     VCEK_DISABLED,
     VMPCK_BYTES,
     VMPCKS,
+    VMRK_BYTES,
     GuestContext,
     SnpGuestState,
 )
@@ -27,11 +28,12 @@ from psp.launch_digest import LaunchDigest, PageType
 from psp.launch_pages import LAUNCH_PAGES
 from psp.mitigations import Mitigations
 from psp.page_state import PageState, page_state
-from psp.policy import PlatformFacts, check_snp_policy
+from psp.policy import SnpPolicy
 from psp.register_protection import NONCE_BYTES, is_asked_for, with_nonce
 from psp.secure_tsc import scale_of, with_clock
 from psp.snp_guests import SnpGuests
 from psp.snp_pages import entry_of_page
+from psp.snp_policy import SnpPolicyCheck
 from psp.status import PspError, Status
 from psp.system_bus import PAGE_BYTES, SystemBus
 
@@ -46,7 +48,7 @@ class SnpLaunch:
         bus: SystemBus,
         memory: HostMemory,
         guests: SnpGuests,
-        ranges: AsidRanges,
+        policies: SnpPolicyCheck,
         random: Callable[[str, int], bytes],
         firmware: InstalledFirmware,
         mitigations: Mitigations,
@@ -54,7 +56,7 @@ class SnpLaunch:
         self._bus = bus
         self._memory = memory
         self._guests = guests
-        self._ranges = ranges
+        self._policies = policies
         self._random = random
         self._firmware = firmware
         self._mitigations = mitigations
@@ -62,15 +64,11 @@ class SnpLaunch:
     def start(self, start: buffers.SnpLaunchStart) -> None:
         """SNP_LAUNCH_START."""
         context = self._guests.in_state(start.gctx, SnpCommand.LAUNCH_START)
-        if start.ma_gctx or start.flags:
-            raise PspError(Status.UNSUPPORTED)
+        if start.flags & ~(buffers.SNP_START_MA | buffers.SNP_START_IMI):
+            raise PspError(Status.INVALID_PARAM)
+        agent = self._agent(start)
         scale = scale_of(start.desired_tsc_khz, self._bus.machine_facts.tsc_khz) if start.desired_tsc_khz else 0
-        smt, hidden = self._bus.core_configuration().smt_enabled, bool(self._ranges.max_snp_asid)
-        aes_256_xts = self._bus.memory_key_bytes == MEMORY_KEY_BYTES
-        api = self._firmware.current.version[:2]
-        silent = self._bus.power_readings_disabled
-        facts = PlatformFacts(api, smt, hidden, aes_256_xts, power_readings_disabled=silent)
-        check_snp_policy(start.policy, facts)
+        self._policies.check(start.policy)
         started = replace(
             context,
             policy=start.policy,
@@ -79,13 +77,31 @@ class SnpLaunch:
             vmpcks=b"".join(self._random("VMPCK", VMPCK_BYTES) for _ in range(VMPCKS)),
             oek=self._random("OEK", OEK_BYTES),
             report_id=self._random("report id", REPORT_ID_BYTES),
-            report_id_ma=NO_MIGRATION_AGENT,
+            report_id_ma=NO_MIGRATION_AGENT if agent is None else agent.report_id,
+            ma_gctx=start.ma_gctx,
+            vmrk=self._random("VMRK", VMRK_BYTES) if agent is None else bytes(VMRK_BYTES),
+            flags=IMI_EN if start.flags & buffers.SNP_START_IMI else 0,
             tsc_scale=scale,
             launch_tcb=self._firmware.launch_tcb,
             launch_mitigations=self._mitigations.verified,
             state=SnpGuestState.LAUNCH,
         )
         self._guests.pages.write(start.gctx, started)
+
+    def _agent(self, start: buffers.SnpLaunchStart) -> GuestContext | None:
+        """The migration agent that a launch names. Raises PspError.
+
+        INVALID_PARAM for one that is named and not wanted, INVALID_GUEST and INVALID_GUEST_STATE for one that does not
+        run, POLICY_FAILURE unless the guest allows one, and for one that could itself be moved.
+        """
+        if not start.flags & buffers.SNP_START_MA:
+            if start.ma_gctx:
+                raise PspError(Status.INVALID_PARAM)
+            return None
+        agent = self._guests.in_state(start.ma_gctx, SnpCommand.GUEST_REQUEST)
+        if not start.policy & SnpPolicy.MIGRATE_MA or agent.policy & SnpPolicy.MIGRATE_MA:
+            raise PspError(Status.POLICY_FAILURE)
+        return agent
 
     def update(self, update: buffers.SnpLaunchUpdate) -> None:
         """SNP_LAUNCH_UPDATE."""
@@ -100,8 +116,7 @@ class SnpLaunch:
             # Sizes must agree; whether real firmware takes 2 MiB, and how it measures them, is not known.
             raise PspError(Status.INVALID_PAGE_SIZE)
         kind = LAUNCH_PAGES.get(update.page_type)
-        if kind is None or update.imi or not update.is_well_formed:
-            # No guest is launched with IMI_EN, so none has pages of an initial migration image.
+        if kind is None or (update.imi and not context.flags & IMI_EN) or not update.is_well_formed:
             raise PspError(Status.INVALID_PARAM)
         page = self._bus.read(update.address, PAGE_BYTES)
         contents = kind.contents(context, page, self._bus.machine_facts.cpuid_1_eax)
@@ -109,8 +124,9 @@ class SnpLaunch:
             self._bus.write(update.address, allowed)
             raise PspError(Status.INVALID_PARAM)
         permissions = update.vmpl_permissions
-        digest = LaunchDigest(context.digest)
-        digest.update(kind.page_type, entry.gpa, contents, vmpl_permissions=permissions)
+        digest, image = LaunchDigest(context.digest), LaunchDigest(context.imd)
+        for one in (digest, image) if update.imi else (digest,):
+            one.update(kind.page_type, entry.gpa, contents, vmpl_permissions=permissions, imi=update.imi)
         if kind.page_type is PageType.VMSA:
             contents = self._finished(contents, context)
         if contents is page:
@@ -127,7 +143,7 @@ class SnpLaunch:
                 vmpl_permissions=(entry.vmpl_permissions[0], *permissions),
             ),
         )
-        self._guests.pages.write(update.gctx, replace(context, digest=digest.value))
+        self._guests.pages.write(update.gctx, replace(context, digest=digest.value, imd=image.value))
 
     def _finished(self, save_area: bytes, context: GuestContext) -> bytes:
         """A save area as its guest will find it; it is measured as the host laid it."""

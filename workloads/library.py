@@ -18,6 +18,7 @@ from workloads.parameters import Parameters, WorkloadParameterError, parameters_
 from workloads.proper_programs import PROPER
 from workloads.random_access import RandomAccessParameters
 from workloads.relying_party import RelyingParameters
+from workloads.sealed_disk import SealedParameters
 from workloads.stream import StreamParameters
 from workloads.trace_player import PlayerParameters
 
@@ -50,6 +51,7 @@ PARAMETERS: Mapping[str, type[Parameters]] = MappingProxyType({
     "trace-player": PlayerParameters,
     "attesting": AttestingParameters,
     "relying-party": RelyingParameters,
+    "sealed-disk": SealedParameters,
 })  # fmt: skip
 """What each program may be told."""
 

@@ -13,6 +13,7 @@ from workloads.key_value_server import KeyValueServer
 from workloads.key_value_store import KeyValueStore
 from workloads.random_access import RandomAccess
 from workloads.relying_party import RelyingParty
+from workloads.sealed_disk import SealedDisk
 from workloads.stream import Stream
 from workloads.trace_player import TracePlayer
 
@@ -26,5 +27,6 @@ PROPER: Mapping[str, ProgramFactory] = MappingProxyType({
     "trace-player": TracePlayer.build,
     "attesting": Attesting.build,
     "relying-party": RelyingParty.build,
+    "sealed-disk": SealedDisk.build,
 })  # fmt: skip
 """By the name that a scenario gives."""

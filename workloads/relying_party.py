@@ -70,6 +70,8 @@ class RelyingParameters:
     """The launch digest of its guests, in hexadecimal: what ``sevfleet measure`` prints."""
     min_tcb: str = text("", 128)
     """The lowest TCB, as ``bootloader=3,snp=8,microcode=115``."""
+    pinned_tcb: str = text("", 128)
+    """Levels that must be those reported, written the same way: no other firmware is taken, newer or older."""
     vmpl: int = whole(0, 0, 3)
     """Whose reports it takes: above an SVSM a guest's kernel is at 2."""
     roots: str = text("", 512)
@@ -83,16 +85,12 @@ class RelyingParameters:
     def __post_init__(self) -> None:
         if self.measurement and not _is_hex(self.measurement, 48):
             raise WorkloadParameterError("measurement", "96 hexadecimal digits")
-        if self.floor is not None and not all(name in COMPONENTS and level < 256 for name, level in self.floor.items()):
-            raise WorkloadParameterError("min_tcb", f"levels such as snp=8 of {', '.join(COMPONENTS)}")
+        for name in ("min_tcb", "pinned_tcb"):
+            levels = _levels(getattr(self, name)) or {}
+            if not all(component in COMPONENTS and level < 256 for component, level in levels.items()):
+                raise WorkloadParameterError(name, f"levels such as snp=8 of {', '.join(COMPONENTS)}")
         if not all(_is_hex(digest, 32) for digests in self.trusted.values() for digest in digests):
             raise WorkloadParameterError("roots", "product lines and 64 hexadecimal digits, such as Milan=00...")
-
-    @property
-    def floor(self) -> Mapping[str, int] | None:
-        """The lowest TCB by component."""
-        pairs = _pairs(self.min_tcb)
-        return {name: int(level) if _is_level(level) else 256 for name, level in pairs} if pairs else None
 
     @property
     def trusted(self) -> Mapping[str, frozenset[str]]:
@@ -278,7 +276,10 @@ class RelyingParty:
     def _release(self, mac: bytes) -> Release:
         parameters = self.parameters
         expected = Expectations(
-            measurement=bytes.fromhex(parameters.measurement) or None, min_tcb=parameters.floor, vmpl=parameters.vmpl
+            measurement=bytes.fromhex(parameters.measurement) or None,
+            min_tcb=_levels(parameters.min_tcb),
+            pinned_tcb=_levels(parameters.pinned_tcb),
+            vmpl=parameters.vmpl,
         )
         return Release(disk_key(self.content, mac), expected, parameters.trusted)
 
@@ -347,6 +348,12 @@ def _evidence(data: bytes) -> Evidence:
     return Evidence(
         report, table.get(CertificateKind.ARK), table.get(CertificateKind.ASK), leaf, table.get(CertificateKind.CRL)
     )
+
+
+def _levels(words: str) -> Mapping[str, int] | None:
+    """A TCB's levels by component; 256 for what is none."""
+    pairs = _pairs(words)
+    return {name: int(level) if _is_level(level) else 256 for name, level in pairs} if pairs else None
 
 
 def _pairs(words: str) -> list[tuple[str, str]]:

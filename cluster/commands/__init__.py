@@ -14,6 +14,7 @@ from cluster.commands import (
     attack,
     attest,
     bench,
+    calibrate,
     check,
     compare,
     device,
@@ -45,6 +46,6 @@ class Command(Protocol):
 
 
 COMMANDS: tuple[Command, ...] = (
-    run, compare, sweep, check, scenarios, init, diff, trace, measure, owner, attack, attest, verify,
+    run, compare, sweep, calibrate, check, scenarios, init, diff, trace, measure, owner, attack, attest, verify,
     keyserver, device, bench, version,
 )  # fmt: skip

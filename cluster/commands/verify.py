@@ -60,6 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     host.add_argument("--chip-id", type=_chip_id, action="append", metavar="HEX", help="an allowed chip; repeatable")
     host.add_argument("--allow-masked-chip-id", action="store_true", help="believe a host that hides its chip id")
     _add(host, "--min-tcb", _floor("min-tcb"), None, "NAME=N,...", "floor for fmc, bootloader, tee, snp, microcode")
+    _add(host, "--pinned-tcb", _floor("pinned-tcb"), None, "NAME=N,...", "levels that must be those reported")
     _add(host, "--min-launch-tcb", _floor("min-launch-tcb"), None, "NAME=N,...", "the same when the guest was launched")
     _add(host, "--min-firmware", _version, None, "A.B.C", "lowest committed firmware version")
     host.add_argument("--no-provisional", action="store_true", help="refuse firmware that is not committed")
@@ -74,6 +75,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _add(guest, "--policy-clear", number("policy-clear", 64), 0, "VALUE", "bits that must be clear")
     guest.add_argument("--allow-debug", action="store_true", help="believe a guest that may be debugged")
     guest.add_argument("--allow-migration", action="store_true", help="believe a guest with a migration agent")
+    guest.add_argument(
+        "--agent", type=_octets("agent", 32), action="append", metavar="HEX",
+        help="report id of a migration agent that it may have; repeatable",
+    )
     _add(guest, "--vmpl", _vmpl, 0, "N", "who must have asked, 0 to 3 or any (default: 0)")
     _add(guest, "--min-svn", whole_number("min-svn", 0, (1 << 32) - 1), 0, "N", "lowest guest SVN")
     for option in ("id-key", "author-key"):
@@ -163,7 +168,8 @@ def _expectations(arguments: argparse.Namespace) -> Expectations:
         masked_chip_id_allowed=arguments.allow_masked_chip_id,
         crl_demanded=arguments.crl,
         debug_allowed=arguments.allow_debug,
-        migration_allowed=arguments.allow_migration,
+        migration_allowed=arguments.allow_migration or arguments.agent is not None,
+        migration_agents=any_of(arguments.agent),
         policy=arguments.policy,
         policy_set=arguments.policy_set,
         policy_clear=arguments.policy_clear,
@@ -176,6 +182,7 @@ def _expectations(arguments: argparse.Namespace) -> Expectations:
         image_id=arguments.image_id,
         min_guest_svn=arguments.min_svn,
         min_tcb=arguments.min_tcb,
+        pinned_tcb=arguments.pinned_tcb,
         min_launch_tcb=arguments.min_launch_tcb,
         min_firmware=arguments.min_firmware,
         provisional_allowed=not arguments.no_provisional,

@@ -39,6 +39,7 @@ from workloads.attacks import (
     power,
     prime_and_probe,
     read_memory,
+    registers,
     rmp_forgery,
     side_channels,
     stack_engine,
@@ -98,6 +99,9 @@ _LIED_TO = Cast(hypervisor=DenyingHypervisor)
 
 ROWS: Mapping[str, Row] = {
     "01": Row((read_memory.read_private_page,)),
+    "02": Row((registers.read_at_exit,), victim="service"),
+    "03": Row((registers.grant_the_login, registers.turn_back), victim="service"),
+    "04": Row((registers.put_back_all,), victim="service"),
     "05a": Row((dma.read_by_device,), needs=Interface.WAY_PAST_THE_KEY),
     "05b": Row((dma.read_by_device_with_c_bit,), needs=Interface.C_BIT),
     "05c": Row((dma.read_by_device,), needs=Interface.TRANSPARENT_KEY),

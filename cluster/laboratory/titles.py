@@ -6,6 +6,9 @@ from collections.abc import Mapping
 
 TITLES: Mapping[str, str] = {
     "01": "hypervisor reads private memory",
+    "02": "hypervisor reads registers at an exit",
+    "03": "hypervisor writes registers, or RIP",
+    "04": "old save area put back",
     "05a": "device reads a private page",
     "05b": "device reads a private page, with the C-bit",
     "05c": "device reads a page that firmware's key covers",

@@ -68,6 +68,7 @@ class Ledger:
         self._contents: dict[str, list[tuple[int, bytes]]] = {}
         self._least_trusted: dict[str, int] = {}
         self._promises: dict[str, dict[int, bytes]] = {}
+        self._counters: dict[str, tuple[int, ...]] = {}
         self._decisions: dict[str, tuple[int, ...]] = {}
         self._mappings: dict[str, list[Mapped]] = {}
 
@@ -123,6 +124,15 @@ class Ledger:
         """Enter what a victim stores at a private address whenever it does, as long as nobody makes it do otherwise."""
         self.protect(victim)
         self._promises.setdefault(victim, {})[gpa] = octets
+
+    def count_up(self, victim: str, gpa: int) -> None:
+        """Enter that the numbers of 8 bytes which a victim stores at a private address never repeat and only grow."""
+        self.protect(victim)
+        self._counters[victim] = (*self._counters.get(victim, ()), gpa)
+
+    def counters(self, victim: str) -> tuple[int, ...]:
+        """GPAs of a victim's numbers that only grow."""
+        return self._counters.get(victim, ())
 
     def promises(self, victim: str) -> Mapping[int, bytes]:
         """A victim's promises, by GPA."""

@@ -9,12 +9,14 @@ leaked
     right about so many had them from somewhere;
 corrupted
     a victim read something else than its last write, or stored something else than it
-    ever would, and no exception in the guest and no party that it trusts had complained before;
+    ever would, be it a number that it had counted beyond, and no exception in the guest
+    and no party that it trusts had complained before;
     or firmware did anew what a guest had asked it for once;
 side channel
     somebody guessed many more of a victim's decisions right than chance would;
 detected
-    such a complaint came, be it that the victim ended itself through its GHCB;
+    such a complaint came, be it that the victim ended itself through its GHCB, or that VMRUN
+    found its save area changed;
 blocked
     an operation was refused or a victim's access was stopped without data, or
     the attack got through and brought nothing but garbage;
@@ -54,6 +56,7 @@ from node.operations import (
     VmRun,
     Write,
 )
+from node.vmexit import ExitCode
 
 
 class Outcome(StrEnum):
@@ -120,6 +123,7 @@ class _Case:
         self._shadow = ledger.shadow(victim)
         self._holdings = [Holdings(one, measure) for one in ledger.secrets(victim)]
         self._promises = ledger.promises(victim)
+        self._counters: dict[int, int] = dict.fromkeys(ledger.counters(victim), -1)
         self._armed = False
         self._complaints: dict[int | None, str] = {}
         """By GPA; None where no page is named."""
@@ -182,6 +186,8 @@ class _Case:
         self._tell(entry.actor, entry)
         self._refused = self._refused or _refusal(entry)
         self._notice_forgery(entry.operation, entry.answer)
+        if _finds_save_area_changed(entry, self._victim):
+            self._complaints.setdefault(None, f"VMRUN found the save area of {self._victim} changed")
         if not self._only_aim:
             self._corrupted = self._corrupted or self._messages.follow(entry.operation, entry.answer)
 
@@ -219,6 +225,7 @@ class _Case:
             self._publish(one.data)
         elif isinstance(one, Write):
             self._hold_to_promises(one)
+            self._hold_to_counters(one)
         elif isinstance(one, VmgExit) and _ends(one.msr):
             self._complaints.setdefault(None, f"{self._victim} ended itself: {one.msr:#x}")
         elif isinstance(one, Copy) and not one.target_private and isinstance(answer, bytes):
@@ -236,6 +243,16 @@ class _Case:
             stored = one.data[first : first + len(octets)] if first >= 0 else b""
             if len(stored) == len(octets) and stored != octets and not self._complaints and not self._only_aim:
                 self._corrupted = self._corrupted or f"{self._victim} stored at {gpa:#x} what it never would"
+
+    def _hold_to_counters(self, one: Write) -> None:
+        for gpa, last in self._counters.items():
+            first = gpa - one.gpa
+            stored = one.data[first : first + _COUNTER_BYTES] if first >= 0 else b""
+            if len(stored) != _COUNTER_BYTES:
+                continue
+            number = self._counters[gpa] = int.from_bytes(stored, "little")
+            if number <= last and not self._complaints and not self._only_aim:
+                self._corrupted = self._corrupted or f"{self._victim} stored {number} at {gpa:#x} after {last}"
 
     def _misread(self, wrong: Discrepancy) -> None:
         for secret in self._holdings:
@@ -262,12 +279,23 @@ def _ends(msr: int) -> bool:
         return False
 
 
+def _finds_save_area_changed(entry: Entry, victim: str) -> bool:
+    """Whether hardware told somebody who entered a victim that its registers are not those it stored: EXITCODE 7Fh.
+
+    Nothing else makes VMRUN end so. A platform that answers VMEXIT_INVALID there says no more than that it refuses.
+    """
+    one = entry.operation
+    return isinstance(one, VmKick | VmRun) and one.vm == victim and entry.answer == ExitCode.SHUTDOWN
+
+
 def _hits(aim: Aim | None, wrong: Discrepancy) -> bool:
     if aim is None:
         return False
     first = aim.gpa - wrong.gpa
     return first >= 0 and wrong.read[first : first + len(aim.value)] == aim.value
 
+
+_COUNTER_BYTES = 8
 
 _EXITS = frozenset({FaultKind.NESTED_PAGE_FAULT, FaultKind.RMP_FAULT})
 """Faults of a guest that end in its hypervisor, which sees address and error; the others stay in the guest."""

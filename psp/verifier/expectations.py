@@ -18,6 +18,8 @@ _SIZES = {
     "nonce": NONCE_BYTES,
 }
 
+_EACH = {"chip_ids": 64, "migration_agents": 32, "id_key_digests": 48, "author_key_digests": 48}
+
 
 @dataclass(frozen=True, slots=True)
 class Expectations:
@@ -38,6 +40,8 @@ class Expectations:
 
     debug_allowed: bool = False
     migration_allowed: bool = False
+    migration_agents: frozenset[bytes] | None = None
+    """Report ids of the migration agents that it may have, 32 bytes each; none at all will do, too."""
     policy: int | None = None
     policy_set: int = 0
     policy_clear: int = 0
@@ -52,6 +56,8 @@ class Expectations:
 
     min_tcb: Mapping[str, int] | None = field(default=None, hash=False)
     """A floor for each component named; one that the product has not is never high enough."""
+    pinned_tcb: Mapping[str, int] | None = field(default=None, hash=False)
+    """What is reported of each component named, and nothing above it: a certificate that was pinned, in other words."""
     min_launch_tcb: Mapping[str, int] | None = field(default=None, hash=False)
     """The same for the firmware that launched the guest."""
     min_firmware: tuple[int, int, int] | None = None
@@ -74,11 +80,11 @@ class Expectations:
             value = getattr(self, name)
             if value is not None and len(value) != size:
                 raise ValueError(f"{name}: expected {size} bytes, got {len(value)}")
-        for name, size in (("chip_ids", 64), ("id_key_digests", 48), ("author_key_digests", 48)):
+        for name, size in _EACH.items():
             for value in getattr(self, name) or ():
                 if len(value) != size:
                     raise ValueError(f"{name}: expected {size} bytes each, got {len(value)}")
-        for name in ("min_tcb", "min_launch_tcb"):
+        for name in ("min_tcb", "pinned_tcb", "min_launch_tcb"):
             for component, level in (getattr(self, name) or {}).items():
                 if component not in COMPONENTS or not 0 <= level <= HIGHEST_LEVEL:
                     raise ValueError(f"{name}: expected levels of {', '.join(COMPONENTS)}, got {component}={level}")

@@ -109,6 +109,7 @@ class Reason(Enum):
 
     POLICY_DEBUG = Row(_O, "report.policy", "no debugging")
     POLICY_MIGRATION = Row(_O, "report.policy", "no migration agent")
+    MIGRATION_AGENT_UNLISTED = Row(_O, "report.report_id_ma", "no migration agent, or one of the list")
     POLICY_BIT_MISSING = Row(_O, "report.policy", "the bits demanded")
     POLICY_BIT_FORBIDDEN = Row(_O, "report.policy", "none of the bits forbidden")
     POLICY_UNEXPECTED = Row(_O, "report.policy", "the policy expected")
@@ -128,6 +129,7 @@ class Reason(Enum):
     FIRMWARE_COMMITTED_ABOVE_CURRENT = Row(_T, "report.committed_version", "not above the current version")
     FIRMWARE_PROVISIONAL = Row(_T, "report.committed_tcb", "the current TCB and version, nothing provisional")
     TCB_LOW = Row(_T, "report.reported_tcb", "no component below the floor's")
+    TCB_UNEXPECTED = Row(_T, "report.reported_tcb", "the levels pinned")
     LAUNCH_TCB_LOW = Row(_T, "report.launch_tcb", "no component below the floor's")
     FIRMWARE_LOW = Row(_T, "report.committed_version", "at least the version expected")
     MITIGATION_MISSING = Row(_T, "report.current_mitigations", "the bits demanded")

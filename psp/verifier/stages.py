@@ -17,7 +17,7 @@ from psp.verifier.report import Report
 from psp.verifier.report_data import binds, nonce_of
 from psp.verifier.tcb_version import TcbLayout, at_most, spelled
 
-_NO_DIGEST = bytes(48)
+_NO_DIGEST, _NO_AGENT = bytes(48), b"\xff" * 32
 
 
 def check_binding(report: Report, key: TrustedKey, expected: Expectations, trail: Trail) -> None:
@@ -73,6 +73,10 @@ def check_policy(report: Report, expected: Expectations, trail: Trail) -> None:
     trail.demand(Reason.POLICY_DEBUG, expected.debug_allowed or not policy & abi.POLICY_DEBUG, f"{policy:#x}")
     agent = policy & abi.POLICY_MIGRATE_MA
     trail.demand(Reason.POLICY_MIGRATION, expected.migration_allowed or not agent, f"{policy:#x}")
+    known = expected.migration_agents
+    _demand_one_of(
+        Reason.MIGRATION_AGENT_UNLISTED, None if known is None else known | {_NO_AGENT}, report.report_id_ma, trail
+    )
     _demand_bits(Reason.POLICY_BIT_MISSING, expected.policy_set, policy, trail)
     _demand_bits(Reason.POLICY_BIT_FORBIDDEN, expected.policy_clear, ~policy, trail)
     trail.compare(Reason.POLICY_UNEXPECTED, expected.policy, policy)
@@ -106,6 +110,11 @@ def check_tcb(report: Report, key: TrustedKey, expected: Expectations, trail: Tr
     else:
         trail.demand(Reason.FIRMWARE_PROVISIONAL, not provisional, f"{committed.hex()} below {current.hex()}")
     _demand_floor(Reason.TCB_LOW, expected.min_tcb, layout, reported, trail)
+    if expected.pinned_tcb is None:
+        trail.leave_out(Reason.TCB_UNEXPECTED)
+    else:
+        levels = layout.split(reported)
+        trail.demand(Reason.TCB_UNEXPECTED, expected.pinned_tcb.items() <= levels.items(), spelled(levels))
     _demand_floor(Reason.LAUNCH_TCB_LOW, expected.min_launch_tcb, layout, launch, trail)
     if expected.min_firmware is None:
         trail.leave_out(Reason.FIRMWARE_LOW)

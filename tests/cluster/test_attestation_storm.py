@@ -137,5 +137,5 @@ def test_settings_that_cannot_be_are_named(service, field):
 
 def test_the_table_is_among_the_results():
     assert [column.name for column in TABLES["certificates"].columns] == [
-        "host", "asked", "refused", "wanted_ns", "held_ns",
+        "host", "asked", "refused", "renewed", "wanted_ns", "held_ns",
     ]  # fmt: skip

@@ -43,6 +43,7 @@ def test_real_reports_are_believed_under_amds_root(judge):
         (("--nonce", "00" * 32), "NONCE_UNEXPECTED"),
         (("--min-tcb", "microcode=116"), "TCB_LOW"),
         (("--min-tcb", "fmc=1"), "TCB_LOW"),
+        (("--pinned-tcb", "snp=7"), "TCB_UNEXPECTED"),
         (("--min-launch-tcb", "snp=9"), "LAUNCH_TCB_LOW"),
         (("--min-firmware", "1.53.0"), "FIRMWARE_LOW"),
         (("--product", "Turin"), "PRODUCT_UNEXPECTED"),
@@ -61,6 +62,12 @@ def test_each_option_can_refuse(judge, arguments, code):
     exit_code, lines = judge(*arguments)
     assert exit_code == 1
     assert lines[-1].startswith(f"rejected: {code} (")
+
+
+def test_a_guest_without_an_agent_needs_none_of_the_list(judge):
+    code, lines = judge("-v", "--agent", "00" * 32)
+    assert code == 0
+    assert [line.split()[2] for line in lines if "MIGRATION_AGENT_UNLISTED " in line] == ["ok"]
 
 
 def test_a_debugged_guest_is_refused(judge):

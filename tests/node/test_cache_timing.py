@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from cached_boards import base, by_guest, by_host
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from toy_guests import make_host, run, spa, start
 
 from node import operations as op
-from node.cache_timing import CacheGeometry, CacheTiming, TimingParameters
+from node.cache_timing import USUAL, CacheGeometry, CacheTiming
 from node.generation import Generation
 from node.platform import Platform
 
@@ -25,7 +26,7 @@ MOST_SETS = 16384
 
 
 def small() -> CacheTiming:
-    return CacheTiming(TimingParameters(CacheGeometry(4, 2), CacheGeometry(8, 4)))
+    return CacheTiming(replace(USUAL, own=CacheGeometry(4, 2), shared=CacheGeometry(8, 4)))
 
 
 def test_a_load_is_as_slow_as_the_place_that_its_line_is_in():

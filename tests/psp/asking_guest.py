@@ -51,10 +51,12 @@ def running(**changes: object) -> Machine:
     return machine
 
 
-def submit(machine: Machine, message: bytes, request: int = REQUEST, response: int = RESPONSE) -> int:
+def submit(
+    machine: Machine, message: bytes, request: int = REQUEST, response: int = RESPONSE, gctx: int = GCTX
+) -> int:
     """Have the firmware look at a message."""
     machine.bus.write(request // PAGE * PAGE, message.ljust(PAGE, b"\0"))
-    buffer = buffers.SnpGuestRequest(GCTX, request, response).pack()
+    buffer = buffers.SnpGuestRequest(gctx, request, response).pack()
     return machine.call(SnpCommand.GUEST_REQUEST, buffer)
 
 

@@ -11,6 +11,7 @@ from toy_machine import POLICY
 
 from psp.guest_message import MessageType
 from psp.installed_firmware import FirmwareLevel
+from psp.key_messages import RootTcb
 from psp.status import Status
 
 GUEST = {"guest_svn": 5, "family_id": b"F" * 16, "image_id": b"I" * 16, "digest": b"D" * 48, "launch_mitigations": 3}
@@ -47,12 +48,18 @@ def key(machine, asked=None, vmpl=0):
     return found
 
 
-def test_a_key_is_sp_800_108_of_the_endorsement_key_and_a_record():
+@pytest.mark.parametrize(
+    ("rooted", "fields", "root"),
+    [(RootTcb.ASKED, 0x7F, TCB - 1), (RootTcb.ASKED, 0x5F, 0), (RootTcb.REPORTED, 0x7F, TCB)],
+)
+def test_a_key_is_sp_800_108_of_the_endorsement_key_and_a_record(rooted, fields, root):
     machine = running(**GUEST)
-    asked = Asked(0, 0x7F, 1, 4, TCB - 1, 2)
-    record = struct.pack("<IIQIIQQ", 0, 0, 0x7F, 1, 4, TCB - 1, POLICY) + b"I" * 16 + b"F" * 16 + b"D" * 48
+    machine.psp.snp.derived_keys.root_tcb = rooted
+    asked = Asked(0, fields, 1, 4, TCB - 1, 2)
+    tcb = TCB - 1 if fields & 1 << 5 else 0
+    record = struct.pack("<IIQIIQQ", 0, 0, fields, 1, 4, tcb, POLICY) + b"I" * 16 + b"F" * 16 + b"D" * 48
     record = (record + struct.pack("<Q", 2)).ljust(0x90, b"\0")
-    scalar = machine.psp.legacy.keys.chip.vcek_key(TCB).private_numbers().private_value.to_bytes(48, "little")
+    scalar = machine.psp.legacy.keys.chip.vcek_key(root).private_numbers().private_value.to_bytes(48, "little")
     said = struct.pack("<I", 1) + b"gmsg-keyreq\0" + record + struct.pack("<I", 256)
     assert key(machine, asked) == hmac.digest(scalar, said, hashlib.sha256)
 
@@ -110,7 +117,7 @@ def test_a_vmpl_has_its_own_keys_and_those_of_vmpls_below(vmpl, claimed):
         (Asked(root=8), Status.INVALID_PARAM),
         (Asked(root=3 << 1), Status.INVALID_PARAM),
         (Asked(root=2 << 1), Status.INVALID_KEY),
-        (Asked(root=1), Status.INVALID_KEY),
+        (Asked(root=1), 0),
         (Asked(reserved=1), Status.INVALID_PARAM),
         (Asked(fields=1 << 6), Status.INVALID_PARAM),
         (Asked(fields=1 << 7, mitigations=0), Status.INVALID_PARAM),
@@ -134,16 +141,40 @@ def test_the_committed_version_is_the_limit_component_by_component():
     assert answered(machine, Asked(tcb=TCB + 1))[0] == Status.INVALID_PARAM
 
 
-def test_another_reported_version_or_another_chip_is_another_root():
+@pytest.mark.parametrize("rooted", RootTcb)
+@pytest.mark.parametrize("fields", [0, 1 << 5])
+def test_what_is_reported_is_part_of_the_root_by_a_switch_alone(rooted, fields):
     machine = running(**GUEST)
-    first = key(machine)
+    machine.psp.snp.derived_keys.root_tcb = rooted
+    first = key(machine, Asked(fields=fields, tcb=TCB - 1))
     machine.psp.firmware.report(TCB - 1)
-    assert key(machine) != first
+    assert (key(machine, Asked(fields=fields, tcb=TCB - 1)) == first) == (rooted is RootTcb.ASKED)
+
+
+@pytest.mark.parametrize("fields", [0, 1 << 5])
+def test_a_key_outlives_a_commit_and_newer_firmware_opens_what_was_sealed_to_an_older_version(fields):
+    machine = running(**GUEST)
+    old, new = TCB, TCB + (1 << 48)
+    sealed = key(machine, Asked(fields=fields, tcb=old))
+    machine.psp.firmware.install(FirmwareLevel((1, 55, 41), new))
+    assert key(machine, Asked(fields=fields, tcb=old)) == sealed
+    assert answered(machine, Asked(fields=fields, tcb=new))[0] == Status.INVALID_PARAM, "nothing is sealed to it yet"
+    machine.psp.firmware.commit()
+    assert key(machine, Asked(fields=fields, tcb=old)) == sealed
+    assert (key(machine, Asked(fields=fields, tcb=new)) == sealed) == (fields == 0)
+
+
+def test_another_chip_is_another_root():
+    first = key(running(**GUEST))
     another = running(**GUEST)
     another.psp.legacy.keys.chip.draw = lambda: bytes(32)
     another.psp.legacy.keys.chip._fuses = b""
     another.psp.legacy.keys.chip._vceks.clear()
     assert key(another) != first
+
+
+def test_who_waits_for_a_root_of_its_migration_agent_has_none():
+    assert answered(running(**GUEST, vmrk=bytes(32)), Asked(root=1))[0] == Status.INVALID_KEY
 
 
 def test_what_a_migration_agent_gave_is_a_root_that_no_chip_has_part_in():

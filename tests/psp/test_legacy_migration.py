@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from owner import AMD_CHAIN, TARGET_CHAIN, TARGET_PDH, exported, lay_chain
 from toy_machine import COMMAND_PAGE, GUEST_PAGE, OUT, PAGE, Machine, ToyBus, returning, sev_guest, up
 
+from cluster.root_keys import product_root
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand
 from psp.firmware import SecurityProcessor
@@ -238,6 +239,41 @@ def test_a_chain_that_does_not_hold_is_no_target(source, target, change):
     pdh, chain, amd = CHANGES[change](*certified(exported(target)), AMD)
     lay_chain(source, (pdh, chain), amd)
     assert refused(source, LegacyCommand.SEND_START, start_buffer(handle)) == Status.INVALID_CERTIFICATE
+
+
+OTHERS = {
+    # Whose chip, whose ASK signed its CEK, whose certificates are shown; whether it will do where Rome's root is taken.
+    "a Rome with all that is its own": ("Rome", "Rome", "Rome", True),
+    "a Rome with the certificates of Naples": ("Rome", "Rome", "Naples", False),
+    "a Rome that the key of Naples signed for": ("Rome", "Naples", "Rome", False),
+    "a Naples that the key of Rome signed for": ("Naples", "Rome", "Naples", False),
+    "a Naples with the certificates of Rome": ("Naples", "Naples", "Rome", False),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+@pytest.mark.parametrize("takes_rome", [False, True])
+def test_a_platform_of_another_line_is_a_target_where_its_root_is_taken_and_its_chain_holds(source, case, takes_rome):
+    chip, signer, shown, holds = OTHERS[case]
+    roots = {"Naples": NAPLES, "Rome": product_root("Rome")}
+    usages = KeyUsage.ASK, KeyUsage.ARK
+    amd = {name: [root.amd_certificate(usage) for usage in usages] for name, root in roots.items()}
+    source.psp.legacy._migration.other_arks = (amd["Rome"][1],) if takes_rome else ()
+    pdh, chain = exported(up(snp=False, line=chip))
+    cek = roots[signer].certified_cek(parse(chain[2 * 0x824 :], KeyUsage.CEK))
+    octets = b"".join(one.pack() for one in amd[shown])
+    lay_chain(source, (pdh, chain[: 2 * 0x824] + cek.pack()), octets)
+    start = dataclasses.replace(start_buffer(running(source)), amd_length=len(octets))
+    if takes_rome and holds:
+        assert returning(source, LegacyCommand.SEND_START, start.pack())[0] == Status.SUCCESS
+    else:
+        assert refused(source, LegacyCommand.SEND_START, start) == Status.INVALID_CERTIFICATE
+
+
+def test_who_does_not_ask_for_sev_platforms_goes_to_any(source):
+    handle = running(source, policy=0)
+    status, _ = send_start(source, handle, exported(up(snp=False, line="Rome")), b"", amd_length=0)
+    assert status == Status.SUCCESS
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""MSG_CPUID_REQ, MSG_TSC_INFO_REQ with Secure TSC, and the seams of migration agents."""
+"""MSG_CPUID_REQ, and MSG_TSC_INFO_REQ with Secure TSC."""
 
 import struct
 
@@ -11,7 +11,6 @@ from toy_machine import (
     GUEST_PAGE,
     PAGE,
     POLICY,
-    change_context,
     context,
     pre_guest,
     snp_guest,
@@ -126,67 +125,3 @@ def test_firmware_sets_the_clock_of_first_save_areas_after_it_measured_them(khz,
     expected = LaunchDigest()
     expected.update(PageType.VMSA, 0x5000, area)
     assert context(machine).digest == expected.value
-
-
-# Migration agents.
-
-OTHER = GCTX + PAGE
-
-
-def blob(*, size=0x300, version=2, valid=1, gctx=OTHER):
-    exported = bytearray(0x300)
-    exported[0x1E0 + 0x20] = valid
-    return struct.pack("<QII16x", gctx, size, version) + bytes(exported)
-
-
-def with_fresh(**changes):
-    """A running guest beside a context that nothing was launched in."""
-    machine = running(**changes)
-    machine.bus.rmp_set(OTHER, FIRMWARE)
-    assert machine.call(SnpCommand.GCTX_CREATE, buffers.GuestContextPage(OTHER).pack()) == 0
-    return machine
-
-
-M = MessageType
-CASES = {
-    "export of another guest by one that is not its agent": (M.EXPORT_REQ, struct.pack("<QQ", OTHER, 0), 0, 0x16),
-    "export of itself from VMPL1": (M.EXPORT_REQ, struct.pack("<QQ", GCTX, 0), 1, 0x16),
-    "export of itself with an unknown flag": (M.EXPORT_REQ, struct.pack("<QQ", GCTX, 2), 0, 0x16),
-    "export of what is no context": (M.EXPORT_REQ, struct.pack("<QQ", 1 << 60, 0), 0, 0x16),
-    "export of itself": (M.EXPORT_REQ, struct.pack("<QQ", GCTX, 0), 0, 0x15),
-    "import into a guest that runs": (M.IMPORT_REQ, blob(gctx=GCTX), 0, 0x16),
-    "import of another size": (M.IMPORT_REQ, blob(size=0x2FF), 0, 0x16),
-    "import of another version": (M.IMPORT_REQ, blob(version=1), 0, 0x16),
-    "import of a guest whose pages are not out": (M.IMPORT_REQ, blob(valid=0), 0, 0x16),
-    "import from VMPL2": (M.IMPORT_REQ, blob(), 2, 0x16),
-    "import": (M.IMPORT_REQ, blob(), 0, 0x15),
-    "absorption by one that is not its agent": (M.ABSORB_REQ, blob(), 0, 0x16),
-    "absorption without an initial migration image": (M.ABSORB_NOMA_REQ, blob(gctx=0), 0, 0x16),
-    "a root key from one that is not its agent": (M.VMRK_REQ, struct.pack("<Q56x", OTHER), 0, 0x16),
-    "a root key from VMPL1": (M.VMRK_REQ, struct.pack("<Q56x", GCTX), 1, 0x16),
-}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_messages_of_migration_agents_are_seams_that_change_nothing(case):
-    kind, payload, vmpl, status = CASES[case]
-    machine = with_fresh()
-    others = machine.psp.snp.guests.pages.read(OTHER), context(machine)
-    answer = ask(machine, kind, payload, vmpl)
-    assert status_of(answer) == status
-    assert not any(answer[4:])
-    assert len(answer) == (0x20 if kind == M.EXPORT_REQ else 0x10)
-    after = context(machine)
-    change_context(machine, **{f"message_count_{vmpl}": 0})
-    assert (machine.psp.snp.guests.pages.read(OTHER), context(machine)) == others
-    assert after.message_counts[vmpl] == 2
-
-
-def test_who_is_named_as_an_agent_gets_as_far_as_the_seam():
-    machine = with_fresh()
-    bound = machine.psp.snp.guests.pages.read(OTHER)
-    machine.psp.snp.guests.pages.write(OTHER, type(bound)(report_id_ma=context(machine).report_id))
-    for kind, payload in (
-        (M.EXPORT_REQ, struct.pack("<QQ", OTHER, 0)), (M.ABSORB_REQ, blob()), (M.VMRK_REQ, struct.pack("<Q56x", OTHER))
-    ):  # fmt: skip
-        assert status_of(ask(machine, kind, payload)) == Status.UNSUPPORTED

@@ -116,6 +116,15 @@ def test_each_page_has_its_own_count_and_the_last_is_never_used(machine):
     assert refused(machine, SnpCommand.PAGE_SWAP_OUT, out(mdata=MDATA + 0x80)) == Status.AEAD_OFLOW
 
 
+def test_where_an_entry_is_the_context_s_own_no_place_of_one_counts(machine):
+    for mdata in (MDATA, 1 << 60, 1):
+        swap = out(METADATA, root=True, source=MDATA, mdata=mdata)
+        assert call(machine, SnpCommand.PAGE_SWAP_OUT, swap) == 0
+        assert machine.bus.rmp_entry(MDATA) == FIRMWARE
+        swap = back(METADATA, root=True, destination=MDATA, mdata=mdata)
+        assert call(machine, SnpCommand.PAGE_SWAP_IN, swap) == 0
+
+
 def test_an_older_page_does_not_pass_for_the_newest(machine):
     assert call(machine, SnpCommand.PAGE_SWAP_OUT, out()) == 0
     old = machine.bus.read(OUT, PAGE)

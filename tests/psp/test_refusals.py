@@ -90,13 +90,6 @@ def test_snp_shutdown_reclaims_contexts_only() -> None:
     assert not machine.psp.snp.guests.pages.spas
 
 
-@pytest.mark.parametrize("changes", [{"ma_gctx": GCTX + PAGE}, {"flags": 1}, {"flags": 2}])
-def test_snp_launches_have_no_migration_agent_and_no_imi(changes: dict[str, int]) -> None:
-    machine = snp_guest(up(), SnpGuestState.INIT)
-    start = buffers.SnpLaunchStart(GCTX, POLICY, **changes)
-    assert refused(machine, SnpCommand.LAUNCH_START, start.pack()) == Status.UNSUPPORTED
-
-
 @pytest.mark.parametrize("bit", range(22, 25))
 def test_snp_policies_that_demand_other_memory_protection_fail(bit: int) -> None:
     machine = snp_guest(up(), SnpGuestState.INIT)

@@ -120,6 +120,54 @@ def test_the_vcek_of_a_turin_has_its_own_components_and_eight_bytes():
     assert made.public_key() == chip.vcek_key(tcb).public_key()
 
 
+def elements(data, depth=0):
+    """Every value of a certificate: depth, tag, and its bytes unless it holds others; lengths are left out."""
+    at, found = 0, []
+    while at < len(data):
+        tag, size, at = data[at], data[at + 1], at + 2
+        if size & 0x80:
+            size, at = int.from_bytes(data[at : at + (size & 0x7F)], "big"), at + (size & 0x7F)
+        body, at = data[at : at + size], at + size
+        found += [(depth, tag, b""), *elements(body, depth + 1)] if tag & 0x20 else [(depth, tag, body)]
+    return found
+
+
+def parted(certificate):
+    """A certificate's elements before, in and behind its extensions; those as (suffix of the OID, value)."""
+    every = elements(whole(certificate))
+    start = [one[:2] for one in every].index((2, 0xA3))
+    end = next(at for at in range(start + 1, len(every)) if every[at][0] < 2)
+    amd = bytes.fromhex("2b060104019c78")
+    leaves = [body for _, tag, body in every[start:end] if tag in {0x06, 0x04}]
+    pairs = zip(leaves[::2], leaves[1::2], strict=True)
+    return every[:start], [(oid.removeprefix(amd), value) for oid, value in pairs], every[end:]
+
+
+def test_a_turin_s_certificate_is_a_real_milan_s_element_by_element_but_for_what_the_profile_names(amd):
+    tcb = TcbLayout.TURIN.pack({TcbComponent.FMC: 1, TcbComponent.SNP: 4, TcbComponent.MICROCODE: 0x52})
+    chip = ChipIdentity(TURIN, lambda: FUSES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = x509.load_der_x509_certificate(
+            product_root("Turin").vcek(chip.vcek_key(tcb).public_key(), chip.chip_id, tcb)
+        )
+    (first, ours, last), (real_first, real, real_last) = parted(made), parted(amd["a"])
+    own = {0x17, 0x03}  # Times, and what is of a key.
+    for mine, theirs in ((first, real_first), (last, real_last)):
+        assert [one[:2] for one in mine] == [one[:2] for one in theirs]
+        different = [(a[2], b[2]) for a, b in zip(mine, theirs, strict=True) if a != b and a[1] not in own]
+        assert different == ([(b"SEV-Turin", b"SEV-Milan")] if mine is first else [])
+    # A number for each byte of a TCB version, in the order of the bytes, between the same two at each end.
+    assert [suffix.hex() for suffix, _ in real] == [
+        "0101", "0102", "010301", "010302", "010304", "010305", "010306", "010307", "010303", "010308", "0104",
+    ]  # fmt: skip
+    assert [(suffix.hex(), value.hex()) for suffix, value in ours] == [
+        ("0101", "020101"), ("0102", "1605" + b"Turin".hex()), ("010309", "020101"), ("010301", "020100"),
+        ("010302", "020100"), ("010303", "020104"), ("010305", "020100"), ("010306", "020100"), ("010307", "020100"),
+        ("010308", "020152"), ("0104", chip.chip_id.hex()),
+    ]  # fmt: skip
+
+
 def test_a_vlek_names_a_provider_and_no_chip():
     key = ChipIdentity(MILAN, lambda: FUSES).vcek_key(0).public_key()
     with warnings.catch_warnings():

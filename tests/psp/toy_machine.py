@@ -14,8 +14,10 @@ from psp.core_permits import CorePermits
 from psp.firmware import SecurityProcessor
 from psp.guest_context import GuestContext, SnpGuestState
 from psp.guest_requests import GuestRequests
+from psp.key_messages import KeyMessages
 from psp.launch_digest import LaunchDigest, LegacyLaunchDigest, PageType
 from psp.legacy_guest import LegacyGuestState
+from psp.migration_messages import MigrationMessages
 from psp.nv_storage import NvFile
 from psp.product_line import PRODUCT_LINES
 from psp.report_messages import ReportMessages
@@ -31,6 +33,9 @@ from psp.system_bus import (
     RmpPlacement,
     RmpRegisters,
 )
+from psp.tsm.device_link import DeviceLink
+from psp.tsm.security_manager import TeeSecurityManager
+from psp.tsm.spdm_loop import Pending
 from psp.tsm.trusted_io import TrustedIo
 
 PAGE = 4096
@@ -218,6 +223,12 @@ def _frozen(value: object) -> object:
             return tuple(sorted((asid, tuple(sorted(them))) for asid, them in value._complexes.items()))
         case ReportMessages():
             return value.forced_version
+        case KeyMessages():
+            return value.root_tcb
+        case MigrationMessages():
+            kept = {"export_wants_imi", "rows", "_bus", "_guests", "_policies", "_random", "_firmware"}
+            assert set(vars(value)) == kept
+            return value.export_wants_imi
         case GuestRequests():
             assert set(vars(value)) == {"switches", "_memory", "_guests", "_rows"}
             return value.switches
@@ -227,8 +238,22 @@ def _frozen(value: object) -> object:
             # All that firmware keeps of SNP guests; whatever else it knows of one lies in DRAM.
             kept = {"tweaked", "has_mac", "spas", "_bus", "_random", "_key", "_ciphers", "_mac_key"}
             assert set(vars(value.pages)) == kept
-            assert set(vars(value)) == {"pages", "_active", "_bus", "_memory", "_flush", "_ranges", "_permits"}
+            ours = {"_bus", "_memory", "_flush", "_ranges", "_permits", "before_decommission"}
+            assert set(vars(value)) == {"pages", "_active"} | ours
             return value.pages.tweaked, tuple(value.pages.spas), sorted(value._active)
+        case TeeSecurityManager():
+            kept = {"enabled", "initialised", "contexts", "tdi_switches", "message_switches"}
+            devices = value.contexts.devices
+            assert set(vars(value.contexts)) == {"devices", "_reports", "_bus", "_memory", "_random"}
+            assert {name for name in vars(value) if not name.startswith("_")} - {"handlers"} <= kept
+            return value.enabled, value.initialised, value.contexts._reports, _frozen(devices)
+        case DeviceLink():
+            # Of a session that goes on: how many messages went by, and with which keys.
+            session = value.session
+            counts = session.requests.sequence, session.responses.sequence
+            return id(session), counts, value.key_set, value.broken, _frozen(value.streams), _frozen(value.ports)
+        case Pending():
+            return value.command, value.order, id(value.steps), value.asked, value.result
         case dict():
             return tuple((key, _frozen(value[key])) for key in sorted(value))
         case set():

@@ -19,10 +19,10 @@ def refused(name, parameters) -> WorkloadParameterError:
     return caught.value
 
 
-def test_the_library_knows_nine_programs_and_one_that_starts_them() -> None:
+def test_the_library_knows_ten_programs_and_one_that_starts_them() -> None:
     assert set(WORKLOADS) == {
         "key-value-store", "key-value-server", "key-value-client", "stream", "random-access", "compile-job",
-        "trace-player", "attesting", "relying-party",
+        "trace-player", "attesting", "relying-party", "sealed-disk",
     }  # fmt: skip
     assert set(PARAMETERS) == set(WORKLOADS) == set(PROGRAMS) - {NAME}
 

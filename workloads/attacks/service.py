@@ -52,6 +52,8 @@ REST = Sleep(1_000_000_000)
 
 ASKED, MASKED, LOADED, BEFORE_STEPS = 1, 2, 3, 4
 """Rests after its first: until it holds the answer, until it is half through, holds the secret, begins to step."""
+RESTS = 5
+"""Of a round."""
 HAS_GHCB, REGISTERS_GHCB, RESTRICTED, NO_IA32, VERIFIES = (
     "has_ghcb", "registers_ghcb", "restricted", "disables_ia32", "verifies"
 )  # fmt: skip
@@ -94,6 +96,11 @@ class Service:
             self.cell(STEPS_AT): STEPS.to_bytes(8, "little"),
             self.cell(WATCHED_AT): BREAKPOINTS.to_bytes(8, "little"),
         }
+
+    @property
+    def round_cell(self) -> int:
+        """GPA at which it stores the number of each round, once."""
+        return self.cell(FIRST_AT)
 
     def private(self, page: int) -> int:
         """GPA of a private page."""
@@ -190,10 +197,10 @@ class Service:
         return None
 
     def _load(self, registers: Registers) -> Block:
-        (word,) = yield (Read(self.private(SECRET), 8),)
-        if not isinstance(word, bytes):
+        (words,) = yield (Read(self.private(SECRET), 16),)
+        if not isinstance(words, bytes):
             return FAULTED
-        registers.rax = int.from_bytes(word, "little")
+        registers.rax, registers.rdx = (int.from_bytes(words[at : at + 8], "little") for at in (0, 8))
         registers.rsi, registers.rdi = self.private(SECRET), self.private(COPY)
         registers.rip = COPY_RIP
         return REST

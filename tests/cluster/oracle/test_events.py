@@ -12,7 +12,7 @@ from node.operations import Fault, FaultKind, HostRead, VmcbStore, VmgExit, VmKi
 
 VICTIM, TENANT = Actor(Role.GUEST, "victim"), Actor(Role.GUEST, "tenant")
 CANARY = bytes(range(0x40, 0x80))
-GPA, CELL, SHARED = 0x20_0000, 0x20_1000, 0x200_0000
+GPA, CELL, COUNTED, SHARED = 0x20_0000, 0x20_1000, 0x20_2000, 0x200_0000
 PROMISED = b"no entry"
 SHOWN = (VICTIM, Write(SHARED, CANARY[:32], private=False), None)
 SEEN = (HYPERVISOR, HostRead(0, 32), CANARY[:32])
@@ -23,6 +23,7 @@ def outcome(*steps: tuple[Actor, object, object]) -> Outcome:
     book = Ledger()
     book.keep("victim", "canary", CANARY)
     book.promise("victim", CELL, PROMISED)
+    book.count_up("victim", COUNTED)
     transcript = Transcript()
     for actor, operation, answer in ((VICTIM, Write(GPA, CANARY), None), *steps):
         transcript.observe(actor, (operation,), (answer,))
@@ -83,3 +84,35 @@ def test_a_victim_that_ends_itself_through_its_ghcb_has_noticed() -> None:
     assert outcome(kick, stored(b"welcome!"), end) is Outcome.CORRUPTED
     assert outcome(kick, (VICTIM, VmgExit(SevInfoRequest().value), 1)) is Outcome.BLOCKED
     assert outcome(kick, (TENANT, VmgExit(0x100), 0x100)) is Outcome.BLOCKED
+
+
+KICK = (HYPERVISOR, VmKick("victim", 0), 0)
+
+
+def counts(*numbers: int, gpa: int = COUNTED) -> tuple[tuple[Actor, object, object], ...]:
+    return tuple([stored(number.to_bytes(8, "little"), gpa) for number in numbers])
+
+
+@pytest.mark.parametrize("numbers", [(1, 1), (3, 1), (1, 2, 3, 2), ((1 << 64) - 1, 0), (0, 0)])
+def test_a_victim_that_stores_a_number_which_it_had_counted_beyond_was_put_back(numbers: tuple[int, ...]) -> None:
+    assert outcome(KICK, *counts(*numbers)) is Outcome.CORRUPTED
+    elsewhere = counts(*numbers, gpa=COUNTED + 8)
+    assert outcome(KICK, *elsewhere, *counts(*numbers, gpa=COUNTED - 8)) is Outcome.BLOCKED
+
+
+def test_one_that_counts_up_in_whatever_steps_was_not() -> None:
+    assert outcome(KICK, *counts(0, 1, 7, (1 << 64) - 1)) is Outcome.BLOCKED
+    assert outcome(KICK, *counts(5), stored(bytes(7), COUNTED), stored(bytes(9), COUNTED + 4)) is Outcome.BLOCKED
+    assert outcome(KICK, *counts(5), (TENANT, Write(COUNTED, bytes(8)), None)) is Outcome.BLOCKED
+
+
+@pytest.mark.parametrize("by", [VmKick, VmRun])
+def test_a_vmrun_that_finds_the_save_area_changed_has_noticed(by: type) -> None:
+    refused = (HYPERVISOR, by("victim", 0), 0x7F)
+    assert outcome(refused) is Outcome.DETECTED
+    assert outcome(refused, *counts(2, 1), stored(b"welcome!")) is Outcome.DETECTED
+    assert outcome(*counts(2, 1), refused) is Outcome.CORRUPTED
+    for other in (by("tenant", 0), by("victim", 0)):
+        assert outcome((HYPERVISOR, other, -1)) is Outcome.BLOCKED
+    assert outcome((HYPERVISOR, by("tenant", 0), 0x7F)) is Outcome.BLOCKED
+    assert outcome((HYPERVISOR, HostRead(0, 8), 0x7F)) is Outcome.BLOCKED

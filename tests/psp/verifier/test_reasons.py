@@ -156,6 +156,10 @@ def ways():
         ],
         Reason.POLICY_DEBUG: [(evidence(policy=0xB0000),)],
         Reason.POLICY_MIGRATION: [(evidence(policy=0x70000),)],
+        Reason.MIGRATION_AGENT_UNLISTED: [
+            (evidence(policy=0x70000, report_id_ma=agent), Expectations(migration_allowed=True, migration_agents=known))
+            for agent, known in ((b"\1" * 32, frozenset()), (b"\1" * 32, frozenset({b"\2" * 32})))
+        ],
         Reason.POLICY_BIT_MISSING: [(evidence(), Expectations(policy_set=1 << 24))],
         Reason.POLICY_BIT_FORBIDDEN: [(evidence(), Expectations(policy_clear=1 << 16))],
         Reason.POLICY_UNEXPECTED: [(evidence(), Expectations(policy=0x20000))],
@@ -177,6 +181,10 @@ def ways():
             (evidence(current_version=bytes([30, 55, 1])), Expectations(provisional_allowed=False)),
         ],
         Reason.TCB_LOW: [(evidence(), Expectations(min_tcb={name: level + 1})) for name, level in LEVELS.items()],
+        Reason.TCB_UNEXPECTED: [
+            (evidence(), Expectations(pinned_tcb={name: level}))
+            for name, level in {**{one: level + 1 for one, level in LEVELS.items()}, "snp": 7, "fmc": 0}.items()
+        ],
         Reason.LAUNCH_TCB_LOW: [
             (evidence(), Expectations(min_launch_tcb={name: level + 1})) for name, level in LEVELS.items()
         ],
@@ -254,11 +262,12 @@ def test_all_expectations_met_at_once():
             author_key_digest=b"\2" * 48, report_data=bound_report_data(NONCE, channel), crl=forger.crl(),
         ),
         Expectations(
-            product="Milan", chip_ids=frozenset({forger.CHIP_ID}), crl_demanded=True, policy=0x30000,
+            product="Milan", migration_agents=frozenset({b"\1" * 32}),
+            chip_ids=frozenset({forger.CHIP_ID}), crl_demanded=True, policy=0x30000,
             policy_set=1 << 16, policy_clear=1 << 20, platform_set=1 << 5, platform_clear=1 << 1, vmpl=2,
             measurement=b"\x11" * 48, host_data=bytes(32), family_id=bytes(16), image_id=bytes(16), min_guest_svn=9,
-            min_tcb=LEVELS, min_launch_tcb=LEVELS, min_firmware=(1, 55, 29), provisional_allowed=False, mitigations=2,
-            nonce=NONCE, channel_key=channel, nonce_expires=NOW,
+            min_tcb=LEVELS, pinned_tcb=LEVELS, min_launch_tcb=LEVELS, min_firmware=(1, 55, 29),
+            provisional_allowed=False, mitigations=2, nonce=NONCE, channel_key=channel, nonce_expires=NOW,
             id_key_digests=frozenset({b"\1" * 48}), author_key_digests=frozenset({b"\2" * 48}),
         ),
     )  # fmt: skip
@@ -313,12 +322,19 @@ def test_a_hardware_id_may_be_wrapped_in_an_octet_string():
     judge(evidence(leaf=leaf))
 
 
+def test_a_listed_agent_is_one_that_a_guest_may_have_and_none_will_do():
+    listed = Expectations(migration_allowed=True, migration_agents=frozenset({b"\1" * 32}))
+    for agent in (b"\1" * 32, b"\xff" * 32):
+        assert judge(evidence(policy=0x70000, report_id_ma=agent), listed).passed
+
+
 def test_time_is_inclusive():
     judge(evidence(crl=forger.crl(this_update=NOW, next_update=NOW)))
     judge(evidence(leaf=replace(VCEK, not_before=NOW, not_after=NOW)))
 
 
 @pytest.mark.parametrize("fields", [
+    {"pinned_tcb": {"snp": 256}}, {"migration_agents": frozenset({bytes(31)})},
     {"measurement": bytes(47)}, {"nonce": b""}, {"min_tcb": {"spl": 1}}, {"min_launch_tcb": {"snp": 256}},
     {"chip_ids": frozenset({b"x"})},
     {"id_key_digests": frozenset({bytes(32)})}, {"product": "Naples"},

@@ -1,0 +1,77 @@
+"""What the control plane wrote down of its hand-overs: the one thing of it that outlives a crash.
+
+A record is appended before anything is said that rests on it. Read back, it ends at the first entry that is not whole,
+as a file does whose writer was killed: nothing was said yet of what that entry was to be.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import msgpack
+
+from cluster.hand_over import Record
+from node.packing import packed
+
+_HEAD_BYTES = 8
+"""Length and CRC-32 of an entry, little-endian."""
+MOST_ENTRY_BYTES = 4096
+
+
+class RecordFullError(Exception):
+    """There is no room for another entry; nothing was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One decision about a move."""
+
+    number: int
+    record: Record
+
+
+@dataclass(slots=True)
+class CommitRecord:
+    """An append-only file in memory; ``most_bytes`` is its disk, 0 for one without end."""
+
+    data: bytearray = field(default_factory=bytearray)
+    most_bytes: int = 0
+
+    def append(self, number: int, record: Record) -> None:
+        """Write a decision down. Raises RecordFullError."""
+        body = packed((number, record.value))
+        if self.most_bytes and len(self.data) + _HEAD_BYTES + len(body) > self.most_bytes:
+            raise RecordFullError(f"no room for {record} of move {number}")
+        self.data += len(body).to_bytes(4, "little") + zlib.crc32(body).to_bytes(4, "little") + body
+
+    def entries(self) -> Iterator[Entry]:
+        """What can be read, oldest first."""
+        at, data = 0, self.data
+        while at + _HEAD_BYTES <= len(data):
+            length = int.from_bytes(data[at : at + 4], "little")
+            body = bytes(data[at + _HEAD_BYTES : at + _HEAD_BYTES + length])
+            if len(body) != length or length > MOST_ENTRY_BYTES:
+                return
+            if zlib.crc32(body).to_bytes(4, "little") != data[at + 4 : at + _HEAD_BYTES]:
+                return
+            entry = _entry(body)
+            if entry is None:
+                return
+            yield entry
+            at += _HEAD_BYTES + length
+
+    def last(self) -> dict[int, Record]:
+        """The last decision about each move."""
+        return {one.number: one.record for one in self.entries()}
+
+
+def _entry(body: bytes) -> Entry | None:
+    try:
+        match msgpack.unpackb(body, use_list=False):
+            case (int(number), str(name)) if number >= 0:
+                return Entry(number, Record(name))
+    except (ValueError, TypeError, msgpack.UnpackException):
+        pass
+    return None

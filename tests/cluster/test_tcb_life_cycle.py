@@ -1,0 +1,121 @@
+"""What an operator lives through: an update, its commit, new VCEKs, sealed keys and pinned policies that break."""
+
+import pytest
+
+from cluster import attested_guest
+from cluster.attested_guest import Attestation, attest
+from cluster.bundled_scenarios import load_scenario
+from cluster.root_keys import product_root
+from cluster.simulation import run
+from node.firmware_image import laboratory_image
+from psp.certificate_table import CertificateKind, packed
+from psp.installed_firmware import FirmwareLevel, TcbOf
+from psp.product_root import RootName
+from psp.verifier import Evidence, Expectations, Reason, Rejected, root_of, verify
+
+NOW = 1_780_000_000
+PROVISIONAL, COMMITTED = "-2", "-3"
+"""Tenants of each owner: the first comes before the update, the second while it is provisional."""
+
+
+@pytest.fixture(scope="module")
+def results():
+    return run(load_scenario("tcb-life-cycle"), layout="inline")
+
+
+@pytest.fixture(scope="module")
+def vms(results):
+    return {row["vm"]: row for row in results.tables["vms"].to_pylist()}
+
+
+def works(vm):
+    """Whether it got its key: a tenant that is not believed ends with code 6, one that has lost its seal with 7."""
+    if vm["state"] == "running":
+        assert vm["units_of_work"] > 0
+        return True
+    return int(vm["reason"].removeprefix("shutdown code "))
+
+
+def test_an_update_alone_changes_nothing_that_anybody_sees(results, vms):
+    update, _ = results.tables["firmware"].to_pylist()
+    assert (update["version"], update["current_tcb"] > update["reported_tcb"]) == ("1.55.29", True)
+    for owner, believed in (("floor", True), ("pinned", True), ("newest", 6)):
+        assert works(vms[f"of-{owner}-1"]) == works(vms[f"of-{owner}{PROVISIONAL}"]) == believed
+
+
+def test_a_commit_fulfils_a_floor_and_breaks_a_pin(vms):
+    for owner, believed in (("floor", True), ("pinned", 6), ("newest", True)):
+        assert works(vms[f"of-{owner}{COMMITTED}"]) == believed
+
+
+def test_the_host_fetches_the_certificate_of_its_new_key(results):
+    update, commit = results.tables["firmware"].to_pylist()
+    assert update["vcek"] != commit["vcek"]
+    (row,) = results.certificates.to_pylist()
+    assert (row["asked"], row["renewed"], row["held_ns"] < update["asked_ns"]) == (2, 1, True)
+
+
+def test_a_commit_ends_a_seal_to_what_is_reported_and_no_other(vms):
+    seals = {"bound": 7, "remembered": True, "following": True, "free": True}
+    assert {kind: works(vms[f"sealed-{kind}"]) for kind in seals} == seals
+    # Twelve minutes, an opening every half of one; the one that breaks does so in the sixth.
+    assert vms["sealed-bound"]["units_of_work"] == 11
+    assert vms["sealed-free"]["units_of_work"] == 23
+
+
+def test_a_host_that_fetched_nothing_anew_would_prove_nothing(monkeypatch):
+    """The certificate that was good before the commit is none for the key that signs after it."""
+    monkeypatch.setattr("node.certificate_store.CertificateStore.carried_out", lambda *_, **__: None)
+    data = load_scenario("tcb-life-cycle").model_dump(mode="json", by_alias=True, exclude_none=True)
+    data["vms"] = [vm for vm in data["vms"] if vm["name"] in {"newest", "of-newest"}]
+    found = {row["vm"]: row for row in run(type(load_scenario("quiet")).parse(data), layout="inline").vms.to_pylist()}
+    assert works(found[f"of-newest{COMMITTED}"]) == 6
+
+
+# Whose key signs while firmware is provisional.
+
+
+def provisional(signed_at, certified, monkeypatch):
+    """A guest's evidence on a host with provisional firmware, with the certificate of a TCB version's key."""
+    root = product_root("Milan")
+
+    def table(host, _laboratory):
+        firmware, chip = host.board.psp.firmware, host.board.psp.legacy.keys.chip
+        firmware.install(FirmwareLevel((1, 56, 1), firmware.current.tcb + (1 << 48)))
+        firmware.signed_at = signed_at
+        tcb = {TcbOf.REPORTED: firmware.reported_tcb, TcbOf.CURRENT: firmware.current.tcb}[certified]
+        return packed({CertificateKind.VCEK: root.vcek(chip.vcek_key(tcb).public_key(), chip.chip_id, tcb)})
+
+    monkeypatch.setattr(attested_guest, "_table", table)
+    found = attest(Attestation("Milan", bytes(64), laboratory_image(), 3))
+    ark, ask = root.certificate(RootName.ARK), root.certificate(RootName.ASK)
+    return Evidence(found.report, ark, ask, found.certificates[CertificateKind.VCEK]), root_of(ark)
+
+
+@pytest.mark.parametrize(
+    ("signed_at", "certified", "reason"),
+    [
+        (TcbOf.REPORTED, TcbOf.REPORTED, None),
+        (TcbOf.REPORTED, TcbOf.CURRENT, Reason.REPORTED_TCB_MISMATCH),
+        # As owners of such hosts found it: no certificate proves the report, though the current one's key signed it.
+        (TcbOf.CURRENT, TcbOf.REPORTED, Reason.REPORT_SIGNATURE),
+        (TcbOf.CURRENT, TcbOf.CURRENT, Reason.REPORTED_TCB_MISMATCH),
+    ],
+)
+def test_reports_of_provisional_firmware_are_signed_for_the_reported_tcb_or_by_a_switch_for_the_current_one(
+    signed_at, certified, reason, monkeypatch
+):
+    evidence, roots = provisional(signed_at, certified, monkeypatch)
+    if reason is None:
+        assert verify(evidence, Expectations(), NOW, roots).passed
+    else:
+        with pytest.raises(Rejected) as rejected:
+            verify(evidence, Expectations(), NOW, roots)
+        assert rejected.value.reason is reason
+
+
+def test_who_refuses_provisional_firmware_has_a_reason_for_it(monkeypatch):
+    evidence, roots = provisional(TcbOf.REPORTED, TcbOf.REPORTED, monkeypatch)
+    with pytest.raises(Rejected) as rejected:
+        verify(evidence, Expectations(provisional_allowed=False), NOW, roots)
+    assert rejected.value.reason is Reason.FIRMWARE_PROVISIONAL
