@@ -52,6 +52,8 @@ class ComparisonRow:
     bounce_percent: float
     svsm_percent: float
     loaded_latency_percent: float
+    llc_percent: float
+    smt_percent: float
     core_wait_percent: float
     other_percent: float
 
@@ -80,6 +82,8 @@ _NAMED = {
     "bounce_percent": Mechanism.BOUNCE,
     "svsm_percent": Mechanism.SVSM,
     "loaded_latency_percent": Mechanism.LOADED_LATENCY,
+    "llc_percent": Mechanism.LLC,
+    "smt_percent": Mechanism.SMT,
     "core_wait_percent": Mechanism.CORE_WAIT,
 }
 

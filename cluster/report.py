@@ -31,6 +31,8 @@ ADDED = {
     Mechanism.BOUNCE: "bounce",
     Mechanism.SVSM: "SVSM",
     Mechanism.LOADED_LATENCY: "latency",
+    Mechanism.LLC: "LLC",
+    Mechanism.SMT: "SMT",
     Mechanism.CORE_WAIT: "cores",
 }
 """What comes on top: by the generation, then by the neighbours; with the column's heading."""

@@ -87,6 +87,8 @@ def mechanism_ns(guest: Guest) -> dict[Mechanism, float]:
     for vcpu in guest.vcpus:
         times[Mechanism.LOADED_LATENCY] += vcpu.loaded_ns
         times[Mechanism.CORE_WAIT] += vcpu.core_wait_ns
+        times[Mechanism.SMT] += vcpu.smt_ns
+        times[Mechanism.LLC] += vcpu.llc_ns
         costs = guest.phase_costs[vcpu.index]
         for number, instructions in _by_number(vcpu.instructions):
             for mechanism, ns in costs[number].parts:

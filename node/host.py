@@ -18,6 +18,7 @@ from node.card_slot import with_cards
 from node.certificate_store import CertificateStore
 from node.clock import Clock
 from node.contention import Contention
+from node.core_sharing import CoreSharing
 from node.counter_random import CounterRandom
 from node.departures import Departures
 from node.disk_file import DiskFileError, disk_file
@@ -29,6 +30,7 @@ from node.generation import Generation
 from node.guest import GONE, Guest, GuestSpec, GuestState
 from node.host_events import HostEvent
 from node.host_interrupts import HostInterrupts
+from node.host_kind import HostKind
 from node.host_network import HostNetwork
 from node.host_prices import host_prices
 from node.hypervisor import Hypervisor
@@ -107,6 +109,7 @@ class Host:
             product.memory_bandwidth_bytes_per_s * costs["dram.usable_bandwidth_share"],
             costs["dram.latency_ns"],
             costs["dram.loaded_latency_factor"],
+            CoreSharing.of(product, costs),
         )
         self.log = EventLog(spec.bucket_ns, spec.log)
         self.guests: dict[str, Guest] = {}
@@ -115,7 +118,7 @@ class Host:
         """VMs whose vCPUs the host holds, among others that are gone since it was last counted."""
         self._tenants = tenants or local_tenants(programs)
         self.images = images
-        prices = host_prices(costs, float(product.base_hz), spec.platform.mode)
+        prices = host_prices(costs, HostKind.of(product, spec.platform))
         self._cost = prices.host
         self._chain = self.log.chain(spec.name)
         self.tasks = HypervisorTasks(self.clock, self.board, self._cost, self._chain)

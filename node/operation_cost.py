@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from node import operations as op
 from node.data_cache import LINE_BYTES
 from node.generation import CAPABILITIES, Generation
+from node.host_kind import HostKind
 from node.phase_cost import RMP_CHECKED, GenerationCost, Mechanism
-from node.platform import HostMode
 from node.svsm_operations import GUEST_WORK
 from psp.commands import LegacyCommand, SnpCommand, measured_bytes
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
@@ -25,10 +25,10 @@ _CONFIG_WORD_BYTES = 4
 
 
 class GuestOperationCost:
-    """Prices of a guest's operations under its generation, on a host of one mode."""
+    """Prices of a guest's operations under its generation, on hosts of one kind."""
 
-    def __init__(self, generation: Generation, costs: Mapping[str, float], mode: HostMode = HostMode.NONE) -> None:
-        own = GenerationCost.of(generation, costs, mode)
+    def __init__(self, generation: Generation, costs: Mapping[str, float], kind: HostKind) -> None:
+        own = GenerationCost.of(generation, costs, kind)
         self._plain_byte_ns = 1e9 / costs["dram.copy_bytes_per_s"]
         self._private_ns = own.encryption_ns, self._plain_byte_ns * (1.0 / own.bandwidth_share - 1.0)
         self._shared_ns = own.shared_encryption_ns, self._plain_byte_ns * (1.0 / own.shared_bandwidth_share - 1.0)

@@ -68,8 +68,9 @@ class VcpuRunner:
     def prepare(self, guest: Guest) -> None:
         """Price the demands of a VM that is about to run for the first time here; its program moves in."""
         self._board.residents.settle(self._board.vmcb(guest.spec.name, 0))
+        small_share = self._board.nested_table(guest.spec.name).small_share
         for vcpu, demands in zip(guest.vcpus, guest.software.demands, strict=True):
-            guest.phase_costs[vcpu.index] = self._prices.phases(demands, guest.spec.generation)
+            guest.phase_costs[vcpu.index] = self._prices.phases(demands, guest.spec.generation, small_share)
         guest.demand_names = tuple(map(_names, guest.software.demands))
 
     def start(self, vcpu: Vcpu) -> None:
@@ -533,9 +534,7 @@ class VcpuRunner:
     def _credit(self, vcpu: Vcpu, account: PhaseAccount) -> None:
         demand, done = vcpu.registers.r14, vcpu.instructions
         done[demand] = done.get(demand, 0.0) + account.instructions
-        vcpu.loaded_ns += account.loaded_ns
-        vcpu.core_wait_ns += account.core_wait_ns
-        vcpu.elapsed_ns += account.elapsed_ns
+        vcpu.book(account)
 
     def _note_cut(self, vcpu: Vcpu, account: PhaseAccount, now_ns: int) -> None:
         chain = self._log.chain(vcpu.guest.spec.name)
