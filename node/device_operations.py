@@ -125,6 +125,19 @@ MOST_WORDS = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
+class CardUpdate:
+    """Bring other firmware to the card behind a root port, as its maker's tool does. Answer: None.
+
+    ``image`` stands for its bits. Nothing tells the host whether a locked card minds.
+    """
+
+    port: int
+    version: str
+    security_version: int
+    image: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceRead:
     """Have the device in a slot load at most ``MOST_BYTES``. Answer: bytes, or a Fault if its request was refused.
 

@@ -6,7 +6,7 @@ Boot firmware gives each BAR an address in the port's window, and turns neither 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from node.card_memory import CardMemory
 from node.card_slot import CardSlot, MmioWindow
@@ -49,17 +49,29 @@ class FilledSlots:
 
     def fill(self, window: MmioWindow) -> RootPort:
         """Make a slot's port with its card."""
-        slot, dma, link = window.slot, CardDma(), Link()
+        link = Link()
+        root_port = RootPort(window.slot.port, link, self._memory)
+        self._plug(window, link, root_port, window.slot)
+        _place_bars(root_port, window)
+        return root_port
+
+    def swap(self, port: int, other: CardSlot) -> None:
+        """Put another card into a filled slot, as it comes out of its box: no BAR has an address.
+
+        ``other`` counts but for its port. Raises KeyError for a slot that is not filled.
+        """
+        there = self.by_port[port]
+        self._plug(there.window, there.link, there.root_port, replace(other, port=port))
+
+    def _plug(self, window: MmioWindow, link: Link, root_port: RootPort, slot: CardSlot) -> None:
+        dma = CardDma()
         device = _DEVICES[slot.kind](slot, dma)
-        root_port = RootPort(slot.port, link, self._memory)
         card = Card(
             slot.kind, device, self._random(slot), serial=slot.serial, requester_id=slot.requester, dma=dma,
             memory_bytes=slot.memory_bytes if slot.kind is CardKind.GPU else 0,
         )  # fmt: skip
         root_port.plug(card)
         self.by_port[slot.port] = FilledSlot(window, link, root_port, card, device, dma)
-        _place_bars(root_port, window)
-        return root_port
 
     def _random(self, slot: CardSlot) -> Callable[[int], bytes]:
         name, drawn = f"card {slot.kind.value} {slot.serial} {slot.port}", 0

@@ -11,6 +11,7 @@ from node.fault_answers import answer_to
 from node.iommu_registers import MMIO_BASE, MMIO_BYTES
 from node.rmp import RmpFault
 from node.root_complex import WIDTHS
+from tio.device_identity import Firmware
 
 if TYPE_CHECKING:
     from node.board import Board
@@ -88,6 +89,14 @@ def pci_instructions(board: Board) -> Mapping[type, Callable[..., op.Answer]]:
         slots.store(one.address, value, one.length)
         return None
 
+    def card_update(one: op.CardUpdate) -> op.Answer:
+        if board.root_complex is not None:
+            board.root_complex.port(one.port)
+        filled = board.slots.by_port.get(one.port)
+        if filled is not None:
+            filled.card.update_firmware(Firmware(one.version, one.security_version, one.image))
+        return None
+
     return {
         op.ConfigRead: config_read,
         op.ConfigWrite: config_write,
@@ -95,6 +104,7 @@ def pci_instructions(board: Board) -> Mapping[type, Callable[..., op.Answer]]:
         op.ConfigOut: config_out,
         op.MmioRead: mmio_read,
         op.MmioWrite: mmio_write,
+        op.CardUpdate: card_update,
     }
 
 

@@ -110,8 +110,9 @@ def peers(board: Board) -> tuple[NotingPort, CardMemory]:
     return port, board.card_memory
 
 
-def test_a_peer_is_reached_without_t_by_what_the_host_s_tables_and_the_rmp_let_through() -> None:
-    board = brought_up("Turin", Platform(cards=CARDS))
+@pytest.mark.parametrize("caches", [False, True])
+def test_a_peer_is_reached_without_t_by_what_the_host_s_tables_and_the_rmp_let_through(caches: bool) -> None:
+    board = brought_up("Turin", Platform(cards=CARDS, caches=caches))
     port, memory = peers(board)
     base = port.window.base
     attached(board, ((IOVA, base),))

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from card_laboratory import MMIO_GPA, NotingPort, accept, give_back, map_page, port_of, with_noting_ports
+from card_laboratory import CARDS, MMIO_GPA, NotingPort, accept, give_back, map_page, port_of, with_noting_ports
 from rmp_laboratory import GUEST_SPA, Laboratory, page_of
 
 from node import operations as op
 from node.generation import Generation
+from node.platform import Platform
 from node.rmp_faults import ERROR_ENC, ERROR_RMP, ERROR_VMPL, ERROR_WRITE
 from node.vmexit import ExitCode
 from psp.system_bus import PAGE_BYTES
@@ -203,3 +204,14 @@ def test_mmio_cannot_be_assigned_where_it_has_no_entries_nor_out_of_step(lab: La
     assert lab.host(op.RmpUpdate(beyond, PAGE_BYTES, page_of(MMIO_GPA))) == (1,)
     assert lab.host(op.RmpUpdate(port_1.base + 8, PAGE_BYTES, page_of(MMIO_GPA))) == (1,)
     assert lab.host(op.RmpUpdate(port_1.base, PAGE_BYTES, replace(page_of(MMIO_GPA), gpa=1))) == (1,)
+
+
+def test_what_a_core_remembers_of_a_page_is_gone_when_the_page_is_taken() -> None:
+    lab = with_noting_ports(platform=Platform(cards=CARDS, tlb_entries=8))
+    base = port(lab).window.base
+    map_page(lab, base)
+    accept(lab, base)
+    assert lab.guest("one", STORE, LOAD, LOAD) == (None, 7, 7)
+    port(lab).seen.clear()
+    give_back(lab, base)
+    assert fault(lab, LOAD).kind is op.FaultKind.RMP_FAULT

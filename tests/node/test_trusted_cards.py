@@ -32,12 +32,13 @@ from node.device_table import ENTRY_BYTES
 from node.iommu_commands import invalidate_device
 from node.iommu_driver import DEVICE_TABLE
 from node.iommu_events import EventCode
+from node.physical_slots import PhysicalSlots
 from node.platform import Platform, Protection
 from psp.system_bus import PAGE_BYTES, RmpEntry
 from tio.gpu import GpuCommand, GpuOpcode, GpuRegister, GpuStatus
-from tio.ide import IdeTlp, Packet, StreamState, Tlp, Way
+from tio.ide import IdeTlp, Packet, StreamState, Tlp, Way, memory_write
 from tio.pci import Register
-from tio.tdisp import Tampering, TdiState
+from tio.tdisp import LockFlags, Tampering, TdiState
 
 CANARY = b"a tenant's canary that its host may not see: " * 2
 COPY_IN, COPY_OUT = GpuCommand(GpuOpcode.COPY_IN, 1, DATA, 0, 90), GpuCommand(GpuOpcode.COPY_OUT, 2, 0, DATA + 512, 90)
@@ -76,6 +77,12 @@ def test_a_gpu_works_in_private_memory_and_neither_host_nor_link_learns_what() -
     assert all(isinstance(packet, IdeTlp) for _, packet in seen)
     for octets in (*host_saw, b"".join([packet.payload for _, packet in seen])):
         assert CANARY[:16] not in octets
+
+
+def test_it_finds_what_is_in_the_caches_and_leaves_nothing_old_there() -> None:
+    lab = running(Platform(cards=CARDS, caches=True))
+    assert work(lab)
+    assert work(lab)
 
 
 def test_without_a_lock_the_canary_is_on_the_link_and_in_shared_memory() -> None:
@@ -121,13 +128,14 @@ def test_the_host_reaches_no_register_of_a_gpu_that_runs(one: type) -> None:
     assert lab.host(op.RmpUpdate(at // PAGE_BYTES * PAGE_BYTES, PAGE_BYTES, RmpEntry())) == (0,)
     lab.host(op.MmioWrite(at, 0))
     assert lab.host(op.MmioRead(at)) == ((1 << 64) - 1,)
-    assert filled(lab).card.function.refused == 2 + (one is op.MmioRead)
     (found,) = lab.guest("one", store(GpuRegister.DOORBELL, 1))
     assert isinstance(found, op.Fault)
     assert found.kind is op.FaultKind.RMP_FAULT
 
 
-@pytest.mark.parametrize("changed", ["unmapped", "entry of the device", "page taken", "page of another", "not readable"])
+@pytest.mark.parametrize(
+    "changed", ["unmapped", "entry of the device", "page taken", "page of another", "not readable"]
+)
 def test_whatever_the_host_changes_under_dma_fences_the_guest_and_nothing_is_lost_unseen(changed: str) -> None:
     lab = running()
     assert work(lab)
@@ -189,7 +197,7 @@ def test_after_unbind_nothing_of_the_gpu_s_arrives() -> None:
     ("act", "why"),
     [
         (op.ConfigWrite(GPU.requester, Register.COMMAND, 0, 2), Tampering.MEMORY_SPACE),
-        (op.ConfigWrite(GPU.requester, 0x10, 0), Tampering.BAR),
+        (op.ConfigWrite(GPU.requester, 0x10, 1 << 20), Tampering.BAR),
         (op.ConfigWrite(GPU.requester, Register.DEVICE_CONTROL, 1 << 15, 2), Tampering.FUNCTION_RESET),
     ],
 )
@@ -218,7 +226,9 @@ def repeated(way: Way, packet: Packet) -> list[Packet]:
     return [packet, packet] if way is Way.DOWN else [packet]
 
 
-@pytest.mark.parametrize(("name", "missing"), [("altered", Protection.IDE_MAC), ("repeated", Protection.IDE_PACKET_NUMBER)])
+@pytest.mark.parametrize(
+    ("name", "missing"), [("altered", Protection.IDE_MAC), ("repeated", Protection.IDE_PACKET_NUMBER)]
+)
 def test_what_is_altered_or_repeated_on_the_link_passes_only_without_what_stops_it(
     name: str, missing: Protection
 ) -> None:
@@ -246,3 +256,51 @@ def test_a_platform_hands_its_settings_to_both_ends_of_every_link() -> None:
     lab = running(Platform(cards=CARDS, disabled=frozenset({Protection.IDE_MAC})))
     for port in (filled(lab).root_port.port, filled(lab).card.port):
         assert not port.streams[STREAM].settings.checks_macs
+
+
+# The card itself.
+
+
+@pytest.mark.parametrize(("flags", "state"), [(0, TdiState.RUN), (LockFlags.NO_FW_UPDATE, TdiState.ERROR)])
+def test_firmware_that_changes_under_a_lock_ends_the_trust_only_if_the_lock_says_so(
+    flags: int, state: TdiState
+) -> None:
+    """Row 73."""
+    lab = running(flags=flags)
+    assert lab.host(op.CardUpdate(GPU.port, "1.1", 2)) == (None,)
+    assert filled(lab).card.tdi.state is state
+    assert work(lab) is (state is TdiState.RUN)
+    assert lab.host(op.CardUpdate(31, "1.1", 2)) == (None,)
+
+
+@pytest.mark.parametrize("act", ["swap", "pull"])
+def test_another_card_in_the_slot_has_no_keys_and_gets_nothing(act: str) -> None:
+    """Row 72: whoever stands there now is asked nothing and answers nothing that would be believed."""
+    lab = running()
+    assert work(lab)
+    assert lab.board.root_complex is not None
+    hands = PhysicalSlots(lab.board.root_complex, lab.board.slots)
+    before = filled(lab).card
+    if act == "swap":
+        hands.swap(GPU.port, replace(GPU, serial="9999"))
+        assert filled(lab).card.identity != before.identity
+    else:
+        hands.pull(GPU.port)
+        assert lab.host(op.ConfigRead(GPU.requester, 0)) == (0xFFFF_FFFF,)
+    memory = lab.board.dram.read(GUEST_SPA, 1 << 16)
+    assert lab.guest("one", op.MmioLoad(MMIO_GPA + GpuRegister.STATUS, private=True)) == (0xFFFF_FFFF,)
+    lab.guest("one", store(GpuRegister.DOORBELL, 4))
+    assert lab.board.dram.read(GUEST_SPA, 1 << 16) == memory
+
+
+def test_what_somebody_injects_in_the_clear_reaches_no_memory_of_the_guest() -> None:
+    lab = running()
+    assert lab.board.root_complex is not None
+    hands = PhysicalSlots(lab.board.root_complex, lab.board.slots)
+    before = lab.board.dram.read(GUEST_SPA + DATA, 64)
+    hands.inject(GPU.port, Way.UP, [memory_write(GPU.requester, DATA, b"x" * 64)])
+    lab.guest("one", op.MmioLoad(MMIO_GPA + GpuRegister.STATUS, private=True))
+    assert lab.board.dram.read(GUEST_SPA + DATA, 64) == before
+    assert filled(lab).root_port.port.streams[STREAM].state is StreamState.INSECURE
+    with pytest.raises(KeyError):
+        hands.inject(30, Way.UP, [])

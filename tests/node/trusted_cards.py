@@ -114,10 +114,12 @@ def give_keys(slot: FilledSlot, key_set: int = 0) -> None:
         port.streams[STREAM].enable()
 
 
-def firmware_runs(lab: Laboratory, slot: CardSlot = GPU, asid: int = 1, entry: SecureDeviceEntry = ALLOWED) -> None:
+def firmware_runs(
+    lab: Laboratory, slot: CardSlot = GPU, asid: int = 1, entry: SecureDeviceEntry = ALLOWED, flags: int = 0
+) -> None:
     """The TSM locks, binds and starts the TDI, and takes the guest's entry."""
     there, bus, interface = filled(lab, slot), trusted_io(lab), InterfaceId(slot.requester)
-    nonce = tdisp(there, requester.lock_interface(interface, LockRequest(0, STREAM)))
+    nonce = tdisp(there, requester.lock_interface(interface, LockRequest(flags, STREAM)))
     bus.bind(slot.requester, TdiBinding(asid, DEVICE_ID, frozenset({STREAM})))
     tdisp(there, requester.start_interface(interface, nonce))
     bus.start(slot.requester)
@@ -132,13 +134,13 @@ def guest_accepts(lab: Laboratory, slot: CardSlot = GPU, vm: str = "one", asid: 
     lab.board.bus.rmp_set(spa, replace(lab.board.bus.rmp_entry(spa), validated=True))
 
 
-def running(platform: Platform | None = None) -> Laboratory:
+def running(platform: Platform | None = None, flags: int = 0) -> Laboratory:
     """Guest one owns the pages of its driver, and its GPU runs."""
     lab = laboratory("Turin", platform or Platform(cards=CARDS))
     for gpa in (RING, FENCE, DATA):
         give(lab, page_of(gpa), offset=gpa)
     host_sets_up(lab)
-    firmware_runs(lab)
+    firmware_runs(lab, flags=flags)
     guest_accepts(lab)
     return lab
 
