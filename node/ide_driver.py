@@ -31,14 +31,14 @@ def associate(function: Function, stream_id: int) -> Task:
     asks for itself.
     """
     window = function.port
-    block = yield from _block(window.port)
+    block = yield from _block(window.requester)
     words = requester_words(function.requester, function.requester | 0xFF)
     addresses = address_words(window.base, window.base + window.length - 1)
     yield (
-        op.ConfigWrite(window.port, block + BlockRegister.CONTROL, _control(stream_id, enable=False)),
-        *[op.ConfigWrite(window.port, block + BlockRegister.RID_1 + 4 * at, word) for at, word in enumerate(words)],
+        op.ConfigWrite(window.requester, block + BlockRegister.CONTROL, _control(stream_id, enable=False)),
+        *[op.ConfigWrite(window.requester, block + BlockRegister.RID_1 + 4 * at, word) for at, word in enumerate(words)],
         *[
-            op.ConfigWrite(window.port, block + BlockRegister.ADDRESS_1 + 4 * at, word)
+            op.ConfigWrite(window.requester, block + BlockRegister.ADDRESS_1 + 4 * at, word)
             for at, word in enumerate(addresses)
         ],
     )
@@ -48,7 +48,7 @@ def associate(function: Function, stream_id: int) -> Task:
 
 def enable_streams(function: Function, stream_id: int) -> Task:
     """Enable a stream that has its keys, at both ends."""
-    for requester in (function.port.port, function.requester):
+    for requester in (function.port.requester, function.requester):
         block = yield from _block(requester)
         yield (op.ConfigWrite(requester, block + BlockRegister.CONTROL, _control(stream_id, enable=True)),)
 

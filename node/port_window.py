@@ -14,6 +14,11 @@ class PortWindow:
     length: int
 
     @property
+    def requester(self) -> int:
+        """Of the port itself, which is device ``port`` of bus 0."""
+        return self.port << 3
+
+    @property
     def card(self) -> int:
         """Requester id of the first function behind it: the card is on the bus after the port's number."""
         return self.port + 1 << 8

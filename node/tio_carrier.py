@@ -80,6 +80,8 @@ class TioCarrier:
         self._scratch = data_page(scratch)
         self._output = yield from self._lent(OUTPUT_PAGES)
         self._response = yield from self._listed(self._memory.take(RESPONSE_PAGES))
+        empty = BufferHeader(capacity=RESPONSE_PAGES * PAGE_BYTES).pack()
+        yield (op.HostWrite(self._response.pages[0], empty),)
 
     def close(self) -> Task:
         """Give them back."""

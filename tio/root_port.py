@@ -134,15 +134,21 @@ class RootPort:
             self._down(self.port.send([packet], tee=tee))
 
     def configuration_read(self, requester: int, offset: int, width: int = 4) -> int:
-        """A register of function ``requester`` of the card; ones where there is none, or it is no register."""
+        """A register of the port's own, or of function ``requester`` of the card; ones where there is none."""
         if not _is_register(offset, width):
             return (1 << 8 * width) - 1
+        if requester == self.requester_id:
+            return self.space.read(offset, width)
         return _value(self._asked([partial(configuration_read, self.requester_id, requester, offset, width)]), width)
 
     def configuration_write(self, requester: int, offset: int, value: int, width: int = 4) -> None:
-        """Store to a register of function ``requester`` of the card."""
-        if _is_register(offset, width):
-            value &= (1 << 8 * width) - 1
+        """Store to a register of the port's own, or of function ``requester`` of the card."""
+        if not _is_register(offset, width):
+            return
+        value &= (1 << 8 * width) - 1
+        if requester == self.requester_id:
+            self.space.write(offset, value, width)
+        else:
             self._asked([partial(configuration_write, self.requester_id, requester, offset, value, width)])
 
     # What firmware does with keys.
