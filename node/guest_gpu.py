@@ -23,8 +23,8 @@ from tio.gpu import COMMAND_BYTES, FENCE_BYTES, REGISTER_BAR, GpuCommand, GpuOpc
 
 ENTRIES = 16
 PRIVATE_BYTES = 3 * 4096
-SHARED_BYTES = 2 * 4096 + MOST_MAPPED_BYTES
-"""Bounce buffers that it needs."""
+SHARED_BYTES = 2 * 4096
+"""Bounce buffers that it needs as long as it works, beside those of one request."""
 _PAGE_BYTES = 4096
 _FENCE, _BOOKS = 1 * _PAGE_BYTES, 2 * _PAGE_BYTES
 _BOOK = struct.Struct("<QII")

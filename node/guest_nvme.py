@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 from node.device_window import DeviceSilent, DeviceWindow
 from node.operations import Fault, Read, Write
-from node.swiotlb import MOST_MAPPED_BYTES, BounceArea, BounceFault, Steps
+from node.swiotlb import BounceArea, BounceFault, Steps
 from tio.nvme_format import (
     CQE_BYTES,
     CSTS_FATAL,
@@ -40,7 +40,8 @@ from tio.nvme_format import (
 REGISTER_BAR = 0
 BLOCK_BYTES = 512
 PRIVATE_BYTES = 7 * PAGE_BYTES
-SHARED_BYTES = 6 * PAGE_BYTES + MOST_MAPPED_BYTES
+SHARED_BYTES = 6 * PAGE_BYTES
+"""Bounce buffers that it needs as long as it works, beside those of one request."""
 MOST_BLOCKS = 64 << 10 >> 9
 """Of one command: 64 KiB, which every disk takes; a longer request is cut."""
 _ADMIN, _IO = 0, 1

@@ -36,7 +36,10 @@ def associate(function: Function, stream_id: int) -> Task:
     addresses = address_words(window.base, window.base + window.length - 1)
     yield (
         op.ConfigWrite(window.requester, block + BlockRegister.CONTROL, _control(stream_id, enable=False)),
-        *[op.ConfigWrite(window.requester, block + BlockRegister.RID_1 + 4 * at, word) for at, word in enumerate(words)],
+        *[
+            op.ConfigWrite(window.requester, block + BlockRegister.RID_1 + 4 * at, word)
+            for at, word in enumerate(words)
+        ],
         *[
             op.ConfigWrite(window.requester, block + BlockRegister.ADDRESS_1 + 4 * at, word)
             for at, word in enumerate(addresses)

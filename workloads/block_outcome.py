@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from node.device_policy import DeviceUntrusted
 from node.device_window import DeviceSilent
-from node.ghcb_page import GhcbUntrusted
 from node.guest_gpu import GpuUntrusted
-from node.guest_messages import MessageRefused
 from node.guest_nic import NicUntrusted
 from node.guest_nvme import NvmeUntrusted
-from node.guest_tdi import TdiRefused
 from node.operations import Answer, Fault, Shutdown
 from node.program import Block
 from node.swiotlb import BounceBuffersFull, BounceFault
@@ -27,10 +23,6 @@ UNTRUSTED = Shutdown(4)
 """A device said what no device of its kind does, or nothing."""
 
 
-NOT_TRUSTED = Shutdown(6)
-"""A device that was to be trusted is not what it must be, or nobody let the guest have it."""
-
-
 def with_devices(block: Block) -> Block:
     """A block that uses drivers; what they raise ends the VM."""
     try:
@@ -39,8 +31,6 @@ def with_devices(block: Block) -> Block:
         return FAULTED
     except (NicUntrusted, NvmeUntrusted, GpuUntrusted, DeviceSilent):
         return UNTRUSTED
-    except (DeviceUntrusted, TdiRefused, MessageRefused, GhcbUntrusted):
-        return NOT_TRUSTED
 
 
 def faulted(answers: tuple[Answer, ...]) -> bool:

@@ -15,33 +15,37 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from node.device_policy import DeviceUntrusted
 from node.device_window import DeviceWindow
+from node.ghcb_page import GhcbUntrusted
 from node.guest_gpu import PRIVATE_BYTES as GPU_BYTES
 from node.guest_gpu import SHARED_BYTES as GPU_SHARED_BYTES
 from node.guest_gpu import GuestGpu
-from node.guest_messages import GuestMessages
+from node.guest_messages import GuestMessages, MessageRefused
 from node.guest_nvme import BLOCK_BYTES, GuestNvme
 from node.guest_nvme import PRIVATE_BYTES as NVME_BYTES
 from node.guest_nvme import SHARED_BYTES as NVME_SHARED_BYTES
 from node.guest_tdi import SHARED_BYTES as TDI_SHARED_BYTES
-from node.guest_tdi import GuestTdi
-from node.operations import Answer, GuestOperation, Read, Sleep, Write
+from node.guest_tdi import GuestTdi, TdiRefused
+from node.operations import Answer, GuestOperation, Read, Shutdown, Sleep, Write
 from node.program import Block, Demand, Placement, ProgramSpec, Registers
-from node.swiotlb import BounceArea, Steps
+from node.swiotlb import MOST_MAPPED_BYTES, BounceArea, Steps
 from tio.device_identity import CardKind
 from tio.tdisp.report import InterfaceReport, parse_report
-from workloads.block_outcome import FAULTED, NOT_TRUSTED, WRONG_ANSWER, faulted, with_devices
+from workloads.block_outcome import FAULTED, WRONG_ANSWER, faulted, with_devices
 from workloads.device_policies import policy_for
 from workloads.keyed_content import KeyedContent
 from workloads.parameters import PAGE_BYTES, check_placement, parameters_from, whole
 
+NOT_TRUSTED = Shutdown(6)
+"""A device that was to be trusted is not what it must be, or nobody let the guest have it."""
 OPEN_RIP, ATTACH_RIP, WORK_RIP, DETACH_RIP = 0x40_0000, 0x40_1000, 0x40_2000, 0x40_3000
 SCRATCH_BYTES = 1 << 20
 """Private memory for a round's data: what goes out, and what comes back."""
 DEVICE_BYTES = NVME_BYTES + GPU_BYTES + PAGE_BYTES
 """Private memory for each device: its driver's, and the report of its interface."""
 MOST_DEVICES = 4
-_SHARED_BYTES = TDI_SHARED_BYTES + 2 * (NVME_SHARED_BYTES + GPU_SHARED_BYTES)
+_SHARED_BYTES = TDI_SHARED_BYTES + MOST_DEVICES * max(NVME_SHARED_BYTES, GPU_SHARED_BYTES) + MOST_MAPPED_BYTES
 _LENGTH = struct.Struct("<I")
 _REST = Sleep(3_600_000_000_000)
 _WORD = np.dtype("<i4")
@@ -257,4 +261,11 @@ _JOBS: Mapping[CardKind, Job] = {
 
 
 def _ending(step: Callable[[Registers], Block]) -> Callable[[Registers], Block]:
-    return lambda registers: with_devices(step(registers))
+    return lambda registers: with_devices(_trusting(step(registers)))
+
+
+def _trusting(block: Block) -> Block:
+    try:
+        return (yield from block)
+    except (DeviceUntrusted, TdiRefused, MessageRefused, GhcbUntrusted):
+        return NOT_TRUSTED
