@@ -14,7 +14,8 @@ from tio.completer import Completer
 from tio.device_identity import CardKind, DeviceIdentity, Firmware, device_identity, measured
 from tio.device_security_module import DeviceSecurityModule
 from tio.doe import DataObject, ObjectType, parse_data_object
-from tio.ide import IdePort, IdeStream, KeyResponder, Packet, PortRegisters, StreamSettings, WriteRun
+from tio.ide import IdePort, IdeStream, KeyResponder, Packet, PortRegisters, WriteRun
+from tio.ide.capability import IdeCapability
 from tio.pci import Command, ConfigurationSpace, Device, DoeMailbox, Identity, MsixPlace, PciFunction, Region, Register
 from tio.spdm import PCI_DOE, Binding, Personality, Responder, ResponderSettings
 from tio.spdm.connection_messages import PCI_SIG_STANDARD, PCI_SIG_VENDOR, VendorDefinedRequest
@@ -28,6 +29,7 @@ _DEVICES = {
     CardKind.NVME: Identity(_VENDOR, 0x5E03, 0x01_0802),
 }
 _REGISTER_BYTES, _MSIX_BYTES, _VECTORS = 0x4000, 0x2000, 16
+_STREAM_BLOCKS = 4
 _BARS = {0: _REGISTER_BYTES, 4: _MSIX_BYTES}
 _MEMORY_BAR, _BAR_OFFSET = 2, 0x10
 STREAM_PORT = 1
@@ -63,7 +65,13 @@ class Card:
         bars = _BARS | ({_MEMORY_BAR: memory_bytes} if memory_bytes else {})
         msix = MsixPlace(_VECTORS, 4, 0, 0x1000)
         self.mailbox = DoeMailbox((ObjectType.CMA_SPDM, ObjectType.SECURED_CMA_SPDM), self._exchanged)
-        self.space = ConfigurationSpace(_DEVICES[kind], bars, tee_io=True, msix=msix, extended=(self.mailbox,))
+        self.port = IdePort()
+        self.ide = IdeCapability(self.port, max(_STREAM_BLOCKS, len(streams)), is_device=True)
+        self.ide.tampered = self._stream_touched
+        for number, stream_id in enumerate(streams):
+            self.ide.set_up(number, stream_id)
+        extended = (self.mailbox, self.ide)
+        self.space = ConfigurationSpace(_DEVICES[kind], bars, tee_io=True, msix=msix, extended=extended)
         regions = [
             Region(0, 0, _REGISTER_BYTES),
             Region(4, 0, 0x1000, RangeAttributes.MSIX_TABLE),
@@ -73,14 +81,15 @@ class Card:
             regions.append(Region(_MEMORY_BAR, 0, memory_bytes))
         self.function = PciFunction(self.space, device, regions, kind.value.encode(), requester_id)
         self.tdi = self.function.tdi = Tdi(self.function, random)
-        self.port = IdePort()
         self._link = CardLink(self.port, Completer({requester_id & 0xFF: self.function}))
         if dma is not None:
             dma.attach(self._link, self.function)
-        for stream_id in streams:
-            self.port.streams[stream_id] = IdeStream(stream_id, StreamSettings(tee_limited=True))
-        place = PortRegisters(requester_id & 0xFF, requester_id >> 8)
-        keys = KeyResponder({0: (place, IdePort()), STREAM_PORT: (place, self.port)})
+        place = requester_id & 0xFF, requester_id >> 8
+        ports = {
+            0: (PortRegisters(*place), IdePort()),
+            STREAM_PORT: (PortRegisters(*place, registers=self.ide.dump), self.port),
+        }
+        keys = KeyResponder(ports)
         tdis = TdispResponder({InterfaceId(requester_id): self.tdi}, keys, self.port.streams, STREAM_PORT)
         self.dsm = DeviceSecurityModule(keys, tdis)
         self._random = random
@@ -132,6 +141,12 @@ class Card:
         older = firmware.security_version < self.firmware.security_version
         self.firmware = firmware
         self.tdi.tamper(Tampering.SVN_ROLLBACK if older else Tampering.FIRMWARE_UPDATE)
+
+    def _stream_touched(self, stream: IdeStream) -> None:
+        """The host is about to change how a stream is set up: locks that hold it break."""
+        lock = self.tdi.lock
+        if lock is not None and lock.stream is stream:
+            self.tdi.tamper(Tampering.IDE_CONTROL)
 
     def _vendor_defined(self, session_id: int | None, request: VendorDefinedRequest) -> bytes | None:
         if (request.standard, request.vendor) != (PCI_SIG_STANDARD, PCI_SIG_VENDOR):

@@ -34,6 +34,7 @@ from tio.ide import (
     Way,
     WriteRun,
 )
+from tio.ide.capability import IdeCapability
 from tio.ide.requests import (
     completions,
     configuration_read,
@@ -44,7 +45,11 @@ from tio.ide.requests import (
     write_bytes,
     written,
 )
+from tio.pci import ConfigurationSpace, Identity
 
+_IDENTITY = Identity(0x1022, 0x5EFF, 0x06_0400)
+"""AMD's; which device is the laboratory's to say."""
+_STREAM_BLOCKS = 8
 _MOST_ROUNDS = 8
 """How often packets go down and up for one request: answers to what somebody injects bring no more of it."""
 
@@ -69,14 +74,26 @@ class Plugged(Protocol):
 
 
 class RootPort:
-    """Port ``number``, whose own requester id is device ``number`` on bus 0."""
+    """Port ``number``, whose own requester id is device ``number`` on bus 0; ``space`` is its configuration space.
+
+    ``tag_fence`` is ``IdePort``'s, ``reorder_check`` ``StreamSettings``'.
+    """
 
     def __init__(
-        self, number: int, link: Link, memory: Memory, *, most_payload_bytes: int = 256, port: IdePort | None = None
+        self,
+        number: int,
+        link: Link,
+        memory: Memory,
+        *,
+        most_payload_bytes: int = 256,
+        tag_fence: bool = False,
+        reorder_check: bool = False,
     ) -> None:
         self.number = number
         self.link = link
-        self.port = port or IdePort()
+        self.port = IdePort(tag_fence=tag_fence)
+        self.ide = IdeCapability(self.port, _STREAM_BLOCKS, reorder_check=reorder_check)
+        self.space = ConfigurationSpace(_IDENTITY, {}, extended=(self.ide,), root_port=number)
         self.requester_id = (number & 0x1F) << 3
         self.refused_reads = 0
         self.refused_writes = 0
@@ -193,7 +210,7 @@ class RootPort:
                 self._write(one.requester, one.address, bytes(one.data), tee=True, stream_id=one.stream_id)
             elif not self._waiting.take(one):
                 down += self.port.send(self._served(one), tee=one.tee, answers_on=one.stream_id)
-        return down
+        return down + self.port.fail_messages(self.requester_id)
 
     def _served(self, arrived: Arrived) -> list[Tlp]:
         packet = arrived.packet

@@ -25,7 +25,8 @@ MOST_POSTED = 0xFF
 _NEAR = 64
 """How far from the next number a packet's may be where nobody compares them."""
 SYNC, FAIL = 0x54, 0x55
-"""Message codes of the laboratory: the specification's own were not at hand."""
+"""Message codes of the laboratory: the specification's own were not at hand. A Sync message is protected; one that a
+stream failed cannot be, for there are no keys any more."""
 
 
 class StreamState(Enum):
@@ -52,6 +53,18 @@ class Failure(Enum):
     PARTNER = "the partner says that it failed"
     SESSION = "the session that programmed its keys has ended"
     RESET = "conventional reset"
+
+
+FAILED_CHECKS = (
+    Failure.MAC,
+    Failure.ORDER,
+    Failure.TYPE,
+    Failure.KEY_SET,
+    Failure.AGGREGATE,
+    Failure.TEE_LIMITED,
+    Failure.UNPROTECTED,
+    Failure.OTHER_STREAM,
+)
 
 
 class IdeError(Exception):
@@ -140,6 +153,10 @@ class IdeStream:
         self.epoch = 0
         """How often the stream became Insecure: whoever relied on it learns that it is not the same any more."""
         self.enabled = False
+        self.fail_received = False
+        """The partner said that it failed; the host clears it."""
+        self.untold = False
+        """A check failed here that the partner was not told of."""
         self.misrouted = 0
         """Packets of other streams; dropped, and no reason to fail."""
         self.dropped = 0
@@ -203,6 +220,8 @@ class IdeStream:
         if self.state is StreamState.SECURE:
             self.failure = why
             self.epoch += 1
+            self.untold = why in FAILED_CHECKS
+        self.fail_received |= why is Failure.PARTNER
         self.state = StreamState.INSECURE
         self._keys.clear()
         self._senders = {one: _Sender() for one in SubStream}
@@ -377,8 +396,6 @@ class IdeStream:
         for prefix, packet in held:
             one = Tlp(packet.header, text[at : at + len(packet.payload)])
             at += len(packet.payload)
-            if one.kind is TlpKind.IDE_MESSAGE and one.header[7] == FAIL:
-                return out, Failure.PARTNER
             if is_sync(one):
                 self._synchronise(one)
             else:
@@ -420,6 +437,11 @@ class IdeStream:
         if self.state is StreamState.INSECURE or receiver.held:
             return None
         return receiver.key_set, self._keys[receiver.key_set, Direction.RX, sub_stream]
+
+
+def fail_message(requester: int, stream_id: int) -> Tlp:
+    """What a port tells its partner of a stream that failed."""
+    return message(requester, FAIL, stream_id)
 
 
 def is_sync(packet: Tlp) -> bool:
