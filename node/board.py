@@ -73,6 +73,7 @@ from psp.alias_check import AliasCheck
 from psp.firmware import SecurityProcessor
 from psp.guest_requests import GuestMessageSwitches
 from psp.system_bus import PAGE_BYTES
+from tio.ide import StreamChecks
 from tio.virtio_net import VirtioNet
 
 _VMPLS = 4
@@ -147,7 +148,12 @@ class Board:
         self.card_memory = CardMemory(self.iommu, self.trusted_dma)
         """Memory as cards in slots reach it, and the interrupts that they sent."""
         self.slots = FilledSlots(
-            self.card_memory, lambda purpose, counter, length: random.octets(name, purpose, counter, length)
+            self.card_memory,
+            lambda purpose, counter, length: random.octets(name, purpose, counter, length),
+            StreamChecks(
+                macs=Protection.IDE_MAC not in platform.disabled,
+                numbers=Protection.IDE_PACKET_NUMBER not in platform.disabled,
+            ),
         )
         self.root_complex: RootComplex | None = None
         """What leads to slots with cards; None on a board without any."""
