@@ -8,6 +8,7 @@ operation costs is said by ``operation_cost``.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator
 from dataclasses import replace
 
@@ -73,6 +74,7 @@ from psp.alias_check import AliasCheck
 from psp.firmware import SecurityProcessor
 from psp.guest_requests import GuestMessageSwitches
 from psp.system_bus import PAGE_BYTES
+from tio.ide import StreamChecks
 from tio.virtio_net import VirtioNet
 
 _VMPLS = 4
@@ -147,7 +149,12 @@ class Board:
         self.card_memory = CardMemory(self.iommu, self.trusted_dma)
         """Memory as cards in slots reach it, and the interrupts that they sent."""
         self.slots = FilledSlots(
-            self.card_memory, lambda purpose, counter, length: random.octets(name, purpose, counter, length)
+            self.card_memory,
+            lambda purpose, counter, length: random.octets(name, purpose, counter, length),
+            StreamChecks(
+                macs=Protection.IDE_MAC not in platform.disabled,
+                numbers=Protection.IDE_PACKET_NUMBER not in platform.disabled,
+            ),
         )
         self.root_complex: RootComplex | None = None
         """What leads to slots with cards; None on a board without any."""
@@ -167,6 +174,7 @@ class Board:
         )
         if self.trusted_dma is not None:
             self.bus.trusted_io = BoardTrustedIo(lambda: self.root_complex, self.trusted_dma)
+        self.bus.left_snp = self._leave_snp
         self.psp = SecurityProcessor(
             self.bus,
             lambda purpose, counter, length: random.octets(name, f"psp {purpose}", counter, length),
@@ -304,7 +312,12 @@ class Board:
             return
         self.snp_enabled = True
         layout = self.bus.rmp_layout()
-        if layout is None or layout == self.rmp.layout:
+        if layout is None:
+            return
+        if layout == self.rmp.layout:
+            if self.rmp.rests:
+                with contextlib.suppress(ValueError):  # As below.
+                    self.rmp.wake()
             return
         for spa, _ in self.rmp.layout.ranges():
             self.dram.let_go(spa)
@@ -316,6 +329,12 @@ class Board:
         if self.caches is not None:
             self.caches.place_rmp(layout)
         self.tables = self._table_host()
+
+    def _leave_snp(self) -> None:
+        """The security processor has cleared SNP_EN."""
+        self.snp_enabled = False
+        if self.rmp is not None:
+            self.rmp.rest()
 
     def _rmp_at(self, layout: RmpLayout) -> ReverseMapTable:
         under_key = self.platform.mode is HostMode.TSME or self.product.rmp.under_host_key

@@ -14,7 +14,7 @@ from tio.card import Card
 from tio.card_dma import CardDma
 from tio.device_identity import CardKind
 from tio.gpu import Gpu
-from tio.ide import Link
+from tio.ide import Link, StreamChecks
 from tio.loose_device import LooseDevice
 from tio.pci import Device
 from tio.root_port import RootPort
@@ -40,17 +40,18 @@ class FilledSlot:
 
 
 class FilledSlots:
-    """Fills slots of a board; ``by_port`` holds those that are."""
+    """Fills slots of a board; ``by_port`` holds those that are. ``checks`` are what both ends of links look at."""
 
-    def __init__(self, memory: CardMemory, draw: Draw) -> None:
+    def __init__(self, memory: CardMemory, draw: Draw, checks: StreamChecks) -> None:
         self.by_port: dict[int, FilledSlot] = {}
+        self._checks = checks
         self._memory = memory
         self._draw = draw
 
     def fill(self, window: MmioWindow) -> RootPort:
         """Make a slot's port with its card."""
         link = Link()
-        root_port = RootPort(window.slot.port, link, self._memory)
+        root_port = RootPort(window.slot.port, link, self._memory, checks=self._checks)
         self._plug(window, link, root_port, window.slot)
         _place_bars(root_port, window)
         return root_port
@@ -68,7 +69,7 @@ class FilledSlots:
         device = _DEVICES[slot.kind](slot, dma)
         card = Card(
             slot.kind, device, self._random(slot), serial=slot.serial, requester_id=slot.requester, dma=dma,
-            memory_bytes=slot.memory_bytes if slot.kind is CardKind.GPU else 0,
+            memory_bytes=slot.memory_bytes if slot.kind is CardKind.GPU else 0, checks=self._checks,
         )  # fmt: skip
         root_port.plug(card)
         self.by_port[slot.port] = FilledSlot(window, link, root_port, card, device, dma)

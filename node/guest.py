@@ -44,6 +44,8 @@ class GuestSpec:
     kernel: KernelSettings = CAREFUL
     owned: bool = False
     """Somebody outside is its owner, and takes part in its launch if it is of SEV or SEV-ES."""
+    sev_policy: int = 0
+    """Bits of its policy beyond NODBG and ES, if it is of SEV or SEV-ES."""
     devices: tuple[CardKind, ...] = ()
     """Cards of its host's that it is given."""
     machine: MachineSpec = field(init=False, repr=False, compare=False)
@@ -52,7 +54,7 @@ class GuestSpec:
     def __post_init__(self) -> None:
         machine = MachineSpec(
             self.name, self.generation, self.vcpus, self.memory_bytes, self.firmware, self.sev_features,
-            self.svsm, self.owned, self.devices,
+            self.svsm, self.owned, self.sev_policy, self.devices,
         )
         object.__setattr__(self, "machine", machine)
 

@@ -22,13 +22,16 @@ Shows = Callable[[str, Iterable[Piece]], Task]
 
 def change_page_state(vm: str, record: LaunchedVm, change: op.PageStateChange, shows: Shows) -> Reply:
     """Reassign pages in the RMP. Returns 0, or 1 if refused."""
-    if not CAPABILITIES[record.generation].rmp:
+    if not CAPABILITIES[record.generation].key_per_vm:
         return 0
     if (change.gpa | change.length) % PAGE_BYTES or change.length <= 0:
         return 1
     backing = record.behind(change.gpa, change.length)
     if sum(length for _, _, length in backing) != change.length:
         return 1  # Before anything changes: the range is not all memory of this guest.
+    if not CAPABILITIES[record.generation].rmp:
+        record.shared.change(change.gpa, change.length, shared=change.shared)
+        return 0
     for first, spa, length in backing:
         for start, size, large in record.pieces(spa, length):
             gpa = first + start - spa

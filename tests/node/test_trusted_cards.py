@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -36,7 +37,8 @@ from node.physical_slots import PhysicalSlots
 from node.platform import Platform, Protection
 from psp.system_bus import PAGE_BYTES, RmpEntry
 from tio.gpu import GpuCommand, GpuOpcode, GpuRegister, GpuStatus
-from tio.ide import IdeTlp, Packet, StreamState, Tlp, Way, memory_write
+from tio.ide import IdeTlp, Packet, StreamChecks, StreamState, Tlp, Way, memory_write
+from tio.ide.link import Tap
 from tio.pci import Register
 from tio.tdisp import LockFlags, Tampering, TdiState
 
@@ -215,32 +217,47 @@ def test_what_the_host_changes_after_the_lock_ends_the_trust(act: op.HypervisorO
 # The link.
 
 
-def altered(way: Way, packet: Packet) -> list[Packet]:
-    """A payload that goes down, with one bit turned."""
-    if way is Way.DOWN and isinstance(packet, IdeTlp) and packet.payload:
-        return [replace(packet, payload=bytes([packet.payload[0] ^ 1]) + packet.payload[1:])]
-    return [packet]
+def altered() -> Tap:
+    """Turn the lowest bit of every payload that goes down."""
+
+    def tap(way: Way, packet: Packet) -> list[Packet]:
+        if way is Way.DOWN and isinstance(packet, IdeTlp) and packet.payload:
+            return [replace(packet, payload=bytes([packet.payload[0] ^ 1]) + packet.payload[1:])]
+        return [packet]
+
+    return tap
 
 
-def repeated(way: Way, packet: Packet) -> list[Packet]:
-    return [packet, packet] if way is Way.DOWN else [packet]
+def repeated() -> Tap:
+    """Have the first that goes down come once more before the third."""
+    first: list[Packet] = []
+
+    def tap(way: Way, packet: Packet) -> list[Packet]:
+        if way is Way.DOWN:
+            first.append(packet)
+        return [first[0], packet] if way is Way.DOWN and len(first) == 3 else [packet]
+
+    return tap
 
 
 @pytest.mark.parametrize(
-    ("name", "missing"), [("altered", Protection.IDE_MAC), ("repeated", Protection.IDE_PACKET_NUMBER)]
+    ("tap", "wanted", "missing"),
+    [(altered, 0x5001, Protection.IDE_MAC), (repeated, 0x4000, Protection.IDE_PACKET_NUMBER)],
 )
-def test_what_is_altered_or_repeated_on_the_link_passes_only_without_what_stops_it(
-    name: str, missing: Protection
+def test_what_is_altered_or_repeated_on_the_link_gets_through_only_without_what_stops_it(
+    tap: Callable[[], Tap], wanted: int, missing: Protection
 ) -> None:
-    """Row 76, and the knock-outs: each flips its own and no other."""
-    tap = {"altered": altered, "repeated": repeated}[name]
+    """Row 76, and the knock-outs: each flips its own and no other. The guest sets its ring to 0x4000, then 0x5000."""
     for off in (None, Protection.IDE_MAC, Protection.IDE_PACKET_NUMBER, Protection.SECURE_DEVICE_ENTRY):
         lab = running(Platform(cards=CARDS, disabled=frozenset() if off is None else frozenset({off})))
         slot = filled(lab)
-        slot.link.tap = tap
-        lab.guest("one", store(GpuRegister.RING_BASE, 0x1000, 8))
-        stream = slot.card.port.streams[STREAM]
-        assert (stream.state is StreamState.SECURE) is (off is missing), off
+        slot.link.tap = tap()
+        lab.guest("one", store(GpuRegister.RING_BASE, 0x4000, 8), store(GpuRegister.RING_BASE, 0x5000, 8))
+        lab.guest("one", op.MmioLoad(MMIO_GPA + GpuRegister.STATUS, private=True))
+        ring = slot.device.load(0, GpuRegister.RING_BASE, 8)
+        assert (ring == wanted) is (off is missing), off
+        if off in (None, Protection.SECURE_DEVICE_ENTRY):
+            assert slot.card.port.streams[STREAM].state is StreamState.INSECURE
 
 
 def test_without_secure_entries_a_gpu_that_was_unbound_still_reaches_its_guest() -> None:
@@ -255,7 +272,7 @@ def test_without_secure_entries_a_gpu_that_was_unbound_still_reaches_its_guest()
 def test_a_platform_hands_its_settings_to_both_ends_of_every_link() -> None:
     lab = running(Platform(cards=CARDS, disabled=frozenset({Protection.IDE_MAC})))
     for port in (filled(lab).root_port.port, filled(lab).card.port):
-        assert not port.streams[STREAM].settings.checks_macs
+        assert port.streams[STREAM].checks == StreamChecks(macs=False)
 
 
 # The card itself.
@@ -301,6 +318,8 @@ def test_what_somebody_injects_in_the_clear_reaches_no_memory_of_the_guest() -> 
     hands.inject(GPU.port, Way.UP, [memory_write(GPU.requester, DATA, b"x" * 64)])
     lab.guest("one", op.MmioLoad(MMIO_GPA + GpuRegister.STATUS, private=True))
     assert lab.board.dram.read(GUEST_SPA + DATA, 64) == before
-    assert filled(lab).root_port.port.streams[STREAM].state is StreamState.INSECURE
+    # To a stream for trusted packets it does not belong: it is a request like that of any other device.
+    assert filled(lab).root_port.port.streams[STREAM].state is StreamState.SECURE
+    assert [one.code for one in events(lab.board)] == [EventCode.RMP_PAGE_FAULT]
     with pytest.raises(KeyError):
         hands.inject(30, Way.UP, [])

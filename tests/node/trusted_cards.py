@@ -26,8 +26,9 @@ from tio.card import STREAM_PORT
 from tio.device_identity import CardKind
 from tio.device_security_module import ProtocolId
 from tio.gpu import GpuCommand, GpuRegister
-from tio.ide import Association, Direction, IdeStream, SubStream
+from tio.ide import Direction, SubStream
 from tio.ide import key_programmer as keys
+from tio.ide.capability import BlockRegister, StreamControl, address_words, control_word, requester_words
 from tio.ide.keys import FIRST_INVOCATION
 from tio.pci import Command, Register
 from tio.steps import carry
@@ -91,11 +92,41 @@ def host_sets_up(lab: Laboratory, slot: CardSlot = GPU) -> None:
     master = Command.MEMORY_SPACE | Command.BUS_MASTER
     lab.host(op.ConfigWrite(slot.requester, Register.COMMAND, master, 2))
     attach(lab, PAGES, slot)
-    window = there.window
-    for port in (there.root_port.port, there.card.port):
-        port.streams[STREAM] = IdeStream(STREAM, port.streams[STREAM].settings if STREAM in port.streams else None)
-        port.associations.append(Association(STREAM, (slot.requester,) * 2, ((window.base, window.end - 1),)))
+    set_up_streams(lab, slot)
     give_keys(there)
+    enable_streams(lab, slot)
+
+
+def ends(lab: Laboratory, slot: CardSlot = GPU) -> list[tuple[int, int]]:
+    """Both ends of a link: requester id, and where the first block of the IDE capability is."""
+    there = filled(lab, slot)
+    port, card = there.root_port, there.card
+    return [
+        (slot.root_port, port.space.extended_at(port.ide) + port.ide.block_at(0)),
+        (slot.requester, card.space.extended_at(card.ide) + card.ide.block_at(0)),
+    ]
+
+
+def set_up_streams(lab: Laboratory, slot: CardSlot = GPU) -> None:
+    """A host's stores: a stream for everything between the port and its card, not enabled yet."""
+    window = filled(lab, slot).window
+    for function, at in ends(lab, slot):
+        stores = {
+            BlockRegister.CONTROL: control_word(STREAM, tee_limited=True, aggregation=8, default=True),
+        }
+        stores[BlockRegister.RID_1], stores[BlockRegister.RID_2] = requester_words(slot.requester, slot.requester)
+        if function == slot.root_port:
+            words = address_words(window.base, window.end - 1)
+            stores |= {BlockRegister.ADDRESS_1 + 4 * at: word for at, word in enumerate(words)}
+        lab.host(*[op.ConfigWrite(function, at + register, value) for register, value in stores.items()])
+
+
+def enable_streams(lab: Laboratory, slot: CardSlot = GPU) -> None:
+    """Enable it at both ends."""
+    for function, at in ends(lab, slot):
+        (control,) = lab.host(op.ConfigRead(function, at + BlockRegister.CONTROL))
+        assert isinstance(control, int)
+        lab.host(op.ConfigWrite(function, at + BlockRegister.CONTROL, control | StreamControl.ENABLE))
 
 
 def give_keys(slot: FilledSlot, key_set: int = 0) -> None:
@@ -110,8 +141,6 @@ def give_keys(slot: FilledSlot, key_set: int = 0) -> None:
     ide_km(slot, keys.start_keys(STREAM_PORT, STREAM, key_set))
     for way, sub in some:
         root.go(STREAM, key_set, way, sub)
-    for port in (root.port, slot.card.port):
-        port.streams[STREAM].enable()
 
 
 def firmware_runs(
