@@ -82,6 +82,7 @@ class Card:
         self.function = PciFunction(self.space, device, regions, kind.value.encode(), requester_id)
         self.tdi = self.function.tdi = Tdi(self.function, random)
         self._link = CardLink(self.port, Completer({requester_id & 0xFF: self.function}))
+        self.dma = dma
         if dma is not None:
             dma.attach(self._link, self.function)
         place = requester_id & 0xFF, requester_id >> 8
