@@ -50,7 +50,7 @@ class LiveMigrations:
     wire: Wire = lambda _, frames: frames
     card_flow_ended: Callable[[str, int], None] = lambda _, __: None
     """Whom to tell of the end of a flow of guests' frames, named after the card that sent them."""
-    patience: Patience = Patience()
+    patience: Patience = field(default_factory=Patience)
     record: CommitRecord = field(default_factory=CommitRecord)
     all: list[Migration] = field(default_factory=list)
     _by_vm: dict[str, Migration] = field(default_factory=dict)

@@ -86,6 +86,7 @@ class Card:
         self._device = device
         self._completer = Completer({requester_id & 0xFF: self.function})
         self._link = CardLink(self.port, self._completer)
+        self.dma = dma
         if dma is not None:
             dma.attach(self._link, self.function)
         place = requester_id & 0xFF, requester_id >> 8

@@ -399,9 +399,7 @@ def test_interrupts_are_trusted_if_the_lock_holds_their_table() -> None:
     for flags, tee in ((LockFlags.LOCK_MSIX, True), (LockFlags(0), False)):
         slot = Slot()
         slot.give_keys()
-        slot.root.configuration_write(CARD, Register.MSIX_CONTROL, 1 << 15, 2)
-        for at, value in ((0, 0x8000), (4, 0), (8, 0xAB), (12, 0)):
-            slot.root.store(BARS[4] + at, value, 4, tee=False)
+        slot.set_vector(0, 0x8000, 0xAB)
         slot.run(flags)
         slot.memory.log.clear()
         assert slot.dma.interrupt(0)
