@@ -215,7 +215,11 @@ class DeviceCommands:
         return result(ObjectId.MEASUREMENTS, device, evidence)
 
     def roll_key(self, order: buffers.DeviceOrder) -> None:
-        """TIO_ROLL_KEY: every stream gets the other set's keys, and senders take them at once."""
+        """TIO_ROLL_KEY: every stream gets the other set's keys, and senders take them at once.
+
+        A sub-stream on which no packet went since the keys were rolled last still has the set of before in use: its
+        end fails, as the standard has it, and what was bound to the stream goes to ERROR.
+        """
         device = self._device(order)
         self._loop.carry(device, SnpCommand.TIO_ROLL_KEY, order, lambda: self._roll(linked(device)))
 
