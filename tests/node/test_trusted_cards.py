@@ -11,7 +11,10 @@ from iommu_boards import Driver, do, events
 from rmp_laboratory import GUEST_SPA, Laboratory, page_of
 from trusted_cards import (
     ALLOWED,
+    CANARY,
     CARDS,
+    COPY_IN,
+    COPY_OUT,
     DATA,
     FENCE,
     GPU,
@@ -26,6 +29,7 @@ from trusted_cards import (
     store,
     submit,
     trusted_io,
+    work,
 )
 
 from node import operations as op
@@ -36,23 +40,11 @@ from node.iommu_events import EventCode
 from node.physical_slots import PhysicalSlots
 from node.platform import Platform, Protection
 from psp.system_bus import PAGE_BYTES, RmpEntry
-from tio.gpu import GpuCommand, GpuOpcode, GpuRegister, GpuStatus
+from tio.gpu import GpuRegister, GpuStatus
 from tio.ide import IdeTlp, Packet, StreamChecks, StreamState, Tlp, Way, memory_write
 from tio.ide.link import Tap
 from tio.pci import Register
 from tio.tdisp import LockFlags, Tampering, TdiState
-
-CANARY = b"a tenant's canary that its host may not see: " * 2
-COPY_IN, COPY_OUT = GpuCommand(GpuOpcode.COPY_IN, 1, DATA, 0, 90), GpuCommand(GpuOpcode.COPY_OUT, 2, 0, DATA + 512, 90)
-DONE = struct.pack("<II", 2, GpuStatus.DONE)
-NOT_YET = bytes(8)
-
-
-def work(lab: Laboratory) -> bool:
-    """Whether the GPU brings the canary in and out again."""
-    lab.guest("one", op.Write(DATA, CANARY), op.Write(DATA + 512, bytes(90)))
-    fence = submit(lab, COPY_IN, COPY_OUT)
-    return (fence, *lab.guest("one", op.Read(DATA + 512, 90))) == (DONE, CANARY)
 
 
 def watched(lab: Laboratory) -> list[tuple[Way, Packet]]:

@@ -7,6 +7,7 @@ to the board's trusted I/O.
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Generator
 from dataclasses import replace
 from typing import TypeVar
@@ -25,7 +26,7 @@ from psp.tsm.trusted_io import TdiBinding, TrustedIo
 from tio.card import STREAM_PORT
 from tio.device_identity import CardKind
 from tio.device_security_module import ProtocolId
-from tio.gpu import GpuCommand, GpuRegister
+from tio.gpu import GpuCommand, GpuOpcode, GpuRegister, GpuStatus
 from tio.ide import Direction, SubStream
 from tio.ide import key_programmer as keys
 from tio.ide.capability import BlockRegister, StreamControl, address_words, control_word, requester_words
@@ -41,6 +42,9 @@ STREAM, SESSION, DEVICE_ID = 1, 7, 0x20
 MMIO_GPA = 0x1_0000_0000
 RING, FENCE, DATA = 0x1000, 0x2000, 0x3000
 """Guest-physical pages of guest one."""
+CANARY = b"a tenant's canary that its host may not see: " * 2
+COPY_IN, COPY_OUT = GpuCommand(GpuOpcode.COPY_IN, 1, DATA, 0, 90), GpuCommand(GpuOpcode.COPY_OUT, 2, 0, DATA + 512, 90)
+DONE = struct.pack("<II", 2, GpuStatus.DONE)
 PAGES = [(gpa, GUEST_SPA + gpa) for gpa in (RING, FENCE, DATA)]
 TABLES = 40 << 20
 ALLOWED = SecureDeviceEntry(valid=True, read=True, write=True)
@@ -190,3 +194,10 @@ def submit(lab: Laboratory, *commands: GpuCommand, tail: int = 0) -> op.Answer:
         )  # fmt: skip
     lab.guest("one", store(GpuRegister.DOORBELL, tail + len(commands)))
     return lab.guest("one", op.Read(FENCE, 8))[0]
+
+
+def work(lab: Laboratory) -> bool:
+    """Whether the GPU brings the canary in and out again."""
+    lab.guest("one", op.Write(DATA, CANARY), op.Write(DATA + 512, bytes(90)))
+    fence = submit(lab, COPY_IN, COPY_OUT)
+    return (fence, *lab.guest("one", op.Read(DATA + 512, 90))) == (DONE, CANARY)
