@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, Strict, ValidationError, WithJsonSchema
 
 from cluster.errors import UserError
+from cluster.scenario_faults import FaultPlan
 from cluster.scenario_fields import LARGEST_COUNT, Count, Name, PathText, ScenarioPart, refuse
 from cluster.scenario_firmware import FirmwareUpdatePlan, VersionText, version_of
 from cluster.scenario_kernel import KernelTable
@@ -316,6 +317,7 @@ class Scenario(ScenarioPart):
     migrations: tuple[MigrationPlan, ...] = ()
     drains: tuple[DrainPlan, ...] = ()
     firmware_updates: tuple[FirmwareUpdatePlan, ...] = ()
+    faults: tuple[FaultPlan, ...] = ()
     costs: Annotated[
         dict[str, Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]],
         BeforeValidator(_flat),

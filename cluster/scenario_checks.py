@@ -373,6 +373,13 @@ def _check_migrations(scenario: Scenario) -> None:
         if drain.host not in hosts:
             raise _wrong(f"drains[{index}].host", "a host of this scenario", shown(drain.host))
         _check_moment(f"drains[{index}].at", drain.at, scenario)
+    groups = {group.name for group in scenario.hosts}
+    for index, fault in enumerate(scenario.faults):
+        if fault.host is not None and fault.host not in hosts | groups:
+            raise _wrong(f"faults[{index}].host", "a host or a group of hosts of this scenario", shown(fault.host))
+        _check_moment(f"faults[{index}].at", fault.at, scenario)
+    if scenario.faults and not scenario.migration.answer_within:
+        raise _wrong("migration.answer_within", "more than no time", "0")
 
 
 def _check_moment(place: str, moment_ns: int, scenario: Scenario) -> None:

@@ -232,6 +232,18 @@ class Host:
         self.tasks.run(self.hypervisor.destroy(name), guest, lambda _: None)
         self.clock.settle()
 
+    def crash(self) -> None:
+        """The host is switched off and on: whatever ran on it, came or left is gone, with its memory and keys."""
+        for name, guest in list(self.guests.items()):
+            if guest.state in GONE:
+                continue
+            self.departures.forget(name)
+            if guest.state is GuestState.ARRIVING:
+                self.arrivals.abandon(name)
+            else:
+                guest.reason = "host crashed"
+                self.destroy(name)
+
     def pause(self, name: str, parked: Callable[[], None] | None = None) -> None:
         """Stop a VM's vCPUs at the end of their blocks; their registers go to their save areas.
 

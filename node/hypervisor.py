@@ -160,8 +160,9 @@ class Hypervisor:
         return _LAUNCHES[generation]
 
     def destroy(self, vm: str) -> Task:
-        """Take a VM apart and give every resource back."""
-        yield from self._give_back(vm, self._vms[vm])
+        """Take a VM apart and give every resource back; one that is gone is left alone."""
+        if vm in self._vms:
+            yield from self._give_back(vm, self._vms[vm])
 
     def vmgexit(self, vm: str, vcpu: int, value: int) -> Reply:
         """Answer VMGEXIT: the GHCB MSR's new value, or a negative number that holds the vCPU or ends the VM."""
