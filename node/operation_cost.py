@@ -21,6 +21,7 @@ PSC_ENTRIES = 253
 """Entries of one page state change request (GHCB specification, section 4.1.6)."""
 
 _KIB = 1024
+_CONFIG_WORD_BYTES = 4
 
 
 class GuestOperationCost:
@@ -57,8 +58,9 @@ class GuestOperationCost:
                 () if CAPABILITIES[generation].encrypted_registers else ((Mechanism.OPERATIONS, self._exit_ns),)
             ),
             # As CPUID: where registers are encrypted the handler's round trip has the figure.
-            op.MmioLoad: self._intercepted,
-            op.MmioStore: self._intercepted,
+            # Private ones never exit. Whether others do, nested tables say, and prices are known before.
+            op.MmioLoad: lambda one: self._register(one, costs["pcie.load_ns"]),
+            op.MmioStore: lambda one: self._register(one, costs["pcie.store_ns"]),
             op.Rdmsr: self._intercepted,
             op.Wrmsr: self._intercepted,
             op.PortIn: self._intercepted,
@@ -139,6 +141,9 @@ class GuestOperationCost:
     def _intercepted(self, _: op.GuestOperation) -> tuple[tuple[Mechanism, float], ...]:
         return () if self._by_ghcb else ((Mechanism.OPERATIONS, self._exit_ns),)
 
+    def _register(self, one: op.MmioLoad | op.MmioStore, direct_ns: float) -> tuple[tuple[Mechanism, float], ...]:
+        return ((Mechanism.OPERATIONS, direct_ns),) if one.private else self._intercepted(one)
+
     def halt(self, lost_ns: dict[Mechanism, float]) -> int:
         """Nanoseconds that a vCPU needs to go on after it was halted: one exit, added to ``lost_ns`` by mechanism."""
         lost_ns[Mechanism.OPERATIONS] += self._exit_ns
@@ -174,6 +179,12 @@ class HostOperationCost:
             op.PSmash: lambda _: costs["rmp.psmash_ns"],
             op.RmpRead: lambda _: costs["rmp.read_ns"],
             op.Wbinvd: lambda _: costs["host.wbinvd_ns"],
+            op.MmioRead: lambda _: costs["pcie.load_ns"],
+            op.MmioWrite: lambda _: costs["pcie.store_ns"],
+            op.ConfigRead: lambda _: costs["pcie.config_ns"],
+            op.ConfigWrite: lambda _: costs["pcie.config_ns"],
+            op.ConfigIn: lambda one: 2 * max(0, one.words) * costs["pcie.config_ns"],
+            op.ConfigOut: lambda one: len(one.data) // _CONFIG_WORD_BYTES * costs["pcie.config_ns"],
             op.DeviceRead: lambda one: max(0, one.length) * byte_ns,
             op.DeviceWrite: lambda one: len(one.data) * byte_ns,
             op.HostClflush: lambda one: _lines(one.length) * costs["cache.clflush_ns"],
