@@ -16,7 +16,7 @@ How a host drives it
     with the identical ``order`` each time. EXPAND_BUFFER_LENGTH_REQUEST instead: the output buffer's header says which
     capacity it needs; another one goes into ``order`` and the command is given again. RESYNC_REQ: the response buffer
     held no response; the packet is in the request buffer still. A forced TIO_DEV_DISCONNECT or TIO_TDI_UNBIND ends
-    whatever waits.
+    whatever waits. A TDI is named by ``tio.tdisp.InterfaceId(requester id).pack()``.
 
     Results lie in the output buffer: a ``ResultObject`` and a blob, of which firmware told the guest the digest.
 

@@ -6,6 +6,7 @@ Statuses are those of the sheet's table of refusals (``spec/tio/tio-overview.md`
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from psp.commands import SnpCommand
 from psp.host_memory import HostMemory
@@ -125,7 +126,7 @@ class DeviceCommands:
     def connect(self, order: buffers.DeviceConnect) -> None:
         """TIO_DEV_CONNECT; of a device whose connection is broken, once no TDI of it is bound, a new one."""
         device = self._device(order)
-        self._loop.carry(device, SnpCommand.TIO_DEV_CONNECT, order, lambda: self._begin_connect(device, order))
+        self._loop.carry(device, SnpCommand.TIO_DEV_CONNECT, order, partial(self._begin_connect, device, order))
 
     def _begin_connect(self, device: DeviceContext, order: buffers.DeviceConnect) -> Steps:
         classes = [one for one in range(buffers.TRAFFIC_CLASSES) if order.tc_mask >> one & 1]
@@ -155,7 +156,7 @@ class DeviceCommands:
                 raise PspError(Status.INVALID_DEV_STATE)
             self._cut(device)
             return
-        self._loop.carry(device, SnpCommand.TIO_DEV_DISCONNECT, order, lambda: self._begin_disconnect(device))
+        self._loop.carry(device, SnpCommand.TIO_DEV_DISCONNECT, order, partial(self._begin_disconnect, device))
 
     def _begin_disconnect(self, device: DeviceContext) -> Steps:
         link = linked(device)
@@ -186,7 +187,7 @@ class DeviceCommands:
     def certificates(self, order: buffers.DeviceOrder) -> None:
         """TIO_DEV_CERTIFICATES: the chain, as the device's slot holds it."""
         device = self._device(order)
-        begin = lambda: self._certificates(device, linked(device))  # noqa: E731
+        begin = partial(self._while_linked, device, partial(self._certificates, device))
         self._loop.carry(device, SnpCommand.TIO_DEV_CERTIFICATES, order, begin)
 
     def _certificates(self, device: DeviceContext, link: DeviceLink) -> Steps:
@@ -202,10 +203,10 @@ class DeviceCommands:
         The blob is the request and the response as they went by (``measurement_blob``).
         """
         device = self._device(order)
-        begin = lambda: self._measure(device, linked(device), order)  # noqa: E731
+        begin = partial(self._while_linked, device, partial(self._measure, device, order))
         self._loop.carry(device, SnpCommand.TIO_DEV_MEASUREMENTS, order, begin)
 
-    def _measure(self, device: DeviceContext, link: DeviceLink, order: buffers.DeviceMeasurements) -> Steps:
+    def _measure(self, device: DeviceContext, order: buffers.DeviceMeasurements, link: DeviceLink) -> Steps:
         yield from link.requester.measurements(
             slot=link.slot, raw=bool(order.flags), nonce=order.nonce, session=link.session
         )
@@ -221,11 +222,17 @@ class DeviceCommands:
         end fails, as the standard has it, and what was bound to the stream goes to ERROR.
         """
         device = self._device(order)
-        self._loop.carry(device, SnpCommand.TIO_ROLL_KEY, order, lambda: self._roll(linked(device)))
+        begin = partial(self._while_linked, device, self._roll)
+        self._loop.carry(device, SnpCommand.TIO_ROLL_KEY, order, begin)
 
     def _roll(self, link: DeviceLink) -> Steps:
         yield from link.give_keys(1 - link.key_set)
         return b""
+
+    @staticmethod
+    def _while_linked(device: DeviceContext, steps: Callable[[DeviceLink], Steps]) -> Steps:
+        """Steps that need a connection and nothing else."""
+        return steps(linked(device))
 
     def _device(
         self, order: buffers.DeviceReclaim | buffers.DeviceStatus | buffers.DeviceConnect | buffers.DeviceOrder
