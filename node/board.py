@@ -303,8 +303,9 @@ class Board:
         cipher = self.controller.host_cipher if under_key else None
         form = HiddenForm(self._entry_order, cipher) if self._entry_order else None
         rmp = ReverseMapTable(
-            self.dram, layout, self.product.rmp, cipher=cipher, form=form, disabled=self.platform.disabled
-        )
+            self.dram, layout, self.product.rmp, cipher=cipher, form=form, disabled=self.platform.disabled,
+            max_asid=self.product.max_asid,
+        )  # fmt: skip
         rmp.changed = self._entries_changed
         return rmp
 

@@ -66,6 +66,7 @@ class ReverseMapTable:
     """The RMP of a host, where its layout says in ``dram``.
 
     Through ``cipher`` if the host's key covers it; entries through ``form`` if theirs is not the published one.
+    ``max_asid`` is the highest that the part has.
     """
 
     def __init__(
@@ -77,9 +78,12 @@ class ReverseMapTable:
         cipher: WordCipher | None = None,
         form: WordCipher | None = None,
         disabled: frozenset[Protection] = frozenset(),
+        max_asid: int = HIGHEST_ASID,
     ) -> None:
         self.layout = layout
         self.switches = switches or RmpSwitches()
+        self._max_asid = min(max_asid, HIGHEST_ASID) if self.switches.asids_of_the_part else HIGHEST_ASID
+        self._memory_pages = dram.size_bytes // PAGE_BYTES
         self._from_zero = next((one.pages for one in layout.arrays if not one.first_page), 0)
         """Pages that surely have entries, without asking the layout."""
         self._table = RmpTable(
@@ -313,8 +317,14 @@ class ReverseMapTable:
             length > 0
             and not (spa | length) % unit
             and self._covers(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES)
-            and _can_be_written(entry, unit, length)
+            and _can_be_written(entry, unit, length, self._max_asid)
+            and (not self.switches.pages_of_memory or self._is_there(spa, length))
         )
+
+    def _is_there(self, spa: int, length: int) -> bool:
+        """Whether memory, or MMIO that the table was made to cover, is at each page of a range."""
+        first, size = self.switches.mmio
+        return spa + length <= self._memory_pages * PAGE_BYTES or (first <= spa and spa + length <= first + size)
 
     def _update(self, first: int, stop: int, entry: RmpEntry, codes: Codes | None) -> RmpCode:
         """RMPUPDATE on [first, stop), around the save areas in use."""
@@ -554,10 +564,10 @@ def _judge_validate(old: RmpEntry, gpa: int, asid: int, large: bool, validate: b
     return PageOutcome.UNCHANGED if old.validated == validate else replace(old, validated=validate)
 
 
-def _can_be_written(entry: RmpEntry, unit: int, length: int) -> bool:
+def _can_be_written(entry: RmpEntry, unit: int, length: int, max_asid: int) -> bool:
     """Whether RMPUPDATE may ask for such an entry and its fields can hold it."""
     if not entry.assigned:
         return not entry.asid and not entry.immutable
     if not entry.asid:
         return not entry.gpa
-    return 0 < entry.asid <= HIGHEST_ASID and not entry.gpa % unit and 0 <= entry.gpa <= GPA_END - length
+    return 0 < entry.asid <= max_asid and not entry.gpa % unit and 0 <= entry.gpa <= GPA_END - length

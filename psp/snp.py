@@ -12,6 +12,7 @@ from psp.attestation_report import (
     PLATFORM_ALIAS_CHECK_COMPLETE,
     PLATFORM_CIPHERTEXT_HIDING,
     PLATFORM_RAPL_DISABLED,
+    PLATFORM_TIO,
 )
 from psp.byte_layout import ByteLayout
 from psp.chip_identity import VLEK_WRAPPING, ChipIdentity
@@ -39,6 +40,7 @@ from psp.snp_pages import SnpPages
 from psp.snp_policy import SnpPolicyCheck
 from psp.status import PspError, Status
 from psp.system_bus import RmpEntry, SystemBus
+from psp.tsm.security_manager import TeeSecurityManager
 
 
 class SnpFirmware:
@@ -84,6 +86,7 @@ class SnpFirmware:
         self.migration = MigrationMessages(bus, guests, policies, random, firmware)
         rows = message_rows(bus, self.derived_keys, self.reports, self.migration)
         self.guest_requests = GuestRequests(memory, guests, rows)
+        self.tsm = TeeSecurityManager(bus, memory, guests, ranges, self.guest_requests, random)
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             # INIT, of before ABI 1.52, has no buffer and always initialises the RMP.
             SnpCommand.INIT: lambda _: self._init_ex(buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP)),
@@ -115,6 +118,7 @@ class SnpFirmware:
             SnpCommand.PAGE_RECLAIM: pages.reclaim,
             SnpCommand.PAGE_UNSMASH: pages.unsmash,
             SnpCommand.FEATURE_INFO: self._feature_info,
+            **self.tsm.handlers,
         }
 
     def _platform_info(self) -> int:
@@ -123,6 +127,7 @@ class SnpFirmware:
             (PLATFORM_ALIAS_CHECK_COMPLETE if self.alias_check is AliasCheck.COMPLETE else 0)
             | (PLATFORM_CIPHERTEXT_HIDING if self._ranges.max_snp_asid else 0)
             | (PLATFORM_RAPL_DISABLED if self._bus.power_readings_disabled else 0)
+            | (PLATFORM_TIO if self.tsm.enabled else 0)
         )
 
     # Platform.
@@ -134,12 +139,13 @@ class SnpFirmware:
             raise PspError(Status.INVALID_CONFIG)
         known = (
             buffers.SNP_INIT_RMP | buffers.SNP_INIT_LIST | buffers.SNP_INIT_RAPL_DIS | buffers.SNP_INIT_HIDE_CIPHERTEXT
-            | buffers.SNP_INIT_OPTIONS
+            | buffers.SNP_INIT_TIO
         )  # fmt: skip
         hides = bool(init.flags & buffers.SNP_INIT_HIDE_CIPHERTEXT)
         if init.flags & ~known:
             raise PspError(Status.INVALID_PARAM)
-        if init.flags & buffers.SNP_INIT_OPTIONS or (hides and not self._bus.can_hide_ciphertext):
+        with_tio = bool(init.flags & buffers.SNP_INIT_TIO)
+        if (with_tio and self._bus.trusted_io is None) or (hides and not self._bus.can_hide_ciphertext):
             raise PspError(Status.UNSUPPORTED)
         if hides and not self._ranges.can_split_at(init.max_snp_asid):
             raise PspError(Status.INVALID_PARAM)
@@ -171,6 +177,7 @@ class SnpFirmware:
         self._memory.pages.iommu_buffers = tuple((one.base, one.length_bytes) for one in buffers_of_iommus)
         self._hide_ciphertext(init.max_snp_asid if hides else 0)
         self._bus.disable_power_readings(disabled=bool(init.flags & buffers.SNP_INIT_RAPL_DIS))
+        self.tsm.enabled = with_tio
         self.state = SnpPlatformState.INIT
         self._memory.pages.snp_initialised = True
         self._flush.require_all()
@@ -189,6 +196,7 @@ class SnpFirmware:
             raise PspError(Status.UNSUPPORTED)
         if self._flush.dirty:
             raise PspError(Status.DFFLUSH_REQUIRED)
+        self.tsm.shut_down()
         self.guests.destroy_all()
         if shutdown.flags & buffers.SNP_SHUTDOWN_IOMMU:
             self._bus.iommus_release()
@@ -218,6 +226,10 @@ class SnpFirmware:
             policy_flags |= buffers.SNP_STATUS_CAN_HIDE_CIPHERTEXT
         if self._ranges.max_snp_asid:
             policy_flags |= buffers.SNP_STATUS_HIDES_CIPHERTEXT
+        if self._bus.trusted_io is not None:
+            policy_flags |= buffers.SNP_STATUS_TIO
+        if self.tsm.enabled:
+            flags |= buffers.SNP_STATUS_TIO_ENABLED
         status = buffers.SnpPlatformStatus(
             api_major=major, api_minor=minor, state=self.state, flags=flags,
             build=build, policy_flags=policy_flags, guest_count=len(self.guests.pages.spas),
@@ -235,4 +247,5 @@ class SnpFirmware:
         ecx = buffers.SNP_FEATURE_RAPL_DIS | buffers.SNP_FEATURE_POLICIES
         ecx |= buffers.SNP_FEATURE_HIDING if self._bus.can_hide_ciphertext else 0
         ecx |= buffers.SNP_FEATURE_VERIFY_MITIGATION if self._mitigation.offered else 0
-        self._memory.write(asked.address, bytes(8) + ecx.to_bytes(4, "little") + bytes(4))
+        ebx = buffers.SNP_FEATURE_TIO if self._bus.trusted_io is not None else 0
+        self._memory.write(asked.address, bytes(4) + ebx.to_bytes(4, "little") + ecx.to_bytes(4, "little") + bytes(4))

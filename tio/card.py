@@ -1,16 +1,20 @@
 """A card with its security module: SPDM identity, IDE streams and TDIs of one function, in front of a real device.
 
-Whoever has it in a slot carries data objects to ``responder`` and packets to ``function`` and ``port``.
+Whoever has it in a slot hands in ``upstream`` and brings packets to ``receive`` (``tio.root_port``); whoever has it on
+a wire carries data objects to ``responder``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from tio.card_dma import CardDma
+from tio.card_link import CardLink, Upstream, Wire
+from tio.completer import Completer
 from tio.device_identity import CardKind, DeviceIdentity, Firmware, device_identity, measured
 from tio.device_security_module import DeviceSecurityModule
 from tio.doe import DataObject, ObjectType, parse_data_object
-from tio.ide import IdePort, IdeStream, KeyResponder, PortRegisters, StreamSettings
+from tio.ide import IdePort, IdeStream, KeyResponder, Packet, PortRegisters, StreamSettings, WriteRun
 from tio.pci import Command, ConfigurationSpace, Device, DoeMailbox, Identity, MsixPlace, PciFunction, Region, Register
 from tio.spdm import PCI_DOE, Binding, Personality, Responder, ResponderSettings
 from tio.spdm.connection_messages import PCI_SIG_STANDARD, PCI_SIG_VENDOR, VendorDefinedRequest
@@ -33,7 +37,8 @@ STREAM_PORT = 1
 class Card:
     """One card. ``device`` is what its registers and memory reach; ``random`` hands in what a DRBG would draw.
 
-    ``programmed``: it comes set up, for who has no host to do so.
+    ``dma`` is the port through which ``device`` reaches memory, where it does. ``programmed``: it comes set up, for
+    who has no host to do so.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class Card:
         streams: Sequence[int] = (1,),
         memory_bytes: int = 0,
         settings: ResponderSettings | None = None,
+        dma: CardDma | None = None,
         programmed: bool = False,
     ) -> None:
         self.kind = kind
@@ -65,9 +71,12 @@ class Card:
         ]
         if memory_bytes:
             regions.append(Region(_MEMORY_BAR, 0, memory_bytes))
-        self.function = PciFunction(self.space, device, regions, kind.value.encode())
+        self.function = PciFunction(self.space, device, regions, kind.value.encode(), requester_id)
         self.tdi = self.function.tdi = Tdi(self.function, random)
         self.port = IdePort()
+        self._link = CardLink(self.port, Completer({requester_id & 0xFF: self.function}))
+        if dma is not None:
+            dma.attach(self._link, self.function)
         for stream_id in streams:
             self.port.streams[stream_id] = IdeStream(stream_id, StreamSettings(tee_limited=True))
         place = PortRegisters(requester_id & 0xFF, requester_id >> 8)
@@ -79,6 +88,19 @@ class Card:
         self._behind_mailbox = self.responder(PCI_DOE)
         if programmed:
             self._program()
+
+    @property
+    def upstream(self) -> Upstream:
+        """Where packets go that the card sends by itself."""
+        return self._link.upstream
+
+    @upstream.setter
+    def upstream(self, upstream: Upstream) -> None:
+        self._link.upstream = upstream
+
+    def receive(self, packets: Iterable[Packet | WriteRun]) -> Wire:
+        """Take packets that came down the link: what goes up for them."""
+        return self._link.receive(packets)
 
     def responder(self, binding: Binding) -> Responder:
         """A fresh responder of this card, as of a mailbox that was reset."""

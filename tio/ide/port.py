@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby, islice
 
+from tio.ide.keys import KeyUsedUp
 from tio.ide.link import Packet
+from tio.ide.requests import is_last
 from tio.ide.stream import Failure, IdeError, IdeStream, IdeTlp, StreamState
 from tio.ide.tlp import SubStream, Tlp, TlpError, TlpKind
 from tio.ide.write_run import WriteRun, receive_writes, send_writes
+
+TAGS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +76,29 @@ class IdePort:
         """Streams of requests that wait, by tag."""
         self._fenced: set[int] = set()
 
-    def stream_of(self, request: Tlp) -> IdeStream | None:
-        """The stream to which a request belongs; None for one in the clear."""
+    def stream_of(self, request: Tlp, *, tee: bool = True) -> IdeStream | None:
+        """The stream to which a request belongs; None for one in the clear.
+
+        To a TEE-limited stream only trusted requests belong (6.33.3).
+        """
         for one in self.associations:
             if one.holds(request):
-                return self.streams[one.stream_id]
+                stream = self.streams[one.stream_id]
+                if tee or not stream.settings.tee_limited:
+                    return stream
         return None
 
     def free_tag(self) -> int:
         """A tag that no request waits with. Raises IdeError where there is none."""
-        for tag in range(256):
-            if tag not in self._outstanding and tag not in self._fenced:
-                return tag
-        raise IdeError("expected a free tag")
+        return self.free_tags(1)[0]
+
+    def free_tags(self, count: int) -> list[int]:
+        """So many of them, the lowest. Raises IdeError."""
+        taken = self._outstanding.keys() | self._fenced
+        found = list(islice((tag for tag in range(TAGS) if tag not in taken), count))
+        if len(found) < count:
+            raise IdeError("expected a free tag")
+        return found
 
     def send(self, packets: Iterable[Tlp], *, tee: bool = True, answers_on: int | None = None) -> list[Packet]:
         """What goes on the wire. ``answers_on`` is the stream of the requests that completions answer.
@@ -91,20 +106,31 @@ class IdePort:
         Packets of a stream that is Insecure are not sent at all. Raises TlpError and, for a tag in use, IdeError.
         """
         out: list[Packet] = []
+        answered = None if answers_on is None else self.streams.get(answers_on)
+        placed = []
         for one in packets:
-            completion = one.checked().sub_stream is SubStream.CPL
-            stream = self.streams.get(answers_on) if completion and answers_on is not None else self.stream_of(one)
-            if completion and answers_on is None:
-                stream = None
-            if stream is not None and stream.state is StreamState.INSECURE:
+            sub_stream = one.checked().sub_stream
+            stream = answered if sub_stream is SubStream.CPL else self.stream_of(one, tee=tee)
+            gone = stream is None and sub_stream is SubStream.CPL and answers_on is not None
+            if gone or (stream is not None and stream.state is StreamState.INSECURE):
                 self.unsent += 1
                 continue
-            if one.sub_stream is SubStream.NPR:
+            if sub_stream is SubStream.NPR:
                 if one.tag in self._outstanding or one.tag in self._fenced:
                     raise IdeError(f"expected a free tag, found {one.tag}")
                 self._outstanding[one.tag] = None if stream is None else stream.stream_id
-            out += [one] if stream is None else stream.send((one,), tee=tee)
+            placed.append((stream, one))
+        for stream, some in groupby(placed, lambda one: one[0]):
+            together = [one for _, one in some]
+            out += together if stream is None else self._protected(stream, together, tee=tee)
         return out
+
+    def _protected(self, stream: IdeStream, packets: list[Tlp], *, tee: bool) -> list[Packet]:
+        try:
+            return list(stream.send(packets, tee=tee))
+        except IdeError:
+            self.unsent += len(packets)
+            return []
 
     def send_writes(
         self, requester: int, address: int, data: bytes | bytearray | memoryview, payload_bytes: int = 256
@@ -115,7 +141,11 @@ class IdePort:
         if stream is None or stream.state is StreamState.INSECURE:
             self.unsent += stream is not None
             return None
-        return send_writes(stream, requester, address, data, payload_bytes)
+        try:
+            return send_writes(stream, requester, address, data, payload_bytes)
+        except KeyUsedUp:
+            self.unsent += 1
+            return None
 
     def time_out(self, tag: int) -> None:
         """Nobody waits for the request of a tag any more."""
@@ -161,7 +191,7 @@ class IdePort:
             return []
         if not request:
             return [Arrived(packet)] if self._answers(packet, None) else []
-        stream = self.stream_of(packet)
+        stream = self.stream_of(packet, tee=False)
         if stream is None:
             return [Arrived(packet)]
         stream.receive_clear(packet)
@@ -171,12 +201,15 @@ class IdePort:
         """Whether a completion answers a request that waits; on another stream than the request's both fail."""
         tag = completion.tag
         if tag in self._fenced:
-            self._fenced.discard(tag)
+            if is_last(completion):
+                self._fenced.discard(tag)
             return False
         if tag not in self._outstanding:
             self.unexpected += 1
             return False
-        asked_on = self._outstanding.pop(tag)
+        asked_on = self._outstanding[tag]
+        if is_last(completion) or asked_on != stream_id:
+            del self._outstanding[tag]
         if asked_on != stream_id:
             for one in {asked_on, stream_id} - {None}:
                 self.streams[one].fail(Failure.OTHER_STREAM)  # type: ignore[index]  # None was taken out

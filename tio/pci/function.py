@@ -53,12 +53,19 @@ class PciFunction:
     """One function. ``regions`` cover its BARs from their beginnings, in order; the MSI-X table has pages of its own.
 
     ``tdi`` is its interface where the device has TDISP; without one everything is let in that memory space allows.
+    ``slot`` is its requester id before a bus number was captured.
     """
 
     def __init__(
-        self, space: ConfigurationSpace, device: Device, regions: Sequence[Region], specific: bytes = b""
+        self,
+        space: ConfigurationSpace,
+        device: Device,
+        regions: Sequence[Region],
+        specific: bytes = b"",
+        slot: int = 0x0100,
     ) -> None:
         self.space = space
+        self._slot = slot
         self.tdi: Tdi | None = None
         self.msix = MsixTable(0 if space.msix is None else space.msix.vectors)
         self.refused = 0
@@ -72,13 +79,24 @@ class PciFunction:
         space.changed = self._changed
         space.reset_asked = self._reset
 
+    @property
+    def requester_id(self) -> int:
+        """Bus, device and function."""
+        bus = self._slot >> 8 if self.space.bus is None else self.space.bus
+        return bus << 8 | self._slot & 0xFF
+
     # What arrives on the bus.
 
     def load(self, address: int, width: int, *, tee: bool = False, stream_id: int | None = None) -> int:
         """A load of memory; ones where nothing answers or it is not admitted."""
+        found = self.answer(address, width, tee=tee, stream_id=stream_id)
+        return (1 << 8 * width) - 1 if found is None else found
+
+    def answer(self, address: int, width: int, *, tee: bool = False, stream_id: int | None = None) -> int | None:
+        """The same; None where nothing answers or it is not admitted."""
         found = self._place(address, width, tee=tee, stream_id=stream_id)
         if found is None:
-            return (1 << 8 * width) - 1
+            return None
         region, offset = found
         place = self.space.msix
         if place is not None and region.bar == place.bar:
