@@ -51,6 +51,7 @@ class ComparisonRow:
     acceptance_percent: float
     bounce_percent: float
     svsm_percent: float
+    disk_percent: float
     loaded_latency_percent: float
     llc_percent: float
     smt_percent: float
@@ -81,6 +82,7 @@ _NAMED = {
     "acceptance_percent": Mechanism.ACCEPTANCE,
     "bounce_percent": Mechanism.BOUNCE,
     "svsm_percent": Mechanism.SVSM,
+    "disk_percent": Mechanism.DISK_WAIT,
     "loaded_latency_percent": Mechanism.LOADED_LATENCY,
     "llc_percent": Mechanism.LLC,
     "smt_percent": Mechanism.SMT,

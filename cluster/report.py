@@ -30,6 +30,7 @@ ADDED = {
     Mechanism.ACCEPTANCE: "accept",
     Mechanism.BOUNCE: "bounce",
     Mechanism.SVSM: "SVSM",
+    Mechanism.DISK_WAIT: "disk",
     Mechanism.LOADED_LATENCY: "latency",
     Mechanism.LLC: "LLC",
     Mechanism.SMT: "SMT",
@@ -37,7 +38,7 @@ ADDED = {
 }
 """What comes on top: by the generation, then by the neighbours; with the column's heading."""
 
-_WIDTH = 150
+_WIDTH = 160
 _LONG = {"operations_by_process"}
 """What run.json holds and nobody wants to read at the end of a summary."""
 _FEW = 4

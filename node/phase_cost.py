@@ -50,6 +50,8 @@ class Mechanism(StrEnum):
     """PVALIDATE and page state changes."""
     BOUNCE = "bounce"
     """Copies between private memory and the pool that devices reach. A plain VM makes none."""
+    DISK_WAIT = "disk_wait"
+    """Waiting for a drive that is busy with other requests."""
     SVSM = "svsm"
     """What an SVSM below does: its operations, and changing to and from its VMPL."""
 
