@@ -20,7 +20,7 @@ from node.phase_cost import Mechanism
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-OWN = (Mechanism.CORE, Mechanism.MEMORY, Mechanism.PAGE_WALK, Mechanism.EXITS, Mechanism.OPERATIONS)
+OWN = (Mechanism.CORE, Mechanism.MEMORY, Mechanism.PAGE_WALK, Mechanism.EXITS, Mechanism.OPERATIONS, Mechanism.BOOT)
 """What a program costs as a plain guest alone on its host; slowdown is counted from here."""
 
 ADDED = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from node import operations as op
+from node.boot_phases import BOOT_WORK
 from node.data_cache import LINE_BYTES
 from node.generation import CAPABILITIES, Generation
 from node.host_kind import HostKind
@@ -72,7 +73,7 @@ class GuestOperationCost:
             op.Clflush: lambda one: ((Mechanism.OPERATIONS, _lines(one.length) * costs["cache.clflush_ns"]),),
             op.BlockRead: self._block,
             op.BlockWrite: self._block,
-            op.GuestWork: lambda one: ((Mechanism.OPERATIONS, costs[one.cost] if one.cost in GUEST_WORK else 0.0),),
+            op.GuestWork: lambda one: ((_work(one), costs[one.cost] if one.cost in GUEST_WORK else 0.0),),
         }
 
     def price(self, batch: tuple[op.GuestOperation, ...], latency_ns: float, lost_ns: dict[Mechanism, float]) -> int:
@@ -223,6 +224,10 @@ class HostOperationCost:
         """Nanoseconds the security processor works on one command."""
         priced = self._psp_table.get(one.command)
         return priced(one.buffer) if priced else self._costs["psp.command_ns"]
+
+
+def _work(one: op.GuestWork) -> Mechanism:
+    return Mechanism.BOOT if one.cost in BOOT_WORK else Mechanism.OPERATIONS
 
 
 def _lines(length: int) -> int:

@@ -46,6 +46,8 @@ class Mechanism(StrEnum):
     """What exits cost above a plain VM's."""
     OPERATIONS = "operations"
     """Reads, writes and device requests of the program's blocks, as a plain VM pays them."""
+    BOOT = "boot"
+    """Firmware and kernel until the first program."""
     ACCEPTANCE = "acceptance"
     """PVALIDATE and page state changes."""
     BOUNCE = "bounce"

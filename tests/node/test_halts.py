@@ -1,5 +1,6 @@
 """A halt costs its exits; a host that has given the thread up has to bring it back."""
 
+import itertools
 from collections import defaultdict
 
 import pytest
@@ -50,6 +51,6 @@ def test_a_vcpu_that_slept_goes_on_later_by_what_its_halt_costs():
         host = make_host({"naps": script(naps)}, product="Milan")
         start(host, "vm", generation, "naps")
         run(host, 10**9)
-        spent[generation] = {later - earlier - 1_000_000 for earlier, later in zip(seen, seen[1:], strict=False)}
+        spent[generation] = {later - earlier - 1_000_000 for earlier, later in itertools.pairwise(seen)}
     assert spent[Generation.PLAIN] == {2 * EXIT_NS + WAKE_NS}
     assert spent[Generation.SEV_SNP] == {2 * EXIT_NS + WAKE_NS + 2 * EXTRA_NS}
