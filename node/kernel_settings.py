@@ -101,6 +101,10 @@ class KernelSettings:
     boot: BootPath = BootPath.NONE
     """What passes before it runs."""
 
+    def __post_init__(self) -> None:
+        # By its value, where the settings crossed to another process.
+        object.__setattr__(self, "boot", BootPath(self.boot))
+
 
 CAREFUL = KernelSettings()
 """Every check, and all memory accepted at boot."""
