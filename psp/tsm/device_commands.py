@@ -73,7 +73,9 @@ class DeviceCommands:
         for one in same:
             self.forget(one)
         number = self._contexts.take_page(spa)
-        self._contexts.devices[spa] = DeviceContext(spa, number, order.requester, order.segment, root_port)
+        self._contexts.devices[spa] = DeviceContext(
+            spa, number, order.requester, order.segment, order.root_port, root_port
+        )
 
     def reclaim(self, order: buffers.DeviceReclaim) -> None:
         """TIO_DEV_RECLAIM."""
@@ -136,13 +138,18 @@ class DeviceCommands:
             raise PspError(Status.INVALID_PARAM)
         if device.link is not None and not device.link.broken:
             raise PspError(Status.INVALID_DEV_STATE)
-        if device.bound:
+        if device.bound or self._contexts.claims(device, frozenset(streams.values())):
             raise PspError(Status.IN_USE)
         return self._connect(device, order.certificate_slot, streams)
 
     def _connect(self, device: DeviceContext, slot: int, streams: dict[int, int]) -> Steps:
         self._drop_link(device)
-        found = yield from connect(self._draw(device), device.root_port, slot, streams, device.certificates_digest)
+        device.claimed = frozenset(streams.values())
+        try:
+            found = yield from connect(self._draw(device), device.root_port, slot, streams, device.certificates_digest)
+        except BaseException:  # Also where the steps are thrown away.
+            device.claimed = frozenset()
+            raise
         device.link, device.certificate_slot = found.link, slot
         device.certificates_digest = found.certificates_digest
         device.measurements_digest = found.measurements_digest
@@ -180,6 +187,7 @@ class DeviceCommands:
         if device.link is not None:
             device.link.stop_root_port()
             device.link = None
+            device.claimed = frozenset()
             device.measurements_digest = b""
 
     # What a connected device is asked.

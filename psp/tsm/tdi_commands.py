@@ -164,7 +164,9 @@ class TdiCommands:
             order.gctx, asid, order.guest_device_id, order.lock_flags, nonce, offset, report, digest, device.measured
         )
         streams = frozenset(link.streams.values())
-        self._trusted_io().bind(interface.requester, TdiBinding(asid, order.guest_device_id, streams))
+        self._trusted_io().bind(
+            interface.requester, TdiBinding(asid, order.guest_device_id, streams, device.root_port_number)
+        )
         return b""
 
     def _drawn_offset(self, device: DeviceContext, tdi: TdiContext) -> int:
