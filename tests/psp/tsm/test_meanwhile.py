@@ -32,6 +32,7 @@ from toy_machine import PAGE, context
 from psp import tsm
 from psp.commands import SnpCommand
 from psp.status import Status
+from psp.system_bus import RmpEntry
 from psp.tsm.contexts import Binding
 from tio.device_identity import CardKind, device_identity
 from tio.spdm.algorithms import BaseHash
@@ -160,6 +161,7 @@ def test_a_range_beyond_what_the_rmp_covers_is_no_guest_s() -> None:
     bench = running()
     first = MMIO + MMIO_BYTES - PAGE + binding_of(bench).offset_bytes >> 12
     change_report(bench, first_page=first, pages=4)
+    bench.machine.bus.rmp_set(MMIO + MMIO_BYTES - PAGE, RmpEntry(assigned=True, gpa=0x8000_0000, asid=2))
     request = struct.pack("<H14xQIIHH12x", GUEST_DEVICE_ID, 0x8000_0000, 4, 0, 1, 0)
     answer = tsm.MmioValidateResponse.parse(bench.guest_hears(21, request))
     assert (answer.status, answer.flags) == (tsm.MmioValidateStatus.NOT_ASSIGNED, 0)
