@@ -72,6 +72,9 @@ class Plugged(Protocol):
     def receive(self, packets: Iterable[Packet | WriteRun]) -> Wire:
         """Take packets that came down: what goes up for them."""
 
+    def reset(self) -> None:
+        """Conventional reset."""
+
 
 class RootPort:
     """Port ``number``, whose own requester id is device ``number`` on bus 0; ``space`` is its configuration space.
@@ -116,6 +119,11 @@ class RootPort:
         if self._card is not None:
             self._card.upstream = _nowhere
             self._card = None
+
+    def reset(self) -> None:
+        """Secondary bus reset: a conventional reset of what is in the slot."""
+        if self._card is not None:
+            self._card.reset()
 
     # What cores ask for.
 

@@ -12,13 +12,17 @@ from tio.card_dma import CardDma
 from tio.device_identity import CardKind
 from tio.device_security_module import ProtocolId
 from tio.dma_port import DmaFault
+from tio.doe import DataObject
 from tio.gpu import Gpu, GpuCommand, GpuRegister
 from tio.ide import Direction, Link, Packet, SubStream, Way
 from tio.ide import key_programmer as keys
 from tio.ide.capability import BlockRegister, address_words, control_word, requester_words
 from tio.ide.keys import FIRST_INVOCATION
 from tio.pci import Command, MsixControl, Register
+from tio.pci.doe_mailbox import exchange
 from tio.root_port import RootPort
+from tio.spdm import PCI_DOE
+from tio.spdm import Packet as SpdmPacket
 from tio.steps import carry
 from tio.tdisp import InterfaceId, LockFlags, LockRequest, requester
 
@@ -130,6 +134,17 @@ class Slot:
         for write, default in ((self.ide_of_root, False), (self.ide_of_card, True)):
             word = control_word(STREAM, enable=True, default=default, **self.control)
             write(self.root.ide.block_at(0) + BlockRegister.CONTROL, word)
+
+    def through_the_mailbox(self, packet: SpdmPacket) -> SpdmPacket:
+        """An SPDM packet's answer, as a host carries both by configuration requests."""
+        at, wrapped = self.card.space.extended_at(self.card.mailbox), PCI_DOE.wrap(packet)
+        found = exchange(
+            lambda offset: self.root.configuration_read(CARD, at + offset),
+            lambda offset, value: self.root.configuration_write(CARD, at + offset, value),
+            DataObject(1, wrapped[2], wrapped[8:]),
+        )
+        assert found is not None
+        return PCI_DOE.unwrap(found.pack())
 
     # As a TSM whose session is there.
 
