@@ -15,7 +15,8 @@ from cluster.firmware_updates import FirmwareUpdates
 from cluster.guest_body import guest_body
 from cluster.guest_traffic import GuestTraffic, networked
 from cluster.key_server.key_desk import KeyDesk
-from cluster.live_migration import ANSWERS, LiveMigrations, Migration, Outcome
+from cluster.live_migration import ANSWERS, LiveMigrations
+from cluster.migration import Migration, Outcome
 from cluster.migration_admission import Admission
 from cluster.migration_plans import MigrationPlans
 from cluster.placement import FirstFit

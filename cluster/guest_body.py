@@ -26,6 +26,7 @@ def guest_body(guest: GuestSpec) -> bytes:
             guest.name, guest.generation.name, guest.vcpus, guest.memory_bytes,
             program.name, program.parameters, guest.seed, guest.firmware, guest.disk, guest.network,
             guest.sev_features, guest.svsm, _kernel_body(guest.kernel), guest.owned,
+            guest.sev_policy,
         )
     )  # fmt: skip
 
@@ -33,9 +34,9 @@ def guest_body(guest: GuestSpec) -> bytes:
 @lru_cache(maxsize=4096)
 def guest_of(body: bytes) -> GuestSpec:
     """The specification back from msgpack; a VM that comes again has the same object."""
-    *values, kernel, owned = msgpack.unpackb(body, use_list=False)
+    *values, kernel, owned, sev_policy = msgpack.unpackb(body, use_list=False)
     name, generation, vcpus, memory, program, parameters, seed, firmware, disk, network, sev_features, svsm = values
     return GuestSpec(
         name, Generation[generation], vcpus, memory, ProgramSpec(program, parameters), seed, firmware, disk, network,
-        sev_features, svsm, KernelSettings(*kernel), owned,
+        sev_features, svsm, KernelSettings(*kernel), owned, sev_policy,
     )  # fmt: skip

@@ -12,6 +12,8 @@ from cluster.scenario import MEMORY_DISK, HostInstance, Scenario, ScenarioError
 from cluster.trace_orders import trace_orders
 from node.generation import CAPABILITIES, Generation
 from node.guest import GuestSpec
+from node.sealed_transfer import SEALED
+from psp.policy import LegacyPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,8 @@ def placed_orders(
         name = wanted.guest.name
         generation = generations.get(name, wanted.guest.generation)
         svsm = wanted.guest.svsm and CAPABILITIES[generation].rmp
-        guest = replace(wanted.guest, generation=generation, svsm=svsm)
+        policy = wanted.guest.sev_policy if generation in SEALED else 0
+        guest = replace(wanted.guest, generation=generation, svsm=svsm, sev_policy=policy)
         order = replace(wanted, guest=guest, pin=hosts.get(name, wanted.pin))
         if not runs:
             arriving.append(order)
@@ -60,6 +63,7 @@ def _wanted(scenario: Scenario) -> Iterator[tuple[Order, bool]]:
             "" if group.disk == MEMORY_DISK else group.disk,
             group.networked, svsm=group.svsm, kernel=group.kernel.settings,
             owned=group.attest_to is not None,
+            sev_policy=int(sum(LegacyPolicy[bit] for bit in set(group.sev_policy))),
         )  # fmt: skip
         yield Order(guest, vm.arrival_ns, group.lifetime, group.host), group.start == "running"
     for order in trace_orders(scenario):

@@ -158,6 +158,9 @@ class VmGroup(ScenarioPart):
     """What is behind the disk of each: ``memory``, empty at first, or a file, as a path, that is only read."""
     svsm: Annotated[bool, Strict()] = False
     """An SVSM runs below it at VMPL0, and its kernel at VMPL2; SEV_SNP and SEV_TIO machines only."""
+    sev_policy: tuple[Literal["NOKS", "NOSEND", "DOMAIN", "SEV"], ...] = ()
+    """Bits of its policy beyond NODBG, where no owner sets it: no shared key, no sending, only to platforms of this
+    owner, only to platforms that AMD's root certifies; SEV and SEV_ES machines only."""
     host: Name | None = None
     """The host it must run on, by name. Default: placed."""
     attest_to: Name | None = None

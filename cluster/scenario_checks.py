@@ -33,6 +33,7 @@ from node.guest_memory_map import SMALLEST_GUEST_BYTES, SMALLEST_SLICE_BYTES, Gu
 from node.operations import BLOCK_BYTES
 from node.ovmf import FirmwareImageError
 from node.product import PRODUCTS, Product
+from node.sealed_transfer import SEALED
 from node.svsm_memory import MOST_VCPUS, svsm_guest
 from workloads.library import WorkloadParameterError, footprint, validate_parameters
 
@@ -189,6 +190,8 @@ def _check_vm(scenario: Scenario, vm: VmGroup, index: int) -> None:
         raise _wrong(place("start"), '"launch" for machines that arrive later than 0 s', '"running"')
     if vm.svsm:
         _check_svsm(place, vm)
+    if vm.sev_policy and vm.generation not in SEALED:
+        raise _wrong(place("sev_policy"), "none: only SEV and SEV_ES have it", f"one with {vm.generation.name}")
     if vm.kernel.lazy_validation and (vm.svsm or not CAPABILITIES[vm.generation].rmp):
         raise _wrong(place("kernel.lazy_validation"), "false: only SEV_SNP and SEV_TIO without an SVSM have it", "true")
     if vm.svsm and not vm.kernel.tracks_validation:

@@ -8,6 +8,7 @@ operation costs is said by ``operation_cost``.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator
 from dataclasses import replace
 
@@ -148,6 +149,7 @@ class Board:
             self.iommu,
             self.data_fabric,
         )
+        self.bus.left_snp = self._leave_snp
         self.psp = SecurityProcessor(
             self.bus,
             lambda purpose, counter, length: random.octets(name, f"psp {purpose}", counter, length),
@@ -285,7 +287,12 @@ class Board:
             return
         self.snp_enabled = True
         layout = self.bus.rmp_layout()
-        if layout is None or layout == self.rmp.layout:
+        if layout is None:
+            return
+        if layout == self.rmp.layout:
+            if self.rmp.rests:
+                with contextlib.suppress(ValueError):  # As below.
+                    self.rmp.wake()
             return
         for spa, _ in self.rmp.layout.ranges():
             self.dram.let_go(spa)
@@ -297,6 +304,12 @@ class Board:
         if self.caches is not None:
             self.caches.place_rmp(layout)
         self.tables = self._table_host()
+
+    def _leave_snp(self) -> None:
+        """The security processor has cleared SNP_EN."""
+        self.snp_enabled = False
+        if self.rmp is not None:
+            self.rmp.rest()
 
     def _rmp_at(self, layout: RmpLayout) -> ReverseMapTable:
         under_key = self.platform.mode is HostMode.TSME or self.product.rmp.under_host_key

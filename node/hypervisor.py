@@ -15,7 +15,7 @@ from node.asid_pool import AsidPool, AsidsExhausted
 from node.core_msrs import Msr
 from node.cpuid_page import cpuid_page
 from node.device_access import device_access
-from node.expected_answers import expect_done, expect_gone, expect_success, octets
+from node.expected_answers import expect_done, expect_gone, expect_success
 from node.firmware_driver import LEGACY, commit_firmware, update_firmware
 from node.firmware_image import FirmwareImage
 from node.frame_allocator import FrameAllocator, OutOfMemory, joined
@@ -27,8 +27,6 @@ from node.hypervisor_port import (
     Batch,
     CpuidReply,
     Entered,
-    ExportTask,
-    FillTask,
     HypervisorFigures,
     LaunchRefused,
     LaunchTask,
@@ -38,16 +36,16 @@ from node.hypervisor_port import (
 from node.launched_vm import LaunchedVm, page_runs
 from node.machine_spec import MachineSpec
 from node.measured_launch import VMSA_GPA, LaunchPage, launch_vmsas, sev_launch_ranges
-from node.migration_refusal import REFUSALS
 from node.nested_table_pages import table_pages
 from node.ovmf import FirmwareImageError
 from node.owned_launch import LAUNCH_SECRET_GPA, OWNERS_PAGES, OwnedLaunch, in_a_row
 from node.product import Product
 from node.rmp_layout import at_end_of_memory
+from node.sealed_transfer import depart, open_session, seal, unseal
 from node.sev_features import launch_features
 from node.svsm_launch import guest_launch_pages, svsm_below
 from node.vcpu_model import vcpu_model
-from node.vm_state import Run, VmState
+from node.vm_transfer import export, fill, receive
 from node.vmsa import VMSA_BYTES, SevFeature
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand
@@ -68,7 +66,6 @@ SPARE_TABLES = 8
 COMMANDS_AT_ONCE = 64
 """LAUNCH_UPDATE commands between which another launch may take the mailbox."""
 
-_STOP, _RESUME = op.HostWork("migration.stop_ns"), op.HostWork("migration.resume_ns")
 _HYPERVISOR = RmpEntry()
 _FIRMWARE = RmpEntry(assigned=True, immutable=True)
 
@@ -164,17 +161,22 @@ class Hypervisor:
     mmio = staticmethod(device_access)
     update_firmware = update_firmware
     commit_firmware = commit_firmware
+    export, receive, fill = export, receive, fill
+    seal, unseal, open_session, depart = seal, unseal, open_session, depart
 
     def page_state_change(self, vm: str, change: op.PageStateChange) -> Reply:
         """Answer a guest's page state change: reassign the pages in the RMP. Returns 0, or 1 if refused."""
         record = self._vms[vm]
-        if not CAPABILITIES[record.generation].rmp:
+        if not CAPABILITIES[record.generation].key_per_vm:
             return 0
         if (change.gpa | change.length) % PAGE_BYTES or change.length <= 0:
             return 1
         backing = record.behind(change.gpa, change.length)
         if sum(length for _, _, length in backing) != change.length:
             return 1  # Before anything changes: the range is not all memory of this guest.
+        if not CAPABILITIES[record.generation].rmp:
+            record.shared.change(change.gpa, change.length, shared=change.shared)
+            return 0
         for first, spa, length in backing:
             for start, size, large in record.pieces(spa, length):
                 gpa = first + start - spa
@@ -188,76 +190,6 @@ class Hypervisor:
                 if code:
                     return 1
         return 0
-
-    # Live migration of VMs whose memory the host can read.
-
-    def export(self, vm: str, started: tuple[bool, ...], reset_rips: tuple[int, ...]) -> ExportTask:
-        """Read a stopped VM whole: registers, memory and disk."""
-        record = self._vms[vm]
-        c_bit = record.c_bit
-        # One batch: the VM stands still, so nothing changes between one read and the next.
-        _, *answers, disk = yield (
-            _STOP,
-            *[op.HostRead(spa, VMSA_BYTES, c_bit) for spa in record.save_areas],
-            *[op.HostReadWritten(spa, length, c_bit) for spa, length in joined(record.frames)],
-            op.DiskRead(vm),
-        )
-        areas, memory = answers[: len(record.save_areas)], answers[len(record.save_areas) :]
-        pages: list[Run] = []
-        for answer in memory:
-            assert isinstance(answer, op.Runs)
-            pages += [
-                (gpa, data if length == len(data) else data[spa - at : spa - at + length])
-                for at, data in answer.runs
-                for gpa, spa, length in record.shown(at, len(data))
-            ]
-        assert isinstance(disk, op.Runs)
-        pages.sort()
-        return VmState(
-            vm, octets(tuple(areas)), started, record.launched_gpas, reset_rips, tuple(pages), disk.runs
-        )  # fmt: skip
-
-    def receive(self, spec: MachineSpec) -> Task:
-        """Take everything that a VM which is to come will need. Raises LaunchRefused with everything given back."""
-        if spec.generation in REFUSALS:
-            raise LaunchRefused(REFUSALS[spec.generation])
-        record = self._vms[spec.name] = LaunchedVm(spec.generation, self._images[spec.firmware])
-        try:
-            yield from self._take_memory(spec, record)
-        except LaunchRefused:
-            yield from self._give_back(spec.name, record)
-            raise
-        except OutOfMemory as error:
-            yield from self._give_back(spec.name, record)
-            raise LaunchRefused(str(error)) from error
-
-    def fill(self, spec: MachineSpec, state: VmState) -> FillTask:
-        """Lay down a VM that came; its record, and its pages as they can be read back. Raises LaunchRefused."""
-        record = self._vms[spec.name]
-        c_bit = record.c_bit
-        record.launched_gpas = state.launched
-        pages = [
-            (spa, data if length == len(data) else data[first - gpa : first - gpa + length])
-            for gpa, data in state.pages
-            for first, spa, length in record.behind(gpa, len(data))
-        ]
-        writes: list[op.HypervisorOperation] = [op.HostWrite(spa, data, c_bit) for spa, data in pages]
-        writes += [op.DiskWrite(spec.name, lba, data) for lba, data in state.blocks]
-        for index, area in enumerate(state.save_areas):
-            spa = self._small(record)
-            record.save_areas.append(spa)
-            writes += [
-                op.HostWrite(spa, area, c_bit),
-                op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa),
-            ]
-        # One batch: before its first VMRUN nobody but the host knows of the VM.
-        reads = [op.HostRead(spa, len(data), c_bit) for spa, data in pages]
-        answers = yield (*writes, _RESUME, *reads)
-        expect_done(writes, answers[: len(writes)])
-        back = octets(answers[len(writes) + 1 :])
-        run = (op.VmRun(spec.name, 0),)
-        expect_done(run, (yield run))
-        return self._entered(record), b"".join(back)
 
     # What every launch takes and gives back.
 
@@ -427,7 +359,7 @@ class Hypervisor:
     def launch_sev(self, spec: MachineSpec, record: LaunchedVm) -> Task:
         """SEV: the legacy launch, measured and finished."""
         yield from self._take_asid(record)
-        yield from self._begin_legacy_launch(spec, record, LEGACY_POLICY)
+        yield from self._begin_legacy_launch(spec, record, LEGACY_POLICY | spec.sev_policy)
         yield from self._end_legacy_launch(record)
         yield from self._write_save_areas(spec, record)
 
@@ -439,6 +371,7 @@ class Hypervisor:
         if spec.owned:
             record.owner = self._owned_launch(spec, record)
             wanted = yield from record.owner.start()
+        record.policy = wanted.policy
         started = yield from self._call(LegacyCommand.LAUNCH_START, command, wanted.pack())
         record.handle = buffers.LaunchStart.parse(started).handle
         activate = buffers.Activate(handle=record.handle, asid=record.asid)
@@ -472,7 +405,7 @@ class Hypervisor:
     def launch_sev_es(self, spec: MachineSpec, record: LaunchedVm) -> Task:
         """SEV-ES: as SEV, with every save area measured and encrypted by firmware before the launch is measured."""
         yield from self._take_asid(record)
-        yield from self._begin_legacy_launch(spec, record, LEGACY_POLICY | LegacyPolicy.ES)
+        yield from self._begin_legacy_launch(spec, record, LEGACY_POLICY | LegacyPolicy.ES | spec.sev_policy)
         command = record.small[0]
         for page in launch_vmsas(record.firmware, spec.vcpus, vcpu_model(VCPU_MODEL), 0):
             spa = self._small(record)

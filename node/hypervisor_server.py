@@ -58,8 +58,12 @@ TASKS: Mapping[str, TaskForm] = {
     "update_firmware": TaskForm(form_of(tuple[bytes, bool]), form_of(int)),
     "commit_firmware": TaskForm(form_of(tuple[()]), form_of(int)),
     "export": TaskForm(form_of(tuple[str, tuple[bool, ...], tuple[int, ...]]), form_of(VmState)),
-    "receive": TaskForm(form_of(tuple[MachineSpec]), form_of(None)),
+    "receive": TaskForm(form_of(tuple[MachineSpec]), form_of(bytes)),
     "fill": TaskForm(form_of(tuple[MachineSpec, VmState]), form_of(tuple[Entered, bytes])),
+    "seal": TaskForm(form_of(tuple[str, bytes]), form_of(bytes)),
+    "unseal": TaskForm(form_of(tuple[str]), form_of(None)),
+    "open_session": TaskForm(form_of(tuple[MachineSpec, bytes]), form_of(None)),
+    "depart": TaskForm(form_of(tuple[str]), form_of(None)),
 }
 """The tasks of ``HypervisorPort``, by their names there."""
 

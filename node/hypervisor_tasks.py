@@ -17,6 +17,10 @@ from node.host_events import HostEvent
 from node.hypervisor_port import LaunchRefused
 from node.operation_cost import HostOperationCost
 from node.psp_queue import PspQueue
+from node.psp_streams import PspStreams
+
+COPY = "copy of "
+"""How the name of a row of a VM's pages begins: a promise of it is not the VM's own."""
 
 HypervisorTask = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], object]
 
@@ -28,6 +32,8 @@ class HypervisorTasks:
         self.psp_queue = PspQueue()
         self.promises: dict[str, int] = {}
         """For each VM of which something will be said, the earliest time of that."""
+        self.streams = PspStreams(clock, self.psp_queue, self.promises)
+        """Pages of migrations at the security processor."""
         self._clock = clock
         self._board = board
         self._cost = cost
@@ -77,6 +83,15 @@ class HypervisorTasks:
         else:
             now()
 
+    def copy(self, name: str, command: int, pages: int, done: Callable[[], None]) -> None:
+        """Have the security processor send or receive so many pages of a VM; one row at a time for each VM."""
+        service_ns = round(self._cost.psp_service_ns(op.PspCommand(command)))
+        self.streams.start(f"{COPY}{name}", command, pages, service_ns, done)
+
+    def stop_copying(self, name: str) -> None:
+        """Break that off, if it is under way."""
+        self.streams.stop(f"{COPY}{name}")
+
     def _step(
         self,
         task: HypervisorTask,
@@ -112,10 +127,13 @@ class HypervisorTasks:
         """When a batch that is ready for the mailbox is through with it; ``guest`` is whom it is for, if anybody."""
         if op.PspCommand not in map(type, batch):
             return ready_ns
-        commands = [one for one in batch if isinstance(one, op.PspCommand)]
+        commands = [one for one in batch if isinstance(one, op.PspCommand) and not one.paid]
         served = [(one.command, round(self._cost.psp_service_ns(one))) for one in commands]
-        end_ns, waited_ns = self.psp_queue.serve(ready_ns, served)
+        if not served:
+            return ready_ns
+        end_ns, waited_ns = self.psp_queue.serve(ready_ns, served, self.streams.ahead_ns())
         service_ns = sum([ns for _, ns in served])
+        self.streams.served(end_ns - service_ns, end_ns)
         if self._chain.keeps:
             self._note(served, end_ns - service_ns, waited_ns, "" if guest is None else guest.spec.name)
         if guest is None:

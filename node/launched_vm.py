@@ -10,8 +10,11 @@ from node.firmware_image import FirmwareImage
 from node.generation import Generation
 from node.guest_memory_map import Range
 from node.owned_launch import OwnedLaunch
+from node.shared_pages import SharedPages
 from node.vmpl_switch import VmplBook
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
+
+VcpuNotes = tuple[tuple[int, int, int], ...]
 
 
 @dataclass(slots=True)
@@ -37,6 +40,13 @@ class LaunchedVm:
     """The talk with its owner, while a legacy launch has one."""
     gctx: int = 0
     handle: int = 0
+    policy: int = 0
+    """Of a SEV or SEV-ES guest."""
+    sealed: bool = False
+    """Its firmware was told to send it: between SEND_START and SEND_FINISH or SEND_CANCEL."""
+    transfer: int = 0
+    """The first of the frames that it is sent or received through, 0 for none yet."""
+    shared: SharedPages = field(default_factory=SharedPages)
     assigned: list[tuple[int, int, bool]] = field(default_factory=list)
     """(SPA, length, large) that RMPUPDATE gave to the guest; it takes them back so, or smaller where smashed."""
     smashed: set[int] = field(default_factory=set)
@@ -75,6 +85,23 @@ class LaunchedVm:
         """Where its images lie, in whole pages, up to the end of the uppermost."""
         first = self.images[-1].gpa
         return Range(first, self.firmware.end - first)
+
+    def told_by_vcpus(self) -> VcpuNotes:
+        """What its vCPUs told, for the next hypervisor: (vCPU, frame number of its GHCB, DR7), and the jump table."""
+        vcpus = sorted({*self.ghcbs, *self.dr7})
+        notes = tuple([(vcpu, self.ghcbs.get((vcpu, vmpl), 0), self.dr7.get((vcpu, vmpl), 0)) for vcpu, vmpl in vcpus])
+        return (*notes, (-1, self.jump_table, 0))
+
+    def hear_of_vcpus(self, notes: VcpuNotes) -> None:
+        """The other way."""
+        for vcpu, ghcb, dr7 in notes:
+            if vcpu < 0:
+                self.jump_table = ghcb
+                continue
+            if ghcb:
+                self.ghcbs[vcpu, 0] = ghcb
+            if dr7:
+                self.dr7[vcpu, 0] = dr7
 
     def open_vmpls(self) -> None:
         """Let the guest use several VMPLs where it has an SVSM to use them."""

@@ -24,6 +24,8 @@ class MachineSpec:
     """With an SVSM below that image, at VMPL0."""
     owned: bool = False
     """Its owner is asked for a session before a SEV or SEV-ES launch, and sends its secret for the measurement."""
+    sev_policy: int = 0
+    """Bits of a SEV or SEV-ES policy beyond the hypervisor's own."""
 
     @property
     def memory(self) -> GuestMemoryMap:

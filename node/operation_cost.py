@@ -196,6 +196,11 @@ class HostOperationCost:
                 legacy_ns_per_kib * measured_bytes(LegacyCommand.LAUNCH_UPDATE_DATA, buffer) / _KIB
             ),
             LegacyCommand.LAUNCH_UPDATE_VMSA: lambda _: legacy_ns_per_kib * PAGE_BYTES / _KIB,
+            # A page at a time, as KVM does it.
+            LegacyCommand.SEND_UPDATE_DATA: lambda _: costs["psp.send_update_ns_per_kib"] * PAGE_BYTES / _KIB,
+            LegacyCommand.SEND_UPDATE_VMSA: lambda _: costs["psp.send_update_ns_per_kib"] * PAGE_BYTES / _KIB,
+            LegacyCommand.RECEIVE_UPDATE_DATA: lambda _: costs["psp.receive_update_ns_per_kib"] * PAGE_BYTES / _KIB,
+            LegacyCommand.RECEIVE_UPDATE_VMSA: lambda _: costs["psp.receive_update_ns_per_kib"] * PAGE_BYTES / _KIB,
         }
 
     def price(self, batch: tuple[op.HypervisorOperation, ...]) -> float:
@@ -213,6 +218,8 @@ class HostOperationCost:
 
     def psp_service_ns(self, one: op.PspCommand) -> float:
         """Nanoseconds the security processor works on one command."""
+        if one.paid:
+            return 0.0
         priced = self._psp_table.get(one.command)
         return priced(one.buffer) if priced else self._costs["psp.command_ns"]
 

@@ -460,12 +460,14 @@ class PspCommand:
 
     ``buffer`` is the command buffer as bytes; the board lays it at ``spa`` in
     host memory first, as a driver would. An empty buffer leaves memory alone:
-    for commands that take none, or whose page firmware owns already.
+    for commands that take none, or whose page firmware owns already. The time of
+    a ``paid`` one is charged elsewhere: by the page, for all that a migration copies.
     """
 
     command: int
     spa: int = 0
     buffer: bytes = b""
+    paid: bool = False
 
 
 @dataclass(frozen=True, slots=True)

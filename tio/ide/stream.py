@@ -352,7 +352,7 @@ class IdeStream:
         """Open the aggregate that is held: its packets, or why not."""
         receiver = self._receivers[sub_stream]
         held, receiver.held = receiver.held, []
-        last = held[-1][1]
+        last, before = held[-1][1], receiver.key_set
         receiver.key_set = held[0][0].key_set
         key = self._keys[receiver.key_set, Direction.RX, sub_stream]
         told, additional = receiver.told, b""
@@ -368,6 +368,8 @@ class IdeStream:
             return [], Failure.KEY_USED_UP
         if text is None:
             return [], Failure.MAC
+        if receiver.key_set != before:  # What comes under the key of before was held back: it comes too late.
+            self._keys.pop((before, Direction.RX, sub_stream), None)
         receiver.posted -= told - receiver.told
         receiver.told = told
         out: list[tuple[Tlp, bool]] = []
