@@ -17,8 +17,9 @@ from tio.completer import Completer
 from tio.device_identity import CardKind, DeviceIdentity, Firmware, device_identity, measured
 from tio.device_security_module import DeviceSecurityModule
 from tio.doe import DataObject, ObjectType, parse_data_object
-from tio.ide import Failure, IdePort, IdeStream, KeyResponder, Packet, PortRegisters, WriteRun
+from tio.ide import Failure, IdePort, IdeStream, KeyResponder, Packet, PortRegisters, StreamChecks, WriteRun
 from tio.ide.capability import IdeCapability
+from tio.ide.stream import ALL_CHECKS
 from tio.pci import Command, ConfigurationSpace, Device, DoeMailbox, PciFunction, Register
 from tio.spdm import PCI_DOE, Binding, Personality, Responder, ResponderSettings
 from tio.spdm.connection_messages import PCI_SIG_STANDARD, PCI_SIG_VENDOR, VendorDefinedRequest
@@ -50,7 +51,7 @@ class Card:
 
     ``reset_ends_session``: a function-level reset of the physical function, which has mailbox and IDE registers, ends
     the session that came through it and the streams. Sources only say that no other function's does.
-    ``reorder_check`` and ``tag_fence`` are ``StreamSettings``' and ``IdePort``'s.
+    ``reorder_check`` is ``StreamSettings``', ``tag_fence`` and ``checks`` are ``IdePort``'s.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Card:
         reorder_check: bool = False,
         tag_fence: bool = False,
         programmed: bool = False,
+        checks: StreamChecks = ALL_CHECKS,
     ) -> None:
         self.kind = kind
         self.firmware = firmware or Firmware()
@@ -82,7 +84,7 @@ class Card:
         self._settings = settings or ResponderSettings()
         self._reset_ends_session = reset_ends_session
         self.mailbox = DoeMailbox((ObjectType.CMA_SPDM, ObjectType.SECURED_CMA_SPDM), self._exchanged)
-        self.port = IdePort(tag_fence=tag_fence)
+        self.port = IdePort(tag_fence=tag_fence, checks=checks)
         self.ide = IdeCapability(
             self.port, max(_STREAM_BLOCKS, len(streams)), is_device=True, reorder_check=reorder_check
         )
@@ -101,7 +103,8 @@ class Card:
         self._set_streams_up()
         heard = self.functions.physical.reset_heard
         self.functions.physical.reset_heard = lambda: self._physical_reset(heard)
-        self._link = CardLink(self.port, Completer(self.functions.by_number))
+        self._completer = Completer(self.functions.by_number)
+        self._link = CardLink(self.port, self._completer)
         self.functions.attach(self._link)
         place = requester_id & 0xFF, requester_id >> 8
         ports = {
@@ -153,6 +156,17 @@ class Card:
     def receive(self, packets: Iterable[Packet | WriteRun]) -> Wire:
         """Take packets that came down the link: what goes up for them."""
         return self._link.receive(packets)
+
+    def configuration_read(self, requester: int, offset: int, width: int) -> int:
+        """A register of a function, as a request that nobody looks at finds it; ones where there is no function."""
+        space = None if self._link.silent else self._completer.space(requester)
+        return (1 << 8 * width) - 1 if space is None else space.read(offset, width)
+
+    def configuration_write(self, requester: int, offset: int, value: int, width: int) -> None:
+        """Store to a register of a function, likewise."""
+        space = None if self._link.silent else self._completer.space(requester)
+        if space is not None:
+            space.write(offset, value, width, requester >> 8)
 
     def reset(self) -> None:
         """Conventional reset: sessions, keys, streams and interfaces are gone, registers as the card came."""

@@ -240,7 +240,7 @@ class IdeCapability:
         if block.stream is None:
             if stream_id in streams:
                 return  # another block's
-            block.stream = streams[stream_id] = IdeStream(stream_id)
+            block.stream = streams[stream_id] = IdeStream(stream_id, checks=self.port.checks)
         aggregation = {sub: 1 << (value >> shift & 0b11) for sub, shift in _AGGREGATION_SHIFT.items()}
         limited = bool(value & StreamControl.TEE_LIMITED)
         block.stream.settings = StreamSettings(limited, aggregation, self._reorder_check)

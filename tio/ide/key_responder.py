@@ -66,7 +66,9 @@ class KeyResponder:
         """A session is over: the streams whose keys it programmed are Insecure."""
         for place in [place for place, owner in self.programmed_by.items() if owner == session_id]:
             del self.programmed_by[place]
-            self._ports[place[0]][1].streams[place[1]].fail(Failure.SESSION)
+            stream = self._ports[place[0]][1].streams.get(place[1])
+            if stream is not None:
+                stream.fail(Failure.SESSION)
 
     def complete_for(self, session_id: int, port_index: int, stream_id: int) -> bool:
         """Whether a stream has keys for all its sub-streams, all of this session."""

@@ -13,7 +13,17 @@ from itertools import groupby, islice
 from tio.ide.keys import KeyUsedUp
 from tio.ide.link import Packet
 from tio.ide.requests import is_last
-from tio.ide.stream import FAIL, Failure, IdeError, IdeStream, IdeTlp, StreamState, fail_message
+from tio.ide.stream import (
+    ALL_CHECKS,
+    FAIL,
+    Failure,
+    IdeError,
+    IdeStream,
+    IdeTlp,
+    StreamChecks,
+    StreamState,
+    fail_message,
+)
 from tio.ide.tlp import SubStream, Tlp, TlpError, TlpKind
 from tio.ide.write_run import WriteRun, receive_writes, send_writes
 
@@ -66,10 +76,11 @@ class IdePort:
 
     ``tag_fence``: the tag of a request that timed out is not used again before its completion has come, which then
     is thrown away; without it a stale completion answers the next request of that tag (CVE-2025-9613, as told
-    from memory in the sheet).
+    from memory in the sheet). ``checks`` are what its streams look at.
     """
 
-    def __init__(self, *, tag_fence: bool = False) -> None:
+    def __init__(self, *, tag_fence: bool = False, checks: StreamChecks = ALL_CHECKS) -> None:
+        self.checks = checks
         self.streams: dict[int, IdeStream] = {}
         self.associations: list[Association] = []
         self.unsent = 0
