@@ -132,8 +132,8 @@ class RootPort:
             self._card.upstream = _nowhere
             self._card = None
 
-    def reset_secondary_bus(self) -> None:
-        """Secondary Bus Reset in the bridge control register: the card is reset, and no stream goes on."""
+    def reset(self) -> None:
+        """Secondary bus reset: a conventional reset of what is in the slot; no stream goes on."""
         for stream in self.port.streams.values():
             stream.fail(Failure.RESET)
         if self._card is not None:
@@ -172,7 +172,7 @@ class RootPort:
         value &= (1 << 8 * width) - 1
         if requester == self.requester_id:
             if offset <= _BRIDGE_CONTROL < offset + width and value >> 8 * (_BRIDGE_CONTROL - offset) & _BUS_RESET:
-                self.reset_secondary_bus()
+                self.reset()
             self.space.write(offset, value, width)
         elif self._card is not None and self.link.is_bare:
             self._card.configuration_write(requester, offset, value, width)

@@ -12,13 +12,17 @@ from tio.card_dma import CardDma
 from tio.device_identity import CardKind
 from tio.device_security_module import ProtocolId
 from tio.dma_port import DmaFault
+from tio.doe import DataObject
 from tio.gpu import Gpu, GpuCommand, GpuRegister
 from tio.ide import Direction, Link, Packet, SubStream, Way
 from tio.ide import key_programmer as keys
 from tio.ide.capability import BlockRegister, address_words, control_word, requester_words
 from tio.ide.keys import FIRST_INVOCATION
-from tio.pci import Command, Device, Register
+from tio.pci import Command, MsixControl, Register
+from tio.pci.doe_mailbox import exchange
 from tio.root_port import RootPort
+from tio.spdm import PCI_DOE
+from tio.spdm import Packet as SpdmPacket
 from tio.steps import carry
 from tio.tdisp import InterfaceId, LockFlags, LockRequest, requester
 
@@ -70,19 +74,21 @@ class Memory:
 
 
 class Slot:
-    """A GPU unless ``device`` says otherwise, set up as a host would, without keys."""
+    """A GPU unless another card is given, set up as a host would, without keys."""
 
-    def __init__(self, device: Device | None = None, *, tee_limited: bool = True, **dma: int) -> None:
-        self.memory, self.link, self.dma = Memory(), Link(), CardDma(**dma)
-        self.gpu = Gpu(self.dma, GPU_MEMORY)
+    def __init__(self, card: Card | None = None, *, tee_limited: bool = True, **dma: int) -> None:
+        self.memory, self.link = Memory(), Link()
         self.root = RootPort(3, self.link, self.memory)
-        self.card = Card(
-            CardKind.GPU, device or self.gpu, draw, dma=self.dma, memory_bytes=GPU_MEMORY, requester_id=CARD
-        )
+        if card is None:
+            self.dma = CardDma(**dma)
+            self.gpu = Gpu(self.dma, GPU_MEMORY)
+            card = Card(CardKind.GPU, self.gpu, draw, dma=self.dma, memory_bytes=GPU_MEMORY, requester_id=CARD)
+        self.card = card
         self.root.plug(self.card)
         self.seen: list[tuple[Way, Packet]] = []
         self.tail = 0
-        for index, address in BARS.items():
+        for index in card.space.bars:
+            address = BARS[index]
             self.root.configuration_write(CARD, 0x10 + 4 * index, address & 0xFFFF_FFFF)
             self.root.configuration_write(CARD, 0x14 + 4 * index, address >> 32)
         self.root.configuration_write(CARD, Register.COMMAND, Command.MEMORY_SPACE | Command.BUS_MASTER, 2)
@@ -129,6 +135,17 @@ class Slot:
             word = control_word(STREAM, enable=True, default=default, **self.control)
             write(self.root.ide.block_at(0) + BlockRegister.CONTROL, word)
 
+    def through_the_mailbox(self, packet: SpdmPacket) -> SpdmPacket:
+        """An SPDM packet's answer, as a host carries both by configuration requests."""
+        at, wrapped = self.card.space.extended_at(self.card.mailbox), PCI_DOE.wrap(packet)
+        found = exchange(
+            lambda offset: self.root.configuration_read(CARD, at + offset),
+            lambda offset, value: self.root.configuration_write(CARD, at + offset, value),
+            DataObject(1, wrapped[2], wrapped[8:]),
+        )
+        assert found is not None
+        return PCI_DOE.unwrap(found.pack())
+
     # As a TSM whose session is there.
 
     def ask(self, protocol: ProtocolId, message: bytes, session: int = SESSION) -> bytes:
@@ -162,6 +179,13 @@ class Slot:
 
     def stop(self) -> None:
         self.tdisp(requester.stop_interface(InterfaceId(CARD)))
+
+    def set_vector(self, vector: int, address: int, value: int, *, tee: bool = False) -> None:
+        """Have a vector write ``value`` to ``address``, with MSI-X on."""
+        for at, word in ((0, address), (4, 0), (8, value), (12, 0)):
+            self.root.store(BARS[4] + 16 * vector + at, word, 4, tee=tee)
+        if not tee:
+            self.root.configuration_write(CARD, Register.MSIX_CONTROL, MsixControl.ENABLE, 2)
 
     # As a driver of the GPU.
 
@@ -202,9 +226,9 @@ def keys_of(key_set: int = 0, seed: str = "key") -> dict[tuple[Direction, SubStr
     }
 
 
-def running(**more: int) -> Slot:
+def running(card: Card | None = None, flags: int = LockFlags.LOCK_MSIX, **more: int) -> Slot:
     """A slot whose card runs trusted."""
-    slot = Slot(**more)
+    slot = Slot(card, **more)
     slot.give_keys()
-    slot.run()
+    slot.run(flags)
     return slot

@@ -63,18 +63,8 @@ def test_a_card_is_attested_keyed_locked_and_works_over_its_link_and_nobody_on_i
     assert root.configuration_read(CARD, at, 2) == 0x2E
     one = Requester(RequesterSettings(anchors=TrustAnchors((slot.card.identity.root,))), PCI_DOE, draw)
 
-    def asked(packet):
-        wrapped = PCI_DOE.wrap(packet)
-        found = exchange(
-            lambda offset: root.configuration_read(CARD, at + offset),
-            lambda offset, value: root.configuration_write(CARD, at + offset, value),
-            DataObject(1, wrapped[2], wrapped[8:]),
-        )
-        assert found is not None
-        return PCI_DOE.unwrap(found.pack())
-
     def do(steps):
-        return carry(steps, asked)
+        return carry(steps, slot.through_the_mailbox)
 
     do(one.connect())
     do(one.digests())
@@ -399,9 +389,7 @@ def test_interrupts_are_trusted_if_the_lock_holds_their_table() -> None:
     for flags, tee in ((LockFlags.LOCK_MSIX, True), (LockFlags(0), False)):
         slot = Slot()
         slot.give_keys()
-        slot.root.configuration_write(CARD, Register.MSIX_CONTROL, 1 << 15, 2)
-        for at, value in ((0, 0x8000), (4, 0), (8, 0xAB), (12, 0)):
-            slot.root.store(BARS[4] + at, value, 4, tee=False)
+        slot.set_vector(0, 0x8000, 0xAB)
         slot.run(flags)
         slot.memory.log.clear()
         assert slot.dma.interrupt(0)
