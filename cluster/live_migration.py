@@ -38,6 +38,9 @@ CARD = "card "
 """How the name of a flow of guests' frames begins; a migration's is its number."""
 
 
+_RELIABLE = Patience()
+
+
 @dataclass(slots=True)
 class LiveMigrations:
     """All migrations of a run."""
@@ -50,7 +53,7 @@ class LiveMigrations:
     wire: Wire = lambda _, frames: frames
     card_flow_ended: Callable[[str, int], None] = lambda _, __: None
     """Whom to tell of the end of a flow of guests' frames, named after the card that sent them."""
-    patience: Patience = Patience()
+    patience: Patience = _RELIABLE
     record: CommitRecord = field(default_factory=CommitRecord)
     all: list[Migration] = field(default_factory=list)
     _by_vm: dict[str, Migration] = field(default_factory=dict)
@@ -130,7 +133,6 @@ class LiveMigrations:
         """An answer of a host: the number of the migration, and what it says."""
         number, *rest = fields
         one = self.all[number]
-        one.silence = 0
         _ANSWERS[kind](self, one, now_ns, *rest)
 
     # The table's rows.
@@ -174,6 +176,7 @@ class LiveMigrations:
     ) -> None:  # fmt: skip
         """The source logs dirty pages now."""
         if one.phase is Phase.PRE and one.precopy is None:
+            one.silence = 0 if one.ready is None else one.silence
             one.ready = (memory_bytes, _pools(pools))
             if platform:
                 one.platforms[one.source] = platform
@@ -205,6 +208,7 @@ class LiveMigrations:
         if wrong is not None:
             self.fail(one, Outcome.REFUSED, now_ns, wrong)
             return
+        one.silence = 0
         self.send(one.destination, "open", (one.number, one.order.vm, session))
 
     def on_opened(self, one: Migration, now_ns: int, wrong: str | None) -> None:
@@ -250,7 +254,8 @@ class LiveMigrations:
     def on_through(self, one: Migration, now_ns: int, round_: int, host: str) -> None:
         """A host's security processor has sent, or received, all that a round copies."""
         if round_ == one.rounds_told and host in one.unserved:
-            one.unserved.discard(host)
+            del one.unserved[host]
+            one.silence = 0
             if not one.unserved and not one.flows:
                 self._copied(one, now_ns)
 
@@ -296,14 +301,16 @@ class LiveMigrations:
         if one.platforms:
             # The pages go through both security processors while the network carries them.
             one.rounds_told += 1
-            one.unserved = {one.source, one.destination}
+            one.unserved = {one.source: None, one.destination: None}
             memory_bytes, shared_bytes = one.precopy.memory_bytes, one.platforms[one.source][-1]
-            private = size_bytes * (memory_bytes - shared_bytes) // memory_bytes
-            order = (one.number, one.order.vm, one.rounds_told, -(-private // PAGE_BYTES))
-            self.send(one.source, "round", order)
-            self.send(one.destination, "round", order)
+            one.private_pages = -(-(size_bytes * (memory_bytes - shared_bytes) // memory_bytes) // PAGE_BYTES)
+            self._tell_round(one)
         cap = self.settings.connection_bytes_per_s
         self.fabric.start(str(one.number), one.source, one.destination, size_bytes, now_ns, cap)
+
+    def _tell_round(self, one: Migration) -> None:
+        for host in one.unserved:
+            self.send(host, "round", (one.number, one.order.vm, one.rounds_told, one.private_pages))
 
     def on_ended(self, one: Migration, now_ns: int) -> None:
         """The VM powered itself off before it could be stopped."""
@@ -347,6 +354,15 @@ class LiveMigrations:
         elif one.phase is Phase.ABORTED and one.outcome is not Outcome.LOST:
             one.outcome, one.reason = Outcome.LOST, f"with {one.source}, after: {one.outcome.value}"
 
+    def on_busy(self, one: Migration, now_ns: int) -> None:
+        """A host is at what it was asked for."""
+        one.silence = 0
+
+    def on_gone(self, one: Migration, now_ns: int, host: str) -> None:
+        """A host does not know of the move any more: it has crashed."""
+        outcome = Outcome.TARGET_LOST if host == one.destination else Outcome.LOST
+        self.fail(one, outcome, now_ns, f"{host} had nothing of it any more")
+
     def on_done(self, one: Migration, _: int, report: str) -> None:
         """A host has let go of what it had."""
         one.unanswered -= {Report(report)}
@@ -365,7 +381,7 @@ class LiveMigrations:
         if one.flows:
             one.final_bytes += int(self.fabric.cancel(str(one.number), now_ns))
             one.flows = False
-        one.unserved = set()
+        one.unserved = {}
         if one.started_ns < 0:
             self.admission.forget(str(one.number))
         self.placement.settle(one.order.vm, moved=False)
@@ -399,13 +415,16 @@ class LiveMigrations:
         """A host was not heard of for a while."""
         if one.phase is not phase or (phase in FINAL and not one.unanswered):
             return
-        if not one.flows and not one.unserved and (phase is not Phase.PRE or one.precopy is None):
+        if one.unserved or (not one.flows and (phase is not Phase.PRE or one.precopy is None)):
             one.silence += 1
             if one.silence > self.patience.most_times and (phase, Event.FAILED) in AUTHORITY:
                 self.fail(one, Outcome.TIMED_OUT, now_ns, f"no answer in phase {phase.value!r}")
                 return
-            for command in REPEATS.get(phase, ()):
-                self._tell(one, command, now_ns)
+            if one.unserved:
+                self._tell_round(one)
+            else:
+                for command in REPEATS.get(phase, ()):
+                    self._tell(one, command, now_ns)
         heapq.heappush(self._again, (now_ns + self.patience.again_after_ns, one.number, phase))
 
     def restart(self, now_ns: int) -> None:
@@ -415,7 +434,7 @@ class LiveMigrations:
             if one.flows:
                 one.final_bytes += int(self.fabric.cancel(str(one.number), now_ns))
                 one.flows = False
-            one.luggage, one.unserved = (), set()
+            one.luggage, one.unserved = (), {}
             if one.number not in last:
                 self.admission.forget(str(one.number))
                 self.placement.settle(one.order.vm, moved=False)
@@ -474,6 +493,8 @@ _ANSWERS: Mapping[str, _Answer] = {
     "sealed": LiveMigrations.on_sealed,
     "opened": LiveMigrations.on_opened,
     "through": LiveMigrations.on_through,
+    "busy": LiveMigrations.on_busy,
+    "gone": LiveMigrations.on_gone,
     "dirty": LiveMigrations.on_dirty,
     Report.STOPPED: LiveMigrations.on_stopped,
     "ended": LiveMigrations.on_ended,

@@ -87,9 +87,11 @@ class Migration:
     """The target's platform's, for the source's firmware."""
     agreed: bool = False
     """Both firmwares have the same keys."""
-    unserved: set[str] = field(default_factory=set)
+    unserved: dict[str, None] = field(default_factory=dict)
     """Hosts whose security processor is not through with what a round copies."""
     rounds_told: int = 0
+    private_pages: int = 0
+    """Of the present round, that go through firmware."""
     final_bytes: int = 0
     frame_bytes: int = 0
     pages_checked: int = 0

@@ -43,6 +43,8 @@ class MigrationPort:
         """VMs that are on their way, and under which number."""
         self._peers: dict[str, bytes] = {}
         """The names of the streams that they travel as."""
+        self._asked: dict[str, object] = {}
+        """What between the rows was begun last for each of them: a step's name, or a round's number."""
         self._said: dict[str, tuple[str, tuple[object, ...]]] = {}
         """What was said of each of these last, to be said again."""
         self._done: Mapping[Command, Callable[..., None]] = {
@@ -69,17 +71,19 @@ class MigrationPort:
             return
         command = Command(kind)
         if command is Command.GO and self._host.arrivals.is_laying(vm):
-            return  # What comes of that will be said, and answered.
+            self._send("busy", (number,))  # What comes of that will be said, and answered.
+            return
         before = self._mine(vm)
         after, report = hand_over.told(before, command, number)
         if report is None:
+            if before.holding is Holding.NOTHING:
+                self._miss(number, command)
             return
         self._keep(vm, after)
         if after[:2] != before[:2]:
             self._done[command](number, vm, *rest)
         elif before.number == number:
-            if vm in self._said:  # Else it is still at it, and will say so.
-                self._send(*self._said[vm])
+            self._say_again(number, vm)
         else:
             self._pass(report, number, command, rest)
 
@@ -87,6 +91,7 @@ class MigrationPort:
         """Forget what was under way; what was written down stays."""
         self._moves.clear()
         self._peers.clear()
+        self._asked.clear()
         self._said.clear()
 
     def _mine(self, vm: str) -> Mine:
@@ -103,12 +108,37 @@ class MigrationPort:
             self._moves.pop(vm, None)
             self._said.pop(vm, None)
             self._peers.pop(vm, None)
+            self._asked.pop(vm, None)
         else:
             self._moves[vm] = mine[:2]
 
     def _say(self, vm: str, kind: str, fields: tuple[object, ...]) -> None:
         self._said[vm] = (kind, fields)
         self._send(kind, fields)
+
+    def _miss(self, number: int, command: Command) -> None:
+        """Say that there is nothing to begin with: no VM, or a move that was begun before a crash."""
+        if command is Command.BEGIN:
+            missing = MigrationRefusal.NO_SUCH_VM
+            self._send("stays", (number, missing.name, missing.value))
+        else:
+            self._send("gone", (number, self._host.spec.name))
+
+    def _say_again(self, number: int, vm: str) -> None:
+        """What was asked before is done, and was said, or the host is at it still."""
+        self._send(*self._said.get(vm, ("busy", (number,))))
+
+    def _is_new(self, number: int, vm: str, step: object) -> bool:
+        """Whether something between the rows is to be begun: not what was, and nothing of who is not here."""
+        if vm not in self._moves or self._moves[vm][1] != number:
+            self._send("gone", (number, self._host.spec.name))
+            return False
+        if self._asked.get(vm) == step:
+            self._say_again(number, vm)
+            return False
+        self._asked[vm] = step
+        self._said.pop(vm, None)
+        return True
 
     def _pass(self, report: Report, number: int, command: Command, rest: list[Any]) -> None:
         """Answer a command of a move that is not under way here."""
@@ -134,21 +164,26 @@ class MigrationPort:
         self._say(vm, Report.READY, (number, memory_bytes, _bodies(found), self._platform(guest.spec)))
 
     def _seal(self, number: int, vm: str, certificates: bytes) -> None:
-        if self._moves.get(vm) != (Holding.LEAVING, number):
+        if not self._is_new(number, vm, "seal"):
             return
 
         def told(wrong: str | None, session: bytes) -> None:
+            if self._moves.get(vm) != (Holding.LEAVING, number):
+                return  # It was called off meanwhile.
             name = None if wrong is None else _NAMES.get(wrong, wrong)
             self._say(vm, "sealed", (number, name, session))
 
         self._host.departures.seal(vm, certificates, told)
 
     def _round(self, number: int, vm: str, round_: int, pages: int) -> None:
-        move = self._moves.get(vm)
-        if move is None or move[1] != number:
+        if not self._is_new(number, vm, round_):
             return
-        side = self._host.arrivals if move[0] is Holding.KEEPS else self._host.departures
-        side.copy(vm, pages, lambda: self._send("through", (number, round_, self._host.spec.name)))
+        side = self._host.arrivals if self._moves[vm][0] is Holding.KEEPS else self._host.departures
+
+        def done() -> None:
+            self._say(vm, "through", (number, round_, self._host.spec.name))
+
+        side.copy(vm, pages, done)
 
     def _stop(self, number: int, vm: str, since_ns: int) -> None:
         self._said.pop(vm, None)
@@ -157,6 +192,8 @@ class MigrationPort:
             self._say(vm, "stays", (number, "NOT_SENT", why))
 
         def done(stopped: Stopped | None) -> None:
+            if self._moves.get(vm) != (Holding.STANDS, number):
+                return
             if stopped is None:
                 self._say(vm, "ended", (number,))
                 return
@@ -189,13 +226,21 @@ class MigrationPort:
         platform = self._platform(spec)
 
         def told(wrong: str | None, certificates: bytes) -> None:
+            if self._moves.get(vm) != (Holding.KEEPS, number):
+                return  # It is not awaited any more.
             self._say(vm, Report.PLACE, (number, wrong, certificates, platform))
 
         self._host.arrivals.prepare(spec, told)
 
     def _open(self, number: int, vm: str, session: bytes) -> None:
-        if self._moves.get(vm) == (Holding.KEEPS, number):
-            self._host.arrivals.open(vm, session, lambda wrong: self._say(vm, "opened", (number, wrong)))
+        if not self._is_new(number, vm, "open"):
+            return
+
+        def told(wrong: str | None) -> None:
+            if self._moves.get(vm) == (Holding.KEEPS, number):
+                self._say(vm, "opened", (number, wrong))
+
+        self._host.arrivals.open(vm, session, told)
 
     def _platform(self, spec: GuestSpec) -> tuple[object, ...]:
         """What a VM whose memory firmware carries needs to find again, and what it shares; nothing for others."""

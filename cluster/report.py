@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +16,9 @@ from cluster.units import DURATION, SIZE
 from node.phase_cost import Mechanism
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+    pass
 
-OWN = (Mechanism.CORE, Mechanism.MEMORY, Mechanism.PAGE_WALK, Mechanism.EXITS, Mechanism.OPERATIONS)
+OWN = (Mechanism.CORE, Mechanism.MEMORY, Mechanism.PAGE_WALK, Mechanism.EXITS, Mechanism.OPERATIONS, Mechanism.BOOT)
 """What a program costs as a plain guest alone on its host; slowdown is counted from here."""
 
 ADDED = {
@@ -30,6 +28,7 @@ ADDED = {
     Mechanism.ACCEPTANCE: "accept",
     Mechanism.BOUNCE: "bounce",
     Mechanism.SVSM: "SVSM",
+    Mechanism.DISK_WAIT: "disk",
     Mechanism.LOADED_LATENCY: "latency",
     Mechanism.LLC: "LLC",
     Mechanism.SMT: "SMT",
@@ -37,7 +36,7 @@ ADDED = {
 }
 """What comes on top: by the generation, then by the neighbours; with the column's heading."""
 
-_WIDTH = 150
+_WIDTH = 160
 _LONG = {"operations_by_process"}
 """What run.json holds and nobody wants to read at the end of a summary."""
 _FEW = 4
@@ -60,26 +59,6 @@ def print_summary(results: Results, console: Console | None = None) -> None:
             out.print()
     for line in _closing_lines(results):
         out.print(line, highlight=False)
-
-
-def print_comparison(rows: Sequence[DataclassInstance], console: Console | None = None) -> None:
-    """Print rows of equal dataclasses as a table: one column a field."""
-    out = console or wide_console()
-    if not rows:
-        out.print("nothing to compare")
-        return
-    names = [entry.name for entry in dataclasses.fields(rows[0])]
-    table = _table("", *(_heading(name) for name in names))
-    for row in rows:
-        table.add_row(*(_cell(name, getattr(row, name)) for name in names))
-    out.print(table)
-
-
-def print_rows_as_json(rows: Sequence[DataclassInstance]) -> None:
-    """Print rows as JSON, one object a line, keys as the fields are named."""
-    out = Console(soft_wrap=True, highlight=False, markup=False)
-    for row in rows:
-        out.print(json.dumps(dataclasses.asdict(row), default=str))
 
 
 @dataclass(slots=True)
@@ -354,17 +333,3 @@ def wide_console() -> Console:
     """Standard output; in a file or a pipe the tables keep their width."""
     console = Console()
     return console if console.is_terminal else Console(width=_WIDTH)
-
-
-def _heading(name: str) -> str:
-    return "VMs" if name == "vms" else name.removesuffix("_ns").removesuffix("_percent").replace("_", " ")
-
-
-def _cell(name: str, value: object) -> str:
-    if isinstance(value, (int, float)) and name.endswith("_percent"):
-        return _percent(value, 100.0)
-    if isinstance(value, (int, float)) and name.endswith("_ns"):
-        return DURATION.about(value)
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    return "" if value is None else str(getattr(value, "name", value))

@@ -161,6 +161,13 @@ class Departures:
         if guest.state is GuestState.PAUSED:
             self._host.resume(name)
 
+    def forget(self, name: str) -> None:
+        """The VM is lost with the host. Does nothing for one that is not leaving."""
+        departure = self._under_way.pop(name, None)
+        if departure is not None:
+            departure.guest.dirty_log = departure.guest.changed = None
+            self._host.tasks.stop_copying(name)
+
     def finish(self, name: str) -> None:
         """The VM runs elsewhere: give everything it had here back."""
         host = self._host
@@ -193,6 +200,8 @@ class Departures:
     def _refusal(self, guest: Guest | None) -> MigrationRefusal | None:
         if guest is None or guest.state in GONE:
             return MigrationRefusal.NO_SUCH_VM
+        if guest.spec.devices:
+            return MigrationRefusal.DEVICE_ASSIGNED
         if guest.spec.generation in REFUSALS:
             return REFUSALS[guest.spec.generation]
         if guest.spec.network:

@@ -14,7 +14,7 @@ from node.actor import Observer
 from node.ap_wake import starts_others_by_sipi
 from node.arrivals import Arrivals
 from node.board import Board
-from node.card_slot import with_cards
+from node.card_slot import windows, with_cards
 from node.certificate_store import CertificateStore
 from node.clock import Clock
 from node.contention import Contention
@@ -39,6 +39,7 @@ from node.hypervisor_tasks import HypervisorTasks
 from node.launch_promise import least_launch_ns
 from node.phase_cost import Mechanism
 from node.platform import AS_USUAL, Platform
+from node.port_window import PortWindow
 from node.product import Product
 from node.program import ProgramFactory
 from node.record_buffer import NO_LOG, LogWish
@@ -97,8 +98,11 @@ class Host:
         random = CounterRandom(spec.seed)
         self.board = Board(spec.name, product, spec.memory_bytes, spec.min_sev_asid, random, spec.platform)
         self.board.observer = observer
+        ports = tuple([
+            PortWindow(one.slot.port, one.base, one.length) for one in windows(spec.memory_bytes, spec.platform.cards)
+        ])  # fmt: skip
         self.hypervisor: HypervisorPort = hypervisor(
-            product, spec.memory_bytes, spec.min_sev_asid, images, spec.platform.max_snp_asid
+            product, spec.memory_bytes, spec.min_sev_asid, images, spec.platform.max_snp_asid, ports
         )
         self.board.exit_handler = self.hypervisor.page_state_change
         self.board.exits = self.hypervisor
@@ -228,6 +232,18 @@ class Host:
         self.tasks.run(self.hypervisor.destroy(name), guest, lambda _: None)
         self.clock.settle()
 
+    def crash(self) -> None:
+        """The host is switched off and on: whatever ran on it, came or left is gone, with its memory and keys."""
+        for name, guest in list(self.guests.items()):
+            if guest.state in GONE:
+                continue
+            self.departures.forget(name)
+            if guest.state is GuestState.ARRIVING:
+                self.arrivals.abandon(name)
+            else:
+                guest.reason = "host crashed"
+                self.destroy(name)
+
     def pause(self, name: str, parked: Callable[[], None] | None = None) -> None:
         """Stop a VM's vCPUs at the end of their blocks; their registers go to their save areas.
 
@@ -323,7 +339,7 @@ class Host:
         tenant = TenantSpec(
             spec.name, spec.generation, spec.memory, spec.program, spec.seed, guest.launched, guest.reset_rips,
             spec.sev_features, svsm, self.images[spec.firmware].cpuid_gpa, spec.kernel,
-            self.images[spec.firmware].secrets_gpa,
+            self.images[spec.firmware].secrets_gpa, spec.devices,
         )  # fmt: skip
         guest.software = self._tenants(tenant)
         self.vcpus.prepare(guest)

@@ -26,6 +26,7 @@ from node.guest_memory_map import GuestMemoryMap
 from node.hypervisor_port import Entered, HypervisorFigures
 from node.kernel_settings import KernelSettings
 from node.machine_spec import MachineSpec
+from node.port_window import PortWindow
 from node.program import Demand, ProgramSpec, Registers
 from node.svsm_memory import SvsmGuest
 from node.tenant import TenantSpec
@@ -143,6 +144,7 @@ KINDS: Mapping[int, type] = {
     82: Entered,
     83: HypervisorFigures,
     84: VmState,
+    94: PortWindow,
     85: GuestMemoryMap,
     86: ProgramSpec,
     87: TenantSpec,

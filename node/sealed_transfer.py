@@ -58,6 +58,13 @@ _WHY: Mapping[str, MigrationRefusal] = {
 """What a status of SEND_START means for whoever wants the VM moved."""
 
 
+def record_of(self: Hypervisor, vm: str) -> LaunchedVm:
+    """The record of a VM. Raises LaunchRefused for one that is gone meanwhile."""
+    if vm not in self._vms:
+        raise LaunchRefused(f"{vm} is gone")
+    return self._vms[vm]
+
+
 def show_platform(self: Hypervisor, record: LaunchedVm) -> ReceiveTask:
     """PDH_CERT_EXPORT: the PDH and its chain, ``PLATFORM_BYTES``."""
     frames = _frames(self, record)
@@ -98,7 +105,7 @@ def seal(self: Hypervisor, vm: str, platform: bytes) -> ReceiveTask:
 
     Raises LaunchRefused; the guest is as before then.
     """
-    record = self.launched(vm)
+    record = record_of(self, vm)
     _check_may_leave(record)
     own = yield from show_platform(self, record)
     frames = _frames(self, record)
@@ -138,16 +145,16 @@ def _check_may_leave(record: LaunchedVm) -> None:
 
 def unseal(self: Hypervisor, vm: str) -> Task:
     """The VM stays: SEND_CANCEL. In the hypervisor's own page: another task may have the VM's in hand."""
-    record = self.launched(vm)
-    if record.sealed:
+    record = self._vms.get(vm)
+    if record is not None and record.sealed:
         record.sealed = False
         yield (op.PspCommand(LegacyCommand.SEND_CANCEL, self._command_page, buffers.Handle(record.handle).pack()),)
 
 
 def depart(self: Hypervisor, vm: str) -> Task:
     """The VM lives elsewhere: SEND_FINISH, after which firmware lets nothing but its end come, and then that."""
-    record = self.launched(vm)
-    if record.sealed:
+    record = self._vms.get(vm)
+    if record is not None and record.sealed:
         yield from self._must(LegacyCommand.SEND_FINISH, record.small[0], buffers.Handle(record.handle).pack())
     yield from self.destroy(vm)
 
@@ -156,7 +163,7 @@ def export_sealed(
     self: Hypervisor, vm: str, started: tuple[bool, ...], reset_rips: tuple[int, ...]
 ) -> ExportTask:
     """A stopped guest's pages and save areas as packets, and what the host can read as it is."""
-    record = self.launched(vm)
+    record = record_of(self, vm)
     if not record.sealed:
         raise LaunchRefused("SEND_START has not been")
     clean = () if self.product.coherent_across_keys else (op.Wbinvd(),)
@@ -252,7 +259,7 @@ def _expect(batch: list[op.HypervisorOperation], answers: Answers) -> None:
 
 def open_session(self: Hypervisor, spec: MachineSpec, session: bytes) -> Task:
     """RECEIVE_START with what the source's firmware has sealed for this one, and ACTIVATE. Raises LaunchRefused."""
-    record = self.launched(spec.name)
+    record = record_of(self, spec.name)
     if len(session) != SESSION_BYTES:
         raise LaunchRefused(f"session: expected {SESSION_BYTES} bytes, got {len(session)}")
     frames = _frames(self, record)

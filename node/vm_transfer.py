@@ -15,7 +15,7 @@ from node.hypervisor_port import ExportTask, FillTask, LaunchRefused, ReceiveTas
 from node.launched_vm import LaunchedVm
 from node.machine_spec import MachineSpec
 from node.migration_refusal import REFUSALS
-from node.sealed_transfer import SEALED, export_sealed, fill_sealed, show_platform
+from node.sealed_transfer import SEALED, export_sealed, fill_sealed, record_of, show_platform
 from node.vm_state import Run, VmState
 from node.vmsa import VMSA_BYTES
 
@@ -27,7 +27,7 @@ STOP, RESUME = op.HostWork("migration.stop_ns"), op.HostWork("migration.resume_n
 
 def export(self: Hypervisor, vm: str, started: tuple[bool, ...], reset_rips: tuple[int, ...]) -> ExportTask:
     """Read a stopped VM whole: registers, memory and disk. Raises LaunchRefused where its firmware does not send it."""
-    record = self.launched(vm)
+    record = record_of(self, vm)
     if record.generation in SEALED:
         return (yield from export_sealed(self, vm, started, reset_rips))
     c_bit = record.c_bit
@@ -77,7 +77,7 @@ def receive(self: Hypervisor, spec: MachineSpec) -> ReceiveTask:
 
 def fill(self: Hypervisor, spec: MachineSpec, state: VmState) -> FillTask:
     """Lay down a VM that came; its record, and its pages as they can be read back. Raises LaunchRefused."""
-    record = self.launched(spec.name)
+    record = record_of(self, spec.name)
     record.launched_gpas = state.launched
     pages = placed(record, state.pages)
     writes: list[op.HypervisorOperation] = [op.HostWrite(spa, data, record.c_bit) for spa, data in pages]

@@ -388,6 +388,8 @@ def test_a_migration_that_the_end_of_the_run_overtakes_is_unfinished_and_the_vm_
         ({"migrations": [move(to="host-9")]}, "migrations[0].to: expected a host of this scenario"),
         ({"migrations": [move(at="30 s")]}, "migrations[0].at: expected before the end at 30 s"),
         ({"migrations": [move(times=0)]}, "migrations[0].times of vm: expected at least 1"),
+        ({"faults": [{"kind": "host-crash", "host": "host-9", "at": "1 s"}]}, "faults[0].host: expected a host or a"),
+        ({"faults": [{"kind": "messages", "at": "1 s", "lost": 1.5}]}, "faults[0].lost: expected"),
         ({"drains": [{"host": "nowhere", "at": "1 s"}]}, "drains[0].host: expected a host of this scenario"),
         ({"fabric": {"link": "0 Gb/s"}}, "fabric.link: expected more than 0"),
         ({"fabric": {"topology": "ring"}}, "fabric.topology: expected 'star' or 'leaf-spine'"),
@@ -412,7 +414,7 @@ def test_what_cannot_be_moved_is_said_in_one_line_that_names_the_field(part: Map
         ({"fabric": {"spines": 2}}, "fabric.spines"),
         ({"fabric": {"jitter": "10 us"}}, "fabric.jitter"),
         ({"fabric": {"loss": 0.01}}, "fabric.loss"),
-        ({"faults": [{"host": "host-1", "at": "1 s"}]}, "faults"),
+        ({"faults": [{"kind": "link-down", "host": "host-1", "at": "1 s"}]}, "faults[0].kind"),
         ({"placement": "best-fit"}, "placement"),
         ({"migrations": [move(placement="best-fit")]}, "migrations[0].placement"),
     ],
@@ -421,7 +423,7 @@ def test_what_the_limitations_name_is_no_setting(part: Mapping[str, Any], field:
     with pytest.raises(ScenarioError) as caught:
         Scenario.parse(scenario(**part))
     assert caught.value.field.replace('"', "") == field
-    assert caught.value.expected.startswith(("one of the keys", "'first-fit' or 'random'", '"'))
+    assert caught.value.expected.startswith(("one of the keys", "'first-fit' or 'random'", "'host-crash'", '"'))
 
 
 def test_a_leaf_whose_uplinks_are_short_makes_moves_between_racks_slow() -> None:

@@ -195,3 +195,57 @@ def shared() -> Bench:
         assert MESSAGE % PAGE == CONTEXT % PAGE == 0
         assert (0, PORT) in _SHARED[0].trusted_io.ports
     return _SHARED[0]
+
+
+def test_an_interface_of_no_function_of_the_device_is_not_locked() -> None:
+    bench = with_guest()
+    tdi = TDI_CONTEXT + PAGE
+    assert bench.create_tdi(tdi, RID + 1) == Status.SUCCESS
+    assert bench.bind(tdi=tdi) == Status.SPDM_ERROR
+    assert not bench.trusted_io.bindings
+    assert bench.bind() == Status.SUCCESS
+
+
+def test_a_device_that_names_more_and_more_ports_is_asked_for_each_once() -> None:
+    bench = connected()
+    assert bench.run(C.TIO_DEV_DISCONNECT, bench.order(tsm.DeviceOrder)) == Status.SUCCESS
+
+    def nowhere(_: int | None, payload: bytes) -> bytes | None:
+        return bytes((0, 1, 0, payload[3], 0, 0, 0, 255)) + bytes(12)
+
+    bench.card.dsm.answer = nowhere  # type: ignore[method-assign]
+    bench.lay_buffers()
+    order = bench.order(tsm.DeviceConnect, tc_mask=1, stream_ids=b"\1" + bytes(7))
+    assert bench.run(C.TIO_DEV_CONNECT, order, most=300) == Status.SPDM_ERROR
+    assert 256 < len(bench.statuses) < 280
+
+
+def test_firmware_knows_no_more_devices_and_tdis_than_it_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = with_guest()
+    monkeypatch.setattr("psp.tsm.device_commands.MOST_DEVICES", 1)
+    monkeypatch.setattr("psp.tsm.tdi_commands.MOST_TDIS", 1)
+    other = CONTEXT + 8 * PAGE
+    bench.lend(other)
+    create = tsm.DeviceCreate(32, 0, other, RID + 8, PORT)
+    before = bench.snapshot()
+    assert bench.give(C.TIO_DEV_CREATE, create) == Status.RESOURCE_LIMIT
+    assert bench.snapshot()["snp.tsm"] == before["snp.tsm"]
+    assert bench.create_tdi(TDI_CONTEXT + PAGE, RID + 1) == Status.RESOURCE_LIMIT
+    assert bench.ask(C.TIO_TDI_RECLAIM, tsm.TdiReclaim, device=CONTEXT, tdi=TDI_CONTEXT) == Status.SUCCESS
+    assert bench.create_tdi(TDI_CONTEXT + PAGE, RID + 1) == Status.SUCCESS
+
+
+def test_a_stream_that_failed_gets_new_keys_and_its_tdi_is_bound_again() -> None:
+    bench = running()
+    root, card = bench.trusted_io.ports[0, PORT].port, bench.card.port
+    (packet,) = card.streams[1].send([memory_write(RID, 0x1000, b"\x5a" * 64)])
+    assert root.streams[1].receive(type(packet)(packet.prefix, packet.header, bytes(64), packet.mac)) == []
+    assert root.streams[1].state is StreamState.INSECURE
+    card.streams[1].receive_clear(packet)  # type: ignore[arg-type]
+    assert bench.card.tdi.state is TdiState.ERROR
+    bench.lay_buffers()
+    assert bench.run(C.TIO_ROLL_KEY, bench.order(tsm.DeviceOrder)) == Status.SUCCESS
+    assert root.streams[1].state is card.streams[1].state is StreamState.SECURE
+    assert bench.unbind() == Status.SUCCESS
+    assert bench.bind() == Status.SUCCESS
+    assert bench.bind(run_flags=tsm.RUN) == Status.SUCCESS
