@@ -16,8 +16,8 @@ from node.guest import Guest, GuestSpec, GuestState
 from node.guest_books import GuestBooks
 from node.host_events import HostEvent
 from node.hypervisor_port import Entered, LaunchRefused
+from node.mechanism import MECHANISMS
 from node.migration_frames import DIGEST_BYTES, FrameError, page_digests, state_of
-from node.phase_cost import MECHANISMS
 from node.vcpu import VcpuState
 from node.vm_state import VmState
 from psp.system_bus import PAGE_BYTES
