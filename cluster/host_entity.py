@@ -18,6 +18,7 @@ from cluster.entity import Advance, Message
 from cluster.event_table import PACKED, packed_events
 from cluster.firmware_key import AUTO, firmware_image
 from cluster.firmware_updates import COMMIT, UPDATE
+from cluster.fleet_faults import CRASH
 from cluster.guest_body import guest_body, guest_of
 from cluster.guest_rows import guest_rows
 from cluster.host_rows import host_rows
@@ -103,6 +104,7 @@ class HostEntity:
         self._kinds = {
             "launch": self._launch, "destroy": self._destroy, "frames": self._frames,
             "certificates": self._certificates, UPDATE: self._update_firmware, COMMIT: self._commit_firmware,
+            CRASH: self._crash,
         }  # fmt: skip
         self.host.network.uplink = lambda target, frames: self._send("frames", (target, frames))
         self._migrations = MigrationPort(self.host, self._send)
@@ -205,6 +207,10 @@ class HostEntity:
 
     def _commit_firmware(self, _: Message) -> None:
         self.host.firmware.commit()
+
+    def _crash(self, _: Message) -> None:
+        self.host.crash()
+        self._migrations.crash()
 
     def _frames(self, message: Message) -> None:
         self.host.network.arrive(*message.payload)

@@ -51,8 +51,8 @@ def print_summary(results: Results, console: Console | None = None) -> None:
     if results.partial is not None:
         out.print(f"[bold]Partial results:[/] {results.partial}\n")
     for table in (
-        _slowdowns(results), _workloads(results), _neighbours(results), _disks(results), _networks(results), _waits(results),
-        _moves(results), _drains(results), _firmware(results),
+        _slowdowns(results), _workloads(results), _neighbours(results), _disks(results), _networks(results),
+        _waits(results), _moves(results), _drains(results), _firmware(results),
         _resources(results), _refusals(results),
     ):  # fmt: skip
         if table.row_count:
@@ -205,9 +205,8 @@ def _neighbours(results: Results) -> Table:
         for row in _rows(results, "vm_time"):
             own[row["vm"]] += row["time_ns"] if row["mechanism"] in OWN else 0.0
     most = sorted(lost.items(), key=lambda one: (-one[1], one[0]))[:_MOST_NEIGHBOURS]
-    table = _table(
-        f"Neighbours: what costs most, {len(most)} of {len(lost)}", "VM", "neighbour", "mechanism", "time", "of its own",
-    )  # fmt: skip
+    title = f"Neighbours: what costs most, {len(most)} of {len(lost)}"
+    table = _table(title, "VM", "neighbour", "mechanism", "time", "of its own")
     for (vm, neighbour, mechanism), ns in most:
         table.add_row(vm, neighbour, mechanism, DURATION.about(ns), _percent(ns, own[vm]))
     return table

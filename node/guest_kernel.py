@@ -42,7 +42,18 @@ from node.guest_memory_map import GuestMemoryMap, Range
 from node.guest_messages import GuestMessages, MessageRefused, MessagesBusy
 from node.kernel_settings import CAREFUL, KernelSettings
 from node.message_place import MessagePlace
-from node.operations import Answer, GuestOperation, GuestWork, PValidate, Read, ReadSevStatus, Shutdown, VmgExit, Write
+from node.operations import (
+    Answer,
+    GuestOperation,
+    GuestWork,
+    PageStateChange,
+    PValidate,
+    Read,
+    ReadSevStatus,
+    Shutdown,
+    VmgExit,
+    Write,
+)
 from node.page_acceptance import PageAcceptance
 from node.page_state_list import PageOperation
 from node.phase_cost import RMP_CHECKED
@@ -170,8 +181,8 @@ class GuestKernel:
         return None
 
     def _begin(self, registers: Registers) -> Block:
-        """Without an RMP there is nothing to share or accept."""
-        status, *found = yield (ReadSevStatus(), *self._canary_steps())
+        """Without an RMP there is nothing to accept; what is shared is told, so that the VM can be migrated."""
+        status, _, *found = yield (ReadSevStatus(), self._pool_is_shared, *self._canary_steps())
         if not self._status_holds(status) or not self._canary_holds(found):
             return Shutdown(BOOT_FAILED)
         registers.reset(self.program_entry)
@@ -179,7 +190,10 @@ class GuestKernel:
 
     def _begin_with_ghcb(self, registers: Registers) -> Block:
         request = SevInfoRequest()
-        status, info, *found = yield (ReadSevStatus(), VmgExit(request.value), *self._canary_steps())
+        status, info, _, _, *found = yield (
+            ReadSevStatus(), VmgExit(request.value), self._pool_is_shared,
+            PageStateChange(self.ghcb_gpa, PAGE_BYTES, shared=True), *self._canary_steps(),
+        )  # fmt: skip
         if not self._status_holds(status) or not self._canary_holds(found):
             return (yield from _end(GhcbReason.GENERAL))
         if self.settings.checks_protocol and not versions_fit(request, info):
@@ -231,6 +245,10 @@ class GuestKernel:
                 return (yield from _end(GhcbReason.GENERAL))
             registers.reset(CLOCK_RIP if self.sev_features & SevFeature.SECURE_TSC else self._after_boot)
         return None
+
+    @property
+    def _pool_is_shared(self) -> PageStateChange:
+        return PageStateChange(self.memory.shared.gpa, self.memory.shared.length, shared=True)
 
     @property
     def _after_boot(self) -> int:

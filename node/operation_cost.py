@@ -23,6 +23,7 @@ PSC_ENTRIES = 253
 """Entries of one page state change request (GHCB specification, section 4.1.6)."""
 
 _KIB = 1024
+_CONFIG_WORD_BYTES = 4
 
 
 class GuestOperationCost:
@@ -61,8 +62,9 @@ class GuestOperationCost:
                 () if CAPABILITIES[generation].encrypted_registers else ((Mechanism.OPERATIONS, self._exit_ns),)
             ),
             # As CPUID: where registers are encrypted the handler's round trip has the figure.
-            op.MmioLoad: self._intercepted,
-            op.MmioStore: self._intercepted,
+            # Private ones never exit. Whether others do, nested tables say, and prices are known before.
+            op.MmioLoad: lambda one: self._register(one, costs["pcie.load_ns"]),
+            op.MmioStore: lambda one: self._register(one, costs["pcie.store_ns"]),
             op.Rdmsr: self._intercepted,
             op.Wrmsr: self._intercepted,
             op.PortIn: self._intercepted,
@@ -143,6 +145,9 @@ class GuestOperationCost:
     def _intercepted(self, _: op.GuestOperation) -> tuple[tuple[Mechanism, float], ...]:
         return () if self._by_ghcb else ((Mechanism.OPERATIONS, self._exit_ns),)
 
+    def _register(self, one: op.MmioLoad | op.MmioStore, direct_ns: float) -> tuple[tuple[Mechanism, float], ...]:
+        return ((Mechanism.OPERATIONS, direct_ns),) if one.private else self._intercepted(one)
+
     def halt(self, lost_ns: dict[Mechanism, float], slept_ns: int = 0, *, timer: bool = False) -> int:
         """Nanoseconds that a vCPU needs to go on after it was halted, added to ``lost_ns`` by mechanism.
 
@@ -184,6 +189,12 @@ class HostOperationCost:
             op.PSmash: lambda _: costs["rmp.psmash_ns"],
             op.RmpRead: lambda _: costs["rmp.read_ns"],
             op.Wbinvd: lambda _: costs["host.wbinvd_ns"],
+            op.MmioRead: lambda _: costs["pcie.load_ns"],
+            op.MmioWrite: lambda _: costs["pcie.store_ns"],
+            op.ConfigRead: lambda _: costs["pcie.config_ns"],
+            op.ConfigWrite: lambda _: costs["pcie.config_ns"],
+            op.ConfigIn: lambda one: 2 * max(0, one.words) * costs["pcie.config_ns"],
+            op.ConfigOut: lambda one: len(one.data) // _CONFIG_WORD_BYTES * costs["pcie.config_ns"],
             op.DeviceRead: lambda one: max(0, one.length) * byte_ns,
             op.DeviceWrite: lambda one: len(one.data) * byte_ns,
             op.HostClflush: lambda one: _lines(one.length) * costs["cache.clflush_ns"],
@@ -206,6 +217,11 @@ class HostOperationCost:
                 legacy_ns_per_kib * measured_bytes(LegacyCommand.LAUNCH_UPDATE_DATA, buffer) / _KIB
             ),
             LegacyCommand.LAUNCH_UPDATE_VMSA: lambda _: legacy_ns_per_kib * PAGE_BYTES / _KIB,
+            # A page at a time, as KVM does it.
+            LegacyCommand.SEND_UPDATE_DATA: lambda _: costs["psp.send_update_ns_per_kib"] * PAGE_BYTES / _KIB,
+            LegacyCommand.SEND_UPDATE_VMSA: lambda _: costs["psp.send_update_ns_per_kib"] * PAGE_BYTES / _KIB,
+            LegacyCommand.RECEIVE_UPDATE_DATA: lambda _: costs["psp.receive_update_ns_per_kib"] * PAGE_BYTES / _KIB,
+            LegacyCommand.RECEIVE_UPDATE_VMSA: lambda _: costs["psp.receive_update_ns_per_kib"] * PAGE_BYTES / _KIB,
         }
 
     def price(self, batch: tuple[op.HypervisorOperation, ...]) -> float:
@@ -223,6 +239,8 @@ class HostOperationCost:
 
     def psp_service_ns(self, one: op.PspCommand) -> float:
         """Nanoseconds the security processor works on one command."""
+        if one.paid:
+            return 0.0
         priced = self._psp_table.get(one.command)
         return priced(one.buffer) if priced else self._costs["psp.command_ns"]
 

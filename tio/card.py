@@ -14,7 +14,9 @@ from tio.completer import Completer
 from tio.device_identity import CardKind, DeviceIdentity, Firmware, device_identity, measured
 from tio.device_security_module import DeviceSecurityModule
 from tio.doe import DataObject, ObjectType, parse_data_object
-from tio.ide import IdePort, IdeStream, KeyResponder, Packet, PortRegisters, StreamSettings, WriteRun
+from tio.ide import Failure, IdePort, IdeStream, KeyResponder, Packet, PortRegisters, StreamChecks, WriteRun
+from tio.ide.capability import IdeCapability
+from tio.ide.stream import ALL_CHECKS
 from tio.pci import Command, ConfigurationSpace, Device, DoeMailbox, Identity, MsixPlace, PciFunction, Region, Register
 from tio.spdm import PCI_DOE, Binding, Personality, Responder, ResponderSettings
 from tio.spdm.connection_messages import PCI_SIG_STANDARD, PCI_SIG_VENDOR, VendorDefinedRequest
@@ -28,6 +30,7 @@ _DEVICES = {
     CardKind.NVME: Identity(_VENDOR, 0x5E03, 0x01_0802),
 }
 _REGISTER_BYTES, _MSIX_BYTES, _VECTORS = 0x4000, 0x2000, 16
+_STREAM_BLOCKS = 4
 _BARS = {0: _REGISTER_BYTES, 4: _MSIX_BYTES}
 _MEMORY_BAR, _BAR_OFFSET = 2, 0x10
 STREAM_PORT = 1
@@ -38,7 +41,7 @@ class Card:
     """One card. ``device`` is what its registers and memory reach; ``random`` hands in what a DRBG would draw.
 
     ``dma`` is the port through which ``device`` reaches memory, where it does. ``programmed``: it comes set up, for
-    who has no host to do so.
+    who has no host to do so. ``checks`` are ``IdePort``'s.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Card:
         settings: ResponderSettings | None = None,
         dma: CardDma | None = None,
         programmed: bool = False,
+        checks: StreamChecks = ALL_CHECKS,
     ) -> None:
         self.kind = kind
         self.identity: DeviceIdentity = device_identity(kind, serial, seed)
@@ -63,7 +67,13 @@ class Card:
         bars = _BARS | ({_MEMORY_BAR: memory_bytes} if memory_bytes else {})
         msix = MsixPlace(_VECTORS, 4, 0, 0x1000)
         self.mailbox = DoeMailbox((ObjectType.CMA_SPDM, ObjectType.SECURED_CMA_SPDM), self._exchanged)
-        self.space = ConfigurationSpace(_DEVICES[kind], bars, tee_io=True, msix=msix, extended=(self.mailbox,))
+        self.port = IdePort(checks=checks)
+        self.ide = IdeCapability(self.port, max(_STREAM_BLOCKS, len(streams)), is_device=True)
+        self.ide.tampered = self._stream_touched
+        for number, stream_id in enumerate(streams):
+            self.ide.set_up(number, stream_id)
+        extended = (self.mailbox, self.ide)
+        self.space = ConfigurationSpace(_DEVICES[kind], bars, tee_io=True, msix=msix, extended=extended)
         regions = [
             Region(0, 0, _REGISTER_BYTES),
             Region(4, 0, 0x1000, RangeAttributes.MSIX_TABLE),
@@ -73,14 +83,18 @@ class Card:
             regions.append(Region(_MEMORY_BAR, 0, memory_bytes))
         self.function = PciFunction(self.space, device, regions, kind.value.encode(), requester_id)
         self.tdi = self.function.tdi = Tdi(self.function, random)
-        self.port = IdePort()
-        self._link = CardLink(self.port, Completer({requester_id & 0xFF: self.function}))
+        self._device = device
+        self._completer = Completer({requester_id & 0xFF: self.function})
+        self._link = CardLink(self.port, self._completer)
+        self.dma = dma
         if dma is not None:
             dma.attach(self._link, self.function)
-        for stream_id in streams:
-            self.port.streams[stream_id] = IdeStream(stream_id, StreamSettings(tee_limited=True))
-        place = PortRegisters(requester_id & 0xFF, requester_id >> 8)
-        keys = KeyResponder({0: (place, IdePort()), STREAM_PORT: (place, self.port)})
+        place = requester_id & 0xFF, requester_id >> 8
+        ports = {
+            0: (PortRegisters(*place), IdePort()),
+            STREAM_PORT: (PortRegisters(*place, registers=self.ide.dump), self.port),
+        }
+        keys = KeyResponder(ports)
         tdis = TdispResponder({InterfaceId(requester_id): self.tdi}, keys, self.port.streams, STREAM_PORT)
         self.dsm = DeviceSecurityModule(keys, tdis)
         self._random = random
@@ -101,6 +115,31 @@ class Card:
     def receive(self, packets: Iterable[Packet | WriteRun]) -> Wire:
         """Take packets that came down the link: what goes up for them."""
         return self._link.receive(packets)
+
+    def configuration_read(self, requester: int, offset: int, width: int) -> int:
+        """A register of a function, as a request that nobody looks at finds it; ones where there is no function."""
+        space = self._completer.space(requester)
+        return (1 << 8 * width) - 1 if space is None else space.read(offset, width)
+
+    def configuration_write(self, requester: int, offset: int, value: int, width: int) -> None:
+        """Store to a register of a function, likewise."""
+        space = self._completer.space(requester)
+        if space is not None:
+            space.write(offset, value, width, requester >> 8)
+
+    def reset(self) -> None:
+        """Conventional reset: as when it was switched on. Sessions, keys, locks and what it was told are gone."""
+        for stream in self.port.streams.values():
+            stream.fail(Failure.RESET)
+        self.tdi.reset()
+        self.dsm.reset()
+        self.ide.reset()
+        self.space.reset()
+        self.space.bus = None
+        self.function.msix.reset()
+        self.mailbox.reset()
+        self._behind_mailbox = self.responder(PCI_DOE)
+        self._device.reset()
 
     def responder(self, binding: Binding) -> Responder:
         """A fresh responder of this card, as of a mailbox that was reset."""
@@ -132,6 +171,12 @@ class Card:
         older = firmware.security_version < self.firmware.security_version
         self.firmware = firmware
         self.tdi.tamper(Tampering.SVN_ROLLBACK if older else Tampering.FIRMWARE_UPDATE)
+
+    def _stream_touched(self, stream: IdeStream) -> None:
+        """The host is about to change how a stream is set up: locks that hold it break."""
+        lock = self.tdi.lock
+        if lock is not None and lock.stream is stream:
+            self.tdi.tamper(Tampering.IDE_CONTROL)
 
     def _vendor_defined(self, session_id: int | None, request: VendorDefinedRequest) -> bytes | None:
         if (request.standard, request.vendor) != (PCI_SIG_STANDARD, PCI_SIG_VENDOR):

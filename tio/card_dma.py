@@ -55,6 +55,7 @@ class CardDma:
     def attach(self, link: CardLink, function: PciFunction) -> None:
         """Be the port of this function."""
         self._link, self._function = link, function
+        function.interrupts = _Interrupts(self)
 
     def read(self, address: int, length: int) -> bytes:
         """Load, in requests that cross no border of 4 KiB. Raises DmaFault."""
@@ -79,7 +80,7 @@ class CardDma:
 
     def interrupt(self, vector: int) -> bool:
         """Fire a vector of the function; whether a write went out."""
-        return self._function is not None and self._function.interrupt(vector, _Interrupts(self))
+        return self._function is not None and self._function.interrupt(vector)
 
     def write_interrupt(self, address: int, data: bytes) -> None:
         """The write of an interrupt. Raises DmaFault."""

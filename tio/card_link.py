@@ -33,7 +33,7 @@ class CardLink:
             if not self._late:
                 break
             up += self._served(self._late.popleft())
-        return up
+        return up + self.port.fail_messages()
 
     def ask(self, build: Sequence[Callable[[int], Tlp]], *, tee: bool) -> list[Waiting]:
         """Send requests, each made with its tag: what came of each. Raises IdeError and TlpError."""

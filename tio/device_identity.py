@@ -31,6 +31,7 @@ _ORDER_MINUS_1 = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372
 _FROM, _UNTIL = dt.datetime(2025, 1, 1, tzinfo=dt.UTC), dt.datetime(2075, 1, 1, tzinfo=dt.UTC)
 _UTF8_STRING, _OID, _SEQUENCE = 0x0C, 0x06, 0x30
 _NORMAL_MODE, _NO_DEBUG = 1 << 2, 0
+_MAKER = "sevfleet"
 
 
 class CardKind(Enum):
@@ -158,9 +159,23 @@ def _usage(*, digital_signature: bool = False, key_cert_sign: bool = False) -> x
     )
 
 
+def device_of(certificate: x509.Certificate) -> tuple[CardKind, str] | None:
+    """Kind and serial number that a device's certificate tells; None for one of a stranger."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        return None
+    for one in names.get_values_for_type(x509.OtherName):
+        if one.type_id == DEVICE_INFO and one.value[:1] == bytes((_UTF8_STRING,)):
+            maker, kind, *serial = one.value[2:].decode("utf-8", "replace").split(":")
+            if maker == _MAKER and kind in {each.value for each in CardKind} and len(serial) == 1:
+                return CardKind(kind), serial[0]
+    return None
+
+
 def _device_info(kind: CardKind, serial: str) -> x509.OtherName:
     """manufacturer:product:serial, a UTF8String."""
-    text = f"sevfleet:{kind.value}:{serial}".encode()
+    text = f"{_MAKER}:{kind.value}:{serial}".encode()
     return x509.OtherName(DEVICE_INFO, _der(_UTF8_STRING, text))
 
 

@@ -6,7 +6,7 @@ that products are the same everywhere. Rules, as with the disk (``tio.nvme``):
 - A doorbell runs the ring to its end, at once and in order: what took how long is the board's to say.
 - A command that is wrong gets its status and changes nothing; its work is bounded by the device's memory.
 - A ring or fence that the device cannot reach stops it until reset.
-- Trusted work leaves its data in the device's memory until somebody clears it (``scrub``).
+- Trusted work leaves its data in the device's memory until somebody clears it (``scrub``), ring and fence with it.
 """
 
 from __future__ import annotations
@@ -100,10 +100,14 @@ class GpuServed:
 
 
 class Gpu:
-    """One engine. ``port`` is the only way it reaches its host's memory; ``served`` hears of each command."""
+    """One engine. ``port`` is the only way it reaches its host's memory.
+
+    ``served`` hears of each command, ``interrupt`` of each doorbell that brought some, when they are done.
+    """
 
     def __init__(self, port: DmaPort, memory_bytes: int = 16 << 20) -> None:
         self.served: Callable[[GpuServed], None] = _nobody
+        self.interrupt: Callable[[], None] = _nothing
         self.memory: NDArray[np.uint8] = np.zeros(memory_bytes, np.uint8)
         self.ignored = 0
         """Doorbells that name no entry, or rang before there was a ring."""
@@ -149,11 +153,11 @@ class Gpu:
         """Forget ring and fence, and what memory holds."""
         self._ring = self._entries = self._fence = self._head = 0
         self._stopped = False
-        self.scrub()
+        self.memory[:] = 0
 
     def scrub(self) -> None:
-        """Clear the device's memory."""
-        self.memory[:] = 0
+        """The same: all of it is what trusted work left."""
+        self.reset()
 
     # Within.
 
@@ -169,13 +173,16 @@ class Gpu:
         if self._stopped or not 0 <= tail < self._entries:
             self.ignored += 1
             return
+        brought = self._head != tail
         while self._head != tail and not self._stopped:
             try:
                 self._serve(self._port.read(self._ring + self._head * COMMAND_BYTES, COMMAND_BYTES))
             except DmaFault:
-                self._stopped = True
+                self._stopped = bool(self._entries)  # without a ring a reset has come meanwhile
                 return
             self._head = (self._head + 1) % self._entries
+        if brought:
+            self.interrupt()
 
     def _serve(self, entry: bytes) -> None:
         command = GpuCommand(*_COMMAND.unpack_from(entry))
@@ -229,6 +236,10 @@ def _refused(command: GpuCommand, status: GpuStatus) -> GpuServed:
 
 
 def _nobody(_: GpuServed) -> None:
+    """Hear nothing."""
+
+
+def _nothing() -> None:
     """Hear nothing."""
 
 

@@ -29,7 +29,6 @@ from tio.spdm.identity_messages import SLOTS
 from tio.tdisp.messages import LockFlags
 
 _FUNCTION = 0b111
-_NO_NONCE = bytes(buffers.NONCE_BYTES)
 
 
 class DeviceCommands:
@@ -55,7 +54,7 @@ class DeviceCommands:
 
     def create(self, order: buffers.DeviceCreate) -> None:
         """TIO_DEV_CREATE. Another context of a device is let go first if its page is lost."""
-        if order.flags or order.requester & _FUNCTION:
+        if order.requester & _FUNCTION:
             raise PspError(Status.INVALID_PARAM)
         spa = self._contexts.free_page(order.device, DEVICE_CONTEXT_BYTES)
         same = [
@@ -132,7 +131,7 @@ class DeviceCommands:
         classes = [one for one in range(buffers.TRAFFIC_CLASSES) if order.tc_mask >> one & 1]
         streams = {one: order.stream_ids[one] for one in classes}
         distinct = len(set(streams.values())) == len(streams)
-        if order.flags or 0 not in streams or not distinct or order.certificate_slot >= SLOTS:
+        if 0 not in streams or not distinct or order.certificate_slot >= SLOTS:
             raise PspError(Status.INVALID_PARAM)
         if device.link is not None and not device.link.broken:
             raise PspError(Status.INVALID_DEV_STATE)
@@ -151,8 +150,6 @@ class DeviceCommands:
     def disconnect(self, order: buffers.DeviceOrder) -> None:
         """TIO_DEV_DISCONNECT; by force it asks nobody, ends what waits, and takes TDIs from their guests."""
         device = self._device(order)
-        if order.flags & ~buffers.FORCE:
-            raise PspError(Status.INVALID_PARAM)
         if order.flags & buffers.FORCE:
             if device.link is None and device.pending is None:
                 raise PspError(Status.INVALID_DEV_STATE)
@@ -189,7 +186,7 @@ class DeviceCommands:
     def certificates(self, order: buffers.DeviceOrder) -> None:
         """TIO_DEV_CERTIFICATES: the chain, as the device's slot holds it."""
         device = self._device(order)
-        begin = lambda: self._certificates(device, _plain(device, order))  # noqa: E731
+        begin = lambda: self._certificates(device, linked(device))  # noqa: E731
         self._loop.carry(device, SnpCommand.TIO_DEV_CERTIFICATES, order, begin)
 
     def _certificates(self, device: DeviceContext, link: DeviceLink) -> Steps:
@@ -205,12 +202,8 @@ class DeviceCommands:
         The blob is the request and the response as they went by (``measurement_blob``).
         """
         device = self._device(order)
-        self._loop.carry(device, SnpCommand.TIO_DEV_MEASUREMENTS, order, lambda: self._begin_measure(device, order))
-
-    def _begin_measure(self, device: DeviceContext, order: buffers.DeviceMeasurements) -> Steps:
-        if order.flags & ~buffers.RAW_BIT_STREAM:
-            raise PspError(Status.INVALID_PARAM)
-        return self._measure(device, linked(device), order)
+        begin = lambda: self._measure(device, linked(device), order)  # noqa: E731
+        self._loop.carry(device, SnpCommand.TIO_DEV_MEASUREMENTS, order, begin)
 
     def _measure(self, device: DeviceContext, link: DeviceLink, order: buffers.DeviceMeasurements) -> Steps:
         yield from link.requester.measurements(
@@ -222,10 +215,13 @@ class DeviceCommands:
         return result(ObjectId.MEASUREMENTS, device, evidence)
 
     def roll_key(self, order: buffers.DeviceOrder) -> None:
-        """TIO_ROLL_KEY: every stream gets the other set's keys, and senders take them at once."""
+        """TIO_ROLL_KEY: every stream gets the other set's keys, and senders take them at once.
+
+        A sub-stream on which no packet went since the keys were rolled last still has the set of before in use: its
+        end fails, as the standard has it, and what was bound to the stream goes to ERROR.
+        """
         device = self._device(order)
-        begin = lambda: self._roll(_plain(device, order))  # noqa: E731
-        self._loop.carry(device, SnpCommand.TIO_ROLL_KEY, order, begin)
+        self._loop.carry(device, SnpCommand.TIO_ROLL_KEY, order, lambda: self._roll(linked(device)))
 
     def _roll(self, link: DeviceLink) -> Steps:
         yield from link.give_keys(1 - link.key_set)
@@ -256,8 +252,3 @@ def result(object_id: ObjectId, device: DeviceContext, blob: bytes) -> bytes:
     length = ResultObject.SIZE + len(blob)
     return ResultObject(object_id, length, requester=device.requester, segment=device.segment).pack() + blob
 
-
-def _plain(device: DeviceContext, order: buffers.DeviceOrder) -> DeviceLink:
-    if order.flags:
-        raise PspError(Status.INVALID_PARAM)
-    return linked(device)

@@ -137,8 +137,6 @@ class GuestChannel:
         self._loop.carry(device, SnpCommand.TIO_GUEST_REQUEST, order, begin, tdi, order.gctx)
 
     def _begin(self, device: DeviceContext, tdi: TdiContext, order: TioGuestRequest) -> Steps:
-        if order.flags:
-            raise PspError(Status.INVALID_PARAM)
         if tdi.binding is not None and tdi.binding.gctx != order.gctx:
             raise PspError(Status.INVALID_TDI)
         command = SnpCommand.TIO_GUEST_REQUEST

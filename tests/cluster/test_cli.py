@@ -357,8 +357,8 @@ def test_scenarios_lists_what_comes_with_it(capsys: pytest.CaptureFixture[str]) 
     assert main(["scenarios"]) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:] if line[0] != " "]
     assert names == [
-        "demo", "attestation-storm", "attested", "clients", "drain", "firmware-update", "launch-storm", "quiet",
-        "tcb-life-cycle",
+        "demo", "attestation-storm", "attested", "clients", "crashes", "drain", "firmware-update", "launch-storm",
+        "quiet", "sev-migration", "tcb-life-cycle",
     ]  # fmt: skip
 
 

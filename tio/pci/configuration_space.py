@@ -40,6 +40,8 @@ class Register(IntEnum):
     CAPABILITIES = 0x34
     DEVICE_CAPABILITIES = _PCIE_AT + 0x04
     DEVICE_CONTROL = _PCIE_AT + 0x08
+    LINK_CAPABILITIES = _PCIE_AT + 0x0C
+    """The port's number in the highest byte."""
     MSIX_CONTROL = _MSIX_AT + 0x02
     MSIX_TABLE = _MSIX_AT + 0x04
     MSIX_PBA = _MSIX_AT + 0x08
@@ -70,6 +72,8 @@ class MsixControl(IntFlag):
 _CAPABILITIES_LIST = 1 << 4
 _FLR_CAPABLE, _TEE_IO = 1 << 28, 1 << 30
 _ROM_ENABLE = 1
+_ROOT_PORT = 4
+"""Device/Port Type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +121,8 @@ class _Extended:
 class ConfigurationSpace:
     """``bars`` are sizes in bytes by BAR index, each of two slots (0, 2 and 4).
 
-    ``changed`` hears of every write that a lock does not survive, after it was done.
+    ``changed`` hears of every write that a lock does not survive, after it was done. ``root_port`` is the number of the
+    port that this is; its header is of the type that has functions, for what a bridge's own says is fixed here.
     """
 
     def __init__(
@@ -128,6 +133,7 @@ class ConfigurationSpace:
         tee_io: bool = False,
         msix: MsixPlace | None = None,
         extended: Sequence[ExtendedRegisters] = (),
+        root_port: int | None = None,
     ) -> None:
         for index, size in bars.items():
             if index not in range(0, _BAR_SLOTS, 2) or size < _LEAST_BAR_BYTES or size & size - 1:
@@ -143,7 +149,7 @@ class ConfigurationSpace:
         self._writable = bytearray(FIRST_EXTENDED)
         self._initial = b""
         self._extended = _placed(extended)
-        self._fill(identity, tee_io=tee_io)
+        self._fill(identity, tee_io=tee_io, root_port=root_port)
 
     # What the host does.
 
@@ -216,7 +222,8 @@ class ConfigurationSpace:
 
     # Within.
 
-    def _fill(self, identity: Identity, *, tee_io: bool) -> None:
+    def _fill(self, identity: Identity, *, tee_io: bool, root_port: int | None) -> None:
+        kind = 0 if root_port is None else _ROOT_PORT
         for register, value, width in (
             (Register.VENDOR_ID, identity.vendor_id, 2),
             (Register.DEVICE_ID, identity.device_id, 2),
@@ -226,8 +233,9 @@ class ConfigurationSpace:
             (Register.SUBSYSTEM_VENDOR_ID, identity.subsystem_vendor_id, 2),
             (Register.SUBSYSTEM_ID, identity.subsystem_id, 2),
             (Register.CAPABILITIES, _PCIE_AT, 1),
-            (_PCIE_AT, 0x10 | (0 if self.msix is None else _MSIX_AT) << 8 | 2 << 16, 4),
+            (_PCIE_AT, 0x10 | (0 if self.msix is None else _MSIX_AT) << 8 | (2 | kind << 4) << 16, 4),
             (Register.DEVICE_CAPABILITIES, _FLR_CAPABLE | (_TEE_IO if tee_io else 0), 4),
+            (Register.LINK_CAPABILITIES + 3, root_port or 0, 1),
         ):
             self._put(register, value, width)
         settable = Command.MEMORY_SPACE | Command.BUS_MASTER | Command.INTERRUPT_DISABLE

@@ -112,6 +112,12 @@ class DoeMailbox:
                 self._waiting.popleft()
         return None
 
+    def reset(self) -> None:
+        """Conventional reset."""
+        self._written.clear()
+        self._waiting.clear()
+        self._enabled, self._status = MailboxControl(0), MailboxStatus(0)
+
     def _control(self, value: MailboxControl) -> None:
         self._enabled = value & MailboxControl.INTERRUPT_ENABLE
         if value & MailboxControl.ABORT:

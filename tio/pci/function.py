@@ -68,6 +68,8 @@ class PciFunction:
         self._slot = slot
         self.tdi: Tdi | None = None
         self.msix = MsixTable(0 if space.msix is None else space.msix.vectors)
+        self.interrupts: DmaPort | None = None
+        """On which its interrupts go."""
         self.refused = 0
         """Requests that were not admitted."""
         self._device = device
@@ -117,16 +119,18 @@ class PciFunction:
             if not tee:
                 self._changed(Tampering.MSIX)
             self.msix.store(offset - place.table_offset, value, width)
+            self._catch_up()
             return True
         if region.attributes & RangeAttributes.MSIX_PBA:
             return False  # read-only
         self._device.store(region.bar, offset, value, width)
         return True
 
-    def interrupt(self, vector: int, port: DmaPort) -> bool:
-        """Fire a vector; whether a write went out."""
+    def interrupt(self, vector: int, port: DmaPort | None = None) -> bool:
+        """Fire a vector; whether a write went out. Without ``port`` on the one that the function has."""
+        port = port or self.interrupts
         control = self.space.msix_control
-        if not control & MsixControl.ENABLE or not self.space.command & Command.BUS_MASTER:
+        if port is None or not control & MsixControl.ENABLE or not self.space.command & Command.BUS_MASTER:
             return False
         return self.msix.fire(vector, port, masked=bool(control & MsixControl.FUNCTION_MASK))
 
@@ -201,6 +205,13 @@ class PciFunction:
     def _changed(self, event: Tampering) -> None:
         if self.tdi is not None:
             self.tdi.tamper(event)
+        if event is Tampering.MSIX:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Fire what waited for a vector to be unmasked."""
+        for vector in sorted(self.msix.pending):
+            self.interrupt(vector)
 
     def _reset(self) -> None:
         self.msix.reset()
