@@ -10,17 +10,22 @@ from dataclasses import dataclass, replace
 
 from node.card_memory import CardMemory
 from node.card_slot import CardSlot, MmioWindow
+from node.mac_address import mac_of
 from tio.card import Card
 from tio.card_dma import CardDma
 from tio.device_identity import CardKind
 from tio.gpu import Gpu
+from tio.gpu_card import DONE_VECTOR
 from tio.ide import Link, StreamChecks
-from tio.loose_device import LooseDevice
+from tio.nic_card import NicDevice
+from tio.nvme_card import NvmeDevice
+from tio.nvme_namespace import NvmeNamespace
 from tio.pci import Device
 from tio.root_port import RootPort
 
 _BARS = 0x10
 _WORD = 0xFFFF_FFFF
+_SECTOR_BYTES = 512
 _SLOTS, _SLOT_BYTES = 6, 4
 
 Draw = Callable[[str, int, int], bytes]
@@ -55,6 +60,11 @@ class FilledSlots:
         self._plug(window, link, root_port, window.slot)
         _place_bars(root_port, window)
         return root_port
+
+    def device_of(self, requester: int) -> Device | None:
+        """What is behind a card's first function; None where nobody has reached for the slot."""
+        filled = self.by_port.get((requester >> 8) - 1)
+        return None if filled is None else filled.device
 
     def swap(self, port: int, other: CardSlot) -> None:
         """Put another card into a filled slot, as it comes out of its box: no BAR has an address.
@@ -102,8 +112,24 @@ def _place_bars(root_port: RootPort, window: MmioWindow) -> None:
         at += size
 
 
+def _gpu(slot: CardSlot, dma: CardDma) -> Device:
+    gpu = Gpu(dma, slot.memory_bytes)
+    gpu.interrupt = lambda: _fired(dma.interrupt(DONE_VECTOR))
+    return gpu
+
+
+def _nvme(slot: CardSlot, dma: CardDma) -> Device:
+    return NvmeDevice(dma, NvmeNamespace(slot.memory_bytes // _SECTOR_BYTES), dma.interrupt)
+
+
+def _nic(slot: CardSlot, dma: CardDma) -> Device:
+    return NicDevice(dma, mac_of(f"card {slot.serial}", slot.port), dma.interrupt)
+
+
+def _fired(_: object) -> None:
+    """Whether a write went out is nobody's concern."""
+
+
 _DEVICES: dict[CardKind, Callable[[CardSlot, CardDma], Device]] = {
-    CardKind.GPU: lambda slot, dma: Gpu(dma, slot.memory_bytes),
-    CardKind.NIC: lambda _slot, _dma: LooseDevice(),
-    CardKind.NVME: lambda _slot, _dma: LooseDevice(),
-}
+    CardKind.GPU: _gpu, CardKind.NIC: _nic, CardKind.NVME: _nvme,
+}  # fmt: skip
