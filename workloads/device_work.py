@@ -1,9 +1,9 @@
 """A tenant with devices of its own: disk, GPU and network card, each put to work in rounds.
 
-It stores to its disk and reads back, has its GPU multiply matrices, and sends frames to a peer that does the same. One
-program for every generation: where its VM trusts devices it has each proved and let into private memory first, and works
-there; elsewhere it copies through bounce buffers, or not even that where devices reach all memory. From time to time
-it lets its devices go, and takes them again.
+It stores to its disk and reads back, has its GPU multiply matrices, and sends frames to a peer that does the same.
+One program for every generation: where its VM trusts devices it has each proved and let into private memory first, and
+works there; elsewhere it copies through bounce buffers, or not even that where devices reach all memory. From time to
+time it lets its devices go, and takes them again.
 
 Each vCPU but the first rests.
 """
