@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from node.card_cost import CardTraffic
 from node.iommu import Iommu
 from node.trusted_dma import TrustedDma
 from tio.dma_port import DmaFault
@@ -48,6 +49,8 @@ class CardMemory:
         """Whoever brings interrupts to where they belong."""
         self.interrupts: list[MessageInterrupt] = []
         """Those that arrived while there was nobody to do so."""
+        self.traffic = CardTraffic()
+        """What cards have moved since somebody last took the account."""
         self.lost = 0
         """Interrupts that came while ``MOST_WAITING`` were there."""
         self._iommu = iommu
@@ -55,6 +58,7 @@ class CardMemory:
 
     def read(self, requester: int, address: int, length: int, *, tee: bool, stream_id: int | None) -> bytes:
         """A function's load. Raises DmaFault."""
+        self.traffic.note(length, tee=tee)
         if not tee:
             return self._iommu.read(requester, address, length)
         if self._trusted is None or stream_id is None:
@@ -63,6 +67,7 @@ class CardMemory:
 
     def write(self, requester: int, address: int, data: bytes, *, tee: bool, stream_id: int | None) -> None:
         """A function's store; one that the IOMMU refuses is lost. Raises DmaFault where nothing takes it."""
+        self.traffic.note(len(data), tee=tee)
         if INTERRUPTS_BASE <= address < INTERRUPTS_END:
             self._interrupt(requester, address, data, tee=tee)
         elif not tee:
