@@ -8,8 +8,10 @@ from itertools import accumulate
 
 from cluster.control_plane import ControlPlane, NetworkSettings, Order
 from cluster.fabric import Fabric
+from cluster.fleet_faults import FleetFaults
 from cluster.host_entity import HostOrder
 from cluster.key_server.key_desk import KeyDesk
+from cluster.migration import Patience
 from cluster.migration_admission import Admission
 from cluster.near_names import expected_name
 from cluster.placed_orders import placed_orders
@@ -116,6 +118,15 @@ def _enter_plans(scenario: Scenario, control: ControlPlane) -> None:
     for drain in scenario.drains:
         control.plans.add_drain(drain)
     hosts = {host.name: host.product for host in scenario.host_instances}
+    if scenario.faults:
+        moving = scenario.migration
+        control.migrations.patience = Patience(moving.answer_within, moving.answer_tries)
+        control.faults = FleetFaults(CounterRandom(scenario.seed), control.crash, control.migrations.restart)
+    for fault in scenario.faults:
+        assert control.faults is not None
+        groups_of_hosts = {group.name: instance_names(group.name, group.count) for group in scenario.hosts}
+        chosen = list(hosts) if fault.host is None else groups_of_hosts.get(fault.host, [fault.host])
+        control.faults.add(fault, tuple(chosen))
     members = {group.name: instance_names(group.name, group.count) for group in scenario.hosts}
     for update in scenario.firmware_updates:
         for host in members.get(update.host, [update.host]):
@@ -124,5 +135,6 @@ def _enter_plans(scenario: Scenario, control: ControlPlane) -> None:
 
 def _host_spec(host: HostInstance, scenario: Scenario, log: LogWish) -> HostSpec:
     return HostSpec(
-        host.name, host.product, host.memory_bytes, host.min_sev_asid, scenario.seed, BUCKET_NS, log, host.platform
+        host.name, host.product, host.memory_bytes, host.min_sev_asid, scenario.seed, BUCKET_NS, log, host.platform,
+        scenario.attribute_neighbours,
     )

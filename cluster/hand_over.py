@@ -25,7 +25,13 @@ from enum import StrEnum
 from typing import NamedTuple
 
 
-class Phase(StrEnum):
+class _Word(StrEnum):
+    """A word that is looked up in tables again and again: its hash is its value's, which no Python code computes."""
+
+    __hash__ = str.__hash__
+
+
+class Phase(_Word):
     """Where the authority has got to with one move."""
 
     SOURCE = "source"
@@ -48,7 +54,7 @@ class Phase(StrEnum):
     """It belongs to the source, and the destination was told to forget it."""
 
 
-class Event(StrEnum):
+class Event(_Word):
     """What happens to a move at the authority."""
 
     ADMITTED = "admitted"
@@ -69,7 +75,7 @@ class Event(StrEnum):
     """Refused, called off, out of time, or the VM is over."""
 
 
-class Command(StrEnum):
+class Command(_Word):
     """What the authority tells a host; the values are the kinds of messages."""
 
     BEGIN = "migrate"
@@ -82,7 +88,7 @@ class Command(StrEnum):
     GIVE_BACK = "give-place-back"
 
 
-class Record(StrEnum):
+class Record(_Word):
     """What the authority writes down before it goes on."""
 
     BEGUN = "begun"
@@ -152,7 +158,7 @@ TO_SOURCE = frozenset({Command.BEGIN, Command.STOP, Command.STAY, Command.LEAVE}
 """The commands that go to the source; the others go to the destination."""
 
 
-class Holding(StrEnum):
+class Holding(_Word):
     """What a host has of a VM."""
 
     NOTHING = "nothing"
@@ -165,7 +171,7 @@ class Holding(StrEnum):
     """All of it is here and has been read back; it does not run."""
 
 
-class Report(StrEnum):
+class Report(_Word):
     """What a host tells the authority; the values are the kinds of messages."""
 
     READY = "ready"
@@ -196,6 +202,8 @@ HOST: Mapping[tuple[Holding, Command], HostStep] = {
     (Holding.NOTHING, Command.KEEP): HostStep(Holding.KEEPS, Report.PLACE),
     (Holding.KEEPS, Command.COME): HostStep(Holding.WHOLE, Report.WHOLE),
     (Holding.WHOLE, Command.GO): HostStep(Holding.RUNS, Report.RUNS),
+    # The source lost it before all of it was here.
+    (Holding.KEEPS, Command.GO): HostStep(Holding.NOTHING, Report.NEVER),
     (Holding.KEEPS, Command.GIVE_BACK): HostStep(Holding.NOTHING, Report.GIVEN),
     (Holding.WHOLE, Command.GIVE_BACK): HostStep(Holding.NOTHING, Report.GIVEN),
     # What was done already is said again.

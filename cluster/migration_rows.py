@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.layout import Row
-from cluster.live_migration import Migration, Outcome
+from cluster.migration import Migration, Outcome
 from cluster.migration_plans import Drain
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Strict
 
 from cluster.scenario_fields import ScenarioPart
+from node.boot_phases import BootPath
 from node.kernel_settings import KernelSettings
 
 Switch = Annotated[bool, Strict()]
@@ -29,12 +30,25 @@ class KernelTable(ScenarioPart):
     """Answer CPUID from the page that firmware checked at launch."""
     checks_cpuid: Switch = True
     """End the VM where the hypervisor's CPUID denies the guest's encryption."""
+    checks_protocol: Switch = True
+    """Speak only with a hypervisor that speaks the same version of the GHCB protocol."""
+    checks_features: Switch = True
+    """Go on as an SNP guest only where the hypervisor offers what that needs."""
+    checks_page_states: Switch = True
+    """Take pages for shared only when the hypervisor has said so."""
+    checks_jump_table: Switch = True
+    """Lay the jump table of a SEV-ES guest only where its firmware has it."""
+    checks_replies: Switch = True
+    """Believe replies through the GHCB only if their form is right."""
     checks_exit_code: Switch = True
     """#VC must have the code of the instruction that raised it."""
     checks_answers: Switch = True
     """Take for an answer of the security processor only the one to the request."""
 
+    boot: Literal["none", "ovmf", "direct"] = "none"
+    """What passes before it runs: nothing; OVMF and a distribution's kernel; or a verifier and a small kernel."""
+
     @property
     def settings(self) -> KernelSettings:
         """The same for the VM's specification."""
-        return KernelSettings(**self.model_dump())
+        return KernelSettings(**{**self.model_dump(), "boot": BootPath(self.boot)})

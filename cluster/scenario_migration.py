@@ -37,6 +37,10 @@ class MigrationSettings(ScenarioPart):
     """Rounds of pre-copy, the first included."""
     at_round_cap: Literal["abort", "stop-and-copy"] = "abort"
     """What happens to a VM that still writes too fast then."""
+    answer_within: Duration = 100_000_000
+    """In a scenario with faults: when nothing was heard for so long the control plane says it again."""
+    answer_tries: Annotated[int, Strict(), Field(ge=1, le=10_000)] = 10
+    """How often it does, before it gives a move up that can still be given up."""
     per_host: Annotated[int, Strict(), Field(ge=0, le=LARGEST_COUNT)] = 2
     """Migrations from and to a host at once, 0 for no limit (KubeVirt: 2 from a node)."""
     per_fleet: Annotated[int, Strict(), Field(ge=0, le=LARGEST_COUNT)] = 5

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from node.ghcb_page import GhcbUntrusted
 from node.guest_ghcb import Steps, page_exit
 from node.guest_memory_map import GuestMemoryMap
+from node.kernel_settings import CAREFUL, KernelSettings
 from node.nae_event import ApCreationKind, NaeEvent
 from node.operations import RmpAdjust, Write
 from node.vmsa import initial_vmsa
@@ -33,6 +34,7 @@ class ApStart:
     sev_features: int
     clock: tuple[int, int] = (0, 0)
     """GUEST_TSC_SCALE and GUEST_TSC_OFFSET, where they have Secure TSC."""
+    settings: KernelSettings = CAREFUL
 
     def start(self, vcpu: int) -> Steps:
         """Start one. Raises GhcbUntrusted where the page cannot be had, or the hypervisor does not run it."""
@@ -47,7 +49,8 @@ class ApStart:
         if answers != (None, 0):
             raise GhcbUntrusted(f"save area of vCPU {vcpu}: {answers!r}")
         info = ApCreationKind.CREATE | vcpu << 32
-        yield from page_exit(self.ghcb_gpa, NaeEvent.AP_CREATION, info, gpa, {"RAX": self.sev_features})
+        shown = {"RAX": self.sev_features}
+        yield from page_exit(self.ghcb_gpa, NaeEvent.AP_CREATION, info, gpa, shown, settings=self.settings)
 
     def save_area_gpa(self, vcpu: int) -> int:
         """The page for a vCPU. Raises GhcbUntrusted if there are too few."""

@@ -1,4 +1,4 @@
-"""Contention of one host: its hardware threads and its memory bandwidth.
+"""Contention of one host: its hardware threads, its caches and its memory bandwidth.
 
 A running phase retires ``r`` instructions per nanosecond and spends, for each,
 ``c + m L`` nanoseconds of its vCPU: ``c`` is everything that does not depend on
@@ -11,6 +11,10 @@ Latency under load is ``L(u) = L0 (1 + a u / (1 - u))`` where the utilisation
 as ``u`` grows, so there is one solution; it is found by Newton steps inside a
 bracket. Threads are shared max-min: a phase that its cap lets rest gives the
 rest of its share away.
+
+Where more phases run than there are cores, some share one, and each of those spends
+more on what its core executes itself; where they share caches (``cache_shares``) each
+misses more often. Both change ``c`` and ``m`` before the equations above are solved.
 
 Phases of the same load run at the same rate, whenever they came. So they are
 held together: what a host computes at each change grows with the number of
@@ -28,12 +32,17 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
+from node.cache_shares import CacheUser, crowding
+from node.core_sharing import CoreSharing
+from node.neighbour_ledger import NeighbourLedger, Owner, Sharer
+
 NEVER_NS = (1 << 63) - 1
 _NO_CAP = float("inf")
 _DONE_NS = 0.5
 _CLOSE = 1e-7
 _NARROW = 1e-12
 _MOST_STEPS = 200
+_MOST_KNOWN = 1 << 10
 _HIGHEST_UTILISATION = 1.0 - 1e-9
 _LEAST_SHARE = 1e-12
 _MOST_RETIRED = float(1 << 43)
@@ -45,20 +54,28 @@ class PhaseLoad(NamedTuple):
 
     ``core_ns`` is c, ``miss`` is m (DRAM latencies per instruction),
     ``traffic_bytes`` the bytes per instruction on the memory channels,
-    ``cap_per_ns`` the highest rate in instructions per nanosecond, 0 for none.
+    ``cap_per_ns`` the highest rate in instructions per nanosecond, 0 for none. ``pipeline_ns`` is the part of c that
+    another thread of the core makes longer, ``miss_ns`` the part of it that each exposed miss adds to the latency.
     """
 
     core_ns: float
     miss: float
     traffic_bytes: float
     cap_per_ns: float = 0.0
+    pipeline_ns: float = 0.0
+    miss_ns: float = 0.0
+    misses: CacheUser | None = None
+    """How its misses grow where it shares caches; None where they do not."""
+    owner: Owner | None = None
+    """Whose it is, where that is asked."""
 
 
 class PhaseAccount(NamedTuple):
     """What one phase has used when it ends or is interrupted.
 
     ``loaded_ns`` is vCPU time lost to latency above L0, ``core_wait_ns`` time in
-    which the phase wanted a thread and had none.
+    which the phase wanted a thread and had none, ``smt_ns`` time lost to the other thread of its core, ``llc_ns``
+    that of misses, at L0, which it has because it shares its cache.
     """
 
     instructions: float
@@ -66,6 +83,8 @@ class PhaseAccount(NamedTuple):
     elapsed_ns: int
     loaded_ns: float
     core_wait_ns: float
+    smt_ns: float = 0.0
+    llc_ns: float = 0.0
 
 
 @dataclass(slots=True)
@@ -77,10 +96,18 @@ class _Alike:
     span: float
     """Nanoseconds an instruction takes with a thread of its own, at the present latency."""
     rate: float
+    now: tuple[float, float, float]
+    """c, m and bytes per instruction as they are among the present neighbours."""
     share: float = 1.0
+    crowding: float = 1.0
+    """Misses as a multiple of those without neighbours."""
     retired: float = 0.0
     waited: float = 0.0
-    """Sum over the instructions retired of the latency above L0, in nanoseconds; a miss pays it."""
+    """Sum over the instructions retired of the latency above L0, in nanoseconds; a miss without neighbours pays it."""
+    slowed: float = 0.0
+    """Sum over the instructions retired of what the other thread adds, as a multiple of ``pipeline_ns``."""
+    crowded: float = 0.0
+    """Sum over the instructions retired of the misses that neighbours add, as a multiple of those without."""
     ends: list[tuple[float, int]] = field(default_factory=list)
     """A heap of (``retired`` at the end, slot)."""
 
@@ -91,12 +118,17 @@ class _Phase(NamedTuple):
     instructions: float
     waited_before: float
     started_ns: int
+    slowed_before: float
+    crowded_before: float
 
 
 class Contention:
     """The phases that run on one host, advanced together."""
 
-    def __init__(self, threads: int, bandwidth_bytes_per_s: float, latency_ns: float, loaded_factor: float) -> None:
+    def __init__(
+        self, threads: int, bandwidth_bytes_per_s: float, latency_ns: float, loaded_factor: float,
+        sharing: CoreSharing | None = None,
+    ) -> None:
         self.latency_ns = latency_ns
         """DRAM latency under the present load."""
         self.utilisation = 0.0
@@ -112,6 +144,18 @@ class Contention:
         self._bandwidth = bandwidth_bytes_per_s * 1e-9
         self._now_ns = 0
         self._overcommitted = False
+        self._sharing = sharing
+        """How cores and caches are shared; None where every thread has its own."""
+        self._slowing = 0.0
+        """By how much more a phase spends in its pipeline now, as a share of that."""
+        self._uneven = False
+        """Whether any phase's misses are not those it has alone."""
+        self.ledger: NeighbourLedger | None = None
+        """Who costs whom, where somebody asks for it; loads then name their owners."""
+        self._known_shares: dict[tuple[float, tuple[tuple[PhaseLoad, int], ...]], list[float]] = {}
+        """How caches were shared among phases that ran together before: the same often meet again."""
+        self._crowdable = 0
+        """Loads whose misses grow among neighbours."""
         self._loads: dict[PhaseLoad, _Alike] = {}
         self._phases: dict[int, _Phase] = {}
         self._next_slot = 0
@@ -125,28 +169,37 @@ class Contention:
         """Let a phase run from the present time; returns its slot, no other phase's ever. Call ``solve`` afterwards."""
         alike = self._loads.get(load)
         if alike is None:
-            span = load.miss * self.latency_ns + load.core_ns
+            core_ns = load.core_ns + load.pipeline_ns * self._slowing if self._slowing else load.core_ns
+            span = load.miss * self.latency_ns + core_ns
             cap = load.cap_per_ns or _NO_CAP
-            alike = self._loads[load] = _Alike(load, cap, span, min(1.0 / span, cap))
+            now = (core_ns, load.miss, load.traffic_bytes)
+            alike = self._loads[load] = _Alike(load, cap, span, min(1.0 / span, cap), now)
+            if load.misses is not None:
+                self._crowdable += 1
         elif alike.retired > _MOST_RETIRED:
             self._count_anew(alike)
         slot = self._next_slot
         self._next_slot = slot + 1
         end = alike.retired + instructions
         heappush(alike.ends, (end, slot))
-        self._phases[slot] = _Phase(alike, end, instructions, alike.waited, self._now_ns)
+        self._phases[slot] = _Phase(
+            alike, end, instructions, alike.waited, self._now_ns, alike.slowed, alike.crowded
+        )
         return slot
 
     def _count_anew(self, alike: _Alike) -> None:
         alike.ends = [(end - alike.retired, slot) for end, slot in alike.ends]
         for end, slot in alike.ends:
             phase = self._phases[slot]
-            self._phases[slot] = phase._replace(end=end, waited_before=phase.waited_before - alike.waited)
-        alike.retired = alike.waited = 0.0
+            self._phases[slot] = phase._replace(
+                end=end, waited_before=phase.waited_before - alike.waited,
+                slowed_before=phase.slowed_before - alike.slowed, crowded_before=phase.crowded_before - alike.crowded,
+            )  # fmt: skip
+        alike.retired = alike.waited = alike.slowed = alike.crowded = 0.0
 
     def stop(self, slot: int) -> PhaseAccount:
         """Take a phase out, finished or not. Call ``solve`` afterwards."""
-        alike, end, instructions, waited_before, started_ns = self._phases.pop(slot)
+        alike, end, instructions, waited_before, started_ns, slowed_before, crowded_before = self._phases.pop(slot)
         ends, load = alike.ends, alike.load
         if ends[0][1] == slot:
             heappop(ends)
@@ -155,14 +208,18 @@ class Contention:
             heapify(ends)
         if not ends:
             del self._loads[load]
+            if load.misses is not None:
+                self._crowdable -= 1
         remaining = max(0.0, end - alike.retired)
         done = instructions - remaining
         loaded = (alike.waited - waited_before) * load.miss
         elapsed = self._now_ns - started_ns
-        busy = done * (load.core_ns + load.miss * self._idle_latency_ns) + loaded
+        smt = (alike.slowed - slowed_before) * load.pipeline_ns
+        llc = (alike.crowded - crowded_before) * load.miss * (self._idle_latency_ns + load.miss_ns)
+        busy = done * (load.core_ns + load.miss * self._idle_latency_ns) + loaded + smt + llc
         self.busy_thread_ns += busy
         wanted = max(busy, done / load.cap_per_ns) if load.cap_per_ns else busy
-        return PhaseAccount(done, remaining, elapsed, loaded, max(0.0, elapsed - wanted))
+        return PhaseAccount(done, remaining, elapsed, loaded, max(0.0, elapsed - wanted), smt, llc)
 
     def rate_per_ns(self, slot: int) -> float:
         """Instructions that a phase retires in a nanosecond, as last solved."""
@@ -184,10 +241,66 @@ class Contention:
             work = alike.rate * step
             alike.retired += work
             alike.waited += work * excess
+        if self._slowing or self._uneven:
+            self._note_sharing(step, excess)
+        if self.ledger is not None:
+            self.ledger.note([self._sharer(alike, excess) for alike in self._loads.values()], step)
         self.busy_bytes += self.utilisation * self._bandwidth * step
+
+    def _note_sharing(self, step: int, excess: float) -> None:
+        for alike in self._loads.values():
+            work = alike.rate * step
+            alike.slowed += work * self._slowing
+            more = work * (alike.crowding - 1.0)
+            alike.crowded += more
+            alike.waited += more * excess
+
+    def _sharer(self, alike: _Alike, excess: float) -> Sharer:
+        load, rate = alike.load, alike.rate
+        assert load.owner is not None, "a load without its owner on a host that keeps a ledger"
+        used = rate * alike.span
+        idle_ns = self._idle_latency_ns + load.miss_ns
+        return Sharer(
+            load.owner, len(alike.ends), rate * alike.now[2], used, rate * alike.now[1] * excess,
+            rate * load.pipeline_ns * self._slowing, rate * load.miss * (alike.crowding - 1.0) * idle_ns,
+            max(0.0, 1.0 - max(used, rate / alike.cap)),
+        )  # fmt: skip
+
+    def _share(self, sharing: CoreSharing) -> None:
+        """Find what each phase now spends and misses, with neighbours on its core and in its caches."""
+        loads = self._loads.values()
+        slowing = 0.0
+        if len(self._phases) > sharing.cores:
+            idle = self._idle_latency_ns
+            busy = sum([len(one.ends) * min(1.0, one.cap * (one.load.core_ns + one.load.miss * idle)) for one in loads])
+            slowing = sharing.slowing(busy)
+        if slowing == self._slowing and not self._uneven and not self._crowdable:
+            return
+        self._slowing = slowing
+        shares = [1.0] * len(loads)
+        if self._crowdable and len(self._phases) > sharing.complexes:
+            who = tuple([(one.load, len(one.ends)) for one in loads])
+            found = self._known_shares.get((slowing, who))
+            if found is None:
+                if len(self._known_shares) >= _MOST_KNOWN:
+                    self._known_shares.clear()
+                found = self._known_shares[slowing, who] = crowding(who, self._idle_latency_ns, slowing, sharing)
+            shares = found
+        self._uneven = False
+        for alike, share in zip(loads, shares, strict=True):
+            load = alike.load
+            alike.crowding = share
+            more = load.miss * (share - 1.0)
+            self._uneven = self._uneven or more != 0.0
+            core_ns = load.core_ns + load.pipeline_ns * slowing + more * load.miss_ns
+            alike.now = (core_ns, load.miss + more, load.traffic_bytes * share)
 
     def solve(self) -> None:
         """Find rates and latency for the phases that now run."""
+        if self._sharing is not None and (
+            len(self._phases) > self._sharing.cores or self._crowdable or self._uneven or self._slowing
+        ):
+            self._share(self._sharing)
         if len(self._phases) > self._threads:
             self._solve_overcommitted()
             return
@@ -228,7 +341,7 @@ class Contention:
         self.latency_ns = latency = idle * (1.0 + factor * u / free)
         demand = pull = 0.0
         for alike in self._loads.values():
-            core_ns, miss, traffic, _ = alike.load
+            core_ns, miss, traffic = alike.now
             alike.span = span = miss * latency + core_ns
             rate = alike.share / span
             if rate < alike.cap:
@@ -247,7 +360,7 @@ class Contention:
         loads = self._loads.values()
         for _ in range(_MOST_STEPS):
             before = self.latency_ns
-            wanted = [min(1.0, one.cap * (one.load.core_ns + one.load.miss * before)) for one in loads]
+            wanted = [min(1.0, one.cap * (one.now[0] + one.now[1] * before)) for one in loads]
             counts = [len(one.ends) for one in loads]
             level = _water_level(zip(wanted, counts, strict=True), self._threads)
             for alike, most in zip(loads, wanted, strict=True):

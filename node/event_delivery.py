@@ -2,7 +2,7 @@
 
 As in long mode (APM volume 2, 8.9 and 4.8.4), whatever mode the vCPU is in; its privilege level and stack segment stay.
 A gate whose IST is not zero, which needs a task state segment, is taken for one that is not present. An
-exception that delivery itself raises is delivered in its turn, then #DF, then the vCPU shuts down (8.2.9).
+exception that delivery itself raises is delivered in its turn, then #DF, then the vCPU shuts down (8.2.9, 8.2.19).
 """
 
 from __future__ import annotations
@@ -84,33 +84,47 @@ class EventDelivery:
         self._board = board
 
     def take(self, vmcb: Vmcb, registers: Registers) -> Delivered:
-        """Between two instructions: the trap of a step, or what waits and may come; ``registers`` go to its handler."""
+        """Between two instructions: the trap of a step, or what waits and may come; ``registers`` go to its handler.
+
+        SHUTDOWN for a vCPU whose save area nobody can read any more: no VMRUN would have entered it.
+        """
+        try:
+            event = self._next(vmcb)
+        except FAULTS:
+            return Delivered.SHUTDOWN
+        return Delivered.NOTHING if event is None else self.deliver(vmcb, registers, event)
+
+    def _next(self, vmcb: Vmcb) -> Event | None:
         events, controls = self._board.events, self._board.controls
-        event = None
         vector = events.raised.pop((vmcb.vm, vmcb.vcpu), None)
         if vector is not None:
-            event = Event(vector, EventType.SOFTWARE_INTERRUPT)
-        elif events.stepping and events.stepped(vmcb):
+            return Event(vector, EventType.SOFTWARE_INTERRUPT)
+        if events.stepping and events.stepped(vmcb):
             controls.store(vmcb, "DR6", controls.load(vmcb, "DR6") | _DR6_BS)
-            event = exception(ExceptionVector.DB)
-        elif events.waiting:
-            event = events.next_event(vmcb)
-        if event is None:
-            return Delivered.NOTHING
-        return self.deliver(vmcb, registers, event)
+            return exception(ExceptionVector.DB)
+        return events.next_event(vmcb) if events.waiting else None
 
     def deliver(self, vmcb: Vmcb, registers: Registers, event: Event) -> Delivered:
-        """Deliver one event. With SHUTDOWN and EXIT the registers are as before."""
+        """Deliver one event. With SHUTDOWN and EXIT the registers are as before.
+
+        A machine check while another is on its way to its handler (MCG_STATUS.MCIP) shuts the vCPU down.
+        """
+        checked = _is_machine_check(event)
         while True:
             try:
                 self._deliver(vmcb, registers, event)
             except _Raised as raised:
                 if event.kind == EventType.EXCEPTION and event.vector == ExceptionVector.DF:
                     return Delivered.SHUTDOWN
+                if checked and _is_machine_check(raised.event):
+                    return Delivered.SHUTDOWN
                 event = _after(event, raised.event)
+                checked = checked or _is_machine_check(event)
             except (NestedPageFault, RmpFault) as fault:
                 self._exit(vmcb, event, fault)
                 return Delivered.EXIT
+            except FAULTS:  # Of the save area itself.
+                return Delivered.SHUTDOWN
             else:
                 return Delivered.TAKEN
 
@@ -137,8 +151,8 @@ class EventDelivery:
             self._board.virtual_memory.write(vmcb, state, top, frame)
         except _MEMORY as fault:
             raise self._raised(vmcb, fault, ExceptionVector.SS, 0) from fault
-        registers.rip, registers.rsp = handler, top
         controls.write_flags(vmcb, state.rflags & ~(_CLEARED | (RFLAGS_IF if kind == INTERRUPT_GATE else 0)))
+        registers.rip, registers.rsp = handler, top
 
     def _gate(self, vmcb: Vmcb, vector: int, selector_error: int) -> int:
         controls = self._board.controls
@@ -174,6 +188,10 @@ class EventDelivery:
 
 
 _MEMORY: tuple[type[Exception], ...] = (*FAULTS, GuestPageFault, NotCanonical)
+
+
+def _is_machine_check(event: Event) -> bool:
+    return event.kind == EventType.EXCEPTION and event.vector == ExceptionVector.MC
 
 
 def _after(event: Event, raised: Event) -> Event:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from node.disk_books import DiskBooks
 from node.event_log import ChainEnd
 from node.guest import Guest
-from node.phase_cost import MECHANISMS, Mechanism
+from node.mechanism import MECHANISMS, Mechanism
 from node.vcpu import Vcpu
 
 N = TypeVar("N", int, float)
@@ -87,6 +87,8 @@ def mechanism_ns(guest: Guest) -> dict[Mechanism, float]:
     for vcpu in guest.vcpus:
         times[Mechanism.LOADED_LATENCY] += vcpu.loaded_ns
         times[Mechanism.CORE_WAIT] += vcpu.core_wait_ns
+        times[Mechanism.SMT] += vcpu.smt_ns
+        times[Mechanism.LLC] += vcpu.llc_ns
         costs = guest.phase_costs[vcpu.index]
         for number, instructions in _by_number(vcpu.instructions):
             for mechanism, ns in costs[number].parts:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from node.ap_start import ApStart
 from node.ap_wake import jump_target, lay_jump_table, starts_others_by_sipi, wait_by_message, wake
+from node.boot_phases import BOOT_PHASES
 from node.generation import CAPABILITIES, Generation
 from node.ghcb_msr import (
     Features,
@@ -28,22 +29,31 @@ from node.ghcb_msr import (
     GhcbReason,
     HypervisorFeature,
     LinuxReason,
-    MsrMessage,
     MsrPageState,
     PageStateRequest,
     PageStateResult,
     ReasonSet,
-    RegisteredGhcb,
     RegisterGhcbRequest,
     SevInfoRequest,
 )
 from node.ghcb_page import GhcbUntrusted
-from node.guest_ghcb import change_pages, response_to, termination, versions_fit
+from node.guest_ghcb import change_pages, is_registered, is_response, response_to, termination, versions_fit
 from node.guest_memory_map import GuestMemoryMap, Range
 from node.guest_messages import GuestMessages, MessageRefused, MessagesBusy
 from node.kernel_settings import CAREFUL, KernelSettings
 from node.message_place import MessagePlace
-from node.operations import Answer, GuestOperation, PValidate, Read, ReadSevStatus, Shutdown, VmgExit, Write
+from node.operations import (
+    Answer,
+    GuestOperation,
+    GuestWork,
+    PageStateChange,
+    PValidate,
+    Read,
+    ReadSevStatus,
+    Shutdown,
+    VmgExit,
+    Write,
+)
 from node.page_acceptance import PageAcceptance
 from node.page_state_list import PageOperation
 from node.phase_cost import RMP_CHECKED
@@ -99,7 +109,7 @@ class GuestKernel:
     @property
     def blocks(self) -> Mapping[int, Callable[[Registers], Block]]:
         """Blocks by RIP."""
-        first = self._enter_program
+        first: Callable[[Registers], Block] = self._enter_program
         if self.vcpu == 0 and CAPABILITIES[self.generation].key_per_vm:
             first = self._begin
             if CAPABILITIES[self.generation].encrypted_registers:
@@ -107,6 +117,8 @@ class GuestKernel:
         another = self._begin_another if self.generation in RMP_CHECKED else self._enter_program
         if self.vcpu and starts_others_by_sipi(self.generation):
             first = self._wait_for_start
+        if not self.vcpu and BOOT_PHASES[self.settings.boot]:
+            first = self._booted(first)
         return {
             self.reset_rip: first, ACCEPT_RIP: self._accept, CLOCK_RIP: self._ask_clock,
             START_RIP: self._start_others, AP_RIP: another,
@@ -135,6 +147,16 @@ class GuestKernel:
     def _boot_ghcb_gpa(self) -> int:
         return self.memory.boot_ghcb_gpa(self.launched)
 
+    def _booted(self, first: Callable[[Registers], Block]) -> Callable[[Registers], Block]:
+        """Firmware and kernel before anything else, one phase after another."""
+
+        def block(registers: Registers) -> Block:
+            for phase in BOOT_PHASES[self.settings.boot]:
+                yield (GuestWork(phase),)
+            return (yield from first(registers))
+
+        return block
+
     def _enter_program(self, registers: Registers) -> Block:
         yield ()
         registers.reset(self.program_entry)
@@ -144,7 +166,7 @@ class GuestKernel:
         """Another vCPU of an SNP guest: its GHCB lies in the pool, which is shared already."""
         register = RegisterGhcbRequest(self.ghcb_gpa // PAGE_BYTES)
         (registered,) = yield (VmgExit(register.value),)
-        if not _answered(register, registered, RegisteredGhcb(register.gfn)):
+        if not is_registered(register, registered, self.settings):
             return (yield from _end(LinuxReason.REGISTER_GHCB, ReasonSet.LINUX))
         registers.reset(self.program_entry)
         return None
@@ -152,15 +174,15 @@ class GuestKernel:
     def _wait_for_start(self, registers: Registers) -> Block:
         """Another vCPU of an SEV-ES guest: its registers are nobody's but its own to set."""
         try:
-            yield from wait_by_message()
+            yield from wait_by_message(self.settings)
         except GhcbMsrError:
             return (yield from _end(GhcbReason.GENERAL))
         registers.rip = yield from jump_target()
         return None
 
     def _begin(self, registers: Registers) -> Block:
-        """Without an RMP there is nothing to share or accept."""
-        status, *found = yield (ReadSevStatus(), *self._canary_steps())
+        """Without an RMP there is nothing to accept; what is shared is told, so that the VM can be migrated."""
+        status, _, *found = yield (ReadSevStatus(), self._pool_is_shared, *self._canary_steps())
         if not self._status_holds(status) or not self._canary_holds(found):
             return Shutdown(BOOT_FAILED)
         registers.reset(self.program_entry)
@@ -168,10 +190,13 @@ class GuestKernel:
 
     def _begin_with_ghcb(self, registers: Registers) -> Block:
         request = SevInfoRequest()
-        status, info, *found = yield (ReadSevStatus(), VmgExit(request.value), *self._canary_steps())
+        status, info, _, _, *found = yield (
+            ReadSevStatus(), VmgExit(request.value), self._pool_is_shared,
+            PageStateChange(self.ghcb_gpa, PAGE_BYTES, shared=True), *self._canary_steps(),
+        )  # fmt: skip
         if not self._status_holds(status) or not self._canary_holds(found):
             return (yield from _end(GhcbReason.GENERAL))
-        if not versions_fit(request, info):
+        if self.settings.checks_protocol and not versions_fit(request, info):
             return (yield from _end(GhcbReason.PROTOCOL_RANGE))
         registers.reset(START_RIP if self.memory.vcpus > 1 else self.program_entry)
         return None
@@ -184,25 +209,21 @@ class GuestKernel:
         )  # fmt: skip
         if not self._status_holds(status):
             return (yield from _end(GhcbReason.GENERAL))
-        if not versions_fit(info_request, info):
+        if self.settings.checks_protocol and not versions_fit(info_request, info):
             return (yield from _end(GhcbReason.PROTOCOL_RANGE))
-        try:
-            offered = response_to(features_request, features)
-        except GhcbMsrError:
-            offered = Features(0)
-        if not isinstance(offered, Features) or self._needs & ~offered.bitmap:
+        if self.settings.checks_features and not self._is_offered(features_request, features):
             return (yield from _end(GhcbReason.SNP_FEATURES))
         gpa = self.ghcb_gpa
         share = PageStateRequest(gpa // PAGE_BYTES, MsrPageState.SHARED)
         register = RegisterGhcbRequest(gpa // PAGE_BYTES)
         shared, registered = yield (VmgExit(share.value), VmgExit(register.value))
-        if not _answered(share, shared, PageStateResult(0)):
+        if self.settings.checks_page_states and not is_response(share, shared, PageStateResult(0)):
             return (yield from _end(LinuxReason.PAGE_STATE_CHANGE, ReasonSet.LINUX))
-        if not _answered(register, registered, RegisteredGhcb(register.gfn)):
+        if not is_registered(register, registered, self.settings):
             return (yield from _end(LinuxReason.REGISTER_GHCB, ReasonSet.LINUX))
         pool = self.memory.shared
         try:
-            yield from change_pages(gpa, pool.gpa, pool.length, PageOperation.SHARED)
+            yield from change_pages(gpa, pool.gpa, pool.length, PageOperation.SHARED, self.settings)
         except GhcbUntrusted:
             return (yield from _end(LinuxReason.PAGE_STATE_CHANGE, ReasonSet.LINUX))
         registers.rbx = 0
@@ -224,6 +245,10 @@ class GuestKernel:
                 return (yield from _end(GhcbReason.GENERAL))
             registers.reset(CLOCK_RIP if self.sev_features & SevFeature.SECURE_TSC else self._after_boot)
         return None
+
+    @property
+    def _pool_is_shared(self) -> PageStateChange:
+        return PageStateChange(self.memory.shared.gpa, self.memory.shared.length, shared=True)
 
     @property
     def _after_boot(self) -> int:
@@ -254,11 +279,11 @@ class GuestKernel:
         try:
             if starts_others_by_sipi(self.generation):
                 if registers.rbx == 1:
-                    yield from lay_jump_table(self.ghcb_gpa, AP_RIP)
-                yield from wake(self.ghcb_gpa, registers.rbx)
+                    yield from lay_jump_table(self.ghcb_gpa, AP_RIP, self.settings)
+                yield from wake(self.ghcb_gpa, registers.rbx, self.settings)
             else:
                 clock = registers.r8, registers.r9
-                start = ApStart(self.memory, self.launched, self.ghcb_gpa, AP_RIP, features, clock)
+                start = ApStart(self.memory, self.launched, self.ghcb_gpa, AP_RIP, features, clock, self.settings)
                 yield from start.start(registers.rbx)
         except GhcbUntrusted:
             return (yield from _end(GhcbReason.GENERAL))
@@ -272,6 +297,13 @@ class GuestKernel:
         restricted = self.sev_features & SevFeature.RESTRICTED_INJECTION
         needs = HypervisorFeature.SNP | (HypervisorFeature.RESTRICTED_INJECTION if restricted else 0)
         return needs | (HypervisorFeature.AP_CREATION if self.memory.vcpus > 1 else 0)
+
+    def _is_offered(self, request: FeaturesRequest, answer: Answer) -> bool:
+        try:
+            offered = response_to(request, answer)
+        except GhcbMsrError:
+            return False
+        return isinstance(offered, Features) and not self._needs & ~offered.bitmap
 
     def _status_holds(self, status: Answer) -> bool:
         expected = expected_status(self.generation, self.sev_features)
@@ -287,13 +319,6 @@ class GuestKernel:
     def _canary_holds(self, answers: Sequence[Answer]) -> bool:
         wrote, without, own = answers
         return not self.settings.checks_c_bit or (wrote is None and without != self.canary and own == self.canary)
-
-
-def _answered(request: MsrMessage, answer: Answer, wanted: MsrMessage) -> bool:
-    try:
-        return response_to(request, answer) == wanted
-    except GhcbMsrError:
-        return False
 
 
 def _end(reason: int, reason_set: ReasonSet = ReasonSet.GHCB) -> Block:

@@ -4,68 +4,72 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from node.disk_queue import DiskQueue
 from node.generation import Generation
+from node.host_kind import HostKind
 from node.identity_cache import IdentityCache
 from node.operation_cost import GuestOperationCost, HostOperationCost
 from node.phase_cost import PhaseCost
-from node.platform import HostMode
 from node.program import Demand
 
 _Phases = tuple[PhaseCost, ...]
 
 
 class HostPrices:
-    """Prices of operations and phases, on cores of ``hz`` of hosts of one mode under one cost table.
+    """Prices of operations and phases on hosts of one kind under one cost table.
 
     They follow from these alone, so a thousand hosts may hold one object; and where a VM's next host has the same, it
     finds them worked out.
     """
 
-    def __init__(self, costs: Mapping[str, float], hz: float, mode: HostMode) -> None:
+    def __init__(self, costs: Mapping[str, float], kind: HostKind) -> None:
         self.host = HostOperationCost(costs)
         """Of the hypervisor's operations."""
         self._costs = costs
-        self._hz = hz
-        self._mode = mode
+        self._kind = kind
         self._guests: dict[str, GuestOperationCost] = {}
-        self._known: dict[tuple[tuple[Demand, ...], Generation], _Phases] = {}
-        self._phases: dict[str, IdentityCache[tuple[Demand, ...], _Phases]] = {}
+        self._known: dict[tuple[tuple[Demand, ...], Generation, float], _Phases] = {}
+        self._phases: dict[tuple[str, float], IdentityCache[tuple[Demand, ...], _Phases]] = {}
+
+    def new_disk(self) -> DiskQueue:
+        """The drive of one host, on which nothing waits yet."""
+        return DiskQueue(self._costs)
 
     def guest(self, generation: Generation) -> GuestOperationCost:
         """Of the operations of a generation's guests."""
         found = self._guests.get(generation.name)
         if found is None:
-            found = self._guests[generation.name] = GuestOperationCost(generation, self._costs, self._mode)
+            found = self._guests[generation.name] = GuestOperationCost(generation, self._costs, self._kind)
         return found
 
-    def phases(self, demands: tuple[Demand, ...], generation: Generation) -> _Phases:
-        """Of a program's demands, in their order."""
-        priced = self._phases.get(generation.name)
+    def phases(self, demands: tuple[Demand, ...], generation: Generation, small_share: float = 0.0) -> _Phases:
+        """Of a program's demands, in their order; ``small_share`` as ``PhaseCost`` has it."""
+        priced = self._phases.get((generation.name, small_share))
         if priced is None:
-            priced = IdentityCache(lambda some: self._work_out(some, generation))
-            self._phases[generation.name] = priced
+            priced = IdentityCache(lambda some: self._work_out(some, generation, small_share))
+            self._phases[generation.name, small_share] = priced
         return priced(demands)
 
-    def _work_out(self, demands: tuple[Demand, ...], generation: Generation) -> _Phases:
-        key = (demands, generation)
+    def _work_out(self, demands: tuple[Demand, ...], generation: Generation, small_share: float) -> _Phases:
+        key = (demands, generation, small_share)
         found = self._known.get(key)
         if found is None:
-            found = tuple(PhaseCost.of(demand, generation, self._hz, self._costs, self._mode) for demand in demands)
+            found = tuple(PhaseCost.of(one, generation, self._kind, self._costs, small_share) for one in demands)
             self._known[key] = found
         return found
 
 
-def _kinds_under(_: Mapping[str, float]) -> dict[tuple[float, HostMode], HostPrices]:
+def _kinds_under(_: Mapping[str, float]) -> dict[HostKind, HostPrices]:
     return {}
 
 
 _kinds = IdentityCache(_kinds_under)
 
 
-def host_prices(costs: Mapping[str, float], hz: float, mode: HostMode) -> HostPrices:
+def host_prices(costs: Mapping[str, float], kind: HostKind) -> HostPrices:
     """The prices of a kind of host, the same object for the same table; nobody may change that any more."""
     kinds = _kinds(costs)
-    found = kinds.get((hz, mode))
+    found = kinds.get(kind)
     if found is None:
-        found = kinds[hz, mode] = HostPrices(costs, hz, mode)
+        found = kinds[kind] = HostPrices(costs, kind)
     return found

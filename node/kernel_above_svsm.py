@@ -13,19 +13,17 @@ from dataclasses import dataclass, field, replace
 from node import operations as op
 from node.generation import Generation
 from node.ghcb_msr import (
-    GhcbMsrError,
     GhcbReason,
     LinuxReason,
     MsrPageState,
     PageStateRequest,
     PageStateResult,
     ReasonSet,
-    RegisteredGhcb,
     RegisterGhcbRequest,
     SevInfoRequest,
 )
 from node.ghcb_page import GhcbUntrusted
-from node.guest_ghcb import change_pages, response_to, termination, versions_fit
+from node.guest_ghcb import change_pages, is_registered, is_response, termination, versions_fit
 from node.guest_kernel import BOOT_FAILED, CANARY_BYTES, CANARY_GPA
 from node.guest_memory_map import GuestMemoryMap, Range
 from node.guest_svsm import SVSM_FIELDS, SvsmAnswer, SvsmUntrusted, svsm_call
@@ -119,11 +117,7 @@ class KernelAboveSvsm:
         """Another vCPU: the boot processor has shared the pool."""
         register = RegisterGhcbRequest(self.ghcb // PAGE_BYTES)
         (registered,) = yield (op.VmgExit(register.value),)
-        try:
-            found = response_to(register, registered)
-        except GhcbMsrError:
-            found = None
-        if found != RegisteredGhcb(register.gfn):
+        if not is_registered(register, registered, self.settings):
             return (yield from _end(LinuxReason.REGISTER_GHCB, ReasonSet.LINUX))
         registers.reset(self.program_entry)
         return None
@@ -140,7 +134,7 @@ class KernelAboveSvsm:
             return (yield from _end(GhcbReason.GENERAL))
         if not isinstance(secrets, bytes):
             return (yield from _end(GhcbReason.GENERAL))
-        if not versions_fit(request, info):
+        if self.settings.checks_protocol and not versions_fit(request, info):
             return (yield from _end(GhcbReason.PROTOCOL_RANGE))
         base, size, caa = (int.from_bytes(secrets[at : at + 8], "little") for at in (0, 8, 16))
         if (base, size, secrets[0x1C]) != (SVSM.gpa, SVSM.length, GUEST_VMPL):
@@ -159,15 +153,13 @@ class KernelAboveSvsm:
             return (yield from _end(LinuxReason.PVALIDATE, ReasonSet.LINUX))
         share, register = PageStateRequest(gfn, MsrPageState.SHARED), RegisterGhcbRequest(gfn)
         shared, registered = yield (op.VmgExit(share.value), op.VmgExit(register.value))
-        try:
-            if response_to(share, shared) != PageStateResult(0):
-                return (yield from _end(LinuxReason.PAGE_STATE_CHANGE, ReasonSet.LINUX))
-            if response_to(register, registered) != RegisteredGhcb(gfn):
-                return (yield from _end(LinuxReason.REGISTER_GHCB, ReasonSet.LINUX))
-            pool = self.memory.shared
-            yield from change_pages(self.ghcb, pool.gpa, pool.length, PageOperation.SHARED)
-        except GhcbMsrError:
+        if self.settings.checks_page_states and not is_response(share, shared, PageStateResult(0)):
+            return (yield from _end(LinuxReason.PAGE_STATE_CHANGE, ReasonSet.LINUX))
+        if not is_registered(register, registered, self.settings):
             return (yield from _end(LinuxReason.REGISTER_GHCB, ReasonSet.LINUX))
+        pool = self.memory.shared
+        try:
+            yield from change_pages(self.ghcb, pool.gpa, pool.length, PageOperation.SHARED, self.settings)
         except GhcbUntrusted:
             return (yield from _end(LinuxReason.PAGE_STATE_CHANGE, ReasonSet.LINUX))
         registers.rip = ACCEPT_RIP

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from node.boot_phases import BootPath
+
 
 @dataclass(frozen=True, slots=True)
 class KernelSettings:
@@ -51,6 +53,37 @@ class KernelSettings:
 
     Off: as above, in guests without a CPUID page. Linux arch/x86/coco/sev, vc_handle_cpuid and do_vc_no_ghcb.
     """
+    checks_protocol: bool = True
+    """Go on only with a hypervisor among whose versions of the GHCB protocol is the one that is spoken here.
+
+    Off: the guest shows itself to one that reads its pages by other rules. Nobody has published what that is good for.
+    GHCB specification 2.3.1; Linux arch/x86/coco/sev, sev_es_negotiate_protocol.
+    """
+    checks_features: bool = True
+    """Go on as an SNP guest only with a hypervisor that offers what such a guest needs.
+
+    Off: what is missing is missed when it is asked for, so that the hypervisor has the guest run as far as it likes.
+    Linux arch/x86/coco/sev, snp_init and sev_enable.
+    """
+    checks_page_states: bool = True
+    """Take pages for shared when the hypervisor has said so: no error, and every entry of the list is through.
+
+    Off: what is still private passes for shared, and the guest's first store to it is its last. That is all: the RMP
+    keeps what it kept. Linux arch/x86/coco/sev, vmgexit_psc and __page_state_change.
+    """
+    checks_jump_table: bool = True
+    """Lay the jump table of a SEV-ES guest only where its own firmware has it.
+
+    Off: the kernel stores four bytes of its choice to a page of the hypervisor's choice, wherever that says that the
+    table is. Linux does so: arch/x86/coco/sev, sev_es_setup_ap_jump_table.
+    """
+    checks_replies: bool = True
+    """Believe a reply through the GHCB only if its form is right.
+
+    It must name a success, or an exception that a hypervisor may ask for; each output must be marked valid, and what
+    was to be registered or started must be. Off: a refusal passes for success, and what lies in the page for an answer.
+    GHCB specification 4.1; Linux arch/x86/coco/sev, verify_exception_info, and edk2's CcExitLib.
+    """
     checks_exit_code: bool = True
     """#VC must have the code of the instruction that raised it.
 
@@ -64,6 +97,13 @@ class KernelSettings:
     """
     handles_vc: bool = True
     """Take #VC of programs. Off: the program has a handler and a GHCB of its own, and meets #VC as an answer."""
+
+    boot: BootPath = BootPath.NONE
+    """What passes before it runs."""
+
+    def __post_init__(self) -> None:
+        # By its value, where the settings crossed to another process.
+        object.__setattr__(self, "boot", BootPath(self.boot))
 
 
 CAREFUL = KernelSettings()

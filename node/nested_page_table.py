@@ -129,6 +129,13 @@ class NestedPageTable:
 
     # What the hypervisor does.
 
+    @property
+    def small_share(self) -> float:
+        """How much of what is mapped lies in pages of 4 KiB, in sixteenths, as the hypervisor last asked for it."""
+        runs = list(self._runs.runs())
+        small = sum([end - start for start, end, target in runs if not target.large])
+        return round(16 * small / max(1, sum([end - start for start, end, _ in runs]))) / 16
+
     def give(self, spa: int, length: int, *, encrypted: bool = False) -> None:
         """Take pages for tables, the first as the root if there is none; what lay in them is lost.
 

@@ -8,54 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 
+from node.cache_shares import CacheUser
 from node.contention import PhaseLoad
 from node.generation import CAPABILITIES, Generation
+from node.host_kind import HostKind
+from node.mechanism import Mechanism
+from node.memory_cipher import CipherMode
 from node.platform import HostMode
 from node.program import Demand
-
-
-class Mechanism(StrEnum):
-    """Where a vCPU's time goes. The parts of a phase add up to its elapsed time."""
-
-    CORE = "core"
-    """Instructions themselves, with caches that hit."""
-    MEMORY = "memory"
-    """LLC misses at the latency of an idle memory system."""
-    PAGE_WALK = "page_walk"
-    """Nested page walks after TLB misses."""
-    EXITS = "exits"
-    """Exits to the hypervisor, as a plain VM pays them."""
-    LOADED_LATENCY = "loaded_latency"
-    """LLC misses made longer by everybody's traffic."""
-    CORE_WAIT = "core_wait"
-    """Wanting a hardware thread and having none."""
-    ENCRYPTION = "encryption"
-    """The cipher's share of each DRAM access."""
-    RMP = "rmp"
-    """RMP look-ups in page walks."""
-    VMGEXIT = "vmgexit"
-    """What exits cost above a plain VM's."""
-    OPERATIONS = "operations"
-    """Reads, writes and device requests of the program's blocks, as a plain VM pays them."""
-    ACCEPTANCE = "acceptance"
-    """PVALIDATE and page state changes."""
-    BOUNCE = "bounce"
-    """Copies between private memory and the pool that devices reach. A plain VM makes none."""
-    SVSM = "svsm"
-    """What an SVSM below does: its operations, and changing to and from its VMPL."""
-
-
-MECHANISMS = tuple(Mechanism)
-"""All of them: to go through an enumeration itself is slow."""
 
 RMP_CHECKED = frozenset({Generation.SEV_SNP, Generation.SEV_TIO})
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationCost:
-    """The rows of the cost table as they hold for one generation on a host of one mode.
+    """The rows of the cost table as they hold for one generation on a host of one kind.
 
     ``shared_encryption_ns`` is that of memory without the guest's key: under SME and TSME the host's key covers it.
     """
@@ -63,28 +31,46 @@ class GenerationCost:
     encryption_ns: float
     shared_encryption_ns: float
     rmp_walk_ns: float
+    """Of a walk to memory that nested tables and RMP have in pages of 2 MiB."""
+    rmp_small_walk_ns: float
+    """The same in pages of 4 KiB."""
     exit_ns: float
     vmgexit_extra_ns: float
     bandwidth_share: float
     shared_bandwidth_share: float
+    channel_share: float
+    """Of the channels' bandwidth, what all encrypted traffic together reaches."""
 
     @classmethod
-    def of(cls, generation: Generation, costs: Mapping[str, float], mode: HostMode = HostMode.NONE) -> GenerationCost:
+    def of(cls, generation: Generation, costs: Mapping[str, float], kind: HostKind) -> GenerationCost:
         """Pick the rows that apply to a VM of ``generation``."""
-        by_host = generation is Generation.SME or mode is HostMode.TSME
-        encrypted = by_host or CAPABILITIES[generation].encrypted_memory
+        by_host = generation is Generation.SME or kind.mode is HostMode.TSME
+        own_key = CAPABILITIES[generation].key_per_vm
         checked = generation in RMP_CHECKED
         by_ghcb = CAPABILITIES[generation].encrypted_registers
-        adder_ns, share = costs["dram.encryption_adder_ns"], costs["dram.encrypted_bandwidth_share"]
+        longer_ns = costs["dram.aes_256_extra_ns"] if kind.cipher is CipherMode.AES_256_XTS else 0.0
+        host_ns, share = costs["dram.host_key_adder_ns"] + longer_ns, costs["dram.encrypted_bandwidth_share"]
+        stores = costs["tlb.store_share"] * costs["rmp.write_check_ns"] if kind.rmp else 0.0
         return cls(
-            encryption_ns=adder_ns if encrypted else 0.0,
-            shared_encryption_ns=adder_ns if by_host else 0.0,
-            rmp_walk_ns=costs["rmp.walk_adder_ns"] if checked else 0.0,
+            encryption_ns=costs["dram.encryption_adder_ns"] + longer_ns if own_key else host_ns if by_host else 0.0,
+            shared_encryption_ns=host_ns if by_host else 0.0,
+            rmp_walk_ns=costs["rmp.walk_adder_ns"] if checked else stores,
+            rmp_small_walk_ns=costs["rmp.small_walk_adder_ns"] if checked else stores,
             exit_ns=costs["core.exit_ns"],
             vmgexit_extra_ns=max(0.0, costs["core.vmgexit_ns"] - costs["core.exit_ns"]) if by_ghcb else 0.0,
-            bandwidth_share=share if encrypted else 1.0,
+            bandwidth_share=share if own_key or by_host else 1.0,
             shared_bandwidth_share=share if by_host else 1.0,
+            channel_share=costs["dram.encrypted_channel_share"] if own_key or by_host else 1.0,
         )
+
+
+GUEST_LEVELS = {False: 4, True: 3}
+"""Levels of tables that a walk goes through, by whether the leaf maps 2 MiB (APM volume 2, 5.3)."""
+
+
+def walk_references(*, guest_large: bool, nested_large: bool) -> int:
+    """Loads of a two-dimensional walk without any cache: (g + 1) (h + 1) - 1, 24 where all pages are small."""
+    return (GUEST_LEVELS[guest_large] + 1) * (GUEST_LEVELS[nested_large] + 1) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,29 +85,49 @@ class PhaseCost:
         cls,
         demand: Demand,
         generation: Generation,
-        hz: float,
+        kind: HostKind,
         costs: Mapping[str, float],
-        mode: HostMode = HostMode.NONE,
+        small_share: float = 0.0,
     ) -> PhaseCost:
-        """Cost of ``demand`` for a VM of ``generation`` on cores of ``hz``."""
-        own = GenerationCost.of(generation, costs, mode)
+        """Cost of ``demand`` for a VM of ``generation`` on a host of a kind.
+
+        ``small_share`` is how much of its memory nested tables map by 4 KiB: there walks are longer, each RMP entry
+        covers less, and a large page of the guest's falls apart in the TLB.
+        """
+        own = GenerationCost.of(generation, costs, kind)
         misses = demand.llc_misses_per_kilo_instruction / 1000.0
         exposed = misses / demand.memory_level_parallelism
-        walks = demand.tlb_misses_per_kilo_instruction / 1000.0
+        large = demand.large_pages
+        large_walks = demand.tlb_misses_per_kilo_instruction / 1000.0 * (1.0 - small_share)
+        small_walks = demand.tlb_misses_per_kilo_instruction / 1000.0 * small_share
+        if large:
+            small_walks *= costs["tlb.splintered_factor"]
         exits = demand.exits_per_mega_instruction / 1e6
+        references = large_walks * walk_references(guest_large=large, nested_large=True)
+        references += small_walks * walk_references(guest_large=large, nested_large=False)
         fixed = {
-            Mechanism.CORE: 1e9 / (demand.instructions_per_cycle * hz),
-            Mechanism.PAGE_WALK: walks * costs["tlb.miss_ns"],
+            Mechanism.CORE: 1e9 / (demand.instructions_per_cycle * kind.hz),
+            Mechanism.PAGE_WALK: references * costs["tlb.walk_reference_ns"],
             Mechanism.EXITS: exits * own.exit_ns,
             Mechanism.ENCRYPTION: exposed * own.encryption_ns,
-            Mechanism.RMP: walks * own.rmp_walk_ns,
+            Mechanism.RMP: large_walks * own.rmp_walk_ns + small_walks * own.rmp_small_walk_ns,
             Mechanism.VMGEXIT: exits * own.vmgexit_extra_ns,
         }
         load = PhaseLoad(
             core_ns=sum(fixed.values()),
             miss=exposed,
-            traffic_bytes=misses * demand.bytes_per_llc_miss / own.bandwidth_share,
+            traffic_bytes=misses * demand.bytes_per_llc_miss / own.channel_share,
             cap_per_ns=demand.max_instructions_per_s * 1e-9,
+            pipeline_ns=fixed[Mechanism.CORE],
+            miss_ns=own.encryption_ns,
+            misses=_cache_user(demand),
         )
         fixed[Mechanism.MEMORY] = exposed * costs["dram.latency_ns"]
         return cls(load, tuple(fixed.items()))
+
+
+def _cache_user(demand: Demand) -> CacheUser | None:
+    fewest, most = demand.llc_misses_per_kilo_instruction, demand.llc_accesses_per_kilo_instruction
+    if demand.llc_working_set_bytes <= 0 or not 0 < fewest < most:
+        return None
+    return CacheUser(most / fewest - 1.0, float(demand.llc_working_set_bytes))

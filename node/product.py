@@ -17,6 +17,7 @@ from node.memory_cipher import CipherMode
 from node.rmp_switches import RmpSwitches
 from psp.product_line import PRODUCT_LINES, ProductLine
 
+MIB = 1 << 20
 GIB = 1 << 30
 TIB = 1 << 40
 
@@ -60,6 +61,8 @@ class Product:
     threads_per_core: int = 2
     cores_per_complex: int = 8
     """That share a level 3 cache; recalled, and 16 in some parts with dense cores."""
+    llc_bytes_per_complex: int = 32 * MIB
+    """Of that cache: 256 MiB of an EPYC 7713P and 384 MiB of a 9654 are in public inventories; others are recalled."""
     doubts: tuple[str, ...] = ()
     rmp: RmpSwitches = _LIKELIER
     caches: CacheSwitches = _ZEN_1
@@ -102,12 +105,12 @@ _ROWS = (
             (0, 24, 15), False, (CipherMode.AES_128_XEX_ZEN1, CipherMode.AES_128_XE),
             doubts=("min_sev_asid read on an embedded part of the same core", "firmware build unsourced",
                     "cores and clock are the EPYC 7601's, recalled", "which steppings encrypt with XE is not listed"),
-            checks_points=False, cores_per_complex=4),
+            checks_points=False, cores_per_complex=4, llc_bytes_per_complex=8 * MIB),
     Product("Rome", 0x00830F10, 64, 2_250_000_000, 8, 3_200_000_000, 4 * TIB, 509, 100, 47, 48, 5, _SEV,
             (0, 24, 15), False, _XEX,
             doubts=("C-bit position recalled", "split taken from a Milan host", "firmware build unsourced",
                     "clock is the EPYC 7742's, recalled"),
-            checks_points=False, cores_per_complex=4),
+            checks_points=False, cores_per_complex=4, llc_bytes_per_complex=16 * MIB),
     Product("Milan", 0x00A00F11, 64, 2_000_000_000, 8, 3_200_000_000, 4 * TIB, 509, 100, 51, 48, 5, _SNP,
             (1, 55, 29), True, _XEX, doubts=("clock is the EPYC 7713P's, recalled",)),
     Product("Genoa", 0x00A10F11, 96, 2_400_000_000, 12, 4_800_000_000, 6 * TIB, 1006, 99, 51, 52, 6, _SNP,
@@ -117,11 +120,11 @@ _ROWS = (
     Product("Bergamo", 0x00AA0F02, 128, 2_250_000_000, 12, 4_800_000_000, 6 * TIB, 1006, 99, 51, 52, 6, _SNP,
             (1, 55, 40), True, _XEX_OR_XTS,
             doubts=("split and firmware taken from a Genoa host", "clock is the EPYC 9754's, recalled"),
-            caches=_ZEN_4, signed_as="Genoa", turns_psp_accesses=True),
+            caches=_ZEN_4, signed_as="Genoa", turns_psp_accesses=True, llc_bytes_per_complex=16 * MIB),
     Product("Siena", 0x00AA0F02, 64, 2_250_000_000, 6, 4_800_000_000, 3 * TIB // 2, 1006, 99, 51, 52, 6, _SNP,
             (1, 55, 40), True, _XEX_OR_XTS,
             doubts=("split and firmware taken from a Genoa host", "clock is the EPYC 8534P's, recalled"),
-            caches=_ZEN_4, signed_as="Genoa", turns_psp_accesses=True),
+            caches=_ZEN_4, signed_as="Genoa", turns_psp_accesses=True, llc_bytes_per_complex=16 * MIB),
     Product("Turin", 0x00B00F21, 128, 2_700_000_000, 12, 6_000_000_000, 6 * TIB, 1006, 99, 51, 52, 6, _TIO,
             (1, 58, 1), True, _XEX_OR_XTS,
             doubts=("C-bit, reduction and split taken from Genoa", "CPUID signature unverified",

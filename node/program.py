@@ -13,6 +13,7 @@ from typing import Protocol
 
 from node.message_place import MessagePlace
 from node.operations import Answer, Await, Compute, GuestOperation, Shutdown, Sleep
+from tio.device_identity import CardKind
 
 Scalar = int | float | str
 
@@ -39,6 +40,12 @@ class Demand:
     max_instructions_per_s: float = 0.0
     written_set_bytes: int = 0
     written_bytes_per_kilo_instruction: float = 0.0
+    large_pages: bool = False
+    """Its memory lies in pages of 2 MiB of the guest's own tables, and its TLB misses are those of such pages."""
+    llc_accesses_per_kilo_instruction: float = 0.0
+    """Loads that its own caches do not hold: what would miss without an LLC. 0 for as many as miss with one."""
+    llc_working_set_bytes: int = 0
+    """Scale of its miss curve m(o) = m_inf + (m_0 - m_inf) exp(-o / this); 0 for one that no neighbour changes."""
 
 
 class Registers:
@@ -126,6 +133,10 @@ class Placement:
     bounces: bool = True
     messages: MessagePlace | None = None
     """How the vCPU reaches the security processor, in an SNP guest whose image has a secrets page."""
+    devices: tuple[CardKind, ...] = ()
+    """Cards that were given to the VM, if this is its first vCPU, which drives them."""
+    trusts_devices: bool = False
+    """Whether it can let them into its private memory."""
 
 
 @dataclass(frozen=True, slots=True)

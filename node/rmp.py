@@ -66,6 +66,7 @@ class ReverseMapTable:
     """The RMP of a host, where its layout says in ``dram``.
 
     Through ``cipher`` if the host's key covers it; entries through ``form`` if theirs is not the published one.
+    ``max_asid`` is the highest that the part has.
     """
 
     def __init__(
@@ -77,14 +78,19 @@ class ReverseMapTable:
         cipher: WordCipher | None = None,
         form: WordCipher | None = None,
         disabled: frozenset[Protection] = frozenset(),
+        max_asid: int = HIGHEST_ASID,
     ) -> None:
         self.layout = layout
         self.switches = switches or RmpSwitches()
+        self._max_asid = min(max_asid, HIGHEST_ASID) if self.switches.asids_of_the_part else HIGHEST_ASID
+        self._memory_pages = dram.size_bytes // PAGE_BYTES
         self._from_zero = next((one.pages for one in layout.arrays if not one.first_page), 0)
         """Pages that surely have entries, without asking the layout."""
         self._table = RmpTable(
             dram, layout, count_skips_first=self.switches.count_skips_first, cipher=cipher, form=form
         )
+        self.rests = False
+        """Whether cores ask it nothing, for firmware has taken SNP_EN from them."""
         self.checks = RmpChecks(self._table, self.switches, disabled)
         self._matched = rmp_blocks.OWN if self.checks.matches_gpa else rmp_blocks.OWN & ~GPA
         self.check_guest_private = self.checks.check_guest_private
@@ -172,6 +178,19 @@ class ReverseMapTable:
             first, stop = spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES)
             for low, high, _ in self.layout.stretches(first, stop):
                 self._table.put(low, high, _FIRMWARE)
+
+    def rest(self) -> None:
+        """SNP_EN is cleared: cores ask the table nothing, and its memory is like any other."""
+        self._table.rest()
+        self.rests = True
+
+    def wake(self) -> None:
+        """SNP_EN is set again, and what lies in the table's memory are its entries.
+
+        Raises ValueError where something else is kept there by now.
+        """
+        self._table.wake()
+        self.rests = False
 
     def pages_of_asid(self, asid: int) -> int:
         """Number of 4 KiB pages assigned to an ASID, as the table's counter has it."""
@@ -313,8 +332,14 @@ class ReverseMapTable:
             length > 0
             and not (spa | length) % unit
             and self._covers(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES)
-            and _can_be_written(entry, unit, length)
+            and _can_be_written(entry, unit, length, self._max_asid)
+            and (not self.switches.pages_of_memory or self._is_there(spa, length))
         )
+
+    def _is_there(self, spa: int, length: int) -> bool:
+        """Whether memory, or MMIO that the table was made to cover, is at each page of a range."""
+        first, size = self.switches.mmio
+        return spa + length <= self._memory_pages * PAGE_BYTES or (first <= spa and spa + length <= first + size)
 
     def _update(self, first: int, stop: int, entry: RmpEntry, codes: Codes | None) -> RmpCode:
         """RMPUPDATE on [first, stop), around the save areas in use."""
@@ -554,10 +579,10 @@ def _judge_validate(old: RmpEntry, gpa: int, asid: int, large: bool, validate: b
     return PageOutcome.UNCHANGED if old.validated == validate else replace(old, validated=validate)
 
 
-def _can_be_written(entry: RmpEntry, unit: int, length: int) -> bool:
+def _can_be_written(entry: RmpEntry, unit: int, length: int, max_asid: int) -> bool:
     """Whether RMPUPDATE may ask for such an entry and its fields can hold it."""
     if not entry.assigned:
         return not entry.asid and not entry.immutable
     if not entry.asid:
         return not entry.gpa
-    return 0 < entry.asid <= HIGHEST_ASID and not entry.gpa % unit and 0 <= entry.gpa <= GPA_END - length
+    return 0 < entry.asid <= max_asid and not entry.gpa % unit and 0 <= entry.gpa <= GPA_END - length

@@ -47,6 +47,14 @@ class RmpSwitches:
 
     ``segmented``: firmware lays the table in segments (RMP_CFG), where the part can.
 
+    ``asids_of_the_part``: RMPUPDATE refuses an ASID that the part does not have (CPUID Fn8000_001F ECX), FAIL_INPUT, as
+    one that no entry can hold. Inferred: public lists of what it refuses say "too large". With False whatever fits in
+    an entry is taken; no VMRUN comes with it, so only its host loses a page by it.
+
+    ``pages_of_memory``: RMPUPDATE refuses pages with FAIL_INPUT that the table has entries for and where there is no
+    memory, nor MMIO that ``mmio`` names: a table's end is rounded up. With False, as public descriptions have it, the
+    table's end alone counts. Then such a page has an entry like any other, and an access to it finds nothing.
+
     ``mmio``: 64-bit MMIO that the table covers, as (SPA, length): firmware's option that AMD asks for with TIO,
     off by default. How the table holds it is not published; here as it holds memory. MMIO below 4 GiB is not covered.
 
@@ -67,6 +75,8 @@ class RmpSwitches:
     query_needs_validated: bool = True
     segmented: bool = False
     rmpread: bool = False
+    asids_of_the_part: bool = True
+    pages_of_memory: bool = False
     mmio: tuple[int, int] = (0, 0)
     hidden_form: bool = False
     under_host_key: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from node.cpuid_page import (
     CPUID_PAGE_BYTES,
@@ -15,7 +16,7 @@ from node.cpuid_page import (
 from node.generation import Generation
 from node.ghcb_msr import GhcbReason, LinuxReason, ReasonSet
 from node.ghcb_page import GENERAL_PROTECTION, GhcbReply
-from node.guest_ghcb import mmio_load, mmio_store, page_exit, string_in, string_out
+from node.guest_ghcb import Asking, mmio_load, mmio_store, page_exit, string_in, string_out
 from node.kernel_settings import KernelSettings
 from node.nae_event import NaeEvent
 from node.operations import (
@@ -103,9 +104,10 @@ class VcInstructions:
             size = min(_DEVICE_BYTES, length - at)
             if isinstance(one, Write):
                 word = int.from_bytes(one.data[at : at + size], "little")
-                yield from mmio_store(self.ghcb_gpa, one.gpa + at, word, size)
+                yield from mmio_store(self.ghcb_gpa, one.gpa + at, word, size, self.settings)
             else:
-                loaded += (yield from mmio_load(self.ghcb_gpa, one.gpa + at, size)).to_bytes(size, "little")
+                word = yield from mmio_load(self.ghcb_gpa, one.gpa + at, size, self.settings)
+                loaded += word.to_bytes(size, "little")
         return None if isinstance(one, Write) else loaded
 
     def _cpuid(self, one: Cpuid) -> Answering:
@@ -135,7 +137,7 @@ class VcInstructions:
         return None
 
     def _rdmsr(self, one: Rdmsr) -> Answering:
-        reply = yield from page_exit(self.ghcb_gpa, NaeEvent.MSR, registers={"RCX": one.index})
+        reply = yield from self._page_exit(NaeEvent.MSR, registers={"RCX": one.index})
         if reply.exception is not None:
             return _raised(reply)
         return reply.registers["RAX"] & _WORD | (reply.registers["RDX"] & _WORD) << 32
@@ -143,7 +145,7 @@ class VcInstructions:
     def _wrmsr(self, one: Wrmsr) -> Answering:
         shown = {"RCX": one.index, "RAX": one.value & _WORD, "RDX": one.value >> 32}
         # What comes back in registers that a WRMSR does not set is nobody's.
-        reply = yield from page_exit(self.ghcb_gpa, NaeEvent.MSR, 1, registers=shown, outputs=())
+        reply = yield from self._page_exit(NaeEvent.MSR, 1, shown, ())
         return None if reply.exception is None else _raised(reply)
 
     def _port_in(self, one: PortIn) -> Answering:
@@ -153,14 +155,14 @@ class VcInstructions:
 
     def _port_out(self, one: PortOut) -> Answering:
         info = one.port << 16 | one.width << 4
-        reply = yield from page_exit(self.ghcb_gpa, NaeEvent.IOIO, info, registers={"RAX": one.value}, outputs=())
+        reply = yield from self._page_exit(NaeEvent.IOIO, info, {"RAX": one.value}, ())
         return None if reply.exception is None else _raised(reply)
 
     def _port_in_string(self, one: PortInString) -> Answering:
-        return (yield from string_in(self.ghcb_gpa, one.port, one.count, one.width))
+        return (yield from string_in(self.ghcb_gpa, one.port, one.count, one.width, self.settings))
 
     def _port_out_string(self, one: PortOutString) -> Answering:
-        yield from string_out(self.ghcb_gpa, one.port, one.data, one.width)
+        yield from string_out(self.ghcb_gpa, one.port, one.data, one.width, self.settings)
         return None
 
     def _write_back(self, _: WriteBackCaches) -> Answering:
@@ -168,18 +170,26 @@ class VcInstructions:
         return None
 
     def _mmio_load(self, one: MmioLoad) -> Answering:
-        return (yield from mmio_load(self.ghcb_gpa, one.gpa, one.length))
+        return (yield from mmio_load(self.ghcb_gpa, one.gpa, one.length, self.settings))
 
     def _mmio_store(self, one: MmioStore) -> Answering:
-        yield from mmio_store(self.ghcb_gpa, one.gpa, one.value, one.length)
+        yield from mmio_store(self.ghcb_gpa, one.gpa, one.value, one.length, self.settings)
         return None
 
     def _exit(self, event: NaeEvent, registers: Mapping[str, int], info1: int = 0) -> _Exiting:
         """One exit that may not end in an exception."""
-        reply = yield from page_exit(self.ghcb_gpa, event, info1, registers=registers)
+        reply = yield from self._page_exit(event, info1, registers)
         if reply.exception is not None:
             raise UnexpectedException(f"{event.name}: exception {reply.exception}")
         return reply.registers
+
+    def _page_exit(
+        self, event: NaeEvent, info1: int = 0, registers: Mapping[str, int] = MappingProxyType({}),
+        outputs: tuple[str, ...] | None = None,
+    ) -> Asking:
+        return page_exit(
+            self.ghcb_gpa, event, info1, registers=registers, outputs=outputs, settings=self.settings
+        )  # fmt: skip
 
 
 def _raised(reply: GhcbReply) -> Fault:

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from node.neighbour_ledger import Owner
 from node.operations import Answer, GuestOperation
 from node.program import Registers
 
 if TYPE_CHECKING:
+    from node.contention import PhaseAccount
     from node.guest import Guest
     from node.vcpu_levels import VcpuLevels
 
@@ -74,6 +76,8 @@ class Vcpu:
     """Completed phases by number of the demand."""
     loaded_ns: float = 0.0
     core_wait_ns: float = 0.0
+    smt_ns: float = 0.0
+    llc_ns: float = 0.0
     thread: int = -1
     """Number of the software that runs on it now: its own, but where an SVSM has one of its own."""
     levels: VcpuLevels | None = None
@@ -87,6 +91,19 @@ class Vcpu:
     def threads(self) -> tuple[int, ...]:
         """Numbers of all software that runs on it."""
         return (self.index,) if self.levels is None else (self.index, self.index + len(self.guest.vcpus))
+
+    @property
+    def phase(self) -> Owner:
+        """Whose phase it is that it runs or is about to."""
+        return Owner(self.guest.spec.name, self.guest.demand_names[self.index][self.registers.r14])
+
+    def book(self, account: PhaseAccount) -> None:
+        """Add the time of a phase that has ended or was cut."""
+        self.elapsed_ns += account.elapsed_ns
+        self.loaded_ns += account.loaded_ns
+        self.core_wait_ns += account.core_wait_ns
+        self.smt_ns += account.smt_ns
+        self.llc_ns += account.llc_ns
 
     @property
     def units_of_work(self) -> int:

@@ -21,8 +21,8 @@ SNP_INIT_LIST = 1 << 1
 """INIT_EX flag: there is a list of ranges that stay the host's."""
 SNP_INIT_RAPL_DIS = 1 << 2
 """INIT_EX flag: nobody reads how much energy cores use."""
-SNP_INIT_OPTIONS = 1 << 4
-"""INIT_EX flag that is not built: TIO."""
+SNP_INIT_TIO = 1 << 4
+"""INIT_EX flag: trusted I/O."""
 SNP_SHUTDOWN_IOMMU = 1 << 0
 """SHUTDOWN_EX flag: stop the IOMMU's RMP checks."""
 SNP_SHUTDOWN_X86 = 1 << 1
@@ -41,12 +41,20 @@ SNP_STATUS_CAN_HIDE_CIPHERTEXT = 1 << 5
 """PLATFORM_STATUS policy flag: INIT_EX may ask for ciphertext hiding."""
 SNP_STATUS_HIDES_CIPHERTEXT = 1 << 6
 """PLATFORM_STATUS policy flag: it did."""
+SNP_STATUS_TIO = 1 << 7
+"""PLATFORM_STATUS policy flag: the same of trusted I/O."""
+SNP_STATUS_TIO_ENABLED = 1 << 3
+"""PLATFORM_STATUS flag: INIT_EX switched it on."""
+SNP_FEATURE_X86_SHUTDOWN = 1 << 1
+"""FEATURE_INFO, ECX of index 0: SHUTDOWN_EX may stop the cores' RMP checks."""
 SNP_FEATURE_RAPL_DIS = 1 << 2
 """FEATURE_INFO, ECX of index 0: INIT_EX may switch energy readings off."""
 SNP_FEATURE_HIDING = 1 << 3
 """FEATURE_INFO, ECX of index 0: ciphertext hiding."""
 SNP_FEATURE_POLICIES = 1 << 4 | 1 << 5
 """FEATURE_INFO, ECX of index 0: the policy's bits about AES-256-XTS and CXL are known."""
+SNP_FEATURE_TIO = 1 << 1
+"""FEATURE_INFO, EBX of index 0: INIT_EX may ask for trusted I/O."""
 SNP_FEATURE_VERIFY_MITIGATION = 1 << 13
 """The same: SNP_VERIFY_MITIGATION."""
 SNP_MITIGATION_DESTINATION = 1 << 0
@@ -554,6 +562,16 @@ class SnpShutdownEx(ByteLayout):
     SIZE: ClassVar[int] = 0x08
     length: int = at(0x00, 4)
     flags: int = at(0x04, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class SnpPageSetState(ByteLayout):
+    """SNP_PAGE_SET_STATE."""
+
+    SIZE: ClassVar[int] = 0x10
+    length: int = at(0x00, 4)
+    reserved: int = at(0x04, 4)
+    range_list_address: int = at(0x08, 8)
 
 
 @dataclass(frozen=True, slots=True)

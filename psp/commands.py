@@ -1,6 +1,6 @@
 """Every mailbox command: its number, its buffer, and when it is allowed.
 
-SEV API (55766) chapters 5 to 7; SEV-SNP firmware ABI (56860) chapter 8. A
+SEV API (55766) chapters 5 to 7; SEV-SNP firmware ABI (56860) chapter 8; SEV-TIO (58271). A
 command without a handler answers UNSUPPORTED.
 """
 
@@ -14,6 +14,7 @@ from psp import command_buffers as buffers
 from psp import swap_buffers
 from psp.byte_layout import ByteLayout
 from psp.system_bus import PAGE_BYTES
+from psp.tsm import tio_buffers
 from psp.update_buffers import DownloadFirmware, SnpDownloadFirmwareEx
 
 
@@ -102,6 +103,20 @@ class SnpCommand(IntEnum):
     TIO_DEV_RECLAIM = 0xD3
     TIO_DEV_CONNECT = 0xD4
     TIO_DEV_DISCONNECT = 0xD5
+    TIO_DEV_STATUS = 0xD6
+    TIO_DEV_MEASUREMENTS = 0xD7
+    TIO_DEV_CERTIFICATES = 0xD8
+    TIO_TDI_CREATE = 0xDA
+    TIO_TDI_RECLAIM = 0xDB
+    TIO_TDI_BIND = 0xDC
+    TIO_TDI_UNBIND = 0xDD
+    TIO_TDI_REPORT = 0xDE
+    TIO_TDI_STATUS = 0xDF
+    TIO_GUEST_REQUEST = 0xE0
+    TIO_ASID_FENCE_CLEAR = 0xE1
+    TIO_ASID_FENCE_STATUS = 0xE2
+    TIO_TDI_INFO = 0xE3
+    TIO_ROLL_KEY = 0xE4
 
 
 class LegacyPlatformState(IntEnum):
@@ -121,11 +136,10 @@ class SnpPlatformState(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class CommandRow:
-    """One command: buffer layout, platform states of its interface in which it may come, and whether it is built."""
+    """One command: buffer layout, and platform states of its interface in which it may come."""
 
     layout: type[ByteLayout] | None
     states: frozenset[int]
-    supported: bool = True
     writes_buffer: bool = False
     """The firmware returns fields in the command buffer itself."""
 
@@ -204,18 +218,31 @@ COMMANDS: Mapping[int, CommandRow] = {
     SnpCommand.PAGE_SWAP_OUT: CommandRow(swap_buffers.SnpPageSwapOut, _SNP_UP),
     SnpCommand.PAGE_SWAP_IN: CommandRow(swap_buffers.SnpPageSwapIn, _SNP_UP),
     SnpCommand.PAGE_MOVE: CommandRow(swap_buffers.SnpPageMove, _SNP_UP),
+    SnpCommand.PAGE_SET_STATE: CommandRow(buffers.SnpPageSetState, _SNP_UP),
     SnpCommand.PAGE_RECLAIM: CommandRow(buffers.SnpPageReclaim, _SNP_UP),
     SnpCommand.PAGE_UNSMASH: CommandRow(buffers.SnpPageUnsmash, _SNP_UP),
     SnpCommand.FEATURE_INFO: CommandRow(buffers.SnpFeatureInfo, _ANY_SNP),
-    **{
-        command: CommandRow(None, _ANY_LEGACY, supported=False)
-        for command in (
-            SnpCommand.PAGE_SET_STATE,
-            SnpCommand.TIO_STATUS, SnpCommand.TIO_INIT, SnpCommand.TIO_DEV_CREATE,
-            SnpCommand.TIO_DEV_RECLAIM, SnpCommand.TIO_DEV_CONNECT, SnpCommand.TIO_DEV_DISCONNECT,
-        )
-    },
-}  # fmt: skip
+    SnpCommand.TIO_STATUS: CommandRow(tio_buffers.TioStatus, _SNP_UP),
+    SnpCommand.TIO_INIT: CommandRow(tio_buffers.TioInit, _SNP_UP),
+    SnpCommand.TIO_DEV_CREATE: CommandRow(tio_buffers.DeviceCreate, _SNP_UP),
+    SnpCommand.TIO_DEV_RECLAIM: CommandRow(tio_buffers.DeviceReclaim, _SNP_UP),
+    SnpCommand.TIO_DEV_CONNECT: CommandRow(tio_buffers.DeviceConnect, _SNP_UP),
+    SnpCommand.TIO_DEV_DISCONNECT: CommandRow(tio_buffers.DeviceOrder, _SNP_UP),
+    SnpCommand.TIO_DEV_STATUS: CommandRow(tio_buffers.DeviceStatus, _SNP_UP),
+    SnpCommand.TIO_DEV_MEASUREMENTS: CommandRow(tio_buffers.DeviceMeasurements, _SNP_UP),
+    SnpCommand.TIO_DEV_CERTIFICATES: CommandRow(tio_buffers.DeviceOrder, _SNP_UP),
+    SnpCommand.TIO_TDI_CREATE: CommandRow(tio_buffers.TdiCreate, _SNP_UP),
+    SnpCommand.TIO_TDI_RECLAIM: CommandRow(tio_buffers.TdiReclaim, _SNP_UP),
+    SnpCommand.TIO_TDI_BIND: CommandRow(tio_buffers.TdiBind, _SNP_UP),
+    SnpCommand.TIO_TDI_UNBIND: CommandRow(tio_buffers.TdiOrder, _SNP_UP),
+    SnpCommand.TIO_TDI_REPORT: CommandRow(tio_buffers.TdiOrder, _SNP_UP),
+    SnpCommand.TIO_TDI_STATUS: CommandRow(tio_buffers.TdiStatus, _SNP_UP),
+    SnpCommand.TIO_GUEST_REQUEST: CommandRow(tio_buffers.TioGuestRequest, _SNP_UP),
+    SnpCommand.TIO_ASID_FENCE_CLEAR: CommandRow(tio_buffers.FenceClear, _SNP_UP),
+    SnpCommand.TIO_ASID_FENCE_STATUS: CommandRow(tio_buffers.FenceStatus, _SNP_UP),
+    SnpCommand.TIO_TDI_INFO: CommandRow(tio_buffers.TdiInfo, _SNP_UP),
+    SnpCommand.TIO_ROLL_KEY: CommandRow(tio_buffers.DeviceOrder, _SNP_UP),
+}
 """The truth about commands: what is not in it is INVALID_COMMAND."""
 
 

@@ -52,6 +52,14 @@ class MessageType(IntEnum):
     ABSORB_NOMA_RSP = 0x10
     TSC_INFO_REQ = 0x11
     TSC_INFO_RSP = 0x12
+    TIO_TDI_INFO_REQ = 0x13
+    TIO_TDI_INFO_RSP = 0x14
+    TIO_MMIO_VALIDATE_REQ = 0x15
+    TIO_MMIO_VALIDATE_RSP = 0x16
+    TIO_MMIO_CONFIG_REQ = 0x17
+    TIO_MMIO_CONFIG_RSP = 0x18
+    TIO_SDTE_WRITE_REQ = 0x19
+    TIO_SDTE_WRITE_RSP = 0x1A
 
 
 class BadMessage(Exception):

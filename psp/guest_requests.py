@@ -14,7 +14,7 @@ length. That order is the laboratory's, as is INVALID_PARAM for a type or versio
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from psp import command_buffers as buffers
 from psp.commands import SnpCommand
@@ -37,6 +37,19 @@ class Request:
     gctx: int
     vmpl: int
     version: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedMessage:
+    """A message that its guest sealed; ``page`` as it came, ``plain`` the guest's context page before it."""
+
+    gctx: int
+    page: bytes
+    plain: bytes = field(repr=False)
+    context: GuestContext
+    header: MessageHeader
+    key: MessageKey
     payload: bytes
 
 
@@ -73,24 +86,41 @@ class GuestRequests:
 
     def request(self, asked: buffers.SnpGuestRequest) -> None:
         """SNP_GUEST_REQUEST."""
-        plain, context = self._guests.opened(asked.gctx, SnpCommand.GUEST_REQUEST)
-        if asked.request % PAGE_BYTES or asked.response % PAGE_BYTES:
-            # A message that began in the middle of a page could cross its end.
-            raise PspError(Status.INVALID_ADDRESS)
-        page = self._memory.read(asked.request, PAGE_BYTES)
-        self._memory.check_writable(asked.response, PAGE_BYTES)
-        header, key, payload = self._opened(context, page)
+        opened = self.take(asked.gctx, SnpCommand.GUEST_REQUEST, asked.request, asked.response)
+        header = opened.header
         row = self._rows.get(header.message_type)
         if row is None or row.lengths.get(header.message_version, -1) not in (None, header.payload_bytes):
             raise PspError(Status.INVALID_PARAM)
-        answer = row.answer(Request(context, asked.gctx, header.vmpck, header.message_version, payload))
+        request = Request(opened.context, asked.gctx, header.vmpck, header.message_version, opened.payload)
+        self.give(opened, asked.response, row.answer(request), changes_contexts=row.changes_contexts)
+
+    def take(self, gctx: int, command: SnpCommand, request: int, response: int) -> OpenedMessage:
+        """The message in a page, opened, if an answer may go to another. Raises PspError; nothing has changed yet."""
+        plain, context = self._guests.opened(gctx, command)
+        if request % PAGE_BYTES or response % PAGE_BYTES:
+            # A message that began in the middle of a page could cross its end.
+            raise PspError(Status.INVALID_ADDRESS)
+        page = self._memory.read(request, PAGE_BYTES)
+        self._memory.check_writable(response, PAGE_BYTES)
+        return OpenedMessage(gctx, page, plain, context, *self._opened(context, page))
+
+    def take_again(self, opened: OpenedMessage, command: SnpCommand, response: int) -> OpenedMessage:
+        """The same message some time after, by what its guest's keys and numbers are now. Raises PspError."""
+        plain, context = self._guests.opened(opened.gctx, command)
+        self._memory.check_writable(response, PAGE_BYTES)
+        return OpenedMessage(opened.gctx, opened.page, plain, context, *self._opened(context, opened.page))
+
+    def give(self, opened: OpenedMessage, response: int, answer: bytes, *, changes_contexts: bool = False) -> None:
+        """Seal the answer to a message and count both."""
+        header = opened.header
         sequence = header.sequence + 1
-        response = key.seal(header.vmpck, sequence, header.message_type + 1, header.message_version, answer)
-        self._memory.write(asked.response, response)
-        if row.changes_contexts:
-            plain = self._left(asked.gctx, header.vmpck, context.vmpck(header.vmpck))
+        kind, version = header.message_type + 1, header.message_version
+        self._memory.write(response, opened.key.seal(header.vmpck, sequence, kind, version, answer))
+        plain = opened.plain
+        if changes_contexts:
+            plain = self._left(opened.gctx, header.vmpck, opened.context.vmpck(header.vmpck))
         if plain:
-            self._guests.pages.write_packed(asked.gctx, counted(plain, header.vmpck, sequence))
+            self._guests.pages.write_packed(opened.gctx, counted(plain, header.vmpck, sequence))
 
     def _left(self, gctx: int, vmpck: int, key: bytes) -> bytes:
         """What an answer left in a context page; nothing where there is no context, or the number is of another key."""

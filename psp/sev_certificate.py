@@ -62,6 +62,15 @@ _ALGORITHMS = {
 }
 
 
+_SIGNERS = {
+    KeyUsage.OCA: (KeyUsage.OCA,),
+    KeyUsage.PEK: (KeyUsage.OCA, KeyUsage.CEK),
+    KeyUsage.PDH: (KeyUsage.PEK,),
+    KeyUsage.CEK: (KeyUsage.ASK,),
+}
+"""Whose signatures a platform's certificates carry."""
+
+
 @dataclass(frozen=True, slots=True)
 class SevCertificate(ByteLayout):
     """One certificate with its two signature slots; an empty slot has usage INVALID."""
@@ -145,6 +154,23 @@ def parse(data: bytes, usage: KeyUsage, *, checks_point: bool = True) -> SevCert
     else:
         coordinates(certificate)
     return certificate
+
+
+def check_slots(certificate: SevCertificate) -> None:
+    """Raise CertificateError unless each slot is empty, all of it, or has a signature of who signs such certificates.
+
+    No signature covers the slots, so what lies there besides is somebody else's.
+    """
+    usage = KeyUsage(certificate.usage)
+    for name, (by, algorithm, signature) in zip(("first", "second"), certificate.slots(), strict=True):
+        if by == KeyUsage.INVALID:
+            if algorithm or any(signature):
+                raise CertificateError(f"{usage.name} certificate: expected nothing in the empty {name} signature slot")
+        elif by not in _SIGNERS[usage]:
+            expected = " or ".join(one.name for one in _SIGNERS[usage])
+            raise CertificateError(
+                f"{usage.name} certificate: expected a {name} signature by {expected}, got one by usage {by:#x}"
+            )
 
 
 def coordinates(certificate: SevCertificate) -> tuple[int, int]:

@@ -32,12 +32,15 @@ class PlatformChain:
         if len(chain) != 3 * size:
             raise sev_certificate.CertificateError(f"chain: expected {3 * size} bytes, got {len(chain)}")
         pek, oca, cek = (chain[at : at + size] for at in range(0, 3 * size, size))
-        return cls(
+        certificates = (
             sev_certificate.parse(pdh, KeyUsage.PDH, checks_point=checks_point),
             sev_certificate.parse(pek, KeyUsage.PEK),
             sev_certificate.parse(oca, KeyUsage.OCA),
             sev_certificate.parse(cek, KeyUsage.CEK),
         )
+        for one in certificates:
+            sev_certificate.check_slots(one)
+        return cls(*certificates)
 
 
 def check_chain(chain: PlatformChain, ark: AmdCertificate, ask: AmdCertificate) -> None:

@@ -12,6 +12,7 @@ from psp.attestation_report import (
     PLATFORM_ALIAS_CHECK_COMPLETE,
     PLATFORM_CIPHERTEXT_HIDING,
     PLATFORM_RAPL_DISABLED,
+    PLATFORM_TIO,
 )
 from psp.byte_layout import ByteLayout
 from psp.chip_identity import VLEK_WRAPPING, ChipIdentity
@@ -19,7 +20,7 @@ from psp.commands import SnpCommand, SnpPlatformState
 from psp.core_permits import CorePermits
 from psp.endorsement import Endorsement
 from psp.firmware_pages import Ranges
-from psp.fixed_ranges import fixed_ranges
+from psp.fixed_ranges import fixed_ranges, lent_ranges
 from psp.guest_requests import GuestRequests
 from psp.host_memory import HostMemory
 from psp.installed_firmware import InstalledFirmware
@@ -38,7 +39,8 @@ from psp.snp_launch import SnpLaunch
 from psp.snp_pages import SnpPages
 from psp.snp_policy import SnpPolicyCheck
 from psp.status import PspError, Status
-from psp.system_bus import RmpEntry, SystemBus
+from psp.system_bus import PAGE_BYTES, RmpEntry, SystemBus
+from psp.tsm.security_manager import TeeSecurityManager
 
 
 class SnpFirmware:
@@ -84,6 +86,7 @@ class SnpFirmware:
         self.migration = MigrationMessages(bus, guests, policies, random, firmware)
         rows = message_rows(bus, self.derived_keys, self.reports, self.migration)
         self.guest_requests = GuestRequests(memory, guests, rows)
+        self.tsm = TeeSecurityManager(bus, memory, guests, ranges, self.guest_requests, random)
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             # INIT, of before ABI 1.52, has no buffer and always initialises the RMP.
             SnpCommand.INIT: lambda _: self._init_ex(buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP)),
@@ -112,9 +115,11 @@ class SnpFirmware:
             SnpCommand.PAGE_SWAP_OUT: swap.swap_out,
             SnpCommand.PAGE_SWAP_IN: swap.swap_in,
             SnpCommand.PAGE_MOVE: swap.move,
+            SnpCommand.PAGE_SET_STATE: self._page_set_state,
             SnpCommand.PAGE_RECLAIM: pages.reclaim,
             SnpCommand.PAGE_UNSMASH: pages.unsmash,
             SnpCommand.FEATURE_INFO: self._feature_info,
+            **self.tsm.handlers,
         }
 
     def _platform_info(self) -> int:
@@ -123,6 +128,7 @@ class SnpFirmware:
             (PLATFORM_ALIAS_CHECK_COMPLETE if self.alias_check is AliasCheck.COMPLETE else 0)
             | (PLATFORM_CIPHERTEXT_HIDING if self._ranges.max_snp_asid else 0)
             | (PLATFORM_RAPL_DISABLED if self._bus.power_readings_disabled else 0)
+            | (PLATFORM_TIO if self.tsm.enabled else 0)
         )
 
     # Platform.
@@ -134,12 +140,13 @@ class SnpFirmware:
             raise PspError(Status.INVALID_CONFIG)
         known = (
             buffers.SNP_INIT_RMP | buffers.SNP_INIT_LIST | buffers.SNP_INIT_RAPL_DIS | buffers.SNP_INIT_HIDE_CIPHERTEXT
-            | buffers.SNP_INIT_OPTIONS
+            | buffers.SNP_INIT_TIO
         )  # fmt: skip
         hides = bool(init.flags & buffers.SNP_INIT_HIDE_CIPHERTEXT)
         if init.flags & ~known:
             raise PspError(Status.INVALID_PARAM)
-        if init.flags & buffers.SNP_INIT_OPTIONS or (hides and not self._bus.can_hide_ciphertext):
+        with_tio = bool(init.flags & buffers.SNP_INIT_TIO)
+        if (with_tio and self._bus.trusted_io is None) or (hides and not self._bus.can_hide_ciphertext):
             raise PspError(Status.UNSUPPORTED)
         if hides and not self._ranges.can_split_at(init.max_snp_asid):
             raise PspError(Status.INVALID_PARAM)
@@ -171,6 +178,7 @@ class SnpFirmware:
         self._memory.pages.iommu_buffers = tuple((one.base, one.length_bytes) for one in buffers_of_iommus)
         self._hide_ciphertext(init.max_snp_asid if hides else 0)
         self._bus.disable_power_readings(disabled=bool(init.flags & buffers.SNP_INIT_RAPL_DIS))
+        self.tsm.enabled = with_tio
         self.state = SnpPlatformState.INIT
         self._memory.pages.snp_initialised = True
         self._flush.require_all()
@@ -184,13 +192,18 @@ class SnpFirmware:
             raise PspError(Status.INVALID_LENGTH)
         if shutdown.flags & ~(buffers.SNP_SHUTDOWN_IOMMU | buffers.SNP_SHUTDOWN_X86):
             raise PspError(Status.INVALID_PARAM)
-        if shutdown.flags & buffers.SNP_SHUTDOWN_X86:
-            # FEATURE_INFO does not offer it.
-            raise PspError(Status.UNSUPPORTED)
+        with_iommus = bool(shutdown.flags & buffers.SNP_SHUTDOWN_IOMMU)
+        with_cores = bool(shutdown.flags & buffers.SNP_SHUTDOWN_X86)
+        if with_cores and not (with_iommus and self._bus.can_release_cores):
+            # As in the firmware that AMD has published (AMD-ASPFW, sev_mcmd.c).
+            raise PspError(Status.INVALID_PARAM)
+        if self._legacy_is_up():  # As there.
+            raise PspError(Status.INVALID_PLATFORM_STATE)
         if self._flush.dirty:
             raise PspError(Status.DFFLUSH_REQUIRED)
+        self.tsm.shut_down()
         self.guests.destroy_all()
-        if shutdown.flags & buffers.SNP_SHUTDOWN_IOMMU:
+        if with_iommus:
             self._bus.iommus_release()
             for spa, length in self._memory.pages.iommu_buffers:
                 self._bus.rmp_set_pages(spa, length, RmpEntry(assigned=True))
@@ -198,10 +211,25 @@ class SnpFirmware:
         for spa, length in self._fixed:
             self._bus.rmp_set_pages(spa, length, RmpEntry())
         self._fixed = ()
+        if with_cores:
+            self._bus.cores_release()
+            self._memory.pages.rmp = ()
+            self._rmp_initialised = False
         self._hide_ciphertext(0)
         self._bus.disable_power_readings(disabled=False)
         self.state = SnpPlatformState.UNINIT
         self._memory.pages.snp_initialised = False
+
+    def _page_set_state(self, asked: buffers.SnpPageSetState) -> None:
+        """Pages that were lent to firmware become the host's for good: HV-Fixed."""
+        if asked.length != buffers.SnpPageSetState.SIZE:
+            raise PspError(Status.INVALID_LENGTH)
+        if asked.reserved or asked.range_list_address % PAGE_BYTES:
+            raise PspError(Status.INVALID_PARAM)
+        lent = lent_ranges(self._bus, self._memory, asked.range_list_address)
+        for spa, length in lent:
+            self._bus.rmp_set_pages(spa, length, RmpEntry(immutable=True))
+        self._fixed += lent
 
     def _platform_status(self, where: buffers.SnpAddress) -> None:
         self._memory.check_writable(where.address, buffers.SnpPlatformStatus.SIZE)
@@ -218,6 +246,10 @@ class SnpFirmware:
             policy_flags |= buffers.SNP_STATUS_CAN_HIDE_CIPHERTEXT
         if self._ranges.max_snp_asid:
             policy_flags |= buffers.SNP_STATUS_HIDES_CIPHERTEXT
+        if self._bus.trusted_io is not None:
+            policy_flags |= buffers.SNP_STATUS_TIO
+        if self.tsm.enabled:
+            flags |= buffers.SNP_STATUS_TIO_ENABLED
         status = buffers.SnpPlatformStatus(
             api_major=major, api_minor=minor, state=self.state, flags=flags,
             build=build, policy_flags=policy_flags, guest_count=len(self.guests.pages.spas),
@@ -233,6 +265,8 @@ class SnpFirmware:
         self._memory.check_writable(asked.address, 16)
         # Index 0 is the only one.
         ecx = buffers.SNP_FEATURE_RAPL_DIS | buffers.SNP_FEATURE_POLICIES
+        ecx |= buffers.SNP_FEATURE_X86_SHUTDOWN if self._bus.can_release_cores else 0
         ecx |= buffers.SNP_FEATURE_HIDING if self._bus.can_hide_ciphertext else 0
         ecx |= buffers.SNP_FEATURE_VERIFY_MITIGATION if self._mitigation.offered else 0
-        self._memory.write(asked.address, bytes(8) + ecx.to_bytes(4, "little") + bytes(4))
+        ebx = buffers.SNP_FEATURE_TIO if self._bus.trusted_io is not None else 0
+        self._memory.write(asked.address, bytes(4) + ebx.to_bytes(4, "little") + ecx.to_bytes(4, "little") + bytes(4))

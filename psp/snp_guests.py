@@ -33,8 +33,15 @@ GUEST_STATES = {
     SnpCommand.PAGE_MOVE: frozenset({_G.LAUNCH, _G.RUNNING}),
     SnpCommand.DBG_DECRYPT: frozenset({_G.RUNNING}),
     SnpCommand.DBG_ENCRYPT: frozenset({_G.RUNNING}),
+    SnpCommand.TIO_TDI_BIND: frozenset({_G.RUNNING}),
+    SnpCommand.TIO_GUEST_REQUEST: frozenset({_G.RUNNING}),
+    SnpCommand.TIO_ASID_FENCE_CLEAR: frozenset({_G.LAUNCH, _G.RUNNING}),
 }
 """Guest states in which a command may come (SEV-SNP firmware ABI, section 4.2)."""
+
+
+def _nobody_minds(_: int) -> None:
+    """Let every guest end."""
 
 
 class SnpGuests:
@@ -50,6 +57,8 @@ class SnpGuests:
         random: Callable[[str, int], bytes],
     ) -> None:
         self.pages = ContextPages(bus, random)
+        self.before_decommission: Callable[[int], None] = _nobody_minds
+        """Hears which guest is to end, by its context page; raises PspError where it may not yet."""
         self._active: set[int] = set()
         """ASIDs whose key slots hold the key of an SNP guest: a fact of the platform, whatever a context says."""
         self._bus = bus
@@ -90,7 +99,9 @@ class SnpGuests:
 
         The page goes back to Firmware state; some descriptions say Reclaim.
         """
-        self._drop_asid(self.pages.found(page.address).asid)
+        asid = self.pages.found(page.address).asid
+        self.before_decommission(page.address)
+        self._drop_asid(asid)
         self.pages.erase(page.address)
         self._bus.rmp_set(page.address, RmpEntry(assigned=True, immutable=True))
 

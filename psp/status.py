@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class Status(IntEnum):
-    """The specification's names and numbers (SEV-SNP firmware ABI, chapter 6; SEV API, chapter 5)."""
+    """The specification's names and numbers (SEV-SNP firmware ABI, chapter 6; SEV API, chapter 5; SEV-TIO)."""
 
     SUCCESS = 0x00
     INVALID_PLATFORM_STATE = 0x01
@@ -48,6 +48,22 @@ class Status(IntEnum):
     RMP_INIT_FAILED = 0x26
     INVALID_KEY = 0x27
     SHUTDOWN_INCOMPLETE = 0x28
+    INCORRECT_BUFFER_LENGTH = 0x30
+    EXPAND_BUFFER_LENGTH_REQUEST = 0x31
+    SPDM_REQUEST = 0x32
+    """No error: the host carries a packet to the device and gives the command again."""
+    SPDM_ERROR = 0x33
+    ERR_IN_DEV_CONN = 0x35
+    INVALID_DEV_CTX = 0x36
+    INVALID_TDI_CTX = 0x37
+    INVALID_TDI = 0x38
+    RECLAIM_REQUIRED = 0x39
+    IN_USE = 0x3A
+    INVALID_DEV_STATE = 0x3B
+    INVALID_TDI_STATE = 0x3C
+    DEV_CERT_CHANGED = 0x3D
+    RESYNC_REQ = 0x3E
+    RESPONSE_TOO_LARGE = 0x3F
 
 
 class PspError(Exception):

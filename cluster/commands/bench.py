@@ -15,7 +15,8 @@ states in bulk), sync (round trips between hosts), kernel (phases under
 contention), scale (two workers against one), migrations (ten thousand live
 migrations), recovery (two hundred killed workers; takes many minutes), psp
 (launches), attestation (reports against bare signatures), tio (devices that
-prove themselves, a million mutated messages, IDE). Without a name, all."""
+prove themselves, a million mutated messages, IDE), faults (two thousand
+schedules of moves and faults). Without a name, all."""
 EXAMPLE = "sevfleet bench memory --json"
 
 

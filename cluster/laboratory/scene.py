@@ -92,7 +92,13 @@ class Setting:
     tracks_validation: bool = False
     """The victim keeps books of what it validated, also where an attack presumes that it does not."""
     checks_sev_status: bool = False
-    """The victim checks SEV_STATUS and the place of the C-bit when it comes up."""
+    """The victim checks SEV_STATUS when it comes up."""
+    checks_c_bit: bool = False
+    """It tries out whether the C-bit is where it was told."""
+    checks_cpuid: bool = False
+    """It ends itself where the hypervisor's CPUID denies what SEV_STATUS has shown."""
+    checks_jump_table: bool = True
+    """It lays the jump table of SEV-ES where its own firmware has it."""
     checks_carry: bool = False
     """A victim whose memory grows takes a page that was valid before for an attack."""
     reads_cpuid_page: bool = False
@@ -192,9 +198,10 @@ class Scene:
         kernel = KernelSettings(
             tracks_validation=cast.tracks_validation or setting.tracks_validation,
             checks_sev_status=setting.checks_sev_status,
-            checks_c_bit=setting.checks_sev_status,
+            checks_c_bit=setting.checks_c_bit,
             reads_cpuid_page=setting.reads_cpuid_page,
-            checks_cpuid=False,
+            checks_cpuid=setting.checks_cpuid,
+            checks_jump_table=setting.checks_jump_table,
             checks_answers=setting.checks_answers,
             checks_exit_code=setting.vc_handler_verifies or setting.victim != "keeper",
             checks_carry=setting.checks_carry or setting.victim != "grower",

@@ -160,7 +160,7 @@ def test_extra_cuts_of_windows_change_no_migration(seed: int) -> None:
         (lambda frames: frames[:-1], "kind: expected a further frame"),
         (lambda frames: (*frames[:2], *frames[3:]), "sequence: expected 2, got 3"),
         (lambda frames: (*frames[:3], *frames[2:]), "sequence: expected 3, got 2"),
-        (lambda frames: (*frames[:3], frames[3][:100], *frames[4:]), "frame: expected six msgpack fields"),
+        (lambda frames: (*frames[:3], frames[3][:100], *frames[4:]), "frame: expected seven msgpack fields"),
         (lambda frames: (*frames[:3], frames[3] + bytes(2 << 20), *frames[4:]), "length: expected at most"),
         (lambda frames: (*frames[:3], frames[3][:-1] + bytes([frames[3][-1] ^ 1]), *frames[4:]), "checksum: expected"),
         (lambda _: (), "kind: expected a further frame"),
@@ -258,16 +258,85 @@ def test_a_guest_that_writes_faster_than_the_network_meets_the_cap_or_is_stopped
 
 def test_a_drain_moves_what_it_can_and_says_how_many_refused() -> None:
     body = scenario(
-        vms=[group("vm", count=3), group("secret", generation="SEV_SNP", vcpus=1), group("old", generation="SEV")],
+        vms=[group("vm", count=3), group("secret", generation="SEV_SNP", vcpus=1), group("kept", generation="SEV",
+             sev_policy=["NOSEND"])],
         drains=[{"host": "host-1", "at": "1 s"}],
     )  # fmt: skip
     _, rows = play(body)
     (drain,) = rows["drains"]
     assert drain["result"] == "incomplete: 2 refused"
     assert sorted(reason for outcome, reason in outcomes(rows) if outcome == "refused") == [
-        "NEEDS_MIGRATION_AGENT", "NEEDS_SEND_COMMANDS",
+        "NEEDS_MIGRATION_AGENT", "POLICY_FORBIDS_SENDING",
     ]  # fmt: skip
     assert {row["host"] for row in rows["vms"] if row["generation"] == "PLAIN"} == {"host-2"}
+
+
+QUICK = {"psp.send_update_ns_per_kib": 10240, "psp.receive_update_ns_per_kib": 10240}
+"""A hundred MB/s."""
+
+
+@pytest.mark.parametrize("generation", ["SEV", "SEV_ES"])
+def test_a_guest_that_firmware_carries_moves_at_the_rate_of_the_security_processor(generation: str) -> None:
+    small = group("vm", generation=generation, memory="256 MiB", parameters={"records": 200})
+    _, rows = play(scenario(vms=[small], migrations=[move(times=3, pause="1 s")], costs=QUICK, duration="40 s"))
+    assert outcomes(rows) == [("completed", None)] * 3
+    row = vm_row(rows)
+    assert (row["state"], row["faults"]) == ("running", 0)
+    assert row["units_of_work"] > 0
+    one = rows["migrations"][0]
+    # What the guest does not share, a page at a time: 240 of 256 MiB and the firmware image, at 100 MB/s.
+    took_ns = one["ended_ns"] - one["started_ns"]
+    assert took_ns == pytest.approx((241 << 20) * 10240 / 1024, rel=0.05)
+    assert one["pages_checked"] > 100
+
+
+def test_moves_of_one_host_share_its_security_processor() -> None:
+    def took(*more: dict[str, Any]) -> list[int]:
+        vm = group("vm", generation="SEV", memory="256 MiB", workload="trace-player",
+                   parameters={"working_set_bytes": 4096, "touches_per_step": 1}, count=len(more) or 1)  # fmt: skip
+        body = scenario(vms=[vm], migrations=[move()], costs=QUICK, duration="40 s")
+        _, rows = play(body)
+        assert {outcome for outcome, _ in outcomes(rows)} == {"completed"}
+        return [row["ended_ns"] - row["started_ns"] for row in rows["migrations"]]
+
+    (alone,) = took()
+    both = took({}, {})
+    assert both == [pytest.approx(2 * alone, rel=0.05)] * 2
+
+
+def test_a_guest_that_writes_faster_than_the_security_processor_sends_never_converges() -> None:
+    busy = group("vm", generation="SEV", memory="64 MiB", workload="random-access", parameters={"table_bytes": 8 << 20})
+    _, rows = play(scenario(vms=[busy], migrations=[move()], migration={"max_rounds": 5}, duration="200 s"))
+    assert outcomes(rows) == [("round cap", "after 5 rounds")]
+    assert vm_row(rows)["state"] == "running"
+
+
+@pytest.mark.parametrize(
+    ("change", "target", "reason"),
+    [
+        ({"sev_policy": ["NOSEND"]}, "host-2", "POLICY_FORBIDS_SENDING"),
+        ({"sev_policy": ["DOMAIN"]}, "host-2", "POLICY_FORBIDS_TARGET"),
+        ({}, "genoa", "OTHER_PRODUCT_LINE"),
+        ({}, "old", "LOWER_FIRMWARE"),
+    ],
+)
+def test_a_guest_whose_policy_or_platform_forbids_it_stays_and_nothing_of_it_was_sent(
+    change: dict[str, Any], target: str, reason: str
+) -> None:
+    hosts = [
+        {"name": "host", "product": "Milan", "count": 2, "memory": "16 GiB"},
+        {"name": "genoa", "product": "Genoa", "memory": "16 GiB"},
+        {"name": "old", "product": "Milan", "memory": "16 GiB", "firmware": "1.52.4"},
+    ]
+    vm = group("vm", generation="SEV", memory="64 MiB", **change)
+    fleet, rows = play(scenario(hosts=hosts, vms=[vm], migrations=[move(to=target)]))
+    assert outcomes(rows) == [("refused", reason)]
+    (row,) = rows["migrations"]
+    assert (row["bytes"], row["rounds"]) == (0, 0)
+    assert (vm_row(rows)["host"], vm_row(rows)["state"]) == ("host-1", "running")
+    assert fleet.control.placement.on(target) == []
+    resident = {host["host"]: host["resident_bytes"] for host in rows["hosts"]}
+    assert resident[target] in {resident[name] for name in resident if name not in ("host-1", target)}
 
 
 def test_a_drain_of_plain_vms_is_complete_and_one_of_an_empty_host_at_once() -> None:
@@ -319,6 +388,8 @@ def test_a_migration_that_the_end_of_the_run_overtakes_is_unfinished_and_the_vm_
         ({"migrations": [move(to="host-9")]}, "migrations[0].to: expected a host of this scenario"),
         ({"migrations": [move(at="30 s")]}, "migrations[0].at: expected before the end at 30 s"),
         ({"migrations": [move(times=0)]}, "migrations[0].times of vm: expected at least 1"),
+        ({"faults": [{"kind": "host-crash", "host": "host-9", "at": "1 s"}]}, "faults[0].host: expected a host or a"),
+        ({"faults": [{"kind": "messages", "at": "1 s", "lost": 1.5}]}, "faults[0].lost: expected"),
         ({"drains": [{"host": "nowhere", "at": "1 s"}]}, "drains[0].host: expected a host of this scenario"),
         ({"fabric": {"link": "0 Gb/s"}}, "fabric.link: expected more than 0"),
         ({"fabric": {"topology": "ring"}}, "fabric.topology: expected 'star' or 'leaf-spine'"),
@@ -343,7 +414,7 @@ def test_what_cannot_be_moved_is_said_in_one_line_that_names_the_field(part: Map
         ({"fabric": {"spines": 2}}, "fabric.spines"),
         ({"fabric": {"jitter": "10 us"}}, "fabric.jitter"),
         ({"fabric": {"loss": 0.01}}, "fabric.loss"),
-        ({"faults": [{"host": "host-1", "at": "1 s"}]}, "faults"),
+        ({"faults": [{"kind": "link-down", "host": "host-1", "at": "1 s"}]}, "faults[0].kind"),
         ({"placement": "best-fit"}, "placement"),
         ({"migrations": [move(placement="best-fit")]}, "migrations[0].placement"),
     ],
@@ -352,7 +423,7 @@ def test_what_the_limitations_name_is_no_setting(part: Mapping[str, Any], field:
     with pytest.raises(ScenarioError) as caught:
         Scenario.parse(scenario(**part))
     assert caught.value.field.replace('"', "") == field
-    assert caught.value.expected.startswith(("one of the keys", "'first-fit' or 'random'", '"'))
+    assert caught.value.expected.startswith(("one of the keys", "'first-fit' or 'random'", "'host-crash'", '"'))
 
 
 def test_a_leaf_whose_uplinks_are_short_makes_moves_between_racks_slow() -> None:

@@ -293,3 +293,13 @@ def test_every_step_has_help_with_an_example(capsys):
 
 def test_what_is_measured_is_the_image(images, expected):
     assert expected("sev") == hashlib.sha256((images / "good.fd").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["pdh", "oca", "cek"])
+def test_a_byte_in_the_empty_signature_slot_of_a_certificate_is_refused(refuse, folder, name):
+    data = bytearray((folder / f"{name}.cert").read_bytes())
+    data[2083] ^= 1
+    (folder / f"{name}.cert").write_bytes(data)
+    line = refuse("session", "--folder", folder)
+    assert f"{name.upper()} certificate: expected nothing in the empty second signature slot" in line
+    assert not (folder / "godh.cert").exists()

@@ -22,9 +22,11 @@ from cluster.results import Results
 from cluster.scenario import ScenarioError
 from cluster.session import Session
 from cluster.simulation import run
+from node.cost_table import load_cost_table
 from node.counter_random import CounterRandom
+from node.free_costs import without_encryption
 from node.generation import Generation
-from node.phase_cost import Mechanism
+from node.mechanism import Mechanism
 
 
 @pytest.fixture(scope="module")
@@ -176,13 +178,24 @@ def test_a_pair_s_parts_add_up_to_its_slowdown() -> None:
 
 
 def test_without_costs_of_encryption_a_pair_is_no_slower() -> None:
-    free = {
-        "dram.encryption_adder_ns": 0.0, "dram.encrypted_bandwidth_share": 1.0, "rmp.walk_adder_ns": 0.0,
-        "core.vmgexit_ns": 0.0, "rmp.pvalidate_ns": 0.0, "rmp.pvalidate_large_ns": 0.0, "rmp.update_ns": 0.0,
-    }  # fmt: skip
+    free = dict(without_encryption(load_cost_table()))
     paired = run(small_fleet(costs=free), layout="inline", pairs=True)
     for one in paired.pairs.to_pylist():
         assert one["slowdown"] == pytest.approx(1.0, abs=1e-3), one
+
+
+def test_time_lost_to_neighbours_adds_up_to_each_machine_s_own_books() -> None:
+    machines = [vm(name, "PLAIN", "stream", host="milan", vcpus=2) for name in ("one", "two")]
+    assert run(small_fleet(vms=machines, trace=None, duration="20 s"), layout="inline").neighbours.num_rows == 0
+    results = run(
+        small_fleet(vms=machines, trace=None, duration="20 s", attribute_neighbours=True), layout="inline"
+    )
+    lost = results.neighbours.to_pylist()
+    assert {(one["vm"], one["neighbour"]) for one in lost} == {(a, b) for a in ("one", "two") for b in ("one", "two")}
+    for row in results.vm_time.to_pylist():
+        if row["mechanism"] in {"loaded_latency", "llc", "smt", "core_wait"}:
+            parts = [one["time_ns"] for one in lost if (one["vm"], one["mechanism"]) == (row["vm"], row["mechanism"])]
+            assert sum(parts) == pytest.approx(row["time_ns"], rel=1e-6, abs=1.0)
 
 
 def test_compare_shows_the_cipher_in_sev_and_the_rmp_only_in_snp() -> None:
@@ -192,7 +205,7 @@ def test_compare_shows_the_cipher_in_sev_and_the_rmp_only_in_snp() -> None:
     assert set(by_generation) == {"SEV", "SEV_SNP"}
     sev, snp = by_generation["SEV"].parts, by_generation["SEV_SNP"].parts
     assert sev[Mechanism.ENCRYPTION] > 0
-    assert sev[Mechanism.RMP] == 0
+    assert sev[Mechanism.RMP] == pytest.approx(0, abs=1e-9)
     assert snp[Mechanism.ENCRYPTION] == pytest.approx(sev[Mechanism.ENCRYPTION], rel=0.01)
     assert snp[Mechanism.RMP] > 0
     assert by_generation["SEV_SNP"].slowdown > by_generation["SEV"].slowdown > 1.0
@@ -219,7 +232,7 @@ def test_a_fleet_of_es_machines_pays_the_cipher_and_the_ghcb_and_takes_asids_of_
         small_fleet(hosts=[{"name": "milan", "product": "Milan", "memory": "16 GiB", "min_sev_asid": 4}], vms=pinned)
 
 
-def test_compare_shows_the_cipher_in_sme_where_a_host_has_it_and_in_nobody_s_slowdown_under_tsme() -> None:
+def test_compare_shows_the_host_s_key_in_sme_and_what_a_guest_s_key_adds_to_it_under_tsme() -> None:
     def by_generation(mode: str) -> dict[str, Pair]:
         host = {"name": "milan", "product": "Milan", "memory": "16 GiB", "mode": mode}
         small = small_fleet(
@@ -229,11 +242,15 @@ def test_compare_shows_the_cipher_in_sme_where_a_host_has_it_and_in_nobody_s_slo
         return {pair.generation: pair for pair in pairs}
 
     sme = by_generation("sme")
-    assert sme["SME"].parts[Mechanism.ENCRYPTION] == pytest.approx(sme["SEV"].parts[Mechanism.ENCRYPTION], rel=0.01)
+    costs = load_cost_table()
+    host_key, guest_key = costs["dram.host_key_adder_ns"], costs["dram.encryption_adder_ns"]
+    parts = {name: pair.parts[Mechanism.ENCRYPTION] for name, pair in sme.items()}
+    assert parts["SME"] / parts["SEV"] == pytest.approx(host_key / guest_key, rel=0.01)
     assert sme["SME"].slowdown > 1.0
     tsme = by_generation("tsme")
     assert set(tsme) == {"SEV"}
-    assert tsme["SEV"].parts[Mechanism.ENCRYPTION] == pytest.approx(0.0, abs=1e-6)
+    # The plain machine of the pair pays the host's key already.
+    assert tsme["SEV"].parts[Mechanism.ENCRYPTION] == pytest.approx(parts["SEV"] - parts["SME"], rel=0.03)
 
 
 def test_ciphertext_hiding_leaves_snp_guests_the_asids_that_the_scenario_names() -> None:

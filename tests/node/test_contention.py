@@ -18,6 +18,9 @@ loads = st.builds(
     miss=st.floats(0.0, 0.05),
     traffic_bytes=st.floats(0.0, 8.0),
     cap_per_ns=st.sampled_from([0.0, 0.1, 1.0, 5.0]),
+    pipeline_ns=st.just(0.0),
+    miss_ns=st.just(0.0),
+    misses=st.none(),
 )
 
 

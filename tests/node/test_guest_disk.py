@@ -1,13 +1,13 @@
 """A guest's requests to its disk: copied where devices reach only the pool, cut where a mapping ends, and priced."""
 
 import pytest
-from toy_guests import COSTS, GENERATIONS, MIB, look, make_host, run, script, start
+from toy_guests import COSTS, GENERATIONS, KIND, MIB, look, make_host, run, script, start
 
 from node.generation import CAPABILITIES, Generation
 from node.guest_disk import GuestDisk
+from node.mechanism import Mechanism
 from node.operation_cost import GuestOperationCost
 from node.operations import BLOCK_BYTES, BlockRead, Copy, Fault, FaultKind, Read, Shutdown, Sleep, Write
-from node.phase_cost import Mechanism
 from node.swiotlb import BounceArea, BounceFault
 
 BLOCKS = 70
@@ -93,7 +93,7 @@ def test_an_snp_guest_pays_for_a_small_request_what_was_measured():
     """4 KiB at queue depth 1: 4.4 to 5.7 us above a plain guest (TUM-DSE CVM_eval, PM1735 behind virtio-blk)."""
     spent = {}
     for generation in (Generation.PLAIN, Generation.SEV_SNP):
-        cost = GuestOperationCost(generation, COSTS)
+        cost = GuestOperationCost(generation, COSTS, KIND)
         area = BounceArea(0x20_0000, 1 << 20, 0x10_0000, CAPABILITIES[generation].key_per_vm)
 
         def price(batch, cost=cost):

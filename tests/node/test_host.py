@@ -29,12 +29,14 @@ from toy_guests import (
 from cluster.guest_rows import mechanism_ns
 from node import operations as op
 from node.board import Board
+from node.cost_table import load_cost_table
 from node.dram import Dram
+from node.free_costs import without_encryption
 from node.generation import Generation
 from node.guest import GuestSpec, GuestState
 from node.host import Host, HostSpec
+from node.mechanism import Mechanism
 from node.memory_controller import MemoryController
-from node.phase_cost import Mechanism
 from node.product import PRODUCTS
 from node.program import ProgramSpec
 from node.rmp import ReverseMapTable
@@ -346,25 +348,11 @@ def test_a_vm_that_is_destroyed_leaves_its_completion_event_void():
     assert guest.state is GuestState.DESTROYED
 
 
-FREE = {
-    name: 0.0
-    for name in COSTS
-    if name
-    in (
-        "dram.encryption_adder_ns", "rmp.walk_adder_ns", "rmp.update_ns", "rmp.pvalidate_ns", "rmp.pvalidate_large_ns",
-    )
-}  # fmt: skip
-
-
-def without_overheads():
-    return {**COSTS, **FREE, "dram.encrypted_bandwidth_share": 1.0, "core.vmgexit_ns": COSTS["core.exit_ns"]}
-
-
-@pytest.mark.parametrize("generation", [Generation.SEV, Generation.SEV_SNP])
-def test_without_encryption_and_rmp_costs_phases_take_plains_times(generation):
+@pytest.mark.parametrize("generation", [Generation.SEV, Generation.SEV_ES, Generation.SEV_SNP])
+def test_without_costs_of_encryption_phases_take_plains_times_to_the_nanosecond(generation):
     figures, instructions = [], []
     for one in (Generation.PLAIN, generation):
-        host = make_host(costs=without_overheads(), product="Milan")
+        host = make_host(costs=FREE, product="Milan")
         guests = [start(host, f"vm{number}", one, "ledger", vcpus=2, units=12) for number in range(3)]
         run(host)
         vcpus = [vcpu for guest in guests for vcpu in guest.vcpus]
@@ -374,6 +362,9 @@ def test_without_encryption_and_rmp_costs_phases_take_plains_times(generation):
     # An SNP guest's second vCPU exits once before its program, so neighbours' phases meet otherwise: by a rounding.
     assert instructions[0] == pytest.approx(instructions[1], abs=1)
     assert phase_times(Generation.PLAIN) == phase_times(generation)
+
+
+FREE = dict(without_encryption(load_cost_table()))
 
 
 def phase_times(generation):
@@ -386,7 +377,7 @@ def phase_times(generation):
         return op.Compute(registers.r13 % 2, 1_000_003 * (1 + registers.r13 % 5))
         yield ()
 
-    host = make_host({"clocked": script(clocked)}, costs=without_overheads())
+    host = make_host({"clocked": script(clocked)}, costs=FREE)
     start(host, "vm", generation, "clocked")
     run(host, SECOND // 10)
     return [later - earlier for earlier, later in itertools.pairwise(times)][:50]

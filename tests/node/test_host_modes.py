@@ -9,6 +9,7 @@ from node.counter_random import CounterRandom
 from node.generation import Generation
 from node.guest import GuestState
 from node.host_instructions import VMEXIT_INVALID
+from node.host_kind import HostKind
 from node.memory_controller import HOST_KEY
 from node.phase_cost import GenerationCost
 from node.platform import HostMode, Platform
@@ -189,7 +190,7 @@ def test_a_sev_guests_shared_access_goes_by_the_nested_entrys_c_bit_and_a_privat
 
 def test_the_cost_of_encryption_is_the_hosts_mode_and_the_guests_generation():
     def costs(generation, mode):
-        own = GenerationCost.of(generation, COSTS, mode)
+        own = GenerationCost.of(generation, COSTS, HostKind(1e9, mode))
         return own.encryption_ns > 0, own.shared_encryption_ns > 0, own.bandwidth_share < 1
 
     for mode in (HostMode.NONE, HostMode.SME):

@@ -3,12 +3,12 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_guests import COSTS, GENERATIONS, MIB
+from toy_guests import COSTS, GENERATIONS, KIND, MIB
 
 from node import operations as op
 from node.generation import Generation
+from node.mechanism import Mechanism
 from node.operation_cost import PSC_ENTRIES, GuestOperationCost, HostOperationCost
-from node.phase_cost import Mechanism
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand
 from psp.system_bus import RmpEntry
@@ -19,7 +19,7 @@ BYTE_NS = 1e9 / COSTS["dram.copy_bytes_per_s"]
 
 def price(generation, *batch, latency=LATENCY):
     lost = dict.fromkeys(Mechanism, 0.0)
-    total = GuestOperationCost(generation, COSTS).price(batch, latency, lost)
+    total = GuestOperationCost(generation, COSTS, KIND).price(batch, latency, lost)
     return total, {one: ns for one, ns in lost.items() if ns}
 
 

@@ -1,20 +1,26 @@
 """Phases priced by mechanism: plain pays nothing for encryption, and nothing is a percentage."""
 
-import dataclasses
+from dataclasses import replace
 
 import pytest
-from toy_guests import COSTS, DEMANDS, GENERATIONS
+from toy_guests import COSTS, DEMANDS, GENERATIONS, KIND, MIB
 
+from node.cost_table import load_cost_table
+from node.free_costs import without_encryption, without_rmp
 from node.generation import Generation
-from node.phase_cost import Mechanism, PhaseCost
+from node.host_kind import HostKind
+from node.mechanism import Mechanism
+from node.memory_cipher import CipherMode
+from node.phase_cost import GenerationCost, PhaseCost, walk_references
+from node.platform import HostMode
+from node.program import Demand
 
-HZ = 2.45e9
 ADDED = (Mechanism.ENCRYPTION, Mechanism.RMP, Mechanism.VMGEXIT)
 DEMAND = DEMANDS[1]
 
 
 def parts(generation, demand=DEMAND, **changes):
-    return dict(PhaseCost.of(demand, generation, HZ, {**COSTS, **changes}).parts)
+    return dict(PhaseCost.of(demand, generation, KIND, {**COSTS, **changes}).parts)
 
 
 def test_a_plain_vm_pays_for_no_protection():
@@ -31,33 +37,101 @@ def test_sev_pays_for_the_cipher_and_snp_for_table_and_exits_too():
 
 def test_parts_are_what_the_demand_times_the_row_says():
     snp = parts(Generation.SEV_SNP)
-    assert snp[Mechanism.CORE] == pytest.approx(1e9 / HZ)
+    assert snp[Mechanism.CORE] == pytest.approx(1e9 / KIND.hz)
     assert snp[Mechanism.MEMORY] == pytest.approx(0.020 / 4 * COSTS["dram.latency_ns"])
     assert snp[Mechanism.ENCRYPTION] == pytest.approx(0.020 / 4 * COSTS["dram.encryption_adder_ns"])
-    assert snp[Mechanism.PAGE_WALK] == pytest.approx(0.002 * COSTS["tlb.miss_ns"])
+    assert snp[Mechanism.PAGE_WALK] == pytest.approx(0.002 * 19 * COSTS["tlb.walk_reference_ns"])
     assert snp[Mechanism.RMP] == pytest.approx(0.002 * COSTS["rmp.walk_adder_ns"])
     assert snp[Mechanism.EXITS] == pytest.approx(5e-6 * COSTS["core.exit_ns"])
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_the_load_is_the_fixed_parts_and_the_misses(generation):
-    cost = PhaseCost.of(DEMAND, generation, HZ, COSTS)
+    cost = PhaseCost.of(DEMAND, generation, KIND, COSTS)
     fixed = sum(ns for one, ns in cost.parts if one is not Mechanism.MEMORY)
     assert cost.load.core_ns == pytest.approx(fixed)
     assert cost.load.miss * COSTS["dram.latency_ns"] == pytest.approx(dict(cost.parts)[Mechanism.MEMORY])
 
 
-@pytest.mark.parametrize("generation", [Generation.SEV, Generation.SEV_SNP])
-def test_with_costs_of_zero_a_generation_is_plain(generation):
-    free = {
-        "dram.encryption_adder_ns": 0.0, "rmp.walk_adder_ns": 0.0, "dram.encrypted_bandwidth_share": 1.0,
-        "core.vmgexit_ns": COSTS["core.exit_ns"],
-    }  # fmt: skip
-    for demand in DEMANDS:
-        costs = {**COSTS, **free}
-        assert PhaseCost.of(demand, generation, HZ, costs) == PhaseCost.of(demand, Generation.PLAIN, HZ, costs)
+HOSTS = [KIND, replace(KIND, rmp=True), replace(KIND, mode=HostMode.TSME), replace(KIND, cipher=CipherMode.AES_256_XTS)]
+VARIED = (
+    *DEMANDS, replace(DEMAND, large_pages=True),
+    replace(DEMAND, llc_accesses_per_kilo_instruction=60.0, llc_working_set_bytes=24 * MIB),
+)  # fmt: skip
+
+
+def priced(generation, kind, costs, small_share):
+    return [PhaseCost.of(demand, generation, kind, costs, small_share) for demand in VARIED]
+
+
+@pytest.mark.parametrize("generation", list(Generation))
+@pytest.mark.parametrize("kind", HOSTS)
+def test_with_all_costs_of_encryption_at_nothing_every_generation_is_plain(generation, kind):
+    costs = without_encryption(load_cost_table())
+    for small_share in (0.0, 0.25):
+        assert priced(generation, kind, costs, small_share) == priced(Generation.PLAIN, kind, costs, small_share)
+
+
+@pytest.mark.parametrize("kind", HOSTS)
+def test_with_the_rmp_at_nothing_snp_costs_memory_what_es_does(kind):
+    costs = without_rmp(load_cost_table())
+    for small_share in (0.0, 0.25):
+        es, snp = (priced(one, kind, costs, small_share) for one in (Generation.SEV_ES, Generation.SEV_SNP))
+        assert es == snp
+
+
+@pytest.mark.parametrize(
+    ("guest_large", "nested_large", "references"), [(False, False, 24), (False, True, 19), (True, True, 15)]
+)
+def test_a_nested_walk_has_the_references_of_the_published_formula(guest_large, nested_large, references):
+    assert walk_references(guest_large=guest_large, nested_large=nested_large) == references
+
+
+def test_memory_mapped_by_small_pages_makes_walks_longer_and_rmp_look_ups_dearer():
+    large, small = (dict(PhaseCost.of(DEMAND, Generation.SEV_SNP, KIND, COSTS, share).parts) for share in (0.0, 1.0))
+    assert small[Mechanism.PAGE_WALK] == pytest.approx(large[Mechanism.PAGE_WALK] * 24 / 19)
+    assert small[Mechanism.RMP] == pytest.approx(0.002 * COSTS["rmp.small_walk_adder_ns"])
+    assert small[Mechanism.ENCRYPTION] == large[Mechanism.ENCRYPTION]
+
+
+def test_a_large_page_of_the_guests_falls_apart_where_nested_pages_are_small():
+    huge = replace(DEMAND, large_pages=True)
+    large, small = (dict(PhaseCost.of(huge, Generation.PLAIN, KIND, COSTS, share).parts) for share in (0.0, 1.0))
+    grown = COSTS["tlb.splintered_factor"] * 19 / 15
+    assert small[Mechanism.PAGE_WALK] == pytest.approx(large[Mechanism.PAGE_WALK] * grown)
+
+
+def test_where_an_rmp_is_in_use_stores_of_those_it_does_not_protect_are_checked_too():
+    """CT-7: SNP on a host costs its other tenants something (LKML 2603.1/07981), by sign alone."""
+    for generation in (Generation.PLAIN, Generation.SEV, Generation.SEV_ES):
+        without, with_it = (dict(PhaseCost.of(DEMAND, generation, one, COSTS).parts) for one in HOSTS[:2])
+        assert without[Mechanism.RMP] == 0 < with_it[Mechanism.RMP]
+        assert {one: ns for one, ns in with_it.items() if one != Mechanism.RMP} == {
+            one: ns for one, ns in without.items() if one != Mechanism.RMP
+        }
+
+
+def test_the_longer_key_takes_longer_for_whatever_is_encrypted():
+    for generation, mode in ((Generation.SEV, HostMode.NONE), (Generation.PLAIN, HostMode.TSME)):
+        short, long = (
+            GenerationCost.of(generation, COSTS, HostKind(1e9, mode, cipher)).encryption_ns
+            for cipher in (CipherMode.AES_128_XEX, CipherMode.AES_256_XTS)
+        )
+        assert long - short == pytest.approx(COSTS["dram.aes_256_extra_ns"])
+
+
+@pytest.mark.parametrize(("large", "plain_ns", "snp_ns"), [(True, 56.3, 64.3), (False, 83.2, 92.0)])
+def test_the_rows_that_were_fitted_give_the_measurements_back(large, plain_ns, snp_ns):
+    """tinymembench, 64 MiB at random: half the reads hit 32 MiB of L3, and 7/8 miss a TLB that reaches 8 MiB."""
+    misses_tlb = 0.0 if large else 1 - 8 / 64
+    demand = Demand("reads", 1.0, 500.0, 1000 * misses_tlb, 1.0)
+    plain, snp = (dict(PhaseCost.of(demand, one, KIND, COSTS).parts) for one in (Generation.PLAIN, Generation.SEV_SNP))
+    added = snp[Mechanism.ENCRYPTION] + snp[Mechanism.RMP]
+    assert added == pytest.approx(snp_ns - plain_ns, abs=0.02)
+    if not large:
+        assert plain[Mechanism.PAGE_WALK] == pytest.approx(83.2 - 56.3, abs=0.05)
 
 
 def test_a_cap_is_in_instructions_per_nanosecond():
-    capped = dataclasses.replace(DEMAND, max_instructions_per_s=2.5e8)
-    assert PhaseCost.of(capped, Generation.PLAIN, HZ, COSTS).load.cap_per_ns == pytest.approx(0.25)
+    capped = replace(DEMAND, max_instructions_per_s=2.5e8)
+    assert PhaseCost.of(capped, Generation.PLAIN, KIND, COSTS).load.cap_per_ns == pytest.approx(0.25)

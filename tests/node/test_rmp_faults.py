@@ -119,7 +119,7 @@ def test_the_switches_of_accesses() -> None:
     ("update", "code"),
     [
         (op.RmpUpdate(GUEST_SPA, PAGE_BYTES, page(asid=0x400)), 1),
-        (op.RmpUpdate(GUEST_SPA, PAGE_BYTES, page(asid=0x3FF)), 0),
+        (op.RmpUpdate(GUEST_SPA, PAGE_BYTES, page(asid=0x3FF)), 1),  # it fits, and no part has it
         (op.RmpUpdate(GUEST_SPA, PAGE_BYTES, RmpEntry(asid=1)), 1),
         (op.RmpUpdate(GUEST_SPA, PAGE_BYTES, page(0x10)), 1),
         (op.RmpUpdate(GUEST_SPA, LARGE_PAGE_BYTES, page(0x1000, large=True)), 1),

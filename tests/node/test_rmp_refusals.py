@@ -27,6 +27,7 @@ from rmp_tables import snp_board
 
 from node import operations as op
 from node.host_instructions import VMEXIT_BUSY, VMEXIT_INVALID
+from node.product import PRODUCTS
 from psp import command_buffers as buffers
 from psp.byte_layout import ByteLayout
 from psp.commands import SnpCommand
@@ -148,6 +149,8 @@ ROWS = {
     "RMPUPDATE: 4 KiB inside 2 MiB": Row(accepted_large, update(FREE, GUEST_SPA + PAGE_BYTES), 4),
     "RMPUPDATE: 2 MiB back as 4 KiB": Row(accepted_large, update(FREE), 4),
     "RMPUPDATE: ASID too large": Row(nothing, update(page_of(asid=0x400)), 1),
+    "RMPUPDATE: ASID that the part lacks": Row(nothing, update(page_of(asid=PRODUCTS["Turin"].max_asid + 1)), 1),
+    "RMPUPDATE: ASID 3FF": Row(nothing, update(page_of(asid=0x3FF)), 1),
     "RMPUPDATE: ASID below zero": Row(nothing, update(page_of(asid=-1)), 1),
     "RMPUPDATE: ASID 0 with an address": Row(nothing, update(page_of(0x1000, asid=0)), 1),
     "RMPUPDATE: unassigned with an ASID": Row(nothing, update(RmpEntry(asid=1)), 1),

@@ -2,13 +2,13 @@
 
 import pytest
 from paged_guests import MIB, PAGE, paged_guest
-from toy_guests import COSTS
+from toy_guests import COSTS, KIND
 
 from node import operations as op
 from node.generation import Generation
+from node.mechanism import Mechanism
 from node.operation_cost import GuestOperationCost
 from node.operations import FaultKind
-from node.phase_cost import Mechanism
 
 PLAIN, SNP = Generation.PLAIN, Generation.SEV_SNP
 GPA = 0x20_0000
@@ -58,7 +58,7 @@ def test_a_shared_page_of_nobody_is_cleared_and_an_assigned_one_is_not():
 
 
 def test_clearing_costs_what_storing_costs():
-    cost = GuestOperationCost(SNP, COSTS)
+    cost = GuestOperationCost(SNP, COSTS, KIND)
     lost = [dict.fromkeys(Mechanism, 0.0) for _ in range(2)]
     for private in (True, False):
         stored = cost.price((op.Write(0, bytes(8192), private),), 100.0, lost[0])
@@ -69,7 +69,7 @@ def test_clearing_costs_what_storing_costs():
 def test_a_guest_spends_what_the_table_has_for_it_and_nothing_else():
     one = paged_guest(PLAIN)
     lost = dict.fromkeys(Mechanism, 0.0)
-    cost = GuestOperationCost(PLAIN, COSTS)
+    cost = GuestOperationCost(PLAIN, COSTS, KIND)
     assert one.do(op.GuestWork("svsm.vtpm_read_ns")) is None
     assert cost.price((op.GuestWork("svsm.vtpm_read_ns"),), 100.0, lost) == 3_582_000
     for name in ("core.exit_ns", "no.such_ns", ""):

@@ -323,6 +323,38 @@ def test_guests_of_other_asids_share_no_translation(generation: Generation) -> N
     assert [one.do(op.VirtualRead(GVA, 4)) for one in guests] == [b"AAAA", b"BBBB"]
 
 
+def with_the_same_asid(one: PagedGuest, generation: Generation, gpa: int) -> op.Answer:
+    """What a VM of another kind loads that its host gives the guest's ASID and hardware thread, and nested tables."""
+    vmcb = one.board.vmcb(one.vm, 0)
+    root = one.board.nested_table(one.vm).root
+    assert root is not None
+    block = op.VmcbWrite("other", 0, vmcb.asid, generation.name, 40 * MIB, nested_cr3=root)
+    assert one.host(block) == (None,)
+    other = one.board.vmcb("other", 0)
+    assert (other.core, other.vmpl, other.rmp_checked) == (vmcb.core, 0, generation is SNP)
+    (answer,) = one.board.execute_guest(other, (op.Read(gpa, 4),))
+    return answer
+
+
+@pytest.mark.parametrize("generation", [SEV, ES])
+def test_what_passed_for_the_owner_of_a_page_has_not_passed_for_a_guest_that_only_shares_its_asid(
+    generation: Generation,
+) -> None:
+    one = buffered(SNP)
+    assert one.do(op.Read(GPA, 4)) == b"here"
+    answer = with_the_same_asid(one, generation, GPA)
+    assert isinstance(answer, op.Fault)
+    assert answer.kind is FaultKind.RMP_FAULT
+    # Nor has what the RMP does not own passed for one that may use only what is its own.
+    rmp = one.board.rmp
+    assert rmp is not None
+    rmp.set_entry(MEMORY_SPA + GPA, RmpEntry())
+    assert isinstance(with_the_same_asid(one, generation, GPA), bytes)
+    again = one.do(op.Read(GPA, 4))
+    assert isinstance(again, op.Fault)
+    assert again.kind is FaultKind.RMP_FAULT
+
+
 @pytest.mark.parametrize(("control", "core"), [(2, 0), (4, 0), (255, 0), (-1, 0), (0, -1), (0, 1 << 20)])
 def test_a_control_block_that_vmrun_cannot_follow_is_refused(control: int, core: int) -> None:
     one = paged_guest(SEV)

@@ -27,7 +27,9 @@ from toy_tenants import (
 
 from node import operations as op
 from node.board import Board
+from node.cost_table import load_cost_table
 from node.dram import Dram
+from node.free_costs import without_encryption
 from node.generation import Generation
 from node.ghcb_msr import LinuxReason, ReasonSet
 from node.guest import Guest, GuestState
@@ -193,10 +195,7 @@ def test_simultaneous_launches_wait_for_the_one_security_processor() -> None:
 
 
 def test_without_costs_of_encryption_a_phase_takes_the_plain_time() -> None:
-    free = {
-        "dram.encryption_adder_ns": 0.0, "dram.encrypted_bandwidth_share": 1.0, "rmp.walk_adder_ns": 0.0,
-        "core.vmgexit_ns": 0.0,
-    }  # fmt: skip
+    free = without_encryption(load_cost_table())
     elapsed = []
     for generation in GENERATIONS:
         host = new_host({"toy": counting(ROUNDS)}, costs=free)

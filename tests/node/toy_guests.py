@@ -11,6 +11,7 @@ from node.firmware_image import laboratory_image
 from node.generation import Generation
 from node.guest import Guest, GuestSpec
 from node.host import Host, HostSpec
+from node.host_kind import HostKind
 from node.operations import BLOCK_BYTES, BlockRead, BlockWrite, Compute, Read, Shutdown, Sleep, Write
 from node.platform import AS_USUAL, Platform
 from node.product import PRODUCTS
@@ -24,6 +25,8 @@ RECORD = 100
 RECORDS = 7
 COSTS = dict(load_cost_table())
 IMAGE = laboratory_image()
+KIND = HostKind(2.45e9)
+"""A host without a mode and an RMP."""
 GENERATIONS = (Generation.PLAIN, Generation.SEV, Generation.SEV_ES, Generation.SEV_SNP)
 DEMANDS = (
     Demand("busy", 2.0, 1.0, 0.5, 2.0),

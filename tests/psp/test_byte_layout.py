@@ -13,10 +13,11 @@ from psp import command_buffers as buffers
 from psp import swap_buffers, update_buffers
 from psp.byte_layout import ByteLayout
 from psp.commands import COMMANDS, LegacyCommand, SnpCommand, command_name, measured_bytes
+from psp.tsm import exchange_records, status_records, tio_buffers
 
 LAYOUTS = [
     one
-    for module in (buffers, swap_buffers, update_buffers)
+    for module in (buffers, swap_buffers, update_buffers, tio_buffers, status_records, exchange_records)
     for _, one in inspect.getmembers(module, inspect.isclass)
     if issubclass(one, ByteLayout) and one.SIZE
 ]
@@ -35,15 +36,23 @@ SIZES = {
     SnpCommand.PLATFORM_STATUS: 0x08, SnpCommand.GCTX_CREATE: 0x08, SnpCommand.ACTIVATE: 0x0C,
     SnpCommand.DECOMMISSION: 0x08, SnpCommand.GUEST_STATUS: 0x10, SnpCommand.LAUNCH_START: 0x30,
     SnpCommand.LAUNCH_UPDATE: 0x20, SnpCommand.LAUNCH_FINISH: 0x40, SnpCommand.PAGE_RECLAIM: 0x08,
-    SnpCommand.PAGE_UNSMASH: 0x08, SnpCommand.FEATURE_INFO: 0x10, SnpCommand.GUEST_REQUEST: 0x18,
+    SnpCommand.PAGE_SET_STATE: 0x10, SnpCommand.PAGE_UNSMASH: 0x08, SnpCommand.FEATURE_INFO: 0x10,
+    SnpCommand.GUEST_REQUEST: 0x18,
     SnpCommand.DBG_DECRYPT: 0x18, SnpCommand.DBG_ENCRYPT: 0x18,
     SnpCommand.PAGE_MD_INIT: 0x10, SnpCommand.PAGE_SWAP_OUT: 0x30, SnpCommand.PAGE_SWAP_IN: 0x30,
     SnpCommand.PAGE_MOVE: 0x20, SnpCommand.CONFIG: 0x40, SnpCommand.COMMIT: 0x04, SnpCommand.VLEK_LOAD: 0x10,
     LegacyCommand.RING_BUFFER: 0x28, LegacyCommand.ACTIVATE_EX: 0x18, SnpCommand.ACTIVATE_EX: 0x20,
     LegacyCommand.SWAP_OUT: 0x28, LegacyCommand.SWAP_IN: 0x20, SnpCommand.VERIFY_MITIGATION: 0x40,
     LegacyCommand.DOWNLOAD_FIRMWARE: 0x0C, SnpCommand.DOWNLOAD_FIRMWARE_EX: 0x18,
+    SnpCommand.TIO_STATUS: 16, SnpCommand.TIO_INIT: 16, SnpCommand.TIO_DEV_CREATE: 32, SnpCommand.TIO_DEV_RECLAIM: 16,
+    SnpCommand.TIO_DEV_CONNECT: 80, SnpCommand.TIO_DEV_DISCONNECT: 48, SnpCommand.TIO_DEV_STATUS: 32,
+    SnpCommand.TIO_DEV_MEASUREMENTS: 80, SnpCommand.TIO_DEV_CERTIFICATES: 48, SnpCommand.TIO_TDI_CREATE: 48,
+    SnpCommand.TIO_TDI_RECLAIM: 32, SnpCommand.TIO_TDI_BIND: 80, SnpCommand.TIO_TDI_UNBIND: 64,
+    SnpCommand.TIO_TDI_REPORT: 64, SnpCommand.TIO_TDI_STATUS: 64, SnpCommand.TIO_GUEST_REQUEST: 80,
+    SnpCommand.TIO_ASID_FENCE_CLEAR: 32, SnpCommand.TIO_ASID_FENCE_STATUS: 32, SnpCommand.TIO_TDI_INFO: 48,
+    SnpCommand.TIO_ROLL_KEY: 48,
 }  # fmt: skip
-"""Firmware ABI sheet, sections 3 and 4; SWAP_*: migration sheet, section 1."""
+"""Firmware ABI sheet, sections 3 and 4; SWAP_*: migration sheet, section 1; TIO_*: SEV-TIO sheet, section 3."""
 
 
 def test_buffers_have_the_sizes_of_the_specification() -> None:

@@ -33,6 +33,9 @@ from psp.system_bus import (
     RmpPlacement,
     RmpRegisters,
 )
+from psp.tsm.device_link import DeviceLink
+from psp.tsm.security_manager import TeeSecurityManager
+from psp.tsm.spdm_loop import Pending
 from psp.tsm.trusted_io import TrustedIo
 
 PAGE = 4096
@@ -80,6 +83,7 @@ class ToyBus:
     enforced: bool = False
     region: tuple[int, int] = (0, 0)
     locked: bool = True
+    can_release_cores: bool = True
     trusted_io: TrustedIo | None = None
 
     def core_configuration(self) -> CoreConfiguration:
@@ -173,6 +177,10 @@ class ToyBus:
     def iommus_release(self) -> None:
         self.enforced = False
 
+    def cores_release(self) -> None:
+        self.cores = dataclasses.replace(self.cores, snp_enabled=False)
+        self.rmp.clear()
+
     def rmp_covers(self, spa: int, pages: int = 1) -> bool:
         return 0 <= spa <= UNCOVERED - pages * PAGE if pages > 1 else 0 <= spa < UNCOVERED
 
@@ -235,8 +243,22 @@ def _frozen(value: object) -> object:
             # All that firmware keeps of SNP guests; whatever else it knows of one lies in DRAM.
             kept = {"tweaked", "has_mac", "spas", "_bus", "_random", "_key", "_ciphers", "_mac_key"}
             assert set(vars(value.pages)) == kept
-            assert set(vars(value)) == {"pages", "_active", "_bus", "_memory", "_flush", "_ranges", "_permits"}
+            ours = {"_bus", "_memory", "_flush", "_ranges", "_permits", "before_decommission"}
+            assert set(vars(value)) == {"pages", "_active"} | ours
             return value.pages.tweaked, tuple(value.pages.spas), sorted(value._active)
+        case TeeSecurityManager():
+            kept = {"enabled", "initialised", "contexts", "tdi_switches", "message_switches"}
+            devices = value.contexts.devices
+            assert set(vars(value.contexts)) == {"devices", "_reports", "_bus", "_memory", "_random"}
+            assert {name for name in vars(value) if not name.startswith("_")} - {"handlers"} <= kept
+            return value.enabled, value.initialised, value.contexts._reports, _frozen(devices)
+        case DeviceLink():
+            # Of a session that goes on: how many messages went by, and with which keys.
+            session = value.session
+            counts = session.requests.sequence, session.responses.sequence
+            return id(session), counts, value.key_set, value.broken, _frozen(value.streams), _frozen(value.ports)
+        case Pending():
+            return value.command, value.order, id(value.steps), value.asked, value.result
         case dict():
             return tuple((key, _frozen(value[key])) for key in sorted(value))
         case set():

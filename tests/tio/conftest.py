@@ -1,8 +1,13 @@
 """A host's memory as a device sees it: flat, with an end, counting what passes."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from tio.dma_port import DmaFault
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 class HostMemory:

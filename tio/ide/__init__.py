@@ -3,8 +3,9 @@
 What is here
     Packets (``tlp``) and the prefix that protects them (``prefix``), keys and GCM invocations (``keys``), one port's
     end of a selective stream (``stream``), many writes in one go (``write_run``), a port with its associations
-    (``port``), the link between two of them and who may sit on it (``link``), what protection adds on the wire
-    (``wire_bytes``), and the messages that program keys (``key_messages``, ``key_responder``).
+    (``port``), requests for any bytes and who waits for their completions (``requests``, ``waiting``), the link between
+    two ports and who may sit on it (``link``), what protection adds on the wire (``wire_bytes``), and the messages that
+    program keys (``key_messages``, ``key_responder``).
 
 Who is trusted here
     Whoever holds the keys. What arrives from the link is an attacker's: it passes its checks or ends the stream.
@@ -17,8 +18,9 @@ from tio.ide.key_responder import KeyResponder, PortRegisters
 from tio.ide.keys import Direction
 from tio.ide.link import Link, Packet, Way
 from tio.ide.port import Arrived, ArrivedWrites, Association, IdePort
-from tio.ide.stream import Failure, IdeError, IdeStream, IdeTlp, StreamSettings, StreamState
+from tio.ide.stream import Failure, IdeError, IdeStream, IdeTlp, StreamChecks, StreamSettings, StreamState
 from tio.ide.tlp import CompletionStatus, SubStream, Tlp, TlpError, TlpKind, completion, memory_read, memory_write
+from tio.ide.waiting import Outcome, Waiting, WaitingRequests
 from tio.ide.wire_bytes import WireFormat
 from tio.ide.write_run import WriteRun, receive_writes, send_writes
 
@@ -38,14 +40,18 @@ __all__ = [
     "KeyStatus",
     "Link",
     "ObjectId",
+    "Outcome",
     "Packet",
     "PortRegisters",
+    "StreamChecks",
     "StreamSettings",
     "StreamState",
     "SubStream",
     "Tlp",
     "TlpError",
     "TlpKind",
+    "Waiting",
+    "WaitingRequests",
     "Way",
     "WireFormat",
     "WriteRun",

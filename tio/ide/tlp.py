@@ -22,6 +22,7 @@ _FIRST = struct.Struct(">BBH")
 _REQUEST = struct.Struct(">HBBQ")
 _COMPLETION = struct.Struct(">HHHBB")
 _LENGTH = 0x3FF
+_POISONED = 1 << 6
 _ONE_DWORD, _MORE_DWORDS = 0x0F, 0xFF
 """Last and first byte enables: all bytes, and no last double word where there is one alone (2.2.5)."""
 
@@ -119,9 +120,19 @@ class Tlp:
         return int.from_bytes(self.header[8:16], "big") & ~0b11
 
     @property
+    def poisoned(self) -> bool:
+        """Whether its sender says that what it carries is wrong (2.7.2.2)."""
+        return bool(self.header[2] & _POISONED)
+
+    @property
     def length_bytes(self) -> int:
         """How many bytes it carries or asks for."""
         return ((_FIRST.unpack_from(self.header)[2] & _LENGTH) or _LENGTH + 1) * DWORD_BYTES
+
+    def as_poisoned(self) -> Tlp:
+        """The same with its mark that what it carries is wrong."""
+        header = self.header
+        return Tlp(header[:2] + bytes((header[2] | _POISONED,)) + header[3:], self.payload)
 
     def checked(self) -> Self:
         """Itself. Raises TlpError where header and payload do not go together."""
@@ -145,12 +156,25 @@ def memory_read(requester: int, address: int, length: int, tag: int = 0) -> Tlp:
 
 
 def completion(
-    completer: int, requester: int, tag: int, data: bytes, status: CompletionStatus = CompletionStatus.SUCCESSFUL
+    completer: int,
+    requester: int,
+    tag: int,
+    data: bytes,
+    status: CompletionStatus = CompletionStatus.SUCCESSFUL,
+    *,
+    byte_count: int | None = None,
+    lower_address: int = 0,
 ) -> Tlp:
-    """The answer to a non-posted request, whole. Raises TlpError."""
+    """The answer to a non-posted request, whole; with ``byte_count``, so much of it is still to come with this one.
+
+    Raises TlpError.
+    """
     kind = TlpKind.COMPLETION_DATA if data else TlpKind.COMPLETION
     first = _first(kind, _dwords(len(data)) if data else 0)
-    return Tlp(first + _COMPLETION.pack(completer, status << 13 | len(data) & 0xFFF, requester, tag, 0), bytes(data))
+    count = len(data) if byte_count is None else byte_count
+    return Tlp(
+        first + _COMPLETION.pack(completer, status << 13 | count & 0xFFF, requester, tag, lower_address), bytes(data)
+    )
 
 
 def message(requester: int, code: int, words: int = 0) -> Tlp:

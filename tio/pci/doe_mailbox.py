@@ -19,6 +19,8 @@ from tio.doe import PCI_SIG, DataObject, DiscoveryTable, DoeError, parse_data_ob
 from tio.tdisp.interface import Tampering
 
 _WORD_BYTES = 4
+_MOST_WORDS = 1 << 18
+"""Of one object, as its header can say."""
 
 
 class MailboxRegister(IntEnum):
@@ -110,14 +112,22 @@ class DoeMailbox:
                 self._waiting.popleft()
         return None
 
+    def reset(self) -> None:
+        """Conventional reset: nothing is under way."""
+        self._abort()
+        self._enabled = MailboxControl(0)
+
     def _control(self, value: MailboxControl) -> None:
         self._enabled = value & MailboxControl.INTERRUPT_ENABLE
         if value & MailboxControl.ABORT:
-            self._written.clear()
-            self._waiting.clear()
-            self._status = MailboxStatus(0)
+            self._abort()
         elif value & MailboxControl.GO and not self._status & MailboxStatus.ERROR:
             self._go()
+
+    def _abort(self) -> None:
+        self._written.clear()
+        self._waiting.clear()
+        self._status = MailboxStatus(0)
 
     def _go(self) -> None:
         data = b"".join(self._written)
@@ -163,12 +173,14 @@ def exchange(load: Callable[[int], int], store: Callable[[int, int], None], aske
     for at in range(0, len(packed), _WORD_BYTES):
         store(MailboxRegister.WRITE_DATA, int.from_bytes(packed[at : at + _WORD_BYTES], "little"))
     store(MailboxRegister.CONTROL, MailboxControl.GO)
-    status = load(MailboxRegister.STATUS)
-    if status & MailboxStatus.ERROR:
-        store(MailboxRegister.CONTROL, MailboxControl.ABORT)
-        raise DoeError("status", "no error", hex(status))
-    words = []
-    while load(MailboxRegister.STATUS) & MailboxStatus.READY:
+    words: list[bytes] = []
+    for _ in range(_MOST_WORDS + 1):
+        status = load(MailboxRegister.STATUS)
+        if status & MailboxStatus.ERROR:  # as ones have it, which is what nobody answers
+            store(MailboxRegister.CONTROL, MailboxControl.ABORT)
+            raise DoeError("status", "no error", hex(status))
+        if not status & MailboxStatus.READY:
+            break
         words.append(load(MailboxRegister.READ_DATA).to_bytes(_WORD_BYTES, "little"))
         store(MailboxRegister.READ_DATA, 0)
     return parse_data_object(b"".join(words)) if words else None

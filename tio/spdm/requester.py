@@ -130,6 +130,8 @@ class Requester:
         self.peer_transfer_bytes = settings.data_transfer_bytes
         self.chains: dict[int, CertificateChain] = {}
         """Chains that were read and hold, by slot."""
+        self.evidence = b""
+        """The last GET_MEASUREMENTS and its MEASUREMENTS, as they went by: for who shows them to somebody else."""
         self._binding = binding
         self._random = random
         self._algorithms: Negotiated | None = None
@@ -265,6 +267,7 @@ class Requester:
             digest = log.digest()
             log.clear()
             self._check(slot, MEASUREMENTS_CONTEXT, digest, answer.signature)
+        self.evidence = asked + answer.wire
         blocks = parse_record(answer.record, answer.block_count)
         if operation not in (COUNT_OPERATION, ALL_OPERATION) and [one.index for one in blocks] != [operation]:
             raise PeerUntrusted(f"MEASUREMENTS: expected block {operation}")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 
 from cluster.laboratory.interface import Interface
+from cluster.laboratory.lying_hypervisor import MisleadingHypervisor
 from cluster.laboratory.protection import Column
-from cluster.laboratory.scene import Scene, Setting, act_out
+from cluster.laboratory.scene import IMAGE, VICTIM, Cast, Scene, Setting, act_out
 from cluster.oracle.ledger import Ledger
 from cluster.oracle.transcript import Transcript
 from cluster.oracle.verdict import Outcome, judge
 from node.event_injection import ExceptionVector, exception
 from node.guest import GuestState
-from node.operations import VmcbStore, VmKick
+from node.operations import HostRead, VmcbStore, VmKick
 from node.platform import Platform, Protection
 from node.vmexit import ExitCode
 from node.vmsa import SevFeature
@@ -97,3 +98,17 @@ def test_what_no_handler_could_do_with_a_store_ends_the_guest(code: int, checks:
 
     found = judge(*act_out(keeper(Column.SEV_ES, "Rome", checks), attack))
     assert found.outcome is Outcome.DETECTED, found
+
+
+@pytest.mark.parametrize("checks", [False, True])
+def test_a_kernel_that_lays_its_jump_table_where_it_is_told_stores_into_its_own_firmware(checks: bool) -> None:
+    def look(target):
+        yield (HostRead(target.spare[0], 16),)
+        yield LET_IT_RUN
+
+    ledger, transcript = Ledger(), Transcript()
+    ledger.promise(VICTIM, IMAGE.gpa, IMAGE.data[:4])
+    setting = Setting(Column.SEV_ES, "Rome", two_processes=True, checks_jump_table=checks)
+    Scene(setting, ledger, transcript, Cast(hypervisor=MisleadingHypervisor)).play(look)
+    found = judge(ledger, transcript)
+    assert found.outcome is (Outcome.DETECTED if checks else Outcome.CORRUPTED), found

@@ -69,7 +69,7 @@ SWITCHES = {
     "context_page_mac=on": {"platform": Platform(context_mac=True)},
     "psp_least_priv=on": {"platform": Platform(psp_least_privilege=True)},
     "guest_tracks_validation=on": {"tracks_validation": True},
-    "guest_checks_sev_status=on": {"checks_sev_status": True},
+    "guest_checks_sev_status=on": {"checks_sev_status": True, "checks_c_bit": True},
     "verifier_measurement=off": {"owner": OwnerHabits(measurement=False)},
     "verifier_min_tcb=off": {"owner": OwnerHabits(min_tcb=False)},
     "verifier_nonce=off": {"owner": OwnerHabits(nonce=False)},

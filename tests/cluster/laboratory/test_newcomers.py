@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.laboratory.lying_hypervisor import MisplacingHypervisor
+from cluster.laboratory.lying_hypervisor import DenyingHypervisor, MisplacingHypervisor
 from cluster.laboratory.protection import Column, products
 from cluster.laboratory.scene import Cast, Scene, Setting, act_out
 from cluster.oracle.ledger import Ledger
@@ -16,7 +16,7 @@ from node.guest import GuestState
 from node.operations import HostRead
 from workloads.attacks.target import LET_IT_RUN, WRITE_BACK, Attack, Target
 
-MISPLACED = Cast(hypervisor=MisplacingHypervisor)
+DENIED, MISPLACED = Cast(hypervisor=DenyingHypervisor), Cast(hypervisor=MisplacingHypervisor)
 
 
 def look(target: Target) -> Attack:
@@ -30,7 +30,8 @@ def test_an_honest_host_is_no_enemy() -> None:
     for column in Column:
         ledger, transcript = Ledger(), Transcript()
         ledger.protect("victim")
-        setting = Setting(column, products(column)[-1], checks_sev_status=True, reads_cpuid_page=True)
+        every = dict.fromkeys(("checks_sev_status", "checks_c_bit", "checks_cpuid", "reads_cpuid_page"), True)
+        setting = Setting(column, products(column)[-1], **every)
         scene = Scene(replace(setting, victim="newcomer"), ledger, transcript)
         scene.play(look)
         victim = scene.host.guests["victim"]
@@ -53,11 +54,29 @@ def test_a_false_place_of_the_c_bit_costs_the_secret_of_whoever_does_not_try_it_
 
 
 def test_trying_it_out_shows_that_it_is_false() -> None:
-    careful = Setting(Column.SEV_ES, "Milan", checks_sev_status=True, victim="newcomer")
+    careful = Setting(Column.SEV_ES, "Milan", checks_c_bit=True, victim="newcomer")
     assert judge(*act_out(careful, look, cast=MISPLACED)).outcome is Outcome.DETECTED
     # Without a GHCB nobody is told; but nothing is lost.
     plain = replace(careful, column=Column.SEV)
     assert judge(*act_out(plain, look, cast=MISPLACED)).outcome in (Outcome.BLOCKED, Outcome.DOS)
+
+
+CHECKS = ("checks_sev_status", "checks_c_bit", "checks_cpuid")
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize(
+    ("cast", "found_by"), [(DENIED, set(CHECKS)), (MISPLACED, {"checks_c_bit"})]
+)
+def test_each_check_alone_finds_the_lie_that_it_is_good_for(cast: Cast, found_by: set[str], check: str) -> None:
+    setting = Setting(Column.SEV_ES, "Milan", victim="newcomer", **{check: True})
+    found = judge(*act_out(setting, look, cast=cast))
+    assert found.outcome is (Outcome.DETECTED if check in found_by else Outcome.LEAKED), found
+
+
+def test_who_makes_none_of_them_loses_the_secret_to_either_lie() -> None:
+    for cast in (DENIED, MISPLACED):
+        assert judge(*act_out(Setting(Column.SEV_ES, "Milan", victim="newcomer"), look, cast=cast)).outcome == "leaked"
 
 
 def test_under_an_rmp_no_table_is_found_at_the_false_place() -> None:
