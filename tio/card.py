@@ -31,6 +31,9 @@ _BAR_OFFSET = 0x10
 STREAM_PORT = 1
 """Index of the port on which IDE streams end; 0 is the mailbox's own."""
 
+VendorDefined = Callable[[int | None, VendorDefinedRequest], bytes | None]
+"""What a responder answers to a message of a vendor, in a session or outside."""
+
 
 class CardFault(Enum):
     """What can be wrong with a card, for whoever tries its host."""
@@ -178,11 +181,15 @@ class Card:
 
     def responder(self, binding: Binding) -> Responder:
         """A fresh responder of this card, as of a mailbox that was reset."""
+        return self.other_responder(binding, self._vendor_defined, self.dsm.end_session)
+
+    def other_responder(self, binding: Binding, vendor: VendorDefined, ended: Callable[[int], None]) -> Responder:
+        """One that proves the same and answers other messages of vendors; keys and interfaces are not among them."""
         personality = Personality(
             {0: self.identity.slot},
             lambda: measured(self.kind, self.firmware, debug=self.debug),
-            vendor=self._vendor_defined,
-            ended=self.dsm.end_session,
+            vendor=vendor,
+            ended=ended,
         )
         return Responder(personality, self._settings, binding, self._random)
 

@@ -155,6 +155,15 @@ class RootPort:
         if not tee or self._protects(packet):
             self._down(self.port.send([packet], tee=tee))
 
+    def forward(self, packet: Tlp, *, tee: bool) -> None:
+        """Pass a peer's write on to the card, its T bit as it came, on the stream that holds its address.
+
+        Whether peers may reach each other at all is for whoever joins root ports to say: a request with T that is
+        passed on is a trusted one to the card, whoever made it.
+        """
+        if not tee or self._protects(packet):
+            self._down(self.port.send([packet], tee=tee))
+
     def configuration_read(self, requester: int, offset: int, width: int = 4) -> int:
         """A register of function ``requester``, of the card or this port; ones where there is none, or no register."""
         if not _is_register(offset, width):

@@ -85,14 +85,18 @@ class Slot:
             card = Card(CardKind.GPU, self.gpu, draw, dma=self.dma, memory_bytes=GPU_MEMORY, requester_id=CARD)
         self.card = card
         self.root.plug(self.card)
+        self.control = {"tee_limited": tee_limited, "aggregation": 8}
         self.seen: list[tuple[Way, Packet]] = []
         self.tail = 0
-        for index in card.space.bars:
+        self.set_up()
+
+    def set_up(self) -> None:
+        """BARs, memory and bus mastering, and a stream at both ends."""
+        for index in self.card.space.bars:
             address = BARS[index]
             self.root.configuration_write(CARD, 0x10 + 4 * index, address & 0xFFFF_FFFF)
             self.root.configuration_write(CARD, 0x14 + 4 * index, address >> 32)
         self.root.configuration_write(CARD, Register.COMMAND, Command.MEMORY_SPACE | Command.BUS_MASTER, 2)
-        self.control = {"tee_limited": tee_limited, "aggregation": 8}
         last = BARS[4] + 0x1FFF
         self.write_block(self.ide_of_root, 0, (CARD, CARD), (BARS[0], last), control_word(STREAM, **self.control))
         self.write_block(
@@ -145,6 +149,10 @@ class Slot:
         )
         assert found is not None
         return PCI_DOE.unwrap(found.pack())
+
+    def disable(self, write: Callable[..., int], *, default: bool) -> None:
+        """Clear the enable bit at one end."""
+        write(self.root.ide.block_at(0) + BlockRegister.CONTROL, control_word(STREAM, default=default, **self.control))
 
     # As a TSM whose session is there.
 
