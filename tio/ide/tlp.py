@@ -60,6 +60,9 @@ _SUB_STREAMS = {
     TlpKind.COMPLETION: SubStream.CPL,
     TlpKind.COMPLETION_DATA: SubStream.CPL,
 }
+_KINDS = {int(one): one for one in TlpKind}
+_SUB_STREAM_OF = {int(one): sub_stream for one, sub_stream in _SUB_STREAMS.items()}
+"""The same by a header's first byte: every packet is asked many times."""
 _WITH_DATA = frozenset({TlpKind.MEMORY_WRITE, TlpKind.CONFIG_WRITE, TlpKind.COMPLETION_DATA})
 _HEADER_BYTES = {
     kind: 12 if kind in (TlpKind.COMPLETION, TlpKind.COMPLETION_DATA, TlpKind.CONFIG_READ, TlpKind.CONFIG_WRITE) else 16
@@ -93,15 +96,16 @@ class Tlp:
     @property
     def kind(self) -> TlpKind:
         """What kind of packet it is. Raises TlpError where nobody here knows such."""
-        try:
-            return TlpKind(self.header[0])
-        except ValueError:
-            raise TlpError("type", "a request, completion or message", f"{self.header[0]:#x}") from None
+        found = _KINDS.get(self.header[0])
+        if found is None:
+            raise TlpError("type", "a request, completion or message", f"{self.header[0]:#x}")
+        return found
 
     @property
     def sub_stream(self) -> SubStream:
         """Which sub-stream it travels on. Raises TlpError."""
-        return _SUB_STREAMS[self.kind]
+        found = _SUB_STREAM_OF.get(self.header[0])
+        return _SUB_STREAMS[self.kind] if found is None else found
 
     @property
     def requester(self) -> int:
