@@ -317,6 +317,8 @@ class Scenario(ScenarioPart):
     migrations: tuple[MigrationPlan, ...] = ()
     drains: tuple[DrainPlan, ...] = ()
     firmware_updates: tuple[FirmwareUpdatePlan, ...] = ()
+    attribute_neighbours: Annotated[bool, Strict()] = False
+    """Keep books of the time that each machine's phases lose to each neighbour: the table neighbours."""
     faults: tuple[FaultPlan, ...] = ()
     costs: Annotated[
         dict[str, Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]],

@@ -17,8 +17,8 @@ from node.guest import Guest, GuestSpec, GuestState
 from node.guest_books import GuestBooks
 from node.host_events import HostEvent
 from node.hypervisor_port import Entered, LaunchRefused
+from node.mechanism import MECHANISMS
 from node.migration_frames import DIGEST_BYTES, NO_SESSION, Expected, FrameError, page_digests, state_of
-from node.phase_cost import MECHANISMS
 from node.sealed_transfer import SEALED
 from node.vcpu import VcpuState
 from node.vm_state import VmState
@@ -125,6 +125,10 @@ class Arrivals:
     def is_laying(self, name: str) -> bool:
         """Whether a VM's frames are here, and not yet read back."""
         return name in self._laying
+
+    def is_whole(self, name: str) -> bool:
+        """Whether all of a VM is here and was read back."""
+        return name in self._whole
 
     def start(self, name: str) -> None:
         """Let a VM that is whole run."""

@@ -12,8 +12,9 @@ from node.generation import Generation
 from node.guest_memory_map import GuestMemoryMap, memory_map
 from node.kernel_settings import CAREFUL, KernelSettings
 from node.machine_spec import MachineSpec
+from node.mechanism import Mechanism
 from node.network_books import NetworkBooks
-from node.phase_cost import Mechanism, PhaseCost
+from node.phase_cost import PhaseCost
 from node.program import ProgramSpec
 from node.svsm_use import SvsmUse
 from node.tenant import TenantPort

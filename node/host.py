@@ -37,7 +37,8 @@ from node.hypervisor import Hypervisor
 from node.hypervisor_port import Answers, Batch, Entered, HypervisorFactory, HypervisorPort, LaunchRefused
 from node.hypervisor_tasks import HypervisorTasks
 from node.launch_promise import least_launch_ns
-from node.phase_cost import Mechanism
+from node.mechanism import Mechanism
+from node.neighbour_ledger import NeighbourLedger
 from node.platform import AS_USUAL, Platform
 from node.port_window import PortWindow
 from node.product import Product
@@ -73,6 +74,8 @@ class HostSpec:
     bucket_ns: int
     log: LogWish = NO_LOG
     platform: Platform = AS_USUAL
+    attributes: bool = False
+    """Whether it keeps books of who costs whom."""
 
 
 class Host:
@@ -115,6 +118,8 @@ class Host:
             costs["dram.loaded_latency_factor"],
             CoreSharing.of(product, costs),
         )
+        if spec.attributes:
+            self.contention.ledger = NeighbourLedger()
         self.log = EventLog(spec.bucket_ns, spec.log)
         self.guests: dict[str, Guest] = {}
         self.peak_vcpus = 0

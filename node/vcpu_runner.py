@@ -27,7 +27,7 @@ from node.host_events import HostEvent
 from node.host_prices import HostPrices
 from node.identity_cache import IdentityCache
 from node.injected_vc import met_first, take_injected_vc
-from node.phase_cost import MECHANISMS, Mechanism
+from node.mechanism import MECHANISMS, Mechanism
 from node.program import Demand, Ending, Registers
 from node.tenant import NoBlock, Outcome
 from node.vcpu import AWAITING, HALFWAY, HALTED, SLEEPING, Vcpu, VcpuState
