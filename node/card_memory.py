@@ -60,6 +60,7 @@ class CardMemory:
         """A function's load. Raises DmaFault."""
         self.traffic.note(length, tee=tee)
         if not tee:
+            self._check_fence(requester, address, length, write=False)
             return self._iommu.read(requester, address, length)
         if self._trusted is None or stream_id is None:
             raise DmaFault(address, length, write=False)
@@ -71,11 +72,16 @@ class CardMemory:
         if INTERRUPTS_BASE <= address < INTERRUPTS_END:
             self._interrupt(requester, address, data, tee=tee)
         elif not tee:
+            self._check_fence(requester, address, len(data), write=True)
             self._iommu.write(requester, address, data)
         elif self._trusted is None or stream_id is None:
             raise DmaFault(address, len(data), write=True)
         else:
             self._trusted.write(requester, stream_id, address, data)
+
+    def _check_fence(self, requester: int, address: int, length: int, *, write: bool) -> None:
+        if self._trusted is not None and self._trusted.is_fenced(requester):
+            raise DmaFault(address, length, write=write)
 
     def _interrupt(self, requester: int, address: int, data: bytes, *, tee: bool) -> None:
         if len(data) != _DATA_BYTES:
