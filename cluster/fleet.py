@@ -148,5 +148,6 @@ def _enter_plans(scenario: Scenario, control: ControlPlane) -> None:
 
 def _host_spec(host: HostInstance, scenario: Scenario, log: LogWish) -> HostSpec:
     return HostSpec(
-        host.name, host.product, host.memory_bytes, host.min_sev_asid, scenario.seed, BUCKET_NS, log, host.platform
+        host.name, host.product, host.memory_bytes, host.min_sev_asid, scenario.seed, BUCKET_NS, log, host.platform,
+        scenario.attribute_neighbours,
     )

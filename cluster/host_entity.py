@@ -55,23 +55,26 @@ class HostOrder:
         """The order as msgpack."""
         spec = self.spec
         body = (
-            (spec.name, spec.product.name, spec.memory_bytes, spec.min_sev_asid, spec.seed, spec.bucket_ns),
+            (
+                spec.name, spec.product.name, spec.memory_bytes, spec.min_sev_asid, spec.seed, spec.bucket_ns,
+                spec.attributes,
+            ),
             (spec.log.everything, sorted(spec.log.entities)),
             platform_body(spec.platform),
             self.costs,
             tuple(guest_body(guest) for guest in self.guests),
             self.firmware,
             self.keys,
-        )
+        )  # fmt: skip
         return packed(body)
 
     @classmethod
     def parse(cls, data: bytes) -> HostOrder:
         """The order back from msgpack."""
         own, log, platform, costs, guests, firmware, keys = msgpack.unpackb(data, use_list=False)
-        name, product, memory, min_sev, seed, bucket = own
+        name, product, memory, min_sev, seed, bucket, attributes = own
         wish = LogWish(log[0], frozenset(log[1]))
-        spec = HostSpec(name, PRODUCTS[product], memory, min_sev, seed, bucket, wish, platform_of(platform))
+        spec = HostSpec(name, PRODUCTS[product], memory, min_sev, seed, bucket, wish, platform_of(platform), attributes)
         return cls(spec, costs, tuple(guest_of(body) for body in guests), firmware, keys)
 
 

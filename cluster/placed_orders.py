@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -62,7 +63,7 @@ def _wanted(scenario: Scenario) -> Iterator[tuple[Order, bool]]:
             AUTO_ON_SVSM if group.svsm and group.firmware == AUTO else group.firmware,
             "" if group.disk == MEMORY_DISK else group.disk,
             group.networked, svsm=group.svsm, kernel=group.kernel.settings,
-            owned=group.attest_to is not None,
+            owned=group.attest_to is not None, devices=group.devices,
             sev_policy=int(sum(LegacyPolicy[bit] for bit in set(group.sev_policy))),
         )  # fmt: skip
         yield Order(guest, vm.arrival_ns, group.lifetime, group.host), group.start == "running"
@@ -76,4 +77,5 @@ def _account(host: HostInstance, scenario: Scenario) -> HostAccount:
     asids = {one: count for one in (Generation.SEV, Generation.SEV_SNP) if (count := host.asids(one)) is not None}
     # The RMP takes 16 bytes for each 4 KiB page; the first 2 MiB stay with the host.
     usable = host.memory_bytes - host.memory_bytes // 256 - FIRMWARE_BYTES
-    return HostAccount(host.name, host.generations, usable, threads * scenario.vcpu_overcommit, asids)
+    cards = dict(Counter([one.kind for one in host.cards]))
+    return HostAccount(host.name, host.generations, usable, threads * scenario.vcpu_overcommit, asids, cards)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from node.asid_pool import ASID_KINDS
 from node.generation import Generation
 from node.guest import GuestSpec
+from tio.device_identity import CardKind
 
 FIRMWARE_BYTES = 16 << 20
 """Kept free on a host for each VM's firmware image and small pages, the largest image there is."""
@@ -28,6 +29,7 @@ class HostAccount:
     free_vcpus: float
     free_asids: dict[Generation, int]
     """By kind; see ``ASID_KINDS``."""
+    free_cards: dict[CardKind, int] = field(default_factory=dict)
 
     def takes(self, guest: GuestSpec) -> bool:
         """Whether the host has what the VM needs."""
@@ -36,7 +38,11 @@ class HostAccount:
             and guest.memory_bytes + FIRMWARE_BYTES <= self.free_bytes
             and guest.vcpus <= self.free_vcpus
             and self.free_asids.get(ASID_KINDS.get(guest.generation, guest.generation), 1) > 0
+            and (not guest.devices or self._has_cards(guest.devices))
         )
+
+    def _has_cards(self, wanted: tuple[CardKind, ...]) -> bool:
+        return all(wanted.count(kind) <= self.free_cards.get(kind, 0) for kind in wanted)
 
     def charge(self, guest: GuestSpec, sign: int) -> None:
         """Take (``sign`` 1) or give back (-1) a VM's share."""
@@ -45,6 +51,8 @@ class HostAccount:
         kind = ASID_KINDS.get(guest.generation)
         if kind in self.free_asids:
             self.free_asids[kind] -= sign
+        for card in guest.devices:
+            self.free_cards[card] -= sign
 
 
 @dataclass(slots=True)

@@ -179,6 +179,19 @@ _VM_TIME = TableSchema(
     ),
 )
 
+_NEIGHBOURS = TableSchema(
+    "neighbours",
+    "Time that phases lost to others of their host, where a scenario has it attributed (node/neighbour_ledger.py).",
+    _columns(
+        ("host", _T, "", "name of the host", "key"),
+        ("vm", _T, "", "who lost it", "key"),
+        ("phase", _T, "", "name of the demand", "key"),
+        ("neighbour", _T, "", "to whom: another virtual machine, or its own phases", "key"),
+        ("mechanism", _T, "", "loaded_latency, llc, smt or core_wait", "key"),
+        ("time_ns", _R, "ns", "vCPU time"),
+    ),
+)
+
 _DISKS = TableSchema(
     "disks",
     "One row per virtual machine that used its disk.",
@@ -416,8 +429,8 @@ EVENTS = TableSchema(
 TABLES: Mapping[str, TableSchema] = {
     schema.name: schema
     for schema in (
-        _VMS, _VM_TIME, _PHASES, _DISKS, _SVSMS, _NETWORKS, _TRAFFIC, _HOSTS, _PSP, _PAIRS, _PAIR_PARTS, _MIGRATIONS,
-        _DRAINS, _FIRMWARE, _CERTIFICATES, _DIGESTS,
+        _VMS, _VM_TIME, _NEIGHBOURS, _PHASES, _DISKS, _SVSMS, _NETWORKS, _TRAFFIC, _HOSTS, _PSP, _PAIRS, _PAIR_PARTS,
+        _MIGRATIONS, _DRAINS, _FIRMWARE, _CERTIFICATES, _DIGESTS,
     )
 }
 

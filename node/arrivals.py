@@ -17,8 +17,8 @@ from node.guest import Guest, GuestSpec, GuestState
 from node.guest_books import GuestBooks
 from node.host_events import HostEvent
 from node.hypervisor_port import Entered, LaunchRefused
+from node.mechanism import MECHANISMS
 from node.migration_frames import DIGEST_BYTES, NO_SESSION, Expected, FrameError, page_digests, state_of
-from node.phase_cost import MECHANISMS
 from node.sealed_transfer import SEALED
 from node.vcpu import VcpuState
 from node.vm_state import VmState

@@ -8,6 +8,7 @@ operation costs is said by ``operation_cost``.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator
 from dataclasses import replace
 
@@ -18,6 +19,8 @@ from node.branch_instructions import BranchInstructions
 from node.branch_target_buffer import BranchTargetBuffer
 from node.cache_timing import USUAL, CacheTiming
 from node.cached_controller import CachedController
+from node.card_memory import CardMemory
+from node.card_slot import windows, with_cards
 from node.cipher_modes import CIPHER_DESIGNS
 from node.core_msrs import SNP_EN
 from node.counter_random import CounterRandom
@@ -30,6 +33,7 @@ from node.event_delivery import EventDelivery
 from node.exit_instructions import Exits, HeldInReset, SwitchedAway
 from node.exit_registers import RegisterMasks
 from node.fault_answers import FAULTS, undefined
+from node.filled_slots import FilledSlots
 from node.firmware_levels import firmware_level
 from node.generation import CAPABILITIES, Generation
 from node.guest_access import CachedGuestAccess, GuestAccess
@@ -51,12 +55,14 @@ from node.residents import Residents
 from node.rmp import ReverseMapTable
 from node.rmp_hidden_form import HiddenForm
 from node.rmp_layout import RmpLayout, at_end_of_memory
+from node.root_complex import RootComplex
 from node.running_vcpus import RunningVcpus
 from node.stack_engine import StackEngines
 from node.table_entries import TableEntries
 from node.tlb import Tlb
 from node.tlb_duties import TlbDuties
 from node.trusted_dma import TrustedDma
+from node.trusted_io import BoardTrustedIo
 from node.vcpu_controls import VcpuControls
 from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
@@ -68,6 +74,7 @@ from psp.alias_check import AliasCheck
 from psp.firmware import SecurityProcessor
 from psp.guest_requests import GuestMessageSwitches
 from psp.system_bus import PAGE_BYTES
+from tio.ide import StreamChecks
 from tio.virtio_net import VirtioNet
 
 _VMPLS = 4
@@ -88,6 +95,7 @@ class Board:
         random: CounterRandom,
         platform: Platform = AS_USUAL,
     ) -> None:
+        product = with_cards(product, memory_bytes, platform.cards)
         self.product = product
         self.platform = platform
         self.dram = Dram(memory_bytes)
@@ -135,8 +143,24 @@ class Board:
         """SNP_EN on every core: the host's RMP instructions are there."""
         self.iommu = board_iommu(product, platform, self.fabric, lambda: self.rmp)
         tio = Generation.SEV_TIO in product.generations
-        self.trusted_dma = TrustedDma(self.iommu, lambda: self.rmp) if tio else None
+        asks_entries = Protection.SECURE_DEVICE_ENTRY not in platform.disabled
+        self.trusted_dma = TrustedDma(self.iommu, lambda: self.rmp, asks_entries=asks_entries) if tio else None
         """Requests of devices with the T bit; None on a part without SEV-TIO."""
+        self.card_memory = CardMemory(self.iommu, self.trusted_dma)
+        """Memory as cards in slots reach it, and the interrupts that they sent."""
+        self.slots = FilledSlots(
+            self.card_memory,
+            lambda purpose, counter, length: random.octets(name, purpose, counter, length),
+            StreamChecks(
+                macs=Protection.IDE_MAC not in platform.disabled,
+                numbers=Protection.IDE_PACKET_NUMBER not in platform.disabled,
+            ),
+        )
+        self.root_complex: RootComplex | None = None
+        """What leads to slots with cards; None on a board without any."""
+        if platform.cards:
+            self.root_complex = RootComplex(windows(memory_bytes, platform.cards), self.slots.fill)
+            self.iommu.memory.peers = self.root_complex
         self.bus = HostSystemBus(
             product,
             min_sev_asid,
@@ -148,6 +172,9 @@ class Board:
             self.iommu,
             self.data_fabric,
         )
+        if self.trusted_dma is not None:
+            self.bus.trusted_io = BoardTrustedIo(lambda: self.root_complex, self.trusted_dma)
+        self.bus.left_snp = self._leave_snp
         self.psp = SecurityProcessor(
             self.bus,
             lambda purpose, counter, length: random.octets(name, f"psp {purpose}", counter, length),
@@ -285,7 +312,12 @@ class Board:
             return
         self.snp_enabled = True
         layout = self.bus.rmp_layout()
-        if layout is None or layout == self.rmp.layout:
+        if layout is None:
+            return
+        if layout == self.rmp.layout:
+            if self.rmp.rests:
+                with contextlib.suppress(ValueError):  # As below.
+                    self.rmp.wake()
             return
         for spa, _ in self.rmp.layout.ranges():
             self.dram.let_go(spa)
@@ -297,6 +329,12 @@ class Board:
         if self.caches is not None:
             self.caches.place_rmp(layout)
         self.tables = self._table_host()
+
+    def _leave_snp(self) -> None:
+        """The security processor has cleared SNP_EN."""
+        self.snp_enabled = False
+        if self.rmp is not None:
+            self.rmp.rest()
 
     def _rmp_at(self, layout: RmpLayout) -> ReverseMapTable:
         under_key = self.platform.mode is HostMode.TSME or self.product.rmp.under_host_key

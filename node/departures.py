@@ -213,6 +213,8 @@ class Departures:
     def _refusal(self, guest: Guest | None) -> MigrationRefusal | None:
         if guest is None or guest.state in GONE:
             return MigrationRefusal.NO_SUCH_VM
+        if guest.spec.devices:
+            return MigrationRefusal.DEVICE_ASSIGNED
         if guest.spec.generation in REFUSALS:
             return REFUSALS[guest.spec.generation]
         if guest.spec.network:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from node.ap_start import ApStart
 from node.ap_wake import jump_target, lay_jump_table, starts_others_by_sipi, wait_by_message, wake
+from node.boot_phases import BOOT_PHASES
 from node.generation import CAPABILITIES, Generation
 from node.ghcb_msr import (
     Features,
@@ -44,6 +45,7 @@ from node.message_place import MessagePlace
 from node.operations import (
     Answer,
     GuestOperation,
+    GuestWork,
     PageStateChange,
     PValidate,
     Read,
@@ -107,7 +109,7 @@ class GuestKernel:
     @property
     def blocks(self) -> Mapping[int, Callable[[Registers], Block]]:
         """Blocks by RIP."""
-        first = self._enter_program
+        first: Callable[[Registers], Block] = self._enter_program
         if self.vcpu == 0 and CAPABILITIES[self.generation].key_per_vm:
             first = self._begin
             if CAPABILITIES[self.generation].encrypted_registers:
@@ -115,6 +117,8 @@ class GuestKernel:
         another = self._begin_another if self.generation in RMP_CHECKED else self._enter_program
         if self.vcpu and starts_others_by_sipi(self.generation):
             first = self._wait_for_start
+        if not self.vcpu and BOOT_PHASES[self.settings.boot]:
+            first = self._booted(first)
         return {
             self.reset_rip: first, ACCEPT_RIP: self._accept, CLOCK_RIP: self._ask_clock,
             START_RIP: self._start_others, AP_RIP: another,
@@ -142,6 +146,16 @@ class GuestKernel:
     @property
     def _boot_ghcb_gpa(self) -> int:
         return self.memory.boot_ghcb_gpa(self.launched)
+
+    def _booted(self, first: Callable[[Registers], Block]) -> Callable[[Registers], Block]:
+        """Firmware and kernel before anything else, one phase after another."""
+
+        def block(registers: Registers) -> Block:
+            for phase in BOOT_PHASES[self.settings.boot]:
+                yield (GuestWork(phase),)
+            return (yield from first(registers))
+
+        return block
 
     def _enter_program(self, registers: Registers) -> Block:
         yield ()

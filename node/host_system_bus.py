@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from node.cached_controller import CachedController
 from node.ciphertext_hiding import CiphertextHiding, MemoryReader
 from node.core_msrs import MEM_ENCRYPTION_MODE_EN, MFDM, SNP_EN, CoreMsrs, Msr
@@ -56,6 +58,7 @@ class HostSystemBus:
             ecc=True,  # Servers of these lines take registered modules only, all of which have it.
         )
         self.dram_bytes = dram.size_bytes
+        self._mmio = product.rmp.mmio
         self.rmp = rmp
         """Where SNP_EN found it; the board puts another here if the registers said otherwise."""
         self.memory_key_bytes = controller.key_bytes
@@ -85,6 +88,9 @@ class HostSystemBus:
         self._cores_memory = controller
         self.host_view: MemoryReader = controller
         """Memory as cores read it without a guest's key."""
+        self.can_release_cores = platform.x86_snp_shutdown and rmp is not None
+        self.left_snp: Callable[[], None] = lambda: None
+        """Who is told that the cores have no SNP_EN any more."""
         self.trusted_io: TrustedIo | None = None
         """Root ports and the secure device table, on a board that has them."""
 
@@ -126,7 +132,7 @@ class HostSystemBus:
     def rmp_placement(self) -> RmpPlacement | None:
         """The same, as firmware wants it."""
         layout = self.rmp_layout()
-        if layout is None or self.rmp is None or layout != self.rmp.layout:
+        if layout is None or self.rmp is None or layout != self.rmp.layout or self.rmp.rests:
             return None
         ranges = layout.ranges()
         covered = all(
@@ -145,6 +151,11 @@ class HostSystemBus:
     def iommus_release(self) -> None:
         """SNP off in the IOMMU."""
         self._iommu.release()
+
+    def cores_release(self) -> None:
+        """SNP off in the cores."""
+        self._msrs.leave_snp()
+        self.left_snp()
 
     def read(self, spa: int, length: int) -> bytes:
         """Read DRAM without a key."""
@@ -223,9 +234,13 @@ class HostSystemBus:
         return self.wbinvds
 
     def rmp_covers(self, spa: int, pages: int = 1) -> bool:
-        """Whether there is an RMP and the pages are in it."""
-        inside = 0 <= spa // PAGE_BYTES <= self.dram_bytes // PAGE_BYTES - pages
-        return self.rmp is not None and inside and self.rmp.covers(spa, pages)
+        """Whether there is an RMP and the pages are in it, of memory or of MMIO."""
+        return self.rmp is not None and self._is_there(spa, pages * PAGE_BYTES) and self.rmp.covers(spa, pages)
+
+    def _is_there(self, spa: int, length: int) -> bool:
+        """Whether it is memory or MMIO: a table has entries for more, where its segments end."""
+        base, size = self._mmio
+        return 0 <= spa <= self.dram_bytes // PAGE_BYTES * PAGE_BYTES - length or base <= spa <= base + size - length
 
     def rmp_initialise(self) -> None:
         """Zero the RMP."""

@@ -7,7 +7,7 @@ firmware ABI sections 3 and 4, and what KVM and QEMU do with them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 
 from node import operations as op
@@ -19,7 +19,7 @@ from node.expected_answers import expect_done, expect_gone, expect_success
 from node.firmware_driver import LEGACY, commit_firmware, update_firmware
 from node.firmware_image import FirmwareImage
 from node.frame_allocator import FrameAllocator, OutOfMemory, joined
-from node.generation import CAPABILITIES, Generation
+from node.generation import Generation
 from node.ghcb_server import GhcbServer
 from node.host_bring_up import TRUSTED_REGION_BYTES, bring_up_steps, refusal
 from node.hypervisor_port import (
@@ -39,11 +39,15 @@ from node.measured_launch import VMSA_GPA, LaunchPage, launch_vmsas, sev_launch_
 from node.nested_table_pages import table_pages
 from node.ovmf import FirmwareImageError
 from node.owned_launch import LAUNCH_SECRET_GPA, OWNERS_PAGES, OwnedLaunch, in_a_row
+from node.page_state_change import change_page_state
+from node.port_window import PortWindow
 from node.product import Product
 from node.rmp_layout import at_end_of_memory
 from node.sealed_transfer import depart, open_session, seal, unseal
 from node.sev_features import launch_features
 from node.svsm_launch import guest_launch_pages, svsm_below
+from node.tio_host import TioHost
+from node.tio_memory import TioMemory
 from node.vcpu_model import vcpu_model
 from node.vm_transfer import export, fill, receive
 from node.vmsa import VMSA_BYTES, SevFeature
@@ -80,12 +84,14 @@ class Hypervisor:
         min_sev_asid: int,
         images: Mapping[str, FirmwareImage],
         max_snp_asid: int = 0,
+        ports: Sequence[PortWindow] = (),
     ) -> None:
         self.product = product
         self._images = images
         self._max_snp_asid = max_snp_asid
         self.snp = Generation.SEV_SNP in product.generations
         self.asids = AsidPool(product.max_asid, min_sev_asid, max_snp_asid)
+        trusted = bool(ports) and Generation.SEV_TIO in product.generations
         reserved = 0
         if self.snp:
             rmp = product.rmp
@@ -96,10 +102,11 @@ class Hypervisor:
         self.frames = FrameAllocator([(first, self._trusted_region - first)])
         self.rmp_bytes = reserved
         self._command_page = self._frame()
+        self.tio = TioHost(ports, TioMemory(self.frames, self._command_page), trusted=trusted)
         self.updating = False
         """Whether firmware is just being replaced: no SEV guest can come then."""
         self._vms: dict[str, LaunchedVm] = {}
-        self._ghcb = GhcbServer(product, vcpu_model(VCPU_MODEL), self.page_state_change, self._small)
+        self._ghcb = GhcbServer(product, vcpu_model(VCPU_MODEL), self.page_state_change, self._small, self.tio)
 
     def launched(self, vm: str) -> LaunchedVm:
         """The record of a VM; KeyError if there is none."""
@@ -113,10 +120,14 @@ class Hypervisor:
         """Bring the host up: IOMMU, cores, and firmware, SNP first where the product has it, then legacy."""
         (syscfg,) = yield (op.ReadMsr(0, Msr.SYSCFG),)
         assert isinstance(syscfg, int)
-        for step in bring_up_steps(self.product, self._command_page, syscfg, self._max_snp_asid, self._trusted_region):
+        for step in bring_up_steps(
+            self.product, self._command_page, syscfg, self._max_snp_asid, self._trusted_region, self.tio.device_table,
+            tio=self.tio.trusted,
+        ):  # fmt: skip
             refused = refusal(step, (yield step.batch))
             if refused:
                 raise LaunchRefused(refused)
+        yield from self.tio.start()
 
     def launch(self, spec: MachineSpec) -> LaunchTask:
         """Launch a VM up to the entry of its boot processor. Raises LaunchRefused with everything given back."""
@@ -126,6 +137,9 @@ class Hypervisor:
             record.svsm = svsm_below(record.firmware, spec)
             yield from self._take_memory(spec, record)
             yield from launch(self, spec, record)
+            if spec.devices:
+                c_bit = 1 << self.product.c_bit if record.c_bit else 0
+                record.functions = yield from self.tio.give(spec.name, spec.devices, record.shown_to_devices(), c_bit)
             yield from self._checked([op.VmRun(spec.name, 0)])
         except LaunchRefused:
             yield from self._give_back(spec.name, record)
@@ -159,7 +173,10 @@ class Hypervisor:
         return op.CpuidResult(*self._ghcb.leaf(self._vms[vm].generation, function, index))
         yield ()
 
-    mmio = staticmethod(device_access)
+    def mmio(self, vm: str, vcpu: int, gpa: int, length: int, value: int | None) -> Reply:
+        """Answer a load or store to a device by a guest whose registers are not encrypted."""
+        return device_access(self._vms[vm].functions, vm, vcpu, gpa, length, value)
+
     update_firmware = update_firmware
     commit_firmware = commit_firmware
     export, receive, fill = export, receive, fill
@@ -167,30 +184,7 @@ class Hypervisor:
 
     def page_state_change(self, vm: str, change: op.PageStateChange) -> Reply:
         """Answer a guest's page state change: reassign the pages in the RMP. Returns 0, or 1 if refused."""
-        record = self._vms[vm]
-        if not CAPABILITIES[record.generation].key_per_vm:
-            return 0
-        if (change.gpa | change.length) % PAGE_BYTES or change.length <= 0:
-            return 1
-        backing = record.behind(change.gpa, change.length)
-        if sum(length for _, _, length in backing) != change.length:
-            return 1  # Before anything changes: the range is not all memory of this guest.
-        if not CAPABILITIES[record.generation].rmp:
-            record.shared.change(change.gpa, change.length, shared=change.shared)
-            return 0
-        for first, spa, length in backing:
-            for start, size, large in record.pieces(spa, length):
-                gpa = first + start - spa
-                entry = _HYPERVISOR if change.shared else RmpEntry(assigned=True, gpa=gpa, asid=record.asid)
-                block = start // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
-                if not large and block not in record.smashed:
-                    # KVM smashes a large entry before it changes a part of it; a shared block has none.
-                    record.smashed.add(block)
-                    yield (op.PSmash(block),)
-                (code,) = yield (op.RmpUpdate(start, size, _sized(entry, large)),)
-                if code:
-                    return 1
-        return 0
+        return change_page_state(vm, self._vms[vm], change, self.tio.shows)
 
     # What every launch takes and gives back.
 
@@ -238,6 +232,7 @@ class Hypervisor:
     def _give_back(self, vm: str, record: LaunchedVm) -> Task:
         """Return everything in ``record``, in the order that firmware and RMP demand."""
         command = record.small[0] if record.small else 0
+        yield from self.tio.take_all(vm, record.gctx)
         if record.gctx:
             context = buffers.GuestContextPage(address=record.gctx)
             expect_gone((yield (op.PspCommand(SnpCommand.DECOMMISSION, command, context.pack()),)))

@@ -17,6 +17,7 @@ from node.frame_allocator import FrameAllocator
 from node.generation import Generation
 from node.machine_spec import MachineSpec
 from node.operations import Answer, CpuidResult, HypervisorOperation, PageStateChange
+from node.port_window import PortWindow
 from node.product import Product
 from node.vm_state import VmState
 
@@ -129,6 +130,8 @@ class HypervisorPort(Protocol):
         """The VM lives elsewhere: take it apart as firmware wants it then."""
 
 
-HypervisorFactory = Callable[[Product, int, int, Mapping[str, FirmwareImage], int], HypervisorPort]
-"""Makes the hypervisor of a product with so many bytes of memory, a least SEV ASID, firmware images by key, and a last
-ASID for SNP, 0 where ciphertext is not to be hidden."""
+HypervisorFactory = Callable[
+    [Product, int, int, Mapping[str, FirmwareImage], int, tuple[PortWindow, ...]], HypervisorPort
+]
+"""Makes the hypervisor of a product with so many bytes of memory, a least SEV ASID, firmware images by key, a last ASID
+for SNP, 0 where ciphertext is not to be hidden, and the root ports that boot firmware found."""

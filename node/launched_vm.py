@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from node.ap_starts import ApStarts
 from node.firmware_image import FirmwareImage
 from node.generation import Generation
+from node.guest_functions import GuestFunction
 from node.guest_memory_map import Range
 from node.owned_launch import OwnedLaunch
 from node.shared_pages import SharedPages
@@ -72,6 +73,8 @@ class LaunchedVm:
     """vCPUs that wait for another to start them, and what came for those that do not wait yet."""
     vmpls: VmplBook | None = None
     """Where the guest may use several VMPLs."""
+    functions: tuple[GuestFunction, ...] = ()
+    """Devices that were given to it, as it is shown them."""
     svsm: FirmwareImage | None = None
     """The image below the firmware, where there is one."""
 
@@ -159,6 +162,14 @@ class LaunchedVm:
             run = spa = stop
         if run < end:
             yield run, end - run, True
+
+    def shown_to_devices(self) -> list[tuple[int, int, int, bool]]:
+        """(GPA, SPA, length, large) of all its memory, cut by the size of the RMP's entries."""
+        return [
+            (gpa + start - spa, start, size, large)
+            for gpa, spa, length in self.ram
+            for start, size, large in self.pieces(spa, length)
+        ]
 
     def page_spa(self, gpa: int) -> int | None:
         """The frame behind a page of the guest; None where it has no memory."""

@@ -56,10 +56,11 @@ def snp_launch_pages(
 ) -> Iterator[LaunchPage]:
     """Every page of an SNP launch, in order. ``cpuid`` is the CPUID page, which is not measured.
 
-    Raises ``FirmwareImageError``, before the first page, for an image that
-    lacks the metadata or what ``vcpus`` or ``kernel_hashes`` ask of it.
+    Raises ``FirmwareImageError``, before the first page, for an image that lacks what ``vcpus`` or ``kernel_hashes``
+    ask of it. One built without SEV-SNP, for no secrets and CPUID page, has a digest too, although no guest would come
+    up from it; one that was not built for SEV at all has none.
     """
-    if not image.launches_snp:
+    if not image.launches_snp and image.tables.reset_eip is None:
         raise image.refusal("SEV metadata", "a SECRETS and a CPUID section", "none")
     hash_page = None if kernel_hashes is None else _hash_page(image, kernel_hashes)
     vmsas = launch_vmsas(image, vcpus, vcpu_model, features, vmm)

@@ -24,6 +24,7 @@ from node.hypervisor_server import ANSWERS, BATCH, FIGURES, LOAD, TASKS, Hypervi
 from node.machine_spec import MachineSpec
 from node.operation_codec import packed, unpacked
 from node.operations import PageStateChange
+from node.port_window import PortWindow
 from node.product import Product
 from node.vm_state import VmState
 
@@ -45,11 +46,12 @@ class RemoteHypervisor:
         min_sev_asid: int,
         images: Mapping[str, FirmwareImage],
         max_snp_asid: int = 0,
+        ports: tuple[PortWindow, ...] = (),
     ) -> None:
         self.operations = 0
         self._exchange = exchange
         self._numbers = count()
-        order = (product.name, memory_bytes, min_sev_asid, tuple(images), max_snp_asid)
+        order = (product.name, memory_bytes, min_sev_asid, tuple(images), max_snp_asid, product.rmp.mmio, ports)
         self._ask(HypervisorVerb.LOAD, *LOAD.pack(order))
 
     def figures(self) -> HypervisorFigures:

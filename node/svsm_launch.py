@@ -51,11 +51,14 @@ def svsm_below(image: FirmwareImage, spec: MachineSpec) -> FirmwareImage | None:
 def guest_launch_pages(
     images: Sequence[FirmwareImage], vcpus: int, vcpu_model: VcpuModel, features: int, cpuid: bytes | None = None
 ) -> Iterator[LaunchPage]:
-    """Every page of an SNP launch as QEMU does it: of OVMF, and of an SVSM below. Raises FirmwareImageError.
+    """Every page of an SNP launch as QEMU does it: of OVMF, and of an SVSM below.
 
-    ``cpuid`` is the CPUID page, which is not measured.
+    ``cpuid`` is the CPUID page, which is not measured. Raises FirmwareImageError, also where the image that comes up
+    first asks for no secrets or CPUID page.
     """
     image, *below = images
+    if not images[-1].launches_snp:
+        raise images[-1].refusal("SEV metadata", "a SECRETS and a CPUID section", "none")
     if not below:
         return snp_launch_pages(image, vcpus, vcpu_model, features, cpuid=cpuid)
     return svsm_launch_pages(image, below[0], vcpus, vcpu_model, cpuid)
@@ -64,14 +67,12 @@ def guest_launch_pages(
 def svsm_launch_pages(
     image: FirmwareImage, svsm: FirmwareImage, vcpus: int, vcpu_model: VcpuModel, cpuid: bytes | None = None
 ) -> Iterator[LaunchPage]:
-    """Every page of the launch, in order. Raises ``FirmwareImageError`` for an SVSM without entry point or metadata."""
+    """Every page of the launch, in order. Raises ``FirmwareImageError`` for an SVSM without entry point."""
     entry = svsm.tables.svsm_entry
     if entry is None:
         raise svsm.refusal("SVSM info", "an entry point", "none")
     if not entry < len(svsm.data):
         raise svsm.refusal("SVSM info", f"an entry point below {len(svsm.data):#x}", hex(entry))
-    if not svsm.launches_snp:
-        raise svsm.refusal("SEV metadata", "a SECRETS and a CPUID section", "none")
     signature = vcpu_model.cpuid_signature
     start = {**_PROTECTED_MODE, "RIP": svsm.gpa + entry}
     vmsa = initial_vmsa(svsm.gpa + entry, signature, SevFeature.SNP_ACTIVE, start)

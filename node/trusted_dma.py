@@ -9,7 +9,7 @@ guest's ASID; what the guest itself does not permit is only refused. Source: ``s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from node.asid_fence import AsidFences
 from node.iommu import Iommu
@@ -20,19 +20,19 @@ from node.rmp import ReverseMapTable
 from node.rmp_checks import PERMIT_READ, PERMIT_WRITE
 from node.rmp_faults import NotValidated, RmpFault
 from psp.tsm.secure_device_entry import NOBODYS, SecureDeviceEntry
+from psp.tsm.trusted_io import TdiBinding
 from tio.dma_port import DmaFault
 
 _LARGE_BITS = 21
 
 
-@dataclass(frozen=True, slots=True)
-class Binding:
-    """A TDI of a guest: its ASID, the number by which the guest knows the device, and its streams."""
+@dataclass(slots=True)
+class _Bound:
+    """A TDI of a guest, and its secure device table entry as far as the guest has a say in it."""
 
-    asid: int
-    guest_device_id: int
-    stream_ids: frozenset[int]
+    binding: TdiBinding
     entry: SecureDeviceEntry = NOBODYS
+    running: bool = False
 
 
 class _FencedOff(Exception):
@@ -40,37 +40,47 @@ class _FencedOff(Exception):
 
 
 class TrustedDma:
-    """The trusted side of a host's IOMMU. ``rmp`` is the table of the moment."""
+    """The trusted side of a host's IOMMU. ``rmp`` is the table of the moment.
 
-    def __init__(self, iommu: Iommu, rmp: Callable[[], ReverseMapTable | None]) -> None:
+    ``asks_entries`` is False only where a laboratory has the secure device table knocked out.
+    """
+
+    def __init__(
+        self, iommu: Iommu, rmp: Callable[[], ReverseMapTable | None], *, asks_entries: bool = True
+    ) -> None:
         self.fences = AsidFences()
         self._iommu = iommu
         self._rmp = rmp
-        self._bound: dict[int, Binding] = {}
+        self._asks_entries = asks_entries
+        self._bound: dict[int, _Bound] = {}
 
     # What the firmware does.
 
-    def bind(self, device: int, binding: Binding) -> None:
-        """A TDI belongs to a guest; trusted requests fault until the guest's entry allows them."""
-        self._bound[device] = binding
+    def bind(self, device: int, binding: TdiBinding) -> None:
+        """A TDI belongs to a guest; trusted requests fault until it runs and the guest's entry allows them."""
+        self.unbind(device)
+        self._bound[device] = _Bound(binding)
 
     def start(self, device: int) -> None:
-        """The TDI runs."""
-        self.fences.starts(self._bound[device].asid, device)
+        """The TDI runs. Raises KeyError for one that is nobody's."""
+        bound = self._bound[device]
+        bound.running = True
+        self.fences.starts(bound.binding.asid, device)
 
     def write_entry(self, device: int, entry: SecureDeviceEntry) -> None:
-        """The guest's part of the entry, as it gave it to the firmware."""
-        self._bound[device] = replace(self._bound[device], entry=entry)
+        """The guest's part of the entry, as it gave it to the firmware. Raises KeyError for a TDI that is nobody's."""
+        self._bound[device].entry = entry
 
     def unbind(self, device: int) -> None:
         """The TDI is nobody's; its entry is clear."""
-        binding = self._bound.pop(device, None)
-        if binding is not None:
-            self.fences.ends(binding.asid, device)
+        bound = self._bound.pop(device, None)
+        if bound is not None:
+            self.fences.ends(bound.binding.asid, device)
 
-    def binding(self, device: int) -> Binding | None:
+    def binding(self, device: int) -> TdiBinding | None:
         """Whose a device's TDI is."""
-        return self._bound.get(device)
+        bound = self._bound.get(device)
+        return None if bound is None else bound.binding
 
     # What the device does.
 
@@ -101,23 +111,18 @@ class TrustedDma:
     def _passed(self, device: int, stream_id: int, gpa: int, size: int, *, write: bool) -> tuple[int, int]:
         """(SPA, key) of a request inside of one 4 KiB page. Raises AccessRefused and _FencedOff."""
         flags = FLAG_WRITE if write else 0
-        binding, rmp = self._bound.get(device), self._rmp()
-        if binding is None or rmp is None or stream_id not in binding.stream_ids or not self._iommu.memory.enforced:
+        rmp = self._rmp()
+        if rmp is None or not self._iommu.memory.enforced:
             raise AccessRefused(IommuEvent(EventCode.INVALID_DEVICE_REQUEST, device, flags, 0, gpa))
-        entry, asid = binding.entry, binding.asid
-        if not entry.valid or not (entry.write if write else entry.read):
-            raise AccessRefused(IommuEvent(EventCode.IO_PAGE_FAULT, device, flags | FLAG_PERMISSION, 0, gpa))
+        if not self._asks_entries:
+            return self._passed_unasked(rmp, device, gpa, size, write=write)
+        entry, asid = self._entry(device, stream_id, gpa, write=write)
         if self.fences.blocks(asid):
             raise _FencedOff
         try:
-            _, found = self._iommu.translated(device, gpa, write=write)
-            spa, key = self._iommu.memory.located(found.address | gpa & (1 << found.bits) - 1)
+            spa, key, large = self._located(device, gpa, write=write)
             if entry.is_private(gpa):
-                needs = PERMIT_WRITE if write else PERMIT_READ
-                large = found.bits >= _LARGE_BITS
-                rmp.checks.check_guest_private(
-                    spa, gpa, asid, size, needs=needs, vmpl=entry.vmpl, mapped_large=large
-                )
+                _check_private(rmp, spa, gpa, asid, size, entry.vmpl, large=large, write=write)
                 return spa, asid
             rmp.check_dma(spa, size, write=write)
         except (NotValidated, RmpFault):
@@ -127,3 +132,42 @@ class TrustedDma:
             self.fences.error(asid)
             raise
         return spa, key
+
+    def _entry(self, device: int, stream_id: int, gpa: int, *, write: bool) -> tuple[SecureDeviceEntry, int]:
+        """The entry that a request passes, and the ASID in it. Raises AccessRefused; nobody is fenced for that."""
+        flags = FLAG_WRITE if write else 0
+        bound = self._bound.get(device)
+        if bound is None or not bound.running or stream_id not in bound.binding.stream_ids:
+            raise AccessRefused(IommuEvent(EventCode.INVALID_DEVICE_REQUEST, device, flags, 0, gpa))
+        entry = bound.entry
+        if not entry.valid or not (entry.write if write else entry.read):
+            raise AccessRefused(IommuEvent(EventCode.IO_PAGE_FAULT, device, flags | FLAG_PERMISSION, 0, gpa))
+        return entry, bound.binding.asid
+
+    def _located(self, device: int, gpa: int, *, write: bool) -> tuple[int, int, bool]:
+        """(SPA, key without a guest's, whether a large page maps it), as the host's table leads."""
+        _, found = self._iommu.translated(device, gpa, write=write)
+        spa, key = self._iommu.memory.located(found.address | gpa & (1 << found.bits) - 1)
+        return spa, key, found.bits >= _LARGE_BITS
+
+    def _passed_unasked(
+        self, rmp: ReverseMapTable, device: int, gpa: int, size: int, *, write: bool
+    ) -> tuple[int, int]:
+        """Without secure entries: for the owner of the page, with what its highest VMPL may do."""
+        spa, key, large = self._located(device, gpa, write=write)
+        owner = rmp.entry(spa)
+        if not owner.assigned:
+            return spa, key
+        try:
+            _check_private(rmp, spa, gpa, owner.asid, size, 0, large=large, write=write)
+        except (NotValidated, RmpFault):
+            flags = FLAG_WRITE if write else 0
+            raise AccessRefused(IommuEvent(EventCode.RMP_PAGE_FAULT, device, flags, owner.asid, gpa)) from None
+        return spa, owner.asid
+
+
+def _check_private(
+    rmp: ReverseMapTable, spa: int, gpa: int, asid: int, size: int, vmpl: int, *, large: bool, write: bool
+) -> None:
+    needs = PERMIT_WRITE if write else PERMIT_READ
+    rmp.checks.check_guest_private(spa, gpa, asid, size, needs=needs, vmpl=vmpl, mapped_large=large)

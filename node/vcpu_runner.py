@@ -17,7 +17,7 @@ from node.board import Board
 from node.clock import Clock
 from node.contention import Contention, PhaseAccount
 from node.cores import Cores
-from node.disk_books import DiskBooks
+from node.disk_books import counted
 from node.event_delivery import Delivered
 from node.event_log import EventLog
 from node.exit_registers import store_registers
@@ -27,7 +27,7 @@ from node.host_events import HostEvent
 from node.host_prices import HostPrices
 from node.identity_cache import IdentityCache
 from node.injected_vc import met_first, take_injected_vc
-from node.phase_cost import MECHANISMS, Mechanism
+from node.mechanism import MECHANISMS, Mechanism
 from node.program import Demand, Ending, Registers
 from node.tenant import NoBlock, Outcome
 from node.vcpu import AWAITING, HALFWAY, HALTED, SLEEPING, Vcpu, VcpuState
@@ -58,6 +58,7 @@ class VcpuRunner:
         self.served: Callable[[tuple[op.HypervisorOperation, ...], int, Guest], int] = lambda _, ready_ns, __: ready_ns
         """When a hypervisor's batch, ready for the mailbox, is through with it: who keeps the security processor's."""
         self.cores = Cores(clock, contention, self._phases_ended)
+        self.disk = prices.new_disk()
         self._clock = clock
         self._board = board
         self._contention = contention
@@ -317,6 +318,7 @@ class VcpuRunner:
         own = vcpu.thread == vcpu.index
         lost_ns = guest.lost_ns if own else dict.fromkeys(MECHANISMS, 0.0)
         spent = self._prices.guest(guest.spec.generation).price(batch, self._contention.latency_ns, lost_ns)
+        spent += self.disk.wait(self._clock.now_ns, batch, lost_ns)
         if not own:
             charge_svsm(guest, spent)
         vcpu.elapsed_ns += spent
@@ -358,7 +360,8 @@ class VcpuRunner:
         if self._board.sent:
             self.sent()
         if count_batch(guest, batch[: len(answers)], answers):
-            self._count_disk(guest, batch[: len(answers)], answers)
+            cost = self._prices.guest(guest.spec.generation)
+            guest.disk = counted(guest.disk, batch[: len(answers)], answers, cost.disk_ns)
         if held:
             vcpu.state, vcpu.held = VcpuState.HELD, (batch[len(answers) :], before + answers)
             return
@@ -487,10 +490,12 @@ class VcpuRunner:
             self._awake(vcpu)
 
     def _awake(self, vcpu: Vcpu) -> None:
-        """Enter a halted vCPU again, which costs an exit and what comes with that."""
-        guest = vcpu.guest
-        spent = self._prices.guest(guest.spec.generation).halt(guest.lost_ns)
-        vcpu.called, vcpu.state, vcpu.registers.r15 = False, VcpuState.BLOCK, 0
+        """Enter a halted vCPU again, which costs its exits and, where its thread slept, bringing that back."""
+        guest, registers = vcpu.guest, vcpu.registers
+        slept_ns = self._clock.now_ns - vcpu.slept_from_ns if vcpu.state is VcpuState.SLEEPING else 0
+        timer = registers.r14 == SLEEPING
+        spent = self._prices.guest(guest.spec.generation).halt(guest.lost_ns, slept_ns, timer=timer)
+        vcpu.called, vcpu.state, registers.r15 = False, VcpuState.BLOCK, 0
         vcpu.elapsed_ns += spent
         guest.operation_ns += spent
         vcpu.epoch += 1
@@ -514,8 +519,7 @@ class VcpuRunner:
 
         def wake() -> None:
             if vcpu.epoch == epoch:
-                vcpu.registers.r15 = 0
-                self._run_blocks(vcpu, None)
+                self._awake(vcpu)
 
         self._clock.after(vcpu.registers.r15, wake)
 
@@ -580,16 +584,6 @@ class VcpuRunner:
         if guest.when_parked is not None:
             tell, guest.when_parked = guest.when_parked, None
             tell()
-
-    def _count_disk(
-        self, guest: Guest, batch: tuple[op.GuestOperation, ...], answers: tuple[op.Answer, ...]
-    ) -> None:
-        cost, books = self._prices.guest(guest.spec.generation), guest.disk
-        if books is None:
-            books = guest.disk = DiskBooks()
-        for one, answer in zip(batch, answers, strict=True):
-            if isinstance(one, op.BlockRead | op.BlockWrite):
-                books.note(one, answer, cost.disk_ns(one))
 
 
 _NOT_YET = (VcpuState.WAITING, VcpuState.STOPPED)

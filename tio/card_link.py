@@ -20,6 +20,10 @@ class CardLink:
     def __init__(self, port: IdePort, completer: Completer) -> None:
         self.port = port
         self.upstream: Upstream = _nowhere
+        self.silent = False
+        """It takes and answers nothing."""
+        self.poisons = False
+        """What functions write is marked as wrong."""
         self._completer = completer
         self._waiting = WaitingRequests(port)
         self._late: deque[Arrived | ArrivedWrites] = deque(maxlen=_MOST_LATE)
@@ -27,13 +31,15 @@ class CardLink:
 
     def receive(self, packets: Iterable[Packet | WriteRun]) -> Wire:
         """Take packets that came down: what goes up for them."""
+        if self.silent:
+            return []
         self._late.extend(self.port.receive(packets))
         up: Wire = []
         for _ in range(_MOST_LATE):
             if not self._late:
                 break
             up += self._served(self._late.popleft())
-        return up
+        return up + self.port.fail_messages()
 
     def ask(self, build: Sequence[Callable[[int], Tlp]], *, tee: bool) -> list[Waiting]:
         """Send requests, each made with its tag: what came of each. Raises IdeError and TlpError."""

@@ -18,12 +18,14 @@ from tio.ide import (
     Arrived,
     ArrivedWrites,
     Direction,
+    Failure,
     IdeError,
     IdePort,
     IdeStream,
     Link,
     Outcome,
     Packet,
+    StreamChecks,
     StreamState,
     SubStream,
     Tlp,
@@ -34,6 +36,7 @@ from tio.ide import (
     Way,
     WriteRun,
 )
+from tio.ide.capability import IdeCapability
 from tio.ide.requests import (
     completions,
     configuration_read,
@@ -44,7 +47,14 @@ from tio.ide.requests import (
     write_bytes,
     written,
 )
+from tio.ide.stream import ALL_CHECKS
+from tio.pci import ConfigurationSpace, Identity
 
+_IDENTITY = Identity(0x1022, 0x5EFF, 0x06_0400)
+"""AMD's; which device is the laboratory's to say."""
+_STREAM_BLOCKS = 8
+_BRIDGE_CONTROL, _BUS_RESET = 0x3E, 1 << 6
+"""Secondary Bus Reset (7.5.1.3.13). The bit reads zero: here a reset is over as soon as it is asked for."""
 _MOST_ROUNDS = 8
 """How often packets go down and up for one request: answers to what somebody injects bring no more of it."""
 
@@ -67,16 +77,38 @@ class Plugged(Protocol):
     def receive(self, packets: Iterable[Packet | WriteRun]) -> Wire:
         """Take packets that came down: what goes up for them."""
 
+    def configuration_read(self, requester: int, offset: int, width: int) -> int:
+        """What a configuration request finds that nobody on the link looks at."""
+
+    def configuration_write(self, requester: int, offset: int, value: int, width: int) -> None:
+        """Likewise."""
+
+    def reset(self) -> None:
+        """Conventional reset."""
+
 
 class RootPort:
-    """Port ``number``, whose own requester id is device ``number`` on bus 0."""
+    """Port ``number``, whose own requester id is device ``number`` on bus 0; ``space`` is its configuration space.
+
+    ``tag_fence`` and ``checks`` are ``IdePort``'s, ``reorder_check`` ``StreamSettings``'.
+    """
 
     def __init__(
-        self, number: int, link: Link, memory: Memory, *, most_payload_bytes: int = 256, port: IdePort | None = None
+        self,
+        number: int,
+        link: Link,
+        memory: Memory,
+        *,
+        most_payload_bytes: int = 256,
+        tag_fence: bool = False,
+        reorder_check: bool = False,
+        checks: StreamChecks = ALL_CHECKS,
     ) -> None:
         self.number = number
         self.link = link
-        self.port = port or IdePort()
+        self.port = IdePort(tag_fence=tag_fence, checks=checks)
+        self.ide = IdeCapability(self.port, _STREAM_BLOCKS, reorder_check=reorder_check)
+        self.space = ConfigurationSpace(_IDENTITY, {}, extended=(self.ide,), root_port=number)
         self.requester_id = (number & 0x1F) << 3
         self.refused_reads = 0
         self.refused_writes = 0
@@ -100,6 +132,13 @@ class RootPort:
             self._card.upstream = _nowhere
             self._card = None
 
+    def reset(self) -> None:
+        """Secondary bus reset: a conventional reset of what is in the slot; no stream goes on."""
+        for stream in self.port.streams.values():
+            stream.fail(Failure.RESET)
+        if self._card is not None:
+            self._card.reset()
+
     # What cores ask for.
 
     def load(self, address: int, width: int, *, tee: bool) -> int:
@@ -116,16 +155,37 @@ class RootPort:
         if not tee or self._protects(packet):
             self._down(self.port.send([packet], tee=tee))
 
+    def forward(self, packet: Tlp, *, tee: bool) -> None:
+        """Pass a peer's write on to the card, its T bit as it came, on the stream that holds its address.
+
+        Whether peers may reach each other at all is for whoever joins root ports to say: a request with T that is
+        passed on is a trusted one to the card, whoever made it.
+        """
+        if not tee or self._protects(packet):
+            self._down(self.port.send([packet], tee=tee))
+
     def configuration_read(self, requester: int, offset: int, width: int = 4) -> int:
-        """A register of function ``requester`` of the card; ones where there is none, or it is no register."""
+        """A register of function ``requester``, of the card or this port; ones where there is none, or no register."""
         if not _is_register(offset, width):
             return (1 << 8 * width) - 1
+        if requester == self.requester_id:
+            return self.space.read(offset, width)
+        if self._card is not None and self.link.is_bare:
+            return self._card.configuration_read(requester, offset, width)
         return _value(self._asked([partial(configuration_read, self.requester_id, requester, offset, width)]), width)
 
     def configuration_write(self, requester: int, offset: int, value: int, width: int = 4) -> None:
-        """Store to a register of function ``requester`` of the card."""
-        if _is_register(offset, width):
-            value &= (1 << 8 * width) - 1
+        """Store to a register of function ``requester``, of the card or this port."""
+        if not _is_register(offset, width):
+            return
+        value &= (1 << 8 * width) - 1
+        if requester == self.requester_id:
+            if offset <= _BRIDGE_CONTROL < offset + width and value >> 8 * (_BRIDGE_CONTROL - offset) & _BUS_RESET:
+                self.reset()
+            self.space.write(offset, value, width)
+        elif self._card is not None and self.link.is_bare:
+            self._card.configuration_write(requester, offset, value, width)
+        else:
             self._asked([partial(configuration_write, self.requester_id, requester, offset, value, width)])
 
     # What firmware does with keys.
@@ -193,7 +253,7 @@ class RootPort:
                 self._write(one.requester, one.address, bytes(one.data), tee=True, stream_id=one.stream_id)
             elif not self._waiting.take(one):
                 down += self.port.send(self._served(one), tee=one.tee, answers_on=one.stream_id)
-        return down
+        return down + self.port.fail_messages(self.requester_id)
 
     def _served(self, arrived: Arrived) -> list[Tlp]:
         packet = arrived.packet

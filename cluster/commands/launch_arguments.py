@@ -78,11 +78,12 @@ def kernel_hashes(arguments: argparse.Namespace) -> KernelHashes | None:
     from node.kernel_hashes import KernelHashes, command_line_digest
 
     for option in ("initrd", "append"):
-        if getattr(arguments, option) is not None and arguments.kernel is None:
+        if getattr(arguments, option) and not arguments.kernel:
             raise UserError(f"--{option}: expected --kernel with it")
-    if arguments.kernel is None:
+    if not arguments.kernel:
         return None
-    initrd = hashlib.sha256().digest() if arguments.initrd is None else _file_digest(arguments.initrd)
+    # As scripts hand them on that may have none: no name is no file.
+    initrd = _file_digest(arguments.initrd) if arguments.initrd else hashlib.sha256().digest()
     cmdline = command_line_digest(os.fsencode(arguments.append or ""))
     return KernelHashes(_file_digest(arguments.kernel), initrd, cmdline)
 

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import os
 import struct
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from sevsnpmeasure.vmm_types import VMMType
 
 from cluster.cli import main
 from node.laboratory_firmware import SECTIONS, build_image
-from node.ovmf import SEV_METADATA, SVSM_INFO
+from node.ovmf import SEV_ES_RESET_BLOCK, SEV_METADATA, SVSM_INFO, SectionType
 
 PROJECT = Path(__file__).parents[2]
 DEBIAN_IMAGE = Path("/usr/share/ovmf/OVMF.fd")
@@ -288,11 +289,10 @@ def test_an_image_that_cannot_be_launched_is_refused_by_name(tmp_path, capsys, c
     assert err.count("\n") == 1
 
 
-def test_an_svsm_without_entry_or_metadata_is_refused(lab, tmp_path, capsys):
+def test_an_svsm_without_entry_is_refused(lab, tmp_path, capsys):
     for entries, said in [
         ({SEV_METADATA: struct.pack("<I", 0x600)}, "SVSM info: expected an entry point, found none"),
         ({SVSM_INFO: struct.pack("<I", SVSM_BYTES)}, "SVSM info: expected an entry point below"),
-        ({SVSM_INFO: struct.pack("<I", ENTRY)}, "SEV metadata: expected"),
     ]:
         svsm = tmp_path / "svsm.bin"
         svsm.write_bytes(build_image(SVSM_BYTES, SECTIONS[:5], entries))
@@ -306,3 +306,58 @@ def test_a_pipe_as_kernel_is_refused_and_not_waited_for(lab, tmp_path, capsys):
     os.mkfifo(pipe)
     assert main(["measure", *SNP, "--ovmf", str(lab), "--kernel", str(pipe)]) == 2
     assert "a pipe" in capsys.readouterr().err
+
+
+RESET = {SEV_ES_RESET_BLOCK: struct.pack("<I", 0x80_B004)}
+METADATA = {SEV_METADATA: struct.pack("<I", 0x600)}
+PAGES = {one.section_type: one for one in SECTIONS}
+WITHOUT_SNP = {
+    "no metadata": ((), RESET),
+    "metadata without sections": ((), RESET | METADATA),
+    "memory alone": (SECTIONS[:1], RESET | METADATA),
+    "no CPUID page": ((PAGES[SectionType.SECRETS],), RESET | METADATA),
+    "no secrets page": ((PAGES[SectionType.CPUID],), RESET | METADATA),
+}
+
+
+@pytest.mark.parametrize("vmm", VMMType, ids=lambda vmm: vmm.name)
+@pytest.mark.parametrize("kind", WITHOUT_SNP)
+def test_an_image_that_was_built_without_snp_has_the_same_digest(measured, tmp_path, kind, vmm):
+    sections, entries = WITHOUT_SNP[kind]
+    path = tmp_path / "OVMF_CODE.fd"
+    path.write_bytes(build_image(32768, sections, entries))
+    for mode, vcpus in product(MODES, (1, 3)):
+        expected = guest.calc_launch_digest(
+            MODES[mode], vcpus, CPU_SIGS["EPYC-v4"], str(path), None, None, None, 1, "", vmm_type=vmm
+        )
+        options = ("--vcpus", vcpus, "--vcpu-type", "EPYC-v4", "--vmm-type", vmm.name)
+        assert measured("--mode", mode, "--ovmf", path, *options) == expected.hex()
+
+
+def test_an_svsm_without_metadata_has_the_same_digest(measured, lab, tmp_path):
+    svsm = tmp_path / "svsm.bin"
+    svsm.write_bytes(build_image(SVSM_BYTES, (), {SVSM_INFO: struct.pack("<I", ENTRY)}))
+    expected = guest.svsm_calc_launch_digest(2, CPU_SIGS["EPYC-v4"], str(lab), 4096, str(svsm), False)
+    options = ("--vcpus", 2, "--vcpu-type", "EPYC-v4", "--svsm", svsm, "--vars-size", 4096)
+    assert measured("--mode", "snp:svsm", "--ovmf", lab, *options) == expected.hex()
+
+
+@pytest.mark.parametrize("package", ["OVMF_CODE_4M.fd", "OVMF_CODE_4M.secboot.fd", "OVMF_CODE.fd"])
+def test_an_installed_image_without_snp_has_the_same_digest(measured, package):
+    path = DEBIAN_IMAGE.parents[1] / "OVMF" / package
+    if not path.is_file():
+        pytest.skip(f"no {path} (Debian package ovmf)")
+    expected = guest.snp_calc_launch_digest(2, CPU_SIGS["EPYC-v4"], str(path), None, None, None, 1, "")
+    assert measured("--mode", "snp", "--vcpus", 2, "--vcpu-type", "EPYC-v4", "--ovmf", path) == expected.hex()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_name_that_is_empty_is_no_file_as_with_sev_snp_measure(measured, lab, mode):
+    options = ("--mode", mode, *SNP[2:], "--ovmf", lab)
+    assert measured(*options, "--initrd", "", "--append", "") == measured(*options)
+    assert measured(*options, "--kernel", "", "--append", "") == measured(*options)
+    booted = measured(*options, "--kernel", "/dev/null", "--initrd", "", "--append", "")
+    expected = guest.calc_launch_digest(
+        MODES[mode], int(SNP[3]), CPU_SIGS[SNP[5]], str(lab), "/dev/null", "", "", 1, ""
+    )
+    assert booted == expected.hex()

@@ -40,3 +40,14 @@ def test_a_guest_runs_in_its_complexes_and_nowhere_else(product, width):
     assert vmrun(width) == 0
     with pytest.raises(PspError):
         permits.named(Ids(0), 0, host.spec.product.threads + 1)
+
+
+def test_what_firmware_says_of_an_asid_concerns_guests_with_a_key_alone():
+    host = make_host(product="Rome")
+    start(host, "plain", Generation.PLAIN)
+    vmcb = host.board.vmcb("plain", 0)
+    host.board.psp.legacy._permits.add(5, frozenset({0}))
+    block = op.VmcbWrite("plain", 0, 5, "PLAIN", vmcb.save_area_spa)
+    assert host.board.execute_host((block, op.VmRun("plain", 0, 40))) == (None, 0)
+    block = op.VmcbWrite("plain", 0, 5, "SEV_ES", vmcb.save_area_spa)
+    assert host.board.execute_host((block, op.VmRun("plain", 0, 40))) == (None, VMEXIT_INVALID)

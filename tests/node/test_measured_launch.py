@@ -20,7 +20,15 @@ from node.firmware_image import firmware_image, laboratory_image, read_firmware_
 from node.kernel_hashes import KernelHashes
 from node.laboratory_firmware import SECTIONS, build_image
 from node.measured_launch import VMSA_GPA, launch_vmsas, sev_launch_ranges, snp_launch_pages
-from node.ovmf import MAX_SECTION_BYTES, SEV_HASH_TABLE, SEV_METADATA, FirmwareImageError
+from node.ovmf import (
+    MAX_SECTION_BYTES,
+    SEV_ES_RESET_BLOCK,
+    SEV_HASH_TABLE,
+    SEV_METADATA,
+    SVSM_INFO,
+    FirmwareImageError,
+)
+from node.svsm_launch import guest_launch_pages
 from node.vcpu_model import vcpu_model
 from psp.launch_digest import LaunchDigest, PageType
 
@@ -248,3 +256,15 @@ def test_any_poked_image_launches_in_bounded_pages_or_is_refused_by_that_error_a
 def test_a_vm_has_a_vcpu():
     with pytest.raises(ValueError, match="vcpus"):
         snp_launch_pages(laboratory_image(), 0, MODEL, 1)
+
+
+@pytest.mark.parametrize("kept", [SECTIONS[:1], SECTIONS[:2], ()])
+def test_a_host_launches_no_snp_guest_from_an_image_without_its_pages(kept):
+    entries = METADATA_ENTRY | {SEV_ES_RESET_BLOCK: (0x80_B004).to_bytes(4, "little")}
+    image = firmware_image(build_image(8192, kept, entries), "image.fd")
+    assert len(list(snp_launch_pages(image, 1, MODEL, 1))) > 2
+    with pytest.raises(FirmwareImageError, match=r"image\.fd: SEV metadata: expected a SECRETS and a CPUID section"):
+        guest_launch_pages((image,), 1, MODEL, 1)
+    svsm = firmware_image(build_image(8192, kept, {**entries, SVSM_INFO: bytes(4)}), "svsm.bin")
+    with pytest.raises(FirmwareImageError, match=r"svsm\.bin: SEV metadata"):
+        guest_launch_pages((laboratory_image(), svsm), 1, MODEL, 1)

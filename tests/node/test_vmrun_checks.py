@@ -177,3 +177,22 @@ def test_a_block_that_is_written_anew_while_its_guest_runs_ends_it() -> None:
     host.board.execute_host((op.VmcbWrite("vm", 0, 1, SEV.name, vmcb.save_area_spa),))
     run(host, SECOND)
     assert guest.state is not GuestState.RUNNING
+
+
+@pytest.mark.parametrize("generation", [SEV, ES, SNP])
+def test_a_key_that_is_gone_is_found_by_vmrun_before_anything_runs(generation: Generation) -> None:
+    host = make_host()
+    guest = start(host, "vm", generation)
+    host.clock.env.run(until=SECOND)
+    vmrun = op.VmPreempt("vm", 0), op.VmRun("vm", 0, 9)
+    assert host.board.execute_host(vmrun) == (None, 0)
+    host.board.bus.remove_key(guest.asid)
+    assert host.board.execute_host(vmrun) == (None, VMEXIT_INVALID)
+
+
+@pytest.mark.parametrize("product", ["Naples", "Rome"])
+def test_a_part_without_an_rmp_enters_no_snp_guest(product: str) -> None:
+    board = Board("board", PRODUCTS[product], MEMORY_BYTES, 10, CounterRandom(1))
+    board.controller.install_key(1, bytes(16))
+    vmrun = op.VmcbWrite("vm", 0, 1, SNP.name, AREA), op.VmRun("vm", 0)
+    assert board.execute_host(vmrun) == (None, VMEXIT_INVALID)

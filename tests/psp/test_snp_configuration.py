@@ -143,6 +143,14 @@ def test_a_vlek_goes_when_another_tcb_is_reported(machine, changed):
     assert bool(status_page(machine).policy_flags & 4) != changed
 
 
+def test_a_vlek_goes_with_a_commit_that_changes_what_is_reported_and_with_no_other(machine):
+    load = lay(machine, Hashstick(STICK, OLD).wrapped(chip_key(machine), b"i" * 12)).pack()
+    for kept in (False, True):
+        assert machine.call(SnpCommand.VLEK_LOAD, load) == 0
+        assert commit(machine) == 0
+        assert bool(status_page(machine).policy_flags & 4) == kept
+
+
 @pytest.mark.parametrize("at", [0, 0x10, 0x18F, 0x190, 0x1A0, 0x1AF])
 def test_a_damaged_hashstick_is_no_key(machine, at):
     blob = bytearray(Hashstick(STICK, TCB).wrapped(chip_key(machine), b"i" * 12))

@@ -18,7 +18,7 @@ from tio.ide.key_responder import KeyResponder, PortRegisters
 from tio.ide.keys import Direction
 from tio.ide.link import Link, Packet, Way
 from tio.ide.port import Arrived, ArrivedWrites, Association, IdePort
-from tio.ide.stream import Failure, IdeError, IdeStream, IdeTlp, StreamSettings, StreamState
+from tio.ide.stream import Failure, IdeError, IdeStream, IdeTlp, StreamChecks, StreamSettings, StreamState
 from tio.ide.tlp import CompletionStatus, SubStream, Tlp, TlpError, TlpKind, completion, memory_read, memory_write
 from tio.ide.waiting import Outcome, Waiting, WaitingRequests
 from tio.ide.wire_bytes import WireFormat
@@ -43,6 +43,7 @@ __all__ = [
     "Outcome",
     "Packet",
     "PortRegisters",
+    "StreamChecks",
     "StreamSettings",
     "StreamState",
     "SubStream",

@@ -35,6 +35,11 @@ class Link:
         self.injected: dict[Way, list[Packet]] = {way: [] for way in Way}
         """What a tap put on the wire by itself; it goes before what is carried next."""
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether nobody looks, and nothing waits to go before the next."""
+        return self.tap is None and not any(self.injected.values())
+
     def carry(self, way: Way, packets: Iterable[Packet | WriteRun]) -> list[Packet | WriteRun]:
         """What arrives at the other end of what is sent."""
         before, self.injected[way] = self.injected[way], []

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tio.ide.keys import MAC_BYTES, TAG_BYTES, KeyUsedUp, vector
 from tio.ide.prefix import PREFIX_BYTES, IdePrefix
-from tio.ide.stream import Failure, IdeStream, IdeTlp
+from tio.ide.stream import ALL_CHECKS, Failure, IdeStream, IdeTlp
 from tio.ide.tlp import SubStream, TlpKind, memory_write
 
 HEADER_BYTES = 16
@@ -67,11 +67,14 @@ def send_writes(
         raise
     encrypt, additional = key.aead.encrypt, heads.data.cast("B")
     step, width, cut = together * payload_bytes, together * HEAD_BYTES, MAC_BYTES - TAG_BYTES
+    stream.count_posted(packets)
+    if not stream.checks.ciphers:
+        plain = [octets[at : at + step].tobytes() + bytes(MAC_BYTES) for at in range(0, len(octets), step)]
+        return WriteRun(heads, plain, payload_bytes, together)
     records = [
         encrypt(vector(first + number), octets[at : at + step], additional[number * width : (number + 1) * width])[:cut]
         for number, at in enumerate(range(0, len(octets), step))
     ]
-    stream.count_posted(packets)
     return WriteRun(heads, records, payload_bytes, together)
 
 
@@ -127,7 +130,7 @@ def _heads(
 def _is_plain(stream: IdeStream, key_set: int, run: WriteRun) -> bool:
     """Whether a run is one that ``send_writes`` could have made for this stream with the keys in use."""
     packets, size, together = len(run.heads), run.payload_bytes, run.aggregation
-    if not packets or together > stream.settings.aggregation[SubStream.PR]:
+    if not packets or together > stream.settings.aggregation[SubStream.PR] or stream.checks != ALL_CHECKS:
         return False
     head = run.heads[0].tobytes()
     if head[PREFIX_BYTES] != TlpKind.MEMORY_WRITE:
