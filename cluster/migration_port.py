@@ -81,6 +81,10 @@ class MigrationPort:
             if before.holding is Holding.NOTHING:
                 self._miss(number, command)
             return
+        if 0 <= before.number != after.number >= 0:
+            # A newer move says that the older one is over, though nobody told so.
+            (self._host.departures.cancel if command is Command.BEGIN else self._host.arrivals.abandon)(vm)
+            self._keep(vm, before._replace(number=-1))
         self._keep(vm, after)
         if after[:2] != before[:2]:
             self._done[command](number, vm, *rest)
