@@ -61,6 +61,11 @@ class FilledSlots:
         _place_bars(root_port, window)
         return root_port
 
+    def device_of(self, requester: int) -> Device | None:
+        """What is behind a card's first function; None where nobody has reached for the slot."""
+        filled = self.by_port.get((requester >> 8) - 1)
+        return None if filled is None else filled.device
+
     def swap(self, port: int, other: CardSlot) -> None:
         """Put another card into a filled slot, as it comes out of its box: no BAR has an address.
 
