@@ -33,6 +33,7 @@ from node.program import Demand, Ending, Registers
 from node.tenant import NoBlock, Outcome
 from node.vcpu import AWAITING, HALFWAY, HALTED, SLEEPING, Vcpu, VcpuState
 from node.vcpu_levels import charge_svsm, has_left, leave_level
+from node.vcpu_throttle import held_load
 from node.vmexit import ExitCode
 from node.vmsa import load_registers
 
@@ -485,7 +486,8 @@ class VcpuRunner:
         registers = vcpu.registers
         cost = vcpu.guest.phase_costs[vcpu.index][registers.r14]
         vcpu.state = VcpuState.COMPUTING
-        self.cores.start(vcpu, cost.load, registers.r15)
+        load = cost.load if vcpu.guest.throttle is None else held_load(vcpu, cost.load, self._contention.latency_ns)
+        self.cores.start(vcpu, load, registers.r15)
         if vcpu.guest.changed is not None:
             vcpu.guest.changed()
 
