@@ -269,6 +269,10 @@ class MigrationPort:
         self._host.arrivals.complete(vm, frames, digests, GuestBooks.parse(books), told, self._peers[vm])
 
     def _go(self, number: int, vm: str) -> None:
+        if not self._host.arrivals.is_whole(vm):
+            self._host.arrivals.abandon(vm)
+            self._send(Report.NEVER, (number, None))
+            return
         self._host.arrivals.start(vm)
         self._send(Report.RUNS, (number, self._host.now_ns))
 

@@ -204,7 +204,7 @@ class VmGroup(ScenarioPart):
     @property
     def networked(self) -> bool:
         """Whether its vCPUs have network cards."""
-        return self.program.name in NETWORKED
+        return self.program.name in NETWORKED or CardKind.NIC in self.devices
 
 
 class TraceMix(ScenarioPart):

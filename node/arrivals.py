@@ -126,6 +126,10 @@ class Arrivals:
         """Whether a VM's frames are here, and not yet read back."""
         return name in self._laying
 
+    def is_whole(self, name: str) -> bool:
+        """Whether all of a VM is here and was read back."""
+        return name in self._whole
+
     def start(self, name: str) -> None:
         """Let a VM that is whole run."""
         self._start(self._host.guests[name], *self._whole.pop(name))

@@ -138,6 +138,13 @@ class CardUpdate:
 
 
 @dataclass(frozen=True, slots=True)
+class CardDebug:
+    """Have the card behind a root port let somebody look inside, until it is reset. Answer: None."""
+
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceRead:
     """Have the device in a slot load at most ``MOST_BYTES``. Answer: bytes, or a Fault if its request was refused.
 

@@ -51,6 +51,7 @@ from node.vcpu import Vcpu, VcpuState
 from node.vcpu_levels import VcpuLevels
 from node.vcpu_runner import VcpuRunner
 from psp.status import PspError
+from tio.device_identity import CardKind
 
 _NS_PER_S = 1_000_000_000
 LaunchNotice = Callable[[Guest], None]
@@ -233,6 +234,7 @@ class Host:
         guest.state = GuestState.DESTROYED
         self.board.residents.leave(name)
         self.network.unplug(guest)
+        self.interrupts.release_all(name)
         self._chain.record_octets(self.now_ns, HostEvent.DESTROYED, name.encode())
         self.tasks.run(self.hypervisor.destroy(name), guest, lambda _: None)
         self.clock.settle()
@@ -348,6 +350,10 @@ class Host:
         )  # fmt: skip
         guest.software = self._tenants(tenant)
         self.vcpus.prepare(guest)
+        for kind, requester in zip(spec.devices, entered.cards, strict=True):
+            self.interrupts.assign(requester, spec.name)
+            if kind is CardKind.NIC:
+                self.network.wire(guest, requester)
         if spec.network:
             self.network.plug(guest)
         self._seated = [one for one in self._seated if one.state in _SEATED]

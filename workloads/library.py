@@ -11,7 +11,7 @@ from workloads import attested_start
 from workloads.attested_start import AttestedStart
 from workloads.attesting import AttestingParameters
 from workloads.compile_job import CompileParameters
-from workloads.device_work import DeviceParameters
+from workloads.device_work import DEVICE_WORK, DeviceParameters
 from workloads.idle import NAME as IDLE
 from workloads.idle import IdleParameters
 from workloads.key_value_client import ClientParameters
@@ -62,8 +62,6 @@ PARAMETERS: Mapping[str, type[Parameters]] = MappingProxyType({
 """What each program may be told."""
 
 
-DEVICE_WORK = "device-work"
-"""The program that drives devices which were given to its VM."""
 NETWORKED = frozenset({"key-value-server", "key-value-client", "relying-party", attested_start.NAME})
 """Programs whose vCPUs have network cards."""
 

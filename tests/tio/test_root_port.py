@@ -63,18 +63,8 @@ def test_a_card_is_attested_keyed_locked_and_works_over_its_link_and_nobody_on_i
     assert root.configuration_read(CARD, at, 2) == 0x2E
     one = Requester(RequesterSettings(anchors=TrustAnchors((slot.card.identity.root,))), PCI_DOE, draw)
 
-    def asked(packet):
-        wrapped = PCI_DOE.wrap(packet)
-        found = exchange(
-            lambda offset: root.configuration_read(CARD, at + offset),
-            lambda offset, value: root.configuration_write(CARD, at + offset, value),
-            DataObject(1, wrapped[2], wrapped[8:]),
-        )
-        assert found is not None
-        return PCI_DOE.unwrap(found.pack())
-
     def do(steps):
-        return carry(steps, asked)
+        return carry(steps, slot.through_the_mailbox)
 
     do(one.connect())
     do(one.digests())

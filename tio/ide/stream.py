@@ -15,7 +15,17 @@ from itertools import groupby
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from tio.ide.keys import FIRST_INVOCATION, KEY_BYTES, KEY_SETS, Direction, KeyUsedUp, SubStreamKey, seal, unseal
+from tio.ide.keys import (
+    FIRST_INVOCATION,
+    KEY_BYTES,
+    KEY_SETS,
+    MAC_BYTES,
+    Direction,
+    KeyUsedUp,
+    SubStreamKey,
+    seal,
+    unseal,
+)
 from tio.ide.prefix import IdePrefix, PrefixError, parse_prefix
 from tio.ide.tlp import SubStream, Tlp, TlpError, TlpKind, message
 
@@ -88,8 +98,10 @@ class StreamSettings:
 
 @dataclass(frozen=True, slots=True)
 class StreamChecks:
-    """What a port looks at; False only where a laboratory has it knocked out."""
+    """What a port does and looks at; False only where a laboratory has it knocked out, at both ends."""
 
+    ciphers: bool = True
+    """Without, packets cross as they are, and nothing of them is checked: a stream without link encryption."""
     macs: bool = True
     """Without, what comes is decrypted as it is."""
     numbers: bool = True
@@ -293,7 +305,7 @@ class IdeStream:
         if sub_stream is SubStream.PR:
             self.count_posted(len([one for one in packets if not is_sync(one)]))
         text = b"".join([one.payload for one in packets])
-        sealed, mac = seal(key.aead, invocation, text, additional)
+        sealed, mac = seal(key.aead, invocation, text, additional) if self.checks.ciphers else (text, bytes(MAC_BYTES))
         out, at = [], 0
         for prefix_bytes, one in zip(heads, packets, strict=True):
             out.append(IdeTlp(prefix_bytes, one.header, sealed[at : at + len(one.payload)]))
@@ -380,7 +392,8 @@ class IdeStream:
         for prefix, packet in held:
             told += prefix.posted
             additional += packet.head + self._bound(sub_stream, told)
-        if self.checks.numbers and sub_stream is not SubStream.PR and told - receiver.told > receiver.posted:
+        counts = self.checks.numbers and self.checks.ciphers
+        if counts and sub_stream is not SubStream.PR and told - receiver.told > receiver.posted:
             return [], Failure.ORDER
         sealed = b"".join([packet.payload for _, packet in held])
         try:
@@ -409,6 +422,8 @@ class IdeStream:
     def _opened(self, key: SubStreamKey, sealed: bytes, additional: bytes, mac: bytes) -> bytes | None:
         """The text of an aggregate; None where its MAC is another. Raises KeyUsedUp."""
         invocation = key.take(1)
+        if not self.checks.ciphers:
+            return sealed
         if not self.checks.macs:
             return seal(key.aead, invocation, sealed, additional)[0]  # counter mode undoes itself
         text = unseal(key.aead, invocation, sealed, additional, mac)

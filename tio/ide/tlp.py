@@ -129,6 +129,11 @@ class Tlp:
         """How many bytes it carries or asks for."""
         return ((_FIRST.unpack_from(self.header)[2] & _LENGTH) or _LENGTH + 1) * DWORD_BYTES
 
+    def as_poisoned(self) -> Tlp:
+        """The same with its mark that what it carries is wrong."""
+        header = self.header
+        return Tlp(header[:2] + bytes((header[2] | _POISONED,)) + header[3:], self.payload)
+
     def checked(self) -> Self:
         """Itself. Raises TlpError where header and payload do not go together."""
         kind = self.kind
