@@ -91,6 +91,17 @@ class OneCard(RuleBasedStateMachine):
         if legal:
             self.state = RUN
 
+    @rule(flags=st.sampled_from((LockFlags(0), LockFlags.LOCK_MSIX)))
+    def run(self, flags: LockFlags) -> None:
+        """What a host does most, so that most of what follows meets an interface that runs."""
+        if not self.keys_of or not self.configured:
+            self.conventional_reset()
+            self.begin_again()
+        if self.state is not UNLOCKED:
+            self.stop(self.owner)
+        self.lock(SESSION, flags)
+        self.start(SESSION, right=True)
+
     @rule(session=SESSIONS)
     def stop(self, session: int) -> None:
         legal = self.mine(session)

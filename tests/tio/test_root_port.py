@@ -246,6 +246,15 @@ def test_requests_that_nobody_can_serve_are_answered_or_dropped() -> None:
     assert [packet.header[6] >> 5 for packet in answers] == [1, 1]
 
 
+def test_a_configuration_request_for_more_than_a_register_is_refused() -> None:
+    slot = Slot()
+    slot.watch()
+    slot.link.injected[Way.DOWN].append(Tlp(bytes.fromhex("04000101 010000ff 010000c0")))
+    assert slot.root.load(MEMORY_AT, 4, tee=False) == 0
+    answers = [packet.header for way, packet in slot.seen if way is Way.UP]
+    assert [(header[0], header[6] >> 5) for header in answers] == [(0x0A, 1), (0x4A, 0)]
+
+
 # Registers of streams.
 
 

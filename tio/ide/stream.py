@@ -65,6 +65,7 @@ class Failure(Enum):
     RESET = "conventional reset"
 
 
+_SUB_STREAMS = tuple(SubStream)
 FAILED_CHECKS = (
     Failure.MAC,
     Failure.ORDER,
@@ -349,7 +350,7 @@ class IdeStream:
             return []
         why = self._objection(prefix, packet)
         if why is None and prefix.mac:
-            out, why = self._check(SubStream(prefix.sub_stream))
+            out, why = self._check(_SUB_STREAMS[prefix.sub_stream])
             if why is None:
                 return out
         if why is not None:
@@ -363,10 +364,10 @@ class IdeStream:
     def _objection(self, prefix: IdePrefix, packet: IdeTlp) -> Failure | None:
         """What is wrong with one packet before its MAC; None holds it."""
         try:
-            sub_stream = SubStream(prefix.sub_stream)
-            if Tlp(packet.header, packet.payload).checked().sub_stream is not sub_stream:
+            sub_stream = Tlp(packet.header, packet.payload).checked().sub_stream
+            if sub_stream != prefix.sub_stream:
                 return Failure.TYPE
-        except (ValueError, IndexError, TlpError):
+        except (IndexError, TlpError):
             return Failure.TYPE
         if self.settings.tee_limited and not prefix.tee:
             return Failure.TEE_LIMITED
