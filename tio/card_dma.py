@@ -136,7 +136,7 @@ class CardDma:
             return
         head = min(-address % size, len(data))
         whole = (len(data) - head) // size * size
-        if tee and whole >= _LEAST_RUN_PACKETS * size:
+        if tee and not link.poisons and whole >= _LEAST_RUN_PACKETS * size:
             self._post_singly(link, requester, address, octets[:head], tee=tee)
             run = link.port.send_writes(requester, address + head, octets[head : head + whole], size)
             if run is None:
@@ -150,6 +150,8 @@ class CardDma:
             write_bytes(requester, start, octets[start - address : start - address + length].tobytes())
             for start, length in _pieces(address, len(octets), self._payload_bytes)
         ]
+        if link.poisons:
+            packets = [one.as_poisoned() for one in packets]
         if packets:
             link.post(link.port.send(packets, tee=tee))
 

@@ -20,6 +20,10 @@ class CardLink:
     def __init__(self, port: IdePort, completer: Completer) -> None:
         self.port = port
         self.upstream: Upstream = _nowhere
+        self.silent = False
+        """It takes and answers nothing."""
+        self.poisons = False
+        """What functions write is marked as wrong."""
         self._completer = completer
         self._waiting = WaitingRequests(port)
         self._late: deque[Arrived | ArrivedWrites] = deque(maxlen=_MOST_LATE)
@@ -27,6 +31,8 @@ class CardLink:
 
     def receive(self, packets: Iterable[Packet | WriteRun]) -> Wire:
         """Take packets that came down: what goes up for them."""
+        if self.silent:
+            return []
         self._late.extend(self.port.receive(packets))
         up: Wire = []
         for _ in range(_MOST_LATE):

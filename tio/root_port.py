@@ -132,8 +132,8 @@ class RootPort:
             self._card.upstream = _nowhere
             self._card = None
 
-    def reset_secondary_bus(self) -> None:
-        """Secondary Bus Reset in the bridge control register: the card is reset, and no stream goes on."""
+    def reset(self) -> None:
+        """Secondary bus reset: a conventional reset of what is in the slot; no stream goes on."""
         for stream in self.port.streams.values():
             stream.fail(Failure.RESET)
         if self._card is not None:
@@ -155,6 +155,15 @@ class RootPort:
         if not tee or self._protects(packet):
             self._down(self.port.send([packet], tee=tee))
 
+    def forward(self, packet: Tlp, *, tee: bool) -> None:
+        """Pass a peer's write on to the card, its T bit as it came, on the stream that holds its address.
+
+        Whether peers may reach each other at all is for whoever joins root ports to say: a request with T that is
+        passed on is a trusted one to the card, whoever made it.
+        """
+        if not tee or self._protects(packet):
+            self._down(self.port.send([packet], tee=tee))
+
     def configuration_read(self, requester: int, offset: int, width: int = 4) -> int:
         """A register of function ``requester``, of the card or this port; ones where there is none, or no register."""
         if not _is_register(offset, width):
@@ -172,7 +181,7 @@ class RootPort:
         value &= (1 << 8 * width) - 1
         if requester == self.requester_id:
             if offset <= _BRIDGE_CONTROL < offset + width and value >> 8 * (_BRIDGE_CONTROL - offset) & _BUS_RESET:
-                self.reset_secondary_bus()
+                self.reset()
             self.space.write(offset, value, width)
         elif self._card is not None and self.link.is_bare:
             self._card.configuration_write(requester, offset, value, width)

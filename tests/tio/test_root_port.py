@@ -63,18 +63,8 @@ def test_a_card_is_attested_keyed_locked_and_works_over_its_link_and_nobody_on_i
     assert root.configuration_read(CARD, at, 2) == 0x2E
     one = Requester(RequesterSettings(anchors=TrustAnchors((slot.card.identity.root,))), PCI_DOE, draw)
 
-    def asked(packet):
-        wrapped = PCI_DOE.wrap(packet)
-        found = exchange(
-            lambda offset: root.configuration_read(CARD, at + offset),
-            lambda offset, value: root.configuration_write(CARD, at + offset, value),
-            DataObject(1, wrapped[2], wrapped[8:]),
-        )
-        assert found is not None
-        return PCI_DOE.unwrap(found.pack())
-
     def do(steps):
-        return carry(steps, asked)
+        return carry(steps, slot.through_the_mailbox)
 
     do(one.connect())
     do(one.digests())
@@ -254,6 +244,15 @@ def test_requests_that_nobody_can_serve_are_answered_or_dropped() -> None:
     answers = [packet for way, packet in slot.seen if way is Way.DOWN][1:]
     assert [packet.header[:1].hex() for packet in answers] == ["0a", "0a"]
     assert [packet.header[6] >> 5 for packet in answers] == [1, 1]
+
+
+def test_a_configuration_request_for_more_than_a_register_is_refused() -> None:
+    slot = Slot()
+    slot.watch()
+    slot.link.injected[Way.DOWN].append(Tlp(bytes.fromhex("04000101 010000ff 010000c0")))
+    assert slot.root.load(MEMORY_AT, 4, tee=False) == 0
+    answers = [packet.header for way, packet in slot.seen if way is Way.UP]
+    assert [(header[0], header[6] >> 5) for header in answers] == [(0x0A, 1), (0x4A, 0)]
 
 
 # Registers of streams.

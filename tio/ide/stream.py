@@ -15,7 +15,17 @@ from itertools import groupby
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from tio.ide.keys import FIRST_INVOCATION, KEY_BYTES, KEY_SETS, Direction, KeyUsedUp, SubStreamKey, seal, unseal
+from tio.ide.keys import (
+    FIRST_INVOCATION,
+    KEY_BYTES,
+    KEY_SETS,
+    MAC_BYTES,
+    Direction,
+    KeyUsedUp,
+    SubStreamKey,
+    seal,
+    unseal,
+)
 from tio.ide.prefix import IdePrefix, PrefixError, parse_prefix
 from tio.ide.tlp import SubStream, Tlp, TlpError, TlpKind, message
 
@@ -55,6 +65,7 @@ class Failure(Enum):
     RESET = "conventional reset"
 
 
+_SUB_STREAMS = tuple(SubStream)
 FAILED_CHECKS = (
     Failure.MAC,
     Failure.ORDER,
@@ -88,8 +99,10 @@ class StreamSettings:
 
 @dataclass(frozen=True, slots=True)
 class StreamChecks:
-    """What a port looks at; False only where a laboratory has it knocked out."""
+    """What a port does and looks at; False only where a laboratory has it knocked out, at both ends."""
 
+    ciphers: bool = True
+    """Without, packets cross as they are, and nothing of them is checked: a stream without link encryption."""
     macs: bool = True
     """Without, what comes is decrypted as it is."""
     numbers: bool = True
@@ -293,7 +306,7 @@ class IdeStream:
         if sub_stream is SubStream.PR:
             self.count_posted(len([one for one in packets if not is_sync(one)]))
         text = b"".join([one.payload for one in packets])
-        sealed, mac = seal(key.aead, invocation, text, additional)
+        sealed, mac = seal(key.aead, invocation, text, additional) if self.checks.ciphers else (text, bytes(MAC_BYTES))
         out, at = [], 0
         for prefix_bytes, one in zip(heads, packets, strict=True):
             out.append(IdeTlp(prefix_bytes, one.header, sealed[at : at + len(one.payload)]))
@@ -337,7 +350,7 @@ class IdeStream:
             return []
         why = self._objection(prefix, packet)
         if why is None and prefix.mac:
-            out, why = self._check(SubStream(prefix.sub_stream))
+            out, why = self._check(_SUB_STREAMS[prefix.sub_stream])
             if why is None:
                 return out
         if why is not None:
@@ -351,10 +364,10 @@ class IdeStream:
     def _objection(self, prefix: IdePrefix, packet: IdeTlp) -> Failure | None:
         """What is wrong with one packet before its MAC; None holds it."""
         try:
-            sub_stream = SubStream(prefix.sub_stream)
-            if Tlp(packet.header, packet.payload).checked().sub_stream is not sub_stream:
+            sub_stream = Tlp(packet.header, packet.payload).checked().sub_stream
+            if sub_stream != prefix.sub_stream:
                 return Failure.TYPE
-        except (ValueError, IndexError, TlpError):
+        except (IndexError, TlpError):
             return Failure.TYPE
         if self.settings.tee_limited and not prefix.tee:
             return Failure.TEE_LIMITED
@@ -380,7 +393,8 @@ class IdeStream:
         for prefix, packet in held:
             told += prefix.posted
             additional += packet.head + self._bound(sub_stream, told)
-        if self.checks.numbers and sub_stream is not SubStream.PR and told - receiver.told > receiver.posted:
+        counts = self.checks.numbers and self.checks.ciphers
+        if counts and sub_stream is not SubStream.PR and told - receiver.told > receiver.posted:
             return [], Failure.ORDER
         sealed = b"".join([packet.payload for _, packet in held])
         try:
@@ -409,6 +423,8 @@ class IdeStream:
     def _opened(self, key: SubStreamKey, sealed: bytes, additional: bytes, mac: bytes) -> bytes | None:
         """The text of an aggregate; None where its MAC is another. Raises KeyUsedUp."""
         invocation = key.take(1)
+        if not self.checks.ciphers:
+            return sealed
         if not self.checks.macs:
             return seal(key.aead, invocation, sealed, additional)[0]  # counter mode undoes itself
         text = unseal(key.aead, invocation, sealed, additional, mac)
