@@ -25,6 +25,7 @@ def migration_row(one: Migration) -> Row:
         "reason": one.reason or None,
         "rounds": len(rounds),
         "bytes": sum(round_.size_bytes for round_ in rounds) + one.final_bytes,
+        "wire_bytes": one.wire_bytes,
         "final_bytes": one.final_bytes,
         "frame_bytes": one.frame_bytes,
         "pages_checked": one.pages_checked,
