@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
 
 from cluster.fleet import Changes
 from cluster.progress import OnProgress, Progress, ShouldStop
@@ -22,7 +21,7 @@ from cluster.scenario import Scenario
 from cluster.session import Session
 from cluster.tables import TABLES
 from node.generation import Generation
-from node.phase_cost import Mechanism
+from node.mechanism import Mechanism
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,62 +37,11 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class ComparisonRow:
-    """A workload in one generation: mean over its VMs, parts in per cent of the plain run's time."""
-
-    workload: str
-    generation: str
-    vms: int
-    slowdown: float
-    cipher_percent: float
-    rmp_percent: float
-    exits_percent: float
-    acceptance_percent: float
-    bounce_percent: float
-    svsm_percent: float
-    loaded_latency_percent: float
-    llc_percent: float
-    smt_percent: float
-    core_wait_percent: float
-    other_percent: float
-
-
-@dataclass(frozen=True, slots=True)
 class Comparison:
     """All pairs, and the results of the run in which every VM was as the scenario wants it."""
 
     results: Results
     pairs: tuple[Pair, ...]
-
-    @property
-    def rows(self) -> list[ComparisonRow]:
-        """One row a workload and generation."""
-        groups: dict[tuple[str, str], list[Pair]] = {}
-        for pair in self.pairs:
-            groups.setdefault((pair.workload, pair.generation), []).append(pair)
-        return [_row(workload, generation, pairs) for (workload, generation), pairs in sorted(groups.items())]
-
-
-_NAMED = {
-    "cipher_percent": Mechanism.ENCRYPTION,
-    "rmp_percent": Mechanism.RMP,
-    "exits_percent": Mechanism.VMGEXIT,
-    "acceptance_percent": Mechanism.ACCEPTANCE,
-    "bounce_percent": Mechanism.BOUNCE,
-    "svsm_percent": Mechanism.SVSM,
-    "loaded_latency_percent": Mechanism.LOADED_LATENCY,
-    "llc_percent": Mechanism.LLC,
-    "smt_percent": Mechanism.SMT,
-    "core_wait_percent": Mechanism.CORE_WAIT,
-}
-
-
-def _row(workload: str, generation: str, pairs: Sequence[Pair]) -> ComparisonRow:
-    means = {one: fmean(pair.parts[one] for pair in pairs) * 100 for one in Mechanism}
-    named = {column: means[one] for column, one in _NAMED.items()}
-    other = sum(means.values()) - sum(named.values())
-    slowdown = fmean(pair.slowdown for pair in pairs)
-    return ComparisonRow(workload, generation, len(pairs), slowdown, other_percent=other, **named)
 
 
 def compare(

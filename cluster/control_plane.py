@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field
+from typing import Any
 
 from cluster.entity import NEVER, Message
 from cluster.fabric import Fabric
 from cluster.firmware_updates import FirmwareUpdates
+from cluster.fleet_faults import CRASH, FleetFaults
 from cluster.guest_body import guest_body
 from cluster.guest_traffic import GuestTraffic, networked
 from cluster.key_server.key_desk import KeyDesk
-from cluster.live_migration import ANSWERS, LiveMigrations, Migration, Outcome
+from cluster.live_migration import ANSWERS, LiveMigrations
+from cluster.migration import Migration, Outcome
 from cluster.migration_admission import Admission
 from cluster.migration_plans import MigrationPlans
 from cluster.placement import FirstFit
@@ -57,6 +60,10 @@ class ControlPlane:
     random: CounterRandom
     network: NetworkSettings
     keys: KeyDesk | None = None
+    faults: FleetFaults | None = None
+    """What goes wrong; None in a fleet where nothing does."""
+    _late: list[tuple[int, int, str, Any]] = field(default_factory=list)
+    """(time, entry, kind, payload) of answers that come later than they should."""
     unplaced: dict[str, str] = field(default_factory=dict)
     """VMs that no host took, with the reason."""
     assigned: dict[str, str] = field(default_factory=dict)
@@ -79,7 +86,7 @@ class ControlPlane:
             lambda: networked(order.guest for order in self._by_name.values()),
         )  # fmt: skip
         self.migrations = LiveMigrations(
-            self.fabric, self.placement, self.admission, self.precopy, self._send,
+            self.fabric, self.placement, self.admission, self.precopy, self._command,
             card_flow_ended=self.traffic.flow_ended,
         )  # fmt: skip
         self.plans = MigrationPlans(self.migrations, self.random)
@@ -98,6 +105,8 @@ class ControlPlane:
     def next_event_ns(self) -> int:
         """Time of the next arrival, departure, order to a host, or step of a migration."""
         first = self._timeline[0][0] if self._timeline else NEVER
+        if self.faults is not None:
+            first = min(first, self.faults.next_event_ns(), self._late[0][0] if self._late else NEVER)
         return min(first, self.updates.next_event_ns(), self.plans.next_event_ns(), self.migrations.next_event_ns())
 
     def step(self, now_ns: int, messages: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -105,9 +114,15 @@ class ControlPlane:
         self._now_ns = now_ns
         # What the network brought at this instant came before what is said of it.
         self.migrations.advance(now_ns)
+        while self._late and self._late[0][0] <= now_ns:
+            _, _, kind, payload = heapq.heappop(self._late)
+            self.migrations.receive(kind, payload, now_ns)
         for message in messages:
             if message.kind in ANSWERS:
-                self.migrations.receive(message.kind, message.payload, now_ns)
+                if self.faults is None:
+                    self.migrations.receive(message.kind, message.payload, now_ns)
+                else:
+                    self._hear(message, self.faults)
             elif message.kind == "frames":
                 target, frames = message.payload
                 self.traffic.take(message.sender, target, frames, now_ns)
@@ -123,6 +138,8 @@ class ControlPlane:
             else:
                 self._depart(name)
         self.updates.advance(now_ns)
+        if self.faults is not None:
+            self.faults.advance(now_ns)
         while self.plans.next_event_ns() <= now_ns or self.migrations.next_event_ns() <= now_ns:
             self.plans.advance(now_ns)
             self.migrations.advance(now_ns)
@@ -173,6 +190,27 @@ class ControlPlane:
     def _enter(self, time_ns: int, what: str, name: str) -> None:
         heapq.heappush(self._timeline, (time_ns, self._entries, what, name))
         self._entries += 1
+
+    def crash(self, host: str) -> None:
+        """Switch a host off and on."""
+        self._send(host, CRASH, ())
+
+    def _command(self, host: str, kind: str, body: object) -> None:
+        """Tell a host something of a move."""
+        if self.faults is None:
+            self._send_after(self.latency_ns, host, kind, body)
+            return
+        for delay_ns in self.faults.delays(host, "to", self._now_ns):
+            self._send_after(self.latency_ns + delay_ns, host, kind, body)
+
+    def _hear(self, message: Message, faults: FleetFaults) -> None:
+        """An answer of a host, as far as it comes through."""
+        for delay_ns in faults.delays(message.sender, "from", self._now_ns):
+            if not delay_ns:
+                self.migrations.receive(message.kind, message.payload, self._now_ns)
+                continue
+            self._entries += 1
+            heapq.heappush(self._late, (self._now_ns + delay_ns, self._entries, message.kind, message.payload))
 
     def _send(self, host: str, kind: str, body: object) -> None:
         self._send_after(self.latency_ns, host, kind, body)

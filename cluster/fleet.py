@@ -8,8 +8,10 @@ from itertools import accumulate
 
 from cluster.control_plane import ControlPlane, NetworkSettings, Order
 from cluster.fabric import Fabric
+from cluster.fleet_faults import FleetFaults
 from cluster.host_entity import HostOrder
 from cluster.key_server.key_desk import KeyDesk
+from cluster.migration import Patience
 from cluster.migration_admission import Admission
 from cluster.near_names import expected_name
 from cluster.placed_orders import placed_orders
@@ -100,6 +102,19 @@ def _control_plane(scenario: Scenario, arriving: tuple[Order, ...], placement: F
         round_ns_per_gib=costs["migration.round_ns_per_gib"],
         fixed_downtime_ns=costs["migration.stop_ns"] + costs["migration.resume_ns"],
         connection_bytes_per_s=costs["migration.connection_bytes_per_s"],
+        connections=moving.connections,
+        bandwidth_bytes_per_s=float(moving.bandwidth or 0),
+        compression_ratio=moving.compression or 1.0,
+        compression_bytes_per_s=costs["migration.compression_bytes_per_s"] if moving.compression else 0.0,
+        timeout_ns_per_gib=moving.timeout_per_gib,
+        at_timeout=RoundCap(moving.at_timeout),
+        progress_timeout_ns=moving.progress_timeout,
+        downtime_steps=moving.downtime_steps,
+        downtime_step_ns_per_gib=moving.downtime_step_per_gib,
+        throttle_first=moving.throttle_initial if moving.auto_converge else 0.0,
+        throttle_more=moving.throttle_increment,
+        throttle_most=moving.throttle_max,
+        dirty_limit_bytes_per_s=float(moving.dirty_limit or 0),
     )
     return ControlPlane(
         arriving, placement, scenario.control_plane_latency, Fabric(topology, fabric.reshare_grid),
@@ -116,6 +131,15 @@ def _enter_plans(scenario: Scenario, control: ControlPlane) -> None:
     for drain in scenario.drains:
         control.plans.add_drain(drain)
     hosts = {host.name: host.product for host in scenario.host_instances}
+    if scenario.faults:
+        moving = scenario.migration
+        control.migrations.patience = Patience(moving.answer_within, moving.answer_tries)
+        control.faults = FleetFaults(CounterRandom(scenario.seed), control.crash, control.migrations.restart)
+    for fault in scenario.faults:
+        assert control.faults is not None
+        groups_of_hosts = {group.name: instance_names(group.name, group.count) for group in scenario.hosts}
+        chosen = list(hosts) if fault.host is None else groups_of_hosts.get(fault.host, [fault.host])
+        control.faults.add(fault, tuple(chosen))
     members = {group.name: instance_names(group.name, group.count) for group in scenario.hosts}
     for update in scenario.firmware_updates:
         for host in members.get(update.host, [update.host]):
@@ -124,5 +148,6 @@ def _enter_plans(scenario: Scenario, control: ControlPlane) -> None:
 
 def _host_spec(host: HostInstance, scenario: Scenario, log: LogWish) -> HostSpec:
     return HostSpec(
-        host.name, host.product, host.memory_bytes, host.min_sev_asid, scenario.seed, BUCKET_NS, log, host.platform
+        host.name, host.product, host.memory_bytes, host.min_sev_asid, scenario.seed, BUCKET_NS, log, host.platform,
+        scenario.attribute_neighbours,
     )

@@ -13,6 +13,7 @@ from node.guest import GuestSpec
 from node.kernel_settings import KernelSettings
 from node.packing import packed
 from node.program import ProgramSpec
+from tio.device_identity import CardKind
 
 _kernel_body = attrgetter(*[field.name for field in fields(KernelSettings)])
 """Every setting, in order."""
@@ -26,6 +27,7 @@ def guest_body(guest: GuestSpec) -> bytes:
             guest.name, guest.generation.name, guest.vcpus, guest.memory_bytes,
             program.name, program.parameters, guest.seed, guest.firmware, guest.disk, guest.network,
             guest.sev_features, guest.svsm, _kernel_body(guest.kernel), guest.owned,
+            guest.sev_policy, tuple([one.value for one in guest.devices]),
         )
     )  # fmt: skip
 
@@ -33,9 +35,10 @@ def guest_body(guest: GuestSpec) -> bytes:
 @lru_cache(maxsize=4096)
 def guest_of(body: bytes) -> GuestSpec:
     """The specification back from msgpack; a VM that comes again has the same object."""
-    *values, kernel, owned = msgpack.unpackb(body, use_list=False)
+    *values, kernel, owned, sev_policy, devices = msgpack.unpackb(body, use_list=False)
     name, generation, vcpus, memory, program, parameters, seed, firmware, disk, network, sev_features, svsm = values
     return GuestSpec(
         name, Generation[generation], vcpus, memory, ProgramSpec(program, parameters), seed, firmware, disk, network,
-        sev_features, svsm, KernelSettings(*kernel), owned,
+        sev_features, svsm, KernelSettings(*kernel), owned, sev_policy,
+        tuple([CardKind(one) for one in devices]),
     )  # fmt: skip

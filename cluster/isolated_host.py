@@ -14,6 +14,7 @@ from cluster.process_facts import ProcessFacts
 from cluster.ray_cluster import Actors
 from cluster.tenant_process import TenantProcess
 from node.firmware_image import FirmwareImage
+from node.port_window import PortWindow
 from node.product import Product
 from node.remote_hypervisor import RemoteHypervisor
 from node.remote_tenant import RemoteTenant
@@ -61,9 +62,10 @@ class IsolatedHost(HostEntity):
         min_sev_asid: int,
         images: Mapping[str, FirmwareImage],
         max_snp_asid: int,
+        ports: tuple[PortWindow, ...],
     ) -> RemoteHypervisor:
         self._remote = RemoteHypervisor(
-            self._hypervisor.exchange, product, memory_bytes, min_sev_asid, images, max_snp_asid
+            self._hypervisor.exchange, product, memory_bytes, min_sev_asid, images, max_snp_asid, ports
         )
         return self._remote
 

@@ -12,18 +12,18 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 from cluster.commit_record import CommitRecord, RecordFullError
 from cluster.fabric import Fabric
 from cluster.guest_body import guest_body
 from cluster.hand_over import AFTER_RESTART, AUTHORITY, FINAL, REPEATS, Command, Event, Phase, Report
+from cluster.migration import Copying, Migration, MigrationOrder, Outcome, Patience
 from cluster.migration_admission import Admission
 from cluster.placement import FirstFit
-from cluster.precopy import Precopy, PrecopySettings, Verdict
+from cluster.platform_fit import misfit
+from cluster.precopy import Precopy, PrecopySettings, RoundCap, Verdict
 from node.dirty_rates import Pool
-from node.guest import GuestSpec
 from node.migration_refusal import MigrationRefusal
 from node.vmsa import VMSA_BYTES
 from psp.system_bus import PAGE_BYTES
@@ -38,109 +38,7 @@ CARD = "card "
 """How the name of a flow of guests' frames begins; a migration's is its number."""
 
 
-class Copying(StrEnum):
-    """What a move does in its phase PRE."""
-
-    ASKED = "asked"
-    """Both hosts have been told."""
-    ROUND = "round"
-    BETWEEN = "between rounds"
-
-
-class Outcome(StrEnum):
-    """How a migration ended."""
-
-    COMPLETED = "completed"
-    REFUSED = "refused"
-    """The source will not or cannot move the VM."""
-    NO_ROOM = "no room"
-    CANCELLED = "cancelled"
-    ROUND_CAP = "round cap"
-    SPOILED = "spoiled"
-    """What came was not what was sent; the VM went on at the source."""
-    ENDED = "VM ended"
-    TIMED_OUT = "timed out"
-    """A host was not heard of; the VM went on at the source."""
-    RESTARTED = "control plane restarted"
-    """The control plane crashed before the commit point; the VM went on at the source."""
-    TARGET_LOST = "target lost"
-    """The target crashed before it had started the VM, which went on at the source."""
-    LOST = "lost"
-    """The source crashed, and no target had all of the VM."""
-    UNFINISHED = "unfinished"
-    """The run was over first."""
-
-
-@dataclass(frozen=True, slots=True)
-class MigrationOrder:
-    """A wish: which VM, where to (None: wherever there is room), and for which drain."""
-
-    vm: str
-    to: str | None = None
-    drain: str | None = None
-    first_host: int = 0
-    """Where in the fleet the search for room begins."""
-
-
-@dataclass(slots=True)
-class Migration:
-    """One migration. Times are virtual nanoseconds, -1 for not yet."""
-
-    number: int
-    order: MigrationOrder
-    ordered_ns: int
-    guest: GuestSpec | None = None
-    source: str = ""
-    destination: str = ""
-    phase: Phase = Phase.SOURCE
-    copying: Copying = Copying.ASKED
-    flows: bool = False
-    """Whether bytes of it are under way on the fabric."""
-    outcome: Outcome = Outcome.UNFINISHED
-    reason: str = ""
-    started_ns: int = -1
-    ended_ns: int = -1
-    stopped_ns: int = -1
-    resumed_ns: int = -1
-    precopy: Precopy | None = None
-    ready: tuple[int, tuple[Pool, ...]] | None = None
-    """The source's memory and pools, once it has said so."""
-    has_place: bool = False
-    final_bytes: int = 0
-    frame_bytes: int = 0
-    pages_checked: int = 0
-    luggage: tuple[Any, ...] = ()
-    """Frames, digests and books between the two hosts."""
-    over: Callable[[Migration, int], None] | None = None
-    silence: int = 0
-    """How often something was said again in the present phase."""
-    unanswered: frozenset[Report] = frozenset()
-    """What a final phase still waits for."""
-    source_lost: bool = False
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the VM may move again."""
-        return self.ended_ns >= 0
-
-    @property
-    def can_be_called_off(self) -> bool:
-        """Whether the VM surely goes on at its source when the move fails now."""
-        return self.phase in _BEFORE_SENT
-
-
-_BEFORE_SENT = frozenset({Phase.SOURCE, Phase.PRE, Phase.PAUSED, Phase.STOPPED})
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long the control plane waits for an answer before it says a thing again, and how often.
-
-    With 0 it never does: its messages are not lost.
-    """
-
-    again_after_ns: int = 0
-    most_times: int = 10
+_RELIABLE = Patience()
 
 
 @dataclass(slots=True)
@@ -155,12 +53,14 @@ class LiveMigrations:
     wire: Wire = lambda _, frames: frames
     card_flow_ended: Callable[[str, int], None] = lambda _, __: None
     """Whom to tell of the end of a flow of guests' frames, named after the card that sent them."""
-    patience: Patience = Patience()
+    patience: Patience = _RELIABLE
     record: CommitRecord = field(default_factory=CommitRecord)
     all: list[Migration] = field(default_factory=list)
     _by_vm: dict[str, Migration] = field(default_factory=dict)
     _rounds: list[tuple[int, int]] = field(default_factory=list)
     """(time, number) of rounds that begin when the dirty log has been read."""
+    _deadlines: list[tuple[int, int]] = field(default_factory=list)
+    """(time, number) of moves whose copying may not take longer."""
     _again: list[tuple[int, int, Phase]] = field(default_factory=list)
     """(time, number, phase) of what is to be said again if the move is in that phase still."""
 
@@ -212,6 +112,8 @@ class LiveMigrations:
             following_ns = self._rounds[0][0]
         if self._again and self._again[0][0] < following_ns:
             following_ns = self._again[0][0]
+        if self._deadlines and self._deadlines[0][0] < following_ns:
+            following_ns = self._deadlines[0][0]
         return following_ns
 
     def advance(self, now_ns: int) -> None:
@@ -227,6 +129,8 @@ class LiveMigrations:
                 one = self.all[heapq.heappop(rounds)[1]]
                 if one.phase is Phase.PRE and one.copying is Copying.BETWEEN:
                     self._start_round(one, now_ns)
+        while self._deadlines and self._deadlines[0][0] <= now_ns:
+            self._timed_out(self.all[heapq.heappop(self._deadlines)[1]], now_ns)
         while self._again and self._again[0][0] <= now_ns:
             _, number, phase = heapq.heappop(self._again)
             self._say_again(self.all[number], phase, now_ns)
@@ -235,7 +139,6 @@ class LiveMigrations:
         """An answer of a host: the number of the migration, and what it says."""
         number, *rest = fields
         one = self.all[number]
-        one.silence = 0
         _ANSWERS[kind](self, one, now_ns, *rest)
 
     # The table's rows.
@@ -273,31 +176,73 @@ class LiveMigrations:
         if not self._step(one, Event.ADMITTED, now_ns):
             raise AssertionError(one.phase)
 
-    def on_ready(self, one: Migration, now_ns: int, memory_bytes: int, pools: tuple[tuple[int, float], ...]) -> None:
+    def on_ready(
+        self, one: Migration, now_ns: int, memory_bytes: int, pools: tuple[tuple[int, float], ...],
+        platform: tuple[Any, ...],
+    ) -> None:  # fmt: skip
         """The source logs dirty pages now."""
         if one.phase is Phase.PRE and one.precopy is None:
+            one.silence = 0 if one.ready is None else one.silence
             one.ready = (memory_bytes, _pools(pools))
+            if platform:
+                one.platforms[one.source] = platform
             self._begin_copying(one, now_ns)
 
-    def on_place(self, one: Migration, now_ns: int, wrong: str | None) -> None:
+    def on_place(
+        self, one: Migration, now_ns: int, wrong: str | None, certificates: bytes, platform: tuple[Any, ...]
+    ) -> None:
         """The target keeps a place, or has none."""
         if one.phase is not Phase.PRE or one.precopy is not None:
             return
         if wrong is not None:
             self.fail(one, Outcome.NO_ROOM, now_ns, wrong)
             return
-        one.has_place = True
+        one.has_place, one.certificates = True, certificates
+        if platform:
+            one.platforms[one.destination] = platform
         self._begin_copying(one, now_ns)
 
     def on_stays(self, one: Migration, now_ns: int, name: str, _: str) -> None:
         """The source refuses."""
-        if one.phase is Phase.PRE:
+        if one.phase in (Phase.PRE, Phase.PAUSED):
             self.fail(one, Outcome.REFUSED, now_ns, name)
 
+    def on_sealed(self, one: Migration, now_ns: int, wrong: str | None, session: bytes) -> None:
+        """The source's firmware has agreed to send, or has not."""
+        if one.phase is not Phase.PRE or one.agreed:
+            return
+        if wrong is not None:
+            self.fail(one, Outcome.REFUSED, now_ns, wrong)
+            return
+        one.silence = 0
+        self.send(one.destination, "open", (one.number, one.order.vm, session))
+
+    def on_opened(self, one: Migration, now_ns: int, wrong: str | None) -> None:
+        """The target's firmware is ready to receive, or is not."""
+        if one.phase is not Phase.PRE or one.agreed:
+            return
+        if wrong is not None:
+            self.fail(one, Outcome.REFUSED, now_ns, wrong)
+            return
+        one.agreed = True
+        self._begin_copying(one, now_ns)
+
     def _begin_copying(self, one: Migration, now_ns: int) -> None:
-        if one.ready is not None and one.has_place:
-            one.precopy = Precopy(*one.ready, self.settings, now_ns)
-            self._start_round(one, now_ns)
+        if one.ready is None or not one.has_place:
+            return
+        if one.platforms and not one.agreed:
+            refusal = misfit(one.platforms[one.source][:4], one.platforms[one.destination][:4])
+            if refusal is not None:
+                self.fail(one, Outcome.REFUSED, now_ns, refusal.name)
+                return
+            self.send(one.source, "seal", (one.number, one.order.vm, one.certificates))
+            return
+        one.precopy = Precopy(*one.ready, self.settings, now_ns)
+        if self.settings.timeout_ns_per_gib:
+            most_ns = round(self.settings.timeout_ns_per_gib * one.precopy.memory_bytes / (1 << 30))
+            heapq.heappush(self._deadlines, (now_ns + most_ns, one.number))
+        self._slow_down(one)
+        self._start_round(one, now_ns)
 
     # Rounds.
 
@@ -316,20 +261,56 @@ class LiveMigrations:
         elif one.ready is not None:
             one.ready = (one.ready[0], _pools(pools))
 
+    def on_through(self, one: Migration, now_ns: int, round_: int, host: str) -> None:
+        """A host's security processor has sent, or received, all that a round copies."""
+        if round_ == one.rounds_told and host in one.unserved:
+            del one.unserved[host]
+            one.silence = 0
+            if not one.unserved and not one.flows:
+                self._copied(one, now_ns)
+
     def _flow_ended(self, one: Migration, now_ns: int) -> None:
         one.flows = False
+        if not one.unserved:
+            self._copied(one, now_ns)
+
+    def _copied(self, one: Migration, now_ns: int) -> None:
         if one.phase is Phase.STOPPED:
             self._step(one, Event.CARRIED, now_ns)
             return
         assert one.precopy is not None
         verdict = one.precopy.round_done(now_ns)
         if verdict is Verdict.NEXT:
+            self._slow_down(one)
             one.copying = Copying.BETWEEN
             heapq.heappush(self._rounds, (now_ns + one.precopy.between_rounds_ns, one.number))
         elif verdict is Verdict.STOP:
             self._step(one, Event.ROUNDS_DONE, now_ns)
+        elif verdict is Verdict.STALLED:
+            self.fail(one, Outcome.TIMED_OUT, now_ns, f"no progress, after {len(one.precopy.rounds)} rounds")
         else:
             self.fail(one, Outcome.ROUND_CAP, now_ns, f"after {len(one.precopy.rounds)} rounds")
+
+    def _slow_down(self, one: Migration) -> None:
+        """Auto-converge and dirty limit: tell the source how far the guest is to be slowed, where that has changed."""
+        assert one.precopy is not None
+        wanted = (one.precopy.throttle, self.settings.dirty_limit_bytes_per_s)
+        if wanted != one.slowed:
+            one.slowed = wanted
+            self.send(one.source, "slow", (one.number, one.order.vm, *wanted))
+
+    def _timed_out(self, one: Migration, now_ns: int) -> None:
+        """The copying has taken as long as it may."""
+        if one.phase is not Phase.PRE or one.precopy is None:
+            return
+        if self.settings.at_timeout is RoundCap.ABORT:
+            self.fail(one, Outcome.TIMED_OUT, now_ns, "the time for copying is over")
+            return
+        if one.flows:
+            sent = self.fabric.cancel(str(one.number), now_ns) / self.settings.compression_ratio
+            one.precopy.break_off(int(sent), now_ns)
+            one.flows, one.unserved = False, {}
+        self._step(one, Event.ROUNDS_DONE, now_ns)
 
     # Switch-over.
 
@@ -350,8 +331,23 @@ class LiveMigrations:
 
     def _start_flow(self, one: Migration, size_bytes: int, now_ns: int) -> None:
         one.flows = True
-        cap = self.settings.connection_bytes_per_s
-        self.fabric.start(str(one.number), one.source, one.destination, size_bytes, now_ns, cap)
+        assert one.precopy is not None
+        if one.platforms:
+            # The pages go through both security processors while the network carries them.
+            one.rounds_told += 1
+            one.unserved = {one.source: None, one.destination: None}
+            memory_bytes, shared_bytes = one.precopy.memory_bytes, one.platforms[one.source][-1]
+            one.private_pages = -(-(size_bytes * (memory_bytes - shared_bytes) // memory_bytes) // PAGE_BYTES)
+            self._tell_round(one)
+        ratio = 1.0 if one.platforms else self.settings.compression_ratio  # Ciphertext does not become shorter.
+        cap = self.settings.cap_bytes_per_s
+        wire_bytes = size_bytes * ratio
+        one.wire_bytes += round(wire_bytes)
+        self.fabric.start(str(one.number), one.source, one.destination, wire_bytes, now_ns, cap)
+
+    def _tell_round(self, one: Migration) -> None:
+        for host in one.unserved:
+            self.send(host, "round", (one.number, one.order.vm, one.rounds_told, one.private_pages))
 
     def on_ended(self, one: Migration, now_ns: int) -> None:
         """The VM powered itself off before it could be stopped."""
@@ -395,6 +391,15 @@ class LiveMigrations:
         elif one.phase is Phase.ABORTED and one.outcome is not Outcome.LOST:
             one.outcome, one.reason = Outcome.LOST, f"with {one.source}, after: {one.outcome.value}"
 
+    def on_busy(self, one: Migration, now_ns: int) -> None:
+        """A host is at what it was asked for."""
+        one.silence = 0
+
+    def on_gone(self, one: Migration, now_ns: int, host: str) -> None:
+        """A host does not know of the move any more: it has crashed."""
+        outcome = Outcome.TARGET_LOST if host == one.destination else Outcome.LOST
+        self.fail(one, outcome, now_ns, f"{host} had nothing of it any more")
+
     def on_done(self, one: Migration, _: int, report: str) -> None:
         """A host has let go of what it had."""
         one.unanswered -= {Report(report)}
@@ -413,6 +418,7 @@ class LiveMigrations:
         if one.flows:
             one.final_bytes += int(self.fabric.cancel(str(one.number), now_ns))
             one.flows = False
+        one.unserved = {}
         if one.started_ns < 0:
             self.admission.forget(str(one.number))
         self.placement.settle(one.order.vm, moved=False)
@@ -446,13 +452,16 @@ class LiveMigrations:
         """A host was not heard of for a while."""
         if one.phase is not phase or (phase in FINAL and not one.unanswered):
             return
-        if not one.flows and (phase is not Phase.PRE or one.precopy is None):
+        if one.unserved or (not one.flows and (phase is not Phase.PRE or one.precopy is None)):
             one.silence += 1
             if one.silence > self.patience.most_times and (phase, Event.FAILED) in AUTHORITY:
                 self.fail(one, Outcome.TIMED_OUT, now_ns, f"no answer in phase {phase.value!r}")
                 return
-            for command in REPEATS.get(phase, ()):
-                self._tell(one, command, now_ns)
+            if one.unserved:
+                self._tell_round(one)
+            else:
+                for command in REPEATS.get(phase, ()):
+                    self._tell(one, command, now_ns)
         heapq.heappush(self._again, (now_ns + self.patience.again_after_ns, one.number, phase))
 
     def restart(self, now_ns: int) -> None:
@@ -462,7 +471,7 @@ class LiveMigrations:
             if one.flows:
                 one.final_bytes += int(self.fabric.cancel(str(one.number), now_ns))
                 one.flows = False
-            one.luggage = ()
+            one.luggage, one.unserved = (), {}
             if one.number not in last:
                 self.admission.forget(str(one.number))
                 self.placement.settle(one.order.vm, moved=False)
@@ -481,7 +490,7 @@ def _pools(bodies: tuple[tuple[int, float], ...]) -> tuple[Pool, ...]:
 
 def _keep(_: LiveMigrations, one: Migration) -> tuple[str, tuple[object, ...]]:
     assert one.guest is not None
-    return one.destination, (guest_body(one.guest),)
+    return one.destination, (one.source, guest_body(one.guest))
 
 
 def _stop(_: LiveMigrations, one: Migration) -> tuple[str, tuple[object, ...]]:
@@ -497,7 +506,7 @@ def _come(live: LiveMigrations, one: Migration) -> tuple[str, tuple[object, ...]
 
 
 _TOLD: Mapping[Command, Callable[[LiveMigrations, Migration], tuple[str, tuple[object, ...]]]] = {
-    Command.BEGIN: lambda _, one: (one.source, ()),
+    Command.BEGIN: lambda _, one: (one.source, (one.destination,)),
     Command.KEEP: _keep,
     Command.STOP: _stop,
     Command.COME: _come,
@@ -518,6 +527,11 @@ _ANSWERS: Mapping[str, _Answer] = {
     Report.READY: LiveMigrations.on_ready,
     "stays": LiveMigrations.on_stays,
     Report.PLACE: LiveMigrations.on_place,
+    "sealed": LiveMigrations.on_sealed,
+    "opened": LiveMigrations.on_opened,
+    "through": LiveMigrations.on_through,
+    "busy": LiveMigrations.on_busy,
+    "gone": LiveMigrations.on_gone,
     "dirty": LiveMigrations.on_dirty,
     Report.STOPPED: LiveMigrations.on_stopped,
     "ended": LiveMigrations.on_ended,

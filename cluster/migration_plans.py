@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cluster.entity import NEVER
-from cluster.live_migration import LiveMigrations, Migration, MigrationOrder, Outcome
+from cluster.live_migration import LiveMigrations
+from cluster.migration import Migration, MigrationOrder, Outcome
 from cluster.scenario_migration import DrainPlan, MigrationPlan
 from node.counter_random import CounterRandom
 

@@ -16,11 +16,12 @@ from cluster.guest_body import guest_of
 from cluster.hand_over import Command, Heard, Holding, Mine, Report
 from node.departures import Stopped
 from node.dirty_rates import Pool
-from node.guest import GuestState
+from node.guest import GuestSpec, GuestState
 from node.guest_books import GuestBooks
 from node.host import Host
-from node.migration_frames import frames_of, page_digests
+from node.migration_frames import frames_of, page_digests, session_of
 from node.migration_refusal import MigrationRefusal
+from node.sealed_transfer import SEALED
 from psp.system_bus import PAGE_BYTES
 
 Send = Callable[[str, tuple[object, ...]], None]
@@ -28,6 +29,8 @@ Send = Callable[[str, tuple[object, ...]], None]
 
 _HERE = (GuestState.RUNNING, GuestState.PAUSED, GuestState.STOPPED)
 _NEW = Heard()
+_KEYS = 0
+"""The step before the first round."""
 
 
 class MigrationPort:
@@ -40,6 +43,10 @@ class MigrationPort:
         """What this host wrote down of each VM; a crash does not take it away."""
         self._moves: dict[str, tuple[Holding, int]] = {}
         """VMs that are on their way, and under which number."""
+        self._peers: dict[str, bytes] = {}
+        """The names of the streams that they travel as."""
+        self._asked: dict[str, int] = {}
+        """What between the rows was begun last for each of them: 0 for the agreement on keys, else a round's number."""
         self._said: dict[str, tuple[str, tuple[object, ...]]] = {}
         """What was said of each of these last, to be said again."""
         self._done: Mapping[Command, Callable[..., None]] = {
@@ -53,28 +60,44 @@ class MigrationPort:
             Command.GIVE_BACK: self._give_place_back,
         }
 
+        self._between: Mapping[str, Callable[..., None]] = {
+            "seal": self._seal, "open": self._open, "round": self._round, "slow": self._slow,
+        }  # fmt: skip
+        """What is asked of both hosts between the rows of the hand-over, of the move that they are in."""
+
     def receive(self, kind: str, fields: tuple[Any, ...]) -> None:
         """Do what a message asks."""
         number, vm, *rest = fields
+        if kind in self._between:
+            self._between[kind](*fields)
+            return
         command = Command(kind)
         if command is Command.GO and self._host.arrivals.is_laying(vm):
-            return  # What comes of that will be said, and answered.
+            self._send("busy", (number,))  # What comes of that will be said, and answered.
+            return
         before = self._mine(vm)
         after, report = hand_over.told(before, command, number)
         if report is None:
+            if before.holding is Holding.NOTHING:
+                self._miss(number, command)
             return
+        if 0 <= before.number != after.number >= 0:
+            # A newer move says that the older one is over, though nobody told so.
+            (self._host.departures.cancel if command is Command.BEGIN else self._host.arrivals.abandon)(vm)
+            self._keep(vm, before._replace(number=-1))
         self._keep(vm, after)
         if after[:2] != before[:2]:
             self._done[command](number, vm, *rest)
         elif before.number == number:
-            if vm in self._said:  # Else it is still at it, and will say so.
-                self._send(*self._said[vm])
+            self._say_again(number, vm)
         else:
             self._pass(report, number, command, rest)
 
     def crash(self) -> None:
         """Forget what was under way; what was written down stays."""
         self._moves.clear()
+        self._peers.clear()
+        self._asked.clear()
         self._said.clear()
 
     def _mine(self, vm: str) -> Mine:
@@ -90,12 +113,40 @@ class MigrationPort:
         if mine.number < 0:
             self._moves.pop(vm, None)
             self._said.pop(vm, None)
+            self._peers.pop(vm, None)
+            self._asked.pop(vm, None)
         else:
             self._moves[vm] = mine[:2]
 
     def _say(self, vm: str, kind: str, fields: tuple[object, ...]) -> None:
         self._said[vm] = (kind, fields)
         self._send(kind, fields)
+
+    def _miss(self, number: int, command: Command) -> None:
+        """Say that there is nothing to begin with: no VM, or a move that was begun before a crash."""
+        if command is Command.BEGIN:
+            missing = MigrationRefusal.NO_SUCH_VM
+            self._send("stays", (number, missing.name, missing.value))
+        else:
+            self._send("gone", (number, self._host.spec.name))
+
+    def _say_again(self, number: int, vm: str) -> None:
+        """What was asked before is done, and was said, or the host is at it still."""
+        self._send(*self._said.get(vm, ("busy", (number,))))
+
+    def _is_new(self, number: int, vm: str, step: int) -> bool:
+        """Whether something between the rows is to be begun: not what was, and nothing of who is not here."""
+        if vm not in self._moves or self._moves[vm][1] != number:
+            self._send("gone", (number, self._host.spec.name))
+            return False
+        asked = self._asked.get(vm, -1)
+        if step <= asked:
+            if step == asked:
+                self._say_again(number, vm)
+            return False
+        self._asked[vm] = step
+        self._said.pop(vm, None)
+        return True
 
     def _pass(self, report: Report, number: int, command: Command, rest: list[Any]) -> None:
         """Answer a command of a move that is not under way here."""
@@ -108,21 +159,53 @@ class MigrationPort:
 
     # Out.
 
-    def _migrate(self, number: int, vm: str) -> None:
+    def _migrate(self, number: int, vm: str, destination: str) -> None:
         found = self._host.departures.begin(vm, lambda pools: self._send("dirty", (number, _bodies(pools))))
         if isinstance(found, MigrationRefusal):
             del self._moves[vm]
             self._send("stays", (number, found.name, found.value))
             return
         guest = self._host.guests[vm]
+        self._peers[vm] = session_of(number, vm, self._host.spec.name, destination)
         image = self._host.images[guest.spec.firmware]
         memory_bytes = guest.spec.memory_bytes + -(-len(image.data) // PAGE_BYTES) * PAGE_BYTES
-        self._say(vm, Report.READY, (number, memory_bytes, _bodies(found)))
+        self._say(vm, Report.READY, (number, memory_bytes, _bodies(found), self._platform(guest.spec)))
+
+    def _seal(self, number: int, vm: str, certificates: bytes) -> None:
+        if not self._is_new(number, vm, _KEYS):
+            return
+
+        def told(wrong: str | None, session: bytes) -> None:
+            if self._moves.get(vm) != (Holding.LEAVING, number):
+                return  # It was called off meanwhile.
+            name = None if wrong is None else _NAMES.get(wrong, wrong)
+            self._say(vm, "sealed", (number, name, session))
+
+        self._host.departures.seal(vm, certificates, told)
+
+    def _slow(self, number: int, vm: str, standing_still: float, most_bytes_per_s: float) -> None:
+        if self._moves.get(vm) == (Holding.LEAVING, number):
+            self._host.departures.slow(vm, standing_still, most_bytes_per_s)
+
+    def _round(self, number: int, vm: str, round_: int, pages: int) -> None:
+        if not self._is_new(number, vm, round_):
+            return
+        side = self._host.arrivals if self._moves[vm][0] is Holding.KEEPS else self._host.departures
+
+        def done() -> None:
+            self._say(vm, "through", (number, round_, self._host.spec.name))
+
+        side.copy(vm, pages, done)
 
     def _stop(self, number: int, vm: str, since_ns: int) -> None:
         self._said.pop(vm, None)
 
+        def failed(why: str) -> None:
+            self._say(vm, "stays", (number, "NOT_SENT", why))
+
         def done(stopped: Stopped | None) -> None:
+            if self._moves.get(vm) != (Holding.STANDS, number):
+                return
             if stopped is None:
                 self._say(vm, "ended", (number,))
                 return
@@ -130,12 +213,12 @@ class MigrationPort:
             self._say(
                 vm, Report.STOPPED,
                 (
-                    number, frames_of(state), page_digests(state.pages), stopped.books.body(),
+                    number, frames_of(state, self._peers[vm]), page_digests(state.pages), stopped.books.body(),
                     stopped.written_pages, stopped.stopped_ns,
                 ),
             )  # fmt: skip
 
-        self._host.departures.stop(vm, since_ns, done)
+        self._host.departures.stop(vm, since_ns, done, failed)
 
     def _stay(self, number: int, vm: str, answer: bool) -> None:
         self._host.departures.cancel(vm)
@@ -149,8 +232,34 @@ class MigrationPort:
 
     # In.
 
-    def _keep_place(self, number: int, vm: str, body: bytes) -> None:
-        self._host.arrivals.prepare(guest_of(body), lambda wrong: self._say(vm, Report.PLACE, (number, wrong)))
+    def _keep_place(self, number: int, vm: str, source: str, body: bytes) -> None:
+        spec = guest_of(body)
+        self._peers[vm] = session_of(number, vm, source, self._host.spec.name)
+        platform = self._platform(spec)
+
+        def told(wrong: str | None, certificates: bytes) -> None:
+            if self._moves.get(vm) != (Holding.KEEPS, number):
+                return  # It is not awaited any more.
+            self._say(vm, Report.PLACE, (number, wrong, certificates, platform))
+
+        self._host.arrivals.prepare(spec, told)
+
+    def _open(self, number: int, vm: str, session: bytes) -> None:
+        if not self._is_new(number, vm, _KEYS):
+            return
+
+        def told(wrong: str | None) -> None:
+            if self._moves.get(vm) == (Holding.KEEPS, number):
+                self._say(vm, "opened", (number, wrong))
+
+        self._host.arrivals.open(vm, session, told)
+
+    def _platform(self, spec: GuestSpec) -> tuple[object, ...]:
+        """What a VM whose memory firmware carries needs to find again, and what it shares; nothing for others."""
+        if spec.generation not in SEALED:
+            return ()
+        product, version = self._host.spec.product, self._host.board.psp.firmware.current.version
+        return (product.line.name, product.c_bit, product.reduced_bits, version, spec.memory.shared.length)
 
     def _come(
         self, number: int, vm: str, frames: tuple[bytes, ...], digests: bytes, books: tuple[Any, ...]
@@ -169,9 +278,13 @@ class MigrationPort:
                 self._host.arrivals.abandon(vm)
                 self._send(report, (number, wrong))
 
-        self._host.arrivals.complete(vm, frames, digests, GuestBooks.parse(books), told)
+        self._host.arrivals.complete(vm, frames, digests, GuestBooks.parse(books), told, self._peers[vm])
 
     def _go(self, number: int, vm: str) -> None:
+        if not self._host.arrivals.is_whole(vm):
+            self._host.arrivals.abandon(vm)
+            self._send(Report.NEVER, (number, None))
+            return
         self._host.arrivals.start(vm)
         self._send(Report.RUNS, (number, self._host.now_ns))
 
@@ -179,6 +292,9 @@ class MigrationPort:
         self._host.arrivals.abandon(vm)
         if answer:
             self._send(Report.GIVEN, (number,))
+
+
+_NAMES = {one.value: one.name for one in MigrationRefusal}
 
 
 def _bodies(pools: tuple[Pool, ...]) -> tuple[tuple[int, float], ...]:

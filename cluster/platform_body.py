@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import astuple, fields
 from typing import Any
 
+from node.card_slot import CardSlot
 from node.memory_cipher import CipherMode, XtsSector
 from node.platform import HostMode, Platform, Protection
+from tio.device_identity import CardKind
 
 
 def platform_body(platform: Platform) -> dict[str, object]:
     """The settings by name: numbers, texts and lists."""
     values = {one.name: getattr(platform, one.name) for one in fields(platform)}
+    cards = [astuple(one) for one in platform.cards]
+    values["cards"] = [(port, kind.value, *more) for port, kind, *more in cards]
     return {name: sorted(value) if isinstance(value, frozenset) else value for name, value in values.items()}
 
 
@@ -26,5 +30,6 @@ _MADE: Mapping[str, Callable[[Any], Any]] = {
     "disabled": lambda names: frozenset(Protection(name) for name in names),
     "memory_cipher": lambda name: None if name is None else CipherMode(name),
     "xts_sector": XtsSector,
+    "cards": lambda cards: tuple([CardSlot(port, CardKind(kind), *more) for port, kind, *more in cards]),
 }
 """Settings that are more than a number or a text."""

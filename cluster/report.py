@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +13,15 @@ from rich.table import Table
 
 from cluster.results import Results
 from cluster.units import DURATION, SIZE
-from node.phase_cost import Mechanism
+from node.mechanism import Mechanism
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+    pass
 
-OWN = (Mechanism.CORE, Mechanism.MEMORY, Mechanism.PAGE_WALK, Mechanism.EXITS, Mechanism.OPERATIONS)
+OWN = (
+    Mechanism.CORE, Mechanism.MEMORY, Mechanism.PAGE_WALK, Mechanism.EXITS, Mechanism.OPERATIONS, Mechanism.BOOT,
+    Mechanism.LINK,
+)  # fmt: skip
 """What a program costs as a plain guest alone on its host; slowdown is counted from here."""
 
 ADDED = {
@@ -29,7 +30,9 @@ ADDED = {
     Mechanism.VMGEXIT: "exits",
     Mechanism.ACCEPTANCE: "accept",
     Mechanism.BOUNCE: "bounce",
+    Mechanism.IDE: "IDE",
     Mechanism.SVSM: "SVSM",
+    Mechanism.DISK_WAIT: "disk",
     Mechanism.LOADED_LATENCY: "latency",
     Mechanism.LLC: "LLC",
     Mechanism.SMT: "SMT",
@@ -37,10 +40,11 @@ ADDED = {
 }
 """What comes on top: by the generation, then by the neighbours; with the column's heading."""
 
-_WIDTH = 150
+_WIDTH = 160
 _LONG = {"operations_by_process"}
 """What run.json holds and nobody wants to read at the end of a summary."""
 _FEW = 4
+_MOST_NEIGHBOURS = 12
 
 Row = Mapping[str, Any]
 
@@ -51,8 +55,8 @@ def print_summary(results: Results, console: Console | None = None) -> None:
     if results.partial is not None:
         out.print(f"[bold]Partial results:[/] {results.partial}\n")
     for table in (
-        _slowdowns(results), _workloads(results), _disks(results), _networks(results), _waits(results),
-        _moves(results), _drains(results), _firmware(results),
+        _slowdowns(results), _workloads(results), _neighbours(results), _disks(results), _networks(results),
+        _waits(results), _moves(results), _drains(results), _firmware(results),
         _resources(results), _refusals(results),
     ):  # fmt: skip
         if table.row_count:
@@ -60,26 +64,6 @@ def print_summary(results: Results, console: Console | None = None) -> None:
             out.print()
     for line in _closing_lines(results):
         out.print(line, highlight=False)
-
-
-def print_comparison(rows: Sequence[DataclassInstance], console: Console | None = None) -> None:
-    """Print rows of equal dataclasses as a table: one column a field."""
-    out = console or wide_console()
-    if not rows:
-        out.print("nothing to compare")
-        return
-    names = [entry.name for entry in dataclasses.fields(rows[0])]
-    table = _table("", *(_heading(name) for name in names))
-    for row in rows:
-        table.add_row(*(_cell(name, getattr(row, name)) for name in names))
-    out.print(table)
-
-
-def print_rows_as_json(rows: Sequence[DataclassInstance]) -> None:
-    """Print rows as JSON, one object a line, keys as the fields are named."""
-    out = Console(soft_wrap=True, highlight=False, markup=False)
-    for row in rows:
-        out.print(json.dumps(dataclasses.asdict(row), default=str))
 
 
 @dataclass(slots=True)
@@ -214,6 +198,24 @@ def _moves(results: Results) -> Table:
     return table
 
 
+def _neighbours(results: Results) -> Table:
+    """Who costs whom most, of different machines; the table ``neighbours`` has it by phase."""
+    lost: defaultdict[tuple[str, str, str], float] = defaultdict(float)
+    own: defaultdict[str, float] = defaultdict(float)
+    for row in _rows(results, "neighbours"):
+        if row["vm"] != row["neighbour"]:
+            lost[row["vm"], row["neighbour"], row["mechanism"]] += row["time_ns"]
+    if lost:
+        for row in _rows(results, "vm_time"):
+            own[row["vm"]] += row["time_ns"] if row["mechanism"] in OWN else 0.0
+    most = sorted(lost.items(), key=lambda one: (-one[1], one[0]))[:_MOST_NEIGHBOURS]
+    title = f"Neighbours: what costs most, {len(most)} of {len(lost)}"
+    table = _table(title, "VM", "neighbour", "mechanism", "time", "of its own")
+    for (vm, neighbour, mechanism), ns in most:
+        table.add_row(vm, neighbour, mechanism, DURATION.about(ns), _percent(ns, own[vm]))
+    return table
+
+
 def _disks(results: Results) -> Table:
     """What machines asked of their disks, by workload and generation."""
     table = _table(
@@ -336,7 +338,7 @@ def _table(title: str, *headings: str) -> Table:
     """A table without lines; figures to the right, words to the left."""
     words = {
         "workload", "generation", "outcome", "result", "host", "product", "VM", "vm", "state", "reason", "limit",
-        "most time in",
+        "most time in", "neighbour", "mechanism",
     }  # fmt: skip
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
     for heading in headings:
@@ -354,17 +356,3 @@ def wide_console() -> Console:
     """Standard output; in a file or a pipe the tables keep their width."""
     console = Console()
     return console if console.is_terminal else Console(width=_WIDTH)
-
-
-def _heading(name: str) -> str:
-    return "VMs" if name == "vms" else name.removesuffix("_ns").removesuffix("_percent").replace("_", " ")
-
-
-def _cell(name: str, value: object) -> str:
-    if isinstance(value, (int, float)) and name.endswith("_percent"):
-        return _percent(value, 100.0)
-    if isinstance(value, (int, float)) and name.endswith("_ns"):
-        return DURATION.about(value)
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    return "" if value is None else str(getattr(value, "name", value))

@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, Strict, ValidationError, WithJsonSchema
 
 from cluster.errors import UserError
+from cluster.scenario_faults import FaultPlan
 from cluster.scenario_fields import LARGEST_COUNT, Count, Name, PathText, ScenarioPart, refuse
 from cluster.scenario_firmware import FirmwareUpdatePlan, VersionText, version_of
 from cluster.scenario_kernel import KernelTable
@@ -25,10 +26,13 @@ from cluster.scenario_migration import DrainPlan, FabricSettings, MigrationPlan,
 from cluster.scenario_text import read_toml, write_toml
 from cluster.units import Duration, Size, shown
 from node.asid_pool import ASID_KINDS
+from node.card_slot import CardSlot
 from node.generation import Generation
+from node.identity_cache import IdentityCache
 from node.platform import HostMode, Platform
 from node.product import PRODUCTS, Product
 from node.program import ProgramSpec, Scalar
+from tio.device_identity import CardKind
 from workloads.attested_start import wrapped
 from workloads.library import NETWORKED, WORKLOADS
 
@@ -80,6 +84,14 @@ def _generation(value: object) -> Generation:
     return Generation[name]
 
 
+def _card_kind(value: object) -> CardKind:
+    if isinstance(value, CardKind):
+        return value
+    if value in [one.value for one in CardKind]:
+        return CardKind(value)
+    raise refuse(f"one of the cards {', '.join([one.value for one in CardKind])}")
+
+
 def _scalar(value: object) -> Scalar:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise refuse("a number or a text")
@@ -108,7 +120,18 @@ def _choice(names: list[str]) -> WithJsonSchema:
 GenerationName = Annotated[
     Generation, BeforeValidator(_generation), _choice(list(Generation.__members__))
 ]
+CardKindName = Annotated[CardKind, BeforeValidator(_card_kind), _choice([one.value for one in CardKind])]
 Parameter = Annotated[Scalar, BeforeValidator(_scalar), WithJsonSchema({"type": ["number", "string"]})]
+
+
+class CardGroup(ScenarioPart):
+    """Cards in a host's slots that are alike."""
+
+    kind: CardKindName
+    """What they are."""
+    count: Count = 1
+    memory: Size = 16 << 20
+    """What each has of its own: a GPU's memory, a disk's medium; a power of two."""
 
 
 class HostGroup(ScenarioPart):
@@ -128,6 +151,8 @@ class HostGroup(ScenarioPart):
     """Hide the ciphertext of SEV-SNP guests from the host: the last ASID for them, the rest is left to SEV-ES."""
     firmware: VersionText | None = None
     """Version of the security processor's firmware that each host is switched on with. Default: the product's."""
+    cards: tuple[CardGroup, ...] = ()
+    """What is in the slots of each host, to be given to machines whole."""
 
 
 class VmGroup(ScenarioPart):
@@ -158,6 +183,11 @@ class VmGroup(ScenarioPart):
     """What is behind the disk of each: ``memory``, empty at first, or a file, as a path, that is only read."""
     svsm: Annotated[bool, Strict()] = False
     """An SVSM runs below it at VMPL0, and its kernel at VMPL2; SEV_SNP and SEV_TIO machines only."""
+    devices: tuple[CardKindName, ...] = ()
+    """Cards of its host's that each is given, in the order in which it knows them."""
+    sev_policy: tuple[Literal["NOKS", "NOSEND", "DOMAIN", "SEV"], ...] = ()
+    """Bits of its policy beyond NODBG, where no owner sets it: no shared key, no sending, only to platforms of this
+    owner, only to platforms that AMD's root certifies; SEV and SEV_ES machines only."""
     host: Name | None = None
     """The host it must run on, by name. Default: placed."""
     attest_to: Name | None = None
@@ -174,7 +204,7 @@ class VmGroup(ScenarioPart):
     @property
     def networked(self) -> bool:
         """Whether its vCPUs have network cards."""
-        return self.program.name in NETWORKED
+        return self.program.name in NETWORKED or CardKind.NIC in self.devices
 
 
 class TraceMix(ScenarioPart):
@@ -224,14 +254,22 @@ class HostInstance:
         """How the host is set up."""
         version = None if self.group.firmware is None else version_of(self.group.firmware)
         return Platform(
-            HostMode(self.group.mode), max_snp_asid=self.group.ciphertext_hiding or 0, firmware_api=version
-        )
+            HostMode(self.group.mode), max_snp_asid=self.group.ciphertext_hiding or 0, firmware_api=version,
+            cards=self.cards,
+        )  # fmt: skip
+
+    @property
+    def cards(self) -> tuple[CardSlot, ...]:
+        """What is in its slots, from the first root port on."""
+        kinds = [(one.kind, one.memory) for one in self.group.cards for _ in range(one.count)]
+        return tuple([
+            CardSlot(port, kind, f"{self.name}.{port}", memory) for port, (kind, memory) in enumerate(kinds, start=1)
+        ])  # fmt: skip
 
     @property
     def generations(self) -> frozenset[Generation]:
         """What machines the host can run: all of its product's, those of SME only with its mode."""
-        known = self.product.generations
-        return known if self.platform.mode is HostMode.SME else known - {Generation.SME}
+        return _generations(self.product.name, self.group.mode)
 
     def asids(self, generation: Generation) -> int | None:
         """How many guests of a generation have an ASID at once; None where they need none of their own."""
@@ -279,6 +317,9 @@ class Scenario(ScenarioPart):
     migrations: tuple[MigrationPlan, ...] = ()
     drains: tuple[DrainPlan, ...] = ()
     firmware_updates: tuple[FirmwareUpdatePlan, ...] = ()
+    attribute_neighbours: Annotated[bool, Strict()] = False
+    """Keep books of the time that each machine's phases lose to each neighbour: the table neighbours."""
+    faults: tuple[FaultPlan, ...] = ()
     costs: Annotated[
         dict[str, Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]],
         BeforeValidator(_flat),
@@ -340,11 +381,13 @@ class Scenario(ScenarioPart):
     @property
     def vm_instances(self) -> tuple[VmInstance, ...]:
         """Every virtual machine of the groups, in the file's order; the trace's are not among them."""
-        return tuple(
-            VmInstance(name, group, group.arrival + index * group.arrival_spacing)
-            for group in self.vms
-            for index, name in enumerate(instance_names(group.name, group.count))
-        )
+        return _vm_instances(self.vms)
+
+
+@lru_cache
+def _generations(product: str, mode: str) -> frozenset[Generation]:
+    known = PRODUCTS[product].generations
+    return known if HostMode(mode) is HostMode.SME else known - {Generation.SME}
 
 
 @lru_cache(maxsize=8)
@@ -354,6 +397,18 @@ def _host_instances(groups: tuple[HostGroup, ...]) -> tuple[HostInstance, ...]:
         for group in groups
         for name in instance_names(group.name, group.count)
     )
+
+
+def _vms_of(groups: tuple[VmGroup, ...]) -> tuple[VmInstance, ...]:
+    return tuple([
+        VmInstance(name, group, group.arrival + index * group.arrival_spacing)
+        for group in groups
+        for index, name in enumerate(instance_names(group.name, group.count))
+    ])  # fmt: skip
+
+
+_vm_instances = IdentityCache(_vms_of)
+"""Their groups have parameters, which cannot be hashed."""
 
 
 def instance_names(name: str, count: int) -> list[str]:

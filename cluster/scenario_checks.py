@@ -24,6 +24,7 @@ from cluster.scenario import (
 from cluster.scenario_costs import scenario_costs
 from cluster.units import DURATION, SIZE, shown
 from node.asid_pool import ASID_KINDS
+from node.card_slot import MOST_PORTS
 from node.cost_table import CostOverrideError
 from node.disk_file import DiskFile, DiskFileError
 from node.firmware_image import read_firmware_image
@@ -33,12 +34,15 @@ from node.guest_memory_map import SMALLEST_GUEST_BYTES, SMALLEST_SLICE_BYTES, Gu
 from node.operations import BLOCK_BYTES
 from node.ovmf import FirmwareImageError
 from node.product import PRODUCTS, Product
+from node.sealed_transfer import SEALED
 from node.svsm_memory import MOST_VCPUS, svsm_guest
-from workloads.library import WorkloadParameterError, footprint, validate_parameters
+from workloads.device_work import MOST_DEVICES
+from workloads.library import DEVICE_WORK, WorkloadParameterError, footprint, validate_parameters
 
 PAGE_2M = 2 << 20
 SERVER, CLIENT, RELYING_PARTY = "key-value-server", "key-value-client", "relying-party"
 LARGEST_FLEET = 1_000_000
+LEAST_CARD_BYTES, MOST_CARD_BYTES = 1 << 20, 1 << 30
 
 _Place = Callable[[str], str]
 """Names a field of the machine at hand."""
@@ -119,6 +123,32 @@ def _check_hosts(scenario: Scenario) -> None:
         _check_hiding(index, group, product)
         if group.firmware is not None:
             _check_level(_place("hosts", index, "firmware", group.name), group.firmware, product)
+        _check_cards(index, group)
+
+
+def _check_cards(index: int, group: HostGroup) -> None:
+    number = sum([one.count for one in group.cards])
+    if number > MOST_PORTS:
+        raise _wrong(_place("hosts", index, "cards", group.name), f"at most {MOST_PORTS} in all", str(number))
+    for at, one in enumerate(group.cards):
+        if not LEAST_CARD_BYTES <= one.memory <= MOST_CARD_BYTES or one.memory & one.memory - 1:
+            expected = f"a power of two from {SIZE.format(LEAST_CARD_BYTES)} to {SIZE.format(MOST_CARD_BYTES)}"
+            raise _wrong(_place("hosts", index, f"cards[{at}].memory", group.name), expected, SIZE.format(one.memory))
+
+
+def _check_devices(place: _Place, vm: VmGroup, hosts: list[HostInstance]) -> None:
+    if not vm.devices:
+        return
+    if vm.workload != DEVICE_WORK:
+        raise _wrong(place("devices"), f"none: only {DEVICE_WORK} drives any", f"some with {vm.workload}")
+    if vm.svsm:
+        raise _wrong(place("devices"), "none above an SVSM", ", ".join([one.value for one in vm.devices]))
+    if len(vm.devices) > MOST_DEVICES:
+        raise _wrong(place("devices"), f"at most {MOST_DEVICES}", str(len(vm.devices)))
+    wanted = Counter(vm.devices)
+    if not any(not wanted - Counter([one.kind for one in host.cards]) for host in hosts):
+        told = " and ".join([f"{count} {kind.value}" for kind, count in wanted.items()])
+        raise _wrong(place("devices"), "cards that one host has", told)
 
 
 def _check_level(place: str, version: str, product: Product) -> None:
@@ -189,6 +219,8 @@ def _check_vm(scenario: Scenario, vm: VmGroup, index: int) -> None:
         raise _wrong(place("start"), '"launch" for machines that arrive later than 0 s', '"running"')
     if vm.svsm:
         _check_svsm(place, vm)
+    if vm.sev_policy and vm.generation not in SEALED:
+        raise _wrong(place("sev_policy"), "none: only SEV and SEV_ES have it", f"one with {vm.generation.name}")
     if vm.kernel.lazy_validation and (vm.svsm or not CAPABILITIES[vm.generation].rmp):
         raise _wrong(place("kernel.lazy_validation"), "false: only SEV_SNP and SEV_TIO without an SVSM have it", "true")
     if vm.svsm and not vm.kernel.tracks_validation:
@@ -203,7 +235,9 @@ def _check_vm(scenario: Scenario, vm: VmGroup, index: int) -> None:
         raise _wrong(place(f"parameters.{key}"), error.expected, got) from None
     if vm.disk != MEMORY_DISK:
         _check_disk(place, vm)
-    _check_fits(place, _candidates(scenario, vm, place), vm)
+    hosts = _candidates(scenario, vm, place)
+    _check_devices(place, vm, hosts)
+    _check_fits(place, hosts, vm)
 
 
 def _check_svsm(place: _Place, vm: VmGroup) -> None:
@@ -339,6 +373,13 @@ def _check_migrations(scenario: Scenario) -> None:
         if drain.host not in hosts:
             raise _wrong(f"drains[{index}].host", "a host of this scenario", shown(drain.host))
         _check_moment(f"drains[{index}].at", drain.at, scenario)
+    groups = {group.name for group in scenario.hosts}
+    for index, fault in enumerate(scenario.faults):
+        if fault.host is not None and fault.host not in hosts | groups:
+            raise _wrong(f"faults[{index}].host", "a host or a group of hosts of this scenario", shown(fault.host))
+        _check_moment(f"faults[{index}].at", fault.at, scenario)
+    if scenario.faults and not scenario.migration.answer_within:
+        raise _wrong("migration.answer_within", "more than no time", "0")
 
 
 def _check_moment(place: str, moment_ns: int, scenario: Scenario) -> None:

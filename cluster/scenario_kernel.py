@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Strict
 
 from cluster.scenario_fields import ScenarioPart
+from node.boot_phases import BootPath
 from node.kernel_settings import KernelSettings
 
 Switch = Annotated[bool, Strict()]
@@ -44,7 +45,10 @@ class KernelTable(ScenarioPart):
     checks_answers: Switch = True
     """Take for an answer of the security processor only the one to the request."""
 
+    boot: Literal["none", "ovmf", "direct"] = "none"
+    """What passes before it runs: nothing; OVMF and a distribution's kernel; or a verifier and a small kernel."""
+
     @property
     def settings(self) -> KernelSettings:
         """The same for the VM's specification."""
-        return KernelSettings(**self.model_dump())
+        return KernelSettings(**{**self.model_dump(), "boot": BootPath(self.boot)})

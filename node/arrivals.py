@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING
 
 from node.disk import blocks_of
 from node.event_log import ChainEnd
+from node.generation import CAPABILITIES
 from node.guest import Guest, GuestSpec, GuestState
 from node.guest_books import GuestBooks
 from node.host_events import HostEvent
 from node.hypervisor_port import Entered, LaunchRefused
-from node.migration_frames import DIGEST_BYTES, FrameError, page_digests, state_of
-from node.phase_cost import MECHANISMS
+from node.mechanism import MECHANISMS
+from node.migration_frames import DIGEST_BYTES, NO_SESSION, Expected, FrameError, page_digests, state_of
+from node.sealed_transfer import SEALED
 from node.vcpu import VcpuState
 from node.vm_state import VmState
+from psp.commands import LegacyCommand
 from psp.system_bus import PAGE_BYTES
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 Told = Callable[[str | None], None]
 """Called with None when all is well, else with what was wrong."""
+Shown = Callable[[str | None, bytes], None]
+"""The same, and the certificates of the platform where its firmware is to receive the VM."""
 
 
 class Arrivals:
@@ -37,11 +42,17 @@ class Arrivals:
         self.pages_checked = 0
         self._ready: set[str] = set()
         self._laying: set[str] = set()
+        self._next: dict[str, tuple[GuestSpec, Shown]] = {}
+        """Places to keep as soon as an older one is given back."""
         self._whole: dict[str, tuple[Entered, VmState, GuestBooks]] = {}
 
-    def prepare(self, spec: GuestSpec, told: Told) -> None:
-        """Keep a place: frames of memory, and the nested page table over them."""
+    def prepare(self, spec: GuestSpec, told: Shown) -> None:
+        """Keep a place: frames of memory, the nested page table over them, and an ASID for who needs one."""
         host = self._host
+        before = host.guests.get(spec.name)
+        if before is not None and before.state is GuestState.ARRIVING and before.unwanted:
+            self._next[spec.name] = (spec, told)  # What was kept for it before is still being given back.
+            return
         host.check_name(spec.name)
         guest = Guest(spec, host.now_ns, lost_ns=dict.fromkeys(MECHANISMS, 0.0), state=GuestState.ARRIVING)
         host.guests[spec.name] = guest
@@ -50,27 +61,55 @@ class Arrivals:
 
         def refused(refusal: LaunchRefused) -> None:
             del host.guests[spec.name]
-            host.tasks.when_due(guest, lambda: told(str(refusal)))
+            host.tasks.when_due(guest, lambda: told(str(refusal), b""))
+            if spec.name in self._next:
+                self.prepare(*self._next.pop(spec.name))
 
-        def ready(_: object) -> None:
+        def ready(shown: object) -> None:
+            assert isinstance(shown, bytes)
             self._ready.add(spec.name)
-            host.tasks.when_due(guest, lambda: told(None))
+            host.tasks.when_due(guest, lambda: told(None, shown))
             if guest.unwanted:
-                self.abandon(spec.name)
+                self._give_back(guest)
 
         host.tasks.run(host.with_disk(spec, host.hypervisor.receive(spec.machine)), guest, ready, refused)
 
-    def complete(self, name: str, frames: Sequence[bytes], digests: bytes, books: GuestBooks, told: Told) -> None:
+    def open(self, name: str, session: bytes, told: Told) -> None:
+        """Have firmware take what the source's has sealed for it."""
+        host = self._host
+        guest = host.guests[name]
+        host.tasks.promise(guest, host.now_ns)
+        self._laying.add(name)
+
+        def through(wrong: str | None) -> None:
+            self._laying.discard(name)
+            host.tasks.when_due(guest, lambda: told(wrong))
+            if guest.unwanted:
+                self._give_back(guest)
+
+        task = host.hypervisor.open_session(guest.spec.machine, session)
+        host.tasks.run(task, guest, lambda _: through(None), lambda refusal: through(str(refusal)))
+
+    def copy(self, name: str, pages: int, done: Callable[[], None]) -> None:
+        """Have firmware receive pages, of those that a round copies."""
+        self._host.tasks.copy(name, LegacyCommand.RECEIVE_UPDATE_DATA, pages, done)
+
+    def complete(
+        self, name: str, frames: Sequence[bytes], digests: bytes, books: GuestBooks, told: Told,
+        session: bytes = NO_SESSION,
+    ) -> None:  # fmt: skip
         """Lay the VM down and read it back; anything wrong with what came is told, and changes nothing."""
         host = self._host
         guest = host.guests[name]
+        spec = guest.spec
+        expected = Expected(
+            name, self._memory_of(spec), blocks_of(host.board.disk_files.get(name)), session, spec.vcpus,
+            spec.generation in SEALED, CAPABILITIES[spec.generation].encrypted_registers,
+        )  # fmt: skip
         try:
-            state = state_of(frames, name, self._memory_of(guest.spec), blocks_of(host.board.disk_files.get(name)))
+            state = state_of(frames, expected)
         except FrameError as error:
             told(str(error))
-            return
-        if len(state.started) != guest.spec.vcpus:
-            told(f"frame 0: vcpus: expected {guest.spec.vcpus}, got {len(state.started)}")
             return
         host.tasks.promise(guest, host.now_ns)
         self._laying.add(name)
@@ -79,7 +118,7 @@ class Arrivals:
             self._laying.discard(name)
             host.tasks.when_due(guest, lambda: told(wrong))
             if guest.unwanted:
-                self.abandon(name)
+                self._give_back(guest)
 
         def laid(result: object) -> None:
             assert isinstance(result, tuple)
@@ -95,6 +134,10 @@ class Arrivals:
         """Whether a VM's frames are here, and not yet read back."""
         return name in self._laying
 
+    def is_whole(self, name: str) -> bool:
+        """Whether all of a VM is here and was read back."""
+        return name in self._whole
+
     def start(self, name: str) -> None:
         """Let a VM that is whole run."""
         self._start(self._host.guests[name], *self._whole.pop(name))
@@ -105,13 +148,22 @@ class Arrivals:
         guest = host.guests.get(name)
         if guest is None or guest.state is not GuestState.ARRIVING:
             return
+        if guest.unwanted and self._next.pop(name, None) is not None:
+            return
         if name not in self._ready or name in self._laying:
             guest.unwanted = True
             return
+        self._give_back(guest)
+
+    def _give_back(self, guest: Guest) -> None:
+        host, name = self._host, guest.spec.name
         self._ready.discard(name)
         self._whole.pop(name, None)
+        host.tasks.stop_copying(name)
         del host.guests[name]
         host.tasks.run(host.hypervisor.destroy(name), guest, lambda _: None)
+        if name in self._next:
+            self.prepare(*self._next.pop(name))
 
     def _memory_of(self, spec: GuestSpec) -> Callable[[int, int], bool]:
         image = self._host.images[spec.firmware]
@@ -123,7 +175,8 @@ class Arrivals:
         """Compare every page as it lies here now with the source's; what differs first, None if nothing."""
         found = page_digests([(0, back)])
         if found == digests:
-            self.pages_checked += len(digests) // DIGEST_BYTES
+            # Of packets the firmware has checked the MAC.
+            self.pages_checked += len(digests) // DIGEST_BYTES + len(state.packets)
             return None
         pages = [gpa for first, data in state.pages for gpa in range(first, first + len(data), PAGE_BYTES)]
         if len(digests) != len(found):

@@ -19,6 +19,8 @@ from node.branch_instructions import BranchInstructions
 from node.branch_target_buffer import BranchTargetBuffer
 from node.cache_timing import USUAL, CacheTiming
 from node.cached_controller import CachedController
+from node.card_memory import CardMemory
+from node.card_slot import windows, with_cards
 from node.cipher_modes import CIPHER_DESIGNS
 from node.core_msrs import SNP_EN
 from node.counter_random import CounterRandom
@@ -31,6 +33,7 @@ from node.event_delivery import EventDelivery
 from node.exit_instructions import Exits, HeldInReset, SwitchedAway
 from node.exit_registers import RegisterMasks
 from node.fault_answers import FAULTS, undefined
+from node.filled_slots import FilledSlots
 from node.firmware_levels import firmware_level
 from node.generation import CAPABILITIES, Generation
 from node.guest_access import CachedGuestAccess, GuestAccess
@@ -52,12 +55,14 @@ from node.residents import Residents
 from node.rmp import ReverseMapTable
 from node.rmp_hidden_form import HiddenForm
 from node.rmp_layout import RmpLayout, at_end_of_memory
+from node.root_complex import RootComplex
 from node.running_vcpus import RunningVcpus
 from node.stack_engine import StackEngines
 from node.table_entries import TableEntries
 from node.tlb import Tlb
 from node.tlb_duties import TlbDuties
 from node.trusted_dma import TrustedDma
+from node.trusted_io import BoardTrustedIo
 from node.vcpu_controls import VcpuControls
 from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
@@ -69,6 +74,7 @@ from psp.alias_check import AliasCheck
 from psp.firmware import SecurityProcessor
 from psp.guest_requests import GuestMessageSwitches
 from psp.system_bus import PAGE_BYTES
+from tio.ide import StreamChecks
 from tio.virtio_net import VirtioNet
 
 _VMPLS = 4
@@ -89,6 +95,7 @@ class Board:
         random: CounterRandom,
         platform: Platform = AS_USUAL,
     ) -> None:
+        product = with_cards(product, memory_bytes, platform.cards)
         self.product = product
         self.platform = platform
         self.dram = Dram(memory_bytes)
@@ -136,8 +143,27 @@ class Board:
         """SNP_EN on every core: the host's RMP instructions are there."""
         self.iommu = board_iommu(product, platform, self.fabric, lambda: self.rmp)
         tio = Generation.SEV_TIO in product.generations
-        self.trusted_dma = TrustedDma(self.iommu, lambda: self.rmp) if tio else None
+        asks_entries = Protection.SECURE_DEVICE_ENTRY not in platform.disabled
+        form = EntryFormat(LONG, product.physical_address_bits - product.reduced_bits, product.c_bit)
+        self.trusted_dma = (
+            TrustedDma(self.iommu, lambda: self.rmp, asks_entries=asks_entries, form=form) if tio else None
+        )
         """Requests of devices with the T bit; None on a part without SEV-TIO."""
+        self.card_memory = CardMemory(self.iommu, self.trusted_dma)
+        """Memory as cards in slots reach it, and the interrupts that they sent."""
+        self.slots = FilledSlots(
+            self.card_memory,
+            lambda purpose, counter, length: random.octets(name, purpose, counter, length),
+            StreamChecks(
+                macs=Protection.IDE_MAC not in platform.disabled,
+                numbers=Protection.IDE_PACKET_NUMBER not in platform.disabled,
+            ),
+        )
+        self.root_complex: RootComplex | None = None
+        """What leads to slots with cards; None on a board without any."""
+        if platform.cards:
+            self.root_complex = RootComplex(windows(memory_bytes, platform.cards), self.slots.fill)
+            self.iommu.memory.peers = self.root_complex
         self.bus = HostSystemBus(
             product,
             min_sev_asid,
@@ -149,6 +175,8 @@ class Board:
             self.iommu,
             self.data_fabric,
         )
+        if self.trusted_dma is not None:
+            self.bus.trusted_io = BoardTrustedIo(lambda: self.root_complex, self.trusted_dma)
         self.bus.left_snp = self._leave_snp
         self.psp = SecurityProcessor(
             self.bus,

@@ -18,12 +18,19 @@ from node.event_log import ChainEnd
 from node.guest import GONE, Guest, GuestState
 from node.guest_books import GuestBooks
 from node.host_events import HostEvent
+from node.hypervisor_port import LaunchRefused
 from node.migration_refusal import REFUSALS, MigrationRefusal
 from node.vcpu import VcpuState
+from node.vcpu_throttle import Throttle, slow_down
 from node.vm_state import VmState
+from psp.commands import LegacyCommand
 
 if TYPE_CHECKING:
     from node.host import Host
+
+
+def _never(why: str) -> None:
+    raise AssertionError(why)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +52,8 @@ class _Departure:
     look_at_ns: int = -1
     """When the next look is due, -1 for none."""
     stopping: bool = False
+    sealed: bool = False
+    """Its firmware was told to send it."""
     chain: ChainEnd | None = None
     """Where its digest chain stood when it was handed over."""
 
@@ -71,12 +80,53 @@ class Departures:
         guest.changed = lambda: self._changed(departure)
         return departure.rates.statement()
 
-    def stop(self, name: str, since_ns: int, done: Callable[[Stopped | None], None]) -> None:
-        """Stop the VM and read it whole; None if it powered itself off before it could be stopped."""
+    def seal(self, name: str, platform: bytes, told: Callable[[str | None, bytes], None]) -> None:
+        """Have firmware agree on keys with the target's, whose certificates these are.
+
+        Told is what was wrong, None for nothing, and what the target's firmware is to be given.
+        """
+        host, departure = self._host, self._under_way[name]
+        guest = departure.guest
+        host.tasks.promise(guest, host.now_ns)
+
+        def sealed(session: object) -> None:
+            assert isinstance(session, bytes)
+            departure.sealed = True
+            if self._under_way.get(name) is not departure:
+                self._unseal(departure)  # It was called off meanwhile.
+            host.tasks.when_due(guest, lambda: told(None, session))
+
+        def refused(refusal: LaunchRefused) -> None:
+            host.tasks.when_due(guest, lambda: told(str(refusal), b""))
+
+        host.tasks.run(host.hypervisor.seal(name, platform), guest, sealed, refused)
+
+    def copy(self, name: str, pages: int, done: Callable[[], None]) -> None:
+        """Have firmware send pages, of those that a round copies."""
+        self._host.tasks.copy(name, LegacyCommand.SEND_UPDATE_DATA, pages, done)
+
+    def slow(self, name: str, standing_still: float, most_bytes_per_s: float) -> None:
+        """Have its vCPUs stand still for a share of their time, and write no more than so much each (0: no limit)."""
+        departure = self._under_way[name]
+        guest = departure.guest
+        if guest.state is GuestState.RUNNING:
+            self._host.contention.advance(self._host.now_ns)
+            slow_down(self._host.vcpus, guest, Throttle(standing_still, most_bytes_per_s))
+            self._host.clock.settle()
+            self._changed(departure)
+
+    def stop(
+        self, name: str, since_ns: int, done: Callable[[Stopped | None], None],
+        failed: Callable[[str], None] = _never,
+    ) -> None:  # fmt: skip
+        """Stop the VM and read it whole; None if it powered itself off before it could be stopped.
+
+        Where firmware will not send it ``failed`` is told why; it stands still until it is cancelled.
+        """
         departure = self._under_way[name]
         departure.stopping = True
         guest = departure.guest
-        guest.changed = None
+        guest.changed = guest.throttle = None
 
         parked_ns = 0
 
@@ -88,7 +138,11 @@ class Departures:
                 return
             started = tuple(vcpu.state is not VcpuState.WAITING for vcpu in guest.vcpus)
             export = self._host.hypervisor.export(name, started, guest.reset_rips)
-            self._host.tasks.run(export, guest, read)
+            self._host.tasks.run(export, guest, read, refused)
+
+        def refused(refusal: LaunchRefused) -> None:
+            if self._under_way.get(name) is departure:
+                failed(str(refusal))
 
         def read(state: object) -> None:
             if self._under_way.get(name) is not departure:
@@ -111,10 +165,21 @@ class Departures:
             return
         guest = departure.guest
         guest.dirty_log = guest.changed = None
+        self._host.tasks.stop_copying(name)
+        if guest.throttle is not None:
+            slow_down(self._host.vcpus, guest, None)
+        self._unseal(departure)
         if departure.chain is not None:
             self._host.log.enter(name, departure.chain)
         if guest.state is GuestState.PAUSED:
             self._host.resume(name)
+
+    def forget(self, name: str) -> None:
+        """The VM is lost with the host. Does nothing for one that is not leaving."""
+        departure = self._under_way.pop(name, None)
+        if departure is not None:
+            departure.guest.dirty_log = departure.guest.changed = None
+            self._host.tasks.stop_copying(name)
 
     def finish(self, name: str) -> None:
         """The VM runs elsewhere: give everything it had here back."""
@@ -129,8 +194,15 @@ class Departures:
         guest.vcpus, guest.phase_costs, guest.lost_ns = [], {}, {}
         del guest.software
         host.log.chain(host.spec.name).record_octets(host.now_ns, HostEvent.DEPARTED, name.encode())
-        host.tasks.run(host.hypervisor.destroy(name), guest, lambda _: None)
+        host.board.residents.leave(name)
+        host.tasks.run(host.hypervisor.depart(name), guest, lambda _: None)
         host.clock.settle()
+
+    def _unseal(self, departure: _Departure) -> None:
+        if departure.sealed:
+            departure.sealed = False
+            name = departure.guest.spec.name
+            self._host.tasks.run(self._host.hypervisor.unseal(name), departure.guest, lambda _: None)
 
     def earliest_output_ns(self, next_event_ns: int) -> int:
         """Before which no rate is stated anew and no stopped VM handed over."""
@@ -141,6 +213,8 @@ class Departures:
     def _refusal(self, guest: Guest | None) -> MigrationRefusal | None:
         if guest is None or guest.state in GONE:
             return MigrationRefusal.NO_SUCH_VM
+        if guest.spec.devices:
+            return MigrationRefusal.DEVICE_ASSIGNED
         if guest.spec.generation in REFUSALS:
             return REFUSALS[guest.spec.generation]
         if guest.spec.network:

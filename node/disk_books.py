@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 
 from node import operations as op
@@ -11,7 +12,8 @@ from node import operations as op
 class DiskBooks:
     """Requests that were served, their bytes and time; ``errors`` are those with another status than success.
 
-    A request's time is what its vCPU waited for it: the device's, and what exits cost above a plain VM's.
+    A request's time is what its vCPU waited for it on an idle drive: the device's, and what exits cost above a plain
+    VM's. What it waited for others is in the VM's time by mechanism.
     """
 
     reads: int = 0
@@ -40,3 +42,15 @@ class DiskBooks:
     def body(self) -> tuple[int | float, ...]:
         """As msgpack-able values; ``DiskBooks(*body)`` is the same."""
         return astuple(self)
+
+
+def counted(
+    books: DiskBooks | None, batch: Sequence[op.GuestOperation], answers: Sequence[op.Answer],
+    disk_ns: Callable[[op.BlockRead | op.BlockWrite], float],
+) -> DiskBooks:  # fmt: skip
+    """The books, begun where there are none, with a batch's requests in them; ``disk_ns`` is what one takes."""
+    books = DiskBooks() if books is None else books
+    for one, answer in zip(batch, answers, strict=True):
+        if isinstance(one, op.BlockRead | op.BlockWrite):
+            books.note(one, answer, disk_ns(one))
+    return books

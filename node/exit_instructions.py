@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Protocol
 from node import operations as op
 from node.fault_answers import FAULTS, answer_to, undefined
 from node.generation import CAPABILITIES
-from node.nested_page_table import NestedPageFault
 from node.sev_status import sev_status
 from node.vmcb import Vmcb
 from node.vmexit import ExitCode, Route, route
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 _Batch = tuple[op.HypervisorOperation, ...]
 _Answers = tuple[op.Answer, ...]
 _Task = Generator[_Batch, _Answers, int] | Generator[_Batch, _Answers, op.CpuidResult]
-_WIDTHS = (1, 2, 4, 8)
-_ADDRESSES = 1 << 52
 _FEATURES, _DR7 = VMSA_FIELDS["SEV_FEATURES"], VMSA_FIELDS["DR7"]
 
 
@@ -68,8 +65,6 @@ class ExitInstructions:
             op.VmgExit: self._vmgexit,
             op.ReadSevStatus: self._read_sev_status,
             op.Cpuid: self._cpuid,
-            op.MmioLoad: self._mmio_load,
-            op.MmioStore: self._mmio_store,
             op.ReadDr7: self._read_dr7,
             op.WriteDr7: self._write_dr7,
         }
@@ -108,32 +103,12 @@ class ExitInstructions:
         exits = self._board.exits
         return undefined() if exits is None else self._run(exits.cpuid(vmcb.vm, one.function, one.index))
 
-    def _mmio_load(self, vmcb: Vmcb, one: op.MmioLoad) -> op.Answer:
-        return self._mmio(vmcb, one.gpa, one.length, None)
-
-    def _mmio_store(self, vmcb: Vmcb, one: op.MmioStore) -> op.Answer:
-        if one.length in _WIDTHS and not 0 <= one.value < 1 << 8 * one.length:
-            return op.Fault(op.FaultKind.GENERAL_PROTECTION, 0)
-        answer = self._mmio(vmcb, one.gpa, one.length, one.value)
-        return answer if isinstance(answer, op.Fault) else None
-
-    def _mmio(self, vmcb: Vmcb, gpa: int, length: int, value: int | None) -> op.Answer:
-        """Nested tables that lead nowhere bring it to the hypervisor; where they lead to memory, no device is."""
+    def mmio(self, vmcb: Vmcb, gpa: int, length: int, value: int | None) -> op.Answer:
+        """What becomes of a load, or with ``value`` a store, of registers where nested tables lead nowhere."""
         exits = self._board.exits
-        if length not in _WIDTHS or not 0 <= gpa < _ADDRESSES or self._is_mapped(vmcb, gpa, length):
-            return op.Fault(op.FaultKind.GENERAL_PROTECTION, 0)
         if route(vmcb.generation, ExitCode.NESTED_PAGE_FAULT, mmio=True) is Route.VC_HANDLER:
             return op.Fault(op.FaultKind.VMM_COMMUNICATION, gpa, ExitCode.NESTED_PAGE_FAULT)
         return undefined() if exits is None else self._run(exits.mmio(vmcb.vm, vmcb.vcpu, gpa, length, value))
-
-    def _is_mapped(self, vmcb: Vmcb, gpa: int, length: int) -> bool:
-        try:
-            vmcb.nested.translate(gpa, length)
-        except NestedPageFault:
-            return False
-        except FAULTS:
-            return True
-        return True
 
     def _read_dr7(self, vmcb: Vmcb, _: op.ReadDr7) -> op.Answer:
         try:

@@ -33,8 +33,8 @@ class GhcbMsrError(ValueError):
 class HypervisorFeature(IntFlag):
     """The bitmap of message 081 and of NAE event 8000FFFD.
 
-    Bits 7 and 8 have no meaning in merged sources, so none is given here. Patches that
-    are not merged announce TIO in bit 7: that is said only for a VM that has TIO.
+    Bits 7 and 8 have no meaning in merged sources. Patches that are not merged announce TIO in bit 7: that is said
+    only to a VM that has TIO.
     """
 
     SNP = 1 << 0
@@ -44,6 +44,7 @@ class HypervisorFeature(IntFlag):
     APIC_ID_LIST = 1 << 4
     MULTI_VMPL = 1 << 5
     SEV_PAGE_STATE_CHANGE = 1 << 6
+    TIO = 1 << 7
     EXTENDED_INTERRUPTS = 1 << 9
 
 

@@ -46,6 +46,8 @@ from node.nae_event import NaeEvent
 from node.nae_reply import NOTHING, NaeReply, Serve
 from node.page_state_list import GENERIC_FAILURE, PageListRefused, PageOperation, PageStateList
 from node.product import Product
+from node.tio_host import TioHost
+from node.tio_server import TioServer
 from node.vcpu_model import VcpuModel
 from node.vmpl_switch import announce, run_vmpl
 from psp.system_bus import PAGE_BYTES
@@ -69,10 +71,21 @@ _GP = NaeReply(Outcome.EXCEPTION, exception_event(GENERAL_PROTECTION, 0))
 
 
 class GhcbServer:
-    """Serves the exits of one hypervisor's guests; what it keeps of a guest is in the guest's record."""
+    """Serves the exits of one hypervisor's guests; what it keeps of a guest is in the guest's record.
+
+    ``announces_tio``: a VM with trusted devices is told so in bit 7 of the features, as patches that are not merged
+    have it. Later texts may give the bit another meaning; without, it is never set.
+    """
 
     def __init__(
-        self, product: Product, model: VcpuModel, change: PageChange, room: Callable[[LaunchedVm], int]
+        self,
+        product: Product,
+        model: VcpuModel,
+        change: PageChange,
+        room: Callable[[LaunchedVm], int],
+        tio: TioHost,
+        *,
+        announces_tio: bool = True,
     ) -> None:
         self._c_bit = product.c_bit
         self.requests = GuestRequests(room)
@@ -80,6 +93,8 @@ class GhcbServer:
         """What guests of each generation are told by CPUID."""
         self._change = change
         self.interrupts = InterruptServer()
+        self.tio = TioServer(tio, self.requests)
+        self._announces_tio = announces_tio
         self._messages: Mapping[type[msr.MsrMessage], Callable[..., Reply]] = {
             msr.SevInfoRequest: self._sev_info,
             msr.CpuidRequest: self._cpuid_message,
@@ -118,6 +133,7 @@ class GhcbServer:
             NaeEvent.HYPERVISOR_FEATURES: self._features_event,
             NaeEvent.TERMINATION: self._termination,
             **self.interrupts.events,
+            **self.tio.events,
         }
 
     def serve(self, vm: str, record: LaunchedVm, vcpu: int, value: int) -> Reply:
@@ -171,8 +187,8 @@ class GhcbServer:
         entered = yield from run_vmpl(vm, record, vcpu, asked.vmpl)
         return msr.RunVmplResult(0 if entered else REFUSED).value
 
-    def _features_message(self, _vm: str, record: LaunchedVm, _vcpu: int, _asked: msr.FeaturesRequest) -> Reply:
-        return msr.Features(_features(record)).value
+    def _features_message(self, vm: str, record: LaunchedVm, _vcpu: int, _asked: msr.FeaturesRequest) -> Reply:
+        return msr.Features(self._features(vm, record)).value
         yield ()
 
     def _terminate(self, _vm: str, _record: LaunchedVm, _vcpu: int, asked: msr.TerminateRequest) -> Reply:
@@ -264,9 +280,10 @@ class GhcbServer:
     def _mmio(self, vm: str, record: LaunchedVm, vcpu: int, exit_: GhcbExit, asked: nae.MmioRequest) -> Serve:
         if asked.write:
             stored = yield from self._copy(record, exit_, asked.scratch)
-            yield from device_access(vm, vcpu, asked.gpa, asked.length, int.from_bytes(stored, "little"))
+            value = int.from_bytes(stored, "little")
+            yield from device_access(record.functions, vm, vcpu, asked.gpa, asked.length, value)
             return NOTHING
-        found = yield from device_access(vm, vcpu, asked.gpa, asked.length, None)
+        found = yield from device_access(record.functions, vm, vcpu, asked.gpa, asked.length, None)
         yield from self._lay(record, exit_, asked.scratch, ((0, found.to_bytes(asked.length, "little")),))
         return NOTHING
 
@@ -285,8 +302,8 @@ class GhcbServer:
         yield (op.Wbinvd(),)
         return NOTHING
 
-    def _features_event(self, _vm: str, record: LaunchedVm, _vcpu: int, _exit: GhcbExit, _asked: object) -> Serve:
-        return NaeReply(info2=_features(record))
+    def _features_event(self, vm: str, record: LaunchedVm, _vcpu: int, _exit: GhcbExit, _asked: object) -> Serve:
+        return NaeReply(info2=self._features(vm, record))
         yield ()
 
     def _termination(self, _vm: str, _record: LaunchedVm, _vcpu: int, _exit: GhcbExit, asked: nae.Termination) -> Serve:
@@ -358,6 +375,10 @@ class GhcbServer:
         for run in pages.runs():
             if run.operation == PageOperation.PRIVATE and run.gpa < end and first < run.gpa + run.length:
                 raise GhcbRefused(BadInput.BAD_SCRATCH, "SW_SCRATCH")
+
+    def _features(self, vm: str, record: LaunchedVm) -> int:
+        tio = self._announces_tio and self.tio.offers(vm, record)
+        return _features(record) | (msr.HypervisorFeature.TIO if tio else 0)
 
     def leaf(self, generation: Generation, function: int, index: int) -> tuple[int, int, int, int]:
         """A leaf that guests have, else zeros, as processors answer to leaves that they do not have."""

@@ -12,12 +12,15 @@ from node.generation import Generation
 from node.guest_memory_map import GuestMemoryMap, memory_map
 from node.kernel_settings import CAREFUL, KernelSettings
 from node.machine_spec import MachineSpec
+from node.mechanism import Mechanism
 from node.network_books import NetworkBooks
-from node.phase_cost import Mechanism, PhaseCost
+from node.phase_cost import PhaseCost
 from node.program import ProgramSpec
 from node.svsm_use import SvsmUse
 from node.tenant import TenantPort
 from node.vcpu import Vcpu
+from node.vcpu_throttle import Throttle
+from tio.device_identity import CardKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +46,17 @@ class GuestSpec:
     kernel: KernelSettings = CAREFUL
     owned: bool = False
     """Somebody outside is its owner, and takes part in its launch if it is of SEV or SEV-ES."""
+    sev_policy: int = 0
+    """Bits of its policy beyond NODBG and ES, if it is of SEV or SEV-ES."""
+    devices: tuple[CardKind, ...] = ()
+    """Cards of its host's that it is given."""
     machine: MachineSpec = field(init=False, repr=False, compare=False)
     """The part of it that concerns the hypervisor."""
 
     def __post_init__(self) -> None:
         machine = MachineSpec(
             self.name, self.generation, self.vcpus, self.memory_bytes, self.firmware, self.sev_features,
-            self.svsm, self.owned,
+            self.svsm, self.owned, self.sev_policy, self.devices,
         )
         object.__setattr__(self, "machine", machine)
 
@@ -122,6 +129,8 @@ class Guest:
     """Whom to tell when a vCPU begins a phase or a sleep."""
     dirty_log: DirtyLog | None = None
     """While it migrates away."""
+    throttle: Throttle | None = None
+    """While it is slowed down for that."""
     demand_names: tuple[tuple[str, ...], ...] = ()
     bytes_read: int = 0
     bytes_written: int = 0

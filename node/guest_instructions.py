@@ -12,6 +12,7 @@ from node import operations as op
 from node.exit_instructions import ExitInstructions
 from node.fault_answers import FAULTS, answer_to, undefined
 from node.guest_access import Way
+from node.guest_mmio import GuestMmio
 from node.intercepted_instructions import INTERCEPTED
 from node.nested_page_table import WRITE
 from node.paging_instructions import PagingInstructions
@@ -35,6 +36,7 @@ class GuestInstructions:
     def __init__(self, board: Board, way: Way, memory: VirtualMemory) -> None:
         self._board = board
         self._way = way
+        exits = ExitInstructions(board)
         self.table: Mapping[type, Callable[..., op.Answer]] = {
             op.Read: self._read,
             op.Write: self._write,
@@ -49,7 +51,8 @@ class GuestInstructions:
             op.BlockRead: self._block,
             op.BlockWrite: self._block,
             op.Clflush: self._clflush,
-            **ExitInstructions(board).table,
+            **exits.table,
+            **GuestMmio(board, way, exits.mmio).table,
             **INTERCEPTED,
             **TimeStampCounter(board).table,
             op.TimedRead: self._timed_read,

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from node.ap_start import ApStart
 from node.ap_wake import jump_target, lay_jump_table, starts_others_by_sipi, wait_by_message, wake
+from node.boot_phases import BOOT_PHASES
 from node.generation import CAPABILITIES, Generation
 from node.ghcb_msr import (
     Features,
@@ -41,7 +42,18 @@ from node.guest_memory_map import GuestMemoryMap, Range
 from node.guest_messages import GuestMessages, MessageRefused, MessagesBusy
 from node.kernel_settings import CAREFUL, KernelSettings
 from node.message_place import MessagePlace
-from node.operations import Answer, GuestOperation, PValidate, Read, ReadSevStatus, Shutdown, VmgExit, Write
+from node.operations import (
+    Answer,
+    GuestOperation,
+    GuestWork,
+    PageStateChange,
+    PValidate,
+    Read,
+    ReadSevStatus,
+    Shutdown,
+    VmgExit,
+    Write,
+)
 from node.page_acceptance import PageAcceptance
 from node.page_state_list import PageOperation
 from node.phase_cost import RMP_CHECKED
@@ -97,7 +109,7 @@ class GuestKernel:
     @property
     def blocks(self) -> Mapping[int, Callable[[Registers], Block]]:
         """Blocks by RIP."""
-        first = self._enter_program
+        first: Callable[[Registers], Block] = self._enter_program
         if self.vcpu == 0 and CAPABILITIES[self.generation].key_per_vm:
             first = self._begin
             if CAPABILITIES[self.generation].encrypted_registers:
@@ -105,6 +117,8 @@ class GuestKernel:
         another = self._begin_another if self.generation in RMP_CHECKED else self._enter_program
         if self.vcpu and starts_others_by_sipi(self.generation):
             first = self._wait_for_start
+        if not self.vcpu and BOOT_PHASES[self.settings.boot]:
+            first = self._booted(first)
         return {
             self.reset_rip: first, ACCEPT_RIP: self._accept, CLOCK_RIP: self._ask_clock,
             START_RIP: self._start_others, AP_RIP: another,
@@ -133,6 +147,16 @@ class GuestKernel:
     def _boot_ghcb_gpa(self) -> int:
         return self.memory.boot_ghcb_gpa(self.launched)
 
+    def _booted(self, first: Callable[[Registers], Block]) -> Callable[[Registers], Block]:
+        """Firmware and kernel before anything else, one phase after another."""
+
+        def block(registers: Registers) -> Block:
+            for phase in BOOT_PHASES[self.settings.boot]:
+                yield (GuestWork(phase),)
+            return (yield from first(registers))
+
+        return block
+
     def _enter_program(self, registers: Registers) -> Block:
         yield ()
         registers.reset(self.program_entry)
@@ -157,8 +181,8 @@ class GuestKernel:
         return None
 
     def _begin(self, registers: Registers) -> Block:
-        """Without an RMP there is nothing to share or accept."""
-        status, *found = yield (ReadSevStatus(), *self._canary_steps())
+        """Without an RMP there is nothing to accept; what is shared is told, so that the VM can be migrated."""
+        status, _, *found = yield (ReadSevStatus(), self._pool_is_shared, *self._canary_steps())
         if not self._status_holds(status) or not self._canary_holds(found):
             return Shutdown(BOOT_FAILED)
         registers.reset(self.program_entry)
@@ -166,7 +190,10 @@ class GuestKernel:
 
     def _begin_with_ghcb(self, registers: Registers) -> Block:
         request = SevInfoRequest()
-        status, info, *found = yield (ReadSevStatus(), VmgExit(request.value), *self._canary_steps())
+        status, info, _, _, *found = yield (
+            ReadSevStatus(), VmgExit(request.value), self._pool_is_shared,
+            PageStateChange(self.ghcb_gpa, PAGE_BYTES, shared=True), *self._canary_steps(),
+        )  # fmt: skip
         if not self._status_holds(status) or not self._canary_holds(found):
             return (yield from _end(GhcbReason.GENERAL))
         if self.settings.checks_protocol and not versions_fit(request, info):
@@ -218,6 +245,10 @@ class GuestKernel:
                 return (yield from _end(GhcbReason.GENERAL))
             registers.reset(CLOCK_RIP if self.sev_features & SevFeature.SECURE_TSC else self._after_boot)
         return None
+
+    @property
+    def _pool_is_shared(self) -> PageStateChange:
+        return PageStateChange(self.memory.shared.gpa, self.memory.shared.length, shared=True)
 
     @property
     def _after_boot(self) -> int:

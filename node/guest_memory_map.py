@@ -16,6 +16,7 @@ from node.message_place import MessagePlace
 from node.program import Placement
 from node.swiotlb import book_bytes, pool_bytes
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
+from tio.device_identity import CardKind
 
 LOW_RAM_BYTES = 2 << 30
 HIGH_RAM_GPA = 4 << 30
@@ -82,7 +83,15 @@ class GuestMemoryMap:
         return (self.shared.length - LARGE_PAGE_BYTES // 2) // self.vcpus // PAGE_BYTES * PAGE_BYTES
 
     def placement(
-        self, vm: str, vcpu: int, seed: int, *, bounces: bool = True, messages: MessagePlace | None = None
+        self,
+        vm: str,
+        vcpu: int,
+        seed: int,
+        *,
+        bounces: bool = True,
+        messages: MessagePlace | None = None,
+        devices: tuple[CardKind, ...] = (),
+        trusts_devices: bool = False,
     ) -> Placement:
         """What a vCPU's program may call its own. The pool's first page holds the device's queues."""
         shared, part, slice_bytes = self.shared, self._shared_part, self.slice_bytes
@@ -97,6 +106,8 @@ class GuestMemoryMap:
             book_gpa=BOOKS_GPA + vcpu * book_bytes(part),
             bounces=bounces,
             messages=messages,
+            devices=() if vcpu else devices,
+            trusts_devices=trusts_devices,
         )
 
     def private_ranges(self, launched: Iterable[int]) -> Iterator[Range]:

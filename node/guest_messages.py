@@ -47,6 +47,14 @@ class MessagesBusy(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class AboutDevice:
+    """What the hypervisor has to know of a message about a device: which it is, and what range of its memory."""
+
+    guest_device_id: int
+    parameter: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Answered:
     """What the firmware answered. ``certificates`` is the hypervisor's table, which nothing vouches for.
 
@@ -70,10 +78,18 @@ class GuestMessages:
     request_gpa: int
     response_gpa: int
 
-    def ask(self, kind: int, payload: bytes, version: int = 1, room: Range | None = None) -> Asking:
+    def ask(
+        self,
+        kind: int,
+        payload: bytes,
+        version: int = 1,
+        room: Range | None = None,
+        device: AboutDevice | None = None,
+    ) -> Asking:
         """One request and its answer; with shared ``room`` certificates are asked for, too.
 
-        Raises MessageRefused and MessagesBusy.
+        A message about a ``device`` brings what the hypervisor has of its evidence instead. Raises MessageRefused and
+        MessagesBusy.
         """
         place = self.place
         secrets, _ = yield (Read(place.secrets_gpa + SECRETS_VMPCKS, _SECRETS_BYTES), Write(place.lock_gpa, b"\1"))
@@ -92,7 +108,7 @@ class GuestMessages:
         try:
             cipher = MessageKey(key)
             message = cipher.seal(place.vmpl, last + 1, kind, version, payload)
-            response, needed = yield from self._carried(message, room)
+            response, needed = yield from self._carried(message, room, device)
             answer = self._opened(cipher, last + 2, kind + 1, version, response)
         except (MessageRefused, GhcbUntrusted, BadMessage) as bad:
             yield (Write(place.key_gpa, bytes(VMPCK_BYTES)), Write(place.lock_gpa, b"\0"))
@@ -109,15 +125,20 @@ class GuestMessages:
         table = answers[-1] if isinstance(answers[-1], bytes) else b""
         return Answered(answer, table, needed)
 
-    def _carried(self, message: bytes, room: Range | None) -> _Carrying:
+    def _carried(self, message: bytes, room: Range | None, device: AboutDevice | None) -> _Carrying:
         """The response page's bytes, and how many pages were missing for certificates."""
         needed = 0
         for _ in range(MOST_TRIES):
             extended = room is not None and not needed
             registers = {"RAX": room.gpa, "RBX": room.length // PAGE_BYTES} if room is not None and extended else {}
+            event = NaeEvent.EXTENDED_GUEST_REQUEST if extended else NaeEvent.GUEST_REQUEST
+            if device is not None:
+                event = NaeEvent.TIO_GUEST_REQUEST
+                about = {"RCX": device.guest_device_id, "RDX": device.parameter}
+                registers = {"RAX": 0, "RBX": 0} | registers | about
             reply, response = yield from exit_between(
                 self.place.ghcb_gpa,
-                NaeEvent.EXTENDED_GUEST_REQUEST if extended else NaeEvent.GUEST_REQUEST,
+                event,
                 (self.request_gpa, self.response_gpa),
                 registers,
                 Write(self.request_gpa, message, private=False),

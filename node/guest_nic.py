@@ -19,6 +19,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from node.device_window import DeviceWindow
 from node.guest_memory_map import NIC_GPA, NIC_WINDOW_BYTES
 from node.mac_address import MAC_BYTES
 from node.operations import Copy, Fault, GuestOperation, MmioLoad, MmioStore, Read, Write
@@ -45,6 +46,7 @@ MOST_AT_ONCE = ENTRIES // 2
 """Frames of one ``send``: each takes a descriptor for its header and one for itself."""
 BUFFER_BYTES = SLOT_BYTES
 
+_REGISTER_BAR = 0
 _QUEUES = {RECEIVE: 0x000, TRANSMIT: 0x800}
 _DESCRIPTORS, _AVAILABLE, _USED = 0x000, 0x200, 0x400
 _HEADER = 0xE00
@@ -99,6 +101,8 @@ class GuestNic:
     area: BounceArea
     vcpu: int
     gpa: int
+    window: DeviceWindow | None = None
+    """Where its registers are if the device was given to the guest; None for the one its hypervisor emulates."""
 
     def start(self) -> Steps[bytes]:
         """Set the card up with all buffers to receive; its MAC."""
@@ -283,6 +287,8 @@ class GuestNic:
                 raise BounceFault(answer)
 
     def _load(self, offset: int) -> Steps[int]:
+        if self.window is not None:
+            return (yield from self.window.load(_REGISTER_BAR, offset))
         gpa = NIC_GPA + self.vcpu * NIC_WINDOW_BYTES + offset
         (answer,) = yield (MmioLoad(gpa),)
         if not isinstance(answer, int):
@@ -290,6 +296,9 @@ class GuestNic:
         return answer
 
     def _store(self, offset: int, value: int) -> Steps[None]:
+        if self.window is not None:
+            yield from self.window.store(_REGISTER_BAR, (offset, value, 4))
+            return
         gpa = NIC_GPA + self.vcpu * NIC_WINDOW_BYTES + offset
         (answer,) = yield (MmioStore(gpa, value),)
         if answer is not None:

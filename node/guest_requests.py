@@ -87,15 +87,14 @@ class GuestRequests:
         if extended and message[MESSAGE_TYPE] == REPORT_REQUEST:
             (fetched,) = yield (op.FetchCertificates(),)
             table = self.certificates or (fetched if isinstance(fetched, bytes) else b"")
-            needed = yield from self._lay_certificates(record, asked, table)
+            needed = yield from self.lay(record, asked, table)
             if needed is not None:
                 return Requested(RequestError.BUFFER_TOO_SMALL, pages_needed=needed)
         return (yield from self._exchange(record, message, response_spa))
 
-    def _lay_certificates(
-        self, record: LaunchedVm, asked: GuestRequest, table: bytes
-    ) -> Generator[Batch, Answers, int | None]:
-        """Put the table where the guest wants it; how many pages it takes if that is too little room."""
+    @staticmethod
+    def lay(record: LaunchedVm, asked: GuestRequest, table: bytes) -> Generator[Batch, Answers, int | None]:
+        """Put a table where the guest wants it; how many pages it takes if that is too little room."""
         if not table and not asked.data_pages:
             return None
         table = table or END_OF_CERTIFICATES
@@ -112,7 +111,7 @@ class GuestRequests:
         return None
 
     def _exchange(self, record: LaunchedVm, message: bytes, response_spa: int) -> Asking:
-        own = record.request_pages or (yield from self._own_pages(record))
+        own = record.request_pages or (yield from self.own_pages(record))
         if own is None:
             return Requested(RequestError.BUSY)
         there, back = own
@@ -128,7 +127,7 @@ class GuestRequests:
         yield (op.HostWrite(response_spa, response),)
         return Requested(status=answer.status)
 
-    def _own_pages(self, record: LaunchedVm) -> Generator[Batch, Answers, tuple[int, int] | None]:
+    def own_pages(self, record: LaunchedVm) -> Generator[Batch, Answers, tuple[int, int] | None]:
         """A page for requests and one for answers, for as long as the guest lives; None where there is no room."""
         try:
             there, back = self._room(record), self._room(record)

@@ -14,6 +14,7 @@ from node.actor import Observer
 from node.ap_wake import starts_others_by_sipi
 from node.arrivals import Arrivals
 from node.board import Board
+from node.card_slot import windows, with_cards
 from node.certificate_store import CertificateStore
 from node.clock import Clock
 from node.contention import Contention
@@ -28,6 +29,7 @@ from node.firmware_operator import FirmwareOperator
 from node.generation import Generation
 from node.guest import GONE, Guest, GuestSpec, GuestState
 from node.host_events import HostEvent
+from node.host_interrupts import HostInterrupts
 from node.host_kind import HostKind
 from node.host_network import HostNetwork
 from node.host_prices import host_prices
@@ -35,8 +37,10 @@ from node.hypervisor import Hypervisor
 from node.hypervisor_port import Answers, Batch, Entered, HypervisorFactory, HypervisorPort, LaunchRefused
 from node.hypervisor_tasks import HypervisorTasks
 from node.launch_promise import least_launch_ns
-from node.phase_cost import Mechanism
+from node.mechanism import Mechanism
+from node.neighbour_ledger import NeighbourLedger
 from node.platform import AS_USUAL, Platform
+from node.port_window import PortWindow
 from node.product import Product
 from node.program import ProgramFactory
 from node.record_buffer import NO_LOG, LogWish
@@ -47,6 +51,7 @@ from node.vcpu import Vcpu, VcpuState
 from node.vcpu_levels import VcpuLevels
 from node.vcpu_runner import VcpuRunner
 from psp.status import PspError
+from tio.device_identity import CardKind
 
 _NS_PER_S = 1_000_000_000
 LaunchNotice = Callable[[Guest], None]
@@ -70,6 +75,8 @@ class HostSpec:
     bucket_ns: int
     log: LogWish = NO_LOG
     platform: Platform = AS_USUAL
+    attributes: bool = False
+    """Whether it keeps books of who costs whom."""
 
 
 class Host:
@@ -90,13 +97,16 @@ class Host:
         observer: Observer | None = None,
     ) -> None:
         self.spec = spec
-        product = spec.product
+        product = with_cards(spec.product, spec.memory_bytes, spec.platform.cards)
         self.clock = Clock()
         random = CounterRandom(spec.seed)
         self.board = Board(spec.name, product, spec.memory_bytes, spec.min_sev_asid, random, spec.platform)
         self.board.observer = observer
+        ports = tuple([
+            PortWindow(one.slot.port, one.base, one.length) for one in windows(spec.memory_bytes, spec.platform.cards)
+        ])  # fmt: skip
         self.hypervisor: HypervisorPort = hypervisor(
-            product, spec.memory_bytes, spec.min_sev_asid, images, spec.platform.max_snp_asid
+            product, spec.memory_bytes, spec.min_sev_asid, images, spec.platform.max_snp_asid, ports
         )
         self.board.exit_handler = self.hypervisor.page_state_change
         self.board.exits = self.hypervisor
@@ -109,6 +119,8 @@ class Host:
             costs["dram.loaded_latency_factor"],
             CoreSharing.of(product, costs),
         )
+        if spec.attributes:
+            self.contention.ledger = NeighbourLedger()
         self.log = EventLog(spec.bucket_ns, spec.log)
         self.guests: dict[str, Guest] = {}
         self.peak_vcpus = 0
@@ -128,6 +140,8 @@ class Host:
         self.departures = Departures(self)
         self.arrivals = Arrivals(self)
         self.network = HostNetwork(self, costs)
+        self.interrupts = HostInterrupts(self)
+        self.board.card_memory.arrived = self.interrupts.arrived
         self.firmware = FirmwareOperator(self)
         self.certificates: CertificateStore | None = None
         self.vcpus.sent = self.network.flush
@@ -220,9 +234,22 @@ class Host:
         guest.state = GuestState.DESTROYED
         self.board.residents.leave(name)
         self.network.unplug(guest)
+        self.interrupts.release_all(name)
         self._chain.record_octets(self.now_ns, HostEvent.DESTROYED, name.encode())
         self.tasks.run(self.hypervisor.destroy(name), guest, lambda _: None)
         self.clock.settle()
+
+    def crash(self) -> None:
+        """The host is switched off and on: whatever ran on it, came or left is gone, with its memory and keys."""
+        for name, guest in list(self.guests.items()):
+            if guest.state in GONE:
+                continue
+            self.departures.forget(name)
+            if guest.state is GuestState.ARRIVING:
+                self.arrivals.abandon(name)
+            else:
+                guest.reason = "host crashed"
+                self.destroy(name)
 
     def pause(self, name: str, parked: Callable[[], None] | None = None) -> None:
         """Stop a VM's vCPUs at the end of their blocks; their registers go to their save areas.
@@ -319,10 +346,14 @@ class Host:
         tenant = TenantSpec(
             spec.name, spec.generation, spec.memory, spec.program, spec.seed, guest.launched, guest.reset_rips,
             spec.sev_features, svsm, self.images[spec.firmware].cpuid_gpa, spec.kernel,
-            self.images[spec.firmware].secrets_gpa,
+            self.images[spec.firmware].secrets_gpa, spec.devices,
         )  # fmt: skip
         guest.software = self._tenants(tenant)
         self.vcpus.prepare(guest)
+        for kind, requester in zip(spec.devices, entered.cards, strict=True):
+            self.interrupts.assign(requester, spec.name)
+            if kind is CardKind.NIC:
+                self.network.wire(guest, requester)
         if spec.network:
             self.network.plug(guest)
         self._seated = [one for one in self._seated if one.state in _SEATED]

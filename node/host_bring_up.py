@@ -15,7 +15,7 @@ from typing import NamedTuple
 from node import operations as op
 from node.core_msrs import MFDM, SNP_EN, VMPL_EN, Msr
 from node.generation import Generation
-from node.iommu_driver import enabling
+from node.iommu_driver import DEVICE_TABLE, DEVICE_TABLE_PAGES, enabling
 from node.product import Product
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand
@@ -34,32 +34,45 @@ class Step(NamedTuple):
 
 
 def bring_up_steps(
-    product: Product, command_page: int, syscfg: int, max_snp_asid: int = 0, trusted_region: int = 0
+    product: Product,
+    command_page: int,
+    syscfg: int,
+    max_snp_asid: int = 0,
+    trusted_region: int = 0,
+    device_table: tuple[int, int] = (DEVICE_TABLE, DEVICE_TABLE_PAGES),
+    *,
+    tio: bool = False,
 ) -> tuple[Step, ...]:
     """The steps of a host whose SYSCFG reads ``syscfg``: with SNP where the product has it.
 
     With a ``max_snp_asid`` the host asks for ciphertext hiding. With a ``trusted_region``, of
-    ``TRUSTED_REGION_BYTES``, SEV-ES guests can come.
+    ``TRUSTED_REGION_BYTES``, SEV-ES guests can come. ``device_table`` is the IOMMU's, as (SPA, pages); with ``tio``
+    firmware is to serve SEV-TIO.
     """
     snp, sev = (one in product.generations for one in (Generation.SEV_SNP, Generation.SEV))
-    return _steps(command_page, syscfg, max_snp_asid, trusted_region, snp=snp, sev=sev)
+    return _steps(command_page, syscfg, max_snp_asid, trusted_region, device_table, snp=snp, sev=sev, tio=tio)
 
 
 @lru_cache(maxsize=64)
 def _steps(
-    command_page: int, syscfg: int, max_snp_asid: int, trusted_region: int, *, snp: bool, sev: bool
+    command_page: int, syscfg: int, max_snp_asid: int, trusted_region: int, device_table: tuple[int, int],
+    *, snp: bool, sev: bool, tio: bool,
 ) -> tuple[Step, ...]:
     """Made once for the many equal hosts of a fleet."""
-    return tuple(_each_step(command_page, syscfg, max_snp_asid, trusted_region, snp=snp, sev=sev))
+    return tuple(
+        _each_step(command_page, syscfg, max_snp_asid, trusted_region, device_table, snp=snp, sev=sev, tio=tio)
+    )
 
 
 def _each_step(
-    command_page: int, syscfg: int, max_snp_asid: int, trusted_region: int, *, snp: bool, sev: bool
+    command_page: int, syscfg: int, max_snp_asid: int, trusted_region: int, device_table: tuple[int, int],
+    *, snp: bool, sev: bool, tio: bool,
 ) -> Iterator[Step]:
-    yield Step("IOMMU", enabling())
+    yield Step("IOMMU", enabling(*device_table))
     if snp:
-        hiding = buffers.SNP_INIT_HIDE_CIPHERTEXT if max_snp_asid else 0
-        init = buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP | hiding, max_snp_asid=max_snp_asid)
+        options = buffers.SNP_INIT_HIDE_CIPHERTEXT if max_snp_asid else 0
+        options |= buffers.SNP_INIT_TIO if tio else 0
+        init = buffers.SnpInitEx(flags=buffers.SNP_INIT_RMP | options, max_snp_asid=max_snp_asid)
         yield Step("WBINVD", (op.Wbinvd(),))
         yield Step("MtrrFixDramModEn", (op.WriteMsr(None, Msr.SYSCFG, syscfg | MFDM),))
         yield Step("SNP_EN", (op.WriteMsr(None, Msr.SYSCFG, syscfg | MFDM | SNP_EN | VMPL_EN),))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from node.card_cost import CardCost
+from node.disk_queue import DiskQueue
 from node.generation import Generation
 from node.host_kind import HostKind
 from node.identity_cache import IdentityCache
@@ -24,11 +26,16 @@ class HostPrices:
     def __init__(self, costs: Mapping[str, float], kind: HostKind) -> None:
         self.host = HostOperationCost(costs)
         """Of the hypervisor's operations."""
+        self.cards = CardCost(costs)
         self._costs = costs
         self._kind = kind
         self._guests: dict[str, GuestOperationCost] = {}
         self._known: dict[tuple[tuple[Demand, ...], Generation, float], _Phases] = {}
         self._phases: dict[tuple[str, float], IdentityCache[tuple[Demand, ...], _Phases]] = {}
+
+    def new_disk(self) -> DiskQueue:
+        """The drive of one host, on which nothing waits yet."""
+        return DiskQueue(self._costs)
 
     def guest(self, generation: Generation) -> GuestOperationCost:
         """Of the operations of a generation's guests."""

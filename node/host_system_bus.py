@@ -58,6 +58,7 @@ class HostSystemBus:
             ecc=True,  # Servers of these lines take registered modules only, all of which have it.
         )
         self.dram_bytes = dram.size_bytes
+        self._mmio = product.rmp.mmio
         self.rmp = rmp
         """Where SNP_EN found it; the board puts another here if the registers said otherwise."""
         self.memory_key_bytes = controller.key_bytes
@@ -233,9 +234,13 @@ class HostSystemBus:
         return self.wbinvds
 
     def rmp_covers(self, spa: int, pages: int = 1) -> bool:
-        """Whether there is an RMP and the pages are in it."""
-        inside = 0 <= spa // PAGE_BYTES <= self.dram_bytes // PAGE_BYTES - pages
-        return self.rmp is not None and inside and self.rmp.covers(spa, pages)
+        """Whether there is an RMP and the pages are in it, of memory or of MMIO."""
+        return self.rmp is not None and self._is_there(spa, pages * PAGE_BYTES) and self.rmp.covers(spa, pages)
+
+    def _is_there(self, spa: int, length: int) -> bool:
+        """Whether it is memory or MMIO: a table has entries for more, where its segments end."""
+        base, size = self._mmio
+        return 0 <= spa <= self.dram_bytes // PAGE_BYTES * PAGE_BYTES - length or base <= spa <= base + size - length
 
     def rmp_initialise(self) -> None:
         """Zero the RMP."""

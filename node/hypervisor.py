@@ -7,7 +7,7 @@ firmware ABI sections 3 and 4, and what KVM and QEMU do with them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 
 from node import operations as op
@@ -15,11 +15,11 @@ from node.asid_pool import AsidPool, AsidsExhausted
 from node.core_msrs import Msr
 from node.cpuid_page import cpuid_page
 from node.device_access import device_access
-from node.expected_answers import expect_done, expect_gone, expect_success, octets
+from node.expected_answers import expect_done, expect_gone, expect_success
 from node.firmware_driver import LEGACY, commit_firmware, update_firmware
 from node.firmware_image import FirmwareImage
 from node.frame_allocator import FrameAllocator, OutOfMemory, joined
-from node.generation import CAPABILITIES, Generation
+from node.generation import Generation
 from node.ghcb_server import GhcbServer
 from node.host_bring_up import TRUSTED_REGION_BYTES, bring_up_steps, refusal
 from node.hypervisor_port import (
@@ -27,8 +27,6 @@ from node.hypervisor_port import (
     Batch,
     CpuidReply,
     Entered,
-    ExportTask,
-    FillTask,
     HypervisorFigures,
     LaunchRefused,
     LaunchTask,
@@ -38,16 +36,20 @@ from node.hypervisor_port import (
 from node.launched_vm import LaunchedVm, page_runs
 from node.machine_spec import MachineSpec
 from node.measured_launch import VMSA_GPA, LaunchPage, launch_vmsas, sev_launch_ranges
-from node.migration_refusal import REFUSALS
 from node.nested_table_pages import table_pages
 from node.ovmf import FirmwareImageError
 from node.owned_launch import LAUNCH_SECRET_GPA, OWNERS_PAGES, OwnedLaunch, in_a_row
+from node.page_state_change import change_page_state
+from node.port_window import PortWindow
 from node.product import Product
 from node.rmp_layout import at_end_of_memory
+from node.sealed_transfer import depart, open_session, seal, unseal
 from node.sev_features import launch_features
 from node.svsm_launch import guest_launch_pages, svsm_below
+from node.tio_host import TioHost
+from node.tio_memory import TioMemory
 from node.vcpu_model import vcpu_model
-from node.vm_state import Run, VmState
+from node.vm_transfer import export, fill, receive
 from node.vmsa import VMSA_BYTES, SevFeature
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand
@@ -68,7 +70,6 @@ SPARE_TABLES = 8
 COMMANDS_AT_ONCE = 64
 """LAUNCH_UPDATE commands between which another launch may take the mailbox."""
 
-_STOP, _RESUME = op.HostWork("migration.stop_ns"), op.HostWork("migration.resume_ns")
 _HYPERVISOR = RmpEntry()
 _FIRMWARE = RmpEntry(assigned=True, immutable=True)
 
@@ -83,12 +84,14 @@ class Hypervisor:
         min_sev_asid: int,
         images: Mapping[str, FirmwareImage],
         max_snp_asid: int = 0,
+        ports: Sequence[PortWindow] = (),
     ) -> None:
         self.product = product
         self._images = images
         self._max_snp_asid = max_snp_asid
         self.snp = Generation.SEV_SNP in product.generations
         self.asids = AsidPool(product.max_asid, min_sev_asid, max_snp_asid)
+        trusted = bool(ports) and Generation.SEV_TIO in product.generations
         reserved = 0
         if self.snp:
             rmp = product.rmp
@@ -99,10 +102,11 @@ class Hypervisor:
         self.frames = FrameAllocator([(first, self._trusted_region - first)])
         self.rmp_bytes = reserved
         self._command_page = self._frame()
+        self.tio = TioHost(ports, TioMemory(self.frames, self._command_page), trusted=trusted)
         self.updating = False
         """Whether firmware is just being replaced: no SEV guest can come then."""
         self._vms: dict[str, LaunchedVm] = {}
-        self._ghcb = GhcbServer(product, vcpu_model(VCPU_MODEL), self.page_state_change, self._small)
+        self._ghcb = GhcbServer(product, vcpu_model(VCPU_MODEL), self.page_state_change, self._small, self.tio)
 
     def launched(self, vm: str) -> LaunchedVm:
         """The record of a VM; KeyError if there is none."""
@@ -116,10 +120,14 @@ class Hypervisor:
         """Bring the host up: IOMMU, cores, and firmware, SNP first where the product has it, then legacy."""
         (syscfg,) = yield (op.ReadMsr(0, Msr.SYSCFG),)
         assert isinstance(syscfg, int)
-        for step in bring_up_steps(self.product, self._command_page, syscfg, self._max_snp_asid, self._trusted_region):
+        for step in bring_up_steps(
+            self.product, self._command_page, syscfg, self._max_snp_asid, self._trusted_region, self.tio.device_table,
+            tio=self.tio.trusted,
+        ):  # fmt: skip
             refused = refusal(step, (yield step.batch))
             if refused:
                 raise LaunchRefused(refused)
+        yield from self.tio.start()
 
     def launch(self, spec: MachineSpec) -> LaunchTask:
         """Launch a VM up to the entry of its boot processor. Raises LaunchRefused with everything given back."""
@@ -129,6 +137,11 @@ class Hypervisor:
             record.svsm = svsm_below(record.firmware, spec)
             yield from self._take_memory(spec, record)
             yield from launch(self, spec, record)
+            if spec.devices:
+                c_bit = 1 << self.product.c_bit if record.c_bit else 0
+                record.functions = yield from self.tio.give(
+                    spec.name, spec.devices, record.shown_to_devices(), c_bit, record.tables
+                )
             yield from self._checked([op.VmRun(spec.name, 0)])
         except LaunchRefused:
             yield from self._give_back(spec.name, record)
@@ -139,7 +152,9 @@ class Hypervisor:
         return self._entered(record)
 
     def _entered(self, record: LaunchedVm) -> Entered:
-        return Entered(record.asid, tuple(record.save_areas), record.launched_gpas, record.gctx, record.handle)
+        cards = tuple([one.requester for one in record.functions])
+        areas = tuple(record.save_areas)
+        return Entered(record.asid, areas, record.launched_gpas, record.gctx, record.handle, cards)
 
     def _way_to_launch(self, generation: Generation) -> Launch:
         if generation not in self.product.generations:
@@ -149,8 +164,9 @@ class Hypervisor:
         return _LAUNCHES[generation]
 
     def destroy(self, vm: str) -> Task:
-        """Take a VM apart and give every resource back."""
-        yield from self._give_back(vm, self._vms[vm])
+        """Take a VM apart and give every resource back; one that is gone is left alone."""
+        if vm in self._vms:
+            yield from self._give_back(vm, self._vms[vm])
 
     def vmgexit(self, vm: str, vcpu: int, value: int) -> Reply:
         """Answer VMGEXIT: the GHCB MSR's new value, or a negative number that holds the vCPU or ends the VM."""
@@ -161,103 +177,18 @@ class Hypervisor:
         return op.CpuidResult(*self._ghcb.leaf(self._vms[vm].generation, function, index))
         yield ()
 
-    mmio = staticmethod(device_access)
+    def mmio(self, vm: str, vcpu: int, gpa: int, length: int, value: int | None) -> Reply:
+        """Answer a load or store to a device by a guest whose registers are not encrypted."""
+        return device_access(self._vms[vm].functions, vm, vcpu, gpa, length, value)
+
     update_firmware = update_firmware
     commit_firmware = commit_firmware
+    export, receive, fill = export, receive, fill
+    seal, unseal, open_session, depart = seal, unseal, open_session, depart
 
     def page_state_change(self, vm: str, change: op.PageStateChange) -> Reply:
         """Answer a guest's page state change: reassign the pages in the RMP. Returns 0, or 1 if refused."""
-        record = self._vms[vm]
-        if not CAPABILITIES[record.generation].rmp:
-            return 0
-        if (change.gpa | change.length) % PAGE_BYTES or change.length <= 0:
-            return 1
-        backing = record.behind(change.gpa, change.length)
-        if sum(length for _, _, length in backing) != change.length:
-            return 1  # Before anything changes: the range is not all memory of this guest.
-        for first, spa, length in backing:
-            for start, size, large in record.pieces(spa, length):
-                gpa = first + start - spa
-                entry = _HYPERVISOR if change.shared else RmpEntry(assigned=True, gpa=gpa, asid=record.asid)
-                block = start // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
-                if not large and block not in record.smashed:
-                    # KVM smashes a large entry before it changes a part of it; a shared block has none.
-                    record.smashed.add(block)
-                    yield (op.PSmash(block),)
-                (code,) = yield (op.RmpUpdate(start, size, _sized(entry, large)),)
-                if code:
-                    return 1
-        return 0
-
-    # Live migration of VMs whose memory the host can read.
-
-    def export(self, vm: str, started: tuple[bool, ...], reset_rips: tuple[int, ...]) -> ExportTask:
-        """Read a stopped VM whole: registers, memory and disk."""
-        record = self._vms[vm]
-        c_bit = record.c_bit
-        # One batch: the VM stands still, so nothing changes between one read and the next.
-        _, *answers, disk = yield (
-            _STOP,
-            *[op.HostRead(spa, VMSA_BYTES, c_bit) for spa in record.save_areas],
-            *[op.HostReadWritten(spa, length, c_bit) for spa, length in joined(record.frames)],
-            op.DiskRead(vm),
-        )
-        areas, memory = answers[: len(record.save_areas)], answers[len(record.save_areas) :]
-        pages: list[Run] = []
-        for answer in memory:
-            assert isinstance(answer, op.Runs)
-            pages += [
-                (gpa, data if length == len(data) else data[spa - at : spa - at + length])
-                for at, data in answer.runs
-                for gpa, spa, length in record.shown(at, len(data))
-            ]
-        assert isinstance(disk, op.Runs)
-        pages.sort()
-        return VmState(
-            vm, octets(tuple(areas)), started, record.launched_gpas, reset_rips, tuple(pages), disk.runs
-        )  # fmt: skip
-
-    def receive(self, spec: MachineSpec) -> Task:
-        """Take everything that a VM which is to come will need. Raises LaunchRefused with everything given back."""
-        if spec.generation in REFUSALS:
-            raise LaunchRefused(REFUSALS[spec.generation])
-        record = self._vms[spec.name] = LaunchedVm(spec.generation, self._images[spec.firmware])
-        try:
-            yield from self._take_memory(spec, record)
-        except LaunchRefused:
-            yield from self._give_back(spec.name, record)
-            raise
-        except OutOfMemory as error:
-            yield from self._give_back(spec.name, record)
-            raise LaunchRefused(str(error)) from error
-
-    def fill(self, spec: MachineSpec, state: VmState) -> FillTask:
-        """Lay down a VM that came; its record, and its pages as they can be read back. Raises LaunchRefused."""
-        record = self._vms[spec.name]
-        c_bit = record.c_bit
-        record.launched_gpas = state.launched
-        pages = [
-            (spa, data if length == len(data) else data[first - gpa : first - gpa + length])
-            for gpa, data in state.pages
-            for first, spa, length in record.behind(gpa, len(data))
-        ]
-        writes: list[op.HypervisorOperation] = [op.HostWrite(spa, data, c_bit) for spa, data in pages]
-        writes += [op.DiskWrite(spec.name, lba, data) for lba, data in state.blocks]
-        for index, area in enumerate(state.save_areas):
-            spa = self._small(record)
-            record.save_areas.append(spa)
-            writes += [
-                op.HostWrite(spa, area, c_bit),
-                op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa),
-            ]
-        # One batch: before its first VMRUN nobody but the host knows of the VM.
-        reads = [op.HostRead(spa, len(data), c_bit) for spa, data in pages]
-        answers = yield (*writes, _RESUME, *reads)
-        expect_done(writes, answers[: len(writes)])
-        back = octets(answers[len(writes) + 1 :])
-        run = (op.VmRun(spec.name, 0),)
-        expect_done(run, (yield run))
-        return self._entered(record), b"".join(back)
+        return change_page_state(vm, self._vms[vm], change, self.tio.shows)
 
     # What every launch takes and gives back.
 
@@ -305,6 +236,7 @@ class Hypervisor:
     def _give_back(self, vm: str, record: LaunchedVm) -> Task:
         """Return everything in ``record``, in the order that firmware and RMP demand."""
         command = record.small[0] if record.small else 0
+        yield from self.tio.take_all(vm, record.gctx)
         if record.gctx:
             context = buffers.GuestContextPage(address=record.gctx)
             expect_gone((yield (op.PspCommand(SnpCommand.DECOMMISSION, command, context.pack()),)))
@@ -427,7 +359,7 @@ class Hypervisor:
     def launch_sev(self, spec: MachineSpec, record: LaunchedVm) -> Task:
         """SEV: the legacy launch, measured and finished."""
         yield from self._take_asid(record)
-        yield from self._begin_legacy_launch(spec, record, LEGACY_POLICY)
+        yield from self._begin_legacy_launch(spec, record, LEGACY_POLICY | spec.sev_policy)
         yield from self._end_legacy_launch(record)
         yield from self._write_save_areas(spec, record)
 
@@ -439,6 +371,7 @@ class Hypervisor:
         if spec.owned:
             record.owner = self._owned_launch(spec, record)
             wanted = yield from record.owner.start()
+        record.policy = wanted.policy
         started = yield from self._call(LegacyCommand.LAUNCH_START, command, wanted.pack())
         record.handle = buffers.LaunchStart.parse(started).handle
         activate = buffers.Activate(handle=record.handle, asid=record.asid)
@@ -472,7 +405,7 @@ class Hypervisor:
     def launch_sev_es(self, spec: MachineSpec, record: LaunchedVm) -> Task:
         """SEV-ES: as SEV, with every save area measured and encrypted by firmware before the launch is measured."""
         yield from self._take_asid(record)
-        yield from self._begin_legacy_launch(spec, record, LEGACY_POLICY | LegacyPolicy.ES)
+        yield from self._begin_legacy_launch(spec, record, LEGACY_POLICY | LegacyPolicy.ES | spec.sev_policy)
         command = record.small[0]
         for page in launch_vmsas(record.firmware, spec.vcpus, vcpu_model(VCPU_MODEL), 0):
             spa = self._small(record)

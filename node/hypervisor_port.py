@@ -17,6 +17,7 @@ from node.frame_allocator import FrameAllocator
 from node.generation import Generation
 from node.machine_spec import MachineSpec
 from node.operations import Answer, CpuidResult, HypervisorOperation, PageStateChange
+from node.port_window import PortWindow
 from node.product import Product
 from node.vm_state import VmState
 
@@ -27,6 +28,7 @@ LaunchTask = Generator[Batch, Answers, "Entered"]
 Reply = Generator[Batch, Answers, int]
 CpuidReply = Generator[Batch, Answers, CpuidResult]
 ExportTask = Generator[Batch, Answers, VmState]
+ReceiveTask = Generator[Batch, Answers, bytes]
 FillTask = Generator[Batch, Answers, tuple["Entered", bytes]]
 
 
@@ -43,6 +45,8 @@ class Entered:
     launched_gpas: tuple[int, ...]
     gctx: int
     handle: int
+    cards: tuple[int, ...] = ()
+    """Requester ids of functions that it was given, in the order in which it knows them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +111,29 @@ class HypervisorPort(Protocol):
         """Commit what runs; the status."""
 
     def export(self, vm: str, started: tuple[bool, ...], reset_rips: tuple[int, ...]) -> ExportTask:
-        """Read a stopped VM whole."""
+        """Read a stopped VM whole. Raises LaunchRefused where its firmware does not send it."""
 
-    def receive(self, spec: MachineSpec) -> Task:
-        """Take everything that a VM which is to come will need. Raises LaunchRefused."""
+    def receive(self, spec: MachineSpec) -> ReceiveTask:
+        """Take everything that a VM which is to come will need; certificates for its sender. Raises LaunchRefused."""
 
     def fill(self, spec: MachineSpec, state: VmState) -> FillTask:
         """Lay down a VM that came; its record, and its pages as they can be read back. Raises LaunchRefused."""
 
+    def seal(self, vm: str, platform: bytes) -> ReceiveTask:
+        """Have firmware agree on keys with another, whose certificates these are; for it. Raises LaunchRefused."""
 
-HypervisorFactory = Callable[[Product, int, int, Mapping[str, FirmwareImage], int], HypervisorPort]
-"""Makes the hypervisor of a product with so many bytes of memory, a least SEV ASID, firmware images by key, and a last
-ASID for SNP, 0 where ciphertext is not to be hidden."""
+    def unseal(self, vm: str) -> Task:
+        """The VM stays."""
+
+    def open_session(self, spec: MachineSpec, session: bytes) -> Task:
+        """Have firmware take what the other one has sealed. Raises LaunchRefused."""
+
+    def depart(self, vm: str) -> Task:
+        """The VM lives elsewhere: take it apart as firmware wants it then."""
+
+
+HypervisorFactory = Callable[
+    [Product, int, int, Mapping[str, FirmwareImage], int, tuple[PortWindow, ...]], HypervisorPort
+]
+"""Makes the hypervisor of a product with so many bytes of memory, a least SEV ASID, firmware images by key, a last ASID
+for SNP, 0 where ciphertext is not to be hidden, and the root ports that boot firmware found."""

@@ -6,6 +6,7 @@ The server keeps the tasks that are under way by the numbers that its caller gav
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
+from dataclasses import replace
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from node.hypervisor_port import Answers, Batch, Entered, HypervisorFigures, Lau
 from node.machine_spec import MachineSpec
 from node.operation_codec import CodecError, Form, form_of, packed, unpacked
 from node.operations import CpuidResult, PageStateChange
+from node.port_window import PortWindow
 from node.product import PRODUCTS
 from node.vm_state import VmState
 
@@ -23,7 +25,8 @@ class HypervisorVerb(IntEnum):
     """What is asked; what comes with it, and what the reply is made of."""
 
     LOAD = 0
-    """Product, bytes of memory, least SEV ASID, keys of firmware images, last ASID for SNP. Reply: nothing."""
+    """Product, bytes of memory, least SEV ASID, keys of firmware images, last ASID for SNP, MMIO that the RMP covers,
+    and root ports. Reply: nothing."""
     BEGIN = 1
     """The task's number, what it is to do, and arguments. Reply: a step and what it came to."""
     GO_ON = 2
@@ -58,15 +61,19 @@ TASKS: Mapping[str, TaskForm] = {
     "update_firmware": TaskForm(form_of(tuple[bytes, bool]), form_of(int)),
     "commit_firmware": TaskForm(form_of(tuple[()]), form_of(int)),
     "export": TaskForm(form_of(tuple[str, tuple[bool, ...], tuple[int, ...]]), form_of(VmState)),
-    "receive": TaskForm(form_of(tuple[MachineSpec]), form_of(None)),
+    "receive": TaskForm(form_of(tuple[MachineSpec]), form_of(bytes)),
     "fill": TaskForm(form_of(tuple[MachineSpec, VmState]), form_of(tuple[Entered, bytes])),
+    "seal": TaskForm(form_of(tuple[str, bytes]), form_of(bytes)),
+    "unseal": TaskForm(form_of(tuple[str]), form_of(None)),
+    "open_session": TaskForm(form_of(tuple[MachineSpec, bytes]), form_of(None)),
+    "depart": TaskForm(form_of(tuple[str]), form_of(None)),
 }
 """The tasks of ``HypervisorPort``, by their names there."""
 
 BATCH = form_of(Batch)
 ANSWERS = form_of(Answers)
 FIGURES = form_of(HypervisorFigures)
-LOAD = form_of(tuple[str, int, int, tuple[str, ...], int])
+LOAD = form_of(tuple[str, int, int, tuple[str, ...], int, tuple[int, int], tuple[PortWindow, ...]])
 
 _Task = Generator[Batch, Answers, object]
 
@@ -92,9 +99,12 @@ class HypervisorServer:
         return packed(self._verbs[verb](*arguments))
 
     def _load(self, *order: Any) -> None:
-        name, memory_bytes, min_sev_asid, keys, max_snp_asid = LOAD.parse(order)
+        name, memory_bytes, min_sev_asid, keys, max_snp_asid, mmio, ports = LOAD.parse(order)
         images = {key: self._image(key) for key in keys}
-        self._hypervisor = Hypervisor(PRODUCTS[name], memory_bytes, min_sev_asid, images, max_snp_asid)
+        product = PRODUCTS[name]
+        if mmio != product.rmp.mmio:
+            product = replace(product, rmp=replace(product.rmp, mmio=mmio))
+        self._hypervisor = Hypervisor(product, memory_bytes, min_sev_asid, images, max_snp_asid, ports)
         self._tasks = {}
         self.operations = 0
 

@@ -6,6 +6,7 @@ of it before what is left of it is served, behind what is queued already.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator
 
 from node import operations as op
@@ -17,6 +18,13 @@ from node.host_events import HostEvent
 from node.hypervisor_port import LaunchRefused
 from node.operation_cost import HostOperationCost
 from node.psp_queue import PspQueue
+from node.psp_streams import PspStreams
+
+_Waiting = tuple[
+    "HypervisorTask", Guest, Callable[[object], None], Callable[[LaunchRefused], None] | None
+]
+COPY = "copy of "
+"""How the name of a row of a VM's pages begins: a promise of it is not the VM's own."""
 
 HypervisorTask = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], object]
 
@@ -28,6 +36,10 @@ class HypervisorTasks:
         self.psp_queue = PspQueue()
         self.promises: dict[str, int] = {}
         """For each VM of which something will be said, the earliest time of that."""
+        self.streams = PspStreams(clock, self.psp_queue, self.promises)
+        """Pages of migrations at the security processor."""
+        self._lines: dict[str, deque[_Waiting]] = {}
+        """Tasks of guests that have one under way already."""
         self._clock = clock
         self._board = board
         self._cost = cost
@@ -52,9 +64,44 @@ class HypervisorTasks:
     ) -> None:
         """Run a task from now on; ``done`` gets its result. Without ``refused`` it must not be refused.
 
-        ``guest`` is whom it is for, None for the host itself.
+        ``guest`` is whom it is for, None for the host itself. A guest's tasks run one after another.
         """
-        self._step(task, None, guest, done, refused)
+        if guest is None:
+            self._step(task, None, guest, done, refused)
+            return
+        line = self._lines.get(guest.spec.name)
+        if line is not None:
+            line.append((task, guest, done, refused))
+            return
+        self._lines[guest.spec.name] = deque()
+        self._begin(task, guest, done, refused)
+
+    def _begin(
+        self,
+        task: HypervisorTask,
+        guest: Guest,
+        done: Callable[[object], None],
+        refused: Callable[[LaunchRefused], None] | None,
+    ) -> None:
+        def is_through(result: object) -> None:
+            done(result)
+            self._next(guest.spec.name)
+
+        def is_refused(refusal: LaunchRefused) -> None:
+            if refused is None:
+                raise refusal
+            refused(refusal)
+            self._next(guest.spec.name)
+
+        self._step(task, None, guest, is_through, is_refused)
+
+    def _next(self, name: str) -> None:
+        """A guest's task is over: begin the one that waits for that."""
+        line = self._lines[name]
+        if line:
+            self._begin(*line.popleft())
+        else:
+            del self._lines[name]
 
     def promise(self, guest: Guest, from_ns: int) -> None:
         """Nothing will be said of a launch before what is left of it is served."""
@@ -76,6 +123,15 @@ class HypervisorTasks:
             self._clock.after(left_ns, now)
         else:
             now()
+
+    def copy(self, name: str, command: int, pages: int, done: Callable[[], None]) -> None:
+        """Have the security processor send or receive so many pages of a VM; one row at a time for each VM."""
+        service_ns = round(self._cost.psp_service_ns(op.PspCommand(command)))
+        self.streams.start(f"{COPY}{name}", command, pages, service_ns, done)
+
+    def stop_copying(self, name: str) -> None:
+        """Break that off, if it is under way."""
+        self.streams.stop(f"{COPY}{name}")
 
     def _step(
         self,
@@ -112,10 +168,13 @@ class HypervisorTasks:
         """When a batch that is ready for the mailbox is through with it; ``guest`` is whom it is for, if anybody."""
         if op.PspCommand not in map(type, batch):
             return ready_ns
-        commands = [one for one in batch if isinstance(one, op.PspCommand)]
+        commands = [one for one in batch if isinstance(one, op.PspCommand) and not one.paid]
         served = [(one.command, round(self._cost.psp_service_ns(one))) for one in commands]
-        end_ns, waited_ns = self.psp_queue.serve(ready_ns, served)
+        if not served:
+            return ready_ns
+        end_ns, waited_ns = self.psp_queue.serve(ready_ns, served, self.streams.ahead_ns())
         service_ns = sum([ns for _, ns in served])
+        self.streams.served(end_ns - service_ns, end_ns)
         if self._chain.keeps:
             self._note(served, end_ns - service_ns, waited_ns, "" if guest is None else guest.spec.name)
         if guest is None:

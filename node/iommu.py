@@ -29,6 +29,7 @@ from node.iommu_registers import (
     PARKED,
     PPR_LOG_ENABLE,
     SNP_SUPPORTED,
+    TIO_SUPPORTED,
     WRITABLE,
     WRITE_ONE_TO_CLEAR,
     Register,
@@ -56,7 +57,8 @@ _RINGS = {
 class Iommu:
     """One IOMMU in front of all of a host's devices.
 
-    ``supports_snp`` is SNPSup, ``least_log_bytes`` the shortest log that firmware accepts under SNP.
+    ``supports_snp`` is SNPSup, ``supports_tio`` that there are secure device table entries (``node.trusted_dma``),
+    ``least_log_bytes`` the shortest log that firmware accepts under SNP.
     ``checks_dma`` is False only where a laboratory has the RMP check of devices' accesses knocked out.
     """
 
@@ -66,6 +68,7 @@ class Iommu:
         *,
         supports_snp: bool,
         least_log_bytes: int = PAGE_BYTES,
+        supports_tio: bool = False,
         checks_dma: bool = True,
         switches: IommuSwitches = _AS_LIKELIER,
     ) -> None:
@@ -75,6 +78,7 @@ class Iommu:
         self._checks_dma = checks_dma
         self._registers: dict[int, int] = dict.fromkeys(Register, 0)
         self._registers[Register.EXTENDED_FEATURE] = SNP_SUPPORTED if supports_snp else 0
+        self._registers[Register.EXTENDED_FEATURE_2] = TIO_SUPPORTED if supports_snp and supports_tio else 0
         self._entries: dict[int, DeviceTableEntry] = {}
         self._iotlb = Iotlb()
         self._waiting: dict[Command, None] = {}

@@ -31,6 +31,7 @@ def board_iommu(
     return Iommu(
         memory,
         supports_snp=Generation.SEV_SNP in product.generations and platform.iommu_supports_snp,
+        supports_tio=Generation.SEV_TIO in product.generations,
         least_log_bytes=_FULL_LOG_BYTES if platform.iommu_write_safe and affected else PAGE_BYTES,
         checks_dma=Protection.IOMMU_CHECK not in platform.disabled,
     )

@@ -23,8 +23,8 @@ from node.iommu_registers import (
     table_register,
 )
 
-DEVICE_TABLE, DEVICE_TABLE_PAGES = 0x10_0000, 4
-"""Entries of 512 requesters: bus 0 and 1."""
+DEVICE_TABLE, DEVICE_TABLE_PAGES = 0x12_0000, 66
+"""Entries of 33 buses, as many as a host has root ports and two."""
 SEMAPHORE = 0x10_8000
 """The page that COMPLETION_WAIT stores to."""
 COMMANDS, COMMANDS_BYTES = 0x11_0000, 8 << 10
@@ -33,6 +33,9 @@ EVENTS, EVENTS_BYTES = 0x18_0000, 512 << 10
 
 LEVELS = 3
 """Of page tables: 512 GiB of I/O virtual addresses."""
+
+NOTHING = DeviceTableEntry(levels=0, translates=False)
+"""Of a device that reaches nothing: valid, and without a translation every request faults."""
 
 Batch = tuple[op.HypervisorOperation, ...]
 Task = Generator[Batch, tuple[op.Answer, ...], None]
@@ -48,10 +51,10 @@ def read_register(register: Register) -> op.MmioRead:
     return op.MmioRead(MMIO_BASE + register)
 
 
-def enabling() -> Batch:
+def enabling(device_table: int = DEVICE_TABLE, pages: int = DEVICE_TABLE_PAGES) -> Batch:
     """Set the IOMMU up with an empty device table, which lets no device through, and enable it."""
     return (
-        write_register(Register.DEVICE_TABLE_BASE, table_register(DEVICE_TABLE, DEVICE_TABLE_PAGES)),
+        write_register(Register.DEVICE_TABLE_BASE, table_register(device_table, pages)),
         write_register(Register.COMMAND_BASE, ring_register(COMMANDS, COMMANDS_BYTES)),
         write_register(Register.EVENT_BASE, ring_register(EVENTS, EVENTS_BYTES)),
         write_register(Register.COMPLETION_BASE, SEMAPHORE),
@@ -63,9 +66,23 @@ def enabling() -> Batch:
 class IommuDriver:
     """Sets up devices. ``frame`` gives a zeroed page of the host's memory for a table."""
 
-    def __init__(self, frame: Callable[[], int]) -> None:
+    def __init__(self, frame: Callable[[], int], device_table: int = DEVICE_TABLE) -> None:
         self._frame = frame
+        self._device_table = device_table
         self._waits = 0
+
+    def show(self, requester: int, domain: int, root: int, levels: int) -> Task:
+        """Give a device a domain whose page table is there already."""
+        yield from self.write_entry(requester, DeviceTableEntry(levels=levels, root=root, domain=domain))
+        yield from self.forget(domain)
+
+    def forget(self, domain: int) -> Task:
+        """Have the IOMMU look at a domain's page table anew."""
+        yield from self.command(invalidate_domain(domain))
+
+    def detach(self, requester: int) -> Task:
+        """Let a device reach nothing."""
+        yield from self.write_entry(requester, NOTHING)
 
     def attach(
         self,
@@ -102,7 +119,7 @@ class IommuDriver:
 
     def write_entry(self, requester: int, entry: DeviceTableEntry) -> Task:
         """Change a device table entry, and have the IOMMU forget what it knew."""
-        yield (op.HostWrite(DEVICE_TABLE + requester * ENTRY_BYTES, entry.pack()),)
+        yield (op.HostWrite(self._device_table + requester * ENTRY_BYTES, entry.pack()),)
         yield from self.command(invalidate_device(requester))
 
     def command(self, *commands: bytes) -> Task:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from node.cached_controller import FabricView
 from node.dram import MachineCheck
@@ -22,6 +23,19 @@ _OWN_WRITES = frozenset({PageState.HYPERVISOR, PageState.FIRMWARE, PageState.HV_
 """States of a page that logs and completion words may be written to."""
 
 
+class Peers(Protocol):
+    """Memory of cards by system-physical address. ``tee``: for the guest whose key it would be."""
+
+    def takes_peers(self, spa: int, length: int) -> bool:
+        """Whether a whole range is that of one card, which takes requests of others now."""
+
+    def load_bytes(self, spa: int, length: int, *, tee: bool) -> bytes:
+        """Load."""
+
+    def store_bytes(self, spa: int, data: bytes, *, tee: bool) -> None:
+        """Store."""
+
+
 class AccessRefused(Exception):
     """An access does not happen; ``event`` is what the host is told of it."""
 
@@ -38,6 +52,8 @@ class IommuMemory:
     ) -> None:
         self.enforced = False
         """SNP is on: what the IOMMU does is checked against the RMP."""
+        self.peers: Peers | None = None
+        """Memory of cards, which other cards reach through the root complex; None where there are none."""
         self._controller = controller
         self._rmp = rmp
         self._c_bit = c_bit
@@ -73,11 +89,21 @@ class IommuMemory:
 
     def load(self, spa: int, length: int, key: int) -> bytes:
         """A device's load. Raises what is in ``NO_MEMORY``."""
-        return self._controller.read(spa, length, key)
+        try:
+            return self._controller.read(spa, length, key)
+        except MachineCheck:
+            if self.peers is None or not self.peers.takes_peers(spa, length):
+                raise
+        return self.peers.load_bytes(spa, length, tee=key > 0)
 
     def store(self, spa: int, data: bytes, key: int) -> None:
         """A device's store. Raises what is in ``NO_MEMORY``."""
-        self._controller.write(spa, data, key)
+        try:
+            self._controller.write(spa, data, key)
+        except MachineCheck:
+            if self.peers is None or not self.peers.takes_peers(spa, len(data)):
+                raise
+            self.peers.store_bytes(spa, data, tee=key > 0)
 
     def check_dma(self, spa: int, length: int, *, write: bool) -> None:
         """Raise RmpFault if the RMP does not let a device touch a range; before SNP it lets everything."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from node.boot_phases import BootPath
+
 
 @dataclass(frozen=True, slots=True)
 class KernelSettings:
@@ -95,6 +97,13 @@ class KernelSettings:
     """
     handles_vc: bool = True
     """Take #VC of programs. Off: the program has a handler and a GHCB of its own, and meets #VC as an answer."""
+
+    boot: BootPath = BootPath.NONE
+    """What passes before it runs."""
+
+    def __post_init__(self) -> None:
+        # By its value, where the settings crossed to another process.
+        object.__setattr__(self, "boot", BootPath(self.boot))
 
 
 CAREFUL = KernelSettings()

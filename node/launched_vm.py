@@ -8,10 +8,14 @@ from dataclasses import dataclass, field
 from node.ap_starts import ApStarts
 from node.firmware_image import FirmwareImage
 from node.generation import Generation
+from node.guest_functions import GuestFunction
 from node.guest_memory_map import Range
 from node.owned_launch import OwnedLaunch
+from node.shared_pages import SharedPages
 from node.vmpl_switch import VmplBook
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
+
+VcpuNotes = tuple[tuple[int, int, int], ...]
 
 
 @dataclass(slots=True)
@@ -37,6 +41,13 @@ class LaunchedVm:
     """The talk with its owner, while a legacy launch has one."""
     gctx: int = 0
     handle: int = 0
+    policy: int = 0
+    """Of a SEV or SEV-ES guest."""
+    sealed: bool = False
+    """Its firmware was told to send it: between SEND_START and SEND_FINISH or SEND_CANCEL."""
+    transfer: int = 0
+    """The first of the frames that it is sent or received through, 0 for none yet."""
+    shared: SharedPages = field(default_factory=SharedPages)
     assigned: list[tuple[int, int, bool]] = field(default_factory=list)
     """(SPA, length, large) that RMPUPDATE gave to the guest; it takes them back so, or smaller where smashed."""
     smashed: set[int] = field(default_factory=set)
@@ -62,6 +73,8 @@ class LaunchedVm:
     """vCPUs that wait for another to start them, and what came for those that do not wait yet."""
     vmpls: VmplBook | None = None
     """Where the guest may use several VMPLs."""
+    functions: tuple[GuestFunction, ...] = ()
+    """Devices that were given to it, as it is shown them."""
     svsm: FirmwareImage | None = None
     """The image below the firmware, where there is one."""
 
@@ -75,6 +88,23 @@ class LaunchedVm:
         """Where its images lie, in whole pages, up to the end of the uppermost."""
         first = self.images[-1].gpa
         return Range(first, self.firmware.end - first)
+
+    def told_by_vcpus(self) -> VcpuNotes:
+        """What its vCPUs told, for the next hypervisor: (vCPU, frame number of its GHCB, DR7), and the jump table."""
+        vcpus = sorted({*self.ghcbs, *self.dr7})
+        notes = tuple([(vcpu, self.ghcbs.get((vcpu, vmpl), 0), self.dr7.get((vcpu, vmpl), 0)) for vcpu, vmpl in vcpus])
+        return (*notes, (-1, self.jump_table, 0))
+
+    def hear_of_vcpus(self, notes: VcpuNotes) -> None:
+        """The other way."""
+        for vcpu, ghcb, dr7 in notes:
+            if vcpu < 0:
+                self.jump_table = ghcb
+                continue
+            if ghcb:
+                self.ghcbs[vcpu, 0] = ghcb
+            if dr7:
+                self.dr7[vcpu, 0] = dr7
 
     def open_vmpls(self) -> None:
         """Let the guest use several VMPLs where it has an SVSM to use them."""
@@ -132,6 +162,14 @@ class LaunchedVm:
             run = spa = stop
         if run < end:
             yield run, end - run, True
+
+    def shown_to_devices(self) -> list[tuple[int, int, int, bool]]:
+        """(GPA, SPA, length, large) of all its memory, cut by the size of the RMP's entries."""
+        return [
+            (gpa + start - spa, start, size, large)
+            for gpa, spa, length in self.ram
+            for start, size, large in self.pieces(spa, length)
+        ]
 
     def page_spa(self, gpa: int) -> int | None:
         """The frame behind a page of the guest; None where it has no memory."""

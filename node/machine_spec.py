@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from node.generation import Generation
 from node.guest_memory_map import GuestMemoryMap, memory_map
+from tio.device_identity import CardKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,10 @@ class MachineSpec:
     """With an SVSM below that image, at VMPL0."""
     owned: bool = False
     """Its owner is asked for a session before a SEV or SEV-ES launch, and sends its secret for the measurement."""
+    sev_policy: int = 0
+    """Bits of a SEV or SEV-ES policy beyond the hypervisor's own."""
+    devices: tuple[CardKind, ...] = ()
+    """Cards of its host's that it is given, in the order in which it knows them."""
 
     @property
     def memory(self) -> GuestMemoryMap:

@@ -1,7 +1,8 @@
 """A stopped VM as frames on a wire, and back: parsed as hostile, one frame after another.
 
-A frame is a msgpack array: version, sequence, kind, length and SHA-256 of the
-body, body. The first frame is the head, the last says how much there was, so
+A frame is a msgpack array: version, session, sequence, kind, length and SHA-256
+of the body, body. The session names the move, the VM and both hosts, so that no stream
+is taken for another's. The first frame is the head, the last says how much there was, so
 that a stream that was cut is noticed. The checksum covers what stands before
 it too. It finds accidents; who can write the wire can write the checksum.
 """
@@ -10,17 +11,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from enum import IntEnum
 
 import msgpack
 
 from node.operations import BLOCK_BYTES
 from node.packing import packed
-from node.vm_state import Run, VmState
+from node.vm_state import Packet, Run, VmState
 from node.vmsa import VMSA_BYTES
+from psp.secret_packet import PacketHeader
 from psp.system_bus import PAGE_BYTES
 
-VERSION = 1
+VERSION = 2
+SESSION_BYTES = 16
+NO_SESSION = bytes(SESSION_BYTES)
 MOST_BODY_BYTES = 1 << 20
 """Pages or blocks of one frame hold at most this; a frame's body a little more."""
 MOST_FRAME_BYTES = MOST_BODY_BYTES + (64 << 10)
@@ -28,8 +33,8 @@ MOST_VCPUS = 1024
 DIGEST_BYTES = 8
 """Of a page's SHA-256: they find accidents, of which none makes two of a fleet's pages alike in 64 bits."""
 _LARGEST_NUMBER = 1 << 52
-_FIELDS = ("version", "sequence", "kind", "length", "checksum", "body")
-_FIELD_TYPES = (int, int, int, int, bytes, bytes)
+_FIELDS = ("version", "session", "sequence", "kind", "length", "checksum", "body")
+_FIELD_TYPES = (int, bytes, int, int, int, bytes, bytes)
 
 
 class FrameKind(IntEnum):
@@ -40,6 +45,12 @@ class FrameKind(IntEnum):
     PAGES = 3
     BLOCKS = 4
     END = 5
+    PACKETS = 6
+    """Pages as firmware made them for the target's."""
+    SEALED_REGISTERS = 7
+    """A save area, likewise."""
+    TOLD = 8
+    """What the guest has told its hypervisor."""
 
 
 class FrameError(ValueError):
@@ -50,21 +61,51 @@ class FrameError(ValueError):
         self.field = field
 
 
-def frames_of(state: VmState) -> tuple[bytes, ...]:
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a target awaits. ``memory`` says whether a range of GPAs is the VM's."""
+
+    vm: str
+    memory: Callable[[int, int], bool]
+    disk_blocks: int
+    session: bytes = NO_SESSION
+    vcpus: int = 0
+    """0 for as many as come."""
+    by_firmware: bool = False
+    """Its private pages come as packets."""
+    hidden_registers: bool = False
+    """So do its save areas."""
+
+
+def session_of(number: int, vm: str, source: str, destination: str) -> bytes:
+    """The name of a move's stream."""
+    return hashlib.sha256(packed((number, vm, source, destination))).digest()[:SESSION_BYTES]
+
+
+def frames_of(state: VmState, session: bytes = NO_SESSION) -> tuple[bytes, ...]:
     """A stopped VM as frames."""
+    amounts = (_amount(state.pages, PAGE_BYTES), _amount(state.blocks, BLOCK_BYTES), len(state.packets))
     bodies: list[tuple[FrameKind, object]] = [
         (FrameKind.HEAD, (state.vm, state.started, state.launched, state.reset_rips)),
         *[(FrameKind.REGISTERS, area) for area in enumerate(state.save_areas)],
+        *[(FrameKind.SEALED_REGISTERS, area) for area in state.sealed_areas],
+        *([(FrameKind.TOLD, (state.shared, state.told))] if state.shared or state.told else []),
         *[(FrameKind.PAGES, runs) for runs in _bundles(state.pages, PAGE_BYTES, PAGE_BYTES)],
+        *[
+            (FrameKind.PACKETS, state.packets[at : at + MOST_PACKETS])
+            for at in range(0, len(state.packets), MOST_PACKETS)
+        ],
         *[(FrameKind.BLOCKS, runs) for runs in _bundles(state.blocks, BLOCK_BYTES, 1)],
-        (FrameKind.END, (_amount(state.pages, PAGE_BYTES), _amount(state.blocks, BLOCK_BYTES))),
+        (FrameKind.END, amounts),
     ]
-    return tuple([_framed(sequence, int(kind), packed(body)) for sequence, (kind, body) in enumerate(bodies)])
+    return tuple(
+        [_framed(session, sequence, int(kind), packed(body)) for sequence, (kind, body) in enumerate(bodies)]
+    )
 
 
-def state_of(frames: Iterable[bytes], vm: str, memory: Callable[[int, int], bool], disk_blocks: int) -> VmState:
-    """The VM back from its frames. ``memory`` says whether a range of GPAs is the VM's. Raises FrameError."""
-    reader = _Reader(vm, memory, disk_blocks)
+def state_of(frames: Iterable[bytes], expected: Expected) -> VmState:
+    """The VM back from its frames. Raises FrameError."""
+    reader = _Reader(expected)
     for frame in frames:
         reader.take(frame)
     return reader.state()
@@ -83,12 +124,13 @@ def page_digests(pages: Iterable[Run]) -> bytes:
     )
 
 
-def _framed(sequence: int, kind: int, body: bytes) -> bytes:
-    return packed((VERSION, sequence, kind, len(body), _checksum(sequence, kind, body), body))
+def _framed(session: bytes, sequence: int, kind: int, body: bytes) -> bytes:
+    return packed((VERSION, session, sequence, kind, len(body), _checksum(session, sequence, kind, body), body))
 
 
-def _checksum(sequence: int, kind: int, body: bytes) -> bytes:
+def _checksum(session: bytes, sequence: int, kind: int, body: bytes) -> bytes:
     found = hashlib.sha256(b"%d %d %d " % (VERSION, sequence, kind))
+    found.update(session)
     found.update(body)
     return found.digest()
 
@@ -116,24 +158,34 @@ def _bundles(runs: Iterable[Run], unit_bytes: int, step: int) -> Iterator[list[R
 
 
 MOST_RUNS = MOST_BODY_BYTES // PAGE_BYTES
+MOST_PACKETS = MOST_BODY_BYTES // (PAGE_BYTES + PacketHeader.SIZE)
 
 
 def _amount(runs: Iterable[Run], unit_bytes: int) -> int:
     return sum([len(data) for _, data in runs]) // unit_bytes
 
 
+def _numbers(values: object, count: int) -> bool:
+    """Whether these are so many numbers of an address's size."""
+    return (
+        isinstance(values, tuple) and len(values) == count
+        and all(type(one) is int and 0 <= one < 1 << 64 for one in values)
+    )  # fmt: skip
+
+
 class _Reader:
     """Takes frames in their order and holds what they brought."""
 
-    def __init__(self, vm: str, memory: Callable[[int, int], bool], disk_blocks: int) -> None:
-        self._vm = vm
-        self._memory = memory
-        self._disk_blocks = disk_blocks
+    def __init__(self, expected: Expected) -> None:
+        self._expected = expected
         self._sequence = 0
         self._head: tuple[tuple[bool, ...], tuple[int, ...], tuple[int, ...]] | None = None
         self._areas: list[bytes] = []
         self._pages: list[Run] = []
         self._blocks: list[Run] = []
+        self._packets: list[Packet] = []
+        self._sealed: list[Packet] = []
+        self._told: tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int, int], ...]] = ((), ())
         self._ended = False
 
     def take(self, frame: bytes) -> None:
@@ -153,7 +205,10 @@ class _Reader:
         if self._head is None or not self._ended:
             raise FrameError(self._sequence, "kind", "a further frame", "the end of the stream")
         started, launched, rips = self._head
-        return VmState(self._vm, tuple(self._areas), started, launched, rips, tuple(self._pages), tuple(self._blocks))
+        return VmState(
+            self._expected.vm, tuple(self._areas), started, launched, rips, tuple(self._pages), tuple(self._blocks),
+            tuple(self._packets), tuple(self._sealed), *self._told,
+        )  # fmt: skip
 
     def _opened(self, frame: bytes) -> tuple[int, object]:
         number = self._sequence
@@ -161,20 +216,22 @@ class _Reader:
             raise FrameError(number, "length", f"at most {MOST_FRAME_BYTES} bytes", len(frame))
         try:
             fields = msgpack.unpackb(frame, use_list=False)
-            version, sequence, kind, length, checksum, body = fields
+            version, session, sequence, kind, length, checksum, body = fields
         except (ValueError, TypeError, msgpack.UnpackException, RecursionError):
-            raise FrameError(number, "frame", "six msgpack fields", "something else") from None
+            raise FrameError(number, "frame", "seven msgpack fields", "something else") from None
         if tuple(map(type, fields)) != _FIELD_TYPES:
             for name, value, kind_of in zip(_FIELDS, fields, _FIELD_TYPES, strict=True):
                 if type(value) is not kind_of:
                     raise FrameError(number, name, kind_of.__name__, type(value).__name__)
         if version != VERSION:
             raise FrameError(number, "version", VERSION, version)
+        if session != self._expected.session:
+            raise FrameError(number, "session", self._expected.session.hex(), session.hex()[:80])
         if sequence != number:
             raise FrameError(number, "sequence", number, sequence)
         if length != len(body):
             raise FrameError(number, "length", length, len(body))
-        if checksum != _checksum(sequence, kind, body):
+        if checksum != _checksum(session, sequence, kind, body):
             raise FrameError(number, "checksum", "that of the body", "another")
         try:
             return kind, msgpack.unpackb(body, use_list=False)
@@ -188,8 +245,10 @@ class _Reader:
                 pass
             case _:
                 raise FrameError(self._sequence, "head", "name, vCPUs, launched pages, reset vectors", "something else")
-        if vm != self._vm:
-            raise FrameError(self._sequence, "vm", self._vm, repr(vm)[:80])
+        if vm != self._expected.vm:
+            raise FrameError(self._sequence, "vm", self._expected.vm, repr(vm)[:80])
+        if self._expected.vcpus not in (0, len(started)):
+            raise FrameError(self._sequence, "vcpus", self._expected.vcpus, len(started))
         if not 0 < len(started) <= MOST_VCPUS or len(rips) != len(started) or set(map(type, started)) != {bool}:
             raise FrameError(self._sequence, "vcpus", f"1 to {MOST_VCPUS} with a reset vector each", len(started))
         if not all(type(one) is int and 0 <= one < 1 << 64 for one in (*launched, *rips)):
@@ -210,17 +269,64 @@ class _Reader:
     def take_pages(self, body: object) -> None:
         """The body of such a frame."""
         for gpa, data in self._runs(body, PAGE_BYTES):
-            if gpa % PAGE_BYTES or not self._memory(gpa, len(data)):
+            if gpa % PAGE_BYTES or not self._expected.memory(gpa, len(data)):
                 raise FrameError(self._sequence, "gpa", "whole pages of the VM", f"{gpa:#x}")
             if self._pages and gpa < self._pages[-1][0] + len(self._pages[-1][1]):
                 raise FrameError(self._sequence, "gpa", "pages in ascending order", f"{gpa:#x}")
             self._pages.append((gpa, data))
 
+    def take_packets(self, body: object) -> None:
+        """The body of such a frame."""
+        if not self._expected.by_firmware or not isinstance(body, tuple) or not 0 < len(body) <= MOST_PACKETS:
+            raise FrameError(self._sequence, "packets", f"1 to {MOST_PACKETS}, of a VM that has some", "something else")
+        for packet in body:
+            gpa = self._packet(packet, "packet")[0]
+            if gpa % PAGE_BYTES or not self._expected.memory(gpa, PAGE_BYTES):
+                raise FrameError(self._sequence, "gpa", "whole pages of the VM", f"{gpa:#x}")
+            if self._packets and gpa <= self._packets[-1][0]:
+                raise FrameError(self._sequence, "gpa", "pages in ascending order", f"{gpa:#x}")
+            self._packets.append(packet)
+
+    def take_sealed_registers(self, body: object) -> None:
+        """The body of such a frame."""
+        assert self._head is not None
+        number = len(self._sealed)
+        if not self._expected.hidden_registers or self._packet(body, "registers")[0] != number:
+            raise FrameError(self._sequence, "registers", f"sealed ones of vCPU {number}, if any", "something else")
+        if number == len(self._head[0]):
+            raise FrameError(self._sequence, "registers", f"those of {number} vCPUs", "more")
+        self._sealed.append(body)  # type: ignore[arg-type]  # it is a packet
+
+    def _packet(self, packet: object, what: str) -> Packet:
+        match packet:
+            case (int(name), bytes(header), bytes(data)) if (
+                0 <= name < _LARGEST_NUMBER and len(header) == PacketHeader.SIZE and len(data) == PAGE_BYTES
+            ):
+                return name, header, data
+        raise FrameError(
+            self._sequence, what, f"a number, {PacketHeader.SIZE} bytes and {PAGE_BYTES}", "something else"
+        )
+
+    def take_told(self, body: object) -> None:
+        """The body of such a frame."""
+        match body:
+            case (tuple(shared), tuple(told)) if len(shared) <= MOST_RUNS and len(told) <= MOST_VCPUS + 1:
+                pass
+            case _:
+                raise FrameError(self._sequence, "told", "shared ranges, and words of vCPUs", "something else")
+        if not all(_numbers(one, 2) and self._expected.memory(*one) and one[1] for one in shared):
+            raise FrameError(self._sequence, "told", "ranges of the VM", "something else")
+        if not all(_numbers(one[1:], 2) and type(one[0]) is int and -1 <= one[0] < MOST_VCPUS for one in told if one):
+            raise FrameError(self._sequence, "told", "a vCPU and two numbers", "something else")
+        if any(gpa % PAGE_BYTES or length % PAGE_BYTES for gpa, length in shared):
+            raise FrameError(self._sequence, "told", "whole pages", "something else")
+        self._told = (shared, told)
+
     def take_blocks(self, body: object) -> None:
         """The body of such a frame."""
         for lba, data in self._runs(body, BLOCK_BYTES):
-            if not 0 <= lba <= self._disk_blocks - len(data) // BLOCK_BYTES:
-                raise FrameError(self._sequence, "lba", f"blocks below {self._disk_blocks}", lba)
+            if not 0 <= lba <= self._expected.disk_blocks - len(data) // BLOCK_BYTES:
+                raise FrameError(self._sequence, "lba", f"blocks below {self._expected.disk_blocks}", lba)
             if self._blocks and lba < self._blocks[-1][0] + len(self._blocks[-1][1]) // BLOCK_BYTES:
                 raise FrameError(self._sequence, "lba", "blocks in ascending order", lba)
             self._blocks.append((lba, data))
@@ -240,11 +346,13 @@ class _Reader:
     def take_end(self, body: object) -> None:
         """The body of such a frame."""
         assert self._head is not None
-        found = (_amount(self._pages, PAGE_BYTES), _amount(self._blocks, BLOCK_BYTES))
+        found = (_amount(self._pages, PAGE_BYTES), _amount(self._blocks, BLOCK_BYTES), len(self._packets))
         if body != found:
-            raise FrameError(self._sequence, "end", f"{found[0]} pages and {found[1]} blocks", repr(body)[:80])
-        if len(self._areas) != len(self._head[0]):
-            raise FrameError(self._sequence, "registers", f"of {len(self._head[0])} vCPUs", len(self._areas))
+            wanted = f"{found[0]} pages, {found[1]} blocks and {found[2]} packets"
+            raise FrameError(self._sequence, "end", wanted, repr(body)[:80])
+        areas = self._sealed if self._expected.hidden_registers else self._areas
+        if len(areas) != len(self._head[0]) or len(self._areas) + len(self._sealed) != len(areas):
+            raise FrameError(self._sequence, "registers", f"of {len(self._head[0])} vCPUs", len(areas))
         self._ended = True
 
 
@@ -254,4 +362,7 @@ _HANDLERS: Mapping[int, Callable[[_Reader, object], None]] = {
     FrameKind.PAGES: _Reader.take_pages,
     FrameKind.BLOCKS: _Reader.take_blocks,
     FrameKind.END: _Reader.take_end,
+    FrameKind.PACKETS: _Reader.take_packets,
+    FrameKind.SEALED_REGISTERS: _Reader.take_sealed_registers,
+    FrameKind.TOLD: _Reader.take_told,
 }

@@ -20,16 +20,20 @@ class MigrationRefusal(StrEnum):
     NOT_RUNNING = "the VM does not run"
     UNDER_WAY = "the VM is migrating already"
     ALREADY_THERE = "the VM is on that host"
-    NEEDS_SEND_COMMANDS = "SEV memory leaves a host only through SEND_START and SEND_UPDATE_DATA, not modelled yet"
-    NEEDS_VMSA_TRANSFER = "SEV-ES registers leave a host only through SEND_UPDATE_VMSA, not modelled yet"
+    POLICY_FORBIDS_SENDING = "the guest's policy has NOSEND"
+    POLICY_FORBIDS_TARGET = "the guest's policy does not want that platform: another owner, or too old an interface"
+    TARGET_NOT_GENUINE = "the target's certificates do not lead where the guest's policy and firmware want them to"
+    SHARED_PAGES_UNKNOWN = "the guest has not told which pages it shares"
+    VCPU_IN_RESET = "a vCPU waits to be started by another"
+    OTHER_PRODUCT_LINE = "the target's chips are certified by another root"
+    OTHER_C_BIT = "the C-bit is elsewhere at the target"
+    LOWER_FIRMWARE = "the target's firmware is older than the source's"
     NEEDS_MIGRATION_AGENT = "an SNP guest moves only with a migration agent, and this one has none"
     NETWORK_CARD = "the state of a paravirtual network card does not move yet"
     DEVICE_ASSIGNED = "trusted devices are bound to the host"
 
 
 REFUSALS: Mapping[Generation, MigrationRefusal] = {
-    Generation.SEV: MigrationRefusal.NEEDS_SEND_COMMANDS,
-    Generation.SEV_ES: MigrationRefusal.NEEDS_VMSA_TRANSFER,
     Generation.SEV_SNP: MigrationRefusal.NEEDS_MIGRATION_AGENT,
     Generation.SEV_TIO: MigrationRefusal.DEVICE_ASSIGNED,
 }

@@ -51,6 +51,9 @@ class NaeEvent(IntEnum):
     APIC_ID_LIST = 0x8000_0017
     RUN_VMPL = 0x8000_0018
     SECURE_AVIC = 0x8000_001A
+    TIO_GUEST_REQUEST = 0x8000_0020
+    """This number and the next come from patches that are not merged, and may come to mean something else."""
+    TIO_OP = 0x8000_0021
     HYPERVISOR_FEATURES = 0x8000_FFFD
     TERMINATION = 0x8000_FFFE
     UNSUPPORTED = 0x8000_FFFF
@@ -123,6 +126,35 @@ class GuestRequest:
     data_pages: int = 0
 
 
+class TioAction(IntEnum):
+    """SW_EXITINFO1 bits 63:32 of TIO_OP."""
+
+    BIND = 0
+    UNBIND = 1
+    RUN = 2
+    STOP = 3
+
+
+@dataclass(frozen=True, slots=True)
+class TioOperation:
+    """What is to become of a device that the guest knows by its requester id."""
+
+    action: TioAction
+    guest_device_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class TioGuestRequest:
+    """A message to the firmware about a device, with room for what the host has of that device's evidence.
+
+    ``parameter`` says what of it is wanted, or what range of MMIO the message is about.
+    """
+
+    request: GuestRequest
+    guest_device_id: int
+    parameter: int
+
+
 class JumpTable(IntEnum):
     """SW_EXITINFO1 of AP_JUMP_TABLE."""
 
@@ -182,7 +214,7 @@ class InfoRequest:
 
 NaeRequest = (
     RegistersRequest | CpuidQuery | IoRequest | MsrRequest | MmioRequest | PageStateRequest | GuestRequest
-    | ApCreation | ApicIdRequest | RunVmpl | Termination | InfoRequest
+    | TioGuestRequest | TioOperation | ApCreation | ApicIdRequest | RunVmpl | Termination | InfoRequest
 )  # fmt: skip
 
 
@@ -285,6 +317,20 @@ def _guest_request(asked: GhcbExit) -> GuestRequest:
     return GuestRequest(request, response, data, pages)
 
 
+def _tio_guest_request(asked: GhcbExit) -> TioGuestRequest:
+    device = asked.fields["RCX"]
+    if device >> 16:
+        raise GhcbRefused(BadInput.INVALID_INPUT, "RCX")
+    return TioGuestRequest(_guest_request(asked), device, asked.fields["RDX"])
+
+
+def _tio_op(asked: GhcbExit) -> TioOperation:
+    action, device = asked.info1 >> 32, asked.info1 & 0xFFFF_FFFF
+    if action not in frozenset(TioAction) or device >> 16:
+        raise GhcbRefused(BadInput.INVALID_INPUT, "SW_EXITINFO1")
+    return TioOperation(TioAction(action), device)
+
+
 def _ap_creation(asked: GhcbExit) -> ApCreation:
     info = asked.info1
     kind, vmpl = info & 0xFFFF, info >> 16 & 0xF
@@ -347,9 +393,12 @@ EVENTS: Mapping[int, NaeRow] = {
     _N.APIC_ID_LIST: NaeRow(("RAX",), ("RAX",), _apic_ids, version=2),
     _N.RUN_VMPL: NaeRow((), (), _run_vmpl, version=2),
     _N.SECURE_AVIC: NaeRow(("RAX", "RBX"), (), _registers, version=2),
+    _N.TIO_GUEST_REQUEST: NaeRow(
+        ("RAX", "RBX", "RCX", "RDX"), ("RBX", "RDX"), _tio_guest_request, version=2
+    ),
+    _N.TIO_OP: NaeRow((), (), _tio_op, version=2),
     _N.HYPERVISOR_FEATURES: NaeRow((), (), _info, version=2),
     _N.TERMINATION: NaeRow((), (), _termination),
     _N.UNSUPPORTED: NaeRow((), (), _info),
 }
-"""The events of the sheet with a settled number. 80000020 and 80000021 (TIO) come from patches that are not merged,
-and what 8000001B to 8000001D carry is not settled either: both are no events here."""
+"""The events of the sheet. What 8000001B to 8000001D carry is not settled: they are no events here."""

@@ -26,6 +26,7 @@ from node.guest_memory_map import GuestMemoryMap
 from node.hypervisor_port import Entered, HypervisorFigures
 from node.kernel_settings import KernelSettings
 from node.machine_spec import MachineSpec
+from node.port_window import PortWindow
 from node.program import Demand, ProgramSpec, Registers
 from node.svsm_memory import SvsmGuest
 from node.tenant import TenantSpec
@@ -107,6 +108,12 @@ KINDS: Mapping[int, type] = {
     37: op.MmioWrite,
     38: op.DeviceRead,
     39: op.DeviceWrite,
+    240: op.ConfigRead,
+    241: op.ConfigWrite,
+    242: op.ConfigIn,
+    243: op.ConfigOut,
+    244: op.CardUpdate,
+    245: op.CardDebug,
     120: op.VmPreempt,
     130: op.VmcbLoad,
     131: op.VmcbStore,
@@ -137,6 +144,7 @@ KINDS: Mapping[int, type] = {
     82: Entered,
     83: HypervisorFigures,
     84: VmState,
+    94: PortWindow,
     85: GuestMemoryMap,
     86: ProgramSpec,
     87: TenantSpec,

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from node import operations as op
+from node.boot_phases import BOOT_WORK
 from node.data_cache import LINE_BYTES
 from node.generation import CAPABILITIES, Generation
 from node.host_kind import HostKind
-from node.phase_cost import RMP_CHECKED, GenerationCost, Mechanism
+from node.mechanism import Mechanism
+from node.phase_cost import RMP_CHECKED, GenerationCost
 from node.svsm_operations import GUEST_WORK
 from psp.commands import LegacyCommand, SnpCommand, measured_bytes
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
@@ -21,6 +23,7 @@ PSC_ENTRIES = 253
 """Entries of one page state change request (GHCB specification, section 4.1.6)."""
 
 _KIB = 1024
+_CONFIG_WORD_BYTES = 4
 
 
 class GuestOperationCost:
@@ -33,6 +36,8 @@ class GuestOperationCost:
         self._shared_ns = own.shared_encryption_ns, self._plain_byte_ns * (1.0 / own.shared_bandwidth_share - 1.0)
         self._exit_ns = own.exit_ns
         self._vmgexit_extra_ns = own.vmgexit_extra_ns
+        self._timer_exits = costs["halt.exits_per_request"]
+        self._poll_ns, self._wake_ns = costs["halt.poll_ns"], costs["halt.wake_ns"]
         self._by_ghcb = CAPABILITIES[generation].encrypted_registers
         self._checked = generation in RMP_CHECKED
         self._pvalidate_ns = {False: costs["rmp.pvalidate_ns"], True: costs["rmp.pvalidate_large_ns"]}
@@ -57,8 +62,9 @@ class GuestOperationCost:
                 () if CAPABILITIES[generation].encrypted_registers else ((Mechanism.OPERATIONS, self._exit_ns),)
             ),
             # As CPUID: where registers are encrypted the handler's round trip has the figure.
-            op.MmioLoad: self._intercepted,
-            op.MmioStore: self._intercepted,
+            # Private ones never exit. Whether others do, nested tables say, and prices are known before.
+            op.MmioLoad: lambda one: self._register(one, costs["pcie.load_ns"]),
+            op.MmioStore: lambda one: self._register(one, costs["pcie.store_ns"]),
             op.Rdmsr: self._intercepted,
             op.Wrmsr: self._intercepted,
             op.PortIn: self._intercepted,
@@ -70,7 +76,7 @@ class GuestOperationCost:
             op.Clflush: lambda one: ((Mechanism.OPERATIONS, _lines(one.length) * costs["cache.clflush_ns"]),),
             op.BlockRead: self._block,
             op.BlockWrite: self._block,
-            op.GuestWork: lambda one: ((Mechanism.OPERATIONS, costs[one.cost] if one.cost in GUEST_WORK else 0.0),),
+            op.GuestWork: lambda one: ((_work(one), costs[one.cost] if one.cost in GUEST_WORK else 0.0),),
         }
 
     def price(self, batch: tuple[op.GuestOperation, ...], latency_ns: float, lost_ns: dict[Mechanism, float]) -> int:
@@ -139,11 +145,20 @@ class GuestOperationCost:
     def _intercepted(self, _: op.GuestOperation) -> tuple[tuple[Mechanism, float], ...]:
         return () if self._by_ghcb else ((Mechanism.OPERATIONS, self._exit_ns),)
 
-    def halt(self, lost_ns: dict[Mechanism, float]) -> int:
-        """Nanoseconds that a vCPU needs to go on after it was halted: one exit, added to ``lost_ns`` by mechanism."""
-        lost_ns[Mechanism.OPERATIONS] += self._exit_ns
-        lost_ns[Mechanism.VMGEXIT] += self._vmgexit_extra_ns
-        return max(1, round(self._exit_ns + self._vmgexit_extra_ns))
+    def _register(self, one: op.MmioLoad | op.MmioStore, direct_ns: float) -> tuple[tuple[Mechanism, float], ...]:
+        return ((Mechanism.OPERATIONS, direct_ns),) if one.private else self._intercepted(one)
+
+    def halt(self, lost_ns: dict[Mechanism, float], slept_ns: int = 0, *, timer: bool = False) -> int:
+        """Nanoseconds that a vCPU needs to go on after it was halted, added to ``lost_ns`` by mechanism.
+
+        HLT exits, and so does setting a timer before it. The host polls for a while before it gives the thread up.
+        """
+        exits = self._timer_exits if timer else 1.0
+        plain = exits * self._exit_ns + (self._wake_ns if slept_ns > self._poll_ns else 0.0)
+        added = exits * self._vmgexit_extra_ns
+        lost_ns[Mechanism.OPERATIONS] += plain
+        lost_ns[Mechanism.VMGEXIT] += added
+        return max(1, round(plain + added))
 
     def disk_ns(self, one: op.BlockRead | op.BlockWrite) -> float:
         """Nanoseconds of one request to the disk."""
@@ -174,6 +189,12 @@ class HostOperationCost:
             op.PSmash: lambda _: costs["rmp.psmash_ns"],
             op.RmpRead: lambda _: costs["rmp.read_ns"],
             op.Wbinvd: lambda _: costs["host.wbinvd_ns"],
+            op.MmioRead: lambda _: costs["pcie.load_ns"],
+            op.MmioWrite: lambda _: costs["pcie.store_ns"],
+            op.ConfigRead: lambda _: costs["pcie.config_ns"],
+            op.ConfigWrite: lambda _: costs["pcie.config_ns"],
+            op.ConfigIn: lambda one: 2 * max(0, one.words) * costs["pcie.config_ns"],
+            op.ConfigOut: lambda one: len(one.data) // _CONFIG_WORD_BYTES * costs["pcie.config_ns"],
             op.DeviceRead: lambda one: max(0, one.length) * byte_ns,
             op.DeviceWrite: lambda one: len(one.data) * byte_ns,
             op.HostClflush: lambda one: _lines(one.length) * costs["cache.clflush_ns"],
@@ -196,6 +217,11 @@ class HostOperationCost:
                 legacy_ns_per_kib * measured_bytes(LegacyCommand.LAUNCH_UPDATE_DATA, buffer) / _KIB
             ),
             LegacyCommand.LAUNCH_UPDATE_VMSA: lambda _: legacy_ns_per_kib * PAGE_BYTES / _KIB,
+            # A page at a time, as KVM does it.
+            LegacyCommand.SEND_UPDATE_DATA: lambda _: costs["psp.send_update_ns_per_kib"] * PAGE_BYTES / _KIB,
+            LegacyCommand.SEND_UPDATE_VMSA: lambda _: costs["psp.send_update_ns_per_kib"] * PAGE_BYTES / _KIB,
+            LegacyCommand.RECEIVE_UPDATE_DATA: lambda _: costs["psp.receive_update_ns_per_kib"] * PAGE_BYTES / _KIB,
+            LegacyCommand.RECEIVE_UPDATE_VMSA: lambda _: costs["psp.receive_update_ns_per_kib"] * PAGE_BYTES / _KIB,
         }
 
     def price(self, batch: tuple[op.HypervisorOperation, ...]) -> float:
@@ -213,8 +239,14 @@ class HostOperationCost:
 
     def psp_service_ns(self, one: op.PspCommand) -> float:
         """Nanoseconds the security processor works on one command."""
+        if one.paid:
+            return 0.0
         priced = self._psp_table.get(one.command)
         return priced(one.buffer) if priced else self._costs["psp.command_ns"]
+
+
+def _work(one: op.GuestWork) -> Mechanism:
+    return Mechanism.BOOT if one.cost in BOOT_WORK else Mechanism.OPERATIONS
 
 
 def _lines(length: int) -> int:

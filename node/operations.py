@@ -12,7 +12,23 @@ from dataclasses import dataclass
 
 from node.block_endings import Await, Compute, Shutdown, Sleep
 from node.branch_operations import Arithmetic, Branch, HostBranch, HostReadCounter, IndirectBranch
-from node.device_operations import MmioLoad, MmioStore, NicRead, NicWrite
+from node.device_operations import (
+    MOST_WORDS,
+    CardDebug,
+    CardUpdate,
+    ConfigIn,
+    ConfigOut,
+    ConfigRead,
+    ConfigWrite,
+    DeviceRead,
+    DeviceWrite,
+    MmioLoad,
+    MmioRead,
+    MmioStore,
+    MmioWrite,
+    NicRead,
+    NicWrite,
+)
 from node.event_operations import (
     LoadIdt,
     ReadFlags,
@@ -42,12 +58,13 @@ from node.tsc_operations import ReadTsc
 from psp.system_bus import RmpEntry
 
 __all__ = [
-    "Answer", "Arithmetic", "AskLaunchOwner", "Await", "Branch", "Clear", "Compute", "CpuidResult", "Fault",
+    "Answer", "Arithmetic", "AskLaunchOwner", "Await", "Branch", "CardDebug", "CardUpdate", "Clear", "Compute",
+    "ConfigIn", "ConfigOut", "ConfigRead", "ConfigWrite", "CpuidResult", "DeviceRead", "DeviceWrite", "Fault",
     "FaultKind", "FetchCertificates", "GuestWork", "HostBranch", "HostReadCounter", "IndirectBranch", "LoadIdt",
-    "MmioLoad", "MmioStore", "NicRead", "NicWrite", "PValidateResult", "PortIn", "PortInString", "PortOut",
-    "PortOutString", "PspAnswer", "Rdmsr", "ReadFlags", "ReadTsc", "RmpQueryResult", "RmpReadResult", "Runs",
-    "Shutdown", "Sleep", "SoftwareInterrupt", "StackMove", "TraceFaults", "VmKick", "VmcbLoad", "VmcbStore",
-    "WriteBackCaches", "WriteFlags", "Wrmsr",
+    "MOST_WORDS", "MmioLoad", "MmioRead", "MmioStore", "MmioWrite", "NicRead", "NicWrite", "PValidateResult",
+    "PortIn", "PortInString", "PortOut", "PortOutString", "PspAnswer", "Rdmsr", "ReadFlags", "ReadTsc",
+    "RmpQueryResult", "RmpReadResult", "Runs", "Shutdown", "Sleep", "SoftwareInterrupt", "StackMove", "TraceFaults",
+    "VmKick", "VmcbLoad", "VmcbStore", "WriteBackCaches", "WriteFlags", "Wrmsr",
 ]  # fmt: skip
 
 MOST_BYTES = 32 << 20
@@ -460,12 +477,14 @@ class PspCommand:
 
     ``buffer`` is the command buffer as bytes; the board lays it at ``spa`` in
     host memory first, as a driver would. An empty buffer leaves memory alone:
-    for commands that take none, or whose page firmware owns already.
+    for commands that take none, or whose page firmware owns already. The time of
+    a ``paid`` one is charged elsewhere: by the page, for all that a migration copies.
     """
 
     command: int
     spa: int = 0
     buffer: bytes = b""
+    paid: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -524,21 +543,6 @@ class WriteMsr:
 
 
 @dataclass(frozen=True, slots=True)
-class MmioRead:
-    """Load 8 bytes from a device's registers. Answer: int, or a Fault where no device answers."""
-
-    address: int
-
-
-@dataclass(frozen=True, slots=True)
-class MmioWrite:
-    """Store 8 bytes to a device's registers. Answer: None, or a Fault where no device answers."""
-
-    address: int
-    value: int
-
-
-@dataclass(frozen=True, slots=True)
 class FabricRoute:
     """Set the data fabric's MMIO routes so that pages reach nothing, or memory again. Answer: None, or a Fault.
 
@@ -560,33 +564,12 @@ class FabricDivert:
     spa: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceRead:
-    """Have the device in a slot load at most ``MOST_BYTES``. Answer: bytes, or a Fault if its request was refused.
-
-    The device acts under its slot's requester id, which nobody can choose. ``iova`` is what it
-    puts on the bus; what that means is the IOMMU's to say.
-    """
-
-    slot: int
-    iova: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceWrite:
-    """Have the device in a slot store to memory. Answer: None, also if the store was refused: nobody tells a device."""
-
-    slot: int
-    iova: int
-    data: bytes
-
-
 HypervisorOperation = (
     HostRead | HostReadWritten | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | RmpRead | NestedFrames
     | NestedMap | NestedBuild | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
     | HostClflush | Invd | VmPageFlush | HostTimedRead | VmPreempt | NicRead | NicWrite
     | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | FabricDivert | DeviceRead | DeviceWrite
+    | ConfigRead | ConfigWrite | ConfigIn | ConfigOut | CardUpdate | CardDebug
     | VmcbLoad | VmcbStore | VmKick | TraceFaults | HostBranch | HostReadCounter | FetchCertificates | AskLaunchOwner
 )  # fmt: skip
 GuestOperation = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from node.card_slot import CardSlot
 from node.memory_cipher import CipherMode, XtsSector
 from node.product import Product
 from node.vmexit import ExitCode
@@ -50,6 +51,15 @@ class Protection(StrEnum):
     """Firmware's look at the numbers of guest messages."""
     TLB_ID = "tlb id"
     """VMRUN's match of PCPU_ID and TLB_ID in an SNP guest's save area with the thread's last."""
+    IDE_MAC = "ide mac"
+    """A root port's and a card's look at the MACs of protected packets."""
+    IDE_PACKET_NUMBER = "ide packet number"
+    """Their counting of packets: without, one that is repeated, or comes after one that is lost, passes."""
+    SECURE_DEVICE_ENTRY = "secure device table entry"
+    """The IOMMU's look at whose a trusted request's device is, on which stream it came, and what its guest permits.
+
+    Without, it acts for whichever guest owns the page that the host's table leads to; the RMP is asked as ever.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +145,12 @@ class Platform:
     """Whether the ciphertext of a guest's context depends on the Context page's address.
 
     Memory is encrypted so; of the security processor's own key nobody has published it.
+    """
+
+    cards: tuple[CardSlot, ...] = ()
+    """What is in the host's slots. On a product with SEV-TIO the RMP covers their MMIO.
+
+    That is an option of boot firmware, which AMD asks for with SEV-TIO; here it is always set.
     """
 
     context_mac: bool = False

@@ -10,14 +10,12 @@ from node.device_port import SLOTS
 from node.dram import MachineCheck
 from node.energy_counters import ENERGY_MSRS
 from node.fault_answers import answer_to
-from node.iommu_registers import MMIO_BASE, MMIO_BYTES
+from node.pci_instructions import pci_instructions
 from node.rmp import ProtectionFault
 from tio.dma_port import DmaFault
 
 if TYPE_CHECKING:
     from node.board import Board
-
-_REGISTER_BYTES = 8
 
 
 def platform_instructions(board: Board) -> Mapping[type, Callable[..., op.Answer]]:
@@ -37,17 +35,6 @@ def platform_instructions(board: Board) -> Mapping[type, Callable[..., op.Answer
         except ProtectionFault as fault:
             return answer_to(fault, one.msr)
         board.settle_snp()
-        return None
-
-    def mmio_read(one: op.MmioRead) -> op.Answer:
-        offset = _offset(one.address)
-        return _nothing_there(one.address) if offset is None else board.iommu.read_register(offset)
-
-    def mmio_write(one: op.MmioWrite) -> op.Answer:
-        offset = _offset(one.address)
-        if offset is None:
-            return _nothing_there(one.address)
-        board.iommu.write_register(offset, one.value & (1 << 64) - 1)
         return None
 
     def fabric_route(one: op.FabricRoute) -> op.Answer:
@@ -83,23 +70,12 @@ def platform_instructions(board: Board) -> Mapping[type, Callable[..., op.Answer
     return {
         op.ReadMsr: read_msr,
         op.WriteMsr: write_msr,
-        op.MmioRead: mmio_read,
-        op.MmioWrite: mmio_write,
+        **pci_instructions(board),
         op.FabricRoute: fabric_route,
         op.FabricDivert: fabric_divert,
         op.DeviceRead: device_read,
         op.DeviceWrite: device_write,
     }
-
-
-def _offset(address: int) -> int | None:
-    """A register's place in the IOMMU's MMIO; None for an address that is not a register's."""
-    inside = MMIO_BASE <= address < MMIO_BASE + MMIO_BYTES and not address % _REGISTER_BYTES
-    return address - MMIO_BASE if inside else None
-
-
-def _nothing_there(address: int) -> op.Fault:
-    return answer_to(MachineCheck(address, _REGISTER_BYTES), address)
 
 
 def _aborted(iova: int) -> op.Fault:

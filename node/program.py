@@ -13,6 +13,7 @@ from typing import Protocol
 
 from node.message_place import MessagePlace
 from node.operations import Answer, Await, Compute, GuestOperation, Shutdown, Sleep
+from tio.device_identity import CardKind
 
 Scalar = int | float | str
 
@@ -132,6 +133,10 @@ class Placement:
     bounces: bool = True
     messages: MessagePlace | None = None
     """How the vCPU reaches the security processor, in an SNP guest whose image has a secrets page."""
+    devices: tuple[CardKind, ...] = ()
+    """Cards that were given to the VM, if this is its first vCPU, which drives them."""
+    trusts_devices: bool = False
+    """Whether it can let them into its private memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from node.hypervisor_port import (
     HypervisorFigures,
     LaunchRefused,
     LaunchTask,
+    ReceiveTask,
     Reply,
     Task,
 )
@@ -23,6 +24,7 @@ from node.hypervisor_server import ANSWERS, BATCH, FIGURES, LOAD, TASKS, Hypervi
 from node.machine_spec import MachineSpec
 from node.operation_codec import packed, unpacked
 from node.operations import PageStateChange
+from node.port_window import PortWindow
 from node.product import Product
 from node.vm_state import VmState
 
@@ -44,11 +46,12 @@ class RemoteHypervisor:
         min_sev_asid: int,
         images: Mapping[str, FirmwareImage],
         max_snp_asid: int = 0,
+        ports: tuple[PortWindow, ...] = (),
     ) -> None:
         self.operations = 0
         self._exchange = exchange
         self._numbers = count()
-        order = (product.name, memory_bytes, min_sev_asid, tuple(images), max_snp_asid)
+        order = (product.name, memory_bytes, min_sev_asid, tuple(images), max_snp_asid, product.rmp.mmio, ports)
         self._ask(HypervisorVerb.LOAD, *LOAD.pack(order))
 
     def figures(self) -> HypervisorFigures:
@@ -96,13 +99,29 @@ class RemoteHypervisor:
         """Read a stopped VM whole."""
         return self._task("export", vm, started, reset_rips)
 
-    def receive(self, spec: MachineSpec) -> Task:
-        """Take everything that a VM which is to come will need. Raises LaunchRefused."""
+    def receive(self, spec: MachineSpec) -> ReceiveTask:
+        """Take everything that a VM which is to come will need; certificates for its sender. Raises LaunchRefused."""
         return self._task("receive", spec)
 
     def fill(self, spec: MachineSpec, state: VmState) -> FillTask:
         """Lay down a VM that came; its record, and its pages as they can be read back. Raises LaunchRefused."""
         return self._task("fill", spec, state)
+
+    def seal(self, vm: str, platform: bytes) -> ReceiveTask:
+        """Have firmware agree on keys with another, whose certificates these are; for it. Raises LaunchRefused."""
+        return self._task("seal", vm, platform)
+
+    def unseal(self, vm: str) -> Task:
+        """The VM stays."""
+        return self._task("unseal", vm)
+
+    def open_session(self, spec: MachineSpec, session: bytes) -> Task:
+        """Have firmware take what the other one has sealed. Raises LaunchRefused."""
+        return self._task("open_session", spec, session)
+
+    def depart(self, vm: str) -> Task:
+        """The VM lives elsewhere: take it apart as firmware wants it then."""
+        return self._task("depart", vm)
 
     def _task(self, name: str, *arguments: object) -> Generator[Batch, Answers, Any]:
         number, form = next(self._numbers), TASKS[name]

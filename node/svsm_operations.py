@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-GUEST_WORK = frozenset({"svsm.vtpm_read_ns", "svsm.vtpm_extend_ns"})
+from node.boot_phases import BOOT_WORK
+
+GUEST_WORK = frozenset({"svsm.vtpm_read_ns", "svsm.vtpm_extend_ns"}) | BOOT_WORK
 """Rows of the cost table that a guest's code can spend."""
 
 

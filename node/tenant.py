@@ -26,6 +26,7 @@ from node.svsm_core import core_service
 from node.svsm_memory import GUEST_VMPL, SvsmGuest
 from node.svsm_vtpm import vtpm_service
 from node.vc_handler import VcHandler
+from tio.device_identity import CardKind
 
 SERVICES: Mapping[int, Service] = {SvsmProtocol.CORE: core_service, SvsmProtocol.VTPM: vtpm_service}
 """What every SVSM serves."""
@@ -61,6 +62,8 @@ class TenantSpec:
     kernel: KernelSettings = CAREFUL
     secrets_gpa: int | None = None
     """The secrets page, where the firmware image has one."""
+    devices: tuple[CardKind, ...] = ()
+    """Cards that were given to it, in the order in which it knows them."""
 
     @property
     def threads(self) -> int:
@@ -181,7 +184,10 @@ class Tenant:
             spec = self._spec
             bounces = CAPABILITIES[spec.generation].key_per_vm
             messages = self._messages(vcpu)
-            placement = spec.memory.placement(spec.name, vcpu, spec.seed, bounces=bounces, messages=messages)
+            placement = spec.memory.placement(
+                spec.name, vcpu, spec.seed, bounces=bounces, messages=messages, devices=spec.devices,
+                trusts_devices=CAPABILITIES[spec.generation].trusted_devices,
+            )  # fmt: skip
             self.programs[vcpu] = self._factory(spec.program, placement)
 
     def _messages(self, vcpu: int) -> MessagePlace | None:

@@ -14,10 +14,11 @@ from node import operations as op
 from node.batch_books import count_batch
 from node.batch_execution import execute_logged, up_to_a_fault
 from node.board import Board
+from node.card_cost import CardTraffic
 from node.clock import Clock
 from node.contention import Contention, PhaseAccount
 from node.cores import Cores
-from node.disk_books import DiskBooks
+from node.disk_books import counted
 from node.event_delivery import Delivered
 from node.event_log import EventLog
 from node.exit_registers import store_registers
@@ -27,11 +28,12 @@ from node.host_events import HostEvent
 from node.host_prices import HostPrices
 from node.identity_cache import IdentityCache
 from node.injected_vc import met_first, take_injected_vc
-from node.phase_cost import MECHANISMS, Mechanism
+from node.mechanism import MECHANISMS, Mechanism
 from node.program import Demand, Ending, Registers
 from node.tenant import NoBlock, Outcome
 from node.vcpu import AWAITING, HALFWAY, HALTED, SLEEPING, Vcpu, VcpuState
 from node.vcpu_levels import charge_svsm, has_left, leave_level
+from node.vcpu_throttle import held_load
 from node.vmexit import ExitCode
 from node.vmsa import load_registers
 
@@ -57,6 +59,7 @@ class VcpuRunner:
         self.served: Callable[[tuple[op.HypervisorOperation, ...], int, Guest], int] = lambda _, ready_ns, __: ready_ns
         """When a hypervisor's batch, ready for the mailbox, is through with it: who keeps the security processor's."""
         self.cores = Cores(clock, contention, self._phases_ended)
+        self.disk = prices.new_disk()
         self._clock = clock
         self._board = board
         self._contention = contention
@@ -316,6 +319,7 @@ class VcpuRunner:
         own = vcpu.thread == vcpu.index
         lost_ns = guest.lost_ns if own else dict.fromkeys(MECHANISMS, 0.0)
         spent = self._prices.guest(guest.spec.generation).price(batch, self._contention.latency_ns, lost_ns)
+        spent += self.disk.wait(self._clock.now_ns, batch, lost_ns)
         if not own:
             charge_svsm(guest, spent)
         vcpu.elapsed_ns += spent
@@ -357,7 +361,8 @@ class VcpuRunner:
         if self._board.sent:
             self.sent()
         if count_batch(guest, batch[: len(answers)], answers):
-            self._count_disk(guest, batch[: len(answers)], answers)
+            cost = self._prices.guest(guest.spec.generation)
+            guest.disk = counted(guest.disk, batch[: len(answers)], answers, cost.disk_ns)
         if held:
             vcpu.state, vcpu.held = VcpuState.HELD, (batch[len(answers) :], before + answers)
             return
@@ -382,7 +387,7 @@ class VcpuRunner:
                 vcpu.registers = vcpu.levels.registers_at(self._board.vmcb(vmcb.vm, vmcb.vcpu).vmpl)
             self.load(vcpu)
             after = None
-        if self._board.exit_work:
+        if self._board.exit_work or self._board.card_memory.traffic:
             self._wait_for_exits(vcpu, after)
         else:
             self._resume_level(vcpu, after)
@@ -401,9 +406,14 @@ class VcpuRunner:
     def _wait_for_exits(self, vcpu: Vcpu, answers: tuple[op.Answer, ...] | None) -> None:
         """Go on when what the hypervisor did in a batch's exits has taken its time."""
         work, self._board.exit_work = self._board.exit_work, []
+        cards = self._board.card_memory
+        link, ide = self._prices.cards.transfer_ns(cards.traffic)
+        if cards.traffic:
+            cards.traffic = CardTraffic()
+        moved = round(link + ide)
         changed = round(sum([self._prices.host.price_in_exit(batch) for batch in work], 0.0))
         now_ns = self._clock.now_ns
-        end_ns = now_ns + changed
+        end_ns = now_ns + changed + moved
         for batch in work:
             end_ns = self.served(batch, end_ns, vcpu.guest)
         spent = end_ns - now_ns
@@ -417,7 +427,9 @@ class VcpuRunner:
             charge_svsm(guest, spent)
         else:
             guest.lost_ns[Mechanism.ACCEPTANCE] += changed
-            guest.lost_ns[Mechanism.VMGEXIT] += spent - changed
+            guest.lost_ns[Mechanism.LINK] += moved - ide
+            guest.lost_ns[Mechanism.IDE] += ide
+            guest.lost_ns[Mechanism.VMGEXIT] += spent - changed - moved
 
         def go_on() -> None:
             if vcpu.epoch == epoch:
@@ -474,7 +486,8 @@ class VcpuRunner:
         registers = vcpu.registers
         cost = vcpu.guest.phase_costs[vcpu.index][registers.r14]
         vcpu.state = VcpuState.COMPUTING
-        self.cores.start(vcpu, cost.load, registers.r15)
+        load = cost.load if vcpu.guest.throttle is None else held_load(vcpu, cost.load, self._contention.latency_ns)
+        self.cores.start(vcpu, load, registers.r15)
         if vcpu.guest.changed is not None:
             vcpu.guest.changed()
 
@@ -485,10 +498,12 @@ class VcpuRunner:
             self._awake(vcpu)
 
     def _awake(self, vcpu: Vcpu) -> None:
-        """Enter a halted vCPU again, which costs an exit and what comes with that."""
-        guest = vcpu.guest
-        spent = self._prices.guest(guest.spec.generation).halt(guest.lost_ns)
-        vcpu.called, vcpu.state, vcpu.registers.r15 = False, VcpuState.BLOCK, 0
+        """Enter a halted vCPU again, which costs its exits and, where its thread slept, bringing that back."""
+        guest, registers = vcpu.guest, vcpu.registers
+        slept_ns = self._clock.now_ns - vcpu.slept_from_ns if vcpu.state is VcpuState.SLEEPING else 0
+        timer = registers.r14 == SLEEPING
+        spent = self._prices.guest(guest.spec.generation).halt(guest.lost_ns, slept_ns, timer=timer)
+        vcpu.called, vcpu.state, registers.r15 = False, VcpuState.BLOCK, 0
         vcpu.elapsed_ns += spent
         guest.operation_ns += spent
         vcpu.epoch += 1
@@ -512,8 +527,7 @@ class VcpuRunner:
 
         def wake() -> None:
             if vcpu.epoch == epoch:
-                vcpu.registers.r15 = 0
-                self._run_blocks(vcpu, None)
+                self._awake(vcpu)
 
         self._clock.after(vcpu.registers.r15, wake)
 
@@ -578,16 +592,6 @@ class VcpuRunner:
         if guest.when_parked is not None:
             tell, guest.when_parked = guest.when_parked, None
             tell()
-
-    def _count_disk(
-        self, guest: Guest, batch: tuple[op.GuestOperation, ...], answers: tuple[op.Answer, ...]
-    ) -> None:
-        cost, books = self._prices.guest(guest.spec.generation), guest.disk
-        if books is None:
-            books = guest.disk = DiskBooks()
-        for one, answer in zip(batch, answers, strict=True):
-            if isinstance(one, op.BlockRead | op.BlockWrite):
-                books.note(one, answer, cost.disk_ns(one))
 
 
 _NOT_YET = (VcpuState.WAITING, VcpuState.STOPPED)

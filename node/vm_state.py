@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 Run = tuple[int, bytes]
 """Where a run of whole pages or blocks begins, and its bytes."""
+Packet = tuple[int, bytes, bytes]
+"""A GPA, or a vCPU, and the header and the ciphertext that firmware made of its page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +17,9 @@ class VmState:
     ``save_areas`` holds each vCPU's registers; ``started`` whether it had come
     out of reset. ``pages`` are runs by GPA, ``blocks`` runs by logical block;
     what is in neither is zero. ``launched`` and ``reset_rips`` are what its
-    start-up code was told.
+    start-up code was told. Of a VM whose memory the host cannot read, private pages and,
+    with SEV-ES, save areas are ``packets`` and ``sealed_areas``; ``shared`` are the ranges that
+    it shares, and ``told`` what its vCPUs told their hypervisor.
     """
 
     vm: str
@@ -25,3 +29,7 @@ class VmState:
     reset_rips: tuple[int, ...]
     pages: tuple[Run, ...]
     blocks: tuple[Run, ...]
+    packets: tuple[Packet, ...] = ()
+    sealed_areas: tuple[Packet, ...] = ()
+    shared: tuple[tuple[int, int], ...] = ()
+    told: tuple[tuple[int, int, int], ...] = ()

@@ -34,23 +34,33 @@ class CertificateTableError(ValueError):
 
 def packed(certificates: Mapping[CertificateKind, bytes]) -> bytes:
     """The table and what it names, in order, filled up to whole pages; nothing but the end without any."""
-    offset = ENTRY_BYTES * (len(certificates) + 1)
-    entries, contents = [], []
-    for kind, content in certificates.items():
-        entries.append(_ENTRY.pack(kind.value.bytes, offset, len(content)))
-        contents.append(content)
+    return table_of({kind.value: content for kind, content in certificates.items()})
+
+
+def table_of(contents: Mapping[UUID, bytes]) -> bytes:
+    """A table of anything that has a GUID."""
+    offset = ENTRY_BYTES * (len(contents) + 1)
+    entries = []
+    for guid, content in contents.items():
+        entries.append(_ENTRY.pack(guid.bytes, offset, len(content)))
         offset += len(content)
-    return b"".join([*entries, _END, *contents]) + bytes(-offset % PAGE_BYTES)
+    return b"".join([*entries, _END, *contents.values()]) + bytes(-offset % PAGE_BYTES)
 
 
 def parsed(table: bytes) -> dict[CertificateKind, bytes]:
-    """What a guest finds in its pages. Entries of strangers' GUIDs are skipped.
+    """What a guest finds in its pages. Entries of strangers' GUIDs are skipped. Raises as ``contents_of``."""
+    found = contents_of(table, {kind.value: kind.name for kind in CertificateKind})
+    return {CertificateKind(guid): content for guid, content in found.items()}
 
-    Raises CertificateTableError for a table without end, a certificate outside the pages or in the table itself, and
-    a kind named twice.
+
+def contents_of(table: bytes, wanted: Mapping[UUID, str]) -> dict[UUID, bytes]:
+    """What a table has of these GUIDs, by name; others are skipped.
+
+    Raises CertificateTableError for a table without end, a content outside the pages or in the table itself, and a
+    GUID that is there twice.
     """
-    found: dict[CertificateKind, tuple[int, int]] = {}
-    kinds = {kind.value.bytes: kind for kind in CertificateKind}
+    found: dict[UUID, tuple[int, int]] = {}
+    kinds = {guid.bytes: guid for guid in wanted}
     for at in range(0, len(table) - ENTRY_BYTES + 1, ENTRY_BYTES):
         guid, offset, length = _ENTRY.unpack_from(table, at)
         if table[at : at + ENTRY_BYTES] == _END:
@@ -58,11 +68,11 @@ def parsed(table: bytes) -> dict[CertificateKind, bytes]:
             break
         if guid in kinds:
             if kinds[guid] in found:
-                raise CertificateTableError(f"certificate table: {kinds[guid].name} named twice")
+                raise CertificateTableError(f"certificate table: {wanted[kinds[guid]]} named twice")
             found[kinds[guid]] = offset, length
     else:
         raise CertificateTableError("certificate table: expected an entry of zeros at its end")
     for kind, (offset, length) in found.items():
         if offset < end or offset + length > len(table):
-            raise CertificateTableError(f"certificate table: {kind.name} lies outside")
+            raise CertificateTableError(f"certificate table: {wanted[kind]} lies outside")
     return {kind: table[offset : offset + length] for kind, (offset, length) in found.items()}

@@ -67,7 +67,9 @@ class LaunchRuns:
         spa, length = first.address, count * PAGE_BYTES
         if first.large or first.imi or first.page_type not in _ORDINARY or spa % PAGE_BYTES or not first.is_well_formed:
             return None
-        if not self._bus.rmp_covers(spa) or self._memory.pages.in_use(spa, length):
+        if spa > self._bus.dram_bytes - length or not self._bus.rmp_covers(spa):
+            return None
+        if self._memory.pages.in_use(spa, length):
             return None
         entry = self._bus.rmp_run(spa, count)
         if entry is None or entry.large or entry.asid != asid or page_state(entry) is not PageState.PRE_GUEST:

@@ -50,7 +50,7 @@ class SnpDebugging:
 
 
 def _check_owner(bus: SystemBus, spa: int, asid: int) -> None:
-    if not bus.rmp_covers(spa):
+    if spa >= bus.dram_bytes or not bus.rmp_covers(spa):
         raise PspError(Status.INVALID_ADDRESS)
     entry = bus.rmp_entry(spa)
     if not entry.assigned or entry.asid != asid:

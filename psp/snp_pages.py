@@ -12,13 +12,15 @@ from psp.status import PspError, Status
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry, SystemBus
 
 
-def entry_of_page(bus: SystemBus, pages: FirmwarePages, spa: int, length: int = PAGE_BYTES) -> RmpEntry:
-    """The RMP's entry of a page that a host names.
+def entry_of_page(
+    bus: SystemBus, pages: FirmwarePages, spa: int, length: int = PAGE_BYTES, *, mmio: bool = False
+) -> RmpEntry:
+    """The RMP's entry of a page that a host names. ``mmio``: it may be a device's, for nobody looks into it.
 
     Raises PspError: INVALID_ADDRESS off page borders or where there is no entry,
     INVALID_PAGE_STATE where firmware itself uses the page.
     """
-    if spa % PAGE_BYTES or not bus.rmp_covers(spa):
+    if spa % PAGE_BYTES or not bus.rmp_covers(spa) or (spa + length > bus.dram_bytes and not mmio):
         raise PspError(Status.INVALID_ADDRESS)
     if pages.in_use(spa, length):
         raise PspError(Status.INVALID_PAGE_STATE)
@@ -38,7 +40,7 @@ class SnpPages:
         spa, length = page.address & ~1, LARGE_PAGE_BYTES if large else PAGE_BYTES
         if spa % length:
             raise PspError(Status.INVALID_ADDRESS)
-        entry = entry_of_page(self._bus, self._pages, spa, length)
+        entry = entry_of_page(self._bus, self._pages, spa, length, mmio=True)
         if page_state(entry) not in _RECLAIMABLE:
             raise PspError(Status.INVALID_PAGE_STATE)
         if entry.large != large:
@@ -51,7 +53,7 @@ class SnpPages:
         # An entry of 2 MiB is covered whole or not at all.
         if spa % LARGE_PAGE_BYTES or not self._bus.rmp_covers(spa + LARGE_PAGE_BYTES - PAGE_BYTES):
             raise PspError(Status.INVALID_ADDRESS)
-        self._bus.rmp_set(spa, unsmashed(spa, lambda one: entry_of_page(self._bus, self._pages, one)))
+        self._bus.rmp_set(spa, unsmashed(spa, lambda one: entry_of_page(self._bus, self._pages, one, mmio=True)))
 
 
 _RECLAIMABLE = frozenset({PageState.FIRMWARE, PageState.METADATA, PageState.PRE_GUEST, PageState.PRE_SWAP})

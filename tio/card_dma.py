@@ -44,7 +44,7 @@ class CardDma:
     """
 
     def __init__(
-        self, *, most_payload_bytes: int = 256, most_read_bytes: int = 512, refusal_ends: bool = False
+        self, *, most_payload_bytes: int = 256, most_read_bytes: int = 4096, refusal_ends: bool = False
     ) -> None:
         self._payload_bytes = most_payload_bytes
         self._read_bytes = most_read_bytes
@@ -55,6 +55,7 @@ class CardDma:
     def attach(self, link: CardLink, function: PciFunction) -> None:
         """Be the port of this function."""
         self._link, self._function = link, function
+        function.interrupts = _Interrupts(self)
 
     def read(self, address: int, length: int) -> bytes:
         """Load, in requests that cross no border of 4 KiB. Raises DmaFault."""
@@ -79,7 +80,7 @@ class CardDma:
 
     def interrupt(self, vector: int) -> bool:
         """Fire a vector of the function; whether a write went out."""
-        return self._function is not None and self._function.interrupt(vector, _Interrupts(self))
+        return self._function is not None and self._function.interrupt(vector)
 
     def write_interrupt(self, address: int, data: bytes) -> None:
         """The write of an interrupt. Raises DmaFault."""
@@ -135,7 +136,7 @@ class CardDma:
             return
         head = min(-address % size, len(data))
         whole = (len(data) - head) // size * size
-        if tee and whole >= _LEAST_RUN_PACKETS * size:
+        if tee and not link.poisons and whole >= _LEAST_RUN_PACKETS * size:
             self._post_singly(link, requester, address, octets[:head], tee=tee)
             run = link.port.send_writes(requester, address + head, octets[head : head + whole], size)
             if run is None:
@@ -149,6 +150,8 @@ class CardDma:
             write_bytes(requester, start, octets[start - address : start - address + length].tobytes())
             for start, length in _pieces(address, len(octets), self._payload_bytes)
         ]
+        if link.poisons:
+            packets = [one.as_poisoned() for one in packets]
         if packets:
             link.post(link.port.send(packets, tee=tee))
 

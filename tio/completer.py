@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from tio.ide import Arrived, ArrivedWrites, Tlp, TlpError, TlpKind, completion
 from tio.ide.requests import completions, refusal, span, target, written
-from tio.pci import PciFunction
+from tio.pci import ConfigurationSpace, PciFunction
 
 _WIDEST_BYTES = 8
 """Of one load or store of a core."""
@@ -22,6 +22,11 @@ class Completer:
     def __init__(self, functions: Mapping[int, PciFunction], most_payload_bytes: int = 256) -> None:
         self._functions = functions
         self._most_payload_bytes = most_payload_bytes
+
+    def space(self, requester: int) -> ConfigurationSpace | None:
+        """The configuration space of a function by its requester id, whatever its bus."""
+        function = self._functions.get(requester & 0xFF)
+        return None if function is None else function.space
 
     def serve(self, arrived: Arrived | ArrivedWrites) -> list[Tlp]:
         """The completions of a request; none of a posted one, and of what is no request."""

@@ -12,6 +12,7 @@ once and in order: what took how long is the board's to say. Rules:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tio.dma_port import DmaFault, DmaPort
@@ -53,18 +54,21 @@ class Served:
 
 
 class NvmeController:
-    """One controller with one namespace. The port is the only way it reaches memory."""
+    """One controller with one namespace. The port is the only way it reaches memory.
+
+    ``interrupt`` hears of each vector whose completion queue got entries, once for all that a doorbell brought.
+    """
 
     def __init__(self, port: DmaPort, namespace: NvmeNamespace, settings: NvmeSettings | None = None) -> None:
         self.namespace = namespace
         self.settings = NvmeSettings() if settings is None else settings
         self.invalid_doorbells = 0
+        self.interrupt: Callable[[int], None] = _nobody
         self._port = port
         self._queues = QueueTable()
         self._admin = AdminCommands(port, namespace, self.settings, self._queues)
-        self._registers = bytearray(_REGISTER_BYTES)
-        self._put(Register.CAP, capabilities(self.settings.max_queue_entries), 8)
-        self._put(Register.VS, VERSION_1_4, 4)
+        self._registers = bytearray()
+        self.reset()
 
     @property
     def ready(self) -> bool:
@@ -89,6 +93,13 @@ class NvmeController:
             if register <= offset and offset + width <= register + size:
                 self._store(register, offset, value, width)
         return ()
+
+    def reset(self) -> None:
+        """As it was made; the media stay."""
+        self._reset_queues()
+        self._registers = bytearray(_REGISTER_BYTES)
+        self._put(Register.CAP, capabilities(self.settings.max_queue_entries), 8)
+        self._put(Register.VS, VERSION_1_4, 4)
 
     def ring_submission(self, queue: int, tail: int) -> tuple[Served, ...]:
         """The tail doorbell of a submission queue: serve what is in it. Returns what was done."""
@@ -119,6 +130,7 @@ class NvmeController:
         """
         served: list[Served] = []
         completion = self._queues.completion[submission.completion_queue]
+        posted = False
         while submission.head != submission.tail and not completion.full:
             try:
                 entry = submission.fetch(self._port)
@@ -127,9 +139,13 @@ class NvmeController:
                 answer = CompletionEntry(result, submission.head, number, entry.cid, completion.phase, status_field)
                 completion.post(self._port, answer)
             except DmaFault:
-                self._put(Register.CSTS, self._get(Register.CSTS, 4) | CSTS_FATAL, 4)
-                return served
+                if self._queues.submission.get(number) is submission:  # and no reset has come meanwhile
+                    self._put(Register.CSTS, self._get(Register.CSTS, 4) | CSTS_FATAL, 4)
+                break
+            posted = True
             served.append(done)
+        if posted and completion.vector is not None:
+            self.interrupt(completion.vector)
         return served
 
     def _execute(self, number: int, entry: SubmissionEntry) -> tuple[Served, int]:
@@ -196,7 +212,8 @@ class NvmeController:
             if enabled and not was_enabled:
                 self._enable()
             elif was_enabled and not enabled:
-                self._reset()
+                self._reset_queues()
+                self._put(Register.CSTS, 0, 4)
             if configuration >> 14 & 3:
                 self._put(Register.CSTS, self._get(Register.CSTS, 4) | CSTS_SHUTDOWN_COMPLETE, 4)
 
@@ -213,16 +230,20 @@ class NvmeController:
         self._queues.submission[ADMIN_QUEUE] = SubmissionQueue(submission, sq_size, ADMIN_QUEUE)
         self._put(Register.CSTS, CSTS_READY, 4)
 
-    def _reset(self) -> None:
+    def _reset_queues(self) -> None:
         self._queues.submission.clear()
         self._queues.completion.clear()
-        self._put(Register.CSTS, 0, 4)
+        self._queues.entry_sizes = (0, 0)
 
     def _get(self, offset: int, width: int) -> int:
         return int.from_bytes(self._registers[offset : offset + width], "little")
 
     def _put(self, offset: int, value: int, width: int) -> None:
         self._registers[offset : offset + width] = value.to_bytes(width, "little")
+
+
+def _nobody(_: int) -> None:
+    """Hear nothing."""
 
 
 _RETRIABLE = (Status.SUCCESS, Status.DATA_TRANSFER_ERROR)

@@ -31,6 +31,7 @@ from tio.nvme_queues import CompletionQueue, SubmissionQueue
 
 NAMESPACE_ID = 1
 ADMIN_QUEUE = 0
+_INTERRUPTS_ENABLED = 1 << 1
 _IO_ENTRY_SIZES = (6, 4)
 """CC.IOSQES and IOCQES: 64 and 16 bytes, the only sizes of the NVM command set."""
 
@@ -93,9 +94,11 @@ class AdminCommands:
     def create_completion_queue(self, entry: SubmissionEntry) -> int:
         """5.3."""
         number, size = self._new_queue(entry, self._queues.completion)
-        if entry.cdw11 >> 16 > self._settings.max_io_queues:
+        vector = entry.cdw11 >> 16
+        if vector > self._settings.max_io_queues:
             raise CommandRefused(Status.INVALID_INTERRUPT_VECTOR)
-        self._queues.completion[number] = CompletionQueue(entry.prp1, size)
+        told = bool(entry.cdw11 & _INTERRUPTS_ENABLED)
+        self._queues.completion[number] = CompletionQueue(entry.prp1, size, vector if told else None)
         return 0
 
     def create_submission_queue(self, entry: SubmissionEntry) -> int:

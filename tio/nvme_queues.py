@@ -10,10 +10,14 @@ from tio.nvme_format import CQE_BYTES, SQE_BYTES, CompletionEntry, SubmissionEnt
 
 @dataclass(slots=True)
 class CompletionQueue:
-    """The device writes at ``tail``, the host reads up to it and hands back ``head``."""
+    """The device writes at ``tail``, the host reads up to it and hands back ``head``.
+
+    ``vector`` is the interrupt that tells of entries; None for a queue that is polled.
+    """
 
     base: int
     size: int
+    vector: int | None = 0
     head: int = 0
     tail: int = 0
     phase: int = 1

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from node.device_window import DeviceSilent
+from node.guest_gpu import GpuUntrusted
 from node.guest_nic import NicUntrusted
+from node.guest_nvme import NvmeUntrusted
 from node.operations import Answer, Fault, Shutdown
 from node.program import Block
 from node.swiotlb import BounceBuffersFull, BounceFault
@@ -17,7 +20,7 @@ NOBODY_ANSWERED = Shutdown(3)
 """Requests over the network were answered by nobody, however often they were sent."""
 
 UNTRUSTED = Shutdown(4)
-"""A network card said what no card does."""
+"""A device said what no device of its kind does, or nothing."""
 
 
 def with_devices(block: Block) -> Block:
@@ -26,7 +29,7 @@ def with_devices(block: Block) -> Block:
         return (yield from block)
     except (BounceFault, BounceBuffersFull):
         return FAULTED
-    except NicUntrusted:
+    except (NicUntrusted, NvmeUntrusted, GpuUntrusted, DeviceSilent):
         return UNTRUSTED
 
 

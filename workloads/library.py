@@ -11,6 +11,9 @@ from workloads import attested_start
 from workloads.attested_start import AttestedStart
 from workloads.attesting import AttestingParameters
 from workloads.compile_job import CompileParameters
+from workloads.device_work import DEVICE_WORK, DeviceParameters
+from workloads.idle import NAME as IDLE
+from workloads.idle import IdleParameters
 from workloads.key_value_client import ClientParameters
 from workloads.key_value_server import ServerParameters
 from workloads.key_value_store import KeyValueParameters
@@ -23,6 +26,7 @@ from workloads.stream import StreamParameters
 from workloads.trace_player import PlayerParameters
 
 __all__ = [
+    "DEVICE_WORK",
     "NETWORKED",
     "PARAMETERS",
     "PROGRAMS",
@@ -51,7 +55,9 @@ PARAMETERS: Mapping[str, type[Parameters]] = MappingProxyType({
     "trace-player": PlayerParameters,
     "attesting": AttestingParameters,
     "relying-party": RelyingParameters,
+    "device-work": DeviceParameters,
     "sealed-disk": SealedParameters,
+    IDLE: IdleParameters,
 })  # fmt: skip
 """What each program may be told."""
 

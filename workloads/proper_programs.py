@@ -8,6 +8,9 @@ from types import MappingProxyType
 from node.program import ProgramFactory
 from workloads.attesting import Attesting
 from workloads.compile_job import CompileJob
+from workloads.device_work import DeviceWork
+from workloads.idle import NAME as IDLE
+from workloads.idle import Idle
 from workloads.key_value_client import KeyValueClient
 from workloads.key_value_server import KeyValueServer
 from workloads.key_value_store import KeyValueStore
@@ -28,5 +31,7 @@ PROPER: Mapping[str, ProgramFactory] = MappingProxyType({
     "attesting": Attesting.build,
     "relying-party": RelyingParty.build,
     "sealed-disk": SealedDisk.build,
+    "device-work": DeviceWork.build,
+    IDLE: Idle.build,
 })  # fmt: skip
 """By the name that a scenario gives."""

@@ -1,4 +1,7 @@
 """Benchmarks: one module each, with ``run()`` that yields figures."""
 
-BENCHMARKS = ("memory", "rmp", "sync", "kernel", "scale", "migrations", "recovery", "psp", "attestation", "tio")
+BENCHMARKS = (
+    "memory", "rmp", "sync", "kernel", "scale", "migrations", "recovery", "psp", "attestation", "tio", "faults",
+    "fleet", "placement", "idle",
+)  # fmt: skip
 """Names of the benchmarks, in the order in which all of them run."""

@@ -27,6 +27,7 @@ from cluster.commands import (
     scenarios,
     sweep,
     trace,
+    validate,
     verify,
     version,
 )
@@ -46,6 +47,6 @@ class Command(Protocol):
 
 
 COMMANDS: tuple[Command, ...] = (
-    run, compare, sweep, calibrate, check, scenarios, init, diff, trace, measure, owner, attack, attest, verify,
-    keyserver, device, bench, version,
+    run, compare, sweep, calibrate, validate, check, scenarios, init, diff, trace, measure, owner, attack, attest,
+    verify, keyserver, device, bench, version,
 )  # fmt: skip

@@ -8,7 +8,7 @@ import contextlib
 import secrets
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from cluster.commands.arguments import one_of, whole_number
 from cluster.commands.small_files import read_small
@@ -46,6 +46,8 @@ _MOST_CERTIFICATE_BYTES = 1 << 16
 _EMULATED_INTERFACE = 0xBEEF
 """Function and stream that DMTF's requester asks for."""
 _EMULATED_STREAMS = (0, 1)
+_DISK_BLOCKS = 1 << 17
+_MAC = bytes.fromhex("020000000001")
 _HEARTBEAT_S = 30
 """A session that is not heard of twice as long is over."""
 
@@ -115,24 +117,26 @@ def _stop(done: asyncio.Future[int], number: int) -> None:
 
 
 def _card(arguments: argparse.Namespace) -> Card:
-    from tio.card import Card
-    from tio.device_identity import CardKind
-    from tio.loose_device import LooseDevice
+    from tio.gpu_card import gpu_card
+    from tio.nic_card import nic_card
+    from tio.nvme_card import nvme_card
+    from tio.nvme_namespace import NvmeNamespace
     from tio.spdm import ResponderSettings
 
     if not arguments.serial.isascii() or not arguments.serial.isprintable() or not 1 <= len(arguments.serial) <= 32:
         raise UserError("--serial: expected 1 to 32 printable ASCII characters")
-    return Card(
-        CardKind(arguments.kind),
-        LooseDevice(),
-        secrets.token_bytes,
-        seed=arguments.seed,
-        serial=arguments.serial,
-        requester_id=_EMULATED_INTERFACE,
-        streams=_EMULATED_STREAMS,
-        settings=ResponderSettings(heartbeat_s=_HEARTBEAT_S),
-        programmed=True,
-    )
+    more: dict[str, Any] = {
+        "seed": arguments.seed,
+        "serial": arguments.serial,
+        "requester_id": _EMULATED_INTERFACE,
+        "streams": _EMULATED_STREAMS,
+        "settings": ResponderSettings(heartbeat_s=_HEARTBEAT_S),
+        "programmed": True,
+    }
+    random, kind = secrets.token_bytes, arguments.kind
+    if kind == "nvme":
+        return nvme_card(random, NvmeNamespace(_DISK_BLOCKS), **more)[0]
+    return (nic_card(random, _MAC, **more) if kind == "nic" else gpu_card(random, **more))[0]
 
 
 # Attesting.

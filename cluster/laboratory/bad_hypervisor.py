@@ -12,6 +12,7 @@ from node.hypervisor import Hypervisor
 from node.hypervisor_port import Answers, Batch, LaunchTask, Task
 from node.machine_spec import MachineSpec
 from node.operations import HostWrite, PspCommand
+from node.port_window import PortWindow
 from node.product import Product
 from node.rmp_layout import at_end_of_memory
 from psp.command_buffers import SNP_INIT_RAPL_DIS, SnpInitEx, SnpLaunchStart
@@ -54,11 +55,12 @@ class BadHypervisor(Hypervisor):
         min_sev_asid: int,
         images: Mapping[str, FirmwareImage],
         max_snp_asid: int = 0,
+        ports: tuple[PortWindow, ...] = (),
     ) -> None:
-        super().__init__(product, memory_bytes, min_sev_asid, images, max_snp_asid)
+        super().__init__(product, memory_bytes, min_sev_asid, images, max_snp_asid, ports)
         self._orders = orders
         self._held: list[tuple[int, int]] = []
-        rmp = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented)
+        rmp = at_end_of_memory(memory_bytes, segmented=product.rmp.segmented, mmio=product.rmp.mmio)
         self.ground = Ground(rmp, self._make_gap(orders.guest_bytes) if orders.prelude else 0)
 
     def bring_up(self) -> Task:

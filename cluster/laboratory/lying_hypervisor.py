@@ -17,6 +17,7 @@ from node.hypervisor_port import LaunchRefused, LaunchTask, Reply
 from node.machine_spec import MachineSpec
 from node.nae_event import JumpTable, NaeEvent
 from node.operations import HostRead, HostWrite, NestedMap
+from node.port_window import PortWindow
 from node.product import Product
 
 FALSE_PLACE = 47
@@ -34,8 +35,9 @@ class DenyingHypervisor(BadHypervisor):
         min_sev_asid: int,
         images: Mapping[str, FirmwareImage],
         max_snp_asid: int = 0,
+        ports: tuple[PortWindow, ...] = (),
     ) -> None:
-        super().__init__(orders, product, memory_bytes, min_sev_asid, images, max_snp_asid)
+        super().__init__(orders, product, memory_bytes, min_sev_asid, images, max_snp_asid, ports)
         self._honest = dict(self._ghcb.leaves)
         self._lies = {
             generation: tuple(self.lie(one) if one.eax_in == ENCRYPTION_LEAF else one for one in leaves)

@@ -15,12 +15,18 @@ from psp.tsm.spdm_loop import MAILBOX, TRANSFER_BYTES
 from psp.tsm.trusted_io import RootPortKeys
 from tio.device_security_module import ProtocolId
 from tio.spdm.binding import Packet
+from tio.spdm.capabilities import Capability
 from tio.spdm.device_personality import SEV_TIO_OFFER
 from tio.spdm.faults import PeerUntrusted
 from tio.spdm.requester import Requester, RequesterSettings
 
+MOST_MESSAGE_BYTES = 32 << 10
+"""What comes in chunks, from devices that make them: long measurements."""
 SETTINGS = RequesterSettings(
-    offer=SEV_TIO_OFFER, data_transfer_bytes=TRANSFER_BYTES, max_message_bytes=TRANSFER_BYTES
+    capabilities=RequesterSettings().capabilities | Capability.CHUNK,
+    offer=SEV_TIO_OFFER,
+    data_transfer_bytes=TRANSFER_BYTES,
+    max_message_bytes=MOST_MESSAGE_BYTES,
 )
 
 

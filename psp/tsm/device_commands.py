@@ -6,6 +6,7 @@ Statuses are those of the sheet's table of refusals (``spec/tio/tio-overview.md`
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from psp.commands import SnpCommand
 from psp.host_memory import HostMemory
@@ -29,7 +30,6 @@ from tio.spdm.identity_messages import SLOTS
 from tio.tdisp.messages import LockFlags
 
 _FUNCTION = 0b111
-_NO_NONCE = bytes(buffers.NONCE_BYTES)
 
 
 class DeviceCommands:
@@ -55,7 +55,7 @@ class DeviceCommands:
 
     def create(self, order: buffers.DeviceCreate) -> None:
         """TIO_DEV_CREATE. Another context of a device is let go first if its page is lost."""
-        if order.flags or order.requester & _FUNCTION:
+        if order.requester & _FUNCTION:
             raise PspError(Status.INVALID_PARAM)
         spa = self._contexts.free_page(order.device, DEVICE_CONTEXT_BYTES)
         same = [
@@ -73,7 +73,9 @@ class DeviceCommands:
         for one in same:
             self.forget(one)
         number = self._contexts.take_page(spa)
-        self._contexts.devices[spa] = DeviceContext(spa, number, order.requester, order.segment, root_port)
+        self._contexts.devices[spa] = DeviceContext(
+            spa, number, order.requester, order.segment, order.root_port, root_port
+        )
 
     def reclaim(self, order: buffers.DeviceReclaim) -> None:
         """TIO_DEV_RECLAIM."""
@@ -126,23 +128,28 @@ class DeviceCommands:
     def connect(self, order: buffers.DeviceConnect) -> None:
         """TIO_DEV_CONNECT; of a device whose connection is broken, once no TDI of it is bound, a new one."""
         device = self._device(order)
-        self._loop.carry(device, SnpCommand.TIO_DEV_CONNECT, order, lambda: self._begin_connect(device, order))
+        self._loop.carry(device, SnpCommand.TIO_DEV_CONNECT, order, partial(self._begin_connect, device, order))
 
     def _begin_connect(self, device: DeviceContext, order: buffers.DeviceConnect) -> Steps:
         classes = [one for one in range(buffers.TRAFFIC_CLASSES) if order.tc_mask >> one & 1]
         streams = {one: order.stream_ids[one] for one in classes}
         distinct = len(set(streams.values())) == len(streams)
-        if order.flags or 0 not in streams or not distinct or order.certificate_slot >= SLOTS:
+        if 0 not in streams or not distinct or order.certificate_slot >= SLOTS:
             raise PspError(Status.INVALID_PARAM)
         if device.link is not None and not device.link.broken:
             raise PspError(Status.INVALID_DEV_STATE)
-        if device.bound:
+        if device.bound or self._contexts.claims(device, frozenset(streams.values())):
             raise PspError(Status.IN_USE)
         return self._connect(device, order.certificate_slot, streams)
 
     def _connect(self, device: DeviceContext, slot: int, streams: dict[int, int]) -> Steps:
         self._drop_link(device)
-        found = yield from connect(self._draw(device), device.root_port, slot, streams, device.certificates_digest)
+        device.claimed = frozenset(streams.values())
+        try:
+            found = yield from connect(self._draw(device), device.root_port, slot, streams, device.certificates_digest)
+        except BaseException:  # Also where the steps are thrown away.
+            device.claimed = frozenset()
+            raise
         device.link, device.certificate_slot = found.link, slot
         device.certificates_digest = found.certificates_digest
         device.measurements_digest = found.measurements_digest
@@ -151,14 +158,12 @@ class DeviceCommands:
     def disconnect(self, order: buffers.DeviceOrder) -> None:
         """TIO_DEV_DISCONNECT; by force it asks nobody, ends what waits, and takes TDIs from their guests."""
         device = self._device(order)
-        if order.flags & ~buffers.FORCE:
-            raise PspError(Status.INVALID_PARAM)
         if order.flags & buffers.FORCE:
             if device.link is None and device.pending is None:
                 raise PspError(Status.INVALID_DEV_STATE)
             self._cut(device)
             return
-        self._loop.carry(device, SnpCommand.TIO_DEV_DISCONNECT, order, lambda: self._begin_disconnect(device))
+        self._loop.carry(device, SnpCommand.TIO_DEV_DISCONNECT, order, partial(self._begin_disconnect, device))
 
     def _begin_disconnect(self, device: DeviceContext) -> Steps:
         link = linked(device)
@@ -182,6 +187,7 @@ class DeviceCommands:
         if device.link is not None:
             device.link.stop_root_port()
             device.link = None
+            device.claimed = frozenset()
             device.measurements_digest = b""
 
     # What a connected device is asked.
@@ -189,7 +195,7 @@ class DeviceCommands:
     def certificates(self, order: buffers.DeviceOrder) -> None:
         """TIO_DEV_CERTIFICATES: the chain, as the device's slot holds it."""
         device = self._device(order)
-        begin = lambda: self._certificates(device, _plain(device, order))  # noqa: E731
+        begin = partial(self._while_linked, device, partial(self._certificates, device))
         self._loop.carry(device, SnpCommand.TIO_DEV_CERTIFICATES, order, begin)
 
     def _certificates(self, device: DeviceContext, link: DeviceLink) -> Steps:
@@ -205,14 +211,10 @@ class DeviceCommands:
         The blob is the request and the response as they went by (``measurement_blob``).
         """
         device = self._device(order)
-        self._loop.carry(device, SnpCommand.TIO_DEV_MEASUREMENTS, order, lambda: self._begin_measure(device, order))
+        begin = partial(self._while_linked, device, partial(self._measure, device, order))
+        self._loop.carry(device, SnpCommand.TIO_DEV_MEASUREMENTS, order, begin)
 
-    def _begin_measure(self, device: DeviceContext, order: buffers.DeviceMeasurements) -> Steps:
-        if order.flags & ~buffers.RAW_BIT_STREAM:
-            raise PspError(Status.INVALID_PARAM)
-        return self._measure(device, linked(device), order)
-
-    def _measure(self, device: DeviceContext, link: DeviceLink, order: buffers.DeviceMeasurements) -> Steps:
+    def _measure(self, device: DeviceContext, order: buffers.DeviceMeasurements, link: DeviceLink) -> Steps:
         yield from link.requester.measurements(
             slot=link.slot, raw=bool(order.flags), nonce=order.nonce, session=link.session
         )
@@ -222,14 +224,23 @@ class DeviceCommands:
         return result(ObjectId.MEASUREMENTS, device, evidence)
 
     def roll_key(self, order: buffers.DeviceOrder) -> None:
-        """TIO_ROLL_KEY: every stream gets the other set's keys, and senders take them at once."""
+        """TIO_ROLL_KEY: every stream gets the other set's keys, and senders take them at once.
+
+        A sub-stream on which no packet went since the keys were rolled last still has the set of before in use: its
+        end fails, as the standard has it, and what was bound to the stream goes to ERROR.
+        """
         device = self._device(order)
-        begin = lambda: self._roll(_plain(device, order))  # noqa: E731
+        begin = partial(self._while_linked, device, self._roll)
         self._loop.carry(device, SnpCommand.TIO_ROLL_KEY, order, begin)
 
     def _roll(self, link: DeviceLink) -> Steps:
         yield from link.give_keys(1 - link.key_set)
         return b""
+
+    @staticmethod
+    def _while_linked(device: DeviceContext, steps: Callable[[DeviceLink], Steps]) -> Steps:
+        """Steps that need a connection and nothing else."""
+        return steps(linked(device))
 
     def _device(
         self, order: buffers.DeviceReclaim | buffers.DeviceStatus | buffers.DeviceConnect | buffers.DeviceOrder
@@ -256,8 +267,3 @@ def result(object_id: ObjectId, device: DeviceContext, blob: bytes) -> bytes:
     length = ResultObject.SIZE + len(blob)
     return ResultObject(object_id, length, requester=device.requester, segment=device.segment).pack() + blob
 
-
-def _plain(device: DeviceContext, order: buffers.DeviceOrder) -> DeviceLink:
-    if order.flags:
-        raise PspError(Status.INVALID_PARAM)
-    return linked(device)

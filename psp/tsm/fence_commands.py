@@ -36,8 +36,6 @@ class FenceCommands:
     def clear(self, order: buffers.FenceClear) -> None:
         """TIO_ASID_FENCE_CLEAR: INVALID_TDI_STATE while a TDI of the guest runs."""
         self._contexts.device(order.device)
-        if order.flags:
-            raise PspError(Status.INVALID_PARAM)
         context = self._guests.in_state(order.gctx, SnpCommand.TIO_ASID_FENCE_CLEAR)
         asid = self._guests.active_asid(context)
         if not self._trusted_io().fence_clear(asid):
@@ -46,8 +44,6 @@ class FenceCommands:
     def status(self, order: buffers.FenceStatus) -> None:
         """TIO_ASID_FENCE_STATUS."""
         self._contexts.device(order.device)
-        if order.flags:
-            raise PspError(Status.INVALID_PARAM)
         if order.asid not in self._ranges.snp:
             raise PspError(Status.INVALID_ASID)
         self._memory.check_writable(order.address, _STATUS_BYTES)

@@ -58,7 +58,7 @@ class TeeSecurityManager:
         fences = FenceCommands(memory, self.contexts, guests, ranges, self._trusted_io)
         self._devices = devices = DeviceCommands(memory, self.contexts, loop, self._trusted_io, random, tdis.unlock)
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
-            command: self._sized(handler, needs_init=command not in _BEFORE_INIT)
+            command: self._checked(command, handler)
             for command, handler in (
                 (SnpCommand.TIO_STATUS, self._status),
                 (SnpCommand.TIO_INIT, self._init),
@@ -91,7 +91,9 @@ class TeeSecurityManager:
 
     # What every command goes through.
 
-    def _sized(self, handler: Callable[..., None], *, needs_init: bool) -> Callable[[buffers.TioOrder], None]:
+    def _checked(self, command: SnpCommand, handler: Callable[..., None]) -> Callable[[buffers.TioOrder], None]:
+        needs_init, flags = command not in _BEFORE_INIT, _FLAGS.get(command, 0)
+
         def checked(order: buffers.TioOrder) -> None:
             if self._bus.trusted_io is None:
                 raise PspError(Status.UNSUPPORTED)
@@ -99,6 +101,8 @@ class TeeSecurityManager:
                 raise PspError(Status.INVALID_PLATFORM_STATE)
             if order.length != order.SIZE:
                 raise PspError(Status.INVALID_LENGTH)
+            if order.flags & ~flags:
+                raise PspError(Status.INVALID_PARAM)
             handler(order)
 
         return checked
@@ -111,8 +115,6 @@ class TeeSecurityManager:
     # The platform.
 
     def _status(self, order: buffers.TioStatus) -> None:
-        if order.flags:
-            raise PspError(Status.INVALID_PARAM)
         self._memory.check_writable(order.address, TioStatusRecord.SIZE)
         record = TioStatusRecord(
             TioStatusRecord.SIZE,
@@ -131,12 +133,16 @@ class TeeSecurityManager:
         )
         self._memory.write(order.address, record.pack())
 
-    def _init(self, order: buffers.TioInit) -> None:
-        if order.flags:
-            raise PspError(Status.INVALID_PARAM)
+    def _init(self, _: buffers.TioInit) -> None:
         if self.initialised:
             raise PspError(Status.INVALID_PLATFORM_STATE)
         self.initialised = True
 
 
+_FLAGS = {
+    SnpCommand.TIO_DEV_DISCONNECT: buffers.FORCE,
+    SnpCommand.TIO_TDI_UNBIND: buffers.FORCE,
+    SnpCommand.TIO_DEV_MEASUREMENTS: buffers.RAW_BIT_STREAM,
+}
+"""Flags that mean something, by command."""
 _BEFORE_INIT = frozenset({SnpCommand.TIO_STATUS, SnpCommand.TIO_INIT})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from psp.commands import SnpCommand
 from psp.host_memory import HostMemory
@@ -75,7 +76,7 @@ class TdiCommands:
         """TIO_TDI_CREATE. Another context of an interface is let go first if its page is lost."""
         device = self._contexts.device(order.device)
         interface = _interface(order.interface_id, device)
-        if order.flags or interface is None:
+        if interface is None:
             raise PspError(Status.INVALID_PARAM)
         linked(device)
         spa = self._contexts.free_page(order.tdi, TDI_CONTEXT_BYTES)
@@ -97,8 +98,6 @@ class TdiCommands:
     def reclaim(self, order: buffers.TdiReclaim) -> None:
         """TIO_TDI_RECLAIM."""
         device, tdi = self._named(order)
-        if order.flags:
-            raise PspError(Status.INVALID_PARAM)
         if tdi.binding is not None or _waits(device, tdi):
             raise PspError(Status.IN_USE)
         self._forget(device, tdi)
@@ -106,8 +105,6 @@ class TdiCommands:
     def info(self, order: buffers.TdiInfo) -> None:
         """TIO_TDI_INFO."""
         device, tdi = self._named(order)
-        if order.flags:
-            raise PspError(Status.INVALID_PARAM)
         self._memory.check_writable(order.address, TdiInfoRecord.SIZE)
         self._memory.write(order.address, _info(device, tdi).pack())
 
@@ -116,11 +113,11 @@ class TdiCommands:
     def bind(self, order: buffers.TdiBind) -> None:
         """TIO_TDI_BIND."""
         device, tdi = self._named(order)
-        begin = lambda: self._begin_bind(device, tdi, order)  # noqa: E731
+        begin = partial(self._begin_bind, device, tdi, order)
         self._loop.carry(device, SnpCommand.TIO_TDI_BIND, order, begin, tdi, order.gctx)
 
     def _begin_bind(self, device: DeviceContext, tdi: TdiContext, order: buffers.TdiBind) -> Steps:
-        if order.flags or order.run_flags & ~buffers.RUN or order.lock_flags & ~_LOCK_FLAGS:
+        if order.run_flags & ~buffers.RUN or order.lock_flags & ~_LOCK_FLAGS:
             raise PspError(Status.INVALID_PARAM)
         context = self._guests.in_state(order.gctx, SnpCommand.TIO_TDI_BIND)
         asid = self._guests.active_asid(context)
@@ -167,7 +164,9 @@ class TdiCommands:
             order.gctx, asid, order.guest_device_id, order.lock_flags, nonce, offset, report, digest, device.measured
         )
         streams = frozenset(link.streams.values())
-        self._trusted_io().bind(interface.requester, TdiBinding(asid, order.guest_device_id, streams))
+        self._trusted_io().bind(
+            interface.requester, TdiBinding(asid, order.guest_device_id, streams, device.root_port_number)
+        )
         return b""
 
     def _drawn_offset(self, device: DeviceContext, tdi: TdiContext) -> int:
@@ -184,10 +183,8 @@ class TdiCommands:
     def unbind(self, order: buffers.TdiOrder) -> None:
         """TIO_TDI_UNBIND; by force it asks nobody, and ends what waits for this TDI."""
         device, tdi = self._named(order)
-        if order.flags & ~buffers.FORCE:
-            raise PspError(Status.INVALID_PARAM)
         if not order.flags & buffers.FORCE:
-            begin = lambda: self._begin_unbind(device, tdi, order)  # noqa: E731
+            begin = partial(self._begin_unbind, device, tdi, order.gctx)
             self._loop.carry(device, SnpCommand.TIO_TDI_UNBIND, order, begin, tdi, order.gctx)
             return
         waits = _waits(device, tdi)
@@ -199,8 +196,8 @@ class TdiCommands:
             self._loop.cancel(device)
         self.unlock(tdi)
 
-    def _begin_unbind(self, device: DeviceContext, tdi: TdiContext, order: buffers.TdiOrder) -> Steps:
-        _bound_to(tdi, order.gctx)
+    def _begin_unbind(self, device: DeviceContext, tdi: TdiContext, gctx: int) -> Steps:
+        _bound_to(tdi, gctx)
         return self._unbind(linked(device), tdi)
 
     def _unbind(self, link: DeviceLink, tdi: TdiContext) -> Steps:
@@ -230,13 +227,11 @@ class TdiCommands:
     def report(self, order: buffers.TdiOrder) -> None:
         """TIO_TDI_REPORT: the interface report once more; what the guest is told of it is told of this one."""
         device, tdi = self._named(order)
-        begin = lambda: self._begin_report(device, tdi, order)  # noqa: E731
+        begin = partial(self._begin_report, device, tdi, order.gctx)
         self._loop.carry(device, SnpCommand.TIO_TDI_REPORT, order, begin, tdi, order.gctx)
 
-    def _begin_report(self, device: DeviceContext, tdi: TdiContext, order: buffers.TdiOrder) -> Steps:
-        if order.flags:
-            raise PspError(Status.INVALID_PARAM)
-        _bound_to(tdi, order.gctx)
+    def _begin_report(self, device: DeviceContext, tdi: TdiContext, gctx: int) -> Steps:
+        _bound_to(tdi, gctx)
         return self._report(device, linked(device), tdi)
 
     def _report(self, device: DeviceContext, link: DeviceLink, tdi: TdiContext) -> Steps:
@@ -251,14 +246,12 @@ class TdiCommands:
     def status(self, order: buffers.TdiStatus) -> None:
         """TIO_TDI_STATUS: the state that the device says."""
         device, tdi = self._named(order)
-        begin = lambda: self._begin_status(device, tdi, order)  # noqa: E731
+        begin = partial(self._begin_status, device, tdi, order.address)
         self._loop.carry(device, SnpCommand.TIO_TDI_STATUS, order, begin, tdi)
 
-    def _begin_status(self, device: DeviceContext, tdi: TdiContext, order: buffers.TdiStatus) -> Steps:
-        if order.flags:
-            raise PspError(Status.INVALID_PARAM)
-        self._memory.check_writable(order.address, TdiStatusRecord.SIZE)
-        return self._status(linked(device), tdi, order.address)
+    def _begin_status(self, device: DeviceContext, tdi: TdiContext, address: int) -> Steps:
+        self._memory.check_writable(address, TdiStatusRecord.SIZE)
+        return self._status(linked(device), tdi, address)
 
     def _status(self, link: DeviceLink, tdi: TdiContext, address: int) -> Steps:
         state = yield from link.inside(ProtocolId.TDISP, ask_state(tdi.interface))

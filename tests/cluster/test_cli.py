@@ -172,9 +172,9 @@ def test_a_closed_terminal_that_is_reported_twice_is_no_impatience_and_one_that_
 def test_a_command_that_knows_no_partial_results_is_interrupted(
     number: signal.Signals, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    compare = ModuleType("cluster.compare")
-    compare.compare = lambda *_, **__: os.kill(os.getpid(), number)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "cluster.compare", compare)
+    ladder = ModuleType("cluster.ladder")
+    ladder.climb = lambda *_, **__: os.kill(os.getpid(), number)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cluster.ladder", ladder)
     before = signal.getsignal(number)
     if number == signal.SIGINT:  # ignored in a process that a shell started in the background
         signal.signal(number, signal.default_int_handler)
@@ -330,9 +330,9 @@ def test_bad_arguments_end_in_one_line_and_exit_code_2(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    compare = ModuleType("cluster.compare")
-    compare.compare = never  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "cluster.compare", compare)
+    ladder = ModuleType("cluster.ladder")
+    ladder.climb = never  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cluster.ladder", ladder)
     with_run(never)
     assert main(words) == 2
     captured = capsys.readouterr()
@@ -357,8 +357,8 @@ def test_scenarios_lists_what_comes_with_it(capsys: pytest.CaptureFixture[str]) 
     assert main(["scenarios"]) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:] if line[0] != " "]
     assert names == [
-        "demo", "attestation-storm", "attested", "clients", "drain", "firmware-update", "launch-storm", "quiet",
-        "tcb-life-cycle",
+        "demo", "attestation-storm", "attested", "clients", "crashes", "drain", "firmware-update", "launch-storm",
+        "noisy-neighbour", "quiet", "sev-migration", "tcb-life-cycle", "trusted-devices",
     ]  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from cluster.migration_rows import drain_row, migration_row
 from cluster.scenario import Scenario, ScenarioError
 from cluster.shard import ShardReport
 from cluster.shard_worker import Mail, packed_call, packed_report, parsed_call, parsed_report
+from workloads.trace_player import pack_runs
 
 GIB = 1 << 30
 LINK = 1.25e9
@@ -160,7 +161,7 @@ def test_extra_cuts_of_windows_change_no_migration(seed: int) -> None:
         (lambda frames: frames[:-1], "kind: expected a further frame"),
         (lambda frames: (*frames[:2], *frames[3:]), "sequence: expected 2, got 3"),
         (lambda frames: (*frames[:3], *frames[2:]), "sequence: expected 3, got 2"),
-        (lambda frames: (*frames[:3], frames[3][:100], *frames[4:]), "frame: expected six msgpack fields"),
+        (lambda frames: (*frames[:3], frames[3][:100], *frames[4:]), "frame: expected seven msgpack fields"),
         (lambda frames: (*frames[:3], frames[3] + bytes(2 << 20), *frames[4:]), "length: expected at most"),
         (lambda frames: (*frames[:3], frames[3][:-1] + bytes([frames[3][-1] ^ 1]), *frames[4:]), "checksum: expected"),
         (lambda _: (), "kind: expected a further frame"),
@@ -258,16 +259,154 @@ def test_a_guest_that_writes_faster_than_the_network_meets_the_cap_or_is_stopped
 
 def test_a_drain_moves_what_it_can_and_says_how_many_refused() -> None:
     body = scenario(
-        vms=[group("vm", count=3), group("secret", generation="SEV_SNP", vcpus=1), group("old", generation="SEV")],
+        vms=[group("vm", count=3), group("secret", generation="SEV_SNP", vcpus=1), group("kept", generation="SEV",
+             sev_policy=["NOSEND"])],
         drains=[{"host": "host-1", "at": "1 s"}],
     )  # fmt: skip
     _, rows = play(body)
     (drain,) = rows["drains"]
     assert drain["result"] == "incomplete: 2 refused"
     assert sorted(reason for outcome, reason in outcomes(rows) if outcome == "refused") == [
-        "NEEDS_MIGRATION_AGENT", "NEEDS_SEND_COMMANDS",
+        "NEEDS_MIGRATION_AGENT", "POLICY_FORBIDS_SENDING",
     ]  # fmt: skip
     assert {row["host"] for row in rows["vms"] if row["generation"] == "PLAIN"} == {"host-2"}
+
+
+FAST = {"link": "100 Gb/s"}
+IDLE = {"workload": "trace-player", "parameters": {"working_set_bytes": 4096, "touches_per_step": 1}}
+BUSY = {"workload": "random-access", "parameters": {"table_bytes": 64 << 20}}
+
+
+def moved(vm: Mapping[str, Any], migration: Mapping[str, Any], **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The row of a VM's one move, and the VM's."""
+    _, rows = play(scenario(vms=[group("vm", **vm)], migrations=[move()], migration=migration, **changes))
+    (row,) = rows["migrations"]
+    return row, vm_row(rows)
+
+
+def took_s(row: Mapping[str, Any]) -> float:
+    return (row["ended_ns"] - row["started_ns"]) * 1e-9
+
+
+def test_more_connections_move_more_and_a_cap_of_bandwidth_less() -> None:
+    one, four, capped = (
+        took_s(moved(IDLE, settings_, fabric=FAST)[0])
+        for settings_ in ({}, {"connections": 4}, {"connections": 4, "bandwidth": "1 Gb/s"})
+    )
+    # 1,617 MiB/s a connection; 1 GiB and the firmware.
+    assert one == pytest.approx(1.004 / 1.579 + 0.027, rel=0.03)
+    assert four == pytest.approx(1.004 / 1.579 / 4 + 0.027, rel=0.03)
+    assert capped == pytest.approx(1.004 * 1.0737 / 0.125 + 0.027, rel=0.03)
+
+
+def test_compression_halves_the_bytes_on_the_wire_and_costs_no_sev_guest_anything() -> None:
+    plain, _ = moved(IDLE, {}, fabric={"link": "1 Gb/s"})
+    packed_, _ = moved(IDLE, {"compression": 0.5}, fabric={"link": "1 Gb/s"})
+    assert packed_["wire_bytes"] == pytest.approx(plain["wire_bytes"] / 2, rel=1e-3)
+    assert packed_["bytes"] == plain["bytes"]
+    assert took_s(packed_) == pytest.approx(took_s(plain) / 2, rel=0.02)
+    # On a fast link the compressor is what holds it up: 500 MB/s.
+    slow, _ = moved(IDLE, {"compression": 0.5}, fabric=FAST)
+    assert took_s(slow) == pytest.approx(1.004 * 1.0737 / 0.5, rel=0.03)
+    sealed, _ = moved({**IDLE, "generation": "SEV", "memory": "64 MiB"}, {"compression": 0.5}, costs=QUICK)
+    assert sealed["wire_bytes"] == sealed["bytes"]
+
+
+@pytest.mark.parametrize("generation", ["PLAIN", "SEV"])
+def test_copying_that_takes_too_long_is_given_up_or_the_guest_is_stopped(generation: str) -> None:
+    fabric, vm = {"link": "1 Gb/s"}, {**BUSY, "generation": generation}
+    if generation == "SEV":
+        vm["parameters"] = {"table_bytes": 1 << 20}
+    given_up, there = moved(vm, {"timeout_per_gib": "3 s"}, fabric=fabric, costs=QUICK)
+    assert (given_up["outcome"], given_up["reason"]) == ("timed out", "the time for copying is over")
+    assert took_s(given_up) == pytest.approx(3.05, abs=0.1)
+    assert (there["host"], there["state"]) == ("host-1", "running")
+    forced, there = moved(vm, {"timeout_per_gib": "3 s", "at_timeout": "stop-and-copy"}, fabric=fabric, costs=QUICK)
+    assert (forced["outcome"], there["host"], there["faults"]) == ("completed", "host-2", 0)
+    # The rest of the first round stands still with it.
+    assert 5e9 < forced["downtime_ns"] < 9e9
+
+
+def test_a_guest_that_is_slowed_down_converges_and_has_its_pace_back_afterwards() -> None:
+    fabric, cap = {"link": "1 Gb/s"}, {"max_rounds": 14, "downtime_limit": "150 ms"}
+    written = {"fragments": pack_runs([(60_000, 100)]), "step_ms": 60_000, "working_set_bytes": 4096,
+               "touches_per_step": 1, "written_set_bytes": 256 << 20, "written_bytes_per_s": 400_000_000}  # fmt: skip
+    busy = {"vcpus": 1, "workload": "trace-player", "parameters": written}
+    alone, free = moved(busy, cap, fabric=fabric, duration="45 s")
+    assert alone["outcome"] == "round cap"
+    for slow in ({"auto_converge": True, "throttle_increment": 0.3}, {"dirty_limit": "200 Mb/s"}):
+        row, there = moved(busy, {**cap, **slow}, fabric=fabric, duration="45 s")
+        assert (row["outcome"], there["faults"]) == ("completed", 0)
+        assert row["downtime_ns"] < 150e6
+        assert there["instructions"] < free["instructions"]
+
+
+QUICK = {"psp.send_update_ns_per_kib": 10240, "psp.receive_update_ns_per_kib": 10240}
+"""A hundred MB/s."""
+
+
+@pytest.mark.parametrize("generation", ["SEV", "SEV_ES"])
+def test_a_guest_that_firmware_carries_moves_at_the_rate_of_the_security_processor(generation: str) -> None:
+    small = group("vm", generation=generation, memory="256 MiB", parameters={"records": 200})
+    _, rows = play(scenario(vms=[small], migrations=[move(times=3, pause="1 s")], costs=QUICK, duration="40 s"))
+    assert outcomes(rows) == [("completed", None)] * 3
+    row = vm_row(rows)
+    assert (row["state"], row["faults"]) == ("running", 0)
+    assert row["units_of_work"] > 0
+    one = rows["migrations"][0]
+    # What the guest does not share, a page at a time: 240 of 256 MiB and the firmware image, at 100 MB/s.
+    took_ns = one["ended_ns"] - one["started_ns"]
+    assert took_ns == pytest.approx((241 << 20) * 10240 / 1024, rel=0.05)
+    assert one["pages_checked"] > 100
+
+
+def test_moves_of_one_host_share_its_security_processor() -> None:
+    def took(*more: dict[str, Any]) -> list[int]:
+        vm = group("vm", generation="SEV", memory="256 MiB", workload="trace-player",
+                   parameters={"working_set_bytes": 4096, "touches_per_step": 1}, count=len(more) or 1)  # fmt: skip
+        body = scenario(vms=[vm], migrations=[move()], costs=QUICK, duration="40 s")
+        _, rows = play(body)
+        assert {outcome for outcome, _ in outcomes(rows)} == {"completed"}
+        return [row["ended_ns"] - row["started_ns"] for row in rows["migrations"]]
+
+    (alone,) = took()
+    both = took({}, {})
+    assert both == [pytest.approx(2 * alone, rel=0.05)] * 2
+
+
+def test_a_guest_that_writes_faster_than_the_security_processor_sends_never_converges() -> None:
+    busy = group("vm", generation="SEV", memory="64 MiB", workload="random-access", parameters={"table_bytes": 8 << 20})
+    _, rows = play(scenario(vms=[busy], migrations=[move()], migration={"max_rounds": 5}, duration="200 s"))
+    assert outcomes(rows) == [("round cap", "after 5 rounds")]
+    assert vm_row(rows)["state"] == "running"
+
+
+@pytest.mark.parametrize(
+    ("change", "target", "reason"),
+    [
+        ({"sev_policy": ["NOSEND"]}, "host-2", "POLICY_FORBIDS_SENDING"),
+        ({"sev_policy": ["DOMAIN"]}, "host-2", "POLICY_FORBIDS_TARGET"),
+        ({}, "genoa", "OTHER_PRODUCT_LINE"),
+        ({}, "old", "LOWER_FIRMWARE"),
+    ],
+)
+def test_a_guest_whose_policy_or_platform_forbids_it_stays_and_nothing_of_it_was_sent(
+    change: dict[str, Any], target: str, reason: str
+) -> None:
+    hosts = [
+        {"name": "host", "product": "Milan", "count": 2, "memory": "16 GiB"},
+        {"name": "genoa", "product": "Genoa", "memory": "16 GiB"},
+        {"name": "old", "product": "Milan", "memory": "16 GiB", "firmware": "1.52.4"},
+    ]
+    vm = group("vm", generation="SEV", memory="64 MiB", **change)
+    fleet, rows = play(scenario(hosts=hosts, vms=[vm], migrations=[move(to=target)]))
+    assert outcomes(rows) == [("refused", reason)]
+    (row,) = rows["migrations"]
+    assert (row["bytes"], row["rounds"]) == (0, 0)
+    assert (vm_row(rows)["host"], vm_row(rows)["state"]) == ("host-1", "running")
+    assert fleet.control.placement.on(target) == []
+    resident = {host["host"]: host["resident_bytes"] for host in rows["hosts"]}
+    assert resident[target] in {resident[name] for name in resident if name not in ("host-1", target)}
 
 
 def test_a_drain_of_plain_vms_is_complete_and_one_of_an_empty_host_at_once() -> None:
@@ -319,6 +458,8 @@ def test_a_migration_that_the_end_of_the_run_overtakes_is_unfinished_and_the_vm_
         ({"migrations": [move(to="host-9")]}, "migrations[0].to: expected a host of this scenario"),
         ({"migrations": [move(at="30 s")]}, "migrations[0].at: expected before the end at 30 s"),
         ({"migrations": [move(times=0)]}, "migrations[0].times of vm: expected at least 1"),
+        ({"faults": [{"kind": "host-crash", "host": "host-9", "at": "1 s"}]}, "faults[0].host: expected a host or a"),
+        ({"faults": [{"kind": "messages", "at": "1 s", "lost": 1.5}]}, "faults[0].lost: expected"),
         ({"drains": [{"host": "nowhere", "at": "1 s"}]}, "drains[0].host: expected a host of this scenario"),
         ({"fabric": {"link": "0 Gb/s"}}, "fabric.link: expected more than 0"),
         ({"fabric": {"topology": "ring"}}, "fabric.topology: expected 'star' or 'leaf-spine'"),
@@ -337,13 +478,11 @@ def test_what_cannot_be_moved_is_said_in_one_line_that_names_the_field(part: Map
     ("part", "field"),
     [
         ({"migration": {"post_copy": True}}, "migration.post_copy"),
-        ({"migration": {"auto_converge": True}}, "migration.auto_converge"),
-        ({"migration": {"compression": "zstd"}}, "migration.compression"),
-        ({"migration": {"connections": 4}}, "migration.connections"),
+        ({"migration": {"zero_pages": True}}, "migration.zero_pages"),
         ({"fabric": {"spines": 2}}, "fabric.spines"),
         ({"fabric": {"jitter": "10 us"}}, "fabric.jitter"),
         ({"fabric": {"loss": 0.01}}, "fabric.loss"),
-        ({"faults": [{"host": "host-1", "at": "1 s"}]}, "faults"),
+        ({"faults": [{"kind": "link-down", "host": "host-1", "at": "1 s"}]}, "faults[0].kind"),
         ({"placement": "best-fit"}, "placement"),
         ({"migrations": [move(placement="best-fit")]}, "migrations[0].placement"),
     ],
@@ -352,7 +491,7 @@ def test_what_the_limitations_name_is_no_setting(part: Mapping[str, Any], field:
     with pytest.raises(ScenarioError) as caught:
         Scenario.parse(scenario(**part))
     assert caught.value.field.replace('"', "") == field
-    assert caught.value.expected.startswith(("one of the keys", "'first-fit' or 'random'", '"'))
+    assert caught.value.expected.startswith(("one of the keys", "'first-fit' or 'random'", "'host-crash'", '"'))
 
 
 def test_a_leaf_whose_uplinks_are_short_makes_moves_between_racks_slow() -> None:

@@ -6,8 +6,10 @@ import msgpack
 import pytest
 
 from cluster.platform_body import platform_body, platform_of
+from node.card_slot import CardSlot
 from node.memory_cipher import CipherMode, XtsSector
 from node.platform import AS_USUAL, HostMode, Platform, Protection
+from tio.device_identity import CardKind
 
 CHANGED = Platform(
     mode=HostMode.TSME,
@@ -18,6 +20,7 @@ CHANGED = Platform(
     firmware_tcb=0xDB18_0000_0000_0004,
     report_version=5,
     tlb_entries=8,
+    cards=(CardSlot(3, CardKind.NVME, "0007", 1 << 20, 4), CardSlot(1, CardKind.GPU)),
 )
 
 

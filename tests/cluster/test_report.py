@@ -1,16 +1,13 @@
 import io
-import json
-from dataclasses import dataclass
 
 import pytest
 from rich.console import Console
 
-from cluster.report import ADDED, OWN, print_comparison, print_rows_as_json, print_summary
+from cluster.report import ADDED, OWN, print_summary
 from cluster.results import Results
 from cluster.scenario import Scenario
 from cluster.tables import TABLES, ColumnType, Row
-from node.generation import Generation
-from node.phase_cost import Mechanism
+from node.mechanism import Mechanism
 
 
 def printed(results: Results) -> str:
@@ -69,22 +66,6 @@ def test_empty_results_print_too(quiet_scenario: Scenario) -> None:
 
 def test_every_mechanism_is_a_programs_own_or_comes_on_top() -> None:
     assert {*OWN, *ADDED} == set(Mechanism)
-
-
-@dataclass(frozen=True)
-class Pair:
-    vm: str
-    generation: Generation
-    launch_ns: int
-    slowdown: float
-
-
-def test_a_comparison_is_a_row_a_pair(capsys: pytest.CaptureFixture[str]) -> None:
-    pairs = [Pair("db", Generation.SEV_SNP, 1_500_000_000, 1.0421)]
-    print_comparison(pairs)
-    assert capsys.readouterr().out.splitlines()[1].split() == ["db", "SEV_SNP", "1.5", "s", "1.0421"]
-    print_rows_as_json(pairs)
-    assert json.loads(capsys.readouterr().out)["slowdown"] == 1.0421
 
 
 def test_devices_are_shown_by_workload_with_latencies_and_copies(quiet_scenario: Scenario) -> None:

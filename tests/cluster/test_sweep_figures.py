@@ -64,6 +64,7 @@ def test_figures_are_what_the_rows_say(results: Results) -> None:
         ("bounce_share", "stream SEV_SNP"): 0,
         ("svsm_share", "stream SEV_SNP"): 0,
         ("loaded_latency_share", "stream SEV_SNP"): 0,
+        ("disk_wait_share", "stream SEV_SNP"): 0,
         ("llc_share", "stream SEV_SNP"): 0,
         ("smt_share", "stream SEV_SNP"): 0,
         ("launch_ns", "stream SEV_SNP"): 200,

@@ -85,15 +85,18 @@ class Laboratory:
         return b"".join(self.board.dram.read(spa, length) for spa, length in self.board.rmp.layout.ranges())
 
 
-def laboratory(product: str = "Turin", platform: Platform = AS_USUAL, **switches: bool) -> Laboratory:
-    """Guests with a vCPU at each VMPL; nobody owns the memory that they see."""
+def laboratory(
+    product: str = "Turin", platform: Platform = AS_USUAL, *, init_flags: int = 0, **switches: bool
+) -> Laboratory:
+    """Guests with a vCPU at each VMPL; nobody owns the memory that they see. ``init_flags`` are more of SNP_INIT_EX."""
     row = PRODUCTS[product]
     row = replace(row, rmp=replace(row.rmp, **switches))
     lab = Laboratory(Board("board", row, MEMORY_BYTES, 100, CounterRandom(1), platform))
     (syscfg,) = lab.host(op.ReadMsr(0, Msr.SYSCFG))
     assert isinstance(syscfg, int)
     for step in bring_up_steps(row, COMMAND_PAGE, syscfg, platform.max_snp_asid):
-        assert refusal(step, lab.host(*step.batch)) == ""
+        batch = tuple([_with_flags(one, init_flags) for one in step.batch])
+        assert refusal(step, lab.host(*batch)) == ""
     for vm, asid in VMS.items():
         assert lab.host(op.RmpUpdate(gctx(vm), PAGE_BYTES, FIRMWARE)) == (0,)
         assert not lab.firmware(SnpCommand.GCTX_CREATE, buffers.GuestContextPage(gctx(vm)))
@@ -107,6 +110,13 @@ def laboratory(product: str = "Turin", platform: Platform = AS_USUAL, **switches
         if vm in RUNNING:
             assert not lab.firmware(SnpCommand.LAUNCH_FINISH, buffers.SnpLaunchFinish(gctx(vm)))
     return lab
+
+
+def _with_flags(one: op.HypervisorOperation, flags: int) -> op.HypervisorOperation:
+    if not isinstance(one, op.PspCommand) or one.command != SnpCommand.INIT_EX:
+        return one
+    asked = buffers.SnpInitEx.parse(one.buffer)
+    return replace(one, buffer=replace(asked, flags=asked.flags | flags).pack())
 
 
 def _launch_save_area(lab: Laboratory, vm: str, vmpl: int) -> None:

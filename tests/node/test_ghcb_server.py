@@ -279,7 +279,8 @@ def test_an_snp_guest_must_register_its_page_first(snp):
     ("page", "reason"),
     [
         (build_exit(NaeEvent.CPUID, registers={"RAX": 0}), BadInput.MISSING_INPUT),
-        (build_exit(0x8000_0020), BadInput.INVALID_EVENT),
+        (build_exit(0x8000_001B), BadInput.INVALID_EVENT),
+        (build_exit(NaeEvent.TIO_OP), BadInput.INVALID_EVENT),
         (build_exit(NaeEvent.UNSUPPORTED), BadInput.INVALID_EVENT),
         (build_exit(NaeEvent.IOIO, 1), BadInput.INVALID_INPUT),
         (build_exit(NaeEvent.MMIO_READ, 0, 4, {"SW_SCRATCH": 1 << 45}), BadInput.BAD_SCRATCH),

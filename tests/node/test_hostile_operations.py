@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from random import Random
 from typing import Any, get_args
 
@@ -12,6 +12,7 @@ from rmp_laboratory import MEMORY_BYTES, laboratory
 from node import operations as op
 from node.actor import Actor
 from node.board import Board
+from node.card_slot import CardSlot
 from node.counter_random import CounterRandom
 from node.disk import DISK_BLOCKS
 from node.generation import Generation
@@ -21,6 +22,7 @@ from node.platform import HostMode, Platform
 from node.product import PRODUCTS
 from node.vmcb import Vmcb
 from psp.system_bus import PAGE_BYTES, RmpEntry
+from tio.device_identity import CardKind
 from tio.nvme_format import Status
 
 EXTREMES = (-1, -4096, 0, 1, 4095, 1 << 36, 1 << 40, 1 << 63, 1 << 64, 1 << 70)
@@ -30,7 +32,9 @@ WORDS = {
     "register": ("CR0", "CR3", "CR4", "EFER", "CR8", "XX"),
     "field": ("EVENTINJ", "V_INTR", "XX"),
     "cost": ("nonsense", ""),
+    "version": ("2.0", ""),
 }
+CARDS = (CardSlot(1, CardKind.GPU), CardSlot(4095 // 256 - 1, CardKind.NVME))
 EACH = 40
 """Samples of an operation on one board."""
 TOY_ASID, TOY_SPA = 200, 32 << 20
@@ -45,7 +49,8 @@ BOARDS = [
 
 
 def board_of(product: str, platform: Platform) -> tuple[Board, list[Vmcb]]:
-    """A board with a SEV guest, and with an SNP guest where the part has them."""
+    """A board with a SEV guest and a card where numbers reach one, and with an SNP guest where the part has them."""
+    platform = replace(platform, cards=CARDS)
     if Generation.SEV_SNP in PRODUCTS[product].generations:
         board = laboratory(product, platform).board
         guests = [board.vmcb("one", 0)]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.migration_frames import MOST_FRAME_BYTES, FrameError, frames_of, page_digests, state_of
+from node.migration_frames import MOST_FRAME_BYTES, NO_SESSION, Expected, FrameError, frames_of, page_digests, state_of
 from node.vm_state import VmState
 
 PAGE = 4096
@@ -18,7 +18,7 @@ def inside(gpa, length):
 
 
 def back(frames):
-    return state_of(frames, "vm", inside, BLOCKS)
+    return state_of(frames, Expected("vm", inside, BLOCKS))
 
 
 def runs(unit, most):
@@ -100,7 +100,8 @@ def forged(sequence, kind, body):
     from node.migration_frames import _checksum
 
     packed = msgpack.packb(body)
-    return msgpack.packb((1, sequence, kind, len(packed), _checksum(sequence, kind, packed), packed))
+    checksum = _checksum(NO_SESSION, sequence, kind, packed)
+    return msgpack.packb((2, NO_SESSION, sequence, kind, len(packed), checksum, packed))
 
 
 HEAD = ("vm", (True,), (), (0,))
@@ -115,7 +116,7 @@ HEAD = ("vm", (True,), (), (0,))
         ([(1, [1, 2])], "frame 0: head: expected name"),
         ([(3, ((0, bytes(PAGE)),))], "frame 0: kind: expected a head first"),
         ([(1, HEAD), (1, HEAD)], "frame 1: kind: expected a head first"),
-        ([(1, HEAD), (9, ())], "frame 1: kind: expected 1 to 5, got 9"),
+        ([(1, HEAD), (9, ())], "frame 1: kind: expected 1 to 8, got 9"),
         ([(1, HEAD), (2, (1, bytes(PAGE)))], "frame 1: registers: expected those of vCPU 0"),
         ([(1, HEAD), (2, (0, bytes(5)))], "frame 1: registers: expected 4096 bytes, got 5"),
         ([(1, HEAD), (3, ((5, bytes(PAGE)),))], "frame 1: gpa: expected whole pages of the VM, got 0x5"),
@@ -124,8 +125,8 @@ HEAD = ("vm", (True,), (), (0,))
         ([(1, HEAD), (3, ())], "frame 1: runs: expected 1 to 256"),
         ([(1, HEAD), (3, ((0, bytes(7)),))], "frame 1: run: expected an address and whole units of 4096 bytes"),
         ([(1, HEAD), (4, ((BLOCKS, bytes(PAGE)),))], "frame 1: lba: expected blocks below 1000"),
-        ([(1, HEAD), (5, (0, 0))], "frame 1: registers: expected of 1 vCPUs, got 0"),
-        ([(1, HEAD), (2, (0, bytes(PAGE))), (5, (3, 0))], "frame 2: end: expected 0 pages and 0 blocks"),
+        ([(1, HEAD), (5, (0, 0, 0))], "frame 1: registers: expected of 1 vCPUs, got 0"),
+        ([(1, HEAD), (2, (0, bytes(PAGE))), (5, (3, 0, 0))], "frame 2: end: expected 0 pages, 0 blocks and 0 packets"),
     ],
 )
 def test_frames_that_are_well_formed_and_wrong_are_refused_by_field(bodies, line):

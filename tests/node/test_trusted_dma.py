@@ -13,9 +13,10 @@ from node import operations as op
 from node.board import Board
 from node.iommu_events import FLAG_PERMISSION, FLAG_WRITE, EventCode
 from node.rmp import GuestCore
-from node.trusted_dma import Binding, TrustedDma
+from node.trusted_dma import TrustedDma
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
 from psp.tsm.secure_device_entry import ALL_PRIVATE, ReservedBits, SecureDeviceEntry
+from psp.tsm.trusted_io import TdiBinding
 from tio.dma_port import DmaFault
 
 ASID, OTHER_ASID, STREAM = 3, 4, 9
@@ -23,6 +24,7 @@ GPA = IOVA
 SECRET = b"private, device."
 ALLOWED = SecureDeviceEntry(valid=True, read=True, write=True)
 OWNED = RmpEntry(assigned=True, gpa=GPA, asid=ASID)
+FIRMWARE_S = RmpEntry(assigned=True, immutable=True)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,8 @@ def owned(
         board.rmp.pvalidate(TARGET, entry.gpa, GuestCore(entry.asid), PAGE_BYTES, large=False, validate=True)
     dma = board.trusted_dma
     assert dma is not None
-    dma.bind(REQUESTER, Binding(ASID, 0x20, frozenset({STREAM}), bound))
+    dma.bind(REQUESTER, TdiBinding(ASID, 0x20, frozenset({STREAM})))
+    dma.write_entry(REQUESTER, bound)
     dma.start(REQUESTER)
     return dma
 
@@ -80,7 +83,7 @@ def test_a_device_and_its_guest_share_private_memory(board: Board) -> None:
         (replace(OWNED, asid=OTHER_ASID), True),
         (replace(OWNED, gpa=GPA + PAGE_BYTES), True),
         (OWNED, False),
-        (RmpEntry(assigned=True, immutable=True), False),
+        (FIRMWARE_S, False),
     ],
 )
 def test_a_page_that_the_rmp_does_not_confirm_is_refused_told_and_fences_the_guest(
@@ -169,7 +172,8 @@ def test_the_vmpl_of_the_entry_is_the_one_whose_permissions_count(board: Board) 
 def owned_again(board: Board, bound: SecureDeviceEntry) -> TrustedDma:
     dma = board.trusted_dma
     assert dma is not None
-    dma.bind(REQUESTER, Binding(ASID, 0x20, frozenset({STREAM}), bound))
+    dma.bind(REQUESTER, TdiBinding(ASID, 0x20, frozenset({STREAM})))
+    dma.write_entry(REQUESTER, bound)
     dma.start(REQUESTER)
     return dma
 
@@ -188,6 +192,43 @@ def test_above_vtom_memory_is_shared(board: Board) -> None:
     dma.write_entry(REQUESTER, replace(ALLOWED, vtom_enabled=True, vtom=(GPA + LARGE_PAGE_BYTES) // LARGE_PAGE_BYTES))
     with pytest.raises(DmaFault):
         dma.read(REQUESTER, STREAM, GPA, 16)
+
+
+def test_a_tdi_that_does_not_run_yet_gets_nowhere(board: Board) -> None:
+    dma = owned(board)
+    dma.bind(REQUESTER, TdiBinding(ASID, 0x20, frozenset({STREAM})))
+    dma.write_entry(REQUESTER, ALLOWED)
+    with pytest.raises(DmaFault):
+        dma.read(REQUESTER, STREAM, GPA, 16)
+    assert dma.fences.status(ASID) == 3
+    dma.start(REQUESTER)
+    assert len(dma.read(REQUESTER, STREAM, GPA, 16)) == 16
+
+
+def unasked(board: Board) -> TrustedDma:
+    """Without the secure device table."""
+    return TrustedDma(board.iommu, lambda: board.rmp, asks_entries=False)
+
+
+@pytest.mark.parametrize("stream", [STREAM, STREAM + 1])
+def test_without_secure_entries_a_device_that_is_nobody_s_reaches_what_the_host_maps(board: Board, stream: int) -> None:
+    owned(board)
+    dma = unasked(board)
+    dma.write(REQUESTER, stream, GPA, SECRET)
+    assert board.controller.read(TARGET, 16, ASID) == SECRET
+    assert dma.read(REQUESTER, stream, GPA, 16) == SECRET
+    assert events(board) == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "validated"), [(OWNED, False), (replace(OWNED, gpa=GPA + PAGE_BYTES), True), (FIRMWARE_S, False)]
+)
+def test_without_secure_entries_the_rmp_is_asked_as_ever(board: Board, entry: RmpEntry, validated: bool) -> None:
+    owned(board, entry, validated=validated)
+    before = board.dram.read(TARGET, 16)
+    unasked(board).write(REQUESTER, STREAM, GPA, SECRET)
+    assert [one.code for one in events(board)] == [EventCode.RMP_PAGE_FAULT]
+    assert board.dram.read(TARGET, 16) == before
 
 
 def test_a_part_without_tio_has_no_trusted_dma() -> None:

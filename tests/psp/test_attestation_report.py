@@ -112,6 +112,17 @@ def test_each_version_adds_fields_to_those_before(version):
     assert is_signed_by(report, machine.psp.legacy.keys.chip.vcek_key(TCB).public_key())
 
 
+@pytest.mark.parametrize(
+    ("fields", "bit"),
+    [((), 0), (("smt",), 1 << 0), (("tsme",), 1 << 1), (("ecc",), 1 << 2), (("smt", "tsme", "ecc"), 7)],
+)
+def test_what_is_said_of_the_platform_is_what_it_has(fields, bit):
+    machine = running()
+    has = {name: name in fields for name in ("smt", "tsme", "ecc")}
+    machine.bus.machine_facts = MachineFacts(0x00A00F11, 1, **has)
+    assert answered(machine)[1][0x40:0x48] == bit.to_bytes(8, "little")
+
+
 def test_equal_machines_make_equal_reports():
     one, another = (answered(running())[1] for _ in range(2))
     assert one == another

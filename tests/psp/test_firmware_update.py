@@ -165,6 +165,7 @@ MACHINE = snp_only()
         (genoa(NEWER)[:-1], {}, Status.BAD_SIGNATURE),
         (genoa(NEWER) + b"\0", {}, Status.BAD_SIGNATURE),
         (bytes(LEAST_BYTES), {}, Status.BAD_SIGNATURE),
+        (bytes(MOST_BYTES), {}, Status.BAD_SIGNATURE),
     ],
 )
 def test_what_is_wrong_with_a_download_has_its_status(image, changes, status):

@@ -40,3 +40,10 @@ def test_a_header_that_no_sender_could_mean_is_refused(wrong: dict[str, Any]) ->
     """SEV-SNP firmware ABI, table of the message header: sizes, version, algorithm and what must be zero."""
     with pytest.raises(BadMessage):
         MessageHeader.checked(replace(GOOD, **wrong).pack())
+
+
+def test_messages_have_the_sheet_s_numbers() -> None:
+    names = ("CPUID", "KEY", "REPORT", "EXPORT", "IMPORT", "ABSORB", "VMRK", "ABSORB_NOMA", "TSC_INFO")
+    ways = ("REQ", "RSP")
+    expected = {f"{name}_{way}": 2 * at + reply for at, name in enumerate(names) for reply, way in enumerate(ways, 1)}
+    assert {kind.name: kind.value for kind in MessageType} == expected

@@ -202,13 +202,14 @@ def test_absorbing_is_from_vmpl0(absorbing):
 
 
 @pytest.mark.parametrize("wanted", [False, True])
+@pytest.mark.parametrize("image", [0, IMI_PAGE])
 @pytest.mark.parametrize("flags", [0, 1])
-def test_firmware_may_want_an_image_of_who_is_to_run_on(wanted, flags):
+def test_firmware_may_want_an_image_of_who_is_to_run_on(wanted, image, flags):
     source, _ = agents()
-    launched(source, GCTX, MOVABLE, AGENT, MA_EN)
+    launched(source, GCTX, MOVABLE, AGENT, MA_EN | IMI_EN, [(CONTENTS[0], image)])
     source.psp.snp.migration.export_wants_imi = wanted
     answer = ask(source, AGENT, M.EXPORT_REQ, struct.pack("<QQ", GCTX, flags))
-    assert status_of(answer) == (Status.BAD_MEASUREMENT if wanted and flags else 0)
+    assert status_of(answer) == (Status.BAD_MEASUREMENT if wanted and flags and not image else 0)
 
 
 # Without an agent.

@@ -50,15 +50,21 @@ def key(machine, asked=None, vmpl=0):
 
 @pytest.mark.parametrize(
     ("rooted", "fields", "root"),
-    [(RootTcb.ASKED, 0x7F, TCB - 1), (RootTcb.ASKED, 0x5F, 0), (RootTcb.REPORTED, 0x7F, TCB)],
+    [
+        (RootTcb.ASKED, 0x7F, TCB - 1), (RootTcb.ASKED, 0x5F, 0), (RootTcb.ASKED, 0, 0), (RootTcb.REPORTED, 0x7F, TCB),
+        (RootTcb.REPORTED, 0, TCB),
+    ],
 )
 def test_a_key_is_sp_800_108_of_the_endorsement_key_and_a_record(rooted, fields, root):
     machine = running(**GUEST)
     machine.psp.snp.derived_keys.root_tcb = rooted
     asked = Asked(0, fields, 1, 4, TCB - 1, 2)
-    tcb = TCB - 1 if fields & 1 << 5 else 0
-    record = struct.pack("<IIQIIQQ", 0, 0, fields, 1, 4, tcb, POLICY) + b"I" * 16 + b"F" * 16 + b"D" * 48
-    record = (record + struct.pack("<Q", 2)).ljust(0x90, b"\0")
+    svn, tcb, policy, mitigations = (
+        value if fields & 1 << bit else 0 for value, bit in ((4, 4), (TCB - 1, 5), (POLICY, 0), (2, 6))
+    )
+    named = b"I" * 16 + b"F" * 16 + b"D" * 48 if fields else bytes(80)
+    record = struct.pack("<IIQIIQQ", 0, 0, fields, 1, svn, tcb, policy) + named
+    record = (record + struct.pack("<Q", mitigations)).ljust(0x90, b"\0")
     scalar = machine.psp.legacy.keys.chip.vcek_key(root).private_numbers().private_value.to_bytes(48, "little")
     said = struct.pack("<I", 1) + b"gmsg-keyreq\0" + record + struct.pack("<I", 256)
     assert key(machine, asked) == hmac.digest(scalar, said, hashlib.sha256)

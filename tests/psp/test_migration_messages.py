@@ -311,6 +311,13 @@ BLOBS = {
         lambda blob: put(put(put(blob, 0x110, b"K"), 0x220, b"\2"), 0x240, owned(blob, version=2)),
         Status.INVALID_PARAM,
     ),
+    "an author's flag without a key": (
+        lambda blob: put(put(put(blob, 0x110, b"K"), 0x220, b"\3"), 0x240, owned(blob)), Status.INVALID_PARAM
+    ),
+    "an author's key without a flag": (
+        lambda blob: put(put(put(put(blob, 0x110, b"K"), 0x140, b"A"), 0x220, b"\2"), 0x240, owned(blob)),
+        Status.INVALID_PARAM,
+    ),
     "an ID block that nobody has": (lambda blob: put(blob, 0x240, b"\1"), Status.INVALID_PARAM),
     "launched by firmware to come": (lambda blob: put(blob, 0x2B0 + 6, b"\xff"), Status.INVALID_PARAM),
     "a policy without an agent": (lambda blob: put(blob, 0x228, struct.pack("<Q", POLICY)), Status.POLICY_FAILURE),

@@ -66,13 +66,6 @@ def test_no_tcb_is_the_highest_that_may_be_reported(machine):
         assert status_page(machine).reported_tcb == reported
 
 
-def test_a_report_s_versions_are_those_of_what_runs_what_is_committed_and_the_launch(machine):
-    said = machine.psp.firmware.versions(launch_tcb=OLD - 1)
-    assert (said.current_major, said.current_minor, said.current_build) == (1, 55, 29)
-    assert (said.committed_major, said.committed_minor, said.committed_build) == (1, 52, 4)
-    assert (said.current_tcb, said.committed_tcb, said.reported_tcb, said.launch_tcb) == (TCB, OLD, OLD, OLD - 1)
-
-
 @pytest.mark.parametrize(("whose", "tcb"), [(TcbOf.COMMITTED, OLD), (TcbOf.CURRENT, TCB)])
 def test_a_guest_keeps_the_tcb_it_was_launched_at(machine, whose, tcb):
     machine.psp.firmware.launched_at = whose
@@ -141,6 +134,14 @@ def test_a_vlek_goes_when_another_tcb_is_reported(machine, changed):
     assert machine.call(SnpCommand.VLEK_LOAD, load.pack()) == 0
     assert machine.call(SnpCommand.CONFIG, buffers.SnpConfig(OLD - changed).pack()) == 0
     assert bool(status_page(machine).policy_flags & 4) != changed
+
+
+def test_a_vlek_goes_with_a_commit_that_changes_what_is_reported_and_with_no_other(machine):
+    load = lay(machine, Hashstick(STICK, OLD).wrapped(chip_key(machine), b"i" * 12)).pack()
+    for kept in (False, True):
+        assert machine.call(SnpCommand.VLEK_LOAD, load) == 0
+        assert commit(machine) == 0
+        assert bool(status_page(machine).policy_flags & 4) == kept
 
 
 @pytest.mark.parametrize("at", [0, 0x10, 0x18F, 0x190, 0x1A0, 0x1AF])

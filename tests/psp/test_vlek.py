@@ -3,6 +3,7 @@
 import hashlib
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,6 +52,15 @@ def test_a_chip_never_goes_up_in_any_component(component):
 def test_each_provider_and_each_tcb_has_a_key_of_its_own():
     sticks = [provider_hashstick(secret, tcb) for secret in (SECRET, b"x") for tcb in (TCB, TCB - 1, TCB - (1 << 56))]
     assert len({scalar(stick) for stick in sticks}) == len(sticks)
+
+
+def test_a_wrapped_hashstick_has_the_sheet_s_places():
+    """IV at 0, hashstick at 10h, TCB at 190h, tag at 1A0h; AES-256-GCM."""
+    sealed = provider_hashstick(SECRET, TCB).wrapped(KEY, b"i" * 12)
+    assert (sealed[:12], sealed[0x0C:0x10], sealed[0x198:0x1A0]) == (b"i" * 12, bytes(4), bytes(8))
+    assert sealed[0x190:0x198] == TCB.to_bytes(8, "little")
+    found = AESGCM(KEY).decrypt(b"i" * 12, sealed[0x10:0x190] + sealed[0x1A0:0x1B0], sealed[0x190:0x198])
+    assert found == provider_hashstick(SECRET, TCB).octets
 
 
 def test_only_its_chip_unwraps_it():

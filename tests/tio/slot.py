@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,12 +12,17 @@ from tio.card_dma import CardDma
 from tio.device_identity import CardKind
 from tio.device_security_module import ProtocolId
 from tio.dma_port import DmaFault
+from tio.doe import DataObject
 from tio.gpu import Gpu, GpuCommand, GpuRegister
-from tio.ide import Association, Direction, IdeStream, Link, Packet, StreamSettings, SubStream, Way
+from tio.ide import Direction, Link, Packet, SubStream, Way
 from tio.ide import key_programmer as keys
+from tio.ide.capability import BlockRegister, address_words, control_word, requester_words
 from tio.ide.keys import FIRST_INVOCATION
-from tio.pci import Command, Device, Register
+from tio.pci import Command, MsixControl, Register
+from tio.pci.doe_mailbox import exchange
 from tio.root_port import RootPort
+from tio.spdm import PCI_DOE
+from tio.spdm import Packet as SpdmPacket
 from tio.steps import carry
 from tio.tdisp import InterfaceId, LockFlags, LockRequest, requester
 
@@ -68,31 +73,86 @@ class Memory:
         self.log.append(one)
 
 
-def settings(**more: bool) -> StreamSettings:
-    return StreamSettings(aggregation=dict.fromkeys(SubStream, 8), **more)
-
-
 class Slot:
-    """A GPU unless ``device`` says otherwise, set up as a host would, without keys."""
+    """A GPU unless another card is given, set up as a host would, without keys."""
 
-    def __init__(self, device: Device | None = None, *, tee_limited: bool = True, **dma: int) -> None:
-        self.memory, self.link, self.dma = Memory(), Link(), CardDma(**dma)
-        self.gpu = Gpu(self.dma, GPU_MEMORY)
+    def __init__(self, card: Card | None = None, *, tee_limited: bool = True, **dma: int) -> None:
+        self.memory, self.link = Memory(), Link()
         self.root = RootPort(3, self.link, self.memory)
-        self.card = Card(
-            CardKind.GPU, device or self.gpu, draw, dma=self.dma, memory_bytes=GPU_MEMORY, requester_id=CARD
-        )
+        if card is None:
+            self.dma = CardDma(**dma)
+            self.gpu = Gpu(self.dma, GPU_MEMORY)
+            card = Card(CardKind.GPU, self.gpu, draw, dma=self.dma, memory_bytes=GPU_MEMORY, requester_id=CARD)
+        self.card = card
         self.root.plug(self.card)
+        self.control = {"tee_limited": tee_limited, "aggregation": 8}
         self.seen: list[tuple[Way, Packet]] = []
         self.tail = 0
-        for index, address in BARS.items():
+        self.set_up()
+
+    def set_up(self) -> None:
+        """BARs, memory and bus mastering, and a stream at both ends."""
+        for index in self.card.space.bars:
+            address = BARS[index]
             self.root.configuration_write(CARD, 0x10 + 4 * index, address & 0xFFFF_FFFF)
             self.root.configuration_write(CARD, 0x14 + 4 * index, address >> 32)
         self.root.configuration_write(CARD, Register.COMMAND, Command.MEMORY_SPACE | Command.BUS_MASTER, 2)
-        both = settings(tee_limited=tee_limited)
-        for port in (self.root.port, self.card.port):
-            port.streams[STREAM] = IdeStream(STREAM, both)
-            port.associations.append(Association(STREAM, (CARD, CARD), ((BARS[0], BARS[4] + 0x1FFF),)))
+        last = BARS[4] + 0x1FFF
+        self.write_block(self.ide_of_root, 0, (CARD, CARD), (BARS[0], last), control_word(STREAM, **self.control))
+        self.write_block(
+            self.ide_of_card, 0, (self.root.requester_id,) * 2, None, control_word(STREAM, default=True, **self.control)
+        )
+
+    # As a host that sets streams up.
+
+    def ide_of_root(self, offset: int, value: int | None = None) -> int:
+        """A register of the root port's capability."""
+        at = self.root.space.extended_at(self.root.ide) + offset
+        return self.root.space.read(at) if value is None else self.root.space.write(at, value) or 0
+
+    def ide_of_card(self, offset: int, value: int | None = None) -> int:
+        """A register of the card's, by configuration requests."""
+        at = self.card.space.extended_at(self.card.ide) + offset
+        if value is None:
+            return self.root.configuration_read(CARD, at)
+        self.root.configuration_write(CARD, at, value)
+        return 0
+
+    def write_block(
+        self,
+        write: Callable[..., int],
+        number: int,
+        requesters: tuple[int, int],
+        addresses: tuple[int, int] | None,
+        control: int,
+    ) -> None:
+        """Association first, then control."""
+        at = self.root.ide.block_at(number)
+        words = requester_words(*requesters) + (() if addresses is None else address_words(*addresses))
+        for place, word in enumerate(words):
+            write(at + BlockRegister.RID_1 + 4 * place, word)
+        write(at + BlockRegister.CONTROL, control)
+
+    def enable(self) -> None:
+        """Set the enable bit at both ends."""
+        for write, default in ((self.ide_of_root, False), (self.ide_of_card, True)):
+            word = control_word(STREAM, enable=True, default=default, **self.control)
+            write(self.root.ide.block_at(0) + BlockRegister.CONTROL, word)
+
+    def through_the_mailbox(self, packet: SpdmPacket) -> SpdmPacket:
+        """An SPDM packet's answer, as a host carries both by configuration requests."""
+        at, wrapped = self.card.space.extended_at(self.card.mailbox), PCI_DOE.wrap(packet)
+        found = exchange(
+            lambda offset: self.root.configuration_read(CARD, at + offset),
+            lambda offset, value: self.root.configuration_write(CARD, at + offset, value),
+            DataObject(1, wrapped[2], wrapped[8:]),
+        )
+        assert found is not None
+        return PCI_DOE.unwrap(found.pack())
+
+    def disable(self, write: Callable[..., int], *, default: bool) -> None:
+        """Clear the enable bit at one end."""
+        write(self.root.ide.block_at(0) + BlockRegister.CONTROL, control_word(STREAM, default=default, **self.control))
 
     # As a TSM whose session is there.
 
@@ -117,8 +177,7 @@ class Slot:
         for way in Direction:
             for sub_stream in SubStream:
                 self.root.go(STREAM, key_set, way, sub_stream)
-        for port in (self.root.port, self.card.port):
-            port.streams[STREAM].enable()
+        self.enable()
 
     def lock(self, flags: int = LockFlags.LOCK_MSIX) -> bytes:
         return self.tdisp(requester.lock_interface(InterfaceId(CARD), LockRequest(flags, STREAM)))
@@ -128,6 +187,13 @@ class Slot:
 
     def stop(self) -> None:
         self.tdisp(requester.stop_interface(InterfaceId(CARD)))
+
+    def set_vector(self, vector: int, address: int, value: int, *, tee: bool = False) -> None:
+        """Have a vector write ``value`` to ``address``, with MSI-X on."""
+        for at, word in ((0, address), (4, 0), (8, value), (12, 0)):
+            self.root.store(BARS[4] + 16 * vector + at, word, 4, tee=tee)
+        if not tee:
+            self.root.configuration_write(CARD, Register.MSIX_CONTROL, MsixControl.ENABLE, 2)
 
     # As a driver of the GPU.
 
@@ -168,9 +234,9 @@ def keys_of(key_set: int = 0, seed: str = "key") -> dict[tuple[Direction, SubStr
     }
 
 
-def running(**more: int) -> Slot:
+def running(card: Card | None = None, flags: int = LockFlags.LOCK_MSIX, **more: int) -> Slot:
     """A slot whose card runs trusted."""
-    slot = Slot(**more)
+    slot = Slot(card, **more)
     slot.give_keys()
-    slot.run()
+    slot.run(flags)
     return slot

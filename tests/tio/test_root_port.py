@@ -15,6 +15,7 @@ from tio.doe import DataObject, DoeError
 from tio.gpu import MEMORY_BAR, GpuCommand, GpuOpcode, GpuRegister, GpuStatus
 from tio.ide import Direction, Failure, IdeError, IdeTlp, Packet, StreamState, SubStream, Tlp, Way, memory_read
 from tio.ide import key_programmer as keys
+from tio.ide.capability import BLOCKS_AT, BlockRegister
 from tio.ide.keys import FIRST_INVOCATION
 from tio.ide.requests import configuration_write
 from tio.pci import Register
@@ -25,6 +26,7 @@ from tio.steps import carry
 from tio.tdisp import InterfaceId, LockFlags, LockRequest, Tampering, TdiState, parse_report, requester
 
 ONES = 0xFFFF_FFFF
+STATUS = BLOCKS_AT + BlockRegister.STATUS
 MEMORY_AT = BARS[MEMORY_BAR]
 CANARY = b"a tenant's canary that nobody on the link may see"
 
@@ -61,18 +63,8 @@ def test_a_card_is_attested_keyed_locked_and_works_over_its_link_and_nobody_on_i
     assert root.configuration_read(CARD, at, 2) == 0x2E
     one = Requester(RequesterSettings(anchors=TrustAnchors((slot.card.identity.root,))), PCI_DOE, draw)
 
-    def asked(packet):
-        wrapped = PCI_DOE.wrap(packet)
-        found = exchange(
-            lambda offset: root.configuration_read(CARD, at + offset),
-            lambda offset, value: root.configuration_write(CARD, at + offset, value),
-            DataObject(1, wrapped[2], wrapped[8:]),
-        )
-        assert found is not None
-        return PCI_DOE.unwrap(found.pack())
-
     def do(steps):
-        return carry(steps, asked)
+        return carry(steps, slot.through_the_mailbox)
 
     do(one.connect())
     do(one.digests())
@@ -94,8 +86,7 @@ def test_a_card_is_attested_keyed_locked_and_works_over_its_link_and_nobody_on_i
         root.go(STREAM, 0, Direction(1 - way), sub_stream)
     told(ProtocolId.IDE_KM, keys.start_keys(STREAM_PORT, STREAM, 0))
     assert not root.is_secure(STREAM)
-    for port in (root.port, slot.card.port):
-        port.streams[STREAM].enable()
+    slot.enable()
     assert root.is_secure(STREAM)
     interface = InterfaceId(CARD)
     nonce = told(ProtocolId.TDISP, requester.lock_interface(interface, LockRequest(0, STREAM)))
@@ -170,9 +161,9 @@ def test_there_is_no_trusted_access_without_a_secure_stream() -> None:
     assert slot.root.load(MEMORY_AT, 4, tee=True) == ONES
     slot.root.store(MEMORY_AT, 5, 4, tee=True)
     assert slot.seen == []
-    slot.root.port.associations.clear()
     slot.give_keys()
-    assert slot.root.load(MEMORY_AT, 4, tee=True) == ONES
+    slot.seen.clear()
+    assert slot.root.load(MEMORY_AT + 0x10_0000_0000, 4, tee=True) == ONES  # which belongs to no stream
     assert slot.seen == []
 
 
@@ -253,6 +244,57 @@ def test_requests_that_nobody_can_serve_are_answered_or_dropped() -> None:
     answers = [packet for way, packet in slot.seen if way is Way.DOWN][1:]
     assert [packet.header[:1].hex() for packet in answers] == ["0a", "0a"]
     assert [packet.header[6] >> 5 for packet in answers] == [1, 1]
+
+
+def test_a_configuration_request_for_more_than_a_register_is_refused() -> None:
+    slot = Slot()
+    slot.watch()
+    slot.link.injected[Way.DOWN].append(Tlp(bytes.fromhex("04000101 010007ff 010000c0")))
+    assert slot.root.load(MEMORY_AT, 4, tee=False) == 0
+    answers = [packet.header for way, packet in slot.seen if way is Way.UP]
+    assert [(header[0], header[6] >> 5) for header in answers] == [(0x0A, 1), (0x4A, 0)]
+
+
+# Registers of streams.
+
+
+def test_streams_are_set_up_and_seen_by_configuration_requests_at_both_ends() -> None:
+    slot = Slot()
+    assert [one(STATUS) for one in (slot.ide_of_root, slot.ide_of_card)] == [0, 0]
+    slot.give_keys()
+    assert [one(STATUS) & 0xF for one in (slot.ide_of_root, slot.ide_of_card)] == [2, 2]
+    registers = slot.ide_km(keys.ask_for_port(STREAM_PORT)).registers
+    assert registers == tuple([slot.ide_of_card(4 * at) for at in range(len(registers))])
+    assert slot.root.space.read(Register.LINK_CAPABILITIES + 3, 1) == slot.root.number
+
+
+@pytest.mark.parametrize("register", [BlockRegister.CONTROL, BlockRegister.RID_1, BlockRegister.ADDRESS_1])
+def test_a_host_that_touches_the_bound_stream_takes_the_interface_to_error(register: BlockRegister) -> None:
+    """Association can only change once the stream was disabled, which is what breaks the lock."""
+    slot = running()
+    at = slot.root.ide.block_at(0) + register
+    slot.ide_of_card(at, 0)
+    if register is BlockRegister.CONTROL:
+        assert (slot.card.tdi.state, slot.card.tdi.why) == (TdiState.ERROR, Tampering.IDE_CONTROL)
+        assert slot.root.load(MEMORY_AT, 4, tee=True) == ONES
+    else:
+        assert slot.card.tdi.state is TdiState.RUN
+    # Another stream is the host's.
+    slot = running()
+    slot.ide_of_card(slot.root.ide.block_at(1) + register, 9 << 24)
+    assert slot.card.tdi.state is TdiState.RUN
+
+
+def test_a_stream_that_fails_at_one_end_fails_at_the_other() -> None:
+    slot = running()
+    slot.open_ring(tee=True)
+    slot.link.tap = tampering(Way.UP, flipped)
+    slot.dma.write(DATA, bytes(64))
+    slot.link.tap = None
+    assert slot.root.port.streams[STREAM].failure is Failure.MAC
+    assert slot.card.port.streams[STREAM].failure is Failure.PARTNER
+    assert slot.ide_of_card(STATUS) == 1 << 31
+    assert slot.card.tdi.state is TdiState.ERROR
 
 
 # Whoever sits on the link.
@@ -356,9 +398,7 @@ def test_interrupts_are_trusted_if_the_lock_holds_their_table() -> None:
     for flags, tee in ((LockFlags.LOCK_MSIX, True), (LockFlags(0), False)):
         slot = Slot()
         slot.give_keys()
-        slot.root.configuration_write(CARD, Register.MSIX_CONTROL, 1 << 15, 2)
-        for at, value in ((0, 0x8000), (4, 0), (8, 0xAB), (12, 0)):
-            slot.root.store(BARS[4] + at, value, 4, tee=False)
+        slot.set_vector(0, 0x8000, 0xAB)
         slot.run(flags)
         slot.memory.log.clear()
         assert slot.dma.interrupt(0)
@@ -374,3 +414,46 @@ def test_the_ring_is_where_the_test_says() -> None:
     assert slot.root.load(BARS[0] + GpuRegister.RING_BASE, 8, tee=False) == RING
     assert slot.root.load(BARS[0] + GpuRegister.FENCE_BASE, 8, tee=False) == FENCE
     assert slot.root.load(BARS[0] + GpuRegister.MEMORY_BYTES, 4, tee=False) == GPU_MEMORY
+
+
+# Long reads and writes.
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("tee", [False, True])
+@pytest.mark.parametrize(("address", "length"), [(0x40000, 0x8000), (0x40003, 0x5001), (0x40FFE, 5), (0x40010, 300)])
+def test_long_reads_and_writes_bring_every_byte_once(address: int, length: int, tee: bool, watched: bool) -> None:
+    slot = running() if tee else Slot()
+    if watched:
+        slot.watch()
+    data = np.random.default_rng(length).bytes(length)
+    slot.memory.log.clear()
+    slot.dma.write(address, data)
+    assert slot.memory.octets[address : address + length] == data
+    assert sum(one.length for one in slot.memory.log) == length
+    slot.memory.log.clear()
+    assert slot.dma.read(address, length) == data
+    assert sum(one.length for one in slot.memory.log) == length
+    assert {one.tee for one in slot.memory.log} == {tee}
+    before = bytes(slot.memory.octets)
+    slot.dma.write(address, b"")
+    assert slot.dma.read(address, 0) == b""
+    assert slot.memory.octets == before
+
+
+def test_a_page_refused_in_the_middle_of_a_long_read_is_asked_for_once() -> None:
+    slot = running()
+    slot.memory.refused = {0x42}
+    with pytest.raises(DmaFault):
+        slot.dma.read(0x40000, 0x4000)
+    assert slot.root.refused_reads == 1
+    assert slot.card.tdi.state is TdiState.RUN
+    assert slot.dma.read(0x43000, 0x2000) == bytes(0x2000)
+
+
+def test_a_card_may_say_that_a_refusal_ends_trust() -> None:
+    slot = running(refusal_ends=True)
+    slot.memory.refused = {0x42}
+    with pytest.raises(DmaFault):
+        slot.dma.read(0x42000, 64)
+    assert (slot.card.tdi.state, slot.card.tdi.why) == (TdiState.ERROR, Tampering.COMPLETION)

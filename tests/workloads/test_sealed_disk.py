@@ -1,5 +1,7 @@
 """A tenant that has its disk key sealed, over an update of its host's firmware, its commit, and the other way round."""
 
+from dataclasses import replace
+
 import pytest
 
 from cluster.firmware_updates import update_image
@@ -9,6 +11,7 @@ from node.platform import Platform
 from node.product import PRODUCTS
 from node.program import ProgramSpec
 from psp.command_buffers import SnpConfig
+from psp.guest_context import VCEK_DISABLED
 from psp.key_messages import RootTcb
 from tests.node.toy_guests import MIB, SECOND, make_host, run
 from workloads.library import PROGRAMS
@@ -25,7 +28,7 @@ class World:
     def __init__(self, parameters, generation=Generation.SEV_SNP, rooted=RootTcb.ASKED, vcpus=1):
         self.host = make_host(PROGRAMS, platform=Platform(firmware_api=OLD))
         self.host.board.psp.snp.derived_keys.root_tcb = rooted
-        program = ProgramSpec("sealed-disk", tuple(sorted((parameters | {"seconds": 1}).items())))
+        program = ProgramSpec("sealed-disk", tuple(sorted(({"seconds": 1, "instructions": 0} | parameters).items())))
         spec = GuestSpec("vm", generation, vcpus, 128 * MIB, program, 11)
         self.host.launch(spec, lambda _: None, running=True)
         self.guest = self.host.guests["vm"]
@@ -106,3 +109,23 @@ def test_what_the_host_puts_on_the_disk_opens_nothing():
 @pytest.mark.parametrize("generation", [Generation.PLAIN, Generation.SEV_ES])
 def test_a_guest_without_a_firmware_to_ask_ends(generation):
     assert World(FREE, generation).goes_on() == 5
+
+
+@pytest.mark.parametrize("kind", ["bound", "free"])
+def test_a_guest_that_may_not_use_its_chip_s_key_has_nothing_to_seal_with(kind):
+    """Launched to rest on a provider's key, on a host that has none: no report, and no key."""
+    world = World(ALL[kind])
+    contexts = world.host.board.psp.snp.guests.pages
+    gctx = world.host.hypervisor.launched("vm").gctx
+    contexts.write(gctx, replace(contexts.read(gctx), flags=VCEK_DISABLED))
+    assert world.goes_on() == 5
+    assert world.sealed == [0]
+
+
+@pytest.mark.parametrize(("seconds", "instructions", "each_ns"), [(1, 0, 10**9), (5, 0, 5 * 10**9), (1, 10**10, 0)])
+def test_it_opens_its_key_as_often_as_it_is_told_to(seconds, instructions, each_ns):
+    world = World(FREE | {"seconds": seconds, "instructions": instructions})
+    clock, per_cycle = PRODUCTS["Milan"].base_hz, 1.5
+    each_ns += 0 if each_ns else seconds * SECOND + int(instructions / per_cycle / clock * SECOND)
+    run(world.host, 21 * SECOND)
+    assert abs(20 * SECOND // each_ns - world.opened[0]) <= 1

@@ -6,7 +6,7 @@ devices expect.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tio.ide.key_messages import (
@@ -21,25 +21,20 @@ from tio.ide.key_messages import (
 )
 from tio.ide.keys import FIRST_INVOCATION
 from tio.ide.port import IdePort
-from tio.ide.stream import Failure, IdeError, IdeStream, StreamState
+from tio.ide.stream import Failure, IdeError, IdeStream
 
-_STREAM_ID_SHIFT = 24
-_ENABLE = 1 << 0
-_TEE_LIMITED = 1 << 23
-_DEFAULT_STREAM = 1 << 22
-_CAP_SELECTIVE, _CAP_TEE_LIMITED = 1 << 1, 1 << 24
-_STATUS_SECURE = 2
-_EXTENDED_CAPABILITY = 0x30
-"""Id of the IDE extended capability (7.9.26)."""
+_NO_STREAMS = (0x0001_0030, 0, 0)
+"""Registers of a port on which no stream ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class PortRegisters:
-    """Where a port stands."""
+    """Where a port stands, and what its IDE extended capability holds now."""
 
     device_function: int = 0
     bus: int = 0
     segment: int = 0
+    registers: Callable[[], tuple[int, ...]] = lambda: _NO_STREAMS
 
 
 class KeyResponder:
@@ -71,7 +66,9 @@ class KeyResponder:
         """A session is over: the streams whose keys it programmed are Insecure."""
         for place in [place for place, owner in self.programmed_by.items() if owner == session_id]:
             del self.programmed_by[place]
-            self._ports[place[0]][1].streams[place[1]].fail(Failure.SESSION)
+            stream = self._ports[place[0]][1].streams.get(place[1])
+            if stream is not None:
+                stream.fail(Failure.SESSION)
 
     def complete_for(self, session_id: int, port_index: int, stream_id: int) -> bool:
         """Whether a stream has keys for all its sub-streams, all of this session."""
@@ -88,10 +85,9 @@ class KeyResponder:
         found = self._ports.get(index)
         if found is None:
             return None
-        place, port = found
-        registers = _registers(port)
+        place, most = found[0], max(self._ports)
         return QueryResponse(
-            index, place.device_function, place.bus, place.segment, max(self._ports), registers
+            index, place.device_function, place.bus, place.segment, most, place.registers()
         ).pack()
 
     def _malformed(self, data: bytes, error: KeyMessageError) -> bytes | None:
@@ -141,19 +137,3 @@ class KeyResponder:
     @staticmethod
     def _reply(asked: KeyMessage, object_id: ObjectId, status: int = 0) -> bytes:
         return KeyMessage(object_id, asked.stream_id, asked.slot, asked.port_index, status).pack()
-
-
-def _registers(port: IdePort) -> tuple[int, ...]:
-    """The IDE extended capability of a port: header, capability, control, and a block of each selective stream.
-
-    Bit places other than those of TEE-Limited Stream, enable and stream id were not checked against a manual.
-    """
-    streams = sorted(port.streams.items())
-    words = [_EXTENDED_CAPABILITY | 1 << 16, _CAP_SELECTIVE | _CAP_TEE_LIMITED | (len(streams) - 1 & 0xFF) << 16, 0]
-    for stream_id, stream in streams:
-        control = _ENABLE * stream.enabled | _TEE_LIMITED * stream.settings.tee_limited | stream_id << _STREAM_ID_SHIFT
-        held = [one for one in port.associations if one.stream_id == stream_id]
-        first, last = held[0].requesters if held else (0, 0)
-        words += [0, control | _DEFAULT_STREAM, _STATUS_SECURE * (stream.state is StreamState.SECURE)]
-        words += [last << 8, first << 8 | bool(held)]
-    return tuple(words)

@@ -6,14 +6,25 @@ the stream of its request. Source: PCI Express base specification, 6.33.3 and 6.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 
+from tio.ide.completion_run import CompletionRun, receive_completions, send_completions
 from tio.ide.keys import KeyUsedUp
-from tio.ide.link import Packet
+from tio.ide.link import Packet, Run
 from tio.ide.requests import is_last
-from tio.ide.stream import Failure, IdeError, IdeStream, IdeTlp, StreamState
+from tio.ide.stream import (
+    ALL_CHECKS,
+    FAIL,
+    Failure,
+    IdeError,
+    IdeStream,
+    IdeTlp,
+    StreamChecks,
+    StreamState,
+    fail_message,
+)
 from tio.ide.tlp import SubStream, Tlp, TlpError, TlpKind
 from tio.ide.write_run import WriteRun, receive_writes, send_writes
 
@@ -22,18 +33,23 @@ TAGS = 256
 
 @dataclass(frozen=True, slots=True)
 class Association:
-    """What belongs to a stream: requester ids and addresses, each from a first to a last."""
+    """What belongs to a stream: requester ids and addresses, each from a first to a last.
+
+    ``sent_alone``: it says where packets go that are sent, and nothing of those that come, as a Default Stream.
+    """
 
     stream_id: int
     requesters: tuple[int, int]
     addresses: tuple[tuple[int, int], ...] = ()
+    sent_alone: bool = False
 
     def holds(self, packet: Tlp) -> bool:
-        """Whether a request belongs here."""
-        if packet.kind in (TlpKind.MEMORY_READ, TlpKind.MEMORY_WRITE):
-            address = packet.address
-            if any(first <= address <= last for first, last in self.addresses):
-                return True
+        """Whether a request of memory belongs here; others never do."""
+        if packet.kind not in (TlpKind.MEMORY_READ, TlpKind.MEMORY_WRITE):
+            return False
+        address = packet.address
+        if any(first <= address <= last for first, last in self.addresses):
+            return True
         return self.requesters[0] <= packet.requester <= self.requesters[1]
 
 
@@ -56,15 +72,29 @@ class ArrivedWrites:
     stream_id: int
 
 
+@dataclass(frozen=True, slots=True)
+class ArrivedCompletions:
+    """The answers to reads of equal length, which passed whole: ``data`` has them one behind the other."""
+
+    tags: list[int]
+    data: bytearray
+    tee: bool
+    stream_id: int
+
+
+Taken = Arrived | ArrivedWrites | ArrivedCompletions
+
+
 class IdePort:
     """Streams by id, and the associations that lead to them.
 
     ``tag_fence``: the tag of a request that timed out is not used again before its completion has come, which then
     is thrown away; without it a stale completion answers the next request of that tag (CVE-2025-9613, as told
-    from memory in the sheet).
+    from memory in the sheet). ``checks`` are what its streams look at.
     """
 
-    def __init__(self, *, tag_fence: bool = False) -> None:
+    def __init__(self, *, tag_fence: bool = False, checks: StreamChecks = ALL_CHECKS) -> None:
+        self.checks = checks
         self.streams: dict[int, IdeStream] = {}
         self.associations: list[Association] = []
         self.unsent = 0
@@ -76,13 +106,13 @@ class IdePort:
         """Streams of requests that wait, by tag."""
         self._fenced: set[int] = set()
 
-    def stream_of(self, request: Tlp, *, tee: bool = True) -> IdeStream | None:
-        """The stream to which a request belongs; None for one in the clear.
+    def stream_of(self, request: Tlp, *, tee: bool = True, came: bool = False) -> IdeStream | None:
+        """The stream to which a request belongs that is sent, or that ``came``; None for one in the clear.
 
         To a TEE-limited stream only trusted requests belong (6.33.3).
         """
         for one in self.associations:
-            if one.holds(request):
+            if not (came and one.sent_alone) and one.holds(request):
                 stream = self.streams[one.stream_id]
                 if tee or not stream.settings.tee_limited:
                     return stream
@@ -147,24 +177,61 @@ class IdePort:
             self.unsent += 1
             return None
 
+    def send_completions(
+        self, completer: int, requests: Sequence[Tlp], data: bytes, payload_bytes: int, *, tee: bool, answers_on: int
+    ) -> CompletionRun | None:
+        """The answers to reads of one requester and of equal length, in one go; None where that is not possible."""
+        stream = self.streams.get(answers_on)
+        if stream is None or stream.state is StreamState.INSECURE or (stream.settings.tee_limited and not tee):
+            return None
+        tags = [one.tag for one in requests]
+        return send_completions(stream, completer, requests[0].requester, tags, data, payload_bytes, tee=tee)
+
+    def fail_messages(self, requester: int = 0) -> list[Packet]:
+        """What tells the partner of streams that failed here, once (6.33.4)."""
+        failed = [one for one in self.streams.values() if one.untold]
+        for one in failed:
+            one.untold = False
+        return [fail_message(requester, one.stream_id) for one in failed]
+
     def time_out(self, tag: int) -> None:
         """Nobody waits for the request of a tag any more."""
         if self._outstanding.pop(tag, self) is not self and self._tag_fence:
             self._fenced.add(tag)
 
-    def receive(self, packets: Iterable[Packet | WriteRun]) -> list[Arrived | ArrivedWrites]:
+    def receive(self, packets: Iterable[Packet | Run]) -> list[Taken]:
         """What of it passed."""
-        out: list[Arrived | ArrivedWrites] = []
+        out: list[Taken] = []
         for one in packets:
             if isinstance(one, WriteRun):
                 out += self._receive_run(one)
+            elif isinstance(one, CompletionRun):
+                out += self._receive_completions(one)
             elif isinstance(one, IdeTlp):
                 out += self._receive_protected(one)
             else:
                 out += self._receive_clear(one)
         return out
 
-    def _receive_run(self, run: WriteRun) -> list[Arrived | ArrivedWrites]:
+    def _receive_completions(self, run: CompletionRun) -> list[Taken]:
+        stream, tags = self.streams.get(int(run.heads[0, 3])), run.tags
+        if stream is None or not self._wait_on(stream, tags):
+            return self.receive(run.packets())
+        taken = receive_completions(stream, run)
+        if taken is None:
+            return self.receive(run.packets())
+        for tag in tags:
+            del self._outstanding[tag]
+        return [ArrivedCompletions(tags, *taken, stream.stream_id)]
+
+    def _wait_on(self, stream: IdeStream, tags: Sequence[int]) -> bool:
+        """Whether requests of these tags, each once, wait for what comes on a stream."""
+        waiting = self._outstanding
+        return len(set(tags)) == len(tags) and all(
+            tag in waiting and waiting[tag] == stream.stream_id and tag not in self._fenced for tag in tags
+        )
+
+    def _receive_run(self, run: WriteRun) -> list[Taken]:
         stream = self.streams.get(int(run.heads[0, 3]))
         taken = None if stream is None else receive_writes(stream, run)
         if stream is None or taken is None:
@@ -187,15 +254,24 @@ class IdePort:
     def _receive_clear(self, packet: Tlp) -> list[Arrived]:
         try:
             request = packet.checked().sub_stream is not SubStream.CPL
+            if packet.kind is TlpKind.IDE_MESSAGE:
+                self._receive_message(packet)
+                return []
         except (TlpError, IndexError):
             return []
         if not request:
             return [Arrived(packet)] if self._answers(packet, None) else []
-        stream = self.stream_of(packet, tee=False)
+        stream = self.stream_of(packet, tee=False, came=True)
         if stream is None:
             return [Arrived(packet)]
         stream.receive_clear(packet)
         return []
+
+    def _receive_message(self, packet: Tlp) -> None:
+        """The partner says that a stream failed there. Anybody on the link can say so: that stops work, no more."""
+        stream = self.streams.get(packet.header[15])
+        if packet.header[7] == FAIL and stream is not None:
+            stream.fail(Failure.PARTNER)
 
     def _answers(self, completion: Tlp, stream_id: int | None) -> bool:
         """Whether a completion answers a request that waits; on another stream than the request's both fail."""

@@ -15,15 +15,28 @@ from itertools import groupby
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from tio.ide.keys import FIRST_INVOCATION, KEY_BYTES, KEY_SETS, Direction, KeyUsedUp, SubStreamKey, seal, unseal
+from tio.ide.keys import (
+    FIRST_INVOCATION,
+    KEY_BYTES,
+    KEY_SETS,
+    MAC_BYTES,
+    Direction,
+    KeyUsedUp,
+    SubStreamKey,
+    seal,
+    unseal,
+)
 from tio.ide.prefix import IdePrefix, PrefixError, parse_prefix
 from tio.ide.tlp import SubStream, Tlp, TlpError, TlpKind, message
 
 MOST_AGGREGATED = 8
 MOST_POSTED = 0xFF
 """What the prefix can say; what was posted beyond it a Sync message tells first."""
+_NEAR = 64
+"""How far from the next number a packet's may be where nobody compares them."""
 SYNC, FAIL = 0x54, 0x55
-"""Message codes of the laboratory: the specification's own were not at hand."""
+"""Message codes of the laboratory: the specification's own were not at hand. A Sync message is protected; one that a
+stream failed cannot be, for there are no keys any more."""
 
 
 class StreamState(Enum):
@@ -52,6 +65,19 @@ class Failure(Enum):
     RESET = "conventional reset"
 
 
+_SUB_STREAMS = tuple(SubStream)
+FAILED_CHECKS = (
+    Failure.MAC,
+    Failure.ORDER,
+    Failure.TYPE,
+    Failure.KEY_SET,
+    Failure.AGGREGATE,
+    Failure.TEE_LIMITED,
+    Failure.UNPROTECTED,
+    Failure.OTHER_STREAM,
+)
+
+
 class IdeError(Exception):
     """The port's software asked for what the stream does not do now."""
 
@@ -69,6 +95,24 @@ class StreamSettings:
     Without it a packet that is moved before a Sync message passes posted writes unseen (CVE-2025-9612). How
     PCI-SIG's change works was not at hand; this is one that would.
     """
+
+
+@dataclass(frozen=True, slots=True)
+class StreamChecks:
+    """What a port does and looks at; False only where a laboratory has it knocked out, at both ends."""
+
+    ciphers: bool = True
+    """Without, packets cross as they are, and nothing of them is checked: a stream without link encryption."""
+    macs: bool = True
+    """Without, what comes is decrypted as it is."""
+    numbers: bool = True
+    """Without, a packet passes under any number near the next, and nobody counts what was posted before it.
+
+    Numbers are not on the link; a port without the check is one that would take them from there.
+    """
+
+
+ALL_CHECKS = StreamChecks()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +155,21 @@ class _Receiver:
 class IdeStream:
     """Stream ``stream_id`` at one port."""
 
-    def __init__(self, stream_id: int, settings: StreamSettings | None = None) -> None:
+    def __init__(
+        self, stream_id: int, settings: StreamSettings | None = None, checks: StreamChecks = ALL_CHECKS
+    ) -> None:
         self.stream_id = stream_id
+        self.checks = checks
         self.settings = settings or StreamSettings()
         self.state = StreamState.INSECURE
         self.failure: Failure | None = None
         self.epoch = 0
         """How often the stream became Insecure: whoever relied on it learns that it is not the same any more."""
         self.enabled = False
+        self.fail_received = False
+        """The partner said that it failed; the host clears it."""
+        self.untold = False
+        """A check failed here that the partner was not told of."""
         self.misrouted = 0
         """Packets of other streams; dropped, and no reason to fail."""
         self.dropped = 0
@@ -182,6 +233,8 @@ class IdeStream:
         if self.state is StreamState.SECURE:
             self.failure = why
             self.epoch += 1
+            self.untold = why in FAILED_CHECKS
+        self.fail_received |= why is Failure.PARTNER
         self.state = StreamState.INSECURE
         self._keys.clear()
         self._senders = {one: _Sender() for one in SubStream}
@@ -253,7 +306,7 @@ class IdeStream:
         if sub_stream is SubStream.PR:
             self.count_posted(len([one for one in packets if not is_sync(one)]))
         text = b"".join([one.payload for one in packets])
-        sealed, mac = seal(key.aead, invocation, text, additional)
+        sealed, mac = seal(key.aead, invocation, text, additional) if self.checks.ciphers else (text, bytes(MAC_BYTES))
         out, at = [], 0
         for prefix_bytes, one in zip(heads, packets, strict=True):
             out.append(IdeTlp(prefix_bytes, one.header, sealed[at : at + len(one.payload)]))
@@ -270,6 +323,25 @@ class IdeStream:
         """So many posted packets were sent."""
         for one in (SubStream.NPR, SubStream.CPL):
             self._senders[one].posted += packets
+
+    def posted_to_tell(self, sub_stream: SubStream) -> int:
+        """How many posted packets the next packet on a sub-stream tells of."""
+        return self._senders[sub_stream].posted
+
+    def tell_posted(self, sub_stream: SubStream) -> None:
+        """It was told."""
+        sender = self._senders[sub_stream]
+        sender.total += sender.posted
+        sender.posted = 0
+
+    def take_told(self, sub_stream: SubStream, posted: int) -> bool:
+        """A packet tells of so many posted ones; False where not as many have arrived."""
+        receiver = self._receivers[sub_stream]
+        if posted > receiver.posted:
+            return False
+        receiver.posted -= posted
+        receiver.told += posted
+        return True
 
     def sending_key(self, sub_stream: SubStream) -> tuple[int, SubStreamKey]:
         """Key set and key of what is sent next. Raises IdeError while the stream is Insecure."""
@@ -297,7 +369,7 @@ class IdeStream:
             return []
         why = self._objection(prefix, packet)
         if why is None and prefix.mac:
-            out, why = self._check(SubStream(prefix.sub_stream))
+            out, why = self._check(_SUB_STREAMS[prefix.sub_stream])
             if why is None:
                 return out
         if why is not None:
@@ -311,10 +383,10 @@ class IdeStream:
     def _objection(self, prefix: IdePrefix, packet: IdeTlp) -> Failure | None:
         """What is wrong with one packet before its MAC; None holds it."""
         try:
-            sub_stream = SubStream(prefix.sub_stream)
-            if Tlp(packet.header, packet.payload).checked().sub_stream is not sub_stream:
+            sub_stream = Tlp(packet.header, packet.payload).checked().sub_stream
+            if sub_stream != prefix.sub_stream:
                 return Failure.TYPE
-        except (ValueError, IndexError, TlpError):
+        except (IndexError, TlpError):
             return Failure.TYPE
         if self.settings.tee_limited and not prefix.tee:
             return Failure.TEE_LIMITED
@@ -333,22 +405,25 @@ class IdeStream:
         """Open the aggregate that is held: its packets, or why not."""
         receiver = self._receivers[sub_stream]
         held, receiver.held = receiver.held, []
-        last = held[-1][1]
+        last, before = held[-1][1], receiver.key_set
         receiver.key_set = held[0][0].key_set
         key = self._keys[receiver.key_set, Direction.RX, sub_stream]
         told, additional = receiver.told, b""
         for prefix, packet in held:
             told += prefix.posted
             additional += packet.head + self._bound(sub_stream, told)
-        if sub_stream is not SubStream.PR and told - receiver.told > receiver.posted:
+        counts = self.checks.numbers and self.checks.ciphers
+        if counts and sub_stream is not SubStream.PR and told - receiver.told > receiver.posted:
             return [], Failure.ORDER
         sealed = b"".join([packet.payload for _, packet in held])
         try:
-            text = unseal(key.aead, key.take(1), sealed, additional, last.mac)
+            text = self._opened(key, sealed, additional, last.mac)
         except KeyUsedUp:
             return [], Failure.KEY_USED_UP
         if text is None:
             return [], Failure.MAC
+        if receiver.key_set != before:  # What comes under the key of before was held back: it comes too late.
+            self._keys.pop((before, Direction.RX, sub_stream), None)
         receiver.posted -= told - receiver.told
         receiver.told = told
         out: list[tuple[Tlp, bool]] = []
@@ -356,8 +431,6 @@ class IdeStream:
         for prefix, packet in held:
             one = Tlp(packet.header, text[at : at + len(packet.payload)])
             at += len(packet.payload)
-            if one.kind is TlpKind.IDE_MESSAGE and one.header[7] == FAIL:
-                return out, Failure.PARTNER
             if is_sync(one):
                 self._synchronise(one)
             else:
@@ -365,6 +438,23 @@ class IdeStream:
         if sub_stream is SubStream.PR:
             self.count_arrived(len(out))
         return out, None
+
+    def _opened(self, key: SubStreamKey, sealed: bytes, additional: bytes, mac: bytes) -> bytes | None:
+        """The text of an aggregate; None where its MAC is another. Raises KeyUsedUp."""
+        invocation = key.take(1)
+        if not self.checks.ciphers:
+            return sealed
+        if not self.checks.macs:
+            return seal(key.aead, invocation, sealed, additional)[0]  # counter mode undoes itself
+        text = unseal(key.aead, invocation, sealed, additional, mac)
+        if text is not None or self.checks.numbers:
+            return text
+        for number in range(max(FIRST_INVOCATION, invocation - _NEAR), invocation + _NEAR):
+            text = unseal(key.aead, number, sealed, additional, mac)
+            if text is not None:
+                key.next_invocation = max(invocation, number + 1)
+                return text
+        return None
 
     def _synchronise(self, sync: Tlp) -> None:
         words = int.from_bytes(sync.header[8:16], "big")
@@ -384,6 +474,11 @@ class IdeStream:
         if self.state is StreamState.INSECURE or receiver.held:
             return None
         return receiver.key_set, self._keys[receiver.key_set, Direction.RX, sub_stream]
+
+
+def fail_message(requester: int, stream_id: int) -> Tlp:
+    """What a port tells its partner of a stream that failed."""
+    return message(requester, FAIL, stream_id)
 
 
 def is_sync(packet: Tlp) -> bool:

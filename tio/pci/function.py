@@ -7,7 +7,7 @@ specification, 2.3.1, 7.5.1.2 and 11.4.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -68,9 +68,15 @@ class PciFunction:
         self._slot = slot
         self.tdi: Tdi | None = None
         self.msix = MsixTable(0 if space.msix is None else space.msix.vectors)
+        self.interrupts: DmaPort | None = None
+        """On which its interrupts go."""
+        self.reset_heard: Callable[[], None] = _nothing
+        """A function-level reset was done."""
+        self.beside: Callable[[], str | None] = _nothing_wrong
+        """Why what lies beside the function cannot be locked."""
         self.refused = 0
         """Requests that were not admitted."""
-        self._device = device
+        self.device = device
         self._regions = tuple(sorted(regions, key=lambda one: (one.bar, one.offset)))
         self._specific = specific
         for one in self._regions:
@@ -104,7 +110,7 @@ class PciFunction:
                 return self.msix.load(offset - place.table_offset, width)
             if region.attributes & RangeAttributes.MSIX_PBA and offset >= place.pba_offset:
                 return self.msix.pending_bits(offset - place.pba_offset, width)
-        return self._device.load(region.bar, offset, width)
+        return self.device.load(region.bar, offset, width)
 
     def store(self, address: int, value: int, width: int, *, tee: bool = False, stream_id: int | None = None) -> bool:
         """A store to memory; whether anything took it."""
@@ -117,16 +123,18 @@ class PciFunction:
             if not tee:
                 self._changed(Tampering.MSIX)
             self.msix.store(offset - place.table_offset, value, width)
+            self._catch_up()
             return True
         if region.attributes & RangeAttributes.MSIX_PBA:
             return False  # read-only
-        self._device.store(region.bar, offset, value, width)
+        self.device.store(region.bar, offset, value, width)
         return True
 
-    def interrupt(self, vector: int, port: DmaPort) -> bool:
-        """Fire a vector; whether a write went out."""
+    def interrupt(self, vector: int, port: DmaPort | None = None) -> bool:
+        """Fire a vector; whether a write went out. Without ``port`` on the one that the function has."""
+        port = port or self.interrupts
         control = self.space.msix_control
-        if not control & MsixControl.ENABLE or not self.space.command & Command.BUS_MASTER:
+        if port is None or not control & MsixControl.ENABLE or not self.space.command & Command.BUS_MASTER:
             return False
         return self.msix.fire(vector, port, masked=bool(control & MsixControl.FUNCTION_MASK))
 
@@ -148,7 +156,7 @@ class PciFunction:
             return "two BARs overlap"
         if flags & LockFlags.LOCK_MSIX and space.msix is None:
             return "there is no MSI-X table to lock"
-        return None
+        return self.beside()
 
     def report(self) -> InterfaceReport:
         """What the function is now."""
@@ -160,7 +168,7 @@ class PciFunction:
 
     def scrub(self) -> None:
         """Forget what trusted work left."""
-        self._device.scrub()
+        self.device.scrub()
 
     # Within.
 
@@ -201,7 +209,27 @@ class PciFunction:
     def _changed(self, event: Tampering) -> None:
         if self.tdi is not None:
             self.tdi.tamper(event)
+        if event is Tampering.MSIX:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Fire what waited for a vector to be unmasked."""
+        for vector in sorted(self.msix.pending):
+            self.interrupt(vector)
+
+    def reset(self) -> None:
+        """What a reset of any kind does to what lies behind the registers."""
+        self.msix.reset()
+        self.device.reset()
 
     def _reset(self) -> None:
-        self.msix.reset()
-        self._device.reset()
+        self.reset()
+        self.reset_heard()
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def _nothing_wrong() -> str | None:
+    return None

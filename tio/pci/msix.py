@@ -59,7 +59,3 @@ class MsixTable:
             self.lost += 1
             return False
         return True
-
-    def catch_up(self, port: DmaPort, *, masked: bool) -> int:
-        """Fire what waits and may go now: how many."""
-        return sum([self.fire(vector, port, masked=masked) for vector in sorted(self.pending)])

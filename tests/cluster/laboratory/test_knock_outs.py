@@ -59,8 +59,9 @@ ELSEWHERE: dict[tuple[Protection, Column], dict[str, str]] = {
 BY_WISH = (
     Protection.RESTRICTED_INJECTION, Protection.ALTERNATE_INJECTION, Protection.BTB_ISOLATION,
     Protection.PMC_VIRTUALIZATION, Protection.REGISTER_NONCE, Protection.MESSAGE_SEQUENCE,
+    Protection.IDE_MAC, Protection.IDE_PACKET_NUMBER, Protection.SECURE_DEVICE_ENTRY,
 )  # fmt: skip
-"""They stop nothing in a guest that did not ask for them, or asks nothing: others test one that did."""
+"""They stop nothing in a guest that did not ask for them, asks nothing, or has no device: others test one that did."""
 CLOSED = {
     "microcode": (
         Setting(Column.SEV_SNP, "Milan", Platform(rmp_init_barrier=True, stack_engine_fixed=True)), {"34", "36"}

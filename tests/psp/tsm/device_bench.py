@@ -147,6 +147,14 @@ class Bench:
     seen: bytearray = field(default_factory=bytearray)
     """All that the host carried."""
     statuses: list[int] = field(default_factory=list)
+    requester: int = RID
+    port: int = PORT
+    shift: int = 0
+    """Where its buffers and contexts are, from where those of the first are."""
+
+    def at(self, spa: int) -> int:
+        """The address that stands for one of the first bench's."""
+        return spa + self.shift
 
     # Buffers.
 
@@ -164,14 +172,14 @@ class Bench:
         """Empty buffers, in the states in which they must be."""
         bus = self.machine.bus
         for spa, size in ((REQUEST, PAGE), (SCRATCH, PAGE), (OUTPUT, output_bytes), (RESPONSE, PAGE)):
-            bus.write(spa, tsm.BufferHeader(size).pack())
-        self.lend(REQUEST, SCRATCH, *range(OUTPUT, OUTPUT + output_bytes, PAGE))
+            bus.write(self.at(spa), tsm.BufferHeader(size).pack())
+        self.lend(self.at(REQUEST), self.at(SCRATCH), *range(self.at(OUTPUT), self.at(OUTPUT) + output_bytes, PAGE))
 
     def order(self, kind: type[tsm.SpdmOrder], **fields: object) -> tsm.SpdmOrder:
         """A command with the four buffers."""
         ours = {
-            "length": kind.SIZE, "request": REQUEST, "response": RESPONSE, "scratch": SCRATCH, "output": OUTPUT,
-            "device": CONTEXT,
+            "length": kind.SIZE, "request": self.at(REQUEST), "response": self.at(RESPONSE),
+            "scratch": self.at(SCRATCH), "output": self.at(OUTPUT), "device": self.at(CONTEXT),
         }  # fmt: skip
         return kind(**(ours | fields))
 
@@ -186,16 +194,16 @@ class Bench:
     def asked(self) -> tuple[bytes, bool]:
         """What lies in the request buffer, and whether it is a record."""
         bus = self.machine.bus
-        header = tsm.BufferHeader.parse(bus.read(REQUEST, tsm.BufferHeader.SIZE))
+        header = tsm.BufferHeader.parse(bus.read(self.at(REQUEST), tsm.BufferHeader.SIZE))
         assert header.payload % 32 == 0
-        packet = tsm.parse_message(tsm.ObjectId.REQUEST, bus.read(REQUEST + header.SIZE, header.payload))
+        packet = tsm.parse_message(tsm.ObjectId.REQUEST, bus.read(self.at(REQUEST) + header.SIZE, header.payload))
         return packet.payload, packet.secured
 
     def answer(self, payload: bytes, *, secured: bool) -> None:
         """Lay an answer into the response buffer."""
         head = tsm.MessageObject(tsm.ObjectId.RESPONSE, 16 + len(payload), data_type=1 + secured).pack()
         whole = (head + payload).ljust(tsm.padded(16 + len(payload)), b"\0")
-        self.machine.bus.write(RESPONSE, tsm.BufferHeader(PAGE, len(whole)).pack() + whole)
+        self.machine.bus.write(self.at(RESPONSE), tsm.BufferHeader(PAGE, len(whole)).pack() + whole)
 
     def device_says(self, payload: bytes, *, secured: bool) -> tuple[bytes, bool]:
         """What the card's mailbox answers to a data object."""
@@ -242,10 +250,11 @@ class Bench:
 
     def create(self) -> int:
         """TIO_DEV_CREATE."""
-        self.lend(CONTEXT)
+        self.lend(self.at(CONTEXT))
         return self.ask(
-            SnpCommand.TIO_DEV_CREATE, tsm.DeviceCreate, device=CONTEXT, requester=RID, root_port=PORT
-        )
+            SnpCommand.TIO_DEV_CREATE, tsm.DeviceCreate,
+            device=self.at(CONTEXT), requester=self.requester, root_port=self.port,
+        )  # fmt: skip
 
     def connect(self, change: Changed = _honest, **fields: object) -> int:
         """TIO_DEV_CONNECT."""
@@ -255,21 +264,22 @@ class Bench:
 
     def enable_streams(self) -> None:
         """What the host sets in both ends' IDE control."""
-        for port in (self.card.port, self.trusted_io.ports[0, PORT].port):
+        for port in (self.card.port, self.trusted_io.ports[0, self.port].port):
             for stream in port.streams.values():
                 stream.enable()
 
-    def create_tdi(self, tdi: int = TDI_CONTEXT, requester: int = RID) -> int:
+    def create_tdi(self, tdi: int = TDI_CONTEXT, requester: int = 0) -> int:
         """TIO_TDI_CREATE."""
+        tdi = self.at(tdi)
         self.lend(tdi)
-        interface_id = InterfaceId(requester).pack()
+        interface_id = InterfaceId(requester or self.requester).pack()
         return self.ask(
-            SnpCommand.TIO_TDI_CREATE, tsm.TdiCreate, device=CONTEXT, tdi=tdi, interface_id=interface_id
+            SnpCommand.TIO_TDI_CREATE, tsm.TdiCreate, device=self.at(CONTEXT), tdi=tdi, interface_id=interface_id
         )
 
     def bind_order(self, **fields: object) -> tsm.SpdmOrder:
         """TIO_TDI_BIND's buffer."""
-        ours: dict[str, object] = {"tdi": TDI_CONTEXT, "gctx": GCTX, "guest_device_id": GUEST_DEVICE_ID}
+        ours: dict[str, object] = {"tdi": self.at(TDI_CONTEXT), "gctx": GCTX, "guest_device_id": GUEST_DEVICE_ID}
         return self.order(tsm.TdiBind, **(ours | fields))
 
     def bind(self, change: Changed = _honest, **fields: object) -> int:
@@ -278,7 +288,7 @@ class Bench:
 
     def tdi_order(self, **fields: object) -> tsm.SpdmOrder:
         """TIO_TDI_UNBIND's and TIO_TDI_REPORT's buffer."""
-        ours: dict[str, object] = {"tdi": TDI_CONTEXT, "gctx": GCTX}
+        ours: dict[str, object] = {"tdi": self.at(TDI_CONTEXT), "gctx": GCTX}
         return self.order(tsm.TdiOrder, **(ours | fields))
 
     def unbind(self, **fields: object) -> int:
@@ -287,12 +297,13 @@ class Bench:
 
     def tdi_info(self) -> tsm.TdiInfoRecord:
         """TIO_TDI_INFO."""
-        self.lend(STATUS)
+        self.lend(self.at(STATUS))
         status = self.ask(
-            SnpCommand.TIO_TDI_INFO, tsm.TdiInfo, device=CONTEXT, tdi=TDI_CONTEXT, address=STATUS
-        )
+            SnpCommand.TIO_TDI_INFO, tsm.TdiInfo,
+            device=self.at(CONTEXT), tdi=self.at(TDI_CONTEXT), address=self.at(STATUS),
+        )  # fmt: skip
         assert status == Status.SUCCESS
-        return tsm.TdiInfoRecord.parse(self.machine.bus.read(STATUS, tsm.TdiInfoRecord.SIZE))
+        return tsm.TdiInfoRecord.parse(self.machine.bus.read(self.at(STATUS), tsm.TdiInfoRecord.SIZE))
 
     def report(self) -> bytes:
         """TIO_TDI_REPORT's blob."""
@@ -302,15 +313,16 @@ class Bench:
 
     def guest_order(self, **fields: object) -> tsm.SpdmOrder:
         """TIO_GUEST_REQUEST's buffer."""
-        ours: dict[str, object] = {"tdi": TDI_CONTEXT, "gctx": GCTX, "message": MESSAGE, "answer": ANSWER}
+        ours: dict[str, object] = {"tdi": self.at(TDI_CONTEXT), "gctx": GCTX}
+        ours |= {"message": self.at(MESSAGE), "answer": self.at(ANSWER)}
         return self.order(tsm.TioGuestRequest, **(ours | fields))
 
     def guest_asks(self, kind: int, payload: bytes, *, vmpl: int = 0, version: int = 1, **fields: object) -> int:
         """The status of TIO_GUEST_REQUEST with the guest's next message."""
         guest = context(self.machine)
         message = sealed(guest.vmpck(vmpl), guest.message_counts[vmpl] + 1, kind, payload, vmpl, version)
-        self.machine.bus.write(MESSAGE, message.ljust(PAGE, b"\0"))
-        self.lend(ANSWER)
+        self.machine.bus.write(self.at(MESSAGE), message.ljust(PAGE, b"\0"))
+        self.lend(self.at(ANSWER))
         return self.run(SnpCommand.TIO_GUEST_REQUEST, self.guest_order(**fields))
 
     def guest_hears(self, kind: int, payload: bytes, *, vmpl: int = 0) -> bytes:
@@ -318,22 +330,22 @@ class Bench:
         count = context(self.machine).message_counts[vmpl]
         assert self.guest_asks(kind, payload, vmpl=vmpl) == Status.SUCCESS
         key = context(self.machine).vmpck(vmpl)
-        sequence, answered, version, answer = opened(key, self.machine.bus.read(ANSWER, PAGE))
+        sequence, answered, version, answer = opened(key, self.machine.bus.read(self.at(ANSWER), PAGE))
         assert (sequence, answered, version) == (count + 2, kind + 1, 1)
         return answer
 
     def device_status(self) -> tsm.DeviceStatusRecord:
         """TIO_DEV_STATUS."""
-        self.lend(STATUS)
-        status = self.ask(SnpCommand.TIO_DEV_STATUS, tsm.DeviceStatus, device=CONTEXT, address=STATUS)
+        self.lend(self.at(STATUS))
+        status = self.ask(SnpCommand.TIO_DEV_STATUS, tsm.DeviceStatus, device=self.at(CONTEXT), address=self.at(STATUS))
         assert status == Status.SUCCESS
-        return tsm.DeviceStatusRecord.parse(self.machine.bus.read(STATUS, tsm.DeviceStatusRecord.SIZE))
+        return tsm.DeviceStatusRecord.parse(self.machine.bus.read(self.at(STATUS), tsm.DeviceStatusRecord.SIZE))
 
     def result(self) -> tuple[tsm.ResultObject, bytes]:
         """What lies in the output buffer."""
         bus = self.machine.bus
-        header = tsm.BufferHeader.parse(bus.read(OUTPUT, tsm.BufferHeader.SIZE))
-        data = bus.read(OUTPUT + header.SIZE, header.payload)
+        header = tsm.BufferHeader.parse(bus.read(self.at(OUTPUT), tsm.BufferHeader.SIZE))
+        data = bus.read(self.at(OUTPUT) + header.SIZE, header.payload)
         head = tsm.ResultObject.parse(data)
         return head, data[head.SIZE : head.length]
 
@@ -367,6 +379,21 @@ def new_bench(*, tio_init: bool = True, settings: ResponderSettings | None = Non
     if tio_init:
         assert bench.ask(SnpCommand.TIO_INIT, tsm.TioInit) == 0
     return bench
+
+
+def beside(bench: Bench, requester: int = 0x0200, port: int = 4, streams: tuple[int, ...] = (STREAM,)) -> Bench:
+    """Another card of the same machine, with buffers and contexts of its own, connected."""
+    bench.trusted_io.ports[0, port] = BenchRootPort(streams)
+    card = Card(
+        CardKind.NIC, LooseDevice(), draws("another card"), serial="0009", requester_id=requester, streams=streams,
+        programmed=True,
+    )  # fmt: skip
+    other = Bench(bench.machine, card, bench.trusted_io, requester=requester, port=port, shift=0x8_0000)
+    assert other.create() == 0
+    stream_ids = bytes(streams).ljust(8, b"\0")
+    assert other.connect(tc_mask=(1 << len(streams)) - 1, stream_ids=stream_ids) == 0
+    other.enable_streams()
+    return other
 
 
 def connected(**changes: object) -> Bench:

@@ -9,6 +9,7 @@ from device_bench import (
     CONTEXT,
     GUEST_DEVICE_ID,
     MMIO,
+    PORT,
     RID,
     STATUS,
     STREAM,
@@ -43,7 +44,7 @@ def tdi_state(bench: Bench) -> int:
 def test_bind_locks_a_tdi_for_a_guest_and_ties_it_to_its_asid() -> None:
     bench = bound()
     assert bench.card.tdi.state is TdiState.CONFIG_LOCKED
-    assert bench.trusted_io.bindings == {RID: TdiBinding(ASID, GUEST_DEVICE_ID, frozenset({STREAM}))}
+    assert bench.trusted_io.bindings == {RID: TdiBinding(ASID, GUEST_DEVICE_ID, frozenset({STREAM}), PORT)}
     assert not bench.trusted_io.running
     info = bench.tdi_info()
     assert (info.flags >> 2 & 3, info.asid, info.interface_id[:2]) == (1, ASID, RID.to_bytes(2, "little"))
@@ -230,3 +231,27 @@ def test_shutdown_leaves_no_device_no_key_and_pages_that_can_be_taken_back() -> 
     for page in (CONTEXT, TDI_CONTEXT):
         assert not bench.machine.bus.rmp_entry(page).immutable
         assert bench.machine.bus.read(page, PAGE) == bytes(PAGE)
+
+
+def test_nothing_that_only_firmware_and_device_know_is_in_memory_or_was_carried() -> None:
+    """Keys of the session, the nonce of the lock, what is added to addresses; the host saw every byte that went by."""
+    bench = bound()
+    contexts = bench.machine.psp.snp.tsm.contexts
+    binding = contexts.devices[CONTEXT].tdis[TDI_CONTEXT].binding
+    link = contexts.devices[CONTEXT].link
+    assert binding is not None
+    assert link is not None
+    session = link.session
+    secrets = [session.exporter, binding.nonce, binding.offset_bytes.to_bytes(6, "little")]
+    for way in (session.requests, session.responses):
+        secrets += [way._secret, way._iv]
+    report = bench.report()
+    assert bench.bind(run_flags=tsm.RUN) == Status.SUCCESS
+    memory = b"".join(bench.machine.bus.pages.values())
+    for secret in secrets:
+        assert len(secret) >= 6
+        assert secret not in memory
+        assert secret not in bench.seen
+    # What the guest is to read, the host hands it; on its way from the device it was a secret, too.
+    assert report in memory
+    assert report[16:] not in bench.seen

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from tio.ide import Direction, IdeStream, StreamSettings, SubStream
+from tio.ide.stream import ALL_CHECKS, StreamChecks
 
 
 def key_of(way: Direction, sub_stream: SubStream, key_set: int = 0, seed: int = 0) -> bytes:
@@ -25,10 +26,12 @@ def go(stream: IdeStream, key_set: int = 0) -> None:
             stream.go(key_set, way, sub_stream)
 
 
-def ends(aggregation: int = 1, stream_id: int = 7, **settings: bool) -> tuple[IdeStream, IdeStream]:
+def ends(
+    aggregation: int = 1, stream_id: int = 7, checks: StreamChecks = ALL_CHECKS, **settings: bool
+) -> tuple[IdeStream, IdeStream]:
     """A stream that is Secure at both ports."""
     both = StreamSettings(aggregation=dict.fromkeys(SubStream, aggregation), **settings)
-    one, other = IdeStream(stream_id, both), IdeStream(stream_id, both)
+    one, other = (IdeStream(stream_id, both, checks) for _ in range(2))
     program(one, other)
     for end in (one, other):
         go(end)

@@ -20,6 +20,7 @@ from tio.ide import (
     StreamState,
     SubStream,
 )
+from tio.ide.capability import IdeCapability
 from tio.ide.key_messages import KeyMessageError, KeySlot, parse_key_message, parse_query_response, query
 
 SESSION, STREAM, PORT = 11, 3, 1
@@ -28,8 +29,10 @@ SLOTS = [KeySlot(0, way, sub) for way in Direction for sub in SubStream]
 
 def responder() -> tuple[KeyResponder, IdeStream]:
     port = IdePort()
-    stream = port.streams[STREAM] = IdeStream(STREAM)
-    return KeyResponder({0: (PortRegisters(), IdePort()), PORT: (PortRegisters(0x08, 0x21, 1), port)}), stream
+    capability = IdeCapability(port)
+    capability.set_up(0, STREAM)
+    place = PortRegisters(0x08, 0x21, 1, capability.dump)
+    return KeyResponder({0: (PortRegisters(), IdePort()), PORT: (place, port)}), port.streams[STREAM]
 
 
 def message(object_id: ObjectId, slot: KeySlot = SLOTS[0], **fields: int) -> bytes:

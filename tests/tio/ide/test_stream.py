@@ -224,6 +224,18 @@ def test_keys_are_refreshed_without_a_packet_lost() -> None:
     assert other.failure is Failure.STOPPED
 
 
+def test_a_packet_under_the_key_of_before_that_was_held_back_is_not_taken_any_more() -> None:
+    one, other = ends(2)
+    late = one.send(WRITES[:2])
+    program(one, other, key_set=1)
+    for end in (other, one):
+        go(end, key_set=1)
+    wire = one.send(WRITES[2:4])
+    assert arrive(other, wire) == WRITES[2:4]
+    assert arrive(other, late) == []
+    assert other.failure is Failure.KEY_SET
+
+
 def test_the_key_set_does_not_change_inside_an_aggregate() -> None:
     one, other = ends(2)
     program(one, other, key_set=1)

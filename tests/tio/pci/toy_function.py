@@ -61,7 +61,13 @@ def function(*, programmed: bool = True) -> tuple[PciFunction, Registers, list[T
     if programmed:
         program(one)
     events: list[Tampering] = []
-    space.changed = events.append
+    changed = space.changed
+
+    def noted(event: Tampering) -> None:
+        events.append(event)
+        changed(event)
+
+    space.changed = noted
     return one, device, events
 
 

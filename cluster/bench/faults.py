@@ -1,0 +1,181 @@
+"""``sevfleet bench faults``: schedules of moves and faults by chance, each judged from outside.
+
+Two thousand small fleets, in each of which a VM of one generation moves up to three times while hosts and the control
+plane crash and their messages go astray. Whatever happens, at most one host runs it at any time; in the end it runs in
+one place, whole, unless a host crashed that alone had it; and no other host has anything of it. A schedule that
+fails is made smaller as long as it fails, and named.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cluster.coordinator import Coordinator
+from cluster.errors import ToolError
+from cluster.figure import Figure
+from cluster.fleet import build_fleet
+from cluster.host_entity import build_host
+from cluster.inline_layout import InlineLayout
+from cluster.layout import Rows
+from cluster.migration import Migration
+from cluster.scenario import Scenario
+from cluster.shard import ShardReport
+from cluster.shard_worker import Mail
+from node.guest import Guest, GuestState
+from node.host import Host
+from node.laboratory_firmware import build_image
+from psp.system_bus import PAGE_BYTES
+
+SCHEDULES = 2000
+GENERATIONS = ("PLAIN", "SEV", "SEV_ES")
+VM = "vm"
+_QUICK = {"psp.send_update_ns_per_kib": 10240, "psp.receive_update_ns_per_kib": 10240}
+_USUALLY = gc.get_threshold()
+_HERE = (GuestState.RUNNING, GuestState.PAUSED, GuestState.ARRIVING)
+
+
+def run() -> Iterator[Figure]:
+    """Play every schedule. Raises ToolError for one after which a VM is lost, doubled or altered."""
+    with tempfile.TemporaryDirectory() as folder:
+        firmware = small_firmware(Path(folder))
+        for generation in GENERATIONS:
+            began = time.perf_counter()
+            seeds = range(SCHEDULES // len(GENERATIONS) + (generation == GENERATIONS[0]) * (SCHEDULES % 3))
+            outcomes: Counter[str] = Counter()
+            for seed in seeds:
+                body = schedule(seed, generation, firmware)
+                found, moves = judged(body)
+                if found is not None:
+                    raise ToolError(f"bench faults: {generation}, seed {seed}: {found}; smallest: {smallest(body)}")
+                outcomes.update(one.outcome.value for one in moves)
+            took_s = time.perf_counter() - began
+            yield Figure(f"{len(seeds)} schedules, {generation}, none lost, doubled or altered", took_s, "s")
+            for name, count in sorted(outcomes.items()):
+                yield Figure(f"moves that ended as {name}, {generation}", count, "moves")
+
+
+def small_firmware(folder: Path) -> Path:
+    """The smallest image there is: that of OVMF would be most of the memory."""
+    firmware = folder / "laboratory.fd"
+    firmware.write_bytes(build_image(PAGE_BYTES))
+    return firmware
+
+
+def schedule(seed: int, generation: str, firmware: Path) -> dict[str, Any]:
+    """A scenario of moves and one to four faults, all by chance."""
+    dice = random.Random(seed)  # noqa: S311 - it need not be secret
+    faults = [_fault(dice) for _ in range(dice.randint(1, 4))]
+    moves: list[dict[str, Any]] = [
+        {"vm": VM, "at": "1 s", "times": dice.randint(1, 3), "pause": f"{dice.randint(0, 80)} ms",
+         "placement": "random"},
+    ]  # fmt: skip
+    if dice.random() < 0.3:
+        moves.append({"vm": VM, "at": f"{dice.randint(1000, 1500)} ms", "to": "host-3"})
+    if dice.random() < 0.3:
+        moves[0]["cancel_after"] = f"{dice.randint(1, 900_000)} us"
+    return {
+        "schema": 1, "name": "faults", "seed": seed, "duration": "8 s",
+        "hosts": [{"name": "host", "product": "Milan", "count": 3, "memory": "4 GiB"}],
+        "vms": [{"name": VM, "generation": generation, "memory": "64 MiB", "workload": "key-value-store",
+                 "parameters": {"records": 40}, "start": "running", "host": "host-1", "firmware": str(firmware)}],
+        "migrations": moves, "faults": faults, "costs": _QUICK,
+        "migration": {"answer_within": "20 ms", "answer_tries": 5},
+    }  # fmt: skip
+
+
+def _fault(dice: random.Random) -> dict[str, Any]:
+    fault: dict[str, Any] = {"kind": dice.choice(("messages", "messages", "host-crash", "control-plane-crash"))}
+    fault["at"] = f"{dice.randint(990_000, 1_900_000)} us"
+    if fault["kind"] == "host-crash" or (fault["kind"] == "messages" and dice.random() < 0.8):
+        fault["host"] = f"host-{dice.randint(1, 3)}"
+    if fault["kind"] == "messages":
+        fault |= {
+            "lasts": f"{dice.choice((5, 50, 500, 1500))} ms", "direction": dice.choice(("both", "to", "from")),
+            "lost": dice.choice((0.0, 0.3, 1.0)), "repeated": dice.choice((0.0, 0.5)),
+            "late": f"{dice.choice((0, 3, 40))} ms",
+        }  # fmt: skip
+    return fault
+
+
+class _Watched(InlineLayout):
+    """Looks at all hosts after every window."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all: list[Host] = []
+        self.most = 0
+        """Hosts that ran the VM at once."""
+
+    def start(self, *arguments: Any) -> None:
+        """As any, but for its garbage, which here is a fleet for every schedule."""
+        super().start(*arguments)
+        gc.unfreeze()
+        gc.set_threshold(*_USUALLY)
+
+    def advance(self, horizon_ns: int, mail: Mail, event_budget: int) -> ShardReport:
+        report = super().advance(horizon_ns, mail, event_budget)
+        states = [guest.state for host in self.all if (guest := host.guests.get(VM)) is not None]
+        self.most = max(self.most, states.count(GuestState.RUNNING))
+        return report
+
+
+def judged(body: dict[str, Any]) -> tuple[str | None, list[Migration]]:
+    """Play a scenario: what is wrong after it, None for nothing, and its moves."""
+    scenario = Scenario.parse(body)
+    fleet, layout = build_fleet(scenario), _Watched()
+    built: list[Host] = []
+
+    def build(order: bytes) -> Any:
+        entity = build_host(order)
+        built.append(entity.host)
+        return entity
+
+    layout.start(build, [(order.spec.name, order.pack()) for order in fleet.orders])
+    layout.all = built
+    try:
+        Coordinator(layout, fleet.control, scenario.control_plane_latency, scenario.duration).run()
+    except Exception as error:  # noqa: BLE001 - whatever it is, it has a schedule that leads there
+        return f"{type(error).__name__}: {error}", fleet.control.migrations.all
+    rows = layout.collect(scenario.duration)
+    return _wrong(layout, rows), fleet.control.migrations.all
+
+
+def _wrong(layout: _Watched, rows: Rows) -> str | None:
+    if layout.most > 1:
+        return f"{layout.most} hosts ran it at once"
+    there: dict[str, Guest] = {
+        host.spec.name: guest
+        for host in layout.all
+        if (guest := host.guests.get(VM)) is not None and guest.state in _HERE
+    }
+    for host in layout.all:
+        books = host.hypervisor.figures()
+        left = books.memory_bytes - PAGE_BYTES, books.asids_in_use, len(host.board.psp.legacy.guests)
+        if host.spec.name not in there and any(left):
+            return f"{host.spec.name} still has bytes, ASIDs, contexts: {left}"
+    if len(there) > 1:
+        return f"on {', '.join(there)}"
+    if not there:
+        crashed = any(row["vm"] == VM and row["reason"] == "host crashed" for row in rows["vms"])
+        return None if crashed else "nowhere, and no host crashed that had it"
+    ((name, guest),) = there.items()
+    if guest.state is not GuestState.RUNNING or guest.faults:
+        return f"{guest.state} on {name}, with {guest.faults} faults"
+    return None
+
+
+def smallest(body: dict[str, Any]) -> dict[str, Any]:
+    """A scenario that fails, without the faults and moves that it fails without."""
+    for part in ("faults", "migrations"):
+        for one in list(body[part]):
+            less = {**body, part: [other for other in body[part] if other is not one]}
+            if judged(less)[0] is not None:
+                body = less
+    return {part: body[part] for part in ("seed", "faults", "migrations")}

@@ -1,0 +1,70 @@
+"""What goes wrong in a run: crashes in virtual time, and messages of moves that are lost, repeated or late."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cluster.entity import NEVER
+from cluster.scenario_faults import FaultPlan
+from node.counter_random import CounterRandom
+
+CRASH = "crash"
+"""The kind of message that switches a host off and on."""
+Delays = tuple[int, ...]
+"""How much later each copy of a message comes, in nanoseconds; none of a message that is lost."""
+_ON_TIME: Delays = (0,)
+
+
+@dataclass(slots=True)
+class FleetFaults:
+    """The faults of a run. ``crash`` takes a host, ``restart`` a time."""
+
+    random: CounterRandom
+    crash: Callable[[str], None]
+    restart: Callable[[int], None]
+    _timeline: list[tuple[int, int, FaultPlan, tuple[str, ...]]] = field(default_factory=list)
+    _astray: list[tuple[FaultPlan, frozenset[str]]] = field(default_factory=list)
+    _thrown: int = 0
+
+    def add(self, plan: FaultPlan, hosts: tuple[str, ...]) -> None:
+        """Enter a fault of these hosts."""
+        if plan.kind == "messages":
+            self._astray.append((plan, frozenset(hosts)))
+        else:
+            heapq.heappush(self._timeline, (plan.at, len(self._timeline), plan, hosts))
+
+    def next_event_ns(self) -> int:
+        """When the next crash is due."""
+        return self._timeline[0][0] if self._timeline else NEVER
+
+    def advance(self, now_ns: int) -> None:
+        """Let crash what is due."""
+        while self._timeline and self._timeline[0][0] <= now_ns:
+            _, _, plan, hosts = heapq.heappop(self._timeline)
+            if plan.kind == "control-plane-crash":
+                self.restart(now_ns)
+                continue
+            for host in hosts:
+                self.crash(host)
+
+    def delays(self, host: str, direction: str, now_ns: int) -> Delays:
+        """What becomes of a message of a move ``to`` or ``from`` a host at a time."""
+        came = _ON_TIME
+        for plan, hosts in self._astray:
+            if host in hosts and plan.direction in ("both", direction) and plan.at <= now_ns < plan.at + plan.lasts:
+                if self._by_chance(plan.lost):
+                    return ()
+                if self._by_chance(plan.repeated):
+                    came = (*came, came[0])
+                if plan.late:
+                    came = tuple([one + int(plan.late * self._uniform()) for one in came])
+        return came
+
+    def _by_chance(self, share: float) -> bool:
+        return share > 0 and self._uniform() < share
+
+    def _uniform(self) -> float:
+        self._thrown += 1
+        return self.random.uniform("faults", "message", self._thrown)

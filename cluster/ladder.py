@@ -1,0 +1,169 @@
+"""Rung by rung: what each generation adds to the one before it, workload by workload, over seeds and products.
+
+The ladder is PLAIN, SME, SEV, SEV_ES, SEV_SNP, SEV_TIO, as far as it is asked for and a host has it. Each rung
+comes from pairs: every VM against itself run as PLAIN, on the same host, with the same
+neighbours and seed. What a rung adds is the difference of two such pairs, and so are its
+parts, which add up to it. Over several seeds there are means with 95 % confidence intervals.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from cluster.compare import Pair, compare
+from cluster.progress import OnProgress, Progress
+from cluster.scenario import Scenario
+from cluster.sweeps.confidence import Interval, interval_of
+from node.generation import Generation
+from node.mechanism import Mechanism
+from node.product import PRODUCTS
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """A workload in one generation; intervals are over seeds, ``added`` and its parts against the rung below."""
+
+    product: str
+    """The product that all hosts were made; empty where they are as the scenario has them."""
+    workload: str
+    generation: Generation
+    vms: int
+    slowdown: Interval
+    below: Generation
+    added: Interval
+    """Vcpu time per instruction on top of the rung below, as a share of PLAIN's."""
+    parts: Mapping[Mechanism, Interval]
+
+    def body(self) -> dict[str, object]:
+        """As JSON has it; shares in per cent."""
+        return {
+            "product": self.product, "workload": self.workload, "generation": self.generation.name, "vms": self.vms,
+            "seeds": self.slowdown.n, "slowdown": self.slowdown.mean, "slowdown_half_width": self.slowdown.half_width,
+            "below": self.below.name, "added_percent": 100 * self.added.mean,
+            "added_half_width_percent": None if self.added.half_width is None else 100 * self.added.half_width,
+            **{f"{one.value}_percent": 100 * part.mean for one, part in self.parts.items()},
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Mean:
+    """One workload and generation under one seed: means over its VMs."""
+
+    vms: int
+    slowdown: float
+    parts: Mapping[Mechanism, float]
+
+
+_Means = Mapping[tuple[str, Generation], _Mean]
+_PLAIN = _Mean(0, 1.0, dict.fromkeys(Mechanism, 0.0))
+
+
+def climb(
+    scenario: Scenario,
+    generations: Sequence[Generation],
+    *,
+    seeds: int = 1,
+    products: Sequence[str] = (),
+    layout: str = "packed",
+    workers: int | None = None,
+    address: str | None = None,
+    on_progress: OnProgress | None = None,
+) -> list[Rung]:
+    """All rungs of all workloads, for the scenario's hosts as they are or made each of ``products`` in turn.
+
+    Seeds are the scenario's own and those after it. Raises ScenarioError for a product that cannot take the scenario.
+    """
+    rungs: list[Rung] = []
+    for product in products or ("",):
+        chosen = on_product(scenario, product) if product else scenario
+        means: list[_Means] = []
+        for number in range(seeds):
+            compared = compare(
+                chosen.with_seed(chosen.seed + number), generations, layout=layout, workers=workers, address=address,
+                on_progress=_noted(on_progress, product, number, seeds),
+            )  # fmt: skip
+            means.append(_means(compared.pairs))
+        rungs += rungs_of(product, means)
+    return rungs
+
+
+def on_product(scenario: Scenario, product: str) -> Scenario:
+    """The scenario with all hosts of one product; machines of generations that it does not have are PLAIN.
+
+    What a host group says of another product's firmware and ASIDs is left out, and so are orders to its firmware.
+    """
+    values = tomllib.loads(scenario.to_toml())
+    known = {one.name for one in PRODUCTS[product].generations}
+    values.pop("firmware_updates", None)
+    for host in values["hosts"]:
+        host["product"] = product
+        for name in _OF_A_PRODUCT & host.keys():
+            del host[name]
+    for vm in values.get("vms", ()):
+        if vm["generation"] not in known:
+            vm["generation"] = Generation.PLAIN.name
+            for name in _OF_THE_PROTECTED & vm.keys():
+                del vm[name]
+    if "trace" in values:
+        mix = values["trace"]["generations"]
+        values["trace"]["generations"] = {name: share for name, share in mix.items() if name in known} or {"PLAIN": 1}
+    return Scenario.parse(values, scenario.name)
+
+
+_OF_A_PRODUCT = {"firmware", "min_sev_asid", "ciphertext_hiding"}
+_OF_THE_PROTECTED = {"svsm", "attest_to", "kernel"}
+
+
+def rungs_of(product: str, means: Sequence[_Means]) -> list[Rung]:
+    """Rungs from what each seed gave; a workload's rung counts where every seed has it."""
+    keys = sorted(set.intersection(*map(set, means)), key=lambda key: (key[0], _HEIGHT[key[1]])) if means else []
+    return [_rung(product, means, keys, workload, generation) for workload, generation in keys]
+
+
+def _rung(
+    product: str, means: Sequence[_Means], keys: Sequence[tuple[str, Generation]], workload: str, generation: Generation
+) -> Rung:
+    lower = [one for name, one in keys if name == workload and _HEIGHT[one] < _HEIGHT[generation]]
+    below = lower[-1] if lower else Generation.PLAIN
+    pairs = [(seed[workload, generation], seed.get((workload, below), _PLAIN)) for seed in means]
+    return Rung(
+        product,
+        workload,
+        generation,
+        pairs[0][0].vms,
+        interval_of([here.slowdown for here, _ in pairs]),
+        below,
+        interval_of([here.slowdown - there.slowdown for here, there in pairs]),
+        {one: interval_of([here.parts[one] - there.parts[one] for here, there in pairs]) for one in Mechanism},
+    )
+
+
+_HEIGHT = {generation: height for height, generation in enumerate(Generation)}
+
+
+def _means(pairs: Sequence[Pair]) -> _Means:
+    groups: dict[tuple[str, Generation], list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault((pair.workload, Generation[pair.generation]), []).append(pair)
+    return {
+        key: _Mean(
+            len(some), fmean(pair.slowdown for pair in some),
+            {part: fmean(pair.parts[part] for pair in some) for part in Mechanism},
+        )
+        for key, some in groups.items()
+    }  # fmt: skip
+
+
+def _noted(on_progress: OnProgress | None, product: str, number: int, seeds: int) -> OnProgress | None:
+    if on_progress is None:
+        return None
+    tell = on_progress
+    where = " ".join([*([product] if product else []), *([f"seed {number + 1} of {seeds}"] if seeds > 1 else [])])
+
+    def show(progress: Progress) -> None:
+        tell(replace(progress, note=f"{where}: {progress.note}" if where else progress.note))
+
+    return show

@@ -1,0 +1,133 @@
+"""One live migration, from the wish to its end: what is asked for, what became of it, and how far it has come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from cluster.hand_over import Phase, Report
+from cluster.precopy import Precopy
+from node.dirty_rates import Pool
+from node.guest import GuestSpec
+
+
+class Copying(StrEnum):
+    """What a move does in its phase PRE."""
+
+    ASKED = "asked"
+    """Both hosts have been told."""
+    ROUND = "round"
+    BETWEEN = "between rounds"
+
+
+class Outcome(StrEnum):
+    """How a migration ended."""
+
+    COMPLETED = "completed"
+    REFUSED = "refused"
+    """The source will not or cannot move the VM."""
+    NO_ROOM = "no room"
+    CANCELLED = "cancelled"
+    ROUND_CAP = "round cap"
+    SPOILED = "spoiled"
+    """What came was not what was sent; the VM went on at the source."""
+    ENDED = "VM ended"
+    TIMED_OUT = "timed out"
+    """A host was not heard of; the VM went on at the source."""
+    RESTARTED = "control plane restarted"
+    """The control plane crashed before the commit point; the VM went on at the source."""
+    TARGET_LOST = "target lost"
+    """The target crashed before it had started the VM, which went on at the source."""
+    LOST = "lost"
+    """The source crashed, and no target had all of the VM."""
+    UNFINISHED = "unfinished"
+    """The run was over first."""
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationOrder:
+    """A wish: which VM, where to (None: wherever there is room), and for which drain."""
+
+    vm: str
+    to: str | None = None
+    drain: str | None = None
+    first_host: int = 0
+    """Where in the fleet the search for room begins."""
+
+
+@dataclass(slots=True)
+class Migration:
+    """One migration. Times are virtual nanoseconds, -1 for not yet."""
+
+    number: int
+    order: MigrationOrder
+    ordered_ns: int
+    guest: GuestSpec | None = None
+    source: str = ""
+    destination: str = ""
+    phase: Phase = Phase.SOURCE
+    copying: Copying = Copying.ASKED
+    flows: bool = False
+    """Whether bytes of it are under way on the fabric."""
+    outcome: Outcome = Outcome.UNFINISHED
+    reason: str = ""
+    started_ns: int = -1
+    ended_ns: int = -1
+    stopped_ns: int = -1
+    resumed_ns: int = -1
+    precopy: Precopy | None = None
+    ready: tuple[int, tuple[Pool, ...]] | None = None
+    """The source's memory and pools, once it has said so."""
+    has_place: bool = False
+    platforms: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    """What both hosts say of themselves where firmware carries the VM, by name of the host."""
+    certificates: bytes = b""
+    """The target's platform's, for the source's firmware."""
+    agreed: bool = False
+    """Both firmwares have the same keys."""
+    unserved: dict[str, None] = field(default_factory=dict)
+    """Hosts whose security processor is not through with what a round copies."""
+    rounds_told: int = 0
+    private_pages: int = 0
+    """Of the present round, that go through firmware."""
+    slowed: tuple[float, float] = (0.0, 0.0)
+    """What the source was told last of standing still, and of the most that a vCPU may write."""
+    wire_bytes: int = 0
+    """Put on the network, compressed."""
+    final_bytes: int = 0
+    frame_bytes: int = 0
+    pages_checked: int = 0
+    luggage: tuple[Any, ...] = ()
+    """Frames, digests and books between the two hosts."""
+    over: Callable[[Migration, int], None] | None = None
+    silence: int = 0
+    """How often something was said again in the present phase."""
+    unanswered: frozenset[Report] = frozenset()
+    """What a final phase still waits for."""
+    source_lost: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the VM may move again."""
+        return self.ended_ns >= 0
+
+    @property
+    def can_be_called_off(self) -> bool:
+        """Whether the VM surely goes on at its source when the move fails now."""
+        return self.phase in _BEFORE_SENT
+
+
+_BEFORE_SENT = frozenset({Phase.SOURCE, Phase.PRE, Phase.PAUSED, Phase.STOPPED})
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long the control plane waits for an answer before it says a thing again, and how often.
+
+    With 0 it never does: its messages are not lost.
+    """
+
+    again_after_ns: int = 0
+    most_times: int = 10

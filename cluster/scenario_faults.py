@@ -1,0 +1,33 @@
+"""The part of a scenario that is about what goes wrong: crashes, and messages that do not come."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, Strict
+
+from cluster.scenario_fields import Name, ScenarioPart
+from cluster.units import Duration
+
+Share = Annotated[float, Strict(), Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class FaultPlan(ScenarioPart):
+    """Something that goes wrong at a given time."""
+
+    kind: Literal["host-crash", "control-plane-crash", "messages"]
+    """A host is switched off and on, and its machines are gone; the control plane loses all but its record of moves;
+    or what the control plane and hosts say to each other of moves goes astray."""
+    at: Duration
+    host: Name | None = None
+    """A host, or a group for all of its hosts. Default: all."""
+    lasts: Duration = 0
+    """How long messages go astray."""
+    direction: Literal["both", "to", "from"] = "both"
+    """Messages to the host, from it, or both."""
+    lost: Share = 0.0
+    """Of messages, by chance."""
+    repeated: Share = 0.0
+    """Of messages that are not lost, by chance: they come twice."""
+    late: Duration = 0
+    """Each that comes is later by a random part of this, so that some overtake others."""

@@ -1,0 +1,93 @@
+"""Predictions of memory latency, switches of VMPL, and what hosts' tenants do to each other's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from cluster.validation.case import Case
+from node.contention import Contention
+from node.core_sharing import CoreSharing
+from node.generation import Generation
+from node.host_kind import HostKind
+from node.mechanism import Mechanism
+from node.phase_cost import PhaseCost
+from node.product import PRODUCTS
+from node.program import Demand
+
+_MIB = 1 << 20
+_KIND = HostKind(2.45e9)
+_PAID_BY_SNP = (Mechanism.ENCRYPTION, Mechanism.RMP)
+
+PLAIN_LATENCY_NS = {8: 19.8, 16: 29.5, 32: 47.0, 64: 83.2}
+"""The setup of MC-5: what the plain VM measured, by MiB of the block, 4 KiB pages."""
+_HUGE_64_NS = 56.3
+"""The same of 64 MiB in huge pages, where half of the reads hit 32 MiB of L3."""
+_TLB_ENTRIES = 2048
+_CROSSING_CYCLES = 33_000
+"""The setup of MC-10: between 32,000 and 34,000."""
+
+
+def read_latency(_: Case, costs: Mapping[str, float]) -> Mapping[str, float]:
+    """MC-5: the plain latency, what SNP adds to the reads of it that reach DRAM, and to its page walks."""
+    found = {"4 MiB, added": _added_ns(0.0, _tlb_misses(4), costs)}
+    dram_ns = costs["dram.latency_ns"]
+    cached_ns = 2 * _HUGE_64_NS - dram_ns
+    for block, plain_ns in PLAIN_LATENCY_NS.items():
+        walks = _tlb_misses(block)
+        walk_ns = dict(_reads(0.0, walks, Generation.PLAIN, costs).parts)[Mechanism.PAGE_WALK]
+        reached = max(0.0, (plain_ns - cached_ns - walk_ns) / (dram_ns - cached_ns))
+        found[f"{block} MiB"] = plain_ns + _added_ns(reached, walks, costs)
+    return found
+
+
+def _tlb_misses(block_mib: int) -> float:
+    return max(0.0, 1.0 - _TLB_ENTRIES * 4096 / (block_mib * _MIB))
+
+
+def _reads(reach_dram: float, walks: float, generation: Generation, costs: Mapping[str, float]) -> PhaseCost:
+    """A program whose every instruction is a dependent read."""
+    return PhaseCost.of(Demand("reads", 1.0, 1000 * reach_dram, 1000 * walks, 1.0), generation, _KIND, costs)
+
+
+def _added_ns(reach_dram: float, walks: float, costs: Mapping[str, float]) -> float:
+    parts = dict(_reads(reach_dram, walks, Generation.SEV_SNP, costs).parts)
+    return sum(parts[one] for one in _PAID_BY_SNP)
+
+
+def enclave_switches(_: Case, costs: Mapping[str, float]) -> Mapping[str, float]:
+    """MC-10: each timer tick takes a busy enclave out of its VMPL and back in."""
+    lost = costs["guest.tick_per_s"] * _CROSSING_CYCLES / _KIND.hz
+    return {"average overhead": 100 * lost / (1.0 - lost)}
+
+
+def store_checks(_: Case, costs: Mapping[str, float]) -> Mapping[str, float]:
+    """CT-7: a plain VM's page walks where an RMP is in use, over the same where none is."""
+    walks = Demand("walks", 1.0, 0.0, 1000.0, 1.0)
+    on, off = (
+        sum(ns for _, ns in PhaseCost.of(walks, Generation.PLAIN, HostKind(2.45e9, rmp=rmp), costs).parts)
+        for rmp in (True, False)
+    )
+    return {"added to a walk": on - off}
+
+
+def snp_neighbours(_: Case, costs: Mapping[str, float]) -> Mapping[str, float]:
+    """CT-8: the time of an instruction of plain streams beside SNP streams, over that beside plain ones."""
+    took = {generation: _stream_ns(generation, costs) for generation in (Generation.SEV_SNP, Generation.PLAIN)}
+    return {"added": 100 * (took[Generation.SEV_SNP] / took[Generation.PLAIN] - 1.0)}
+
+
+def _stream_ns(neighbour: Generation, costs: Mapping[str, float]) -> float:
+    product = PRODUCTS["Milan"]
+    kind = HostKind(float(product.base_hz), rmp=True)
+    host = Contention(
+        product.threads, product.memory_bandwidth_bytes_per_s * costs["dram.usable_bandwidth_share"],
+        costs["dram.latency_ns"], costs["dram.loaded_latency_factor"], CoreSharing.of(product, costs),
+    )  # fmt: skip
+    stream = Demand("stream", 1.5, 15.0, 0.1, 10.0, 128.0)
+    slots = [
+        host.start(PhaseCost.of(stream, generation, kind, costs).load, 1e12)
+        for generation in (Generation.PLAIN, neighbour)
+        for _ in range(32)
+    ]
+    host.solve()
+    return 1.0 / host.rate_per_ns(slots[0])

@@ -1,0 +1,155 @@
+"""A guest kernel's way to a trusted device: it has it locked, judges it, starts it, and lets it into private memory.
+
+The hypervisor carries every word and is believed in none: what decides comes from the firmware, sealed. Each method is
+a part of a block, for ``yield from``. Source: ``spec/tio/tio-overview.md``, sections 4 to 6.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from node.device_policy import DevicePolicy, DeviceUntrusted, judge
+from node.device_window import bar_gpa
+from node.ghcb_page import GhcbUntrusted
+from node.guest_functions import guest_device_id
+from node.guest_ghcb import page_exit
+from node.guest_memory_map import Range
+from node.guest_messages import AboutDevice, Answered, GuestMessages
+from node.nae_event import NaeEvent, TioAction
+from node.operations import Write
+from node.swiotlb import Steps
+from node.validation_parameter import ValidationParameter
+from psp.guest_message import MessageType
+from psp.system_bus import PAGE_BYTES
+from psp.tsm.guest_messages import (
+    MmioValidateRequest,
+    MmioValidateResponse,
+    MmioValidateStatus,
+    SdteWriteRequest,
+    SdteWriteResponse,
+    SdteWriteStatus,
+    TdiInfoRequest,
+    TdiInfoResponse,
+    ValidateFlags,
+)
+from psp.tsm.secure_device_entry import NOBODYS, SecureDeviceEntry
+from tio.tdisp.report import InterfaceReport, RangeAttributes
+
+EVIDENCE_BYTES = 8 * PAGE_BYTES
+"""Room for certificates, measurements and report."""
+SHARED_BYTES = 2 * PAGE_BYTES + EVIDENCE_BYTES
+"""What it needs of memory shared with the host: two pages for messages, and that room."""
+_TABLES = RangeAttributes.MSIX_TABLE | RangeAttributes.MSIX_PBA | RangeAttributes.IS_NON_TEE_MEM
+
+
+class TdiRefused(Exception):
+    """The hypervisor or the firmware did not do as the guest asked; says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestTdi:
+    """One vCPU's way to the guest's device of a number. ``shared_gpa`` is memory shared with the host.
+
+    Errors beside TdiRefused and DeviceUntrusted: those of ``GuestMessages``, and GhcbUntrusted.
+    """
+
+    messages: GuestMessages
+    device: int
+    shared_gpa: int
+
+    @classmethod
+    def of(cls, messages: GuestMessages, device: int) -> GuestTdi:
+        """With the room behind the pages of its messages."""
+        return cls(messages, device, max(messages.request_gpa, messages.response_gpa) + PAGE_BYTES)
+
+    def attach(self, policy: DevicePolicy, nonce: bytes, vmpl: int = 0) -> Steps[InterfaceReport]:
+        """From a device that nobody trusts to one that works in private memory; ``nonce`` as for ``judged``.
+
+        What is not trusted is let go again before DeviceUntrusted is raised.
+        """
+        yield from self._order(TioAction.BIND)
+        try:
+            report = yield from self.judged(policy, nonce)
+            yield from self._order(TioAction.RUN)
+            yield from self._write_entry(SecureDeviceEntry(valid=True, read=True, write=True, vmpl=vmpl))
+            yield from self._accept(report, validated=True)
+        except (DeviceUntrusted, TdiRefused):
+            yield from self._order(TioAction.UNBIND)
+            raise
+        return report
+
+    def detach(self, report: InterfaceReport) -> Steps[None]:
+        """Let the device go: no request of it passes any more, and its memory is nobody's."""
+        yield from self._write_entry(NOBODYS)
+        yield from self._accept(report, validated=False)
+        yield from self._order(TioAction.UNBIND)
+
+    def judged(self, policy: DevicePolicy, nonce: bytes) -> Steps[InterfaceReport]:
+        """Ask the firmware what it knows and the hypervisor for evidence, now, and hold both against the policy.
+
+        The device is to be measured with ``nonce``, 32 bytes that nobody could foresee. Where a guest says which it
+        wants no text at hand tells: here it stands in the room for evidence when the guest asks.
+        """
+        room = Range(self.shared_gpa, EVIDENCE_BYTES)
+        (laid,) = yield (Write(room.gpa, nonce, private=False),)
+        if laid is not None:
+            raise TdiRefused(f"evidence: {laid!r}")
+        request = TdiInfoRequest(guest_device_id(self.device)).pack()
+        answered = yield from self._ask(MessageType.TIO_TDI_INFO_REQ, request, room=room)
+        return judge(policy, TdiInfoResponse.parse(answered.payload), answered.certificates, nonce)
+
+    # Steps.
+
+    def _order(self, action: TioAction) -> Steps[None]:
+        ghcb = self.messages.place.ghcb_gpa
+        reply = yield from page_exit(ghcb, NaeEvent.TIO_OP, action << 32 | guest_device_id(self.device))
+        if reply.exception is not None:
+            raise GhcbUntrusted(f"TIO_OP: exception {reply.exception}")
+        if reply.info2:
+            raise TdiRefused(f"{action.name}: status {reply.info2:#x}")
+
+    def _write_entry(self, entry: SecureDeviceEntry) -> Steps[None]:
+        request = SdteWriteRequest(guest_device_id(self.device), entry.pack()).pack()
+        answered = yield from self._ask(MessageType.TIO_SDTE_WRITE_REQ, request)
+        status = SdteWriteResponse.parse(answered.payload).status
+        if status != SdteWriteStatus.SUCCESS:
+            raise TdiRefused(f"SDTE_WRITE: status {status}")
+
+    def _accept(self, report: InterfaceReport, *, validated: bool) -> Steps[None]:
+        """Take each range of trusted memory for the guest's own, as it was reported; or give it back."""
+        done: dict[int, int] = {}
+        for one in report.ranges:
+            offset = done.get(one.range_id, 0)
+            done[one.range_id] = offset + one.pages
+            if one.attributes & _TABLES:
+                continue
+            for first, order in _runs(offset, one.pages):
+                yield from self._validate(one.range_id, first, order, validated=validated)
+
+    def _validate(self, range_id: int, first: int, order: int, *, validated: bool) -> Steps[None]:
+        gpa = bar_gpa(self.device, range_id) + first * PAGE_BYTES
+        flags = ValidateFlags.VALIDATED if validated else ValidateFlags(0)
+        request = MmioValidateRequest(
+            guest_device_id(self.device), gpa, 1 << order, first, int(flags), range_id
+        ).pack()
+        parameter = ValidationParameter(gpa, order, range_id, tee=validated).pack()
+        answered = yield from self._ask(MessageType.TIO_MMIO_VALIDATE_REQ, request, parameter)
+        status = MmioValidateResponse.parse(answered.payload).status
+        if status != MmioValidateStatus.SUCCESS:
+            raise TdiRefused(f"MMIO_VALIDATE of BAR {range_id}: status {status}")
+
+    def _ask(self, kind: MessageType, payload: bytes, parameter: int = 0, room: Range | None = None) -> Steps[Answered]:
+        about = AboutDevice(guest_device_id(self.device), parameter)
+        return (yield from self.messages.ask(kind, payload, room=room, device=about))
+
+
+def _runs(first: int, pages: int) -> list[tuple[int, int]]:
+    """Pages cut into powers of two, each at its own alignment, as (first, order)."""
+    out, end = [], first + pages
+    while first < end:
+        order = (end - first).bit_length() - 1
+        if first:
+            order = min(order, (first & -first).bit_length() - 1)
+        out.append((first, order))
+        first += 1 << order
+    return out

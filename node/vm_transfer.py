@@ -1,0 +1,112 @@
+"""How a hypervisor reads a stopped VM whose memory it can read, and lays down one that came; PLAIN and SME.
+
+Those whose memory and registers only their firmware reads go the way of ``node.sealed_transfer``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from node import operations as op
+from node.asid_pool import AsidsExhausted
+from node.expected_answers import expect_done, octets
+from node.frame_allocator import OutOfMemory, joined
+from node.hypervisor_port import ExportTask, FillTask, LaunchRefused, ReceiveTask
+from node.launched_vm import LaunchedVm
+from node.machine_spec import MachineSpec
+from node.migration_refusal import REFUSALS
+from node.sealed_transfer import SEALED, export_sealed, fill_sealed, record_of, show_platform
+from node.vm_state import Run, VmState
+from node.vmsa import VMSA_BYTES
+
+if TYPE_CHECKING:
+    from node.hypervisor import Hypervisor
+
+STOP, RESUME = op.HostWork("migration.stop_ns"), op.HostWork("migration.resume_ns")
+
+
+def export(self: Hypervisor, vm: str, started: tuple[bool, ...], reset_rips: tuple[int, ...]) -> ExportTask:
+    """Read a stopped VM whole: registers, memory and disk. Raises LaunchRefused where its firmware does not send it."""
+    record = record_of(self, vm)
+    if record.generation in SEALED:
+        return (yield from export_sealed(self, vm, started, reset_rips))
+    c_bit = record.c_bit
+    # One batch: the VM stands still, so nothing changes between one read and the next.
+    _, *answers, disk = yield (
+        STOP,
+        *[op.HostRead(spa, VMSA_BYTES, c_bit) for spa in record.save_areas],
+        *[op.HostReadWritten(spa, length, c_bit) for spa, length in joined(record.frames)],
+        op.DiskRead(vm),
+    )
+    areas, memory = answers[: len(record.save_areas)], answers[len(record.save_areas) :]
+    pages: list[Run] = []
+    for answer in memory:
+        assert isinstance(answer, op.Runs)
+        pages += [
+            (gpa, data if length == len(data) else data[spa - at : spa - at + length])
+            for at, data in answer.runs
+            for gpa, spa, length in record.shown(at, len(data))
+        ]
+    assert isinstance(disk, op.Runs)
+    pages.sort()
+    return VmState(vm, octets(tuple(areas)), started, record.launched_gpas, reset_rips, tuple(pages), disk.runs)
+
+
+def receive(self: Hypervisor, spec: MachineSpec) -> ReceiveTask:
+    """Take everything that a VM which is to come will need; the platform's certificates where firmware receives it.
+
+    Raises LaunchRefused with everything given back.
+    """
+    if spec.generation in REFUSALS:
+        raise LaunchRefused(REFUSALS[spec.generation])
+    record = self._vms[spec.name] = LaunchedVm(spec.generation, self._images[spec.firmware])
+    shown = b""
+    try:
+        yield from self._take_memory(spec, record)
+        if spec.generation in SEALED:
+            yield from self._take_asid(record)
+            shown = yield from show_platform(self, record)
+    except LaunchRefused:
+        yield from self.destroy(spec.name)
+        raise
+    except (OutOfMemory, AsidsExhausted) as error:
+        yield from self.destroy(spec.name)
+        raise LaunchRefused(str(error)) from error
+    return shown
+
+
+def fill(self: Hypervisor, spec: MachineSpec, state: VmState) -> FillTask:
+    """Lay down a VM that came; its record, and its pages as they can be read back. Raises LaunchRefused."""
+    record = record_of(self, spec.name)
+    record.launched_gpas = state.launched
+    pages = placed(record, state.pages)
+    writes: list[op.HypervisorOperation] = [op.HostWrite(spa, data, record.c_bit) for spa, data in pages]
+    writes += [op.DiskWrite(spec.name, lba, data) for lba, data in state.blocks]
+    for index, area in enumerate(state.save_areas):
+        spa = self._small(record)
+        record.save_areas.append(spa)
+        writes += [
+            op.HostWrite(spa, area, record.c_bit),
+            op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa),
+        ]
+    # One batch: before its first VMRUN nobody but the host knows of the VM.
+    reads = [op.HostRead(spa, len(data), record.c_bit) for spa, data in pages]
+    answers = yield (*writes, RESUME, *reads)
+    expect_done(writes, answers[: len(writes)])
+    back = octets(answers[len(writes) + 1 :])
+    if spec.generation in SEALED:
+        yield from fill_sealed(self, spec, record, state)
+    run = (op.VmRun(spec.name, 0),)
+    expect_done(run, (yield run))
+    return self._entered(record), b"".join(back)
+
+
+def placed(record: LaunchedVm, pages: tuple[Run, ...]) -> list[Run]:
+    """Runs by SPA, of runs by GPA."""
+    return [
+        (spa, data if length == len(data) else data[first - gpa : first - gpa + length])
+        for gpa, data in pages
+        for first, spa, length in record.behind(gpa, len(data))
+    ]
+
+

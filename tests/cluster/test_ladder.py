@@ -1,0 +1,109 @@
+"""Each rung of the ladder adds to the one below it, its parts add up, and several seeds give an interval."""
+
+import json
+
+import pytest
+from small_fleet import small_fleet, vm
+
+from cluster.cli import main
+from cluster.ladder import Rung, climb, on_product, rungs_of
+from cluster.ladder_report import print_ladder, print_ladder_as_json
+from cluster.scenario import ScenarioError
+from node.generation import Generation
+from node.mechanism import Mechanism
+
+STUDENT = 12.706204736
+"""Student's t of one degree of freedom at 97.5 % (tables)."""
+
+
+class Mean:
+    vms = 3
+
+    def __init__(self, slowdown, **parts):
+        self.slowdown = slowdown
+        self.parts = dict.fromkeys(Mechanism, 0.0) | {Mechanism(name): share for name, share in parts.items()}
+
+
+def rungs(*seeds):
+    return rungs_of("", [{("db", generation): mean for generation, mean in seed.items()} for seed in seeds])
+
+
+def test_a_rung_adds_to_the_one_below_and_the_first_to_plain():
+    sev, snp = Mean(1.25, encryption=0.25), Mean(1.4, encryption=0.3, rmp=0.1)
+    first, second = rungs({Generation.SEV_SNP: snp, Generation.SEV: sev})
+    assert [(one.generation, one.below) for one in (first, second)] == [
+        (Generation.SEV, Generation.PLAIN), (Generation.SEV_SNP, Generation.SEV),
+    ]  # fmt: skip
+    assert first.added.mean == pytest.approx(0.25)
+    assert second.added.mean == pytest.approx(0.15)
+    assert second.parts[Mechanism.ENCRYPTION].mean == pytest.approx(0.05)
+    assert second.parts[Mechanism.RMP].mean == pytest.approx(0.1)
+    assert first.added.half_width is None
+
+
+def test_seeds_give_students_interval_of_what_a_rung_adds():
+    (one,) = rungs({Generation.SEV: Mean(1.1)}, {Generation.SEV: Mean(1.3)})
+    assert one.slowdown.mean == pytest.approx(1.2)
+    assert one.added.half_width == pytest.approx(STUDENT * 0.1)
+
+
+def test_a_workload_that_one_seed_lacks_is_left_out():
+    assert rungs({Generation.SEV: Mean(1.1)}, {}) == []
+
+
+@pytest.fixture(scope="module")
+def climbed() -> list[Rung]:
+    machines = [vm("random", "PLAIN", "random-access", host="milan")]
+    small = small_fleet(vms=machines, trace=None, duration="1 min")
+    return climb(small, list(Generation), seeds=2, layout="inline")
+
+
+def test_on_a_real_fleet_parts_add_up_to_what_each_rung_adds(climbed):
+    assert [one.generation.name for one in climbed] == ["SEV", "SEV_ES", "SEV_SNP"]
+    for one in climbed:
+        assert sum(part.mean for part in one.parts.values()) == pytest.approx(one.added.mean, abs=1e-12)
+        assert one.slowdown.n == 2
+    assert climbed[-1].slowdown.mean - 1 == pytest.approx(sum(one.added.mean for one in climbed), abs=1e-12)
+    assert climbed[0].parts[Mechanism.RMP].mean == pytest.approx(0, abs=1e-9)
+    assert climbed[2].parts[Mechanism.RMP].mean > 0
+
+
+def test_the_ladder_prints_what_is_not_nothing(climbed, capsys):
+    print_ladder(climbed)
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split()[:5] == ["workload", "generation", "VMs", "slowdown", "added"]
+    assert "SVSM" not in head
+    assert len(lines) == 3
+    print_ladder_as_json(climbed)
+    body = json.loads(capsys.readouterr().out.splitlines()[2])
+    assert (body["generation"], body["below"], body["seeds"]) == ("SEV_SNP", "SEV_ES", 2)
+    assert body["rmp_percent"] > 0
+    print_ladder([])
+    assert "nothing to compare" in capsys.readouterr().out
+
+
+def test_hosts_are_made_of_a_product_and_machines_that_it_lacks_are_plain():
+    moved = on_product(small_fleet(), "Rome")
+    assert {host.product for host in moved.hosts} == {"Rome"}
+    assert {one.generation.name for one in moved.vms} <= {"PLAIN", "SEV", "SEV_ES"}
+    assert moved.seed == small_fleet().seed
+
+
+def test_a_product_that_cannot_take_the_scenario_is_one_line():
+    host = {"name": "milan", "product": "Milan", "memory": "4 TiB"}
+    large = small_fleet(hosts=[host], vms=[vm("a", "PLAIN", "stream")])
+    with pytest.raises(ScenarioError, match="memory"):
+        on_product(large, "Siena")
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--products", "Milan,Zurich"], "--products: expected some of Naples, Rome"),
+        (["--seeds", "0"], "--seeds: expected a whole number from 1 to 1000"),
+        (["--generations", "sev,sev-x"], "--generations: expected some of plain"),
+    ],
+)
+def test_bad_words_are_one_line(words, complaint, capsys):
+    assert main(["compare", "quiet", *words]) == 2
+    assert complaint in capsys.readouterr().err

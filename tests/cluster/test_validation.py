@@ -1,0 +1,174 @@
+"""Blind cases rest on nothing that was fitted to them, and are inside their tolerance; nothing is passed over."""
+
+import json
+import math
+
+import pytest
+
+from cluster.cli import main
+from cluster.validation.case import CaseError, CaseKind, Point, load_cases, parse_cases
+from cluster.validation.predictions import PREDICTIONS
+from cluster.validation.verdicts import MOST_KNOWN_MISSES, Verdict, validate
+from node.cost_table import load_cost_table
+from psp.system_bus import PAGE_BYTES
+
+CASES = {one.id: one for one in load_cases()}
+TABLE = load_cost_table()
+RESTS_ON = {point for row in TABLE.rows for point in row.points}
+SHEET = {
+    "MC-5", "MC-10", "IO-6", "BL-1", "BL-2", "BL-3", "BL-5", "BL-11", "AT-1", "AT-2", "MG-2", "MG-3", "MG-6", "MG-15",
+    "CT-6", "CT-7", "TI-4", "TI-5",
+}  # fmt: skip
+NOT_BLIND = {"BL-1", "BL-11", "AT-1", "AT-2", "CT-6", "TI-5", "MG-6"}
+"""As the sheet has it."""
+
+
+@pytest.fixture(scope="module")
+def found():
+    return validate(load_cases(), TABLE)
+
+
+def predicted(case, **changes):
+    return PREDICTIONS[case](CASES[case], {**TABLE, **{name.replace("__", "."): to for name, to in changes.items()}})
+
+
+def test_every_case_of_the_sheet_is_there_and_predicted():
+    assert SHEET <= CASES.keys() == PREDICTIONS.keys()
+    assert not [name for name in NOT_BLIND if CASES[name].blind]
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+def test_what_a_row_rests_on_is_no_blind_result(case):
+    for point in case.points:
+        assert point.fitted or point.result not in RESTS_ON
+    if case.blind:
+        assert any(not point.fitted for point in case.points)
+
+
+def test_at_least_eight_blind_quantitative_cases_are_inside_and_few_points_are_known_to_miss(found):
+    assert len(found.blind_cases) >= 8
+    assert all(found.blind_cases.values())
+    assert 0 < len(found.known_misses) <= MOST_KNOWN_MISSES
+    assert found.results[: len(found.known_misses)] == found.known_misses
+    assert all(one.point.known_miss for one in found.known_misses)
+
+
+def test_a_point_known_to_miss_that_does_not_is_no_miss(found):
+    for one in found.results:
+        assert (one.verdict is Verdict.KNOWN_MISS) == bool(one.point.known_miss)
+
+
+def test_intervals_hold_the_prediction_and_swings_are_of_rows_with_a_range(found):
+    for one in found.results:
+        assert one.least <= one.predicted <= one.most
+    assert {TABLE.row(swing.row).sweep is not None for swing in found.swings} == {True}
+    assert [one.ratio for one in found.swings] == sorted((one.ratio for one in found.swings), reverse=True)
+
+
+def test_where_nothing_was_published_nothing_is_passed(found):
+    for one in found.results:
+        if one.case.kind is CaseKind.MODEL_ONLY:
+            assert (one.verdict, one.error) == (Verdict.MODEL_ONLY, None)
+            assert one.most > one.least
+
+
+def test_launches_queue_for_the_mailbox_by_the_published_slope():
+    """Independent: 256 pages of image, 32 of the rest and four commands, at the rows' rates, one after another."""
+    page_ns = TABLE["psp.launch_update_ns_per_kib"] * PAGE_BYTES / 1024
+    each_ms = (288 * page_ns + 4 * TABLE["psp.command_ns"] + TABLE["psp.launch_fixed_ns"]) / 1e6
+    storm = predicted("BL-2")
+    assert (storm["N=49"] - storm["N=20"]) / 29 == pytest.approx(each_ms, rel=1e-4)
+
+
+def test_a_storm_of_reports_is_served_one_by_one():
+    storm = predicted("AT-2", psp__guest_request_ns=5e6)
+    assert (storm["the last of 10"], storm["the last of 50"]) == (50, 250)
+
+
+def test_a_longer_link_of_known_answers():
+    assert predicted("TI-5", tio__link_share=0.9) == {"share of the native rate": 0.9}
+    assert predicted("MC-10", guest__tick_per_s=1000.0)["average overhead"] == pytest.approx(1.365, abs=0.001)
+
+
+def test_bounced_bytes_cost_the_copies_rate():
+    """8 queues of 59.1 / 8 Gb/s each, 1 / 23.761 ns more a byte at least: 56.9 Gb/s at most."""
+    assert 55 < predicted("IO-6")["vhost, 8 queues"] < 8 * 8 / (8 * 8 / 59.1 + 1 / 23.761)
+
+
+POINT = Point("p", "r", 10.0, 12.0, "ms", 1.0, fitted=False, known_miss="")
+
+
+@pytest.mark.parametrize(
+    ("value", "within", "error"), [(8.9, False, -0.11), (9.1, True, -0.09), (11, True, 0.0), (13.1, False, 1.1 / 12)]
+)
+def test_a_range_is_met_with_its_tolerance_and_errors_count_from_the_nearer_end(value, within, error):
+    assert POINT.within(value) is within
+    assert POINT.error(value) == pytest.approx(error)
+
+
+def test_an_open_range_has_no_error():
+    assert Point("p", "r", 2.0, math.inf, "x", 0.0, fitted=False, known_miss="").within(1e9)
+
+
+GOOD = """
+[[case]]
+id = "XX-1"
+title = "a"
+setup = "b"
+source = "c"
+kind = "quantitative"
+blind = true
+points = [{ name = "p", result = "r", expected = 5, unit = "ns", percent = 10 }]
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (GOOD.replace('source = "c"', ""), "XX-1: source: expected text"),
+        (GOOD.replace("quantitative", "certain"), "XX-1: kind, blind: expected one of quantitative"),
+        (GOOD.replace(", percent = 10", ""), "XX-1: p: tolerance: expected one"),
+        (GOOD.replace("expected = 5", "expected = true"), "XX-1: p: expected: expected a number"),
+        (GOOD.replace("expected = 5, ", ""), "XX-1: p: expected a published value or range"),
+        (GOOD.replace("expected = 5", "least = 6, most = 5"), "XX-1: p: expected a published value or range"),
+        (GOOD.replace("percent", "per_cent"), "XX-1: p: expected the fields"),
+        (GOOD.replace("percent = 10", "percent = 10, fitted = true"), "XX-1: blind: expected a point that nothing"),
+        (GOOD + GOOD, "id: XX-1 stands twice"),
+        (GOOD + GOOD.replace("XX-1", "XX-2"), "result: r stands twice"),
+    ],
+)
+def test_a_case_that_makes_no_sense_is_named(text, complaint):
+    assert parse_cases(GOOD)[0].group == "XX"
+    with pytest.raises(CaseError, match=complaint):
+        parse_cases(text)
+
+
+def test_the_command_prints_misses_first_and_counts_blind_cases(capsys):
+    assert main(["validate"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("known miss: ")
+    assert "blind quantitative cases inside their tolerance" in text.splitlines()[-1]
+    assert "model only" in text
+
+
+def test_the_command_picks_cases_and_speaks_json(capsys):
+    assert main(["validate", "bl-1", "AT", "--json", "--no-sweep"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {line["case"] for line in lines} == {"BL-1", "AT-1", "AT-2"}
+    assert {line["verdict"] for line in lines} == {"fitted", "inside"}
+
+
+def test_rows_that_miss_what_was_published_make_the_command_fail(tmp_path, capsys):
+    rows = tmp_path / "mine.csv"
+    rows.write_text(
+        "name,value,unit,products,source,sweep_low,sweep_high\n"
+        "psp.launch_update_ns_per_kib,500000,ns/KiB,all,a slow part,,\n"
+    )
+    assert main(["validate", "MC-5", "--rows", str(rows), "--no-sweep"]) == 0
+    assert main(["validate", "MC-5", "BL-5", "--rows", str(rows), "--no-sweep", "--json"]) == 1
+    assert '"verdict": "outside"' in capsys.readouterr().out
+
+
+def test_an_unknown_case_is_one_line(capsys):
+    assert main(["validate", "ZZ-9"]) == 2
+    assert "CASE: expected some of AT, AT-1" in capsys.readouterr().err

@@ -1,0 +1,94 @@
+"""One program on devices of its own under every generation: what comes back is right, and what the host saw of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from node import operations as op
+from node.actor import Actor
+from node.card_slot import CardSlot
+from node.cost_table import load_cost_table
+from node.firmware_image import laboratory_image
+from node.generation import Generation
+from node.guest import GuestSpec, GuestState
+from node.host import Host, HostSpec
+from node.platform import HostMode, Platform
+from node.product import PRODUCTS
+from node.program import ProgramSpec
+from tio.device_identity import CardKind
+from workloads.library import PROGRAMS
+
+MIB, SECOND = 1 << 20, 10**9
+IMAGE = laboratory_image()
+COSTS = dict(load_cost_table())
+CARDS = tuple([CardSlot(port, (CardKind.GPU, CardKind.NVME)[port % 2], f"000{port}") for port in range(1, 5)])
+ORDER = 12
+WORK = ProgramSpec("device-work", (("block_bytes", 4096), ("matrix_order", ORDER), ("rounds_attached", 2)))
+
+
+@dataclass
+class Seen:
+    """What the host's own operations were answered, and what they said."""
+
+    octets: list[bytes] = field(default_factory=list)
+
+    def note(self, actor: Actor, batch: tuple, answers: tuple) -> None:
+        if actor.role.name != "HYPERVISOR":
+            return
+        for one, answer in zip(batch, answers, strict=True):
+            self.octets += [bytes(part) for part in (answer, getattr(one, "data", b"")) if isinstance(part, bytes)]
+
+
+def host_of(generation: Generation, seen: Seen | None = None, cards: tuple[CardSlot, ...] = CARDS) -> Host:
+    mode = HostMode.SME if generation is Generation.SME else HostMode.NONE
+    spec = HostSpec("turin", PRODUCTS["Turin"], 1 << 30, 99, 1, 60 * SECOND, platform=Platform(mode, cards=cards))
+    return Host(spec, PROGRAMS, {"auto": IMAGE}, COSTS, observer=None if seen is None else seen.note)
+
+
+def launched(
+    host: Host, generation: Generation, name: str = "vm", devices: tuple[CardKind, ...] = (CardKind.NVME, CardKind.GPU)
+) -> GuestSpec:
+    spec = GuestSpec(name, generation, 1, 128 * MIB, WORK, 7, devices=devices)
+    host.launch(spec, lambda _: None, running=True)
+    return spec
+
+
+@pytest.mark.parametrize("generation", list(Generation))
+def test_the_same_program_works_on_its_gpu_under_every_generation(generation: Generation) -> None:
+    host = host_of(generation)
+    fresh = host.hypervisor.figures()
+    launched(host, generation)
+    host.clock.env.run(until=SECOND)
+    guest = host.guests["vm"]
+    assert (guest.state, guest.vcpus[0].registers.r13 >= 8) == (GuestState.RUNNING, True)
+    host.destroy("vm")
+    host.clock.env.run(until=2 * SECOND)
+    after = host.hypervisor.figures()
+    # What of trusted I/O stays with the host: a device that is connected keeps its context and its buffers.
+    assert after.asids_in_use == fresh.asids_in_use
+    assert after.memory_bytes - fresh.memory_bytes <= 256 << 10
+    launched(host, generation, "next")
+    host.clock.env.run(until=3 * SECOND)
+    assert host.guests["next"].vcpus[0].registers.r13 >= 8
+
+
+def test_a_vm_without_a_free_card_is_refused_and_leaves_nothing() -> None:
+    host = host_of(Generation.PLAIN)
+    for name in ("a", "b"):
+        launched(host, Generation.PLAIN, name)
+    before = host.hypervisor.figures()
+    launched(host, Generation.PLAIN, "c")
+    assert host.guests["c"].state is GuestState.REFUSED
+    assert "no free nvme" in host.guests["c"].reason
+    assert host.hypervisor.figures().memory_bytes == before.memory_bytes
+    launched(host, Generation.PLAIN, "d", (CardKind.NIC,))
+    assert "no free nic" in host.guests["d"].reason
+
+
+def test_a_vm_cannot_reach_a_card_that_it_was_not_given() -> None:
+    host = host_of(Generation.PLAIN)
+    launched(host, Generation.PLAIN)
+    (answer,) = host.board.execute_guest(host.board.vmcb("vm", 0), (op.MmioLoad((1 << 40) + (2 << 36)),))
+    assert answer == 0xFFFF_FFFF

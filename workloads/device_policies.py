@@ -1,0 +1,25 @@
+"""What tenants know of devices before they see one: who makes them, and what a proper one measures.
+
+Makers' roots and reference values come to a tenant from outside of the cloud, as a policy does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+
+from node.device_policy import DevicePolicy
+from tio.device_identity import CardKind, Firmware, device_identity, measured
+from tio.spdm.measurement import ValueType
+
+MAKERS_SEED = 1
+"""Of the laboratory's makers, who are the same for all scenarios."""
+_REFERENCE = (ValueType.IMMUTABLE_ROM, ValueType.MUTABLE_FIRMWARE, ValueType.HARDWARE_CONFIGURATION)
+
+
+@cache
+def policy_for(kind: CardKind) -> DevicePolicy:
+    """The policy of a tenant that wants a proper device of a kind, whichever it is."""
+    proper = [one for one in measured(kind, Firmware()) if one.kind in _REFERENCE]
+    values = tuple([(one.index, hashlib.sha384(one.raw).digest()) for one in proper])
+    return DevicePolicy(kind, device_identity(kind, "reference", MAKERS_SEED).root, values)

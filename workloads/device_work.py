@@ -1,0 +1,325 @@
+"""A tenant with devices of its own: disk, GPU and network card, each put to work in rounds.
+
+It stores to its disk and reads back, has its GPU multiply matrices, and sends frames to a peer that does the same.
+One program for every generation: where its VM trusts devices it has each proved and let into private memory first, and
+works there; elsewhere it copies through bounce buffers, or not even that where devices reach all memory. From time to
+time it lets its devices go, and takes them again.
+
+Each vCPU but the first rests.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from node.device_policy import DeviceUntrusted
+from node.device_window import DeviceWindow
+from node.ghcb_page import GhcbUntrusted
+from node.guest_gpu import PRIVATE_BYTES as GPU_BYTES
+from node.guest_gpu import SHARED_BYTES as GPU_SHARED_BYTES
+from node.guest_gpu import GuestGpu
+from node.guest_messages import GuestMessages, MessageRefused
+from node.guest_nic import ENTRIES, GuestNic
+from node.guest_nic import PRIVATE_BYTES as NIC_BYTES
+from node.guest_nic import SHARED_BYTES as NIC_SHARED_BYTES
+from node.guest_nvme import BLOCK_BYTES, GuestNvme
+from node.guest_nvme import PRIVATE_BYTES as NVME_BYTES
+from node.guest_nvme import SHARED_BYTES as NVME_SHARED_BYTES
+from node.guest_tdi import SHARED_BYTES as TDI_SHARED_BYTES
+from node.guest_tdi import GuestTdi, TdiRefused
+from node.mac_address import mac_of
+from node.operations import Answer, GuestOperation, Read, Shutdown, Sleep, Write
+from node.program import Block, Demand, Placement, ProgramSpec, Registers
+from node.swiotlb import MOST_MAPPED_BYTES, BounceArea, Steps
+from psp.tsm.tio_buffers import NONCE_BYTES
+from tio.device_identity import CardKind
+from tio.tdisp.report import InterfaceReport, parse_report
+from tio.virtio_net import ETHERNET_HEADER_BYTES
+from workloads.block_outcome import FAULTED, WRONG_ANSWER, faulted, with_devices
+from workloads.device_policies import policy_for
+from workloads.keyed_content import KeyedContent
+from workloads.parameters import PAGE_BYTES, check_placement, parameters_from, text, whole
+
+DEVICE_WORK = "device-work"
+NOT_TRUSTED = Shutdown(6)
+"""A device that was to be trusted is not what it must be, or nobody let the guest have it."""
+OPEN_RIP, ATTACH_RIP, WORK_RIP, DETACH_RIP = 0x40_0000, 0x40_1000, 0x40_2000, 0x40_3000
+SCRATCH_BYTES = 1 << 20
+"""Private memory for a round's data: what goes out, and what comes back."""
+_DRIVER_BYTES = max(NVME_BYTES, GPU_BYTES, NIC_BYTES)
+DEVICE_BYTES = _DRIVER_BYTES + PAGE_BYTES
+"""Private memory for each device: its driver's, and the report of its interface."""
+MOST_DEVICES = 4
+_SHARED_BYTES = TDI_SHARED_BYTES + MOST_DEVICES * max(NVME_SHARED_BYTES, GPU_SHARED_BYTES, NIC_SHARED_BYTES)
+_SHARED_BYTES += MOST_MAPPED_BYTES
+_LENGTH, _NUMBER = struct.Struct("<I"), struct.Struct("<Q")
+_ETHER_TYPE = b"\x88\xb5"
+"""Of local experiments (IEEE 802)."""
+_REST = Sleep(3_600_000_000_000)
+_WORD = np.dtype("<i4")
+_NS_PER_MS = 1_000_000
+
+Job = Callable[["DeviceWork", int, int], Generator[tuple[GuestOperation, ...], tuple[Answer, ...], bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceParameters:
+    """Parameters of ``device-work``; the defaults are the laboratory's."""
+
+    block_bytes: int = whole(64 << 10, 4096, 256 << 10, 4096)
+    """What goes to the disk and back in a round."""
+    matrix_order: int = whole(64, 1, 128)
+    """Rows and columns of the matrices that the GPU multiplies."""
+    peer: str = text("", 64)
+    """Whom its network card talks to, by the name of its machine; nobody by default."""
+    frame_bytes: int = whole(1024, 16, 1400)
+    """What a frame carries."""
+    pause_ms: int = whole(100, 1, 3_600_000)
+    """Between rounds."""
+    rounds_attached: int = whole(0, 0, 1 << 30)
+    """Rounds after which devices are let go and taken again; 0 for never."""
+
+    @property
+    def private_bytes(self) -> int:
+        """Drivers, reports and a round's data."""
+        return MOST_DEVICES * DEVICE_BYTES + SCRATCH_BYTES
+
+    @property
+    def shared_bytes(self) -> int:
+        """Messages, evidence, and bounce buffers."""
+        return _SHARED_BYTES
+
+    @property
+    def disk_bytes(self) -> int:
+        """None of the disk that its hypervisor emulates."""
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceWork:
+    """The program. R12 is the device at hand, R13 counts rounds."""
+
+    parameters: DeviceParameters
+    placement: Placement
+    content: KeyedContent
+
+    entry = OPEN_RIP
+    demands: tuple[Demand, ...] = ()
+
+    @classmethod
+    def build(cls, spec: ProgramSpec, placement: Placement) -> DeviceWork:
+        """Rebuild the program whole. Raises WorkloadParameterError."""
+        parameters = parameters_from(DeviceParameters, spec.parameters)
+        check_placement(parameters, placement)
+        return cls(parameters, placement, KeyedContent.of(placement, DEVICE_WORK))
+
+    @property
+    def blocks(self) -> Mapping[int, Callable[[Registers], Block]]:
+        """Blocks by RIP."""
+        steps = {OPEN_RIP: self._open, ATTACH_RIP: self._attach, WORK_RIP: self._work, DETACH_RIP: self._detach}
+        return {rip: _ending(step) for rip, step in steps.items()}
+
+    # Where things are.
+
+    @property
+    def area(self) -> BounceArea:
+        """Buffers that untrusted devices reach, behind the pages of messages; of trusted ones all of memory is."""
+        place, skipped = self.placement, TDI_SHARED_BYTES
+        area = BounceArea(place.shared_gpa + skipped, place.shared_length - skipped, place.book_gpa, place.bounces)
+        return replace(area, bounces=False) if place.trusts_devices else area
+
+    def memory(self, device: int) -> int:
+        """The private memory of a device's driver."""
+        return self.placement.base_gpa + device * DEVICE_BYTES
+
+    @property
+    def scratch(self) -> int:
+        """The private memory of a round's data."""
+        return self.placement.base_gpa + MOST_DEVICES * DEVICE_BYTES
+
+    def window(self, device: int) -> DeviceWindow:
+        """A device's registers."""
+        return DeviceWindow(device, private=self.placement.trusts_devices)
+
+    def nvme(self, device: int) -> GuestNvme:
+        """The driver of a disk."""
+        return GuestNvme(self.area, self.window(device), self.memory(device))
+
+    def gpu(self, device: int) -> GuestGpu:
+        """The driver of a GPU."""
+        return GuestGpu(self.area, self.window(device), self.memory(device))
+
+    def nic(self, device: int) -> GuestNic:
+        """The driver of a network card."""
+        return GuestNic(self.area, self.placement.vcpu, self.memory(device), self.window(device))
+
+    def _tdi(self, device: int) -> GuestTdi | None:
+        place = self.placement
+        if place.messages is None:
+            return None
+        gpa = place.shared_gpa
+        return GuestTdi.of(GuestMessages(place.messages, gpa, gpa + PAGE_BYTES), device)
+
+    def _report(self, device: int) -> int:
+        return self.memory(device) + _DRIVER_BYTES
+
+    # Blocks.
+
+    def _open(self, registers: Registers) -> Block:
+        if not self.placement.devices:
+            return _REST
+        yield from self.area.open()
+        registers.rip = ATTACH_RIP
+        return None
+
+    def _attach(self, registers: Registers) -> Block:
+        """Take the next device, have it proved where that is to be had, and set it up."""
+        device = registers.r12
+        kind = self.placement.devices[device]
+        if self.placement.trusts_devices:
+            tdi = self._tdi(device)
+            if tdi is None:
+                return NOT_TRUSTED
+            nonce = self.content.octets(b"nonce", registers.r13, device, NONCE_BYTES)
+            report = (yield from tdi.attach(policy_for(kind), nonce)).pack()
+            kept = Write(self._report(device), _LENGTH.pack(len(report)) + report)
+            if faulted((yield (kept,))):
+                return FAULTED
+        yield from _STARTS[kind](self, device)
+        registers.r12 += 1
+        if registers.r12 == len(self.placement.devices):
+            registers.r12 = 0
+            registers.rip = WORK_RIP
+        return None
+
+    def _work(self, registers: Registers) -> Block:
+        """One round on every device."""
+        for device, kind in enumerate(self.placement.devices):
+            if not (yield from _JOBS[kind](self, device, registers.r13)):
+                return WRONG_ANSWER
+        registers.r13 += 1
+        often = self.parameters.rounds_attached
+        if often and not registers.r13 % often:
+            registers.rip = DETACH_RIP
+        return Sleep(self.parameters.pause_ms * _NS_PER_MS)
+
+    def _detach(self, registers: Registers) -> Block:
+        """Let the next device go."""
+        device = registers.r12
+        yield from _STOPS[self.placement.devices[device]](self, device)
+        tdi = self._tdi(device)
+        if self.placement.trusts_devices and tdi is not None:
+            report = yield from self._kept_report(device)
+            if report is None:
+                return FAULTED
+            yield from tdi.detach(report)
+        registers.r12 += 1
+        if registers.r12 == len(self.placement.devices):
+            registers.r12 = 0
+            registers.rip = ATTACH_RIP
+        return None
+
+    def _kept_report(self, device: int) -> Steps[InterfaceReport | None]:
+        (data,) = yield (Read(self._report(device), PAGE_BYTES),)
+        if not isinstance(data, bytes):
+            return None
+        (length,) = _LENGTH.unpack_from(data)
+        return parse_report(data[_LENGTH.size : _LENGTH.size + length])
+
+    # Jobs. Each returns whether what came back is what it must be.
+
+    def _store_and_load(self, device: int, number: int) -> Steps[bool]:
+        length = self.parameters.block_bytes
+        data = _octets(self.content, number, length)
+        out, back = self.scratch, self.scratch + length
+        disk = self.nvme(device)
+        blocks, lba = length // BLOCK_BYTES, number % 4 * (length // BLOCK_BYTES)
+        if faulted((yield (Write(out, data),))):
+            return False
+        if (yield from disk.write(lba, blocks, out)) or (yield from disk.read(lba, blocks, back)):
+            return False
+        (found,) = yield (Read(back, length),)
+        return found == data
+
+    def _multiply(self, device: int, number: int) -> Steps[bool]:
+        order = self.parameters.matrix_order
+        size = order * order * _WORD.itemsize
+        words = np.frombuffer(_octets(self.content, number, -(-2 * size // 8) * 8), _WORD)[: 2 * order * order]
+        one, other = words.reshape(2, order, order)
+        gpu, out = self.gpu(device), self.scratch
+        if faulted((yield (Write(out, one.tobytes()), Write(out + size, other.tobytes())))):
+            return False
+        yield from gpu.copy_in(out, 0, 2 * size)
+        yield from gpu.multiply(0, size, 2 * size, (order, order, order))
+        yield from gpu.copy_out(2 * size, out, size)
+        (found,) = yield (Read(out, size),)
+        return found == (one @ other).tobytes()
+
+
+    def _talk(self, device: int, number: int) -> Steps[bool]:
+        """Take what the peer sent, and send it the next frame."""
+        peer, nic = self.parameters.peer, self.nic(device)
+        if not peer:
+            return True
+        own, other = mac_of(self.placement.vm, 0), mac_of(peer, 0)
+        for frame in (yield from nic.receive(ENTRIES)):
+            payload = frame[ETHERNET_HEADER_BYTES:]
+            (told,) = _NUMBER.unpack_from(payload)
+            if frame[:ETHERNET_HEADER_BYTES] != own + other + _ETHER_TYPE or payload != self._payload(peer, told):
+                return False
+        yield from nic.send([other + own + _ETHER_TYPE + self._payload(self.placement.vm, number)])
+        return True
+
+    def _payload(self, vm: str, number: int) -> bytes:
+        """What a machine sends in a round."""
+        length = self.parameters.frame_bytes // 8 * 8
+        content = KeyedContent.of(replace(self.placement, vm=vm), DEVICE_WORK)
+        return _NUMBER.pack(number) + _octets(content, number, length)
+
+
+def _octets(content: KeyedContent, number: int, length: int) -> bytes:
+    """Contents of a round, ``length`` a multiple of 8."""
+    first = number % (1 << 32) << 32
+    return content.words(np.arange(first, first + length // 8, dtype=np.uint64)).tobytes()
+
+
+def _start_nvme(work: DeviceWork, device: int) -> Steps[None]:
+    yield from work.nvme(device).start()
+
+
+def _start_gpu(work: DeviceWork, device: int) -> Steps[None]:
+    yield from work.gpu(device).start()
+
+
+def _start_nic(work: DeviceWork, device: int) -> Steps[None]:
+    yield from work.nic(device).start()
+
+
+_STARTS: Mapping[CardKind, Callable[[DeviceWork, int], Steps[None]]] = {
+    CardKind.NVME: _start_nvme, CardKind.GPU: _start_gpu, CardKind.NIC: _start_nic,
+}  # fmt: skip
+_STOPS: Mapping[CardKind, Callable[[DeviceWork, int], Steps[None]]] = {
+    CardKind.NVME: lambda work, device: work.nvme(device).stop(),
+    CardKind.GPU: lambda work, device: work.gpu(device).stop(),
+    CardKind.NIC: lambda work, device: work.nic(device).stop(),
+}
+_JOBS: Mapping[CardKind, Job] = {
+    CardKind.NVME: DeviceWork._store_and_load,  # noqa: SLF001 - of this file
+    CardKind.GPU: DeviceWork._multiply,  # noqa: SLF001
+    CardKind.NIC: DeviceWork._talk,  # noqa: SLF001
+}
+
+
+def _ending(step: Callable[[Registers], Block]) -> Callable[[Registers], Block]:
+    return lambda registers: with_devices(_trusting(step(registers)))
+
+
+def _trusting(block: Block) -> Block:
+    try:
+        return (yield from block)
+    except (DeviceUntrusted, TdiRefused, MessageRefused, GhcbUntrusted):
+        return NOT_TRUSTED
