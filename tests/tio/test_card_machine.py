@@ -175,11 +175,18 @@ class OneCard(RuleBasedStateMachine):
     @rule(how=st.sampled_from(sorted(HARMLESS)))
     def touch_what_does_not_matter(self, how: str) -> None:
         if self.configured:
+            self.capture_bus()
             HARMLESS[how](self.slot)
             self.slot.root.configuration_write(CARD, Register.COMMAND, 0x0006, 2)
 
+    def capture_bus(self) -> None:
+        """A configuration write by another bus number than the last, whatever it writes, breaks a lock."""
+        if self.slot.card.space.bus not in (None, CARD >> 8):
+            self.break_lock()
+
     @rule(on=st.booleans())
     def touch_interrupts(self, on: bool) -> None:
+        self.capture_bus()
         before = self.slot.card.space.msix_control
         self.slot.root.configuration_write(CARD, Register.MSIX_CONTROL, MsixControl.ENABLE * on, 2)
         if before != self.slot.card.space.msix_control and self.flags & LockFlags.LOCK_MSIX:

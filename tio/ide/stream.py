@@ -324,6 +324,25 @@ class IdeStream:
         for one in (SubStream.NPR, SubStream.CPL):
             self._senders[one].posted += packets
 
+    def posted_to_tell(self, sub_stream: SubStream) -> int:
+        """How many posted packets the next packet on a sub-stream tells of."""
+        return self._senders[sub_stream].posted
+
+    def tell_posted(self, sub_stream: SubStream) -> None:
+        """It was told."""
+        sender = self._senders[sub_stream]
+        sender.total += sender.posted
+        sender.posted = 0
+
+    def take_told(self, sub_stream: SubStream, posted: int) -> bool:
+        """A packet tells of so many posted ones; False where not as many have arrived."""
+        receiver = self._receivers[sub_stream]
+        if posted > receiver.posted:
+            return False
+        receiver.posted -= posted
+        receiver.told += posted
+        return True
+
     def sending_key(self, sub_stream: SubStream) -> tuple[int, SubStreamKey]:
         """Key set and key of what is sent next. Raises IdeError while the stream is Insecure."""
         self._may_send(tee=True)
