@@ -140,6 +140,11 @@ class Precopy:
         return self._began_ns
 
     @property
+    def began_copying_ns(self) -> int:
+        """When its first round could begin."""
+        return self._first_ns
+
+    @property
     def size_bytes(self) -> int:
         """What the present round sends."""
         return self._size_bytes
@@ -178,8 +183,8 @@ class Precopy:
     def break_off(self, sent_bytes: int, now_ns: int) -> None:
         """The present round goes no further: what it did not send is left, besides what was written meanwhile."""
         sent_bytes = min(sent_bytes, self._size_bytes)
-        self.rounds.append(Round(sent_bytes, self._began_ns, now_ns))
         self._unsent_bytes = self._size_bytes - sent_bytes
+        self.rounds.append(Round(sent_bytes, self._began_ns, now_ns, self.dirty_bytes(now_ns)))
 
     @property
     def expected_downtime_ns(self) -> int:
