@@ -154,7 +154,7 @@ class CardFunctions:
         if event is Tampering.REQUESTER_ID:
             for one in self.virtual:
                 one.space.bus = self.physical.space.bus
-        if event in (Tampering.REQUESTER_ID, Tampering.FUNCTION_RESET):
+        if event in (Tampering.REQUESTER_ID, Tampering.FUNCTION_RESET, Tampering.POWER_STATE):
             self._tamper_virtual(event)
 
     def _remade(self, event: Tampering) -> None:
