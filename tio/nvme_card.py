@@ -54,13 +54,16 @@ class NvmeDevice:
 def nvme_card(
     random: Random,
     namespace: NvmeNamespace,
-    settings: NvmeSettings | None = None,
+    disk: NvmeSettings | None = None,
     virtual: Sequence[NvmeNamespace] = (),
     **card: Any,
 ) -> tuple[Card, NvmeDevice]:
-    """A card with one disk, and one behind each VF that a host can make; ``card`` are the settings of ``Card``."""
-    device, dma = _disk(namespace, settings)
-    behind = [Behind(*_disk(one, settings)) for one in virtual]
+    """A card with one disk, and one behind each VF that a host can make; ``disk`` is what all of them offer.
+
+    ``card`` are the settings of ``Card``.
+    """
+    device, dma = _disk(namespace, disk)
+    behind = [Behind(*_disk(one, disk)) for one in virtual]
     return Card(CardKind.NVME, device, random, dma=dma, virtual=behind, **card), device
 
 
