@@ -18,7 +18,7 @@ def test_its_ends_carry_what_they_are_given(monkeypatch: pytest.MonkeyPatch) -> 
     for name, value in (("PROOFS", 1), ("MUTATED", 1), ("_PER_PLACE", 4)):
         monkeypatch.setattr(device_proofs, name, value)
     figures = list(tio.run())
-    units = ["s", "ratio", "messages", "messages/s", "byte/s", "byte/s", "ratio"]
+    units = ["s", "ratio", "messages", "messages/s", "byte/s", "byte/s", "ratio", "byte/s", "byte/s"]
     assert [one.unit for one in figures] == units
     assert all(one.value > 0 for one in figures)
 
