@@ -132,7 +132,7 @@ class CardFunctions:
             Region(MSIX_BAR, _PBA_AT, _MSIX_BYTES - _PBA_AT, RangeAttributes.MSIX_PBA),
         ]
         if MEMORY_BAR in self.bars:
-            regions.append(Region(MEMORY_BAR, 0, self.bars[MEMORY_BAR]))
+            regions.append(Region(MEMORY_BAR, 0, self.bars[MEMORY_BAR], RangeAttributes.IS_MEM_ATTR_UPDATABLE))
         found = PciFunction(space, behind.device, regions, self._kind.value.encode(), requester_id)
         found.tdi = Tdi(found, self._random, self._settings.supported, scrubs=self._settings.scrubs)
         found.beside = self._overlap
