@@ -12,6 +12,8 @@ from workloads.attested_start import AttestedStart
 from workloads.attesting import AttestingParameters
 from workloads.compile_job import CompileParameters
 from workloads.device_work import DEVICE_WORK, DeviceParameters
+from workloads.idle import NAME as IDLE
+from workloads.idle import IdleParameters
 from workloads.key_value_client import ClientParameters
 from workloads.key_value_server import ServerParameters
 from workloads.key_value_store import KeyValueParameters
@@ -55,6 +57,7 @@ PARAMETERS: Mapping[str, type[Parameters]] = MappingProxyType({
     "relying-party": RelyingParameters,
     "device-work": DeviceParameters,
     "sealed-disk": SealedParameters,
+    IDLE: IdleParameters,
 })  # fmt: skip
 """What each program may be told."""
 
