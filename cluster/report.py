@@ -18,7 +18,10 @@ from node.mechanism import Mechanism
 if TYPE_CHECKING:
     pass
 
-OWN = (Mechanism.CORE, Mechanism.MEMORY, Mechanism.PAGE_WALK, Mechanism.EXITS, Mechanism.OPERATIONS, Mechanism.BOOT)
+OWN = (
+    Mechanism.CORE, Mechanism.MEMORY, Mechanism.PAGE_WALK, Mechanism.EXITS, Mechanism.OPERATIONS, Mechanism.BOOT,
+    Mechanism.LINK,
+)  # fmt: skip
 """What a program costs as a plain guest alone on its host; slowdown is counted from here."""
 
 ADDED = {
@@ -27,6 +30,7 @@ ADDED = {
     Mechanism.VMGEXIT: "exits",
     Mechanism.ACCEPTANCE: "accept",
     Mechanism.BOUNCE: "bounce",
+    Mechanism.IDE: "IDE",
     Mechanism.SVSM: "SVSM",
     Mechanism.DISK_WAIT: "disk",
     Mechanism.LOADED_LATENCY: "latency",

@@ -120,8 +120,8 @@ class ConfigOut:
     data: bytes
 
 
-MOST_WORDS = 1 << 18
-"""Of one run of configuration accesses: the longest object of DOE."""
+MOST_WORDS = 1 << 15
+"""Of one run of configuration accesses. The longest object of DOE takes several; firmware's are a few KiB."""
 
 
 @dataclass(frozen=True, slots=True)

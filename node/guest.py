@@ -19,6 +19,7 @@ from node.program import ProgramSpec
 from node.svsm_use import SvsmUse
 from node.tenant import TenantPort
 from node.vcpu import Vcpu
+from node.vcpu_throttle import Throttle
 from tio.device_identity import CardKind
 
 
@@ -128,6 +129,8 @@ class Guest:
     """Whom to tell when a vCPU begins a phase or a sleep."""
     dirty_log: DirtyLog | None = None
     """While it migrates away."""
+    throttle: Throttle | None = None
+    """While it is slowed down for that."""
     demand_names: tuple[tuple[str, ...], ...] = ()
     bytes_read: int = 0
     bytes_written: int = 0

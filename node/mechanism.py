@@ -40,6 +40,10 @@ class Mechanism(StrEnum):
     """Copies between private memory and the pool that devices reach. A plain VM makes none."""
     DISK_WAIT = "disk_wait"
     """Waiting for a drive that is busy with other requests."""
+    LINK = "link"
+    """Transfers of cards that were given to the VM, on their link."""
+    IDE = "ide"
+    """What prefixes and MACs of IDE add to them."""
     SVSM = "svsm"
     """What an SVSM below does: its operations, and changing to and from its VMPL."""
 

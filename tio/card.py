@@ -17,7 +17,7 @@ from tio.completer import Completer
 from tio.device_identity import CardKind, DeviceIdentity, Firmware, device_identity, measured
 from tio.device_security_module import DeviceSecurityModule
 from tio.doe import DataObject, ObjectType, parse_data_object
-from tio.ide import Failure, IdePort, IdeStream, KeyResponder, Packet, PortRegisters, StreamChecks, WriteRun
+from tio.ide import Failure, IdePort, IdeStream, KeyResponder, Packet, PortRegisters, Run, StreamChecks
 from tio.ide.capability import IdeCapability
 from tio.ide.stream import ALL_CHECKS
 from tio.pci import Command, ConfigurationSpace, Device, DoeMailbox, PciFunction, Register
@@ -153,7 +153,7 @@ class Card:
     def upstream(self, upstream: Upstream) -> None:
         self._link.upstream = upstream
 
-    def receive(self, packets: Iterable[Packet | WriteRun]) -> Wire:
+    def receive(self, packets: Iterable[Packet | Run]) -> Wire:
         """Take packets that came down the link: what goes up for them."""
         return self._link.receive(packets)
 

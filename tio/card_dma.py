@@ -44,7 +44,7 @@ class CardDma:
     """
 
     def __init__(
-        self, *, most_payload_bytes: int = 256, most_read_bytes: int = 512, refusal_ends: bool = False
+        self, *, most_payload_bytes: int = 256, most_read_bytes: int = 4096, refusal_ends: bool = False
     ) -> None:
         self._payload_bytes = most_payload_bytes
         self._read_bytes = most_read_bytes

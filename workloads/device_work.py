@@ -35,6 +35,7 @@ from node.mac_address import mac_of
 from node.operations import Answer, GuestOperation, Read, Shutdown, Sleep, Write
 from node.program import Block, Demand, Placement, ProgramSpec, Registers
 from node.swiotlb import MOST_MAPPED_BYTES, BounceArea, Steps
+from psp.tsm.tio_buffers import NONCE_BYTES
 from tio.device_identity import CardKind
 from tio.tdisp.report import InterfaceReport, parse_report
 from tio.virtio_net import ETHERNET_HEADER_BYTES
@@ -183,7 +184,8 @@ class DeviceWork:
             tdi = self._tdi(device)
             if tdi is None:
                 return NOT_TRUSTED
-            report = (yield from tdi.attach(policy_for(kind))).pack()
+            nonce = self.content.octets(b"nonce", registers.r13, device, NONCE_BYTES)
+            report = (yield from tdi.attach(policy_for(kind), nonce)).pack()
             kept = Write(self._report(device), _LENGTH.pack(len(report)) + report)
             if faulted((yield (kept,))):
                 return FAULTED

@@ -91,6 +91,17 @@ class OneCard(RuleBasedStateMachine):
         if legal:
             self.state = RUN
 
+    @rule(flags=st.sampled_from((LockFlags(0), LockFlags.LOCK_MSIX)))
+    def run(self, flags: LockFlags) -> None:
+        """What a host does most, so that most of what follows meets an interface that runs."""
+        if not self.keys_of or not self.configured:
+            self.conventional_reset()
+            self.begin_again()
+        if self.state is not UNLOCKED:
+            self.stop(self.owner)
+        self.lock(SESSION, flags)
+        self.start(SESSION, right=True)
+
     @rule(session=SESSIONS)
     def stop(self, session: int) -> None:
         legal = self.mine(session)
@@ -164,11 +175,18 @@ class OneCard(RuleBasedStateMachine):
     @rule(how=st.sampled_from(sorted(HARMLESS)))
     def touch_what_does_not_matter(self, how: str) -> None:
         if self.configured:
+            self.capture_bus()
             HARMLESS[how](self.slot)
             self.slot.root.configuration_write(CARD, Register.COMMAND, 0x0006, 2)
 
+    def capture_bus(self) -> None:
+        """A configuration write by another bus number than the last, whatever it writes, breaks a lock."""
+        if self.slot.card.space.bus not in (None, CARD >> 8):
+            self.break_lock()
+
     @rule(on=st.booleans())
     def touch_interrupts(self, on: bool) -> None:
+        self.capture_bus()
         before = self.slot.card.space.msix_control
         self.slot.root.configuration_write(CARD, Register.MSIX_CONTROL, MsixControl.ENABLE * on, 2)
         if before != self.slot.card.space.msix_control and self.flags & LockFlags.LOCK_MSIX:

@@ -65,6 +65,7 @@ class Failure(Enum):
     RESET = "conventional reset"
 
 
+_SUB_STREAMS = tuple(SubStream)
 FAILED_CHECKS = (
     Failure.MAC,
     Failure.ORDER,
@@ -323,6 +324,25 @@ class IdeStream:
         for one in (SubStream.NPR, SubStream.CPL):
             self._senders[one].posted += packets
 
+    def posted_to_tell(self, sub_stream: SubStream) -> int:
+        """How many posted packets the next packet on a sub-stream tells of."""
+        return self._senders[sub_stream].posted
+
+    def tell_posted(self, sub_stream: SubStream) -> None:
+        """It was told."""
+        sender = self._senders[sub_stream]
+        sender.total += sender.posted
+        sender.posted = 0
+
+    def take_told(self, sub_stream: SubStream, posted: int) -> bool:
+        """A packet tells of so many posted ones; False where not as many have arrived."""
+        receiver = self._receivers[sub_stream]
+        if posted > receiver.posted:
+            return False
+        receiver.posted -= posted
+        receiver.told += posted
+        return True
+
     def sending_key(self, sub_stream: SubStream) -> tuple[int, SubStreamKey]:
         """Key set and key of what is sent next. Raises IdeError while the stream is Insecure."""
         self._may_send(tee=True)
@@ -349,7 +369,7 @@ class IdeStream:
             return []
         why = self._objection(prefix, packet)
         if why is None and prefix.mac:
-            out, why = self._check(SubStream(prefix.sub_stream))
+            out, why = self._check(_SUB_STREAMS[prefix.sub_stream])
             if why is None:
                 return out
         if why is not None:
@@ -363,10 +383,10 @@ class IdeStream:
     def _objection(self, prefix: IdePrefix, packet: IdeTlp) -> Failure | None:
         """What is wrong with one packet before its MAC; None holds it."""
         try:
-            sub_stream = SubStream(prefix.sub_stream)
-            if Tlp(packet.header, packet.payload).checked().sub_stream is not sub_stream:
+            sub_stream = Tlp(packet.header, packet.payload).checked().sub_stream
+            if sub_stream != prefix.sub_stream:
                 return Failure.TYPE
-        except (ValueError, IndexError, TlpError):
+        except (IndexError, TlpError):
             return Failure.TYPE
         if self.settings.tee_limited and not prefix.tee:
             return Failure.TEE_LIMITED
