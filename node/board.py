@@ -154,6 +154,7 @@ class Board:
             StreamChecks(
                 macs=Protection.IDE_MAC not in platform.disabled,
                 numbers=Protection.IDE_PACKET_NUMBER not in platform.disabled,
+                seals=Protection.IDE not in platform.disabled,
             ),
         )
         self.root_complex: RootComplex | None = None

@@ -70,6 +70,7 @@ class FilledSlots:
         card = Card(
             slot.kind, device, self._random(slot), serial=slot.serial, requester_id=slot.requester, dma=dma,
             memory_bytes=slot.memory_bytes if slot.kind is CardKind.GPU else 0, checks=self._checks,
+            seed=slot.maker, scrubs=slot.scrubs,
         )  # fmt: skip
         root_port.plug(card)
         self.by_port[slot.port] = FilledSlot(window, link, root_port, card, device, dma)

@@ -164,6 +164,11 @@ class TioHost:
                 return one
         return None
 
+    @property
+    def cards(self) -> tuple[Card, ...]:
+        """Those that were found, in the order of their ports; none before somebody wanted one."""
+        return tuple(self._cards or ())
+
     def has(self, vm: str) -> bool:
         """Whether a VM has a card."""
         return any(name == vm for name, _ in self._given)

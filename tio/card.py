@@ -41,7 +41,7 @@ class Card:
     """One card. ``device`` is what its registers and memory reach; ``random`` hands in what a DRBG would draw.
 
     ``dma`` is the port through which ``device`` reaches memory, where it does. ``programmed``: it comes set up, for
-    who has no host to do so. ``checks`` are ``IdePort``'s.
+    who has no host to do so. ``checks`` are ``IdePort``'s, ``scrubs`` is ``Tdi``'s.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Card:
         dma: CardDma | None = None,
         programmed: bool = False,
         checks: StreamChecks = ALL_CHECKS,
+        scrubs: bool = True,
     ) -> None:
         self.kind = kind
         self.identity: DeviceIdentity = device_identity(kind, serial, seed)
@@ -82,7 +83,7 @@ class Card:
         if memory_bytes:
             regions.append(Region(_MEMORY_BAR, 0, memory_bytes))
         self.function = PciFunction(self.space, device, regions, kind.value.encode(), requester_id)
-        self.tdi = self.function.tdi = Tdi(self.function, random)
+        self.tdi = self.function.tdi = Tdi(self.function, random, scrubs=scrubs)
         self._device = device
         self._completer = Completer({requester_id & 0xFF: self.function})
         self._link = CardLink(self.port, self._completer)

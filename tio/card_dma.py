@@ -136,7 +136,7 @@ class CardDma:
             return
         head = min(-address % size, len(data))
         whole = (len(data) - head) // size * size
-        if tee and whole >= _LEAST_RUN_PACKETS * size:
+        if tee and link.port.checks.seals and whole >= _LEAST_RUN_PACKETS * size:
             self._post_singly(link, requester, address, octets[:head], tee=tee)
             run = link.port.send_writes(requester, address + head, octets[head : head + whole], size)
             if run is None:

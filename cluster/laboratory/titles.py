@@ -74,6 +74,16 @@ TITLES: Mapping[str, str] = {
     "62": "guest request replayed, or answered from before",
     "63": "guest request relayed to another platform",
     "64": "PDH points off the curve",
+    "70a": "I/O through bounce buffers, observed by the host",
+    "70b": "I/O through bounce buffers, altered by the host",
+    "71a": "device that nobody attested reaches private memory",
+    "71b": "device that nobody attested reaches shared memory",
+    "72": "device of another make in the slot",
+    "73": "device's firmware changed after it was attested",
+    "76": "packets altered, repeated or lost on the link",
+    "77": "packets read on the link",
+    "78": "another device given to the victim",
     "82a": "IOMMU's enforcement cleared by firmware: device writes",
+    "82b": "the same: device writes the RMP",
 }
 """By id of the matrix."""
