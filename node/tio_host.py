@@ -86,6 +86,8 @@ class TioHost:
     ) -> None:
         self.trusted = trusted
         self.lock_flags = lock_flags
+        self.measures_anew = True
+        """A device is measured when its guest asks for evidence; otherwise it gets what there is, however old."""
         self._ports = tuple(ports)
         self._memory = memory
         self.device_table = DEVICE_TABLE, DEVICE_TABLE_PAGES

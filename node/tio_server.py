@@ -70,7 +70,8 @@ class TioServer:
             raise GhcbRefused(BadInput.INVALID_INPUT, "SW_EXITINFO1")
         if pages.data_pages:
             # Evidence is as new as the question, or the guest could not tell a device that has changed since.
-            yield from self._measured(given)
+            if self._host.measures_anew:
+                yield from self._measured(given)
             try:
                 needed = yield from self._requests.lay(record, pages, self._evidence(given))
             except BadPage:

@@ -60,7 +60,7 @@ DEVICE = 0
 """The number of its device."""
 SECRET_AT, DEPOSIT_AT, NOTHING_AT, BUFFER_BYTES = 0, 128, 256, 384
 """In a buffer. 128 bytes have room for content and seal."""
-_ON_DEVICE, _SECRET_ON_DEVICE, _WORDS_ON_DEVICE = 0, 0x400, (0x1000, 0x2000)
+_ON_DEVICE, SECRET_ON_DEVICE, WORDS_ON_DEVICE = 0, 0x400, (0x1000, 0x2000)
 _WORDS_AT = 320
 _WORD_BYTES = 8
 _SLOT_BYTES, _NONCE_BYTES = 128, 12
@@ -285,9 +285,9 @@ class Depositor:
         data = b"".join([self._sealed(*part).ljust(_SLOT_BYTES, b"\0") for part in parts]) + bytes(_SLOT_BYTES)
         yield from _done(Write(out, data))
         yield from self._area.copy_to_device(out, self.buffer(0, bounces=self.bounces), BUFFER_BYTES)
-        yield from self._copy(GpuOpcode.COPY_IN, _SECRET_ON_DEVICE, SECRET_AT, _SLOT_BYTES)
+        yield from self._copy(GpuOpcode.COPY_IN, SECRET_ON_DEVICE, SECRET_AT, _SLOT_BYTES)
         if self.ways.wipes:
-            yield from self._copy(GpuOpcode.COPY_IN, _SECRET_ON_DEVICE, NOTHING_AT, _SLOT_BYTES)
+            yield from self._copy(GpuOpcode.COPY_IN, SECRET_ON_DEVICE, NOTHING_AT, _SLOT_BYTES)
         yield from self._copy(GpuOpcode.COPY_IN, _ON_DEVICE, DEPOSIT_AT, _SLOT_BYTES)
         yield from self._keep_words(number)
         yield from self._copy(GpuOpcode.COPY_OUT, _ON_DEVICE, DEPOSIT_AT, _SLOT_BYTES)
@@ -296,10 +296,10 @@ class Depositor:
         """Store two words through the window, and note what the device has of them."""
         words = self.words(number)
         stores = [
-            (at, int.from_bytes(word, "little"), _WORD_BYTES) for at, word in zip(_WORDS_ON_DEVICE, words, strict=True)
+            (at, int.from_bytes(word, "little"), _WORD_BYTES) for at, word in zip(WORDS_ON_DEVICE, words, strict=True)
         ]
         yield from self._window.store(MEMORY_BAR, *stores)
-        for place, at in enumerate(_WORDS_ON_DEVICE):
+        for place, at in enumerate(WORDS_ON_DEVICE):
             yield from self._copy(GpuOpcode.COPY_OUT, at, _WORDS_AT + place * _WORD_BYTES, _WORD_BYTES)
         inbox = self._private(_BUFFERS) + PAGE_BYTES
         yield from self._area.copy_from_device(self.buffer(1, bounces=self.bounces), inbox, BUFFER_BYTES)
