@@ -21,7 +21,7 @@ from cluster.scenario import Scenario
 from cluster.session import Session
 from cluster.tables import TABLES
 from node.generation import Generation
-from node.phase_cost import Mechanism
+from node.mechanism import Mechanism
 
 
 @dataclass(frozen=True, slots=True)

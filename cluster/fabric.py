@@ -95,6 +95,12 @@ class Fabric:
         """A flow's present rate."""
         return self._flows[name].rate
 
+    def moved(self, name: str, now_ns: int) -> float:
+        """Bytes that a flow has moved by a time, as it stands; changes nothing."""
+        flow = self._flows[name]
+        left = flow.remaining - flow.rate * max(0, now_ns - flow.updated_ns) / _NS
+        return flow.size - max(0.0, left)
+
     def advance(self, now_ns: int) -> list[str]:
         """Go to a time: the flows that ended by then, in the order of their ends."""
         ended: list[str] = []

@@ -102,6 +102,19 @@ def _control_plane(scenario: Scenario, arriving: tuple[Order, ...], placement: F
         round_ns_per_gib=costs["migration.round_ns_per_gib"],
         fixed_downtime_ns=costs["migration.stop_ns"] + costs["migration.resume_ns"],
         connection_bytes_per_s=costs["migration.connection_bytes_per_s"],
+        connections=moving.connections,
+        bandwidth_bytes_per_s=float(moving.bandwidth or 0),
+        compression_ratio=moving.compression or 1.0,
+        compression_bytes_per_s=costs["migration.compression_bytes_per_s"] if moving.compression else 0.0,
+        timeout_ns_per_gib=moving.timeout_per_gib,
+        at_timeout=RoundCap(moving.at_timeout),
+        progress_timeout_ns=moving.progress_timeout,
+        downtime_steps=moving.downtime_steps,
+        downtime_step_ns_per_gib=moving.downtime_step_per_gib,
+        throttle_first=moving.throttle_initial if moving.auto_converge else 0.0,
+        throttle_more=moving.throttle_increment,
+        throttle_most=moving.throttle_max,
+        dirty_limit_bytes_per_s=float(moving.dirty_limit or 0),
     )
     return ControlPlane(
         arriving, placement, scenario.control_plane_latency, Fabric(topology, fabric.reshare_grid),
@@ -135,5 +148,6 @@ def _enter_plans(scenario: Scenario, control: ControlPlane) -> None:
 
 def _host_spec(host: HostInstance, scenario: Scenario, log: LogWish) -> HostSpec:
     return HostSpec(
-        host.name, host.product, host.memory_bytes, host.min_sev_asid, scenario.seed, BUCKET_NS, log, host.platform
+        host.name, host.product, host.memory_bytes, host.min_sev_asid, scenario.seed, BUCKET_NS, log, host.platform,
+        scenario.attribute_neighbours,
     )

@@ -7,7 +7,7 @@ from collections import Counter
 from node.guest import Guest, GuestState
 from node.guest_books import mechanism_ns, retired
 from node.host import Host
-from node.phase_cost import Mechanism
+from node.mechanism import Mechanism
 from workloads.attested_start import proper_name
 
 Rows = dict[str, list[dict[str, object]]]

@@ -202,6 +202,8 @@ HOST: Mapping[tuple[Holding, Command], HostStep] = {
     (Holding.NOTHING, Command.KEEP): HostStep(Holding.KEEPS, Report.PLACE),
     (Holding.KEEPS, Command.COME): HostStep(Holding.WHOLE, Report.WHOLE),
     (Holding.WHOLE, Command.GO): HostStep(Holding.RUNS, Report.RUNS),
+    # The source lost it before all of it was here.
+    (Holding.KEEPS, Command.GO): HostStep(Holding.NOTHING, Report.NEVER),
     (Holding.KEEPS, Command.GIVE_BACK): HostStep(Holding.NOTHING, Report.GIVEN),
     (Holding.WHOLE, Command.GIVE_BACK): HostStep(Holding.NOTHING, Report.GIVEN),
     # What was done already is said again.

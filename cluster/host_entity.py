@@ -25,6 +25,7 @@ from cluster.host_rows import host_rows
 from cluster.inbox import Inbox
 from cluster.migration_port import MigrationPort
 from cluster.platform_body import platform_body, platform_of
+from cluster.resting_host import RestingHost, rests
 from cluster.tables import EVENTS
 from node.cost_table import load_cost_table
 from node.guest import Guest, GuestSpec, GuestState
@@ -55,29 +56,34 @@ class HostOrder:
         """The order as msgpack."""
         spec = self.spec
         body = (
-            (spec.name, spec.product.name, spec.memory_bytes, spec.min_sev_asid, spec.seed, spec.bucket_ns),
+            (
+                spec.name, spec.product.name, spec.memory_bytes, spec.min_sev_asid, spec.seed, spec.bucket_ns,
+                spec.attributes,
+            ),
             (spec.log.everything, sorted(spec.log.entities)),
             platform_body(spec.platform),
             self.costs,
             tuple(guest_body(guest) for guest in self.guests),
             self.firmware,
             self.keys,
-        )
+            rests(self),
+        )  # fmt: skip
         return packed(body)
 
     @classmethod
     def parse(cls, data: bytes) -> HostOrder:
         """The order back from msgpack."""
-        own, log, platform, costs, guests, firmware, keys = msgpack.unpackb(data, use_list=False)
-        name, product, memory, min_sev, seed, bucket = own
+        own, log, platform, costs, guests, firmware, keys, _ = msgpack.unpackb(data, use_list=False)
+        name, product, memory, min_sev, seed, bucket, attributes = own
         wish = LogWish(log[0], frozenset(log[1]))
-        spec = HostSpec(name, PRODUCTS[product], memory, min_sev, seed, bucket, wish, platform_of(platform))
+        spec = HostSpec(name, PRODUCTS[product], memory, min_sev, seed, bucket, wish, platform_of(platform), attributes)
         return cls(spec, costs, tuple(guest_of(body) for body in guests), firmware, keys)
 
 
-def build_host(order: bytes) -> HostEntity:
-    """Entity factory of the layouts: a host from its order."""
-    return HostEntity(HostOrder.parse(order))
+def build_host(order: bytes) -> HostEntity | RestingHost:
+    """Entity factory of the layouts: a host from its order, which stays its order while nothing happens there."""
+    own, *_, resting = msgpack.unpackb(order, use_list=False)
+    return RestingHost(own[0], order, HostOrder.parse) if resting else HostEntity(HostOrder.parse(order))
 
 
 @lru_cache(maxsize=64)

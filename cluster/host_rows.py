@@ -15,6 +15,17 @@ from psp.installed_firmware import Version
 Rows = dict[str, list[dict[str, object]]]
 
 
+def _neighbour_rows(host: Host) -> list[dict[str, object]]:
+    ledger = host.contention.ledger
+    return [
+        {
+            "host": host.spec.name, "vm": one.vm, "phase": one.phase, "neighbour": one.neighbour,
+            "mechanism": one.mechanism.value, "time_ns": one.time_ns,
+        }
+        for one in ([] if ledger is None else ledger.losses())
+    ]  # fmt: skip
+
+
 def host_rows(host: Host, events: int, end_ns: int) -> Rows:
     """Rows for the tables ``hosts``, ``certificates``, ``psp``, ``firmware`` and ``digests``."""
     product, spec = host.spec.product, host.spec
@@ -73,6 +84,7 @@ def host_rows(host: Host, events: int, end_ns: int) -> Rows:
             for command in sorted(queue.counts)
         ],
         "firmware": _firmware_rows(host),
+        "neighbours": _neighbour_rows(host),
         "digests": [
             {
                 "entity": bucket.entity,

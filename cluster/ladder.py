@@ -18,7 +18,7 @@ from cluster.progress import OnProgress, Progress
 from cluster.scenario import Scenario
 from cluster.sweeps.confidence import Interval, interval_of
 from node.generation import Generation
-from node.phase_cost import Mechanism
+from node.mechanism import Mechanism
 from node.product import PRODUCTS
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from cluster.ladder import Rung
 from cluster.report import ADDED, wide_console
 from cluster.sweeps.confidence import Interval
-from node.phase_cost import Mechanism
+from node.mechanism import Mechanism
 
 _LEAST = 0.00005
 """A share that would be shown as nothing."""

@@ -22,7 +22,7 @@ from cluster.migration import Copying, Migration, MigrationOrder, Outcome, Patie
 from cluster.migration_admission import Admission
 from cluster.placement import FirstFit
 from cluster.platform_fit import misfit
-from cluster.precopy import Precopy, PrecopySettings, Verdict
+from cluster.precopy import Precopy, PrecopySettings, RoundCap, Verdict
 from node.dirty_rates import Pool
 from node.migration_refusal import MigrationRefusal
 from node.vmsa import VMSA_BYTES
@@ -59,6 +59,8 @@ class LiveMigrations:
     _by_vm: dict[str, Migration] = field(default_factory=dict)
     _rounds: list[tuple[int, int]] = field(default_factory=list)
     """(time, number) of rounds that begin when the dirty log has been read."""
+    _deadlines: list[tuple[int, int]] = field(default_factory=list)
+    """(time, number) of moves whose copying may not take longer."""
     _again: list[tuple[int, int, Phase]] = field(default_factory=list)
     """(time, number, phase) of what is to be said again if the move is in that phase still."""
 
@@ -110,6 +112,8 @@ class LiveMigrations:
             following_ns = self._rounds[0][0]
         if self._again and self._again[0][0] < following_ns:
             following_ns = self._again[0][0]
+        if self._deadlines and self._deadlines[0][0] < following_ns:
+            following_ns = self._deadlines[0][0]
         return following_ns
 
     def advance(self, now_ns: int) -> None:
@@ -125,6 +129,8 @@ class LiveMigrations:
                 one = self.all[heapq.heappop(rounds)[1]]
                 if one.phase is Phase.PRE and one.copying is Copying.BETWEEN:
                     self._start_round(one, now_ns)
+        while self._deadlines and self._deadlines[0][0] <= now_ns:
+            self._timed_out(self.all[heapq.heappop(self._deadlines)[1]], now_ns)
         while self._again and self._again[0][0] <= now_ns:
             _, number, phase = heapq.heappop(self._again)
             self._say_again(self.all[number], phase, now_ns)
@@ -232,6 +238,10 @@ class LiveMigrations:
             self.send(one.source, "seal", (one.number, one.order.vm, one.certificates))
             return
         one.precopy = Precopy(*one.ready, self.settings, now_ns)
+        if self.settings.timeout_ns_per_gib:
+            most_ns = round(self.settings.timeout_ns_per_gib * one.precopy.memory_bytes / (1 << 30))
+            heapq.heappush(self._deadlines, (now_ns + most_ns, one.number))
+        self._slow_down(one)
         self._start_round(one, now_ns)
 
     # Rounds.
@@ -271,12 +281,36 @@ class LiveMigrations:
         assert one.precopy is not None
         verdict = one.precopy.round_done(now_ns)
         if verdict is Verdict.NEXT:
+            self._slow_down(one)
             one.copying = Copying.BETWEEN
             heapq.heappush(self._rounds, (now_ns + one.precopy.between_rounds_ns, one.number))
         elif verdict is Verdict.STOP:
             self._step(one, Event.ROUNDS_DONE, now_ns)
+        elif verdict is Verdict.STALLED:
+            self.fail(one, Outcome.TIMED_OUT, now_ns, f"no progress, after {len(one.precopy.rounds)} rounds")
         else:
             self.fail(one, Outcome.ROUND_CAP, now_ns, f"after {len(one.precopy.rounds)} rounds")
+
+    def _slow_down(self, one: Migration) -> None:
+        """Auto-converge and dirty limit: tell the source how far the guest is to be slowed, where that has changed."""
+        assert one.precopy is not None
+        wanted = (one.precopy.throttle, self.settings.dirty_limit_bytes_per_s)
+        if wanted != one.slowed:
+            one.slowed = wanted
+            self.send(one.source, "slow", (one.number, one.order.vm, *wanted))
+
+    def _timed_out(self, one: Migration, now_ns: int) -> None:
+        """The copying has taken as long as it may."""
+        if one.phase is not Phase.PRE or one.precopy is None:
+            return
+        if self.settings.at_timeout is RoundCap.ABORT:
+            self.fail(one, Outcome.TIMED_OUT, now_ns, "the time for copying is over")
+            return
+        if one.flows:
+            sent = self.fabric.cancel(str(one.number), now_ns) / self.settings.compression_ratio
+            one.precopy.break_off(int(sent), now_ns)
+            one.flows, one.unserved = False, {}
+        self._step(one, Event.ROUNDS_DONE, now_ns)
 
     # Switch-over.
 
@@ -305,8 +339,11 @@ class LiveMigrations:
             memory_bytes, shared_bytes = one.precopy.memory_bytes, one.platforms[one.source][-1]
             one.private_pages = -(-(size_bytes * (memory_bytes - shared_bytes) // memory_bytes) // PAGE_BYTES)
             self._tell_round(one)
-        cap = self.settings.connection_bytes_per_s
-        self.fabric.start(str(one.number), one.source, one.destination, size_bytes, now_ns, cap)
+        ratio = 1.0 if one.platforms else self.settings.compression_ratio  # Ciphertext does not become shorter.
+        cap = self.settings.cap_bytes_per_s
+        wire_bytes = size_bytes * ratio
+        one.wire_bytes += round(wire_bytes)
+        self.fabric.start(str(one.number), one.source, one.destination, wire_bytes, now_ns, cap)
 
     def _tell_round(self, one: Migration) -> None:
         for host in one.unserved:

@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from cluster.errors import ToolError
+from cluster.migration_metrics import migration_families
 from cluster.progress import Progress
 
 ADDRESS = "127.0.0.1"
@@ -61,6 +62,7 @@ class MetricsPage(Collector):
             machines.add_metric((state, generation), count)
         yield machines
         yield from _host_families(now.gauges)
+        yield from migration_families(now.migrations)
 
 
 def _host_families(gauges: Mapping[str, Mapping[str, float]]) -> Iterator[Metric]:

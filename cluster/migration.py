@@ -92,6 +92,10 @@ class Migration:
     rounds_told: int = 0
     private_pages: int = 0
     """Of the present round, that go through firmware."""
+    slowed: tuple[float, float] = (0.0, 0.0)
+    """What the source was told last of standing still, and of the most that a vCPU may write."""
+    wire_bytes: int = 0
+    """Put on the network, compressed."""
     final_bytes: int = 0
     frame_bytes: int = 0
     pages_checked: int = 0

@@ -29,6 +29,8 @@ Send = Callable[[str, tuple[object, ...]], None]
 
 _HERE = (GuestState.RUNNING, GuestState.PAUSED, GuestState.STOPPED)
 _NEW = Heard()
+_KEYS = 0
+"""The step before the first round."""
 
 
 class MigrationPort:
@@ -43,8 +45,8 @@ class MigrationPort:
         """VMs that are on their way, and under which number."""
         self._peers: dict[str, bytes] = {}
         """The names of the streams that they travel as."""
-        self._asked: dict[str, object] = {}
-        """What between the rows was begun last for each of them: a step's name, or a round's number."""
+        self._asked: dict[str, int] = {}
+        """What between the rows was begun last for each of them: 0 for the agreement on keys, else a round's number."""
         self._said: dict[str, tuple[str, tuple[object, ...]]] = {}
         """What was said of each of these last, to be said again."""
         self._done: Mapping[Command, Callable[..., None]] = {
@@ -59,7 +61,7 @@ class MigrationPort:
         }
 
         self._between: Mapping[str, Callable[..., None]] = {
-            "seal": self._seal, "open": self._open, "round": self._round,
+            "seal": self._seal, "open": self._open, "round": self._round, "slow": self._slow,
         }  # fmt: skip
         """What is asked of both hosts between the rows of the hand-over, of the move that they are in."""
 
@@ -79,6 +81,10 @@ class MigrationPort:
             if before.holding is Holding.NOTHING:
                 self._miss(number, command)
             return
+        if 0 <= before.number != after.number >= 0:
+            # A newer move says that the older one is over, though nobody told so.
+            (self._host.departures.cancel if command is Command.BEGIN else self._host.arrivals.abandon)(vm)
+            self._keep(vm, before._replace(number=-1))
         self._keep(vm, after)
         if after[:2] != before[:2]:
             self._done[command](number, vm, *rest)
@@ -128,13 +134,15 @@ class MigrationPort:
         """What was asked before is done, and was said, or the host is at it still."""
         self._send(*self._said.get(vm, ("busy", (number,))))
 
-    def _is_new(self, number: int, vm: str, step: object) -> bool:
+    def _is_new(self, number: int, vm: str, step: int) -> bool:
         """Whether something between the rows is to be begun: not what was, and nothing of who is not here."""
         if vm not in self._moves or self._moves[vm][1] != number:
             self._send("gone", (number, self._host.spec.name))
             return False
-        if self._asked.get(vm) == step:
-            self._say_again(number, vm)
+        asked = self._asked.get(vm, -1)
+        if step <= asked:
+            if step == asked:
+                self._say_again(number, vm)
             return False
         self._asked[vm] = step
         self._said.pop(vm, None)
@@ -164,7 +172,7 @@ class MigrationPort:
         self._say(vm, Report.READY, (number, memory_bytes, _bodies(found), self._platform(guest.spec)))
 
     def _seal(self, number: int, vm: str, certificates: bytes) -> None:
-        if not self._is_new(number, vm, "seal"):
+        if not self._is_new(number, vm, _KEYS):
             return
 
         def told(wrong: str | None, session: bytes) -> None:
@@ -174,6 +182,10 @@ class MigrationPort:
             self._say(vm, "sealed", (number, name, session))
 
         self._host.departures.seal(vm, certificates, told)
+
+    def _slow(self, number: int, vm: str, standing_still: float, most_bytes_per_s: float) -> None:
+        if self._moves.get(vm) == (Holding.LEAVING, number):
+            self._host.departures.slow(vm, standing_still, most_bytes_per_s)
 
     def _round(self, number: int, vm: str, round_: int, pages: int) -> None:
         if not self._is_new(number, vm, round_):
@@ -233,7 +245,7 @@ class MigrationPort:
         self._host.arrivals.prepare(spec, told)
 
     def _open(self, number: int, vm: str, session: bytes) -> None:
-        if not self._is_new(number, vm, "open"):
+        if not self._is_new(number, vm, _KEYS):
             return
 
         def told(wrong: str | None) -> None:
@@ -269,6 +281,10 @@ class MigrationPort:
         self._host.arrivals.complete(vm, frames, digests, GuestBooks.parse(books), told, self._peers[vm])
 
     def _go(self, number: int, vm: str) -> None:
+        if not self._host.arrivals.is_whole(vm):
+            self._host.arrivals.abandon(vm)
+            self._send(Report.NEVER, (number, None))
+            return
         self._host.arrivals.start(vm)
         self._send(Report.RUNS, (number, self._host.now_ns))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from cluster.layout import Row
 from cluster.migration import Migration, Outcome
 from cluster.migration_plans import Drain
+from cluster.precopy import Round
 
 
 def migration_row(one: Migration) -> Row:
@@ -23,13 +24,23 @@ def migration_row(one: Migration) -> Row:
         "ended_ns": None if one.ended_ns < 0 else one.ended_ns,
         "outcome": one.outcome.value,
         "reason": one.reason or None,
+        "setup_ns": None if one.precopy is None else one.precopy.began_copying_ns - one.started_ns,
         "rounds": len(rounds),
+        "remaining_bytes": rounds[-1].left_bytes if rounds else None,
+        "dirty_bytes_per_s": _dirty_rate(rounds[-1]) if rounds else None,
+        "throttle_ratio": 0.0 if one.precopy is None else one.precopy.throttle,
+        "expected_downtime_ns": one.precopy.expected_downtime_ns if rounds and one.precopy is not None else None,
         "bytes": sum(round_.size_bytes for round_ in rounds) + one.final_bytes,
+        "wire_bytes": one.wire_bytes,
         "final_bytes": one.final_bytes,
         "frame_bytes": one.frame_bytes,
         "pages_checked": one.pages_checked,
         "downtime_ns": one.resumed_ns - one.stopped_ns if completed else None,
     }
+
+
+def _dirty_rate(last: Round) -> float:
+    return last.left_bytes * 1e9 / max(1, last.ended_ns - last.began_ns)
 
 
 def drain_row(one: Drain) -> Row:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from cluster.control_plane import Order
 from cluster.firmware_key import AUTO, AUTO_ON_SVSM
 from cluster.placement import FIRMWARE_BYTES, FirstFit, HostAccount
-from cluster.scenario import MEMORY_DISK, HostInstance, Scenario, ScenarioError
+from cluster.scenario import MEMORY_DISK, HostInstance, Scenario, ScenarioError, instance_names
 from cluster.trace_orders import trace_orders
 from node.generation import CAPABILITIES, Generation
 from node.guest import GuestSpec
@@ -41,10 +41,12 @@ def placed_orders(
     for wanted, runs in _wanted(scenario):
         name = wanted.guest.name
         generation = generations.get(name, wanted.guest.generation)
+        order = wanted if name not in hosts else replace(wanted, pin=hosts[name])
         svsm = wanted.guest.svsm and CAPABILITIES[generation].rmp
         policy = wanted.guest.sev_policy if generation in SEALED else 0
-        guest = replace(wanted.guest, generation=generation, svsm=svsm, sev_policy=policy)
-        order = replace(wanted, guest=guest, pin=hosts.get(name, wanted.pin))
+        if (generation, svsm, policy) != (wanted.guest.generation, wanted.guest.svsm, wanted.guest.sev_policy):
+            guest = replace(wanted.guest, generation=generation, svsm=svsm, sev_policy=policy)
+            order = replace(order, guest=guest)
         if not runs:
             arriving.append(order)
             continue
@@ -56,17 +58,20 @@ def placed_orders(
 
 
 def _wanted(scenario: Scenario) -> Iterator[tuple[Order, bool]]:
-    for vm in scenario.vm_instances:
-        group = vm.group
-        guest = GuestSpec(
-            vm.name, group.generation, group.vcpus, group.memory, group.program, scenario.seed,
-            AUTO_ON_SVSM if group.svsm and group.firmware == AUTO else group.firmware,
-            "" if group.disk == MEMORY_DISK else group.disk,
-            group.networked, svsm=group.svsm, kernel=group.kernel.settings,
-            owned=group.attest_to is not None, devices=group.devices,
-            sev_policy=int(sum(LegacyPolicy[bit] for bit in set(group.sev_policy))),
-        )  # fmt: skip
-        yield Order(guest, vm.arrival_ns, group.lifetime, group.host), group.start == "running"
+    for group in scenario.vms:
+        # What all machines of a group have in common is worked out once, for there may be a hundred thousand.
+        kernel, program, networked = group.kernel.settings, group.program, group.networked
+        firmware = AUTO_ON_SVSM if group.svsm and group.firmware == AUTO else group.firmware
+        disk, runs = "" if group.disk == MEMORY_DISK else group.disk, group.start == "running"
+        policy = int(sum(LegacyPolicy[bit] for bit in set(group.sev_policy)))
+        for index, name in enumerate(instance_names(group.name, group.count)):
+            guest = GuestSpec(
+                name, group.generation, group.vcpus, group.memory, program, scenario.seed, firmware, disk, networked,
+                svsm=group.svsm, kernel=kernel, owned=group.attest_to is not None, devices=group.devices,
+                sev_policy=policy,
+            )  # fmt: skip
+            arrival = group.arrival + index * group.arrival_spacing
+            yield Order(guest, arrival, group.lifetime, group.host), runs
     for order in trace_orders(scenario):
         yield order, False
 

@@ -7,9 +7,9 @@ off before, because nothing on a host reports that.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from cluster.host_index import HostIndex
 from node.asid_pool import ASID_KINDS
 from node.generation import Generation
 from node.guest import GuestSpec
@@ -60,13 +60,15 @@ class FirstFit:
     """The accounts of all hosts, and which VM sits where."""
 
     accounts: tuple[HostAccount, ...]
-    _by_name: dict[str, HostAccount] = field(init=False)
+    _numbers: dict[str, int] = field(init=False)
+    _index: HostIndex = field(init=False)
     _placed: dict[str, tuple[HostAccount, GuestSpec]] = field(default_factory=dict)
     _kept: dict[str, tuple[HostAccount, GuestSpec]] = field(default_factory=dict)
     """Second places of VMs that migrate."""
 
     def __post_init__(self) -> None:
-        self._by_name = {account.name: account for account in self.accounts}
+        self._numbers = {account.name: number for number, account in enumerate(self.accounts)}
+        self._index = HostIndex(self.accounts, FIRMWARE_BYTES)
 
     def place(self, guest: GuestSpec, pin: str | None = None, excluded: frozenset[str] = frozenset()) -> str | None:
         """Reserve a host for a VM and return its name, None if no host takes it."""
@@ -80,28 +82,33 @@ class FirstFit:
         self, guest: GuestSpec, pin: str | None, excluded: frozenset[str], first: int,
         places: dict[str, tuple[HostAccount, GuestSpec]],
     ) -> str | None:  # fmt: skip
-        for account in self._candidates(pin, first):
-            if account.name not in excluded and account.takes(guest):
-                account.charge(guest, 1)
-                places[guest.name] = (account, guest)
-                return account.name
-        return None
+        number = self._found(guest, pin, excluded, first)
+        if number is None:
+            return None
+        account = self.accounts[number]
+        self._charge(account, guest, 1)
+        places[guest.name] = (account, guest)
+        return account.name
 
-    def _candidates(self, pin: str | None, first: int) -> Iterator[HostAccount]:
-        """The hosts to be asked, in order: one that is named, or all from ``first`` on and round."""
+    def _found(self, guest: GuestSpec, pin: str | None, excluded: frozenset[str], first: int) -> int | None:
+        """The host that is named, if it takes the VM, or else the first from ``first`` on and round."""
         if pin is not None:
-            if pin in self._by_name:
-                yield self._by_name[pin]
-            return
-        for number in range(first, first + len(self.accounts)):
-            yield self.accounts[number % len(self.accounts)]
+            number = self._numbers.get(pin)
+            free = number is not None and pin not in excluded and self.accounts[number].takes(guest)
+            return number if free else None
+        found = self._index.first(guest, first, len(self.accounts), excluded)
+        return self._index.first(guest, 0, first, excluded) if found is None and first else found
+
+    def _charge(self, account: HostAccount, guest: GuestSpec, sign: int) -> None:
+        account.charge(guest, sign)
+        self._index.changed(self._numbers[account.name])
 
     def settle(self, name: str, *, moved: bool) -> None:
         """A migration is over: the VM lives in its second place now, or that is given back."""
         account, guest = self._kept.pop(name)
         if moved:
             (account, _), self._placed[name] = self._placed[name], (account, guest)
-        account.charge(guest, -1)
+        self._charge(account, guest, -1)
 
     def host_of(self, name: str) -> str | None:
         """Where a VM is, None if nowhere."""
@@ -121,5 +128,5 @@ class FirstFit:
         account, guest = self._placed.pop(name, (None, None))
         if account is None or guest is None:
             return None
-        account.charge(guest, -1)
+        self._charge(account, guest, -1)
         return account.name

@@ -26,7 +26,7 @@ _GIB = 1 << 30
 
 
 class RoundCap(StrEnum):
-    """What happens when the rounds are used up and the guest still writes too fast."""
+    """What happens when the rounds, or the time, are used up and the guest still writes too fast."""
 
     ABORT = "abort"
     STOP = "stop-and-copy"
@@ -44,7 +44,54 @@ class PrecopySettings:
     fixed_downtime_ns: float
     """The part of a downtime that no round makes shorter."""
     connection_bytes_per_s: float = 0.0
-    """What the migration's connection moves at most, 0 for no bound."""
+    """What one of the migration's connections moves at most, 0 for no bound."""
+    connections: int = 1
+    bandwidth_bytes_per_s: float = 0.0
+    """What a migration may take of the network, 0 for no bound."""
+    compression_ratio: float = 1.0
+    """Bytes on the wire for each of memory."""
+    compression_bytes_per_s: float = 0.0
+    """Memory that each connection compresses, 0 for no bound."""
+    timeout_ns_per_gib: float = 0.0
+    """How long the copying may take, 0 for no bound."""
+    at_timeout: RoundCap = RoundCap.ABORT
+    progress_timeout_ns: int = 0
+    """How long no round may end with less left than the best before it, 0 for no bound."""
+    downtime_steps: int = 1
+    """In how many steps the downtime limit is reached."""
+    downtime_step_ns_per_gib: float = 0.0
+    """Time from each step to the next."""
+    throttle_first: float = 0.0
+    """Auto-converge: the share of their time that vCPUs stand still at first, 0 for never."""
+    throttle_more: float = 0.1
+    throttle_most: float = 0.99
+    throttle_after_rounds: int = 2
+    """Rounds that dirtied more than ``throttle_trigger`` of what they sent, before each step."""
+    throttle_trigger: float = 0.5
+    dirty_limit_bytes_per_s: float = 0.0
+    """What each vCPU may write at most while it is copied, 0 for no bound."""
+
+    @property
+    def cap_bytes_per_s(self) -> float:
+        """What one migration puts on the wire at most, 0 for no bound."""
+        caps = [
+            self.connections * self.connection_bytes_per_s,
+            self.bandwidth_bytes_per_s,
+            self.connections * self.compression_bytes_per_s * self.compression_ratio,
+        ]
+        return min([cap for cap in caps if cap], default=0.0)
+
+    def downtime_limit_at(self, passed_ns: int, memory_bytes: int) -> float:
+        """The limit when a migration has copied for so long: Nova's steps, as they are remembered."""
+        steps = self.downtime_steps
+        if steps <= 1:
+            return self.downtime_limit_ns
+        step_ns = self.downtime_step_ns_per_gib * memory_bytes / _GIB
+        step = steps if step_ns <= 0 else min(steps, int(passed_ns // step_ns))
+        first = self.downtime_limit_ns / steps
+        # The offset grows by the same factor with every step, and is all that is left at the last.
+        offset = float((self.downtime_limit_ns - first) ** (step / steps))
+        return min(float(self.downtime_limit_ns), first + offset)
 
 
 class Round(NamedTuple):
@@ -53,6 +100,8 @@ class Round(NamedTuple):
     size_bytes: int
     began_ns: int
     ended_ns: int
+    left_bytes: int = 0
+    """Dirty when it ended."""
 
 
 class Verdict(StrEnum):
@@ -61,6 +110,7 @@ class Verdict(StrEnum):
     NEXT = "next round"
     STOP = "stop and copy"
     GIVE_UP = "round cap"
+    STALLED = "no progress"
 
 
 class Precopy:
@@ -75,12 +125,24 @@ class Precopy:
         """Bytes of each pool written since the log was read last."""
         self._looked_ns = now_ns
         self._began_ns = now_ns
+        self._first_ns = now_ns
         self._size_bytes = memory_bytes
+        self._best_bytes, self._best_ns = memory_bytes, now_ns
+        self._unsent_bytes = 0
+        """Of a round that was broken off."""
+        self._hot_rounds = 0
+        self.throttle = 0.0
+        """The share of their time that the vCPUs are to stand still."""
 
     @property
     def began_ns(self) -> int:
         """When the present round began."""
         return self._began_ns
+
+    @property
+    def began_copying_ns(self) -> int:
+        """When its first round could begin."""
+        return self._first_ns
 
     @property
     def size_bytes(self) -> int:
@@ -116,18 +178,51 @@ class Precopy:
             if before < size:
                 grown = size - (size - before) * math.exp(-pool.write_bytes_per_s * passed_s / size)
                 self._dirty[number] = max(before, grown)
-        return min(self.memory_bytes, math.ceil(sum(self._dirty)))
+        return min(self.memory_bytes, math.ceil(sum(self._dirty)) + self._unsent_bytes)
+
+    def break_off(self, sent_bytes: int, now_ns: int) -> None:
+        """The present round goes no further: what it did not send is left, besides what was written meanwhile."""
+        sent_bytes = min(sent_bytes, self._size_bytes)
+        self._unsent_bytes = self._size_bytes - sent_bytes
+        self.rounds.append(Round(sent_bytes, self._began_ns, now_ns, self.dirty_bytes(now_ns)))
+
+    @property
+    def expected_downtime_ns(self) -> int:
+        """As it would be if the last round had been the last: what was left, at its rate, and the fixed part."""
+        if not self.rounds:
+            return 0
+        last = self.rounds[-1]
+        took_ns = max(1, last.ended_ns - last.began_ns)
+        return round(self._settings.fixed_downtime_ns + last.left_bytes * took_ns / max(1, last.size_bytes))
+
+    def _converge(self, left: int) -> None:
+        """Auto-converge: rounds that dirty too much of what they sent slow the guest down, step by step."""
+        settings = self._settings
+        if not settings.throttle_first or left <= settings.throttle_trigger * self._size_bytes:
+            return
+        self._hot_rounds += 1
+        if self._hot_rounds >= settings.throttle_after_rounds:
+            self._hot_rounds = 0
+            more = self.throttle + settings.throttle_more if self.throttle else settings.throttle_first
+            self.throttle = min(settings.throttle_most, more)
 
     def round_done(self, now_ns: int) -> Verdict:
         """The present round is through: what follows. After NEXT, ``size_bytes`` is what the next one sends."""
-        self.rounds.append(Round(self._size_bytes, self._began_ns, now_ns))
         took_ns = max(1, now_ns - self._began_ns)
         left = self.dirty_bytes(now_ns)
-        budget_ns = self._settings.downtime_limit_ns - self._settings.fixed_downtime_ns
+        self.rounds.append(Round(self._size_bytes, self._began_ns, now_ns, left))
+        limit_ns = self._settings.downtime_limit_at(now_ns - self._first_ns, self.memory_bytes)
+        budget_ns = limit_ns - self._settings.fixed_downtime_ns
+        if left < self._best_bytes:
+            self._best_bytes, self._best_ns = left, now_ns
         if left * took_ns <= budget_ns * self._size_bytes:
             return Verdict.STOP
         if len(self.rounds) >= self._settings.max_rounds:
             return Verdict.STOP if self._settings.at_round_cap is RoundCap.STOP else Verdict.GIVE_UP
+        patience_ns = self._settings.progress_timeout_ns
+        if patience_ns and now_ns - self._best_ns > patience_ns:
+            return Verdict.STALLED
+        self._converge(left)
         self._size_bytes = left
         self._dirty = [0.0] * len(self._pools)
         return Verdict.NEXT

@@ -8,6 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from cluster.migration_figures import MigrationFigures
+
+NO_MIGRATIONS = MigrationFigures()
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -21,6 +25,7 @@ class Progress:
     """Virtual machines by (state, generation)."""
     gauges: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Each host's ``Entity.gauges()``, by host."""
+    migrations: MigrationFigures = NO_MIGRATIONS
     note: str = ""
     """What the driver is busy with, where it is not simulating: "starting Ray"."""
     troubles: tuple[str, ...] = ()

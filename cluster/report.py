@@ -13,12 +13,15 @@ from rich.table import Table
 
 from cluster.results import Results
 from cluster.units import DURATION, SIZE
-from node.phase_cost import Mechanism
+from node.mechanism import Mechanism
 
 if TYPE_CHECKING:
     pass
 
-OWN = (Mechanism.CORE, Mechanism.MEMORY, Mechanism.PAGE_WALK, Mechanism.EXITS, Mechanism.OPERATIONS, Mechanism.BOOT)
+OWN = (
+    Mechanism.CORE, Mechanism.MEMORY, Mechanism.PAGE_WALK, Mechanism.EXITS, Mechanism.OPERATIONS, Mechanism.BOOT,
+    Mechanism.LINK,
+)  # fmt: skip
 """What a program costs as a plain guest alone on its host; slowdown is counted from here."""
 
 ADDED = {
@@ -27,6 +30,7 @@ ADDED = {
     Mechanism.VMGEXIT: "exits",
     Mechanism.ACCEPTANCE: "accept",
     Mechanism.BOUNCE: "bounce",
+    Mechanism.IDE: "IDE",
     Mechanism.SVSM: "SVSM",
     Mechanism.DISK_WAIT: "disk",
     Mechanism.LOADED_LATENCY: "latency",
@@ -40,6 +44,7 @@ _WIDTH = 160
 _LONG = {"operations_by_process"}
 """What run.json holds and nobody wants to read at the end of a summary."""
 _FEW = 4
+_MOST_NEIGHBOURS = 12
 
 Row = Mapping[str, Any]
 
@@ -50,8 +55,8 @@ def print_summary(results: Results, console: Console | None = None) -> None:
     if results.partial is not None:
         out.print(f"[bold]Partial results:[/] {results.partial}\n")
     for table in (
-        _slowdowns(results), _workloads(results), _disks(results), _networks(results), _waits(results),
-        _moves(results), _drains(results), _firmware(results),
+        _slowdowns(results), _workloads(results), _neighbours(results), _disks(results), _networks(results),
+        _waits(results), _moves(results), _drains(results), _firmware(results),
         _resources(results), _refusals(results),
     ):  # fmt: skip
         if table.row_count:
@@ -193,6 +198,24 @@ def _moves(results: Results) -> Table:
     return table
 
 
+def _neighbours(results: Results) -> Table:
+    """Who costs whom most, of different machines; the table ``neighbours`` has it by phase."""
+    lost: defaultdict[tuple[str, str, str], float] = defaultdict(float)
+    own: defaultdict[str, float] = defaultdict(float)
+    for row in _rows(results, "neighbours"):
+        if row["vm"] != row["neighbour"]:
+            lost[row["vm"], row["neighbour"], row["mechanism"]] += row["time_ns"]
+    if lost:
+        for row in _rows(results, "vm_time"):
+            own[row["vm"]] += row["time_ns"] if row["mechanism"] in OWN else 0.0
+    most = sorted(lost.items(), key=lambda one: (-one[1], one[0]))[:_MOST_NEIGHBOURS]
+    title = f"Neighbours: what costs most, {len(most)} of {len(lost)}"
+    table = _table(title, "VM", "neighbour", "mechanism", "time", "of its own")
+    for (vm, neighbour, mechanism), ns in most:
+        table.add_row(vm, neighbour, mechanism, DURATION.about(ns), _percent(ns, own[vm]))
+    return table
+
+
 def _disks(results: Results) -> Table:
     """What machines asked of their disks, by workload and generation."""
     table = _table(
@@ -315,7 +338,7 @@ def _table(title: str, *headings: str) -> Table:
     """A table without lines; figures to the right, words to the left."""
     words = {
         "workload", "generation", "outcome", "result", "host", "product", "VM", "vm", "state", "reason", "limit",
-        "most time in",
+        "most time in", "neighbour", "mechanism",
     }  # fmt: skip
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
     for heading in headings:

@@ -28,6 +28,7 @@ from cluster.units import Duration, Size, shown
 from node.asid_pool import ASID_KINDS
 from node.card_slot import CardSlot
 from node.generation import Generation
+from node.identity_cache import IdentityCache
 from node.platform import HostMode, Platform
 from node.product import PRODUCTS, Product
 from node.program import ProgramSpec, Scalar
@@ -203,7 +204,7 @@ class VmGroup(ScenarioPart):
     @property
     def networked(self) -> bool:
         """Whether its vCPUs have network cards."""
-        return self.program.name in NETWORKED
+        return self.program.name in NETWORKED or CardKind.NIC in self.devices
 
 
 class TraceMix(ScenarioPart):
@@ -268,8 +269,7 @@ class HostInstance:
     @property
     def generations(self) -> frozenset[Generation]:
         """What machines the host can run: all of its product's, those of SME only with its mode."""
-        known = self.product.generations
-        return known if self.platform.mode is HostMode.SME else known - {Generation.SME}
+        return _generations(self.product.name, self.group.mode)
 
     def asids(self, generation: Generation) -> int | None:
         """How many guests of a generation have an ASID at once; None where they need none of their own."""
@@ -317,6 +317,8 @@ class Scenario(ScenarioPart):
     migrations: tuple[MigrationPlan, ...] = ()
     drains: tuple[DrainPlan, ...] = ()
     firmware_updates: tuple[FirmwareUpdatePlan, ...] = ()
+    attribute_neighbours: Annotated[bool, Strict()] = False
+    """Keep books of the time that each machine's phases lose to each neighbour: the table neighbours."""
     faults: tuple[FaultPlan, ...] = ()
     costs: Annotated[
         dict[str, Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]],
@@ -379,11 +381,13 @@ class Scenario(ScenarioPart):
     @property
     def vm_instances(self) -> tuple[VmInstance, ...]:
         """Every virtual machine of the groups, in the file's order; the trace's are not among them."""
-        return tuple(
-            VmInstance(name, group, group.arrival + index * group.arrival_spacing)
-            for group in self.vms
-            for index, name in enumerate(instance_names(group.name, group.count))
-        )
+        return _vm_instances(self.vms)
+
+
+@lru_cache
+def _generations(product: str, mode: str) -> frozenset[Generation]:
+    known = PRODUCTS[product].generations
+    return known if HostMode(mode) is HostMode.SME else known - {Generation.SME}
 
 
 @lru_cache(maxsize=8)
@@ -393,6 +397,18 @@ def _host_instances(groups: tuple[HostGroup, ...]) -> tuple[HostInstance, ...]:
         for group in groups
         for name in instance_names(group.name, group.count)
     )
+
+
+def _vms_of(groups: tuple[VmGroup, ...]) -> tuple[VmInstance, ...]:
+    return tuple([
+        VmInstance(name, group, group.arrival + index * group.arrival_spacing)
+        for group in groups
+        for index, name in enumerate(instance_names(group.name, group.count))
+    ])  # fmt: skip
+
+
+_vm_instances = IdentityCache(_vms_of)
+"""Their groups have parameters, which cannot be hashed."""
 
 
 def instance_names(name: str, count: int) -> list[str]:

@@ -37,6 +37,31 @@ class MigrationSettings(ScenarioPart):
     """Rounds of pre-copy, the first included."""
     at_round_cap: Literal["abort", "stop-and-copy"] = "abort"
     """What happens to a VM that still writes too fast then."""
+    connections: Annotated[int, Strict(), Field(ge=1, le=128)] = 1
+    """Connections of each migration; one moves what the cost table says (Cloud Hypervisor: 1 to 128)."""
+    bandwidth: Rate | None = None
+    """What each migration may take of the network. Default: all that it gets."""
+    compression: Annotated[float, Strict(), Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    """Bytes on the wire for each byte of memory, with zstd; not of SEV guests, whose pages are noise. Default: none."""
+    timeout_per_gib: Duration = 0
+    """How long copying may take for each GiB, 0 for ever (KubeVirt: 150 s)."""
+    at_timeout: Literal["abort", "stop-and-copy"] = "abort"
+    """What happens then."""
+    progress_timeout: Duration = 0
+    """Give up when no round for so long has ended with less left than the best one, 0 for never (KubeVirt: 150 s)."""
+    downtime_steps: Annotated[int, Strict(), Field(ge=1, le=100)] = 1
+    """In how many steps the downtime limit is reached (Nova: 10)."""
+    downtime_step_per_gib: Duration = 0
+    """Time from each step to the next for each GiB (Nova: 75 s)."""
+    auto_converge: Annotated[bool, Strict()] = False
+    """Slow a guest down that writes too fast: vCPUs stand still for a share of their time."""
+    throttle_initial: Annotated[float, Strict(), Field(gt=0, le=0.99)] = 0.2
+    """Their share at first (QEMU: 20 %)."""
+    throttle_increment: Annotated[float, Strict(), Field(gt=0, le=0.99)] = 0.1
+    """And with each further step (QEMU: 10 %)."""
+    throttle_max: Annotated[float, Strict(), Field(gt=0, le=0.99)] = 0.99
+    dirty_limit: Rate | None = None
+    """What each vCPU may write at most while its machine is copied. Default: no limit."""
     answer_within: Duration = 100_000_000
     """In a scenario with faults: when nothing was heard for so long the control plane says it again."""
     answer_tries: Annotated[int, Strict(), Field(ge=1, le=10_000)] = 10

@@ -16,6 +16,8 @@ from cluster.fleet import Changes, Fleet, build_fleet
 from cluster.host_entity import MACHINES, build_host
 from cluster.layout import Layout, Row, Rows, StartStoppedError, WorkerLostError
 from cluster.layouts import LAYOUTS
+from cluster.live_migration import LiveMigrations
+from cluster.migration_figures import figures_of
 from cluster.migration_rows import drain_row, migration_row
 from cluster.progress import OnProgress, Progress, ShouldStop
 from cluster.results import Results
@@ -62,7 +64,8 @@ class Session:
         except StartStoppedError as stopped:
             nothing = CoordinatorResult(0, 0, 0, 0, str(stopped))
             return self._results(scenario, fleet, nothing, {}, started, NO_LOG)
-        show = None if on_progress is None else _Shown(self._layout, scenario.duration, on_progress)
+        moves = fleet.control.migrations
+        show = None if on_progress is None else _Shown(self._layout, scenario.duration, on_progress, moves)
         coordinator = Coordinator(
             self._layout, fleet.control, scenario.lookahead,
             scenario.duration if end_ns is None else min(end_ns, scenario.duration),
@@ -117,8 +120,9 @@ class Session:
 class _Shown:
     """Turns the coordinator's facts into what users see."""
 
-    def __init__(self, layout: Layout, duration_ns: int, tell: OnProgress) -> None:
+    def __init__(self, layout: Layout, duration_ns: int, tell: OnProgress, migrations: LiveMigrations) -> None:
         self._layout = layout
+        self._migrations = migrations
         self._duration_ns = duration_ns
         self._tell = tell
         self._advised = False
@@ -140,7 +144,8 @@ class _Shown:
             troubles.append(self._layout.advice)
         counts = facts.round_trips, facts.events
         of = facts.virtual_ns, self._duration_ns
-        self._tell(Progress(*of, *counts, dict(machines), gauges, troubles=tuple(troubles)))
+        moves = figures_of(self._migrations, facts.virtual_ns)
+        self._tell(Progress(*of, *counts, dict(machines), gauges, moves, troubles=tuple(troubles)))
 
 
 def _rows_of_unplaced(fleet: Fleet, rows: list[Row], hosts: frozenset[object]) -> list[Row]:

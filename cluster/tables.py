@@ -179,6 +179,19 @@ _VM_TIME = TableSchema(
     ),
 )
 
+_NEIGHBOURS = TableSchema(
+    "neighbours",
+    "Time that phases lost to others of their host, where a scenario has it attributed (node/neighbour_ledger.py).",
+    _columns(
+        ("host", _T, "", "name of the host", "key"),
+        ("vm", _T, "", "who lost it", "key"),
+        ("phase", _T, "", "name of the demand", "key"),
+        ("neighbour", _T, "", "to whom: another virtual machine, or its own phases", "key"),
+        ("mechanism", _T, "", "loaded_latency, llc, smt or core_wait", "key"),
+        ("time_ns", _R, "ns", "vCPU time"),
+    ),
+)
+
 _DISKS = TableSchema(
     "disks",
     "One row per virtual machine that used its disk.",
@@ -342,8 +355,14 @@ _MIGRATIONS = TableSchema(
         ("ended_ns", _I, "ns", "when it was over", "optional"),
         ("outcome", _T, "", "how it ended"),
         ("reason", _T, "", "why, if it did not complete", "optional"),
+        ("setup_ns", _I, "ns", "from its admission to its first byte", "optional"),
         ("rounds", _I, "1", "rounds of pre-copy that were through"),
-        ("bytes", _I, "byte", "sent over the network, the last copy included"),
+        ("remaining_bytes", _I, "byte", "dirty at the end of the last round", "optional"),
+        ("dirty_bytes_per_s", _R, "byte/s", "distinct bytes written, over the last round", "optional"),
+        ("throttle_ratio", _R, "1", "share of time for which its vCPUs were made to stand still at last"),
+        ("expected_downtime_ns", _I, "ns", "downtime by what the last round left and its rate", "optional"),
+        ("bytes", _I, "byte", "memory and registers sent, the last copy included"),
+        ("wire_bytes", _I, "byte", "what that was on the wire, compressed where migrations compress"),
         ("final_bytes", _I, "byte", "of these, sent while the virtual machine stood still or when it was called off"),
         ("frame_bytes", _I, "byte", "frames of registers, pages and blocks that really travelled"),
         ("pages_checked", _I, "1", "pages read back at the target and found as the source had them"),
@@ -415,8 +434,8 @@ EVENTS = TableSchema(
 TABLES: Mapping[str, TableSchema] = {
     schema.name: schema
     for schema in (
-        _VMS, _VM_TIME, _PHASES, _DISKS, _SVSMS, _NETWORKS, _TRAFFIC, _HOSTS, _PSP, _PAIRS, _PAIR_PARTS, _MIGRATIONS,
-        _DRAINS, _FIRMWARE, _CERTIFICATES, _DIGESTS,
+        _VMS, _VM_TIME, _NEIGHBOURS, _PHASES, _DISKS, _SVSMS, _NETWORKS, _TRAFFIC, _HOSTS, _PSP, _PAIRS, _PAIR_PARTS,
+        _MIGRATIONS, _DRAINS, _FIRMWARE, _CERTIFICATES, _DIGESTS,
     )
 }
 

@@ -17,8 +17,8 @@ from node.guest import Guest, GuestSpec, GuestState
 from node.guest_books import GuestBooks
 from node.host_events import HostEvent
 from node.hypervisor_port import Entered, LaunchRefused
+from node.mechanism import MECHANISMS
 from node.migration_frames import DIGEST_BYTES, NO_SESSION, Expected, FrameError, page_digests, state_of
-from node.phase_cost import MECHANISMS
 from node.sealed_transfer import SEALED
 from node.vcpu import VcpuState
 from node.vm_state import VmState
@@ -42,11 +42,17 @@ class Arrivals:
         self.pages_checked = 0
         self._ready: set[str] = set()
         self._laying: set[str] = set()
+        self._next: dict[str, tuple[GuestSpec, Shown]] = {}
+        """Places to keep as soon as an older one is given back."""
         self._whole: dict[str, tuple[Entered, VmState, GuestBooks]] = {}
 
     def prepare(self, spec: GuestSpec, told: Shown) -> None:
         """Keep a place: frames of memory, the nested page table over them, and an ASID for who needs one."""
         host = self._host
+        before = host.guests.get(spec.name)
+        if before is not None and before.state is GuestState.ARRIVING and before.unwanted:
+            self._next[spec.name] = (spec, told)  # What was kept for it before is still being given back.
+            return
         host.check_name(spec.name)
         guest = Guest(spec, host.now_ns, lost_ns=dict.fromkeys(MECHANISMS, 0.0), state=GuestState.ARRIVING)
         host.guests[spec.name] = guest
@@ -56,13 +62,15 @@ class Arrivals:
         def refused(refusal: LaunchRefused) -> None:
             del host.guests[spec.name]
             host.tasks.when_due(guest, lambda: told(str(refusal), b""))
+            if spec.name in self._next:
+                self.prepare(*self._next.pop(spec.name))
 
         def ready(shown: object) -> None:
             assert isinstance(shown, bytes)
             self._ready.add(spec.name)
             host.tasks.when_due(guest, lambda: told(None, shown))
             if guest.unwanted:
-                self.abandon(spec.name)
+                self._give_back(guest)
 
         host.tasks.run(host.with_disk(spec, host.hypervisor.receive(spec.machine)), guest, ready, refused)
 
@@ -77,7 +85,7 @@ class Arrivals:
             self._laying.discard(name)
             host.tasks.when_due(guest, lambda: told(wrong))
             if guest.unwanted:
-                self.abandon(name)
+                self._give_back(guest)
 
         task = host.hypervisor.open_session(guest.spec.machine, session)
         host.tasks.run(task, guest, lambda _: through(None), lambda refusal: through(str(refusal)))
@@ -110,7 +118,7 @@ class Arrivals:
             self._laying.discard(name)
             host.tasks.when_due(guest, lambda: told(wrong))
             if guest.unwanted:
-                self.abandon(name)
+                self._give_back(guest)
 
         def laid(result: object) -> None:
             assert isinstance(result, tuple)
@@ -126,6 +134,10 @@ class Arrivals:
         """Whether a VM's frames are here, and not yet read back."""
         return name in self._laying
 
+    def is_whole(self, name: str) -> bool:
+        """Whether all of a VM is here and was read back."""
+        return name in self._whole
+
     def start(self, name: str) -> None:
         """Let a VM that is whole run."""
         self._start(self._host.guests[name], *self._whole.pop(name))
@@ -136,14 +148,22 @@ class Arrivals:
         guest = host.guests.get(name)
         if guest is None or guest.state is not GuestState.ARRIVING:
             return
+        if guest.unwanted and self._next.pop(name, None) is not None:
+            return
         if name not in self._ready or name in self._laying:
             guest.unwanted = True
             return
+        self._give_back(guest)
+
+    def _give_back(self, guest: Guest) -> None:
+        host, name = self._host, guest.spec.name
         self._ready.discard(name)
         self._whole.pop(name, None)
         host.tasks.stop_copying(name)
         del host.guests[name]
         host.tasks.run(host.hypervisor.destroy(name), guest, lambda _: None)
+        if name in self._next:
+            self.prepare(*self._next.pop(name))
 
     def _memory_of(self, spec: GuestSpec) -> Callable[[int, int], bool]:
         image = self._host.images[spec.firmware]

@@ -144,7 +144,10 @@ class Board:
         self.iommu = board_iommu(product, platform, self.fabric, lambda: self.rmp)
         tio = Generation.SEV_TIO in product.generations
         asks_entries = Protection.SECURE_DEVICE_ENTRY not in platform.disabled
-        self.trusted_dma = TrustedDma(self.iommu, lambda: self.rmp, asks_entries=asks_entries) if tio else None
+        form = EntryFormat(LONG, product.physical_address_bits - product.reduced_bits, product.c_bit)
+        self.trusted_dma = (
+            TrustedDma(self.iommu, lambda: self.rmp, asks_entries=asks_entries, form=form) if tio else None
+        )
         """Requests of devices with the T bit; None on a part without SEV-TIO."""
         self.card_memory = CardMemory(self.iommu, self.trusted_dma)
         """Memory as cards in slots reach it, and the interrupts that they sent."""
@@ -154,7 +157,7 @@ class Board:
             StreamChecks(
                 macs=Protection.IDE_MAC not in platform.disabled,
                 numbers=Protection.IDE_PACKET_NUMBER not in platform.disabled,
-                seals=Protection.IDE not in platform.disabled,
+                ciphers=Protection.IDE not in platform.disabled,
             ),
         )
         self.root_complex: RootComplex | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from node.card_cost import CardTraffic
 from node.iommu import Iommu
 from node.trusted_dma import TrustedDma
 from tio.dma_port import DmaFault
@@ -48,6 +49,8 @@ class CardMemory:
         """Whoever brings interrupts to where they belong."""
         self.interrupts: list[MessageInterrupt] = []
         """Those that arrived while there was nobody to do so."""
+        self.traffic = CardTraffic()
+        """What cards have moved since somebody last took the account."""
         self.lost = 0
         """Interrupts that came while ``MOST_WAITING`` were there."""
         self._iommu = iommu
@@ -55,7 +58,9 @@ class CardMemory:
 
     def read(self, requester: int, address: int, length: int, *, tee: bool, stream_id: int | None) -> bytes:
         """A function's load. Raises DmaFault."""
+        self.traffic.note(length, tee=tee)
         if not tee:
+            self._check_fence(requester, address, length, write=False)
             return self._iommu.read(requester, address, length)
         if self._trusted is None or stream_id is None:
             raise DmaFault(address, length, write=False)
@@ -63,14 +68,20 @@ class CardMemory:
 
     def write(self, requester: int, address: int, data: bytes, *, tee: bool, stream_id: int | None) -> None:
         """A function's store; one that the IOMMU refuses is lost. Raises DmaFault where nothing takes it."""
+        self.traffic.note(len(data), tee=tee)
         if INTERRUPTS_BASE <= address < INTERRUPTS_END:
             self._interrupt(requester, address, data, tee=tee)
         elif not tee:
+            self._check_fence(requester, address, len(data), write=True)
             self._iommu.write(requester, address, data)
         elif self._trusted is None or stream_id is None:
             raise DmaFault(address, len(data), write=True)
         else:
             self._trusted.write(requester, stream_id, address, data)
+
+    def _check_fence(self, requester: int, address: int, length: int, *, write: bool) -> None:
+        if self._trusted is not None and self._trusted.is_fenced(requester):
+            raise DmaFault(address, length, write=write)
 
     def _interrupt(self, requester: int, address: int, data: bytes, *, tee: bool) -> None:
         if len(data) != _DATA_BYTES:

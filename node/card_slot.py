@@ -16,6 +16,8 @@ from tio.device_identity import CardKind
 
 MOST_PORTS = 31
 """Root ports are the devices 1 to 31 of bus 0; the card behind one is on the bus after the port's number."""
+MOST_VIRTUAL = 64
+_LEAST_BAR_BYTES = 4096
 _MMIO_ALIGNMENT = 1 << 36
 """So that the segments of an RMP that cover MMIO cover nothing else."""
 _LEAST_WINDOW_BYTES = 16 << 20
@@ -25,7 +27,7 @@ _REGISTERS_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class CardSlot:
-    """One slot with a card in it. Raises ValueError for a port that cannot be.
+    """One slot with a card in it. Raises ValueError for what cannot be, naming the field.
 
     ``memory_bytes`` is what a card of this kind has of its own: a GPU's memory, a disk's medium.
     """
@@ -43,6 +45,10 @@ class CardSlot:
     def __post_init__(self) -> None:
         if not 1 <= self.port <= MOST_PORTS:
             raise ValueError(f"port: expected 1 to {MOST_PORTS}, got {self.port}")
+        if self.kind is CardKind.GPU and self.memory_bytes != max(_LEAST_BAR_BYTES, _power_of_two(self.memory_bytes)):
+            raise ValueError(f"memory_bytes of a GPU: expected a power of two from {_LEAST_BAR_BYTES} on")
+        if not 0 <= self.virtual_functions <= MOST_VIRTUAL:
+            raise ValueError(f"virtual_functions: expected 0 to {MOST_VIRTUAL}, got {self.virtual_functions}")
 
     @property
     def bus(self) -> int:

@@ -34,6 +34,7 @@ from typing import NamedTuple
 
 from node.cache_shares import CacheUser, crowding
 from node.core_sharing import CoreSharing
+from node.neighbour_ledger import NeighbourLedger, Owner, Sharer
 
 NEVER_NS = (1 << 63) - 1
 _NO_CAP = float("inf")
@@ -41,6 +42,7 @@ _DONE_NS = 0.5
 _CLOSE = 1e-7
 _NARROW = 1e-12
 _MOST_STEPS = 200
+_MOST_KNOWN = 1 << 10
 _HIGHEST_UTILISATION = 1.0 - 1e-9
 _LEAST_SHARE = 1e-12
 _MOST_RETIRED = float(1 << 43)
@@ -64,6 +66,8 @@ class PhaseLoad(NamedTuple):
     miss_ns: float = 0.0
     misses: CacheUser | None = None
     """How its misses grow where it shares caches; None where they do not."""
+    owner: Owner | None = None
+    """Whose it is, where that is asked."""
 
 
 class PhaseAccount(NamedTuple):
@@ -146,6 +150,10 @@ class Contention:
         """By how much more a phase spends in its pipeline now, as a share of that."""
         self._uneven = False
         """Whether any phase's misses are not those it has alone."""
+        self.ledger: NeighbourLedger | None = None
+        """Who costs whom, where somebody asks for it; loads then name their owners."""
+        self._known_shares: dict[tuple[float, tuple[tuple[PhaseLoad, int], ...]], list[float]] = {}
+        """How caches were shared among phases that ran together before: the same often meet again."""
         self._crowdable = 0
         """Loads whose misses grow among neighbours."""
         self._loads: dict[PhaseLoad, _Alike] = {}
@@ -235,6 +243,8 @@ class Contention:
             alike.waited += work * excess
         if self._slowing or self._uneven:
             self._note_sharing(step, excess)
+        if self.ledger is not None:
+            self.ledger.note([self._sharer(alike, excess) for alike in self._loads.values()], step)
         self.busy_bytes += self.utilisation * self._bandwidth * step
 
     def _note_sharing(self, step: int, excess: float) -> None:
@@ -244,6 +254,17 @@ class Contention:
             more = work * (alike.crowding - 1.0)
             alike.crowded += more
             alike.waited += more * excess
+
+    def _sharer(self, alike: _Alike, excess: float) -> Sharer:
+        load, rate = alike.load, alike.rate
+        assert load.owner is not None, "a load without its owner on a host that keeps a ledger"
+        used = rate * alike.span
+        idle_ns = self._idle_latency_ns + load.miss_ns
+        return Sharer(
+            load.owner, len(alike.ends), rate * alike.now[2], used, rate * alike.now[1] * excess,
+            rate * load.pipeline_ns * self._slowing, rate * load.miss * (alike.crowding - 1.0) * idle_ns,
+            max(0.0, 1.0 - max(used, rate / alike.cap)),
+        )  # fmt: skip
 
     def _share(self, sharing: CoreSharing) -> None:
         """Find what each phase now spends and misses, with neighbours on its core and in its caches."""
@@ -257,8 +278,14 @@ class Contention:
             return
         self._slowing = slowing
         shares = [1.0] * len(loads)
-        if self._crowdable:
-            shares = crowding([(one.load, len(one.ends)) for one in loads], self._idle_latency_ns, slowing, sharing)
+        if self._crowdable and len(self._phases) > sharing.complexes:
+            who = tuple([(one.load, len(one.ends)) for one in loads])
+            found = self._known_shares.get((slowing, who))
+            if found is None:
+                if len(self._known_shares) >= _MOST_KNOWN:
+                    self._known_shares.clear()
+                found = self._known_shares[slowing, who] = crowding(who, self._idle_latency_ns, slowing, sharing)
+            shares = found
         self._uneven = False
         for alike, share in zip(loads, shares, strict=True):
             load = alike.load

@@ -30,6 +30,8 @@ class Cores:
     def start(self, vcpu: Vcpu, load: PhaseLoad, instructions: int) -> None:
         """Let a vCPU retire instructions from now on."""
         self.contention.advance(self._clock.now_ns)
+        if self.contention.ledger is not None:
+            load = load._replace(owner=vcpu.phase)
         vcpu.slot = self.contention.start(load, float(instructions))
         self._computing[vcpu.slot] = vcpu
         self._changed = True

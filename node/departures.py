@@ -21,6 +21,7 @@ from node.host_events import HostEvent
 from node.hypervisor_port import LaunchRefused
 from node.migration_refusal import REFUSALS, MigrationRefusal
 from node.vcpu import VcpuState
+from node.vcpu_throttle import Throttle, slow_down
 from node.vm_state import VmState
 from psp.commands import LegacyCommand
 
@@ -104,6 +105,16 @@ class Departures:
         """Have firmware send pages, of those that a round copies."""
         self._host.tasks.copy(name, LegacyCommand.SEND_UPDATE_DATA, pages, done)
 
+    def slow(self, name: str, standing_still: float, most_bytes_per_s: float) -> None:
+        """Have its vCPUs stand still for a share of their time, and write no more than so much each (0: no limit)."""
+        departure = self._under_way[name]
+        guest = departure.guest
+        if guest.state is GuestState.RUNNING:
+            self._host.contention.advance(self._host.now_ns)
+            slow_down(self._host.vcpus, guest, Throttle(standing_still, most_bytes_per_s))
+            self._host.clock.settle()
+            self._changed(departure)
+
     def stop(
         self, name: str, since_ns: int, done: Callable[[Stopped | None], None],
         failed: Callable[[str], None] = _never,
@@ -115,7 +126,7 @@ class Departures:
         departure = self._under_way[name]
         departure.stopping = True
         guest = departure.guest
-        guest.changed = None
+        guest.changed = guest.throttle = None
 
         parked_ns = 0
 
@@ -155,6 +166,8 @@ class Departures:
         guest = departure.guest
         guest.dirty_log = guest.changed = None
         self._host.tasks.stop_copying(name)
+        if guest.throttle is not None:
+            slow_down(self._host.vcpus, guest, None)
         self._unseal(departure)
         if departure.chain is not None:
             self._host.log.enter(name, departure.chain)

@@ -120,8 +120,8 @@ class ConfigOut:
     data: bytes
 
 
-MOST_WORDS = 1 << 18
-"""Of one run of configuration accesses: the longest object of DOE."""
+MOST_WORDS = 1 << 15
+"""Of one run of configuration accesses. The longest object of DOE takes several; firmware's are a few KiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +135,13 @@ class CardUpdate:
     version: str
     security_version: int
     image: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class CardDebug:
+    """Have the card behind a root port let somebody look inside, until it is reset. Answer: None."""
+
+    port: int
 
 
 @dataclass(frozen=True, slots=True)

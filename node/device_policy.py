@@ -18,7 +18,7 @@ from psp.tsm.status_records import DIGEST_BYTES, DIGEST_FRESH, DIGEST_VALID
 from tio.device_identity import CardKind, device_of
 from tio.spdm.algorithms import BaseAsym, BaseHash
 from tio.spdm.certificate_chain import TrustAnchors, leaf_key, parse_chain
-from tio.spdm.evidence import measured_blocks
+from tio.spdm.evidence import measured_blocks, nonce_of
 from tio.spdm.faults import SpdmFault
 from tio.tdisp.messages import LockFlags
 from tio.tdisp.report import InterfaceInfo, InterfaceReport, ReportError, parse_report
@@ -38,7 +38,7 @@ class DeviceDoubt(Enum):
     ANOTHER_REPORT = "the interface report is not the one that the firmware saw"
     STRANGER = "no certificate of a device that the guest wants"
     FIRMWARE = "the device runs something else"
-    STALE = "the device was not measured since it was locked"
+    STALE = "the device was not measured with the guest's nonce since it was locked"
     LOCK = "the interface is not locked as the guest wants it"
     INTERFACE = "the interface is not what the guest can use"
 
@@ -68,10 +68,10 @@ class DevicePolicy:
     checks_fresh: bool = True
 
 
-def judge(policy: DevicePolicy, info: TdiInfoResponse, table: bytes) -> InterfaceReport:
+def judge(policy: DevicePolicy, info: TdiInfoResponse, table: bytes, nonce: bytes) -> InterfaceReport:
     """The report of an interface that may be trusted. ``table`` is what the hypervisor handed over.
 
-    Raises DeviceUntrusted with the first doubt.
+    ``nonce`` is what the guest wanted the device to be measured with. Raises DeviceUntrusted with the first doubt.
     """
     if info.status != TdiInfoStatus.BOUND:
         raise DeviceUntrusted(DeviceDoubt.UNBOUND, f"status {info.status}")
@@ -93,7 +93,7 @@ def judge(policy: DevicePolicy, info: TdiInfoResponse, table: bytes) -> Interfac
             raise DeviceUntrusted(doubt)
     if policy.checks_device:
         _judge_chain(policy, chain, base_hash, _ASYMS[algorithms[2]])
-        _judge_measurements(policy, info, measurements)
+        _judge_measurements(policy, info, measurements, nonce)
     return _judge_interface(policy, info, report)
 
 
@@ -108,10 +108,10 @@ def _judge_chain(policy: DevicePolicy, raw: bytes, base_hash: BaseHash, asym: Ba
         raise DeviceUntrusted(DeviceDoubt.STRANGER, f"expected {policy.kind.value} {policy.serial}, found {told}")
 
 
-def _judge_measurements(policy: DevicePolicy, info: TdiInfoResponse, evidence: bytes) -> None:
+def _judge_measurements(policy: DevicePolicy, info: TdiInfoResponse, evidence: bytes, nonce: bytes) -> None:
     if not info.measurement_flags & DIGEST_VALID:
         raise DeviceUntrusted(DeviceDoubt.STALE, "nothing was measured")
-    if policy.checks_fresh and not info.measurement_flags & DIGEST_FRESH:
+    if policy.checks_fresh and not (info.measurement_flags & DIGEST_FRESH and nonce_of(evidence) == nonce):
         raise DeviceUntrusted(DeviceDoubt.STALE)
     try:
         found = {one.index: one.value for one in measured_blocks(evidence)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from node import operations as op
-from node.phase_cost import Mechanism
+from node.mechanism import Mechanism
 
 
 class DiskQueue:

@@ -52,10 +52,14 @@ class DoeDriver:
             raise MailboxFailed(str(error)) from None
 
     def _words(self, count: int) -> Generator[Batch, Answers, bytes]:
-        (answer,) = yield (op.ConfigIn(self.requester, self.at + MailboxRegister.READ_DATA, count),)
-        if not isinstance(answer, bytes):
-            raise MailboxFailed(f"mailbox of {self.requester:#x}: {answer!r}")
-        return answer
+        data = b""
+        while len(data) < _WORD_BYTES * count:
+            some = min(count - len(data) // _WORD_BYTES, op.MOST_WORDS)
+            (answer,) = yield (op.ConfigIn(self.requester, self.at + MailboxRegister.READ_DATA, some),)
+            if not isinstance(answer, bytes) or len(answer) != _WORD_BYTES * some:
+                raise MailboxFailed(f"mailbox of {self.requester:#x}: {answer!r}")
+            data += answer
+        return data
 
     def _abort(self) -> Generator[Batch, Answers, None]:
         yield (op.ConfigWrite(self.requester, self.at + MailboxRegister.CONTROL, MailboxControl.ABORT),)

@@ -7,21 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from node.card_memory import CardMemory
 from node.card_slot import CardSlot, MmioWindow
+from node.mac_address import mac_of
 from tio.card import Card
-from tio.card_dma import CardDma
+from tio.card_functions import TdiSettings
 from tio.device_identity import CardKind
-from tio.gpu import Gpu
+from tio.gpu_card import gpu_card
 from tio.ide import Link, StreamChecks
-from tio.loose_device import LooseDevice
+from tio.nic_card import nic_card
+from tio.nvme_card import nvme_card
+from tio.nvme_namespace import NvmeNamespace
 from tio.pci import Device
 from tio.root_port import RootPort
+from tio.spdm.key_agreement import Random
 
 _BARS = 0x10
 _WORD = 0xFFFF_FFFF
 _SLOTS, _SLOT_BYTES = 6, 4
+_BLOCK_BYTES = 4096
 
 Draw = Callable[[str, int, int], bytes]
 """Random bytes: for whom, the number of the draw, and how many."""
@@ -36,7 +42,7 @@ class FilledSlot:
     root_port: RootPort
     card: Card
     device: Device
-    dma: CardDma
+    """What is behind its physical function."""
 
 
 class FilledSlots:
@@ -56,6 +62,11 @@ class FilledSlots:
         _place_bars(root_port, window)
         return root_port
 
+    def device_of(self, requester: int) -> Device | None:
+        """What is behind a card's first function; None where nobody has reached for the slot."""
+        filled = self.by_port.get((requester >> 8) - 1)
+        return None if filled is None else filled.device
+
     def swap(self, port: int, other: CardSlot) -> None:
         """Put another card into a filled slot, as it comes out of its box: no BAR has an address.
 
@@ -65,15 +76,12 @@ class FilledSlots:
         self._plug(there.window, there.link, there.root_port, replace(other, port=port))
 
     def _plug(self, window: MmioWindow, link: Link, root_port: RootPort, slot: CardSlot) -> None:
-        dma = CardDma()
-        device = _DEVICES[slot.kind](slot, dma)
-        card = Card(
-            slot.kind, device, self._random(slot), serial=slot.serial, requester_id=slot.requester, dma=dma,
-            memory_bytes=slot.memory_bytes if slot.kind is CardKind.GPU else 0, checks=self._checks,
-            seed=slot.maker, scrubs=slot.scrubs,
+        card, device = _MAKERS[slot.kind](
+            slot, self._random(slot), serial=slot.serial, requester_id=slot.requester, checks=self._checks,
+            seed=slot.maker, tdi=TdiSettings(scrubs=slot.scrubs),
         )  # fmt: skip
         root_port.plug(card)
-        self.by_port[slot.port] = FilledSlot(window, link, root_port, card, device, dma)
+        self.by_port[slot.port] = FilledSlot(window, link, root_port, card, device)
 
     def _random(self, slot: CardSlot) -> Callable[[int], bytes]:
         name, drawn = f"card {slot.kind.value} {slot.serial} {slot.port}", 0
@@ -103,8 +111,23 @@ def _place_bars(root_port: RootPort, window: MmioWindow) -> None:
         at += size
 
 
-_DEVICES: dict[CardKind, Callable[[CardSlot, CardDma], Device]] = {
-    CardKind.GPU: lambda slot, dma: Gpu(dma, slot.memory_bytes),
-    CardKind.NIC: lambda _slot, _dma: LooseDevice(),
-    CardKind.NVME: lambda _slot, _dma: LooseDevice(),
+def _gpu(slot: CardSlot, random: Random, **how: Any) -> tuple[Card, Device]:
+    return gpu_card(random, slot.memory_bytes, slot.virtual_functions, **how)
+
+
+def _nic(slot: CardSlot, random: Random, **how: Any) -> tuple[Card, Device]:
+    own, *others = [mac_of(f"{slot.kind.value} {slot.serial}", at) for at in range(1 + slot.virtual_functions)]
+    return nic_card(random, own, others, **how)
+
+
+def _nvme(slot: CardSlot, random: Random, **how: Any) -> tuple[Card, Device]:
+    blocks = max(1, slot.memory_bytes // _BLOCK_BYTES)
+    own, *others = [NvmeNamespace(blocks, _BLOCK_BYTES) for _ in range(1 + slot.virtual_functions)]
+    return nvme_card(random, own, virtual=others, **how)
+
+
+_MAKERS: dict[CardKind, Callable[..., tuple[Card, Device]]] = {
+    CardKind.GPU: _gpu,
+    CardKind.NIC: _nic,
+    CardKind.NVME: _nvme,
 }

@@ -12,12 +12,14 @@ from node.generation import Generation
 from node.guest_memory_map import GuestMemoryMap, memory_map
 from node.kernel_settings import CAREFUL, KernelSettings
 from node.machine_spec import MachineSpec
+from node.mechanism import Mechanism
 from node.network_books import NetworkBooks
-from node.phase_cost import Mechanism, PhaseCost
+from node.phase_cost import PhaseCost
 from node.program import ProgramSpec
 from node.svsm_use import SvsmUse
 from node.tenant import TenantPort
 from node.vcpu import Vcpu
+from node.vcpu_throttle import Throttle
 from tio.device_identity import CardKind
 
 
@@ -127,6 +129,8 @@ class Guest:
     """Whom to tell when a vCPU begins a phase or a sleep."""
     dirty_log: DirtyLog | None = None
     """While it migrates away."""
+    throttle: Throttle | None = None
+    """While it is slowed down for that."""
     demand_names: tuple[tuple[str, ...], ...] = ()
     bytes_read: int = 0
     bytes_written: int = 0

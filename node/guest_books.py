@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from node.disk_books import DiskBooks
 from node.event_log import ChainEnd
 from node.guest import Guest
-from node.phase_cost import MECHANISMS, Mechanism
+from node.mechanism import MECHANISMS, Mechanism
 from node.vcpu import Vcpu
 
 N = TypeVar("N", int, float)

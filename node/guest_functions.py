@@ -34,6 +34,8 @@ class GuestFunction:
     class_code: int
     bars: tuple[tuple[int, int], ...]
     """(BAR, bytes)."""
+    requester: int = 0
+    """Its requester id on the host, which no guest is shown."""
 
     @property
     def guest_device_id(self) -> int:

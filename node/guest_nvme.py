@@ -38,11 +38,12 @@ from tio.nvme_format import (
 )
 
 REGISTER_BAR = 0
-BLOCK_BYTES = 512
+BLOCK_BYTES = 4096
+"""As disks here are formatted."""
 PRIVATE_BYTES = 7 * PAGE_BYTES
 SHARED_BYTES = 6 * PAGE_BYTES
 """Bounce buffers that it needs as long as it works, beside those of one request."""
-MOST_BLOCKS = 64 << 10 >> 9
+MOST_BLOCKS = (64 << 10) // BLOCK_BYTES
 """Of one command: 64 KiB, which every disk takes; a longer request is cut."""
 _ADMIN, _IO = 0, 1
 _QUEUE_ENTRIES = PAGE_BYTES // SQE_BYTES
@@ -98,7 +99,7 @@ class GuestNvme:
     gpa: int
 
     def start(self) -> Steps[int]:
-        """Reset the disk and make its queues; how many blocks of 512 bytes it has."""
+        """Reset the disk and make its queues; how many blocks it has."""
         base = yield from self.area.map_from_device(self.gpa, _DEVICE_BYTES)
         if base % PAGE_BYTES:
             raise NvmeUntrusted(f"queues: expected memory from a page's beginning, got {base:#x}")
@@ -129,7 +130,7 @@ class GuestNvme:
         if not isinstance(page, bytes):
             raise BounceFault(page)
         if 1 << (_field(page, "LBAF0") >> 16 & 0xFF) != BLOCK_BYTES:
-            raise NvmeUntrusted("LBAF0: expected blocks of 512 bytes")
+            raise NvmeUntrusted(f"LBAF0: expected blocks of {BLOCK_BYTES} bytes")
         return _field(page, "NSZE")
 
     def stop(self) -> Steps[None]:

@@ -16,6 +16,7 @@ from node.guest_ghcb import page_exit
 from node.guest_memory_map import Range
 from node.guest_messages import AboutDevice, Answered, GuestMessages
 from node.nae_event import NaeEvent, TioAction
+from node.operations import Write
 from node.swiotlb import Steps
 from node.validation_parameter import ValidationParameter
 from psp.guest_message import MessageType
@@ -61,14 +62,14 @@ class GuestTdi:
         """With the room behind the pages of its messages."""
         return cls(messages, device, max(messages.request_gpa, messages.response_gpa) + PAGE_BYTES)
 
-    def attach(self, policy: DevicePolicy, vmpl: int = 0) -> Steps[InterfaceReport]:
-        """From a device that nobody trusts to one that works in private memory.
+    def attach(self, policy: DevicePolicy, nonce: bytes, vmpl: int = 0) -> Steps[InterfaceReport]:
+        """From a device that nobody trusts to one that works in private memory; ``nonce`` as for ``judged``.
 
         What is not trusted is let go again before DeviceUntrusted is raised.
         """
         yield from self._order(TioAction.BIND)
         try:
-            report = yield from self.judged(policy)
+            report = yield from self.judged(policy, nonce)
             yield from self._order(TioAction.RUN)
             yield from self._write_entry(SecureDeviceEntry(valid=True, read=True, write=True, vmpl=vmpl))
             yield from self._accept(report, validated=True)
@@ -83,12 +84,19 @@ class GuestTdi:
         yield from self._accept(report, validated=False)
         yield from self._order(TioAction.UNBIND)
 
-    def judged(self, policy: DevicePolicy) -> Steps[InterfaceReport]:
-        """Ask the firmware what it knows and the hypervisor for evidence, now, and hold both against the policy."""
+    def judged(self, policy: DevicePolicy, nonce: bytes) -> Steps[InterfaceReport]:
+        """Ask the firmware what it knows and the hypervisor for evidence, now, and hold both against the policy.
+
+        The device is to be measured with ``nonce``, 32 bytes that nobody could foresee. Where a guest says which it
+        wants no text at hand tells: here it stands in the room for evidence when the guest asks.
+        """
         room = Range(self.shared_gpa, EVIDENCE_BYTES)
+        (laid,) = yield (Write(room.gpa, nonce, private=False),)
+        if laid is not None:
+            raise TdiRefused(f"evidence: {laid!r}")
         request = TdiInfoRequest(guest_device_id(self.device)).pack()
         answered = yield from self._ask(MessageType.TIO_TDI_INFO_REQ, request, room=room)
-        return judge(policy, TdiInfoResponse.parse(answered.payload), answered.certificates)
+        return judge(policy, TdiInfoResponse.parse(answered.payload), answered.certificates, nonce)
 
     # Steps.
 

@@ -37,7 +37,8 @@ from node.hypervisor import Hypervisor
 from node.hypervisor_port import Answers, Batch, Entered, HypervisorFactory, HypervisorPort, LaunchRefused
 from node.hypervisor_tasks import HypervisorTasks
 from node.launch_promise import least_launch_ns
-from node.phase_cost import Mechanism
+from node.mechanism import Mechanism
+from node.neighbour_ledger import NeighbourLedger
 from node.platform import AS_USUAL, Platform
 from node.port_window import PortWindow
 from node.product import Product
@@ -50,6 +51,7 @@ from node.vcpu import Vcpu, VcpuState
 from node.vcpu_levels import VcpuLevels
 from node.vcpu_runner import VcpuRunner
 from psp.status import PspError
+from tio.device_identity import CardKind
 
 _NS_PER_S = 1_000_000_000
 LaunchNotice = Callable[[Guest], None]
@@ -73,6 +75,8 @@ class HostSpec:
     bucket_ns: int
     log: LogWish = NO_LOG
     platform: Platform = AS_USUAL
+    attributes: bool = False
+    """Whether it keeps books of who costs whom."""
 
 
 class Host:
@@ -115,6 +119,8 @@ class Host:
             costs["dram.loaded_latency_factor"],
             CoreSharing.of(product, costs),
         )
+        if spec.attributes:
+            self.contention.ledger = NeighbourLedger()
         self.log = EventLog(spec.bucket_ns, spec.log)
         self.guests: dict[str, Guest] = {}
         self.peak_vcpus = 0
@@ -228,6 +234,7 @@ class Host:
         guest.state = GuestState.DESTROYED
         self.board.residents.leave(name)
         self.network.unplug(guest)
+        self.interrupts.release_all(name)
         self._chain.record_octets(self.now_ns, HostEvent.DESTROYED, name.encode())
         self.tasks.run(self.hypervisor.destroy(name), guest, lambda _: None)
         self.clock.settle()
@@ -343,6 +350,10 @@ class Host:
         )  # fmt: skip
         guest.software = self._tenants(tenant)
         self.vcpus.prepare(guest)
+        for kind, requester in zip(spec.devices, entered.cards, strict=True):
+            self.interrupts.assign(requester, spec.name)
+            if kind is CardKind.NIC:
+                self.network.wire(guest, requester)
         if spec.network:
             self.network.plug(guest)
         self._seated = [one for one in self._seated if one.state in _SEATED]

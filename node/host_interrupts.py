@@ -32,6 +32,10 @@ class HostInterrupts:
         """They are nobody's any more."""
         self._routes.pop(requester, None)
 
+    def release_all(self, vm: str) -> None:
+        """Those of a VM's functions are nobody's any more."""
+        self._routes = {requester: route for requester, route in self._routes.items() if route[0] != vm}
+
     def arrived(self, interrupt: MessageInterrupt) -> None:
         """Bring one to its vCPU, after whatever is just taking effect."""
         route = self._routes.get(interrupt.requester)

@@ -17,6 +17,7 @@ from node.host_events import HostEvent
 from node.mac_address import MAC_BYTES, mac_of
 from node.network_books import NetworkBooks
 from node.vcpu import VcpuState
+from tio.nic_card import NicDevice
 
 if TYPE_CHECKING:
     from node.host import Host
@@ -37,6 +38,8 @@ class HostNetwork:
         self._crossing_ns = round(2 * costs["net.crossing_ns"])
         """Out of one guest and into another."""
         self._cards: dict[bytes, tuple[Guest, int]] = {}
+        self._wired: dict[str, NicDevice] = {}
+        """Cards in slots that VMs have in the place of emulated ones, by VM."""
         self._guests: dict[str, Guest] = {}
         self._free_ns: dict[bytes, int] = {}
         """When each card's last frames have left it."""
@@ -52,13 +55,26 @@ class HostNetwork:
         name = guest.spec.name
         guest.network = NetworkBooks()
         self._guests[name] = guest
-        for vcpu in range(guest.spec.vcpus):
+        for vcpu in range(1 if name in self._wired else guest.spec.vcpus):
             mac = mac_of(name, vcpu)
-            self._host.board.plug_nic(name, vcpu, mac)
+            if name not in self._wired:
+                self._host.board.plug_nic(name, vcpu, mac)
             self._cards[mac] = guest, vcpu
+
+    def wire(self, guest: Guest, requester: int) -> None:
+        """A VM has a card in a slot, which is to have its first vCPU's address and to be on this network."""
+        name, board = guest.spec.name, self._host.board
+        device = board.slots.device_of(requester)
+        assert isinstance(device, NicDevice), f"{requester:#x}: expected a network card"
+        device.nic.assign(mac_of(name, 0))
+        device.sent = lambda frame: board.sent.append((name, 0, (frame,)))
+        self._wired[name] = device
 
     def unplug(self, guest: Guest) -> None:
         """Nothing reaches a VM's cards any more, if it had some."""
+        wired = self._wired.pop(guest.spec.name, None)
+        if wired is not None:
+            wired.sent = _unplugged
         if self._guests.pop(guest.spec.name, None) is None:
             return
         self.settle(guest)
@@ -69,10 +85,11 @@ class HostNetwork:
 
     def settle(self, guest: Guest) -> None:
         """Bring what the cards counted themselves into the books."""
-        cards = self._host.board.nics.get(guest.spec.name)
+        wired, emulated = self._wired.get(guest.spec.name), self._host.board.nics.get(guest.spec.name, {})
+        cards = list(emulated.values()) if wired is None else [wired.nic]
         if guest.network is not None and cards:
-            guest.network.malformed = sum([card.counts.bad_frames for card in cards.values()])
-            guest.network.errors = sum([card.counts.errors for card in cards.values()])
+            guest.network.malformed = sum([card.counts.bad_frames for card in cards])
+            guest.network.errors = sum([card.counts.errors for card in cards])
 
     def flush(self) -> None:
         """Take what cards have sent, and see each frame on its way."""
@@ -141,7 +158,8 @@ class HostNetwork:
         guest, vcpu = self._cards[target]
         books, now_ns = guest.network, self._host.now_ns
         assert books is not None
-        card = self._host.board.nics.get(guest.spec.name, {}).get(vcpu)
+        emulated = self._host.board.nics.get(guest.spec.name, {}).get(vcpu)
+        card = self._wired.get(guest.spec.name, emulated)
         # Nobody writes into the memory of a VM that stands still, nor for one whose hypervisor took its card.
         if card is None or guest.state is not GuestState.RUNNING:
             books.missed += len(frames)
@@ -157,6 +175,10 @@ class HostNetwork:
         books.longest_ns = max(books.longest_ns, now_ns - sent_ns)
         self._host.log.chain(guest.spec.name).record(now_ns, HostEvent.RECEIVED, len(taken), size)
         self._host.vcpus.call(guest.vcpus[vcpu])
+
+
+def _unplugged(_: bytes) -> None:
+    """Nobody hears what a card sends that no VM has."""
 
 
 _BUSY = (VcpuState.BLOCK, VcpuState.COMPUTING)

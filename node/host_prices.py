@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from node.card_cost import CardCost
 from node.disk_queue import DiskQueue
 from node.generation import Generation
 from node.host_kind import HostKind
@@ -25,6 +26,7 @@ class HostPrices:
     def __init__(self, costs: Mapping[str, float], kind: HostKind) -> None:
         self.host = HostOperationCost(costs)
         """Of the hypervisor's operations."""
+        self.cards = CardCost(costs)
         self._costs = costs
         self._kind = kind
         self._guests: dict[str, GuestOperationCost] = {}

@@ -139,7 +139,9 @@ class Hypervisor:
             yield from launch(self, spec, record)
             if spec.devices:
                 c_bit = 1 << self.product.c_bit if record.c_bit else 0
-                record.functions = yield from self.tio.give(spec.name, spec.devices, record.shown_to_devices(), c_bit)
+                record.functions = yield from self.tio.give(
+                    spec.name, spec.devices, record.shown_to_devices(), c_bit, record.tables
+                )
             yield from self._checked([op.VmRun(spec.name, 0)])
         except LaunchRefused:
             yield from self._give_back(spec.name, record)
@@ -150,7 +152,9 @@ class Hypervisor:
         return self._entered(record)
 
     def _entered(self, record: LaunchedVm) -> Entered:
-        return Entered(record.asid, tuple(record.save_areas), record.launched_gpas, record.gctx, record.handle)
+        cards = tuple([one.requester for one in record.functions])
+        areas = tuple(record.save_areas)
+        return Entered(record.asid, areas, record.launched_gpas, record.gctx, record.handle, cards)
 
     def _way_to_launch(self, generation: Generation) -> Launch:
         if generation not in self.product.generations:

@@ -45,6 +45,8 @@ class Entered:
     launched_gpas: tuple[int, ...]
     gctx: int
     handle: int
+    cards: tuple[int, ...] = ()
+    """Requester ids of functions that it was given, in the order in which it knows them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,6 +113,7 @@ KINDS: Mapping[int, type] = {
     242: op.ConfigIn,
     243: op.ConfigOut,
     244: op.CardUpdate,
+    245: op.CardDebug,
     120: op.VmPreempt,
     130: op.VmcbLoad,
     131: op.VmcbStore,

@@ -13,7 +13,8 @@ from node.boot_phases import BOOT_WORK
 from node.data_cache import LINE_BYTES
 from node.generation import CAPABILITIES, Generation
 from node.host_kind import HostKind
-from node.phase_cost import RMP_CHECKED, GenerationCost, Mechanism
+from node.mechanism import Mechanism
+from node.phase_cost import RMP_CHECKED, GenerationCost
 from node.svsm_operations import GUEST_WORK
 from psp.commands import LegacyCommand, SnpCommand, measured_bytes
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES

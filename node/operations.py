@@ -14,6 +14,7 @@ from node.block_endings import Await, Compute, Shutdown, Sleep
 from node.branch_operations import Arithmetic, Branch, HostBranch, HostReadCounter, IndirectBranch
 from node.device_operations import (
     MOST_WORDS,
+    CardDebug,
     CardUpdate,
     ConfigIn,
     ConfigOut,
@@ -57,13 +58,13 @@ from node.tsc_operations import ReadTsc
 from psp.system_bus import RmpEntry
 
 __all__ = [
-    "Answer", "Arithmetic", "AskLaunchOwner", "Await", "Branch", "CardUpdate", "Clear", "Compute", "ConfigIn",
-    "ConfigOut", "ConfigRead", "ConfigWrite", "CpuidResult", "DeviceRead", "DeviceWrite", "Fault", "FaultKind",
-    "FetchCertificates", "GuestWork", "HostBranch", "HostReadCounter", "IndirectBranch", "LoadIdt", "MOST_WORDS",
-    "MmioLoad", "MmioRead", "MmioStore", "MmioWrite", "NicRead", "NicWrite", "PValidateResult", "PortIn",
-    "PortInString", "PortOut", "PortOutString", "PspAnswer", "Rdmsr", "ReadFlags", "ReadTsc", "RmpQueryResult",
-    "RmpReadResult", "Runs", "Shutdown", "Sleep", "SoftwareInterrupt", "StackMove", "TraceFaults", "VmKick",
-    "VmcbLoad", "VmcbStore", "WriteBackCaches", "WriteFlags", "Wrmsr",
+    "Answer", "Arithmetic", "AskLaunchOwner", "Await", "Branch", "CardDebug", "CardUpdate", "Clear", "Compute",
+    "ConfigIn", "ConfigOut", "ConfigRead", "ConfigWrite", "CpuidResult", "DeviceRead", "DeviceWrite", "Fault",
+    "FaultKind", "FetchCertificates", "GuestWork", "HostBranch", "HostReadCounter", "IndirectBranch", "LoadIdt",
+    "MOST_WORDS", "MmioLoad", "MmioRead", "MmioStore", "MmioWrite", "NicRead", "NicWrite", "PValidateResult",
+    "PortIn", "PortInString", "PortOut", "PortOutString", "PspAnswer", "Rdmsr", "ReadFlags", "ReadTsc",
+    "RmpQueryResult", "RmpReadResult", "Runs", "Shutdown", "Sleep", "SoftwareInterrupt", "StackMove", "TraceFaults",
+    "VmKick", "VmcbLoad", "VmcbStore", "WriteBackCaches", "WriteFlags", "Wrmsr",
 ]  # fmt: skip
 
 MOST_BYTES = 32 << 20
@@ -568,7 +569,7 @@ HypervisorOperation = (
     | NestedMap | NestedBuild | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
     | HostClflush | Invd | VmPageFlush | HostTimedRead | VmPreempt | NicRead | NicWrite
     | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | FabricDivert | DeviceRead | DeviceWrite
-    | ConfigRead | ConfigWrite | ConfigIn | ConfigOut | CardUpdate
+    | ConfigRead | ConfigWrite | ConfigIn | ConfigOut | CardUpdate | CardDebug
     | VmcbLoad | VmcbStore | VmKick | TraceFaults | HostBranch | HostReadCounter | FetchCertificates | AskLaunchOwner
 )  # fmt: skip
 GuestOperation = (

@@ -11,6 +11,7 @@ from node.fault_answers import answer_to
 from node.iommu_registers import MMIO_BASE, MMIO_BYTES
 from node.rmp import RmpFault
 from node.root_complex import WIDTHS
+from tio.card import Card
 from tio.device_identity import Firmware
 
 if TYPE_CHECKING:
@@ -89,12 +90,22 @@ def pci_instructions(board: Board) -> Mapping[type, Callable[..., op.Answer]]:
         slots.store(one.address, value, one.length)
         return None
 
-    def card_update(one: op.CardUpdate) -> op.Answer:
+    def card(port: int) -> Card | None:
         if board.root_complex is not None:
-            board.root_complex.port(one.port)
-        filled = board.slots.by_port.get(one.port)
-        if filled is not None:
-            filled.card.update_firmware(Firmware(one.version, one.security_version, one.image))
+            board.root_complex.port(port)
+        filled = board.slots.by_port.get(port)
+        return None if filled is None else filled.card
+
+    def card_update(one: op.CardUpdate) -> op.Answer:
+        found = card(one.port)
+        if found is not None:
+            found.update_firmware(Firmware(one.version, one.security_version, one.image))
+        return None
+
+    def card_debug(one: op.CardDebug) -> op.Answer:
+        found = card(one.port)
+        if found is not None:
+            found.enable_debug()
         return None
 
     return {
@@ -105,6 +116,7 @@ def pci_instructions(board: Board) -> Mapping[type, Callable[..., op.Answer]]:
         op.MmioRead: mmio_read,
         op.MmioWrite: mmio_write,
         op.CardUpdate: card_update,
+        op.CardDebug: card_debug,
     }
 
 

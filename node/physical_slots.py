@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from node.card_slot import CardSlot
 from node.filled_slots import FilledSlot, FilledSlots
 from node.root_complex import RootComplex
+from tio.card import CardFault
 from tio.ide import Packet, Way
 from tio.ide.link import Tap
 
@@ -38,6 +39,10 @@ class PhysicalSlots:
     def pull(self, port: int) -> None:
         """Take the card out."""
         self._filled(port).root_port.unplug()
+
+    def fault(self, port: int, fault: CardFault) -> None:
+        """Have something be wrong with a card."""
+        self._filled(port).card.inject(fault)
 
     def _filled(self, port: int) -> FilledSlot:
         self._root_complex.port(port)

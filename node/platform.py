@@ -52,7 +52,7 @@ class Protection(StrEnum):
     TLB_ID = "tlb id"
     """VMRUN's match of PCPU_ID and TLB_ID in an SNP guest's save area with the thread's last."""
     IDE = "ide"
-    """All that it does to packets: without, they bear the prefixes of their streams, and neither cipher nor MAC."""
+    """All that it does to packets: without, they cross as they are, on streams that are called Secure all the same."""
     IDE_MAC = "ide mac"
     """A root port's and a card's look at the MACs of protected packets."""
     IDE_PACKET_NUMBER = "ide packet number"

@@ -39,7 +39,8 @@ class PspStreams:
         self._epoch = 0
 
     def start(self, name: str, command: int, commands: int, service_ns: int, done: Callable[[], None]) -> None:
-        """Begin a row of so many commands; ``done`` is called when the last is through."""
+        """Begin a row of so many commands; ``done`` is called when the last is through. One of the same name ends."""
+        self.stop(name)
         self._advance()
         if not self._rows:
             self._busy = [(self._clock.now_ns, self._queue.free_ns)]  # What was served before it came.

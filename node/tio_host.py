@@ -27,7 +27,7 @@ from node.tio_carrier import TioCarrier, TioRefused
 from node.tio_memory import TioMemory
 from psp.commands import SnpCommand
 from psp.status import Status
-from psp.system_bus import PAGE_BYTES, RmpEntry
+from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
 from psp.tsm import tio_buffers as tio
 from psp.tsm.exchange_records import ObjectId
 from psp.tsm.scatter_address import data_page
@@ -38,6 +38,8 @@ from tio.tdisp import InterfaceId, LockFlags
 CLASSES = {CardKind.GPU: 0x03_0200, CardKind.NIC: 0x02_0000, CardKind.NVME: 0x01_0802}
 """By which a hypervisor tells what a function is."""
 _HYPERVISOR = RmpEntry()
+_TABLES_OF_BAR = 3
+"""Nested tables above a BAR's pages, none of which another BAR needs share."""
 _NO_FLAGS = LockFlags(0)
 
 
@@ -116,24 +118,24 @@ class TioHost:
 
     # Giving and taking.
 
-    def give(self, vm: str, kinds: Sequence[CardKind], pieces: Sequence[Piece], c_bit: int) -> Generator[
-        Batch, Answers, tuple[GuestFunction, ...]
-    ]:
+    def give(
+        self, vm: str, kinds: Sequence[CardKind], pieces: Sequence[Piece], c_bit: int, tables: list[tuple[int, int]]
+    ) -> Generator[Batch, Answers, tuple[GuestFunction, ...]]:
         """Give a VM a card of each of these kinds; what it is shown of them. ``pieces`` are its memory.
 
-        Raises LaunchRefused with nothing given.
+        Frames that its nested tables take are added to ``tables``, and stay with the VM. Raises LaunchRefused with
+        nothing given.
         """
         out: list[GuestFunction] = []
         try:
             for device, kind in enumerate(kinds):
                 card = yield from self._free(kind)
                 card.given_to = vm, device
-                yield from self._show(vm, device, card, pieces, c_bit)
+                yield from self._show(vm, device, card, pieces, c_bit, tables)
                 function = card.function
                 bars = tuple([(bar, size) for bar, _, size in function.bars])
-                out.append(
-                    GuestFunction(device, function.vendor_id, function.device_id, function.class_code, bars)
-                )
+                what = function.vendor_id, function.device_id, function.class_code
+                out.append(GuestFunction(device, *what, bars, function.requester))
         except LaunchRefused:
             yield from self.take_all(vm)
             raise
@@ -250,14 +252,24 @@ class TioHost:
                 return card
         raise LaunchRefused(f"devices: no free {kind.value} on this host")
 
-    def _show(self, vm: str, device: int, card: Card, pieces: Sequence[Piece], c_bit: int) -> Task:
+    def _show(
+        self, vm: str, device: int, card: Card, pieces: Sequence[Piece], c_bit: int, tables: list[tuple[int, int]]
+    ) -> Task:
         """Map a function's registers into a VM, and the VM's memory for the function."""
         table = GuestTable(lambda: self._memory.take(1)[0], c_bit)
         self._given[vm, device] = Given(card, device, table)
         table.map(pieces)
         yield from self._write(table)
         function = card.function
-        maps = [op.NestedMap(vm, bar_gpa(device, bar), spa, size) for bar, spa, size in function.bars]
+        encrypted = bool(c_bit)
+        frames = self._memory.take(sum([_TABLES_OF_BAR + size // LARGE_PAGE_BYTES for *_, size in function.bars]))
+        tables += [(spa, PAGE_BYTES) for spa in frames]
+        maps: list[op.HypervisorOperation] = [
+            op.NestedFrames(vm, spa, PAGE_BYTES, encrypted=encrypted) for spa in frames
+        ]
+        maps += [
+            op.NestedMap(vm, bar_gpa(device, bar), spa, size, encrypted=encrypted) for bar, spa, size in function.bars
+        ]
         expect_done(maps, (yield tuple(maps)))
         yield from self._iommu.show(function.requester, self._domain(card), table.root, LEVELS)
         yield from enable(function, on=True)

@@ -24,6 +24,7 @@ from node.validation_parameter import MOST_ORDER, ValidationParameter
 from psp.certificate_table import table_of
 from psp.guest_message import MessageType
 from psp.system_bus import PAGE_BYTES
+from psp.tsm.tio_buffers import NONCE_BYTES
 
 MESSAGE_TYPE = 0x34
 
@@ -71,7 +72,7 @@ class TioServer:
         if pages.data_pages:
             # Evidence is as new as the question, or the guest could not tell a device that has changed since.
             if self._host.measures_anew:
-                yield from self._measured(given)
+                yield from self._measured(given, record, pages.data_gpa)
             try:
                 needed = yield from self._requests.lay(record, pages, self._evidence(given))
             except BadPage:
@@ -98,9 +99,15 @@ class TioServer:
             yield (op.HostWrite(response_spa, response),)
         return NaeReply(info2=status, registers={"RBX": pages.data_pages, "RDX": 0})
 
-    def _measured(self, given: Given) -> Task:
+    def _measured(self, given: Given, record: LaunchedVm, room_gpa: int) -> Task:
+        """Have the device measured with what the guest has left in the room for evidence."""
+        spa = record.page_spa(room_gpa)
+        if spa is None:
+            return
+        (nonce,) = yield (op.HostRead(spa, NONCE_BYTES),)
         try:
-            yield from self._host.measure(given.card)
+            if isinstance(nonce, bytes):
+                yield from self._host.measure(given.card, nonce)
         except TioRefused:
             return  # What was measured before goes to the guest, which sees how old it is.
 

@@ -3,7 +3,8 @@
 The root port takes one only on a stream that is bound to its TDI. The guest's own entry says what it may do; the
 host's page table says where an address leads, and is believed no further than the RMP confirms it: the page must be
 this guest's, at this address, accepted, and permitted to the entry's VMPL. What fails by the host's doing fences the
-guest's ASID; what the guest itself does not permit is only refused. Source: ``spec/tio/iommu.md``, section 6.
+guest's ASID; what the guest itself does not permit is only refused. With tables of its own (vIOMMU) a guest says which
+of its addresses each of its device's means. Source: ``spec/tio/iommu.md``, section 6.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from node.asid_fence import AsidFences
+from node.guest_dma_table import translated
 from node.iommu import Iommu
 from node.iommu_events import FLAG_PERMISSION, FLAG_WRITE, EventCode, IommuEvent
 from node.iommu_memory import NO_MEMORY, AccessRefused
+from node.iommu_page_table import NotMapped
 from node.iommu_requests import requests
+from node.page_table_entry import LONG, EntryFormat
 from node.rmp import ReverseMapTable
 from node.rmp_checks import PERMIT_READ, PERMIT_WRITE
 from node.rmp_faults import NotValidated, RmpFault
@@ -24,6 +28,8 @@ from psp.tsm.trusted_io import TdiBinding
 from tio.dma_port import DmaFault
 
 _LARGE_BITS = 21
+_WORD_BYTES = 8
+_USUAL_FORM = EntryFormat(LONG, 52)
 
 
 @dataclass(slots=True)
@@ -33,6 +39,8 @@ class _Bound:
     binding: TdiBinding
     entry: SecureDeviceEntry = NOBODYS
     running: bool = False
+    gcr3: int | None = None
+    """Where the guest's own tables begin, in its memory; None where its device names guest-physical addresses."""
 
 
 class _FencedOff(Exception):
@@ -42,16 +50,23 @@ class _FencedOff(Exception):
 class TrustedDma:
     """The trusted side of a host's IOMMU. ``rmp`` is the table of the moment.
 
-    ``asks_entries`` is False only where a laboratory has the secure device table knocked out.
+    ``asks_entries`` is False only where a laboratory has the secure device table knocked out. ``form`` is that of
+    guests' own tables.
     """
 
     def __init__(
-        self, iommu: Iommu, rmp: Callable[[], ReverseMapTable | None], *, asks_entries: bool = True
+        self,
+        iommu: Iommu,
+        rmp: Callable[[], ReverseMapTable | None],
+        *,
+        asks_entries: bool = True,
+        form: EntryFormat = _USUAL_FORM,
     ) -> None:
         self.fences = AsidFences()
         self._iommu = iommu
         self._rmp = rmp
         self._asks_entries = asks_entries
+        self._form = form
         self._bound: dict[int, _Bound] = {}
 
     # What the firmware does.
@@ -71,6 +86,13 @@ class TrustedDma:
         """The guest's part of the entry, as it gave it to the firmware. Raises KeyError for a TDI that is nobody's."""
         self._bound[device].entry = entry
 
+    def use_guest_tables(self, device: int, gcr3: int | None) -> None:
+        """The vIOMMU's part of the entry: a first level in the guest's memory, or none. Raises KeyError.
+
+        How a guest has firmware set it is in no text at hand.
+        """
+        self._bound[device].gcr3 = gcr3
+
     def unbind(self, device: int) -> None:
         """The TDI is nobody's; its entry is clear."""
         bound = self._bound.pop(device, None)
@@ -81,6 +103,11 @@ class TrustedDma:
         """Whose a device's TDI is."""
         bound = self._bound.get(device)
         return None if bound is None else bound.binding
+
+    def is_fenced(self, device: int) -> bool:
+        """Whether a device is a guest's whose I/O is stopped: then it reaches nothing, trusted or not."""
+        bound = self._bound.get(device)
+        return bound is not None and self.fences.blocks(bound.binding.asid)
 
     # What the device does.
 
@@ -116,25 +143,46 @@ class TrustedDma:
             raise AccessRefused(IommuEvent(EventCode.INVALID_DEVICE_REQUEST, device, flags, 0, gpa))
         if not self._asks_entries:
             return self._passed_unasked(rmp, device, gpa, size, write=write)
-        entry, asid = self._entry(device, stream_id, gpa, write=write)
+        bound = self._permitted(device, stream_id, gpa, write=write)
+        asid = bound.binding.asid
         if self.fences.blocks(asid):
             raise _FencedOff
         try:
-            spa, key, large = self._located(device, gpa, write=write)
-            if entry.is_private(gpa):
-                _check_private(rmp, spa, gpa, asid, size, entry.vmpl, large=large, write=write)
-                return spa, asid
-            rmp.check_dma(spa, size, write=write)
+            if bound.gcr3 is not None:
+                gpa = translated(
+                    lambda at: self._word(bound, rmp, device, at), self._form, bound.gcr3, gpa, write=write
+                )
+            return self._confirmed(bound, rmp, device, gpa, size, write=write)
+        except NotMapped as fault:  # the guest's own doing
+            raise AccessRefused(IommuEvent(EventCode.IO_PAGE_FAULT, device, fault.flags | flags, asid, gpa)) from None
         except (NotValidated, RmpFault):
             self.fences.error(asid)
             raise AccessRefused(IommuEvent(EventCode.RMP_PAGE_FAULT, device, flags, asid, gpa)) from None
-        except AccessRefused:
+        except (AccessRefused, *NO_MEMORY):
             self.fences.error(asid)
             raise
-        return spa, key
 
-    def _entry(self, device: int, stream_id: int, gpa: int, *, write: bool) -> tuple[SecureDeviceEntry, int]:
-        """The entry that a request passes, and the ASID in it. Raises AccessRefused; nobody is fenced for that."""
+    def _confirmed(
+        self, bound: _Bound, rmp: ReverseMapTable, device: int, gpa: int, size: int, *, write: bool
+    ) -> tuple[int, int]:
+        """Where the host's table leads, and the key. Raises AccessRefused, and NotValidated and RmpFault by the RMP."""
+        entry, asid = bound.entry, bound.binding.asid
+        spa, key, large = self._located(device, gpa, write=write)
+        if not entry.is_private(gpa):
+            rmp.check_dma(spa, size, write=write)
+            return spa, key
+        _check_private(rmp, spa, gpa, asid, size, entry.vmpl, large=large, write=write)
+        return spa, asid
+
+    def _word(self, bound: _Bound, rmp: ReverseMapTable, device: int, gpa: int) -> int:
+        """A word of the guest's own tables, which are private wherever vTOM is."""
+        asid = bound.binding.asid
+        spa, _, large = self._located(device, gpa, write=False)
+        _check_private(rmp, spa, gpa, asid, _WORD_BYTES, bound.entry.vmpl, large=large, write=False)
+        return int.from_bytes(self._iommu.memory.load(spa, _WORD_BYTES, asid), "little")
+
+    def _permitted(self, device: int, stream_id: int, gpa: int, *, write: bool) -> _Bound:
+        """Whose request it is, if the entry lets it pass. Raises AccessRefused; nobody is fenced for that."""
         flags = FLAG_WRITE if write else 0
         bound = self._bound.get(device)
         if bound is None or not bound.running or stream_id not in bound.binding.stream_ids:
@@ -142,7 +190,7 @@ class TrustedDma:
         entry = bound.entry
         if not entry.valid or not (entry.write if write else entry.read):
             raise AccessRefused(IommuEvent(EventCode.IO_PAGE_FAULT, device, flags | FLAG_PERMISSION, 0, gpa))
-        return entry, bound.binding.asid
+        return bound
 
     def _located(self, device: int, gpa: int, *, write: bool) -> tuple[int, int, bool]:
         """(SPA, key without a guest's, whether a large page maps it), as the host's table leads."""

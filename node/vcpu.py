@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from node.neighbour_ledger import Owner
 from node.operations import Answer, GuestOperation
 from node.program import Registers
 
@@ -90,6 +91,11 @@ class Vcpu:
     def threads(self) -> tuple[int, ...]:
         """Numbers of all software that runs on it."""
         return (self.index,) if self.levels is None else (self.index, self.index + len(self.guest.vcpus))
+
+    @property
+    def phase(self) -> Owner:
+        """Whose phase it is that it runs or is about to."""
+        return Owner(self.guest.spec.name, self.guest.demand_names[self.index][self.registers.r14])
 
     def book(self, account: PhaseAccount) -> None:
         """Add the time of a phase that has ended or was cut."""

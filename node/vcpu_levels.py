@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from node import operations as op
 from node.fault_answers import FAULTS
-from node.phase_cost import Mechanism
+from node.mechanism import Mechanism
 from node.program import Registers
 from node.vmsa import save_registers
 

@@ -14,6 +14,7 @@ from node import operations as op
 from node.batch_books import count_batch
 from node.batch_execution import execute_logged, up_to_a_fault
 from node.board import Board
+from node.card_cost import CardTraffic
 from node.clock import Clock
 from node.contention import Contention, PhaseAccount
 from node.cores import Cores
@@ -27,11 +28,12 @@ from node.host_events import HostEvent
 from node.host_prices import HostPrices
 from node.identity_cache import IdentityCache
 from node.injected_vc import met_first, take_injected_vc
-from node.phase_cost import MECHANISMS, Mechanism
+from node.mechanism import MECHANISMS, Mechanism
 from node.program import Demand, Ending, Registers
 from node.tenant import NoBlock, Outcome
 from node.vcpu import AWAITING, HALFWAY, HALTED, SLEEPING, Vcpu, VcpuState
 from node.vcpu_levels import charge_svsm, has_left, leave_level
+from node.vcpu_throttle import held_load
 from node.vmexit import ExitCode
 from node.vmsa import load_registers
 
@@ -385,7 +387,7 @@ class VcpuRunner:
                 vcpu.registers = vcpu.levels.registers_at(self._board.vmcb(vmcb.vm, vmcb.vcpu).vmpl)
             self.load(vcpu)
             after = None
-        if self._board.exit_work:
+        if self._board.exit_work or self._board.card_memory.traffic:
             self._wait_for_exits(vcpu, after)
         else:
             self._resume_level(vcpu, after)
@@ -404,9 +406,14 @@ class VcpuRunner:
     def _wait_for_exits(self, vcpu: Vcpu, answers: tuple[op.Answer, ...] | None) -> None:
         """Go on when what the hypervisor did in a batch's exits has taken its time."""
         work, self._board.exit_work = self._board.exit_work, []
+        cards = self._board.card_memory
+        link, ide = self._prices.cards.transfer_ns(cards.traffic)
+        if cards.traffic:
+            cards.traffic = CardTraffic()
+        moved = round(link + ide)
         changed = round(sum([self._prices.host.price_in_exit(batch) for batch in work], 0.0))
         now_ns = self._clock.now_ns
-        end_ns = now_ns + changed
+        end_ns = now_ns + changed + moved
         for batch in work:
             end_ns = self.served(batch, end_ns, vcpu.guest)
         spent = end_ns - now_ns
@@ -420,7 +427,9 @@ class VcpuRunner:
             charge_svsm(guest, spent)
         else:
             guest.lost_ns[Mechanism.ACCEPTANCE] += changed
-            guest.lost_ns[Mechanism.VMGEXIT] += spent - changed
+            guest.lost_ns[Mechanism.LINK] += moved - ide
+            guest.lost_ns[Mechanism.IDE] += ide
+            guest.lost_ns[Mechanism.VMGEXIT] += spent - changed - moved
 
         def go_on() -> None:
             if vcpu.epoch == epoch:
@@ -477,7 +486,8 @@ class VcpuRunner:
         registers = vcpu.registers
         cost = vcpu.guest.phase_costs[vcpu.index][registers.r14]
         vcpu.state = VcpuState.COMPUTING
-        self.cores.start(vcpu, cost.load, registers.r15)
+        load = cost.load if vcpu.guest.throttle is None else held_load(vcpu, cost.load, self._contention.latency_ns)
+        self.cores.start(vcpu, load, registers.r15)
         if vcpu.guest.changed is not None:
             vcpu.guest.changed()
 

@@ -41,22 +41,6 @@ class TcbOf(Enum):
     REPORTED = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class ReportedVersions:
-    """What an attestation report says of firmware, under the names of the report's fields."""
-
-    current_tcb: int
-    reported_tcb: int
-    committed_tcb: int
-    launch_tcb: int
-    current_major: int
-    current_minor: int
-    current_build: int
-    committed_major: int
-    committed_minor: int
-    committed_build: int
-
-
 @dataclass(slots=True)
 class InstalledFirmware:
     """What runs, what is committed, and which TCB reports say. All the same when a host is switched on."""
@@ -115,22 +99,6 @@ class InstalledFirmware:
             raise ValueError("TCB to report: above what may be reported")
         self.reported_tcb = tcb or highest
         return self.reported_tcb != before
-
-    def versions(self, launch_tcb: int) -> ReportedVersions:
-        """What a report of a guest says that was launched at a TCB version."""
-        current, committed = self.current.version, self.committed.version
-        return ReportedVersions(
-            current_tcb=self.current.tcb,
-            reported_tcb=self.reported_tcb,
-            committed_tcb=self.committed.tcb,
-            launch_tcb=launch_tcb,
-            current_major=current[0],
-            current_minor=current[1],
-            current_build=current[2],
-            committed_major=committed[0],
-            committed_minor=committed[1],
-            committed_build=committed[2],
-        )
 
     def _tcb(self, of: TcbOf) -> int:
         if of is TcbOf.REPORTED:

@@ -29,6 +29,7 @@ NO_COSTS = {
     "cluster/validation/memory_cases.py _HUGE_64_NS": "the setup of a published case",
     "cluster/validation/migration_cases.py _LIMIT_NS": "the setup of a published case",
     "workloads/attested_start.py TIMEOUT_NS": "a program's patience",
+    "workloads/idle.py _FOR_EVER_NS": "no time",
     "workloads/key_value_server.py _FOR_EVER_NS": "no time",
     "workloads/relying_party.py _FOR_EVER_NS": "no time",
     "workloads/trace.py _LONGEST_MS": "a bound of a trace",

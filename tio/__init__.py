@@ -6,7 +6,13 @@ What this floor owns
     bytes in ``nvme_format``, its media in ``nvme_namespace``), and the few
     lines a driver needs to use it (``nvme_driver``); a paravirtual network card
     (``virtio_net``, its registers in ``virtio_mmio``, its rings in ``virtqueue``,
-    its bytes in ``virtio_format``).
+    its bytes in ``virtio_format``); a GPU (``gpu``, sealed work in ``gpu_channel``).
+
+    The cards on which they stand (``nvme_card``, ``nic_card``, ``gpu_card``): a
+    card (``card``) has an identity (``device_identity``), functions with TDIs
+    (``card_functions``, ``pci``, ``tdisp``), a security module (``spdm``,
+    ``device_security_module``) and its end of a link (``card_link``, ``completer``,
+    ``card_dma``, ``ide``), at whose other end is the host's (``root_port``).
 
 What it may not import
     Nothing of ours: this is the lowest floor. Nor clocks, event loops,

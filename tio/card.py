@@ -1,4 +1,4 @@
-"""A card with its security module: SPDM identity, IDE streams and TDIs of one function, in front of a real device.
+"""A card with its security module: SPDM identity, IDE streams and the TDIs of its functions, before real devices.
 
 Whoever has it in a slot hands in ``upstream`` and brings packets to ``receive`` (``tio.root_port``); whoever has it on
 a wire carries data objects to ``responder``.
@@ -6,42 +6,52 @@ a wire carries data objects to ``responder``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
+from functools import cached_property
 
 from tio.card_dma import CardDma
+from tio.card_functions import Behind, CardFunctions, TdiSettings
 from tio.card_link import CardLink, Upstream, Wire
 from tio.completer import Completer
 from tio.device_identity import CardKind, DeviceIdentity, Firmware, device_identity, measured
 from tio.device_security_module import DeviceSecurityModule
 from tio.doe import DataObject, ObjectType, parse_data_object
-from tio.ide import Failure, IdePort, IdeStream, KeyResponder, Packet, PortRegisters, StreamChecks, WriteRun
+from tio.ide import Failure, IdePort, IdeStream, KeyResponder, Packet, PortRegisters, Run, StreamChecks
 from tio.ide.capability import IdeCapability
 from tio.ide.stream import ALL_CHECKS
-from tio.pci import Command, ConfigurationSpace, Device, DoeMailbox, Identity, MsixPlace, PciFunction, Region, Register
+from tio.pci import Command, ConfigurationSpace, Device, DoeMailbox, PciFunction, Register
 from tio.spdm import PCI_DOE, Binding, Personality, Responder, ResponderSettings
 from tio.spdm.connection_messages import PCI_SIG_STANDARD, PCI_SIG_VENDOR, VendorDefinedRequest
 from tio.spdm.key_agreement import Random
-from tio.tdisp import InterfaceId, RangeAttributes, Tampering, Tdi, TdispResponder
+from tio.tdisp import InterfaceId, Tampering, Tdi, TdispResponder
 
-_VENDOR = 0x1AF4
-_DEVICES = {
-    CardKind.GPU: Identity(_VENDOR, 0x5E01, 0x03_0200),
-    CardKind.NIC: Identity(_VENDOR, 0x5E02, 0x02_0000),
-    CardKind.NVME: Identity(_VENDOR, 0x5E03, 0x01_0802),
-}
-_REGISTER_BYTES, _MSIX_BYTES, _VECTORS = 0x4000, 0x2000, 16
 _STREAM_BLOCKS = 4
-_BARS = {0: _REGISTER_BYTES, 4: _MSIX_BYTES}
-_MEMORY_BAR, _BAR_OFFSET = 2, 0x10
+_BAR_OFFSET = 0x10
 STREAM_PORT = 1
 """Index of the port on which IDE streams end; 0 is the mailbox's own."""
+
+VendorDefined = Callable[[int | None, VendorDefinedRequest], bytes | None]
+"""What a responder answers to a message of a vendor, in a session or outside."""
+
+
+class CardFault(Enum):
+    """What can be wrong with a card, for whoever tries its host."""
+
+    INTERNAL = "an integrity error inside: locked interfaces go to ERROR"
+    SILENT = "it answers nothing that comes down, and takes nothing"
+    POISONED = "what its functions write is marked as wrong"
 
 
 class Card:
     """One card. ``device`` is what its registers and memory reach; ``random`` hands in what a DRBG would draw.
 
-    ``dma`` is the port through which ``device`` reaches memory, where it does. ``programmed``: it comes set up, for
-    who has no host to do so. ``checks`` are ``IdePort``'s, ``scrubs`` is ``Tdi``'s.
+    ``dma`` is the port through which ``device`` reaches memory, where it does; ``virtual`` is what lies behind the VFs
+    that a host can make. ``programmed``: it comes set up, for who has no host to do so.
+
+    ``reset_ends_session``: a function-level reset of the physical function, which has mailbox and IDE registers, ends
+    the session that came through it and the streams. Sources only say that no other function's does.
+    ``reorder_check`` is ``StreamSettings``', ``tag_fence`` and ``checks`` are ``IdePort``'s.
     """
 
     def __init__(
@@ -58,51 +68,81 @@ class Card:
         memory_bytes: int = 0,
         settings: ResponderSettings | None = None,
         dma: CardDma | None = None,
+        virtual: Sequence[Behind] = (),
+        tdi: TdiSettings | None = None,
+        reset_ends_session: bool = False,
+        reorder_check: bool = False,
+        tag_fence: bool = False,
         programmed: bool = False,
         checks: StreamChecks = ALL_CHECKS,
-        scrubs: bool = True,
     ) -> None:
         self.kind = kind
-        self.identity: DeviceIdentity = device_identity(kind, serial, seed)
         self.firmware = firmware or Firmware()
-        bars = _BARS | ({_MEMORY_BAR: memory_bytes} if memory_bytes else {})
-        msix = MsixPlace(_VECTORS, 4, 0, 0x1000)
-        self.mailbox = DoeMailbox((ObjectType.CMA_SPDM, ObjectType.SECURED_CMA_SPDM), self._exchanged)
-        self.port = IdePort(checks=checks)
-        self.ide = IdeCapability(self.port, max(_STREAM_BLOCKS, len(streams)), is_device=True)
-        self.ide.tampered = self._stream_touched
-        for number, stream_id in enumerate(streams):
-            self.ide.set_up(number, stream_id)
-        extended = (self.mailbox, self.ide)
-        self.space = ConfigurationSpace(_DEVICES[kind], bars, tee_io=True, msix=msix, extended=extended)
-        regions = [
-            Region(0, 0, _REGISTER_BYTES),
-            Region(4, 0, 0x1000, RangeAttributes.MSIX_TABLE),
-            Region(4, 0x1000, 0x1000, RangeAttributes.MSIX_PBA),
-        ]
-        if memory_bytes:
-            regions.append(Region(_MEMORY_BAR, 0, memory_bytes))
-        self.function = PciFunction(self.space, device, regions, kind.value.encode(), requester_id)
-        self.tdi = self.function.tdi = Tdi(self.function, random, scrubs=scrubs)
-        self._device = device
-        self._completer = Completer({requester_id & 0xFF: self.function})
-        self._link = CardLink(self.port, self._completer)
+        self.debug = False
         self.dma = dma
-        if dma is not None:
-            dma.attach(self._link, self.function)
+        self._seed, self._serial, self._random = seed, serial, random
+        self._settings = settings or ResponderSettings()
+        self._reset_ends_session = reset_ends_session
+        self.mailbox = DoeMailbox((ObjectType.CMA_SPDM, ObjectType.SECURED_CMA_SPDM), self._exchanged)
+        self.port = IdePort(tag_fence=tag_fence, checks=checks)
+        self.ide = IdeCapability(
+            self.port, max(_STREAM_BLOCKS, len(streams)), is_device=True, reorder_check=reorder_check
+        )
+        self.ide.tampered = self._stream_touched
+        self._streams = tuple(streams)
+        self.functions = CardFunctions(
+            kind,
+            Behind(device, dma),
+            virtual,
+            requester_id=requester_id,
+            memory_bytes=memory_bytes,
+            extended=(self.mailbox, self.ide),
+            random=random,
+            settings=tdi or TdiSettings(),
+        )
+        self._set_streams_up()
+        heard = self.functions.physical.reset_heard
+        self.functions.physical.reset_heard = lambda: self._physical_reset(heard)
+        self._completer = Completer(self.functions.by_number)
+        self._link = CardLink(self.port, self._completer)
+        self.functions.attach(self._link)
         place = requester_id & 0xFF, requester_id >> 8
         ports = {
             0: (PortRegisters(*place), IdePort()),
             STREAM_PORT: (PortRegisters(*place, registers=self.ide.dump), self.port),
         }
-        keys = KeyResponder(ports)
-        tdis = TdispResponder({InterfaceId(requester_id): self.tdi}, keys, self.port.streams, STREAM_PORT)
-        self.dsm = DeviceSecurityModule(keys, tdis)
-        self._random = random
-        self._settings = settings or ResponderSettings()
-        self._behind_mailbox = self.responder(PCI_DOE)
+        self._keys = KeyResponder(ports)
+        interfaces = {InterfaceId(one.requester_id): one.tdi for one in self.functions.all if one.tdi is not None}
+        tdis = TdispResponder(interfaces, self._keys, self.port.streams, STREAM_PORT)
+        self.dsm = DeviceSecurityModule(self._keys, tdis)
+        self._behind_mailbox: Responder | None = None
         if programmed:
             self._program()
+
+    # What stands for the first function.
+
+    @property
+    def function(self) -> PciFunction:
+        """The physical function."""
+        return self.functions.physical
+
+    @property
+    def space(self) -> ConfigurationSpace:
+        """Its configuration space."""
+        return self.function.space
+
+    @property
+    def tdi(self) -> Tdi:
+        """Its interface."""
+        assert self.function.tdi is not None
+        return self.function.tdi
+
+    @cached_property
+    def identity(self) -> DeviceIdentity:
+        """Certificates and key, made when somebody asks for them."""
+        return device_identity(self.kind, self._serial, self._seed)
+
+    # On its link.
 
     @property
     def upstream(self) -> Upstream:
@@ -113,47 +153,95 @@ class Card:
     def upstream(self, upstream: Upstream) -> None:
         self._link.upstream = upstream
 
-    def receive(self, packets: Iterable[Packet | WriteRun]) -> Wire:
+    def receive(self, packets: Iterable[Packet | Run]) -> Wire:
         """Take packets that came down the link: what goes up for them."""
         return self._link.receive(packets)
 
     def configuration_read(self, requester: int, offset: int, width: int) -> int:
         """A register of a function, as a request that nobody looks at finds it; ones where there is no function."""
-        space = self._completer.space(requester)
+        space = None if self._link.silent else self._completer.space(requester)
         return (1 << 8 * width) - 1 if space is None else space.read(offset, width)
 
     def configuration_write(self, requester: int, offset: int, value: int, width: int) -> None:
         """Store to a register of a function, likewise."""
-        space = self._completer.space(requester)
+        space = None if self._link.silent else self._completer.space(requester)
         if space is not None:
             space.write(offset, value, width, requester >> 8)
 
     def reset(self) -> None:
-        """Conventional reset: as when it was switched on. Sessions, keys, locks and what it was told are gone."""
-        for stream in self.port.streams.values():
-            stream.fail(Failure.RESET)
-        self.tdi.reset()
-        self.dsm.reset()
+        """Conventional reset: sessions, keys, streams and interfaces are gone, registers as the card came."""
+        self.debug = False
+        self._end_sessions(Failure.RESET)
+        self.functions.reset()
         self.ide.reset()
-        self.space.reset()
-        self.space.bus = None
-        self.function.msix.reset()
+        self._set_streams_up()
         self.mailbox.reset()
-        self._behind_mailbox = self.responder(PCI_DOE)
-        self._device.reset()
+
+    # Its security module.
 
     def responder(self, binding: Binding) -> Responder:
         """A fresh responder of this card, as of a mailbox that was reset."""
+        return self.other_responder(binding, self._vendor_defined, self.dsm.end_session)
+
+    def other_responder(self, binding: Binding, vendor: VendorDefined, ended: Callable[[int], None]) -> Responder:
+        """One that proves the same and answers other messages of vendors; keys and interfaces are not among them."""
         personality = Personality(
             {0: self.identity.slot},
-            lambda: measured(self.kind, self.firmware),
-            vendor=self._vendor_defined,
-            ended=self.dsm.end_session,
+            lambda: measured(self.kind, self.firmware, debug=self.debug),
+            vendor=vendor,
+            ended=ended,
         )
         return Responder(personality, self._settings, binding, self._random)
 
+    # What happens to it.
+
+    def update_firmware(self, firmware: Firmware) -> None:
+        """Run other firmware from now on; what a lock thinks of that is the lock's."""
+        older = firmware.security_version < self.firmware.security_version
+        self.firmware = firmware
+        self.functions.tamper(Tampering.SVN_ROLLBACK if older else Tampering.FIRMWARE_UPDATE)
+
+    def enable_debug(self) -> None:
+        """Let somebody look inside: measurements say so, and no lock survives it."""
+        self.debug = True
+        self.functions.tamper(Tampering.DEBUG_MODE)
+
+    def inject(self, fault: CardFault) -> None:
+        """Have something be wrong from now on, or once where it happens once."""
+        if fault is CardFault.INTERNAL:
+            self.functions.tamper(Tampering.INTERNAL)
+        else:
+            self._link.silent |= fault is CardFault.SILENT
+            self._link.poisons |= fault is CardFault.POISONED
+
+    def heal(self) -> None:
+        """Nothing is wrong any more."""
+        self._link.silent = self._link.poisons = False
+
+    # Within.
+
+    def _set_streams_up(self) -> None:
+        for number, stream_id in enumerate(self._streams):
+            self.ide.set_up(number, stream_id)
+
+    def _physical_reset(self, of_functions: Callable[[], None]) -> None:
+        of_functions()
+        if self._reset_ends_session:
+            self._end_sessions(Failure.SESSION)
+
+    def _end_sessions(self, why: Failure) -> None:
+        """The card's own responder forgets its sessions; streams fail, whoever programmed them."""
+        if self._behind_mailbox is not None:
+            self._behind_mailbox.close()
+            self._behind_mailbox = None
+        self._keys.programmed_by.clear()
+        for one in self.port.streams.values():
+            one.fail(why)
+
     def _exchanged(self, asked: DataObject) -> DataObject | None:
         """The answer to a data object in the card's own mailbox."""
+        if self._behind_mailbox is None:
+            self._behind_mailbox = self.responder(PCI_DOE)
         packet = PCI_DOE.unwrap(asked.pack())
         return parse_data_object(PCI_DOE.wrap(self._behind_mailbox.answer(packet)))
 
@@ -167,17 +255,11 @@ class Card:
             address += size
         self.space.write(Register.COMMAND, Command.MEMORY_SPACE | Command.BUS_MASTER, 2)
 
-    def update_firmware(self, firmware: Firmware) -> None:
-        """Run other firmware from now on; what a lock thinks of that is the lock's."""
-        older = firmware.security_version < self.firmware.security_version
-        self.firmware = firmware
-        self.tdi.tamper(Tampering.SVN_ROLLBACK if older else Tampering.FIRMWARE_UPDATE)
-
     def _stream_touched(self, stream: IdeStream) -> None:
         """The host is about to change how a stream is set up: locks that hold it break."""
-        lock = self.tdi.lock
-        if lock is not None and lock.stream is stream:
-            self.tdi.tamper(Tampering.IDE_CONTROL)
+        for one in self.functions.tdis:
+            if one.lock is not None and one.lock.stream is stream:
+                one.tamper(Tampering.IDE_CONTROL)
 
     def _vendor_defined(self, session_id: int | None, request: VendorDefinedRequest) -> bytes | None:
         if (request.standard, request.vendor) != (PCI_SIG_STANDARD, PCI_SIG_VENDOR):

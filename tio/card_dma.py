@@ -44,7 +44,7 @@ class CardDma:
     """
 
     def __init__(
-        self, *, most_payload_bytes: int = 256, most_read_bytes: int = 512, refusal_ends: bool = False
+        self, *, most_payload_bytes: int = 256, most_read_bytes: int = 4096, refusal_ends: bool = False
     ) -> None:
         self._payload_bytes = most_payload_bytes
         self._read_bytes = most_read_bytes
@@ -136,7 +136,7 @@ class CardDma:
             return
         head = min(-address % size, len(data))
         whole = (len(data) - head) // size * size
-        if tee and link.port.checks.seals and whole >= _LEAST_RUN_PACKETS * size:
+        if tee and not link.poisons and whole >= _LEAST_RUN_PACKETS * size:
             self._post_singly(link, requester, address, octets[:head], tee=tee)
             run = link.port.send_writes(requester, address + head, octets[head : head + whole], size)
             if run is None:
@@ -150,6 +150,8 @@ class CardDma:
             write_bytes(requester, start, octets[start - address : start - address + length].tobytes())
             for start, length in _pieces(address, len(octets), self._payload_bytes)
         ]
+        if link.poisons:
+            packets = [one.as_poisoned() for one in packets]
         if packets:
             link.post(link.port.send(packets, tee=tee))
 

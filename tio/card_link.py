@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from tio.completer import Completer
-from tio.ide import Arrived, ArrivedWrites, IdePort, Packet, Tlp, Waiting, WaitingRequests, WriteRun
+from tio.ide import Arrived, ArrivedCompletions, IdePort, Packet, Run, Taken, Tlp, Waiting, WaitingRequests
 
-Wire = list[Packet | WriteRun]
+Wire = list[Packet | Run]
 Upstream = Callable[[Wire], Wire]
 """Brings packets to the other end: what comes back for them."""
 _MOST_LATE = 1024
@@ -20,13 +20,19 @@ class CardLink:
     def __init__(self, port: IdePort, completer: Completer) -> None:
         self.port = port
         self.upstream: Upstream = _nowhere
+        self.silent = False
+        """It takes and answers nothing."""
+        self.poisons = False
+        """What functions write is marked as wrong."""
         self._completer = completer
         self._waiting = WaitingRequests(port)
-        self._late: deque[Arrived | ArrivedWrites] = deque(maxlen=_MOST_LATE)
+        self._late: deque[Taken] = deque(maxlen=_MOST_LATE)
         """Requests that came while a function waited for answers: they are served with what comes next."""
 
-    def receive(self, packets: Iterable[Packet | WriteRun]) -> Wire:
+    def receive(self, packets: Iterable[Packet | Run]) -> Wire:
         """Take packets that came down: what goes up for them."""
+        if self.silent:
+            return []
         self._late.extend(self.port.receive(packets))
         up: Wire = []
         for _ in range(_MOST_LATE):
@@ -39,19 +45,17 @@ class CardLink:
         """Send requests, each made with its tag: what came of each. Raises IdeError and TlpError."""
         return self._waiting.ask(build, self.post, tee=tee)
 
-    def post(self, wire: Iterable[Packet | WriteRun]) -> None:
+    def post(self, wire: Iterable[Packet | Run]) -> None:
         """Send what is protected already, or needs not be."""
         for one in self.port.receive(self.upstream(list(wire))):
-            if isinstance(one, ArrivedWrites) or not self._waiting.take(one):
+            if not self._waiting.take(one):
                 self._late.append(one)
 
-    def _served(self, one: Arrived | ArrivedWrites) -> list[Packet]:
-        if isinstance(one, Arrived):
-            if self._waiting.take(one):
-                return []
-            return self.port.send(self._completer.serve(one), tee=one.tee, answers_on=one.stream_id)
-        self._completer.serve(one)
-        return []
+    def _served(self, one: Taken) -> list[Packet]:
+        if self._waiting.take(one) or isinstance(one, ArrivedCompletions):
+            return []
+        answers = self._completer.serve(one)
+        return self.port.send(answers, tee=one.tee, answers_on=one.stream_id) if isinstance(one, Arrived) else []
 
 
 def _nowhere(_: Wire) -> Wire:

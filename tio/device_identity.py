@@ -30,7 +30,7 @@ from tio.spdm.signing import signer
 _ORDER_MINUS_1 = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52972
 _FROM, _UNTIL = dt.datetime(2025, 1, 1, tzinfo=dt.UTC), dt.datetime(2075, 1, 1, tzinfo=dt.UTC)
 _UTF8_STRING, _OID, _SEQUENCE = 0x0C, 0x06, 0x30
-_NORMAL_MODE, _NO_DEBUG = 1 << 2, 0
+_NORMAL_MODE, _NO_DEBUG, _INVASIVE_DEBUG = 1 << 2, 0, 1 << 1
 _MAKER = "sevfleet"
 
 
@@ -94,9 +94,10 @@ def device_identity(kind: CardKind, serial: str, seed: int) -> DeviceIdentity:
     return DeviceIdentity(der, key)
 
 
-def measured(kind: CardKind, firmware: Firmware) -> tuple[Measurement, ...]:
+def measured(kind: CardKind, firmware: Firmware, *, debug: bool = False) -> tuple[Measurement, ...]:
     """What a device measures: boot ROM, firmware, configuration, versions, and its mode."""
-    mode = b"".join([word.to_bytes(4, "little") for word in (_NORMAL_MODE, _NORMAL_MODE, _NO_DEBUG, _NO_DEBUG)])
+    mode_words = _NORMAL_MODE, _NORMAL_MODE, *[_INVASIVE_DEBUG if debug else _NO_DEBUG] * 2
+    mode = b"".join([word.to_bytes(4, "little") for word in mode_words])
     return (
         Measurement(1, ValueType.IMMUTABLE_ROM, f"{kind.value} boot ROM 1".encode()),
         Measurement(2, ValueType.MUTABLE_FIRMWARE, firmware.bits(kind)),

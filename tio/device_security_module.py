@@ -37,10 +37,6 @@ class DeviceSecurityModule:
             answer = self._interfaces.answer(session_id, body)
         return None if answer is None else payload[:1] + answer
 
-    def reset(self) -> None:
-        """Conventional reset: there are no keys and no sessions."""
-        self._keys.reset()
-
     def end_session(self, session_id: int) -> None:
         """A session is over: its keys are gone, and what was locked by it is in ERROR."""
         self._interfaces.end_session(session_id)

@@ -6,6 +6,8 @@ that products are the same everywhere. Rules, as with the disk (``tio.nvme``):
 - A doorbell runs the ring to its end, at once and in order: what took how long is the board's to say.
 - A command that is wrong gets its status and changes nothing; its work is bounded by the device's memory.
 - A ring or fence that the device cannot reach stops it until reset.
+- While a channel is open (``tio.gpu_channel``) commands, data and fences are sealed, and nobody sees the memory. What
+  does not open closes the channel and clears the device.
 - Trusted work leaves its data in the device's memory until somebody clears it (``scrub``), ring and fence with it.
 """
 
@@ -15,15 +17,18 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tio.dma_port import DmaFault, DmaPort
+from tio.gpu_channel import TAG_BYTES, GpuChannel, Unsealed
 
 COMMAND_BYTES = 64
 FENCE_BYTES = 8
 REGISTER_BAR, MEMORY_BAR = 0, 2
+MAILBOX_AT = 0x1000
 MOST_ENTRIES = 1 << 8
 MOST_PRODUCTS = 1 << 24
 """Multiplications of one command."""
@@ -56,6 +61,8 @@ class GpuOpcode(IntEnum):
     """``length`` bytes from the device's ``source`` to the host's ``destination``."""
     MULTIPLY = 3
     """Matrices at ``source`` (rows by inner) and ``second`` (inner by columns): their product at ``destination``."""
+    SEALED = 4
+    """Do what lies sealed at the host's ``source``: a command of 64 bytes and its tag."""
 
 
 class GpuStatus(IntEnum):
@@ -66,6 +73,10 @@ class GpuStatus(IntEnum):
     OUTSIDE_MEMORY = 2
     DMA_REFUSED = 3
     TOO_MUCH = 4
+    NOT_SEALED = 5
+    """A channel is open, or none is for what is sealed."""
+    NOT_OPENED = 6
+    """What is sealed is not what its channel has next; there is no channel any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +110,22 @@ class GpuServed:
     products: int = 0
 
 
+class Mailbox(Protocol):
+    """Registers of double words."""
+
+    def load(self, offset: int) -> int:
+        """Load one."""
+
+    def store(self, offset: int, value: int) -> object:
+        """Store one."""
+
+
+class _Refused(Exception):
+    def __init__(self, status: GpuStatus) -> None:
+        super().__init__(status.name)
+        self.status = status
+
+
 class Gpu:
     """One engine. ``port`` is the only way it reaches its host's memory.
 
@@ -108,17 +135,26 @@ class Gpu:
     def __init__(self, port: DmaPort, memory_bytes: int = 16 << 20) -> None:
         self.served: Callable[[GpuServed], None] = _nobody
         self.interrupt: Callable[[], None] = _nothing
+        self.mailbox: Mailbox | None = None
+        """Answers at MAILBOX_AT of the register BAR."""
+        self.channel_lost: Callable[[], None] = _nothing
+        """The device has closed a channel by itself."""
         self.memory: NDArray[np.uint8] = np.zeros(memory_bytes, np.uint8)
         self.ignored = 0
         """Doorbells that name no entry, or rang before there was a ring."""
         self._port = port
+        self._channel: GpuChannel | None = None
         self._ring = self._entries = self._fence = self._head = 0
         self._stopped = False
 
     # What a driver does.
 
     def load(self, bar: int, offset: int, width: int) -> int:
-        """Load from a BAR: registers, or the device's memory."""
+        """Load from a BAR: registers, or the device's memory; of that ones while a channel is open."""
+        if bar == REGISTER_BAR and self.mailbox is not None and offset >= MAILBOX_AT:
+            return self.mailbox.load(offset - MAILBOX_AT) & (1 << 8 * width) - 1
+        if bar == MEMORY_BAR and self._channel is not None:
+            return (1 << 8 * width) - 1
         if bar == MEMORY_BAR:
             return int.from_bytes(self.memory[offset : offset + width].tobytes(), "little")
         values = {
@@ -137,8 +173,12 @@ class Gpu:
 
     def store(self, bar: int, offset: int, value: int, width: int) -> None:
         """Store to a BAR; a new ring begins at its first entry."""
+        if bar == REGISTER_BAR and offset >= MAILBOX_AT:
+            if self.mailbox is not None and width == 4:
+                self.mailbox.store(offset - MAILBOX_AT, value)
+            return
         if bar == MEMORY_BAR:
-            if offset + width <= len(self.memory):
+            if self._channel is None and offset + width <= len(self.memory):
                 self.memory[offset : offset + width] = np.frombuffer(value.to_bytes(width, "little"), np.uint8)
             return
         if offset == GpuRegister.DOORBELL:
@@ -154,6 +194,15 @@ class Gpu:
         self._ring = self._entries = self._fence = self._head = 0
         self._stopped = False
         self.memory[:] = 0
+        if self._channel is not None:
+            self._channel = None
+            self.channel_lost()
+
+    def set_channel(self, channel: GpuChannel | None) -> None:
+        """Open a channel, in the place of one before, or close it: either way the device begins with nothing."""
+        self._channel = None
+        self.reset()
+        self._channel = channel
 
     def scrub(self) -> None:
         """The same: all of it is what trusted work left."""
@@ -178,7 +227,10 @@ class Gpu:
             try:
                 self._serve(self._port.read(self._ring + self._head * COMMAND_BYTES, COMMAND_BYTES))
             except DmaFault:
-                self._stopped = bool(self._entries)  # without a ring a reset has come meanwhile
+                self._stopped = bool(self._entries)
+                return
+            # A reset may have come meanwhile, of the device's own will or because its TDI went to ERROR.
+            if not self._entries:
                 return
             self._head = (self._head + 1) % self._entries
         if brought:
@@ -186,20 +238,47 @@ class Gpu:
 
     def _serve(self, entry: bytes) -> None:
         command = GpuCommand(*_COMMAND.unpack_from(entry))
-        serve = _COMMANDS.get(command.opcode)
-        done = _refused(command, GpuStatus.UNKNOWN_OPCODE) if serve is None else serve(self, command)
-        self._port.write(self._fence, _FENCE.pack(done.sequence, done.status))
+        fence = self._fence
+        try:
+            done = self._done(self._opened(command))
+        except _Refused as refused:
+            done = _refused(command, refused.status)
+        except Unsealed:
+            done = _refused(command, GpuStatus.NOT_OPENED)
+            self.reset()
+        told = _FENCE.pack(done.sequence, done.status)
+        if self._channel is not None:
+            told += self._channel.fence_tag(told)
+        self._port.write(fence, told)
         self.served(done)
 
+    def _opened(self, command: GpuCommand) -> GpuCommand:
+        """The command that an entry stands for. Raises _Refused and Unsealed."""
+        if (command.opcode == GpuOpcode.SEALED) is (self._channel is None):
+            raise _Refused(GpuStatus.NOT_SEALED)
+        if self._channel is None:
+            return command
+        try:
+            sealed = self._port.read(command.source, COMMAND_BYTES + TAG_BYTES)
+        except DmaFault:
+            raise _Refused(GpuStatus.DMA_REFUSED) from None
+        return GpuCommand(*_COMMAND.unpack_from(self._channel.open_command(sealed)))
+
+    def _done(self, command: GpuCommand) -> GpuServed:
+        serve = _COMMANDS.get(command.opcode)
+        return _refused(command, GpuStatus.UNKNOWN_OPCODE) if serve is None else serve(self, command)
+
     def copy_in(self, command: GpuCommand) -> GpuServed:
-        """COPY_IN."""
-        length = command.second
+        """COPY_IN. Raises Unsealed for data that the channel does not open."""
+        length, channel = command.second, self._channel
         if not self._inside(command.destination, length):
             return _refused(command, GpuStatus.OUTSIDE_MEMORY)
         try:
-            data = self._port.read(command.source, length)
+            data = self._port.read(command.source, length if channel is None else length + TAG_BYTES)
         except DmaFault:
             return _refused(command, GpuStatus.DMA_REFUSED)
+        if channel is not None:
+            data = channel.open_in(data)
         self.memory[command.destination : command.destination + length] = np.frombuffer(data, np.uint8)
         return GpuServed(command.sequence, command.opcode, GpuStatus.DONE, bytes_read=length)
 
@@ -208,8 +287,9 @@ class Gpu:
         length = command.second
         if not self._inside(command.source, length):
             return _refused(command, GpuStatus.OUTSIDE_MEMORY)
+        data = self.memory[command.source : command.source + length].tobytes()
         try:
-            self._port.write(command.destination, self.memory[command.source : command.source + length].tobytes())
+            self._port.write(command.destination, data if self._channel is None else self._channel.take_out(data))
         except DmaFault:
             return _refused(command, GpuStatus.DMA_REFUSED)
         return GpuServed(command.sequence, command.opcode, GpuStatus.DONE, bytes_written=length)

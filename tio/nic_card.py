@@ -6,11 +6,12 @@ fixed, as the laboratory has it, and not the driver's to choose.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tio.card import Card
 from tio.card_dma import CardDma
+from tio.card_functions import Behind
 from tio.device_identity import CardKind
 from tio.dma_port import DmaPort
 from tio.spdm.key_agreement import Random
@@ -66,11 +67,18 @@ class NicDevice:
         self._failed = failed
 
 
-def nic_card(random: Random, mac: bytes, **card: Any) -> tuple[Card, NicDevice]:
-    """A card with one NIC; ``card`` are the settings of ``Card``."""
+def nic_card(random: Random, mac: bytes, virtual: Sequence[bytes] = (), **card: Any) -> tuple[Card, NicDevice]:
+    """A card with one NIC, and one behind each VF that a host can make, by their addresses.
+
+    ``card`` are the settings of ``Card``.
+    """
+    device, dma = _nic(mac)
+    return Card(CardKind.NIC, device, random, dma=dma, virtual=[Behind(*_nic(one)) for one in virtual], **card), device
+
+
+def _nic(mac: bytes) -> tuple[NicDevice, CardDma]:
     dma = CardDma()
-    device = NicDevice(dma, mac, dma.interrupt)
-    return Card(CardKind.NIC, device, random, dma=dma, **card), device
+    return NicDevice(dma, mac, dma.interrupt), dma
 
 
 def _nobody(_: bytes) -> None:

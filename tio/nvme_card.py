@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tio.card import Card
 from tio.card_dma import CardDma
+from tio.card_functions import Behind
 from tio.device_identity import CardKind
 from tio.dma_port import DmaPort
 from tio.nvme import NvmeController, Served
@@ -51,12 +52,21 @@ class NvmeDevice:
 
 
 def nvme_card(
-    random: Random, namespace: NvmeNamespace, settings: NvmeSettings | None = None, **card: Any
+    random: Random,
+    namespace: NvmeNamespace,
+    settings: NvmeSettings | None = None,
+    virtual: Sequence[NvmeNamespace] = (),
+    **card: Any,
 ) -> tuple[Card, NvmeDevice]:
-    """A card with one disk; ``card`` are the settings of ``Card``."""
+    """A card with one disk, and one behind each VF that a host can make; ``card`` are the settings of ``Card``."""
+    device, dma = _disk(namespace, settings)
+    behind = [Behind(*_disk(one, settings)) for one in virtual]
+    return Card(CardKind.NVME, device, random, dma=dma, virtual=behind, **card), device
+
+
+def _disk(namespace: NvmeNamespace, settings: NvmeSettings | None) -> tuple[NvmeDevice, CardDma]:
     dma = CardDma()
-    device = NvmeDevice(dma, namespace, dma.interrupt, settings)
-    return Card(CardKind.NVME, device, random, dma=dma, **card), device
+    return NvmeDevice(dma, namespace, dma.interrupt, settings), dma
 
 
 def _fired(interrupt: Callable[[int], object], vector: int) -> None:

@@ -25,6 +25,7 @@ from tio.ide import (
     Link,
     Outcome,
     Packet,
+    Run,
     StreamChecks,
     StreamState,
     SubStream,
@@ -34,7 +35,6 @@ from tio.ide import (
     Waiting,
     WaitingRequests,
     Way,
-    WriteRun,
 )
 from tio.ide.capability import IdeCapability
 from tio.ide.requests import (
@@ -55,6 +55,8 @@ _IDENTITY = Identity(0x1022, 0x5EFF, 0x06_0400)
 _STREAM_BLOCKS = 8
 _BRIDGE_CONTROL, _BUS_RESET = 0x3E, 1 << 6
 """Secondary Bus Reset (7.5.1.3.13). The bit reads zero: here a reset is over as soon as it is asked for."""
+_ALL_BYTES = 0xFF
+"""Byte enables of a request for whole double words."""
 _MOST_ROUNDS = 8
 """How often packets go down and up for one request: answers to what somebody injects bring no more of it."""
 
@@ -74,7 +76,7 @@ class Plugged(Protocol):
 
     upstream: Callable[[Wire], Wire]
 
-    def receive(self, packets: Iterable[Packet | WriteRun]) -> Wire:
+    def receive(self, packets: Iterable[Packet | Run]) -> Wire:
         """Take packets that came down: what goes up for them."""
 
     def configuration_read(self, requester: int, offset: int, width: int) -> int:
@@ -132,8 +134,8 @@ class RootPort:
             self._card.upstream = _nowhere
             self._card = None
 
-    def reset_secondary_bus(self) -> None:
-        """Secondary Bus Reset in the bridge control register: the card is reset, and no stream goes on."""
+    def reset(self) -> None:
+        """Secondary bus reset: a conventional reset of what is in the slot; no stream goes on."""
         for stream in self.port.streams.values():
             stream.fail(Failure.RESET)
         if self._card is not None:
@@ -155,6 +157,15 @@ class RootPort:
         if not tee or self._protects(packet):
             self._down(self.port.send([packet], tee=tee))
 
+    def forward(self, packet: Tlp, *, tee: bool) -> None:
+        """Pass a peer's write on to the card, its T bit as it came, on the stream that holds its address.
+
+        Whether peers may reach each other at all is for whoever joins root ports to say: a request with T that is
+        passed on is a trusted one to the card, whoever made it.
+        """
+        if not tee or self._protects(packet):
+            self._down(self.port.send([packet], tee=tee))
+
     def configuration_read(self, requester: int, offset: int, width: int = 4) -> int:
         """A register of function ``requester``, of the card or this port; ones where there is none, or no register."""
         if not _is_register(offset, width):
@@ -172,7 +183,7 @@ class RootPort:
         value &= (1 << 8 * width) - 1
         if requester == self.requester_id:
             if offset <= _BRIDGE_CONTROL < offset + width and value >> 8 * (_BRIDGE_CONTROL - offset) & _BUS_RESET:
-                self.reset_secondary_bus()
+                self.reset()
             self.space.write(offset, value, width)
         elif self._card is not None and self.link.is_bare:
             self._card.configuration_write(requester, offset, value, width)
@@ -221,7 +232,7 @@ class RootPort:
         except IdeError:
             return None
 
-    def _down(self, wire: Iterable[Packet | WriteRun]) -> None:
+    def _down(self, wire: Iterable[Packet | Run]) -> None:
         """Carry packets to the card and what it sends for them back, until nothing is to be answered."""
         packets: Wire = list(wire)
         for _ in range(_MOST_ROUNDS):
@@ -236,15 +247,55 @@ class RootPort:
     def _from_card(self, packets: Wire) -> Wire:
         return self.link.carry(Way.DOWN, self._taken(self.link.carry(Way.UP, packets)))
 
-    def _taken(self, packets: Iterable[Packet | WriteRun]) -> Wire:
+    def _taken(self, packets: Iterable[Packet | Run]) -> Wire:
         """Take what came up: the completions that go down for it."""
         down: Wire = []
+        together: list[tuple[Arrived, bytes]] = []
         for one in self.port.receive(packets):
             if isinstance(one, ArrivedWrites):
                 self._write(one.requester, one.address, bytes(one.data), tee=True, stream_id=one.stream_id)
-            elif not self._waiting.take(one):
-                down += self.port.send(self._served(one), tee=one.tee, answers_on=one.stream_id)
+                continue
+            if self._waiting.take(one) or not isinstance(one, Arrived):
+                continue
+            data = self._memory_of(one) if self._is_block(one) else None
+            if together and (data is None or not _alike(together[0], (one, data))):
+                down += self._answered(together)
+                together = []
+            if data is not None:
+                together.append((one, data))
+            else:
+                answers = [refusal(self.requester_id, one.packet)] if self._is_block(one) else self._served(one)
+                down += self.port.send(answers, tee=one.tee, answers_on=one.stream_id)
+        if together:
+            down += self._answered(together)
         return down + self.port.fail_messages(self.requester_id)
+
+    def _is_block(self, arrived: Arrived) -> bool:
+        """Whether a read on a stream asks for whole packets."""
+        packet, size = arrived.packet, self._most_payload_bytes
+        if packet.kind is not TlpKind.MEMORY_READ or arrived.stream_id is None or packet.header[7] != _ALL_BYTES:
+            return False
+        return not packet.address % size and not packet.length_bytes % size and packet.length_bytes > size
+
+    def _answered(self, together: list[tuple[Arrived, bytes]]) -> Wire:
+        """The completions of reads that are alike."""
+        first = together[0][0]
+        assert first.stream_id is not None
+        requests, size = [one.packet for one, _ in together], self._most_payload_bytes
+        run = self.port.send_completions(
+            self.requester_id,
+            requests,
+            b"".join([data for _, data in together]),
+            size,
+            tee=first.tee,
+            answers_on=first.stream_id,
+        )
+        if run is not None:
+            return [run]
+        answers = [
+            answer for one, data in together for answer in completions(self.requester_id, one.packet, data, size)
+        ]
+        return list(self.port.send(answers, tee=first.tee, answers_on=first.stream_id))
 
     def _served(self, arrived: Arrived) -> list[Tlp]:
         packet = arrived.packet
@@ -262,21 +313,35 @@ class RootPort:
 
     def _read(self, arrived: Arrived) -> list[Tlp]:
         packet = arrived.packet
-        address, length = span(packet)
-        try:
-            data = self._memory.read(
-                packet.requester, address, length, tee=arrived.tee, stream_id=arrived.stream_id
-            ) if length else b""
-        except DmaFault:
-            self.refused_reads += 1
+        data = self._memory_of(arrived)
+        if data is None:
             return [refusal(self.requester_id, packet)]
         return list(completions(self.requester_id, packet, data, self._most_payload_bytes))
+
+    def _memory_of(self, arrived: Arrived) -> bytes | None:
+        """What a read asks for; None where memory refuses it. Raises TlpError."""
+        packet, (address, length) = arrived.packet, span(arrived.packet)
+        if not length:
+            return b""
+        try:
+            return self._memory.read(packet.requester, address, length, tee=arrived.tee, stream_id=arrived.stream_id)
+        except DmaFault:
+            self.refused_reads += 1
+            return None
 
     def _write(self, requester: int, address: int, data: bytes, *, tee: bool, stream_id: int | None) -> None:
         try:
             self._memory.write(requester, address, data, tee=tee, stream_id=stream_id)
         except DmaFault:
             self.refused_writes += 1
+
+
+def _alike(one: tuple[Arrived, bytes], other: tuple[Arrived, bytes]) -> bool:
+    """Whether reads can be answered in one go."""
+    sorts = [
+        (arrived.packet.requester, arrived.tee, arrived.stream_id, len(data)) for arrived, data in (one, other)
+    ]
+    return sorts[0] == sorts[1]
 
 
 def _check_access(address: int, width: int) -> None:

@@ -50,10 +50,14 @@ class VirtioNet:
     """One card. The port is the only way it reaches memory; ``mac`` is its own address, 6 bytes."""
 
     def __init__(self, port: DmaPort, mac: bytes) -> None:
-        self.mac = mac
         self.counts = NetCounts()
         self.registers = MmioRegisters(NETWORK_DEVICE, _OFFERED, queue_count=2)
         self._port = port
+        self.assign(mac)
+
+    def assign(self, mac: bytes) -> None:
+        """Give the card another address, as who runs the network may before a driver starts it."""
+        self.mac = mac
         self._config = NET_CONFIG.pack(mac, 0, 1, MTU)
 
     def read_register(self, offset: int, width: int) -> int:

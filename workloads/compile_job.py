@@ -28,6 +28,8 @@ DEMAND = Demand(
     "compile",
     instructions_per_cycle=1.6,
     llc_misses_per_kilo_instruction=0.8,
+    llc_accesses_per_kilo_instruction=6.0,
+    llc_working_set_bytes=6 << 20,
     tlb_misses_per_kilo_instruction=0.5,
     memory_level_parallelism=2.0,
     exits_per_mega_instruction=0.2,

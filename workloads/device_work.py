@@ -1,6 +1,7 @@
-"""A tenant with devices of its own: it stores to its disk and reads back, and has its GPU multiply matrices.
+"""A tenant with devices of its own: disk, GPU and network card, each put to work in rounds.
 
-One program for every generation. Where its VM trusts devices it has each proved and let into private memory first, and
+It stores to its disk and reads back, has its GPU multiply matrices, and sends frames to a peer that does the same.
+One program for every generation: where its VM trusts devices it has each proved and let into private memory first, and
 works there; elsewhere it copies through bounce buffers, or not even that where devices reach all memory. From time to
 time it lets its devices go, and takes them again.
 
@@ -22,31 +23,42 @@ from node.guest_gpu import PRIVATE_BYTES as GPU_BYTES
 from node.guest_gpu import SHARED_BYTES as GPU_SHARED_BYTES
 from node.guest_gpu import GuestGpu
 from node.guest_messages import GuestMessages, MessageRefused
+from node.guest_nic import ENTRIES, GuestNic
+from node.guest_nic import PRIVATE_BYTES as NIC_BYTES
+from node.guest_nic import SHARED_BYTES as NIC_SHARED_BYTES
 from node.guest_nvme import BLOCK_BYTES, GuestNvme
 from node.guest_nvme import PRIVATE_BYTES as NVME_BYTES
 from node.guest_nvme import SHARED_BYTES as NVME_SHARED_BYTES
 from node.guest_tdi import SHARED_BYTES as TDI_SHARED_BYTES
 from node.guest_tdi import GuestTdi, TdiRefused
+from node.mac_address import mac_of
 from node.operations import Answer, GuestOperation, Read, Shutdown, Sleep, Write
 from node.program import Block, Demand, Placement, ProgramSpec, Registers
 from node.swiotlb import MOST_MAPPED_BYTES, BounceArea, Steps
+from psp.tsm.tio_buffers import NONCE_BYTES
 from tio.device_identity import CardKind
 from tio.tdisp.report import InterfaceReport, parse_report
+from tio.virtio_net import ETHERNET_HEADER_BYTES
 from workloads.block_outcome import FAULTED, WRONG_ANSWER, faulted, with_devices
 from workloads.device_policies import policy_for
 from workloads.keyed_content import KeyedContent
-from workloads.parameters import PAGE_BYTES, check_placement, parameters_from, whole
+from workloads.parameters import PAGE_BYTES, check_placement, parameters_from, text, whole
 
+DEVICE_WORK = "device-work"
 NOT_TRUSTED = Shutdown(6)
 """A device that was to be trusted is not what it must be, or nobody let the guest have it."""
 OPEN_RIP, ATTACH_RIP, WORK_RIP, DETACH_RIP = 0x40_0000, 0x40_1000, 0x40_2000, 0x40_3000
 SCRATCH_BYTES = 1 << 20
 """Private memory for a round's data: what goes out, and what comes back."""
-DEVICE_BYTES = NVME_BYTES + GPU_BYTES + PAGE_BYTES
+_DRIVER_BYTES = max(NVME_BYTES, GPU_BYTES, NIC_BYTES)
+DEVICE_BYTES = _DRIVER_BYTES + PAGE_BYTES
 """Private memory for each device: its driver's, and the report of its interface."""
 MOST_DEVICES = 4
-_SHARED_BYTES = TDI_SHARED_BYTES + MOST_DEVICES * max(NVME_SHARED_BYTES, GPU_SHARED_BYTES) + MOST_MAPPED_BYTES
-_LENGTH = struct.Struct("<I")
+_SHARED_BYTES = TDI_SHARED_BYTES + MOST_DEVICES * max(NVME_SHARED_BYTES, GPU_SHARED_BYTES, NIC_SHARED_BYTES)
+_SHARED_BYTES += MOST_MAPPED_BYTES
+_LENGTH, _NUMBER = struct.Struct("<I"), struct.Struct("<Q")
+_ETHER_TYPE = b"\x88\xb5"
+"""Of local experiments (IEEE 802)."""
 _REST = Sleep(3_600_000_000_000)
 _WORD = np.dtype("<i4")
 _NS_PER_MS = 1_000_000
@@ -62,6 +74,10 @@ class DeviceParameters:
     """What goes to the disk and back in a round."""
     matrix_order: int = whole(64, 1, 128)
     """Rows and columns of the matrices that the GPU multiplies."""
+    peer: str = text("", 64)
+    """Whom its network card talks to, by the name of its machine; nobody by default."""
+    frame_bytes: int = whole(1024, 16, 1400)
+    """What a frame carries."""
     pause_ms: int = whole(100, 1, 3_600_000)
     """Between rounds."""
     rounds_attached: int = whole(0, 0, 1 << 30)
@@ -99,7 +115,7 @@ class DeviceWork:
         """Rebuild the program whole. Raises WorkloadParameterError."""
         parameters = parameters_from(DeviceParameters, spec.parameters)
         check_placement(parameters, placement)
-        return cls(parameters, placement, KeyedContent.of(placement, spec.name))
+        return cls(parameters, placement, KeyedContent.of(placement, DEVICE_WORK))
 
     @property
     def blocks(self) -> Mapping[int, Callable[[Registers], Block]]:
@@ -137,6 +153,10 @@ class DeviceWork:
         """The driver of a GPU."""
         return GuestGpu(self.area, self.window(device), self.memory(device))
 
+    def nic(self, device: int) -> GuestNic:
+        """The driver of a network card."""
+        return GuestNic(self.area, self.placement.vcpu, self.memory(device), self.window(device))
+
     def _tdi(self, device: int) -> GuestTdi | None:
         place = self.placement
         if place.messages is None:
@@ -145,7 +165,7 @@ class DeviceWork:
         return GuestTdi.of(GuestMessages(place.messages, gpa, gpa + PAGE_BYTES), device)
 
     def _report(self, device: int) -> int:
-        return self.memory(device) + NVME_BYTES + GPU_BYTES
+        return self.memory(device) + _DRIVER_BYTES
 
     # Blocks.
 
@@ -164,7 +184,8 @@ class DeviceWork:
             tdi = self._tdi(device)
             if tdi is None:
                 return NOT_TRUSTED
-            report = (yield from tdi.attach(policy_for(kind))).pack()
+            nonce = self.content.octets(b"nonce", registers.r13, device, NONCE_BYTES)
+            report = (yield from tdi.attach(policy_for(kind), nonce)).pack()
             kept = Write(self._report(device), _LENGTH.pack(len(report)) + report)
             if faulted((yield (kept,))):
                 return FAULTED
@@ -213,7 +234,7 @@ class DeviceWork:
 
     def _store_and_load(self, device: int, number: int) -> Steps[bool]:
         length = self.parameters.block_bytes
-        data = self.content.words(np.arange(length // 8, dtype=np.uint64), number).tobytes()
+        data = _octets(self.content, number, length)
         out, back = self.scratch, self.scratch + length
         disk = self.nvme(device)
         blocks, lba = length // BLOCK_BYTES, number % 4 * (length // BLOCK_BYTES)
@@ -227,8 +248,8 @@ class DeviceWork:
     def _multiply(self, device: int, number: int) -> Steps[bool]:
         order = self.parameters.matrix_order
         size = order * order * _WORD.itemsize
-        words = self.content.words(np.arange(order * order, dtype=np.uint64), number).astype(_WORD)
-        one, other = words.reshape(order, order), words[::-1].reshape(order, order)
+        words = np.frombuffer(_octets(self.content, number, -(-2 * size // 8) * 8), _WORD)[: 2 * order * order]
+        one, other = words.reshape(2, order, order)
         gpu, out = self.gpu(device), self.scratch
         if faulted((yield (Write(out, one.tobytes()), Write(out + size, other.tobytes())))):
             return False
@@ -239,6 +260,33 @@ class DeviceWork:
         return found == (one @ other).tobytes()
 
 
+    def _talk(self, device: int, number: int) -> Steps[bool]:
+        """Take what the peer sent, and send it the next frame."""
+        peer, nic = self.parameters.peer, self.nic(device)
+        if not peer:
+            return True
+        own, other = mac_of(self.placement.vm, 0), mac_of(peer, 0)
+        for frame in (yield from nic.receive(ENTRIES)):
+            payload = frame[ETHERNET_HEADER_BYTES:]
+            (told,) = _NUMBER.unpack_from(payload)
+            if frame[:ETHERNET_HEADER_BYTES] != own + other + _ETHER_TYPE or payload != self._payload(peer, told):
+                return False
+        yield from nic.send([other + own + _ETHER_TYPE + self._payload(self.placement.vm, number)])
+        return True
+
+    def _payload(self, vm: str, number: int) -> bytes:
+        """What a machine sends in a round."""
+        length = self.parameters.frame_bytes // 8 * 8
+        content = KeyedContent.of(replace(self.placement, vm=vm), DEVICE_WORK)
+        return _NUMBER.pack(number) + _octets(content, number, length)
+
+
+def _octets(content: KeyedContent, number: int, length: int) -> bytes:
+    """Contents of a round, ``length`` a multiple of 8."""
+    first = number % (1 << 32) << 32
+    return content.words(np.arange(first, first + length // 8, dtype=np.uint64)).tobytes()
+
+
 def _start_nvme(work: DeviceWork, device: int) -> Steps[None]:
     yield from work.nvme(device).start()
 
@@ -247,16 +295,22 @@ def _start_gpu(work: DeviceWork, device: int) -> Steps[None]:
     yield from work.gpu(device).start()
 
 
+def _start_nic(work: DeviceWork, device: int) -> Steps[None]:
+    yield from work.nic(device).start()
+
+
 _STARTS: Mapping[CardKind, Callable[[DeviceWork, int], Steps[None]]] = {
-    CardKind.NVME: _start_nvme, CardKind.GPU: _start_gpu,
+    CardKind.NVME: _start_nvme, CardKind.GPU: _start_gpu, CardKind.NIC: _start_nic,
 }  # fmt: skip
 _STOPS: Mapping[CardKind, Callable[[DeviceWork, int], Steps[None]]] = {
     CardKind.NVME: lambda work, device: work.nvme(device).stop(),
     CardKind.GPU: lambda work, device: work.gpu(device).stop(),
+    CardKind.NIC: lambda work, device: work.nic(device).stop(),
 }
 _JOBS: Mapping[CardKind, Job] = {
     CardKind.NVME: DeviceWork._store_and_load,  # noqa: SLF001 - of this file
     CardKind.GPU: DeviceWork._multiply,  # noqa: SLF001
+    CardKind.NIC: DeviceWork._talk,  # noqa: SLF001
 }
 
 

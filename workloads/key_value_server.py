@@ -32,6 +32,8 @@ DEMAND = Demand(
     tlb_misses_per_kilo_instruction=2.0,
     memory_level_parallelism=2.0,
     bytes_per_llc_miss=80.0,
+    llc_accesses_per_kilo_instruction=12.0,
+    llc_working_set_bytes=12 << 20,
 )
 """Pointer chasing; exits and copies are those of the requests themselves. The laboratory's choice: not published."""
 

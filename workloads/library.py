@@ -11,7 +11,9 @@ from workloads import attested_start
 from workloads.attested_start import AttestedStart
 from workloads.attesting import AttestingParameters
 from workloads.compile_job import CompileParameters
-from workloads.device_work import DeviceParameters
+from workloads.device_work import DEVICE_WORK, DeviceParameters
+from workloads.idle import NAME as IDLE
+from workloads.idle import IdleParameters
 from workloads.key_value_client import ClientParameters
 from workloads.key_value_server import ServerParameters
 from workloads.key_value_store import KeyValueParameters
@@ -55,12 +57,11 @@ PARAMETERS: Mapping[str, type[Parameters]] = MappingProxyType({
     "relying-party": RelyingParameters,
     "device-work": DeviceParameters,
     "sealed-disk": SealedParameters,
+    IDLE: IdleParameters,
 })  # fmt: skip
 """What each program may be told."""
 
 
-DEVICE_WORK = "device-work"
-"""The program that drives devices which were given to its VM."""
 NETWORKED = frozenset({"key-value-server", "key-value-client", "relying-party", attested_start.NAME})
 """Programs whose vCPUs have network cards."""
 

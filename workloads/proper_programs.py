@@ -9,6 +9,8 @@ from node.program import ProgramFactory
 from workloads.attesting import Attesting
 from workloads.compile_job import CompileJob
 from workloads.device_work import DeviceWork
+from workloads.idle import NAME as IDLE
+from workloads.idle import Idle
 from workloads.key_value_client import KeyValueClient
 from workloads.key_value_server import KeyValueServer
 from workloads.key_value_store import KeyValueStore
@@ -30,5 +32,6 @@ PROPER: Mapping[str, ProgramFactory] = MappingProxyType({
     "relying-party": RelyingParty.build,
     "sealed-disk": SealedDisk.build,
     "device-work": DeviceWork.build,
+    IDLE: Idle.build,
 })  # fmt: skip
 """By the name that a scenario gives."""

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from node.guest_disk import GuestDisk
 from node.guest_messages import GuestMessages, MessageRefused, MessagesBusy
-from node.operations import BLOCK_BYTES, Answer, GuestOperation, Read, Shutdown, Sleep, Write
+from node.operations import BLOCK_BYTES, Answer, Compute, GuestOperation, Read, Shutdown, Sleep, Write
 from node.program import Block, Demand, Placement, ProgramSpec, Registers
 from node.swiotlb import BounceArea
 from psp.attestation_report import SIGNED_BYTES, AttestationReport
@@ -37,9 +37,9 @@ from psp.status import Status
 from workloads.attesting import REFUSED
 from workloads.block_outcome import FAULTED, WRONG_ANSWER, faulted, with_devices
 from workloads.keyed_content import KeyedContent
-from workloads.parameters import PAGE_BYTES, check_placement, parameters_from, whole
+from workloads.parameters import MOST_INSTRUCTIONS, PAGE_BYTES, check_placement, parameters_from, whole
 
-SEAL_RIP, OPEN_RIP = 0x40_0000, 0x40_1000
+SEAL_RIP, OPEN_RIP, REST_RIP = 0x40_0000, 0x40_1000, 0x40_2000
 LOST = Shutdown(7)
 """What is derived now does not open what lies on the disk."""
 DISK_KEY_BYTES = 32
@@ -48,6 +48,15 @@ _SEALED = struct.Struct("<Q12s48s")
 _REQUEST, _RESPONSE, _MESSAGE_BYTES = 0, PAGE_BYTES, 2 * PAGE_BYTES
 _NAP = Sleep(1_000_000)
 _NS_PER_S = 1_000_000_000
+
+DEMAND = Demand(
+    "work",
+    instructions_per_cycle=1.5,
+    llc_misses_per_kilo_instruction=0.5,
+    tlb_misses_per_kilo_instruction=0.2,
+    memory_level_parallelism=2.0,
+)
+"""What it does with its disk open. The laboratory's choice: not published."""
 
 _Asking = Generator[tuple[GuestOperation, ...], tuple[Answer, ...], int]
 _Deriving = Generator[tuple[GuestOperation, ...], tuple[Answer, ...], AESGCM]
@@ -64,7 +73,9 @@ class SealedParameters:
     seals_anew: int = whole(0, 0, 1)
     """1: once a key is open and the host reports a higher version, it is sealed to that."""
     seconds: int = whole(30, 1, 86_400)
-    """From one opening to the next."""
+    """That it rests before it opens its key again."""
+    instructions: int = whole(3_000_000_000, 0, MOST_INSTRUCTIONS)
+    """Of its work after each time that it did."""
 
     @property
     def private_bytes(self) -> int:
@@ -91,7 +102,7 @@ class SealedDisk:
     content: KeyedContent
 
     entry = SEAL_RIP
-    demands: tuple[Demand, ...] = ()
+    demands = (DEMAND,)
 
     @classmethod
     def build(cls, spec: ProgramSpec, placement: Placement) -> SealedDisk:
@@ -106,6 +117,7 @@ class SealedDisk:
         return {
             SEAL_RIP: lambda registers: _with_firmware(with_devices(self._seal(registers))),
             OPEN_RIP: lambda registers: _with_firmware(with_devices(self._open(registers))),
+            REST_RIP: self._rest,
         }
 
     def _seal(self, registers: Registers) -> Block:
@@ -122,6 +134,11 @@ class SealedDisk:
         registers.r12 += 1
         registers.rip = OPEN_RIP
         return self._pause
+
+    def _rest(self, registers: Registers) -> Block:
+        registers.rip = OPEN_RIP
+        return self._pause
+        yield ()
 
     def _open(self, registers: Registers) -> Block:
         if (yield from self._disk.read(self.placement.vcpu, 1, self.placement.base_gpa)):
@@ -140,10 +157,8 @@ class SealedDisk:
         if found != self._disk_key:
             return WRONG_ANSWER
         registers.r13 += 1
-        if parameters.seals_anew and not tcb_at_most(reported, tcb):
-            registers.rip = SEAL_RIP
-            return None
-        return self._pause
+        registers.rip = SEAL_RIP if parameters.seals_anew and not tcb_at_most(reported, tcb) else REST_RIP
+        return Compute(0, parameters.instructions) if parameters.instructions else None
 
     # What it asks the firmware.
 

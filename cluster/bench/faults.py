@@ -139,7 +139,10 @@ def judged(body: dict[str, Any]) -> tuple[str | None, list[Migration]]:
 
     layout.start(build, [(order.spec.name, order.pack()) for order in fleet.orders])
     layout.all = built
-    Coordinator(layout, fleet.control, scenario.control_plane_latency, scenario.duration).run()
+    try:
+        Coordinator(layout, fleet.control, scenario.control_plane_latency, scenario.duration).run()
+    except Exception as error:  # noqa: BLE001 - whatever it is, it has a schedule that leads there
+        return f"{type(error).__name__}: {error}", fleet.control.migrations.all
     rows = layout.collect(scenario.duration)
     return _wrong(layout, rows), fleet.control.migrations.all
 

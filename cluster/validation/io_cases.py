@@ -9,8 +9,9 @@ from cluster.validation.case import Case
 from node import operations as op
 from node.generation import Generation
 from node.host_kind import HostKind
+from node.mechanism import Mechanism
 from node.operation_cost import GuestOperationCost
-from node.phase_cost import GenerationCost, Mechanism
+from node.phase_cost import GenerationCost
 from node.swiotlb import BounceArea
 
 _KIND = HostKind(2.7e9)

@@ -9,7 +9,8 @@ from node.contention import Contention
 from node.core_sharing import CoreSharing
 from node.generation import Generation
 from node.host_kind import HostKind
-from node.phase_cost import Mechanism, PhaseCost
+from node.mechanism import Mechanism
+from node.phase_cost import PhaseCost
 from node.product import PRODUCTS
 from node.program import Demand
 

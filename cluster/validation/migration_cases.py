@@ -70,7 +70,7 @@ def idle_node(_: Case, costs: Mapping[str, float]) -> Mapping[str, float]:
 
 
 def _send_bytes_per_s(costs: Mapping[str, float]) -> float:
-    return _GIB / _KIB_PER_GIB * _S / costs["psp.legacy_launch_update_ns_per_kib"]
+    return _GIB / _KIB_PER_GIB * _S / costs["psp.send_update_ns_per_kib"]
 
 
 def sev_pass(_: Case, costs: Mapping[str, float]) -> Mapping[str, float]:

@@ -3,8 +3,9 @@
 How a host drives it
     SNP_INIT_EX with ``SNP_INIT_TIO``, TIO_INIT, TIO_STATUS: how long buffers and contexts must be. Contexts, the
     request, scratch and output buffers and every page that a status or answer goes to are lent (Firmware state:
-    RMPUPDATE to assigned, immutable, ASID 0); the response buffer and pages of scatter lists stay the host's. A buffer
-    begins with a ``BufferHeader``, whose capacity the host fills in before it lends the page.
+    RMPUPDATE to assigned, immutable, ASID 0); the response buffer and pages of scatter lists stay the host's. Every
+    buffer, that of responses too, begins with a ``BufferHeader``, whose capacity the host fills in before it lends the
+    page and before it gives a command the first time.
 
     TIO_DEV_CREATE, then TIO_DEV_CONNECT and every other command with the four buffers (``SpdmOrder``) go like this::
 
@@ -16,7 +17,7 @@ How a host drives it
     with the identical ``order`` each time. EXPAND_BUFFER_LENGTH_REQUEST instead: the output buffer's header says which
     capacity it needs; another one goes into ``order`` and the command is given again. RESYNC_REQ: the response buffer
     held no response; the packet is in the request buffer still. A forced TIO_DEV_DISCONNECT or TIO_TDI_UNBIND ends
-    whatever waits.
+    whatever waits. A TDI is named by ``tio.tdisp.InterfaceId(requester id).pack()``.
 
     Results lie in the output buffer: a ``ResultObject`` and a blob, of which firmware told the guest the digest.
 

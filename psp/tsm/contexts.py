@@ -71,7 +71,10 @@ class DeviceContext:
     number: bytes = field(repr=False)
     requester: int
     segment: int
+    root_port_number: int
     root_port: RootPortKeys
+    claimed: frozenset[int] = frozenset()
+    """Its streams of the root port, from when a connection begins: no other device may have keys for them."""
     link: DeviceLink | None = None
     """Its session and streams; None of a device that is not connected."""
     pending: Pending | None = None
@@ -113,6 +116,17 @@ class Contexts:
         if found is None or not self.is_intact(found):
             raise PspError(Status.INVALID_TDI_CTX)
         return found
+
+    def claims(self, device: DeviceContext, streams: frozenset[int]) -> bool:
+        """Whether another device at the same root port has any of these streams.
+
+        Who could connect a device of its own making there would have the keys that another one's packets pass with.
+        """
+        place = device.segment, device.root_port_number
+        return any(
+            one is not device and (one.segment, one.root_port_number) == place and one.claimed & streams
+            for one in self.devices.values()
+        )
 
     def is_intact(self, context: DeviceContext | TdiContext) -> bool:
         """Whether a context's page is firmware's and as firmware left it."""

@@ -6,6 +6,7 @@ Statuses are those of the sheet's table of refusals (``spec/tio/tio-overview.md`
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from psp.commands import SnpCommand
 from psp.host_memory import HostMemory
@@ -72,7 +73,9 @@ class DeviceCommands:
         for one in same:
             self.forget(one)
         number = self._contexts.take_page(spa)
-        self._contexts.devices[spa] = DeviceContext(spa, number, order.requester, order.segment, root_port)
+        self._contexts.devices[spa] = DeviceContext(
+            spa, number, order.requester, order.segment, order.root_port, root_port
+        )
 
     def reclaim(self, order: buffers.DeviceReclaim) -> None:
         """TIO_DEV_RECLAIM."""
@@ -125,7 +128,7 @@ class DeviceCommands:
     def connect(self, order: buffers.DeviceConnect) -> None:
         """TIO_DEV_CONNECT; of a device whose connection is broken, once no TDI of it is bound, a new one."""
         device = self._device(order)
-        self._loop.carry(device, SnpCommand.TIO_DEV_CONNECT, order, lambda: self._begin_connect(device, order))
+        self._loop.carry(device, SnpCommand.TIO_DEV_CONNECT, order, partial(self._begin_connect, device, order))
 
     def _begin_connect(self, device: DeviceContext, order: buffers.DeviceConnect) -> Steps:
         classes = [one for one in range(buffers.TRAFFIC_CLASSES) if order.tc_mask >> one & 1]
@@ -135,13 +138,18 @@ class DeviceCommands:
             raise PspError(Status.INVALID_PARAM)
         if device.link is not None and not device.link.broken:
             raise PspError(Status.INVALID_DEV_STATE)
-        if device.bound:
+        if device.bound or self._contexts.claims(device, frozenset(streams.values())):
             raise PspError(Status.IN_USE)
         return self._connect(device, order.certificate_slot, streams)
 
     def _connect(self, device: DeviceContext, slot: int, streams: dict[int, int]) -> Steps:
         self._drop_link(device)
-        found = yield from connect(self._draw(device), device.root_port, slot, streams, device.certificates_digest)
+        device.claimed = frozenset(streams.values())
+        try:
+            found = yield from connect(self._draw(device), device.root_port, slot, streams, device.certificates_digest)
+        except BaseException:  # Also where the steps are thrown away.
+            device.claimed = frozenset()
+            raise
         device.link, device.certificate_slot = found.link, slot
         device.certificates_digest = found.certificates_digest
         device.measurements_digest = found.measurements_digest
@@ -155,7 +163,7 @@ class DeviceCommands:
                 raise PspError(Status.INVALID_DEV_STATE)
             self._cut(device)
             return
-        self._loop.carry(device, SnpCommand.TIO_DEV_DISCONNECT, order, lambda: self._begin_disconnect(device))
+        self._loop.carry(device, SnpCommand.TIO_DEV_DISCONNECT, order, partial(self._begin_disconnect, device))
 
     def _begin_disconnect(self, device: DeviceContext) -> Steps:
         link = linked(device)
@@ -179,6 +187,7 @@ class DeviceCommands:
         if device.link is not None:
             device.link.stop_root_port()
             device.link = None
+            device.claimed = frozenset()
             device.measurements_digest = b""
 
     # What a connected device is asked.
@@ -186,7 +195,7 @@ class DeviceCommands:
     def certificates(self, order: buffers.DeviceOrder) -> None:
         """TIO_DEV_CERTIFICATES: the chain, as the device's slot holds it."""
         device = self._device(order)
-        begin = lambda: self._certificates(device, linked(device))  # noqa: E731
+        begin = partial(self._while_linked, device, partial(self._certificates, device))
         self._loop.carry(device, SnpCommand.TIO_DEV_CERTIFICATES, order, begin)
 
     def _certificates(self, device: DeviceContext, link: DeviceLink) -> Steps:
@@ -202,10 +211,10 @@ class DeviceCommands:
         The blob is the request and the response as they went by (``measurement_blob``).
         """
         device = self._device(order)
-        begin = lambda: self._measure(device, linked(device), order)  # noqa: E731
+        begin = partial(self._while_linked, device, partial(self._measure, device, order))
         self._loop.carry(device, SnpCommand.TIO_DEV_MEASUREMENTS, order, begin)
 
-    def _measure(self, device: DeviceContext, link: DeviceLink, order: buffers.DeviceMeasurements) -> Steps:
+    def _measure(self, device: DeviceContext, order: buffers.DeviceMeasurements, link: DeviceLink) -> Steps:
         yield from link.requester.measurements(
             slot=link.slot, raw=bool(order.flags), nonce=order.nonce, session=link.session
         )
@@ -221,11 +230,17 @@ class DeviceCommands:
         end fails, as the standard has it, and what was bound to the stream goes to ERROR.
         """
         device = self._device(order)
-        self._loop.carry(device, SnpCommand.TIO_ROLL_KEY, order, lambda: self._roll(linked(device)))
+        begin = partial(self._while_linked, device, self._roll)
+        self._loop.carry(device, SnpCommand.TIO_ROLL_KEY, order, begin)
 
     def _roll(self, link: DeviceLink) -> Steps:
         yield from link.give_keys(1 - link.key_set)
         return b""
+
+    @staticmethod
+    def _while_linked(device: DeviceContext, steps: Callable[[DeviceLink], Steps]) -> Steps:
+        """Steps that need a connection and nothing else."""
+        return steps(linked(device))
 
     def _device(
         self, order: buffers.DeviceReclaim | buffers.DeviceStatus | buffers.DeviceConnect | buffers.DeviceOrder

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 from psp.byte_layout import ByteLayout
@@ -133,7 +134,7 @@ class GuestChannel:
         """TIO_GUEST_REQUEST."""
         device = self._contexts.device(order.device)
         tdi = self._contexts.tdi(device, order.tdi)
-        begin = lambda: self._begin(device, tdi, order)  # noqa: E731
+        begin = partial(self._begin, device, tdi, order)
         self._loop.carry(device, SnpCommand.TIO_GUEST_REQUEST, order, begin, tdi, order.gctx)
 
     def _begin(self, device: DeviceContext, tdi: TdiContext, order: TioGuestRequest) -> Steps:

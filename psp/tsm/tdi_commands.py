@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from psp.commands import SnpCommand
 from psp.host_memory import HostMemory
@@ -112,7 +113,7 @@ class TdiCommands:
     def bind(self, order: buffers.TdiBind) -> None:
         """TIO_TDI_BIND."""
         device, tdi = self._named(order)
-        begin = lambda: self._begin_bind(device, tdi, order)  # noqa: E731
+        begin = partial(self._begin_bind, device, tdi, order)
         self._loop.carry(device, SnpCommand.TIO_TDI_BIND, order, begin, tdi, order.gctx)
 
     def _begin_bind(self, device: DeviceContext, tdi: TdiContext, order: buffers.TdiBind) -> Steps:
@@ -163,7 +164,9 @@ class TdiCommands:
             order.gctx, asid, order.guest_device_id, order.lock_flags, nonce, offset, report, digest, device.measured
         )
         streams = frozenset(link.streams.values())
-        self._trusted_io().bind(interface.requester, TdiBinding(asid, order.guest_device_id, streams))
+        self._trusted_io().bind(
+            interface.requester, TdiBinding(asid, order.guest_device_id, streams, device.root_port_number)
+        )
         return b""
 
     def _drawn_offset(self, device: DeviceContext, tdi: TdiContext) -> int:
@@ -181,7 +184,7 @@ class TdiCommands:
         """TIO_TDI_UNBIND; by force it asks nobody, and ends what waits for this TDI."""
         device, tdi = self._named(order)
         if not order.flags & buffers.FORCE:
-            begin = lambda: self._begin_unbind(device, tdi, order.gctx)  # noqa: E731
+            begin = partial(self._begin_unbind, device, tdi, order.gctx)
             self._loop.carry(device, SnpCommand.TIO_TDI_UNBIND, order, begin, tdi, order.gctx)
             return
         waits = _waits(device, tdi)
@@ -224,7 +227,7 @@ class TdiCommands:
     def report(self, order: buffers.TdiOrder) -> None:
         """TIO_TDI_REPORT: the interface report once more; what the guest is told of it is told of this one."""
         device, tdi = self._named(order)
-        begin = lambda: self._begin_report(device, tdi, order.gctx)  # noqa: E731
+        begin = partial(self._begin_report, device, tdi, order.gctx)
         self._loop.carry(device, SnpCommand.TIO_TDI_REPORT, order, begin, tdi, order.gctx)
 
     def _begin_report(self, device: DeviceContext, tdi: TdiContext, gctx: int) -> Steps:
@@ -243,7 +246,7 @@ class TdiCommands:
     def status(self, order: buffers.TdiStatus) -> None:
         """TIO_TDI_STATUS: the state that the device says."""
         device, tdi = self._named(order)
-        begin = lambda: self._begin_status(device, tdi, order.address)  # noqa: E731
+        begin = partial(self._begin_status, device, tdi, order.address)
         self._loop.carry(device, SnpCommand.TIO_TDI_STATUS, order, begin, tdi)
 
     def _begin_status(self, device: DeviceContext, tdi: TdiContext, address: int) -> Steps:

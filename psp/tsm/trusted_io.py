@@ -16,11 +16,16 @@ from tio.ide.tlp import SubStream
 
 @dataclass(frozen=True, slots=True)
 class TdiBinding:
-    """Whose a TDI is: the guest's ASID, the number by which it knows the device, and the streams of its packets."""
+    """Whose a TDI is: the guest's ASID, the number by which it knows the device, and the streams of its packets.
+
+    Streams are those of ``root_port``: another port has others of the same ids, whose keys another device has. Its
+    packets are not this TDI's, whatever requester they name. None does not say which port.
+    """
 
     asid: int
     guest_device_id: int
     stream_ids: frozenset[int]
+    root_port: int | None = None
 
 
 class RootPortKeys(Protocol):

@@ -358,7 +358,7 @@ def test_scenarios_lists_what_comes_with_it(capsys: pytest.CaptureFixture[str]) 
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:] if line[0] != " "]
     assert names == [
         "demo", "attestation-storm", "attested", "clients", "crashes", "drain", "firmware-update", "launch-storm",
-        "quiet", "sev-migration", "tcb-life-cycle",
+        "noisy-neighbour", "quiet", "sev-migration", "tcb-life-cycle", "trusted-devices",
     ]  # fmt: skip
 
 

@@ -25,6 +25,12 @@ def test_whatever_goes_wrong_a_vm_is_whole_and_in_one_place(seed: int, generatio
     assert faults.judged(faults.schedule(seed, generation, firmware))[0] is None
 
 
+@pytest.mark.parametrize("seed", [93, 119, 276])
+def test_schedules_that_once_went_wrong_go_right(seed: int, firmware: Path) -> None:
+    """A place that was never filled and is to be started, keys asked for twice, a place kept under two moves."""
+    assert faults.judged(faults.schedule(seed, "SEV", firmware))[0] is None
+
+
 def at(body: dict[str, Any], *plans: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {**body, "faults": list(plans), "migrations": [{"vm": "vm", "at": "1 s", "to": "host-2"}], **changes}
 

@@ -146,10 +146,11 @@ def restarted(world: World) -> World:
 
 
 def good(world: World) -> bool:
-    """It runs in one place, the others have nothing, and nothing is under way."""
+    """It runs in one place if anybody has it, the others have nothing, and nothing is under way."""
     held = [mine.holding for mine in world.hosts]
     at_rest = all(move.phase in FINAL for move in world.moves)
-    return at_rest and held.count(Holding.RUNS) == 1 and held.count(Holding.NOTHING) == len(held) - 1
+    running = held.count(Holding.RUNS)
+    return at_rest and running == bool(copies(world)) and held.count(Holding.NOTHING) == len(held) - running
 
 
 def explore(hosts: int, most_moves: int, most_crashes: int) -> dict[World, list[World]]:
@@ -175,7 +176,10 @@ def explore(hosts: int, most_moves: int, most_crashes: int) -> dict[World, list[
 
 
 def stuck(before: dict[World, list[World]]) -> list[World]:
-    """The worlds that hold the VM and from which no way leads to where it runs in one place."""
+    """The worlds from which no way leads to a good one that holds the VM if they do.
+
+    Nothing but a crash throws the last copy away, so a way without one does not lead from one kind to the other.
+    """
     todo = [world for world in before if good(world)]
     fine = set(todo)
     while todo:
@@ -183,7 +187,7 @@ def stuck(before: dict[World, list[World]]) -> list[World]:
             if world not in fine:
                 fine.add(world)
                 todo.append(world)
-    return [world for world in before if copies(world) and world not in fine]
+    return [world for world in before if world not in fine]
 
 
 @pytest.mark.parametrize(

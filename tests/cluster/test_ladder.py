@@ -10,7 +10,7 @@ from cluster.ladder import Rung, climb, on_product, rungs_of
 from cluster.ladder_report import print_ladder, print_ladder_as_json
 from cluster.scenario import ScenarioError
 from node.generation import Generation
-from node.phase_cost import Mechanism
+from node.mechanism import Mechanism
 
 STUDENT = 12.706204736
 """Student's t of one degree of freedom at 97.5 % (tables)."""

@@ -19,6 +19,7 @@ from cluster.migration_rows import drain_row, migration_row
 from cluster.scenario import Scenario, ScenarioError
 from cluster.shard import ShardReport
 from cluster.shard_worker import Mail, packed_call, packed_report, parsed_call, parsed_report
+from workloads.trace_player import pack_runs
 
 GIB = 1 << 30
 LINK = 1.25e9
@@ -271,6 +272,75 @@ def test_a_drain_moves_what_it_can_and_says_how_many_refused() -> None:
     assert {row["host"] for row in rows["vms"] if row["generation"] == "PLAIN"} == {"host-2"}
 
 
+FAST = {"link": "100 Gb/s"}
+IDLE = {"workload": "trace-player", "parameters": {"working_set_bytes": 4096, "touches_per_step": 1}}
+BUSY = {"workload": "random-access", "parameters": {"table_bytes": 64 << 20}}
+
+
+def moved(vm: Mapping[str, Any], migration: Mapping[str, Any], **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The row of a VM's one move, and the VM's."""
+    _, rows = play(scenario(vms=[group("vm", **vm)], migrations=[move()], migration=migration, **changes))
+    (row,) = rows["migrations"]
+    return row, vm_row(rows)
+
+
+def took_s(row: Mapping[str, Any]) -> float:
+    return (row["ended_ns"] - row["started_ns"]) * 1e-9
+
+
+def test_more_connections_move_more_and_a_cap_of_bandwidth_less() -> None:
+    one, four, capped = (
+        took_s(moved(IDLE, settings_, fabric=FAST)[0])
+        for settings_ in ({}, {"connections": 4}, {"connections": 4, "bandwidth": "1 Gb/s"})
+    )
+    # 1,617 MiB/s a connection; 1 GiB and the firmware.
+    assert one == pytest.approx(1.004 / 1.579 + 0.027, rel=0.03)
+    assert four == pytest.approx(1.004 / 1.579 / 4 + 0.027, rel=0.03)
+    assert capped == pytest.approx(1.004 * 1.0737 / 0.125 + 0.027, rel=0.03)
+
+
+def test_compression_halves_the_bytes_on_the_wire_and_costs_no_sev_guest_anything() -> None:
+    plain, _ = moved(IDLE, {}, fabric={"link": "1 Gb/s"})
+    packed_, _ = moved(IDLE, {"compression": 0.5}, fabric={"link": "1 Gb/s"})
+    assert packed_["wire_bytes"] == pytest.approx(plain["wire_bytes"] / 2, rel=1e-3)
+    assert packed_["bytes"] == plain["bytes"]
+    assert took_s(packed_) == pytest.approx(took_s(plain) / 2, rel=0.02)
+    # On a fast link the compressor is what holds it up: 500 MB/s.
+    slow, _ = moved(IDLE, {"compression": 0.5}, fabric=FAST)
+    assert took_s(slow) == pytest.approx(1.004 * 1.0737 / 0.5, rel=0.03)
+    sealed, _ = moved({**IDLE, "generation": "SEV", "memory": "64 MiB"}, {"compression": 0.5}, costs=QUICK)
+    assert sealed["wire_bytes"] == sealed["bytes"]
+
+
+@pytest.mark.parametrize("generation", ["PLAIN", "SEV"])
+def test_copying_that_takes_too_long_is_given_up_or_the_guest_is_stopped(generation: str) -> None:
+    fabric, vm = {"link": "1 Gb/s"}, {**BUSY, "generation": generation}
+    if generation == "SEV":
+        vm["parameters"] = {"table_bytes": 1 << 20}
+    given_up, there = moved(vm, {"timeout_per_gib": "3 s"}, fabric=fabric, costs=QUICK)
+    assert (given_up["outcome"], given_up["reason"]) == ("timed out", "the time for copying is over")
+    assert took_s(given_up) == pytest.approx(3.05, abs=0.1)
+    assert (there["host"], there["state"]) == ("host-1", "running")
+    forced, there = moved(vm, {"timeout_per_gib": "3 s", "at_timeout": "stop-and-copy"}, fabric=fabric, costs=QUICK)
+    assert (forced["outcome"], there["host"], there["faults"]) == ("completed", "host-2", 0)
+    # The rest of the first round stands still with it.
+    assert 5e9 < forced["downtime_ns"] < 9e9
+
+
+def test_a_guest_that_is_slowed_down_converges_and_has_its_pace_back_afterwards() -> None:
+    fabric, cap = {"link": "1 Gb/s"}, {"max_rounds": 14, "downtime_limit": "150 ms"}
+    written = {"fragments": pack_runs([(60_000, 100)]), "step_ms": 60_000, "working_set_bytes": 4096,
+               "touches_per_step": 1, "written_set_bytes": 256 << 20, "written_bytes_per_s": 400_000_000}  # fmt: skip
+    busy = {"vcpus": 1, "workload": "trace-player", "parameters": written}
+    alone, free = moved(busy, cap, fabric=fabric, duration="45 s")
+    assert alone["outcome"] == "round cap"
+    for slow in ({"auto_converge": True, "throttle_increment": 0.3}, {"dirty_limit": "200 Mb/s"}):
+        row, there = moved(busy, {**cap, **slow}, fabric=fabric, duration="45 s")
+        assert (row["outcome"], there["faults"]) == ("completed", 0)
+        assert row["downtime_ns"] < 150e6
+        assert there["instructions"] < free["instructions"]
+
+
 QUICK = {"psp.send_update_ns_per_kib": 10240, "psp.receive_update_ns_per_kib": 10240}
 """A hundred MB/s."""
 
@@ -408,9 +478,7 @@ def test_what_cannot_be_moved_is_said_in_one_line_that_names_the_field(part: Map
     ("part", "field"),
     [
         ({"migration": {"post_copy": True}}, "migration.post_copy"),
-        ({"migration": {"auto_converge": True}}, "migration.auto_converge"),
-        ({"migration": {"compression": "zstd"}}, "migration.compression"),
-        ({"migration": {"connections": 4}}, "migration.connections"),
+        ({"migration": {"zero_pages": True}}, "migration.zero_pages"),
         ({"fabric": {"spines": 2}}, "fabric.spines"),
         ({"fabric": {"jitter": "10 us"}}, "fabric.jitter"),
         ({"fabric": {"loss": 0.01}}, "fabric.loss"),

@@ -6,6 +6,7 @@ import pytest
 
 from cluster.errors import ToolError
 from cluster.metrics import ADDRESS, HOST_GAUGES, MetricsServer
+from cluster.migration_figures import MigrationFigures, MoveFigures
 from cluster.progress import Progress
 
 GLANCE = Progress(
@@ -14,6 +15,10 @@ GLANCE = Progress(
     round_trips=12,
     events=34_567,
     machines={("running", "SEV_SNP"): 3, ("running", "PLAIN"): 1, ("launching", "SEV"): 2},
+    migrations=MigrationFigures(
+        {"pending": 2, "running": 1}, {"completed": 4, "round cap": 1},
+        (MoveFigures("db", "naples", "rome", 12.5, 8 << 30, 3 << 30, 5 << 30, 1e8, 1.25e9, 2, 0.3, 0.21),),
+    ),
     gauges={"naples": dict.fromkeys(HOST_GAUGES, 0.5), 'mi"lan\n': {"anything_else": 1.0}},
 )
 
@@ -34,6 +39,13 @@ def test_a_scrape_shows_how_far_the_run_is() -> None:
         "sevfleet_round_trips_total 12.0",
         "sevfleet_events_total 34567.0",
         'sevfleet_virtual_machines{generation="SEV_SNP",state="running"} 3.0',
+        "kubevirt_vmi_migrations_in_pending_phase 2.0",
+        "kubevirt_vmi_migrations_in_scheduling_phase 0.0",
+        "kubevirt_vmi_migration_succeeded 4.0",
+        "kubevirt_vmi_migration_failed 1.0",
+        'kubevirt_vmi_migration_data_remaining_bytes{name="db",namespace="sevfleet"} 5.36870912e+09',
+        'sevfleet_migration_throttle_ratio{destination="rome",source="naples",vm="db"} 0.3',
+        'sevfleet_migrations{outcome="round cap"} 1.0',
         'sevfleet_host_anything_else{host="mi\\"lan\\n"} 1.0',
     ):
         assert sample in lines

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cluster.placement import FIRMWARE_BYTES, FirstFit, HostAccount
 from node.generation import Generation
@@ -72,3 +74,52 @@ def test_the_search_for_a_second_place_begins_where_it_is_told_to_and_goes_round
 def test_a_host_that_does_not_exist_takes_nothing() -> None:
     fit = FirstFit((account("a"),))
     assert fit.place(guest("vm"), pin="nowhere") is None
+
+
+accounts = st.lists(
+    st.builds(
+        account,
+        st.just("host"),
+        generations=st.sampled_from([frozenset({Generation.PLAIN}), frozenset(Generation)]),
+        free_bytes=st.integers(0, 4).map(lambda count: count * (GIB + FIRMWARE_BYTES)),
+        free_vcpus=st.sampled_from([0.0, 1.0, 3.0]),
+        free_asids=st.sampled_from([{}, {Generation.SEV: 1, Generation.SEV_SNP: 2}, {Generation.SEV: 0}]),
+    ),
+    max_size=9,
+)
+wishes = st.lists(
+    st.tuples(
+        st.sampled_from([Generation.PLAIN, Generation.SEV, Generation.SEV_ES, Generation.SEV_SNP]),
+        st.integers(1, 3), st.integers(1, 2), st.integers(0, 8), st.booleans(),
+    ),
+    max_size=25,
+)  # fmt: skip
+
+
+def scanned(fit: FirstFit, wanted: GuestSpec, first: int, excluded: frozenset[str]) -> str | None:
+    """First fit in the plainest way: ask one host after another."""
+    hosts = fit.accounts
+    for number in range(first, first + len(hosts)):
+        one = hosts[number % len(hosts)]
+        if one.name not in excluded and one.takes(wanted):
+            return one.name
+    return None
+
+
+@settings(max_examples=60, deadline=None)
+@given(accounts, wishes)
+def test_the_host_found_is_the_one_that_a_scan_of_all_finds(hosts: list[HostAccount], asked: list[tuple]) -> None:
+    for number, one in enumerate(hosts):
+        one.name = f"host-{number}"
+    fit = FirstFit(tuple(hosts))
+    for number, (generation, gib, vcpus, first, leaves) in enumerate(asked):
+        wanted = guest(f"vm-{number}", generation, gib * GIB, vcpus)
+        expected = scanned(fit, wanted, 0, frozenset())
+        assert fit.place(wanted) == expected
+        if expected is not None and hosts:
+            second = scanned(fit, wanted, first % len(hosts), frozenset({expected}))
+            assert fit.keep(wanted.name, None, frozenset({expected}), first % len(hosts)) == second
+            if second is not None:
+                fit.settle(wanted.name, moved=leaves)
+        if leaves:
+            fit.release(wanted.name)

@@ -112,3 +112,58 @@ def test_a_measured_migration_comes_out_within_one_percent():
     last = one.dirty_bytes(ended_ns)
     assert (ended_ns / S + last / rate) == pytest.approx(112.4, rel=0.01)
     assert (one.sent_bytes + last) / MIB == pytest.approx(11862, rel=0.01)
+
+
+def test_the_downtime_limit_is_reached_in_steps_as_nova_raises_it():
+    stepped = settings(downtime_steps=10, downtime_step_ns_per_gib=75.0 * S)
+    limits = [stepped.downtime_limit_at(step * 2 * 75 * S, 2 * GIB) for step in range(12)]
+    assert limits[0] == pytest.approx(300e6 / 10, rel=1e-6)
+    assert limits == sorted(limits)
+    assert limits[10] == limits[11] == 300e6
+    assert settings().downtime_limit_at(0, GIB) == 300e6
+
+
+def test_no_progress_for_too_long_ends_it_and_progress_does_not():
+    stuck = Precopy(GIB, [Pool(GIB // 2, 100 * GIB)], settings(progress_timeout_ns=3 * S, max_rounds=100), 0)
+    verdict, at = play(stuck, GIB // 2)
+    assert verdict is Verdict.STALLED
+    # Half a GiB is left after the first round and after each of the others, a second long.
+    assert at == pytest.approx(6 * S, rel=0.01)
+    slow = Precopy(GIB, [Pool(10**15, 0.45 * GIB)], settings(progress_timeout_ns=3 * S, max_rounds=100), 0)
+    assert play(slow, GIB // 2)[0] is Verdict.STOP
+
+
+def test_a_round_that_is_broken_off_leaves_what_it_did_not_send_beside_what_was_written():
+    one = Precopy(GIB, [Pool(16 * MIB, 100 * GIB)], settings(), 0)
+    one.begin(0)
+    one.break_off(GIB // 4, S)
+    assert one.dirty_bytes(S) == GIB - GIB // 4 + 16 * MIB
+    assert (one.sent_bytes, len(one.rounds)) == (GIB // 4, 1)
+
+
+def test_auto_converge_takes_a_first_step_after_two_hot_rounds_and_further_ones_up_to_its_bound():
+    one = Precopy(GIB, [Pool(GIB, 100 * GIB)],
+                  settings(throttle_first=0.2, throttle_more=0.3, throttle_most=0.99, max_rounds=9), 0)  # fmt: skip
+    now, seen = 0, []
+    for _ in range(8):
+        one.begin(now)
+        now += S
+        assert one.round_done(now) is Verdict.NEXT
+        seen.append(one.throttle)
+    assert seen == [0, 0.2, 0.2, 0.5, 0.5, 0.8, 0.8, 0.99]
+    cool = Precopy(GIB, [Pool(GIB // 3, 100 * GIB)], settings(throttle_first=0.2, max_rounds=4), 0)
+    play(cool, GIB)
+    assert cool.throttle == 0.2  # What the second round sent was written again, and what the third did.
+
+
+@pytest.mark.parametrize(
+    ("changes", "cap"),
+    [
+        ({}, 0.0),
+        ({"connection_bytes_per_s": 10.0, "connections": 4}, 40.0),
+        ({"connection_bytes_per_s": 10.0, "connections": 4, "bandwidth_bytes_per_s": 25.0}, 25.0),
+        ({"compression_ratio": 0.5, "compression_bytes_per_s": 30.0, "connections": 2}, 30.0),
+    ],
+)
+def test_the_wire_takes_what_the_narrowest_of_connections_bandwidth_and_compression_gives(changes, cap):
+    assert settings(**changes).cap_bytes_per_s == cap

@@ -7,7 +7,7 @@ from cluster.report import ADDED, OWN, print_summary
 from cluster.results import Results
 from cluster.scenario import Scenario
 from cluster.tables import TABLES, ColumnType, Row
-from node.phase_cost import Mechanism
+from node.mechanism import Mechanism
 
 
 def printed(results: Results) -> str:

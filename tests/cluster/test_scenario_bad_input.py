@@ -106,6 +106,38 @@ BAD = {
         'vms[0].generation of "db"',
         "expected one that any host (Milan) has, got SEV_TIO",
     ),
+    "an unknown card": (
+        GOOD.replace('"64 GiB"', '"64 GiB"\ncards = [{kind = "fpga"}]'),
+        "hosts[0].cards[0].kind",
+        "expected one of the cards gpu, nic, nvme",
+    ),
+    "a card of an odd size": (
+        GOOD.replace('"64 GiB"', '"64 GiB"\ncards = [{kind = "gpu", memory = "3 MiB"}]'),
+        'hosts[0].cards[0].memory of "milan"',
+        "expected a power of two from 1 MiB to 1 GiB, got 3 MiB",
+    ),
+    "more cards than slots": (
+        GOOD.replace('"64 GiB"', '"64 GiB"\ncards = [{kind = "gpu", count = 32}]'),
+        'hosts[0].cards of "milan"',
+        "expected at most 31 in all, got 32",
+    ),
+    "devices for a program that drives none": (
+        GOOD + 'devices = ["gpu"]\n',
+        'vms[0].devices of "db"',
+        "expected none: only device-work drives any, got some with key-value-store",
+    ),
+    "devices that no host has": (
+        GOOD.replace('"64 GiB"', '"64 GiB"\ncards = [{kind = "gpu"}]').replace("key-value-store", "device-work")
+        + 'devices = ["gpu", "gpu", "nic"]\n',
+        'vms[0].devices of "db"',
+        "expected cards that one host has, got 2 gpu and 1 nic",
+    ),
+    "devices above an SVSM": (
+        GOOD.replace('"64 GiB"', '"64 GiB"\ncards = [{kind = "gpu"}]').replace("key-value-store", "device-work")
+        + 'devices = ["gpu"]\nsvsm = true\n',
+        'vms[0].devices of "db"',
+        "expected none above an SVSM, got gpu",
+    ),
     "SME on hosts without": (
         GOOD.replace("SEV_SNP", "SME"),
         'vms[0].generation of "db"',

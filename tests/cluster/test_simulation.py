@@ -26,7 +26,7 @@ from node.cost_table import load_cost_table
 from node.counter_random import CounterRandom
 from node.free_costs import without_encryption
 from node.generation import Generation
-from node.phase_cost import Mechanism
+from node.mechanism import Mechanism
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +182,20 @@ def test_without_costs_of_encryption_a_pair_is_no_slower() -> None:
     paired = run(small_fleet(costs=free), layout="inline", pairs=True)
     for one in paired.pairs.to_pylist():
         assert one["slowdown"] == pytest.approx(1.0, abs=1e-3), one
+
+
+def test_time_lost_to_neighbours_adds_up_to_each_machine_s_own_books() -> None:
+    machines = [vm(name, "PLAIN", "stream", host="milan", vcpus=2) for name in ("one", "two")]
+    assert run(small_fleet(vms=machines, trace=None, duration="20 s"), layout="inline").neighbours.num_rows == 0
+    results = run(
+        small_fleet(vms=machines, trace=None, duration="20 s", attribute_neighbours=True), layout="inline"
+    )
+    lost = results.neighbours.to_pylist()
+    assert {(one["vm"], one["neighbour"]) for one in lost} == {(a, b) for a in ("one", "two") for b in ("one", "two")}
+    for row in results.vm_time.to_pylist():
+        if row["mechanism"] in {"loaded_latency", "llc", "smt", "core_wait"}:
+            parts = [one["time_ns"] for one in lost if (one["vm"], one["mechanism"]) == (row["vm"], row["mechanism"])]
+            assert sum(parts) == pytest.approx(row["time_ns"], rel=1e-6, abs=1.0)
 
 
 def test_compare_shows_the_cipher_in_sev_and_the_rmp_only_in_snp() -> None:

@@ -1,5 +1,8 @@
 """What an operator lives through: an update, its commit, new VCEKs, sealed keys and pinned policies that break."""
 
+import hashlib
+
+import omne_attest
 import pytest
 
 from cluster import attested_guest
@@ -75,7 +78,7 @@ def test_a_host_that_fetched_nothing_anew_would_prove_nothing(monkeypatch):
 # Whose key signs while firmware is provisional.
 
 
-def provisional(signed_at, certified, monkeypatch):
+def provisional(signed_at, certified, monkeypatch, *, commit=False):
     """A guest's evidence on a host with provisional firmware, with the certificate of a TCB version's key."""
     root = product_root("Milan")
 
@@ -83,6 +86,8 @@ def provisional(signed_at, certified, monkeypatch):
         firmware, chip = host.board.psp.firmware, host.board.psp.legacy.keys.chip
         firmware.install(FirmwareLevel((1, 56, 1), firmware.current.tcb + (1 << 48)))
         firmware.signed_at = signed_at
+        if commit:
+            firmware.commit()
         tcb = {TcbOf.REPORTED: firmware.reported_tcb, TcbOf.CURRENT: firmware.current.tcb}[certified]
         return packed({CertificateKind.VCEK: root.vcek(chip.vcek_key(tcb).public_key(), chip.chip_id, tcb)})
 
@@ -119,3 +124,19 @@ def test_who_refuses_provisional_firmware_has_a_reason_for_it(monkeypatch):
     with pytest.raises(Rejected) as rejected:
         verify(evidence, Expectations(provisional_allowed=False), NOW, roots)
     assert rejected.value.reason is Reason.FIRMWARE_PROVISIONAL
+
+
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
+@pytest.mark.parametrize("commit", [False, True])
+def test_a_stranger_s_floor_is_reached_by_a_commit_and_not_by_an_update(commit, monkeypatch):
+    evidence, _ = provisional(TcbOf.REPORTED, TcbOf.REPORTED, monkeypatch, commit=commit)
+    chain = evidence.leaf, evidence.ask, evidence.ark, hashlib.sha256(evidence.ark).digest()
+    assert evidence.report[0x38 + 6] == 25, "it runs in both"
+    omne_attest.verify(evidence.report, *chain, omne_attest.Policy(tcb_floor=omne_attest.Tcb(4, 0, 24, 219)))
+    floor = omne_attest.Policy(tcb_floor=omne_attest.Tcb(4, 0, 25, 219))
+    if commit:
+        omne_attest.verify(evidence.report, *chain, floor)
+    else:
+        with pytest.raises(omne_attest.Fail) as refused:
+            omne_attest.verify(evidence.report, *chain, floor)
+        assert refused.value.kind is omne_attest.FailKind.TCB_BELOW_FLOOR

@@ -8,7 +8,7 @@ from node.boot_phases import BOOT_PHASES, BootPath
 from node.generation import Generation
 from node.guest import GuestSpec
 from node.kernel_settings import KernelSettings
-from node.phase_cost import Mechanism
+from node.mechanism import Mechanism
 from node.program import ProgramSpec
 
 OVMF_MS = 120.8 + 156.1 + 700.2 + 2166.6 + 17.8 + 562

@@ -52,6 +52,24 @@ def test_the_t_bit_decides_which_side_of_the_iommu_answers(board: Board) -> None
     assert [one.code for one in events(board)] == [EventCode.RMP_PAGE_FAULT]
 
 
+def test_a_fence_stops_what_a_guest_s_device_sends_without_t_too(board: Board) -> None:
+    memory, dma = board.card_memory, board.trusted_dma
+    assert dma is not None
+    dma.fences.error(ASID)
+    before = board.dram.read(TARGET + PAGE_BYTES, 16)
+    with pytest.raises(DmaFault):
+        memory.read(REQUESTER, IOVA + PAGE_BYTES, 16, tee=False, stream_id=None)
+    with pytest.raises(DmaFault):
+        memory.write(REQUESTER, IOVA + PAGE_BYTES, b"x" * 16, tee=False, stream_id=None)
+    assert board.dram.read(TARGET + PAGE_BYTES, 16) == before
+    dma.unbind(REQUESTER)
+    assert dma.fences.clear(ASID)
+    assert len(memory.read(REQUESTER, IOVA + PAGE_BYTES, 16, tee=False, stream_id=None)) == 16
+    dma.bind(REQUESTER, TdiBinding(ASID, 0x20, frozenset({STREAM})))
+    dma.write_entry(REQUESTER, SecureDeviceEntry(valid=True, read=True, write=True))
+    dma.start(REQUESTER)
+
+
 @pytest.mark.parametrize("stream", [None, STREAM + 1])
 def test_trusted_requests_pass_only_on_the_stream_of_the_binding(board: Board, stream: int | None) -> None:
     with pytest.raises(DmaFault):

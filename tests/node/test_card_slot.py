@@ -18,7 +18,7 @@ SLOTS = st.lists(
         CardSlot,
         st.integers(1, MOST_PORTS),
         st.sampled_from(CardKind),
-        memory_bytes=st.integers(0, 1 << 34),
+        memory_bytes=st.integers(12, 34).map(lambda bits: 1 << bits),
         virtual_functions=st.integers(0, 7),
     ),
     min_size=1,
@@ -63,6 +63,10 @@ def test_other_products_are_as_they_were(name: str) -> None:
 def test_two_cards_have_no_port_in_common_and_ports_are_functions_of_bus_0() -> None:
     with pytest.raises(ValueError, match="one card a port"):
         list(windows(GIB, (CardSlot(3, CardKind.GPU), CardSlot(3, CardKind.NIC))))
+    with pytest.raises(ValueError, match="memory_bytes of a GPU: expected"):
+        CardSlot(1, CardKind.GPU, memory_bytes=3 << 20)
+    with pytest.raises(ValueError, match="virtual_functions: expected"):
+        CardSlot(1, CardKind.NIC, virtual_functions=65)
     for port in (0, MOST_PORTS + 1, -1):
         with pytest.raises(ValueError, match="port: expected"):
             CardSlot(port, CardKind.NVME)

@@ -8,7 +8,7 @@ from toy_guests import COSTS, MIB, make_host, run, script, start
 from node import operations as op
 from node.disk_queue import DiskQueue
 from node.generation import Generation
-from node.phase_cost import Mechanism
+from node.mechanism import Mechanism
 
 LARGE = op.BlockRead(0, MIB // op.BLOCK_BYTES, 0)
 SMALL = op.BlockWrite(0, 1, 0)

@@ -17,6 +17,9 @@ from node.platform import HostMode, Platform
 from psp.system_bus import PAGE_BYTES, RmpEntry
 from tio.device_identity import CardKind
 from tio.gpu import GpuCommand, GpuOpcode, GpuRegister, GpuStatus
+from tio.nvme_driver import DRIVER_MEMORY_BYTES, NvmeDriver
+from tio.nvme_format import Register as NvmeRegister
+from tio.nvme_format import Status
 from tio.pci import Command, Register
 
 GPU = CardSlot(2, CardKind.GPU, memory_bytes=1 << 16)
@@ -122,7 +125,7 @@ def test_an_interrupt_s_write_arrives_as_one(board: Board) -> None:
         board, op.MmioWrite(place, INTERRUPTS_BASE | 7 << 12), op.MmioWrite(place + 8, 0x61, 4),
         op.MmioWrite(place + 12, 0, 4), op.ConfigWrite(NIC.requester, Register.MSIX_CONTROL, 1 << 15, 2),
     )  # fmt: skip
-    assert board.slots.by_port[NIC.port].dma.interrupt(vector)
+    assert board.slots.by_port[NIC.port].card.dma.interrupt(vector)
     (found,) = board.card_memory.interrupts
     assert (found.requester, found.vector, found.apic_id) == (NIC.requester, 0x61, 7)
     board.card_memory.interrupts.clear()
@@ -137,3 +140,78 @@ def test_slots_that_nobody_touches_cost_nothing_and_sixty_four_tdis_little() -> 
         host(board, op.ConfigRead(one.requester, 0))
     assert time.process_time() - begin < 1
     assert list(board.slots.by_port) == [one.port for one in cards]
+
+
+# A disk and a NIC.
+
+
+class Registers:
+    """A controller's registers, as its host reaches them by address."""
+
+    def __init__(self, board: Board, base: int) -> None:
+        self._board = board
+        self._base = base
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.read_register(NvmeRegister.CSTS) & 1)
+
+    def read_register(self, offset: int, width: int = 4) -> int:
+        (found,) = host(self._board, op.MmioRead(self._base + offset, width))
+        assert isinstance(found, int)
+        return found
+
+    def write_register(self, offset: int, value: int, width: int = 4) -> tuple[()]:
+        assert host(self._board, op.MmioWrite(self._base + offset, value, width)) == (None,)
+        return ()
+
+    def ring_submission(self, queue: int, tail: int) -> tuple[()]:
+        return self.write_register(0x1000 + 8 * queue, tail)
+
+    def ring_completion(self, queue: int, head: int) -> tuple[()]:
+        return self.write_register(0x1004 + 8 * queue, head)
+
+
+class HostPort:
+    """The driver's way to memory: the host's own loads and stores."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    def read(self, address: int, length: int) -> bytes:
+        (data,) = host(self._board, op.HostRead(address, length))
+        assert isinstance(data, bytes)
+        return data
+
+    def write(self, address: int, data: bytes) -> None:
+        assert host(self._board, op.HostWrite(address, data)) == (None,)
+
+
+def test_a_disk_in_a_slot_keeps_what_is_written_over_its_link() -> None:
+    slot = CardSlot(4, CardKind.NVME, memory_bytes=1 << 20)
+    board = brought_up("Turin", Platform(cards=(slot,)))
+    assert host(board, op.ConfigWrite(slot.requester, Register.COMMAND, MASTER, 2)) == (None,)
+    queues, text = 24 << 20, b"what the disk holds".ljust(4096, b".")
+    pages = [(at, at) for at in range(queues, queues + DRIVER_MEMORY_BYTES, PAGE_BYTES)]
+    do(board, Driver().attach(slot.requester, 4, [*pages, (DATA, DATA)]))
+    driver = NvmeDriver(Registers(board, bars(board, slot)[0]), HostPort(board), queues)  # type: ignore[arg-type]
+    driver.start()
+    host(board, op.HostWrite(DATA, text))
+    assert driver.write(5, 1, [(DATA, 4096)]) == 0
+    host(board, op.HostWrite(DATA, bytes(4096)))
+    assert driver.read(5, 1, [(DATA, 4096)]) == 0
+    assert host(board, op.HostRead(DATA, 4096)) == (text,)
+    assert driver.read(256, 1, [(DATA, 4096)]) == Status.LBA_OUT_OF_RANGE
+    assert events(board) == []
+
+
+def test_each_kind_of_card_is_what_its_slot_says_and_virtual_functions_have_devices_of_their_own() -> None:
+    kinds = enumerate(CardKind, 1)
+    cards = tuple([CardSlot(at, kind, memory_bytes=1 << 16, virtual_functions=2) for at, kind in kinds])
+    board = brought_up("Turin", Platform(cards=cards))
+    for one in cards:
+        host(board, op.ConfigRead(one.requester, 0))
+        filled = board.slots.by_port[one.port]
+        assert filled.card.kind is one.kind
+        assert len(filled.card.functions.all) == 3
+        assert len({id(behind.device) for behind in filled.card.functions._behind}) == 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from iommu_boards import events
-from rmp_laboratory import FIRMWARE, Laboratory, give, laboratory, page_of
+from rmp_laboratory import FIRMWARE, Laboratory, gctx, give, laboratory, page_of
 from tio_host import TioHost
 from trusted_cards import (
     ALLOWED,
@@ -13,6 +13,7 @@ from trusted_cards import (
     DATA,
     DEVICE_ID,
     FENCE,
+    GPU,
     MMIO_GPA,
     PAGES,
     RING,
@@ -27,7 +28,8 @@ from node import operations as op
 from node.iommu_events import EventCode
 from node.platform import Platform
 from psp import tsm
-from psp.command_buffers import SNP_INIT_TIO
+from psp.command_buffers import SNP_INIT_TIO, SNP_SHUTDOWN_IOMMU, GuestContextPage, SnpShutdownEx
+from psp.commands import LegacyCommand, SnpCommand
 from psp.status import Status
 from psp.system_bus import PAGE_BYTES
 from tio.gpu import GpuRegister
@@ -107,3 +109,27 @@ def test_it_took_few_batches_and_no_page_that_was_lent_is_the_host_s(made: tuple
     lab, host = made
     assert 20 < host.exchanges < 60
     assert lab.host(op.RmpUpdate(48 << 20, PAGE_BYTES, FIRMWARE)) == (2,)
+
+
+def test_a_guest_does_not_go_before_its_card() -> None:
+    lab, host = attested()
+    context = GuestContextPage(gctx("one"))
+    assert lab.firmware(SnpCommand.DECOMMISSION, context) is Status.IN_USE
+    dma = lab.board.trusted_dma
+    assert dma is not None
+    assert dma.binding(GPU.requester) is not None
+    assert host.unbind(flags=tsm.FORCE) is Status.SUCCESS
+    assert dma.binding(GPU.requester) is None
+    assert lab.firmware(SnpCommand.DECOMMISSION, context) is Status.SUCCESS
+
+
+def test_after_shutdown_a_card_is_nobody_s_and_its_link_has_no_keys() -> None:
+    lab, _ = attested()
+    dma = lab.board.trusted_dma
+    assert dma is not None
+    lab.host(op.PspCommand(LegacyCommand.SHUTDOWN), op.Wbinvd())
+    assert lab.firmware(SnpCommand.DF_FLUSH) is Status.SUCCESS
+    shutdown = SnpShutdownEx(SnpShutdownEx.SIZE, SNP_SHUTDOWN_IOMMU)
+    assert lab.firmware(SnpCommand.SHUTDOWN_EX, shutdown) is Status.SUCCESS
+    assert dma.binding(GPU.requester) is None
+    assert not filled(lab).root_port.is_secure(STREAM)

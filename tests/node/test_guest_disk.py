@@ -5,9 +5,9 @@ from toy_guests import COSTS, GENERATIONS, KIND, MIB, look, make_host, run, scri
 
 from node.generation import CAPABILITIES, Generation
 from node.guest_disk import GuestDisk
+from node.mechanism import Mechanism
 from node.operation_cost import GuestOperationCost
 from node.operations import BLOCK_BYTES, BlockRead, Copy, Fault, FaultKind, Read, Shutdown, Sleep, Write
-from node.phase_cost import Mechanism
 from node.swiotlb import BounceArea, BounceFault
 
 BLOCKS = 70

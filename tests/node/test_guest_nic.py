@@ -13,8 +13,8 @@ from node.guest import GuestSpec
 from node.guest_memory_map import NIC_GPA
 from node.guest_nic import BUFFER_BYTES, CARD_BYTES, ENTRIES, GuestNic, NicUntrusted
 from node.mac_address import mac_of
+from node.mechanism import Mechanism
 from node.operations import Await, Shutdown, Sleep, Write
-from node.phase_cost import Mechanism
 from node.program import ProgramSpec
 from node.swiotlb import BounceArea, BounceFault
 from tio.virtio_format import DeviceStatus, Register

@@ -8,8 +8,8 @@ from toy_guests import COSTS, KIND, make_host, run, script, start
 
 from node import operations as op
 from node.generation import Generation
+from node.mechanism import Mechanism
 from node.operation_cost import GuestOperationCost
-from node.phase_cost import Mechanism
 
 EXIT_NS, EXTRA_NS, WAKE_NS, POLL_NS = 1255, 3553 - 1255, COSTS["halt.wake_ns"], int(COSTS["halt.poll_ns"])
 

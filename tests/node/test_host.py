@@ -35,8 +35,8 @@ from node.free_costs import without_encryption
 from node.generation import Generation
 from node.guest import GuestSpec, GuestState
 from node.host import Host, HostSpec
+from node.mechanism import Mechanism
 from node.memory_controller import MemoryController
-from node.phase_cost import Mechanism
 from node.product import PRODUCTS
 from node.program import ProgramSpec
 from node.rmp import ReverseMapTable

@@ -7,8 +7,8 @@ from toy_guests import COSTS, GENERATIONS, KIND, MIB
 
 from node import operations as op
 from node.generation import Generation
+from node.mechanism import Mechanism
 from node.operation_cost import PSC_ENTRIES, GuestOperationCost, HostOperationCost
-from node.phase_cost import Mechanism
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand
 from psp.system_bus import RmpEntry

@@ -9,8 +9,9 @@ from node.cost_table import load_cost_table
 from node.free_costs import without_encryption, without_rmp
 from node.generation import Generation
 from node.host_kind import HostKind
+from node.mechanism import Mechanism
 from node.memory_cipher import CipherMode
-from node.phase_cost import GenerationCost, Mechanism, PhaseCost, walk_references
+from node.phase_cost import GenerationCost, PhaseCost, walk_references
 from node.platform import HostMode
 from node.program import Demand
 

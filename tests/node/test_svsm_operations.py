@@ -6,9 +6,9 @@ from toy_guests import COSTS, KIND
 
 from node import operations as op
 from node.generation import Generation
+from node.mechanism import Mechanism
 from node.operation_cost import GuestOperationCost
 from node.operations import FaultKind
-from node.phase_cost import Mechanism
 
 PLAIN, SNP = Generation.PLAIN, Generation.SEV_SNP
 GPA = 0x20_0000

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.generation import CAPABILITIES
+from node.mechanism import Mechanism
 from node.operations import Copy, Fault, FaultKind, Read, Shutdown, Sleep, Write
-from node.phase_cost import Mechanism
 from node.swiotlb import (
     MOST_MAPPED_BYTES,
     SEGMENT_SLOTS,

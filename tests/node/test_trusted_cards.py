@@ -40,6 +40,7 @@ from node.iommu_events import EventCode
 from node.physical_slots import PhysicalSlots
 from node.platform import Platform, Protection
 from psp.system_bus import PAGE_BYTES, RmpEntry
+from tio.card import CardFault
 from tio.gpu import GpuRegister, GpuStatus
 from tio.ide import IdeTlp, Packet, StreamChecks, StreamState, Tlp, Way, memory_write
 from tio.ide.link import Tap
@@ -280,6 +281,24 @@ def test_firmware_that_changes_under_a_lock_ends_the_trust_only_if_the_lock_says
     assert filled(lab).card.tdi.state is state
     assert work(lab) is (state is TdiState.RUN)
     assert lab.host(op.CardUpdate(31, "1.1", 2)) == (None,)
+
+
+def test_debug_mode_ends_the_trust() -> None:
+    lab = running()
+    assert lab.host(op.CardDebug(GPU.port), op.CardDebug(31)) == (None, None)
+    tdi = filled(lab).card.tdi
+    assert (tdi.state, tdi.why) == (TdiState.ERROR, Tampering.DEBUG_MODE)
+    assert not work(lab)
+
+
+@pytest.mark.parametrize("fault", [CardFault.INTERNAL, CardFault.SILENT])
+def test_a_card_that_breaks_serves_its_guest_no_more(fault: CardFault) -> None:
+    lab = running()
+    assert lab.board.root_complex is not None
+    PhysicalSlots(lab.board.root_complex, lab.board.slots).fault(GPU.port, fault)
+    assert not work(lab)
+    silent = fault is CardFault.SILENT
+    assert (lab.host(op.ConfigRead(GPU.requester, 0)) == (0xFFFF_FFFF,)) is silent
 
 
 @pytest.mark.parametrize("act", ["swap", "pull"])

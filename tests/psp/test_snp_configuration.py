@@ -66,13 +66,6 @@ def test_no_tcb_is_the_highest_that_may_be_reported(machine):
         assert status_page(machine).reported_tcb == reported
 
 
-def test_a_report_s_versions_are_those_of_what_runs_what_is_committed_and_the_launch(machine):
-    said = machine.psp.firmware.versions(launch_tcb=OLD - 1)
-    assert (said.current_major, said.current_minor, said.current_build) == (1, 55, 29)
-    assert (said.committed_major, said.committed_minor, said.committed_build) == (1, 52, 4)
-    assert (said.current_tcb, said.committed_tcb, said.reported_tcb, said.launch_tcb) == (TCB, OLD, OLD, OLD - 1)
-
-
 @pytest.mark.parametrize(("whose", "tcb"), [(TcbOf.COMMITTED, OLD), (TcbOf.CURRENT, TCB)])
 def test_a_guest_keeps_the_tcb_it_was_launched_at(machine, whose, tcb):
     machine.psp.firmware.launched_at = whose

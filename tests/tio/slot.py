@@ -12,13 +12,17 @@ from tio.card_dma import CardDma
 from tio.device_identity import CardKind
 from tio.device_security_module import ProtocolId
 from tio.dma_port import DmaFault
+from tio.doe import DataObject
 from tio.gpu import Gpu, GpuCommand, GpuRegister
 from tio.ide import Direction, Link, Packet, SubStream, Way
 from tio.ide import key_programmer as keys
 from tio.ide.capability import BlockRegister, address_words, control_word, requester_words
 from tio.ide.keys import FIRST_INVOCATION
 from tio.pci import Command, MsixControl, Register
+from tio.pci.doe_mailbox import exchange
 from tio.root_port import RootPort
+from tio.spdm import PCI_DOE
+from tio.spdm import Packet as SpdmPacket
 from tio.steps import carry
 from tio.tdisp import InterfaceId, LockFlags, LockRequest, requester
 
@@ -81,14 +85,18 @@ class Slot:
             card = Card(CardKind.GPU, self.gpu, draw, dma=self.dma, memory_bytes=GPU_MEMORY, requester_id=CARD)
         self.card = card
         self.root.plug(self.card)
+        self.control = {"tee_limited": tee_limited, "aggregation": 8}
         self.seen: list[tuple[Way, Packet]] = []
         self.tail = 0
-        for index in card.space.bars:
+        self.set_up()
+
+    def set_up(self) -> None:
+        """BARs, memory and bus mastering, and a stream at both ends."""
+        for index in self.card.space.bars:
             address = BARS[index]
             self.root.configuration_write(CARD, 0x10 + 4 * index, address & 0xFFFF_FFFF)
             self.root.configuration_write(CARD, 0x14 + 4 * index, address >> 32)
         self.root.configuration_write(CARD, Register.COMMAND, Command.MEMORY_SPACE | Command.BUS_MASTER, 2)
-        self.control = {"tee_limited": tee_limited, "aggregation": 8}
         last = BARS[4] + 0x1FFF
         self.write_block(self.ide_of_root, 0, (CARD, CARD), (BARS[0], last), control_word(STREAM, **self.control))
         self.write_block(
@@ -130,6 +138,21 @@ class Slot:
         for write, default in ((self.ide_of_root, False), (self.ide_of_card, True)):
             word = control_word(STREAM, enable=True, default=default, **self.control)
             write(self.root.ide.block_at(0) + BlockRegister.CONTROL, word)
+
+    def through_the_mailbox(self, packet: SpdmPacket) -> SpdmPacket:
+        """An SPDM packet's answer, as a host carries both by configuration requests."""
+        at, wrapped = self.card.space.extended_at(self.card.mailbox), PCI_DOE.wrap(packet)
+        found = exchange(
+            lambda offset: self.root.configuration_read(CARD, at + offset),
+            lambda offset, value: self.root.configuration_write(CARD, at + offset, value),
+            DataObject(1, wrapped[2], wrapped[8:]),
+        )
+        assert found is not None
+        return PCI_DOE.unwrap(found.pack())
+
+    def disable(self, write: Callable[..., int], *, default: bool) -> None:
+        """Clear the enable bit at one end."""
+        write(self.root.ide.block_at(0) + BlockRegister.CONTROL, control_word(STREAM, default=default, **self.control))
 
     # As a TSM whose session is there.
 

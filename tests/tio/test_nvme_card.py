@@ -150,3 +150,12 @@ def test_a_stream_that_fails_in_the_middle_of_a_queue_leaves_nothing_behind() ->
         driver.write(7, 1, [(DATA, 512)])
     assert slot.card.tdi.state is TdiState.ERROR
     assert device.controller.read_register(Register.CSTS) == 0
+
+
+def test_each_virtual_function_has_a_disk_of_its_own() -> None:
+    disks = [NvmeNamespace(8), NvmeNamespace(16)]
+    card, device = nvme_card(draw, NvmeNamespace(4), virtual=disks)
+    found = [one.device for one in card.functions.all]
+    assert found[0] is device
+    assert [one.controller.namespace for one in found[1:]] == disks
+    assert [one.requester_id for one in card.functions.all] == [0x0100, 0x0101, 0x0102]

@@ -22,7 +22,9 @@ def test_secondary_bus_reset_leaves_no_keys_no_lock_and_no_addresses(width: int)
     slot.root.configuration_write(slot.root.requester_id, at, BUS_RESET << 8 * (BRIDGE_CONTROL - at), width)
     root = slot.root.port.streams[STREAM]
     assert (root.state, root.failure) == (StreamState.INSECURE, Failure.RESET)
-    assert slot.card.port.streams == {}
+    fresh = slot.card.port.streams[STREAM]
+    assert not fresh.enabled
+    assert not fresh.has_any_key()
     assert slot.card.tdi.state is TdiState.CONFIG_UNLOCKED
     assert Command.MEMORY_SPACE not in slot.card.space.command
     assert [slot.card.space.bar_address(index) for index in BARS] == [0, 0, 0]

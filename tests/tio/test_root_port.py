@@ -63,18 +63,8 @@ def test_a_card_is_attested_keyed_locked_and_works_over_its_link_and_nobody_on_i
     assert root.configuration_read(CARD, at, 2) == 0x2E
     one = Requester(RequesterSettings(anchors=TrustAnchors((slot.card.identity.root,))), PCI_DOE, draw)
 
-    def asked(packet):
-        wrapped = PCI_DOE.wrap(packet)
-        found = exchange(
-            lambda offset: root.configuration_read(CARD, at + offset),
-            lambda offset, value: root.configuration_write(CARD, at + offset, value),
-            DataObject(1, wrapped[2], wrapped[8:]),
-        )
-        assert found is not None
-        return PCI_DOE.unwrap(found.pack())
-
     def do(steps):
-        return carry(steps, asked)
+        return carry(steps, slot.through_the_mailbox)
 
     do(one.connect())
     do(one.digests())
@@ -256,6 +246,15 @@ def test_requests_that_nobody_can_serve_are_answered_or_dropped() -> None:
     assert [packet.header[6] >> 5 for packet in answers] == [1, 1]
 
 
+def test_a_configuration_request_for_more_than_a_register_is_refused() -> None:
+    slot = Slot()
+    slot.watch()
+    slot.link.injected[Way.DOWN].append(Tlp(bytes.fromhex("04000101 010007ff 010000c0")))
+    assert slot.root.load(MEMORY_AT, 4, tee=False) == 0
+    answers = [packet.header for way, packet in slot.seen if way is Way.UP]
+    assert [(header[0], header[6] >> 5) for header in answers] == [(0x0A, 1), (0x4A, 0)]
+
+
 # Registers of streams.
 
 
@@ -415,3 +414,46 @@ def test_the_ring_is_where_the_test_says() -> None:
     assert slot.root.load(BARS[0] + GpuRegister.RING_BASE, 8, tee=False) == RING
     assert slot.root.load(BARS[0] + GpuRegister.FENCE_BASE, 8, tee=False) == FENCE
     assert slot.root.load(BARS[0] + GpuRegister.MEMORY_BYTES, 4, tee=False) == GPU_MEMORY
+
+
+# Long reads and writes.
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("tee", [False, True])
+@pytest.mark.parametrize(("address", "length"), [(0x40000, 0x8000), (0x40003, 0x5001), (0x40FFE, 5), (0x40010, 300)])
+def test_long_reads_and_writes_bring_every_byte_once(address: int, length: int, tee: bool, watched: bool) -> None:
+    slot = running() if tee else Slot()
+    if watched:
+        slot.watch()
+    data = np.random.default_rng(length).bytes(length)
+    slot.memory.log.clear()
+    slot.dma.write(address, data)
+    assert slot.memory.octets[address : address + length] == data
+    assert sum(one.length for one in slot.memory.log) == length
+    slot.memory.log.clear()
+    assert slot.dma.read(address, length) == data
+    assert sum(one.length for one in slot.memory.log) == length
+    assert {one.tee for one in slot.memory.log} == {tee}
+    before = bytes(slot.memory.octets)
+    slot.dma.write(address, b"")
+    assert slot.dma.read(address, 0) == b""
+    assert slot.memory.octets == before
+
+
+def test_a_page_refused_in_the_middle_of_a_long_read_is_asked_for_once() -> None:
+    slot = running()
+    slot.memory.refused = {0x42}
+    with pytest.raises(DmaFault):
+        slot.dma.read(0x40000, 0x4000)
+    assert slot.root.refused_reads == 1
+    assert slot.card.tdi.state is TdiState.RUN
+    assert slot.dma.read(0x43000, 0x2000) == bytes(0x2000)
+
+
+def test_a_card_may_say_that_a_refusal_ends_trust() -> None:
+    slot = running(refusal_ends=True)
+    slot.memory.refused = {0x42}
+    with pytest.raises(DmaFault):
+        slot.dma.read(0x42000, 64)
+    assert (slot.card.tdi.state, slot.card.tdi.why) == (TdiState.ERROR, Tampering.COMPLETION)

@@ -27,10 +27,11 @@ def refused(name, parameters) -> WorkloadParameterError:
     return caught.value
 
 
-def test_the_library_knows_eleven_programs_and_one_that_starts_them() -> None:
+def test_the_library_knows_twelve_programs_and_one_that_starts_them() -> None:
     assert set(WORKLOADS) == {
         "key-value-store", "key-value-server", "key-value-client", "stream", "random-access", "compile-job",
         "trace-player", "attesting", "relying-party", "sealed-disk", "device-work",
+        "idle",
     }  # fmt: skip
     assert set(PARAMETERS) == set(WORKLOADS) == set(PROGRAMS) - {NAME}
 

@@ -2,7 +2,8 @@
 
 What is here
     Packets (``tlp``) and the prefix that protects them (``prefix``), keys and GCM invocations (``keys``), one port's
-    end of a selective stream (``stream``), many writes in one go (``write_run``), a port with its associations
+    end of a selective stream (``stream``), many writes or completions in one go (``write_run``,
+    ``completion_run``), a port with its associations
     (``port``), requests for any bytes and who waits for their completions (``requests``, ``waiting``), the link between
     two ports and who may sit on it (``link``), what protection adds on the wire (``wire_bytes``), and the messages that
     program keys (``key_messages``, ``key_responder``).
@@ -16,8 +17,8 @@ from __future__ import annotations
 from tio.ide.key_messages import KeyMessage, KeyStatus, ObjectId
 from tio.ide.key_responder import KeyResponder, PortRegisters
 from tio.ide.keys import Direction
-from tio.ide.link import Link, Packet, Way
-from tio.ide.port import Arrived, ArrivedWrites, Association, IdePort
+from tio.ide.link import Link, Packet, Run, Way
+from tio.ide.port import Arrived, ArrivedCompletions, ArrivedWrites, Association, IdePort, Taken
 from tio.ide.stream import Failure, IdeError, IdeStream, IdeTlp, StreamChecks, StreamSettings, StreamState
 from tio.ide.tlp import CompletionStatus, SubStream, Tlp, TlpError, TlpKind, completion, memory_read, memory_write
 from tio.ide.waiting import Outcome, Waiting, WaitingRequests
@@ -26,6 +27,7 @@ from tio.ide.write_run import WriteRun, receive_writes, send_writes
 
 __all__ = [
     "Arrived",
+    "ArrivedCompletions",
     "ArrivedWrites",
     "Association",
     "CompletionStatus",
@@ -43,10 +45,12 @@ __all__ = [
     "Outcome",
     "Packet",
     "PortRegisters",
+    "Run",
     "StreamChecks",
     "StreamSettings",
     "StreamState",
     "SubStream",
+    "Taken",
     "Tlp",
     "TlpError",
     "TlpKind",

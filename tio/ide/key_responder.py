@@ -70,10 +70,6 @@ class KeyResponder:
             if stream is not None:
                 stream.fail(Failure.SESSION)
 
-    def reset(self) -> None:
-        """Conventional reset: no stream has keys of anybody."""
-        self.programmed_by.clear()
-
     def complete_for(self, session_id: int, port_index: int, stream_id: int) -> bool:
         """Whether a stream has keys for all its sub-streams, all of this session."""
         found = self._ports.get(port_index)

@@ -1,6 +1,6 @@
 """A link between two ports, and the place where somebody may sit on it.
 
-Without a tap packets cross as they are and runs of writes cross whole. A tap sees each packet as it is on the wire,
+Without a tap packets cross as they are and runs of them cross whole. A tap sees each packet as it is on the wire,
 with whatever protection it has, and says what goes on in its place: nothing, something else, more of it.
 """
 
@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 
+from tio.ide.completion_run import CompletionRun
 from tio.ide.stream import IdeTlp
 from tio.ide.tlp import Tlp
 from tio.ide.write_run import WriteRun
 
 Packet = IdeTlp | Tlp
 """Protected, or in the clear."""
+Run = WriteRun | CompletionRun
+"""Many protected ones in one go."""
 
 
 class Way(Enum):
@@ -40,7 +43,7 @@ class Link:
         """Whether nobody looks, and nothing waits to go before the next."""
         return self.tap is None and not any(self.injected.values())
 
-    def carry(self, way: Way, packets: Iterable[Packet | WriteRun]) -> list[Packet | WriteRun]:
+    def carry(self, way: Way, packets: Iterable[Packet | Run]) -> list[Packet | Run]:
         """What arrives at the other end of what is sent."""
         before, self.injected[way] = self.injected[way], []
         if self.tap is None:
@@ -49,9 +52,9 @@ class Link:
         return [*before, *[arrived for one in _single(packets) for arrived in tap(way, one)]]
 
 
-def _single(packets: Iterable[Packet | WriteRun]) -> Iterator[Packet]:
+def _single(packets: Iterable[Packet | Run]) -> Iterator[Packet]:
     for one in packets:
-        if isinstance(one, WriteRun):
+        if isinstance(one, WriteRun | CompletionRun):
             yield from one.packets()
         else:
             yield one

@@ -6,12 +6,13 @@ the stream of its request. Source: PCI Express base specification, 6.33.3 and 6.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 
+from tio.ide.completion_run import CompletionRun, receive_completions, send_completions
 from tio.ide.keys import KeyUsedUp
-from tio.ide.link import Packet
+from tio.ide.link import Packet, Run
 from tio.ide.requests import is_last
 from tio.ide.stream import (
     ALL_CHECKS,
@@ -69,6 +70,19 @@ class ArrivedWrites:
     data: bytearray
     requester: int
     stream_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class ArrivedCompletions:
+    """The answers to reads of equal length, which passed whole: ``data`` has them one behind the other."""
+
+    tags: list[int]
+    data: bytearray
+    tee: bool
+    stream_id: int
+
+
+Taken = Arrived | ArrivedWrites | ArrivedCompletions
 
 
 class IdePort:
@@ -163,6 +177,16 @@ class IdePort:
             self.unsent += 1
             return None
 
+    def send_completions(
+        self, completer: int, requests: Sequence[Tlp], data: bytes, payload_bytes: int, *, tee: bool, answers_on: int
+    ) -> CompletionRun | None:
+        """The answers to reads of one requester and of equal length, in one go; None where that is not possible."""
+        stream = self.streams.get(answers_on)
+        if stream is None or stream.state is StreamState.INSECURE or (stream.settings.tee_limited and not tee):
+            return None
+        tags = [one.tag for one in requests]
+        return send_completions(stream, completer, requests[0].requester, tags, data, payload_bytes, tee=tee)
+
     def fail_messages(self, requester: int = 0) -> list[Packet]:
         """What tells the partner of streams that failed here, once (6.33.4)."""
         failed = [one for one in self.streams.values() if one.untold]
@@ -175,19 +199,39 @@ class IdePort:
         if self._outstanding.pop(tag, self) is not self and self._tag_fence:
             self._fenced.add(tag)
 
-    def receive(self, packets: Iterable[Packet | WriteRun]) -> list[Arrived | ArrivedWrites]:
+    def receive(self, packets: Iterable[Packet | Run]) -> list[Taken]:
         """What of it passed."""
-        out: list[Arrived | ArrivedWrites] = []
+        out: list[Taken] = []
         for one in packets:
             if isinstance(one, WriteRun):
                 out += self._receive_run(one)
+            elif isinstance(one, CompletionRun):
+                out += self._receive_completions(one)
             elif isinstance(one, IdeTlp):
                 out += self._receive_protected(one)
             else:
                 out += self._receive_clear(one)
         return out
 
-    def _receive_run(self, run: WriteRun) -> list[Arrived | ArrivedWrites]:
+    def _receive_completions(self, run: CompletionRun) -> list[Taken]:
+        stream, tags = self.streams.get(int(run.heads[0, 3])), run.tags
+        if stream is None or not self._wait_on(stream, tags):
+            return self.receive(run.packets())
+        taken = receive_completions(stream, run)
+        if taken is None:
+            return self.receive(run.packets())
+        for tag in tags:
+            del self._outstanding[tag]
+        return [ArrivedCompletions(tags, *taken, stream.stream_id)]
+
+    def _wait_on(self, stream: IdeStream, tags: Sequence[int]) -> bool:
+        """Whether requests of these tags, each once, wait for what comes on a stream."""
+        waiting = self._outstanding
+        return len(set(tags)) == len(tags) and all(
+            tag in waiting and waiting[tag] == stream.stream_id and tag not in self._fenced for tag in tags
+        )
+
+    def _receive_run(self, run: WriteRun) -> list[Taken]:
         stream = self.streams.get(int(run.heads[0, 3]))
         taken = None if stream is None else receive_writes(stream, run)
         if stream is None or taken is None:

@@ -57,15 +57,19 @@ def configuration_write(requester: int, target: int, offset: int, value: int, wi
 
 
 def span(request: Tlp) -> tuple[int, int]:
-    """Address (or offset in configuration space) and length in bytes of what a request means. Raises TlpError."""
-    start = _register(request) if request.kind in _CONFIGURATION_KINDS else request.address
+    """Address (or offset in configuration space) and length in bytes of what a request means.
+
+    Raises TlpError, also for more than a double word of configuration space.
+    """
+    configuration = request.kind in _CONFIGURATION_KINDS
+    start = _register(request) if configuration else request.address
     enables = request.header[7]
     first, last, length = enables & _ALL, enables >> 4, request.length_bytes
     if length == DWORD_BYTES:
         found = None if last else _RUNS.get(first)
         if found is not None:
             return start + found[0], found[1]
-    elif first in _FIRST_AT and last in _LAST_END:
+    elif first in _FIRST_AT and last in _LAST_END and not configuration:
         at = _FIRST_AT[first]
         return start + at, length - at - DWORD_BYTES + _LAST_END[last]
     raise TlpError("byte enables", "a run without a gap", f"{enables:#04x}")

@@ -65,6 +65,7 @@ class Failure(Enum):
     RESET = "conventional reset"
 
 
+_SUB_STREAMS = tuple(SubStream)
 FAILED_CHECKS = (
     Failure.MAC,
     Failure.ORDER,
@@ -98,8 +99,10 @@ class StreamSettings:
 
 @dataclass(frozen=True, slots=True)
 class StreamChecks:
-    """What a port looks at; False only where a laboratory has it knocked out."""
+    """What a port does and looks at; False only where a laboratory has it knocked out, at both ends."""
 
+    ciphers: bool = True
+    """Without, packets cross as they are, and nothing of them is checked: a stream without link encryption."""
     macs: bool = True
     """Without, what comes is decrypted as it is."""
     numbers: bool = True
@@ -107,9 +110,6 @@ class StreamChecks:
 
     Numbers are not on the link; a port without the check is one that would take them from there.
     """
-
-    seals: bool = True
-    """Without, payloads cross in the clear, MACs are zeros, and nothing of what is protected is looked at."""
 
 
 ALL_CHECKS = StreamChecks()
@@ -306,7 +306,7 @@ class IdeStream:
         if sub_stream is SubStream.PR:
             self.count_posted(len([one for one in packets if not is_sync(one)]))
         text = b"".join([one.payload for one in packets])
-        sealed, mac = seal(key.aead, invocation, text, additional) if self.checks.seals else (text, bytes(MAC_BYTES))
+        sealed, mac = seal(key.aead, invocation, text, additional) if self.checks.ciphers else (text, bytes(MAC_BYTES))
         out, at = [], 0
         for prefix_bytes, one in zip(heads, packets, strict=True):
             out.append(IdeTlp(prefix_bytes, one.header, sealed[at : at + len(one.payload)]))
@@ -323,6 +323,25 @@ class IdeStream:
         """So many posted packets were sent."""
         for one in (SubStream.NPR, SubStream.CPL):
             self._senders[one].posted += packets
+
+    def posted_to_tell(self, sub_stream: SubStream) -> int:
+        """How many posted packets the next packet on a sub-stream tells of."""
+        return self._senders[sub_stream].posted
+
+    def tell_posted(self, sub_stream: SubStream) -> None:
+        """It was told."""
+        sender = self._senders[sub_stream]
+        sender.total += sender.posted
+        sender.posted = 0
+
+    def take_told(self, sub_stream: SubStream, posted: int) -> bool:
+        """A packet tells of so many posted ones; False where not as many have arrived."""
+        receiver = self._receivers[sub_stream]
+        if posted > receiver.posted:
+            return False
+        receiver.posted -= posted
+        receiver.told += posted
+        return True
 
     def sending_key(self, sub_stream: SubStream) -> tuple[int, SubStreamKey]:
         """Key set and key of what is sent next. Raises IdeError while the stream is Insecure."""
@@ -350,7 +369,7 @@ class IdeStream:
             return []
         why = self._objection(prefix, packet)
         if why is None and prefix.mac:
-            out, why = self._check(SubStream(prefix.sub_stream))
+            out, why = self._check(_SUB_STREAMS[prefix.sub_stream])
             if why is None:
                 return out
         if why is not None:
@@ -364,10 +383,10 @@ class IdeStream:
     def _objection(self, prefix: IdePrefix, packet: IdeTlp) -> Failure | None:
         """What is wrong with one packet before its MAC; None holds it."""
         try:
-            sub_stream = SubStream(prefix.sub_stream)
-            if Tlp(packet.header, packet.payload).checked().sub_stream is not sub_stream:
+            sub_stream = Tlp(packet.header, packet.payload).checked().sub_stream
+            if sub_stream != prefix.sub_stream:
                 return Failure.TYPE
-        except (ValueError, IndexError, TlpError):
+        except (IndexError, TlpError):
             return Failure.TYPE
         if self.settings.tee_limited and not prefix.tee:
             return Failure.TEE_LIMITED
@@ -393,7 +412,8 @@ class IdeStream:
         for prefix, packet in held:
             told += prefix.posted
             additional += packet.head + self._bound(sub_stream, told)
-        if self._counts and sub_stream is not SubStream.PR and told - receiver.told > receiver.posted:
+        counts = self.checks.numbers and self.checks.ciphers
+        if counts and sub_stream is not SubStream.PR and told - receiver.told > receiver.posted:
             return [], Failure.ORDER
         sealed = b"".join([packet.payload for _, packet in held])
         try:
@@ -422,7 +442,7 @@ class IdeStream:
     def _opened(self, key: SubStreamKey, sealed: bytes, additional: bytes, mac: bytes) -> bytes | None:
         """The text of an aggregate; None where its MAC is another. Raises KeyUsedUp."""
         invocation = key.take(1)
-        if not self.checks.seals:
+        if not self.checks.ciphers:
             return sealed
         if not self.checks.macs:
             return seal(key.aead, invocation, sealed, additional)[0]  # counter mode undoes itself
@@ -435,11 +455,6 @@ class IdeStream:
                 key.next_invocation = max(invocation, number + 1)
                 return text
         return None
-
-    @property
-    def _counts(self) -> bool:
-        """Whether it looks at how much was posted before a packet."""
-        return self.checks.numbers and self.checks.seals
 
     def _synchronise(self, sync: Tlp) -> None:
         words = int.from_bytes(sync.header[8:16], "big")

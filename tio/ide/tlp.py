@@ -65,6 +65,8 @@ _HEADER_BYTES = {
     kind: 12 if kind in (TlpKind.COMPLETION, TlpKind.COMPLETION_DATA, TlpKind.CONFIG_READ, TlpKind.CONFIG_WRITE) else 16
     for kind in TlpKind
 }
+_SORTS = {int(kind): (kind, _SUB_STREAMS[kind], _HEADER_BYTES[kind], kind in _WITH_DATA) for kind in TlpKind}
+"""By the first byte of a header."""
 
 
 class TlpError(ValueError):
@@ -93,15 +95,12 @@ class Tlp:
     @property
     def kind(self) -> TlpKind:
         """What kind of packet it is. Raises TlpError where nobody here knows such."""
-        try:
-            return TlpKind(self.header[0])
-        except ValueError:
-            raise TlpError("type", "a request, completion or message", f"{self.header[0]:#x}") from None
+        return self._sort[0]
 
     @property
     def sub_stream(self) -> SubStream:
         """Which sub-stream it travels on. Raises TlpError."""
-        return _SUB_STREAMS[self.kind]
+        return self._sort[1]
 
     @property
     def requester(self) -> int:
@@ -127,17 +126,31 @@ class Tlp:
     @property
     def length_bytes(self) -> int:
         """How many bytes it carries or asks for."""
-        return ((_FIRST.unpack_from(self.header)[2] & _LENGTH) or _LENGTH + 1) * DWORD_BYTES
+        header = self.header
+        return ((header[2] << 8 | header[3]) & _LENGTH or _LENGTH + 1) * DWORD_BYTES
+
+    def as_poisoned(self) -> Tlp:
+        """The same with its mark that what it carries is wrong."""
+        header = self.header
+        return Tlp(header[:2] + bytes((header[2] | _POISONED,)) + header[3:], self.payload)
 
     def checked(self) -> Self:
         """Itself. Raises TlpError where header and payload do not go together."""
-        kind = self.kind
-        if len(self.header) != _HEADER_BYTES[kind]:
-            raise TlpError("header", f"{_HEADER_BYTES[kind]} bytes", str(len(self.header)))
-        expected = self.length_bytes if kind in _WITH_DATA else 0
+        _, _, header_bytes, with_data = self._sort
+        if len(self.header) != header_bytes:
+            raise TlpError("header", f"{header_bytes} bytes", str(len(self.header)))
+        expected = self.length_bytes if with_data else 0
         if len(self.payload) != expected:
             raise TlpError("payload", f"{expected} bytes as its header says", str(len(self.payload)))
         return self
+
+    @property
+    def _sort(self) -> tuple[TlpKind, SubStream, int, bool]:
+        """Kind, sub-stream, length of the header and whether there is a payload. Raises TlpError."""
+        found = _SORTS.get(self.header[0])
+        if found is None:
+            raise TlpError("type", "a request, completion or message", f"{self.header[0]:#x}")
+        return found
 
 
 def memory_write(requester: int, address: int, data: bytes, tag: int = 0) -> Tlp:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 
 from tio.ide.link import Packet
-from tio.ide.port import Arrived, IdePort
+from tio.ide.port import ArrivedCompletions, ArrivedWrites, IdePort, Taken
 from tio.ide.requests import completion_status, remaining, span
 from tio.ide.tlp import DWORD_BYTES, CompletionStatus, SubStream, Tlp, TlpKind
 
@@ -65,6 +65,18 @@ class Waiting:
                     self.data = self.data[first : first + width]
 
 
+    def take_whole(self, data: bytes, *, tee: bool) -> None:
+        """All of its completions came together."""
+        if self.outcome is not Outcome.MISSING:
+            return
+        if tee is not self._tee:
+            self.outcome = Outcome.OTHER_T
+        elif self.data or len(data) != self._length or self._register is not None:
+            self.outcome = Outcome.MISFIT
+        else:
+            self.data, self.outcome = data, Outcome.ANSWERED
+
+
 class WaitingRequests:
     """Those of one port, by tag."""
 
@@ -93,8 +105,17 @@ class WaitingRequests:
                     self._port.time_out(one.tag)
         return waiting
 
-    def take(self, arrived: Arrived) -> bool:
-        """Take a completion; False for a packet that is none."""
+    def take(self, arrived: Taken) -> bool:
+        """Take completions; False for what is none."""
+        if isinstance(arrived, ArrivedWrites):
+            return False
+        if isinstance(arrived, ArrivedCompletions):
+            each = len(arrived.data) // len(arrived.tags)
+            for number, tag in enumerate(arrived.tags):
+                waits = self._by_tag.get(tag)
+                if waits is not None:
+                    waits.take_whole(bytes(arrived.data[number * each : (number + 1) * each]), tee=arrived.tee)
+            return True
         if arrived.packet.sub_stream is not SubStream.CPL:
             return False
         found = self._by_tag.get(arrived.packet.tag)

@@ -10,19 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tio.ide.keys import MAC_BYTES, TAG_BYTES, KeyUsedUp, vector
+from tio.ide.keys import MAC_BYTES, KeyUsedUp
 from tio.ide.prefix import PREFIX_BYTES, IdePrefix
+from tio.ide.records import Heads, have_lengths, open_records, seal_records, single_packets, with_macs
 from tio.ide.stream import ALL_CHECKS, Failure, IdeStream, IdeTlp
 from tio.ide.tlp import SubStream, TlpKind, memory_write
 
 HEADER_BYTES = 16
 HEAD_BYTES = PREFIX_BYTES + HEADER_BYTES
 _ADDRESS = PREFIX_BYTES + 8
-
-Heads = NDArray[np.uint8]
-"""Prefix and header of each packet, one a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +33,7 @@ class WriteRun:
 
     def packets(self) -> Iterator[IdeTlp]:
         """The same packet by packet."""
-        size, together = self.payload_bytes, self.aggregation
-        for row, head in enumerate(self.heads):
-            octets, at = head.tobytes(), row % together * size
-            record = self.records[row // together]
-            end = len(record) - MAC_BYTES
-            last = at + size == end
-            mac = record[end:] if last else b""
-            yield IdeTlp(octets[:PREFIX_BYTES], octets[PREFIX_BYTES:], record[at : at + size], mac)
+        return single_packets(self.heads, self.records, self.payload_bytes, self.aggregation)
 
 
 def send_writes(
@@ -65,14 +55,12 @@ def send_writes(
     except KeyUsedUp:
         stream.fail(Failure.KEY_USED_UP)
         raise
-    encrypt, additional = key.aead.encrypt, heads.data.cast("B")
-    step, width, cut = together * payload_bytes, together * HEAD_BYTES, MAC_BYTES - TAG_BYTES
-    records = [
-        encrypt(vector(first + number), octets[at : at + step], additional[number * width : (number + 1) * width])[:cut]
-        for number, at in enumerate(range(0, len(octets), step))
-    ]
     stream.count_posted(packets)
-    return WriteRun(heads, records, payload_bytes, together)
+    step = together * payload_bytes
+    if not stream.checks.ciphers:
+        plain = [octets[at : at + step].tobytes() + bytes(MAC_BYTES) for at in range(0, len(octets), step)]
+        return WriteRun(heads, plain, payload_bytes, together)
+    return WriteRun(heads, seal_records(key, first, octets, heads, step, together), payload_bytes, together)
 
 
 def receive_writes(stream: IdeStream, run: WriteRun) -> tuple[int, bytearray] | None:
@@ -84,29 +72,16 @@ def receive_writes(stream: IdeStream, run: WriteRun) -> tuple[int, bytearray] | 
     found = stream.receiving_key(SubStream.PR)
     if found is None or not _is_plain(stream, found[0], run):
         return None
-    packets, together = len(run.heads), run.aggregation
     try:
         first = found[1].take(len(run.records))
     except KeyUsedUp:
         stream.fail(Failure.KEY_USED_UP)
         return None
-    size = packets * run.payload_bytes
-    plain, scratch = bytearray(size + TAG_BYTES), bytearray(together * run.payload_bytes + TAG_BYTES)
-    into, back = memoryview(plain), memoryview(scratch)
-    encrypt, additional = found[1].aead.encrypt_into, run.heads.data.cast("B")
-    width, at = together * HEAD_BYTES, 0
-    for number, record in enumerate(run.records):
-        iv, some = vector(first + number), additional[number * width : (number + 1) * width]
-        end = len(record) - MAC_BYTES
-        # The tag that lands behind the text gives way to the next record's.
-        encrypt(iv, record[:end], some, into[at : at + end + TAG_BYTES])
-        encrypt(iv, into[at : at + end], some, back[: end + TAG_BYTES])
-        if back[end : end + MAC_BYTES] != record[end:]:
-            stream.fail(Failure.MAC)
-            return None
-        at += end
-    del into, plain[size:]
-    stream.count_arrived(packets)
+    plain = open_records(found[1], first, run.records, run.heads, run.aggregation)
+    if plain is None:
+        stream.fail(Failure.MAC)
+        return None
+    stream.count_arrived(len(run.heads))
     return int.from_bytes(run.heads[0, _ADDRESS:].tobytes(), "big"), plain
 
 
@@ -116,9 +91,7 @@ def _heads(
     header = memory_write(requester, address, bytes(payload_bytes)).header
     rows = np.empty((packets, HEAD_BYTES), np.uint8)
     rows[:] = np.frombuffer(IdePrefix(stream_id, SubStream.PR, True, key_set, False).pack() + header, np.uint8)
-    with_mac = np.frombuffer(IdePrefix(stream_id, SubStream.PR, True, key_set, True).pack(), np.uint8)
-    rows[together - 1 :: together, :PREFIX_BYTES] = with_mac
-    rows[-1, :PREFIX_BYTES] = with_mac
+    with_macs(rows, IdePrefix(stream_id, SubStream.PR, True, key_set, True).pack(), together)
     addresses = np.arange(packets, dtype=np.uint64) * np.uint64(payload_bytes) + np.uint64(address)
     rows[:, _ADDRESS:] = addresses.astype(">u8").view(np.uint8).reshape(packets, 8)
     return rows
@@ -137,7 +110,4 @@ def _is_plain(stream: IdeStream, key_set: int, run: WriteRun) -> bool:
     if address % size:
         return False
     expected = _heads(stream.stream_id, key_set, requester, address, packets, size, together)
-    whole = [together * size + MAC_BYTES] * (packets // together)
-    rest = packets % together
-    lengths = [*whole, rest * size + MAC_BYTES] if rest else whole
-    return bool(np.array_equal(expected, run.heads)) and list(map(len, run.records)) == lengths
+    return bool(np.array_equal(expected, run.heads)) and have_lengths(run.records, packets, size, together)

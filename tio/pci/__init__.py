@@ -19,6 +19,7 @@ from tio.pci.configuration_space import (
 from tio.pci.doe_mailbox import DoeMailbox, MailboxControl, MailboxRegister, MailboxStatus
 from tio.pci.function import Device, PciFunction, Region
 from tio.pci.msix import MsixTable
+from tio.pci.sr_iov import SrIovCapability, SrIovControl, SrIovRegister, VirtualPlace
 
 __all__ = [
     "Command",
@@ -37,4 +38,8 @@ __all__ = [
     "PciFunction",
     "Region",
     "Register",
+    "SrIovCapability",
+    "SrIovControl",
+    "SrIovRegister",
+    "VirtualPlace",
 ]

@@ -72,6 +72,8 @@ class MsixControl(IntFlag):
 _CAPABILITIES_LIST = 1 << 4
 _FLR_CAPABLE, _TEE_IO = 1 << 28, 1 << 30
 _ROM_ENABLE = 1
+_NOT_SAID = 0xFFFF_FFFF
+"""Vendor and device of a virtual function are its physical one's to say."""
 _ROOT_PORT = 4
 """Device/Port Type."""
 
@@ -111,6 +113,17 @@ class ExtendedRegisters(Protocol):
         """Store a double word; what it does to a lock."""
 
 
+class Place(Protocol):
+    """What a virtual function has from its physical one (``tio.pci.sr_iov``)."""
+
+    @property
+    def memory_enabled(self) -> bool:
+        """Whether its memory answers."""
+
+    def bar_address(self, index: int) -> int:
+        """Where a BAR begins."""
+
+
 @dataclass(slots=True)
 class _Extended:
     at: int
@@ -122,7 +135,8 @@ class ConfigurationSpace:
     """``bars`` are sizes in bytes by BAR index, each of two slots (0, 2 and 4).
 
     ``changed`` hears of every write that a lock does not survive, after it was done. ``root_port`` is the number of the
-    port that this is; its header is of the type that has functions, for what a bridge's own says is fixed here.
+    port that this is; its header is of the type that functions have, for what a bridge's own says is fixed here.
+    ``place`` makes it a virtual function's, whose BARs and memory enable are not its own (9.3.4).
     """
 
     def __init__(
@@ -134,6 +148,7 @@ class ConfigurationSpace:
         msix: MsixPlace | None = None,
         extended: Sequence[ExtendedRegisters] = (),
         root_port: int | None = None,
+        place: Place | None = None,
     ) -> None:
         for index, size in bars.items():
             if index not in range(0, _BAR_SLOTS, 2) or size < _LEAST_BAR_BYTES or size & size - 1:
@@ -145,6 +160,7 @@ class ConfigurationSpace:
         self.msix = msix
         self.bus: int | None = None
         """As captured from the last write (2.2.6.2)."""
+        self._place = place
         self._octets = bytearray(FIRST_EXTENDED)
         self._writable = bytearray(FIRST_EXTENDED)
         self._initial = b""
@@ -193,8 +209,9 @@ class ConfigurationSpace:
 
     @property
     def command(self) -> Command:
-        """COMMAND."""
-        return Command(self.read(Register.COMMAND, 2))
+        """COMMAND; of a virtual function with the memory enable of its physical one."""
+        found = Command(self.read(Register.COMMAND, 2))
+        return found | Command.MEMORY_SPACE if self._place is not None and self._place.memory_enabled else found
 
     @property
     def control(self) -> int:
@@ -213,6 +230,8 @@ class ConfigurationSpace:
 
     def bar_address(self, index: int) -> int:
         """Where a BAR begins; 0 before anybody programmed it."""
+        if self._place is not None:
+            return self._place.bar_address(index)
         low = _BARS_AT + 4 * index
         return int.from_bytes(self._octets[low : low + 8], "little") & ~(self.bars[index] - 1)
 
@@ -238,13 +257,14 @@ class ConfigurationSpace:
             (Register.LINK_CAPABILITIES + 3, root_port or 0, 1),
         ):
             self._put(register, value, width)
-        settable = Command.MEMORY_SPACE | Command.BUS_MASTER | Command.INTERRUPT_DISABLE
-        writable: list[tuple[int, int, int]] = [
-            (Register.COMMAND, settable, 2),
-            (Register.EXPANSION_ROM, _ROM_ENABLE, 4),
-            (Register.DEVICE_CONTROL, 0xFFFF, 2),
-        ]
-        for index, size in self.bars.items():
+        own = Command.MEMORY_SPACE | Command.BUS_MASTER | Command.INTERRUPT_DISABLE
+        writable: list[tuple[int, int, int]] = [(Register.DEVICE_CONTROL, 0xFFFF, 2)]
+        if self._place is None:
+            writable += [(Register.COMMAND, own, 2), (Register.EXPANSION_ROM, _ROM_ENABLE, 4)]
+        else:
+            writable.append((Register.COMMAND, Command.BUS_MASTER, 2))
+            self._put(Register.VENDOR_ID, _NOT_SAID, 4)
+        for index, size in self.bars.items() if self._place is None else ():
             self._put(_BARS_AT + 4 * index, _FLAG_MEMORY_64, 4)
             writable.append((_BARS_AT + 4 * index, -size & (1 << 64) - 1, 8))
         if self.msix is not None:

@@ -113,19 +113,21 @@ class DoeMailbox:
         return None
 
     def reset(self) -> None:
-        """Conventional reset."""
-        self._written.clear()
-        self._waiting.clear()
-        self._enabled, self._status = MailboxControl(0), MailboxStatus(0)
+        """Conventional reset: nothing is under way."""
+        self._abort()
+        self._enabled = MailboxControl(0)
 
     def _control(self, value: MailboxControl) -> None:
         self._enabled = value & MailboxControl.INTERRUPT_ENABLE
         if value & MailboxControl.ABORT:
-            self._written.clear()
-            self._waiting.clear()
-            self._status = MailboxStatus(0)
+            self._abort()
         elif value & MailboxControl.GO and not self._status & MailboxStatus.ERROR:
             self._go()
+
+    def _abort(self) -> None:
+        self._written.clear()
+        self._waiting.clear()
+        self._status = MailboxStatus(0)
 
     def _go(self) -> None:
         data = b"".join(self._written)

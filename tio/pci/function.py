@@ -7,7 +7,7 @@ specification, 2.3.1, 7.5.1.2 and 11.4.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -70,9 +70,13 @@ class PciFunction:
         self.msix = MsixTable(0 if space.msix is None else space.msix.vectors)
         self.interrupts: DmaPort | None = None
         """On which its interrupts go."""
+        self.reset_heard: Callable[[], None] = _nothing
+        """A function-level reset was done."""
+        self.beside: Callable[[], str | None] = _nothing_wrong
+        """Why what lies beside the function cannot be locked."""
         self.refused = 0
         """Requests that were not admitted."""
-        self._device = device
+        self.device = device
         self._regions = tuple(sorted(regions, key=lambda one: (one.bar, one.offset)))
         self._specific = specific
         for one in self._regions:
@@ -106,7 +110,7 @@ class PciFunction:
                 return self.msix.load(offset - place.table_offset, width)
             if region.attributes & RangeAttributes.MSIX_PBA and offset >= place.pba_offset:
                 return self.msix.pending_bits(offset - place.pba_offset, width)
-        return self._device.load(region.bar, offset, width)
+        return self.device.load(region.bar, offset, width)
 
     def store(self, address: int, value: int, width: int, *, tee: bool = False, stream_id: int | None = None) -> bool:
         """A store to memory; whether anything took it."""
@@ -123,7 +127,7 @@ class PciFunction:
             return True
         if region.attributes & RangeAttributes.MSIX_PBA:
             return False  # read-only
-        self._device.store(region.bar, offset, value, width)
+        self.device.store(region.bar, offset, value, width)
         return True
 
     def interrupt(self, vector: int, port: DmaPort | None = None) -> bool:
@@ -152,7 +156,7 @@ class PciFunction:
             return "two BARs overlap"
         if flags & LockFlags.LOCK_MSIX and space.msix is None:
             return "there is no MSI-X table to lock"
-        return None
+        return self.beside()
 
     def report(self) -> InterfaceReport:
         """What the function is now."""
@@ -164,7 +168,7 @@ class PciFunction:
 
     def scrub(self) -> None:
         """Forget what trusted work left."""
-        self._device.scrub()
+        self.device.scrub()
 
     # Within.
 
@@ -213,6 +217,19 @@ class PciFunction:
         for vector in sorted(self.msix.pending):
             self.interrupt(vector)
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """What a reset of any kind does to what lies behind the registers."""
         self.msix.reset()
-        self._device.reset()
+        self.device.reset()
+
+    def _reset(self) -> None:
+        self.reset()
+        self.reset_heard()
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def _nothing_wrong() -> str | None:
+    return None

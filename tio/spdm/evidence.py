@@ -14,6 +14,11 @@ _HEAD, _SLOT = 4, 1
 _COUNT, _RECORD_LENGTH, _RECORD = 4, slice(5, 8), 8
 
 
+def nonce_of(evidence: bytes) -> bytes:
+    """The nonce of the request, which whoever wanted the evidence chose."""
+    return evidence[_HEAD : _HEAD + NONCE_BYTES]
+
+
 def measured_blocks(evidence: bytes) -> tuple[MeasurementBlock, ...]:
     """The blocks that a device told of in answer to a signed request. Raises MalformedMessage."""
     if len(evidence) < _HEAD or evidence[1] != Request.GET_MEASUREMENTS:

@@ -34,6 +34,7 @@ from node.operations import Read, Shutdown, Sleep, Write
 from node.program import Block, Demand, Placement, ProgramSpec, Registers
 from node.swiotlb import BounceArea, BounceFault, Steps
 from psp.system_bus import PAGE_BYTES
+from psp.tsm.tio_buffers import NONCE_BYTES
 from tio.device_identity import CardKind
 from tio.gpu import MEMORY_BAR, GpuCommand, GpuOpcode
 from tio.tdisp import LockFlags
@@ -198,6 +199,10 @@ class Depositor:
             raise TdiRefused("nobody to ask")
         return GuestTdi.of(GuestMessages(place.messages, place.shared_gpa, place.shared_gpa + PAGE_BYTES), DEVICE)
 
+    def _fresh(self, number: int) -> bytes:
+        """What it wants its device to be measured with."""
+        return self._content(f"fresh {number}")[:NONCE_BYTES]
+
     def _private(self, page: int) -> int:
         return self.placement.base_gpa + page * PAGE_BYTES
 
@@ -225,7 +230,7 @@ class Depositor:
         if not self.placement.devices:
             return REST
         if self.trusts:
-            report = (yield from self._tdi().attach(self._policy)).pack()
+            report = (yield from self._tdi().attach(self._policy, self._fresh(registers.r13))).pack()
             kept = len(report).to_bytes(_LENGTH_BYTES, "little") + report
             yield from _done(Write(self._private(_REPORT), kept))
         size = yield from self._gpu.start()
@@ -241,7 +246,7 @@ class Depositor:
         if registers.r12:
             yield from self._take(number - 1)
         if self.ways.rechecks and self.trusts:
-            yield from self._tdi().judged(self._policy)
+            yield from self._tdi().judged(self._policy, self._fresh(number))
         yield from self._bring(number)
         registers.r12, registers.r13 = registers.r12 + 1, number + 1
         if registers.r12 == self.ways.detaches:

@@ -19,6 +19,8 @@ from device_bench import (
     beside,
     bound,
     connected,
+    draws,
+    new_bench,
     running,
     with_guest,
 )
@@ -31,7 +33,10 @@ from psp.commands import SnpCommand
 from psp.guest_context import SnpGuestState
 from psp.status import Status
 from psp.tsm.trusted_io import TdiBinding
+from tio.card import Card
+from tio.device_identity import CardKind
 from tio.ide import StreamState, memory_write
+from tio.loose_device import LooseDevice
 from tio.tdisp import TdiState
 
 C = SnpCommand
@@ -87,13 +92,49 @@ def test_every_traffic_class_has_a_stream_with_keys_of_its_own() -> None:
     snp_guest(one.machine, SnpGuestState.RUNNING)
     assert other.create_tdi() == Status.SUCCESS
     assert other.bind(tdi=other.at(TDI_CONTEXT)) == Status.SUCCESS
-    binding = TdiBinding(2, GUEST_DEVICE_ID, frozenset({1, 9}))
+    binding = TdiBinding(2, GUEST_DEVICE_ID, frozenset({1, 9}), other.port)
     assert one.trusted_io.bindings[other.requester] == binding
     lock = other.card.tdi.lock
     assert lock is not None
     assert lock.request.stream_id == 1
     assert other.run(C.TIO_DEV_DISCONNECT, other.order(tsm.DeviceOrder, flags=tsm.FORCE)) == Status.SUCCESS
     assert not any(root.port.streams[one].has_any_key() for one in (1, 9))
+
+
+def fake_beside(bench: Bench) -> Bench:
+    """What the host makes up: a card of its own making, said to be behind the same root port."""
+    card = Card(CardKind.GPU, LooseDevice(), draws("the host's"), serial="1", requester_id=RID + 8, programmed=True)
+    fake = Bench(bench.machine, card, bench.trusted_io, requester=RID + 8, shift=0x8_0000)
+    assert fake.create() == Status.SUCCESS
+    return fake
+
+
+@pytest.mark.parametrize("state", ["connected", "being connected"])
+def test_a_made_up_device_does_not_get_keys_for_the_stream_of_another(state: str) -> None:
+    """Its maker would know with which keys packets pass that count as the other device's."""
+    bench = new_bench()
+    bench.create()
+    if state == "connected":
+        assert bench.connect() == Status.SUCCESS
+    else:
+        bench.lay_buffers()
+        order = bench.order(tsm.DeviceConnect, tc_mask=1, stream_ids=b"\1" + bytes(7))
+        assert bench.give(C.TIO_DEV_CONNECT, order) == Status.SPDM_REQUEST
+    fake = fake_beside(bench)
+    keys = list(bench.trusted_io.ports[0, PORT].keys)
+    assert fake.connect() == Status.IN_USE
+    assert bench.trusted_io.ports[0, PORT].keys == keys
+    # A stream of its own it gets, and this one once it is nobody's.
+    assert bench.run(C.TIO_DEV_DISCONNECT, bench.order(tsm.DeviceOrder, flags=tsm.FORCE)) == Status.SUCCESS
+    assert fake.connect() == Status.SUCCESS
+    assert bench.connect() == Status.IN_USE
+
+
+def test_a_connection_that_failed_leaves_its_streams_to_others() -> None:
+    bench = new_bench()
+    bench.create()
+    assert bench.connect(lambda at, answer: answer[:-9] + bytes(9) if at == 9 else answer) != Status.SUCCESS
+    assert fake_beside(bench).connect() == Status.SUCCESS
 
 
 def test_a_guest_knows_each_of_its_devices_by_another_number() -> None:

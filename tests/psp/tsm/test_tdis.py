@@ -9,6 +9,7 @@ from device_bench import (
     CONTEXT,
     GUEST_DEVICE_ID,
     MMIO,
+    PORT,
     RID,
     STATUS,
     STREAM,
@@ -43,7 +44,7 @@ def tdi_state(bench: Bench) -> int:
 def test_bind_locks_a_tdi_for_a_guest_and_ties_it_to_its_asid() -> None:
     bench = bound()
     assert bench.card.tdi.state is TdiState.CONFIG_LOCKED
-    assert bench.trusted_io.bindings == {RID: TdiBinding(ASID, GUEST_DEVICE_ID, frozenset({STREAM}))}
+    assert bench.trusted_io.bindings == {RID: TdiBinding(ASID, GUEST_DEVICE_ID, frozenset({STREAM}), PORT)}
     assert not bench.trusted_io.running
     info = bench.tdi_info()
     assert (info.flags >> 2 & 3, info.asid, info.interface_id[:2]) == (1, ASID, RID.to_bytes(2, "little"))

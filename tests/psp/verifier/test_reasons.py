@@ -42,6 +42,7 @@ def changed_report(at, value):
 
 
 BROKEN_SPKI = forger.spki(forger.EC_KEY)[:-1] + bytes([forger.spki(forger.EC_KEY)[-1] ^ 1])
+EVEN_RSA = forger.spki(forger.rsa_key("root"))[:-6] + b"\x00" + forger.spki(forger.rsa_key("root"))[-5:]
 SMALL_RSA = forger.spki(forger.rsa_key("root"))[:-1] + b"\x03"  # exponent 65539
 VLEK_CHAIN = {"ask": forger.ASVK, "leaf": forger.VLEK, "key_info": 1 << 2, "chip_id": bytes(64)}
 
@@ -79,7 +80,9 @@ def ways():
         Reason.UNKNOWN_PRODUCT: [
             (evidence(ark=replace(ARK, subject=name(text))),) for text in ("ARK-Venice", "Milan", "SEV-Milan", "")
         ],
-        Reason.ARK_KEY: [(evidence(ark=replace(ARK, key=key)),) for key in (SMALL_RSA, forger.spki(forger.EC_KEY))],
+        Reason.ARK_KEY: [
+            (evidence(ark=replace(ARK, key=key)),) for key in (SMALL_RSA, EVEN_RSA, forger.spki(forger.EC_KEY))
+        ],
         Reason.ROOT_UNKNOWN: [(evidence(ark=replace(ARK, key="issuer", signer="issuer")),)],
         Reason.ARK_NAMES: [
             (evidence(ark=replace(ARK, subject=name("ARK-Milan", a6="DE"), issuer=name("ARK-Milan", a6="DE"))),),
@@ -87,7 +90,13 @@ def ways():
         ],
         Reason.ARK_PROFILE: [
             (evidence(ark=without(ARK, "2.5.29.19")),),
-            (evidence(ark=with_extension(ARK, "2.5.29.15", bytes.fromhex("03020104"), critical=True)),),
+            # Two usages in place of one; not critical; eight bits unused; a byte more.
+            *(
+                (evidence(ark=with_extension(ARK, "2.5.29.15", bytes.fromhex(value), critical=critical)),)
+                for value, critical in (
+                    ("03020104", True), ("03020106", False), ("03020806", True), ("0302010600", True),
+                )
+            ),
             (evidence(ark=with_extension(ARK, "2.5.29.31", forger.location("https://a/", "https://b/"))),),
             (evidence(ark=with_extension(ARK, "2.5.29.17", b"\x30\x00")),),
         ],

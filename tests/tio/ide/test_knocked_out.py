@@ -85,3 +85,16 @@ def test_runs_go_packet_by_packet_and_arrive(missing: str) -> None:
     assert receive_writes(other, run) is None
     came = arrive(other, list(run.packets()))
     assert b"".join(packet.payload for packet in came) == data
+
+
+def test_without_the_cipher_everything_is_read_altered_lost_and_repeated() -> None:
+    one, other = ends(2, checks=StreamChecks(ciphers=False))
+    wire = one.send([*WRITES[:4], READ])
+    assert [packet.payload for packet in wire] == [packet.payload for packet in [*WRITES[:4], READ]]
+    came = arrive(other, [altered(wire[0]), wire[1], wire[4], wire[2], wire[3], wire[2], wire[3]])
+    assert came[0].payload == bytes([0x80]) + WRITES[0].payload[1:]
+    assert came[1:] == [WRITES[1], READ, *WRITES[2:4], *WRITES[2:4]]
+    assert other.state is StreamState.SECURE
+    run = send_writes(one, 0x100, 0x1000, WRITES[5].payload * 8)
+    assert run.records[0][:64] == WRITES[5].payload
+    assert b"".join(packet.payload for packet in arrive(other, list(run.packets()))) == WRITES[5].payload * 8

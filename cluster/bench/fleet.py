@@ -1,0 +1,107 @@
+"""``sevfleet bench fleet``: 1,000 hosts with 20,000 machines of all kinds for an hour, and 1,000 migrations.
+
+Machines compute in phases of about a minute, every mechanism is on. Beside it: what a machine's
+hour costs in a fleet of 10,000 against one of 1,000, and two workers against one.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.bench.resident_memory import resident_bytes
+from cluster.bench.scale import seconds
+from cluster.errors import ToolError
+from cluster.figure import Figure
+from cluster.results import Results
+from cluster.scenario import Scenario
+from cluster.session import Session
+from node.laboratory_firmware import build_image
+from psp.system_bus import PAGE_BYTES
+
+HOSTS, VMS_PER_HOST, MIGRATIONS = 1_000, 20, 1_000
+SMALL_HOSTS, LARGE_HOSTS = 50, 500
+"""Of the fleets whose machines' hours are compared."""
+MOST_S, MOST_GIB = 75.0, 5.0
+MOST_GROWTH, LEAST_GAIN = 1.3, 1.5
+_SHAPES = (
+    ("PLAIN", 1, "1 GiB", "random-access"), ("PLAIN", 4, "4 GiB", "stream"), ("SEV", 1, "1 GiB", "key-value-store"),
+    ("SEV_ES", 2, "2 GiB", "compile-job"), ("SEV_SNP", 2, "2 GiB", "key-value-store"),
+    ("SEV_SNP", 1, "1 GiB", "random-access"),
+)  # fmt: skip
+"""Generation, vCPUs, memory and workload of a host's machines in turn."""
+_COUNTS = (6, 2, 4, 2, 3, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One run."""
+
+    took_s: float
+    events: float
+    round_trips: float
+    memory_bytes: float
+    moved: int
+    digest: str
+
+
+def run() -> Iterator[Figure]:
+    """The large fleet, then what its size and a second worker do."""
+    large = measured(HOSTS, MIGRATIONS, 2)
+    what = f"fleet: {HOSTS:,} hosts, {HOSTS * VMS_PER_HOST:,} machines, {MIGRATIONS:,} migrations, an hour"
+    yield Figure(what, large.took_s, "s", MOST_S, "the most it should take")
+    yield Figure("fleet: memory of all processes", large.memory_bytes / (1 << 30), "GiB", MOST_GIB, "the most")
+    yield Figure("fleet: events", large.events / large.took_s, "1/s")
+    yield Figure("fleet: round trips", large.round_trips, "round trips")
+    yield Figure("fleet: migrations completed", large.moved, "migrations", MIGRATIONS, "those that were asked for")
+    small, more = measured(SMALL_HOSTS, SMALL_HOSTS, 1), measured(LARGE_HOSTS, LARGE_HOSTS, 1)
+    each = [one.took_s / (hosts * VMS_PER_HOST) for one, hosts in ((small, SMALL_HOSTS), (more, LARGE_HOSTS))]
+    yield Figure("fleet: an hour of one machine among 1,000", each[0] * 1e3, "ms")
+    yield Figure("fleet: among 10,000, against that", each[1] / each[0], "times", MOST_GROWTH, "the most")
+    two = measured(LARGE_HOSTS, LARGE_HOSTS, 2)
+    if two.digest != more.digest:
+        raise ToolError(f"bench fleet: expected one digest with any number of workers, got {two.digest}, {more.digest}")
+    yield Figure("fleet: two workers against one", more.took_s / two.took_s, "times as fast", LEAST_GAIN, "the target")
+
+
+def measured(hosts: int, migrations: int, workers: int) -> Measured:
+    """One run on a Ray of its own, start of that not counted."""
+    with tempfile.TemporaryDirectory() as folder:
+        firmware = Path(folder) / "laboratory.fd"
+        firmware.write_bytes(build_image(PAGE_BYTES))
+        with Session("packed", workers) as session:
+            results = session.run(fleet(hosts, migrations, firmware), None, None, None)
+    moved = sum(row["outcome"] == "completed" for row in results.migrations.to_pylist())
+    return Measured(
+        seconds(results, "wall_s") - seconds(results, "ray_start_s"), seconds(results, "events"),
+        seconds(results, "round_trips"), resident_bytes() + _workers_bytes(results), moved, results.digest,
+    )  # fmt: skip
+
+
+def _workers_bytes(results: Results) -> float:
+    found = results.run.get("worker_memory_bytes", {})
+    return float(sum(found.values())) if isinstance(found, dict) else 0.0
+
+
+def fleet(hosts: int, migrations: int, firmware: Path) -> Scenario:
+    """Hosts with the same twenty machines each; of the first ``migrations`` hosts one machine moves."""
+    names = [f"{number:0{len(str(hosts))}d}" for number in range(1, hosts + 1)]
+    return Scenario.parse({
+        "schema": 1,
+        "name": "bench-fleet",
+        "duration": "1 h",
+        "hosts": [{"name": "host", "product": "Milan", "count": hosts, "memory": "128 GiB"}],
+        "vms": [
+            {"name": f"vm-{name}-{number}", "host": f"host-{name}", "count": count, "generation": generation,
+             "vcpus": vcpus, "memory": memory, "workload": workload, "start": "running", "firmware": str(firmware)}
+            for name in names
+            for number, ((generation, vcpus, memory, workload), count) in enumerate(zip(_SHAPES, _COUNTS, strict=True))
+        ],
+        "fabric": {"topology": "star", "link": "10 Gb/s"},
+        "migrations": [
+            {"vm": f"vm-{name}-0-1", "at": "1 min", "at_spread": "50 min", "placement": "random"}
+            for name in names[:migrations]
+        ],
+    })  # fmt: skip

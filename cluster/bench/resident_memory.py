@@ -1,0 +1,11 @@
+"""How much memory this process has in use, as its kernel says."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+
+def resident_bytes() -> int:
+    """Resident set of this process."""
+    return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * resource.getpagesize()

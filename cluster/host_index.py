@@ -1,0 +1,91 @@
+"""Finds the first host with room without asking all before it: a tree of the most that any host below has left.
+
+Each node holds the most free memory, the most free vCPUs and the most free ASIDs of each
+kind among the hosts below it, and the generations that any of them runs. What a node
+does not have, no host below it has; so whole ranges are passed over, and a host that changes is
+told to the nodes above it: both take time with the logarithm of the hosts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from node.asid_pool import ASID_KINDS
+from node.generation import Generation
+from node.guest import GuestSpec
+
+if TYPE_CHECKING:
+    from cluster.placement import HostAccount
+
+_BITS = {generation: 1 << number for number, generation in enumerate(Generation)}
+_NONE = -1.0
+
+
+class HostIndex:
+    """The accounts of hosts in their order. ``changed`` must be told of each that changes."""
+
+    def __init__(self, accounts: Sequence[HostAccount], firmware_bytes: int) -> None:
+        self._accounts = accounts
+        self._firmware_bytes = firmware_bytes
+        self._size = size = 1 << max(0, len(accounts) - 1).bit_length()
+        self._bytes = [_NONE] * (2 * size)
+        self._vcpus = [_NONE] * (2 * size)
+        self._masks = [0] * (2 * size)
+        kinds = sorted({kind for account in accounts for kind in account.free_asids}, key=lambda one: one.name)
+        self._asids = {kind: [_NONE] * (2 * size) for kind in kinds}
+        for number, account in enumerate(accounts):
+            self._put(size + number, account)
+        for node in range(size - 1, 0, -1):
+            self._gather(node)
+
+    def _put(self, leaf: int, account: HostAccount) -> None:
+        self._bytes[leaf], self._vcpus[leaf] = account.free_bytes, account.free_vcpus
+        self._masks[leaf] = sum([_BITS[one] for one in account.generations])
+        for kind, free in self._asids.items():
+            # A host without such a pool gives as many as are wanted.
+            free[leaf] = float(account.free_asids.get(kind, 1 << 62))
+
+    def _gather(self, node: int) -> bool:
+        """Take a node's figures from both below it; whether any of them changed."""
+        changed = False
+        for figures in (self._bytes, self._vcpus, *self._asids.values()):
+            most = max(figures[2 * node], figures[2 * node + 1])
+            changed = changed or figures[node] != most
+            figures[node] = most
+        mask = self._masks[2 * node] | self._masks[2 * node + 1]
+        changed = changed or self._masks[node] != mask
+        self._masks[node] = mask
+        return changed
+
+    def changed(self, number: int) -> None:
+        """The host with this number has more left now, or less."""
+        node = self._size + number
+        self._put(node, self._accounts[number])
+        while node > 1:
+            node //= 2
+            if not self._gather(node):
+                return
+
+    def first(self, guest: GuestSpec, begin: int, end: int, excluded: frozenset[str]) -> int | None:
+        """The first host from ``begin`` to before ``end`` that takes a VM and is not excluded; None for none."""
+        size, accounts = self._size, self._accounts
+        need_bytes, need_vcpus = guest.memory_bytes + self._firmware_bytes, guest.vcpus
+        bit, asids = _BITS[guest.generation], self._asids.get(ASID_KINDS.get(guest.generation, guest.generation))
+        free_bytes, free_vcpus, masks = self._bytes, self._vcpus, self._masks
+        waiting = [(1, 0, size)]
+        while waiting:
+            node, low, high = waiting.pop()
+            if low >= end or high <= begin or free_bytes[node] < need_bytes or free_vcpus[node] < need_vcpus:
+                continue
+            if not masks[node] & bit or (asids is not None and asids[node] <= 0):
+                continue
+            if node >= size:
+                account = accounts[low]
+                if account.name not in excluded and account.takes(guest):
+                    return low
+                continue
+            middle = (low + high) // 2
+            waiting.append((2 * node + 1, middle, high))
+            waiting.append((2 * node, low, middle))
+        return None

@@ -1,0 +1,55 @@
+"""Machines with devices of their own in a fleet: placed by free cards, and the same however the run is laid out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cluster import Scenario, run
+from cluster.scenario import ScenarioError
+
+CARDS = [{"kind": "nvme", "memory": "1 MiB"}, {"kind": "nic"}]
+
+
+def scenario(*vms: dict[str, Any], hosts: int = 2, duration: str = "400 ms", product: str = "Turin") -> Scenario:
+    common = {"memory": "128 MiB", "workload": "device-work", "start": "running"}
+    return Scenario.parse({
+        "schema": 1, "name": "devices", "duration": duration,
+        "hosts": [{"name": "host", "product": product, "count": hosts, "memory": "2 GiB", "cards": CARDS}],
+        "vms": [common | vm for vm in vms],
+    })  # fmt: skip
+
+
+def test_a_machine_goes_where_a_card_is_free_and_talks_from_there() -> None:
+    pair = [
+        {"name": one, "generation": "SEV_TIO", "devices": ["nvme", "nic"], "parameters": {"peer": other}}
+        for one, other in (("a", "b"), ("b", "a"))
+    ]
+    results = run(scenario(*pair), layout="inline")
+    vms = {row["vm"]: row for row in results.tables["vms"].to_pylist()}
+    assert {vms["a"]["host"], vms["b"]["host"]} == {"host-1", "host-2"}
+    assert all(row["units_of_work"] >= 3 for row in vms.values())
+    networks = results.tables["networks"].to_pylist()
+    assert all(row["frames_received"] >= 2 for row in networks)
+
+
+def test_machines_that_must_run_need_cards_for_all_of_them() -> None:
+    one = {"generation": "SEV_TIO", "devices": ["nvme"]}
+    with pytest.raises(ScenarioError, match="a host with room at time zero"):
+        run(scenario({"name": "vm", "count": 3} | one), layout="inline")
+
+
+def test_a_machine_with_devices_does_not_migrate() -> None:
+    moving = scenario({"name": "vm", "generation": "PLAIN", "devices": ["nvme"]}, duration="5 s")
+    ordered = moving.model_dump(mode="json", by_alias=True, exclude_none=True)
+    ordered["migrations"] = [{"vm": "vm", "to": "host-2", "at": "100 ms"}]
+    (row,) = run(Scenario.parse(ordered), layout="inline").migrations.to_pylist()
+    assert (row["outcome"], row["reason"]) == ("refused", "DEVICE_ASSIGNED")
+
+
+def test_plain_cards_serve_machines_on_parts_without_trusted_io() -> None:
+    one = {"name": "vm", "generation": "SEV_ES", "devices": ["nvme"]}
+    results = run(scenario(one, product="Milan"), layout="inline")
+    (row,) = results.tables["vms"].to_pylist()
+    assert row["units_of_work"] >= 3

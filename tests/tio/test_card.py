@@ -1,0 +1,154 @@
+"""What happens to a card as a whole: resets, other firmware, debug mode, and faults that somebody injects."""
+
+from __future__ import annotations
+
+import pytest
+from slot import BARS, CARD, DATA, SESSION, STREAM, Slot, draw, running
+
+from tio.card import Card, CardFault
+from tio.card_functions import TdiSettings
+from tio.device_identity import CardKind, Firmware
+from tio.dma_port import DmaFault
+from tio.gpu import Gpu
+from tio.ide import Failure, StreamState
+from tio.loose_device import LooseDevice
+from tio.pci import DeviceControl, Register
+from tio.spdm import PCI_DOE, Requester, RequesterSettings, SpdmFault, TrustAnchors
+from tio.steps import carry
+from tio.tdisp import LockFlags, Tampering, TdiState
+
+ONES = 0xFFFF_FFFF
+MEMORY_AT = BARS[2]
+
+
+def test_a_conventional_reset_leaves_nothing_of_keys_locks_and_registers() -> None:
+    slot = running()
+    slot.gpu.memory[:4] = 7
+    stream = slot.card.port.streams[STREAM]
+    slot.root.reset()
+    assert slot.card.tdi.state is TdiState.CONFIG_UNLOCKED
+    assert (stream.state, stream.failure, stream.has_any_key()) == (StreamState.INSECURE, Failure.RESET, False)
+    assert not slot.gpu.memory.any()
+    assert slot.card.space.bar_address(0) == 0
+    assert slot.root.load(MEMORY_AT, 4, tee=False) == slot.root.load(MEMORY_AT, 4, tee=True) == ONES
+    assert slot.root.configuration_read(CARD, Register.VENDOR_ID, 2) == 0x1AF4
+
+
+def test_a_session_through_the_mailbox_does_not_outlive_a_conventional_reset() -> None:
+    slot = Slot()
+    one = Requester(RequesterSettings(anchors=TrustAnchors((slot.card.identity.root,))), PCI_DOE, draw)
+
+    def do(steps):
+        return carry(steps, slot.through_the_mailbox)
+
+    do(one.connect())
+    do(one.digests())
+    do(one.certificates())
+    session = do(one.open_session())
+    do(one.heartbeat(session))
+    slot.root.reset()
+    with pytest.raises(SpdmFault):
+        do(one.heartbeat(session))
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_function_level_reset_ends_session_and_stream_only_where_the_card_is_such(ends: bool) -> None:
+    card = Card(CardKind.NVME, LooseDevice(), draw, requester_id=CARD, reset_ends_session=ends)
+    slot = running(card)
+    slot.root.configuration_write(CARD, Register.DEVICE_CONTROL, DeviceControl.FUNCTION_LEVEL_RESET, 2)
+    assert card.tdi.state is TdiState.ERROR
+    assert (card.port.streams[STREAM].state is StreamState.INSECURE) is ends
+
+
+@pytest.mark.parametrize(
+    ("firmware", "flags", "why"),
+    [
+        (Firmware("1.1", 2), LockFlags.NO_FW_UPDATE, Tampering.FIRMWARE_UPDATE),
+        (Firmware("1.1", 2), LockFlags(0), None),
+        (Firmware("0.9", 0), LockFlags(0), Tampering.SVN_ROLLBACK),
+    ],
+)
+def test_other_firmware_breaks_a_lock_that_forbids_it_and_older_firmware_every_one(
+    firmware: Firmware, flags: LockFlags, why: Tampering | None
+) -> None:
+    slot = running(flags=flags)
+    slot.card.update_firmware(firmware)
+    assert slot.card.tdi.state is (TdiState.RUN if why is None else TdiState.ERROR)
+    assert slot.card.tdi.why is why
+
+
+def test_debug_mode_breaks_every_lock_and_is_measured() -> None:
+    slot = running(flags=LockFlags(0))
+
+    def mode() -> bytes:
+        one = Requester(RequesterSettings(anchors=TrustAnchors((slot.card.identity.root,))), PCI_DOE, draw)
+        responder = slot.card.responder(PCI_DOE)
+
+        def do(steps):
+            return carry(steps, responder.answer)
+
+        do(one.connect())
+        do(one.digests())
+        do(one.certificates())
+        return next(block.value for block in do(one.measurements(slot=0)) if block.index == 0xFE)
+
+    before = mode()
+    slot.card.enable_debug()
+    assert (slot.card.tdi.state, slot.card.tdi.why) == (TdiState.ERROR, Tampering.DEBUG_MODE)
+    # DMTF's device mode: operational modes, and what of debugging can be and is active.
+    assert before == bytes.fromhex("04000000 04000000 00000000 00000000")
+    assert mode() == bytes.fromhex("04000000 04000000 02000000 02000000")
+    slot.card.reset()
+    assert mode() == before
+
+
+@pytest.mark.parametrize("scrubs", [True, False])
+@pytest.mark.parametrize("how", ["stop", "error"])
+def test_what_trusted_work_left_is_cleared_by_a_card_that_scrubs(scrubs: bool, how: str) -> None:
+    """Row 84 of the matrix, ``tdi_scrub``."""
+    gpu = Gpu(None, 1 << 16)  # type: ignore[arg-type]  # which never asks for memory here
+    card = Card(
+        CardKind.GPU, gpu, draw, memory_bytes=1 << 16, requester_id=CARD, tdi=TdiSettings(scrubs=scrubs)
+    )
+    slot = running(card)
+    slot.root.store(MEMORY_AT, 0x5EC5E7, 4, tee=True)
+    if how == "stop":
+        slot.stop()
+    else:
+        card.dsm.end_session(SESSION)
+        assert slot.root.load(MEMORY_AT, 4, tee=False) == ONES
+        slot.stop()
+    assert slot.root.load(MEMORY_AT, 4, tee=False) == (0 if scrubs else 0x5EC5E7)
+
+
+def test_a_silent_card_is_a_timeout_and_comes_back() -> None:
+    slot = running()
+    slot.card.inject(CardFault.SILENT)
+    assert slot.root.load(MEMORY_AT, 4, tee=True) == ONES
+    slot.card.heal()
+    # What it did not take is missing in the order of its stream.
+    assert slot.root.load(MEMORY_AT, 4, tee=True) == ONES
+    assert slot.card.tdi.state is TdiState.ERROR
+
+
+def test_what_is_marked_as_wrong_reaches_no_memory() -> None:
+    slot = running()
+    slot.card.inject(CardFault.POISONED)
+    slot.dma.write(DATA, b"wrong" * 200)
+    assert slot.memory.octets[DATA : DATA + 1000] == bytes(1000)
+    slot.card.heal()
+    slot.dma.write(DATA, b"right")
+    assert slot.memory.octets[DATA : DATA + 5] == b"right"
+
+
+def test_an_error_inside_takes_the_interface_with_it() -> None:
+    slot = running()
+    slot.card.inject(CardFault.INTERNAL)
+    assert (slot.card.tdi.state, slot.card.tdi.why) == (TdiState.ERROR, Tampering.INTERNAL)
+    with pytest.raises(DmaFault):
+        slot.dma.read(DATA, 4)
+
+
+def test_a_card_is_made_without_certificates_until_somebody_asks() -> None:
+    slot = Slot()
+    assert "identity" not in vars(slot.card)
