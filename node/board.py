@@ -159,6 +159,8 @@ class Board:
                 numbers=Protection.IDE_PACKET_NUMBER not in platform.disabled,
                 ciphers=Protection.IDE not in platform.disabled,
             ),
+            reorder_check=platform.ide_reorder_check,
+            tag_fence=platform.ide_tag_fence,
         )
         self.root_complex: RootComplex | None = None
         """What leads to slots with cards; None on a board without any."""

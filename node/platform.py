@@ -155,6 +155,11 @@ class Platform:
     That is an option of boot firmware, which AMD asks for with SEV-TIO; here it is always set.
     """
 
+    ide_reorder_check: bool = False
+    """Both ends of links bind what was posted before it into the MAC of every other packet (CVE-2025-9612)."""
+    ide_tag_fence: bool = False
+    """They use no tag again before the late completion of a request that timed out has come (CVE-2025-9613)."""
+
     context_mac: bool = False
     """Whether contexts carry an integrity value. Hypothetical: AMD's have none."""
 

@@ -37,5 +37,7 @@ DEVICE_ROWS: Mapping[str, Row] = {
         (crooked_device.read_what_is_left,), victim="depositor", card=OWN_CARD, ways={"wipes": 0, "detaches": 1}
     ),
     "85": Row((crooked_device.hand_over_old_evidence,), needs=Interface.TDISP, victim="depositor", card=OWN_CARD),
+    "86": Row((link.reorder,), victim="depositor", card=OWN_CARD, ways={"polls": 1}),
+    "87": Row((link.redirect,), victim="depositor", card=OWN_CARD),
 }  # fmt: skip
 """By id of the matrix."""

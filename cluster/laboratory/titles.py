@@ -94,5 +94,7 @@ TITLES: Mapping[str, str] = {
     "83": "keys of a device's stream from a second session",
     "84": "what a device remembers, read by the next tenant",
     "85": "old evidence of a device handed over",
+    "86": "answer overtakes data on the link",
+    "87": "late answer goes to another request",
 }
 """By id of the matrix."""

@@ -65,9 +65,14 @@ _ON_DEVICE, SECRET_ON_DEVICE, WORDS_ON_DEVICE = 0, 0x400, (0x1000, 0x2000)
 _WORDS_AT = 320
 _WORD_BYTES = 8
 _SLOT_BYTES, _NONCE_BYTES = 128, 12
-_REPORT, _BUFFERS, _NOTES, _SIZE = (GPU_BYTES // PAGE_BYTES + at for at in (0, 1, 4, 5))
+_REPORT, _NOTES, _SIZE, _BUFFERS = (GPU_BYTES // PAGE_BYTES + at for at in range(4))
 """Pages of its private range, behind its driver's."""
 _NOTE_BYTES = 256
+_LARGE, _IDLE = 2, 18
+"""Pages in its buffers: of a large one, and of one that nobody uses."""
+LARGE_BYTES = 1 << 16
+_BUFFER_PAGES = 19
+_NO_ANSWER = (1 << 64) - 1
 _LENGTH_BYTES = 4
 REST = Sleep(1_000_000_000)
 
@@ -88,6 +93,8 @@ class DepositorWays:
     """It has the device forget its secret in each round."""
     lock_flags: int = 0
     """What it asks to be locked."""
+    polls: int = 0
+    """It has a lot sent back besides, and believes a register that says so."""
     detaches: int = 0
     """Rounds after which it lets its device go, rests, and takes it again; 0 for never."""
 
@@ -140,20 +147,20 @@ class Depositor:
 
     def device_writes(self) -> tuple[tuple[int, int], ...]:
         """Private memory that its device writes, as (GPA, bytes): the driver's ring and fence, and its buffers."""
-        return (self.placement.base_gpa, 2 * PAGE_BYTES), (self._private(_BUFFERS), 2 * PAGE_BYTES)
+        return (self.placement.base_gpa, 2 * PAGE_BYTES), (self._private(_BUFFERS), _BUFFER_PAGES * PAGE_BYTES)
 
     @property
     def lent(self) -> tuple[int, int]:
         """Shared memory in which it hands things to its device, as (GPA, bytes)."""
-        return self.placement.shared_gpa + TDI_SHARED_BYTES, GPU_SHARED_BYTES + 2 * PAGE_BYTES
+        return self.placement.shared_gpa + TDI_SHARED_BYTES, GPU_SHARED_BYTES + _BUFFER_PAGES * PAGE_BYTES
 
     @property
     def idle(self) -> int:
         """GPA of a page that its device reaches and nobody uses."""
-        return self.buffer(2, bounces=self.bounces)
+        return self.buffer(_IDLE, bounces=self.bounces)
 
     def buffer(self, number: int, *, bounces: bool) -> int:
-        """GPA of a buffer as its device reaches it: the first goes out."""
+        """GPA of a page of its buffers as its device reaches it: the first goes out, the second comes in."""
         if bounces:
             return self.lent[0] + GPU_SHARED_BYTES + number * PAGE_BYTES
         return self._private(_BUFFERS) + number * PAGE_BYTES
@@ -214,9 +221,9 @@ class Depositor:
         return hashlib.shake_128(name.encode()).digest(CONTENT_BYTES)
 
     def _expected(self, number: int) -> tuple[bytes, bytes, bytes]:
-        """What it notes of a round: what was sent back, what was kept, the words."""
+        """What it notes of a round: what was sent back, what was kept, the words twice, what was polled for."""
         deposit = self.deposit(number)
-        return deposit, deposit, b"".join(self.words(number))
+        return deposit, deposit, 2 * b"".join(self.words(number)), deposit
 
     # Blocks.
 
@@ -234,9 +241,8 @@ class Depositor:
             kept = len(report).to_bytes(_LENGTH_BYTES, "little") + report
             yield from _done(Write(self._private(_REPORT), kept))
         size = yield from self._gpu.start()
-        for number in range(2):
-            at = yield from self._area.map_from_device(self._private(_BUFFERS) + number * PAGE_BYTES, PAGE_BYTES)
-            assert at == self.buffer(number, bounces=self.bounces)
+        at = yield from self._area.map_from_device(self._private(_BUFFERS), _BUFFER_PAGES * PAGE_BYTES)
+        assert at == self.buffer(0, bounces=self.bounces)
         yield from _done(Write(self._private(_SIZE), size.to_bytes(8, "little")))
         registers.rip = ROUND_RIP
         return None
@@ -255,8 +261,7 @@ class Depositor:
 
     def _detach(self, registers: Registers) -> Block:
         yield from self._gpu.stop()
-        for number in range(2):
-            yield from self._area.unmap(self.buffer(number, bounces=self.bounces), PAGE_BYTES)
+        yield from self._area.unmap(self.buffer(0, bounces=self.bounces), _BUFFER_PAGES * PAGE_BYTES)
         if self.trusts:
             yield from self._tdi().detach((yield from self._kept_report()))
         registers.r12, registers.rip = 0, ATTACH_RIP
@@ -296,6 +301,8 @@ class Depositor:
         yield from self._copy(GpuOpcode.COPY_IN, _ON_DEVICE, DEPOSIT_AT, _SLOT_BYTES)
         yield from self._keep_words(number)
         yield from self._copy(GpuOpcode.COPY_OUT, _ON_DEVICE, DEPOSIT_AT, _SLOT_BYTES)
+        if self.ways.polls:
+            yield from self._poll_for_all(number)
 
     def _keep_words(self, number: int) -> Steps[None]:
         """Store two words through the window, and note what the device has of them."""
@@ -309,7 +316,27 @@ class Depositor:
         inbox = self._private(_BUFFERS) + PAGE_BYTES
         yield from self._area.copy_from_device(self.buffer(1, bounces=self.bounces), inbox, BUFFER_BYTES)
         found = yield from self._read(inbox + _WORDS_AT, 2 * _WORD_BYTES)
-        yield from _done(Write(self._note_gpa(number) + _PLACES[2], found))
+        seen = yield from self._words_in_window()
+        yield from _done(Write(self._note_gpa(number) + _PLACES[2], found + seen))
+
+    def _words_in_window(self) -> Steps[bytes]:
+        """Both words as it loads them; one of all ones, which nobody answered, once again."""
+        found: dict[int, int] = {}
+        for at in WORDS_ON_DEVICE:
+            found[at] = yield from self._window.load(MEMORY_BAR, at, _WORD_BYTES)
+        for at, word in found.items():
+            if word == _NO_ANSWER:
+                found[at] = yield from self._window.load(MEMORY_BAR, at, _WORD_BYTES)
+        return b"".join([word.to_bytes(_WORD_BYTES, "little") for word in found.values()])
+
+    def _poll_for_all(self, number: int) -> Steps[None]:
+        """Have all of the device's memory sent, and note the deposit in it."""
+        at = self.buffer(_LARGE, bounces=self.bounces)
+        yield from self._gpu.run_polled(GpuCommand(GpuOpcode.COPY_OUT, 0, _ON_DEVICE, at, LARGE_BYTES))
+        large = self._private(_BUFFERS + _LARGE)
+        yield from self._area.copy_from_device(at, large, CONTENT_BYTES)
+        found = yield from self._read(large, CONTENT_BYTES)
+        yield from _done(Write(self._note_gpa(number) + _PLACES[3], found))
 
     def _copy(self, opcode: GpuOpcode, on_device: int, in_buffer: int, length: int) -> Steps[None]:
         if opcode is GpuOpcode.COPY_IN:
@@ -352,8 +379,8 @@ class _Forged(Exception):
     """A seal is broken."""
 
 
-_PLACES = (0, CONTENT_BYTES, 2 * CONTENT_BYTES)
-"""In the notes of a round: what was sent back, what was kept, the words."""
+_PLACES = (0, CONTENT_BYTES, 2 * CONTENT_BYTES, 3 * CONTENT_BYTES)
+"""In the notes of a round: what was sent back, what was kept, the words, what was polled for."""
 
 
 def _done(*batch: Write) -> Generator[tuple[Write, ...], tuple[object, ...], None]:

@@ -1,4 +1,4 @@
-"""Somebody on the link between a root port and the victim's device (rows 76 and 77).
+"""Somebody on the link between a root port and the victim's device (rows 76, 77, 86 and 87).
 
 What the device sends back of the deposit is altered, dropped, or followed by that of an earlier round.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from psp.system_bus import PAGE_BYTES
 from tio.ide.link import Tap
-from workloads.attacks.depositor import DEPOSIT_AT
-from workloads.attacks.link_taps import Alter, Drop, Repeat, Wanted, listen, written_to
+from workloads.attacks.depositor import DEPOSIT_AT, LARGE_BYTES
+from workloads.attacks.link_taps import Alter, AnswerLater, Drop, Overtake, Repeat, Wanted, listen, written_to
 from workloads.attacks.slot_operations import LinkLeave, LinkTap
 from workloads.attacks.target import LET_IT_RUN, Attack, Target
 
@@ -44,5 +45,23 @@ def _meddle(target: Target, kind: Callable[[Wanted], Tap]) -> Attack:
     yield LET_IT_RUN
     yield (LinkTap(device.port, kind(written_to(device.inbox.gpa + DEPOSIT_AT, _DEPOSIT_BYTES)), tells=False),)
     yield LET_IT_RUN
+    yield LET_IT_RUN
+    yield (LinkLeave(device.port),)
+
+
+def reorder(target: Target) -> Attack:
+    """Row 86: what says that data has come arrives before the data, which the device sent first."""
+    device = target.device
+    yield LET_IT_RUN
+    yield (LinkTap(device.port, Overtake(written_to(device.inbox.gpa + PAGE_BYTES, LARGE_BYTES)), tells=False),)
+    yield LET_IT_RUN
+    yield (LinkLeave(device.port),)
+
+
+def redirect(target: Target) -> Attack:
+    """Row 87: an answer is held until its request has timed out, and answers the next one."""
+    device = target.device
+    yield LET_IT_RUN
+    yield (LinkTap(device.port, AnswerLater(), tells=False),)
     yield LET_IT_RUN
     yield (LinkLeave(device.port),)

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from tio.ide import IdeTlp, Packet, Tlp, TlpError, TlpKind
+from tio.ide import Packet, Tlp, TlpError, TlpKind
 from tio.ide.link import Way
 
 Wanted = Callable[[Way, Tlp], bool]
 _FLIPPED = 0xA5
+_POSTED = (TlpKind.MEMORY_WRITE, TlpKind.IDE_MESSAGE)
 
 
 def kind_of(packet: Packet) -> TlpKind | None:
@@ -89,4 +90,45 @@ class Repeat(OnChosen):
         return (packet,) if before is None else (packet, before)
 
 
-__all__ = ["Alter", "Drop", "IdeTlp", "OnChosen", "Repeat", "Wanted", "as_tlp", "kind_of", "listen", "written_to"]
+class AnswerLater:
+    """Holds the first completion that comes from the device until the next, and lets both go then."""
+
+    def __init__(self) -> None:
+        self._held: Packet | None = None
+        self._done = False
+
+    def __call__(self, way: Way, packet: Packet) -> Iterable[Packet]:
+        """What goes on in a packet's place."""
+        if self._done or way is not Way.UP or kind_of(packet) is not TlpKind.COMPLETION_DATA:
+            return (packet,)
+        if self._held is None:
+            self._held = packet
+            return ()
+        self._done = True
+        return (self._held, packet)
+
+
+class Overtake:
+    """From the first wanted write on, holds what the device posts until it has answered a load.
+
+    That answer has then overtaken what was sent before it, which goes on before whatever comes next.
+    """
+
+    def __init__(self, wanted: Wanted) -> None:
+        self._wanted = wanted
+        self._held: list[Packet] = []
+        self._answered = False
+
+    def __call__(self, way: Way, packet: Packet) -> Iterable[Packet]:
+        """What goes on in a packet's place."""
+        kind = kind_of(packet)
+        if way is not Way.UP or kind is None:
+            return (packet,)
+        if kind in _POSTED and not self._answered and (self._held or self._wanted(way, as_tlp(packet))):
+            self._held.append(packet)
+            return ()
+        if kind is TlpKind.COMPLETION_DATA and self._held and not self._answered:
+            self._answered = True
+            return (packet,)
+        held, self._held = self._held, []
+        return (*held, packet)

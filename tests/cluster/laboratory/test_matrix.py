@@ -103,6 +103,8 @@ SWITCHES = {
     "no_fw_update=on": {"ways": DepositorWays(lock_flags=int(LockFlags.NO_FW_UPDATE))},
     "lock_msix=on": {"ways": DepositorWays(lock_flags=int(LockFlags.LOCK_MSIX))},
     "guest_rechecks_digest=on": {"ways": DepositorWays(rechecks=1)},
+    "ide_reorder_check=on": {"platform": Platform(ide_reorder_check=True)},
+    "ide_tag_fence=on": {"platform": Platform(ide_tag_fence=True)},
     "tdi_scrub=on": {"device_scrubs": True},
     "tweak_mode=xex_random": {"ciphers": (CipherMode.AES_128_XEX,)},
 }
