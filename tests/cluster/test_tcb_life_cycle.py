@@ -9,6 +9,7 @@ from cluster import attested_guest
 from cluster.attested_guest import Attestation, attest
 from cluster.bundled_scenarios import load_scenario
 from cluster.root_keys import product_root
+from cluster.scenario import Scenario
 from cluster.simulation import run
 from node.firmware_image import laboratory_image
 from psp.certificate_table import CertificateKind, packed
@@ -66,12 +67,30 @@ def test_a_commit_ends_a_seal_to_what_is_reported_and_no_other(vms):
     assert vms["sealed-free"]["units_of_work"] == 23
 
 
+def rerun(groups, **settings):
+    """Some of its groups of machines once more, on a host that is set up in another way."""
+    data = load_scenario("tcb-life-cycle").model_dump(mode="json", by_alias=True, exclude_none=True)
+    data["vms"] = [vm for vm in data["vms"] if vm["name"] in groups]
+    data["hosts"][1] |= settings
+    return {row["vm"]: row for row in run(Scenario.parse(data), layout="inline").vms.to_pylist()}
+
+
+def test_where_keys_rest_on_the_reported_tcb_a_commit_ends_every_seal():
+    seals = {f"sealed-{kind}" for kind in ("bound", "remembered", "following", "free")}
+    found = rerun(seals, derived_keys="reported")
+    assert {works(found[vm]) for vm in seals} == {7}
+    assert {found[vm]["units_of_work"] for vm in seals} == {11}
+
+
+def test_where_the_current_tcb_s_key_signs_nobody_is_believed_while_an_update_is_not_committed():
+    found = rerun({"floor", "of-floor"}, reports_signed_for="current")
+    assert [works(found[f"of-floor-{number}"]) for number in (1, 2, 3)] == [True, 6, True]
+
+
 def test_a_host_that_fetched_nothing_anew_would_prove_nothing(monkeypatch):
     """The certificate that was good before the commit is none for the key that signs after it."""
     monkeypatch.setattr("node.certificate_store.CertificateStore.carried_out", lambda *_, **__: None)
-    data = load_scenario("tcb-life-cycle").model_dump(mode="json", by_alias=True, exclude_none=True)
-    data["vms"] = [vm for vm in data["vms"] if vm["name"] in {"newest", "of-newest"}]
-    found = {row["vm"]: row for row in run(type(load_scenario("quiet")).parse(data), layout="inline").vms.to_pylist()}
+    found = rerun({"newest", "of-newest"})
     assert works(found[f"of-newest{COMMITTED}"]) == 6
 
 
