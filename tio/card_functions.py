@@ -102,6 +102,13 @@ class CardFunctions:
             if behind.dma is not None:
                 behind.dma.attach(link, one)
 
+    def behind(self, requester_id: int) -> Behind | None:
+        """What is behind the function with an id; None if there is none that it could have."""
+        for one, behind in zip(self.all, self._behind, strict=True):
+            if one.requester_id == requester_id:
+                return behind
+        return None
+
     @property
     def tdis(self) -> list[Tdi]:
         """Those of all functions, the physical one's first."""
@@ -183,5 +190,3 @@ class CardFunctions:
         there = (self.physical, *self.virtual[: self.sr_iov.enabled])
         self.by_number.clear()
         self.by_number.update({one.requester_id & 0xFF: one for one in there})
-
-
