@@ -33,7 +33,7 @@ def placed_orders(scenario: Scenario, generations: Mapping[str, Generation], hos
     Raises ScenarioError for a VM that must run already and fits nowhere, and for more
     machines than the trace has; TraceError for a broken trace.
     """
-    placement = FirstFit(tuple(_account(host, scenario) for host in scenario.host_instances))
+    placement = FirstFit(tuple(host_account(host, scenario) for host in scenario.host_instances))
     running: list[tuple[Order, str]] = []
     arriving: list[Order] = []
     for wanted, runs in _wanted(scenario):
@@ -74,7 +74,8 @@ def _wanted(scenario: Scenario) -> Iterator[tuple[Order, bool]]:
         yield order, False
 
 
-def _account(host: HostInstance, scenario: Scenario) -> HostAccount:
+def host_account(host: HostInstance, scenario: Scenario) -> HostAccount:
+    """What a host without machines has to give."""
     product = host.product
     threads = product.sockets * product.cores * product.threads_per_core
     asids = {one: count for one in (Generation.SEV, Generation.SEV_SNP) if (count := host.asids(one)) is not None}

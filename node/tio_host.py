@@ -106,6 +106,8 @@ class TioHost:
     ) -> None:
         self.trusted = trusted
         self.lock_flags = lock_flags
+        self.measures_anew = True
+        """A device is measured when its guest asks for evidence; otherwise it gets what there is, however old."""
         self._ports = tuple(ports)
         self._memory = memory
         self.device_table = DEVICE_TABLE, DEVICE_TABLE_PAGES
@@ -183,6 +185,11 @@ class TioHost:
             if name == vm and guest_device_id(device) == guest_id:
                 return one
         return None
+
+    @property
+    def cards(self) -> tuple[Card, ...]:
+        """Those that were found, in the order of their ports; none before somebody wanted one."""
+        return tuple(self._cards or ())
 
     def has(self, vm: str) -> bool:
         """Whether a VM has a card."""

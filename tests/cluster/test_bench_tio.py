@@ -20,7 +20,9 @@ def test_its_ends_carry_what_they_are_given(monkeypatch: pytest.MonkeyPatch) -> 
     for name, value in (("CARDS", 1), ("FUNCTIONS", 2), ("MACHINES", 3)):
         monkeypatch.setattr(interface_host, name, value)
     figures = list(tio.run())
-    units = ["s", "ratio", "messages", "messages/s", "s", "byte", "s", "byte", "byte/s", "byte/s", "ratio"]
+    units = [
+        "s", "ratio", "messages", "messages/s", "s", "byte", "s", "byte", "byte/s", "byte/s", "ratio", "byte/s", "byte/s",
+    ]  # fmt: skip
     assert [one.unit for one in figures] == units
     assert all(one.value > 0 for one in figures)
 
