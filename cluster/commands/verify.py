@@ -74,7 +74,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _add(guest, "--policy-set", number("policy-set", 64), 0, "VALUE", "bits that must be set")
     _add(guest, "--policy-clear", number("policy-clear", 64), 0, "VALUE", "bits that must be clear")
     guest.add_argument("--allow-debug", action="store_true", help="believe a guest that may be debugged")
-    guest.add_argument("--allow-migration", action="store_true", help="believe a guest that anybody's agent may have made")
+    guest.add_argument("--allow-migration", action="store_true", help="believe a guest that anybody's agent may move")
     guest.add_argument(
         "--agent", type=_octets("agent", 32), action="append", metavar="HEX",
         help="report id of an agent; a guest that may be moved must have one of these; repeatable",
