@@ -220,7 +220,7 @@ class Depositor:
         name = f"{self.placement.seed} {self.placement.vm} {what}"
         return hashlib.shake_128(name.encode()).digest(CONTENT_BYTES)
 
-    def _expected(self, number: int) -> tuple[bytes, bytes, bytes]:
+    def _expected(self, number: int) -> tuple[bytes, bytes, bytes, bytes]:
         """What it notes of a round: what was sent back, what was kept, the words twice, what was polled for."""
         deposit = self.deposit(number)
         return deposit, deposit, 2 * b"".join(self.words(number)), deposit
