@@ -8,6 +8,10 @@ import pytest
 from cluster import attested_guest
 from cluster.attested_guest import Attestation, attest
 from cluster.bundled_scenarios import load_scenario
+from cluster.entity import Message
+from cluster.firmware_updates import COMMIT
+from cluster.fleet import build_fleet
+from cluster.host_entity import HostEntity
 from cluster.root_keys import product_root
 from cluster.scenario import Scenario
 from cluster.simulation import run
@@ -92,6 +96,25 @@ def test_a_host_that_fetched_nothing_anew_would_prove_nothing(monkeypatch):
     monkeypatch.setattr("node.certificate_store.CertificateStore.carried_out", lambda *_, **__: None)
     found = rerun({"newest", "of-newest"})
     assert works(found[f"of-newest{COMMITTED}"]) == 6
+
+
+def test_a_host_asks_no_sooner_than_it_promised_whatever_its_firmware_is_told():
+    orders = build_fleet(load_scenario("tcb-life-cycle")).orders
+    entity = next(one for one in map(HostEntity, orders) if one.name == "cloud")
+    firmware = entity.host.board.psp.firmware
+    firmware.install(FirmwareLevel((1, 55, 29), firmware.current.tcb + (1 << 48)))
+    entity.deliver((Message(10**9, "control", 1, "cloud", COMMIT, b""),))
+    asked = []
+    while (next_ns := entity.next_event_ns()) < 2 * 10**9:
+        promised_ns = entity.earliest_output_ns()
+        for output in entity.advance(next_ns + 1, 1_000_000).outputs:
+            assert output.kind == "fetch"
+            assert output.time_ns >= promised_ns
+            asked.append(output.time_ns)
+            answer = Message(output.time_ns + 1_000_000, "control", 1 + len(asked), "cloud", "certificates", None)
+            entity.deliver((answer,))
+    assert len(asked) == 2
+    assert entity.host.certificates.fetch()
 
 
 # Whose key signs while firmware is provisional.
