@@ -191,6 +191,8 @@ class Board:
         self.psp.snp.wants_fabric_locked = platform.fabric_lock_checked
         self.psp.snp.alias_check = alias_check
         self.psp.snp.reports.forced_version = platform.report_version
+        self.psp.snp.derived_keys.root_tcb = platform.derived_keys
+        self.psp.firmware.signed_at = platform.reports_signed_for
         if Protection.MESSAGE_SEQUENCE in platform.disabled:
             self.psp.snp.guest_requests.switches = GuestMessageSwitches(checks_sequence=False)
         self.psp.snp.guests.pages.tweaked = platform.context_tweaked

@@ -9,6 +9,8 @@ from node.card_slot import CardSlot
 from node.memory_cipher import CipherMode, XtsSector
 from node.product import Product
 from node.vmexit import ExitCode
+from psp.installed_firmware import TcbOf
+from psp.key_messages import RootTcb
 
 
 class HostMode(StrEnum):
@@ -79,6 +81,10 @@ class Platform:
     """TCB version of that firmware; None for the one that a host of the product was seen with."""
     report_version: int | None = None
     """Version of the attestation reports that it makes, 2 to 5; None for what firmware of its age makes."""
+    derived_keys: RootTcb = RootTcb.ASKED
+    """For which TCB version the chip's key is derived that keys of guests rest on."""
+    reports_signed_for: TcbOf = TcbOf.REPORTED
+    """And that which signs reports; they differ only where firmware is provisional, or reported lower than it is."""
     fabric_locked: bool = True
     """Boot firmware locks the data fabric's routes; False for one that leaves the call out (CVE-2025-54510)."""
     fabric_lock_checked: bool = False

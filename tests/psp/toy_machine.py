@@ -226,9 +226,10 @@ def _frozen(value: object) -> object:
         case KeyMessages():
             return value.root_tcb
         case MigrationMessages():
-            kept = {"export_wants_imi", "rows", "_bus", "_guests", "_policies", "_random", "_firmware"}
+            kept = {"rows", "_bus", "_guests", "_policies", "_random", "_firmware"}
+            kept |= {"export_wants_imi", "absorbing_alone_wants_leave"}
             assert set(vars(value)) == kept
-            return value.export_wants_imi
+            return value.export_wants_imi, value.absorbing_alone_wants_leave
         case GuestRequests():
             assert set(vars(value)) == {"switches", "_memory", "_guests", "_rows"}
             return value.switches
