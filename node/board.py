@@ -161,6 +161,7 @@ class Board:
             ),
             reorder_check=platform.ide_reorder_check,
             tag_fence=platform.ide_tag_fence,
+            rekey_flush=platform.ide_rekey_flush,
         )
         self.root_complex: RootComplex | None = None
         """What leads to slots with cards; None on a board without any."""
@@ -193,6 +194,7 @@ class Board:
         self.psp.snp.wants_fabric_locked = platform.fabric_lock_checked
         self.psp.snp.alias_check = alias_check
         self.psp.snp.reports.forced_version = platform.report_version
+        self.psp.snp.tsm.tdi_switches.rekeys = platform.ide_rekey_flush
         if Protection.MESSAGE_SEQUENCE in platform.disabled:
             self.psp.snp.guest_requests.switches = GuestMessageSwitches(checks_sequence=False)
         self.psp.snp.guests.pages.tweaked = platform.context_tweaked
