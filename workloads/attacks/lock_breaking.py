@@ -11,10 +11,7 @@ from collections.abc import Generator
 from node.operations import Answer, ConfigRead, ConfigWrite, HostWrite, MmioRead, MmioWrite
 from node.pci_driver import Function, enable, reset
 from node.tio_carrier import TioRefused
-from psp.commands import SnpCommand
 from psp.system_bus import PAGE_BYTES
-from psp.tsm import tio_buffers as tio
-from psp.tsm.scatter_address import data_page
 from tio.gpu import MEMORY_BAR, REGISTER_BAR, GpuRegister
 from workloads.attacks.target import LET_IT_RUN, WRITE_BACK, Attack, AttackBatch, Target
 from workloads.attacks.write_memory import JUNK
@@ -42,19 +39,13 @@ def move_bar(target: Target) -> Attack:
 
 
 def stop_interface(target: Target) -> Attack:
-    """Row 80a: the interface is stopped, by force."""
+    """Row 80a: the interface is stopped, by order of the firmware, which the hypervisor may give."""
     device = target.device
     yield LET_IT_RUN
-    carrier = device.given.card.carrier
-    if carrier is not None and device.given.context:
-        order = tio.TdiOrder(
-            flags=tio.FORCE, device=data_page(device.given.card.context), tdi=data_page(device.given.context),
-            gctx=device.gctx,
-        )  # fmt: skip
-        try:
-            yield from carrier.call(SnpCommand.TIO_TDI_UNBIND, order)
-        except TioRefused:
-            return
+    try:
+        yield from device.tio.unbind(device.given, device.gctx)
+    except TioRefused:
+        return
     yield LET_IT_RUN
 
 
