@@ -388,7 +388,7 @@ class Scene:
 
         outbox, inbox = (page(victim.buffer(number, bounces=victim.bounces)) for number in range(2))
         _, other = hypervisor.tio.cards
-        return GivenCard(hypervisor.tio, given, record.gctx, outbox, inbox, page(victim.idle), other.function)
+        return GivenCard(hypervisor.tio, given, record.gctx, outbox, inbox, page(victim.idle), other.physical)
 
     def _enter_depositor(self, ledger: Ledger, victim: Depositor) -> None:
         """What is true of a victim that has a device: with as much memory as that of its own number has."""

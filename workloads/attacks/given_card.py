@@ -28,7 +28,7 @@ class GivenCard:
     @property
     def function(self) -> Function:
         """What it is on the bus."""
-        return self.given.card.function
+        return self.given.function
 
     @property
     def port(self) -> int:

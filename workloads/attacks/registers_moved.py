@@ -53,13 +53,13 @@ def _map_memory(target: Target, moved: dict[int, int]) -> Attack:
 
 def _map(target: Target, pages: list[tuple[int, int, int]]) -> Attack:
     """Map pages, each by its BAR, its offset there and where it leads; and write them so into the books."""
-    card = target.device.given.card
+    interface = target.device.given.interface
     told = tuple([(bar, spa - at, at + PAGE_BYTES) for bar, at, spa in sorted(pages)])
     # Whoever looks there for a page takes the first entry that reaches as far.
-    proper = card.function.bars
+    proper = interface.function.bars
     first = min(at for _, at, _ in pages)
     before = tuple([(bar, spa, first) for bar, spa, _ in proper if first and bar in {one for one, _, _ in pages}])
-    card.function = replace(card.function, bars=before + told + proper)
+    interface.function = replace(interface.function, bars=before + told + proper)
     yield tuple(
         NestedMap(target.victim.vm, bar_gpa(DEVICE, bar) + at, spa, PAGE_BYTES, large=False) for bar, at, spa in pages
     )
