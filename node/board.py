@@ -160,6 +160,7 @@ class Board:
             ),
             reorder_check=platform.ide_reorder_check,
             tag_fence=platform.ide_tag_fence,
+            rekey_flush=platform.ide_rekey_flush,
         )
         self.root_complex: RootComplex | None = None
         """What leads to slots with cards; None on a board without any."""
@@ -193,6 +194,7 @@ class Board:
         self.psp.snp.reports.forced_version = platform.report_version
         self.psp.snp.derived_keys.root_tcb = platform.derived_keys
         self.psp.firmware.signed_at = platform.reports_signed_for
+        self.psp.snp.tsm.tdi_switches.rekeys = platform.ide_rekey_flush
         if Protection.MESSAGE_SEQUENCE in platform.disabled:
             self.psp.snp.guest_requests.switches = GuestMessageSwitches(checks_sequence=False)
         self.psp.snp.guests.pages.tweaked = platform.context_tweaked

@@ -160,6 +160,9 @@ class Platform:
     """Both ends of links bind what was posted before it into the MAC of every other packet (CVE-2025-9612)."""
     ide_tag_fence: bool = False
     """They use no tag again before the late completion of a request that timed out has come (CVE-2025-9613)."""
+    ide_rekey_flush: bool = False
+    """Firmware gives a device's streams fresh keys before a TDI that another had may be locked again, and nothing is
+    taken any more that was sent under the old ones (CVE-2025-9614)."""
 
     context_mac: bool = False
     """Whether contexts carry an integrity value. Hypothetical: AMD's have none."""
