@@ -237,12 +237,17 @@ class LiveMigrations:
                 return
             self.send(one.source, "seal", (one.number, one.order.vm, one.certificates))
             return
-        one.precopy = Precopy(*one.ready, self.settings, now_ns)
+        begins_ns = now_ns + round(self.settings.setup_ns_per_gib * one.ready[0] / (1 << 30))
+        one.precopy = Precopy(*one.ready, self.settings, begins_ns)
         if self.settings.timeout_ns_per_gib:
             most_ns = round(self.settings.timeout_ns_per_gib * one.precopy.memory_bytes / (1 << 30))
             heapq.heappush(self._deadlines, (now_ns + most_ns, one.number))
         self._slow_down(one)
-        self._start_round(one, now_ns)
+        if begins_ns > now_ns:
+            one.copying = Copying.BETWEEN
+            heapq.heappush(self._rounds, (begins_ns, one.number))
+        else:
+            self._start_round(one, now_ns)
 
     # Rounds.
 

@@ -46,6 +46,8 @@ class PrecopySettings:
     connection_bytes_per_s: float = 0.0
     """What one of the migration's connections moves at most, 0 for no bound."""
     connections: int = 1
+    setup_ns_per_gib: float = 0.0
+    """From when both hosts are ready to the first byte, for each GiB of the guest."""
     bandwidth_bytes_per_s: float = 0.0
     """What a migration may take of the network, 0 for no bound."""
     compression_ratio: float = 1.0

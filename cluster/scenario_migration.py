@@ -37,6 +37,8 @@ class MigrationSettings(ScenarioPart):
     """Rounds of pre-copy, the first included."""
     at_round_cap: Literal["abort", "stop-and-copy"] = "abort"
     """What happens to a VM that still writes too fast then."""
+    prefault: Annotated[bool, Strict()] = False
+    """The target touches all of a machine's memory before it comes (Cloud Hypervisor)."""
     connections: Annotated[int, Strict(), Field(ge=1, le=128)] = 1
     """Connections of each migration; one moves what the cost table says (Cloud Hypervisor: 1 to 128)."""
     bandwidth: Rate | None = None
