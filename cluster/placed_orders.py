@@ -27,15 +27,13 @@ class PlacedOrders:
     arriving: tuple[Order, ...]
 
 
-def placed_orders(
-    scenario: Scenario, generations: Mapping[str, Generation], hosts: Mapping[str, str]
-) -> PlacedOrders:
+def placed_orders(scenario: Scenario, generations: Mapping[str, Generation], hosts: Mapping[str, str]) -> PlacedOrders:
     """The orders of a scenario, in which some VMs have another generation or another pin.
 
     Raises ScenarioError for a VM that must run already and fits nowhere, and for more
     machines than the trace has; TraceError for a broken trace.
     """
-    placement = FirstFit(tuple(_account(host, scenario) for host in scenario.host_instances))
+    placement = FirstFit(tuple(host_account(host, scenario) for host in scenario.host_instances))
     running: list[tuple[Order, str]] = []
     arriving: list[Order] = []
     for wanted, runs in _wanted(scenario):
@@ -76,11 +74,12 @@ def _wanted(scenario: Scenario) -> Iterator[tuple[Order, bool]]:
         yield order, False
 
 
-def _account(host: HostInstance, scenario: Scenario) -> HostAccount:
+def host_account(host: HostInstance, scenario: Scenario) -> HostAccount:
+    """What a host without machines has to give."""
     product = host.product
     threads = product.sockets * product.cores * product.threads_per_core
     asids = {one: count for one in (Generation.SEV, Generation.SEV_SNP) if (count := host.asids(one)) is not None}
     # The RMP takes 16 bytes for each 4 KiB page; the first 2 MiB stay with the host.
     usable = host.memory_bytes - host.memory_bytes // 256 - FIRMWARE_BYTES
-    cards = dict(Counter([one.kind for one in host.cards]))
+    cards = dict(Counter([one.kind for one in host.cards for _ in range(one.assignable)]))
     return HostAccount(host.name, host.generations, usable, threads * scenario.vcpu_overcommit, asids, cards)

@@ -62,6 +62,11 @@ class CardSlot:
         return self.bus << 8
 
     @property
+    def assignable(self) -> int:
+        """How many VMs can have a function of it: each virtual one, or the card itself where it has none."""
+        return self.virtual_functions or 1
+
+    @property
     def window_bytes(self) -> int:
         """How much MMIO the port is given: a power of two with room for every BAR at its own alignment."""
         functions = 1 + self.virtual_functions

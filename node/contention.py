@@ -43,6 +43,7 @@ _CLOSE = 1e-7
 _NARROW = 1e-12
 _MOST_STEPS = 200
 _MOST_KNOWN = 1 << 10
+_ROUNDING = 1e-9
 _HIGHEST_UTILISATION = 1.0 - 1e-9
 _LEAST_SHARE = 1e-12
 _MOST_RETIRED = float(1 << 43)
@@ -260,10 +261,11 @@ class Contention:
         assert load.owner is not None, "a load without its owner on a host that keeps a ledger"
         used = rate * alike.span
         idle_ns = self._idle_latency_ns + load.miss_ns
+        waits = 1.0 - max(used, rate / alike.cap)
         return Sharer(
             load.owner, len(alike.ends), rate * alike.now[2], used, rate * alike.now[1] * excess,
             rate * load.pipeline_ns * self._slowing, rate * load.miss * (alike.crowding - 1.0) * idle_ns,
-            max(0.0, 1.0 - max(used, rate / alike.cap)),
+            waits if waits > _ROUNDING else 0.0,
         )  # fmt: skip
 
     def _share(self, sharing: CoreSharing) -> None:

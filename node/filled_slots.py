@@ -62,9 +62,10 @@ class FilledSlots:
         return root_port
 
     def device_of(self, requester: int) -> Device | None:
-        """What is behind a card's first function; None where nobody has reached for the slot."""
+        """What is behind a card's function; None where nobody has reached for the slot, or there is no function."""
         filled = self.by_port.get((requester >> 8) - 1)
-        return None if filled is None else filled.device
+        behind = None if filled is None else filled.card.functions.behind(requester)
+        return None if behind is None else behind.device
 
     def swap(self, port: int, other: CardSlot) -> None:
         """Put another card into a filled slot, as it comes out of its box: no BAR has an address.

@@ -23,6 +23,7 @@ from cluster.commands import (
     keyserver,
     measure,
     owner,
+    plan,
     run,
     scenarios,
     sweep,
@@ -47,6 +48,6 @@ class Command(Protocol):
 
 
 COMMANDS: tuple[Command, ...] = (
-    run, compare, sweep, calibrate, validate, check, scenarios, init, diff, trace, measure, owner, attack, attest,
+    run, compare, sweep, plan, calibrate, validate, check, scenarios, init, diff, trace, measure, owner, attack, attest,
     verify, keyserver, device, bench, version,
 )  # fmt: skip

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from cluster.errors import UserError
+
+if TYPE_CHECKING:
+    from node.generation import Generation
 
 LAYOUTS = ("inline", "packed", "host", "isolated")
 
@@ -99,3 +104,32 @@ def duration_ns(name: str) -> Callable[[str], int]:
             raise UserError(f"--{name}: {error}") from None
 
     return read
+
+
+def decimal(name: str, least: float, most: float) -> Callable[[str], float]:
+    """A reader of numbers within bounds."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            raise UserError(f'--{name}: expected a number from {least:g} to {most:g}, got "{text}"')
+        return value
+
+    return read
+
+
+def generation_list(text: str) -> tuple[Generation, ...]:
+    """Generations with commas between, as ``--generations`` has them."""
+    from node.generation import Generation
+
+    known = {generation.name.lower().replace("_", "-"): generation for generation in Generation}
+    chosen = []
+    for word in text.split(","):
+        generation = known.get(word.strip().lower().replace("_", "-"))
+        if generation is None:
+            raise UserError(f'--generations: expected some of {", ".join(known)}, got "{word.strip()}"')
+        chosen.append(generation)
+    return tuple(dict.fromkeys(chosen))

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from typing import TYPE_CHECKING
 
-from cluster.commands.arguments import add_layout, add_scenario, whole_number
+from cluster.commands.arguments import add_layout, add_scenario, generation_list, whole_number
 from cluster.errors import UserError
-
-if TYPE_CHECKING:
-    from node.generation import Generation
 
 NAME = "compare"
 HELP = "pair each VM with itself run as PLAIN"
@@ -28,6 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_scenario(parser)
     parser.add_argument(
         "--generations",
+        type=generation_list,
         default="plain,sme,sev,sev-es,sev-snp,sev-tio",
         metavar="LIST",
         help="which, with commas between (default: all of the ladder); sme where hosts have mode sme",
@@ -55,13 +52,12 @@ def execute(arguments: argparse.Namespace) -> int:
     scenario = load_scenario(arguments.scenario)
     if arguments.seed is not None:
         scenario = scenario.with_seed(arguments.seed)
-    generations = _generations(arguments.generations)
     with contextlib.ExitStack() as stack:
         on_progress = None if arguments.quiet else stack.enter_context(progress_line(f"compare {scenario.name}"))
         stack.enter_context(in_file_of(arguments.scenario))
         rungs = climb(
             scenario,
-            generations,
+            arguments.generations,
             seeds=arguments.seeds,
             products=arguments.products,
             layout=arguments.layout,
@@ -85,16 +81,3 @@ def _products(text: str) -> tuple[str, ...]:
         if name is None:
             raise UserError(f'--products: expected some of {", ".join(PRODUCTS)}, got "{word.strip()}"')
     return tuple(dict.fromkeys(name for name in chosen if name is not None))
-
-
-def _generations(text: str) -> tuple[Generation, ...]:
-    from node.generation import Generation
-
-    known = {generation.name.lower().replace("_", "-"): generation for generation in Generation}
-    chosen = []
-    for word in text.split(","):
-        generation = known.get(word.strip().lower().replace("_", "-"))
-        if generation is None:
-            raise UserError(f'--generations: expected some of {", ".join(known)}, got "{word.strip()}"')
-        chosen.append(generation)
-    return tuple(dict.fromkeys(chosen))

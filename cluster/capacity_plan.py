@@ -1,0 +1,315 @@
+"""How many hosts a fleet needs in each generation for the same service level, and what runs out first.
+
+The machines of a scenario are spread over hosts like its first, each to the one with the
+most free vCPUs that takes it. Every vCPU then computes its program's heaviest demand
+without a pause, and each host's contention is solved for that, by the same prices and
+the same equations as in a run: that says how much longer an instruction takes, on average
+over the machines, than in a plain machine alone on a host.
+
+The service level is either such a mean, which a generation must stay within; or, where
+none is given, the work that the fleet does as PLAIN on the fewest hosts that hold it:
+machines that are slower are joined by more of their kind until they do the same.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from cluster.errors import UserError
+from cluster.placed_orders import host_account, placed_orders
+from cluster.placement import FIRMWARE_BYTES
+from cluster.scenario import HostInstance, Scenario
+from cluster.scenario_costs import scenario_costs
+from node.asid_pool import ASID_KINDS
+from node.contention import Contention
+from node.core_sharing import CoreSharing
+from node.firmware_image import FirmwareImage
+from node.generation import Generation
+from node.guest import GuestSpec
+from node.host_kind import HostKind
+from node.launch_promise import least_launch_ns
+from node.operation_cost import HostOperationCost
+from node.phase_cost import PhaseCost
+from node.program import Demand
+from workloads.library import PROGRAMS
+
+MOST_HOSTS = 100_000
+
+
+class PlanError(UserError):
+    """A fleet that no number of hosts serves; says what is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """One generation's hosts."""
+
+    generation: Generation
+    hosts: int
+    machines: int
+    """With those that joined to do the same work."""
+    against_plain: float
+    """Hosts as a multiple of those that PLAIN needs."""
+    slowdown: float
+    """Mean over the machines, against a plain one alone."""
+    limit: str
+    """What one host fewer would be short of."""
+    memory_share: float
+    vcpu_share: float
+    asid_share: float
+    """Of the fullest host; 0 where none are needed."""
+    bandwidth_share: float
+    """Of the busiest host."""
+    launch_all_s: float
+    """Until a host's security processor has launched its machines, one after another."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """How one spread over hosts does."""
+
+    slowdown: float
+    limit: str
+    memory: float
+    vcpus: float
+    asids: float
+    bandwidth: float
+    most_machines: int
+
+
+class _Fleet:
+    """The machines, and what one of each kind costs alone and in company."""
+
+    def __init__(self, scenario: Scenario, generation: Generation, firmware: FirmwareImage) -> None:
+        self.generation = generation
+        self.host: HostInstance = scenario.host_instances[0]
+        self.account = host_account(self.host, scenario)
+        self.costs = scenario_costs(scenario).of_product(self.host.product.name)
+        self.firmware = firmware
+        self._kind = HostKind.of(self.host.product, self.host.platform)
+        self._demands: dict[tuple[object, ...], Demand | None] = {}
+        self._solved: dict[tuple[tuple[Demand | None, int], ...], tuple[dict[Demand | None, float], float, str]] = {}
+        orders = placed_orders(_anywhere(scenario), {}, {})
+        guests = [order.guest for order in (*(order for order, _ in orders.running), *orders.arriving)]
+        self.guests = sorted(
+            [replace(guest, generation=generation, svsm=False) for guest in guests],
+            key=_largest_first,
+        )
+
+    def same_work(self, hosts: int, plain: float) -> tuple[_Load | str, int]:
+        """So many machines that they do on so many hosts what the fleet does at PLAIN's slowdown, and how they do it.
+
+        Where more machines do not do more, for what they share is used up, that is what is missing.
+        """
+        count, load = len(self.guests), self.spread(hosts)
+        for _ in range(_MOST_STEPS):
+            if isinstance(load, str):
+                return load, count
+            wanted = max(len(self.guests), -int(-len(self.guests) * load.slowdown / (plain * (1 + _SAME)) // 1))
+            if wanted <= count:
+                return load, count
+            count, load = wanted, self.spread(hosts, wanted)
+        return load.limit if isinstance(load, _Load) else load, count
+
+    def _machines(self, count: int) -> list[GuestSpec]:
+        """So many machines: the fleet's own, and more of their kinds in equal shares."""
+        own = self.guests
+        more = [own[number * len(own) // (count - len(own))] for number in range(count - len(own))]
+        return own if not more else sorted([*own, *more], key=_largest_first)
+
+    def spread(self, hosts: int, count: int = 0) -> _Load | str:
+        """All machines, or so many of their kinds, on so many hosts; what is missing, where one finds no place."""
+        accounts = [replace(self.account, free_asids=dict(self.account.free_asids)) for _ in range(hosts)]
+        order = [(-one.free_vcpus, number) for number, one in enumerate(accounts)]
+        heapq.heapify(order)
+        on: list[list[GuestSpec]] = [[] for _ in range(hosts)]
+        for guest in self._machines(max(count, len(self.guests))):
+            passed = []
+            while order and not accounts[order[0][1]].takes(guest):
+                passed.append(heapq.heappop(order))
+            if not order:
+                return self._missing(guest, accounts[passed[0][1]])
+            _, number = heapq.heappop(order)
+            accounts[number].charge(guest, 1)
+            on[number].append(guest)
+            for one in (*passed, (-accounts[number].free_vcpus, number)):
+                heapq.heappush(order, one)
+        return self._load(on)
+
+    def _missing(self, guest: GuestSpec, emptiest: object) -> str:
+        """What the host with the most free vCPUs is short of."""
+        account = emptiest
+        assert isinstance(account, type(self.account))
+        if guest.generation not in account.generations:
+            return "generation"
+        if guest.vcpus > account.free_vcpus:
+            return "vCPUs"
+        if guest.memory_bytes + FIRMWARE_BYTES > account.free_bytes:
+            return "memory"
+        return "ASIDs"
+
+    def _load(self, on: Sequence[Sequence[GuestSpec]]) -> _Load:
+        slowdowns: list[float] = []
+        limits: Counter[str] = Counter()
+        bandwidth = 0.0
+        for guests in on:
+            who = Counter(demand for guest in guests for demand in [self._demand(guest)] * guest.vcpus)
+            if not any(who):
+                continue
+            key = tuple(sorted(who.items(), key=lambda one: "" if one[0] is None else one[0].name))
+            spans, used, limit = self._solved.get(key) or self._solve(key)
+            self._solved[key] = spans, used, limit
+            bandwidth = max(bandwidth, used)
+            limits[limit] += len(guests)
+            for guest in guests:
+                demand = self._demand(guest)
+                if demand is not None:
+                    slowdowns.append(spans[demand] / self._alone(demand))
+        full = self.account
+        kind = ASID_KINDS.get(self.generation)
+        asids = full.free_asids.get(kind, 0) if kind is not None else 0
+        return _Load(
+            fmean(slowdowns) if slowdowns else 1.0, limits.most_common(1)[0][0] if limits else "nothing",
+            max(sum(one.memory_bytes + FIRMWARE_BYTES for one in some) for some in on) / full.free_bytes,
+            max(sum(one.vcpus for one in some) for some in on) / full.free_vcpus,
+            max(map(len, on)) / asids if asids else 0.0, bandwidth, max(map(len, on)),
+        )  # fmt: skip
+
+    def _demand(self, guest: GuestSpec) -> Demand | None:
+        """The heaviest demand of a machine's program: the one with the longest instruction that it does not cap."""
+        key = (guest.program, guest.memory_bytes, guest.vcpus)
+        if key not in self._demands:
+            program = PROGRAMS[guest.program.name](guest.program, guest.memory.placement(guest.name, 0, guest.seed))
+            free = [one for one in program.demands if not one.max_instructions_per_s] or list(program.demands)[-1:]
+            self._demands[key] = max(free, key=self._alone, default=None)
+        return self._demands[key]
+
+    def _alone(self, demand: Demand) -> float:
+        """Nanoseconds of an instruction in a plain machine that has a host to itself."""
+        return sum(ns for _, ns in PhaseCost.of(demand, Generation.PLAIN, self._kind, self.costs).parts)
+
+    def _solve(self, who: tuple[tuple[Demand | None, int], ...]) -> tuple[dict[Demand | None, float], float, str]:
+        """Nanoseconds of an instruction by demand, bandwidth in use, and what most of the lost time goes to."""
+        costs, product = self.costs, self.host.product
+        host = Contention(
+            product.threads, product.memory_bandwidth_bytes_per_s * costs["dram.usable_bandwidth_share"],
+            costs["dram.latency_ns"], costs["dram.loaded_latency_factor"], CoreSharing.of(product, costs),
+        )  # fmt: skip
+        slots: dict[Demand | None, list[int]] = {}
+        for demand, count in who:
+            if demand is not None:
+                load = PhaseCost.of(demand, self.generation, self._kind, costs).load
+                slots[demand] = [host.start(load, 1e12) for _ in range(count)]
+        host.solve()
+        spans = {demand: 1.0 / host.rate_per_ns(some[0]) for demand, some in slots.items()}
+        host.advance(_LOOK_NS)
+        accounts = [host.stop(slot) for some in slots.values() for slot in some]
+        lost = {
+            "memory bandwidth": sum(one.loaded_ns for one in accounts), "caches": sum(one.llc_ns for one in accounts),
+            "cores": sum(one.smt_ns + one.core_wait_ns for one in accounts),
+        }  # fmt: skip
+        return spans, host.utilisation, max(sorted(lost), key=lambda name: lost[name])
+
+    def launch_s(self, machines: int) -> float:
+        """Of the security processor, for so many launches."""
+        cost = HostOperationCost(self.costs)
+        return machines * least_launch_ns(self.firmware, self.generation, cost) / 1e9
+
+
+def _largest_first(one: GuestSpec) -> tuple[int, int, str]:
+    return -one.vcpus, -one.memory_bytes, one.name
+
+
+_LOOK_NS = 1_000_000
+_MOST_STEPS = 12
+_SAME = 0.001
+"""A level that is missed by less is met: machines and hosts are whole ones."""
+
+
+def _anywhere(scenario: Scenario) -> Scenario:
+    """The scenario with machines that want no host of their own and none at time zero: their places are to be found."""
+    vms = tuple(vm.model_copy(update={"host": None, "start": "launch"}) for vm in scenario.vms)
+    return scenario.model_copy(update={"vms": vms})
+
+
+def plan(
+    scenario: Scenario, generations: Sequence[Generation], firmware: FirmwareImage, level: float | None = None
+) -> list[Need]:
+    """Hosts by generation, those that the scenario's first host does not have left out. Raises PlanError."""
+    known = scenario.host_instances[0].generations
+    base = _Fleet(scenario, Generation.PLAIN, firmware)
+    if not base.guests:
+        raise PlanError("plan: expected a scenario with machines, got none")
+    held, _, at_first = _fewest(base, None, None)
+    plain = held if level is None else _fewest(base, level, None)[0]
+    needs = []
+    for generation in generations:
+        if generation not in known:
+            continue
+        fleet = _Fleet(scenario, generation, firmware)
+        work = at_first.slowdown if level is None else None
+        hosts, machines, load = _fewest(fleet, level, work)
+        need = Need(
+            generation, hosts, machines, hosts / plain, load.slowdown, "", load.memory, load.vcpus, load.asids,
+            load.bandwidth, fleet.launch_s(load.most_machines),
+        )  # fmt: skip
+        needs.append(replace(need, limit=_limit(fleet, hosts, level, work, shares(need))))
+    return needs
+
+
+def _tried(fleet: _Fleet, hosts: int, level: float | None, work: float | None) -> tuple[_Load | str, int]:
+    """How so many hosts do, or what they are short of."""
+    if work is not None:
+        return fleet.same_work(hosts, work)
+    load = fleet.spread(hosts)
+    if isinstance(load, _Load) and level is not None and load.slowdown > level:
+        return load.limit, len(fleet.guests)
+    return load, len(fleet.guests)
+
+
+def _fewest(fleet: _Fleet, level: float | None, work: float | None) -> tuple[int, int, _Load]:
+    """The fewest hosts that serve, their machines and how they do, found by doubling and halving."""
+    high, most = 1, min(MOST_HOSTS, 4 * len(fleet.guests))
+    while isinstance(short := _tried(fleet, high, level, work)[0], str):
+        if high >= most:
+            raise _no_host(fleet, short, level)
+        high = min(2 * high, most)
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if isinstance(_tried(fleet, middle, level, work)[0], str) else (low, middle)
+    load, machines = _tried(fleet, high, level, work)
+    assert isinstance(load, _Load)
+    return high, machines, load
+
+
+def _no_host(fleet: _Fleet, short: str, level: float | None) -> PlanError:
+    alone = fleet.spread(len(fleet.guests))
+    if isinstance(alone, str) or level is None:
+        return PlanError(f"plan: {fleet.generation.name}: no host has enough of: {short}")
+    return PlanError(
+        f"plan: {fleet.generation.name}: expected a level that a host for each machine reaches, "
+        f"which is {alone.slowdown:.4f}, got {level}"
+    )
+
+
+def _limit(
+    fleet: _Fleet, hosts: int, level: float | None, work: float | None, full: Mapping[str, float]
+) -> str:  # fmt: skip
+    """What runs out first: what one host fewer would be short of, and on a single one what is fullest."""
+    if hosts == 1:
+        return max(full, key=lambda name: full[name])
+    short = _tried(fleet, hosts - 1, level, work)[0]
+    return short if isinstance(short, str) else "nothing"
+
+
+def shares(need: Need) -> Mapping[str, float]:
+    """How full the fullest host is, by resource."""
+    return {
+        "memory": need.memory_share, "vCPUs": need.vcpu_share, "ASIDs": need.asid_share,
+        "memory bandwidth": need.bandwidth_share,
+    }  # fmt: skip
