@@ -22,6 +22,7 @@ from node.host import Host
 from node.migration_frames import frames_of, page_digests, session_of
 from node.migration_refusal import MigrationRefusal
 from node.sealed_transfer import SEALED
+from psp.policy import LegacyPolicy
 from psp.system_bus import PAGE_BYTES
 
 Send = Callable[[str, tuple[object, ...]], None]
@@ -240,6 +241,10 @@ class MigrationPort:
         def told(wrong: str | None, certificates: bytes) -> None:
             if self._moves.get(vm) != (Holding.KEEPS, number):
                 return  # It is not awaited any more.
+            if certificates and spec.sev_policy & LegacyPolicy.SEV:
+                from cluster.platform_certificates import certified  # noqa: PLC0415 - few guests ask for AMD's
+
+                certificates = certified(certificates, self._host.board.psp.legacy.keys.chip)
             self._say(vm, Report.PLACE, (number, wrong, certificates, platform))
 
         self._host.arrivals.prepare(spec, told)

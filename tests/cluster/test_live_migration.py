@@ -452,6 +452,13 @@ def test_a_guest_whose_policy_or_platform_forbids_it_stays_and_nothing_of_it_was
     assert resident[target] in {resident[name] for name in resident if name not in ("host-1", target)}
 
 
+def test_a_guest_that_wants_a_platform_of_amd_s_gets_its_certificates_there_and_moves() -> None:
+    vm = group("vm", generation="SEV_ES", memory="64 MiB", parameters={"records": 20}, sev_policy=["SEV", "NOKS"])
+    _, rows = play(scenario(vms=[vm], migrations=[move(times=2)], costs=QUICK))
+    assert outcomes(rows) == [("completed", None)] * 2
+    assert (vm_row(rows)["state"], vm_row(rows)["faults"]) == ("running", 0)
+
+
 def test_a_drain_of_plain_vms_is_complete_and_one_of_an_empty_host_at_once() -> None:
     _, rows = play(scenario(drains=[{"host": "host-1", "at": "1 s"}, {"host": "host-3", "at": "2 s"}]))
     assert [row["result"] for row in rows["drains"]] == ["complete", "complete"]
