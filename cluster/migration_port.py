@@ -63,6 +63,7 @@ class MigrationPort:
 
         self._between: Mapping[str, Callable[..., None]] = {
             "seal": self._seal, "open": self._open, "round": self._round, "slow": self._slow,
+            "ahead": self._ahead, "stall": self._stall, "swift": self._swift, "destroy-ahead": self._destroy,
         }  # fmt: skip
         """What is asked of both hosts between the rows of the hand-over, of the move that they are in."""
 
@@ -187,6 +188,22 @@ class MigrationPort:
     def _slow(self, number: int, vm: str, standing_still: float, most_bytes_per_s: float) -> None:
         if self._moves.get(vm) == (Holding.LEAVING, number):
             self._host.departures.slow(vm, standing_still, most_bytes_per_s)
+
+    def _ahead(self, number: int, vm: str) -> None:
+        if self._moves.get(vm) == (Holding.STANDS, number):
+            self._host.departures.hand_on(vm)
+
+    def _stall(self, number: int, vm: str, standing_still: float) -> None:
+        if self._heard.get(vm, _NEW).started == number:
+            self._host.arrivals.slow(vm, standing_still)
+
+    def _swift(self, number: int, vm: str) -> None:
+        self._stall(number, vm, 0.0)
+
+    def _destroy(self, number: int, vm: str) -> None:
+        if self._heard.get(vm, _NEW).started == number:
+            self._host.guests[vm].reason = "its memory was on a host that crashed"
+            self._host.destroy(vm)
 
     def _round(self, number: int, vm: str, round_: int, pages: int) -> None:
         if not self._is_new(number, vm, round_):
