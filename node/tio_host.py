@@ -106,6 +106,8 @@ class TioHost:
     ) -> None:
         self.trusted = trusted
         self.lock_flags = lock_flags
+        self.measures_anew = True
+        """A device is measured when its guest asks for evidence; otherwise it gets what there is, however old."""
         self._ports = tuple(ports)
         self._memory = memory
         self.device_table = DEVICE_TABLE, DEVICE_TABLE_PAGES
@@ -114,6 +116,7 @@ class TioHost:
             pages = -(-(ports[-1].card + 256) * ENTRY_BYTES // PAGE_BYTES)
             self.device_table = memory.row(pages), pages
         self._iommu = IommuDriver(lambda: memory.take(1)[0], self.device_table[0])
+        self._cards: list[Card] = []
         self._interfaces: list[Interface] | None = None
         self._given: dict[tuple[str, int], Given] = {}
         self._sizes: TioStatusRecord | None = None
@@ -183,6 +186,11 @@ class TioHost:
             if name == vm and guest_device_id(device) == guest_id:
                 return one
         return None
+
+    @property
+    def cards(self) -> tuple[Card, ...]:
+        """Those that were found, in the order of their ports; none before somebody wanted one."""
+        return tuple(self._cards)
 
     def has(self, vm: str) -> bool:
         """Whether a VM has a card."""
@@ -258,6 +266,7 @@ class TioHost:
                 found = yield from find(port)
                 if found:
                     card = Card(found[0])
+                    self._cards.append(card)
                     self._interfaces += [Interface(card, one) for one in found[1:] or found]
         for interface in self._interfaces:
             if interface.function.class_code == CLASSES[kind] and interface.given_to is None:

@@ -20,9 +20,7 @@ def test_its_ends_carry_what_they_are_given(monkeypatch: pytest.MonkeyPatch) -> 
     for name, value in (("CARDS", 1), ("FUNCTIONS", 2), ("MACHINES", 3)):
         monkeypatch.setattr(interface_host, name, value)
     figures = list(tio.run())
-    units = [
-        "s", "ratio", "messages", "messages/s", "s", "byte", "s", "byte", "byte/s", "byte/s", "ratio", "byte/s", "byte/s",
-    ]  # fmt: skip
+    units = ["s", "ratio", "messages", "messages/s", *2 * ["s", "byte"], *2 * ["byte/s"], "ratio", *2 * ["byte/s"]]
     assert [one.unit for one in figures] == units
     assert all(one.value > 0 for one in figures)
 
