@@ -27,9 +27,7 @@ class PlacedOrders:
     arriving: tuple[Order, ...]
 
 
-def placed_orders(
-    scenario: Scenario, generations: Mapping[str, Generation], hosts: Mapping[str, str]
-) -> PlacedOrders:
+def placed_orders(scenario: Scenario, generations: Mapping[str, Generation], hosts: Mapping[str, str]) -> PlacedOrders:
     """The orders of a scenario, in which some VMs have another generation or another pin.
 
     Raises ScenarioError for a VM that must run already and fits nowhere, and for more
@@ -83,5 +81,5 @@ def host_account(host: HostInstance, scenario: Scenario) -> HostAccount:
     asids = {one: count for one in (Generation.SEV, Generation.SEV_SNP) if (count := host.asids(one)) is not None}
     # The RMP takes 16 bytes for each 4 KiB page; the first 2 MiB stay with the host.
     usable = host.memory_bytes - host.memory_bytes // 256 - FIRMWARE_BYTES
-    cards = dict(Counter([one.kind for one in host.cards]))
+    cards = dict(Counter([one.kind for one in host.cards for _ in range(one.assignable)]))
     return HostAccount(host.name, host.generations, usable, threads * scenario.vcpu_overcommit, asids, cards)

@@ -26,7 +26,7 @@ from cluster.scenario_migration import DrainPlan, FabricSettings, MigrationPlan,
 from cluster.scenario_text import read_toml, write_toml
 from cluster.units import Duration, Size, shown
 from node.asid_pool import ASID_KINDS
-from node.card_slot import CardSlot
+from node.card_slot import MOST_VIRTUAL, CardSlot
 from node.generation import Generation
 from node.identity_cache import IdentityCache
 from node.platform import HostMode, Platform
@@ -41,6 +41,7 @@ MEMORY_DISK = "memory"
 """What stands in place of a path for a disk that is empty at first."""
 
 """The generations that this version can run as virtual machines."""
+
 
 class ScenarioError(UserError):
     """A scenario that cannot be run: the file, the field, what was expected and what was there."""
@@ -117,9 +118,7 @@ def _choice(names: list[str]) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "enum": names})
 
 
-GenerationName = Annotated[
-    Generation, BeforeValidator(_generation), _choice(list(Generation.__members__))
-]
+GenerationName = Annotated[Generation, BeforeValidator(_generation), _choice(list(Generation.__members__))]
 CardKindName = Annotated[CardKind, BeforeValidator(_card_kind), _choice([one.value for one in CardKind])]
 Parameter = Annotated[Scalar, BeforeValidator(_scalar), WithJsonSchema({"type": ["number", "string"]})]
 
@@ -132,6 +131,8 @@ class CardGroup(ScenarioPart):
     count: Count = 1
     memory: Size = 16 << 20
     """What each has of its own: a GPU's memory, a disk's medium; a power of two."""
+    virtual_functions: Annotated[int, Strict(), Field(ge=0, le=MOST_VIRTUAL)] = 0
+    """Functions that VMs are given instead of the card itself, each as large as it; 0: the card."""
 
 
 class HostGroup(ScenarioPart):
@@ -263,9 +264,10 @@ class HostInstance:
     @property
     def cards(self) -> tuple[CardSlot, ...]:
         """What is in its slots, from the first root port on."""
-        kinds = [(one.kind, one.memory) for one in self.group.cards for _ in range(one.count)]
+        slots = [one for one in self.group.cards for _ in range(one.count)]
         return tuple([
-            CardSlot(port, kind, f"{self.name}.{port}", memory) for port, (kind, memory) in enumerate(kinds, start=1)
+            CardSlot(port, one.kind, f"{self.name}.{port}", one.memory, one.virtual_functions)
+            for port, one in enumerate(slots, start=1)
         ])  # fmt: skip
 
     @property

@@ -146,7 +146,7 @@ def _check_devices(place: _Place, vm: VmGroup, hosts: list[HostInstance]) -> Non
     if len(vm.devices) > MOST_DEVICES:
         raise _wrong(place("devices"), f"at most {MOST_DEVICES}", str(len(vm.devices)))
     wanted = Counter(vm.devices)
-    if not any(not wanted - Counter([one.kind for one in host.cards]) for host in hosts):
+    if not any(not wanted - Counter([one.kind for one in host.cards for _ in range(one.assignable)]) for host in hosts):
         told = " and ".join([f"{count} {kind.value}" for kind, count in wanted.items()])
         raise _wrong(place("devices"), "cards that one host has", told)
 

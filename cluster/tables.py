@@ -359,7 +359,7 @@ _MIGRATIONS = TableSchema(
         ("rounds", _I, "1", "rounds of pre-copy that were through"),
         ("remaining_bytes", _I, "byte", "dirty at the end of the last round", "optional"),
         ("dirty_bytes_per_s", _R, "byte/s", "distinct bytes written, over the last round", "optional"),
-        ("throttle_ratio", _R, "1", "share of time for which its vCPUs were made to stand still at last"),
+        ("throttle_ratio", _R, "ratio", "share of time for which its vCPUs were made to stand still at last"),
         ("expected_downtime_ns", _I, "ns", "downtime by what the last round left and its rate", "optional"),
         ("bytes", _I, "byte", "memory and registers sent, the last copy included"),
         ("wire_bytes", _I, "byte", "what that was on the wire, compressed where migrations compress"),

@@ -17,6 +17,8 @@ class Role(StrEnum):
     DEVICE = "device"
     DIMM = "dimm"
     """Somebody with a hand on the memory modules or their bus."""
+    LINK = "link"
+    """Somebody between a root port and its card."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,8 @@ class Arrivals:
                 self._whole[name] = (entered, state, books)
             is_through(wrong)
 
-        host.tasks.run(host.hypervisor.fill(guest.spec.machine, state), guest, laid, lambda why: is_through(str(why)))
+        fill = host.hypervisor.fill(guest.spec.machine, state)
+        host.tasks.run(fill, guest, laid, lambda why: is_through(str(why)), paid=True)
 
     def is_laying(self, name: str) -> bool:
         """Whether a VM's frames are here, and not yet read back."""

@@ -158,7 +158,10 @@ class Board:
             StreamChecks(
                 macs=Protection.IDE_MAC not in platform.disabled,
                 numbers=Protection.IDE_PACKET_NUMBER not in platform.disabled,
+                ciphers=Protection.IDE not in platform.disabled,
             ),
+            reorder_check=platform.ide_reorder_check,
+            tag_fence=platform.ide_tag_fence,
         )
         self.root_complex: RootComplex | None = None
         """What leads to slots with cards; None on a board without any."""

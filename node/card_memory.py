@@ -56,6 +56,13 @@ class CardMemory:
         self._iommu = iommu
         self._trusted = trusted
 
+    def take_traffic(self) -> CardTraffic:
+        """The account of what cards have moved, which begins anew."""
+        if not self.traffic:
+            return self.traffic
+        taken, self.traffic = self.traffic, CardTraffic()
+        return taken
+
     def read(self, requester: int, address: int, length: int, *, tee: bool, stream_id: int | None) -> bytes:
         """A function's load. Raises DmaFault."""
         self.traffic.note(length, tee=tee)

@@ -37,6 +37,10 @@ class CardSlot:
     serial: str = "0001"
     memory_bytes: int = 1 << 20
     virtual_functions: int = 0
+    maker: int = 1
+    """Who made it: seed of the keys under which it is certified. Tenants trust the first."""
+    scrubs: bool = True
+    """Whether it clears what trusted work left in it when that ends."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.port <= MOST_PORTS:
@@ -60,6 +64,11 @@ class CardSlot:
     def requester(self) -> int:
         """Of the card's first function."""
         return self.bus << 8
+
+    @property
+    def assignable(self) -> int:
+        """How many VMs can have a function of it: each virtual one, or the card itself where it has none."""
+        return self.virtual_functions or 1
 
     @property
     def window_bytes(self) -> int:

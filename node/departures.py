@@ -138,7 +138,7 @@ class Departures:
                 return
             started = tuple(vcpu.state is not VcpuState.WAITING for vcpu in guest.vcpus)
             export = self._host.hypervisor.export(name, started, guest.reset_rips)
-            self._host.tasks.run(export, guest, read, refused)
+            self._host.tasks.run(export, guest, read, refused, paid=True)
 
         def refused(refusal: LaunchRefused) -> None:
             if self._under_way.get(name) is departure:

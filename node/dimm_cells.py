@@ -180,7 +180,9 @@ class DimmCells:
         if found is None or spa + length > found[1] * PAGE_BYTES:
             return None
         start, _, laid = found
-        if laid.fill is not None or laid.source is None or spa + length > self._plain_end:
+        if laid.fill is not None or laid.source is None:
+            return None
+        if spa + length > self._plain_end and self._kept.meets(spa, length):
             return None
         return laid.source, laid.page * PAGE_BYTES + spa - start * PAGE_BYTES
 

@@ -7,6 +7,7 @@ exception that delivery itself raises is delivered in its turn, then #DF, then t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -38,6 +39,13 @@ _CONTRIBUTORY = frozenset({
     ExceptionVector.DE, ExceptionVector.TS, ExceptionVector.NP, ExceptionVector.SS, ExceptionVector.GP,
     ExceptionVector.VC,
 })  # fmt: skip
+
+
+_DOUBLE: Mapping[int, frozenset[ExceptionVector]] = {
+    **dict.fromkeys(_CONTRIBUTORY, _CONTRIBUTORY),
+    ExceptionVector.PF: _CONTRIBUTORY | {ExceptionVector.PF},
+}
+"""What makes a double fault of an exception that is on its way to its handler."""
 
 
 class Delivered(Enum):
@@ -196,10 +204,7 @@ def _is_machine_check(event: Event) -> bool:
 
 def _after(event: Event, raised: Event) -> Event:
     """What follows an exception that the delivery of an event raised."""
-    grave = event.kind == EventType.EXCEPTION and (
-        event.vector == ExceptionVector.PF or event.vector in _CONTRIBUTORY
-    )  # fmt: skip
-    if grave and (raised.vector in _CONTRIBUTORY or raised.vector == ExceptionVector.PF):
+    if event.kind == EventType.EXCEPTION and raised.vector in _DOUBLE.get(event.vector, ()):
         return exception(ExceptionVector.DF, 0)
     return raised
 

@@ -13,6 +13,7 @@ from node.card_memory import CardMemory
 from node.card_slot import CardSlot, MmioWindow
 from node.mac_address import mac_of
 from tio.card import Card
+from tio.card_functions import TdiSettings
 from tio.device_identity import CardKind
 from tio.gpu_card import gpu_card
 from tio.ide import Link, StreamChecks
@@ -45,26 +46,38 @@ class FilledSlot:
 
 
 class FilledSlots:
-    """Fills slots of a board; ``by_port`` holds those that are. ``checks`` are what both ends of links look at."""
+    """Fills slots of a board; ``by_port`` holds those that are.
 
-    def __init__(self, memory: CardMemory, draw: Draw, checks: StreamChecks) -> None:
+    ``checks``, ``reorder_check`` and ``tag_fence`` are those of both ends of links.
+    """
+
+    def __init__(
+        self,
+        memory: CardMemory,
+        draw: Draw,
+        checks: StreamChecks,
+        *,
+        reorder_check: bool = False,
+        tag_fence: bool = False,
+    ) -> None:
         self.by_port: dict[int, FilledSlot] = {}
-        self._checks = checks
+        self._ends: dict[str, Any] = {"checks": checks, "reorder_check": reorder_check, "tag_fence": tag_fence}
         self._memory = memory
         self._draw = draw
 
     def fill(self, window: MmioWindow) -> RootPort:
         """Make a slot's port with its card."""
         link = Link()
-        root_port = RootPort(window.slot.port, link, self._memory, checks=self._checks)
+        root_port = RootPort(window.slot.port, link, self._memory, **self._ends)
         self._plug(window, link, root_port, window.slot)
         _place_bars(root_port, window)
         return root_port
 
     def device_of(self, requester: int) -> Device | None:
-        """What is behind a card's first function; None where nobody has reached for the slot."""
+        """What is behind a card's function; None where nobody has reached for the slot, or there is no function."""
         filled = self.by_port.get((requester >> 8) - 1)
-        return None if filled is None else filled.device
+        behind = None if filled is None else filled.card.functions.behind(requester)
+        return None if behind is None else behind.device
 
     def swap(self, port: int, other: CardSlot) -> None:
         """Put another card into a filled slot, as it comes out of its box: no BAR has an address.
@@ -76,8 +89,9 @@ class FilledSlots:
 
     def _plug(self, window: MmioWindow, link: Link, root_port: RootPort, slot: CardSlot) -> None:
         card, device = _MAKERS[slot.kind](
-            slot, self._random(slot), serial=slot.serial, requester_id=slot.requester, checks=self._checks
-        )
+            slot, self._random(slot), serial=slot.serial, requester_id=slot.requester, seed=slot.maker,
+            tdi=TdiSettings(scrubs=slot.scrubs), **self._ends,
+        )  # fmt: skip
         root_port.plug(card)
         self.by_port[slot.port] = FilledSlot(window, link, root_port, card, device)
 

@@ -71,7 +71,8 @@ class GuestAccess:
         rmp = self._board.rmp
         if private and vmcb.encrypted:
             if vmcb.rmp_checked:
-                assert rmp is not None
+                if rmp is None:  # No VMRUN accepts its control block.
+                    raise RmpFault(segments[0][0] if segments else 0, ERROR_ENC)
                 for spa, length, large, _ in segments:
                     rmp.check_guest_private(
                         spa, gpa, vmcb.asid, length, needs=needs, vmpl=vmcb.vmpl, mapped_large=large,

@@ -88,6 +88,28 @@ class GuestGpu:
 
     def run(self, command: GpuCommand) -> Steps[None]:
         """One command, its number filled in. Raises GpuUntrusted where it did not come to a good end."""
+        number, ring, _ = yield from self._submitted(command)
+        (fence,) = yield (Read(ring + _FENCE, FENCE_BYTES, self._private),)
+        if not isinstance(fence, bytes):
+            raise BounceFault(fence)
+        if fence != _FENCE_FORM.pack(number, GpuStatus.DONE):
+            raise GpuUntrusted(f"fence of command {number}: {fence.hex()}")
+
+    def run_polled(self, command: GpuCommand) -> Steps[None]:
+        """The same, but that a register says whether it is done, and not how. Raises GpuUntrusted where it is not."""
+        number, _, after = yield from self._submitted(command)
+        head = yield from self.window.load(REGISTER_BAR, GpuRegister.HEAD)
+        if head != after:
+            raise GpuUntrusted(f"head after command {number}: {head:#x}")
+
+    def leave(self, command: GpuCommand) -> Steps[None]:
+        """A command that nobody waits for."""
+        yield from self._submitted(command)
+
+    # Within.
+
+    def _submitted(self, command: GpuCommand) -> Steps[tuple[int, int, int]]:
+        """Ring for a command: its number, the ring, and the tail after it."""
         ring, tail, last = yield from self._book()
         number, after = (last + 1) & 0xFFFF_FFFF, (tail + 1) % ENTRIES
         entry = GpuCommand(
@@ -97,13 +119,7 @@ class GuestGpu:
         yield from self._done((Write(ring + tail * COMMAND_BYTES, entry.pack(), self._private),))
         yield from self._keep(ring, after, number)
         yield from self.window.store(REGISTER_BAR, (GpuRegister.DOORBELL, after, 4))
-        (fence,) = yield (Read(ring + _FENCE, FENCE_BYTES, self._private),)
-        if not isinstance(fence, bytes):
-            raise BounceFault(fence)
-        if fence != _FENCE_FORM.pack(number, GpuStatus.DONE):
-            raise GpuUntrusted(f"fence of command {number}: {fence.hex()}")
-
-    # Within.
+        return number, ring, after
 
     @property
     def _private(self) -> bool:

@@ -20,8 +20,9 @@ from node.operation_cost import HostOperationCost
 from node.psp_queue import PspQueue
 from node.psp_streams import PspStreams
 
+_Price = Callable[[tuple[op.HypervisorOperation, ...]], float]
 _Waiting = tuple[
-    "HypervisorTask", Guest, Callable[[object], None], Callable[[LaunchRefused], None] | None
+    "HypervisorTask", Guest, Callable[[object], None], Callable[[LaunchRefused], None] | None, _Price
 ]
 COPY = "copy of "
 """How the name of a row of a VM's pages begins: a promise of it is not the VM's own."""
@@ -61,20 +62,24 @@ class HypervisorTasks:
         guest: Guest | None,
         done: Callable[[object], None],
         refused: Callable[[LaunchRefused], None] | None = None,
+        *,
+        paid: bool = False,
     ) -> None:
         """Run a task from now on; ``done`` gets its result. Without ``refused`` it must not be refused.
 
-        ``guest`` is whom it is for, None for the host itself. A guest's tasks run one after another.
+        ``guest`` is whom it is for, None for the host itself. A guest's tasks run one after another. What a ``paid``
+        one does with pages that hold bytes costs nothing: a migration has accounted for all of its pages.
         """
+        price = self._cost.price_of_work if paid else self._cost.price
         if guest is None:
-            self._step(task, None, guest, done, refused)
+            self._step(task, None, guest, done, refused, price)
             return
         line = self._lines.get(guest.spec.name)
         if line is not None:
-            line.append((task, guest, done, refused))
+            line.append((task, guest, done, refused, price))
             return
         self._lines[guest.spec.name] = deque()
-        self._begin(task, guest, done, refused)
+        self._begin(task, guest, done, refused, price)
 
     def _begin(
         self,
@@ -82,6 +87,7 @@ class HypervisorTasks:
         guest: Guest,
         done: Callable[[object], None],
         refused: Callable[[LaunchRefused], None] | None,
+        price: _Price,
     ) -> None:
         def is_through(result: object) -> None:
             done(result)
@@ -93,7 +99,7 @@ class HypervisorTasks:
             refused(refusal)
             self._next(guest.spec.name)
 
-        self._step(task, None, guest, is_through, is_refused)
+        self._step(task, None, guest, is_through, is_refused, price)
 
     def _next(self, name: str) -> None:
         """A guest's task is over: begin the one that waits for that."""
@@ -140,6 +146,7 @@ class HypervisorTasks:
         guest: Guest | None,
         done: Callable[[object], None],
         refused: Callable[[LaunchRefused], None] | None,
+        price: _Price,
     ) -> None:
         now_ns = self._clock.now_ns
         while True:
@@ -153,13 +160,13 @@ class HypervisorTasks:
                     raise
                 refused(refusal)
                 return
-            end_ns = self.served(batch, now_ns + round(self._cost.price(batch)), guest)
+            end_ns = self.served(batch, now_ns + round(price(batch)), guest)
             if end_ns > now_ns:
                 break
             answers = self._board.execute_host(batch)  # What takes no time needs no event.
 
         def take_effect(_: object) -> None:
-            self._step(task, self._board.execute_host(batch), guest, done, refused)
+            self._step(task, self._board.execute_host(batch), guest, done, refused, price)
             self._clock.settle()
 
         self._clock.wake(end_ns - now_ns, take_effect)

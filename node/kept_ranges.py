@@ -43,6 +43,11 @@ class KeptRanges:
         at = bisect_right(self._starts, spa) - 1
         return at >= 0 and spa < self._ranges[at][1]
 
+    def meets(self, spa: int, length: int) -> bool:
+        """Whether any of so many bytes is in a range."""
+        at = bisect_left(self._starts, spa + length) - 1
+        return at >= 0 and length > 0 and spa < self._ranges[at][1]
+
     def tell(self, spa: int, length: int) -> None:
         """Tell the owners of the ranges that an access meets."""
         at = max(0, bisect_right(self._starts, spa) - 1)

@@ -177,6 +177,8 @@ class NestedPageTable:
         then nothing has changed.
         """
         _check(gpa | spa | length)
+        if spa + length > _SPA_END:
+            raise NestedMapError(f"spa: expected at most {_SPA_END:#x}, got {spa + length:#x}")
         return self._put(gpa, gpa + length, spa, list(parts(gpa, spa, length, large)), encrypted)
 
     def lay_out(self, maps: Sequence[tuple[int, int, int]], *, encrypted: bool = False) -> bool:
@@ -189,7 +191,7 @@ class NestedPageTable:
         if runs or frames.root is None or self._in_memory:
             return False
         layout = layout_of(maps)
-        if layout is None:
+        if layout is None or any(not 0 <= spa <= _SPA_END - length for _, spa, length in maps):
             return False
         self._check_frames()
         if frames.claim(layout.tables, 0):
@@ -385,6 +387,10 @@ class NestedPageTable:
 
     def _bounded(self, length: int) -> int:
         return length if self._host is None else min(length, self._host.dram.size_bytes)
+
+
+_SPA_END = 1 << 52
+"""Entries have room for bits 51:12 of an address (APM volume 2, 5.3.3)."""
 
 
 def _check(bits: int) -> None:

@@ -233,6 +233,11 @@ class HostOperationCost:
         table = self._table
         return sum([table[type(one)](one) for one in batch if type(one) in table], 0.0)
 
+    def price_of_work(self, batch: tuple[op.HypervisorOperation, ...]) -> float:
+        """Nanoseconds of a batch for what does not grow with the pages that hold bytes."""
+        table = self._table
+        return sum([table[type(one)](one) for one in batch if type(one) in _WORK], 0.0)
+
     def price_in_exit(self, batch: tuple[op.HypervisorOperation, ...]) -> float:
         """Nanoseconds that a guest waits for a batch of an exit, beyond the round trip: changes of the RMP and of VMPL.
 
@@ -251,6 +256,9 @@ class HostOperationCost:
 
 def _work(one: op.GuestWork) -> Mechanism:
     return Mechanism.BOOT if one.cost in BOOT_WORK else Mechanism.OPERATIONS
+
+
+_WORK = (op.HostWork, op.Wbinvd)
 
 
 def _pages(length: int) -> int:

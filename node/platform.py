@@ -51,6 +51,8 @@ class Protection(StrEnum):
     """Firmware's look at the numbers of guest messages."""
     TLB_ID = "tlb id"
     """VMRUN's match of PCPU_ID and TLB_ID in an SNP guest's save area with the thread's last."""
+    IDE = "ide"
+    """All that it does to packets: without, they cross as they are, on streams that are called Secure all the same."""
     IDE_MAC = "ide mac"
     """A root port's and a card's look at the MACs of protected packets."""
     IDE_PACKET_NUMBER = "ide packet number"
@@ -154,6 +156,11 @@ class Platform:
 
     That is an option of boot firmware, which AMD asks for with SEV-TIO; here it is always set.
     """
+
+    ide_reorder_check: bool = False
+    """Both ends of links bind what was posted before it into the MAC of every other packet (CVE-2025-9612)."""
+    ide_tag_fence: bool = False
+    """They use no tag again before the late completion of a request that timed out has come (CVE-2025-9613)."""
 
     context_mac: bool = False
     """Whether contexts carry an integrity value. Hypothetical: AMD's have none."""

@@ -47,21 +47,29 @@ _NO_FLAGS = LockFlags(0)
 class Card:
     """What is known of one card. ``context`` is its page with the firmware, once it was created there."""
 
-    function: Function
+    physical: Function
     carrier: TioCarrier | None = None
     context: int = 0
     stream_id: int = 0
     certificates: bytes = b""
     measurements: bytes = b""
+
+
+@dataclass(slots=True)
+class Interface:
+    """A function of a card that a VM can have: the virtual ones of a card that has any, else the physical one."""
+
+    card: Card
+    function: Function
     given_to: tuple[str, int] | None = None
     """The VM that has it, and its number there."""
 
 
 @dataclass(slots=True)
 class Given:
-    """A card in a VM's hands. ``context`` is its TDI's page with the firmware, while there is one."""
+    """A function in a VM's hands. ``context`` is its TDI's page with the firmware, while there is one."""
 
-    card: Card
+    interface: Interface
     device: int
     table: GuestTable
     context: int = 0
@@ -70,6 +78,16 @@ class Given:
     report: bytes = b""
     assigned: dict[int, int] = field(default_factory=dict)
     """Pages of MMIO that the guest has in the RMP: SPA and GPA."""
+
+    @property
+    def card(self) -> Card:
+        """What the function is of."""
+        return self.interface.card
+
+    @property
+    def function(self) -> Function:
+        """As the hypervisor found it."""
+        return self.interface.function
 
 
 class TioHost:
@@ -88,6 +106,8 @@ class TioHost:
     ) -> None:
         self.trusted = trusted
         self.lock_flags = lock_flags
+        self.measures_anew = True
+        """A device is measured when its guest asks for evidence; otherwise it gets what there is, however old."""
         self._ports = tuple(ports)
         self._memory = memory
         self.device_table = DEVICE_TABLE, DEVICE_TABLE_PAGES
@@ -96,7 +116,8 @@ class TioHost:
             pages = -(-(ports[-1].card + 256) * ENTRY_BYTES // PAGE_BYTES)
             self.device_table = memory.row(pages), pages
         self._iommu = IommuDriver(lambda: memory.take(1)[0], self.device_table[0])
-        self._cards: list[Card] | None = None
+        self._cards: list[Card] = []
+        self._interfaces: list[Interface] | None = None
         self._given: dict[tuple[str, int], Given] = {}
         self._sizes: TioStatusRecord | None = None
 
@@ -127,10 +148,10 @@ class TioHost:
         out: list[GuestFunction] = []
         try:
             for device, kind in enumerate(kinds):
-                card = yield from self._free(kind)
-                card.given_to = vm, device
-                yield from self._show(vm, device, card, pieces, c_bit, tables)
-                function = card.function
+                interface = yield from self._free(kind)
+                interface.given_to = vm, device
+                yield from self._show(vm, device, interface, pieces, c_bit, tables)
+                function = interface.function
                 bars = tuple([(bar, size) for bar, _, size in function.bars])
                 what = function.vendor_id, function.device_id, function.class_code
                 out.append(GuestFunction(device, *what, bars, function.requester))
@@ -144,12 +165,12 @@ class TioHost:
         for name, device in sorted(key for key in self._given if key[0] == vm):
             given = self._given.pop((name, device))
             yield from self._unlocked(given, gctx, force=True)
-            function = given.card.function
+            function = given.function
             yield from enable(function, on=False)
             yield from self._iommu.detach(function.requester)
             yield from reset(function)
             yield from self._memory.give_back(given.table.pages)
-            given.card.given_to = None
+            given.interface.given_to = None
 
     def shows(self, vm: str, pieces: Iterable[Piece]) -> Task:
         """A VM's memory is in other pages now: its devices' tables follow."""
@@ -157,7 +178,7 @@ class TioHost:
             table = self._given[name, device].table
             table.map(pieces)
             yield from self._write(table)
-            yield from self._iommu.forget(self._domain(self._given[name, device].card))
+            yield from self._iommu.forget(self._domain(self._given[name, device].function))
 
     def given(self, vm: str, guest_id: int) -> Given | None:
         """The card that a VM knows by a requester id."""
@@ -165,6 +186,11 @@ class TioHost:
             if name == vm and guest_device_id(device) == guest_id:
                 return one
         return None
+
+    @property
+    def cards(self) -> tuple[Card, ...]:
+        """Those that were found, in the order of their ports; none before somebody wanted one."""
+        return tuple(self._cards)
 
     def has(self, vm: str) -> bool:
         """Whether a VM has a card."""
@@ -179,7 +205,7 @@ class TioHost:
         assert card.carrier is not None
         if not given.context:
             (given.context,) = yield from self._memory.lend((b"",))
-            interface = InterfaceId(card.function.requester).pack()
+            interface = InterfaceId(given.function.requester).pack()
             create = tio.TdiCreate(
                 tio.TdiCreate.SIZE, device=data_page(card.context), tdi=data_page(given.context), interface_id=interface
             )
@@ -232,28 +258,36 @@ class TioHost:
 
     # Within.
 
-    def _free(self, kind: CardKind) -> Generator[Batch, Answers, Card]:
-        """The first card of a kind that nobody has. Raises LaunchRefused."""
-        if self._cards is None:
-            self._cards = []
+    def _free(self, kind: CardKind) -> Generator[Batch, Answers, Interface]:
+        """The first function of a card of a kind that nobody has. Raises LaunchRefused."""
+        if self._interfaces is None:
+            self._interfaces = []
             for port in self._ports:
                 found = yield from find(port)
-                if found is not None:
-                    self._cards.append(Card(found))
-        for card in self._cards:
-            if card.function.class_code == CLASSES[kind] and card.given_to is None:
-                return card
+                if found:
+                    card = Card(found[0])
+                    self._cards.append(card)
+                    self._interfaces += [Interface(card, one) for one in found[1:] or found]
+        for interface in self._interfaces:
+            if interface.function.class_code == CLASSES[kind] and interface.given_to is None:
+                return interface
         raise LaunchRefused(f"devices: no free {kind.value} on this host")
 
     def _show(
-        self, vm: str, device: int, card: Card, pieces: Sequence[Piece], c_bit: int, tables: list[tuple[int, int]]
+        self,
+        vm: str,
+        device: int,
+        interface: Interface,
+        pieces: Sequence[Piece],
+        c_bit: int,
+        tables: list[tuple[int, int]],
     ) -> Task:
         """Map a function's registers into a VM, and the VM's memory for the function."""
         table = GuestTable(lambda: self._memory.take(1)[0], c_bit)
-        self._given[vm, device] = Given(card, device, table)
+        self._given[vm, device] = Given(interface, device, table)
         table.map(pieces)
         yield from self._write(table)
-        function = card.function
+        function = interface.function
         encrypted = bool(c_bit)
         frames = self._memory.take(sum([_TABLES_OF_BAR + size // LARGE_PAGE_BYTES for *_, size in function.bars]))
         tables += [(spa, PAGE_BYTES) for spa in frames]
@@ -264,7 +298,7 @@ class TioHost:
             op.NestedMap(vm, bar_gpa(device, bar), spa, size, encrypted=encrypted) for bar, spa, size in function.bars
         ]
         expect_done(maps, (yield tuple(maps)))
-        yield from self._iommu.show(function.requester, self._domain(card), table.root, LEVELS)
+        yield from self._iommu.show(function.requester, self._domain(function), table.root, LEVELS)
         yield from enable(function, on=True)
 
     def _write(self, table: GuestTable) -> Task:
@@ -273,14 +307,14 @@ class TioHost:
             expect_done(writes, (yield tuple(writes)))
 
     @staticmethod
-    def _domain(card: Card) -> int:
-        return card.function.requester
+    def _domain(function: Function) -> int:
+        return function.requester
 
     def _connected(self, card: Card) -> Task:
         """Have the firmware connect to a device: session, certificates, measurements, keys of its stream."""
         if card.context:
             return
-        function = card.function
+        function = card.physical
         if not self.trusted or not (function.mailbox and function.ide and function.tee_io):
             raise TioRefused(SnpCommand.TIO_DEV_CREATE, Status.INVALID_PARAM, "no device of TEE-IO")
         assert self._sizes is not None
@@ -326,9 +360,7 @@ class TioHost:
         if given.assigned:
             yield from self.release(given, 0, 1 << 52)
         if given.context:
-            named = tio.TdiReclaim(
-                tio.TdiReclaim.SIZE, device=data_page(card.context), tdi=data_page(given.context)
-            )
+            named = tio.TdiReclaim(tio.TdiReclaim.SIZE, device=data_page(card.context), tdi=data_page(given.context))
             yield from self._command(SnpCommand.TIO_TDI_RECLAIM, named)
             yield from self._memory.reclaim((given.context,))
             given.context = 0
@@ -348,7 +380,7 @@ class TioHost:
 
     @staticmethod
     def _behind(given: Given, gpa: int) -> int | None:
-        for bar, spa, size in given.card.function.bars:
+        for bar, spa, size in given.function.bars:
             offset = gpa - bar_gpa(given.device, bar)
             if 0 <= offset < size:
                 return spa + offset

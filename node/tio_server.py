@@ -71,7 +71,8 @@ class TioServer:
             raise GhcbRefused(BadInput.INVALID_INPUT, "SW_EXITINFO1")
         if pages.data_pages:
             # Evidence is as new as the question, or the guest could not tell a device that has changed since.
-            yield from self._measured(given, record, pages.data_gpa)
+            if self._host.measures_anew:
+                yield from self._measured(given, record, pages.data_gpa)
             try:
                 needed = yield from self._requests.lay(record, pages, self._evidence(given))
             except BadPage:

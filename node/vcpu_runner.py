@@ -14,7 +14,6 @@ from node import operations as op
 from node.batch_books import count_batch
 from node.batch_execution import execute_logged, up_to_a_fault
 from node.board import Board
-from node.card_cost import CardTraffic
 from node.clock import Clock
 from node.contention import Contention, PhaseAccount
 from node.cores import Cores
@@ -49,9 +48,7 @@ _MOST_IDLE_BLOCKS = 1000
 class VcpuRunner:
     """Runs the vCPUs of one host."""
 
-    def __init__(
-        self, clock: Clock, board: Board, contention: Contention, log: EventLog, prices: HostPrices
-    ) -> None:
+    def __init__(self, clock: Clock, board: Board, contention: Contention, log: EventLog, prices: HostPrices) -> None:
         self.phase_completions = 0
         self.operations = 0
         self.sent: Callable[[], None] = board.sent.clear
@@ -406,10 +403,7 @@ class VcpuRunner:
     def _wait_for_exits(self, vcpu: Vcpu, answers: tuple[op.Answer, ...] | None) -> None:
         """Go on when what the hypervisor did in a batch's exits has taken its time."""
         work, self._board.exit_work = self._board.exit_work, []
-        cards = self._board.card_memory
-        link, ide = self._prices.cards.transfer_ns(cards.traffic)
-        if cards.traffic:
-            cards.traffic = CardTraffic()
+        link, ide = self._prices.cards.transfer_ns(self._board.card_memory.take_traffic())
         moved = round(link + ide)
         changed = round(sum([self._prices.host.price_in_exit(batch) for batch in work], 0.0))
         now_ns = self._clock.now_ns

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from node.generation import Generation
+from node.generation import CAPABILITIES, Generation
 from node.rmp_checks import VmsaInUse
 from node.rmp_faults import RmpFault
 from node.tlb import TlbControl
@@ -45,8 +45,10 @@ class VmrunChecks:
 
         The ASID must be one of the guest's kind: 0 is the host's, plain SEV has those from MinSEVASID on, SEV-ES and
         SNP those below. Guests without a key have ASIDs that this board does not number. The save area must be
-        an aligned page of memory.
+        an aligned page of memory. An SNP guest needs an RMP.
         """
+        if CAPABILITIES[generation].rmp and self._board.rmp is None:
+            return False
         asids = self._asids.get(generation)
         if asids is not None and asid not in asids:
             return False
@@ -58,8 +60,7 @@ class VmrunChecks:
         if vmcb.tlb_control not in _TLB_CONTROLS or not self.passed(vmcb):
             return ExitCode.INVALID
         if vmcb.rmp_checked:
-            if board.rmp is None:
-                return ExitCode.INVALID
+            assert board.rmp is not None  # or the block would not be consistent
             try:
                 if not board.rmp.checks.may_enter(vmcb.save_area_spa, vmcb.asid):
                     return ExitCode.INVALID

@@ -172,6 +172,7 @@ class Card:
         """Conventional reset: sessions, keys, streams and interfaces are gone, registers as the card came."""
         self.debug = False
         self._end_sessions(Failure.RESET)
+        self.port.forget_requests()
         self.functions.reset()
         self.ide.reset()
         self._set_streams_up()

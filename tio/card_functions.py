@@ -102,6 +102,13 @@ class CardFunctions:
             if behind.dma is not None:
                 behind.dma.attach(link, one)
 
+    def behind(self, requester_id: int) -> Behind | None:
+        """What is behind the function with an id; None if there is none that it could have."""
+        for one, behind in zip(self.all, self._behind, strict=True):
+            if one.requester_id == requester_id:
+                return behind
+        return None
+
     @property
     def tdis(self) -> list[Tdi]:
         """Those of all functions, the physical one's first."""
@@ -132,7 +139,7 @@ class CardFunctions:
             Region(MSIX_BAR, _PBA_AT, _MSIX_BYTES - _PBA_AT, RangeAttributes.MSIX_PBA),
         ]
         if MEMORY_BAR in self.bars:
-            regions.append(Region(MEMORY_BAR, 0, self.bars[MEMORY_BAR]))
+            regions.append(Region(MEMORY_BAR, 0, self.bars[MEMORY_BAR], RangeAttributes.IS_MEM_ATTR_UPDATABLE))
         found = PciFunction(space, behind.device, regions, self._kind.value.encode(), requester_id)
         found.tdi = Tdi(found, self._random, self._settings.supported, scrubs=self._settings.scrubs)
         found.beside = self._overlap
@@ -154,7 +161,7 @@ class CardFunctions:
         if event is Tampering.REQUESTER_ID:
             for one in self.virtual:
                 one.space.bus = self.physical.space.bus
-        if event in (Tampering.REQUESTER_ID, Tampering.FUNCTION_RESET):
+        if event in (Tampering.REQUESTER_ID, Tampering.FUNCTION_RESET, Tampering.POWER_STATE):
             self._tamper_virtual(event)
 
     def _remade(self, event: Tampering) -> None:
@@ -183,5 +190,3 @@ class CardFunctions:
         there = (self.physical, *self.virtual[: self.sr_iov.enabled])
         self.by_number.clear()
         self.by_number.update({one.requester_id & 0xFF: one for one in there})
-
-

@@ -193,7 +193,7 @@ class Gpu:
         """Forget ring and fence, and what memory holds."""
         self._ring = self._entries = self._fence = self._head = 0
         self._stopped = False
-        self.memory[:] = 0
+        self.memory = np.zeros(len(self.memory), np.uint8)  # which holds no page before somebody writes one
         if self._channel is not None:
             self._channel = None
             self.channel_lost()

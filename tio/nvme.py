@@ -12,11 +12,11 @@ once and in order: what took how long is the board's to say. Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tio.dma_port import DmaFault, DmaPort
-from tio.nvme_admin import ADMIN_QUEUE, NAMESPACE_ID, AdminCommands, NvmeSettings, QueueTable
+from tio.nvme_admin import ADMIN_QUEUE, MOST_NAMESPACES, NAMESPACE_ID, AdminCommands, NvmeSettings, QueueTable
 from tio.nvme_format import (
     ALL_NAMESPACES,
     CSTS_FATAL,
@@ -54,19 +54,29 @@ class Served:
 
 
 class NvmeController:
-    """One controller with one namespace. The port is the only way it reaches memory.
+    """One controller, with a namespace and perhaps ``more`` of them. The port is the only way it reaches memory.
 
     ``interrupt`` hears of each vector whose completion queue got entries, once for all that a doorbell brought.
     """
 
-    def __init__(self, port: DmaPort, namespace: NvmeNamespace, settings: NvmeSettings | None = None) -> None:
+    def __init__(
+        self,
+        port: DmaPort,
+        namespace: NvmeNamespace,
+        settings: NvmeSettings | None = None,
+        more: Sequence[NvmeNamespace] = (),
+    ) -> None:
+        if len(more) >= MOST_NAMESPACES:
+            raise ValueError(f"namespaces: expected at most {MOST_NAMESPACES}, got {1 + len(more)}")
         self.namespace = namespace
+        self.namespaces = dict(enumerate((namespace, *more), NAMESPACE_ID))
+        """By identifier."""
         self.settings = NvmeSettings() if settings is None else settings
         self.invalid_doorbells = 0
         self.interrupt: Callable[[int], None] = _nobody
         self._port = port
         self._queues = QueueTable()
-        self._admin = AdminCommands(port, namespace, self.settings, self._queues)
+        self._admin = AdminCommands(port, (namespace, *more), self.settings, self._queues)
         self._registers = bytearray()
         self.reset()
 
@@ -164,7 +174,7 @@ class NvmeController:
         """The NVM command set (section 6)."""
         match entry.opcode:
             case IoOpcode.FLUSH:
-                if entry.nsid not in (NAMESPACE_ID, ALL_NAMESPACES):
+                if entry.nsid != ALL_NAMESPACES and entry.nsid not in self.namespaces:
                     raise CommandRefused(Status.INVALID_NAMESPACE)
                 return Served(number, entry.cid, entry.opcode, Status.SUCCESS)
             case IoOpcode.READ | IoOpcode.WRITE:
@@ -173,12 +183,12 @@ class NvmeController:
 
     def _transfer(self, number: int, entry: SubmissionEntry) -> Served:
         """READ and WRITE (6.9, 6.15). A write reaches the media only when all its data has arrived."""
-        namespace, port = self.namespace, self._port
+        namespace, port = self.namespaces.get(entry.nsid), self._port
+        if namespace is None:
+            raise CommandRefused(Status.INVALID_NAMESPACE)
         lba = entry.cdw10 | entry.cdw11 << 32
         blocks = (entry.cdw12 & 0xFFFF) + 1
         length = blocks * namespace.block_bytes
-        if entry.nsid != NAMESPACE_ID:
-            raise CommandRefused(Status.INVALID_NAMESPACE)
         if length > self.settings.max_transfer_bytes:
             raise CommandRefused(Status.INVALID_FIELD)
         if lba + blocks > namespace.blocks:

@@ -7,7 +7,7 @@ changes anything; its answer is DW0 of the completion.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tio.dma_port import DmaFault, DmaPort
@@ -30,6 +30,9 @@ from tio.nvme_prp import CommandRefused, prp_extents
 from tio.nvme_queues import CompletionQueue, SubmissionQueue
 
 NAMESPACE_ID = 1
+"""Of the first; others follow."""
+MOST_NAMESPACES = 1024
+"""As many as one page of identifiers holds."""
 ADMIN_QUEUE = 0
 _INTERRUPTS_ENABLED = 1 << 1
 _IO_ENTRY_SIZES = (6, 4)
@@ -65,9 +68,11 @@ class QueueTable:
 class AdminCommands:
     """Executes admin commands on a queue table."""
 
-    def __init__(self, port: DmaPort, namespace: NvmeNamespace, settings: NvmeSettings, queues: QueueTable) -> None:
+    def __init__(
+        self, port: DmaPort, namespaces: Sequence[NvmeNamespace], settings: NvmeSettings, queues: QueueTable
+    ) -> None:
         self._port = port
-        self._namespace = namespace
+        self._namespaces = tuple(namespaces)
         self._settings = settings
         self._queues = queues
 
@@ -148,14 +153,14 @@ class AdminCommands:
             case Identify.ACTIVE_NAMESPACES:
                 if nsid >= ALL_NAMESPACES - 1:
                     raise CommandRefused(Status.INVALID_NAMESPACE)
-                names = NAMESPACE_ID.to_bytes(4, "little") if nsid < NAMESPACE_ID else b""
-                return names.ljust(PAGE_BYTES, b"\0")
+                names = range(max(nsid + 1, NAMESPACE_ID), NAMESPACE_ID + len(self._namespaces))
+                return b"".join([name.to_bytes(4, "little") for name in names]).ljust(PAGE_BYTES, b"\0")
             case Identify.NAMESPACE | Identify.NAMESPACE_DESCRIPTORS:
-                if nsid != NAMESPACE_ID:
+                if not NAMESPACE_ID <= nsid < NAMESPACE_ID + len(self._namespaces):
                     raise CommandRefused(Status.INVALID_NAMESPACE)
                 if cns == Identify.NAMESPACE:
-                    return self._namespace_page()
-                guid = self._guid()
+                    return self._namespace_page(nsid)
+                guid = self._guid(nsid)
                 return (bytes((NAMESPACE_GUID_TYPE, len(guid), 0, 0)) + guid).ljust(PAGE_BYTES, b"\0")
         raise CommandRefused(Status.INVALID_FIELD)
 
@@ -173,22 +178,23 @@ class AdminCommands:
                 "CNTRLTYPE": 1,
                 "SQES": 0x66,
                 "CQES": 0x44,
-                "NN": NAMESPACE_ID,
+                "NN": len(self._namespaces),
                 "SUBNQN": f"nqn.2014-08.org.nvmexpress:sevfleet:{settings.serial}".encode(),
             },
         )
 
-    def _namespace_page(self) -> bytes:
-        blocks = self._namespace.blocks
-        data_size = self._namespace.block_bytes.bit_length() - 1
+    def _namespace_page(self, nsid: int) -> bytes:
+        namespace = self._namespaces[nsid - NAMESPACE_ID]
+        blocks, data_size = namespace.blocks, namespace.block_bytes.bit_length() - 1
         return fill(
             IDENTIFY_NAMESPACE,
-            {"NSZE": blocks, "NCAP": blocks, "NUSE": blocks, "NGUID": self._guid(), "LBAF0": data_size << 16},
+            {"NSZE": blocks, "NCAP": blocks, "NUSE": blocks, "NGUID": self._guid(nsid), "LBAF0": data_size << 16},
         )
 
-    def _guid(self) -> bytes:
+    def _guid(self, nsid: int) -> bytes:
         """A name that follows from the serial number: same settings, same disk."""
-        return hashlib.sha256(self._settings.serial.encode()).digest()[:16]
+        name = self._settings.serial if nsid == NAMESPACE_ID else f"{self._settings.serial} {nsid}"
+        return hashlib.sha256(name.encode()).digest()[:16]
 
     def _new_queue(
         self, entry: SubmissionEntry, existing: Mapping[int, CompletionQueue] | Mapping[int, SubmissionQueue]

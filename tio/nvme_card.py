@@ -27,9 +27,10 @@ class NvmeDevice:
         namespace: NvmeNamespace,
         interrupt: Callable[[int], object],
         settings: NvmeSettings | None = None,
+        more: Sequence[NvmeNamespace] = (),
     ) -> None:
         self.served: Callable[[Served], None] = _nobody
-        self.controller = NvmeController(port, namespace, settings)
+        self.controller = NvmeController(port, namespace, settings, more)
         self.controller.interrupt = lambda vector: _fired(interrupt, vector)
 
     def load(self, bar: int, offset: int, width: int) -> int:
@@ -54,19 +55,25 @@ class NvmeDevice:
 def nvme_card(
     random: Random,
     namespace: NvmeNamespace,
-    settings: NvmeSettings | None = None,
+    disk: NvmeSettings | None = None,
     virtual: Sequence[NvmeNamespace] = (),
+    more: Sequence[NvmeNamespace] = (),
     **card: Any,
 ) -> tuple[Card, NvmeDevice]:
-    """A card with one disk, and one behind each VF that a host can make; ``card`` are the settings of ``Card``."""
-    device, dma = _disk(namespace, settings)
-    behind = [Behind(*_disk(one, settings)) for one in virtual]
+    """A card with one disk, and one behind each VF that a host can make; ``disk`` is what all of them offer.
+
+    ``more`` are further namespaces of the first. ``card`` are the settings of ``Card``.
+    """
+    device, dma = _disk(namespace, disk, more)
+    behind = [Behind(*_disk(one, disk)) for one in virtual]
     return Card(CardKind.NVME, device, random, dma=dma, virtual=behind, **card), device
 
 
-def _disk(namespace: NvmeNamespace, settings: NvmeSettings | None) -> tuple[NvmeDevice, CardDma]:
+def _disk(
+    namespace: NvmeNamespace, settings: NvmeSettings | None, more: Sequence[NvmeNamespace] = ()
+) -> tuple[NvmeDevice, CardDma]:
     dma = CardDma()
-    return NvmeDevice(dma, namespace, dma.interrupt, settings), dma
+    return NvmeDevice(dma, namespace, dma.interrupt, settings, more), dma
 
 
 def _fired(interrupt: Callable[[int], object], vector: int) -> None:

@@ -125,6 +125,7 @@ class RootPort:
     def plug(self, card: Plugged) -> None:
         """Put a card into the slot."""
         self.unplug()
+        self.port.forget_requests()
         self._card = card
         card.upstream = self._from_card
 
@@ -138,6 +139,7 @@ class RootPort:
         """Secondary bus reset: a conventional reset of what is in the slot; no stream goes on."""
         for stream in self.port.streams.values():
             stream.fail(Failure.RESET)
+        self.port.forget_requests()
         if self._card is not None:
             self._card.reset()
 

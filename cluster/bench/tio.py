@@ -9,7 +9,7 @@ from statistics import median
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from cluster.bench import device_proofs
+from cluster.bench import card_dma, device_proofs, interface_host
 from cluster.figure import Figure
 from node.counter_random import CounterRandom
 from tio.ide import Direction, IdeStream, StreamSettings, SubStream, receive_writes, send_writes
@@ -28,6 +28,7 @@ def run() -> Iterator[Figure]:
     Packets are of 256 bytes, eight under a MAC.
     """
     yield from device_proofs.figures()
+    yield from interface_host.figures()
     data = CounterRandom(1).octets("bench", "packets", 0, MOVED_BYTES)
     sender, receiver = stream_ends()
     bare, moved = [], []
@@ -40,6 +41,7 @@ def run() -> Iterator[Figure]:
     per_s = MOVED_BYTES / median(moved)
     yield Figure("IDE writes, sent and received", per_s, "byte/s", MOVED_BYTES / median(bare), name)
     yield Figure("IDE writes, share of the cipher", share, "ratio", TARGET_SHARE, "the target")
+    yield from card_dma.figures(data, median(bare))
 
 
 def stream_ends() -> tuple[IdeStream, IdeStream]:

@@ -7,6 +7,7 @@ from typing import get_args
 
 from cluster.laboratory.one_instruction import step
 from cluster.laboratory.outside import Outside
+from cluster.laboratory.slot_hands import SlotHands
 from cluster.oracle.transcript import Transcript
 from node import operations as op
 from node.actor import HYPERVISOR, Actor, Role
@@ -20,6 +21,7 @@ from workloads.attacks.elsewhere import Elsewhere, LeftBehind
 from workloads.attacks.hypervisor_books import TellDr7
 from workloads.attacks.owner_operations import OwnerOperation
 from workloads.attacks.single_step import Step
+from workloads.attacks.slot_operations import SlotOperation
 from workloads.attacks.target import AttackBatch
 
 _NETWORK = "network"
@@ -32,10 +34,13 @@ _NOTEBOOK = "notebook"
 """No hand either: where an attacker writes down what it has learnt."""
 _BOOKS = "books"
 """The hypervisor's own: no chip takes part."""
+_SLOT = "slot"
+"""The links of cards, and cards that are the attacker's."""
 _CORE = "core"
 """A core that executes what the hypervisor entered; the answer is the hypervisor's."""
 _GUEST = frozenset(get_args(op.GuestOperation))
 _OF_NETWORK, _OF_CHIP = frozenset(get_args(OwnerOperation)), frozenset(get_args(ChipOperation))
+_OF_SLOT = frozenset(get_args(SlotOperation))
 _DIMM: Mapping[type, Callable[..., Answer]] = {
     DimmDump: lambda port, _: op.Runs(port.dump_written()),
     # What a line's cells hold is what was last written to them, or read from them, over the bus.
@@ -70,6 +75,7 @@ class Hands:
     ) -> None:
         self._board, self._tenant = board, tenant
         self._modules = PhysicalPort(board.dram)
+        self._slots = SlotHands(board, transcript)
         self._transcript = transcript
         self._tell = tell
         self._ways: Mapping[str, Callable[..., tuple[Answer, ...]]] = {
@@ -79,6 +85,7 @@ class Hands:
             _NOTEBOOK: self._note,
             _BOOKS: self._keep_books,
             _CORE: self._let_run,
+            _SLOT: self._at_a_slot,
             _NETWORK: _nobody if outside is None else outside.network.act,
             _CHIP: _nobody if outside is None else lambda batch: self._seen(batch, outside.chip.act(batch)),
             _ELSEWHERE: _nobody if outside is None else lambda batch: self._seen(batch, outside.other.act(batch)),
@@ -124,6 +131,11 @@ class Hands:
         self._transcript.observe(HYPERVISOR, batch, answers)
         return answers
 
+    def _at_a_slot(self, batch: tuple[SlotOperation, ...]) -> tuple[Answer, ...]:
+        answers = self._slots.act(batch)
+        self._transcript.observe(Actor(Role.LINK), batch, answers)
+        return answers
+
     def _at_the_modules(self, batch: AttackBatch) -> tuple[Answer, ...]:
         # No chip takes part, so the board's tap sees nothing of it.
         answers = tuple([_DIMM[type(one)](self._modules, one) for one in batch])
@@ -142,6 +154,8 @@ def _role(one: object) -> str:
         return _NETWORK
     if type(one) in _OF_CHIP:
         return _CHIP
+    if type(one) in _OF_SLOT:
+        return _SLOT
     if type(one) in (Elsewhere, LeftBehind):
         return _ELSEWHERE
     if type(one) in (Claim, WorkedOut):

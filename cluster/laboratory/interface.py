@@ -43,6 +43,7 @@ class Interface(StrEnum):
     CIPHERTEXT = "ciphertext of a VM's memory where software looks"
     GUEST_KEY = "key of the victim's own, which firmware uses"
     CONTEXT_PAGE = "context of the victim in a page of memory"
+    TDISP = "device that firmware locks for the victim"
     PDH_LAUNCH = "launch of the victim by keys that are agreed on with the platform's PDH"
 
 
@@ -103,6 +104,7 @@ _LOOKS: Mapping[Interface, Callable[[Hands, Target], bool]] = {
     Interface.ENCRYPTED_REGISTERS: _hides_registers,
     Interface.CIPHERTEXT: _shows_ciphertext,
     Interface.CONTEXT_PAGE: lambda _, target: target.victim.gctx != 0,
+    Interface.TDISP: lambda _, target: target.device.tio.trusted and target.victim.generation == "SEV_TIO",
     Interface.PDH_LAUNCH: lambda _, target: target.victim.handle != 0,
     Interface.LAUNCH_MEASUREMENT: lambda _, target: _has_own_launch(target),
     Interface.GUEST_KEY: lambda _, target: _has_own_launch(target),

@@ -25,6 +25,8 @@ class OwnerHabits:
     """It asks for the list of revoked keys."""
     min_api: bool = False
     """Its SEV policy names the lowest firmware interface, that of its product today."""
+    device: bool = True
+    """Its guest compares a device's certificates, measurements and number with those that it wants."""
     id_key: bool = False
     """It trusts whatever its own key has signed."""
     debuggable: bool = False

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
-from cluster.laboratory.bad_hypervisor import Prelude
+from cluster.laboratory.device_rows import DEVICE_ROWS
 from cluster.laboratory.interface import Interface
 from cluster.laboratory.lying_hypervisor import DenyingHypervisor
 from cluster.laboratory.permuting_hypervisor import PermutingHypervisor
-from cluster.laboratory.scene import GHOST_LINE, USUAL, VICTIM, Cast, Setting, act_out, code_gpa, status_gpa
+from cluster.laboratory.row import Row
+from cluster.laboratory.scene import GHOST_LINE, OTHER_CARD, VICTIM, Cast, Setting, act_out, code_gpa, status_gpa
 from cluster.oracle.holdings import Measure
 from cluster.oracle.verdict import Aim, Verdict, judge
+from node.card_slot import CardSlot
 from workloads.attacks import (
     alias,
     block_move,
@@ -48,52 +50,6 @@ from workloads.attacks import (
     wrong_launch,
 )
 from workloads.attacks.service import DIVIDE, OVERFLOW
-from workloads.attacks.target import Attack, Target
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the matrix. Where ``attacks`` are several, each is a way that the line names."""
-
-    attacks: tuple[Callable[[Target], Attack], ...]
-    needs: Interface | None = None
-    """What the host must have, or the line is not applicable."""
-    ghost_line: int = 0
-    """An address line that the host's modules must lack."""
-    caches: bool = False
-    """Cores must have caches."""
-    cast: Cast = USUAL
-    svsm: bool = False
-    """The victim must be an SVSM, and the operating system above it the attacker's."""
-    tlb_entries: int | None = None
-    """Cores must remember so many translations."""
-    page_tables: bool = False
-    """The victim must have page tables of its own."""
-    two_processes: bool = False
-    """The victim must have two vCPUs with page tables of their own."""
-    tenant_spins: bool = False
-    """The tenant must never rest."""
-    fabric_locked: bool = True
-    """Whether boot firmware locks the data fabric; an attacker who owns it does not."""
-    prelude: Prelude | None = None
-    """What the hypervisor must do before SNP starts."""
-    chosen_status: bytes = b""
-    """What the victim must be made to read as its status, where garbage is not enough."""
-    chosen_code: bytes = b""
-    """As ``chosen_status``, in the place of what it runs."""
-    victim: str = "vault"
-    """The victim's program."""
-    cache_timing: bool = False
-    """Loads must take as long as the line's place says."""
-    leak_bytes: int = 16
-    """How many bytes of a secret make a leak."""
-    old_firmware: bool = False
-    """Nobody must have updated the security processor's firmware."""
-    habits: Mapping[str, bool] | None = None
-    """What the line says of its victim's owner, by names of OwnerHabits; None for lines in which it has no part."""
-    platform_key: bool = False
-    """The victim counts the private key that its platform agrees with among its secrets."""
-
 
 _LIED_TO = Cast(hypervisor=DenyingHypervisor)
 
@@ -186,6 +142,8 @@ ROWS: Mapping[str, Row] = {
         victim="petitioner",
     ),
     "82a": Row((confused_deputy.write_by_device,), needs=Interface.CONTEXT_PAGE),
+    "82b": Row((confused_deputy.forge_entries,), needs=Interface.CONTEXT_PAGE),
+    **DEVICE_ROWS,
 }  # fmt: skip
 """By id of the matrix."""
 
@@ -213,6 +171,9 @@ def verdicts(row: str, setting: Setting) -> list[Verdict]:
         old_firmware=line.old_firmware,
         owner=replace(setting.owner, **(line.habits or {})),
         platform_key=line.platform_key,
+        outbox_is_secret=line.outbox_is_secret,
+        cards=_cards(line, setting),
+        ways=replace(setting.ways, **(line.ways or {})),
     )
     measure = Measure(line.leak_bytes)
     found = [act_out(where, attack, line.needs, line.cast) for attack in line.attacks]
@@ -223,3 +184,9 @@ def _aim(line: Row) -> Aim | None:
     if line.chosen_code:
         return Aim(VICTIM, code_gpa(), line.chosen_code)
     return Aim(VICTIM, status_gpa(), line.chosen_status) if line.chosen_status else None
+
+
+def _cards(line: Row, setting: Setting) -> tuple[CardSlot, ...]:
+    if line.card is None:
+        return ()
+    return replace(line.card, scrubs=setting.device_scrubs), replace(OTHER_CARD, scrubs=setting.device_scrubs)

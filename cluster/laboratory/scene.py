@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from cluster.laboratory.bad_hypervisor import BadHypervisor, Orders, Prelude
@@ -17,12 +17,14 @@ from cluster.laboratory.owner_secret import SECRET
 from cluster.laboratory.protection import PROTECTIONS, Column
 from cluster.oracle.ledger import Ledger
 from cluster.oracle.transcript import Transcript
+from node.card_slot import CardSlot
 from node.cost_table import load_cost_table
 from node.encryption_setup import SHARED_VIEW
 from node.expected_measurement import sev_digest, snp_digest
 from node.firmware_image import firmware_image
 from node.generation import CAPABILITIES, Generation
 from node.guest import Guest, GuestSpec, GuestState
+from node.guest_functions import guest_device_id
 from node.guest_memory_map import memory_map
 from node.host import Host, HostSpec
 from node.hypervisor import VCPU_MODEL
@@ -44,22 +46,30 @@ from node.vcpu_model import vcpu_model
 from node.vmsa import SevFeature
 from psp.elliptic import COORDINATE_BYTES
 from psp.system_bus import PAGE_BYTES
+from tio.device_identity import CardKind
+from tio.tdisp import LockFlags
 from workloads.attacks import booted, colluder, newcomer, vault
 from workloads.attacks.booted import Booted
 from workloads.attacks.caller import Caller
 from workloads.attacks.chooser import Chooser
 from workloads.attacks.colluder import Colluder
 from workloads.attacks.console import Console
+from workloads.attacks.depositor import DEVICE, NOTICED, SERIAL, Depositor, DepositorWays
+from workloads.attacks.given_card import GivenCard
 from workloads.attacks.grower import CHECKS_CARRY, Grower
 from workloads.attacks.hypervisor_books import TellDr7
 from workloads.attacks.keeper import Keeper
 from workloads.attacks.newcomer import Newcomer
 from workloads.attacks.petitioner import Petitioner
 from workloads.attacks.service import HAS_GHCB, NO_IA32, REGISTERS_GHCB, RESTRICTED, STACK, VERIFIES, Service
-from workloads.attacks.target import Attack, Household, Page, Target
+from workloads.attacks.target import Attack, Household, Target
+from workloads.attacks.target_page import Page
 from workloads.attacks.vault import Vault
 
 VICTIM, TENANT = "victim", "tenant"
+OWN_CARD = CardSlot(1, CardKind.GPU, SERIAL, 1 << 16)
+"""The victim's device."""
+OTHER_CARD = CardSlot(2, CardKind.GPU, "0002", 1 << 17)
 HOST_BYTES = 576 << 20
 GUEST_BYTES = 64 << 20
 GHOST_LINE = 256 << 20
@@ -135,6 +145,14 @@ class Setting:
     """What the owner of an SNP guest demands of firmware and platform: bits of its policy beside the usual."""
     smt_off: bool = False
     """Each core of the host has one thread."""
+    cards: tuple[CardSlot, ...] = ()
+    """What is in the host's slots. The victim gets the first, where it has a device at all; the second is nobody's."""
+    ways: DepositorWays = DepositorWays()  # noqa: RUF009 - frozen
+    """Those of a victim that has a device."""
+    device_scrubs: bool = False
+    """Its device clears what trusted work left in it."""
+    outbox_is_secret: bool = False
+    """What the victim sends through its outbox is a secret that it hands to a device of its own."""
     ciphers: tuple[CipherMode, ...] = ()
     """What the product's memory controllers can do, its default first, where that is to be another than they have."""
 
@@ -182,7 +200,7 @@ class Scene:
         product = PRODUCTS[setting.product]
         threads = 1 if setting.smt_off else product.threads_per_core
         product = replace(product, ciphers=setting.ciphers or product.ciphers, threads_per_core=threads)
-        platform = replace(setting.platform, mode=protection.mode)
+        platform = replace(setting.platform, mode=protection.mode, cards=setting.cards)
         if setting.old_firmware:
             old = old_level(product)
             platform = replace(platform, firmware_api=old.version, firmware_tcb=old.tcb)
@@ -193,6 +211,7 @@ class Scene:
             spec, _PROGRAMS, images, dict(load_cost_table()), local_tenants(_PROGRAMS, skips), hypervisor,
             transcript.observe,
         )  # fmt: skip
+        self._depositor: Depositor | None = None
         self._svsm = setting.svsm and CAPABILITIES[protection.launched].rmp
         self._transcript = transcript
         kernel = KernelSettings(
@@ -209,13 +228,17 @@ class Scene:
         )
         service = _service(setting, protection.launched)
         wanted = _wanted(protection.launched, kernel, service)
+        ways = replace(setting.ways, checks_device=int(setting.owner.device), checks_fresh=int(setting.owner.nonce))
+        wanted["depositor"] = ProgramSpec("depositor", tuple(asdict(ways).items()))
+        self._hypervisor.tio.lock_flags = LockFlags(ways.lock_flags)
+        devices = (CardKind.GPU,) if setting.victim == "depositor" else ()
         has_tables = setting.page_tables or setting.two_processes
         if has_tables:
             own_key = _has_own_key(protection.launched)
             wanted["vault"] = ProgramSpec("vault", ((vault.C_BIT, 1 << product.c_bit if own_key else 0),))
         program = ProgramSpec("colluder") if self._svsm else wanted[setting.victim]
         vcpus, features = 1 + setting.two_processes, setting.sev_features
-        self._launch(VICTIM, protection.launched, program, vcpus, kernel, features, svsm=self._svsm)
+        self._launch(VICTIM, protection.launched, program, vcpus, kernel, features, svsm=self._svsm, devices=devices)
         self._hypervisor.let_go()
         tenant = ProgramSpec("vault", ((vault.SPINS, int(setting.tenant_spins)),))
         self._launch(TENANT, protection.launched, tenant, 1, CAREFUL)
@@ -244,6 +267,10 @@ class Scene:
                 ledger.promise(VICTIM, gpa, octets)
         elif setting.victim == "console":
             ledger.keep(VICTIM, "what was typed", Console(place).typed)
+        elif setting.victim == "depositor":
+            trusts = CAPABILITIES[protection.launched].trusted_devices
+            there = replace(place, bounces=_has_own_key(protection.launched), trusts_devices=trusts)
+            self._enter_depositor(ledger, Depositor(there, ways))
         elif setting.victim == "chooser":
             ledger.decide(VICTIM, Chooser(place).decisions)
         else:
@@ -251,6 +278,9 @@ class Scene:
             kept = replace(_vault(VICTIM), c_bit=0 if has_tables else None).content(vault.SECRET)
             ledger.keep(VICTIM, "the secret", kept)
         ledger.keep(VICTIM, "what its owner sends it", SECRET)
+        if setting.outbox_is_secret:
+            ledger.keep(VICTIM, "what it hands to its device", _vault(VICTIM).content(vault.ANSWER))
+            ledger.entrust(VICTIM, _vault(VICTIM).shared(vault.OUTBOX), PAGE_BYTES)
         keys = self.host.board.psp.legacy.keys
         if setting.platform_key and keys.pdh_seed:
             scalar = keys.pdh_key.private_numbers().private_value
@@ -308,6 +338,10 @@ class Scene:
             env.step()
             if all(_rest(vcpu) not in (None, last) for vcpu, last in zip(guest.vcpus, before, strict=True)):
                 break
+        if self._depositor and guest.spec.name == VICTIM and guest.state is GuestState.STOPPED:
+            why = NOTICED.get(guest.shutdown_code)
+            if why is not None:
+                self._transcript.complain(VICTIM, f"{VICTIM} ended itself: {why}")
         return ()
 
     # Setting up.
@@ -323,10 +357,11 @@ class Scene:
 
     def _launch(
         self, name: str, generation: Generation, program: ProgramSpec, vcpus: int, kernel: KernelSettings,
-        sev_features: int = 0, *, svsm: bool = False,
+        sev_features: int = 0, *, svsm: bool = False, devices: tuple[CardKind, ...] = (),
     ) -> None:
         spec = GuestSpec(
-            name, generation, vcpus, GUEST_BYTES, program, SEED, sev_features=sev_features, svsm=svsm, kernel=kernel
+            name, generation, vcpus, GUEST_BYTES, program, SEED, sev_features=sev_features, svsm=svsm, kernel=kernel,
+            devices=devices,
         )  # fmt: skip
         self.host.launch(spec, lambda _: None, running=True)
         assert self.host.guests[name].state is GuestState.RUNNING, self.host.guests[name].reason
@@ -338,8 +373,32 @@ class Scene:
         victim, tenant = (self._household(hypervisor, name) for name in (VICTIM, TENANT))
         return Target(
             victim, tenant, tuple(frames[1:]), frames[0], 1 << self.host.spec.product.c_bit, GHOST_LINE,
-            free_asid=max(victim.asid, tenant.asid) + 1, ground=hypervisor.ground,
+            free_asid=max(victim.asid, tenant.asid) + 1, ground=hypervisor.ground, card=self._card(hypervisor),
         )  # fmt: skip
+
+    def _card(self, hypervisor: BadHypervisor) -> GivenCard | None:
+        """What its books say of the victim's card."""
+        given, record = hypervisor.tio.given(VICTIM, guest_device_id(DEVICE)), hypervisor.launched(VICTIM)
+        if given is None or self._depositor is None:
+            return None
+        victim = self._depositor
+
+        def page(gpa: int) -> Page:
+            return Page(gpa, record.spa_of(gpa))
+
+        outbox, inbox = (page(victim.buffer(number, bounces=victim.bounces)) for number in range(2))
+        _, other = hypervisor.tio.cards
+        return GivenCard(hypervisor.tio, given, record.gctx, outbox, inbox, page(victim.idle), other.physical)
+
+    def _enter_depositor(self, ledger: Ledger, victim: Depositor) -> None:
+        """What is true of a victim that has a device: with as much memory as that of its own number has."""
+        self._depositor = victim
+        ledger.keep(VICTIM, "the secret", victim.secret)
+        for gpa, octets in victim.promises(OWN_CARD.memory_bytes).items():
+            ledger.promise(VICTIM, gpa, octets)
+        for gpa, length in victim.device_writes():
+            ledger.let_devices_write(VICTIM, gpa, length)
+        ledger.entrust(VICTIM, *victim.lent)
 
     def _household(self, hypervisor: BadHypervisor, name: str) -> Household:
         record, program = hypervisor.launched(name), _vault(name)
@@ -414,6 +473,7 @@ def code_gpa() -> int:
 _PROGRAMS: Mapping[str, ProgramFactory] = {
     "vault": Vault.build, "service": Service.build, "chooser": Chooser.build, "newcomer": Newcomer.build,
     "booted": Booted.build, "colluder": Colluder.build, "console": Console.build,
+    "depositor": Depositor.build,
     "caller": Caller.build, "keeper": Keeper.build, "grower": Grower.build, "petitioner": Petitioner.build,
 }  # fmt: skip
 

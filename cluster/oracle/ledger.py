@@ -71,6 +71,8 @@ class Ledger:
         self._counters: dict[str, tuple[int, ...]] = {}
         self._decisions: dict[str, tuple[int, ...]] = {}
         self._mappings: dict[str, list[Mapped]] = {}
+        self._entrusted: dict[str, list[tuple[int, int]]] = {}
+        self._devices_write: dict[str, list[tuple[int, int]]] = {}
 
     @property
     def victims(self) -> tuple[str, ...]:
@@ -130,6 +132,20 @@ class Ledger:
         self.protect(victim)
         self._counters[victim] = (*self._counters.get(victim, ()), gpa)
 
+    def entrust(self, victim: str, gpa: int, length: int) -> None:
+        """Enter shared memory in which a victim hands things to its own device: storing there is not publishing."""
+        self.protect(victim)
+        self._entrusted.setdefault(victim, []).append((gpa, length))
+
+    def is_entrusted(self, victim: str, gpa: int, length: int) -> bool:
+        """Whether a range is such memory."""
+        return any(at <= gpa and gpa + length <= at + size for at, size in self._entrusted.get(victim, ()))
+
+    def let_devices_write(self, victim: str, gpa: int, length: int) -> None:
+        """Enter private pages that a victim's own device writes: what it reads there it need not have written."""
+        self.protect(victim)
+        self._devices_write.setdefault(victim, []).append((gpa, length))
+
     def counters(self, victim: str) -> tuple[int, ...]:
         """GPAs of a victim's numbers that only grow."""
         return self._counters.get(victim, ())
@@ -147,6 +163,8 @@ class Ledger:
         shadow = ShadowMemory(tuple(self._mappings.get(victim, ())))
         for gpa, octets in self._contents[victim]:
             shadow.write(gpa, octets)
+        for gpa, length in self._devices_write.get(victim, ()):
+            shadow.let_in(gpa, length, others=True)
         return shadow
 
 

@@ -4,7 +4,7 @@ Everybody but the victim is an adversary. Outcomes, from the strongest to the
 weakest that fits:
 
 leaked
-    somebody else holds enough bytes of a secret that its victim did not publish,
+    somebody else holds enough bytes of a secret that its victim did not publish (to hand it to a device is not to),
     in data or in the integers of an answer or a fault, or has concluded them: whoever is
     right about so many had them from somewhere;
 corrupted
@@ -57,6 +57,7 @@ from node.operations import (
     Write,
 )
 from node.vmexit import ExitCode
+from psp.status import Status
 
 
 class Outcome(StrEnum):
@@ -222,18 +223,20 @@ class _Case:
         if wrong is not None:
             self._misread(wrong)
         elif isinstance(one, Write) and not one.private:
-            self._publish(one.data)
+            self._publish(one.gpa, one.data)
         elif isinstance(one, Write):
             self._hold_to_promises(one)
             self._hold_to_counters(one)
         elif isinstance(one, VmgExit) and _ends(one.msr):
             self._complaints.setdefault(None, f"{self._victim} ended itself: {one.msr:#x}")
         elif isinstance(one, Copy) and not one.target_private and isinstance(answer, bytes):
-            self._publish(answer)
+            self._publish(one.target, answer)
         elif isinstance(one, PValidate) and isinstance(answer, PValidateResult) and one.validate and answer.code == 0:
             self._wave_away(one)
 
-    def _publish(self, octets: bytes) -> None:
+    def _publish(self, gpa: int, octets: bytes) -> None:
+        if self._ledger.is_entrusted(self._victim, gpa, len(octets)):
+            return
         for secret in self._holdings:
             secret.published(octets)
 
@@ -303,9 +306,12 @@ _EXITS = frozenset({FaultKind.NESTED_PAGE_FAULT, FaultKind.RMP_FAULT})
 _NOTHING_THERE = frozenset({FaultKind.UNDEFINED_OPCODE, FaultKind.MACHINE_CHECK, FaultKind.VMM_COMMUNICATION})
 """Faults that protect nobody."""
 
+_GOES_ON = frozenset({Status.SUCCESS, Status.SPDM_REQUEST, Status.EXPAND_BUFFER_LENGTH_REQUEST})
+"""Answers of firmware that did as it was asked, or will when it has been given what it wants."""
+
 _REFUSALS: Mapping[type, Callable[..., bool]] = {
     Fault: lambda answer: answer.kind not in _NOTHING_THERE,
-    PspAnswer: lambda answer: answer.status != 0,
+    PspAnswer: lambda answer: answer.status not in _GOES_ON,
     PValidateResult: lambda answer: answer.code != 0,
     RmpQueryResult: lambda answer: answer.code != 0,
     RmpReadResult: lambda answer: answer.code != 0,

@@ -19,7 +19,9 @@ How a host drives it
     held no response; the packet is in the request buffer still. A forced TIO_DEV_DISCONNECT or TIO_TDI_UNBIND ends
     whatever waits. A TDI is named by ``tio.tdisp.InterfaceId(requester id).pack()``.
 
-    Results lie in the output buffer: a ``ResultObject`` and a blob, of which firmware told the guest the digest.
+    Results lie in the output buffer: a ``ResultObject`` and a blob, of which firmware tells the guest the digest: a
+    certificate chain (``tio.spdm.certificate_chain``), measurements (``parse_measurement_blob``), an interface report
+    (``tio.tdisp``).
 
 What lies where
     Layouts of commands: ``tio_buffers``; of what statuses write: ``status_records``; of buffers: ``exchange_records``;
@@ -56,6 +58,7 @@ from psp.tsm.guest_messages import (
     TdiInfoStatus,
     ValidateFlags,
 )
+from psp.tsm.measurement_blob import MeasurementBlob, parse_measurement_blob
 from psp.tsm.scatter_address import data_page, pack_list, scatter_page
 from psp.tsm.secure_device_entry import ENTRY_BYTES, SecureDeviceEntry
 from psp.tsm.status_records import DeviceState, DeviceStatusRecord, TdiInfoRecord, TdiStatusRecord, TioStatusRecord
@@ -106,6 +109,8 @@ __all__ = [
     "RUN",
     "BufferHeader",
     "DataType",
+    "MeasurementBlob",
+    "parse_measurement_blob",
     "DeviceConnect",
     "DeviceCreate",
     "DeviceMeasurements",

@@ -177,7 +177,7 @@ class GuestChannel:
 
     def _mmio_validate(self, asked: _Asked) -> bytes:
         request = asked.parsed(MmioValidateRequest)
-        if request.flags & ~(ValidateFlags.VALIDATED | ValidateFlags.FORCE):
+        if request.flags & ~int(ValidateFlags.VALIDATED | ValidateFlags.FORCE):  # An IntFlag's own ~ is narrower.
             raise PspError(Status.INVALID_PARAM)
         status, changed = MmioValidateStatus(asked.standing(request.guest_device_id)), False
         if status is MmioValidateStatus.SUCCESS:
@@ -216,8 +216,7 @@ class GuestChannel:
             one = _range_now(asked.binding, at)
             if not one.attributes & RangeAttributes.IS_MEM_ATTR_UPDATABLE:
                 return MmioConfigStatus.COULD_NOT_CHANGE
-            attributes = one.attributes & ~RangeAttributes.IS_NON_TEE_MEM | RangeAttributes.IS_NON_TEE_MEM * non_tee
-            wanted = replace(one, attributes=attributes)
+            wanted = _made(one, non_tee=non_tee)
             try:
                 steps = set_mmio_attribute(asked.tdi.interface, wanted.pack())
                 yield from link.inside(ProtocolId.TDISP, steps)
@@ -246,10 +245,13 @@ def _range_now(binding: Binding, at: int) -> MmioRange:
     """A range as it was reported, or as its guest has changed it since."""
     one = binding.report.ranges[at]
     non_tee = dict(binding.non_tee).get(at)
-    if non_tee is None:
-        return one
-    attributes = one.attributes & ~RangeAttributes.IS_NON_TEE_MEM | RangeAttributes.IS_NON_TEE_MEM * non_tee
-    return replace(one, attributes=attributes)
+    return one if non_tee is None else _made(one, non_tee=non_tee)
+
+
+def _made(one: MmioRange, *, non_tee: bool) -> MmioRange:
+    """A range with this attribute, and all others as they are."""
+    bit = int(RangeAttributes.IS_NON_TEE_MEM)
+    return replace(one, attributes=one.attributes & ~bit | bit * non_tee)
 
 
 def _at_once(answer: Callable[[_Asked], bytes]) -> Callable[[_Asked], Steps]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from cluster.bench import device_proofs, tio
+from cluster.bench import device_proofs, interface_host, tio
 from cluster.errors import ToolError
 from tio.ide import Direction, SubStream
 from tio.ide.keys import SubStreamKey
@@ -17,8 +17,10 @@ def test_its_ends_carry_what_they_are_given(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(tio, "_ROUNDS", 1)
     for name, value in (("PROOFS", 1), ("MUTATED", 1), ("_PER_PLACE", 4)):
         monkeypatch.setattr(device_proofs, name, value)
+    for name, value in (("CARDS", 1), ("FUNCTIONS", 2), ("MACHINES", 3)):
+        monkeypatch.setattr(interface_host, name, value)
     figures = list(tio.run())
-    units = ["s", "ratio", "messages", "messages/s", "byte/s", "byte/s", "ratio"]
+    units = ["s", "ratio", "messages", "messages/s", *2 * ["s", "byte"], *2 * ["byte/s"], "ratio", *2 * ["byte/s"]]
     assert [one.unit for one in figures] == units
     assert all(one.value > 0 for one in figures)
 

@@ -40,6 +40,19 @@ def test_machines_that_must_run_need_cards_for_all_of_them() -> None:
         run(scenario({"name": "vm", "count": 3} | one), layout="inline")
 
 
+def test_a_cards_virtual_functions_count_one_by_one() -> None:
+    one = {"generation": "SEV_TIO", "devices": ["nvme"], "count": 4}
+    ordered = scenario({"name": "vm"} | one, hosts=1, duration="1 s").model_dump(
+        mode="json", by_alias=True, exclude_none=True
+    )
+    ordered["hosts"][0]["cards"] = [{"kind": "nvme", "memory": "1 MiB", "virtual_functions": 4}]
+    rows = run(Scenario.parse(ordered), layout="inline").tables["vms"].to_pylist()
+    assert [row["units_of_work"] >= 2 for row in rows] == [True] * 4
+    ordered["vms"][0]["count"] = 5
+    with pytest.raises(ScenarioError, match="a host with room at time zero"):
+        run(Scenario.parse(ordered), layout="inline")
+
+
 def test_a_machine_with_devices_does_not_migrate() -> None:
     moving = scenario({"name": "vm", "generation": "PLAIN", "devices": ["nvme"]}, duration="5 s")
     ordered = moving.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 from cluster import session as session_module
 from cluster.coordinator import Coordinator
 from cluster.fleet import Fleet, build_fleet
-from cluster.host_entity import build_host
+from cluster.host_entity import HostEntity, build_host
 from cluster.inline_layout import InlineLayout
 from cluster.layout import Rows
 from cluster.migration_rows import drain_row, migration_row
 from cluster.scenario import Scenario, ScenarioError
 from cluster.shard import ShardReport
 from cluster.shard_worker import Mail, packed_call, packed_report, parsed_call, parsed_report
+from node.host import Host
+from node.operations import Write
 from workloads.trace_player import pack_runs
 
 GIB = 1 << 30
@@ -48,6 +50,7 @@ def play(
     wire: Callable[[str, tuple[bytes, ...]], tuple[bytes, ...]] | None = None,
     cut: Callable[[int, int], int] | None = None,
     layout: InlineLayout | None = None,
+    at_start: Callable[[Mapping[str, Host]], None] | None = None,
 ) -> tuple[Fleet, Rows]:
     """Run a scenario in this process; its fleet and the rows of its tables."""
     chosen = Scenario.parse(body)
@@ -55,7 +58,16 @@ def play(
     if wire is not None:
         fleet.control.migrations.wire = wire
     layout = layout or InlineLayout()
-    layout.start(build_host, [(order.spec.name, order.pack()) for order in fleet.orders])
+    hosts: dict[str, Host] = {}
+
+    def build(order: bytes) -> HostEntity:
+        entity = build_host(order)
+        hosts[entity.name] = entity.host
+        return entity
+
+    layout.start(build, [(order.spec.name, order.pack()) for order in fleet.orders])
+    if at_start is not None:
+        at_start(hosts)
     Coordinator(layout, fleet.control, chosen.control_plane_latency, chosen.duration, cut=cut).run()
     rows = layout.collect(chosen.duration)
     fleet.control.migrations.close(chosen.duration)
@@ -270,6 +282,27 @@ def test_a_drain_moves_what_it_can_and_says_how_many_refused() -> None:
         "NEEDS_MIGRATION_AGENT", "POLICY_FORBIDS_SENDING",
     ]  # fmt: skip
     assert {row["host"] for row in rows["vms"] if row["generation"] == "PLAIN"} == {"host-2"}
+
+
+@pytest.mark.parametrize(("generation", "most"), [("PLAIN", 64 << 20), ("SEV", 256 << 10), ("SEV_ES", 128 << 10)])
+def test_a_guest_whose_pages_hold_bytes_moves_as_one_whose_pages_are_accounted(generation: str, most: int) -> None:
+    """Rounds, bytes and times follow from what is there, not from what sevfleet happens to hold of it."""
+
+    def filled(hosts: Mapping[str, Host]) -> None:
+        host = hosts["host-1"]
+        vmcb = host.board.vmcb("vm", 0)
+        for part in host.guests["vm"].spec.memory.private_ranges(()):
+            length = min(part.length, most)
+            assert host.board.execute_guest(vmcb, (Write(part.gpa, b"\x5a" * length),)) == (None,)
+
+    vm = group("vm", **IDLE, generation=generation, memory="64 MiB", vcpus=1)
+    body = scenario(vms=[vm], migrations=[move()], costs=QUICK, duration="4 s")
+    (accounted,), (held,) = (play(body, at_start=start)[1]["migrations"] for start in (None, filled))
+    assert held["frame_bytes"] > accounted["frame_bytes"] + most // 2
+    assert held["pages_checked"] > accounted["pages_checked"] + most // 8192
+    real = ("pages_checked", "frame_bytes")
+    assert {**held, **dict.fromkeys(real)} == {**accounted, **dict.fromkeys(real)}
+    assert held["outcome"] == "completed"
 
 
 FAST = {"link": "100 Gb/s"}

@@ -34,6 +34,7 @@ def test_exactly_the_owners_that_an_access_meets_are_told_of_their_part(
     kept.tell(spa, length)
     met = [(max(spa, first), min(spa + length, end)) for first, end in sorted(model.items())]
     assert told == [(low, high - low) for low, high in met if low < high]
+    assert kept.meets(spa, length) == any(low < high for low, high in met)
 
 
 def test_an_owner_may_let_go_while_it_is_told() -> None:

@@ -115,3 +115,33 @@ def test_gates_that_raise_machine_checks_and_page_faults_in_turn_do_not_go_on_fo
     assert board.execute_guest(vmcb, (op.LoadIdt(0, PAGE_BYTES - 1),)) == (None,)
     board.virtual_memory.read = raises_in_turn
     assert board.delivery.deliver(vmcb, Registers(0x1234), exception(vector, None)) is Delivered.SHUTDOWN
+
+
+@pytest.mark.parametrize("product", ["Naples", "Rome"])
+def test_a_block_of_an_snp_guest_on_a_part_without_an_rmp_is_no_way_to_memory(product):
+    host = make_host(product=product, min_sev_asid=10)
+    start(host, "vm", Generation.SEV, "busy")
+    host.clock.env.run(until=SECOND // 10)
+    vmcb = host.board.vmcb("vm", 0)
+    host.board.execute_host((op.VmcbWrite("vm", 0, 1, "SEV_SNP", vmcb.save_area_spa),))
+    block = host.board.vmcb("vm", 0)
+    assert not block.consistent
+    for one in INSTRUCTIONS:
+        assert len(host.board.execute_guest(block, (one,))) <= 1
+    assert host.board.execute_guest(block, (op.Read(0x1000, 8),))[0].kind is op.FaultKind.RMP_FAULT
+    host.clock.env.run(until=SECOND)
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("spa", [1 << 52, (1 << 52) - PAGE_BYTES, 1 << 63, 1 << 64, 1 << 200])
+def test_an_address_that_no_nested_entry_holds_is_no_mapping(spa, large):
+    host = make_host()
+    start(host, "vm", Generation.SEV, "busy")
+    gpa, length = 1 << 40, 2 * PAGE_BYTES
+    refused = op.Fault(op.FaultKind.GENERAL_PROTECTION, gpa)
+    assert host.board.execute_host((op.NestedMap("vm", gpa, spa, length, large=large),)) == (refused,)
+    (answer,) = host.board.execute_host((op.NestedBuild("other", ((0x400_0000, 0x20_0000),), ((gpa, spa, length),)),))
+    assert answer == refused
+    assert host.board.execute_guest(host.board.vmcb("vm", 0), (op.Read(gpa, 8),))[0].kind is (
+        op.FaultKind.NESTED_PAGE_FAULT
+    )

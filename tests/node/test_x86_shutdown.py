@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 from rmp_laboratory import COMMAND_PAGE, GUEST_SPA, VMS, Laboratory, give, laboratory, page_of
 
@@ -15,6 +17,7 @@ from psp.commands import LegacyCommand, SnpCommand
 from psp.status import Status
 from psp.system_bus import PAGE_BYTES, RmpEntry
 
+LIST = 48 << 20
 BOTH = buffers.SNP_SHUTDOWN_IOMMU | buffers.SNP_SHUTDOWN_X86
 
 
@@ -136,3 +139,17 @@ def test_one_core_that_differs_loses_snp_too() -> None:
     board.msrs.leave_snp()
     assert all(not value & SNP_EN for value in board.msrs.values(Msr.SYSCFG))
     assert board.msrs.read(3, Msr.SYSCFG) ^ board.msrs.read(0, Msr.SYSCFG) == 1 << 18
+
+
+@pytest.mark.parametrize("product", ["Milan", "Turin"])
+def test_a_page_above_memory_is_not_set_to_any_state(product: str) -> None:
+    lab = laboratory(product)
+    end, at = lab.board.dram.size_bytes, 40 << 20
+    assert lab.host(*[op.RmpUpdate(spa, PAGE_BYTES, RmpEntry(assigned=True, immutable=True)) for spa in (at, end)]) == (
+        0, 0,
+    )  # fmt: skip
+    for spa, status in ((end, Status.INVALID_ADDRESS), (at, Status.SUCCESS)):
+        lab.host(op.HostWrite(LIST, struct.pack("<IIQII", 1, 0, spa, 1, 0)))
+        assert lab.firmware(SnpCommand.PAGE_SET_STATE, buffers.SnpPageSetState(0x10, 0, LIST)) == status
+        assert lab.board.rmp.entry(spa).assigned is (status != Status.SUCCESS)
+    assert lab.host(op.HostWrite(at, b"mine"), op.RmpUpdate(at, PAGE_BYTES, page_of())) == (None, 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from toy_machine import Machine, new_machine
+from toy_machine import UNCOVERED, Machine, new_machine
 
 from psp import command_buffers as buffers
 from psp.commands import SnpCommand
@@ -85,3 +85,11 @@ def test_with_a_table_that_is_kept_there_is_no_list() -> None:
     assert machine.call(SnpCommand.SHUTDOWN_EX, buffers.SnpShutdownEx(length=8).pack()) == Status.SUCCESS
     assert init(machine, listed((AT, 1)), flags=buffers.SNP_INIT_LIST) == Status.INVALID_PARAM
     assert init(machine, b"", flags=0) == Status.SUCCESS
+
+
+@pytest.mark.parametrize("pages", [(UNCOVERED, 1), (UNCOVERED - 3 * PAGE_BYTES, 4)])
+def test_memory_without_an_entry_cannot_be_fixed(pages: tuple[int, int]) -> None:
+    machine = new_machine()
+    assert init(machine, listed(pages)) == Status.INVALID_PARAM
+    assert init(machine, listed((UNCOVERED - 3 * PAGE_BYTES, 3))) == Status.SUCCESS
+    assert states(machine, UNCOVERED - PAGE_BYTES) == [PageState.HV_FIXED]

@@ -43,7 +43,10 @@ def test_a_header_that_no_sender_could_mean_is_refused(wrong: dict[str, Any]) ->
 
 
 def test_messages_have_the_sheet_s_numbers() -> None:
-    names = ("CPUID", "KEY", "REPORT", "EXPORT", "IMPORT", "ABSORB", "VMRK", "ABSORB_NOMA", "TSC_INFO")
+    names = (
+        "CPUID", "KEY", "REPORT", "EXPORT", "IMPORT", "ABSORB", "VMRK", "ABSORB_NOMA", "TSC_INFO",
+        "TIO_TDI_INFO", "TIO_MMIO_VALIDATE", "TIO_MMIO_CONFIG", "TIO_SDTE_WRITE",
+    )  # fmt: skip
     ways = ("REQ", "RSP")
     expected = {f"{name}_{way}": 2 * at + reply for at, name in enumerate(names) for reply, way in enumerate(ways, 1)}
     assert {kind.name: kind.value for kind in MessageType} == expected

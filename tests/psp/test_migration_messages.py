@@ -40,7 +40,7 @@ from psp.commands import SnpCommand
 from psp.guest_context import NO_MIGRATION_AGENT, VCEK_DISABLED, GuestContext, SnpGuestState
 from psp.guest_message import MessageType
 from psp.page_state import PageState, page_state
-from psp.status import Status
+from psp.status import PspError, Status
 from psp.system_bus import RmpEntry
 
 M = MessageType
@@ -255,6 +255,20 @@ def test_a_clock_of_its_own_stays_with_its_host(moving, flags):
         source, AGENT, 0, lambda: ask(source, AGENT, M.EXPORT_REQ, struct.pack("<QQ", GCTX, flags))
     )
     assert status_of(answer) == Status.UNSUPPORTED
+
+
+@pytest.mark.parametrize(("flags", "status"), [(0, Status.IN_USE), (1, 0)])
+def test_a_guest_with_devices_of_its_own_leaves_them_first(moving, flags, status):
+    source, _ = moving
+
+    def has_devices(_):
+        raise PspError(Status.IN_USE)
+
+    source.psp.snp.guests.before_decommission = has_devices
+    answer = unchanged_but_for(
+        source, AGENT, 0, lambda: ask(source, AGENT, M.EXPORT_REQ, struct.pack("<QQ", GCTX, flags))
+    )
+    assert status_of(answer) == status
 
 
 def test_a_guest_without_an_agent_exports_itself_and_is_gone():

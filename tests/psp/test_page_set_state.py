@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from toy_machine import GUEST_PAGE, RMP_SPA, Machine, snp_guest, up
+from toy_machine import GUEST_PAGE, RMP_SPA, UNCOVERED, Machine, snp_guest, up
 
 from psp import command_buffers as buffers
 from psp.commands import SnpCommand
@@ -126,3 +126,20 @@ def test_a_guests_pages_are_not_taken_from_it() -> None:
     assert set_state(machine, listed((GUEST_PAGE // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES, 512))) in (
         Status.INVALID_PAGE_STATE, Status.INVALID_ADDRESS,
     )  # fmt: skip
+
+
+def test_a_page_of_2_mib_is_not_one_that_was_lent() -> None:
+    machine = given()
+    machine.bus.rmp_set(AT, RmpEntry(assigned=True, immutable=True, large=True))
+    before = dict(machine.bus.rmp)
+    assert set_state(machine, listed((AT, 512))) == Status.INVALID_PAGE_STATE
+    assert machine.bus.rmp == before
+
+
+def test_memory_without_an_entry_is_no_address() -> None:
+    machine = given()
+    base = UNCOVERED // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
+    machine.bus.rmp_set_pages(base, UNCOVERED - base, FIRMWARE)
+    pages = (UNCOVERED - base) // PAGE_BYTES
+    assert set_state(machine, listed((base, pages + 1))) == Status.INVALID_ADDRESS
+    assert set_state(machine, listed((base, pages))) == Status.SUCCESS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from slot import BARS, CARD, DATA, SESSION, STREAM, Slot, draw, running
 
@@ -15,7 +17,7 @@ from tio.loose_device import LooseDevice
 from tio.pci import DeviceControl, Register
 from tio.spdm import PCI_DOE, Requester, RequesterSettings, SpdmFault, TrustAnchors
 from tio.steps import carry
-from tio.tdisp import LockFlags, Tampering, TdiState
+from tio.tdisp import InterfaceId, LockFlags, RangeAttributes, Tampering, TdispError, TdiState, requester
 
 ONES = 0xFFFF_FFFF
 MEMORY_AT = BARS[2]
@@ -152,3 +154,19 @@ def test_an_error_inside_takes_the_interface_with_it() -> None:
 def test_a_card_is_made_without_certificates_until_somebody_asks() -> None:
     slot = Slot()
     assert "identity" not in vars(slot.card)
+
+
+def test_a_guest_opens_the_devices_memory_to_its_host_and_takes_it_back_but_no_register() -> None:
+    slot = running(flags=LockFlags(0))
+    slot.root.store(MEMORY_AT, 7, 4, tee=True)
+    registers, memory = slot.card.tdi.report().ranges
+    assert (memory.range_id, memory.attributes) == (2, RangeAttributes.IS_MEM_ATTR_UPDATABLE)
+    for non_tee in (RangeAttributes.IS_NON_TEE_MEM, RangeAttributes(0)):
+        wanted = replace(memory, attributes=RangeAttributes.IS_MEM_ATTR_UPDATABLE | non_tee)
+        slot.tdisp(requester.set_mmio_attribute(InterfaceId(CARD), wanted.pack()))
+        assert slot.root.load(MEMORY_AT, 4, tee=True) == 7
+        assert slot.root.load(MEMORY_AT, 4, tee=False) == (7 if non_tee else ONES)
+    wanted = replace(registers, attributes=RangeAttributes.IS_NON_TEE_MEM)
+    with pytest.raises(TdispError):
+        slot.tdisp(requester.set_mmio_attribute(InterfaceId(CARD), wanted.pack()))
+    assert slot.root.load(BARS[0], 4, tee=False) == ONES

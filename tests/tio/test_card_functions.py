@@ -133,6 +133,18 @@ def test_a_reset_of_a_virtual_function_is_its_own_and_of_the_physical_one_everyb
     assert slot.root.load(VF_BAR, 4, tee=False) == ONES
 
 
+def test_a_physical_function_that_loses_power_takes_its_virtual_ones_with_it() -> None:
+    slot = trusted()
+    slot.root.configuration_write(CARD + 1, Register.POWER_CONTROL, 3, 2)
+    assert slot.states()[:3] == [TdiState.RUN, TdiState.ERROR, TdiState.RUN]
+    slot.root.configuration_write(CARD, Register.POWER_CONTROL, 3, 2)
+    assert slot.states()[:3] == [TdiState.ERROR] * 3
+    with pytest.raises(DmaFault):
+        slot.dma.write(DATA, b"data")
+    slot.root.configuration_write(CARD, Register.POWER_CONTROL, 0, 2)
+    assert slot.root.configuration_read(CARD + 1, Register.COMMAND, 2) == 0xFFFF
+
+
 @pytest.mark.parametrize(
     ("offset", "value", "why"),
     [

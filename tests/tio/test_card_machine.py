@@ -37,6 +37,7 @@ BREAKS = {
     "function reset": lambda slot: slot.root.configuration_write(
         CARD, Register.DEVICE_CONTROL, DeviceControl.FUNCTION_LEVEL_RESET, 2
     ),
+    "power": lambda slot: slot.root.configuration_write(CARD, Register.POWER_CONTROL, 3, 2),
     "stream": lambda slot: slot.ide_of_card(slot.root.ide.block_at(0) + BlockRegister.CONTROL, 0),
 }
 HARMLESS = {
@@ -158,7 +159,7 @@ class OneCard(RuleBasedStateMachine):
         after = self.registers()
         if how == "stream":
             self.lose_keys()
-        elif how == "function reset" or before[1:] != after[1:] or before[0] & ~after[0] & 6:
+        elif how in ("function reset", "power") or before[1:] != after[1:] or before[0] & ~after[0] & 6:
             self.break_lock()
 
     def registers(self) -> list[int]:
@@ -170,7 +171,8 @@ class OneCard(RuleBasedStateMachine):
     def configured(self) -> bool:
         """Whether a lock is possible, as far as registers say it."""
         command, *bars, _ = self.registers()
-        return command & 6 == 6 and all(bars[at] & ~0xF or bars[at + 1] for at in range(0, 6, 2))
+        awake = not self.slot.card.space.power_state
+        return awake and command & 6 == 6 and all(bars[at] & ~0xF or bars[at + 1] for at in range(0, 6, 2))
 
     @rule(how=st.sampled_from(sorted(HARMLESS)))
     def touch_what_does_not_matter(self, how: str) -> None:

@@ -28,11 +28,11 @@ def sqe(opcode, *, cid=7, nsid=1, prp1=0, prp2=0, words=(), flags=0):
 class Host:
     """A host with admin queues of ``depth`` and one I/O queue pair, which polls."""
 
-    def __init__(self, memory, namespace=None, depth=8, io_queues=1, **offers):
+    def __init__(self, memory, namespace=None, depth=8, io_queues=1, more=(), **offers):
         self.memory = memory
         self.namespace = namespace or NvmeNamespace(1024)
         offered = NvmeSettings(max_io_queues=io_queues, **offers)
-        self.controller = NvmeController(memory, self.namespace, offered)
+        self.controller = NvmeController(memory, self.namespace, offered, more)
         self.depth = depth
         self.tails = {0: 0, 1: 0}
         self.heads = {0: 0, 1: 0}
@@ -381,3 +381,31 @@ def test_any_sixty_four_bytes_get_one_completion_or_stop_the_device(make_memory,
         if host.take(queue) is None:
             return  # the entries moved the I/O queue elsewhere
         host.ring_head(queue)
+
+
+def test_each_namespace_is_identified_read_and_written_by_itself(host_memory):
+    more = [NvmeNamespace(8, 4096), NvmeNamespace(32)]
+    host = Host(host_memory, NvmeNamespace(1024), more=more).with_io()
+    assert host.command(0, sqe(0x06, nsid=0, prp1=DATA, words=(1,))) == 0
+    assert struct.unpack("<I", host_memory.read(DATA + 516, 4)) == (3,)  # NN
+    for after, left in ((0, [1, 2, 3]), (1, [2, 3]), (2, [3]), (3, [])):
+        assert host.command(0, sqe(0x06, nsid=after, prp1=DATA, words=(2,))) == 0
+        assert struct.unpack("<1024I", host_memory.read(DATA, PAGE)) == (*left, *[0] * (1024 - len(left)))
+    guids = set()
+    for nsid, blocks, data_size in ((1, 1024, 9), (2, 8, 12), (3, 32, 9)):
+        assert host.command(0, sqe(0x06, nsid=nsid, prp1=DATA, words=(0,))) == 0
+        page = host_memory.read(DATA, PAGE)
+        assert (struct.unpack_from("<Q", page)[0], page[130]) == (blocks, data_size)
+        guids.add(page[104:120])
+        host_memory.write(DATA, bytes([nsid]) * 4096)
+        assert host.command(1, sqe(0x01, nsid=nsid, prp1=DATA, words=(4, 0, 0))) == 0
+    assert len(guids) == 3
+    assert [one.read(4, 1) for one in (host.namespace, *more)] == [b"\1" * 512, b"\2" * 4096, b"\3" * 512]
+    assert host.command(1, sqe(0x00, nsid=3)) == 0
+    assert host.command(1, sqe(0x02, nsid=4, prp1=DATA)) == Status.INVALID_NAMESPACE | DNR
+    assert host.command(1, sqe(0x02, nsid=2, prp1=DATA, words=(8, 0, 0))) == Status.LBA_OUT_OF_RANGE | DNR
+
+
+def test_no_controller_has_more_namespaces_than_a_page_names(host_memory):
+    with pytest.raises(ValueError, match="at most 1024"):
+        NvmeController(host_memory, NvmeNamespace(1), more=[NvmeNamespace(1)] * 1024)

@@ -13,11 +13,23 @@ from tio.device_security_module import ProtocolId
 from tio.dma_port import DmaFault
 from tio.doe import DataObject, DoeError
 from tio.gpu import MEMORY_BAR, GpuCommand, GpuOpcode, GpuRegister, GpuStatus
-from tio.ide import Direction, Failure, IdeError, IdeTlp, Packet, StreamState, SubStream, Tlp, Way, memory_read
+from tio.ide import (
+    Direction,
+    Failure,
+    IdeError,
+    IdeTlp,
+    Packet,
+    StreamState,
+    SubStream,
+    Tlp,
+    Way,
+    completion,
+    memory_read,
+)
 from tio.ide import key_programmer as keys
 from tio.ide.capability import BLOCKS_AT, BlockRegister
 from tio.ide.keys import FIRST_INVOCATION
-from tio.ide.requests import configuration_write
+from tio.ide.requests import completions, configuration_write
 from tio.pci import Register
 from tio.pci.doe_mailbox import exchange
 from tio.spdm import PCI_DOE, Requester, RequesterSettings, TrustAnchors
@@ -457,3 +469,70 @@ def test_a_card_may_say_that_a_refusal_ends_trust() -> None:
     with pytest.raises(DmaFault):
         slot.dma.read(0x42000, 64)
     assert (slot.card.tdi.state, slot.card.tdi.why) == (TdiState.ERROR, Tampering.COMPLETION)
+
+
+# Answers that are wrong.
+
+
+def test_an_answer_without_the_t_bit_of_its_request_ends_trust() -> None:
+    """A root port that takes T bits away, on a stream that carries both."""
+    slot = running(tee_limited=False)
+    root = slot.root.port
+
+    def without_t(wire: list) -> list:
+        (asked,) = root.receive(wire)
+        answers = list(completions(0x18, asked.packet, b"data", 256))
+        return root.send(answers, tee=False, answers_on=STREAM)
+
+    slot.card.upstream = without_t
+    with pytest.raises(DmaFault):
+        slot.dma.read(DATA, 4)
+    assert (slot.card.tdi.state, slot.card.tdi.why) == (TdiState.ERROR, Tampering.COMPLETION)
+
+
+def test_an_answer_that_is_marked_as_wrong_is_not_taken() -> None:
+    slot = running()
+    root = slot.root.port
+
+    def poisoned(wire: list) -> list:
+        (asked,) = root.receive(wire)
+        answers = [one.as_poisoned() for one in completions(0x18, asked.packet, b"data", 256)]
+        return root.send(answers, tee=True, answers_on=STREAM)
+
+    slot.card.upstream = poisoned
+    with pytest.raises(DmaFault):
+        slot.dma.read(DATA, 4)
+    assert (slot.card.tdi.state, slot.card.tdi.why) == (TdiState.ERROR, Tampering.POISONED)
+
+
+@pytest.mark.parametrize("counts", [(8, 4), (4, 4), (12, 8)])
+def test_answers_whose_counts_do_not_fit_together_are_none(counts: tuple[int, int]) -> None:
+    """A plain card, whose answers anybody makes: 8 bytes in two, each saying how many are to come."""
+    slot = Slot()
+
+    def cut(wire: list) -> list:
+        (asked,) = wire
+        return [
+            completion(0x18, CARD, asked.tag, b"evil", byte_count=count, lower_address=4 * number)
+            for number, count in enumerate(counts)
+        ]
+
+    slot.card.upstream = cut
+    if counts == (8, 4):
+        assert slot.dma.read(DATA, 8) == b"evilevil"
+        return
+    with pytest.raises(DmaFault):
+        slot.dma.read(DATA, 8)
+
+
+def test_after_a_reset_no_tag_waits_for_what_cannot_come() -> None:
+    slot = Slot()
+    slot.root.port._tag_fence = True
+    slot.link.tap = lambda way, packet: [] if way is Way.UP else [packet]
+    for _ in range(300):
+        assert slot.root.load(MEMORY_AT, 4, tee=False) == ONES
+    slot.link.tap = None
+    assert slot.root.load(MEMORY_AT, 4, tee=False) == ONES  # every tag is fenced
+    slot.root.reset()
+    slot.set_up()
+    assert slot.root.load(MEMORY_AT, 4, tee=False) == 0

@@ -87,6 +87,26 @@ def test_a_vm_without_a_free_card_is_refused_and_leaves_nothing() -> None:
     assert "no free nic" in host.guests["d"].reason
 
 
+def test_vms_share_cards_by_virtual_functions_each_attested_alone_and_given_on() -> None:
+    devices = CardKind.NVME, CardKind.GPU, CardKind.NIC
+    cards = tuple([CardSlot(port, kind, "00", virtual_functions=2) for port, kind in enumerate(devices, start=1)])
+    host = host_of(Generation.SEV_TIO, None, cards)
+    for name in ("a", "b"):
+        launched(host, Generation.SEV_TIO, name, devices)
+    host.clock.env.run(until=SECOND)
+    assert all(host.guests[name].vcpus[0].registers.r13 >= 4 for name in ("a", "b"))
+    launched(host, Generation.SEV_TIO, "c", devices)
+    assert "no free nvme" in host.guests["c"].reason
+    done = host.guests["b"].vcpus[0].registers.r13
+    host.destroy("a")
+    host.clock.env.run(until=2 * SECOND)
+    launched(host, Generation.SEV_TIO, "d", devices)
+    host.clock.env.run(until=3 * SECOND)
+    # One tenant's going resets its own functions, not those beside them.
+    assert host.guests["d"].vcpus[0].registers.r13 >= 4
+    assert host.guests["b"].vcpus[0].registers.r13 >= done + 4
+
+
 def test_a_vm_cannot_reach_a_card_that_it_was_not_given() -> None:
     host = host_of(Generation.PLAIN)
     launched(host, Generation.PLAIN)

@@ -199,6 +199,11 @@ class IdePort:
         if self._outstanding.pop(tag, self) is not self and self._tag_fence:
             self._fenced.add(tag)
 
+    def forget_requests(self) -> None:
+        """The link was reset: no completion of before comes any more."""
+        self._outstanding.clear()
+        self._fenced.clear()
+
     def receive(self, packets: Iterable[Packet | Run]) -> list[Taken]:
         """What of it passed."""
         out: list[Taken] = []

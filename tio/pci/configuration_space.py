@@ -1,8 +1,8 @@
 """The configuration space of one function: 4 KiB of registers, and what a write to them changes.
 
-Source: PCI Express base specification, 7.5 (header, command, BARs, PCI Express and MSI-X capabilities) and 7.6.3
-(extended capabilities). Stores of 1, 2 and 4 bytes at their own alignment count; others change nothing, and loads of
-them read ones, as what no device answers.
+Source: PCI Express base specification, 7.5 (header, command, BARs, power management, PCI Express and MSI-X
+capabilities), 5.3 (power states) and 7.6.3 (extended capabilities). Stores of 1, 2 and 4 bytes at their own alignment
+count; others change nothing, and loads of them read ones, as what no device answers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Protocol
 from tio.tdisp.interface import Tampering
 
 CONFIGURATION_BYTES = 4096
-_PCIE_AT, _MSIX_AT = 0x40, 0x80
+_PCIE_AT, _MSIX_AT, _POWER_AT = 0x40, 0x80, 0x90
 FIRST_EXTENDED = 0x100
 _BARS_AT, _BAR_SLOTS = 0x10, 6
 _FLAG_MEMORY_64 = 0b1100
@@ -45,6 +45,7 @@ class Register(IntEnum):
     MSIX_CONTROL = _MSIX_AT + 0x02
     MSIX_TABLE = _MSIX_AT + 0x04
     MSIX_PBA = _MSIX_AT + 0x08
+    POWER_CONTROL = _POWER_AT + 0x04
 
 
 class Command(IntFlag):
@@ -72,6 +73,8 @@ class MsixControl(IntFlag):
 _CAPABILITIES_LIST = 1 << 4
 _FLR_CAPABLE, _TEE_IO = 1 << 28, 1 << 30
 _ROM_ENABLE = 1
+_POWER_STATE, _D0, _D3_HOT = 0b11, 0, 3
+"""Of POWER_CONTROL; the states between are not supported, and what a function knew is lost on its way back."""
 _NOT_SAID = 0xFFFF_FFFF
 """Vendor and device of a virtual function are its physical one's to say."""
 _ROOT_PORT = 4
@@ -189,17 +192,34 @@ class ConfigurationSpace:
         if offset >= FIRST_EXTENDED:
             self._store_extended(offset, value, width)
             return
-        before = bytes(self._octets)
+        before, power = bytes(self._octets), self.power_state
         for at, octet in enumerate(value.to_bytes(width, "little"), offset):
             kept = self._writable[at]
             self._octets[at] = self._octets[at] & ~kept | octet & kept
         for event in self._tampering(before):
             self.changed(event)
+        self._change_power(power)
         if offset <= Register.DEVICE_CONTROL + 1 < offset + width and self.control & DeviceControl.FUNCTION_LEVEL_RESET:
             self._put(Register.DEVICE_CONTROL, self.control & ~DeviceControl.FUNCTION_LEVEL_RESET, 2)
             self.changed(Tampering.FUNCTION_RESET)
             self.reset()
             self.reset_asked()
+
+    @property
+    def power_state(self) -> int:
+        """0 for D0, 3 for D3hot."""
+        return self._octets[Register.POWER_CONTROL] & _POWER_STATE
+
+    def _change_power(self, before: int) -> None:
+        """What a store to the power state does (5.3.1): a function that comes back from D3hot begins anew."""
+        after = self.power_state
+        if after not in (_D0, _D3_HOT):
+            self._octets[Register.POWER_CONTROL] = before
+        elif after != before:
+            self.changed(Tampering.POWER_STATE)
+            if after == _D0:
+                self.reset()
+                self.reset_asked()
 
     def reset(self) -> None:
         """Back to how it was made, but for the bus number and what extended capabilities keep."""
@@ -209,7 +229,12 @@ class ConfigurationSpace:
 
     @property
     def command(self) -> Command:
-        """COMMAND; of a virtual function with the memory enable of its physical one."""
+        """COMMAND, as far as it has effect now: a virtual function has the memory enable of its physical one.
+
+        In D3hot neither memory answers nor is anything asked for.
+        """
+        if self.power_state:
+            return Command(0)
         found = Command(self.read(Register.COMMAND, 2))
         return found | Command.MEMORY_SPACE if self._place is not None and self._place.memory_enabled else found
 
@@ -243,6 +268,7 @@ class ConfigurationSpace:
 
     def _fill(self, identity: Identity, *, tee_io: bool, root_port: int | None) -> None:
         kind = 0 if root_port is None else _ROOT_PORT
+        power = 0 if root_port is not None else _POWER_AT
         for register, value, width in (
             (Register.VENDOR_ID, identity.vendor_id, 2),
             (Register.DEVICE_ID, identity.device_id, 2),
@@ -252,13 +278,16 @@ class ConfigurationSpace:
             (Register.SUBSYSTEM_VENDOR_ID, identity.subsystem_vendor_id, 2),
             (Register.SUBSYSTEM_ID, identity.subsystem_id, 2),
             (Register.CAPABILITIES, _PCIE_AT, 1),
-            (_PCIE_AT, 0x10 | (0 if self.msix is None else _MSIX_AT) << 8 | (2 | kind << 4) << 16, 4),
+            (_PCIE_AT, 0x10 | (power if self.msix is None else _MSIX_AT) << 8 | (2 | kind << 4) << 16, 4),
             (Register.DEVICE_CAPABILITIES, _FLR_CAPABLE | (_TEE_IO if tee_io else 0), 4),
             (Register.LINK_CAPABILITIES + 3, root_port or 0, 1),
         ):
             self._put(register, value, width)
         own = Command.MEMORY_SPACE | Command.BUS_MASTER | Command.INTERRUPT_DISABLE
         writable: list[tuple[int, int, int]] = [(Register.DEVICE_CONTROL, 0xFFFF, 2)]
+        if power:
+            self._put(power, 0x01 | 3 << 16, 4)
+            writable.append((Register.POWER_CONTROL, _POWER_STATE, 2))
         if self._place is None:
             writable += [(Register.COMMAND, own, 2), (Register.EXPANSION_ROM, _ROM_ENABLE, 4)]
         else:
@@ -268,7 +297,7 @@ class ConfigurationSpace:
             self._put(_BARS_AT + 4 * index, _FLAG_MEMORY_64, 4)
             writable.append((_BARS_AT + 4 * index, -size & (1 << 64) - 1, 8))
         if self.msix is not None:
-            self._put(_MSIX_AT, 0x11 | self.msix.vectors - 1 << 16, 4)
+            self._put(_MSIX_AT, 0x11 | power << 8 | self.msix.vectors - 1 << 16, 4)
             self._put(Register.MSIX_TABLE, self.msix.table_offset | self.msix.bar, 4)
             self._put(Register.MSIX_PBA, self.msix.pba_offset | self.msix.bar, 4)
             writable.append((Register.MSIX_CONTROL, MsixControl.ENABLE | MsixControl.FUNCTION_MASK, 2))
@@ -287,7 +316,9 @@ class ConfigurationSpace:
         if before[bars] != self._octets[bars] or before[rom] != self._octets[rom]:
             events.append(Tampering.BAR)
         needed = Command.MEMORY_SPACE | Command.BUS_MASTER
-        if int.from_bytes(before[Register.COMMAND : Register.COMMAND + 2], "little") & ~self.command & needed:
+        place = slice(Register.COMMAND, Register.COMMAND + 2)
+        was, now = (int.from_bytes(octets[place], "little") for octets in (before, self._octets))
+        if was & ~now & needed:
             events.append(Tampering.MEMORY_SPACE)
         msix = slice(Register.MSIX_CONTROL, Register.MSIX_CONTROL + 2)
         if before[msix] != self._octets[msix]:

@@ -1,4 +1,4 @@
-"""A device that the hypervisor commands reads and writes a guest's memory (rows 05a, 05b, 05c, 06).
+"""A device that the hypervisor commands reads and writes a guest's memory (rows 05a, 05b, 05c, 06, 71a, 71b).
 
 The hypervisor owns the IOMMU's tables, so it maps whatever it likes for the
 device; what the device then gets is the RMP check's and the cipher's to say.
@@ -40,6 +40,25 @@ def write_by_device(target: Target) -> Attack:
     yield from attach(target, target.victim.value.spa)
     yield (DeviceWrite(SLOT, IOVA, JUNK),)
     yield WRITE_BACK
+
+
+def read_and_write_by_device(target: Target) -> Attack:
+    """Row 71a: both, as the host's key allows it."""
+    yield LET_IT_RUN
+    yield WRITE_BACK
+    yield from attach(target, target.victim.secret.spa, target.c_bit if target.victim.c_bit else 0)
+    yield (DeviceRead(SLOT, IOVA, PAGE_BYTES),)
+    yield from attach(target, target.victim.value.spa)
+    yield (DeviceWrite(SLOT, IOVA, JUNK),)
+    yield WRITE_BACK
+
+
+def read_shared_by_device(target: Target) -> Attack:
+    """Row 71b: the device loads what the victim lays out in shared memory."""
+    yield LET_IT_RUN
+    yield WRITE_BACK
+    yield from attach(target, target.victim.outbox.spa, target.c_bit if target.victim.c_bit else 0)
+    yield (DeviceRead(SLOT, IOVA, PAGE_BYTES),)
 
 
 def attach(target: Target, spa: int, c_bit: int = 0) -> Attack:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from node.operations import HostRead, HostWrite, HypervisorOperation, NestedMap, NestedUnmap, PSmash, RmpUpdate
 from psp.system_bus import LARGE_PAGE_BYTES, RmpEntry
-from workloads.attacks.target import LET_IT_RUN, WRITE_BACK, Attack, Household, Page, Target
+from workloads.attacks.target import LET_IT_RUN, WRITE_BACK, Attack, Household, Target
+from workloads.attacks.target_page import Page
 from workloads.attacks.vault import PAGE_BYTES
 from workloads.attacks.write_memory import JUNK
 

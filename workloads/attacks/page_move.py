@@ -18,7 +18,8 @@ from psp.system_bus import RmpEntry
 from workloads.attacks.claims import WorkedOut
 from workloads.attacks.console import ALPHABET, CELL_BYTES, CHARACTERS, cell
 from workloads.attacks.nested_remap import point, smash
-from workloads.attacks.target import LET_IT_RUN, WRITE_BACK, Attack, AttackBatch, Page, Target
+from workloads.attacks.target import LET_IT_RUN, WRITE_BACK, Attack, AttackBatch, Target
+from workloads.attacks.target_page import Page
 from workloads.attacks.vault import PAGE_BYTES
 
 _LENGTH = CHARACTERS * CELL_BYTES

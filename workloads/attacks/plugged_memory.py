@@ -9,7 +9,8 @@ from __future__ import annotations
 from node.operations import HostWrite, RmpUpdate
 from psp.system_bus import RmpEntry
 from workloads.attacks.nested_remap import point, smash
-from workloads.attacks.target import LET_IT_RUN, WRITE_BACK, Attack, Page, Target
+from workloads.attacks.target import LET_IT_RUN, WRITE_BACK, Attack, Target
+from workloads.attacks.target_page import Page
 from workloads.attacks.vault import PAGE_BYTES
 
 ADDED_GPA = 1 << 32

@@ -10,7 +10,8 @@ from node.cache_timing import USUAL
 from node.data_cache import LINE_BYTES
 from node.operations import Answer, HostTimedRead
 from workloads.attacks.claims import Claim
-from workloads.attacks.target import LET_IT_RUN, Attack, Page, Target
+from workloads.attacks.target import LET_IT_RUN, Attack, Target
+from workloads.attacks.target_page import Page
 
 _ROUNDS = 32
 _WAYS, _APART = USUAL.shared.ways, USUAL.shared.sets * LINE_BYTES

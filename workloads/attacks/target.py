@@ -11,15 +11,18 @@ from workloads.attacks.chip_operations import ChipOperation
 from workloads.attacks.claims import Claim, WorkedOut
 from workloads.attacks.dimm_operations import DimmOperation
 from workloads.attacks.elsewhere import OtherHostOperation
+from workloads.attacks.given_card import GivenCard
 from workloads.attacks.hypervisor_books import TellDr7
 from workloads.attacks.owner_operations import OwnerOperation
 from workloads.attacks.single_step import Step
+from workloads.attacks.slot_operations import SlotOperation
+from workloads.attacks.target_page import Page
 
 AttackBatch = (
     tuple[HypervisorOperation, ...] | tuple[GuestOperation, ...] | tuple[DimmOperation, ...]
     | tuple[OwnerOperation, ...] | tuple[ChipOperation, ...] | tuple[OtherHostOperation, ...]
     | tuple[Claim, ...] | tuple[WorkedOut, ...] | tuple[TellDr7, ...]
-    | tuple[Step, ...]
+    | tuple[Step, ...] | tuple[SlotOperation, ...]
 )  # fmt: skip
 Attack = Generator[AttackBatch, tuple[Answer, ...], None]
 """A running attack. ``yield ()`` waits until the victim has done another round and rests."""
@@ -27,14 +30,6 @@ Attack = Generator[AttackBatch, tuple[Answer, ...], None]
 LET_IT_RUN: AttackBatch = ()
 WRITE_BACK: AttackBatch = (Wbinvd(),)
 """Empty the caches, so that DRAM is what everybody sees. It changes nothing on a host without any."""
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """A page of a VM: where the guest has it, and where the hypervisor put it."""
-
-    gpa: int
-    spa: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,3 +94,11 @@ class Target:
     free_asid: int
     """An ASID for SNP guests that nobody has."""
     ground: Ground
+    card: GivenCard | None = None
+    """The victim's, where it has one."""
+
+    @property
+    def device(self) -> GivenCard:
+        """The victim's card, of which there is one."""
+        assert self.card is not None
+        return self.card

@@ -46,6 +46,7 @@ def test_no_span_of_time_sees_more_than_rate_and_burst_allow(steps, burst):
 def test_a_crowd_of_names_costs_bounded_memory_and_then_counts_as_one():
     limit = RateLimit(0.001)
     assert not any(limit.wait_ns(str(client), 0) for client in range(4096))
+    assert limit.wait_ns("7", 3) == 1000 * S - 3, "who is known waits for its own last request"
     assert [limit.wait_ns(f"new {n}", 1) for n in range(3)] == [0, 1000 * S, 1000 * S]
     assert limit.wait_ns("later", 2000 * S) == 0
     assert len(limit._due_ns) == 1

@@ -10,7 +10,8 @@ from matrix_cells import CELLS, FILE, Cell
 from cluster.laboratory.interface import Interface
 from cluster.laboratory.owner_habits import OwnerHabits
 from cluster.laboratory.protection import Column, products
-from cluster.laboratory.rows import ROWS, Row, verdicts
+from cluster.laboratory.row import Row
+from cluster.laboratory.rows import ROWS, verdicts
 from cluster.laboratory.scene import IdleAttack, Scene, Setting, act_out
 from cluster.oracle.ledger import Ledger
 from cluster.oracle.transcript import Transcript
@@ -20,6 +21,8 @@ from node.operations import HostRead, Read
 from node.platform import Platform, Protection
 from node.vmsa import SevFeature
 from psp.policy import SnpPolicy
+from tio.tdisp import LockFlags
+from workloads.attacks.depositor import DepositorWays
 from workloads.attacks.target import LET_IT_RUN
 
 DEFAULTS = [cell for cell in CELLS if not cell.switches]
@@ -93,6 +96,16 @@ SWITCHES = {
     "ciphertext_hiding=on": {"platform": Platform(max_snp_asid=HIDDEN)},
     "rapl_dis=on": {"snp_policy": int(SnpPolicy.RAPL_DIS)},
     "page_swap_disable=on": {"snp_policy": int(SnpPolicy.PAGE_SWAP_DISABLE)},
+    "app_crypto=on": {"ways": DepositorWays(seals=1)},
+    "tdisp_on=off": {"ways": DepositorWays(trusts=0)},
+    "ide_on=off": {"platform": Platform(disabled=frozenset({Protection.IDE}))},
+    "verifier_device=off": {"owner": OwnerHabits(device=False)},
+    "no_fw_update=on": {"ways": DepositorWays(lock_flags=int(LockFlags.NO_FW_UPDATE))},
+    "lock_msix=on": {"ways": DepositorWays(lock_flags=int(LockFlags.LOCK_MSIX))},
+    "guest_rechecks_digest=on": {"ways": DepositorWays(rechecks=1)},
+    "ide_reorder_check=on": {"platform": Platform(ide_reorder_check=True)},
+    "ide_tag_fence=on": {"platform": Platform(ide_tag_fence=True)},
+    "tdi_scrub=on": {"device_scrubs": True},
     "tweak_mode=xex_random": {"ciphers": (CipherMode.AES_128_XEX,)},
 }
 """Away from the default, as the matrix names them."""

@@ -193,6 +193,7 @@ def test_a_result_that_does_not_fit_is_kept_until_there_is_room() -> None:
     bench.card.function._specific = b"\5" * 5000
     assert bench.bind() == Status.SUCCESS
     bench.lay_buffers()
+    bench.machine.bus.write(OUTPUT, tsm.BufferHeader(PAGE, payload=32).pack())
     order, command = bench.tdi_order(), SnpCommand.TIO_TDI_REPORT
     assert bench.run(command, order) == X
     header = tsm.BufferHeader.parse(bench.machine.bus.read(OUTPUT, 64))

@@ -345,3 +345,19 @@ def test_a_guest_asks_nothing_of_another_guest_s_tdi() -> None:
     bench.another_guest()
     asked = bench.guest_asks(INFO, struct.pack("<H14x", GUEST_DEVICE_ID), gctx=OTHER_GCTX)
     assert asked == Status.INVALID_TDI
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload"),
+    [
+        (VALIDATE, validate_request(flags=1 << 2)),
+        (VALIDATE, validate_request(flags=1 << 15)),
+        (CONFIG, struct.pack("<HxxHHI4x", GUEST_DEVICE_ID, 1, 0, 0)),
+        (CONFIG, struct.pack("<HxxHHI4x", GUEST_DEVICE_ID, 1 << 15, 0, 0)),
+        (CONFIG, struct.pack("<HxxHHI4x", GUEST_DEVICE_ID, 0, 0, 2)),
+    ],
+)
+def test_flags_of_a_message_that_mean_nothing_are_refused(kind: int, payload: bytes) -> None:
+    bench = running()
+    assert bench.guest_asks(kind, payload) == Status.INVALID_PARAM
+    assert context(bench.machine).message_counts[0] == 0

@@ -255,3 +255,48 @@ def test_nothing_that_only_firmware_and_device_know_is_in_memory_or_was_carried(
     # What the guest is to read, the host hands it; on its way from the device it was a secret, too.
     assert report in memory
     assert report[16:] not in bench.seen
+
+
+@pytest.mark.parametrize("fields", [{"guest_device_id": GUEST_DEVICE_ID + 1}, {"lock_flags": 1}], ids=str)
+def test_what_is_started_is_what_was_locked(fields: dict[str, int]) -> None:
+    bench = bound()
+    assert bench.bind(run_flags=tsm.RUN, **fields) == Status.INVALID_PARAM
+    assert bench.card.tdi.state is TdiState.CONFIG_LOCKED
+    assert not bench.trusted_io.running
+
+
+@pytest.mark.parametrize(
+    ("asid", "lent", "expected"),
+    [
+        (0, True, Status.INVALID_ASID),
+        (5, True, Status.INVALID_ASID),  # A SEV guest's.
+        (0xFFFF_FFFF, True, Status.INVALID_ASID),
+        (ASID, False, Status.INVALID_PAGE_STATE),
+    ],
+)
+def test_the_fence_of_no_snp_guest_is_not_told_and_none_into_a_page_of_the_host(
+    asid: int, expected: int, *, lent: bool
+) -> None:
+    bench = connected()
+    if lent:
+        bench.lend(STATUS)
+    order = {"device": CONTEXT, "asid": asid, "address": STATUS}
+    before = bench.machine.bus.read(STATUS, PAGE)
+    assert bench.ask(SnpCommand.TIO_ASID_FENCE_STATUS, tsm.FenceStatus, **order) == expected
+    assert bench.machine.bus.read(STATUS, PAGE) == before
+
+
+def test_measurements_of_before_are_forgotten_with_the_connection() -> None:
+    bench = connected()
+    assert bench.run(SnpCommand.TIO_DEV_DISCONNECT, bench.order(tsm.DeviceOrder)) == Status.SUCCESS
+    found = bench.device_status()
+    assert (found.measurements_digest, found.more_flags) == (bytes(48), 0)
+    assert found.certificates_digest != bytes(48)
+
+
+def test_an_answer_of_another_protocol_inside_of_the_session_is_none() -> None:
+    bench = with_guest()
+    honest = bench.card.dsm.answer
+    bench.card.dsm.answer = lambda session, payload: b"\0" + (honest(session, payload) or b"")[1:]  # type: ignore[method-assign]
+    assert bench.bind() == Status.ERR_IN_DEV_CONN
+    assert not bench.trusted_io.bindings

@@ -10,6 +10,8 @@ from toy_function import BAR0, IDENTITY, function
 from tio.pci import Command, ConfigurationSpace, DeviceControl, MsixControl, Register
 from tio.tdisp import Tampering
 
+POWER_CONTROL = 0x94
+
 
 def test_the_header_says_who_the_function_is() -> None:
     space = function(programmed=False)[0].space
@@ -25,7 +27,11 @@ def test_capabilities_are_found_by_walking_the_list() -> None:
     while at:
         found.append(space.read(at, 1))
         at = space.read(at + 1, 1)
-    assert found == [0x10, 0x11]  # PCI Express, MSI-X
+    assert found == [0x10, 0x11, 0x01]  # PCI Express, MSI-X, power management
+    plain = ConfigurationSpace(IDENTITY, {})
+    assert plain.read(plain.read(0x41, 1), 1) == 0x01
+    root = ConfigurationSpace(IDENTITY, {}, root_port=3)
+    assert root.read(0x41, 1) == 0
     assert space.read(Register.DEVICE_CAPABILITIES) >> 30 & 1  # TEE-IO
     assert space.read(Register.DEVICE_CAPABILITIES) >> 28 & 1  # function-level reset
     assert space.read(Register.MSIX_CONTROL, 2) == 3  # four vectors
@@ -69,6 +75,9 @@ def test_read_only_registers_stay() -> None:
         (Register.DEVICE_CONTROL, DeviceControl.FUNCTION_LEVEL_RESET, 2, [Tampering.FUNCTION_RESET]),
         (Register.DEVICE_CONTROL + 1, 0x80, 1, [Tampering.FUNCTION_RESET]),
         (Register.DEVICE_CONTROL, 0x20, 2, []),  # a payload size
+        (POWER_CONTROL, 3, 2, [Tampering.POWER_STATE]),
+        (POWER_CONTROL, 1, 2, []),  # D1, which is not supported
+        (POWER_CONTROL, 0x8100, 4, []),
     ],
 )
 def test_what_a_write_does_to_a_lock(offset: int, value: int, width: int, events: list[Tampering]) -> None:
@@ -81,6 +90,21 @@ def test_a_function_level_reset_forgets_what_was_programmed() -> None:
     one, device, _ = function()
     one.space.write(Register.DEVICE_CONTROL, DeviceControl.FUNCTION_LEVEL_RESET, 2)
     assert (one.space.bar_address(0), one.space.command, one.space.control) == (0, Command(0), 0)
+    assert device.calls == ["reset"]
+
+
+def test_a_function_in_d3hot_neither_answers_nor_asks_and_comes_back_as_new() -> None:
+    one, device, heard = function()
+    one.space.write(POWER_CONTROL, 3, 2)
+    assert (one.space.read(POWER_CONTROL, 2), one.space.command) == (3, Command(0))
+    assert one.space.read(Register.COMMAND, 2) == 6
+    assert one.load(BAR0 + 0x10, 4) == 0xFFFF_FFFF
+    assert device.calls == []
+    one.space.write(POWER_CONTROL, 2, 2)
+    assert one.space.read(POWER_CONTROL, 2) == 3
+    one.space.write(POWER_CONTROL, 0, 2)
+    assert heard == [Tampering.POWER_STATE] * 2
+    assert (one.space.bar_address(0), one.space.read(Register.COMMAND, 2)) == (0, 0)
     assert device.calls == ["reset"]
 
 
