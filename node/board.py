@@ -36,6 +36,7 @@ from node.filled_slots import FilledSlots
 from node.firmware_levels import firmware_level
 from node.generation import CAPABILITIES, Generation
 from node.guest_access import CachedGuestAccess, GuestAccess
+from node.guest_backing import Backing
 from node.guest_instructions import GuestInstructions
 from node.guest_port import GuestPort
 from node.host_instructions import HostInstructions
@@ -355,6 +356,10 @@ class Board:
         if table is None:
             table = self.nested[vm] = NestedPageTable(self.tables)
         return table
+
+    def backing(self, vm: str) -> Backing:
+        """Where a VM's memory lies, as its hypervisor last asked for it."""
+        return self.nested_table(vm).backing(self.dram.size_bytes // self.platform.numa_nodes)
 
     def nested_table_at(self, vm: str, nested_cr3: int) -> NestedPageTable:
         """The tables at a root: a VM's own, or what the hypervisor wrote there itself."""

@@ -118,6 +118,8 @@ class Platform:
 
     Without it the bit decides, which is the hypervisor's to set and to clear; the cores start with it clear.
     """
+    numa_nodes: int = 1
+    """NUMA nodes that boot firmware cuts the socket into (NPS): 1, 2 or 4, each with its part of memory and cores."""
     stack_engine_fixed: bool = False
     """Microcode with which one thread does not stop the stack engine of the other (AMD-SB-3027)."""
     save_area_refused: ExitCode = ExitCode.SHUTDOWN
