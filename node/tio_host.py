@@ -21,7 +21,7 @@ from node.hypervisor_port import Answers, Batch, LaunchRefused, Task
 from node.ide_driver import associate, enable_streams
 from node.iommu_driver import DEVICE_TABLE, DEVICE_TABLE_PAGES, IommuDriver
 from node.iommu_guest_table import LEVELS, GuestTable, Piece
-from node.pci_driver import Function, enable, find, reset
+from node.pci_driver import Function, enable, find, is_there, reset
 from node.port_window import PortWindow
 from node.tio_carrier import TioCarrier, TioRefused
 from node.tio_memory import TioMemory
@@ -279,7 +279,9 @@ class TioHost:
                     self._cards.append(card)
                     self._interfaces += [Interface(card, one) for one in found[1:] or found]
         for interface in self._interfaces:
-            if interface.function.class_code == CLASSES[kind] and interface.given_to is None:
+            if interface.function.class_code != CLASSES[kind] or interface.given_to is not None:
+                continue
+            if (yield from is_there(interface.function)):
                 return interface
         raise LaunchRefused(f"devices: no free {kind.value} on this host")
 

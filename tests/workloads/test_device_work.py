@@ -16,6 +16,7 @@ from node.generation import Generation
 from node.guest import GuestSpec, GuestState
 from node.guest_functions import guest_device_id
 from node.host import Host, HostSpec
+from node.physical_slots import PhysicalSlots
 from node.platform import HostMode, Platform
 from node.product import PRODUCTS
 from node.program import ProgramSpec
@@ -114,6 +115,24 @@ def test_a_fence_ends_with_the_guests_last_device(ends: str) -> None:
                 while True:
                     answers = board.execute_host(steps.send(answers))
     assert not board.trusted_dma.fences.blocks(asid)
+
+
+def test_a_card_that_is_pulled_ends_its_guests_work_and_is_given_to_nobody() -> None:
+    host = host_of(Generation.SEV_TIO)
+    launched(host, Generation.SEV_TIO)
+    host.clock.env.run(until=SECOND // 2)
+    port = host.hypervisor.tio.given("vm", guest_device_id(1)).function.port.port
+    PhysicalSlots(host.board.root_complex, host.board.slots).pull(port)
+    host.clock.env.run(until=SECOND)
+    assert host.guests["vm"].state is GuestState.STOPPED
+    host.destroy("vm")
+    host.clock.env.run(until=2 * SECOND)
+    launched(host, Generation.SEV_TIO, "next")
+    host.clock.env.run(until=3 * SECOND)
+    assert host.hypervisor.tio.given("next", guest_device_id(1)).function.port.port != port
+    assert host.guests["next"].vcpus[0].registers.r13 >= 4
+    launched(host, Generation.SEV_TIO, "third", (CardKind.GPU,))
+    assert "no free gpu" in host.guests["third"].reason
 
 
 def test_vms_share_cards_by_virtual_functions_each_attested_alone_and_given_on() -> None:
