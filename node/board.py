@@ -8,7 +8,6 @@ operation costs is said by ``operation_cost``.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Generator
 from dataclasses import replace
 
@@ -180,7 +179,6 @@ class Board:
         )
         if self.trusted_dma is not None:
             self.bus.trusted_io = BoardTrustedIo(lambda: self.root_complex, self.trusted_dma)
-        self.bus.left_snp = self._leave_snp
         self.psp = SecurityProcessor(
             self.bus,
             lambda purpose, counter, length: random.octets(name, f"psp {purpose}", counter, length),
@@ -320,12 +318,7 @@ class Board:
             return
         self.snp_enabled = True
         layout = self.bus.rmp_layout()
-        if layout is None:
-            return
-        if layout == self.rmp.layout:
-            if self.rmp.rests:
-                with contextlib.suppress(ValueError):  # As below.
-                    self.rmp.wake()
+        if layout is None or layout == self.rmp.layout:
             return
         for spa, _ in self.rmp.layout.ranges():
             self.dram.let_go(spa)
@@ -337,12 +330,6 @@ class Board:
         if self.caches is not None:
             self.caches.place_rmp(layout)
         self.tables = self._table_host()
-
-    def _leave_snp(self) -> None:
-        """The security processor has cleared SNP_EN."""
-        self.snp_enabled = False
-        if self.rmp is not None:
-            self.rmp.rest()
 
     def _rmp_at(self, layout: RmpLayout) -> ReverseMapTable:
         under_key = self.platform.mode is HostMode.TSME or self.product.rmp.under_host_key

@@ -89,11 +89,6 @@ class Platform:
     """Boot firmware locks the data fabric's routes; False for one that leaves the call out (CVE-2025-54510)."""
     fabric_lock_checked: bool = False
     """Firmware of the security processor that starts SNP only on a locked data fabric (AMD-SB-3034)."""
-    x86_snp_shutdown: bool = True
-    """The security processor can clear SNP_EN on the cores again.
-
-    Its published firmware asks the system management unit whether it can; which hosts have one that does is not known.
-    """
     iommu_supports_snp: bool = True
     """SNPSup of the IOMMU on a product with SNP; False for a board whose firmware leaves it out."""
     iommu_write_safe: bool = False

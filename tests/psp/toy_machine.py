@@ -83,7 +83,6 @@ class ToyBus:
     enforced: bool = False
     region: tuple[int, int] = (0, 0)
     locked: bool = True
-    can_release_cores: bool = True
     trusted_io: TrustedIo | None = None
 
     def core_configuration(self) -> CoreConfiguration:
@@ -176,10 +175,6 @@ class ToyBus:
 
     def iommus_release(self) -> None:
         self.enforced = False
-
-    def cores_release(self) -> None:
-        self.cores = dataclasses.replace(self.cores, snp_enabled=False)
-        self.rmp.clear()
 
     def rmp_covers(self, spa: int, pages: int = 1) -> bool:
         return 0 <= spa <= UNCOVERED - pages * PAGE if pages > 1 else 0 <= spa < UNCOVERED
