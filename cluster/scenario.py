@@ -152,6 +152,10 @@ class HostGroup(ScenarioPart):
     """How each host encrypts memory of its own: not; by the C-bit, as SME machines need it; or all of it."""
     ciphertext_hiding: Annotated[int, Strict(), Field(ge=1)] | None = None
     """Hide the ciphertext of SEV-SNP guests from the host: the last ASID for them, the rest is left to SEV-ES."""
+    double_backing: Annotated[bool, Strict()] = False
+    """Each host keeps shared memory behind SEV-SNP guests' private, as early kernels do; the placement counts it."""
+    numa_nodes: Literal[1, 2, 4] = 1
+    """NUMA nodes that each host's socket is cut into; a machine whose memory is on several pays for the way."""
     firmware: VersionText | None = None
     """Version of the security processor's firmware that each host is switched on with. Default: the product's."""
     derived_keys: Literal["asked", "reported"] = "asked"
@@ -266,6 +270,7 @@ class HostInstance:
             HostMode(self.group.mode), max_snp_asid=self.group.ciphertext_hiding or 0, firmware_api=version,
             cards=self.cards, derived_keys=RootTcb(self.group.derived_keys),
             reports_signed_for=TcbOf(self.group.reports_signed_for),
+            numa_nodes=self.group.numa_nodes,
         )  # fmt: skip
 
     @property

@@ -36,6 +36,7 @@ from node.filled_slots import FilledSlots
 from node.firmware_levels import firmware_level
 from node.generation import CAPABILITIES, Generation
 from node.guest_access import CachedGuestAccess, GuestAccess
+from node.guest_backing import Backing
 from node.guest_instructions import GuestInstructions
 from node.guest_port import GuestPort
 from node.host_instructions import HostInstructions
@@ -160,6 +161,7 @@ class Board:
             ),
             reorder_check=platform.ide_reorder_check,
             tag_fence=platform.ide_tag_fence,
+            rekey_flush=platform.ide_rekey_flush,
         )
         self.root_complex: RootComplex | None = None
         """What leads to slots with cards; None on a board without any."""
@@ -193,6 +195,7 @@ class Board:
         self.psp.snp.reports.forced_version = platform.report_version
         self.psp.snp.derived_keys.root_tcb = platform.derived_keys
         self.psp.firmware.signed_at = platform.reports_signed_for
+        self.psp.snp.tsm.tdi_switches.rekeys = platform.ide_rekey_flush
         if Protection.MESSAGE_SEQUENCE in platform.disabled:
             self.psp.snp.guest_requests.switches = GuestMessageSwitches(checks_sequence=False)
         self.psp.snp.guests.pages.tweaked = platform.context_tweaked
@@ -353,6 +356,10 @@ class Board:
         if table is None:
             table = self.nested[vm] = NestedPageTable(self.tables)
         return table
+
+    def backing(self, vm: str) -> Backing:
+        """Where a VM's memory lies, as its hypervisor last asked for it."""
+        return self.nested_table(vm).backing(self.dram.size_bytes // self.platform.numa_nodes)
 
     def nested_table_at(self, vm: str, nested_cr3: int) -> NestedPageTable:
         """The tables at a root: a VM's own, or what the hypervisor wrote there itself."""

@@ -118,6 +118,8 @@ class Platform:
 
     Without it the bit decides, which is the hypervisor's to set and to clear; the cores start with it clear.
     """
+    numa_nodes: int = 1
+    """NUMA nodes that boot firmware cuts the socket into (NPS): 1, 2 or 4, each with its part of memory and cores."""
     stack_engine_fixed: bool = False
     """Microcode with which one thread does not stop the stack engine of the other (AMD-SB-3027)."""
     save_area_refused: ExitCode = ExitCode.SHUTDOWN
@@ -160,6 +162,9 @@ class Platform:
     """Both ends of links bind what was posted before it into the MAC of every other packet (CVE-2025-9612)."""
     ide_tag_fence: bool = False
     """They use no tag again before the late completion of a request that timed out has come (CVE-2025-9613)."""
+    ide_rekey_flush: bool = False
+    """Firmware gives a device's streams fresh keys before a TDI that another had may be locked again, and nothing is
+    taken any more that was sent under the old ones (CVE-2025-9614)."""
 
     context_mac: bool = False
     """Whether contexts carry an integrity value. Hypothetical: AMD's have none."""
