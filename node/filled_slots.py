@@ -71,7 +71,7 @@ class FilledSlots:
     def fill(self, window: MmioWindow) -> RootPort:
         """Make a slot's port with its card."""
         link = Link()
-        root_port = RootPort(window.slot.port, link, self._memory, **self._ends)
+        root_port = RootPort(window.slot.port, link, self._memory.behind(window.slot.port), **self._ends)
         self._plug(window, link, root_port, window.slot)
         _place_bars(root_port, window)
         return root_port
