@@ -561,3 +561,10 @@ def test_the_session_reports_migrations_and_drains() -> None:
         results = session.run(Scenario.parse(body), None, None, None)
     assert results.migrations.num_rows == 1
     assert results.drains.to_pylist()[0]["result"] == "complete"
+    phases, (row,) = results.migration_phases.to_pylist(), results.migrations.to_pylist()
+    assert [one["phase"] for one in phases] == ["pre", "paused", "stopped", "sent", "committed", "destination"]
+    assert (phases[0]["at_ns"], phases[-1]["at_ns"]) == (row["started_ns"], row["ended_ns"])
+    rounds = results.migration_rounds.to_pylist()
+    assert len(rounds) == row["rounds"]
+    assert sum(one["bytes"] for one in rounds) + row["final_bytes"] == row["bytes"]
+    assert rounds[0]["began_ns"] == row["started_ns"] + row["setup_ns"]
