@@ -21,7 +21,6 @@ from statistics import fmean
 
 from cluster.errors import UserError
 from cluster.placed_orders import host_account, placed_orders
-from cluster.placement import FIRMWARE_BYTES
 from cluster.scenario import HostInstance, Scenario
 from cluster.scenario_costs import scenario_costs
 from node.asid_pool import ASID_KINDS
@@ -148,7 +147,7 @@ class _Fleet:
             return "generation"
         if guest.vcpus > account.free_vcpus:
             return "vCPUs"
-        if guest.memory_bytes + FIRMWARE_BYTES > account.free_bytes:
+        if account.needed_bytes(guest) > account.free_bytes:
             return "memory"
         return "ASIDs"
 
@@ -174,7 +173,7 @@ class _Fleet:
         asids = full.free_asids.get(kind, 0) if kind is not None else 0
         return _Load(
             fmean(slowdowns) if slowdowns else 1.0, limits.most_common(1)[0][0] if limits else "nothing",
-            max(sum(one.memory_bytes + FIRMWARE_BYTES for one in some) for some in on) / full.free_bytes,
+            max(sum(full.needed_bytes(one) for one in some) for some in on) / full.free_bytes,
             max(sum(one.vcpus for one in some) for some in on) / full.free_vcpus,
             max(map(len, on)) / asids if asids else 0.0, bandwidth, max(map(len, on)),
         )  # fmt: skip

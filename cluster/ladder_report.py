@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from cluster.ladder import Rung
 from cluster.report import ADDED, wide_console
 from cluster.sweeps.confidence import Interval
 from node.mechanism import Mechanism
+
+if TYPE_CHECKING:
+    from cluster.ladder import Rung
 
 _LEAST = 0.00005
 """A share that would be shown as nothing."""

@@ -10,6 +10,7 @@ from cluster.control_plane import Order
 from cluster.firmware_key import AUTO, AUTO_ON_SVSM
 from cluster.placement import FIRMWARE_BYTES, FirstFit, HostAccount
 from cluster.scenario import MEMORY_DISK, HostInstance, Scenario, ScenarioError, instance_names
+from cluster.scenario_costs import scenario_costs
 from cluster.trace_orders import trace_orders
 from node.generation import CAPABILITIES, Generation
 from node.guest import GuestSpec
@@ -82,4 +83,9 @@ def host_account(host: HostInstance, scenario: Scenario) -> HostAccount:
     # The RMP takes 16 bytes for each 4 KiB page; the first 2 MiB stay with the host.
     usable = host.memory_bytes - host.memory_bytes // 256 - FIRMWARE_BYTES
     cards = dict(Counter([one.kind for one in host.cards for _ in range(one.assignable)]))
-    return HostAccount(host.name, host.generations, usable, threads * scenario.vcpu_overcommit, asids, cards)
+    twice = _held_twice(scenario) if host.group.double_backing else 0.0
+    return HostAccount(host.name, host.generations, usable, threads * scenario.vcpu_overcommit, asids, cards, twice)
+
+
+def _held_twice(scenario: Scenario) -> float:
+    return scenario_costs(scenario)["memory.double_backing_factor"] - 1.0

@@ -19,6 +19,9 @@ FIRMWARE_BYTES = 16 << 20
 """Kept free on a host for each VM's firmware image and small pages, the largest image there is."""
 
 
+_CHECKED = frozenset({Generation.SEV_SNP, Generation.SEV_TIO})
+
+
 @dataclass(slots=True)
 class HostAccount:
     """What is left of one host."""
@@ -30,12 +33,19 @@ class HostAccount:
     free_asids: dict[Generation, int]
     """By kind; see ``ASID_KINDS``."""
     free_cards: dict[CardKind, int] = field(default_factory=dict)
+    backs_twice: float = 0.0
+    """Of a SEV-SNP guest's memory, the share that the host holds a second time, as shared memory."""
+
+    def needed_bytes(self, guest: GuestSpec) -> int:
+        """What a guest takes of the host's memory."""
+        twice = round(guest.memory_bytes * self.backs_twice) if self.backs_twice and guest.generation in _CHECKED else 0
+        return guest.memory_bytes + twice + FIRMWARE_BYTES
 
     def takes(self, guest: GuestSpec) -> bool:
         """Whether the host has what the VM needs."""
         return (
             guest.generation in self.generations
-            and guest.memory_bytes + FIRMWARE_BYTES <= self.free_bytes
+            and self.needed_bytes(guest) <= self.free_bytes
             and guest.vcpus <= self.free_vcpus
             and self.free_asids.get(ASID_KINDS.get(guest.generation, guest.generation), 1) > 0
             and (not guest.devices or self._has_cards(guest.devices))
@@ -46,7 +56,7 @@ class HostAccount:
 
     def charge(self, guest: GuestSpec, sign: int) -> None:
         """Take (``sign`` 1) or give back (-1) a VM's share."""
-        self.free_bytes -= sign * (guest.memory_bytes + FIRMWARE_BYTES)
+        self.free_bytes -= sign * self.needed_bytes(guest)
         self.free_vcpus -= sign * guest.vcpus
         kind = ASID_KINDS.get(guest.generation)
         if kind in self.free_asids:

@@ -27,6 +27,7 @@ OWN = (
 ADDED = {
     Mechanism.ENCRYPTION: "cipher",
     Mechanism.RMP: "RMP",
+    Mechanism.NUMA: "NUMA",
     Mechanism.VMGEXIT: "exits",
     Mechanism.ACCEPTANCE: "accept",
     Mechanism.BOUNCE: "bounce",
@@ -103,7 +104,7 @@ def _workloads(results: Results) -> Table:
         stretched = f"{sum(kind.times_ns.values()) / kind.own_ns:.3f} x" if kind.own_ns else "-"
         launch = DURATION.about(median(kind.launches_ns)) if kind.launches_ns else "-"
         table.add_row(workload, generation, str(kind.machines), launch, f"{kind.work:,}", stretched, *added)
-    return table
+    return _narrowed(table)
 
 
 def _slowdowns(results: Results) -> Table:
@@ -125,7 +126,7 @@ def _slowdowns(results: Results) -> Table:
         added = [_percent(shares.get(mechanism, 0.0), 1.0) for mechanism in ADDED]
         other = _percent(sum(share for mechanism, share in shares.items() if mechanism not in ADDED), 1.0)
         table.add_row(*kind, str(len(values)), f"{sum(values) / len(values):.4f} x", *added, other)
-    return table
+    return _narrowed(table)
 
 
 def _waits(results: Results) -> Table:
@@ -344,6 +345,15 @@ def _table(title: str, *headings: str) -> Table:
     for heading in headings:
         table.add_column(heading, justify="left" if heading in words else "right", no_wrap=heading != "reason")
     return table
+
+
+def _narrowed(table: Table) -> Table:
+    """The table without the mechanisms that nobody spent time on."""
+    table.columns = [column for column in table.columns if column.header not in _MECHANISMS or any(column.cells)]
+    return table
+
+
+_MECHANISMS = {*ADDED.values(), "other"}
 
 
 def _percent(part: float, whole: float) -> str:

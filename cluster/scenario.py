@@ -32,6 +32,8 @@ from node.identity_cache import IdentityCache
 from node.platform import HostMode, Platform
 from node.product import PRODUCTS, Product
 from node.program import ProgramSpec, Scalar
+from psp.installed_firmware import TcbOf
+from psp.key_messages import RootTcb
 from tio.device_identity import CardKind
 from workloads.attested_start import wrapped
 from workloads.library import NETWORKED, WORKLOADS
@@ -150,8 +152,18 @@ class HostGroup(ScenarioPart):
     """How each host encrypts memory of its own: not; by the C-bit, as SME machines need it; or all of it."""
     ciphertext_hiding: Annotated[int, Strict(), Field(ge=1)] | None = None
     """Hide the ciphertext of SEV-SNP guests from the host: the last ASID for them, the rest is left to SEV-ES."""
+    double_backing: Annotated[bool, Strict()] = False
+    """Each host keeps shared memory behind SEV-SNP guests' private, as early kernels do; the placement counts it."""
+    numa_nodes: Literal[1, 2, 4] = 1
+    """NUMA nodes that each host's socket is cut into; a machine whose memory is on several pays for the way."""
     firmware: VersionText | None = None
     """Version of the security processor's firmware that each host is switched on with. Default: the product's."""
+    derived_keys: Literal["asked", "reported"] = "asked"
+    """The TCB version whose chip key derived keys rest on, which nobody has published: what the guest asks for, or what
+    the host reports, so that every seal breaks when that changes."""
+    reports_signed_for: Literal["reported", "current"] = "reported"
+    """The TCB version whose chip key signs reports. AMD says the reported one's; some hosts were found with the current
+    one's, so that nobody can verify their reports while an update is not committed."""
     cards: tuple[CardGroup, ...] = ()
     """What is in the slots of each host, to be given to machines whole."""
 
@@ -256,7 +268,9 @@ class HostInstance:
         version = None if self.group.firmware is None else version_of(self.group.firmware)
         return Platform(
             HostMode(self.group.mode), max_snp_asid=self.group.ciphertext_hiding or 0, firmware_api=version,
-            cards=self.cards,
+            cards=self.cards, derived_keys=RootTcb(self.group.derived_keys),
+            reports_signed_for=TcbOf(self.group.reports_signed_for),
+            numa_nodes=self.group.numa_nodes,
         )  # fmt: skip
 
     @property

@@ -4,8 +4,9 @@ A phase whose cache holds o bytes of its lines misses m(o) = m_inf + (m_0 - m_in
 exp(-o / k) times an instruction: m_0 without any cache, m_inf with one that holds all
 it uses again. Under LRU a user's share of a cache goes with how often it brings lines
 in, its misses a second: whoever streams through the cache takes it from whoever
-uses it again. Phases are spread over core complexes, so each meets as many others as
-there are phases for one complex, and these are like the average of the host's.
+uses it again. Phases are spread evenly over core complexes: some have one more than
+others. A phase with one companion has it of each kind as often as there are such on
+the host; several companions are like the host's average.
 
 Rates are those at idle latency, so shares follow from who runs alone. Source of the
 form: sheet of models, section 7; no published figure for a whole fleet.
@@ -42,20 +43,36 @@ def crowding(
     phases: Sequence[tuple[PhaseLoad, int]], latency_ns: float, slowing: float, sharing: CoreSharing
 ) -> list[float]:
     """For each load, of which so many phases run, its misses as a multiple of those it has with a cache alone."""
-    here = max(1.0, sum([count for _, count in phases]) / sharing.complexes)
-    count_of_all = sum([count for _, count in phases])
+    whole = sum([count for _, count in phases])
+    fewer, more = divmod(whole, sharing.complexes)
+    crowded = more * (fewer + 1) / whole
+    companies = [(share, size) for share, size in ((1.0 - crowded, fewer - 1), (crowded, fewer)) if share and size > 0]
     alone = [1.0 if one.misses is None else one.misses.misses(sharing.llc_bytes) for one, _ in phases]
     now = list(alone)
-    for _ in range(_STEPS):
+    for _ in range(_STEPS if companies else 0):
         brought = [_misses_per_ns(one, many, latency_ns, slowing) for (one, _), many in zip(phases, now, strict=True)]
-        total = sum([rate * count for rate, (_, count) in zip(brought, phases, strict=True)])
         for index, (load, _) in enumerate(phases):
             if load.misses is None:
                 continue
-            others = (here - 1.0) * (total - brought[index]) / max(1, count_of_all - 1)
-            held = sharing.llc_bytes * brought[index] / (brought[index] + others) if brought[index] else 0.0
-            now[index] = (now[index] + load.misses.misses(held)) / 2
+            counts = [count - (other == index) for other, (_, count) in enumerate(phases)]
+            met = list(zip(brought, counts, strict=True))
+            left = 1.0 - sum([share for share, _ in companies])
+            wanted = left * alone[index] + sum(
+                [share * _met(load.misses, brought[index], met, size, sharing.llc_bytes) for share, size in companies]
+            )
+            now[index] = (now[index] + wanted) / 2
     return [many / least for many, least in zip(now, alone, strict=True)]
+
+
+def _met(user: CacheUser, own: float, met: Sequence[tuple[float, int]], size: int, llc_bytes: int) -> float:
+    """Misses of a user with ``size`` companions, of kinds that bring so many lines in, each so often on the host."""
+    others = sum([count for _, count in met])
+    if not own:
+        return user.misses(0.0)
+    if size > 1:
+        average = sum([rate * count for rate, count in met]) / others
+        return user.misses(llc_bytes * own / (own + size * average))
+    return sum([count / others * user.misses(llc_bytes * own / (own + rate)) for rate, count in met])
 
 
 def _misses_per_ns(load: PhaseLoad, crowding_now: float, latency_ns: float, slowing: float) -> float:

@@ -29,5 +29,5 @@ def _free(table: CostTable, chosen: Callable[[Cost], bool]) -> Mapping[str, floa
 
 
 def _nothing(row: Cost) -> float:
-    """What leaves everything as it is: the whole of a ratio, none of a time."""
-    return 1.0 if row.unit == "ratio" else 0.0
+    """What leaves everything as it is: the whole of a ratio, none of a time, the least of what may not be nothing."""
+    return 1.0 if row.unit == "ratio" else row.bounds[0]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from node.card_cost import CardCost
 from node.disk_queue import DiskQueue
 from node.generation import Generation
+from node.guest_backing import LARGE_AND_NEAR, Backing
 from node.host_kind import HostKind
 from node.identity_cache import IdentityCache
 from node.operation_cost import GuestOperationCost, HostOperationCost
@@ -24,14 +25,14 @@ class HostPrices:
     """
 
     def __init__(self, costs: Mapping[str, float], kind: HostKind) -> None:
-        self.host = HostOperationCost(costs)
+        self.host = HostOperationCost(costs, kind)
         """Of the hypervisor's operations."""
         self.cards = CardCost(costs)
         self._costs = costs
         self._kind = kind
         self._guests: dict[str, GuestOperationCost] = {}
-        self._known: dict[tuple[tuple[Demand, ...], Generation, float], _Phases] = {}
-        self._phases: dict[tuple[str, float], IdentityCache[tuple[Demand, ...], _Phases]] = {}
+        self._known: dict[tuple[tuple[Demand, ...], Generation, Backing], _Phases] = {}
+        self._phases: dict[tuple[str, Backing], IdentityCache[tuple[Demand, ...], _Phases]] = {}
 
     def new_disk(self) -> DiskQueue:
         """The drive of one host, on which nothing waits yet."""
@@ -44,19 +45,21 @@ class HostPrices:
             found = self._guests[generation.name] = GuestOperationCost(generation, self._costs, self._kind)
         return found
 
-    def phases(self, demands: tuple[Demand, ...], generation: Generation, small_share: float = 0.0) -> _Phases:
-        """Of a program's demands, in their order; ``small_share`` as ``PhaseCost`` has it."""
-        priced = self._phases.get((generation.name, small_share))
+    def phases(
+        self, demands: tuple[Demand, ...], generation: Generation, backing: Backing = LARGE_AND_NEAR
+    ) -> _Phases:
+        """Of a program's demands, in their order, in a machine whose memory lies in some way."""
+        priced = self._phases.get((generation.name, backing))
         if priced is None:
-            priced = IdentityCache(lambda some: self._work_out(some, generation, small_share))
-            self._phases[generation.name, small_share] = priced
+            priced = IdentityCache(lambda some: self._work_out(some, generation, backing))
+            self._phases[generation.name, backing] = priced
         return priced(demands)
 
-    def _work_out(self, demands: tuple[Demand, ...], generation: Generation, small_share: float) -> _Phases:
-        key = (demands, generation, small_share)
+    def _work_out(self, demands: tuple[Demand, ...], generation: Generation, backing: Backing) -> _Phases:
+        key = (demands, generation, backing)
         found = self._known.get(key)
         if found is None:
-            found = tuple(PhaseCost.of(one, generation, self._kind, self._costs, small_share) for one in demands)
+            found = tuple(PhaseCost.of(one, generation, self._kind, self._costs, backing) for one in demands)
             self._known[key] = found
         return found
 

@@ -12,6 +12,8 @@ class Mechanism(StrEnum):
     """Instructions themselves, with caches that hit."""
     MEMORY = "memory"
     """LLC misses at the latency of an idle memory system."""
+    NUMA = "numa"
+    """What LLC misses take longer whose memory is another node's."""
     PAGE_WALK = "page_walk"
     """Nested page walks after TLB misses."""
     EXITS = "exits"

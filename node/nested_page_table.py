@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.extent_map import ExtentMap
+from node.guest_backing import Backing, backing_of
 from node.kept_ranges import Touch
 from node.memory_controller import HOST_KEY
 from node.nested_table_frames import TableFrames
@@ -129,12 +130,11 @@ class NestedPageTable:
 
     # What the hypervisor does.
 
-    @property
-    def small_share(self) -> float:
-        """How much of what is mapped lies in pages of 4 KiB, in sixteenths, as the hypervisor last asked for it."""
-        runs = list(self._runs.runs())
-        small = sum([end - start for start, end, target in runs if not target.large])
-        return round(16 * small / max(1, sum([end - start for start, end, _ in runs]))) / 16
+    def backing(self, node_bytes: int) -> Backing:
+        """Where the memory that is mapped lies, on NUMA nodes of so many bytes, as the hypervisor last asked for it."""
+        return backing_of(
+            [(target.spa, end - start, target.large) for start, end, target in self._runs.runs()], node_bytes
+        )
 
     def give(self, spa: int, length: int, *, encrypted: bool = False) -> None:
         """Take pages for tables, the first as the root if there is none; what lay in them is lost.

@@ -175,15 +175,19 @@ class GuestOperationCost:
 class HostOperationCost:
     """Prices of a hypervisor's operations. The security processor's are served in its own queue."""
 
-    def __init__(self, costs: Mapping[str, float]) -> None:
+    def __init__(self, costs: Mapping[str, float], kind: HostKind | None = None) -> None:
+        # Stores of the host are checked too where an RMP is in use, once for each page.
+        check_ns = costs["rmp.write_check_ns"] if kind is not None and kind.rmp else 0.0
         byte_ns = 1e9 / costs["dram.copy_bytes_per_s"]
         update_ns = costs["rmp.update_ns"]
         self._costs = costs
         self._table: dict[type, Callable[..., float]] = {
             op.HostRead: lambda one: one.length * byte_ns,
-            op.HostWrite: lambda one: len(one.data) * byte_ns,
+            op.HostWrite: lambda one: len(one.data) * byte_ns + _pages(len(one.data)) * check_ns,
             # Memory of an SME guest is cleared when it comes and when it goes; a kernel does so once.
-            op.HostClear: lambda one: 0.0 if one.encrypted else one.length * byte_ns,
+            op.HostClear: lambda one: (
+                0.0 if one.encrypted else one.length * byte_ns + _pages(one.length) * check_ns
+            ),
             op.HostWork: lambda one: costs[one.cost],
             op.RmpUpdate: lambda one: update_ns * (one.length // (LARGE_PAGE_BYTES if one.entry.large else PAGE_BYTES)),
             op.PSmash: lambda _: costs["rmp.psmash_ns"],
@@ -255,6 +259,10 @@ def _work(one: op.GuestWork) -> Mechanism:
 
 
 _WORK = (op.HostWork, op.Wbinvd)
+
+
+def _pages(length: int) -> int:
+    return -(-max(0, length) // PAGE_BYTES)
 
 
 def _lines(length: int) -> int:

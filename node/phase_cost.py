@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from node.cache_shares import CacheUser
 from node.contention import PhaseLoad
 from node.generation import CAPABILITIES, Generation
+from node.guest_backing import LARGE_AND_NEAR, Backing
 from node.host_kind import HostKind
 from node.mechanism import Mechanism
 from node.memory_cipher import CipherMode
@@ -38,6 +39,8 @@ class GenerationCost:
     vmgexit_extra_ns: float
     bandwidth_share: float
     shared_bandwidth_share: float
+    remote_ns: float
+    """Of an access to memory of another NUMA node, on average over a machine's life."""
     channel_share: float
     """Of the channels' bandwidth, what all encrypted traffic together reaches."""
 
@@ -60,8 +63,14 @@ class GenerationCost:
             vmgexit_extra_ns=max(0.0, costs["core.vmgexit_ns"] - costs["core.exit_ns"]) if by_ghcb else 0.0,
             bandwidth_share=share if own_key or by_host else 1.0,
             shared_bandwidth_share=share if by_host else 1.0,
+            remote_ns=costs["numa.hop_ns"] * _stays(costs, pinned=own_key),
             channel_share=costs["dram.encrypted_channel_share"] if own_key or by_host else 1.0,
         )
+
+
+def _stays(costs: Mapping[str, float], *, pinned: bool) -> float:
+    """What of the accesses to other nodes stays so; a host moves pages nearer that it has not pinned."""
+    return min(1.0, costs["numa.balanced_share"] * (costs["numa.pinned_factor"] if pinned else 1.0))
 
 
 GUEST_LEVELS = {False: 4, True: 3}
@@ -87,17 +96,18 @@ class PhaseCost:
         generation: Generation,
         kind: HostKind,
         costs: Mapping[str, float],
-        small_share: float = 0.0,
+        backing: Backing = LARGE_AND_NEAR,
     ) -> PhaseCost:
         """Cost of ``demand`` for a VM of ``generation`` on a host of a kind.
 
-        ``small_share`` is how much of its memory nested tables map by 4 KiB: there walks are longer, each RMP entry
-        covers less, and a large page of the guest's falls apart in the TLB.
+        Where nested tables map its memory by 4 KiB, walks are longer, each RMP entry covers less, and a large page of
+        the guest's falls apart in the TLB. What lies on another node is further away, unless the host brings it near,
+        as it may do with pages that are not pinned.
         """
         own = GenerationCost.of(generation, costs, kind)
         misses = demand.llc_misses_per_kilo_instruction / 1000.0
         exposed = misses / demand.memory_level_parallelism
-        large = demand.large_pages
+        small_share, large = backing.small_share, demand.large_pages
         large_walks = demand.tlb_misses_per_kilo_instruction / 1000.0 * (1.0 - small_share)
         small_walks = demand.tlb_misses_per_kilo_instruction / 1000.0 * small_share
         if large:
@@ -112,6 +122,7 @@ class PhaseCost:
             Mechanism.ENCRYPTION: exposed * own.encryption_ns,
             Mechanism.RMP: large_walks * own.rmp_walk_ns + small_walks * own.rmp_small_walk_ns,
             Mechanism.VMGEXIT: exits * own.vmgexit_extra_ns,
+            Mechanism.NUMA: exposed * backing.remote_share * own.remote_ns,
         }
         load = PhaseLoad(
             core_ns=sum(fixed.values()),
@@ -119,7 +130,7 @@ class PhaseCost:
             traffic_bytes=misses * demand.bytes_per_llc_miss / own.channel_share,
             cap_per_ns=demand.max_instructions_per_s * 1e-9,
             pipeline_ns=fixed[Mechanism.CORE],
-            miss_ns=own.encryption_ns,
+            miss_ns=own.encryption_ns + backing.remote_share * own.remote_ns,
             misses=_cache_user(demand),
         )
         fixed[Mechanism.MEMORY] = exposed * costs["dram.latency_ns"]

@@ -68,9 +68,9 @@ class VcpuRunner:
     def prepare(self, guest: Guest) -> None:
         """Price the demands of a VM that is about to run for the first time here; its program moves in."""
         self._board.residents.settle(self._board.vmcb(guest.spec.name, 0))
-        small_share = self._board.nested_table(guest.spec.name).small_share
+        backing = self._board.backing(guest.spec.name)
         for vcpu, demands in zip(guest.vcpus, guest.software.demands, strict=True):
-            guest.phase_costs[vcpu.index] = self._prices.phases(demands, guest.spec.generation, small_share)
+            guest.phase_costs[vcpu.index] = self._prices.phases(demands, guest.spec.generation, backing)
         guest.demand_names = tuple(map(_names, guest.software.demands))
 
     def start(self, vcpu: Vcpu) -> None:

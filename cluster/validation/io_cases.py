@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from cluster.validation.case import Case
 from node import operations as op
+from node.card_cost import CardCost, CardTraffic
 from node.generation import Generation
 from node.host_kind import HostKind
 from node.mechanism import Mechanism
@@ -70,9 +71,15 @@ def native_over_bounce(_: Case, costs: Mapping[str, float]) -> Mapping[str, floa
     each = WITHOUT_GBPS["vhost, 8 queues"] / QUEUES
     exits = costs["disk.exits_per_request"] * GenerationCost.of(Generation.SEV_SNP, costs, _KIND).vmgexit_extra_ns
     bounced = _slower(each, bounce_ns_per_byte(Generation.SEV_SNP, costs) + exits / _BURST_BYTES)
-    return {"native over bounce": each * costs["tio.link_share"] / bounced}
+    return {"native over bounce": each * _link_share(costs) / bounced}
 
 
 def link_share(_: Case, costs: Mapping[str, float]) -> Mapping[str, float]:
-    """TI-5: nothing but the link's efficiency."""
-    return {"share of the native rate": costs["tio.link_share"]}
+    """TI-5: nothing but the link's efficiency, by the framing of its packets."""
+    return {"share of the native rate": _link_share(costs)}
+
+
+def _link_share(costs: Mapping[str, float]) -> float:
+    """What prefixes and MACs leave of a link's rate."""
+    link_ns, ide_ns = CardCost(costs).transfer_ns(CardTraffic(trusted_bytes=_BURST_BYTES))
+    return link_ns / (link_ns + ide_ns)

@@ -76,6 +76,18 @@ def test_a_host_that_does_not_exist_takes_nothing() -> None:
     assert fit.place(guest("vm"), pin="nowhere") is None
 
 
+def test_memory_that_is_backed_twice_is_counted_for_guests_whose_private_memory_is_apart() -> None:
+    """A guest of 4 GiB holds 7: one fits where two plain ones do."""
+    room = 9 * GIB
+    for generation, count in ((Generation.PLAIN, 2), (Generation.SEV, 2), (Generation.SEV_SNP, 1)):
+        fit = FirstFit((account("only", free_bytes=room, backs_twice=0.75),))
+        placed = [fit.place(guest(f"vm-{number}", generation, 4 * GIB)) for number in range(3)]
+        assert sum(host is not None for host in placed) == count
+        for number in range(3):
+            fit.release(f"vm-{number}")
+        assert fit.accounts[0].free_bytes == room
+
+
 accounts = st.lists(
     st.builds(
         account,

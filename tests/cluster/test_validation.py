@@ -85,8 +85,9 @@ def test_a_storm_of_reports_is_served_one_by_one():
     assert (storm["the last of 10"], storm["the last of 50"]) == (50, 250)
 
 
-def test_a_longer_link_of_known_answers():
-    assert predicted("TI-5", tio__link_share=0.9) == {"share of the native rate": 0.9}
+def test_known_answers_of_a_link_with_ide_and_of_ticks():
+    # 4 bytes of prefix and a MAC of 12 for each packet of 256 + 24: 280 of 296.
+    assert predicted("TI-5", ide__packets_per_mac=1.0)["share of the native rate"] == pytest.approx(280 / 296)
     assert predicted("MC-10", guest__tick_per_s=1000.0)["average overhead"] == pytest.approx(1.365, abs=0.001)
 
 

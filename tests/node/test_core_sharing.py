@@ -74,6 +74,15 @@ def test_on_complexes_of_their_own_nobody_is_crowded():
     assert crowding([(USER, 2)], 100.0, 0.0, CoreSharing(16, GAIN, 2, 32 * MIB)) == [1.0]
 
 
+def test_where_some_complexes_have_two_phases_each_is_crowded_as_often_as_it_is_there():
+    """Five phases on four complexes: two share one, each two times in five, every second time with a streamer."""
+    four = CoreSharing(32, GAIN, 4, 32 * MIB)
+    pair = crowding([(USER, 2)], 100.0, 0.0, SHARING)[0]
+    streamed = crowding([(USER, 1), (STREAMER, 1)], 100.0, 0.0, SHARING)[0]
+    found, _ = crowding([(USER, 3), (STREAMER, 2)], 100.0, 0.0, four)
+    assert found == pytest.approx(1 + 0.4 * (0.5 * (pair - 1) + 0.5 * (streamed - 1)), rel=0.02)
+
+
 def test_a_streamer_takes_the_cache_and_its_own_misses_stay():
     user, streamer = crowding([(USER, 1), (STREAMER, 1)], 100.0, 0.0, SHARING)
     assert streamer == 1.0

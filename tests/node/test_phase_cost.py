@@ -8,6 +8,7 @@ from toy_guests import COSTS, DEMANDS, GENERATIONS, KIND, MIB
 from node.cost_table import load_cost_table
 from node.free_costs import without_encryption, without_rmp
 from node.generation import Generation
+from node.guest_backing import Backing, backing_of
 from node.host_kind import HostKind
 from node.mechanism import Mechanism
 from node.memory_cipher import CipherMode
@@ -61,7 +62,7 @@ VARIED = (
 
 
 def priced(generation, kind, costs, small_share):
-    return [PhaseCost.of(demand, generation, kind, costs, small_share) for demand in VARIED]
+    return [PhaseCost.of(demand, generation, kind, costs, Backing(small_share, 0.5)) for demand in VARIED]
 
 
 @pytest.mark.parametrize("generation", list(Generation))
@@ -80,6 +81,25 @@ def test_with_the_rmp_at_nothing_snp_costs_memory_what_es_does(kind):
         assert es == snp
 
 
+def test_memory_of_another_node_is_further_away_and_pinned_pages_stay_there():
+    """Half of its misses go one hop; a host moves four fifths of that near, where it may."""
+    for generation, stays in ((Generation.PLAIN, 0.2), (Generation.SEV, 1.0), (Generation.SEV_SNP, 1.0)):
+        near, far = (
+            dict(PhaseCost.of(DEMAND, generation, KIND, COSTS, Backing(0.0, share)).parts) for share in (0.0, 0.5)
+        )
+        assert near[Mechanism.NUMA] == 0
+        assert far[Mechanism.NUMA] == pytest.approx(0.020 / 4 * 0.5 * COSTS["numa.hop_ns"] * stays)
+
+
+def test_a_machines_memory_is_on_the_node_that_has_most_of_it():
+    node, block = 1 << 30, 1 << 21
+    assert backing_of([], node) == Backing()
+    assert backing_of([(0, node, True)], node) == Backing(0.0, 0.0)
+    assert backing_of([(node // 2, node, True)], node) == Backing(0.0, 0.5)
+    assert backing_of([(node - block, 4 * block, True), (5 * node, 4096, False)], node) == Backing(0.0, 0.25)
+    assert backing_of([(0, 4096, False), (4096, 4096, True)], node) == Backing(0.5, 0.0)
+
+
 @pytest.mark.parametrize(
     ("guest_large", "nested_large", "references"), [(False, False, 24), (False, True, 19), (True, True, 15)]
 )
@@ -88,7 +108,9 @@ def test_a_nested_walk_has_the_references_of_the_published_formula(guest_large, 
 
 
 def test_memory_mapped_by_small_pages_makes_walks_longer_and_rmp_look_ups_dearer():
-    large, small = (dict(PhaseCost.of(DEMAND, Generation.SEV_SNP, KIND, COSTS, share).parts) for share in (0.0, 1.0))
+    large, small = (
+        dict(PhaseCost.of(DEMAND, Generation.SEV_SNP, KIND, COSTS, Backing(share)).parts) for share in (0.0, 1.0)
+    )
     assert small[Mechanism.PAGE_WALK] == pytest.approx(large[Mechanism.PAGE_WALK] * 24 / 19)
     assert small[Mechanism.RMP] == pytest.approx(0.002 * COSTS["rmp.small_walk_adder_ns"])
     assert small[Mechanism.ENCRYPTION] == large[Mechanism.ENCRYPTION]
@@ -96,7 +118,9 @@ def test_memory_mapped_by_small_pages_makes_walks_longer_and_rmp_look_ups_dearer
 
 def test_a_large_page_of_the_guests_falls_apart_where_nested_pages_are_small():
     huge = replace(DEMAND, large_pages=True)
-    large, small = (dict(PhaseCost.of(huge, Generation.PLAIN, KIND, COSTS, share).parts) for share in (0.0, 1.0))
+    large, small = (
+        dict(PhaseCost.of(huge, Generation.PLAIN, KIND, COSTS, Backing(share)).parts) for share in (0.0, 1.0)
+    )
     grown = COSTS["tlb.splintered_factor"] * 19 / 15
     assert small[Mechanism.PAGE_WALK] == pytest.approx(large[Mechanism.PAGE_WALK] * grown)
 
