@@ -194,6 +194,7 @@ class ControlPlane:
     def crash(self, host: str) -> None:
         """Switch a host off and on."""
         self._send(host, CRASH, ())
+        self.migrations.host_crashed(host, self._now_ns)
 
     def _command(self, host: str, kind: str, body: object) -> None:
         """Tell a host something of a move."""

@@ -103,6 +103,12 @@ def _control_plane(scenario: Scenario, arriving: tuple[Order, ...], placement: F
         fixed_downtime_ns=costs["migration.stop_ns"] + costs["migration.resume_ns"],
         connection_bytes_per_s=costs["migration.connection_bytes_per_s"],
         connections=moving.connections,
+        post_copy_at_once=moving.mode == "post-copy",
+        fault_ns=costs["migration.post_copy_fault_ns"],
+        # The source turns its dirty log on while the target touches memory.
+        setup_ns_per_gib=max(
+            costs["migration.start_log_ns_per_gib"], costs["migration.prefault_ns_per_gib"] if moving.prefault else 0.0
+        ),
         bandwidth_bytes_per_s=float(moving.bandwidth or 0),
         compression_ratio=moving.compression or 1.0,
         compression_bytes_per_s=costs["migration.compression_bytes_per_s"] if moving.compression else 0.0,

@@ -48,6 +48,8 @@ class Phase(_Word):
     """The source was told to go on, if it can: where it has lost the VM, the destination may still hold it."""
     COMMITTED = "committed"
     """It belongs to the destination, which was told to start it."""
+    DRAINING = "draining"
+    """It runs there, and gets pages that it has not yet from the source."""
     DESTINATION = "destination"
     """It runs there; the source was told to let go."""
     ABORTED = "aborted"
@@ -65,6 +67,8 @@ class Event(_Word):
     WHOLE = "whole"
     """The destination holds all of it and has read it back."""
     RUNS = "runs"
+    RUNS_AHEAD = "runs ahead"
+    """It runs at the destination before all of its memory is there."""
     NEVER = "never"
     """The destination does not hold it, did not start it, and never will under this number."""
     STAYED = "stayed"
@@ -93,6 +97,7 @@ class Record(_Word):
 
     BEGUN = "begun"
     COMMITTED = "committed"
+    AHEAD = "ahead"
     MOVED = "moved"
     ABORTED = "aborted"
 
@@ -128,7 +133,9 @@ AUTHORITY: Mapping[tuple[Phase, Event], Step] = {
     # It was still being laid down when it was told to start.
     (Phase.COMMITTED, Event.WHOLE): Step(Phase.COMMITTED, None, (Command.GO,)),
     (Phase.COMMITTED, Event.RUNS): Step(Phase.DESTINATION, Record.MOVED, (Command.LEAVE,)),
+    (Phase.COMMITTED, Event.RUNS_AHEAD): Step(Phase.DRAINING, Record.AHEAD),
     (Phase.COMMITTED, Event.NEVER): _NEVER,
+    (Phase.DRAINING, Event.CARRIED): Step(Phase.DESTINATION, Record.MOVED, (Command.LEAVE,)),
 }
 """The authority's rows. An event that has none in a phase is late or repeated, and is passed over."""
 
@@ -138,6 +145,7 @@ REPEATS: Mapping[Phase, tuple[Command, ...]] = {
     Phase.SENT: (Command.COME,),
     Phase.DOUBTED: (Command.STAY,),
     Phase.COMMITTED: (Command.GO,),
+    Phase.DRAINING: (),
     Phase.DESTINATION: (Command.LEAVE,),
     Phase.ABORTED: (Command.STAY, Command.GIVE_BACK),
 }
@@ -146,6 +154,7 @@ REPEATS: Mapping[Phase, tuple[Command, ...]] = {
 AFTER_RESTART: Mapping[Record, Phase] = {
     Record.BEGUN: Phase.DOUBTED,
     Record.COMMITTED: Phase.COMMITTED,
+    Record.AHEAD: Phase.DRAINING,
     Record.MOVED: Phase.DESTINATION,
     Record.ABORTED: Phase.ABORTED,
 }

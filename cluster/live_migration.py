@@ -16,10 +16,10 @@ from typing import Any
 
 from cluster.commit_record import CommitRecord, RecordFullError
 from cluster.fabric import Fabric
-from cluster.guest_body import guest_body
 from cluster.hand_over import AFTER_RESTART, AUTHORITY, FINAL, REPEATS, Command, Event, Phase, Report
 from cluster.migration import Copying, Migration, MigrationOrder, Outcome, Patience
 from cluster.migration_admission import Admission
+from cluster.migration_commands import AWAITED, TOLD
 from cluster.placement import FirstFit
 from cluster.platform_fit import misfit
 from cluster.precopy import Precopy, PrecopySettings, RoundCap, Verdict
@@ -162,11 +162,11 @@ class LiveMigrations:
     def _enter(self, one: Migration, phase: Phase, now_ns: int) -> None:
         one.phase, one.silence = phase, 0
         if self.patience.again_after_ns and phase is not Phase.SOURCE:
-            one.unanswered = _AWAITED.get(phase, frozenset())
+            one.unanswered = AWAITED.get(phase, frozenset())
             heapq.heappush(self._again, (now_ns + self.patience.again_after_ns, one.number, phase))
 
     def _tell(self, one: Migration, command: Command, now_ns: int) -> None:
-        host, fields = _TOLD[command](self, one)
+        host, fields = TOLD[command](self, one)
         self.send(host, command, (one.number, one.order.vm, *fields))
 
     # The two hosts begin.
@@ -237,12 +237,22 @@ class LiveMigrations:
                 return
             self.send(one.source, "seal", (one.number, one.order.vm, one.certificates))
             return
-        one.precopy = Precopy(*one.ready, self.settings, now_ns)
+        begins_ns = now_ns + round(self.settings.setup_ns_per_gib * one.ready[0] / (1 << 30))
+        one.precopy = Precopy(*one.ready, self.settings, begins_ns)
+        if self.settings.post_copy_at_once and not one.platforms:
+            one.precopy.break_off(0, now_ns)
+            one.ahead = True
+            self._step(one, Event.ROUNDS_DONE, now_ns)
+            return
         if self.settings.timeout_ns_per_gib:
             most_ns = round(self.settings.timeout_ns_per_gib * one.precopy.memory_bytes / (1 << 30))
             heapq.heappush(self._deadlines, (now_ns + most_ns, one.number))
         self._slow_down(one)
-        self._start_round(one, now_ns)
+        if begins_ns > now_ns:
+            one.copying = Copying.BETWEEN
+            heapq.heappush(self._rounds, (begins_ns, one.number))
+        else:
+            self._start_round(one, now_ns)
 
     # Rounds.
 
@@ -275,6 +285,12 @@ class LiveMigrations:
             self._copied(one, now_ns)
 
     def _copied(self, one: Migration, now_ns: int) -> None:
+        if one.phase is Phase.DRAINING:
+            one.ran_ahead_ns = now_ns - one.resumed_ns
+            self.send(one.destination, "swift", (one.number, one.order.vm))
+            self._step(one, Event.CARRIED, now_ns)
+            self._end(one, Outcome.COMPLETED, now_ns, "")
+            return
         if one.phase is Phase.STOPPED:
             self._step(one, Event.CARRIED, now_ns)
             return
@@ -285,6 +301,9 @@ class LiveMigrations:
             one.copying = Copying.BETWEEN
             heapq.heappush(self._rounds, (now_ns + one.precopy.between_rounds_ns, one.number))
         elif verdict is Verdict.STOP:
+            self._step(one, Event.ROUNDS_DONE, now_ns)
+        elif verdict is Verdict.GO_AHEAD and not one.platforms:
+            one.ahead = True
             self._step(one, Event.ROUNDS_DONE, now_ns)
         elif verdict is Verdict.STALLED:
             self.fail(one, Outcome.TIMED_OUT, now_ns, f"no progress, after {len(one.precopy.rounds)} rounds")
@@ -303,7 +322,8 @@ class LiveMigrations:
         """The copying has taken as long as it may."""
         if one.phase is not Phase.PRE or one.precopy is None:
             return
-        if self.settings.at_timeout is RoundCap.ABORT:
+        one.ahead = self.settings.at_timeout is RoundCap.POST_COPY and not one.platforms
+        if self.settings.at_timeout is not RoundCap.STOP and not one.ahead:
             self.fail(one, Outcome.TIMED_OUT, now_ns, "the time for copying is over")
             return
         if one.flows:
@@ -326,7 +346,10 @@ class LiveMigrations:
         one.stopped_ns, one.luggage = stopped_ns, (frames, digests, books)
         one.frame_bytes = sum(map(len, frames))
         dirty = one.precopy.dirty_bytes(now_ns) + written_pages * PAGE_BYTES
-        one.final_bytes = min(dirty, one.precopy.memory_bytes) + one.guest.vcpus * VMSA_BYTES
+        left = min(dirty, one.precopy.memory_bytes)
+        if one.ahead:
+            one.pulled_bytes, left = left, 0
+        one.final_bytes = left + one.guest.vcpus * VMSA_BYTES
         self._start_flow(one, one.final_bytes, now_ns)
 
     def _start_flow(self, one: Migration, size_bytes: int, now_ns: int) -> None:
@@ -371,10 +394,38 @@ class LiveMigrations:
 
     def on_runs(self, one: Migration, now_ns: int, resumed_ns: int) -> None:
         """The VM runs at the target."""
-        if self._step(one, Event.RUNS, now_ns):
+        if one.ahead:
+            if self._step(one, Event.RUNS_AHEAD, now_ns):
+                one.resumed_ns = resumed_ns
+                self.placement.settle(one.order.vm, moved=True)
+                self._drain(one, now_ns)
+        elif self._step(one, Event.RUNS, now_ns):
             one.resumed_ns = resumed_ns
             self.placement.settle(one.order.vm, moved=True)
             self._end(one, Outcome.COMPLETED, now_ns, "")
+
+    def _drain(self, one: Migration, now_ns: int) -> None:
+        """Post-copy: the rest comes from the source while the VM runs, and waits for what it touches before that."""
+        assert one.precopy is not None
+        assert one.guest is not None
+        self._start_flow(one, one.pulled_bytes, now_ns)
+        rate = max(1.0, self.fabric.rate(str(one.number)))
+        took_ns = max(1, round(one.pulled_bytes * 1e9 / rate))
+        faults, stalled = one.precopy.stalled_while(one.pulled_bytes, took_ns, one.guest.vcpus)
+        one.faults = round(faults)
+        self.send(one.source, "ahead", (one.number, one.order.vm))
+        self.send(one.destination, "stall", (one.number, one.order.vm, stalled))
+
+    def host_crashed(self, host: str, now_ns: int) -> None:
+        """What runs ahead of its memory is lost with either host: the connection between them breaks."""
+        for one in list(self._by_vm.values()):
+            if one.phase is Phase.DRAINING and host in (one.source, one.destination):
+                one.pulled_bytes = int(self.fabric.cancel(str(one.number), now_ns))
+                one.flows = False
+                if host == one.source:
+                    self.send(one.destination, "destroy-ahead", (one.number, one.order.vm))
+                self._step(one, Event.CARRIED, now_ns)
+                self._end(one, Outcome.LOST, now_ns, f"it lived by {one.source} and {one.destination}")
 
     def on_stayed(self, one: Migration, now_ns: int) -> None:
         """The source goes on."""
@@ -480,6 +531,8 @@ class LiveMigrations:
                 continue
             one.outcome, one.reason = Outcome.RESTARTED, f"in phase {one.phase.value!r}"
             self._enter(one, AFTER_RESTART[last[one.number]], now_ns)
+            if one.phase is Phase.DRAINING:
+                self._drain(one, now_ns)
             for command in REPEATS[one.phase]:
                 self._tell(one, command, now_ns)
 
@@ -487,40 +540,6 @@ class LiveMigrations:
 def _pools(bodies: tuple[tuple[int, float], ...]) -> tuple[Pool, ...]:
     return tuple(Pool(*body) for body in bodies)
 
-
-def _keep(_: LiveMigrations, one: Migration) -> tuple[str, tuple[object, ...]]:
-    assert one.guest is not None
-    return one.destination, (one.source, guest_body(one.guest))
-
-
-def _stop(_: LiveMigrations, one: Migration) -> tuple[str, tuple[object, ...]]:
-    assert one.precopy is not None
-    return one.source, (one.precopy.began_ns,)
-
-
-def _come(live: LiveMigrations, one: Migration) -> tuple[str, tuple[object, ...]]:
-    frames, digests, books = one.luggage
-    if not live.patience.again_after_ns:
-        one.luggage = ()
-    return one.destination, (live.wire(one.order.vm, frames), digests, books)
-
-
-_TOLD: Mapping[Command, Callable[[LiveMigrations, Migration], tuple[str, tuple[object, ...]]]] = {
-    Command.BEGIN: lambda _, one: (one.source, (one.destination,)),
-    Command.KEEP: _keep,
-    Command.STOP: _stop,
-    Command.COME: _come,
-    Command.GO: lambda _, one: (one.destination, ()),
-    Command.STAY: lambda live, one: (one.source, (live.wants_answer(one),)),
-    Command.LEAVE: lambda live, one: (one.source, (live.wants_answer(one),)),
-    Command.GIVE_BACK: lambda live, one: (one.destination, (live.wants_answer(one),)),
-}
-"""Whom a command goes to, and what it says besides the move's number and the VM."""
-
-_AWAITED: Mapping[Phase, frozenset[Report]] = {
-    Phase.DESTINATION: frozenset({Report.LEFT}),
-    Phase.ABORTED: frozenset({Report.STAYED, Report.GIVEN}),
-}
 
 _Answer = Callable[..., None]
 _ANSWERS: Mapping[str, _Answer] = {

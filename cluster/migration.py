@@ -92,6 +92,14 @@ class Migration:
     rounds_told: int = 0
     private_pages: int = 0
     """Of the present round, that go through firmware."""
+    ahead: bool = False
+    """The VM is to run at the target before all of its memory is there: post-copy."""
+    pulled_bytes: int = 0
+    """What it has to get from its source then."""
+    faults: int = 0
+    """Pages of that which it touched before they came."""
+    ran_ahead_ns: int = 0
+    """How long it ran so."""
     slowed: tuple[float, float] = (0.0, 0.0)
     """What the source was told last of standing still, and of the most that a vCPU may write."""
     wire_bytes: int = 0

@@ -22,6 +22,7 @@ from node.host import Host
 from node.migration_frames import frames_of, page_digests, session_of
 from node.migration_refusal import MigrationRefusal
 from node.sealed_transfer import SEALED
+from psp.policy import LegacyPolicy
 from psp.system_bus import PAGE_BYTES
 
 Send = Callable[[str, tuple[object, ...]], None]
@@ -62,6 +63,7 @@ class MigrationPort:
 
         self._between: Mapping[str, Callable[..., None]] = {
             "seal": self._seal, "open": self._open, "round": self._round, "slow": self._slow,
+            "ahead": self._ahead, "stall": self._stall, "swift": self._swift, "destroy-ahead": self._destroy,
         }  # fmt: skip
         """What is asked of both hosts between the rows of the hand-over, of the move that they are in."""
 
@@ -187,6 +189,22 @@ class MigrationPort:
         if self._moves.get(vm) == (Holding.LEAVING, number):
             self._host.departures.slow(vm, standing_still, most_bytes_per_s)
 
+    def _ahead(self, number: int, vm: str) -> None:
+        if self._moves.get(vm) == (Holding.STANDS, number):
+            self._host.departures.hand_on(vm)
+
+    def _stall(self, number: int, vm: str, standing_still: float) -> None:
+        if self._heard.get(vm, _NEW).started == number:
+            self._host.arrivals.slow(vm, standing_still)
+
+    def _swift(self, number: int, vm: str) -> None:
+        self._stall(number, vm, 0.0)
+
+    def _destroy(self, number: int, vm: str) -> None:
+        if self._heard.get(vm, _NEW).started == number:
+            self._host.guests[vm].reason = "its memory was on a host that crashed"
+            self._host.destroy(vm)
+
     def _round(self, number: int, vm: str, round_: int, pages: int) -> None:
         if not self._is_new(number, vm, round_):
             return
@@ -240,6 +258,10 @@ class MigrationPort:
         def told(wrong: str | None, certificates: bytes) -> None:
             if self._moves.get(vm) != (Holding.KEEPS, number):
                 return  # It is not awaited any more.
+            if certificates and spec.sev_policy & LegacyPolicy.SEV:
+                from cluster.platform_certificates import certified  # noqa: PLC0415 - few guests ask for AMD's
+
+                certificates = certified(certificates, self._host.board.psp.legacy.keys.chip)
             self._say(vm, Report.PLACE, (number, wrong, certificates, platform))
 
         self._host.arrivals.prepare(spec, told)

@@ -9,6 +9,8 @@ from typing import Any
 from node.card_slot import CardSlot
 from node.memory_cipher import CipherMode, XtsSector
 from node.platform import HostMode, Platform, Protection
+from psp.installed_firmware import TcbOf
+from psp.key_messages import RootTcb
 from tio.device_identity import CardKind
 
 
@@ -30,6 +32,8 @@ _MADE: Mapping[str, Callable[[Any], Any]] = {
     "disabled": lambda names: frozenset(Protection(name) for name in names),
     "memory_cipher": lambda name: None if name is None else CipherMode(name),
     "xts_sector": XtsSector,
+    "derived_keys": RootTcb,
+    "reports_signed_for": TcbOf,
     "cards": lambda cards: tuple([CardSlot(port, CardKind(kind), *more) for port, kind, *more in cards]),
 }
 """Settings that are more than a number or a text."""

@@ -21,8 +21,11 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from node.dirty_rates import Pool
+from psp.system_bus import PAGE_BYTES
 
 _GIB = 1 << 30
+MOST_STALLED = 0.99
+"""The share of time that a guest waits for pages at most."""
 
 
 class RoundCap(StrEnum):
@@ -30,6 +33,7 @@ class RoundCap(StrEnum):
 
     ABORT = "abort"
     STOP = "stop-and-copy"
+    POST_COPY = "post-copy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,12 @@ class PrecopySettings:
     connection_bytes_per_s: float = 0.0
     """What one of the migration's connections moves at most, 0 for no bound."""
     connections: int = 1
+    post_copy_at_once: bool = False
+    """Start the VM at the target before any of its memory is there."""
+    fault_ns: float = 0.0
+    """What a page costs its vCPU that is touched at the target before it came."""
+    setup_ns_per_gib: float = 0.0
+    """From when both hosts are ready to the first byte, for each GiB of the guest."""
     bandwidth_bytes_per_s: float = 0.0
     """What a migration may take of the network, 0 for no bound."""
     compression_ratio: float = 1.0
@@ -111,6 +121,10 @@ class Verdict(StrEnum):
     STOP = "stop and copy"
     GIVE_UP = "round cap"
     STALLED = "no progress"
+    GO_AHEAD = "post-copy"
+
+
+_AT_CAP = {RoundCap.ABORT: Verdict.GIVE_UP, RoundCap.STOP: Verdict.STOP, RoundCap.POST_COPY: Verdict.GO_AHEAD}
 
 
 class Precopy:
@@ -180,6 +194,35 @@ class Precopy:
                 self._dirty[number] = max(before, grown)
         return min(self.memory_bytes, math.ceil(sum(self._dirty)) + self._unsent_bytes)
 
+    def stalled_while(self, missing_bytes: int, took_ns: int, vcpus: int) -> tuple[float, float]:
+        """(pages, share): what post-copy's guest touches before it came, and the share of time that it waits for that.
+
+        Who waits touches less: the share is the one that the pages touched in the rest of the time lead to.
+        """
+        least, most = 0.0, MOST_STALLED
+        for _ in range(40):
+            share = (least + most) / 2
+            waits_ns = self.faults_while(missing_bytes, took_ns, 1.0 - share) * self._settings.fault_ns
+            if waits_ns > share * took_ns * vcpus:
+                least = share
+            else:
+                most = share
+        return self.faults_while(missing_bytes, took_ns, 1.0 - most), most if most > 1e-9 else 0.0
+
+    def faults_while(self, missing_bytes: int, took_ns: int, pace: float = 1.0) -> float:
+        """Pages that the guest touches before they come, while what is missing comes in an even stream.
+
+        Of a pool of W that is written at a rate D a page is first touched at time t with density (D/W) exp(-D t / W),
+        and is missing still with probability (1 - t/T) times the missing share of memory.
+        """
+        share, took_s = min(1.0, missing_bytes / self.memory_bytes), took_ns * 1e-9
+        faults = 0.0
+        for pool in self._pools:
+            x = pace * pool.write_bytes_per_s * took_s / pool.working_set_bytes
+            touched = 1.0 - (1.0 - math.exp(-x)) / x if x else 0.0
+            faults += pool.working_set_bytes / PAGE_BYTES * touched
+        return faults * share
+
     def break_off(self, sent_bytes: int, now_ns: int) -> None:
         """The present round goes no further: what it did not send is left, besides what was written meanwhile."""
         sent_bytes = min(sent_bytes, self._size_bytes)
@@ -218,7 +261,7 @@ class Precopy:
         if left * took_ns <= budget_ns * self._size_bytes:
             return Verdict.STOP
         if len(self.rounds) >= self._settings.max_rounds:
-            return Verdict.STOP if self._settings.at_round_cap is RoundCap.STOP else Verdict.GIVE_UP
+            return _AT_CAP[self._settings.at_round_cap]
         patience_ns = self._settings.progress_timeout_ns
         if patience_ns and now_ns - self._best_ns > patience_ns:
             return Verdict.STALLED

@@ -32,6 +32,8 @@ from node.identity_cache import IdentityCache
 from node.platform import HostMode, Platform
 from node.product import PRODUCTS, Product
 from node.program import ProgramSpec, Scalar
+from psp.installed_firmware import TcbOf
+from psp.key_messages import RootTcb
 from tio.device_identity import CardKind
 from workloads.attested_start import wrapped
 from workloads.library import NETWORKED, WORKLOADS
@@ -156,6 +158,12 @@ class HostGroup(ScenarioPart):
     """NUMA nodes that each host's socket is cut into; a machine whose memory is on several pays for the way."""
     firmware: VersionText | None = None
     """Version of the security processor's firmware that each host is switched on with. Default: the product's."""
+    derived_keys: Literal["asked", "reported"] = "asked"
+    """The TCB version whose chip key derived keys rest on, which nobody has published: what the guest asks for, or what
+    the host reports, so that every seal breaks when that changes."""
+    reports_signed_for: Literal["reported", "current"] = "reported"
+    """The TCB version whose chip key signs reports. AMD says the reported one's; some hosts were found with the current
+    one's, so that nobody can verify their reports while an update is not committed."""
     cards: tuple[CardGroup, ...] = ()
     """What is in the slots of each host, to be given to machines whole."""
 
@@ -260,7 +268,9 @@ class HostInstance:
         version = None if self.group.firmware is None else version_of(self.group.firmware)
         return Platform(
             HostMode(self.group.mode), max_snp_asid=self.group.ciphertext_hiding or 0, firmware_api=version,
-            cards=self.cards, numa_nodes=self.group.numa_nodes,
+            cards=self.cards, derived_keys=RootTcb(self.group.derived_keys),
+            reports_signed_for=TcbOf(self.group.reports_signed_for),
+            numa_nodes=self.group.numa_nodes,
         )  # fmt: skip
 
     @property

@@ -35,8 +35,13 @@ class MigrationSettings(ScenarioPart):
     """A VM is stopped when what is left to send fits into this (QEMU and Cloud Hypervisor: 300 ms)."""
     max_rounds: Annotated[int, Strict(), Field(ge=1, le=10_000)] = 30
     """Rounds of pre-copy, the first included."""
-    at_round_cap: Literal["abort", "stop-and-copy"] = "abort"
+    at_round_cap: Literal["abort", "stop-and-copy", "post-copy"] = "abort"
     """What happens to a VM that still writes too fast then."""
+    mode: Literal["pre-copy", "post-copy"] = "pre-copy"
+    """``post-copy``: a machine runs at its target at once, and gets its memory there; PLAIN and SME machines only,
+    others are copied before."""
+    prefault: Annotated[bool, Strict()] = False
+    """The target touches all of a machine's memory before it comes (Cloud Hypervisor)."""
     connections: Annotated[int, Strict(), Field(ge=1, le=128)] = 1
     """Connections of each migration; one moves what the cost table says (Cloud Hypervisor: 1 to 128)."""
     bandwidth: Rate | None = None
@@ -45,7 +50,7 @@ class MigrationSettings(ScenarioPart):
     """Bytes on the wire for each byte of memory, with zstd; not of SEV guests, whose pages are noise. Default: none."""
     timeout_per_gib: Duration = 0
     """How long copying may take for each GiB, 0 for ever (KubeVirt: 150 s)."""
-    at_timeout: Literal["abort", "stop-and-copy"] = "abort"
+    at_timeout: Literal["abort", "stop-and-copy", "post-copy"] = "abort"
     """What happens then."""
     progress_timeout: Duration = 0
     """Give up when no round for so long has ended with less left than the best one, 0 for never (KubeVirt: 150 s)."""

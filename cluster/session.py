@@ -17,6 +17,7 @@ from cluster.host_entity import MACHINES, build_host
 from cluster.layout import Layout, Row, Rows, StartStoppedError, WorkerLostError
 from cluster.layouts import LAYOUTS
 from cluster.live_migration import LiveMigrations
+from cluster.migration import Outcome
 from cluster.migration_figures import figures_of
 from cluster.migration_rows import drain_row, migration_row
 from cluster.progress import OnProgress, Progress, ShouldStop
@@ -162,7 +163,8 @@ def _rows_of_unplaced(fleet: Fleet, rows: list[Row], hosts: frozenset[object]) -
         if name in there:
             continue
         guest = order.guest
-        absent = "waiting" if not hosts or control.assigned.get(name) in {None, *hosts} else "lost"
+        lost = any(one.order.vm == name and one.outcome is Outcome.LOST for one in control.migrations.all)
+        absent = "lost" if lost else "waiting" if not hosts or control.assigned.get(name) in {None, *hosts} else "lost"
         missing.append({
             "vm": name, "generation": guest.generation.name, "workload": proper_name(guest.program),
             "vcpus": guest.vcpus,

@@ -21,6 +21,7 @@ from node.mechanism import MECHANISMS
 from node.migration_frames import DIGEST_BYTES, NO_SESSION, Expected, FrameError, page_digests, state_of
 from node.sealed_transfer import SEALED
 from node.vcpu import VcpuState
+from node.vcpu_throttle import Throttle, slow_down
 from node.vm_state import VmState
 from psp.commands import LegacyCommand
 from psp.system_bus import PAGE_BYTES
@@ -142,6 +143,14 @@ class Arrivals:
     def start(self, name: str) -> None:
         """Let a VM that is whole run."""
         self._start(self._host.guests[name], *self._whole.pop(name))
+
+    def slow(self, name: str, standing_still: float) -> None:
+        """Have the vCPUs of one that has come stand still for a share of their time, 0 for none: they await pages."""
+        guest = self._host.guests[name]
+        if guest.state is GuestState.RUNNING:
+            self._host.contention.advance(self._host.now_ns)
+            slow_down(self._host.vcpus, guest, Throttle(standing_still, 0.0) if standing_still else None)
+            self._host.clock.settle()
 
     def abandon(self, name: str) -> None:
         """The VM does not come: give its place back. Does nothing for one that is not awaited."""

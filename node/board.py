@@ -8,7 +8,6 @@ operation costs is said by ``operation_cost``.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Generator
 from dataclasses import replace
 
@@ -162,6 +161,7 @@ class Board:
             ),
             reorder_check=platform.ide_reorder_check,
             tag_fence=platform.ide_tag_fence,
+            rekey_flush=platform.ide_rekey_flush,
         )
         self.root_complex: RootComplex | None = None
         """What leads to slots with cards; None on a board without any."""
@@ -181,7 +181,6 @@ class Board:
         )
         if self.trusted_dma is not None:
             self.bus.trusted_io = BoardTrustedIo(lambda: self.root_complex, self.trusted_dma)
-        self.bus.left_snp = self._leave_snp
         self.psp = SecurityProcessor(
             self.bus,
             lambda purpose, counter, length: random.octets(name, f"psp {purpose}", counter, length),
@@ -194,6 +193,9 @@ class Board:
         self.psp.snp.wants_fabric_locked = platform.fabric_lock_checked
         self.psp.snp.alias_check = alias_check
         self.psp.snp.reports.forced_version = platform.report_version
+        self.psp.snp.derived_keys.root_tcb = platform.derived_keys
+        self.psp.firmware.signed_at = platform.reports_signed_for
+        self.psp.snp.tsm.tdi_switches.rekeys = platform.ide_rekey_flush
         if Protection.MESSAGE_SEQUENCE in platform.disabled:
             self.psp.snp.guest_requests.switches = GuestMessageSwitches(checks_sequence=False)
         self.psp.snp.guests.pages.tweaked = platform.context_tweaked
@@ -319,12 +321,7 @@ class Board:
             return
         self.snp_enabled = True
         layout = self.bus.rmp_layout()
-        if layout is None:
-            return
-        if layout == self.rmp.layout:
-            if self.rmp.rests:
-                with contextlib.suppress(ValueError):  # As below.
-                    self.rmp.wake()
+        if layout is None or layout == self.rmp.layout:
             return
         for spa, _ in self.rmp.layout.ranges():
             self.dram.let_go(spa)
@@ -336,12 +333,6 @@ class Board:
         if self.caches is not None:
             self.caches.place_rmp(layout)
         self.tables = self._table_host()
-
-    def _leave_snp(self) -> None:
-        """The security processor has cleared SNP_EN."""
-        self.snp_enabled = False
-        if self.rmp is not None:
-            self.rmp.rest()
 
     def _rmp_at(self, layout: RmpLayout) -> ReverseMapTable:
         under_key = self.platform.mode is HostMode.TSME or self.product.rmp.under_host_key

@@ -34,10 +34,10 @@ class CardCost:
     def __init__(self, costs: Mapping[str, float]) -> None:
         payload, rate = costs["pcie.payload_bytes"], costs["pcie.link_bytes_per_s"]
         packet_ns = 1e9 / rate / payload
+        # A table in which protection is free says nothing of packets, and of no bytes of a MAC either.
+        together = max(1.0, costs["ide.packets_per_mac"])
         self._byte_ns = packet_ns * (payload + costs["pcie.packet_bytes"])
-        self._ide_byte_ns = packet_ns * (
-            costs["ide.prefix_bytes"] + costs["ide.mac_bytes"] / costs["ide.packets_per_mac"]
-        )
+        self._ide_byte_ns = packet_ns * (costs["ide.prefix_bytes"] + costs["ide.mac_bytes"] / together)
 
     def transfer_ns(self, traffic: CardTraffic) -> tuple[float, float]:
         """Nanoseconds of the link for what moved, and beside them what IDE adds."""

@@ -63,17 +63,25 @@ class CardMemory:
         taken, self.traffic = self.traffic, CardTraffic()
         return taken
 
-    def read(self, requester: int, address: int, length: int, *, tee: bool, stream_id: int | None) -> bytes:
-        """A function's load. Raises DmaFault."""
+    def behind(self, port: int) -> PortMemory:
+        """What the root port of this number is handed."""
+        return PortMemory(self, port)
+
+    def read(
+        self, requester: int, address: int, length: int, *, tee: bool, stream_id: int | None, port: int | None = None
+    ) -> bytes:
+        """A function's load that came by a root port. Raises DmaFault."""
         self.traffic.note(length, tee=tee)
         if not tee:
             self._check_fence(requester, address, length, write=False)
             return self._iommu.read(requester, address, length)
         if self._trusted is None or stream_id is None:
             raise DmaFault(address, length, write=False)
-        return self._trusted.read(requester, stream_id, address, length)
+        return self._trusted.read(requester, stream_id, address, length, port)
 
-    def write(self, requester: int, address: int, data: bytes, *, tee: bool, stream_id: int | None) -> None:
+    def write(
+        self, requester: int, address: int, data: bytes, *, tee: bool, stream_id: int | None, port: int | None = None
+    ) -> None:
         """A function's store; one that the IOMMU refuses is lost. Raises DmaFault where nothing takes it."""
         self.traffic.note(len(data), tee=tee)
         if INTERRUPTS_BASE <= address < INTERRUPTS_END:
@@ -84,7 +92,7 @@ class CardMemory:
         elif self._trusted is None or stream_id is None:
             raise DmaFault(address, len(data), write=True)
         else:
-            self._trusted.write(requester, stream_id, address, data)
+            self._trusted.write(requester, stream_id, address, data, port)
 
     def _check_fence(self, requester: int, address: int, length: int, *, write: bool) -> None:
         if self._trusted is not None and self._trusted.is_fenced(requester):
@@ -100,3 +108,19 @@ class CardMemory:
             self.interrupts.append(interrupt)
         else:
             self.lost += 1
+
+
+@dataclass(frozen=True, slots=True)
+class PortMemory:
+    """A machine's memory as it is behind one root port."""
+
+    memory: CardMemory
+    port: int
+
+    def read(self, requester: int, address: int, length: int, *, tee: bool, stream_id: int | None) -> bytes:
+        """As ``CardMemory.read``."""
+        return self.memory.read(requester, address, length, tee=tee, stream_id=stream_id, port=self.port)
+
+    def write(self, requester: int, address: int, data: bytes, *, tee: bool, stream_id: int | None) -> None:
+        """As ``CardMemory.write``."""
+        self.memory.write(requester, address, data, tee=tee, stream_id=stream_id, port=self.port)

@@ -107,17 +107,6 @@ class CoreMsrs:
             self._common = states[self.threads - 1]
             self._own = {one: own for one, own in states.items() if own != self._common}
 
-    def leave_snp(self) -> None:
-        """Clear SNP_EN on every core, as the security processor can and no software."""
-        for state in (self._common, *self._own.values()):
-            if Msr.SYSCFG in state:
-                state[Msr.SYSCFG] &= ~SNP_EN
-        for core, own in list(self._own.items()):
-            if own.get(Msr.SYSCFG) == self._common[Msr.SYSCFG]:
-                del own[Msr.SYSCFG]
-            if not own:
-                del self._own[core]
-
     def values(self, msr: int) -> tuple[int, ...]:
         """What the cores have in a register, each value once; nothing for one that the part lacks."""
         if msr not in self._rules:

@@ -56,6 +56,7 @@ class _Departure:
     """Its firmware was told to send it."""
     chain: ChainEnd | None = None
     """Where its digest chain stood when it was handed over."""
+    handed_on: bool = False
 
 
 class Departures:
@@ -181,22 +182,35 @@ class Departures:
             departure.guest.dirty_log = departure.guest.changed = None
             self._host.tasks.stop_copying(name)
 
-    def finish(self, name: str) -> None:
-        """The VM runs elsewhere: give everything it had here back."""
-        host = self._host
-        guest = self._under_way.pop(name).guest
+    def hand_on(self, name: str) -> None:
+        """The VM runs elsewhere, and has its memory here still: what is left of it here besides is its name."""
+        host, departure = self._host, self._under_way[name]
+        if departure.handed_on:
+            return
+        departure.handed_on = True
+        guest = departure.guest
         guest.dirty_log = guest.changed = None
         host.vcpus.let_go(guest)
         guest.state = GuestState.DEPARTED
-        # What is left of it here is its name; its books and what they follow from are the next host's.
+        # Its books and what they follow from are the next host's.
         for vcpu in guest.vcpus:
             vcpu.instructions, vcpu.moved_instructions, vcpu.phases = {}, {}, {}  # Void timers still hold the vCPU.
         guest.vcpus, guest.phase_costs, guest.lost_ns = [], {}, {}
         del guest.software
         host.log.chain(host.spec.name).record_octets(host.now_ns, HostEvent.DEPARTED, name.encode())
         host.board.residents.leave(name)
-        host.tasks.run(host.hypervisor.depart(name), guest, lambda _: None)
-        host.clock.settle()
+
+    def finish(self, name: str) -> None:
+        """The VM runs elsewhere: give everything it had here back."""
+        self.hand_on(name)
+        guest = self._under_way.pop(name).guest
+        self._host.tasks.run(self._host.hypervisor.depart(name), guest, lambda _: None)
+        self._host.clock.settle()
+
+    def has_books_elsewhere(self, name: str) -> bool:
+        """Whether a VM's books have left, with a copy of it that may run."""
+        departure = self._under_way.get(name)
+        return departure is not None and departure.chain is not None
 
     def _unseal(self, departure: _Departure) -> None:
         if departure.sealed:

@@ -48,7 +48,7 @@ class FilledSlot:
 class FilledSlots:
     """Fills slots of a board; ``by_port`` holds those that are.
 
-    ``checks``, ``reorder_check`` and ``tag_fence`` are those of both ends of links.
+    The rest are settings of both ends of links.
     """
 
     def __init__(
@@ -59,16 +59,19 @@ class FilledSlots:
         *,
         reorder_check: bool = False,
         tag_fence: bool = False,
+        rekey_flush: bool = False,
     ) -> None:
         self.by_port: dict[int, FilledSlot] = {}
-        self._ends: dict[str, Any] = {"checks": checks, "reorder_check": reorder_check, "tag_fence": tag_fence}
+        self._ends: dict[str, Any] = {
+            "checks": checks, "reorder_check": reorder_check, "tag_fence": tag_fence, "rekey_flush": rekey_flush,
+        }  # fmt: skip
         self._memory = memory
         self._draw = draw
 
     def fill(self, window: MmioWindow) -> RootPort:
         """Make a slot's port with its card."""
         link = Link()
-        root_port = RootPort(window.slot.port, link, self._memory, **self._ends)
+        root_port = RootPort(window.slot.port, link, self._memory.behind(window.slot.port), **self._ends)
         self._plug(window, link, root_port, window.slot)
         _place_bars(root_port, window)
         return root_port

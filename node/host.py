@@ -242,6 +242,9 @@ class Host:
     def crash(self) -> None:
         """The host is switched off and on: whatever ran on it, came or left is gone, with its memory and keys."""
         for name, guest in list(self.guests.items()):
+            if self.departures.has_books_elsewhere(name):
+                self.departures.finish(name)
+                continue
             if guest.state in GONE:
                 continue
             self.departures.forget(name)

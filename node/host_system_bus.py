@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from node.cached_controller import CachedController
 from node.ciphertext_hiding import CiphertextHiding, MemoryReader
 from node.core_msrs import MEM_ENCRYPTION_MODE_EN, MFDM, SNP_EN, CoreMsrs, Msr
@@ -88,9 +86,6 @@ class HostSystemBus:
         self._cores_memory = controller
         self.host_view: MemoryReader = controller
         """Memory as cores read it without a guest's key."""
-        self.can_release_cores = platform.x86_snp_shutdown and rmp is not None
-        self.left_snp: Callable[[], None] = lambda: None
-        """Who is told that the cores have no SNP_EN any more."""
         self.trusted_io: TrustedIo | None = None
         """Root ports and the secure device table, on a board that has them."""
 
@@ -132,7 +127,7 @@ class HostSystemBus:
     def rmp_placement(self) -> RmpPlacement | None:
         """The same, as firmware wants it."""
         layout = self.rmp_layout()
-        if layout is None or self.rmp is None or layout != self.rmp.layout or self.rmp.rests:
+        if layout is None or self.rmp is None or layout != self.rmp.layout:
             return None
         ranges = layout.ranges()
         covered = all(
@@ -151,11 +146,6 @@ class HostSystemBus:
     def iommus_release(self) -> None:
         """SNP off in the IOMMU."""
         self._iommu.release()
-
-    def cores_release(self) -> None:
-        """SNP off in the cores."""
-        self._msrs.leave_snp()
-        self.left_snp()
 
     def read(self, spa: int, length: int) -> bytes:
         """Read DRAM without a key."""

@@ -9,6 +9,8 @@ from node.card_slot import CardSlot
 from node.memory_cipher import CipherMode, XtsSector
 from node.product import Product
 from node.vmexit import ExitCode
+from psp.installed_firmware import TcbOf
+from psp.key_messages import RootTcb
 
 
 class HostMode(StrEnum):
@@ -79,15 +81,14 @@ class Platform:
     """TCB version of that firmware; None for the one that a host of the product was seen with."""
     report_version: int | None = None
     """Version of the attestation reports that it makes, 2 to 5; None for what firmware of its age makes."""
+    derived_keys: RootTcb = RootTcb.ASKED
+    """For which TCB version the chip's key is derived that keys of guests rest on."""
+    reports_signed_for: TcbOf = TcbOf.REPORTED
+    """And that which signs reports; they differ only where firmware is provisional, or reported lower than it is."""
     fabric_locked: bool = True
     """Boot firmware locks the data fabric's routes; False for one that leaves the call out (CVE-2025-54510)."""
     fabric_lock_checked: bool = False
     """Firmware of the security processor that starts SNP only on a locked data fabric (AMD-SB-3034)."""
-    x86_snp_shutdown: bool = True
-    """The security processor can clear SNP_EN on the cores again.
-
-    Its published firmware asks the system management unit whether it can; which hosts have one that does is not known.
-    """
     iommu_supports_snp: bool = True
     """SNPSup of the IOMMU on a product with SNP; False for a board whose firmware leaves it out."""
     iommu_write_safe: bool = False
@@ -161,6 +162,9 @@ class Platform:
     """Both ends of links bind what was posted before it into the MAC of every other packet (CVE-2025-9612)."""
     ide_tag_fence: bool = False
     """They use no tag again before the late completion of a request that timed out has come (CVE-2025-9613)."""
+    ide_rekey_flush: bool = False
+    """Firmware gives a device's streams fresh keys before a TDI that another had may be locked again, and nothing is
+    taken any more that was sent under the old ones (CVE-2025-9614)."""
 
     context_mac: bool = False
     """Whether contexts carry an integrity value. Hypothetical: AMD's have none."""

@@ -89,8 +89,6 @@ class ReverseMapTable:
         self._table = RmpTable(
             dram, layout, count_skips_first=self.switches.count_skips_first, cipher=cipher, form=form
         )
-        self.rests = False
-        """Whether cores ask it nothing, for firmware has taken SNP_EN from them."""
         self.checks = RmpChecks(self._table, self.switches, disabled)
         self._matched = rmp_blocks.OWN if self.checks.matches_gpa else rmp_blocks.OWN & ~GPA
         self.check_guest_private = self.checks.check_guest_private
@@ -178,19 +176,6 @@ class ReverseMapTable:
             first, stop = spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES)
             for low, high, _ in self.layout.stretches(first, stop):
                 self._table.put(low, high, _FIRMWARE)
-
-    def rest(self) -> None:
-        """SNP_EN is cleared: cores ask the table nothing, and its memory is like any other."""
-        self._table.rest()
-        self.rests = True
-
-    def wake(self) -> None:
-        """SNP_EN is set again, and what lies in the table's memory are its entries.
-
-        Raises ValueError where something else is kept there by now.
-        """
-        self._table.wake()
-        self.rests = False
 
     def pages_of_asid(self, asid: int) -> int:
         """Number of 4 KiB pages assigned to an ASID, as the table's counter has it."""

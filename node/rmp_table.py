@@ -183,31 +183,6 @@ class RmpTable:
         self._counters_in_dram = self._any_in_dram = False
         self._see_routes()
 
-    def rest(self) -> None:
-        """Leave all entries to DRAM as bytes that nobody asks: no page is anybody's until ``wake``."""
-        for spa, length in self.layout.ranges():
-            self._touched(spa, length)
-            self._dram.let_go(spa)
-        if self.changed is not None:
-            self.changed(0, max(array.first_page + array.pages for array in self.layout.arrays) * PAGE_BYTES)
-        self.runs.clear()
-        self._counters_in_dram = self._any_in_dram = False
-
-    def wake(self) -> None:
-        """Go by the bytes again, whatever they are by now. Raises ValueError where others keep something there."""
-        taken = []
-        try:
-            for spa, length in self.layout.ranges():
-                self._dram.keep(spa, length, self._touched)
-                taken.append(spa)
-        except ValueError:
-            for spa in taken:
-                self._dram.let_go(spa)
-            raise
-        for array in self.layout.arrays:
-            self.runs.put(array.first_page, array.first_page + array.pages, IN_DRAM)
-        self._counters_in_dram = self._any_in_dram = True
-
     def _see_routes(self) -> None:
         """Where the table's own addresses lead to other cells, or to none, only what is read there counts."""
         if not self._dram.has_routes:

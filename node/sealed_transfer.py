@@ -169,16 +169,18 @@ def export_sealed(
     clean = () if self.product.coherent_across_keys else (op.Wbinvd(),)
     hidden = record.generation is Generation.SEV_ES
     areas: list[int] = [] if hidden else record.save_areas
+    pauses = [op.HostWork("migration.pause_vcpu_ns")] * len(record.save_areas)
     # One batch: the VM stands still, so nothing changes between one read and the next.
     _, *answers, disk = yield (
         op.HostWork("migration.stop_ns"),
+        *pauses,
         *clean,
         *[op.HostRead(spa, VMSA_BYTES) for spa in areas],
         *[op.HostReadWritten(spa, length) for spa, length in joined(record.frames)],
         op.DiskRead(vm),
     )
     assert isinstance(disk, op.Runs)
-    del answers[: len(clean)]
+    del answers[: len(pauses) + len(clean)]
     plain: list[Run] = []
     private: list[tuple[int, int]] = []
     for gpa, spa, data in sorted(_written(record, answers[len(areas) :])):

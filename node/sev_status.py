@@ -23,7 +23,7 @@ _GENERATION_BITS: Mapping[Generation, int] = {
 def sev_status(generation: Generation, features: int) -> int | None:
     """The register of a guest with these SEV_FEATURES; None for one that has no such register."""
     bits = _GENERATION_BITS.get(generation)
-    return None if bits is None else bits | (features & ~SevFeature.SNP_ACTIVE) << 2
+    return None if bits is None else bits | (features & ~int(SevFeature.SNP_ACTIVE)) << 2
 
 
 def expected_status(generation: Generation, features: int = 0) -> int | None:

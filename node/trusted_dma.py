@@ -30,6 +30,8 @@ from tio.dma_port import DmaFault
 _LARGE_BITS = 21
 _WORD_BYTES = 8
 _USUAL_FORM = EntryFormat(LONG, 52)
+_Stream = tuple[int | None, int]
+"""The root port that a packet came by, and its stream there."""
 
 
 @dataclass(slots=True)
@@ -111,31 +113,31 @@ class TrustedDma:
 
     # What the device does.
 
-    def read(self, device: int, stream_id: int, gpa: int, length: int) -> bytes:
-        """A trusted load, request by request. Raises DmaFault where one is refused."""
+    def read(self, device: int, stream_id: int, gpa: int, length: int, port: int | None = None) -> bytes:
+        """A trusted load that came by a root port, request by request. Raises DmaFault where one is refused."""
         parts = []
         for at, size in requests(gpa, length, write=False):
             try:
-                spa, key = self._passed(device, stream_id, at, size, write=False)
+                spa, key = self._passed(device, (port, stream_id), at, size, write=False)
                 parts.append(self._iommu.memory.load(spa, size, key))
             except (AccessRefused, _FencedOff, *NO_MEMORY) as refused:
                 self._iommu.tell(refused)
                 raise DmaFault(at, size, write=False) from None
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def write(self, device: int, stream_id: int, gpa: int, data: bytes) -> None:
+    def write(self, device: int, stream_id: int, gpa: int, data: bytes, port: int | None = None) -> None:
         """A trusted store, request by request; one that is refused is dropped, and the device does not learn of it.
 
         Raises DmaFault for an address that no request can carry.
         """
         for at, size in requests(gpa, len(data), write=True):
             try:
-                spa, key = self._passed(device, stream_id, at, size, write=True)
+                spa, key = self._passed(device, (port, stream_id), at, size, write=True)
                 self._iommu.memory.store(spa, data[at - gpa : at - gpa + size], key)
             except (AccessRefused, _FencedOff, *NO_MEMORY) as refused:
                 self._iommu.tell(refused)
 
-    def _passed(self, device: int, stream_id: int, gpa: int, size: int, *, write: bool) -> tuple[int, int]:
+    def _passed(self, device: int, stream: _Stream, gpa: int, size: int, *, write: bool) -> tuple[int, int]:
         """(SPA, key) of a request inside of one 4 KiB page. Raises AccessRefused and _FencedOff."""
         flags = FLAG_WRITE if write else 0
         rmp = self._rmp()
@@ -143,7 +145,7 @@ class TrustedDma:
             raise AccessRefused(IommuEvent(EventCode.INVALID_DEVICE_REQUEST, device, flags, 0, gpa))
         if not self._asks_entries:
             return self._passed_unasked(rmp, device, gpa, size, write=write)
-        bound = self._permitted(device, stream_id, gpa, write=write)
+        bound = self._permitted(device, stream, gpa, write=write)
         asid = bound.binding.asid
         if self.fences.blocks(asid):
             raise _FencedOff
@@ -181,11 +183,11 @@ class TrustedDma:
         _check_private(rmp, spa, gpa, asid, _WORD_BYTES, bound.entry.vmpl, large=large, write=False)
         return int.from_bytes(self._iommu.memory.load(spa, _WORD_BYTES, asid), "little")
 
-    def _permitted(self, device: int, stream_id: int, gpa: int, *, write: bool) -> _Bound:
+    def _permitted(self, device: int, stream: _Stream, gpa: int, *, write: bool) -> _Bound:
         """Whose request it is, if the entry lets it pass. Raises AccessRefused; nobody is fenced for that."""
         flags = FLAG_WRITE if write else 0
         bound = self._bound.get(device)
-        if bound is None or not bound.running or stream_id not in bound.binding.stream_ids:
+        if bound is None or not bound.running or not _carries(bound.binding, stream):
             raise AccessRefused(IommuEvent(EventCode.INVALID_DEVICE_REQUEST, device, flags, 0, gpa))
         entry = bound.entry
         if not entry.valid or not (entry.write if write else entry.read):
@@ -212,6 +214,12 @@ class TrustedDma:
             flags = FLAG_WRITE if write else 0
             raise AccessRefused(IommuEvent(EventCode.RMP_PAGE_FAULT, device, flags, owner.asid, gpa)) from None
         return spa, owner.asid
+
+
+def _carries(binding: TdiBinding, stream: _Stream) -> bool:
+    """Whether a stream is one of a TDI's: of its own root port, for others have streams of the same ids."""
+    port, stream_id = stream
+    return stream_id in binding.stream_ids and binding.root_port in (None, port)
 
 
 def _check_private(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from node.hypervisor import Hypervisor
 
 STOP, RESUME = op.HostWork("migration.stop_ns"), op.HostWork("migration.resume_ns")
+PAUSE = op.HostWork("migration.pause_vcpu_ns")
 
 
 def export(self: Hypervisor, vm: str, started: tuple[bool, ...], reset_rips: tuple[int, ...]) -> ExportTask:
@@ -32,12 +33,14 @@ def export(self: Hypervisor, vm: str, started: tuple[bool, ...], reset_rips: tup
         return (yield from export_sealed(self, vm, started, reset_rips))
     c_bit = record.c_bit
     # One batch: the VM stands still, so nothing changes between one read and the next.
-    _, *answers, disk = yield (
+    found = yield (
         STOP,
+        *[PAUSE] * len(record.save_areas),
         *[op.HostRead(spa, VMSA_BYTES, c_bit) for spa in record.save_areas],
         *[op.HostReadWritten(spa, length, c_bit) for spa, length in joined(record.frames)],
         op.DiskRead(vm),
     )
+    _, *answers, disk = found[len(record.save_areas) :]
     areas, memory = answers[: len(record.save_areas)], answers[len(record.save_areas) :]
     pages: list[Run] = []
     for answer in memory:

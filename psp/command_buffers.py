@@ -45,8 +45,6 @@ SNP_STATUS_TIO = 1 << 7
 """PLATFORM_STATUS policy flag: the same of trusted I/O."""
 SNP_STATUS_TIO_ENABLED = 1 << 3
 """PLATFORM_STATUS flag: INIT_EX switched it on."""
-SNP_FEATURE_X86_SHUTDOWN = 1 << 1
-"""FEATURE_INFO, ECX of index 0: SHUTDOWN_EX may stop the cores' RMP checks."""
 SNP_FEATURE_RAPL_DIS = 1 << 2
 """FEATURE_INFO, ECX of index 0: INIT_EX may switch energy readings off."""
 SNP_FEATURE_HIDING = 1 << 3
@@ -562,16 +560,6 @@ class SnpShutdownEx(ByteLayout):
     SIZE: ClassVar[int] = 0x08
     length: int = at(0x00, 4)
     flags: int = at(0x04, 4)
-
-
-@dataclass(frozen=True, slots=True)
-class SnpPageSetState(ByteLayout):
-    """SNP_PAGE_SET_STATE."""
-
-    SIZE: ClassVar[int] = 0x10
-    length: int = at(0x00, 4)
-    reserved: int = at(0x04, 4)
-    range_list_address: int = at(0x08, 8)
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,10 +136,11 @@ class SnpPlatformState(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class CommandRow:
-    """One command: buffer layout, and platform states of its interface in which it may come."""
+    """One command: buffer layout, platform states of its interface in which it may come, and whether it is built."""
 
     layout: type[ByteLayout] | None
     states: frozenset[int]
+    supported: bool = True
     writes_buffer: bool = False
     """The firmware returns fields in the command buffer itself."""
 
@@ -218,7 +219,6 @@ COMMANDS: Mapping[int, CommandRow] = {
     SnpCommand.PAGE_SWAP_OUT: CommandRow(swap_buffers.SnpPageSwapOut, _SNP_UP),
     SnpCommand.PAGE_SWAP_IN: CommandRow(swap_buffers.SnpPageSwapIn, _SNP_UP),
     SnpCommand.PAGE_MOVE: CommandRow(swap_buffers.SnpPageMove, _SNP_UP),
-    SnpCommand.PAGE_SET_STATE: CommandRow(buffers.SnpPageSetState, _SNP_UP),
     SnpCommand.PAGE_RECLAIM: CommandRow(buffers.SnpPageReclaim, _SNP_UP),
     SnpCommand.PAGE_UNSMASH: CommandRow(buffers.SnpPageUnsmash, _SNP_UP),
     SnpCommand.FEATURE_INFO: CommandRow(buffers.SnpFeatureInfo, _ANY_SNP),
@@ -242,6 +242,7 @@ COMMANDS: Mapping[int, CommandRow] = {
     SnpCommand.TIO_ASID_FENCE_STATUS: CommandRow(tio_buffers.FenceStatus, _SNP_UP),
     SnpCommand.TIO_TDI_INFO: CommandRow(tio_buffers.TdiInfo, _SNP_UP),
     SnpCommand.TIO_ROLL_KEY: CommandRow(tio_buffers.DeviceOrder, _SNP_UP),
+    SnpCommand.PAGE_SET_STATE: CommandRow(None, _ANY_LEGACY, supported=False),
 }
 """The truth about commands: what is not in it is INVALID_COMMAND."""
 

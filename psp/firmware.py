@@ -139,6 +139,8 @@ class SecurityProcessor:
         row = COMMANDS.get(command)
         if row is None:
             return Status.INVALID_COMMAND
+        if not row.supported:
+            return Status.UNSUPPORTED
         interface: LegacyFirmware | SnpFirmware
         interface, memory = (
             (self.snp, self._snp_memory) if is_snp(command) else (self.legacy, self._legacy_memory)

@@ -25,7 +25,7 @@ class FirmwarePages:
 
     @property
     def rmp(self) -> Ranges:
-        """Where the RMP lies: from SNP_INIT on, and after SNP_SHUTDOWN as long as the cores go on checking."""
+        """Where the RMP lies: from SNP_INIT on, and after SNP_SHUTDOWN still: the cores go on checking."""
         return self._parts["rmp"]
 
     @rmp.setter

@@ -13,7 +13,7 @@ never committed (AMDESE/AMDSEV issue 274, enarx/steward issue 50): they report t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum, auto
+from enum import StrEnum, auto
 
 from psp.tcb_version import TCB_BYTES
 
@@ -29,7 +29,7 @@ class FirmwareLevel:
     tcb: int = 0
 
 
-class TcbOf(Enum):
+class TcbOf(StrEnum):
     """Whose TCB version it is, where that is doubtful.
 
     Every public report of a host with provisional firmware or microcode says the committed one, and only so do all

@@ -9,7 +9,7 @@ it, and without its fields that no request selects (SEV-SNP firmware ABI, sectio
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import StrEnum, auto
 from typing import ClassVar
 
 from psp.byte_layout import ByteLayout, at
@@ -79,7 +79,7 @@ class _Mixed(ByteLayout):
     mitigations: int = at(0x78, 8)
 
 
-class RootTcb(Enum):
+class RootTcb(StrEnum):
     """For which TCB version a VCEK or VLEK is derived that is a root. Nobody has published it."""
 
     ASKED = auto()

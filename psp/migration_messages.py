@@ -10,9 +10,10 @@ An agent is a guest that another was launched with, or that took it in. From VMP
 
 A guest without an agent may export itself, and absorb for itself (ABSORB_NOMA). Who may not ask, and whatever names a
 guest or a context that it does not fit, is answered INVALID_PARAM: no text has the order of the checks, or more of
-their statuses than BAD_MEASUREMENT for another image. POLICY_FAILURE for a policy that the platform cannot meet,
-or that the image was not launched under, is the laboratory's, as is UNSUPPORTED for guests with Secure TSC: their
-clocks begin with their host's. The exported context is what an agent says; it is looked at as any bad input.
+their statuses than BAD_MEASUREMENT for another image. POLICY_FAILURE is the laboratory's: for a policy that the
+platform cannot meet, that the image was not launched under, or that lets nobody move a guest which would absorb for
+itself. So is UNSUPPORTED for guests with Secure TSC, whose clocks begin with their host's. The exported context is what
+an agent says, and is looked at as any bad input.
 """
 
 from __future__ import annotations
@@ -112,6 +113,10 @@ class MigrationMessages:
         self.export_wants_imi = False
         """Whether a guest without an initial migration image cannot be exported to run on. Firmware that looks at the
         image then, too, has nothing to compare it with: what it demands is that there is one (BAD_MEASUREMENT)."""
+        self.absorbing_alone_wants_leave = True
+        """Whether a guest absorbs for itself only if its policy lets a migration agent move it. What it absorbs it may
+        have made up: without, any guest could have reports with another's measurement, and no relying party would see
+        it. What firmware does against that is not published."""
         self._bus = bus
         self._guests = guests
         self._policies = policies
@@ -184,6 +189,8 @@ class MigrationMessages:
     def _absorb_alone(self, request: Request) -> None:
         asked, target = ImportRequest.parse(request.payload), request.context
         _demand(not asked.gctx and target.report_id_ma == NO_MIGRATION_AGENT)
+        if self.absorbing_alone_wants_leave and not target.policy & SnpPolicy.MIGRATE_MA:
+            raise PspError(Status.POLICY_FAILURE)
         self._take_in(request, asked, request.gctx, target)
 
     def _take_in(self, request: Request, asked: ImportRequest, gctx: int, target: GuestContext) -> None:

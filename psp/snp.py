@@ -20,7 +20,7 @@ from psp.commands import SnpCommand, SnpPlatformState
 from psp.core_permits import CorePermits
 from psp.endorsement import Endorsement
 from psp.firmware_pages import Ranges
-from psp.fixed_ranges import fixed_ranges, lent_ranges
+from psp.fixed_ranges import fixed_ranges
 from psp.guest_requests import GuestRequests
 from psp.host_memory import HostMemory
 from psp.installed_firmware import InstalledFirmware
@@ -39,7 +39,7 @@ from psp.snp_launch import SnpLaunch
 from psp.snp_pages import SnpPages
 from psp.snp_policy import SnpPolicyCheck
 from psp.status import PspError, Status
-from psp.system_bus import PAGE_BYTES, RmpEntry, SystemBus
+from psp.system_bus import RmpEntry, SystemBus
 from psp.tsm.security_manager import TeeSecurityManager
 
 
@@ -115,7 +115,6 @@ class SnpFirmware:
             SnpCommand.PAGE_SWAP_OUT: swap.swap_out,
             SnpCommand.PAGE_SWAP_IN: swap.swap_in,
             SnpCommand.PAGE_MOVE: swap.move,
-            SnpCommand.PAGE_SET_STATE: self._page_set_state,
             SnpCommand.PAGE_RECLAIM: pages.reclaim,
             SnpCommand.PAGE_UNSMASH: pages.unsmash,
             SnpCommand.FEATURE_INFO: self._feature_info,
@@ -192,18 +191,14 @@ class SnpFirmware:
             raise PspError(Status.INVALID_LENGTH)
         if shutdown.flags & ~(buffers.SNP_SHUTDOWN_IOMMU | buffers.SNP_SHUTDOWN_X86):
             raise PspError(Status.INVALID_PARAM)
-        with_iommus = bool(shutdown.flags & buffers.SNP_SHUTDOWN_IOMMU)
-        with_cores = bool(shutdown.flags & buffers.SNP_SHUTDOWN_X86)
-        if with_cores and not (with_iommus and self._bus.can_release_cores):
-            # As in the firmware that AMD has published (AMD-ASPFW, sev_mcmd.c).
-            raise PspError(Status.INVALID_PARAM)
-        if self._legacy_is_up():  # As there.
-            raise PspError(Status.INVALID_PLATFORM_STATE)
+        if shutdown.flags & buffers.SNP_SHUTDOWN_X86:
+            # FEATURE_INFO does not offer it.
+            raise PspError(Status.UNSUPPORTED)
         if self._flush.dirty:
             raise PspError(Status.DFFLUSH_REQUIRED)
         self.tsm.shut_down()
         self.guests.destroy_all()
-        if with_iommus:
+        if shutdown.flags & buffers.SNP_SHUTDOWN_IOMMU:
             self._bus.iommus_release()
             for spa, length in self._memory.pages.iommu_buffers:
                 self._bus.rmp_set_pages(spa, length, RmpEntry(assigned=True))
@@ -211,25 +206,10 @@ class SnpFirmware:
         for spa, length in self._fixed:
             self._bus.rmp_set_pages(spa, length, RmpEntry())
         self._fixed = ()
-        if with_cores:
-            self._bus.cores_release()
-            self._memory.pages.rmp = ()
-            self._rmp_initialised = False
         self._hide_ciphertext(0)
         self._bus.disable_power_readings(disabled=False)
         self.state = SnpPlatformState.UNINIT
         self._memory.pages.snp_initialised = False
-
-    def _page_set_state(self, asked: buffers.SnpPageSetState) -> None:
-        """Pages that were lent to firmware become the host's for good: HV-Fixed."""
-        if asked.length != buffers.SnpPageSetState.SIZE:
-            raise PspError(Status.INVALID_LENGTH)
-        if asked.reserved or asked.range_list_address % PAGE_BYTES:
-            raise PspError(Status.INVALID_PARAM)
-        lent = lent_ranges(self._bus, self._memory, asked.range_list_address)
-        for spa, length in lent:
-            self._bus.rmp_set_pages(spa, length, RmpEntry(immutable=True))
-        self._fixed += lent
 
     def _platform_status(self, where: buffers.SnpAddress) -> None:
         self._memory.check_writable(where.address, buffers.SnpPlatformStatus.SIZE)
@@ -265,7 +245,6 @@ class SnpFirmware:
         self._memory.check_writable(asked.address, 16)
         # Index 0 is the only one.
         ecx = buffers.SNP_FEATURE_RAPL_DIS | buffers.SNP_FEATURE_POLICIES
-        ecx |= buffers.SNP_FEATURE_X86_SHUTDOWN if self._bus.can_release_cores else 0
         ecx |= buffers.SNP_FEATURE_HIDING if self._bus.can_hide_ciphertext else 0
         ecx |= buffers.SNP_FEATURE_VERIFY_MITIGATION if self._mitigation.offered else 0
         ebx = buffers.SNP_FEATURE_TIO if self._bus.trusted_io is not None else 0

@@ -224,13 +224,6 @@ class SystemBus(Protocol):
     def iommus_release(self) -> None:
         """Let the IOMMUs check no longer."""
 
-    @property
-    def can_release_cores(self) -> bool:
-        """Whether ``cores_release`` reaches the cores."""
-
-    def cores_release(self) -> None:
-        """Clear SYSCFG.SNP_EN on every core: none of them asks the RMP any longer."""
-
     def rmp_covers(self, spa: int, pages: int = 1) -> bool:
         """Whether so many pages have RMP entries."""
 

@@ -51,7 +51,7 @@ class Card:
 
     ``reset_ends_session``: a function-level reset of the physical function, which has mailbox and IDE registers, ends
     the session that came through it and the streams. Sources only say that no other function's does.
-    ``reorder_check`` is ``StreamSettings``', ``tag_fence`` and ``checks`` are ``IdePort``'s.
+    ``reorder_check`` and ``rekey_flush`` are ``StreamSettings``', ``tag_fence`` and ``checks`` are ``IdePort``'s.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class Card:
         tdi: TdiSettings | None = None,
         reset_ends_session: bool = False,
         reorder_check: bool = False,
+        rekey_flush: bool = False,
         tag_fence: bool = False,
         programmed: bool = False,
         checks: StreamChecks = ALL_CHECKS,
@@ -86,8 +87,9 @@ class Card:
         self.mailbox = DoeMailbox((ObjectType.CMA_SPDM, ObjectType.SECURED_CMA_SPDM), self._exchanged)
         self.port = IdePort(tag_fence=tag_fence, checks=checks)
         self.ide = IdeCapability(
-            self.port, max(_STREAM_BLOCKS, len(streams)), is_device=True, reorder_check=reorder_check
-        )
+            self.port, max(_STREAM_BLOCKS, len(streams)), is_device=True, reorder_check=reorder_check,
+            rekey_flush=rekey_flush,
+        )  # fmt: skip
         self.ide.tampered = self._stream_touched
         self._streams = tuple(streams)
         self.functions = CardFunctions(

@@ -119,6 +119,9 @@ class Mailbox(Protocol):
     def store(self, offset: int, value: int) -> object:
         """Store one."""
 
+    def reset(self) -> None:
+        """The function was reset: nothing is under way, and nobody has a session."""
+
 
 class _Refused(Exception):
     def __init__(self, status: GpuStatus) -> None:
@@ -190,25 +193,30 @@ class Gpu:
                 self._store_address(register, 8 * (offset - register), value, width)
 
     def reset(self) -> None:
-        """Forget ring and fence, and what memory holds."""
+        """Forget ring and fence, what memory holds, and every session of the mailbox."""
+        self._clear()
+        if self.mailbox is not None:
+            self.mailbox.reset()
+
+    def set_channel(self, channel: GpuChannel | None) -> None:
+        """Open a channel, in the place of one before, or close it: either way the device begins with nothing."""
+        self._channel = None
+        self._clear()
+        self._channel = channel
+
+    def scrub(self) -> None:
+        """Forget ring and fence, and what memory holds: all of it is what trusted work left."""
+        self._clear()
+
+    # Within.
+
+    def _clear(self) -> None:
         self._ring = self._entries = self._fence = self._head = 0
         self._stopped = False
         self.memory = np.zeros(len(self.memory), np.uint8)  # which holds no page before somebody writes one
         if self._channel is not None:
             self._channel = None
             self.channel_lost()
-
-    def set_channel(self, channel: GpuChannel | None) -> None:
-        """Open a channel, in the place of one before, or close it: either way the device begins with nothing."""
-        self._channel = None
-        self.reset()
-        self._channel = channel
-
-    def scrub(self) -> None:
-        """The same: all of it is what trusted work left."""
-        self.reset()
-
-    # Within.
 
     def _store_address(self, register: GpuRegister, shift: int, value: int, width: int) -> None:
         before = self._ring if register is GpuRegister.RING_BASE else self._fence
@@ -245,7 +253,7 @@ class Gpu:
             done = _refused(command, refused.status)
         except Unsealed:
             done = _refused(command, GpuStatus.NOT_OPENED)
-            self.reset()
+            self._clear()
         told = _FENCE.pack(done.sequence, done.status)
         if self._channel is not None:
             told += self._channel.fence_tag(told)

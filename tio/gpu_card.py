@@ -61,20 +61,32 @@ def _give_mailbox(card: Card, gpu: Gpu) -> None:
             return None
         return keeper.answer(session_id, request.payload)
 
-    gpu.mailbox = DoeMailbox(
-        (ObjectType.CMA_SPDM, ObjectType.SECURED_CMA_SPDM),
-        _Exchange(lambda: card.other_responder(PCI_DOE, vendor, keeper.end_session)).answer,
-    )
+    gpu.mailbox = _OwnMailbox(lambda: card.other_responder(PCI_DOE, vendor, keeper.end_session))
 
 
-class _Exchange:
-    """Objects in and out of a responder that is made for the first of them."""
+class _OwnMailbox:
+    """A mailbox before a responder that is made for the first object, and gone with a reset."""
 
     def __init__(self, make: Callable[[], Responder]) -> None:
         self._make = make
         self._responder: Responder | None = None
+        self._mailbox = DoeMailbox((ObjectType.CMA_SPDM, ObjectType.SECURED_CMA_SPDM), self._answer)
 
-    def answer(self, asked: DataObject) -> DataObject:
-        """The answer to an object."""
+    def load(self, offset: int) -> int:
+        """A register."""
+        return self._mailbox.load(offset)
+
+    def store(self, offset: int, value: int) -> None:
+        """Store to a register."""
+        self._mailbox.store(offset, value)
+
+    def reset(self) -> None:
+        """Nothing is under way, and nobody has a session."""
+        self._mailbox.reset()
+        if self._responder is not None:
+            self._responder.close()
+            self._responder = None
+
+    def _answer(self, asked: DataObject) -> DataObject:
         self._responder = self._responder or self._make()
         return parse_data_object(PCI_DOE.wrap(self._responder.answer(PCI_DOE.unwrap(asked.pack()))))

@@ -92,7 +92,7 @@ class Plugged(Protocol):
 class RootPort:
     """Port ``number``, whose own requester id is device ``number`` on bus 0; ``space`` is its configuration space.
 
-    ``tag_fence`` and ``checks`` are ``IdePort``'s, ``reorder_check`` ``StreamSettings``'.
+    ``tag_fence`` and ``checks`` are ``IdePort``'s, ``reorder_check`` and ``rekey_flush`` ``StreamSettings``'.
     """
 
     def __init__(
@@ -104,12 +104,13 @@ class RootPort:
         most_payload_bytes: int = 256,
         tag_fence: bool = False,
         reorder_check: bool = False,
+        rekey_flush: bool = False,
         checks: StreamChecks = ALL_CHECKS,
     ) -> None:
         self.number = number
         self.link = link
         self.port = IdePort(tag_fence=tag_fence, checks=checks)
-        self.ide = IdeCapability(self.port, _STREAM_BLOCKS, reorder_check=reorder_check)
+        self.ide = IdeCapability(self.port, _STREAM_BLOCKS, reorder_check=reorder_check, rekey_flush=rekey_flush)
         self.space = ConfigurationSpace(_IDENTITY, {}, extended=(self.ide,), root_port=number)
         self.requester_id = (number & 0x1F) << 3
         self.refused_reads = 0

@@ -82,10 +82,10 @@ class MmioRegisters:
             return
         wanted = DeviceStatus(value & 0xFF)
         if wanted & DeviceStatus.FEATURES_OK and not self._features_fit():
-            wanted &= ~DeviceStatus.FEATURES_OK
+            wanted = DeviceStatus(wanted & ~int(DeviceStatus.FEATURES_OK))
         if wanted & DeviceStatus.DRIVER_OK and not wanted & DeviceStatus.FEATURES_OK:
-            wanted &= ~DeviceStatus.DRIVER_OK
-        self.status = wanted & ~DeviceStatus.NEEDS_RESET | self.status & DeviceStatus.NEEDS_RESET
+            wanted = DeviceStatus(wanted & ~int(DeviceStatus.DRIVER_OK))
+        self.status = DeviceStatus(wanted & ~int(DeviceStatus.NEEDS_RESET) | self.status & DeviceStatus.NEEDS_RESET)
 
     def set_driver_features(self, value: int) -> None:
         """Take a word of the features that the driver wants."""

@@ -24,7 +24,7 @@ from cluster.fleet import build_fleet
 from cluster.host_entity import build_host
 from cluster.inline_layout import InlineLayout
 from cluster.layout import Rows
-from cluster.migration import Migration
+from cluster.migration import Migration, Outcome
 from cluster.scenario import Scenario
 from cluster.shard import ShardReport
 from cluster.shard_worker import Mail
@@ -38,6 +38,7 @@ GENERATIONS = ("PLAIN", "SEV", "SEV_ES")
 VM = "vm"
 _QUICK = {"psp.send_update_ns_per_kib": 10240, "psp.receive_update_ns_per_kib": 10240}
 _USUALLY = gc.get_threshold()
+_CRASHED = ("host crashed", "its memory was on a host that crashed")
 _HERE = (GuestState.RUNNING, GuestState.PAUSED, GuestState.ARRIVING)
 
 
@@ -80,13 +81,16 @@ def schedule(seed: int, generation: str, firmware: Path) -> dict[str, Any]:
         moves.append({"vm": VM, "at": f"{dice.randint(1000, 1500)} ms", "to": "host-3"})
     if dice.random() < 0.3:
         moves[0]["cancel_after"] = f"{dice.randint(1, 900_000)} us"
+    how: dict[str, Any] = {"answer_within": "20 ms", "answer_tries": 5}
+    if seed % 5 == 4:
+        how["mode"] = "post-copy"
     return {
         "schema": 1, "name": "faults", "seed": seed, "duration": "8 s",
         "hosts": [{"name": "host", "product": "Milan", "count": 3, "memory": "4 GiB"}],
         "vms": [{"name": VM, "generation": generation, "memory": "64 MiB", "workload": "key-value-store",
                  "parameters": {"records": 40}, "start": "running", "host": "host-1", "firmware": str(firmware)}],
         "migrations": moves, "faults": faults, "costs": _QUICK,
-        "migration": {"answer_within": "20 ms", "answer_tries": 5},
+        "migration": how,
     }  # fmt: skip
 
 
@@ -144,10 +148,11 @@ def judged(body: dict[str, Any]) -> tuple[str | None, list[Migration]]:
     except Exception as error:  # noqa: BLE001 - whatever it is, it has a schedule that leads there
         return f"{type(error).__name__}: {error}", fleet.control.migrations.all
     rows = layout.collect(scenario.duration)
-    return _wrong(layout, rows), fleet.control.migrations.all
+    moves = fleet.control.migrations.all
+    return _wrong(layout, rows, moves), moves
 
 
-def _wrong(layout: _Watched, rows: Rows) -> str | None:
+def _wrong(layout: _Watched, rows: Rows, moves: list[Migration]) -> str | None:
     if layout.most > 1:
         return f"{layout.most} hosts ran it at once"
     there: dict[str, Guest] = {
@@ -163,7 +168,8 @@ def _wrong(layout: _Watched, rows: Rows) -> str | None:
     if len(there) > 1:
         return f"on {', '.join(there)}"
     if not there:
-        crashed = any(row["vm"] == VM and row["reason"] == "host crashed" for row in rows["vms"])
+        crashed = any(row["vm"] == VM and row["reason"] in _CRASHED for row in rows["vms"])
+        crashed = crashed or any(one.outcome is Outcome.LOST for one in moves)
         return None if crashed else "nowhere, and no host crashed that had it"
     ((name, guest),) = there.items()
     if guest.state is not GuestState.RUNNING or guest.faults:

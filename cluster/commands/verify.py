@@ -74,10 +74,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _add(guest, "--policy-set", number("policy-set", 64), 0, "VALUE", "bits that must be set")
     _add(guest, "--policy-clear", number("policy-clear", 64), 0, "VALUE", "bits that must be clear")
     guest.add_argument("--allow-debug", action="store_true", help="believe a guest that may be debugged")
-    guest.add_argument("--allow-migration", action="store_true", help="believe a guest with a migration agent")
+    guest.add_argument("--allow-migration", action="store_true", help="believe a guest that anybody's agent may move")
     guest.add_argument(
         "--agent", type=_octets("agent", 32), action="append", metavar="HEX",
-        help="report id of a migration agent that it may have; repeatable",
+        help="report id of an agent; a guest that may be moved must have one of these; repeatable",
     )
     _add(guest, "--vmpl", _vmpl, 0, "N", "who must have asked, 0 to 3 or any (default: 0)")
     _add(guest, "--min-svn", whole_number("min-svn", 0, (1 << 32) - 1), 0, "N", "lowest guest SVN")

@@ -39,5 +39,6 @@ DEVICE_ROWS: Mapping[str, Row] = {
     "85": Row((crooked_device.hand_over_old_evidence,), needs=Interface.TDISP, victim="depositor", card=OWN_CARD),
     "86": Row((link.reorder,), victim="depositor", card=OWN_CARD, ways={"polls": 1}),
     "87": Row((link.redirect,), victim="depositor", card=OWN_CARD),
+    "88": Row((link.outlast,), victim="depositor", card=OWN_CARD, ways={"farewell": 1, "detaches": 2}),
 }  # fmt: skip
 """By id of the matrix."""

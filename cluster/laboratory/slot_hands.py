@@ -10,12 +10,15 @@ from node.board import Board
 from node.filled_slots import FilledSlot
 from node.operations import Answer
 from tio.device_identity import Firmware
+from tio.dma_port import DmaFault
 from tio.gpu import Gpu, GpuServed
 from tio.ide import IdeTlp, Packet
 from tio.ide.link import Tap, Way
 from workloads.attacks.slot_operations import (
     CardConfide,
+    CardRead,
     CardRecall,
+    CardSwap,
     LinkLeave,
     LinkPacket,
     LinkTap,
@@ -41,6 +44,8 @@ class SlotHands:
             LinkPacket: lambda _: None,
             CardConfide: self._confide,
             CardRecall: self._recall,
+            CardRead: self._read,
+            CardSwap: self._swap,
         }
 
     def act(self, batch: tuple[SlotOperation, ...]) -> tuple[Answer, ...]:
@@ -87,6 +92,19 @@ class SlotHands:
     def _recall(self, one: CardRecall) -> Answer:
         kept = self._confided.get(one.port)
         return None if kept is None else b"".join(kept)
+
+    def _read(self, one: CardRead) -> Answer:
+        there = self._slot(one.port)
+        if there is None or there.card.dma is None or not _is_crooked(there):
+            return None
+        try:
+            return there.card.dma.read(one.address, one.length)
+        except DmaFault:
+            return None
+
+    def _swap(self, one: CardSwap) -> None:
+        if self._slot(one.port) is not None:
+            self._board.slots.swap(one.port, one.other)
 
 
 def _is_crooked(there: FilledSlot) -> bool:

@@ -95,6 +95,7 @@ TITLES: Mapping[str, str] = {
     "84": "what a device remembers, read by the next tenant",
     "85": "old evidence of a device handed over",
     "86": "answer overtakes data on the link",
+    "88": "late write reaches whoever has the device next",
     "87": "late answer goes to another request",
 }
 """By id of the matrix."""

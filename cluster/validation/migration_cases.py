@@ -69,6 +69,16 @@ def idle_node(_: Case, costs: Mapping[str, float]) -> Mapping[str, float]:
     return {"total": (moved.began_ns / _S) + moved.left_bytes / rate, "sent": sent / _MIB}
 
 
+def fixed_parts(_: Case, costs: Mapping[str, float]) -> Mapping[str, float]:
+    """MG-11: what grows with memory and with vCPUs."""
+    log_ns, vcpu_ns = costs["migration.start_log_ns_per_gib"], costs["migration.pause_vcpu_ns"]
+    return {
+        "dirty log on, 8 GiB": 8 * log_ns / _MS,
+        "dirty log on, 64 GiB": 64 * log_ns / _MS,
+        "254 vCPUs paused": 254 * vcpu_ns / _MS,
+    }
+
+
 def _send_bytes_per_s(costs: Mapping[str, float]) -> float:
     return _GIB / _KIB_PER_GIB * _S / costs["psp.send_update_ns_per_kib"]
 

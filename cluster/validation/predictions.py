@@ -20,6 +20,7 @@ PREDICTIONS: Mapping[str, Prediction] = {
     "BL-11": boot.ovmf_phases,
     "AT-1": boot.attestation, "AT-2": boot.report_storm,
     "MG-2": migration.never_ready, "MG-3": migration.downtime_parts, "MG-6": migration.idle_node,
+    "MG-11": migration.fixed_parts,
     "MG-15": migration.sev_pass, "MG-16": migration.sev_rate,
     "CT-6": boot.keys, "CT-7": memory.store_checks, "CT-8": memory.snp_neighbours,
     "TI-4": io.native_over_bounce, "TI-5": io.link_share,

@@ -47,6 +47,8 @@ class DeviceLink:
     streams: dict[int, int] = field(default_factory=dict)
     ports: dict[int, int] = field(default_factory=dict)
     key_set: int = 0
+    has_run: bool = False
+    """Whether a TDI has run since its streams got the keys that they have."""
     broken: bool = False
 
     @property

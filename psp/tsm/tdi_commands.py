@@ -48,6 +48,8 @@ class TdiSwitches:
 
     holds_guest: bool = True
     """SNP_DECOMMISSION of a guest that has TDIs is IN_USE; without, firmware takes them from it and asks no device."""
+    rekeys: bool = False
+    """TIO_TDI_BIND rolls the keys of a device on which a TDI has run since it got them; no text says that it does."""
 
 
 class TdiCommands:
@@ -147,6 +149,9 @@ class TdiCommands:
         self, device: DeviceContext, link: DeviceLink, tdi: TdiContext, order: buffers.TdiBind, asid: int
     ) -> Steps:
         interface = tdi.interface
+        if self.switches.rekeys and link.has_run:
+            yield from link.give_keys(1 - link.key_set)
+            link.has_run = False
         yield from link.inside(ProtocolId.TDISP, ask_version(interface))
         yield from link.inside(ProtocolId.TDISP, ask_capabilities(interface))
         state = yield from link.inside(ProtocolId.TDISP, ask_state(interface))
@@ -176,6 +181,7 @@ class TdiCommands:
 
     def _start(self, link: DeviceLink, tdi: TdiContext, binding: Binding) -> Steps:
         yield from link.inside(ProtocolId.TDISP, start_interface(tdi.interface, binding.nonce))
+        link.has_run = True
         tdi.binding = replace(binding, runs=True, nonce=b"")
         self._trusted_io().start(tdi.interface.requester)
         return b""

@@ -40,8 +40,9 @@ class Expectations:
 
     debug_allowed: bool = False
     migration_allowed: bool = False
+    """Without a list of agents, whoever may be moved may have been made up by anybody's agent, or by itself."""
     migration_agents: frozenset[bytes] | None = None
-    """Report ids of the migration agents that it may have, 32 bytes each; none at all will do, too."""
+    """Report ids of migration agents, 32 bytes each: a guest that may be moved must have one of them."""
     policy: int | None = None
     policy_set: int = 0
     policy_clear: int = 0

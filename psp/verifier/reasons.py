@@ -109,7 +109,7 @@ class Reason(Enum):
 
     POLICY_DEBUG = Row(_O, "report.policy", "no debugging")
     POLICY_MIGRATION = Row(_O, "report.policy", "no migration agent")
-    MIGRATION_AGENT_UNLISTED = Row(_O, "report.report_id_ma", "no migration agent, or one of the list")
+    MIGRATION_AGENT_UNLISTED = Row(_O, "report.report_id_ma", "an agent of the list, for a guest that may be moved")
     POLICY_BIT_MISSING = Row(_O, "report.policy", "the bits demanded")
     POLICY_BIT_FORBIDDEN = Row(_O, "report.policy", "none of the bits forbidden")
     POLICY_UNEXPECTED = Row(_O, "report.policy", "the policy expected")

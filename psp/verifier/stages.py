@@ -17,7 +17,7 @@ from psp.verifier.report import Report
 from psp.verifier.report_data import binds, nonce_of
 from psp.verifier.tcb_version import TcbLayout, at_most, spelled
 
-_NO_DIGEST, _NO_AGENT = bytes(48), b"\xff" * 32
+_NO_DIGEST = bytes(48)
 
 
 def check_binding(report: Report, key: TrustedKey, expected: Expectations, trail: Trail) -> None:
@@ -74,9 +74,11 @@ def check_policy(report: Report, expected: Expectations, trail: Trail) -> None:
     agent = policy & abi.POLICY_MIGRATE_MA
     trail.demand(Reason.POLICY_MIGRATION, expected.migration_allowed or not agent, f"{policy:#x}")
     known = expected.migration_agents
-    _demand_one_of(
-        Reason.MIGRATION_AGENT_UNLISTED, None if known is None else known | {_NO_AGENT}, report.report_id_ma, trail
-    )
+    if known is None or not agent:
+        trail.leave_out(Reason.MIGRATION_AGENT_UNLISTED)
+    else:
+        # None is bound yet, or ever was: such a guest may have become what it is by itself.
+        _demand_one_of(Reason.MIGRATION_AGENT_UNLISTED, known, report.report_id_ma, trail)
     _demand_bits(Reason.POLICY_BIT_MISSING, expected.policy_set, policy, trail)
     _demand_bits(Reason.POLICY_BIT_FORBIDDEN, expected.policy_clear, ~policy, trail)
     trail.compare(Reason.POLICY_UNEXPECTED, expected.policy, policy)

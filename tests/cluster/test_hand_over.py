@@ -111,6 +111,8 @@ def following(world: World, most_moves: int, most_crashes: int) -> Iterator[tupl
                 yield False, at_host(world, number, word, spoiled=True)
         elif (after := word in ANSWERED_BY and at_authority(world, number, ANSWERED_BY[word])):
             yield False, after
+            if word is Report.RUNS and (ahead := at_authority(world, number, Event.RUNS_AHEAD)) is not None:
+                yield False, ahead
     for number in range(len(world.moves)):
         for event in OF_ITSELF:
             if (after := at_authority(world, number, event)) is not None:

@@ -9,6 +9,8 @@ from cluster.platform_body import platform_body, platform_of
 from node.card_slot import CardSlot
 from node.memory_cipher import CipherMode, XtsSector
 from node.platform import AS_USUAL, HostMode, Platform, Protection
+from psp.installed_firmware import TcbOf
+from psp.key_messages import RootTcb
 from tio.device_identity import CardKind
 
 CHANGED = Platform(
@@ -19,6 +21,8 @@ CHANGED = Platform(
     firmware_api=(1, 37, 22),
     firmware_tcb=0xDB18_0000_0000_0004,
     report_version=5,
+    derived_keys=RootTcb.REPORTED,
+    reports_signed_for=TcbOf.CURRENT,
     tlb_entries=8,
     cards=(CardSlot(3, CardKind.NVME, "0007", 1 << 20, 4), CardSlot(1, CardKind.GPU)),
 )

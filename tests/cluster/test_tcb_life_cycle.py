@@ -8,7 +8,12 @@ import pytest
 from cluster import attested_guest
 from cluster.attested_guest import Attestation, attest
 from cluster.bundled_scenarios import load_scenario
+from cluster.entity import Message
+from cluster.firmware_updates import COMMIT
+from cluster.fleet import build_fleet
+from cluster.host_entity import HostEntity
 from cluster.root_keys import product_root
+from cluster.scenario import Scenario
 from cluster.simulation import run
 from node.firmware_image import laboratory_image
 from psp.certificate_table import CertificateKind, packed
@@ -66,13 +71,50 @@ def test_a_commit_ends_a_seal_to_what_is_reported_and_no_other(vms):
     assert vms["sealed-free"]["units_of_work"] == 23
 
 
+def rerun(groups, **settings):
+    """Some of its groups of machines once more, on a host that is set up in another way."""
+    data = load_scenario("tcb-life-cycle").model_dump(mode="json", by_alias=True, exclude_none=True)
+    data["vms"] = [vm for vm in data["vms"] if vm["name"] in groups]
+    data["hosts"][1] |= settings
+    return {row["vm"]: row for row in run(Scenario.parse(data), layout="inline").vms.to_pylist()}
+
+
+def test_where_keys_rest_on_the_reported_tcb_a_commit_ends_every_seal():
+    seals = {f"sealed-{kind}" for kind in ("bound", "remembered", "following", "free")}
+    found = rerun(seals, derived_keys="reported")
+    assert {works(found[vm]) for vm in seals} == {7}
+    assert {found[vm]["units_of_work"] for vm in seals} == {11}
+
+
+def test_where_the_current_tcb_s_key_signs_nobody_is_believed_while_an_update_is_not_committed():
+    found = rerun({"floor", "of-floor"}, reports_signed_for="current")
+    assert [works(found[f"of-floor-{number}"]) for number in (1, 2, 3)] == [True, 6, True]
+
+
 def test_a_host_that_fetched_nothing_anew_would_prove_nothing(monkeypatch):
     """The certificate that was good before the commit is none for the key that signs after it."""
     monkeypatch.setattr("node.certificate_store.CertificateStore.carried_out", lambda *_, **__: None)
-    data = load_scenario("tcb-life-cycle").model_dump(mode="json", by_alias=True, exclude_none=True)
-    data["vms"] = [vm for vm in data["vms"] if vm["name"] in {"newest", "of-newest"}]
-    found = {row["vm"]: row for row in run(type(load_scenario("quiet")).parse(data), layout="inline").vms.to_pylist()}
+    found = rerun({"newest", "of-newest"})
     assert works(found[f"of-newest{COMMITTED}"]) == 6
+
+
+def test_a_host_asks_no_sooner_than_it_promised_whatever_its_firmware_is_told():
+    orders = build_fleet(load_scenario("tcb-life-cycle")).orders
+    entity = next(one for one in map(HostEntity, orders) if one.name == "cloud")
+    firmware = entity.host.board.psp.firmware
+    firmware.install(FirmwareLevel((1, 55, 29), firmware.current.tcb + (1 << 48)))
+    entity.deliver((Message(10**9, "control", 1, "cloud", COMMIT, b""),))
+    asked = []
+    while (next_ns := entity.next_event_ns()) < 2 * 10**9:
+        promised_ns = entity.earliest_output_ns()
+        for output in entity.advance(next_ns + 1, 1_000_000).outputs:
+            assert output.kind == "fetch"
+            assert output.time_ns >= promised_ns
+            asked.append(output.time_ns)
+            answer = Message(output.time_ns + 1_000_000, "control", 1 + len(asked), "cloud", "certificates", None)
+            entity.deliver((answer,))
+    assert len(asked) == 2
+    assert entity.host.certificates.fetch()
 
 
 # Whose key signs while firmware is provisional.

@@ -224,3 +224,20 @@ def test_another_size_is_the_callers_mistake():
             parse(bytes(4095))
     with pytest.raises(ValueError, match="at most 2032"):
         ghcb.build_exit(1, buffer=bytes(2033))
+
+
+def test_a_credulous_kernel_takes_whatever_lies_in_the_page_and_still_knows_a_page():
+    page = bytearray(ghcb.GHCB_BYTES)
+    for name, value in (("SW_EXITINFO2", 7), ("RAX", 1 << 63), ("RBX", 5)):
+        page[ghcb.GHCB_FIELDS[name][0] : ghcb.GHCB_FIELDS[name][0] + 8] = value.to_bytes(8, "little")
+    assert ghcb.take_reply(bytes(page), ("RAX",)) == ghcb.GhcbReply(7, {"RAX": 1 << 63})
+    for other in (page[:-1], page + b"\0", b""):
+        with pytest.raises(ValueError, match="expected 4096 bytes"):
+            ghcb.take_reply(bytes(other), ())
+
+
+def test_a_buffer_may_be_full():
+    full = bytes(range(1, 255)) * 8
+    assert ghcb.build_exit(0x7B, buffer=full)[0x800:0xFF0] == full
+    with pytest.raises(ValueError, match="expected at most 2032"):
+        ghcb.build_exit(0x7B, buffer=full + b"\0")

@@ -12,7 +12,7 @@ from node.board import Board
 from node.core_msrs import Msr
 from node.host_bring_up import bring_up_steps, refusal
 from psp import command_buffers as buffers
-from psp.commands import LegacyCommand, SnpCommand
+from psp.commands import SnpCommand
 from psp.status import Status
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
 
@@ -69,9 +69,6 @@ def test_firmware_neither_reclaims_it_nor_writes_there_and_frees_it_at_shutdown(
     answer = host(board, op.PspCommand(SnpCommand.PLATFORM_STATUS, COMMANDS, status))
     assert isinstance(answer, op.PspAnswer)
     assert answer.status == Status.INVALID_PAGE_STATE
-    answer = host(board, op.PspCommand(LegacyCommand.SHUTDOWN))
-    assert isinstance(answer, op.PspAnswer)
-    assert answer.status == 0
     shutdown = buffers.SnpShutdownEx(length=8).pack()
     answer = host(board, op.PspCommand(SnpCommand.SHUTDOWN_EX, COMMANDS, shutdown))
     assert isinstance(answer, op.PspAnswer)

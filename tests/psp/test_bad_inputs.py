@@ -57,7 +57,7 @@ def machine_for(command: int) -> Machine:
 WITH_RESERVED = [
     command
     for command, row in COMMANDS.items()
-    if row.layout is not None and reserved_bytes(row.layout)
+    if row.supported and row.layout is not None and reserved_bytes(row.layout)
 ]
 
 

@@ -117,7 +117,7 @@ def test_no_context_is_made_of_what_firmware_uses(page: int) -> None:
 WITH_BUFFER = sorted(
     command
     for command, row in COMMANDS.items()
-    if row.layout is not None and not row.states.isdisjoint({IDLE, LegacyPlatformState.WORKING})
+    if row.supported and row.layout is not None and not row.states.isdisjoint({IDLE, LegacyPlatformState.WORKING})
 )
 
 

@@ -241,7 +241,7 @@ def test_a_context_of_noise_is_no_guest_to_any_command_and_nothing_changes(comma
 
 
 def test_a_damaged_context_can_still_be_given_back():
-    machine = snp_guest(up(legacy=False))
+    machine = snp_guest(up())
     machine.bus.write(GCTX, b"\xee" * PAGE)
     assert machine.call(SnpCommand.DECOMMISSION, buffers.GuestContextPage(GCTX).pack()) == 0
     assert machine.bus.rmp_entry(GCTX) == FIRMWARE

@@ -219,8 +219,8 @@ def test_firmware_may_want_an_image_of_who_is_to_run_on(wanted, image, flags):
 def alone():
     """A guest that has exported itself and runs on, and a target with its image."""
     source, target = machine_of("source"), machine_of("target")
-    launched(source, GCTX, flags=IMI_EN, pages=[*IMAGE, (CONTENTS[1], 0)])
-    launched(target, GCTX, flags=IMI_EN, pages=IMAGE)
+    launched(source, GCTX, MOVABLE, flags=IMI_EN, pages=[*IMAGE, (CONTENTS[1], 0)])
+    launched(target, GCTX, MOVABLE, flags=IMI_EN, pages=IMAGE)
     ask(source, GCTX, M.TSC_INFO_REQ, bytes(128))
     return source, target, exported(source, GCTX, GCTX, 1)
 
@@ -248,9 +248,26 @@ def test_a_guest_absorbs_for_itself_where_no_agent_could(alone, absorbing):
     assert imported(bound, GCTX, 0, blob, M.ABSORB_NOMA_REQ) == Status.INVALID_PARAM
 
 
-def test_who_absorbs_itself_has_no_number_twice():
+@pytest.mark.parametrize("wants_leave", [True, False])
+def test_a_guest_that_nobody_may_move_cannot_give_itself_another_s_measurement(wants_leave):
+    """What it absorbs it has made up: its own image, and of somebody else all that a report shows."""
     machine = machine_of("source")
     launched(machine, GCTX, flags=IMI_EN, pages=IMAGE)
+    machine.psp.snp.migration.absorbing_alone_wants_leave = wants_leave
+    victim, blob = b"V" * 48, exported(machine, GCTX, GCTX, 1)
+    absorb = lambda: imported(machine, GCTX, 0, victim + blob[48:], M.ABSORB_NOMA_REQ)  # noqa: E731
+    if wants_leave:
+        assert unchanged_but_for(machine, GCTX, 0, absorb) == Status.POLICY_FAILURE
+    else:
+        assert absorb() == 0
+    report = ask(machine, GCTX, M.REPORT_REQ, bytes(0x60))[0x20:]
+    assert (report[0x90:0xC0] == victim) == (not wants_leave)
+    assert report[0x08:0x10] + report[0x160:0x180] == struct.pack("<Q", POLICY) + NO_MIGRATION_AGENT, "nothing shows"
+
+
+def test_who_absorbs_itself_has_no_number_twice():
+    machine = machine_of("source")
+    launched(machine, GCTX, MOVABLE, flags=IMI_EN, pages=IMAGE)
     blob = exported(machine, GCTX, GCTX, 1)
     for vmpl in (0, 1, 1):
         ask(machine, GCTX, M.TSC_INFO_REQ, bytes(128), vmpl)

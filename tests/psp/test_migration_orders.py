@@ -59,14 +59,14 @@ def world():
     for name, machine in zip(("source", "target"), machines, strict=True):
         pages = [(CONTENTS[0], IMI_PAGE)]
         launched(machine, GCTX, MOVABLE, AGENT, MA_EN | IMI_EN, pages)
-        launched(machine, OTHER, POLICY, flags=IMI_EN, pages=pages)
+        launched(machine, OTHER, MOVABLE if name == "target" else POLICY, flags=IMI_EN, pages=pages)
         fresh(machine, EMPTY)
         change_context(machine, GCTX, root_mdata=VALID_ROOT)
         agent = f"{name} agent"
         models.append({
             GCTX: Guest(f"{name} guest", agent, movable=True, image="image", is_image=True, out=True),
             AGENT: Guest(agent, "", movable=False),
-            OTHER: Guest(f"{name} other", "", movable=False, image="image", is_image=True),
+            OTHER: Guest(f"{name} other", "", movable=name == "target", image="image", is_image=True),
             EMPTY: INIT,
         })  # fmt: skip
     return machines, models
@@ -110,6 +110,8 @@ def expected(model, blobs, step):
         return 0, {**model, place: replace(guest, agent=asker.who, is_image=False)}, None
     if kind is M.ABSORB_NOMA_REQ:
         place, target, serves = asking, asker, not flag and not asker.agent
+        if serves and not asker.movable:
+            return Status.POLICY_FAILURE, model, None
     if not serves or not target.is_image:
         return Status.INVALID_PARAM, model, None
     if guest.image != target.image:

@@ -94,7 +94,7 @@ def test_indices_go_round_and_are_those_of_the_queue(machine):
         (0x7FFF, Status.INVALID_COMMAND),
         (0xFFFF, Status.INVALID_COMMAND),
         (LegacyCommand.INIT, Status.INVALID_PLATFORM_STATE),
-        (SnpCommand.DF_FLUSH, Status.INVALID_PLATFORM_STATE),
+        (SnpCommand.PAGE_SET_STATE, Status.UNSUPPORTED),
     ],
 )
 def test_a_queued_command_has_the_status_that_it_would_have_alone(machine, command, answer):

@@ -83,7 +83,6 @@ class ToyBus:
     enforced: bool = False
     region: tuple[int, int] = (0, 0)
     locked: bool = True
-    can_release_cores: bool = True
     trusted_io: TrustedIo | None = None
 
     def core_configuration(self) -> CoreConfiguration:
@@ -177,10 +176,6 @@ class ToyBus:
     def iommus_release(self) -> None:
         self.enforced = False
 
-    def cores_release(self) -> None:
-        self.cores = dataclasses.replace(self.cores, snp_enabled=False)
-        self.rmp.clear()
-
     def rmp_covers(self, spa: int, pages: int = 1) -> bool:
         return 0 <= spa <= UNCOVERED - pages * PAGE if pages > 1 else 0 <= spa < UNCOVERED
 
@@ -231,9 +226,10 @@ def _frozen(value: object) -> object:
         case KeyMessages():
             return value.root_tcb
         case MigrationMessages():
-            kept = {"export_wants_imi", "rows", "_bus", "_guests", "_policies", "_random", "_firmware"}
+            kept = {"rows", "_bus", "_guests", "_policies", "_random", "_firmware"}
+            kept |= {"export_wants_imi", "absorbing_alone_wants_leave"}
             assert set(vars(value)) == kept
-            return value.export_wants_imi
+            return value.export_wants_imi, value.absorbing_alone_wants_leave
         case GuestRequests():
             assert set(vars(value)) == {"switches", "_memory", "_guests", "_rows"}
             return value.switches

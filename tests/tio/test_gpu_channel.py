@@ -30,8 +30,8 @@ from tio.gpu_channel import (
 )
 from tio.pci import DeviceControl, Register
 from tio.pci.doe_mailbox import exchange
-from tio.spdm import PCI_DOE, Requester, RequesterSettings, TrustAnchors
-from tio.spdm.connection_messages import PCI_SIG_STANDARD
+from tio.spdm import PCI_DOE, PeerRefused, Requester, RequesterSettings, SpdmFault, TrustAnchors
+from tio.spdm.connection_messages import PCI_SIG_STANDARD, PCI_SIG_VENDOR
 from tio.steps import carry
 
 KEYS = tuple(hashlib.sha256(bytes((use,))).digest() for use in range(3))
@@ -88,9 +88,8 @@ class Guest:
         return bytes(self.slot.memory.octets) + self.slot.on_the_wire()
 
 
-def test_a_guest_attests_its_gpu_opens_a_channel_in_the_session_and_its_host_learns_nothing() -> None:
-    guest = Guest(opens=False)
-    slot = guest.slot
+def attested(slot: Slot):
+    """What carries a requester's steps by loads and stores of the GPU's own mailbox, the requester, and its session."""
     one = Requester(RequesterSettings(anchors=TrustAnchors((slot.card.identity.root,))), PCI_DOE, draw)
 
     def asked(packet):
@@ -110,7 +109,13 @@ def test_a_guest_attests_its_gpu_opens_a_channel_in_the_session_and_its_host_lea
     do(one.digests())
     do(one.certificates())
     do(one.challenge())
-    session = do(one.open_session())
+    return do, one, do(one.open_session())
+
+
+def test_a_guest_attests_its_gpu_opens_a_channel_in_the_session_and_its_host_learns_nothing() -> None:
+    guest = Guest(opens=False)
+    slot = guest.slot
+    do, one, session = attested(slot)
     do(one.measurements(slot=0, session=session))
     answer = do(one.vendor_defined(open_request(KEYS), PCI_SIG_STANDARD, VENDOR, session))
     assert status_of(answer, ChannelCode.OPEN) is ChannelStatus.DONE
@@ -207,6 +212,31 @@ def test_a_fence_that_the_host_wrote_is_not_believed() -> None:
     guest.slot.memory.octets[FENCE : FENCE + 8] = struct.pack("<II", 2, GpuStatus.DONE)
     with pytest.raises(Unsealed):
         guest.believe()
+
+
+def test_a_reset_by_the_host_ends_the_session_of_the_mailbox() -> None:
+    guest = Guest(opens=False)
+    slot = guest.slot
+    do, one, session = attested(slot)
+    do(one.vendor_defined(open_request(KEYS), PCI_SIG_STANDARD, VENDOR, session))
+    guest.gpu.memory[:] = 1
+    slot.root.configuration_write(CARD, Register.DEVICE_CONTROL, DeviceControl.FUNCTION_LEVEL_RESET, 2)
+    assert not guest.gpu.memory.any()
+    slot.set_up()
+    with pytest.raises(SpdmFault):
+        do(one.vendor_defined(open_request(KEYS), PCI_SIG_STANDARD, VENDOR, session))
+    do, one, session = attested(slot)
+    answer = do(one.vendor_defined(open_request(KEYS), PCI_SIG_STANDARD, VENDOR, session))
+    assert status_of(answer, ChannelCode.OPEN) is ChannelStatus.DONE
+
+
+def test_a_session_of_the_mailbox_gives_neither_keys_nor_locks() -> None:
+    """Key management and TDISP are the card's own mailbox's alone."""
+    guest = Guest(opens=False)
+    do, one, session = attested(guest.slot)
+    for protocol in (b"\0", b"\1"):
+        with pytest.raises(PeerRefused):
+            do(one.vendor_defined(protocol + bytes(20), PCI_SIG_STANDARD, PCI_SIG_VENDOR, session))
 
 
 def test_a_reset_by_the_host_ends_channel_and_data() -> None:

@@ -103,8 +103,8 @@ class IdeCapability:
     """The streams of ``port``, in so many blocks (at most 256), each with ``ranges`` address associations (at most 15).
 
     ``tampered`` hears of each write that changes the control or association of a stream, before it is done, and of
-    which. ``is_device``: the port is a device's, where the Default Stream means something. ``reorder_check`` is
-    ``StreamSettings``', which no register says.
+    which. ``is_device``: the port is a device's, where the Default Stream means something. ``reorder_check`` and
+    ``rekey_flush`` are ``StreamSettings``', which no register says.
     """
 
     capability_id = CAPABILITY_ID
@@ -117,6 +117,7 @@ class IdeCapability:
         *,
         is_device: bool = False,
         reorder_check: bool = False,
+        rekey_flush: bool = False,
     ) -> None:
         self.port = port
         self.tampered: Callable[[IdeStream], None] = _nobody
@@ -124,6 +125,7 @@ class IdeCapability:
         self._ranges = ranges
         self._is_device = is_device
         self._reorder_check = reorder_check
+        self._rekey_flush = rekey_flush
         self._blocks = [_Block(addresses=[0] * (3 * ranges)) for _ in range(blocks)]
 
     @staticmethod
@@ -243,7 +245,9 @@ class IdeCapability:
             block.stream = streams[stream_id] = IdeStream(stream_id, checks=self.port.checks)
         aggregation = {sub: 1 << (value >> shift & 0b11) for sub, shift in _AGGREGATION_SHIFT.items()}
         limited = bool(value & StreamControl.TEE_LIMITED)
-        block.stream.settings = StreamSettings(limited, aggregation, self._reorder_check)
+        block.stream.settings = StreamSettings(
+            limited, aggregation, self._reorder_check, self._rekey_flush
+        )
 
     def _associate(self) -> None:
         """Hand the port what belongs to its enabled streams; the Default Stream comes last."""

@@ -84,7 +84,7 @@ class IdeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class StreamSettings:
-    """How a stream is configured at a port; both ends agree on ``reorder_check``."""
+    """How a stream is configured at a port; both ends agree on the last two."""
 
     tee_limited: bool = False
     aggregation: Mapping[SubStream, int] = field(default_factory=lambda: dict.fromkeys(SubStream, 1))
@@ -95,6 +95,11 @@ class StreamSettings:
     Without it a packet that is moved before a Sync message passes posted writes unseen (CVE-2025-9612). How
     PCI-SIG's change works was not at hand; this is one that would.
     """
+
+    rekey_flush: bool = False
+    """A key that is let be used is used alone from then on, and counts begin anew: what was sent under the one of
+    before and has not arrived is lost, or ends the stream where it comes after all (CVE-2025-9614). Both ends must be
+    at rest. PCI-SIG's own guidance was not at hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,11 +202,22 @@ class IdeStream:
         if key is None:
             raise IdeError("expected a key that was programmed")
         key.running = True
+        if self.settings.rekey_flush:
+            self._flush(key_set, direction, sub_stream)
         if direction is Direction.TX:
             self._senders[sub_stream].key_set = key_set
         elif not self._runs(self._receivers[sub_stream].key_set, Direction.RX, sub_stream):
             self._receivers[sub_stream].key_set = key_set
         self._settle()
+
+    def _flush(self, key_set: int, direction: Direction, sub_stream: SubStream) -> None:
+        """Forget what there was under another key set."""
+        if direction is Direction.TX:
+            self._senders[sub_stream] = _Sender(key_set)
+            return
+        before, self._receivers[sub_stream] = self._receivers[sub_stream].key_set, _Receiver(key_set)
+        if before != key_set:
+            self._keys.pop((before, direction, sub_stream), None)
 
     def stop(self, key_set: int, direction: Direction, sub_stream: SubStream) -> None:
         """Let a key be used no more; the stream is Insecure if it was in use."""

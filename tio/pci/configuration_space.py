@@ -200,7 +200,7 @@ class ConfigurationSpace:
             self.changed(event)
         self._change_power(power)
         if offset <= Register.DEVICE_CONTROL + 1 < offset + width and self.control & DeviceControl.FUNCTION_LEVEL_RESET:
-            self._put(Register.DEVICE_CONTROL, self.control & ~DeviceControl.FUNCTION_LEVEL_RESET, 2)
+            self._put(Register.DEVICE_CONTROL, self.control & ~int(DeviceControl.FUNCTION_LEVEL_RESET), 2)
             self.changed(Tampering.FUNCTION_RESET)
             self.reset()
             self.reset_asked()

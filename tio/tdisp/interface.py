@@ -240,7 +240,7 @@ class Tdi:
 
     def _reported(self, request: LockRequest) -> InterfaceReport:
         found, msix = self._function.report(), bool(request.flags & LockFlags.LOCK_MSIX)
-        info = found.info & ~InterfaceInfo.NO_FW_UPDATE
+        info = InterfaceInfo(found.info & ~int(InterfaceInfo.NO_FW_UPDATE))
         if request.flags & LockFlags.NO_FW_UPDATE:
             info |= InterfaceInfo.NO_FW_UPDATE
         tables = RangeAttributes.MSIX_TABLE | RangeAttributes.MSIX_PBA

@@ -12,7 +12,7 @@ from workloads.attacks.depositor import CONTENT_BYTES, SECRET_ON_DEVICE
 from workloads.attacks.slot_operations import CardConfide, CardRecall
 from workloads.attacks.target import LET_IT_RUN, Attack, Target
 
-_EVIL = "2.0", 2, b"firmware that tells everything"
+EVIL = "2.0", 2, b"firmware that tells everything"
 
 
 def impersonate(target: Target) -> Attack:
@@ -28,7 +28,7 @@ def update_firmware(target: Target) -> Attack:
     """Row 73: once the device is trusted, other firmware is brought to it, which tells what it is given."""
     port = target.device.port
     yield LET_IT_RUN
-    yield (CardUpdate(port, *_EVIL),)
+    yield (CardUpdate(port, *EVIL),)
     yield (CardConfide(port),)
     yield LET_IT_RUN
     yield (CardRecall(port),)
@@ -46,7 +46,7 @@ def hand_over_old_evidence(target: Target) -> Attack:
     yield from device.tio.bind(device.given, device.gctx)
     yield from device.tio.unbind(device.given, device.gctx)
     device.tio.measures_anew = False
-    yield (CardUpdate(device.port, *_EVIL),)
+    yield (CardUpdate(device.port, *EVIL),)
     yield (CardConfide(device.port),)
     yield LET_IT_RUN
     yield LET_IT_RUN

@@ -68,8 +68,9 @@ _SLOT_BYTES, _NONCE_BYTES = 128, 12
 _REPORT, _NOTES, _SIZE, _BUFFERS = (GPU_BYTES // PAGE_BYTES + at for at in range(4))
 """Pages of its private range, behind its driver's."""
 _NOTE_BYTES = 256
-_LARGE, _IDLE = 2, 18
-"""Pages in its buffers: of a large one, and of one that nobody uses."""
+OUT, IN, LARGE, IDLE = range(4)
+_FIRST_PAGES = {False: (0, 1, 2, 18), True: (16, 17, 0, 18)}
+"""Where in its buffers the one is for what goes out, for what comes, a large one, and a page that nobody uses."""
 LARGE_BYTES = 1 << 16
 _BUFFER_PAGES = 19
 _NO_ANSWER = (1 << 64) - 1
@@ -95,16 +96,20 @@ class DepositorWays:
     """What it asks to be locked."""
     polls: int = 0
     """It has a lot sent back besides, and believes a register that says so."""
+    farewell: int = 0
+    """Before it lets its device go it has a lot sent that nobody waits for; then its buffers change places."""
     detaches: int = 0
     """Rounds after which it lets its device go, rests, and takes it again; 0 for never."""
 
 
 @dataclass(frozen=True, slots=True)
 class Depositor:
-    """R13 counts rounds, R12 those since it took its device."""
+    """R13 counts rounds, R12 those since it took its device, R11 how often it has let it go."""
 
     placement: Placement
     ways: DepositorWays = DepositorWays()
+    turned: bool = False
+    """Its buffers lie the other way round."""
 
     entry = OPEN_RIP
     demands: tuple[Demand, ...] = ()
@@ -118,8 +123,11 @@ class Depositor:
     @property
     def blocks(self) -> Mapping[int, Callable[[Registers], Block]]:
         """Blocks by RIP."""
-        steps = {OPEN_RIP: self._open, ATTACH_RIP: self._attach, ROUND_RIP: self._round, DETACH_RIP: self._detach}
-        return {rip: _ending(step) for rip, step in steps.items()}
+        return {rip: _ending(self, step) for rip, step in _STEPS.items()}
+
+    def at(self, attached: int) -> Depositor:
+        """Itself as it is when it has taken its device so often."""
+        return replace(self, turned=bool(self.ways.farewell and attached % 2))
 
     # What is true of it.
 
@@ -157,13 +165,22 @@ class Depositor:
     @property
     def idle(self) -> int:
         """GPA of a page that its device reaches and nobody uses."""
-        return self.buffer(_IDLE, bounces=self.bounces)
+        return self.buffer(IDLE, bounces=self.bounces)
 
     def buffer(self, number: int, *, bounces: bool) -> int:
-        """GPA of a page of its buffers as its device reaches it: the first goes out, the second comes in."""
+        """GPA of a buffer as its device reaches it."""
         if bounces:
-            return self.lent[0] + GPU_SHARED_BYTES + number * PAGE_BYTES
-        return self._private(_BUFFERS) + number * PAGE_BYTES
+            return self.lent[0] + GPU_SHARED_BYTES + _FIRST_PAGES[self.turned][number] * PAGE_BYTES
+        return self._inner(number)
+
+    @property
+    def _lent_at(self) -> int:
+        """GPA of all its buffers as its device reaches them."""
+        return self.lent[0] + GPU_SHARED_BYTES if self.bounces else self._private(_BUFFERS)
+
+    def _inner(self, number: int) -> int:
+        """GPA of a buffer in private memory."""
+        return self._private(_BUFFERS + _FIRST_PAGES[self.turned][number])
 
     # Where things are.
 
@@ -242,7 +259,7 @@ class Depositor:
             yield from _done(Write(self._private(_REPORT), kept))
         size = yield from self._gpu.start()
         at = yield from self._area.map_from_device(self._private(_BUFFERS), _BUFFER_PAGES * PAGE_BYTES)
-        assert at == self.buffer(0, bounces=self.bounces)
+        assert at == self._lent_at
         yield from _done(Write(self._private(_SIZE), size.to_bytes(8, "little")))
         registers.rip = ROUND_RIP
         return None
@@ -260,11 +277,14 @@ class Depositor:
         return REST
 
     def _detach(self, registers: Registers) -> Block:
+        if self.ways.farewell:
+            at = self.buffer(LARGE, bounces=self.bounces)
+            yield from self._gpu.leave(GpuCommand(GpuOpcode.COPY_OUT, 0, _ON_DEVICE, at, LARGE_BYTES))
         yield from self._gpu.stop()
-        yield from self._area.unmap(self.buffer(0, bounces=self.bounces), _BUFFER_PAGES * PAGE_BYTES)
+        yield from self._area.unmap(self._lent_at, _BUFFER_PAGES * PAGE_BYTES)
         if self.trusts:
             yield from self._tdi().detach((yield from self._kept_report()))
-        registers.r12, registers.rip = 0, ATTACH_RIP
+        registers.r11, registers.r12, registers.rip = registers.r11 + 1, 0, ATTACH_RIP
         return REST
 
     def _kept_report(self) -> Steps[InterfaceReport]:
@@ -284,17 +304,17 @@ class Depositor:
 
     def _arrived(self, number: int) -> Steps[bytes]:
         """The deposit as it came to lie in the buffer for what comes."""
-        inbox = self._private(_BUFFERS) + PAGE_BYTES
-        yield from self._area.copy_from_device(self.buffer(1, bounces=self.bounces), inbox, BUFFER_BYTES)
+        inbox = self._inner(IN)
+        yield from self._area.copy_from_device(self.buffer(IN, bounces=self.bounces), inbox, BUFFER_BYTES)
         found = yield from self._read(inbox + DEPOSIT_AT, _SLOT_BYTES)
         return self._opened(found, f"deposit {number % KEPT_ROUNDS}")
 
     def _bring(self, number: int) -> Steps[None]:
-        out = self._private(_BUFFERS)
+        out = self._inner(OUT)
         parts = (self.secret, "secret"), (self.deposit(number), f"deposit {number % KEPT_ROUNDS}")
         data = b"".join([self._sealed(*part).ljust(_SLOT_BYTES, b"\0") for part in parts]) + bytes(_SLOT_BYTES)
         yield from _done(Write(out, data))
-        yield from self._area.copy_to_device(out, self.buffer(0, bounces=self.bounces), BUFFER_BYTES)
+        yield from self._area.copy_to_device(out, self.buffer(OUT, bounces=self.bounces), BUFFER_BYTES)
         yield from self._copy(GpuOpcode.COPY_IN, SECRET_ON_DEVICE, SECRET_AT, _SLOT_BYTES)
         if self.ways.wipes:
             yield from self._copy(GpuOpcode.COPY_IN, SECRET_ON_DEVICE, NOTHING_AT, _SLOT_BYTES)
@@ -313,8 +333,8 @@ class Depositor:
         yield from self._window.store(MEMORY_BAR, *stores)
         for place, at in enumerate(WORDS_ON_DEVICE):
             yield from self._copy(GpuOpcode.COPY_OUT, at, _WORDS_AT + place * _WORD_BYTES, _WORD_BYTES)
-        inbox = self._private(_BUFFERS) + PAGE_BYTES
-        yield from self._area.copy_from_device(self.buffer(1, bounces=self.bounces), inbox, BUFFER_BYTES)
+        inbox = self._inner(IN)
+        yield from self._area.copy_from_device(self.buffer(IN, bounces=self.bounces), inbox, BUFFER_BYTES)
         found = yield from self._read(inbox + _WORDS_AT, 2 * _WORD_BYTES)
         seen = yield from self._words_in_window()
         yield from _done(Write(self._note_gpa(number) + _PLACES[2], found + seen))
@@ -331,18 +351,18 @@ class Depositor:
 
     def _poll_for_all(self, number: int) -> Steps[None]:
         """Have all of the device's memory sent, and note the deposit in it."""
-        at = self.buffer(_LARGE, bounces=self.bounces)
+        at = self.buffer(LARGE, bounces=self.bounces)
         yield from self._gpu.run_polled(GpuCommand(GpuOpcode.COPY_OUT, 0, _ON_DEVICE, at, LARGE_BYTES))
-        large = self._private(_BUFFERS + _LARGE)
+        large = self._inner(LARGE)
         yield from self._area.copy_from_device(at, large, CONTENT_BYTES)
         found = yield from self._read(large, CONTENT_BYTES)
         yield from _done(Write(self._note_gpa(number) + _PLACES[3], found))
 
     def _copy(self, opcode: GpuOpcode, on_device: int, in_buffer: int, length: int) -> Steps[None]:
         if opcode is GpuOpcode.COPY_IN:
-            source, destination = self.buffer(0, bounces=self.bounces) + in_buffer, on_device
+            source, destination = self.buffer(OUT, bounces=self.bounces) + in_buffer, on_device
         else:
-            source, destination = on_device, self.buffer(1, bounces=self.bounces) + in_buffer
+            source, destination = on_device, self.buffer(IN, bounces=self.bounces) + in_buffer
         yield from self._gpu.run(GpuCommand(opcode, 0, source, destination, length))
 
     def _read(self, gpa: int, length: int) -> Steps[bytes]:
@@ -389,8 +409,17 @@ def _done(*batch: Write) -> Generator[tuple[Write, ...], tuple[object, ...], Non
         raise BounceFault(answers[0])  # type: ignore[arg-type]
 
 
-def _ending(step: Callable[[Registers], Block]) -> Callable[[Registers], Block]:
-    return lambda registers: with_devices(_judging(step(registers)))
+_Step = Callable[[Depositor, Registers], Block]
+_STEPS: Mapping[int, _Step] = {
+    OPEN_RIP: Depositor._open,  # noqa: SLF001 - of this file
+    ATTACH_RIP: Depositor._attach,  # noqa: SLF001
+    ROUND_RIP: Depositor._round,  # noqa: SLF001
+    DETACH_RIP: Depositor._detach,  # noqa: SLF001
+}
+
+
+def _ending(program: Depositor, step: _Step) -> Callable[[Registers], Block]:
+    return lambda registers: with_devices(_judging(step(program.at(registers.r11), registers)))
 
 
 def _judging(block: Block) -> Block:

@@ -1,4 +1,4 @@
-"""Somebody on the link between a root port and the victim's device (rows 76, 77, 86 and 87).
+"""Somebody on the link between a root port and the victim's device (rows 76, 77 and 86 to 88).
 
 What the device sends back of the deposit is altered, dropped, or followed by that of an earlier round.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from psp.system_bus import PAGE_BYTES
 from tio.ide.link import Tap
 from workloads.attacks.depositor import DEPOSIT_AT, LARGE_BYTES
-from workloads.attacks.link_taps import Alter, AnswerLater, Drop, Overtake, Repeat, Wanted, listen, written_to
+from workloads.attacks.link_taps import Alter, AnswerLater, Delay, Drop, Overtake, Repeat, Wanted, listen, written_to
 from workloads.attacks.slot_operations import LinkLeave, LinkTap
 from workloads.attacks.target import LET_IT_RUN, Attack, Target
 
@@ -65,3 +65,16 @@ def redirect(target: Target) -> Attack:
     yield (LinkTap(device.port, AnswerLater(), tells=False),)
     yield LET_IT_RUN
     yield (LinkLeave(device.port),)
+
+
+def outlast(target: Target) -> Attack:
+    """Row 88: what the device sent while the victim had it is held until it is given away again, and comes then."""
+    device = target.device
+    delay = Delay(written_to(device.inbox.gpa + PAGE_BYTES, LARGE_BYTES))
+    yield LET_IT_RUN
+    yield LET_IT_RUN
+    yield (LinkTap(device.port, delay, tells=False),)
+    yield LET_IT_RUN
+    delay.due = True
+    yield LET_IT_RUN
+    yield LET_IT_RUN

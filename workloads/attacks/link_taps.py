@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from tio.ide import Packet, Tlp, TlpError, TlpKind
+from tio.ide import IdeTlp, Packet, Tlp, TlpError, TlpKind
 from tio.ide.link import Way
+from tio.ide.prefix import parse_prefix
 
 Wanted = Callable[[Way, Tlp], bool]
 _FLIPPED = 0xA5
@@ -132,3 +133,32 @@ class Overtake:
             return (packet,)
         held, self._held = self._held, []
         return (*held, packet)
+
+
+class Delay:
+    """From the first wanted write on, holds what the device posts, until it is ``due`` and the device posts more.
+
+    Under other keys nobody would take it any more, and it would tell of itself: the prefix says under which set a
+    packet is sealed, so that what is of another set is thrown away.
+    """
+
+    def __init__(self, wanted: Wanted) -> None:
+        self.due = False
+        self._wanted = wanted
+        self._held: list[Packet] = []
+
+    def __call__(self, way: Way, packet: Packet) -> Iterable[Packet]:
+        """What goes on in a packet's place."""
+        kind = kind_of(packet)
+        if way is not Way.UP or kind not in _POSTED or not (self._held or self._wanted(way, as_tlp(packet))):
+            return (packet,)
+        if self.due and kind is TlpKind.MEMORY_WRITE:
+            held, self._held = self._held, []
+            return (*[one for one in held if _key_set(one) == _key_set(packet)], packet)
+        self._held.append(packet)
+        return ()
+
+
+def _key_set(packet: Packet) -> int | None:
+    """Under which keys a packet is sealed; None in the clear."""
+    return parse_prefix(packet.prefix).key_set if isinstance(packet, IdeTlp) else None

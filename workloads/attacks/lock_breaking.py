@@ -11,10 +11,7 @@ from collections.abc import Generator
 from node.operations import Answer, ConfigRead, ConfigWrite, HostWrite, MmioRead, MmioWrite
 from node.pci_driver import Function, enable, reset
 from node.tio_carrier import TioRefused
-from psp.commands import SnpCommand
 from psp.system_bus import PAGE_BYTES
-from psp.tsm import tio_buffers as tio
-from psp.tsm.scatter_address import data_page
 from tio.gpu import MEMORY_BAR, REGISTER_BAR, GpuRegister
 from workloads.attacks.target import LET_IT_RUN, WRITE_BACK, Attack, AttackBatch, Target
 from workloads.attacks.write_memory import JUNK
@@ -33,37 +30,31 @@ def move_bar(target: Target) -> Attack:
     size = next(length for bar, _, length in function.bars if bar == MEMORY_BAR)
     elsewhere = function.port.base + function.port.length - size
     yield LET_IT_RUN
-    yield tuple(_placed(function, elsewhere))
+    yield tuple(placed(function, elsewhere))
     yield tuple(
         MmioWrite(elsewhere + at, int.from_bytes(JUNK[at : at + 8], "little")) for at in range(0, _DEPOSIT_BYTES, 8)
     )
-    yield tuple(_placed(function, memory))
+    yield tuple(placed(function, memory))
     yield LET_IT_RUN
 
 
 def stop_interface(target: Target) -> Attack:
-    """Row 80a: the interface is stopped, by force."""
+    """Row 80a: the interface is stopped, by order of the firmware, which the hypervisor may give."""
     device = target.device
     yield LET_IT_RUN
-    carrier = device.given.card.carrier
-    if carrier is not None and device.given.context:
-        order = tio.TdiOrder(
-            flags=tio.FORCE, device=data_page(device.given.card.context), tdi=data_page(device.given.context),
-            gctx=device.gctx,
-        )  # fmt: skip
-        try:
-            yield from carrier.call(SnpCommand.TIO_TDI_UNBIND, order)
-        except TioRefused:
-            return
+    try:
+        yield from device.tio.unbind(device.given, device.gctx)
+    except TioRefused:
+        return
     yield LET_IT_RUN
 
 
 def function_reset(target: Target) -> Attack:
     """Row 80b: the function is reset, and set up again."""
     yield LET_IT_RUN
-    before = yield from _registers(target)
+    before = yield from registers(target)
     yield from reset(target.device.function)
-    yield from _set_up(target, before)
+    yield from set_up(target, before)
     yield LET_IT_RUN
 
 
@@ -71,21 +62,22 @@ def bus_reset(target: Target) -> Attack:
     """Row 80c: everything behind the port is reset, and set up again."""
     function = target.device.function
     yield LET_IT_RUN
-    before = yield from _registers(target)
+    before = yield from registers(target)
     (control,) = yield (ConfigRead(function.port.requester, _BRIDGE_CONTROL, 2),)
     assert isinstance(control, int)
     yield (ConfigWrite(function.port.requester, _BRIDGE_CONTROL, control | _BUS_RESET, 2),)
-    yield tuple(one for bar, spa, _ in function.bars for one in _placed(function, spa, bar))
-    yield from _set_up(target, before)
+    yield tuple(one for bar, spa, _ in function.bars for one in placed(function, spa, bar))
+    yield from set_up(target, before)
     yield LET_IT_RUN
 
 
-def _placed(function: Function, spa: int, bar: int = MEMORY_BAR) -> list[ConfigWrite]:
+def placed(function: Function, spa: int, bar: int = MEMORY_BAR) -> list[ConfigWrite]:
+    """Stores that place a BAR."""
     at = _BAR_AT + 4 * bar
     return [ConfigWrite(function.requester, at + part, spa >> 8 * part & 0xFFFF_FFFF) for part in (0, 4)]
 
 
-def _registers(target: Target) -> _Registers:
+def registers(target: Target) -> _Registers:
     """Ring, fence and head of the victim's driver; ones where nobody but it reads them."""
     base, found = target.device.bar(REGISTER_BAR), {}
     for register, length in ((GpuRegister.RING_BASE, 8), (GpuRegister.FENCE_BASE, 8), (GpuRegister.HEAD, 4)):
@@ -94,7 +86,7 @@ def _registers(target: Target) -> _Registers:
     return found
 
 
-def _set_up(target: Target, before: dict[GpuRegister, int]) -> Attack:
+def set_up(target: Target, before: dict[GpuRegister, int]) -> Attack:
     """Bring the device to where it was in the driver's ring: it runs as many commands of no kind in a ring of zeros."""
     device = target.device
     base, quiet = device.bar(REGISTER_BAR), device.idle

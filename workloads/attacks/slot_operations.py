@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from node.card_slot import CardSlot
 from tio.ide.link import Tap, Way
 
 
@@ -51,4 +52,21 @@ class CardRecall:
     port: int
 
 
-SlotOperation = LinkTap | LinkLeave | LinkPacket | CardConfide | CardRecall
+@dataclass(frozen=True, slots=True)
+class CardRead:
+    """Have such a card load from its host's memory. Answer: bytes, or None where it gets nothing."""
+
+    port: int
+    address: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class CardSwap:
+    """Pull the card in a slot, and put another one there. Answer: None."""
+
+    port: int
+    other: CardSlot
+
+
+SlotOperation = LinkTap | LinkLeave | LinkPacket | CardConfide | CardRecall | CardRead | CardSwap

@@ -105,6 +105,7 @@ SWITCHES = {
     "guest_rechecks_digest=on": {"ways": DepositorWays(rechecks=1)},
     "ide_reorder_check=on": {"platform": Platform(ide_reorder_check=True)},
     "ide_tag_fence=on": {"platform": Platform(ide_tag_fence=True)},
+    "ide_rekey_flush=on": {"platform": Platform(ide_rekey_flush=True)},
     "tdi_scrub=on": {"device_scrubs": True},
     "tweak_mode=xex_random": {"ciphers": (CipherMode.AES_128_XEX,)},
 }

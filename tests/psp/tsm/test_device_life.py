@@ -241,4 +241,4 @@ class DeviceLife(RuleBasedStateMachine):
 
 
 TestDeviceLife = DeviceLife.TestCase
-TestDeviceLife.settings = settings(max_examples=10, stateful_step_count=30, deadline=None)
+TestDeviceLife.settings = settings(max_examples=7, stateful_step_count=30, deadline=None)

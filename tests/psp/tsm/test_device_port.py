@@ -36,7 +36,7 @@ def test_streams_are_where_the_capability_says(registers: tuple[int, ...], expec
     assert stream_ids(registers) == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, (1 << 32) - 1), max_size=24))
 def test_any_words_name_some_streams(words: list[int]) -> None:
     assert stream_ids(tuple(words)) <= set(range(256))

@@ -167,7 +167,7 @@ def test_a_list_of_pages_ends_has_no_lists_in_it_and_names_each_page_once(bench:
     assert refused(bench, CERTIFICATES, order) == expected
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(0, (1 << 64) - 1), max_size=8), st.integers(0, (1 << 64) - 1))
 def test_any_words_in_a_list_and_any_address_get_a_status(words: list[int], address: int) -> None:
     bench = shared()

@@ -23,7 +23,7 @@ def fresh() -> Bench:
     return _BENCH[0]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     st.sampled_from(sorted(ORDERS)),
     st.lists(st.tuples(st.integers(8, 79), st.binary(min_size=1, max_size=8)), max_size=3),

@@ -214,7 +214,7 @@ def test_a_guest_with_devices_does_not_leave_by_exporting_itself() -> None:
         assert bench.unbind() == (Status.SUCCESS if expected else Status.INVALID_TDI_STATE)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.sampled_from([19, 21, 23, 25]), st.data())
 def test_any_payload_of_a_guest_gets_an_answer_or_a_status(kind: int, data: st.DataObject) -> None:
     size = {19: 16, 21: 48, 23: 16, 25: 80}[kind]

@@ -1,0 +1,50 @@
+"""With one mechanism of the device path switched off, exactly the rows open that it alone closes.
+
+What is expected to flip is reasoned from what each mechanism checks, not from runs. Rows are those whose attacks come
+its way at all; what the checks of a link do for row 76, way by way, is in ``test_link_rows``, what the secure device
+table does beside the rows in ``test_unasked_devices``.
+"""
+
+import pytest
+
+from cluster.laboratory.owner_habits import OwnerHabits
+from cluster.laboratory.protection import Column
+from cluster.laboratory.rows import verdicts
+from cluster.laboratory.scene import Setting
+from node.platform import Platform, Protection
+
+HELD = {"70a": "blocked", "70b": "blocked", "72": "detected", "76": "detected", "77": "blocked", "78": "detected",
+        "79": "detected", "80a": "detected", "83": "blocked", "85": "detected"}  # fmt: skip
+"""What they come to with everything at work."""
+LINK, DEVICE, MEMORY = ("70a", "77", "83"), ("72", "78", "79", "85"), ("70a", "70b", "80a")
+
+
+def without(protection):
+    return {"platform": Platform(disabled=frozenset({protection}))}
+
+
+CASES = {
+    # Everything that crosses the link lies open; what the root complex does behind it stays.
+    "ide": (without(Protection.IDE), LINK, {"77": {"leaked"}}),
+    # Who only listens learns nothing by a MAC that nobody compares, nor by numbers that nobody counts.
+    "mac": (without(Protection.IDE_MAC), LINK, {}),
+    "number": (without(Protection.IDE_PACKET_NUMBER), LINK, {}),
+    # The host's own loads and stores do not pass it; a device that is stopped does nothing trusted any more.
+    "entry": (without(Protection.SECURE_DEVICE_ENTRY), MEMORY, {}),
+    # It is the only thing between the host and a buffer in private memory; what it loads there stays ciphertext.
+    "write": (without(Protection.RMP_WRITE_CHECK), MEMORY, {"70b": {"corrupted"}}),
+    # Who looks at no certificate and no measurement takes any device, changed or not; registers are proved by firmware.
+    "device": (
+        {"owner": OwnerHabits(device=False)}, DEVICE, {"72": {"leaked"}, "78": {"corrupted"}, "85": {"leaked"}}
+    ),
+    # A proper measurement of before says nothing of now. Of a stranger there is none.
+    "nonce": ({"owner": OwnerHabits(nonce=False)}, DEVICE, {"85": {"leaked"}}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_exactly_what_a_mechanism_stops_comes_to_pass_without_it(case):
+    changed, rows, flips = CASES[case]
+    setting = Setting(Column.SEV_TIO, "Turin", **changed)
+    found = {row: {one.outcome.value for one in verdicts(row, setting)} for row in rows}
+    assert found == {row: flips.get(row, {HELD[row]}) for row in rows}

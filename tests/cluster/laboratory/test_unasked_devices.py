@@ -1,0 +1,85 @@
+"""What trusted I/O must stop beside the rows of the matrix: the list at the head of the sheet on SEV-TIO."""
+
+import pytest
+
+from cluster.laboratory.protection import Column
+from cluster.laboratory.scene import OTHER_CARD, OWN_CARD, Setting, act_out
+from cluster.oracle.transcript import Entry
+from cluster.oracle.verdict import Outcome, judge
+from node.operations import CardUpdate, PspAnswer
+from node.platform import Platform, Protection
+from psp.status import Status
+from workloads.attacks import unasked_device
+from workloads.attacks.depositor import DepositorWays
+from workloads.attacks.slot_operations import CardRead
+
+LETS_GO = DepositorWays(detaches=1)
+STAYS = DepositorWays()
+
+
+def played(attack, ways, column=Column.SEV_TIO, platform=Platform()):  # noqa: B008 - frozen
+    setting = Setting(column, "Turin", platform, victim="depositor", cards=(OWN_CARD, OTHER_CARD), ways=ways)
+    ledger, transcript = act_out(setting, attack)
+    return judge(ledger, transcript), transcript
+
+
+def asked_by_cards(transcript):
+    return [one.answer for one in transcript.entries if isinstance(one, Entry) and type(one.operation) is CardRead]
+
+
+@pytest.mark.parametrize(
+    ("attack", "ways", "outcome"),
+    [
+        (unasked_device.start_without_consent, LETS_GO, Outcome.DETECTED),
+        (unasked_device.reach_after_unbind, LETS_GO, Outcome.DETECTED),
+        (unasked_device.read_trusted_memory, DepositorWays(wipes=0), Outcome.BLOCKED),
+        (unasked_device.clear_command, STAYS, Outcome.DETECTED),
+        (unasked_device.withhold_memory, STAYS, Outcome.DETECTED),
+        (unasked_device.downgrade_before_run, STAYS, Outcome.DETECTED),
+        (unasked_device.swap, STAYS, Outcome.DETECTED),
+    ],
+    ids=lambda one: getattr(one, "__name__", ""),
+)
+def test_a_guest_with_a_trusted_device_loses_nothing(attack, ways, outcome):
+    # Where it goes on to take its device again, it finds it changed.
+    verdict, transcript = played(attack, ways)
+    assert verdict.outcome is outcome, verdict
+    assert set(asked_by_cards(transcript)) <= {None}
+
+
+@pytest.mark.parametrize(
+    ("attack", "ways"),
+    [
+        (unasked_device.reach_after_unbind, LETS_GO),
+        (unasked_device.read_trusted_memory, DepositorWays(wipes=0)),
+        (unasked_device.swap, STAYS),
+    ],
+    ids=lambda one: getattr(one, "__name__", ""),
+)
+def test_a_guest_that_has_none_loses_its_secret_to_the_same(attack, ways):
+    verdict, _ = played(attack, ways, Column.PLAIN)
+    assert verdict.outcome is Outcome.LEAKED, verdict
+
+
+def test_only_the_guests_own_entry_keeps_a_device_from_its_memory_that_was_started_without_it():
+    knocked_out = Platform(disabled=frozenset({Protection.SECURE_DEVICE_ENTRY}))
+    verdict, _ = played(unasked_device.start_without_consent, LETS_GO, platform=knocked_out)
+    assert verdict.outcome is Outcome.LEAKED, verdict
+    # What the device is not trusted with, the entry does not keep from it.
+    verdict, _ = played(unasked_device.reach_after_unbind, LETS_GO, platform=knocked_out)
+    assert verdict.outcome is Outcome.DETECTED, verdict
+
+
+def test_a_device_that_was_changed_between_lock_and_start_does_not_start():
+    _, transcript = played(unasked_device.downgrade_before_run, STAYS)
+    seen = [one for one in transcript.entries if isinstance(one, Entry)]
+    changed = next(at for at, one in enumerate(seen) if isinstance(one.operation, CardUpdate))
+    told = [one.answer.status for one in seen[changed:] if isinstance(one.answer, PspAnswer)]
+    # The first that is asked afterwards is the device, with the nonce of the lock.
+    assert told[:2] == [Status.SPDM_REQUEST, Status.SPDM_ERROR]
+
+
+def test_what_a_crooked_card_asks_for_is_asked():
+    _, transcript = played(unasked_device.reach_after_unbind, LETS_GO, Column.PLAIN)
+    (found,) = asked_by_cards(transcript)
+    assert isinstance(found, bytes)

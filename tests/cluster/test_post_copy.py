@@ -1,0 +1,116 @@
+"""Post-copy: a VM runs at its target at once, waits for what it touches, and lives by both hosts until all is over."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from test_live_migration import FIRMWARE, IDLE, QUICK, group, move, outcomes, play, scenario, vm_row
+
+from cluster.bench.faults import small_firmware
+from cluster.precopy import Precopy, PrecopySettings, RoundCap
+from node.dirty_rates import Pool
+from workloads.trace_player import pack_runs
+
+GIB, S = 1 << 30, 10**9
+LINK = {"link": "1 Gb/s"}
+POST = {"mode": "post-copy"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    FIRMWARE[0] = str(small_firmware(tmp_path_factory.mktemp("firmware")))
+    yield
+    FIRMWARE[0] = "auto"
+
+
+def writer(rate: int, size: int) -> dict[str, Any]:
+    """A guest that writes a set all over at a rate."""
+    parameters = {"fragments": pack_runs([(60_000, 100)]), "step_ms": 60_000, "working_set_bytes": 4096,
+                  "touches_per_step": 1, "written_set_bytes": size, "written_bytes_per_s": rate}  # fmt: skip
+    return {"vcpus": 1, "workload": "trace-player", "parameters": parameters}
+
+
+def moved(vm: dict[str, Any], migration: dict[str, Any], **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    _, rows = play(scenario(vms=[group("vm", **vm)], migrations=[move()], migration=migration, fabric=LINK, **changes))
+    (row,) = rows["migrations"]
+    return row, vm_row(rows)
+
+
+def test_a_vm_stands_still_for_the_fixed_parts_alone_however_fast_it_writes() -> None:
+    row, there = moved(writer(400_000_000, 256 << 20), POST)
+    assert (row["outcome"], there["host"], there["state"], there["faults"]) == ("completed", "host-2", "running", 0)
+    assert 22e6 < row["downtime_ns"] < 27e6
+    assert (row["rounds"], row["post_copy_bytes"]) == (1, GIB + 4096)
+    # All of its memory goes over once, and no byte twice.
+    assert row["post_copy_ns"] == pytest.approx(GIB / 125e6 * S, rel=0.01)
+    assert row["bytes"] - row["final_bytes"] == row["post_copy_bytes"]
+
+
+def test_what_it_waits_for_follows_from_how_it_touches_its_memory_and_is_over_when_all_is_there() -> None:
+    row, slow = moved(writer(400_000_000, 256 << 20), POST, duration="40 s")
+    _, free = moved(writer(400_000_000, 256 << 20), {"max_rounds": 1}, duration="40 s")
+    took_s, lost_s = row["post_copy_ns"] / S, row["post_copy_faults"] * 200e-6
+    # In the time in which it does not wait it touches as many pages as it waits for in the other.
+    x = 326e6 * (took_s - lost_s) / (256 << 20)
+    touched = 1 - (1 - math.exp(-x)) / x
+    assert row["post_copy_faults"] == pytest.approx((256 << 20) / 4096 * touched, rel=0.05)
+    assert 0.5 < lost_s / took_s < 0.95
+    assert slow["instructions"] == pytest.approx(free["instructions"] * (1 - lost_s / 40), rel=0.02)
+
+
+def test_pages_that_nobody_touches_cost_nobody_anything() -> None:
+    assert moved(IDLE, POST)[0]["post_copy_faults"] <= 2  # One each of its vCPUs.
+
+
+def test_faults_by_the_formula_are_those_of_a_sum_over_small_steps() -> None:
+    settings = PrecopySettings(300_000_000, 30, RoundCap.ABORT, 0.0, 0.0)
+    one = Precopy(4 * GIB, [Pool(GIB, 0.3 * GIB), Pool(GIB // 4, 8 * GIB)], settings, 0)
+    took_s, steps, expected = 7.0, 20_000, 0.0
+    for pool in (Pool(GIB, 0.3 * GIB), Pool(GIB // 4, 8 * GIB)):
+        density = pool.write_bytes_per_s / pool.working_set_bytes
+        for step in range(steps):
+            t = (step + 0.5) * took_s / steps
+            first = density * math.exp(-density * t) * (pool.working_set_bytes / 4096) * took_s / steps
+            expected += first * (1 - t / took_s) * 0.5
+    assert one.faults_while(2 * GIB, int(took_s * S)) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "switch", [{"max_rounds": 3, "at_round_cap": "post-copy"}, {"timeout_per_gib": "11 s", "at_timeout": "post-copy"}]
+)
+def test_a_pre_copy_that_does_not_converge_goes_over_to_post_copy(switch: dict[str, Any]) -> None:
+    row, there = moved(writer(400_000_000, 256 << 20), switch)
+    assert (row["outcome"], there["host"], there["faults"]) == ("completed", "host-2", 0)
+    assert row["rounds"] >= 2
+    assert row["downtime_ns"] < 27e6
+    assert 0 < row["post_copy_bytes"] < 520 << 20
+
+
+def test_a_sev_guest_is_copied_before_for_its_pages_come_in_firmware_s_order() -> None:
+    row, _ = moved({**IDLE, "generation": "SEV", "memory": "64 MiB"}, POST, costs=QUICK)
+    assert (row["outcome"], row["post_copy_bytes"], row["rounds"]) == ("completed", 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("crash", "host", "outcome", "state"),
+    [
+        ("5 s", "host-1", "lost", "ended"),
+        ("5 s", "host-2", "lost", "ended"),
+        ("12 s", "host-1", "completed", "running"),
+    ],
+)
+def test_a_vm_without_all_of_its_memory_lives_by_both_hosts(crash: str, host: str, outcome: str, state: str) -> None:
+    fault = {"kind": "host-crash", "host": host, "at": crash}
+    row, there = moved(writer(100_000_000, 64 << 20), POST, faults=[fault])
+    assert row["outcome"] == outcome
+    assert (there["host"], there["state"]) == ("host-2", state)
+
+
+def test_where_the_run_ends_before_all_is_there_the_vm_is_at_its_target_once() -> None:
+    _, rows = play(
+        scenario(vms=[group("vm", **writer(100_000_000, 64 << 20))], migrations=[move()], migration=POST, fabric=LINK,
+                 duration="4 s")
+    )  # fmt: skip
+    assert outcomes(rows) == [("unfinished", None)]
+    assert (vm_row(rows)["host"], vm_row(rows)["state"]) == ("host-2", "running")
