@@ -45,6 +45,8 @@ class KernelTable(ScenarioPart):
     checks_answers: Switch = True
     """Take for an answer of the security processor only the one to the request."""
 
+    encrypts_disk: Switch = False
+    """Encrypt every block of the disk, so that the host sees ciphertext; programs use the disk as before."""
     boot: Literal["none", "ovmf", "direct"] = "none"
     """What passes before it runs: nothing; OVMF and a distribution's kernel; or a verifier and a small kernel."""
 

@@ -140,7 +140,7 @@ class Hypervisor:
             if spec.devices:
                 c_bit = 1 << self.product.c_bit if record.c_bit else 0
                 record.functions = yield from self.tio.give(
-                    spec.name, spec.devices, record.shown_to_devices(), c_bit, record.tables
+                    spec.name, spec.devices, record.shown_to_devices(), c_bit, record.tables, record.asid
                 )
             yield from self._checked([op.VmRun(spec.name, 0)])
         except LaunchRefused:

@@ -98,6 +98,8 @@ class KernelSettings:
     handles_vc: bool = True
     """Take #VC of programs. Off: the program has a handler and a GHCB of its own, and meets #VC as an answer."""
 
+    encrypts_disk: bool = False
+    """Encrypt every block of the disk (dm-crypt), so that its host sees ciphertext."""
     boot: BootPath = BootPath.NONE
     """What passes before it runs."""
 

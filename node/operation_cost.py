@@ -23,6 +23,7 @@ PSC_ENTRIES = 253
 """Entries of one page state change request (GHCB specification, section 4.1.6)."""
 
 _KIB = 1024
+_MOST_TIMES = 1 << 20
 _CONFIG_WORD_BYTES = 4
 
 
@@ -31,6 +32,7 @@ class GuestOperationCost:
 
     def __init__(self, generation: Generation, costs: Mapping[str, float], kind: HostKind) -> None:
         own = GenerationCost.of(generation, costs, kind)
+        self._costs = costs
         self._plain_byte_ns = 1e9 / costs["dram.copy_bytes_per_s"]
         self._private_ns = own.encryption_ns, self._plain_byte_ns * (1.0 / own.bandwidth_share - 1.0)
         self._shared_ns = own.shared_encryption_ns, self._plain_byte_ns * (1.0 / own.shared_bandwidth_share - 1.0)
@@ -76,7 +78,7 @@ class GuestOperationCost:
             op.Clflush: lambda one: ((Mechanism.OPERATIONS, _lines(one.length) * costs["cache.clflush_ns"]),),
             op.BlockRead: self._block,
             op.BlockWrite: self._block,
-            op.GuestWork: lambda one: ((_work(one), costs[one.cost] if one.cost in GUEST_WORK else 0.0),),
+            op.GuestWork: self._work,
         }
 
     def price(self, batch: tuple[op.GuestOperation, ...], latency_ns: float, lost_ns: dict[Mechanism, float]) -> int:
@@ -121,6 +123,17 @@ class GuestOperationCost:
         access_ns = sum([access for access, _ in ends], 0.0)
         byte_ns = self._plain_byte_ns + max([byte for _, byte in ends])
         return 2 * latency_ns + access_ns + size * byte_ns
+
+    def _work(self, one: op.GuestWork) -> tuple[tuple[Mechanism, float], ...]:
+        if one.cost not in GUEST_WORK:
+            return ()
+        times = min(max(0, one.times), _MOST_TIMES)
+        own = (Mechanism.BOOT if one.cost in BOOT_WORK else Mechanism.OPERATIONS, times * self._costs[one.cost])
+        if one.cost != "disk.crypt_request_ns":
+            return (own,)
+        # Encryption has a thread of its own, which is woken for each request and wakes the one that waits.
+        exits = times * self._costs["disk.crypt_exits_per_request"]
+        return own, (Mechanism.VMGEXIT, exits * self._vmgexit_extra_ns)
 
     def _pvalidate(self, one: op.PValidate) -> tuple[tuple[Mechanism, float], ...]:
         pages = max(0, one.length) // (LARGE_PAGE_BYTES if one.large else PAGE_BYTES)
@@ -252,10 +265,6 @@ class HostOperationCost:
             return 0.0
         priced = self._psp_table.get(one.command)
         return priced(one.buffer) if priced else self._costs["psp.command_ns"]
-
-
-def _work(one: op.GuestWork) -> Mechanism:
-    return Mechanism.BOOT if one.cost in BOOT_WORK else Mechanism.OPERATIONS
 
 
 _WORK = (op.HostWork, op.Wbinvd)

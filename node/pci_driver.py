@@ -90,6 +90,12 @@ def _make_virtual(physical: Function, at: int, free: int) -> Generator[Batch, An
     ])  # fmt: skip
 
 
+def is_there(function: Function) -> Generator[Batch, Answers, bool]:
+    """Whether a card still answers as it did when it was found."""
+    (ids,) = yield (op.ConfigRead(function.port.card, Register.VENDOR_ID),)
+    return isinstance(ids, int) and ids & 0xFFFF == function.vendor_id
+
+
 def enable(function: Function, *, on: bool) -> Task:
     """Let a function answer at its BARs and reach memory; or neither."""
     value = Command.MEMORY_SPACE | Command.BUS_MASTER if on else Command(0)

@@ -8,7 +8,7 @@ go on after they are rebuilt from their specification.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from node.message_place import MessagePlace
@@ -133,6 +133,8 @@ class Placement:
     bounces: bool = True
     messages: MessagePlace | None = None
     """How the vCPU reaches the security processor, in an SNP guest whose image has a secrets page."""
+    disk_key: bytes = field(default=b"", repr=False)
+    """With which the kernel encrypts the disk; empty where it does not."""
     devices: tuple[CardKind, ...] = ()
     """Cards that were given to the VM, if this is its first vCPU, which drives them."""
     trusts_devices: bool = False

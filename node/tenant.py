@@ -8,10 +8,11 @@ process or in one of its own, and nothing else of it can be seen from outside.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from node.counter_random import CounterRandom
+from node.disk_encryption import disk_key
 from node.generation import CAPABILITIES, Generation
 from node.guest_kernel import CANARY_BYTES, GuestKernel
 from node.guest_memory_map import GuestMemoryMap
@@ -188,6 +189,8 @@ class Tenant:
                 spec.name, vcpu, spec.seed, bounces=bounces, messages=messages, devices=spec.devices,
                 trusts_devices=CAPABILITIES[spec.generation].trusted_devices,
             )  # fmt: skip
+            if spec.kernel.encrypts_disk:
+                placement = replace(placement, disk_key=disk_key(spec.name, spec.seed))
             self.programs[vcpu] = self._factory(spec.program, placement)
 
     def _messages(self, vcpu: int) -> MessagePlace | None:

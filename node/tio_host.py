@@ -21,7 +21,7 @@ from node.hypervisor_port import Answers, Batch, LaunchRefused, Task
 from node.ide_driver import associate, enable_streams
 from node.iommu_driver import DEVICE_TABLE, DEVICE_TABLE_PAGES, IommuDriver
 from node.iommu_guest_table import LEVELS, GuestTable, Piece
-from node.pci_driver import Function, enable, find, reset
+from node.pci_driver import Function, enable, find, is_there, reset
 from node.port_window import PortWindow
 from node.tio_carrier import TioCarrier, TioRefused
 from node.tio_memory import TioMemory
@@ -41,6 +41,8 @@ _HYPERVISOR = RmpEntry()
 _TABLES_OF_BAR = 3
 """Nested tables above a BAR's pages, none of which another BAR needs share."""
 _NO_FLAGS = LockFlags(0)
+_FENCE_BYTES, _DMA_FENCE, _ERROR_FENCE = 8, 0b11, 1
+"""The status of a fence, and what it says of DMA (``spec/tio/iommu.md``, section 6)."""
 
 
 @dataclass(slots=True)
@@ -72,6 +74,7 @@ class Given:
     interface: Interface
     device: int
     table: GuestTable
+    asid: int = 0
     context: int = 0
     bound: bool = False
     ran: bool = False
@@ -138,9 +141,15 @@ class TioHost:
     # Giving and taking.
 
     def give(
-        self, vm: str, kinds: Sequence[CardKind], pieces: Sequence[Piece], c_bit: int, tables: list[tuple[int, int]]
+        self,
+        vm: str,
+        kinds: Sequence[CardKind],
+        pieces: Sequence[Piece],
+        c_bit: int,
+        tables: list[tuple[int, int]],
+        asid: int = 0,
     ) -> Generator[Batch, Answers, tuple[GuestFunction, ...]]:
-        """Give a VM a card of each of these kinds; what it is shown of them. ``pieces`` are its memory.
+        """Give a VM of this ASID a card of each of these kinds; what it is shown of them. ``pieces`` are its memory.
 
         Frames that its nested tables take are added to ``tables``, and stay with the VM. Raises LaunchRefused with
         nothing given.
@@ -151,6 +160,7 @@ class TioHost:
                 interface = yield from self._free(kind)
                 interface.given_to = vm, device
                 yield from self._show(vm, device, interface, pieces, c_bit, tables)
+                self._given[vm, device].asid = asid
                 function = interface.function
                 bars = tuple([(bar, size) for bar, _, size in function.bars])
                 what = function.vendor_id, function.device_id, function.class_code
@@ -269,7 +279,9 @@ class TioHost:
                     self._cards.append(card)
                     self._interfaces += [Interface(card, one) for one in found[1:] or found]
         for interface in self._interfaces:
-            if interface.function.class_code == CLASSES[kind] and interface.given_to is None:
+            if interface.function.class_code != CLASSES[kind] or interface.given_to is not None:
+                continue
+            if (yield from is_there(interface.function)):
                 return interface
         raise LaunchRefused(f"devices: no free {kind.value} on this host")
 
@@ -364,7 +376,22 @@ class TioHost:
             yield from self._command(SnpCommand.TIO_TDI_RECLAIM, named)
             yield from self._memory.reclaim((given.context,))
             given.context = 0
-        given.ran = False
+        ran, given.ran = given.ran, False
+        if ran and not any(one.ran for one in self._given.values() if one.asid == given.asid):
+            yield from self._clear_fence(given, gctx)
+
+    def _clear_fence(self, given: Given, gctx: int) -> Task:
+        """Whatever stopped a guest's I/O ends with the last of its devices: its next one begins afresh, as on Linux."""
+        named = data_page(given.card.context)
+        (page,) = yield from self._memory.lend((b"",))
+        asked = tio.FenceStatus(tio.FenceStatus.SIZE, device=named, asid=given.asid, address=page)
+        yield from self._command(SnpCommand.TIO_ASID_FENCE_STATUS, asked)
+        (said,) = yield (op.HostRead(page, _FENCE_BYTES),)
+        yield from self._memory.reclaim((page,))
+        assert isinstance(said, bytes)
+        if int.from_bytes(said, "little") & _DMA_FENCE == _ERROR_FENCE:
+            clear = tio.FenceClear(tio.FenceClear.SIZE, device=named, gctx=gctx)
+            yield from self._command(SnpCommand.TIO_ASID_FENCE_CLEAR, clear)
 
     def _binding(self, given: Given, gctx: int, *, run: bool) -> tio.TdiBind:
         return tio.TdiBind(

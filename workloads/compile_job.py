@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from node.guest_disk import GuestDisk
 from node.operations import BLOCK_BYTES, Compute, Read, Shutdown, Write
 from node.program import Block, Demand, Placement, ProgramSpec, Registers
-from node.swiotlb import BounceArea, BounceBuffersFull, BounceFault
+from node.swiotlb import BounceBuffersFull, BounceFault
 from workloads.block_outcome import FAULTED, WRONG_ANSWER, faulted, loaded
 from workloads.keyed_content import KeyedContent
 from workloads.parameters import MOST_INSTRUCTIONS, WorkloadParameterError, check_placement, parameters_from, whole
@@ -182,7 +182,7 @@ class CompileJob:
 
     @property
     def _disk(self) -> GuestDisk:
-        return GuestDisk(BounceArea.of(self.placement))
+        return GuestDisk.of(self.placement)
 
     @property
     def _buffer_gpa(self) -> int:

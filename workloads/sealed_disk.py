@@ -20,7 +20,6 @@ from node.guest_disk import GuestDisk
 from node.guest_messages import GuestMessages, MessageRefused, MessagesBusy
 from node.operations import BLOCK_BYTES, Answer, Compute, GuestOperation, Read, Shutdown, Sleep, Write
 from node.program import Block, Demand, Placement, ProgramSpec, Registers
-from node.swiotlb import BounceArea
 from psp.attestation_report import SIGNED_BYTES, AttestationReport
 from psp.guest_message import MessageType
 from psp.installed_firmware import tcb_at_most
@@ -198,7 +197,7 @@ class SealedDisk:
 
     @property
     def _disk(self) -> GuestDisk:
-        return GuestDisk(BounceArea.of(self._pool))
+        return GuestDisk.of(self._pool)
 
     @property
     def _disk_key(self) -> bytes:

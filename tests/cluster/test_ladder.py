@@ -9,6 +9,7 @@ from cluster.cli import main
 from cluster.ladder import Rung, climb, on_product, rungs_of
 from cluster.ladder_report import print_ladder, print_ladder_as_json
 from cluster.scenario import ScenarioError
+from node.firmware_image import laboratory_image
 from node.generation import Generation
 from node.mechanism import Mechanism
 
@@ -52,10 +53,14 @@ def test_a_workload_that_one_seed_lacks_is_left_out():
 
 
 @pytest.fixture(scope="module")
-def climbed() -> list[Rung]:
-    machines = [vm("random", "PLAIN", "random-access", host="milan")]
-    small = small_fleet(vms=machines, trace=None, duration="1 min")
-    return climb(small, list(Generation), seeds=2, layout="inline")
+def climbed(tmp_path_factory: pytest.TempPathFactory) -> list[Rung]:
+    image = tmp_path_factory.mktemp("firmware") / "laboratory.fd"
+    image.write_bytes(laboratory_image().data)
+    tiny = {"table_bytes": 65536, "batch": 4, "loads": 1, "instructions_per_batch": 1_000_000_000}
+    small = {"memory": "64 MiB", "parameters": tiny, "firmware": str(image)}
+    machines = [vm("random", "PLAIN", "random-access", host="milan") | small]
+    fleet = small_fleet(vms=machines, trace=None, duration="20 s")
+    return climb(fleet, list(Generation), seeds=2, layout="inline")
 
 
 def test_on_a_real_fleet_parts_add_up_to_what_each_rung_adds(climbed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 
 import pytest
@@ -13,11 +14,14 @@ from node.cost_table import load_cost_table
 from node.firmware_image import laboratory_image
 from node.generation import Generation
 from node.guest import GuestSpec, GuestState
+from node.guest_functions import guest_device_id
 from node.host import Host, HostSpec
+from node.physical_slots import PhysicalSlots
 from node.platform import HostMode, Platform
 from node.product import PRODUCTS
 from node.program import ProgramSpec
 from tio.device_identity import CardKind
+from tio.dma_port import DmaFault
 from workloads.library import PROGRAMS
 
 MIB, SECOND = 1 << 20, 10**9
@@ -85,6 +89,50 @@ def test_a_vm_without_a_free_card_is_refused_and_leaves_nothing() -> None:
     assert host.hypervisor.figures().memory_bytes == before.memory_bytes
     launched(host, Generation.PLAIN, "d", (CardKind.NIC,))
     assert "no free nic" in host.guests["d"].reason
+
+
+@pytest.mark.parametrize("ends", ["destroyed", "detached"])
+def test_a_fence_ends_with_the_guests_last_device(ends: str) -> None:
+    host = host_of(Generation.SEV_TIO)
+    launched(host, Generation.SEV_TIO)
+    host.clock.env.run(until=SECOND // 2)
+    board, given = host.board, host.hypervisor.tio.given("vm", guest_device_id(1))
+    asid = host.guests["vm"].asid
+    with pytest.raises(DmaFault):  # where the host maps nothing
+        board.card_memory.behind(given.function.port.port).read(
+            given.function.requester, 1 << 40, 8, tee=True, stream_id=given.card.stream_id
+        )
+    assert board.trusted_dma.fences.blocks(asid)
+    if ends == "destroyed":
+        host.destroy("vm")
+        host.clock.env.run(until=SECOND)
+    else:
+        tio, gctx = host.hypervisor.tio, host.hypervisor.launched("vm").gctx
+        for device in (0, 1):
+            steps, answers = tio.unbind(tio.given("vm", guest_device_id(device)), gctx), None
+            assert board.trusted_dma.fences.blocks(asid)
+            with contextlib.suppress(StopIteration):
+                while True:
+                    answers = board.execute_host(steps.send(answers))
+    assert not board.trusted_dma.fences.blocks(asid)
+
+
+def test_a_card_that_is_pulled_ends_its_guests_work_and_is_given_to_nobody() -> None:
+    host = host_of(Generation.SEV_TIO)
+    launched(host, Generation.SEV_TIO)
+    host.clock.env.run(until=SECOND // 2)
+    port = host.hypervisor.tio.given("vm", guest_device_id(1)).function.port.port
+    PhysicalSlots(host.board.root_complex, host.board.slots).pull(port)
+    host.clock.env.run(until=SECOND)
+    assert host.guests["vm"].state is GuestState.STOPPED
+    host.destroy("vm")
+    host.clock.env.run(until=2 * SECOND)
+    launched(host, Generation.SEV_TIO, "next")
+    host.clock.env.run(until=3 * SECOND)
+    assert host.hypervisor.tio.given("next", guest_device_id(1)).function.port.port != port
+    assert host.guests["next"].vcpus[0].registers.r13 >= 4
+    launched(host, Generation.SEV_TIO, "third", (CardKind.GPU,))
+    assert "no free gpu" in host.guests["third"].reason
 
 
 def test_vms_share_cards_by_virtual_functions_each_attested_alone_and_given_on() -> None:
