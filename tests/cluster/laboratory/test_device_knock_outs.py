@@ -14,9 +14,9 @@ from cluster.laboratory.scene import Setting
 from node.platform import Platform, Protection
 
 HELD = {"70a": "blocked", "70b": "blocked", "72": "detected", "77": "blocked", "78": "detected", "80a": "detected",
-        "85": "detected"}  # fmt: skip
+        "81": "blocked", "85": "detected"}  # fmt: skip
 """What they come to with everything at work."""
-LINK, DEVICE, MEMORY = ("70a", "77"), ("72", "78", "85"), ("70b", "80a")
+LINK, DEVICE, MEMORY = ("70a", "77"), ("72", "78", "85"), ("70b", "80a", "81")
 
 
 def without(protection):
@@ -29,7 +29,8 @@ CASES = {
     # Who only listens learns nothing by a MAC that nobody compares, nor by numbers that nobody counts.
     "mac": (without(Protection.IDE_MAC), LINK, {}),
     "number": (without(Protection.IDE_PACKET_NUMBER), LINK, {}),
-    # The host's own loads and stores do not pass it; a device that is stopped does nothing trusted any more.
+    # The host's own loads and stores do not pass it; a device that is stopped does nothing trusted any more; at another
+    # device's memory the RMP finds another guest address.
     "entry": (without(Protection.SECURE_DEVICE_ENTRY), MEMORY, {}),
     # It is the only thing between the host and a buffer in private memory; what it loads there stays ciphertext.
     "write": (without(Protection.RMP_WRITE_CHECK), ("70a", "70b"), {"70b": {"corrupted"}}),
