@@ -25,6 +25,7 @@ NO_COSTS = {
     "cluster/fleet.py BUCKET_NS": "of the digest",
     "cluster/key_server/failures.py FOR_EVER_NS": "no time",
     "cluster/laboratory/scene.py _PATIENCE_NS": "when to give up",
+    "cluster/capacity_plan.py _LOOK_NS": "how long a steady state is looked at",
     "cluster/validation/memory_cases.py _CROSSING_CYCLES": "the setup of a published case",
     "cluster/validation/memory_cases.py _HUGE_64_NS": "the setup of a published case",
     "cluster/validation/migration_cases.py _LIMIT_NS": "the setup of a published case",

@@ -1,6 +1,6 @@
 """``sevfleet bench fleet``: 1,000 hosts with 20,000 machines of all kinds for an hour, and 1,000 migrations.
 
-Machines compute in phases of about a minute, every mechanism is on. Beside it: what a machine's
+Machines play a trace whose load changes every minute, every mechanism is on. Beside it: what a machine's
 hour costs in a fleet of 10,000 against one of 1,000, and two workers against one.
 """
 
@@ -20,6 +20,7 @@ from cluster.scenario import Scenario
 from cluster.session import Session
 from node.laboratory_firmware import build_image
 from psp.system_bus import PAGE_BYTES
+from workloads.trace_player import pack_runs
 
 HOSTS, VMS_PER_HOST, MIGRATIONS = 1_000, 20, 1_000
 SMALL_HOSTS, LARGE_HOSTS = 50, 500
@@ -27,12 +28,13 @@ SMALL_HOSTS, LARGE_HOSTS = 50, 500
 MOST_S, MOST_GIB = 75.0, 5.0
 MOST_GROWTH, LEAST_GAIN = 1.3, 1.5
 _SHAPES = (
-    ("PLAIN", 1, "1 GiB", "random-access"), ("PLAIN", 4, "4 GiB", "stream"), ("SEV", 1, "1 GiB", "key-value-store"),
-    ("SEV_ES", 2, "2 GiB", "compile-job"), ("SEV_SNP", 2, "2 GiB", "key-value-store"),
-    ("SEV_SNP", 1, "1 GiB", "random-access"),
+    ("PLAIN", 1, "1 GiB"), ("PLAIN", 2, "8 GiB"), ("SEV", 1, "1 GiB"), ("SEV_ES", 1, "2 GiB"), ("SEV_SNP", 1, "4 GiB"),
+    ("SEV_SNP", 2, "16 GiB"),
 )  # fmt: skip
-"""Generation, vCPUs, memory and workload of a host's machines in turn."""
-_COUNTS = (6, 2, 4, 2, 3, 3)
+"""Generation, vCPUs and memory of a host's machines in turn."""
+_STEP_MS, _LOADS = 60_000, (30, 55, 20, 80, 45)
+"""Each vCPU's use in per cent, minute by minute."""
+_COUNTS = (7, 1, 4, 3, 4, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,10 @@ def _workers_bytes(results: Results) -> float:
 
 def fleet(hosts: int, migrations: int, firmware: Path) -> Scenario:
     """Hosts with the same twenty machines each; of the first ``migrations`` hosts one machine moves."""
+    minutes = [(_STEP_MS, _LOADS[minute % len(_LOADS)]) for minute in range(60)]
+    parameters: dict[str, object] = {
+        "fragments": pack_runs(minutes), "step_ms": _STEP_MS, "working_set_bytes": 4096, "touches_per_step": 1,
+    }  # fmt: skip
     names = [f"{number:0{len(str(hosts))}d}" for number in range(1, hosts + 1)]
     return Scenario.parse({
         "schema": 1,
@@ -95,9 +101,10 @@ def fleet(hosts: int, migrations: int, firmware: Path) -> Scenario:
         "hosts": [{"name": "host", "product": "Milan", "count": hosts, "memory": "128 GiB"}],
         "vms": [
             {"name": f"vm-{name}-{number}", "host": f"host-{name}", "count": count, "generation": generation,
-             "vcpus": vcpus, "memory": memory, "workload": workload, "start": "running", "firmware": str(firmware)}
+             "vcpus": vcpus, "memory": memory, "workload": "trace-player", "parameters": parameters, "start": "running",
+             "firmware": str(firmware)}
             for name in names
-            for number, ((generation, vcpus, memory, workload), count) in enumerate(zip(_SHAPES, _COUNTS, strict=True))
+            for number, ((generation, vcpus, memory), count) in enumerate(zip(_SHAPES, _COUNTS, strict=True))
         ],
         "fabric": {"topology": "star", "link": "10 Gb/s"},
         "migrations": [
