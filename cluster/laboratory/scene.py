@@ -55,7 +55,8 @@ from workloads.attacks.caller import Caller
 from workloads.attacks.chooser import Chooser
 from workloads.attacks.colluder import Colluder
 from workloads.attacks.console import Console
-from workloads.attacks.depositor import DEVICE, NOTICED, SERIAL, Depositor, DepositorWays
+from workloads.attacks.depositor import DEVICE, NOTICED, SERIAL, Depositor
+from workloads.attacks.depositor_ways import DepositorWays
 from workloads.attacks.given_card import GivenCard
 from workloads.attacks.grower import CHECKS_CARRY, Grower
 from workloads.attacks.hypervisor_books import TellDr7
@@ -347,6 +348,7 @@ class Scene:
             env.step()
             if all(_rest(vcpu) not in (None, last) for vcpu, last in zip(guest.vcpus, before, strict=True)):
                 break
+        # Whoever rents the VM learns with what code its program ended it, with a GHCB or without.
         if self._depositor and guest.spec.name == VICTIM and guest.state is GuestState.STOPPED:
             why = NOTICED.get(guest.shutdown_code)
             if why is not None:

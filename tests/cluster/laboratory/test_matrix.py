@@ -22,7 +22,7 @@ from node.platform import Platform, Protection
 from node.vmsa import SevFeature
 from psp.policy import SnpPolicy
 from tio.tdisp import LockFlags
-from workloads.attacks.depositor import DepositorWays
+from workloads.attacks.depositor_ways import DepositorWays
 from workloads.attacks.target import LET_IT_RUN
 
 DEFAULTS = [cell for cell in CELLS if not cell.switches]

@@ -10,7 +10,7 @@ from node.operations import CardUpdate, PspAnswer
 from node.platform import Platform, Protection
 from psp.status import Status
 from workloads.attacks import another_guest, unasked_device
-from workloads.attacks.depositor import DepositorWays
+from workloads.attacks.depositor_ways import DepositorWays
 from workloads.attacks.slot_operations import CardRead
 
 LETS_GO = DepositorWays(detaches=1)
