@@ -205,7 +205,8 @@ class Scene:
         product = PRODUCTS[setting.product]
         threads = 1 if setting.smt_off else product.threads_per_core
         product = replace(product, ciphers=setting.ciphers or product.ciphers, threads_per_core=threads)
-        platform = replace(setting.platform, mode=protection.mode, cards=setting.cards)
+        cards = setting.cards or setting.platform.cards
+        platform = replace(setting.platform, mode=protection.mode, cards=cards)
         if setting.old_firmware:
             old = old_level(product)
             platform = replace(platform, firmware_api=old.version, firmware_tcb=old.tcb)

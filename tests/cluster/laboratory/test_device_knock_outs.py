@@ -6,12 +6,15 @@ table does beside the rows in ``test_unasked_devices``.
 """
 
 import pytest
+from matrix_cells import CELLS
 
+from cluster.laboratory.device_rows import DEVICE_ROWS
 from cluster.laboratory.owner_habits import OwnerHabits
 from cluster.laboratory.protection import Column
 from cluster.laboratory.rows import verdicts
 from cluster.laboratory.scene import Setting
 from node.platform import Platform, Protection
+from workloads.attacks.depositor_ways import DepositorWays
 
 HELD = {"70a": "blocked", "70b": "blocked", "72": "detected", "77": "blocked", "78": "detected", "80a": "detected",
         "81": "blocked", "85": "detected"}  # fmt: skip
@@ -49,3 +52,14 @@ def test_exactly_what_a_mechanism_stops_comes_to_pass_without_it(case):
     setting = Setting(Column.SEV_TIO, "Turin", **changed)
     found = {row: {one.outcome.value for one in verdicts(row, setting)} for row in rows}
     assert found == {row: flips.get(row, {HELD[row]}) for row in rows}
+
+
+# In row 81 the attacker's own device is trusted all the same, and rows that need TDISP have nothing to attack.
+OF_ALL = [row for row, line in DEVICE_ROWS.items() if line.card and not line.needs and not line.tenant_has_card]
+
+
+@pytest.mark.parametrize("row", OF_ALL)
+def test_a_guest_that_trusts_no_device_fares_as_one_whose_generation_cannot(row):
+    expected = {one.outcome for one in CELLS if (one.row, one.column, one.switches) == (row, Column.SEV_SNP, "")}
+    found = verdicts(row, Setting(Column.SEV_TIO, "Turin", ways=DepositorWays(trusts=0)))
+    assert {one.outcome.value for one in found} == expected, found
