@@ -160,6 +160,8 @@ class LiveMigrations:
         return True
 
     def _enter(self, one: Migration, phase: Phase, now_ns: int) -> None:
+        if phase is not one.phase:
+            one.history.append((phase, now_ns))
         one.phase, one.silence = phase, 0
         if self.patience.again_after_ns and phase is not Phase.SOURCE:
             one.unanswered = AWAITED.get(phase, frozenset())

@@ -77,6 +77,8 @@ class Migration:
     ended_ns: int = -1
     stopped_ns: int = -1
     resumed_ns: int = -1
+    history: list[tuple[Phase, int]] = field(default_factory=list)
+    """Every phase that it entered, and when."""
     precopy: Precopy | None = None
     ready: tuple[int, tuple[Pool, ...]] | None = None
     """The source's memory and pools, once it has said so."""

@@ -42,6 +42,26 @@ def migration_row(one: Migration) -> Row:
     }
 
 
+def phase_rows(one: Migration) -> list[Row]:
+    """Its rows of the table ``migration_phases``."""
+    return [
+        {"migration": one.number, "step": step, "phase": phase.value, "at_ns": at_ns}
+        for step, (phase, at_ns) in enumerate(one.history)
+    ]
+
+
+def round_rows(one: Migration) -> list[Row]:
+    """Its rows of the table ``migration_rounds``."""
+    rounds = [] if one.precopy is None else one.precopy.rounds
+    return [
+        {
+            "migration": one.number, "round": number, "began_ns": each.began_ns, "ended_ns": each.ended_ns,
+            "bytes": each.size_bytes, "left_bytes": each.left_bytes,
+        }
+        for number, each in enumerate(rounds)
+    ]  # fmt: skip
+
+
 def _dirty_rate(last: Round) -> float:
     return last.left_bytes * 1e9 / max(1, last.ended_ns - last.began_ns)
 

@@ -19,7 +19,7 @@ from cluster.layouts import LAYOUTS
 from cluster.live_migration import LiveMigrations
 from cluster.migration import Outcome
 from cluster.migration_figures import figures_of
-from cluster.migration_rows import drain_row, migration_row
+from cluster.migration_rows import drain_row, migration_row, phase_rows, round_rows
 from cluster.progress import OnProgress, Progress, ShouldStop
 from cluster.results import Results
 from cluster.scenario import Scenario
@@ -89,7 +89,10 @@ class Session:
         hosts = frozenset(row["host"] for row in tables.get("hosts", []))
         tables.setdefault("vms", []).extend(_rows_of_unplaced(fleet, tables.get("vms", []), hosts))
         fleet.control.migrations.close(outcome.reached_ns)
-        tables["migrations"] = [migration_row(one) for one in fleet.control.migrations.all]
+        moves = fleet.control.migrations.all
+        tables["migrations"] = [migration_row(one) for one in moves]
+        tables["migration_phases"] = [row for one in moves for row in phase_rows(one)]
+        tables["migration_rounds"] = [row for one in moves for row in round_rows(one)]
         tables["traffic"] = traffic_rows(fleet.control.traffic)
         tables["drains"] = [drain_row(one) for one in fleet.control.plans.drains]
         figures = {

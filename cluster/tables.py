@@ -373,6 +373,30 @@ _MIGRATIONS = TableSchema(
     ),
 )
 
+_MIGRATION_PHASES = TableSchema(
+    "migration_phases",
+    "One row per phase that a live migration entered, as the hand-over has them.",
+    _columns(
+        ("migration", _I, "1", "number of the migration", "key"),
+        ("step", _I, "1", "number of the phase among its own", "key"),
+        ("phase", _T, "", "pre, paused, stopped, sent, doubted, committed, draining, destination or aborted"),
+        ("at_ns", _I, "ns", "when it was entered"),
+    ),
+)
+
+_MIGRATION_ROUNDS = TableSchema(
+    "migration_rounds",
+    "One row per round of pre-copy that was through, or broken off.",
+    _columns(
+        ("migration", _I, "1", "number of the migration", "key"),
+        ("round", _I, "1", "number of the round among its own", "key"),
+        ("began_ns", _I, "ns", "when its first byte went out"),
+        ("ended_ns", _I, "ns", "when its last one was there"),
+        ("bytes", _I, "byte", "memory that it sent"),
+        ("left_bytes", _I, "byte", "memory that was dirty when it ended"),
+    ),
+)
+
 _DRAINS = TableSchema(
     "drains",
     "One row per host that was to be emptied.",
@@ -438,7 +462,7 @@ TABLES: Mapping[str, TableSchema] = {
     schema.name: schema
     for schema in (
         _VMS, _VM_TIME, _NEIGHBOURS, _PHASES, _DISKS, _SVSMS, _NETWORKS, _TRAFFIC, _HOSTS, _PSP, _PAIRS, _PAIR_PARTS,
-        _MIGRATIONS, _DRAINS, _FIRMWARE, _CERTIFICATES, _DIGESTS,
+        _MIGRATIONS, _MIGRATION_PHASES, _MIGRATION_ROUNDS, _DRAINS, _FIRMWARE, _CERTIFICATES, _DIGESTS,
     )
 }
 

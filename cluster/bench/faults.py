@@ -168,7 +168,7 @@ def _wrong(layout: _Watched, rows: Rows, moves: list[Migration]) -> str | None:
     if len(there) > 1:
         return f"on {', '.join(there)}"
     if not there:
-        crashed = any(row["vm"] == VM and row["reason"] in _CRASHED for row in rows["vms"])
+        crashed = any(row["vm"] == VM and row["reason"] in _CRASHED for row in rows.get("vms", []))
         crashed = crashed or any(one.outcome is Outcome.LOST for one in moves)
         return None if crashed else "nowhere, and no host crashed that had it"
     ((name, guest),) = there.items()

@@ -8,7 +8,16 @@ from dataclasses import replace
 from cluster.laboratory.interface import Interface
 from cluster.laboratory.row import Row
 from cluster.laboratory.scene import OTHER_CARD, OWN_CARD
-from workloads.attacks import bounce_buffers, crooked_device, dma, link, lock_breaking, registers_moved, tdisp_misuse
+from workloads.attacks import (
+    bounce_buffers,
+    crooked_device,
+    dma,
+    link,
+    lock_breaking,
+    peer,
+    registers_moved,
+    tdisp_misuse,
+)
 
 DEVICE_ROWS: Mapping[str, Row] = {
     "70a": Row((bounce_buffers.observe,), victim="depositor", card=OWN_CARD),
@@ -18,6 +27,7 @@ DEVICE_ROWS: Mapping[str, Row] = {
     "72": Row((crooked_device.impersonate,), victim="depositor", card=replace(OWN_CARD, maker=2)),
     "73": Row((crooked_device.update_firmware,), victim="depositor", card=OWN_CARD),
     "74a": Row((lock_breaking.move_bar,), victim="depositor", card=OWN_CARD),
+    "74b": Row((lock_breaking.mask_interrupt,), victim="depositor", card=OWN_CARD, ways={"awaits": 1}),
     "75": Row(
         (tdisp_misuse.by_own_session, tdisp_misuse.by_commands), needs=Interface.TDISP, victim="depositor",
         card=OWN_CARD,
@@ -32,6 +42,7 @@ DEVICE_ROWS: Mapping[str, Row] = {
     "80a": Row((lock_breaking.stop_interface,), needs=Interface.TDISP, victim="depositor", card=OWN_CARD),
     "80b": Row((lock_breaking.function_reset,), victim="depositor", card=OWN_CARD),
     "80c": Row((lock_breaking.bus_reset,), victim="depositor", card=OWN_CARD),
+    "81": Row((peer.write,), victim="depositor", card=OWN_CARD),
     "83": Row((tdisp_misuse.program_keys,), needs=Interface.TDISP, victim="depositor", card=OWN_CARD),
     "84": Row(
         (crooked_device.read_what_is_left,), victim="depositor", card=OWN_CARD, ways={"wipes": 0, "detaches": 1}

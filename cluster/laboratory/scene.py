@@ -59,6 +59,7 @@ from workloads.attacks.given_card import GivenCard
 from workloads.attacks.grower import CHECKS_CARRY, Grower
 from workloads.attacks.hypervisor_books import TellDr7
 from workloads.attacks.keeper import Keeper
+from workloads.attacks.lock_breaking import interrupts_on
 from workloads.attacks.newcomer import Newcomer
 from workloads.attacks.petitioner import Petitioner
 from workloads.attacks.service import HAS_GHCB, NO_IA32, REGISTERS_GHCB, RESTRICTED, STACK, VERIFIES, Service
@@ -296,6 +297,9 @@ class Scene:
             measured = bytes.fromhex(self.host.guests[VICTIM].launch_digest)
             if setting.owner.measurement and measured and measured != _expected(protection.launched, product.name):
                 transcript.complain(VICTIM, "measurement: another launch than its owner's")
+        given = self._hypervisor.tio.given(VICTIM, guest_device_id(DEVICE))
+        if ways.awaits and given is not None:
+            self.host.board.execute_host(interrupts_on(given.function))
         self.let_run(self.host.guests[VICTIM])
         if not setting.tenant_spins:
             self.let_run(self.host.guests[TENANT])

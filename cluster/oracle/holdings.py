@@ -35,6 +35,9 @@ class Holdings:
         self.held: set[int] = set()
         """Positions in the secret that were told to somebody before the victim published them."""
         self._pieces = [(octets[at : at + size], range(at, at + size)) for at in range(len(octets) - size + 1)]
+        half = size // 2
+        self._anchors = [octets[at : at + half] for at in range(0, len(octets) - half + 1, size - half + 1)]
+        """Each piece holds one of these, which are a few: where none is, there is no piece."""
         self._overlap = size - 1
         self._tails: dict[tuple[object, object], bytes] = {}
         self._public: set[int] = set()
@@ -56,6 +59,8 @@ class Holdings:
 
     def _positions(self, octets: bytes) -> set[int]:
         found: set[int] = set()
+        if not any(anchor in octets for anchor in self._anchors):
+            return found
         for piece, positions in self._pieces:
             if piece in octets:
                 found.update(positions)

@@ -142,6 +142,23 @@ def test_what_hosts_and_control_plane_say_is_the_same_on_both_sides_of_a_process
     assert here == carried
 
 
+@pytest.mark.parametrize("more", [{}, {"migration": {"mode": "post-copy"}, "vms": [{"generation": "PLAIN"}]}])
+def test_so_is_what_they_say_of_guests_that_firmware_carries_of_post_copy_and_of_faults(more: dict[str, Any]) -> None:
+    (changes,) = more.get("vms", [{"generation": "SEV_ES"}])
+    faults = [
+        {"kind": "messages", "at": "1 s", "lasts": "900 ms", "lost": 0.2, "repeated": 0.4, "late": "5 ms"},
+        {"kind": "control-plane-crash", "at": "4 s"},
+        {"kind": "host-crash", "host": "host-3", "at": "3 s"},
+    ]
+    vm = group("vm", memory="64 MiB", vcpus=1, parameters={"records": 20}, **changes)
+    body = scenario(vms=[vm], migrations=[move(times=3, pause="1 s")], costs=QUICK, duration="8 s", faults=faults,
+                    migration=more.get("migration", {}), fabric={"link": "1 Gb/s"})  # fmt: skip
+    _, here = play(body)
+    _, carried = play(body, layout=Carried())
+    assert outcomes(here)[0] == ("completed", None)
+    assert here == carried
+
+
 def test_an_sme_guest_moves_only_where_its_hosts_encrypt_by_the_c_bit() -> None:
     hosts = [
         {"name": name, "product": "Milan", "memory": "16 GiB", "mode": mode}
@@ -561,3 +578,10 @@ def test_the_session_reports_migrations_and_drains() -> None:
         results = session.run(Scenario.parse(body), None, None, None)
     assert results.migrations.num_rows == 1
     assert results.drains.to_pylist()[0]["result"] == "complete"
+    phases, (row,) = results.migration_phases.to_pylist(), results.migrations.to_pylist()
+    assert [one["phase"] for one in phases] == ["pre", "paused", "stopped", "sent", "committed", "destination"]
+    assert (phases[0]["at_ns"], phases[-1]["at_ns"]) == (row["started_ns"], row["ended_ns"])
+    rounds = results.migration_rounds.to_pylist()
+    assert len(rounds) == row["rounds"]
+    assert sum(one["bytes"] for one in rounds) + row["final_bytes"] == row["bytes"]
+    assert rounds[0]["began_ns"] == row["started_ns"] + row["setup_ns"]

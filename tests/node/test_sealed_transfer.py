@@ -4,13 +4,30 @@ import dataclasses
 
 import pytest
 from test_departures_and_arrivals import UNITS, leftovers, place, stopped, until
-from toy_guests import RECORD, RECORDS, SECOND, final_state, guest_spec, look, make_host, run, start
+from toy_guests import (
+    COSTS,
+    IMAGE,
+    RECORD,
+    RECORDS,
+    SECOND,
+    final_state,
+    guest_spec,
+    ledger,
+    look,
+    make_host,
+    run,
+    start,
+)
 
 from node import operations as op
 from node.generation import Generation
 from node.guest import GuestState
+from node.host import Host, HostSpec
+from node.hypervisor_server import HypervisorServer
 from node.migration_frames import frames_of, page_digests
 from node.migration_refusal import MigrationRefusal
+from node.product import PRODUCTS
+from node.remote_hypervisor import RemoteHypervisor
 from psp.commands import LegacyCommand
 from psp.legacy_guest import LegacyGuestState
 from psp.policy import LegacyPolicy
@@ -284,3 +301,40 @@ def test_after_the_source_has_let_go_no_command_of_sending_is_answered():
         if command is not LegacyCommand.ACTIVATE:
             assert answer.status == status
     assert guest.state is GuestState.PAUSED
+
+
+@BOTH
+def test_hypervisors_in_processes_of_their_own_move_a_guest_as_those_here(generation):
+    """All that a hypervisor is told and says crosses as bytes; nothing of a private page is in it."""
+    crossed = []
+
+    def remote(*order):
+        server = HypervisorServer(lambda _: IMAGE)
+
+        def exchange(request):
+            crossed.append(request)
+            crossed.append(server.exchange(request))
+            return crossed[-1]
+
+        return RemoteHypervisor(exchange, *order)
+
+    def far(name):
+        spec = HostSpec(name, PRODUCTS["Milan"], 4 << 30, 100, 7, 60 * SECOND)
+        return Host(spec, {"ledger": ledger}, {"auto": IMAGE}, COSTS, hypervisor=remote)
+
+    here, there = far("here"), far("there")
+    guest = start(here, "vm", generation, "ledger", units=UNITS)
+    run(here, 2_000_000)
+    agree(here, there, "vm")
+    what = stopped(here, "vm")
+    plain = look(here, guest, guest.spec.memory.placement("vm", 0, 0).base_gpa + 4096 - RECORD // 2, RECORD)
+    assert laid(there, "vm", what) is None
+    there.arrivals.start("vm")
+    here.departures.finish("vm")
+    run(here, here.now_ns + SECOND)
+    run(there)
+    arrived = there.guests["vm"]
+    assert (arrived.vcpus[0].registers.r13, arrived.faults) == (UNITS, 0)
+    assert not here.board.psp.legacy.guests
+    assert any(plain)
+    assert not [one for one in crossed if plain in one]

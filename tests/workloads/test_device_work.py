@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field
 
 import pytest
 
 from node import operations as op
-from node.actor import Actor
 from node.card_slot import CardSlot
 from node.cost_table import load_cost_table
 from node.firmware_image import laboratory_image
@@ -32,23 +30,10 @@ ORDER = 12
 WORK = ProgramSpec("device-work", (("block_bytes", 4096), ("matrix_order", ORDER), ("rounds_attached", 2)))
 
 
-@dataclass
-class Seen:
-    """What the host's own operations were answered, and what they said."""
-
-    octets: list[bytes] = field(default_factory=list)
-
-    def note(self, actor: Actor, batch: tuple, answers: tuple) -> None:
-        if actor.role.name != "HYPERVISOR":
-            return
-        for one, answer in zip(batch, answers, strict=True):
-            self.octets += [bytes(part) for part in (answer, getattr(one, "data", b"")) if isinstance(part, bytes)]
-
-
-def host_of(generation: Generation, seen: Seen | None = None, cards: tuple[CardSlot, ...] = CARDS) -> Host:
+def host_of(generation: Generation, cards: tuple[CardSlot, ...] = CARDS) -> Host:
     mode = HostMode.SME if generation is Generation.SME else HostMode.NONE
     spec = HostSpec("turin", PRODUCTS["Turin"], 1 << 30, 99, 1, 60 * SECOND, platform=Platform(mode, cards=cards))
-    return Host(spec, PROGRAMS, {"auto": IMAGE}, COSTS, observer=None if seen is None else seen.note)
+    return Host(spec, PROGRAMS, {"auto": IMAGE}, COSTS)
 
 
 def launched(
@@ -138,7 +123,7 @@ def test_a_card_that_is_pulled_ends_its_guests_work_and_is_given_to_nobody() -> 
 def test_vms_share_cards_by_virtual_functions_each_attested_alone_and_given_on() -> None:
     devices = CardKind.NVME, CardKind.GPU, CardKind.NIC
     cards = tuple([CardSlot(port, kind, "00", virtual_functions=2) for port, kind in enumerate(devices, start=1)])
-    host = host_of(Generation.SEV_TIO, None, cards)
+    host = host_of(Generation.SEV_TIO, cards)
     for name in ("a", "b"):
         launched(host, Generation.SEV_TIO, name, devices)
     host.clock.env.run(until=SECOND)

@@ -30,7 +30,7 @@ from node.guest_gpu import GuestGpu
 from node.guest_messages import GuestMessages, MessageRefused
 from node.guest_tdi import SHARED_BYTES as TDI_SHARED_BYTES
 from node.guest_tdi import GuestTdi, TdiRefused
-from node.operations import Read, Shutdown, Sleep, Write
+from node.operations import Await, Read, ReadTsc, Shutdown, Sleep, Write
 from node.program import Block, Demand, Placement, ProgramSpec, Registers
 from node.swiotlb import BounceArea, BounceFault, Steps
 from psp.system_bus import PAGE_BYTES
@@ -43,7 +43,7 @@ from workloads.block_outcome import UNTRUSTED, faulted, with_devices
 from workloads.device_policies import policy_for
 from workloads.device_work import NOT_TRUSTED
 
-OPEN_RIP, ATTACH_RIP, ROUND_RIP, DETACH_RIP = 0x40_0000, 0x40_1000, 0x40_2000, 0x40_3000
+OPEN_RIP, ATTACH_RIP, ROUND_RIP, DETACH_RIP, AWAKE_RIP = 0x40_0000, 0x40_1000, 0x40_2000, 0x40_3000, 0x40_4000
 FORGED = Shutdown(8)
 """What came back does not bear the seal of what went out."""
 NOTICED: Mapping[int, str] = {
@@ -76,6 +76,12 @@ _BUFFER_PAGES = 19
 _NO_ANSWER = (1 << 64) - 1
 _LENGTH_BYTES = 4
 REST = Sleep(1_000_000_000)
+_PATIENCE = Await(500_000_000)
+_LATE_TICKS = 300_000_000
+"""Of the time-stamp counter, at 2 to 4 GHz: more than an interrupt takes, and less than its patience."""
+_IN_TIME, _LATE = b"in time.", b"too late"
+_DECIDED_AT = 64
+"""In the page of the device's size: whether the interrupt came in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +102,8 @@ class DepositorWays:
     """What it asks to be locked."""
     polls: int = 0
     """It has a lot sent back besides, and believes a register that says so."""
+    awaits: int = 0
+    """It waits for its device's interrupt at the end of a round, and decides by whether that comes in time."""
     farewell: int = 0
     """Before it lets its device go it has a lot sent that nobody waits for; then its buffers change places."""
     detaches: int = 0
@@ -104,7 +112,7 @@ class DepositorWays:
 
 @dataclass(frozen=True, slots=True)
 class Depositor:
-    """R13 counts rounds, R12 those since it took its device, R11 how often it has let it go."""
+    """R13 counts rounds, R12 those since it took its device, R11 how often it let it go; R10 is since when it waits."""
 
     placement: Placement
     ways: DepositorWays = DepositorWays()
@@ -147,7 +155,8 @@ class Depositor:
 
     def promises(self, memory_bytes: int) -> dict[int, bytes]:
         """What it notes, wherever it does, by GPA, of a device with so much memory."""
-        out = {self._private(_SIZE): memory_bytes.to_bytes(8, "little")}
+        size = self._private(_SIZE)
+        out = {size: memory_bytes.to_bytes(8, "little"), size + _DECIDED_AT: _IN_TIME}
         for number in range(KEPT_ROUNDS):
             for at, octets in zip(_PLACES, self._expected(number), strict=True):
                 out[self._note_gpa(number) + at] = octets
@@ -272,9 +281,23 @@ class Depositor:
             yield from self._tdi().judged(self._policy, self._fresh(number))
         yield from self._bring(number)
         registers.r12, registers.r13 = registers.r12 + 1, number + 1
-        if registers.r12 == self.ways.detaches:
-            registers.rip = DETACH_RIP
+        if self.ways.awaits:
+            registers.r10, registers.rip = (yield from self._time()), AWAKE_RIP
+            return _PATIENCE
+        return self._rested(registers)
+
+    def _awake(self, registers: Registers) -> Block:
+        late = (yield from self._time()) - registers.r10 > _LATE_TICKS
+        yield from _done(Write(self._private(_SIZE) + _DECIDED_AT, _LATE if late else _IN_TIME))
+        return self._rested(registers)
+
+    def _rested(self, registers: Registers) -> Sleep:
+        registers.rip = DETACH_RIP if registers.r12 == self.ways.detaches else ROUND_RIP
         return REST
+
+    def _time(self) -> Steps[int]:
+        (ticks,) = yield (ReadTsc(),)
+        return ticks if isinstance(ticks, int) else 0
 
     def _detach(self, registers: Registers) -> Block:
         if self.ways.farewell:
@@ -415,6 +438,7 @@ _STEPS: Mapping[int, _Step] = {
     ATTACH_RIP: Depositor._attach,  # noqa: SLF001
     ROUND_RIP: Depositor._round,  # noqa: SLF001
     DETACH_RIP: Depositor._detach,  # noqa: SLF001
+    AWAKE_RIP: Depositor._awake,  # noqa: SLF001
 }
 
 

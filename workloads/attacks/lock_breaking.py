@@ -1,4 +1,4 @@
-"""What a hypervisor does to a device behind its victim's back (rows 74a, 80a, 80b, 80c).
+"""What a hypervisor does to a device behind its victim's back (rows 74a, 74b, 80a, 80b, 80c).
 
 A device that was locked notices. One that was not is set up again, so that its driver finds it as it left it; what it
 held in between is gone, or is the attacker's.
@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from node.operations import Answer, ConfigRead, ConfigWrite, HostWrite, MmioRead, MmioWrite
+from node.card_memory import INTERRUPTS_BASE
+from node.operations import Answer, ConfigRead, ConfigWrite, HostWrite, HypervisorOperation, MmioRead, MmioWrite
 from node.pci_driver import Function, enable, reset
 from node.tio_carrier import TioRefused
 from psp.system_bus import PAGE_BYTES
 from tio.gpu import MEMORY_BAR, REGISTER_BAR, GpuRegister
+from tio.pci.configuration_space import MsixControl, Register
 from workloads.attacks.target import LET_IT_RUN, WRITE_BACK, Attack, AttackBatch, Target
 from workloads.attacks.write_memory import JUNK
 
 _Registers = Generator[AttackBatch, tuple[Answer, ...], dict[GpuRegister, int]]
 _BAR_AT, _BRIDGE_CONTROL, _BUS_RESET = 0x10, 0x3E, 1 << 6
+MSIX_BAR, VECTOR_CONTROL, VECTOR = 4, 12, 0x41
 _DEPOSIT_BYTES = 64
 _RING_ENTRIES = 16
 _QUIET_FENCE = 2048
@@ -36,6 +39,28 @@ def move_bar(target: Target) -> Attack:
     )
     yield tuple(placed(function, memory))
     yield LET_IT_RUN
+
+
+def mask_interrupt(target: Target) -> Attack:
+    """Row 74b: the vector by which the device says that it is done is masked, in its table and for the function."""
+    function, masked = target.device.function, int(MsixControl.ENABLE | MsixControl.FUNCTION_MASK)
+    yield LET_IT_RUN
+    yield (MmioWrite(target.device.bar(MSIX_BAR) + VECTOR_CONTROL, 1, 4),)
+    yield (ConfigWrite(function.requester, Register.MSIX_CONTROL, masked, 2),)
+    yield LET_IT_RUN
+    yield LET_IT_RUN
+    yield LET_IT_RUN
+
+
+def interrupts_on(function: Function) -> tuple[HypervisorOperation, ...]:
+    """What a hypervisor does for a guest's driver that wants interrupts: the first vector, and MSI-X switched on."""
+    table = next(spa for bar, spa, _ in function.bars if bar == MSIX_BAR)
+    return (
+        MmioWrite(table, INTERRUPTS_BASE, 8),
+        MmioWrite(table + 8, VECTOR, 4),
+        MmioWrite(table + VECTOR_CONTROL, 0, 4),
+        ConfigWrite(function.requester, Register.MSIX_CONTROL, int(MsixControl.ENABLE), 2),
+    )
 
 
 def stop_interface(target: Target) -> Attack:

@@ -56,9 +56,11 @@ class OwnSession:
         self._session: Session | None = None
 
     def open(self) -> Steps[None]:
-        """Join the connection, and agree on keys. Raises what the requester raises."""
-        steps = self._requester.connect()
-        _recall(steps, self._heard)
+        """Join the connection, or make one where nothing was heard, and agree on keys. Raises as the requester."""
+        if self._heard:
+            _recall(self._requester.connect(), self._heard)
+        else:
+            yield from self._brought(self._requester.connect())
         yield from self._brought(self._requester.digests())
         yield from self._brought(self._requester.certificates())
         self._session = yield from self._brought(self._requester.open_session())

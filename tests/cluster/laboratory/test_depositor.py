@@ -58,6 +58,7 @@ def test_it_notes_what_it_brought_and_nobody_learns_of_it(column):
         DepositorWays(rechecks=1, wipes=0, detaches=1),
         DepositorWays(lock_flags=5),
         DepositorWays(trusts=0, detaches=1),
+        DepositorWays(awaits=1, lock_flags=4),
         DepositorWays(polls=1, farewell=1, detaches=1),
     ],
     ids=str,

@@ -13,10 +13,10 @@ from cluster.laboratory.rows import verdicts
 from cluster.laboratory.scene import Setting
 from node.platform import Platform, Protection
 
-HELD = {"70a": "blocked", "70b": "blocked", "72": "detected", "76": "detected", "77": "blocked", "78": "detected",
-        "79": "detected", "80a": "detected", "83": "blocked", "85": "detected"}  # fmt: skip
+HELD = {"70a": "blocked", "70b": "blocked", "72": "detected", "77": "blocked", "78": "detected", "80a": "detected",
+        "85": "detected"}  # fmt: skip
 """What they come to with everything at work."""
-LINK, DEVICE, MEMORY = ("70a", "77", "83"), ("72", "78", "79", "85"), ("70a", "70b", "80a")
+LINK, DEVICE, MEMORY = ("70a", "77"), ("72", "78", "85"), ("70b", "80a")
 
 
 def without(protection):
@@ -32,13 +32,13 @@ CASES = {
     # The host's own loads and stores do not pass it; a device that is stopped does nothing trusted any more.
     "entry": (without(Protection.SECURE_DEVICE_ENTRY), MEMORY, {}),
     # It is the only thing between the host and a buffer in private memory; what it loads there stays ciphertext.
-    "write": (without(Protection.RMP_WRITE_CHECK), MEMORY, {"70b": {"corrupted"}}),
-    # Who looks at no certificate and no measurement takes any device, changed or not; registers are proved by firmware.
+    "write": (without(Protection.RMP_WRITE_CHECK), ("70a", "70b"), {"70b": {"corrupted"}}),
+    # Who looks at no certificate and no measurement takes any device, changed or not.
     "device": (
         {"owner": OwnerHabits(device=False)}, DEVICE, {"72": {"leaked"}, "78": {"corrupted"}, "85": {"leaked"}}
     ),
     # A proper measurement of before says nothing of now. Of a stranger there is none.
-    "nonce": ({"owner": OwnerHabits(nonce=False)}, DEVICE, {"85": {"leaked"}}),
+    "nonce": ({"owner": OwnerHabits(nonce=False)}, ("72", "85"), {"85": {"leaked"}}),
 }
 
 

@@ -7,6 +7,7 @@ from cluster.oracle.transcript import Transcript
 from tio.device_security_module import ProtocolId
 from tio.ide import StreamState
 from tio.tdisp import InterfaceId, TdiState
+from workloads.attacks.own_session import OwnSession
 from workloads.attacks.target import LET_IT_RUN
 from workloads.attacks.tdisp_misuse import asked, keys_of_its_own, misuses, opened
 
@@ -41,3 +42,21 @@ def test_a_second_session_is_answered_with_errors_and_changes_nothing():
     assert slot.card.tdi.state is TdiState.RUN
     assert {one.state for one in slot.root_port.port.streams.values()} == {StreamState.SECURE}
     assert scene.host.guests["victim"].vcpus[0].registers.r13 == 3
+
+
+def test_keys_from_a_session_of_before_are_gone_when_the_firmware_has_connected():
+    scene, said = Scene(TIO, Ledger(), Transcript()), []
+
+    def attack(target):
+        own = OwnSession(target, [])
+        yield from own.open()
+        said.extend((yield from asked(own, ProtocolId.IDE_KM, keys_of_its_own(1)[:3])))
+        yield LET_IT_RUN
+        yield LET_IT_RUN
+
+    scene.play(attack)
+    assert said == ["", "", ""], "nobody else had the device yet"
+    slot = scene.host.board.slots.by_port[OWN_CARD.port]
+    assert {one.state for one in slot.root_port.port.streams.values()} == {StreamState.SECURE}
+    victim = scene.host.guests["victim"]
+    assert (victim.vcpus[0].registers.r13, victim.faults) == (3, 0)

@@ -32,4 +32,4 @@ def test_what_a_technology_protects_and_leaves_open_is_what_attacks_come_to(tech
 
 
 def test_every_technology_is_in_the_table():
-    assert [name for name, *_ in table()] == ["PLAIN", "SME", "SEV", "SEV_ES", "SEV_SNP"]
+    assert [name for name, *_ in table()] == ["PLAIN", "SME", "SEV", "SEV_ES", "SEV_SNP", "SEV_TIO"]

@@ -79,3 +79,16 @@ def test_the_other_half_of_a_roll_that_the_device_refused_is_taken_back_by_the_n
     assert bench.connect() == Status.SUCCESS
     bench.enable_streams()
     traffic(bench)
+
+
+def test_firmware_may_give_fresh_keys_before_a_tdi_that_has_run_is_locked_again() -> None:
+    for rekeys, keys in ((False, 6), (True, 12)):
+        bench = running()
+        bench.machine.psp.snp.tsm.tdi_switches.rekeys = rekeys
+        traffic(bench)
+        assert bench.unbind() == Status.SUCCESS
+        for _ in range(2):  # Nothing has run in between: the second time the keys stay.
+            assert bench.bind() == Status.SUCCESS
+            assert len(set(bench.trusted_io.ports[0, PORT].keys)) == keys
+            assert bench.unbind() == Status.SUCCESS
+        traffic(bench)
