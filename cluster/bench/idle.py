@@ -37,10 +37,10 @@ def run() -> Iterator[Figure]:
     ran = time.perf_counter() - began - started
     each = (resident_bytes() - before) / VMS
     yield Figure("idle: 100,000 machines started", started, "s", MOST_S, "the most it should take")
-    yield Figure("idle: 100,000 machines started, once more", started, "s", SIMGRID_S, "SimGrid 4.1")
+    yield Figure("idle: 100,000 machines started, beside SimGrid", started, "s", SIMGRID_S, "SimGrid 4.1")
     yield Figure("idle: memory of each", each, "byte", MOST_BYTES, "the most it should take")
-    yield Figure("idle: memory of each, once more", each, "byte", SIMGRID_BYTES, "SimGrid 4.1")
-    yield Figure("idle: memory of each, again", each, "byte", SIMPY_BYTES, "a process of SimPy")
+    yield Figure("idle: memory of each, beside SimGrid", each, "byte", SIMGRID_BYTES, "SimGrid 4.1")
+    yield Figure("idle: memory of each, beside SimPy", each, "byte", SIMPY_BYTES, "a process of SimPy")
     yield Figure("idle: an hour of their lives", ran, "s")
     yield Figure("idle: round trips", outcome.round_trips, "round trips")
     name, order = next((one.spec.name, one.pack()) for one in fleet_.orders if one.guests)

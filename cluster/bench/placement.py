@@ -34,10 +34,10 @@ def run() -> Iterator[Figure]:
         dslab, cloudsim = PEERS_S[vms]
         took_s, used = placed(hosts, vms)
         what = f"placement: {vms:,} machines on {hosts:,} hosts"
-        yield Figure(what, took_s, "s", dslab, "DSLab")
-        yield Figure(f"{what}, once more", took_s, "s", cloudsim, "CloudSim Plus")
         if vms == SIZES[-1][1]:
-            yield Figure(f"{what}, again", took_s, "s", MOST_S, "the most it should take")
+            yield Figure(what, took_s, "s", MOST_S, "the most it should take")
+        yield Figure(f"{what}, beside DSLab", took_s, "s", dslab, "DSLab")
+        yield Figure(f"{what}, beside CloudSim Plus", took_s, "s", cloudsim, "CloudSim Plus")
         yield Figure(f"{what}, hosts in use", used, "hosts")
     yield Figure("placement: memory of this process", resident_bytes() / (1 << 20), "MiB")
 
