@@ -26,7 +26,7 @@ PRIVATE_BYTES = 3 * 4096
 SHARED_BYTES = 2 * 4096
 """Bounce buffers that it needs as long as it works, beside those of one request."""
 _PAGE_BYTES = 4096
-_FENCE, _BOOKS = 1 * _PAGE_BYTES, 2 * _PAGE_BYTES
+FENCE_AT, _BOOKS = 1 * _PAGE_BYTES, 2 * _PAGE_BYTES
 _BOOK = struct.Struct("<QII")
 """Where ring and fence are for the device, the ring's tail, and the last command's number."""
 _FENCE_FORM = struct.Struct("<II")
@@ -55,7 +55,7 @@ class GuestGpu:
         yield from self.window.store(
             REGISTER_BAR,
             (GpuRegister.RING_BASE, ring, 8),
-            (GpuRegister.FENCE_BASE, ring + _FENCE, 8),
+            (GpuRegister.FENCE_BASE, ring + FENCE_AT, 8),
             (GpuRegister.RING_ENTRIES, ENTRIES, 4),
         )
         yield from self._keep(ring, 0, 0)
@@ -88,8 +88,8 @@ class GuestGpu:
 
     def run(self, command: GpuCommand) -> Steps[None]:
         """One command, its number filled in. Raises GpuUntrusted where it did not come to a good end."""
-        number, ring, _ = yield from self._submitted(command)
-        (fence,) = yield (Read(ring + _FENCE, FENCE_BYTES, self._private),)
+        number, ring, _ = yield from self.submitted(command)
+        (fence,) = yield (Read(ring + FENCE_AT, FENCE_BYTES, self._private),)
         if not isinstance(fence, bytes):
             raise BounceFault(fence)
         if fence != _FENCE_FORM.pack(number, GpuStatus.DONE):
@@ -97,18 +97,21 @@ class GuestGpu:
 
     def run_polled(self, command: GpuCommand) -> Steps[None]:
         """The same, but that a register says whether it is done, and not how. Raises GpuUntrusted where it is not."""
-        number, _, after = yield from self._submitted(command)
+        number, _, after = yield from self.submitted(command)
         head = yield from self.window.load(REGISTER_BAR, GpuRegister.HEAD)
         if head != after:
             raise GpuUntrusted(f"head after command {number}: {head:#x}")
 
     def leave(self, command: GpuCommand) -> Steps[None]:
         """A command that nobody waits for."""
-        yield from self._submitted(command)
+        yield from self.submitted(command)
 
-    # Within.
+    def next_number(self) -> Steps[int]:
+        """The number that the next command will have."""
+        _, _, last = yield from self._book()
+        return (last + 1) & 0xFFFF_FFFF
 
-    def _submitted(self, command: GpuCommand) -> Steps[tuple[int, int, int]]:
+    def submitted(self, command: GpuCommand) -> Steps[tuple[int, int, int]]:
         """Ring for a command: its number, the ring, and the tail after it."""
         ring, tail, last = yield from self._book()
         number, after = (last + 1) & 0xFFFF_FFFF, (tail + 1) % ENTRIES
@@ -120,6 +123,8 @@ class GuestGpu:
         yield from self._keep(ring, after, number)
         yield from self.window.store(REGISTER_BAR, (GpuRegister.DOORBELL, after, 4))
         return number, ring, after
+
+    # Within.
 
     @property
     def _private(self) -> bool:

@@ -72,10 +72,16 @@ class _Lane:
 
 
 class GpuChannel:
-    """One end. ``keys`` are those for commands, data in and data out."""
+    """One end. ``keys`` are those for commands, data in and data out, ``counts`` how often each was used."""
 
-    def __init__(self, keys: tuple[bytes, bytes, bytes]) -> None:
-        self._commands, self._inward, self._outward = (_Lane(AESGCM(one)) for one in keys)
+    def __init__(self, keys: tuple[bytes, bytes, bytes], counts: tuple[int, int, int] = (0, 0, 0)) -> None:
+        lanes = [_Lane(AESGCM(one), count) for one, count in zip(keys, counts, strict=True)]
+        self._commands, self._inward, self._outward = lanes
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """How often each key was used: with the keys all that an end has to keep."""
+        return self._commands.count, self._inward.count, self._outward.count
 
     # The guest's end. ``read_out`` and ``check_fence`` raise Unsealed.
 

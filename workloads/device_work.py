@@ -34,6 +34,8 @@ from node.guest_tdi import GuestTdi, TdiRefused
 from node.mac_address import mac_of
 from node.operations import Answer, GuestOperation, Read, Shutdown, Sleep, Write
 from node.program import Block, Demand, Placement, ProgramSpec, Registers
+from node.sealed_gpu import PRIVATE_BYTES as SEALED_GPU_BYTES
+from node.sealed_gpu import SealedGpu
 from node.swiotlb import MOST_MAPPED_BYTES, BounceArea, Steps
 from psp.tsm.tio_buffers import NONCE_BYTES
 from tio.device_identity import CardKind
@@ -50,7 +52,7 @@ NOT_TRUSTED = Shutdown(6)
 OPEN_RIP, ATTACH_RIP, WORK_RIP, DETACH_RIP = 0x40_0000, 0x40_1000, 0x40_2000, 0x40_3000
 SCRATCH_BYTES = 1 << 20
 """Private memory for a round's data: what goes out, and what comes back."""
-_DRIVER_BYTES = max(NVME_BYTES, GPU_BYTES, NIC_BYTES)
+_DRIVER_BYTES = max(NVME_BYTES, GPU_BYTES, SEALED_GPU_BYTES, NIC_BYTES)
 DEVICE_BYTES = _DRIVER_BYTES + PAGE_BYTES
 """Private memory for each device: its driver's, and the report of its interface."""
 MOST_DEVICES = 4
@@ -74,6 +76,8 @@ class DeviceParameters:
     """What goes to the disk and back in a round."""
     matrix_order: int = whole(64, 1, 128)
     """Rows and columns of the matrices that the GPU multiplies."""
+    sealed: int = whole(0, 0, 1)
+    """1: a GPU that is not trusted works on what is sealed in a session of its driver's own."""
     peer: str = text("", 64)
     """Whom its network card talks to, by the name of its machine; nobody by default."""
     frame_bytes: int = whole(1024, 16, 1400)
@@ -149,9 +153,22 @@ class DeviceWork:
         """The driver of a disk."""
         return GuestNvme(self.area, self.window(device), self.memory(device))
 
-    def gpu(self, device: int) -> GuestGpu:
-        """The driver of a GPU."""
-        return GuestGpu(self.area, self.window(device), self.memory(device))
+    def gpu(self, device: int, number: int = 0) -> GuestGpu | SealedGpu:
+        """The driver of a GPU; ``number`` is that of the round in which it opens a session of its own."""
+        gpu = GuestGpu(self.area, self.window(device), self.memory(device))
+        if not self.parameters.sealed or self.placement.trusts_devices:
+            return gpu
+        return SealedGpu(gpu, policy_for(CardKind.GPU), self._secrets(device, number))
+
+    def _secrets(self, device: int, number: int) -> Callable[[int], bytes]:
+        drawn = 0
+
+        def draw(length: int) -> bytes:
+            nonlocal drawn
+            drawn += 1
+            return self.content.octets(b"session %d" % drawn, number, device, length)
+
+        return draw
 
     def nic(self, device: int) -> GuestNic:
         """The driver of a network card."""
@@ -189,7 +206,7 @@ class DeviceWork:
             kept = Write(self._report(device), _LENGTH.pack(len(report)) + report)
             if faulted((yield (kept,))):
                 return FAULTED
-        yield from _STARTS[kind](self, device)
+        yield from _STARTS[kind](self, device, registers.r13)
         registers.r12 += 1
         if registers.r12 == len(self.placement.devices):
             registers.r12 = 0
@@ -287,19 +304,19 @@ def _octets(content: KeyedContent, number: int, length: int) -> bytes:
     return content.words(np.arange(first, first + length // 8, dtype=np.uint64)).tobytes()
 
 
-def _start_nvme(work: DeviceWork, device: int) -> Steps[None]:
+def _start_nvme(work: DeviceWork, device: int, _number: int) -> Steps[None]:
     yield from work.nvme(device).start()
 
 
-def _start_gpu(work: DeviceWork, device: int) -> Steps[None]:
-    yield from work.gpu(device).start()
+def _start_gpu(work: DeviceWork, device: int, number: int) -> Steps[None]:
+    yield from work.gpu(device, number).start()
 
 
-def _start_nic(work: DeviceWork, device: int) -> Steps[None]:
+def _start_nic(work: DeviceWork, device: int, _number: int) -> Steps[None]:
     yield from work.nic(device).start()
 
 
-_STARTS: Mapping[CardKind, Callable[[DeviceWork, int], Steps[None]]] = {
+_STARTS: Mapping[CardKind, Callable[[DeviceWork, int, int], Steps[None]]] = {
     CardKind.NVME: _start_nvme, CardKind.GPU: _start_gpu, CardKind.NIC: _start_nic,
 }  # fmt: skip
 _STOPS: Mapping[CardKind, Callable[[DeviceWork, int], Steps[None]]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ from node.product import PRODUCTS
 from node.program import ProgramSpec
 from psp.system_bus import LARGE_PAGE_BYTES
 from tio.device_identity import CardKind
+from tio.ide.link import Packet, Way
+from workloads.block_outcome import UNTRUSTED
 from workloads.keyed_content import KeyedContent
 from workloads.library import PROGRAMS
 
@@ -54,7 +56,7 @@ def secrets(count: int) -> list[bytes]:
     content = KeyedContent(CounterRandom(7).octets("vm/0", "device-work contents", 0, 32))
     words = np.arange(BLOCK_BYTES // 8, dtype=np.uint64)
     rounds = [content.words(words + np.uint64(one << 32)).tobytes() for one in range(count)]
-    return [one[at : at + PIECE_BYTES] for one in rounds for at in range(0, BLOCK_BYTES, 2048)]
+    return [one[at : at + PIECE_BYTES] for one in rounds for at in range(0, BLOCK_BYTES, 1024)]
 
 
 def octets(thing: Any) -> bytes:
@@ -66,7 +68,9 @@ def octets(thing: Any) -> bytes:
     return b"".join(octets(getattr(thing, one.name)) for one in fields(thing)) if is_dataclass(thing) else b""
 
 
-def watched(generation: Generation, *disabled: Protection) -> tuple[list[bytes], bytes, bytes, bytes]:
+def watched(
+    generation: Generation, *disabled: Protection, devices: tuple[CardKind, ...] = DEVICES, work: ProgramSpec = WORK
+) -> tuple[list[bytes], bytes, bytes, bytes]:
     """The guest's secrets; what passed the host's hands, what crossed links; and what the host finds in its memory."""
     seen, crossed = Seen(), []
     platform = Platform(disabled=frozenset(disabled), cards=CARDS)
@@ -75,7 +79,7 @@ def watched(generation: Generation, *disabled: Protection) -> tuple[list[bytes],
     slots = PhysicalSlots(host.board.root_complex, host.board.slots)
     for card in CARDS:
         slots.tap(card.port, lambda _, packet: (crossed.append(packet), (packet,))[1])
-    host.launch(GuestSpec("vm", generation, 1, 128 << 20, WORK, 7, devices=DEVICES), lambda _: None, running=True)
+    host.launch(GuestSpec("vm", generation, 1, 128 << 20, work, 7, devices=devices), lambda _: None, running=True)
     host.clock.env.run(until=SECOND)
     guest = host.guests["vm"]
     assert (guest.state, guest.vcpus[0].registers.r13 >= ROUNDS) == (GuestState.RUNNING, True)
@@ -109,3 +113,39 @@ def test_work_in_private_memory_over_a_protected_link_is_nobodys_business(
     assert any(piece in crossed for piece in pieces) is on_links
     assert any(piece in held for piece in pieces) is in_memory
     assert not any(piece in carried for piece in pieces)
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_what_is_sealed_in_a_session_of_the_guests_own_is_nobodys_business_either(sealed: bool) -> None:
+    work = ProgramSpec("device-work", (*WORK.parameters, ("sealed", int(sealed))))
+    pieces, carried, crossed, held = watched(Generation.SEV_SNP, devices=(CardKind.GPU,), work=work)
+    # Matrices and disk blocks of a round begin alike.
+    assert len(crossed) > ROUNDS * 1024
+    assert any(piece in crossed for piece in pieces) is not sealed
+    assert any(piece in held for piece in pieces) is not sealed
+    assert not any(piece in carried for piece in pieces)
+
+
+@pytest.mark.parametrize("way", list(Way))
+def test_sealed_work_that_is_altered_on_the_link_ends_and_is_never_believed(way: Way) -> None:
+    work = ProgramSpec("device-work", (("matrix_order", 12), ("sealed", 1)))
+    cards = (CardSlot(1, CardKind.GPU),)
+    spec = HostSpec("turin", PRODUCTS["Turin"], 1 << 30, 99, 1, 60 * SECOND, platform=Platform(cards=cards))
+    host = Host(spec, PROGRAMS, {"auto": laboratory_image()}, COSTS)
+    guest = GuestSpec("vm", Generation.SEV_SNP, 1, 128 << 20, work, 7, devices=(CardKind.GPU,))
+    host.launch(guest, lambda _: None, running=True)
+    host.clock.env.run(until=SECOND)
+    done = host.guests["vm"].vcpus[0].registers.r13
+    assert done >= 2
+
+    def flipped(to: Way, packet: Packet) -> tuple[Packet]:
+        """Data of a round are larger than anything else that crosses."""
+        if to is way and len(packet.payload) >= 64:
+            return (replace(packet, payload=bytes((packet.payload[0] ^ 1,)) + packet.payload[1:]),)
+        return (packet,)
+
+    PhysicalSlots(host.board.root_complex, host.board.slots).tap(1, flipped)
+    host.clock.env.run(until=2 * SECOND)
+    after = host.guests["vm"]
+    assert (after.state, after.shutdown_code) == (GuestState.STOPPED, UNTRUSTED.code)
+    assert after.vcpus[0].registers.r13 <= done + 1

@@ -64,6 +64,18 @@ def test_the_same_program_works_on_its_gpu_under_every_generation(generation: Ge
     assert host.guests["next"].vcpus[0].registers.r13 >= 8
 
 
+@pytest.mark.parametrize("generation", list(Generation))
+def test_it_works_through_a_session_of_its_own_where_no_firmware_vouches_for_the_gpu(generation: Generation) -> None:
+    host = host_of(generation)
+    work = ProgramSpec("device-work", (*WORK.parameters, ("sealed", 1)))
+    spec = GuestSpec("vm", generation, 1, 128 * MIB, work, 7, devices=(CardKind.GPU,))
+    host.launch(spec, lambda _: None, running=True)
+    host.clock.env.run(until=SECOND)
+    guest = host.guests["vm"]
+    # It opens more than one: its devices are let go every two rounds.
+    assert (guest.state, guest.vcpus[0].registers.r13 >= 6) == (GuestState.RUNNING, True)
+
+
 def test_a_vm_without_a_free_card_is_refused_and_leaves_nothing() -> None:
     host = host_of(Generation.PLAIN)
     for name in ("a", "b"):
