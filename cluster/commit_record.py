@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgpack
 
@@ -32,19 +32,30 @@ class Entry:
     record: Record
 
 
-@dataclass(slots=True)
 class CommitRecord:
-    """An append-only file in memory; ``most_bytes`` is its disk, 0 for one without end."""
+    """An append-only file in memory; ``most_bytes`` is its disk, 0 for one without end.
 
-    data: bytearray = field(default_factory=bytearray)
-    most_bytes: int = 0
+    What is written becomes bytes when somebody looks, or there is an end that it could meet.
+    """
+
+    def __init__(self, data: bytes | bytearray = b"", most_bytes: int = 0) -> None:
+        self.most_bytes = most_bytes
+        self._data = bytearray(data)
+        self._written: list[tuple[int, Record]] = []
+
+    @property
+    def data(self) -> bytearray:
+        """The file."""
+        for number, record in self._written:
+            self._data += _framed(number, record)
+        self._written.clear()
+        return self._data
 
     def append(self, number: int, record: Record) -> None:
         """Write a decision down. Raises RecordFullError."""
-        body = packed((number, record.value))
-        if self.most_bytes and len(self.data) + _HEAD_BYTES + len(body) > self.most_bytes:
+        if self.most_bytes and len(self.data) + len(_framed(number, record)) > self.most_bytes:
             raise RecordFullError(f"no room for {record} of move {number}")
-        self.data += len(body).to_bytes(4, "little") + zlib.crc32(body).to_bytes(4, "little") + body
+        self._written.append((number, record))
 
     def entries(self) -> Iterator[Entry]:
         """What can be read, oldest first."""
@@ -65,6 +76,11 @@ class CommitRecord:
     def last(self) -> dict[int, Record]:
         """The last decision about each move."""
         return {one.number: one.record for one in self.entries()}
+
+
+def _framed(number: int, record: Record) -> bytes:
+    body = packed((number, record.value))
+    return len(body).to_bytes(4, "little") + zlib.crc32(body).to_bytes(4, "little") + body
 
 
 def _entry(body: bytes) -> Entry | None:

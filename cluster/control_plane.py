@@ -86,7 +86,7 @@ class ControlPlane:
             lambda: networked(order.guest for order in self._by_name.values()),
         )  # fmt: skip
         self.migrations = LiveMigrations(
-            self.fabric, self.placement, self.admission, self.precopy, self._command,
+            self.fabric, self.placement, self.admission, self.precopy, self._send,
             card_flow_ended=self.traffic.flow_ended,
         )  # fmt: skip
         self.plans = MigrationPlans(self.migrations, self.random)
@@ -196,11 +196,9 @@ class ControlPlane:
         self._send(host, CRASH, ())
         self.migrations.host_crashed(host, self._now_ns)
 
-    def _command(self, host: str, kind: str, body: object) -> None:
-        """Tell a host something of a move."""
-        if self.faults is None:
-            self._send_after(self.latency_ns, host, kind, body)
-            return
+    def command(self, host: str, kind: str, body: object) -> None:
+        """Tell a host something of a move, as far as it comes through."""
+        assert self.faults is not None
         for delay_ns in self.faults.delays(host, "to", self._now_ns):
             self._send_after(self.latency_ns + delay_ns, host, kind, body)
 

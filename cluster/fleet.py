@@ -139,6 +139,7 @@ def _enter_plans(scenario: Scenario, control: ControlPlane) -> None:
     hosts = {host.name: host.product for host in scenario.host_instances}
     if scenario.faults:
         moving = scenario.migration
+        control.migrations.send = control.command
         control.migrations.patience = Patience(moving.answer_within, moving.answer_tries)
         control.faults = FleetFaults(CounterRandom(scenario.seed), control.crash, control.migrations.restart)
     for fault in scenario.faults:

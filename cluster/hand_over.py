@@ -271,12 +271,12 @@ def told(mine: Mine, command: Command, number: int) -> tuple[Mine, Report | None
     """What a host has, and says, after a command; None for silence. It remembers before it says anything."""
     holding, current, heard = mine
     if command in BEGINNINGS and number > heard.newest and (holding, command) in HOST:
-        current, heard = number, heard._replace(newest=number)
+        current, heard = number, Heard(number, heard.started, heard.stayed)
     if current == number and (row := HOST.get((holding, command))) is not None:
         if row.report is Report.RUNS:
-            heard = heard._replace(started=number)
+            heard = Heard(heard.newest, number, heard.stayed)
         elif row.report is Report.STAYED:
-            heard = heard._replace(stayed=number)
+            heard = Heard(heard.newest, heard.started, number)
         ended = row.to in (Holding.RUNS, Holding.NOTHING)
         return Mine(row.to, -1 if ended else current, heard), row.report
     if command not in PASSED or current == number:

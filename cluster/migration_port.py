@@ -30,6 +30,7 @@ Send = Callable[[str, tuple[object, ...]], None]
 
 _HERE = (GuestState.RUNNING, GuestState.PAUSED, GuestState.STOPPED)
 _NEW = Heard()
+_COMMANDS: Mapping[str, Command] = {command.value: command for command in Command}
 _KEYS = 0
 """The step before the first round."""
 
@@ -70,10 +71,10 @@ class MigrationPort:
     def receive(self, kind: str, fields: tuple[Any, ...]) -> None:
         """Do what a message asks."""
         number, vm, *rest = fields
-        if kind in self._between:
+        command = _COMMANDS.get(kind)
+        if command is None:
             self._between[kind](*fields)
             return
-        command = Command(kind)
         if command is Command.GO and self._host.arrivals.is_laying(vm):
             self._send("busy", (number,))  # What comes of that will be said, and answered.
             return

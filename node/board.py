@@ -146,7 +146,9 @@ class Board:
         asks_entries = Protection.SECURE_DEVICE_ENTRY not in platform.disabled
         form = EntryFormat(LONG, product.physical_address_bits - product.reduced_bits, product.c_bit)
         self.trusted_dma = (
-            TrustedDma(self.iommu, lambda: self.rmp, asks_entries=asks_entries, form=form) if tio else None
+            TrustedDma(
+                self.iommu, lambda: self.rmp, asks_entries=asks_entries, peers_open=platform.peers_open, form=form
+            ) if tio else None
         )
         """Requests of devices with the T bit; None on a part without SEV-TIO."""
         self.card_memory = CardMemory(self.iommu, self.trusted_dma)

@@ -39,8 +39,8 @@ class HypervisorTasks:
         """For each VM of which something will be said, the earliest time of that."""
         self.streams = PspStreams(clock, self.psp_queue, self.promises)
         """Pages of migrations at the security processor."""
-        self._lines: dict[str, deque[_Waiting]] = {}
-        """Tasks of guests that have one under way already."""
+        self._lines: dict[str, deque[_Waiting] | None] = {}
+        """Guests that have a task under way, and those that wait for it."""
         self._clock = clock
         self._board = board
         self._cost = cost
@@ -74,11 +74,12 @@ class HypervisorTasks:
         if guest is None:
             self._step(task, None, guest, done, refused, price)
             return
-        line = self._lines.get(guest.spec.name)
-        if line is not None:
+        name = guest.spec.name
+        if name in self._lines:
+            line = self._lines[name] = self._lines[name] or deque()
             line.append((task, guest, done, refused, price))
             return
-        self._lines[guest.spec.name] = deque()
+        self._lines[name] = None
         self._begin(task, guest, done, refused, price)
 
     def _begin(

@@ -129,8 +129,7 @@ def _framed(session: bytes, sequence: int, kind: int, body: bytes) -> bytes:
 
 
 def _checksum(session: bytes, sequence: int, kind: int, body: bytes) -> bytes:
-    found = hashlib.sha256(b"%d %d %d " % (VERSION, sequence, kind))
-    found.update(session)
+    found = hashlib.sha256(b"%d %d %d %b" % (VERSION, sequence, kind, session))
     found.update(body)
     return found.digest()
 

@@ -16,8 +16,9 @@ from node.host_kind import HostKind
 from node.mechanism import Mechanism
 from node.phase_cost import RMP_CHECKED, GenerationCost
 from node.svsm_operations import GUEST_WORK
-from psp.commands import LegacyCommand, SnpCommand, measured_bytes
+from psp.commands import COMMANDS, LegacyCommand, SnpCommand, measured_bytes
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
+from psp.tsm.tio_buffers import SpdmOrder
 
 PSC_ENTRIES = 253
 """Entries of one page state change request (GHCB specification, section 4.1.6)."""
@@ -229,6 +230,7 @@ class HostOperationCost:
         self._psp_table: dict[int, Callable[[bytes], float]] = {
             SnpCommand.LAUNCH_UPDATE: lambda _: costs["psp.launch_update_ns_per_kib"] * PAGE_BYTES / _KIB,
             SnpCommand.GUEST_REQUEST: lambda _: costs["psp.guest_request_ns"],
+            **{command: lambda _: costs["psp.tio_exchange_ns"] for command in _TO_DEVICES},
             SnpCommand.LAUNCH_FINISH: lambda _: costs["psp.command_ns"] + costs["psp.launch_fixed_ns"],
             LegacyCommand.LAUNCH_UPDATE_DATA: lambda buffer: (
                 legacy_ns_per_kib * measured_bytes(LegacyCommand.LAUNCH_UPDATE_DATA, buffer) / _KIB
@@ -268,6 +270,7 @@ class HostOperationCost:
 
 
 _WORK = (op.HostWork, op.Wbinvd)
+_TO_DEVICES = [one for one, row in COMMANDS.items() if row.layout is not None and issubclass(row.layout, SpdmOrder)]
 
 
 def _pages(length: int) -> int:

@@ -158,6 +158,9 @@ class Platform:
     That is an option of boot firmware, which AMD asks for with SEV-TIO; here it is always set.
     """
 
+    peers_open: bool = False
+    """What a trusted device asks of another's memory goes there by its address, as through a switch without access
+    control; otherwise the RMP is asked, as of any page."""
     ide_reorder_check: bool = False
     """Both ends of links bind what was posted before it into the MAC of every other packet (CVE-2025-9612)."""
     ide_tag_fence: bool = False

@@ -52,7 +52,8 @@ class _FencedOff(Exception):
 class TrustedDma:
     """The trusted side of a host's IOMMU. ``rmp`` is the table of the moment.
 
-    ``asks_entries`` is False only where a laboratory has the secure device table knocked out. ``form`` is that of
+    ``asks_entries`` is False only where a laboratory has the secure device table knocked out; with ``peers_open``
+    requests for the memory of other cards pass, past the RMP. ``form`` is that of
     guests' own tables.
     """
 
@@ -62,12 +63,14 @@ class TrustedDma:
         rmp: Callable[[], ReverseMapTable | None],
         *,
         asks_entries: bool = True,
+        peers_open: bool = False,
         form: EntryFormat = _USUAL_FORM,
     ) -> None:
         self.fences = AsidFences()
         self._iommu = iommu
         self._rmp = rmp
         self._asks_entries = asks_entries
+        self._peers_open = peers_open
         self._form = form
         self._bound: dict[int, _Bound] = {}
 
@@ -170,11 +173,17 @@ class TrustedDma:
         """Where the host's table leads, and the key. Raises AccessRefused, and NotValidated and RmpFault by the RMP."""
         entry, asid = bound.entry, bound.binding.asid
         spa, key, large = self._located(device, gpa, write=write)
+        if self._peers_open and self._is_a_peers(spa, size):
+            return spa, asid
         if not entry.is_private(gpa):
             rmp.check_dma(spa, size, write=write)
             return spa, key
         _check_private(rmp, spa, gpa, asid, size, entry.vmpl, large=large, write=write)
         return spa, asid
+
+    def _is_a_peers(self, spa: int, size: int) -> bool:
+        peers = self._iommu.memory.peers
+        return peers is not None and peers.takes_peers(spa, size)
 
     def _word(self, bound: _Bound, rmp: ReverseMapTable, device: int, gpa: int) -> int:
         """A word of the guest's own tables, which are private wherever vTOM is."""

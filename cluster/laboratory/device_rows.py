@@ -42,7 +42,7 @@ DEVICE_ROWS: Mapping[str, Row] = {
     "80a": Row((lock_breaking.stop_interface,), needs=Interface.TDISP, victim="depositor", card=OWN_CARD),
     "80b": Row((lock_breaking.function_reset,), victim="depositor", card=OWN_CARD),
     "80c": Row((lock_breaking.bus_reset,), victim="depositor", card=OWN_CARD),
-    "81": Row((peer.write,), victim="depositor", card=OWN_CARD),
+    "81": Row((peer.write,), victim="depositor", card=OWN_CARD, tenant_has_card=True),
     "83": Row((tdisp_misuse.program_keys,), needs=Interface.TDISP, victim="depositor", card=OWN_CARD),
     "84": Row(
         (crooked_device.read_what_is_left,), victim="depositor", card=OWN_CARD, ways={"wipes": 0, "detaches": 1}

@@ -58,5 +58,7 @@ class Row:
     """What the victim sends through its outbox is a secret that it hands to a device of its own."""
     card: CardSlot | None = None
     """What the hypervisor gives a victim that has a device."""
+    tenant_has_card: bool = False
+    """The attacker's guest must have a card too, where it can trust it."""
     ways: Mapping[str, int] | None = None
     """Ways of such a victim that the line presumes, by names of DepositorWays."""

@@ -173,6 +173,7 @@ def verdicts(row: str, setting: Setting) -> list[Verdict]:
         platform_key=line.platform_key,
         outbox_is_secret=line.outbox_is_secret,
         cards=_cards(line, setting),
+        tenant_has_card=line.tenant_has_card,
         ways=replace(setting.ways, **(line.ways or {})),
     )
     measure = Measure(line.leak_bytes)

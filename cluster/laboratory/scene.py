@@ -33,10 +33,11 @@ from node.kernel_settings import CAREFUL, KernelSettings
 from node.laboratory_firmware import SECTIONS, build_image
 from node.measured_launch import launch_vmsas, sev_launch_ranges, snp_launch_pages
 from node.memory_cipher import CipherMode
+from node.message_place import MessagePlace
 from node.operations import Answer
 from node.platform import AS_USUAL, Platform
 from node.product import PRODUCTS
-from node.program import ProgramFactory, ProgramSpec
+from node.program import Placement, ProgramFactory, ProgramSpec
 from node.sev_features import launch_features
 from node.svsm import SvsmCheck, vtpm_seed
 from node.svsm_memory import TPM_GPA
@@ -54,7 +55,8 @@ from workloads.attacks.caller import Caller
 from workloads.attacks.chooser import Chooser
 from workloads.attacks.colluder import Colluder
 from workloads.attacks.console import Console
-from workloads.attacks.depositor import DEVICE, NOTICED, SERIAL, Depositor, DepositorWays
+from workloads.attacks.depositor import DEVICE, NOTICED, SERIAL, Depositor
+from workloads.attacks.depositor_ways import DepositorWays
 from workloads.attacks.given_card import GivenCard
 from workloads.attacks.grower import CHECKS_CARRY, Grower
 from workloads.attacks.hypervisor_books import TellDr7
@@ -152,6 +154,8 @@ class Setting:
     """Those of a victim that has a device."""
     device_scrubs: bool = False
     """Its device clears what trusted work left in it."""
+    tenant_has_card: bool = False
+    """The attacker's guest has the other card, where it can trust it."""
     outbox_is_secret: bool = False
     """What the victim sends through its outbox is a secret that it hands to a device of its own."""
     ciphers: tuple[CipherMode, ...] = ()
@@ -201,7 +205,8 @@ class Scene:
         product = PRODUCTS[setting.product]
         threads = 1 if setting.smt_off else product.threads_per_core
         product = replace(product, ciphers=setting.ciphers or product.ciphers, threads_per_core=threads)
-        platform = replace(setting.platform, mode=protection.mode, cards=setting.cards)
+        cards = setting.cards or setting.platform.cards
+        platform = replace(setting.platform, mode=protection.mode, cards=cards)
         if setting.old_firmware:
             old = old_level(product)
             platform = replace(platform, firmware_api=old.version, firmware_tcb=old.tcb)
@@ -242,7 +247,9 @@ class Scene:
         self._launch(VICTIM, protection.launched, program, vcpus, kernel, features, svsm=self._svsm, devices=devices)
         self._hypervisor.let_go()
         tenant = ProgramSpec("vault", ((vault.SPINS, int(setting.tenant_spins)),))
-        self._launch(TENANT, protection.launched, tenant, 1, CAREFUL)
+        trusts = setting.tenant_has_card and CAPABILITIES[protection.launched].trusted_devices
+        self._launch(TENANT, protection.launched, tenant, 1, CAREFUL, devices=(CardKind.GPU,) if trusts else ())
+        self._tenant = self._placement_of_tenant() if trusts else None
         if has_tables:
             for vcpu in range(vcpus):
                 own = Vault(memory_map(GUEST_BYTES, vcpus).placement(VICTIM, vcpu, SEED))
@@ -342,6 +349,7 @@ class Scene:
             env.step()
             if all(_rest(vcpu) not in (None, last) for vcpu, last in zip(guest.vcpus, before, strict=True)):
                 break
+        # Whoever rents the VM learns with what code its program ended it, with a GHCB or without.
         if self._depositor and guest.spec.name == VICTIM and guest.state is GuestState.STOPPED:
             why = NOTICED.get(guest.shutdown_code)
             if why is not None:
@@ -392,7 +400,16 @@ class Scene:
 
         outbox, inbox = (page(victim.buffer(number, bounces=victim.bounces)) for number in range(2))
         _, other = hypervisor.tio.cards
-        return GivenCard(hypervisor.tio, given, record.gctx, outbox, inbox, page(victim.idle), other.physical)
+        return GivenCard(
+            hypervisor.tio, given, record.gctx, outbox, inbox, page(victim.idle), other.physical, self._tenant
+        )
+
+    def _placement_of_tenant(self) -> Placement:
+        """What the tenant's kernel hands its programs, if it is an SNP guest."""
+        memory, secrets = memory_map(GUEST_BYTES, 1), IMAGE.secrets_gpa
+        assert secrets is not None
+        messages = MessagePlace(secrets, 0, 0, memory, self.host.guests[TENANT].launched)
+        return memory.placement(TENANT, 0, SEED, messages=messages)
 
     def _enter_depositor(self, ledger: Ledger, victim: Depositor) -> None:
         """What is true of a victim that has a device: with as much memory as that of its own number has."""

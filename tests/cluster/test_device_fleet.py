@@ -16,6 +16,7 @@ def scenario(*vms: dict[str, Any], hosts: int = 2, duration: str = "400 ms", pro
     common = {"memory": "128 MiB", "workload": "device-work", "start": "running"}
     return Scenario.parse({
         "schema": 1, "name": "devices", "duration": duration,
+        "costs": {"psp.tio_exchange_ns": 1_000_000},
         "hosts": [{"name": "host", "product": product, "count": hosts, "memory": "2 GiB", "cards": CARDS}],
         "vms": [common | vm for vm in vms],
     })  # fmt: skip

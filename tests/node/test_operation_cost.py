@@ -135,6 +135,9 @@ def test_the_security_processors_time_goes_by_command_and_bytes():
     assert HOST.psp_service_ns(finish) == COSTS["psp.command_ns"] + COSTS["psp.launch_fixed_ns"]
     assert HOST.psp_service_ns(op.PspCommand(0x7777)) == COSTS["psp.command_ns"]
     assert HOST.psp_service_ns(op.PspCommand(SnpCommand.GUEST_REQUEST)) == 8_000_000
+    for command in (SnpCommand.TIO_DEV_CONNECT, SnpCommand.TIO_TDI_BIND, SnpCommand.TIO_GUEST_REQUEST):
+        assert HOST.psp_service_ns(op.PspCommand(command)) == COSTS["psp.tio_exchange_ns"]
+    assert HOST.psp_service_ns(op.PspCommand(SnpCommand.TIO_DEV_CREATE)) == COSTS["psp.command_ns"]
 
 
 def test_a_legacy_update_with_a_buffer_of_rubbish_has_a_price_too():

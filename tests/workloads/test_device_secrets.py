@@ -27,6 +27,7 @@ from workloads.keyed_content import KeyedContent
 from workloads.library import PROGRAMS
 
 SECOND = 10**9
+COSTS = dict(load_cost_table()) | {"psp.tio_exchange_ns": 1_000_000}
 ROUNDS, BLOCK_BYTES, PIECE_BYTES = 4, 4096, 16
 DEVICES = CardKind.NVME, CardKind.GPU
 CARDS = tuple([CardSlot(port, kind) for port, kind in enumerate(DEVICES, start=1)])
@@ -70,7 +71,7 @@ def watched(generation: Generation, *disabled: Protection) -> tuple[list[bytes],
     seen, crossed = Seen(), []
     platform = Platform(disabled=frozenset(disabled), cards=CARDS)
     spec = HostSpec("turin", PRODUCTS["Turin"], 1 << 30, 99, 1, 60 * SECOND, platform=platform)
-    host = Host(spec, PROGRAMS, {"auto": laboratory_image()}, dict(load_cost_table()), observer=seen.note)
+    host = Host(spec, PROGRAMS, {"auto": laboratory_image()}, COSTS, observer=seen.note)
     slots = PhysicalSlots(host.board.root_complex, host.board.slots)
     for card in CARDS:
         slots.tap(card.port, lambda _, packet: (crossed.append(packet), (packet,))[1])

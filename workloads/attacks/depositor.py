@@ -39,6 +39,7 @@ from tio.device_identity import CardKind
 from tio.gpu import MEMORY_BAR, GpuCommand, GpuOpcode
 from tio.tdisp import LockFlags
 from tio.tdisp.report import InterfaceReport, parse_report
+from workloads.attacks.depositor_ways import DepositorWays
 from workloads.block_outcome import UNTRUSTED, faulted, with_devices
 from workloads.device_policies import policy_for
 from workloads.device_work import NOT_TRUSTED
@@ -85,37 +86,11 @@ _DECIDED_AT = 64
 
 
 @dataclass(frozen=True, slots=True)
-class DepositorWays:
-    """Its parameters, 0 or 1 but for ``lock_flags`` and ``detaches``."""
-
-    trusts: int = 1
-    """It has its device locked and works in private memory, where its generation can."""
-    seals: int = 0
-    """It seals what it brings, under a key of its own."""
-    rechecks: int = 0
-    """It asks for fresh measurements in each round."""
-    checks_device: int = 1
-    checks_fresh: int = 1
-    wipes: int = 1
-    """It has the device forget its secret in each round."""
-    lock_flags: int = 0
-    """What it asks to be locked."""
-    polls: int = 0
-    """It has a lot sent back besides, and believes a register that says so."""
-    awaits: int = 0
-    """It waits for its device's interrupt at the end of a round, and decides by whether that comes in time."""
-    farewell: int = 0
-    """Before it lets its device go it has a lot sent that nobody waits for; then its buffers change places."""
-    detaches: int = 0
-    """Rounds after which it lets its device go, rests, and takes it again; 0 for never."""
-
-
-@dataclass(frozen=True, slots=True)
 class Depositor:
     """R13 counts rounds, R12 those since it took its device, R11 how often it let it go; R10 is since when it waits."""
 
     placement: Placement
-    ways: DepositorWays = DepositorWays()
+    ways: DepositorWays = DepositorWays()  # noqa: RUF009 - frozen
     turned: bool = False
     """Its buffers lie the other way round."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from node.pci_driver import Function
+from node.program import Placement
 from node.tio_host import Given, TioHost
 from workloads.attacks.target_page import Page
 
@@ -24,6 +25,8 @@ class GivenCard:
     inbox: Page
     idle: Page
     other: Function
+    tenant: Placement | None = None
+    """What the attacker's own guest may call its own, where that has the other card."""
 
     @property
     def function(self) -> Function:

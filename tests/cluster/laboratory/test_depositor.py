@@ -12,7 +12,7 @@ from cluster.oracle.verdict import Outcome, judge
 from node.guest import GuestState
 from node.operations import HostRead, Write
 from tio.tdisp import TdiState
-from workloads.attacks.depositor import DepositorWays
+from workloads.attacks.depositor_ways import DepositorWays
 from workloads.attacks.target import LET_IT_RUN
 
 ROUNDS = 3

@@ -6,17 +6,20 @@ table does beside the rows in ``test_unasked_devices``.
 """
 
 import pytest
+from matrix_cells import CELLS
 
+from cluster.laboratory.device_rows import DEVICE_ROWS
 from cluster.laboratory.owner_habits import OwnerHabits
 from cluster.laboratory.protection import Column
 from cluster.laboratory.rows import verdicts
 from cluster.laboratory.scene import Setting
 from node.platform import Platform, Protection
+from workloads.attacks.depositor_ways import DepositorWays
 
 HELD = {"70a": "blocked", "70b": "blocked", "72": "detected", "77": "blocked", "78": "detected", "80a": "detected",
-        "85": "detected"}  # fmt: skip
+        "81": "blocked", "85": "detected"}  # fmt: skip
 """What they come to with everything at work."""
-LINK, DEVICE, MEMORY = ("70a", "77"), ("72", "78", "85"), ("70b", "80a")
+LINK, DEVICE, MEMORY = ("70a", "77"), ("72", "78", "85"), ("70b", "80a", "81")
 
 
 def without(protection):
@@ -29,7 +32,8 @@ CASES = {
     # Who only listens learns nothing by a MAC that nobody compares, nor by numbers that nobody counts.
     "mac": (without(Protection.IDE_MAC), LINK, {}),
     "number": (without(Protection.IDE_PACKET_NUMBER), LINK, {}),
-    # The host's own loads and stores do not pass it; a device that is stopped does nothing trusted any more.
+    # The host's own loads and stores do not pass it; a device that is stopped does nothing trusted any more; at another
+    # device's memory the RMP finds another guest address.
     "entry": (without(Protection.SECURE_DEVICE_ENTRY), MEMORY, {}),
     # It is the only thing between the host and a buffer in private memory; what it loads there stays ciphertext.
     "write": (without(Protection.RMP_WRITE_CHECK), ("70a", "70b"), {"70b": {"corrupted"}}),
@@ -48,3 +52,14 @@ def test_exactly_what_a_mechanism_stops_comes_to_pass_without_it(case):
     setting = Setting(Column.SEV_TIO, "Turin", **changed)
     found = {row: {one.outcome.value for one in verdicts(row, setting)} for row in rows}
     assert found == {row: flips.get(row, {HELD[row]}) for row in rows}
+
+
+# In row 81 the attacker's own device is trusted all the same, and rows that need TDISP have nothing to attack.
+OF_ALL = [row for row, line in DEVICE_ROWS.items() if line.card and not line.needs and not line.tenant_has_card]
+
+
+@pytest.mark.parametrize("row", OF_ALL)
+def test_a_guest_that_trusts_no_device_fares_as_one_whose_generation_cannot(row):
+    expected = {one.outcome for one in CELLS if (one.row, one.column, one.switches) == (row, Column.SEV_SNP, "")}
+    found = verdicts(row, Setting(Column.SEV_TIO, "Turin", ways=DepositorWays(trusts=0)))
+    assert {one.outcome.value for one in found} == expected, found

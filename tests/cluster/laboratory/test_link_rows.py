@@ -12,7 +12,8 @@ from node.guest import GuestState
 from node.platform import Platform, Protection
 from psp.system_bus import PAGE_BYTES
 from workloads.attacks import link
-from workloads.attacks.depositor import LARGE_BYTES, DepositorWays
+from workloads.attacks.depositor import LARGE_BYTES
+from workloads.attacks.depositor_ways import DepositorWays
 from workloads.attacks.link_taps import Delay, written_to
 from workloads.attacks.slot_operations import LinkTap
 from workloads.attacks.target import LET_IT_RUN

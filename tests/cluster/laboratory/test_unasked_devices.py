@@ -9,16 +9,16 @@ from cluster.oracle.verdict import Outcome, judge
 from node.operations import CardUpdate, PspAnswer
 from node.platform import Platform, Protection
 from psp.status import Status
-from workloads.attacks import unasked_device
-from workloads.attacks.depositor import DepositorWays
+from workloads.attacks import another_guest, unasked_device
+from workloads.attacks.depositor_ways import DepositorWays
 from workloads.attacks.slot_operations import CardRead
 
 LETS_GO = DepositorWays(detaches=1)
 STAYS = DepositorWays()
 
 
-def played(attack, ways, column=Column.SEV_TIO, platform=Platform()):  # noqa: B008 - frozen
-    setting = Setting(column, "Turin", platform, victim="depositor", cards=(OWN_CARD, OTHER_CARD), ways=ways)
+def played(attack, ways, column=Column.SEV_TIO, platform=Platform(), **more):  # noqa: B008 - frozen
+    setting = Setting(column, "Turin", platform, victim="depositor", cards=(OWN_CARD, OTHER_CARD), ways=ways, **more)
     ledger, transcript = act_out(setting, attack)
     return judge(ledger, transcript), transcript
 
@@ -68,6 +68,21 @@ def test_only_the_guests_own_entry_keeps_a_device_from_its_memory_that_was_start
     # What the device is not trusted with, the entry does not keep from it.
     verdict, _ = played(unasked_device.reach_after_unbind, LETS_GO, platform=knocked_out)
     assert verdict.outcome is Outcome.DETECTED, verdict
+
+
+@pytest.mark.parametrize(
+    ("off", "outcome"),
+    [
+        (set(), Outcome.BLOCKED),
+        # The page's owner and address are what the RMP says: only whose the device is tells the difference.
+        ({Protection.SECURE_DEVICE_ENTRY}, Outcome.CORRUPTED),
+        ({Protection.IOMMU_CHECK}, Outcome.BLOCKED),
+    ],
+)
+def test_a_device_that_another_guest_trusts_reaches_its_own_guests_pages_alone(off, outcome):
+    platform = Platform(disabled=frozenset(off))
+    verdict, _ = played(another_guest.store_to_private_memory, STAYS, platform=platform, tenant_has_card=True)
+    assert verdict.outcome is outcome, verdict
 
 
 def test_a_device_that_was_changed_between_lock_and_start_does_not_start():
