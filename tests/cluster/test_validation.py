@@ -48,7 +48,8 @@ def test_what_a_row_rests_on_is_no_blind_result(case):
 def test_at_least_eight_blind_quantitative_cases_are_inside_and_few_points_are_known_to_miss(found):
     assert sum(found.blind_cases.values()) >= 8
     assert found.holds
-    assert {one.case.id for one in found.known_misses} == {name for name, all_in in found.blind_cases.items() if not all_in}
+    missed = {name for name, inside in found.blind_cases.items() if not inside}
+    assert {one.case.id for one in found.known_misses} == missed
     assert 0 < len(found.known_misses) <= MOST_KNOWN_MISSES
     assert found.results[: len(found.known_misses)] == found.known_misses
     assert all(one.point.known_miss for one in found.known_misses)
