@@ -64,7 +64,7 @@ def _count(name: str) -> int:
     return int(name.removeprefix("N="))
 
 
-_LINUX = {"Lupine": "boot.linux_lupine_ns", "AWS": "boot.linux_aws_ns", "Ubuntu": "boot.linux_ns"}
+_LINUX = {"Lupine": "boot.linux_lupine_ns", "AWS": "boot.linux_aws_ns", "Ubuntu": "boot.linux_ubuntu_ns"}
 OVMF_PHASES = {phase: f"boot.ovmf_{phase.lower()}_ns" for phase in ("SEC", "PEI", "DXE", "BDS")}
 
 
@@ -77,8 +77,6 @@ def boots(case: Case, costs: Mapping[str, float]) -> Mapping[str, float]:
     for point in case.points:
         monitor, kernel = point.name.split(", ")
         before_ns = qemu_ns if monitor == "QEMU" else direct_ns
-        if kernel == "Ubuntu":
-            before_ns += costs["boot.bzimage_ns"]
         found[point.name] = (before_ns + costs[_LINUX[kernel]]) / _MS
     return found
 

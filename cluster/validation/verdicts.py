@@ -29,6 +29,9 @@ class Verdict(StrEnum):
     MODEL_ONLY = "model only"
 
 
+_HOLDS = (Verdict.INSIDE, Verdict.FITTED)
+
+
 @dataclass(frozen=True, slots=True)
 class Swing:
     """What one row's sweep does to one point."""
@@ -78,12 +81,17 @@ class Validation:
 
     @property
     def blind_cases(self) -> Mapping[str, bool]:
-        """Blind quantitative cases, and whether each is inside its tolerance, but for points known to miss."""
+        """Blind quantitative cases, and whether each is inside its tolerance with all of its points."""
         found: dict[str, bool] = {}
         for one in self.results:
             if one.case.blind and one.case.kind is CaseKind.QUANTITATIVE:
-                found[one.case.id] = found.get(one.case.id, True) and one.verdict is not Verdict.OUTSIDE
+                found[one.case.id] = found.get(one.case.id, True) and one.verdict in _HOLDS
         return dict(sorted(found.items()))
+
+    @property
+    def holds(self) -> bool:
+        """Whether no blind case is outside of its tolerance, but for points known to miss."""
+        return not any(one.case.blind and one.verdict is Verdict.OUTSIDE for one in self.results)
 
     @property
     def known_misses(self) -> tuple[PointResult, ...]:
