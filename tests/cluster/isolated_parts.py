@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from cluster.host_entity import HostOrder
+from cluster.host_entity import HostEntity, HostOrder
 from cluster.hypervisor_process import HypervisorProcess
 from node.generation import Generation
 from node.guest import GuestSpec
 from node.host import HostSpec
 from node.product import PRODUCTS
 from node.program import ProgramSpec
+from node.sealed_transfer import SEALED
+from node.vm_state import VmState
 from workloads.key_value_store import KeyValueStore
 
 S = 10**9
@@ -44,6 +46,21 @@ def guest(name: str, generation: Generation, program: ProgramSpec = STORE) -> Gu
 
 def host_order(*guests: GuestSpec) -> HostOrder:
     return HostOrder(HostSpec("milan", PRODUCTS["Milan"], 16 << 30, 100, SEED, 60 * S), (), guests)
+
+
+def exported(entity: HostEntity, name: str) -> VmState:
+    """What a hypervisor gets of a VM that stands still: memory and registers, or packets for another host."""
+    host, guest = entity.host, entity.host.guests[name]
+    sealed = guest.spec.generation in SEALED
+    if sealed:
+        other = HostEntity(HostOrder(HostSpec("other", host.spec.product, 4 << 30, 100, SEED, 60 * S), ())).host
+        platform = other.tasks.at_once(other.hypervisor.receive(guest.spec.machine))
+        host.tasks.at_once(host.hypervisor.seal(name, platform))
+    state = host.tasks.at_once(host.hypervisor.export(name, (True,), guest.reset_rips))
+    if sealed:
+        host.tasks.at_once(host.hypervisor.unseal(name))
+    assert isinstance(state, VmState)
+    return state
 
 
 def secrets_of(spec: GuestSpec) -> dict[str, bytes]:

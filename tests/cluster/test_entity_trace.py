@@ -28,8 +28,11 @@ S = 10**9
 
 @pytest.fixture(scope="module")
 def scenario() -> Scenario:
-    """The quiet fleet, two buckets long."""
-    return load_scenario("quiet").model_copy(update={"duration": 90 * S})
+    """The quiet fleet, two buckets long, with something to do in the second."""
+    quiet = load_scenario("quiet")
+    database, batch = quiet.vms
+    later = batch.model_copy(update={"arrival_spacing": 30 * S})
+    return quiet.model_copy(update={"duration": 90 * S, "vms": (database, later)})
 
 
 @pytest.fixture(scope="module")
@@ -169,15 +172,14 @@ def test_a_run_is_made_again_only_as_far_as_it_is_asked_for(
 
 
 def test_another_run_in_the_place_of_the_saved_one_is_named(bare: Results, tmp_path: Path) -> None:
-    changed = [
-        {**row, "digest": "00"} if (row["entity"], row["bucket"]) == ("batch-1", 1) else row
-        for row in bare.digests.to_pylist()
-    ]
+    rows = bare.digests.to_pylist()
+    late = next(row["entity"] for row in rows if row["bucket"] == 1)
+    changed = [{**row, "digest": "00"} if (row["entity"], row["bucket"]) == (late, 1) else row for row in rows]
     tables = {**bare.tables, "digests": TABLES["digests"].build(changed)}
     replace(bare, tables=tables, run={**bare.run, "numpy": "0.1"}).save(tmp_path / "a")
     trace = entity_trace(tmp_path / "a", "database")
     assert trace.parted is not None
-    assert (trace.parted.bucket, trace.parted.entities, trace.other_versions) == (1, ("batch-1",), ("numpy",))
+    assert (trace.parted.bucket, trace.parted.entities, trace.other_versions) == (1, (late,), ("numpy",))
     # Only what is asked for is made again and compared.
     assert entity_trace(tmp_path / "a", "database", to_ns=60 * S).parted is None
 

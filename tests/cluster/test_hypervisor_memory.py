@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from isolated_parts import STORE, S
+from isolated_parts import STORE, S, exported
 
 from cluster.host_entity import HostEntity, HostOrder
 from cluster.process_channel import Door
@@ -105,7 +105,7 @@ def found() -> Iterator[set[str]]:
         while entity.next_event_ns() < 60 * S:
             entity.advance(60 * S, 1000)
         for name in guests:  # It reads all memory and all registers of each.
-            host.tasks.at_once(host.hypervisor.export(name, (True,), host.guests[name].reset_rips))
+            exported(entity, name)
         yield found_in(process.pid, {name: canary_of(entity, one) for name, one in guests.items()})
         channel.close()
         assert process.wait(30) == 0

@@ -31,7 +31,7 @@ def moving() -> Scenario:
             {**own, "name": "sev", "generation": "SEV", "start": "running"},
             {**own, "name": "snp", "generation": "SEV_SNP", "arrival": "1 s", "lifetime": "20 s"},
         ],
-        "migrations": [{"vm": "plain", "at": "5 s", "times": 2}, {"vm": "sev", "at": "6 s"}],
+        "migrations": [{"vm": "plain", "at": "5 s", "times": 2}, {"vm": "snp", "at": "12 s"}],
     })  # fmt: skip
 
 
