@@ -71,24 +71,30 @@ class TioCarrier:
         self._request: _Buffer | None = None
         self._response: _Buffer | None = None
         self._scratch = NULL
+        self._scratch_page = 0
         self._output: _Buffer | None = None
 
     def open(self) -> Task:
         """Take the buffers."""
         self._request = yield from self._lent(REQUEST_PAGES)
         (scratch,) = yield from self._memory.lend((BufferHeader(capacity=PAGE_BYTES).pack(),))
-        self._scratch = data_page(scratch)
+        self._scratch, self._scratch_page = data_page(scratch), scratch
         self._output = yield from self._lent(OUTPUT_PAGES)
         self._response = yield from self._listed(self._memory.take(RESPONSE_PAGES))
         empty = BufferHeader(capacity=RESPONSE_PAGES * PAGE_BYTES).pack()
         yield (op.HostWrite(self._response.pages[0], empty),)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has its buffers."""
+        return self._response is not None
 
     def close(self) -> Task:
         """Give them back."""
         assert self._request is not None
         assert self._response is not None
         assert self._output is not None
-        lent = (*self._request.pages, *self._output.pages, self._scratch)
+        lent = (*self._request.pages, *self._output.pages, self._scratch_page)
         yield from self._memory.reclaim(lent)
         lists = (self._request.list_page, self._output.list_page, self._response.list_page)
         yield from self._memory.give_back((*self._response.pages, *lists))

@@ -9,6 +9,7 @@ Each public generator is a task. Source: ``spec/tio/tio-overview.md``, section 6
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from node import operations as op
@@ -16,6 +17,7 @@ from node.device_table import ENTRY_BYTES
 from node.device_window import bar_gpa
 from node.doe_driver import DoeDriver
 from node.expected_answers import expect_done
+from node.frame_allocator import OutOfMemory
 from node.guest_functions import GuestFunction, guest_device_id
 from node.hypervisor_port import Answers, Batch, LaunchRefused, Task
 from node.ide_driver import associate, enable_streams
@@ -158,8 +160,11 @@ class TioHost:
         try:
             for device, kind in enumerate(kinds):
                 interface = yield from self._free(kind)
+                try:
+                    yield from self._show(vm, device, interface, pieces, c_bit, tables)
+                except OutOfMemory as error:
+                    raise LaunchRefused(str(error)) from error
                 interface.given_to = vm, device
-                yield from self._show(vm, device, interface, pieces, c_bit, tables)
                 self._given[vm, device].asid = asid
                 function = interface.function
                 bars = tuple([(bar, size) for bar, _, size in function.bars])
@@ -214,12 +219,17 @@ class TioHost:
         yield from self._connected(card)
         assert card.carrier is not None
         if not given.context:
-            (given.context,) = yield from self._memory.lend((b"",))
+            (page,) = yield from self._memory.lend((b"",))
             interface = InterfaceId(given.function.requester).pack()
             create = tio.TdiCreate(
-                tio.TdiCreate.SIZE, device=data_page(card.context), tdi=data_page(given.context), interface_id=interface
+                tio.TdiCreate.SIZE, device=data_page(card.context), tdi=data_page(page), interface_id=interface
             )
-            yield from self._command(SnpCommand.TIO_TDI_CREATE, create)
+            try:
+                yield from self._command(SnpCommand.TIO_TDI_CREATE, create)
+            except TioRefused:
+                yield from self._memory.reclaim((page,))
+                raise
+            given.context = page
         yield from card.carrier.call(SnpCommand.TIO_TDI_BIND, self._binding(given, gctx, run=False))
         given.bound = True
         given.report = yield from card.carrier.fetch(
@@ -228,7 +238,8 @@ class TioHost:
 
     def run(self, given: Given, gctx: int) -> Task:
         """Start an interface that is locked. Raises TioRefused."""
-        assert given.card.carrier is not None
+        if given.card.carrier is None or not given.context:
+            raise TioRefused(SnpCommand.TIO_TDI_BIND, Status.INVALID_TDI_STATE, "nobody has locked it")
         yield from given.card.carrier.call(SnpCommand.TIO_TDI_BIND, self._binding(given, gctx, run=True))
         given.ran = True
 
@@ -331,11 +342,38 @@ class TioHost:
             raise TioRefused(SnpCommand.TIO_DEV_CREATE, Status.INVALID_PARAM, "no device of TEE-IO")
         assert self._sizes is not None
         pages = -(-self._sizes.device_context_bytes // PAGE_BYTES)
-        (context, *_) = yield from self._memory.lend((b"",) * pages)
+        contexts = yield from self._memory.lend((b"",) * pages)
+        context = contexts[0]
         create = tio.DeviceCreate(
             tio.DeviceCreate.SIZE, device=data_page(context), requester=function.requester, root_port=function.port.port
         )
-        yield from self._command(SnpCommand.TIO_DEV_CREATE, create)
+        try:
+            yield from self._command(SnpCommand.TIO_DEV_CREATE, create)
+        except TioRefused:
+            yield from self._memory.reclaim(contexts)
+            raise
+        try:
+            yield from self._connect(card, context)
+        except (LaunchRefused, OutOfMemory):
+            yield from self._abandon(card, contexts)
+            raise
+        card.context = context
+
+    def _abandon(self, card: Card, contexts: tuple[int, ...]) -> Task:
+        """Have the firmware forget a device that it could not connect to, and take back what that took."""
+        named, carrier = data_page(contexts[0]), card.carrier
+        card.carrier, card.certificates, card.measurements = None, b"", b""
+        if carrier is not None and carrier.is_open:
+            with suppress(TioRefused):  # One that never came so far is disconnected already.
+                yield from carrier.call(
+                    SnpCommand.TIO_DEV_DISCONNECT, tio.DeviceOrder(flags=tio.FORCE, device=named)
+                )
+            yield from carrier.close()
+        yield from self._command(SnpCommand.TIO_DEV_RECLAIM, tio.DeviceReclaim(tio.DeviceReclaim.SIZE, device=named))
+        yield from self._memory.reclaim(contexts)
+
+    def _connect(self, card: Card, context: int) -> Task:
+        function = card.physical
         card.stream_id = function.port.port & 0xFF
         yield from associate(function, card.stream_id)
         carrier = card.carrier = TioCarrier(self._memory, DoeDriver(function.requester, function.mailbox))
@@ -345,19 +383,21 @@ class TioHost:
         )
         yield from carrier.call(SnpCommand.TIO_DEV_CONNECT, connect)
         yield from enable_streams(function, card.stream_id)
-        card.context = context
         named = data_page(context)
         card.certificates = yield from carrier.fetch(
             SnpCommand.TIO_DEV_CERTIFICATES, tio.DeviceOrder(device=named), ObjectId.CERTIFICATES
         )
-        yield from self.measure(card)
+        yield from self._measure(card, context, bytes(tio.NONCE_BYTES))
 
     def measure(self, card: Card, nonce: bytes = bytes(tio.NONCE_BYTES)) -> Task:
         """Have a device measured anew."""
+        yield from self._measure(card, card.context, nonce)
+
+    def _measure(self, card: Card, context: int, nonce: bytes) -> Task:
         assert card.carrier is not None
         card.measurements = yield from card.carrier.fetch(
             SnpCommand.TIO_DEV_MEASUREMENTS,
-            tio.DeviceMeasurements(device=data_page(card.context), nonce=nonce),
+            tio.DeviceMeasurements(device=data_page(context), nonce=nonce),
             ObjectId.MEASUREMENTS,
         )
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 
 from node import nae_event as nae
 from node import operations as op
+from node.frame_allocator import OutOfMemory
 from node.ghcb_page import BadInput, GhcbExit, GhcbRefused
 from node.guest_requests import BadPage, GuestRequests, RequestError
-from node.hypervisor_port import Task
+from node.hypervisor_port import LaunchRefused, Task
 from node.launched_vm import LaunchedVm
 from node.nae_event import NaeEvent, TioAction
 from node.nae_reply import NaeReply, Serve
@@ -23,6 +24,7 @@ from node.tio_host import Given, TioHost
 from node.validation_parameter import MOST_ORDER, ValidationParameter
 from psp.certificate_table import table_of
 from psp.guest_message import MessageType
+from psp.status import Status
 from psp.system_bus import PAGE_BYTES
 from psp.tsm.tio_buffers import NONCE_BYTES
 
@@ -54,8 +56,8 @@ class TioServer:
         }
         try:
             yield from ways[asked.action](given, record.gctx)
-        except TioRefused as refused:
-            return NaeReply(info2=refused.status)
+        except (LaunchRefused, OutOfMemory) as refused:
+            return NaeReply(info2=_status(refused))
         return NaeReply(info2=0)
 
     def _request(self, vm: str, record: LaunchedVm, _vcpu: int, _exit: GhcbExit, asked: nae.TioGuestRequest) -> Serve:
@@ -108,7 +110,7 @@ class TioServer:
         try:
             if isinstance(nonce, bytes):
                 yield from self._host.measure(given.card, nonce)
-        except TioRefused:
+        except (LaunchRefused, OutOfMemory):
             return  # What was measured before goes to the guest, which sees how old it is.
 
     def _given(self, vm: str, record: LaunchedVm, guest_device_id: int, field: str) -> Given:
@@ -123,3 +125,8 @@ class TioServer:
     def _evidence(given: Given) -> bytes:
         card = given.card
         return table_of({CERTIFICATES: card.certificates, MEASUREMENTS: card.measurements, REPORT: given.report})
+
+
+def _status(refused: LaunchRefused | OutOfMemory) -> Status:
+    """The firmware's, or that the host has not what it takes."""
+    return refused.status if isinstance(refused, TioRefused) else Status.RESOURCE_LIMIT

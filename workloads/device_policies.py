@@ -14,12 +14,17 @@ from tio.spdm.measurement import ValueType
 
 MAKERS_SEED = 1
 """Of the laboratory's makers, who are the same for all scenarios."""
-_REFERENCE = (ValueType.IMMUTABLE_ROM, ValueType.MUTABLE_FIRMWARE, ValueType.HARDWARE_CONFIGURATION)
+_REFERENCE = (
+    ValueType.IMMUTABLE_ROM, ValueType.MUTABLE_FIRMWARE, ValueType.HARDWARE_CONFIGURATION,
+    ValueType.FIRMWARE_CONFIGURATION, ValueType.DEVICE_MODE,
+)  # fmt: skip
+"""A device in debug mode is another than a proper one: its mode is measured, and as it is."""
 
 
 @cache
 def policy_for(kind: CardKind) -> DevicePolicy:
     """The policy of a tenant that wants a proper device of a kind, whichever it is."""
     proper = [one for one in measured(kind, Firmware()) if one.kind in _REFERENCE]
-    values = tuple([(one.index, hashlib.sha384(one.raw).digest()) for one in proper])
-    return DevicePolicy(kind, device_identity(kind, "reference", MAKERS_SEED).root, values)
+    values = [one.raw if one.kind is ValueType.DEVICE_MODE else hashlib.sha384(one.raw).digest() for one in proper]
+    pairs = tuple([(one.index, value) for one, value in zip(proper, values, strict=True)])
+    return DevicePolicy(kind, device_identity(kind, "reference", MAKERS_SEED).root, pairs)

@@ -285,6 +285,8 @@ class DeviceWork:
         own, other = mac_of(self.placement.vm, 0), mac_of(peer, 0)
         for frame in (yield from nic.receive(ENTRIES)):
             payload = frame[ETHERNET_HEADER_BYTES:]
+            if len(payload) < _NUMBER.size:
+                return False
             (told,) = _NUMBER.unpack_from(payload)
             if frame[:ETHERNET_HEADER_BYTES] != own + other + _ETHER_TYPE or payload != self._payload(peer, told):
                 return False

@@ -47,6 +47,8 @@ class Binding:
     measured: int
     """How often the device had been measured when it was bound."""
     runs: bool = False
+    shown: bool = False
+    """Whether its guest has asked what it is, by TDI_INFO."""
     non_tee: tuple[tuple[int, bool], ...] = ()
     """Ranges by place in the report, as the guest made them other than they were reported."""
 

@@ -67,6 +67,12 @@ class TioMessageSwitches:
     """MMIO_VALIDATE answers by an RFC's list."""
     checks_vmpl: bool = True
     """SDTE_WRITE may not give a device the rights of a VMPL above its sender's; refused as reserved bits are."""
+    wants_info: bool = True
+    """SDTE_WRITE and MMIO_VALIDATE are INVALID_TDI for a binding that its guest has not asked TDI_INFO about.
+
+    No text at hand has the rule. Without one a host could have the guest judge a device and put another into its place
+    before these: they name a device by its number alone.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +90,13 @@ class _Asked:
             raise PspError(Status.INVALID_PARAM)
         return layout.parse(self.payload)
 
-    def standing(self, guest_device_id: int) -> int:
-        """Whether the TDI is the guest's, and the one it means."""
+    def standing(self, guest_device_id: int, *, shown: bool = False) -> int:
+        """Whether the TDI is the guest's and the one it means; with ``shown`` also one that it has asked about."""
         binding = self.tdi.binding
         if binding is None:
             return _UNBOUND
+        if shown and not binding.shown:
+            return _INVALID_TDI
         return _SUCCESS if binding.guest_device_id == guest_device_id else _INVALID_TDI
 
     @property
@@ -162,6 +170,7 @@ class GuestChannel:
         device, standing = asked.device, asked.standing(request.guest_device_id)
         if standing != TdiInfoStatus.BOUND:
             return TdiInfoResponse(request.guest_device_id, standing).pack()
+        asked.tdi.binding = replace(asked.binding, shown=True)
         binding, link = asked.binding, device.link
         return TdiInfoResponse(
             request.guest_device_id,
@@ -179,7 +188,8 @@ class GuestChannel:
         request = asked.parsed(MmioValidateRequest)
         if request.flags & ~int(ValidateFlags.VALIDATED | ValidateFlags.FORCE):  # An IntFlag's own ~ is narrower.
             raise PspError(Status.INVALID_PARAM)
-        status, changed = MmioValidateStatus(asked.standing(request.guest_device_id)), False
+        wants = self.switches.wants_info and bool(request.flags & ValidateFlags.VALIDATED)
+        status, changed = MmioValidateStatus(asked.standing(request.guest_device_id, shown=wants)), False
         if status is MmioValidateStatus.SUCCESS:
             status, changed = validate(self._bus, asked.binding, request)
         number = OLDER.get(status, status) if self.switches.older_validate_statuses else status
@@ -228,7 +238,7 @@ class GuestChannel:
 
     def _sdte_write(self, asked: _Asked) -> bytes:
         request = asked.parsed(SdteWriteRequest)
-        status = SdteWriteStatus(asked.standing(request.guest_device_id))
+        status = SdteWriteStatus(asked.standing(request.guest_device_id, shown=self.switches.wants_info))
         if status is SdteWriteStatus.SUCCESS:
             try:
                 entry = SecureDeviceEntry.parse(request.entry)

@@ -36,17 +36,18 @@ from tio.gpu import GpuRegister
 from tio.ide import StreamState
 from tio.tdisp import TdiState
 
-VALIDATE, SDTE_WRITE = 21, 25
+INFO, VALIDATE, SDTE_WRITE = 19, 21, 25
 
 
 def attested() -> tuple[Laboratory, TioHost]:
-    """A card that is connected, bound to guest one and runs; the guest has asked for nothing yet."""
+    """A card that is connected, bound to guest one and runs; the guest has asked what it is."""
     lab = laboratory("Turin", Platform(cards=CARDS), init_flags=SNP_INIT_TIO)
     for gpa in (RING, FENCE, DATA):
         give(lab, page_of(gpa), offset=gpa)
     host = TioHost(lab)
     host.connect()
     host.bind()
+    host.guest_asks(INFO, tsm.TdiInfoRequest(DEVICE_ID).pack())
     attach(lab, PAGES)
     spa = bar(lab)
     assert lab.host(op.NestedMap("one", MMIO_GPA, spa, PAGE_BYTES, large=False)) == (None,)

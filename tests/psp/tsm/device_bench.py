@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from asking_guest import opened, sealed
 from toy_machine import FIRMWARE, GCTX, MEMORY_BYTES, PAGE, POLICY, Machine, ToyBus, context, snp_guest
@@ -421,7 +421,11 @@ def bound(*, lock_flags: int = 0, **changes: object) -> Bench:
 
 
 def running(**changes: object) -> Bench:
-    """The same with the TDI started."""
+    """The same with the TDI started, and its guest knowing what it is."""
     bench = bound(**changes)
     assert bench.bind(run_flags=tsm.RUN) == 0
+    tdi = bench.machine.psp.snp.tsm.contexts.devices[CONTEXT].tdis[TDI_CONTEXT]
+    assert tdi.binding is not None
+    # As after TDI_INFO, without a message that tests would have to count.
+    tdi.binding = replace(tdi.binding, shown=True)
     return bench

@@ -226,6 +226,23 @@ def test_a_guest_writes_its_part_of_the_secure_device_table() -> None:
     assert bench.trusted_io.entries == {RID: tsm.SecureDeviceEntry()}
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_binding_that_its_guest_has_not_asked_about_is_not_accepted(wanted: bool) -> None:
+    bench = running()
+    bench.machine.psp.snp.tsm.message_switches.wants_info = wanted
+    assert sdte(bench, ENTRY.pack()) == 0
+    # Another device could stand behind the same number now.
+    assert bench.unbind() == 0
+    assert bench.bind() == 0
+    assert bench.bind(run_flags=tsm.RUN) == 0
+    assign(bench)
+    assert sdte(bench, ENTRY.pack()) == (tsm.SdteWriteStatus.INVALID_TDI if wanted else 0)
+    assert bool(bench.trusted_io.entries) is not wanted
+    assert validate(bench) == ((tsm.MmioValidateStatus.INVALID_TDI, 0) if wanted else (0, 1))
+    bench.guest_hears(INFO, struct.pack("<H14x", GUEST_DEVICE_ID))
+    assert sdte(bench, ENTRY.pack()) == 0
+
+
 @pytest.mark.parametrize("bit", [1, 60, 63, 64, 128, 3 * 64 + 51, 4 * 64, 5 * 64 + 32, 511])
 def test_reserved_bits_of_an_entry_are_refused(bit: int) -> None:
     bench = running()
