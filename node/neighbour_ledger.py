@@ -63,17 +63,27 @@ class NeighbourLedger:
                 self._share(one, sharers, Mechanism.LOADED_LATENCY, whole * one.loaded / traffic, own=0.0)
             if one.llc and traffic > one.traffic:
                 self._share(one, sharers, Mechanism.LLC, whole * one.llc / (traffic - one.traffic), own=one.traffic)
+            elif one.llc and threads > one.threads:
+                # A cache is shared with whoever runs beside, also where nobody there moves anything.
+                lost = whole * one.llc / (threads - one.threads)
+                self._share(one, sharers, Mechanism.LLC, lost, own=one.threads, by_traffic=False)
             if threads > one.threads:
                 each = whole / (threads - one.threads)
                 for mechanism, lost in ((Mechanism.SMT, one.smt), (Mechanism.CORE_WAIT, one.core_wait)):
                     if lost:
-                        self._share(one, sharers, mechanism, each * lost, own=one.threads)
+                        self._share(one, sharers, mechanism, each * lost, own=one.threads, by_traffic=False)
 
     def _share(
-        self, sufferer: Sharer, sharers: Iterable[Sharer], mechanism: Mechanism, per_weight: float, own: float
+        self,
+        sufferer: Sharer,
+        sharers: Iterable[Sharer],
+        mechanism: Mechanism,
+        per_weight: float,
+        *,
+        own: float,
+        by_traffic: bool = True,
     ) -> None:
         """Share a loss out by traffic or thread time; ``own`` is that of the sufferer itself, which is left out."""
-        by_traffic = mechanism in (Mechanism.LOADED_LATENCY, Mechanism.LLC)
         for other in sharers:
             weight = other.phases * (other.traffic if by_traffic else other.threads)
             if other is sufferer:

@@ -1,7 +1,7 @@
 """Time lost to neighbours is theirs by what they take, and adds up to what the phases' own accounts say."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from node.cache_shares import CacheUser
@@ -65,7 +65,11 @@ loads = st.builds(
 )  # fmt: skip
 
 
+STILL = PhaseLoad(1.0, 0.03125, 0.0, pipeline_ns=0.5)
+
+
 @settings(max_examples=30, deadline=None)
+@example([("a", STILL), ("a", STILL._replace(misses=CacheUser(4.0, 8 * MIB)))])
 @given(st.lists(st.tuples(st.sampled_from("abc"), loads), min_size=1, max_size=9))
 def test_the_parts_add_up_to_the_accounts(owned):
     lost, accounts = played(*owned)
