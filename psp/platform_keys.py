@@ -85,6 +85,8 @@ class PlatformKeys:
             raise CertificateError("PEK certificate: expected this platform's PEK")
         sev_certificate.check_signed(issuer, issuer)
         sev_certificate.check_signed(signed, issuer)
+        # Or nobody would believe the chain that PDH_CERT_EXPORT shows from then on.
+        sev_certificate.check_slots(issuer)
         self.owner = pek + oca
 
     # What others see.

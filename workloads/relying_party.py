@@ -74,6 +74,8 @@ class RelyingParameters:
     """Levels that must be those reported, written the same way: no other firmware is taken, newer or older."""
     vmpl: int = whole(0, 0, 3)
     """Whose reports it takes: above an SVSM a guest's kernel is at 2."""
+    crl_demanded: int = whole(1, 0, 1)
+    """1: certificates come with the list of those revoked, which a host could keep to itself otherwise."""
     roots: str = text("", 512)
     """SHA-256 of the roots' keys that it trusts, as ``Milan=HEX,Genoa=HEX``. Default: those of laboratory 0."""
     starts_at: int = whole(_FROM_2026 + 86_400, 0, 1 << 40)
@@ -280,6 +282,7 @@ class RelyingParty:
             min_tcb=_levels(parameters.min_tcb),
             pinned_tcb=_levels(parameters.pinned_tcb),
             vmpl=parameters.vmpl,
+            crl_demanded=bool(parameters.crl_demanded),
         )
         return Release(disk_key(self.content, mac), expected, parameters.trusted)
 

@@ -34,7 +34,7 @@ class Expectations:
     """The chips that are allowed, 64 bytes each."""
     vlek_allowed: bool = False
     csp_id: str | None = None
-    """The provider whose VLEK it must be; looked at only if a VLEK signed."""
+    """The provider whose VLEK it must be; a VCEK is no provider's."""
     masked_chip_id_allowed: bool = False
     crl_demanded: bool = False
 

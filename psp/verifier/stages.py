@@ -27,7 +27,7 @@ def check_binding(report: Report, key: TrustedKey, expected: Expectations, trail
     trail.demand(Reason.CHIP_KEY_MASKED, report.signing_key != abi.NO_KEY)
     trail.demand(Reason.SIGNING_KEY, report.signing_key == (abi.VLEK if vlek else abi.VCEK), report.signing_key)
     trail.demand(Reason.VLEK_REFUSED, expected.vlek_allowed or not vlek)
-    trail.compare(Reason.CSP_ID, expected.csp_id if vlek else None, endorsed.csp_id)
+    trail.compare(Reason.CSP_ID, expected.csp_id, endorsed.csp_id)
     _check_product(report, key, expected, trail)
     trail.demand(Reason.REPORTED_TCB_MISMATCH, report.reported_tcb == endorsed.tcb, report.reported_tcb.hex())
     if endorsed.chip_id is None:

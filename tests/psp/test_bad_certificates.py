@@ -73,6 +73,11 @@ def test_an_owner_s_certificate_with_a_field_flipped_is_refused(which, field):
         assert imported(*bad) == Status.INVALID_CERTIFICATE, hex(at)
 
 
+@pytest.mark.parametrize("at", [0x61C, 0x620, 0x624, 0x700, 0x823], ids=hex)
+def test_an_owner_s_root_with_something_in_its_empty_slot_is_refused(at):
+    assert imported(PEK.pack(), flipped(OCA.pack(), at)) == Status.INVALID_CERTIFICATE
+
+
 def resigned(certificate, key=OWNER, **changes):
     """Signed anew after a change, so that nothing but the change is wrong."""
     bare = dataclasses.replace(certificate, first_usage=KeyUsage.INVALID, first_algorithm=0, first_signature=bytes(512))

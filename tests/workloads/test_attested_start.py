@@ -28,16 +28,17 @@ def start(host, name, spec, generation, vcpus=1, **options):
     return host.guests[name]
 
 
-def certified(host):
+def certified(host, *kept_back):
     """Certificates of the host's chip, as its owner would fetch them."""
     psp = host.board.psp
     chip, tcb = psp.legacy.keys.chip, psp.firmware.reported_tcb
     root = product_root(chip.line.name)
-    table = packed({
+    fetched = {
         CertificateKind.VCEK: root.vcek(chip.vcek_key(tcb).public_key(), chip.chip_id, tcb),
         CertificateKind.ASK: root.certificate(RootName.ASK),
-        CertificateKind.ARK: root.certificate(RootName.ARK),
-    })  # fmt: skip
+        CertificateKind.ARK: root.certificate(RootName.ARK), CertificateKind.CRL: root.revocation_list(),
+    }  # fmt: skip
+    table = packed({kind: data for kind, data in fetched.items() if kind not in kept_back})
     host.board.certificates = lambda: table
     return host
 
@@ -100,6 +101,15 @@ def test_a_guest_that_is_not_believed_never_begins(host_with_certificates, param
     host.close(2 * SECOND)
     assert (guest.state, guest.shutdown_code, work(guest)) == ("stopped", 6, 0)
     assert work(party) == 0
+
+
+@pytest.mark.parametrize("demanded", [1, 0])
+def test_a_host_that_keeps_the_revocation_list_to_itself_gets_its_guest_no_key(demanded):
+    host = certified(make_host(PROGRAMS), CertificateKind.CRL)
+    party, guest = meet(host, party=(("crl_demanded", demanded),))
+    run(host, 2 * SECOND)
+    host.close(2 * SECOND)
+    assert (work(party), work(guest) > 0) == (1 - demanded, not demanded)
 
 
 def test_a_guest_without_reports_begins_at_once(host_with_certificates):

@@ -150,7 +150,10 @@ def ways():
         Reason.CHIP_KEY_MASKED: [(evidence(key_info=2),), (evidence(key_info=7 << 2),)],
         Reason.SIGNING_KEY: [(evidence(key_info=1 << 2),), (evidence(**VLEK_CHAIN | {"key_info": 0}),)],
         Reason.VLEK_REFUSED: [(evidence(**VLEK_CHAIN),)],
-        Reason.CSP_ID: [(evidence(**VLEK_CHAIN), Expectations(vlek_allowed=True, csp_id="another.example"))],
+        Reason.CSP_ID: [
+            (evidence(), Expectations(csp_id="a.example", vlek_allowed=True)),
+            (evidence(**VLEK_CHAIN), Expectations(vlek_allowed=True, csp_id="another.example")),
+        ],
         Reason.PRODUCT_MISMATCH: [(evidence(cpuid=b"\x19\x11\x01"),)],
         Reason.PRODUCT_UNEXPECTED: [(evidence(), Expectations(product="Genoa"))],
         Reason.REPORTED_TCB_MISMATCH: [(evidence(reported_tcb=less(TCB, at)),) for at in (0, 6, 7)],
@@ -233,6 +236,13 @@ def test_each_reason_has_its_causes(reason):
         line = str(caught.value)
         assert line.startswith(f"{reason.name} ({reason.stage.value}): {reason.field}: expected ")
         assert "\n" not in line
+
+
+def test_names_from_a_certificate_neither_begin_a_line_nor_move_a_terminal():
+    line = str(Rejected(Reason.UNKNOWN_PRODUCT, 'ARK-x"\nbelieved: \x1b[2J\r\x85 \u2028 caf\u00e9'))
+    assert line.isprintable()
+    assert "believed: " + ascii("\x1b")[1:-1] + "[2J" in line
+    assert "caf\u00e9" in line
 
 
 def test_reasons_stand_in_the_order_of_their_stages():
