@@ -16,7 +16,7 @@ from node.guest_mmio import GuestMmio
 from node.intercepted_instructions import INTERCEPTED
 from node.nested_page_table import WRITE
 from node.paging_instructions import PagingInstructions
-from node.rmp import GuestCore
+from node.rmp import GuestCore, cannot_adjust, cannot_query
 from node.rmp_checks import PERMIT_WRITE
 from node.rmp_faults import RmpCode
 from node.stack_operations import MOST_STACK_BYTES
@@ -138,6 +138,9 @@ class GuestInstructions:
         try:
             if self._board.controls.of(vmcb).cpl:
                 return op.Fault(op.FaultKind.GENERAL_PROTECTION, one.gpa)
+            refused = self._board.rmp.cannot_validate(gpa, core, one.length, one.large)
+            if refused:
+                return op.PValidateResult(int(refused), unchanged)
             for spa, length, _, _ in vmcb.nested.translate(one.gpa, one.length):
                 if one.large and (spa | length) % LARGE_PAGE_BYTES and not (one.gpa | one.length) % LARGE_PAGE_BYTES:
                     # The hypervisor maps the page of 2 MiB in smaller ones.
@@ -159,6 +162,9 @@ class GuestInstructions:
         try:
             if self._board.controls.of(vmcb).cpl:
                 return op.Fault(op.FaultKind.GENERAL_PROTECTION, one.gpa)
+            refused = cannot_adjust(gpa, core, one.length, one.large, one.target, one.permissions)
+            if refused:
+                return int(refused)
             for spa, length, _, _ in vmcb.nested.translate(one.gpa, one.length):
                 code = self._board.rmp.rmpadjust(
                     spa, gpa, core, length, one.large, one.target, one.permissions, one.vmsa
@@ -176,8 +182,11 @@ class GuestInstructions:
         try:
             if self._board.controls.of(vmcb).cpl:
                 return op.Fault(op.FaultKind.GENERAL_PROTECTION, one.gpa)
-            ((spa, *_),) = vmcb.nested.translate(one.gpa, 1)
             core = GuestCore(vmcb.asid, vmcb.vmpl)
+            refused = cannot_query(one.gpa, core, one.target)
+            if refused:
+                return op.RmpQueryResult(int(refused), 0, False)
+            ((spa, *_),) = vmcb.nested.translate(one.gpa, 1)
             code, permissions, large = self._board.rmp.rmpquery(spa, one.gpa, core, one.target)
         except FAULTS as fault:
             return answer_to(fault, one.gpa)

@@ -244,7 +244,7 @@ class ReverseMapTable:
         so. Ownership is checked before sizes, so 2 MiB at an SPA between 2 MiB borders, which only 4 KiB entries can
         back, is a size mismatch for the owner alone.
         """
-        refused = self._cannot_validate(gpa, core, length, large)
+        refused = self.cannot_validate(gpa, core, length, large)
         if refused:
             return refused, False
         return self._validate(spa, gpa, core.asid, length, large, validate, None)
@@ -253,7 +253,7 @@ class ReverseMapTable:
         self, spa: int, gpa: int, core: GuestCore, length: int, large: bool, validate: bool
     ) -> Codes | RmpCode:
         """The same on every page whatever became of those before: a ``PageOutcome`` or code for each."""
-        refused = self._cannot_validate(gpa, core, length, large)
+        refused = self.cannot_validate(gpa, core, length, large)
         if refused:
             return refused
         codes: Codes = np.zeros(length // (LARGE_PAGE_BYTES if large else PAGE_BYTES), np.uint8)
@@ -267,12 +267,9 @@ class ReverseMapTable:
 
         Raises RmpFault and NotValidated. Registers are judged before the page.
         """
-        if length <= 0 or (gpa | length) % (LARGE_PAGE_BYTES if large else PAGE_BYTES) or not 0 <= target < VMPLS:
-            return RmpCode.FAIL_INPUT
-        if not 0 <= permissions <= 0xFF:
-            return RmpCode.FAIL_INPUT
-        if target <= core.vmpl:
-            return RmpCode.FAIL_PERMISSION
+        refused = cannot_adjust(gpa, core, length, large, target, permissions)
+        if refused:
+            return refused
         page = spa // PAGE_BYTES
         for first, stop, old in self._table.decoded_pieces(page, page + length // PAGE_BYTES):
             self._check_own(old, first, gpa + (first - page) * PAGE_BYTES, core.asid, large)
@@ -298,8 +295,9 @@ class ReverseMapTable:
 
         Raises RmpFault and, by a switch, NotValidated.
         """
-        if gpa % PAGE_BYTES or not core.vmpl <= target < VMPLS:
-            return (RmpCode.FAIL_INPUT if gpa % PAGE_BYTES else RmpCode.FAIL_PERMISSION), 0, False
+        refused = cannot_query(gpa, core, target)
+        if refused:
+            return refused, 0, False
         page = spa // PAGE_BYTES
         entry = self._table.entry(page)
         known = entry if self.switches.query_needs_validated else replace(entry, validated=True)
@@ -415,7 +413,7 @@ class ReverseMapTable:
                 self._table.changed(first * PAGE_BYTES, stop * PAGE_BYTES)
         return failed
 
-    def _cannot_validate(self, gpa: int, core: GuestCore, length: int, large: bool) -> RmpCode:
+    def cannot_validate(self, gpa: int, core: GuestCore, length: int, large: bool) -> RmpCode:
         if core.vmpl:
             if self.switches.pvalidate_faults_below_vmpl0:
                 raise ProtectionFault
@@ -571,3 +569,19 @@ def _can_be_written(entry: RmpEntry, unit: int, length: int, max_asid: int) -> b
     if not entry.asid:
         return not entry.gpa
     return 0 < entry.asid <= max_asid and not entry.gpa % unit and 0 <= entry.gpa <= GPA_END - length
+
+
+def cannot_adjust(gpa: int, core: GuestCore, length: int, large: bool, target: int, permissions: int) -> RmpCode:
+    """What RMPADJUST says to its registers before it walks any table; SUCCESS where they are in order."""
+    if length <= 0 or (gpa | length) % (LARGE_PAGE_BYTES if large else PAGE_BYTES) or not 0 <= target < VMPLS:
+        return RmpCode.FAIL_INPUT
+    if not 0 <= permissions <= 0xFF:
+        return RmpCode.FAIL_INPUT
+    return RmpCode.FAIL_PERMISSION if target <= core.vmpl else RmpCode.SUCCESS
+
+
+def cannot_query(gpa: int, core: GuestCore, target: int) -> RmpCode:
+    """The same of RMPQUERY."""
+    if gpa % PAGE_BYTES:
+        return RmpCode.FAIL_INPUT
+    return RmpCode.SUCCESS if core.vmpl <= target < VMPLS else RmpCode.FAIL_PERMISSION
