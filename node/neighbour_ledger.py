@@ -60,37 +60,38 @@ class NeighbourLedger:
         for one in sharers:
             whole = step_ns * one.phases
             if one.loaded and traffic:
-                self._share(one, sharers, Mechanism.LOADED_LATENCY, whole * one.loaded / traffic, own=0.0)
+                self._share(one, sharers, Mechanism.LOADED_LATENCY, whole * one.loaded, traffic, own=0.0)
             if one.llc and traffic > one.traffic:
-                self._share(one, sharers, Mechanism.LLC, whole * one.llc / (traffic - one.traffic), own=one.traffic)
+                self._share(one, sharers, Mechanism.LLC, whole * one.llc, traffic - one.traffic, own=one.traffic)
             elif one.llc and threads > one.threads:
                 # A cache is shared with whoever runs beside, also where nobody there moves anything.
-                lost = whole * one.llc / (threads - one.threads)
-                self._share(one, sharers, Mechanism.LLC, lost, own=one.threads, by_traffic=False)
+                others = threads - one.threads
+                self._share(one, sharers, Mechanism.LLC, whole * one.llc, others, own=one.threads, by_traffic=False)
             if threads > one.threads:
-                each = whole / (threads - one.threads)
+                others = threads - one.threads
                 for mechanism, lost in ((Mechanism.SMT, one.smt), (Mechanism.CORE_WAIT, one.core_wait)):
                     if lost:
-                        self._share(one, sharers, mechanism, each * lost, own=one.threads, by_traffic=False)
+                        self._share(one, sharers, mechanism, whole * lost, others, own=one.threads, by_traffic=False)
 
     def _share(
         self,
         sufferer: Sharer,
         sharers: Iterable[Sharer],
         mechanism: Mechanism,
-        per_weight: float,
+        lost_ns: float,
+        total: float,
         *,
         own: float,
         by_traffic: bool = True,
     ) -> None:
-        """Share a loss out by traffic or thread time; ``own`` is that of the sufferer itself, which is left out."""
+        """Share a loss out by traffic or thread time, ``total`` in all; ``own`` is the sufferer's, which is left out."""
         for other in sharers:
             weight = other.phases * (other.traffic if by_traffic else other.threads)
             if other is sufferer:
                 weight -= own
             if weight > 0:
                 key = sufferer.owner, other.owner.vm, mechanism
-                self._lost_ns[key] = self._lost_ns.get(key, 0.0) + weight * per_weight
+                self._lost_ns[key] = self._lost_ns.get(key, 0.0) + lost_ns * (weight / total)
 
     def losses(self) -> list[Loss]:
         """Everything that was booked, in the order of its names."""
