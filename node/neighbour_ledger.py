@@ -84,7 +84,7 @@ class NeighbourLedger:
         own: float,
         by_traffic: bool = True,
     ) -> None:
-        """Share a loss out by traffic or thread time, ``total`` in all; ``own`` is the sufferer's, which is left out."""
+        """Share a loss out by traffic or thread time, ``total`` in all; ``own`` is the sufferer's, left out."""
         for other in sharers:
             weight = other.phases * (other.traffic if by_traffic else other.threads)
             if other is sufferer:
