@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from node import operations as op
@@ -275,9 +276,12 @@ class HostInstructions:
             if laid is not None:
                 return laid
         status = self._board.psp.submit(one.command, one.spa)
-        return op.PspAnswer(
-            int(status), self._board.bus.host_view.read(one.spa, len(one.buffer), 0) if one.buffer else b""
-        )
+        buffer = b""
+        if one.buffer:
+            # The register has the status also where the command has put its own buffer out of the host's reach.
+            with suppress(*FAULTS):
+                buffer = self._board.bus.host_view.read(one.spa, len(one.buffer), 0)
+        return op.PspAnswer(int(status), buffer)
 
 
 _FEWEST, _MOST = 4, 64

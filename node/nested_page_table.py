@@ -101,6 +101,8 @@ class NestedPageTable:
         self._host = host
         self._frames = TableFrames()
         self._in_memory = False
+        self._kept: list[int] = []
+        """Where ranges of frames begin whose accesses this table is told of."""
         self._encrypted = False
         self._root = 0
 
@@ -164,7 +166,13 @@ class NestedPageTable:
         self._root = self._frames.root
         if self._in_memory:
             return
-        host.dram.keep(spa, length, self._touched)
+        try:
+            host.dram.keep(spa, length, self._touched)
+        except ValueError:
+            # Others hold a form of their own there, as the RMP before SNP is on: a table shares it with them as bytes.
+            self._touched(spa, length)
+            return
+        self._kept.append(spa)
         if host.dram.leads_away(spa, length):
             # What is stored there may never be read again, so nothing but what is read counts.
             self._touched(spa, length)
@@ -212,9 +220,8 @@ class NestedPageTable:
 
     def close(self) -> list[tuple[int, int]]:
         """Give the frames back, as (SPA, length); the table is gone."""
-        if self._host is not None and not self._in_memory:
-            for spa, _ in self._frames.ranges:
-                self._host.dram.let_go(spa)
+        if self._host is not None:
+            self._let_go(self._host)
         return self._frames.ranges
 
     def _put(
@@ -287,9 +294,13 @@ class NestedPageTable:
         if self._in_memory:
             return  # one access, several ranges of frames
         self._in_memory = True
-        for spa, _ in self._frames.ranges:
-            host.dram.let_go(spa)
+        self._let_go(host)
         self._write(0, GPA_END)
+
+    def _let_go(self, host: TableHost) -> None:
+        for spa in self._kept:
+            host.dram.let_go(spa)
+        self._kept.clear()
 
     def _write(self, start: int, end: int) -> None:
         """Write the entries that serve [start, end), of tables of every level."""

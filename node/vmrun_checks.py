@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from node.dimm_cells import MachineCheck
 from node.generation import CAPABILITIES, Generation
 from node.rmp_checks import VmsaInUse
 from node.rmp_faults import RmpFault
@@ -69,9 +70,12 @@ class VmrunChecks:
         needed = (vmcb.asid if vmcb.encrypted else 0, board.save_area_key(vmcb))
         if not all(board.controller.has_key(key) for key in needed if key):
             return ExitCode.INVALID
-        if not board.registers_fit(vmcb):
-            return board.platform.save_area_refused
-        return 0 if board.events.accepts(vmcb) else ExitCode.INVALID
+        try:
+            if not board.registers_fit(vmcb):
+                return board.platform.save_area_refused
+            return 0 if board.events.accepts(vmcb) else ExitCode.INVALID
+        except MachineCheck:  # No memory answers there: firmware has it for itself, or a DIMM has lost it.
+            return ExitCode.INVALID
 
     def on_thread(self, vmcb: Vmcb, thread: int) -> int:
         """The same where the hardware thread is known: 0, or the exit code where its core refuses the guest there.

@@ -110,6 +110,8 @@ class LegacyFirmware:
             raise PspError(Status.INVALID_LENGTH)
         self._check_tmr(init)
         self._memory.check_writable(init.nv_address, NV_BYTES)
+        if init.flags & buffers.INIT_ES and _meet(init.nv_address, NV_BYTES, init.tmr_address, TMR_BYTES):
+            raise PspError(Status.INVALID_ADDRESS)
         file = self._memory.read(init.nv_address, NV_BYTES)
         self._nv.address = init.nv_address
         try:
@@ -223,3 +225,8 @@ class LegacyFirmware:
     def _guest_status(self, named: buffers.GuestStatus) -> buffers.GuestStatus:
         guest = self._guest(named.handle, LegacyCommand.GUEST_STATUS)
         return buffers.GuestStatus(guest.handle, guest.policy, guest.asid, guest.state)
+
+
+def _meet(first: int, length: int, other: int, other_length: int) -> bool:
+    """Whether two ranges have a byte in common."""
+    return first < other + other_length and other < first + length
