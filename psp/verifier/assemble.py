@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from psp.verifier.amd_extensions import read_endorsement
@@ -26,12 +26,12 @@ def assemble(report: bytes, blocks: Iterable[tuple[str, bytes]]) -> Evidence:
     """Evidence from a report and named blocks of DER, such as the files of a folder.
 
     Of several VCEKs it takes the one that fits the report best. A block that cannot be
-    read is taken for what its name begins with (ark, ask, asvk, vcek, vlek, crl), so that
-    the verifier says what is wrong with it.
+    read is taken for what its name begins with (ark, ask, asvk, vcek, vlek, crl) or ends
+    with (.crl), so that the verifier says what is wrong with it. Every list of the root counts.
     """
     found: list[_Found] = []
     lists: list[tuple[bytes, RevocationList]] = []
-    broken: dict[str, bytes] = {}
+    broken: dict[str, list[bytes]] = {}
     for name, der in blocks:
         try:
             found.append(_Found(der, parse_certificate(der)))
@@ -41,22 +41,29 @@ def assemble(report: bytes, blocks: Iterable[tuple[str, bytes]]) -> Evidence:
         try:
             lists.append((der, parse_revocation_list(der)))
         except DerError:
-            broken.setdefault(_role(name), der)
+            broken.setdefault(_role(name), []).append(der)
     leaf = _best_leaf(report, found)
     ask = _issuer(leaf, found, "SEV-")
     ark = _issuer(ask, found, "ARK-")
-    crl = next((der for der, one in lists if ark and one.issuer.der == ark.certificate.subject.der), None)
+    crls = [der for der, one in lists if ark and one.issuer.der == ark.certificate.subject.der]
+    crls += broken.get("crl", [])
     return Evidence(
         report,
-        ark.der if ark else broken.get("ark"),
-        ask.der if ask else broken.get("ask"),
-        leaf.der if leaf else broken.get("leaf"),
-        crl or broken.get("crl") or (lists[0][0] if lists else None),
+        ark.der if ark else _first(broken, "ark"),
+        ask.der if ask else _first(broken, "ask"),
+        leaf.der if leaf else _first(broken, "leaf"),
+        tuple(crls or [der for der, _ in lists[:1]]),
     )
+
+
+def _first(broken: Mapping[str, Sequence[bytes]], role: str) -> bytes | None:
+    return next(iter(broken.get(role, ())), None)
 
 
 def _role(name: str) -> str:
     start = name.lower()
+    if start.endswith(".crl"):
+        return "crl"
     for word, role in (("ark", "ark"), ("ask", "ask"), ("asvk", "ask"), ("crl", "crl"), ("v", "leaf")):
         if start.startswith(word):
             return role

@@ -41,6 +41,28 @@ def test_the_list_of_the_root_is_taken():
     assert code(assemble(forger.report(), blocks(ARK, ASK, VCEK, crls[0]))) == "CRL_ISSUER"
 
 
+@pytest.mark.parametrize("turn", range(2))
+def test_of_several_lists_each_counts(turn):
+    crls = (forger.crl(), forger.crl(65537))
+    given = (ARK, ASK, VCEK, crls[turn], crls[1 - turn])
+    assert code(assemble(forger.report(), blocks(*given))) == "ASK_REVOKED"
+    assert code(assemble(forger.report(), blocks(*given[:3], crls[0]))) == "believed"
+
+
+def test_a_list_out_of_date_revokes_but_does_not_expire_beside_a_new_one():
+    old = forger.crl(this_update=NOW - 9, next_update=NOW - 1)
+    assert code(assemble(forger.report(), blocks(ARK, ASK, VCEK, old))) == "CRL_EXPIRED"
+    assert code(assemble(forger.report(), blocks(ARK, ASK, VCEK, old, forger.crl()))) == "believed"
+    old = forger.crl(65537, this_update=NOW - 9, next_update=NOW - 1)
+    assert code(assemble(forger.report(), blocks(ARK, ASK, VCEK, old, forger.crl()))) == "ASK_REVOKED"
+
+
+@pytest.mark.parametrize("called", ["revoked.crl", "crl-of-may.der", "0.CRL"])
+def test_a_broken_list_is_named_though_another_is_whole(called):
+    given = [*blocks(ARK, ASK, VCEK, forger.crl()), (called, forger.crl(65537)[:-1])]
+    assert code(assemble(forger.report(), given)) == "CRL_MALFORMED"
+
+
 @pytest.mark.parametrize(
     ("forms", "found"),
     [
