@@ -273,7 +273,7 @@ class ReverseMapTable:
         page = spa // PAGE_BYTES
         for first, stop, old in self._table.decoded_pieces(page, page + length // PAGE_BYTES):
             self._check_own(old, first, gpa + (first - page) * PAGE_BYTES, core.asid, large)
-            if large and not old.large:
+            if large and (not old.large or first % LARGE_PAGES):
                 return RmpCode.FAIL_SIZEMISMATCH
             if permissions & ~old.vmpl_permissions[core.vmpl]:
                 return RmpCode.FAIL_PERMISSION
@@ -427,11 +427,11 @@ class ReverseMapTable:
         table = self._table
         first, unit = spa // PAGE_BYTES, LARGE_PAGES if large else 1
         unchanged = False
-        # Off the borders of 2 MiB only the first page of each unit matters: it can but fail.
+        # Off the borders of 2 MiB only the first page of each unit matters: no entry of 2 MiB begins there.
         between = large and first % LARGE_PAGES
         stop = first + length // PAGE_BYTES
         parts = (
-            ((at, at + unit, (table.entry(at),)) for at in range(first, stop, unit))
+            ((at, at + unit, (replace(table.entry(at), large=False),)) for at in range(first, stop, unit))
             if between
             else _units(table, first, stop, unit)
         )
