@@ -284,12 +284,11 @@ class RootPort:
     def _ending_here(self, packets: Iterable[Packet | Run]) -> Iterable[Packet | Run]:
         """All of it but what is passed on."""
         for one in packets:
-            if not isinstance(one, IdeTlp) or len(one.prefix) != PREFIX_BYTES or self.pass_on is None:
-                yield one
-            elif one.prefix[PREFIX_BYTES - 1] in self.port.streams:
-                yield one
-            else:
+            ends = not isinstance(one, IdeTlp) or len(one.prefix) != PREFIX_BYTES or one.prefix[3] in self.port.streams
+            if isinstance(one, IdeTlp) and not ends and self.pass_on is not None:
                 self.pass_on(one)
+            else:
+                yield one
 
     def _is_block(self, arrived: Arrived) -> bool:
         """Whether a read on a stream asks for whole packets."""
