@@ -105,7 +105,8 @@ class Arrivals:
         spec = guest.spec
         expected = Expected(
             name, self._memory_of(spec), blocks_of(host.board.disk_files.get(name)), session, spec.vcpus,
-            spec.generation in SEALED, CAPABILITIES[spec.generation].encrypted_registers,
+            spec.generation in SEALED or spec.migration_agent, CAPABILITIES[spec.generation].encrypted_registers,
+            spec.migration_agent,
         )  # fmt: skip
         try:
             state = state_of(frames, expected)

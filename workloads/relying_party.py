@@ -22,7 +22,7 @@ from psp.certificate_table import CertificateKind, CertificateTableError, parsed
 from psp.verifier import COMPONENTS, NONCE_BYTES, Evidence, Expectations, Rejected
 from workloads.block_outcome import FAULTED, faulted, with_devices
 from workloads.keyed_content import KeyedContent
-from workloads.laboratory_roots import LABORATORY_ROOTS
+from node.laboratory_roots import LABORATORY_ROOTS
 from workloads.parameters import (
     MOST_INSTRUCTIONS,
     PAGE_BYTES,

@@ -14,7 +14,7 @@ from psp.product_root import RootName
 from psp.verifier import root_of
 from tests.node.toy_guests import MIB, SECOND, make_host, run
 from workloads import attested_start
-from workloads.laboratory_roots import LABORATORY_ROOTS
+from node.laboratory_roots import LABORATORY_ROOTS
 from workloads.library import PROGRAMS, footprint
 from workloads.release_messages import Kind, Message, parse, pieces
 from workloads.relying_party import disk_key
