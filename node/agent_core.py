@@ -43,6 +43,8 @@ class AgentCores:
     def __init__(self, board: Board) -> None:
         self._board = board
         self.agents: dict[str, MigrationAgent] = {}
+        self.roots = LABORATORY_ROOTS
+        """Roots of chips that agents trust."""
 
     def call(self, one: op.AgentCall) -> op.Answer:
         """Execute an ``AgentCall``."""
@@ -70,7 +72,7 @@ class AgentCores:
         if begin != MARK or AGENT_IMAGE.secrets_gpa is None:
             return None
         now = int(EPOCH.timestamp()) + _DAY_S
-        agent = self.agents[vm] = MigrationAgent(AGENT_IMAGE.secrets_gpa, LABORATORY_ROOTS, now)
+        agent = self.agents[vm] = MigrationAgent(AGENT_IMAGE.secrets_gpa, self.roots, now)
         return agent
 
     def _executed(self, vmcb: Vmcb, batch: tuple[op.GuestOperation, ...]) -> tuple[op.Answer, ...]:

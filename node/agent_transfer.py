@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgpack
@@ -88,10 +89,10 @@ def _order(self: Hypervisor, *order: object) -> _Call:
     (answer,) = yield (op.AgentCall(AGENT, packed(order), agent.gctx, agent.small[0], *agent.request_pages),)
     if not isinstance(answer, bytes):
         raise LaunchRefused("the migration agent does not answer")
-    said, result = msgpack.unpackb(answer, use_list=False)
-    if said != DONE:
-        raise LaunchRefused(f"migration agent: {result}")
-    return result
+    found: tuple[str, object] = msgpack.unpackb(answer, use_list=False)
+    if found[0] != DONE:
+        raise LaunchRefused(f"migration agent: {found[1]}")
+    return found[1]
 
 
 def greet(self: Hypervisor) -> ReceiveTask:
@@ -166,11 +167,11 @@ def export_by_agent(
     gone = {spa for _, spa in private} | set(areas)
     rows = []
     for gpa, spa, pages, large in list(_rows(record, gone)):
-        size = LARGE_PAGE_BYTES if large else PAGE_BYTES
-        while pages:
-            taken = yield from swaps.row(spa, pages, large=large)
-            rows.append((gpa, taken, large))
-            gpa, spa, pages = gpa + taken * size, spa + taken * size, pages - taken
+        done, size = 0, LARGE_PAGE_BYTES if large else PAGE_BYTES
+        while done < pages:
+            taken = yield from swaps.row(spa + done * size, pages - done, large=large)
+            rows.append((gpa + done * size, taken, large))
+            done += taken
     metadata = yield from swaps.close()
     yield from swaps.end()
     context = yield from _order(self, "export", vm, record.gctx)
@@ -207,7 +208,7 @@ def _private(record: LaunchedVm) -> Iterator[tuple[int, int, int, bool]]:
 
 
 def _hold(self: Hypervisor, record: LaunchedVm, areas: list[int], in_memory: dict[int, int]) -> Task:
-    """RMPUPDATE of every private page to Pre-Swap, or Pre-Guest where the guest has not validated it."""
+    """RMPUPDATE of every private page to Pre-Swap, or Pre-Guest where the guest has not validated it, or not got it."""
     batch: list[op.HypervisorOperation] = []
     for gpa, spa, length, large in _private(record):
         entry = RmpEntry(assigned=True, immutable=True, large=large, gpa=gpa, asid=record.asid)
@@ -235,7 +236,7 @@ class _Swaps:
     """The frames that pages go out and come in through, and the Metadata pages on the way."""
 
     def __init__(self, hypervisor: Hypervisor, record: LaunchedVm) -> None:
-        self._self = hypervisor
+        self._host = hypervisor
         self._record = record
         self._through = 0
         self._entries = 0
@@ -245,26 +246,28 @@ class _Swaps:
 
     def begin(self) -> Task:
         """Take the frame that contents go through: firmware's."""
-        self._through = self._self._small(self._record)
-        yield from self._self._to_firmware(self._through)
+        self._through = self._host._small(self._record)  # noqa: SLF001
+        yield from self._host._to_firmware(self._through)  # noqa: SLF001
 
     def end(self) -> Task:
         """Give the frames back."""
         for spa in [self._through, *self._pages]:
-            yield from self._self._from_firmware(spa)
+            yield from self._host._from_firmware(spa)  # noqa: SLF001
             self._record.small.remove(spa)
         yield tuple([op.HostClear(spa, PAGE_BYTES) for spa in [self._through, *self._pages]])
-        self._self.frames.release([(spa, PAGE_BYTES) for spa in [self._through, *self._pages]])
+        self._host.frames.release([(spa, PAGE_BYTES) for spa in [self._through, *self._pages]])
 
     def metadata_page(self) -> Generator[Batch, Answers, int]:
         """A new one."""
-        spa = self._self._small(self._record)
-        yield from self._self._to_firmware(spa)
+        spa = self._host._small(self._record)  # noqa: SLF001
+        yield from self._host._to_firmware(spa)  # noqa: SLF001
         order = swap_buffers.SnpPageMdInit(self._record.gctx, spa)
-        yield from self._self._must(SnpCommand.PAGE_MD_INIT, self._record.small[0], order.pack())
+        yield from self._host._must(SnpCommand.PAGE_MD_INIT, self._record.small[0], order.pack())  # noqa: SLF001
         return spa
 
-    def out(self, kind: int, spa: int, mdata: int | None = None, *, root: bool = False) -> Generator[Batch, Answers, bytes]:
+    def out(
+        self, kind: int, spa: int, mdata: int | None = None, *, root: bool = False
+    ) -> Generator[Batch, Answers, bytes]:
         """A page's ciphertext; its entry is the next of the leaves, unless one is named."""
         if mdata is None and not root:
             mdata = yield from self._next()
@@ -308,18 +311,20 @@ class _Swaps:
 
     def open(self, metadata: tuple[bytes, ...], entries: int) -> Task:
         """Take the Metadata pages in, the root's first."""
-        self._through = self._self._small(self._record)
+        self._through = self._host._small(self._record)  # noqa: SLF001
         sizes = [-(-entries // _ENTRIES)]
         while sizes[-1] > 1:
             sizes.append(-(-sizes[-1] // _ENTRIES))
         if sum(sizes) != len(metadata):
             raise LaunchRefused(f"Metadata pages: expected {sum(sizes)}, got {len(metadata)}")
-        end, above, pages = len(metadata), [], []
+        end = len(metadata)
+        above: list[int] = []
+        pages: list[int] = []
         for size in reversed(sizes):
             level = []
             for at, sealed in enumerate(metadata[end - size : end]):
-                spa = self._self._small(self._record)
-                yield from self._self._to_firmware(spa)
+                spa = self._host._small(self._record)  # noqa: SLF001
+                yield from self._host._to_firmware(spa)  # noqa: SLF001
                 self._record.firmware_pages.append(spa)
                 mdata = above[at // _ENTRIES] + at % _ENTRIES * 64 if above else None
                 yield from self.back(METADATA, spa, sealed, mdata)
@@ -340,7 +345,7 @@ class _Swaps:
         expect_success((answer,), SnpCommand.PAGE_SWAP_IN)
         if kind != METADATA:
             reclaim = buffers.SnpPageReclaim(address=spa).pack()
-            (answer,) = yield (op.PspCommand(SnpCommand.PAGE_RECLAIM, self._self._command_page, reclaim, paid=True),)
+            (answer,) = yield (op.PspCommand(SnpCommand.PAGE_RECLAIM, self._host._command_page, reclaim, paid=True),)  # noqa: SLF001
             expect_success((answer,), SnpCommand.PAGE_RECLAIM)
 
     def next_entry(self) -> int:
@@ -351,12 +356,12 @@ class _Swaps:
     def shut(self) -> Task:
         """Give the frames back."""
         for spa in self._pages:
-            yield from self._self._from_firmware(spa)
+            yield from self._host._from_firmware(spa)  # noqa: SLF001
             self._record.firmware_pages.remove(spa)
         for spa in [self._through, *self._pages]:
             self._record.small.remove(spa)
         yield tuple([op.HostClear(spa, PAGE_BYTES) for spa in [self._through, *self._pages]])
-        self._self.frames.release([(spa, PAGE_BYTES) for spa in [self._through, *self._pages]])
+        self._host.frames.release([(spa, PAGE_BYTES) for spa in [self._through, *self._pages]])
 
 
 def _counted(answer: object, command: SnpCommand) -> int:
@@ -392,18 +397,14 @@ def fill_by_agent(self: Hypervisor, spec: MachineSpec, record: LaunchedVm, state
     small_rows = record.spas_of(gpa for gpa, _, large in state.rows if not large)
     smashed |= {spa // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES for spa in small_rows}
     record.smashed |= smashed
-    batch: list[op.HypervisorOperation] = []
-    for gpa, spa, length, large in _private(record):
-        entry = RmpEntry(assigned=True, immutable=True, large=large, gpa=gpa, asid=record.asid)
-        batch.append(op.RmpUpdate(spa, length, entry))
-        record.assigned.append((spa, length, large))
-    for spa, gpa in areas:
-        if gpa == VMSA_GPA:
-            entry = RmpEntry(assigned=True, immutable=True, gpa=VMSA_GPA, asid=record.asid)
-            batch.append(op.RmpUpdate(spa, PAGE_BYTES, entry))
-            record.assigned.append((spa, PAGE_BYTES, False))
-    yield from self._checked(batch)
-    yield from _come_in(self, record, state, spas, [spa for spa, _ in areas])
+    record.assigned += [(spa, length, large) for _, spa, length, large in _private(record)]
+    record.assigned += [(spa, PAGE_BYTES, False) for spa, gpa in areas if gpa == VMSA_GPA]
+    yield from _hold(self, record, [spa for spa, _ in areas], {spa: gpa for spa, gpa in areas if gpa != VMSA_GPA})
+    try:
+        yield from _come_in(self, record, state, spas, [spa for spa, _ in areas])
+    except LaunchRefused:
+        yield from _reclaim_each(self, record, [spa for spa, gpa in areas if gpa == VMSA_GPA])
+        raise
     record.save_areas = [spa for spa, _ in areas]
     yield tuple(
         op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa) for index, (spa, _) in enumerate(areas)
@@ -419,6 +420,19 @@ def _enter(self: Hypervisor, record: LaunchedVm, order: str, vm: str, *more: obj
     yield from self._must(SnpCommand.ACTIVATE, command, activate.pack())
 
 
+def _reclaim_each(self: Hypervisor, record: LaunchedVm, areas: list[int]) -> Task:
+    """PAGE_RECLAIM of all that did not come in; of what did, and is the guest's, firmware says so."""
+    pages = [(spa, False) for spa in areas]
+    for _, spa, length, large in _private(record):
+        pages += [(page, large) for page in range(spa, spa + length, LARGE_PAGE_BYTES if large else PAGE_BYTES)]
+    yield tuple(
+        op.PspCommand(
+            SnpCommand.PAGE_RECLAIM, self._command_page, buffers.SnpPageReclaim(address=spa | large).pack(), paid=True
+        )
+        for spa, large in pages
+    )
+
+
 def _come_in(self: Hypervisor, record: LaunchedVm, state: VmState, spas: list[int], areas: list[int]) -> Task:
     """Every page, in the order of its entries."""
     swaps = _Swaps(self, record)
@@ -430,7 +444,7 @@ def _come_in(self: Hypervisor, record: LaunchedVm, state: VmState, spas: list[in
     for gpa, pages, _ in state.rows:
         (taken,) = yield (op.SwapRowIn(record.gctx, record.spa_of(gpa), swaps.next_entry()),)
         if _counted(taken, SnpCommand.PAGE_SWAP_IN) != pages:
-            raise LaunchRefused(f"row at {gpa:#x}: expected {pages} pages, got {taken}")
+            raise LaunchRefused(f"row at {gpa:#x}: expected {pages} pages, got others")
     yield from swaps.shut()
 
 
@@ -444,18 +458,19 @@ def take_back(self: Hypervisor, record: LaunchedVm, vm: str) -> Task:
     record.gctx = record.left
     expect_success((yield (op.Wbinvd(), op.PspCommand(SnpCommand.DF_FLUSH)))[1:], SnpCommand.DF_FLUSH)
     self.asids.after_flush()
+    # ACTIVATE takes no ASID that has pages.
+    yield from self._reclaim(record)
+    record.immutable.clear()
     yield from _enter(self, record, "take back", vm)
-    batch: list[op.HypervisorOperation] = []
-    for gpa, pages, large in state.rows:
-        entry = RmpEntry(assigned=True, immutable=True, large=large, gpa=gpa, asid=record.asid)
-        batch.append(op.RmpUpdate(record.spa_of(gpa), pages * (LARGE_PAGE_BYTES if large else PAGE_BYTES), entry))
-    yield from self._checked(batch)
     areas = [record.created.get(vcpu, spa) for vcpu, spa in enumerate(record.save_areas)]
-    spas = record.spas_of(gpa for gpa, _, _ in state.packets)
-    yield from _come_in(self, record, state, spas, areas)
-    record.immutable.difference_update([*spas, *areas])
+    places = (_AREA.unpack(header)[0] for _, header, _ in state.sealed_areas)
+    yield from _hold(
+        self, record, areas, {spa: gpa for spa, gpa in zip(areas, places, strict=True) if gpa != VMSA_GPA}
+    )
+    yield from _come_in(self, record, state, record.spas_of(gpa for gpa, _, _ in state.packets), areas)
 
 
 def let_go(self: Hypervisor, vm: str) -> Task:
-    """The guest lives elsewhere: the agent forgets it."""
-    yield from _order(self, "forget", vm)
+    """The guest lives elsewhere: the agent forgets it, unless it was switched off meanwhile."""
+    with suppress(LaunchRefused):
+        yield from _order(self, "forget", vm)

@@ -23,7 +23,7 @@ from node.sealed_transfer import SEALED
 from node.vcpu import VcpuState
 from node.vcpu_throttle import Throttle, slow_down
 from node.vm_state import VmState
-from psp.commands import LegacyCommand
+from psp.commands import LegacyCommand, SnpCommand
 from psp.system_bus import PAGE_BYTES
 
 if TYPE_CHECKING:
@@ -93,7 +93,9 @@ class Arrivals:
 
     def copy(self, name: str, pages: int, done: Callable[[], None]) -> None:
         """Have firmware receive pages, of those that a round copies."""
-        self._host.tasks.copy(name, LegacyCommand.RECEIVE_UPDATE_DATA, pages, done)
+        by_agent = self._host.guests[name].spec.migration_agent
+        command = SnpCommand.PAGE_SWAP_IN if by_agent else LegacyCommand.RECEIVE_UPDATE_DATA
+        self._host.tasks.copy(name, command, pages, done)
 
     def complete(
         self, name: str, frames: Sequence[bytes], digests: bytes, books: GuestBooks, told: Told,

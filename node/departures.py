@@ -24,7 +24,7 @@ from node.vcpu import VcpuState
 from node.vcpu_throttle import Throttle, slow_down
 from node.vm_state import VmState
 from node.vmsa import SevFeature
-from psp.commands import LegacyCommand
+from psp.commands import LegacyCommand, SnpCommand
 
 if TYPE_CHECKING:
     from node.host import Host
@@ -105,7 +105,9 @@ class Departures:
 
     def copy(self, name: str, pages: int, done: Callable[[], None]) -> None:
         """Have firmware send pages, of those that a round copies."""
-        self._host.tasks.copy(name, LegacyCommand.SEND_UPDATE_DATA, pages, done)
+        by_agent = self._under_way[name].guest.spec.migration_agent
+        command = SnpCommand.PAGE_SWAP_OUT if by_agent else LegacyCommand.SEND_UPDATE_DATA
+        self._host.tasks.copy(name, command, pages, done)
 
     def slow(self, name: str, standing_still: float, most_bytes_per_s: float) -> None:
         """Have its vCPUs stand still for a share of their time, and write no more than so much each (0: no limit)."""

@@ -17,6 +17,7 @@ from node.vmcb import Vmcb
 from node.vmexit import ExitCode
 from psp.command_buffers import SnpLaunchUpdate
 from psp.commands import SnpCommand
+from psp.status import PspError
 from tio.nvme_format import Status
 
 if TYPE_CHECKING:

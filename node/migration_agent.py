@@ -149,7 +149,7 @@ class MigrationAgent:
         return answer[ReportResponse.SIZE :]
 
     def _meet(self, vm: str, peer: bytes, *, low: bool) -> Step:
-        """Look at a peer, with which a guest's context may be exchanged; ``low`` takes older firmware than one's own."""
+        """Look at a peer, which a context may be exchanged with; ``low`` takes older firmware than one's own."""
         hello = Hello.parse(peer)
         if self._own is None:
             yield from self._hello()
@@ -239,8 +239,9 @@ class MigrationAgent:
         try:
             assert isinstance(page, bytes)
             header = MessageHeader.checked(page)
-            if (header.sequence, header.message_type) != (last + 2, kind + 1):
-                raise BadMessage
-            return cipher.unseal(header, page)
+            payload = cipher.unseal(header, page)
         except BadMessage:
             raise AgentRefusal("no answer of the firmware's") from None
+        if (header.sequence, header.message_type) != (last + 2, kind + 1):
+            raise AgentRefusal("the answer to another message")
+        return payload

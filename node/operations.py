@@ -59,14 +59,14 @@ from node.tsc_operations import ReadTsc
 from psp.system_bus import RmpEntry
 
 __all__ = [
-    "AgentCall", "Answer", "Arithmetic", "AskLaunchOwner", "Await", "Branch", "CardDebug", "CardUpdate", "Clear", "Compute",
-    "ConfigIn", "ConfigOut", "ConfigRead", "ConfigWrite", "CpuidResult", "DeviceRead", "DeviceWrite", "Fault",
-    "FaultKind", "FetchCertificates", "GuestWork", "HostBranch", "HostReadCounter", "IndirectBranch", "LoadIdt",
-    "MOST_WORDS", "MmioLoad", "MmioRead", "MmioStore", "MmioWrite", "NicRead", "NicWrite", "PValidateResult",
-    "PortIn", "PortInString", "PortOut", "PortOutString", "PspAnswer", "Rdmsr", "ReadFlags", "ReadTsc",
-    "RmpQueryResult", "RmpReadResult", "Runs", "Shutdown", "Sleep", "SoftwareInterrupt", "StackMove", "SwapRowIn",
-    "SwapRowOut", "TraceFaults",
-    "VmKick", "VmcbLoad", "VmcbStore", "WriteBackCaches", "WriteFlags", "Wrmsr",
+    "AgentCall", "Answer", "Arithmetic", "AskLaunchOwner", "Await", "Branch", "CardDebug", "CardUpdate", "Clear",
+    "Compute", "ConfigIn", "ConfigOut", "ConfigRead", "ConfigWrite", "CpuidResult", "DeviceRead", "DeviceWrite",
+    "Fault", "FaultKind", "FetchCertificates", "GuestWork", "HostBranch", "HostReadCounter", "IndirectBranch",
+    "LoadIdt", "MOST_WORDS", "MmioLoad", "MmioRead", "MmioStore", "MmioWrite", "NicRead", "NicWrite",
+    "PValidateResult", "PortIn", "PortInString", "PortOut", "PortOutString", "PspAnswer", "Rdmsr", "ReadFlags",
+    "ReadTsc", "RmpQueryResult", "RmpReadResult", "Runs", "Shutdown", "Sleep", "SoftwareInterrupt", "StackMove",
+    "SwapRowIn", "SwapRowOut", "TraceFaults", "VmKick", "VmcbLoad", "VmcbStore", "WriteBackCaches", "WriteFlags",
+    "Wrmsr",
 ]  # fmt: skip
 
 MOST_BYTES = 32 << 20

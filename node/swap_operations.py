@@ -30,11 +30,12 @@ class SwapRowIn:
 
 @dataclass(frozen=True, slots=True)
 class AgentCall:
-    """A whole exchange with a migration agent: lay an order into its shared page, run it, carry its requests to the
-    firmware, and read what it says at last. Answer: bytes, of ``node.migration_agent``, or a Fault of who is no agent.
+    """A whole exchange with a migration agent. Answer: bytes, of ``node.migration_agent``, or a Fault of who is none.
 
-    It stands for the agent's exits, as ``PageStateChange`` does for others. Requests go as SNP_GUEST_REQUEST of
-    ``gctx``, whose buffer is laid at ``command``, from page ``request`` to ``response``, which firmware may write.
+    An order is laid into its shared page, it runs, its requests are carried to the firmware, and what it says at last
+    is read. That stands for the agent's exits, as ``PageStateChange`` does for others'. Requests go as
+    SNP_GUEST_REQUEST of ``gctx``, whose buffer is laid at ``command``, from page ``request`` to ``response``, which
+    firmware may write.
     """
 
     vm: str

@@ -202,7 +202,8 @@ class PageSwap:
         taken = 0
         while taken < pages:
             at = spa + taken * size
-            if self._bus.rmp_entry(at) != replace(first, gpa=first.gpa + taken * size) or self._bus.is_written(at, size):
+            alike = self._bus.rmp_entry(at) == replace(first, gpa=first.gpa + taken * size)
+            if not alike or self._bus.is_written(at, size):
                 break
             taken += 1
         if not taken:

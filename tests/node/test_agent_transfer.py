@@ -100,7 +100,7 @@ def test_every_private_page_comes_validated_with_its_vmsa_and_no_key_is_left_at_
     valid = validated(here, "vm")
     what = stopped(here, "vm")
     assert before.state == SnpGuestState.RUNNING
-    assert asid not in here.board.controller.keys_in_use
+    assert not here.board.controller.has_key(asid)
     with pytest.raises(PspError):
         here.board.psp.snp.guests.in_state(gctx, SnpCommand.GUEST_STATUS)
     assert laid(there, "vm", what) is None
