@@ -24,6 +24,7 @@ from cluster.placement import FirstFit
 from cluster.platform_fit import misfit
 from cluster.precopy import Precopy, PrecopySettings, RoundCap, Verdict
 from node.dirty_rates import Pool
+from node.migration_frames import PageDigests, Stream, bytes_of
 from node.migration_refusal import MigrationRefusal
 from node.vmsa import VMSA_BYTES
 from psp.system_bus import PAGE_BYTES
@@ -50,7 +51,7 @@ class LiveMigrations:
     admission: Admission
     settings: PrecopySettings
     send: Send
-    wire: Wire = lambda _, frames: frames
+    wire: Wire | None = None
     card_flow_ended: Callable[[str, int], None] = lambda _, __: None
     """Whom to tell of the end of a flow of guests' frames, named after the card that sent them."""
     patience: Patience = _RELIABLE
@@ -337,8 +338,8 @@ class LiveMigrations:
     # Switch-over.
 
     def on_stopped(
-        self, one: Migration, now_ns: int, frames: tuple[bytes, ...], digests: bytes, books: tuple[Any, ...],
-        written_pages: int, stopped_ns: int,
+        self, one: Migration, now_ns: int, frames: Stream | tuple[bytes, ...], digests: PageDigests | bytes,
+        books: tuple[Any, ...], written_pages: int, stopped_ns: int,
     ) -> None:  # fmt: skip
         """The VM stands still: what is still dirty goes over now."""
         if not self._step(one, Event.STOPPED, now_ns):
@@ -346,7 +347,7 @@ class LiveMigrations:
         assert one.precopy is not None
         assert one.guest is not None
         one.stopped_ns, one.luggage = stopped_ns, (frames, digests, books)
-        one.frame_bytes = sum(map(len, frames))
+        one.frame_bytes = bytes_of(frames)
         dirty = one.precopy.dirty_bytes(now_ns) + written_pages * PAGE_BYTES
         left = min(dirty, one.precopy.memory_bytes)
         if one.ahead:

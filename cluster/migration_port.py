@@ -19,7 +19,7 @@ from node.dirty_rates import Pool
 from node.guest import GuestSpec, GuestState
 from node.guest_books import GuestBooks
 from node.host import Host
-from node.migration_frames import frames_of, page_digests, session_of
+from node.migration_frames import PageDigests, Stream, session_of
 from node.migration_refusal import MigrationRefusal
 from node.sealed_transfer import SEALED
 from psp.policy import LegacyPolicy
@@ -232,7 +232,7 @@ class MigrationPort:
             self._say(
                 vm, Report.STOPPED,
                 (
-                    number, frames_of(state, self._peers[vm]), page_digests(state.pages), stopped.books.body(),
+                    number, Stream(state, self._peers[vm]), PageDigests(state.pages), stopped.books.body(),
                     stopped.written_pages, stopped.stopped_ns,
                 ),
             )  # fmt: skip
@@ -285,8 +285,9 @@ class MigrationPort:
         return (product.line.name, product.c_bit, product.reduced_bits, version, spec.memory.shared.length)
 
     def _come(
-        self, number: int, vm: str, frames: tuple[bytes, ...], digests: bytes, books: tuple[Any, ...]
-    ) -> None:
+        self, number: int, vm: str, frames: Stream | tuple[bytes, ...], digests: PageDigests | bytes,
+        books: tuple[Any, ...],
+    ) -> None:  # fmt: skip
         self._said.pop(vm, None)
         before = self._host.arrivals.pages_checked
 
