@@ -145,14 +145,16 @@ class HostEntity:
 
     def advance(self, horizon_ns: int, event_budget: int) -> Advance:
         """Do the events before ``horizon_ns``."""
-        done = self._inbox.advance(horizon_ns, event_budget)
+        inbox = self._inbox
+        done = inbox.advance(horizon_ns, event_budget)
         self.events += done
-        following = self._inbox.next_event_ns
+        following, mail_ns = inbox.next_event_ns, inbox.next_ns
+        promise_ns = self.host.earliest_output_ns(following)
         outputs: tuple[Message, ...] = ()
         if self._outbox:
             outputs, self._outbox = tuple(self._outbox), []
-        reached = min(horizon_ns, following)
-        return Advance(reached, following, self._earliest_output_ns(following), done, outputs)
+        reached = horizon_ns if horizon_ns < following else following
+        return Advance(reached, following, mail_ns if mail_ns < promise_ns else promise_ns, done, outputs)
 
     def collect(self, end_ns: int) -> dict[str, list[dict[str, object]]]:
         """Close the books at ``end_ns``; rows by table. A log is one row, its records packed."""
@@ -179,8 +181,9 @@ class HostEntity:
         }
 
     def _receive(self, message: Message) -> None:
-        if message.kind in self._kinds:
-            self._kinds[message.kind](message)
+        told = self._kinds.get(message.kind)
+        if told is not None:
+            told(message)
         else:
             self._migrations.receive(message.kind, message.payload)
             self.host.clock.settle()
