@@ -153,8 +153,8 @@ class HostEntity:
         outputs: tuple[Message, ...] = ()
         if self._outbox:
             outputs, self._outbox = tuple(self._outbox), []
-        reached = horizon_ns if horizon_ns < following else following
-        return Advance(reached, following, mail_ns if mail_ns < promise_ns else promise_ns, done, outputs)
+        reached = min(following, horizon_ns)
+        return Advance(reached, following, min(promise_ns, mail_ns), done, outputs)
 
     def collect(self, end_ns: int) -> dict[str, list[dict[str, object]]]:
         """Close the books at ``end_ns``; rows by table. A log is one row, its records packed."""

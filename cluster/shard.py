@@ -84,12 +84,11 @@ class Shard:
             if first_ns >= horizon_ns:
                 break  # Who was called comes before it, so nobody is left.
             entity, promise_ns = self._entities[name], promises[name]
-            if first_ns < promise_ns:
-                promise_ns = first_ns
+            promise_ns = min(promise_ns, first_ns)
             # One entity after another, not slice about: what an entity needs is in the processor's caches.
             while True:
                 left = event_budget - done
-                advance = entity.advance(horizon_ns, self._slice if self._slice < left else left)
+                advance = entity.advance(horizon_ns, min(left, self._slice))
                 reached_ns, first_ns, next_promise_ns, events, said = advance
                 if events == 0 or reached_ns > horizon_ns:
                     raise self._broken(name, advance, horizon_ns)
@@ -103,7 +102,7 @@ class Shard:
                     outputs += said
                 promise_ns = next_promise_ns
                 following.put(name, first_ns)
-                promises.put(name, promise_ns if promise_ns > first_ns else first_ns)  # As ``_note`` does.
+                promises.put(name, max(first_ns, promise_ns))  # As ``_note`` does.
                 before_s, now_s = now_s, clock()
                 if now_s - before_s > SLICE_S or self._slice < SLICE_EVENTS:
                     self._learn(now_s - before_s)

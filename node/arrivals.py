@@ -186,9 +186,17 @@ class Arrivals:
 
     def _memory_of(self, spec: GuestSpec) -> Callable[[int, int], bool]:
         image = self._host.images[spec.firmware]
+        first = image.gpa
         spans = [(one.gpa, one.gpa + one.length) for one in spec.memory.ram]
-        spans.append((image.gpa, image.gpa - -len(image.data) // PAGE_BYTES * PAGE_BYTES))
-        return lambda gpa, length: any(start <= gpa and gpa + length <= end for start, end in spans)
+        spans.append((first, first - -len(image.data) // PAGE_BYTES * PAGE_BYTES))
+
+        def is_the_vms(gpa: int, length: int) -> bool:
+            for start, end in spans:  # noqa: SIM110 - asked for every run of pages, and a generator costs more than it
+                if start <= gpa and gpa + length <= end:
+                    return True
+            return False
+
+        return is_the_vms
 
     def _difference(self, state: VmState, back: bytes, digests: PageDigests | bytes) -> str | None:
         """Compare every page as it lies here now with the source's; what differs first, None if nothing."""

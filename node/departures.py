@@ -229,8 +229,7 @@ class Departures:
             if one_ns < 0:
                 # A look follows a change, and nothing changes before the next event.
                 one_ns = next_event_ns + departure.interval_ns
-            if one_ns < earliest_ns:
-                earliest_ns = one_ns
+            earliest_ns = min(earliest_ns, one_ns)
         return earliest_ns
 
     def _refusal(self, guest: Guest | None) -> MigrationRefusal | None:

@@ -234,10 +234,11 @@ class DimmCells:
     def read(self, spa: int, length: int) -> bytes:
         """Bytes as they lie in DRAM. Raises MachineCheck outside of memory."""
         page = spa // PAGE_BYTES
-        if self._laid.find(page) is not None:
-            laid = self.laid(spa, length, None)
-            if laid is not None:
-                return laid
+        found = self._laid.find(page)
+        if found is not None:
+            first, last, laid = found
+            if laid.fill is None and spa + length <= last * PAGE_BYTES:
+                return laid.octets(spa - first * PAGE_BYTES, length)
             self._check(spa, length)
             self._make_real(spa, length)
         else:

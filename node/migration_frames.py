@@ -16,6 +16,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 
 import msgpack
 
@@ -80,6 +81,7 @@ class Expected:
     """So do its save areas."""
 
 
+@lru_cache(maxsize=1024)
 def session_of(number: int, vm: str, source: str, destination: str) -> bytes:
     """The name of a move's stream."""
     return hashlib.sha256(packed((number, vm, source, destination))).digest()[:SESSION_BYTES]
@@ -243,10 +245,14 @@ def _amount(runs: Iterable[Run], unit_bytes: int) -> int:
 
 def _numbers(values: object, count: int) -> bool:
     """Whether these are so many numbers of an address's size."""
-    return (
-        isinstance(values, tuple) and len(values) == count
-        and all(type(one) is int and 0 <= one < 1 << 64 for one in values)
-    )  # fmt: skip
+    return isinstance(values, tuple) and len(values) == count and _all_numbers(values)
+
+
+def _all_numbers(values: tuple[object, ...]) -> bool:
+    return set(map(type, values)) <= _INTEGERS and (not values or (min(values) >= 0 and max(values) < 1 << 64))  # type: ignore[type-var,operator]
+
+
+_INTEGERS = {int}
 
 
 class _Reader:
@@ -334,7 +340,7 @@ class _Reader:
             raise FrameError(self._sequence, "vcpus", self._expected.vcpus, len(started))
         if not 0 < len(started) <= MOST_VCPUS or len(rips) != len(started) or set(map(type, started)) != {bool}:
             raise FrameError(self._sequence, "vcpus", f"1 to {MOST_VCPUS} with a reset vector each", len(started))
-        if not all(type(one) is int and 0 <= one < 1 << 64 for one in (*launched, *rips)):
+        if not _all_numbers((*launched, *rips)):
             raise FrameError(self._sequence, "head", "64-bit addresses", "something else")
         self._head = (started, launched, rips)
 
