@@ -28,6 +28,9 @@ from node.guest import GuestSpec
 
 NAME = "control"
 
+_new = tuple.__new__
+"""As in ``cluster.host_entity``."""
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -219,4 +222,4 @@ class ControlPlane:
 
     def _send_after(self, latency_ns: int, host: str, kind: str, body: object) -> None:
         self._sequence += 1
-        self._out.append(Message(self._now_ns + latency_ns, NAME, self._sequence, host, kind, body))
+        self._out.append(_new(Message, (self._now_ns + latency_ns, NAME, self._sequence, host, kind, body)))

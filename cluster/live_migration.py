@@ -24,6 +24,7 @@ from cluster.placement import FirstFit
 from cluster.platform_fit import misfit
 from cluster.precopy import Precopy, PrecopySettings, RoundCap, Verdict
 from node.dirty_rates import Pool
+from node.identity_cache import IdentityCache
 from node.migration_frames import PageDigests, Stream, bytes_of
 from node.migration_refusal import MigrationRefusal
 from node.vmsa import VMSA_BYTES
@@ -40,6 +41,7 @@ CARD = "card "
 
 
 _RELIABLE = Patience()
+_cap_of = IdentityCache[PrecopySettings, float](lambda settings: settings.cap_bytes_per_s)
 
 
 @dataclass(slots=True)
@@ -366,7 +368,7 @@ class LiveMigrations:
             one.private_pages = -(-(size_bytes * (memory_bytes - shared_bytes) // memory_bytes) // PAGE_BYTES)
             self._tell_round(one)
         ratio = 1.0 if one.platforms else self.settings.compression_ratio  # Ciphertext does not become shorter.
-        cap = self.settings.cap_bytes_per_s
+        cap = _cap_of(self.settings)
         wire_bytes = size_bytes * ratio
         one.wire_bytes += round(wire_bytes)
         self.fabric.start(str(one.number), one.source, one.destination, wire_bytes, now_ns, cap)
@@ -541,7 +543,7 @@ class LiveMigrations:
 
 
 def _pools(bodies: tuple[tuple[int, float], ...]) -> tuple[Pool, ...]:
-    return tuple(Pool(*body) for body in bodies)
+    return tuple([Pool(*body) for body in bodies])
 
 
 _Answer = Callable[..., None]

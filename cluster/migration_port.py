@@ -70,11 +70,11 @@ class MigrationPort:
 
     def receive(self, kind: str, fields: tuple[Any, ...]) -> None:
         """Do what a message asks."""
-        number, vm, *rest = fields
         command = _COMMANDS.get(kind)
         if command is None:
             self._between[kind](*fields)
             return
+        number, vm, *rest = fields
         if command is Command.GO and self._host.arrivals.is_laying(vm):
             self._send("busy", (number,))  # What comes of that will be said, and answered.
             return
@@ -107,7 +107,7 @@ class MigrationPort:
         heard = self._heard.get(vm, _NEW)
         move = self._moves.get(vm)
         if move is not None:
-            return Mine(*move, heard)
+            return Mine(move[0], move[1], heard)
         guest = self._host.guests.get(vm)
         return Mine(Holding.RUNS if guest is not None and guest.state in _HERE else Holding.NOTHING, -1, heard)
 
@@ -322,7 +322,7 @@ _NAMES = {one.value: one.name for one in MigrationRefusal}
 
 
 def _bodies(pools: tuple[Pool, ...]) -> tuple[tuple[int, float], ...]:
-    return tuple((pool.working_set_bytes, pool.write_bytes_per_s) for pool in pools)
+    return tuple([(pool.working_set_bytes, pool.write_bytes_per_s) for pool in pools])
 
 
 _ON_REQUEST = frozenset({Command.STAY, Command.LEAVE, Command.GIVE_BACK})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from node.contention import NEVER_NS
 from node.dirty_log import DirtyLog
@@ -32,8 +32,7 @@ def _never(why: str) -> None:
     raise AssertionError(why)
 
 
-@dataclass(frozen=True, slots=True)
-class Stopped:
+class Stopped(NamedTuple):
     """A VM that stands still, since ``stopped_ns``: what travels, its books, and pages written since a given time."""
 
     state: VmState

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
+from typing import NamedTuple
 
 import msgpack
 
@@ -65,8 +65,7 @@ class FrameError(ValueError):
         self.field = field
 
 
-@dataclass(frozen=True, slots=True)
-class Expected:
+class Expected(NamedTuple):
     """What a target awaits. ``memory`` says whether a range of GPAs is the VM's."""
 
     vm: str
