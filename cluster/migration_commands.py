@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from cluster.guest_body import guest_body
+from cluster.guest_body import GuestBody
 from cluster.hand_over import Command, Phase, Report
 from cluster.migration import Migration
 from node.migration_frames import Stream
@@ -18,7 +18,7 @@ Told = tuple[str, tuple[object, ...]]
 
 def _keep(_: LiveMigrations, one: Migration) -> Told:
     assert one.guest is not None
-    return one.destination, (one.source, guest_body(one.guest))
+    return one.destination, (one.source, GuestBody(one.guest))
 
 
 def _stop(_: LiveMigrations, one: Migration) -> Told:

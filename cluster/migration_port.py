@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cluster import hand_over
-from cluster.guest_body import guest_of
+from cluster.guest_body import GuestBody, guest_of
 from cluster.hand_over import Command, Heard, Holding, Mine, Report
 from node.departures import Stopped
 from node.dirty_rates import Pool
@@ -251,7 +251,7 @@ class MigrationPort:
 
     # In.
 
-    def _keep_place(self, number: int, vm: str, source: str, body: bytes) -> None:
+    def _keep_place(self, number: int, vm: str, source: str, body: GuestBody | bytes) -> None:
         spec = guest_of(body)
         self._peers[vm] = session_of(number, vm, source, self._host.spec.name)
         platform = self._platform(spec)
