@@ -8,6 +8,7 @@ moves it says that it is to run.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from node.disk import blocks_of
@@ -42,6 +43,20 @@ Told = Callable[[str | None], None]
 """Called with None when all is well, else with what was wrong."""
 Shown = Callable[[str | None, bytes], None]
 """The same, and the certificates of the platform where its firmware is to receive the VM."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Spans:
+    """Ranges of GPAs, (from, to). Two VMs with the same expect the same."""
+
+    spans: tuple[tuple[int, int], ...]
+
+    def __call__(self, gpa: int, length: int) -> bool:
+        """Whether a range lies in one of them."""
+        for start, end in self.spans:  # noqa: SIM110 - a generator would cost more than all of it
+            if start <= gpa and gpa + length <= end:
+                return True
+        return False
 
 
 class Arrivals:
@@ -187,16 +202,8 @@ class Arrivals:
     def _memory_of(self, spec: GuestSpec) -> Callable[[int, int], bool]:
         image = self._host.images[spec.firmware]
         first = image.gpa
-        spans = [(one.gpa, one.gpa + one.length) for one in spec.memory.ram]
-        spans.append((first, first - -len(image.data) // PAGE_BYTES * PAGE_BYTES))
-
-        def is_the_vms(gpa: int, length: int) -> bool:
-            for start, end in spans:  # noqa: SIM110 - asked for every run of pages, and a generator costs more than it
-                if start <= gpa and gpa + length <= end:
-                    return True
-            return False
-
-        return is_the_vms
+        ram = [(one.gpa, one.gpa + one.length) for one in spec.memory.ram]
+        return _Spans((*ram, (first, first - -len(image.data) // PAGE_BYTES * PAGE_BYTES)))
 
     def _difference(self, state: VmState, back: bytes, digests: PageDigests | bytes) -> str | None:
         """Compare every page as it lies here now with the source's; what differs first, None if nothing."""

@@ -332,7 +332,7 @@ class DimmCells:
 
     def _erase(self, spa: int, stop: int) -> None:
         """Zero what chunks hold of a range."""
-        if not self._any_written(spa, stop - spa):
+        if not self._written or not self._any_written(spa, stop - spa):
             return
         for number, start, end in self._used_pieces(spa, stop):
             chunk = self._chunks[number]
@@ -410,7 +410,10 @@ class DimmCells:
         region = first // _REGION_PAGES
         if last <= (region + 1) * _REGION_PAGES:
             return region in written and written[region] & _part_of(region, first, last) != 0
-        return any(written[one] & _part_of(one, first, last) for one in self._written_in(first, last))
+        for region in self._written_in(first, last):  # noqa: SIM110 - a generator would cost more than all of it
+            if written[region] & _part_of(region, first, last):
+                return True
+        return False
 
     def _written_in(self, first: int, last: int) -> list[int]:
         """Regions of pages [first, last) in which somebody wrote."""
