@@ -70,6 +70,7 @@ from node.vmexit import ExitCode
 from node.vmrun_checks import VmrunChecks
 from node.vmrun_events import VmrunEvents
 from node.vmsa import VMSA_BYTES, VMSA_FIELDS
+from node.walked_memory import WalkedMemory
 from psp.alias_check import AliasCheck
 from psp.firmware import SecurityProcessor
 from psp.guest_requests import GuestMessageSwitches
@@ -122,8 +123,7 @@ class Board:
         """Memory as cores load and store it."""
         self.fabric = self.caches.fabric(product.caches.devices) if self.caches else self.controller
         """Memory as devices reach it."""
-        self._entries = None if self.caches else TableEntries(self.controller, self.dram)
-        self.walks = self.caches.fabric(self.caches.core_snoop) if self.caches else self._entries or self.controller
+        self.walks = self._walked_memory()
         """Memory as page walks reach it: they find lines and leave none."""
         transparent = platform.mode is HostMode.TSME
         if platform.mode is not HostMode.NONE:
@@ -175,6 +175,7 @@ class Board:
             min_sev_asid,
             self.dram,
             self.controller,
+            self.walks,
             self.rmp,
             platform,
             self.msrs,
@@ -371,12 +372,18 @@ class Board:
         c_bit = 1 << self.product.c_bit
         return NestedPageTable.at(self.tables, nested_cr3 & ~c_bit & -PAGE_BYTES, encrypted=bool(nested_cr3 & c_bit))
 
+    def _walked_memory(self) -> WalkedMemory:
+        if self.caches:
+            return WalkedMemory(self.caches.fabric(self.caches.core_snoop))
+        entries = TableEntries(self.controller, self.dram)
+        return WalkedMemory(entries, entries)
+
     def _table_host(self) -> TableHost:
         product = self.product
         bits = product.physical_address_bits - product.reduced_bits
         check_write = None if self.rmp is None else self.rmp.check_host_write
         form = EntryFormat(LONG, bits, product.c_bit)
-        walker = NestedWalker(self.walks, form, check_write, self._entries)
+        walker = NestedWalker(self.walks, form, check_write, self.walks)
         return TableHost(self.walks, self.dram, walker, product.c_bit, check_write)
 
     @property

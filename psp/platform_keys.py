@@ -61,16 +61,20 @@ class PlatformKeys:
 
     def generate_pek(self) -> None:
         """PEK_GEN: a new PEK and a new PDH, and the platform owns itself."""
-        self.oca_seed = self.random("OCA", elliptic.SEED_BYTES)
-        self.pek_seed = self.random("PEK", elliptic.SEED_BYTES)
+        self.oca_seed = self._drawn("OCA")
+        self.pek_seed = self._drawn("PEK")
         self.pek_api = self._api
         self.owner = b""
         self.generate_pdh()
 
     def generate_pdh(self) -> None:
         """PDH_GEN."""
-        self.pdh_seed = self.random("PDH", elliptic.SEED_BYTES)
+        self.pdh_seed = self._drawn("PDH")
         self.pdh_api = self._api
+
+    def _drawn(self, purpose: str) -> bytes:
+        # As the fuses, so hosts of one name and seed share no key between product lines either.
+        return self.random(f"{purpose} {self.line.name}", elliptic.SEED_BYTES)
 
     def forget(self) -> None:
         """PLATFORM_RESET."""

@@ -348,9 +348,9 @@ def _evidence(data: bytes) -> Evidence:
         table = {}
     leaf = table.get(CertificateKind.VCEK, table.get(CertificateKind.VLEK))
     report = data[KEY_BYTES:EVIDENCE_HEAD_BYTES]
-    return Evidence(
-        report, table.get(CertificateKind.ARK), table.get(CertificateKind.ASK), leaf, table.get(CertificateKind.CRL)
-    )
+    crl = table.get(CertificateKind.CRL)
+    lists = () if crl is None else (crl,)
+    return Evidence(report, table.get(CertificateKind.ARK), table.get(CertificateKind.ASK), leaf, lists)
 
 
 def _levels(words: str) -> Mapping[str, int] | None:

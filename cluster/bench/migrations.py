@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
@@ -26,6 +26,7 @@ from cluster.figure import Figure
 from cluster.fleet import build_fleet
 from cluster.host_entity import build_host
 from cluster.inline_layout import InlineLayout
+from cluster.migration import Migration
 from cluster.scenario import Scenario
 from node.laboratory_firmware import build_image
 from psp.system_bus import PAGE_BYTES
@@ -54,6 +55,8 @@ class Timed:
     rounds: float
     frame_bytes: float
     round_trips: float
+    moves: tuple[Migration, ...] = field(repr=False)
+    """Each of them, in the order in which they were asked for."""
 
 
 def run() -> Iterator[Figure]:
@@ -93,7 +96,7 @@ def migrate(scenario: Scenario) -> Timed:
     return Timed(
         built - began, ran - built, collected - ran, len(migrations),
         fmean(len(one.precopy.rounds) for one in migrations if one.precopy is not None),
-        fmean(one.frame_bytes for one in migrations), outcome.round_trips / len(migrations),
+        fmean(one.frame_bytes for one in migrations), outcome.round_trips / len(migrations), tuple(migrations),
     )  # fmt: skip
 
 

@@ -55,7 +55,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     form = one_of("output-format", FORMATS)
     add("--output-format", default="hex", type=form, metavar="F", help="hex or base64 (default: hex)")
     add("--snp-ovmf-hash", type=_digest, metavar="HEX", help="digest of the OVMF image, in place of its contents")
-    add("--dump-vmsa", action="store_true", help="write the save areas as measured to vmsa0.bin, vmsa1.bin, ...")
+    areas = "write the save areas as measured to vmsa0.bin, vmsa1.bin, ..."
+    add("--dump-vmsa", action="store_true", default=None, help=areas)
     add("--svsm", metavar="FILE", help="SVSM image, for snp:svsm")
     add("--vars-file", metavar="FILE", help="OVMF's variable store, which lies between OVMF and the SVSM;")
     add("--vars-size", type=whole_number("vars-size", 0, 1 << 24), metavar="BYTES", help="or its size")
@@ -86,13 +87,13 @@ def _measured(arguments: argparse.Namespace, image: FirmwareImage) -> tuple[byte
     from psp.launch_digest import PageType
 
     mode = arguments.mode
+    # Also where a mode has no use for them, a wrong value is somebody's mistake.
+    hashes, vmm = kernel_hashes(arguments), _vmm(arguments.vmm_type)
+    model = chosen_vcpu_model(arguments, needed=mode in _WITH_SAVE_AREAS and vmm.shows_signature)
     if mode == "snp:ovmf-hash":
         return snp_digest(image_pages(image)), ()
-    hashes = kernel_hashes(arguments)
     if mode == "sev":
         return sev_digest(sev_launch_ranges(image, hashes)), ()
-    vmm = _vmm(arguments.vmm_type)
-    model = chosen_vcpu_model(arguments, needed=vmm.shows_signature)
     if mode == "seves":
         areas = launch_vmsas(image, arguments.vcpus, model, 0, vmm)
         return sev_digest(sev_launch_ranges(image, hashes), areas), areas
@@ -112,7 +113,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if mode in _WITH_SAVE_AREAS and arguments.vcpus is None:
         raise UserError(f"--vcpus: expected a number of vCPUs for mode {mode}, got none")
     for option, modes in _ONLY_IN.items():
-        if getattr(arguments, option) and mode not in modes:
+        if getattr(arguments, option) not in _UNSAID and mode not in modes:
             raise UserError(f"--{option.replace('_', '-')}: expected mode {' or '.join(sorted(modes))}, got {mode}")
     if mode == "snp:svsm":
         if arguments.svsm is None:
@@ -132,6 +133,8 @@ _ONLY_IN = {
     "vars_size": {"snp:svsm"},
 }
 """Options that would change nothing in another mode."""
+_UNSAID = (None, "")
+"""As scripts hand options on that they have no value for."""
 
 
 def _vmm(name: str) -> Vmm:

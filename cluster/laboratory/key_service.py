@@ -65,7 +65,7 @@ class KeyService:
             None,
         )
         ark, ask = root.certificate(RootName.ARK), root.certificate(RootName.ASK)
-        return Evidence(report, ark, ask, leaf, self._list() if with_list else None)
+        return Evidence(report, ark, ask, leaf, (self._list(),) if with_list else ())
 
     def _list(self) -> bytes:
         """The ASK of a line whose chips have been opened is revoked, and with it all of the line's keys."""

@@ -44,12 +44,12 @@ _REVOCATION = (
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """The chain, root first; ``crl`` if one was given."""
+    """The chain, root first, and the revocation lists that were given."""
 
     ark: Certificate
     ask: Certificate
     leaf: Certificate
-    crl: RevocationList | None
+    crls: tuple[RevocationList, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,20 +129,23 @@ def _check_leaf(chain: Certificates, line: ProductLine, now: int, trail: Trail, 
 
 
 def _check_revocation(chain: Certificates, now: int, trail: Trail, *, demanded: bool) -> None:
-    crl, ark = chain.crl, chain.ark
-    if crl is None and not demanded:
+    crls, ark = chain.crls, chain.ark
+    if not crls and not demanded:
         for reason in _REVOCATION:
             trail.leave_out(reason)
         return
-    trail.demand(Reason.CRL_MISSING, crl)
-    assert crl is not None
-    trail.demand(Reason.CRL_ISSUER, crl.issuer.der == ark.subject.der, f'"{crl.issuer.common_name}"')
-    trail.demand(Reason.CRL_SIGNATURE, _signed_by(crl.signature, crl.signed, ark))
-    trail.demand(Reason.CRL_NOT_YET_VALID, crl.this_update <= now)
-    trail.demand(Reason.CRL_EXPIRED, now <= crl.next_update)
-    trail.demand(Reason.ASK_REVOKED, chain.ask.serial not in crl.serials, chain.ask.serial)
+    trail.demand(Reason.CRL_MISSING, crls)
+    stranger = next((one.issuer for one in crls if one.issuer.der != ark.subject.der), None)
+    trail.demand(Reason.CRL_ISSUER, stranger is None, f'"{stranger.common_name}"' if stranger else "")
+    trail.demand(Reason.CRL_SIGNATURE, all(_signed_by(one.signature, one.signed, ark) for one in crls))
+    begun = [one for one in crls if one.this_update <= now]
+    trail.demand(Reason.CRL_NOT_YET_VALID, begun)
+    trail.demand(Reason.CRL_EXPIRED, any(now <= one.next_update for one in begun))
+    # What its root has once taken back stays so, whichever list says it.
+    serials = frozenset().union(*(one.serials for one in crls))
+    trail.demand(Reason.ASK_REVOKED, chain.ask.serial not in serials, chain.ask.serial)
     # A VCEK's serial is 0: a list with 0 on it takes back all of a product.
-    trail.demand(Reason.LEAF_REVOKED, chain.leaf.serial not in crl.serials, chain.leaf.serial)
+    trail.demand(Reason.LEAF_REVOKED, chain.leaf.serial not in serials, chain.leaf.serial)
 
 
 def _amd_names(name: Name, common_name: str) -> bool:

@@ -28,7 +28,10 @@ class Evidence:
     """Or ASVK, if a VLEK signed."""
     leaf: bytes | None = field(repr=False)
     """VCEK or VLEK."""
-    crl: bytes | None = field(default=None, repr=False)
+    crls: tuple[bytes, ...] = field(default=(), repr=False)
+    """Revocation lists, each of which counts."""
+    passed_over: tuple[str, ...] = ()
+    """What lay beside these and is judged by nobody, a line each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +81,10 @@ def _parse_chain(evidence: Evidence, trail: Trail) -> Certificates:
     ark = _certificate(evidence.ark, Reason.ARK_MISSING, Reason.ARK_MALFORMED, trail)
     ask = _certificate(evidence.ask, Reason.ASK_MISSING, Reason.ASK_MALFORMED, trail)
     leaf = _certificate(evidence.leaf, Reason.LEAF_MISSING, Reason.LEAF_MALFORMED, trail)
-    if evidence.crl is None:
+    if not evidence.crls:
         trail.leave_out(Reason.CRL_MALFORMED)
-        return Certificates(ark, ask, leaf, None)
-    return Certificates(ark, ask, leaf, _parsed(parse_revocation_list, evidence.crl, Reason.CRL_MALFORMED, trail))
+    crls = [_parsed(parse_revocation_list, one, Reason.CRL_MALFORMED, trail) for one in evidence.crls]
+    return Certificates(ark, ask, leaf, tuple(crls))
 
 
 def _certificate(data: bytes | None, missing: Reason, malformed: Reason, trail: Trail) -> Certificate:

@@ -195,7 +195,14 @@ ROWS = {
     "PVALIDATE: between 2 MiB pages": Row(owned, accept(0x1000, large=True), cf(1), 0),
     "PVALIDATE: no page": Row(owned, accept(length=0), cf(1), 0),
     "PVALIDATE: no mapping": Row(
-        owned, accept(1 << 40), op.Fault(op.FaultKind.NESTED_PAGE_FAULT, 1 << 40, 1 << 2 | 1 << 32), 0
+        owned, accept(1 << 40), op.Fault(op.FaultKind.NESTED_PAGE_FAULT, 1 << 40, 1 << 2 | 1 << 32 | ENC), 0
+    ),
+    "RMPADJUST: no mapping": Row(
+        owned, adjust(1, gpa=1 << 40), op.Fault(op.FaultKind.NESTED_PAGE_FAULT, 1 << 40, 1 << 2 | 1 << 32 | ENC), 0
+    ),
+    "RMPQUERY: no mapping": Row(
+        owned,
+        op.RmpQuery(1 << 40, 1), op.Fault(op.FaultKind.NESTED_PAGE_FAULT, 1 << 40, 1 << 2 | 1 << 32 | ENC), 0,
     ),
     "PVALIDATE: by VMPL1": Row(owned, accept(), cf(2), 1),
     "PVALIDATE: by VMPL3": Row(owned, accept(), cf(2), 3),

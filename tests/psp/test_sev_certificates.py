@@ -45,6 +45,18 @@ def platform(seed=b"seed"):
     return keys
 
 
+def test_platforms_of_one_seed_share_no_key_between_product_lines():
+    def random(purpose, length):
+        return hashlib.shake_128(purpose.encode()).digest(length)
+
+    seeds = []
+    for line in PRODUCT_LINES.values():
+        keys = PlatformKeys(random, InstalledFirmware(FirmwareLevel((1, 55, 40))), line)
+        keys.complete()
+        seeds += [keys.oca_seed, keys.pek_seed, keys.pdh_seed]
+    assert len(set(seeds)) == len(seeds)
+
+
 def laboratory_files():
     chain = platform().chain()
     return {

@@ -109,7 +109,7 @@ def judged(attested, expected=ALLOWED, lie=None, **changes):
         for one in x509.load_pem_x509_certificates(keys.answer(f"/vlek/v1/{line}/cert_chain", "", 0).body)
     )
     crl = keys.answer(f"/vlek/v1/{line}/crl", "", 0).body
-    evidence = Evidence(found.report, ark, asvk, found.certificates[CertificateKind.VLEK], crl)
+    evidence = Evidence(found.report, ark, asvk, found.certificates[CertificateKind.VLEK], (crl,))
     roots = root_of(product_root(product).certificate(RootName.ARK))
     return verify(replace(evidence, **changes), expected, int(MOMENT), roots)
 

@@ -231,7 +231,8 @@ def evidence(ark=ARK, ask=ASK, leaf=VCEK, crl=None, report_bytes=None, **fields)
     def der(one):
         return certificate(one) if isinstance(one, Form) else one
 
-    return Evidence(report(**fields) if report_bytes is None else report_bytes, der(ark), der(ask), der(leaf), crl)
+    lists = () if crl is None else crl if isinstance(crl, tuple) else (crl,)
+    return Evidence(report(**fields) if report_bytes is None else report_bytes, der(ark), der(ask), der(leaf), lists)
 
 
 def turin_evidence(**fields):

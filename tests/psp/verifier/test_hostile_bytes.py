@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from psp.verifier import Expectations, Reason, Rejected, der_blocks, verify
 from psp.verifier.der import DerError, Reader, integer, only
 
-PARTS = ("report", "ark", "ask", "leaf", "crl")
+PARTS = ("report", "ark", "ask", "leaf", "crls")
 GOOD = evidence(crl=forger.crl(7))
 
 
@@ -25,13 +25,13 @@ def fate(what):
 
 
 def changed(part, data):
-    return replace(GOOD, **{part: data})
+    return replace(GOOD, **{part: (data,) if part == "crls" else data})
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(PARTS), st.data())
 def test_any_change_of_any_part_is_refused_with_a_reason(part, data):
-    good = getattr(GOOD, part)
+    good = GOOD.crls[0] if part == "crls" else getattr(GOOD, part)
     start = data.draw(st.integers(0, len(good) - 1))
     end = data.draw(st.integers(start, min(len(good), start + 40)))
     middle = data.draw(st.binary(max_size=40))
@@ -101,4 +101,8 @@ def test_pem_and_der_are_told_apart():
     pem = b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(der) + b"-----END CERTIFICATE-----\n"
     assert der_blocks(der) == (der,)
     assert der_blocks(pem + b"words between\n" + pem) == (der, der)
-    assert der_blocks(pem.replace(b"M", b"=", 1)) == (b"",)
+    assert der_blocks(pem + pem[:-9] + b"\n" + pem) == (der, pem[:-9] + b"\n", der)
+    broken = pem.replace(b"M", b"=", 1).strip()
+    assert der_blocks(broken) == (broken,)
+    assert der_blocks(pem * 64) == (der,) * 64
+    assert der_blocks(pem * 65) == (pem * 65,)

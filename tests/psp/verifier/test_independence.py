@@ -1,6 +1,7 @@
 """The verifier shares no code with what it judges."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -39,3 +40,23 @@ def test_it_imports_the_standard_library_cryptography_and_itself(path):
 @pytest.mark.parametrize("line", ["from psp.status import Status", "import psp", "import importlib", "from . import a"])
 def test_the_walk_finds_what_it_forbids(line):
     assert foreign(line)
+
+
+JUDGING = """
+import sys
+from psp.verifier import AMD_ROOTS, Evidence, Expectations, Rejected, verify
+try:
+    verify(Evidence(bytes(1184), None, None, None), Expectations(), 0, AMD_ROOTS)
+except Rejected as rejected:
+    print(rejected.reason.name)
+print(*sorted(name for name in sys.modules if name.partition(".")[0] in {"psp", "tio", "node", "workloads", "cluster"}))
+"""
+
+
+def test_judging_loads_nothing_of_the_chip():
+    """Not what the source names but what a process has loaded, ``psp`` itself being on the way there."""
+    ran = subprocess.run([sys.executable, "-c", JUDGING], capture_output=True, text=True, check=True)
+    reason, loaded = ran.stdout.splitlines()
+    assert reason.startswith("REPORT_")
+    assert "psp.verifier.verify" in loaded.split()
+    assert [name for name in loaded.split() if name != "psp" and not name.startswith("psp.verifier")] == []

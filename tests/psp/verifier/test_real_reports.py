@@ -33,7 +33,7 @@ def refused(evidence, expected=DEBUGGED, now=NOW, roots=AMD_ROOTS):
 
 
 def changed(evidence, **parts):
-    fields = {name: getattr(evidence, name) for name in ("report", "ark", "ask", "leaf", "crl")}
+    fields = {name: getattr(evidence, name) for name in ("report", "ark", "ask", "leaf", "crls")}
     return Evidence(**fields | parts)
 
 
