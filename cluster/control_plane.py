@@ -140,11 +140,13 @@ class ControlPlane:
                 self._send_to_a_host(name, "no host has room")
             else:
                 self._depart(name)
-        self.updates.advance(now_ns)
+        if self.updates.next_event_ns() <= now_ns:
+            self.updates.advance(now_ns)
         if self.faults is not None:
             self.faults.advance(now_ns)
-        while self.plans.next_event_ns() <= now_ns or self.migrations.next_event_ns() <= now_ns:
-            self.plans.advance(now_ns)
+        while (planned := self.plans.next_event_ns() <= now_ns) or self.migrations.next_event_ns() <= now_ns:
+            if planned:
+                self.plans.advance(now_ns)
             self.migrations.advance(now_ns)
         if not self._out:
             return ()

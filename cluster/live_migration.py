@@ -123,7 +123,7 @@ class LiveMigrations:
         """Do what is due at ``now_ns``."""
         fabric, rounds = self.fabric, self._rounds
         while fabric.next_event_ns <= now_ns or (rounds and rounds[0][0] <= now_ns):
-            for name in fabric.advance(now_ns):
+            for name in fabric.advance(now_ns) if fabric.next_event_ns <= now_ns else ():
                 if name.startswith(CARD):
                     self.card_flow_ended(name, now_ns)
                 else:
