@@ -127,8 +127,9 @@ class DimmCells:
 
     def lay(self, spa: int, source: bytes, fill: Fill | None = None, *, until_flush: bool = False) -> None:
         """Write whole pages, made real when somebody looks, or by ``settle``. Raises MachineCheck outside of memory."""
-        self._lay(spa, len(source), _Laid(source, 0, fill, until_flush))
-        self._unsettled = self._unsettled or until_flush
+        self._lay(spa, len(source), tuple.__new__(_Laid, (source, 0, fill, until_flush)))
+        if until_flush:
+            self._unsettled = True
 
     def settle(self) -> None:
         """Make real what was laid until a flush."""
@@ -146,11 +147,13 @@ class DimmCells:
         self._lay(spa, length, _Laid(None, 0, fill))
 
     def _lay(self, spa: int, length: int, laid: _Laid) -> None:
-        self._check(spa, length)
+        if spa < 0 or spa + length > self._plain_end:
+            self._check_far(spa, length)
         if self._watched:
             self._tell_watchers(spa, length)
         self._laid.put(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES, laid)
-        self._erase(spa, spa + length)
+        if self._written:
+            self._erase(spa, spa + length)
 
     def refill(self, spa: int, length: int, was: Fill | None, fill: Fill) -> list[tuple[int, int]]:
         """Have pages that were laid through ``was`` laid through ``fill`` instead; the others, as (SPA, length).
@@ -324,15 +327,20 @@ class DimmCells:
 
     def release(self, spa: int, length: int) -> None:
         """Let a range read as zeros; its whole pages cost nothing any more. Raises MachineCheck outside of memory."""
-        self._check(spa, length)
+        if spa < 0 or length < 0 or spa + length > self._plain_end:
+            self._check_far(spa, length)
         if self._watched:
             self._tell_watchers(spa, length)
-        self._forget_laid(spa, length)
-        self._erase(spa, spa + length)
+        if (spa | length) % PAGE_BYTES:
+            self._make_real(spa, length)
+        else:
+            self._laid.put(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES, None)
+        if self._written:
+            self._erase(spa, spa + length)
 
     def _erase(self, spa: int, stop: int) -> None:
         """Zero what chunks hold of a range."""
-        if not self._written or not self._any_written(spa, stop - spa):
+        if not self._any_written(spa, stop - spa):
             return
         for number, start, end in self._used_pieces(spa, stop):
             chunk = self._chunks[number]
