@@ -14,6 +14,7 @@ from node.kernel_settings import CAREFUL, KernelSettings
 from node.machine_spec import MachineSpec
 from node.mechanism import Mechanism
 from node.network_books import NetworkBooks
+from node.operation_cost import GuestOperationCost
 from node.phase_cost import PhaseCost
 from node.program import ProgramSpec
 from node.svsm_use import SvsmUse
@@ -98,6 +99,8 @@ class Guest:
     vcpus: list[Vcpu] = field(default_factory=list)
     phase_costs: dict[int, tuple[PhaseCost, ...]] = field(default_factory=dict)
     """Costs of each vCPU's demands."""
+    operation_cost: GuestOperationCost = field(init=False)
+    """Prices of its operations on its host, from the moment it runs."""
     when_parked: Callable[[], None] | None = None
     """Whom to tell when the last vCPU has come to rest for a pause."""
     asid: int = 0

@@ -83,8 +83,12 @@ class TweakTable:
             return here.at(begin, self)[first : first + words]
         first = spa % PAGE_BYTES // WORD_BYTES
         tweaks = _PAGE_TWEAKS[words >> 1]
-        np.bitwise_xor(self._in_page[first : first + words], _repeated(self._page(spa), words), tweaks)
-        return tweaks
+        # As ``_repeated`` of ``_page``, without two calls for each line that a guest touches.
+        region, page = divmod(spa // PAGE_BYTES, _REGION_PAGES)
+        base = self._regions.get(region)
+        tweak = self._page(spa) if base is None else base ^ self._pages[page]
+        of_page: Words = np.frombuffer(tweak.to_bytes(BLOCK_BYTES, "little") * (words >> 1), np.uint64)
+        return np.bitwise_xor(self._in_page[first : first + words], of_page, tweaks)
 
     def in_stride(self, spa: int, words: int) -> Words:
         """Tweaks of the blocks from ``spa`` on, inside one stride; the next call overwrites the array."""
