@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from node.dirty_log import DirtyLog
 from node.disk_books import DiskBooks
+from node.event_log import Chain
 from node.generation import Generation
 from node.guest_memory_map import GuestMemoryMap, memory_map
 from node.kernel_settings import CAREFUL, KernelSettings
@@ -101,6 +102,8 @@ class Guest:
     """Costs of each vCPU's demands."""
     operation_cost: GuestOperationCost = field(init=False)
     """Prices of its operations on its host, from the moment it runs."""
+    chain: Chain = field(init=False)
+    """What happens to it on its host, from then on too."""
     when_parked: Callable[[], None] | None = None
     """Whom to tell when the last vCPU has come to rest for a pause."""
     asid: int = 0

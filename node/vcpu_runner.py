@@ -69,7 +69,7 @@ class VcpuRunner:
         """Price the demands of a VM that is about to run for the first time here; its program moves in."""
         self._board.residents.settle(self._board.vmcb(guest.spec.name, 0))
         backing = self._board.backing(guest.spec.name)
-        guest.operation_cost = self._prices.guest(guest.spec.generation)
+        guest.operation_cost, guest.chain = self._prices.guest(guest.spec.generation), self._log.chain(guest.spec.name)
         for vcpu, demands in zip(guest.vcpus, guest.software.demands, strict=True):
             guest.phase_costs[vcpu.index] = self._prices.phases(demands, guest.spec.generation, backing)
         guest.demand_names = tuple(map(_names, guest.software.demands))
@@ -188,11 +188,11 @@ class VcpuRunner:
     def _run_blocks(self, vcpu: Vcpu, answers: tuple[op.Answer, ...] | None) -> None:
         vcpu.state = VcpuState.BLOCK
         software, index, registers = vcpu.guest.software, vcpu.thread, vcpu.registers
-        events, own = self._board.events, vcpu.thread == vcpu.index  # An SVSM is not disturbed.
         for _ in range(_MOST_IDLE_BLOCKS):
             if answers is None:
                 if vcpu.out and not self._enter(vcpu):
                     return
+                events, own = self._board.events, index == vcpu.index  # An SVSM is not disturbed.
                 if own and (events.waiting or events.raised or events.stepping) and not self._take_events(vcpu):
                     return
                 if vcpu.pause_wanted and not (vcpu.levels and vcpu.levels.waiting):
@@ -314,8 +314,7 @@ class VcpuRunner:
 
     def _issue(self, vcpu: Vcpu, batch: tuple[op.GuestOperation, ...]) -> None:
         guest = vcpu.guest
-        own = vcpu.thread == vcpu.index
-        lost_ns = guest.lost_ns if own else dict.fromkeys(MECHANISMS, 0.0)
+        lost_ns = guest.lost_ns if (own := vcpu.thread == vcpu.index) else dict.fromkeys(MECHANISMS, 0.0)
         spent = guest.operation_cost.price(batch, self._contention.latency_ns, lost_ns)
         spent += self.disk.wait(self._clock.now_ns, batch, lost_ns)
         if not own:
@@ -369,9 +368,7 @@ class VcpuRunner:
             vcpu.state, vcpu.held = VcpuState.IN_RESET, (batch[done:], before + answers)
             self._tell_parked(guest)
             return
-        self._log.chain(name).record(
-            self._clock.now_ns, HostEvent.BATCH, len(batch), vcpu.registers.r13, index, spent
-        )
+        guest.chain.record(self._clock.now_ns, HostEvent.BATCH, len(batch), vcpu.registers.r13, index, spent)
         if board.terminated and name in board.terminated:
             self._power_off(guest, TERMINATED | board.terminated.pop(name))
             return
@@ -534,8 +531,9 @@ class VcpuRunner:
         for vcpu, account in ended:
             self._credit(vcpu, account)
             registers = vcpu.registers
-            chain = self._log.chain(vcpu.guest.spec.name)
-            chain.record(now, HostEvent.PHASE, registers.r14, registers.r15, vcpu.index, account.elapsed_ns)
+            vcpu.guest.chain.record(
+                now, HostEvent.PHASE, registers.r14, registers.r15, vcpu.index, account.elapsed_ns
+            )
             registers.r15 = 0
             self._count_phase(vcpu)
             vcpu.state = VcpuState.BLOCK

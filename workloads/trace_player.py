@@ -239,9 +239,12 @@ class TracePlayer:
         data = loaded(answers)
         if data is None:
             return FAULTED
-        if data != [self._slot(slot, stored) for stored, slot in touches]:
+        octets = self.content.octets
+        if data != [octets(b"slot", slot, stored, size) for stored, slot in touches]:
             return WRONG_ANSWER
-        answers = yield tuple([Write(base_gpa + slot * size, self._slot(slot, stored + 1)) for stored, slot in touches])
+        answers = yield tuple(
+            [Write(base_gpa + slot * size, octets(b"slot", slot, stored + 1, size)) for stored, slot in touches]
+        )
         if faulted(answers):
             return FAULTED
         step = min(parameters.step_ms, duration - registers.r11 * parameters.step_ms)
