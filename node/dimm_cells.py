@@ -283,7 +283,7 @@ class DimmCells:
     def words(self, spa: int, length: int) -> Words | None:
         """The words of a range inside one chunk; None where nobody wrote anything near. Raises MachineCheck."""
         self._check(spa, length)
-        if self._laid:
+        if not self._laid.is_gap(spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES)):
             self._make_real(spa, length)
         chunk = self._chunks.get(spa // CHUNK_BYTES)
         # Looking at pages that nobody wrote would have the operating system map each of them.
@@ -295,7 +295,7 @@ class DimmCells:
     def writable_words(self, spa: int, length: int) -> Words:
         """The words of a range inside one chunk that is about to be written. Raises MachineCheck."""
         self._check(spa, length)
-        if self._laid:
+        if not self._laid.is_gap(spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES)):
             self._make_real(spa, length)
         first = spa % CHUNK_BYTES // WORD_BYTES
         return self._chunk_to_write(spa, length).words[first : first + length // WORD_BYTES]
