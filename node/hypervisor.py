@@ -494,7 +494,7 @@ class Hypervisor:
             record.save_areas.append(spa)
             spas.append(spa)
         yield from self._checked(vmsas)
-        buffer_of, command = buffers.SnpLaunchUpdate.packed, record.small[0]
+        buffer_of, command = buffers.SnpLaunchUpdate.packer(), record.small[0]
         for at in range(0, len(pages), COMMANDS_AT_ONCE):
             batch = tuple([
                 op.PspCommand(
