@@ -79,7 +79,7 @@ class HostInstructions:
         if one.length > op.MOST_BYTES:
             return op.Fault(op.FaultKind.GENERAL_PROTECTION, one.spa)
         try:
-            return self._board.bus.host_view.read(one.spa, one.length, _key(one))
+            return self._board.bus.host_view.read(one.spa, one.length, HOST_KEY if one.encrypted else 0)
         except FAULTS as fault:
             return answer_to(fault, one.spa)
 
@@ -95,7 +95,7 @@ class HostInstructions:
         try:
             if self._board.rmp is not None:
                 self._board.rmp.check_host_write(one.spa, len(one.data))
-            self._board.controller.lay(one.spa, one.data, _key(one))
+            self._board.controller.lay(one.spa, one.data, HOST_KEY if one.encrypted else 0)
         except FAULTS as fault:
             return answer_to(fault, one.spa)
         return None
@@ -104,7 +104,7 @@ class HostInstructions:
         try:
             if self._board.rmp is not None:
                 self._board.rmp.check_host_write(one.spa, one.length)
-            self._board.controller.clear(one.spa, one.length, _key(one))
+            self._board.controller.clear(one.spa, one.length, HOST_KEY if one.encrypted else 0)
         except FAULTS as fault:
             return answer_to(fault, one.spa)
         return None

@@ -132,6 +132,9 @@ class LaunchedVm:
     def behind(self, start: int, length: int) -> list[tuple[int, int, int]]:
         """The same for a GPA and a length."""
         end = start + length
+        for gpa, spa, size in self.ram:
+            if gpa <= start < end <= gpa + size:
+                return [(start, spa + start - gpa, length)]  # As most ranges lie: in one piece.
         return [
             (max(gpa, start), spa + max(0, start - gpa), min(gpa + size, end) - max(gpa, start))
             for gpa, spa, size in self.ram
