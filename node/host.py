@@ -148,6 +148,7 @@ class Host:
         self.certificates: CertificateStore | None = None
         self.vcpus.sent = self.network.flush
         self.vcpus.served = self.tasks.served
+        self.tasks.ledger = self.vcpus.disk.ledger = self.contention.ledger
         self.tasks.at_once(self.hypervisor.bring_up())
 
     @property
