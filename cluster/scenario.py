@@ -135,6 +135,8 @@ class CardGroup(ScenarioPart):
     """What each has of its own: a GPU's memory, a disk's medium; a power of two."""
     virtual_functions: Annotated[int, Strict(), Field(ge=0, le=MOST_VIRTUAL)] = 0
     """Functions that VMs are given instead of the card itself, each as large as it; 0: the card."""
+    tee_io: Annotated[bool, Strict()] = True
+    """Whether they have TEE-IO; a guest that trusts devices uses one without it over bounce buffers."""
 
 
 class HostGroup(ScenarioPart):
@@ -278,7 +280,9 @@ class HostInstance:
         """What is in its slots, from the first root port on."""
         slots = [one for one in self.group.cards for _ in range(one.count)]
         return tuple([
-            CardSlot(port, one.kind, f"{self.name}.{port}", one.memory, one.virtual_functions)
+            CardSlot(
+                port, one.kind, f"{self.name}.{port}", one.memory, one.virtual_functions, tee_io=one.tee_io
+            )
             for port, one in enumerate(slots, start=1)
         ])  # fmt: skip
 

@@ -169,7 +169,7 @@ class TioHost:
                 function = interface.function
                 bars = tuple([(bar, size) for bar, _, size in function.bars])
                 what = function.vendor_id, function.device_id, function.class_code
-                out.append(GuestFunction(device, *what, bars, function.requester))
+                out.append(GuestFunction(device, *what, bars, function.tee_io, function.requester))
         except LaunchRefused:
             yield from self.take_all(vm)
             raise

@@ -7,7 +7,6 @@ waits for the end of a block and leaves everything in the save area.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 
 from node import operations as op
@@ -180,8 +179,11 @@ class VcpuRunner:
     def load(self, vcpu: Vcpu) -> None:
         """Take a vCPU's registers from its save area; one that nobody can read any more no VMRUN accepts."""
         vmcb = self._board.vmcb(vcpu.guest.spec.name, vcpu.index)
-        with contextlib.suppress(*FAULTS):
-            load_registers(self._board.load_save_area(vmcb), vcpu.registers)
+        try:
+            page = self._board.load_save_area(vmcb)
+        except FAULTS:
+            return
+        load_registers(page, vcpu.registers)
 
     # Blocks.
 

@@ -100,9 +100,11 @@ _DIGESTS = (
 
 def execute(arguments: argparse.Namespace) -> int:
     """Judge, say why, return 0 or 1."""
-    from psp.verifier import Rejected, verify
+    from psp.verifier import Rejected, printable, verify
 
     evidence = _evidence(Path(arguments.report), Path(arguments.certs))
+    for line in evidence.passed_over:
+        print(f"passed over  {printable(line)}")
     now = int(time.time()) if arguments.at is None else arguments.at
     try:
         verdict = verify(evidence, _expectations(arguments), now, _roots(arguments.root, evidence))
@@ -126,9 +128,13 @@ def _evidence(report: Path, folder: Path) -> Evidence:
         raise UserError(f"{folder}: {error.strerror}") from None
     if len(files) > MOST_FILES:
         raise UserError(f"{folder}: expected at most {MOST_FILES} certificates, got {len(files)}")
-    return assemble(
-        data, [(path.name, der) for path in files for der in der_blocks(read_small(path, _MOST_CERTIFICATE_BYTES))]
-    )
+    blocks = []
+    for path in files:
+        held = read_small(path, _MOST_CERTIFICATE_BYTES + 1)
+        if len(held) > _MOST_CERTIFICATE_BYTES:
+            raise UserError(f"{path}: expected at most {_MOST_CERTIFICATE_BYTES} bytes of certificates")
+        blocks += [(path.name, der) for der in der_blocks(held)]
+    return assemble(data, blocks)
 
 
 def _unhexed(data: bytes) -> bytes:

@@ -12,7 +12,7 @@ from psp.verifier.assemble import assemble
 from psp.verifier.expectations import NONCE_BYTES, Expectations
 from psp.verifier.pem import der_blocks
 from psp.verifier.product_line import AMD_ROOTS, LINES, PRODUCT_LINES
-from psp.verifier.reasons import Reason, Rejected, Stage
+from psp.verifier.reasons import Reason, Rejected, Stage, printable
 from psp.verifier.report import Report
 from psp.verifier.report_data import bound_report_data
 from psp.verifier.tcb_version import COMPONENTS, spelled
@@ -34,6 +34,7 @@ __all__ = [
     "assemble",
     "bound_report_data",
     "der_blocks",
+    "printable",
     "root_of",
     "spelled",
     "verify",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,9 @@ from psp.verifier.report import VCEK, VLEK
 from psp.verifier.verify import Evidence
 
 _SIGNING_KEYS = {"SEV-VCEK": VCEK, "SEV-VLEK": VLEK}
+_SEQUENCE = rb"\x30(?:[\x00-\x7f]|\x81.|\x82..|\x83...)"
+_BEGINS_AS_LIST = re.compile(rb"-----BEGIN X509 CRL-----|" + 2 * _SEQUENCE + rb"[\x02\x30]", re.DOTALL)
+"""PEM's word for one; or what is signed begins with a version or an algorithm, where a certificate has its [0]."""
 _CHIP_ID, _REPORTED_TCB, _KEY_INFO = slice(0x1A0, 0x1E0), slice(0x180, 0x188), 0x048
 
 
@@ -26,11 +30,13 @@ def assemble(report: bytes, blocks: Iterable[tuple[str, bytes]]) -> Evidence:
     """Evidence from a report and named blocks of DER, such as the files of a folder.
 
     Of several VCEKs it takes the one that fits the report best. A block that cannot be
-    read is taken for what its name begins with (ark, ask, asvk, vcek, vlek, crl) or ends
-    with (.crl), so that the verifier says what is wrong with it. Every list of the root counts.
+    read is taken for a list if it begins like one, else for what its name begins with (ark, ask,
+    asvk, vcek, vlek, crl) or ends with (.crl), so that the verifier says what is wrong with it.
+    Every list of the root counts. What plays no part is named in ``passed_over``.
     """
     found: list[_Found] = []
-    lists: list[tuple[bytes, RevocationList]] = []
+    lists: list[tuple[str, bytes, RevocationList]] = []
+    passed_over: list[str] = []
     broken: dict[str, list[bytes]] = {}
     for name, der in blocks:
         try:
@@ -39,20 +45,29 @@ def assemble(report: bytes, blocks: Iterable[tuple[str, bytes]]) -> Evidence:
         except DerError:
             pass
         try:
-            lists.append((der, parse_revocation_list(der)))
+            lists.append((name, der, parse_revocation_list(der)))
         except DerError:
-            broken.setdefault(_role(name), []).append(der)
+            role = _role(name, der)
+            broken.setdefault(role, []).append(der)
+            if not role:
+                passed_over.append(f"{name}: neither a certificate nor a revocation list")
     leaf = _best_leaf(report, found)
     ask = _issuer(leaf, found, "SEV-")
     ark = _issuer(ask, found, "ARK-")
-    crls = [der for der, one in lists if ark and one.issuer.der == ark.certificate.subject.der]
+    crls = []
+    for name, der, one in lists:
+        if ark and one.issuer.der == ark.certificate.subject.der:
+            crls.append(der)
+        else:
+            passed_over.append(f'{name}: a revocation list of "{one.issuer.common_name}"')
     crls += broken.get("crl", [])
     return Evidence(
         report,
         ark.der if ark else _first(broken, "ark"),
         ask.der if ask else _first(broken, "ask"),
         leaf.der if leaf else _first(broken, "leaf"),
-        tuple(crls or [der for der, _ in lists[:1]]),
+        tuple(crls or [der for _, der, _ in lists[:1]]),
+        tuple(passed_over),
     )
 
 
@@ -60,9 +75,9 @@ def _first(broken: Mapping[str, Sequence[bytes]], role: str) -> bytes | None:
     return next(iter(broken.get(role, ())), None)
 
 
-def _role(name: str) -> str:
+def _role(name: str, der: bytes) -> str:
     start = name.lower()
-    if start.endswith(".crl"):
+    if _BEGINS_AS_LIST.match(der) or start.endswith(".crl"):
         return "crl"
     for word, role in (("ark", "ark"), ("ask", "ask"), ("asvk", "ask"), ("crl", "crl"), ("v", "leaf")):
         if start.startswith(word):

@@ -179,10 +179,13 @@ class Rejected(Exception):
     def __str__(self) -> str:
         """One line: code, stage, field, what was expected, what was there."""
         reason = self.reason
-        # What was found may have come from anybody: nothing in it moves a terminal or begins a line.
-        found = "".join([one if one.isprintable() else ascii(one)[1:-1] for one in self.found])
-        got = f", got {found}" if found else ""
+        got = f", got {printable(self.found)}" if self.found else ""
         return f"{reason.name} ({reason.stage.value}): {reason.field}: expected {reason.demand}{got}"
+
+
+def printable(found: str) -> str:
+    """What may have come from anybody, so that nothing in it moves a terminal or begins a line."""
+    return "".join([one if one.isprintable() else ascii(one)[1:-1] for one in found])
 
 
 class Trail:

@@ -30,6 +30,8 @@ class Evidence:
     """VCEK or VLEK."""
     crls: tuple[bytes, ...] = field(default=(), repr=False)
     """Revocation lists, each of which counts."""
+    passed_over: tuple[str, ...] = ()
+    """What lay beside these and is judged by nobody, a line each."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,17 @@ def test_a_cards_virtual_functions_count_one_by_one() -> None:
         run(Scenario.parse(ordered), layout="inline")
 
 
+def test_a_scenario_may_have_cards_without_tee_io() -> None:
+    told = scenario({"name": "vm", "generation": "SEV_TIO", "devices": ["nvme"]}, hosts=1)
+    ordered = told.model_dump(mode="json", by_alias=True, exclude_none=True)
+    ordered["hosts"][0]["cards"] = [{"kind": "nvme", "memory": "1 MiB", "tee_io": False}]
+    (row,) = run(Scenario.parse(ordered), layout="inline").tables["vms"].to_pylist()
+    assert row["units_of_work"] >= 3
+    ordered["vms"][0]["parameters"] = {"trusted_only": 1}
+    (row,) = run(Scenario.parse(ordered), layout="inline").tables["vms"].to_pylist()
+    assert row["units_of_work"] == 0
+
+
 def test_a_machine_with_devices_does_not_migrate() -> None:
     moving = scenario({"name": "vm", "generation": "PLAIN", "devices": ["nvme"]}, duration="5 s")
     ordered = moving.model_dump(mode="json", by_alias=True, exclude_none=True)

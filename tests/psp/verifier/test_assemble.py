@@ -1,12 +1,13 @@
 """A chain is chosen out of many certificates by their names; what is wrong with one is still the verifier's to say."""
 
+import base64
 from dataclasses import replace
 
 import forger
 import pytest
 from forger import ARK, ASK, NOW, VCEK, certificate, name
 
-from psp.verifier import Expectations, Rejected, assemble, verify
+from psp.verifier import Expectations, Rejected, assemble, der_blocks, verify
 
 OTHER_CHIP = replace(VCEK, extensions=forger.vcek_extensions(chip_id=bytes(range(2, 66))))
 OTHER_TCB = replace(VCEK, extensions=forger.vcek_extensions(tcb=bytes([3, 0, 0, 0, 0, 0, 8, 114])))
@@ -61,6 +62,35 @@ def test_a_list_out_of_date_revokes_but_does_not_expire_beside_a_new_one():
 def test_a_broken_list_is_named_though_another_is_whole(called):
     given = [*blocks(ARK, ASK, VCEK, forger.crl()), (called, forger.crl(65537)[:-1])]
     assert code(assemble(forger.report(), given)) == "CRL_MALFORMED"
+
+
+def pem(der, label="X509 CRL"):
+    return f"-----BEGIN {label}-----\n{base64.encodebytes(der).decode()}-----END {label}-----\n".encode()
+
+
+@pytest.mark.parametrize("cut", [lambda der: der[:-1], lambda der: der[:40], lambda der: pem(der)[:300]])
+def test_a_list_cut_short_is_one_whatever_its_file_is_called(cut):
+    given = [*blocks(ARK, ASK, VCEK, forger.crl()), ("revoked.der", cut(forger.crl(65537)))]
+    assert code(assemble(forger.report(), given)) == "CRL_MALFORMED"
+
+
+def test_a_list_cut_short_is_seen_behind_a_certificate_of_its_file():
+    given = blocks(ARK, ASK, VCEK)
+    bundle = pem(certificate(ASK), "CERTIFICATE") + pem(forger.crl(65537))
+    for data, found in ((bundle, "ASK_REVOKED"), (bundle[:-40], "CRL_MALFORMED")):
+        with_bundle = [*given, *(("chain.pem", block) for block in der_blocks(data))]
+        assert code(assemble(forger.report(), with_bundle)) == found
+
+
+def test_what_plays_no_part_is_said():
+    other = forger.crl(issuer=name("ARK-Genoa"))
+    given = [*blocks(ARK, ASK, VCEK, forger.crl()), ("genoa", other), ("notes.pem", b"buy milk")]
+    found = assemble(forger.report(), given)
+    assert code(found) == "believed"
+    assert found.passed_over == (
+        "notes.pem: neither a certificate nor a revocation list", 'genoa: a revocation list of "ARK-Genoa"',
+    )  # fmt: skip
+    assert assemble(forger.report(), blocks(ARK, ASK, VCEK, forger.crl())).passed_over == ()
 
 
 @pytest.mark.parametrize(

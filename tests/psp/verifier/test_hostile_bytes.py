@@ -101,4 +101,8 @@ def test_pem_and_der_are_told_apart():
     pem = b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(der) + b"-----END CERTIFICATE-----\n"
     assert der_blocks(der) == (der,)
     assert der_blocks(pem + b"words between\n" + pem) == (der, der)
-    assert der_blocks(pem.replace(b"M", b"=", 1)) == (b"",)
+    assert der_blocks(pem + pem[:-9] + b"\n" + pem) == (der, pem[:-9] + b"\n", der)
+    broken = pem.replace(b"M", b"=", 1).strip()
+    assert der_blocks(broken) == (broken,)
+    assert der_blocks(pem * 64) == (der,) * 64
+    assert der_blocks(pem * 65) == (pem * 65,)
