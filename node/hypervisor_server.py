@@ -62,6 +62,8 @@ TASKS: Mapping[str, TaskForm] = {
     "commit_firmware": TaskForm(form_of(tuple[()]), form_of(int)),
     "launch_agent": TaskForm(form_of(tuple[()]), form_of(None)),
     "restart_agent": TaskForm(form_of(tuple[()]), form_of(None)),
+    "roll_card_keys": TaskForm(form_of(tuple[()]), form_of(int)),
+    "release_cards": TaskForm(form_of(tuple[()]), form_of(int)),
     "export": TaskForm(form_of(tuple[str, tuple[bool, ...], tuple[int, ...]]), form_of(VmState)),
     "receive": TaskForm(form_of(tuple[MachineSpec]), form_of(bytes)),
     "fill": TaskForm(form_of(tuple[MachineSpec, VmState]), form_of(tuple[Entered, bytes])),
