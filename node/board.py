@@ -70,6 +70,7 @@ from node.vmexit import ExitCode
 from node.vmrun_checks import VmrunChecks
 from node.vmrun_events import VmrunEvents
 from node.vmsa import VMSA_BYTES, VMSA_FIELDS
+from node.walked_memory import WalkedMemory
 from psp.alias_check import AliasCheck
 from psp.firmware import SecurityProcessor
 from psp.guest_requests import GuestMessageSwitches
@@ -122,8 +123,7 @@ class Board:
         """Memory as cores load and store it."""
         self.fabric = self.caches.fabric(product.caches.devices) if self.caches else self.controller
         """Memory as devices reach it."""
-        self._entries = None if self.caches else TableEntries(self.controller, self.dram)
-        self.walks = self.caches.fabric(self.caches.core_snoop) if self.caches else self._entries or self.controller
+        self.walks = self._walked_memory()
         """Memory as page walks reach it: they find lines and leave none."""
         transparent = platform.mode is HostMode.TSME
         if platform.mode is not HostMode.NONE:
@@ -175,6 +175,7 @@ class Board:
             min_sev_asid,
             self.dram,
             self.controller,
+            self.walks,
             self.rmp,
             platform,
             self.msrs,
@@ -305,12 +306,12 @@ class Board:
         disk = self.disks.get(vm)
         if disk is None:
             nested, file = self.nested_table(vm), self.disk_files.get(vm)
-            disk = self.disks[vm] = Disk(self.controller, self.bus.host_view, self.rmp, nested, file)
+            disk = self.disks[vm] = Disk(self.controller, self.bus, nested, file)
         return disk
 
     def plug_nic(self, vm: str, vcpu: int, mac: bytes) -> None:
         """Give a vCPU a network card that reaches its VM's memory as the hypervisor does."""
-        port = GuestPort(self.controller, self.bus.host_view, self.rmp, self.nested_table(vm))
+        port = GuestPort(self.controller, self.bus, self.nested_table(vm))
         self.nics.setdefault(vm, {})[vcpu] = VirtioNet(port, mac)
 
     def device_port(self, slot: int) -> DevicePort:
@@ -334,7 +335,6 @@ class Board:
             return
         if self.caches is not None:
             self.caches.place_rmp(layout)
-        self.tables = self._table_host()
 
     def _rmp_at(self, layout: RmpLayout) -> ReverseMapTable:
         under_key = self.platform.mode is HostMode.TSME or self.product.rmp.under_host_key
@@ -371,13 +371,24 @@ class Board:
         c_bit = 1 << self.product.c_bit
         return NestedPageTable.at(self.tables, nested_cr3 & ~c_bit & -PAGE_BYTES, encrypted=bool(nested_cr3 & c_bit))
 
+    def _walked_memory(self) -> WalkedMemory:
+        if self.caches:
+            return WalkedMemory(self.caches.fabric(self.caches.core_snoop))
+        entries = TableEntries(self.controller, self.dram)
+        return WalkedMemory(entries, entries)
+
     def _table_host(self) -> TableHost:
         product = self.product
         bits = product.physical_address_bits - product.reduced_bits
-        check_write = None if self.rmp is None else self.rmp.check_host_write
+        check_write = None if self.rmp is None else self._check_host_write
         form = EntryFormat(LONG, bits, product.c_bit)
-        walker = NestedWalker(self.walks, form, check_write, self._entries)
+        walker = NestedWalker(self.walks, form, check_write, self.walks)
         return TableHost(self.walks, self.dram, walker, product.c_bit, check_write)
+
+    def _check_host_write(self, spa: int, length: int) -> None:
+        """Raises RmpFault by the RMP where it is now: tables may be older than SNP."""
+        if self.rmp is not None:
+            self.rmp.check_host_write(spa, length)
 
     @property
     def load_ns(self) -> int:

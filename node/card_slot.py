@@ -41,6 +41,8 @@ class CardSlot:
     """Who made it: seed of the keys under which it is certified. Tenants trust the first."""
     scrubs: bool = True
     """Whether it clears what trusted work left in it when that ends."""
+    tee_io: bool = True
+    """Whether it has TEE-IO: nobody can be made to trust one that has not."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.port <= MOST_PORTS:

@@ -93,7 +93,7 @@ class FilledSlots:
     def _plug(self, window: MmioWindow, link: Link, root_port: RootPort, slot: CardSlot) -> None:
         card, device = _MAKERS[slot.kind](
             slot, self._random(slot), serial=slot.serial, requester_id=slot.requester, seed=slot.maker,
-            tdi=TdiSettings(scrubs=slot.scrubs), **self._ends,
+            tdi=TdiSettings(scrubs=slot.scrubs, tee_io=slot.tee_io), **self._ends,
         )  # fmt: skip
         root_port.plug(card)
         self.by_port[slot.port] = FilledSlot(window, link, root_port, card, device)

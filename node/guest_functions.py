@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from node.device_window import bar_gpa
+from node.operations import MmioLoad
+from node.swiotlb import Steps
+from tio.pci import Register
 
 ECAM_GPA = 0xE000_0000
 """Configuration space of bus 0, 4 KiB for each function."""
@@ -18,7 +21,8 @@ ECAM_BYTES = 1 << 20
 FIRST_DEVICE = 8
 """The number of the first device that was given to the guest, on bus 0."""
 MOST_DEVICES = 16
-_VENDOR, _CLASS, _BAR = 0x00, 0x08, 0x10
+_VENDOR, _CLASS, _BAR, _CAPABILITIES = 0x00, 0x08, 0x10, int(Register.DEVICE_CAPABILITIES)
+_TEE_IO = 1 << 30
 _BARS = 6
 _MEMORY_64 = 0b0100
 _ABSENT = 0xFFFF_FFFF
@@ -34,6 +38,8 @@ class GuestFunction:
     class_code: int
     bars: tuple[tuple[int, int], ...]
     """(BAR, bytes)."""
+    tee_io: bool = False
+    """Whether it is said to have TEE-IO."""
     requester: int = 0
     """Its requester id on the host, which no guest is shown."""
 
@@ -48,6 +54,8 @@ class GuestFunction:
             return self.device_id << 16 | self.vendor_id
         if offset == _CLASS:
             return self.class_code << 8
+        if offset == _CAPABILITIES:
+            return _TEE_IO if self.tee_io else 0
         index, odd = divmod(offset - _BAR, 4)
         if 0 <= index < _BARS and not odd:
             for bar, _ in self.bars:
@@ -66,6 +74,12 @@ def guest_device_id(device: int) -> int:
 def configuration_gpa(device: int) -> int:
     """Where the guest's device of this number has its configuration space."""
     return ECAM_GPA + (guest_device_id(device) << 12)
+
+
+def says_tee_io(device: int) -> Steps[bool]:
+    """Whether the guest's device of this number is said to have TEE-IO. Who says so is the hypervisor."""
+    (answer,) = yield (MmioLoad(configuration_gpa(device) + _CAPABILITIES),)
+    return isinstance(answer, int) and answer != _ABSENT and bool(answer & _TEE_IO)
 
 
 def configuration_load(functions: Sequence[GuestFunction], gpa: int, length: int) -> int:

@@ -16,15 +16,13 @@ from node.guest_mmio import GuestMmio
 from node.intercepted_instructions import INTERCEPTED
 from node.nested_page_table import WRITE
 from node.paging_instructions import PagingInstructions
-from node.rmp import GuestCore, cannot_adjust, cannot_query
 from node.rmp_checks import PERMIT_WRITE
-from node.rmp_faults import RmpCode
+from node.rmp_instructions import RmpInstructions
 from node.stack_operations import MOST_STACK_BYTES
 from node.svsm_operations import GUEST_WORK
 from node.time_stamp_counter import TimeStampCounter
 from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
-from psp.system_bus import LARGE_PAGE_BYTES
 
 if TYPE_CHECKING:
     from node.board import Board
@@ -44,9 +42,7 @@ class GuestInstructions:
             op.GuestWork: lambda _, one: None if one.cost in GUEST_WORK else undefined(),
             op.Copy: self._copy,
             **PagingInstructions(board, memory).table,
-            op.PValidate: self._pvalidate,
-            op.RmpAdjust: self._rmpadjust,
-            op.RmpQuery: self._rmpquery,
+            **RmpInstructions(board).table,
             op.PageStateChange: self._page_state_change,
             op.BlockRead: self._block,
             op.BlockWrite: self._block,
@@ -128,69 +124,6 @@ class GuestInstructions:
             for spa, length, _, key in segments:
                 self._board.caches.clflush(spa, length, asid or key)
         return None
-
-    def _pvalidate(self, vmcb: Vmcb, one: op.PValidate) -> op.Answer:
-        if not vmcb.rmp_checked or self._board.rmp is None:
-            return undefined()
-        unchanged = False
-        gpa = one.gpa
-        core = GuestCore(vmcb.asid, vmcb.vmpl)
-        try:
-            if self._board.controls.of(vmcb).cpl:
-                return op.Fault(op.FaultKind.GENERAL_PROTECTION, one.gpa)
-            refused = self._board.rmp.cannot_validate(gpa, core, one.length, one.large)
-            if refused:
-                return op.PValidateResult(int(refused), unchanged)
-            for spa, length, _, _ in vmcb.nested.translate(one.gpa, one.length):
-                if one.large and (spa | length) % LARGE_PAGE_BYTES and not (one.gpa | one.length) % LARGE_PAGE_BYTES:
-                    # The hypervisor maps the page of 2 MiB in smaller ones.
-                    return op.PValidateResult(int(RmpCode.FAIL_SIZEMISMATCH), unchanged)
-                code, same = self._board.rmp.pvalidate(spa, gpa, core, length, one.large, one.validate)
-                unchanged = unchanged or same
-                if code:
-                    return op.PValidateResult(int(code), unchanged)
-                gpa += length
-        except FAULTS as fault:
-            return answer_to(fault, gpa)
-        return op.PValidateResult(0, unchanged)
-
-    def _rmpadjust(self, vmcb: Vmcb, one: op.RmpAdjust) -> op.Answer:
-        if not vmcb.rmp_checked or self._board.rmp is None:
-            return undefined()
-        gpa, code = one.gpa, 0
-        core = GuestCore(vmcb.asid, vmcb.vmpl)
-        try:
-            if self._board.controls.of(vmcb).cpl:
-                return op.Fault(op.FaultKind.GENERAL_PROTECTION, one.gpa)
-            refused = cannot_adjust(gpa, core, one.length, one.large, one.target, one.permissions)
-            if refused:
-                return int(refused)
-            for spa, length, _, _ in vmcb.nested.translate(one.gpa, one.length):
-                code = self._board.rmp.rmpadjust(
-                    spa, gpa, core, length, one.large, one.target, one.permissions, one.vmsa
-                )
-                if code:
-                    break
-                gpa += length
-        except FAULTS as fault:
-            return answer_to(fault, gpa)
-        return int(code)
-
-    def _rmpquery(self, vmcb: Vmcb, one: op.RmpQuery) -> op.Answer:
-        if not vmcb.rmp_checked or self._board.rmp is None:
-            return undefined()
-        try:
-            if self._board.controls.of(vmcb).cpl:
-                return op.Fault(op.FaultKind.GENERAL_PROTECTION, one.gpa)
-            core = GuestCore(vmcb.asid, vmcb.vmpl)
-            refused = cannot_query(one.gpa, core, one.target)
-            if refused:
-                return op.RmpQueryResult(int(refused), 0, False)
-            ((spa, *_),) = vmcb.nested.translate(one.gpa, 1)
-            code, permissions, large = self._board.rmp.rmpquery(spa, one.gpa, core, one.target)
-        except FAULTS as fault:
-            return answer_to(fault, one.gpa)
-        return op.RmpQueryResult(int(code), permissions, large)
 
     def _page_state_change(self, vmcb: Vmcb, one: op.PageStateChange) -> op.Answer:
         if self._board.exit_handler is None:

@@ -14,6 +14,7 @@ from node.actor import Observer
 from node.ap_wake import starts_others_by_sipi
 from node.arrivals import Arrivals
 from node.board import Board
+from node.card_operator import CardOperator
 from node.card_slot import windows, with_cards
 from node.certificate_store import CertificateStore
 from node.clock import Clock
@@ -143,9 +144,11 @@ class Host:
         self.interrupts = HostInterrupts(self)
         self.board.card_memory.arrived = self.interrupts.arrived
         self.firmware = FirmwareOperator(self)
+        self.cards = CardOperator(self, spec.platform.key_refresh_ns)
         self.certificates: CertificateStore | None = None
         self.vcpus.sent = self.network.flush
         self.vcpus.served = self.tasks.served
+        self.tasks.ledger = self.vcpus.disk.ledger = self.contention.ledger
         self.tasks.at_once(self.hypervisor.bring_up())
 
     @property
@@ -212,13 +215,15 @@ class Host:
 
     def earliest_output_ns(self, next_event_ns: int) -> int:
         """Before which nothing will be said of any VM here, if nobody asks; NEVER_NS for a quiet host."""
-        leaving_ns = min(
-            self.departures.earliest_output_ns(next_event_ns), self.network.earliest_output_ns(next_event_ns)
-        )
+        earliest_ns = self.departures.earliest_output_ns(next_event_ns)
+        if self.network:
+            earliest_ns = min(earliest_ns, self.network.earliest_output_ns(next_event_ns))
         if self.certificates is not None:
-            leaving_ns = min(leaving_ns, self.certificates.earliest_output_ns(next_event_ns))
-        promises = self.tasks.promises
-        return min(leaving_ns, max(next_event_ns, min(promises.values()))) if promises else leaving_ns
+            earliest_ns = min(earliest_ns, self.certificates.earliest_output_ns(next_event_ns))
+        if earliest_ns > next_event_ns and self.tasks.promises:
+            # A promise that is over says no more than that nothing happens before the next event.
+            earliest_ns = min(earliest_ns, max(next_event_ns, min(self.tasks.promises.values())))
+        return earliest_ns
 
     def destroy(self, name: str) -> None:
         """Take a VM off the host and give every resource back; a VM that is not there is left alone."""

@@ -18,6 +18,7 @@ from node.rmp_layout import RmpLayout
 from node.rmp_registers import layout_of_registers
 from node.save_area_seals import SaveAreaSeals
 from node.vmsa import VMSA_BYTES
+from node.walked_memory import WalkedMemory
 from psp.system_bus import (
     PAGE_BYTES,
     CoreConfiguration,
@@ -39,6 +40,7 @@ class HostSystemBus:
         min_sev_asid: int,
         dram: Dram,
         controller: MemoryController,
+        walks: WalkedMemory,
         rmp: ReverseMapTable | None,
         platform: Platform,
         msrs: CoreMsrs,
@@ -84,6 +86,7 @@ class HostSystemBus:
         self.can_hide_ciphertext = product.can_hide_ciphertext and rmp is not None
         self.energy = EnergyCounters(product.threads_per_core)
         self._cores_memory = controller
+        self._walks = walks
         self.host_view: MemoryReader = controller
         """Memory as cores read it without a guest's key."""
         self.trusted_io: TrustedIo | None = None
@@ -92,8 +95,10 @@ class HostSystemBus:
     def hide_ciphertext(self, max_snp_asid: int) -> None:
         """Answer cores with ones in place of ciphertext of SNP guests up to an ASID; with 0 as before."""
         self.host_view = self._cores_memory
+        self._walks.hide(None)
         if max_snp_asid and self.rmp is not None:
             self.host_view = CiphertextHiding(self._cores_memory, self.rmp, max_snp_asid)
+            self._walks.hide(CiphertextHiding(self._walks.memory, self.rmp, max_snp_asid))
 
     @property
     def power_readings_disabled(self) -> bool:

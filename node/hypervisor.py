@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from node import operations as op
 from node.asid_pool import AsidPool, AsidsExhausted
+from node.card_driver import release_cards, roll_card_keys
 from node.core_msrs import Msr
 from node.cpuid_page import cpuid_page
 from node.device_access import device_access
@@ -183,6 +184,7 @@ class Hypervisor:
 
     update_firmware = update_firmware
     commit_firmware = commit_firmware
+    roll_card_keys, release_cards = roll_card_keys, release_cards
     export, receive, fill = export, receive, fill
     seal, unseal, open_session, depart = seal, unseal, open_session, depart
 
@@ -479,12 +481,8 @@ class Hypervisor:
     def _update(self, spec: MachineSpec, record: LaunchedVm, pages: tuple[LaunchPage, ...]) -> Task:
         """SNP_LAUNCH_UPDATE of every page, in the order that the digest wants."""
         vmsas: list[op.HypervisorOperation] = []
-        spas: list[int] = []
-        frames = iter(record.spas_of(page.gpa for page in pages if page.page_type is not PageType.VMSA))
-        for page in pages:
-            if page.page_type is not PageType.VMSA:
-                spas.append(next(frames))
-                continue
+        spas = record.spas_of(record.launched_gpas)
+        for number, page in [one for one in enumerate(pages) if one[1].page_type is PageType.VMSA]:
             assert page.data is not None
             spa = self._small(record)
             entry = RmpEntry(assigned=True, immutable=True, gpa=VMSA_GPA, asid=record.asid)
@@ -492,9 +490,9 @@ class Hypervisor:
             record.immutable.add(spa)
             record.assigned.append((spa, PAGE_BYTES, False))
             record.save_areas.append(spa)
-            spas.append(spa)
+            spas.insert(number, spa)
         yield from self._checked(vmsas)
-        buffer_of, command = buffers.SnpLaunchUpdate.packed, record.small[0]
+        buffer_of, command = buffers.SnpLaunchUpdate.packer(), record.small[0]
         for at in range(0, len(pages), COMMANDS_AT_ONCE):
             batch = tuple([
                 op.PspCommand(

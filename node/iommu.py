@@ -133,7 +133,7 @@ class Iommu:
             buffers.append(self._ring_buffer(Register.EVENT_BASE))
         if registers[Register.CONTROL] & PPR_LOG_ENABLE:
             buffers.append(self._ring_buffer(Register.PPR_BASE))
-        if registers[Register.COMPLETION_BASE] or registers[Register.COMPLETION_LIMIT]:
+        if self._has_completion_range:
             base, _ = self.memory.located(registers[Register.COMPLETION_BASE])
             limit, _ = self.memory.located(registers[Register.COMPLETION_LIMIT])
             buffers.append(IommuBuffer(base, limit + PAGE_BYTES - base, PAGE_BYTES))
@@ -304,9 +304,15 @@ class Iommu:
         if wait.interrupt:
             self._registers[Register.STATUS] |= COMPLETION_INTERRUPT
 
+    @property
+    def _has_completion_range(self) -> bool:
+        """Whether the host named pages for completion words: registers that nobody wrote name none, not page 0."""
+        return bool(self._registers[Register.COMPLETION_BASE] or self._registers[Register.COMPLETION_LIMIT])
+
     def _may_complete_at(self, address: int) -> bool:
         page = address & ~(PAGE_BYTES - 1)
-        return self._registers[Register.COMPLETION_BASE] <= page <= self._registers[Register.COMPLETION_LIMIT]
+        first, last = self._registers[Register.COMPLETION_BASE], self._registers[Register.COMPLETION_LIMIT]
+        return self._has_completion_range and first <= page <= last
 
     def _drop(self, command: Command) -> None:
         match command:

@@ -14,7 +14,7 @@ import numpy as np
 from node.bytes_in_place import bytes_in_place
 from node.cipher_scratch import STRIDE_BYTES, wipe_scratch
 from node.dram import WORD_BYTES, Dram, Fill, MachineCheck, Words
-from node.memory_cipher import BLOCK_BYTES, Ciphers, MemoryCipher
+from node.memory_cipher import BLOCK_BYTES, FEW_BYTES, Ciphers, MemoryCipher
 from psp.system_bus import PAGE_BYTES
 
 HOST_KEY = -1
@@ -141,6 +141,10 @@ class MemoryController:
         start = spa - before
         whole = before + length + _IN_BLOCK & ~_IN_BLOCK
         if (start & _IN_PAGE) + whole <= PAGE_BYTES:
+            if whole <= FEW_BYTES:
+                few = cipher.decrypt_few(self._dram.read(start, whole), start)
+                self.bytes_decrypted += whole
+                return few if whole == length else few[before : before + length]
             words = self._dram.words(start, whole)
             plain = cipher.decrypt_in_page(_ZEROS[: whole // WORD_BYTES] if words is None else words, start)
             self.bytes_decrypted += whole
@@ -171,6 +175,11 @@ class MemoryController:
                 asid,
             )
             return
+        if 0 < length <= FEW_BYTES and (spa & _IN_PAGE) + length <= PAGE_BYTES:
+            self._dram.expect(spa, length)
+            self._dram.write(spa, cipher.encrypt_few(bytes(data), spa))
+            self.bytes_encrypted += length
+            return
         source: Words = np.frombuffer(data, np.uint64)
         if 0 < length <= PAGE_BYTES - (spa & _IN_PAGE):
             cipher.encrypt_in_page(source, spa, self._dram.writable_words(spa, length))
@@ -191,9 +200,11 @@ class MemoryController:
             return
         if spa + len(data) > self._reserved_from:
             self._expect_unreserved(spa, len(data))
-        fill = self._fill(asid, spa)
-        self._dram.lay(spa, data, fill, until_flush=fill is not None and data.count(0) < len(data))
-        self.bytes_encrypted += len(data) if fill else 0
+        if asid == 0 and 0 not in self._ciphers:
+            self._dram.lay(spa, data)
+            return
+        self._dram.lay(spa, data, self._cipher(asid, spa).encrypt, until_flush=data.count(0) < len(data))
+        self.bytes_encrypted += len(data)
 
     def flush(self) -> None:
         """What WBINVD leaves of private pages: ciphertext in DRAM, and no plaintext on its way.
@@ -217,11 +228,12 @@ class MemoryController:
 
     def clear(self, spa: int, length: int, asid: int) -> None:
         """Zero memory; whole pages cost nothing and count as never written. Raises as ``read``."""
-        fill = self._fill(asid, spa)
-        self.expect(spa, length)
-        if fill is None:
+        if asid == 0 and 0 not in self._ciphers:
+            self.expect(spa, length)
             self._dram.release(spa, length)
             return
+        fill = self._cipher(asid, spa).encrypt
+        self.expect(spa, length)
         # Zeros are only made for pages in part, so that a long range takes no memory of its own.
         end = spa + length
         first, last = -(-spa // PAGE_BYTES) * PAGE_BYTES, end & ~_IN_PAGE

@@ -64,8 +64,8 @@ class Changes(Protocol):
     """Memory that knows when what walks read may no longer be so: ``TableEntries``."""
 
     @property
-    def changes(self) -> int:
-        """Goes up then."""
+    def changes(self) -> int | None:
+        """Goes up then; None where walks may not be remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +136,12 @@ class NestedWalker:
 
     def _walk(self, root: int, gpa: int, access: int, *, encrypted: bool) -> _Walked:
         """What a walk finds. One that reads and changes nothing new ends where it did before."""
-        if self._entries is None:
+        changes = None if self._entries is None else self._entries.changes
+        if changes is None:
             return self._walk_anew(root, gpa, access, encrypted=encrypted)
-        if self._known_as_of != self._entries.changes or len(self._known) >= _MOST_KNOWN:
+        if self._known_as_of != changes or len(self._known) >= _MOST_KNOWN:
             self._known.clear()
-            self._known_as_of = self._entries.changes
+            self._known_as_of = changes
         place = (root, gpa // PAGE_BYTES, access, encrypted)
         found = self._known.get(place)
         if found is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import numpy as np
 
@@ -38,7 +39,7 @@ from node.rmp_faults import (
 from node.rmp_layout import RmpLayout
 from node.rmp_memory import WordCipher
 from node.rmp_switches import RmpSwitches
-from node.rmp_table import DEFAULT_ENTRY, LARGE_PAGES, Changed, RmpTable, Run
+from node.rmp_table import DEFAULT_ENTRY, LARGE_PAGES, Changed, RmpTable
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
 
 __all__ = [
@@ -273,7 +274,7 @@ class ReverseMapTable:
         page = spa // PAGE_BYTES
         for first, stop, old in self._table.decoded_pieces(page, page + length // PAGE_BYTES):
             self._check_own(old, first, gpa + (first - page) * PAGE_BYTES, core.asid, large)
-            if large and not old.large:
+            if large and (not old.large or first % LARGE_PAGES):
                 return RmpCode.FAIL_SIZEMISMATCH
             if permissions & ~old.vmpl_permissions[core.vmpl]:
                 return RmpCode.FAIL_PERMISSION
@@ -289,6 +290,12 @@ class ReverseMapTable:
             if busy is not None:
                 return RmpCode.FAIL_INUSE
         return RmpCode.SUCCESS
+
+    def refuse_size(self, spa: int, gpa: int, core: GuestCore) -> NoReturn:
+        """What an instruction for 4 KiB says to a larger nested mapping. Raises RmpFault, with SIZEM for the owner."""
+        page = spa // PAGE_BYTES
+        self._check_own(replace(self._table.entry(page), validated=True), page, gpa, core.asid, large=True)
+        raise RmpFault(spa, _NPF | ERROR_SIZEM)
 
     def rmpquery(self, spa: int, gpa: int, core: GuestCore, target: int) -> tuple[RmpCode, int, bool]:
         """RMPQUERY: the code, what VMPL ``target`` may do with a page, and whether its entry is one of 2 MiB.
@@ -408,7 +415,7 @@ class ReverseMapTable:
         if (flat[:limit] == RmpCode.SUCCESS).any():
             blocks = self._table.writable_blocks(first, stop, spa)
             change.write(self._table, blocks, *pages, limit)
-            self._table.store_blocks(blocks, spa)
+            self._table.store_blocks(blocks, first, spa)
             if self._table.changed is not None:
                 self._table.changed(first * PAGE_BYTES, stop * PAGE_BYTES)
         return failed
@@ -427,11 +434,11 @@ class ReverseMapTable:
         table = self._table
         first, unit = spa // PAGE_BYTES, LARGE_PAGES if large else 1
         unchanged = False
-        # Off the borders of 2 MiB only the first page of each unit matters: it can but fail.
+        # Off the borders of 2 MiB only the first page of each unit matters: no entry of 2 MiB begins there.
         between = large and first % LARGE_PAGES
         stop = first + length // PAGE_BYTES
         parts = (
-            ((at, at + unit, (table.entry(at),)) for at in range(first, stop, unit))
+            ((at, at + unit, (replace(table.entry(at), large=False),)) for at in range(first, stop, unit))
             if between
             else _units(table, first, stop, unit)
         )
@@ -501,7 +508,7 @@ def _units(table: RmpTable, first: int, stop: int, unit: int) -> Iterator[tuple[
     """[first, stop) in parts of whole units: as long as one entry goes on, or one unit of several; None for bytes."""
     held: list[RmpEntry] = []
     since = first
-    for start, end, entry in list(table.pieces(first, stop)):
+    for start, end, entry in list(table.bulk_pieces(first, stop)):
         if unit == 1 or entry is None:
             yield start, end, None if entry is None else (entry,)
             continue
@@ -515,22 +522,18 @@ def _units(table: RmpTable, first: int, stop: int, unit: int) -> Iterator[tuple[
             held = []
         whole = (end - at) // unit * unit
         if whole:
-            yield at, at + whole, (_moved_on(entry, at - start),)
+            yield at, at + whole, (_moved(entry, at - start),)
         if at + whole < end:
             since = at + whole
-            held = [_moved_on(entry, since - start)]
+            held = [_moved(entry, since - start)]
 
 
 def _pages_of(entry: RmpEntry) -> int:
     return LARGE_PAGES if entry.large else 1
 
 
-def _moved_on(entry: RmpEntry, pages: int) -> RmpEntry:
-    return Run(entry).advanced(pages).entry or DEFAULT_ENTRY
-
-
 def _moved(entry: RmpEntry, pages: int) -> RmpEntry:
-    """What RMPUPDATE asks for ``pages`` on."""
+    """An entry ``pages`` on, in its run or in what RMPUPDATE asks for."""
     return replace(entry, gpa=entry.gpa + pages * PAGE_BYTES) if pages and entry.asid else entry
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 
+from node.entry_runs import IN_DRAM, Run
 from node.platform import Protection
+from node.rmp_entry import ASID, ASID_SHIFT, ASSIGNED, GPA, IMMUTABLE, PAGE_SIZE, VALIDATED
 from node.rmp_faults import (
     ERROR_ENC,
     ERROR_FETCH,
@@ -31,6 +33,7 @@ from psp.system_bus import PAGE_BYTES
 PERMIT_READ, PERMIT_WRITE, PERMIT_FETCH_USER, PERMIT_FETCH_SUPERVISOR = 1, 2, 4, 8
 """Permission bits of a VMPL that an access needs."""
 
+_ACCEPTED = ASSIGNED | IMMUTABLE | GPA | ASID | VALIDATED
 _HOST = ERROR_PRESENT | ERROR_WRITE | ERROR_RMP
 _GUEST = ERROR_PRESENT | ERROR_USER | ERROR_RMP
 _FETCHES = PERMIT_FETCH_USER | PERMIT_FETCH_SUPERVISOR
@@ -82,26 +85,31 @@ class RmpChecks:
         """
         page, last = spa // PAGE_BYTES, (spa + length - 1) // PAGE_BYTES
         while True:
-            found = self._runs.find(page)
+            found = self._runs.words(page)
             if found is None:
                 break
-            start, end, run = found
-            entry = run.entry
-            if entry is None:
-                entry = self._table.entry(page)
-                start, end = page, page + 1
-            at = entry.gpa + (page - start) * PAGE_BYTES
-            # What is disabled is asked only where the access would fail: a chip in order does not pay for it.
+            start, end, low, high = found
+            right = ASSIGNED | VALIDATED | asid << ASID_SHIFT | gpa // PAGE_BYTES * PAGE_BYTES
             if (
-                entry.asid != asid or at != gpa // PAGE_BYTES * PAGE_BYTES or entry.immutable or not entry.assigned
-            ) and (self.matches_gpa or entry.asid != asid or entry.immutable or not entry.assigned):
-                break
-            if mapped_large is False and entry.large:
-                raise RmpFault(spa, _error(needs, walk) | ERROR_SIZEM)
-            if not entry.validated and self.asks_validated:
-                raise NotValidated(gpa)
-            if entry.vmpl_permissions[vmpl] & needs != needs:
-                raise RmpFault(spa, _error(needs, walk) | ERROR_VMPL)
+                (low + (page - start) * PAGE_BYTES) & _ACCEPTED != right
+                or high >> vmpl * 8 & needs != needs
+                or (mapped_large is False and low & PAGE_SIZE)
+            ):
+                # Nearly all accesses are right: only others are asked what is wrong, and what the chip minds.
+                entry = Run(low, high).entry
+                if entry is None:
+                    entry = self._table.entry(page)
+                    start, end = page, page + 1
+                at = entry.gpa + (page - start) * PAGE_BYTES
+                elsewhere = at != gpa // PAGE_BYTES * PAGE_BYTES and self.matches_gpa
+                if not entry.assigned or entry.asid != asid or elsewhere or entry.immutable:
+                    break
+                if mapped_large is False and entry.large:
+                    raise RmpFault(spa, _error(needs, walk) | ERROR_SIZEM)
+                if not entry.validated and self.asks_validated:
+                    raise NotValidated(gpa)
+                if entry.vmpl_permissions[vmpl] & needs != needs:
+                    raise RmpFault(spa, _error(needs, walk) | ERROR_VMPL)
             if last < end:
                 return
             gpa += end * PAGE_BYTES - spa
@@ -118,6 +126,8 @@ class RmpChecks:
 
     def check_guest_write(self, spa: int, length: int, *, encrypted: bool = False) -> None:
         """A store of a guest to shared memory, or of a SEV guest to any: no page may be assigned. Raises RmpFault."""
+        if self._runs.is_gap(spa // PAGE_BYTES, (spa + length - 1) // PAGE_BYTES + 1) and length > 0:
+            return
         at = self._first_assigned(spa, length)
         if at is not None:
             raise RmpFault(at, _GUEST | ERROR_FINAL | ERROR_WRITE | (ERROR_ENC if encrypted else 0))
@@ -163,11 +173,11 @@ class RmpChecks:
         for start, end, run in self._runs.pieces(page, last + 1):
             if run is None:
                 continue
-            if run.entry is None:
+            if run == IN_DRAM:
                 at = self._table.first_assigned(start, end)
                 if at is not None:
                     return at * PAGE_BYTES
-            elif run.entry.assigned:
+            elif run.low & ASSIGNED:
                 return start * PAGE_BYTES
         return None
 

@@ -1,23 +1,22 @@
 """The RMP's entries: bytes in the host's DRAM, and the only truth about who owns a page.
 
-Large regular stretches that nobody has looked at are held as runs of entries
-which differ by an advancing GPA. Whoever reads or writes their bytes in DRAM, by
-whatever route, has them written out first; from then on the bytes are what
-counts, decoded anew at each check. So are regions of 2 MiB with so many runs that
-bytes are smaller. What is in no run is as DRAM has it where nobody wrote: zero.
+What nobody has looked at is held as runs of entries which differ by an advancing
+GPA. Whoever reads or writes their bytes in DRAM, by whatever route, has them
+written out first; from then on the bytes are what counts, decoded anew at each
+check. What is in no run is as DRAM has it where nobody wrote: zero. Where runs are
+short, instructions on ranges work on words that are made of them and put back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from node.dram import CHUNK_BYTES, Dram, Words
-from node.extent_map import ExtentMap
+from node.entry_runs import IN_DRAM, Columns, EntryRuns, Run
 from node.rmp_entry import (
     ASID,
     ASID_SHIFT,
@@ -39,11 +38,10 @@ LARGE_PAGES = LARGE_PAGE_BYTES // PAGE_BYTES
 BLOCK_BYTES = LARGE_PAGES * ENTRY_BYTES
 """Bytes of the entries of 2 MiB: a block."""
 
-MOST_RUNS = 48
-"""In one block: with more, its 8 KiB of bytes are the smaller form."""
-
-FEW_RUNS = 1024
-"""In the whole table: so many cost less than it would take to look into bytes."""
+FEW_RUNS = 64
+"""In a range: so many are gone through faster one by one."""
+_SHORT_PAGES = 16
+"""Of runs that are shorter on average words are made."""
 
 _FEW = 4
 _COUNTER_FULL = (1 << 64) - 1
@@ -55,21 +53,6 @@ DEFAULT_ENTRY = RmpEntry()
 Blocks = NDArray[np.uint64]
 """Entries as (block, page in it, word)."""
 
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A run of entries, by the first one's; with None its bytes in DRAM say what they are."""
-
-    entry: RmpEntry | None
-
-    def advanced(self, distance: int) -> Self:
-        entry = self.entry
-        if not distance or entry is None or not entry.asid:
-            return self
-        return type(self)(replace(entry, gpa=entry.gpa + distance * PAGE_BYTES))
-
-
-IN_DRAM = Run(None)
 
 Changed = Callable[[int, int], None]
 """Told the memory [SPA, end) whose entries an instruction or firmware changes: cores hold verdicts on it."""
@@ -98,7 +81,7 @@ class RmpTable:
         form: WordCipher | None = None,
     ) -> None:
         self.layout = layout
-        self.runs: ExtentMap[Run] = ExtentMap()
+        self.runs = EntryRuns(max((one.first_page + one.pages for one in layout.arrays), default=0) + 1)
         self._dram = dram
         self._memory = RmpMemory(dram, form or cipher)
         self._books = RmpMemory(dram, cipher)
@@ -130,6 +113,20 @@ class RmpTable:
         for first, stop, run in self.runs.pieces(start, end):
             yield first, stop, DEFAULT_ENTRY if run is None else run.entry
 
+    def bulk_pieces(self, start: int, end: int) -> Iterator[tuple[int, int, RmpEntry | None]]:
+        """The same; None, too, where runs are so short that ``blocks`` of their words are less work."""
+        runs, size = self.runs, SLICE_BLOCKS * LARGE_PAGES
+        if runs.count(start, end) <= FEW_RUNS:
+            yield from self.pieces(start, end)
+            return
+        for slice_ in range(start // size * size, end, size):
+            first, stop = max(start, slice_), min(end, slice_ + size)
+            short = runs.count(first, stop) * _SHORT_PAGES > stop - first
+            if short and not (self._any_in_dram and (runs.columns(first, stop).lows == IN_DRAM.low).any()):
+                yield first, stop, None
+            else:
+                yield from self.pieces(first, stop)
+
     def decoded_pieces(self, start: int, end: int) -> Iterator[tuple[int, int, RmpEntry]]:
         """[start, end) as (from, to, entry at from), entry by entry where bytes say it.
 
@@ -153,19 +150,15 @@ class RmpTable:
         """
         if self.changed is not None:
             self.changed(start * PAGE_BYTES, end * PAGE_BYTES)
-        run = None if entry == DEFAULT_ENTRY else Run(entry)
+        run = None if entry == DEFAULT_ENTRY else Run.of(entry)
         if not self._any_in_dram:
             self.runs.put(start, end, run)
         else:
             for first, stop, old in list(self.runs.pieces(start, end)):
-                if old is IN_DRAM:
+                if old == IN_DRAM:
                     self._write(first, stop, replace(entry, gpa=_gpa_at(entry, first - start)))
                 else:
                     self.runs.put(first, stop, run and run.advanced(first - start))
-        if end - start < LARGE_PAGES and len(self.runs) > FEW_RUNS:
-            block = start // LARGE_PAGES * LARGE_PAGES
-            if self.runs.count(block, block + LARGE_PAGES) > MOST_RUNS:
-                self._write_out(block, block + LARGE_PAGES)
 
     def clear(self) -> None:
         """Zero every entry and counter."""
@@ -226,7 +219,10 @@ class RmpTable:
     # Bytes.
 
     def blocks(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """[start, end), whose entries are bytes, in whole blocks or parts of one, as (from, to, SPA of the block)."""
+        """[start, end), whose entries are bytes or short runs, in whole blocks or parts of one.
+
+        As (from, to, SPA of the block).
+        """
         while start < end:
             block = start // LARGE_PAGES * LARGE_PAGES
             stop = min(end, block + LARGE_PAGES)
@@ -243,15 +239,27 @@ class RmpTable:
 
     def read_blocks(self, start: int, end: int, spa: int) -> Blocks:
         """Entries of a part that ``blocks`` gave, whole blocks, to look at."""
+        if not self._is_in_dram(start):
+            return self._rendered(start, end)
         return self._memory.words(spa, _blocks_of(start, end) * BLOCK_BYTES).reshape(-1, LARGE_PAGES, 2)
 
     def writable_blocks(self, start: int, end: int, spa: int) -> Blocks:
         """The same to write to, and to hand to ``store_blocks`` then."""
+        if not self._is_in_dram(start):
+            return self._rendered(start, end)
         return self._memory.writable_words(spa, _blocks_of(start, end) * BLOCK_BYTES).reshape(-1, LARGE_PAGES, 2)
 
-    def store_blocks(self, blocks: Blocks, spa: int) -> None:
-        """Have what was changed in writable blocks in DRAM."""
-        self._memory.store(spa, blocks)
+    def store_blocks(self, blocks: Blocks, start: int, spa: int) -> None:
+        """Have what was changed in writable blocks from page ``start`` on where it came from: in DRAM, or in runs."""
+        if self._is_in_dram(start):
+            self._memory.store(spa, blocks)
+            return
+        first = start // LARGE_PAGES * LARGE_PAGES
+        self.runs.replace(first, first + len(blocks) * LARGE_PAGES, _runs_of(blocks, first))
+
+    def _is_in_dram(self, page: int) -> bool:
+        found = self.runs.find(page)
+        return found is not None and found[2] == IN_DRAM
 
     def counted(self, blocks: Blocks) -> Words:
         """For each block how many of the pages that SUBPAGE_COUNT counts are assigned."""
@@ -283,8 +291,7 @@ class RmpTable:
 
     def is_locked(self, page: int) -> bool:
         """Whether a covered page's entry has LOCK set; no instruction leaves it so."""
-        found = self.runs.find(page)
-        return found is not None and found[2] is IN_DRAM and self.words_at(page)[0] & LOCK != 0
+        return self._is_in_dram(page) and self.words_at(page)[0] & LOCK != 0
 
     def words_at(self, page: int) -> tuple[int, int]:
         """The two words of a covered page's own slot."""
@@ -312,14 +319,14 @@ class RmpTable:
                 first_low &= ~np.uint64(PAGE_SIZE)
                 _fill(blocks, first % LARGE_PAGES, here, stop - first)
                 set_counts(blocks, uncounted + self.counted(blocks))
-            self.store_blocks(blocks, spa)
+            self._memory.store(spa, blocks)
 
     def _touched(self, spa: int, length: int) -> None:
         """Somebody is about to read or write the table's bytes."""
         for first, stop in self.layout.pages_at(spa, length):
             block, end = first // LARGE_PAGES * LARGE_PAGES, -(-stop // LARGE_PAGES) * LARGE_PAGES
             found = self.runs.find(block)
-            if found is None or found[2].entry is not None or found[1] < end:
+            if found is None or found[2] != IN_DRAM or found[1] < end:
                 self._write_out(block, end)
         if spa < self.layout.base + COUNTERS * 8 and spa + length > self.layout.base and not self._counters_in_dram:
             self._counters_in_dram = True
@@ -330,44 +337,78 @@ class RmpTable:
             self._books.make(self.layout.base, counters)
 
     def _write_out(self, start: int, end: int) -> None:
-        """Make bytes of whole blocks that are held as runs."""
-        runs: ExtentMap[Run] = ExtentMap()
-        wanted: set[int] = set()
-        for first, stop, run in list(self.runs.pieces(start, end)):
-            runs.put(first, stop, run)
-            # Zeros are what lies there where nobody wrote, unless they lie there encrypted.
-            if run is not IN_DRAM and (run is not None or self._memory.encrypted):
-                wanted.update(_slices(first, stop))
+        """Make bytes of whole blocks that are held as runs; blocks that lie there already are left alone."""
         self._any_in_dram = True
+        for first, stop in self._to_render(start, end):
+            for low, high, spa in self.blocks(first, stop):
+                there = np.zeros(_blocks_of(low, high), np.bool_)
+                for at, until, run in self.runs.pieces(low, high) if self._is_any_in_dram(low, high) else ():
+                    if run == IN_DRAM:
+                        there[(at - low) // LARGE_PAGES : (until - low) // LARGE_PAGES] = True
+                blocks = self._rendered(low, high)
+                self.runs.put(low, high, IN_DRAM)
+                if not self._memory.encrypted:
+                    there |= ~blocks.any(axis=(1, 2))
+                for number in np.flatnonzero(~there).tolist():
+                    self._memory.make(spa + number * BLOCK_BYTES, blocks[number].reshape(-1))
         self.runs.put(start, end, IN_DRAM)
-        for block in sorted(wanted):
-            for first, stop, spa in self.blocks(max(start, block), min(end, block + SLICE_BLOCKS * LARGE_PAGES)):
-                self._render(runs, first, stop, spa)
 
-    def _render(self, runs: ExtentMap[Run], start: int, end: int, spa: int) -> None:
-        """Write whole blocks of runs as bytes; blocks that lie there already are left alone."""
-        blocks = np.zeros((_blocks_of(start, end), LARGE_PAGES, 2), np.uint64)
-        there = np.zeros(len(blocks), np.bool_)
-        for first, stop, run in runs.pieces(start, end):
-            number, offset = divmod(first - start, LARGE_PAGES)
-            if run is IN_DRAM:
-                there[number : _blocks_of(start, stop)] = True
-            elif run is not None and run.entry is not None:
-                _fill(blocks[number : _blocks_of(start, stop)], offset, run.entry, stop - first)
-        set_counts(blocks, np.where(blocks[:, 0, 0] & PAGE_SIZE == 0, self.counted(blocks), 0))
-        if not self._memory.encrypted:
-            there |= ~blocks.any(axis=(1, 2))
-        for number in np.flatnonzero(~there).tolist():
-            self._memory.make(spa + number * BLOCK_BYTES, blocks[number].reshape(-1))
+    def _to_render(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Slices of a range in which runs are; all where zeros do not lie there as zeros, because of a cipher."""
+        size = SLICE_BLOCKS * LARGE_PAGES
+        borders = range(start // size * size, end, size)
+        slices = [(max(start, first), min(end, first + size)) for first in borders]
+        return slices if self._memory.encrypted else [one for one in slices if not self.runs.is_gap(*one)]
+
+    def _is_any_in_dram(self, start: int, end: int) -> bool:
+        return bool((self.runs.columns(start, end).lows == IN_DRAM.low).any())
+
+    def _rendered(self, start: int, end: int) -> Blocks:
+        """Words of the runs of whole blocks, or of one around a part of it; zeros for what lies in DRAM."""
+        first = start // LARGE_PAGES * LARGE_PAGES
+        count = _blocks_of(start, end)
+        slots = np.zeros((count * LARGE_PAGES, 2), np.uint64)
+        runs = self.runs.columns(first, first + count * LARGE_PAGES)
+        if (runs.lows == IN_DRAM.low).any():
+            held = runs.lows != IN_DRAM.low
+            runs = Columns(*(one[held] for one in runs))
+        lengths = (runs.ends - runs.starts).astype(np.int64)
+        stops = np.cumsum(lengths)
+        within = np.arange(int(stops[-1]) if len(stops) else 0) - np.repeat(stops - lengths, lengths)
+        steps = np.where(runs.lows & ASID != 0, np.uint64(PAGE_BYTES), np.uint64(0))
+        at = np.repeat(runs.starts.astype(np.int64) - first, lengths) + within
+        slots[at, 0] = np.repeat(runs.lows, lengths) + np.repeat(steps, lengths) * within.astype(np.uint64)
+        slots[at, 1] = np.repeat(runs.highs, lengths)
+        blocks: Blocks = slots.reshape(-1, LARGE_PAGES, 2)
+        large = blocks[:, 0, 0] & LARGE == LARGE
+        blocks[large, 1:] = 0
+        set_counts(blocks, np.where(large, 0, self.counted(blocks)))
+        return blocks
 
 
 def _blocks_of(start: int, end: int) -> int:
     return -(-end // LARGE_PAGES) - start // LARGE_PAGES
 
 
-def _slices(start: int, end: int) -> range:
-    size = SLICE_BLOCKS * LARGE_PAGES
-    return range(start // size * size, end, size)
+def _runs_of(blocks: Blocks, first: int) -> Columns:
+    """The runs of blocks from page ``first`` on; spoils the blocks."""
+    large = np.flatnonzero(blocks[:, 0, 0] & LARGE == LARGE)
+    blocks[:, 0, 0] &= ~np.uint64(SUBPAGE_COUNT)
+    if len(large):
+        # A 2 MiB entry stands for its whole block.
+        heads = blocks[large, :1]
+        steps = np.where(heads[:, :, 0] & ASID != 0, np.uint64(PAGE_BYTES), np.uint64(0))
+        blocks[large, :, 0] = heads[:, :, 0] + steps * np.arange(LARGE_PAGES, dtype=np.uint64)
+        blocks[large, :, 1] = heads[:, :, 1]
+    low, high = (np.ascontiguousarray(blocks[:, :, word]).reshape(-1) for word in (0, 1))
+    used = (low | high) != 0
+    follows = low[:-1] + np.where(low[:-1] & ASID != 0, np.uint64(PAGE_BYTES), np.uint64(0))
+    joined = np.zeros(len(low) + 1, np.bool_)
+    joined[1:-1] = used[1:] & (low[1:] == follows) & (high[1:] == high[:-1])
+    starts, ends = np.flatnonzero(used & ~joined[:-1]), np.flatnonzero(used & ~joined[1:]) + 1
+    return Columns(
+        (starts + first).astype(np.uint64), (ends + first).astype(np.uint64), low[starts], high[starts]
+    )
 
 
 def set_counts(blocks: Blocks, counts: Words) -> None:

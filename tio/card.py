@@ -51,6 +51,8 @@ class Card:
 
     ``reset_ends_session``: a function-level reset of the physical function, which has mailbox and IDE registers, ends
     the session that came through it and the streams. Sources only say that no other function's does.
+    A card whose ``tdi`` has no ``tee_io`` is a plain one of PCIe: it proves through its mailbox who it is, and has
+    neither IDE registers nor interfaces.
     ``reorder_check`` and ``rekey_flush`` are ``StreamSettings``', ``tag_fence`` and ``checks`` are ``IdePort``'s.
     """
 
@@ -91,16 +93,18 @@ class Card:
             rekey_flush=rekey_flush,
         )  # fmt: skip
         self.ide.tampered = self._stream_touched
-        self._streams = tuple(streams)
+        settings_of_tdi = tdi or TdiSettings()
+        self._tee_io = settings_of_tdi.tee_io
+        self._streams = tuple(streams) if self._tee_io else ()
         self.functions = CardFunctions(
             kind,
             Behind(device, dma),
             virtual,
             requester_id=requester_id,
             memory_bytes=memory_bytes,
-            extended=(self.mailbox, self.ide),
+            extended=(self.mailbox, self.ide) if self._tee_io else (self.mailbox,),
             random=random,
-            settings=tdi or TdiSettings(),
+            settings=settings_of_tdi,
         )
         self._set_streams_up()
         heard = self.functions.physical.reset_heard
@@ -184,7 +188,8 @@ class Card:
 
     def responder(self, binding: Binding) -> Responder:
         """A fresh responder of this card, as of a mailbox that was reset."""
-        return self.other_responder(binding, self._vendor_defined, self.dsm.end_session)
+        vendor = self._vendor_defined if self._tee_io else _no_vendors
+        return self.other_responder(binding, vendor, self.dsm.end_session)
 
     def other_responder(self, binding: Binding, vendor: VendorDefined, ended: Callable[[int], None]) -> Responder:
         """One that proves the same and answers other messages of vendors; keys and interfaces are not among them."""
@@ -268,3 +273,7 @@ class Card:
         if (request.standard, request.vendor) != (PCI_SIG_STANDARD, PCI_SIG_VENDOR):
             return None
         return self.dsm.answer(session_id, request.payload)
+
+
+def _no_vendors(_session_id: int | None, _request: VendorDefinedRequest) -> bytes | None:
+    return None

@@ -3,7 +3,8 @@
 Source: PCI Express base specification 6.x, 11.4 (T bit), 6.33.3 (streams), 2.2.7 and 2.3.1 (requests and their
 completions), 2.7.2.2 (poisoned data). Rules:
 
-- In RUN every request is trusted and goes on the bound stream alone; without it nothing goes.
+- In RUN every request is trusted and goes on a bound stream: to a peer on one that BIND_P2P_STREAM has bound, else on
+  the stream of the lock; without it nothing goes.
 - Without a lock, or without a TDI, requests go in the clear. In CONFIG_LOCKED and ERROR nothing goes.
 - An interrupt is trusted in RUN if the lock holds the MSI-X table, and else is not.
 - A request that is refused, times out or is answered wrongly is a DmaFault; a write that is lost nobody hears of.
@@ -16,8 +17,8 @@ from functools import partial
 
 from tio.card_link import CardLink
 from tio.dma_port import DmaFault
-from tio.ide import IdeError, Outcome, StreamState, Tlp, Waiting
-from tio.ide.requests import read_bytes, write_bytes
+from tio.ide import IdeError, IdeStream, Outcome, StreamState, Tlp, Waiting
+from tio.ide.requests import read_bytes, span, write_bytes
 from tio.pci import Command, PciFunction
 from tio.tdisp import LockFlags, Tampering, TdiState
 
@@ -115,8 +116,10 @@ class CardDma:
         self, link: CardLink, function: PciFunction, build: list[Callable[[int], Tlp]], *, tee: bool
     ) -> list[Waiting]:
         """Ask all of them; the last that is looked at is the first that went wrong."""
-        if tee and not self._on_bound_stream(link, function, build[0](0)):
-            return [Waiting(build[0](0), tee=tee)]
+        if tee:
+            first, last = span(build[0](0))[0], sum(span(build[-1](0)))
+            if self._bound_stream(link, function, first, last - first) is None:
+                return [Waiting(build[0](0), tee=tee)]
         out: list[Waiting] = []
         try:
             asked = link.ask(build, tee=tee)
@@ -132,11 +135,14 @@ class CardDma:
 
     def _post(self, link: CardLink, function: PciFunction, address: int, data: bytes, *, tee: bool) -> None:
         octets, requester, at, size = memoryview(data), function.requester_id, 0, self._payload_bytes
-        if tee and not self._on_bound_stream(link, function, write_bytes(requester, address, octets[:1].tobytes())):
+        stream = self._bound_stream(link, function, address, len(data)) if tee else None
+        if tee and stream is None:
             return
         head = min(-address % size, len(data))
         whole = (len(data) - head) // size * size
-        if tee and not link.poisons and whole >= _LEAST_RUN_PACKETS * size:
+        lock = None if function.tdi is None else function.tdi.lock
+        in_one_go = lock is not None and stream is lock.stream and not link.poisons
+        if in_one_go and whole >= _LEAST_RUN_PACKETS * size:
             self._post_singly(link, requester, address, octets[:head], tee=tee)
             run = link.port.send_writes(requester, address + head, octets[head : head + whole], size)
             if run is None:
@@ -156,11 +162,19 @@ class CardDma:
             link.post(link.port.send(packets, tee=tee))
 
     @staticmethod
-    def _on_bound_stream(link: CardLink, function: PciFunction, packet: Tlp) -> bool:
-        """Whether a trusted packet of the function belongs to the stream of its lock, and that is Secure."""
-        lock = None if function.tdi is None else function.tdi.lock
-        stream = link.port.stream_of(packet)
-        return lock is not None and stream is lock.stream and stream.state is StreamState.SECURE
+    def _bound_stream(link: CardLink, function: PciFunction, address: int, length: int) -> IdeStream | None:
+        """The stream to which trusted requests of these addresses belong, if it is bound and Secure.
+
+        None where they belong to more than one.
+        """
+        for one in link.port.associations:
+            for first, last in one.addresses:
+                inside = first <= address and address + length - 1 <= last
+                if first < address + length and address <= last and not inside:
+                    return None
+        stream = link.port.stream_of(read_bytes(function.requester_id, address, 1, 0))
+        bound = stream is not None and function.tdi is not None and function.tdi.sends_on(stream)
+        return stream if bound and stream is not None and stream.state is StreamState.SECURE else None
 
 
 class _Interrupts:

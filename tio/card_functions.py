@@ -51,10 +51,12 @@ class Behind:
 
 @dataclass(frozen=True, slots=True)
 class TdiSettings:
-    """``Tdi``'s."""
+    """``Tdi``'s, where there are any."""
 
     supported: LockFlags = ALL_FLAGS
     scrubs: bool = True
+    tee_io: bool = True
+    """False: the functions have no interfaces of TDISP, and say so in their Device Capabilities."""
 
 
 class CardFunctions:
@@ -80,12 +82,13 @@ class CardFunctions:
         self.sr_iov = SrIovCapability(len(virtual), self.bars, identity.device_id | _VF_DEVICE_BIT)
         if virtual:
             extended = (*extended, self.sr_iov)
-        space = ConfigurationSpace(identity, self.bars, tee_io=True, msix=_MSIX, extended=extended)
+        tee_io = settings.tee_io
+        space = ConfigurationSpace(identity, self.bars, tee_io=tee_io, msix=_MSIX, extended=extended)
         self.physical = self._function(space, behind, requester_id)
         self.virtual: list[PciFunction] = []
         for number, one in enumerate(virtual):
             place = VirtualPlace(self.sr_iov, number)
-            space = ConfigurationSpace(identity, self.bars, tee_io=True, msix=_MSIX, place=place)
+            space = ConfigurationSpace(identity, self.bars, tee_io=tee_io, msix=_MSIX, place=place)
             found = self._function(space, one, requester_id + FIRST_VF_OFFSET + number * VF_STRIDE)
             self.virtual.append(found)
         self.by_number = {self.physical.requester_id & 0xFF: self.physical}
@@ -141,7 +144,8 @@ class CardFunctions:
         if MEMORY_BAR in self.bars:
             regions.append(Region(MEMORY_BAR, 0, self.bars[MEMORY_BAR], RangeAttributes.IS_MEM_ATTR_UPDATABLE))
         found = PciFunction(space, behind.device, regions, self._kind.value.encode(), requester_id)
-        found.tdi = Tdi(found, self._random, self._settings.supported, scrubs=self._settings.scrubs)
+        if self._settings.tee_io:
+            found.tdi = Tdi(found, self._random, self._settings.supported, scrubs=self._settings.scrubs)
         found.beside = self._overlap
         return found
 

@@ -22,6 +22,7 @@ from tio.ide import (
     IdeError,
     IdePort,
     IdeStream,
+    IdeTlp,
     Link,
     Outcome,
     Packet,
@@ -37,6 +38,7 @@ from tio.ide import (
     Way,
 )
 from tio.ide.capability import IdeCapability
+from tio.ide.prefix import PREFIX_BYTES
 from tio.ide.requests import (
     completions,
     configuration_read,
@@ -120,6 +122,8 @@ class RootPort:
         self._most_payload_bytes = most_payload_bytes
         self._waiting = WaitingRequests(self.port)
         self._card: Plugged | None = None
+        self.pass_on: Callable[[IdeTlp], None] | None = None
+        """Takes what came up on streams that do not end here (``tio.peer_path``); without it such packets are lost."""
 
     # The slot.
 
@@ -169,6 +173,10 @@ class RootPort:
         if not tee or self._protects(packet):
             self._down(self.port.send([packet], tee=tee))
 
+    def pass_down(self, packet: IdeTlp) -> None:
+        """Bring the card a packet of a stream that does not end here, as it came."""
+        self._down([packet])
+
     def configuration_read(self, requester: int, offset: int, width: int = 4) -> int:
         """A register of function ``requester``, of the card or this port; ones where there is none, or no register."""
         if not _is_register(offset, width):
@@ -208,6 +216,10 @@ class RootPort:
     def stop(self, stream_id: int, key_set: int, direction: Direction, sub_stream: SubStream) -> None:
         """Use a key no more. Raises IdeError."""
         self._stream(stream_id).stop(key_set, direction, sub_stream)
+
+    def is_free(self, stream_id: int, key_set: int) -> bool:
+        """Whether a stream can take a key set without failing by it. Raises IdeError."""
+        return self._stream(stream_id).is_free(key_set)
 
     def is_secure(self, stream_id: int) -> bool:
         """Whether a stream is enabled, with all its keys running. Raises IdeError."""
@@ -254,7 +266,7 @@ class RootPort:
         """Take what came up: the completions that go down for it."""
         down: Wire = []
         together: list[tuple[Arrived, bytes]] = []
-        for one in self.port.receive(packets):
+        for one in self.port.receive(packets if self.pass_on is None else self._ending_here(packets)):
             if isinstance(one, ArrivedWrites):
                 self._write(one.requester, one.address, bytes(one.data), tee=True, stream_id=one.stream_id)
                 continue
@@ -272,6 +284,15 @@ class RootPort:
         if together:
             down += self._answered(together)
         return down + self.port.fail_messages(self.requester_id)
+
+    def _ending_here(self, packets: Iterable[Packet | Run]) -> Iterable[Packet | Run]:
+        """All of it but what is passed on."""
+        for one in packets:
+            ends = not isinstance(one, IdeTlp) or len(one.prefix) != PREFIX_BYTES or one.prefix[3] in self.port.streams
+            if isinstance(one, IdeTlp) and not ends and self.pass_on is not None:
+                self.pass_on(one)
+            else:
+                yield one
 
     def _is_block(self, arrived: Arrived) -> bool:
         """Whether a read on a stream asks for whole packets."""

@@ -2,8 +2,8 @@
 
 It stores to its disk and reads back, has its GPU multiply matrices, and sends frames to a peer that does the same.
 One program for every generation: where its VM trusts devices it has each proved and let into private memory first, and
-works there; elsewhere it copies through bounce buffers, or not even that where devices reach all memory. From time to
-time it lets its devices go, and takes them again.
+works there; elsewhere, and on devices without TEE-IO, it copies through bounce buffers, or not even that where devices
+reach all memory. From time to time it lets its devices go, and takes them again.
 
 Each vCPU but the first rests.
 """
@@ -19,6 +19,7 @@ import numpy as np
 from node.device_policy import DeviceUntrusted
 from node.device_window import DeviceWindow
 from node.ghcb_page import GhcbUntrusted
+from node.guest_functions import says_tee_io
 from node.guest_gpu import PRIVATE_BYTES as GPU_BYTES
 from node.guest_gpu import SHARED_BYTES as GPU_SHARED_BYTES
 from node.guest_gpu import GuestGpu
@@ -78,6 +79,8 @@ class DeviceParameters:
     """Rows and columns of the matrices that the GPU multiplies."""
     sealed: int = whole(0, 0, 1)
     """1: a GPU that is not trusted works on what is sealed in a session of its driver's own."""
+    trusted_only: int = whole(0, 0, 1)
+    """1: a guest that trusts devices works on no other. That a device has no TEE-IO may be its hypervisor's lie."""
     peer: str = text("", 64)
     """Whom its network card talks to, by the name of its machine; nobody by default."""
     frame_bytes: int = whole(1024, 16, 1400)
@@ -105,11 +108,15 @@ class DeviceParameters:
 
 @dataclass(frozen=True, slots=True)
 class DeviceWork:
-    """The program. R12 is the device at hand, R13 counts rounds."""
+    """The program. R12 is the device at hand, R13 counts rounds; R11 has a bit for each device that is trusted.
+
+    ``trusted`` is what a block finds in R11 as it begins.
+    """
 
     parameters: DeviceParameters
     placement: Placement
     content: KeyedContent
+    trusted: int = 0
 
     entry = OPEN_RIP
     demands: tuple[Demand, ...] = ()
@@ -124,17 +131,26 @@ class DeviceWork:
     @property
     def blocks(self) -> Mapping[int, Callable[[Registers], Block]]:
         """Blocks by RIP."""
-        steps = {OPEN_RIP: self._open, ATTACH_RIP: self._attach, WORK_RIP: self._work, DETACH_RIP: self._detach}
-        return {rip: _ending(step) for rip, step in steps.items()}
+        return {rip: self._ending(step) for rip, step in _STEPS.items()}
+
+    def _ending(self, step: Callable[[DeviceWork, Registers], Block]) -> Callable[[Registers], Block]:
+        return lambda registers: with_devices(_trusting(step(replace(self, trusted=registers.r11), registers)))
 
     # Where things are.
 
     @property
-    def area(self) -> BounceArea:
-        """Buffers that untrusted devices reach, behind the pages of messages; of trusted ones all of memory is."""
+    def bounce_area(self) -> BounceArea:
+        """Buffers that untrusted devices reach, behind the pages of messages."""
         place, skipped = self.placement, TDI_SHARED_BYTES
-        area = BounceArea(place.shared_gpa + skipped, place.shared_length - skipped, place.book_gpa, place.bounces)
-        return replace(area, bounces=False) if place.trusts_devices else area
+        return BounceArea(place.shared_gpa + skipped, place.shared_length - skipped, place.book_gpa, place.bounces)
+
+    def area(self, device: int) -> BounceArea:
+        """What a device reaches: those buffers, or all of memory if it is trusted."""
+        return replace(self.bounce_area, bounces=False) if self.trusts(device) else self.bounce_area
+
+    def trusts(self, device: int) -> bool:
+        """Whether a device was proved, and works in private memory."""
+        return bool(self.trusted >> device & 1)
 
     def memory(self, device: int) -> int:
         """The private memory of a device's driver."""
@@ -147,16 +163,16 @@ class DeviceWork:
 
     def window(self, device: int) -> DeviceWindow:
         """A device's registers."""
-        return DeviceWindow(device, private=self.placement.trusts_devices)
+        return DeviceWindow(device, private=self.trusts(device))
 
     def nvme(self, device: int) -> GuestNvme:
         """The driver of a disk."""
-        return GuestNvme(self.area, self.window(device), self.memory(device))
+        return GuestNvme(self.area(device), self.window(device), self.memory(device))
 
     def gpu(self, device: int, number: int = 0) -> GuestGpu | SealedGpu:
         """The driver of a GPU; ``number`` is that of the round in which it opens a session of its own."""
-        gpu = GuestGpu(self.area, self.window(device), self.memory(device))
-        if not self.parameters.sealed or self.placement.trusts_devices:
+        gpu = GuestGpu(self.area(device), self.window(device), self.memory(device))
+        if not self.parameters.sealed or self.trusts(device):
             return gpu
         return SealedGpu(gpu, policy_for(CardKind.GPU), self._secrets(device, number))
 
@@ -172,7 +188,7 @@ class DeviceWork:
 
     def nic(self, device: int) -> GuestNic:
         """The driver of a network card."""
-        return GuestNic(self.area, self.placement.vcpu, self.memory(device), self.window(device))
+        return GuestNic(self.area(device), self.placement.vcpu, self.memory(device), self.window(device))
 
     def _tdi(self, device: int) -> GuestTdi | None:
         place = self.placement
@@ -189,7 +205,7 @@ class DeviceWork:
     def _open(self, registers: Registers) -> Block:
         if not self.placement.devices:
             return _REST
-        yield from self.area.open()
+        yield from self.bounce_area.open()
         registers.rip = ATTACH_RIP
         return None
 
@@ -197,7 +213,10 @@ class DeviceWork:
         """Take the next device, have it proved where that is to be had, and set it up."""
         device = registers.r12
         kind = self.placement.devices[device]
-        if self.placement.trusts_devices:
+        bit = 1 << device
+        if self.placement.trusts_devices and not self.parameters.trusted_only and not (yield from says_tee_io(device)):
+            registers.r11 &= ~bit
+        elif self.placement.trusts_devices:
             tdi = self._tdi(device)
             if tdi is None:
                 return NOT_TRUSTED
@@ -206,7 +225,8 @@ class DeviceWork:
             kept = Write(self._report(device), _LENGTH.pack(len(report)) + report)
             if faulted((yield (kept,))):
                 return FAULTED
-        yield from _STARTS[kind](self, device, registers.r13)
+            registers.r11 |= bit
+        yield from _STARTS[kind](replace(self, trusted=registers.r11), device, registers.r13)
         registers.r12 += 1
         if registers.r12 == len(self.placement.devices):
             registers.r12 = 0
@@ -229,11 +249,12 @@ class DeviceWork:
         device = registers.r12
         yield from _STOPS[self.placement.devices[device]](self, device)
         tdi = self._tdi(device)
-        if self.placement.trusts_devices and tdi is not None:
+        if self.trusts(device) and tdi is not None:
             report = yield from self._kept_report(device)
             if report is None:
                 return FAULTED
             yield from tdi.detach(report)
+            registers.r11 &= ~(1 << device)
         registers.r12 += 1
         if registers.r12 == len(self.placement.devices):
             registers.r12 = 0
@@ -333,8 +354,12 @@ _JOBS: Mapping[CardKind, Job] = {
 }
 
 
-def _ending(step: Callable[[Registers], Block]) -> Callable[[Registers], Block]:
-    return lambda registers: with_devices(_trusting(step(registers)))
+_STEPS: Mapping[int, Callable[[DeviceWork, Registers], Block]] = {
+    OPEN_RIP: DeviceWork._open,  # noqa: SLF001
+    ATTACH_RIP: DeviceWork._attach,  # noqa: SLF001
+    WORK_RIP: DeviceWork._work,  # noqa: SLF001
+    DETACH_RIP: DeviceWork._detach,  # noqa: SLF001
+}
 
 
 def _trusting(block: Block) -> Block:

@@ -1,6 +1,7 @@
 """``sevfleet bench fleet``: 1,000 hosts with 20,000 machines of all kinds for an hour, and 1,000 migrations.
 
-Machines play a trace whose load changes every minute, every mechanism is on. Beside it: what a machine's
+Machines play a trace whose load changes every minute, and load, compare and store a line of memory each time; every
+mechanism is on. Beside it: what a machine's
 hour costs in a fleet of 10,000 against one of 1,000, and two workers against one.
 """
 
@@ -91,7 +92,8 @@ def fleet(hosts: int, migrations: int, firmware: Path) -> Scenario:
     """Hosts with the same twenty machines each; of the first ``migrations`` hosts one machine moves."""
     minutes = [(_STEP_MS, _LOADS[minute % len(_LOADS)]) for minute in range(60)]
     parameters: dict[str, object] = {
-        "fragments": pack_runs(minutes), "step_ms": _STEP_MS, "working_set_bytes": 4096, "touches_per_step": 1,
+        "fragments": pack_runs(minutes), "step_ms": _STEP_MS, "working_set_bytes": 4096, "slot_bytes": 64,
+        "touches_per_step": 1,
     }  # fmt: skip
     names = [f"{number:0{len(str(hosts))}d}" for number in range(1, hosts + 1)]
     return Scenario.parse({

@@ -1,8 +1,9 @@
 """``sevfleet bench migrations``: ten thousand live migrations on a thousand hosts, with all that each one is.
 
 Every VM is a real PLAIN guest on an emulated host, and every move the one that any scenario gets: messages between
-control plane and hosts, rounds of pre-copy over the fabric, the stop, frames with its registers and pages, digests
-checked page by page at the target, its books and its digest chain handed over.
+control plane and hosts, rounds of pre-copy over the fabric, the stop, its registers and pages (as frames where
+they leave the process, which they do not inline), pages checked one by one at the target against the source's, its
+books and its digest chain handed over.
 
 What is timed is the run, from virtual time zero to its end; building the fleet and collecting the tables are figures
 of their own. The scenario is the one that SimGrid was measured with: its downtime limit of 30 ms, its pauses, its
@@ -15,7 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
@@ -25,6 +26,7 @@ from cluster.figure import Figure
 from cluster.fleet import build_fleet
 from cluster.host_entity import build_host
 from cluster.inline_layout import InlineLayout
+from cluster.migration import Migration
 from cluster.scenario import Scenario
 from node.laboratory_firmware import build_image
 from psp.system_bus import PAGE_BYTES
@@ -53,6 +55,8 @@ class Timed:
     rounds: float
     frame_bytes: float
     round_trips: float
+    moves: tuple[Migration, ...] = field(repr=False)
+    """Each of them, in the order in which they were asked for."""
 
 
 def run() -> Iterator[Figure]:
@@ -92,7 +96,7 @@ def migrate(scenario: Scenario) -> Timed:
     return Timed(
         built - began, ran - built, collected - ran, len(migrations),
         fmean(len(one.precopy.rounds) for one in migrations if one.precopy is not None),
-        fmean(one.frame_bytes for one in migrations), outcome.round_trips / len(migrations),
+        fmean(one.frame_bytes for one in migrations), outcome.round_trips / len(migrations), tuple(migrations),
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ GIB = 1 << 30
 RANGE_BYTES = 64 * GIB
 _MEMORY_BYTES = 66 * GIB
 _UNTOUCHED_BYTES = 16 * GIB
+_LONE_ENTRIES = 1 << 14
 _ASID = 1
 _CORE = GuestCore(_ASID)
 _POKE_PAGES = 1 << 18
@@ -43,6 +44,7 @@ def run() -> Iterator[Figure]:
         yield Figure(f"64 GiB in mixed 4 KiB entries, a code per page, {name}", taken, "s")
         pages = RANGE_BYTES // PAGE_BYTES
         yield Figure(f"real memory per 4 KiB entry, {name}", dram.resident_bytes / pages, "byte")
+    yield Figure("real memory per 4 KiB entry with no neighbour, nobody looked", _lone_entry_bytes(), "byte")
     yield Figure("real memory of an untouched 16 GiB guest's entries", _untouched_bytes(), "byte")
 
 
@@ -82,12 +84,27 @@ def _in_2_mib(rmp: ReverseMapTable) -> None:
     assert not rmp.pvalidate(0, 0, _CORE, RANGE_BYTES, large=True, validate=True)[0]
 
 
+def _lone_entry_bytes() -> float:
+    def give(rmp: ReverseMapTable) -> None:
+        for page in range(0, 2 * _LONE_ENTRIES, 2):
+            rmp.rmpupdate(page * PAGE_BYTES, PAGE_BYTES, RmpEntry(assigned=True, asid=_ASID, gpa=page * PAGE_BYTES))
+
+    return _held_bytes(give) / _LONE_ENTRIES
+
+
 def _untouched_bytes() -> float:
+    def give(rmp: ReverseMapTable) -> None:
+        rmp.rmpupdate(0, _UNTOUCHED_BYTES, RmpEntry(assigned=True, large=True, asid=_ASID))
+        rmp.pvalidate(0, 0, _CORE, _UNTOUCHED_BYTES, large=True, validate=True)
+
+    return _held_bytes(give)
+
+
+def _held_bytes(give: Callable[[ReverseMapTable], None]) -> float:
     rmp, dram = _table()
     gc.collect()
     tracemalloc.start()
-    rmp.rmpupdate(0, _UNTOUCHED_BYTES, RmpEntry(assigned=True, large=True, asid=_ASID))
-    rmp.pvalidate(0, 0, _CORE, _UNTOUCHED_BYTES, large=True, validate=True)
+    give(rmp)
     held = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     return float(held + dram.resident_bytes)

@@ -89,6 +89,7 @@ _NOWHERE = 1 << 50
 """A guest-physical address that no guest has."""
 _PATIENCE_NS = 10 * 10**9
 """Of virtual time, in which a victim that rests a second between rounds must have rested anew."""
+_LOOKS = "checks_certificates", "checks_identity", "checks_measurements"
 
 
 class IdleAttack(Exception):
@@ -234,7 +235,7 @@ class Scene:
         )
         service = _service(setting, protection.launched)
         wanted = _wanted(protection.launched, kernel, service)
-        ways = replace(setting.ways, checks_device=int(setting.owner.device), checks_fresh=int(setting.owner.nonce))
+        ways = _ways(setting)
         wanted["depositor"] = ProgramSpec("depositor", tuple(asdict(ways).items()))
         self._hypervisor.tio.lock_flags = LockFlags(ways.lock_flags)
         devices = (CardKind.GPU,) if setting.victim == "depositor" else ()
@@ -445,6 +446,13 @@ class Scene:
             registers_in_the_clear=not CAPABILITIES[record.generation].encrypted_registers,
             doorbell=page(record.doorbells[0]) if 0 in record.doorbells else None,
         )  # fmt: skip
+
+
+def _ways(setting: Setting) -> DepositorWays:
+    """The victim's as its owner has it: who compares nothing of a device asks for no fresh evidence either."""
+    ways, owner = setting.ways, setting.owner
+    looks = {name: getattr(ways, name) * owner.device for name in _LOOKS}
+    return replace(ways, checks_fresh=ways.checks_fresh * owner.device * owner.nonce, **looks)
 
 
 def _service(setting: Setting, generation: Generation) -> ProgramSpec:

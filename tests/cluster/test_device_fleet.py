@@ -47,11 +47,23 @@ def test_a_cards_virtual_functions_count_one_by_one() -> None:
         mode="json", by_alias=True, exclude_none=True
     )
     ordered["hosts"][0]["cards"] = [{"kind": "nvme", "memory": "1 MiB", "virtual_functions": 4}]
+    ordered["hosts"][0]["key_refresh"] = "100 ms"
     rows = run(Scenario.parse(ordered), layout="inline").tables["vms"].to_pylist()
     assert [row["units_of_work"] >= 2 for row in rows] == [True] * 4
     ordered["vms"][0]["count"] = 5
     with pytest.raises(ScenarioError, match="a host with room at time zero"):
         run(Scenario.parse(ordered), layout="inline")
+
+
+def test_a_scenario_may_have_cards_without_tee_io() -> None:
+    told = scenario({"name": "vm", "generation": "SEV_TIO", "devices": ["nvme"]}, hosts=1)
+    ordered = told.model_dump(mode="json", by_alias=True, exclude_none=True)
+    ordered["hosts"][0]["cards"] = [{"kind": "nvme", "memory": "1 MiB", "tee_io": False}]
+    (row,) = run(Scenario.parse(ordered), layout="inline").tables["vms"].to_pylist()
+    assert row["units_of_work"] >= 3
+    ordered["vms"][0]["parameters"] = {"trusted_only": 1}
+    (row,) = run(Scenario.parse(ordered), layout="inline").tables["vms"].to_pylist()
+    assert row["units_of_work"] == 0
 
 
 def test_a_machine_with_devices_does_not_migrate() -> None:

@@ -124,12 +124,19 @@ def test_a_table_that_is_none_is_no_evidence(table: bytes) -> None:
     assert doubted.value.doubt is DeviceDoubt.NO_EVIDENCE
 
 
+DOORS = {
+    "checks_certificates": {"another maker"},
+    "checks_identity": {"another kind", "another than the one it wants"},
+    "checks_measurements": {"other firmware", "no measurements"},
+    "checks_fresh": {"measured before it was locked", "measured for somebody else"},
+}
+"""What each alone keeps out. Without any of them a device need not even have been measured."""
+
+
 def test_each_check_is_a_switch_and_opens_its_own_door_alone() -> None:
-    loose = replace(GPU, checks_device=False)
-    for name in ("another maker", "another kind", "other firmware", "measured for somebody else"):
-        assert doubt_of(loose, *WRONG[name][1]) is None
-    stale = replace(GPU, checks_fresh=False)
-    for name in ("measured before it was locked", "measured for somebody else"):
-        assert doubt_of(stale, *WRONG[name][1]) is None
-    for name in ("another maker", "other firmware", "never measured"):
-        assert doubt_of(stale, *WRONG[name][1]) is WRONG[name][2]
+    for check, opened in DOORS.items():
+        loose = {check: False}
+        for name, (policy, (info, blobs), doubt) in WRONG.items():
+            expected = None if name in opened else doubt
+            assert doubt_of(replace(policy, **loose), info, blobs) is expected, (check, name)
+    assert doubt_of(replace(GPU, **dict.fromkeys(DOORS, False)), *WRONG["never measured"][1]) is None

@@ -25,6 +25,7 @@ from iommu_boards import (
 
 from node import operations as op
 from node.board import Board
+from node.core_msrs import Msr
 from node.device_port import SLOTS
 from node.device_table import ENTRY_BYTES, DeviceTableEntry
 from node.host_bring_up import bring_up_steps, refusal
@@ -156,6 +157,20 @@ def test_under_snp_completion_is_stored_only_where_firmware_knows_of_it(where: i
     assert events(board) == [IommuEvent(EventCode.COMMAND_HW_ERROR, address=where)]
     if where < board.dram.size_bytes:
         assert board.dram.read(where, 8) != (0x6666).to_bytes(8, "little")
+
+
+def test_a_host_that_names_no_page_for_completion_words_has_none_stored() -> None:
+    board = switched_on()
+    (syscfg,) = host(board, op.ReadMsr(0, Msr.SYSCFG))
+    assert isinstance(syscfg, int)
+    for step in bring_up_steps(board.product, 1 << 16, syscfg):
+        if step.name == "SNP_INIT_EX":
+            host(board, write_register(Register.COMPLETION_BASE, 0), write_register(Register.COMPLETION_LIMIT, 0))
+        assert refusal(step, host(board, *step.batch)) == ""
+    host(board, op.HostWrite(0, b"the host's own  "))
+    ring(board, completion_wait(0, 0x6666))
+    assert events(board) == [IommuEvent(EventCode.COMMAND_HW_ERROR, address=0)]
+    assert host(board, op.HostRead(0, 16)) == (b"the host's own  ",)
 
 
 def test_a_command_ring_that_a_guest_owns_is_not_read() -> None:

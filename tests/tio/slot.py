@@ -76,13 +76,16 @@ class Memory:
 class Slot:
     """A GPU unless another card is given, set up as a host would, without keys."""
 
-    def __init__(self, card: Card | None = None, *, tee_limited: bool = True, **dma: int) -> None:
+    requester, bars = CARD, BARS
+
+    def __init__(self, card: Card | None = None, *, tee_limited: bool = True, port: int = 3, **dma: int) -> None:
         self.memory, self.link = Memory(), Link()
-        self.root = RootPort(3, self.link, self.memory)
+        self.root = RootPort(port, self.link, self.memory)
         if card is None:
             self.dma = CardDma(**dma)
             self.gpu = Gpu(self.dma, GPU_MEMORY)
-            card = Card(CardKind.GPU, self.gpu, draw, dma=self.dma, memory_bytes=GPU_MEMORY, requester_id=CARD)
+            place = self.requester
+            card = Card(CardKind.GPU, self.gpu, draw, dma=self.dma, memory_bytes=GPU_MEMORY, requester_id=place)
         self.card = card
         self.root.plug(self.card)
         self.control = {"tee_limited": tee_limited, "aggregation": 8}
@@ -93,12 +96,13 @@ class Slot:
     def set_up(self) -> None:
         """BARs, memory and bus mastering, and a stream at both ends."""
         for index in self.card.space.bars:
-            address = BARS[index]
-            self.root.configuration_write(CARD, 0x10 + 4 * index, address & 0xFFFF_FFFF)
-            self.root.configuration_write(CARD, 0x14 + 4 * index, address >> 32)
-        self.root.configuration_write(CARD, Register.COMMAND, Command.MEMORY_SPACE | Command.BUS_MASTER, 2)
-        last = BARS[4] + 0x1FFF
-        self.write_block(self.ide_of_root, 0, (CARD, CARD), (BARS[0], last), control_word(STREAM, **self.control))
+            address = self.bars[index]
+            self.root.configuration_write(self.requester, 0x10 + 4 * index, address & 0xFFFF_FFFF)
+            self.root.configuration_write(self.requester, 0x14 + 4 * index, address >> 32)
+        self.root.configuration_write(self.requester, Register.COMMAND, Command.MEMORY_SPACE | Command.BUS_MASTER, 2)
+        last = self.bars[4] + 0x1FFF
+        word = control_word(STREAM, **self.control)
+        self.write_block(self.ide_of_root, 0, (self.requester,) * 2, (self.bars[0], last), word)
         self.write_block(
             self.ide_of_card, 0, (self.root.requester_id,) * 2, None, control_word(STREAM, default=True, **self.control)
         )
@@ -114,8 +118,8 @@ class Slot:
         """A register of the card's, by configuration requests."""
         at = self.card.space.extended_at(self.card.ide) + offset
         if value is None:
-            return self.root.configuration_read(CARD, at)
-        self.root.configuration_write(CARD, at, value)
+            return self.root.configuration_read(self.requester, at)
+        self.root.configuration_write(self.requester, at, value)
         return 0
 
     def write_block(
@@ -143,8 +147,8 @@ class Slot:
         """An SPDM packet's answer, as a host carries both by configuration requests."""
         at, wrapped = self.card.space.extended_at(self.card.mailbox), PCI_DOE.wrap(packet)
         found = exchange(
-            lambda offset: self.root.configuration_read(CARD, at + offset),
-            lambda offset, value: self.root.configuration_write(CARD, at + offset, value),
+            lambda offset: self.root.configuration_read(self.requester, at + offset),
+            lambda offset, value: self.root.configuration_write(self.requester, at + offset, value),
             DataObject(1, wrapped[2], wrapped[8:]),
         )
         assert found is not None
@@ -180,20 +184,20 @@ class Slot:
         self.enable()
 
     def lock(self, flags: int = LockFlags.LOCK_MSIX) -> bytes:
-        return self.tdisp(requester.lock_interface(InterfaceId(CARD), LockRequest(flags, STREAM)))
+        return self.tdisp(requester.lock_interface(InterfaceId(self.requester), LockRequest(flags, STREAM)))
 
     def run(self, flags: int = LockFlags.LOCK_MSIX) -> None:
-        self.tdisp(requester.start_interface(InterfaceId(CARD), self.lock(flags)))
+        self.tdisp(requester.start_interface(InterfaceId(self.requester), self.lock(flags)))
 
     def stop(self) -> None:
-        self.tdisp(requester.stop_interface(InterfaceId(CARD)))
+        self.tdisp(requester.stop_interface(InterfaceId(self.requester)))
 
     def set_vector(self, vector: int, address: int, value: int, *, tee: bool = False) -> None:
         """Have a vector write ``value`` to ``address``, with MSI-X on."""
         for at, word in ((0, address), (4, 0), (8, value), (12, 0)):
-            self.root.store(BARS[4] + 16 * vector + at, word, 4, tee=tee)
+            self.root.store(self.bars[4] + 16 * vector + at, word, 4, tee=tee)
         if not tee:
-            self.root.configuration_write(CARD, Register.MSIX_CONTROL, MsixControl.ENABLE, 2)
+            self.root.configuration_write(self.requester, Register.MSIX_CONTROL, MsixControl.ENABLE, 2)
 
     # As a driver of the GPU.
 
@@ -202,14 +206,14 @@ class Slot:
         for register, value, width in (
             (GpuRegister.RING_BASE, RING, 8), (GpuRegister.FENCE_BASE, FENCE, 8), (GpuRegister.RING_ENTRIES, entries, 4)
         ):  # fmt: skip
-            self.root.store(BARS[0] + register, value, width, tee=tee)
+            self.root.store(self.bars[0] + register, value, width, tee=tee)
 
     def submit(self, commands: Sequence[GpuCommand], *, tee: bool) -> tuple[int, int]:
         """Run commands: sequence number and status as the fence says them."""
         for one in commands:
             self.memory.octets[RING + 64 * self.tail : RING + 64 * self.tail + 64] = one.pack()
             self.tail += 1
-        self.root.store(BARS[0] + GpuRegister.DOORBELL, self.tail, 4, tee=tee)
+        self.root.store(self.bars[0] + GpuRegister.DOORBELL, self.tail, 4, tee=tee)
         sequence, status = (int.from_bytes(self.memory.octets[FENCE + at : FENCE + at + 4], "little") for at in (0, 4))
         return sequence, status
 

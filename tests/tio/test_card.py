@@ -16,6 +16,7 @@ from tio.ide import Failure, StreamState
 from tio.loose_device import LooseDevice
 from tio.pci import DeviceControl, Register
 from tio.spdm import PCI_DOE, Requester, RequesterSettings, SpdmFault, TrustAnchors
+from tio.spdm.connection_messages import PCI_SIG_STANDARD, PCI_SIG_VENDOR
 from tio.steps import carry
 from tio.tdisp import InterfaceId, LockFlags, RangeAttributes, Tampering, TdispError, TdiState, requester
 
@@ -51,6 +52,24 @@ def test_a_session_through_the_mailbox_does_not_outlive_a_conventional_reset() -
     slot.root.reset()
     with pytest.raises(SpdmFault):
         do(one.heartbeat(session))
+
+
+def test_a_card_without_tee_io_proves_who_it_is_and_has_neither_streams_nor_interfaces() -> None:
+    card = Card(CardKind.NVME, LooseDevice(), draw, requester_id=CARD, tdi=TdiSettings(tee_io=False))
+    assert not card.space.read(Register.DEVICE_CAPABILITIES) & 1 << 30
+    # One extended capability, the mailbox (0x2E), and none behind it.
+    assert (card.space.read(0x100), card.functions.tdis, card.port.streams) == (0x1_002E, [], {})
+    one = Requester(RequesterSettings(anchors=TrustAnchors((card.identity.root,))), PCI_DOE, draw)
+    responder = card.responder(PCI_DOE)
+
+    def do(steps):
+        return carry(steps, responder.answer)
+
+    for steps in (one.connect(), one.digests(), one.certificates()):
+        do(steps)
+    session = do(one.open_session())
+    with pytest.raises(SpdmFault, match="UNSUPPORTED_REQUEST"):
+        do(one.vendor_defined(b"\1\x10\x81" + bytes(14), PCI_SIG_STANDARD, PCI_SIG_VENDOR, session))
 
 
 @pytest.mark.parametrize("ends", [False, True])

@@ -69,11 +69,15 @@ def octets(thing: Any) -> bytes:
 
 
 def watched(
-    generation: Generation, *disabled: Protection, devices: tuple[CardKind, ...] = DEVICES, work: ProgramSpec = WORK
+    generation: Generation,
+    *disabled: Protection,
+    devices: tuple[CardKind, ...] = DEVICES,
+    work: ProgramSpec = WORK,
+    cards: tuple[CardSlot, ...] = CARDS,
 ) -> tuple[list[bytes], bytes, bytes, bytes]:
     """The guest's secrets; what passed the host's hands, what crossed links; and what the host finds in its memory."""
     seen, crossed = Seen(), []
-    platform = Platform(disabled=frozenset(disabled), cards=CARDS)
+    platform = Platform(disabled=frozenset(disabled), cards=cards)
     spec = HostSpec("turin", PRODUCTS["Turin"], 1 << 30, 99, 1, 60 * SECOND, platform=platform)
     host = Host(spec, PROGRAMS, {"auto": laboratory_image()}, COSTS, observer=seen.note)
     slots = PhysicalSlots(host.board.root_complex, host.board.slots)
@@ -113,6 +117,17 @@ def test_work_in_private_memory_over_a_protected_link_is_nobodys_business(
     assert any(piece in crossed for piece in pieces) is on_links
     assert any(piece in held for piece in pieces) is in_memory
     assert not any(piece in carried for piece in pieces)
+
+
+@pytest.mark.parametrize(("sealed", "seen"), [(False, True), (True, False)])
+def test_a_card_without_tee_io_sees_private_memory_of_nobody_and_bounce_buffers_of_who_copies_there(
+    sealed: bool, seen: bool
+) -> None:
+    cards = tuple([replace(one, tee_io=False) for one in CARDS])
+    work = ProgramSpec("device-work", (*WORK.parameters, ("sealed", int(sealed))))
+    pieces, _, crossed, held = watched(Generation.SEV_TIO, devices=(CardKind.GPU,), work=work, cards=cards)
+    assert len(crossed) > ROUNDS * 1024
+    assert [any(piece in found for piece in pieces) for found in (crossed, held)] == [seen, seen]
 
 
 @pytest.mark.parametrize("sealed", [False, True])

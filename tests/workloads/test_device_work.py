@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 
@@ -20,6 +21,7 @@ from node.product import PRODUCTS
 from node.program import ProgramSpec
 from tio.device_identity import CardKind
 from tio.dma_port import DmaFault
+from workloads.device_work import NOT_TRUSTED
 from workloads.library import PROGRAMS
 
 MIB, SECOND = 1 << 20, 10**9
@@ -74,6 +76,41 @@ def test_it_works_through_a_session_of_its_own_where_no_firmware_vouches_for_the
     guest = host.guests["vm"]
     # It opens more than one: its devices are let go every two rounds.
     assert (guest.state, guest.vcpus[0].registers.r13 >= 6) == (GuestState.RUNNING, True)
+
+
+@pytest.mark.parametrize("sealed", [0, 1])
+def test_a_guest_that_trusts_devices_uses_one_without_tee_io_over_bounce_buffers(sealed: int) -> None:
+    cards = CardSlot(1, CardKind.NVME), CardSlot(2, CardKind.GPU, tee_io=False)
+    host = host_of(Generation.SEV_TIO, cards)
+    work = ProgramSpec("device-work", (*WORK.parameters, ("sealed", sealed)))
+    devices = CardKind.NVME, CardKind.GPU
+    spec = GuestSpec("vm", Generation.SEV_TIO, 1, 128 * MIB, work, 7, devices=devices)
+    host.launch(spec, lambda _: None, running=True)
+    host.clock.env.run(until=SECOND)
+    guest, registers = host.guests["vm"], host.guests["vm"].vcpus[0].registers
+    assert (guest.state, registers.r13 >= 5) == (GuestState.RUNNING, True)
+    disk, gpu = (host.hypervisor.tio.given("vm", guest_device_id(device)) for device in (0, 1))
+    # The firmware never met the one; the other is trusted as ever, whenever it is not just let go.
+    assert (gpu.context, gpu.card.context, gpu.ran) == (0, 0, False)
+    assert disk.card.context
+
+
+@pytest.mark.parametrize("really", [False, True])
+def test_one_that_works_on_trusted_devices_alone_is_not_talked_out_of_it(really: bool) -> None:
+    cards = (CardSlot(2, CardKind.GPU, tee_io=really),)
+    host = host_of(Generation.SEV_TIO, cards)
+    work = ProgramSpec("device-work", (*WORK.parameters, ("trusted_only", 1)))
+    guest = GuestSpec("vm", Generation.SEV_TIO, 1, 128 * MIB, work, 7, devices=(CardKind.GPU,))
+    host.launch(guest, lambda _: None, running=True)
+    record = host.hypervisor.launched("vm")
+    while record is None or not record.functions:
+        host.clock.env.step()
+        record = host.hypervisor.launched("vm")
+    # The host says that there is no TEE-IO, whether there is or not.
+    record.functions = tuple(replace(one, tee_io=False) for one in record.functions)
+    host.clock.env.run(until=SECOND)
+    after = host.guests["vm"]
+    assert (after.state is GuestState.RUNNING, after.shutdown_code == NOT_TRUSTED.code) == (really, not really)
 
 
 def test_a_vm_without_a_free_card_is_refused_and_leaves_nothing() -> None:

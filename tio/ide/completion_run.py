@@ -13,7 +13,7 @@ import numpy as np
 
 from tio.ide.keys import KeyUsedUp
 from tio.ide.prefix import PREFIX_BYTES, IdePrefix, parse_prefix
-from tio.ide.records import Heads, have_lengths, open_records, seal_records, single_packets, with_macs
+from tio.ide.records import Heads, have_lengths, seal_records, single_packets, taken_records, with_macs
 from tio.ide.stream import ALL_CHECKS, MOST_POSTED, Failure, IdeStream, IdeTlp
 from tio.ide.tlp import SubStream, TlpKind, completion
 
@@ -91,16 +91,8 @@ def receive_completions(stream: IdeStream, run: CompletionRun) -> tuple[bytearra
     if not stream.take_told(SubStream.CPL, prefix.posted):
         stream.fail(Failure.ORDER)
         return None
-    try:
-        first = found[1].take(len(run.records))
-    except KeyUsedUp:
-        stream.fail(Failure.KEY_USED_UP)
-        return None
-    plain = open_records(found[1], first, run.records, run.heads, run.aggregation)
-    if plain is None:
-        stream.fail(Failure.MAC)
-        return None
-    return plain, prefix.tee
+    plain = taken_records(stream, found[1], run.records, run.heads, run.aggregation)
+    return None if plain is None else (plain, prefix.tee)
 
 
 def _heads(

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from tio.ide.keys import MAC_BYTES, TAG_BYTES, SubStreamKey, vector
+from tio.ide.keys import MAC_BYTES, TAG_BYTES, KeyUsedUp, SubStreamKey, vector
 from tio.ide.prefix import PREFIX_BYTES
-from tio.ide.stream import IdeTlp
+from tio.ide.stream import Failure, IdeStream, IdeTlp
 
 Heads = NDArray[np.uint8]
 """Prefix and header of each packet, one a row."""
@@ -25,6 +25,21 @@ def seal_records(
         encrypt(vector(first + number), octets[at : at + step], additional[number * width : (number + 1) * width])[:cut]
         for number, at in enumerate(range(0, len(octets), step))
     ]
+
+
+def taken_records(
+    stream: IdeStream, key: SubStreamKey, records: list[bytes], heads: Heads, together: int
+) -> bytearray | None:
+    """What records of a stream hold that came under its next invocations; None where it has failed by them."""
+    try:
+        first = key.take(len(records))
+    except KeyUsedUp:
+        stream.fail(Failure.KEY_USED_UP)
+        return None
+    plain = open_records(key, first, records, heads, together)
+    if plain is None:
+        stream.fail(Failure.MAC)
+    return plain
 
 
 def open_records(key: SubStreamKey, first: int, records: list[bytes], heads: Heads, together: int) -> bytearray | None:

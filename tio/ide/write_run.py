@@ -13,7 +13,7 @@ import numpy as np
 
 from tio.ide.keys import MAC_BYTES, KeyUsedUp
 from tio.ide.prefix import PREFIX_BYTES, IdePrefix
-from tio.ide.records import Heads, have_lengths, open_records, seal_records, single_packets, with_macs
+from tio.ide.records import Heads, have_lengths, seal_records, single_packets, taken_records, with_macs
 from tio.ide.stream import ALL_CHECKS, Failure, IdeStream, IdeTlp
 from tio.ide.tlp import SubStream, TlpKind, memory_write
 
@@ -72,14 +72,8 @@ def receive_writes(stream: IdeStream, run: WriteRun) -> tuple[int, bytearray] | 
     found = stream.receiving_key(SubStream.PR)
     if found is None or not _is_plain(stream, found[0], run):
         return None
-    try:
-        first = found[1].take(len(run.records))
-    except KeyUsedUp:
-        stream.fail(Failure.KEY_USED_UP)
-        return None
-    plain = open_records(found[1], first, run.records, run.heads, run.aggregation)
+    plain = taken_records(stream, found[1], run.records, run.heads, run.aggregation)
     if plain is None:
-        stream.fail(Failure.MAC)
         return None
     stream.count_arrived(len(run.heads))
     return int.from_bytes(run.heads[0, _ADDRESS:].tobytes(), "big"), plain

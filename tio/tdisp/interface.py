@@ -104,7 +104,8 @@ class Tdi:
         self._state = TdiState.CONFIG_UNLOCKED
         self._lock: Lock | None = None
         self._non_tee: dict[int, bool] = {}
-        self._p2p: set[int] = set()
+        self._p2p: dict[int, tuple[IdeStream, int]] = {}
+        """Streams to peers that are bound, each with its epoch at that time."""
 
     @property
     def state(self) -> TdiState:
@@ -178,18 +179,22 @@ class Tdi:
         raise TdispError(ErrorCode.INVALID_REQUEST, "a range that was not reported so, or may not change")
 
     def bind_p2p(self, stream: IdeStream | None, stream_id: int) -> None:
-        """Let trusted packets go to a peer on a stream of their own. Raises TdispError."""
+        """Let trusted packets go to a peer on a stream of their own, and take them from there. Raises TdispError.
+
+        A lock that has every request go to the host (ALL_REQUEST_REDIRECT) lets none go to a peer.
+        """
         self._must_be(TdiState.RUN)
-        if not self._bound().request.flags & LockFlags.BIND_P2P or stream is None or stream_id in self._p2p:
+        flags = self._bound().request.flags & (LockFlags.BIND_P2P | LockFlags.ALL_REQUEST_REDIRECT)
+        if flags != LockFlags.BIND_P2P or stream is None or self._is_peers(stream_id):
             raise TdispError(ErrorCode.INVALID_REQUEST, "a peer's stream without keys, or a lock without BIND_P2P")
-        self._p2p.add(stream_id)
+        self._p2p[stream_id] = stream, stream.epoch
 
     def unbind_p2p(self, stream_id: int) -> None:
         """No more of it. Raises TdispError."""
         self._must_be(TdiState.RUN)
         if stream_id not in self._p2p:
             raise TdispError(ErrorCode.INVALID_REQUEST, "a stream that is not bound")
-        self._p2p.discard(stream_id)
+        del self._p2p[stream_id]
 
     # What happens to the device.
 
@@ -217,6 +222,13 @@ class Tdi:
         """Whether the TDI may send a request with this T bit; without T only for what is not trusted."""
         return self.state is TdiState.RUN if tee else self.state is not TdiState.ERROR
 
+    def sends_on(self, stream: IdeStream) -> bool:
+        """Whether its trusted requests may go on a stream: that of its lock, or one to a peer that is bound."""
+        lock = self._lock
+        if lock is not None and stream is lock.stream:
+            return True
+        return self._is_peers(stream.stream_id) and self._p2p[stream.stream_id][0] is stream
+
     def admits(self, range_number: int | None, *, tee: bool, stream_id: int | None) -> bool:
         """Whether it takes a request for its memory: of a reported range by number, None for what is in none."""
         state = self.state
@@ -225,10 +237,16 @@ class Tdi:
         lock = self._bound()
         trusted = range_number is not None and not self._non_tee[range_number]
         if tee:
-            return state is TdiState.RUN and stream_id in (lock.stream.stream_id, *self._p2p)
+            bound = stream_id == lock.stream.stream_id or (stream_id is not None and self._is_peers(stream_id))
+            return state is TdiState.RUN and bound
         return not trusted
 
     # Within.
+
+    def _is_peers(self, stream_id: int) -> bool:
+        """Whether a stream is bound, and has not failed or got other keys since."""
+        stream, epoch = self._p2p.get(stream_id, (None, 0))
+        return stream is not None and stream.epoch == epoch
 
     def _must_be(self, *states: TdiState) -> None:
         if self.state not in states:
@@ -265,7 +283,7 @@ class Tdi:
 
     def _end(self) -> None:
         self._state, self._lock = TdiState.CONFIG_UNLOCKED, None
-        self._non_tee, self._p2p = {}, set()
+        self._non_tee, self._p2p = {}, {}
         if self._scrubs:
             self._function.scrub()
 

@@ -87,6 +87,16 @@ def set_mmio_attribute(interface: InterfaceId, wanted: bytes) -> Generator[bytes
     yield from _ask(interface, Request.SET_MMIO_ATTRIBUTE_REQUEST, wanted)
 
 
+def bind_p2p_stream(interface: InterfaceId, stream_id: int) -> Generator[bytes, bytes, None]:
+    """BIND_P2P_STREAM_REQUEST. Raises TdispError."""
+    yield from _ask(interface, Request.BIND_P2P_STREAM_REQUEST, bytes((stream_id,)))
+
+
+def unbind_p2p_stream(interface: InterfaceId, stream_id: int) -> Generator[bytes, bytes, None]:
+    """UNBIND_P2P_STREAM_REQUEST. Raises TdispError."""
+    yield from _ask(interface, Request.UNBIND_P2P_STREAM_REQUEST, bytes((stream_id,)))
+
+
 def _ask(interface: InterfaceId, request: Request, payload: bytes = b"") -> Generator[bytes, bytes, bytes]:
     """The payload of the response. Raises TdispError for an error, and for an answer to something else."""
     answer = parse_message((yield Message(request, interface.pack(), payload).pack()))

@@ -198,7 +198,8 @@ class Depositor:
         ways = self.ways
         return replace(
             policy_for(CardKind.GPU), serial=SERIAL, lock_flags=LockFlags(ways.lock_flags),
-            checks_device=bool(ways.checks_device), checks_fresh=bool(ways.checks_fresh),
+            checks_certificates=bool(ways.checks_certificates), checks_identity=bool(ways.checks_identity),
+            checks_measurements=bool(ways.checks_measurements), checks_fresh=bool(ways.checks_fresh),
         )  # fmt: skip
 
     def _tdi(self) -> GuestTdi:

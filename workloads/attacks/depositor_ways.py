@@ -15,7 +15,9 @@ class DepositorWays:
     """It seals what it brings, under a key of its own."""
     rechecks: int = 0
     """It asks for fresh measurements in each round."""
-    checks_device: int = 1
+    checks_certificates: int = 1
+    checks_identity: int = 1
+    checks_measurements: int = 1
     checks_fresh: int = 1
     wipes: int = 1
     """It has the device forget its secret in each round."""

@@ -17,9 +17,13 @@ from node.platform import Platform, Protection
 from workloads.attacks.depositor_ways import DepositorWays
 
 HELD = {"70a": "blocked", "70b": "blocked", "72": "detected", "77": "blocked", "78": "detected", "80a": "detected",
-        "81": "blocked", "85": "detected"}  # fmt: skip
+        "81": "blocked", "85": "detected", "73": "detected"}  # fmt: skip
 """What they come to with everything at work."""
 LINK, DEVICE, MEMORY = ("70a", "77"), ("72", "78", "85"), ("70b", "80a", "81")
+
+
+JUDGED = ("72", "73", "78", "85")
+"""Row 73 with a guest that looks at its device's measurements in each round, or nothing of it would be detected."""
 
 
 def without(protection):
@@ -41,6 +45,10 @@ CASES = {
     "device": (
         {"owner": OwnerHabits(device=False)}, DEVICE, {"72": {"leaked"}, "78": {"corrupted"}, "85": {"leaked"}}
     ),
+    # A stranger that says to be the one it wants; another of the maker's; the same with other firmware.
+    "certificates": ({"ways": DepositorWays(rechecks=1, checks_certificates=0)}, JUDGED, {"72": {"leaked"}}),
+    "identity": ({"ways": DepositorWays(rechecks=1, checks_identity=0)}, JUDGED, {"78": {"corrupted"}}),
+    "measurements": ({"ways": DepositorWays(rechecks=1, checks_measurements=0)}, JUDGED, {"73": {"leaked"}}),
     # A proper measurement of before says nothing of now. Of a stranger there is none.
     "nonce": ({"owner": OwnerHabits(nonce=False)}, ("72", "85"), {"85": {"leaked"}}),
 }

@@ -29,7 +29,7 @@ from psp.status import Status
 from psp.tsm.trusted_io import TdiBinding
 from tio.spdm.algorithms import BaseHash
 from tio.spdm.certificate_chain import pack_chain
-from tio.tdisp import Tampering, TdiState, parse_report
+from tio.tdisp import LockFlags, Tampering, TdiState, parse_report
 
 ASID = 2
 
@@ -300,3 +300,14 @@ def test_an_answer_of_another_protocol_inside_of_the_session_is_none() -> None:
     bench.card.dsm.answer = lambda session, payload: b"\0" + (honest(session, payload) or b"")[1:]  # type: ignore[method-assign]
     assert bench.bind() == Status.ERR_IN_DEV_CONN
     assert not bench.trusted_io.bindings
+
+
+def test_a_lock_that_allows_streams_to_peers_binds_none_for_no_command_asks_for_one() -> None:
+    bench = with_guest()
+    assert bench.bind(lock_flags=LockFlags.BIND_P2P) == Status.SUCCESS
+    assert bench.bind(lock_flags=LockFlags.BIND_P2P, run_flags=tsm.RUN) == Status.SUCCESS
+    tdi = bench.card.tdi
+    assert tdi.lock is not None
+    assert (tdi.state, tdi.lock.request.bind_p2p_address_mask) == (TdiState.RUN, 0)
+    admitting = [one for one in range(256) if tdi.admits(None, tee=True, stream_id=one)]
+    assert admitting == [STREAM]
