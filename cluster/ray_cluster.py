@@ -425,7 +425,8 @@ class RayCluster(Actors):
         self._arrived(actor)
         asked = self._places.pop(actor, None)
         (place,) = [None] if asked is None else Actors.settled(self, [asked], 0)
-        super().kill(actor)
+        if self._dead_daemon() is None:
+            super().kill(actor)
         if not isinstance(place, Whereabouts):
             return
         if place.node == self.ray.get_runtime_context().get_node_id():
@@ -462,11 +463,15 @@ class RayCluster(Actors):
             return
         self._looked_s = now_s
         self.remember_processes()
-        node = getattr(self._ray._private.worker, "_global_node", None)  # noqa: SLF001 - Ray tells nobody else
-        for kind, _ in [] if node is None else node.dead_processes():
+        if (kind := self._dead_daemon()) is not None:
             raise ClusterLostError(f"Ray's process {kind} ended unexpectedly")
         if self.address is not None and not self._ray.is_initialized():
             raise ClusterLostError(f"{self.address}: the cluster closed the connection")
+
+    def _dead_daemon(self) -> str | None:
+        """One of our Ray's daemons that is gone. Ray, asked then to end an actor, waits a minute and ends us."""
+        node = getattr(self._ray._private.worker, "_global_node", None)  # noqa: SLF001 - Ray tells nobody else
+        return None if node is None else next((kind for kind, _ in node.dead_processes()), None)
 
     def close(self) -> None:
         """End our actors, and our Ray if it is ours; wait for every process of it, and take its files away."""
@@ -479,8 +484,11 @@ class RayCluster(Actors):
 
     def _end(self) -> None:
         processes = self._processes | self._family()
-        for actor in self._actors:
-            super().kill(actor)
+        if self._dead_daemon() is None:
+            for actor in self._actors:
+                super().kill(actor)
+        else:
+            end_of(processes, 0)
         with contextlib.suppress(Exception):
             self._ray.shutdown()
         end_of(processes, LEAVE_S)
