@@ -432,8 +432,7 @@ class VcpuRunner:
 
         def go_on() -> None:
             if vcpu.epoch == epoch:
-                chain = self._log.chain(guest.spec.name)
-                chain.note(self._clock.now_ns, HostEvent.EXITS, len(work), 0, spent, vcpu.index)
+                guest.chain.note(self._clock.now_ns, HostEvent.EXITS, len(work), 0, spent, vcpu.index)
                 self._resume_level(vcpu, answers)
 
         self._clock.after(spent, go_on)
