@@ -151,7 +151,7 @@ class HostEntity:
         inbox = self._inbox
         done = inbox.advance(horizon_ns, event_budget)
         self.events += done
-        following, mail_ns = inbox.next_event_ns, inbox.next_ns
+        following, mail_ns = inbox.ahead()
         promise_ns = self.host.earliest_output_ns(following)
         outputs: tuple[Message, ...] = ()
         if self._outbox:

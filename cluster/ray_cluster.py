@@ -43,8 +43,10 @@ from cluster import actor_shell
 from cluster.actor_shell import ActorShell, Papers
 from cluster.cluster_address import ClusterFacts, facts_of
 from cluster.code_bundle import difference, offer, own_papers
+from cluster.daemon_watch import DaemonEnded, DaemonWatch
 from cluster.errors import ToolError, UserError
 from cluster.held_signals import HELD, HeldSignals, unheard
+from cluster.last_words import LastWords
 from cluster.machine import cores
 from cluster.process_family import Process, end_of, family, process_of
 from cluster.ray_environment import TOKENS, clean_environment, short_folder
@@ -60,6 +62,15 @@ LEAVE_S = 5.0
 """How long processes may take to leave before they are killed."""
 ARRIVE_S = 120.0
 """How long workers may take to answer for the first time: on a busy machine each starts a Python that imports Ray."""
+_NOT_STARTED = "sevfleet: Ray did not start:"
+_RAYLET = "raylet"
+_GIVES_UP = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+"""How soon the raylet ends when the head's server is gone, in place of a minute: this process, when it connects, waits
+for the raylet below Python with the interpreter's lock held, so that no watch of ours runs."""
+_TALKATIVE = ("print_to_stdstream", "listen_error_messages")
+"""Functions of Ray's client that print: what processes say, and a stack when the head's server is gone."""
+_TURN_MS = 200
+"""How long Ray may hold the interpreter's lock at a time while it waits."""
 _HEALTH = "health"
 """The concurrency group of a thread that answers while an actor works."""
 
@@ -260,7 +271,8 @@ class RayCluster(Actors):
         self._code: Any = None
         """The code for workers, while some of them are to arrive."""
         self._arriving: set[Actor] = set()
-        self._print: Any = None
+        self._theirs: dict[str, Any] = {}
+        """Functions of Ray's that are silent meanwhile."""
         self._processes: frozenset[Process] = frozenset()
         self._looked_s = 0.0
 
@@ -321,9 +333,11 @@ class RayCluster(Actors):
             logging.getLogger("ray").setLevel(logging.CRITICAL)
             late = TimeoutError(f"no connection within {CONNECT_S:g} s")
             try:
-                bound = within(CONNECT_S, late) if facts else contextlib.nullcontext()
+                bound = within(CONNECT_S, late) if facts else self._watched()
                 with _our_handlers(ray), bound:
                     ray.init(**which, log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False)
+            except DaemonEnded as ended:
+                raise ToolError(f"Ray did not start: {_ended(str(ended))}") from None
             except Exception as error:
                 if facts:
                     raise ClusterError(f"{self.address}: {_why_not_joined(error, facts)}") from error
@@ -333,11 +347,37 @@ class RayCluster(Actors):
         self._looked_s = time.monotonic()
         self.startup_s = self._looked_s - began
 
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Watch each process that Ray starts in the block, and know it when there is something to take down.
+
+        Where this process has to be ended, or Ray ends it, one line still says so.
+        """
+        words = LastWords(f"{_NOT_STARTED} one of its processes ended, and Ray this one")
+
+        def note(name: str, pid: int) -> None:
+            started = process_of(pid)
+            self._processes |= {started}
+            watch.note(name, started)
+
+        def give_up(name: str) -> None:
+            # As Ray would within a minute: this process waits below Python for one that is gone.
+            end_of(self._processes | family(pid for pid, _ in self._processes), 0)
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+            words.change(f"{_NOT_STARTED} {_ended(name)}")
+            os._exit(1)
+
+        watch = DaemonWatch(give_up)
+        with words, _noted(self._ray, note), watch:
+            yield
+
     def _silence(self) -> None:
         """Ray prints what its daemons report, a lost worker for one, even where logs are not to reach the driver."""
         module = self._ray._private.worker  # noqa: SLF001 - there is no setting for it
-        self._print = getattr(module, "print_to_stdstream", None)
-        module.print_to_stdstream = lambda *_, **__: None
+        self._theirs = {name: getattr(module, name, None) for name in _TALKATIVE}
+        for name in _TALKATIVE:
+            setattr(module, name, lambda *_, **__: None)
 
     def spawn(self, kind: type, *arguments: object) -> Actor:
         """As in ``Actors``, not to be interrupted. In a cluster that we joined, actors spread over its machines."""
@@ -450,7 +490,8 @@ class RayCluster(Actors):
         with contextlib.suppress(Exception):
             self._ray.shutdown()
         end_of(processes, LEAVE_S)
-        self._ray._private.worker.print_to_stdstream = self._print  # noqa: SLF001
+        for name, function in self._theirs.items():
+            setattr(self._ray._private.worker, name, function)  # noqa: SLF001
         self._actors, self._places, self._kinds, self._code = {}, {}, {}, None
         self._losses.clear()
         self._arriving.clear()
@@ -474,6 +515,58 @@ def _our_handlers(ray: Any) -> Iterator[None]:
             if threading.current_thread() is threading.main_thread():
                 for number in HELD:
                     signal.signal(number, signal.getsignal(number))
+
+
+@contextlib.contextmanager
+def _noted(ray: Any, note: Callable[[str, int], None]) -> Iterator[None]:
+    """Be told name and number of each process that Ray starts in the block, and keep Ray from what hinders a watch.
+
+    Ray tells nobody else before all of them run, and waits for the first one's port with the interpreter's lock held.
+    Where it waits so for the raylet, that has to end before Ray ends this process, in lines of its own.
+    """
+    services, node = ray._private.services, ray._private.node  # noqa: SLF001
+    start, wait, core = services.start_ray_process, node.wait_for_persisted_port, ray._raylet.CoreWorker  # noqa: SLF001
+
+    def told(command: list[str], process_type: str, *rest: Any, **named: Any) -> Any:
+        if process_type == _RAYLET:
+            named["env_updates"] = {**(named.get("env_updates") or {}), **_GIVES_UP}
+        started = start(command, process_type, *rest, **named)
+        note(process_type, started.process.pid)
+        return started
+
+    def in_turns(*which: Any, timeout_ms: int, **named: Any) -> Any:
+        for _ in range(timeout_ms // _TURN_MS):
+            with contextlib.suppress(RuntimeError):
+                return wait(*which, timeout_ms=_TURN_MS, **named)
+        return wait(*which, timeout_ms=_TURN_MS, **named)
+
+    def in_silence(*which: Any) -> Any:
+        # The lock is held, so nobody else of this process writes meanwhile.
+        with _nothing_on_stderr():
+            return core(*which)
+
+    services.start_ray_process, node.wait_for_persisted_port, ray._raylet.CoreWorker = told, in_turns, in_silence  # noqa: SLF001
+    try:
+        yield
+    finally:
+        services.start_ray_process, node.wait_for_persisted_port, ray._raylet.CoreWorker = start, wait, core  # noqa: SLF001
+
+
+@contextlib.contextmanager
+def _nothing_on_stderr() -> Iterator[None]:
+    """What is written below Python to standard error in the block is lost."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _ended(name: str) -> str:
+    return f"its process {name} ended unexpectedly"
 
 
 def _on_node(node: str) -> Any:

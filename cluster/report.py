@@ -33,6 +33,8 @@ ADDED = {
     Mechanism.BOUNCE: "bounce",
     Mechanism.IDE: "IDE",
     Mechanism.SVSM: "SVSM",
+    Mechanism.PSP: "PSP",
+    Mechanism.PSP_WAIT: "PSP queue",
     Mechanism.DISK_WAIT: "disk",
     Mechanism.LOADED_LATENCY: "latency",
     Mechanism.LLC: "LLC",

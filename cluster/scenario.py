@@ -167,7 +167,9 @@ class HostGroup(ScenarioPart):
     """The TCB version whose chip key signs reports. AMD says the reported one's; some hosts were found with the current
     one's, so that nobody can verify their reports while an update is not committed."""
     cards: tuple[CardGroup, ...] = ()
-    """What is in the slots of each host, to be given to machines whole."""
+    """What is in the slots of each host, to be given to machines whole, or by virtual functions."""
+    key_refresh: Duration = 0
+    """After how long links of trusted cards in use get fresh keys, again and again; 0: never."""
 
 
 class VmGroup(ScenarioPart):
@@ -270,7 +272,7 @@ class HostInstance:
         version = None if self.group.firmware is None else version_of(self.group.firmware)
         return Platform(
             HostMode(self.group.mode), max_snp_asid=self.group.ciphertext_hiding or 0, firmware_api=version,
-            cards=self.cards, derived_keys=RootTcb(self.group.derived_keys),
+            cards=self.cards, key_refresh_ns=self.group.key_refresh, derived_keys=RootTcb(self.group.derived_keys),
             reports_signed_for=TcbOf(self.group.reports_signed_for),
             numa_nodes=self.group.numa_nodes,
         )  # fmt: skip

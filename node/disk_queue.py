@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from node import operations as op
 from node.mechanism import Mechanism
+from node.neighbour_ledger import BLOCKS, NeighbourLedger, Owner
+from node.service_line import ServiceLine
 
 
 class DiskQueue:
@@ -19,6 +21,9 @@ class DiskQueue:
     def __init__(self, costs: Mapping[str, float]) -> None:
         self.free_ns = 0.0
         self.busy_ns = 0.0
+        self.ledger: NeighbourLedger | None = None
+        """Who costs whom, where somebody asks for it."""
+        self._line = ServiceLine()
         self._least_ns = {
             op.BlockRead: 1e9 / costs["disk.device_reads_per_s"],
             op.BlockWrite: 1e9 / costs["disk.device_writes_per_s"],
@@ -28,8 +33,10 @@ class DiskQueue:
             op.BlockWrite: 1e9 / costs["disk.device_write_bytes_per_s"],
         }
 
-    def wait(self, now_ns: int, batch: Sequence[op.GuestOperation], lost_ns: dict[Mechanism, float]) -> int:
-        """Queue the batch's requests; nanoseconds that they wait for others', added to ``lost_ns``."""
+    def wait(
+        self, now_ns: int, batch: Sequence[op.GuestOperation], lost_ns: dict[Mechanism, float], vm: str = ""
+    ) -> int:
+        """Queue the batch's requests, of ``vm``; nanoseconds that they wait for others', added to ``lost_ns``."""
         needed = 0.0
         for one in batch:
             kind = type(one)
@@ -42,4 +49,8 @@ class DiskQueue:
         self.free_ns = max(self.free_ns, float(now_ns)) + needed
         self.busy_ns += needed
         lost_ns[Mechanism.DISK_WAIT] += waited
+        if self.ledger is not None:
+            ahead = self._line.ahead(now_ns, now_ns, now_ns + waited)
+            self.ledger.note_wait(Owner(vm, BLOCKS), Mechanism.DISK_WAIT, ahead)
+            self._line.join(vm, self.free_ns)
         return waited

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from node import operations as op
 from node.asid_pool import AsidPool, AsidsExhausted
+from node.card_driver import release_cards, roll_card_keys
 from node.core_msrs import Msr
 from node.cpuid_page import cpuid_page
 from node.device_access import device_access
@@ -183,6 +184,7 @@ class Hypervisor:
 
     update_firmware = update_firmware
     commit_firmware = commit_firmware
+    roll_card_keys, release_cards = roll_card_keys, release_cards
     export, receive, fill = export, receive, fill
     seal, unseal, open_session, depart = seal, unseal, open_session, depart
 

@@ -110,6 +110,12 @@ class HypervisorPort(Protocol):
     def commit_firmware(self) -> Reply:
         """Commit what runs; the status."""
 
+    def roll_card_keys(self) -> Reply:
+        """Give links of trusted cards in use fresh keys; how many got them."""
+
+    def release_cards(self) -> Reply:
+        """Disconnect trusted cards that no VM has; how many."""
+
     def export(self, vm: str, started: tuple[bool, ...], reset_rips: tuple[int, ...]) -> ExportTask:
         """Read a stopped VM whole. Raises LaunchRefused where its firmware does not send it."""
 

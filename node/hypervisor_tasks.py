@@ -17,9 +17,12 @@ from node.event_log import Chain
 from node.guest import Guest
 from node.host_events import HostEvent
 from node.hypervisor_port import LaunchRefused
+from node.mechanism import Mechanism
+from node.neighbour_ledger import BLOCKS, HOST, NeighbourLedger, Owner
 from node.operation_cost import HostOperationCost
 from node.psp_queue import PspQueue
 from node.psp_streams import PspStreams
+from node.service_line import ServiceLine
 
 _Price = Callable[[tuple[op.HypervisorOperation, ...]], float]
 COPY = "copy of "
@@ -47,6 +50,9 @@ class HypervisorTasks:
         """For each VM of which something will be said, the earliest time of that."""
         self.streams = PspStreams(clock, self.psp_queue, self.promises)
         """Pages of migrations at the security processor."""
+        self.ledger: NeighbourLedger | None = None
+        """Who costs whom, where somebody asks for it."""
+        self._at_mailbox = ServiceLine()
         self._lines: dict[str, deque[_UnderWay] | None] = {}
         """Guests that have a task under way, and those that wait for it."""
         self._clock = clock
@@ -145,7 +151,8 @@ class HypervisorTasks:
                 one.refused(refusal)
                 self._next(one.guest)
                 return
-            end_ns = self.served(batch, now_ns + round(one.price(batch)), one.guest)
+            phase = "" if one.guest is None else one.guest.state.value
+            end_ns = self.served(batch, now_ns + round(one.price(batch)), one.guest, phase)
             if end_ns > now_ns:
                 break
             answers = self._board.execute_host(batch)  # What takes no time needs no event.
@@ -156,16 +163,24 @@ class HypervisorTasks:
 
         self._clock.wake(end_ns - now_ns, take_effect)
 
-    def served(self, batch: tuple[op.HypervisorOperation, ...], ready_ns: int, guest: Guest | None) -> int:
-        """When a batch that is ready for the mailbox is through with it; ``guest`` is whom it is for, if anybody."""
+    def served(
+        self, batch: tuple[op.HypervisorOperation, ...], ready_ns: int, guest: Guest | None, phase: str = BLOCKS
+    ) -> int:
+        """When a batch that is ready for the mailbox is through with it.
+
+        ``guest`` is whom it is for, if anybody, and ``phase`` what it does meanwhile.
+        """
         if op.PspCommand not in map(type, batch):
             return ready_ns
         commands = [one for one in batch if isinstance(one, op.PspCommand) and not one.paid]
         served = [(one.command, round(self._cost.psp_service_ns(one))) for one in commands]
         if not served:
             return ready_ns
+        free_ns = self.psp_queue.free_ns
         end_ns, waited_ns = self.psp_queue.serve(ready_ns, served, self.streams.ahead_ns())
         service_ns = sum([ns for _, ns in served])
+        if self.ledger is not None:
+            self._attribute(self.ledger, guest, phase, (ready_ns, free_ns, end_ns))
         self.streams.served(end_ns - service_ns, end_ns)
         if self._chain.keeps:
             self._note(served, end_ns - service_ns, waited_ns, "" if guest is None else guest.spec.name)
@@ -177,6 +192,21 @@ class HypervisorTasks:
             guest.least_left_ns = max(0, guest.least_left_ns - service_ns)
             self.promise(guest, end_ns)
         return end_ns
+
+    def _attribute(
+        self, ledger: NeighbourLedger, guest: Guest | None, phase: str, times: tuple[int, int, int]
+    ) -> None:
+        """Book a batch's wait as the doing of those before it: (ready, when those were through, end of its own)."""
+        ready_ns, free_ns, end_ns = times
+        at_ns = max(ready_ns, free_ns)
+        ahead = self._at_mailbox.ahead(self._clock.now_ns, ready_ns, at_ns)
+        for row, ns in self.streams.ahead():
+            vm, at_ns = row.removeprefix(COPY), at_ns + ns
+            ahead.append((vm, float(ns)))
+            self._at_mailbox.join(vm, at_ns)
+        self._at_mailbox.join(HOST if guest is None else guest.spec.name, end_ns)
+        if guest is not None:
+            ledger.note_wait(Owner(guest.spec.name, phase), Mechanism.PSP_WAIT, ahead)
 
     def _note(self, served: list[tuple[int, int]], start_ns: int, waited_ns: int, vm: str) -> None:
         for command, ns in served:

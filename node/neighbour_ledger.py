@@ -4,7 +4,8 @@ Kept only where somebody asks for it; loads then name their owners, so that phas
 different VMs are held apart. Latency above L0 is shared out by everybody's traffic, the
 sufferer's own included; time lost to a shared core and waits for a thread by the thread
 time of all others; misses of a shared cache by the lines that all others bring in. The
-parts add up to what the phases' accounts say.
+parts add up to what the phases' accounts say. Waits for a drive or a security processor are
+those whose requests it serves meanwhile (``node.service_line``).
 """
 
 from __future__ import annotations
@@ -13,6 +14,11 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from node.mechanism import Mechanism
+
+HOST = "(host)"
+"""The neighbour where the host itself is: its own commands to the security processor."""
+BLOCKS = "blocks"
+"""The phase of waits in a program's blocks, between those that its demands name."""
 
 
 class Owner(NamedTuple):
@@ -72,6 +78,12 @@ class NeighbourLedger:
                 for mechanism, lost in ((Mechanism.SMT, one.smt), (Mechanism.CORE_WAIT, one.core_wait)):
                     if lost:
                         self._share(one, sharers, mechanism, whole * lost, others, own=one.threads, by_traffic=False)
+
+    def note_wait(self, owner: Owner, mechanism: Mechanism, ahead: Iterable[tuple[str, float]]) -> None:
+        """Book a wait for a server: who was served meanwhile, and for how long."""
+        for neighbour, ns in ahead:
+            key = owner, neighbour, mechanism
+            self._lost_ns[key] = self._lost_ns.get(key, 0.0) + ns
 
     def _share(
         self,

@@ -158,6 +158,8 @@ class Platform:
     That is an option of boot firmware, which AMD asks for with SEV-TIO; here it is always set.
     """
 
+    key_refresh_ns: int = 0
+    """After how long the host has links of trusted devices in use given fresh keys, again and again; 0 for never."""
     peers_open: bool = False
     """What a trusted device asks of another's memory goes there by its address, as through a switch without access
     control; otherwise the RMP is asked, as of any page."""

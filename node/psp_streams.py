@@ -57,9 +57,15 @@ class PspStreams:
 
     def ahead_ns(self) -> int:
         """How long somebody else's command waits for those of rows that are in the mailbox before it."""
-        return sum([row.service_ns for row in self._rows.values()]) - next(
-            (row.service_ns // 2 for row in self._rows.values()), 0
-        )
+        return sum([ns for _, ns in self.ahead()])
+
+    def ahead(self) -> list[tuple[str, int]]:
+        """The same by rows' names."""
+        found = [(name, row.service_ns) for name, row in self._rows.items()]
+        if found:
+            name, service_ns = found[0]
+            found[0] = name, service_ns - service_ns // 2
+        return found
 
     def served(self, start_ns: int, end_ns: int) -> None:
         """The processor serves somebody else, now or in a while."""

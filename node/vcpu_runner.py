@@ -318,7 +318,7 @@ class VcpuRunner:
         guest = vcpu.guest
         lost_ns = guest.lost_ns if (own := vcpu.thread == vcpu.index) else dict.fromkeys(MECHANISMS, 0.0)
         spent = guest.operation_cost.price(batch, self._contention.latency_ns, lost_ns)
-        spent += self.disk.wait(self._clock.now_ns, batch, lost_ns)
+        spent += self.disk.wait(self._clock.now_ns, batch, lost_ns, guest.spec.name)
         if not own:
             charge_svsm(guest, spent)
         vcpu.elapsed_ns += spent
@@ -409,7 +409,7 @@ class VcpuRunner:
         link, ide = self._prices.cards.transfer_ns(self._board.card_memory.take_traffic())
         moved = round(link + ide)
         changed = round(sum([self._prices.host.price_in_exit(batch) for batch in work], 0.0))
-        now_ns = self._clock.now_ns
+        now_ns, waited, served = self._clock.now_ns, -vcpu.guest.psp_wait_ns, -vcpu.guest.psp_service_ns
         end_ns = now_ns + changed + moved
         for batch in work:
             end_ns = self.served(batch, end_ns, vcpu.guest)
@@ -418,20 +418,21 @@ class VcpuRunner:
             self._resume_level(vcpu, answers)
             return
         guest, epoch = vcpu.guest, vcpu.epoch
+        waited, served = waited + guest.psp_wait_ns, served + guest.psp_service_ns
         vcpu.elapsed_ns += spent
         guest.operation_ns += spent
+        guest.lost_ns[Mechanism.PSP_WAIT] += waited
         if answers is None:
-            charge_svsm(guest, spent)
+            charge_svsm(guest, spent - waited)
         else:
+            guest.lost_ns[Mechanism.PSP] += served
             guest.lost_ns[Mechanism.ACCEPTANCE] += changed
             guest.lost_ns[Mechanism.LINK] += moved - ide
             guest.lost_ns[Mechanism.IDE] += ide
-            guest.lost_ns[Mechanism.VMGEXIT] += spent - changed - moved
 
         def go_on() -> None:
             if vcpu.epoch == epoch:
-                chain = self._log.chain(guest.spec.name)
-                chain.note(self._clock.now_ns, HostEvent.EXITS, len(work), 0, spent, vcpu.index)
+                guest.chain.note(self._clock.now_ns, HostEvent.EXITS, len(work), 0, spent, vcpu.index)
                 self._resume_level(vcpu, answers)
 
         self._clock.after(spent, go_on)

@@ -19,7 +19,7 @@ from cluster.fleet import build_fleet
 from cluster.host_entity import build_host
 from cluster.inline_layout import InlineLayout
 from cluster.results import Results
-from cluster.scenario import ScenarioError
+from cluster.scenario import Scenario, ScenarioError
 from cluster.session import Session
 from cluster.simulation import run
 from node.cost_table import load_cost_table
@@ -196,6 +196,48 @@ def test_time_lost_to_neighbours_adds_up_to_each_machine_s_own_books() -> None:
         if row["mechanism"] in {"loaded_latency", "llc", "smt", "core_wait"}:
             parts = [one["time_ns"] for one in lost if (one["vm"], one["mechanism"]) == (row["vm"], row["mechanism"])]
             assert sum(parts) == pytest.approx(row["time_ns"], rel=1e-6, abs=1.0)
+
+
+def _waits(fleet: Scenario, mechanism: str) -> tuple[dict[str, list[dict[str, Any]]], dict[str, float], Results]:
+    """By machine what it waited for whom, what its vCPUs' books say of that, and all of it."""
+    results = run(fleet, layout="inline")
+    own = {one["vm"]: one["time_ns"] for one in results.vm_time.to_pylist() if one["mechanism"] == mechanism}
+    lost = {name: [] for name in own}
+    for one in results.neighbours.to_pylist():
+        if one["mechanism"] == mechanism:
+            lost[one["vm"]].append(one)
+    return lost, own, results
+
+
+def test_waits_for_a_drive_are_those_whose_requests_it_served_meanwhile() -> None:
+    builds = {"source_blocks": 64, "access_bytes": 4096, "instructions_per_unit": 500_000}
+    build = vm("build", "PLAIN", "compile-job", count=3, host="milan", vcpus=2, start="running", parameters=builds)
+    lost, own, _ = _waits(
+        small_fleet(vms=[build], trace=None, duration="5 ms", attribute_neighbours=True), "disk_wait"
+    )
+    assert own.keys() == {"build-1", "build-2", "build-3"}
+    assert sum(own.values()) > 0
+    for name, rows in lost.items():
+        assert sum(one["time_ns"] for one in rows) == pytest.approx(own[name], abs=1e-3)
+    assert {one["neighbour"] for rows in lost.values() for one in rows} == own.keys()
+
+
+@pytest.mark.parametrize(("start", "in_blocks_ns"), [("running", 8e6 + 16e6), ("launch", None)])
+def test_waits_for_the_security_processor_are_those_whom_it_served_meanwhile(
+    start: str, in_blocks_ns: float | None
+) -> None:
+    asking = vm("asks", "SEV_SNP", "attesting", count=3, host="milan", start=start, parameters={"stops": 1})
+    storm = small_fleet(vms=[asking], trace=None, duration="5 s", attribute_neighbours=True)
+    lost, own, results = _waits(storm, "psp_wait")
+    waited = {one["vm"]: one["psp_wait_ns"] for one in results.vms.to_pylist()}
+    served = {one["vm"]: one["time_ns"] for one in results.vm_time.to_pylist() if one["mechanism"] == "psp"}
+    assert sum(waited.values()) > 0
+    assert in_blocks_ns is None or sum(own.values()) == pytest.approx(in_blocks_ns, rel=1e-2)
+    assert set(served.values()) == {8e6}, "each asked for one report"
+    for name, rows in lost.items():
+        assert {one["phase"] for one in rows} <= {"launching", "running", "blocks"}
+        assert sum(one["time_ns"] for one in rows) == waited[name]
+        assert sum(one["time_ns"] for one in rows if one["phase"] == "blocks") == own[name]
 
 
 def test_compare_shows_the_cipher_in_sev_and_the_rmp_only_in_snp() -> None:

@@ -65,6 +65,8 @@ def test_figures_are_what_the_rows_say(results: Results) -> None:
         ("bounce_share", "stream SEV_SNP"): 0,
         ("ide_share", "stream SEV_SNP"): 0,
         ("svsm_share", "stream SEV_SNP"): 0,
+        ("psp_share", "stream SEV_SNP"): 0,
+        ("psp_wait_share", "stream SEV_SNP"): 0,
         ("loaded_latency_share", "stream SEV_SNP"): 0,
         ("disk_wait_share", "stream SEV_SNP"): 0,
         ("llc_share", "stream SEV_SNP"): 0,
