@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from node import operations as op
 from node.actor import HYPERVISOR, Actor, Observer, Role
+from node.agent_core import AgentCores
 from node.alias_scan import aliases_found
 from node.branch_instructions import BranchInstructions
 from node.branch_target_buffer import BranchTargetBuffer
@@ -257,6 +258,7 @@ class Board:
         self.virtual_memory = VirtualMemory(self, way)
         self.branches = BranchInstructions(self, way, self.predictor, PerformanceCounters())
         self._guest = GuestInstructions(self, way, self.virtual_memory)
+        self.agents = AgentCores(self)
         self._host = HostInstructions(self)
 
     def vmcb(self, vm: str, vcpu: int) -> Vmcb:
