@@ -28,6 +28,9 @@ from node.guest import GuestSpec
 
 NAME = "control"
 
+_new = tuple.__new__
+"""As in ``cluster.host_entity``."""
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -137,11 +140,13 @@ class ControlPlane:
                 self._send_to_a_host(name, "no host has room")
             else:
                 self._depart(name)
-        self.updates.advance(now_ns)
+        if self.updates.next_event_ns() <= now_ns:
+            self.updates.advance(now_ns)
         if self.faults is not None:
             self.faults.advance(now_ns)
-        while self.plans.next_event_ns() <= now_ns or self.migrations.next_event_ns() <= now_ns:
-            self.plans.advance(now_ns)
+        while (planned := self.plans.next_event_ns() <= now_ns) or self.migrations.next_event_ns() <= now_ns:
+            if planned:
+                self.plans.advance(now_ns)
             self.migrations.advance(now_ns)
         if not self._out:
             return ()
@@ -219,4 +224,4 @@ class ControlPlane:
 
     def _send_after(self, latency_ns: int, host: str, kind: str, body: object) -> None:
         self._sequence += 1
-        self._out.append(Message(self._now_ns + latency_ns, NAME, self._sequence, host, kind, body))
+        self._out.append(_new(Message, (self._now_ns + latency_ns, NAME, self._sequence, host, kind, body)))

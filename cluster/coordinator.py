@@ -146,22 +146,27 @@ class Coordinator:
         All mail is on its way, so its own is all there is.
         """
         mail, received, control, end_ns = self._mail, self._received, self._control, self._end_ns
-        while (now := self._control_ns()) < promise and now < end_ns:
+        while True:
+            now = self._following_ns
+            if received and received[0][0] < now:
+                now = received[0][0]
+            if now >= promise or now >= end_ns:
+                return min(promise, now)
             messages = []
-            while received and received[0].time_ns == now:
+            while received and received[0][0] == now:
                 messages.append(heapq.heappop(received))
             earliest_ns = now + self._lookahead_ns
             for message in control.step(now, tuple(messages)):
-                if message.time_ns < earliest_ns:
+                time_ns = message[0]
+                if time_ns < earliest_ns:
                     raise ProtocolViolationError(
-                        f"{message.sender}: sent at {now} ns for {message.time_ns} ns, inside the lookahead"
+                        f"{message.sender}: sent at {now} ns for {time_ns} ns, inside the lookahead"
                     )
                 mail.append(message)
-                promise = min(promise, message.time_ns)
+                promise = min(promise, time_ns)
             self._following_ns = control.next_event_ns()
             if self._following_ns <= now:
                 raise ProtocolViolationError(f"control plane: did not move on from {now} ns")
-        return min(promise, now)
 
     def _go_to(self, horizon_ns: int) -> str | None:
         mail = self._letters()
@@ -173,7 +178,7 @@ class Coordinator:
             self._events += report.events
             self._promise_ns = report.earliest_output_ns
             for message in report.outputs:
-                if message.time_ns < self._reached_ns:
+                if message[0] < self._reached_ns:
                     raise ProtocolViolationError(
                         f"{message.sender}: sent at {message.time_ns} ns, inside a window that began later"
                     )

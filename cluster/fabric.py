@@ -76,7 +76,8 @@ class Fabric:
         for link in path:
             rate = min(rate, capacity[link] - used_rate[link])
             there = on_link[link]
-            shared = shared or bool(there)
+            if there:
+                shared = True
             there[name] = flow
         self._set_rate(name, flow, max(0.0, rate), now_ns)
         if shared:

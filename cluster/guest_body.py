@@ -11,7 +11,7 @@ import msgpack
 from node.generation import Generation
 from node.guest import GuestSpec
 from node.kernel_settings import KernelSettings
-from node.packing import packed
+from node.packing import Unmade, packed
 from node.program import ProgramSpec
 from tio.device_identity import CardKind
 
@@ -32,9 +32,26 @@ def guest_body(guest: GuestSpec) -> bytes:
     )  # fmt: skip
 
 
+class GuestBody(Unmade):
+    """A guest's specification on its way to a host: itself in this process, as ``guest_body`` where it leaves it."""
+
+    __slots__ = ("guest",)
+
+    def __init__(self, guest: GuestSpec) -> None:
+        self.guest = guest
+
+    def made(self) -> bytes:
+        """The msgpack."""
+        return guest_body(self.guest)
+
+
+def guest_of(body: bytes | GuestBody) -> GuestSpec:
+    """The specification back; a VM that comes again has the same object."""
+    return body.guest if isinstance(body, GuestBody) else _guest_of(body)
+
+
 @lru_cache(maxsize=4096)
-def guest_of(body: bytes) -> GuestSpec:
-    """The specification back from msgpack; a VM that comes again has the same object."""
+def _guest_of(body: bytes) -> GuestSpec:
     *values, kernel, owned, sev_policy, devices = msgpack.unpackb(body, use_list=False)
     name, generation, vcpus, memory, program, parameters, seed, firmware, disk, network, sev_features, svsm = values
     return GuestSpec(

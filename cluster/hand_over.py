@@ -251,6 +251,10 @@ ANSWERED_BY: Mapping[Report, Event] = {
 """Reports that are events of the authority's table; READY and PLACE only let the copying begin."""
 
 
+_ENDED = (Holding.RUNS, Holding.NOTHING)
+"""What a host has of a VM that is in no move."""
+
+
 class Heard(NamedTuple):
     """What a host remembers of a VM: the newest move it heard of, the last it started it under, and went on after."""
 
@@ -270,15 +274,16 @@ class Mine(NamedTuple):
 def told(mine: Mine, command: Command, number: int) -> tuple[Mine, Report | None]:
     """What a host has, and says, after a command; None for silence. It remembers before it says anything."""
     holding, current, heard = mine
-    if command in BEGINNINGS and number > heard.newest and (holding, command) in HOST:
-        current, heard = number, Heard(number, heard.started, heard.stayed)
-    if current == number and (row := HOST.get((holding, command))) is not None:
-        if row.report is Report.RUNS:
-            heard = Heard(heard.newest, number, heard.stayed)
-        elif row.report is Report.STAYED:
-            heard = Heard(heard.newest, heard.started, number)
-        ended = row.to in (Holding.RUNS, Holding.NOTHING)
-        return Mine(row.to, -1 if ended else current, heard), row.report
+    row = HOST.get((holding, command))
+    if row is not None:
+        if number > heard.newest and command in BEGINNINGS:
+            current, heard = number, Heard(number, heard.started, heard.stayed)
+        if current == number:
+            if row.report is Report.RUNS:
+                heard = Heard(heard.newest, number, heard.stayed)
+            elif row.report is Report.STAYED:
+                heard = Heard(heard.newest, heard.started, number)
+            return Mine(row.to, -1 if row.to in _ENDED else current, heard), row.report
     if command not in PASSED or current == number:
         return mine, None
     heard = heard._replace(newest=max(heard.newest, number))

@@ -36,32 +36,43 @@ class HostIndex:
         self._asids = {kind: [_NONE] * (2 * size) for kind in kinds}
         for number, account in enumerate(accounts):
             self._put(size + number, account)
+        self._figures = (self._bytes, self._vcpus, *self._asids.values())
         for node in range(size - 1, 0, -1):
+            self._masks[node] = self._masks[2 * node] | self._masks[2 * node + 1]
             self._gather(node)
 
     def _put(self, leaf: int, account: HostAccount) -> None:
-        self._bytes[leaf], self._vcpus[leaf] = account.free_bytes, account.free_vcpus
         self._masks[leaf] = sum([_BITS[one] for one in account.generations])
+        self._set(leaf, account)
+
+    def _set(self, leaf: int, account: HostAccount) -> bool:
+        """Take over what a host has left; whether that is other than it was."""
+        free_bytes, free_vcpus = account.free_bytes, account.free_vcpus
+        changed = self._bytes[leaf] != free_bytes or self._vcpus[leaf] != free_vcpus
+        self._bytes[leaf], self._vcpus[leaf] = free_bytes, free_vcpus
         for kind, free in self._asids.items():
             # A host without such a pool gives as many as are wanted.
-            free[leaf] = float(account.free_asids.get(kind, 1 << 62))
+            left = float(account.free_asids.get(kind, 1 << 62))
+            if free[leaf] != left:
+                free[leaf], changed = left, True
+        return changed
 
     def _gather(self, node: int) -> bool:
         """Take a node's figures from both below it; whether any of them changed."""
+        left, right = 2 * node, 2 * node + 1
         changed = False
-        for figures in (self._bytes, self._vcpus, *self._asids.values()):
-            most = max(figures[2 * node], figures[2 * node + 1])
-            changed = changed or figures[node] != most
-            figures[node] = most
-        mask = self._masks[2 * node] | self._masks[2 * node + 1]
-        changed = changed or self._masks[node] != mask
-        self._masks[node] = mask
+        for figures in self._figures:
+            most = figures[left]
+            most = max(most, figures[right])
+            if figures[node] != most:
+                figures[node], changed = most, True
         return changed
 
     def changed(self, number: int) -> None:
-        """The host with this number has more left now, or less."""
+        """The host with this number has more left now, or less; its generations are what they were."""
         node = self._size + number
-        self._put(node, self._accounts[number])
+        if not self._set(node, self._accounts[number]):
+            return
         while node > 1:
             node //= 2
             if not self._gather(node):

@@ -6,8 +6,8 @@ nanosecond are taken together, ordered by sender and sequence.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable
+from heapq import heappop, heappush
 
 import simpy
 
@@ -43,24 +43,24 @@ class Inbox:
         """Take messages for later. Raises ProtocolViolationError for one from the past."""
         now = self._env._now  # noqa: SLF001 - as above
         for message in messages:
-            if message.time_ns < now:
+            if message[0] < now:
                 raise ProtocolViolationError(f"{message.receiver}: got a message for {message.time_ns} ns at {now} ns")
-            heapq.heappush(self._waiting, message)
+            heappush(self._waiting, message)
 
     def advance(self, horizon_ns: int, event_budget: int) -> int:
         """Do what comes before ``horizon_ns``, letters of one nanosecond as one event; how many were done."""
-        env, waiting = self._env, self._waiting
+        env, waiting, receive = self._env, self._waiting, self._receive
         queue = env._queue  # noqa: SLF001 - as above
         done = 0
         while done < event_budget:
-            if waiting and (not queue or waiting[0].time_ns <= queue[0][0]):
-                now = waiting[0].time_ns
+            if waiting and (not queue or waiting[0][0] <= queue[0][0]):
+                now = waiting[0][0]
                 if now >= horizon_ns:
                     break
                 env._now = now  # noqa: SLF001 - nothing is planned before; an event for each letter would say the same
-                self._receive(heapq.heappop(waiting))
-                while waiting and waiting[0].time_ns == now:
-                    self._receive(heapq.heappop(waiting))
+                receive(heappop(waiting))
+                while waiting and waiting[0][0] == now:
+                    receive(heappop(waiting))
             elif queue and queue[0][0] < horizon_ns:
                 env.step()
             else:

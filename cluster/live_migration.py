@@ -24,6 +24,8 @@ from cluster.placement import FirstFit
 from cluster.platform_fit import misfit
 from cluster.precopy import Precopy, PrecopySettings, RoundCap, Verdict
 from node.dirty_rates import Pool
+from node.identity_cache import IdentityCache
+from node.migration_frames import PageDigests, Stream, bytes_of
 from node.migration_refusal import MigrationRefusal
 from node.vmsa import VMSA_BYTES
 from psp.system_bus import PAGE_BYTES
@@ -39,6 +41,7 @@ CARD = "card "
 
 
 _RELIABLE = Patience()
+_cap_of = IdentityCache[PrecopySettings, float](lambda settings: settings.cap_bytes_per_s)
 
 
 @dataclass(slots=True)
@@ -50,7 +53,7 @@ class LiveMigrations:
     admission: Admission
     settings: PrecopySettings
     send: Send
-    wire: Wire = lambda _, frames: frames
+    wire: Wire | None = None
     card_flow_ended: Callable[[str, int], None] = lambda _, __: None
     """Whom to tell of the end of a flow of guests' frames, named after the card that sent them."""
     patience: Patience = _RELIABLE
@@ -120,7 +123,7 @@ class LiveMigrations:
         """Do what is due at ``now_ns``."""
         fabric, rounds = self.fabric, self._rounds
         while fabric.next_event_ns <= now_ns or (rounds and rounds[0][0] <= now_ns):
-            for name in fabric.advance(now_ns):
+            for name in fabric.advance(now_ns) if fabric.next_event_ns <= now_ns else ():
                 if name.startswith(CARD):
                     self.card_flow_ended(name, now_ns)
                 else:
@@ -337,8 +340,8 @@ class LiveMigrations:
     # Switch-over.
 
     def on_stopped(
-        self, one: Migration, now_ns: int, frames: tuple[bytes, ...], digests: bytes, books: tuple[Any, ...],
-        written_pages: int, stopped_ns: int,
+        self, one: Migration, now_ns: int, frames: Stream | tuple[bytes, ...], digests: PageDigests | bytes,
+        books: tuple[Any, ...], written_pages: int, stopped_ns: int,
     ) -> None:  # fmt: skip
         """The VM stands still: what is still dirty goes over now."""
         if not self._step(one, Event.STOPPED, now_ns):
@@ -346,7 +349,7 @@ class LiveMigrations:
         assert one.precopy is not None
         assert one.guest is not None
         one.stopped_ns, one.luggage = stopped_ns, (frames, digests, books)
-        one.frame_bytes = sum(map(len, frames))
+        one.frame_bytes = bytes_of(frames)
         dirty = one.precopy.dirty_bytes(now_ns) + written_pages * PAGE_BYTES
         left = min(dirty, one.precopy.memory_bytes)
         if one.ahead:
@@ -365,7 +368,7 @@ class LiveMigrations:
             one.private_pages = -(-(size_bytes * (memory_bytes - shared_bytes) // memory_bytes) // PAGE_BYTES)
             self._tell_round(one)
         ratio = 1.0 if one.platforms else self.settings.compression_ratio  # Ciphertext does not become shorter.
-        cap = self.settings.cap_bytes_per_s
+        cap = _cap_of(self.settings)
         wire_bytes = size_bytes * ratio
         one.wire_bytes += round(wire_bytes)
         self.fabric.start(str(one.number), one.source, one.destination, wire_bytes, now_ns, cap)
@@ -540,7 +543,7 @@ class LiveMigrations:
 
 
 def _pools(bodies: tuple[tuple[int, float], ...]) -> tuple[Pool, ...]:
-    return tuple(Pool(*body) for body in bodies)
+    return tuple([Pool(*body) for body in bodies])
 
 
 _Answer = Callable[..., None]

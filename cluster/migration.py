@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from cluster.hand_over import Phase, Report
 from cluster.precopy import Precopy
@@ -46,8 +46,7 @@ class Outcome(StrEnum):
     """The run was over first."""
 
 
-@dataclass(frozen=True, slots=True)
-class MigrationOrder:
+class MigrationOrder(NamedTuple):
     """A wish: which VM, where to (None: wherever there is room), and for which drain."""
 
     vm: str

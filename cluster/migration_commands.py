@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from cluster.guest_body import guest_body
+from cluster.guest_body import GuestBody
 from cluster.hand_over import Command, Phase, Report
 from cluster.migration import Migration
+from node.migration_frames import Stream
 
 if TYPE_CHECKING:
     from cluster.live_migration import LiveMigrations
@@ -17,7 +18,7 @@ Told = tuple[str, tuple[object, ...]]
 
 def _keep(_: LiveMigrations, one: Migration) -> Told:
     assert one.guest is not None
-    return one.destination, (one.source, guest_body(one.guest))
+    return one.destination, (one.source, GuestBody(one.guest))
 
 
 def _stop(_: LiveMigrations, one: Migration) -> Told:
@@ -29,7 +30,9 @@ def _come(live: LiveMigrations, one: Migration) -> Told:
     frames, digests, books = one.luggage
     if not live.patience.again_after_ns:
         one.luggage = ()
-    return one.destination, (live.wire(one.order.vm, frames), digests, books)
+    if live.wire is not None:
+        frames = live.wire(one.order.vm, frames.made() if isinstance(frames, Stream) else frames)
+    return one.destination, (frames, digests, books)
 
 
 TOLD: Mapping[Command, Callable[[LiveMigrations, Migration], Told]] = {

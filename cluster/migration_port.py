@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cluster import hand_over
-from cluster.guest_body import guest_of
+from cluster.guest_body import GuestBody, guest_of
 from cluster.hand_over import Command, Heard, Holding, Mine, Report
 from node.departures import Stopped
 from node.dirty_rates import Pool
 from node.guest import GuestSpec, GuestState
 from node.guest_books import GuestBooks
 from node.host import Host
-from node.migration_frames import frames_of, page_digests, session_of
+from node.migration_frames import PageDigests, Stream, session_of
 from node.migration_refusal import MigrationRefusal
 from node.sealed_transfer import SEALED
 from psp.policy import LegacyPolicy
@@ -70,11 +70,11 @@ class MigrationPort:
 
     def receive(self, kind: str, fields: tuple[Any, ...]) -> None:
         """Do what a message asks."""
-        number, vm, *rest = fields
         command = _COMMANDS.get(kind)
         if command is None:
             self._between[kind](*fields)
             return
+        number, vm, *rest = fields
         if command is Command.GO and self._host.arrivals.is_laying(vm):
             self._send("busy", (number,))  # What comes of that will be said, and answered.
             return
@@ -107,7 +107,7 @@ class MigrationPort:
         heard = self._heard.get(vm, _NEW)
         move = self._moves.get(vm)
         if move is not None:
-            return Mine(*move, heard)
+            return Mine(move[0], move[1], heard)
         guest = self._host.guests.get(vm)
         return Mine(Holding.RUNS if guest is not None and guest.state in _HERE else Holding.NOTHING, -1, heard)
 
@@ -232,7 +232,7 @@ class MigrationPort:
             self._say(
                 vm, Report.STOPPED,
                 (
-                    number, frames_of(state, self._peers[vm]), page_digests(state.pages), stopped.books.body(),
+                    number, Stream(state, self._peers[vm]), PageDigests(state.pages), stopped.books.body(),
                     stopped.written_pages, stopped.stopped_ns,
                 ),
             )  # fmt: skip
@@ -251,7 +251,7 @@ class MigrationPort:
 
     # In.
 
-    def _keep_place(self, number: int, vm: str, source: str, body: bytes) -> None:
+    def _keep_place(self, number: int, vm: str, source: str, body: GuestBody | bytes) -> None:
         spec = guest_of(body)
         self._peers[vm] = session_of(number, vm, source, self._host.spec.name)
         platform = self._platform(spec)
@@ -285,8 +285,9 @@ class MigrationPort:
         return (product.line.name, product.c_bit, product.reduced_bits, version, spec.memory.shared.length)
 
     def _come(
-        self, number: int, vm: str, frames: tuple[bytes, ...], digests: bytes, books: tuple[Any, ...]
-    ) -> None:
+        self, number: int, vm: str, frames: Stream | tuple[bytes, ...], digests: PageDigests | bytes,
+        books: tuple[Any, ...],
+    ) -> None:  # fmt: skip
         self._said.pop(vm, None)
         before = self._host.arrivals.pages_checked
 
@@ -321,7 +322,7 @@ _NAMES = {one.value: one.name for one in MigrationRefusal}
 
 
 def _bodies(pools: tuple[Pool, ...]) -> tuple[tuple[int, float], ...]:
-    return tuple((pool.working_set_bytes, pool.write_bytes_per_s) for pool in pools)
+    return tuple([(pool.working_set_bytes, pool.write_bytes_per_s) for pool in pools])
 
 
 _ON_REQUEST = frozenset({Command.STAY, Command.LEAVE, Command.GIVE_BACK})

@@ -83,14 +83,26 @@ class Shard:
             first_ns, name = called.pop() if called else following.first()
             if first_ns >= horizon_ns:
                 break  # Who was called comes before it, so nobody is left.
-            promise_ns = min(promises[name], first_ns)
+            entity, promise_ns = self._entities[name], promises[name]
+            promise_ns = min(promise_ns, first_ns)
             # One entity after another, not slice about: what an entity needs is in the processor's caches.
             while True:
-                advance = self._advance_one(name, promise_ns, horizon_ns, min(self._slice, event_budget - done))
-                _, first_ns, promise_ns, events, said = advance
+                left = event_budget - done
+                advance = entity.advance(horizon_ns, min(left, self._slice))
+                reached_ns, first_ns, next_promise_ns, events, said = advance
+                if events == 0 or reached_ns > horizon_ns:
+                    raise self._broken(name, advance, horizon_ns)
                 done += events
                 if said:
+                    for message in said:
+                        if message[0] < promise_ns:
+                            raise ProtocolViolationError(
+                                f"{name}: sent at {message.time_ns} ns, but had promised nothing before {promise_ns} ns"
+                            )
                     outputs += said
+                promise_ns = next_promise_ns
+                following.put(name, first_ns)
+                promises.put(name, max(first_ns, promise_ns))  # As ``_note`` does.
                 before_s, now_s = now_s, clock()
                 if now_s - before_s > SLICE_S or self._slice < SLICE_EVENTS:
                     self._learn(now_s - before_s)
@@ -126,21 +138,11 @@ class Shard:
         self._next.put(name, min(self._next[name], time_ns))
         self._promises.put(name, min(self._promises[name], time_ns))
 
-    def _advance_one(self, name: str, promise: int, horizon_ns: int, events: int) -> Advance:
-        """One slice of one entity, held to its promise and to the horizon."""
-        advance = self._entities[name].advance(horizon_ns, events)
-        reached_ns, following_ns, promise_ns, done, outputs = advance
-        if done == 0:
-            raise ProtocolViolationError(f"{name}: did nothing, with an event at {self._next[name]} ns to do")
-        if reached_ns > horizon_ns:
-            raise ProtocolViolationError(f"{name}: went to {reached_ns} ns, past its horizon {horizon_ns} ns")
-        for message in outputs:
-            if message.time_ns < promise:
-                raise ProtocolViolationError(
-                    f"{name}: sent at {message.time_ns} ns, but had promised nothing before {promise} ns"
-                )
-        self._note(name, following_ns, promise_ns)
-        return advance
+    def _broken(self, name: str, advance: Advance, horizon_ns: int) -> ProtocolViolationError:
+        """An entity that did nothing, or more than it was to."""
+        if advance.events == 0:
+            return ProtocolViolationError(f"{name}: did nothing, with an event at {self._next[name]} ns to do")
+        return ProtocolViolationError(f"{name}: went to {advance.reached_ns} ns, past its horizon {horizon_ns} ns")
 
     def _learn(self, slice_s: float) -> None:
         if slice_s > SLICE_S:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
+from heapq import heapify, heappop, heappush
 
 from cluster.entity import NEVER
 
@@ -21,17 +21,17 @@ class Soonest:
 
     def put(self, name: str, time_ns: int) -> None:
         """Give a name this time, or none."""
-        times = self._times
+        times, heap = self._times, self._heap
         if time_ns == NEVER:
             times.pop(name, None)
             return
         if times.get(name) == time_ns:
             return
         times[name] = time_ns
-        heapq.heappush(self._heap, (time_ns, name))
-        if len(self._heap) > 2 * len(times) + _SLACK:
+        heappush(heap, (time_ns, name))
+        if len(heap) > 2 * len(times) + _SLACK:
             self._heap = [(time, one) for one, time in times.items()]
-            heapq.heapify(self._heap)
+            heapify(self._heap)
 
     def first(self) -> tuple[int, str]:
         """The earliest time and its name, of equal times the first name; (``NEVER``, nobody) where there is none."""
@@ -40,5 +40,5 @@ class Soonest:
             first = heap[0]
             if times.get(first[1]) == first[0]:
                 return first
-            heapq.heappop(heap)
+            heappop(heap)
         return NEVER, ""

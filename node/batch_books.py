@@ -26,17 +26,17 @@ def count_batch(guest: Guest, batch: tuple[op.GuestOperation, ...], answers: tup
     """Count what a batch did in memory; whether there is something of the disk in it."""
     disk = False
     for one, answer in zip(batch, answers, strict=True):
-        if type(answer) is bytes:
-            if type(one) is op.Copy:
-                guest.bytes_bounced += len(answer)
+        kind, came = type(one), type(answer)
+        if came is bytes:
+            if kind is op.Copy:
+                guest.bytes_bounced += len(answer)  # type: ignore[arg-type]  # of bytes
                 guest.copies += 1
-                continue
-            if type(one) is not op.PortInString:  # a bus is no memory
-                guest.bytes_read += len(answer)
-        elif type(answer) is op.Fault:
+            elif kind is not op.PortInString:  # a bus is no memory
+                guest.bytes_read += len(answer)  # type: ignore[arg-type]
+        elif came is op.Fault:
             guest.faults += 1
-        elif type(one) is op.Write or type(one) is op.VirtualWrite:
-            guest.bytes_written += len(one.data)
-        elif type(one) is op.BlockRead or type(one) is op.BlockWrite:
+        elif kind is op.Write or kind is op.VirtualWrite:
+            guest.bytes_written += len(one.data)  # type: ignore[union-attr]  # the two have data
+        elif kind is op.BlockRead or kind is op.BlockWrite:
             disk = True
     return disk

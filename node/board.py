@@ -306,12 +306,12 @@ class Board:
         disk = self.disks.get(vm)
         if disk is None:
             nested, file = self.nested_table(vm), self.disk_files.get(vm)
-            disk = self.disks[vm] = Disk(self.controller, self.bus.host_view, self.rmp, nested, file)
+            disk = self.disks[vm] = Disk(self.controller, self.bus, nested, file)
         return disk
 
     def plug_nic(self, vm: str, vcpu: int, mac: bytes) -> None:
         """Give a vCPU a network card that reaches its VM's memory as the hypervisor does."""
-        port = GuestPort(self.controller, self.bus.host_view, self.rmp, self.nested_table(vm))
+        port = GuestPort(self.controller, self.bus, self.nested_table(vm))
         self.nics.setdefault(vm, {})[vcpu] = VirtioNet(port, mac)
 
     def device_port(self, slot: int) -> DevicePort:
@@ -335,7 +335,6 @@ class Board:
             return
         if self.caches is not None:
             self.caches.place_rmp(layout)
-        self.tables = self._table_host()
 
     def _rmp_at(self, layout: RmpLayout) -> ReverseMapTable:
         under_key = self.platform.mode is HostMode.TSME or self.product.rmp.under_host_key
@@ -381,10 +380,15 @@ class Board:
     def _table_host(self) -> TableHost:
         product = self.product
         bits = product.physical_address_bits - product.reduced_bits
-        check_write = None if self.rmp is None else self.rmp.check_host_write
+        check_write = None if self.rmp is None else self._check_host_write
         form = EntryFormat(LONG, bits, product.c_bit)
         walker = NestedWalker(self.walks, form, check_write, self.walks)
         return TableHost(self.walks, self.dram, walker, product.c_bit, check_write)
+
+    def _check_host_write(self, spa: int, length: int) -> None:
+        """Raises RmpFault by the RMP where it is now: tables may be older than SNP."""
+        if self.rmp is not None:
+            self.rmp.check_host_write(spa, length)
 
     @property
     def load_ns(self) -> int:

@@ -24,9 +24,6 @@ class CardTraffic:
         else:
             self.clear_bytes += length
 
-    def __bool__(self) -> bool:
-        return bool(self.clear_bytes or self.trusted_bytes)
-
 
 class CardCost:
     """Prices of transfers under a cost table."""

@@ -49,8 +49,8 @@ class CardMemory:
         """Whoever brings interrupts to where they belong."""
         self.interrupts: list[MessageInterrupt] = []
         """Those that arrived while there was nobody to do so."""
-        self.traffic = CardTraffic()
-        """What cards have moved since somebody last took the account."""
+        self.traffic: CardTraffic | None = None
+        """What cards have moved since somebody last took the account; None where they were silent."""
         self.lost = 0
         """Interrupts that came while ``MOST_WAITING`` were there."""
         self._iommu = iommu
@@ -58,10 +58,13 @@ class CardMemory:
 
     def take_traffic(self) -> CardTraffic:
         """The account of what cards have moved, which begins anew."""
-        if not self.traffic:
-            return self.traffic
-        taken, self.traffic = self.traffic, CardTraffic()
+        taken, self.traffic = self.traffic or CardTraffic(), None
         return taken
+
+    def _note(self, length: int, *, tee: bool) -> None:
+        if self.traffic is None:
+            self.traffic = CardTraffic()
+        self.traffic.note(length, tee=tee)
 
     def behind(self, port: int) -> PortMemory:
         """What the root port of this number is handed."""
@@ -71,7 +74,7 @@ class CardMemory:
         self, requester: int, address: int, length: int, *, tee: bool, stream_id: int | None, port: int | None = None
     ) -> bytes:
         """A function's load that came by a root port. Raises DmaFault."""
-        self.traffic.note(length, tee=tee)
+        self._note(length, tee=tee)
         if not tee:
             self._check_fence(requester, address, length, write=False)
             return self._iommu.read(requester, address, length)
@@ -83,7 +86,7 @@ class CardMemory:
         self, requester: int, address: int, data: bytes, *, tee: bool, stream_id: int | None, port: int | None = None
     ) -> None:
         """A function's store; one that the IOMMU refuses is lost. Raises DmaFault where nothing takes it."""
-        self.traffic.note(len(data), tee=tee)
+        self._note(len(data), tee=tee)
         if INTERRUPTS_BASE <= address < INTERRUPTS_END:
             self._interrupt(requester, address, data, tee=tee)
         elif not tee:

@@ -50,6 +50,10 @@ _MOST_RETIRED = float(1 << 43)
 """Above it a load begins to count anew: a sum of weeks would lose single instructions in its rounding."""
 
 
+_tuple = tuple.__new__
+"""Makes a named tuple at half the price of its own constructor: there are two for each phase."""
+
+
 class PhaseLoad(NamedTuple):
     """What a running phase costs its core per instruction.
 
@@ -94,11 +98,11 @@ class _Alike:
 
     load: PhaseLoad
     cap: float
-    span: float
-    """Nanoseconds an instruction takes with a thread of its own, at the present latency."""
     rate: float
     now: tuple[float, float, float]
     """c, m and bytes per instruction as they are among the present neighbours."""
+    capped_to_ns: float
+    """The DRAM latency up to which nothing but its cap holds it, with a thread of its own."""
     share: float = 1.0
     crowding: float = 1.0
     """Misses as a multiple of those without neighbours."""
@@ -111,6 +115,8 @@ class _Alike:
     """Sum over the instructions retired of the misses that neighbours add, as a multiple of those without."""
     ends: list[tuple[float, int]] = field(default_factory=list)
     """A heap of (``retired`` at the end, slot)."""
+    count: int = 0
+    """How many phases there are: as many as ends."""
 
 
 class _Phase(NamedTuple):
@@ -153,6 +159,8 @@ class Contention:
         """Whether any phase's misses are not those it has alone."""
         self.ledger: NeighbourLedger | None = None
         """Who costs whom, where somebody asks for it; loads then name their owners."""
+        self._demand = 0.0
+        """Traffic at the rates set last, as a share of the bandwidth."""
         self._known_shares: dict[tuple[float, tuple[tuple[PhaseLoad, int], ...]], list[float]] = {}
         """How caches were shared among phases that ran together before: the same often meet again."""
         self._crowdable = 0
@@ -174,7 +182,8 @@ class Contention:
             span = load.miss * self.latency_ns + core_ns
             cap = load.cap_per_ns or _NO_CAP
             now = (core_ns, load.miss, load.traffic_bytes)
-            alike = self._loads[load] = _Alike(load, cap, span, min(1.0 / span, cap), now)
+            capped_to = _capped_to(cap, core_ns, load.miss)
+            alike = self._loads[load] = _Alike(load, cap, min(1.0 / span, cap), now, capped_to)
             if load.misses is not None:
                 self._crowdable += 1
         elif alike.retired > _MOST_RETIRED:
@@ -183,9 +192,9 @@ class Contention:
         self._next_slot = slot + 1
         end = alike.retired + instructions
         heappush(alike.ends, (end, slot))
-        self._phases[slot] = _Phase(
-            alike, end, instructions, alike.waited, self._now_ns, alike.slowed, alike.crowded
-        )
+        alike.count += 1
+        phase = alike, end, instructions, alike.waited, self._now_ns, alike.slowed, alike.crowded
+        self._phases[slot] = _tuple(_Phase, phase)
         return slot
 
     def _count_anew(self, alike: _Alike) -> None:
@@ -207,6 +216,7 @@ class Contention:
         else:
             ends.remove((end, slot))
             heapify(ends)
+        alike.count -= 1
         if not ends:
             del self._loads[load]
             if load.misses is not None:
@@ -220,7 +230,7 @@ class Contention:
         busy = done * (load.core_ns + load.miss * self._idle_latency_ns) + loaded + smt + llc
         self.busy_thread_ns += busy
         wanted = max(busy, done / load.cap_per_ns) if load.cap_per_ns else busy
-        return PhaseAccount(done, remaining, elapsed, loaded, max(0.0, elapsed - wanted), smt, llc)
+        return _tuple(PhaseAccount, (done, remaining, elapsed, loaded, max(0.0, elapsed - wanted), smt, llc))
 
     def rate_per_ns(self, slot: int) -> float:
         """Instructions that a phase retires in a nanosecond, as last solved."""
@@ -259,7 +269,7 @@ class Contention:
     def _sharer(self, alike: _Alike, excess: float) -> Sharer:
         load, rate = alike.load, alike.rate
         assert load.owner is not None, "a load without its owner on a host that keeps a ledger"
-        used = rate * alike.span
+        used = rate * (alike.now[1] * self.latency_ns + alike.now[0])
         idle_ns = self._idle_latency_ns + load.miss_ns
         waits = 1.0 - max(used, rate / alike.cap)
         return Sharer(
@@ -296,6 +306,7 @@ class Contention:
             self._uneven = self._uneven or more != 0.0
             core_ns = load.core_ns + load.pipeline_ns * slowing + more * load.miss_ns
             alike.now = (core_ns, load.miss + more, load.traffic_bytes * share)
+            alike.capped_to_ns = _capped_to(alike.cap, core_ns, load.miss + more)
 
     def solve(self) -> None:
         """Find rates and latency for the phases that now run."""
@@ -317,6 +328,13 @@ class Contention:
         low, high = 0.0, _HIGHEST_UTILISATION
         u = self.utilisation
         gap, slope = self._set_rates(u)
+        # Where caps alone hold everybody, the same traffic comes at any latency at which they still do.
+        capped_to, demand = -1.0, self._demand
+        if slope == 1.0 and not self._overcommitted:
+            capped_to = min([alike.capped_to_ns for alike in self._loads.values()], default=-1.0)
+            if self.latency_ns >= capped_to:
+                capped_to = -1.0
+        idle, factor = self._idle_latency_ns, self._factor
         for _ in range(_MOST_STEPS):
             if gap > 0:
                 low = u
@@ -331,7 +349,12 @@ class Contention:
                 u = (low + high) / 2
                 # Traffic that no latency slows down: the bracket ends at full utilisation.
                 found = high - low < _NARROW
-            gap, slope = self._set_rates(u)
+            latency = idle * (1.0 + factor * u / (1.0 - u))
+            if latency < capped_to:
+                self.latency_ns, gap = latency, demand - u
+            else:
+                capped_to = -1.0
+                gap, slope = self._set_rates(u)
             if found:
                 break
         self.utilisation = u
@@ -344,17 +367,18 @@ class Contention:
         demand = pull = 0.0
         for alike in self._loads.values():
             core_ns, miss, traffic = alike.now
-            alike.span = span = miss * latency + core_ns
+            span = miss * latency + core_ns
             rate = alike.share / span
             if rate < alike.cap:
-                bytes_per_ns = len(alike.ends) * rate * traffic
+                bytes_per_ns = alike.count * rate * traffic
                 pull += bytes_per_ns * miss / span
             else:
                 rate = alike.cap
-                bytes_per_ns = len(alike.ends) * rate * traffic
+                bytes_per_ns = alike.count * rate * traffic
             alike.rate = rate
             demand += bytes_per_ns
-        return demand / bandwidth - u, pull * idle * factor / (free * free * bandwidth) + 1.0
+        self._demand = demand / bandwidth
+        return self._demand - u, pull * idle * factor / (free * free * bandwidth) + 1.0
 
     def _solve_overcommitted(self) -> None:
         """More phases than threads: alternate between latency and max-min shares until both stand still."""
@@ -387,6 +411,14 @@ class Contention:
                 done += [slot for end, slot in alike.ends if end <= near]
         done.sort()
         return done
+
+
+def _capped_to(cap: float, core_ns: float, miss: float) -> float:
+    """``_Alike.capped_to_ns``, a little less lest rounding decide."""
+    spare_ns = (1.0 - _ROUNDING) / cap - core_ns
+    if spare_ns <= 0.0:
+        return -1.0
+    return spare_ns / miss if miss > 0.0 else _NO_CAP
 
 
 def _water_level(wanted: Iterable[tuple[float, int]], capacity: float) -> float:

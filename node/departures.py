@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import repeat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from node.contention import NEVER_NS
 from node.dirty_log import DirtyLog
@@ -33,8 +32,7 @@ def _never(why: str) -> None:
     raise AssertionError(why)
 
 
-@dataclass(frozen=True, slots=True)
-class Stopped:
+class Stopped(NamedTuple):
     """A VM that stands still, since ``stopped_ns``: what travels, its books, and pages written since a given time."""
 
     state: VmState
@@ -222,7 +220,16 @@ class Departures:
         """Before which no rate is stated anew and no stopped VM handed over."""
         if not self._under_way:
             return NEVER_NS
-        return min(map(_earliest_ns, self._under_way.values(), repeat(next_event_ns)))
+        earliest_ns = NEVER_NS
+        for departure in self._under_way.values():
+            if departure.stopping:
+                return next_event_ns
+            one_ns = departure.look_at_ns
+            if one_ns < 0:
+                # A look follows a change, and nothing changes before the next event.
+                one_ns = next_event_ns + departure.interval_ns
+            earliest_ns = min(earliest_ns, one_ns)
+        return earliest_ns
 
     def _refusal(self, guest: Guest | None) -> MigrationRefusal | None:
         if guest is None or guest.state in GONE:
@@ -257,11 +264,3 @@ class Departures:
         if departure.rates.is_stale():
             self._changed(departure)
 
-
-def _earliest_ns(departure: _Departure, next_event_ns: int) -> int:
-    if departure.stopping:
-        return next_event_ns
-    if departure.look_at_ns >= 0:
-        return departure.look_at_ns
-    # A look follows a change, and nothing changes before the next event.
-    return min(NEVER_NS, next_event_ns + departure.interval_ns)

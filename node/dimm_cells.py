@@ -127,8 +127,9 @@ class DimmCells:
 
     def lay(self, spa: int, source: bytes, fill: Fill | None = None, *, until_flush: bool = False) -> None:
         """Write whole pages, made real when somebody looks, or by ``settle``. Raises MachineCheck outside of memory."""
-        self._lay(spa, len(source), _Laid(source, 0, fill, until_flush))
-        self._unsettled = self._unsettled or until_flush
+        self._lay(spa, len(source), tuple.__new__(_Laid, (source, 0, fill, until_flush)))
+        if until_flush:
+            self._unsettled = True
 
     def settle(self) -> None:
         """Make real what was laid until a flush."""
@@ -146,11 +147,13 @@ class DimmCells:
         self._lay(spa, length, _Laid(None, 0, fill))
 
     def _lay(self, spa: int, length: int, laid: _Laid) -> None:
-        self._check(spa, length)
+        if spa < 0 or spa + length > self._plain_end:
+            self._check_far(spa, length)
         if self._watched:
             self._tell_watchers(spa, length)
         self._laid.put(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES, laid)
-        self._erase(spa, spa + length)
+        if self._written:
+            self._erase(spa, spa + length)
 
     def refill(self, spa: int, length: int, was: Fill | None, fill: Fill) -> list[tuple[int, int]]:
         """Have pages that were laid through ``was`` laid through ``fill`` instead; the others, as (SPA, length).
@@ -234,10 +237,11 @@ class DimmCells:
     def read(self, spa: int, length: int) -> bytes:
         """Bytes as they lie in DRAM. Raises MachineCheck outside of memory."""
         page = spa // PAGE_BYTES
-        if self._laid.find(page) is not None:
-            laid = self.laid(spa, length, None)
-            if laid is not None:
-                return laid
+        found = self._laid.find(page)
+        if found is not None:
+            first, last, laid = found
+            if laid.fill is None and spa + length <= last * PAGE_BYTES:
+                return laid.octets(spa - first * PAGE_BYTES, length)
             self._check(spa, length)
             self._make_real(spa, length)
         else:
@@ -279,7 +283,7 @@ class DimmCells:
     def words(self, spa: int, length: int) -> Words | None:
         """The words of a range inside one chunk; None where nobody wrote anything near. Raises MachineCheck."""
         self._check(spa, length)
-        if self._laid:
+        if not self._laid.is_gap(spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES)):
             self._make_real(spa, length)
         chunk = self._chunks.get(spa // CHUNK_BYTES)
         # Looking at pages that nobody wrote would have the operating system map each of them.
@@ -291,7 +295,7 @@ class DimmCells:
     def writable_words(self, spa: int, length: int) -> Words:
         """The words of a range inside one chunk that is about to be written. Raises MachineCheck."""
         self._check(spa, length)
-        if self._laid:
+        if not self._laid.is_gap(spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES)):
             self._make_real(spa, length)
         first = spa % CHUNK_BYTES // WORD_BYTES
         return self._chunk_to_write(spa, length).words[first : first + length // WORD_BYTES]
@@ -323,11 +327,16 @@ class DimmCells:
 
     def release(self, spa: int, length: int) -> None:
         """Let a range read as zeros; its whole pages cost nothing any more. Raises MachineCheck outside of memory."""
-        self._check(spa, length)
+        if spa < 0 or length < 0 or spa + length > self._plain_end:
+            self._check_far(spa, length)
         if self._watched:
             self._tell_watchers(spa, length)
-        self._forget_laid(spa, length)
-        self._erase(spa, spa + length)
+        if (spa | length) % PAGE_BYTES:
+            self._make_real(spa, length)
+        else:
+            self._laid.put(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES, None)
+        if self._written:
+            self._erase(spa, spa + length)
 
     def _erase(self, spa: int, stop: int) -> None:
         """Zero what chunks hold of a range."""
@@ -409,7 +418,10 @@ class DimmCells:
         region = first // _REGION_PAGES
         if last <= (region + 1) * _REGION_PAGES:
             return region in written and written[region] & _part_of(region, first, last) != 0
-        return any(written[one] & _part_of(one, first, last) for one in self._written_in(first, last))
+        for region in self._written_in(first, last):  # noqa: SIM110 - a generator would cost more than all of it
+            if written[region] & _part_of(region, first, last):
+                return True
+        return False
 
     def _written_in(self, first: int, last: int) -> list[int]:
         """Regions of pages [first, last) in which somebody wrote."""

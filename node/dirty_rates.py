@@ -8,7 +8,7 @@ changes it looks less and less often.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from node.contention import Contention
 from node.guest import Guest
@@ -23,8 +23,7 @@ TOLERANCE = 0.1
 """Share by which a rate may be off before it is stated anew."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pool:
+class Pool(NamedTuple):
     """Bytes that are written all over, and how many a second."""
 
     working_set_bytes: int
@@ -54,7 +53,7 @@ class DirtyRates:
 
     def statement(self) -> tuple[Pool, ...]:
         """What was stated last."""
-        return tuple(Pool(size, rate) for (_, size, _), rate in zip(self._pools, self._stated, strict=True))
+        return tuple([Pool(size, rate) for (_, size, _), rate in zip(self._pools, self._stated, strict=True)])
 
     def is_stale(self) -> bool:
         """Whether the rates of this moment are far from what was stated."""

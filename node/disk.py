@@ -10,13 +10,12 @@ an RMP, ciphertext.
 from __future__ import annotations
 
 from node import operations as op
-from node.ciphertext_hiding import MemoryReader
 from node.disk_file import DiskFile
 from node.guest_memory_map import SHARED_GPA
 from node.guest_port import GuestPort
+from node.host_system_bus import HostSystemBus
 from node.memory_controller import MemoryController
 from node.nested_page_table import NestedPageTable
-from node.rmp import ReverseMapTable
 from tio.dma_port import DmaFault
 from tio.nvme import NvmeController
 from tio.nvme_driver import NvmeDriver, NvmeDriverError
@@ -49,10 +48,9 @@ class Disk:
     """
 
     def __init__(
-        self, memory: MemoryController, view: MemoryReader, rmp: ReverseMapTable | None, nested: NestedPageTable,
-        file: DiskFile | None = None,
-    ) -> None:  # fmt: skip
-        port = GuestPort(memory, view, rmp, nested)
+        self, memory: MemoryController, bus: HostSystemBus, nested: NestedPageTable, file: DiskFile | None = None
+    ) -> None:
+        port = GuestPort(memory, bus, nested)
         self.media = NvmeNamespace(blocks_of(file), op.BLOCK_BYTES, file)
         controller = NvmeController(port, self.media)
         self._driver = NvmeDriver(controller, port, SHARED_GPA)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from node.host_events import EVENT_KINDS, HostEvent, Octets
 from node.record_buffer import NO_LOG, NO_VCPU, LogWish, RecordBuffer
@@ -18,8 +18,7 @@ from node.record_buffer import NO_LOG, NO_VCPU, LogWish, RecordBuffer
 _RECORD = struct.Struct("<qqqq")
 
 
-@dataclass(frozen=True, slots=True)
-class BucketDigest:
+class BucketDigest(NamedTuple):
     """The chain's value of one entity when a bucket of virtual time was closed."""
 
     entity: str
@@ -28,8 +27,7 @@ class BucketDigest:
     digest: str
 
 
-@dataclass(frozen=True, slots=True)
-class ChainEnd:
+class ChainEnd(NamedTuple):
     """Where a chain stands: its open bucket, the records in it, its value."""
 
     bucket: int

@@ -81,10 +81,16 @@ class ExtentMap(Generic[V]):
             if low < high:  # whole runs go
                 del starts[low:high], ends[low:high], values[low:high]
             return
-        if low == high and value is not None and self._stands_alone(low, start, end, value):
+        if low == high and value is not None and self._continues_none(low, low, start, end, value):
             starts.insert(low, start)
             ends.insert(low, end)
             values.insert(low, value)
+            return
+        if (
+            high - low == 1 and value is not None and starts[low] == start and ends[low] == end
+            and self._continues_none(low, high, start, end, value)
+        ):  # fmt: skip
+            values[low] = value
             return
         new: list[tuple[int, int, V]] = []
         if low < high and starts[low] < start:
@@ -110,15 +116,15 @@ class ExtentMap(Generic[V]):
         ends[low:high] = [run[1] for run in merged]
         values[low:high] = [run[2] for run in merged]
 
-    def _stands_alone(self, index: int, start: int, end: int, value: V) -> bool:
-        """Whether a run put in at ``index`` continues none and is continued by none."""
+    def _continues_none(self, low: int, high: int, start: int, end: int, value: V) -> bool:
+        """Whether a run put in place of those from ``low`` to before ``high`` continues none and none continues it."""
         starts, values = self._starts, self._values
-        if index and self._ends[index - 1] == start:
-            before = index - 1
+        if low and self._ends[low - 1] == start:
+            before = low - 1
             if values[before].advanced(start - starts[before]) == value:
                 return False
-        if index < len(starts) and starts[index] == end:
-            return value.advanced(end - start) != values[index]
+        if high < len(starts) and starts[high] == end:
+            return value.advanced(end - start) != values[high]
         return True
 
     def clear(self) -> None:

@@ -8,12 +8,14 @@ from enum import StrEnum
 
 from node.dirty_log import DirtyLog
 from node.disk_books import DiskBooks
+from node.event_log import Chain
 from node.generation import Generation
 from node.guest_memory_map import GuestMemoryMap, memory_map
 from node.kernel_settings import CAREFUL, KernelSettings
 from node.machine_spec import MachineSpec
 from node.mechanism import Mechanism
 from node.network_books import NetworkBooks
+from node.operation_cost import GuestOperationCost
 from node.phase_cost import PhaseCost
 from node.program import ProgramSpec
 from node.svsm_use import SvsmUse
@@ -98,6 +100,10 @@ class Guest:
     vcpus: list[Vcpu] = field(default_factory=list)
     phase_costs: dict[int, tuple[PhaseCost, ...]] = field(default_factory=dict)
     """Costs of each vCPU's demands."""
+    operation_cost: GuestOperationCost = field(init=False)
+    """Prices of its operations on its host, from the moment it runs."""
+    chain: Chain = field(init=False)
+    """What happens to it on its host, from then on too."""
     when_parked: Callable[[], None] | None = None
     """Whom to tell when the last vCPU has come to rest for a pause."""
     asid: int = 0

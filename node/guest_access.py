@@ -53,18 +53,18 @@ class GuestAccess:
             if private and vmcb.rmp_checked:
                 fault.error |= ERROR_ENC
             raise
-        return segments, self.check(vmcb, gpa, segments, private, access, needs)
+        try:
+            return segments, self._check(vmcb, gpa, segments, private, access, needs)
+        except RmpFault as fault:
+            _place(fault, gpa, segments)
+            raise
 
     def check(self, vmcb: Vmcb, gpa: int, segments: list[Segment], private: bool, access: int, needs: int) -> int:
         """RMP checks of a translated access; the ASID whose key it uses, 0 for what the nested entry says."""
         try:
             return self._check(vmcb, gpa, segments, private, access, needs)
         except RmpFault as fault:
-            for spa, length, _, _ in segments:
-                if spa // PAGE_BYTES <= fault.spa // PAGE_BYTES <= (spa + max(1, length) - 1) // PAGE_BYTES:
-                    fault.gpa = gpa + max(0, fault.spa - spa)
-                    break
-                gpa += length
+            _place(fault, gpa, segments)
             raise
 
     def _check(self, vmcb: Vmcb, gpa: int, segments: list[Segment], private: bool, access: int, needs: int) -> int:
@@ -152,6 +152,15 @@ class CachedGuestAccess:
         )  # fmt: skip
         self._tlb.fill(vmcb.core, tag(vmcb), Space.GUEST_PHYSICAL, gpa, one, vmcb.vmpl)
         return one
+
+
+def _place(fault: RmpFault, gpa: int, segments: list[Segment]) -> None:
+    """Say at which GPA of an access that begins at ``gpa`` the RMP refused it."""
+    for spa, length, _, _ in segments:
+        if spa // PAGE_BYTES <= fault.spa // PAGE_BYTES <= (spa + max(1, length) - 1) // PAGE_BYTES:
+            fault.gpa = gpa + max(0, fault.spa - spa)
+            break
+        gpa += length
 
 
 def tag(vmcb: Vmcb) -> Tag:

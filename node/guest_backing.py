@@ -30,6 +30,9 @@ def backing_of(runs: Iterable[tuple[int, int, bool]], node_bytes: int) -> Backin
         whole += length
         small += 0 if large else length
         at, end = spa, spa + length
+        if at // node_bytes == (end - 1) // node_bytes:
+            nodes[at // node_bytes] = nodes.get(at // node_bytes, 0) + length
+            continue
         while at < end:
             node = at // node_bytes
             part = min(end, (node + 1) * node_bytes) - at

@@ -53,7 +53,7 @@ class GuestBooks(NamedTuple):
             [vcpu.elapsed_ns for vcpu in guest.vcpus],
             [retired(vcpu) for vcpu in guest.vcpus],
             [_by_number(vcpu.phases) for vcpu in guest.vcpus],
-            (chain.bucket, chain.records, chain.digest),
+            chain,
         )  # fmt: skip
 
     def body(self) -> tuple[object, ...]:

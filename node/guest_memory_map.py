@@ -116,6 +116,9 @@ class GuestMemoryMap:
         2 MiB pages throughout, 4 KiB pages in a 2 MiB block that holds a
         launched page.
         """
+        return iter(_private_ranges(self, tuple(launched)))
+
+    def _private(self, launched: tuple[int, ...]) -> Iterator[Range]:
         launched_pages = sorted(set(launched))
         broken = sorted({gpa // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES for gpa in launched_pages})
         taken = set(launched_pages)
@@ -139,6 +142,12 @@ class GuestMemoryMap:
 def memory_map(memory_bytes: int, vcpus: int) -> GuestMemoryMap:
     """The layout of a guest, one object for all guests of one size. Raises ValueError for impossible sizes."""
     return GuestMemoryMap(memory_bytes, vcpus)
+
+
+@lru_cache(maxsize=64)
+def _private_ranges(memory: GuestMemoryMap, launched: tuple[int, ...]) -> tuple[Range, ...]:
+    """Worked out once for all guests of one size that are launched alike."""
+    return tuple(memory._private(launched))  # noqa: SLF001 - of this file
 
 
 @lru_cache(maxsize=1024)

@@ -213,13 +213,15 @@ class Host:
 
     def earliest_output_ns(self, next_event_ns: int) -> int:
         """Before which nothing will be said of any VM here, if nobody asks; NEVER_NS for a quiet host."""
-        leaving_ns = min(
-            self.departures.earliest_output_ns(next_event_ns), self.network.earliest_output_ns(next_event_ns)
-        )
+        earliest_ns = self.departures.earliest_output_ns(next_event_ns)
+        if self.network:
+            earliest_ns = min(earliest_ns, self.network.earliest_output_ns(next_event_ns))
         if self.certificates is not None:
-            leaving_ns = min(leaving_ns, self.certificates.earliest_output_ns(next_event_ns))
-        promises = self.tasks.promises
-        return min(leaving_ns, max(next_event_ns, min(promises.values()))) if promises else leaving_ns
+            earliest_ns = min(earliest_ns, self.certificates.earliest_output_ns(next_event_ns))
+        if earliest_ns > next_event_ns and self.tasks.promises:
+            # A promise that is over says no more than that nothing happens before the next event.
+            earliest_ns = min(earliest_ns, max(next_event_ns, min(self.tasks.promises.values())))
+        return earliest_ns
 
     def destroy(self, name: str) -> None:
         """Take a VM off the host and give every resource back; a VM that is not there is left alone."""

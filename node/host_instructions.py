@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -79,7 +79,7 @@ class HostInstructions:
         if one.length > op.MOST_BYTES:
             return op.Fault(op.FaultKind.GENERAL_PROTECTION, one.spa)
         try:
-            return self._board.bus.host_view.read(one.spa, one.length, _key(one))
+            return self._board.bus.host_view.read(one.spa, one.length, HOST_KEY if one.encrypted else 0)
         except FAULTS as fault:
             return answer_to(fault, one.spa)
 
@@ -95,7 +95,7 @@ class HostInstructions:
         try:
             if self._board.rmp is not None:
                 self._board.rmp.check_host_write(one.spa, len(one.data))
-            self._board.controller.lay(one.spa, one.data, _key(one))
+            self._board.controller.lay(one.spa, one.data, HOST_KEY if one.encrypted else 0)
         except FAULTS as fault:
             return answer_to(fault, one.spa)
         return None
@@ -104,7 +104,7 @@ class HostInstructions:
         try:
             if self._board.rmp is not None:
                 self._board.rmp.check_host_write(one.spa, one.length)
-            self._board.controller.clear(one.spa, one.length, _key(one))
+            self._board.controller.clear(one.spa, one.length, HOST_KEY if one.encrypted else 0)
         except FAULTS as fault:
             return answer_to(fault, one.spa)
         return None
@@ -246,7 +246,7 @@ class HostInstructions:
         board = self._board
         if board.caches is not None or board.dram.has_routes or board.bus.fast_registers.page is not None:
             return []
-        updates = list(_updates_of_one_buffer(batch, first))
+        updates = _updates_of_one_buffer(batch, first)
         if len(updates) < _FEWEST:
             return []
         spa, contents = updates[0].spa, [one.buffer for one in updates]
@@ -288,16 +288,16 @@ _FEWEST, _MOST = 4, 64
 """Commands from which on looking for a run pays, and that are looked at for one."""
 
 
-def _updates_of_one_buffer(batch: tuple[op.HypervisorOperation, ...], first: int) -> Iterator[op.PspCommand]:
-    spa = None
-    for at in range(first, min(first + _MOST, len(batch))):
-        one = batch[at]
-        if type(one) is not op.PspCommand or one.command != SnpCommand.LAUNCH_UPDATE:
-            return
-        spa = one.spa if spa is None else spa
-        if len(one.buffer) != SnpLaunchUpdate.SIZE or one.spa != spa:
-            return
-        yield one
+def _updates_of_one_buffer(batch: tuple[op.HypervisorOperation, ...], first: int) -> list[op.PspCommand]:
+    found: list[op.PspCommand] = []
+    size, update = SnpLaunchUpdate.SIZE, SnpCommand.LAUNCH_UPDATE
+    for one in batch[first : first + _MOST]:
+        if type(one) is not op.PspCommand or one.command != update or len(one.buffer) != size:
+            break
+        if found and one.spa != found[0].spa:
+            break
+        found.append(one)
+    return found
 
 
 def _key(one: op.HostRead | op.HostReadWritten | op.HostWrite | op.HostClear) -> int:

@@ -479,12 +479,8 @@ class Hypervisor:
     def _update(self, spec: MachineSpec, record: LaunchedVm, pages: tuple[LaunchPage, ...]) -> Task:
         """SNP_LAUNCH_UPDATE of every page, in the order that the digest wants."""
         vmsas: list[op.HypervisorOperation] = []
-        spas: list[int] = []
-        frames = iter(record.spas_of(page.gpa for page in pages if page.page_type is not PageType.VMSA))
-        for page in pages:
-            if page.page_type is not PageType.VMSA:
-                spas.append(next(frames))
-                continue
+        spas = record.spas_of(record.launched_gpas)
+        for number, page in [one for one in enumerate(pages) if one[1].page_type is PageType.VMSA]:
             assert page.data is not None
             spa = self._small(record)
             entry = RmpEntry(assigned=True, immutable=True, gpa=VMSA_GPA, asid=record.asid)
@@ -492,9 +488,9 @@ class Hypervisor:
             record.immutable.add(spa)
             record.assigned.append((spa, PAGE_BYTES, False))
             record.save_areas.append(spa)
-            spas.append(spa)
+            spas.insert(number, spa)
         yield from self._checked(vmsas)
-        buffer_of, command = buffers.SnpLaunchUpdate.packed, record.small[0]
+        buffer_of, command = buffers.SnpLaunchUpdate.packer(), record.small[0]
         for at in range(0, len(pages), COMMANDS_AT_ONCE):
             batch = tuple([
                 op.PspCommand(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator
+from typing import NamedTuple
 
 from node import operations as op
 from node.board import Board
@@ -24,13 +25,20 @@ from node.psp_streams import PspStreams
 from node.service_line import ServiceLine
 
 _Price = Callable[[tuple[op.HypervisorOperation, ...]], float]
-_Waiting = tuple[
-    "HypervisorTask", Guest, Callable[[object], None], Callable[[LaunchRefused], None] | None, _Price
-]
 COPY = "copy of "
 """How the name of a row of a VM's pages begins: a promise of it is not the VM's own."""
 
 HypervisorTask = Generator[tuple[op.HypervisorOperation, ...], tuple[op.Answer, ...], object]
+
+
+class _UnderWay(NamedTuple):
+    """A task that runs or waits for its turn, whom it is for, and who hears what becomes of it."""
+
+    task: HypervisorTask
+    guest: Guest | None
+    done: Callable[[object], None]
+    refused: Callable[[LaunchRefused], None] | None
+    price: _Price
 
 
 class HypervisorTasks:
@@ -45,7 +53,7 @@ class HypervisorTasks:
         self.ledger: NeighbourLedger | None = None
         """Who costs whom, where somebody asks for it."""
         self._at_mailbox = ServiceLine()
-        self._lines: dict[str, deque[_Waiting] | None] = {}
+        self._lines: dict[str, deque[_UnderWay] | None] = {}
         """Guests that have a task under way, and those that wait for it."""
         self._clock = clock
         self._board = board
@@ -77,42 +85,24 @@ class HypervisorTasks:
         one does with pages that hold bytes costs nothing: a migration has accounted for all of its pages.
         """
         price = self._cost.price_of_work if paid else self._cost.price
+        one = _UnderWay(task, guest, done, refused, price)
+        if guest is not None:
+            name = guest.spec.name
+            if name in self._lines:
+                line = self._lines[name] = self._lines[name] or deque()
+                line.append(one)
+                return
+            self._lines[name] = None
+        self._step(one, None)
+
+    def _next(self, guest: Guest | None) -> None:
+        """A guest's task is over: begin the one that waits for that."""
         if guest is None:
-            self._step(task, None, guest, done, refused, price)
             return
         name = guest.spec.name
-        if name in self._lines:
-            line = self._lines[name] = self._lines[name] or deque()
-            line.append((task, guest, done, refused, price))
-            return
-        self._lines[name] = None
-        self._begin(task, guest, done, refused, price)
-
-    def _begin(
-        self,
-        task: HypervisorTask,
-        guest: Guest,
-        done: Callable[[object], None],
-        refused: Callable[[LaunchRefused], None] | None,
-        price: _Price,
-    ) -> None:
-        def is_through(result: object) -> None:
-            done(result)
-            self._next(guest.spec.name)
-
-        def is_refused(refusal: LaunchRefused) -> None:
-            if refused is None:
-                raise refusal
-            refused(refusal)
-            self._next(guest.spec.name)
-
-        self._step(task, None, guest, is_through, is_refused, price)
-
-    def _next(self, name: str) -> None:
-        """A guest's task is over: begin the one that waits for that."""
         line = self._lines[name]
         if line:
-            self._begin(*line.popleft())
+            self._step(line.popleft(), None)
         else:
             del self._lines[name]
 
@@ -146,35 +136,29 @@ class HypervisorTasks:
         """Break that off, if it is under way."""
         self.streams.stop(f"{COPY}{name}")
 
-    def _step(
-        self,
-        task: HypervisorTask,
-        answers: tuple[op.Answer, ...] | None,
-        guest: Guest | None,
-        done: Callable[[object], None],
-        refused: Callable[[LaunchRefused], None] | None,
-        price: _Price,
-    ) -> None:
+    def _step(self, one: _UnderWay, answers: tuple[op.Answer, ...] | None) -> None:
         now_ns = self._clock.now_ns
         while True:
             try:
-                batch = task.send(answers)  # type: ignore[arg-type]
+                batch = one.task.send(answers)  # type: ignore[arg-type]
             except StopIteration as end:
-                done(end.value)
+                one.done(end.value)
+                self._next(one.guest)
                 return
             except LaunchRefused as refusal:
-                if refused is None:
+                if one.refused is None:
                     raise
-                refused(refusal)
+                one.refused(refusal)
+                self._next(one.guest)
                 return
-            phase = "" if guest is None else guest.state.value
-            end_ns = self.served(batch, now_ns + round(price(batch)), guest, phase)
+            phase = "" if one.guest is None else one.guest.state.value
+            end_ns = self.served(batch, now_ns + round(one.price(batch)), one.guest, phase)
             if end_ns > now_ns:
                 break
             answers = self._board.execute_host(batch)  # What takes no time needs no event.
 
         def take_effect(_: object) -> None:
-            self._step(task, self._board.execute_host(batch), guest, done, refused, price)
+            self._step(one, self._board.execute_host(batch))
             self._clock.settle()
 
         self._clock.wake(end_ns - now_ns, take_effect)

@@ -50,7 +50,10 @@ class KeptRanges:
 
     def tell(self, spa: int, length: int) -> None:
         """Tell the owners of the ranges that an access meets."""
-        at = max(0, bisect_right(self._starts, spa) - 1)
+        at = bisect_right(self._starts, spa)
+        if (not at or self._ranges[at - 1][1] <= spa) and (at == len(self._starts) or self._starts[at] >= spa + length):
+            return  # As nearly always.
+        at = max(0, at - 1)
         met = []
         while at < len(self._starts) and self._starts[at] < spa + length:
             start, end, touch = self._ranges[at]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from node.ap_starts import ApStarts
 from node.firmware_image import FirmwareImage
@@ -131,6 +132,9 @@ class LaunchedVm:
     def behind(self, start: int, length: int) -> list[tuple[int, int, int]]:
         """The same for a GPA and a length."""
         end = start + length
+        for gpa, spa, size in self.ram:
+            if gpa <= start < end <= gpa + size:
+                return [(start, spa + start - gpa, length)]  # As most ranges lie: in one piece.
         return [
             (max(gpa, start), spa + max(0, start - gpa), min(gpa + size, end) - max(gpa, start))
             for gpa, spa, size in self.ram
@@ -178,7 +182,7 @@ class LaunchedVm:
 
     def spas_of(self, gpas: Iterable[int]) -> list[int]:
         """The SPA behind each GPA; quick where one follows the other."""
-        spas = []
+        spas: list[int] = []
         first = end = spa = 0
         for gpa in gpas:
             if not first <= gpa < end:
@@ -192,8 +196,13 @@ class LaunchedVm:
         return self.behind(gpa, 1)[0][1]
 
 
-def page_runs(gpas: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+@lru_cache(maxsize=64)
+def page_runs(gpas: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     """Runs of consecutive pages as (GPA, length), cut at 2 MiB so that each lies in one piece of backing."""
+    return tuple(_page_runs(gpas))
+
+
+def _page_runs(gpas: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     start = length = 0
     for gpa in sorted(set(gpas)):
         if length and gpa == start + length and gpa % LARGE_PAGE_BYTES:

@@ -191,9 +191,11 @@ class MemoryController:
             return
         if spa + len(data) > self._reserved_from:
             self._expect_unreserved(spa, len(data))
-        fill = self._fill(asid, spa)
-        self._dram.lay(spa, data, fill, until_flush=fill is not None and data.count(0) < len(data))
-        self.bytes_encrypted += len(data) if fill else 0
+        if asid == 0 and 0 not in self._ciphers:
+            self._dram.lay(spa, data)
+            return
+        self._dram.lay(spa, data, self._cipher(asid, spa).encrypt, until_flush=data.count(0) < len(data))
+        self.bytes_encrypted += len(data)
 
     def flush(self) -> None:
         """What WBINVD leaves of private pages: ciphertext in DRAM, and no plaintext on its way.
@@ -217,11 +219,12 @@ class MemoryController:
 
     def clear(self, spa: int, length: int, asid: int) -> None:
         """Zero memory; whole pages cost nothing and count as never written. Raises as ``read``."""
-        fill = self._fill(asid, spa)
-        self.expect(spa, length)
-        if fill is None:
+        if asid == 0 and 0 not in self._ciphers:
+            self.expect(spa, length)
             self._dram.release(spa, length)
             return
+        fill = self._cipher(asid, spa).encrypt
+        self.expect(spa, length)
         # Zeros are only made for pages in part, so that a long range takes no memory of its own.
         end = spa + length
         first, last = -(-spa // PAGE_BYTES) * PAGE_BYTES, end & ~_IN_PAGE

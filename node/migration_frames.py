@@ -5,19 +5,23 @@ of the body, body. The session names the move, the VM and both hosts, so that no
 is taken for another's. The first frame is the head, the last says how much there was, so
 that a stream that was cut is noticed. The checksum covers what stands before
 it too. It finds accidents; who can write the wire can write the checksum.
+
+Frames are made when something crosses a border of processes, or somebody looks at the wire. Between two hosts of one
+process a ``Stream`` stands for them; what its frames would hold is checked all the same.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
+from typing import NamedTuple
 
 import msgpack
 
 from node.operations import BLOCK_BYTES
-from node.packing import packed
+from node.packing import Unmade, packed
 from node.vm_state import Packet, Run, VmState
 from node.vmsa import VMSA_BYTES
 from psp.secret_packet import PacketHeader
@@ -61,8 +65,7 @@ class FrameError(ValueError):
         self.field = field
 
 
-@dataclass(frozen=True, slots=True)
-class Expected:
+class Expected(NamedTuple):
     """What a target awaits. ``memory`` says whether a range of GPAs is the VM's."""
 
     vm: str
@@ -77,15 +80,106 @@ class Expected:
     """So do its save areas."""
 
 
+@lru_cache(maxsize=1024)
 def session_of(number: int, vm: str, source: str, destination: str) -> bytes:
     """The name of a move's stream."""
     return hashlib.sha256(packed((number, vm, source, destination))).digest()[:SESSION_BYTES]
 
 
+class Stream(Unmade):
+    """A stopped VM on its way, as frames that are made when somebody looks at one."""
+
+    __slots__ = ("_frames", "_shape", "session", "state")
+
+    def __init__(self, state: VmState, session: bytes) -> None:
+        self.state = state
+        self.session = session
+        self._shape = _shape(state)
+        self._frames: tuple[bytes, ...] | None = None
+
+    def made(self) -> tuple[bytes, ...]:
+        """The frames."""
+        if self._frames is None:
+            self._frames = frames_of(self.state, self.session)
+        return self._frames
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all frames: known without them where others of the same shape were made before."""
+        shape = self._shape
+        if shape is None:
+            return sum(map(len, self.made()))
+        size = _SIZES.get(shape)
+        if size is None:
+            if len(_SIZES) >= _MOST_KNOWN:
+                _SIZES.clear()
+            size = _SIZES[shape] = sum(map(len, self.made()))
+            self._frames = None
+        return size
+
+    def state_for(self, expected: Expected) -> VmState:
+        """The VM, checked as its frames would be, which look at nothing but its shape. Raises FrameError."""
+        reader = _Reader(expected)
+        reader.expect_session(self.session)
+        fits = None if self._shape is None else (self._shape, self.state.vm, expected._replace(session=NO_SESSION))
+        if fits in _FITTING:
+            return self.state
+        for kind, body in _bodies(self.state):
+            reader.take_body(kind, body)
+        if fits is not None:
+            if len(_FITTING) >= _MOST_KNOWN:
+                _FITTING.clear()
+            _FITTING.add(fits)
+        return reader.state()
+
+
+class PageDigests(Unmade):
+    """The digests of pages on their way beside a ``Stream``, made when somebody looks at them."""
+
+    __slots__ = ("pages",)
+
+    def __init__(self, pages: tuple[Run, ...]) -> None:
+        self.pages = pages
+
+    def made(self) -> bytes:
+        """The digests."""
+        return page_digests(self.pages)
+
+
+_SIZES: dict[tuple[object, ...], int] = {}
+_FITTING: set[tuple[object, ...]] = set()
+"""Shapes that were what was expected."""
+_MOST_KNOWN = 4096
+_MOST_IN_SHAPE = 64
+
+
+def _shape(state: VmState) -> tuple[object, ...] | None:
+    """What the lengths of a VM's frames follow from, for one that holds little; None for others."""
+    pages, blocks = state.pages, state.blocks
+    if state.packets or state.sealed_areas or state.shared or state.told or len(pages) + len(blocks) > _MOST_IN_SHAPE:
+        return None
+    return (
+        len(state.vm.encode()), state.started, state.launched, state.reset_rips, *map(len, state.save_areas), None,
+        *[(gpa, len(data)) for gpa, data in pages], None, *[(lba, len(data)) for lba, data in blocks],
+    )  # fmt: skip
+
+
+def bytes_of(frames: Stream | Iterable[bytes]) -> int:
+    """How long frames are together."""
+    return frames.size_bytes if isinstance(frames, Stream) else sum(map(len, frames))
+
+
 def frames_of(state: VmState, session: bytes = NO_SESSION) -> tuple[bytes, ...]:
     """A stopped VM as frames."""
+    return tuple(
+        [_framed(session, sequence, int(kind), packed(body)) for sequence, (kind, body) in enumerate(_bodies(state))]
+    )
+
+
+def _bodies(state: VmState) -> list[tuple[FrameKind, object]]:
+    """What the frames of a stopped VM hold, in their order."""
     amounts = (_amount(state.pages, PAGE_BYTES), _amount(state.blocks, BLOCK_BYTES), len(state.packets))
-    bodies: list[tuple[FrameKind, object]] = [
+    return [
         (FrameKind.HEAD, (state.vm, state.started, state.launched, state.reset_rips)),
         *[(FrameKind.REGISTERS, area) for area in enumerate(state.save_areas)],
         *[(FrameKind.SEALED_REGISTERS, area) for area in state.sealed_areas],
@@ -98,13 +192,12 @@ def frames_of(state: VmState, session: bytes = NO_SESSION) -> tuple[bytes, ...]:
         *[(FrameKind.BLOCKS, runs) for runs in _bundles(state.blocks, BLOCK_BYTES, 1)],
         (FrameKind.END, amounts),
     ]
-    return tuple(
-        [_framed(session, sequence, int(kind), packed(body)) for sequence, (kind, body) in enumerate(bodies)]
-    )
 
 
-def state_of(frames: Iterable[bytes], expected: Expected) -> VmState:
+def state_of(frames: Stream | Iterable[bytes], expected: Expected) -> VmState:
     """The VM back from its frames. Raises FrameError."""
+    if isinstance(frames, Stream):
+        return frames.state_for(expected)
     reader = _Reader(expected)
     for frame in frames:
         reader.take(frame)
@@ -134,7 +227,7 @@ def _checksum(session: bytes, sequence: int, kind: int, body: bytes) -> bytes:
     return found.digest()
 
 
-def _bundles(runs: Iterable[Run], unit_bytes: int, step: int) -> Iterator[list[Run]]:
+def _bundles(runs: Iterable[Run], unit_bytes: int, step: int) -> Iterator[tuple[Run, ...]]:
     """Runs cut and bundled so that no bundle holds more than a frame takes; ``step`` is an address's unit."""
     bundle: list[Run] = []
     room = MOST_BODY_BYTES
@@ -150,10 +243,10 @@ def _bundles(runs: Iterable[Run], unit_bytes: int, step: int) -> Iterator[list[R
             at += size
             room -= size
             if room < unit_bytes or len(bundle) == MOST_RUNS:
-                yield bundle
+                yield tuple(bundle)
                 bundle, room = [], MOST_BODY_BYTES
     if bundle:
-        yield bundle
+        yield tuple(bundle)
 
 
 MOST_RUNS = MOST_BODY_BYTES // PAGE_BYTES
@@ -166,10 +259,14 @@ def _amount(runs: Iterable[Run], unit_bytes: int) -> int:
 
 def _numbers(values: object, count: int) -> bool:
     """Whether these are so many numbers of an address's size."""
-    return (
-        isinstance(values, tuple) and len(values) == count
-        and all(type(one) is int and 0 <= one < 1 << 64 for one in values)
-    )  # fmt: skip
+    return isinstance(values, tuple) and len(values) == count and _all_numbers(values)
+
+
+def _all_numbers(values: tuple[object, ...]) -> bool:
+    return set(map(type, values)) <= _INTEGERS and (not values or (min(values) >= 0 and max(values) < 1 << 64))  # type: ignore[type-var,operator]
+
+
+_INTEGERS = {int}
 
 
 class _Reader:
@@ -189,8 +286,11 @@ class _Reader:
 
     def take(self, frame: bytes) -> None:
         """One frame."""
+        self.take_body(*self._opened(frame))
+
+    def take_body(self, kind: int, body: object) -> None:
+        """What one frame holds."""
         number = self._sequence
-        kind, body = self._opened(frame)
         handler = _HANDLERS.get(kind)
         if handler is None:
             raise FrameError(number, "kind", f"1 to {len(FrameKind)}", kind)
@@ -224,8 +324,7 @@ class _Reader:
                     raise FrameError(number, name, kind_of.__name__, type(value).__name__)
         if version != VERSION:
             raise FrameError(number, "version", VERSION, version)
-        if session != self._expected.session:
-            raise FrameError(number, "session", self._expected.session.hex(), session.hex()[:80])
+        self.expect_session(session)
         if sequence != number:
             raise FrameError(number, "sequence", number, sequence)
         if length != len(body):
@@ -236,6 +335,11 @@ class _Reader:
             return kind, msgpack.unpackb(body, use_list=False)
         except (ValueError, TypeError, msgpack.UnpackException, RecursionError):
             raise FrameError(number, "body", "msgpack", "something else") from None
+
+    def expect_session(self, session: bytes) -> None:
+        """A frame names the move that is awaited."""
+        if session != self._expected.session:
+            raise FrameError(self._sequence, "session", self._expected.session.hex(), session.hex()[:80])
 
     def take_head(self, body: object) -> None:
         """The body of such a frame."""
@@ -250,7 +354,7 @@ class _Reader:
             raise FrameError(self._sequence, "vcpus", self._expected.vcpus, len(started))
         if not 0 < len(started) <= MOST_VCPUS or len(rips) != len(started) or set(map(type, started)) != {bool}:
             raise FrameError(self._sequence, "vcpus", f"1 to {MOST_VCPUS} with a reset vector each", len(started))
-        if not all(type(one) is int and 0 <= one < 1 << 64 for one in (*launched, *rips)):
+        if not _all_numbers((*launched, *rips)):
             raise FrameError(self._sequence, "head", "64-bit addresses", "something else")
         self._head = (started, launched, rips)
 

@@ -199,8 +199,11 @@ class NestedPageTable:
         if runs or frames.root is None or self._in_memory:
             return False
         layout = layout_of(maps)
-        if layout is None or any(not 0 <= spa <= _SPA_END - length for _, spa, length in maps):
+        if layout is None:
             return False
+        for _, spa, length in maps:
+            if not 0 <= spa <= _SPA_END - length:
+                return False
         self._check_frames()
         if frames.claim(layout.tables, 0):
             return False

@@ -42,7 +42,7 @@ class TableFrames:
         if new:
             tables.update(zip(new, reversed(free[left:]), strict=True))
             del free[left:]
-            self.any_lowest = self.any_lowest or any(number & _LEVEL == 1 for number in new)
+            self.any_lowest = self.any_lowest or 1 in [number & _LEVEL for number in new]
         return 0
 
     def drop_lowest(self, start: int, end: int) -> list[int]:

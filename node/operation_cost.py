@@ -87,7 +87,8 @@ class GuestOperationCost:
         plain = added = other = 0.0
         for one in batch:
             if type(one) is op.Read:
-                size, private = max(0, one.length), one.private
+                size, private = one.length, one.private
+                size = max(size, 0)
             elif type(one) is op.Write:
                 size, private = len(one.data), one.private
             elif type(one) is op.VirtualWrite:

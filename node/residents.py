@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _NO_KEY = b""
 """The mark of guests without one."""
+_UNSETTLED = b"?"
+"""In place of the mark of a VM that never settled; no key has one so short."""
 
 
 class Residents:
@@ -34,10 +36,10 @@ class Residents:
 
     def at_home(self, vmcb: Vmcb) -> bool:
         """Whether a VM's program is what runs with a control block; of one that never settled nobody says."""
-        if vmcb.vm not in self._marks:
-            return True
-        mark = self._marks[vmcb.vm]
-        return mark is not None and mark == self._mark(vmcb)
+        mark = self._marks.get(vmcb.vm, _UNSETTLED)
+        if mark is None or mark is _UNSETTLED:
+            return mark is not None
+        return mark == (self._mark_of(vmcb.asid) if vmcb.encrypted else _NO_KEY)
 
     def leave(self, vm: str) -> None:
         """A VM is gone from the host."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import numpy as np
 
@@ -289,6 +290,12 @@ class ReverseMapTable:
             if busy is not None:
                 return RmpCode.FAIL_INUSE
         return RmpCode.SUCCESS
+
+    def refuse_size(self, spa: int, gpa: int, core: GuestCore) -> NoReturn:
+        """What an instruction for 4 KiB says to a larger nested mapping. Raises RmpFault, with SIZEM for the owner."""
+        page = spa // PAGE_BYTES
+        self._check_own(replace(self._table.entry(page), validated=True), page, gpa, core.asid, large=True)
+        raise RmpFault(spa, _NPF | ERROR_SIZEM)
 
     def rmpquery(self, spa: int, gpa: int, core: GuestCore, target: int) -> tuple[RmpCode, int, bool]:
         """RMPQUERY: the code, what VMPL ``target`` may do with a page, and whether its entry is one of 2 MiB.

@@ -126,6 +126,8 @@ class RmpChecks:
 
     def check_guest_write(self, spa: int, length: int, *, encrypted: bool = False) -> None:
         """A store of a guest to shared memory, or of a SEV guest to any: no page may be assigned. Raises RmpFault."""
+        if self._runs.is_gap(spa // PAGE_BYTES, (spa + length - 1) // PAGE_BYTES + 1) and length > 0:
+            return
         at = self._first_assigned(spa, length)
         if at is not None:
             raise RmpFault(at, _GUEST | ERROR_FINAL | ERROR_WRITE | (ERROR_ENC if encrypted else 0))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from node import operations as op
 from node.fault_answers import FAULTS, answer_to, undefined
 from node.nested_page_table import NestedPageFault, NestedPageTable
-from node.rmp import GuestCore, cannot_adjust, cannot_query
+from node.rmp import GuestCore, ReverseMapTable, cannot_adjust, cannot_query
 from node.rmp_faults import ERROR_ENC
 from node.vmcb import Vmcb
 from psp.system_bus import LARGE_PAGE_BYTES
@@ -44,7 +44,7 @@ class RmpInstructions:
             refused = rmp.cannot_validate(gpa, core, one.length, one.large)
             if refused:
                 return op.PValidateResult(int(refused), unchanged)
-            for spa, length in _walked(vmcb.nested, one.gpa, one.length, large=one.large):
+            for spa, length in self._walked(rmp, vmcb, core, one):
                 code, same = rmp.pvalidate(spa, gpa, core, length, one.large, one.validate)
                 unchanged = unchanged or same
                 if code:
@@ -66,7 +66,7 @@ class RmpInstructions:
             refused = cannot_adjust(gpa, core, one.length, one.large, one.target, one.permissions)
             if refused:
                 return int(refused)
-            for spa, length in _walked(vmcb.nested, one.gpa, one.length, large=one.large):
+            for spa, length in self._walked(rmp, vmcb, core, one):
                 code = rmp.rmpadjust(spa, gpa, core, length, one.large, one.target, one.permissions, one.vmsa)
                 if code:
                     return int(code)
@@ -92,6 +92,20 @@ class RmpInstructions:
             return _private(fault, one.gpa)
         return op.RmpQueryResult(int(code), permissions, large)
 
+    def _walked(
+        self, rmp: ReverseMapTable, vmcb: Vmcb, core: GuestCore, one: op.PValidate | op.RmpAdjust
+    ) -> Iterator[tuple[int, int]]:
+        """Where a range lies, as (SPA, length) in order. Raises RmpFault, by a switch, and as ``_large``."""
+        if one.large:
+            yield from _large(vmcb.nested, one.gpa, one.length)
+            return
+        gpa = one.gpa
+        for spa, size, mapped_large, _ in vmcb.nested.translate(one.gpa, one.length):
+            if mapped_large and rmp.switches.nested_size_checked:
+                rmp.refuse_size(spa, gpa, core)
+            yield spa, size
+            gpa += size
+
 
 def _private(fault: Exception, gpa: int) -> op.Fault:
     """The fault of an instruction whose page the guest must have mapped with C=1: a private access."""
@@ -100,21 +114,18 @@ def _private(fault: Exception, gpa: int) -> op.Fault:
     return answer_to(fault, gpa)
 
 
-def _walked(nested: NestedPageTable, gpa: int, length: int, *, large: bool) -> Iterator[tuple[int, int]]:
-    """Where a range lies, as (SPA, length) in order; of each 2 MiB of a large request its first address says it.
+def _large(nested: NestedPageTable, gpa: int, length: int) -> Iterator[tuple[int, int]]:
+    """Where a range of 2 MiB pages lies, as (SPA, length) in order; of each its first address says it.
 
     Raises NestedPageFault, before anything is done, for an address without mapping: one that is walked, or any of
     several pages.
     """
-    if large and length == LARGE_PAGE_BYTES:
+    if length == LARGE_PAGE_BYTES:
         ((spa, *_),) = nested.translate(gpa, 1)
         yield spa, length
         return
     left = 0  # bytes of a large page whose first address lies in an earlier part
     for spa, size, *_ in nested.translate(gpa, length):
-        if not large:
-            yield spa, size
-            continue
         skipped = min(left, size)
         left -= skipped
         at, rest = spa + skipped, size - skipped

@@ -38,6 +38,10 @@ class RmpSwitches:
     and one of SEV-ES with an ASID up to it (VMEXIT_INVALID). With False only firmware goes by the split, when it
     activates an ASID: no text has VMRUN ask for what SNP_INIT_EX was told.
 
+    ``nested_size_checked``: PVALIDATE and RMPADJUST of 4 KiB in a nested mapping of 2 MiB fault with SIZEM, whatever
+    the RMP's entry is: one list of their checks names the nested mapping beside it. With False the entry's size alone
+    counts, as in accesses, where hardware takes the smaller of both.
+
     ``query_needs_validated``: RMPQUERY of a page that is not validated is #VC 404 as
     for RMPADJUST; with False it answers. The published description of the
     instruction is another's.
@@ -72,6 +76,7 @@ class RmpSwitches:
     sev_reads_checked: bool = True
     dma_reads_checked: bool = True
     vmrun_splits_asids: bool = False
+    nested_size_checked: bool = False
     query_needs_validated: bool = True
     segmented: bool = False
     rmpread: bool = False

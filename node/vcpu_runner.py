@@ -7,7 +7,6 @@ waits for the end of a block and leaves everything in the save area.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 
 from node import operations as op
@@ -20,6 +19,7 @@ from node.cores import Cores
 from node.disk_books import counted
 from node.event_delivery import Delivered
 from node.event_log import EventLog
+from node.exit_charges import ExitTimes
 from node.exit_registers import store_registers
 from node.fault_answers import FAULTS
 from node.guest import Guest, GuestState
@@ -27,11 +27,11 @@ from node.host_events import HostEvent
 from node.host_prices import HostPrices
 from node.identity_cache import IdentityCache
 from node.injected_vc import met_first, take_injected_vc
-from node.mechanism import MECHANISMS, Mechanism
+from node.mechanism import MECHANISMS
 from node.program import Demand, Ending, Registers
 from node.tenant import NoBlock, Outcome
 from node.vcpu import AWAITING, HALFWAY, HALTED, SLEEPING, Vcpu, VcpuState
-from node.vcpu_levels import charge_svsm, has_left, leave_level
+from node.vcpu_levels import charge_svsm, leave_level
 from node.vcpu_throttle import held_load
 from node.vmexit import ExitCode
 from node.vmsa import load_registers
@@ -69,6 +69,7 @@ class VcpuRunner:
         """Price the demands of a VM that is about to run for the first time here; its program moves in."""
         self._board.residents.settle(self._board.vmcb(guest.spec.name, 0))
         backing = self._board.backing(guest.spec.name)
+        guest.operation_cost, guest.chain = self._prices.guest(guest.spec.generation), self._log.chain(guest.spec.name)
         for vcpu, demands in zip(guest.vcpus, guest.software.demands, strict=True):
             guest.phase_costs[vcpu.index] = self._prices.phases(demands, guest.spec.generation, backing)
         guest.demand_names = tuple(map(_names, guest.software.demands))
@@ -179,19 +180,22 @@ class VcpuRunner:
     def load(self, vcpu: Vcpu) -> None:
         """Take a vCPU's registers from its save area; one that nobody can read any more no VMRUN accepts."""
         vmcb = self._board.vmcb(vcpu.guest.spec.name, vcpu.index)
-        with contextlib.suppress(*FAULTS):
-            load_registers(self._board.load_save_area(vmcb), vcpu.registers)
+        try:
+            page = self._board.load_save_area(vmcb)
+        except FAULTS:
+            return
+        load_registers(page, vcpu.registers)
 
     # Blocks.
 
     def _run_blocks(self, vcpu: Vcpu, answers: tuple[op.Answer, ...] | None) -> None:
         vcpu.state = VcpuState.BLOCK
         software, index, registers = vcpu.guest.software, vcpu.thread, vcpu.registers
-        events, own = self._board.events, vcpu.thread == vcpu.index  # An SVSM is not disturbed.
         for _ in range(_MOST_IDLE_BLOCKS):
             if answers is None:
                 if vcpu.out and not self._enter(vcpu):
                     return
+                events, own = self._board.events, index == vcpu.index  # An SVSM is not disturbed.
                 if own and (events.waiting or events.raised or events.stepping) and not self._take_events(vcpu):
                     return
                 if vcpu.pause_wanted and not (vcpu.levels and vcpu.levels.waiting):
@@ -313,9 +317,8 @@ class VcpuRunner:
 
     def _issue(self, vcpu: Vcpu, batch: tuple[op.GuestOperation, ...]) -> None:
         guest = vcpu.guest
-        own = vcpu.thread == vcpu.index
-        lost_ns = guest.lost_ns if own else dict.fromkeys(MECHANISMS, 0.0)
-        spent = self._prices.guest(guest.spec.generation).price(batch, self._contention.latency_ns, lost_ns)
+        lost_ns = guest.lost_ns if (own := vcpu.thread == vcpu.index) else dict.fromkeys(MECHANISMS, 0.0)
+        spent = guest.operation_cost.price(batch, self._contention.latency_ns, lost_ns)
         spent += self.disk.wait(self._clock.now_ns, batch, lost_ns, guest.spec.name)
         if not own:
             charge_svsm(guest, spent)
@@ -341,51 +344,52 @@ class VcpuRunner:
         self, vcpu: Vcpu, batch: tuple[op.GuestOperation, ...], spent: int, before: tuple[op.Answer, ...] = ()
     ) -> None:
         """Execute a batch whose time has passed; ``before`` is what its begin was answered at an earlier time."""
-        guest = vcpu.guest
-        vmcb = self._board.vmcb(guest.spec.name, vcpu.index)
-        if not (vmcb.consistent and self._board.residents.at_home(vmcb)):  # Taken, or behind another's key meanwhile.
+        guest, board, name, index = vcpu.guest, self._board, vcpu.guest.spec.name, vcpu.index
+        vmcb = board.vmcb(name, index)
+        if not (vmcb.consistent and board.residents.at_home(vmcb)):  # Taken, or behind another's key meanwhile.
             self._power_off(guest, (ExitCode.SHUTDOWN if vmcb.consistent else ExitCode.INVALID) & 0xFF)
             return
-        if self._board.exit_work:
-            self._board.exit_work = []  # Of exits that nobody waited for: somebody else's hands on the board.
+        if board.exit_work:
+            board.exit_work = []  # Of exits that nobody waited for: somebody else's hands on the board.
         held = False
-        if self._board.traced and guest.spec.name in self._board.traced:
-            answers, held = up_to_a_fault(self._board, vmcb, batch)
+        if board.traced and name in board.traced:
+            answers, held = up_to_a_fault(board, vmcb, batch)
         elif guest.dirty_log is None:
-            answers = self._board.execute_guest(vmcb, batch)
+            answers = board.execute_guest(vmcb, batch)
         else:
-            answers = execute_logged(self._board, guest.dirty_log, self._clock.now_ns, vmcb, batch)
-        if self._board.sent:
+            answers = execute_logged(board, guest.dirty_log, self._clock.now_ns, vmcb, batch)
+        if board.sent:
             self.sent()
-        if count_batch(guest, batch[: len(answers)], answers):
-            cost = self._prices.guest(guest.spec.generation)
-            guest.disk = counted(guest.disk, batch[: len(answers)], answers, cost.disk_ns)
+        done = len(answers)
+        if count_batch(guest, batch[:done], answers):
+            guest.disk = counted(guest.disk, batch[:done], answers, guest.operation_cost.disk_ns)
         if held:
-            vcpu.state, vcpu.held = VcpuState.HELD, (batch[len(answers) :], before + answers)
+            vcpu.state, vcpu.held = VcpuState.HELD, (batch[done:], before + answers)
             return
-        if self._board.held_in_reset and (guest.spec.name, vcpu.index) in self._board.held_in_reset:
-            self._board.held_in_reset.remove((guest.spec.name, vcpu.index))
-            vcpu.state, vcpu.held = VcpuState.IN_RESET, (batch[len(answers) :], before + answers)
+        if board.held_in_reset and (name, index) in board.held_in_reset:
+            board.held_in_reset.remove((name, index))
+            vcpu.state, vcpu.held = VcpuState.IN_RESET, (batch[done:], before + answers)
             self._tell_parked(guest)
             return
-        now_ns, chain = self._clock.now_ns, self._log.chain(guest.spec.name)
-        chain.record(now_ns, HostEvent.BATCH, len(batch), vcpu.registers.r13, vcpu.index, spent)
-        if self._board.terminated and guest.spec.name in self._board.terminated:
-            self._power_off(guest, TERMINATED | self._board.terminated.pop(guest.spec.name))
+        guest.chain.record(self._clock.now_ns, HostEvent.BATCH, len(batch), vcpu.registers.r13, index, spent)
+        if board.terminated and name in board.terminated:
+            self._power_off(guest, TERMINATED | board.terminated.pop(name))
             return
         if before:
             answers = before + answers
         after: tuple[op.Answer, ...] | None = answers
-        if has_left(self._board, vmcb):
-            leave_level(self._board, vcpu, vmcb, answers, batch[len(answers) - len(before) :])
+        if board.vmcb(name, index).save_area_spa != vmcb.save_area_spa:
+            leave_level(board, vcpu, vmcb, answers, batch[done:])
             if not self._enter(vcpu):
                 return
             if vcpu.levels is not None:
-                vcpu.registers = vcpu.levels.registers_at(self._board.vmcb(vmcb.vm, vmcb.vcpu).vmpl)
+                vcpu.registers = vcpu.levels.registers_at(board.vmcb(name, index).vmpl)
             self.load(vcpu)
             after = None
-        if self._board.exit_work or self._board.card_memory.traffic:
+        if board.exit_work or board.card_memory.traffic:
             self._wait_for_exits(vcpu, after)
+        elif after is not None:
+            self._run_blocks(vcpu, after)
         else:
             self._resume_level(vcpu, after)
 
@@ -404,28 +408,19 @@ class VcpuRunner:
         """Go on when what the hypervisor did in a batch's exits has taken its time."""
         work, self._board.exit_work = self._board.exit_work, []
         link, ide = self._prices.cards.transfer_ns(self._board.card_memory.take_traffic())
-        moved = round(link + ide)
         changed = round(sum([self._prices.host.price_in_exit(batch) for batch in work], 0.0))
-        now_ns, waited, served = self._clock.now_ns, -vcpu.guest.psp_wait_ns, -vcpu.guest.psp_service_ns
-        end_ns = now_ns + changed + moved
+        guest, epoch = vcpu.guest, vcpu.epoch
+        times = ExitTimes(changed, round(link + ide), ide, guest.psp_wait_ns, guest.psp_service_ns)
+        now_ns = self._clock.now_ns
+        end_ns = now_ns + changed + times.moved
         for batch in work:
-            end_ns = self.served(batch, end_ns, vcpu.guest)
+            end_ns = self.served(batch, end_ns, guest)
         spent = end_ns - now_ns
         if not spent:
             self._resume_level(vcpu, answers)
             return
-        guest, epoch = vcpu.guest, vcpu.epoch
-        waited, served = waited + guest.psp_wait_ns, served + guest.psp_service_ns
         vcpu.elapsed_ns += spent
-        guest.operation_ns += spent
-        guest.lost_ns[Mechanism.PSP_WAIT] += waited
-        if answers is None:
-            charge_svsm(guest, spent - waited)
-        else:
-            guest.lost_ns[Mechanism.PSP] += served
-            guest.lost_ns[Mechanism.ACCEPTANCE] += changed
-            guest.lost_ns[Mechanism.LINK] += moved - ide
-            guest.lost_ns[Mechanism.IDE] += ide
+        times.charge(guest, spent, below=answers is None)
 
         def go_on() -> None:
             if vcpu.epoch == epoch:
@@ -498,7 +493,7 @@ class VcpuRunner:
         guest, registers = vcpu.guest, vcpu.registers
         slept_ns = self._clock.now_ns - vcpu.slept_from_ns if vcpu.state is VcpuState.SLEEPING else 0
         timer = registers.r14 == SLEEPING
-        spent = self._prices.guest(guest.spec.generation).halt(guest.lost_ns, slept_ns, timer=timer)
+        spent = guest.operation_cost.halt(guest.lost_ns, slept_ns, timer=timer)
         vcpu.called, vcpu.state, registers.r15 = False, VcpuState.BLOCK, 0
         vcpu.elapsed_ns += spent
         guest.operation_ns += spent
@@ -532,8 +527,9 @@ class VcpuRunner:
         for vcpu, account in ended:
             self._credit(vcpu, account)
             registers = vcpu.registers
-            chain = self._log.chain(vcpu.guest.spec.name)
-            chain.record(now, HostEvent.PHASE, registers.r14, registers.r15, vcpu.index, account.elapsed_ns)
+            vcpu.guest.chain.record(
+                now, HostEvent.PHASE, registers.r14, registers.r15, vcpu.index, account.elapsed_ns
+            )
             registers.r15 = 0
             self._count_phase(vcpu)
             vcpu.state = VcpuState.BLOCK

@@ -82,18 +82,18 @@ def fill(self: Hypervisor, spec: MachineSpec, state: VmState) -> FillTask:
     """Lay down a VM that came; its record, and its pages as they can be read back. Raises LaunchRefused."""
     record = record_of(self, spec.name)
     record.launched_gpas = state.launched
-    pages = placed(record, state.pages)
-    writes: list[op.HypervisorOperation] = [op.HostWrite(spa, data, record.c_bit) for spa, data in pages]
+    pages, c_bit = placed(record, state.pages), record.c_bit
+    writes: list[op.HypervisorOperation] = [op.HostWrite(spa, data, c_bit) for spa, data in pages]
     writes += [op.DiskWrite(spec.name, lba, data) for lba, data in state.blocks]
     for index, area in enumerate(state.save_areas):
         spa = self._small(record)
         record.save_areas.append(spa)
         writes += [
-            op.HostWrite(spa, area, record.c_bit),
+            op.HostWrite(spa, area, c_bit),
             op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa),
         ]
     # One batch: before its first VMRUN nobody but the host knows of the VM.
-    reads = [op.HostRead(spa, len(data), record.c_bit) for spa, data in pages]
+    reads = [op.HostRead(spa, len(data), c_bit) for spa, data in pages]
     answers = yield (*writes, RESUME, *reads)
     expect_done(writes, answers[: len(writes)])
     back = octets(answers[len(writes) + 1 :])

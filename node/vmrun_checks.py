@@ -67,9 +67,9 @@ class VmrunChecks:
                     return ExitCode.INVALID
             except VmsaInUse:
                 return ExitCode.BUSY
-        needed = (vmcb.asid if vmcb.encrypted else 0, board.save_area_key(vmcb))
-        if not all(board.controller.has_key(key) for key in needed if key):
-            return ExitCode.INVALID
+        for key in (vmcb.asid if vmcb.encrypted else 0, board.save_area_key(vmcb)):
+            if key and not board.controller.has_key(key):
+                return ExitCode.INVALID
         try:
             if not board.registers_fit(vmcb):
                 return board.platform.save_area_refused

@@ -68,6 +68,8 @@ class VmrunEvents:
 
     def forget(self, vm: str, vcpu: int | None = None) -> None:
         """A control block was filled anew, or all of a VM's are gone."""
+        if not (self._fields or self.waiting or self.raised or self.stepping):
+            return
         for key in {*self._fields, *self.waiting, *self.raised, *self.stepping}:
             if key[0] == vm and vcpu in (None, key[1]):
                 for table in (self._fields, self.waiting, self.raised, self.stepping):
@@ -125,7 +127,7 @@ class VmrunEvents:
         key = vmcb.vm, vmcb.vcpu
         known = self._fields.get(key)
         features = self.features(vmcb)
-        if features & SevFeature.IBPB_ON_ENTRY:
+        if features and features & SevFeature.IBPB_ON_ENTRY:
             self._board.predictor.barrier(vmcb.core)
         self.waiting.pop(key, None)
         if known is None and (not features or not features & _OWN_INJECTION):

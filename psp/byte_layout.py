@@ -97,6 +97,11 @@ class ByteLayout:
         return _table(cls).form.unpack_from(data)
 
     @classmethod
+    def values_of_all(cls, records: Sequence[bytes]) -> list[tuple[Any, ...]]:
+        """The same for many records of ``SIZE`` bytes each. Raises struct.error for a length that no records have."""
+        return list(_table(cls).form.iter_unpack(b"".join(records)))
+
+    @classmethod
     def reserved_is_zero(cls, data: bytes) -> bool:
         """Whether nothing stands in a record's reserved bytes."""
         reserved = _table(cls).reserved
@@ -115,6 +120,11 @@ class ByteLayout:
     def packed(cls, *values: int | bytes) -> bytes:
         """The bytes of a record with these fields, none wider than its own. Raises struct.error."""
         return _table(cls).form.pack(*values)
+
+    @classmethod
+    def packer(cls) -> Callable[..., bytes]:
+        """``packed`` for whoever makes many."""
+        return _table(cls).form.pack
 
     def pack(self, onto: bytes = b"") -> bytes:
         """The record as bytes; OverflowError for a value wider than its field. ``onto`` gives the reserved bytes."""

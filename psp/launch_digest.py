@@ -77,12 +77,19 @@ class LaunchDigest:
         imi: bool = False,
     ) -> None:
         """Extend the chain by pages that follow each other from ``gpa`` on, given CONTENTS of each."""
-        value, pack, sha384 = self.value, _PAGE_INFO.pack, hashlib.sha384
-        for digest in digests:
-            info = pack(value, digest, _PAGE_INFO.size, page_type, int(imi), 0, *vmpl_permissions, gpa)
-            value = sha384(info).digest()
-            gpa += PAGE_BYTES
-        self.value = value
+        self.value = _extended(self.value, page_type, int(imi), vmpl_permissions, gpa, tuple(digests))
+
+
+@lru_cache(maxsize=128)
+def _extended(
+    value: bytes, page_type: int, imi: int, vmpl_permissions: tuple[int, int, int], gpa: int, digests: tuple[bytes, ...]
+) -> bytes:
+    """The chain's next value. Remembered: most guests of a fleet are launched alike."""
+    pack, sha384 = _PAGE_INFO.pack, hashlib.sha384
+    for at, digest in enumerate(digests):
+        info = pack(value, digest, _PAGE_INFO.size, page_type, imi, 0, *vmpl_permissions, gpa + at * PAGE_BYTES)
+        value = sha384(info).digest()
+    return value
 
 
 @lru_cache(maxsize=4)

@@ -109,9 +109,9 @@ class LaunchRuns:
 
 def _runs(contents: Sequence[bytes]) -> Iterator[Run]:
     """Updates cut where the next is not the same of the next page."""
-    values = buffers.SnpLaunchUpdate.values
-    first, count = values(contents[0]), 0
-    for one in map(values, contents):
+    values = buffers.SnpLaunchUpdate.values_of_all(contents)
+    first, count = values[0], 0
+    for one in values:
         gctx, flags, address, permissions = first
         if one != (gctx, flags, address + count * PAGE_BYTES, permissions):
             yield buffers.SnpLaunchUpdate(*first), count

@@ -35,7 +35,7 @@ def with_devices(block: Block) -> Block:
 
 def faulted(answers: tuple[Answer, ...]) -> bool:
     """Whether any operation of a batch faulted."""
-    return any(type(answer) is Fault for answer in answers)
+    return Fault in map(type, answers)
 
 
 def loaded(answers: tuple[Answer, ...]) -> list[bytes] | None:

@@ -231,15 +231,20 @@ class TracePlayer:
             registers.r12 += 1
             return Sleep(duration * NS_PER_MS)
         # The working set is gone through again and again; the number of the touch says how often.
-        first = registers.r13 * parameters.touches_per_step
-        touches = [divmod(touch, parameters.slots) for touch in range(first, first + parameters.touches_per_step)]
-        answers = yield tuple(Read(self._gpa(slot), parameters.slot_bytes) for _, slot in touches)
+        times, slots, size = parameters.touches_per_step, parameters.slots, parameters.slot_bytes
+        base_gpa = self.placement.base_gpa
+        first = registers.r13 * times
+        touches = [divmod(touch, slots) for touch in range(first, first + times)]
+        answers = yield tuple([_load(base_gpa + slot * size, size) for _, slot in touches])
         data = loaded(answers)
         if data is None:
             return FAULTED
-        if data != [self._slot(slot, stored) for stored, slot in touches]:
+        octets = self.content.octets
+        if data != [octets(b"slot", slot, stored, size) for stored, slot in touches]:
             return WRONG_ANSWER
-        answers = yield tuple(Write(self._gpa(slot), self._slot(slot, stored + 1)) for stored, slot in touches)
+        answers = yield tuple(
+            [Write(base_gpa + slot * size, octets(b"slot", slot, stored + 1, size)) for stored, slot in touches]
+        )
         if faulted(answers):
             return FAULTED
         step = min(parameters.step_ms, duration - registers.r11 * parameters.step_ms)
@@ -249,7 +254,7 @@ class TracePlayer:
             registers.r11 = 0
             registers.r12 += 1
         # MHz times milliseconds are thousands of cycles; the share is in hundredths.
-        return Compute(level - 1, max(1, level * parameters.mhz * step * INSTRUCTIONS_PER_KILO_CYCLE // FULL))
+        return _phase(level - 1, max(1, level * parameters.mhz * step * INSTRUCTIONS_PER_KILO_CYCLE // FULL))
 
     def _slot(self, slot: int, stored: int) -> bytes:
         """Contents of a slot that was stored anew so often."""
@@ -257,6 +262,11 @@ class TracePlayer:
 
     def _gpa(self, slot: int) -> int:
         return self.placement.base_gpa + slot * self.parameters.slot_bytes
+
+
+# Machines of a trace do the same at the same addresses again and again.
+_load = lru_cache(maxsize=4096)(Read)
+_phase = lru_cache(maxsize=4096)(Compute)
 
 
 @lru_cache(maxsize=64)

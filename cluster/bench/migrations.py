@@ -1,8 +1,9 @@
 """``sevfleet bench migrations``: ten thousand live migrations on a thousand hosts, with all that each one is.
 
 Every VM is a real PLAIN guest on an emulated host, and every move the one that any scenario gets: messages between
-control plane and hosts, rounds of pre-copy over the fabric, the stop, frames with its registers and pages, digests
-checked page by page at the target, its books and its digest chain handed over.
+control plane and hosts, rounds of pre-copy over the fabric, the stop, its registers and pages (as frames where
+they leave the process, which they do not inline), pages checked one by one at the target against the source's, its
+books and its digest chain handed over.
 
 What is timed is the run, from virtual time zero to its end; building the fleet and collecting the tables are figures
 of their own. The scenario is the one that SimGrid was measured with: its downtime limit of 30 ms, its pauses, its

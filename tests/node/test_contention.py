@@ -228,3 +228,32 @@ def test_weeks_of_one_load_round_no_instruction_away() -> None:
     assert one.next_completion_ns() == now + 1
     assert one.stop(keeper).remaining == 4.0 * 24 * hour
     assert one.stop(slot).remaining == 3.0
+
+
+def _capped_at(core_ns: float, miss: float, latency_ns: float) -> PhaseLoad:
+    return PhaseLoad(core_ns, miss, 8.0, 1.0 / (core_ns + miss * latency_ns))
+
+
+nearly_free = st.builds(_capped_at, st.floats(0.05, 0.5), st.floats(0.001, 0.05), st.floats(LATENCY_NS, 4 * LATENCY_NS))
+"""Loads whose caps hold up to a latency that a few of them reach."""
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(nearly_free, st.booleans()), min_size=2, max_size=20), st.floats(5.0, 50.0))
+def test_caps_that_hold_save_work_and_change_no_bit(changes: list[tuple[PhaseLoad, bool]], per_ns: float) -> None:
+    quick, plain = (Contention(16, per_ns * 1e9, LATENCY_NS, FACTOR) for _ in range(2))
+    running: list[int] = []
+    for load, leaves in changes:
+        if leaves and running:
+            slot = running.pop(0)
+            assert quick.stop(slot) == plain.stop(slot)
+        running.append(quick.start(load, 1e9))
+        assert running[-1] == plain.start(load, 1e9)
+        for alike in plain._loads.values():
+            alike.capped_to_ns = -1.0  # As if nobody knew of any cap that holds.
+        quick.solve()
+        plain.solve()
+        assert (quick.latency_ns, quick.utilisation) == (plain.latency_ns, plain.utilisation)
+        assert [quick.rate_per_ns(one) for one in running] == [plain.rate_per_ns(one) for one in running]
+        quick.advance(quick._now_ns + 1000)
+        plain.advance(plain._now_ns + 1000)

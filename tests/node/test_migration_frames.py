@@ -5,7 +5,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.migration_frames import MOST_FRAME_BYTES, NO_SESSION, Expected, FrameError, frames_of, page_digests, state_of
+from node.migration_frames import (
+    MOST_FRAME_BYTES,
+    NO_SESSION,
+    Expected,
+    FrameError,
+    PageDigests,
+    Stream,
+    frames_of,
+    page_digests,
+    state_of,
+)
+from node.packing import packed
 from node.vm_state import VmState
 
 PAGE = 4096
@@ -49,6 +60,35 @@ STATES = st.builds(
 @given(state=STATES)
 def test_a_vm_survives_its_frames(state):
     assert back(frames_of(state)) == state
+
+
+@given(state=STATES)
+@settings(max_examples=30)
+def test_a_stream_that_nobody_looked_at_is_as_long_as_its_frames_and_is_packed_as_they_are(state):
+    session = bytes(range(16))
+    frames = frames_of(state, session)
+    assert Stream(state, session).size_bytes == Stream(state, session).size_bytes == sum(map(len, frames))
+    digests = PageDigests(state.pages)
+    assert packed((Stream(state, session), digests)) == packed((frames, page_digests(state.pages)))
+
+
+@given(state=STATES)
+@settings(max_examples=30)
+def test_a_stream_is_taken_and_refused_as_its_frames_are(state):
+    def outcome(frames, expected):
+        try:
+            return state_of(frames, expected)
+        except FrameError as error:
+            return str(error)
+
+    for expected in (
+        Expected("vm", inside, BLOCKS), Expected("vm", lambda gpa, _: gpa < 8 * PAGE, BLOCKS),
+        Expected("vm", inside, 10), Expected("vm", inside, BLOCKS, vcpus=2), Expected("other", inside, BLOCKS),
+        Expected("vm", inside, BLOCKS, session=b"another session."),
+        Expected("vm", inside, BLOCKS, hidden_registers=True),
+    ):  # fmt: skip
+        for _ in ("looked at", "known by its shape"):
+            assert outcome(Stream(state, NO_SESSION), expected) == outcome(frames_of(state), expected)
 
 
 def test_no_frame_is_longer_than_it_may_be_and_large_runs_are_cut():

@@ -104,6 +104,26 @@ def test_a_poke_clears_immutable_and_frees_the_firmwares_page(place: tuple[Rever
     assert rmp.rmpupdate(base, PAGE_BYTES, RmpEntry()) is RmpCode.SUCCESS
 
 
+def test_an_entry_that_another_processor_holds_is_in_use(place: tuple[ReverseMapTable, Dram, int]) -> None:
+    rmp, dram, base = place
+    locked, page = 1 << 63, base + 9 * PAGE_BYTES
+    # Not immutable comes first, overlap after it (rmp.md, 4.3).
+    for low, code in ((0, RmpCode.FAIL_INUSE), (1, RmpCode.FAIL_INUSE), (0b101, RmpCode.FAIL_PERMISSION)):
+        poke(rmp, dram, page, low | locked, 0)
+        before = words_at(rmp, dram, page)
+        assert rmp.rmpupdate(page, PAGE_BYTES, RmpEntry(assigned=True, asid=1)) is code
+        assert rmp.rmpupdate(base, LARGE_PAGE_BYTES, RmpEntry(assigned=True, large=True, asid=1)) is code
+        assert words_at(rmp, dram, page) == before
+    poke(rmp, dram, page, 0, 0)
+    assert rmp.rmpupdate(base, LARGE_PAGE_BYTES, RmpEntry(assigned=True, large=True, asid=1)) is RmpCode.SUCCESS
+    low, high = words_at(rmp, dram, base)
+    poke(rmp, dram, base, low | locked, high)
+    assert rmp.psmash(base) is RmpCode.FAIL_INUSE
+    assert rmp.rmpupdate(base, LARGE_PAGE_BYTES, RmpEntry(large=True)) is RmpCode.FAIL_INUSE
+    assert rmp.rmpupdate(base + PAGE_BYTES, PAGE_BYTES, RmpEntry()) is RmpCode.FAIL_INUSE
+    assert words_at(rmp, dram, base) == (low | locked, high)
+
+
 def test_one_byte_is_enough(place: tuple[ReverseMapTable, Dram, int]) -> None:
     rmp, dram, base = place
     give(rmp, base, 64 * PAGE_BYTES)

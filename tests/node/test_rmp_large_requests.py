@@ -66,6 +66,22 @@ def test_a_page_that_is_not_accepted_says_so_before_its_size() -> None:
     assert adjusted(lab) == op.Fault(op.FaultKind.PAGE_NOT_VALIDATED, GPA)
 
 
+@pytest.mark.parametrize("checked", [False, True])
+def test_4_kib_in_a_large_nested_mapping_fault_by_a_switch_alone(checked: bool) -> None:
+    lab = laboratory("Milan", nested_size_checked=checked)
+    lab.host(op.NestedMap("one", GPA, SPA, LARGE))
+    whose = {0: GPA, PAGE_BYTES: GPA + LARGE}
+    for offset, gpa in whose.items():
+        assert lab.host(op.RmpUpdate(SPA + offset, PAGE_BYTES, page_of(gpa))) == (0,)
+    sizem = replace(NPF, error=NPF.error | 1 << 35)
+    assert accepted(lab, GPA, PAGE_BYTES, large=False) == (sizem if checked else 0)
+    assert lab.guest("one", op.RmpAdjust(GPA, PAGE_BYTES, False, 1, 1)) == (sizem if checked else 0,)
+    # To others it is not theirs, before its size.
+    assert accepted(lab, GPA + PAGE_BYTES, PAGE_BYTES, large=False) == replace(NPF, address=GPA + PAGE_BYTES)
+    lab.host(op.NestedMap("one", GPA, SPA, LARGE, large=False))
+    assert accepted(lab, GPA, PAGE_BYTES, large=False) == 0
+
+
 @pytest.mark.parametrize("looked", [False, True])
 def test_a_large_entry_is_found_by_its_first_address_alone(looked: bool) -> None:
     lab = laboratory("Milan")

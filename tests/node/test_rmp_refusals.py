@@ -29,6 +29,7 @@ from node import operations as op
 from node.host_instructions import VMEXIT_BUSY, VMEXIT_INVALID
 from node.product import PRODUCTS
 from psp import command_buffers as buffers
+from psp import swap_buffers
 from psp.byte_layout import ByteLayout
 from psp.commands import SnpCommand
 from psp.launch_digest import PageType
@@ -407,6 +408,12 @@ def reclaimed(lab: Laboratory) -> None:
     assert not lab.firmware(SnpCommand.PAGE_RECLAIM, reclaim(GUEST_SPA))
 
 
+def metadata(lab: Laboratory) -> None:
+    assert lab.host(op.RmpUpdate(GUEST_SPA, PAGE_BYTES, FIRMWARE)) == (0,)
+    made = swap_buffers.SnpPageMdInit(gctx("one"), GUEST_SPA)
+    assert not lab.firmware(SnpCommand.PAGE_MD_INIT, made)
+
+
 def pre_swap(lab: Laboratory) -> None:
     accepted(lab)
     assert lab.host(update(page_of(immutable=True))) == (0,)
@@ -417,12 +424,13 @@ STATES: dict[str, tuple[Setup, bool]] = {
     "Firmware": (lambda lab: lab.host(update(FIRMWARE)) and None, False),
     "Reclaim": (reclaimed, False),
     "Context": (context, False),
+    "Metadata": (metadata, False),
     "Pre-Guest": (frozen, False),
     "Pre-Swap": (pre_swap, False),
     "Guest-Invalid": (owned, False),
     "Guest-Valid": (accepted, False),
 }
-"""Those that commands which are built lead to; the host may write only to its own pages."""
+"""But for pages that firmware fixed for the host, and those that no table covers: both are the host's."""
 
 
 @pytest.mark.parametrize("state", STATES)
