@@ -431,7 +431,7 @@ class Board:
         if code or not self.take_vmpl(vmcb):
             return int(code or ExitCode.INVALID)
         self.controls.forget(vm, vcpu)
-        self.running.schedule((vm, vcpu), vmcb.save_area_spa if vmcb.rmp_checked else None)
+        self.running.schedule((vm, vcpu), vmcb.save_area_spa)
         if self.tlb_duties is not None:
             core = self.tlb_duties.schedule(vm, vcpu)
             placed = self.vmcbs[vm][vcpu] = replace(self.vmcbs[vm][vcpu], core=core)
@@ -496,7 +496,7 @@ class Board:
         vmcb = vcpus[vmcb.vcpu]
         if vmcb.core != core:
             vmcb = vcpus[vmcb.vcpu] = replace(vmcb, core=core)
-        self.running.take((vmcb.vm, vmcb.vcpu), core, vmcb.save_area_spa if vmcb.rmp_checked else None)
+        self.running.take((vmcb.vm, vmcb.vcpu), core, vmcb.save_area_spa)
         if self.tlb_duties is not None:
             self.tlb_duties.enter(vmcb)
         self.events.enter(vmcb)
