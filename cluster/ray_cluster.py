@@ -31,7 +31,6 @@ import platform
 import shutil
 import signal
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -45,12 +44,13 @@ from cluster.cluster_address import ClusterFacts, facts_of
 from cluster.code_bundle import difference, offer, own_papers
 from cluster.daemon_watch import DaemonEnded, DaemonWatch
 from cluster.errors import ToolError, UserError
-from cluster.held_signals import HELD, HeldSignals, unheard
+from cluster.held_signals import HeldSignals
 from cluster.last_words import LastWords
 from cluster.machine import cores
 from cluster.process_family import Process, end_of, family, process_of
 from cluster.ray_environment import TOKENS, clean_environment, short_folder
 from cluster.ray_folder import new_folder
+from cluster.ray_start import our_handlers, watchable
 from cluster.time_bound import within
 
 OBJECT_STORE_BYTES = 100 << 20
@@ -63,14 +63,8 @@ LEAVE_S = 5.0
 ARRIVE_S = 120.0
 """How long workers may take to answer for the first time: on a busy machine each starts a Python that imports Ray."""
 _NOT_STARTED = "sevfleet: Ray did not start:"
-_RAYLET = "raylet"
-_GIVES_UP = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
-"""How soon the raylet ends when the head's server is gone, in place of a minute: this process, when it connects, waits
-for the raylet below Python with the interpreter's lock held, so that no watch of ours runs."""
 _TALKATIVE = ("print_to_stdstream", "listen_error_messages")
 """Functions of Ray's client that print: what processes say, and a stack when the head's server is gone."""
-_TURN_MS = 200
-"""How long Ray may hold the interpreter's lock at a time while it waits."""
 _HEALTH = "health"
 """The concurrency group of a thread that answers while an actor works."""
 
@@ -334,7 +328,7 @@ class RayCluster(Actors):
             late = TimeoutError(f"no connection within {CONNECT_S:g} s")
             try:
                 bound = within(CONNECT_S, late) if facts else self._watched()
-                with _our_handlers(ray), bound:
+                with our_handlers(ray), bound:
                     ray.init(**which, log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False)
             except DaemonEnded as ended:
                 raise ToolError(f"Ray did not start: {_ended(str(ended))}") from None
@@ -369,7 +363,7 @@ class RayCluster(Actors):
             os._exit(1)
 
         watch = DaemonWatch(give_up)
-        with words, _noted(self._ray, note), watch:
+        with words, watchable(self._ray, note), watch:
             yield
 
     def _silence(self) -> None:
@@ -431,7 +425,8 @@ class RayCluster(Actors):
         self._arrived(actor)
         asked = self._places.pop(actor, None)
         (place,) = [None] if asked is None else Actors.settled(self, [asked], 0)
-        super().kill(actor)
+        if self._dead_daemon() is None:
+            super().kill(actor)
         if not isinstance(place, Whereabouts):
             return
         if place.node == self.ray.get_runtime_context().get_node_id():
@@ -468,11 +463,15 @@ class RayCluster(Actors):
             return
         self._looked_s = now_s
         self.remember_processes()
-        node = getattr(self._ray._private.worker, "_global_node", None)  # noqa: SLF001 - Ray tells nobody else
-        for kind, _ in [] if node is None else node.dead_processes():
+        if (kind := self._dead_daemon()) is not None:
             raise ClusterLostError(f"Ray's process {kind} ended unexpectedly")
         if self.address is not None and not self._ray.is_initialized():
             raise ClusterLostError(f"{self.address}: the cluster closed the connection")
+
+    def _dead_daemon(self) -> str | None:
+        """One of our Ray's daemons that is gone. Ray, asked then to end an actor, waits a minute and ends us."""
+        node = getattr(self._ray._private.worker, "_global_node", None)  # noqa: SLF001 - Ray tells nobody else
+        return None if node is None else next((kind for kind, _ in node.dead_processes()), None)
 
     def close(self) -> None:
         """End our actors, and our Ray if it is ours; wait for every process of it, and take its files away."""
@@ -485,8 +484,11 @@ class RayCluster(Actors):
 
     def _end(self) -> None:
         processes = self._processes | self._family()
-        for actor in self._actors:
-            super().kill(actor)
+        if self._dead_daemon() is None:
+            for actor in self._actors:
+                super().kill(actor)
+        else:
+            end_of(processes, 0)
         with contextlib.suppress(Exception):
             self._ray.shutdown()
         end_of(processes, LEAVE_S)
@@ -496,73 +498,6 @@ class RayCluster(Actors):
         self._losses.clear()
         self._arriving.clear()
         self._processes, self._ray = frozenset(), None
-
-
-@contextlib.contextmanager
-def _our_handlers(ray: Any) -> Iterator[None]:
-    """Ray, while it starts, puts handlers in place of ours that leave at once, or print a stack and crash.
-
-    The first are of Python and are kept from coming. The others are put below it: until ours
-    are there again, no signal is heard.
-    """
-    utils = ray._private.utils  # noqa: SLF001 - there is no setting for it
-    theirs, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda _: None
-    with unheard():
-        try:
-            yield
-        finally:
-            utils.set_sigterm_handler = theirs
-            if threading.current_thread() is threading.main_thread():
-                for number in HELD:
-                    signal.signal(number, signal.getsignal(number))
-
-
-@contextlib.contextmanager
-def _noted(ray: Any, note: Callable[[str, int], None]) -> Iterator[None]:
-    """Be told name and number of each process that Ray starts in the block, and keep Ray from what hinders a watch.
-
-    Ray tells nobody else before all of them run, and waits for the first one's port with the interpreter's lock held.
-    Where it waits so for the raylet, that has to end before Ray ends this process, in lines of its own.
-    """
-    services, node = ray._private.services, ray._private.node  # noqa: SLF001
-    start, wait, core = services.start_ray_process, node.wait_for_persisted_port, ray._raylet.CoreWorker  # noqa: SLF001
-
-    def told(command: list[str], process_type: str, *rest: Any, **named: Any) -> Any:
-        if process_type == _RAYLET:
-            named["env_updates"] = {**(named.get("env_updates") or {}), **_GIVES_UP}
-        started = start(command, process_type, *rest, **named)
-        note(process_type, started.process.pid)
-        return started
-
-    def in_turns(*which: Any, timeout_ms: int, **named: Any) -> Any:
-        for _ in range(timeout_ms // _TURN_MS):
-            with contextlib.suppress(RuntimeError):
-                return wait(*which, timeout_ms=_TURN_MS, **named)
-        return wait(*which, timeout_ms=_TURN_MS, **named)
-
-    def in_silence(*which: Any) -> Any:
-        # The lock is held, so nobody else of this process writes meanwhile.
-        with _nothing_on_stderr():
-            return core(*which)
-
-    services.start_ray_process, node.wait_for_persisted_port, ray._raylet.CoreWorker = told, in_turns, in_silence  # noqa: SLF001
-    try:
-        yield
-    finally:
-        services.start_ray_process, node.wait_for_persisted_port, ray._raylet.CoreWorker = start, wait, core  # noqa: SLF001
-
-
-@contextlib.contextmanager
-def _nothing_on_stderr() -> Iterator[None]:
-    """What is written below Python to standard error in the block is lost."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def _ended(name: str) -> str:

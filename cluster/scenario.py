@@ -158,6 +158,8 @@ class HostGroup(ScenarioPart):
     """Each host keeps shared memory behind SEV-SNP guests' private, as early kernels do; the placement counts it."""
     numa_nodes: Literal[1, 2, 4] = 1
     """NUMA nodes that each host's socket is cut into; a machine whose memory is on several pays for the way."""
+    migration_agent: Annotated[bool, Strict()] = False
+    """Each host has a migration agent from its beginning on, with which SEV_SNP machines may be launched and moved."""
     firmware: VersionText | None = None
     """Version of the security processor's firmware that each host is switched on with. Default: the product's."""
     derived_keys: Literal["asked", "reported"] = "asked"
@@ -202,6 +204,8 @@ class VmGroup(ScenarioPart):
     """An SVSM runs below it at VMPL0, and its kernel at VMPL2; SEV_SNP and SEV_TIO machines only."""
     devices: tuple[CardKindName, ...] = ()
     """Cards of its host's that each is given, in the order in which it knows them."""
+    migration_agent: Annotated[bool, Strict()] = False
+    """Its policy lets a migration agent move it, and its host's is its own; SEV_SNP machines only."""
     sev_policy: tuple[Literal["NOKS", "NOSEND", "DOMAIN", "SEV"], ...] = ()
     """Bits of its policy beyond NODBG, where no owner sets it: no shared key, no sending, only to platforms of this
     owner, only to platforms that AMD's root certifies; SEV and SEV_ES machines only."""
@@ -274,7 +278,7 @@ class HostInstance:
             HostMode(self.group.mode), max_snp_asid=self.group.ciphertext_hiding or 0, firmware_api=version,
             cards=self.cards, key_refresh_ns=self.group.key_refresh, derived_keys=RootTcb(self.group.derived_keys),
             reports_signed_for=TcbOf(self.group.reports_signed_for),
-            numa_nodes=self.group.numa_nodes,
+            numa_nodes=self.group.numa_nodes, migration_agent=self.group.migration_agent,
         )  # fmt: skip
 
     @property

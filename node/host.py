@@ -150,6 +150,8 @@ class Host:
         self.vcpus.served = self.tasks.served
         self.tasks.ledger = self.vcpus.disk.ledger = self.contention.ledger
         self.tasks.at_once(self.hypervisor.bring_up())
+        if spec.platform.migration_agent:
+            self.tasks.at_once(self.hypervisor.launch_agent())
 
     @property
     def now_ns(self) -> int:
@@ -258,6 +260,8 @@ class Host:
             else:
                 guest.reason = "host crashed"
                 self.destroy(name)
+        if self.spec.platform.migration_agent:
+            self.tasks.run(self.hypervisor.restart_agent(), None, lambda _: None)
 
     def pause(self, name: str, parked: Callable[[], None] | None = None) -> None:
         """Stop a VM's vCPUs at the end of their blocks; their registers go to their save areas.

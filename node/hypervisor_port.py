@@ -86,6 +86,12 @@ class HypervisorPort(Protocol):
     def bring_up(self) -> Task:
         """Initialise the firmware."""
 
+    def launch_agent(self) -> Task:
+        """Launch the host's own migration agent."""
+
+    def restart_agent(self) -> Task:
+        """The same after the host was switched off and on."""
+
     def launch(self, spec: MachineSpec) -> LaunchTask:
         """Launch a VM up to the entry of its boot processor. Raises LaunchRefused."""
 

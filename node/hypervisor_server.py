@@ -60,6 +60,8 @@ TASKS: Mapping[str, TaskForm] = {
     "mmio": TaskForm(form_of(tuple[str, int, int, int, int | None]), form_of(int)),
     "update_firmware": TaskForm(form_of(tuple[bytes, bool]), form_of(int)),
     "commit_firmware": TaskForm(form_of(tuple[()]), form_of(int)),
+    "launch_agent": TaskForm(form_of(tuple[()]), form_of(None)),
+    "restart_agent": TaskForm(form_of(tuple[()]), form_of(None)),
     "roll_card_keys": TaskForm(form_of(tuple[()]), form_of(int)),
     "release_cards": TaskForm(form_of(tuple[()]), form_of(int)),
     "export": TaskForm(form_of(tuple[str, tuple[bool, ...], tuple[int, ...]]), form_of(VmState)),

@@ -89,6 +89,8 @@ class Platform:
     """Boot firmware locks the data fabric's routes; False for one that leaves the call out (CVE-2025-54510)."""
     fabric_lock_checked: bool = False
     """Firmware of the security processor that starts SNP only on a locked data fabric (AMD-SB-3034)."""
+    migration_agent: bool = False
+    """The host has a migration agent, with which SEV-SNP guests may be launched, from its beginning on."""
     iommu_supports_snp: bool = True
     """SNPSup of the IOMMU on a product with SNP; False for a board whose firmware leaves it out."""
     iommu_write_safe: bool = False

@@ -95,6 +95,14 @@ class RemoteHypervisor:
         """Commit what runs; the status."""
         return self._task("commit_firmware")
 
+    def launch_agent(self) -> Task:
+        """Launch the host's own migration agent."""
+        return self._task("launch_agent")
+
+    def restart_agent(self) -> Task:
+        """The same after the host was switched off and on."""
+        return self._task("restart_agent")
+
     def roll_card_keys(self) -> Reply:
         """Give links of trusted cards in use fresh keys; how many got them."""
         return self._task("roll_card_keys")

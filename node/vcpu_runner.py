@@ -19,6 +19,7 @@ from node.cores import Cores
 from node.disk_books import counted
 from node.event_delivery import Delivered
 from node.event_log import EventLog
+from node.exit_charges import ExitTimes
 from node.exit_registers import store_registers
 from node.fault_answers import FAULTS
 from node.guest import Guest, GuestState
@@ -26,7 +27,7 @@ from node.host_events import HostEvent
 from node.host_prices import HostPrices
 from node.identity_cache import IdentityCache
 from node.injected_vc import met_first, take_injected_vc
-from node.mechanism import MECHANISMS, Mechanism
+from node.mechanism import MECHANISMS
 from node.program import Demand, Ending, Registers
 from node.tenant import NoBlock, Outcome
 from node.vcpu import AWAITING, HALFWAY, HALTED, SLEEPING, Vcpu, VcpuState
@@ -407,28 +408,19 @@ class VcpuRunner:
         """Go on when what the hypervisor did in a batch's exits has taken its time."""
         work, self._board.exit_work = self._board.exit_work, []
         link, ide = self._prices.cards.transfer_ns(self._board.card_memory.take_traffic())
-        moved = round(link + ide)
         changed = round(sum([self._prices.host.price_in_exit(batch) for batch in work], 0.0))
-        now_ns, waited, served = self._clock.now_ns, -vcpu.guest.psp_wait_ns, -vcpu.guest.psp_service_ns
-        end_ns = now_ns + changed + moved
+        guest, epoch = vcpu.guest, vcpu.epoch
+        times = ExitTimes(changed, round(link + ide), ide, guest.psp_wait_ns, guest.psp_service_ns)
+        now_ns = self._clock.now_ns
+        end_ns = now_ns + changed + times.moved
         for batch in work:
-            end_ns = self.served(batch, end_ns, vcpu.guest)
+            end_ns = self.served(batch, end_ns, guest)
         spent = end_ns - now_ns
         if not spent:
             self._resume_level(vcpu, answers)
             return
-        guest, epoch = vcpu.guest, vcpu.epoch
-        waited, served = waited + guest.psp_wait_ns, served + guest.psp_service_ns
         vcpu.elapsed_ns += spent
-        guest.operation_ns += spent
-        guest.lost_ns[Mechanism.PSP_WAIT] += waited
-        if answers is None:
-            charge_svsm(guest, spent - waited)
-        else:
-            guest.lost_ns[Mechanism.PSP] += served
-            guest.lost_ns[Mechanism.ACCEPTANCE] += changed
-            guest.lost_ns[Mechanism.LINK] += moved - ide
-            guest.lost_ns[Mechanism.IDE] += ide
+        times.charge(guest, spent, below=answers is None)
 
         def go_on() -> None:
             if vcpu.epoch == epoch:
