@@ -436,7 +436,7 @@ class VcpuRunner:
                 self._start_application_processors(vcpu.guest)
             return False
         registers = vcpu.registers
-        if type(ending) is op.Compute:
+        if isinstance(ending, op.Compute):
             if ending.instructions <= 0:
                 return False
             registers.r14, registers.r15 = ending.demand, ending.instructions
@@ -450,7 +450,6 @@ class VcpuRunner:
             registers.r14, registers.r15 = SLEEPING, ending.duration_ns
             begin = self._sleep
         else:
-            assert isinstance(ending, op.Await)
             if ending.most_ns <= 0:
                 return False
             registers.r14, registers.r15 = AWAITING, ending.most_ns

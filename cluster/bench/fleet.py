@@ -8,6 +8,7 @@ hour costs in a fleet of 10,000 against one of 1,000, and two workers against on
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,16 +74,18 @@ def run() -> Iterator[Figure]:
 
 
 def measured(hosts: int, migrations: int, workers: int) -> Measured:
-    """One run on a Ray of its own, start of that not counted."""
+    """One run on a Ray of its own, from the scenario to its tables; the start of Ray is not counted."""
     with tempfile.TemporaryDirectory() as folder:
         firmware = Path(folder) / "laboratory.fd"
         firmware.write_bytes(build_image(PAGE_BYTES))
         with Session("packed", workers) as session:
+            began = time.perf_counter()
             results = session.run(fleet(hosts, migrations, firmware), None, None, None)
+            took_s = time.perf_counter() - began - seconds(results, "ray_start_s")
     moved = sum(row["outcome"] == "completed" for row in results.migrations.to_pylist())
     return Measured(
-        seconds(results, "wall_s") - seconds(results, "ray_start_s"), seconds(results, "events"),
-        seconds(results, "round_trips"), resident_bytes() + _workers_bytes(results), moved, results.digest,
+        took_s, seconds(results, "events"), seconds(results, "round_trips"),
+        resident_bytes() + _workers_bytes(results), moved, results.digest,
     )  # fmt: skip
 
 
