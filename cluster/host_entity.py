@@ -14,6 +14,7 @@ from functools import lru_cache
 
 import msgpack
 
+from cluster.agent_certificates import agent_roots
 from cluster.entity import Advance, Message
 from cluster.event_table import PACKED, packed_events
 from cluster.firmware_key import AUTO, firmware_image
@@ -113,8 +114,10 @@ class HostEntity:
             CRASH: self._crash,
         }  # fmt: skip
         self.host.network.uplink = lambda target, frames: self._send("frames", (target, frames))
-        self._migrations = MigrationPort(self.host, self._send)
         self._laboratory = 0 if order.keys is None else order.keys[0]
+        self._migrations = MigrationPort(self.host, self._send, self._laboratory)
+        if order.spec.platform.migration_agent and self._laboratory:
+            self.host.board.agents.roots = agent_roots(order.spec.product.line.name, self._laboratory)
         self._owners: Callable[[str, bytes], bytes | None] | None = None
         self.host.board.launch_owner = self._ask_launch_owner
         if order.keys is not None and order.spec.product.line.tcb is not None:
@@ -151,7 +154,7 @@ class HostEntity:
         inbox = self._inbox
         done = inbox.advance(horizon_ns, event_budget)
         self.events += done
-        following, mail_ns = inbox.next_event_ns, inbox.next_ns
+        following, mail_ns = inbox.ahead()
         promise_ns = self.host.earliest_output_ns(following)
         outputs: tuple[Message, ...] = ()
         if self._outbox:

@@ -81,6 +81,8 @@ class HostIndex:
     def first(self, guest: GuestSpec, begin: int, end: int, excluded: frozenset[str]) -> int | None:
         """The first host from ``begin`` to before ``end`` that takes a VM and is not excluded; None for none."""
         size, accounts = self._size, self._accounts
+        if begin < end and accounts[begin].name not in excluded and accounts[begin].takes(guest):
+            return begin  # As in most searches that begin anywhere.
         need_bytes, need_vcpus = guest.memory_bytes + self._firmware_bytes, guest.vcpus
         bit, asids = _BITS[guest.generation], self._asids.get(ASID_KINDS.get(guest.generation, guest.generation))
         free_bytes, free_vcpus, masks = self._bytes, self._vcpus, self._masks

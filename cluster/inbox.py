@@ -39,6 +39,12 @@ class Inbox:
         event_ns = int(queue[0][0]) if queue else NEVER
         return waiting[0].time_ns if waiting and waiting[0].time_ns < event_ns else event_ns
 
+    def ahead(self) -> tuple[int, int]:
+        """``next_event_ns`` and ``next_ns``."""
+        queue, waiting = self._env._queue, self._waiting  # noqa: SLF001 - as above
+        mail_ns = waiting[0][0] if waiting else NEVER
+        return (min(mail_ns, int(queue[0][0])) if queue else mail_ns), mail_ns
+
     def deliver(self, messages: tuple[Message, ...]) -> None:
         """Take messages for later. Raises ProtocolViolationError for one from the past."""
         now = self._env._now  # noqa: SLF001 - as above

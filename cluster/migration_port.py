@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cluster import hand_over
+from cluster.agent_certificates import agent_certified
 from cluster.guest_body import GuestBody, guest_of
 from cluster.hand_over import Command, Heard, Holding, Mine, Report
 from node.departures import Stopped
@@ -38,8 +39,10 @@ _KEYS = 0
 class MigrationPort:
     """Turns messages into calls of a host's departures and arrivals, and back."""
 
-    def __init__(self, host: Host, send: Send) -> None:
+    def __init__(self, host: Host, send: Send, laboratory: int = 0) -> None:
         self._host = host
+        self._laboratory = laboratory
+        """Whose root keys certify what a migration agent shows."""
         self._send = send
         self._heard: dict[str, Heard] = {}
         """What this host wrote down of each VM; a crash does not take it away."""
@@ -182,6 +185,8 @@ class MigrationPort:
             if self._moves.get(vm) != (Holding.LEAVING, number):
                 return  # It was called off meanwhile.
             name = None if wrong is None else _NAMES.get(wrong, wrong)
+            if session and self._host.guests[vm].spec.migration_agent:
+                session = agent_certified(session, self._host.board.psp, self._laboratory)
             self._say(vm, "sealed", (number, name, session))
 
         self._host.departures.seal(vm, certificates, told)
@@ -259,7 +264,9 @@ class MigrationPort:
         def told(wrong: str | None, certificates: bytes) -> None:
             if self._moves.get(vm) != (Holding.KEEPS, number):
                 return  # It is not awaited any more.
-            if certificates and spec.sev_policy & LegacyPolicy.SEV:
+            if certificates and spec.migration_agent:
+                certificates = agent_certified(certificates, self._host.board.psp, self._laboratory)
+            elif certificates and spec.sev_policy & LegacyPolicy.SEV:
                 from cluster.platform_certificates import certified  # noqa: PLC0415 - few guests ask for AMD's
 
                 certificates = certified(certificates, self._host.board.psp.legacy.keys.chip)
@@ -279,7 +286,7 @@ class MigrationPort:
 
     def _platform(self, spec: GuestSpec) -> tuple[object, ...]:
         """What a VM whose memory firmware carries needs to find again, and what it shares; nothing for others."""
-        if spec.generation not in SEALED:
+        if spec.generation not in SEALED and not spec.migration_agent:
             return ()
         product, version = self._host.spec.product, self._host.board.psp.firmware.current.version
         return (product.line.name, product.c_bit, product.reduced_bits, version, spec.memory.shared.length)

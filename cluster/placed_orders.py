@@ -14,6 +14,7 @@ from cluster.scenario_costs import scenario_costs
 from cluster.trace_orders import trace_orders
 from node.generation import CAPABILITIES, Generation
 from node.guest import GuestSpec
+from node.guest_memory_map import SMALLEST_GUEST_BYTES
 from node.sealed_transfer import SEALED
 from psp.policy import LegacyPolicy
 
@@ -44,7 +45,8 @@ def placed_orders(scenario: Scenario, generations: Mapping[str, Generation], hos
         svsm = wanted.guest.svsm and CAPABILITIES[generation].rmp
         policy = wanted.guest.sev_policy if generation in SEALED else 0
         if (generation, svsm, policy) != (wanted.guest.generation, wanted.guest.svsm, wanted.guest.sev_policy):
-            guest = replace(wanted.guest, generation=generation, svsm=svsm, sev_policy=policy)
+            agent = wanted.guest.migration_agent and generation is Generation.SEV_SNP
+            guest = replace(wanted.guest, generation=generation, svsm=svsm, sev_policy=policy, migration_agent=agent)
             order = replace(order, guest=guest)
         if not runs:
             arriving.append(order)
@@ -67,7 +69,7 @@ def _wanted(scenario: Scenario) -> Iterator[tuple[Order, bool]]:
             guest = GuestSpec(
                 name, group.generation, group.vcpus, group.memory, program, scenario.seed, firmware, disk, networked,
                 svsm=group.svsm, kernel=kernel, owned=group.attest_to is not None, devices=group.devices,
-                sev_policy=policy,
+                sev_policy=policy, migration_agent=group.migration_agent,
             )  # fmt: skip
             arrival = group.arrival + index * group.arrival_spacing
             yield Order(guest, arrival, group.lifetime, group.host), runs
@@ -82,9 +84,14 @@ def host_account(host: HostInstance, scenario: Scenario) -> HostAccount:
     asids = {one: count for one in (Generation.SEV, Generation.SEV_SNP) if (count := host.asids(one)) is not None}
     # The RMP takes 16 bytes for each 4 KiB page; the first 2 MiB stay with the host.
     usable = host.memory_bytes - host.memory_bytes // 256 - FIRMWARE_BYTES
+    agent = host.group.migration_agent
+    if agent:
+        usable -= SMALLEST_GUEST_BYTES + FIRMWARE_BYTES
+        asids = {one: count - (one is Generation.SEV_SNP) for one, count in asids.items()}
     cards = dict(Counter([one.kind for one in host.cards for _ in range(one.assignable)]))
     twice = _held_twice(scenario) if host.group.double_backing else 0.0
-    return HostAccount(host.name, host.generations, usable, threads * scenario.vcpu_overcommit, asids, cards, twice)
+    vcpus = threads * scenario.vcpu_overcommit
+    return HostAccount(host.name, host.generations, usable, vcpus, asids, cards, twice, agent)
 
 
 def _held_twice(scenario: Scenario) -> float:

@@ -36,6 +36,9 @@ class HostAccount:
     backs_twice: float = 0.0
     """Of a SEV-SNP guest's memory, the share that the host holds a second time, as shared memory."""
 
+    has_agent: bool = False
+    """Whether it has a migration agent, without which no guest comes that is to have one."""
+
     def needed_bytes(self, guest: GuestSpec) -> int:
         """What a guest takes of the host's memory."""
         twice = round(guest.memory_bytes * self.backs_twice) if self.backs_twice and guest.generation in _CHECKED else 0
@@ -45,6 +48,7 @@ class HostAccount:
         """Whether the host has what the VM needs."""
         return (
             guest.generation in self.generations
+            and (self.has_agent or not guest.migration_agent)
             and self.needed_bytes(guest) <= self.free_bytes
             and guest.vcpus <= self.free_vcpus
             and self.free_asids.get(ASID_KINDS.get(guest.generation, guest.generation), 1) > 0

@@ -31,7 +31,6 @@ import platform
 import shutil
 import signal
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -43,12 +42,15 @@ from cluster import actor_shell
 from cluster.actor_shell import ActorShell, Papers
 from cluster.cluster_address import ClusterFacts, facts_of
 from cluster.code_bundle import difference, offer, own_papers
+from cluster.daemon_watch import DaemonEnded, DaemonWatch
 from cluster.errors import ToolError, UserError
-from cluster.held_signals import HELD, HeldSignals, unheard
+from cluster.held_signals import HeldSignals
+from cluster.last_words import LastWords
 from cluster.machine import cores
 from cluster.process_family import Process, end_of, family, process_of
 from cluster.ray_environment import TOKENS, clean_environment, short_folder
 from cluster.ray_folder import new_folder
+from cluster.ray_start import our_handlers, watchable
 from cluster.time_bound import within
 
 OBJECT_STORE_BYTES = 100 << 20
@@ -60,6 +62,9 @@ LEAVE_S = 5.0
 """How long processes may take to leave before they are killed."""
 ARRIVE_S = 120.0
 """How long workers may take to answer for the first time: on a busy machine each starts a Python that imports Ray."""
+_NOT_STARTED = "sevfleet: Ray did not start:"
+_TALKATIVE = ("print_to_stdstream", "listen_error_messages")
+"""Functions of Ray's client that print: what processes say, and a stack when the head's server is gone."""
 _HEALTH = "health"
 """The concurrency group of a thread that answers while an actor works."""
 
@@ -260,7 +265,8 @@ class RayCluster(Actors):
         self._code: Any = None
         """The code for workers, while some of them are to arrive."""
         self._arriving: set[Actor] = set()
-        self._print: Any = None
+        self._theirs: dict[str, Any] = {}
+        """Functions of Ray's that are silent meanwhile."""
         self._processes: frozenset[Process] = frozenset()
         self._looked_s = 0.0
 
@@ -321,9 +327,11 @@ class RayCluster(Actors):
             logging.getLogger("ray").setLevel(logging.CRITICAL)
             late = TimeoutError(f"no connection within {CONNECT_S:g} s")
             try:
-                bound = within(CONNECT_S, late) if facts else contextlib.nullcontext()
-                with _our_handlers(ray), bound:
+                bound = within(CONNECT_S, late) if facts else self._watched()
+                with our_handlers(ray), bound:
                     ray.init(**which, log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False)
+            except DaemonEnded as ended:
+                raise ToolError(f"Ray did not start: {_ended(str(ended))}") from None
             except Exception as error:
                 if facts:
                     raise ClusterError(f"{self.address}: {_why_not_joined(error, facts)}") from error
@@ -333,11 +341,37 @@ class RayCluster(Actors):
         self._looked_s = time.monotonic()
         self.startup_s = self._looked_s - began
 
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Watch each process that Ray starts in the block, and know it when there is something to take down.
+
+        Where this process has to be ended, or Ray ends it, one line still says so.
+        """
+        words = LastWords(f"{_NOT_STARTED} one of its processes ended, and Ray this one")
+
+        def note(name: str, pid: int) -> None:
+            started = process_of(pid)
+            self._processes |= {started}
+            watch.note(name, started)
+
+        def give_up(name: str) -> None:
+            # As Ray would within a minute: this process waits below Python for one that is gone.
+            end_of(self._processes | family(pid for pid, _ in self._processes), 0)
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+            words.change(f"{_NOT_STARTED} {_ended(name)}")
+            os._exit(1)
+
+        watch = DaemonWatch(give_up)
+        with words, watchable(self._ray, note), watch:
+            yield
+
     def _silence(self) -> None:
         """Ray prints what its daemons report, a lost worker for one, even where logs are not to reach the driver."""
         module = self._ray._private.worker  # noqa: SLF001 - there is no setting for it
-        self._print = getattr(module, "print_to_stdstream", None)
-        module.print_to_stdstream = lambda *_, **__: None
+        self._theirs = {name: getattr(module, name, None) for name in _TALKATIVE}
+        for name in _TALKATIVE:
+            setattr(module, name, lambda *_, **__: None)
 
     def spawn(self, kind: type, *arguments: object) -> Actor:
         """As in ``Actors``, not to be interrupted. In a cluster that we joined, actors spread over its machines."""
@@ -391,7 +425,8 @@ class RayCluster(Actors):
         self._arrived(actor)
         asked = self._places.pop(actor, None)
         (place,) = [None] if asked is None else Actors.settled(self, [asked], 0)
-        super().kill(actor)
+        if self._dead_daemon() is None:
+            super().kill(actor)
         if not isinstance(place, Whereabouts):
             return
         if place.node == self.ray.get_runtime_context().get_node_id():
@@ -428,11 +463,15 @@ class RayCluster(Actors):
             return
         self._looked_s = now_s
         self.remember_processes()
-        node = getattr(self._ray._private.worker, "_global_node", None)  # noqa: SLF001 - Ray tells nobody else
-        for kind, _ in [] if node is None else node.dead_processes():
+        if (kind := self._dead_daemon()) is not None:
             raise ClusterLostError(f"Ray's process {kind} ended unexpectedly")
         if self.address is not None and not self._ray.is_initialized():
             raise ClusterLostError(f"{self.address}: the cluster closed the connection")
+
+    def _dead_daemon(self) -> str | None:
+        """One of our Ray's daemons that is gone. Ray, asked then to end an actor, waits a minute and ends us."""
+        node = getattr(self._ray._private.worker, "_global_node", None)  # noqa: SLF001 - Ray tells nobody else
+        return None if node is None else next((kind for kind, _ in node.dead_processes()), None)
 
     def close(self) -> None:
         """End our actors, and our Ray if it is ours; wait for every process of it, and take its files away."""
@@ -445,35 +484,24 @@ class RayCluster(Actors):
 
     def _end(self) -> None:
         processes = self._processes | self._family()
-        for actor in self._actors:
-            super().kill(actor)
+        if self._dead_daemon() is None:
+            for actor in self._actors:
+                super().kill(actor)
+        else:
+            end_of(processes, 0)
         with contextlib.suppress(Exception):
             self._ray.shutdown()
         end_of(processes, LEAVE_S)
-        self._ray._private.worker.print_to_stdstream = self._print  # noqa: SLF001
+        for name, function in self._theirs.items():
+            setattr(self._ray._private.worker, name, function)  # noqa: SLF001
         self._actors, self._places, self._kinds, self._code = {}, {}, {}, None
         self._losses.clear()
         self._arriving.clear()
         self._processes, self._ray = frozenset(), None
 
 
-@contextlib.contextmanager
-def _our_handlers(ray: Any) -> Iterator[None]:
-    """Ray, while it starts, puts handlers in place of ours that leave at once, or print a stack and crash.
-
-    The first are of Python and are kept from coming. The others are put below it: until ours
-    are there again, no signal is heard.
-    """
-    utils = ray._private.utils  # noqa: SLF001 - there is no setting for it
-    theirs, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda _: None
-    with unheard():
-        try:
-            yield
-        finally:
-            utils.set_sigterm_handler = theirs
-            if threading.current_thread() is threading.main_thread():
-                for number in HELD:
-                    signal.signal(number, signal.getsignal(number))
+def _ended(name: str) -> str:
+    return f"its process {name} ended unexpectedly"
 
 
 def _on_node(node: str) -> Any:

@@ -158,6 +158,8 @@ class HostGroup(ScenarioPart):
     """Each host keeps shared memory behind SEV-SNP guests' private, as early kernels do; the placement counts it."""
     numa_nodes: Literal[1, 2, 4] = 1
     """NUMA nodes that each host's socket is cut into; a machine whose memory is on several pays for the way."""
+    migration_agent: Annotated[bool, Strict()] = False
+    """Each host has a migration agent from its beginning on, with which SEV_SNP machines may be launched and moved."""
     firmware: VersionText | None = None
     """Version of the security processor's firmware that each host is switched on with. Default: the product's."""
     derived_keys: Literal["asked", "reported"] = "asked"
@@ -167,7 +169,9 @@ class HostGroup(ScenarioPart):
     """The TCB version whose chip key signs reports. AMD says the reported one's; some hosts were found with the current
     one's, so that nobody can verify their reports while an update is not committed."""
     cards: tuple[CardGroup, ...] = ()
-    """What is in the slots of each host, to be given to machines whole."""
+    """What is in the slots of each host, to be given to machines whole, or by virtual functions."""
+    key_refresh: Duration = 0
+    """After how long links of trusted cards in use get fresh keys, again and again; 0: never."""
 
 
 class VmGroup(ScenarioPart):
@@ -200,6 +204,8 @@ class VmGroup(ScenarioPart):
     """An SVSM runs below it at VMPL0, and its kernel at VMPL2; SEV_SNP and SEV_TIO machines only."""
     devices: tuple[CardKindName, ...] = ()
     """Cards of its host's that each is given, in the order in which it knows them."""
+    migration_agent: Annotated[bool, Strict()] = False
+    """Its policy lets a migration agent move it, and its host's is its own; SEV_SNP machines only."""
     sev_policy: tuple[Literal["NOKS", "NOSEND", "DOMAIN", "SEV"], ...] = ()
     """Bits of its policy beyond NODBG, where no owner sets it: no shared key, no sending, only to platforms of this
     owner, only to platforms that AMD's root certifies; SEV and SEV_ES machines only."""
@@ -270,9 +276,9 @@ class HostInstance:
         version = None if self.group.firmware is None else version_of(self.group.firmware)
         return Platform(
             HostMode(self.group.mode), max_snp_asid=self.group.ciphertext_hiding or 0, firmware_api=version,
-            cards=self.cards, derived_keys=RootTcb(self.group.derived_keys),
+            cards=self.cards, key_refresh_ns=self.group.key_refresh, derived_keys=RootTcb(self.group.derived_keys),
             reports_signed_for=TcbOf(self.group.reports_signed_for),
-            numa_nodes=self.group.numa_nodes,
+            numa_nodes=self.group.numa_nodes, migration_agent=self.group.migration_agent,
         )  # fmt: skip
 
     @property

@@ -45,6 +45,8 @@ class KernelTable(ScenarioPart):
     checks_answers: Switch = True
     """Take for an answer of the security processor only the one to the request."""
 
+    ghcb_version: Literal[1, 2] = 2
+    """The version of the GHCB protocol that it speaks; SEV-SNP needs 2."""
     encrypts_disk: Switch = False
     """Encrypt every block of the disk, so that the host sees ciphertext; programs use the disk as before."""
     boot: Literal["none", "ovmf", "direct"] = "none"

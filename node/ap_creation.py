@@ -42,6 +42,7 @@ def start_vcpu(vm: str, record: LaunchedVm, vcpu: int, spa: int) -> Creating:
     *_, code = yield (*_point(vm, record, vcpu, NO_SAVE_AREA), *_point(vm, record, vcpu, spa))
     if code != 0:
         raise GhcbRefused(BadInput.INVALID_INPUT, "SW_EXITINFO2")
+    record.created[vcpu] = spa
     if record.vmpls is not None:
         record.vmpls.areas[vcpu, 0] = spa
         record.vmpls.running.pop(vcpu, None)

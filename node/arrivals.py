@@ -33,7 +33,7 @@ from node.sealed_transfer import SEALED
 from node.vcpu import VcpuState
 from node.vcpu_throttle import Throttle, slow_down
 from node.vm_state import VmState
-from psp.commands import LegacyCommand
+from psp.commands import LegacyCommand, SnpCommand
 from psp.system_bus import PAGE_BYTES
 
 if TYPE_CHECKING:
@@ -117,7 +117,9 @@ class Arrivals:
 
     def copy(self, name: str, pages: int, done: Callable[[], None]) -> None:
         """Have firmware receive pages, of those that a round copies."""
-        self._host.tasks.copy(name, LegacyCommand.RECEIVE_UPDATE_DATA, pages, done)
+        by_agent = self._host.guests[name].spec.migration_agent
+        command = SnpCommand.PAGE_SWAP_IN if by_agent else LegacyCommand.RECEIVE_UPDATE_DATA
+        self._host.tasks.copy(name, command, pages, done)
 
     def complete(
         self, name: str, frames: Stream | Sequence[bytes], digests: PageDigests | bytes, books: GuestBooks,
@@ -129,7 +131,8 @@ class Arrivals:
         spec = guest.spec
         expected = Expected(
             name, self._memory_of(spec), blocks_of(host.board.disk_files.get(name)), session, spec.vcpus,
-            spec.generation in SEALED, CAPABILITIES[spec.generation].encrypted_registers,
+            spec.generation in SEALED or spec.migration_agent, CAPABILITIES[spec.generation].encrypted_registers,
+            spec.migration_agent,
         )  # fmt: skip
         try:
             state = state_of(frames, expected)

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from node import operations as op
 from node.actor import HYPERVISOR, Actor, Observer, Role
+from node.agent_core import AgentCores
 from node.alias_scan import aliases_found
 from node.branch_instructions import BranchInstructions
 from node.branch_target_buffer import BranchTargetBuffer
@@ -257,6 +258,7 @@ class Board:
         self.virtual_memory = VirtualMemory(self, way)
         self.branches = BranchInstructions(self, way, self.predictor, PerformanceCounters())
         self._guest = GuestInstructions(self, way, self.virtual_memory)
+        self.agents = AgentCores(self)
         self._host = HostInstructions(self)
 
     def vmcb(self, vm: str, vcpu: int) -> Vmcb:
@@ -429,7 +431,7 @@ class Board:
         if code or not self.take_vmpl(vmcb):
             return int(code or ExitCode.INVALID)
         self.controls.forget(vm, vcpu)
-        self.running.schedule((vm, vcpu), vmcb.save_area_spa if vmcb.rmp_checked else None)
+        self.running.schedule((vm, vcpu), vmcb.save_area_spa)
         if self.tlb_duties is not None:
             core = self.tlb_duties.schedule(vm, vcpu)
             placed = self.vmcbs[vm][vcpu] = replace(self.vmcbs[vm][vcpu], core=core)
@@ -494,7 +496,7 @@ class Board:
         vmcb = vcpus[vmcb.vcpu]
         if vmcb.core != core:
             vmcb = vcpus[vmcb.vcpu] = replace(vmcb, core=core)
-        self.running.take((vmcb.vm, vmcb.vcpu), core, vmcb.save_area_spa if vmcb.rmp_checked else None)
+        self.running.take((vmcb.vm, vmcb.vcpu), core, vmcb.save_area_spa)
         if self.tlb_duties is not None:
             self.tlb_duties.enter(vmcb)
         self.events.enter(vmcb)

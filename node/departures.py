@@ -22,7 +22,8 @@ from node.migration_refusal import REFUSALS, MigrationRefusal
 from node.vcpu import VcpuState
 from node.vcpu_throttle import Throttle, slow_down
 from node.vm_state import VmState
-from psp.commands import LegacyCommand
+from node.vmsa import SevFeature
+from psp.commands import LegacyCommand, SnpCommand
 
 if TYPE_CHECKING:
     from node.host import Host
@@ -102,7 +103,9 @@ class Departures:
 
     def copy(self, name: str, pages: int, done: Callable[[], None]) -> None:
         """Have firmware send pages, of those that a round copies."""
-        self._host.tasks.copy(name, LegacyCommand.SEND_UPDATE_DATA, pages, done)
+        by_agent = self._under_way[name].guest.spec.migration_agent
+        command = SnpCommand.PAGE_SWAP_OUT if by_agent else LegacyCommand.SEND_UPDATE_DATA
+        self._host.tasks.copy(name, command, pages, done)
 
     def slow(self, name: str, standing_still: float, most_bytes_per_s: float) -> None:
         """Have its vCPUs stand still for a share of their time, and write no more than so much each (0: no limit)."""
@@ -167,11 +170,21 @@ class Departures:
         self._host.tasks.stop_copying(name)
         if guest.throttle is not None:
             slow_down(self._host.vcpus, guest, None)
+        chain = departure.chain
+
+        def goes_on(_: object = None) -> None:
+            if chain is not None:
+                self._host.log.enter(name, chain)
+            if guest.state is GuestState.PAUSED:
+                self._host.resume(name)
+
+        if guest.spec.migration_agent and guest.state is GuestState.PAUSED and departure.sealed:
+            # Its agent has taken it out of the firmware, or is about to: there is nothing yet to go on with.
+            departure.sealed = False
+            self._host.tasks.run(self._host.hypervisor.unseal(name), guest, goes_on)
+            return
         self._unseal(departure)
-        if departure.chain is not None:
-            self._host.log.enter(name, departure.chain)
-        if guest.state is GuestState.PAUSED:
-            self._host.resume(name)
+        goes_on()
 
     def forget(self, name: str) -> None:
         """The VM is lost with the host. Does nothing for one that is not leaving."""
@@ -236,7 +249,12 @@ class Departures:
             return MigrationRefusal.NO_SUCH_VM
         if guest.spec.devices:
             return MigrationRefusal.DEVICE_ASSIGNED
-        if guest.spec.generation in REFUSALS:
+        if guest.spec.migration_agent:
+            if guest.spec.svsm:
+                return MigrationRefusal.SVSM_BELOW
+            if guest.spec.sev_features & SevFeature.SECURE_TSC:
+                return MigrationRefusal.SECURE_TSC
+        elif guest.spec.generation in REFUSALS:
             return REFUSALS[guest.spec.generation]
         if guest.spec.network:
             return MigrationRefusal.NETWORK_CARD

@@ -24,6 +24,7 @@ _MOST = 1024
 _FEW, _JOINED = 3 * _MOST // 8, 7 * _MOST // 8
 """A leaf with fewer joins a neighbour if together they have no more than that."""
 _LONG = 1 << 32
+_NOWHERE = (0, 0, 0, 0)
 
 
 class Run(NamedTuple):
@@ -83,6 +84,8 @@ class EntryRuns:
         self._leaves = [_Leaf(self._code)]
         self._firsts = [0]
         """Where each leaf begins: with its first run, but for the first."""
+        self._last = _NOWHERE
+        """The run that was asked for last: accesses go on where they were."""
 
     def __len__(self) -> int:
         return sum(len(leaf.starts) for leaf in self._leaves)
@@ -94,12 +97,15 @@ class EntryRuns:
 
     def words(self, page: int) -> tuple[int, int, int, int] | None:
         """The same as (start, end, low, high), for who looks at every access."""
+        last = self._last
+        if last[0] <= page < last[1]:
+            return last
         leaf = self._leaves[bisect_right(self._firsts, page) - 1]
         index = bisect_right(leaf.starts, page) - 1
-        if index < 0:
+        if index < 0 or page >= leaf.ends[index]:
             return None
-        end = leaf.ends[index]
-        return None if page >= end else (leaf.starts[index], end, leaf.lows[index], leaf.highs[index])
+        self._last = found = leaf.starts[index], leaf.ends[index], leaf.lows[index], leaf.highs[index]
+        return found
 
     def is_gap(self, start: int, end: int) -> bool:
         """Whether no run has a page in [start, end)."""
@@ -154,6 +160,7 @@ class EntryRuns:
         """Replace whatever is in [start, end) by one run, or by nothing; an empty range changes nothing."""
         if start >= end:
             return
+        self._last = _NOWHERE
         number = self._joined(start, end)
         _put(self._leaves[number], start, end, run)
         self._settle(number)
@@ -170,13 +177,13 @@ class EntryRuns:
             column[at:at] = array(column.typecode, values.astype(column.typecode).tobytes())
         self._leaves[number] = _Leaf(self._code, tuple(column[:] for column in leaf.columns))
         self._settle(number)
-        for index in {0, len(new.starts) - 1}:  # what continues its neighbour outside becomes one with it
+        for index in (0, len(new.starts) - 1):  # what continues its neighbour outside becomes one with it
             run = Run(int(new.lows[index]), int(new.highs[index]))
             self.put(int(new.starts[index]), int(new.ends[index]), run)
 
     def clear(self) -> None:
         """Forget every run."""
-        self._leaves, self._firsts = [_Leaf(self._code)], [0]
+        self._leaves, self._firsts, self._last = [_Leaf(self._code)], [0], _NOWHERE
 
     def _index(self, page: int) -> int:
         return max(0, bisect_right(self._firsts, page) - 1)

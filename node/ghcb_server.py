@@ -294,7 +294,10 @@ class GhcbServer:
     def _dr7_write(
         self, _vm: str, record: LaunchedVm, vcpu: int, _exit: GhcbExit, asked: nae.RegistersRequest
     ) -> Serve:
-        record.dr7[record.seat(vcpu)] = asked.registers["RAX"]
+        value = asked.registers["RAX"]
+        if value >> 32:
+            return _GP  # as MOV to DR7 raises it
+        record.dr7[record.seat(vcpu)] = value
         return NOTHING
         yield ()
 

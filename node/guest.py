@@ -52,13 +52,15 @@ class GuestSpec:
     """Bits of its policy beyond NODBG and ES, if it is of SEV or SEV-ES."""
     devices: tuple[CardKind, ...] = ()
     """Cards of its host's that it is given."""
+    migration_agent: bool = False
+    """Its policy lets a migration agent move it, and it is launched with its host's; SEV-SNP guests only."""
     machine: MachineSpec = field(init=False, repr=False, compare=False)
     """The part of it that concerns the hypervisor."""
 
     def __post_init__(self) -> None:
         machine = MachineSpec(
             self.name, self.generation, self.vcpus, self.memory_bytes, self.firmware, self.sev_features,
-            self.svsm, self.owned, self.sev_policy, self.devices,
+            self.svsm, self.owned, self.sev_policy, self.devices, self.migration_agent,
         )
         object.__setattr__(self, "machine", machine)
 

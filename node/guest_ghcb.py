@@ -10,7 +10,6 @@ from collections.abc import Generator, Mapping, Sequence
 from types import MappingProxyType
 
 from node.ghcb_msr import (
-    PROTOCOL_VERSIONS,
     GhcbMsrError,
     MsrMessage,
     RegisteredGhcb,
@@ -67,13 +66,13 @@ def is_registered(request: RegisterGhcbRequest, answer: Answer, settings: Kernel
     return not settings.checks_replies or is_response(request, answer, RegisteredGhcb(request.gfn))
 
 
-def versions_fit(request: SevInfoRequest, answer: Answer) -> bool:
-    """Whether the hypervisor speaks the version that is spoken here."""
+def versions_fit(request: SevInfoRequest, answer: Answer, settings: KernelSettings = CAREFUL) -> bool:
+    """Whether the hypervisor speaks the kernel's version."""
     try:
         info = response_to(request, answer)
     except GhcbMsrError:
         return False
-    return isinstance(info, SevInfo) and info.min_version <= PROTOCOL_VERSIONS[1] <= info.max_version
+    return isinstance(info, SevInfo) and info.min_version <= settings.ghcb_version <= info.max_version
 
 
 def termination(reason_set: int, reason_code: int) -> VmgExit:
@@ -92,7 +91,8 @@ def page_exit(
     settings: KernelSettings = CAREFUL,
 ) -> Asking:
     """One exit with the GHCB page at ``gpa``; the reply's ``outputs`` are those of the event if nothing is said."""
-    _, reply = yield from _exit(gpa, build_exit(event, info1, info2, registers, buffer), event, outputs, settings)
+    page = build_exit(event, info1, info2, registers, buffer, settings.ghcb_version)
+    _, reply = yield from _exit(gpa, page, event, outputs, settings)
     return reply
 
 
@@ -129,7 +129,8 @@ def mmio_load(
     gpa: int, device_gpa: int, length: int, settings: KernelSettings = CAREFUL
 ) -> Generator[tuple[GuestOperation, ...], tuple[Answer, ...], int]:
     """A load from a device's register by an exit with the GHCB page at ``gpa``."""
-    page = build_exit(NaeEvent.MMIO_READ, device_gpa, length, {"SW_SCRATCH": gpa + SHARED_BUFFER})
+    registers = {"SW_SCRATCH": gpa + SHARED_BUFFER}
+    page = build_exit(NaeEvent.MMIO_READ, device_gpa, length, registers, version=settings.ghcb_version)
     back, reply = yield from _exit(gpa, page, NaeEvent.MMIO_READ, None, settings)
     if reply.exception is not None:
         raise GhcbUntrusted(f"MMIO: exception {reply.exception}")
@@ -139,7 +140,7 @@ def mmio_load(
 def mmio_store(gpa: int, device_gpa: int, value: int, length: int, settings: KernelSettings = CAREFUL) -> Steps:
     """A store to a device's register by an exit with the GHCB page at ``gpa``."""
     registers, stored = {"SW_SCRATCH": gpa + SHARED_BUFFER}, value.to_bytes(length, "little")
-    page = build_exit(NaeEvent.MMIO_WRITE, device_gpa, length, registers, stored)
+    page = build_exit(NaeEvent.MMIO_WRITE, device_gpa, length, registers, stored, settings.ghcb_version)
     _, reply = yield from _exit(gpa, page, NaeEvent.MMIO_WRITE, None, settings)
     if reply.exception is not None:
         raise GhcbUntrusted(f"MMIO: exception {reply.exception}")
@@ -168,7 +169,8 @@ def string_out(gpa: int, port: int, data: bytes, width: int, settings: KernelSet
 def _string(
     gpa: int, info: int, units: int, buffer: bytes, settings: KernelSettings
 ) -> Generator[tuple[GuestOperation, ...], tuple[Answer, ...], bytes]:
-    page = build_exit(NaeEvent.IOIO, info, units, {"SW_SCRATCH": gpa + SHARED_BUFFER}, buffer)
+    registers = {"SW_SCRATCH": gpa + SHARED_BUFFER}
+    page = build_exit(NaeEvent.IOIO, info, units, registers, buffer, settings.ghcb_version)
     back, reply = yield from _exit(gpa, page, NaeEvent.IOIO, (), settings)
     if reply.exception is not None:
         raise GhcbUntrusted(f"string I/O: exception {reply.exception}")
@@ -185,7 +187,8 @@ def _change(gpa: int, entries: Sequence[PageStateEntry], settings: KernelSetting
     while done < len(entries):
         # What is left goes in a list of its own: nothing that came back is sent again.
         registers = {"SW_SCRATCH": gpa + SHARED_BUFFER}
-        page = build_exit(NaeEvent.PAGE_STATE_CHANGE, registers=registers, buffer=build_list(entries[done:]))
+        left = build_list(entries[done:])
+        page = build_exit(NaeEvent.PAGE_STATE_CHANGE, 0, 0, registers, left, settings.ghcb_version)
         back, reply = yield from _exit(gpa, page, NaeEvent.PAGE_STATE_CHANGE, None, settings)
         if not settings.checks_page_states:
             return

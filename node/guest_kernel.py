@@ -196,7 +196,7 @@ class GuestKernel:
         )  # fmt: skip
         if not self._status_holds(status) or not self._canary_holds(found):
             return (yield from _end(GhcbReason.GENERAL))
-        if self.settings.checks_protocol and not versions_fit(request, info):
+        if self.settings.checks_protocol and not versions_fit(request, info, self.settings):
             return (yield from _end(GhcbReason.PROTOCOL_RANGE))
         registers.reset(START_RIP if self.memory.vcpus > 1 else self.program_entry)
         return None
@@ -209,7 +209,7 @@ class GuestKernel:
         )  # fmt: skip
         if not self._status_holds(status):
             return (yield from _end(GhcbReason.GENERAL))
-        if self.settings.checks_protocol and not versions_fit(info_request, info):
+        if self.settings.checks_protocol and not versions_fit(info_request, info, self.settings):
             return (yield from _end(GhcbReason.PROTOCOL_RANGE))
         if self.settings.checks_features and not self._is_offered(features_request, features):
             return (yield from _end(GhcbReason.SNP_FEATURES))
@@ -303,7 +303,9 @@ class GuestKernel:
             offered = response_to(request, answer)
         except GhcbMsrError:
             return False
-        return isinstance(offered, Features) and not self._needs & ~offered.bitmap
+        # Version 1 knows of no features.
+        bitmap = offered.bitmap if isinstance(offered, Features) and self.settings.ghcb_version > 1 else 0
+        return not self._needs & ~bitmap
 
     def _status_holds(self, status: Answer) -> bool:
         expected = expected_status(self.generation, self.sev_features)

@@ -14,6 +14,7 @@ from node.actor import Observer
 from node.ap_wake import starts_others_by_sipi
 from node.arrivals import Arrivals
 from node.board import Board
+from node.card_operator import CardOperator
 from node.card_slot import windows, with_cards
 from node.certificate_store import CertificateStore
 from node.clock import Clock
@@ -143,11 +144,14 @@ class Host:
         self.interrupts = HostInterrupts(self)
         self.board.card_memory.arrived = self.interrupts.arrived
         self.firmware = FirmwareOperator(self)
+        self.cards = CardOperator(self, spec.platform.key_refresh_ns)
         self.certificates: CertificateStore | None = None
         self.vcpus.sent = self.network.flush
         self.vcpus.served = self.tasks.served
         self.tasks.ledger = self.vcpus.disk.ledger = self.contention.ledger
         self.tasks.at_once(self.hypervisor.bring_up())
+        if spec.platform.migration_agent:
+            self.tasks.at_once(self.hypervisor.launch_agent())
 
     @property
     def now_ns(self) -> int:
@@ -256,6 +260,8 @@ class Host:
             else:
                 guest.reason = "host crashed"
                 self.destroy(name)
+        if self.spec.platform.migration_agent:
+            self.tasks.run(self.hypervisor.restart_agent(), None, lambda _: None)
 
     def pause(self, name: str, parked: Callable[[], None] | None = None) -> None:
         """Stop a VM's vCPUs at the end of their blocks; their registers go to their save areas.

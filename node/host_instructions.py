@@ -17,6 +17,7 @@ from node.vmcb import Vmcb
 from node.vmexit import ExitCode
 from psp.command_buffers import SnpLaunchUpdate
 from psp.commands import SnpCommand
+from psp.status import PspError
 from tio.nvme_format import Status
 
 if TYPE_CHECKING:
@@ -62,6 +63,11 @@ class HostInstructions:
             op.VmPreempt: self._vm_preempt,
             op.FetchCertificates: lambda _: board.certificates(),
             op.AskLaunchOwner: lambda one: board.launch_owner(one.vm, one.shown),
+            op.AgentCall: board.agents.call,
+            op.SwapRowOut: lambda one: _row(lambda: board.psp.snp.swap.row_out(
+                one.gctx, one.spa, one.pages, one.mdata, large=one.large
+            )),
+            op.SwapRowIn: lambda one: _row(lambda: board.psp.snp.swap.row_in(one.gctx, one.spa, one.mdata)),
             op.DiskRead: self._disk_read,
             op.DiskWrite: self._disk_write,
             op.NicRead: self._nic_read,
@@ -183,6 +189,7 @@ class HostInstructions:
         board.events.forget(one.vm)
         board.traced.discard(one.vm)
         board.running.forget(one.vm)
+        board.agents.forget(one.vm)
         nested = board.nested.pop(one.vm, None)
         for table in (board.vmcbs, board.disks, board.disk_files, board.nics):
             table.pop(one.vm, None)
@@ -298,6 +305,13 @@ def _updates_of_one_buffer(batch: tuple[op.HypervisorOperation, ...], first: int
             break
         found.append(one)
     return found
+
+
+def _row(command: Callable[[], int]) -> int:
+    try:
+        return command()
+    except PspError as refused:
+        return -int(refused.status)
 
 
 def _key(one: op.HostRead | op.HostReadWritten | op.HostWrite | op.HostClear) -> int:

@@ -160,6 +160,10 @@ class HostSystemBus:
         """What somebody laid down and nobody has looked at."""
         return None if self._controller is not self._cores_memory else self._cores_memory.source(spa, length)
 
+    def is_written(self, spa: int, length: int) -> bool:
+        """Whether there are bytes of these pages."""
+        return bool(self._cores_memory.written_runs(spa, length, 0))
+
     def write(self, spa: int, data: bytes) -> None:
         """Write DRAM without a key."""
         page = self.fast_registers.page

@@ -11,7 +11,9 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 
 from node import operations as op
+from node.agent_transfer import agent_context, launch_agent, restart_agent
 from node.asid_pool import AsidPool, AsidsExhausted
+from node.card_driver import release_cards, roll_card_keys
 from node.core_msrs import Msr
 from node.cpuid_page import cpuid_page
 from node.device_access import device_access
@@ -54,7 +56,7 @@ from node.vmsa import VMSA_BYTES, SevFeature
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand
 from psp.launch_digest import PageType
-from psp.policy import LegacyPolicy
+from psp.policy import LegacyPolicy, SnpPolicy
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
 
 Launch = Callable[["Hypervisor", MachineSpec, LaunchedVm], Task]
@@ -183,6 +185,8 @@ class Hypervisor:
 
     update_firmware = update_firmware
     commit_firmware = commit_firmware
+    launch_agent, restart_agent = launch_agent, restart_agent
+    roll_card_keys, release_cards = roll_card_keys, release_cards
     export, receive, fill = export, receive, fill
     seal, unseal, open_session, depart = seal, unseal, open_session, depart
 
@@ -446,6 +450,9 @@ class Hypervisor:
         record.gctx = gctx
         khz = self.product.base_hz // 1000 if features & SevFeature.SECURE_TSC else 0
         start = buffers.SnpLaunchStart(gctx=gctx, desired_tsc_khz=khz, policy=SNP_POLICY)
+        if spec.migration_agent:
+            agent, policy = agent_context(self), SNP_POLICY | SnpPolicy.MIGRATE_MA
+            start = replace(start, policy=policy, ma_gctx=agent, flags=buffers.SNP_START_MA)
         yield from self._must(SnpCommand.LAUNCH_START, command, start.pack())
         activate = buffers.SnpActivate(gctx=gctx, asid=record.asid)
         yield from self._must(SnpCommand.ACTIVATE, command, activate.pack())

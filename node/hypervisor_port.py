@@ -86,6 +86,12 @@ class HypervisorPort(Protocol):
     def bring_up(self) -> Task:
         """Initialise the firmware."""
 
+    def launch_agent(self) -> Task:
+        """Launch the host's own migration agent."""
+
+    def restart_agent(self) -> Task:
+        """The same after the host was switched off and on."""
+
     def launch(self, spec: MachineSpec) -> LaunchTask:
         """Launch a VM up to the entry of its boot processor. Raises LaunchRefused."""
 
@@ -109,6 +115,12 @@ class HypervisorPort(Protocol):
 
     def commit_firmware(self) -> Reply:
         """Commit what runs; the status."""
+
+    def roll_card_keys(self) -> Reply:
+        """Give links of trusted cards in use fresh keys; how many got them."""
+
+    def release_cards(self) -> Reply:
+        """Disconnect trusted cards that no VM has; how many."""
 
     def export(self, vm: str, started: tuple[bool, ...], reset_rips: tuple[int, ...]) -> ExportTask:
         """Read a stopped VM whole. Raises LaunchRefused where its firmware does not send it."""

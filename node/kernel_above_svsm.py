@@ -134,7 +134,7 @@ class KernelAboveSvsm:
             return (yield from _end(GhcbReason.GENERAL))
         if not isinstance(secrets, bytes):
             return (yield from _end(GhcbReason.GENERAL))
-        if self.settings.checks_protocol and not versions_fit(request, info):
+        if self.settings.checks_protocol and not versions_fit(request, info, self.settings):
             return (yield from _end(GhcbReason.PROTOCOL_RANGE))
         base, size, caa = (int.from_bytes(secrets[at : at + 8], "little") for at in (0, 8, 16))
         if (base, size, secrets[0x1C]) != (SVSM.gpa, SVSM.length, GUEST_VMPL):

@@ -98,6 +98,10 @@ class KernelSettings:
     handles_vc: bool = True
     """Take #VC of programs. Off: the program has a handler and a GHCB of its own, and meets #VC as an answer."""
 
+    ghcb_version: int = 2
+    """The one version of the GHCB protocol that it speaks. SEV-ES guests do with 1, as before there was SEV-SNP; an
+    SNP guest ends then, as Linux does that is offered no more (arch/x86/boot/compressed/sev.c, get_hv_features).
+    """
     encrypts_disk: bool = False
     """Encrypt every block of the disk (dm-crypt), so that its host sees ciphertext."""
     boot: BootPath = BootPath.NONE

@@ -13,6 +13,7 @@ from node.guest_functions import GuestFunction
 from node.guest_memory_map import Range
 from node.owned_launch import OwnedLaunch
 from node.shared_pages import SharedPages
+from node.vm_state import VmState
 from node.vmpl_switch import VmplBook
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
@@ -70,6 +71,12 @@ class LaunchedVm:
     """GPA of the AP jump table, 0 for none."""
     on_init: dict[int, int] = field(default_factory=dict)
     """SPA of the save area that each vCPU is to have after its next INIT."""
+    created: dict[int, int] = field(default_factory=dict)
+    """SPA of the save area that a vCPU runs with, where its guest made one for it."""
+    out: VmState | None = None
+    """What an agent took out of a guest that may have to go on here: a context no more, and no pages."""
+    left: int = 0
+    """Where its context lay, which an agent took away."""
     starts: ApStarts = field(default_factory=ApStarts)
     """vCPUs that wait for another to start them, and what came for those that do not wait yet."""
     vmpls: VmplBook | None = None

@@ -29,6 +29,8 @@ class MachineSpec:
     """Bits of a SEV or SEV-ES policy beyond the hypervisor's own."""
     devices: tuple[CardKind, ...] = ()
     """Cards of its host's that it is given, in the order in which it knows them."""
+    migration_agent: bool = False
+    """It is launched with its host's migration agent, by which an SNP guest may be moved."""
 
     @property
     def memory(self) -> GuestMemoryMap:

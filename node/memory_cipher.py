@@ -8,6 +8,8 @@ from typing import Protocol
 from node.dimm_cells import Octets, Words
 
 BLOCK_BYTES = 16
+FEW_BYTES = 64
+"""A line. So little goes through plain integers, of which a cipher takes a quarter of what arrays cost."""
 
 
 class CipherMode(StrEnum):
@@ -48,12 +50,21 @@ class MemoryCipher(Protocol):
     def decrypt_in_page(self, cipher: Words, spa: int) -> Octets:
         """Decrypt blocks of one page; the next call overwrites the array."""
 
+    def encrypt_few(self, plain: bytes, spa: int) -> bytes:
+        """What belongs at ``spa``, at most ``FEW_BYTES`` in one page, encrypted."""
+
+    def decrypt_few(self, cipher: bytes, spa: int) -> bytes:
+        """What lies at ``spa``, at most ``FEW_BYTES`` in one page, decrypted."""
+
 
 class Tweaks(Protocol):
     """The tweaks of addresses. Each call overwrites what the one before gave."""
 
     def in_page(self, spa: int, words: int) -> Words:
         """Tweaks of the blocks from ``spa`` on, inside one page."""
+
+    def of_few(self, spa: int, length: int) -> int:
+        """The same of at most ``FEW_BYTES`` as one number, that of the first block lowest."""
 
     def in_stride(self, spa: int, words: int) -> Words:
         """The same inside one of the strides that bulk work goes in."""

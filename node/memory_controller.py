@@ -14,7 +14,7 @@ import numpy as np
 from node.bytes_in_place import bytes_in_place
 from node.cipher_scratch import STRIDE_BYTES, wipe_scratch
 from node.dram import WORD_BYTES, Dram, Fill, MachineCheck, Words
-from node.memory_cipher import BLOCK_BYTES, Ciphers, MemoryCipher
+from node.memory_cipher import BLOCK_BYTES, FEW_BYTES, Ciphers, MemoryCipher
 from psp.system_bus import PAGE_BYTES
 
 HOST_KEY = -1
@@ -141,6 +141,10 @@ class MemoryController:
         start = spa - before
         whole = before + length + _IN_BLOCK & ~_IN_BLOCK
         if (start & _IN_PAGE) + whole <= PAGE_BYTES:
+            if whole <= FEW_BYTES:
+                few = cipher.decrypt_few(self._dram.read(start, whole), start)
+                self.bytes_decrypted += whole
+                return few if whole == length else few[before : before + length]
             words = self._dram.words(start, whole)
             plain = cipher.decrypt_in_page(_ZEROS[: whole // WORD_BYTES] if words is None else words, start)
             self.bytes_decrypted += whole
@@ -170,6 +174,11 @@ class MemoryController:
                 b"".join((self.read(spa - before, before, asid), data, self.read(spa + length, after, asid))),
                 asid,
             )
+            return
+        if 0 < length <= FEW_BYTES and (spa & _IN_PAGE) + length <= PAGE_BYTES:
+            self._dram.expect(spa, length)
+            self._dram.write(spa, cipher.encrypt_few(bytes(data), spa))
+            self.bytes_encrypted += length
             return
         source: Words = np.frombuffer(data, np.uint64)
         if 0 < length <= PAGE_BYTES - (spa & _IN_PAGE):

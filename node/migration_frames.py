@@ -25,7 +25,7 @@ from node.packing import Unmade, packed
 from node.vm_state import Packet, Run, VmState
 from node.vmsa import VMSA_BYTES
 from psp.secret_packet import PacketHeader
-from psp.system_bus import PAGE_BYTES
+from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
 VERSION = 2
 SESSION_BYTES = 16
@@ -34,6 +34,8 @@ MOST_BODY_BYTES = 1 << 20
 """Pages or blocks of one frame hold at most this; a frame's body a little more."""
 MOST_FRAME_BYTES = MOST_BODY_BYTES + (64 << 10)
 MOST_VCPUS = 1024
+MOST_ROWS = 1 << 15
+MOST_CONTEXT_BYTES = 1 << 12
 DIGEST_BYTES = 8
 """Of a page's SHA-256: they find accidents, of which none makes two of a fleet's pages alike in 64 bits."""
 _LARGEST_NUMBER = 1 << 52
@@ -55,6 +57,10 @@ class FrameKind(IntEnum):
     """A save area, likewise."""
     TOLD = 8
     """What the guest has told its hypervisor."""
+    CONTEXT = 9
+    """What a migration agent says to its peer, and the rows of pages that nobody wrote."""
+    METADATA = 10
+    """Metadata pages."""
 
 
 class FrameError(ValueError):
@@ -78,6 +84,8 @@ class Expected(NamedTuple):
     """Its private pages come as packets."""
     hidden_registers: bool = False
     """So do its save areas."""
+    by_agent: bool = False
+    """And its context, by a migration agent."""
 
 
 @lru_cache(maxsize=1024)
@@ -189,6 +197,10 @@ def _bodies(state: VmState) -> list[tuple[FrameKind, object]]:
             (FrameKind.PACKETS, state.packets[at : at + MOST_PACKETS])
             for at in range(0, len(state.packets), MOST_PACKETS)
         ],
+        *([(FrameKind.CONTEXT, (state.context, state.rows))] if state.context else []),
+        *[
+            (FrameKind.METADATA, state.metadata[at : at + MOST_RUNS]) for at in range(0, len(state.metadata), MOST_RUNS)
+        ],
         *[(FrameKind.BLOCKS, runs) for runs in _bundles(state.blocks, BLOCK_BYTES, 1)],
         (FrameKind.END, amounts),
     ]
@@ -282,6 +294,8 @@ class _Reader:
         self._packets: list[Packet] = []
         self._sealed: list[Packet] = []
         self._told: tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int, int], ...]] = ((), ())
+        self._context: tuple[bytes, tuple[tuple[int, int, bool], ...]] | None = None
+        self._metadata: list[bytes] = []
         self._ended = False
 
     def take(self, frame: bytes) -> None:
@@ -304,9 +318,10 @@ class _Reader:
         if self._head is None or not self._ended:
             raise FrameError(self._sequence, "kind", "a further frame", "the end of the stream")
         started, launched, rips = self._head
+        context, rows = self._context or (b"", ())
         return VmState(
             self._expected.vm, tuple(self._areas), started, launched, rips, tuple(self._pages), tuple(self._blocks),
-            tuple(self._packets), tuple(self._sealed), *self._told,
+            tuple(self._packets), tuple(self._sealed), *self._told, context, tuple(self._metadata), rows,
         )  # fmt: skip
 
     def _opened(self, frame: bytes) -> tuple[int, object]:
@@ -425,6 +440,37 @@ class _Reader:
             raise FrameError(self._sequence, "told", "whole pages", "something else")
         self._told = (shared, told)
 
+    def take_context(self, body: object) -> None:
+        """The body of such a frame."""
+        match body:
+            case (bytes(context), tuple(rows)) if (
+                self._expected.by_agent and self._context is None and len(rows) <= MOST_ROWS
+                and 0 < len(context) <= MOST_CONTEXT_BYTES
+            ):
+                pass
+            case _:
+                raise FrameError(self._sequence, "context", "one, of a VM that an agent moves", "something else")
+        end = 0
+        for row in rows:
+            match row:
+                case (int(gpa), int(pages), bool(large)) if 0 <= gpa < _LARGEST_NUMBER and 0 < pages < _LARGEST_NUMBER:
+                    size = LARGE_PAGE_BYTES if large else PAGE_BYTES
+                case _:
+                    raise FrameError(self._sequence, "rows", "an address, a number and a size", "something else")
+            if gpa % size or gpa < end or not self._expected.memory(gpa, pages * size):
+                raise FrameError(self._sequence, "rows", "whole pages of the VM, in ascending order", f"{gpa:#x}")
+            end = gpa + pages * size
+        self._context = context, rows
+
+    def take_metadata(self, body: object) -> None:
+        """The body of such a frame."""
+        pages = body if isinstance(body, tuple) else ()
+        if not self._expected.by_agent or not 0 < len(pages) <= MOST_RUNS:
+            raise FrameError(self._sequence, "metadata", f"1 to {MOST_RUNS} pages", "something else")
+        if any(type(page) is not bytes or len(page) != PAGE_BYTES for page in pages):
+            raise FrameError(self._sequence, "metadata", f"pages of {PAGE_BYTES} bytes", "something else")
+        self._metadata += pages
+
     def take_blocks(self, body: object) -> None:
         """The body of such a frame."""
         for lba, data in self._runs(body, BLOCK_BYTES):
@@ -456,6 +502,8 @@ class _Reader:
         areas = self._sealed if self._expected.hidden_registers else self._areas
         if len(areas) != len(self._head[0]) or len(self._areas) + len(self._sealed) != len(areas):
             raise FrameError(self._sequence, "registers", f"of {len(self._head[0])} vCPUs", len(areas))
+        if self._expected.by_agent and self._context is None:
+            raise FrameError(self._sequence, "context", "one", "none")
         self._ended = True
 
 
@@ -468,4 +516,6 @@ _HANDLERS: Mapping[int, Callable[[_Reader, object], None]] = {
     FrameKind.PACKETS: _Reader.take_packets,
     FrameKind.SEALED_REGISTERS: _Reader.take_sealed_registers,
     FrameKind.TOLD: _Reader.take_told,
+    FrameKind.CONTEXT: _Reader.take_context,
+    FrameKind.METADATA: _Reader.take_metadata,
 }

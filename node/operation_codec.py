@@ -125,6 +125,9 @@ KINDS: Mapping[int, type] = {
     143: op.NicWrite,
     220: op.FetchCertificates,
     221: op.AskLaunchOwner,
+    222: op.AgentCall,
+    223: op.SwapRowOut,
+    224: op.SwapRowIn,
     # Answers.
     48: op.Fault,
     49: op.PValidateResult,

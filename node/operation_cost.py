@@ -220,6 +220,7 @@ class HostOperationCost:
             op.HostTimedRead: lambda _: costs["dram.latency_ns"],
             op.Invd: lambda _: costs["host.invd_ns"],
             op.VmKick: lambda _: costs["core.exit_ns"],
+            op.AgentCall: lambda _: costs["psp.guest_request_ns"],
             op.VmPageFlush: lambda _: _lines(PAGE_BYTES) * costs["cache.clflush_ns"],
         }
         # To enter another VMPL is a round trip's second half, and what comes on top of that.
@@ -237,6 +238,9 @@ class HostOperationCost:
                 legacy_ns_per_kib * measured_bytes(LegacyCommand.LAUNCH_UPDATE_DATA, buffer) / _KIB
             ),
             LegacyCommand.LAUNCH_UPDATE_VMSA: lambda _: legacy_ns_per_kib * PAGE_BYTES / _KIB,
+            # Nobody has published what swapping takes: as long as the same work for another's key.
+            SnpCommand.PAGE_SWAP_OUT: lambda _: costs["psp.send_update_ns_per_kib"] * PAGE_BYTES / _KIB,
+            SnpCommand.PAGE_SWAP_IN: lambda _: costs["psp.receive_update_ns_per_kib"] * PAGE_BYTES / _KIB,
             # A page at a time, as KVM does it.
             LegacyCommand.SEND_UPDATE_DATA: lambda _: costs["psp.send_update_ns_per_kib"] * PAGE_BYTES / _KIB,
             LegacyCommand.SEND_UPDATE_VMSA: lambda _: costs["psp.send_update_ns_per_kib"] * PAGE_BYTES / _KIB,
@@ -270,7 +274,7 @@ class HostOperationCost:
         return priced(one.buffer) if priced else self._costs["psp.command_ns"]
 
 
-_WORK = (op.HostWork, op.Wbinvd)
+_WORK = (op.HostWork, op.Wbinvd, op.AgentCall)
 _TO_DEVICES = [one for one, row in COMMANDS.items() if row.layout is not None and issubclass(row.layout, SpdmOrder)]
 
 

@@ -32,6 +32,7 @@ def change_page_state(vm: str, record: LaunchedVm, change: op.PageStateChange, s
     if not CAPABILITIES[record.generation].rmp:
         record.shared.change(change.gpa, change.length, shared=change.shared)
         return 0
+    record.shared.change(change.gpa, change.length, shared=change.shared)
     for first, spa, length in backing:
         for start, size, large in record.pieces(spa, length):
             gpa = first + start - spa

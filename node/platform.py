@@ -89,6 +89,8 @@ class Platform:
     """Boot firmware locks the data fabric's routes; False for one that leaves the call out (CVE-2025-54510)."""
     fabric_lock_checked: bool = False
     """Firmware of the security processor that starts SNP only on a locked data fabric (AMD-SB-3034)."""
+    migration_agent: bool = False
+    """The host has a migration agent, with which SEV-SNP guests may be launched, from its beginning on."""
     iommu_supports_snp: bool = True
     """SNPSup of the IOMMU on a product with SNP; False for a board whose firmware leaves it out."""
     iommu_write_safe: bool = False
@@ -158,6 +160,8 @@ class Platform:
     That is an option of boot firmware, which AMD asks for with SEV-TIO; here it is always set.
     """
 
+    key_refresh_ns: int = 0
+    """After how long the host has links of trusted devices in use given fresh keys, again and again; 0 for never."""
     peers_open: bool = False
     """What a trusted device asks of another's memory goes there by its address, as through a switch without access
     control; otherwise the RMP is asked, as of any page."""

@@ -95,6 +95,22 @@ class RemoteHypervisor:
         """Commit what runs; the status."""
         return self._task("commit_firmware")
 
+    def launch_agent(self) -> Task:
+        """Launch the host's own migration agent."""
+        return self._task("launch_agent")
+
+    def restart_agent(self) -> Task:
+        """The same after the host was switched off and on."""
+        return self._task("restart_agent")
+
+    def roll_card_keys(self) -> Reply:
+        """Give links of trusted cards in use fresh keys; how many got them."""
+        return self._task("roll_card_keys")
+
+    def release_cards(self) -> Reply:
+        """Disconnect trusted cards that no VM has; how many."""
+        return self._task("release_cards")
+
     def export(self, vm: str, started: tuple[bool, ...], reset_rips: tuple[int, ...]) -> ExportTask:
         """Read a stopped VM whole."""
         return self._task("export", vm, started, reset_rips)

@@ -5,7 +5,8 @@ exits when that says so; one that the operation ``VmRun`` put on a hardware thre
 exits when the thread executes another VMRUN, because for that it must be back in the
 host. Either exits when it is preempted. A save area is in use as long as its
 vCPU runs: nobody changes its RMP entry, and no other thread enters with it (APM volume 2,
-15.36.12; ``spec/firmware/rmp.md``, section 5).
+15.36.12; ``spec/firmware/rmp.md``, section 5). That of a VM without SNP is so too, as Linux tells of
+control blocks: its core stores registers there at an exit, and asks the RMP at VMRUN alone.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ class RunningVcpus:
         self.preempted: set[Who] = set()
         """Of the scheduler's those that are out until it enters them again."""
 
-    def schedule(self, who: Who, area: int | None) -> None:
-        """The host's scheduler enters a vCPU; ``area`` is None where no RMP entry makes the save area its own."""
+    def schedule(self, who: Who, area: int) -> None:
+        """The host's scheduler enters a vCPU with a save area."""
         self._off_thread(who)
         self._scheduled.add(who)
         self.preempted.discard(who)
         self._use(who, area)
 
-    def take(self, who: Who, thread: int, area: int | None) -> None:
+    def take(self, who: Who, thread: int, area: int) -> None:
         """A thread, which is free, enters a vCPU by VMRUN."""
         self._off_thread(who)
         self._threads[thread] = who

@@ -15,6 +15,7 @@ from collections.abc import Generator, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from node import operations as op
+from node.agent_transfer import let_go, meet, meet_sender, take_back
 from node.expected_answers import expect_done, expect_success, octets
 from node.frame_allocator import joined
 from node.generation import Generation
@@ -106,6 +107,8 @@ def seal(self: Hypervisor, vm: str, platform: bytes) -> ReceiveTask:
     Raises LaunchRefused; the guest is as before then.
     """
     record = record_of(self, vm)
+    if record.generation is Generation.SEV_SNP:
+        return (yield from meet(self, record, vm, platform))
     _check_may_leave(record)
     own = yield from show_platform(self, record)
     frames = _frames(self, record)
@@ -146,7 +149,9 @@ def _check_may_leave(record: LaunchedVm) -> None:
 def unseal(self: Hypervisor, vm: str) -> Task:
     """The VM stays: SEND_CANCEL. In the hypervisor's own page: another task may have the VM's in hand."""
     record = self._vms.get(vm)
-    if record is not None and record.sealed:
+    if record is not None and record.sealed and record.generation is Generation.SEV_SNP:
+        yield from take_back(self, record, vm)
+    elif record is not None and record.sealed:
         record.sealed = False
         yield (op.PspCommand(LegacyCommand.SEND_CANCEL, self._command_page, buffers.Handle(record.handle).pack()),)
 
@@ -154,7 +159,9 @@ def unseal(self: Hypervisor, vm: str) -> Task:
 def depart(self: Hypervisor, vm: str) -> Task:
     """The VM lives elsewhere: SEND_FINISH, after which firmware lets nothing but its end come, and then that."""
     record = self._vms.get(vm)
-    if record is not None and record.sealed:
+    if record is not None and record.sealed and record.generation is Generation.SEV_SNP:
+        yield from let_go(self, vm)
+    elif record is not None and record.sealed:
         yield from self._must(LegacyCommand.SEND_FINISH, record.small[0], buffers.Handle(record.handle).pack())
     yield from self.destroy(vm)
 
@@ -262,6 +269,9 @@ def _expect(batch: list[op.HypervisorOperation], answers: Answers) -> None:
 def open_session(self: Hypervisor, spec: MachineSpec, session: bytes) -> Task:
     """RECEIVE_START with what the source's firmware has sealed for this one, and ACTIVATE. Raises LaunchRefused."""
     record = record_of(self, spec.name)
+    if record.generation is Generation.SEV_SNP:
+        yield from meet_sender(self, spec.name, session)
+        return
     if len(session) != SESSION_BYTES:
         raise LaunchRefused(f"session: expected {SESSION_BYTES} bytes, got {len(session)}")
     frames = _frames(self, record)

@@ -54,6 +54,8 @@ class Card:
     physical: Function
     carrier: TioCarrier | None = None
     context: int = 0
+    contexts: tuple[int, ...] = ()
+    """All pages of its context."""
     stream_id: int = 0
     certificates: bytes = b""
     measurements: bytes = b""
@@ -186,6 +188,9 @@ class TioHost:
             yield from reset(function)
             yield from self._memory.give_back(given.table.pages)
             given.interface.given_to = None
+            card = given.card
+            if card.context and not self.is_given(card) and not (yield from is_there(card.physical)):
+                yield from self._abandon(card, card.contexts)  # Somebody has taken it out.
 
     def shows(self, vm: str, pieces: Iterable[Piece]) -> Task:
         """A VM's memory is in other pages now: its devices' tables follow."""
@@ -210,6 +215,33 @@ class TioHost:
     def has(self, vm: str) -> bool:
         """Whether a VM has a card."""
         return any(name == vm for name, _ in self._given)
+
+    # Upkeep.
+
+    def is_given(self, card: Card) -> bool:
+        """Whether any VM has a function of a card."""
+        return any(one.card is card for one in self._given.values())
+
+    def is_bound(self, card: Card) -> bool:
+        """Whether a function of a card is locked for a guest."""
+        return any(one.card is card and one.bound for one in self._given.values())
+
+    def roll_keys(self, card: Card) -> Generator[Batch, Answers, bool]:
+        """Have the firmware give a connected card's link fresh keys; False where it does not."""
+        assert card.carrier is not None
+        try:
+            yield from card.carrier.call(SnpCommand.TIO_ROLL_KEY, tio.DeviceOrder(device=data_page(card.context)))
+        except TioRefused:
+            return False
+        return True
+
+    def let_go(self, card: Card) -> Task:
+        """End the connection to a card that no VM has, in good order if the card still answers."""
+        assert card.carrier is not None
+        with suppress(TioRefused):  # Then it is by force.
+            order = tio.DeviceOrder(device=data_page(card.context))
+            yield from card.carrier.call(SnpCommand.TIO_DEV_DISCONNECT, order)
+        yield from self._abandon(card, card.contexts)
 
     # A trusted device's life.
 
@@ -357,12 +389,13 @@ class TioHost:
         except (LaunchRefused, OutOfMemory):
             yield from self._abandon(card, contexts)
             raise
-        card.context = context
+        card.context, card.contexts = context, contexts
 
     def _abandon(self, card: Card, contexts: tuple[int, ...]) -> Task:
-        """Have the firmware forget a device that it could not connect to, and take back what that took."""
+        """Have the firmware forget a device, whatever came of their connection, and take back what that took."""
         named, carrier = data_page(contexts[0]), card.carrier
         card.carrier, card.certificates, card.measurements = None, b"", b""
+        card.context, card.contexts = 0, ()
         if carrier is not None and carrier.is_open:
             with suppress(TioRefused):  # One that never came so far is disconnected already.
                 yield from carrier.call(

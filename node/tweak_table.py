@@ -16,7 +16,7 @@ import numpy as np
 
 from node.cipher_scratch import STRIDE_BYTES, STRIDE_WORDS, aligned
 from node.dimm_cells import WORD_BYTES, Words
-from node.memory_cipher import BLOCK_BYTES
+from node.memory_cipher import BLOCK_BYTES, FEW_BYTES
 from node.xts_engine import powers_of_alpha
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
@@ -28,6 +28,10 @@ _CONSTANTS = HIGHEST_BIT - LOWEST_BIT + 1
 _ZEN1_WORD_BYTES = 4
 _REGION_PAGES = LARGE_PAGE_BYTES // PAGE_BYTES
 _REGIONS_KEPT = 4096
+_REPEATED = [
+    sum(1 << 8 * BLOCK_BYTES * block for block in range(count)) for count in range(FEW_BYTES // BLOCK_BYTES + 1)
+]
+"""What a block is multiplied with to be there so many times."""
 _TIMES_IN_A_ROW = 4
 """To move to another stride takes as long as to make the tweaks of so many pages."""
 _TIMES_FOR_A_TABLE = 16
@@ -45,6 +49,7 @@ class TweakTable:
         """The constant of address bit 4 + i; its first octet in memory is the lowest."""
         self._in_page: Words = np.zeros(PAGE_BYTES // WORD_BYTES, np.uint64)
         self._double(self._in_page, BLOCK_BYTES)
+        self._in_page_octets = self._in_page.view(np.uint8).data
         self._pages = [0]
         for bit in range(PAGE_BYTES.bit_length() - 1, LARGE_PAGE_BYTES.bit_length() - 1):
             constant = constants[bit - LOWEST_BIT]
@@ -95,6 +100,12 @@ class TweakTable:
         tweak = self._page(spa) if base is None else base ^ self._pages[page]
         of_page: Words = np.frombuffer(tweak.to_bytes(BLOCK_BYTES, "little") * (words >> 1), np.uint64)
         return np.bitwise_xor(self._in_page[first : first + words], of_page, tweaks)
+
+    def of_few(self, spa: int, length: int) -> int:
+        """Tweaks of at most ``FEW_BYTES`` from ``spa`` on, inside one page, as one number, the first block's lowest."""
+        first = spa % PAGE_BYTES
+        own = int.from_bytes(self._in_page_octets[first : first + length], "little")
+        return own ^ self._page(spa) * _REPEATED[length // BLOCK_BYTES]
 
     def in_stride(self, spa: int, words: int) -> Words:
         """Tweaks of the blocks from ``spa`` on, inside one stride; the next call overwrites the array."""

@@ -424,8 +424,7 @@ class VcpuRunner:
 
         def go_on() -> None:
             if vcpu.epoch == epoch:
-                chain = self._log.chain(guest.spec.name)
-                chain.note(self._clock.now_ns, HostEvent.EXITS, len(work), 0, spent, vcpu.index)
+                guest.chain.note(self._clock.now_ns, HostEvent.EXITS, len(work), 0, spent, vcpu.index)
                 self._resume_level(vcpu, answers)
 
         self._clock.after(spent, go_on)
@@ -436,25 +435,26 @@ class VcpuRunner:
             if vcpu.index == 0:
                 self._start_application_processors(vcpu.guest)
             return False
-        if isinstance(ending, op.Shutdown):
-            self._power_off(vcpu.guest, ending.code)
-            return True
         registers = vcpu.registers
-        if isinstance(ending, op.Sleep):
-            if ending.duration_ns <= 0 or (self._board.events.waiting and self._event_ready(vcpu)):
-                return False
-            registers.r14, registers.r15 = SLEEPING, ending.duration_ns
-            begin = self._sleep
-        elif isinstance(ending, op.Await):
-            if ending.most_ns <= 0:
-                return False
-            registers.r14, registers.r15 = AWAITING, ending.most_ns
-            begin = self._sleep
-        else:
+        if type(ending) is op.Compute:
             if ending.instructions <= 0:
                 return False
             registers.r14, registers.r15 = ending.demand, ending.instructions
             begin = self._compute
+        elif isinstance(ending, op.Shutdown):
+            self._power_off(vcpu.guest, ending.code)
+            return True
+        elif isinstance(ending, op.Sleep):
+            if ending.duration_ns <= 0 or (self._board.events.waiting and self._event_ready(vcpu)):
+                return False
+            registers.r14, registers.r15 = SLEEPING, ending.duration_ns
+            begin = self._sleep
+        else:
+            assert isinstance(ending, op.Await)
+            if ending.most_ns <= 0:
+                return False
+            registers.r14, registers.r15 = AWAITING, ending.most_ns
+            begin = self._sleep
         if vcpu.pause_wanted:
             self._park(vcpu)
             self._tell_parked(vcpu.guest)

@@ -33,3 +33,10 @@ class VmState:
     sealed_areas: tuple[Packet, ...] = ()
     shared: tuple[tuple[int, int], ...] = ()
     told: tuple[tuple[int, int, int], ...] = ()
+    context: bytes = b""
+    """Of a guest that a migration agent moves: what it says to its peer."""
+    metadata: tuple[bytes, ...] = ()
+    """Its Metadata pages as they were swapped out, the leaves first and the root's page last. The entries of the leaves
+    are those of ``packets``, ``sealed_areas`` and ``rows``, in this order."""
+    rows: tuple[tuple[int, int, bool], ...] = ()
+    """Pages that nobody wrote: GPA, number, and whether they are of 2 MiB."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from node import operations as op
+from node.agent_transfer import agent_context, export_by_agent, fill_by_agent, greet
 from node.asid_pool import AsidsExhausted
 from node.expected_answers import expect_done, octets
 from node.frame_allocator import OutOfMemory, joined
+from node.generation import Generation
 from node.hypervisor_port import ExportTask, FillTask, LaunchRefused, ReceiveTask
 from node.launched_vm import LaunchedVm
 from node.machine_spec import MachineSpec
@@ -31,6 +33,8 @@ def export(self: Hypervisor, vm: str, started: tuple[bool, ...], reset_rips: tup
     record = record_of(self, vm)
     if record.generation in SEALED:
         return (yield from export_sealed(self, vm, started, reset_rips))
+    if record.generation is Generation.SEV_SNP:
+        return (yield from export_by_agent(self, record, vm, started, reset_rips))
     c_bit = record.c_bit
     # One batch: the VM stands still, so nothing changes between one read and the next.
     found = yield (
@@ -60,8 +64,10 @@ def receive(self: Hypervisor, spec: MachineSpec) -> ReceiveTask:
 
     Raises LaunchRefused with everything given back.
     """
-    if spec.generation in REFUSALS:
+    if spec.generation in REFUSALS and not spec.migration_agent:
         raise LaunchRefused(REFUSALS[spec.generation])
+    if spec.migration_agent:
+        agent_context(self)
     record = self._vms[spec.name] = LaunchedVm(spec.generation, self._images[spec.firmware])
     shown = b""
     try:
@@ -69,6 +75,9 @@ def receive(self: Hypervisor, spec: MachineSpec) -> ReceiveTask:
         if spec.generation in SEALED:
             yield from self._take_asid(record)
             shown = yield from show_platform(self, record)
+        elif spec.migration_agent:
+            yield from self._take_asid(record)
+            shown = yield from greet(self)
     except LaunchRefused:
         yield from self.destroy(spec.name)
         raise
@@ -99,6 +108,8 @@ def fill(self: Hypervisor, spec: MachineSpec, state: VmState) -> FillTask:
     back = octets(answers[len(writes) + 1 :])
     if spec.generation in SEALED:
         yield from fill_sealed(self, spec, record, state)
+    elif spec.generation is Generation.SEV_SNP:
+        yield from fill_by_agent(self, spec, record, state)
     run = (op.VmRun(spec.name, 0),)
     expect_done(run, (yield run))
     return self._entered(record), b"".join(back)

@@ -20,8 +20,10 @@ class XeCipher:
 
     def __init__(self, key: bytes, tweaks: Tweaks) -> None:
         cipher = Cipher(algorithms.AES(key), modes.ECB())  # noqa: S305 - XE is built on single blocks
-        self._encrypt: Aes = cipher.encryptor().update_into
-        self._decrypt: Aes = cipher.decryptor().update_into
+        encryptor, decryptor = cipher.encryptor(), cipher.decryptor()
+        self._encrypt: Aes = encryptor.update_into
+        self._decrypt: Aes = decryptor.update_into
+        self._encrypt_few, self._decrypt_few = encryptor.update, decryptor.update
         self._tweaks = tweaks
 
     def encrypt(self, plain: Words, spa: int, out: Words) -> None:
@@ -52,3 +54,15 @@ class XeCipher:
         self._decrypt(cipher.view(np.uint8), MIXED)
         np.bitwise_xor(mixed, self._tweaks.in_page(spa, cipher.size), masked)
         return octets
+
+    def encrypt_few(self, plain: bytes, spa: int) -> bytes:
+        """Encrypt a few whole blocks of one page."""
+        length = len(plain)
+        masked = int.from_bytes(plain, "little") ^ self._tweaks.of_few(spa, length)
+        return self._encrypt_few(masked.to_bytes(length, "little"))
+
+    def decrypt_few(self, cipher: bytes, spa: int) -> bytes:
+        """Decrypt a few whole blocks of one page."""
+        length = len(cipher)
+        mixed = int.from_bytes(self._decrypt_few(cipher), "little")
+        return (mixed ^ self._tweaks.of_few(spa, length)).to_bytes(length, "little")

@@ -23,8 +23,10 @@ class XexCipher:
 
     def __init__(self, key: bytes, tweaks: Tweaks) -> None:
         cipher = Cipher(algorithms.AES(key), modes.ECB())  # noqa: S305 - XEX is built on single blocks
-        self._encrypt: Aes = cipher.encryptor().update_into
-        self._decrypt: Aes = cipher.decryptor().update_into
+        encryptor, decryptor = cipher.encryptor(), cipher.decryptor()
+        self._encrypt: Aes = encryptor.update_into
+        self._decrypt: Aes = decryptor.update_into
+        self._encrypt_few, self._decrypt_few = encryptor.update, decryptor.update
         self._key = key
         self._tweaks = tweaks
 
@@ -87,3 +89,17 @@ class XexCipher:
         self._decrypt(octets, MIXED)
         np.bitwise_xor(mixed, tweak, masked)
         return octets
+
+    def encrypt_few(self, plain: bytes, spa: int) -> bytes:
+        """Encrypt a few whole blocks of one page."""
+        length = len(plain)
+        tweak = self._tweaks.of_few(spa, length)
+        mixed = self._encrypt_few((int.from_bytes(plain, "little") ^ tweak).to_bytes(length, "little"))
+        return (int.from_bytes(mixed, "little") ^ tweak).to_bytes(length, "little")
+
+    def decrypt_few(self, cipher: bytes, spa: int) -> bytes:
+        """Decrypt a few whole blocks of one page."""
+        length = len(cipher)
+        tweak = self._tweaks.of_few(spa, length)
+        mixed = self._decrypt_few((int.from_bytes(cipher, "little") ^ tweak).to_bytes(length, "little"))
+        return (int.from_bytes(mixed, "little") ^ tweak).to_bytes(length, "little")

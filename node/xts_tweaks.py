@@ -50,6 +50,10 @@ class XtsTweaks:
 
     in_stride = in_page
 
+    def of_few(self, spa: int, length: int) -> int:
+        """The same as one number, that of the first block lowest."""
+        return int.from_bytes(self.in_page(spa, length // WORD_BYTES).tobytes(), "little")
+
     def masks(self, spa: int) -> Words:
         """Of all blocks of the stride that starts at ``spa``, each XOR its X; the next call overwrites the array."""
         tweaks = self.in_page(spa, STRIDE_WORDS)

@@ -31,6 +31,8 @@ class _Table(NamedTuple):
     """Which of them are raw bytes, and their widths."""
     reserved: tuple[slice, ...]
     """Bytes of no field."""
+    masks: dict[int, int]
+    """The same as ones, by how many records follow each other; those that somebody asked for."""
 
 
 _TABLES: dict[type, _Table] = {}
@@ -68,7 +70,19 @@ def _read_table(layout: type[ByteLayout]) -> _Table:
         _getter([name for name, *_ in fields]),
         tuple((number, width) for number, (_, _, width, raw) in enumerate(fields) if raw),
         tuple(reserved),
+        {},
     )
+
+
+def _reserved_mask(layout: type[ByteLayout], count: int) -> int:
+    """Ones in the reserved bytes of so many records."""
+    table = _table(layout)
+    if count not in table.masks:
+        one = bytearray(layout.SIZE)
+        for part in table.reserved:
+            one[part] = b"\xff" * (part.stop - part.start)
+        table.masks[count] = int.from_bytes(bytes(one) * count, "little")
+    return table.masks[count]
 
 
 def _getter(names: list[str]) -> Callable[[ByteLayout], tuple[Any, ...]]:
@@ -113,8 +127,7 @@ class ByteLayout:
         whole = b"".join(records)
         if len(whole) != cls.SIZE * len(records) or {*map(len, records)} != {cls.SIZE}:
             return False
-        places = [at for part in _table(cls).reserved for at in range(part.start, part.stop)]
-        return not any(whole[at :: cls.SIZE].strip(b"\0") for at in places)
+        return not int.from_bytes(whole, "little") & _reserved_mask(cls, len(records))
 
     @classmethod
     def packed(cls, *values: int | bytes) -> bytes:

@@ -86,6 +86,11 @@ class GuestContext(ByteLayout):
     digest: bytes = at(MEASUREMENT_OFFSET, DIGEST_BYTES, bytes(DIGEST_BYTES))
     launch_tcb: int = at(MEASUREMENT_OFFSET + DIGEST_BYTES, 8)
 
+    def packed_with_digest(self, digest: bytes) -> bytes:
+        """The bytes of the same context with another launch digest."""
+        page, end = self.pack(), MEASUREMENT_OFFSET + DIGEST_BYTES
+        return page[:MEASUREMENT_OFFSET] + digest + page[end:]
+
     def vmpck(self, vmpl: int) -> bytes:
         """The message key of a VMPL."""
         return self.vmpcks[VMPCK_BYTES * vmpl : VMPCK_BYTES * (vmpl + 1)]

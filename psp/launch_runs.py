@@ -59,7 +59,7 @@ class LaunchRuns:
             self._launch(first, count, entry, digest)
             done += count
         if done:
-            self._guests.pages.write(gctx, replace(context, digest=digest.value))
+            self._guests.pages.write_packed(gctx, context.packed_with_digest(digest.value))
         return done
 
     def _entry(self, first: buffers.SnpLaunchUpdate, count: int, asid: int) -> RmpEntry | None:

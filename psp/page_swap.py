@@ -8,6 +8,11 @@ older page is never taken for the newest, and a page returns to the guest addres
 Statuses and the order of checks are recollections: state, policy, activity, the guest's page, the entry, the
 host's page. AMD's own header calls the entry's layout not final; what the tag covers besides the page is this
 file's.
+
+A row stands for the commands of a range of pages that nobody ever wrote, one after another, with the PAGE_RECLAIM of
+each: their contents are noise of the key, are carried nowhere, and read as other noise where they come in. No mailbox
+has it; it saves the laboratory to encrypt a machine's empty memory. Firmware looks that the pages were never written,
+and its entry is believed, and spent, as any other.
 """
 
 from __future__ import annotations
@@ -56,6 +61,8 @@ class MdataEntry(ByteLayout):
     VMSA: ClassVar[int] = 1 << 2
     METADATA: ClassVar[int] = 1 << 3
     LARGE: ClassVar[int] = 1 << 4
+    ROW: ClassVar[int] = 1 << 5
+    """The laboratory's: so many pages from the GPA on, as the software data say, that nobody wrote."""
 
     @property
     def gpa(self) -> int:
@@ -178,6 +185,73 @@ class PageSwap:
             self._bus.write_guest(move.destination, plain, source.asid)
         self._bus.rmp_set(move.destination, source)
         self._leave(kind, move.source, source)
+
+    def row_out(self, gctx: int, spa: int, pages: int, mdata: int, *, large: bool) -> int:
+        """Swap out a row of pages, as far as they are alike and nobody wrote them; how many those are. Raises PspError.
+
+        INVALID_PAGE_STATE where the first was written; the others as SNP_PAGE_SWAP_OUT.
+        """
+        context = self._context(gctx, SnpCommand.PAGE_SWAP_OUT)
+        size = LARGE_PAGE_BYTES if large else PAGE_BYTES
+        first = self._outgoing(context, gctx, DATA, spa, large=large)
+        _, entry = self._mdata(context, gctx, 0, mdata)
+        if entry.flags & MdataEntry.VALID:
+            raise PspError(Status.INVALID_MDATA_ENTRY)
+        if context.oek_iv_count == _LAST_COUNT:
+            raise PspError(Status.AEAD_OFLOW)
+        taken = 0
+        while taken < pages:
+            at = spa + taken * size
+            alike = self._bus.rmp_entry(at) == replace(first, gpa=first.gpa + taken * size)
+            if not alike or self._bus.is_written(at, size):
+                break
+            taken += 1
+        if not taken:
+            raise PspError(Status.INVALID_PAGE_STATE)
+        filled = MdataEntry(
+            taken,
+            context.oek_iv_count + 1,
+            flags=MdataEntry.VALID | MdataEntry.ROW | first.validated << 1 | large << 4 | first.gpa,
+            permissions=bytes(first.vmpl_permissions),
+        )
+        filled = replace(filled, tag=AESGCM(context.oek).encrypt(filled.nonce, b"", filled.bound))
+        self._let_go(spa, taken, replace(first, validated=False, immutable=False), size)
+        self._put_mdata(replace(context, oek_iv_count=filled.iv), gctx, filled, mdata)
+        return taken
+
+    def row_in(self, gctx: int, spa: int, mdata: int) -> int:
+        """Swap a row in, where its pages are to be; how many they are. Raises PspError as SNP_PAGE_SWAP_IN does."""
+        context = self._context(gctx, SnpCommand.PAGE_SWAP_IN)
+        _, entry = self._mdata(context, gctx, 0, mdata)
+        large, pages = bool(entry.flags & MdataEntry.LARGE), entry.software_data
+        size = LARGE_PAGE_BYTES if large else PAGE_BYTES
+        if not entry.flags & MdataEntry.VALID or not entry.flags & MdataEntry.ROW:
+            raise PspError(Status.INVALID_MDATA_ENTRY)
+        try:
+            AESGCM(context.oek).decrypt(entry.nonce, entry.tag, entry.bound)
+        except InvalidTag:
+            raise PspError(Status.BAD_MEASUREMENT) from None
+        for number in range(pages):
+            target = self._incoming(context, DATA, spa + number * size, large=large)
+            if target.gpa != entry.gpa + number * size:
+                raise PspError(Status.INVALID_MDATA_ENTRY)
+            if self._bus.is_written(spa + number * size, size):
+                raise PspError(Status.INVALID_PAGE_STATE)
+        returned = RmpEntry(
+            assigned=True, large=large, gpa=entry.gpa, asid=context.asid,
+            validated=bool(entry.flags & MdataEntry.VALIDATED), vmpl_permissions=_permissions(entry),
+        )  # fmt: skip
+        self._let_go(spa, pages, returned, size)
+        self._put_mdata(context, gctx, MdataEntry(), mdata)
+        return pages
+
+    def _let_go(self, spa: int, pages: int, first: RmpEntry, size: int) -> None:
+        """Entries of a row; each has its own GPA."""
+        if size == PAGE_BYTES:
+            self._bus.rmp_set_pages(spa, pages * size, first)
+            return
+        for number in range(pages):
+            self._bus.rmp_set(spa + number * size, replace(first, gpa=first.gpa + number * size))
 
     # What the commands have in common.
 

@@ -78,7 +78,7 @@ class SnpFirmware:
         launch = SnpLaunch(bus, memory, guests, policies, random, firmware, self.mitigations)
         self.launch_runs = LaunchRuns(bus, memory, guests)
         debug, pages = SnpDebugging(bus, memory, guests), SnpPages(bus, memory.pages)
-        swap = PageSwap(bus, memory, guests)
+        swap = self.swap = PageSwap(bus, memory, guests)
         self.configuration = SnpConfiguration(memory, lambda: chip().symmetric_key(VLEK_WRAPPING), firmware)
         endorsement = Endorsement(chip, self.configuration)
         self.reports = ReportMessages(bus, endorsement, self.configuration, self.mitigations, self._platform_info)

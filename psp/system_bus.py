@@ -176,6 +176,9 @@ class SystemBus(Protocol):
         None where there is none. It saves copies, and what was worked out of an object before needs no working out.
         """
 
+    def is_written(self, spa: int, length: int) -> bool:
+        """Whether anybody ever wrote whole pages since they were last cleared."""
+
     def write(self, spa: int, data: bytes) -> None:
         """Write DRAM without a key."""
 

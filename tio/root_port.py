@@ -217,6 +217,10 @@ class RootPort:
         """Use a key no more. Raises IdeError."""
         self._stream(stream_id).stop(key_set, direction, sub_stream)
 
+    def is_free(self, stream_id: int, key_set: int) -> bool:
+        """Whether a stream can take a key set without failing by it. Raises IdeError."""
+        return self._stream(stream_id).is_free(key_set)
+
     def is_secure(self, stream_id: int) -> bool:
         """Whether a stream is enabled, with all its keys running. Raises IdeError."""
         return self._stream(stream_id).state is StreamState.SECURE

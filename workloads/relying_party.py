@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from node import guest_nic
 from node.guest_nic import GuestNic
+from node.laboratory_roots import LABORATORY_ROOTS
 from node.operations import Answer, Await, Compute, GuestOperation, Read, Write
 from node.program import Block, Demand, Placement, ProgramSpec, Registers
 from node.swiotlb import BounceArea
@@ -22,7 +23,6 @@ from psp.certificate_table import CertificateKind, CertificateTableError, parsed
 from psp.verifier import COMPONENTS, NONCE_BYTES, Evidence, Expectations, Rejected
 from workloads.block_outcome import FAULTED, faulted, with_devices
 from workloads.keyed_content import KeyedContent
-from workloads.laboratory_roots import LABORATORY_ROOTS
 from workloads.parameters import (
     MOST_INSTRUCTIONS,
     PAGE_BYTES,

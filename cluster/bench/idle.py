@@ -6,7 +6,7 @@ import gc
 import time
 from collections.abc import Iterator
 
-from cluster.bench.resident_memory import resident_bytes
+from cluster.bench.resident_memory import peak_bytes, resident_bytes
 from cluster.coordinator import Coordinator
 from cluster.figure import Figure
 from cluster.fleet import build_fleet
@@ -19,6 +19,7 @@ VMS_PER_HOST = 90
 MOST_BYTES = 3_072.0
 MOST_S = 15.0
 SIMGRID_S, SIMGRID_BYTES, SIMPY_BYTES = 17.7, 61_000.0, 879.0
+SIMGRID_MIB = 6.1e9 / (1 << 20)
 """SimGrid 4.1 with the smallest stacks, and a bare process of SimPy (2026-11)."""
 _GENERATIONS = ("PLAIN", "SEV", "SEV_SNP")
 
@@ -42,7 +43,9 @@ def run() -> Iterator[Figure]:
     yield Figure("idle: memory of each, beside SimGrid", each, "byte", SIMGRID_BYTES, "SimGrid 4.1")
     yield Figure("idle: memory of each, beside SimPy", each, "byte", SIMPY_BYTES, "a process of SimPy")
     yield Figure("idle: an hour of their lives", ran, "s")
+    yield Figure("idle: events", outcome.events / (started + ran), "1/s")
     yield Figure("idle: round trips", outcome.round_trips, "round trips")
+    yield Figure("idle: most memory of this process", peak_bytes() / (1 << 20), "MiB", SIMGRID_MIB, "SimGrid 4.1")
     name, order = next((one.spec.name, one.pack()) for one in fleet_.orders if one.guests)
     began = time.perf_counter()
     build_host(order).collect(scenario.duration)

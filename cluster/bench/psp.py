@@ -96,9 +96,7 @@ class _Laboratory:
             if refused:
                 raise ToolError(f"bench psp: {refused}")
         assert TRUSTED_REGION_BYTES <= _BOARD_BYTES - _TMR
-        # What one guest of each kind leaves for the next: written command pages, flushed ASIDs.
-        self.snp(_DEATHS)
-        self.sev(_DEATHS)
+        self._do(op.HostClear(_COMMAND, PAGE_BYTES))
 
     def state(self) -> Mapping[str, object]:
         """All that a guest could leave behind."""

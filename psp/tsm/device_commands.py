@@ -6,6 +6,7 @@ Statuses are those of the sheet's table of refusals (``spec/tio/tio-overview.md`
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from psp.commands import SnpCommand
@@ -32,6 +33,14 @@ from tio.tdisp.messages import LockFlags
 _FUNCTION = 0b111
 
 
+@dataclass(slots=True)
+class DeviceSwitches:
+    """What no text at hand settles."""
+
+    refuses_early_roll: bool = True
+    """TIO_ROLL_KEY is IN_USE while a sub-stream has the set in use that is to be programmed; without, streams fail."""
+
+
 class DeviceCommands:
     """Handlers of the commands. ``unlock`` takes a TDI from its guest without asking the device."""
 
@@ -44,6 +53,7 @@ class DeviceCommands:
         random: Callable[[str, int], bytes],
         unlock: Callable[[TdiContext], None],
     ) -> None:
+        self.switches = DeviceSwitches()
         self._memory = memory
         self._contexts = contexts
         self._loop = loop
@@ -226,12 +236,18 @@ class DeviceCommands:
     def roll_key(self, order: buffers.DeviceOrder) -> None:
         """TIO_ROLL_KEY: every stream gets the other set's keys, and senders take them at once.
 
-        A sub-stream on which no packet went since the keys were rolled last still has the set of before in use: its
-        end fails, as the standard has it, and what was bound to the stream goes to ERROR.
+        A sub-stream on which no packet went since the keys were rolled last still has the set of before in use: the
+        command is IN_USE, or by a switch its end fails, as the standard has it, and what was bound to the stream goes
+        to ERROR.
         """
         device = self._device(order)
-        begin = partial(self._while_linked, device, self._roll)
+        begin = partial(self._while_linked, device, self._begin_roll)
         self._loop.carry(device, SnpCommand.TIO_ROLL_KEY, order, begin)
+
+    def _begin_roll(self, link: DeviceLink) -> Steps:
+        if self.switches.refuses_early_roll and not link.may_roll():
+            raise PspError(Status.IN_USE)
+        return self._roll(link)
 
     def _roll(self, link: DeviceLink) -> Steps:
         yield from link.give_keys(1 - link.key_set)

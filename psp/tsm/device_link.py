@@ -98,6 +98,13 @@ class DeviceLink:
 
     # Keys.
 
+    def may_roll(self) -> bool:
+        """Whether the other key set is out of use on every stream."""
+        try:
+            return all(self.root_port.is_free(one, 1 - self.key_set) for one in self.ports)
+        except IdeError:
+            return True  # Whoever took the stream away hears of it when it is to get keys.
+
     def give_keys(self, key_set: int) -> Generator[Packet, Packet, None]:
         """New keys for every stream, in a set, at both ends; nobody sends before the other end can open.
 

@@ -57,6 +57,7 @@ class TeeSecurityManager:
         self.message_switches = channel.switches
         fences = FenceCommands(memory, self.contexts, guests, ranges, self._trusted_io)
         self._devices = devices = DeviceCommands(memory, self.contexts, loop, self._trusted_io, random, tdis.unlock)
+        self.device_switches = devices.switches
         self.handlers: dict[int, Callable[..., ByteLayout | None]] = {
             command: self._checked(command, handler)
             for command, handler in (

@@ -45,6 +45,9 @@ class RootPortKeys(Protocol):
     def stop(self, stream_id: int, key_set: int, direction: Direction, sub_stream: SubStream) -> None:
         """Use it no more."""
 
+    def is_free(self, stream_id: int, key_set: int) -> bool:
+        """Whether no packet is under way or awaited under a key set any more."""
+
     def is_secure(self, stream_id: int) -> bool:
         """Whether a stream is enabled, with all its keys running."""
 

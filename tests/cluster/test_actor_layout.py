@@ -316,6 +316,23 @@ def test_an_interrupt_while_ray_starts_leaves_nothing_behind(sevfleet: Program, 
 
 
 @pytest.mark.ray
+def test_a_head_that_ends_while_ray_starts_is_one_line_within_seconds(sevfleet: Program, temporary: str) -> None:
+    """Ray waits a minute for it, then ends the process in lines of its own."""
+    process = sevfleet("15 s", "--quiet")
+    wait_for(lambda: any("dashboard/dashboard.py" in line for line in descendants(process.pid).values()))
+    family = descendants(process.pid)
+    (head,) = [pid for pid, line in family.items() if "gcs_server" in line.split(" ")[0]]
+    os.kill(head, signal.SIGKILL)
+    killed = time.monotonic()
+    out, err = process.communicate(timeout=LONG_S)
+    assert time.monotonic() - killed < 15
+    assert (process.returncode, out) == (1, "")
+    assert err == "sevfleet: Ray did not start: its process gcs_server ended unexpectedly\n"
+    wait_for(lambda: all_gone(family))
+    assert not list(Path(temporary).iterdir())
+
+
+@pytest.mark.ray
 def test_a_closed_terminal_ends_a_run_with_what_it_has(tmp_path: Path) -> None:
     (tmp_path / "long.toml").write_text(bundled_text("quiet").replace("1 min", "5000 h"))
     command = [sys.executable, "-m", "cluster.cli", "run", "long.toml", "--workers", "2", "--out", "out"]

@@ -10,8 +10,9 @@ from node.firmware_image import laboratory_image
 
 
 def test_placement_simulates_every_machine_and_uses_hosts_in_order() -> None:
-    took_s, used = placement.placed(20, 144)
+    took_s, used, outcome = placement.placed(20, 144)
     assert took_s > 0
+    assert outcome.round_trips >= 1
     # 144 machines of 4.5 CPUs and 1,280 MiB on average, on hosts of 144 CPUs and 200 GiB less the RMP and firmware.
     assert used == 5
 

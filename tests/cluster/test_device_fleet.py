@@ -47,6 +47,7 @@ def test_a_cards_virtual_functions_count_one_by_one() -> None:
         mode="json", by_alias=True, exclude_none=True
     )
     ordered["hosts"][0]["cards"] = [{"kind": "nvme", "memory": "1 MiB", "virtual_functions": 4}]
+    ordered["hosts"][0]["key_refresh"] = "100 ms"
     rows = run(Scenario.parse(ordered), layout="inline").tables["vms"].to_pylist()
     assert [row["units_of_work"] >= 2 for row in rows] == [True] * 4
     ordered["vms"][0]["count"] = 5

@@ -184,9 +184,10 @@ def test_a_host_that_changes_the_policy_is_refused_by_the_firmware(say, refuse, 
     assert "LAUNCH_START: BAD_MEASUREMENT" in said
 
 
-def test_a_session_is_for_one_platform(say, refuse, folder, images):
+@pytest.mark.parametrize("other", [("--seed", 8), ("--seed", 7, "--product", "Genoa")], ids=["seed", "product line"])
+def test_a_session_is_for_one_platform(say, refuse, folder, images, other):
     say("session", "--folder", folder)
-    said = refuse("launch", "--folder", folder, "--seed", 8, "--ovmf", images / "good.fd")
+    said = refuse("launch", "--folder", folder, *other, "--ovmf", images / "good.fd")
     assert "LAUNCH_START: BAD_MEASUREMENT" in said
 
 

@@ -4,11 +4,21 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from cluster.process_family import process_of
-from cluster.ray_cluster import Actor, ActorLostError, Actors, Missing, NoAnswerError, RayCluster, Whereabouts
+from cluster.process_family import family, process_of
+from cluster.ray_cluster import (
+    Actor,
+    ActorLostError,
+    Actors,
+    ClusterLostError,
+    Missing,
+    NoAnswerError,
+    RayCluster,
+    Whereabouts,
+)
 from cluster.ray_environment import LONGEST_FOLDER, FolderError, short_folder
 
 LONG_S = 60.0
@@ -69,6 +79,13 @@ def whereabouts(actors: Actors, actor: Actor) -> Whereabouts:
     return found
 
 
+def program_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
+    except OSError:
+        return b""
+
+
 @pytest.mark.ray
 def test_actors_live_in_processes_of_their_own_and_answer_in_order(cluster: RayCluster) -> None:
     one, two = (cluster.spawn(Counter, start) for start in (0, 100))
@@ -120,6 +137,20 @@ def test_an_actor_has_actors_that_end_with_it(cluster: RayCluster) -> None:
 def test_an_actor_ends_its_own_actors(cluster: RayCluster) -> None:
     parent = cluster.spawn(Parent)
     assert cluster.answers([parent.call("lose_child")], LONG_S) == [True]
+
+
+@pytest.mark.ray
+def test_a_head_that_is_gone_is_not_asked_to_end_actors(cluster: RayCluster) -> None:
+    """It would be waited for a minute, and then Ray would end this process. The last test of this Ray."""
+    (head,) = (pid for pid, _ in family([os.getpid()]) if b"gcs_server" in program_of(pid))
+    os.kill(head, signal.SIGKILL)
+    pending = cluster.spawn(Counter, 0)
+    with pytest.raises(ClusterLostError, match="gcs_server ended unexpectedly"):
+        cluster.answers([pending.call("add", 1)], LONG_S)
+    began = time.monotonic()
+    cluster.kill(pending)
+    cluster.close()
+    assert time.monotonic() - began < LONG_S / 2
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,9 @@ def test_dr7_is_kept_for_each_vcpu(either):
     parse_reply(either.ask(NaeEvent.DR7_WRITE, RAX=0x401), ())
     assert parse_reply(either.ask(NaeEvent.DR7_READ), ("RAX",)).registers == {"RAX": 0x401}
     assert either.host.hypervisor.launched("vm").dr7 == {(0, 0): 0x401}
+    wide = parse_reply(either.ask(NaeEvent.DR7_WRITE, RAX=1 << 32), ())
+    assert (wide.exception, wide.error_code) == (13, 0)
+    assert either.host.hypervisor.launched("vm").dr7 == {(0, 0): 0x401}
 
 
 def test_where_no_device_is_buses_read_ones(either):

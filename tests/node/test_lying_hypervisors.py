@@ -1,7 +1,7 @@
 """Hypervisors that lie through the GHCB: what a kernel's check stops, and what the lie is good for where it is off."""
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 from toy_guests import IMAGE, SECOND, guest_spec, look, make_host, run, script
@@ -62,9 +62,9 @@ def asks_a_port(placement, registers):
     return op.Sleep(SECOND // 10)
 
 
-def lied_to(generation, *, vcpus=1, messages=None, events=None, **kernel):
+def lied_to(generation, *, vcpus=1, messages=None, events=None, liar=Liar, **kernel):
     host = make_host({"asks": script(asks_a_port)})
-    host.board.exits = Liar(host.hypervisor, messages or {}, events or {})
+    host.board.exits = liar(host.hypervisor, messages or {}, events or {})
     spec = replace(guest_spec("vm", generation, "asks", vcpus=vcpus), kernel=KernelSettings(**kernel))
     host.launch(spec, lambda _: None, running=True)
     run(host, SECOND // 2)
@@ -86,6 +86,52 @@ def test_with_a_hypervisor_of_other_versions_only_a_kernel_goes_on_that_does_not
     assert ended(guest, PROTOCOL)
     _, guest = lied_to(generation, messages=messages, checks_protocol=False)
     assert (guest.state, guest.vcpus[0].registers.rbx) == (GuestState.RUNNING, 0xFF)
+
+
+@dataclass
+class OfVersion1(Liar):
+    """A hypervisor from before SEV-SNP: it says so, and has no page of a later version."""
+
+    shown: set[int] = field(default_factory=set)
+
+    def vmgexit(self, vm: str, vcpu: int, value: int) -> Generator:
+        if not value & 0xFFF:
+            at = self.honest.launched(vm).page_spa(value)
+            (version,) = yield (op.HostRead(at + 0xFFA, 2),)
+            self.shown.add(int.from_bytes(version, "little"))
+            if self.shown != {1}:
+                yield (op.HostWrite(at, refusal(BadInput.INVALID_USAGE)),)
+                return value
+        return (yield from super().vmgexit(vm, vcpu, value))
+
+
+def of_version_1(generation, **kernel):
+    messages = {0x002: lambda _: msr.SevInfo(1, 1, 51).value}
+    return lied_to(generation, vcpus=2, messages=messages, liar=OfVersion1, **kernel)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["offered both", "offered the first"])
+def test_a_sev_es_kernel_of_version_1_starts_every_vcpu_and_speaks_nothing_else(old):
+    host, guest = of_version_1(ES, ghcb_version=1) if old else lied_to(ES, vcpus=2, ghcb_version=1)
+    assert (guest.state, guest.vcpus[0].registers.rbx) == (GuestState.RUNNING, 0xFF)
+    assert guest.vcpus[1].registers.r13
+    assert not old or host.board.exits.shown == {1}
+
+
+def test_a_kernel_of_another_version_than_its_hypervisor_gets_no_answer_to_its_page():
+    _, guest = of_version_1(ES)
+    assert ended(guest, PROTOCOL)
+    _, guest = of_version_1(ES, checks_protocol=False)
+    assert guest.state is GuestState.STOPPED
+    messages = {0x002: lambda _: msr.SevInfo(2, 2, 51).value}
+    assert ended(lied_to(ES, messages=messages, ghcb_version=1)[1], PROTOCOL)
+
+
+def test_an_snp_guest_needs_version_2():
+    _, guest = lied_to(SNP, ghcb_version=1)
+    assert ended(guest, FEATURES)
+    _, guest = lied_to(SNP, ghcb_version=1, checks_features=False)
+    assert ended(guest, PAGE_STATES)
 
 
 def test_without_what_an_snp_guest_needs_a_kernel_that_does_not_ask_runs_until_it_misses_it():

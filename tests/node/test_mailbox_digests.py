@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from rmp_laboratory import FIRMWARE, POLICY, laboratory
 from sevsnpmeasure import guest as reference
+from sevsnpmeasure.sev_mode import SevMode
 from sevsnpmeasure.vmm_types import VMMType
 
 from node import operations as op
@@ -15,8 +17,10 @@ from node.counter_random import CounterRandom
 from node.firmware_image import FirmwareImage, firmware_image
 from node.kernel_hashes import KernelHashes
 from node.laboratory_firmware import build_image
-from node.measured_launch import launch_vmsas, sev_launch_ranges, snp_launch_pages
+from node.measured_launch import LaunchPage, launch_vmsas, sev_launch_ranges, snp_launch_pages
 from node.product import PRODUCTS
+from node.svsm_launch import svsm_launch_pages
+from node.svsm_memory import laboratory_svsm
 from node.vcpu_model import vcpu_model
 from node.vmm_type import VMMS, Vmm
 from psp import command_buffers as buffers
@@ -55,14 +59,17 @@ def hashes_of(*, kernel: bool) -> KernelHashes | None:
     return KernelHashes.of(KERNEL, INITRD, LINE) if kernel else None
 
 
-def snp_digest(image: FirmwareImage, vmm: Vmm, hashes: KernelHashes | None, poked: int | None = None) -> str:
+def snp_pages(image: FirmwareImage, vmm: Vmm, hashes: KernelHashes | None, vcpus: int = VCPUS) -> Iterable[LaunchPage]:
+    return snp_launch_pages(image, vcpus, MODEL, FEATURES, hashes, vmm)
+
+
+def context_digest(pages: Iterable[LaunchPage], poked: int | None = None) -> str:
     """A guest of its own, launched page by page from memory of the host; its context as the firmware reloads it."""
     lab = laboratory()
     assert lab.host(op.RmpUpdate(GCTX, PAGE_BYTES, FIRMWARE)) == (0,)
     assert not lab.firmware(SnpCommand.GCTX_CREATE, buffers.GuestContextPage(GCTX))
     assert not lab.firmware(SnpCommand.LAUNCH_START, buffers.SnpLaunchStart(GCTX, POLICY))
     assert not lab.firmware(SnpCommand.ACTIVATE, buffers.SnpActivate(GCTX, ASID))
-    pages = snp_launch_pages(image, VCPUS, MODEL, FEATURES, hashes, vmm)
     for number, page in enumerate(pages):
         spa = PAGES + number * PAGE_BYTES
         data = page.data if page.data is not None else bytes(PAGE_BYTES)
@@ -78,7 +85,9 @@ def snp_digest(image: FirmwareImage, vmm: Vmm, hashes: KernelHashes | None, poke
     return lab.board.psp.snp.guests.pages.opened(GCTX)[1].digest.hex()
 
 
-def legacy_digest(image: FirmwareImage, vmm: Vmm, hashes: KernelHashes | None, *, es: bool) -> str:
+def legacy_digest(
+    image: FirmwareImage, vmm: Vmm, hashes: KernelHashes | None, *, es: bool, vcpus: int = VCPUS
+) -> str:
     """The same by LAUNCH_UPDATE_DATA and LAUNCH_UPDATE_VMSA."""
     board = Board("board", PRODUCTS["Milan"], 64 * MIB, 50, CounterRandom(1))
 
@@ -100,7 +109,7 @@ def legacy_digest(image: FirmwareImage, vmm: Vmm, hashes: KernelHashes | None, *
         board.execute_host((op.HostWrite(spa, data),))
         firmware(LegacyCommand.LAUNCH_UPDATE_DATA, buffers.LaunchUpdateData(handle, spa, len(data)).pack())
         spa += -(-len(data) // PAGE_BYTES) * PAGE_BYTES
-    for area in launch_vmsas(image, VCPUS, MODEL, 0, vmm) if es else ():
+    for area in launch_vmsas(image, vcpus, MODEL, 0, vmm) if es else ():
         board.execute_host((op.HostWrite(spa, area),))
         firmware(LegacyCommand.LAUNCH_UPDATE_VMSA, buffers.LaunchUpdateVmsa(handle, spa, PAGE_BYTES).pack())
         spa += PAGE_BYTES
@@ -115,7 +124,7 @@ def test_an_snp_context_holds_what_sev_snp_measure_prints(
     expected = reference.snp_calc_launch_digest(
         VCPUS, MODEL.cpuid_signature, image[1], *(files if kernel else (None, None, None)), FEATURES, "", VMMType[vmm]
     )
-    assert snp_digest(image[0], VMMS[vmm], hashes_of(kernel=kernel)) == expected.hex()
+    assert context_digest(snp_pages(image[0], VMMS[vmm], hashes_of(kernel=kernel))) == expected.hex()
 
 
 @pytest.mark.parametrize("kernel", [False, True], ids=["image", "kernel"])
@@ -137,5 +146,37 @@ def test_a_sev_guest_s_kernel_is_measured_as_by_sev_snp_measure(
 
 
 def test_a_byte_changed_in_memory_before_it_is_measured_changes_the_digest(image: tuple[FirmwareImage, str]) -> None:
-    whole = snp_digest(image[0], VMMS["gce"], hashes_of(kernel=True))
-    assert snp_digest(image[0], VMMS["gce"], hashes_of(kernel=True), poked=0) != whole
+    pages = tuple(snp_pages(image[0], VMMS["gce"], hashes_of(kernel=True)))
+    assert context_digest(pages, poked=0) != context_digest(pages)
+
+
+@pytest.mark.parametrize("vcpus", [1, 2, 16])
+def test_each_vcpu_s_save_area_counts_as_in_sev_snp_measure(image: tuple[FirmwareImage, str], vcpus: int) -> None:
+    signature, qemu = MODEL.cpuid_signature, VMMS["QEMU"]
+    snp = reference.snp_calc_launch_digest(vcpus, signature, image[1], None, None, None, FEATURES, "")
+    assert context_digest(snp_pages(image[0], qemu, None, vcpus)) == snp.hex()
+    es = reference.seves_calc_launch_digest(vcpus, signature, image[1], None, None, None)
+    assert legacy_digest(image[0], qemu, None, es=True, vcpus=vcpus) == es.hex()
+
+
+@pytest.mark.parametrize("vcpus", [1, 4])
+def test_an_svsm_below_ovmf_counts_as_in_sev_snp_measure(
+    image: tuple[FirmwareImage, str], tmp_path: Path, vcpus: int
+) -> None:
+    svsm = laboratory_svsm(image[0].gpa)
+    path = tmp_path / "svsm.bin"
+    path.write_bytes(svsm.data)
+    expected = reference.calc_launch_digest(
+        SevMode.SEV_SNP_SVSM, vcpus, MODEL.cpuid_signature, image[1], None, None, None, FEATURES, "",
+        svsm_file=str(path), ovmf_vars_size=0,
+    )  # fmt: skip
+    assert context_digest(svsm_launch_pages(image[0], svsm, vcpus, MODEL)) == expected.hex()
+
+
+def test_an_image_without_snp_s_metadata_counts_as_in_sev_snp_measure(test_data: Path) -> None:
+    path = test_data / "vectors" / "ovmf_OvmfX64_suffix.bin"
+    image = firmware_image(path.read_bytes(), path.name)
+    es = reference.seves_calc_launch_digest(VCPUS, MODEL.cpuid_signature, str(path), None, None, None)
+    assert legacy_digest(image, VMMS["QEMU"], None, es=True) == es.hex()
+    sev = reference.sev_calc_launch_digest(str(path), None, None, None)
+    assert legacy_digest(image, VMMS["QEMU"], None, es=False) == sev.hex()

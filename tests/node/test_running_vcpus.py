@@ -70,6 +70,24 @@ def test_what_is_preempted_or_torn_down_is_in_use_no_more(lab: Laboratory) -> No
     assert not is_in_use(lab)
 
 
+@pytest.mark.parametrize("generation", ["PLAIN", "SEV"])
+def test_the_save_area_of_a_vm_without_snp_is_in_use_as_well(generation: str) -> None:
+    """Or its registers would be stored over what an SNP guest has there since, and loaded from its ciphertext."""
+    lab, area = laboratory("Milan"), 48 << 20
+    taken = RmpEntry(assigned=True, gpa=1 << 30, asid=1)
+    lab.host(op.NestedFrames("old", 47 << 20, 64 << 10), op.NestedMap("old", 0, 50 << 20, 2 << 20))
+    asid = 0 if generation == "PLAIN" else 150
+    if asid:
+        lab.board.controller.install_key(asid, bytes(16))
+    assert lab.host(op.VmcbWrite("old", 0, asid, generation, area), op.VmRun("old", 0, 7)) == (None, 0)
+    assert lab.host(op.RmpUpdate(area, PAGE_BYTES, taken)) == (IN_USE,)
+    # A second vCPU of the same block's area, and only the last of them gives it up.
+    assert lab.host(op.VmcbWrite("old", 1, asid, generation, area), op.VmRun("old", 1, 8)) == (None, 0)
+    assert lab.host(op.VmPreempt("old", 0), op.RmpUpdate(area, PAGE_BYTES, taken)) == (None, IN_USE)
+    assert lab.host(op.VmPreempt("old", 1), op.RmpUpdate(area, PAGE_BYTES, taken)) == (None, 0)
+    assert lab.host(op.VmRun("old", 0, 7)) == (VMEXIT_INVALID,)
+
+
 def test_a_guest_may_not_adjust_the_save_area_of_its_running_vcpu(lab: Laboratory) -> None:
     adjust = op.RmpAdjust(AREAS_GPA + PAGE_BYTES, PAGE_BYTES, False, 2, 0)
     assert lab.guest("one", adjust) == (IN_USE,)

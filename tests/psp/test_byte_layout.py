@@ -54,6 +54,17 @@ SIZES = {
 """Firmware ABI sheet, sections 3 and 4; SWAP_*: migration sheet, section 1; TIO_*: SEV-TIO sheet, section 3."""
 
 
+@given(st.lists(st.binary(min_size=0x20, max_size=0x20), min_size=1, max_size=4), st.booleans())
+@settings(max_examples=25)
+def test_many_records_are_read_as_each_alone(records: list[bytes], clean: bool) -> None:
+    layout = buffers.SnpLaunchUpdate
+    if clean:
+        records = [layout.parse(one).pack() for one in records]
+    assert layout.values_of_all(records) == [layout.values(one) for one in records]
+    assert layout.reserved_of_all_are_zero(records) is all(layout.reserved_is_zero(one) for one in records)
+    assert not layout.reserved_of_all_are_zero([*records, b""])
+
+
 def test_buffers_have_the_sizes_of_the_specification() -> None:
     assert {command: row.layout.SIZE for command, row in COMMANDS.items() if row.layout is not None} == SIZES
 

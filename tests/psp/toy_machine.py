@@ -243,7 +243,7 @@ def _frozen(value: object) -> object:
             assert set(vars(value)) == {"pages", "_active"} | ours
             return value.pages.tweaked, tuple(value.pages.spas), sorted(value._active)
         case TeeSecurityManager():
-            kept = {"enabled", "initialised", "contexts", "tdi_switches", "message_switches"}
+            kept = {"enabled", "initialised", "contexts", "tdi_switches", "device_switches", "message_switches"}
             devices = value.contexts.devices
             assert set(vars(value.contexts)) == {"devices", "_reports", "_bus", "_memory", "_random"}
             assert {name for name in vars(value) if not name.startswith("_")} - {"handlers"} <= kept

@@ -7,6 +7,7 @@ import pytest
 from cluster.root_keys import product_root
 from node.generation import Generation
 from node.guest import GuestSpec
+from node.laboratory_roots import LABORATORY_ROOTS
 from node.mac_address import mac_of
 from node.program import ProgramSpec
 from psp.certificate_table import CertificateKind, packed
@@ -14,7 +15,6 @@ from psp.product_root import RootName
 from psp.verifier import root_of
 from tests.node.toy_guests import MIB, SECOND, make_host, run
 from workloads import attested_start
-from workloads.laboratory_roots import LABORATORY_ROOTS
 from workloads.library import PROGRAMS, footprint
 from workloads.release_messages import Kind, Message, parse, pieces
 from workloads.relying_party import disk_key

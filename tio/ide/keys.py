@@ -41,6 +41,11 @@ class SubStreamKey:
     running: bool = False
     next_invocation: int = FIRST_INVOCATION
 
+    @property
+    def was_used(self) -> bool:
+        """Whether any invocation went."""
+        return self.next_invocation > FIRST_INVOCATION
+
     def take(self, count: int) -> int:
         """Use so many invocations: the first of them. Raises KeyUsedUp, and then uses none."""
         first = self.next_invocation

@@ -230,6 +230,19 @@ class IdeStream:
         sets = range(KEY_SETS) if key_set is None else (key_set,)
         return any(all((one, way, sub) in self._keys for way in Direction for sub in SubStream) for one in sets)
 
+    def is_free(self, key_set: int) -> bool:
+        """Whether a set may be programmed: nothing is under it here, nor, as far as this end can tell, at the other.
+
+        That receives under the old set until a packet has come under the new one.
+        """
+        for one in SubStream:
+            if any(self._in_use(key_set, way, one) for way in Direction):
+                return False
+            now = self._keys.get((self._senders[one].key_set, Direction.TX, one))
+            if (key_set, Direction.TX, one) in self._keys and now is not None and not now.was_used:
+                return False
+        return True
+
     def has_any_key(self) -> bool:
         """Whether any key was programmed since the stream was last Insecure."""
         return bool(self._keys)

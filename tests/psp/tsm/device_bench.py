@@ -69,6 +69,9 @@ class BenchRootPort:
     def stop(self, stream_id: int, key_set: int, direction: Direction, sub_stream: SubStream) -> None:
         self._stream(stream_id).stop(key_set, direction, sub_stream)
 
+    def is_free(self, stream_id: int, key_set: int) -> bool:
+        return self._stream(stream_id).is_free(key_set)
+
     def is_secure(self, stream_id: int) -> bool:
         return self._stream(stream_id).state is StreamState.SECURE
 

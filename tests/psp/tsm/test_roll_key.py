@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import pytest
 from device_bench import PORT, RID, STREAM, Bench, connected, running
 
 from psp import tsm
 from psp.commands import SnpCommand
 from psp.status import Status
-from tio.ide import IdePort, StreamState, memory_read, memory_write
+from tio.ide import IdePort, StreamState, completion, memory_read, memory_write
 from tio.tdisp import TdiState
 
 
@@ -91,4 +92,28 @@ def test_firmware_may_give_fresh_keys_before_a_tdi_that_has_run_is_locked_again(
             assert bench.bind() == Status.SUCCESS
             assert len(set(bench.trusted_io.ports[0, PORT].keys)) == keys
             assert bench.unbind() == Status.SUCCESS
+        traffic(bench)
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_keys_that_a_sub_stream_still_uses_are_not_rolled_away_under_it(refuses: bool) -> None:
+    bench = running()
+    bench.machine.psp.snp.tsm.device_switches.refuses_early_roll = refuses
+    assert roll(bench) == Status.SUCCESS
+    # Of six sub-streams only two have had a packet under the new keys: receivers of the rest wait for one.
+    card, root = bench.card.port.streams[STREAM], bench.trusted_io.ports[0, PORT].port.streams[STREAM]
+    for sender, receiver in ((card, root), (root, card)):
+        (sealed,) = sender.send([memory_write(RID, 0x1000, b"new" * 4)])
+        receiver.receive(sealed)
+    before, given = bench.snapshot(), len(bench.trusted_io.ports[0, PORT].keys)
+    assert roll(bench) == (Status.IN_USE if refuses else Status.INVALID_PARAM)
+    assert (bench.card.tdi.state is TdiState.RUN) is refuses
+    if refuses:
+        assert bench.snapshot()["trusted I/O"] == before["trusted I/O"]
+        assert len(bench.trusted_io.ports[0, PORT].keys) == given
+        traffic(bench)
+        for sender, receiver in ((card, root), (root, card)):
+            (sealed,) = sender.send([completion(RID, 0x18, 7, bytes(4))])
+            receiver.receive(sealed)
+        assert roll(bench) == Status.SUCCESS
         traffic(bench)

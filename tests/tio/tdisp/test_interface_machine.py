@@ -12,12 +12,13 @@ from tio.tdisp.messages import report_request
 
 UNLOCKED, LOCKED, RUN, ERROR = TdiState
 CONDITIONAL = {Tampering.MSIX: LockFlags.LOCK_MSIX, Tampering.FIRMWARE_UPDATE: LockFlags.NO_FW_UPDATE}
-FLAGS = st.sampled_from((0, LockFlags.LOCK_MSIX, LockFlags.NO_FW_UPDATE, 0x20))
+REDIRECTED = LockFlags.BIND_P2P | LockFlags.ALL_REQUEST_REDIRECT
+FLAGS = st.sampled_from((0, LockFlags.LOCK_MSIX, LockFlags.NO_FW_UPDATE, LockFlags.BIND_P2P, REDIRECTED, 0x20))
 SESSIONS = st.sampled_from((SESSION, SESSION, SESSION, OTHER_SESSION))
 
 
 class OneTdi(RuleBasedStateMachine):
-    """The automaton: state, who locked with what, which nonce is good, and whose the keys are."""
+    """The automaton: state, who locked with what, which nonce is good, whose the keys are, and if a peer is bound."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,6 +28,7 @@ class OneTdi(RuleBasedStateMachine):
         self.flags = 0
         self.nonce: bytes | None = None
         self.keys_of = 0
+        self.bound = False
         self.nonces: set[bytes] = set()
 
     @initialize()
@@ -67,7 +69,7 @@ class OneTdi(RuleBasedStateMachine):
         legal = self.state is LOCKED and self.owner == session and nonce == self.nonce
         assert self.refused(Request.START_INTERFACE_REQUEST, nonce, session) is not legal
         if legal:
-            self.state, self.nonce = RUN, None
+            self.state, self.nonce, self.bound = RUN, None, False
 
     @rule(session=SESSIONS)
     def stop(self, session: int) -> None:
@@ -84,6 +86,16 @@ class OneTdi(RuleBasedStateMachine):
     def set_attribute(self, session: int) -> None:
         legal = self.state is RUN and self.owner == session
         assert self.refused(Request.SET_MMIO_ATTRIBUTE_REQUEST, RANGES[3].pack(), session) is not legal
+
+    @rule(session=SESSIONS, bind=st.booleans())
+    def ask_for_a_peers_stream(self, session: int, bind: bool) -> None:
+        """The stream of the lock, which has keys, stands for it."""
+        legal = self.state is RUN and self.owner == session
+        legal = legal and (self.flags == LockFlags.BIND_P2P and not self.bound if bind else self.bound)
+        code = Request.BIND_P2P_STREAM_REQUEST if bind else Request.UNBIND_P2P_STREAM_REQUEST
+        assert self.refused(code, bytes((STREAM,)), session) is not legal
+        if legal:
+            self.bound = bind
 
     @rule(event=st.sampled_from(tuple(Tampering)))
     def tamper(self, event: Tampering) -> None:

@@ -1,0 +1,84 @@
+"""A watch over the processes that Ray starts, while Ray cannot be asked: one that ends is found out within seconds.
+
+Ray itself would wait for it for up to a minute, mostly below Python, where no signal is
+heard, then write lines of its own and end this process. So a thread looks. Who waits in
+Python is interrupted; who waits below it is not to be reached, and the process is ended
+as Ray would, but soon, and with nothing left running.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Self
+
+from cluster.process_family import Process, is_alive
+
+LOOK_S = 0.1
+GRACE_S = 2.0
+"""How long somebody who was interrupted may take to leave the block."""
+
+
+class DaemonEnded(BaseException):
+    """One of the processes ended; the message is its name. Like KeyboardInterrupt no error that Ray would catch."""
+
+
+class DaemonWatch:
+    """A ``with`` block in which processes that are noted must live.
+
+    Raises DaemonEnded in it as soon as one does not, in the main thread alone; ``give_up`` is called
+    with its name, in another thread, if the block is not left then, and is to end this process.
+    """
+
+    def __init__(self, give_up: Callable[[str], None]) -> None:
+        self._give_up = give_up
+        self._noted: list[tuple[str, Process]] = []
+        self._left = threading.Event()
+        self._before: object = None
+        self._caller = threading.current_thread()
+        self._thread = threading.Thread(target=self._look, name="watch over Ray's start", daemon=True)
+        self.ended = ""
+        """The name of the process that ended."""
+
+    def note(self, name: str, process: Process) -> None:
+        """Watch a process too."""
+        self._noted.append((name, process))
+
+    def __enter__(self) -> Self:
+        self._caller = threading.current_thread()
+        if self._in_main_thread:
+            self._before = signal.signal(signal.SIGALRM, self._interrupt)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._left.set()
+        self._thread.join()
+        if self._in_main_thread:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL if self._before is None else self._before)  # type: ignore[arg-type]
+        if self.ended and error is None:
+            raise DaemonEnded(self.ended)
+
+    @property
+    def _in_main_thread(self) -> bool:
+        return self._caller is threading.main_thread()
+
+    def _interrupt(self, _: int, __: FrameType | None) -> None:
+        if self.ended and not self._left.is_set():
+            raise DaemonEnded(self.ended)
+
+    def _look(self) -> None:
+        while not self._left.wait(LOOK_S):
+            self.ended = next((name for name, process in tuple(self._noted) if not is_alive(process)), "")
+            if self.ended:
+                break
+        else:
+            return
+        if self._in_main_thread and self._caller.ident is not None:
+            signal.pthread_kill(self._caller.ident, signal.SIGALRM)
+        if not self._left.wait(GRACE_S):
+            self._give_up(self.ended)

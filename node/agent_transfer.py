@@ -1,0 +1,476 @@
+"""How a hypervisor moves a guest of SEV-SNP by migration agents: stop-and-copy, at the security processor's pace.
+
+Source: every private page goes out by SNP_PAGE_SWAP_OUT, its VMSAs and then the Metadata pages too, up to the entry
+that the guest's context holds; the agent has the firmware EXPORT the context, and the guest is there no more. Target:
+the agent IMPORTs it into an empty context, ACTIVATE gives it a key and an ASID, and all comes in the other way round,
+each page to the address that it left. What the guest shares travels as it is. A guest that stays after all is taken
+back in the same way, by the agent that exported it, into the frames that it had.
+
+A page that is out is gone for its guest, so nothing is copied while it runs. AMD's firmware interface has all of this,
+and no product ships it (``spec/firmware/migration.md`` section 5).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Generator, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import msgpack
+
+from node import operations as op
+from node.agent_core import AGENT_IMAGE, DONE
+from node.expected_answers import expect_done, expect_success
+from node.frame_allocator import joined
+from node.generation import Generation
+from node.guest_memory_map import SMALLEST_GUEST_BYTES
+from node.hypervisor_port import Answers, Batch, ExportTask, LaunchRefused, ReceiveTask, Task
+from node.launched_vm import LaunchedVm
+from node.machine_spec import MachineSpec
+from node.measured_launch import VMSA_GPA
+from node.migration_refusal import MigrationRefusal
+from node.packing import packed
+from node.sev_features import launch_features
+from node.vm_state import Packet, Run, VmState
+from psp import command_buffers as buffers
+from psp import swap_buffers
+from psp.commands import SnpCommand
+from psp.page_swap import DATA, METADATA, VMSA
+from psp.secret_packet import PacketHeader
+from psp.status import Status
+from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
+
+if TYPE_CHECKING:
+    from node.hypervisor import Hypervisor
+
+AGENT = "migration agent"
+"""The name of a host's own."""
+_ENTRIES = PAGE_BYTES // 64
+"""Of a Metadata page."""
+_NO_HEADER = bytes(PacketHeader.SIZE)
+_AREA = struct.Struct(f"<Q{PacketHeader.SIZE - 8}x")
+"""What stands before a save area: its GPA."""
+_HYPERVISOR, _FIRMWARE = RmpEntry(), RmpEntry(assigned=True, immutable=True)
+_Call = Generator[Batch, Answers, object]
+
+
+def launch_agent(self: Hypervisor) -> Task:
+    """Launch the host's migration agent. Raises LaunchRefused."""
+    spec = MachineSpec(AGENT, Generation.SEV_SNP, 1, SMALLEST_GUEST_BYTES, AGENT)
+    record = self._vms[AGENT] = LaunchedVm(Generation.SEV_SNP, AGENT_IMAGE)
+    yield from self._take_memory(spec, record)
+    yield from self.launch_snp(spec, record)
+    there, back = self._small(record), self._small(record)
+    yield from self._to_firmware(back)
+    record.firmware_pages.append(back)
+    record.request_pages = there, back
+    yield from self._checked([op.VmRun(AGENT, 0)])
+
+
+def restart_agent(self: Hypervisor) -> Task:
+    """The host was switched off and on: its agent begins anew, and keeps nothing."""
+    yield from self.destroy(AGENT)
+    yield from launch_agent(self)
+
+
+def agent_context(self: Hypervisor) -> int:
+    """Where the agent's context lies. Raises LaunchRefused on a host that has none."""
+    if AGENT not in self._vms:
+        raise LaunchRefused("migration_agent: this host has none")
+    return self._vms[AGENT].gctx
+
+
+def _order(self: Hypervisor, *order: object) -> _Call:
+    """Have the agent do something; its result. Raises LaunchRefused."""
+    agent_context(self)
+    agent = self._vms[AGENT]
+    assert agent.request_pages is not None
+    (answer,) = yield (op.AgentCall(AGENT, packed(order), agent.gctx, agent.small[0], *agent.request_pages),)
+    if not isinstance(answer, bytes):
+        raise LaunchRefused("the migration agent does not answer")
+    found: tuple[str, object] = msgpack.unpackb(answer, use_list=False)
+    if found[0] != DONE:
+        raise LaunchRefused(f"migration agent: {found[1]}")
+    return found[1]
+
+
+def greet(self: Hypervisor) -> ReceiveTask:
+    """What this host's agent shows others."""
+    hello = yield from _order(self, "hello")
+    assert isinstance(hello, bytes)
+    return hello
+
+
+def meet(self: Hypervisor, record: LaunchedVm, vm: str, peer: bytes) -> ReceiveTask:
+    """Source: have the agent believe the target's; its own greeting. Raises LaunchRefused; the guest is as before."""
+    if record.starts.holds:
+        raise LaunchRefused(MigrationRefusal.VCPU_IN_RESET)
+    try:
+        hello = yield from greet(self)
+        yield from _order(self, "meet", vm, peer, False)
+    except LaunchRefused:
+        raise LaunchRefused(MigrationRefusal.AGENT_REFUSES) from None
+    record.sealed = True
+    return hello
+
+
+def meet_sender(self: Hypervisor, vm: str, peer: bytes) -> Task:
+    """Target: the other way; the source's firmware may be older."""
+    yield from _order(self, "meet", vm, peer, True)
+
+
+# Out.
+
+
+def export_by_agent(
+    self: Hypervisor, record: LaunchedVm, vm: str, started: tuple[bool, ...], reset_rips: tuple[int, ...]
+) -> ExportTask:
+    """A stopped guest's pages as firmware swapped them out, and its context as the agent says it to its peer."""
+    if not record.sealed:
+        raise LaunchRefused("no peer was met")
+    areas = [record.created.get(vcpu, spa) for vcpu, spa in enumerate(record.save_areas)]
+    _, *answers = yield (
+        op.HostWork("migration.stop_ns"),
+        *[op.HostWork("migration.pause_vcpu_ns")] * len(areas),
+        *[op.HostReadWritten(spa, length) for spa, length in joined(record.frames)],
+        op.DiskRead(vm),
+    )
+    *answers, disk = answers[len(areas) :]
+    assert isinstance(disk, op.Runs)
+    plain: list[Run] = []
+    private: list[tuple[int, int]] = []
+    for answer in answers:
+        assert isinstance(answer, op.Runs)
+        for at, data in answer.runs:
+            for gpa, spa, length in record.shown(at, len(data)):
+                for part, size, shared in record.shared.parts(gpa, length):
+                    if shared:
+                        plain.append((part, data[part - gpa + spa - at :][:size]))
+                    else:
+                        first = spa + part - gpa
+                        private += [(part + page, first + page) for page in range(0, size, PAGE_BYTES)]
+    private = sorted(one for one in private if one[1] not in areas)
+    in_memory = {spa: gpa for gpa, spa in ((gpa, record.page_spa(gpa)) for gpa in _gpas_of(record, areas)) if spa}
+    yield from _smash(self, record, [spa for _, spa in private] + [spa for spa in areas if spa in in_memory])
+    yield from _hold(self, record, areas, in_memory)
+    swaps = _Swaps(self, record)
+    yield from swaps.begin()
+    packets: list[Packet] = []
+    for gpa, spa in private:
+        page = yield from swaps.out(DATA, spa)
+        packets.append((gpa, _NO_HEADER, page))
+    sealed: list[Packet] = []
+    for vcpu, spa in enumerate(areas):
+        page = yield from swaps.out(VMSA, spa)
+        sealed.append((vcpu, _AREA.pack(in_memory.get(spa, VMSA_GPA)), page))
+    gone = {spa for _, spa in private} | set(areas)
+    rows = []
+    for gpa, spa, pages, large in list(_rows(record, gone)):
+        done, size = 0, LARGE_PAGE_BYTES if large else PAGE_BYTES
+        while done < pages:
+            taken = yield from swaps.row(spa + done * size, pages - done, large=large)
+            rows.append((gpa + done * size, taken, large))
+            done += taken
+    metadata = yield from swaps.close()
+    yield from swaps.end()
+    context = yield from _order(self, "export", vm, record.gctx)
+    assert isinstance(context, bytes)
+    # EXPORT has taken the context; its page is firmware's, and the pages are nobody's but the host's to take back.
+    record.gctx, record.left = 0, record.gctx
+    record.immutable.update(gone)
+    record.out = VmState(
+        vm, (), started, record.launched_gpas, reset_rips, tuple(plain), disk.runs, tuple(packets), tuple(sealed),
+        record.shared.ranges(), record.told_by_vcpus(), context, metadata, tuple(rows),
+    )  # fmt: skip
+    return record.out
+
+
+def _gpas_of(record: LaunchedVm, areas: list[int]) -> list[int]:
+    """GPAs of those save areas that lie in the guest's own memory."""
+    return [gpa for spa in areas for gpa, _, _ in record.shown(spa, PAGE_BYTES)]
+
+
+def _smash(self: Hypervisor, record: LaunchedVm, spas: list[int]) -> Task:
+    """Entries of 4 KiB where pages go one by one."""
+    blocks = sorted({spa // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES for spa in spas} - record.smashed)
+    record.smashed.update(blocks)
+    yield from self._checked([op.PSmash(block) for block in blocks])
+
+
+def _private(record: LaunchedVm) -> Iterator[tuple[int, int, int, bool]]:
+    """(GPA, SPA, length, large) of all that the guest does not share."""
+    for gpa, spa, length in record.ram:
+        for part, size, shared in record.shared.parts(gpa, length):
+            if not shared:
+                for start, piece, large in record.pieces(spa + part - gpa, size):
+                    yield part + start - (spa + part - gpa), start, piece, large
+
+
+def _hold(self: Hypervisor, record: LaunchedVm, areas: list[int], in_memory: dict[int, int]) -> Task:
+    """RMPUPDATE of every private page to Pre-Swap, or Pre-Guest where the guest has not validated it, or not got it."""
+    batch: list[op.HypervisorOperation] = []
+    for gpa, spa, length, large in _private(record):
+        entry = RmpEntry(assigned=True, immutable=True, large=large, gpa=gpa, asid=record.asid)
+        batch.append(op.RmpUpdate(spa, length, entry))
+    entry = RmpEntry(assigned=True, immutable=True, gpa=VMSA_GPA, asid=record.asid)
+    batch += [op.RmpUpdate(spa, PAGE_BYTES, entry) for spa in areas if spa not in in_memory]
+    yield from self._checked(batch)
+
+
+def _rows(record: LaunchedVm, gone: set[int]) -> Iterator[tuple[int, int, int, bool]]:
+    """(GPA, SPA, pages, large) of private pages but those that are gone."""
+    for gpa, spa, length, large in _private(record):
+        if large:
+            yield gpa, spa, length // LARGE_PAGE_BYTES, True
+            continue
+        first = spa
+        for page in range(spa, spa + length + PAGE_BYTES, PAGE_BYTES):
+            if page in gone or page == spa + length:
+                if first < page:
+                    yield gpa + first - spa, first, (page - first) // PAGE_BYTES, False
+                first = page + PAGE_BYTES
+
+
+class _Swaps:
+    """The frames that pages go out and come in through, and the Metadata pages on the way."""
+
+    def __init__(self, hypervisor: Hypervisor, record: LaunchedVm) -> None:
+        self._host = hypervisor
+        self._record = record
+        self._through = 0
+        self._entries = 0
+        self.leaves: list[int] = []
+        self._pages: list[int] = []
+        """Metadata pages of all levels."""
+
+    def begin(self) -> Task:
+        """Take the frame that contents go through: firmware's."""
+        self._through = self._host._small(self._record)  # noqa: SLF001
+        yield from self._host._to_firmware(self._through)  # noqa: SLF001
+
+    def end(self) -> Task:
+        """Give the frames back."""
+        for spa in [self._through, *self._pages]:
+            yield from self._host._from_firmware(spa)  # noqa: SLF001
+            self._record.small.remove(spa)
+        yield tuple([op.HostClear(spa, PAGE_BYTES) for spa in [self._through, *self._pages]])
+        self._host.frames.release([(spa, PAGE_BYTES) for spa in [self._through, *self._pages]])
+
+    def metadata_page(self) -> Generator[Batch, Answers, int]:
+        """A new one."""
+        spa = self._host._small(self._record)  # noqa: SLF001
+        yield from self._host._to_firmware(spa)  # noqa: SLF001
+        order = swap_buffers.SnpPageMdInit(self._record.gctx, spa)
+        yield from self._host._must(SnpCommand.PAGE_MD_INIT, self._record.small[0], order.pack())  # noqa: SLF001
+        return spa
+
+    def out(
+        self, kind: int, spa: int, mdata: int | None = None, *, root: bool = False
+    ) -> Generator[Batch, Answers, bytes]:
+        """A page's ciphertext; its entry is the next of the leaves, unless one is named."""
+        if mdata is None and not root:
+            mdata = yield from self._next()
+        order = swap_buffers.SnpPageSwapOut(
+            self._record.gctx, spa, self._through, mdata or 0, 0, kind << 1 | root * swap_buffers.SNP_SWAP_ROOT_MDATA
+        )
+        command = op.PspCommand(SnpCommand.PAGE_SWAP_OUT, self._record.small[0], order.pack(), paid=True)
+        answer, page = yield (command, op.HostRead(self._through, PAGE_BYTES))
+        expect_success((answer,), SnpCommand.PAGE_SWAP_OUT)
+        assert isinstance(page, bytes)
+        return page
+
+    def row(self, spa: int, pages: int, *, large: bool) -> Generator[Batch, Answers, int]:
+        """How many pages of a row went out in one."""
+        mdata = yield from self._next()
+        (taken,) = yield (op.SwapRowOut(self._record.gctx, spa, pages, mdata, large),)
+        return _counted(taken, SnpCommand.PAGE_SWAP_OUT)
+
+    def _next(self) -> Generator[Batch, Answers, int]:
+        if self._entries % _ENTRIES == 0:
+            self.leaves.append((yield from self.metadata_page()))
+        self._entries += 1
+        return self.leaves[-1] + (self._entries - 1) % _ENTRIES * 64
+
+    def close(self) -> Generator[Batch, Answers, tuple[bytes, ...]]:
+        """The Metadata pages, swapped out level by level, up to the one whose entry the context holds."""
+        level, all_pages, found = self.leaves, list(self.leaves), []
+        while len(level) > 1:
+            above = []
+            for at, spa in enumerate(level):
+                if at % _ENTRIES == 0:
+                    above.append((yield from self.metadata_page()))
+                found.append((yield from self.out(METADATA, spa, above[-1] + at % _ENTRIES * 64)))
+            level = above
+            all_pages += above
+        found.append((yield from self.out(METADATA, level[0], root=True)))
+        self._pages = all_pages
+        return tuple(found)
+
+    # In.
+
+    def open(self, metadata: tuple[bytes, ...], entries: int) -> Task:
+        """Take the Metadata pages in, the root's first."""
+        self._through = self._host._small(self._record)  # noqa: SLF001
+        sizes = [-(-entries // _ENTRIES)]
+        while sizes[-1] > 1:
+            sizes.append(-(-sizes[-1] // _ENTRIES))
+        if sum(sizes) != len(metadata):
+            raise LaunchRefused(f"Metadata pages: expected {sum(sizes)}, got {len(metadata)}")
+        end = len(metadata)
+        above: list[int] = []
+        pages: list[int] = []
+        for size in reversed(sizes):
+            level = []
+            for at, sealed in enumerate(metadata[end - size : end]):
+                spa = self._host._small(self._record)  # noqa: SLF001
+                yield from self._host._to_firmware(spa)  # noqa: SLF001
+                self._record.firmware_pages.append(spa)
+                mdata = above[at // _ENTRIES] + at % _ENTRIES * 64 if above else None
+                yield from self.back(METADATA, spa, sealed, mdata)
+                level.append(spa)
+            end, above = end - size, level
+            pages += level
+        self.leaves, self._pages = above, pages
+
+    def back(self, kind: int, spa: int, sealed: bytes, mdata: int | None = None) -> Task:
+        """Have a page come in."""
+        order = swap_buffers.SnpPageSwapIn(
+            self._record.gctx, self._through, spa, mdata or 0,
+            kind << 1 | (mdata is None) * swap_buffers.SNP_SWAP_ROOT_MDATA,
+        )  # fmt: skip
+        command = op.PspCommand(SnpCommand.PAGE_SWAP_IN, self._record.small[0], order.pack(), paid=True)
+        laid, answer = yield (op.HostWrite(self._through, sealed), command)
+        expect_done((op.HostWrite(self._through, b""),), (laid,))
+        expect_success((answer,), SnpCommand.PAGE_SWAP_IN)
+        if kind != METADATA:
+            reclaim = buffers.SnpPageReclaim(address=spa).pack()
+            (answer,) = yield (op.PspCommand(SnpCommand.PAGE_RECLAIM, self._host._command_page, reclaim, paid=True),)  # noqa: SLF001
+            expect_success((answer,), SnpCommand.PAGE_RECLAIM)
+
+    def next_entry(self) -> int:
+        """Of the leaves."""
+        self._entries += 1
+        return self.leaves[(self._entries - 1) // _ENTRIES] + (self._entries - 1) % _ENTRIES * 64
+
+    def shut(self) -> Task:
+        """Give the frames back."""
+        for spa in self._pages:
+            yield from self._host._from_firmware(spa)  # noqa: SLF001
+            self._record.firmware_pages.remove(spa)
+        for spa in [self._through, *self._pages]:
+            self._record.small.remove(spa)
+        yield tuple([op.HostClear(spa, PAGE_BYTES) for spa in [self._through, *self._pages]])
+        self._host.frames.release([(spa, PAGE_BYTES) for spa in [self._through, *self._pages]])
+
+
+def _counted(answer: object, command: SnpCommand) -> int:
+    if not isinstance(answer, int) or answer <= 0:
+        status = Status(-answer).name if isinstance(answer, int) else repr(answer)
+        raise LaunchRefused(f"{command.name}: {status}")
+    return answer
+
+
+# In.
+
+
+def fill_by_agent(self: Hypervisor, spec: MachineSpec, record: LaunchedVm, state: VmState) -> Task:
+    """A guest that came: its context, and all of its pages. Raises LaunchRefused."""
+    for gpa, length in state.shared:
+        record.shared.change(gpa, length, shared=True)
+    record.hear_of_vcpus(state.told)
+    record.sev_features = launch_features(self.product.name, spec.sev_features)
+    record.gctx = gctx = self._small(record)
+    yield from self._to_firmware(gctx)
+    record.firmware_pages.append(gctx)
+    yield from _enter(self, record, "import", spec.name, state.context)
+    spas = record.spas_of(gpa for gpa, _, _ in state.packets)
+    areas = []
+    for _, header, _ in state.sealed_areas:
+        (gpa,) = _AREA.unpack(header)
+        spa = self._small(record) if gpa == VMSA_GPA else record.page_spa(gpa)
+        if spa is None:
+            raise LaunchRefused(f"save area: no memory at {gpa:#x}")
+        areas.append((spa, gpa))
+    smashed = {spa // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES for spa in spas}
+    smashed |= {spa // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES for spa, gpa in areas if gpa != VMSA_GPA}
+    small_rows = record.spas_of(gpa for gpa, _, large in state.rows if not large)
+    smashed |= {spa // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES for spa in small_rows}
+    record.smashed |= smashed
+    record.assigned += [(spa, length, large) for _, spa, length, large in _private(record)]
+    record.assigned += [(spa, PAGE_BYTES, False) for spa, gpa in areas if gpa == VMSA_GPA]
+    yield from _hold(self, record, [spa for spa, _ in areas], {spa: gpa for spa, gpa in areas if gpa != VMSA_GPA})
+    try:
+        yield from _come_in(self, record, state, spas, [spa for spa, _ in areas])
+    except LaunchRefused:
+        yield from _reclaim_each(self, record, [spa for spa, gpa in areas if gpa == VMSA_GPA])
+        raise
+    record.save_areas = [spa for spa, _ in areas]
+    yield tuple(
+        op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa) for index, (spa, _) in enumerate(areas)
+    )
+
+
+def _enter(self: Hypervisor, record: LaunchedVm, order: str, vm: str, *more: object) -> Task:
+    """A context that the agent brings, and its ASID."""
+    command = record.small[0]
+    yield from self._must(SnpCommand.GCTX_CREATE, command, buffers.GuestContextPage(address=record.gctx).pack())
+    yield from _order(self, order, vm, record.gctx, *more)
+    activate = buffers.SnpActivate(gctx=record.gctx, asid=record.asid)
+    yield from self._must(SnpCommand.ACTIVATE, command, activate.pack())
+
+
+def _reclaim_each(self: Hypervisor, record: LaunchedVm, areas: list[int]) -> Task:
+    """PAGE_RECLAIM of all that did not come in; of what did, and is the guest's, firmware says so."""
+    pages = [(spa, False) for spa in areas]
+    for _, spa, length, large in _private(record):
+        pages += [(page, large) for page in range(spa, spa + length, LARGE_PAGE_BYTES if large else PAGE_BYTES)]
+    yield tuple(
+        op.PspCommand(
+            SnpCommand.PAGE_RECLAIM, self._command_page, buffers.SnpPageReclaim(address=spa | large).pack(), paid=True
+        )
+        for spa, large in pages
+    )
+
+
+def _come_in(self: Hypervisor, record: LaunchedVm, state: VmState, spas: list[int], areas: list[int]) -> Task:
+    """Every page, in the order of its entries."""
+    swaps = _Swaps(self, record)
+    yield from swaps.open(state.metadata, len(state.packets) + len(state.sealed_areas) + len(state.rows))
+    for (_, _, sealed), spa in zip(state.packets, spas, strict=True):
+        yield from swaps.back(DATA, spa, sealed, swaps.next_entry())
+    for (_, _, sealed), spa in zip(state.sealed_areas, areas, strict=True):
+        yield from swaps.back(VMSA, spa, sealed, swaps.next_entry())
+    for gpa, pages, _ in state.rows:
+        (taken,) = yield (op.SwapRowIn(record.gctx, record.spa_of(gpa), swaps.next_entry()),)
+        if _counted(taken, SnpCommand.PAGE_SWAP_IN) != pages:
+            raise LaunchRefused(f"row at {gpa:#x}: expected {pages} pages, got others")
+    yield from swaps.shut()
+
+
+def take_back(self: Hypervisor, record: LaunchedVm, vm: str) -> Task:
+    """The guest stays after all: into the frames, and with the ASID, that it had."""
+    record.sealed = False
+    state, record.out = record.out, None
+    if state is None:
+        yield from _order(self, "forget", vm)
+        return
+    record.gctx = record.left
+    expect_success((yield (op.Wbinvd(), op.PspCommand(SnpCommand.DF_FLUSH)))[1:], SnpCommand.DF_FLUSH)
+    self.asids.after_flush()
+    # ACTIVATE takes no ASID that has pages.
+    yield from self._reclaim(record)
+    record.immutable.clear()
+    yield from _enter(self, record, "take back", vm)
+    areas = [record.created.get(vcpu, spa) for vcpu, spa in enumerate(record.save_areas)]
+    places = (_AREA.unpack(header)[0] for _, header, _ in state.sealed_areas)
+    yield from _hold(
+        self, record, areas, {spa: gpa for spa, gpa in zip(areas, places, strict=True) if gpa != VMSA_GPA}
+    )
+    yield from _come_in(self, record, state, record.spas_of(gpa for gpa, _, _ in state.packets), areas)
+
+
+def let_go(self: Hypervisor, vm: str) -> Task:
+    """The guest lives elsewhere: the agent forgets it, unless it was switched off meanwhile."""
+    with suppress(LaunchRefused):
+        yield from _order(self, "forget", vm)

@@ -1,0 +1,247 @@
+"""A migration agent: the code of an SNP guest that takes other guests' contexts from one firmware to another.
+
+Two agents, one on each host, show each other an attestation report with a key of X25519 in it. Who shows no report of
+a chip that AMD certified, with this agent's own measurement, under firmware that is not below its own, is given
+nothing. What they exchange then is sealed for that peer and that guest: the hypervisors carry it, and read nothing.
+
+From the first order on an agent's hypervisor says what it wants in msgpack; whatever it says may be a lie. For each
+message to the firmware the agent seals a request with its VMPCK0, whose number it keeps in its secrets page, and asks
+its hypervisor to carry it. An agent never moves. Sources: SNP firmware ABI, 7.5 to 7.9; what agents say to each other
+no text defines, and this is the laboratory's. No product ships such an agent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+
+import msgpack
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from node.message_place import COUNT_BYTES, SECRETS_COUNTS, SECRETS_VMPCKS, VMPCK_BYTES
+from node.operations import GuestOperation, Read, Write
+from node.packing import packed
+from psp.byte_layout import ByteLayout
+from psp.exported_context import EXPORTED_BYTES, EXPORTED_VERSION
+from psp.guest_message import BadMessage, MessageHeader, MessageKey, MessageType
+from psp.key_messages import SELECT_MEASUREMENT, KeyRequest, KeyResponse
+from psp.migration_messages import ExportRequest, ExportResponse, ImportRequest, StatusResponse
+from psp.report_messages import ReportRequest, ReportResponse
+from psp.status import Status
+from psp.verifier import LINES, Evidence, Expectations, Rejected, Report, verify
+from psp.verifier.product_line import line_of_processor
+from psp.verifier.reasons import Trail
+from psp.verifier.report import parse_report
+
+MARK = b"sevfleet migration agent 1"
+"""What its image begins with, so that its measurement is no other's."""
+_KEY_BYTES = 32
+
+
+class AgentRefusal(Exception):
+    """Why an agent does not do what it was told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Carry:
+    """A request that the hypervisor is to carry to the firmware."""
+
+    message: bytes
+
+
+Step = Generator[tuple[GuestOperation, ...] | Carry, object, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What one agent shows another: its key, a report that holds the key's digest, and who certifies the chip."""
+
+    public_key: bytes
+    report: bytes = field(repr=False)
+    certificates: tuple[bytes, ...] = field(default=(), repr=False)
+    """VCEK, ASK and ARK in DER; the hypervisor adds them."""
+
+    def pack(self) -> bytes:
+        """As bytes."""
+        return packed((self.public_key, self.report, self.certificates))
+
+    @classmethod
+    def parse(cls, data: bytes) -> Hello:
+        """Back from bytes. Raises AgentRefusal."""
+        try:
+            match msgpack.unpackb(data, use_list=False):
+                case (bytes(key), bytes(report), tuple(certificates)) if len(key) == _KEY_BYTES and all(
+                    type(one) is bytes for one in certificates
+                ):
+                    return cls(key, report, certificates)
+        except (ValueError, TypeError, msgpack.UnpackException, RecursionError):
+            pass
+        raise AgentRefusal("the peer's greeting is malformed")
+
+    @property
+    def bound(self) -> bytes:
+        """REPORT_DATA of the report that goes with the key."""
+        return hashlib.sha512(MARK + self.public_key).digest()
+
+
+@dataclass(slots=True)
+class MigrationAgent:
+    """One agent. ``roots`` are the roots of chips that it trusts; ``now`` is when it looks at certificates, seconds.
+
+    ``verifies_peer`` and ``keeps_ledger`` are what the attack matrix turns off and on (rows 55 and 58).
+    """
+
+    secrets_gpa: int
+    roots: Mapping[str, frozenset[str]]
+    now: int
+    verifies_peer: bool = True
+    keeps_ledger: bool = False
+    _private: X25519PrivateKey | None = field(default=None, repr=False)
+    _own: Report | None = field(default=None, repr=False)
+    _peers: dict[str, bytes] = field(default_factory=dict, repr=False)
+    """The verified peer of each guest's move."""
+    _kept: dict[str, bytes] = field(default_factory=dict, repr=False)
+    """Contexts that were exported and may have to come back: the move may fail."""
+    _imported: set[bytes] = field(default_factory=set, repr=False)
+
+    def serve(self, order: bytes) -> Step:
+        """One order; its result as a msgpack-able value. Raises AgentRefusal."""
+        match msgpack.unpackb(order, use_list=False):
+            case ("hello",):
+                return (yield from self._hello())
+            case ("meet", str(vm), bytes(peer), bool(low)):
+                return (yield from self._meet(vm, peer, low=low))
+            case ("export", str(vm), int(gctx)):
+                return (yield from self._export(vm, gctx))
+            case ("import", str(vm), int(gctx), bytes(sealed)):
+                return (yield from self._import(vm, gctx, sealed))
+            case ("take back", str(vm), int(gctx)):
+                return (yield from self._take_back(vm, gctx))
+            case ("forget", str(vm)):
+                self._kept.pop(vm, None)
+                self._peers.pop(vm, None)
+                return None
+        raise AgentRefusal("no such order")
+
+    def _hello(self) -> Step:
+        if self._private is None:
+            asked = KeyRequest(fields=SELECT_MEASUREMENT)
+            answer = yield from self._ask(MessageType.KEY_REQ, asked, 2)
+            derived = KeyResponse.parse(answer)
+            if derived.status != Status.SUCCESS:
+                raise AgentRefusal("firmware derives no key")
+            self._private = X25519PrivateKey.from_private_bytes(derived.key)
+        hello = Hello(self._public(), b"")
+        report = yield from self._report(hello.bound)
+        self._own = parse_report(report, Trail())
+        return Hello(hello.public_key, report).pack()
+
+    def _report(self, data: bytes) -> Generator[tuple[GuestOperation, ...] | Carry, object, bytes]:
+        answer = yield from self._ask(MessageType.REPORT_REQ, ReportRequest(data))
+        if ReportResponse.parse(answer).status != Status.SUCCESS:
+            raise AgentRefusal("firmware gives no report")
+        return answer[ReportResponse.SIZE :]
+
+    def _meet(self, vm: str, peer: bytes, *, low: bool) -> Step:
+        """Look at a peer, which a context may be exchanged with; ``low`` takes older firmware than one's own."""
+        hello = Hello.parse(peer)
+        if self._own is None:
+            yield from self._hello()
+        assert self._own is not None
+        if self.verifies_peer:
+            own = self._own
+            floor = None
+            if not low:
+                line = line_of_processor(*own.cpuid[:2]) if own.cpuid else None
+                floor = (line or LINES["Milan"]).layout.split(own.reported_tcb)
+            leaf, ask, ark = (*hello.certificates, None, None, None)[:3]
+            expected = Expectations(measurement=own.measurement, report_data=hello.bound, min_tcb=floor)
+            try:
+                verify(Evidence(hello.report, ark, ask, leaf), expected, self.now, self.roots)
+            except Rejected as rejected:
+                raise AgentRefusal(f"the peer is not believed: {rejected}") from None
+        self._peers[vm] = hello.public_key
+        return None
+
+    def _export(self, vm: str, gctx: int) -> Step:
+        """EXPORT: the guest is gone from this firmware then. Sealed for the peer."""
+        if vm not in self._peers:
+            raise AgentRefusal("no peer was met for this guest")
+        answer = yield from self._ask(MessageType.EXPORT_REQ, ExportRequest(gctx))
+        head = ExportResponse.parse(answer)
+        if head.status != Status.SUCCESS or head.exported_bytes != EXPORTED_BYTES:
+            raise AgentRefusal(f"EXPORT: {Status(head.status).name}")
+        blob = answer[ExportResponse.SIZE :]
+        self._kept[vm] = blob
+        name = hashlib.sha256(blob).digest()
+        return name + AESGCM(self._channel(vm, name)).encrypt(bytes(12), blob, vm.encode())
+
+    def _import(self, vm: str, gctx: int, sealed: bytes) -> Step:
+        """IMPORT of what a peer sealed for this agent."""
+        if vm not in self._peers:
+            raise AgentRefusal("no peer was met for this guest")
+        name = sealed[:_KEY_BYTES]
+        try:
+            blob = AESGCM(self._channel(vm, name)).decrypt(bytes(12), sealed[_KEY_BYTES:], vm.encode())
+        except (InvalidTag, ValueError):
+            raise AgentRefusal("what came is not sealed by the peer for this guest") from None
+        if self.keeps_ledger and name in self._imported:
+            raise AgentRefusal("this context was taken in already")
+        yield from self._taken_in(gctx, blob)
+        self._imported.add(name)
+        return None
+
+    def _take_back(self, vm: str, gctx: int) -> Step:
+        """IMPORT of what this agent exported, for a move that failed."""
+        if vm not in self._kept:
+            raise AgentRefusal("nothing of this guest is kept")
+        yield from self._taken_in(gctx, self._kept[vm])
+        del self._kept[vm]
+        return None
+
+    def _taken_in(self, gctx: int, blob: bytes) -> Generator[tuple[GuestOperation, ...] | Carry, object, None]:
+        asked = ImportRequest(gctx, EXPORTED_BYTES, EXPORTED_VERSION, blob)
+        answer = yield from self._ask(MessageType.IMPORT_REQ, asked)
+        status = StatusResponse.parse(answer).status
+        if status != Status.SUCCESS:
+            raise AgentRefusal(f"IMPORT: {Status(status).name}")
+
+    def _public(self) -> bytes:
+        assert self._private is not None
+        return self._private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+
+    def _channel(self, vm: str, name: bytes) -> bytes:
+        """The key of one context's way: another for each, so that its nonce need not change."""
+        assert self._private is not None
+        shared = self._private.exchange(X25519PublicKey.from_public_bytes(self._peers[vm]))
+        return HKDF(SHA256(), _KEY_BYTES, name, MARK + vm.encode()).derive(shared)
+
+    def _ask(
+        self, kind: MessageType, asked: ByteLayout, version: int = 1
+    ) -> Generator[tuple[GuestOperation, ...] | Carry, object, bytes]:
+        """One message to the firmware, and its answer's payload. Raises AgentRefusal."""
+        key_gpa, count_gpa = self.secrets_gpa + SECRETS_VMPCKS, self.secrets_gpa + SECRETS_COUNTS
+        found = yield (Read(key_gpa, VMPCK_BYTES), Read(count_gpa, COUNT_BYTES))
+        assert isinstance(found, tuple)
+        key, count = found
+        if not isinstance(key, bytes) or not isinstance(count, bytes):
+            raise AgentRefusal("its secrets page is gone")
+        last, cipher = int.from_bytes(count, "little"), MessageKey(key)
+        page = yield Carry(cipher.seal(0, last + 1, kind, version, asked.pack()))
+        # Whatever comes back, the number is used up, if the firmware has seen it.
+        yield (Write(count_gpa, (last + 2).to_bytes(COUNT_BYTES, "little")),)
+        try:
+            assert isinstance(page, bytes)
+            header = MessageHeader.checked(page)
+            payload = cipher.unseal(header, page)
+        except BadMessage:
+            raise AgentRefusal("no answer of the firmware's") from None
+        if (header.sequence, header.message_type) != (last + 2, kind + 1):
+            raise AgentRefusal("the answer to another message")
+        return payload

@@ -1,0 +1,59 @@
+"""SEV-SNP machines move by migration agents in fleets: stopped while they go, once, and as they were."""
+
+from typing import Any
+
+import pytest
+from test_live_migration import group, move, outcomes, play, scenario, small_image  # noqa: F401 - the fixture
+
+QUICK = {"psp.send_update_ns_per_kib": 500.0, "psp.receive_update_ns_per_kib": 500.0}
+
+
+def fleet(**changes: Any) -> dict[str, Any]:
+    vm = group("vm", generation="SEV_SNP", migration_agent=True, memory="64 MiB", vcpus=1)
+    hosts = [{"name": "host", "product": "Milan", "count": 3, "memory": "16 GiB", "migration_agent": True}]
+    return scenario(**({"hosts": hosts, "vms": [vm], "costs": QUICK, "duration": "10 s"} | changes))
+
+
+def test_a_machine_moves_stopped_at_the_pace_of_both_security_processors() -> None:
+    _, rows = play(fleet(migrations=[move()]))
+    (row,) = rows["migrations"]
+    assert (row["outcome"], row["reason"]) == ("completed", None)
+    assert row["pages_checked"] > 0
+    pages = (64 << 20) // 4096
+    assert row["downtime_ns"] >= 0.9 * pages * 2000
+    (vm,) = rows["vms"]
+    assert vm["host"] == row["destination"] == "host-2"
+
+
+@pytest.mark.parametrize("times", [3])
+def test_a_machine_goes_and_comes_back(times: int) -> None:
+    _, rows = play(fleet(migrations=[move(times=times, pause="100 ms")]))
+    assert outcomes(rows) == [("completed", None)] * times
+
+
+def test_a_machine_without_leave_and_one_whose_hosts_have_no_agent_stay_where_they_are() -> None:
+    kept = group("kept", generation="SEV_SNP", memory="64 MiB", vcpus=1)
+    bare = {"name": "no-agent", "product": "Milan", "memory": "16 GiB"}
+    body = fleet()
+    hosts = [{**body["hosts"][0], "count": 1}, bare]
+    vms = [{**body["vms"][0], "host": "host"}, {**kept, "host": "host"}]
+    _, rows = play({**body, "hosts": hosts, "vms": vms, "migrations": [move(), move("kept")]})
+    assert sorted(outcomes(rows)) == [("no room", "no host has room"), ("refused", "NEEDS_MIGRATION_AGENT")]
+
+
+def test_what_was_changed_on_the_wire_is_refused_and_the_machine_goes_on_where_it_was() -> None:
+    def spoilt(_: str, frames: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        return (*frames[:1], *[frame.replace(frame[-40:-32], bytes(8)) for frame in frames[1:2]], *frames[2:])
+
+    _, rows = play(fleet(migrations=[move()]), wire=spoilt)
+    ((outcome, _),) = outcomes(rows)
+    assert outcome == "spoiled"
+    (vm,) = rows["vms"]
+    assert (vm["host"], vm["faults"]) == ("host-1", 0)
+
+
+def test_a_cancelled_move_leaves_the_machine_where_it_was() -> None:
+    _, rows = play(fleet(migrations=[move(cancel_after="20 ms")]))
+    assert [outcome for outcome, _ in outcomes(rows)] == ["cancelled"]
+    (vm,) = rows["vms"]
+    assert (vm["host"], vm["faults"], vm["state"]) == ("host-1", 0, "running")

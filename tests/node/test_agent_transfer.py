@@ -1,0 +1,206 @@
+"""SNP guests go from host to host by migration agents: whole, between agents that believe each other, and once."""
+
+import dataclasses
+
+import pytest
+from test_departures_and_arrivals import UNITS, leftovers, stopped, until
+from test_sealed_transfer import certificates, kept, laid, opened, sealed
+from toy_guests import SECOND, guest_spec, make_host, run
+
+from cluster.agent_certificates import agent_certified
+from node.agent_transfer import AGENT
+from node.generation import Generation
+from node.guest import GuestState
+from node.migration_agent import Hello
+from node.migration_refusal import MigrationRefusal
+from node.platform import Platform
+from psp.commands import SnpCommand
+from psp.guest_context import SnpGuestState
+from psp.status import PspError
+from psp.system_bus import PAGE_BYTES
+
+SNP = Generation.SEV_SNP
+WITH_AGENT = Platform(migration_agent=True)
+
+
+def hosts(product="Milan"):
+    return [make_host(product=product, name=name, platform=WITH_AGENT) for name in ("here", "there")]
+
+
+def started(host, name, *args, **kwargs):
+    spec = dataclasses.replace(guest_spec(name, SNP, *args, **kwargs), migration_agent=True)
+    host.launch(spec, lambda _: None, running=True)
+    guest = host.guests[name]
+    assert guest.state is GuestState.RUNNING, guest.reason
+    return guest
+
+
+def certified(host, hello):
+    return agent_certified(hello, host.board.psp)
+
+
+def agree(source, target, name):
+    guest = source.guests[name]
+    assert not isinstance(source.departures.begin(name, lambda _: None), MigrationRefusal)
+    wrong, hello = sealed(source, name, certified(target, certificates(target, guest.spec)))
+    assert wrong is None
+    assert opened(target, name, certified(source, hello)) is None
+
+
+def move(source, target, name):
+    agree(source, target, name)
+    what = stopped(source, name)
+    target.clock.env.run(until=max(target.now_ns + 1, source.now_ns))
+    assert laid(target, name, what) is None
+    target.arrivals.start(name)
+    source.departures.finish(name)
+    run(source, source.now_ns + SECOND)
+    return what
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """What a guest that stays ends with."""
+    stayed = make_host(platform=WITH_AGENT)
+    guest = started(stayed, "vm", "ledger", vcpus=2, units=UNITS)
+    run(stayed)
+    return kept(stayed, guest)
+
+
+@pytest.fixture
+def on_its_way():
+    """A guest whose two agents believe each other, in the middle of its work."""
+    here, there = hosts()
+    started(here, "vm", "ledger", vcpus=2, units=UNITS)
+    run(here, 2_000_000)
+    agree(here, there, "vm")
+    return here, there
+
+
+@pytest.mark.parametrize("product", ["Milan", "Turin"])
+def test_a_guest_that_moves_there_and_back_ends_as_one_that_stayed(product, expected):
+    here, there = hosts(product)
+    empty = leftovers(there)[0]
+    started(here, "vm", "ledger", vcpus=2, units=UNITS)
+    run(here, 2_000_000)
+    for _ in range(2):
+        run(here, here.now_ns + 300_000)
+        move(here, there, "vm")
+        here, there = there, here
+    assert leftovers(there)[0] == empty
+    guest = here.guests["vm"]
+    run(here, here.now_ns + 100 * SECOND)
+    assert (guest.faults, kept(here, guest)) == (0, expected)
+
+
+def test_every_private_page_comes_validated_with_its_vmsa_and_no_key_is_left_at_the_source(on_its_way):
+    here, there = on_its_way
+    gctx = here.hypervisor.launched("vm").gctx
+    asid, before = here.guests["vm"].asid, here.board.psp.snp.guests.pages.read(gctx)
+    valid = validated(here, "vm")
+    what = stopped(here, "vm")
+    assert before.state == SnpGuestState.RUNNING
+    assert not here.board.controller.has_key(asid)
+    with pytest.raises(PspError):
+        here.board.psp.snp.guests.in_state(gctx, SnpCommand.GUEST_STATUS)
+    assert laid(there, "vm", what) is None
+    assert validated(there, "vm") == valid > 0.9 * here.guests["vm"].spec.memory_bytes
+    after = there.board.psp.snp.guests.pages.read(there.hypervisor.launched("vm").gctx)
+    assert after.memory_key != before.memory_key
+    assert (after.digest, after.vmpcks, after.oek) == (before.digest, before.vmpcks, before.oek)
+    assert after.report_id_ma == agent_of(there).report_id
+
+
+def validated(host, name):
+    """Bytes of memory that the guest may use."""
+    rmp, record = host.board.rmp, host.hypervisor.launched(name)
+    return sum(
+        PAGE_BYTES for _, spa, length in record.ram for page in range(spa, spa + length, PAGE_BYTES)
+        if rmp.entry(page).validated
+    )
+
+
+def agent_of(host):
+    return host.board.psp.snp.guests.pages.read(host.hypervisor.launched(AGENT).gctx)
+
+
+@pytest.mark.parametrize("stands_still", [False, True])
+def test_a_guest_that_stays_after_all_goes_on_as_if_nothing_had_been(on_its_way, expected, stands_still):
+    here, there = on_its_way
+    if stands_still:
+        stopped(here, "vm")
+    here.departures.cancel("vm")
+    there.arrivals.abandon("vm")
+    guest = here.guests["vm"]
+    run(here, here.now_ns + 100 * SECOND)
+    assert (guest.faults, kept(here, guest)) == (0, expected)
+
+
+def changed(packets, number, data):
+    name, header, _ = packets[number]
+    return (*packets[:number], (name, header, data), *packets[number + 1 :])
+
+
+SPOILT = {
+    "a page": lambda state: {"packets": changed(state.packets, 0, bytes(PAGE_BYTES))},
+    "two pages exchanged": lambda state: {
+        "packets": changed(changed(state.packets, 0, state.packets[1][2]), 1, state.packets[0][2])
+    },
+    "a page at another address": lambda state: {
+        "packets": ((state.packets[0][0] + PAGE_BYTES, *state.packets[0][1:]), *state.packets[2:])
+    },
+    "a save area": lambda state: {"sealed_areas": changed(state.sealed_areas, 0, bytes(PAGE_BYTES))},
+    "two save areas exchanged": lambda state: {
+        "sealed_areas": changed(
+            changed(state.sealed_areas, 0, state.sealed_areas[1][2]), 1, state.sealed_areas[0][2]
+        )
+    },
+    "a Metadata page": lambda state: {"metadata": (bytes(PAGE_BYTES), *state.metadata[1:])},
+    "the root's Metadata page": lambda state: {"metadata": (*state.metadata[:-1], bytes(PAGE_BYTES))},
+    "no Metadata page": lambda state: {"metadata": state.metadata[1:]},
+    "a row that is longer": lambda state: {
+        "rows": ((state.rows[0][0], state.rows[0][1] - 1, state.rows[0][2]), *state.rows[1:])
+    },
+    "the context": lambda state: {"context": state.context[:-1] + bytes([state.context[-1] ^ 1])},
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+def test_what_was_changed_on_the_way_is_refused_and_the_guest_is_taken_back(on_its_way, expected, spoil):
+    here, there = on_its_way
+    empty = leftovers(make_host(platform=WITH_AGENT))[0]
+    what = stopped(here, "vm")
+    spoilt = dataclasses.replace(what.state, **spoil(what.state))
+    assert laid(there, "vm", what, spoilt) is not None
+    there.arrivals.abandon("vm")
+    here.departures.cancel("vm")
+    guest = here.guests["vm"]
+    run(here, here.now_ns + 100 * SECOND)
+    run(there, there.now_ns + SECOND)
+    assert (guest.faults, kept(here, guest)) == (0, expected)
+    assert leftovers(there)[0] == empty
+
+
+def test_an_agent_gives_nothing_to_a_peer_that_no_report_vouches_for():
+    here, there = hosts()
+    guest = started(here, "vm", "rest")
+    assert not isinstance(here.departures.begin("vm", lambda _: None), MigrationRefusal)
+    hello = certificates(there, guest.spec)
+    genuine = Hello.parse(certified(there, hello))
+    others = dataclasses.replace(genuine, public_key=bytes(31) + b"\1"), dataclasses.replace(genuine, certificates=())
+    for peer in (b"", hello, *[one.pack() for one in others]):
+        assert sealed(here, "vm", peer) == (MigrationRefusal.AGENT_REFUSES, b"")
+    assert guest.state is GuestState.RUNNING
+
+
+def test_a_guest_without_leave_and_a_host_without_agent_are_refused_before_the_guest_is_touched():
+    here = make_host(platform=WITH_AGENT)
+    here.launch(guest_spec("vm", SNP), lambda _: None, running=True)
+    assert here.departures.begin("vm", lambda _: None) is MigrationRefusal.NEEDS_MIGRATION_AGENT
+    told, spec = [], dataclasses.replace(guest_spec("other", SNP), migration_agent=True)
+    bare = make_host()
+    bare.arrivals.prepare(spec, lambda *what: told.append(what))
+    until(lambda: told, bare)
+    assert told == [("migration_agent: this host has none", b"")]
+    bare.launch(dataclasses.replace(spec, name="third"), lambda _: None, running=True)
+    assert bare.guests["third"].state is GuestState.REFUSED
