@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
+
+from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cluster.root_keys import product_root
 from node.migration_agent import Hello
@@ -14,10 +18,16 @@ from psp.verifier import root_of
 def agent_certified(greeting: bytes, psp: SecurityProcessor, laboratory: int = 0) -> bytes:
     """The greeting with the certificates that the key distribution service has for the chip, as its host gets them."""
     hello, chip, tcb = Hello.parse(greeting), psp.legacy.keys.chip, psp.firmware.reported_tcb
-    root = product_root(chip.line.name, laboratory)
-    vcek = root.vcek(chip.vcek_key(tcb).public_key(), chip.chip_id, tcb)
-    certificates = (vcek, root.certificate(RootName.ASK), root.certificate(RootName.ARK))
+    point = chip.vcek_key(tcb).public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    certificates = _certificates(chip.line.name, laboratory, point, chip.chip_id, tcb)
     return Hello(hello.public_key, hello.report, certificates).pack()
+
+
+@lru_cache(maxsize=4096)
+def _certificates(line: str, laboratory: int, vcek: bytes, chip_id: bytes, tcb: int) -> tuple[bytes, ...]:
+    """Of one chip at one TCB version: always the same, and a signature of RSA takes a while."""
+    root, point = product_root(line, laboratory), EllipticCurvePublicKey.from_encoded_point(SECP384R1(), vcek)
+    return root.vcek(point, chip_id, tcb), root.certificate(RootName.ASK), root.certificate(RootName.ARK)
 
 
 def agent_roots(line: str, laboratory: int) -> Mapping[str, frozenset[str]]:

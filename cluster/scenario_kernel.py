@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Strict
+from pydantic import Field, Strict
 
 from cluster.scenario_fields import ScenarioPart
 from node.boot_phases import BootPath
@@ -45,7 +45,7 @@ class KernelTable(ScenarioPart):
     checks_answers: Switch = True
     """Take for an answer of the security processor only the one to the request."""
 
-    ghcb_version: Literal[1, 2] = 2
+    ghcb_version: Annotated[int, Strict(), Field(ge=1, le=2)] = 2
     """The version of the GHCB protocol that it speaks; SEV-SNP needs 2."""
     encrypts_disk: Switch = False
     """Encrypt every block of the disk, so that the host sees ciphertext; programs use the disk as before."""

@@ -76,7 +76,7 @@ def restart_agent(self: Hypervisor) -> Task:
 
 def agent_context(self: Hypervisor) -> int:
     """Where the agent's context lies. Raises LaunchRefused on a host that has none."""
-    if AGENT not in self._vms:
+    if AGENT not in self._vms or self._vms[AGENT].request_pages is None:
         raise LaunchRefused("migration_agent: this host has none")
     return self._vms[AGENT].gctx
 

@@ -181,7 +181,13 @@ class Departures:
         if guest.spec.migration_agent and guest.state is GuestState.PAUSED and departure.sealed:
             # Its agent has taken it out of the firmware, or is about to: there is nothing yet to go on with.
             departure.sealed = False
-            self._host.tasks.run(self._host.hypervisor.unseal(name), guest, goes_on)
+
+            def is_back(_: object) -> None:
+                # Firmware has laid its memory down anew, behind another key.
+                self._host.board.residents.settle(self._host.board.vmcb(name, 0))
+                goes_on()
+
+            self._host.tasks.run(self._host.hypervisor.unseal(name), guest, is_back)
             return
         self._unseal(departure)
         goes_on()

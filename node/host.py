@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from node.actor import Observer
+from node.agent_transfer import AGENT
 from node.ap_wake import starts_others_by_sipi
 from node.arrivals import Arrivals
 from node.board import Board
@@ -150,6 +151,7 @@ class Host:
         self.vcpus.served = self.tasks.served
         self.tasks.ledger = self.vcpus.disk.ledger = self.contention.ledger
         self.tasks.at_once(self.hypervisor.bring_up())
+        self._agent_restarts = False
         if spec.platform.migration_agent:
             self.tasks.at_once(self.hypervisor.launch_agent())
 
@@ -260,8 +262,14 @@ class Host:
             else:
                 guest.reason = "host crashed"
                 self.destroy(name)
-        if self.spec.platform.migration_agent:
-            self.tasks.run(self.hypervisor.restart_agent(), None, lambda _: None)
+        if self.spec.platform.migration_agent and not self._agent_restarts:
+            # One that is being launched keeps nothing yet.
+            self._agent_restarts = True
+            self.board.leave(AGENT, 0)
+            self.tasks.run(self.hypervisor.restart_agent(), None, self._agent_is_back)
+
+    def _agent_is_back(self, _: object) -> None:
+        self._agent_restarts = False
 
     def pause(self, name: str, parked: Callable[[], None] | None = None) -> None:
         """Stop a VM's vCPUs at the end of their blocks; their registers go to their save areas.

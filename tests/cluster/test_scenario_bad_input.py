@@ -37,6 +37,12 @@ BAD = {
     "a check neither on nor off": (
         GOOD + "kernel = {checks_carry = 1}\n", 'vms[0].kernel.checks_carry of "db"', "expected true or false, got 1"
     ),
+    "a version of the GHCB protocol that nobody speaks": (
+        GOOD + "kernel = {ghcb_version = 3}\n", 'vms[0].kernel.ghcb_version of "db"', "expected at most 2, got 3"
+    ),
+    "a version of the GHCB protocol that is no number": (
+        GOOD + "kernel = {ghcb_version = true}\n", 'vms[0].kernel.ghcb_version of "db"', "expected a whole number, got"
+    ),
     "misspelt key": (GOOD.replace("memory", "memry", 1), 'hosts[0].memry of "milan"', 'expected "memory"'),
     "unknown table": (GOOD + "[network]\nx = 1\n", "network", "expected one of the keys"),
     "wrong type": (GOOD + 'count = "3"\n', 'vms[0].count of "db"', 'expected a whole number, got "3"'),
