@@ -57,9 +57,15 @@ def compare(
     """Every VM in each of ``generations`` that its host has, each paired with itself as PLAIN."""
     chosen = scenario if seed is None else scenario.with_seed(seed)
     with Session(layout, workers, address) as session:
-        base = session.run(chosen, None, _noted(on_progress, "as the scenario wants it"), None)
-        pairs = _pairs(session, chosen, base, tuple(generations), on_progress, None)
-    return Comparison(base, pairs)
+        return compare_in(session, chosen, generations, on_progress)
+
+
+def compare_in(
+    session: Session, scenario: Scenario, generations: Sequence[Generation], on_progress: OnProgress | None = None
+) -> Comparison:
+    """The same in a session that somebody keeps for more of them."""
+    base = session.run(scenario, None, _noted(on_progress, "as the scenario wants it"), None)
+    return Comparison(base, _pairs(session, scenario, base, tuple(generations), on_progress, None))
 
 
 def with_pairs(

@@ -3,23 +3,31 @@
 The ladder is PLAIN, SME, SEV, SEV_ES, SEV_SNP, SEV_TIO, as far as it is asked for and a host has it. Each rung
 comes from pairs: every VM against itself run as PLAIN, on the same host, with the same
 neighbours and seed. What a rung adds is the difference of two such pairs, and so are its
-parts, which add up to it. Over several seeds there are means with 95 % confidence intervals.
+parts, which add up to it. Over several seeds there are means with 95 % confidence intervals. Beside them
+stands the range that a rung takes on while each figure that nobody has published goes through its sweep.
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from cluster.compare import Pair, compare
+from cluster.compare import Pair, compare, compare_in
 from cluster.progress import OnProgress, Progress
 from cluster.scenario import Scenario
+from cluster.session import Session
 from cluster.sweeps.confidence import Interval, interval_of
+from cluster.tornado import Range, Slowdowns, range_of, swept_rows, tornado
 from node.generation import Generation
 from node.mechanism import Mechanism
 from node.product import PRODUCTS
+
+LEAST_SHARE = 0.00005
+"""A share that would be shown as nothing."""
+BETWEEN_NEIGHBOURS = (Mechanism.LOADED_LATENCY, Mechanism.LLC, Mechanism.SMT, Mechanism.CORE_WAIT, Mechanism.DISK_WAIT)
+"""What machines cost each other: of SNP guests nobody has measured it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +44,20 @@ class Rung:
     added: Interval
     """Vcpu time per instruction on top of the rung below, as a share of PLAIN's."""
     parts: Mapping[Mechanism, Interval]
+    swept: Range | None = None
+    """Of the first seed, while unpublished figures are swept one at a time; None where that was not asked for."""
+    swings: tuple[tuple[str, float, float], ...] = ()
+    """The slowdown at both ends of each row that matters, widest first."""
+
+    @property
+    def model_only(self) -> str:
+        """What of it nobody has measured on hardware; empty where somebody has."""
+        if self.generation is Generation.SEV_TIO:
+            return "model only"
+        beside = self.generation is Generation.SEV_SNP and any(
+            abs(self.parts[one].mean) >= LEAST_SHARE for one in BETWEEN_NEIGHBOURS
+        )
+        return "model only: neighbours" if beside else ""
 
     def body(self) -> dict[str, object]:
         """As JSON has it; shares in per cent."""
@@ -45,6 +67,10 @@ class Rung:
             "below": self.below.name, "added_percent": 100 * self.added.mean,
             "added_half_width_percent": None if self.added.half_width is None else 100 * self.added.half_width,
             **{f"{one.value}_percent": 100 * part.mean for one, part in self.parts.items()},
+            "slowdown_swept": None if self.swept is None else list(self.swept.slowdown),
+            "added_swept_percent": None if self.swept is None else [100 * end for end in self.swept.added],
+            "tornado": [{"row": row, "slowdown_low": low, "slowdown_high": high} for row, low, high in self.swings],
+            "model_only": self.model_only or None,
         }  # fmt: skip
 
 
@@ -88,6 +114,52 @@ def climb(
             means.append(_means(compared.pairs))
         rungs += rungs_of(product, means)
     return rungs
+
+
+def with_ranges(
+    rungs: Sequence[Rung],
+    scenario: Scenario,
+    generations: Sequence[Generation],
+    *,
+    layout: str = "packed",
+    workers: int | None = None,
+    address: str | None = None,
+    on_progress: OnProgress | None = None,
+) -> list[Rung]:
+    """The rungs with the ranges that unpublished figures give them: a pair of comparisons for each that matters."""
+    found: list[Rung] = []
+    for product in dict.fromkeys(rung.product for rung in rungs):
+        chosen = on_product(scenario, product) if product else scenario
+        with Session(layout, workers, address) as session:
+            predict = _predictor(session, chosen, generations, on_progress, product)
+            swings = tornado(swept_rows(chosen), predict)
+        for rung in rungs:
+            if rung.product != product:
+                continue
+            own = rung.workload, rung.generation
+            mine = [(swing.row, *swing.ends[own]) for swing in swings if own in swing.ends]
+            mine = [one for one in mine if one[1] != one[2]]
+            mine.sort(key=lambda one: (-abs(one[2] - one[1]), one[0]))
+            swept = range_of(swings, *own, rung.below, rung.slowdown.mean, rung.added.mean)
+            found.append(replace(rung, swept=swept, swings=tuple(mine)))
+    return found
+
+
+def _predictor(
+    session: Session, scenario: Scenario, generations: Sequence[Generation], on_progress: OnProgress | None,
+    product: str,
+) -> Callable[[Mapping[str, float]], Slowdowns]:
+    asked = 0
+
+    def predict(changes: Mapping[str, float]) -> Slowdowns:
+        nonlocal asked
+        asked += 1
+        note = " ".join([*([product] if product else []), f"sweep {asked}", *list(changes)[:1]])
+        changed = scenario.model_copy(update={"costs": {**scenario.costs, **changes}})
+        compared = compare_in(session, changed, generations, _with_note(on_progress, note))
+        return {key: mean.slowdown for key, mean in _means(compared.pairs).items()}
+
+    return predict
 
 
 def on_product(scenario: Scenario, product: str) -> Scenario:
@@ -158,10 +230,14 @@ def _means(pairs: Sequence[Pair]) -> _Means:
 
 
 def _noted(on_progress: OnProgress | None, product: str, number: int, seeds: int) -> OnProgress | None:
+    where = " ".join([*([product] if product else []), *([f"seed {number + 1} of {seeds}"] if seeds > 1 else [])])
+    return _with_note(on_progress, where)
+
+
+def _with_note(on_progress: OnProgress | None, where: str) -> OnProgress | None:
     if on_progress is None:
         return None
     tell = on_progress
-    where = " ".join([*([product] if product else []), *([f"seed {number + 1} of {seeds}"] if seeds > 1 else [])])
 
     def show(progress: Progress) -> None:
         tell(replace(progress, note=f"{where}: {progress.note}" if where else progress.note))

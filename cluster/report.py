@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from cluster.migration import Outcome
 from cluster.results import Results
 from cluster.units import DURATION, SIZE
+from node.cost_table import load_cost_table
+from node.generation import CAPABILITIES, Generation
 from node.mechanism import Mechanism
 
 if TYPE_CHECKING:
@@ -180,8 +183,9 @@ def _moves(results: Results) -> Table:
     for row in _rows(results, "migrations"):
         kinds[row["generation"] or "", row["outcome"], row["reason"] or ""].append(row)
     table = _table(
-        "Live migrations", "generation", "outcome", "VMs", "rounds", "sent", "took", "downtime", "longest", "reason"
-    )
+        "Live migrations", "generation", "outcome", "VMs", "rounds", "sent", "took", "downtime", "longest", "reason",
+        "",
+    )  # fmt: skip
     for (generation, outcome, reason), rows in sorted(kinds.items()):
         took = [
             row["ended_ns"] - row["started_ns"]
@@ -197,8 +201,24 @@ def _moves(results: Results) -> Table:
             DURATION.about(median(down)) if down else "-",
             DURATION.about(max(down)) if down else "-",
             reason,
+            _unmeasured_move(generation) if outcome == Outcome.COMPLETED else "",
         )  # fmt: skip
     return table
+
+
+def _unmeasured_move(generation: str) -> str:
+    """What to say of moves that nobody has measured: with a key of their own, machines go by unpublished rates."""
+    if generation not in _WITH_A_KEY:
+        return ""
+    sweep = load_cost_table().row("psp.send_update_ns_per_kib").sweep if generation in _SENT_BY_FIRMWARE else None
+    if sweep is None:
+        return "model only"
+    slowest, fastest = (1024e3 / ns_per_kib for ns_per_kib in reversed(sweep))
+    return f"model only: firmware sends {slowest:g} to {fastest:g} MB/s"
+
+
+_WITH_A_KEY = {one.name for one in Generation if CAPABILITIES[one].key_per_vm}
+_SENT_BY_FIRMWARE = {Generation.SEV.name, Generation.SEV_ES.name}
 
 
 def _neighbours(results: Results) -> Table:

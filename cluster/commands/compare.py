@@ -15,7 +15,12 @@ Runs a scenario again and again, each VM in each generation, on the same host,
 with the same neighbours and seed, and pairs it with itself run as PLAIN. Prints
 what each generation adds to the one before it on the ladder PLAIN, SME, SEV,
 SEV_ES, SEV_SNP, SEV_TIO, split by mechanism; with --seeds as means with 95 %
-confidence intervals. A generation that a VM's host does not have is left out."""
+confidence intervals. A generation that a VM's host does not have is left out.
+
+With --sweep every figure that nobody has published goes through its sweep range,
+one at a time: "swept" is the range that a slowdown takes on meanwhile, and the
+table below says which figures matter. That takes a hundred comparisons or so.
+Where nobody has measured a rung on hardware it says "model only"."""
 EXAMPLE = "sevfleet compare quiet --generations plain,sev,sev-snp --seeds 5 --products Milan,Genoa"
 
 
@@ -38,14 +43,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="how many seeds, the scenario's own and those after it (default: 1)",
     )  # fmt: skip
     add_layout(parser)
+    parser.add_argument("--sweep", action="store_true", help="ranges from figures that nobody has published")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON, one object a line")
 
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the pairs and print them."""
+    from cluster import ladder
     from cluster.bundled_scenarios import in_file_of, load_scenario
-    from cluster.ladder import climb
     from cluster.ladder_report import print_ladder, print_ladder_as_json
     from cluster.progress_line import progress_line
 
@@ -55,7 +61,7 @@ def execute(arguments: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         on_progress = None if arguments.quiet else stack.enter_context(progress_line(f"compare {scenario.name}"))
         stack.enter_context(in_file_of(arguments.scenario))
-        rungs = climb(
+        rungs = ladder.climb(
             scenario,
             arguments.generations,
             seeds=arguments.seeds,
@@ -65,6 +71,11 @@ def execute(arguments: argparse.Namespace) -> int:
             address=arguments.address,
             on_progress=on_progress,
         )
+        if arguments.sweep:
+            rungs = ladder.with_ranges(
+                rungs, scenario, arguments.generations, layout=arguments.layout, workers=arguments.workers,
+                address=arguments.address, on_progress=on_progress,
+            )  # fmt: skip
     if arguments.json:
         print_ladder_as_json(rungs)
     else:

@@ -6,9 +6,10 @@ import pytest
 from small_fleet import small_fleet, vm
 
 from cluster.cli import main
-from cluster.ladder import Rung, climb, on_product, rungs_of
+from cluster.ladder import Rung, climb, on_product, rungs_of, with_ranges
 from cluster.ladder_report import print_ladder, print_ladder_as_json
-from cluster.scenario import ScenarioError
+from cluster.scenario import Scenario, ScenarioError
+from cluster.tornado import swept_rows
 from node.firmware_image import laboratory_image
 from node.generation import Generation
 from node.mechanism import Mechanism
@@ -53,13 +54,17 @@ def test_a_workload_that_one_seed_lacks_is_left_out():
 
 
 @pytest.fixture(scope="module")
-def climbed(tmp_path_factory: pytest.TempPathFactory) -> list[Rung]:
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Scenario:
     image = tmp_path_factory.mktemp("firmware") / "laboratory.fd"
     image.write_bytes(laboratory_image().data)
     tiny = {"table_bytes": 65536, "batch": 4, "loads": 1, "instructions_per_batch": 1_000_000_000}
     small = {"memory": "64 MiB", "parameters": tiny, "firmware": str(image)}
     machines = [vm("random", "PLAIN", "random-access", host="milan") | small]
-    fleet = small_fleet(vms=machines, trace=None, duration="20 s")
+    return small_fleet(vms=machines, trace=None, duration="20 s")
+
+
+@pytest.fixture(scope="module")
+def climbed(fleet: Scenario) -> list[Rung]:
     return climb(fleet, list(Generation), seeds=2, layout="inline")
 
 
@@ -85,6 +90,33 @@ def test_the_ladder_prints_what_is_not_nothing(climbed, capsys):
     assert body["rmp_percent"] > 0
     print_ladder([])
     assert "nothing to compare" in capsys.readouterr().out
+
+
+def test_ranges_come_from_unpublished_figures_that_matter_and_hold_the_rung(fleet, climbed, monkeypatch, capsys):
+    rows = [one for one in swept_rows(fleet) if one.name in {"dram.encryption_adder_ns", "migration.round_ns_per_gib"}]
+    assert len(rows) == 2
+    monkeypatch.setattr("cluster.ladder.swept_rows", lambda _: rows)
+    sev = with_ranges([climbed[0]], fleet, [Generation.PLAIN, Generation.SEV], layout="inline")[0]
+    (row, low, high), = sev.swings
+    assert row == "dram.encryption_adder_ns"
+    least, most = rows[0].sweep
+    assert (low - 1) / (high - 1) == pytest.approx(least / most, rel=1e-2), "a cipher is a cost for each miss"
+    assert sev.swept.slowdown == pytest.approx((low, high), rel=1e-6)
+    print_ladder([sev])
+    shown = capsys.readouterr().out
+    assert "added swept" in shown
+    assert "widest 1 of 1" in shown
+    assert sev.body()["tornado"] == [{"row": row, "slowdown_low": low, "slowdown_high": high}]
+
+
+def test_what_nobody_has_measured_says_model_only(capsys):
+    snp, tio = Mean(1.1, rmp=0.1), Mean(1.2, rmp=0.1, ide=0.1)
+    lone, device = rungs({Generation.SEV_SNP: snp, Generation.SEV_TIO: tio})
+    (beside,) = rungs({Generation.SEV_SNP: Mean(1.1, rmp=0.09, llc=0.01)})
+    said = ["", "model only", "model only: neighbours"]
+    assert [one.model_only for one in (lone, device, beside)] == said
+    print_ladder([lone, device, beside])
+    assert capsys.readouterr().out.count("model only") == 2
 
 
 def test_hosts_are_made_of_a_product_and_machines_that_it_lacks_are_plain():

@@ -60,6 +60,17 @@ def test_waits_resources_limits_and_refusals_are_shown(results: Results) -> None
         assert part in text
 
 
+def test_moves_that_nobody_has_measured_say_model_only_with_the_range_of_the_rate(quiet_scenario: Scenario) -> None:
+    kinds = [("PLAIN", "completed"), ("SEV", "completed"), ("SEV_SNP", "completed"), ("SEV", "refused")]
+    moves = [
+        row("migrations", migration=number, vm=f"vm{number}", generation=generation, outcome=outcome)
+        for number, (generation, outcome) in enumerate(kinds)
+    ]
+    lines = printed(Results.of_rows(quiet_scenario, {"migrations": moves}, run={})).splitlines()
+    said = [line.partition("model only")[1:] for line in lines if "completed" in line or "refused" in line]
+    assert said == [("", ""), ("model only", ": firmware sends 1 to 100 MB/s"), ("", ""), ("model only", "")]
+
+
 def test_empty_results_print_too(quiet_scenario: Scenario) -> None:
     assert "0 guest operations" in printed(Results.of_rows(quiet_scenario, {}))
 
