@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import msgpack
 import pytest
 from test_departures_and_arrivals import UNITS, leftovers, stopped, until
 from test_sealed_transfer import certificates, kept, laid, opened, sealed
@@ -16,6 +17,7 @@ from node.host import Host, HostSpec
 from node.hypervisor_server import HypervisorServer
 from node.migration_agent import Hello
 from node.migration_refusal import MigrationRefusal
+from node.packing import packed
 from node.platform import Platform
 from node.product import PRODUCTS
 from node.remote_hypervisor import RemoteHypervisor
@@ -292,3 +294,21 @@ def test_the_hypervisors_on_the_way_see_neither_a_page_nor_the_exported_context(
 
 def context(host, gctx):
     return host.board.psp.snp.guests.pages.read(gctx)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [b"", b"\xc1", packed(("hello", 1)), packed(("export", "vm", -1)), packed(("export", "vm", 1)),
+     packed(("import", "vm", 1 << 63, b"")), packed(("take back", "vm", 0)), packed(("meet", "vm", b"\x90", False))],
+)  # fmt: skip
+def test_an_agent_refuses_an_order_that_is_none_and_serves_the_next(agents_host, order):
+    record = agents_host.hypervisor.launched(AGENT)
+    call = op.AgentCall(AGENT, order, record.gctx, record.small[0], *record.request_pages)
+    (answer,) = agents_host.board.execute_host((call,))
+    assert msgpack.unpackb(answer)[0] == "refused"
+    assert Hello.parse(greeting(agents_host)).public_key
+
+
+@pytest.fixture(scope="module")
+def agents_host():
+    return make_host(platform=WITH_AGENT)
