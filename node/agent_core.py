@@ -68,7 +68,7 @@ class AgentCores:
         self.agents.pop(vm, None)
 
     def _begun(self, vm: str, vmcb: Vmcb) -> MigrationAgent | None:
-        (begin,) = self._executed(vmcb, (op.Read(AGENT_IMAGE.gpa, len(MARK)),))
+        begin = self._board.fetch(vmcb, op.Read(AGENT_IMAGE.gpa, len(MARK)))
         if begin != MARK or AGENT_IMAGE.secrets_gpa is None:
             return None
         now = int(EPOCH.timestamp()) + _DAY_S

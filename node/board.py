@@ -293,6 +293,10 @@ class Board:
             self.observer(Actor(Role.GUEST, vmcb.vm, vmcb.vcpu, vmcb.vmpl), batch, answers)
         return answers
 
+    def fetch(self, vmcb: Vmcb, one: op.Read) -> op.Answer:
+        """What a core that runs a vCPU finds at an address of its code: no operation of a program's."""
+        return self._guest.table[op.Read](vmcb, one)
+
     def execute_host(self, batch: tuple[op.HypervisorOperation, ...]) -> tuple[op.Answer, ...]:
         """Execute a hypervisor's batch on a core in host mode."""
         core = 0 if self.caches is None else self.caches.move_to(0)

@@ -42,6 +42,7 @@ from psp.verifier.report import parse_report
 MARK = b"sevfleet migration agent 1"
 """What its image begins with, so that its measurement is no other's."""
 _KEY_BYTES = 32
+_LARGEST = 1 << 64
 
 
 class AgentRefusal(Exception):
@@ -112,16 +113,16 @@ class MigrationAgent:
 
     def serve(self, order: bytes) -> Step:
         """One order; its result as a msgpack-able value. Raises AgentRefusal."""
-        match msgpack.unpackb(order, use_list=False):
+        match _parsed(order):
             case ("hello",):
                 return (yield from self._hello())
             case ("meet", str(vm), bytes(peer), bool(low)):
                 return (yield from self._meet(vm, peer, low=low))
-            case ("export", str(vm), int(gctx)):
+            case ("export", str(vm), int(gctx)) if 0 <= gctx < _LARGEST:
                 return (yield from self._export(vm, gctx))
-            case ("import", str(vm), int(gctx), bytes(sealed)):
+            case ("import", str(vm), int(gctx), bytes(sealed)) if 0 <= gctx < _LARGEST:
                 return (yield from self._import(vm, gctx, sealed))
-            case ("take back", str(vm), int(gctx)):
+            case ("take back", str(vm), int(gctx)) if 0 <= gctx < _LARGEST:
                 return (yield from self._take_back(vm, gctx))
             case ("forget", str(vm)):
                 self._kept.pop(vm, None)
@@ -245,3 +246,10 @@ class MigrationAgent:
         if (header.sequence, header.message_type) != (last + 2, kind + 1):
             raise AgentRefusal("the answer to another message")
         return payload
+
+
+def _parsed(order: bytes) -> object:
+    try:
+        return msgpack.unpackb(order, use_list=False)
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError):
+        return None

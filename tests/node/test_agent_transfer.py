@@ -2,21 +2,28 @@
 
 import dataclasses
 
+import msgpack
 import pytest
 from test_departures_and_arrivals import UNITS, leftovers, stopped, until
 from test_sealed_transfer import certificates, kept, laid, opened, sealed
-from toy_guests import SECOND, guest_spec, make_host, run
+from toy_guests import COSTS, IMAGE, RECORD, SECOND, guest_spec, ledger, look, make_host, run
 
 from cluster.agent_certificates import agent_certified
 from node import operations as op
 from node.agent_transfer import AGENT, greet
 from node.generation import Generation
 from node.guest import GuestState
+from node.host import Host, HostSpec
+from node.hypervisor_server import HypervisorServer
 from node.migration_agent import Hello
 from node.migration_refusal import MigrationRefusal
+from node.packing import packed
 from node.platform import Platform
+from node.product import PRODUCTS
+from node.remote_hypervisor import RemoteHypervisor
 from psp.commands import SnpCommand
 from psp.guest_context import SnpGuestState
+from psp.policy import SnpPolicy
 from psp.status import PspError, Status
 from psp.swap_buffers import SnpPageMdInit
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
@@ -245,3 +252,63 @@ def test_a_guest_without_leave_and_a_host_without_agent_are_refused_before_the_g
     assert told == [("migration_agent: this host has none", b"")]
     bare.launch(dataclasses.replace(spec, name="third"), lambda _: None, running=True)
     assert bare.guests["third"].state is GuestState.REFUSED
+
+
+def test_the_hypervisors_on_the_way_see_neither_a_page_nor_the_exported_context():
+    """With hypervisors in processes of their own everything that they are shown crosses as bytes."""
+    crossed = []
+
+    def remote(*order):
+        server = HypervisorServer(lambda _: IMAGE)
+
+        def exchange(request):
+            crossed.append(request)
+            crossed.append(server.exchange(request))
+            return crossed[-1]
+
+        return RemoteHypervisor(exchange, *order)
+
+    def far(name):
+        spec = HostSpec(name, PRODUCTS["Milan"], 4 << 30, 100, 7, 60 * SECOND, platform=WITH_AGENT)
+        return Host(spec, {"ledger": ledger}, {"auto": IMAGE}, COSTS, hypervisor=remote)
+
+    here, there = far("here"), far("there")
+    guest = started(here, "vm", "ledger", units=UNITS)
+    run(here, 2_000_000)
+    agree(here, there, "vm")
+    (gctx,) = [one for one in here.board.psp.snp.guests.pages.spas if context(here, one).policy & SnpPolicy.MIGRATE_MA]
+    secrets = context(here, gctx)
+    plain = look(here, guest, guest.spec.memory.placement("vm", 0, 0).base_gpa + PAGE_BYTES - RECORD // 2, RECORD)
+    what = stopped(here, "vm")
+    assert laid(there, "vm", what) is None
+    there.arrivals.start("vm")
+    here.departures.finish("vm")
+    run(here, here.now_ns + SECOND)
+    run(there)
+    arrived = there.guests["vm"]
+    assert (arrived.vcpus[0].registers.r13, arrived.faults) == (UNITS, 0)
+    assert any(plain)
+    for secret in (plain, secrets.oek, secrets.vmpck(0), secrets.memory_key[:16]):
+        assert not [one for one in crossed if secret in one]
+
+
+def context(host, gctx):
+    return host.board.psp.snp.guests.pages.read(gctx)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [b"", b"\xc1", packed(("hello", 1)), packed(("export", "vm", -1)), packed(("export", "vm", 1)),
+     packed(("import", "vm", 1 << 63, b"")), packed(("take back", "vm", 0)), packed(("meet", "vm", b"\x90", False))],
+)  # fmt: skip
+def test_an_agent_refuses_an_order_that_is_none_and_serves_the_next(agents_host, order):
+    record = agents_host.hypervisor.launched(AGENT)
+    call = op.AgentCall(AGENT, order, record.gctx, record.small[0], *record.request_pages)
+    (answer,) = agents_host.board.execute_host((call,))
+    assert msgpack.unpackb(answer)[0] == "refused"
+    assert Hello.parse(greeting(agents_host)).public_key
+
+
+@pytest.fixture(scope="module")
+def agents_host():
+    return make_host(platform=WITH_AGENT)
