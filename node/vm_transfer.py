@@ -33,7 +33,7 @@ def export(self: Hypervisor, vm: str, started: tuple[bool, ...], reset_rips: tup
     record = record_of(self, vm)
     if record.generation in SEALED:
         return (yield from export_sealed(self, vm, started, reset_rips))
-    if record.generation is Generation.SEV_SNP:
+    if record.sealed:
         return (yield from export_by_agent(self, record, vm, started, reset_rips))
     c_bit = record.c_bit
     # One batch: the VM stands still, so nothing changes between one read and the next.
