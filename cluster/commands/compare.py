@@ -50,9 +50,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the pairs and print them."""
-    from cluster import ladder
     from cluster.bundled_scenarios import in_file_of, load_scenario
-    from cluster.ladder_report import print_ladder, print_ladder_as_json
+    from cluster.ladder import climb
     from cluster.progress_line import progress_line
 
     scenario = load_scenario(arguments.scenario)
@@ -61,7 +60,7 @@ def execute(arguments: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         on_progress = None if arguments.quiet else stack.enter_context(progress_line(f"compare {scenario.name}"))
         stack.enter_context(in_file_of(arguments.scenario))
-        rungs = ladder.climb(
+        rungs = climb(
             scenario,
             arguments.generations,
             seeds=arguments.seeds,
@@ -72,10 +71,14 @@ def execute(arguments: argparse.Namespace) -> int:
             on_progress=on_progress,
         )
         if arguments.sweep:
-            rungs = ladder.with_ranges(
+            from cluster.ladder import with_ranges
+
+            rungs = with_ranges(
                 rungs, scenario, arguments.generations, layout=arguments.layout, workers=arguments.workers,
                 address=arguments.address, on_progress=on_progress,
             )  # fmt: skip
+    from cluster.ladder_report import print_ladder, print_ladder_as_json
+
     if arguments.json:
         print_ladder_as_json(rungs)
     else:
