@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from node.cached_controller import CachedController
 from node.ciphertext_hiding import CiphertextHiding, MemoryReader
-from node.core_msrs import MEM_ENCRYPTION_MODE_EN, MFDM, SNP_EN, CoreMsrs, Msr
+from node.core_msrs import MEM_ENCRYPTION_MODE_EN, MFDM, SNP_EN, VMPL_EN, CoreMsrs, Msr
 from node.data_fabric import DataFabric
 from node.dram import Dram
 from node.energy_counters import EnergyCounters
@@ -59,6 +59,7 @@ class HostSystemBus:
         )
         self.dram_bytes = dram.size_bytes
         self._mmio = product.rmp.mmio
+        self._asked = product.rmp
         self.rmp = rmp
         """Where SNP_EN found it; the board puts another here if the registers said otherwise."""
         self.memory_key_bytes = controller.key_bytes
@@ -118,6 +119,10 @@ class HostSystemBus:
             hsave_pa_zero=msrs.values(Msr.VM_HSAVE_PA) == (0,),
             smt_enabled=self._smt,
             rmp=msrs.rmp_registers(),
+            vmpl_enabled=msrs.all_have(VMPL_EN) or not self._asked.init_needs_vmpl_en,
+            memory_encryption_enabled=(
+                msrs.all_have(MEM_ENCRYPTION_MODE_EN) or not self._asked.init_needs_memory_encryption
+            ),
         )
 
     def rmp_layout(self) -> RmpLayout | None:

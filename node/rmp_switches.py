@@ -65,6 +65,13 @@ class RmpSwitches:
     ``hidden_form``: the entries of a segmented table lie in DRAM in a form that nobody has published, and that
     only the RMP's own instructions show (``node.rmp_hidden_form``); with False in that of Zen 3 and 4.
 
+    ``init_needs_vmpl_en``: SNP_INIT_EX refuses with INVALID_CONFIG where a core lacks VMPL_EN, as one list of what it
+    asks of SYSCFG has it and hypervisors set it. With False it does not look, as another list that leaves it out.
+
+    ``init_needs_memory_encryption``: the same of MemEncryptionModeEn, which the first list names too and APM volume 2,
+    15.34.3 wants for SEV. Off, because hosts of mode ``none`` show the bit clear and yet run SEV guests: here it says
+    that the hypervisor may use a C-bit of its own. With True such hosts have no SNP.
+
     ``under_host_key``: the table's bytes lie in DRAM under the host's own key wherever the host has
     one; with False only where everything does (TSME). No public text says which.
     """
@@ -84,4 +91,6 @@ class RmpSwitches:
     pages_of_memory: bool = False
     mmio: tuple[int, int] = (0, 0)
     hidden_form: bool = False
+    init_needs_vmpl_en: bool = True
+    init_needs_memory_encryption: bool = False
     under_host_key: bool = False

@@ -19,9 +19,10 @@ _FREE = frozenset({PageState.HYPERVISOR, PageState.FIRMWARE})
 
 
 def check_cores(bus: SystemBus) -> None:
-    """SNP_EN, MtrrFixDramModEn and VM_HSAVE_PA = 0 on every core. Raises PspError(INVALID_CONFIG)."""
+    """SNP_EN, VMPL_EN, MtrrFixDramModEn and VM_HSAVE_PA = 0 on every core. Raises PspError(INVALID_CONFIG)."""
     cores = bus.core_configuration()
-    if not (cores.snp_enabled and cores.mtrr_fix_dram_mod_enabled and cores.hsave_pa_zero):
+    enabled = cores.snp_enabled and cores.vmpl_enabled and cores.memory_encryption_enabled
+    if not (enabled and cores.mtrr_fix_dram_mod_enabled and cores.hsave_pa_zero):
         raise PspError(Status.INVALID_CONFIG)
 
 

@@ -55,6 +55,9 @@ class CoreConfiguration:
     hsave_pa_zero: bool
     smt_enabled: bool
     rmp: tuple[RmpRegisters, ...]
+    vmpl_enabled: bool = True
+    memory_encryption_enabled: bool = True
+    """These two also where the part's firmware does not ask."""
 
 
 @dataclass(frozen=True, slots=True)

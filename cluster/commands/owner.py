@@ -134,6 +134,10 @@ def _session(arguments: argparse.Namespace, folder: Path) -> None:
     from psp.sev_chain import PlatformChain
 
     pdh, pek, oca, cek, ask, ark = (_read(folder / f"{name}.cert") for name in CERTIFICATES)
+    root = hashlib.sha256(ark)
+    if arguments.root not in (None, root.digest()):
+        wanted = arguments.root.hex()
+        raise UserError(f"{folder / 'ark.cert'}: expected a root of SHA-256 {wanted}, got {root.hexdigest()}")
     opened = guest_owner.open_session(
         PlatformChain.parse(pdh, pek + oca + cek),
         amd_certificate.parse(ark, KeyUsage.ARK),
@@ -144,7 +148,9 @@ def _session(arguments: argparse.Namespace, folder: Path) -> None:
     _write(folder / GODH, opened.certificate.pack())
     _write(folder / BLOB, opened.session.pack())
     _write(folder / KEYS, opened.keys.tek + opened.keys.tik)
-    print(f"{folder}: the platform's certificates verify; session for policy {arguments.policy:#x}")
+    whose = "the root that you trust" if arguments.root else "ark.cert: your root if its SHA-256 is"
+    print(f"the platform's certificates verify up to {whose} {root.hexdigest()}")
+    print(f"{folder}: session for policy {arguments.policy:#x}")
 
 
 def _secret(arguments: argparse.Namespace, folder: Path) -> None:
@@ -189,6 +195,13 @@ def _declare_owner(parser: argparse.ArgumentParser) -> None:
     _declare_policy(parser)
 
 
+def _declare_session(parser: argparse.ArgumentParser) -> None:
+    _declare_owner(parser)
+    parser.add_argument(
+        "--root", type=_root, metavar="HEX", help="SHA-256 of the ark.cert that you trust (default: print what it is)"
+    )
+
+
 def _declare_policy(parser: argparse.ArgumentParser) -> None:
     policy = number("policy", 32)
     parser.add_argument(
@@ -223,7 +236,7 @@ _STEPS = {
     "platform": ("the host exports its certificates", "--folder guest/ --seed 7", _declare_platform, _export),
     "session": (
         "the owner checks the platform's certificates and opens a session",
-        "--folder guest/ --policy 0x1", _declare_owner, _session),
+        "--folder guest/ --policy 0x1", _declare_session, _session),
     "launch": (
         "the host launches a guest with the owner's session, and measures it",
         "--folder guest/ --seed 7 --ovmf OVMF.fd", _declare_launch, _launch),
@@ -290,12 +303,20 @@ def _random(seed: int) -> Callable[[str, int], bytes]:
 
 
 def _digest(text: str) -> bytes:
+    return _sha_256("digest", text)
+
+
+def _root(text: str) -> bytes:
+    return _sha_256("root", text)
+
+
+def _sha_256(option: str, text: str) -> bytes:
     try:
         found = bytes.fromhex(text)
     except ValueError:
         found = b""
     if len(found) != DIGEST_BYTES:
-        raise UserError(f'--digest: expected {2 * DIGEST_BYTES} hexadecimal digits, got "{text}"')
+        raise UserError(f'--{option}: expected {2 * DIGEST_BYTES} hexadecimal digits, got "{text}"')
     return found
 
 

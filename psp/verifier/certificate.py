@@ -94,11 +94,11 @@ class RevocationList:
 
 def parse_certificate(data: bytes) -> Certificate:
     """Raises DerError."""
-    body, signed, signature = _signed(data, MOST_CERTIFICATE_BYTES)
+    body, signed, algorithm, signature = _signed(data, MOST_CERTIFICATE_BYTES)
     if der.integer(der.only(body.take(der.context(0)).body, der.INTEGER)) != 2:
         raise der.DerError("expected a certificate of version 3")
     serial = der.integer(body.take(der.INTEGER))
-    _algorithm(body.take(der.SEQUENCE))
+    _check_algorithm(body.take(der.SEQUENCE), algorithm)
     issuer = _name(body.take(der.SEQUENCE))
     validity = body.take(der.SEQUENCE).inside()
     not_before, not_after = der.time(validity), der.time(validity)
@@ -115,11 +115,11 @@ def parse_certificate(data: bytes) -> Certificate:
 
 def parse_revocation_list(data: bytes) -> RevocationList:
     """Raises DerError. What extensions say is not read: no serial becomes more valid by them."""
-    body, signed, signature = _signed(data, MOST_CRL_BYTES)
+    body, signed, algorithm, signature = _signed(data, MOST_CRL_BYTES)
     version = body.optional(der.INTEGER)
     if version is not None and der.integer(version) != 1:
         raise der.DerError("expected a revocation list of version 1 or 2")
-    _algorithm(body.take(der.SEQUENCE))
+    _check_algorithm(body.take(der.SEQUENCE), algorithm)
     issuer = _name(body.take(der.SEQUENCE))
     this_update, next_update = der.time(body), der.time(body)
     serials = set()
@@ -137,21 +137,23 @@ def parse_revocation_list(data: bytes) -> RevocationList:
     return RevocationList(issuer, this_update, next_update, frozenset(serials), signed, signature)
 
 
-def _signed(data: bytes, most: int) -> tuple[der.Reader, bytes, bytes]:
-    """(reader of what is signed, its bytes, signature)."""
+def _signed(data: bytes, most: int) -> tuple[der.Reader, bytes, der.Element, bytes]:
+    """(reader of what is signed, its bytes, the signature's algorithm, signature)."""
     if len(data) > most:
         raise der.DerError(f"expected at most {most} bytes, got {len(data)}")
     outer = der.only(data, der.SEQUENCE).inside()
     body = outer.take(der.SEQUENCE)
-    _algorithm(outer.take(der.SEQUENCE))
+    algorithm = outer.take(der.SEQUENCE)
     signature = der.bits(outer.take(der.BIT_STRING))
     outer.finish()
-    return body.inside(), body.whole, signature
+    return body.inside(), body.whole, algorithm, signature
 
 
-def _algorithm(found: der.Element) -> None:
-    if found.body not in {_PSS, _PSS_DEFAULT_TRAILER}:
+def _check_algorithm(inside: der.Element, outside: der.Element) -> None:
+    if inside.body not in {_PSS, _PSS_DEFAULT_TRAILER}:
         raise der.DerError("expected a signature by RSASSA-PSS with SHA-384 and a salt of 48 bytes")
+    if inside.body != outside.body:  # RFC 5280, 4.1.1.2: only what is inside is signed.
+        raise der.DerError("expected the same signature algorithm outside as inside")
 
 
 def _name(found: der.Element) -> Name:

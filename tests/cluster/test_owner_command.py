@@ -191,6 +191,17 @@ def test_a_session_is_for_one_platform(say, refuse, folder, images, other):
     assert "LAUNCH_START: BAD_MEASUREMENT" in said
 
 
+def test_a_chain_is_held_against_the_root_that_the_owner_trusts(say, refuse, folder, exported):
+    ark = hashlib.sha256((exported / "ark.cert").read_bytes()).hexdigest()
+    assert f"SHA-256 is {ark}" in say("session", "--folder", folder)
+    assert f"up to the root that you trust {ark}" in say("session", "--folder", folder, "--root", ark)
+    (folder / "tmp_tk.bin").unlink()
+    said = refuse("session", "--folder", folder, "--root", "0" * 64)
+    assert f"ark.cert: expected a root of SHA-256 {'0' * 64}" in said
+    assert not (folder / "tmp_tk.bin").exists()
+    assert "--root: expected 64 hexadecimal digits" in refuse("session", "--folder", folder, "--root", "00")
+
+
 @pytest.mark.parametrize("name", owner.CERTIFICATES)
 def test_a_chain_with_a_changed_byte_opens_no_session(refuse, folder, name):
     path = folder / f"{name}.cert"

@@ -83,6 +83,7 @@ def one_core(register: Msr, value: int, core: int = 77):
 
 
 ALL = MFDM | SNP_EN | VMPL_EN
+NO_VMPL = msr(Msr.SYSCFG, MFDM | SNP_EN)
 FULL_LOG = ring_register(EVENTS, EVENTS_BYTES)
 INVALID_CONFIG, PLATFORM = "SNP_INIT_EX: INVALID_CONFIG", "SNP_INIT_EX: HWERROR_PLATFORM"
 GP = "WriteMsr: Fault(kind=<FaultKind.GENERAL_PROTECTION"
@@ -94,6 +95,12 @@ WRONG = {
     "SNP_EN on one core only": (
         "Milan",
         lambda before: at_init(one_core(Msr.SYSCFG, ALL))(without("SNP_EN")(before)),
+        INVALID_CONFIG,
+    ),
+    "no VMPL_EN": ("Milan", lambda before: at_init(NO_VMPL)(without("SNP_EN")(before)), INVALID_CONFIG),
+    "VMPL_EN on one core only": (
+        "Turin",
+        lambda before: at_init(NO_VMPL, one_core(Msr.SYSCFG, ALL))(without("SNP_EN")(before)),
         INVALID_CONFIG,
     ),
     "MtrrFixDramModEn taken back on one core": ("Milan", at_init(one_core(Msr.SYSCFG, SNP_EN)), INVALID_CONFIG),
@@ -177,6 +184,28 @@ def test_what_was_forgotten_can_be_made_up_for(case: str) -> None:
     board = switched_on(product)
     assert run(board, change(steps(board))) == refused
     assert run(board, steps(board)) == ""
+
+
+@pytest.mark.parametrize(("asked", "refused"), [(True, INVALID_CONFIG), (False, "")])
+def test_whether_firmware_asks_for_vmpl_en_is_a_switch(asked: bool, refused: str) -> None:
+    board = board_with(init_needs_vmpl_en=asked)
+    assert run(board, at_init(NO_VMPL)(without("SNP_EN")(steps(board)))) == refused
+
+
+@pytest.mark.parametrize(("mode", "refused"), [(HostMode.NONE, INVALID_CONFIG), (HostMode.SME, "")])
+def test_firmware_that_asks_for_memory_encryption_starts_snp_where_the_bit_is_set(mode: HostMode, refused: str) -> None:
+    board = board_with(mode, init_needs_memory_encryption=True)
+    (syscfg,) = board.execute_host((op.ReadMsr(0, Msr.SYSCFG),))
+    assert isinstance(syscfg, int)
+    assert run(board, list(bring_up_steps(board.product, COMMAND_PAGE, syscfg))) == refused
+
+
+def board_with(mode: HostMode = HostMode.NONE, **switches: bool) -> Board:
+    row = PRODUCTS["Milan"]
+    row = replace(row, rmp=replace(row.rmp, **switches))
+    board = Board("board", row, MEMORY_BYTES, 100, CounterRandom(1), Platform(mode=mode))
+    assert board.rmp is not None
+    return board
 
 
 def test_an_rmp_that_does_not_reach_itself_is_refused() -> None:

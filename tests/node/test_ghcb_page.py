@@ -59,6 +59,8 @@ def test_a_guest_builds_what_was_put_together_by_hand():
 
 BAD = {
     "usage of a hypervisor's own": (by_hand({}, {114, 115, 116}, usage=1), BadInput.INVALID_USAGE),
+    "usage in its second byte": (by_hand({}, {114, 115, 116}, usage=0x100), BadInput.INVALID_USAGE),
+    "usage in its last byte": (by_hand({}, {114, 115, 116}, usage=1 << 24), BadInput.INVALID_USAGE),
     "version 0": (by_hand({}, {114, 115, 116}, version=0), ghcb.BAD_VERSION),
     "version 3": (by_hand({}, {114, 115, 116}, version=3), ghcb.BAD_VERSION),
     "no exit code": (by_hand({}, {115, 116}), BadInput.MISSING_INPUT),

@@ -31,7 +31,7 @@ def test_initialisation_clears_the_rmp_and_brings_the_platform_up(command: int, 
 
 
 @pytest.mark.parametrize(("command", "buffer"), INITS)
-@pytest.mark.parametrize("wrong", ["snp_enabled", "mtrr_fix_dram_mod_enabled", "hsave_pa_zero"])
+@pytest.mark.parametrize("wrong", ["snp_enabled", "vmpl_enabled", "mtrr_fix_dram_mod_enabled", "hsave_pa_zero"])
 def test_initialisation_demands_every_setting_of_the_cores(command: int, buffer: bytes, wrong: str) -> None:
     machine = new_machine()
     machine.bus.cores = dataclasses.replace(machine.bus.cores, **{wrong: False})

@@ -175,11 +175,13 @@ class Form:
     not_after: int = NOW + 7 * YEAR
 
 
-def certificate(form):
-    rows = (
+def certificate(form, twice=""):
+    """Signed and in DER; the extension ``twice`` stands there again."""
+    rows = [
         tlv(0x30, oid(kind), *([b"\x01\x01\xff"] if critical else []), tlv(4, value))
         for kind, (critical, value) in form.extensions.items()
-    )
+        for _ in range(1 + (kind == twice))
+    ]
     body = tlv(
         0x30,
         tlv(0xA0, integer(2)),

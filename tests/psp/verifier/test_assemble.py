@@ -58,6 +58,18 @@ def test_a_list_out_of_date_revokes_but_does_not_expire_beside_a_new_one():
     assert code(assemble(forger.report(), blocks(ARK, ASK, VCEK, old, forger.crl()))) == "ASK_REVOKED"
 
 
+@pytest.mark.parametrize("turn", range(2))
+def test_a_forged_list_beside_a_real_one_is_no_list(turn):
+    forged = forger.crl(signer="issuer")
+    for pair in ((forger.crl(), forged), (forger.crl(next_update=NOW - 1), forged)):
+        assert code(assemble(forger.report(), blocks(ARK, ASK, VCEK, *pair[:: 1 - 2 * turn]))) == "CRL_SIGNATURE"
+
+
+def test_a_list_of_tomorrow_does_not_make_an_old_one_current():
+    old, coming = forger.crl(next_update=NOW - 1), forger.crl(this_update=NOW + 1, next_update=NOW + 9)
+    assert code(assemble(forger.report(), blocks(ARK, ASK, VCEK, old, coming))) == "CRL_EXPIRED"
+
+
 @pytest.mark.parametrize("called", ["revoked.crl", "crl-of-may.der", "0.CRL"])
 def test_a_broken_list_is_named_though_another_is_whole(called):
     given = [*blocks(ARK, ASK, VCEK, forger.crl()), (called, forger.crl(65537)[:-1])]
@@ -121,3 +133,25 @@ def test_a_broken_file_is_taken_for_what_it_is_called(part):
 @pytest.mark.parametrize("report", [b"", bytes(0x49), bytes(0x4A0)])
 def test_a_report_of_any_length_is_answered(report):
     assert code(assemble(report, blocks(ARK, ASK, VCEK))).startswith("REPORT_")
+
+
+def test_an_extension_stands_there_once():
+    for kind in VCEK.extensions:
+        given = [("vcek.der", certificate(VCEK, twice=kind)), *blocks(ARK, ASK)]
+        assert code(assemble(forger.report(), given)) == "LEAF_MALFORMED"
+
+
+@pytest.mark.parametrize("part", ["ark.der", "ask.der", "vcek.der", "some.crl"])
+def test_the_algorithm_outside_is_the_one_inside(part):
+    """RFC 5280, 4.1.1.2. Both forms are read, but what is outside is not signed."""
+    default = bytes.fromhex("a303020101")
+    given = {"ark.der": certificate(ARK), "ask.der": certificate(ASK), "vcek.der": certificate(VCEK)}
+    given["some.crl"] = forger.crl()
+    assert code(assemble(forger.report(), given.items())) == "believed"
+    outer = forger.PSS_IDENTIFIER.replace(default, b"").replace(b"\x30\x46\x06", b"\x30\x41\x06")
+    outer = outer.replace(b"\x0a\x30\x39\xa0", b"\x0a\x30\x34\xa0")
+    before, _, behind = given[part].rpartition(forger.PSS_IDENTIFIER)
+    body = (before + outer + behind)[4:]
+    given[part] = b"\x30\x82" + len(body).to_bytes(2, "big") + body
+    role = {"vcek": "LEAF", "some": "CRL"}.get(part[:4], part[:3].upper())
+    assert code(assemble(forger.report(), given.items())) == f"{role}_MALFORMED"
