@@ -29,6 +29,8 @@ SETTINGS = RequesterSettings(
     max_message_bytes=MOST_MESSAGE_BYTES,
 )
 
+_SECRET = Capability.ENCRYPT | Capability.MAC
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -52,6 +54,9 @@ def connect(
     """
     requester = Requester(SETTINGS, MAILBOX, draw)
     yield from requester.connect()
+    if _SECRET & ~requester.peer:
+        # Keys of streams would cross in the clear, by whoever carries the session.
+        raise PeerUntrusted("CAPABILITIES: expected encryption and authentication of messages")
     digests = yield from requester.digests()
     if slot not in digests:
         raise PspError(Status.INVALID_PARAM)

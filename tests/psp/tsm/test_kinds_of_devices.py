@@ -61,8 +61,9 @@ def test_a_device_of_this_kind_is_connected(name: str) -> None:
         ResponderSettings(offer=Offer(aead=(Aead.CHACHA20_POLY1305,))),
         ResponderSettings(capabilities=Capability.CERT | Capability.CHAL | Capability.MEAS_SIG),
         ResponderSettings(capabilities=TEE_IO_CAPABILITIES & ~(Capability.MEAS_SIG | Capability.MEAS_FRESH)),
+        ResponderSettings(capabilities=TEE_IO_CAPABILITIES & ~Capability.ENCRYPT),
     ],
-    ids=["hash", "group", "cipher", "no sessions", "no measurements"],
+    ids=["hash", "group", "cipher", "no sessions", "no measurements", "no encryption"],
 )
 def test_a_device_without_what_tio_needs_is_not_connected(settings: ResponderSettings) -> None:
     bench = new_bench(settings=settings)
