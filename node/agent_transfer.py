@@ -7,7 +7,7 @@ each page to the address that it left. What the guest shares travels as it is. A
 back in the same way, by the agent that exported it, into the frames that it had.
 
 A page that is out is gone for its guest, so nothing is copied while it runs. AMD's firmware interface has all of this,
-and no product ships it (``spec/firmware/migration.md`` section 5).
+and no product ships it. Source: SEV-SNP firmware ABI (56860), SNP_PAGE_SWAP_OUT and the messages EXPORT and IMPORT.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import msgpack
 
 from node import operations as op
 from node.agent_core import AGENT_IMAGE, DONE
-from node.expected_answers import expect_done, expect_success
+from node.expected_answers import expect_success
 from node.frame_allocator import joined
 from node.generation import Generation
 from node.guest_memory_map import SMALLEST_GUEST_BYTES
@@ -31,14 +31,13 @@ from node.machine_spec import MachineSpec
 from node.measured_launch import VMSA_GPA
 from node.migration_refusal import MigrationRefusal
 from node.packing import packed
+from node.page_swaps import PageSwaps, counted
 from node.sev_features import launch_features
 from node.vm_state import Packet, Run, VmState
 from psp import command_buffers as buffers
-from psp import swap_buffers
 from psp.commands import SnpCommand
-from psp.page_swap import DATA, METADATA, VMSA
+from psp.page_swap import DATA, VMSA
 from psp.secret_packet import PacketHeader
-from psp.status import Status
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
 
 if TYPE_CHECKING:
@@ -46,8 +45,6 @@ if TYPE_CHECKING:
 
 AGENT = "migration agent"
 """The name of a host's own."""
-_ENTRIES = PAGE_BYTES // 64
-"""Of a Metadata page."""
 _NO_HEADER = bytes(PacketHeader.SIZE)
 _AREA = struct.Struct(f"<Q{PacketHeader.SIZE - 8}x")
 """What stands before a save area: its GPA."""
@@ -61,8 +58,8 @@ def launch_agent(self: Hypervisor) -> Task:
     record = self._vms[AGENT] = LaunchedVm(Generation.SEV_SNP, AGENT_IMAGE)
     yield from self._take_memory(spec, record)
     yield from self.launch_snp(spec, record)
-    there, back = self._small(record), self._small(record)
-    yield from self._to_firmware(back)
+    there, back = self.small_page(record), self.small_page(record)
+    yield from self.give_to_firmware(back)
     record.firmware_pages.append(back)
     record.request_pages = there, back
     yield from self._checked([op.VmRun(AGENT, 0)])
@@ -152,7 +149,7 @@ def export_by_agent(
     in_memory = {spa: gpa for gpa, spa in ((gpa, record.page_spa(gpa)) for gpa in _gpas_of(record, areas)) if spa}
     yield from _smash(self, record, [spa for _, spa in private] + [spa for spa in areas if spa in in_memory])
     yield from _hold(self, record, areas, in_memory)
-    swaps = _Swaps(self, record)
+    swaps = PageSwaps(self, record)
     yield from swaps.begin()
     packets: list[Packet] = []
     for gpa, spa in private:
@@ -230,145 +227,6 @@ def _rows(record: LaunchedVm, gone: set[int]) -> Iterator[tuple[int, int, int, b
                 first = page + PAGE_BYTES
 
 
-class _Swaps:
-    """The frames that pages go out and come in through, and the Metadata pages on the way."""
-
-    def __init__(self, hypervisor: Hypervisor, record: LaunchedVm) -> None:
-        self._host = hypervisor
-        self._record = record
-        self._through = 0
-        self._entries = 0
-        self.leaves: list[int] = []
-        self._pages: list[int] = []
-        """Metadata pages of all levels."""
-
-    def begin(self) -> Task:
-        """Take the frame that contents go through: firmware's."""
-        self._through = self._host._small(self._record)  # noqa: SLF001
-        yield from self._host._to_firmware(self._through)  # noqa: SLF001
-
-    def end(self) -> Task:
-        """Give the frames back."""
-        for spa in [self._through, *self._pages]:
-            yield from self._host._from_firmware(spa)  # noqa: SLF001
-            self._record.small.remove(spa)
-        yield tuple([op.HostClear(spa, PAGE_BYTES) for spa in [self._through, *self._pages]])
-        self._host.frames.release([(spa, PAGE_BYTES) for spa in [self._through, *self._pages]])
-
-    def metadata_page(self) -> Generator[Batch, Answers, int]:
-        """A new one."""
-        spa = self._host._small(self._record)  # noqa: SLF001
-        yield from self._host._to_firmware(spa)  # noqa: SLF001
-        order = swap_buffers.SnpPageMdInit(self._record.gctx, spa)
-        yield from self._host._must(SnpCommand.PAGE_MD_INIT, self._record.small[0], order.pack())  # noqa: SLF001
-        return spa
-
-    def out(
-        self, kind: int, spa: int, mdata: int | None = None, *, root: bool = False
-    ) -> Generator[Batch, Answers, bytes]:
-        """A page's ciphertext; its entry is the next of the leaves, unless one is named."""
-        if mdata is None and not root:
-            mdata = yield from self._next()
-        order = swap_buffers.SnpPageSwapOut(
-            self._record.gctx, spa, self._through, mdata or 0, 0, kind << 1 | root * swap_buffers.SNP_SWAP_ROOT_MDATA
-        )
-        command = op.PspCommand(SnpCommand.PAGE_SWAP_OUT, self._record.small[0], order.pack(), paid=True)
-        answer, page = yield (command, op.HostRead(self._through, PAGE_BYTES))
-        expect_success((answer,), SnpCommand.PAGE_SWAP_OUT)
-        assert isinstance(page, bytes)
-        return page
-
-    def row(self, spa: int, pages: int, *, large: bool) -> Generator[Batch, Answers, int]:
-        """How many pages of a row went out in one."""
-        mdata = yield from self._next()
-        (taken,) = yield (op.SwapRowOut(self._record.gctx, spa, pages, mdata, large),)
-        return _counted(taken, SnpCommand.PAGE_SWAP_OUT)
-
-    def _next(self) -> Generator[Batch, Answers, int]:
-        if self._entries % _ENTRIES == 0:
-            self.leaves.append((yield from self.metadata_page()))
-        self._entries += 1
-        return self.leaves[-1] + (self._entries - 1) % _ENTRIES * 64
-
-    def close(self) -> Generator[Batch, Answers, tuple[bytes, ...]]:
-        """The Metadata pages, swapped out level by level, up to the one whose entry the context holds."""
-        level, all_pages, found = self.leaves, list(self.leaves), []
-        while len(level) > 1:
-            above = []
-            for at, spa in enumerate(level):
-                if at % _ENTRIES == 0:
-                    above.append((yield from self.metadata_page()))
-                found.append((yield from self.out(METADATA, spa, above[-1] + at % _ENTRIES * 64)))
-            level = above
-            all_pages += above
-        found.append((yield from self.out(METADATA, level[0], root=True)))
-        self._pages = all_pages
-        return tuple(found)
-
-    # In.
-
-    def open(self, metadata: tuple[bytes, ...], entries: int) -> Task:
-        """Take the Metadata pages in, the root's first."""
-        self._through = self._host._small(self._record)  # noqa: SLF001
-        sizes = [-(-entries // _ENTRIES)]
-        while sizes[-1] > 1:
-            sizes.append(-(-sizes[-1] // _ENTRIES))
-        if sum(sizes) != len(metadata):
-            raise LaunchRefused(f"Metadata pages: expected {sum(sizes)}, got {len(metadata)}")
-        end = len(metadata)
-        above: list[int] = []
-        pages: list[int] = []
-        for size in reversed(sizes):
-            level = []
-            for at, sealed in enumerate(metadata[end - size : end]):
-                spa = self._host._small(self._record)  # noqa: SLF001
-                yield from self._host._to_firmware(spa)  # noqa: SLF001
-                self._record.firmware_pages.append(spa)
-                mdata = above[at // _ENTRIES] + at % _ENTRIES * 64 if above else None
-                yield from self.back(METADATA, spa, sealed, mdata)
-                level.append(spa)
-            end, above = end - size, level
-            pages += level
-        self.leaves, self._pages = above, pages
-
-    def back(self, kind: int, spa: int, sealed: bytes, mdata: int | None = None) -> Task:
-        """Have a page come in."""
-        order = swap_buffers.SnpPageSwapIn(
-            self._record.gctx, self._through, spa, mdata or 0,
-            kind << 1 | (mdata is None) * swap_buffers.SNP_SWAP_ROOT_MDATA,
-        )  # fmt: skip
-        command = op.PspCommand(SnpCommand.PAGE_SWAP_IN, self._record.small[0], order.pack(), paid=True)
-        laid, answer = yield (op.HostWrite(self._through, sealed), command)
-        expect_done((op.HostWrite(self._through, b""),), (laid,))
-        expect_success((answer,), SnpCommand.PAGE_SWAP_IN)
-        if kind != METADATA:
-            reclaim = buffers.SnpPageReclaim(address=spa).pack()
-            (answer,) = yield (op.PspCommand(SnpCommand.PAGE_RECLAIM, self._host._command_page, reclaim, paid=True),)  # noqa: SLF001
-            expect_success((answer,), SnpCommand.PAGE_RECLAIM)
-
-    def next_entry(self) -> int:
-        """Of the leaves."""
-        self._entries += 1
-        return self.leaves[(self._entries - 1) // _ENTRIES] + (self._entries - 1) % _ENTRIES * 64
-
-    def shut(self) -> Task:
-        """Give the frames back."""
-        for spa in self._pages:
-            yield from self._host._from_firmware(spa)  # noqa: SLF001
-            self._record.firmware_pages.remove(spa)
-        for spa in [self._through, *self._pages]:
-            self._record.small.remove(spa)
-        yield tuple([op.HostClear(spa, PAGE_BYTES) for spa in [self._through, *self._pages]])
-        self._host.frames.release([(spa, PAGE_BYTES) for spa in [self._through, *self._pages]])
-
-
-def _counted(answer: object, command: SnpCommand) -> int:
-    if not isinstance(answer, int) or answer <= 0:
-        status = Status(-answer).name if isinstance(answer, int) else repr(answer)
-        raise LaunchRefused(f"{command.name}: {status}")
-    return answer
-
-
 # In.
 
 
@@ -378,15 +236,15 @@ def fill_by_agent(self: Hypervisor, spec: MachineSpec, record: LaunchedVm, state
         record.shared.change(gpa, length, shared=True)
     record.hear_of_vcpus(state.told)
     record.sev_features = launch_features(self.product.name, spec.sev_features)
-    record.gctx = gctx = self._small(record)
-    yield from self._to_firmware(gctx)
+    record.gctx = gctx = self.small_page(record)
+    yield from self.give_to_firmware(gctx)
     record.firmware_pages.append(gctx)
     yield from _enter(self, record, "import", spec.name, state.context)
     spas = record.spas_of(gpa for gpa, _, _ in state.packets)
     areas = []
     for _, header, _ in state.sealed_areas:
         (gpa,) = _AREA.unpack(header)
-        spa = self._small(record) if gpa == VMSA_GPA else record.page_spa(gpa)
+        spa = self.small_page(record) if gpa == VMSA_GPA else record.page_spa(gpa)
         if spa is None:
             raise LaunchRefused(f"save area: no memory at {gpa:#x}")
         areas.append((spa, gpa))
@@ -412,10 +270,10 @@ def fill_by_agent(self: Hypervisor, spec: MachineSpec, record: LaunchedVm, state
 def _enter(self: Hypervisor, record: LaunchedVm, order: str, vm: str, *more: object) -> Task:
     """A context that the agent brings, and its ASID."""
     command = record.small[0]
-    yield from self._must(SnpCommand.GCTX_CREATE, command, buffers.GuestContextPage(address=record.gctx).pack())
+    yield from self.must(SnpCommand.GCTX_CREATE, command, buffers.GuestContextPage(address=record.gctx).pack())
     yield from _order(self, order, vm, record.gctx, *more)
     activate = buffers.SnpActivate(gctx=record.gctx, asid=record.asid)
-    yield from self._must(SnpCommand.ACTIVATE, command, activate.pack())
+    yield from self.must(SnpCommand.ACTIVATE, command, activate.pack())
 
 
 def _reclaim_each(self: Hypervisor, record: LaunchedVm, areas: list[int]) -> Task:
@@ -425,7 +283,7 @@ def _reclaim_each(self: Hypervisor, record: LaunchedVm, areas: list[int]) -> Tas
         pages += [(page, large) for page in range(spa, spa + length, LARGE_PAGE_BYTES if large else PAGE_BYTES)]
     yield tuple(
         op.PspCommand(
-            SnpCommand.PAGE_RECLAIM, self._command_page, buffers.SnpPageReclaim(address=spa | large).pack(), paid=True
+            SnpCommand.PAGE_RECLAIM, self.command_page, buffers.SnpPageReclaim(address=spa | large).pack(), paid=True
         )
         for spa, large in pages
     )
@@ -433,7 +291,7 @@ def _reclaim_each(self: Hypervisor, record: LaunchedVm, areas: list[int]) -> Tas
 
 def _come_in(self: Hypervisor, record: LaunchedVm, state: VmState, spas: list[int], areas: list[int]) -> Task:
     """Every page, in the order of its entries."""
-    swaps = _Swaps(self, record)
+    swaps = PageSwaps(self, record)
     yield from swaps.open(state.metadata, len(state.packets) + len(state.sealed_areas) + len(state.rows))
     for (_, _, sealed), spa in zip(state.packets, spas, strict=True):
         yield from swaps.back(DATA, spa, sealed, swaps.next_entry())
@@ -441,7 +299,7 @@ def _come_in(self: Hypervisor, record: LaunchedVm, state: VmState, spas: list[in
         yield from swaps.back(VMSA, spa, sealed, swaps.next_entry())
     for gpa, pages, _ in state.rows:
         (taken,) = yield (op.SwapRowIn(record.gctx, record.spa_of(gpa), swaps.next_entry()),)
-        if _counted(taken, SnpCommand.PAGE_SWAP_IN) != pages:
+        if counted(taken, SnpCommand.PAGE_SWAP_IN) != pages:
             raise LaunchRefused(f"row at {gpa:#x}: expected {pages} pages, got others")
     yield from swaps.shut()
 

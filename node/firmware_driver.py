@@ -57,11 +57,11 @@ def update_firmware(self: Hypervisor, image: bytes, commit: bool) -> Reply:
 def commit_firmware(self: Hypervisor) -> Reply:
     """SNP_COMMIT; its status."""
     commit = buffers.SnpCommit(buffers.SnpCommit.SIZE)
-    return (yield from _status_of(SnpCommand.COMMIT, self._command_page, commit.pack()))
+    return (yield from _status_of(SnpCommand.COMMIT, self.command_page, commit.pack()))
 
 
 def _download(self: Hypervisor, place: int, length: int, *, commit: bool) -> Reply:
-    command = self._command_page
+    command = self.command_page
     status = yield from _status_of(LegacyCommand.SHUTDOWN)
     if status:
         return status
@@ -85,9 +85,9 @@ def _download(self: Hypervisor, place: int, length: int, *, commit: bool) -> Rep
 def _touch(self: Hypervisor, gctx: int) -> Generator[Batch, Answers, None]:
     """SNP_GUEST_STATUS of a guest; one that has gone meanwhile is left alone."""
     page = self._frame()
-    yield from self._to_firmware(page)
-    yield from _status_of(SnpCommand.GUEST_STATUS, self._command_page, buffers.SnpGuestStatus(gctx, page).pack())
-    yield from self._from_firmware(page)
+    yield from self.give_to_firmware(page)
+    yield from _status_of(SnpCommand.GUEST_STATUS, self.command_page, buffers.SnpGuestStatus(gctx, page).pack())
+    yield from self.take_from_firmware(page)
     self.frames.release([(page, PAGE_BYTES)])
 
 

@@ -103,12 +103,12 @@ class Hypervisor:
         self._trusted_region = (end - TRUSTED_REGION_BYTES) // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
         self.frames = FrameAllocator([(first, self._trusted_region - first)])
         self.rmp_bytes = reserved
-        self._command_page = self._frame()
-        self.tio = TioHost(ports, TioMemory(self.frames, self._command_page), trusted=trusted)
+        self.command_page = self._frame()
+        self.tio = TioHost(ports, TioMemory(self.frames, self.command_page), trusted=trusted)
         self.updating = False
         """Whether firmware is just being replaced: no SEV guest can come then."""
         self._vms: dict[str, LaunchedVm] = {}
-        self._ghcb = GhcbServer(product, vcpu_model(VCPU_MODEL), self.page_state_change, self._small, self.tio)
+        self._ghcb = GhcbServer(product, vcpu_model(VCPU_MODEL), self.page_state_change, self.small_page, self.tio)
 
     def launched(self, vm: str) -> LaunchedVm:
         """The record of a VM; KeyError if there is none."""
@@ -123,7 +123,7 @@ class Hypervisor:
         (syscfg,) = yield (op.ReadMsr(0, Msr.SYSCFG),)
         assert isinstance(syscfg, int)
         for step in bring_up_steps(
-            self.product, self._command_page, syscfg, self._max_snp_asid, self._trusted_region, self.tio.device_table,
+            self.product, self.command_page, syscfg, self._max_snp_asid, self._trusted_region, self.tio.device_table,
             tio=self.tio.trusted,
         ):  # fmt: skip
             refused = refusal(step, (yield step.batch))
@@ -204,7 +204,7 @@ class Hypervisor:
             for spa, length in pieces:
                 record.ram.append((gpa, spa, length))
                 gpa += length
-        self._small(record)
+        self.small_page(record)
         record.tables = self.frames.allocate_last((table_pages(record.ram) + SPARE_TABLES) * PAGE_BYTES, PAGE_BYTES)
         c_bit = record.c_bit
         build = (op.NestedBuild(spec.name, tuple(record.tables), tuple(record.ram), c_bit),)
@@ -231,7 +231,7 @@ class Hypervisor:
         """Save areas without a guest's key: a VMCB's, as PLAIN, SME and SEV guests have."""
         batch: list[op.HypervisorOperation] = []
         for index, page in enumerate(launch_vmsas(record.firmware, spec.vcpus, vcpu_model(VCPU_MODEL), 0)):
-            spa = self._small(record)
+            spa = self.small_page(record)
             record.save_areas.append(spa)
             batch.append(op.HostWrite(spa, page, record.c_bit))
             batch.append(op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa))
@@ -246,7 +246,7 @@ class Hypervisor:
             expect_gone((yield (op.PspCommand(SnpCommand.DECOMMISSION, command, context.pack()),)))
         if record.handle:
             for code in (LegacyCommand.DEACTIVATE, LegacyCommand.DECOMMISSION):
-                yield from self._must(code, command, buffers.Handle(handle=record.handle).pack())
+                yield from self.must(code, command, buffers.Handle(handle=record.handle).pack())
             # The guest's lines would be written back later, over whoever has the frames next; KVM does it on all parts.
             yield (op.Wbinvd(),)
         if record.assigned:
@@ -254,7 +254,7 @@ class Hypervisor:
         if record.lent:
             yield from self._take_back(record)
         for spa in record.firmware_pages:
-            yield from self._from_firmware(spa)
+            yield from self.take_from_firmware(spa)
         pieces = list(joined(record.frames + [(spa, PAGE_BYTES) for spa in record.small]))
         yield (*[op.HostClear(spa, length) for spa, length in pieces], op.VmcbClear(vm))
         self.frames.release(pieces + record.tables)
@@ -281,12 +281,12 @@ class Hypervisor:
         ((spa, _),) = self.frames.allocate(PAGE_BYTES, PAGE_BYTES)
         return spa
 
-    def _small(self, record: LaunchedVm) -> int:
+    def small_page(self, record: LaunchedVm) -> int:
         spa = self._frame()
         record.small.append(spa)
         return spa
 
-    def _must(self, command: int, spa: int = 0, buffer: bytes = b"") -> Task:
+    def must(self, command: int, spa: int = 0, buffer: bytes = b"") -> Task:
         expect_success((yield (op.PspCommand(command, spa, buffer),)), command)
 
     def _call(self, command: int, spa: int, buffer: bytes) -> Call:
@@ -297,19 +297,19 @@ class Hypervisor:
             assert isinstance(answers[0], op.PspAnswer)
             return answers[0].buffer
         yield from self._checked([op.HostWrite(spa, buffer)])
-        yield from self._to_firmware(spa)
+        yield from self.give_to_firmware(spa)
         answers = yield (op.PspCommand(command, spa),)
-        yield from self._from_firmware(spa)
+        yield from self.take_from_firmware(spa)
         expect_success(answers, command)
         (back,) = yield (op.HostRead(spa, len(buffer)),)
         assert isinstance(back, bytes)
         return back
 
-    def _to_firmware(self, spa: int) -> Task:
+    def give_to_firmware(self, spa: int) -> Task:
         if self.snp:
             yield from self._checked([op.RmpUpdate(spa, PAGE_BYTES, _FIRMWARE)])
 
-    def _from_firmware(self, spa: int) -> Task:
+    def take_from_firmware(self, spa: int) -> Task:
         if self.snp:
             yield from self._page_reclaim(spa)
             yield from self._checked([op.RmpUpdate(spa, PAGE_BYTES, _HYPERVISOR)])
@@ -330,7 +330,7 @@ class Hypervisor:
             some = record.lent[:COMMANDS_AT_ONCE]
             reclaims = tuple(
                 op.PspCommand(
-                    SnpCommand.PAGE_RECLAIM, self._command_page, buffers.SnpPageReclaim(address=spa | large).pack()
+                    SnpCommand.PAGE_RECLAIM, self.command_page, buffers.SnpPageReclaim(address=spa | large).pack()
                 )
                 for spa, large in some
             )
@@ -345,7 +345,7 @@ class Hypervisor:
 
     def _page_reclaim(self, spa: int) -> Task:
         page = buffers.SnpPageReclaim(address=spa)
-        yield from self._must(SnpCommand.PAGE_RECLAIM, self._command_page, page.pack())
+        yield from self.must(SnpCommand.PAGE_RECLAIM, self.command_page, page.pack())
 
     def _checked(self, batch: list[op.HypervisorOperation]) -> Task:
         """Operations that must succeed: anything but None or 0 ends the launch."""
@@ -379,7 +379,7 @@ class Hypervisor:
         started = yield from self._call(LegacyCommand.LAUNCH_START, command, wanted.pack())
         record.handle = buffers.LaunchStart.parse(started).handle
         activate = buffers.Activate(handle=record.handle, asid=record.asid)
-        yield from self._must(LegacyCommand.ACTIVATE, command, activate.pack())
+        yield from self.must(LegacyCommand.ACTIVATE, command, activate.pack())
         yield (op.HostWork("psp.launch_region_ns"),)
         for gpa, data in sev_launch_ranges(record.firmware):
             spa = record.spa_of(gpa)
@@ -388,13 +388,13 @@ class Hypervisor:
             if not self.product.coherent_across_keys:
                 # What the host wrote there would be written back later, over what firmware encrypts in place.
                 yield from self._checked([op.HostClflush(spa, len(data))])
-            yield from self._must(LegacyCommand.LAUNCH_UPDATE_DATA, command, update.pack())
+            yield from self.must(LegacyCommand.LAUNCH_UPDATE_DATA, command, update.pack())
             yield from self._take_back(record)
 
     def _owned_launch(self, spec: MachineSpec, record: LaunchedVm) -> OwnedLaunch:
         pieces = self.frames.allocate(OWNERS_PAGES * PAGE_BYTES, PAGE_BYTES)
         record.small += [spa + at for spa, part in pieces for at in range(0, part, PAGE_BYTES)]
-        ways = self._call, self._to_firmware, self._from_firmware
+        ways = self._call, self.give_to_firmware, self.take_from_firmware
         return OwnedLaunch(spec.name, record.small[0], in_a_row(pieces), *ways, record.firmware_pages)
 
     def _end_legacy_launch(self, record: LaunchedVm) -> Task:
@@ -404,7 +404,7 @@ class Hypervisor:
         else:
             yield from record.owner.deliver(record.handle, record.spa_of(LAUNCH_SECRET_GPA))
         finish = buffers.Handle(handle=record.handle)
-        yield from self._must(LegacyCommand.LAUNCH_FINISH, record.small[0], finish.pack())
+        yield from self.must(LegacyCommand.LAUNCH_FINISH, record.small[0], finish.pack())
 
     def launch_sev_es(self, spec: MachineSpec, record: LaunchedVm) -> Task:
         """SEV-ES: as SEV, with every save area measured and encrypted by firmware before the launch is measured."""
@@ -412,14 +412,14 @@ class Hypervisor:
         yield from self._begin_legacy_launch(spec, record, LEGACY_POLICY | LegacyPolicy.ES | spec.sev_policy)
         command = record.small[0]
         for page in launch_vmsas(record.firmware, spec.vcpus, vcpu_model(VCPU_MODEL), 0):
-            spa = self._small(record)
+            spa = self.small_page(record)
             record.save_areas.append(spa)
             yield from self._checked([op.HostWrite(spa, page)])
             yield from self._lend(record, spa, VMSA_BYTES)
             if not self.product.coherent_across_keys:
                 yield from self._checked([op.HostClflush(spa, VMSA_BYTES)])
             update = buffers.LaunchUpdateVmsa(handle=record.handle, address=spa, length=VMSA_BYTES)
-            yield from self._must(LegacyCommand.LAUNCH_UPDATE_VMSA, command, update.pack())
+            yield from self.must(LegacyCommand.LAUNCH_UPDATE_VMSA, command, update.pack())
             yield from self._take_back(record)
         yield from self._end_legacy_launch(record)
         yield tuple(
@@ -429,12 +429,12 @@ class Hypervisor:
 
     def _measure(self, record: LaunchedVm) -> Task:
         """LAUNCH_MEASURE, whose answer a guest owner would check."""
-        page = self._small(record)
-        yield from self._to_firmware(page)
+        page = self.small_page(record)
+        yield from self.give_to_firmware(page)
         record.firmware_pages.append(page)
         measure = buffers.LaunchMeasure(handle=record.handle, address=page, length=buffers.MEASUREMENT_BYTES)
         yield from self._call(LegacyCommand.LAUNCH_MEASURE, record.small[0], measure.pack())
-        yield from self._from_firmware(page)
+        yield from self.take_from_firmware(page)
         record.firmware_pages.remove(page)
 
     def launch_snp(self, spec: MachineSpec, record: LaunchedVm) -> Task:
@@ -443,19 +443,19 @@ class Hypervisor:
         record.sev_features = features = launch_features(self.product.name, spec.sev_features)
         model, cpuid = vcpu_model(VCPU_MODEL), cpuid_page(self._ghcb.leaves[spec.generation])
         pages = tuple(guest_launch_pages(record.images, spec.vcpus, model, features, cpuid))
-        command, gctx = record.small[0], self._small(record)
-        yield from self._to_firmware(gctx)
+        command, gctx = record.small[0], self.small_page(record)
+        yield from self.give_to_firmware(gctx)
         record.firmware_pages.append(gctx)
-        yield from self._must(SnpCommand.GCTX_CREATE, command, buffers.GuestContextPage(address=gctx).pack())
+        yield from self.must(SnpCommand.GCTX_CREATE, command, buffers.GuestContextPage(address=gctx).pack())
         record.gctx = gctx
         khz = self.product.base_hz // 1000 if features & SevFeature.SECURE_TSC else 0
         start = buffers.SnpLaunchStart(gctx=gctx, desired_tsc_khz=khz, policy=SNP_POLICY)
         if spec.migration_agent:
             agent, policy = agent_context(self), SNP_POLICY | SnpPolicy.MIGRATE_MA
             start = replace(start, policy=policy, ma_gctx=agent, flags=buffers.SNP_START_MA)
-        yield from self._must(SnpCommand.LAUNCH_START, command, start.pack())
+        yield from self.must(SnpCommand.LAUNCH_START, command, start.pack())
         activate = buffers.SnpActivate(gctx=gctx, asid=record.asid)
-        yield from self._must(SnpCommand.ACTIVATE, command, activate.pack())
+        yield from self.must(SnpCommand.ACTIVATE, command, activate.pack())
         record.launched_gpas = tuple(page.gpa for page in pages if page.page_type is not PageType.VMSA)
         contents = [(image.gpa, image.data) for image in record.images]
         contents += [(page.gpa, page.data) for page in pages if page.page_type is PageType.CPUID and page.data]
@@ -463,7 +463,7 @@ class Hypervisor:
         yield from self._assign(spec, record)
         yield (op.HostWork("psp.launch_region_ns"),)
         yield from self._update(spec, record, pages)
-        yield from self._must(SnpCommand.LAUNCH_FINISH, command, buffers.SnpLaunchFinish(gctx=gctx).pack())
+        yield from self.must(SnpCommand.LAUNCH_FINISH, command, buffers.SnpLaunchFinish(gctx=gctx).pack())
 
     def _assign(self, spec: MachineSpec, record: LaunchedVm) -> Task:
         """RMPUPDATE all of RAM to the guest: launched pages as Pre-Guest in 4 KiB, the rest as Guest-Invalid."""
@@ -489,7 +489,7 @@ class Hypervisor:
         spas = record.spas_of(record.launched_gpas)
         for number, page in [one for one in enumerate(pages) if one[1].page_type is PageType.VMSA]:
             assert page.data is not None
-            spa = self._small(record)
+            spa = self.small_page(record)
             entry = RmpEntry(assigned=True, immutable=True, gpa=VMSA_GPA, asid=record.asid)
             vmsas += [op.HostWrite(spa, page.data), op.RmpUpdate(spa, PAGE_BYTES, entry)]
             record.immutable.add(spa)

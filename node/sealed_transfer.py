@@ -88,13 +88,13 @@ def _frames(self: Hypervisor, record: LaunchedVm) -> int:
 
 def _lend(self: Hypervisor, record: LaunchedVm, first: int, pages: int) -> Task:
     for spa in range(first, first + pages * PAGE_BYTES, PAGE_BYTES):
-        yield from self._to_firmware(spa)
+        yield from self.give_to_firmware(spa)
         record.firmware_pages.append(spa)
 
 
 def _take_back(self: Hypervisor, record: LaunchedVm, first: int, pages: int) -> Task:
     for spa in range(first, first + pages * PAGE_BYTES, PAGE_BYTES):
-        yield from self._from_firmware(spa)
+        yield from self.take_from_firmware(spa)
         record.firmware_pages.remove(spa)
 
 
@@ -153,7 +153,7 @@ def unseal(self: Hypervisor, vm: str) -> Task:
         yield from take_back(self, record, vm)
     elif record is not None and record.sealed:
         record.sealed = False
-        yield (op.PspCommand(LegacyCommand.SEND_CANCEL, self._command_page, buffers.Handle(record.handle).pack()),)
+        yield (op.PspCommand(LegacyCommand.SEND_CANCEL, self.command_page, buffers.Handle(record.handle).pack()),)
 
 
 def depart(self: Hypervisor, vm: str) -> Task:
@@ -162,7 +162,7 @@ def depart(self: Hypervisor, vm: str) -> Task:
     if record is not None and record.sealed and record.generation is Generation.SEV_SNP:
         yield from let_go(self, vm)
     elif record is not None and record.sealed:
-        yield from self._must(LegacyCommand.SEND_FINISH, record.small[0], buffers.Handle(record.handle).pack())
+        yield from self.must(LegacyCommand.SEND_FINISH, record.small[0], buffers.Handle(record.handle).pack())
     yield from self.destroy(vm)
 
 
@@ -247,7 +247,7 @@ def _send(
 def _reclaimed(self: Hypervisor, spa: int) -> tuple[op.HypervisorOperation, ...]:
     reclaim = buffers.SnpPageReclaim(address=spa).pack()
     return (
-        op.PspCommand(SnpCommand.PAGE_RECLAIM, self._command_page, reclaim, paid=True),
+        op.PspCommand(SnpCommand.PAGE_RECLAIM, self.command_page, reclaim, paid=True),
         op.RmpUpdate(spa, PAGE_BYTES, _HYPERVISOR),
     )
 
@@ -284,7 +284,7 @@ def open_session(self: Hypervisor, spec: MachineSpec, session: bytes) -> Task:
     started = yield from self._call(LegacyCommand.RECEIVE_START, record.small[0], start.pack())
     record.handle, record.policy = buffers.LaunchStart.parse(started).handle, policy
     activate = buffers.Activate(handle=record.handle, asid=record.asid)
-    yield from self._must(LegacyCommand.ACTIVATE, record.small[0], activate.pack())
+    yield from self.must(LegacyCommand.ACTIVATE, record.small[0], activate.pack())
 
 
 def fill_sealed(self: Hypervisor, spec: MachineSpec, record: LaunchedVm, state: VmState) -> Task:
@@ -300,13 +300,13 @@ def fill_sealed(self: Hypervisor, spec: MachineSpec, record: LaunchedVm, state: 
     spas = record.spas_of(gpa for gpa, _, _ in state.packets)
     yield from _receive(self, record, LegacyCommand.RECEIVE_UPDATE_DATA, state.packets, spas)
     if spec.generation is Generation.SEV_ES:
-        areas = [self._small(record) for _ in state.sealed_areas]
+        areas = [self.small_page(record) for _ in state.sealed_areas]
         record.save_areas += areas
         yield from _receive(self, record, LegacyCommand.RECEIVE_UPDATE_VMSA, state.sealed_areas, areas)
         yield tuple(
             op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa) for index, spa in enumerate(areas)
         )
-    yield from self._must(LegacyCommand.RECEIVE_FINISH, record.small[0], buffers.Handle(record.handle).pack())
+    yield from self.must(LegacyCommand.RECEIVE_FINISH, record.small[0], buffers.Handle(record.handle).pack())
 
 
 def _receive(

@@ -95,7 +95,7 @@ def fill(self: Hypervisor, spec: MachineSpec, state: VmState) -> FillTask:
     writes: list[op.HypervisorOperation] = [op.HostWrite(spa, data, c_bit) for spa, data in pages]
     writes += [op.DiskWrite(spec.name, lba, data) for lba, data in state.blocks]
     for index, area in enumerate(state.save_areas):
-        spa = self._small(record)
+        spa = self.small_page(record)
         record.save_areas.append(spa)
         writes += [
             op.HostWrite(spa, area, c_bit),

@@ -1,0 +1,166 @@
+"""What a guest's pages go out and come in through when firmware swaps them: frames of the host's, and Metadata pages.
+
+Source: SEV-SNP firmware ABI (56860), SNP_PAGE_MD_INIT, SNP_PAGE_SWAP_OUT and SNP_PAGE_SWAP_IN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+from node import operations as op
+from node.expected_answers import expect_done, expect_success
+from node.hypervisor_port import Answers, Batch, LaunchRefused, Task
+from node.launched_vm import LaunchedVm
+from psp import command_buffers as buffers
+from psp import swap_buffers
+from psp.commands import SnpCommand
+from psp.page_swap import METADATA, MdataEntry
+from psp.status import Status
+from psp.system_bus import PAGE_BYTES
+
+if TYPE_CHECKING:
+    from node.hypervisor import Hypervisor
+
+_ENTRIES = PAGE_BYTES // MdataEntry.SIZE
+"""Of a Metadata page."""
+
+
+class PageSwaps:
+    """The frames that pages go out and come in through, and the Metadata pages on the way."""
+
+    def __init__(self, hypervisor: Hypervisor, record: LaunchedVm) -> None:
+        self._host = hypervisor
+        self._record = record
+        self._through = 0
+        self._entries = 0
+        self.leaves: list[int] = []
+        self._pages: list[int] = []
+        """Metadata pages of all levels."""
+
+    def begin(self) -> Task:
+        """Take the frame that contents go through: firmware's."""
+        self._through = self._host.small_page(self._record)
+        yield from self._host.give_to_firmware(self._through)
+
+    def end(self) -> Task:
+        """Give the frames back."""
+        for spa in [self._through, *self._pages]:
+            yield from self._host.take_from_firmware(spa)
+            self._record.small.remove(spa)
+        yield tuple([op.HostClear(spa, PAGE_BYTES) for spa in [self._through, *self._pages]])
+        self._host.frames.release([(spa, PAGE_BYTES) for spa in [self._through, *self._pages]])
+
+    def metadata_page(self) -> Generator[Batch, Answers, int]:
+        """A new one."""
+        spa = self._host.small_page(self._record)
+        yield from self._host.give_to_firmware(spa)
+        order = swap_buffers.SnpPageMdInit(self._record.gctx, spa)
+        yield from self._host.must(SnpCommand.PAGE_MD_INIT, self._record.small[0], order.pack())
+        return spa
+
+    def out(
+        self, kind: int, spa: int, mdata: int | None = None, *, root: bool = False
+    ) -> Generator[Batch, Answers, bytes]:
+        """A page's ciphertext; its entry is the next of the leaves, unless one is named."""
+        if mdata is None and not root:
+            mdata = yield from self._next()
+        order = swap_buffers.SnpPageSwapOut(
+            self._record.gctx, spa, self._through, mdata or 0, 0, kind << 1 | root * swap_buffers.SNP_SWAP_ROOT_MDATA
+        )
+        command = op.PspCommand(SnpCommand.PAGE_SWAP_OUT, self._record.small[0], order.pack(), paid=True)
+        answer, page = yield (command, op.HostRead(self._through, PAGE_BYTES))
+        expect_success((answer,), SnpCommand.PAGE_SWAP_OUT)
+        assert isinstance(page, bytes)
+        return page
+
+    def row(self, spa: int, pages: int, *, large: bool) -> Generator[Batch, Answers, int]:
+        """How many pages of a row went out in one."""
+        mdata = yield from self._next()
+        (taken,) = yield (op.SwapRowOut(self._record.gctx, spa, pages, mdata, large),)
+        return counted(taken, SnpCommand.PAGE_SWAP_OUT)
+
+    def _next(self) -> Generator[Batch, Answers, int]:
+        if self._entries % _ENTRIES == 0:
+            self.leaves.append((yield from self.metadata_page()))
+        self._entries += 1
+        return self.leaves[-1] + (self._entries - 1) % _ENTRIES * MdataEntry.SIZE
+
+    def close(self) -> Generator[Batch, Answers, tuple[bytes, ...]]:
+        """The Metadata pages, swapped out level by level, up to the one whose entry the context holds."""
+        level, all_pages, found = self.leaves, list(self.leaves), []
+        while len(level) > 1:
+            above = []
+            for at, spa in enumerate(level):
+                if at % _ENTRIES == 0:
+                    above.append((yield from self.metadata_page()))
+                found.append((yield from self.out(METADATA, spa, above[-1] + at % _ENTRIES * MdataEntry.SIZE)))
+            level = above
+            all_pages += above
+        found.append((yield from self.out(METADATA, level[0], root=True)))
+        self._pages = all_pages
+        return tuple(found)
+
+    # In.
+
+    def open(self, metadata: tuple[bytes, ...], entries: int) -> Task:
+        """Take the Metadata pages in, the root's first."""
+        self._through = self._host.small_page(self._record)
+        sizes = [-(-entries // _ENTRIES)]
+        while sizes[-1] > 1:
+            sizes.append(-(-sizes[-1] // _ENTRIES))
+        if sum(sizes) != len(metadata):
+            raise LaunchRefused(f"Metadata pages: expected {sum(sizes)}, got {len(metadata)}")
+        end = len(metadata)
+        above: list[int] = []
+        pages: list[int] = []
+        for size in reversed(sizes):
+            level = []
+            for at, sealed in enumerate(metadata[end - size : end]):
+                spa = self._host.small_page(self._record)
+                yield from self._host.give_to_firmware(spa)
+                self._record.firmware_pages.append(spa)
+                mdata = above[at // _ENTRIES] + at % _ENTRIES * MdataEntry.SIZE if above else None
+                yield from self.back(METADATA, spa, sealed, mdata)
+                level.append(spa)
+            end, above = end - size, level
+            pages += level
+        self.leaves, self._pages = above, pages
+
+    def back(self, kind: int, spa: int, sealed: bytes, mdata: int | None = None) -> Task:
+        """Have a page come in."""
+        order = swap_buffers.SnpPageSwapIn(
+            self._record.gctx, self._through, spa, mdata or 0,
+            kind << 1 | (mdata is None) * swap_buffers.SNP_SWAP_ROOT_MDATA,
+        )  # fmt: skip
+        command = op.PspCommand(SnpCommand.PAGE_SWAP_IN, self._record.small[0], order.pack(), paid=True)
+        laid, answer = yield (op.HostWrite(self._through, sealed), command)
+        expect_done((op.HostWrite(self._through, b""),), (laid,))
+        expect_success((answer,), SnpCommand.PAGE_SWAP_IN)
+        if kind != METADATA:
+            reclaim = buffers.SnpPageReclaim(address=spa).pack()
+            (answer,) = yield (op.PspCommand(SnpCommand.PAGE_RECLAIM, self._host.command_page, reclaim, paid=True),)
+            expect_success((answer,), SnpCommand.PAGE_RECLAIM)
+
+    def next_entry(self) -> int:
+        """Of the leaves."""
+        self._entries += 1
+        return self.leaves[(self._entries - 1) // _ENTRIES] + (self._entries - 1) % _ENTRIES * MdataEntry.SIZE
+
+    def shut(self) -> Task:
+        """Give the frames back."""
+        for spa in self._pages:
+            yield from self._host.take_from_firmware(spa)
+            self._record.firmware_pages.remove(spa)
+        for spa in [self._through, *self._pages]:
+            self._record.small.remove(spa)
+        yield tuple([op.HostClear(spa, PAGE_BYTES) for spa in [self._through, *self._pages]])
+        self._host.frames.release([(spa, PAGE_BYTES) for spa in [self._through, *self._pages]])
+
+
+def counted(answer: object, command: SnpCommand) -> int:
+    """How many pages a row's order was carried out for. Raises LaunchRefused with the status where for none."""
+    if not isinstance(answer, int) or answer <= 0:
+        status = Status(-answer).name if isinstance(answer, int) else repr(answer)
+        raise LaunchRefused(f"{command.name}: {status}")
+    return answer
