@@ -43,6 +43,8 @@ class CardSlot:
     """Whether it clears what trusted work left in it when that ends."""
     tee_io: bool = True
     """Whether it has TEE-IO: nobody can be made to trust one that has not."""
+    encrypts: bool = True
+    """Whether its SPDM sessions can encrypt; one that only authenticates has nowhere to be given keys."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.port <= MOST_PORTS:

@@ -22,12 +22,18 @@ from tio.nvme_card import nvme_card
 from tio.nvme_namespace import NvmeNamespace
 from tio.pci import Device
 from tio.root_port import RootPort
+from tio.spdm import ResponderSettings
+from tio.spdm.capabilities import Capability
+from tio.spdm.device_personality import TEE_IO_CAPABILITIES
 from tio.spdm.key_agreement import Random
 
 _BARS = 0x10
 _WORD = 0xFFFF_FFFF
 _SLOTS, _SLOT_BYTES = 6, 4
 _BLOCK_BYTES = 4096
+_SESSIONS = {
+    True: ResponderSettings(), False: ResponderSettings(capabilities=TEE_IO_CAPABILITIES & ~Capability.ENCRYPT)
+}  # fmt: skip
 
 Draw = Callable[[str, int, int], bytes]
 """Random bytes: for whom, the number of the draw, and how many."""
@@ -48,7 +54,7 @@ class FilledSlot:
 class FilledSlots:
     """Fills slots of a board; ``by_port`` holds those that are.
 
-    The rest are settings of both ends of links.
+    ``wants_encryption`` is every card's; the rest are settings of both ends of links.
     """
 
     def __init__(
@@ -60,11 +66,13 @@ class FilledSlots:
         reorder_check: bool = False,
         tag_fence: bool = False,
         rekey_flush: bool = False,
+        wants_encryption: bool = True,
     ) -> None:
         self.by_port: dict[int, FilledSlot] = {}
         self._ends: dict[str, Any] = {
             "checks": checks, "reorder_check": reorder_check, "tag_fence": tag_fence, "rekey_flush": rekey_flush,
         }  # fmt: skip
+        self._wants_encryption = wants_encryption
         self._memory = memory
         self._draw = draw
 
@@ -93,7 +101,8 @@ class FilledSlots:
     def _plug(self, window: MmioWindow, link: Link, root_port: RootPort, slot: CardSlot) -> None:
         card, device = _MAKERS[slot.kind](
             slot, self._random(slot), serial=slot.serial, requester_id=slot.requester, seed=slot.maker,
-            tdi=TdiSettings(scrubs=slot.scrubs, tee_io=slot.tee_io), **self._ends,
+            tdi=TdiSettings(scrubs=slot.scrubs, tee_io=slot.tee_io), settings=_SESSIONS[slot.encrypts],
+            wants_encryption=self._wants_encryption, **self._ends,
         )  # fmt: skip
         root_port.plug(card)
         self.by_port[slot.port] = FilledSlot(window, link, root_port, card, device)

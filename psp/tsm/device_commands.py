@@ -35,10 +35,12 @@ _FUNCTION = 0b111
 
 @dataclass(slots=True)
 class DeviceSwitches:
-    """What no text at hand settles."""
+    """What no text at hand settles, and what a laboratory may switch off."""
 
     refuses_early_roll: bool = True
     """TIO_ROLL_KEY is IN_USE while a sub-stream has the set in use that is to be programmed; without, streams fail."""
+    wants_encryption: bool = True
+    """A device is connected only by a session that encrypts; without, one of MAC alone brings it its keys."""
 
 
 class DeviceCommands:
@@ -156,7 +158,10 @@ class DeviceCommands:
         self._drop_link(device)
         device.claimed = frozenset(streams.values())
         try:
-            found = yield from connect(self._draw(device), device.root_port, slot, streams, device.certificates_digest)
+            found = yield from connect(
+                self._draw(device), device.root_port, slot, streams, device.certificates_digest,
+                wants_encryption=self.switches.wants_encryption,
+            )  # fmt: skip
         except BaseException:  # Also where the steps are thrown away.
             device.claimed = frozenset()
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
@@ -23,8 +24,12 @@ from node.product import PRODUCTS
 from node.program import ProgramSpec
 from psp.system_bus import LARGE_PAGE_BYTES
 from tio.device_identity import CardKind
+from tio.ide import Direction, IdeStream, IdeTlp, StreamSettings, SubStream
+from tio.ide.key_messages import KeyMessage, parse_key_message
 from tio.ide.link import Packet, Way
+from tio.ide.stream import MOST_AGGREGATED
 from workloads.block_outcome import UNTRUSTED
+from workloads.device_work import NOT_TRUSTED
 from workloads.keyed_content import KeyedContent
 from workloads.library import PROGRAMS
 
@@ -80,14 +85,19 @@ def octets(thing: Any) -> bytes:
 @dataclass(frozen=True)
 class Watched:
     """A machine's secrets by device, and its peer's; what passed the host's hands, crossed each link, and lies in
-    both machines' memory as the host reads it; and which devices are trusted in the end."""
+    both machines' memory as the host reads it; which devices are trusted in the end, and how the machine ended."""
 
     pieces: dict[CardKind, list[bytes]]
     peers: list[bytes]
     carried: bytes
-    crossed: dict[int, bytes]
+    packets: dict[int, list[tuple[Way, Packet]]]
     held: bytes
     trusted: int
+    ended: int
+
+    @property
+    def crossed(self) -> dict[int, bytes]:
+        return {port: octets(packets) for port, packets in self.packets.items()}
 
     @property
     def links(self) -> bytes:
@@ -107,18 +117,20 @@ def watched(
     generation: Generation,
     *disabled: Protection,
     devices: tuple[CardKind, ...] = DEVICES,
-    parameters: tuple[tuple[str, int | str], ...] = (),
+    rounds_attached: int = 4,
+    sealed: bool = False,
     cards: tuple[CardSlot, ...] = CARDS,
     peer: bool = False,
 ) -> Watched:
     """Watch a machine work for some rounds: the host's own operations, every link, and its memory thereafter."""
-    seen, packets = Seen(), {card.port: [] for card in cards}
+    seen = Seen()
+    packets: dict[int, list[tuple[Way, Packet]]] = {card.port: [] for card in cards}
     platform = Platform(disabled=frozenset(disabled), cards=cards)
     spec = HostSpec("turin", PRODUCTS["Turin"], 1 << 30, 99, 1, 60 * SECOND, platform=platform)
     host = Host(spec, PROGRAMS, {"auto": laboratory_image()}, COSTS, observer=seen.note)
     slots = PhysicalSlots(host.board.root_complex, host.board.slots)
     for port, crossed in packets.items():
-        slots.tap(port, lambda _, packet, crossed=crossed: (crossed.append(packet), (packet,))[1])
+        slots.tap(port, lambda way, packet, crossed=crossed: (crossed.append((way, packet)), (packet,))[1])
 
     def launch(name: str, given: tuple[CardKind, ...], *more: tuple[str, int | str]) -> Guest:
         work = ProgramSpec("device-work", (*WORK.parameters, *more))
@@ -126,22 +138,21 @@ def watched(
         host.launch(guest, lambda _: None, running=True)
         return host.guests[name]
 
-    talks = (("peer", "other"),) if peer else ()
-    guests = [launch("vm", devices, ("rounds_attached", 4), *parameters, *talks)]
+    habits = ("rounds_attached", rounds_attached), ("sealed", int(sealed)), ("peer", "other" if peer else "")
+    guests = [launch("vm", devices, *habits)]
     guests += [launch("other", (CardKind.NIC,), ("peer", "vm"))] if peer else []
     rounds = ROUNDS, PEERS_ROUNDS
     registers = [guest.vcpus[0].registers for guest in guests]
     while any(one.r13 < least for one, least in zip(registers, rounds, strict=False)):
-        assert all(guest.state is GuestState.RUNNING for guest in guests)
+        if any(guest.state is not GuestState.RUNNING for guest in guests):
+            break
         assert host.clock.env.now < 2 * SECOND
         host.clock.env.run(until=host.clock.env.now + SECOND // 20)
-    if peer:
-        assert all(guest.network.frames_received >= PEERS_ROUNDS for guest in guests)
     carried = b"".join(seen.octets)
     batch = tuple(
         op.HostRead(at, min(LARGE_PAGE_BYTES, spa + length - at))
-        for guest in host.guests
-        for spa, length in host.hypervisor.launched(guest).frames
+        for guest in guests
+        for spa, length in host.hypervisor.launched(guest.spec.name).frames
         for at in range(spa, spa + length, LARGE_PAGE_BYTES)
     )
     looked = [one for one in host.board.execute_host(batch) if isinstance(one, bytes)]
@@ -150,9 +161,10 @@ def watched(
         pieces_of("vm", registers[0].r13),
         pieces_of("other", registers[-1].r13)[CardKind.NIC] if peer else [],
         carried,
-        {port: octets(crossed) for port, crossed in packets.items()},
+        packets,
         b"".join(one for one in looked if one != bytes(len(one))),
         registers[0].r11,
+        guests[0].shutdown_code,
     )
 
 
@@ -170,18 +182,77 @@ def test_work_in_private_memory_over_a_protected_link_is_nobodys_business(
 ) -> None:
     """One machine stores, talks with another, and has its GPU multiply. What crosses its NIC's cable is as sent."""
     saw = watched(generation, *disabled, cards=(*CARDS, PEERS_CARD), peer=True)
-    assert saw.trusted == (0b111 if generation is Generation.SEV_TIO else 0)
-    assert len(saw.crossed[1]) > 2 * ROUNDS * BLOCK_BYTES
+    assert (saw.ended, saw.trusted) == (0, 0b111 if generation is Generation.SEV_TIO else 0)
+    crossed = saw.crossed
+    assert len(crossed[1]) > 2 * ROUNDS * BLOCK_BYTES
     for card in CARDS:
-        assert (found(saw.pieces[card.kind], saw.crossed[card.port]) > 0) is on_links
+        assert (found(saw.pieces[card.kind], crossed[card.port]) > 0) is on_links
         assert (found(saw.pieces[card.kind], saw.held) > 0) is in_memory
     for card in (CARDS[1], PEERS_CARD):
         # Frames cross two links each, one as they are sent and one as they arrive.
         for pieces in (saw.pieces[CardKind.NIC], saw.peers):
-            assert (found(pieces, saw.crossed[card.port]) >= PEERS_ROUNDS) is on_links
+            assert (found(pieces, crossed[card.port]) >= PEERS_ROUNDS) is on_links
     secrets = [one for pieces in saw.pieces.values() for one in pieces] + saw.peers
     assert (found(secrets, saw.links) > 0, found(secrets, saw.held) > 0) == (on_links, in_memory)
     assert found(secrets, saw.carried) == 0
+
+
+# Keys of links.
+
+KEYS_OF_A_STREAM = 6
+"""Three sub-streams, both ways."""
+KEY_PROG = re.compile(rb"\x00(\x02\x00{2}.\x00...{32}\x00{4}\x01\x00{3})", re.DOTALL)
+"""As PCI-SIG has it behind the protocol's number: a key, and an initial value of 1."""
+
+
+def overheard(carried: bytes) -> list[KeyMessage]:
+    """Every key that somebody was given in what a host carried, once, in order."""
+    return [parse_key_message(one) for one in dict.fromkeys(KEY_PROG.findall(carried))]
+
+
+def opened(packets: list[tuple[Way, Packet]], keys: list[KeyMessage]) -> bytes:
+    """What the packets of a link held, to who knows its keys: an end for each way, made as the true ones are."""
+    payloads = []
+    for way, held in ((Way.DOWN, Direction.RX), (Way.UP, Direction.TX)):
+        end = IdeStream(keys[0].stream_id, StreamSettings(aggregation=dict.fromkeys(SubStream, MOST_AGGREGATED)))
+        for one in keys:
+            if one.slot.direction is held:
+                for direction in Direction:
+                    end.program(one.slot.key_set, direction, SubStream(one.slot.sub_stream), one.key, one.initial)
+                    end.go(one.slot.key_set, direction, SubStream(one.slot.sub_stream))
+        end.enable()
+        for to, packet in packets:
+            if to is way and isinstance(packet, IdeTlp):
+                payloads += [arrived.payload for arrived, _ in end.receive(packet)]
+    return b"".join(payloads)
+
+
+@pytest.mark.parametrize(
+    ("encrypts", "disabled", "works", "known"),
+    [
+        (True, (), True, False),
+        (True, (Protection.SESSION_ENCRYPTION,), True, False),
+        # Nobody gives keys to a card where they would be overheard, nor lets it into private memory.
+        (False, (), False, False),
+        (False, (Protection.SESSION_ENCRYPTION,), True, True),
+    ],
+)
+def test_only_who_carries_sessions_that_do_not_encrypt_learns_the_keys_of_links_and_with_them_everything(
+    encrypts: bool, disabled: tuple[Protection, ...], works: bool, known: bool
+) -> None:
+    kinds = CardKind.NVME, CardKind.GPU
+    cards = tuple([CardSlot(port, kind, encrypts=encrypts) for port, kind in enumerate(kinds, start=1)])
+    saw = watched(Generation.SEV_TIO, *disabled, devices=kinds, cards=cards, rounds_attached=0)
+    assert (saw.ended, saw.trusted) == ((0, 0b11) if works else (NOT_TRUSTED.code, 0))
+    assert found([one for pieces in saw.pieces.values() for one in pieces], saw.links + saw.carried) == 0
+    keys = overheard(saw.carried)
+    assert len(keys) == len(cards) * KEYS_OF_A_STREAM * known
+    for number, card in enumerate(cards if known else ()):
+        own = keys[number * KEYS_OF_A_STREAM :][:KEYS_OF_A_STREAM]
+        assert found(saw.pieces[card.kind], opened(saw.packets[card.port], own)) > ROUNDS
+
+
+# Without trusted I/O.
 
 
 @pytest.mark.parametrize(("sealed", "seen"), [(False, True), (True, False)])
@@ -190,14 +261,14 @@ def test_a_card_without_tee_io_sees_private_memory_of_nobody_and_bounce_buffers_
 ) -> None:
     cards = tuple([replace(one, tee_io=False) for one in CARDS])
     gpu = (CardKind.GPU,)
-    saw = watched(Generation.SEV_TIO, devices=gpu, parameters=(("sealed", int(sealed)),), cards=cards)
+    saw = watched(Generation.SEV_TIO, devices=gpu, sealed=sealed, cards=cards)
     assert len(saw.links) > ROUNDS * 1024
     assert [found(saw.pieces[CardKind.GPU], seen_there) > 0 for seen_there in (saw.links, saw.held)] == [seen, seen]
 
 
 @pytest.mark.parametrize("sealed", [False, True])
 def test_what_is_sealed_in_a_session_of_the_guests_own_is_nobodys_business_either(sealed: bool) -> None:
-    saw = watched(Generation.SEV_SNP, devices=(CardKind.GPU,), parameters=(("sealed", int(sealed)),))
+    saw = watched(Generation.SEV_SNP, devices=(CardKind.GPU,), sealed=sealed)
     pieces = saw.pieces[CardKind.GPU]
     assert len(saw.links) > ROUNDS * 1024
     assert (found(pieces, saw.links) > 0) is not sealed

@@ -62,6 +62,7 @@ BY_WISH = (
     Protection.RESTRICTED_INJECTION, Protection.ALTERNATE_INJECTION, Protection.BTB_ISOLATION,
     Protection.PMC_VIRTUALIZATION, Protection.REGISTER_NONCE, Protection.MESSAGE_SEQUENCE,
     Protection.IDE, Protection.IDE_MAC, Protection.IDE_PACKET_NUMBER, Protection.SECURE_DEVICE_ENTRY,
+    Protection.SESSION_ENCRYPTION,
 )  # fmt: skip
 """They stop nothing in a guest that did not ask for them, asks nothing, or has no device: others test one that did."""
 CLOSED = {
