@@ -11,6 +11,7 @@ from typing import Any
 
 from node.card_memory import CardMemory
 from node.card_slot import CardSlot, MmioWindow
+from node.disk_file import DiskFileError, disk_file
 from node.mac_address import mac_of
 from tio.card import Card
 from tio.card_functions import TdiSettings
@@ -19,7 +20,7 @@ from tio.gpu_card import gpu_card
 from tio.ide import Link, StreamChecks
 from tio.nic_card import nic_card
 from tio.nvme_card import nvme_card
-from tio.nvme_namespace import NvmeNamespace
+from tio.nvme_namespace import Image, MediaError, NvmeNamespace
 from tio.pci import Device
 from tio.root_port import RootPort
 from tio.spdm import ResponderSettings
@@ -145,9 +146,32 @@ def _nic(slot: CardSlot, random: Random, **how: Any) -> tuple[Card, Device]:
 
 
 def _nvme(slot: CardSlot, random: Random, **how: Any) -> tuple[Card, Device]:
-    blocks = max(1, slot.memory_bytes // _BLOCK_BYTES)
-    own, *others = [NvmeNamespace(blocks, _BLOCK_BYTES) for _ in range(1 + slot.virtual_functions)]
+    blocks, image = _medium(slot)
+    own, *others = [NvmeNamespace(blocks, _BLOCK_BYTES, image) for _ in range(1 + slot.virtual_functions)]
     return nvme_card(random, own, virtual=others, **how)
+
+
+def _medium(slot: CardSlot) -> tuple[int, Image | None]:
+    """Blocks, and what lies below them. A file that is gone is a medium that fails."""
+    blocks = max(1, slot.memory_bytes // _BLOCK_BYTES)
+    if not slot.disk:
+        return blocks, None
+    try:
+        file = disk_file(slot.disk)
+    except DiskFileError as error:
+        return blocks, _FailedMedium(str(error))
+    return file.blocks, file
+
+
+@dataclass(frozen=True, slots=True)
+class _FailedMedium:
+    """What is left of a file that cannot be read."""
+
+    why: str
+
+    def read(self, _offset: int, _length: int) -> bytes:
+        """Raises MediaError."""
+        raise MediaError(self.why)
 
 
 _MAKERS: dict[CardKind, Callable[..., tuple[Card, Device]]] = {
