@@ -9,7 +9,6 @@ import pytest
 
 from cluster import Scenario, run
 from cluster.scenario import ScenarioError
-from cluster.scenario_checks import resolved
 
 CARDS = [{"kind": "nvme", "memory": "1 MiB"}, {"kind": "nic"}]
 
@@ -74,7 +73,7 @@ def test_a_cards_disk_may_lie_on_a_file_beside_the_scenario_and_a_run_leaves_it_
     ordered["hosts"][0]["cards"] = [{"kind": "nvme", "disk": "disk.img"}]
     file, octets = tmp_path / "disk.img", bytes(range(256)) * (1 << 12)
     file.write_bytes(octets)
-    found = resolved(Scenario.parse(ordered), tmp_path)
+    found = Scenario.parse(ordered, folder=tmp_path)
     assert [one.disk for one in found.host_instances[0].cards] == [str(file)]
     (row,) = run(found, layout="inline").tables["vms"].to_pylist()
     assert row["units_of_work"] >= 3
