@@ -21,6 +21,7 @@ import msgpack
 
 from node import operations as op
 from node.agent_core import AGENT_IMAGE, DONE
+from node.device_moves import bring_devices, park_devices, unpark_devices
 from node.expected_answers import expect_success
 from node.frame_allocator import joined
 from node.generation import Generation
@@ -43,6 +44,8 @@ from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
 if TYPE_CHECKING:
     from node.hypervisor import Hypervisor
 
+BY_AGENT = frozenset({Generation.SEV_SNP, Generation.SEV_TIO})
+"""Generations that move this way."""
 AGENT = "migration agent"
 """The name of a host's own."""
 _NO_HEADER = bytes(PacketHeader.SIZE)
@@ -124,6 +127,7 @@ def export_by_agent(
     self: Hypervisor, record: LaunchedVm, vm: str, started: tuple[bool, ...], reset_rips: tuple[int, ...]
 ) -> ExportTask:
     """A stopped guest's pages as firmware swapped them out, and its context as the agent says it to its peer."""
+    yield from park_devices(self, vm, record)
     areas = [record.created.get(vcpu, spa) for vcpu, spa in enumerate(record.save_areas)]
     _, *answers = yield (
         op.HostWork("migration.stop_ns"),
@@ -265,6 +269,7 @@ def fill_by_agent(self: Hypervisor, spec: MachineSpec, record: LaunchedVm, state
     yield tuple(
         op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa) for index, (spa, _) in enumerate(areas)
     )
+    yield from bring_devices(self, spec, record)
 
 
 def _enter(self: Hypervisor, record: LaunchedVm, order: str, vm: str, *more: object) -> Task:
@@ -310,6 +315,7 @@ def take_back(self: Hypervisor, record: LaunchedVm, vm: str) -> Task:
     state, record.out = record.out, None
     if state is None:
         yield from _order(self, "forget", vm)
+        yield from unpark_devices(self, vm, record)
         return
     record.gctx = record.left
     expect_success((yield (op.Wbinvd(), op.PspCommand(SnpCommand.DF_FLUSH)))[1:], SnpCommand.DF_FLUSH)
@@ -324,6 +330,7 @@ def take_back(self: Hypervisor, record: LaunchedVm, vm: str) -> Task:
         self, record, areas, {spa: gpa for spa, gpa in zip(areas, places, strict=True) if gpa != VMSA_GPA}
     )
     yield from _come_in(self, record, state, record.spas_of(gpa for gpa, _, _ in state.packets), areas)
+    yield from unpark_devices(self, vm, record)
 
 
 def let_go(self: Hypervisor, vm: str) -> Task:
