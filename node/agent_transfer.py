@@ -15,6 +15,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Generator, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgpack
@@ -173,15 +174,21 @@ def export_by_agent(
             done += taken
     metadata = yield from swaps.close()
     yield from swaps.end()
-    context = yield from _order(self, "export", vm, record.gctx)
+    state = VmState(
+        vm, (), started, record.launched_gpas, reset_rips, tuple(plain), disk.runs, tuple(packets), tuple(sealed),
+        record.shared.ranges(), record.told_by_vcpus(), b"", metadata, tuple(rows),
+    )  # fmt: skip
+    try:
+        context = yield from _order(self, "export", vm, record.gctx)
+    except LaunchRefused:
+        # The guest is the firmware's still, and all of it is out.
+        yield from _come_in(self, record, state, [spa for _, spa in private], areas)
+        raise
     assert isinstance(context, bytes)
     # EXPORT has taken the context; its page is firmware's, and the pages are nobody's but the host's to take back.
     record.gctx, record.left = 0, record.gctx
     record.immutable.update(gone)
-    record.out = VmState(
-        vm, (), started, record.launched_gpas, reset_rips, tuple(plain), disk.runs, tuple(packets), tuple(sealed),
-        record.shared.ranges(), record.told_by_vcpus(), context, metadata, tuple(rows),
-    )  # fmt: skip
+    record.out = replace(state, context=context)
     return record.out
 
 
