@@ -23,6 +23,7 @@ from cluster.scenario import (
 )
 from cluster.scenario_costs import scenario_costs
 from cluster.units import DURATION, SIZE, shown
+from node.agent_transfer import BY_AGENT
 from node.asid_pool import ASID_KINDS
 from node.card_slot import MOST_PORTS
 from node.cost_table import CostOverrideError
@@ -233,9 +234,9 @@ def _check_vm(scenario: Scenario, vm: VmGroup, index: int) -> None:
         _check_svsm(place, vm)
     if vm.sev_policy and vm.generation not in SEALED:
         raise _wrong(place("sev_policy"), "none: only SEV and SEV_ES have it", f"one with {vm.generation.name}")
-    if vm.migration_agent and (vm.generation is not Generation.SEV_SNP or vm.svsm):
+    if vm.migration_agent and (vm.generation not in BY_AGENT or vm.svsm):
         found = "one with an SVSM" if vm.svsm else f"one with {vm.generation.name}"
-        raise _wrong(place("migration_agent"), "false: only SEV_SNP without an SVSM has one", found)
+        raise _wrong(place("migration_agent"), "false: only SEV_SNP and SEV_TIO without an SVSM have one", found)
     if vm.kernel.lazy_validation and (vm.svsm or not CAPABILITIES[vm.generation].rmp):
         raise _wrong(place("kernel.lazy_validation"), "false: only SEV_SNP and SEV_TIO without an SVSM have it", "true")
     if vm.svsm and not vm.kernel.tracks_validation:

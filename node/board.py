@@ -253,6 +253,8 @@ class Board:
         """The same of one that is not to be entered at once."""
         self.entered: Callable[[str, int], None] | None = None
         """And which VMRUN has entered: its registers are those of its save area."""
+        self.devices_told: Callable[[str, int], None] = lambda _vm, _value: None
+        """Whom a VM's hypervisor tells what that says of its devices."""
         self.masks = RegisterMasks(lambda count, length: random.octets(name, "register nonce", count, length), platform)
         self.tlb_duties = None if self.tlb is None else TlbDuties(self, self.tlb)
         anew = GuestAccess(self)

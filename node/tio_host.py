@@ -202,6 +202,28 @@ class TioHost:
             yield from self._write(table)
             yield from self._iommu.forget(self._domain(self._given[name, device].function))
 
+    def trusts(self, vm: str) -> bool:
+        """Whether a device of a VM's is locked for it."""
+        return any(one.bound for (name, _), one in self._given.items() if name == vm)
+
+    def park(self, vm: str) -> Task:
+        """Stop the devices of a VM that stands still and trusts none: they reach nothing, and stay its own."""
+        for given in self._of(vm):
+            yield from self._unlocked(given, 0, force=True)
+            yield from enable(given.function, on=False)
+            yield from self._iommu.detach(given.function.requester)
+            yield from reset(given.function)
+
+    def unpark(self, vm: str) -> Task:
+        """Let them answer and reach its memory again, as after a reset."""
+        for given in self._of(vm):
+            function = given.function
+            yield from self._iommu.show(function.requester, self._domain(function), given.table.root, LEVELS)
+            yield from enable(function, on=True)
+
+    def _of(self, vm: str) -> list[Given]:
+        return [self._given[key] for key in sorted(self._given) if key[0] == vm]
+
     def given(self, vm: str, guest_id: int) -> Given | None:
         """The card that a VM knows by a requester id."""
         for (name, device), one in self._given.items():
