@@ -21,6 +21,7 @@ from node.device_operations import (
     ConfigRead,
     ConfigWrite,
     DeviceRead,
+    DevicesTold,
     DeviceWrite,
     MmioLoad,
     MmioRead,
@@ -61,11 +62,12 @@ from psp.system_bus import RmpEntry
 __all__ = [
     "AgentCall", "Answer", "Arithmetic", "AskLaunchOwner", "Await", "Branch", "CardDebug", "CardUpdate", "Clear",
     "Compute", "ConfigIn", "ConfigOut", "ConfigRead", "ConfigWrite", "CpuidResult", "DeviceRead", "DeviceWrite",
-    "Fault", "FaultKind", "FetchCertificates", "GuestWork", "HostBranch", "HostReadCounter", "IndirectBranch",
-    "LoadIdt", "MOST_WORDS", "MmioLoad", "MmioRead", "MmioStore", "MmioWrite", "NicRead", "NicWrite", "PValidateResult",
-    "PortIn", "PortInString", "PortOut", "PortOutString", "PspAnswer", "Rdmsr", "ReadFlags", "ReadRandom", "ReadTsc",
-    "RmpQueryResult", "RmpReadResult", "Runs", "Shutdown", "Sleep", "SoftwareInterrupt", "StackMove", "SwapRowIn",
-    "SwapRowOut", "TraceFaults", "VmKick", "VmcbLoad", "VmcbStore", "WriteBackCaches", "WriteFlags", "Wrmsr",
+    "DevicesTold", "Fault", "FaultKind", "FetchCertificates", "GuestWork", "HostBranch", "HostReadCounter",
+    "IndirectBranch", "LoadIdt", "MOST_WORDS", "MmioLoad", "MmioRead", "MmioStore", "MmioWrite", "NicRead", "NicWrite",
+    "PValidateResult", "PortIn", "PortInString", "PortOut", "PortOutString", "PspAnswer", "Rdmsr", "ReadFlags",
+    "ReadRandom", "ReadTsc", "RmpQueryResult", "RmpReadResult", "Runs", "Shutdown", "Sleep", "SoftwareInterrupt",
+    "StackMove", "SwapRowIn", "SwapRowOut", "TraceFaults", "VmKick", "VmcbLoad", "VmcbStore", "WriteBackCaches",
+    "WriteFlags", "Wrmsr",
 ]  # fmt: skip
 
 MOST_BYTES = 32 << 20
@@ -572,7 +574,7 @@ HypervisorOperation = (
     | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | FabricDivert | DeviceRead | DeviceWrite
     | ConfigRead | ConfigWrite | ConfigIn | ConfigOut | CardUpdate | CardDebug
     | VmcbLoad | VmcbStore | VmKick | TraceFaults | HostBranch | HostReadCounter | FetchCertificates | AskLaunchOwner
-    | AgentCall | SwapRowOut | SwapRowIn
+    | AgentCall | SwapRowOut | SwapRowIn | DevicesTold
 )  # fmt: skip
 GuestOperation = (
     Read | Write | Copy | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust

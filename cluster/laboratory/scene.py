@@ -262,10 +262,8 @@ class Scene:
             self.counter = ExternalCounter(Counted(memory_map(GUEST_BYTES, 1).placement(VICTIM, 0, SEED)).key)
         program = ProgramSpec("colluder") if self._svsm else wanted[setting.victim]
         vcpus, features = 1 + setting.two_processes, setting.sev_features
-        # Without a device a guest of SEV_TIO is one of SEV_SNP, as which agents move it.
-        launched = Generation.SEV_SNP if agents else protection.launched
         self._launch(
-            VICTIM, launched, program, vcpus, kernel, features, svsm=self._svsm, devices=devices,
+            VICTIM, protection.launched, program, vcpus, kernel, features, svsm=self._svsm, devices=devices,
             sev_policy=setting.sev_policy, migration_agent=agents,
         )  # fmt: skip
         self._hypervisor.let_go()
