@@ -44,6 +44,7 @@ from node.host_instructions import HostInstructions
 from node.host_system_bus import HostSystemBus
 from node.iommu_board import board_iommu
 from node.memory_controller import HOST_KEY, MemoryController
+from node.moving_switches import switch_off
 from node.msrs_at_reset import msrs_at_reset
 from node.nested_page_table import NestedPageTable, TableHost
 from node.nested_walk import NestedWalker
@@ -52,6 +53,7 @@ from node.performance_counters import PerformanceCounters
 from node.physical_port import PhysicalPort
 from node.platform import AS_USUAL, HostMode, Platform, Protection
 from node.product import Product
+from node.random_numbers import RandomNumbers
 from node.residents import Residents
 from node.rmp import ReverseMapTable
 from node.rmp_hidden_form import HiddenForm
@@ -204,8 +206,10 @@ class Board:
         self.psp.snp.tsm.device_switches.wants_encryption = Protection.SESSION_ENCRYPTION not in platform.disabled
         if Protection.MESSAGE_SEQUENCE in platform.disabled:
             self.psp.snp.guest_requests.switches = GuestMessageSwitches(checks_sequence=False)
+        switch_off(self.psp, platform.disabled)
         self.psp.snp.guests.pages.tweaked = platform.context_tweaked
         self.psp.snp.guests.pages.has_mac = platform.context_mac
+        self.random_numbers = RandomNumbers(random, name)
         self.tsc: Callable[[], int] = int
         """The cores' time-stamp counter; it stands still where nobody drives the board."""
         self.exit_handler: ExitHandler | None = None
