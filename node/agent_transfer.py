@@ -328,9 +328,19 @@ def take_back(self: Hypervisor, record: LaunchedVm, vm: str) -> Task:
     expect_success((yield (op.Wbinvd(), op.PspCommand(SnpCommand.DF_FLUSH)))[1:], SnpCommand.DF_FLUSH)
     self.asids.after_flush()
     # ACTIVATE takes no ASID that has pages.
+    yield from take_frames(self, record)
+    yield from _enter(self, record, "take back", vm)
+    yield from lay_back(self, record, state)
+
+
+def take_frames(self: Hypervisor, record: LaunchedVm) -> Task:
+    """The frames of a guest that is out: they are nobody's, and its hypervisor's again."""
     yield from self._reclaim(record)
     record.immutable.clear()
-    yield from _enter(self, record, "take back", vm)
+
+
+def lay_back(self: Hypervisor, record: LaunchedVm, state: VmState) -> Task:
+    """All pages of a guest that is out, into the frames that it had."""
     areas = [record.created.get(vcpu, spa) for vcpu, spa in enumerate(record.save_areas)]
     places = (_AREA.unpack(header)[0] for _, header, _ in state.sealed_areas)
     yield from _hold(

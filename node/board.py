@@ -165,6 +165,7 @@ class Board:
             reorder_check=platform.ide_reorder_check,
             tag_fence=platform.ide_tag_fence,
             rekey_flush=platform.ide_rekey_flush,
+            wants_encryption=Protection.SESSION_ENCRYPTION not in platform.disabled,
         )
         self.root_complex: RootComplex | None = None
         """What leads to slots with cards; None on a board without any."""
@@ -200,6 +201,7 @@ class Board:
         self.psp.snp.derived_keys.root_tcb = platform.derived_keys
         self.psp.firmware.signed_at = platform.reports_signed_for
         self.psp.snp.tsm.tdi_switches.rekeys = platform.ide_rekey_flush
+        self.psp.snp.tsm.device_switches.wants_encryption = Protection.SESSION_ENCRYPTION not in platform.disabled
         if Protection.MESSAGE_SEQUENCE in platform.disabled:
             self.psp.snp.guest_requests.switches = GuestMessageSwitches(checks_sequence=False)
         self.psp.snp.guests.pages.tweaked = platform.context_tweaked

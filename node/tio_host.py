@@ -115,6 +115,8 @@ class TioHost:
         self.lock_flags = lock_flags
         self.measures_anew = True
         """A device is measured when its guest asks for evidence; otherwise it gets what there is, however old."""
+        self.reports_anew = True
+        """A guest is shown the interface report of its device's present lock; otherwise of the first one it had."""
         self._ports = tuple(ports)
         self._memory = memory
         self.device_table = DEVICE_TABLE, DEVICE_TABLE_PAGES
@@ -286,9 +288,10 @@ class TioHost:
             given.context = page
         yield from card.carrier.call(SnpCommand.TIO_TDI_BIND, self._binding(given, gctx, run=False))
         given.bound = True
-        given.report = yield from card.carrier.fetch(
-            SnpCommand.TIO_TDI_REPORT, tio.TdiOrder(**self._named(given, gctx)), ObjectId.REPORT
-        )
+        if self.reports_anew or not given.report:
+            given.report = yield from card.carrier.fetch(
+                SnpCommand.TIO_TDI_REPORT, tio.TdiOrder(**self._named(given, gctx)), ObjectId.REPORT
+            )
 
     def run(self, given: Given, gctx: int) -> Task:
         """Start an interface that is locked. Raises TioRefused."""

@@ -1,6 +1,7 @@
 """A tenant with devices of its own: disk, GPU and network card, each put to work in rounds.
 
 It stores to its disk and reads back, has its GPU multiply matrices, and sends frames to a peer that does the same.
+Devices are taken, put to work and let go in the order in which its machine was to have them.
 One program for every generation: where its VM trusts devices it has each proved and let into private memory first, and
 works there; elsewhere, and on devices without TEE-IO, it copies through bounce buffers, or not even that where devices
 reach all memory. From time to time it lets its devices go, and takes them again. Where its hypervisor asks for them, to
