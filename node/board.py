@@ -166,6 +166,7 @@ class Board:
             reorder_check=platform.ide_reorder_check,
             tag_fence=platform.ide_tag_fence,
             rekey_flush=platform.ide_rekey_flush,
+            wants_encryption=Protection.SESSION_ENCRYPTION not in platform.disabled,
         )
         self.root_complex: RootComplex | None = None
         """What leads to slots with cards; None on a board without any."""
@@ -201,6 +202,7 @@ class Board:
         self.psp.snp.derived_keys.root_tcb = platform.derived_keys
         self.psp.firmware.signed_at = platform.reports_signed_for
         self.psp.snp.tsm.tdi_switches.rekeys = platform.ide_rekey_flush
+        self.psp.snp.tsm.device_switches.wants_encryption = Protection.SESSION_ENCRYPTION not in platform.disabled
         if Protection.MESSAGE_SEQUENCE in platform.disabled:
             self.psp.snp.guest_requests.switches = GuestMessageSwitches(checks_sequence=False)
         self.psp.snp.guests.pages.tweaked = platform.context_tweaked
@@ -253,6 +255,8 @@ class Board:
         """The same of one that is not to be entered at once."""
         self.entered: Callable[[str, int], None] | None = None
         """And which VMRUN has entered: its registers are those of its save area."""
+        self.devices_told: Callable[[str, int], None] = lambda _vm, _value: None
+        """Whom a VM's hypervisor tells what that says of its devices."""
         self.masks = RegisterMasks(lambda count, length: random.octets(name, "register nonce", count, length), platform)
         self.tlb_duties = None if self.tlb is None else TlbDuties(self, self.tlb)
         anew = GuestAccess(self)

@@ -73,6 +73,7 @@ class HostInstructions:
             op.DiskWrite: self._disk_write,
             op.NicRead: self._nic_read,
             op.NicWrite: self._nic_write,
+            op.DevicesTold: lambda one: board.devices_told(one.vm, one.value),
             op.PspCommand: self._psp_command,
             op.Wbinvd: caches.wbinvd,
             op.HostClflush: caches.clflush,

@@ -128,6 +128,7 @@ KINDS: Mapping[int, type] = {
     222: op.AgentCall,
     223: op.SwapRowOut,
     224: op.SwapRowIn,
+    225: op.DevicesTold,
     # Answers.
     48: op.Fault,
     49: op.PValidateResult,

@@ -21,6 +21,7 @@ from node.device_operations import (
     ConfigRead,
     ConfigWrite,
     DeviceRead,
+    DevicesTold,
     DeviceWrite,
     MmioLoad,
     MmioRead,
@@ -61,8 +62,8 @@ from psp.system_bus import RmpEntry
 __all__ = [
     "AgentCall", "Answer", "Arithmetic", "AskLaunchOwner", "Await", "Branch", "CardDebug", "CardUpdate", "Clear",
     "Compute", "ConfigIn", "ConfigOut", "ConfigRead", "ConfigWrite", "CpuidResult", "DeviceRead", "DeviceWrite",
-    "Fault", "FaultKind", "FetchCertificates", "GuestWork", "HostBranch", "HostReadCounter", "IndirectBranch",
-    "LoadIdt", "MOST_WORDS", "MmioLoad", "MmioRead", "MmioStore", "MmioWrite", "NicRead", "NicWrite",
+    "DevicesTold", "Fault", "FaultKind", "FetchCertificates", "GuestWork", "HostBranch", "HostReadCounter",
+    "IndirectBranch", "LoadIdt", "MOST_WORDS", "MmioLoad", "MmioRead", "MmioStore", "MmioWrite", "NicRead", "NicWrite",
     "PValidateResult", "PortIn", "PortInString", "PortOut", "PortOutString", "PspAnswer", "Rdmsr", "ReadFlags",
     "ReadTsc", "RmpQueryResult", "RmpReadResult", "Runs", "Shutdown", "Sleep", "SoftwareInterrupt", "StackMove",
     "SwapRowIn", "SwapRowOut", "TraceFaults", "VmKick", "VmcbLoad", "VmcbStore", "WriteBackCaches", "WriteFlags",
@@ -573,7 +574,7 @@ HypervisorOperation = (
     | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | FabricDivert | DeviceRead | DeviceWrite
     | ConfigRead | ConfigWrite | ConfigIn | ConfigOut | CardUpdate | CardDebug
     | VmcbLoad | VmcbStore | VmKick | TraceFaults | HostBranch | HostReadCounter | FetchCertificates | AskLaunchOwner
-    | AgentCall | SwapRowOut | SwapRowIn
+    | AgentCall | SwapRowOut | SwapRowIn | DevicesTold
 )  # fmt: skip
 GuestOperation = (
     Read | Write | Copy | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust

@@ -59,6 +59,8 @@ class Protection(StrEnum):
     """A root port's and a card's look at the MACs of protected packets."""
     IDE_PACKET_NUMBER = "ide packet number"
     """Their counting of packets: without, one that is repeated, or comes after one that is lost, passes."""
+    SESSION_ENCRYPTION = "session encryption"
+    """Firmware's and cards' wanting it of the sessions in which keys of links go: without, a MAC alone will do."""
     SECURE_DEVICE_ENTRY = "secure device table entry"
     """The IOMMU's look at whose a trusted request's device is, on which stream it came, and what its guest permits.
 

@@ -23,6 +23,7 @@ from tio.ide.stream import ALL_CHECKS
 from tio.pci import Command, ConfigurationSpace, Device, DoeMailbox, PciFunction, Register
 from tio.spdm import PCI_DOE, Binding, Personality, Responder, ResponderSettings
 from tio.spdm.connection_messages import PCI_SIG_STANDARD, PCI_SIG_VENDOR, VendorDefinedRequest
+from tio.spdm.device_personality import Vendor, VendorSession
 from tio.spdm.key_agreement import Random
 from tio.tdisp import InterfaceId, Tampering, Tdi, TdispResponder
 
@@ -30,9 +31,6 @@ _STREAM_BLOCKS = 4
 _BAR_OFFSET = 0x10
 STREAM_PORT = 1
 """Index of the port on which IDE streams end; 0 is the mailbox's own."""
-
-VendorDefined = Callable[[int | None, VendorDefinedRequest], bytes | None]
-"""What a responder answers to a message of a vendor, in a session or outside."""
 
 
 class CardFault(Enum):
@@ -49,6 +47,9 @@ class Card:
     ``dma`` is the port through which ``device`` reaches memory, where it does; ``virtual`` is what lies behind the VFs
     that a host can make. ``programmed``: it comes set up, for who has no host to do so.
 
+    ``wants_encryption``: its security module answers in sessions that encrypt, and in no others (PCI Express base
+    specification, 6.33.3 and 11.3). The sheet on TDISP names AES-256-GCM too, while SEV-TIO's status words have a
+    number for AES-128-GCM: either cipher will do.
     ``reset_ends_session``: a function-level reset of the physical function, which has mailbox and IDE registers, ends
     the session that came through it and the streams. Sources only say that no other function's does.
     A card whose ``tdi`` has no ``tee_io`` is a plain one of PCIe: it proves through its mailbox who it is, and has
@@ -76,6 +77,7 @@ class Card:
         reorder_check: bool = False,
         rekey_flush: bool = False,
         tag_fence: bool = False,
+        wants_encryption: bool = True,
         programmed: bool = False,
         checks: StreamChecks = ALL_CHECKS,
     ) -> None:
@@ -86,6 +88,7 @@ class Card:
         self._seed, self._serial, self._random = seed, serial, random
         self._settings = settings or ResponderSettings()
         self._reset_ends_session = reset_ends_session
+        self._wants_encryption = wants_encryption
         self.mailbox = DoeMailbox((ObjectType.CMA_SPDM, ObjectType.SECURED_CMA_SPDM), self._exchanged)
         self.port = IdePort(tag_fence=tag_fence, checks=checks)
         self.ide = IdeCapability(
@@ -191,7 +194,7 @@ class Card:
         vendor = self._vendor_defined if self._tee_io else _no_vendors
         return self.other_responder(binding, vendor, self.dsm.end_session)
 
-    def other_responder(self, binding: Binding, vendor: VendorDefined, ended: Callable[[int], None]) -> Responder:
+    def other_responder(self, binding: Binding, vendor: Vendor, ended: Callable[[int], None]) -> Responder:
         """One that proves the same and answers other messages of vendors; keys and interfaces are not among them."""
         personality = Personality(
             {0: self.identity.slot},
@@ -269,11 +272,13 @@ class Card:
             if one.lock is not None and one.lock.stream is stream:
                 one.tamper(Tampering.IDE_CONTROL)
 
-    def _vendor_defined(self, session_id: int | None, request: VendorDefinedRequest) -> bytes | None:
+    def _vendor_defined(self, session: VendorSession | None, request: VendorDefinedRequest) -> bytes | None:
         if (request.standard, request.vendor) != (PCI_SIG_STANDARD, PCI_SIG_VENDOR):
             return None
-        return self.dsm.answer(session_id, request.payload)
+        if session is None or (self._wants_encryption and not session.encrypted):
+            return None
+        return self.dsm.answer(session.session_id, request.payload)
 
 
-def _no_vendors(_session_id: int | None, _request: VendorDefinedRequest) -> bytes | None:
+def _no_vendors(_session: VendorSession | None, _request: VendorDefinedRequest) -> bytes | None:
     return None

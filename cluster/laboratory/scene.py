@@ -10,6 +10,7 @@ from cluster.laboratory.bad_hypervisor import BadHypervisor, Orders, Prelude
 from cluster.laboratory.chip_hands import old_level
 from cluster.laboratory.hands import Hands
 from cluster.laboratory.interface import Interface, is_there
+from cluster.laboratory.move_hands import MoveHands
 from cluster.laboratory.outside import Outside
 from cluster.laboratory.owner_habits import CAREFUL as CAREFUL_OWNER
 from cluster.laboratory.owner_habits import OwnerHabits
@@ -17,6 +18,7 @@ from cluster.laboratory.owner_secret import SECRET
 from cluster.laboratory.protection import PROTECTIONS, Column
 from cluster.oracle.ledger import Ledger
 from cluster.oracle.transcript import Transcript
+from cluster.root_keys import product_root
 from node.card_slot import CardSlot
 from node.cost_table import load_cost_table
 from node.encryption_setup import SHARED_VIEW
@@ -45,8 +47,10 @@ from node.tenant import local_tenants
 from node.vcpu import Vcpu, VcpuState
 from node.vcpu_model import vcpu_model
 from node.vmsa import SevFeature
+from psp.amd_certificate import AmdCertificate
 from psp.elliptic import COORDINATE_BYTES
-from psp.system_bus import PAGE_BYTES
+from psp.sev_certificate import KeyUsage
+from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 from tio.device_identity import CardKind
 from tio.tdisp import LockFlags
 from workloads.attacks import booted, colluder, newcomer, vault
@@ -59,7 +63,7 @@ from workloads.attacks.depositor import DEVICE, NOTICED, SERIAL, Depositor
 from workloads.attacks.depositor_ways import DepositorWays
 from workloads.attacks.given_card import GivenCard
 from workloads.attacks.grower import CHECKS_CARRY, Grower
-from workloads.attacks.hypervisor_books import TellDr7
+from workloads.attacks.hypervisor_books import BookOperation, TellDr7
 from workloads.attacks.keeper import Keeper
 from workloads.attacks.lock_breaking import interrupts_on
 from workloads.attacks.newcomer import Newcomer
@@ -159,6 +163,16 @@ class Setting:
     """The attacker's guest has the other card, where it can trust it."""
     outbox_is_secret: bool = False
     """What the victim sends through its outbox is a secret that it hands to a device of its own."""
+    moves: bool = False
+    """There is another host of the attacker's, and on both a migration agent that SNP guests are launched with."""
+    open_without_key: bool = False
+    """A victim without a key of its own keeps no secret."""
+    agent_verifies_peer: bool = True
+    """Migration agents look at each other's reports."""
+    agent_keeps_ledger: bool = False
+    """They take no context in twice."""
+    sev_policy: int = 0
+    """What the owner of a SEV guest demands of firmware: bits of its policy beside the usual."""
     ciphers: tuple[CipherMode, ...] = ()
     """What the product's memory controllers can do, its default first, where that is to be another than they have."""
 
@@ -211,13 +225,21 @@ class Scene:
         if setting.old_firmware:
             old = old_level(product)
             platform = replace(platform, firmware_api=old.version, firmware_tcb=old.tcb)
+        agents = setting.moves and CAPABILITIES[protection.launched].rmp
+        platform = replace(platform, migration_agent=agents or platform.migration_agent)
         spec = HostSpec("host", product, HOST_BYTES, product.min_sev_asid, SEED, 60 * 10**9, platform=platform)
         images, skips = {"auto": IMAGE}, frozenset() if setting.svsm_zeroes else _SVSM_AS_IT_WAS
-        hypervisor = partial(cast.hypervisor, Orders(setting.prelude, GUEST_BYTES, setting.snp_policy))
-        self.host = Host(
-            spec, _PROGRAMS, images, dict(load_cost_table()), local_tenants(_PROGRAMS, skips), hypervisor,
-            transcript.observe,
-        )  # fmt: skip
+
+        def made(one: HostSpec) -> Host:
+            hypervisor = partial(cast.hypervisor, Orders(setting.prelude, GUEST_BYTES, setting.snp_policy))
+            tenants = local_tenants(_PROGRAMS, skips)
+            host = Host(one, _PROGRAMS, images, dict(load_cost_table()), tenants, hypervisor, transcript.observe)
+            host.board.psp.legacy.migration.trusted_ark = lambda: _ark(product.line.name)
+            host.board.agents.verifies_peer = setting.agent_verifies_peer
+            host.board.agents.keeps_ledger = setting.agent_keeps_ledger
+            return host
+
+        self.host = made(spec)
         self._depositor: Depositor | None = None
         self._svsm = setting.svsm and CAPABILITIES[protection.launched].rmp
         self._transcript = transcript
@@ -245,7 +267,12 @@ class Scene:
             wanted["vault"] = ProgramSpec("vault", ((vault.C_BIT, 1 << product.c_bit if own_key else 0),))
         program = ProgramSpec("colluder") if self._svsm else wanted[setting.victim]
         vcpus, features = 1 + setting.two_processes, setting.sev_features
-        self._launch(VICTIM, protection.launched, program, vcpus, kernel, features, svsm=self._svsm, devices=devices)
+        # Without a device a guest of SEV_TIO is one of SEV_SNP, as which agents move it.
+        launched = Generation.SEV_SNP if agents else protection.launched
+        self._launch(
+            VICTIM, launched, program, vcpus, kernel, features, svsm=self._svsm, devices=devices,
+            sev_policy=setting.sev_policy, migration_agent=agents,
+        )  # fmt: skip
         self._hypervisor.let_go()
         tenant = ProgramSpec("vault", ((vault.SPINS, int(setting.tenant_spins)),))
         trusts = setting.tenant_has_card and CAPABILITIES[protection.launched].trusted_devices
@@ -256,6 +283,7 @@ class Scene:
                 own = Vault(memory_map(GUEST_BYTES, vcpus).placement(VICTIM, vcpu, SEED))
                 ledger.map(VICTIM, vcpu, vault.VALUE_GVA, PAGE_BYTES, own.private(vault.VALUE))
         place = memory_map(GUEST_BYTES, 1).placement(VICTIM, 0, SEED)
+        secretive = not setting.open_without_key or _has_own_key(protection.launched)
         if self._svsm:
             ledger.distrust_above(VICTIM, 0)
             ledger.keep(VICTIM, "the seed of its vTPM", vtpm_seed(VICTIM, SEED))
@@ -285,7 +313,8 @@ class Scene:
         else:
             ledger.decide(VICTIM, [_vault(VICTIM).decision(number) for number in range(1, vault.DECISIONS + 1)])
             kept = replace(_vault(VICTIM), c_bit=0 if has_tables else None).content(vault.SECRET)
-            ledger.keep(VICTIM, "the secret", kept)
+            if secretive:
+                ledger.keep(VICTIM, "the secret", kept)
         ledger.keep(VICTIM, "what its owner sends it", SECRET)
         if setting.outbox_is_secret:
             ledger.keep(VICTIM, "what it hands to its device", _vault(VICTIM).content(vault.ANSWER))
@@ -313,7 +342,9 @@ class Scene:
             self.let_run(self.host.guests[TENANT])
         self.target = self._look_up()
         outside = Outside(spec, self.host.board, protection.launched, setting.owner, VICTIM, transcript)
-        self._hands = Hands(self.host.board, TENANT, transcript, self._tell, outside)
+        elsewhere = partial(made, replace(spec, name="other host", seed=SEED + 1))
+        moves = MoveHands(self.host, self.target.victim, elsewhere, self._let_run_there) if setting.moves else None
+        self._hands = Hands(self.host.board, TENANT, transcript, self._keep_books, outside, moves)
 
     def offers(self, interface: Interface) -> bool:
         """Whether the host has an interface."""
@@ -338,9 +369,15 @@ class Scene:
 
     def let_run(self, guest: Guest) -> tuple[Answer, ...]:
         """Let a VM run until it rests again or has ended; a VM without a control block cannot run."""
-        if guest.spec.name not in self.host.board.vmcbs:
+        return self._let_run(self.host, guest)
+
+    def _let_run_there(self, host: Host) -> None:
+        self._let_run(host, host.guests[VICTIM])
+
+    def _let_run(self, host: Host, guest: Guest) -> tuple[Answer, ...]:
+        if guest.spec.name not in host.board.vmcbs:
             return ()
-        env = self.host.clock.env
+        env = host.clock.env
         before = [_rest(vcpu) for vcpu in guest.vcpus]
         until = env.now + _PATIENCE_NS
         while guest.state is GuestState.RUNNING and guest.vcpus[0].state not in _OUT:
@@ -359,9 +396,12 @@ class Scene:
 
     # Setting up.
 
-    def _tell(self, one: TellDr7) -> None:
+    def _keep_books(self, one: BookOperation) -> None:
         record = self._hypervisor.launched(VICTIM)
-        record.dr7[record.seat(0)] = one.value
+        if isinstance(one, TellDr7):
+            record.dr7[record.seat(0)] = one.value
+        else:
+            record.smashed.add(one.spa // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES)
 
     @property
     def _hypervisor(self) -> BadHypervisor:
@@ -370,11 +410,12 @@ class Scene:
 
     def _launch(
         self, name: str, generation: Generation, program: ProgramSpec, vcpus: int, kernel: KernelSettings,
-        sev_features: int = 0, *, svsm: bool = False, devices: tuple[CardKind, ...] = (),
+        sev_features: int = 0, *, svsm: bool = False, devices: tuple[CardKind, ...] = (), sev_policy: int = 0,
+        migration_agent: bool = False,
     ) -> None:
         spec = GuestSpec(
             name, generation, vcpus, GUEST_BYTES, program, SEED, sev_features=sev_features, svsm=svsm, kernel=kernel,
-            devices=devices,
+            devices=devices, sev_policy=sev_policy, migration_agent=migration_agent,
         )  # fmt: skip
         self.host.launch(spec, lambda _: None, running=True)
         assert self.host.guests[name].state is GuestState.RUNNING, self.host.guests[name].reason
@@ -533,6 +574,11 @@ def _wanted(generation: Generation, kernel: KernelSettings, service: ProgramSpec
         "booted": ProgramSpec("booted", firmware),
     }
 
+
+
+def _ark(line: str) -> AmdCertificate:
+    """The root that firmware is built with: finding its keys anew takes seconds."""
+    return product_root(line).amd_certificate(KeyUsage.ARK)
 
 
 def _vault(name: str) -> Vault:

@@ -12,6 +12,7 @@ from node.pci_driver import enable
 from node.tio_carrier import TioRefused
 from tio.device_identity import CardKind
 from tio.gpu import MEMORY_BAR
+from tio.tdisp import LockFlags
 from workloads.attacks.crooked_device import EVIL
 from workloads.attacks.depositor import CONTENT_BYTES, SECRET_ON_DEVICE, SERIAL
 from workloads.attacks.lock_breaking import placed, registers, set_up
@@ -76,6 +77,19 @@ def downgrade_before_run(target: Target) -> Attack:
         yield from device.tio.run(device.given, device.gctx)
     except TioRefused:
         return
+
+
+def replay_report(target: Target) -> Attack:
+    """The report of a lock as the guest wants it is shown for one under which the device may be updated, and is."""
+    device = target.device
+    yield from device.tio.bind(device.given, device.gctx)
+    yield from device.tio.unbind(device.given, device.gctx)
+    device.tio.reports_anew, device.tio.lock_flags = False, LockFlags(0)
+    yield LET_IT_RUN
+    yield (CardUpdate(device.port, *EVIL),)
+    yield (CardConfide(device.port),)
+    yield LET_IT_RUN
+    yield (CardRecall(device.port),)
 
 
 def swap(target: Target) -> Attack:

@@ -9,6 +9,7 @@ from cluster.oracle.verdict import Outcome, judge
 from node.operations import CardUpdate, PspAnswer
 from node.platform import Platform, Protection
 from psp.status import Status
+from tio.tdisp import LockFlags
 from workloads.attacks import another_guest, unasked_device
 from workloads.attacks.depositor_ways import DepositorWays
 from workloads.attacks.slot_operations import CardRead
@@ -83,6 +84,39 @@ def test_a_device_that_another_guest_trusts_reaches_its_own_guests_pages_alone(o
     platform = Platform(disabled=frozenset(off))
     verdict, _ = played(another_guest.store_to_private_memory, STAYS, platform=platform, tenant_has_card=True)
     assert verdict.outcome is outcome, verdict
+
+
+NO_UPDATE = int(LockFlags.NO_FW_UPDATE)
+"""A guest that wants its device to stay what it was when it was proved."""
+
+
+@pytest.mark.parametrize(
+    ("ways", "outcome"),
+    [
+        # Firmware's digest gives the old report away, and what it says of the lock the new one: each is enough.
+        (DepositorWays(lock_flags=NO_UPDATE), Outcome.DETECTED),
+        (DepositorWays(lock_flags=NO_UPDATE, checks_lock=0), Outcome.DETECTED),
+        (DepositorWays(lock_flags=NO_UPDATE, checks_report=0), Outcome.DETECTED),
+        (DepositorWays(lock_flags=NO_UPDATE, checks_lock=0, checks_report=0), Outcome.LEAKED),
+        # Who never cared whether it is updated finds the replay all the same, by the digest alone.
+        (DepositorWays(), Outcome.DETECTED),
+        (DepositorWays(checks_report=0), Outcome.LEAKED),
+    ],
+    ids=["both", "digest", "lock", "neither", "unlocked", "unlocked, no digest"],
+)
+def test_a_report_of_another_lock_is_believed_by_who_compares_neither_it_nor_the_lock_with_what_firmware_says(
+    ways, outcome
+):
+    verdict, _ = played(unasked_device.replay_report, ways)
+    assert verdict.outcome is outcome, verdict
+
+
+def test_a_report_of_the_present_lock_is_believed_and_the_update_breaks_that(monkeypatch):
+    # The same without the replay, and with the lock that the guest wants: it is the lock that keeps the secret.
+    monkeypatch.setattr(unasked_device, "LockFlags", lambda _: LockFlags.NO_FW_UPDATE)
+    ways = DepositorWays(lock_flags=NO_UPDATE, checks_lock=0, checks_report=0)
+    verdict, _ = played(unasked_device.replay_report, ways)
+    assert verdict.outcome is Outcome.DETECTED, verdict
 
 
 def test_a_device_that_was_changed_between_lock_and_start_does_not_start():
