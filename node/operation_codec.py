@@ -76,6 +76,7 @@ KINDS: Mapping[int, type] = {
     165: op.ReadTsc,
     166: op.PortInString,
     167: op.PortOutString,
+    168: op.ReadRandom,
     # Operations of hypervisors.
     16: op.HostRead,
     17: op.HostReadWritten,

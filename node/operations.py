@@ -56,7 +56,7 @@ from node.owner_operations import AskLaunchOwner, FetchCertificates
 from node.stack_operations import StackMove
 from node.svsm_operations import Clear, GuestWork
 from node.swap_operations import AgentCall, SwapRowIn, SwapRowOut
-from node.tsc_operations import ReadTsc
+from node.tsc_operations import ReadRandom, ReadTsc
 from psp.system_bus import RmpEntry
 
 __all__ = [
@@ -65,9 +65,9 @@ __all__ = [
     "DevicesTold", "Fault", "FaultKind", "FetchCertificates", "GuestWork", "HostBranch", "HostReadCounter",
     "IndirectBranch", "LoadIdt", "MOST_WORDS", "MmioLoad", "MmioRead", "MmioStore", "MmioWrite", "NicRead", "NicWrite",
     "PValidateResult", "PortIn", "PortInString", "PortOut", "PortOutString", "PspAnswer", "Rdmsr", "ReadFlags",
-    "ReadTsc", "RmpQueryResult", "RmpReadResult", "Runs", "Shutdown", "Sleep", "SoftwareInterrupt", "StackMove",
-    "SwapRowIn", "SwapRowOut", "TraceFaults", "VmKick", "VmcbLoad", "VmcbStore", "WriteBackCaches", "WriteFlags",
-    "Wrmsr",
+    "ReadRandom", "ReadTsc", "RmpQueryResult", "RmpReadResult", "Runs", "Shutdown", "Sleep", "SoftwareInterrupt",
+    "StackMove", "SwapRowIn", "SwapRowOut", "TraceFaults", "VmKick", "VmcbLoad", "VmcbStore", "WriteBackCaches",
+    "WriteFlags", "Wrmsr",
 ]  # fmt: skip
 
 MOST_BYTES = 32 << 20
@@ -581,5 +581,5 @@ GuestOperation = (
     | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit | ReadSevStatus | Cpuid
     | ReadDr7 | WriteDr7 | MmioLoad | MmioStore | Clear | GuestWork | WriteBackCaches | StackMove | Arithmetic
     | LoadIdt | ReadFlags | WriteFlags | SoftwareInterrupt | Branch | IndirectBranch | Rdmsr | Wrmsr | PortIn | PortOut
-    | ReadTsc | PortInString | PortOutString
+    | ReadTsc | ReadRandom | PortInString | PortOutString
 )  # fmt: skip
