@@ -35,7 +35,6 @@ from node.exit_registers import RegisterMasks
 from node.fault_answers import FAULTS, undefined
 from node.filled_slots import FilledSlots
 from node.firmware_levels import firmware_level
-from node.firmware_settings import settle
 from node.generation import CAPABILITIES, Generation
 from node.guest_access import CachedGuestAccess, GuestAccess
 from node.guest_backing import Backing
@@ -45,6 +44,7 @@ from node.host_instructions import HostInstructions
 from node.host_system_bus import HostSystemBus
 from node.iommu_board import board_iommu
 from node.memory_controller import HOST_KEY, MemoryController
+from node.moving_switches import switch_off
 from node.msrs_at_reset import msrs_at_reset
 from node.nested_page_table import NestedPageTable, TableHost
 from node.nested_walk import NestedWalker
@@ -77,6 +77,7 @@ from node.vmsa import VMSA_BYTES, VMSA_FIELDS
 from node.walked_memory import WalkedMemory
 from psp.alias_check import AliasCheck
 from psp.firmware import SecurityProcessor
+from psp.guest_requests import GuestMessageSwitches
 from psp.system_bus import PAGE_BYTES
 from tio.ide import StreamChecks
 from tio.virtio_net import VirtioNet
@@ -196,8 +197,19 @@ class Board:
             ),
             line=product.line,
         )
+        self.psp.legacy.keys.checks_points = product.checks_points or platform.point_check
+        self.psp.snp.wants_fabric_locked = platform.fabric_lock_checked
         self.psp.snp.alias_check = alias_check
-        settle(self.psp, product, platform)
+        self.psp.snp.reports.forced_version = platform.report_version
+        self.psp.snp.derived_keys.root_tcb = platform.derived_keys
+        self.psp.firmware.signed_at = platform.reports_signed_for
+        self.psp.snp.tsm.tdi_switches.rekeys = platform.ide_rekey_flush
+        self.psp.snp.tsm.device_switches.wants_encryption = Protection.SESSION_ENCRYPTION not in platform.disabled
+        if Protection.MESSAGE_SEQUENCE in platform.disabled:
+            self.psp.snp.guest_requests.switches = GuestMessageSwitches(checks_sequence=False)
+        switch_off(self.psp, platform.disabled)
+        self.psp.snp.guests.pages.tweaked = platform.context_tweaked
+        self.psp.snp.guests.pages.has_mac = platform.context_mac
         self.random_numbers = RandomNumbers(random, name)
         self.tsc: Callable[[], int] = int
         """The cores' time-stamp counter; it stands still where nobody drives the board."""
