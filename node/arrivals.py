@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from node.disk import blocks_of
 from node.event_log import ChainEnd
-from node.generation import CAPABILITIES
+from node.generation import CAPABILITIES, Generation
 from node.guest import Guest, GuestSpec, GuestState
 from node.guest_books import GuestBooks
 from node.host_events import HostEvent
@@ -88,6 +88,8 @@ class Arrivals:
         host.guests[spec.name] = guest
         host.want_certificates(spec)
         host.tasks.promise(guest, host.now_ns)
+        if spec.generation is Generation.PLAIN and not (spec.disk or spec.network or spec.devices):
+            host.board.unlaid.expect(spec.name)
 
         def refused(refusal: LaunchRefused) -> None:
             del host.guests[spec.name]

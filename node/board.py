@@ -66,6 +66,7 @@ from node.tlb import Tlb
 from node.tlb_duties import TlbDuties
 from node.trusted_dma import TrustedDma
 from node.trusted_io import BoardTrustedIo
+from node.unlaid_vms import ByVm, UnlaidVms
 from node.vcpu_controls import VcpuControls
 from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
@@ -228,9 +229,10 @@ class Board:
         """VMs that ended themselves through their GHCB, and how: reason set in bits 15:8, code in 7:0."""
         self.held_in_reset: set[tuple[str, int]] = set()
         """vCPUs whose last exit has not come back; whoever ran them takes them out."""
-        self.nested: dict[str, NestedPageTable] = {}
+        self.unlaid = UnlaidVms(self)
+        self.nested: dict[str, NestedPageTable] = ByVm(self.unlaid.look)
         self.tables = self._table_host()
-        self.vmcbs: dict[str, dict[int, Vmcb]] = {}
+        self.vmcbs: dict[str, dict[int, Vmcb]] = ByVm(self.unlaid.look)
         self.running = RunningVcpus(lambda: self.rmp)
         self.disks: dict[str, Disk] = {}
         self.disk_files: dict[str, DiskFile] = {}
@@ -315,6 +317,10 @@ class Board:
             self.observer(HYPERVISOR, batch, answers)
         return answers
 
+    def carry_out(self, batch: tuple[op.HypervisorOperation, ...]) -> tuple[op.Answer, ...]:
+        """Execute what a hypervisor has its answers for already."""
+        return tuple(self._host.answers(batch))
+
     def disk(self, vm: str) -> Disk:
         """A VM's disk; made when it is first asked for."""
         disk = self.disks.get(vm)
@@ -375,7 +381,17 @@ class Board:
 
     def backing(self, vm: str) -> Backing:
         """Where a VM's memory lies, as its hypervisor last asked for it."""
-        return self.nested_table(vm).backing(self.dram.size_bytes // self.platform.numa_nodes)
+        table = self.unlaid.vms.get(vm) or self.nested_table(vm)
+        return table.backing(self.dram.size_bytes // self.platform.numa_nodes)
+
+    def settle(self, vm: str) -> None:
+        """A VM is about to run here for the first time."""
+        if not self.unlaid.settle(vm):
+            self.residents.settle(self.vmcb(vm, 0))
+
+    def at_home(self, vm: str, vcpu: int) -> bool:
+        """Whether a VM's program is what runs with its control block."""
+        return vm in self.unlaid.vms or self.residents.at_home(self.vmcb(vm, vcpu))
 
     def nested_table_at(self, vm: str, nested_cr3: int) -> NestedPageTable:
         """The tables at a root: a VM's own, or what the hypervisor wrote there itself."""
@@ -417,6 +433,8 @@ class Board:
         0, or the exit code of VMRUN that refuses it. An event that the last exit interrupted is injected again, as
         hypervisors do.
         """
+        if vm in self.unlaid.vms:
+            return self.unlaid.enter(vm, vcpu)
         vmcb = self.vmcb(vm, vcpu)
         self.running.preempt((vm, vcpu))
         self.events.put_back(vmcb)
@@ -455,6 +473,9 @@ class Board:
 
     def leave(self, vm: str, vcpu: int) -> None:
         """A vCPU is off its core; one that did not run is left alone."""
+        if vm in self.unlaid.vms:
+            self.running.leave((vm, vcpu))
+            return
         self.controls.forget(vm, vcpu)
         self.held_in_reset.discard((vm, vcpu))
         if self.events.waiting:

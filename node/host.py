@@ -299,6 +299,7 @@ class Host:
     def close(self, end_ns: int) -> None:
         """Bring the books up to ``end_ns``: phases that still run are credited with what they did."""
         end_ns = max(end_ns, self.now_ns)
+        self.board.unlaid.look_at_all()
         for guest in self.guests.values():
             self.vcpus.close(guest, end_ns)
             self.network.settle(guest)

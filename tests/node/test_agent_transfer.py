@@ -218,6 +218,18 @@ def test_a_guest_whose_agent_has_forgotten_it_when_all_is_out_comes_back_in(on_i
         assert guest.state is GuestState.DESTROYED
 
 
+def test_a_guest_whose_context_went_with_an_agent_is_lost_and_says_so(on_its_way):
+    here, there = on_its_way
+    there.arrivals.abandon("vm")
+    stopped(here, "vm")
+    del here.board.agents.agents[AGENT]
+    here.departures.cancel("vm")
+    run(here, here.now_ns + SECOND)
+    guest = here.guests["vm"]
+    assert (guest.state, guest.reason) == (GuestState.DESTROYED, "migration agent: nothing of this guest is kept")
+    assert not here.board.controller.has_key(guest.asid)
+
+
 def test_a_guest_that_came_whole_and_is_not_started_leaves_nothing(on_its_way, expected):
     here, there = on_its_way
     what, guest = stopped(here, "vm"), here.guests["vm"]

@@ -158,8 +158,8 @@ def watched(
     looked = [one for one in host.board.execute_host(batch) if isinstance(one, bytes)]
     assert sum(map(len, looked)) >= len(guests) * (64 << 20)
     return Watched(
-        pieces_of("vm", registers[0].r13),
-        pieces_of("other", registers[-1].r13)[CardKind.NIC] if peer else [],
+        pieces_of("vm", registers[0].r13 + 1),
+        pieces_of("other", registers[-1].r13 + 1)[CardKind.NIC] if peer else [],
         carried,
         packets,
         b"".join(one for one in looked if one != bytes(len(one))),
@@ -274,6 +274,13 @@ def test_what_is_sealed_in_a_session_of_the_guests_own_is_nobodys_business_eithe
     assert (found(pieces, saw.links) > 0) is not sealed
     assert (found(pieces, saw.held) > 0) is not sealed
     assert found(pieces, saw.carried) == 0
+
+
+def test_no_keys_for_sealed_work_are_given_where_the_bus_would_overhear_them() -> None:
+    cards = (CardSlot(1, CardKind.GPU, encrypts=False),)
+    saw = watched(Generation.SEV_SNP, devices=(CardKind.GPU,), cards=cards, sealed=True)
+    assert saw.ended == NOT_TRUSTED.code
+    assert found(saw.pieces[CardKind.GPU], saw.links + saw.carried) == 0
 
 
 @pytest.mark.parametrize("way", list(Way))

@@ -32,6 +32,7 @@ def asked_by_cards(transcript):
     ("attack", "ways", "outcome"),
     [
         (unasked_device.start_without_consent, LETS_GO, Outcome.DETECTED),
+        (unasked_device.replay_start, LETS_GO, Outcome.DETECTED),
         (unasked_device.reach_after_unbind, LETS_GO, Outcome.DETECTED),
         (unasked_device.read_trusted_memory, DepositorWays(wipes=0), Outcome.BLOCKED),
         (unasked_device.clear_command, STAYS, Outcome.DETECTED),
@@ -66,9 +67,11 @@ def test_only_the_guests_own_entry_keeps_a_device_from_its_memory_that_was_start
     knocked_out = Platform(disabled=frozenset({Protection.SECURE_DEVICE_ENTRY}))
     verdict, _ = played(unasked_device.start_without_consent, LETS_GO, platform=knocked_out)
     assert verdict.outcome is Outcome.LEAKED, verdict
-    # What the device is not trusted with, the entry does not keep from it.
-    verdict, _ = played(unasked_device.reach_after_unbind, LETS_GO, platform=knocked_out)
-    assert verdict.outcome is Outcome.DETECTED, verdict
+    # What the device is not trusted with, the entry does not keep from it; nor does a start of before start it.
+    for attack in (unasked_device.reach_after_unbind, unasked_device.replay_start):
+        verdict, transcript = played(attack, LETS_GO, platform=knocked_out)
+        assert verdict.outcome is Outcome.DETECTED, verdict
+        assert set(asked_by_cards(transcript)) == {None}
 
 
 @pytest.mark.parametrize(
