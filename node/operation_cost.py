@@ -24,6 +24,9 @@ PSC_ENTRIES = 253
 """Entries of one page state change request (GHCB specification, section 4.1.6)."""
 
 _KIB = 1024
+_READ, _WRITE = op.Read, op.Write
+_OPERATIONS, _ENCRYPTION = Mechanism.OPERATIONS, Mechanism.ENCRYPTION
+"""An enumeration looks its members up at ten times the price of a module's name; every batch comes by here."""
 _MOST_TIMES = 1 << 20
 _CONFIG_WORD_BYTES = 4
 
@@ -84,6 +87,18 @@ class GuestOperationCost:
 
     def price(self, batch: tuple[op.GuestOperation, ...], latency_ns: float, lost_ns: dict[Mechanism, float]) -> int:
         """Nanoseconds of a batch at the present DRAM latency, added to ``lost_ns`` by mechanism."""
+        if len(batch) == 1:
+            # As most are: a load or a store.
+            only = batch[0]
+            kind = type(only)
+            if kind is _READ or kind is _WRITE:
+                size = max(only.length, 0) if kind is _READ else len(only.data)  # type: ignore[union-attr]  # the two
+                access_ns, byte_ns = self._private_ns if only.private else self._shared_ns  # type: ignore[union-attr]
+                plain = latency_ns + size * self._plain_byte_ns
+                added = access_ns + size * byte_ns
+                lost_ns[_OPERATIONS] += plain
+                lost_ns[_ENCRYPTION] += added
+                return max(1, round(plain + added))
         plain = added = other = 0.0
         for one in batch:
             if type(one) is op.Read:
