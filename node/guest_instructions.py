@@ -38,6 +38,8 @@ class GuestInstructions:
         self.table: Mapping[type, Callable[..., op.Answer]] = {
             op.Read: self._read,
             op.Write: self._write,
+            op.UpkeepRead: self._read,
+            op.UpkeepWrite: self._write,
             op.Clear: self._clear,
             op.GuestWork: lambda _, one: None if one.cost in GUEST_WORK else undefined(),
             op.Copy: self._copy,

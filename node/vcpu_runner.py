@@ -320,6 +320,8 @@ class VcpuRunner:
         lost_ns = guest.lost_ns if (own := vcpu.thread == vcpu.index) else dict.fromkeys(MECHANISMS, 0.0)
         spent = guest.operation_cost.price(batch, self._contention.latency_ns, lost_ns)
         spent += self.disk.wait(self._clock.now_ns, batch, lost_ns, guest.spec.name)
+        if not spent:
+            spent = vcpu.patience_ns(self._clock.now_ns)
         if not own:
             charge_svsm(guest, spent)
         vcpu.elapsed_ns += spent

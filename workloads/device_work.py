@@ -33,7 +33,7 @@ from node.guest_nvme import SHARED_BYTES as NVME_SHARED_BYTES
 from node.guest_tdi import SHARED_BYTES as TDI_SHARED_BYTES
 from node.guest_tdi import GuestTdi, TdiRefused
 from node.mac_address import mac_of
-from node.operations import Answer, GuestOperation, Read, Shutdown, Sleep, Write
+from node.operations import Answer, GuestOperation, Read, Shutdown, Sleep, UpkeepRead, UpkeepWrite, Write
 from node.program import Block, Demand, Placement, ProgramSpec, Registers
 from node.sealed_gpu import PRIVATE_BYTES as SEALED_GPU_BYTES
 from node.sealed_gpu import SealedGpu
@@ -214,7 +214,9 @@ class DeviceWork:
         device = registers.r12
         kind = self.placement.devices[device]
         bit = 1 << device
-        if self.placement.trusts_devices and not self.parameters.trusted_only and not (yield from says_tee_io(device)):
+        # Every kernel looks at what a device says that it can.
+        trustworthy = (yield from says_tee_io(device)) or self.parameters.trusted_only
+        if self.placement.trusts_devices and not trustworthy:
             registers.r11 &= ~bit
         elif self.placement.trusts_devices:
             tdi = self._tdi(device)
@@ -222,7 +224,7 @@ class DeviceWork:
                 return NOT_TRUSTED
             nonce = self.content.octets(b"nonce", registers.r13, device, NONCE_BYTES)
             report = (yield from tdi.attach(policy_for(kind), nonce)).pack()
-            kept = Write(self._report(device), _LENGTH.pack(len(report)) + report)
+            kept = UpkeepWrite(self._report(device), _LENGTH.pack(len(report)) + report)
             if faulted((yield (kept,))):
                 return FAULTED
             registers.r11 |= bit
@@ -262,7 +264,7 @@ class DeviceWork:
         return None
 
     def _kept_report(self, device: int) -> Steps[InterfaceReport | None]:
-        (data,) = yield (Read(self._report(device), PAGE_BYTES),)
+        (data,) = yield (UpkeepRead(self._report(device), PAGE_BYTES),)
         if not isinstance(data, bytes):
             return None
         (length,) = _LENGTH.unpack_from(data)
