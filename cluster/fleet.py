@@ -121,6 +121,7 @@ def _control_plane(scenario: Scenario, arriving: tuple[Order, ...], placement: F
         throttle_more=moving.throttle_increment,
         throttle_most=moving.throttle_max,
         dirty_limit_bytes_per_s=float(moving.dirty_limit or 0),
+        let_go_within_ns=moving.let_go_within,
     )
     return ControlPlane(
         arriving, placement, scenario.control_plane_latency, Fabric(topology, fabric.reshare_grid),

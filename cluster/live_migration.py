@@ -457,6 +457,14 @@ class LiveMigrations:
         """A host is at what it was asked for."""
         one.silence = 0
 
+    def on_let_go(self, one: Migration, _: int, at_ns: int) -> None:
+        """The guest trusts none of its devices any more."""
+        one.devices_free_ns = at_ns
+
+    def on_settled(self, one: Migration, _: int, at_ns: int, trusted: int, devices: int) -> None:
+        """The guest has made what it could of the devices that it found; the move is over by then."""
+        one.devices_settled_ns, one.trusted = at_ns, (trusted, devices)
+
     def on_gone(self, one: Migration, now_ns: int, host: str) -> None:
         """A host does not know of the move any more: it has crashed."""
         outcome = Outcome.TARGET_LOST if host == one.destination else Outcome.LOST
@@ -562,6 +570,8 @@ _ANSWERS: Mapping[str, _Answer] = {
     "through": LiveMigrations.on_through,
     "busy": LiveMigrations.on_busy,
     "gone": LiveMigrations.on_gone,
+    "let-go": LiveMigrations.on_let_go,
+    "settled": LiveMigrations.on_settled,
     "dirty": LiveMigrations.on_dirty,
     Report.STOPPED: LiveMigrations.on_stopped,
     "ended": LiveMigrations.on_ended,

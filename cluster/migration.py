@@ -116,6 +116,12 @@ class Migration:
     unanswered: frozenset[Report] = frozenset()
     """What a final phase still waits for."""
     source_lost: bool = False
+    devices_free_ns: int = -1
+    """When its guest had let its devices go."""
+    devices_settled_ns: int = -1
+    """When it had made what it could of those that it found."""
+    trusted: tuple[int, int] = (0, 0)
+    """How many of them it trusts, and of how many."""
 
     @property
     def is_over(self) -> bool:

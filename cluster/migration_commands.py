@@ -36,7 +36,7 @@ def _come(live: LiveMigrations, one: Migration) -> Told:
 
 
 TOLD: Mapping[Command, Callable[[LiveMigrations, Migration], Told]] = {
-    Command.BEGIN: lambda _, one: (one.source, (one.destination,)),
+    Command.BEGIN: lambda live, one: (one.source, (one.destination, live.settings.let_go_within_ns)),
     Command.KEEP: _keep,
     Command.STOP: _stop,
     Command.COME: _come,

@@ -165,7 +165,7 @@ class MigrationPort:
 
     # Out.
 
-    def _migrate(self, number: int, vm: str, destination: str) -> None:
+    def _migrate(self, number: int, vm: str, destination: str, let_go_within_ns: int) -> None:
         found = self._host.departures.begin(vm, lambda pools: self._send("dirty", (number, _bodies(pools))))
         if isinstance(found, MigrationRefusal):
             del self._moves[vm]
@@ -173,9 +173,27 @@ class MigrationPort:
             return
         guest = self._host.guests[vm]
         self._peers[vm] = session_of(number, vm, self._host.spec.name, destination)
-        image = self._host.images[guest.spec.firmware]
-        memory_bytes = guest.spec.memory_bytes + -(-len(image.data) // PAGE_BYTES) * PAGE_BYTES
-        self._say(vm, Report.READY, (number, memory_bytes, _bodies(found), self._platform(guest.spec)))
+        if not guest.spec.devices:
+            self._ready(number, vm, found)
+            return
+
+        def told(wrong: str | None) -> None:
+            if self._moves.get(vm) != (Holding.LEAVING, number):
+                return  # It was called off meanwhile.
+            if wrong is not None:
+                self._say(vm, "stays", (number, _NAMES[wrong], wrong))
+                return
+            self._send("let-go", (number, self._host.now_ns))
+            self._ready(number, vm, self._host.departures.statement(vm))
+
+        self._host.departures.ask_devices(vm, let_go_within_ns, told)
+
+    def _ready(self, number: int, vm: str, pools: tuple[Pool, ...]) -> None:
+        """The VM may be copied."""
+        spec = self._host.guests[vm].spec
+        image = self._host.images[spec.firmware]
+        memory_bytes = spec.memory_bytes + -(-len(image.data) // PAGE_BYTES) * PAGE_BYTES
+        self._say(vm, Report.READY, (number, memory_bytes, _bodies(pools), self._platform(spec)))
 
     def _seal(self, number: int, vm: str, certificates: bytes) -> None:
         if not self._is_new(number, vm, _KEYS):
@@ -316,6 +334,12 @@ class MigrationPort:
             self._host.arrivals.abandon(vm)
             self._send(Report.NEVER, (number, None))
             return
+        spec = self._host.guests[vm].spec
+        if spec.devices:
+            devices, host = len(spec.devices), self._host
+            host.arrivals.await_devices(
+                vm, lambda trusted: self._send("settled", (number, host.now_ns, trusted.bit_count(), devices))
+            )
         self._host.arrivals.start(vm)
         self._send(Report.RUNS, (number, self._host.now_ns))
 

@@ -39,7 +39,18 @@ def migration_row(one: Migration) -> Row:
         "frame_bytes": one.frame_bytes,
         "pages_checked": one.pages_checked,
         "downtime_ns": one.resumed_ns - one.stopped_ns if completed else None,
+        "devices_free_ns": None if one.devices_free_ns < 0 else one.devices_free_ns,
+        "devices_settled_ns": None if one.devices_settled_ns < 0 else one.devices_settled_ns,
+        "devices": _devices(one),
     }
+
+
+def _devices(one: Migration) -> str | None:
+    """How it uses what it found at its target, once it has said so."""
+    if one.devices_settled_ns < 0:
+        return None
+    trusted, devices = one.trusted
+    return "trusted" if trusted == devices else "bounce buffers" if not trusted else f"{trusted} of {devices} trusted"
 
 
 def phase_rows(one: Migration) -> list[Row]:

@@ -12,6 +12,7 @@ from cluster.placement import FIRMWARE_BYTES, FirstFit, HostAccount
 from cluster.scenario import MEMORY_DISK, HostInstance, Scenario, ScenarioError, instance_names
 from cluster.scenario_costs import scenario_costs
 from cluster.trace_orders import trace_orders
+from node.agent_transfer import BY_AGENT
 from node.generation import CAPABILITIES, Generation
 from node.guest import GuestSpec
 from node.guest_memory_map import SMALLEST_GUEST_BYTES
@@ -45,7 +46,7 @@ def placed_orders(scenario: Scenario, generations: Mapping[str, Generation], hos
         svsm = wanted.guest.svsm and CAPABILITIES[generation].rmp
         policy = wanted.guest.sev_policy if generation in SEALED else 0
         if (generation, svsm, policy) != (wanted.guest.generation, wanted.guest.svsm, wanted.guest.sev_policy):
-            agent = wanted.guest.migration_agent and generation is Generation.SEV_SNP
+            agent = wanted.guest.migration_agent and generation in BY_AGENT
             guest = replace(wanted.guest, generation=generation, svsm=svsm, sev_policy=policy, migration_agent=agent)
             order = replace(order, guest=guest)
         if not runs:

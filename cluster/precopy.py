@@ -80,6 +80,8 @@ class PrecopySettings:
     throttle_trigger: float = 0.5
     dirty_limit_bytes_per_s: float = 0.0
     """What each vCPU may write at most while it is copied, 0 for no bound."""
+    let_go_within_ns: int = 0
+    """How long a guest may take to let its devices go."""
 
     @property
     def cap_bytes_per_s(self) -> float:

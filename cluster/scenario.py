@@ -135,6 +135,9 @@ class CardGroup(ScenarioPart):
     """What each has of its own: a GPU's memory, a disk's medium; a power of two."""
     virtual_functions: Annotated[int, Strict(), Field(ge=0, le=MOST_VIRTUAL)] = 0
     """Functions that VMs are given instead of the card itself, each as large as it; 0: the card."""
+    disk: PathText = MEMORY_DISK
+    """What is below the medium of NVMe cards: ``memory``, zeros at first, or a file, as a path, that is only read and
+    gives them its size."""
     tee_io: Annotated[bool, Strict()] = True
     """Whether they have TEE-IO; a guest that trusts devices uses one without it over bounce buffers."""
 
@@ -287,7 +290,8 @@ class HostInstance:
         slots = [one for one in self.group.cards for _ in range(one.count)]
         return tuple([
             CardSlot(
-                port, one.kind, f"{self.name}.{port}", one.memory, one.virtual_functions, tee_io=one.tee_io
+                port, one.kind, f"{self.name}.{port}", one.memory, one.virtual_functions, tee_io=one.tee_io,
+                disk="" if one.disk == MEMORY_DISK else one.disk,
             )
             for port, one in enumerate(slots, start=1)
         ])  # fmt: skip

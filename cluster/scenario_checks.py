@@ -23,6 +23,7 @@ from cluster.scenario import (
 )
 from cluster.scenario_costs import scenario_costs
 from cluster.units import DURATION, SIZE, shown
+from node.agent_transfer import BY_AGENT
 from node.asid_pool import ASID_KINDS
 from node.card_slot import MOST_PORTS
 from node.cost_table import CostOverrideError
@@ -36,6 +37,7 @@ from node.ovmf import FirmwareImageError
 from node.product import PRODUCTS, Product
 from node.sealed_transfer import SEALED
 from node.svsm_memory import MOST_VCPUS, svsm_guest
+from tio.device_identity import CardKind
 from workloads.device_work import MOST_DEVICES
 from workloads.library import DEVICE_WORK, WorkloadParameterError, footprint, validate_parameters
 
@@ -55,11 +57,17 @@ def resolved(scenario: Scenario, folder: Path) -> Scenario:
         return path if path == word else os.path.realpath(folder / Path(path).expanduser())
 
     vms = tuple(vm.model_copy(update=_paths(vm, absolute)) for vm in scenario.vms)
+    hosts = tuple(
+        group.model_copy(update={"cards": tuple(
+            one.model_copy(update={"disk": absolute(one.disk, MEMORY_DISK)}) for one in group.cards
+        )})
+        for group in scenario.hosts
+    )  # fmt: skip
     trace = scenario.trace and scenario.trace.model_copy(
         update={"source": absolute(scenario.trace.source, "generated")}
     )
     rows = scenario.cost_rows and absolute(scenario.cost_rows, "")
-    return scenario.model_copy(update={"vms": vms, "trace": trace, "cost_rows": rows})
+    return scenario.model_copy(update={"hosts": hosts, "vms": vms, "trace": trace, "cost_rows": rows})
 
 
 def _paths(vm: VmGroup, absolute: Callable[[str, str], str]) -> dict[str, str]:
@@ -134,6 +142,11 @@ def _check_cards(index: int, group: HostGroup) -> None:
         if not LEAST_CARD_BYTES <= one.memory <= MOST_CARD_BYTES or one.memory & one.memory - 1:
             expected = f"a power of two from {SIZE.format(LEAST_CARD_BYTES)} to {SIZE.format(MOST_CARD_BYTES)}"
             raise _wrong(_place("hosts", index, f"cards[{at}].memory", group.name), expected, SIZE.format(one.memory))
+        if one.disk != MEMORY_DISK:
+            place = _place("hosts", index, f"cards[{at}].disk", group.name)
+            if one.kind is not CardKind.NVME:
+                raise _wrong(place, f'"memory": only {CardKind.NVME.value} cards have a disk', shown(one.disk))
+            _check_file(place, one.disk, LEAST_CARD_BYTES, "a card")
 
 
 def _check_devices(place: _Place, vm: VmGroup, hosts: list[HostInstance]) -> None:
@@ -221,9 +234,9 @@ def _check_vm(scenario: Scenario, vm: VmGroup, index: int) -> None:
         _check_svsm(place, vm)
     if vm.sev_policy and vm.generation not in SEALED:
         raise _wrong(place("sev_policy"), "none: only SEV and SEV_ES have it", f"one with {vm.generation.name}")
-    if vm.migration_agent and (vm.generation is not Generation.SEV_SNP or vm.svsm):
+    if vm.migration_agent and (vm.generation not in BY_AGENT or vm.svsm):
         found = "one with an SVSM" if vm.svsm else f"one with {vm.generation.name}"
-        raise _wrong(place("migration_agent"), "false: only SEV_SNP without an SVSM has one", found)
+        raise _wrong(place("migration_agent"), "false: only SEV_SNP and SEV_TIO without an SVSM have one", found)
     if vm.kernel.lazy_validation and (vm.svsm or not CAPABILITIES[vm.generation].rmp):
         raise _wrong(place("kernel.lazy_validation"), "false: only SEV_SNP and SEV_TIO without an SVSM have it", "true")
     if vm.svsm and not vm.kernel.tracks_validation:
@@ -296,16 +309,20 @@ def _check_relying_parties(scenario: Scenario) -> None:
 
 
 def _check_disk(place: _Place, vm: VmGroup) -> None:
-    path = Path(vm.disk)
+    _check_file(place("disk"), vm.disk, footprint(vm.program).disk_bytes * vm.vcpus, f"{vm.vcpus} vCPUs")
+
+
+def _check_file(place: str, disk: str, need: int, user: str) -> None:
+    """A file of whole blocks that is long enough."""
+    path = Path(disk)
     if not path.is_file():
-        raise _wrong(place("disk"), '"memory" or a file', f"no file {shown(vm.disk)}")
+        raise _wrong(place, '"memory" or a file', f"no file {shown(disk)}")
     try:
         have = DiskFile(path).blocks * BLOCK_BYTES
     except DiskFileError as error:
-        raise _wrong(place("disk"), error.expected, error.got) from None
-    need = footprint(vm.program).disk_bytes * vm.vcpus
+        raise _wrong(place, error.expected, error.got) from None
     if have < need:
-        raise _wrong(place("disk"), f"at least {SIZE.format(need)} for {vm.vcpus} vCPUs", SIZE.format(have))
+        raise _wrong(place, f"at least {SIZE.format(need)} for {user}", SIZE.format(have))
 
 
 def _candidates(scenario: Scenario, vm: VmGroup, place: _Place) -> list[HostInstance]:

@@ -67,6 +67,8 @@ class MigrationSettings(ScenarioPart):
     throttle_max: Annotated[float, Strict(), Field(gt=0, le=0.99)] = 0.99
     dirty_limit: Rate | None = None
     """What each vCPU may write at most while its machine is copied. Default: no limit."""
+    let_go_within: Duration = 60_000_000_000
+    """How long a machine may take to let its trusted devices go before it moves."""
     answer_within: Duration = 100_000_000
     """In a scenario with faults: when nothing was heard for so long the control plane says it again."""
     answer_tries: Annotated[int, Strict(), Field(ge=1, le=10_000)] = 10

@@ -45,6 +45,9 @@ class AgentCores:
         self.agents: dict[str, MigrationAgent] = {}
         self.roots = LABORATORY_ROOTS
         """Roots of chips that agents trust."""
+        self.verifies_peer = True
+        self.keeps_ledger = False
+        """Of agents that begin from now on (rows 55 and 58 of the attack matrix)."""
 
     def call(self, one: op.AgentCall) -> op.Answer:
         """Execute an ``AgentCall``."""
@@ -72,7 +75,9 @@ class AgentCores:
         if begin != MARK or AGENT_IMAGE.secrets_gpa is None:
             return None
         now = int(EPOCH.timestamp()) + _DAY_S
-        agent = self.agents[vm] = MigrationAgent(AGENT_IMAGE.secrets_gpa, self.roots, now)
+        agent = self.agents[vm] = MigrationAgent(
+            AGENT_IMAGE.secrets_gpa, self.roots, now, self.verifies_peer, self.keeps_ledger
+        )
         return agent
 
     def _executed(self, vmcb: Vmcb, batch: tuple[op.GuestOperation, ...]) -> tuple[op.Answer, ...]:

@@ -15,12 +15,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Generator, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgpack
 
 from node import operations as op
 from node.agent_core import AGENT_IMAGE, DONE
+from node.device_moves import bring_devices, park_devices, unpark_devices
 from node.expected_answers import expect_success
 from node.frame_allocator import joined
 from node.generation import Generation
@@ -43,6 +45,8 @@ from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
 if TYPE_CHECKING:
     from node.hypervisor import Hypervisor
 
+BY_AGENT = frozenset({Generation.SEV_SNP, Generation.SEV_TIO})
+"""Generations that move this way."""
 AGENT = "migration agent"
 """The name of a host's own."""
 _NO_HEADER = bytes(PacketHeader.SIZE)
@@ -124,6 +128,7 @@ def export_by_agent(
     self: Hypervisor, record: LaunchedVm, vm: str, started: tuple[bool, ...], reset_rips: tuple[int, ...]
 ) -> ExportTask:
     """A stopped guest's pages as firmware swapped them out, and its context as the agent says it to its peer."""
+    yield from park_devices(self, vm, record)
     areas = [record.created.get(vcpu, spa) for vcpu, spa in enumerate(record.save_areas)]
     _, *answers = yield (
         op.HostWork("migration.stop_ns"),
@@ -169,15 +174,21 @@ def export_by_agent(
             done += taken
     metadata = yield from swaps.close()
     yield from swaps.end()
-    context = yield from _order(self, "export", vm, record.gctx)
+    state = VmState(
+        vm, (), started, record.launched_gpas, reset_rips, tuple(plain), disk.runs, tuple(packets), tuple(sealed),
+        record.shared.ranges(), record.told_by_vcpus(), b"", metadata, tuple(rows),
+    )  # fmt: skip
+    try:
+        context = yield from _order(self, "export", vm, record.gctx)
+    except LaunchRefused:
+        # The guest is the firmware's still, and all of it is out.
+        yield from _come_in(self, record, state, [spa for _, spa in private], areas)
+        raise
     assert isinstance(context, bytes)
     # EXPORT has taken the context; its page is firmware's, and the pages are nobody's but the host's to take back.
     record.gctx, record.left = 0, record.gctx
     record.immutable.update(gone)
-    record.out = VmState(
-        vm, (), started, record.launched_gpas, reset_rips, tuple(plain), disk.runs, tuple(packets), tuple(sealed),
-        record.shared.ranges(), record.told_by_vcpus(), context, metadata, tuple(rows),
-    )  # fmt: skip
+    record.out = replace(state, context=context)
     return record.out
 
 
@@ -265,6 +276,7 @@ def fill_by_agent(self: Hypervisor, spec: MachineSpec, record: LaunchedVm, state
     yield tuple(
         op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa) for index, (spa, _) in enumerate(areas)
     )
+    yield from bring_devices(self, spec, record)
 
 
 def _enter(self: Hypervisor, record: LaunchedVm, order: str, vm: str, *more: object) -> Task:
@@ -310,14 +322,26 @@ def take_back(self: Hypervisor, record: LaunchedVm, vm: str) -> Task:
     state, record.out = record.out, None
     if state is None:
         yield from _order(self, "forget", vm)
+        yield from unpark_devices(self, vm, record)
         return
     record.gctx = record.left
     expect_success((yield (op.Wbinvd(), op.PspCommand(SnpCommand.DF_FLUSH)))[1:], SnpCommand.DF_FLUSH)
     self.asids.after_flush()
     # ACTIVATE takes no ASID that has pages.
+    yield from take_frames(self, record)
+    yield from _enter(self, record, "take back", vm)
+    yield from lay_back(self, record, state)
+    yield from unpark_devices(self, vm, record)
+
+
+def take_frames(self: Hypervisor, record: LaunchedVm) -> Task:
+    """The frames of a guest that is out: they are nobody's, and its hypervisor's again."""
     yield from self._reclaim(record)
     record.immutable.clear()
-    yield from _enter(self, record, "take back", vm)
+
+
+def lay_back(self: Hypervisor, record: LaunchedVm, state: VmState) -> Task:
+    """All pages of a guest that is out, into the frames that it had."""
     areas = [record.created.get(vcpu, spa) for vcpu, spa in enumerate(record.save_areas)]
     places = (_AREA.unpack(header)[0] for _, header, _ in state.sealed_areas)
     yield from _hold(

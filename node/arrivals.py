@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from node.disk import blocks_of
 from node.event_log import ChainEnd
-from node.generation import CAPABILITIES
+from node.generation import CAPABILITIES, Generation
 from node.guest import Guest, GuestSpec, GuestState
 from node.guest_books import GuestBooks
 from node.host_events import HostEvent
@@ -45,6 +45,9 @@ Shown = Callable[[str | None, bytes], None]
 """The same, and the certificates of the platform where its firmware is to receive the VM."""
 
 
+_LIVES = (GuestState.RUNNING, GuestState.PAUSED)
+
+
 @dataclass(frozen=True, slots=True)
 class _Spans:
     """Ranges of GPAs, (from, to). Two VMs with the same expect the same."""
@@ -70,6 +73,8 @@ class Arrivals:
         self._next: dict[str, tuple[GuestSpec, Shown]] = {}
         """Places to keep as soon as an older one is given back."""
         self._whole: dict[str, tuple[Entered, VmState, GuestBooks]] = {}
+        self.settling: dict[str, Callable[[int], None]] = {}
+        """Whom to tell what became of the devices of VMs that have come."""
 
     def prepare(self, spec: GuestSpec, told: Shown) -> None:
         """Keep a place: frames of memory, the nested page table over them, and an ASID for who needs one."""
@@ -83,6 +88,8 @@ class Arrivals:
         host.guests[spec.name] = guest
         host.want_certificates(spec)
         host.tasks.promise(guest, host.now_ns)
+        if spec.generation is Generation.PLAIN and not (spec.disk or spec.network or spec.devices):
+            host.board.unlaid.expect(spec.name)
 
         def refused(refusal: LaunchRefused) -> None:
             del host.guests[spec.name]
@@ -171,6 +178,25 @@ class Arrivals:
         """Let a VM that is whole run."""
         self._start(self._host.guests[name], *self._whole.pop(name))
 
+    def await_devices(self, name: str, told: Callable[[int], None]) -> None:
+        """Be told which devices a VM that has come trusts, a bit for each, when it has made of them what it can."""
+        self.settling[name] = told
+
+    def settled(self, name: str, trusted: int) -> None:
+        """A guest says so. Does nothing for one of which nobody wants to know."""
+        told = self.settling.pop(name, None)
+        if told is not None:
+            self._host.clock.after(0, lambda: told(trusted))
+
+    def settled_elsewhere(self, name: str) -> None:
+        """A VM moves on before it has: nobody wants to know any more."""
+        self.settling.pop(name, None)
+
+    def says_something(self) -> bool:
+        """Whether something may be said of any VM's devices at any time."""
+        guests = self._host.guests
+        return any(name in guests and guests[name].state in _LIVES for name in self.settling)
+
     def slow(self, name: str, standing_still: float) -> None:
         """Have the vCPUs of one that has come stand still for a share of their time, 0 for none: they await pages."""
         guest = self._host.guests[name]
@@ -195,7 +221,8 @@ class Arrivals:
     def _give_back(self, guest: Guest) -> None:
         host, name = self._host, guest.spec.name
         self._ready.discard(name)
-        self._whole.pop(name, None)
+        if self._whole.pop(name, None) is not None:
+            host.board.leave(name, 0)  # It was entered, and its save area is in use till then.
         host.tasks.stop_copying(name)
         del host.guests[name]
         host.tasks.run(host.hypervisor.destroy(name), guest, lambda _: None)

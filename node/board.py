@@ -44,6 +44,7 @@ from node.host_instructions import HostInstructions
 from node.host_system_bus import HostSystemBus
 from node.iommu_board import board_iommu
 from node.memory_controller import HOST_KEY, MemoryController
+from node.moving_switches import switch_off
 from node.msrs_at_reset import msrs_at_reset
 from node.nested_page_table import NestedPageTable, TableHost
 from node.nested_walk import NestedWalker
@@ -52,6 +53,7 @@ from node.performance_counters import PerformanceCounters
 from node.physical_port import PhysicalPort
 from node.platform import AS_USUAL, HostMode, Platform, Protection
 from node.product import Product
+from node.random_numbers import RandomNumbers
 from node.residents import Residents
 from node.rmp import ReverseMapTable
 from node.rmp_hidden_form import HiddenForm
@@ -64,6 +66,7 @@ from node.tlb import Tlb
 from node.tlb_duties import TlbDuties
 from node.trusted_dma import TrustedDma
 from node.trusted_io import BoardTrustedIo
+from node.unlaid_vms import ByVm, UnlaidVms
 from node.vcpu_controls import VcpuControls
 from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb
@@ -165,6 +168,7 @@ class Board:
             reorder_check=platform.ide_reorder_check,
             tag_fence=platform.ide_tag_fence,
             rekey_flush=platform.ide_rekey_flush,
+            wants_encryption=Protection.SESSION_ENCRYPTION not in platform.disabled,
         )
         self.root_complex: RootComplex | None = None
         """What leads to slots with cards; None on a board without any."""
@@ -200,10 +204,13 @@ class Board:
         self.psp.snp.derived_keys.root_tcb = platform.derived_keys
         self.psp.firmware.signed_at = platform.reports_signed_for
         self.psp.snp.tsm.tdi_switches.rekeys = platform.ide_rekey_flush
+        self.psp.snp.tsm.device_switches.wants_encryption = Protection.SESSION_ENCRYPTION not in platform.disabled
         if Protection.MESSAGE_SEQUENCE in platform.disabled:
             self.psp.snp.guest_requests.switches = GuestMessageSwitches(checks_sequence=False)
+        switch_off(self.psp, platform.disabled)
         self.psp.snp.guests.pages.tweaked = platform.context_tweaked
         self.psp.snp.guests.pages.has_mac = platform.context_mac
+        self.random_numbers = RandomNumbers(random, name)
         self.tsc: Callable[[], int] = int
         """The cores' time-stamp counter; it stands still where nobody drives the board."""
         self.exit_handler: ExitHandler | None = None
@@ -222,9 +229,10 @@ class Board:
         """VMs that ended themselves through their GHCB, and how: reason set in bits 15:8, code in 7:0."""
         self.held_in_reset: set[tuple[str, int]] = set()
         """vCPUs whose last exit has not come back; whoever ran them takes them out."""
-        self.nested: dict[str, NestedPageTable] = {}
+        self.unlaid = UnlaidVms(self)
+        self.nested: dict[str, NestedPageTable] = ByVm(self.unlaid.look)
         self.tables = self._table_host()
-        self.vmcbs: dict[str, dict[int, Vmcb]] = {}
+        self.vmcbs: dict[str, dict[int, Vmcb]] = ByVm(self.unlaid.look)
         self.running = RunningVcpus(lambda: self.rmp)
         self.disks: dict[str, Disk] = {}
         self.disk_files: dict[str, DiskFile] = {}
@@ -251,6 +259,8 @@ class Board:
         """The same of one that is not to be entered at once."""
         self.entered: Callable[[str, int], None] | None = None
         """And which VMRUN has entered: its registers are those of its save area."""
+        self.devices_told: Callable[[str, int], None] = lambda _vm, _value: None
+        """Whom a VM's hypervisor tells what that says of its devices."""
         self.masks = RegisterMasks(lambda count, length: random.octets(name, "register nonce", count, length), platform)
         self.tlb_duties = None if self.tlb is None else TlbDuties(self, self.tlb)
         anew = GuestAccess(self)
@@ -306,6 +316,10 @@ class Board:
         if self.observer is not None:
             self.observer(HYPERVISOR, batch, answers)
         return answers
+
+    def carry_out(self, batch: tuple[op.HypervisorOperation, ...]) -> tuple[op.Answer, ...]:
+        """Execute what a hypervisor has its answers for already."""
+        return tuple(self._host.answers(batch))
 
     def disk(self, vm: str) -> Disk:
         """A VM's disk; made when it is first asked for."""
@@ -367,7 +381,17 @@ class Board:
 
     def backing(self, vm: str) -> Backing:
         """Where a VM's memory lies, as its hypervisor last asked for it."""
-        return self.nested_table(vm).backing(self.dram.size_bytes // self.platform.numa_nodes)
+        table = self.unlaid.vms.get(vm) or self.nested_table(vm)
+        return table.backing(self.dram.size_bytes // self.platform.numa_nodes)
+
+    def settle(self, vm: str) -> None:
+        """A VM is about to run here for the first time."""
+        if not self.unlaid.settle(vm):
+            self.residents.settle(self.vmcb(vm, 0))
+
+    def at_home(self, vm: str, vcpu: int) -> bool:
+        """Whether a VM's program is what runs with its control block."""
+        return vm in self.unlaid.vms or self.residents.at_home(self.vmcb(vm, vcpu))
 
     def nested_table_at(self, vm: str, nested_cr3: int) -> NestedPageTable:
         """The tables at a root: a VM's own, or what the hypervisor wrote there itself."""
@@ -409,6 +433,8 @@ class Board:
         0, or the exit code of VMRUN that refuses it. An event that the last exit interrupted is injected again, as
         hypervisors do.
         """
+        if vm in self.unlaid.vms:
+            return self.unlaid.enter(vm, vcpu)
         vmcb = self.vmcb(vm, vcpu)
         self.running.preempt((vm, vcpu))
         self.events.put_back(vmcb)
@@ -447,6 +473,9 @@ class Board:
 
     def leave(self, vm: str, vcpu: int) -> None:
         """A vCPU is off its core; one that did not run is left alone."""
+        if vm in self.unlaid.vms:
+            self.running.leave((vm, vcpu))
+            return
         self.controls.forget(vm, vcpu)
         self.held_in_reset.discard((vm, vcpu))
         if self.events.waiting:

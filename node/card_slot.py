@@ -43,12 +43,18 @@ class CardSlot:
     """Whether it clears what trusted work left in it when that ends."""
     tee_io: bool = True
     """Whether it has TEE-IO: nobody can be made to trust one that has not."""
+    disk: str = ""
+    """The file below an NVMe card's medium, which then has its size; only read. None for a medium of zeros."""
+    encrypts: bool = True
+    """Whether its SPDM sessions can encrypt; one that only authenticates has nowhere to be given keys."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.port <= MOST_PORTS:
             raise ValueError(f"port: expected 1 to {MOST_PORTS}, got {self.port}")
         if self.kind is CardKind.GPU and self.memory_bytes != max(_LEAST_BAR_BYTES, _power_of_two(self.memory_bytes)):
             raise ValueError(f"memory_bytes of a GPU: expected a power of two from {_LEAST_BAR_BYTES} on")
+        if self.disk and self.kind is not CardKind.NVME:
+            raise ValueError(f"disk: expected none of a {self.kind.value} card, got {self.disk}")
         if not 0 <= self.virtual_functions <= MOST_VIRTUAL:
             raise ValueError(f"virtual_functions: expected 0 to {MOST_VIRTUAL}, got {self.virtual_functions}")
 

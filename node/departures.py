@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from node.contention import NEVER_NS
+from node.device_notice import Told
 from node.dirty_log import DirtyLog
 from node.dirty_rates import LONGEST_LOOK_NS, LOOK_NS, DirtyRates, Pool
 from node.event_log import ChainEnd
@@ -56,6 +57,10 @@ class _Departure:
     chain: ChainEnd | None = None
     """Where its digest chain stood when it was handed over."""
     handed_on: bool = False
+    let_go: Callable[[str | None], None] | None = None
+    """Whom to tell that the guest has let its devices go, or that it has not."""
+    asked: bool = False
+    """Whether the guest knows that they are wanted."""
 
 
 class Departures:
@@ -74,11 +79,40 @@ class Departures:
             return refusal
         assert guest is not None
         host.contention.advance(host.now_ns)
+        host.arrivals.settled_elsewhere(name)
         departure = _Departure(guest, DirtyRates(guest, host.contention, host.now_ns), restate)
         self._under_way[name] = departure
         guest.dirty_log = DirtyLog()
         guest.changed = lambda: self._changed(departure)
         return departure.rates.statement()
+
+    def ask_devices(self, name: str, within_ns: int, told: Callable[[str | None], None]) -> None:
+        """Have the guest let its trusted devices go.
+
+        Told is None when it says that it has, or what is wrong: that it has not, when that long has passed.
+        """
+        host, departure = self._host, self._under_way[name]
+        departure.let_go, departure.asked = told, True
+        host.tasks.run(host.hypervisor.ask_devices(name, True), departure.guest, lambda _: None)
+        if departure.guest.devices_told[0] is Told.LET_GO:
+            host.clock.after(0, lambda: self._through(departure, None))  # It has not taken them again since.
+        else:
+            host.clock.after(within_ns, lambda: self._through(departure, MigrationRefusal.DEVICES_KEPT))
+
+    def let_go(self, name: str) -> None:
+        """A guest says that it trusts none of its devices. Does nothing for one that was not asked."""
+        departure = self._under_way.get(name)
+        if departure is not None:
+            self._host.clock.after(0, lambda: self._through(departure, None))
+
+    def _through(self, departure: _Departure, wrong: str | None) -> None:
+        told, departure.let_go = departure.let_go, None
+        if told is not None:
+            told(wrong)
+
+    def statement(self, name: str) -> tuple[Pool, ...]:
+        """The pools of a VM that is leaving, as they are now."""
+        return self._under_way[name].rates.statement()
 
     def seal(self, name: str, platform: bytes, told: Callable[[str | None, bytes], None]) -> None:
         """Have firmware agree on keys with the target's, whose certificates these are.
@@ -166,8 +200,10 @@ class Departures:
         if departure is None:
             return
         guest = departure.guest
-        guest.dirty_log = guest.changed = None
+        guest.dirty_log = guest.changed = departure.let_go = None
         self._host.tasks.stop_copying(name)
+        if departure.asked and guest.state not in GONE:
+            self._host.tasks.run(self._host.hypervisor.ask_devices(name, False), guest, lambda _: None)
         if guest.throttle is not None:
             slow_down(self._host.vcpus, guest, None)
         chain = departure.chain
@@ -187,7 +223,13 @@ class Departures:
                 self._host.board.residents.settle(self._host.board.vmcb(name, 0))
                 goes_on()
 
-            self._host.tasks.run(self._host.hypervisor.unseal(name), guest, is_back)
+            def is_lost(refusal: LaunchRefused) -> None:
+                # The agent alone had its context, and has been restarted.
+                if guest.state not in GONE:
+                    guest.reason = str(refusal)
+                    self._host.destroy(name)
+
+            self._host.tasks.run(self._host.hypervisor.unseal(name), guest, is_back, is_lost)
             return
         self._unseal(departure)
         goes_on()
@@ -196,7 +238,7 @@ class Departures:
         """The VM is lost with the host. Does nothing for one that is not leaving."""
         departure = self._under_way.pop(name, None)
         if departure is not None:
-            departure.guest.dirty_log = departure.guest.changed = None
+            departure.guest.dirty_log = departure.guest.changed = departure.let_go = None
             self._host.tasks.stop_copying(name)
 
     def hand_on(self, name: str) -> None:
@@ -214,6 +256,7 @@ class Departures:
             vcpu.instructions, vcpu.moved_instructions, vcpu.phases = {}, {}, {}  # Void timers still hold the vCPU.
         guest.vcpus, guest.phase_costs, guest.lost_ns = [], {}, {}
         del guest.software
+        host.interrupts.release_all(name)
         host.log.chain(host.spec.name).record_octets(host.now_ns, HostEvent.DEPARTED, name.encode())
         host.board.residents.leave(name)
 
@@ -241,7 +284,7 @@ class Departures:
             return NEVER_NS
         earliest_ns = NEVER_NS
         for departure in self._under_way.values():
-            if departure.stopping:
+            if departure.stopping or departure.let_go is not None:
                 return next_event_ns
             one_ns = departure.look_at_ns
             if one_ns < 0:
@@ -253,7 +296,7 @@ class Departures:
     def _refusal(self, guest: Guest | None) -> MigrationRefusal | None:
         if guest is None or guest.state in GONE:
             return MigrationRefusal.NO_SUCH_VM
-        if guest.spec.devices:
+        if guest.spec.devices and not guest.spec.migration_agent:
             return MigrationRefusal.DEVICE_ASSIGNED
         if guest.spec.migration_agent:
             if guest.spec.svsm:

@@ -57,6 +57,14 @@ class NicWrite:
 
 
 @dataclass(frozen=True, slots=True)
+class DevicesTold:
+    """Tell the host what a VM has written to ``node.device_notice``'s register. Answer: None."""
+
+    vm: str
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
 class MmioRead:
     """Load 1, 2, 4 or 8 bytes at their own alignment from a device's registers, by system-physical address.
 

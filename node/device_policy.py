@@ -57,7 +57,9 @@ class DevicePolicy:
 
     ``serial`` names one device, if it must be that one. Without ``checks_certificates`` anybody's device will do
     (row 72), without ``checks_identity`` any other one (row 78), without ``checks_measurements`` one that runs
-    something else (row 73), without ``checks_fresh`` one that was measured long ago (row 85).
+    something else (row 73), without ``checks_fresh`` one that was measured long ago (row 85). Without ``checks_report``
+    a report of another lock will do, without ``checks_lock`` nobody asks the firmware what was locked; of
+    ``lock_flags`` then the report is all that says anything.
     """
 
     kind: CardKind
@@ -69,6 +71,8 @@ class DevicePolicy:
     checks_identity: bool = True
     checks_measurements: bool = True
     checks_fresh: bool = True
+    checks_report: bool = True
+    checks_lock: bool = True
 
 
 def judge(policy: DevicePolicy, info: TdiInfoResponse, table: bytes, nonce: bytes) -> InterfaceReport:
@@ -87,12 +91,12 @@ def judge(policy: DevicePolicy, info: TdiInfoResponse, table: bytes, nonce: byte
     if algorithms[3] not in _HASHES or algorithms[2] not in _ASYMS:
         raise DeviceUntrusted(DeviceDoubt.NO_EVIDENCE, f"algorithms {algorithms.hex()}")
     base_hash, digest = _HASHES[algorithms[3]]
-    for blob, expected, doubt in (
-        (chain, info.certificates_digest, DeviceDoubt.ANOTHER_CHAIN),
-        (measurements, info.measurements_digest, DeviceDoubt.ANOTHER_RECORD),
-        (report, info.report_digest, DeviceDoubt.ANOTHER_REPORT),
+    for blob, expected, doubt, matters in (
+        (chain, info.certificates_digest, DeviceDoubt.ANOTHER_CHAIN, True),
+        (measurements, info.measurements_digest, DeviceDoubt.ANOTHER_RECORD, True),
+        (report, info.report_digest, DeviceDoubt.ANOTHER_REPORT, policy.checks_report),
     ):
-        if digest(blob).digest().ljust(DIGEST_BYTES, b"\0") != expected:
+        if matters and digest(blob).digest().ljust(DIGEST_BYTES, b"\0") != expected:
             raise DeviceUntrusted(doubt)
     _judge_chain(policy, chain, base_hash, _ASYMS[algorithms[2]])
     _judge_measurements(policy, info, measurements, nonce)
@@ -134,7 +138,7 @@ def _judge_measurements(policy: DevicePolicy, info: TdiInfoResponse, evidence: b
 
 
 def _judge_interface(policy: DevicePolicy, info: TdiInfoResponse, raw: bytes) -> InterfaceReport:
-    if policy.lock_flags & ~info.lock_flags:
+    if policy.checks_lock and policy.lock_flags & ~info.lock_flags:
         raise DeviceUntrusted(DeviceDoubt.LOCK, f"flags {info.lock_flags:#x}")
     try:
         report = parse_report(raw)

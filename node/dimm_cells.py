@@ -211,6 +211,11 @@ class DimmCells:
         self._watched[page] = tell
         return True
 
+    def is_blank(self, spa: int, length: int) -> bool:
+        """Whether a range of whole pages is as it was when memory was cleared: nobody has written there since."""
+        gap = self._laid.is_gap(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES)
+        return gap and not (self._written and self._any_written(spa, length))
+
     def touch(self, spa: int, length: int) -> None:
         """Tell the owners of kept ranges of an access that is about to come. Raises MachineCheck."""
         self._check(spa, length)

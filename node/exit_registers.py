@@ -45,10 +45,24 @@ class RegisterMasks:
 
 def store_registers(board: Board, vcpu: Vcpu) -> None:
     """Store a vCPU's general registers in its save area. Raises what an access without a key raises."""
-    vmcb = board.vmcb(vcpu.guest.spec.name, vcpu.index)
+    vm = vcpu.guest.spec.name
+    if vm in board.unlaid.vms:
+        page = bytearray(board.unlaid.save_area(vm, vcpu.index))
+        save_registers(vcpu.registers, page)
+        board.unlaid.store_save_area(vm, vcpu.index, bytes(page))
+        return
+    vmcb = board.vmcb(vm, vcpu.index)
     page = bytearray(board.load_save_area(vmcb))
     save_registers(vcpu.registers, page)
     board.store_save_area(vmcb, bytes(page))
+
+
+def stored_registers(board: Board, vcpu: Vcpu) -> bytes:
+    """The save area where they are. Raises likewise."""
+    vm = vcpu.guest.spec.name
+    if vm in board.unlaid.vms:
+        return board.unlaid.save_area(vm, vcpu.index)
+    return board.load_save_area(board.vmcb(vm, vcpu.index))
 
 
 def store_at_exit(board: Board, vcpu: Vcpu) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from node.card_memory import CardMemory
 from node.card_slot import CardSlot, MmioWindow
+from node.disk_file import DiskFileError, disk_file
 from node.mac_address import mac_of
 from tio.card import Card
 from tio.card_functions import TdiSettings
@@ -19,15 +20,21 @@ from tio.gpu_card import gpu_card
 from tio.ide import Link, StreamChecks
 from tio.nic_card import nic_card
 from tio.nvme_card import nvme_card
-from tio.nvme_namespace import NvmeNamespace
+from tio.nvme_namespace import Image, MediaError, NvmeNamespace
 from tio.pci import Device
 from tio.root_port import RootPort
+from tio.spdm import ResponderSettings
+from tio.spdm.capabilities import Capability
+from tio.spdm.device_personality import TEE_IO_CAPABILITIES
 from tio.spdm.key_agreement import Random
 
 _BARS = 0x10
 _WORD = 0xFFFF_FFFF
 _SLOTS, _SLOT_BYTES = 6, 4
 _BLOCK_BYTES = 4096
+_SESSIONS = {
+    True: ResponderSettings(), False: ResponderSettings(capabilities=TEE_IO_CAPABILITIES & ~Capability.ENCRYPT)
+}  # fmt: skip
 
 Draw = Callable[[str, int, int], bytes]
 """Random bytes: for whom, the number of the draw, and how many."""
@@ -48,7 +55,7 @@ class FilledSlot:
 class FilledSlots:
     """Fills slots of a board; ``by_port`` holds those that are.
 
-    The rest are settings of both ends of links.
+    ``wants_encryption`` is every card's; the rest are settings of both ends of links.
     """
 
     def __init__(
@@ -60,11 +67,13 @@ class FilledSlots:
         reorder_check: bool = False,
         tag_fence: bool = False,
         rekey_flush: bool = False,
+        wants_encryption: bool = True,
     ) -> None:
         self.by_port: dict[int, FilledSlot] = {}
         self._ends: dict[str, Any] = {
             "checks": checks, "reorder_check": reorder_check, "tag_fence": tag_fence, "rekey_flush": rekey_flush,
         }  # fmt: skip
+        self._wants_encryption = wants_encryption
         self._memory = memory
         self._draw = draw
 
@@ -93,7 +102,8 @@ class FilledSlots:
     def _plug(self, window: MmioWindow, link: Link, root_port: RootPort, slot: CardSlot) -> None:
         card, device = _MAKERS[slot.kind](
             slot, self._random(slot), serial=slot.serial, requester_id=slot.requester, seed=slot.maker,
-            tdi=TdiSettings(scrubs=slot.scrubs, tee_io=slot.tee_io), **self._ends,
+            tdi=TdiSettings(scrubs=slot.scrubs, tee_io=slot.tee_io), settings=_SESSIONS[slot.encrypts],
+            wants_encryption=self._wants_encryption, **self._ends,
         )  # fmt: skip
         root_port.plug(card)
         self.by_port[slot.port] = FilledSlot(window, link, root_port, card, device)
@@ -136,9 +146,32 @@ def _nic(slot: CardSlot, random: Random, **how: Any) -> tuple[Card, Device]:
 
 
 def _nvme(slot: CardSlot, random: Random, **how: Any) -> tuple[Card, Device]:
-    blocks = max(1, slot.memory_bytes // _BLOCK_BYTES)
-    own, *others = [NvmeNamespace(blocks, _BLOCK_BYTES) for _ in range(1 + slot.virtual_functions)]
+    blocks, image = _medium(slot)
+    own, *others = [NvmeNamespace(blocks, _BLOCK_BYTES, image) for _ in range(1 + slot.virtual_functions)]
     return nvme_card(random, own, virtual=others, **how)
+
+
+def _medium(slot: CardSlot) -> tuple[int, Image | None]:
+    """Blocks, and what lies below them. A file that is gone is a medium that fails."""
+    blocks = max(1, slot.memory_bytes // _BLOCK_BYTES)
+    if not slot.disk:
+        return blocks, None
+    try:
+        file = disk_file(slot.disk)
+    except DiskFileError as error:
+        return blocks, _FailedMedium(str(error))
+    return file.blocks, file
+
+
+@dataclass(frozen=True, slots=True)
+class _FailedMedium:
+    """What is left of a file that cannot be read."""
+
+    why: str
+
+    def read(self, _offset: int, _length: int) -> bytes:
+        """Raises MediaError."""
+        raise MediaError(self.why)
 
 
 _MAKERS: dict[CardKind, Callable[..., tuple[Card, Device]]] = {

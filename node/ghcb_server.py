@@ -281,9 +281,9 @@ class GhcbServer:
         if asked.write:
             stored = yield from self._copy(record, exit_, asked.scratch)
             value = int.from_bytes(stored, "little")
-            yield from device_access(record.functions, vm, vcpu, asked.gpa, asked.length, value)
+            yield from device_access(record, vm, vcpu, asked.gpa, asked.length, value)
             return NOTHING
-        found = yield from device_access(record.functions, vm, vcpu, asked.gpa, asked.length, None)
+        found = yield from device_access(record, vm, vcpu, asked.gpa, asked.length, None)
         yield from self._lay(record, exit_, asked.scratch, ((0, found.to_bytes(asked.length, "little")),))
         return NOTHING
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from node.device_notice import Told
 from node.dirty_log import DirtyLog
 from node.disk_books import DiskBooks
 from node.event_log import Chain
@@ -149,5 +150,7 @@ class Guest:
     svsm: SvsmUse | None = None
     """Of a VM that has one."""
     """Its requests, from the first one on."""
+    devices_told: tuple[Told, int] = (Told.NOTHING, 0)
+    """What it said last of its devices, and those that it trusts, a bit for each."""
     network: NetworkBooks | None = None
     """What went through its network cards, if it has some."""

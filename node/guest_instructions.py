@@ -53,6 +53,7 @@ class GuestInstructions:
             **GuestMmio(board, way, exits.mmio).table,
             **INTERCEPTED,
             **TimeStampCounter(board).table,
+            **board.random_numbers.table,
             op.TimedRead: self._timed_read,
             op.StackMove: self._stack_move,
             **board.branches.guest_table,

@@ -92,6 +92,7 @@ class GuestMemoryMap:
         messages: MessagePlace | None = None,
         devices: tuple[CardKind, ...] = (),
         trusts_devices: bool = False,
+        devices_move: bool = False,
     ) -> Placement:
         """What a vCPU's program may call its own. The pool's first page holds the device's queues."""
         shared, part, slice_bytes = self.shared, self._shared_part, self.slice_bytes
@@ -108,6 +109,7 @@ class GuestMemoryMap:
             messages=messages,
             devices=() if vcpu else devices,
             trusts_devices=trusts_devices,
+            devices_move=devices_move,
         )
 
     def private_ranges(self, launched: Iterable[int]) -> Iterator[Range]:

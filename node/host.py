@@ -23,6 +23,7 @@ from node.contention import Contention
 from node.core_sharing import CoreSharing
 from node.counter_random import CounterRandom
 from node.departures import Departures
+from node.device_notice import Told, told_of
 from node.disk_file import DiskFileError, disk_file
 from node.event_log import EventLog
 from node.exit_registers import store_and_stay_out, store_at_exit, take_registers
@@ -139,6 +140,7 @@ class Host:
         self.board.exited = self._of_a_vcpu(store_at_exit)
         self.board.put_out = self._of_a_vcpu(store_and_stay_out)
         self.board.entered = self._of_a_vcpu(take_registers)
+        self.board.devices_told = self._devices_told
         self.departures = Departures(self)
         self.arrivals = Arrivals(self)
         self.network = HostNetwork(self, costs)
@@ -220,6 +222,8 @@ class Host:
     def earliest_output_ns(self, next_event_ns: int) -> int:
         """Before which nothing will be said of any VM here, if nobody asks; NEVER_NS for a quiet host."""
         earliest_ns = self.departures.earliest_output_ns(next_event_ns)
+        if self.arrivals.settling and self.arrivals.says_something():
+            earliest_ns = min(earliest_ns, next_event_ns)
         if self.network:
             earliest_ns = min(earliest_ns, self.network.earliest_output_ns(next_event_ns))
         if self.certificates is not None:
@@ -295,6 +299,7 @@ class Host:
     def close(self, end_ns: int) -> None:
         """Bring the books up to ``end_ns``: phases that still run are credited with what they did."""
         end_ns = max(end_ns, self.now_ns)
+        self.board.unlaid.look_at_all()
         for guest in self.guests.values():
             self.vcpus.close(guest, end_ns)
             self.network.settle(guest)
@@ -366,7 +371,7 @@ class Host:
         tenant = TenantSpec(
             spec.name, spec.generation, spec.memory, spec.program, spec.seed, guest.launched, guest.reset_rips,
             spec.sev_features, svsm, self.images[spec.firmware].cpuid_gpa, spec.kernel,
-            self.images[spec.firmware].secrets_gpa, spec.devices,
+            self.images[spec.firmware].secrets_gpa, spec.devices, spec.migration_agent and bool(spec.devices),
         )  # fmt: skip
         guest.software = self._tenants(tenant)
         self.vcpus.prepare(guest)
@@ -384,6 +389,18 @@ class Host:
         guest = self.guests.get(vm)
         if guest is not None and 0 <= vcpu < len(guest.vcpus):
             self.vcpus.kicked(guest.vcpus[vcpu], code)
+
+    def _devices_told(self, vm: str, value: int) -> None:
+        """A guest says what it has done about its devices, as its hypervisor has it."""
+        guest = self.guests.get(vm)
+        if guest is None or guest.state not in _SEATED:
+            return
+        told, trusted = guest.devices_told = told_of(value)
+        guest.chain.record(self.now_ns, HostEvent.DEVICES, told, trusted)
+        if told is Told.LET_GO:
+            self.departures.let_go(vm)
+        elif told is Told.SETTLED:
+            self.arrivals.settled(vm, trusted)
 
     def _of_a_vcpu(self, what: Callable[[Board, Vcpu], None]) -> Callable[[str, int], None]:
         def of_a_vcpu(vm: str, vcpu: int) -> None:

@@ -23,6 +23,7 @@ class HostEvent(IntEnum):
     SENT = 11
     RECEIVED = 12
     FIRMWARE = 13
+    DEVICES = 14
     PSP_COMMAND = 100
     PHASE_CUT = 101
     EXITS = 102
@@ -68,6 +69,7 @@ EVENT_KINDS: Mapping[HostEvent, EventKind] = {
     HostEvent.SENT: EventKind("sent", "frames", "bytes"),
     HostEvent.RECEIVED: EventKind("received", "frames", "bytes"),
     HostEvent.FIRMWARE: EventKind("firmware", text="what came of it", octets=Octets.TEXT),
+    HostEvent.DEVICES: EventKind("devices", "1 let go, 2 settled", "trusted, a bit for each"),
     HostEvent.PHASE_CUT: EventKind("phase cut", "", "instructions", "demand", takes_time=True),
     HostEvent.EXITS: EventKind("exits", "batches of the hypervisor", takes_time=True),
     HostEvent.PSP_COMMAND: EventKind("psp command", "", "waited_ns", "command", takes_time=True),

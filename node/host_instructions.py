@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from node import operations as op
 from node.cache_instructions import CacheInstructions
+from node.dimm_cells import MachineCheck
 from node.disk import blocks_of, refusal
 from node.fault_answers import FAULTS, answer_to, undefined
 from node.generation import Generation
@@ -75,6 +76,7 @@ class HostInstructions:
             op.DiskWrite: self._disk_write,
             op.NicRead: self._nic_read,
             op.NicWrite: self._nic_write,
+            op.DevicesTold: lambda one: board.devices_told(one.vm, one.value),
             op.PspCommand: self._psp_command,
             op.Wbinvd: caches.wbinvd,
             op.HostClflush: caches.clflush,
@@ -121,6 +123,10 @@ class HostInstructions:
     def _rmpupdate(self, one: op.RmpUpdate) -> op.Answer:
         if self._board.rmp is None or not self._board.snp_enabled:
             return undefined()
+        if self._board.unlaid.vms:
+            # What was accepted for pages is stored there before their owner changes.
+            with suppress(MachineCheck):
+                self._board.dram.cells.touch(one.spa, one.length)
         return int(self._board.rmp.rmpupdate(one.spa, one.length, one.entry))
 
     def _psmash(self, one: op.PSmash) -> op.Answer:
@@ -188,6 +194,7 @@ class HostInstructions:
 
     def _vmcb_clear(self, one: op.VmcbClear) -> op.Answer:
         board = self._board
+        board.unlaid.look(one.vm)
         board.controls.forget(one.vm)
         board.events.forget(one.vm)
         board.traced.discard(one.vm)

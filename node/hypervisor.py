@@ -17,6 +17,7 @@ from node.card_driver import release_cards, roll_card_keys
 from node.core_msrs import Msr
 from node.cpuid_page import cpuid_page
 from node.device_access import device_access
+from node.device_moves import ask_devices, give_devices
 from node.expected_answers import expect_done, expect_gone, expect_success
 from node.firmware_driver import LEGACY, commit_firmware, update_firmware
 from node.firmware_image import FirmwareImage
@@ -140,10 +141,7 @@ class Hypervisor:
             yield from self._take_memory(spec, record)
             yield from launch(self, spec, record)
             if spec.devices:
-                c_bit = 1 << self.product.c_bit if record.c_bit else 0
-                record.functions = yield from self.tio.give(
-                    spec.name, spec.devices, record.shown_to_devices(), c_bit, record.tables, record.asid
-                )
+                yield from give_devices(self, spec, record)
             yield from self._checked([op.VmRun(spec.name, 0)])
         except LaunchRefused:
             yield from self._give_back(spec.name, record)
@@ -181,12 +179,13 @@ class Hypervisor:
 
     def mmio(self, vm: str, vcpu: int, gpa: int, length: int, value: int | None) -> Reply:
         """Answer a load or store to a device by a guest whose registers are not encrypted."""
-        return device_access(self._vms[vm].functions, vm, vcpu, gpa, length, value)
+        return device_access(self._vms[vm], vm, vcpu, gpa, length, value)
 
     update_firmware = update_firmware
     commit_firmware = commit_firmware
     launch_agent, restart_agent = launch_agent, restart_agent
     roll_card_keys, release_cards = roll_card_keys, release_cards
+    ask_devices = ask_devices
     export, receive, fill = export, receive, fill
     seal, unseal, open_session, depart = seal, unseal, open_session, depart
 

@@ -122,6 +122,9 @@ class HypervisorPort(Protocol):
     def release_cards(self) -> Reply:
         """Disconnect trusted cards that no VM has; how many."""
 
+    def ask_devices(self, vm: str, wanted: bool) -> Task:
+        """Say to a guest that its devices are wanted, or that they are not any more."""
+
     def export(self, vm: str, started: tuple[bool, ...], reset_rips: tuple[int, ...]) -> ExportTask:
         """Read a stopped VM whole. Raises LaunchRefused where its firmware does not send it."""
 

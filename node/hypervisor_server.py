@@ -64,6 +64,7 @@ TASKS: Mapping[str, TaskForm] = {
     "restart_agent": TaskForm(form_of(tuple[()]), form_of(None)),
     "roll_card_keys": TaskForm(form_of(tuple[()]), form_of(int)),
     "release_cards": TaskForm(form_of(tuple[()]), form_of(int)),
+    "ask_devices": TaskForm(form_of(tuple[str, bool]), form_of(None)),
     "export": TaskForm(form_of(tuple[str, tuple[bool, ...], tuple[int, ...]]), form_of(VmState)),
     "receive": TaskForm(form_of(tuple[MachineSpec]), form_of(bytes)),
     "fill": TaskForm(form_of(tuple[MachineSpec, VmState]), form_of(tuple[Entered, bytes])),

@@ -155,13 +155,19 @@ class HypervisorTasks:
             end_ns = self.served(batch, now_ns + round(one.price(batch)), one.guest, phase)
             if end_ns > now_ns:
                 break
-            answers = self._board.execute_host(batch)  # What takes no time needs no event.
+            answers = self._execute(batch, one.guest)  # What takes no time needs no event.
 
         def take_effect(_: object) -> None:
-            self._step(one, self._board.execute_host(batch))
+            self._step(one, self._execute(batch, one.guest))
             self._clock.settle()
 
         self._clock.wake(end_ns - now_ns, take_effect)
+
+    def _execute(self, batch: tuple[op.HypervisorOperation, ...], guest: Guest | None) -> tuple[op.Answer, ...]:
+        board = self._board
+        if guest is not None and guest.spec.name in board.unlaid.vms:
+            return board.unlaid.execute(guest.spec.name, batch)
+        return board.execute_host(batch)
 
     def served(
         self, batch: tuple[op.HypervisorOperation, ...], ready_ns: int, guest: Guest | None, phase: str = BLOCKS

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from node.ap_starts import ApStarts
+from node.device_notice import DeviceNotice
 from node.firmware_image import FirmwareImage
 from node.generation import Generation
 from node.guest_functions import GuestFunction
@@ -83,6 +84,10 @@ class LaunchedVm:
     """Where the guest may use several VMPLs."""
     functions: tuple[GuestFunction, ...] = ()
     """Devices that were given to it, as it is shown them."""
+    notice: DeviceNotice = field(default_factory=DeviceNotice)
+    """What it is told about them."""
+    parked: bool = False
+    """They are stopped, for it may be moved away."""
     svsm: FirmwareImage | None = None
     """The image below the firmware, where there is one."""
 
@@ -98,16 +103,19 @@ class LaunchedVm:
         return Range(first, self.firmware.end - first)
 
     def told_by_vcpus(self) -> VcpuNotes:
-        """What its vCPUs told, for the next hypervisor: (vCPU, frame number of its GHCB, DR7), and the jump table."""
+        """What its vCPUs told, for the next hypervisor: (vCPU, frame number of its GHCB, DR7); then the jump table.
+
+        Beside that stands how often its devices were others.
+        """
         vcpus = sorted({*self.ghcbs, *self.dr7})
         notes = tuple([(vcpu, self.ghcbs.get((vcpu, vmpl), 0), self.dr7.get((vcpu, vmpl), 0)) for vcpu, vmpl in vcpus])
-        return (*notes, (-1, self.jump_table, 0))
+        return (*notes, (-1, self.jump_table, self.notice.arrivals))
 
     def hear_of_vcpus(self, notes: VcpuNotes) -> None:
         """The other way."""
         for vcpu, ghcb, dr7 in notes:
             if vcpu < 0:
-                self.jump_table = ghcb
+                self.jump_table, self.notice.arrivals = ghcb, dr7
                 continue
             if ghcb:
                 self.ghcbs[vcpu, 0] = ghcb

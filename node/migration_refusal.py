@@ -33,11 +33,12 @@ class MigrationRefusal(StrEnum):
     SVSM_BELOW = "guests with an SVSM do not move by agents yet"
     SECURE_TSC = "firmware exports no guest whose clock begins with its host's"
     NETWORK_CARD = "the state of a paravirtual network card does not move yet"
-    DEVICE_ASSIGNED = "trusted devices are bound to the host"
+    DEVICE_ASSIGNED = "devices of the host are assigned to the VM, and no migration agent may move it"
+    DEVICES_KEPT = "the guest does not let its trusted devices go"
 
 
 REFUSALS: Mapping[Generation, MigrationRefusal] = {
     Generation.SEV_SNP: MigrationRefusal.NEEDS_MIGRATION_AGENT,
-    Generation.SEV_TIO: MigrationRefusal.DEVICE_ASSIGNED,
+    Generation.SEV_TIO: MigrationRefusal.NEEDS_MIGRATION_AGENT,
 }
 """Generations that refuse; the others move."""

@@ -78,6 +78,7 @@ KINDS: Mapping[int, type] = {
     165: op.ReadTsc,
     166: op.PortInString,
     167: op.PortOutString,
+    168: op.ReadRandom,
     # Operations of hypervisors.
     16: op.HostRead,
     17: op.HostReadWritten,
@@ -133,6 +134,7 @@ KINDS: Mapping[int, type] = {
     222: op.AgentCall,
     223: op.SwapRowOut,
     224: op.SwapRowIn,
+    225: op.DevicesTold,
     # Answers.
     48: op.Fault,
     49: op.PValidateResult,

@@ -21,6 +21,7 @@ from node.device_operations import (
     ConfigRead,
     ConfigWrite,
     DeviceRead,
+    DevicesTold,
     DeviceWrite,
     MmioLoad,
     MmioRead,
@@ -56,18 +57,18 @@ from node.owner_operations import AskLaunchOwner, FetchCertificates
 from node.stack_operations import StackMove
 from node.svsm_operations import Clear, GuestWork
 from node.swap_operations import AgentCall, SwapRowIn, SwapRowOut
-from node.tsc_operations import ReadTsc
+from node.tsc_operations import ReadRandom, ReadTsc
 from psp.system_bus import RmpEntry
 
 __all__ = [
     "AgentCall", "Answer", "Arithmetic", "AskLaunchOwner", "Await", "Branch", "CardDebug", "CardUpdate", "Clear",
     "Compute", "ConfigIn", "ConfigOut", "ConfigRead", "ConfigWrite", "Copy", "CpuidResult", "DeviceRead",
-    "DeviceWrite", "Fault", "FaultKind", "FetchCertificates", "GuestWork", "HostBranch", "HostReadCounter",
-    "IndirectBranch", "LoadIdt", "MOST_BYTES", "MOST_WORDS", "MmioLoad", "MmioRead", "MmioStore", "MmioWrite",
-    "NicRead", "NicWrite", "PValidateResult", "PortIn", "PortInString", "PortOut", "PortOutString", "PspAnswer",
-    "Rdmsr", "Read", "ReadFlags", "ReadTsc", "RmpQueryResult", "RmpReadResult", "Runs", "Shutdown", "Sleep",
-    "SoftwareInterrupt", "StackMove", "SwapRowIn", "SwapRowOut", "TraceFaults", "UpkeepRead", "UpkeepWrite", "VmKick",
-    "VmcbLoad", "VmcbStore", "Write", "WriteBackCaches", "WriteFlags", "Wrmsr",
+    "DeviceWrite", "DevicesTold", "Fault", "FaultKind", "FetchCertificates", "GuestWork", "HostBranch",
+    "HostReadCounter", "IndirectBranch", "LoadIdt", "MOST_BYTES", "MOST_WORDS", "MmioLoad", "MmioRead", "MmioStore",
+    "MmioWrite", "NicRead", "NicWrite", "PValidateResult", "PortIn", "PortInString", "PortOut", "PortOutString",
+    "PspAnswer", "Rdmsr", "Read", "ReadFlags", "ReadRandom", "ReadTsc", "RmpQueryResult", "RmpReadResult", "Runs",
+    "Shutdown", "Sleep", "SoftwareInterrupt", "StackMove", "SwapRowIn", "SwapRowOut", "TraceFaults", "UpkeepRead",
+    "UpkeepWrite", "VmKick", "VmcbLoad", "VmcbStore", "Write", "WriteBackCaches", "WriteFlags", "Wrmsr",
 ]  # fmt: skip
 
 MOST_VIRTUAL_BYTES = 4 << 20
@@ -549,12 +550,12 @@ HypervisorOperation = (
     | NicRead | NicWrite | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | FabricDivert
     | DeviceRead | DeviceWrite | ConfigRead | ConfigWrite | ConfigIn | ConfigOut | CardUpdate | CardDebug
     | VmcbLoad | VmcbStore | VmKick | TraceFaults | HostBranch | HostReadCounter | FetchCertificates | AskLaunchOwner
-    | AgentCall | SwapRowOut | SwapRowIn
+    | AgentCall | SwapRowOut | SwapRowIn | DevicesTold
 )  # fmt: skip
 GuestOperation = (
     Read | Write | UpkeepRead | UpkeepWrite | Copy | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage
     | PValidate | RmpAdjust | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit
     | ReadSevStatus | Cpuid | ReadDr7 | WriteDr7 | MmioLoad | MmioStore | Clear | GuestWork | WriteBackCaches
     | StackMove | Arithmetic | LoadIdt | ReadFlags | WriteFlags | SoftwareInterrupt | Branch
-    | IndirectBranch | Rdmsr | Wrmsr | PortIn | PortOut | ReadTsc | PortInString | PortOutString
+    | IndirectBranch | Rdmsr | Wrmsr | PortIn | PortOut | ReadTsc | ReadRandom | PortInString | PortOutString
 )  # fmt: skip

@@ -51,6 +51,14 @@ class Protection(StrEnum):
     """A new one at each exit, in a guest that asked for masked registers; without, the one of its launch stays."""
     MESSAGE_SEQUENCE = "message sequence"
     """Firmware's look at the numbers of guest messages."""
+    TARGET_CHAIN = "target chain"
+    """SEND_START's look at the certificates of the platform that a SEV guest goes to, and at what its policy wants."""
+    SWAP_TAG = "swap tag"
+    """SNP_PAGE_SWAP_IN's comparison of a page with the tag in its entry."""
+    SWAP_ENTRY = "swap entry"
+    """Its clearing of that entry."""
+    EXPORT_DECOMMISSIONS = "export decommissions"
+    """The end of a guest's context here when a migration agent exports it."""
     TLB_ID = "tlb id"
     """VMRUN's match of PCPU_ID and TLB_ID in an SNP guest's save area with the thread's last."""
     IDE = "ide"
@@ -59,6 +67,8 @@ class Protection(StrEnum):
     """A root port's and a card's look at the MACs of protected packets."""
     IDE_PACKET_NUMBER = "ide packet number"
     """Their counting of packets: without, one that is repeated, or comes after one that is lost, passes."""
+    SESSION_ENCRYPTION = "session encryption"
+    """Firmware's and cards' wanting it of the sessions in which keys of links go: without, a MAC alone will do."""
     SECURE_DEVICE_ENTRY = "secure device table entry"
     """The IOMMU's look at whose a trusted request's device is, on which stream it came, and what its guest permits.
 

@@ -139,6 +139,8 @@ class Placement:
     """Cards that were given to the VM, if this is its first vCPU, which drives them."""
     trusts_devices: bool = False
     """Whether it can let them into its private memory."""
+    devices_move: bool = False
+    """Whether its hypervisor may ask for them, to move the VM (``node.device_notice``)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,10 @@ class RemoteHypervisor:
         """The same after the host was switched off and on."""
         return self._task("restart_agent")
 
+    def ask_devices(self, vm: str, wanted: bool) -> Task:
+        """Say to a guest that its devices are wanted, or that they are not any more."""
+        return self._task("ask_devices", vm, wanted)
+
     def roll_card_keys(self) -> Reply:
         """Give links of trusted cards in use fresh keys; how many got them."""
         return self._task("roll_card_keys")

@@ -53,9 +53,18 @@ class RunningVcpus:
         """Where ``VmRun`` put a vCPU that still runs there."""
         return next((thread for thread, one in self._threads.items() if one == who), None)
 
+    def is_scheduled(self, who: Who) -> bool:
+        """Whether the host's scheduler has entered a vCPU, and it has not exited since."""
+        return who in self._scheduled and who not in self.preempted
+
     def runs_on(self, thread: int) -> bool:
         """Whether a vCPU runs where ``VmRun`` put it, on this thread."""
         return thread in self._threads
+
+    @property
+    def any_on_threads(self) -> bool:
+        """Whether a vCPU runs where ``VmRun`` put it."""
+        return len(self._threads) > 0
 
     def vacate(self, thread: int) -> None:
         """A thread is about to execute VMRUN: what ran there by ``VmRun`` has exited."""

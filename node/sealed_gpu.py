@@ -108,7 +108,8 @@ class SealedGpu:
         """Raises SpdmFault, DeviceSilent and DeviceUntrusted."""
         policy = self.policy
         anchors = TrustAnchors((policy.root,))
-        requester = Requester(RequesterSettings(anchors=anchors, offer=SEV_TIO_OFFER), PCI_DOE, self.draw)
+        settings = RequesterSettings(anchors=anchors, offer=SEV_TIO_OFFER, wants_encryption=True)
+        requester = Requester(settings, PCI_DOE, self.draw)
         yield from self._carried(requester.connect())
         yield from self._carried(requester.digests())
         chain = yield from self._carried(requester.certificates())

@@ -15,7 +15,7 @@ from collections.abc import Generator, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from node import operations as op
-from node.agent_transfer import let_go, meet, meet_sender, take_back
+from node.agent_transfer import BY_AGENT, let_go, meet, meet_sender, take_back
 from node.expected_answers import expect_done, expect_success, octets
 from node.frame_allocator import joined
 from node.generation import Generation
@@ -107,7 +107,7 @@ def seal(self: Hypervisor, vm: str, platform: bytes) -> ReceiveTask:
     Raises LaunchRefused; the guest is as before then.
     """
     record = record_of(self, vm)
-    if record.generation is Generation.SEV_SNP:
+    if record.generation in BY_AGENT:
         return (yield from meet(self, record, vm, platform))
     _check_may_leave(record)
     own = yield from show_platform(self, record)
@@ -149,7 +149,7 @@ def _check_may_leave(record: LaunchedVm) -> None:
 def unseal(self: Hypervisor, vm: str) -> Task:
     """The VM stays: SEND_CANCEL. In the hypervisor's own page: another task may have the VM's in hand."""
     record = self._vms.get(vm)
-    if record is not None and record.sealed and record.generation is Generation.SEV_SNP:
+    if record is not None and record.sealed and record.generation in BY_AGENT:
         yield from take_back(self, record, vm)
     elif record is not None and record.sealed:
         record.sealed = False
@@ -159,11 +159,14 @@ def unseal(self: Hypervisor, vm: str) -> Task:
 def depart(self: Hypervisor, vm: str) -> Task:
     """The VM lives elsewhere: SEND_FINISH, after which firmware lets nothing but its end come, and then that."""
     record = self._vms.get(vm)
-    if record is not None and record.sealed and record.generation is Generation.SEV_SNP:
+    if record is not None and record.sealed and record.generation in BY_AGENT:
         yield from let_go(self, vm)
     elif record is not None and record.sealed:
         yield from self.must(LegacyCommand.SEND_FINISH, record.small[0], buffers.Handle(record.handle).pack())
+    has_cards = record is not None and record.functions
     yield from self.destroy(vm)
+    if has_cards:
+        yield from self.release_cards()
 
 
 def export_sealed(
@@ -269,7 +272,7 @@ def _expect(batch: list[op.HypervisorOperation], answers: Answers) -> None:
 def open_session(self: Hypervisor, spec: MachineSpec, session: bytes) -> Task:
     """RECEIVE_START with what the source's firmware has sealed for this one, and ACTIVATE. Raises LaunchRefused."""
     record = record_of(self, spec.name)
-    if record.generation is Generation.SEV_SNP:
+    if record.generation in BY_AGENT:
         yield from meet_sender(self, spec.name, session)
         return
     if len(session) != SESSION_BYTES:

@@ -65,6 +65,8 @@ class TenantSpec:
     """The secrets page, where the firmware image has one."""
     devices: tuple[CardKind, ...] = ()
     """Cards that were given to it, in the order in which it knows them."""
+    devices_move: bool = False
+    """Whether its hypervisor may ask for them, to move it."""
 
     @property
     def threads(self) -> int:
@@ -187,7 +189,7 @@ class Tenant:
             messages = self._messages(vcpu)
             placement = spec.memory.placement(
                 spec.name, vcpu, spec.seed, bounces=bounces, messages=messages, devices=spec.devices,
-                trusts_devices=CAPABILITIES[spec.generation].trusted_devices,
+                trusts_devices=CAPABILITIES[spec.generation].trusted_devices, devices_move=spec.devices_move,
             )  # fmt: skip
             if spec.kernel.encrypts_disk:
                 placement = replace(placement, disk_key=disk_key(spec.name, spec.seed))

@@ -115,6 +115,8 @@ class TioHost:
         self.lock_flags = lock_flags
         self.measures_anew = True
         """A device is measured when its guest asks for evidence; otherwise it gets what there is, however old."""
+        self.reports_anew = True
+        """A guest is shown the interface report of its device's present lock; otherwise of the first one it had."""
         self._ports = tuple(ports)
         self._memory = memory
         self.device_table = DEVICE_TABLE, DEVICE_TABLE_PAGES
@@ -200,6 +202,28 @@ class TioHost:
             yield from self._write(table)
             yield from self._iommu.forget(self._domain(self._given[name, device].function))
 
+    def trusts(self, vm: str) -> bool:
+        """Whether a device of a VM's is locked for it."""
+        return any(one.bound for (name, _), one in self._given.items() if name == vm)
+
+    def park(self, vm: str) -> Task:
+        """Stop the devices of a VM that stands still and trusts none: they reach nothing, and stay its own."""
+        for given in self._of(vm):
+            yield from self._unlocked(given, 0, force=True)
+            yield from enable(given.function, on=False)
+            yield from self._iommu.detach(given.function.requester)
+            yield from reset(given.function)
+
+    def unpark(self, vm: str) -> Task:
+        """Let them answer and reach its memory again, as after a reset."""
+        for given in self._of(vm):
+            function = given.function
+            yield from self._iommu.show(function.requester, self._domain(function), given.table.root, LEVELS)
+            yield from enable(function, on=True)
+
+    def _of(self, vm: str) -> list[Given]:
+        return [self._given[key] for key in sorted(self._given) if key[0] == vm]
+
     def given(self, vm: str, guest_id: int) -> Given | None:
         """The card that a VM knows by a requester id."""
         for (name, device), one in self._given.items():
@@ -264,9 +288,10 @@ class TioHost:
             given.context = page
         yield from card.carrier.call(SnpCommand.TIO_TDI_BIND, self._binding(given, gctx, run=False))
         given.bound = True
-        given.report = yield from card.carrier.fetch(
-            SnpCommand.TIO_TDI_REPORT, tio.TdiOrder(**self._named(given, gctx)), ObjectId.REPORT
-        )
+        if self.reports_anew or not given.report:
+            given.report = yield from card.carrier.fetch(
+                SnpCommand.TIO_TDI_REPORT, tio.TdiOrder(**self._named(given, gctx)), ObjectId.REPORT
+            )
 
     def run(self, given: Given, gctx: int) -> Task:
         """Start an interface that is locked. Raises TioRefused."""

@@ -20,7 +20,7 @@ from node.disk_books import counted
 from node.event_delivery import Delivered
 from node.event_log import EventLog
 from node.exit_charges import ExitTimes
-from node.exit_registers import store_registers
+from node.exit_registers import store_registers, stored_registers
 from node.fault_answers import FAULTS
 from node.guest import Guest, GuestState
 from node.host_events import HostEvent
@@ -67,7 +67,7 @@ class VcpuRunner:
 
     def prepare(self, guest: Guest) -> None:
         """Price the demands of a VM that is about to run for the first time here; its program moves in."""
-        self._board.residents.settle(self._board.vmcb(guest.spec.name, 0))
+        self._board.settle(guest.spec.name)
         backing = self._board.backing(guest.spec.name)
         guest.operation_cost, guest.chain = self._prices.guest(guest.spec.generation), self._log.chain(guest.spec.name)
         for vcpu, demands in zip(guest.vcpus, guest.software.demands, strict=True):
@@ -83,7 +83,7 @@ class VcpuRunner:
         """VMRUN; a VM whose registers were tampered with ends."""
         guest = vcpu.guest
         code = self._board.enter(guest.spec.name, vcpu.index)
-        if not code and not self._board.residents.at_home(self._board.vmcb(guest.spec.name, vcpu.index)):
+        if not code and not self._board.at_home(guest.spec.name, vcpu.index):
             code = ExitCode.SHUTDOWN  # Behind another key its code is noise.
         if code:
             self._power_off(guest, code & 0xFF)
@@ -179,9 +179,8 @@ class VcpuRunner:
 
     def load(self, vcpu: Vcpu) -> None:
         """Take a vCPU's registers from its save area; one that nobody can read any more no VMRUN accepts."""
-        vmcb = self._board.vmcb(vcpu.guest.spec.name, vcpu.index)
         try:
-            page = self._board.load_save_area(vmcb)
+            page = stored_registers(self._board, vcpu)
         except FAULTS:
             return
         load_registers(page, vcpu.registers)

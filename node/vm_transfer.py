@@ -8,11 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from node import operations as op
-from node.agent_transfer import agent_context, export_by_agent, fill_by_agent, greet
+from node.agent_transfer import BY_AGENT, agent_context, export_by_agent, fill_by_agent, greet
 from node.asid_pool import AsidsExhausted
 from node.expected_answers import expect_done, octets
 from node.frame_allocator import OutOfMemory, joined
-from node.generation import Generation
 from node.hypervisor_port import ExportTask, FillTask, LaunchRefused, ReceiveTask
 from node.launched_vm import LaunchedVm
 from node.machine_spec import MachineSpec
@@ -108,7 +107,7 @@ def fill(self: Hypervisor, spec: MachineSpec, state: VmState) -> FillTask:
     back = octets(answers[len(writes) + 1 :])
     if spec.generation in SEALED:
         yield from fill_sealed(self, spec, record, state)
-    elif spec.generation is Generation.SEV_SNP:
+    elif spec.generation in BY_AGENT:
         yield from fill_by_agent(self, spec, record, state)
     run = (op.VmRun(spec.name, 0),)
     expect_done(run, (yield run))

@@ -54,7 +54,7 @@ class LegacyFirmware:
         self._ranges = ranges
         self._permits = permits
         self._launch = launch = LegacyLaunch(bus, memory, random, firmware, self.keys, self.guests)
-        self._migration = migration = LegacyMigration(bus, memory, random, self.keys, self.guests, launch)
+        self.migration = migration = LegacyMigration(bus, memory, random, self.keys, self.guests, launch)
         self._nv = NvFile(memory, self.keys, random)
         keys, debug = LegacyKeys(memory, self.keys, self._nv), LegacyDebug(bus, memory, self.guests)
         swap = LegacySwap(bus, memory, random, self.guests)
@@ -167,7 +167,7 @@ class LegacyFirmware:
         return started
 
     def _receive_start(self, start: buffers.LaunchStart) -> buffers.LaunchStart:
-        started = self._migration.receive_start(start, es_enabled=self.es_enabled)
+        started = self.migration.receive_start(start, es_enabled=self.es_enabled)
         self.state = LegacyPlatformState.WORKING
         return started
 

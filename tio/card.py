@@ -22,7 +22,9 @@ from tio.ide.capability import IdeCapability
 from tio.ide.stream import ALL_CHECKS
 from tio.pci import Command, ConfigurationSpace, Device, DoeMailbox, PciFunction, Register
 from tio.spdm import PCI_DOE, Binding, Personality, Responder, ResponderSettings
+from tio.spdm.algorithms import Aead
 from tio.spdm.connection_messages import PCI_SIG_STANDARD, PCI_SIG_VENDOR, VendorDefinedRequest
+from tio.spdm.device_personality import Vendor, VendorSession
 from tio.spdm.key_agreement import Random
 from tio.tdisp import InterfaceId, Tampering, Tdi, TdispResponder
 
@@ -30,9 +32,6 @@ _STREAM_BLOCKS = 4
 _BAR_OFFSET = 0x10
 STREAM_PORT = 1
 """Index of the port on which IDE streams end; 0 is the mailbox's own."""
-
-VendorDefined = Callable[[int | None, VendorDefinedRequest], bytes | None]
-"""What a responder answers to a message of a vendor, in a session or outside."""
 
 
 class CardFault(Enum):
@@ -49,6 +48,9 @@ class Card:
     ``dma`` is the port through which ``device`` reaches memory, where it does; ``virtual`` is what lies behind the VFs
     that a host can make. ``programmed``: it comes set up, for who has no host to do so.
 
+    ``wants_encryption``: its security module answers in sessions that encrypt, and in no others (PCI Express base
+    specification, 6.33.3 and 11.3). ``wants_aes_256``: and only under AES-256-GCM, as the sheet on TDISP has it. That
+    is off, because SEV-TIO's status words have a number for AES-128-GCM.
     ``reset_ends_session``: a function-level reset of the physical function, which has mailbox and IDE registers, ends
     the session that came through it and the streams. Sources only say that no other function's does.
     A card whose ``tdi`` has no ``tee_io`` is a plain one of PCIe: it proves through its mailbox who it is, and has
@@ -76,6 +78,8 @@ class Card:
         reorder_check: bool = False,
         rekey_flush: bool = False,
         tag_fence: bool = False,
+        wants_encryption: bool = True,
+        wants_aes_256: bool = False,
         programmed: bool = False,
         checks: StreamChecks = ALL_CHECKS,
     ) -> None:
@@ -86,6 +90,7 @@ class Card:
         self._seed, self._serial, self._random = seed, serial, random
         self._settings = settings or ResponderSettings()
         self._reset_ends_session = reset_ends_session
+        self._wants_encryption, self._wants_aes_256 = wants_encryption, wants_aes_256
         self.mailbox = DoeMailbox((ObjectType.CMA_SPDM, ObjectType.SECURED_CMA_SPDM), self._exchanged)
         self.port = IdePort(tag_fence=tag_fence, checks=checks)
         self.ide = IdeCapability(
@@ -191,7 +196,7 @@ class Card:
         vendor = self._vendor_defined if self._tee_io else _no_vendors
         return self.other_responder(binding, vendor, self.dsm.end_session)
 
-    def other_responder(self, binding: Binding, vendor: VendorDefined, ended: Callable[[int], None]) -> Responder:
+    def other_responder(self, binding: Binding, vendor: Vendor, ended: Callable[[int], None]) -> Responder:
         """One that proves the same and answers other messages of vendors; keys and interfaces are not among them."""
         personality = Personality(
             {0: self.identity.slot},
@@ -269,11 +274,15 @@ class Card:
             if one.lock is not None and one.lock.stream is stream:
                 one.tamper(Tampering.IDE_CONTROL)
 
-    def _vendor_defined(self, session_id: int | None, request: VendorDefinedRequest) -> bytes | None:
+    def _vendor_defined(self, session: VendorSession | None, request: VendorDefinedRequest) -> bytes | None:
         if (request.standard, request.vendor) != (PCI_SIG_STANDARD, PCI_SIG_VENDOR):
             return None
-        return self.dsm.answer(session_id, request.payload)
+        if session is None or (self._wants_encryption and not session.encrypted):
+            return None
+        if self._wants_aes_256 and session.cipher is not Aead.AES_256_GCM.value:
+            return None
+        return self.dsm.answer(session.session_id, request.payload)
 
 
-def _no_vendors(_session_id: int | None, _request: VendorDefinedRequest) -> bytes | None:
+def _no_vendors(_session: VendorSession | None, _request: VendorDefinedRequest) -> bytes | None:
     return None

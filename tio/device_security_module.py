@@ -1,7 +1,8 @@
 """The DSM of a device: what it answers inside of SPDM sessions to whoever manages its keys and its interfaces.
 
 Both protocols travel in vendor-defined messages of PCI-SIG, with their number in the first byte (PCI Express base
-specification, 6.33.3 and 11.3). Outside of a session neither is answered.
+specification, 6.33.3 and 11.3). Outside of a session neither is answered; nor, if its card wants encryption, in one
+that only authenticates.
 """
 
 from __future__ import annotations

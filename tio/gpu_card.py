@@ -20,6 +20,7 @@ from tio.gpu_channel import VENDOR, ChannelKeeper
 from tio.pci import DoeMailbox
 from tio.spdm import PCI_DOE, Responder
 from tio.spdm.connection_messages import PCI_SIG_STANDARD, VendorDefinedRequest
+from tio.spdm.device_personality import VendorSession
 from tio.spdm.key_agreement import Random
 
 DONE_VECTOR = 0
@@ -56,10 +57,12 @@ def _give_mailbox(card: Card, gpu: Gpu) -> None:
     keeper = ChannelKeeper(gpu.set_channel)
     gpu.channel_lost = keeper.lost
 
-    def vendor(session_id: int | None, request: VendorDefinedRequest) -> bytes | None:
+    def vendor(session: VendorSession | None, request: VendorDefinedRequest) -> bytes | None:
         if (request.standard, request.vendor) != (PCI_SIG_STANDARD, VENDOR):
             return None
-        return keeper.answer(session_id, request.payload)
+        if session is None or not session.encrypted:  # The channel's keys are in what is said.
+            return None
+        return keeper.answer(session.session_id, request.payload)
 
     gpu.mailbox = _OwnMailbox(lambda: card.other_responder(PCI_DOE, vendor, keeper.end_session))
 

@@ -1,9 +1,11 @@
 """A tenant with devices of its own: disk, GPU and network card, each put to work in rounds.
 
 It stores to its disk and reads back, has its GPU multiply matrices, and sends frames to a peer that does the same.
+Devices are taken, put to work and let go in the order in which its machine was to have them.
 One program for every generation: where its VM trusts devices it has each proved and let into private memory first, and
 works there; elsewhere, and on devices without TEE-IO, it copies through bounce buffers, or not even that where devices
-reach all memory. From time to time it lets its devices go, and takes them again.
+reach all memory. From time to time it lets its devices go, and takes them again. Where its hypervisor asks for them, to
+move it, it stops trusting them, works on over bounce buffers, and has those that it finds then proved as it had others.
 
 Each vCPU but the first rests.
 """
@@ -16,6 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from node.device_notice import DeviceNotice, Told, read_notice, tell
 from node.device_policy import DeviceUntrusted
 from node.device_window import DeviceWindow
 from node.ghcb_page import GhcbUntrusted
@@ -37,7 +40,7 @@ from node.operations import Answer, GuestOperation, Read, Shutdown, Sleep, Upkee
 from node.program import Block, Demand, Placement, ProgramSpec, Registers
 from node.sealed_gpu import PRIVATE_BYTES as SEALED_GPU_BYTES
 from node.sealed_gpu import SealedGpu
-from node.swiotlb import MOST_MAPPED_BYTES, BounceArea, Steps
+from node.swiotlb import MOST_MAPPED_BYTES, BounceArea, BounceFault, Steps
 from psp.tsm.tio_buffers import NONCE_BYTES
 from tio.device_identity import CardKind
 from tio.tdisp.report import InterfaceReport, parse_report
@@ -110,7 +113,8 @@ class DeviceParameters:
 class DeviceWork:
     """The program. R12 is the device at hand, R13 counts rounds; R11 has a bit for each device that is trusted.
 
-    ``trusted`` is what a block finds in R11 as it begins.
+    Where the hypervisor may ask for the devices R9 has what the guest said of them last, and R10 how often others had
+    come in their places when they were set up. ``trusted`` is what a block finds in R11 as it begins.
     """
 
     parameters: DeviceParameters
@@ -151,6 +155,10 @@ class DeviceWork:
     def trusts(self, device: int) -> bool:
         """Whether a device was proved, and works in private memory."""
         return bool(self.trusted >> device & 1)
+
+    def uses(self, device: int) -> bool:
+        """Whether a device is worked with: a machine that wants trusted ones alone leaves others be."""
+        return self.trusts(device) or not (self.parameters.trusted_only and self.placement.trusts_devices)
 
     def memory(self, device: int) -> int:
         """The private memory of a device's driver."""
@@ -212,44 +220,83 @@ class DeviceWork:
     def _attach(self, registers: Registers) -> Block:
         """Take the next device, have it proved where that is to be had, and set it up."""
         device = registers.r12
-        kind = self.placement.devices[device]
-        bit = 1 << device
+        notice = yield from self._notice()
+        others = notice.arrivals != registers.r10
+        if device and others:
+            return self._begin_anew(registers)
+        if self.placement.devices_move and not device:
+            # What has just come is used over bounce buffers first: proving takes its time.
+            registers.r9 = Told.LET_GO if notice.wanted or others else Told.SETTLED
+            registers.r10 = notice.arrivals
+        registers.r11 &= ~(1 << device)
         # Every kernel looks at what a device says that it can.
-        trustworthy = (yield from says_tee_io(device)) or self.parameters.trusted_only
-        if self.placement.trusts_devices and not trustworthy:
-            registers.r11 &= ~bit
-        elif self.placement.trusts_devices:
-            tdi = self._tdi(device)
-            if tdi is None:
-                return NOT_TRUSTED
-            nonce = self.content.octets(b"nonce", registers.r13, device, NONCE_BYTES)
-            report = (yield from tdi.attach(policy_for(kind), nonce)).pack()
-            kept = UpkeepWrite(self._report(device), _LENGTH.pack(len(report)) + report)
-            if faulted((yield (kept,))):
-                return FAULTED
-            registers.r11 |= bit
-        yield from _STARTS[kind](replace(self, trusted=registers.r11), device, registers.r13)
+        offered = (yield from says_tee_io(device)) or self.parameters.trusted_only
+        if self.placement.trusts_devices and registers.r9 != Told.LET_GO and offered:
+            registers.r11 |= (yield from self._trust(device, registers.r13, notice)) << device
+        now = replace(self, trusted=registers.r11)
+        if now.uses(device):
+            yield from _STARTS[self.placement.devices[device]](now, device, registers.r13)
         registers.r12 += 1
         if registers.r12 == len(self.placement.devices):
             registers.r12 = 0
             registers.rip = WORK_RIP
+            if self.placement.devices_move:
+                yield from tell(Told(registers.r9), registers.r11)
         return None
+
+    def _trust(self, device: int, number: int, notice: DeviceNotice) -> Steps[bool]:
+        """Have a device proved and let it into private memory; False where it is to be used as it is, or not at all.
+
+        A machine that was moved goes on without one that it cannot trust any more; another ends.
+        """
+        tdi = self._tdi(device)
+        if tdi is None:
+            raise TdiRefused("nothing carries messages to the firmware")
+        nonce = self.content.octets(b"nonce", number, device, NONCE_BYTES)
+        try:
+            report = (yield from tdi.attach(policy_for(self.placement.devices[device]), nonce)).pack()
+        except (DeviceUntrusted, TdiRefused):
+            if not notice.arrivals:
+                raise
+            return False
+        (kept,) = yield (UpkeepWrite(self._report(device), _LENGTH.pack(len(report)) + report),)
+        if kept is not None:
+            raise BounceFault(kept)
+        return True
+
+    def _notice(self) -> Steps[DeviceNotice]:
+        return (yield from read_notice()) if self.placement.devices_move else DeviceNotice()
+
+    @staticmethod
+    def _begin_anew(registers: Registers) -> Shutdown | None:
+        """Other devices have come in the places of those before, and were told nothing yet.
+
+        One that is trusted does not go so: whoever says that it did lies.
+        """
+        registers.r12, registers.rip = 0, ATTACH_RIP
+        return NOT_TRUSTED if registers.r11 else None
 
     def _work(self, registers: Registers) -> Block:
         """One round on every device."""
+        notice = yield from self._notice()
+        if notice.arrivals != registers.r10:
+            return self._begin_anew(registers)
         for device, kind in enumerate(self.placement.devices):
-            if not (yield from _JOBS[kind](self, device, registers.r13)):
+            if self.uses(device) and not (yield from _JOBS[kind](self, device, registers.r13)):
                 return WRONG_ANSWER
         registers.r13 += 1
         often = self.parameters.rounds_attached
-        if often and not registers.r13 % often:
+        if (often and not registers.r13 % often) or (notice.wanted is not (registers.r9 == Told.LET_GO)):
             registers.rip = DETACH_RIP
         return Sleep(self.parameters.pause_ms * _NS_PER_MS)
 
     def _detach(self, registers: Registers) -> Block:
         """Let the next device go."""
         device = registers.r12
-        yield from _STOPS[self.placement.devices[device]](self, device)
+        if (yield from self._notice()).arrivals != registers.r10:
+            return self._begin_anew(registers)
+        if self.uses(device):
+            yield from _STOPS[self.placement.devices[device]](self, device)
         tdi = self._tdi(device)
         if self.trusts(device) and tdi is not None:
             report = yield from self._kept_report(device)

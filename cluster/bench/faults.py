@@ -13,7 +13,7 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def _fault(dice: random.Random) -> dict[str, Any]:
     return fault
 
 
-class _Watched(InlineLayout):
+class Watched(InlineLayout):
     """Looks at all hosts after every window."""
 
     def __init__(self) -> None:
@@ -135,10 +135,14 @@ class _Watched(InlineLayout):
         return report
 
 
-def judged(body: dict[str, Any]) -> tuple[str | None, list[Migration]]:
+Judge = Callable[["Watched", Rows, list[Migration]], str | None]
+"""Says what is wrong after a schedule, None for nothing, by its hosts, rows and moves."""
+
+
+def judged(body: dict[str, Any], judge: Judge | None = None) -> tuple[str | None, list[Migration]]:
     """Play a scenario: what is wrong after it, None for nothing, and its moves."""
     scenario = Scenario.parse(body)
-    fleet, layout = build_fleet(scenario), _Watched()
+    fleet, layout = build_fleet(scenario), Watched()
     built: list[Host] = []
 
     def build(order: bytes) -> Any:
@@ -155,10 +159,10 @@ def judged(body: dict[str, Any]) -> tuple[str | None, list[Migration]]:
         return f"{type(error).__name__}: {error}", fleet.control.migrations.all
     rows = layout.collect(scenario.duration)
     moves = fleet.control.migrations.all
-    return _wrong(layout, rows, moves), moves
+    return (judge or _wrong)(layout, rows, moves), moves
 
 
-def _wrong(layout: _Watched, rows: Rows, moves: list[Migration]) -> str | None:
+def _wrong(layout: Watched, rows: Rows, moves: list[Migration]) -> str | None:
     if layout.most > 1:
         return f"{layout.most} hosts ran it at once"
     there: dict[str, Guest] = {

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import secrets
 import signal
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -28,7 +29,8 @@ DESCRIPTION = """\
 Without more serves a card (GPU, NIC or NVMe) with certificates, measurements, IDE keys
 and a TDISP interface of its own, in the socket framing of DMTF's emulators, so that
 their requesters can attest it. It serves one requester after another until one asks for
-the end, Ctrl-C or SIGTERM. It listens on 127.0.0.1 unless told otherwise.
+the end, Ctrl-C or SIGTERM. It listens on 127.0.0.1; other machines reach it with --public
+alone, and whoever reaches it may end it.
 
     sevfleet device attest HOST:PORT
 
@@ -59,6 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("address", nargs="?", metavar="HOST:PORT", help="where that device listens")
     add("--kind", type=one_of("kind", _KINDS), default="gpu", metavar="KIND", help="gpu, nic or nvme (default: gpu)")
     add("--listen", default="127.0.0.1:2323", metavar="HOST:PORT", help="where to serve (default: 127.0.0.1:2323)")
+    add("--public", action="store_true", help="let --listen name an address that other machines reach")
     add("--transport", type=one_of("transport", _TRANSPORTS), default="pci-doe", metavar="NAME",
         help="pci-doe, mctp or tcp (default: pci-doe)")  # fmt: skip
     add("--seed", type=whole_number("seed", 0, (1 << 63) - 1), default=1, metavar="N",
@@ -95,6 +98,8 @@ async def _serve(card: Card, arguments: argparse.Namespace) -> int:
     from cluster.device_server.device_door import DeviceDoor
 
     host, port = _address("--listen", arguments.listen)
+    if not arguments.public and not _is_loopback(host):
+        raise UserError(f"--listen: expected an address of this machine alone, or --public as well, got {host}")
     door = DeviceDoor(card.responder, arguments.transport)
     try:
         port = await door.open(host, port)
@@ -204,6 +209,14 @@ def _shown(block: MeasurementBlock) -> str:
 
     kind = ValueType(block.kind).name.lower() if block.kind in tuple(ValueType) else f"type {block.kind}"
     return f"{kind}, {'raw' if block.is_raw else 'digest'} {block.value.hex()}"
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether nobody else reaches an address; of names that is known of one."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _address(option: str, text: str) -> tuple[str, int]:

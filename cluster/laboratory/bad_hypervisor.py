@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
+from node.agent_transfer import lay_back, take_frames
 from node.firmware_image import FirmwareImage
 from node.guest_memory_map import memory_map
 from node.hypervisor import Hypervisor
@@ -15,6 +16,7 @@ from node.operations import HostWrite, PspCommand
 from node.port_window import PortWindow
 from node.product import Product
 from node.rmp_layout import at_end_of_memory
+from node.vm_state import VmState
 from psp.command_buffers import SNP_INIT_RAPL_DIS, SnpInitEx, SnpLaunchStart
 from psp.commands import SnpCommand
 from psp.policy import SnpPolicy
@@ -81,6 +83,13 @@ class BadHypervisor(Hypervisor):
         if self._held:
             self.frames.release(self._held)
             self._held = []
+
+    def lay_back(self, vm: str, state: VmState) -> Task:
+        """Have the pages of a guest whose context was exported come in by it again. Raises LaunchRefused."""
+        record = self.launched(vm)
+        yield from take_frames(self, record)
+        record.gctx = record.left
+        yield from lay_back(self, record, state)
 
     def _make_gap(self, guest_bytes: int) -> int:
         """Leave two free pieces for a guest's memory; the page before that in which its value lies."""

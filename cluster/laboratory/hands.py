@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import get_args
 
+from cluster.laboratory.move_hands import MoveHands
 from cluster.laboratory.one_instruction import step
 from cluster.laboratory.outside import Outside
 from cluster.laboratory.slot_hands import SlotHands
@@ -18,7 +19,8 @@ from workloads.attacks.chip_operations import ChipOperation
 from workloads.attacks.claims import Claim, WorkedOut
 from workloads.attacks.dimm_operations import DimmDump, DimmGround, DimmPoke, DimmTap, DimmUnground
 from workloads.attacks.elsewhere import Elsewhere, LeftBehind
-from workloads.attacks.hypervisor_books import TellDr7
+from workloads.attacks.hypervisor_books import BookOperation
+from workloads.attacks.move_operations import MoveOperation
 from workloads.attacks.owner_operations import OwnerOperation
 from workloads.attacks.single_step import Step
 from workloads.attacks.slot_operations import SlotOperation
@@ -38,9 +40,12 @@ _SLOT = "slot"
 """The links of cards, and cards that are the attacker's."""
 _CORE = "core"
 """A core that executes what the hypervisor entered; the answer is the hypervisor's."""
+_MOVE = "move"
+"""The hypervisor's machinery for moves; of what its chips answer the boards tell."""
 _GUEST = frozenset(get_args(op.GuestOperation))
+_OF_BOOKS = frozenset(get_args(BookOperation))
 _OF_NETWORK, _OF_CHIP = frozenset(get_args(OwnerOperation)), frozenset(get_args(ChipOperation))
-_OF_SLOT = frozenset(get_args(SlotOperation))
+_OF_SLOT, _OF_MOVE = frozenset(get_args(SlotOperation)), frozenset(get_args(MoveOperation))
 _DIMM: Mapping[type, Callable[..., Answer]] = {
     DimmDump: lambda port, _: op.Runs(port.dump_written()),
     # What a line's cells hold is what was last written to them, or read from them, over the bus.
@@ -62,7 +67,7 @@ class Hands:
     """Executes an attacker's batches: as the hypervisor, as one tenant, or at the memory modules.
 
     ``outside`` are the victim's owner and who else is not on the host, ``tell`` changes what the hypervisor's books say
-    of the victim; without them nobody does.
+    of the victim, ``moves`` moves it; without them nobody does.
     """
 
     def __init__(
@@ -70,8 +75,9 @@ class Hands:
         board: Board,
         tenant: str,
         transcript: Transcript,
-        tell: Callable[[TellDr7], None] | None = None,
+        tell: Callable[[BookOperation], None] | None = None,
         outside: Outside | None = None,
+        moves: MoveHands | None = None,
     ) -> None:
         self._board, self._tenant = board, tenant
         self._modules = PhysicalPort(board.dram)
@@ -86,6 +92,7 @@ class Hands:
             _BOOKS: self._keep_books,
             _CORE: self._let_run,
             _SLOT: self._at_a_slot,
+            _MOVE: _nobody if moves is None else moves.act,
             _NETWORK: _nobody if outside is None else outside.network.act,
             _CHIP: _nobody if outside is None else lambda batch: self._seen(batch, outside.chip.act(batch)),
             _ELSEWHERE: _nobody if outside is None else lambda batch: self._seen(batch, outside.other.act(batch)),
@@ -114,7 +121,7 @@ class Hands:
                 self._transcript.concluded(one.octets)
         return (None,) * len(batch)
 
-    def _keep_books(self, batch: tuple[TellDr7, ...]) -> tuple[Answer, ...]:
+    def _keep_books(self, batch: tuple[BookOperation, ...]) -> tuple[Answer, ...]:
         for one in batch:
             if self._tell is not None:
                 self._tell(one)
@@ -156,11 +163,13 @@ def _role(one: object) -> str:
         return _CHIP
     if type(one) in _OF_SLOT:
         return _SLOT
+    if type(one) in _OF_MOVE:
+        return _MOVE
     if type(one) in (Elsewhere, LeftBehind):
         return _ELSEWHERE
     if type(one) in (Claim, WorkedOut):
         return _NOTEBOOK
-    if type(one) is TellDr7:
+    if type(one) in _OF_BOOKS:
         return _BOOKS
     if type(one) is Step:
         return _CORE

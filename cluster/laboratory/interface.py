@@ -44,6 +44,7 @@ class Interface(StrEnum):
     GUEST_KEY = "key of the victim's own, which firmware uses"
     CONTEXT_PAGE = "context of the victim in a page of memory"
     TDISP = "device that firmware locks for the victim"
+    PAGE_SWAP = "way to take a page from the victim and give it back"
     PDH_LAUNCH = "launch of the victim by keys that are agreed on with the platform's PDH"
 
 
@@ -105,6 +106,8 @@ _LOOKS: Mapping[Interface, Callable[[Hands, Target], bool]] = {
     Interface.CIPHERTEXT: _shows_ciphertext,
     Interface.CONTEXT_PAGE: lambda _, target: target.victim.gctx != 0,
     Interface.TDISP: lambda _, target: target.device.tio.trusted and target.victim.generation == "SEV_TIO",
+    # Who reads a page copies it; of guests with keys of their own SNP's firmware does it.
+    Interface.PAGE_SWAP: lambda _, target: target.victim.gctx != 0 or not target.victim.handle,
     Interface.PDH_LAUNCH: lambda _, target: target.victim.handle != 0,
     Interface.LAUNCH_MEASUREMENT: lambda _, target: _has_own_launch(target),
     Interface.GUEST_KEY: lambda _, target: _has_own_launch(target),

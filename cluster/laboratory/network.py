@@ -11,6 +11,8 @@ from cluster.laboratory.snp_owner import SnpOwner
 from cluster.oracle.transcript import Transcript
 from node.actor import HYPERVISOR
 from node.operations import Answer
+from psp.sev_certificate import KeyUsage
+from psp.sev_chain import PlatformChain
 from workloads.attacks import owner_operations as said
 
 
@@ -40,6 +42,7 @@ class Network:
             said.OpenSession: self.sev_owner.open_session,
             said.ShowMeasurement: self.sev_owner.answer_measurement,
             said.ShowAttestation: self.sev_owner.answer_attestation,
+            said.AskForCertificates: self._certificates,
             said.ReadInjected: self.code.read_injected,
             said.GuestAsks: self.code.ask,
             said.GuestShows: self.code.show,
@@ -49,3 +52,8 @@ class Network:
 
     def _nonce(self) -> bytes:
         return self.snp_owner.challenge() if self.snp else self.sev_owner.challenge()
+
+    def _certificates(self, one: said.AskForCertificates) -> bytes:
+        service = self.sev_owner.keys()
+        chain = service.certified(PlatformChain.parse(one.pdh, one.chain))
+        return chain.pack() + b"".join([service.amd(usage).pack() for usage in (KeyUsage.ASK, KeyUsage.ARK)])

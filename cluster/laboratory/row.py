@@ -60,5 +60,11 @@ class Row:
     """What the hypervisor gives a victim that has a device."""
     tenant_has_card: bool = False
     """The attacker's guest must have a card too, where it can trust it."""
+    moves: bool = False
+    """There is another host of the attacker's, and on both a migration agent that SNP guests are launched with."""
+    open_without_key: bool = False
+    """A victim without a key of its own keeps no secret: to move it is to read it, which another line is about."""
+    sev_policy: int = 0
+    """Bits of a SEV victim's policy that the line presumes."""
     ways: Mapping[str, int] | None = None
     """Ways of such a victim that the line presumes, by names of DepositorWays."""

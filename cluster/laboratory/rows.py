@@ -8,6 +8,7 @@ from dataclasses import replace
 from cluster.laboratory.device_rows import DEVICE_ROWS
 from cluster.laboratory.interface import Interface
 from cluster.laboratory.lying_hypervisor import DenyingHypervisor
+from cluster.laboratory.migration_rows import MIGRATION_ROWS
 from cluster.laboratory.permuting_hypervisor import PermutingHypervisor
 from cluster.laboratory.row import Row
 from cluster.laboratory.scene import GHOST_LINE, OTHER_CARD, VICTIM, Cast, Setting, act_out, code_gpa, status_gpa
@@ -143,6 +144,7 @@ ROWS: Mapping[str, Row] = {
     ),
     "82a": Row((confused_deputy.write_by_device,), needs=Interface.CONTEXT_PAGE),
     "82b": Row((confused_deputy.forge_entries,), needs=Interface.CONTEXT_PAGE),
+    **MIGRATION_ROWS,
     **DEVICE_ROWS,
 }  # fmt: skip
 """By id of the matrix."""
@@ -174,6 +176,9 @@ def verdicts(row: str, setting: Setting) -> list[Verdict]:
         outbox_is_secret=line.outbox_is_secret,
         cards=_cards(line, setting),
         tenant_has_card=line.tenant_has_card,
+        moves=line.moves,
+        open_without_key=line.open_without_key,
+        sev_policy=setting.sev_policy | line.sev_policy,
         ways=replace(setting.ways, **(line.ways or {})),
     )
     measure = Measure(line.leak_bytes)

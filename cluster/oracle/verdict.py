@@ -15,8 +15,9 @@ corrupted
 side channel
     somebody guessed many more of a victim's decisions right than chance would;
 detected
-    such a complaint came, be it that the victim ended itself through its GHCB, or that VMRUN
-    found its save area changed;
+    such a complaint came, be it that the victim ended itself through its GHCB, that VMRUN found its
+    save area changed, that its migration agent does not believe a peer, or that firmware finds the
+    tag of a page wrong that comes in for a guest which an agent brought;
 blocked
     an operation was refused or a victim's access was stopped without data, or
     the attack got through and brought nothing but garbage;
@@ -35,11 +36,13 @@ from enum import StrEnum
 from cluster.oracle.carried_messages import CarriedMessages
 from cluster.oracle.holdings import Holdings, Measure
 from cluster.oracle.ledger import Discrepancy, Ledger
+from cluster.oracle.moved_guests import MovedGuests, refused_by_agent
 from cluster.oracle.transcript import CODED, Absence, Complaint, Conclusion, Entry, Guess, Stall, Transcript, told_by
 from node.actor import HYPERVISOR, Actor
 from node.event_injection import Event, ExceptionVector, exception
 from node.ghcb_msr import GhcbMsrError, TerminateRequest, parse_request
 from node.operations import (
+    AgentCall,
     Answer,
     Copy,
     Fault,
@@ -130,6 +133,7 @@ class _Case:
         """By GPA; None where no page is named."""
         self._decisions = ledger.decisions(victim)
         self._messages = CarriedMessages()
+        self._moved = MovedGuests()
         self._corrupted = ""
         self._guessed = ""
         self._refused = ""
@@ -189,6 +193,9 @@ class _Case:
         self._notice_forgery(entry.operation, entry.answer)
         if _finds_save_area_changed(entry, self._victim):
             self._complaints.setdefault(None, f"VMRUN found the save area of {self._victim} changed")
+        guest, what = self._moved.noticed(entry.operation, entry.answer)
+        if guest == self._victim:
+            self._complaints.setdefault(None, what)
         if not self._only_aim:
             self._corrupted = self._corrupted or self._messages.follow(entry.operation, entry.answer)
 
@@ -323,7 +330,9 @@ def _refusal(entry: Entry) -> str:
     answer: Answer = entry.answer
     if isinstance(entry.operation, PSmash):
         return ""  # It changes no owner and no contents: an entry that is small already is no protection.
-    if isinstance(answer, int):
+    if isinstance(entry.operation, AgentCall) and isinstance(answer, bytes):
+        refused = refused_by_agent(answer)
+    elif isinstance(answer, int):
         refused = answer != 0 and type(entry.operation) in CODED
     else:
         refuses = _REFUSALS.get(type(answer))

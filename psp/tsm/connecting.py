@@ -6,7 +6,7 @@ Whether real firmware challenges the device first is not known; the signature in
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from psp.status import PspError, Status
 from psp.tsm.device_link import DeviceLink
@@ -27,9 +27,9 @@ SETTINGS = RequesterSettings(
     offer=SEV_TIO_OFFER,
     data_transfer_bytes=TRANSFER_BYTES,
     max_message_bytes=MOST_MESSAGE_BYTES,
+    wants_encryption=True,
 )
-
-_SECRET = Capability.ENCRYPT | Capability.MAC
+"""Without encryption the keys of streams would cross in the clear, by whoever carries the session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +47,16 @@ def connect(
     slot: int,
     streams: Mapping[int, int],
     known_digest: bytes,
+    *,
+    wants_encryption: bool = True,
 ) -> Generator[Packet, Packet, Found]:
     """The steps. ``streams`` are stream ids by traffic class, ``known_digest`` the chain's of before, if there was one.
 
+    ``wants_encryption`` is ``DeviceSwitches``'.
     Raises PspError: INVALID_PARAM for an empty slot, DEV_CERT_CHANGED for another chain; and what the steps raise.
     """
-    requester = Requester(SETTINGS, MAILBOX, draw)
+    requester = Requester(replace(SETTINGS, wants_encryption=wants_encryption), MAILBOX, draw)
     yield from requester.connect()
-    if _SECRET & ~requester.peer:
-        # Keys of streams would cross in the clear, by whoever carries the session.
-        raise PeerUntrusted("CAPABILITIES: expected encryption and authentication of messages")
     digests = yield from requester.digests()
     if slot not in digests:
         raise PspError(Status.INVALID_PARAM)

@@ -35,10 +35,15 @@ _FUNCTION = 0b111
 
 @dataclass(slots=True)
 class DeviceSwitches:
-    """What no text at hand settles."""
+    """What no text at hand settles, and what a laboratory may switch off."""
 
     refuses_early_roll: bool = True
     """TIO_ROLL_KEY is IN_USE while a sub-stream has the set in use that is to be programmed; without, streams fail."""
+    fresh_needs_capability: bool = True
+    """What a device measured counts as fresh only if it measures when it is asked (MEAS_FRESH_CAP), and not at its last
+    reset. The sheet calls fresh what bears the guest's nonce; without the switch nothing else is asked."""
+    wants_encryption: bool = True
+    """A device is connected only by a session that encrypts; without, one of MAC alone brings it its keys."""
 
 
 class DeviceCommands:
@@ -156,7 +161,10 @@ class DeviceCommands:
         self._drop_link(device)
         device.claimed = frozenset(streams.values())
         try:
-            found = yield from connect(self._draw(device), device.root_port, slot, streams, device.certificates_digest)
+            found = yield from connect(
+                self._draw(device), device.root_port, slot, streams, device.certificates_digest,
+                wants_encryption=self.switches.wants_encryption,
+            )  # fmt: skip
         except BaseException:  # Also where the steps are thrown away.
             device.claimed = frozenset()
             raise
@@ -230,7 +238,7 @@ class DeviceCommands:
         )
         evidence = link.requester.evidence
         device.measurements_digest = link.digest(evidence)
-        device.measured += 1
+        device.measured += link.measures_anew or not self.switches.fresh_needs_capability
         return result(ObjectId.MEASUREMENTS, device, evidence)
 
     def roll_key(self, order: buffers.DeviceOrder) -> None:

@@ -20,6 +20,7 @@ from tio.ide.stream import IdeError
 from tio.ide.tlp import SubStream
 from tio.spdm.algorithms import Aead, BaseAsym, BaseHash, DheGroup
 from tio.spdm.binding import Packet
+from tio.spdm.capabilities import Capability
 from tio.spdm.connection_messages import PCI_SIG_STANDARD, PCI_SIG_VENDOR
 from tio.spdm.faults import PeerUntrusted
 from tio.spdm.requester import Requester
@@ -70,6 +71,11 @@ class DeviceLink:
         assert chosen.asym is not None
         octets = (_DHE[chosen.dhe], _AEAD[chosen.aead], _ASYM[chosen.asym], _HASH[chosen.hash])
         return int.from_bytes(bytes(octets), "little")
+
+    @property
+    def measures_anew(self) -> bool:
+        """Whether the device measures itself when it is asked, and not at its last reset."""
+        return bool(self.requester.peer & Capability.MEAS_FRESH)
 
     def digest(self, data: bytes) -> bytes:
         """The digest of a blob, with the negotiated hash.

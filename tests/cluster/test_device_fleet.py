@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,6 +65,19 @@ def test_a_scenario_may_have_cards_without_tee_io() -> None:
     ordered["vms"][0]["parameters"] = {"trusted_only": 1}
     (row,) = run(Scenario.parse(ordered), layout="inline").tables["vms"].to_pylist()
     assert row["units_of_work"] == 0
+
+
+def test_a_cards_disk_may_lie_on_a_file_beside_the_scenario_and_a_run_leaves_it_as_it_was(tmp_path: Path) -> None:
+    told = scenario({"name": "vm", "generation": "SEV_TIO", "devices": ["nvme"]}, hosts=1)
+    ordered = told.model_dump(mode="json", by_alias=True, exclude_none=True)
+    ordered["hosts"][0]["cards"] = [{"kind": "nvme", "disk": "disk.img"}]
+    file, octets = tmp_path / "disk.img", bytes(range(256)) * (1 << 12)
+    file.write_bytes(octets)
+    found = Scenario.parse(ordered, folder=tmp_path)
+    assert [one.disk for one in found.host_instances[0].cards] == [str(file)]
+    (row,) = run(found, layout="inline").tables["vms"].to_pylist()
+    assert row["units_of_work"] >= 3
+    assert file.read_bytes() == octets
 
 
 def test_a_machine_with_devices_does_not_migrate() -> None:

@@ -122,6 +122,16 @@ BAD = {
         'hosts[0].cards[0].memory of "milan"',
         "expected a power of two from 1 MiB to 1 GiB, got 3 MiB",
     ),
+    "a card without a disk on a file": (
+        GOOD.replace('"64 GiB"', '"64 GiB"\ncards = [{kind = "gpu", disk = "block.img"}]'),
+        'hosts[0].cards[0].disk of "milan"',
+        """expected "memory": only nvme cards have a disk""",
+    ),
+    "a card's disk that is not there": (
+        GOOD.replace('"64 GiB"', '"64 GiB"\ncards = [{kind = "nvme", disk = "x.img"}]'),
+        'hosts[0].cards[0].disk of "milan"',
+        """expected "memory" or a file, got no file""",
+    ),
     "more cards than slots": (
         GOOD.replace('"64 GiB"', '"64 GiB"\ncards = [{kind = "gpu", count = 32}]'),
         'hosts[0].cards of "milan"',

@@ -198,6 +198,51 @@ def greeting(host):
     return host.tasks.at_once(greet(host.hypervisor))
 
 
+@pytest.mark.parametrize("then", ["stays", "is destroyed"])
+def test_a_guest_whose_agent_has_forgotten_it_when_all_is_out_comes_back_in(on_its_way, expected, then):
+    here, there = on_its_way
+    there.arrivals.abandon("vm")
+    guest, refused = here.guests["vm"], []
+    del here.board.agents.agents[AGENT]
+    here.departures.stop("vm", 0, lambda _: None, refused.append)
+    until(lambda: refused, here)
+    if then == "stays":
+        here.departures.cancel("vm")
+        run(here, here.now_ns + 100 * SECOND)
+        assert (guest.faults, kept(here, guest)) == (0, expected)
+    else:
+        here.departures.forget("vm")
+        here.destroy("vm")
+        run(here, here.now_ns + SECOND)
+        assert guest.state is GuestState.DESTROYED
+
+
+def test_a_guest_whose_context_went_with_an_agent_is_lost_and_says_so(on_its_way):
+    here, there = on_its_way
+    there.arrivals.abandon("vm")
+    stopped(here, "vm")
+    del here.board.agents.agents[AGENT]
+    here.departures.cancel("vm")
+    run(here, here.now_ns + SECOND)
+    guest = here.guests["vm"]
+    assert (guest.state, guest.reason) == (GuestState.DESTROYED, "migration agent: nothing of this guest is kept")
+    assert not here.board.controller.has_key(guest.asid)
+
+
+def test_a_guest_that_came_whole_and_is_not_started_leaves_nothing(on_its_way, expected):
+    here, there = on_its_way
+    what, guest = stopped(here, "vm"), here.guests["vm"]
+    assert laid(there, "vm", what) is None
+    asid = there.hypervisor.launched("vm").asid
+    assert there.board.controller.has_key(asid)
+    there.arrivals.abandon("vm")
+    run(there, there.now_ns + SECOND)
+    assert ("vm" in there.guests, there.board.controller.has_key(asid)) == (False, False)
+    here.departures.cancel("vm")
+    run(here, here.now_ns + 100 * SECOND)
+    assert (guest.faults, kept(here, guest)) == (0, expected)
+
+
 def test_an_old_page_of_a_row_that_was_spent_and_one_that_somebody_wrote_do_not_go_as_a_row(on_its_way):
     here, there = on_its_way
     what = stopped(here, "vm")

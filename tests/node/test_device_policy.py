@@ -28,6 +28,8 @@ ALGORITHMS = int.from_bytes(bytes((1, 1, 2, 1)), "little")
 REPORTED = InterfaceReport(InterfaceInfo.DMA_WITHOUT_PASID, (MmioRange(0x1000, 4, 0, 0),))
 GPU = policy_for(CardKind.GPU)
 
+UNCHANGING = replace(REPORTED, info=REPORTED.info | InterfaceInfo.NO_FW_UPDATE)
+
 
 def chain_of(kind: CardKind = CardKind.GPU, serial: str = "0007", seed: int = 1) -> bytes:
     return pack_chain(SHA_384, device_identity(kind, serial, seed).certificates)
@@ -85,6 +87,10 @@ WRONG = {
     "locked, but the device says it may be updated": (
         replace(GPU, lock_flags=LockFlags.NO_FW_UPDATE), shown(lock_flags=LockFlags.NO_FW_UPDATE), DeviceDoubt.LOCK,
     ),
+    "locked without it, and the report says with it": (
+        replace(GPU, lock_flags=LockFlags.NO_FW_UPDATE), shown(report=UNCHANGING.pack()), DeviceDoubt.LOCK,
+    ),
+    "a report of another lock": (GPU, (shown()[0], shown(report=UNCHANGING.pack())[1]), DeviceDoubt.ANOTHER_REPORT),
     "no DMA without PASID": (GPU, shown(report=replace(REPORTED, info=0).pack()), DeviceDoubt.INTERFACE),
     "no memory": (GPU, shown(report=replace(REPORTED, ranges=()).pack()), DeviceDoubt.INTERFACE),
     "no report": (GPU, shown(report=b"x"), DeviceDoubt.NO_EVIDENCE),
@@ -129,6 +135,8 @@ DOORS = {
     "checks_identity": {"another kind", "another than the one it wants"},
     "checks_measurements": {"other firmware", "no measurements"},
     "checks_fresh": {"measured before it was locked", "measured for somebody else"},
+    "checks_report": {"a report of another lock"},
+    "checks_lock": {"locked without it, and the report says with it"},
 }
 """What each alone keeps out. Without any of them a device need not even have been measured."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from iommu_boards import Driver, brought_up, do, events, host
@@ -20,6 +22,7 @@ from tio.gpu import GpuCommand, GpuOpcode, GpuRegister, GpuStatus
 from tio.nvme_driver import DRIVER_MEMORY_BYTES, NvmeDriver
 from tio.nvme_format import Register as NvmeRegister
 from tio.nvme_format import Status
+from tio.nvme_namespace import MediaError
 from tio.pci import Command, Register
 
 GPU = CardSlot(2, CardKind.GPU, memory_bytes=1 << 16)
@@ -203,6 +206,30 @@ def test_a_disk_in_a_slot_keeps_what_is_written_over_its_link() -> None:
     assert host(board, op.HostRead(DATA, 4096)) == (text,)
     assert driver.read(256, 1, [(DATA, 4096)]) == Status.LBA_OUT_OF_RANGE
     assert events(board) == []
+
+
+def test_a_disk_on_a_file_holds_it_has_its_size_and_never_writes_to_it(tmp_path: Path) -> None:
+    octets = bytes(range(256)) * 16 * 3
+    file = tmp_path / "disk.img"
+    file.write_bytes(octets)
+    slot = CardSlot(4, CardKind.NVME, disk=str(file), virtual_functions=1)
+    board = brought_up("Turin", Platform(cards=(slot, replace(slot, port=5, disk=str(tmp_path / "gone.img")))))
+    host(board, *[op.ConfigRead(requester, 0) for requester in (slot.requester, replace(slot, port=5).requester)])
+    own, other, gone = (
+        board.slots.device_of(requester).controller.namespaces[1]  # type: ignore[union-attr]
+        for requester in (slot.requester, slot.requester + 1, replace(slot, port=5).requester)
+    )
+    assert (own.blocks, own.read(0, 3), other.read(1, 1)) == (3, octets, octets[4096:8192])
+    own.write(1, b"z" * 4096)
+    assert (own.read(1, 1), other.read(1, 1), file.read_bytes()) == (b"z" * 4096, octets[4096:8192], octets)
+    with pytest.raises(MediaError, match=r"gone.img"):
+        gone.read(0, 1)
+
+
+@pytest.mark.parametrize("kind", [CardKind.GPU, CardKind.NIC])
+def test_only_disks_lie_on_files(kind: CardKind) -> None:
+    with pytest.raises(ValueError, match="disk: expected none"):
+        CardSlot(1, kind, disk="disk.img")
 
 
 def test_each_kind_of_card_is_what_its_slot_says_and_virtual_functions_have_devices_of_their_own() -> None:

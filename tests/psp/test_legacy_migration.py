@@ -258,7 +258,7 @@ def test_a_platform_of_another_line_is_a_target_where_its_root_is_taken_and_its_
     roots = {"Naples": NAPLES, "Rome": product_root("Rome")}
     usages = KeyUsage.ASK, KeyUsage.ARK
     amd = {name: [root.amd_certificate(usage) for usage in usages] for name, root in roots.items()}
-    source.psp.legacy._migration.other_arks = (amd["Rome"][1],) if takes_rome else ()
+    source.psp.legacy.migration.other_arks = (amd["Rome"][1],) if takes_rome else ()
     pdh, chain = exported(up(snp=False, line=chip))
     cek = roots[signer].certified_cek(parse(chain[2 * 0x824 :], KeyUsage.CEK))
     octets = b"".join(one.pack() for one in amd[shown])

@@ -286,7 +286,7 @@ class Machine:
         """Everything the firmware knows."""
         legacy, snp = self.psp.legacy, self.psp.snp
         ours = {"_bus", "_memory", "_random", "_firmware", "_legacy_is_up", "handlers"}
-        ours |= {"_launch", "_migration", "launch_runs", "_mitigation", "swap"}
+        ours |= {"_launch", "migration", "launch_runs", "_mitigation", "swap"}
         state = {
             f"{name}.{key}": _frozen(value)
             for name, part in (("legacy", legacy), ("snp", snp))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -13,10 +14,14 @@ from tio.device_identity import CardKind, Firmware
 from tio.dma_port import DmaFault
 from tio.gpu import Gpu
 from tio.ide import Failure, StreamState
+from tio.ide.key_messages import query
 from tio.loose_device import LooseDevice
 from tio.pci import DeviceControl, Register
-from tio.spdm import PCI_DOE, Requester, RequesterSettings, SpdmFault, TrustAnchors
+from tio.spdm import PCI_DOE, PeerRefused, Requester, RequesterSettings, SpdmFault, TrustAnchors
+from tio.spdm.algorithms import Aead
+from tio.spdm.capabilities import Capability
 from tio.spdm.connection_messages import PCI_SIG_STANDARD, PCI_SIG_VENDOR
+from tio.spdm.negotiation import Offer
 from tio.steps import carry
 from tio.tdisp import InterfaceId, LockFlags, RangeAttributes, Tampering, TdispError, TdiState, requester
 
@@ -70,6 +75,59 @@ def test_a_card_without_tee_io_proves_who_it_is_and_has_neither_streams_nor_inte
     session = do(one.open_session())
     with pytest.raises(SpdmFault, match="UNSUPPORTED_REQUEST"):
         do(one.vendor_defined(b"\1\x10\x81" + bytes(14), PCI_SIG_STANDARD, PCI_SIG_VENDOR, session))
+
+
+@pytest.mark.parametrize("encrypts", [True, False])
+@pytest.mark.parametrize("wants", [True, False])
+@pytest.mark.parametrize(
+    ("asked", "answered"),
+    [
+        # QUERY of the port with streams, and GET_TDISP_VERSION of the function: what would be answered begins so.
+        (b"\0" + query(1), b"\0\1\0\1\0\1"),
+        (b"\1\x10\x81\0\0" + CARD.to_bytes(4, "little") + bytes(8), b"\1\x10\x01"),
+    ],
+    ids=["IDE_KM", "TDISP"],
+)
+def test_a_security_module_hears_what_nobody_overhears_and_nothing_else(
+    asked: bytes, answered: bytes, wants: bool, encrypts: bool
+) -> None:
+    card = Card(CardKind.NVME, LooseDevice(), draw, requester_id=CARD, wants_encryption=wants)
+    own = RequesterSettings().capabilities & ~(Capability(0) if encrypts else Capability.ENCRYPT)
+    one = Requester(RequesterSettings(capabilities=own), PCI_DOE, draw)
+    responder = card.responder(PCI_DOE)
+
+    def do(steps):
+        return carry(steps, responder.answer)
+
+    for steps in (one.connect(), one.digests(), one.certificates()):
+        do(steps)
+    session = do(one.open_session())
+    for place in (session, None):
+        steps = one.vendor_defined(asked, PCI_SIG_STANDARD, PCI_SIG_VENDOR, place)
+        if place is session and (encrypts or not wants):
+            assert do(steps).startswith(answered)
+        else:
+            with pytest.raises(PeerRefused, match="UNSUPPORTED_REQUEST"):
+                do(steps)
+    do(one.heartbeat(session))
+
+
+@pytest.mark.parametrize(("wants", "cipher", "heard"), [
+    (False, Aead.AES_128_GCM, True), (True, Aead.AES_128_GCM, False), (True, Aead.AES_256_GCM, True),
+])  # fmt: skip
+def test_a_security_module_may_want_the_longer_key(wants: bool, cipher: Aead, heard: bool) -> None:
+    card = Card(CardKind.NVME, LooseDevice(), draw, requester_id=CARD, wants_aes_256=wants)
+    one = Requester(RequesterSettings(offer=Offer(aead=(cipher,))), PCI_DOE, draw)
+    responder = card.responder(PCI_DOE)
+
+    def do(steps):
+        return carry(steps, responder.answer)
+
+    for steps in (one.connect(), one.digests(), one.certificates()):
+        do(steps)
+    steps = one.vendor_defined(b"\0" + query(1), PCI_SIG_STANDARD, PCI_SIG_VENDOR, do(one.open_session()))
+    with contextlib.nullcontext() if heard else pytest.raises(PeerRefused, match="UNSUPPORTED_REQUEST"):
+        assert do(steps)[:2] == b"\0\1"
 
 
 @pytest.mark.parametrize("ends", [False, True])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from tio.gpu_channel import (
 from tio.pci import DeviceControl, Register
 from tio.pci.doe_mailbox import exchange
 from tio.spdm import PCI_DOE, PeerRefused, Requester, RequesterSettings, SpdmFault, TrustAnchors
+from tio.spdm.capabilities import Capability
 from tio.spdm.connection_messages import PCI_SIG_STANDARD, PCI_SIG_VENDOR
 from tio.steps import carry
 
@@ -88,9 +90,9 @@ class Guest:
         return bytes(self.slot.memory.octets) + self.slot.on_the_wire()
 
 
-def attested(slot: Slot):
+def attested(slot: Slot, **settings: Any):
     """What carries a requester's steps by loads and stores of the GPU's own mailbox, the requester, and its session."""
-    one = Requester(RequesterSettings(anchors=TrustAnchors((slot.card.identity.root,))), PCI_DOE, draw)
+    one = Requester(RequesterSettings(anchors=TrustAnchors((slot.card.identity.root,)), **settings), PCI_DOE, draw)
 
     def asked(packet):
         wrapped = PCI_DOE.wrap(packet)
@@ -237,6 +239,15 @@ def test_a_session_of_the_mailbox_gives_neither_keys_nor_locks() -> None:
     for protocol in (b"\0", b"\1"):
         with pytest.raises(PeerRefused):
             do(one.vendor_defined(protocol + bytes(20), PCI_SIG_STANDARD, PCI_SIG_VENDOR, session))
+
+
+def test_a_session_that_only_authenticates_opens_no_channel() -> None:
+    guest = Guest(opens=False)
+    do, one, session = attested(guest.slot, capabilities=RequesterSettings().capabilities & ~Capability.ENCRYPT)
+    with pytest.raises(PeerRefused):
+        do(one.vendor_defined(open_request(KEYS), PCI_SIG_STANDARD, VENDOR, session))
+    entry = GpuCommand(GpuOpcode.SEALED, 5, DATA, 0, 0)
+    assert guest.slot.submit([entry], tee=False) == (5, GpuStatus.NOT_SEALED)
 
 
 def test_a_reset_by_the_host_ends_channel_and_data() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from node.cost_table import load_cost_table
 from node.counter_random import CounterRandom
 from node.firmware_image import laboratory_image
 from node.generation import Generation
-from node.guest import GuestSpec, GuestState
+from node.guest import Guest, GuestSpec, GuestState
 from node.host import Host, HostSpec
 from node.physical_slots import PhysicalSlots
 from node.platform import Platform, Protection
@@ -23,18 +24,25 @@ from node.product import PRODUCTS
 from node.program import ProgramSpec
 from psp.system_bus import LARGE_PAGE_BYTES
 from tio.device_identity import CardKind
+from tio.ide import Direction, IdeStream, IdeTlp, StreamSettings, SubStream
+from tio.ide.key_messages import KeyMessage, parse_key_message
 from tio.ide.link import Packet, Way
+from tio.ide.stream import MOST_AGGREGATED
 from workloads.block_outcome import UNTRUSTED
+from workloads.device_work import NOT_TRUSTED
 from workloads.keyed_content import KeyedContent
 from workloads.library import PROGRAMS
 
 SECOND = 10**9
 COSTS = dict(load_cost_table()) | {"psp.tio_exchange_ns": 1_000_000}
-ROUNDS, BLOCK_BYTES, PIECE_BYTES = 4, 4096, 16
-DEVICES = CardKind.NVME, CardKind.GPU
+ROUNDS, PEERS_ROUNDS = 10, 4
+BLOCK_BYTES, ORDER, FRAME_BYTES, PIECE_BYTES = 4096, 12, 1024, 16
+DEVICES = CardKind.NVME, CardKind.NIC, CardKind.GPU
 CARDS = tuple([CardSlot(port, kind) for port, kind in enumerate(DEVICES, start=1)])
+PEERS_CARD = CardSlot(4, CardKind.NIC, "0009")
 WORK = ProgramSpec(
-    "device-work", (("block_bytes", BLOCK_BYTES), ("matrix_order", 12), ("pause_ms", 100), ("rounds_attached", 2))
+    "device-work",
+    (("block_bytes", BLOCK_BYTES), ("frame_bytes", FRAME_BYTES), ("matrix_order", ORDER), ("pause_ms", 50)),
 )
 
 
@@ -51,12 +59,18 @@ class Seen:
             self.octets += [bytes(part) for part in (answer, getattr(one, "data", b"")) if isinstance(part, bytes)]
 
 
-def secrets(count: int) -> list[bytes]:
-    """Pieces of what the guest stores on its disk in so many rounds."""
-    content = KeyedContent(CounterRandom(7).octets("vm/0", "device-work contents", 0, 32))
+def pieces_of(vm: str, rounds: int) -> dict[CardKind, list[bytes]]:
+    """Pieces of what a machine gives each of its devices in so many rounds, and of what its GPU makes of it."""
+    content = KeyedContent(CounterRandom(7).octets(f"{vm}/0", "device-work contents", 0, 32))
     words = np.arange(BLOCK_BYTES // 8, dtype=np.uint64)
-    rounds = [content.words(words + np.uint64(one << 32)).tobytes() for one in range(count)]
-    return [one[at : at + PIECE_BYTES] for one in rounds for at in range(0, BLOCK_BYTES, 1024)]
+    blocks = [content.words(words + np.uint64(one << 32)).tobytes() for one in range(rounds)]
+    matrices = [np.frombuffer(one, "<i4")[: 2 * ORDER * ORDER].reshape(2, ORDER, ORDER) for one in blocks]
+    given = [one.tobytes() for one in matrices] + [(one @ other).tobytes() for one, other in matrices]
+    wholes = {CardKind.NVME: blocks, CardKind.NIC: [one[:FRAME_BYTES] for one in blocks], CardKind.GPU: given}
+    return {
+        kind: [one[at : at + PIECE_BYTES] for one in data for at in range(0, len(one), PIECE_BYTES)]
+        for kind, data in wholes.items()
+    }
 
 
 def octets(thing: Any) -> bytes:
@@ -68,36 +82,90 @@ def octets(thing: Any) -> bytes:
     return b"".join(octets(getattr(thing, one.name)) for one in fields(thing)) if is_dataclass(thing) else b""
 
 
+@dataclass(frozen=True)
+class Watched:
+    """A machine's secrets by device, and its peer's; what passed the host's hands, crossed each link, and lies in
+    both machines' memory as the host reads it; which devices are trusted in the end, and how the machine ended."""
+
+    pieces: dict[CardKind, list[bytes]]
+    peers: list[bytes]
+    carried: bytes
+    packets: dict[int, list[tuple[Way, Packet]]]
+    held: bytes
+    trusted: int
+    ended: int
+
+    @property
+    def crossed(self) -> dict[int, bytes]:
+        return {port: octets(packets) for port, packets in self.packets.items()}
+
+    @property
+    def links(self) -> bytes:
+        return b"".join(self.crossed.values())
+
+
+def found(pieces: list[bytes], where: bytes) -> int:
+    """How many pieces lie there, anywhere: candidates by their first two bytes, then compared whole."""
+    begins = np.zeros(1 << 16, bool)
+    begins[np.frombuffer(b"".join(one[:2] for one in pieces), "<u2")] = True
+    views = [np.frombuffer(where, "<u2", (len(where) - odd) // 2, odd) for odd in (0, 1)]
+    places = [2 * at + odd for odd, view in enumerate(views) for at in np.flatnonzero(begins[view]).tolist()]
+    return len(frozenset(pieces) & {where[at : at + PIECE_BYTES] for at in places})
+
+
 def watched(
     generation: Generation,
     *disabled: Protection,
     devices: tuple[CardKind, ...] = DEVICES,
-    work: ProgramSpec = WORK,
+    rounds_attached: int = 4,
+    sealed: bool = False,
     cards: tuple[CardSlot, ...] = CARDS,
-) -> tuple[list[bytes], bytes, bytes, bytes]:
-    """The guest's secrets; what passed the host's hands, what crossed links; and what the host finds in its memory."""
-    seen, crossed = Seen(), []
+    peer: bool = False,
+) -> Watched:
+    """Watch a machine work for some rounds: the host's own operations, every link, and its memory thereafter."""
+    seen = Seen()
+    packets: dict[int, list[tuple[Way, Packet]]] = {card.port: [] for card in cards}
     platform = Platform(disabled=frozenset(disabled), cards=cards)
     spec = HostSpec("turin", PRODUCTS["Turin"], 1 << 30, 99, 1, 60 * SECOND, platform=platform)
     host = Host(spec, PROGRAMS, {"auto": laboratory_image()}, COSTS, observer=seen.note)
     slots = PhysicalSlots(host.board.root_complex, host.board.slots)
-    for card in CARDS:
-        slots.tap(card.port, lambda _, packet: (crossed.append(packet), (packet,))[1])
-    host.launch(GuestSpec("vm", generation, 1, 128 << 20, work, 7, devices=devices), lambda _: None, running=True)
-    host.clock.env.run(until=SECOND)
-    guest = host.guests["vm"]
-    assert (guest.state, guest.vcpus[0].registers.r13 >= ROUNDS) == (GuestState.RUNNING, True)
+    for port, crossed in packets.items():
+        slots.tap(port, lambda way, packet, crossed=crossed: (crossed.append((way, packet)), (packet,))[1])
+
+    def launch(name: str, given: tuple[CardKind, ...], *more: tuple[str, int | str]) -> Guest:
+        work = ProgramSpec("device-work", (*WORK.parameters, *more))
+        guest = GuestSpec(name, generation, 1, 64 << 20, work, 7, devices=given, network=peer)
+        host.launch(guest, lambda _: None, running=True)
+        return host.guests[name]
+
+    habits = ("rounds_attached", rounds_attached), ("sealed", int(sealed)), ("peer", "other" if peer else "")
+    guests = [launch("vm", devices, *habits)]
+    guests += [launch("other", (CardKind.NIC,), ("peer", "vm"))] if peer else []
+    rounds = ROUNDS, PEERS_ROUNDS
+    registers = [guest.vcpus[0].registers for guest in guests]
+    while any(one.r13 < least for one, least in zip(registers, rounds, strict=False)):
+        if any(guest.state is not GuestState.RUNNING for guest in guests):
+            break
+        assert host.clock.env.now < 2 * SECOND
+        host.clock.env.run(until=host.clock.env.now + SECOND // 20)
     carried = b"".join(seen.octets)
     batch = tuple(
         op.HostRead(at, min(LARGE_PAGE_BYTES, spa + length - at))
-        for spa, length in host.hypervisor.launched("vm").frames
+        for guest in guests
+        for spa, length in host.hypervisor.launched(guest.spec.name).frames
         for at in range(spa, spa + length, LARGE_PAGE_BYTES)
     )
     looked = [one for one in host.board.execute_host(batch) if isinstance(one, bytes)]
-    assert sum(map(len, looked)) >= 128 << 20
-    looked = [one for one in looked if any(one)]
-    stored = secrets(guest.vcpus[0].registers.r13 + 1)
-    return stored, carried, octets(crossed), b"".join(looked)
+    assert sum(map(len, looked)) >= len(guests) * (64 << 20)
+    return Watched(
+        pieces_of("vm", registers[0].r13 + 1),
+        pieces_of("other", registers[-1].r13 + 1)[CardKind.NIC] if peer else [],
+        carried,
+        packets,
+        b"".join(one for one in looked if one != bytes(len(one))),
+        registers[0].r11,
+        guests[0].shutdown_code,
+    )
 
 
 @pytest.mark.parametrize(
@@ -112,11 +180,79 @@ def watched(
 def test_work_in_private_memory_over_a_protected_link_is_nobodys_business(
     generation: Generation, disabled: tuple[Protection, ...], on_links: bool, in_memory: bool
 ) -> None:
-    pieces, carried, crossed, held = watched(generation, *disabled)
-    assert len(crossed) > 2 * ROUNDS * BLOCK_BYTES
-    assert any(piece in crossed for piece in pieces) is on_links
-    assert any(piece in held for piece in pieces) is in_memory
-    assert not any(piece in carried for piece in pieces)
+    """One machine stores, talks with another, and has its GPU multiply. What crosses its NIC's cable is as sent."""
+    saw = watched(generation, *disabled, cards=(*CARDS, PEERS_CARD), peer=True)
+    assert (saw.ended, saw.trusted) == (0, 0b111 if generation is Generation.SEV_TIO else 0)
+    crossed = saw.crossed
+    assert len(crossed[1]) > 2 * ROUNDS * BLOCK_BYTES
+    for card in CARDS:
+        assert (found(saw.pieces[card.kind], crossed[card.port]) > 0) is on_links
+        assert (found(saw.pieces[card.kind], saw.held) > 0) is in_memory
+    for card in (CARDS[1], PEERS_CARD):
+        # Frames cross two links each, one as they are sent and one as they arrive.
+        for pieces in (saw.pieces[CardKind.NIC], saw.peers):
+            assert (found(pieces, crossed[card.port]) >= PEERS_ROUNDS) is on_links
+    secrets = [one for pieces in saw.pieces.values() for one in pieces] + saw.peers
+    assert (found(secrets, saw.links) > 0, found(secrets, saw.held) > 0) == (on_links, in_memory)
+    assert found(secrets, saw.carried) == 0
+
+
+# Keys of links.
+
+KEYS_OF_A_STREAM = 6
+"""Three sub-streams, both ways."""
+KEY_PROG = re.compile(rb"\x00(\x02\x00{2}.\x00...{32}\x00{4}\x01\x00{3})", re.DOTALL)
+"""As PCI-SIG has it behind the protocol's number: a key, and an initial value of 1."""
+
+
+def overheard(carried: bytes) -> list[KeyMessage]:
+    """Every key that somebody was given in what a host carried, once, in order."""
+    return [parse_key_message(one) for one in dict.fromkeys(KEY_PROG.findall(carried))]
+
+
+def opened(packets: list[tuple[Way, Packet]], keys: list[KeyMessage]) -> bytes:
+    """What the packets of a link held, to who knows its keys: an end for each way, made as the true ones are."""
+    payloads = []
+    for way, held in ((Way.DOWN, Direction.RX), (Way.UP, Direction.TX)):
+        end = IdeStream(keys[0].stream_id, StreamSettings(aggregation=dict.fromkeys(SubStream, MOST_AGGREGATED)))
+        for one in keys:
+            if one.slot.direction is held:
+                for direction in Direction:
+                    end.program(one.slot.key_set, direction, SubStream(one.slot.sub_stream), one.key, one.initial)
+                    end.go(one.slot.key_set, direction, SubStream(one.slot.sub_stream))
+        end.enable()
+        for to, packet in packets:
+            if to is way and isinstance(packet, IdeTlp):
+                payloads += [arrived.payload for arrived, _ in end.receive(packet)]
+    return b"".join(payloads)
+
+
+@pytest.mark.parametrize(
+    ("encrypts", "disabled", "works", "known"),
+    [
+        (True, (), True, False),
+        (True, (Protection.SESSION_ENCRYPTION,), True, False),
+        # Nobody gives keys to a card where they would be overheard, nor lets it into private memory.
+        (False, (), False, False),
+        (False, (Protection.SESSION_ENCRYPTION,), True, True),
+    ],
+)
+def test_only_who_carries_sessions_that_do_not_encrypt_learns_the_keys_of_links_and_with_them_everything(
+    encrypts: bool, disabled: tuple[Protection, ...], works: bool, known: bool
+) -> None:
+    kinds = CardKind.NVME, CardKind.GPU
+    cards = tuple([CardSlot(port, kind, encrypts=encrypts) for port, kind in enumerate(kinds, start=1)])
+    saw = watched(Generation.SEV_TIO, *disabled, devices=kinds, cards=cards, rounds_attached=0)
+    assert (saw.ended, saw.trusted) == ((0, 0b11) if works else (NOT_TRUSTED.code, 0))
+    assert found([one for pieces in saw.pieces.values() for one in pieces], saw.links + saw.carried) == 0
+    keys = overheard(saw.carried)
+    assert len(keys) == len(cards) * KEYS_OF_A_STREAM * known
+    for number, card in enumerate(cards if known else ()):
+        own = keys[number * KEYS_OF_A_STREAM :][:KEYS_OF_A_STREAM]
+        assert found(saw.pieces[card.kind], opened(saw.packets[card.port], own)) > ROUNDS
+
+
+# Without trusted I/O.
 
 
 @pytest.mark.parametrize(("sealed", "seen"), [(False, True), (True, False)])
@@ -124,21 +260,27 @@ def test_a_card_without_tee_io_sees_private_memory_of_nobody_and_bounce_buffers_
     sealed: bool, seen: bool
 ) -> None:
     cards = tuple([replace(one, tee_io=False) for one in CARDS])
-    work = ProgramSpec("device-work", (*WORK.parameters, ("sealed", int(sealed))))
-    pieces, _, crossed, held = watched(Generation.SEV_TIO, devices=(CardKind.GPU,), work=work, cards=cards)
-    assert len(crossed) > ROUNDS * 1024
-    assert [any(piece in found for piece in pieces) for found in (crossed, held)] == [seen, seen]
+    gpu = (CardKind.GPU,)
+    saw = watched(Generation.SEV_TIO, devices=gpu, sealed=sealed, cards=cards)
+    assert len(saw.links) > ROUNDS * 1024
+    assert [found(saw.pieces[CardKind.GPU], seen_there) > 0 for seen_there in (saw.links, saw.held)] == [seen, seen]
 
 
 @pytest.mark.parametrize("sealed", [False, True])
 def test_what_is_sealed_in_a_session_of_the_guests_own_is_nobodys_business_either(sealed: bool) -> None:
-    work = ProgramSpec("device-work", (*WORK.parameters, ("sealed", int(sealed))))
-    pieces, carried, crossed, held = watched(Generation.SEV_SNP, devices=(CardKind.GPU,), work=work)
-    # Matrices and disk blocks of a round begin alike.
-    assert len(crossed) > ROUNDS * 1024
-    assert any(piece in crossed for piece in pieces) is not sealed
-    assert any(piece in held for piece in pieces) is not sealed
-    assert not any(piece in carried for piece in pieces)
+    saw = watched(Generation.SEV_SNP, devices=(CardKind.GPU,), sealed=sealed)
+    pieces = saw.pieces[CardKind.GPU]
+    assert len(saw.links) > ROUNDS * 1024
+    assert (found(pieces, saw.links) > 0) is not sealed
+    assert (found(pieces, saw.held) > 0) is not sealed
+    assert found(pieces, saw.carried) == 0
+
+
+def test_no_keys_for_sealed_work_are_given_where_the_bus_would_overhear_them() -> None:
+    cards = (CardSlot(1, CardKind.GPU, encrypts=False),)
+    saw = watched(Generation.SEV_SNP, devices=(CardKind.GPU,), cards=cards, sealed=True)
+    assert saw.ended == NOT_TRUSTED.code
+    assert found(saw.pieces[CardKind.GPU], saw.links + saw.carried) == 0
 
 
 @pytest.mark.parametrize("way", list(Way))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -14,14 +15,17 @@ from node.firmware_image import laboratory_image
 from node.generation import Generation
 from node.guest import GuestSpec, GuestState
 from node.guest_functions import guest_device_id
+from node.guest_memory_map import memory_map
+from node.guest_nvme import BLOCK_BYTES
 from node.host import Host, HostSpec
 from node.physical_slots import PhysicalSlots
 from node.platform import HostMode, Platform
 from node.product import PRODUCTS
 from node.program import ProgramSpec
+from node.swiotlb import Steps
 from tio.device_identity import CardKind
 from tio.dma_port import DmaFault
-from workloads.device_work import NOT_TRUSTED
+from workloads.device_work import NOT_TRUSTED, DeviceWork
 from workloads.library import PROGRAMS
 
 MIB, SECOND = 1 << 20, 10**9
@@ -76,6 +80,50 @@ def test_it_works_through_a_session_of_its_own_where_no_firmware_vouches_for_the
     guest = host.guests["vm"]
     # It opens more than one: its devices are let go every two rounds.
     assert (guest.state, guest.vcpus[0].registers.r13 >= 6) == (GuestState.RUNNING, True)
+
+
+@pytest.mark.parametrize("generation", [Generation.SEV_TIO, Generation.SEV_SNP])
+def test_what_lies_on_a_cards_file_comes_into_private_memory_and_the_file_stays(
+    generation: Generation, tmp_path: Path
+) -> None:
+    blocks = [bytes([at]) * BLOCK_BYTES for at in range(1, 33)]
+    file = tmp_path / "disk.img"
+    file.write_bytes(b"".join(blocks))
+    host = host_of(generation, (CardSlot(1, CardKind.NVME, disk=str(file)),))
+    launched(host, generation, devices=(CardKind.NVME,))
+    registers = host.guests["vm"].vcpus[0].registers
+    while not registers.r13:
+        host.clock.env.run(until=host.clock.env.now + SECOND // 20)
+    disk, scratch = work_of(host).nvme(0), work_of(host).scratch
+    vmcb = host.board.vmcb("vm", 0)
+
+    def done(steps: Steps[int]) -> int:
+        answers = None
+        try:
+            while True:
+                answers = host.board.execute_guest(vmcb, steps.send(answers))  # type: ignore[arg-type]
+        except StopIteration as end:
+            return end.value
+
+    # What it has stored so far lies over the first blocks: WORK's of its first round is one block.
+    assert done(disk.read(8, 24, scratch)) == 0
+    (found,) = host.board.execute_guest(vmcb, (op.Read(scratch, 24 * BLOCK_BYTES),))
+    assert found == b"".join(blocks[8:])
+    assert done(disk.write(31, 1, scratch)) == done(disk.read(31, 1, scratch)) == 0
+    assert host.board.execute_guest(vmcb, (op.Read(scratch, BLOCK_BYTES),)) == (blocks[8],)
+    assert done(disk.read(0, 1, scratch)) == 0
+    assert host.board.execute_guest(vmcb, (op.Read(scratch, BLOCK_BYTES),)) != (blocks[0],)
+    assert file.read_bytes() == b"".join(blocks)
+
+
+def work_of(host: Host) -> DeviceWork:
+    """The program of a machine that rests between rounds, as it is now."""
+    guest = host.guests["vm"]
+    placement = replace(
+        memory_map(guest.spec.memory_bytes, 1).placement("vm", 0, guest.spec.seed),
+        devices=guest.spec.devices, bounces=True,
+    )  # fmt: skip
+    return replace(DeviceWork.build(WORK, placement), trusted=guest.vcpus[0].registers.r11)
 
 
 @pytest.mark.parametrize("sealed", [0, 1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tio.spdm.algorithms import Aead, BaseAsym, BaseHash, DheGroup
+from tio.spdm.algorithms import Aead, AeadAlgorithm, BaseAsym, BaseHash, DheGroup
 from tio.spdm.capabilities import Capability
 from tio.spdm.codes import Version
 from tio.spdm.connection_messages import VendorDefinedRequest
@@ -43,7 +43,17 @@ class CertificateSlot:
     signer: Signer = field(repr=False)
 
 
-Vendor = Callable[[int | None, VendorDefinedRequest], bytes | None]
+@dataclass(frozen=True, slots=True)
+class VendorSession:
+    """The session in which a vendor-defined request came."""
+
+    session_id: int
+    encrypted: bool
+    """Whether nobody on the way reads what is said in it."""
+    cipher: AeadAlgorithm
+
+
+Vendor = Callable[[VendorSession | None, VendorDefinedRequest], bytes | None]
 """Answers a vendor-defined request of a session (None: of none): the payload, or None for a protocol it has not."""
 
 
@@ -51,7 +61,7 @@ def _no_psk(_hint: bytes) -> None:
     return None
 
 
-def _no_vendor(_session_id: int | None, _request: VendorDefinedRequest) -> None:
+def _no_vendor(_session: VendorSession | None, _request: VendorDefinedRequest) -> None:
     return None
 
 

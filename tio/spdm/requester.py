@@ -94,6 +94,7 @@ _REQUESTER_CAPABILITIES = (
     | Capability.HBEAT
     | Capability.KEY_UPD
 )
+_SECRET = Capability.ENCRYPT | Capability.MAC
 _MOST_PATIENCE = 16
 """How often in a row an answer may not be ready, or a responder busy."""
 _LONGEST_WAIT_EXPONENT = 22
@@ -118,6 +119,8 @@ class RequesterSettings:
     max_message_bytes: int = 0x1200
     psk_salt_ones: bool = True
     """As of ``ResponderSettings``."""
+    wants_encryption: bool = False
+    """A peer whose sessions would not encrypt is refused as soon as it says so: for who has secrets to give it."""
 
 
 class Requester:
@@ -177,7 +180,9 @@ class Requester:
             raise PeerUntrusted(f"CAPABILITIES: expected flags that go together, found {found.flags:#x}")
         self._transcript.negotiate(asked, found.wire)
         self.peer, self.peer_transfer_bytes = found.capabilities, found.data_transfer_bytes
-        own = self.settings.capabilities
+        own = settings.capabilities
+        if settings.wants_encryption and _SECRET & ~(own & self.peer):
+            raise PeerUntrusted("CAPABILITIES: expected encryption and authentication of messages")
         sessions = bool(own & self.peer & Capability.KEY_EX) or psk_in_common(own, self.peer)
         asked, chosen = yield from self._ask(request_of(self.settings.offer, sessions=sessions), Algorithms)
         self._algorithms = accepted(chosen, self.settings.offer)

@@ -30,7 +30,7 @@ from tio.spdm.connection_messages import (
     VendorDefinedResponse,
     pack_error,
 )
-from tio.spdm.device_personality import Personality, ResponderSettings
+from tio.spdm.device_personality import Personality, ResponderSettings, VendorSession
 from tio.spdm.faults import MalformedMessage, RecordRejected, Refused
 from tio.spdm.key_agreement import Random
 from tio.spdm.message_layout import HEADER_BYTES
@@ -309,8 +309,8 @@ def _place_of(session: Session | None) -> Place:
 
 def _vendor_defined(connection: Connection, data: bytes, session: Session | None) -> bytes:
     request = VendorDefinedRequest.parse(data, padding=connection.padding if session is None else 0)
-    session_id = None if session is None else session.session_id
-    payload = connection.personality.vendor(session_id, request)
+    place = None if session is None else VendorSession(session.session_id, session.requests.encrypts, session.aead)
+    payload = connection.personality.vendor(place, request)
     if payload is None:
         raise Refused(ErrorCode.UNSUPPORTED_REQUEST, Request.VENDOR_DEFINED)
     return VendorDefinedResponse(

@@ -200,6 +200,7 @@ class Depositor:
             policy_for(CardKind.GPU), serial=SERIAL, lock_flags=LockFlags(ways.lock_flags),
             checks_certificates=bool(ways.checks_certificates), checks_identity=bool(ways.checks_identity),
             checks_measurements=bool(ways.checks_measurements), checks_fresh=bool(ways.checks_fresh),
+            checks_report=bool(ways.checks_report), checks_lock=bool(ways.checks_lock),
         )  # fmt: skip
 
     def _tdi(self) -> GuestTdi:

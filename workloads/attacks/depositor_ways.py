@@ -19,6 +19,8 @@ class DepositorWays:
     checks_identity: int = 1
     checks_measurements: int = 1
     checks_fresh: int = 1
+    checks_report: int = 1
+    checks_lock: int = 1
     wipes: int = 1
     """It has the device forget its secret in each round."""
     lock_flags: int = 0

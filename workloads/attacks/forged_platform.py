@@ -15,7 +15,7 @@ from psp.launch_digest import launch_measure
 from psp.secret_packet import PacketHeader
 from psp.sev_certificate import CertificateError, KeyUsage, SevCertificate
 from psp.sev_chain import PlatformChain
-from psp.sev_session import NONCE_BYTES, Session, SessionError, counter_mode, open_session
+from psp.sev_session import NONCE_BYTES, Session, SessionError, TransportKeys, counter_mode, open_session
 from workloads.attacks.claims import WorkedOut
 from workloads.attacks.firmware_call import Steps
 from workloads.attacks.owner_operations import OpenSession, ShowMeasurement
@@ -45,6 +45,11 @@ class ForgedPlatform:
         )
         return OpenSession(chain.pdh.pack(), chain.pack())
 
+    def agreed(self, pdh: bytes, session: bytes, policy: int) -> TransportKeys:
+        """The keys that somebody with this PDH has sealed for the platform. Raises CertificateError, SessionError."""
+        theirs = sev_certificate.public_key(sev_certificate.parse(pdh, KeyUsage.PDH))
+        return open_session(elliptic.shared_secret(_key(KeyUsage.PDH), theirs), policy, Session.parse(session))
+
     def take_secret(self, firmware: tuple[int, int, int], digest: bytes) -> Steps:
         """Open an owner's session, make up the measurement that it wants to see, and unpack what it sends."""
         (session,) = yield (self.certificates(),)
@@ -53,9 +58,7 @@ class ForgedPlatform:
         size, end = SevCertificate.SIZE, SevCertificate.SIZE + Session.SIZE
         policy = int.from_bytes(session[end:], "little")
         try:
-            theirs = sev_certificate.public_key(sev_certificate.parse(session[:size], KeyUsage.PDH))
-            z = elliptic.shared_secret(_key(KeyUsage.PDH), theirs)
-            keys = open_session(z, policy, Session.parse(session[size:end]))
+            keys = self.agreed(session[:size], session[size:end], policy)
         except (CertificateError, SessionError):
             return
         nonce = bytes(NONCE_BYTES)

@@ -10,3 +10,13 @@ class TellDr7:
     """Answer the victim from now on that its DR7 holds this. Answer: None. Only who asks will hear it."""
 
     value: int
+
+
+@dataclass(frozen=True, slots=True)
+class NoteSmashed:
+    """Remember that the 2 MiB around one of the victim's frames were smashed, or be refused later. Answer: None."""
+
+    spa: int
+
+
+BookOperation = TellDr7 | NoteSmashed

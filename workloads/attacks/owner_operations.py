@@ -97,7 +97,18 @@ class ShowReport:
     channel_key: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class AskForCertificates:
+    """Somebody asks AMD's service for the certificates over a platform's: PDH, then PEK, OCA and CEK in one.
+
+    Answer: the chain, with AMD's signature over its CEK where that is a chip's, and ASK and ARK behind it.
+    """
+
+    pdh: bytes
+    chain: bytes
+
+
 OwnerOperation = (
-    OpenSession | ShowMeasurement | ShowAttestation | ReadInjected
+    OpenSession | ShowMeasurement | ShowAttestation | ReadInjected | AskForCertificates
     | GuestAsks | GuestShows | AskNonce | ShowReport
 )  # fmt: skip

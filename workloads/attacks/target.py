@@ -12,7 +12,8 @@ from workloads.attacks.claims import Claim, WorkedOut
 from workloads.attacks.dimm_operations import DimmOperation
 from workloads.attacks.elsewhere import OtherHostOperation
 from workloads.attacks.given_card import GivenCard
-from workloads.attacks.hypervisor_books import TellDr7
+from workloads.attacks.hypervisor_books import BookOperation
+from workloads.attacks.move_operations import MoveOperation
 from workloads.attacks.owner_operations import OwnerOperation
 from workloads.attacks.single_step import Step
 from workloads.attacks.slot_operations import SlotOperation
@@ -21,8 +22,8 @@ from workloads.attacks.target_page import Page
 AttackBatch = (
     tuple[HypervisorOperation, ...] | tuple[GuestOperation, ...] | tuple[DimmOperation, ...]
     | tuple[OwnerOperation, ...] | tuple[ChipOperation, ...] | tuple[OtherHostOperation, ...]
-    | tuple[Claim, ...] | tuple[WorkedOut, ...] | tuple[TellDr7, ...]
-    | tuple[Step, ...] | tuple[SlotOperation, ...]
+    | tuple[Claim, ...] | tuple[WorkedOut, ...] | tuple[BookOperation, ...]
+    | tuple[Step, ...] | tuple[SlotOperation, ...] | tuple[MoveOperation, ...]
 )  # fmt: skip
 Attack = Generator[AttackBatch, tuple[Answer, ...], None]
 """A running attack. ``yield ()`` waits until the victim has done another round and rests."""

@@ -9,6 +9,7 @@ from cluster.oracle.verdict import Outcome, judge
 from node.operations import CardUpdate, PspAnswer
 from node.platform import Platform, Protection
 from psp.status import Status
+from tio.tdisp import LockFlags
 from workloads.attacks import another_guest, unasked_device
 from workloads.attacks.depositor_ways import DepositorWays
 from workloads.attacks.slot_operations import CardRead
@@ -31,6 +32,7 @@ def asked_by_cards(transcript):
     ("attack", "ways", "outcome"),
     [
         (unasked_device.start_without_consent, LETS_GO, Outcome.DETECTED),
+        (unasked_device.replay_start, LETS_GO, Outcome.DETECTED),
         (unasked_device.reach_after_unbind, LETS_GO, Outcome.DETECTED),
         (unasked_device.read_trusted_memory, DepositorWays(wipes=0), Outcome.BLOCKED),
         (unasked_device.clear_command, STAYS, Outcome.DETECTED),
@@ -65,9 +67,11 @@ def test_only_the_guests_own_entry_keeps_a_device_from_its_memory_that_was_start
     knocked_out = Platform(disabled=frozenset({Protection.SECURE_DEVICE_ENTRY}))
     verdict, _ = played(unasked_device.start_without_consent, LETS_GO, platform=knocked_out)
     assert verdict.outcome is Outcome.LEAKED, verdict
-    # What the device is not trusted with, the entry does not keep from it.
-    verdict, _ = played(unasked_device.reach_after_unbind, LETS_GO, platform=knocked_out)
-    assert verdict.outcome is Outcome.DETECTED, verdict
+    # What the device is not trusted with, the entry does not keep from it; nor does a start of before start it.
+    for attack in (unasked_device.reach_after_unbind, unasked_device.replay_start):
+        verdict, transcript = played(attack, LETS_GO, platform=knocked_out)
+        assert verdict.outcome is Outcome.DETECTED, verdict
+        assert set(asked_by_cards(transcript)) == {None}
 
 
 @pytest.mark.parametrize(
@@ -83,6 +87,39 @@ def test_a_device_that_another_guest_trusts_reaches_its_own_guests_pages_alone(o
     platform = Platform(disabled=frozenset(off))
     verdict, _ = played(another_guest.store_to_private_memory, STAYS, platform=platform, tenant_has_card=True)
     assert verdict.outcome is outcome, verdict
+
+
+NO_UPDATE = int(LockFlags.NO_FW_UPDATE)
+"""A guest that wants its device to stay what it was when it was proved."""
+
+
+@pytest.mark.parametrize(
+    ("ways", "outcome"),
+    [
+        # Firmware's digest gives the old report away, and what it says of the lock the new one: each is enough.
+        (DepositorWays(lock_flags=NO_UPDATE), Outcome.DETECTED),
+        (DepositorWays(lock_flags=NO_UPDATE, checks_lock=0), Outcome.DETECTED),
+        (DepositorWays(lock_flags=NO_UPDATE, checks_report=0), Outcome.DETECTED),
+        (DepositorWays(lock_flags=NO_UPDATE, checks_lock=0, checks_report=0), Outcome.LEAKED),
+        # Who never cared whether it is updated finds the replay all the same, by the digest alone.
+        (DepositorWays(), Outcome.DETECTED),
+        (DepositorWays(checks_report=0), Outcome.LEAKED),
+    ],
+    ids=["both", "digest", "lock", "neither", "unlocked", "unlocked, no digest"],
+)
+def test_a_report_of_another_lock_is_believed_by_who_compares_neither_it_nor_the_lock_with_what_firmware_says(
+    ways, outcome
+):
+    verdict, _ = played(unasked_device.replay_report, ways)
+    assert verdict.outcome is outcome, verdict
+
+
+def test_a_report_of_the_present_lock_is_believed_and_the_update_breaks_that(monkeypatch):
+    # The same without the replay, and with the lock that the guest wants: it is the lock that keeps the secret.
+    monkeypatch.setattr(unasked_device, "LockFlags", lambda _: LockFlags.NO_FW_UPDATE)
+    ways = DepositorWays(lock_flags=NO_UPDATE, checks_lock=0, checks_report=0)
+    verdict, _ = played(unasked_device.replay_report, ways)
+    assert verdict.outcome is Outcome.DETECTED, verdict
 
 
 def test_a_device_that_was_changed_between_lock_and_start_does_not_start():

@@ -365,8 +365,17 @@ class Bench:
         return {**self.machine.snapshot(), "trusted I/O": self.trusted_io.state()}
 
 
-def new_bench(*, tio_init: bool = True, settings: ResponderSettings | None = None, enabled: bool = True) -> Bench:
-    """A machine whose firmware has TIO up, and a card in the slot of a root port."""
+def new_bench(
+    *,
+    tio_init: bool = True,
+    settings: ResponderSettings | None = None,
+    enabled: bool = True,
+    wants_encryption: tuple[bool, bool] = (True, True),
+) -> Bench:
+    """A machine whose firmware has TIO up, and a card in the slot of a root port.
+
+    ``wants_encryption``: whether firmware asks for it, and whether the card does.
+    """
     trusted_io = BenchTrustedIo()
     bus = BenchBus(trusted_io=trusted_io)
 
@@ -377,7 +386,11 @@ def new_bench(*, tio_init: bool = True, settings: ResponderSettings | None = Non
     flags = snp_buffers.SNP_INIT_RMP | snp_buffers.SNP_INIT_TIO * enabled
     assert machine.call(SnpCommand.INIT_EX, snp_buffers.SnpInitEx(flags=flags).pack()) == 0
     machine.flush(SnpCommand.DF_FLUSH)
-    card = Card(CardKind.NVME, LooseDevice(), draws("card"), settings=settings, requester_id=RID, programmed=True)
+    machine.psp.snp.tsm.device_switches.wants_encryption = wants_encryption[0]
+    card = Card(
+        CardKind.NVME, LooseDevice(), draws("card"), settings=settings, requester_id=RID, programmed=True,
+        wants_encryption=wants_encryption[1],
+    )  # fmt: skip
     bench = Bench(machine, card, trusted_io)
     if tio_init:
         assert bench.ask(SnpCommand.TIO_INIT, tsm.TioInit) == 0

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 
+import pytest
 from device_bench import CONTEXT, PORT, RID, STATUS, STREAM, connected, new_bench
 
 from psp import tsm
 from psp.commands import SnpCommand
 from psp.status import Status
 from tio.ide import StreamState, memory_write
+from tio.spdm import ResponderSettings
 from tio.spdm.algorithms import BaseHash
+from tio.spdm.capabilities import Capability
 from tio.spdm.certificate_chain import pack_chain
+from tio.spdm.device_personality import TEE_IO_CAPABILITIES
 
 
 def test_a_device_is_connected_and_both_ends_of_its_link_hold_the_same_keys() -> None:
@@ -35,6 +39,30 @@ def test_no_key_of_the_link_is_in_host_memory_or_in_what_the_host_carried() -> N
         for form in (key, key[::-1]):
             assert form not in memory
             assert form not in bench.seen
+
+
+@pytest.mark.parametrize(
+    ("wants", "status"),
+    [
+        ((True, True), Status.ERR_IN_DEV_CONN),
+        ((True, False), Status.ERR_IN_DEV_CONN),
+        ((False, True), Status.SPDM_ERROR),
+        ((False, False), Status.SUCCESS),
+    ],
+)
+def test_keys_go_through_a_session_that_only_authenticates_where_neither_firmware_nor_device_minds(
+    wants: tuple[bool, bool], status: Status
+) -> None:
+    capabilities = TEE_IO_CAPABILITIES & ~Capability.ENCRYPT
+    bench = new_bench(settings=ResponderSettings(capabilities=capabilities), wants_encryption=wants)
+    bench.create()
+    assert bench.connect() == status
+    # Firmware that minds goes no further than to capabilities. Where the device alone does, no key is ever sent: the
+    # question before the first, which stream's port is whose, has no answer.
+    keys = bench.trusted_io.ports[0, PORT].keys
+    found = sum(key[::-1] in bench.seen for key in keys)
+    assert (len(keys), found) == ((6, 6) if status is Status.SUCCESS else (0, 0))
+    assert (len(bench.statuses) == 2) is wants[0]
 
 
 def test_its_status_says_who_it_is_and_what_it_showed() -> None:

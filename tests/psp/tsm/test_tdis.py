@@ -27,8 +27,11 @@ from psp import tsm
 from psp.commands import SnpCommand
 from psp.status import Status
 from psp.tsm.trusted_io import TdiBinding
+from tio.spdm import ResponderSettings
 from tio.spdm.algorithms import BaseHash
+from tio.spdm.capabilities import Capability
 from tio.spdm.certificate_chain import pack_chain
+from tio.spdm.device_personality import TEE_IO_CAPABILITIES
 from tio.tdisp import LockFlags, Tampering, TdiState, parse_report
 
 ASID = 2
@@ -134,6 +137,21 @@ def test_measurements_carry_the_nonce_that_was_handed_in_and_become_fresh_for_a_
     assert bench.unbind() == Status.SUCCESS
     assert bench.bind() == Status.SUCCESS
     assert bench.tdi_info().flags & 3 == 1
+
+
+@pytest.mark.parametrize("anew", [True, False])
+@pytest.mark.parametrize("minds", [True, False])
+def test_what_a_device_measured_at_its_last_reset_is_not_fresh_whatever_nonce_it_bears(
+    anew: bool, minds: bool
+) -> None:
+    capabilities = TEE_IO_CAPABILITIES & ~(Capability(0) if anew else Capability.MEAS_FRESH)
+    bench = bound(settings=ResponderSettings(capabilities=capabilities))
+    bench.machine.psp.snp.tsm.device_switches.fresh_needs_capability = minds
+    bench.lay_buffers()
+    order = bench.order(tsm.DeviceMeasurements, nonce=b"\7" * 32)
+    assert bench.run(SnpCommand.TIO_DEV_MEASUREMENTS, order) == Status.SUCCESS
+    assert b"\7" * 32 in bench.result()[1]
+    assert bench.tdi_info().flags & 3 == (3 if anew or not minds else 1)
 
 
 def test_raw_measurements_hold_the_bits_and_no_digests_of_them() -> None:

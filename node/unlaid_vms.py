@@ -1,0 +1,339 @@
+"""VMs that came to a host and that nobody has looked at: what the board is to do for them is only written down.
+
+A VM without a key that comes from another host is bytes that its hypervisor stores in frames of its own. Each of
+those operations is checked when it is issued, and answered as if it had been carried out. Whoever then reads or
+writes one of the frames, by whatever route, asks for a control block or a nested table, changes who owns
+the pages, or lets the VM run a block, has all of them carried out first, in their order. A VM that goes on to another
+host before that is read from what was written down, and leaves memory as it found it: empty.
+
+Not put off is what anybody else could tell from the outside: frames and ASIDs are taken, times are charged, and the
+save area of a vCPU that runs is in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+from node import operations as op
+from node.dimm_cells import MachineCheck
+from node.frame_allocator import joined
+from node.generation import Generation
+from node.guest_backing import Backing, backing_of
+from node.nested_table_pages import layout_of
+from node.platform import HostMode
+from node.rmp_faults import RmpFault
+from psp.system_bus import PAGE_BYTES
+
+if TYPE_CHECKING:
+    from node.board import Board
+
+Batch = tuple[op.HypervisorOperation, ...]
+V = TypeVar("V")
+
+
+class _NowError(Exception):
+    """An operation that cannot be put off."""
+
+
+class _Unlaid:
+    __slots__ = ("areas", "contents", "done", "kept", "maps", "ram", "settled")
+
+    def __init__(self) -> None:
+        self.done: list[op.HypervisorOperation] = []
+        """What has an effect, in the order in which it was issued."""
+        self.contents: dict[int, bytes] = {}
+        """What was stored, by SPA: whole pages, none twice."""
+        self.kept: dict[int, int] = {}
+        """Ranges of memory, by their begin, and their ends; nobody has touched any since."""
+        self.maps: tuple[tuple[int, int, int], ...] = ()
+        self.ram: tuple[tuple[int, int], ...] = ()
+        """The VM's memory, (SPA, length), as few pieces as there can be."""
+        self.areas: dict[int, int] = {}
+        """Save areas of the control blocks that were written."""
+        self.settled = False
+
+    def backing(self, node_bytes: int) -> Backing:
+        """As its nested table's."""
+        maps, layout = self.maps, layout_of(self.maps)
+        assert layout is not None
+        runs = [(maps[part][1] + start - maps[part][0], end - start, large) for part, start, end, large in layout.parts]
+        return backing_of(runs, node_bytes)
+
+
+class ByVm(dict[str, V]):
+    """What a board has of each VM. ``look`` hears of a VM that is asked for and not found, and may bring it."""
+
+    def __init__(self, look: Callable[[str], bool]) -> None:
+        super().__init__()
+        self._look = look
+
+    def __missing__(self, vm: str) -> V:
+        if self._look(vm):
+            return super().__getitem__(vm)
+        raise KeyError(vm)
+
+    def __contains__(self, vm: object) -> bool:
+        return super().__contains__(vm) or (isinstance(vm, str) and self._look(vm))
+
+    def get(self, vm: str, default: V | None = None) -> V | None:  # type: ignore[override]
+        """As of any dictionary."""
+        found = super().get(vm)
+        if found is None and self._look(vm):
+            found = super().get(vm)
+        return default if found is None else found
+
+
+class UnlaidVms:
+    """Those of one board."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self.vms: dict[str, _Unlaid] = {}
+        platform = board.platform
+        self._usual = board.caches is None and board.tlb is None and platform.mode is HostMode.NONE
+        """Whether a store of the host without C-bit is nothing but bytes in DRAM."""
+
+    def expect(self, vm: str) -> None:
+        """A VM without a key is about to come: put off what can be."""
+        board = self._board
+        if (
+            self._usual and board.observer is None and not board.dram.has_routes
+            and board.bus.fast_registers.page is None and (board.rmp is None or board.snp_enabled)
+            and vm not in board.nested and vm not in board.disk_files
+        ):  # fmt: skip
+            self.vms[vm] = _Unlaid()
+
+    def execute(self, vm: str, batch: Batch) -> tuple[op.Answer, ...]:
+        """Answer a batch that the hypervisor issues for such a VM; with the first that cannot wait, none is put off."""
+        board, one = self._board, self.vms[vm]
+        answers: list[op.Answer] = []
+        if board.observer is None:
+            try:
+                for each in batch:
+                    # One at a time: with the first that cannot wait those before it are carried out.
+                    answers.append(_TAKEN.get(type(each), _not_known)(self, vm, one, each))  # noqa: PERF401
+            except _NowError:
+                pass
+            else:
+                return tuple(answers)
+        self.look(vm)
+        return (*answers, *board.execute_host(batch[len(answers) :]))
+
+    def look(self, vm: str) -> bool:
+        """Somebody looks at a VM: carry out what was put off; whether there was anything of it."""
+        one = self.vms.pop(vm, None)
+        if one is None:
+            return False
+        board = self._board
+        running = board.running
+        for spa in one.kept:
+            board.dram.let_go(spa)
+        seats = [
+            (vcpu, area, running.thread_of((vm, vcpu)), running.is_scheduled((vm, vcpu)))
+            for vcpu, area in one.areas.items()
+        ]
+        answers = board.carry_out(tuple(one.done))
+        assert not any(answers), f"{vm}: {answers} from what had been accepted"
+        # Whoever writes a control block finds its vCPU off the core; these were entered since.
+        for vcpu, area, thread, scheduled in seats:
+            if thread is not None:
+                running.take((vm, vcpu), thread, area)
+            elif scheduled:
+                running.schedule((vm, vcpu), area)
+        if one.settled:
+            board.residents.settle(board.vmcb(vm, 0))
+        return True
+
+    def look_at_all(self) -> None:
+        """Somebody looks at everything."""
+        for vm in list(self.vms):
+            self.look(vm)
+
+    # What else is done with one of them.
+
+    def settle(self, vm: str) -> bool:
+        """A VM is about to run for the first time; False for one that is none of these."""
+        one = self.vms.get(vm)
+        if one is None:
+            return False
+        one.settled = True
+        return True
+
+    def enter(self, vm: str, vcpu: int) -> int:
+        """The scheduler's VMRUN: the block was accepted before, and nothing of it has changed."""
+        self._board.running.schedule((vm, vcpu), self.vms[vm].areas[vcpu])
+        return 0
+
+    def save_area(self, vm: str, vcpu: int) -> bytes:
+        """The registers of a vCPU that is off its core."""
+        one = self.vms[vm]
+        return one.contents[one.areas[vcpu]]
+
+    def store_save_area(self, vm: str, vcpu: int, page: bytes) -> None:
+        """What its exit leaves there."""
+        one = self.vms[vm]
+        spa = one.areas[vcpu]
+        one.contents[spa] = page
+        one.done.append(op.HostWrite(spa, page))
+
+    # Operations: what they would have been answered, or else they are carried out.
+
+    def _expect_free(self, spa: int, length: int) -> None:
+        """Only where the host may write, and nobody has written anything yet."""
+        board = self._board
+        if (spa | length) % PAGE_BYTES or spa < 0 or length <= 0:
+            raise _NowError
+        try:
+            board.controller.expect(spa, length)
+            if board.rmp is not None:
+                board.rmp.check_host_write(spa, length)
+        except (MachineCheck, RmpFault):
+            raise _NowError from None
+        if not board.dram.cells.is_blank(spa, length):
+            raise _NowError
+
+    def _keep(self, vm: str, one: _Unlaid, spa: int, length: int) -> None:
+        """Leave such a range to a VM until somebody looks."""
+        self._expect_free(spa, length)
+        try:
+            self._board.dram.keep(spa, length, lambda _spa, _length: self._touched(vm, one))
+        except ValueError:
+            raise _NowError from None
+        one.kept[spa] = spa + length
+
+    def _touched(self, vm: str, one: _Unlaid) -> None:
+        if self.vms.get(vm) is one:
+            self.look(vm)
+
+    def _nested_build(self, vm: str, one: _Unlaid, build: op.NestedBuild) -> op.Answer:
+        layout = layout_of(build.maps)
+        given = sum([length for _, length in build.frames]) // PAGE_BYTES
+        if build.vm != vm or build.encrypted or one.done or layout is None or given <= len(layout.tables):
+            raise _NowError
+        one.ram = tuple(joined([(spa, length) for _, spa, length in build.maps]))
+        for spa, length in (*joined(build.frames), *one.ram):
+            self._keep(vm, one, spa, length)
+        one.maps = build.maps
+        one.done.append(build)
+        return None
+
+    def _host_write(self, vm: str, one: _Unlaid, write: op.HostWrite) -> op.Answer:
+        spa, data = write.spa, write.data
+        end = spa + len(data)
+        if write.encrypted or type(data) is not bytes:
+            raise _NowError
+        for start, length in self._outside(one, spa, end):
+            self._keep(vm, one, start, length)
+        if len(data) % PAGE_BYTES or spa % PAGE_BYTES or self._meets(one, spa, end):
+            raise _NowError
+        one.contents[spa] = data
+        one.done.append(write)
+        return None
+
+    def _host_clear(self, _: str, one: _Unlaid, clear: op.HostClear) -> op.Answer:
+        spa, end = clear.spa, clear.spa + clear.length
+        if clear.encrypted:
+            raise _NowError
+        for start, length in self._outside(one, spa, end):
+            self._expect_free(start, length)  # And so it stays.
+        for at, data in list(one.contents.items()):
+            if spa <= at and at + len(data) <= end:
+                del one.contents[at]
+            elif spa < at + len(data) and at < end:
+                raise _NowError
+        one.done.append(clear)
+        return None
+
+    def _vmcb_write(self, vm: str, one: _Unlaid, write: op.VmcbWrite) -> op.Answer:
+        spa, plain = write.save_area_spa, Generation.PLAIN
+        if (
+            write.vm != vm or write.generation != plain.name or not one.maps or write.vcpu in one.areas
+            or write.nested_cr3 != -1 or write.tlb_control or len(one.contents.get(spa, b"")) != PAGE_BYTES
+            or not self._board.vmrun_checks.consistent(plain, write.asid, spa)
+        ):  # fmt: skip
+            raise _NowError
+        one.areas[write.vcpu] = spa
+        one.done.append(write)
+        return None
+
+    def _vmrun(self, vm: str, one: _Unlaid, run: op.VmRun) -> op.Answer:
+        """The block is in order, as ``VmrunChecks`` has it: since it was filled nobody changed it or its save area."""
+        board = self._board
+        area = one.areas.get(run.vcpu) if run.vm == vm else None
+        if area is None or not 0 <= run.core < board.product.threads or board.running.any_on_threads:
+            raise _NowError
+        board.running.take((vm, run.vcpu), run.core, area)
+        return 0
+
+    def _host_read(self, _: str, one: _Unlaid, read: op.HostRead) -> op.Answer:
+        data = one.contents.get(read.spa)
+        if data is None or len(data) != read.length or read.encrypted:
+            raise _NowError
+        return data
+
+    def _host_read_written(self, _: str, one: _Unlaid, read: op.HostReadWritten) -> op.Answer:
+        if read.encrypted or (read.spa, read.length) not in one.ram:
+            raise _NowError
+        runs: list[tuple[int, bytes]] = []
+        for spa, data in sorted(one.contents.items()):
+            if read.spa <= spa < read.spa + read.length:
+                if runs and runs[-1][0] + len(runs[-1][1]) == spa:
+                    runs[-1] = runs[-1][0], runs[-1][1] + data
+                else:
+                    runs.append((spa, data))
+        return op.Runs(tuple(runs))
+
+    def _disk_read(self, vm: str, _: _Unlaid, read: op.DiskRead) -> op.Answer:
+        if read.vm != vm or vm in self._board.disks:
+            raise _NowError
+        return op.Runs(())
+
+    def _vmcb_clear(self, vm: str, one: _Unlaid, clear: op.VmcbClear) -> op.Answer:
+        if clear.vm != vm or one.contents:
+            raise _NowError
+        for spa in one.kept:
+            self._board.dram.let_go(spa)
+        del self.vms[vm]
+        return self._board.carry_out((clear,))[0]
+
+    @staticmethod
+    def _outside(one: _Unlaid, spa: int, end: int) -> list[tuple[int, int]]:
+        """What of a range is not kept for a VM, as (SPA, length)."""
+        for start, stop in one.kept.items():
+            if start <= spa and end <= stop:
+                return []  # As nearly always.
+        found = []
+        for start, stop in sorted(one.kept.items()):
+            if start < end and spa < stop:
+                if spa < start:
+                    found.append((spa, start - spa))
+                spa = stop
+        if spa < end:
+            found.append((spa, end - spa))
+        return found
+
+    @staticmethod
+    def _meets(one: _Unlaid, spa: int, end: int) -> bool:
+        for at, data in one.contents.items():  # noqa: SIM110 - a generator would cost more than all of it
+            if at < end and spa < at + len(data):
+                return True
+        return False
+
+
+def _not_known(_: UnlaidVms, __: str, ___: _Unlaid, ____: op.HypervisorOperation) -> op.Answer:
+    raise _NowError
+
+
+_TAKEN: Mapping[type, Callable[..., op.Answer]] = {
+    op.NestedBuild: UnlaidVms._nested_build,  # noqa: SLF001 - the class's own table
+    op.HostWrite: UnlaidVms._host_write,  # noqa: SLF001
+    op.HostClear: UnlaidVms._host_clear,  # noqa: SLF001
+    op.HostRead: UnlaidVms._host_read,  # noqa: SLF001
+    op.HostReadWritten: UnlaidVms._host_read_written,  # noqa: SLF001
+    op.HostWork: lambda *_: None,
+    op.DiskRead: UnlaidVms._disk_read,  # noqa: SLF001
+    op.VmcbWrite: UnlaidVms._vmcb_write,  # noqa: SLF001
+    op.VmcbClear: UnlaidVms._vmcb_clear,  # noqa: SLF001
+    op.VmRun: UnlaidVms._vmrun,  # noqa: SLF001
+}

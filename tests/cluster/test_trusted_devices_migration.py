@@ -1,0 +1,118 @@
+"""SEV-TIO machines move in fleets: their devices stay, and others are proved to them where they come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_live_migration import FIRMWARE, play, small_image  # noqa: F401 - the fixture
+
+from cluster.bench.faults import VM, Watched, judged, schedule
+from cluster.layout import Rows
+from cluster.migration import Migration, Outcome
+from node.asid_fence import DmaFence
+from node.card_slot import CardSlot
+from node.guest import GuestState
+from node.guest_functions import guest_device_id
+from node.host import Host
+from tio.device_identity import CardKind
+
+CARDS = [{"kind": "nvme", "memory": "1 MiB"}, {"kind": "gpu", "memory": "1 MiB"}]
+COSTS = {
+    "psp.tio_exchange_ns": 1_000_000,
+    "psp.send_update_ns_per_kib": 100.0,
+    "psp.receive_update_ns_per_kib": 100.0,
+}
+"""Attached and moved sooner than the table has it."""
+
+
+def fleet(*, cards: Any = CARDS, there: Any = CARDS, parameters: Any = (), **changes: Any) -> dict[str, Any]:
+    common = {"product": "Turin", "memory": "2 GiB", "migration_agent": True}
+    vm = {
+        "name": "vm", "generation": "SEV_TIO", "memory": "64 MiB", "vcpus": 1, "workload": "device-work",
+        "devices": ["nvme", "gpu"], "migration_agent": True, "start": "running", "host": "here",
+        "parameters": {"block_bytes": 4096, "matrix_order": 8, "pause_ms": 40} | dict(parameters),
+    }  # fmt: skip
+    return {
+        "schema": 1, "name": "moving-cards", "duration": "700 ms", "costs": COSTS,
+        "hosts": [{"name": "here", "cards": cards} | common, {"name": "there", "cards": there} | common],
+        "vms": [vm],
+        "migrations": [{"vm": "vm", "to": "there", "at": "150 ms"}],
+    } | changes  # fmt: skip
+
+
+def test_it_lets_its_devices_go_and_has_others_proved_where_it_comes() -> None:
+    _, rows = play(fleet())
+    (row,) = rows["migrations"]
+    assert (row["outcome"], row["devices"]) == ("completed", "trusted")
+    assert row["started_ns"] < row["devices_free_ns"] < row["ended_ns"] < row["devices_settled_ns"]
+    (vm,) = rows["vms"]
+    assert (vm["host"], vm["state"]) == ("there", "running")
+    assert vm["units_of_work"] > 7
+
+
+def test_where_no_card_can_be_trusted_it_stays_on_bounce_buffers() -> None:
+    bare = [card | {"tee_io": False} for card in CARDS]
+    _, rows = play(fleet(there=bare, duration="700 ms"))
+    (row,) = rows["migrations"]
+    assert (row["outcome"], row["devices"]) == ("completed", "bounce buffers")
+    (vm,) = rows["vms"]
+    assert (vm["host"], vm["state"]) == ("there", "running")
+
+
+def test_what_was_changed_on_the_wire_leaves_it_with_the_devices_that_it_had() -> None:
+    hosts: dict[str, Host] = {}
+
+    def spoilt(_: str, frames: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        return (*frames[:1], *[frame.replace(frame[-40:-32], bytes(8)) for frame in frames[1:2]], *frames[2:])
+
+    _, rows = play(fleet(duration="1400 ms"), wire=spoilt, at_start=hosts.update)
+    (row,) = rows["migrations"]
+    assert (row["outcome"], row["devices_settled_ns"], row["devices"]) == ("spoiled", None, None)
+    assert row["devices_free_ns"] is not None
+    assert [trusts(hosts[one]) for one in ("here", "there")] == [[True, True], [False, False]]
+
+
+def test_a_machine_that_keeps_its_devices_stays() -> None:
+    _, rows = play(fleet(migration={"let_go_within": "1 ms"}, duration="400 ms"))
+    (row,) = rows["migrations"]
+    assert (row["outcome"], row["reason"], row["devices_free_ns"]) == ("refused", "DEVICES_KEPT", None)
+
+
+def trusts(host: Host, devices: int = 2) -> list[bool]:
+    """Which of the machine's devices are locked for it, and run."""
+    given = [host.hypervisor.tio.given("vm", guest_device_id(device)) for device in range(devices)]
+    return [one is not None and one.bound and one.ran for one in given]
+
+
+def amiss(layout: Watched, rows: Rows, moves: list[Migration]) -> str | None:
+    """Where the machine is it trusts its disk; where it is not nothing of that is left."""
+    disk = CardSlot(1, CardKind.NVME).requester
+    there = []
+    for host in layout.all:
+        guest, board = host.guests.get(VM), host.board
+        if guest is not None and guest.state is GuestState.RUNNING:
+            there.append(host.spec.name)
+            if trusts(host, 1) != [True]:
+                return f"{host.spec.name}: {guest.devices_told}"
+            continue
+        fences = {board.trusted_dma.fences.status(asid) for asid in range(1, 100)}
+        if board.trusted_dma.binding(disk) or host.hypervisor.tio.has(VM) or fences != {DmaFence.DEFAULT}:
+            return f"{host.spec.name} has something left"
+    if layout.most > 1 or len(there) > 1:
+        return f"at {there}"
+    lost = any(one.outcome is Outcome.LOST for one in moves) or any(row["reason"] for row in rows["vms"])
+    return None if there or lost else "nowhere"
+
+
+@pytest.mark.parametrize("seed", [3, 5, 9])
+def test_whatever_crashes_and_goes_astray_devices_are_where_the_machine_is(seed: int) -> None:
+    body = schedule(seed, "SEV_SNP", Path(FIRMWARE[0]))
+    mine = fleet(parameters={"pause_ms": 100})
+    vm = mine["vms"][0] | {"host": "host-1", "devices": ["nvme"], "firmware": FIRMWARE[0]}
+    host = {"name": "host", "product": "Turin", "count": 3, "memory": "2 GiB", "migration_agent": True}
+    body |= {"hosts": [host | {"cards": CARDS[:1]}], "vms": [vm], "costs": COSTS, "duration": "3500 ms"}
+    found, moves = judged(body, amiss)
+    assert found is None
+    assert moves
