@@ -20,6 +20,7 @@ from node.guest_books import GuestBooks
 from node.host_events import HostEvent
 from node.hypervisor_port import LaunchRefused
 from node.migration_refusal import REFUSALS, MigrationRefusal
+from node.page_swaps import with_metadata
 from node.vcpu import VcpuState
 from node.vcpu_throttle import Throttle, slow_down
 from node.vm_state import VmState
@@ -139,7 +140,7 @@ class Departures:
         """Have firmware send pages, of those that a round copies."""
         by_agent = self._under_way[name].guest.spec.migration_agent
         command = SnpCommand.PAGE_SWAP_OUT if by_agent else LegacyCommand.SEND_UPDATE_DATA
-        self._host.tasks.copy(name, command, pages, done)
+        self._host.tasks.copy(name, command, with_metadata(pages) if by_agent else pages, done)
 
     def slow(self, name: str, standing_still: float, most_bytes_per_s: float) -> None:
         """Have its vCPUs stand still for a share of their time, and write no more than so much each (0: no limit)."""
