@@ -164,9 +164,8 @@ def _move(live: LiveMigrations, one: Migration, now_ns: int) -> MoveFigures:
     rounds, now_bytes, rate = one.precopy.rounds, 0, 0.0
     size = one.precopy.size_bytes if one.phase is Phase.PRE else one.final_bytes
     if one.flows:
-        ratio = 1.0 if one.platforms else live.settings.compression_ratio
-        now_bytes = round(live.fabric.moved(str(one.number), now_ns) / ratio)
-        rate = live.fabric.rate(str(one.number)) / ratio
+        now_bytes = round(live.fabric.moved(str(one.number), now_ns) / one.wire_ratio)
+        rate = live.fabric.rate(str(one.number)) / one.wire_ratio
     dirty = 0.0
     if rounds:
         last = rounds[-1]

@@ -25,6 +25,7 @@ from node.vcpu import VcpuState
 from node.vcpu_throttle import Throttle, slow_down
 from node.vm_state import VmState
 from node.vmsa import SevFeature
+from node.zero_pages import held_and_zero_bytes
 from psp.commands import LegacyCommand, SnpCommand
 
 if TYPE_CHECKING:
@@ -114,6 +115,10 @@ class Departures:
     def statement(self, name: str) -> tuple[Pool, ...]:
         """The pools of a VM that is leaving, as they are now."""
         return self._under_way[name].rates.statement()
+
+    def zero_pages(self, name: str) -> tuple[int, int]:
+        """Bytes of a leaving VM's memory that are held, and how many of them are pages of zeros."""
+        return held_and_zero_bytes(self._host.board, self._under_way[name].guest.spec)
 
     def seal(self, name: str, platform: bytes, told: Callable[[str | None, bytes], None]) -> None:
         """Have firmware agree on keys with the target's, whose certificates these are.

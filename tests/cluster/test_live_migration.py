@@ -524,7 +524,6 @@ def test_what_cannot_be_moved_is_said_in_one_line_that_names_the_field(part: Map
     ("part", "field"),
     [
         ({"migration": {"post_copy": True}}, "migration.post_copy"),
-        ({"migration": {"zero_pages": True}}, "migration.zero_pages"),
         ({"fabric": {"spines": 2}}, "fabric.spines"),
         ({"fabric": {"jitter": "10 us"}}, "fabric.jitter"),
         ({"fabric": {"loss": 0.01}}, "fabric.loss"),
