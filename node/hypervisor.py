@@ -15,7 +15,7 @@ from node.agent_transfer import agent_context, launch_agent, restart_agent
 from node.asid_pool import AsidPool, AsidsExhausted
 from node.card_driver import release_cards, roll_card_keys
 from node.core_msrs import Msr
-from node.cpuid_page import cpuid_page
+from node.cpuid_page import CpuidEntry, cpuid_page
 from node.device_access import device_access
 from node.device_moves import ask_devices, give_devices
 from node.expected_answers import expect_done, expect_gone, expect_success
@@ -24,6 +24,8 @@ from node.firmware_image import FirmwareImage
 from node.frame_allocator import FrameAllocator, OutOfMemory, joined
 from node.generation import Generation
 from node.ghcb_server import GhcbServer
+from node.guest_requests import GuestRequests
+from node.handler_transfer import is_of_image
 from node.host_bring_up import TRUSTED_REGION_BYTES, bring_up_steps, refusal
 from node.hypervisor_port import (
     Answers,
@@ -111,6 +113,20 @@ class Hypervisor:
         self._vms: dict[str, LaunchedVm] = {}
         self._ghcb = GhcbServer(product, vcpu_model(VCPU_MODEL), self.page_state_change, self.small_page, self.tio)
 
+    @property
+    def vcpu_model(self) -> str:
+        """Of all its guests."""
+        return VCPU_MODEL
+
+    @property
+    def requests(self) -> GuestRequests:
+        """What carries guests' messages to the firmware."""
+        return self._ghcb.requests
+
+    def cpuid_leaves(self, generation: Generation) -> tuple[CpuidEntry, ...]:
+        """What CPUID tells guests of a generation."""
+        return self._ghcb.leaves[generation]
+
     def launched(self, vm: str) -> LaunchedVm:
         """The record of a VM; KeyError if there is none."""
         return self._vms[vm]
@@ -142,7 +158,7 @@ class Hypervisor:
             yield from launch(self, spec, record)
             if spec.devices:
                 yield from give_devices(self, spec, record)
-            yield from self._checked([op.VmRun(spec.name, 0)])
+            yield from self.checked([op.VmRun(spec.name, 0)])
         except LaunchRefused:
             yield from self._give_back(spec.name, record)
             raise
@@ -213,7 +229,7 @@ class Hypervisor:
         expect_done(build, answers)
         if c_bit:
             # Zeros without the C-bit would read as garbage with it.
-            yield from self._checked([op.HostClear(spa, length, encrypted=True) for spa, length in record.frames])
+            yield from self.checked([op.HostClear(spa, length, encrypted=True) for spa, length in record.frames])
 
     def _take_asid(self, record: LaunchedVm) -> Task:
         if self.asids.needs_flush(record.generation):
@@ -224,7 +240,7 @@ class Hypervisor:
         record.asid = self.asids.allocate(record.generation)
 
     def _write(self, record: LaunchedVm, contents: list[tuple[int, bytes]]) -> Task:
-        yield from self._checked([op.HostWrite(record.spa_of(gpa), data, record.c_bit) for gpa, data in contents])
+        yield from self.checked([op.HostWrite(record.spa_of(gpa), data, record.c_bit) for gpa, data in contents])
 
     def _write_save_areas(self, spec: MachineSpec, record: LaunchedVm) -> Task:
         """Save areas without a guest's key: a VMCB's, as PLAIN, SME and SEV guests have."""
@@ -234,7 +250,7 @@ class Hypervisor:
             record.save_areas.append(spa)
             batch.append(op.HostWrite(spa, page, record.c_bit))
             batch.append(op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa))
-        yield from self._checked(batch)
+        yield from self.checked(batch)
 
     def _give_back(self, vm: str, record: LaunchedVm) -> Task:
         """Return everything in ``record``, in the order that firmware and RMP demand."""
@@ -266,7 +282,7 @@ class Hypervisor:
         # Pages whose launch was cut short are still immutable: only firmware can let them go.
         for spa in sorted(record.immutable):
             yield from self._page_reclaim(spa)
-        yield from self._checked(
+        yield from self.checked(
             [
                 op.RmpUpdate(piece, size, _sized(_HYPERVISOR, piece_large))
                 for spa, length, large in record.assigned
@@ -295,7 +311,7 @@ class Hypervisor:
             expect_success(answers, command)
             assert isinstance(answers[0], op.PspAnswer)
             return answers[0].buffer
-        yield from self._checked([op.HostWrite(spa, buffer)])
+        yield from self.checked([op.HostWrite(spa, buffer)])
         yield from self.give_to_firmware(spa)
         answers = yield (op.PspCommand(command, spa),)
         yield from self.take_from_firmware(spa)
@@ -306,12 +322,12 @@ class Hypervisor:
 
     def give_to_firmware(self, spa: int) -> Task:
         if self.snp:
-            yield from self._checked([op.RmpUpdate(spa, PAGE_BYTES, _FIRMWARE)])
+            yield from self.checked([op.RmpUpdate(spa, PAGE_BYTES, _FIRMWARE)])
 
     def take_from_firmware(self, spa: int) -> Task:
         if self.snp:
             yield from self._page_reclaim(spa)
-            yield from self._checked([op.RmpUpdate(spa, PAGE_BYTES, _HYPERVISOR)])
+            yield from self.checked([op.RmpUpdate(spa, PAGE_BYTES, _HYPERVISOR)])
 
     def _lend(self, record: LaunchedVm, spa: int, length: int) -> Task:
         """Firmware encrypts in place, so under SNP the pages are its own meanwhile; in 2 MiB where they fit."""
@@ -320,7 +336,7 @@ class Hypervisor:
         first = spa // PAGE_BYTES * PAGE_BYTES
         end = -(-(spa + length) // PAGE_BYTES) * PAGE_BYTES
         large = not (first | end) % LARGE_PAGE_BYTES
-        yield from self._checked([op.RmpUpdate(first, end - first, _sized(_FIRMWARE, large))])
+        yield from self.checked([op.RmpUpdate(first, end - first, _sized(_FIRMWARE, large))])
         record.lent += [(at, large) for at in range(first, end, LARGE_PAGE_BYTES if large else PAGE_BYTES)]
 
     def _take_back(self, record: LaunchedVm) -> Task:
@@ -334,7 +350,7 @@ class Hypervisor:
                 for spa, large in some
             )
             expect_success((yield reclaims), SnpCommand.PAGE_RECLAIM)
-            yield from self._checked(
+            yield from self.checked(
                 [
                     op.RmpUpdate(spa, LARGE_PAGE_BYTES if large else PAGE_BYTES, _sized(_HYPERVISOR, large))
                     for spa, large in some
@@ -346,7 +362,7 @@ class Hypervisor:
         page = buffers.SnpPageReclaim(address=spa)
         yield from self.must(SnpCommand.PAGE_RECLAIM, self.command_page, page.pack())
 
-    def _checked(self, batch: list[op.HypervisorOperation]) -> Task:
+    def checked(self, batch: list[op.HypervisorOperation]) -> Task:
         """Operations that must succeed: anything but None or 0 ends the launch."""
         if not batch:
             return
@@ -386,7 +402,7 @@ class Hypervisor:
             yield from self._lend(record, spa, len(data))
             if not self.product.coherent_across_keys:
                 # What the host wrote there would be written back later, over what firmware encrypts in place.
-                yield from self._checked([op.HostClflush(spa, len(data))])
+                yield from self.checked([op.HostClflush(spa, len(data))])
             yield from self.must(LegacyCommand.LAUNCH_UPDATE_DATA, command, update.pack())
             yield from self._take_back(record)
 
@@ -413,10 +429,10 @@ class Hypervisor:
         for page in launch_vmsas(record.firmware, spec.vcpus, vcpu_model(VCPU_MODEL), 0):
             spa = self.small_page(record)
             record.save_areas.append(spa)
-            yield from self._checked([op.HostWrite(spa, page)])
+            yield from self.checked([op.HostWrite(spa, page)])
             yield from self._lend(record, spa, VMSA_BYTES)
             if not self.product.coherent_across_keys:
-                yield from self._checked([op.HostClflush(spa, VMSA_BYTES)])
+                yield from self.checked([op.HostClflush(spa, VMSA_BYTES)])
             update = buffers.LaunchUpdateVmsa(handle=record.handle, address=spa, length=VMSA_BYTES)
             yield from self.must(LegacyCommand.LAUNCH_UPDATE_VMSA, command, update.pack())
             yield from self._take_back(record)
@@ -438,10 +454,15 @@ class Hypervisor:
 
     def launch_snp(self, spec: MachineSpec, record: LaunchedVm) -> Task:
         """SNP: context, pages in the order of KVM and QEMU, finish."""
+        features, leaves = launch_features(self.product.name, spec.sev_features), self.cpuid_leaves(spec.generation)
+        model, cpuid = vcpu_model(VCPU_MODEL), cpuid_page(leaves)
+        pages = tuple(guest_launch_pages(record.images, spec.vcpus, model, features, cpuid))
+        yield from self.launch_pages(spec, record, pages)
+
+    def launch_pages(self, spec: MachineSpec, record: LaunchedVm, pages: tuple[LaunchPage, ...]) -> Task:
+        """The same with these pages."""
         yield from self._take_asid(record)
         record.sev_features = features = launch_features(self.product.name, spec.sev_features)
-        model, cpuid = vcpu_model(VCPU_MODEL), cpuid_page(self._ghcb.leaves[spec.generation])
-        pages = tuple(guest_launch_pages(record.images, spec.vcpus, model, features, cpuid))
         command, gctx = record.small[0], self.small_page(record)
         yield from self.give_to_firmware(gctx)
         record.firmware_pages.append(gctx)
@@ -452,11 +473,15 @@ class Hypervisor:
         if spec.migration_agent:
             agent, policy = agent_context(self), SNP_POLICY | SnpPolicy.MIGRATE_MA
             start = replace(start, policy=policy, ma_gctx=agent, flags=buffers.SNP_START_MA)
+        if spec.migration_handler:
+            record.handler = True
+            start = replace(start, policy=SNP_POLICY | SnpPolicy.MIGRATE_MA, flags=buffers.SNP_START_IMI)
         yield from self.must(SnpCommand.LAUNCH_START, command, start.pack())
         activate = buffers.SnpActivate(gctx=gctx, asid=record.asid)
         yield from self.must(SnpCommand.ACTIVATE, command, activate.pack())
         record.launched_gpas = tuple(page.gpa for page in pages if page.page_type is not PageType.VMSA)
-        contents = [(image.gpa, image.data) for image in record.images]
+        launched = set(record.launched_gpas)
+        contents = [(image.gpa, image.data) for image in record.images if image.gpa in launched]
         contents += [(page.gpa, page.data) for page in pages if page.page_type is PageType.CPUID and page.data]
         yield from self._write(record, contents)
         yield from self._assign(spec, record)
@@ -480,7 +505,7 @@ class Hypervisor:
             record.smashed.add(spa // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES)
             record.immutable.update(range(spa, spa + length, PAGE_BYTES))
             record.assigned.append((spa, length, False))
-        yield from self._checked(batch)
+        yield from self.checked(batch)
 
     def _update(self, spec: MachineSpec, record: LaunchedVm, pages: tuple[LaunchPage, ...]) -> Task:
         """SNP_LAUNCH_UPDATE of every page, in the order that the digest wants."""
@@ -495,12 +520,12 @@ class Hypervisor:
             record.assigned.append((spa, PAGE_BYTES, False))
             record.save_areas.append(spa)
             spas.insert(number, spa)
-        yield from self._checked(vmsas)
+        yield from self.checked(vmsas)
         buffer_of, command = buffers.SnpLaunchUpdate.packer(), record.small[0]
         for at in range(0, len(pages), COMMANDS_AT_ONCE):
             batch = tuple([
                 op.PspCommand(
-                    SnpCommand.LAUNCH_UPDATE, command, buffer_of(record.gctx, page.page_type << 1, spa, 0)
+                    SnpCommand.LAUNCH_UPDATE, command, buffer_of(record.gctx, _flags(record, page), spa, 0)
                 )
                 for page, spa in zip(pages[at : at + COMMANDS_AT_ONCE], spas[at : at + COMMANDS_AT_ONCE], strict=True)
             ])  # fmt: skip
@@ -511,6 +536,11 @@ class Hypervisor:
             op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa)
             for index, spa in enumerate(record.save_areas)
         )
+
+
+def _flags(record: LaunchedVm, page: LaunchPage) -> int:
+    """Page type, and whether a page is of an initial migration image."""
+    return page.page_type << 1 | (buffers.SNP_UPDATE_IMI if record.handler and is_of_image(record, page) else 0)
 
 
 def _sized(entry: RmpEntry, large: bool) -> RmpEntry:

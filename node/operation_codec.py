@@ -130,6 +130,7 @@ KINDS: Mapping[int, type] = {
     223: op.SwapRowOut,
     224: op.SwapRowIn,
     225: op.DevicesTold,
+    226: op.HandlerCall,
     # Answers.
     48: op.Fault,
     49: op.PValidateResult,
