@@ -122,6 +122,7 @@ def _control_plane(scenario: Scenario, arriving: tuple[Order, ...], placement: F
         throttle_most=moving.throttle_max,
         dirty_limit_bytes_per_s=float(moving.dirty_limit or 0),
         let_go_within_ns=moving.let_go_within,
+        handler_bytes_per_s=costs["migration.handler_bytes_per_s"],
     )
     return ControlPlane(
         arriving, placement, scenario.control_plane_latency, Fabric(topology, fabric.reshare_grid),

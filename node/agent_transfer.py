@@ -66,7 +66,7 @@ def launch_agent(self: Hypervisor) -> Task:
     yield from self.give_to_firmware(back)
     record.firmware_pages.append(back)
     record.request_pages = there, back
-    yield from self.checked([op.VmRun(AGENT, 0)])
+    yield from self._checked([op.VmRun(AGENT, 0)])
 
 
 def restart_agent(self: Hypervisor) -> Task:
@@ -201,7 +201,7 @@ def _smash(self: Hypervisor, record: LaunchedVm, spas: list[int]) -> Task:
     """Entries of 4 KiB where pages go one by one."""
     blocks = sorted({spa // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES for spa in spas} - record.smashed)
     record.smashed.update(blocks)
-    yield from self.checked([op.PSmash(block) for block in blocks])
+    yield from self._checked([op.PSmash(block) for block in blocks])
 
 
 def _private(record: LaunchedVm) -> Iterator[tuple[int, int, int, bool]]:
@@ -221,7 +221,7 @@ def _hold(self: Hypervisor, record: LaunchedVm, areas: list[int], in_memory: dic
         batch.append(op.RmpUpdate(spa, length, entry))
     entry = RmpEntry(assigned=True, immutable=True, gpa=VMSA_GPA, asid=record.asid)
     batch += [op.RmpUpdate(spa, PAGE_BYTES, entry) for spa in areas if spa not in in_memory]
-    yield from self.checked(batch)
+    yield from self._checked(batch)
 
 
 def _rows(record: LaunchedVm, gone: set[int]) -> Iterator[tuple[int, int, int, bool]]:

@@ -272,7 +272,7 @@ class Board:
         self.branches = BranchInstructions(self, way, self.predictor, PerformanceCounters())
         self._guest = GuestInstructions(self, way, self.virtual_memory)
         self.agents = AgentCores(self)
-        self.handlers = HandlerCores(self, lambda count, length: random.octets(name, "RDRAND", count, length))
+        self.handlers = HandlerCores(self)
         self._host = HostInstructions(self)
 
     def vmcb(self, vm: str, vcpu: int) -> Vmcb:
@@ -292,6 +292,8 @@ class Board:
         table = self._guest.table
         if self.caches is not None:
             self.caches.move_to(vmcb.core)
+        if len(batch) == 1 and self.observer is None and (does := self._guest.memory.get(type(batch[0]))) is not None:
+            return (does(vmcb, batch[0]),)  # As most batches are, and such an operation always comes back.
         some: list[op.Answer] = []
         try:
             for one in batch:

@@ -7,7 +7,6 @@ all it keeps lies in the guest's memory. Where it has become a guest it leaves i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -35,13 +34,11 @@ _DAY_S = 86_400
 
 
 class HandlerCores:
-    """Those of one board. ``random`` are the processor's octets: a number, never the same twice, and how many."""
+    """Those of one board."""
 
-    def __init__(self, board: Board, random: Callable[[int, int], bytes]) -> None:
+    def __init__(self, board: Board) -> None:
         self._board = board
-        self._random = random
-        self._drawn = 0
-        self.handler = MigrationHandler(LABORATORY_ROOTS, int(EPOCH.timestamp()) + _DAY_S, self._draw)
+        self.handler = MigrationHandler(LABORATORY_ROOTS, int(EPOCH.timestamp()) + _DAY_S)
 
     def call(self, one: op.HandlerCall) -> op.Answer:
         """Execute a ``HandlerCall``."""
@@ -76,10 +73,6 @@ class HandlerCores:
             registers.reset(SERVE_RIP)
             save_registers(registers, page)
             self._board.save_areas.store(vmcb, bytes(page))
-
-    def _draw(self, length: int) -> bytes:
-        self._drawn += 1
-        return self._random(self._drawn, length)
 
     def _walked(self, vmcb: Vmcb, wanted: Walk) -> tuple[int, ...]:
         """GPAs of pages in which anything was ever written."""

@@ -157,7 +157,7 @@ def _without(gpa: int, length: int, holes: tuple[tuple[int, int], ...]) -> Itera
 
 
 def launch_image(self: Hypervisor, spec: MachineSpec, record: LaunchedVm) -> ReceiveTask:
-    """Launch the SVSM's image alone, with the guest's memory behind it: what its handler shows. Raises LaunchRefused."""
+    """Launch the SVSM's image alone, with the guest's memory behind it: what its handler shows. Raises as a launch."""
     model = vcpu_model(self.vcpu_model)
     pages = guest_launch_pages(record.images, spec.vcpus, model, 0, cpuid_page(self.cpuid_leaves(spec.generation)))
     yield from self.launch_pages(spec, record, tuple([page for page in pages if is_of_image(record, page)]))
@@ -168,7 +168,7 @@ def launch_image(self: Hypervisor, spec: MachineSpec, record: LaunchedVm) -> Rec
         batch.append(op.RmpUpdate(spa, size, RmpEntry(assigned=True, gpa=gpa, asid=record.asid)))
         record.assigned.append((spa, size, False))
         record.smashed |= set(range(spa // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES, spa + size, LARGE_PAGE_BYTES))
-    yield from self.checked(batch)
+    yield from self._checked(batch)
     return (yield from handler_greets(self, spec.name, record))
 
 

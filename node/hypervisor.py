@@ -158,7 +158,7 @@ class Hypervisor:
             yield from launch(self, spec, record)
             if spec.devices:
                 yield from give_devices(self, spec, record)
-            yield from self.checked([op.VmRun(spec.name, 0)])
+            yield from self._checked([op.VmRun(spec.name, 0)])
         except LaunchRefused:
             yield from self._give_back(spec.name, record)
             raise
@@ -229,7 +229,7 @@ class Hypervisor:
         expect_done(build, answers)
         if c_bit:
             # Zeros without the C-bit would read as garbage with it.
-            yield from self.checked([op.HostClear(spa, length, encrypted=True) for spa, length in record.frames])
+            yield from self._checked([op.HostClear(spa, length, encrypted=True) for spa, length in record.frames])
 
     def _take_asid(self, record: LaunchedVm) -> Task:
         if self.asids.needs_flush(record.generation):
@@ -240,7 +240,7 @@ class Hypervisor:
         record.asid = self.asids.allocate(record.generation)
 
     def _write(self, record: LaunchedVm, contents: list[tuple[int, bytes]]) -> Task:
-        yield from self.checked([op.HostWrite(record.spa_of(gpa), data, record.c_bit) for gpa, data in contents])
+        yield from self._checked([op.HostWrite(record.spa_of(gpa), data, record.c_bit) for gpa, data in contents])
 
     def _write_save_areas(self, spec: MachineSpec, record: LaunchedVm) -> Task:
         """Save areas without a guest's key: a VMCB's, as PLAIN, SME and SEV guests have."""
@@ -250,7 +250,7 @@ class Hypervisor:
             record.save_areas.append(spa)
             batch.append(op.HostWrite(spa, page, record.c_bit))
             batch.append(op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa))
-        yield from self.checked(batch)
+        yield from self._checked(batch)
 
     def _give_back(self, vm: str, record: LaunchedVm) -> Task:
         """Return everything in ``record``, in the order that firmware and RMP demand."""
@@ -271,7 +271,9 @@ class Hypervisor:
         for spa in record.firmware_pages:
             yield from self.take_from_firmware(spa)
         pieces = list(joined(record.frames + [(spa, PAGE_BYTES) for spa in record.small]))
-        yield (*[op.HostClear(spa, length) for spa, length in pieces], op.VmcbClear(vm))
+        clears = [op.HostClear(spa, length) for spa, length in joined(record.frames)]
+        clears += [op.PaidClear(spa, PAGE_BYTES) for spa in record.small]
+        yield (*clears, op.VmcbClear(vm))
         self.frames.release(pieces + record.tables)
         if record.asid:
             self.asids.release(record.asid)
@@ -282,7 +284,7 @@ class Hypervisor:
         # Pages whose launch was cut short are still immutable: only firmware can let them go.
         for spa in sorted(record.immutable):
             yield from self._page_reclaim(spa)
-        yield from self.checked(
+        yield from self._checked(
             [
                 op.RmpUpdate(piece, size, _sized(_HYPERVISOR, piece_large))
                 for spa, length, large in record.assigned
@@ -311,23 +313,23 @@ class Hypervisor:
             expect_success(answers, command)
             assert isinstance(answers[0], op.PspAnswer)
             return answers[0].buffer
-        yield from self.checked([op.HostWrite(spa, buffer)])
+        yield from self._checked([op.PaidWrite(spa, buffer)])
         yield from self.give_to_firmware(spa)
         answers = yield (op.PspCommand(command, spa),)
         yield from self.take_from_firmware(spa)
         expect_success(answers, command)
-        (back,) = yield (op.HostRead(spa, len(buffer)),)
+        (back,) = yield (op.PaidRead(spa, len(buffer)),)
         assert isinstance(back, bytes)
         return back
 
     def give_to_firmware(self, spa: int) -> Task:
         if self.snp:
-            yield from self.checked([op.RmpUpdate(spa, PAGE_BYTES, _FIRMWARE)])
+            yield from self._checked([op.RmpUpdate(spa, PAGE_BYTES, _FIRMWARE)])
 
     def take_from_firmware(self, spa: int) -> Task:
         if self.snp:
             yield from self._page_reclaim(spa)
-            yield from self.checked([op.RmpUpdate(spa, PAGE_BYTES, _HYPERVISOR)])
+            yield from self._checked([op.RmpUpdate(spa, PAGE_BYTES, _HYPERVISOR)])
 
     def _lend(self, record: LaunchedVm, spa: int, length: int) -> Task:
         """Firmware encrypts in place, so under SNP the pages are its own meanwhile; in 2 MiB where they fit."""
@@ -336,7 +338,7 @@ class Hypervisor:
         first = spa // PAGE_BYTES * PAGE_BYTES
         end = -(-(spa + length) // PAGE_BYTES) * PAGE_BYTES
         large = not (first | end) % LARGE_PAGE_BYTES
-        yield from self.checked([op.RmpUpdate(first, end - first, _sized(_FIRMWARE, large))])
+        yield from self._checked([op.RmpUpdate(first, end - first, _sized(_FIRMWARE, large))])
         record.lent += [(at, large) for at in range(first, end, LARGE_PAGE_BYTES if large else PAGE_BYTES)]
 
     def _take_back(self, record: LaunchedVm) -> Task:
@@ -350,7 +352,7 @@ class Hypervisor:
                 for spa, large in some
             )
             expect_success((yield reclaims), SnpCommand.PAGE_RECLAIM)
-            yield from self.checked(
+            yield from self._checked(
                 [
                     op.RmpUpdate(spa, LARGE_PAGE_BYTES if large else PAGE_BYTES, _sized(_HYPERVISOR, large))
                     for spa, large in some
@@ -362,7 +364,7 @@ class Hypervisor:
         page = buffers.SnpPageReclaim(address=spa)
         yield from self.must(SnpCommand.PAGE_RECLAIM, self.command_page, page.pack())
 
-    def checked(self, batch: list[op.HypervisorOperation]) -> Task:
+    def _checked(self, batch: list[op.HypervisorOperation]) -> Task:
         """Operations that must succeed: anything but None or 0 ends the launch."""
         if not batch:
             return
@@ -402,7 +404,7 @@ class Hypervisor:
             yield from self._lend(record, spa, len(data))
             if not self.product.coherent_across_keys:
                 # What the host wrote there would be written back later, over what firmware encrypts in place.
-                yield from self.checked([op.HostClflush(spa, len(data))])
+                yield from self._checked([op.HostClflush(spa, len(data))])
             yield from self.must(LegacyCommand.LAUNCH_UPDATE_DATA, command, update.pack())
             yield from self._take_back(record)
 
@@ -426,13 +428,15 @@ class Hypervisor:
         yield from self._take_asid(record)
         yield from self._begin_legacy_launch(spec, record, LEGACY_POLICY | LegacyPolicy.ES | spec.sev_policy)
         command = record.small[0]
-        for page in launch_vmsas(record.firmware, spec.vcpus, vcpu_model(VCPU_MODEL), 0):
-            spa = self.small_page(record)
-            record.save_areas.append(spa)
-            yield from self.checked([op.HostWrite(spa, page)])
+        pages = launch_vmsas(record.firmware, spec.vcpus, vcpu_model(VCPU_MODEL), 0)
+        record.save_areas += [self.small_page(record) for _ in pages]
+        yield from self._checked(
+            [op.HostWrite(spa, page) for spa, page in zip(record.save_areas, pages, strict=True)]
+        )
+        for spa in record.save_areas:
             yield from self._lend(record, spa, VMSA_BYTES)
             if not self.product.coherent_across_keys:
-                yield from self.checked([op.HostClflush(spa, VMSA_BYTES)])
+                yield from self._checked([op.HostClflush(spa, VMSA_BYTES)])
             update = buffers.LaunchUpdateVmsa(handle=record.handle, address=spa, length=VMSA_BYTES)
             yield from self.must(LegacyCommand.LAUNCH_UPDATE_VMSA, command, update.pack())
             yield from self._take_back(record)
@@ -480,10 +484,11 @@ class Hypervisor:
         activate = buffers.SnpActivate(gctx=gctx, asid=record.asid)
         yield from self.must(SnpCommand.ACTIVATE, command, activate.pack())
         record.launched_gpas = tuple(page.gpa for page in pages if page.page_type is not PageType.VMSA)
+        given = [(page.gpa, page.data) for page in pages if page.page_type is PageType.CPUID and page.data]
+        yield from self._checked([op.PaidWrite(record.spa_of(gpa), data) for gpa, data in given])
         launched = set(record.launched_gpas)
-        contents = [(image.gpa, image.data) for image in record.images if image.gpa in launched]
-        contents += [(page.gpa, page.data) for page in pages if page.page_type is PageType.CPUID and page.data]
-        yield from self._write(record, contents)
+        images = [(image.gpa, image.data) for image in record.images if image.gpa in launched]
+        yield from self._write(record, images)
         yield from self._assign(spec, record)
         yield (op.HostWork("psp.launch_region_ns"),)
         yield from self._update(spec, record, pages)
@@ -505,7 +510,7 @@ class Hypervisor:
             record.smashed.add(spa // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES)
             record.immutable.update(range(spa, spa + length, PAGE_BYTES))
             record.assigned.append((spa, length, False))
-        yield from self.checked(batch)
+        yield from self._checked(batch)
 
     def _update(self, spec: MachineSpec, record: LaunchedVm, pages: tuple[LaunchPage, ...]) -> Task:
         """SNP_LAUNCH_UPDATE of every page, in the order that the digest wants."""
@@ -520,7 +525,7 @@ class Hypervisor:
             record.assigned.append((spa, PAGE_BYTES, False))
             record.save_areas.append(spa)
             spas.insert(number, spa)
-        yield from self.checked(vmsas)
+        yield from self._checked(vmsas)
         buffer_of, command = buffers.SnpLaunchUpdate.packer(), record.small[0]
         for at in range(0, len(pages), COMMANDS_AT_ONCE):
             batch = tuple([

@@ -19,7 +19,7 @@ each other no text defines, and this is the laboratory's. No product ships one; 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +76,7 @@ _AT_ONCE = 64
 _LARGEST = 1 << 64
 
 Range = tuple[int, int]
+Pieces = tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ class Kept:
 class MigrationHandler:
     """One handler. ``roots`` are the roots of chips that it trusts; ``now`` is when it looks at certificates, seconds.
 
-    ``random`` is the processor's. ``resumes_on_word``: a guest that was handed over goes on at its source when its
+    ``resumes_on_word``: a guest that was handed over goes on at its source when its
     hypervisor says that it is to. Firmware keeps no two apart here, as it does with agents: the context that is
     exported to be absorbed runs on (IMI_EN), so that a move that fails loses nothing. A hypervisor that lies has two
     of the guest then. Without, none ever goes on there again, and a target that crashes takes the guest with it. What
@@ -126,7 +127,6 @@ class MigrationHandler:
 
     roots: Mapping[str, frozenset[str]]
     now: int
-    random: Callable[[int], bytes]
     resumes_on_word: bool = True
 
     def serve(self, order: bytes) -> Step:
@@ -154,7 +154,7 @@ class MigrationHandler:
         kept = yield from self._kept(fresh=True)
         if kept.handed_over:
             raise AgentRefusal("the guest was handed over")
-        private = X25519PrivateKey.from_private_bytes(self.random(KEY_BYTES))
+        private = X25519PrivateKey.from_private_bytes((yield from _random()))
         hello = Hello(_public(private), b"")
         report = yield from asked_report(SECRETS_GPA, hello.bound_by(HANDLER_MARK))
         yield from _keep(Kept(private.private_bytes_raw()))
@@ -225,7 +225,7 @@ class MigrationHandler:
 
     # In.
 
-    def _in(self, sealed: tuple[Any, ...], areas: int, identity: bytes, pieces: tuple[tuple[int, int, int], ...]) -> Step:
+    def _in(self, sealed: tuple[Any, ...], areas: int, identity: bytes, pieces: Pieces) -> Step:
         """Become the guest that came: its save areas, by vCPU. ``pieces`` say how large its memory's entries are."""
         kept = yield from self._kept()
         if not kept.peer or kept.is_source:
@@ -309,6 +309,16 @@ def _read(gpas: list[int]) -> Generator[tuple[op.GuestOperation, ...], object, l
     return found
 
 
+def _random() -> Generator[tuple[op.GuestOperation, ...], object, bytes]:
+    """A key that nobody has had before."""
+    drawn = yield (op.ReadRandom(),) * (KEY_BYTES // 8)
+    assert isinstance(drawn, tuple)
+    numbers = [one for one in drawn if isinstance(one, int)]
+    if len(numbers) != len(drawn):
+        raise AgentRefusal("the processor has no random numbers")
+    return b"".join([number.to_bytes(8, "little") for number in numbers])
+
+
 def _save_areas() -> Generator[tuple[op.GuestOperation, ...], object, tuple[int, ...]]:
     """Those of the guest's vCPUs, as the SVSM's book has them."""
     (book,) = yield from _read([BOOK_GPA])
@@ -354,7 +364,7 @@ def _are_ranges(found: tuple[object, ...], width: int) -> bool:
     )
 
 
-def _agree(ranges: tuple[Range, ...], pieces: tuple[tuple[int, int, int], ...]) -> None:
+def _agree(ranges: tuple[Range, ...], pieces: Pieces) -> None:
     """Pieces are the ranges, cut. Raises AgentRefusal."""
     joined: list[list[int]] = []
     for gpa, length, _ in pieces:
