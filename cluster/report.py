@@ -181,7 +181,8 @@ def _moves(results: Results) -> Table:
     """Live migrations by generation and outcome."""
     kinds: defaultdict[tuple[str, str, str], list[Row]] = defaultdict(list)
     for row in _rows(results, "migrations"):
-        kinds[row["generation"] or "", row["outcome"], row["reason"] or ""].append(row)
+        devices = f"devices: {row['devices']}" if row["devices"] else ""
+        kinds[row["generation"] or "", row["outcome"], row["reason"] or devices].append(row)
     table = _table(
         "Live migrations", "generation", "outcome", "VMs", "rounds", "sent", "took", "downtime", "longest", "reason",
         "",

@@ -331,6 +331,7 @@ def take_back(self: Hypervisor, record: LaunchedVm, vm: str) -> Task:
     yield from take_frames(self, record)
     yield from _enter(self, record, "take back", vm)
     yield from lay_back(self, record, state)
+    yield from unpark_devices(self, vm, record)
 
 
 def take_frames(self: Hypervisor, record: LaunchedVm) -> Task:
@@ -347,7 +348,6 @@ def lay_back(self: Hypervisor, record: LaunchedVm, state: VmState) -> Task:
         self, record, areas, {spa: gpa for spa, gpa in zip(areas, places, strict=True) if gpa != VMSA_GPA}
     )
     yield from _come_in(self, record, state, record.spas_of(gpa for gpa, _, _ in state.packets), areas)
-    yield from unpark_devices(self, vm, record)
 
 
 def let_go(self: Hypervisor, vm: str) -> Task:

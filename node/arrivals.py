@@ -179,7 +179,7 @@ class Arrivals:
         self._start(self._host.guests[name], *self._whole.pop(name))
 
     def await_devices(self, name: str, told: Callable[[int], None]) -> None:
-        """Be told which devices a VM that has just come trusts, a bit for each, when it has made of them what it can."""
+        """Be told which devices a VM that has come trusts, a bit for each, when it has made of them what it can."""
         self.settling[name] = told
 
     def settled(self, name: str, trusted: int) -> None:

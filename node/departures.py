@@ -223,7 +223,13 @@ class Departures:
                 self._host.board.residents.settle(self._host.board.vmcb(name, 0))
                 goes_on()
 
-            self._host.tasks.run(self._host.hypervisor.unseal(name), guest, is_back)
+            def is_lost(refusal: LaunchRefused) -> None:
+                # The agent alone had its context, and has been restarted.
+                if guest.state not in GONE:
+                    guest.reason = str(refusal)
+                    self._host.destroy(name)
+
+            self._host.tasks.run(self._host.hypervisor.unseal(name), guest, is_back, is_lost)
             return
         self._unseal(departure)
         goes_on()

@@ -35,9 +35,12 @@ class GuestInstructions:
         self._board = board
         self._way = way
         exits = ExitInstructions(board)
+        self.memory: Mapping[type, Callable[..., op.Answer]] = {op.Read: self._read, op.Write: self._write}
+        """Of the table what is nothing but a load or a store."""
         self.table: Mapping[type, Callable[..., op.Answer]] = {
-            op.Read: self._read,
-            op.Write: self._write,
+            **self.memory,
+            op.UpkeepRead: self._read,
+            op.UpkeepWrite: self._write,
             op.Clear: self._clear,
             op.GuestWork: lambda _, one: None if one.cost in GUEST_WORK else undefined(),
             op.Copy: self._copy,
@@ -51,6 +54,7 @@ class GuestInstructions:
             **GuestMmio(board, way, exits.mmio).table,
             **INTERCEPTED,
             **TimeStampCounter(board).table,
+            **board.random_numbers.table,
             op.TimedRead: self._timed_read,
             op.StackMove: self._stack_move,
             **board.branches.guest_table,

@@ -90,6 +90,7 @@ class ReverseMapTable:
         self._table = RmpTable(
             dram, layout, count_skips_first=self.switches.count_skips_first, cipher=cipher, form=form
         )
+        self.runs = self._table.runs
         self.checks = RmpChecks(self._table, self.switches, disabled)
         self._matched = rmp_blocks.OWN if self.checks.matches_gpa else rmp_blocks.OWN & ~GPA
         self.check_guest_private = self.checks.check_guest_private
@@ -106,6 +107,11 @@ class ReverseMapTable:
     @changed.setter
     def changed(self, changed: Changed | None) -> None:
         self._table.changed = changed
+
+    @property
+    def any_in_dram(self) -> bool:
+        """Whether bytes in DRAM say what any of the entries is."""
+        return self._table.any_in_dram
 
     def __len__(self) -> int:
         """Number of runs held."""

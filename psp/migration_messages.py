@@ -117,6 +117,8 @@ class MigrationMessages:
         """Whether a guest absorbs for itself only if its policy lets a migration agent move it. What it absorbs it may
         have made up: without, any guest could have reports with another's measurement, and no relying party would see
         it. What firmware does against that is not published."""
+        self.export_decommissions = True
+        """Whether a guest that is exported for good ends here; False shows what that is good for."""
         self._bus = bus
         self._guests = guests
         self._policies = policies
@@ -156,7 +158,7 @@ class MigrationMessages:
             raise PspError(Status.UNSUPPORTED)
         if live and self.export_wants_imi and guest.imd == bytes(DIGEST_BYTES):
             raise PspError(Status.BAD_MEASUREMENT)
-        if not live:
+        if not live and self.export_decommissions:
             self._guests.decommission(buffers.GuestContextPage(asked.gctx))
         return ExportedContext.of(guest, live=live)
 

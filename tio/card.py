@@ -22,6 +22,7 @@ from tio.ide.capability import IdeCapability
 from tio.ide.stream import ALL_CHECKS
 from tio.pci import Command, ConfigurationSpace, Device, DoeMailbox, PciFunction, Register
 from tio.spdm import PCI_DOE, Binding, Personality, Responder, ResponderSettings
+from tio.spdm.algorithms import Aead
 from tio.spdm.connection_messages import PCI_SIG_STANDARD, PCI_SIG_VENDOR, VendorDefinedRequest
 from tio.spdm.device_personality import Vendor, VendorSession
 from tio.spdm.key_agreement import Random
@@ -48,8 +49,8 @@ class Card:
     that a host can make. ``programmed``: it comes set up, for who has no host to do so.
 
     ``wants_encryption``: its security module answers in sessions that encrypt, and in no others (PCI Express base
-    specification, 6.33.3 and 11.3). The sheet on TDISP names AES-256-GCM too, while SEV-TIO's status words have a
-    number for AES-128-GCM: either cipher will do.
+    specification, 6.33.3 and 11.3). ``wants_aes_256``: and only under AES-256-GCM, as the sheet on TDISP has it. That
+    is off, because SEV-TIO's status words have a number for AES-128-GCM.
     ``reset_ends_session``: a function-level reset of the physical function, which has mailbox and IDE registers, ends
     the session that came through it and the streams. Sources only say that no other function's does.
     A card whose ``tdi`` has no ``tee_io`` is a plain one of PCIe: it proves through its mailbox who it is, and has
@@ -78,6 +79,7 @@ class Card:
         rekey_flush: bool = False,
         tag_fence: bool = False,
         wants_encryption: bool = True,
+        wants_aes_256: bool = False,
         programmed: bool = False,
         checks: StreamChecks = ALL_CHECKS,
     ) -> None:
@@ -88,7 +90,7 @@ class Card:
         self._seed, self._serial, self._random = seed, serial, random
         self._settings = settings or ResponderSettings()
         self._reset_ends_session = reset_ends_session
-        self._wants_encryption = wants_encryption
+        self._wants_encryption, self._wants_aes_256 = wants_encryption, wants_aes_256
         self.mailbox = DoeMailbox((ObjectType.CMA_SPDM, ObjectType.SECURED_CMA_SPDM), self._exchanged)
         self.port = IdePort(tag_fence=tag_fence, checks=checks)
         self.ide = IdeCapability(
@@ -276,6 +278,8 @@ class Card:
         if (request.standard, request.vendor) != (PCI_SIG_STANDARD, PCI_SIG_VENDOR):
             return None
         if session is None or (self._wants_encryption and not session.encrypted):
+            return None
+        if self._wants_aes_256 and session.cipher is not Aead.AES_256_GCM.value:
             return None
         return self.dsm.answer(session.session_id, request.payload)
 

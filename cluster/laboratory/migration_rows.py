@@ -16,5 +16,6 @@ MIGRATION_ROWS: Mapping[str, Row] = {
     "57": Row((migration.run_on,), moves=True, open_without_key=True),
     "58": Row((migration.take_in_twice,), moves=True, open_without_key=True),
     "59": Row((stale_page.return_older,), needs=Interface.PAGE_SWAP),
+    "60": Row((migration.roll_back,), moves=True, open_without_key=True),
 }
 """By id of the matrix."""

@@ -42,7 +42,7 @@ class Network:
             said.OpenSession: self.sev_owner.open_session,
             said.ShowMeasurement: self.sev_owner.answer_measurement,
             said.ShowAttestation: self.sev_owner.answer_attestation,
-            said.FetchCertificates: self._certificates,
+            said.AskForCertificates: self._certificates,
             said.ReadInjected: self.code.read_injected,
             said.GuestAsks: self.code.ask,
             said.GuestShows: self.code.show,
@@ -53,7 +53,7 @@ class Network:
     def _nonce(self) -> bytes:
         return self.snp_owner.challenge() if self.snp else self.sev_owner.challenge()
 
-    def _certificates(self, one: said.FetchCertificates) -> bytes:
+    def _certificates(self, one: said.AskForCertificates) -> bytes:
         service = self.sev_owner.keys()
         chain = service.certified(PlatformChain.parse(one.pdh, one.chain))
         return chain.pack() + b"".join([service.amd(usage).pack() for usage in (KeyUsage.ASK, KeyUsage.ARK)])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from cluster.laboratory.bad_hypervisor import BadHypervisor, Orders, Prelude
 from cluster.laboratory.chip_hands import old_level
+from cluster.laboratory.external_counter import ExternalCounter
 from cluster.laboratory.hands import Hands
 from cluster.laboratory.interface import Interface, is_there
 from cluster.laboratory.move_hands import MoveHands
@@ -16,36 +17,30 @@ from cluster.laboratory.owner_habits import CAREFUL as CAREFUL_OWNER
 from cluster.laboratory.owner_habits import OwnerHabits
 from cluster.laboratory.owner_secret import SECRET
 from cluster.laboratory.protection import PROTECTIONS, Column
+from cluster.laboratory.victims import IMAGE, PROGRAMS, expected_measurement, ordered
 from cluster.oracle.ledger import Ledger
 from cluster.oracle.transcript import Transcript
 from cluster.root_keys import product_root
 from node.card_slot import CardSlot
 from node.cost_table import load_cost_table
 from node.encryption_setup import SHARED_VIEW
-from node.expected_measurement import sev_digest, snp_digest
-from node.firmware_image import firmware_image
 from node.generation import CAPABILITIES, Generation
 from node.guest import Guest, GuestSpec, GuestState
 from node.guest_functions import guest_device_id
 from node.guest_memory_map import memory_map
 from node.host import Host, HostSpec
-from node.hypervisor import VCPU_MODEL
 from node.hypervisor_port import LaunchRefused
 from node.kernel_settings import CAREFUL, KernelSettings
-from node.laboratory_firmware import SECTIONS, build_image
-from node.measured_launch import launch_vmsas, sev_launch_ranges, snp_launch_pages
 from node.memory_cipher import CipherMode
 from node.message_place import MessagePlace
-from node.operations import Answer
+from node.operations import Answer, HostRead, HostWrite
 from node.platform import AS_USUAL, Platform
 from node.product import PRODUCTS
-from node.program import Placement, ProgramFactory, ProgramSpec
-from node.sev_features import launch_features
+from node.program import Placement, ProgramSpec
 from node.svsm import SvsmCheck, vtpm_seed
 from node.svsm_memory import TPM_GPA
 from node.tenant import local_tenants
 from node.vcpu import Vcpu, VcpuState
-from node.vcpu_model import vcpu_model
 from node.vmsa import SevFeature
 from psp.amd_certificate import AmdCertificate
 from psp.elliptic import COORDINATE_BYTES
@@ -53,20 +48,18 @@ from psp.sev_certificate import KeyUsage
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 from tio.device_identity import CardKind
 from tio.tdisp import LockFlags
-from workloads.attacks import booted, colluder, newcomer, vault
-from workloads.attacks.booted import Booted
+from workloads.attacks import colluder, newcomer, vault
 from workloads.attacks.caller import Caller
 from workloads.attacks.chooser import Chooser
-from workloads.attacks.colluder import Colluder
 from workloads.attacks.console import Console
+from workloads.attacks.counted import HEAR_RIP, QUESTION_BYTES, Counted
+from workloads.attacks.counted import NOTICED as COUNTED_NOTICED
 from workloads.attacks.depositor import DEVICE, NOTICED, SERIAL, Depositor
 from workloads.attacks.depositor_ways import DepositorWays
 from workloads.attacks.given_card import GivenCard
-from workloads.attacks.grower import CHECKS_CARRY, Grower
+from workloads.attacks.grower import Grower
 from workloads.attacks.hypervisor_books import BookOperation, TellDr7
-from workloads.attacks.keeper import Keeper
 from workloads.attacks.lock_breaking import interrupts_on
-from workloads.attacks.newcomer import Newcomer
 from workloads.attacks.petitioner import Petitioner
 from workloads.attacks.service import HAS_GHCB, NO_IA32, REGISTERS_GHCB, RESTRICTED, STACK, VERIFIES, Service
 from workloads.attacks.target import Attack, Household, Target
@@ -84,10 +77,6 @@ GHOST_LINE = 256 << 20
 SEED = 11
 _SVSM_AS_IT_WAS = frozenset({SvsmCheck.ZERO_ON_VALIDATE})
 """Without the fix of row 47, as the matrix has it by default."""
-IMAGE = firmware_image(
-    build_image(PAGE_BYTES, [one for one in SECTIONS if one.size == PAGE_BYTES]), "the smallest of laboratory images"
-)
-"""Measured at each launch, of which an attack has two."""
 _SPARE_FRAMES = 16
 _NOWHERE = 1 << 50
 """A guest-physical address that no guest has."""
@@ -171,6 +160,8 @@ class Setting:
     """Migration agents look at each other's reports."""
     agent_keeps_ledger: bool = False
     """They take no context in twice."""
+    external_counter: bool = False
+    """A victim that is a vault asks a counter outside of its host whether it is the newest."""
     sev_policy: int = 0
     """What the owner of a SEV guest demands of firmware: bits of its policy beside the usual."""
     ciphers: tuple[CipherMode, ...] = ()
@@ -232,8 +223,8 @@ class Scene:
 
         def made(one: HostSpec) -> Host:
             hypervisor = partial(cast.hypervisor, Orders(setting.prelude, GUEST_BYTES, setting.snp_policy))
-            tenants = local_tenants(_PROGRAMS, skips)
-            host = Host(one, _PROGRAMS, images, dict(load_cost_table()), tenants, hypervisor, transcript.observe)
+            tenants = local_tenants(PROGRAMS, skips)
+            host = Host(one, PROGRAMS, images, dict(load_cost_table()), tenants, hypervisor, transcript.observe)
             host.board.psp.legacy.migration.trusted_ark = lambda: _ark(product.line.name)
             host.board.agents.verifies_peer = setting.agent_verifies_peer
             host.board.agents.keeps_ledger = setting.agent_keeps_ledger
@@ -256,7 +247,7 @@ class Scene:
             handles_vc=setting.victim != "service",
         )
         service = _service(setting, protection.launched)
-        wanted = _wanted(protection.launched, kernel, service)
+        wanted = ordered(protection.launched, kernel, service)
         ways = _ways(setting)
         wanted["depositor"] = ProgramSpec("depositor", tuple(asdict(ways).items()))
         self._hypervisor.tio.lock_flags = LockFlags(ways.lock_flags)
@@ -265,12 +256,14 @@ class Scene:
         if has_tables:
             own_key = _has_own_key(protection.launched)
             wanted["vault"] = ProgramSpec("vault", ((vault.C_BIT, 1 << product.c_bit if own_key else 0),))
+        self.counter: ExternalCounter | None = None
+        if setting.external_counter and setting.victim == "vault":
+            wanted["vault"] = ProgramSpec("counted")
+            self.counter = ExternalCounter(Counted(memory_map(GUEST_BYTES, 1).placement(VICTIM, 0, SEED)).key)
         program = ProgramSpec("colluder") if self._svsm else wanted[setting.victim]
         vcpus, features = 1 + setting.two_processes, setting.sev_features
-        # Without a device a guest of SEV_TIO is one of SEV_SNP, as which agents move it.
-        launched = Generation.SEV_SNP if agents else protection.launched
         self._launch(
-            VICTIM, launched, program, vcpus, kernel, features, svsm=self._svsm, devices=devices,
+            VICTIM, protection.launched, program, vcpus, kernel, features, svsm=self._svsm, devices=devices,
             sev_policy=setting.sev_policy, migration_agent=agents,
         )  # fmt: skip
         self._hypervisor.let_go()
@@ -332,7 +325,8 @@ class Scene:
         if setting.victim == "booted":
             ledger.lay(VICTIM, IMAGE.gpa, IMAGE.data)
             measured = bytes.fromhex(self.host.guests[VICTIM].launch_digest)
-            if setting.owner.measurement and measured and measured != _expected(protection.launched, product.name):
+            expected = expected_measurement(protection.launched, product.name)
+            if setting.owner.measurement and measured and measured != expected:
                 transcript.complain(VICTIM, "measurement: another launch than its owner's")
         given = self._hypervisor.tio.given(VICTIM, guest_device_id(DEVICE))
         if ways.awaits and given is not None:
@@ -343,7 +337,8 @@ class Scene:
         self.target = self._look_up()
         outside = Outside(spec, self.host.board, protection.launched, setting.owner, VICTIM, transcript)
         elsewhere = partial(made, replace(spec, name="other host", seed=SEED + 1))
-        moves = MoveHands(self.host, self.target.victim, elsewhere, self._let_run_there) if setting.moves else None
+        self.moves = MoveHands(self.host, self.target.victim, elsewhere, self._let_run_there)
+        moves = self.moves if setting.moves else None
         self._hands = Hands(self.host.board, TENANT, transcript, self._keep_books, outside, moves)
 
     def offers(self, interface: Interface) -> bool:
@@ -375,8 +370,23 @@ class Scene:
         self._let_run(host, host.guests[VICTIM])
 
     def _let_run(self, host: Host, guest: Guest) -> tuple[Answer, ...]:
+        self._until_it_rests(host, guest)
+        if self.counter is not None and guest.spec.name == VICTIM and _asks(guest):
+            self._carry(host, self.counter)
+            self._until_it_rests(host, guest)
+        return ()
+
+    def _carry(self, host: Host, counter: ExternalCounter) -> None:
+        """What the victim asks the counter, and what that answers, as whoever runs the host carries it."""
+        record, place = _books(host).launched(VICTIM), _vault(VICTIM)
+        outbox, inbox = record.spa_of(place.shared(vault.OUTBOX)), record.spa_of(place.shared(vault.INBOX))
+        (question,) = host.board.execute_host((HostRead(outbox, QUESTION_BYTES),))
+        if isinstance(question, bytes):
+            host.board.execute_host((HostWrite(inbox, counter.answer(question)),))
+
+    def _until_it_rests(self, host: Host, guest: Guest) -> None:
         if guest.spec.name not in host.board.vmcbs:
-            return ()
+            return
         env = host.clock.env
         before = [_rest(vcpu) for vcpu in guest.vcpus]
         until = env.now + _PATIENCE_NS
@@ -388,11 +398,11 @@ class Scene:
             if all(_rest(vcpu) not in (None, last) for vcpu, last in zip(guest.vcpus, before, strict=True)):
                 break
         # Whoever rents the VM learns with what code its program ended it, with a GHCB or without.
-        if self._depositor and guest.spec.name == VICTIM and guest.state is GuestState.STOPPED:
-            why = NOTICED.get(guest.shutdown_code)
+        if guest.spec.name == VICTIM and guest.state is GuestState.STOPPED:
+            noticed = NOTICED if self._depositor else COUNTED_NOTICED if self.counter else {}
+            why = noticed.get(guest.shutdown_code)
             if why is not None:
                 self._transcript.complain(VICTIM, f"{VICTIM} ended itself: {why}")
-        return ()
 
     # Setting up.
 
@@ -405,8 +415,7 @@ class Scene:
 
     @property
     def _hypervisor(self) -> BadHypervisor:
-        assert isinstance(self.host.hypervisor, BadHypervisor)
-        return self.host.hypervisor
+        return _books(self.host)
 
     def _launch(
         self, name: str, generation: Generation, program: ProgramSpec, vcpus: int, kernel: KernelSettings,
@@ -513,6 +522,16 @@ _OUT = (VcpuState.PAUSED, VcpuState.HELD)
 """A victim whose vCPU is out goes on when its hypervisor wants it to."""
 
 
+def _books(host: Host) -> BadHypervisor:
+    assert isinstance(host.hypervisor, BadHypervisor)
+    return host.hypervisor
+
+
+def _asks(guest: Guest) -> bool:
+    """Whether a victim waits for an answer of its counter's."""
+    return guest.state is GuestState.RUNNING and guest.vcpus[0].registers.rip == HEAR_RIP
+
+
 def _rest(vcpu: Vcpu) -> tuple[int, int] | None:
     """Since when a vCPU rests, and where it goes on; None if it does not rest."""
     return (vcpu.slept_from_ns, vcpu.registers.rip) if vcpu.state is VcpuState.SLEEPING else None
@@ -538,42 +557,6 @@ def status_gpa() -> int:
 def code_gpa() -> int:
     """Where the victim keeps what it runs."""
     return _vault(VICTIM).private(vault.CODE)
-
-
-_PROGRAMS: Mapping[str, ProgramFactory] = {
-    "vault": Vault.build, "service": Service.build, "chooser": Chooser.build, "newcomer": Newcomer.build,
-    "booted": Booted.build, "colluder": Colluder.build, "console": Console.build,
-    "depositor": Depositor.build,
-    "caller": Caller.build, "keeper": Keeper.build, "grower": Grower.build, "petitioner": Petitioner.build,
-}  # fmt: skip
-
-
-def _expected(generation: Generation, product: str) -> bytes:
-    """The measurement of a launch of the laboratory's image, worked out without a host."""
-    model = vcpu_model(VCPU_MODEL)
-    if CAPABILITIES[generation].rmp:
-        return snp_digest(snp_launch_pages(IMAGE, 1, model, launch_features(product, 0)))
-    areas = launch_vmsas(IMAGE, 1, model, 0) if CAPABILITIES[generation].encrypted_registers else ()
-    return sev_digest(sev_launch_ranges(IMAGE), areas)
-
-
-def _wanted(generation: Generation, kernel: KernelSettings, service: ProgramSpec) -> dict[str, ProgramSpec]:
-    """Each victim as it is ordered."""
-    checks = (newcomer.CHECKS_STATUS, int(kernel.checks_sev_status)), (newcomer.CHECKS_C_BIT, int(kernel.checks_c_bit))
-    firmware = (booted.FIRMWARE_GPA, IMAGE.gpa), (booted.FIRMWARE_BYTES, len(IMAGE.data))
-    return {
-        "vault": ProgramSpec("vault"),
-        "service": service,
-        "chooser": ProgramSpec("chooser"),
-        "console": ProgramSpec("console"),
-        "caller": ProgramSpec("caller"),
-        "petitioner": ProgramSpec("petitioner"),
-        "keeper": ProgramSpec("keeper"),
-        "grower": ProgramSpec("grower", ((CHECKS_CARRY, int(kernel.checks_carry)),)),
-        "newcomer": ProgramSpec("newcomer", ((newcomer.GENERATION, generation.name), *checks)),
-        "booted": ProgramSpec("booted", firmware),
-    }
-
 
 
 def _ark(line: str) -> AmdCertificate:

@@ -34,7 +34,7 @@ class MovedGuests:
         return "", ""
 
     def _of_agent(self, one: AgentCall, answer: Answer) -> tuple[str, str]:
-        match msgpack.unpackb(one.order, use_list=False), _said(answer):
+        match _unpacked(one.order), _said(answer):
             case ("import", str(vm), int(gctx), *_), (str(word), _) if word == DONE:
                 self._guests[gctx] = vm
             case ("meet", str(vm), *_), (str(word), str(why)) if word == REFUSED:
@@ -48,7 +48,15 @@ def refused_by_agent(answer: bytes) -> bool:
 
 
 def _said(answer: Answer) -> tuple[object, object]:
-    if not isinstance(answer, bytes):
-        return "", None
-    found: tuple[object, object] = msgpack.unpackb(answer, use_list=False)
-    return found
+    match _unpacked(answer) if isinstance(answer, bytes) else None:
+        case (str(word), said):
+            return word, said
+    return "", None
+
+
+def _unpacked(data: bytes) -> object:
+    """What somebody says; None for what is no msgpack: orders are anybody's."""
+    try:
+        return msgpack.unpackb(data, use_list=False)
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError):
+        return None

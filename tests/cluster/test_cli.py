@@ -357,8 +357,8 @@ def test_scenarios_lists_what_comes_with_it(capsys: pytest.CaptureFixture[str]) 
     assert main(["scenarios"]) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:] if line[0] != " "]
     assert names == [
-        "demo", "attestation-storm", "attested", "bandwidth-bound", "big-guests", "clients", "crashes", "drain",
-        "firmware-update", "io-bound", "launch-storm", "noisy-neighbour", "quiet",
+        "demo", "agent-migration", "attestation-storm", "attested", "bandwidth-bound", "big-guests", "clients",
+        "crashes", "drain", "firmware-update", "io-bound", "launch-storm", "noisy-neighbour", "quiet",
         "sev-migration", "tcb-life-cycle", "trusted-devices",
     ]  # fmt: skip
 

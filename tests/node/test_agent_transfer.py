@@ -23,6 +23,7 @@ from node.product import PRODUCTS
 from node.remote_hypervisor import RemoteHypervisor
 from psp.commands import SnpCommand
 from psp.guest_context import SnpGuestState
+from psp.page_swap import PageSwap
 from psp.policy import SnpPolicy
 from psp.status import PspError, Status
 from psp.swap_buffers import SnpPageMdInit
@@ -217,6 +218,18 @@ def test_a_guest_whose_agent_has_forgotten_it_when_all_is_out_comes_back_in(on_i
         assert guest.state is GuestState.DESTROYED
 
 
+def test_a_guest_whose_context_went_with_an_agent_is_lost_and_says_so(on_its_way):
+    here, there = on_its_way
+    there.arrivals.abandon("vm")
+    stopped(here, "vm")
+    del here.board.agents.agents[AGENT]
+    here.departures.cancel("vm")
+    run(here, here.now_ns + SECOND)
+    guest = here.guests["vm"]
+    assert (guest.state, guest.reason) == (GuestState.DESTROYED, "migration agent: nothing of this guest is kept")
+    assert not here.board.controller.has_key(guest.asid)
+
+
 def test_a_guest_that_came_whole_and_is_not_started_leaves_nothing(on_its_way, expected):
     here, there = on_its_way
     what, guest = stopped(here, "vm"), here.guests["vm"]
@@ -260,6 +273,22 @@ def test_an_old_page_of_a_row_that_was_spent_and_one_that_somebody_wrote_do_not_
     with pytest.raises(PspError) as spent:
         snp.swap.row_in(record.gctx, at, metadata)
     assert spent.value.status == Status.INVALID_MDATA_ENTRY
+
+
+def test_a_row_that_is_seen_to_be_one_goes_as_its_pages_one_by_one(monkeypatch):
+    moved = []
+    for one_by_one in (False, True):
+        if one_by_one:
+            monkeypatch.setattr(PageSwap, "_is_one", lambda *_: False)
+        here, there = hosts()
+        started(here, "vm", "ledger", units=UNITS)
+        run(here, 2_000_000)
+        what = move(here, there, "vm")
+        record, rmp = there.hypervisor.launched("vm"), there.board.rmp
+        entries = [rmp.entry(page) for _, spa, length in record.ram for page in range(spa, spa + length, PAGE_BYTES)]
+        moved.append((what.state, entries))
+    assert moved[0] == moved[1]
+    assert len(moved[0][0].rows) > 1
 
 
 def test_an_agent_gives_nothing_to_a_peer_that_no_report_vouches_for():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -17,8 +18,10 @@ from tio.ide.key_messages import query
 from tio.loose_device import LooseDevice
 from tio.pci import DeviceControl, Register
 from tio.spdm import PCI_DOE, PeerRefused, Requester, RequesterSettings, SpdmFault, TrustAnchors
+from tio.spdm.algorithms import Aead
 from tio.spdm.capabilities import Capability
 from tio.spdm.connection_messages import PCI_SIG_STANDARD, PCI_SIG_VENDOR
+from tio.spdm.negotiation import Offer
 from tio.steps import carry
 from tio.tdisp import InterfaceId, LockFlags, RangeAttributes, Tampering, TdispError, TdiState, requester
 
@@ -107,6 +110,24 @@ def test_a_security_module_hears_what_nobody_overhears_and_nothing_else(
             with pytest.raises(PeerRefused, match="UNSUPPORTED_REQUEST"):
                 do(steps)
     do(one.heartbeat(session))
+
+
+@pytest.mark.parametrize(("wants", "cipher", "heard"), [
+    (False, Aead.AES_128_GCM, True), (True, Aead.AES_128_GCM, False), (True, Aead.AES_256_GCM, True),
+])  # fmt: skip
+def test_a_security_module_may_want_the_longer_key(wants: bool, cipher: Aead, heard: bool) -> None:
+    card = Card(CardKind.NVME, LooseDevice(), draw, requester_id=CARD, wants_aes_256=wants)
+    one = Requester(RequesterSettings(offer=Offer(aead=(cipher,))), PCI_DOE, draw)
+    responder = card.responder(PCI_DOE)
+
+    def do(steps):
+        return carry(steps, responder.answer)
+
+    for steps in (one.connect(), one.digests(), one.certificates()):
+        do(steps)
+    steps = one.vendor_defined(b"\0" + query(1), PCI_SIG_STANDARD, PCI_SIG_VENDOR, do(one.open_session()))
+    with contextlib.nullcontext() if heard else pytest.raises(PeerRefused, match="UNSUPPORTED_REQUEST"):
+        assert do(steps)[:2] == b"\0\1"
 
 
 @pytest.mark.parametrize("ends", [False, True])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tio.spdm.algorithms import Aead, BaseAsym, BaseHash, DheGroup
+from tio.spdm.algorithms import Aead, AeadAlgorithm, BaseAsym, BaseHash, DheGroup
 from tio.spdm.capabilities import Capability
 from tio.spdm.codes import Version
 from tio.spdm.connection_messages import VendorDefinedRequest
@@ -50,6 +50,7 @@ class VendorSession:
     session_id: int
     encrypted: bool
     """Whether nobody on the way reads what is said in it."""
+    cipher: AeadAlgorithm
 
 
 Vendor = Callable[[VendorSession | None, VendorDefinedRequest], bytes | None]

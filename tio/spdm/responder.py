@@ -309,7 +309,7 @@ def _place_of(session: Session | None) -> Place:
 
 def _vendor_defined(connection: Connection, data: bytes, session: Session | None) -> bytes:
     request = VendorDefinedRequest.parse(data, padding=connection.padding if session is None else 0)
-    place = None if session is None else VendorSession(session.session_id, session.requests.encrypts)
+    place = None if session is None else VendorSession(session.session_id, session.requests.encrypts, session.aead)
     payload = connection.personality.vendor(place, request)
     if payload is None:
         raise Refused(ErrorCode.UNSUPPORTED_REQUEST, Request.VENDOR_DEFINED)

@@ -38,7 +38,7 @@ from workloads.attacks.claims import WorkedOut
 from workloads.attacks.firmware_call import Bytes, FirmwareCall
 from workloads.attacks.forged_platform import ForgedPlatform
 from workloads.attacks.move_operations import Agree, KeepPlace, TakeOut
-from workloads.attacks.owner_operations import FetchCertificates
+from workloads.attacks.owner_operations import AskForCertificates
 from workloads.attacks.small_sev_guest import SmallSevGuest
 from workloads.attacks.stream import opened
 from workloads.attacks.target import LET_IT_RUN, Attack, AttackBatch, Target
@@ -62,7 +62,7 @@ def _send_to_fake(target: Target) -> Attack:
     victim, call = target.victim, FirmwareCall.of(target)
     cek = yield from _cek()
     shown = yield from SmallSevGuest.of(target).platform()
-    (certificates,) = yield (FetchCertificates(shown.pdh, shown.chain),)
+    (certificates,) = yield (AskForCertificates(shown.pdh, shown.chain),)
     if not isinstance(certificates, bytes):
         return
     size = SevCertificate.SIZE

@@ -37,26 +37,26 @@ def permute(target: Target) -> Attack:
     """Row 56: two pages change places on the way."""
     first, second = target.victim.value.gpa, target.victim.other.gpa
     yield LET_IT_RUN
-    session = yield from _agree()
-    stream = yield from _take_out()
+    session = yield from agree()
+    stream = yield from take_out()
     if not stream:
         return
     state = opened(target.victim, stream)
     one, other = page_of(state, first), page_of(state, second)
     swapped = with_page(with_page(state, first, other), second, one)
-    yield from _come_up(session, framed(swapped))
+    yield from come_up(session, framed(swapped))
 
 
 def replay(target: Target) -> Attack:
     """Row 56: a page arrives as it was in an earlier round of the same move."""
     gpa = target.victim.value.gpa
     yield LET_IT_RUN
-    session = yield from _agree()
+    session = yield from agree()
     older = yield from _packet(target)
     yield LET_IT_RUN
-    stream = yield from _take_out()
+    stream = yield from take_out()
     if stream:
-        yield from _come_up(session, framed(with_page(opened(target.victim, stream), gpa, older)))
+        yield from come_up(session, framed(with_page(opened(target.victim, stream), gpa, older)))
 
 
 def _packet(target: Target) -> _Packet:
@@ -79,11 +79,11 @@ def _packet(target: Target) -> _Packet:
 def run_on(target: Target) -> Attack:
     """Row 57: the victim has come up elsewhere, SEND_FINISH was, and here it goes on all the same."""
     yield LET_IT_RUN
-    session = yield from _agree()
-    stream = yield from _take_out()
+    session = yield from agree()
+    stream = yield from take_out()
     if not stream:
         return
-    yield from _come_up(session, stream)
+    yield from come_up(session, stream)
     if target.victim.handle:
         finish = buffers.Handle(target.victim.handle)
         yield FirmwareCall.of(target).plain(LegacyCommand.SEND_FINISH, finish)
@@ -94,40 +94,40 @@ def run_on(target: Target) -> Attack:
 def take_in_twice(_: Target) -> Attack:
     """Row 58: what travelled once comes up twice; the first one has run when the second begins where it began."""
     yield LET_IT_RUN
-    session = yield from _agree()
-    stream = yield from _take_out()
+    session = yield from agree()
+    stream = yield from take_out()
     if stream:
-        yield from _come_up(session, stream)
+        yield from come_up(session, stream)
         yield (KeepPlace(),)
-        yield from _come_up(session, stream)
+        yield from come_up(session, stream)
 
 
 def roll_back(_: Target) -> Attack:
     """Row 60: the move is called off and the victim goes on; later it is as it was when it was read."""
     yield LET_IT_RUN
-    session = yield from _agree()
-    stream = yield from _take_out()
+    session = yield from agree()
+    stream = yield from take_out()
     yield (StayHere(),)
     yield LET_IT_RUN
     yield LET_IT_RUN
     if stream:
-        yield from _come_up(session, stream)
+        yield from come_up(session, stream)
 
 
-def _agree() -> _Carried:
+def agree() -> _Carried:
     """Both firmwares, or agents, agree; what the source's has for the other."""
     (shown,) = yield (KeepPlace(),)
     (session,) = yield (Agree(shown if isinstance(shown, bytes) else b""),)
     return session if isinstance(session, bytes) else b""
 
 
-def _take_out() -> _Carried:
+def take_out() -> _Carried:
     """The victim as it travels; nothing where it is not sent."""
     (stream,) = yield (TakeOut(),)
     return stream if isinstance(stream, bytes) else b""
 
 
-def _come_up(session: bytes, stream: bytes) -> Steps:
+def come_up(session: bytes, stream: bytes) -> Steps:
     """The victim elsewhere, for one round."""
     yield (OpenThere(session),)
     yield (LayThere(stream),)

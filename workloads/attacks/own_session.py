@@ -26,8 +26,11 @@ Steps = Generator[AttackBatch, tuple[Answer, ...], T]
 _TYPES = {False: ObjectType.CMA_SPDM, True: ObjectType.SECURED_CMA_SPDM}
 
 
-def carried(task: Task, answers: list[bytes]) -> Steps[None]:
-    """Do a task of the hypervisor's, and keep what devices' mailboxes answer in it: payloads, as they were read."""
+def carried(task: Task, answers: list[bytes], objects: list[bytes] | None = None) -> Steps[None]:
+    """Do a task of the hypervisor's, and keep what devices' mailboxes answer in it: payloads, as they were read.
+
+    ``objects`` gets the data objects that were brought to them, whole.
+    """
     got: Answers | None = None
     body = False
     while True:
@@ -39,6 +42,8 @@ def carried(task: Task, answers: list[bytes]) -> Steps[None]:
         for one, answer in zip(batch, got, strict=True):
             if isinstance(one, ConfigOut):
                 body = False
+                if objects is not None:
+                    objects.append(one.data)
             elif isinstance(one, ConfigIn) and isinstance(answer, bytes):
                 if body:
                     answers.append(answer)

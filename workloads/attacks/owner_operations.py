@@ -98,7 +98,7 @@ class ShowReport:
 
 
 @dataclass(frozen=True, slots=True)
-class FetchCertificates:
+class AskForCertificates:
     """Somebody asks AMD's service for the certificates over a platform's: PDH, then PEK, OCA and CEK in one.
 
     Answer: the chain, with AMD's signature over its CEK where that is a chip's, and ASK and ARK behind it.
@@ -109,6 +109,6 @@ class FetchCertificates:
 
 
 OwnerOperation = (
-    OpenSession | ShowMeasurement | ShowAttestation | ReadInjected | FetchCertificates
+    OpenSession | ShowMeasurement | ShowAttestation | ReadInjected | AskForCertificates
     | GuestAsks | GuestShows | AskNonce | ShowReport
 )  # fmt: skip

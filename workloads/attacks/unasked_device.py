@@ -6,16 +6,19 @@ Source: the list at the head of ``spec/tio/tio-overview.md``.
 from __future__ import annotations
 
 from node.card_slot import CardSlot
+from node.doe_driver import DoeDriver
 from node.iommu_driver import NOTHING, IommuDriver
 from node.operations import CardUpdate, MmioRead, MmioWrite
 from node.pci_driver import enable
 from node.tio_carrier import TioRefused
 from tio.device_identity import CardKind
+from tio.doe import parse_data_object
 from tio.gpu import MEMORY_BAR
 from tio.tdisp import LockFlags
 from workloads.attacks.crooked_device import EVIL
 from workloads.attacks.depositor import CONTENT_BYTES, SECRET_ON_DEVICE, SERIAL
 from workloads.attacks.lock_breaking import placed, registers, set_up
+from workloads.attacks.own_session import carried
 from workloads.attacks.slot_operations import CardConfide, CardRead, CardRecall, CardSwap
 from workloads.attacks.target import LET_IT_RUN, Attack, Target
 
@@ -30,6 +33,21 @@ def start_without_consent(target: Target) -> Attack:
     yield (CardUpdate(device.port, *EVIL),)
     yield from device.tio.bind(device.given, device.gctx)
     yield from device.tio.run(device.given, device.gctx)
+    yield (CardRead(device.port, device.outbox.gpa, CONTENT_BYTES),)
+
+
+def replay_start(target: Target) -> Attack:
+    """The same, but that its start is the record of an earlier one: under another lock, whose nonce it names."""
+    device, objects = target.device, list[bytes]()
+    yield LET_IT_RUN
+    yield LET_IT_RUN
+    yield (CardUpdate(device.port, *EVIL),)
+    yield from device.tio.bind(device.given, device.gctx)
+    yield from carried(device.tio.run(device.given, device.gctx), [], objects)
+    yield from device.tio.unbind(device.given, device.gctx)
+    yield from device.tio.bind(device.given, device.gctx)
+    (start,) = objects
+    yield from DoeDriver(device.function.requester, device.function.mailbox).exchange(parse_data_object(start))
     yield (CardRead(device.port, device.outbox.gpa, CONTENT_BYTES),)
 
 

@@ -7,7 +7,8 @@ import pytest
 from cluster.laboratory.interface import Interface
 from cluster.laboratory.lying_hypervisor import MisleadingHypervisor
 from cluster.laboratory.protection import Column
-from cluster.laboratory.scene import IMAGE, VICTIM, Cast, Scene, Setting, act_out
+from cluster.laboratory.scene import VICTIM, Cast, Scene, Setting, act_out
+from cluster.laboratory.victims import IMAGE
 from cluster.oracle.ledger import Ledger
 from cluster.oracle.transcript import Transcript
 from cluster.oracle.verdict import Outcome, judge

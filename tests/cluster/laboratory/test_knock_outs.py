@@ -62,9 +62,11 @@ BY_WISH = (
     Protection.RESTRICTED_INJECTION, Protection.ALTERNATE_INJECTION, Protection.BTB_ISOLATION,
     Protection.PMC_VIRTUALIZATION, Protection.REGISTER_NONCE, Protection.MESSAGE_SEQUENCE,
     Protection.IDE, Protection.IDE_MAC, Protection.IDE_PACKET_NUMBER, Protection.SECURE_DEVICE_ENTRY,
+    Protection.TARGET_CHAIN, Protection.SWAP_TAG, Protection.SWAP_ENTRY, Protection.EXPORT_DECOMMISSIONS,
     Protection.SESSION_ENCRYPTION,
 )  # fmt: skip
-"""They stop nothing in a guest that did not ask for them, asks nothing, or has no device: others test one that did."""
+"""They stop nothing in a guest that did not ask for them, asks nothing, has no device, or stays: others test one that
+did."""
 CLOSED = {
     "microcode": (
         Setting(Column.SEV_SNP, "Milan", Platform(rmp_init_barrier=True, stack_engine_fixed=True)), {"34", "36"}
@@ -73,7 +75,7 @@ CLOSED = {
     "iommu_write_safe": (Setting(Column.SEV_SNP, "Milan", Platform(iommu_write_safe=True)), {"41"}),
     "policy": (
         Setting(Column.SEV_SNP, "Milan", snp_policy=SnpPolicy.RAPL_DIS | SnpPolicy.PAGE_SWAP_DISABLE),
-        {"29b", "32", "58"},  # whose pages nobody swaps, that one does not move
+        {"29b", "32", "58", "60"},  # a guest whose pages nobody swaps does not move
     ),
     "ciphertext_hiding": (Setting(Column.SEV_SNP, "Turin", Platform(max_snp_asid=4)), {"30", "31", "32"}),
 }

@@ -113,6 +113,7 @@ SWITCHES = {
     "nosend=on": {"sev_policy": int(LegacyPolicy.NOSEND)},
     "ma_verifies_peer=off": {"agent_verifies_peer": False},
     "ma_ledger=on": {"agent_keeps_ledger": True},
+    "external_counter=on": {"external_counter": True},
     "tweak_mode=xex_random": {"ciphers": (CipherMode.AES_128_XEX,)},
 }
 """Away from the default, as the matrix names them."""

@@ -1,5 +1,7 @@
 """What trusted I/O must stop beside the rows of the matrix: the list at the head of the sheet on SEV-TIO."""
 
+from dataclasses import replace
+
 import pytest
 
 from cluster.laboratory.protection import Column
@@ -10,7 +12,7 @@ from node.operations import CardUpdate, PspAnswer
 from node.platform import Platform, Protection
 from psp.status import Status
 from tio.tdisp import LockFlags
-from workloads.attacks import another_guest, unasked_device
+from workloads.attacks import another_guest, overheard_keys, unasked_device
 from workloads.attacks.depositor_ways import DepositorWays
 from workloads.attacks.slot_operations import CardRead
 
@@ -18,8 +20,8 @@ LETS_GO = DepositorWays(detaches=1)
 STAYS = DepositorWays()
 
 
-def played(attack, ways, column=Column.SEV_TIO, platform=Platform(), **more):  # noqa: B008 - frozen
-    setting = Setting(column, "Turin", platform, victim="depositor", cards=(OWN_CARD, OTHER_CARD), ways=ways, **more)
+def played(attack, ways, column=Column.SEV_TIO, platform=Platform(), card=OWN_CARD, **more):  # noqa: B008 - frozen
+    setting = Setting(column, "Turin", platform, victim="depositor", cards=(card, OTHER_CARD), ways=ways, **more)
     ledger, transcript = act_out(setting, attack)
     return judge(ledger, transcript), transcript
 
@@ -32,6 +34,7 @@ def asked_by_cards(transcript):
     ("attack", "ways", "outcome"),
     [
         (unasked_device.start_without_consent, LETS_GO, Outcome.DETECTED),
+        (unasked_device.replay_start, LETS_GO, Outcome.DETECTED),
         (unasked_device.reach_after_unbind, LETS_GO, Outcome.DETECTED),
         (unasked_device.read_trusted_memory, DepositorWays(wipes=0), Outcome.BLOCKED),
         (unasked_device.clear_command, STAYS, Outcome.DETECTED),
@@ -66,9 +69,11 @@ def test_only_the_guests_own_entry_keeps_a_device_from_its_memory_that_was_start
     knocked_out = Platform(disabled=frozenset({Protection.SECURE_DEVICE_ENTRY}))
     verdict, _ = played(unasked_device.start_without_consent, LETS_GO, platform=knocked_out)
     assert verdict.outcome is Outcome.LEAKED, verdict
-    # What the device is not trusted with, the entry does not keep from it.
-    verdict, _ = played(unasked_device.reach_after_unbind, LETS_GO, platform=knocked_out)
-    assert verdict.outcome is Outcome.DETECTED, verdict
+    # What the device is not trusted with, the entry does not keep from it; nor does a start of before start it.
+    for attack in (unasked_device.reach_after_unbind, unasked_device.replay_start):
+        verdict, transcript = played(attack, LETS_GO, platform=knocked_out)
+        assert verdict.outcome is Outcome.DETECTED, verdict
+        assert set(asked_by_cards(transcript)) == {None}
 
 
 @pytest.mark.parametrize(
@@ -83,6 +88,24 @@ def test_only_the_guests_own_entry_keeps_a_device_from_its_memory_that_was_start
 def test_a_device_that_another_guest_trusts_reaches_its_own_guests_pages_alone(off, outcome):
     platform = Platform(disabled=frozenset(off))
     verdict, _ = played(another_guest.store_to_private_memory, STAYS, platform=platform, tenant_has_card=True)
+    assert verdict.outcome is outcome, verdict
+
+
+@pytest.mark.parametrize(
+    ("encrypts", "off", "outcome"),
+    [
+        (True, set(), Outcome.BLOCKED),
+        (True, {Protection.SESSION_ENCRYPTION}, Outcome.BLOCKED),
+        (False, set(), Outcome.DETECTED),
+        (False, {Protection.SESSION_ENCRYPTION}, Outcome.LEAKED),
+    ],
+)
+def test_keys_of_a_link_are_overheard_where_nobody_wants_the_session_encrypted_and_the_device_does_not(
+    encrypts, off, outcome
+):
+    platform = Platform(disabled=frozenset(off))
+    card = replace(OWN_CARD, encrypts=encrypts)
+    verdict, _ = played(overheard_keys.overhear_keys, STAYS, platform=platform, card=card)
     assert verdict.outcome is outcome, verdict
 
 

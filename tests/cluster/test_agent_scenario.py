@@ -1,0 +1,38 @@
+"""The bundled scenario of migration agents, in miniature: the same results in every layout."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any
+
+import pytest
+
+from cluster import Scenario, run
+from cluster.bundled_scenarios import bundled_text
+
+AT = {"store-1": "100 ms", "store-2": "400 ms", "kept": "150 ms", "disk-1": "1200 ms", "disk-2": "1800 ms"}
+
+
+def miniature() -> Scenario:
+    """Its hosts, machines and moves, smaller and sooner."""
+    body: dict[str, Any] = tomllib.loads(bundled_text("agent-migration"))
+    body["duration"] = "3300 ms"
+    body["costs"] = {
+        "psp.tio_exchange_ns": 1_000_000, "psp.send_update_ns_per_kib": 500, "psp.receive_update_ns_per_kib": 500,
+    }  # fmt: skip
+    for vm in body["vms"]:
+        vm |= {"memory": "64 MiB"}
+        vm["parameters"] = {"records": 40} if vm["workload"] == "key-value-store" else {"pause_ms": 300}
+    for move in body["migrations"]:
+        move["at"] = AT[move["vm"]]
+    return Scenario.parse(body)
+
+
+@pytest.mark.ray
+def test_agents_move_machines_in_every_layout_alike() -> None:
+    inline = run(miniature(), layout="inline")
+    moves = {row["vm"]: row for row in inline.migrations.to_pylist()}
+    assert {vm: row["outcome"] for vm, row in moves.items()} == dict.fromkeys(AT, "completed") | {"kept": "refused"}
+    assert (moves["disk-1"]["devices"], moves["disk-2"]["devices"]) == ("trusted", "bounce buffers")
+    for layout in ("packed", "host", "isolated"):
+        assert run(miniature(), layout=layout).digest == inline.digest, layout
