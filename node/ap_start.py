@@ -15,7 +15,7 @@ from node.guest_ghcb import Steps, page_exit
 from node.guest_memory_map import GuestMemoryMap
 from node.kernel_settings import CAREFUL, KernelSettings
 from node.nae_event import ApCreationKind, NaeEvent
-from node.operations import RmpAdjust, Write
+from node.operations import RmpAdjust, UpkeepWrite
 from node.vmsa import initial_vmsa
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
@@ -43,7 +43,7 @@ class ApStart:
         fields = {"GUEST_TSC_SCALE": scale, "GUEST_TSC_OFFSET": offset}
         page = initial_vmsa(self.rip, 0, self.sev_features, fields)
         answers = yield (
-            Write(gpa, page),
+            UpkeepWrite(gpa, page),
             RmpAdjust(gpa, PAGE_BYTES, large=False, target=_TARGET, permissions=0, vmsa=True),
         )
         if answers != (None, 0):

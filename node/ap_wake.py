@@ -19,7 +19,7 @@ from node.guest_ghcb import Steps, page_exit, response_to
 from node.interrupt_command import INIT, STARTUP, X2APIC_ICR
 from node.kernel_settings import CAREFUL, KernelSettings
 from node.nae_event import JumpTable, NaeEvent
-from node.operations import Answer, GuestOperation, Read, VmgExit, Write
+from node.operations import Answer, GuestOperation, UpkeepRead, UpkeepWrite, VmgExit
 from node.phase_cost import RMP_CHECKED
 
 JUMP_TABLE_GPA = 0x3000
@@ -61,12 +61,12 @@ def lay_jump_table(ghcb_gpa: int, rip: int, settings: KernelSettings = CAREFUL) 
     told = yield from page_exit(ghcb_gpa, NaeEvent.AP_JUMP_TABLE, JumpTable.GET, settings=settings)
     if settings.checks_jump_table and told.info2 != JUMP_TABLE_GPA:
         raise GhcbUntrusted(f"AP jump table: expected {JUMP_TABLE_GPA:#x}, told {told.info2:#x}")
-    yield (Write(told.info2, _TARGET.pack(rip, 0)),)
+    yield (UpkeepWrite(told.info2, _TARGET.pack(rip, 0)),)
 
 
 def jump_target() -> Generator[tuple[GuestOperation, ...], tuple[Answer, ...], int]:
     """Where a vCPU that was started goes on; 0 if that cannot be read."""
-    (found,) = yield (Read(JUMP_TABLE_GPA, _TARGET.size),)
+    (found,) = yield (UpkeepRead(JUMP_TABLE_GPA, _TARGET.size),)
     if not isinstance(found, bytes):
         return 0
     ip, segment = _TARGET.unpack(found)

@@ -12,7 +12,7 @@ def mark_stores(
 ) -> None:
     """Note in the log of a migration what a batch stored by guest-physical address."""
     for one, answer in zip(batch, answers, strict=True):
-        if type(one) is op.Write:
+        if type(one) is op.Write or type(one) is op.UpkeepWrite:
             log.mark(one.gpa, len(one.data), now_ns)
         elif type(one) is op.Clear:
             log.mark(one.gpa, max(0, one.length), now_ns)
@@ -44,8 +44,8 @@ def count_batch(guest: Guest, batch: tuple[op.GuestOperation, ...], answers: tup
                 guest.bytes_read += len(answer)  # type: ignore[arg-type]
         elif came is op.Fault:
             guest.faults += 1
-        elif kind is op.Write or kind is op.VirtualWrite:
-            guest.bytes_written += len(one.data)  # type: ignore[union-attr]  # the two have data
+        elif kind is op.Write or kind is op.VirtualWrite or kind is op.UpkeepWrite:
+            guest.bytes_written += len(one.data)  # type: ignore[union-attr]  # they have data
         elif kind is op.BlockRead or kind is op.BlockWrite:
             disk = True
     return disk

@@ -37,7 +37,7 @@ COLUMNS = (
 UNITS: Mapping[str, str] = {
     "_ns_per_kib": "ns/KiB", "_ns_per_gib": "ns/GiB", "bytes_per_s": "byte/s", "_ns": "ns", "_bytes": "byte",
     "_per_s": "1/s", "_share": "ratio", "_factor": "ratio", "_per_request": "count", "_per_walk": "count",
-    "_per_mac": "count",
+    "_per_mac": "count", "_per_access": "count",
 }  # fmt: skip
 """The unit of a figure by the end of its name; the first that fits."""
 ALL = "all"

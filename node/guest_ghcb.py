@@ -32,7 +32,7 @@ from node.ghcb_page import (
 )
 from node.kernel_settings import CAREFUL, KernelSettings
 from node.nae_event import EVENTS, NaeEvent
-from node.operations import Answer, GuestOperation, Read, VmgExit, Write
+from node.operations import Answer, GuestOperation, UpkeepRead, UpkeepWrite, VmgExit
 from node.page_state_list import (
     LIST_BYTES,
     MOST_ENTRIES,
@@ -90,10 +90,15 @@ def page_exit(
     buffer: bytes = b"",
     outputs: tuple[str, ...] | None = None,
     settings: KernelSettings = CAREFUL,
+    *,
+    instead: bool = False,
 ) -> Asking:
-    """One exit with the GHCB page at ``gpa``; the reply's ``outputs`` are those of the event if nothing is said."""
+    """One exit with the GHCB page at ``gpa``; the reply's ``outputs`` are those of the event if nothing is said.
+
+    ``instead`` as of ``VmgExit``.
+    """
     page = build_exit(event, info1, info2, registers, buffer, settings.ghcb_version)
-    _, reply = yield from _exit(gpa, page, event, outputs, settings)
+    _, reply = yield from _exit(gpa, page, event, outputs, settings, instead=instead)
     return reply
 
 
@@ -131,7 +136,7 @@ def mmio_load(
     """A load from a device's register by an exit with the GHCB page at ``gpa``."""
     registers = {"SW_SCRATCH": gpa + SHARED_BUFFER}
     page = build_exit(NaeEvent.MMIO_READ, device_gpa, length, registers, version=settings.ghcb_version)
-    back, reply = yield from _exit(gpa, page, NaeEvent.MMIO_READ, None, settings)
+    back, reply = yield from _exit(gpa, page, NaeEvent.MMIO_READ, None, settings, instead=True)
     if reply.exception is not None:
         raise GhcbUntrusted(f"MMIO: exception {reply.exception}")
     return int.from_bytes(back[SHARED_BUFFER : SHARED_BUFFER + length], "little")
@@ -141,7 +146,7 @@ def mmio_store(gpa: int, device_gpa: int, value: int, length: int, settings: Ker
     """A store to a device's register by an exit with the GHCB page at ``gpa``."""
     registers, stored = {"SW_SCRATCH": gpa + SHARED_BUFFER}, value.to_bytes(length, "little")
     page = build_exit(NaeEvent.MMIO_WRITE, device_gpa, length, registers, stored, settings.ghcb_version)
-    _, reply = yield from _exit(gpa, page, NaeEvent.MMIO_WRITE, None, settings)
+    _, reply = yield from _exit(gpa, page, NaeEvent.MMIO_WRITE, None, settings, instead=True)
     if reply.exception is not None:
         raise GhcbUntrusted(f"MMIO: exception {reply.exception}")
 
@@ -171,7 +176,7 @@ def _string(
 ) -> Generator[tuple[GuestOperation, ...], tuple[Answer, ...], bytes]:
     registers = {"SW_SCRATCH": gpa + SHARED_BUFFER}
     page = build_exit(NaeEvent.IOIO, info, units, registers, buffer, settings.ghcb_version)
-    back, reply = yield from _exit(gpa, page, NaeEvent.IOIO, (), settings)
+    back, reply = yield from _exit(gpa, page, NaeEvent.IOIO, (), settings, instead=True)
     if reply.exception is not None:
         raise GhcbUntrusted(f"string I/O: exception {reply.exception}")
     return back
@@ -209,14 +214,24 @@ def _change(gpa: int, entries: Sequence[PageStateEntry], packed: bytes, settings
 
 
 def _exit(
-    gpa: int, page: bytes, event: NaeEvent, outputs: tuple[str, ...] | None, settings: KernelSettings
+    gpa: int,
+    page: bytes,
+    event: NaeEvent,
+    outputs: tuple[str, ...] | None,
+    settings: KernelSettings,
+    *,
+    instead: bool = False,
 ) -> Generator[tuple[GuestOperation, ...], tuple[Answer, ...], tuple[bytes, GhcbReply]]:
-    answers = yield _around(gpa, page)
+    answers = yield _around(gpa, page, instead=instead)
     return _answered(gpa, answers, EVENTS[event].outputs if outputs is None else outputs, settings)
 
 
-def _around(gpa: int, page: bytes) -> tuple[GuestOperation, ...]:
-    return Write(gpa, page, private=False), VmgExit(gpa), Read(gpa, GHCB_BYTES, private=False)
+def _around(gpa: int, page: bytes, *, instead: bool = False) -> tuple[GuestOperation, ...]:
+    return (
+        UpkeepWrite(gpa, page, private=False, paid=True),
+        VmgExit(gpa, instead),
+        UpkeepRead(gpa, GHCB_BYTES, private=False, paid=True),
+    )
 
 
 def _answered(

@@ -39,6 +39,8 @@ class GuestInstructions:
         """Of the table what is nothing but a load or a store."""
         self.table: Mapping[type, Callable[..., op.Answer]] = {
             **self.memory,
+            op.UpkeepRead: self._read,
+            op.UpkeepWrite: self._write,
             op.Clear: self._clear,
             op.GuestWork: lambda _, one: None if one.cost in GUEST_WORK else undefined(),
             op.Copy: self._copy,

@@ -48,11 +48,11 @@ from node.operations import (
     GuestWork,
     PageStateChange,
     PValidate,
-    Read,
     ReadSevStatus,
     Shutdown,
+    UpkeepRead,
+    UpkeepWrite,
     VmgExit,
-    Write,
 )
 from node.page_acceptance import PageAcceptance
 from node.page_state_list import PageOperation
@@ -313,9 +313,9 @@ class GuestKernel:
 
     def _canary_steps(self) -> tuple[GuestOperation, ...]:
         return (
-            Write(CANARY_GPA, self.canary),
-            Read(CANARY_GPA, CANARY_BYTES, private=False),
-            Read(CANARY_GPA, CANARY_BYTES),
+            UpkeepWrite(CANARY_GPA, self.canary),
+            UpkeepRead(CANARY_GPA, CANARY_BYTES, private=False),
+            UpkeepRead(CANARY_GPA, CANARY_BYTES),
         )
 
     def _canary_holds(self, answers: Sequence[Answer]) -> bool:

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 
 from node.ghcb_page import GhcbUntrusted
 from node.guest_ghcb import exit_between
 from node.guest_memory_map import Range
 from node.guest_requests import RequestError
+from node.mechanism import Mechanism
 from node.message_place import COUNT_BYTES, SECRETS_LOCKS, SECRETS_VMPCKS, VMPCK_BYTES, VMPCKS, MessagePlace
 from node.nae_event import NaeEvent
-from node.operations import Answer, GuestOperation, Read, Write
+from node.operations import Answer, GuestOperation, UpkeepRead, UpkeepWrite
 from psp.guest_message import BadMessage, MessageHeader, MessageKey
 from psp.status import Status
 from psp.system_bus import PAGE_BYTES
@@ -32,6 +34,8 @@ _SECRETS_BYTES = SECRETS_LOCKS + VMPCKS - SECRETS_VMPCKS
 """From the keys to behind the locks."""
 _LAST_COUNT = (1 << 32) - 3
 """The page has room for numbers of 32 bits."""
+_load = partial(UpkeepRead, mechanism=Mechanism.PSP)
+_store = partial(UpkeepWrite, mechanism=Mechanism.PSP)
 
 
 class MessageRefused(Exception):
@@ -92,7 +96,7 @@ class GuestMessages:
         MessagesBusy.
         """
         place = self.place
-        secrets, _ = yield (Read(place.secrets_gpa + SECRETS_VMPCKS, _SECRETS_BYTES), Write(place.lock_gpa, b"\1"))
+        secrets, _ = yield (_load(place.secrets_gpa + SECRETS_VMPCKS, _SECRETS_BYTES), _store(place.lock_gpa, b"\1"))
         if not isinstance(secrets, bytes):
             raise MessageRefused(f"secrets page: {secrets!r}")
         key, count, taken = (
@@ -103,7 +107,7 @@ class GuestMessages:
             raise MessagesBusy
         last = int.from_bytes(count, "little")
         if not any(key) or last > _LAST_COUNT:
-            yield (Write(place.lock_gpa, b"\0"),)
+            yield (_store(place.lock_gpa, b"\0"),)
             raise MessageRefused(f"VMPCK{place.vmpl}: wiped, or no number is left")
         try:
             cipher = MessageKey(key)
@@ -111,13 +115,13 @@ class GuestMessages:
             response, needed = yield from self._carried(message, room, device)
             answer = self._opened(cipher, last + 2, kind + 1, version, response)
         except (MessageRefused, GhcbUntrusted, BadMessage) as bad:
-            yield (Write(place.key_gpa, bytes(VMPCK_BYTES)), Write(place.lock_gpa, b"\0"))
+            yield (_store(place.key_gpa, bytes(VMPCK_BYTES)), _store(place.lock_gpa, b"\0"))
             if isinstance(bad, MessageRefused):
                 raise
             raise MessageRefused(str(bad) or "no answer to this request") from None
         answers = yield (
-            Write(place.count_gpa, (last + 2).to_bytes(COUNT_BYTES, "little")), Write(place.lock_gpa, b"\0"),
-            *(() if room is None or needed else (Read(room.gpa, room.length, private=False),)),
+            _store(place.count_gpa, (last + 2).to_bytes(COUNT_BYTES, "little")), _store(place.lock_gpa, b"\0"),
+            *(() if room is None or needed else (_load(room.gpa, room.length, private=False),)),
         )  # fmt: skip
         if answers[:2] != (None, None):
             # Who took the page away may bring it back with the old number in it; but then it is locked, too.
@@ -141,8 +145,8 @@ class GuestMessages:
                 event,
                 (self.request_gpa, self.response_gpa),
                 registers,
-                Write(self.request_gpa, message, private=False),
-                Read(self.response_gpa, PAGE_BYTES, private=False),
+                _store(self.request_gpa, message, private=False),
+                _load(self.response_gpa, PAGE_BYTES, private=False),
             )
             error, status = reply.info2 >> 32, reply.info2 & 0xFFFF_FFFF
             if extended and error == RequestError.BUFFER_TOO_SMALL:

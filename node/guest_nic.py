@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from node.device_window import DeviceWindow
 from node.guest_memory_map import NIC_GPA, NIC_WINDOW_BYTES
 from node.mac_address import MAC_BYTES
-from node.operations import Copy, Fault, GuestOperation, MmioLoad, MmioStore, Read, Write
+from node.operations import Fault, GuestOperation, MmioLoad, MmioStore, Read, Write
 from node.swiotlb import SLOT_BYTES, BounceArea, BounceBuffersFull, BounceFault, Steps
 from tio.virtio_format import (
     AVAILABLE_ENTRY,
@@ -246,10 +246,10 @@ class GuestNic:
 
     def _take_in(self, buffer: int, length: int) -> Steps[bytes]:
         """What the card wrote, read once: into private memory where it can be changed meanwhile."""
-        one: GuestOperation = Read(buffer, length, self._private)
         if self.area.bounces:
-            one = Copy(buffer, self.gpa + _IN, length, source_private=False, target_private=True)
-        (data,) = yield (one,)
+            yield from self.area.copy_from_device(buffer, self.gpa + _IN, length)
+            buffer = self.gpa + _IN
+        (data,) = yield (Read(buffer, length),)
         if not isinstance(data, bytes):
             raise BounceFault(data)
         if not data.startswith(_RECEIVED_HEADER):

@@ -16,7 +16,7 @@ from node.guest_ghcb import page_exit
 from node.guest_memory_map import Range
 from node.guest_messages import AboutDevice, Answered, GuestMessages
 from node.nae_event import NaeEvent, TioAction
-from node.operations import Write
+from node.operations import UpkeepWrite
 from node.swiotlb import Steps
 from node.validation_parameter import ValidationParameter
 from psp.guest_message import MessageType
@@ -91,7 +91,7 @@ class GuestTdi:
         wants no text at hand tells: here it stands in the room for evidence when the guest asks.
         """
         room = Range(self.shared_gpa, EVIDENCE_BYTES)
-        (laid,) = yield (Write(room.gpa, nonce, private=False),)
+        (laid,) = yield (UpkeepWrite(room.gpa, nonce, private=False),)
         if laid is not None:
             raise TdiRefused(f"evidence: {laid!r}")
         request = TdiInfoRequest(guest_device_id(self.device)).pack()

@@ -43,9 +43,12 @@ class HostInstructions:
         caches = CacheInstructions(board)
         self.table: Mapping[type, Callable[..., op.Answer]] = {
             op.HostRead: self._host_read,
+            op.PaidRead: self._host_read,
             op.HostReadWritten: self._host_read_written,
             op.HostWrite: self._host_write,
+            op.PaidWrite: self._host_write,
             op.HostClear: self._host_clear,
+            op.PaidClear: self._host_clear,
             op.HostWork: lambda _: None,
             op.RmpUpdate: self._rmpupdate,
             op.PSmash: self._psmash,

@@ -255,7 +255,9 @@ class Hypervisor:
         for spa in record.firmware_pages:
             yield from self.take_from_firmware(spa)
         pieces = list(joined(record.frames + [(spa, PAGE_BYTES) for spa in record.small]))
-        yield (*[op.HostClear(spa, length) for spa, length in pieces], op.VmcbClear(vm))
+        clears = [op.HostClear(spa, length) for spa, length in joined(record.frames)]
+        clears += [op.PaidClear(spa, PAGE_BYTES) for spa in record.small]
+        yield (*clears, op.VmcbClear(vm))
         self.frames.release(pieces + record.tables)
         if record.asid:
             self.asids.release(record.asid)
@@ -295,12 +297,12 @@ class Hypervisor:
             expect_success(answers, command)
             assert isinstance(answers[0], op.PspAnswer)
             return answers[0].buffer
-        yield from self._checked([op.HostWrite(spa, buffer)])
+        yield from self._checked([op.PaidWrite(spa, buffer)])
         yield from self.give_to_firmware(spa)
         answers = yield (op.PspCommand(command, spa),)
         yield from self.take_from_firmware(spa)
         expect_success(answers, command)
-        (back,) = yield (op.HostRead(spa, len(buffer)),)
+        (back,) = yield (op.PaidRead(spa, len(buffer)),)
         assert isinstance(back, bytes)
         return back
 
@@ -410,10 +412,12 @@ class Hypervisor:
         yield from self._take_asid(record)
         yield from self._begin_legacy_launch(spec, record, LEGACY_POLICY | LegacyPolicy.ES | spec.sev_policy)
         command = record.small[0]
-        for page in launch_vmsas(record.firmware, spec.vcpus, vcpu_model(VCPU_MODEL), 0):
-            spa = self.small_page(record)
-            record.save_areas.append(spa)
-            yield from self._checked([op.HostWrite(spa, page)])
+        pages = launch_vmsas(record.firmware, spec.vcpus, vcpu_model(VCPU_MODEL), 0)
+        record.save_areas += [self.small_page(record) for _ in pages]
+        yield from self._checked(
+            [op.HostWrite(spa, page) for spa, page in zip(record.save_areas, pages, strict=True)]
+        )
+        for spa in record.save_areas:
             yield from self._lend(record, spa, VMSA_BYTES)
             if not self.product.coherent_across_keys:
                 yield from self._checked([op.HostClflush(spa, VMSA_BYTES)])
@@ -456,9 +460,9 @@ class Hypervisor:
         activate = buffers.SnpActivate(gctx=gctx, asid=record.asid)
         yield from self.must(SnpCommand.ACTIVATE, command, activate.pack())
         record.launched_gpas = tuple(page.gpa for page in pages if page.page_type is not PageType.VMSA)
-        contents = [(image.gpa, image.data) for image in record.images]
-        contents += [(page.gpa, page.data) for page in pages if page.page_type is PageType.CPUID and page.data]
-        yield from self._write(record, contents)
+        given = [(page.gpa, page.data) for page in pages if page.page_type is PageType.CPUID and page.data]
+        yield from self._checked([op.PaidWrite(record.spa_of(gpa), data) for gpa, data in given])
+        yield from self._write(record, [(image.gpa, image.data) for image in record.images])
         yield from self._assign(spec, record)
         yield (op.HostWork("psp.launch_region_ns"),)
         yield from self._update(spec, record, pages)

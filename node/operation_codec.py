@@ -37,6 +37,8 @@ KINDS: Mapping[int, type] = {
     # Operations of guests.
     1: op.Read,
     2: op.Write,
+    226: op.UpkeepRead,
+    227: op.UpkeepWrite,
     3: op.PValidate,
     4: op.PageStateChange,
     5: op.BlockRead,
@@ -81,6 +83,9 @@ KINDS: Mapping[int, type] = {
     16: op.HostRead,
     17: op.HostReadWritten,
     18: op.HostWrite,
+    228: op.PaidRead,
+    229: op.PaidWrite,
+    230: op.PaidClear,
     19: op.HostClear,
     20: op.HostWork,
     21: op.RmpUpdate,

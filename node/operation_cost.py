@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from node import operations as op
 from node.boot_phases import BOOT_WORK
 from node.data_cache import LINE_BYTES
+from node.device_window import DEVICES_GPA
 from node.generation import CAPABILITIES, Generation
 from node.host_kind import HostKind
 from node.mechanism import Mechanism
@@ -42,6 +43,9 @@ class GuestOperationCost:
         self._shared_ns = own.shared_encryption_ns, self._plain_byte_ns * (1.0 / own.shared_bandwidth_share - 1.0)
         self._exit_ns = own.exit_ns
         self._vmgexit_extra_ns = own.vmgexit_extra_ns
+        self._call_ns = own.call_ns
+        self._copy_byte_ns = costs["bounce.copy_ns_per_kib"] / _KIB
+        self._misses = costs["upkeep.misses_per_access"]
         self._timer_exits = costs["halt.exits_per_request"]
         self._poll_ns, self._wake_ns = costs["halt.poll_ns"], costs["halt.wake_ns"]
         self._by_ghcb = CAPABILITIES[generation].encrypted_registers
@@ -59,16 +63,12 @@ class GuestOperationCost:
             op.PageStateChange: self._page_state_change,
             # What the hypervisor does in an exit is charged when it is done; an intercepted CPUID of a guest with
             # encrypted registers costs nothing itself, for the round trip that its handler makes has the figure.
-            op.VmgExit: lambda _: (
-                ((Mechanism.OPERATIONS, self._exit_ns), (Mechanism.VMGEXIT, self._vmgexit_extra_ns))
-                if CAPABILITIES[generation].encrypted_registers
-                else ()
-            ),
+            op.VmgExit: self._vmgexit,
             op.Cpuid: lambda _: (
                 () if CAPABILITIES[generation].encrypted_registers else ((Mechanism.OPERATIONS, self._exit_ns),)
             ),
-            # As CPUID: where registers are encrypted the handler's round trip has the figure.
-            # Private ones never exit. Whether others do, nested tables say, and prices are known before.
+            # Those of cards that were given to the guest do not exit; of others as CPUID: where registers are
+            # encrypted the handler's round trip has the figure.
             op.MmioLoad: lambda one: self._register(one, costs["pcie.load_ns"]),
             op.MmioStore: lambda one: self._register(one, costs["pcie.store_ns"]),
             op.Rdmsr: self._intercepted,
@@ -84,9 +84,16 @@ class GuestOperationCost:
             op.BlockWrite: self._block,
             op.GuestWork: self._work,
         }
+        self._at_latency: dict[type, Callable[..., tuple[Mechanism, float]]] = {
+            op.Copy: self._copy, op.UpkeepRead: self._upkeep, op.UpkeepWrite: self._upkeep,
+        }  # fmt: skip
+        """What makes accesses that a plain VM does not."""
 
     def price(self, batch: tuple[op.GuestOperation, ...], latency_ns: float, lost_ns: dict[Mechanism, float]) -> int:
-        """Nanoseconds of a batch at the present DRAM latency, added to ``lost_ns`` by mechanism."""
+        """Nanoseconds of a batch at the present DRAM latency, added to ``lost_ns`` by mechanism; 0 if it is free.
+
+        What costs anything takes a nanosecond at least.
+        """
         if len(batch) == 1:
             # As most are: a load or a store.
             only = batch[0]
@@ -98,7 +105,8 @@ class GuestOperationCost:
                 added = access_ns + size * byte_ns
                 lost_ns[_OPERATIONS] += plain
                 lost_ns[_ENCRYPTION] += added
-                return max(1, round(plain + added))
+                whole = plain + added
+                return max(1, round(whole)) if whole else 0
         plain = added = other = 0.0
         for one in batch:
             if type(one) is op.Read:
@@ -113,10 +121,10 @@ class GuestOperationCost:
                 size, private = max(0, one.length), one.private
             elif type(one) is op.VirtualRead or type(one) is op.Fetch:
                 size, private = max(0, one.length), True
-            elif type(one) is op.Copy:
-                copy_ns = self._copy_ns(one, latency_ns)
-                lost_ns[Mechanism.BOUNCE] += copy_ns
-                other += copy_ns
+            elif (at_latency := self._at_latency.get(type(one))) is not None:
+                mechanism, part_ns = at_latency(one, latency_ns)
+                lost_ns[mechanism] += part_ns
+                other += part_ns
                 continue
             else:
                 # What a guest may not execute raises #UD, which costs nothing that the table knows.
@@ -130,16 +138,31 @@ class GuestOperationCost:
             added += access_ns + size * byte_ns
         lost_ns[Mechanism.OPERATIONS] += plain
         lost_ns[Mechanism.ENCRYPTION] += added
-        return max(1, round(plain + added + other))
+        whole = plain + added + other
+        return max(1, round(whole)) if whole else 0
 
-    def _copy_ns(self, one: op.Copy, latency_ns: float) -> float:
+    def _copy(self, one: op.Copy, latency_ns: float) -> tuple[Mechanism, float]:
         """A load and a store to begin with, then the rate of a copy, which is a load and a store of each byte."""
         size = max(0, one.length)
         privates = (one.source_private, one.target_private)
         ends = [self._private_ns if private else self._shared_ns for private in privates]
-        access_ns = sum([access for access, _ in ends], 0.0)
-        byte_ns = self._plain_byte_ns + max([byte for _, byte in ends])
-        return 2 * latency_ns + access_ns + size * byte_ns
+        access_ns = sum([latency_ns + access for access, _ in ends], 0.0)
+        byte_ns = self._copy_byte_ns + max([byte for _, byte in ends])
+        return Mechanism.BOUNCE, self._misses * access_ns + size * byte_ns
+
+    def _upkeep(self, one: op.UpkeepRead | op.UpkeepWrite, latency_ns: float) -> tuple[Mechanism, float]:
+        if one.paid:
+            return one.mechanism, 0.0
+        size = max(0, one.length) if isinstance(one, op.UpkeepRead) else len(one.data)
+        access_ns, byte_ns = self._private_ns if one.private else self._shared_ns
+        return one.mechanism, self._misses * (latency_ns + access_ns + size * (self._plain_byte_ns + byte_ns))
+
+    def _vmgexit(self, one: op.VmgExit) -> tuple[tuple[Mechanism, float], ...]:
+        if not self._by_ghcb:
+            return ()
+        if one.instead:
+            return (Mechanism.OPERATIONS, self._exit_ns), (Mechanism.VMGEXIT, self._vmgexit_extra_ns)
+        return ((Mechanism.VMGEXIT, self._call_ns),)
 
     def _work(self, one: op.GuestWork) -> tuple[tuple[Mechanism, float], ...]:
         if one.cost not in GUEST_WORK:
@@ -162,13 +185,12 @@ class GuestOperationCost:
 
     def _page_state_change(self, one: op.PageStateChange) -> tuple[tuple[Mechanism, float], ...]:
         if not self._checked:
-            return ((Mechanism.OPERATIONS, self._exit_ns),)
+            return ((Mechanism.VMGEXIT, self._call_ns),)
         unit = PAGE_BYTES if (one.gpa | one.length) % LARGE_PAGE_BYTES else LARGE_PAGE_BYTES
         pages = max(0, -(-one.length // unit))
         calls = -(-pages // PSC_ENTRIES)
         return (
-            (Mechanism.OPERATIONS, calls * self._exit_ns),
-            (Mechanism.VMGEXIT, calls * self._vmgexit_extra_ns),
+            (Mechanism.VMGEXIT, calls * self._call_ns),
             (Mechanism.ACCEPTANCE, pages * self._update_ns),
         )
 
@@ -176,7 +198,9 @@ class GuestOperationCost:
         return () if self._by_ghcb else ((Mechanism.OPERATIONS, self._exit_ns),)
 
     def _register(self, one: op.MmioLoad | op.MmioStore, direct_ns: float) -> tuple[tuple[Mechanism, float], ...]:
-        return ((Mechanism.OPERATIONS, direct_ns),) if one.private else self._intercepted(one)
+        if one.private or one.gpa >= DEVICES_GPA:
+            return ((Mechanism.OPERATIONS, direct_ns),)
+        return self._intercepted(one)
 
     def halt(self, lost_ns: dict[Mechanism, float], slept_ns: int = 0, *, timer: bool = False) -> int:
         """Nanoseconds that a vCPU needs to go on after it was halted, added to ``lost_ns`` by mechanism.
@@ -231,12 +255,12 @@ class HostOperationCost:
             op.ConfigOut: lambda one: len(one.data) // _CONFIG_WORD_BYTES * costs["pcie.config_ns"],
             op.DeviceRead: lambda one: max(0, one.length) * byte_ns,
             op.DeviceWrite: lambda one: len(one.data) * byte_ns,
-            op.HostClflush: lambda one: _lines(one.length) * costs["cache.clflush_ns"],
+            op.HostClflush: lambda one: _lines(one.length) * costs["host.clflush_ns"],
             op.HostTimedRead: lambda _: costs["dram.latency_ns"],
             op.Invd: lambda _: costs["host.invd_ns"],
             op.VmKick: lambda _: costs["core.exit_ns"],
             op.AgentCall: lambda _: costs["psp.guest_request_ns"],
-            op.VmPageFlush: lambda _: _lines(PAGE_BYTES) * costs["cache.clflush_ns"],
+            op.VmPageFlush: lambda _: _lines(PAGE_BYTES) * costs["host.clflush_ns"],
         }
         # To enter another VMPL is a round trip's second half, and what comes on top of that.
         self._in_exit: dict[type, Callable[..., float]] = {

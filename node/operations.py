@@ -41,6 +41,7 @@ from node.event_operations import (
     WriteFlags,
 )
 from node.intercepted_operations import PortIn, PortInString, PortOut, PortOutString, Rdmsr, WriteBackCaches, Wrmsr
+from node.memory_operations import MOST_BYTES, Copy, Read, UpkeepRead, UpkeepWrite, Write
 from node.operation_answers import (
     Answer,
     CpuidResult,
@@ -61,62 +62,19 @@ from psp.system_bus import RmpEntry
 
 __all__ = [
     "AgentCall", "Answer", "Arithmetic", "AskLaunchOwner", "Await", "Branch", "CardDebug", "CardUpdate", "Clear",
-    "Compute", "ConfigIn", "ConfigOut", "ConfigRead", "ConfigWrite", "CpuidResult", "DeviceRead", "DeviceWrite",
-    "DevicesTold", "Fault", "FaultKind", "FetchCertificates", "GuestWork", "HostBranch", "HostReadCounter",
-    "IndirectBranch", "LoadIdt", "MOST_WORDS", "MmioLoad", "MmioRead", "MmioStore", "MmioWrite", "NicRead", "NicWrite",
-    "PValidateResult", "PortIn", "PortInString", "PortOut", "PortOutString", "PspAnswer", "Rdmsr", "ReadFlags",
-    "ReadRandom", "ReadTsc", "RmpQueryResult", "RmpReadResult", "Runs", "Shutdown", "Sleep", "SoftwareInterrupt",
-    "StackMove", "SwapRowIn", "SwapRowOut", "TraceFaults", "VmKick", "VmcbLoad", "VmcbStore", "WriteBackCaches",
-    "WriteFlags", "Wrmsr",
+    "Compute", "ConfigIn", "ConfigOut", "ConfigRead", "ConfigWrite", "Copy", "CpuidResult", "DeviceRead",
+    "DeviceWrite", "DevicesTold", "Fault", "FaultKind", "FetchCertificates", "GuestWork", "HostBranch",
+    "HostReadCounter", "IndirectBranch", "LoadIdt", "MOST_BYTES", "MOST_WORDS", "MmioLoad", "MmioRead", "MmioStore",
+    "MmioWrite", "NicRead", "NicWrite", "PValidateResult", "PortIn", "PortInString", "PortOut", "PortOutString",
+    "PspAnswer", "Rdmsr", "Read", "ReadFlags", "ReadRandom", "ReadTsc", "RmpQueryResult", "RmpReadResult", "Runs",
+    "Shutdown", "Sleep", "SoftwareInterrupt", "StackMove", "SwapRowIn", "SwapRowOut", "TraceFaults", "UpkeepRead",
+    "UpkeepWrite", "VmKick", "VmcbLoad", "VmcbStore", "Write", "WriteBackCaches", "WriteFlags", "Wrmsr",
 ]  # fmt: skip
 
-MOST_BYTES = 32 << 20
-"""Of one load: a longer one is #GP before anything else is looked at.
-
-Hostile tables show memory at every address, and a host may have more memory than the machine that models it: so
-the answer is bounded, and with it the pages that are walked for it, 8,192 at most.
-"""
 MOST_VIRTUAL_BYTES = 4 << 20
 """Of one operation by virtual address, whose every page takes a walk of walks: 1,024 pages at most."""
 
 # Operations of a guest's vCPU. Addresses are guest-physical.
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """Load ``length`` bytes, at most ``MOST_BYTES``; ``private`` is the C-bit. Answer: bytes, or a Fault."""
-
-    gpa: int
-    length: int
-    private: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """Store ``data``; ``private`` is the C-bit. Answer: None, or a Fault with nothing stored.
-
-    A core would store in many instructions and fault at one of them; here the operation is one.
-    """
-
-    gpa: int
-    data: bytes
-    private: bool = True
-
-
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """REP MOVSB of ``length`` bytes; each end has its C-bit. Answer: the bytes that passed, or a Fault of either end.
-
-    They pass through the vCPU's registers, so its program may look at them; a fault leaves the target as it was.
-    """
-
-    source: int
-    target: int
-    length: int
-    source_private: bool = True
-    target_private: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,10 +166,13 @@ class PageStateChange:
 class VmgExit:
     """Write ``msr`` to the GHCB MSR and execute VMGEXIT. Answer: what the MSR holds then, or a Fault.
 
+    ``instead`` where it stands for an instruction that exits in a plain VM, too: part of what it costs is that.
+
     #UD without encrypted registers, where the instruction is another (VMMCALL) that no guest here uses.
     """
 
     msr: int
+    instead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,12 +278,27 @@ class HostWrite:
 
 
 @dataclass(frozen=True, slots=True)
+class PaidRead(HostRead):
+    """A load that is paid with something else: of a buffer of a mailbox command, whose figure holds it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PaidWrite(HostWrite):
+    """A store that is paid with something else: as ``PaidRead``; and of tables, which cost a launch nothing more."""
+
+
+@dataclass(frozen=True, slots=True)
 class HostClear:
     """Zero whole pages through a host mapping. Answer: None, or a Fault."""
 
     spa: int
     length: int
     encrypted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PaidClear(HostClear):
+    """The same of pages that a machine takes beside its memory: tables, save areas, a context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -568,18 +544,18 @@ class FabricDivert:
 
 
 HypervisorOperation = (
-    HostRead | HostReadWritten | HostWrite | HostClear | HostWork | RmpUpdate | PSmash | RmpRead | NestedFrames
-    | NestedMap | NestedBuild | NestedUnmap | VmcbWrite | VmRun | VmcbClear | PspCommand | Wbinvd | DiskRead | DiskWrite
-    | HostClflush | Invd | VmPageFlush | HostTimedRead | VmPreempt | NicRead | NicWrite
-    | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | FabricDivert | DeviceRead | DeviceWrite
-    | ConfigRead | ConfigWrite | ConfigIn | ConfigOut | CardUpdate | CardDebug
+    HostRead | HostReadWritten | HostWrite | PaidRead | PaidWrite | HostClear | PaidClear | HostWork | RmpUpdate
+    | PSmash | RmpRead | NestedFrames | NestedMap | NestedBuild | NestedUnmap | VmcbWrite | VmRun | VmcbClear
+    | PspCommand | Wbinvd | DiskRead | DiskWrite | HostClflush | Invd | VmPageFlush | HostTimedRead | VmPreempt
+    | NicRead | NicWrite | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | FabricDivert
+    | DeviceRead | DeviceWrite | ConfigRead | ConfigWrite | ConfigIn | ConfigOut | CardUpdate | CardDebug
     | VmcbLoad | VmcbStore | VmKick | TraceFaults | HostBranch | HostReadCounter | FetchCertificates | AskLaunchOwner
     | AgentCall | SwapRowOut | SwapRowIn | DevicesTold
 )  # fmt: skip
 GuestOperation = (
-    Read | Write | Copy | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage | PValidate | RmpAdjust
-    | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit | ReadSevStatus | Cpuid
-    | ReadDr7 | WriteDr7 | MmioLoad | MmioStore | Clear | GuestWork | WriteBackCaches | StackMove | Arithmetic
-    | LoadIdt | ReadFlags | WriteFlags | SoftwareInterrupt | Branch | IndirectBranch | Rdmsr | Wrmsr | PortIn | PortOut
-    | ReadTsc | ReadRandom | PortInString | PortOutString
+    Read | Write | UpkeepRead | UpkeepWrite | Copy | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage
+    | PValidate | RmpAdjust | RmpQuery | PageStateChange | BlockRead | BlockWrite | Clflush | TimedRead | VmgExit
+    | ReadSevStatus | Cpuid | ReadDr7 | WriteDr7 | MmioLoad | MmioStore | Clear | GuestWork | WriteBackCaches
+    | StackMove | Arithmetic | LoadIdt | ReadFlags | WriteFlags | SoftwareInterrupt | Branch
+    | IndirectBranch | Rdmsr | Wrmsr | PortIn | PortOut | ReadTsc | ReadRandom | PortInString | PortOutString
 )  # fmt: skip

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from node.guest_memory_map import SHARED_GPA, VALIDATION_BOOK_GPA, GuestMemoryMap, Range
 from node.kernel_settings import KernelSettings
-from node.operations import Answer, GuestOperation, PValidate, PValidateResult, Read, Write
+from node.operations import Answer, GuestOperation, PValidate, PValidateResult, UpkeepRead, UpkeepWrite
 from node.rmp_faults import RmpCode
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
@@ -55,7 +55,7 @@ class PageAcceptance:
         size = -(-self._end // LARGE_PAGE_BYTES)
         return tuple(
             [
-                Write(VALIDATION_BOOK_GPA + at, bytes(min(PAGE_BYTES, size - at)))
+                UpkeepWrite(VALIDATION_BOOK_GPA + at, bytes(min(PAGE_BYTES, size - at)))
                 for at in range(0, size, PAGE_BYTES)
             ]
         )  # fmt: skip
@@ -90,16 +90,16 @@ class PageAcceptance:
 
     def _accept(self, chunk: int, note: int) -> Steps[int]:
         before, answer, _ = yield (
-            Read(note, 1), PValidate(chunk, LARGE_PAGE_BYTES, large=True), Write(note, bytes((_PENDING,)))
+            UpkeepRead(note, 1), PValidate(chunk, LARGE_PAGE_BYTES, large=True), UpkeepWrite(note, bytes((_PENDING,)))
         )  # fmt: skip
         if before != bytes((_FRESH,)):
             # Another vCPU came in between, and has validated the chunk or is about to.
             if isinstance(answer, PValidateResult) and not answer.code and not answer.unchanged:
                 raise ValidationRefused(f"{chunk:#x}: accepted, and not validated now")
             if before == bytes((_ACCEPTED,)):
-                yield (Write(note, before),)
+                yield (UpkeepWrite(note, before),)
             return _PENDING
-        done = Write(note, bytes((_ACCEPTED,)))
+        done = UpkeepWrite(note, bytes((_ACCEPTED,)))
         if _small(answer):
             answer, _ = yield (PValidate(chunk, LARGE_PAGE_BYTES, large=False), done)
         else:
@@ -136,7 +136,7 @@ def _small(answer: Answer) -> bool:
 
 
 def _state(note: int) -> Steps[int]:
-    (noted,) = yield (Read(note, 1),)
+    (noted,) = yield (UpkeepRead(note, 1),)
     if not isinstance(noted, bytes) or noted[0] > _ACCEPTED:
         raise ValidationRefused(f"book of chunks: {noted!r}")
     return noted[0]

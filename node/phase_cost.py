@@ -37,6 +37,8 @@ class GenerationCost:
     """The same in pages of 4 KiB."""
     exit_ns: float
     vmgexit_extra_ns: float
+    call_ns: float
+    """Of an exit that no plain VM makes."""
     bandwidth_share: float
     shared_bandwidth_share: float
     remote_ns: float
@@ -61,6 +63,7 @@ class GenerationCost:
             rmp_small_walk_ns=costs["rmp.small_walk_adder_ns"] if checked else stores,
             exit_ns=costs["core.exit_ns"],
             vmgexit_extra_ns=max(0.0, costs["core.vmgexit_ns"] - costs["core.exit_ns"]) if by_ghcb else 0.0,
+            call_ns=costs["core.vmgexit_ns"] if by_ghcb else costs["core.hypercall_ns"] if own_key else 0.0,
             bandwidth_share=share if own_key or by_host else 1.0,
             shared_bandwidth_share=share if by_host else 1.0,
             remote_ns=costs["numa.hop_ns"] * _stays(costs, pinned=own_key),

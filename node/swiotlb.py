@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
-from node.operations import Answer, Copy, Fault, GuestOperation, Read, Write
+from node.mechanism import Mechanism
+from node.operations import Answer, Copy, Fault, GuestOperation, UpkeepRead, UpkeepWrite
 from node.program import Placement
 
 SLOT_BYTES = 2048
@@ -112,7 +113,7 @@ class BounceArea:
             words.append(_FULL & ~((1 << rest) - 1))
         book = b"".join([word.to_bytes(_WORD_BYTES, "little") for word in words])
         yield from _done(
-            Write(self.book_gpa + at, book[at : at + _PAGE_BYTES]) for at in range(0, len(book), _PAGE_BYTES)
+            _noted(self.book_gpa + at, book[at : at + _PAGE_BYTES]) for at in range(0, len(book), _PAGE_BYTES)
         )
 
     def map_to_device(self, gpa: int, length: int) -> Steps[int]:
@@ -181,13 +182,18 @@ class BounceArea:
         raise BounceBuffersFull(f"{wanted} slots of {SLOT_BYTES} bytes")
 
     def _words(self, segment: int, count: int) -> Steps[list[int]]:
-        (data,) = yield (Read(self.book_gpa + segment * _WORD_BYTES, count * _WORD_BYTES),)
+        at, length = self.book_gpa + segment * _WORD_BYTES, count * _WORD_BYTES
+        (data,) = yield (UpkeepRead(at, length, mechanism=Mechanism.BOUNCE),)
         if not isinstance(data, bytes):
             raise BounceFault(data)
         return [int.from_bytes(data[at : at + _WORD_BYTES], "little") for at in range(0, len(data), _WORD_BYTES)]
 
     def _note(self, segment: int, word: int) -> Steps[None]:
-        yield from _done((Write(self.book_gpa + segment * _WORD_BYTES, word.to_bytes(_WORD_BYTES, "little")),))
+        yield from _done((_noted(self.book_gpa + segment * _WORD_BYTES, word.to_bytes(_WORD_BYTES, "little")),))
+
+
+def _noted(gpa: int, data: bytes) -> UpkeepWrite:
+    return UpkeepWrite(gpa, data, mechanism=Mechanism.BOUNCE)
 
 
 def _first_run(free: int, wanted: int) -> int:

@@ -382,7 +382,7 @@ class TioHost:
         yield from enable(function, on=True)
 
     def _write(self, table: GuestTable) -> Task:
-        writes = [op.HostWrite(spa, data) for spa, data in table.taken()]
+        writes = [op.PaidWrite(spa, data) for spa, data in table.taken()]
         if writes:
             expect_done(writes, (yield tuple(writes)))
 

@@ -18,7 +18,7 @@ from node.ghcb_page import GHCB_BYTES, SHARED_BUFFER, GhcbUntrusted, build_exit,
 from node.guest_events import LostFrame, back, frame_at
 from node.guest_ghcb import page_exit, termination
 from node.nae_event import EVENTS, NaeEvent
-from node.operations import Answer, GuestOperation, Read, Shutdown, VmgExit, Write
+from node.operations import Answer, GuestOperation, Read, Shutdown, UpkeepRead, UpkeepWrite, VmgExit
 from node.program import Block, Registers
 from node.vc_handler import UNHANDLED
 from node.vc_instructions import UnexpectedException
@@ -56,9 +56,12 @@ class VcGate:
 
     def _vmmcall(self, registers: Registers, frame: Frame) -> Steps:
         shown = build_exit(NaeEvent.VMMCALL, registers={"RAX": registers.rax, "CPL": 0})
-        yield (Write(self.ghcb_gpa, shown, private=False),)
+        yield (UpkeepWrite(self.ghcb_gpa, shown, private=False, paid=True),)
         yield from self._expect(frame.rip, VMMCALL_OPCODE)
-        value, page = yield (VmgExit(self.ghcb_gpa), Read(self.ghcb_gpa, GHCB_BYTES, private=False))
+        value, page = yield (
+            VmgExit(self.ghcb_gpa, instead=True),
+            UpkeepRead(self.ghcb_gpa, GHCB_BYTES, private=False, paid=True),
+        )
         if value != self.ghcb_gpa or not isinstance(page, bytes):
             raise GhcbUntrusted(f"VMGEXIT: {value!r}")
         registers.rax = parse_reply(page, EVENTS[NaeEvent.VMMCALL].outputs).registers["RAX"]
@@ -72,7 +75,8 @@ class VcGate:
         if not isinstance(word, bytes):
             raise UnexpectedException(f"MOVS: {word!r}")
         scratch = {"SW_SCRATCH": self.ghcb_gpa + SHARED_BUFFER}
-        yield from page_exit(self.ghcb_gpa, NaeEvent.MMIO_WRITE, registers.rdi, _WORD_BYTES, scratch, word)
+        store = NaeEvent.MMIO_WRITE
+        yield from page_exit(self.ghcb_gpa, store, registers.rdi, _WORD_BYTES, scratch, word, instead=True)
         registers.rsi = registers.rsi + _WORD_BYTES & _WORD
         registers.rdi = registers.rdi + _WORD_BYTES & _WORD
 

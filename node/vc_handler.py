@@ -29,6 +29,8 @@ from node.operations import (
     Read,
     Shutdown,
     TimedRead,
+    UpkeepRead,
+    UpkeepWrite,
     VirtualRead,
     VirtualWrite,
     Write,
@@ -42,7 +44,9 @@ UNHANDLED = 4
 """Shutdown code of a guest whose handler met what it does not know, or an answer that it does not believe."""
 
 _Answers = Generator[tuple[GuestOperation, ...], tuple[Answer, ...], tuple[Answer, ...]]
-_REPEATED = frozenset({Read, Write, Copy, VirtualRead, VirtualWrite, Fetch, Clflush, TimedRead})
+_REPEATED = frozenset({
+    Read, Write, UpkeepRead, UpkeepWrite, Copy, VirtualRead, VirtualWrite, Fetch, Clflush, TimedRead,
+})  # fmt: skip
 """Accesses that come out the same if they are made again."""
 _MOST_TRIES = 1 << 12
 """Of one batch: a hypervisor could take the page away again each time, and a guest without books would go on."""
@@ -106,7 +110,7 @@ class VcHandler:
                 touched.add(chunk)
                 # What followed it in the batch was to come after it.
                 rest = [at for at in range(index, len(batch)) if at == index or type(batch[at]) in _REPEATED]
-                fresh = yield tuple([batch[at] for at in rest])
+                fresh = yield tuple([_again(batch[at]) for at in rest])
                 for at, one in zip(rest, fresh, strict=True):
                     out[at] = one
             else:
@@ -124,3 +128,12 @@ class VcHandler:
         if not self.settings.checks_exit_code:
             return (yield from known.as_told(one, fault.error))
         raise UnexpectedException(f"#VC {fault.error:#x} at {type(one).__name__}")
+
+
+def _again(one: GuestOperation) -> GuestOperation:
+    """What the hardware goes on with: a load or store that faulted is paid already."""
+    if type(one) is Read:
+        return UpkeepRead(one.gpa, one.length, one.private, paid=True)
+    if type(one) is Write:
+        return UpkeepWrite(one.gpa, one.data, one.private, paid=True)
+    return one

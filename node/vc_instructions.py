@@ -35,6 +35,7 @@ from node.operations import (
     Rdmsr,
     Read,
     ReadDr7,
+    UpkeepRead,
     Write,
     WriteBackCaches,
     WriteDr7,
@@ -188,7 +189,7 @@ class VcInstructions:
         outputs: tuple[str, ...] | None = None,
     ) -> Asking:
         return page_exit(
-            self.ghcb_gpa, event, info1, registers=registers, outputs=outputs, settings=self.settings
+            self.ghcb_gpa, event, info1, registers=registers, outputs=outputs, settings=self.settings, instead=True
         )  # fmt: skip
 
 
@@ -200,7 +201,7 @@ def _raised(reply: GhcbReply) -> Fault:
 
 
 def _by_page(gpa: int, one: Cpuid) -> Answering:
-    (page,) = yield (Read(gpa, CPUID_PAGE_BYTES),)
+    (page,) = yield (UpkeepRead(gpa, CPUID_PAGE_BYTES, paid=True),)
     try:
         entries = parse_cpuid_page(page) if isinstance(page, bytes) else None
     except ValueError:

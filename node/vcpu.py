@@ -20,6 +20,7 @@ SLEEPING = 0xFFFF_FFFF
 AWAITING = 0xFFFF_FFFE
 """Value of R14 while R15 holds what is left of an ``Await``."""
 HALTED = (SLEEPING, AWAITING)
+_MOST_FREE_BATCHES = 1000
 
 
 class VcpuState(StrEnum):
@@ -66,6 +67,9 @@ class Vcpu:
     """The code of a #VC that its kernel meets at its next instruction."""
     called: bool = False
     """Its network card has had something since it last awoke from an ``Await``."""
+    free_batches: int = 0
+    """Batches in a row that cost nothing, the last of them at ``last_free``."""
+    last_free: int = -2
     elapsed_ns: int = 0
     """Virtual time in phases and blocks, without sleep."""
     instructions: dict[int, float] = field(default_factory=dict)
@@ -96,6 +100,14 @@ class Vcpu:
     def phase(self) -> Owner:
         """Whose phase it is that it runs or is about to."""
         return Owner(self.guest.spec.name, self.guest.demand_names[self.index][self.registers.r14])
+
+    def patience_ns(self, now_ns: int) -> int:
+        """What a batch takes that costs nothing: nothing, but a nanosecond after many of them without a pause."""
+        if now_ns > self.last_free + 1:
+            self.free_batches = 0
+        self.last_free = now_ns
+        self.free_batches += 1
+        return int(self.free_batches > _MOST_FREE_BATCHES)
 
     def book(self, account: PhaseAccount) -> None:
         """Add the time of a phase that has ended or was cut."""

@@ -36,7 +36,7 @@ from node.guest_nvme import SHARED_BYTES as NVME_SHARED_BYTES
 from node.guest_tdi import SHARED_BYTES as TDI_SHARED_BYTES
 from node.guest_tdi import GuestTdi, TdiRefused
 from node.mac_address import mac_of
-from node.operations import Answer, GuestOperation, Read, Shutdown, Sleep, Write
+from node.operations import Answer, GuestOperation, Read, Shutdown, Sleep, UpkeepRead, UpkeepWrite, Write
 from node.program import Block, Demand, Placement, ProgramSpec, Registers
 from node.sealed_gpu import PRIVATE_BYTES as SEALED_GPU_BYTES
 from node.sealed_gpu import SealedGpu
@@ -229,7 +229,9 @@ class DeviceWork:
             registers.r9 = Told.LET_GO if notice.wanted or others else Told.SETTLED
             registers.r10 = notice.arrivals
         registers.r11 &= ~(1 << device)
-        if self.placement.trusts_devices and registers.r9 != Told.LET_GO:
+        # Every kernel looks at what a device says that it can.
+        offered = (yield from says_tee_io(device)) or self.parameters.trusted_only
+        if self.placement.trusts_devices and registers.r9 != Told.LET_GO and offered:
             registers.r11 |= (yield from self._trust(device, registers.r13, notice)) << device
         now = replace(self, trusted=registers.r11)
         if now.uses(device):
@@ -247,8 +249,6 @@ class DeviceWork:
 
         A machine that was moved goes on without one that it cannot trust any more; another ends.
         """
-        if not self.parameters.trusted_only and not (yield from says_tee_io(device)):
-            return False
         tdi = self._tdi(device)
         if tdi is None:
             raise TdiRefused("nothing carries messages to the firmware")
@@ -259,7 +259,7 @@ class DeviceWork:
             if not notice.arrivals:
                 raise
             return False
-        (kept,) = yield (Write(self._report(device), _LENGTH.pack(len(report)) + report),)
+        (kept,) = yield (UpkeepWrite(self._report(device), _LENGTH.pack(len(report)) + report),)
         if kept is not None:
             raise BounceFault(kept)
         return True
@@ -311,7 +311,7 @@ class DeviceWork:
         return None
 
     def _kept_report(self, device: int) -> Steps[InterfaceReport | None]:
-        (data,) = yield (Read(self._report(device), PAGE_BYTES),)
+        (data,) = yield (UpkeepRead(self._report(device), PAGE_BYTES),)
         if not isinstance(data, bytes):
             return None
         (length,) = _LENGTH.unpack_from(data)

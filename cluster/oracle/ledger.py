@@ -15,6 +15,8 @@ from node.operations import (
     PageStateChange,
     Read,
     RmpAdjust,
+    UpkeepRead,
+    UpkeepWrite,
     VirtualRead,
     VirtualWrite,
     Write,
@@ -280,6 +282,8 @@ def _virtual_write(shadow: ShadowMemory, one: VirtualWrite, answer: Answer, vcpu
 _STEPS: Mapping[type, Callable[..., Discrepancy | None]] = {
     Read: _read,
     Write: _write,
+    UpkeepRead: _read,
+    UpkeepWrite: _write,
     Clear: _clear,
     Copy: _copy,
     RmpAdjust: _rmpadjust,

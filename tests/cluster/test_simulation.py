@@ -181,7 +181,8 @@ def test_without_costs_of_encryption_a_pair_is_no_slower() -> None:
     free = dict(without_encryption(load_cost_table()))
     paired = run(small_fleet(costs=free), layout="inline", pairs=True)
     for one in paired.pairs.to_pylist():
-        assert one["slowdown"] == pytest.approx(1.0, abs=1e-3), one
+        svsm = 1e-3 if one["vm"] == "kv-snp" else 0.0  # Below that one is software of its own.
+        assert one["slowdown"] == pytest.approx(1.0, abs=svsm, rel=1e-12), one
 
 
 def test_time_lost_to_neighbours_adds_up_to_each_machine_s_own_books() -> None:
@@ -233,7 +234,7 @@ def test_waits_for_the_security_processor_are_those_whom_it_served_meanwhile(
     served = {one["vm"]: one["time_ns"] for one in results.vm_time.to_pylist() if one["mechanism"] == "psp"}
     assert sum(waited.values()) > 0
     assert in_blocks_ns is None or sum(own.values()) == pytest.approx(in_blocks_ns, rel=1e-2)
-    assert set(served.values()) == {8e6}, "each asked for one report"
+    assert list(served.values()) == [pytest.approx(8e6, rel=3e-4)] * 3, "each asked for one report, by messages"
     for name, rows in lost.items():
         assert {one["phase"] for one in rows} <= {"launching", "running", "blocks"}
         assert sum(one["time_ns"] for one in rows) == waited[name]

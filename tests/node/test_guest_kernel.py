@@ -120,7 +120,7 @@ def test_an_snp_guest_speaks_to_its_hypervisor_in_the_order_of_the_protocol():
     pool = MEMORY.shared
     entries = build_list(entries_of(pool.gpa, pool.length, PageOperation.SHARED))
     page = build_exit(NaeEvent.PAGE_STATE_CHANGE, 0, 0, {"SW_SCRATCH": GHCB + 0x800}, entries)
-    assert op.Write(GHCB, page, private=False) in flat(batches)
+    assert op.UpkeepWrite(GHCB, page, private=False, paid=True) in flat(batches)
 
 
 @pytest.mark.parametrize("generation", [SEV, ES])
@@ -129,7 +129,9 @@ def test_guests_without_an_rmp_check_what_they_run_on_and_go_to_their_program(ge
     assert ending is None
     assert batch[0] == op.ReadSevStatus()
     assert [one for one in batch if isinstance(one, op.VmgExit)] == [op.VmgExit(0x002)] * (generation is ES)
-    assert batch[-3:] == (op.Write(CANARY_GPA, CANARY), op.Read(CANARY_GPA, 16, False), op.Read(CANARY_GPA, 16))
+    assert batch[-3:] == (
+        op.UpkeepWrite(CANARY_GPA, CANARY), op.UpkeepRead(CANARY_GPA, 16, False), op.UpkeepRead(CANARY_GPA, 16)
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("generation", "vcpu"), [(PLAIN, 0), (PLAIN, 1), (SEV, 1)])
@@ -139,8 +141,9 @@ def test_who_has_nothing_to_settle_goes_straight_to_its_program(generation, vcpu
 
 def test_every_other_vcpu_of_an_es_guest_waits_for_the_boot_processor():
     waiting = [(op.VmgExit(0x006),)]
-    said = {op.VmgExit: 0x1007, op.Read: AP_RIP.to_bytes(4, "little")}
-    assert boot(kernel(ES, 1), lambda one: said[type(one)]) == (None, [*waiting, (op.Read(JUMP_TABLE_GPA, 4),), ()])
+    said = {op.VmgExit: 0x1007, op.UpkeepRead: AP_RIP.to_bytes(4, "little")}
+    looks = (op.UpkeepRead(JUMP_TABLE_GPA, 4),)
+    assert boot(kernel(ES, 1), lambda one: said[type(one)]) == (None, [*waiting, looks, ()])
     for lie in (0x006, 0x007, 0x1006, 0, op.Fault(op.FaultKind.UNDEFINED_OPCODE, 0)):
         ending, batches = boot(kernel(ES, 1), lambda _, lie=lie: lie)
         assert ending == op.Shutdown(BOOT_FAILED)

@@ -31,7 +31,7 @@ from node import operations as op
 from node.board import Board
 from node.cost_table import load_cost_table
 from node.dram import Dram
-from node.free_costs import without_encryption
+from node.free_costs import without_encryption, without_rmp
 from node.generation import Generation
 from node.guest import GuestSpec, GuestState
 from node.host import Host, HostSpec
@@ -179,7 +179,7 @@ def test_registers_of_a_paused_vm_lie_in_dram_encrypted_only_where_the_generatio
     page = host.board.dram.read(guest.vcpus[0].save_area_spa, 4096)
     in_clear = (read_field(page, "RIP"), read_field(page, "R13")) == (MIX, done)
     assert in_clear is (generation not in (Generation.SEV_ES, Generation.SEV_SNP))
-    own = host.board.load_save_area(host.board.vmcb("vm", 0))
+    own = host.board.save_areas.load(host.board.vmcb("vm", 0))
     assert (read_field(own, "RIP"), read_field(own, "R13")) == (MIX, done)
 
 
@@ -367,7 +367,14 @@ def test_without_costs_of_encryption_phases_take_plains_times_to_the_nanosecond(
 FREE = dict(without_encryption(load_cost_table()))
 
 
-def phase_times(generation):
+def test_without_costs_of_the_rmp_an_snp_guests_phases_take_what_an_es_guests_do():
+    costs = without_rmp(load_cost_table())
+    assert phase_times(Generation.SEV_SNP, costs) == phase_times(Generation.SEV_ES, costs)
+    assert phase_times(Generation.SEV_SNP, costs) != phase_times(Generation.PLAIN, costs)
+    assert phase_times(Generation.SEV_SNP, None) != phase_times(Generation.SEV_ES, None)
+
+
+def phase_times(generation, costs=FREE):
     """Length of each phase of a computing VM, from its program's entry on."""
     times = []
 
@@ -377,7 +384,7 @@ def phase_times(generation):
         return op.Compute(registers.r13 % 2, 1_000_003 * (1 + registers.r13 % 5))
         yield ()
 
-    host = make_host({"clocked": script(clocked)}, costs=FREE)
+    host = make_host({"clocked": script(clocked)}, **({} if costs is None else {"costs": costs}))
     start(host, "vm", generation, "clocked")
     run(host, SECOND // 10)
     return [later - earlier for earlier, later in itertools.pairwise(times)][:50]
@@ -414,6 +421,21 @@ def test_an_overcommitted_hosts_waits_are_in_the_books_too(generation):
     for guest in guests:
         active = sum(vcpu.elapsed_ns for vcpu in guest.vcpus)
         assert math.isclose(sum(mechanism_ns(guest).values()), active, rel_tol=1e-6, abs_tol=64)
+
+
+def test_a_program_that_costs_nothing_does_not_stop_the_clock():
+    def idle(_, registers):
+        registers.r13 += 1
+        for _ in range(10):
+            yield ()
+
+    host = make_host({"idle": script(idle)})
+    guest = start(host, "vm", Generation.PLAIN, "idle")
+    run(host, 3000)
+    host.close(3000)
+    # A thousand batches in no time, and then one each nanosecond.
+    assert 3950 <= 10 * guest.units_of_work <= 4050
+    assert sum(mechanism_ns(guest).values()) == pytest.approx(guest.vcpus[0].elapsed_ns, abs=3001)
 
 
 def test_a_name_that_is_taken_is_refused_and_one_that_is_gone_is_free_again():

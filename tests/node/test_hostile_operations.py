@@ -17,6 +17,7 @@ from node.card_slot import CardSlot
 from node.counter_random import CounterRandom
 from node.disk import DISK_BLOCKS
 from node.generation import Generation
+from node.mechanism import MECHANISMS
 from node.migration_agent import MARK
 from node.nested_page_table import MOST_WALKS
 from node.page_table_entry import ACCESSED, DIRTY, PRESENT, USER, WRITABLE
@@ -83,6 +84,8 @@ def hostile(kind: type, random: Random) -> Any:
                 values[field.name] = bytes(random.choice((0, 1, 16, PAGE_BYTES)))
             case "str":
                 values[field.name] = random.choice(WORDS[field.name])
+            case "Mechanism":
+                values[field.name] = random.choice(MECHANISMS)
             case "RmpEntry":
                 values[field.name] = hostile(RmpEntry, random)
             case "tuple[int, int, int, int]":

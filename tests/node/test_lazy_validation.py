@@ -12,7 +12,7 @@ from node.ghcb_msr import LinuxReason, ReasonSet
 from node.guest import GuestState
 from node.guest_memory_map import SHARED_GPA, VALIDATION_BOOK_GPA, GuestMemoryMap
 from node.kernel_settings import CAREFUL, KernelSettings
-from node.operations import Fault, FaultKind, PValidate, PValidateResult, Read, Shutdown, Sleep, Write
+from node.operations import Fault, FaultKind, PValidate, PValidateResult, Read, Shutdown, Sleep, UpkeepRead, Write
 from node.page_acceptance import PageAcceptance, ValidationRefused
 from node.vcpu_runner import TERMINATED
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
@@ -151,7 +151,7 @@ class Chunk:
 
     def answer(self, one):
         if isinstance(one, Read):
-            assert one == Read(NOTE, 1)
+            assert one == UpkeepRead(NOTE, 1)
             return bytes((self.note,))
         if isinstance(one, Write):
             assert one.gpa == NOTE
