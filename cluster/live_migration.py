@@ -23,7 +23,7 @@ from cluster.migration_commands import AWAITED, TOLD
 from cluster.placement import FirstFit
 from cluster.platform_fit import misfit
 from cluster.precopy import Precopy, PrecopySettings, RoundCap, Verdict
-from node.dirty_rates import Pool
+from node.dirty_rates import pools_of
 from node.identity_cache import IdentityCache
 from node.migration_frames import PageDigests, Stream, bytes_of
 from node.migration_refusal import MigrationRefusal
@@ -113,12 +113,9 @@ class LiveMigrations:
     def next_event_ns(self) -> int:
         """When a flow ends, shares change, a round begins, or something is said again."""
         following_ns = self.fabric.next_event_ns
-        if self._rounds and self._rounds[0][0] < following_ns:
-            following_ns = self._rounds[0][0]
-        if self._again and self._again[0][0] < following_ns:
-            following_ns = self._again[0][0]
-        if self._deadlines and self._deadlines[0][0] < following_ns:
-            following_ns = self._deadlines[0][0]
+        for queue in (self._rounds, self._again, self._deadlines):
+            if queue and queue[0][0] < following_ns:
+                following_ns = queue[0][0]
         return following_ns
 
     def advance(self, now_ns: int) -> None:
@@ -190,7 +187,7 @@ class LiveMigrations:
         """The source logs dirty pages now. Of what it holds of the VM so many bytes are pages of zeros."""
         if one.phase is Phase.PRE and one.precopy is None:
             one.silence = 0 if one.ready is None else one.silence
-            one.ready = (memory_bytes, _pools(pools))
+            one.ready = (memory_bytes, pools_of(pools))
             if platform:
                 one.platforms[one.source] = platform
             elif self.settings.zero_share is not None:
@@ -285,9 +282,9 @@ class LiveMigrations:
         if one.phase is not Phase.PRE:
             return
         if one.precopy is not None:
-            one.precopy.restate(_pools(pools), now_ns)
+            one.precopy.restate(pools_of(pools), now_ns)
         elif one.ready is not None:
-            one.ready = (one.ready[0], _pools(pools))
+            one.ready = (one.ready[0], pools_of(pools))
 
     def on_through(self, one: Migration, now_ns: int, round_: int, host: str) -> None:
         """A host's security processor has sent, or received, all that a round copies."""
@@ -572,10 +569,6 @@ class LiveMigrations:
                 self._drain(one, now_ns)
             for command in REPEATS[one.phase]:
                 self._tell(one, command, now_ns)
-
-
-def _pools(bodies: tuple[tuple[int, float], ...]) -> tuple[Pool, ...]:
-    return tuple([Pool(*body) for body in bodies])
 
 
 _Answer = Callable[..., None]
