@@ -103,6 +103,10 @@ class Migration:
     """How long it ran so."""
     slowed: tuple[float, float] = (0.0, 0.0)
     """What the source was told last of standing still, and of the most that a vCPU may write."""
+    zero_bytes: int = 0
+    """Of its memory, pages of zeros, of which only the news goes over the network."""
+    wire_ratio: float = 1.0
+    """Bytes on the network for each of memory, in what is under way or was last."""
     wire_bytes: int = 0
     """Put on the network, compressed."""
     final_bytes: int = 0
