@@ -540,7 +540,14 @@ def _pages_of(entry: RmpEntry) -> int:
 
 def _moved(entry: RmpEntry, pages: int) -> RmpEntry:
     """An entry ``pages`` on, in its run or in what RMPUPDATE asks for."""
-    return replace(entry, gpa=entry.gpa + pages * PAGE_BYTES) if pages and entry.asid else entry
+    if not pages or not entry.asid:
+        return entry
+    # ``replace`` takes four times as long, and every range of an instruction comes by here.
+    gpa = entry.gpa + pages * PAGE_BYTES
+    return RmpEntry(
+        entry.assigned, entry.large, entry.immutable, gpa, entry.asid, entry.vmsa, entry.validated,
+        entry.vmpl_permissions,
+    )  # fmt: skip
 
 
 def _judge_update(olds: _Olds, entry: RmpEntry, keeps: bool) -> RmpCode | RmpEntry:
