@@ -365,6 +365,8 @@ class LiveMigrations:
         one.frame_bytes = bytes_of(frames)
         dirty = one.precopy.dirty_bytes(now_ns) + written_pages * PAGE_BYTES
         left = min(dirty, one.precopy.memory_bytes)
+        if one.guest.migration_handler and not self.settings.handler_believes_log:
+            left = one.precopy.memory_bytes
         if one.ahead:
             one.pulled_bytes, left = left, 0
         one.final_bytes = left + one.guest.vcpus * VMSA_BYTES

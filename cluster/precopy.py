@@ -82,6 +82,8 @@ class PrecopySettings:
     """What each vCPU may write at most while it is copied, 0 for no bound."""
     handler_bytes_per_s: float = 1.0
     """What a migration handler in a guest seals on one vCPU."""
+    handler_believes_log: bool = True
+    """Whether it takes its hypervisor's word for which pages were written since it sealed them."""
     let_go_within_ns: int = 0
     """How long a guest may take to let its devices go."""
 
