@@ -41,6 +41,8 @@ CARD = "card "
 
 
 _RELIABLE = Patience()
+_LEAST_RATIO = 1e-6
+"""Of bytes on the wire to bytes of memory, so that one can be told from the other."""
 _cap_of = IdentityCache[PrecopySettings, float](lambda settings: settings.cap_bytes_per_s)
 
 
@@ -183,14 +185,16 @@ class LiveMigrations:
 
     def on_ready(
         self, one: Migration, now_ns: int, memory_bytes: int, pools: tuple[tuple[int, float], ...],
-        platform: tuple[Any, ...],
+        platform: tuple[Any, ...], held_bytes: int, zero_bytes: int,
     ) -> None:  # fmt: skip
-        """The source logs dirty pages now."""
+        """The source logs dirty pages now. Of what it holds of the VM so many bytes are pages of zeros."""
         if one.phase is Phase.PRE and one.precopy is None:
             one.silence = 0 if one.ready is None else one.silence
             one.ready = (memory_bytes, _pools(pools))
             if platform:
                 one.platforms[one.source] = platform
+            elif self.settings.zero_share is not None:
+                one.zero_bytes = zero_bytes + self.settings.zeros_among(memory_bytes - held_bytes)
             self._begin_copying(one, now_ns)
 
     def on_place(
@@ -271,7 +275,8 @@ class LiveMigrations:
         assert one.precopy is not None
         one.copying = Copying.ROUND
         one.precopy.begin(now_ns)
-        self._start_flow(one, one.precopy.size_bytes, now_ns)
+        # A page that was written is taken to hold something.
+        self._start_flow(one, one.precopy.size_bytes, now_ns, 0 if one.precopy.rounds else one.zero_bytes)
         if one.guest is not None and one.guest.migration_handler:
             self._slow_down(one)
 
@@ -329,8 +334,8 @@ class LiveMigrations:
         assert one.guest is not None
         standing_still = one.precopy.throttle
         if one.guest.migration_handler and one.flows:
-            share = self.settings.handler_share(self.fabric.rate(str(one.number)), one.guest.vcpus)
-            standing_still = 1.0 - (1.0 - standing_still) * (1.0 - share)
+            rate = self.fabric.rate(str(one.number))
+            standing_still = self.settings.beside_handler(standing_still, rate, one.guest.vcpus)
         wanted = (standing_still, self.settings.dirty_limit_bytes_per_s)
         if wanted != one.slowed:
             one.slowed = wanted
@@ -345,7 +350,7 @@ class LiveMigrations:
             self.fail(one, Outcome.TIMED_OUT, now_ns, "the time for copying is over")
             return
         if one.flows:
-            sent = self.fabric.cancel(str(one.number), now_ns) / self.settings.compression_ratio
+            sent = self.fabric.cancel(str(one.number), now_ns) / one.wire_ratio
             one.precopy.break_off(int(sent), now_ns)
             one.flows, one.unserved = False, {}
         self._step(one, Event.ROUNDS_DONE, now_ns)
@@ -372,7 +377,7 @@ class LiveMigrations:
         one.final_bytes = left + one.guest.vcpus * VMSA_BYTES
         self._start_flow(one, one.final_bytes, now_ns)
 
-    def _start_flow(self, one: Migration, size_bytes: int, now_ns: int) -> None:
+    def _start_flow(self, one: Migration, size_bytes: int, now_ns: int, zero_bytes: int = 0) -> None:
         one.flows = True
         assert one.precopy is not None
         assert one.guest is not None
@@ -387,6 +392,9 @@ class LiveMigrations:
         ratio = 1.0 if one.platforms else self.settings.compression_ratio  # Ciphertext does not become shorter.
         cap = self.settings.handler_cap(one.guest.vcpus) if by_handler else _cap_of(self.settings)
         wire_bytes = size_bytes * ratio
+        if zero_bytes:
+            wire_bytes, cap = self.settings.without_zeros(size_bytes, zero_bytes, ratio)
+        one.wire_ratio = max(_LEAST_RATIO, wire_bytes / max(1, size_bytes))
         one.wire_bytes += round(wire_bytes)
         self.fabric.start(str(one.number), one.source, one.destination, wire_bytes, now_ns, cap)
 
@@ -430,9 +438,10 @@ class LiveMigrations:
         """Post-copy: the rest comes from the source while the VM runs, and waits for what it touches before that."""
         assert one.precopy is not None
         assert one.guest is not None
-        self._start_flow(one, one.pulled_bytes, now_ns)
+        at_once = not one.precopy.sent_bytes
+        self._start_flow(one, one.pulled_bytes, now_ns, min(one.zero_bytes, one.pulled_bytes) if at_once else 0)
         rate = max(1.0, self.fabric.rate(str(one.number)))
-        took_ns = max(1, round(one.pulled_bytes * 1e9 / rate))
+        took_ns = max(1, round(one.pulled_bytes * one.wire_ratio * 1e9 / rate))
         faults, stalled = one.precopy.stalled_while(one.pulled_bytes, took_ns, one.guest.vcpus)
         one.faults = round(faults)
         self.send(one.source, "ahead", (one.number, one.order.vm))
@@ -467,14 +476,6 @@ class LiveMigrations:
     def on_busy(self, one: Migration, now_ns: int) -> None:
         """A host is at what it was asked for."""
         one.silence = 0
-
-    def on_let_go(self, one: Migration, _: int, at_ns: int) -> None:
-        """The guest trusts none of its devices any more."""
-        one.devices_free_ns = at_ns
-
-    def on_settled(self, one: Migration, _: int, at_ns: int, trusted: int, devices: int) -> None:
-        """The guest has made what it could of the devices that it found; the move is over by then."""
-        one.devices_settled_ns, one.trusted = at_ns, (trusted, devices)
 
     def on_gone(self, one: Migration, now_ns: int, host: str) -> None:
         """A host does not know of the move any more: it has crashed."""
@@ -581,8 +582,8 @@ _ANSWERS: Mapping[str, _Answer] = {
     "through": LiveMigrations.on_through,
     "busy": LiveMigrations.on_busy,
     "gone": LiveMigrations.on_gone,
-    "let-go": LiveMigrations.on_let_go,
-    "settled": LiveMigrations.on_settled,
+    "let-go": lambda _, one, __, at_ns: one.let_go(at_ns),
+    "settled": lambda _, one, __, *said: one.settled(*said),
     "dirty": LiveMigrations.on_dirty,
     Report.STOPPED: LiveMigrations.on_stopped,
     "ended": LiveMigrations.on_ended,

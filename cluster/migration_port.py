@@ -165,7 +165,7 @@ class MigrationPort:
 
     # Out.
 
-    def _migrate(self, number: int, vm: str, destination: str, let_go_within_ns: int) -> None:
+    def _migrate(self, number: int, vm: str, destination: str, let_go_within_ns: int, looks: bool) -> None:
         found = self._host.departures.begin(vm, lambda pools: self._send("dirty", (number, _bodies(pools))))
         if isinstance(found, MigrationRefusal):
             del self._moves[vm]
@@ -174,7 +174,7 @@ class MigrationPort:
         guest = self._host.guests[vm]
         self._peers[vm] = session_of(number, vm, self._host.spec.name, destination)
         if not guest.spec.devices:
-            self._ready(number, vm, found)
+            self._ready(number, vm, found, looks=looks)
             return
 
         def told(wrong: str | None) -> None:
@@ -184,16 +184,17 @@ class MigrationPort:
                 self._say(vm, "stays", (number, _NAMES[wrong], wrong))
                 return
             self._send("let-go", (number, self._host.now_ns))
-            self._ready(number, vm, self._host.departures.statement(vm))
+            self._ready(number, vm, self._host.departures.statement(vm), looks=looks)
 
         self._host.departures.ask_devices(vm, let_go_within_ns, told)
 
-    def _ready(self, number: int, vm: str, pools: tuple[Pool, ...]) -> None:
+    def _ready(self, number: int, vm: str, pools: tuple[Pool, ...], *, looks: bool) -> None:
         """The VM may be copied."""
         spec = self._host.guests[vm].spec
         image = self._host.images[spec.firmware]
         memory_bytes = spec.memory_bytes + -(-len(image.data) // PAGE_BYTES) * PAGE_BYTES
-        self._say(vm, Report.READY, (number, memory_bytes, _bodies(pools), self._platform(spec)))
+        held = self._host.departures.zero_pages(vm) if looks else (0, 0)
+        self._say(vm, Report.READY, (number, memory_bytes, _bodies(pools), self._platform(spec), *held))
 
     def _seal(self, number: int, vm: str, certificates: bytes) -> None:
         if not self._is_new(number, vm, _KEYS):

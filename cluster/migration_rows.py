@@ -33,6 +33,7 @@ def migration_row(one: Migration) -> Row:
         "throttle_ratio": 0.0 if one.precopy is None else one.precopy.throttle,
         "expected_downtime_ns": one.precopy.expected_downtime_ns if rounds and one.precopy is not None else None,
         "bytes": sum(round_.size_bytes for round_ in rounds) + one.final_bytes + (one.pulled_bytes if completed else 0),
+        "zero_bytes": one.zero_bytes,
         "wire_bytes": one.wire_bytes,
         "final_bytes": one.final_bytes,
         "post_copy_bytes": one.pulled_bytes,

@@ -48,6 +48,9 @@ class MigrationSettings(ScenarioPart):
     """What each migration may take of the network. Default: all that it gets."""
     compression: Annotated[float, Strict(), Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     """Bytes on the wire for each byte of memory, with zstd; not of SEV guests, whose pages are noise. Default: none."""
+    zero_pages: Annotated[float, Strict(), Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    """Have sources look for pages of zeros before they send all memory, and take so large a share of it for such where
+    only account is kept of it; PLAIN and SME machines only, others look like noise. Default: they do not look."""
     timeout_per_gib: Duration = 0
     """How long copying may take for each GiB, 0 for ever (KubeVirt: 150 s)."""
     at_timeout: Literal["abort", "stop-and-copy", "post-copy"] = "abort"

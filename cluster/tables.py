@@ -368,6 +368,7 @@ _MIGRATIONS = TableSchema(
         ("throttle_ratio", _R, "ratio", "share of time for which its vCPUs were made to stand still at last"),
         ("expected_downtime_ns", _I, "ns", "downtime by what the last round left and its rate", "optional"),
         ("bytes", _I, "byte", "memory and registers sent, the last copy included"),
+        ("zero_bytes", _I, "byte", "of the memory, pages of zeros that were recognised"),
         ("wire_bytes", _I, "byte", "what that was on the wire, compressed where migrations compress"),
         ("final_bytes", _I, "byte", "of these, sent while the virtual machine stood still or when it was called off"),
         ("post_copy_bytes", _I, "byte", "of the memory, what came after the virtual machine ran at the target"),

@@ -29,6 +29,7 @@ from node.migration_frames import (
     page_digests,
     state_of,
 )
+from node.page_swaps import with_metadata
 from node.sealed_transfer import SEALED
 from node.vcpu import VcpuState
 from node.vcpu_throttle import Throttle, slow_down
@@ -126,7 +127,7 @@ class Arrivals:
         """Have firmware receive pages, of those that a round copies."""
         by_agent = self._host.guests[name].spec.migration_agent
         command = SnpCommand.PAGE_SWAP_IN if by_agent else LegacyCommand.RECEIVE_UPDATE_DATA
-        self._host.tasks.copy(name, command, pages, done)
+        self._host.tasks.copy(name, command, with_metadata(pages) if by_agent else pages, done)
 
     def complete(
         self, name: str, frames: Stream | Sequence[bytes], digests: PageDigests | bytes, books: GuestBooks,

@@ -15,11 +15,13 @@ from psp.commands import SnpCommand
 from psp.host_memory import HostMemory
 from psp.snp_guests import SnpGuests
 from psp.status import PspError, Status
+from psp.system_bus import SystemBus
 from psp.tsm import tio_buffers as buffers
 from psp.tsm.contexts import MOST_TDIS, TDI_CONTEXT_BYTES, Binding, Contexts, DeviceContext, TdiContext
 from psp.tsm.device_commands import linked, result
 from psp.tsm.device_link import DeviceLink
 from psp.tsm.exchange_records import ObjectId
+from psp.tsm.mmio_pages import held_by_another
 from psp.tsm.spdm_loop import SpdmLoop, Steps
 from psp.tsm.status_records import TDI_STATUS_SHIFT, TdiInfoRecord, TdiStatusRecord, measurement_flags
 from psp.tsm.trusted_io import TdiBinding, TrustedIo
@@ -50,6 +52,11 @@ class TdiSwitches:
     """SNP_DECOMMISSION of a guest that has TDIs is IN_USE; without, firmware takes them from it and asks no device."""
     rekeys: bool = False
     """TIO_TDI_BIND rolls the keys of a device on which a TDI has run since it got them; no text says that it does."""
+    checks_pages: bool = True
+    """TIO_TDI_BIND does not start a TDI of which another guest still has valid pages: IN_USE.
+
+    No text at hand has the rule. Without one, who had a device taken away unasked stores to the next one's.
+    """
 
 
 class TdiCommands:
@@ -57,6 +64,7 @@ class TdiCommands:
 
     def __init__(
         self,
+        bus: SystemBus,
         memory: HostMemory,
         contexts: Contexts,
         loop: SpdmLoop,
@@ -65,6 +73,7 @@ class TdiCommands:
         random: Callable[[str, int], bytes],
     ) -> None:
         self.switches = TdiSwitches()
+        self._bus = bus
         self._memory = memory
         self._contexts = contexts
         self._loop = loop
@@ -130,6 +139,8 @@ class TdiCommands:
                 raise PspError(Status.INVALID_TDI_STATE)
             if (binding.guest_device_id, binding.lock_flags) != (order.guest_device_id, order.lock_flags):
                 raise PspError(Status.INVALID_PARAM)
+            if self.switches.checks_pages and held_by_another(self._bus, binding):
+                raise PspError(Status.IN_USE)
             return self._start(link, tdi, binding)
         if tdi.binding is not None:
             raise PspError(Status.INVALID_TDI_STATE)

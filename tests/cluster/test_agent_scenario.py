@@ -10,7 +10,10 @@ import pytest
 from cluster import Scenario, run
 from cluster.bundled_scenarios import bundled_text
 
-AT = {"store-1": "100 ms", "store-2": "400 ms", "kept": "150 ms", "live": "200 ms", "disk-1": "1200 ms", "disk-2": "1800 ms"}
+AT = {
+    "store-1": "100 ms", "kept": "150 ms", "live": "200 ms", "store-2": "400 ms", "disk-1": "1200 ms",
+    "disk-2": "1800 ms",
+}  # fmt: skip
 
 
 def miniature() -> Scenario:

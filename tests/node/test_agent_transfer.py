@@ -18,6 +18,7 @@ from node.hypervisor_server import HypervisorServer
 from node.migration_agent import Hello
 from node.migration_refusal import MigrationRefusal
 from node.packing import packed
+from node.page_swaps import with_metadata
 from node.platform import Platform
 from node.product import PRODUCTS
 from node.remote_hypervisor import RemoteHypervisor
@@ -289,6 +290,23 @@ def test_a_row_that_is_seen_to_be_one_goes_as_its_pages_one_by_one(monkeypatch):
         moved.append((what.state, entries))
     assert moved[0] == moved[1]
     assert len(moved[0][0].rows) > 1
+
+
+@pytest.mark.parametrize(("pages", "levels"), [(1, [1]), (64, [1]), (65, [2, 1]), (4096, [64, 1]), (4097, [65, 2, 1])])
+def test_with_pages_go_the_metadata_pages_of_all_levels(pages, levels):
+    assert with_metadata(pages) == pages + sum(levels)
+    assert with_metadata(0) == 0
+
+
+def test_as_many_metadata_pages_go_as_a_move_is_charged_for(on_its_way):
+    here, _ = on_its_way
+    place = here.guests["vm"].spec.memory.placement("vm", 0, 0)
+    written = op.Write(place.base_gpa + (1 << 20), bytes(80 * PAGE_BYTES))
+    assert here.board.execute_guest(here.board.vmcb("vm", 0), (written,)) == (None,)
+    state = stopped(here, "vm").state
+    entries = len(state.packets) + len(state.sealed_areas) + len(state.rows)
+    assert entries > 64
+    assert entries + len(state.metadata) == with_metadata(entries)
 
 
 def test_an_agent_gives_nothing_to_a_peer_that_no_report_vouches_for():
