@@ -182,6 +182,18 @@ def test_a_handler_that_takes_no_word_for_it_lets_the_guest_go_on_nowhere_but_wh
     assert (guest.state, guest.reason) == (GuestState.DESTROYED, "migration handler: the guest was handed over")
 
 
+def test_a_hypervisor_that_lies_has_two_of_a_guest_whose_handler_takes_its_word(on_its_way):
+    """What ``resumes_on_word`` costs: firmware keeps apart what agents export, not what an image absorbs."""
+    here, there = on_its_way
+    what = stopped(here, "vm")
+    assert laid(there, "vm", what) is None
+    there.arrivals.start("vm")
+    here.departures.cancel("vm")
+    for one in (here, there):
+        guest = one.guests["vm"]
+        until(lambda guest=guest: guest.state is GuestState.RUNNING and guest.vcpus[0].registers.r13 == UNITS, one)
+
+
 SPOILT = {
     "a page": lambda state: {"packets": changed(state.packets, 0, bytes(PAGE_BYTES))},
     "two pages exchanged": lambda state: {
