@@ -331,8 +331,8 @@ class LiveMigrations:
         assert one.guest is not None
         standing_still = one.precopy.throttle
         if one.guest.migration_handler and one.flows:
-            share = self.settings.handler_share(self.fabric.rate(str(one.number)), one.guest.vcpus)
-            standing_still = 1.0 - (1.0 - standing_still) * (1.0 - share)
+            rate = self.fabric.rate(str(one.number))
+            standing_still = self.settings.beside_handler(standing_still, rate, one.guest.vcpus)
         wanted = (standing_still, self.settings.dirty_limit_bytes_per_s)
         if wanted != one.slowed:
             one.slowed = wanted
@@ -367,6 +367,8 @@ class LiveMigrations:
         one.frame_bytes = bytes_of(frames)
         dirty = one.precopy.dirty_bytes(now_ns) + written_pages * PAGE_BYTES
         left = min(dirty, one.precopy.memory_bytes)
+        if one.guest.migration_handler and not self.settings.handler_believes_log:
+            left = one.precopy.memory_bytes
         if one.ahead:
             one.pulled_bytes, left = left, 0
         one.final_bytes = left + one.guest.vcpus * VMSA_BYTES
@@ -472,14 +474,6 @@ class LiveMigrations:
         """A host is at what it was asked for."""
         one.silence = 0
 
-    def on_let_go(self, one: Migration, _: int, at_ns: int) -> None:
-        """The guest trusts none of its devices any more."""
-        one.devices_free_ns = at_ns
-
-    def on_settled(self, one: Migration, _: int, at_ns: int, trusted: int, devices: int) -> None:
-        """The guest has made what it could of the devices that it found; the move is over by then."""
-        one.devices_settled_ns, one.trusted = at_ns, (trusted, devices)
-
     def on_gone(self, one: Migration, now_ns: int, host: str) -> None:
         """A host does not know of the move any more: it has crashed."""
         outcome = Outcome.TARGET_LOST if host == one.destination else Outcome.LOST
@@ -581,8 +575,8 @@ _ANSWERS: Mapping[str, _Answer] = {
     "through": LiveMigrations.on_through,
     "busy": LiveMigrations.on_busy,
     "gone": LiveMigrations.on_gone,
-    "let-go": LiveMigrations.on_let_go,
-    "settled": LiveMigrations.on_settled,
+    "let-go": lambda _, one, __, at_ns: one.let_go(at_ns),
+    "settled": lambda _, one, __, *said: one.settled(*said),
     "dirty": LiveMigrations.on_dirty,
     Report.STOPPED: LiveMigrations.on_stopped,
     "ended": LiveMigrations.on_ended,
