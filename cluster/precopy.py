@@ -80,6 +80,10 @@ class PrecopySettings:
     throttle_trigger: float = 0.5
     dirty_limit_bytes_per_s: float = 0.0
     """What each vCPU may write at most while it is copied, 0 for no bound."""
+    handler_bytes_per_s: float = 1.0
+    """What a migration handler in a guest seals on one vCPU."""
+    handler_believes_log: bool = True
+    """Whether it takes its hypervisor's word for which pages were written since it sealed them."""
     zero_share: float | None = None
     """Of pages that are only accounted, how many are zero; None for a source that does not look for such."""
     zero_page_wire_bytes: float = 0.0
@@ -100,6 +104,19 @@ class PrecopySettings:
             self.connections * self.compression_bytes_per_s * self.compression_ratio,
         ]
         return min([cap for cap in caps if cap], default=0.0)
+
+    def handler_cap(self, vcpus: int) -> float:
+        """What a handler puts on the wire at most: it has one vCPU at a time, and half of its guest's time at most."""
+        most = self.handler_bytes_per_s * min(1.0, vcpus / 2)
+        return min(most, self.cap_bytes_per_s or most)
+
+    def handler_share(self, bytes_per_s: float, vcpus: int) -> float:
+        """The share of its guest's time that a handler takes for sealing so much."""
+        return min(0.5, bytes_per_s / (self.handler_bytes_per_s * vcpus))
+
+    def beside_handler(self, standing_still: float, bytes_per_s: float, vcpus: int) -> float:
+        """A share of time for which a guest's vCPUs stand still, with what its handler takes besides."""
+        return 1.0 - (1.0 - standing_still) * (1.0 - self.handler_share(bytes_per_s, vcpus))
 
     def zeros_among(self, accounted_bytes: int) -> int:
         """Bytes of whole pages of zeros among what is only accounted."""

@@ -1,9 +1,9 @@
 """``sevfleet bench faults``: schedules of moves and faults by chance, each judged from outside.
 
 Two thousand small fleets, in each of which a VM of one generation moves up to three times while hosts and the control
-plane crash, links break and messages go astray. Whatever happens, at most one host runs it at any time; in the end it runs in
-one place, whole, unless a host crashed that alone had it; and no other host has anything of it. A schedule that
-fails is made smaller as long as it fails, and named.
+plane crash, links break and messages go astray. Whatever happens, at most one host runs it at any time; in the end it
+runs in one place, whole, unless a host crashed that alone had it; and no other host has anything of it. A schedule
+that fails is made smaller as long as it fails, and named.
 """
 
 from __future__ import annotations
