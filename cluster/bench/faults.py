@@ -1,8 +1,8 @@
 """``sevfleet bench faults``: schedules of moves and faults by chance, each judged from outside.
 
 Two thousand small fleets and some more, in each of which a VM of one generation moves up to three times while hosts
-and the control plane crash and their messages go astray. Whatever happens, at most one host runs it at any time; in
-the end it runs in one place, whole, unless a host crashed that alone had it; and no other host has anything of it. A
+and the control plane crash, links break and messages go astray. Whatever happens, at most one host runs it at any time;
+in the end it runs in one place, whole, unless a host crashed that alone had it; and no other host has anything of it. A
 schedule that fails is made smaller as long as it fails, and named.
 """
 
@@ -77,7 +77,7 @@ def small_firmware(folder: Path) -> Path:
 
 
 def schedule(seed: int, generation: str, firmware: Path) -> dict[str, Any]:
-    """A scenario of moves and one to four faults, all by chance.
+    """A scenario of moves and one to five faults, all by chance.
 
     What is lost of messages and where the VM goes follows from the scenario's own seed, all else from ``seed``.
     """
@@ -93,8 +93,15 @@ def schedule(seed: int, generation: str, firmware: Path) -> dict[str, Any]:
         moves[0]["cancel_after"] = f"{dice.randint(1, 900_000)} us"
     how: dict[str, Any] = {"answer_within": "20 ms", "answer_tries": 5}
     attested = "SNP" in generation or "TIO" in generation
+    latest_us = 1_400_000
     if seed % 5 == 4:
-        how["mode"] = "post-copy"
+        how["mode"], latest_us = "post-copy", 1_090_000
+    if dice.random() < 0.4:
+        faults.append({
+            "kind": "link", "host": f"host-{dice.randint(1, 3)}", "at": f"{dice.randint(990_000, latest_us)} us",
+            "lasts": f"{dice.choice((0, 5, 50, 500))} ms",
+        })  # fmt: skip
+        how["recover_after"] = f"{dice.choice((0, 30))} ms"
     body = moving(generation, firmware)
     return body | {
         "schema": 1, "name": "faults", "seed": seed % _CHIPS if attested else seed, "duration": "8 s",
