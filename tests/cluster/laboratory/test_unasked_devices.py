@@ -12,7 +12,7 @@ from node.operations import CardUpdate, PspAnswer
 from node.platform import Platform, Protection
 from psp.status import Status
 from tio.tdisp import LockFlags
-from workloads.attacks import another_guest, overheard_keys, unasked_device
+from workloads.attacks import another_guest, claimed_registers, overheard_keys, unasked_device
 from workloads.attacks.depositor_ways import DepositorWays
 from workloads.attacks.slot_operations import CardRead
 
@@ -89,6 +89,30 @@ def test_a_device_that_another_guest_trusts_reaches_its_own_guests_pages_alone(o
     platform = Platform(disabled=frozenset(off))
     verdict, _ = played(another_guest.store_to_private_memory, STAYS, platform=platform, tenant_has_card=True)
     assert verdict.outcome is outcome, verdict
+
+
+KEPT = DepositorWays(wipes=0)
+"""A guest whose secret stays on its device."""
+
+
+@pytest.mark.parametrize(
+    ("attack", "ways", "alone", "stopped", "opened"),
+    [
+        # A page that is another's faults for the victim; of a validation that is refused nobody has anything.
+        (claimed_registers.by_validation, KEPT, Protection.MMIO_VALIDATION, Outcome.BLOCKED, Outcome.LEAKED),
+        (claimed_registers.by_address, KEPT, Protection.MMIO_ROUTE, Outcome.DETECTED, Outcome.LEAKED),
+        (claimed_registers.behind_another_port, STAYS, Protection.MMIO_ROUTE, Outcome.DETECTED, Outcome.CORRUPTED),
+    ],
+    ids=lambda one: getattr(one, "__name__", ""),
+)
+def test_pages_of_a_device_are_a_guests_only_where_firmware_finds_them_behind_its_own_device(
+    attack, ways, alone, stopped, opened
+):
+    both = Protection.MMIO_VALIDATION, Protection.MMIO_ROUTE
+    for off in ((), *((one,) for one in both)):
+        platform = Platform(disabled=frozenset(off))
+        verdict, _ = played(attack, ways, platform=platform, tenant_has_card=True)
+        assert verdict.outcome is (opened if alone in off else stopped), (off, verdict)
 
 
 @pytest.mark.parametrize(
