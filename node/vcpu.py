@@ -111,11 +111,12 @@ class Vcpu:
 
     def book(self, account: PhaseAccount) -> None:
         """Add the time of a phase that has ended or was cut."""
-        self.elapsed_ns += account.elapsed_ns
-        self.loaded_ns += account.loaded_ns
-        self.core_wait_ns += account.core_wait_ns
-        self.smt_ns += account.smt_ns
-        self.llc_ns += account.llc_ns
+        _, _, elapsed_ns, loaded_ns, core_wait_ns, smt_ns, llc_ns = account
+        self.elapsed_ns += elapsed_ns
+        self.loaded_ns += loaded_ns
+        self.core_wait_ns += core_wait_ns
+        self.smt_ns += smt_ns
+        self.llc_ns += llc_ns
 
     @property
     def units_of_work(self) -> int:

@@ -533,9 +533,7 @@ class VcpuRunner:
         for vcpu, account in ended:
             self._credit(vcpu, account)
             registers = vcpu.registers
-            vcpu.guest.chain.record(
-                now, _PHASE, registers.r14, registers.r15, vcpu.index, account.elapsed_ns
-            )
+            vcpu.guest.chain.record(now, _PHASE, registers.r14, registers.r15, vcpu.index, account.elapsed_ns)
             registers.r15 = 0
             self._count_phase(vcpu)
             vcpu.state = _BLOCK
