@@ -277,6 +277,8 @@ class LiveMigrations:
         one.precopy.begin(now_ns)
         # A page that was written is taken to hold something.
         self._start_flow(one, one.precopy.size_bytes, now_ns, 0 if one.precopy.rounds else one.zero_bytes)
+        if one.guest is not None and one.guest.migration_handler:
+            self._slow_down(one)
 
     def on_dirty(self, one: Migration, now_ns: int, pools: tuple[tuple[int, float], ...]) -> None:
         """The guest writes otherwise."""
@@ -329,7 +331,12 @@ class LiveMigrations:
     def _slow_down(self, one: Migration) -> None:
         """Auto-converge and dirty limit: tell the source how far the guest is to be slowed, where that has changed."""
         assert one.precopy is not None
-        wanted = (one.precopy.throttle, self.settings.dirty_limit_bytes_per_s)
+        assert one.guest is not None
+        standing_still = one.precopy.throttle
+        if one.guest.migration_handler and one.flows:
+            share = self.settings.handler_share(self.fabric.rate(str(one.number)), one.guest.vcpus)
+            standing_still = 1.0 - (1.0 - standing_still) * (1.0 - share)
+        wanted = (standing_still, self.settings.dirty_limit_bytes_per_s)
         if wanted != one.slowed:
             one.slowed = wanted
             self.send(one.source, "slow", (one.number, one.order.vm, *wanted))
@@ -371,7 +378,9 @@ class LiveMigrations:
     def _start_flow(self, one: Migration, size_bytes: int, now_ns: int, zero_bytes: int = 0) -> None:
         one.flows = True
         assert one.precopy is not None
-        if one.platforms:
+        assert one.guest is not None
+        by_handler = one.guest.migration_handler
+        if one.platforms and not by_handler:
             # The pages go through both security processors while the network carries them.
             one.rounds_told += 1
             one.unserved = {one.source: None, one.destination: None}
@@ -379,7 +388,7 @@ class LiveMigrations:
             one.private_pages = -(-(size_bytes * (memory_bytes - shared_bytes) // memory_bytes) // PAGE_BYTES)
             self._tell_round(one)
         ratio = 1.0 if one.platforms else self.settings.compression_ratio  # Ciphertext does not become shorter.
-        cap = _cap_of(self.settings)
+        cap = self.settings.handler_cap(one.guest.vcpus) if by_handler else _cap_of(self.settings)
         wire_bytes = size_bytes * ratio
         if zero_bytes:
             wire_bytes, cap = self.settings.without_zeros(size_bytes, zero_bytes, ratio)

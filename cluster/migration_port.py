@@ -204,7 +204,7 @@ class MigrationPort:
             if self._moves.get(vm) != (Holding.LEAVING, number):
                 return  # It was called off meanwhile.
             name = None if wrong is None else _NAMES.get(wrong, wrong)
-            if session and self._host.guests[vm].spec.migration_agent:
+            if session and is_attested(self._host.guests[vm].spec):
                 session = agent_certified(session, self._host.board.psp, self._laboratory)
             self._say(vm, "sealed", (number, name, session))
 
@@ -283,7 +283,7 @@ class MigrationPort:
         def told(wrong: str | None, certificates: bytes) -> None:
             if self._moves.get(vm) != (Holding.KEEPS, number):
                 return  # It is not awaited any more.
-            if certificates and spec.migration_agent:
+            if certificates and is_attested(spec):
                 certificates = agent_certified(certificates, self._host.board.psp, self._laboratory)
             elif certificates and spec.sev_policy & LegacyPolicy.SEV:
                 from cluster.platform_certificates import certified  # noqa: PLC0415 - few guests ask for AMD's
@@ -305,7 +305,7 @@ class MigrationPort:
 
     def _platform(self, spec: GuestSpec) -> tuple[object, ...]:
         """What a VM whose memory firmware carries needs to find again, and what it shares; nothing for others."""
-        if spec.generation not in SEALED and not spec.migration_agent:
+        if spec.generation not in SEALED and not is_attested(spec):
             return ()
         product, version = self._host.spec.product, self._host.board.psp.firmware.current.version
         return (product.line.name, product.c_bit, product.reduced_bits, version, spec.memory.shared.length)
@@ -348,6 +348,11 @@ class MigrationPort:
         self._host.arrivals.abandon(vm)
         if answer:
             self._send(Report.GIVEN, (number,))
+
+
+def is_attested(spec: GuestSpec) -> bool:
+    """Whether those who move a VM show each other reports: agents, or handlers in it."""
+    return spec.migration_agent or spec.migration_handler
 
 
 _NAMES = {one.value: one.name for one in MigrationRefusal}

@@ -86,6 +86,8 @@ class PrecopySettings:
     """What goes over the wire for one."""
     zero_scan_bytes_per_s: float = 0.0
     """Memory that a source looks through for them."""
+    handler_bytes_per_s: float = 1.0
+    """What a migration handler in a guest seals on one vCPU."""
     let_go_within_ns: int = 0
     """How long a guest may take to let its devices go."""
 
@@ -111,6 +113,15 @@ class PrecopySettings:
         wire = (size_bytes - zero_bytes) * ratio + zero_bytes // PAGE_BYTES * self.zero_page_wire_bytes
         caps = [self.cap_bytes_per_s, self.zero_scan_bytes_per_s * wire / max(1, size_bytes)]
         return wire, min([cap for cap in caps if cap], default=0.0)
+
+    def handler_cap(self, vcpus: int) -> float:
+        """What a handler puts on the wire at most: it has one vCPU at a time, and half of its guest's time at most."""
+        most = self.handler_bytes_per_s * min(1.0, vcpus / 2)
+        return min(most, self.cap_bytes_per_s or most)
+
+    def handler_share(self, bytes_per_s: float, vcpus: int) -> float:
+        """The share of its guest's time that a handler takes for sealing so much."""
+        return min(0.5, bytes_per_s / (self.handler_bytes_per_s * vcpus))
 
     def downtime_limit_at(self, passed_ns: int, memory_bytes: int) -> float:
         """The limit when a migration has copied for so long: Nova's steps, as they are remembered."""

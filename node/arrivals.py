@@ -137,10 +137,10 @@ class Arrivals:
         host = self._host
         guest = host.guests[name]
         spec = guest.spec
+        by_another = spec.migration_agent or spec.migration_handler
         expected = Expected(
             name, self._memory_of(spec), blocks_of(host.board.disk_files.get(name)), session, spec.vcpus,
-            spec.generation in SEALED or spec.migration_agent, CAPABILITIES[spec.generation].encrypted_registers,
-            spec.migration_agent,
+            spec.generation in SEALED or by_another, CAPABILITIES[spec.generation].encrypted_registers, by_another,
         )  # fmt: skip
         try:
             state = state_of(frames, expected)

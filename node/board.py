@@ -40,6 +40,7 @@ from node.guest_access import CachedGuestAccess, GuestAccess
 from node.guest_backing import Backing
 from node.guest_instructions import GuestInstructions
 from node.guest_port import GuestPort
+from node.handler_core import HandlerCores
 from node.host_instructions import HostInstructions
 from node.host_system_bus import HostSystemBus
 from node.iommu_board import board_iommu
@@ -271,6 +272,7 @@ class Board:
         self.branches = BranchInstructions(self, way, self.predictor, PerformanceCounters())
         self._guest = GuestInstructions(self, way, self.virtual_memory)
         self.agents = AgentCores(self)
+        self.handlers = HandlerCores(self)
         self._host = HostInstructions(self)
 
     def vmcb(self, vm: str, vcpu: int) -> Vmcb:

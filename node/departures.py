@@ -179,7 +179,7 @@ class Departures:
                 done(None)
                 return
             started = tuple(vcpu.state is not VcpuState.WAITING for vcpu in guest.vcpus)
-            export = self._host.hypervisor.export(name, started, guest.reset_rips)
+            export = self._host.hypervisor.export(name, started, guest.boot_rips)
             self._host.tasks.run(export, guest, read, refused, paid=True)
 
         def refused(refusal: LaunchRefused) -> None:
@@ -220,7 +220,8 @@ class Departures:
             if guest.state is GuestState.PAUSED:
                 self._host.resume(name)
 
-        if guest.spec.migration_agent and guest.state is GuestState.PAUSED and departure.sealed:
+        by_another = guest.spec.migration_agent or guest.spec.migration_handler
+        if by_another and guest.state is GuestState.PAUSED and departure.sealed:
             # Its agent has taken it out of the firmware, or is about to: there is nothing yet to go on with.
             departure.sealed = False
 
@@ -309,7 +310,7 @@ class Departures:
                 return MigrationRefusal.SVSM_BELOW
             if guest.spec.sev_features & SevFeature.SECURE_TSC:
                 return MigrationRefusal.SECURE_TSC
-        elif guest.spec.generation in REFUSALS:
+        elif guest.spec.generation in REFUSALS and not guest.spec.migration_handler:
             return REFUSALS[guest.spec.generation]
         if guest.spec.network:
             return MigrationRefusal.NETWORK_CARD

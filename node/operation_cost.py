@@ -260,6 +260,7 @@ class HostOperationCost:
             op.Invd: lambda _: costs["host.invd_ns"],
             op.VmKick: lambda _: costs["core.exit_ns"],
             op.AgentCall: lambda _: costs["psp.guest_request_ns"],
+            op.HandlerCall: lambda _: costs["psp.guest_request_ns"],
             op.VmPageFlush: lambda _: _lines(PAGE_BYTES) * costs["host.clflush_ns"],
         }
         # To enter another VMPL is a round trip's second half, and what comes on top of that.
@@ -313,7 +314,7 @@ class HostOperationCost:
         return priced(one.buffer) if priced else self._costs["psp.command_ns"]
 
 
-_WORK = (op.HostWork, op.Wbinvd, op.AgentCall)
+_WORK = (op.HostWork, op.Wbinvd, op.AgentCall, op.HandlerCall)
 _TO_DEVICES = [one for one, row in COMMANDS.items() if row.layout is not None and issubclass(row.layout, SpdmOrder)]
 
 
