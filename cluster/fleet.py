@@ -126,6 +126,7 @@ def _control_plane(scenario: Scenario, arriving: tuple[Order, ...], placement: F
         zero_scan_bytes_per_s=costs["migration.zero_scan_bytes_per_s"],
         let_go_within_ns=moving.let_go_within,
         handler_bytes_per_s=costs["migration.handler_bytes_per_s"],
+        handler_believes_log=moving.handler_believes_log,
     )
     return ControlPlane(
         arriving, placement, scenario.control_plane_latency, Fabric(topology, fabric.reshare_grid),

@@ -1,9 +1,9 @@
 """Pages of 2 MiB behind a fleet's objects.
 
 A thousand hosts are some hundred megabytes of small objects, and what happens goes from one host to the next: with
-pages of 4 KiB the processor looks most of them up anew, a tenth of ten thousand migrations' time. Linux makes larger ones of
-them for whoever asks (madvise(2): MADV_COLLAPSE, from 6.1 on), in some 2 ms each. Where it does not, nothing changes
-but the time.
+pages of 4 KiB the processor looks most of them up anew, a tenth of ten thousand migrations' time. Linux makes larger
+ones of them for whoever asks (madvise(2): MADV_COLLAPSE, from 6.1 on), in some 2 ms each. Where it does not, nothing
+changes but the time.
 """
 
 from __future__ import annotations

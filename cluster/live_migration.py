@@ -23,7 +23,7 @@ from cluster.migration_commands import AWAITED, TOLD
 from cluster.placement import FirstFit
 from cluster.platform_fit import misfit
 from cluster.precopy import Precopy, PrecopySettings, RoundCap, Verdict
-from node.dirty_rates import Pool
+from node.dirty_rates import pools_of
 from node.identity_cache import IdentityCache
 from node.migration_frames import PageDigests, Stream, bytes_of
 from node.migration_refusal import MigrationRefusal
@@ -113,12 +113,9 @@ class LiveMigrations:
     def next_event_ns(self) -> int:
         """When a flow ends, shares change, a round begins, or something is said again."""
         following_ns = self.fabric.next_event_ns
-        if self._rounds and self._rounds[0][0] < following_ns:
-            following_ns = self._rounds[0][0]
-        if self._again and self._again[0][0] < following_ns:
-            following_ns = self._again[0][0]
-        if self._deadlines and self._deadlines[0][0] < following_ns:
-            following_ns = self._deadlines[0][0]
+        for queue in (self._rounds, self._again, self._deadlines):
+            if queue and queue[0][0] < following_ns:
+                following_ns = queue[0][0]
         return following_ns
 
     def advance(self, now_ns: int) -> None:
@@ -190,7 +187,7 @@ class LiveMigrations:
         """The source logs dirty pages now. Of what it holds of the VM so many bytes are pages of zeros."""
         if one.phase is Phase.PRE and one.precopy is None:
             one.silence = 0 if one.ready is None else one.silence
-            one.ready = (memory_bytes, _pools(pools))
+            one.ready = (memory_bytes, pools_of(pools))
             if platform:
                 one.platforms[one.source] = platform
             elif self.settings.zero_share is not None:
@@ -285,9 +282,9 @@ class LiveMigrations:
         if one.phase is not Phase.PRE:
             return
         if one.precopy is not None:
-            one.precopy.restate(_pools(pools), now_ns)
+            one.precopy.restate(pools_of(pools), now_ns)
         elif one.ready is not None:
-            one.ready = (one.ready[0], _pools(pools))
+            one.ready = (one.ready[0], pools_of(pools))
 
     def on_through(self, one: Migration, now_ns: int, round_: int, host: str) -> None:
         """A host's security processor has sent, or received, all that a round copies."""
@@ -334,8 +331,8 @@ class LiveMigrations:
         assert one.guest is not None
         standing_still = one.precopy.throttle
         if one.guest.migration_handler and one.flows:
-            share = self.settings.handler_share(self.fabric.rate(str(one.number)), one.guest.vcpus)
-            standing_still = 1.0 - (1.0 - standing_still) * (1.0 - share)
+            rate = self.fabric.rate(str(one.number))
+            standing_still = self.settings.beside_handler(standing_still, rate, one.guest.vcpus)
         wanted = (standing_still, self.settings.dirty_limit_bytes_per_s)
         if wanted != one.slowed:
             one.slowed = wanted
@@ -370,6 +367,8 @@ class LiveMigrations:
         one.frame_bytes = bytes_of(frames)
         dirty = one.precopy.dirty_bytes(now_ns) + written_pages * PAGE_BYTES
         left = min(dirty, one.precopy.memory_bytes)
+        if one.guest.migration_handler and not self.settings.handler_believes_log:
+            left = one.precopy.memory_bytes
         if one.ahead:
             one.pulled_bytes, left = left, 0
         one.final_bytes = left + one.guest.vcpus * VMSA_BYTES
@@ -475,14 +474,6 @@ class LiveMigrations:
         """A host is at what it was asked for."""
         one.silence = 0
 
-    def on_let_go(self, one: Migration, _: int, at_ns: int) -> None:
-        """The guest trusts none of its devices any more."""
-        one.devices_free_ns = at_ns
-
-    def on_settled(self, one: Migration, _: int, at_ns: int, trusted: int, devices: int) -> None:
-        """The guest has made what it could of the devices that it found; the move is over by then."""
-        one.devices_settled_ns, one.trusted = at_ns, (trusted, devices)
-
     def on_gone(self, one: Migration, now_ns: int, host: str) -> None:
         """A host does not know of the move any more: it has crashed."""
         outcome = Outcome.TARGET_LOST if host == one.destination else Outcome.LOST
@@ -574,10 +565,6 @@ class LiveMigrations:
                 self._tell(one, command, now_ns)
 
 
-def _pools(bodies: tuple[tuple[int, float], ...]) -> tuple[Pool, ...]:
-    return tuple([Pool(*body) for body in bodies])
-
-
 _Answer = Callable[..., None]
 _ANSWERS: Mapping[str, _Answer] = {
     Report.READY: LiveMigrations.on_ready,
@@ -588,8 +575,8 @@ _ANSWERS: Mapping[str, _Answer] = {
     "through": LiveMigrations.on_through,
     "busy": LiveMigrations.on_busy,
     "gone": LiveMigrations.on_gone,
-    "let-go": LiveMigrations.on_let_go,
-    "settled": LiveMigrations.on_settled,
+    "let-go": lambda _, one, __, at_ns: one.let_go(at_ns),
+    "settled": lambda _, one, __, *said: one.settled(*said),
     "dirty": LiveMigrations.on_dirty,
     Report.STOPPED: LiveMigrations.on_stopped,
     "ended": LiveMigrations.on_ended,

@@ -127,6 +127,14 @@ class Migration:
     trusted: tuple[int, int] = (0, 0)
     """How many of them it trusts, and of how many."""
 
+    def let_go(self, at_ns: int) -> None:
+        """The guest trusts none of its devices any more."""
+        self.devices_free_ns = at_ns
+
+    def settled(self, at_ns: int, trusted: int, devices: int) -> None:
+        """The guest has made what it could of the devices that it found; the move is over by then."""
+        self.devices_settled_ns, self.trusted = at_ns, (trusted, devices)
+
     @property
     def is_over(self) -> bool:
         """Whether the VM may move again."""

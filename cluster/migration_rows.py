@@ -6,6 +6,8 @@ from cluster.layout import Row
 from cluster.migration import Migration, Outcome
 from cluster.migration_plans import Drain
 from cluster.precopy import Round
+from node.guest import GuestSpec
+from node.sealed_transfer import SEALED
 
 
 def migration_row(one: Migration) -> Row:
@@ -40,10 +42,20 @@ def migration_row(one: Migration) -> Row:
         "frame_bytes": one.frame_bytes,
         "pages_checked": one.pages_checked,
         "downtime_ns": one.resumed_ns - one.stopped_ns if completed else None,
+        "carrier": None if one.guest is None else _carrier(one.guest),
         "devices_free_ns": None if one.devices_free_ns < 0 else one.devices_free_ns,
         "devices_settled_ns": None if one.devices_settled_ns < 0 else one.devices_settled_ns,
         "devices": _devices(one),
     }
+
+
+def _carrier(guest: GuestSpec) -> str:
+    """Who has its memory in hand on the way."""
+    if guest.migration_handler:
+        return "handler"
+    if guest.migration_agent:
+        return "agents"
+    return "firmware" if guest.generation in SEALED else "hosts"
 
 
 def _devices(one: Migration) -> str | None:

@@ -72,6 +72,9 @@ class MigrationSettings(ScenarioPart):
     """What each vCPU may write at most while its machine is copied. Default: no limit."""
     let_go_within: Duration = 60_000_000_000
     """How long a machine may take to let its trusted devices go before it moves."""
+    handler_believes_log: Annotated[bool, Strict()] = True
+    """Whether a migration handler takes its hypervisor's word for which pages its guest has written. One that does not
+    seals all of them again when the guest stands still; what real ones will do is not known."""
     answer_within: Duration = 100_000_000
     """In a scenario with faults: when nothing was heard for so long the control plane says it again."""
     answer_tries: Annotated[int, Strict(), Field(ge=1, le=10_000)] = 10

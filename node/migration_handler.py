@@ -44,7 +44,8 @@ from node.agent_messages import (
 )
 from node.packing import packed
 from node.svsm import grant
-from node.svsm_memory import BOOK_GPA, BOOK_RECORD, HANDLER_MARK, SECRETS_GPA, SVSM
+from node.svsm_call import ENTRY_BYTES, entry_words
+from node.svsm_memory import BOOK_GPA, BOOK_RECORD, HANDLER_MARK, POOL_GPA, POOL_PAGES, SECRETS_GPA, SVSM
 from node.vm_state import Packet
 from psp.exported_context import EXPORTED_BYTES, EXPORTED_VERSION, ExportedContext
 from psp.guest_message import MessageType
@@ -251,8 +252,9 @@ class MigrationHandler:
         own_end = SVSM.gpa + SVSM.length
         shown = [one for one in pieces if not SVSM.gpa <= one[0] < own_end]
         yield from _must([grant(gpa, length, bool(large)) for gpa, length, large in shown])
-        outside = [area for area in places if not SVSM.gpa <= area < own_end]
-        yield from _must([grant(area, PAGE_BYTES, rights=0) for area in outside])
+        # What the guest lent to its SVSM, or made a save area of, it has no rights to.
+        lent = [*places, *_deposited(dict(pages[areas:])[POOL_GPA])]
+        yield from _must([grant(gpa, PAGE_BYTES, rights=0) for gpa in lent if not SVSM.gpa <= gpa < own_end])
         yield from _must([_as_save_area(area) for area in places])
         yield EnterLoop()
         return places
@@ -328,6 +330,12 @@ def _save_areas() -> Generator[tuple[op.GuestOperation, ...], object, tuple[int,
     if not all(areas):
         raise AgentRefusal("a vCPU was not started yet")
     return tuple(areas)
+
+
+def _deposited(pool: bytes) -> Iterable[int]:
+    """The pages in the SVSM's book of those that its guest lent to it."""
+    end = ENTRY_BYTES * (1 + min(POOL_PAGES, int.from_bytes(pool[:ENTRY_BYTES], "little")))
+    return entry_words(pool[ENTRY_BYTES:end])
 
 
 def _as_save_area(gpa: int) -> op.RmpAdjust:

@@ -345,7 +345,7 @@ class ReverseMapTable:
             busy = self.checks.first_in_use(at, stop)
             end = stop if busy is None else busy - (busy - at) % unit
             some = None if codes is None else codes[(at - first) // unit : (end - first) // unit]
-            code = self._update_free(at, end, _moved(entry, at - first), some)
+            code = self._update_free(at, end, entry.pages_on(at - first), some)
             if codes is None and code:
                 return code
             if busy is None:
@@ -362,7 +362,7 @@ class ReverseMapTable:
         table, keeps = self._table, self.switches.immutable_keeps_validated
         unit = _pages_of(entry)
         for start, end, olds in _units(table, first, stop, unit):
-            here = _moved(entry, start - first)
+            here = entry.pages_on(start - first)
             some = None if codes is None else codes[(start - first) // unit : (end - first) // unit]
             if olds is None:
                 code = self._update_bytes(start, end, here, some)
@@ -383,7 +383,7 @@ class ReverseMapTable:
         keeps = self.switches.immutable_keeps_validated
         for first, stop, spa in self._table.blocks(start, end):
             read = self._table.read_blocks(first, stop, spa)
-            here = _moved(entry, first - start)
+            here = entry.pages_on(first - start)
             low = first % LARGE_PAGES
             high = low + stop - first if len(read) == 1 else LARGE_PAGES
             change = (
@@ -528,26 +528,14 @@ def _units(table: RmpTable, first: int, stop: int, unit: int) -> Iterator[tuple[
             held = []
         whole = (end - at) // unit * unit
         if whole:
-            yield at, at + whole, (_moved(entry, at - start),)
+            yield at, at + whole, (entry.pages_on(at - start),)
         if at + whole < end:
             since = at + whole
-            held = [_moved(entry, since - start)]
+            held = [entry.pages_on(since - start)]
 
 
 def _pages_of(entry: RmpEntry) -> int:
     return LARGE_PAGES if entry.large else 1
-
-
-def _moved(entry: RmpEntry, pages: int) -> RmpEntry:
-    """An entry ``pages`` on, in its run or in what RMPUPDATE asks for."""
-    if not pages or not entry.asid:
-        return entry
-    # ``replace`` takes four times as long, and every range of an instruction comes by here.
-    gpa = entry.gpa + pages * PAGE_BYTES
-    return RmpEntry(
-        entry.assigned, entry.large, entry.immutable, gpa, entry.asid, entry.vmsa, entry.validated,
-        entry.vmpl_permissions,
-    )  # fmt: skip
 
 
 def _judge_update(olds: _Olds, entry: RmpEntry, keeps: bool) -> RmpCode | RmpEntry:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from psp.system_bus import PAGE_BYTES, RmpEntry, SystemBus
 from psp.tsm.contexts import Binding
 from psp.tsm.guest_messages import MmioValidateRequest, MmioValidateStatus, ValidateFlags
-from tio.tdisp.report import PAGE_SHIFT
+from tio.tdisp.report import PAGE_SHIFT, InterfaceReport
 
 _S = MmioValidateStatus
 _ADDRESSES = 1 << 64
@@ -62,13 +62,13 @@ def validate(
     return _S.SUCCESS, bool(others)
 
 
-def held_by_another(bus: SystemBus, binding: Binding) -> bool:
-    """Whether any page that an interface reports is another guest's, and valid: what that stores would reach it."""
-    for one in binding.report.ranges:
-        spa = ((one.first_page << PAGE_SHIFT) - binding.offset_bytes) % _ADDRESSES
+def any_valid(bus: SystemBus, report: InterfaceReport, offset_bytes: int) -> bool:
+    """Whether any page that an interface reports is valid for a guest: what that stores would reach it."""
+    for one in report.ranges:
+        spa = ((one.first_page << PAGE_SHIFT) - offset_bytes) % _ADDRESSES
         if spa + one.pages * PAGE_BYTES > _ADDRESSES or not bus.rmp_covers(spa, one.pages):
             continue
-        if any(span.entry.validated and span.entry.asid != binding.asid for span in _spans(bus, spa, one.pages, 0)):
+        if any(span.entry.validated for span in _spans(bus, spa, one.pages, 0)):
             return True
     return False
 

@@ -21,7 +21,7 @@ from psp.tsm.contexts import MOST_TDIS, TDI_CONTEXT_BYTES, Binding, Contexts, De
 from psp.tsm.device_commands import linked, result
 from psp.tsm.device_link import DeviceLink
 from psp.tsm.exchange_records import ObjectId
-from psp.tsm.mmio_pages import held_by_another
+from psp.tsm.mmio_pages import any_valid
 from psp.tsm.spdm_loop import SpdmLoop, Steps
 from psp.tsm.status_records import TDI_STATUS_SHIFT, TdiInfoRecord, TdiStatusRecord, measurement_flags
 from psp.tsm.trusted_io import TdiBinding, TrustedIo
@@ -53,9 +53,10 @@ class TdiSwitches:
     rekeys: bool = False
     """TIO_TDI_BIND rolls the keys of a device on which a TDI has run since it got them; no text says that it does."""
     checks_pages: bool = True
-    """TIO_TDI_BIND does not start a TDI of which another guest still has valid pages: IN_USE.
+    """TIO_TDI_BIND binds no TDI of which any guest has valid pages, from a binding of before: IN_USE.
 
-    No text at hand has the rule. Without one, who had a device taken away unasked stores to the next one's.
+    No text at hand has the rule. Without one, a guest whose device was taken away unasked would store to it when it is
+    the next one's, or its own again and runs something else: pages are valid until their host or guest takes them back.
     """
 
 
@@ -139,8 +140,6 @@ class TdiCommands:
                 raise PspError(Status.INVALID_TDI_STATE)
             if (binding.guest_device_id, binding.lock_flags) != (order.guest_device_id, order.lock_flags):
                 raise PspError(Status.INVALID_PARAM)
-            if self.switches.checks_pages and held_by_another(self._bus, binding):
-                raise PspError(Status.IN_USE)
             return self._start(link, tdi, binding)
         if tdi.binding is not None:
             raise PspError(Status.INVALID_TDI_STATE)
@@ -174,6 +173,8 @@ class TdiCommands:
         blob = yield from link.inside(ProtocolId.TDISP, read_report(interface))
         report, digest = parse_report(blob), link.digest(blob)
         if self._names_another(asid, order.guest_device_id):  # One of another device, locked meanwhile.
+            raise PspError(Status.IN_USE)
+        if self.switches.checks_pages and any_valid(self._bus, report, offset):
             raise PspError(Status.IN_USE)
         tdi.report_counter = self._contexts.next_report()
         tdi.binding = Binding(

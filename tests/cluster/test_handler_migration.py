@@ -37,6 +37,19 @@ def test_a_machine_moves_while_it_runs_and_back_and_stands_still_for_what_is_lef
     assert svsm["calls"] > 0
 
 
+def test_a_handler_that_does_not_believe_its_hypervisors_dirty_log_seals_all_of_a_guest_that_stands_still() -> None:
+    vm = fleet()["vms"][0] | {"memory": "64 MiB"}
+    downtimes = []
+    for believes in (True, False):
+        asked = {"handler_believes_log": believes}
+        _, rows = play(fleet(vms=[vm], migrations=[move()], migration=asked, duration="5 s"))
+        (row,) = rows["migrations"]
+        assert row["outcome"] == "completed"
+        assert (row["final_bytes"] >= 64 << 20) is not believes
+        downtimes.append(row["downtime_ns"])
+    assert downtimes[1] - downtimes[0] > 0.8e9 * (64 << 20) / LINK_BYTES_PER_S
+
+
 def test_what_was_changed_on_the_wire_is_refused_and_the_machine_goes_on_where_it_was() -> None:
     def spoilt(_: str, frames: tuple[bytes, ...]) -> tuple[bytes, ...]:
         return (*frames[:1], *[frame.replace(frame[-40:-32], bytes(8)) for frame in frames[1:2]], *frames[2:])

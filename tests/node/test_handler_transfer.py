@@ -5,10 +5,12 @@ import dataclasses
 import msgpack
 import pytest
 from test_agent_transfer import certified, changed, validated
-from test_departures_and_arrivals import UNITS, leftovers, stopped, until
+from test_departures_and_arrivals import leftovers, until
+from test_departures_and_arrivals import stopped as stands_still
 from test_sealed_transfer import certificates, kept, laid, opened, sealed
 from toy_guests import COSTS, IMAGE, RECORD, SECOND, guest_spec, ledger, look, make_host, run
 
+from node import handler_transfer
 from node import operations as op
 from node.agent_messages import Hello
 from node.generation import Generation
@@ -23,19 +25,34 @@ from node.product import PRODUCTS
 from node.remote_hypervisor import RemoteHypervisor
 from node.svsm_memory import TPM_GPA
 from psp.exported_context import ExportedContext
-from psp.system_bus import PAGE_BYTES
+from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
+from psp.verifier.reasons import Trail
+from psp.verifier.report import parse_report
 
+UNITS = 60
+QUICK = dict(COSTS) | {"psp.guest_request_ns": 100_000}
+"""So that a move does not take longer than the guest's work."""
 SPEC = dataclasses.replace(
     guest_spec("vm", Generation.SEV_SNP, "ledger", vcpus=2, units=UNITS), svsm=True, migration_handler=True
 )
-IN_THE_MIDDLE = 3_000_000
+IN_THE_MIDDLE = 7_000_000
 
 
-def started(host):
-    host.launch(SPEC, lambda _: None, running=True)
-    guest = host.guests["vm"]
+def host(name="host"):
+    return make_host(name=name, costs=QUICK)
+
+
+def started(one):
+    one.launch(SPEC, lambda _: None, running=True)
+    guest = one.guests["vm"]
     assert guest.state is GuestState.RUNNING, guest.reason
     return guest
+
+
+def stopped(source, name):
+    """As it stands still, in the middle of its work."""
+    assert all(4 < one.registers.r13 < UNITS - 9 for one in source.guests[name].vcpus)
+    return stands_still(source, name)
 
 
 def agree(source, target):
@@ -58,7 +75,7 @@ def move(source, target):
 @pytest.fixture(scope="module")
 def expected():
     """What a guest that stays ends with."""
-    stayed = make_host()
+    stayed = host()
     guest = started(stayed)
     run(stayed)
     return kept(stayed, guest)
@@ -66,7 +83,7 @@ def expected():
 
 @pytest.fixture
 def on_its_way():
-    here, there = make_host(name="here"), make_host(name="there")
+    here, there = host("here"), host("there")
     started(here)
     run(here, IN_THE_MIDDLE)
     agree(here, there)
@@ -90,7 +107,7 @@ def ends_well(host, expected):
 
 
 def test_a_guest_that_moves_there_and_back_ends_as_one_that_stayed(expected):
-    here, there = make_host(name="here"), make_host(name="there")
+    here, there = host("here"), host("there")
     empty = leftovers(there)[0]
     started(here)
     run(here, IN_THE_MIDDLE)
@@ -123,6 +140,10 @@ def test_identity_moves_and_no_key_does(on_its_way):
     here.departures.finish("vm")
     run(here, here.now_ns + SECOND)
     assert not here.board.controller.has_key(asid)
+    # Its SVSM asks the new host's firmware with the keys and numbers that it had.
+    hello = there.tasks.at_once(handler_greets(there.hypervisor, "vm", there.hypervisor.launched("vm")))
+    report = parse_report(Hello.parse(hello).report, Trail())
+    assert (report.measurement, report.report_id) == (before.digest, before.report_id)
 
 
 def look_at_svsm(host, gpa):
@@ -133,10 +154,10 @@ def look_at_svsm(host, gpa):
     return data
 
 
-@pytest.mark.parametrize("stands_still", [False, True])
-def test_a_guest_that_stays_after_all_goes_on_as_if_nothing_had_been(on_its_way, expected, stands_still):
+@pytest.mark.parametrize("was_stopped", [False, True])
+def test_a_guest_that_stays_after_all_goes_on_as_if_nothing_had_been(on_its_way, expected, was_stopped):
     here, there = on_its_way
-    if stands_still:
+    if was_stopped:
         stopped(here, "vm")
     here.departures.cancel("vm")
     there.arrivals.abandon("vm")
@@ -159,6 +180,18 @@ def test_a_handler_that_takes_no_word_for_it_lets_the_guest_go_on_nowhere_but_wh
     run(here, here.now_ns + SECOND)
     guest = here.guests["vm"]
     assert (guest.state, guest.reason) == (GuestState.DESTROYED, "migration handler: the guest was handed over")
+
+
+def test_a_hypervisor_that_lies_has_two_of_a_guest_whose_handler_takes_its_word(on_its_way):
+    """What ``resumes_on_word`` costs: firmware keeps apart what agents export, not what an image absorbs."""
+    here, there = on_its_way
+    what = stopped(here, "vm")
+    assert laid(there, "vm", what) is None
+    there.arrivals.start("vm")
+    here.departures.cancel("vm")
+    for one in (here, there):
+        guest = one.guests["vm"]
+        until(lambda guest=guest: guest.state is GuestState.RUNNING and guest.vcpus[0].registers.r13 == UNITS, one)
 
 
 SPOILT = {
@@ -200,6 +233,25 @@ def test_what_was_changed_on_the_way_is_refused_and_the_guest_goes_on(on_its_way
     ends_well(here, expected)
 
 
+def test_memory_that_both_hypervisors_leave_out_is_missed_by_the_guest(on_its_way, monkeypatch):
+    """It finds no other bytes than its own there, but a page that nobody accepted."""
+    here, there = on_its_way
+    base = SPEC.memory.placement("vm", 0, 0).base_gpa // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
+    all_of_it = handler_transfer._moved
+
+    def most_of_it(record):
+        for gpa, length in all_of_it(record):
+            yield from handler_transfer._without(gpa, length, ((base, LARGE_PAGE_BYTES),))
+
+    monkeypatch.setattr(handler_transfer, "_moved", most_of_it)
+    what = stopped(here, "vm")
+    assert laid(there, "vm", what) is None
+    there.arrivals.start("vm")
+    guest = there.guests["vm"]
+    run(there, there.now_ns + 100 * SECOND)
+    assert (guest.state, guest.vcpus[0].registers.r13 < UNITS) == (GuestState.STOPPED, True)
+
+
 def test_what_was_sealed_for_one_image_no_other_opens(on_its_way):
     """A recording of a move is worth nothing, even to the same handler on the same host."""
     here, there = on_its_way
@@ -212,14 +264,14 @@ def test_what_was_sealed_for_one_image_no_other_opens(on_its_way):
 
 
 def test_a_handler_gives_nothing_to_a_peer_that_is_not_its_own_image_or_has_no_report():
-    here, there = make_host(name="here"), make_host(name="there")
+    here, there = host("here"), host("there")
     guest = started(here)
     run(here, IN_THE_MIDDLE)
     assert not isinstance(here.departures.begin("vm", lambda _: None), MigrationRefusal)
     hello = certificates(there, SPEC)
     genuine = Hello.parse(certified(there, hello))
     # One that runs the same image under a guest of its own is not the image alone.
-    other = make_host(name="other")
+    other = host("other")
     started(other)
     greeting = handler_greets(other.hypervisor, "vm", other.hypervisor.launched("vm"))
     whole = certified(other, other.tasks.at_once(greeting))
@@ -262,7 +314,7 @@ def test_the_hypervisors_see_neither_a_page_nor_the_identity():
 
     def far(name):
         spec = HostSpec(name, PRODUCTS["Milan"], 4 << 30, 100, 7, 60 * SECOND)
-        return Host(spec, {"ledger": ledger}, {"auto": IMAGE}, COSTS, hypervisor=remote)
+        return Host(spec, {"ledger": ledger}, {"auto": IMAGE}, QUICK, hypervisor=remote)
 
     here, there = far("here"), far("there")
     guest = started(here)
@@ -292,28 +344,29 @@ def test_the_hypervisors_see_neither_a_page_nor_the_identity():
      packed(("in", (), (), b"", ())), packed(("in", ((1, b"", b""),), (), b"", ((0, 4096, False),)))],
 )  # fmt: skip
 def test_a_handler_refuses_an_order_that_is_none_and_serves_the_next(handlers_host, order):
-    host, record = handlers_host, handlers_host.hypervisor.launched("vm")
+    record = handlers_host.hypervisor.launched("vm")
     own = record.request_pages
     call = op.HandlerCall("vm", order, record.svsm.gpa, record.save_areas[0], record.gctx, record.small[0], *own)
-    (answer,) = host.board.execute_host((call,))
+    (answer,) = handlers_host.board.execute_host((call,))
     assert msgpack.unpackb(answer)[0] == "refused"
-    assert Hello.parse(host.tasks.at_once(handler_greets(host.hypervisor, "vm", record))).public_key
+    greeting = handler_greets(handlers_host.hypervisor, "vm", record)
+    assert Hello.parse(handlers_host.tasks.at_once(greeting)).public_key
 
 
 @pytest.fixture(scope="module")
 def handlers_host():
-    host = make_host()
-    started(host)
-    run(host, IN_THE_MIDDLE)
-    host.tasks.at_once(handler_greets(host.hypervisor, "vm", host.hypervisor.launched("vm")))
-    return host
+    one = host()
+    started(one)
+    run(one, IN_THE_MIDDLE)
+    one.tasks.at_once(handler_greets(one.hypervisor, "vm", one.hypervisor.launched("vm")))
+    return one
 
 
 def test_an_svsm_without_a_handler_answers_no_order():
-    host = make_host()
-    host.launch(dataclasses.replace(SPEC, migration_handler=False), lambda _: None, running=True)
-    run(host, IN_THE_MIDDLE)
-    assert host.departures.begin("vm", lambda _: None) is MigrationRefusal.NEEDS_MIGRATION_AGENT
-    record = host.hypervisor.launched("vm")
+    one = host()
+    one.launch(dataclasses.replace(SPEC, migration_handler=False), lambda _: None, running=True)
+    run(one, IN_THE_MIDDLE)
+    assert one.departures.begin("vm", lambda _: None) is MigrationRefusal.NEEDS_MIGRATION_AGENT
+    record = one.hypervisor.launched("vm")
     with pytest.raises(LaunchRefused, match="does not answer"):
-        host.tasks.at_once(handler_greets(host.hypervisor, "vm", record))
+        one.tasks.at_once(handler_greets(one.hypervisor, "vm", record))

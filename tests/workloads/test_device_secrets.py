@@ -32,7 +32,7 @@ from workloads.library import PROGRAMS
 
 SECOND = 10**9
 COSTS = dict(load_cost_table()) | {"psp.tio_exchange_ns": 1_000_000}
-ROUNDS, PEERS_ROUNDS = 10, 4
+ROUNDS, PEERS_ROUNDS = 6, 4
 BLOCK_BYTES, ORDER, FRAME_BYTES, PIECE_BYTES = 4096, 12, 1024, 16
 DEVICES = CardKind.NVME, CardKind.NIC, CardKind.GPU
 CARDS = tuple([CardSlot(port, kind) for port, kind in enumerate(DEVICES, start=1)])
@@ -203,7 +203,6 @@ KEYS_OF_A_STREAM = 6
 @pytest.mark.parametrize(
     ("encrypts", "disabled", "works", "known"),
     [
-        (True, (), True, False),
         (True, (Protection.SESSION_ENCRYPTION,), True, False),
         # Nobody gives keys to a card where they would be overheard, nor lets it into private memory.
         (False, (), False, False),
