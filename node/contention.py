@@ -368,8 +368,7 @@ class Contention:
         capped_to = _NO_CAP if self._loads else -1.0
         for alike in self._loads.values():
             core_ns, miss, traffic = alike.now
-            if alike.capped_to_ns < capped_to:
-                capped_to = alike.capped_to_ns
+            capped_to = min(capped_to, alike.capped_to_ns)
             span = miss * latency + core_ns
             rate = alike.share / span
             if rate < alike.cap:

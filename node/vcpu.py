@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from node.identity_cache import IdentityCache
 from node.neighbour_ledger import Owner
 from node.operations import Answer, GuestOperation
-from node.program import Registers
+from node.program import Demand, Registers
 
 if TYPE_CHECKING:
     from node.contention import PhaseAccount
@@ -123,3 +124,7 @@ class Vcpu:
         """R13 of its program, also while an SVSM runs for it."""
         held = None if self.levels is None else self.levels.program
         return (self.registers if held is None else held).r13
+
+
+names_of = IdentityCache[tuple[Demand, ...], tuple[str, ...]](lambda demands: tuple(one.name for one in demands))
+"""The names of a program's demands: one object for all vCPUs of the same."""
