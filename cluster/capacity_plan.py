@@ -23,14 +23,14 @@ from cluster.errors import UserError
 from cluster.placed_orders import host_account, placed_orders
 from cluster.scenario import HostInstance, Scenario
 from cluster.scenario_costs import scenario_costs
+from cluster.steady_host import steady_host
 from node.asid_pool import ASID_KINDS
-from node.contention import Contention
-from node.core_sharing import CoreSharing
 from node.firmware_image import FirmwareImage
 from node.generation import Generation
 from node.guest import GuestSpec
 from node.host_kind import HostKind
 from node.launch_promise import least_launch_ns
+from node.mechanism import Mechanism
 from node.operation_cost import HostOperationCost
 from node.phase_cost import PhaseCost
 from node.program import Demand
@@ -193,24 +193,18 @@ class _Fleet:
 
     def _solve(self, who: tuple[tuple[Demand | None, int], ...]) -> tuple[dict[Demand | None, float], float, str]:
         """Nanoseconds of an instruction by demand, bandwidth in use, and what most of the lost time goes to."""
-        costs, product = self.costs, self.host.product
-        host = Contention(
-            product.threads, product.memory_bandwidth_bytes_per_s * costs["dram.usable_bandwidth_share"],
-            costs["dram.latency_ns"], costs["dram.loaded_latency_factor"], CoreSharing.of(product, costs),
-        )  # fmt: skip
-        slots: dict[Demand | None, list[int]] = {}
-        for demand, count in who:
-            if demand is not None:
-                load = PhaseCost.of(demand, self.generation, self._kind, costs).load
-                slots[demand] = [host.start(load, 1e12) for _ in range(count)]
-        host.solve()
-        spans = {demand: 1.0 / host.rate_per_ns(some[0]) for demand, some in slots.items()}
-        host.advance(_LOOK_NS)
-        accounts = [host.stop(slot) for some in slots.values() for slot in some]
-        lost = {
-            "memory bandwidth": sum(one.loaded_ns for one in accounts), "caches": sum(one.llc_ns for one in accounts),
-            "cores": sum(one.smt_ns + one.core_wait_ns for one in accounts),
-        }  # fmt: skip
+        loads = [
+            (demand, PhaseCost.of(demand, self.generation, self._kind, self.costs).load, count)
+            for demand, count in who
+            if demand is not None
+        ]
+        host = steady_host(self.host.product, self.costs, [(load, count) for _, load, count in loads])
+        spans: dict[Demand | None, float] = {}
+        lost = dict.fromkeys(_SHARED.values(), 0.0)
+        for (demand, _, count), span_ns, parts in zip(loads, host.spans_ns, host.lost_ns, strict=True):
+            spans[demand] = span_ns
+            for mechanism, ns in parts.items():
+                lost[_SHARED[mechanism]] += count * ns / span_ns
         return spans, host.utilisation, max(sorted(lost), key=lambda name: lost[name])
 
     def launch_s(self, machines: int) -> float:
@@ -223,7 +217,10 @@ def _largest_first(one: GuestSpec) -> tuple[int, int, str]:
     return -one.vcpus, -one.memory_bytes, one.name
 
 
-_LOOK_NS = 1_000_000
+_SHARED = {
+    Mechanism.LOADED_LATENCY: "memory bandwidth", Mechanism.LLC: "caches", Mechanism.SMT: "cores",
+    Mechanism.CORE_WAIT: "cores",
+}  # fmt: skip
 _MOST_STEPS = 12
 _SAME = 0.001
 """A level that is missed by less is met: machines and hosts are whole ones."""
