@@ -1,6 +1,6 @@
 """The range that a plan's figures take on while each row of costs that nobody has published goes through its sweep.
 
-Every end of every range is a plan of its own; rows that change none are found in groups (``cluster.tornado``).
+Every end of every range is a plan of its own, but for rows that no price was worked out from.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cluster.capacity_plan import Need, PlanError, plan
+from cluster.capacity_plan import Need, PlanError, Planner
 from cluster.scenario import Scenario
-from cluster.tornado import Slowdowns, Swing, swept_rows, tornado
-from node.firmware_image import FirmwareImage
+from cluster.tornado import Swing, swept_rows
 from node.generation import Generation
 
 HOSTS, MACHINES, SLOWDOWN, LAUNCH = "hosts", "machines", "slowdown", "launch_all_s"
@@ -29,36 +28,29 @@ class NeedRange:
 
 
 def plan_ranges(
-    scenario: Scenario,
-    needs: Sequence[Need],
-    firmware: FirmwareImage,
-    level: float | None = None,
-    tried: Callable[[int], None] | None = None,
+    planner: Planner, scenario: Scenario, needs: Sequence[Need], tried: Callable[[str], None] | None = None
 ) -> Mapping[Generation, NeedRange]:
-    """The ranges of what ``plan`` came to; ``tried`` is told how many plans there were so far."""
-    generations = [one.generation for one in needs]
-    count = 0
-
-    def predict(changes: Mapping[str, float]) -> Slowdowns:
-        nonlocal count
-        count += 1
+    """The ranges of what a planner came to; ``tried`` is told which row is next."""
+    read = planner.read
+    swings = []
+    for row in swept_rows(scenario):
+        if row.name not in read or row.sweep is None:
+            continue
         if tried is not None:
-            tried(count)
-        changed = scenario.model_copy(update={"costs": {**scenario.costs, **changes}}) if changes else scenario
-        return {key: value for one in generations for key, value in _figures(changed, one, firmware, level).items()}
-
-    swings = tornado(swept_rows(scenario), predict)
+            tried(row.name)
+        ends: dict[tuple[str, Generation], tuple[float, float]] = {}
+        for one in needs:
+            low, high = (_under(planner, {row.name: end}, one) for end in row.sweep)
+            ends |= {(name, one.generation): (low[name], high[name]) for name in low}
+        swings.append(Swing(row.name, ends))
     return {one.generation: _range(one, swings) for one in needs}
 
 
-def _figures(
-    scenario: Scenario, generation: Generation, firmware: FirmwareImage, level: float | None
-) -> Mapping[tuple[str, Generation], float]:
+def _under(planner: Planner, changes: Mapping[str, float], was: Need) -> Mapping[str, float]:
     try:
-        (one,) = plan(scenario, [generation], firmware, level)
+        return _values(planner.need_under(changes, was))
     except PlanError:
-        return {(name, generation): math.inf for name in (HOSTS, MACHINES, SLOWDOWN, LAUNCH)}
-    return {(name, generation): value for name, value in _values(one).items()}
+        return dict.fromkeys((HOSTS, MACHINES, SLOWDOWN, LAUNCH), math.inf)
 
 
 def _values(one: Need) -> Mapping[str, float]:
@@ -73,7 +65,7 @@ def _range(need: Need, swings: Sequence[Swing]) -> NeedRange:
     rows = []
     for swing in swings:
         hosts, slowdown = swing.ends[HOSTS, own], swing.ends[SLOWDOWN, own]
-        if hosts[0] != hosts[1] or slowdown[0] != slowdown[1]:
+        if hosts != (need.hosts, need.hosts) or slowdown != (need.slowdown, need.slowdown):
             rows.append((swing.row, hosts, slowdown))
     rows.sort(key=lambda one: (-_width(one[1]), -_width(one[2]), one[0]))
     return NeedRange(figures, tuple(rows))

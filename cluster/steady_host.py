@@ -13,6 +13,8 @@ from node.product import Product
 _LOOK_NS = 1_000_000
 _ENDLESS = 1e12
 
+OF_HOSTS = ("dram.usable_bandwidth_share", "dram.latency_ns", "dram.loaded_latency_factor", "smt.gain_factor")
+"""Figures of a host that its phases go by, beside their own."""
 BETWEEN_PHASES = (Mechanism.LOADED_LATENCY, Mechanism.LLC, Mechanism.SMT, Mechanism.CORE_WAIT)
 """What phases lose to others of their host."""
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.noted_costs import NotedCosts
 from cluster.placed_orders import placed_orders
 from cluster.results import Results
 from cluster.scenario_costs import scenario_costs
@@ -45,18 +46,6 @@ _OF_BLOCKS = {
     "upkeep": Mechanism.BOUNCE,
 }  # fmt: skip
 """Where most of what blocks pay in proportion to rows of these names is booked."""
-
-
-class _Noted(dict[str, float]):
-    """Figures that remember which of them somebody asked for."""
-
-    def __init__(self, costs: Mapping[str, float]) -> None:
-        super().__init__(costs)
-        self.read: set[str] = set()
-
-    def __getitem__(self, name: str) -> float:
-        self.read.add(name)
-        return super().__getitem__(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +89,7 @@ class _Prices:
 
     def __init__(self, kind: HostKind, product: Product, costs: Mapping[str, float]) -> None:
         self.kind, self.product = kind, product
-        self._noted = _Noted(costs)
+        self._noted = NotedCosts(costs)
         self._costs: dict[_Change, Mapping[str, float]] = {AS_IS: self._noted}
         self._phases: dict[tuple[_Change, Demand, Generation, Backing], PhaseCost] = {}
         self._own: dict[tuple[_Change, Generation], GenerationCost] = {}
