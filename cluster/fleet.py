@@ -121,7 +121,12 @@ def _control_plane(scenario: Scenario, arriving: tuple[Order, ...], placement: F
         throttle_more=moving.throttle_increment,
         throttle_most=moving.throttle_max,
         dirty_limit_bytes_per_s=float(moving.dirty_limit or 0),
+        zero_share=moving.zero_pages,
+        zero_page_wire_bytes=costs["migration.zero_page_wire_bytes"],
+        zero_scan_bytes_per_s=costs["migration.zero_scan_bytes_per_s"],
         let_go_within_ns=moving.let_go_within,
+        handler_bytes_per_s=costs["migration.handler_bytes_per_s"],
+        handler_believes_log=moving.handler_believes_log,
     )
     return ControlPlane(
         arriving, placement, scenario.control_plane_latency, Fabric(topology, fabric.reshare_grid),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import msgpack
@@ -116,8 +116,9 @@ class HostEntity:
         self.host.network.uplink = lambda target, frames: self._send("frames", (target, frames))
         self._laboratory = 0 if order.keys is None else order.keys[0]
         self._migrations = MigrationPort(self.host, self._send, self._laboratory)
-        if order.spec.platform.migration_agent and self._laboratory:
-            self.host.board.agents.roots = agent_roots(order.spec.product.line.name, self._laboratory)
+        if self._laboratory and order.spec.product.line.tcb is not None:
+            board, roots = self.host.board, agent_roots(order.spec.product.line.name, self._laboratory)
+            board.agents.roots, board.handlers.handler = roots, replace(board.handlers.handler, roots=roots)
         self._owners: Callable[[str, bytes], bytes | None] | None = None
         self.host.board.launch_owner = self._ask_launch_owner
         if order.keys is not None and order.spec.product.line.tcb is not None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from cluster.entity import Message
 from cluster.fleet_garbage import collect_fleet, spare_fleet
+from cluster.fleet_pages import enlarge_pages
 from cluster.layout import Rows, merged_rows
 from cluster.machine import cores
 from cluster.progress import ShouldStop
@@ -38,6 +39,7 @@ class InlineLayout:
         self._shard = Shard(factory, specs)
         self._advice = WorkerAdvice(0, len(specs), cores())
         spare_fleet()
+        enlarge_pages(len(specs))
         self._report = self._shard.report()
 
     def report(self) -> ShardReport:

@@ -23,7 +23,7 @@ from cluster.migration_commands import AWAITED, TOLD
 from cluster.placement import FirstFit
 from cluster.platform_fit import misfit
 from cluster.precopy import Precopy, PrecopySettings, RoundCap, Verdict
-from node.dirty_rates import Pool
+from node.dirty_rates import pools_of
 from node.identity_cache import IdentityCache
 from node.migration_frames import PageDigests, Stream, bytes_of
 from node.migration_refusal import MigrationRefusal
@@ -41,6 +41,8 @@ CARD = "card "
 
 
 _RELIABLE = Patience()
+_LEAST_RATIO = 1e-6
+"""Of bytes on the wire to bytes of memory, so that one can be told from the other."""
 _cap_of = IdentityCache[PrecopySettings, float](lambda settings: settings.cap_bytes_per_s)
 
 
@@ -111,12 +113,9 @@ class LiveMigrations:
     def next_event_ns(self) -> int:
         """When a flow ends, shares change, a round begins, or something is said again."""
         following_ns = self.fabric.next_event_ns
-        if self._rounds and self._rounds[0][0] < following_ns:
-            following_ns = self._rounds[0][0]
-        if self._again and self._again[0][0] < following_ns:
-            following_ns = self._again[0][0]
-        if self._deadlines and self._deadlines[0][0] < following_ns:
-            following_ns = self._deadlines[0][0]
+        for queue in (self._rounds, self._again, self._deadlines):
+            if queue and queue[0][0] < following_ns:
+                following_ns = queue[0][0]
         return following_ns
 
     def advance(self, now_ns: int) -> None:
@@ -183,14 +182,16 @@ class LiveMigrations:
 
     def on_ready(
         self, one: Migration, now_ns: int, memory_bytes: int, pools: tuple[tuple[int, float], ...],
-        platform: tuple[Any, ...],
+        platform: tuple[Any, ...], held_bytes: int, zero_bytes: int,
     ) -> None:  # fmt: skip
-        """The source logs dirty pages now."""
+        """The source logs dirty pages now. Of what it holds of the VM so many bytes are pages of zeros."""
         if one.phase is Phase.PRE and one.precopy is None:
             one.silence = 0 if one.ready is None else one.silence
-            one.ready = (memory_bytes, _pools(pools))
+            one.ready = (memory_bytes, pools_of(pools))
             if platform:
                 one.platforms[one.source] = platform
+            elif self.settings.zero_share is not None:
+                one.zero_bytes = zero_bytes + self.settings.zeros_among(memory_bytes - held_bytes)
             self._begin_copying(one, now_ns)
 
     def on_place(
@@ -271,16 +272,19 @@ class LiveMigrations:
         assert one.precopy is not None
         one.copying = Copying.ROUND
         one.precopy.begin(now_ns)
-        self._start_flow(one, one.precopy.size_bytes, now_ns)
+        # A page that was written is taken to hold something.
+        self._start_flow(one, one.precopy.size_bytes, now_ns, 0 if one.precopy.rounds else one.zero_bytes)
+        if one.guest is not None and one.guest.migration_handler:
+            self._slow_down(one)
 
     def on_dirty(self, one: Migration, now_ns: int, pools: tuple[tuple[int, float], ...]) -> None:
         """The guest writes otherwise."""
         if one.phase is not Phase.PRE:
             return
         if one.precopy is not None:
-            one.precopy.restate(_pools(pools), now_ns)
+            one.precopy.restate(pools_of(pools), now_ns)
         elif one.ready is not None:
-            one.ready = (one.ready[0], _pools(pools))
+            one.ready = (one.ready[0], pools_of(pools))
 
     def on_through(self, one: Migration, now_ns: int, round_: int, host: str) -> None:
         """A host's security processor has sent, or received, all that a round copies."""
@@ -324,7 +328,12 @@ class LiveMigrations:
     def _slow_down(self, one: Migration) -> None:
         """Auto-converge and dirty limit: tell the source how far the guest is to be slowed, where that has changed."""
         assert one.precopy is not None
-        wanted = (one.precopy.throttle, self.settings.dirty_limit_bytes_per_s)
+        assert one.guest is not None
+        standing_still = one.precopy.throttle
+        if one.guest.migration_handler and one.flows:
+            rate = self.fabric.rate(str(one.number))
+            standing_still = self.settings.beside_handler(standing_still, rate, one.guest.vcpus)
+        wanted = (standing_still, self.settings.dirty_limit_bytes_per_s)
         if wanted != one.slowed:
             one.slowed = wanted
             self.send(one.source, "slow", (one.number, one.order.vm, *wanted))
@@ -338,7 +347,7 @@ class LiveMigrations:
             self.fail(one, Outcome.TIMED_OUT, now_ns, "the time for copying is over")
             return
         if one.flows:
-            sent = self.fabric.cancel(str(one.number), now_ns) / self.settings.compression_ratio
+            sent = self.fabric.cancel(str(one.number), now_ns) / one.wire_ratio
             one.precopy.break_off(int(sent), now_ns)
             one.flows, one.unserved = False, {}
         self._step(one, Event.ROUNDS_DONE, now_ns)
@@ -358,15 +367,19 @@ class LiveMigrations:
         one.frame_bytes = bytes_of(frames)
         dirty = one.precopy.dirty_bytes(now_ns) + written_pages * PAGE_BYTES
         left = min(dirty, one.precopy.memory_bytes)
+        if one.guest.migration_handler and not self.settings.handler_believes_log:
+            left = one.precopy.memory_bytes
         if one.ahead:
             one.pulled_bytes, left = left, 0
         one.final_bytes = left + one.guest.vcpus * VMSA_BYTES
         self._start_flow(one, one.final_bytes, now_ns)
 
-    def _start_flow(self, one: Migration, size_bytes: int, now_ns: int) -> None:
+    def _start_flow(self, one: Migration, size_bytes: int, now_ns: int, zero_bytes: int = 0) -> None:
         one.flows = True
         assert one.precopy is not None
-        if one.platforms:
+        assert one.guest is not None
+        by_handler = one.guest.migration_handler
+        if one.platforms and not by_handler:
             # The pages go through both security processors while the network carries them.
             one.rounds_told += 1
             one.unserved = {one.source: None, one.destination: None}
@@ -374,8 +387,11 @@ class LiveMigrations:
             one.private_pages = -(-(size_bytes * (memory_bytes - shared_bytes) // memory_bytes) // PAGE_BYTES)
             self._tell_round(one)
         ratio = 1.0 if one.platforms else self.settings.compression_ratio  # Ciphertext does not become shorter.
-        cap = _cap_of(self.settings)
+        cap = self.settings.handler_cap(one.guest.vcpus) if by_handler else _cap_of(self.settings)
         wire_bytes = size_bytes * ratio
+        if zero_bytes:
+            wire_bytes, cap = self.settings.without_zeros(size_bytes, zero_bytes, ratio)
+        one.wire_ratio = max(_LEAST_RATIO, wire_bytes / max(1, size_bytes))
         one.wire_bytes += round(wire_bytes)
         self.fabric.start(str(one.number), one.source, one.destination, wire_bytes, now_ns, cap)
 
@@ -419,9 +435,10 @@ class LiveMigrations:
         """Post-copy: the rest comes from the source while the VM runs, and waits for what it touches before that."""
         assert one.precopy is not None
         assert one.guest is not None
-        self._start_flow(one, one.pulled_bytes, now_ns)
+        at_once = not one.precopy.sent_bytes
+        self._start_flow(one, one.pulled_bytes, now_ns, min(one.zero_bytes, one.pulled_bytes) if at_once else 0)
         rate = max(1.0, self.fabric.rate(str(one.number)))
-        took_ns = max(1, round(one.pulled_bytes * 1e9 / rate))
+        took_ns = max(1, round(one.pulled_bytes * one.wire_ratio * 1e9 / rate))
         faults, stalled = one.precopy.stalled_while(one.pulled_bytes, took_ns, one.guest.vcpus)
         one.faults = round(faults)
         self.send(one.source, "ahead", (one.number, one.order.vm))
@@ -456,14 +473,6 @@ class LiveMigrations:
     def on_busy(self, one: Migration, now_ns: int) -> None:
         """A host is at what it was asked for."""
         one.silence = 0
-
-    def on_let_go(self, one: Migration, _: int, at_ns: int) -> None:
-        """The guest trusts none of its devices any more."""
-        one.devices_free_ns = at_ns
-
-    def on_settled(self, one: Migration, _: int, at_ns: int, trusted: int, devices: int) -> None:
-        """The guest has made what it could of the devices that it found; the move is over by then."""
-        one.devices_settled_ns, one.trusted = at_ns, (trusted, devices)
 
     def on_gone(self, one: Migration, now_ns: int, host: str) -> None:
         """A host does not know of the move any more: it has crashed."""
@@ -556,10 +565,6 @@ class LiveMigrations:
                 self._tell(one, command, now_ns)
 
 
-def _pools(bodies: tuple[tuple[int, float], ...]) -> tuple[Pool, ...]:
-    return tuple([Pool(*body) for body in bodies])
-
-
 _Answer = Callable[..., None]
 _ANSWERS: Mapping[str, _Answer] = {
     Report.READY: LiveMigrations.on_ready,
@@ -570,8 +575,8 @@ _ANSWERS: Mapping[str, _Answer] = {
     "through": LiveMigrations.on_through,
     "busy": LiveMigrations.on_busy,
     "gone": LiveMigrations.on_gone,
-    "let-go": LiveMigrations.on_let_go,
-    "settled": LiveMigrations.on_settled,
+    "let-go": lambda _, one, __, at_ns: one.let_go(at_ns),
+    "settled": lambda _, one, __, *said: one.settled(*said),
     "dirty": LiveMigrations.on_dirty,
     Report.STOPPED: LiveMigrations.on_stopped,
     "ended": LiveMigrations.on_ended,

@@ -103,6 +103,10 @@ class Migration:
     """How long it ran so."""
     slowed: tuple[float, float] = (0.0, 0.0)
     """What the source was told last of standing still, and of the most that a vCPU may write."""
+    zero_bytes: int = 0
+    """Of its memory, pages of zeros, of which only the news goes over the network."""
+    wire_ratio: float = 1.0
+    """Bytes on the network for each of memory, in what is under way or was last."""
     wire_bytes: int = 0
     """Put on the network, compressed."""
     final_bytes: int = 0
@@ -122,6 +126,14 @@ class Migration:
     """When it had made what it could of those that it found."""
     trusted: tuple[int, int] = (0, 0)
     """How many of them it trusts, and of how many."""
+
+    def let_go(self, at_ns: int) -> None:
+        """The guest trusts none of its devices any more."""
+        self.devices_free_ns = at_ns
+
+    def settled(self, at_ns: int, trusted: int, devices: int) -> None:
+        """The guest has made what it could of the devices that it found; the move is over by then."""
+        self.devices_settled_ns, self.trusted = at_ns, (trusted, devices)
 
     @property
     def is_over(self) -> bool:

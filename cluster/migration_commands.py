@@ -36,7 +36,9 @@ def _come(live: LiveMigrations, one: Migration) -> Told:
 
 
 TOLD: Mapping[Command, Callable[[LiveMigrations, Migration], Told]] = {
-    Command.BEGIN: lambda live, one: (one.source, (one.destination, live.settings.let_go_within_ns)),
+    Command.BEGIN: lambda live, one: (
+        one.source, (one.destination, live.settings.let_go_within_ns, live.settings.zero_share is not None)
+    ),
     Command.KEEP: _keep,
     Command.STOP: _stop,
     Command.COME: _come,

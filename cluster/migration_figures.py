@@ -5,14 +5,18 @@ They are read and nothing else: no result depends on whether somebody looked.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from cluster.hand_over import Phase
 from cluster.live_migration import LiveMigrations
 from cluster.migration import Migration, Outcome
 
+BOUNDS_S = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 40, 50, 60, 90, 120, 180, 300, 600, 1200, 1800, 3600, 7200)
+"""KubeVirt's, of the time from a migration's creation to each phase."""
 PENDING, SCHEDULING, RUNNING = "pending", "scheduling", "running"
 """KubeVirt's phases: in line, agreeing with both hosts, and copying or switching over."""
 
@@ -37,6 +41,27 @@ class MoveFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class EndedMove:
+    """The last move of one VM that is over. A move that never began has no time of it."""
+
+    vm: str
+    started_s: float | None
+    ended_s: float
+    refused: bool
+    """Its host will not or cannot move the VM."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transitions:
+    """How long after they were ordered moves entered a phase, as a histogram has it."""
+
+    within: tuple[int, ...]
+    """Moves that took as long as each of ``BOUNDS_S``, or less."""
+    count: int
+    sum_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class MigrationFigures:
     """All moves of a run so far."""
 
@@ -45,25 +70,87 @@ class MigrationFigures:
     outcomes: Mapping[str, int] = field(default_factory=dict)
     """Moves that are over."""
     moves: tuple[MoveFigures, ...] = ()
+    ended: tuple[EndedMove, ...] = ()
+    transitions: Mapping[str, Transitions] = field(default_factory=dict)
+    """By KubeVirt's names of phases."""
 
 
-def figures_of(live: LiveMigrations, now_ns: int) -> MigrationFigures:
-    """The figures at a virtual time."""
-    phases, outcomes = Counter({PENDING: 0, SCHEDULING: 0, RUNNING: 0}), Counter[str]()
-    moves: list[MoveFigures] = []
-    for one in live.all:
-        if one.is_over:
-            outcomes[one.outcome.value] += 1
-            continue
-        phases[_phase(one)] += 1
-        if one.precopy is not None:
-            moves.append(_move(live, one, now_ns))
-    return MigrationFigures(dict(phases), dict(outcomes), tuple(moves))
+class MoveBooks:
+    """Figures of a run's moves; what is over is counted once, however often somebody looks."""
+
+    def __init__(self, live: LiveMigrations) -> None:
+        self._live = live
+        self._seen = 0
+        self._open: list[Migration] = []
+        self._outcomes: Counter[str] = Counter()
+        self._ended: dict[str, EndedMove] = {}
+        self._times: dict[str, _Times] = {}
+
+    def at(self, now_ns: int) -> MigrationFigures:
+        """The figures at a virtual time."""
+        every = self._live.all
+        self._open += every[self._seen :]
+        self._seen = len(every)
+        phases = Counter({PENDING: 0, SCHEDULING: 0, RUNNING: 0})
+        moves: list[MoveFigures] = []
+        times = {phase: one.copy() for phase, one in self._times.items()}
+        for one in [one for one in self._open if one.is_over]:
+            self._close(one, times)
+        self._open = [one for one in self._open if not one.is_over]
+        for one in self._open:
+            _count(times, one)
+            phases[_phase(one)] += 1
+            if one.precopy is not None:
+                moves.append(_move(self._live, one, now_ns))
+        transitions = {phase: some.told() for phase, some in times.items()}
+        ended = tuple(self._ended.values())
+        return MigrationFigures(dict(phases), dict(self._outcomes), tuple(moves), ended, transitions)
+
+    def _close(self, one: Migration, times: dict[str, _Times]) -> None:
+        self._outcomes[one.outcome.value] += 1
+        started_s = None if one.started_ns < 0 else one.started_ns / 1e9
+        vm, refused = one.order.vm, one.outcome is Outcome.REFUSED
+        self._ended[vm] = EndedMove(vm, started_s, one.ended_ns / 1e9, refused)
+        for some in (self._times, times):
+            _count(some, one)
 
 
 def succeeded(outcome: str) -> bool:
     """Whether a move that ended so was a success to whoever asked for it."""
     return outcome == Outcome.COMPLETED.value
+
+
+def _entered(one: Migration) -> Iterator[tuple[str, int]]:
+    """KubeVirt's phases that a move has entered, and when (ns)."""
+    if one.started_ns >= 0:
+        yield "Scheduling", one.started_ns
+    if one.precopy is not None:
+        yield "Running", one.precopy.began_copying_ns
+    if one.is_over:
+        yield "Succeeded" if succeeded(one.outcome.value) else "Failed", one.ended_ns
+
+
+@dataclass(slots=True)
+class _Times:
+    """Of one phase: moves by the first bound that they are within, and the sum of their times (ns)."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_S) + 1))
+    sum_ns: int = 0
+
+    def copy(self) -> _Times:
+        return _Times(list(self.counts), self.sum_ns)
+
+    def told(self) -> Transitions:
+        within = tuple(accumulate(self.counts))
+        return Transitions(within[:-1], within[-1], self.sum_ns / 1e9)
+
+
+def _count(times: dict[str, _Times], one: Migration) -> None:
+    for phase, at_ns in _entered(one):
+        some = times.setdefault(phase, _Times())
+        took_ns = at_ns - one.ordered_ns
+        some.counts[bisect_left(BOUNDS_S, took_ns / 1e9)] += 1
+        some.sum_ns += took_ns
 
 
 def _phase(one: Migration) -> str:
@@ -77,9 +164,8 @@ def _move(live: LiveMigrations, one: Migration, now_ns: int) -> MoveFigures:
     rounds, now_bytes, rate = one.precopy.rounds, 0, 0.0
     size = one.precopy.size_bytes if one.phase is Phase.PRE else one.final_bytes
     if one.flows:
-        ratio = 1.0 if one.platforms else live.settings.compression_ratio
-        now_bytes = round(live.fabric.moved(str(one.number), now_ns) / ratio)
-        rate = live.fabric.rate(str(one.number)) / ratio
+        now_bytes = round(live.fabric.moved(str(one.number), now_ns) / one.wire_ratio)
+        rate = live.fabric.rate(str(one.number)) / one.wire_ratio
     dirty = 0.0
     if rounds:
         last = rounds[-1]

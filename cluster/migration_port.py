@@ -165,7 +165,7 @@ class MigrationPort:
 
     # Out.
 
-    def _migrate(self, number: int, vm: str, destination: str, let_go_within_ns: int) -> None:
+    def _migrate(self, number: int, vm: str, destination: str, let_go_within_ns: int, looks: bool) -> None:
         found = self._host.departures.begin(vm, lambda pools: self._send("dirty", (number, _bodies(pools))))
         if isinstance(found, MigrationRefusal):
             del self._moves[vm]
@@ -174,7 +174,7 @@ class MigrationPort:
         guest = self._host.guests[vm]
         self._peers[vm] = session_of(number, vm, self._host.spec.name, destination)
         if not guest.spec.devices:
-            self._ready(number, vm, found)
+            self._ready(number, vm, found, looks=looks)
             return
 
         def told(wrong: str | None) -> None:
@@ -184,16 +184,17 @@ class MigrationPort:
                 self._say(vm, "stays", (number, _NAMES[wrong], wrong))
                 return
             self._send("let-go", (number, self._host.now_ns))
-            self._ready(number, vm, self._host.departures.statement(vm))
+            self._ready(number, vm, self._host.departures.statement(vm), looks=looks)
 
         self._host.departures.ask_devices(vm, let_go_within_ns, told)
 
-    def _ready(self, number: int, vm: str, pools: tuple[Pool, ...]) -> None:
+    def _ready(self, number: int, vm: str, pools: tuple[Pool, ...], *, looks: bool) -> None:
         """The VM may be copied."""
         spec = self._host.guests[vm].spec
         image = self._host.images[spec.firmware]
         memory_bytes = spec.memory_bytes + -(-len(image.data) // PAGE_BYTES) * PAGE_BYTES
-        self._say(vm, Report.READY, (number, memory_bytes, _bodies(pools), self._platform(spec)))
+        held = self._host.departures.zero_pages(vm) if looks else (0, 0)
+        self._say(vm, Report.READY, (number, memory_bytes, _bodies(pools), self._platform(spec), *held))
 
     def _seal(self, number: int, vm: str, certificates: bytes) -> None:
         if not self._is_new(number, vm, _KEYS):
@@ -203,7 +204,7 @@ class MigrationPort:
             if self._moves.get(vm) != (Holding.LEAVING, number):
                 return  # It was called off meanwhile.
             name = None if wrong is None else _NAMES.get(wrong, wrong)
-            if session and self._host.guests[vm].spec.migration_agent:
+            if session and is_attested(self._host.guests[vm].spec):
                 session = agent_certified(session, self._host.board.psp, self._laboratory)
             self._say(vm, "sealed", (number, name, session))
 
@@ -282,7 +283,7 @@ class MigrationPort:
         def told(wrong: str | None, certificates: bytes) -> None:
             if self._moves.get(vm) != (Holding.KEEPS, number):
                 return  # It is not awaited any more.
-            if certificates and spec.migration_agent:
+            if certificates and is_attested(spec):
                 certificates = agent_certified(certificates, self._host.board.psp, self._laboratory)
             elif certificates and spec.sev_policy & LegacyPolicy.SEV:
                 from cluster.platform_certificates import certified  # noqa: PLC0415 - few guests ask for AMD's
@@ -304,7 +305,7 @@ class MigrationPort:
 
     def _platform(self, spec: GuestSpec) -> tuple[object, ...]:
         """What a VM whose memory firmware carries needs to find again, and what it shares; nothing for others."""
-        if spec.generation not in SEALED and not spec.migration_agent:
+        if spec.generation not in SEALED and not is_attested(spec):
             return ()
         product, version = self._host.spec.product, self._host.board.psp.firmware.current.version
         return (product.line.name, product.c_bit, product.reduced_bits, version, spec.memory.shared.length)
@@ -347,6 +348,11 @@ class MigrationPort:
         self._host.arrivals.abandon(vm)
         if answer:
             self._send(Report.GIVEN, (number,))
+
+
+def is_attested(spec: GuestSpec) -> bool:
+    """Whether those who move a VM show each other reports: agents, or handlers in it."""
+    return spec.migration_agent or spec.migration_handler
 
 
 _NAMES = {one.value: one.name for one in MigrationRefusal}

@@ -6,6 +6,8 @@ from cluster.layout import Row
 from cluster.migration import Migration, Outcome
 from cluster.migration_plans import Drain
 from cluster.precopy import Round
+from node.guest import GuestSpec
+from node.sealed_transfer import SEALED
 
 
 def migration_row(one: Migration) -> Row:
@@ -31,6 +33,7 @@ def migration_row(one: Migration) -> Row:
         "throttle_ratio": 0.0 if one.precopy is None else one.precopy.throttle,
         "expected_downtime_ns": one.precopy.expected_downtime_ns if rounds and one.precopy is not None else None,
         "bytes": sum(round_.size_bytes for round_ in rounds) + one.final_bytes + (one.pulled_bytes if completed else 0),
+        "zero_bytes": one.zero_bytes,
         "wire_bytes": one.wire_bytes,
         "final_bytes": one.final_bytes,
         "post_copy_bytes": one.pulled_bytes,
@@ -39,10 +42,20 @@ def migration_row(one: Migration) -> Row:
         "frame_bytes": one.frame_bytes,
         "pages_checked": one.pages_checked,
         "downtime_ns": one.resumed_ns - one.stopped_ns if completed else None,
+        "carrier": None if one.guest is None else _carrier(one.guest),
         "devices_free_ns": None if one.devices_free_ns < 0 else one.devices_free_ns,
         "devices_settled_ns": None if one.devices_settled_ns < 0 else one.devices_settled_ns,
         "devices": _devices(one),
     }
+
+
+def _carrier(guest: GuestSpec) -> str:
+    """Who has its memory in hand on the way."""
+    if guest.migration_handler:
+        return "handler"
+    if guest.migration_agent:
+        return "agents"
+    return "firmware" if guest.generation in SEALED else "hosts"
 
 
 def _devices(one: Migration) -> str | None:

@@ -47,7 +47,11 @@ def placed_orders(scenario: Scenario, generations: Mapping[str, Generation], hos
         policy = wanted.guest.sev_policy if generation in SEALED else 0
         if (generation, svsm, policy) != (wanted.guest.generation, wanted.guest.svsm, wanted.guest.sev_policy):
             agent = wanted.guest.migration_agent and generation in BY_AGENT
-            guest = replace(wanted.guest, generation=generation, svsm=svsm, sev_policy=policy, migration_agent=agent)
+            handler = wanted.guest.migration_handler and svsm
+            guest = replace(
+                wanted.guest, generation=generation, svsm=svsm, sev_policy=policy, migration_agent=agent,
+                migration_handler=handler,
+            )  # fmt: skip
             order = replace(order, guest=guest)
         if not runs:
             arriving.append(order)
@@ -71,6 +75,7 @@ def _wanted(scenario: Scenario) -> Iterator[tuple[Order, bool]]:
                 name, group.generation, group.vcpus, group.memory, program, scenario.seed, firmware, disk, networked,
                 svsm=group.svsm, kernel=kernel, owned=group.attest_to is not None, devices=group.devices,
                 sev_policy=policy, migration_agent=group.migration_agent,
+                migration_handler=group.migration_handler,
             )  # fmt: skip
             arrival = group.arrival + index * group.arrival_spacing
             yield Order(guest, arrival, group.lifetime, group.host), runs

@@ -80,6 +80,16 @@ class PrecopySettings:
     throttle_trigger: float = 0.5
     dirty_limit_bytes_per_s: float = 0.0
     """What each vCPU may write at most while it is copied, 0 for no bound."""
+    handler_bytes_per_s: float = 1.0
+    """What a migration handler in a guest seals on one vCPU."""
+    handler_believes_log: bool = True
+    """Whether it takes its hypervisor's word for which pages were written since it sealed them."""
+    zero_share: float | None = None
+    """Of pages that are only accounted, how many are zero; None for a source that does not look for such."""
+    zero_page_wire_bytes: float = 0.0
+    """What goes over the wire for one."""
+    zero_scan_bytes_per_s: float = 0.0
+    """Memory that a source looks through for them."""
     let_go_within_ns: int = 0
     """How long a guest may take to let its devices go."""
 
@@ -92,6 +102,32 @@ class PrecopySettings:
             self.connections * self.compression_bytes_per_s * self.compression_ratio,
         ]
         return min([cap for cap in caps if cap], default=0.0)
+
+    def handler_cap(self, vcpus: int) -> float:
+        """What a handler puts on the wire at most: it has one vCPU at a time, and half of its guest's time at most."""
+        most = self.handler_bytes_per_s * min(1.0, vcpus / 2)
+        return min(most, self.cap_bytes_per_s or most)
+
+    def handler_share(self, bytes_per_s: float, vcpus: int) -> float:
+        """The share of its guest's time that a handler takes for sealing so much."""
+        return min(0.5, bytes_per_s / (self.handler_bytes_per_s * vcpus))
+
+    def beside_handler(self, standing_still: float, bytes_per_s: float, vcpus: int) -> float:
+        """A share of time for which a guest's vCPUs stand still, with what its handler takes besides."""
+        return 1.0 - (1.0 - standing_still) * (1.0 - self.handler_share(bytes_per_s, vcpus))
+
+    def zeros_among(self, accounted_bytes: int) -> int:
+        """Bytes of whole pages of zeros among what is only accounted."""
+        return int(max(0, accounted_bytes) * (self.zero_share or 0.0)) // PAGE_BYTES * PAGE_BYTES
+
+    def without_zeros(self, size_bytes: int, zero_bytes: int, ratio: float) -> tuple[float, float]:
+        """Bytes on the wire for memory some of which is pages of zeros, and at most how many a second (0: no bound).
+
+        All of it has to be looked at.
+        """
+        wire = (size_bytes - zero_bytes) * ratio + zero_bytes // PAGE_BYTES * self.zero_page_wire_bytes
+        caps = [self.cap_bytes_per_s, self.zero_scan_bytes_per_s * wire / max(1, size_bytes)]
+        return wire, min([cap for cap in caps if cap], default=0.0)
 
     def downtime_limit_at(self, passed_ns: int, memory_bytes: int) -> float:
         """The limit when a migration has copied for so long: Nova's steps, as they are remembered."""

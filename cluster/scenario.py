@@ -208,7 +208,9 @@ class VmGroup(ScenarioPart):
     devices: tuple[CardKindName, ...] = ()
     """Cards of its host's that each is given, in the order in which it knows them."""
     migration_agent: Annotated[bool, Strict()] = False
-    """Its policy lets a migration agent move it, and its host's is its own; SEV_SNP machines only."""
+    """Its policy lets a migration agent move it, and its host's is its own; SEV_SNP and SEV_TIO machines only."""
+    migration_handler: Annotated[bool, Strict()] = False
+    """Its SVSM has a migration handler, which moves it while it runs; SEV_SNP machines with an SVSM only."""
     sev_policy: tuple[Literal["NOKS", "NOSEND", "DOMAIN", "SEV"], ...] = ()
     """Bits of its policy beyond NODBG, where no owner sets it: no shared key, no sending, only to platforms of this
     owner, only to platforms that AMD's root certifies; SEV and SEV_ES machines only."""

@@ -48,6 +48,9 @@ class MigrationSettings(ScenarioPart):
     """What each migration may take of the network. Default: all that it gets."""
     compression: Annotated[float, Strict(), Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     """Bytes on the wire for each byte of memory, with zstd; not of SEV guests, whose pages are noise. Default: none."""
+    zero_pages: Annotated[float, Strict(), Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    """Have sources look for pages of zeros before they send all memory, and take so large a share of it for such where
+    only account is kept of it; PLAIN and SME machines only, others look like noise. Default: they do not look."""
     timeout_per_gib: Duration = 0
     """How long copying may take for each GiB, 0 for ever (KubeVirt: 150 s)."""
     at_timeout: Literal["abort", "stop-and-copy", "post-copy"] = "abort"
@@ -69,6 +72,9 @@ class MigrationSettings(ScenarioPart):
     """What each vCPU may write at most while its machine is copied. Default: no limit."""
     let_go_within: Duration = 60_000_000_000
     """How long a machine may take to let its trusted devices go before it moves."""
+    handler_believes_log: Annotated[bool, Strict()] = True
+    """Whether a migration handler takes its hypervisor's word for which pages its guest has written. One that does not
+    seals all of them again when the guest stands still; what real ones will do is not known."""
     answer_within: Duration = 100_000_000
     """In a scenario with faults: when nothing was heard for so long the control plane says it again."""
     answer_tries: Annotated[int, Strict(), Field(ge=1, le=10_000)] = 10

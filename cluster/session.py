@@ -18,7 +18,7 @@ from cluster.layout import Layout, Row, Rows, StartStoppedError, WorkerLostError
 from cluster.layouts import LAYOUTS
 from cluster.live_migration import LiveMigrations
 from cluster.migration import Outcome
-from cluster.migration_figures import figures_of
+from cluster.migration_figures import MoveBooks
 from cluster.migration_rows import drain_row, migration_row, phase_rows, round_rows
 from cluster.progress import OnProgress, Progress, ShouldStop
 from cluster.results import Results
@@ -126,7 +126,7 @@ class _Shown:
 
     def __init__(self, layout: Layout, duration_ns: int, tell: OnProgress, migrations: LiveMigrations) -> None:
         self._layout = layout
-        self._migrations = migrations
+        self._moves = MoveBooks(migrations)
         self._duration_ns = duration_ns
         self._tell = tell
         self._advised = False
@@ -148,7 +148,7 @@ class _Shown:
             troubles.append(self._layout.advice)
         counts = facts.round_trips, facts.events
         of = facts.virtual_ns, self._duration_ns
-        moves = figures_of(self._migrations, facts.virtual_ns)
+        moves = self._moves.at(facts.virtual_ns)
         self._tell(Progress(*of, *counts, dict(machines), gauges, moves, troubles=tuple(troubles)))
 
 

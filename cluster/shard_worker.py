@@ -16,6 +16,7 @@ import msgpack
 from cluster.entity import Message
 from cluster.errors import ToolError
 from cluster.fleet_garbage import collect_fleet, spare_fleet
+from cluster.fleet_pages import enlarge_pages
 from cluster.shard import EntityFactory, Shard, ShardReport
 from node.packing import packed
 
@@ -61,6 +62,7 @@ class ShardWorker:
             spare_fleet()
             self._shard = Shard(factory, specs)
             spare_fleet()
+            enlarge_pages(len(specs))
             return packed_report(self._shard.report())
 
     def advance(self, call: bytes) -> bytes:

@@ -29,6 +29,7 @@ from node.migration_frames import (
     page_digests,
     state_of,
 )
+from node.page_swaps import with_metadata
 from node.sealed_transfer import SEALED
 from node.vcpu import VcpuState
 from node.vcpu_throttle import Throttle, slow_down
@@ -126,7 +127,7 @@ class Arrivals:
         """Have firmware receive pages, of those that a round copies."""
         by_agent = self._host.guests[name].spec.migration_agent
         command = SnpCommand.PAGE_SWAP_IN if by_agent else LegacyCommand.RECEIVE_UPDATE_DATA
-        self._host.tasks.copy(name, command, pages, done)
+        self._host.tasks.copy(name, command, with_metadata(pages) if by_agent else pages, done)
 
     def complete(
         self, name: str, frames: Stream | Sequence[bytes], digests: PageDigests | bytes, books: GuestBooks,
@@ -136,10 +137,10 @@ class Arrivals:
         host = self._host
         guest = host.guests[name]
         spec = guest.spec
+        by_another = spec.migration_agent or spec.migration_handler
         expected = Expected(
             name, self._memory_of(spec), blocks_of(host.board.disk_files.get(name)), session, spec.vcpus,
-            spec.generation in SEALED or spec.migration_agent, CAPABILITIES[spec.generation].encrypted_registers,
-            spec.migration_agent,
+            spec.generation in SEALED or by_another, CAPABILITIES[spec.generation].encrypted_registers, by_another,
         )  # fmt: skip
         try:
             state = state_of(frames, expected)

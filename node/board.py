@@ -35,15 +35,16 @@ from node.exit_registers import RegisterMasks
 from node.fault_answers import FAULTS, undefined
 from node.filled_slots import FilledSlots
 from node.firmware_levels import firmware_level
-from node.generation import CAPABILITIES, Generation
+from node.generation import Generation
 from node.guest_access import CachedGuestAccess, GuestAccess
 from node.guest_backing import Backing
 from node.guest_instructions import GuestInstructions
 from node.guest_port import GuestPort
+from node.handler_core import HandlerCores
 from node.host_instructions import HostInstructions
 from node.host_system_bus import HostSystemBus
 from node.iommu_board import board_iommu
-from node.memory_controller import HOST_KEY, MemoryController
+from node.memory_controller import MemoryController
 from node.moving_switches import switch_off
 from node.msrs_at_reset import msrs_at_reset
 from node.nested_page_table import NestedPageTable, TableHost
@@ -60,6 +61,7 @@ from node.rmp_hidden_form import HiddenForm
 from node.rmp_layout import RmpLayout, at_end_of_memory
 from node.root_complex import RootComplex
 from node.running_vcpus import RunningVcpus
+from node.save_areas import SaveAreas
 from node.stack_engine import StackEngines
 from node.table_entries import TableEntries
 from node.tlb import Tlb
@@ -73,7 +75,7 @@ from node.vmcb import Vmcb
 from node.vmexit import ExitCode
 from node.vmrun_checks import VmrunChecks
 from node.vmrun_events import VmrunEvents
-from node.vmsa import VMSA_BYTES, VMSA_FIELDS
+from node.vmsa import VMSA_FIELDS
 from node.walked_memory import WalkedMemory
 from psp.alias_check import AliasCheck
 from psp.firmware import SecurityProcessor
@@ -261,7 +263,8 @@ class Board:
         """And which VMRUN has entered: its registers are those of its save area."""
         self.devices_told: Callable[[str, int], None] = lambda _vm, _value: None
         """Whom a VM's hypervisor tells what that says of its devices."""
-        self.masks = RegisterMasks(lambda count, length: random.octets(name, "register nonce", count, length), platform)
+        masks = RegisterMasks(lambda count, length: random.octets(name, "register nonce", count, length), platform)
+        self.save_areas = SaveAreas(self.controller, self.bus, masks, platform)
         self.tlb_duties = None if self.tlb is None else TlbDuties(self, self.tlb)
         anew = GuestAccess(self)
         way = anew if self.tlb is None else CachedGuestAccess(self, anew, self.tlb)
@@ -269,6 +272,7 @@ class Board:
         self.branches = BranchInstructions(self, way, self.predictor, PerformanceCounters())
         self._guest = GuestInstructions(self, way, self.virtual_memory)
         self.agents = AgentCores(self)
+        self.handlers = HandlerCores(self)
         self._host = HostInstructions(self)
 
     def vmcb(self, vm: str, vcpu: int) -> Vmcb:
@@ -288,6 +292,8 @@ class Board:
         table = self._guest.table
         if self.caches is not None:
             self.caches.move_to(vmcb.core)
+        if len(batch) == 1 and self.observer is None and (does := self._guest.memory.get(type(batch[0]))) is not None:
+            return (does(vmcb, batch[0]),)  # As most batches are, and such an operation always comes back.
         some: list[op.Answer] = []
         try:
             for one in batch:
@@ -559,49 +565,6 @@ class Board:
             found = False
         if not found:
             self.vmcbs[vmcb.vm][vmcb.vcpu] = replace(vmcb, vmpl=_VMPLS - 1)
-
-    # Save areas, which the core itself reads and writes at VMRUN and at an exit.
-
-    def load_save_area(self, vmcb: Vmcb) -> bytes:
-        """The save area as VMRUN reads it."""
-        page = self.controller.read(vmcb.save_area_spa, VMSA_BYTES, self.save_area_key(vmcb))
-        return self.masks.loaded(page) if vmcb.rmp_checked else page
-
-    def store_save_area(self, vmcb: Vmcb, page: bytes) -> None:
-        """Write the save area as an exit does."""
-        self._store_registers(vmcb, 0, self.masks.stored(page) if vmcb.rmp_checked else page)
-
-    def store_save_area_field(self, vmcb: Vmcb, offset: int, data: bytes) -> None:
-        """Write a part of it that is never masked, as the core does while the vCPU runs."""
-        self._store_registers(vmcb, offset, data)
-
-    def _store_registers(self, vmcb: Vmcb, offset: int, data: bytes) -> None:
-        # A core would write all of its state. Here fields that nobody models stay as they lie in memory, so a page
-        # that does not fit any more is not made to: VMRUN finds it.
-        seal = _sealed(vmcb) and self.registers_fit(vmcb)
-        key = self.save_area_key(vmcb)
-        # A plain VM's is a page like any other of the host: bytes in DRAM once somebody looks.
-        store = self.controller.write if key else self.controller.lay
-        store(vmcb.save_area_spa + offset, data, key)
-        if seal:
-            self.bus.seal_save_area(vmcb.save_area_spa, vmcb.asid)
-
-    def registers_fit(self, vmcb: Vmcb) -> bool:
-        """Whether a save area is what hardware wrote last; only that of SEV-ES has a value to tell it by."""
-        if not _sealed(vmcb) or Protection.SAVE_AREA_INTEGRITY in self.platform.disabled:
-            return True
-        return self.bus.seals.fits(vmcb.asid, vmcb.save_area_spa, self.load_save_area(vmcb))
-
-    def save_area_key(self, vmcb: Vmcb) -> int:
-        """Through which key registers go: the guest's from SEV-ES on; a plain VM's are the host's, as it maps them."""
-        if CAPABILITIES[vmcb.generation].encrypted_registers:
-            return vmcb.asid
-        return HOST_KEY if vmcb.generation is Generation.SME else 0
-
-
-def _sealed(vmcb: Vmcb) -> bool:
-    """SEV-ES: encrypted registers that no RMP keeps."""
-    return vmcb.generation is Generation.SEV_ES
 
 
 def _alias_check(dram: Dram) -> AliasCheck:

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappush
+from typing import Any, Protocol
 
 import simpy
 from simpy.events import NORMAL
 
 
+class Due(Protocol):
+    """What SimPy's loop needs of an event; ``_ok`` says that it did not fail, and ``callbacks`` take the event."""
+
+    callbacks: tuple[Callable[[Any], None], ...]
+    _ok: bool
+
+
 class _Due:
-    """What SimPy's loop needs of an event that cannot fail and that nobody waits for, and the action."""
+    """One that nobody waits for, and its action."""
 
     __slots__ = ("action", "callbacks")
     _ok = True
@@ -41,7 +49,7 @@ class Clock:
 
     def after(self, delay_ns: int, action: Callable[[], None]) -> None:
         """Call ``action`` when ``delay_ns`` have passed, and settle. Raises ValueError for a time in the past."""
-        self._plan(delay_ns, _Due(self._fires, action))
+        self.plan(delay_ns, _Due(self._fires, action))
 
     def _fire(self, due: _Due) -> None:
         due.action()
@@ -49,9 +57,10 @@ class Clock:
 
     def wake(self, delay_ns: int, action: Callable[[object], None]) -> None:
         """Call ``action``, which settles itself, when ``delay_ns`` have passed. Raises ValueError as ``after``."""
-        self._plan(delay_ns, _Due((action,), _nothing))
+        self.plan(delay_ns, _Due((action,), _nothing))
 
-    def _plan(self, delay_ns: int, due: _Due) -> None:
+    def plan(self, delay_ns: int, due: Due) -> None:
+        """Have an event happen, which settles itself, when ``delay_ns`` have passed. Raises ValueError as ``after``."""
         if delay_ns < 0:
             raise ValueError(f"delay_ns: expected none below 0, got {delay_ns}")
         env = self.env

@@ -20,10 +20,12 @@ from node.guest_books import GuestBooks
 from node.host_events import HostEvent
 from node.hypervisor_port import LaunchRefused
 from node.migration_refusal import REFUSALS, MigrationRefusal
+from node.page_swaps import with_metadata
 from node.vcpu import VcpuState
 from node.vcpu_throttle import Throttle, slow_down
 from node.vm_state import VmState
 from node.vmsa import SevFeature
+from node.zero_pages import held_and_zero_bytes
 from psp.commands import LegacyCommand, SnpCommand
 
 if TYPE_CHECKING:
@@ -114,6 +116,10 @@ class Departures:
         """The pools of a VM that is leaving, as they are now."""
         return self._under_way[name].rates.statement()
 
+    def zero_pages(self, name: str) -> tuple[int, int]:
+        """Bytes of a leaving VM's memory that are held, and how many of them are pages of zeros."""
+        return held_and_zero_bytes(self._host.board, self._under_way[name].guest.spec)
+
     def seal(self, name: str, platform: bytes, told: Callable[[str | None, bytes], None]) -> None:
         """Have firmware agree on keys with the target's, whose certificates these are.
 
@@ -139,7 +145,7 @@ class Departures:
         """Have firmware send pages, of those that a round copies."""
         by_agent = self._under_way[name].guest.spec.migration_agent
         command = SnpCommand.PAGE_SWAP_OUT if by_agent else LegacyCommand.SEND_UPDATE_DATA
-        self._host.tasks.copy(name, command, pages, done)
+        self._host.tasks.copy(name, command, with_metadata(pages) if by_agent else pages, done)
 
     def slow(self, name: str, standing_still: float, most_bytes_per_s: float) -> None:
         """Have its vCPUs stand still for a share of their time, and write no more than so much each (0: no limit)."""
@@ -173,7 +179,7 @@ class Departures:
                 done(None)
                 return
             started = tuple(vcpu.state is not VcpuState.WAITING for vcpu in guest.vcpus)
-            export = self._host.hypervisor.export(name, started, guest.reset_rips)
+            export = self._host.hypervisor.export(name, started, guest.boot_rips)
             self._host.tasks.run(export, guest, read, refused, paid=True)
 
         def refused(refusal: LaunchRefused) -> None:
@@ -214,7 +220,8 @@ class Departures:
             if guest.state is GuestState.PAUSED:
                 self._host.resume(name)
 
-        if guest.spec.migration_agent and guest.state is GuestState.PAUSED and departure.sealed:
+        by_another = guest.spec.migration_agent or guest.spec.migration_handler
+        if by_another and guest.state is GuestState.PAUSED and departure.sealed:
             # Its agent has taken it out of the firmware, or is about to: there is nothing yet to go on with.
             departure.sealed = False
 
@@ -303,7 +310,7 @@ class Departures:
                 return MigrationRefusal.SVSM_BELOW
             if guest.spec.sev_features & SevFeature.SECURE_TSC:
                 return MigrationRefusal.SECURE_TSC
-        elif guest.spec.generation in REFUSALS:
+        elif guest.spec.generation in REFUSALS and not guest.spec.migration_handler:
             return REFUSALS[guest.spec.generation]
         if guest.spec.network:
             return MigrationRefusal.NETWORK_CARD

@@ -242,6 +242,14 @@ class DimmCells:
     def read(self, spa: int, length: int) -> bytes:
         """Bytes as they lie in DRAM. Raises MachineCheck outside of memory."""
         page = spa // PAGE_BYTES
+        if (
+            self._written.get(page // _REGION_PAGES, 0) >> page % _REGION_PAGES & 1
+            and 0 <= length <= PAGE_BYTES - spa % PAGE_BYTES and spa + length <= self._plain_end
+        ):  # fmt: skip
+            # Most loads are of a line in a page that somebody wrote, and no such page is laid.
+            there = self._chunks[spa // CHUNK_BYTES]
+            at = there.begin + spa % CHUNK_BYTES
+            return there.memory[at : at + length]
         found = self._laid.find(page)
         if found is not None:
             first, last, laid = found
@@ -265,7 +273,16 @@ class DimmCells:
     def write(self, spa: int, data: bytes | bytearray | memoryview) -> None:
         """Store bytes. Raises MachineCheck outside of memory."""
         if type(data) is bytes:
-            length, at = len(data), spa % CHUNK_BYTES
+            length, at, page = len(data), spa % CHUNK_BYTES, spa // PAGE_BYTES
+            if (
+                self._written.get(page // _REGION_PAGES, 0) >> page % _REGION_PAGES & 1
+                and length <= PAGE_BYTES - spa % PAGE_BYTES and spa + length <= self._plain_end and not self._watched
+            ):  # fmt: skip
+                # As in ``read``.
+                there = self._chunks[spa // CHUNK_BYTES]
+                at += there.begin
+                there.memory[at : at + length] = data
+                return
             if 0 < length <= CHUNK_BYTES - at:
                 self._check(spa, length)
                 self._forget_laid(spa, length)

@@ -30,6 +30,11 @@ class Pool(NamedTuple):
     write_bytes_per_s: float
 
 
+def pools_of(bodies: tuple[tuple[int, float], ...]) -> tuple[Pool, ...]:
+    """Pools that a host's message tells as plain tuples."""
+    return tuple([Pool(*body) for body in bodies])
+
+
 class DirtyRates:
     """The pools of one VM: for each vCPU, those of its demands that write a set of one size are one pool."""
 

@@ -86,6 +86,8 @@ class EntryRuns:
         """Where each leaf begins: with its first run, but for the first."""
         self._last = _NOWHERE
         """The run that was asked for last: accesses go on where they were."""
+        self.changes = 0
+        """Counts whatever may change a page's entry; what lies in DRAM changes without a count."""
 
     def __len__(self) -> int:
         return sum(len(leaf.starts) for leaf in self._leaves)
@@ -161,6 +163,7 @@ class EntryRuns:
         if start >= end:
             return
         self._last = _NOWHERE
+        self.changes += 1
         number = self._joined(start, end)
         _put(self._leaves[number], start, end, run)
         self._settle(number)
@@ -184,6 +187,7 @@ class EntryRuns:
     def clear(self) -> None:
         """Forget every run."""
         self._leaves, self._firsts, self._last = [_Leaf(self._code)], [0], _NOWHERE
+        self.changes += 1
 
     def _index(self, page: int) -> int:
         return max(0, bisect_right(self._firsts, page) - 1)

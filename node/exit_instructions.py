@@ -124,7 +124,7 @@ class ExitInstructions:
         try:
             if self._intercepts_dr7(vmcb):
                 return op.Fault(op.FaultKind.VMM_COMMUNICATION, 0, ExitCode.DR7_WRITE)
-            self._board.store_save_area_field(vmcb, _DR7.offset, one.value.to_bytes(_DR7.width, "little"))
+            self._board.save_areas.store_field(vmcb, _DR7.offset, one.value.to_bytes(_DR7.width, "little"))
         except FAULTS as fault:
             return answer_to(fault, 0)
         return None
@@ -142,7 +142,7 @@ class ExitInstructions:
         return self._field(vmcb, _FEATURES) if CAPABILITIES[vmcb.generation].encrypted_registers else 0
 
     def _field(self, vmcb: Vmcb, field: VmsaField) -> int:
-        key = self._board.save_area_key(vmcb)
+        key = self._board.save_areas.key(vmcb)
         octets = self._board.controller.read(vmcb.save_area_spa + field.offset, field.width, key)
         return int.from_bytes(octets, "little")
 

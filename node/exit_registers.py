@@ -52,9 +52,9 @@ def store_registers(board: Board, vcpu: Vcpu) -> None:
         board.unlaid.store_save_area(vm, vcpu.index, bytes(page))
         return
     vmcb = board.vmcb(vm, vcpu.index)
-    page = bytearray(board.load_save_area(vmcb))
+    page = bytearray(board.save_areas.load(vmcb))
     save_registers(vcpu.registers, page)
-    board.store_save_area(vmcb, bytes(page))
+    board.save_areas.store(vmcb, bytes(page))
 
 
 def stored_registers(board: Board, vcpu: Vcpu) -> bytes:
@@ -62,7 +62,7 @@ def stored_registers(board: Board, vcpu: Vcpu) -> bytes:
     vm = vcpu.guest.spec.name
     if vm in board.unlaid.vms:
         return board.unlaid.save_area(vm, vcpu.index)
-    return board.load_save_area(board.vmcb(vm, vcpu.index))
+    return board.save_areas.load(board.vmcb(vm, vcpu.index))
 
 
 def store_at_exit(board: Board, vcpu: Vcpu) -> None:
@@ -101,5 +101,5 @@ def take_registers(board: Board, vcpu: Vcpu) -> None:
     registers, vmcb = vcpu.registers, board.vmcb(vcpu.guest.spec.name, vcpu.index)
     kept = registers.r14, registers.r15
     with contextlib.suppress(*FAULTS):
-        load_registers(board.load_save_area(vmcb), registers)
+        load_registers(board.save_areas.load(vmcb), registers)
     registers.r14, registers.r15 = kept

@@ -55,6 +55,8 @@ class GuestSpec:
     """Cards of its host's that it is given."""
     migration_agent: bool = False
     """Its policy lets a migration agent move it, and it is launched with its host's; SEV-SNP guests only."""
+    migration_handler: bool = False
+    """Its SVSM has a migration handler, which moves it."""
     machine: MachineSpec = field(init=False, repr=False, compare=False)
     """The part of it that concerns the hypervisor."""
 
@@ -62,6 +64,7 @@ class GuestSpec:
         machine = MachineSpec(
             self.name, self.generation, self.vcpus, self.memory_bytes, self.firmware, self.sev_features,
             self.svsm, self.owned, self.sev_policy, self.devices, self.migration_agent,
+            self.migration_handler,
         )
         object.__setattr__(self, "machine", machine)
 
@@ -114,6 +117,8 @@ class Guest:
     """GPAs that firmware measured at launch."""
     reset_rips: tuple[int, ...] = ()
     """Where each vCPU comes out of reset."""
+    boot_rips: tuple[int, ...] = ()
+    """The same of its VMPL0."""
     launch_digest: str = ""
     launch_tcb: int | None = None
     """The TCB version that its firmware context keeps of its launch; None without one."""

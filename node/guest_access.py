@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 WALK = ERROR_USER | ERROR_WRITE | ERROR_WALK
 """An access to the guest's own tables, which to the nested tables is always a store (APM volume 2, 15.25.5)."""
 
+_PAGE_SHIFT = PAGE_BYTES.bit_length() - 1
+_IN_PAGE = PAGE_BYTES - 1
+_MOST_KNOWN = 16
+"""Accesses that a control block keeps in mind."""
+
 NOT_SNP = -1
 """In place of a VMPL, that of a guest whose accesses are checked as those of no page's owner."""
 
@@ -47,6 +52,14 @@ class GuestAccess:
         self, vmcb: Vmcb, gpa: int, length: int, private: bool, access: int = READ, needs: int = PERMIT_READ
     ) -> tuple[list[Segment], int]:
         """As ``Way`` says."""
+        which, at, rmp = (gpa >> _PAGE_SHIFT, private, access, needs), gpa & _IN_PAGE, self._board.rmp
+        in_page = 0 < length <= PAGE_BYTES - at
+        known = vmcb.known.get(which)
+        if known is not None and in_page:
+            # A guest goes back to the pages that it was at.
+            changes, asked, rmp_changes, spa, large, key, asid = known
+            if changes == vmcb.nested.changes and asked is rmp and (rmp is None or rmp_changes == rmp.runs.changes):
+                return [(spa + at, length, large, key)], asid
         try:
             segments = vmcb.nested.translate(gpa, length, access)
         except NestedPageFault as fault:
@@ -54,10 +67,17 @@ class GuestAccess:
                 fault.error |= ERROR_ENC
             raise
         try:
-            return segments, self._check(vmcb, gpa, segments, private, access, needs)
+            asid = self._check(vmcb, gpa, segments, private, access, needs)
         except RmpFault as fault:
             _place(fault, gpa, segments)
             raise
+        if in_page and not vmcb.nested.in_memory and not (rmp is not None and rmp.any_in_dram):
+            if len(vmcb.known) >= _MOST_KNOWN:
+                vmcb.known.clear()
+            spa, _, large, key = segments[0]
+            rmp_changes = 0 if rmp is None else rmp.runs.changes
+            vmcb.known[which] = vmcb.nested.changes, rmp, rmp_changes, spa - at, large, key, asid
+        return segments, asid
 
     def check(self, vmcb: Vmcb, gpa: int, segments: list[Segment], private: bool, access: int, needs: int) -> int:
         """RMP checks of a translated access; the ASID whose key it uses, 0 for what the nested entry says."""

@@ -12,6 +12,7 @@ from node.disk_books import DiskBooks
 from node.event_log import ChainEnd
 from node.guest import Guest
 from node.mechanism import MECHANISMS, Mechanism
+from node.svsm_use import SvsmUse
 from node.vcpu import Vcpu
 
 N = TypeVar("N", int, float)
@@ -42,6 +43,8 @@ class GuestBooks(NamedTuple):
     phases: list[list[tuple[int, int]]]
     chain: tuple[int, int, bytes]
     """Where its digest chain stands: bucket, records, value."""
+    svsm: tuple[int, ...] = ()
+    """Calls and time of its SVSM, if it has one."""
 
     @classmethod
     def of(cls, guest: Guest, chain: ChainEnd) -> GuestBooks:
@@ -55,7 +58,7 @@ class GuestBooks(NamedTuple):
             [vcpu.elapsed_ns for vcpu in guest.vcpus],
             [retired(vcpu) for vcpu in guest.vcpus],
             [_by_number(vcpu.phases) for vcpu in guest.vcpus],
-            chain,
+            chain, () if guest.svsm is None else (guest.svsm.calls, guest.svsm.time_ns),
         )  # fmt: skip
 
     def body(self) -> tuple[object, ...]:
@@ -72,8 +75,9 @@ class GuestBooks(NamedTuple):
         (
             guest.ordered_ns, guest.running_ns, guest.launch_digest, guest.psp_wait_ns, guest.psp_service_ns,
             guest.operation_ns, guest.operations, guest.faults, guest.bytes_read, guest.bytes_written,
-            guest.bytes_bounced, guest.copies, disk, lost_ns, row_ns, elapsed_ns, instructions, phases, _,
+            guest.bytes_bounced, guest.copies, disk, lost_ns, row_ns, elapsed_ns, instructions, phases, _, svsm,
         ) = self  # fmt: skip
+        guest.svsm = SvsmUse(*svsm) if svsm else None
         guest.disk = DiskBooks(*disk) if disk else None  # type: ignore[arg-type]  # as they were packed
         guest.lost_ns = dict.fromkeys(MECHANISMS, 0.0) | lost_ns
         guest.row_ns = dict(row_ns)

@@ -7,6 +7,7 @@ go on with raises GhcbMsrError or GhcbUntrusted; ``settings`` say what a kernel 
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 
 from node.ghcb_msr import (
@@ -125,9 +126,8 @@ def change_pages(
 
     Raises GhcbUntrusted for a status, for an entry that does not move on, and for more exits than entries.
     """
-    entries = list(entries_of(first, length, operation))
-    for start in range(0, len(entries), MOST_ENTRIES):
-        yield from _change(gpa, entries[start : start + MOST_ENTRIES], settings)
+    for entries, packed in _lists(first, length, operation):
+        yield from _change(gpa, entries, packed, settings)
 
 
 def mmio_load(
@@ -187,12 +187,20 @@ _STRING = 1 << 2 | 1 << 3 | 1 << 9
 """SW_EXITINFO1 of IOIO: a string, repeated, with addresses of 64 bits."""
 
 
-def _change(gpa: int, entries: Sequence[PageStateEntry], settings: KernelSettings) -> Steps:
+@lru_cache(maxsize=8)
+def _lists(first: int, length: int, operation: PageOperation) -> tuple[tuple[Sequence[PageStateEntry], bytes], ...]:
+    """Lists for a range, each as entries and packed; kernels that start alike lay down the same."""
+    entries = tuple(entries_of(first, length, operation))
+    parts = [entries[start : start + MOST_ENTRIES] for start in range(0, len(entries), MOST_ENTRIES)]
+    return tuple([(part, build_list(part)) for part in parts])
+
+
+def _change(gpa: int, entries: Sequence[PageStateEntry], packed: bytes, settings: KernelSettings) -> Steps:
     done = 0
     while done < len(entries):
         # What is left goes in a list of its own: nothing that came back is sent again.
         registers = {"SW_SCRATCH": gpa + SHARED_BUFFER}
-        left = build_list(entries[done:])
+        left = build_list(entries[done:]) if done else packed
         page = build_exit(NaeEvent.PAGE_STATE_CHANGE, 0, 0, registers, left, settings.ghcb_version)
         back, reply = yield from _exit(gpa, page, NaeEvent.PAGE_STATE_CHANGE, None, settings)
         if not settings.checks_page_states:

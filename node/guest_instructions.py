@@ -35,9 +35,10 @@ class GuestInstructions:
         self._board = board
         self._way = way
         exits = ExitInstructions(board)
+        self.memory: Mapping[type, Callable[..., op.Answer]] = {op.Read: self._read, op.Write: self._write}
+        """Of the table what is nothing but a load or a store."""
         self.table: Mapping[type, Callable[..., op.Answer]] = {
-            op.Read: self._read,
-            op.Write: self._write,
+            **self.memory,
             op.UpkeepRead: self._read,
             op.UpkeepWrite: self._write,
             op.Clear: self._clear,

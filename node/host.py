@@ -360,6 +360,7 @@ class Host:
                 self.vcpus.load(vcpu)
             reset_rips = tuple(vcpu.registers.rip for vcpu in guest.vcpus)
         svsm = None
+        guest.boot_rips = reset_rips
         if spec.svsm:
             image = self.images[spec.firmware]
             svsm, reset_rips = svsm_guest(image, reset_rips), guest_reset_rips(image, spec.vcpus)

@@ -68,6 +68,7 @@ class HostInstructions:
             op.FetchCertificates: lambda _: board.certificates(),
             op.AskLaunchOwner: lambda one: board.launch_owner(one.vm, one.shown),
             op.AgentCall: board.agents.call,
+            op.HandlerCall: board.handlers.call,
             op.SwapRowOut: lambda one: _row(lambda: board.psp.snp.swap.row_out(
                 one.gctx, one.spa, one.pages, one.mdata, large=one.large
             )),

@@ -15,7 +15,7 @@ from node.agent_transfer import agent_context, launch_agent, restart_agent
 from node.asid_pool import AsidPool, AsidsExhausted
 from node.card_driver import release_cards, roll_card_keys
 from node.core_msrs import Msr
-from node.cpuid_page import cpuid_page
+from node.cpuid_page import CpuidEntry, cpuid_page
 from node.device_access import device_access
 from node.device_moves import ask_devices, give_devices
 from node.expected_answers import expect_done, expect_gone, expect_success
@@ -24,6 +24,8 @@ from node.firmware_image import FirmwareImage
 from node.frame_allocator import FrameAllocator, OutOfMemory, joined
 from node.generation import Generation
 from node.ghcb_server import GhcbServer
+from node.guest_requests import GuestRequests
+from node.handler_transfer import is_of_image
 from node.host_bring_up import TRUSTED_REGION_BYTES, bring_up_steps, refusal
 from node.hypervisor_port import (
     Answers,
@@ -110,6 +112,20 @@ class Hypervisor:
         """Whether firmware is just being replaced: no SEV guest can come then."""
         self._vms: dict[str, LaunchedVm] = {}
         self._ghcb = GhcbServer(product, vcpu_model(VCPU_MODEL), self.page_state_change, self.small_page, self.tio)
+
+    @property
+    def vcpu_model(self) -> str:
+        """Of all its guests."""
+        return VCPU_MODEL
+
+    @property
+    def requests(self) -> GuestRequests:
+        """What carries guests' messages to the firmware."""
+        return self._ghcb.requests
+
+    def cpuid_leaves(self, generation: Generation) -> tuple[CpuidEntry, ...]:
+        """What CPUID tells guests of a generation."""
+        return self._ghcb.leaves[generation]
 
     def launched(self, vm: str) -> LaunchedVm:
         """The record of a VM; KeyError if there is none."""
@@ -442,10 +458,15 @@ class Hypervisor:
 
     def launch_snp(self, spec: MachineSpec, record: LaunchedVm) -> Task:
         """SNP: context, pages in the order of KVM and QEMU, finish."""
+        features, leaves = launch_features(self.product.name, spec.sev_features), self.cpuid_leaves(spec.generation)
+        model, cpuid = vcpu_model(VCPU_MODEL), cpuid_page(leaves)
+        pages = tuple(guest_launch_pages(record.images, spec.vcpus, model, features, cpuid))
+        yield from self.launch_pages(spec, record, pages)
+
+    def launch_pages(self, spec: MachineSpec, record: LaunchedVm, pages: tuple[LaunchPage, ...]) -> Task:
+        """The same with these pages."""
         yield from self._take_asid(record)
         record.sev_features = features = launch_features(self.product.name, spec.sev_features)
-        model, cpuid = vcpu_model(VCPU_MODEL), cpuid_page(self._ghcb.leaves[spec.generation])
-        pages = tuple(guest_launch_pages(record.images, spec.vcpus, model, features, cpuid))
         command, gctx = record.small[0], self.small_page(record)
         yield from self.give_to_firmware(gctx)
         record.firmware_pages.append(gctx)
@@ -456,13 +477,18 @@ class Hypervisor:
         if spec.migration_agent:
             agent, policy = agent_context(self), SNP_POLICY | SnpPolicy.MIGRATE_MA
             start = replace(start, policy=policy, ma_gctx=agent, flags=buffers.SNP_START_MA)
+        if spec.migration_handler:
+            record.handler = True
+            start = replace(start, policy=SNP_POLICY | SnpPolicy.MIGRATE_MA, flags=buffers.SNP_START_IMI)
         yield from self.must(SnpCommand.LAUNCH_START, command, start.pack())
         activate = buffers.SnpActivate(gctx=gctx, asid=record.asid)
         yield from self.must(SnpCommand.ACTIVATE, command, activate.pack())
         record.launched_gpas = tuple(page.gpa for page in pages if page.page_type is not PageType.VMSA)
         given = [(page.gpa, page.data) for page in pages if page.page_type is PageType.CPUID and page.data]
         yield from self._checked([op.PaidWrite(record.spa_of(gpa), data) for gpa, data in given])
-        yield from self._write(record, [(image.gpa, image.data) for image in record.images])
+        launched = set(record.launched_gpas)
+        images = [(image.gpa, image.data) for image in record.images if image.gpa in launched]
+        yield from self._write(record, images)
         yield from self._assign(spec, record)
         yield (op.HostWork("psp.launch_region_ns"),)
         yield from self._update(spec, record, pages)
@@ -504,7 +530,7 @@ class Hypervisor:
         for at in range(0, len(pages), COMMANDS_AT_ONCE):
             batch = tuple([
                 op.PspCommand(
-                    SnpCommand.LAUNCH_UPDATE, command, buffer_of(record.gctx, page.page_type << 1, spa, 0)
+                    SnpCommand.LAUNCH_UPDATE, command, buffer_of(record.gctx, _flags(record, page), spa, 0)
                 )
                 for page, spa in zip(pages[at : at + COMMANDS_AT_ONCE], spas[at : at + COMMANDS_AT_ONCE], strict=True)
             ])  # fmt: skip
@@ -515,6 +541,11 @@ class Hypervisor:
             op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa)
             for index, spa in enumerate(record.save_areas)
         )
+
+
+def _flags(record: LaunchedVm, page: LaunchPage) -> int:
+    """Page type, and whether a page is of an initial migration image."""
+    return page.page_type << 1 | (buffers.SNP_UPDATE_IMI if record.handler and is_of_image(record, page) else 0)
 
 
 def _sized(entry: RmpEntry, large: bool) -> RmpEntry:

@@ -14,7 +14,7 @@ from node.guest_functions import GuestFunction
 from node.guest_memory_map import Range
 from node.owned_launch import OwnedLaunch
 from node.shared_pages import SharedPages
-from node.vm_state import VmState
+from node.vm_state import MOST_VCPUS, VmState
 from node.vmpl_switch import VmplBook
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
@@ -88,6 +88,8 @@ class LaunchedVm:
     """What it is told about them."""
     parked: bool = False
     """They are stopped, for it may be moved away."""
+    handler: bool = False
+    """Its SVSM has a migration handler."""
     svsm: FirmwareImage | None = None
     """The image below the firmware, where there is one."""
 
@@ -107,20 +109,22 @@ class LaunchedVm:
 
         Beside that stands how often its devices were others.
         """
-        vcpus = sorted({*self.ghcbs, *self.dr7})
-        notes = tuple([(vcpu, self.ghcbs.get((vcpu, vmpl), 0), self.dr7.get((vcpu, vmpl), 0)) for vcpu, vmpl in vcpus])
+        seats = sorted({*self.ghcbs, *self.dr7})
+        notes = tuple([(vmpl * MOST_VCPUS + vcpu, self.ghcbs.get((vcpu, vmpl), 0), self.dr7.get((vcpu, vmpl), 0))
+                       for vcpu, vmpl in seats])  # fmt: skip
         return (*notes, (-1, self.jump_table, self.notice.arrivals))
 
     def hear_of_vcpus(self, notes: VcpuNotes) -> None:
         """The other way."""
-        for vcpu, ghcb, dr7 in notes:
-            if vcpu < 0:
+        for seat, ghcb, dr7 in notes:
+            vmpl, vcpu = divmod(seat, MOST_VCPUS)
+            if seat < 0:
                 self.jump_table, self.notice.arrivals = ghcb, dr7
                 continue
             if ghcb:
-                self.ghcbs[vcpu, 0] = ghcb
+                self.ghcbs[vcpu, vmpl] = ghcb
             if dr7:
-                self.dr7[vcpu, 0] = dr7
+                self.dr7[vcpu, vmpl] = dr7
 
     def open_vmpls(self) -> None:
         """Let the guest use several VMPLs where it has an SVSM to use them."""

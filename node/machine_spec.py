@@ -31,6 +31,8 @@ class MachineSpec:
     """Cards of its host's that it is given, in the order in which it knows them."""
     migration_agent: bool = False
     """It is launched with its host's migration agent, by which an SNP guest may be moved."""
+    migration_handler: bool = False
+    """Its SVSM has a migration handler, by which it may be moved."""
 
     @property
     def memory(self) -> GuestMemoryMap:

@@ -24,71 +24,34 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from node.message_place import COUNT_BYTES, SECRETS_COUNTS, SECRETS_VMPCKS, VMPCK_BYTES
-from node.operations import GuestOperation, Read, Write
-from node.packing import packed
+from node.agent_messages import (
+    KEY_BYTES,
+    MARK,
+    AgentRefusal,
+    Asking,
+    Carry,
+    Hello,
+    ask_firmware,
+    asked_report,
+    believe,
+    tcb_floor,
+)
+from node.operations import GuestOperation
 from psp.byte_layout import ByteLayout
 from psp.exported_context import EXPORTED_BYTES, EXPORTED_VERSION
-from psp.guest_message import BadMessage, MessageHeader, MessageKey, MessageType
+from psp.guest_message import MessageType
 from psp.key_messages import SELECT_MEASUREMENT, KeyRequest, KeyResponse
 from psp.migration_messages import ExportRequest, ExportResponse, ImportRequest, StatusResponse
-from psp.report_messages import ReportRequest, ReportResponse
 from psp.status import Status
-from psp.verifier import LINES, Evidence, Expectations, Rejected, Report, verify
-from psp.verifier.product_line import line_of_processor
+from psp.verifier import Expectations, Report
 from psp.verifier.reasons import Trail
 from psp.verifier.report import parse_report
 
-MARK = b"sevfleet migration agent 1"
-"""What its image begins with, so that its measurement is no other's."""
-_KEY_BYTES = 32
+__all__ = ["MARK", "AgentRefusal", "Carry", "Hello", "MigrationAgent"]
+
 _LARGEST = 1 << 64
 
-
-class AgentRefusal(Exception):
-    """Why an agent does not do what it was told."""
-
-
-@dataclass(frozen=True, slots=True)
-class Carry:
-    """A request that the hypervisor is to carry to the firmware."""
-
-    message: bytes
-
-
 Step = Generator[tuple[GuestOperation, ...] | Carry, object, object]
-
-
-@dataclass(frozen=True, slots=True)
-class Hello:
-    """What one agent shows another: its key, a report that holds the key's digest, and who certifies the chip."""
-
-    public_key: bytes
-    report: bytes = field(repr=False)
-    certificates: tuple[bytes, ...] = field(default=(), repr=False)
-    """VCEK, ASK and ARK in DER; the hypervisor adds them."""
-
-    def pack(self) -> bytes:
-        """As bytes."""
-        return packed((self.public_key, self.report, self.certificates))
-
-    @classmethod
-    def parse(cls, data: bytes) -> Hello:
-        """Back from bytes. Raises AgentRefusal."""
-        try:
-            match msgpack.unpackb(data, use_list=False):
-                case (bytes(key), bytes(report), tuple(certificates)) if len(key) == _KEY_BYTES and all(
-                    type(one) is bytes for one in certificates
-                ):
-                    return cls(key, report, certificates)
-        except (ValueError, TypeError, msgpack.UnpackException, RecursionError):
-            pass
-        raise AgentRefusal("the peer's greeting is malformed")
-
-    @property
-    def bound(self) -> bytes:
-        """REPORT_DATA of the report that goes with the key."""
-        return hashlib.sha512(MARK + self.public_key).digest()
 
 
 @dataclass(slots=True)
@@ -143,11 +106,8 @@ class MigrationAgent:
         self._own = parse_report(report, Trail())
         return Hello(hello.public_key, report).pack()
 
-    def _report(self, data: bytes) -> Generator[tuple[GuestOperation, ...] | Carry, object, bytes]:
-        answer = yield from self._ask(MessageType.REPORT_REQ, ReportRequest(data))
-        if ReportResponse.parse(answer).status != Status.SUCCESS:
-            raise AgentRefusal("firmware gives no report")
-        return answer[ReportResponse.SIZE :]
+    def _report(self, data: bytes) -> Asking:
+        return (yield from asked_report(self.secrets_gpa, data))
 
     def _meet(self, vm: str, peer: bytes, *, low: bool) -> Step:
         """Look at a peer, which a context may be exchanged with; ``low`` takes older firmware than one's own."""
@@ -157,16 +117,9 @@ class MigrationAgent:
         assert self._own is not None
         if self.verifies_peer:
             own = self._own
-            floor = None
-            if not low:
-                line = line_of_processor(*own.cpuid[:2]) if own.cpuid else None
-                floor = (line or LINES["Milan"]).layout.split(own.reported_tcb)
-            leaf, ask, ark = (*hello.certificates, None, None, None)[:3]
+            floor = None if low else tcb_floor(own)
             expected = Expectations(measurement=own.measurement, report_data=hello.bound, min_tcb=floor)
-            try:
-                verify(Evidence(hello.report, ark, ask, leaf), expected, self.now, self.roots)
-            except Rejected as rejected:
-                raise AgentRefusal(f"the peer is not believed: {rejected}") from None
+            believe(hello, expected, self.now, self.roots)
         self._peers[vm] = hello.public_key
         return None
 
@@ -187,9 +140,9 @@ class MigrationAgent:
         """IMPORT of what a peer sealed for this agent."""
         if vm not in self._peers:
             raise AgentRefusal("no peer was met for this guest")
-        name = sealed[:_KEY_BYTES]
+        name = sealed[:KEY_BYTES]
         try:
-            blob = AESGCM(self._channel(vm, name)).decrypt(bytes(12), sealed[_KEY_BYTES:], vm.encode())
+            blob = AESGCM(self._channel(vm, name)).decrypt(bytes(12), sealed[KEY_BYTES:], vm.encode())
         except (InvalidTag, ValueError):
             raise AgentRefusal("what came is not sealed by the peer for this guest") from None
         if self.keeps_ledger and name in self._imported:
@@ -221,31 +174,10 @@ class MigrationAgent:
         """The key of one context's way: another for each, so that its nonce need not change."""
         assert self._private is not None
         shared = self._private.exchange(X25519PublicKey.from_public_bytes(self._peers[vm]))
-        return HKDF(SHA256(), _KEY_BYTES, name, MARK + vm.encode()).derive(shared)
+        return HKDF(SHA256(), KEY_BYTES, name, MARK + vm.encode()).derive(shared)
 
-    def _ask(
-        self, kind: MessageType, asked: ByteLayout, version: int = 1
-    ) -> Generator[tuple[GuestOperation, ...] | Carry, object, bytes]:
-        """One message to the firmware, and its answer's payload. Raises AgentRefusal."""
-        key_gpa, count_gpa = self.secrets_gpa + SECRETS_VMPCKS, self.secrets_gpa + SECRETS_COUNTS
-        found = yield (Read(key_gpa, VMPCK_BYTES), Read(count_gpa, COUNT_BYTES))
-        assert isinstance(found, tuple)
-        key, count = found
-        if not isinstance(key, bytes) or not isinstance(count, bytes):
-            raise AgentRefusal("its secrets page is gone")
-        last, cipher = int.from_bytes(count, "little"), MessageKey(key)
-        page = yield Carry(cipher.seal(0, last + 1, kind, version, asked.pack()))
-        # Whatever comes back, the number is used up, if the firmware has seen it.
-        yield (Write(count_gpa, (last + 2).to_bytes(COUNT_BYTES, "little")),)
-        try:
-            assert isinstance(page, bytes)
-            header = MessageHeader.checked(page)
-            payload = cipher.unseal(header, page)
-        except BadMessage:
-            raise AgentRefusal("no answer of the firmware's") from None
-        if (header.sequence, header.message_type) != (last + 2, kind + 1):
-            raise AgentRefusal("the answer to another message")
-        return payload
+    def _ask(self, kind: MessageType, asked: ByteLayout, version: int = 1) -> Asking:
+        return (yield from ask_firmware(self.secrets_gpa, kind, asked, version))
 
 
 def _parsed(order: bytes) -> object:

@@ -22,7 +22,7 @@ import msgpack
 
 from node.operations import BLOCK_BYTES
 from node.packing import Unmade, packed
-from node.vm_state import Packet, Run, VmState
+from node.vm_state import MOST_VCPUS, Packet, Run, VmState
 from node.vmsa import VMSA_BYTES
 from psp.secret_packet import PacketHeader
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
@@ -33,12 +33,12 @@ NO_SESSION = bytes(SESSION_BYTES)
 MOST_BODY_BYTES = 1 << 20
 """Pages or blocks of one frame hold at most this; a frame's body a little more."""
 MOST_FRAME_BYTES = MOST_BODY_BYTES + (64 << 10)
-MOST_VCPUS = 1024
 MOST_ROWS = 1 << 15
 MOST_CONTEXT_BYTES = 1 << 12
 DIGEST_BYTES = 8
 """Of a page's SHA-256: they find accidents, of which none makes two of a fleet's pages alike in 64 bits."""
 _LARGEST_NUMBER = 1 << 52
+_VMPLS = 4
 _FIELDS = ("version", "session", "sequence", "kind", "length", "checksum", "body")
 _FIELD_TYPES = (int, bytes, int, int, int, bytes, bytes)
 
@@ -428,13 +428,14 @@ class _Reader:
     def take_told(self, body: object) -> None:
         """The body of such a frame."""
         match body:
-            case (tuple(shared), tuple(told)) if len(shared) <= MOST_RUNS and len(told) <= MOST_VCPUS + 1:
+            case (tuple(shared), tuple(told)) if len(shared) <= MOST_RUNS and len(told) <= _VMPLS * MOST_VCPUS + 1:
                 pass
             case _:
                 raise FrameError(self._sequence, "told", "shared ranges, and words of vCPUs", "something else")
         if not all(_numbers(one, 2) and self._expected.memory(*one) and one[1] for one in shared):
             raise FrameError(self._sequence, "told", "ranges of the VM", "something else")
-        if not all(_numbers(one[1:], 2) and type(one[0]) is int and -1 <= one[0] < MOST_VCPUS for one in told if one):
+        most = _VMPLS * MOST_VCPUS
+        if not all(_numbers(one[1:], 2) and type(one[0]) is int and -1 <= one[0] < most for one in told if one):
             raise FrameError(self._sequence, "told", "a vCPU and two numbers", "something else")
         if any(gpa % PAGE_BYTES or length % PAGE_BYTES for gpa, length in shared):
             raise FrameError(self._sequence, "told", "whole pages", "something else")

@@ -30,6 +30,7 @@ class MigrationRefusal(StrEnum):
     LOWER_FIRMWARE = "the target's firmware is older than the source's"
     NEEDS_MIGRATION_AGENT = "an SNP guest moves only with a migration agent, and this one has none"
     AGENT_REFUSES = "the migration agents do not believe each other, or firmware does not do what one asks"
+    HANDLER_REFUSES = "the migration handlers do not believe each other, or firmware does not do what one asks"
     SVSM_BELOW = "guests with an SVSM do not move by agents yet"
     SECURE_TSC = "firmware exports no guest whose clock begins with its host's"
     NETWORK_CARD = "the state of a paravirtual network card does not move yet"

@@ -1,4 +1,4 @@
-"""What a laboratory switches off of a firmware's care for guests that move, and for pages that are out."""
+"""What a laboratory switches off of a firmware's care for guests that move, for pages that are out, and for devices."""
 
 from __future__ import annotations
 
@@ -12,3 +12,4 @@ def switch_off(psp: SecurityProcessor, disabled: frozenset[Protection]) -> None:
     psp.snp.swap.checks_tag = Protection.SWAP_TAG not in disabled
     psp.snp.swap.spends_entries = Protection.SWAP_ENTRY not in disabled
     psp.snp.migration.export_decommissions = Protection.EXPORT_DECOMMISSIONS not in disabled
+    psp.snp.tsm.message_switches.checks_route = Protection.MMIO_ROUTE not in disabled

@@ -105,6 +105,8 @@ class NestedPageTable:
         """Where ranges of frames begin whose accesses this table is told of."""
         self._encrypted = False
         self._root = 0
+        self.changes = 0
+        """Counts whatever may change where an address leads; bytes change without a count."""
 
     @classmethod
     def at(cls, host: TableHost, root: int, *, encrypted: bool = False) -> Self:
@@ -116,6 +118,11 @@ class NestedPageTable:
     def __len__(self) -> int:
         """Number of runs held."""
         return len(self._runs)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether bytes are what counts."""
+        return self._in_memory
 
     @property
     def root(self) -> int | None:
@@ -208,6 +215,7 @@ class NestedPageTable:
         if frames.claim(layout.tables, 0):
             return False
         key = HOST_KEY if encrypted else 0
+        self.changes += 1
         for number, start, stop, large in layout.parts:
             gpa, spa, _ = maps[number]
             runs.put(start, stop, _Target(spa + start - gpa, large, key))
@@ -232,6 +240,7 @@ class NestedPageTable:
     ) -> int:
         if start == end:
             return 0
+        self.changes += 1
         cut: set[int] = set()
         if (start | end) % LARGE_PAGE_BYTES:
             cut = {border // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES for border in (start, end) if self._is_inside(border)}
@@ -297,6 +306,7 @@ class NestedPageTable:
         if self._in_memory:
             return  # one access, several ranges of frames
         self._in_memory = True
+        self.changes += 1
         self._let_go(host)
         self._write(0, GPA_END)
 

@@ -135,6 +135,7 @@ KINDS: Mapping[int, type] = {
     223: op.SwapRowOut,
     224: op.SwapRowIn,
     225: op.DevicesTold,
+    231: op.HandlerCall,
     # Answers.
     48: op.Fault,
     49: op.PValidateResult,

@@ -6,7 +6,7 @@ what a plain VM would pay and what its generation adds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from node import operations as op
 from node.boot_phases import BOOT_WORK
@@ -28,6 +28,9 @@ PSC_ENTRIES = 253
 _KIB = 1024
 Part = tuple[Mechanism, float, str]
 """Nanoseconds of an operation, and the row with a sweep range that they are in proportion to; empty for none."""
+_READ, _WRITE = op.Read, op.Write
+_OPERATIONS, _ENCRYPTION = Mechanism.OPERATIONS, Mechanism.ENCRYPTION
+"""An enumeration looks its members up at ten times the price of a module's name; every batch comes by here."""
 _MOST_TIMES = 1 << 20
 _CONFIG_WORD_BYTES = 4
 
@@ -101,6 +104,19 @@ class GuestOperationCost:
         What costs anything takes a nanosecond at least. ``row_ns`` gets what is in proportion to rows with a sweep
         range, but for what the cipher adds to loads and stores.
         """
+        if len(batch) == 1:
+            # As most are: a load or a store.
+            only = batch[0]
+            kind = type(only)
+            if kind is _READ or kind is _WRITE:
+                size = max(only.length, 0) if kind is _READ else len(only.data)  # type: ignore[union-attr]  # the two
+                access_ns, byte_ns = self._private_ns if only.private else self._shared_ns  # type: ignore[union-attr]
+                plain = latency_ns + size * self._plain_byte_ns
+                added = access_ns + size * byte_ns
+                lost_ns[_OPERATIONS] += plain
+                lost_ns[_ENCRYPTION] += added
+                whole = plain + added
+                return max(1, round(whole)) if whole else 0
         plain = added = other = 0.0
         for one in batch:
             if type(one) is op.Read:
@@ -274,6 +290,7 @@ class HostOperationCost:
             op.Invd: lambda _: costs["host.invd_ns"],
             op.VmKick: lambda _: costs["core.exit_ns"],
             op.AgentCall: lambda _: costs["psp.guest_request_ns"],
+            op.HandlerCall: lambda _: costs["psp.guest_request_ns"],
             op.VmPageFlush: lambda _: _lines(PAGE_BYTES) * costs["host.clflush_ns"],
         }
         # To enter another VMPL is a round trip's second half, and what comes on top of that.
@@ -319,14 +336,13 @@ class HostOperationCost:
         table = self._in_exit
         return sum([table[type(one)](one) for one in batch if type(one) in table], 0.0)
 
-    def rows_in_exit(self, batch: tuple[op.HypervisorOperation, ...]) -> dict[str, float]:
-        """The same by rows with a sweep range."""
-        rows: dict[str, float] = {}
-        for one in batch:
-            row = _ROWS_IN_EXIT.get(type(one))
-            if row is not None:
-                rows[row] = rows.get(row, 0.0) + self._in_exit[type(one)](one)
-        return rows
+    def note_rows(self, work: Iterable[tuple[op.HypervisorOperation, ...]], row_ns: dict[str, float]) -> None:
+        """Add to ``row_ns`` what batches of exits cost, by rows with a sweep range."""
+        for batch in work:
+            for one in batch:
+                row = _ROWS_IN_EXIT.get(type(one))
+                if row is not None:
+                    row_ns[row] = row_ns.get(row, 0.0) + self._in_exit[type(one)](one)
 
     def psp_service_ns(self, one: op.PspCommand) -> float:
         """Nanoseconds the security processor works on one command."""
@@ -345,7 +361,7 @@ class HostOperationCost:
 _ROWS_IN_EXIT: Mapping[type, str] = {
     op.RmpUpdate: "rmp.update_ns", op.PSmash: "rmp.psmash_ns", op.VmRun: "vmpl.switch_extra_ns",
 }  # fmt: skip
-_WORK = (op.HostWork, op.Wbinvd, op.AgentCall)
+_WORK = (op.HostWork, op.Wbinvd, op.AgentCall, op.HandlerCall)
 _TO_DEVICES = [one for one, row in COMMANDS.items() if row.layout is not None and issubclass(row.layout, SpdmOrder)]
 
 

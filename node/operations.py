@@ -56,14 +56,14 @@ from node.operation_answers import (
 from node.owner_operations import AskLaunchOwner, FetchCertificates
 from node.stack_operations import StackMove
 from node.svsm_operations import Clear, GuestWork
-from node.swap_operations import AgentCall, SwapRowIn, SwapRowOut
+from node.swap_operations import AgentCall, HandlerCall, SwapRowIn, SwapRowOut
 from node.tsc_operations import ReadRandom, ReadTsc
 from psp.system_bus import RmpEntry
 
 __all__ = [
     "AgentCall", "Answer", "Arithmetic", "AskLaunchOwner", "Await", "Branch", "CardDebug", "CardUpdate", "Clear",
     "Compute", "ConfigIn", "ConfigOut", "ConfigRead", "ConfigWrite", "Copy", "CpuidResult", "DeviceRead",
-    "DeviceWrite", "DevicesTold", "Fault", "FaultKind", "FetchCertificates", "GuestWork", "HostBranch",
+    "DeviceWrite", "DevicesTold", "Fault", "FaultKind", "FetchCertificates", "GuestWork", "HandlerCall", "HostBranch",
     "HostReadCounter", "IndirectBranch", "LoadIdt", "MOST_BYTES", "MOST_WORDS", "MmioLoad", "MmioRead", "MmioStore",
     "MmioWrite", "NicRead", "NicWrite", "PValidateResult", "PortIn", "PortInString", "PortOut", "PortOutString",
     "PspAnswer", "Rdmsr", "Read", "ReadFlags", "ReadRandom", "ReadTsc", "RmpQueryResult", "RmpReadResult", "Runs",
@@ -550,7 +550,7 @@ HypervisorOperation = (
     | NicRead | NicWrite | ReadMsr | WriteMsr | MmioRead | MmioWrite | FabricRoute | FabricDivert
     | DeviceRead | DeviceWrite | ConfigRead | ConfigWrite | ConfigIn | ConfigOut | CardUpdate | CardDebug
     | VmcbLoad | VmcbStore | VmKick | TraceFaults | HostBranch | HostReadCounter | FetchCertificates | AskLaunchOwner
-    | AgentCall | SwapRowOut | SwapRowIn | DevicesTold
+    | AgentCall | SwapRowOut | SwapRowIn | DevicesTold | HandlerCall
 )  # fmt: skip
 GuestOperation = (
     Read | Write | UpkeepRead | UpkeepWrite | Copy | VirtualRead | VirtualWrite | Fetch | WriteControl | InvalidatePage

@@ -9,9 +9,10 @@ specification (56421), 4.1.6, as KVM reads it (snp_begin_psc in arch/x86/kvm/svm
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import lru_cache
 
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
@@ -60,9 +61,17 @@ class PageStateEntry:
         """Pages of 4 KiB that it covers."""
         return _PAGES_OF_A_LARGE_ONE if self.large else 1
 
+    @property
+    def through(self) -> bytes:
+        """Its eight bytes once all of it is done."""
+        return self._packed(self.pages)
+
     def pack(self) -> bytes:
         """Its eight bytes."""
-        word = self.done | self.gpa // PAGE_BYTES << 12 | self.operation << 52 | self.large << 56
+        return self._packed(self.done)
+
+    def _packed(self, done: int) -> bytes:
+        word = done | self.gpa // PAGE_BYTES << 12 | self.operation << 52 | self.large << 56
         return word.to_bytes(ENTRY_BYTES, "little")
 
     @classmethod
@@ -91,10 +100,17 @@ class PageStateList:
 
     current: int
     entries: tuple[PageStateEntry, ...]
+    _runs: list[PageStateRun] = field(init=False, compare=False, repr=False, default_factory=list)
+    _through: list[bytes] = field(init=False, compare=False, repr=False, default_factory=list)
+    """Runs, and entries that are through, once somebody asked: who starts alike sends the same list."""
+
+    @staticmethod
+    def parse(data: bytes) -> PageStateList:
+        """A list out of a copy of its scratch memory, checked whole before anything is done. Raises PageListRefused."""
+        return _parsed(data)
 
     @classmethod
-    def parse(cls, data: bytes) -> PageStateList:
-        """A list out of a copy of its scratch memory, checked whole before anything is done. Raises PageListRefused."""
+    def _of(cls, data: bytes) -> PageStateList:
         if len(data) < HEADER_BYTES:
             raise PageListRefused(INVALID_HEADER, "no header")
         current, last, _ = _HEADER.unpack_from(data)
@@ -103,8 +119,13 @@ class PageStateList:
         starts = range(HEADER_BYTES + current * ENTRY_BYTES, HEADER_BYTES + (last + 1) * ENTRY_BYTES, ENTRY_BYTES)
         return cls(current, tuple([PageStateEntry.parse(data[at : at + ENTRY_BYTES]) for at in starts]))
 
-    def runs(self) -> Iterator[PageStateRun]:
+    def runs(self) -> Sequence[PageStateRun]:
         """What is left to do, adjacent entries of one operation and size together, in the list's order."""
+        if not self._runs:
+            self._runs.extend(self._joined())
+        return self._runs
+
+    def _joined(self) -> Iterator[PageStateRun]:
         run: PageStateRun | None = None
         for index, entry in enumerate(self.entries, self.current + 1):
             gpa = entry.gpa + entry.done * PAGE_BYTES
@@ -122,11 +143,12 @@ class PageStateList:
 
     def progress(self, current: int) -> tuple[tuple[int, bytes], ...]:
         """What the hypervisor lays over the list, by offset: ``current`` entries are through, each marked so."""
-        through = self.entries[: current - self.current]
-        if not through:
+        through = current - self.current
+        if through <= 0:
             return ()
-        done = [PageStateEntry(entry.gpa, entry.operation, entry.large, entry.pages) for entry in through]
-        marked = b"".join([entry.pack() for entry in done])
+        if not self._through:
+            self._through.append(b"".join([entry.through for entry in self.entries]))
+        marked = self._through[0][: through * ENTRY_BYTES]
         return ((0, current.to_bytes(2, "little")), (HEADER_BYTES + self.current * ENTRY_BYTES, marked))
 
 
@@ -139,6 +161,12 @@ class PageStateRun:
     operation: int
     large: bool
     current: int
+
+
+@lru_cache(maxsize=64)
+def _parsed(data: bytes) -> PageStateList:
+    """Kernels that start alike send the same lists."""
+    return PageStateList._of(data)  # noqa: SLF001 - its other half
 
 
 def build_list(entries: Iterable[PageStateEntry]) -> bytes:

@@ -1,6 +1,9 @@
 """What a guest's pages go out and come in through when firmware swaps them: frames of the host's, and Metadata pages.
 
 Source: SEV-SNP firmware ABI (56860), SNP_PAGE_MD_INIT, SNP_PAGE_SWAP_OUT and SNP_PAGE_SWAP_IN.
+
+Whoever has pages copied pays for all of them (``with_metadata``), not only for those that hold bytes; so no command
+here costs anything by itself.
 """
 
 from __future__ import annotations
@@ -17,13 +20,24 @@ from psp import swap_buffers
 from psp.commands import SnpCommand
 from psp.page_swap import METADATA, MdataEntry
 from psp.status import Status
-from psp.system_bus import PAGE_BYTES
+from psp.system_bus import PAGE_BYTES, RmpEntry
 
 if TYPE_CHECKING:
     from node.hypervisor import Hypervisor
 
 _ENTRIES = PAGE_BYTES // MdataEntry.SIZE
 """Of a Metadata page."""
+
+
+def with_metadata(pages: int) -> int:
+    """Pages that the security processor handles where so many go: the entries of 64 fill one, which goes out too."""
+    if not pages:
+        return 0
+    level = total = pages
+    while total == pages or level > 1:
+        level = max(-(-level // _ENTRIES), 1)
+        total += level
+    return total
 
 
 class PageSwaps:
@@ -45,8 +59,9 @@ class PageSwaps:
 
     def end(self) -> Task:
         """Give the frames back."""
+        yield from self._host.take_from_firmware(self._through)
+        yield from self._take_pages()
         for spa in [self._through, *self._pages]:
-            yield from self._host.take_from_firmware(spa)
             self._record.small.remove(spa)
         yield tuple([op.HostClear(spa, PAGE_BYTES) for spa in [self._through, *self._pages]])
         self._host.frames.release([(spa, PAGE_BYTES) for spa in [self._through, *self._pages]])
@@ -56,7 +71,8 @@ class PageSwaps:
         spa = self._host.small_page(self._record)
         yield from self._host.give_to_firmware(spa)
         order = swap_buffers.SnpPageMdInit(self._record.gctx, spa)
-        yield from self._host.must(SnpCommand.PAGE_MD_INIT, self._record.small[0], order.pack())
+        answers = yield (op.PspCommand(SnpCommand.PAGE_MD_INIT, self._record.small[0], order.pack(), paid=True),)
+        expect_success(answers, SnpCommand.PAGE_MD_INIT)
         return spa
 
     def out(
@@ -138,9 +154,19 @@ class PageSwaps:
         expect_done((op.HostWrite(self._through, b""),), (laid,))
         expect_success((answer,), SnpCommand.PAGE_SWAP_IN)
         if kind != METADATA:
-            reclaim = buffers.SnpPageReclaim(address=spa).pack()
-            (answer,) = yield (op.PspCommand(SnpCommand.PAGE_RECLAIM, self._host.command_page, reclaim, paid=True),)
-            expect_success((answer,), SnpCommand.PAGE_RECLAIM)
+            yield from self._reclaim(spa)
+
+    def _reclaim(self, spa: int) -> Task:
+        reclaim = buffers.SnpPageReclaim(address=spa).pack()
+        (answer,) = yield (op.PspCommand(SnpCommand.PAGE_RECLAIM, self._host.command_page, reclaim, paid=True),)
+        expect_success((answer,), SnpCommand.PAGE_RECLAIM)
+
+    def _take_pages(self) -> Task:
+        """Metadata pages are the host's again."""
+        for spa in self._pages:
+            yield from self._reclaim(spa)
+            (answer,) = yield (op.RmpUpdate(spa, PAGE_BYTES, RmpEntry()),)
+            expect_done((op.RmpUpdate(spa, PAGE_BYTES, RmpEntry()),), (answer,))
 
     def next_entry(self) -> int:
         """Of the leaves."""
@@ -149,8 +175,8 @@ class PageSwaps:
 
     def shut(self) -> Task:
         """Give the frames back."""
+        yield from self._take_pages()
         for spa in self._pages:
-            yield from self._host.take_from_firmware(spa)
             self._record.firmware_pages.remove(spa)
         for spa in [self._through, *self._pages]:
             self._record.small.remove(spa)

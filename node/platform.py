@@ -69,6 +69,14 @@ class Protection(StrEnum):
     """Their counting of packets: without, one that is repeated, or comes after one that is lost, passes."""
     SESSION_ENCRYPTION = "session encryption"
     """Firmware's and cards' wanting it of the sessions in which keys of links go: without, a MAC alone will do."""
+    MMIO_VALIDATION = "mmio validation"
+    """PVALIDATE's refusal of pages of devices, which firmware alone validates.
+
+    Inferred: the sheet says that it is not used for them, no text at hand what comes of it. Without, whoever the host
+    gives a page of a trusted device has its registers.
+    """
+    MMIO_ROUTE = "mmio route"
+    """Firmware's look whether pages that a device reports lie behind its own root port."""
     SECURE_DEVICE_ENTRY = "secure device table entry"
     """The IOMMU's look at whose a trusted request's device is, on which stream it came, and what its guest permits.
 

@@ -90,6 +90,7 @@ class ReverseMapTable:
         self._table = RmpTable(
             dram, layout, count_skips_first=self.switches.count_skips_first, cipher=cipher, form=form
         )
+        self.runs = self._table.runs
         self.checks = RmpChecks(self._table, self.switches, disabled)
         self._matched = rmp_blocks.OWN if self.checks.matches_gpa else rmp_blocks.OWN & ~GPA
         self.check_guest_private = self.checks.check_guest_private
@@ -106,6 +107,11 @@ class ReverseMapTable:
     @changed.setter
     def changed(self, changed: Changed | None) -> None:
         self._table.changed = changed
+
+    @property
+    def any_in_dram(self) -> bool:
+        """Whether bytes in DRAM say what any of the entries is."""
+        return self._table.any_in_dram
 
     def __len__(self) -> int:
         """Number of runs held."""
@@ -339,7 +345,7 @@ class ReverseMapTable:
             busy = self.checks.first_in_use(at, stop)
             end = stop if busy is None else busy - (busy - at) % unit
             some = None if codes is None else codes[(at - first) // unit : (end - first) // unit]
-            code = self._update_free(at, end, _moved(entry, at - first), some)
+            code = self._update_free(at, end, entry.pages_on(at - first), some)
             if codes is None and code:
                 return code
             if busy is None:
@@ -356,7 +362,7 @@ class ReverseMapTable:
         table, keeps = self._table, self.switches.immutable_keeps_validated
         unit = _pages_of(entry)
         for start, end, olds in _units(table, first, stop, unit):
-            here = _moved(entry, start - first)
+            here = entry.pages_on(start - first)
             some = None if codes is None else codes[(start - first) // unit : (end - first) // unit]
             if olds is None:
                 code = self._update_bytes(start, end, here, some)
@@ -377,7 +383,7 @@ class ReverseMapTable:
         keeps = self.switches.immutable_keeps_validated
         for first, stop, spa in self._table.blocks(start, end):
             read = self._table.read_blocks(first, stop, spa)
-            here = _moved(entry, first - start)
+            here = entry.pages_on(first - start)
             low = first % LARGE_PAGES
             high = low + stop - first if len(read) == 1 else LARGE_PAGES
             change = (
@@ -522,19 +528,14 @@ def _units(table: RmpTable, first: int, stop: int, unit: int) -> Iterator[tuple[
             held = []
         whole = (end - at) // unit * unit
         if whole:
-            yield at, at + whole, (_moved(entry, at - start),)
+            yield at, at + whole, (entry.pages_on(at - start),)
         if at + whole < end:
             since = at + whole
-            held = [_moved(entry, since - start)]
+            held = [entry.pages_on(since - start)]
 
 
 def _pages_of(entry: RmpEntry) -> int:
     return LARGE_PAGES if entry.large else 1
-
-
-def _moved(entry: RmpEntry, pages: int) -> RmpEntry:
-    """An entry ``pages`` on, in its run or in what RMPUPDATE asks for."""
-    return replace(entry, gpa=entry.gpa + pages * PAGE_BYTES) if pages and entry.asid else entry
 
 
 def _judge_update(olds: _Olds, entry: RmpEntry, keeps: bool) -> RmpCode | RmpEntry:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 
 from psp.system_bus import PAGE_BYTES, RmpEntry
 
@@ -83,6 +84,7 @@ def encoded(entry: RmpEntry) -> tuple[int, int]:
     return low, int.from_bytes(bytes(entry.vmpl_permissions), "little")
 
 
+@lru_cache(maxsize=1024)
 def decoded(low: int, high: int, *, large: bool, offset: int = 0) -> RmpEntry:
     """An entry of its two words. ``large`` is the size in force; ``offset`` pages into a 2 MiB entry with an owner."""
     asid = (low & ASID) >> ASID_SHIFT

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from node import operations as op
 from node.fault_answers import FAULTS, answer_to, undefined
 from node.nested_page_table import NestedPageFault, NestedPageTable
+from node.platform import Protection
 from node.rmp import GuestCore, ReverseMapTable, cannot_adjust, cannot_query
-from node.rmp_faults import ERROR_ENC
+from node.rmp_faults import ERROR_ENC, RmpCode
 from node.vmcb import Vmcb
 from psp.system_bus import LARGE_PAGE_BYTES
 
@@ -26,6 +27,7 @@ class RmpInstructions:
 
     def __init__(self, board: Board) -> None:
         self._board = board
+        self._takes_mmio = Protection.MMIO_VALIDATION in board.platform.disabled
         self.table: Mapping[type, Callable[..., op.Answer]] = {
             op.PValidate: self._pvalidate,
             op.RmpAdjust: self._rmpadjust,
@@ -45,6 +47,8 @@ class RmpInstructions:
             if refused:
                 return op.PValidateResult(int(refused), unchanged)
             for spa, length in self._walked(rmp, vmcb, core, one):
+                if _meets(spa, length, rmp.switches.mmio) and not self._takes_mmio:
+                    return op.PValidateResult(int(RmpCode.FAIL_INPUT), unchanged)
                 code, same = rmp.pvalidate(spa, gpa, core, length, one.large, one.validate)
                 unchanged = unchanged or same
                 if code:
@@ -105,6 +109,12 @@ class RmpInstructions:
                 rmp.refuse_size(spa, gpa, core)
             yield spa, size
             gpa += size
+
+
+def _meets(spa: int, length: int, window: tuple[int, int]) -> bool:
+    """Whether a range has anything of a window, as (SPA, length)."""
+    first, size = window
+    return spa < first + size and first < spa + length
 
 
 def _private(fault: Exception, gpa: int) -> op.Fault:

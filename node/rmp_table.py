@@ -88,7 +88,8 @@ class RmpTable:
         self._first_counted = 1 if count_skips_first else 0
         self._counters: dict[int, int] = {}
         self._counters_in_dram = False
-        self._any_in_dram = False
+        self.any_in_dram = False
+        """Whether any entry may be."""
         self.changed: Changed | None = None
         if layout.segment_pages:
             fill = None if cipher is None else cipher.encrypt
@@ -122,7 +123,7 @@ class RmpTable:
         for slice_ in range(start // size * size, end, size):
             first, stop = max(start, slice_), min(end, slice_ + size)
             short = runs.count(first, stop) * _SHORT_PAGES > stop - first
-            if short and not (self._any_in_dram and (runs.columns(first, stop).lows == IN_DRAM.low).any()):
+            if short and not (self.any_in_dram and (runs.columns(first, stop).lows == IN_DRAM.low).any()):
                 yield first, stop, None
             else:
                 yield from self.pieces(first, stop)
@@ -151,7 +152,7 @@ class RmpTable:
         if self.changed is not None:
             self.changed(start * PAGE_BYTES, end * PAGE_BYTES)
         run = None if entry == DEFAULT_ENTRY else Run.of(entry)
-        if not self._any_in_dram:
+        if not self.any_in_dram:
             self.runs.put(start, end, run)
         else:
             for first, stop, old in list(self.runs.pieces(start, end)):
@@ -173,7 +174,7 @@ class RmpTable:
             self._dram.release(array.spa, array.end - array.spa)
         self._dram.release(self.layout.base, COUNTERS * 8)
         self.runs.clear()
-        self._counters_in_dram = self._any_in_dram = False
+        self._counters_in_dram = self.any_in_dram = False
         self._see_routes()
 
     def _see_routes(self) -> None:
@@ -182,7 +183,7 @@ class RmpTable:
             return
         for array in self.layout.arrays:
             if self._dram.leads_away(array.spa, array.end - array.spa):
-                self._any_in_dram = True
+                self.any_in_dram = True
                 self.runs.put(array.first_page, array.first_page + array.pages, IN_DRAM)
         self._counters_in_dram = self._dram.leads_away(self.layout.base, COUNTERS * 8)
 
@@ -338,7 +339,7 @@ class RmpTable:
 
     def _write_out(self, start: int, end: int) -> None:
         """Make bytes of whole blocks that are held as runs; blocks that lie there already are left alone."""
-        self._any_in_dram = True
+        self.any_in_dram = True
         for first, stop in self._to_render(start, end):
             for low, high, spa in self.blocks(first, stop):
                 there = np.zeros(_blocks_of(low, high), np.bool_)

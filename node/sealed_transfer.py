@@ -19,6 +19,7 @@ from node.agent_transfer import BY_AGENT, let_go, meet, meet_sender, take_back
 from node.expected_answers import expect_done, expect_success, octets
 from node.frame_allocator import joined
 from node.generation import Generation
+from node.handler_transfer import meet_source, meet_target, stays
 from node.hypervisor_port import Answers, Batch, ExportTask, LaunchRefused, ReceiveTask, Task
 from node.launched_vm import LaunchedVm
 from node.machine_spec import MachineSpec
@@ -107,6 +108,8 @@ def seal(self: Hypervisor, vm: str, platform: bytes) -> ReceiveTask:
     Raises LaunchRefused; the guest is as before then.
     """
     record = record_of(self, vm)
+    if record.handler:
+        return (yield from meet_target(self, record, vm, platform))
     if record.generation in BY_AGENT:
         return (yield from meet(self, record, vm, platform))
     _check_may_leave(record)
@@ -149,7 +152,9 @@ def _check_may_leave(record: LaunchedVm) -> None:
 def unseal(self: Hypervisor, vm: str) -> Task:
     """The VM stays: SEND_CANCEL. In the hypervisor's own page: another task may have the VM's in hand."""
     record = self._vms.get(vm)
-    if record is not None and record.sealed and record.generation in BY_AGENT:
+    if record is not None and record.sealed and record.handler:
+        yield from stays(self, record, vm)
+    elif record is not None and record.sealed and record.generation in BY_AGENT:
         yield from take_back(self, record, vm)
     elif record is not None and record.sealed:
         record.sealed = False
@@ -160,7 +165,8 @@ def depart(self: Hypervisor, vm: str) -> Task:
     """The VM lives elsewhere: SEND_FINISH, after which firmware lets nothing but its end come, and then that."""
     record = self._vms.get(vm)
     if record is not None and record.sealed and record.generation in BY_AGENT:
-        yield from let_go(self, vm)
+        if not record.handler:
+            yield from let_go(self, vm)
     elif record is not None and record.sealed:
         yield from self.must(LegacyCommand.SEND_FINISH, record.small[0], buffers.Handle(record.handle).pack())
     has_cards = record is not None and record.functions
@@ -272,6 +278,9 @@ def _expect(batch: list[op.HypervisorOperation], answers: Answers) -> None:
 def open_session(self: Hypervisor, spec: MachineSpec, session: bytes) -> Task:
     """RECEIVE_START with what the source's firmware has sealed for this one, and ACTIVATE. Raises LaunchRefused."""
     record = record_of(self, spec.name)
+    if record.handler:
+        yield from meet_source(self, record, spec.name, session)
+        return
     if record.generation in BY_AGENT:
         yield from meet_sender(self, spec.name, session)
         return

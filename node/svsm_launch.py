@@ -16,7 +16,7 @@ from node.generation import CAPABILITIES
 from node.hypervisor_port import LaunchRefused
 from node.machine_spec import MachineSpec
 from node.measured_launch import LaunchPage, image_pages, metadata_pages, snp_launch_pages, vmsa_pages
-from node.svsm_memory import MOST_VCPUS, laboratory_svsm, svsm_guest
+from node.svsm_memory import HANDLER_MARK, MOST_VCPUS, laboratory_svsm, svsm_guest
 from node.vcpu_model import VcpuModel
 from node.vmsa import SevFeature, initial_vmsa
 
@@ -45,7 +45,7 @@ def svsm_below(image: FirmwareImage, spec: MachineSpec) -> FirmwareImage | None:
     if spec.vcpus > MOST_VCPUS:
         raise LaunchRefused(f"svsm: expected at most {MOST_VCPUS} vCPUs, got {spec.vcpus}")
     svsm_guest(image, ())
-    return laboratory_svsm(image.gpa)
+    return laboratory_svsm(image.gpa, HANDLER_MARK if spec.migration_handler else b"")
 
 
 def guest_launch_pages(

@@ -48,6 +48,8 @@ SECTIONS = (
     MetadataSection(SectionType.SEC_MEM, BOOK_GPA, POOL_GPA + PAGE_BYTES - BOOK_GPA),
 )
 IMAGE_BYTES = 16 * 1024
+HANDLER_MARK = b"sevfleet migration handler 1"
+"""What an image begins with that has a migration handler."""
 
 
 def ghcb_gpa(vcpu: int) -> int:
@@ -71,13 +73,17 @@ def book_gpa(vcpu: int) -> int:
 
 
 @lru_cache(maxsize=16)
-def laboratory_svsm(end: int) -> FirmwareImage:
-    """The laboratory's own SVSM image below ``end``: its tables are valid, its code only halts."""
+def laboratory_svsm(end: int, mark: bytes = b"") -> FirmwareImage:
+    """The laboratory's own SVSM image below ``end``: its tables are valid, its code only halts.
+
+    ``mark`` is what it begins with, so that its measurement is no other's.
+    """
     entries: dict[UUID, bytes] = {
         SEV_METADATA: METADATA_OFFSET.to_bytes(4, "little"),
         SVSM_INFO: bytes(4),
     }
-    return firmware_image(build_image(IMAGE_BYTES, SECTIONS, entries), "laboratory SVSM", end)
+    data = build_image(IMAGE_BYTES, SECTIONS, entries)
+    return firmware_image(mark + data[len(mark) :], "laboratory SVSM", end)
 
 
 @dataclass(frozen=True, slots=True)

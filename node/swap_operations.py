@@ -29,6 +29,23 @@ class SwapRowIn:
 
 
 @dataclass(frozen=True, slots=True)
+class HandlerCall:
+    """As ``AgentCall``, with the migration handler in a guest's SVSM: at VMPL0, with the save area of its first vCPU.
+
+    ``code`` is where its image begins in the guest's memory, ``area`` where that save area lies.
+    """
+
+    vm: str
+    order: bytes
+    code: int
+    area: int
+    gctx: int
+    command: int
+    request: int
+    response: int
+
+
+@dataclass(frozen=True, slots=True)
 class AgentCall:
     """A whole exchange with a migration agent. Answer: bytes, of ``node.migration_agent``, or a Fault of who is none.
 

@@ -159,7 +159,8 @@ class Tenant:
             asked = self._batches[vcpu]
             if asked is None:
                 return block.send(answers)
-            if Fault in map(type, answers) and (handler := self._handler(vcpu)) is not None:
+            faulted = type(answers[0]) is Fault if len(answers) == 1 else Fault in map(type, answers)
+            if faulted and (handler := self._handler(vcpu)) is not None:
                 self._batches[vcpu] = None
                 block = self.running[vcpu] = handler.take_over(block, asked, answers)
                 return next(block)

@@ -66,7 +66,7 @@ class TlbDuties:
             self._match(vmcb)
 
     def _match(self, vmcb: Vmcb) -> None:
-        page = self._board.load_save_area(vmcb)
+        page = self._board.save_areas.load(vmcb)
         found = [int.from_bytes(page[field.offset :][: field.width], "little") for field in (_PCPU, _ID)]
         last = self._last.get((vmcb.core, vmcb.asid, vmcb.vmpl), 0)
         # Threads count from one here, so that a save area that never ran matches none.
@@ -75,5 +75,5 @@ class TlbDuties:
         self._tlb.flush(vmcb.core, vmcb.asid, vmpl=vmcb.vmpl)
         self._last[vmcb.core, vmcb.asid, vmcb.vmpl] = self._next
         for field, value in ((_PCPU, vmcb.core + 1), (_ID, self._next)):
-            self._board.store_save_area_field(vmcb, field.offset, value.to_bytes(field.width, "little"))
+            self._board.save_areas.store_field(vmcb, field.offset, value.to_bytes(field.width, "little"))
         self._next += 1

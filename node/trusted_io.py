@@ -22,6 +22,11 @@ class BoardTrustedIo:
         slots = self._slots()
         return None if segment or slots is None else slots.port(port)
 
+    def leads(self, segment: int, port: int, spa: int, length: int) -> bool:
+        """Whether a whole range lies in the window of this root port."""
+        slots = self._slots()
+        return not segment and slots is not None and slots.leads(spa, length) == port
+
     def bind(self, requester: int, binding: TdiBinding) -> None:
         """A TDI belongs to a guest."""
         self._trusted.bind(requester, binding)

@@ -28,6 +28,7 @@ _CONSTANTS = HIGHEST_BIT - LOWEST_BIT + 1
 _ZEN1_WORD_BYTES = 4
 _REGION_PAGES = LARGE_PAGE_BYTES // PAGE_BYTES
 _REGIONS_KEPT = 4096
+_LINES_KEPT = 64
 _REPEATED = [
     sum(1 << 8 * BLOCK_BYTES * block for block in range(count)) for count in range(FEW_BYTES // BLOCK_BYTES + 1)
 ]
@@ -55,6 +56,7 @@ class TweakTable:
             constant = constants[bit - LOWEST_BIT]
             self._pages += [one ^ constant for one in self._pages]
         self._regions: dict[int, int] = {}
+        self._few: dict[tuple[int, int], int] = {}
 
     @classmethod
     def from_random(cls, random: bytes) -> TweakTable:
@@ -103,9 +105,15 @@ class TweakTable:
 
     def of_few(self, spa: int, length: int) -> int:
         """Tweaks of at most ``FEW_BYTES`` from ``spa`` on, inside one page, as one number, the first block's lowest."""
-        first = spa % PAGE_BYTES
-        own = int.from_bytes(self._in_page_octets[first : first + length], "little")
-        return own ^ self._page(spa) * _REPEATED[length // BLOCK_BYTES]
+        # Who loads a line often stores it next.
+        few = self._few.get((spa, length))
+        if few is None:
+            first = spa % PAGE_BYTES
+            own = int.from_bytes(self._in_page_octets[first : first + length], "little")
+            if len(self._few) >= _LINES_KEPT:
+                self._few.clear()
+            few = self._few[spa, length] = own ^ self._page(spa) * _REPEATED[length // BLOCK_BYTES]
+        return few
 
     def in_stride(self, spa: int, words: int) -> Words:
         """Tweaks of the blocks from ``spa`` on, inside one stride; the next call overwrites the array."""

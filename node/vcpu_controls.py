@@ -27,7 +27,7 @@ class VcpuControls:
         """The registers of a vCPU. Raises MachineCheck and NoKey where its save area cannot be read."""
         found = self._loaded.get((vmcb.vm, vmcb.vcpu))
         if found is None:
-            found = ControlRegisters.of(self._board.load_save_area(vmcb))
+            found = ControlRegisters.of(self._board.save_areas.load(vmcb))
             self._loaded[vmcb.vm, vmcb.vcpu] = found
         return found
 
@@ -48,14 +48,14 @@ class VcpuControls:
     def load(self, vmcb: Vmcb, name: str) -> int:
         """One field of the save area, as the core has it."""
         field = VMSA_FIELDS[name]
-        key = self._board.save_area_key(vmcb)
+        key = self._board.save_areas.key(vmcb)
         octets = self._board.controller.read(vmcb.save_area_spa + field.offset, field.width, key)
         return int.from_bytes(octets, "little")
 
     def store(self, vmcb: Vmcb, name: str, value: int) -> None:
         """Set one field of the save area, as the core does."""
         field = VMSA_FIELDS[name]
-        self._board.store_save_area_field(vmcb, field.offset, value.to_bytes(field.width, "little"))
+        self._board.save_areas.store_field(vmcb, field.offset, value.to_bytes(field.width, "little"))
 
     def forget(self, vm: str, vcpu: int | None = None) -> None:
         """The vCPU, or all of a VM's, left the core."""

@@ -72,9 +72,9 @@ def leave_level(
     VMPL0 never does, and nothing without an SVSM: what the hypervisor has entered instead goes on as it finds itself.
     """
     with contextlib.suppress(*FAULTS):  # Its key is gone, or its save area is not in memory.
-        page = bytearray(board.load_save_area(left))
+        page = bytearray(board.save_areas.load(left))
         save_registers(vcpu.registers, page)
-        board.store_save_area(left, bytes(page))
+        board.save_areas.store(left, bytes(page))
     board.leave(left.vm, left.vcpu)
     if vcpu.levels is None or not left.vmpl:
         vcpu.guest.software.drop(vcpu.thread)

@@ -27,6 +27,7 @@ from node.host_events import HostEvent
 from node.host_prices import HostPrices
 from node.identity_cache import IdentityCache
 from node.injected_vc import met_first, take_injected_vc
+from node.issued_batch import IssuedBatch
 from node.mechanism import MECHANISMS
 from node.program import Demand, Ending, Registers
 from node.tenant import NoBlock, Outcome
@@ -43,6 +44,9 @@ TERMINATED = 1 << 16
 """Shutdown code of a VM that ended itself through its GHCB: this, the reason set in bits 15:8 and the code in 7:0."""
 
 _MOST_IDLE_BLOCKS = 1000
+_BLOCK, _COMPUTING, _BATCH, _PHASE = VcpuState.BLOCK, VcpuState.COMPUTING, HostEvent.BATCH, HostEvent.PHASE
+"""What every batch and phase names: an enumeration looks its members up at ten times the price of a module's name."""
+_OF_MEMORY = (op.Read, op.Write)
 
 
 class VcpuRunner:
@@ -62,6 +66,7 @@ class VcpuRunner:
         self._contention = contention
         self._log = log
         self._prices = prices
+        self._passes = (self._passed,)
 
     # What a host asks for.
 
@@ -188,7 +193,7 @@ class VcpuRunner:
     # Blocks.
 
     def _run_blocks(self, vcpu: Vcpu, answers: tuple[op.Answer, ...] | None) -> None:
-        vcpu.state = VcpuState.BLOCK
+        vcpu.state = _BLOCK
         software, index, registers = vcpu.guest.software, vcpu.thread, vcpu.registers
         for _ in range(_MOST_IDLE_BLOCKS):
             if answers is None:
@@ -318,7 +323,8 @@ class VcpuRunner:
         guest = vcpu.guest
         lost_ns = guest.lost_ns if (own := vcpu.thread == vcpu.index) else dict.fromkeys(MECHANISMS, 0.0)
         spent = guest.operation_cost.price(batch, self._contention.latency_ns, lost_ns, guest.row_ns)
-        spent += self.disk.wait(self._clock.now_ns, batch, lost_ns, guest.spec.name)
+        if len(batch) != 1 or type(batch[0]) not in _OF_MEMORY:
+            spent += self.disk.wait(self._clock.now_ns, batch, lost_ns, guest.spec.name)
         if not spent:
             spent = vcpu.patience_ns(self._clock.now_ns)
         if not own:
@@ -327,19 +333,19 @@ class VcpuRunner:
         guest.operation_ns += spent
         guest.operations += len(batch)
         self.operations += len(batch)
-        epoch = vcpu.epoch
         before: tuple[op.Answer, ...] = ()
         if vcpu.vc_code is not None:
             batch, before = met_first(vcpu, batch)
+        self._clock.plan(spent, IssuedBatch(self._passes, vcpu, batch, spent, before))
 
-        def take_effect() -> None:
-            if vcpu.epoch != epoch:
-                return
+    def _passed(self, due: IssuedBatch) -> None:
+        """The time of a batch has passed."""
+        vcpu = due.vcpu
+        if vcpu.epoch == due.epoch:
             preempted = self._board.running.preempted
-            if not (preempted and (guest.spec.name, vcpu.index) in preempted) or self._enter(vcpu):
-                self._take_effect(vcpu, batch, spent, before)
-
-        self._clock.after(spent, take_effect)
+            if not (preempted and (vcpu.guest.spec.name, vcpu.index) in preempted) or self._enter(vcpu):
+                self._take_effect(vcpu, due.batch, due.spent, due.before)
+        self._clock.settle()
 
     def _take_effect(
         self, vcpu: Vcpu, batch: tuple[op.GuestOperation, ...], spent: int, before: tuple[op.Answer, ...] = ()
@@ -372,7 +378,7 @@ class VcpuRunner:
             vcpu.state, vcpu.held = VcpuState.IN_RESET, (batch[done:], before + answers)
             self._tell_parked(guest)
             return
-        guest.chain.record(self._clock.now_ns, HostEvent.BATCH, len(batch), vcpu.registers.r13, index, spent)
+        guest.chain.record(self._clock.now_ns, _BATCH, len(batch), vcpu.registers.r13, index, spent)
         if board.terminated and name in board.terminated:
             self._power_off(guest, TERMINATED | board.terminated.pop(name))
             return
@@ -411,9 +417,7 @@ class VcpuRunner:
         link, ide = self._prices.cards.transfer_ns(self._board.card_memory.take_traffic())
         changed = round(sum([self._prices.host.price_in_exit(batch) for batch in work], 0.0))
         guest, epoch = vcpu.guest, vcpu.epoch
-        for batch in work:
-            for row, ns in self._prices.host.rows_in_exit(batch).items():
-                guest.row_ns[row] = guest.row_ns.get(row, 0.0) + ns
+        self._prices.host.note_rows(work, guest.row_ns)
         times = ExitTimes(changed, round(link + ide), ide, guest.psp_wait_ns, guest.psp_service_ns)
         now_ns = self._clock.now_ns
         end_ns = now_ns + changed + times.moved
@@ -479,7 +483,7 @@ class VcpuRunner:
     def _compute(self, vcpu: Vcpu) -> None:
         registers = vcpu.registers
         cost = vcpu.guest.phase_costs[vcpu.index][registers.r14]
-        vcpu.state = VcpuState.COMPUTING
+        vcpu.state = _COMPUTING
         load = cost.load if vcpu.guest.throttle is None else held_load(vcpu, cost.load, self._contention.latency_ns)
         self.cores.start(vcpu, load, registers.r15)
         if vcpu.guest.changed is not None:
@@ -531,13 +535,13 @@ class VcpuRunner:
             self._credit(vcpu, account)
             registers = vcpu.registers
             vcpu.guest.chain.record(
-                now, HostEvent.PHASE, registers.r14, registers.r15, vcpu.index, account.elapsed_ns
+                now, _PHASE, registers.r14, registers.r15, vcpu.index, account.elapsed_ns
             )
             registers.r15 = 0
             self._count_phase(vcpu)
-            vcpu.state = VcpuState.BLOCK
+            vcpu.state = _BLOCK
         for vcpu, _ in ended:
-            if vcpu.state is VcpuState.BLOCK:  # Another vCPU's end may have been the end of the VM.
+            if vcpu.state is _BLOCK:  # Another vCPU's end may have been the end of the VM.
                 self._run_blocks(vcpu, None)
 
     def _credit(self, vcpu: Vcpu, account: PhaseAccount) -> None:

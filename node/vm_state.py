@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MOST_VCPUS = 1024
+"""Of a VM; what its vCPUs told at a VMPL follows that of those before by so many."""
 Run = tuple[int, bytes]
 """Where a run of whole pages or blocks begins, and its bytes."""
 Packet = tuple[int, bytes, bytes]

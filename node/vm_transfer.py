@@ -12,11 +12,13 @@ from node.agent_transfer import BY_AGENT, agent_context, export_by_agent, fill_b
 from node.asid_pool import AsidsExhausted
 from node.expected_answers import expect_done, octets
 from node.frame_allocator import OutOfMemory, joined
+from node.handler_transfer import export_by_handler, fill_by_handler, launch_image, share_pages
 from node.hypervisor_port import ExportTask, FillTask, LaunchRefused, ReceiveTask
 from node.launched_vm import LaunchedVm
 from node.machine_spec import MachineSpec
 from node.migration_refusal import REFUSALS
 from node.sealed_transfer import SEALED, export_sealed, fill_sealed, record_of, show_platform
+from node.svsm_launch import svsm_below
 from node.vm_state import Run, VmState
 from node.vmsa import VMSA_BYTES
 
@@ -32,6 +34,8 @@ def export(self: Hypervisor, vm: str, started: tuple[bool, ...], reset_rips: tup
     record = record_of(self, vm)
     if record.generation in SEALED:
         return (yield from export_sealed(self, vm, started, reset_rips))
+    if record.sealed and record.handler:
+        return (yield from export_by_handler(self, record, vm, started, reset_rips))
     if record.sealed:
         return (yield from export_by_agent(self, record, vm, started, reset_rips))
     c_bit = record.c_bit
@@ -63,15 +67,18 @@ def receive(self: Hypervisor, spec: MachineSpec) -> ReceiveTask:
 
     Raises LaunchRefused with everything given back.
     """
-    if spec.generation in REFUSALS and not spec.migration_agent:
+    if spec.generation in REFUSALS and not (spec.migration_agent or spec.migration_handler):
         raise LaunchRefused(REFUSALS[spec.generation])
     if spec.migration_agent:
         agent_context(self)
     record = self._vms[spec.name] = LaunchedVm(spec.generation, self._images[spec.firmware])
     shown = b""
     try:
+        record.svsm = svsm_below(record.firmware, spec)
         yield from self._take_memory(spec, record)
-        if spec.generation in SEALED:
+        if spec.migration_handler:
+            shown = yield from launch_image(self, spec, record)
+        elif spec.generation in SEALED:
             yield from self._take_asid(record)
             shown = yield from show_platform(self, record)
         elif spec.migration_agent:
@@ -89,6 +96,8 @@ def receive(self: Hypervisor, spec: MachineSpec) -> ReceiveTask:
 def fill(self: Hypervisor, spec: MachineSpec, state: VmState) -> FillTask:
     """Lay down a VM that came; its record, and its pages as they can be read back. Raises LaunchRefused."""
     record = record_of(self, spec.name)
+    if record.handler:
+        yield from share_pages(self, spec, record, state)
     record.launched_gpas = state.launched
     pages, c_bit = placed(record, state.pages), record.c_bit
     writes: list[op.HypervisorOperation] = [op.HostWrite(spa, data, c_bit) for spa, data in pages]
@@ -107,6 +116,8 @@ def fill(self: Hypervisor, spec: MachineSpec, state: VmState) -> FillTask:
     back = octets(answers[len(writes) + 1 :])
     if spec.generation in SEALED:
         yield from fill_sealed(self, spec, record, state)
+    elif record.handler:
+        yield from fill_by_handler(self, spec, record, state)
     elif spec.generation in BY_AGENT:
         yield from fill_by_agent(self, spec, record, state)
     run = (op.VmRun(spec.name, 0),)

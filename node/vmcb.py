@@ -8,6 +8,9 @@ from node.generation import CAPABILITIES, Generation
 from node.nested_page_table import NestedPageTable
 from node.phase_cost import RMP_CHECKED
 
+Known = tuple[int, object, int, int, bool, int, int]
+"""``NestedPageTable.changes``, the RMP and its ``changes`` then; the page's SPA, mapping, key and ASID."""
+
 
 @dataclass(frozen=True, slots=True)
 class Vmcb:
@@ -32,6 +35,11 @@ class Vmcb:
     """SEV enabled in the nested control field."""
     rmp_checked: bool = field(init=False)
     """SNP active: private accesses are checked against the RMP."""
+    known: dict[tuple[int, bool, int, int], Known] = field(
+        init=False, default_factory=dict, compare=False, repr=False
+    )
+    """Accesses that came through, by page of the guest, ``private``, ``access`` and ``needs``, each as long as nothing
+    that it rests on has changed."""
 
     def __post_init__(self) -> None:
         # Every access asks, and to look a generation up costs as much as an RMP check.

@@ -67,11 +67,11 @@ class VmrunChecks:
                     return ExitCode.INVALID
             except VmsaInUse:
                 return ExitCode.BUSY
-        for key in (vmcb.asid if vmcb.encrypted else 0, board.save_area_key(vmcb)):
+        for key in (vmcb.asid if vmcb.encrypted else 0, board.save_areas.key(vmcb)):
             if key and not board.controller.has_key(key):
                 return ExitCode.INVALID
         try:
-            if not board.registers_fit(vmcb):
+            if not board.save_areas.fits(vmcb):
                 return board.platform.save_area_refused
             return 0 if board.events.accepts(vmcb) else ExitCode.INVALID
         except MachineCheck:  # No memory answers there: firmware has it for itself, or a DIMM has lost it.

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntFlag
+from functools import cache
 from types import MappingProxyType
 
 from node.program import Registers
@@ -173,6 +174,14 @@ _RESET_STATE: Mapping[str, int] = {
 """Reset state as KVM leaves it before LAUNCH_UPDATE: EFER.SVME and CR4.MCE are KVM's own additions."""
 
 
+@cache
+def _reset_page() -> bytes:
+    page = bytearray(VMSA_BYTES)
+    for name, value in _RESET_STATE.items():
+        write_field(page, name, value)
+    return bytes(page)
+
+
 def initial_vmsa(
     eip: int, cpuid_signature: int, sev_features: int, changes: Mapping[str, int] = MappingProxyType({})
 ) -> bytes:
@@ -182,9 +191,7 @@ def initial_vmsa(
     host does is the caller's choice, since it changes the launch digest.
     ``changes`` are the fields that another VMM starts its vCPUs with.
     """
-    page = bytearray(VMSA_BYTES)
-    for name, value in _RESET_STATE.items():
-        write_field(page, name, value)
+    page = bytearray(_reset_page())
     write_field(page, "CS_BASE", eip & 0xFFFF_0000)
     write_field(page, "RIP", eip & 0xFFFF)
     write_field(page, "RDX", cpuid_signature)

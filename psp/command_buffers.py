@@ -431,6 +431,8 @@ SNP_START_MA = 1 << 0
 """LAUNCH_START flag: the guest has a migration agent."""
 SNP_START_IMI = 1 << 1
 """LAUNCH_START flag: some of its pages are an initial migration image."""
+SNP_UPDATE_IMI = 1 << 4
+"""LAUNCH_UPDATE flag: the page is of that image."""
 
 
 @dataclass(frozen=True, slots=True)

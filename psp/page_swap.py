@@ -204,7 +204,7 @@ class PageSwap:
             raise PspError(Status.INVALID_MDATA_ENTRY)
         if context.oek_iv_count == _LAST_COUNT:
             raise PspError(Status.AEAD_OFLOW)
-        taken = 0
+        taken = pages if self._is_one(first, spa, pages) else 0
         while taken < pages:
             at = spa + taken * size
             alike = self._bus.rmp_entry(at) == replace(first, gpa=first.gpa + taken * size)
@@ -233,7 +233,9 @@ class PageSwap:
         if not entry.flags & MdataEntry.VALID or not entry.flags & MdataEntry.ROW:
             raise PspError(Status.INVALID_MDATA_ENTRY)
         self._opened(context, entry, b"")
-        for number in range(pages):
+        first = self._incoming(context, DATA, spa, large=large)
+        is_one = first.gpa == entry.gpa and self._is_one(first, spa, pages)
+        for number in () if is_one else range(pages):
             target = self._incoming(context, DATA, spa + number * size, large=large)
             if target.gpa != entry.gpa + number * size:
                 raise PspError(Status.INVALID_MDATA_ENTRY)
@@ -246,6 +248,13 @@ class PageSwap:
         self._let_go(spa, pages, returned, size)
         self._put_mdata(context, gctx, MdataEntry(), mdata)
         return pages
+
+    def _is_one(self, first: RmpEntry, spa: int, pages: int) -> bool:
+        """Whether pages of 4 KiB are all as the first is, and nobody wrote them; False where that is not sure."""
+        length = pages * PAGE_BYTES
+        if first.large or spa + length > self._bus.dram_bytes or self._memory.pages.in_use(spa, length):
+            return False
+        return self._bus.rmp_run(spa, pages) == first and not self._bus.is_written(spa, length)
 
     def _let_go(self, spa: int, pages: int, first: RmpEntry, size: int) -> None:
         """Entries of a row; each has its own GPA."""

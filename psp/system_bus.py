@@ -33,6 +33,16 @@ class RmpEntry:
     validated: bool = False
     vmpl_permissions: tuple[int, int, int, int] = (0, 0, 0, 0)
 
+    def pages_on(self, pages: int) -> RmpEntry:
+        """The entry of a page so many 4 KiB pages on in the same range; of a page that is no guest's, the same."""
+        if not pages or not self.asid:
+            return self
+        # ``replace`` takes four times as long, and every range of an instruction comes by here.
+        gpa = self.gpa + pages * PAGE_BYTES
+        return RmpEntry(
+            self.assigned, self.large, self.immutable, gpa, self.asid, self.vmsa, self.validated, self.vmpl_permissions
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class RmpRegisters:

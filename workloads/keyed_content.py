@@ -19,6 +19,7 @@ from node.program import Placement
 Words = NDArray[np.uint64]
 
 CHECKSUM_BYTES = 16
+_shake, _counters = hashlib.shake_128, struct.Struct("<QQ").pack
 
 # SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014).
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
@@ -40,8 +41,7 @@ class KeyedContent:
 
     def octets(self, purpose: bytes, first: int, second: int, length: int) -> bytes:
         """``length`` bytes for two counters."""
-        label = self.key + struct.pack("<QQ", first, second) + purpose
-        return hashlib.shake_128(label).digest(length)
+        return _shake(self.key + _counters(first, second) + purpose).digest(length)
 
     def checksum(self, data: bytes) -> bytes:
         """A keyed digest of ``data``."""

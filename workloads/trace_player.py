@@ -20,7 +20,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from node.operations import Compute, Read, Shutdown, Sleep, Write
+from node.operations import Compute, Fault, Read, Shutdown, Sleep, Write
 from node.program import Block, Demand, Placement, ProgramSpec, Registers, Scalar
 from workloads.block_outcome import FAULTED, WRONG_ANSWER, faulted, loaded
 from workloads.keyed_content import KeyedContent
@@ -232,21 +232,33 @@ class TracePlayer:
             return Sleep(duration * NS_PER_MS)
         # The working set is gone through again and again; the number of the touch says how often.
         times, slots, size = parameters.touches_per_step, parameters.slots, parameters.slot_bytes
-        base_gpa = self.placement.base_gpa
+        base_gpa, octets = self.placement.base_gpa, self.content.octets
         first = registers.r13 * times
-        touches = [divmod(touch, slots) for touch in range(first, first + times)]
-        answers = yield tuple([_load(base_gpa + slot * size, size) for _, slot in touches])
-        data = loaded(answers)
-        if data is None:
-            return FAULTED
-        octets = self.content.octets
-        if data != [octets(b"slot", slot, stored, size) for stored, slot in touches]:
-            return WRONG_ANSWER
-        answers = yield tuple(
-            [Write(base_gpa + slot * size, octets(b"slot", slot, stored + 1, size)) for stored, slot in touches]
-        )
-        if faulted(answers):
-            return FAULTED
+        if times == 1:
+            # The machines of large fleets, one slot at a time: the same without lists of one.
+            stored, slot = divmod(first, slots)
+            gpa = base_gpa + slot * size
+            (answer,) = yield (_load(gpa, size),)
+            if type(answer) is not bytes:
+                return FAULTED
+            if answer != octets(b"slot", slot, stored, size):
+                return WRONG_ANSWER
+            (answer,) = yield (Write(gpa, octets(b"slot", slot, stored + 1, size)),)
+            if type(answer) is Fault:
+                return FAULTED
+        else:
+            touches = [divmod(touch, slots) for touch in range(first, first + times)]
+            answers = yield tuple([_load(base_gpa + slot * size, size) for _, slot in touches])
+            data = loaded(answers)
+            if data is None:
+                return FAULTED
+            if data != [octets(b"slot", slot, stored, size) for stored, slot in touches]:
+                return WRONG_ANSWER
+            answers = yield tuple(
+                [Write(base_gpa + slot * size, octets(b"slot", slot, stored + 1, size)) for stored, slot in touches]
+            )
+            if faulted(answers):
+                return FAULTED
         step = min(parameters.step_ms, duration - registers.r11 * parameters.step_ms)
         registers.r11 += 1
         registers.r13 += 1

@@ -2,6 +2,6 @@
 
 BENCHMARKS = (
     "memory", "rmp", "sync", "kernel", "scale", "migrations", "recovery", "psp", "attestation", "tio", "faults",
-    "fleet", "placement", "idle", "peers",
+    "materialised", "fleet", "placement", "idle", "peers",
 )  # fmt: skip
 """Names of the benchmarks, in the order in which all of them run."""

@@ -16,9 +16,10 @@ contention), scale (two workers against one), migrations (ten thousand live
 migrations), recovery (two hundred killed workers; takes many minutes), psp
 (launches), attestation (reports against bare signatures), tio (devices that
 prove themselves, a million mutated messages, IDE), faults (two thousand
-schedules of moves and faults), fleet (20,000 machines of all kinds for an hour),
-placement (first fit of 100,000 machines), idle (100,000 machines that rest),
-peers (the idle star of migrations, beside SimGrid in the same run).
+schedules of moves and faults), materialised (moves of bytes against moves of
+books), fleet (20,000 machines of all kinds for an hour), placement (first fit of
+100,000 machines), idle (100,000 machines that rest), peers (the idle star of
+migrations, beside SimGrid in the same run).
 Without a name, all."""
 EXAMPLE = "sevfleet bench memory --json"
 

@@ -109,7 +109,7 @@ class Hands:
         # With a control block that VMRUN refuses no core gets as far as the tenant's code.
         vmcb = self._board.vmcb(self._tenant, 0)
         board = self._board
-        if not (board.vmrun_checks.passed(vmcb) and board.registers_fit(vmcb) and board.residents.at_home(vmcb)):
+        if not (board.vmrun_checks.passed(vmcb) and board.save_areas.fits(vmcb) and board.residents.at_home(vmcb)):
             return (None,) * len(batch)
         return self._board.execute_guest(vmcb, batch)
 

@@ -29,7 +29,7 @@ def step(board: Board, vm: str) -> Answer:
 
 def _execute(board: Board, vm: str) -> Answer:
     vmcb = board.vmcb(vm, 0)
-    page = bytearray(board.load_save_area(vmcb))
+    page = bytearray(board.save_areas.load(vmcb))
     registers = load_registers(page)
 
     def load(one: Fetch | VirtualRead) -> Answer:
@@ -43,7 +43,7 @@ def _execute(board: Board, vm: str) -> Answer:
             registers.rax = int.from_bytes(value, "little")
             registers.rip += len(MOV_EAX_FROM_RBX)
             save_registers(registers, page)
-            board.store_save_area(vmcb, bytes(page))
+            board.save_areas.store(vmcb, bytes(page))
             fault = load(Fetch(registers.rip, len(MOV_EAX_FROM_RBX)))
         else:
             fault = value

@@ -73,6 +73,12 @@ class TioMessageSwitches:
     No text at hand has the rule. Without one a host could have the guest judge a device and put another into its place
     before these: they name a device by its number alone.
     """
+    checks_route: bool = True
+    """MMIO_VALIDATE is NOT_IO for reported pages that do not lie behind the device's own root port.
+
+    No text at hand has the rule. Without one a device could be made to report the addresses of another, before it is
+    locked, and its guest be given that one's registers; or a guest take another's registers for its device's.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +197,7 @@ class GuestChannel:
         wants = self.switches.wants_info and bool(request.flags & ValidateFlags.VALIDATED)
         status, changed = MmioValidateStatus(asked.standing(request.guest_device_id, shown=wants)), False
         if status is MmioValidateStatus.SUCCESS:
-            status, changed = validate(self._bus, asked.binding, request)
+            status, changed = validate(self._bus, asked.binding, request, partial(self._leads, asked.device))
         number = OLDER.get(status, status) if self.switches.older_validate_statuses else status
         return MmioValidateResponse(
             request.guest_device_id,
@@ -202,6 +208,12 @@ class GuestChannel:
             ValidateFlags.CHANGED * changed,
             request.range_id,
         ).pack()
+
+    def _leads(self, device: DeviceContext, spa: int, length: int) -> bool:
+        """Whether a range lies behind a device's root port."""
+        if not self.switches.checks_route:
+            return True
+        return self._trusted_io().leads(device.segment, device.root_port_number, spa, length)
 
     def _mmio_config(self, asked: _Asked) -> Steps:
         request = asked.parsed(MmioConfigRequest)

@@ -6,13 +6,13 @@ the guest as pages of 4 KiB (RMPUPDATE); what it did is read from the RMP, and V
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from psp.system_bus import PAGE_BYTES, RmpEntry, SystemBus
 from psp.tsm.contexts import Binding
 from psp.tsm.guest_messages import MmioValidateRequest, MmioValidateStatus, ValidateFlags
-from tio.tdisp.report import PAGE_SHIFT
+from tio.tdisp.report import PAGE_SHIFT, InterfaceReport
 
 _S = MmioValidateStatus
 _ADDRESSES = 1 << 64
@@ -28,23 +28,31 @@ class Span:
     entry: RmpEntry
 
 
-def validate(bus: SystemBus, binding: Binding, asked: MmioValidateRequest) -> tuple[MmioValidateStatus, bool]:
-    """Carry out a request: its status, and whether any page is other than before. A refusal changes nothing."""
+def validate(
+    bus: SystemBus, binding: Binding, asked: MmioValidateRequest, leads: Callable[[int, int], bool]
+) -> tuple[MmioValidateStatus, bool]:
+    """Carry out a request: its status, and whether any page is other than before. A refusal changes nothing.
+
+    ``leads`` tells whether a range of addresses, as (SPA, length), lies behind the device that reports it.
+    """
     places = _places(binding, asked)
     if isinstance(places, MmioValidateStatus):
         return places, False
     gpa, spans = asked.subrange_base, list[Span]()
     for spa, pages in places:
-        if spa < bus.dram_bytes or spa + pages * PAGE_BYTES > _ADDRESSES:
+        size = pages * PAGE_BYTES
+        if spa < bus.dram_bytes or spa + size > _ADDRESSES:
             return _S.NOT_IO, False
         if not bus.rmp_covers(spa, pages):
             return _S.NOT_ASSIGNED, False
+        if not leads(spa, size):
+            return _S.NOT_IO, False
         for span in _spans(bus, spa, pages, gpa):
             wrong = _wrong(span, binding.asid)
             if wrong is not None:
                 return wrong, False
             spans.append(span)
-        gpa += pages * PAGE_BYTES
+        gpa += size
     wanted = bool(asked.flags & ValidateFlags.VALIDATED)
     others = [one for one in spans if one.entry.validated != wanted]
     if others and len(others) != len(spans) and not asked.flags & ValidateFlags.FORCE:
@@ -52,6 +60,17 @@ def validate(bus: SystemBus, binding: Binding, asked: MmioValidateRequest) -> tu
     for one in others:
         bus.rmp_set_pages(one.spa, one.pages * PAGE_BYTES, replace(one.entry, validated=wanted))
     return _S.SUCCESS, bool(others)
+
+
+def any_valid(bus: SystemBus, report: InterfaceReport, offset_bytes: int) -> bool:
+    """Whether any page that an interface reports is valid for a guest: what that stores would reach it."""
+    for one in report.ranges:
+        spa = ((one.first_page << PAGE_SHIFT) - offset_bytes) % _ADDRESSES
+        if spa + one.pages * PAGE_BYTES > _ADDRESSES or not bus.rmp_covers(spa, one.pages):
+            continue
+        if any(span.entry.validated for span in _spans(bus, spa, one.pages, 0)):
+            return True
+    return False
 
 
 def _places(binding: Binding, asked: MmioValidateRequest) -> list[tuple[int, int]] | MmioValidateStatus:

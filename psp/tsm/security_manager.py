@@ -50,7 +50,7 @@ class TeeSecurityManager:
         self._memory = memory
         self.contexts = Contexts(bus, memory, random)
         loop = SpdmLoop(memory, self.contexts.overlaps)
-        tdis = TdiCommands(memory, self.contexts, loop, guests, self._trusted_io, random)
+        tdis = TdiCommands(bus, memory, self.contexts, loop, guests, self._trusted_io, random)
         self.tdi_switches = tdis.switches
         guests.before_decommission = tdis.guest_ends
         channel = GuestChannel(bus, self.contexts, loop, requests, self._trusted_io)

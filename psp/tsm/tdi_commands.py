@@ -15,11 +15,13 @@ from psp.commands import SnpCommand
 from psp.host_memory import HostMemory
 from psp.snp_guests import SnpGuests
 from psp.status import PspError, Status
+from psp.system_bus import SystemBus
 from psp.tsm import tio_buffers as buffers
 from psp.tsm.contexts import MOST_TDIS, TDI_CONTEXT_BYTES, Binding, Contexts, DeviceContext, TdiContext
 from psp.tsm.device_commands import linked, result
 from psp.tsm.device_link import DeviceLink
 from psp.tsm.exchange_records import ObjectId
+from psp.tsm.mmio_pages import any_valid
 from psp.tsm.spdm_loop import SpdmLoop, Steps
 from psp.tsm.status_records import TDI_STATUS_SHIFT, TdiInfoRecord, TdiStatusRecord, measurement_flags
 from psp.tsm.trusted_io import TdiBinding, TrustedIo
@@ -50,6 +52,12 @@ class TdiSwitches:
     """SNP_DECOMMISSION of a guest that has TDIs is IN_USE; without, firmware takes them from it and asks no device."""
     rekeys: bool = False
     """TIO_TDI_BIND rolls the keys of a device on which a TDI has run since it got them; no text says that it does."""
+    checks_pages: bool = True
+    """TIO_TDI_BIND binds no TDI of which any guest has valid pages, from a binding of before: IN_USE.
+
+    No text at hand has the rule. Without one, a guest whose device was taken away unasked would store to it when it is
+    the next one's, or its own again and runs something else: pages are valid until their host or guest takes them back.
+    """
 
 
 class TdiCommands:
@@ -57,6 +65,7 @@ class TdiCommands:
 
     def __init__(
         self,
+        bus: SystemBus,
         memory: HostMemory,
         contexts: Contexts,
         loop: SpdmLoop,
@@ -65,6 +74,7 @@ class TdiCommands:
         random: Callable[[str, int], bytes],
     ) -> None:
         self.switches = TdiSwitches()
+        self._bus = bus
         self._memory = memory
         self._contexts = contexts
         self._loop = loop
@@ -163,6 +173,8 @@ class TdiCommands:
         blob = yield from link.inside(ProtocolId.TDISP, read_report(interface))
         report, digest = parse_report(blob), link.digest(blob)
         if self._names_another(asid, order.guest_device_id):  # One of another device, locked meanwhile.
+            raise PspError(Status.IN_USE)
+        if self.switches.checks_pages and any_valid(self._bus, report, offset):
             raise PspError(Status.IN_USE)
         tdi.report_counter = self._contexts.next_report()
         tdi.binding = Binding(

@@ -58,6 +58,9 @@ class TrustedIo(Protocol):
     def root_port(self, segment: int, port: int) -> RootPortKeys | None:
         """The root port of this number; None where there is none."""
 
+    def leads(self, segment: int, port: int, spa: int, length: int) -> bool:
+        """Whether what cores ask of a whole range of addresses goes down this root port."""
+
     def bind(self, requester: int, binding: TdiBinding) -> None:
         """A TDI belongs to a guest; its trusted requests fault until it runs and the guest's entry allows them."""
 

@@ -34,7 +34,7 @@ def seen(generation: Generation, exchange: Callable[[bytes], bytes]) -> tuple[by
     state = exported(entity, "vault")
     # The firmware, and the store: as they are in memory, or as the security processor wraps them.
     assert sum(len(part) for run in (*state.packets, *state.pages) for part in run if isinstance(part, bytes)) > 1 << 20
-    registers = host.board.load_save_area(host.board.vmcb("vault", 0))[REGISTERS]
+    registers = host.board.save_areas.load(host.board.vmcb("vault", 0))[REGISTERS]
     host.resume("vault")
     advance(entity, 180 * S)
     host.destroy("vault")

@@ -21,7 +21,6 @@ from cluster.scenario import Scenario, ScenarioError
 from cluster.shard import ShardReport
 from cluster.shard_worker import Mail, packed_call, packed_report, parsed_call, parsed_report
 from node.host import Host
-from node.operations import Write
 from workloads.trace_player import pack_runs
 
 GIB = 1 << 30
@@ -311,27 +310,6 @@ def test_a_drain_moves_what_it_can_and_says_how_many_refused() -> None:
     assert {row["host"] for row in rows["vms"] if row["generation"] == "PLAIN"} == {"host-2"}
 
 
-@pytest.mark.parametrize(("generation", "most"), [("PLAIN", 64 << 20), ("SEV", 256 << 10), ("SEV_ES", 128 << 10)])
-def test_a_guest_whose_pages_hold_bytes_moves_as_one_whose_pages_are_accounted(generation: str, most: int) -> None:
-    """Rounds, bytes and times follow from what is there, not from what sevfleet happens to hold of it."""
-
-    def filled(hosts: Mapping[str, Host]) -> None:
-        host = hosts["host-1"]
-        vmcb = host.board.vmcb("vm", 0)
-        for part in host.guests["vm"].spec.memory.private_ranges(()):
-            length = min(part.length, most)
-            assert host.board.execute_guest(vmcb, (Write(part.gpa, b"\x5a" * length),)) == (None,)
-
-    vm = group("vm", **IDLE, generation=generation, memory="64 MiB", vcpus=1)
-    body = scenario(vms=[vm], migrations=[move()], costs=QUICK, duration="4 s")
-    (accounted,), (held,) = (play(body, at_start=start)[1]["migrations"] for start in (None, filled))
-    assert held["frame_bytes"] > accounted["frame_bytes"] + most // 2
-    assert held["pages_checked"] > accounted["pages_checked"] + most // 8192
-    real = ("pages_checked", "frame_bytes")
-    assert {**held, **dict.fromkeys(real)} == {**accounted, **dict.fromkeys(real)}
-    assert held["outcome"] == "completed"
-
-
 FAST = {"link": "100 Gb/s"}
 IDLE = {"workload": "trace-player", "parameters": {"working_set_bytes": 4096, "touches_per_step": 1}}
 BUSY = {"workload": "random-access", "parameters": {"table_bytes": 64 << 20}, "vcpus": 1}
@@ -546,7 +524,6 @@ def test_what_cannot_be_moved_is_said_in_one_line_that_names_the_field(part: Map
     ("part", "field"),
     [
         ({"migration": {"post_copy": True}}, "migration.post_copy"),
-        ({"migration": {"zero_pages": True}}, "migration.zero_pages"),
         ({"fabric": {"spines": 2}}, "fabric.spines"),
         ({"fabric": {"jitter": "10 us"}}, "fabric.jitter"),
         ({"fabric": {"loss": 0.01}}, "fabric.loss"),

@@ -6,7 +6,7 @@ import pytest
 
 from cluster.errors import ToolError
 from cluster.metrics import ADDRESS, HOST_GAUGES, MetricsServer
-from cluster.migration_figures import MigrationFigures, MoveFigures
+from cluster.migration_figures import BOUNDS_S, EndedMove, MigrationFigures, MoveFigures, Transitions
 from cluster.progress import Progress
 
 GLANCE = Progress(
@@ -18,9 +18,15 @@ GLANCE = Progress(
     migrations=MigrationFigures(
         {"pending": 2, "running": 1}, {"completed": 4, "round cap": 1},
         (MoveFigures("db", "naples", "rome", 12.5, 8 << 30, 3 << 30, 5 << 30, 1e8, 1.25e9, 2, 0.3, 0.21),),
+        (EndedMove("db", 1.0, 2.0, refused=False), EndedMove("web", 3.0, 7.25, refused=False),
+         EndedMove("card", None, 4.0, refused=True)),
+        {"Succeeded": Transitions((0, 0, 1, *[2] * (len(BOUNDS_S) - 3)), 3, 8e3)},
     ),
     gauges={"naples": dict.fromkeys(HOST_GAUGES, 0.5), 'mi"lan\n': {"anything_else": 1.0}},
 )
+
+
+TRANSITION = "kubevirt_vmi_migration_phase_transition_time_from_creation_seconds"
 
 
 def scrape(server: MetricsServer) -> str:
@@ -44,11 +50,24 @@ def test_a_scrape_shows_how_far_the_run_is() -> None:
         "kubevirt_vmi_migration_succeeded 4.0",
         "kubevirt_vmi_migration_failed 1.0",
         'kubevirt_vmi_migration_data_remaining_bytes{name="db",namespace="sevfleet"} 5.36870912e+09',
+        'kubevirt_vmi_migration_start_time_seconds{name="db",namespace="sevfleet"} 12.5',
+        'kubevirt_vmi_migration_start_time_seconds{name="web",namespace="sevfleet"} 3.0',
+        'kubevirt_vmi_migration_end_time_seconds{name="web",namespace="sevfleet"} 7.25',
+        'kubevirt_vmi_migration_end_time_seconds{name="card",namespace="sevfleet"} 4.0',
+        'kubevirt_vmi_non_evictable{name="card",namespace="sevfleet"} 1.0',
+        'kubevirt_vmi_non_evictable{name="web",namespace="sevfleet"} 0.0',
+        "kubevirt_vmi_migrations_in_unset_phase 0.0",
+        f'{TRANSITION}_bucket{{le="1.0",phase="Succeeded"}} 1.0',
+        f'{TRANSITION}_bucket{{le="7200.0",phase="Succeeded"}} 2.0',
+        f'{TRANSITION}_bucket{{le="+Inf",phase="Succeeded"}} 3.0',
+        f'{TRANSITION}_sum{{phase="Succeeded"}} 8000.0',
         'sevfleet_migration_throttle_ratio{destination="rome",source="naples",vm="db"} 0.3',
         'sevfleet_migrations{outcome="round cap"} 1.0',
         'sevfleet_host_anything_else{host="mi\\"lan\\n"} 1.0',
     ):
         assert sample in lines
+    for none in ('start_time_seconds{name="card"', 'end_time_seconds{name="db"'):
+        assert not [line for line in lines if none in line], "one that never began, and one that is under way again"
 
 
 def test_promtool_finds_nothing_to_say(promtool: str) -> None:

@@ -10,7 +10,7 @@ from cluster.entity import Message
 from cluster.fleet import build_fleet
 from cluster.host_entity import build_host
 from cluster.inline_layout import InlineLayout
-from cluster.migration_figures import MigrationFigures, figures_of
+from cluster.migration_figures import BOUNDS_S, EndedMove, MigrationFigures, MoveBooks
 from cluster.migration_rows import migration_row
 from cluster.scenario import Scenario
 
@@ -24,6 +24,7 @@ def play(body: dict[str, Any], *, looks: bool) -> tuple[list[tuple[int, Migratio
     layout = InlineLayout()
     layout.start(build_host, [(order.spec.name, order.pack()) for order in fleet.orders])
     live, step = fleet.control.migrations, fleet.control.step
+    books = MoveBooks(live)
 
     class Watched:
         next_event_ns = staticmethod(fleet.control.next_event_ns)
@@ -32,7 +33,8 @@ def play(body: dict[str, Any], *, looks: bool) -> tuple[list[tuple[int, Migratio
         def step(now_ns: int, messages: tuple[Message, ...]) -> tuple[Message, ...]:
             told = step(now_ns, messages)
             if looks:
-                seen.extend((at_ns, figures_of(live, at_ns)) for at_ns in (now_ns, now_ns + 10**9))
+                seen.extend((at_ns, books.at(at_ns)) for at_ns in (now_ns, now_ns + 10**9))
+                assert seen[-1][1] == MoveBooks(live).at(now_ns + 10**9), "as who looks for the first time sees it"
             return told
 
     Coordinator(layout, Watched(), chosen.control_plane_latency, chosen.duration).run()
@@ -56,6 +58,19 @@ def test_looking_changes_nothing_and_figures_add_up() -> None:
     assert all(one.processed_bytes + one.remaining_bytes == one.total_bytes for one in first)
     assert {one.transfer_bytes_per_s for one in first} == {0.0, 125e6}  # The dirty log is turned on first.
     assert seen[-1][1].outcomes == {"completed": 1, "round cap": 1}
+    last = seen[-1][1]
+    assert last.ended == tuple(
+        EndedMove(row["vm"], row["started_ns"] / 1e9, row["ended_ns"] / 1e9, refused=False) for row in rows
+    )
+    took_s = [(row["ended_ns"] - row["ordered_ns"]) / 1e9 for row in rows]
+    for phase, took in zip(("Succeeded", "Failed"), took_s, strict=True):
+        found = last.transitions[phase]
+        assert (found.count, found.sum_s) == (1, took)
+        assert found.within == tuple(int(took <= bound) for bound in BOUNDS_S)
+    # The second waited in line until the first was over, which did not wait; each copies from a little later on.
+    scheduling, running = (last.transitions[name] for name in ("Scheduling", "Running"))
+    assert (scheduling.count, running.count) == (2, 2)
+    assert scheduling.sum_s == took_s[0] < running.sum_s < sum(took_s)
     late = busy[-1]
     # It writes 64 MiB all over in less than a round: that much is dirty after it.
     assert late.dirty_bytes_per_s == pytest.approx(125e6, rel=0.05)

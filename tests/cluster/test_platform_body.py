@@ -24,7 +24,9 @@ CHANGED = Platform(
     derived_keys=RootTcb.REPORTED,
     reports_signed_for=TcbOf.CURRENT,
     tlb_entries=8,
-    cards=(CardSlot(3, CardKind.NVME, "0007", 1 << 20, 4), CardSlot(1, CardKind.GPU)),
+    cards=(
+        CardSlot(3, CardKind.NVME, "0007", 1 << 20, 4, disk="disk.img"), CardSlot(1, CardKind.GPU, encrypts=False),
+    ),
 )
 
 

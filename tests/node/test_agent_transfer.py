@@ -18,11 +18,13 @@ from node.hypervisor_server import HypervisorServer
 from node.migration_agent import Hello
 from node.migration_refusal import MigrationRefusal
 from node.packing import packed
+from node.page_swaps import with_metadata
 from node.platform import Platform
 from node.product import PRODUCTS
 from node.remote_hypervisor import RemoteHypervisor
 from psp.commands import SnpCommand
 from psp.guest_context import SnpGuestState
+from psp.page_swap import PageSwap
 from psp.policy import SnpPolicy
 from psp.status import PspError, Status
 from psp.swap_buffers import SnpPageMdInit
@@ -30,10 +32,13 @@ from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
 
 SNP = Generation.SEV_SNP
 WITH_AGENT = Platform(migration_agent=True)
+QUICK = dict(COSTS) | {"psp.guest_request_ns": 100_000}
+"""So that agents do not take longer to meet than the guest to do its work."""
 
 
 def hosts(product="Milan"):
-    return [make_host(product=product, name=name, platform=WITH_AGENT) for name in ("here", "there")]
+    names = ("here", "there")
+    return [make_host(product=product, name=name, platform=WITH_AGENT, costs=QUICK) for name in names]
 
 
 def started(host, name, *args, **kwargs):
@@ -83,6 +88,7 @@ def on_its_way():
     started(here, "vm", "ledger", vcpus=2, units=UNITS)
     run(here, 2_000_000)
     agree(here, there, "vm")
+    assert all(0 < one.registers.r13 < UNITS for one in here.guests["vm"].vcpus)
     return here, there
 
 
@@ -274,6 +280,39 @@ def test_an_old_page_of_a_row_that_was_spent_and_one_that_somebody_wrote_do_not_
     assert spent.value.status == Status.INVALID_MDATA_ENTRY
 
 
+def test_a_row_that_is_seen_to_be_one_goes_as_its_pages_one_by_one(monkeypatch):
+    moved = []
+    for one_by_one in (False, True):
+        if one_by_one:
+            monkeypatch.setattr(PageSwap, "_is_one", lambda *_: False)
+        here, there = hosts()
+        started(here, "vm", "ledger", units=UNITS)
+        run(here, 2_000_000)
+        what = move(here, there, "vm")
+        record, rmp = there.hypervisor.launched("vm"), there.board.rmp
+        entries = [rmp.entry(page) for _, spa, length in record.ram for page in range(spa, spa + length, PAGE_BYTES)]
+        moved.append((what.state, entries))
+    assert moved[0] == moved[1]
+    assert len(moved[0][0].rows) > 1
+
+
+@pytest.mark.parametrize(("pages", "levels"), [(1, [1]), (64, [1]), (65, [2, 1]), (4096, [64, 1]), (4097, [65, 2, 1])])
+def test_with_pages_go_the_metadata_pages_of_all_levels(pages, levels):
+    assert with_metadata(pages) == pages + sum(levels)
+    assert with_metadata(0) == 0
+
+
+def test_as_many_metadata_pages_go_as_a_move_is_charged_for(on_its_way):
+    here, _ = on_its_way
+    place = here.guests["vm"].spec.memory.placement("vm", 0, 0)
+    written = op.Write(place.base_gpa + (1 << 20), bytes(80 * PAGE_BYTES))
+    assert here.board.execute_guest(here.board.vmcb("vm", 0), (written,)) == (None,)
+    state = stopped(here, "vm").state
+    entries = len(state.packets) + len(state.sealed_areas) + len(state.rows)
+    assert entries > 64
+    assert entries + len(state.metadata) == with_metadata(entries)
+
+
 def test_an_agent_gives_nothing_to_a_peer_that_no_report_vouches_for():
     here, there = hosts()
     guest = started(here, "vm", "rest")
@@ -315,7 +354,7 @@ def test_the_hypervisors_on_the_way_see_neither_a_page_nor_the_exported_context(
 
     def far(name):
         spec = HostSpec(name, PRODUCTS["Milan"], 4 << 30, 100, 7, 60 * SECOND, platform=WITH_AGENT)
-        return Host(spec, {"ledger": ledger}, {"auto": IMAGE}, COSTS, hypervisor=remote)
+        return Host(spec, {"ledger": ledger}, {"auto": IMAGE}, QUICK, hypervisor=remote)
 
     here, there = far("here"), far("there")
     guest = started(here, "vm", "ledger", units=UNITS)

@@ -98,7 +98,7 @@ def test_a_save_area_is_the_guests_own_page_and_starts_at_its_kernel(machine: Ma
         entry = machine.host.board.rmp.entry(vmcb.save_area_spa)
         assert (entry.vmsa, entry.validated, entry.gpa) == (True, True, gpa)
         assert gpa % LARGE_PAGE_BYTES
-        assert read_field(machine.host.board.load_save_area(vmcb), "SEV_FEATURES") == SevFeature.SNP_ACTIVE
+        assert read_field(machine.host.board.save_areas.load(vmcb), "SEV_FEATURES") == SevFeature.SNP_ACTIVE
         # While it runs nobody changes the page.
         assert machine.do(op.RmpAdjust(gpa, PAGE_BYTES, large=False, target=1, permissions=0)) == (3,)
 

@@ -68,7 +68,7 @@ def test_with_debug_swap_dr7_is_in_the_save_area_where_no_hypervisor_reaches(gen
     assert kept(host).error == 0x27
     assert host.board.execute_guest(host.board.vmcb("vm", 0), (op.WriteDr7(1),))[0].error == 0x37
     features = int(SevFeature.DEBUG_SWAP | (generation is SNP))
-    host.board.store_save_area_field(host.board.vmcb("vm", 0), FEATURES.offset, features.to_bytes(8, "little"))
+    host.board.save_areas.store_field(host.board.vmcb("vm", 0), FEATURES.offset, features.to_bytes(8, "little"))
     assert kept(host) == 0x400
     assert kept(host, SET) == SET
     stored = forge(host, one)

@@ -109,12 +109,17 @@ def trusted(host: Host) -> list[bool]:
     return [one is not None and one.bound and one.ran for one in given]
 
 
-@pytest.fixture(scope="module")
-def two() -> tuple[Host, Host]:
+def pair() -> tuple[Host, Host]:
     """A host with a guest whose devices it trusts, and another."""
     here, there = host_of("here"), host_of("there")
     started(here)
     return here, there
+
+
+@pytest.fixture(scope="module")
+def two() -> tuple[Host, Host]:
+    """Such a pair for tests after which the guest is where it was."""
+    return pair()
 
 
 def moved(here: Host, there: Host) -> None:
@@ -166,8 +171,8 @@ def test_a_move_that_fails_leaves_devices_trusted_at_the_source_and_none_at_the_
     assert trusted(here) == [True, True]
 
 
-def test_devices_stay_and_others_are_proved_where_it_comes(two: tuple[Host, Host]) -> None:
-    here, there = two
+def test_devices_stay_and_others_are_proved_where_it_comes_and_again_when_it_moves_back() -> None:
+    here, there = pair()
     guest = here.guests["vm"]
     asid, gpa = guest.asid, marked(here)
     assert asked(here) is None
@@ -189,16 +194,11 @@ def test_devices_stay_and_others_are_proved_where_it_comes(two: tuple[Host, Host
     bounced, before = arrived.bytes_bounced, arrived.vcpus[0].registers.r13
     until(lambda: arrived.vcpus[0].registers.r13 > before + 1, there)
     assert (arrived.state, arrived.bytes_bounced) == (GuestState.RUNNING, bounced)
-
-
-def test_it_moves_back_to_cards_that_are_connected_anew(two: tuple[Host, Host]) -> None:
-    there, here = two
-    assert here.guests["vm"].state is GuestState.RUNNING
-    assert asked(here) is None
-    moved(here, there)
-    assert nothing_of_devices(here)
-    settled(there, BOTH)
-    assert read(there, 48 * MIB) == MARK
+    assert asked(there) is None
+    moved(there, here)
+    assert nothing_of_devices(there)
+    settled(here, BOTH)
+    assert read(here, gpa) == MARK
 
 
 def test_a_guest_that_keeps_its_devices_is_not_touched(two: tuple[Host, Host]) -> None:
@@ -211,7 +211,7 @@ def test_a_guest_that_keeps_its_devices_is_not_touched(two: tuple[Host, Host]) -
 def test_one_that_says_so_and_has_not_is_not_sent(two: tuple[Host, Host]) -> None:
     here, there = two
     guest = here.guests["vm"]
-    settled(here, BOTH)
+    until(lambda: trusted(here) == [True, True], here)
     assert here.departures.begin("vm", lambda _: None) == ()
     here.board.devices_told("vm", Told.LET_GO)
     agreed(here, there)
@@ -226,8 +226,8 @@ def test_one_that_says_so_and_has_not_is_not_sent(two: tuple[Host, Host]) -> Non
     assert trusted(here) == [True, True]
 
 
-def test_a_guest_whose_devices_are_said_to_be_others_while_it_trusts_them_ends(two: tuple[Host, Host]) -> None:
-    here, _ = two
+def test_a_guest_whose_devices_are_said_to_be_others_while_it_trusts_them_ends() -> None:
+    here, _ = pair()
     guest = here.guests["vm"]
     here.hypervisor.launched("vm").notice.arrivals += 1
     until(lambda: guest.state is not GuestState.RUNNING, here)

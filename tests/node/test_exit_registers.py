@@ -70,7 +70,7 @@ def test_an_interrupt_stores_registers_for_whoever_can_read_them(generation: Gen
         page = guest.exited()
         in_the_clear = (read_field(page, "RIP"), read_field(page, "R13")) == (MIX, count)
         assert in_the_clear is (generation not in (ES, SNP))
-        assert read_field(guest.host.board.load_save_area(guest.host.board.vmcb("vm", 0)), "R13") == count
+        assert read_field(guest.host.board.save_areas.load(guest.host.board.vmcb("vm", 0)), "R13") == count
         guest.on()
     assert guest.count == 3
 

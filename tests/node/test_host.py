@@ -179,7 +179,7 @@ def test_registers_of_a_paused_vm_lie_in_dram_encrypted_only_where_the_generatio
     page = host.board.dram.read(guest.vcpus[0].save_area_spa, 4096)
     in_clear = (read_field(page, "RIP"), read_field(page, "R13")) == (MIX, done)
     assert in_clear is (generation not in (Generation.SEV_ES, Generation.SEV_SNP))
-    own = host.board.load_save_area(host.board.vmcb("vm", 0))
+    own = host.board.save_areas.load(host.board.vmcb("vm", 0))
     assert (read_field(own, "RIP"), read_field(own, "R13")) == (MIX, done)
 
 

@@ -84,7 +84,7 @@ def test_a_transparent_host_keeps_nothing_in_the_clear_in_dram(generation):
     for gpa in (place.base_gpa, place.shared_gpa):
         assert secret[:16] not in host.board.dram.read(spa(host, guest, gpa), len(secret))
     (area,) = guest.vcpus
-    assert host.board.dram.read(area.save_area_spa, 64) != host.board.load_save_area(host.board.vmcb("vm", 0))[:64]
+    assert host.board.dram.read(area.save_area_spa, 64) != host.board.save_areas.load(host.board.vmcb("vm", 0))[:64]
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
@@ -140,7 +140,7 @@ def test_an_sme_guest_reads_and_writes_as_a_plain_one_and_dram_holds_ciphertext_
         assert seen == host.board.dram.read(at, len(secret))
         assert secret[:16] not in seen
     vcpu = guest.vcpus[0]
-    area = host.board.load_save_area(host.board.vmcb("vm", 0))
+    area = host.board.save_areas.load(host.board.vmcb("vm", 0))
     assert host.board.execute_host((op.HostRead(vcpu.save_area_spa, len(area), encrypted=True),)) == (area,)
     assert host.board.dram.read(vcpu.save_area_spa, len(area)) != area
 

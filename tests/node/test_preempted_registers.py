@@ -100,7 +100,7 @@ def test_without_the_value_it_goes_on_with_whatever_that_decrypts_to():
     )
     assert code == 0
     assert guest.vcpus[0].registers.r13 != before
-    assert read_field(host.board.load_save_area(host.board.vmcb("vm", 0)), "R13") == guest.vcpus[0].registers.r13
+    assert read_field(host.board.save_areas.load(host.board.vmcb("vm", 0)), "R13") == guest.vcpus[0].registers.r13
 
 
 @pytest.mark.parametrize("name", ["R14", "R15", "RIP"])

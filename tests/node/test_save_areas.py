@@ -72,14 +72,14 @@ def test_a_store_to_saved_registers_is_taken_detected_or_refused(generation):
 def test_an_old_save_area_put_back_is_taken_detected_or_refused(generation):
     host, guest, spa = paused(generation)
     old = by_host(host, op.HostRead(spa, 4096))
-    before = read_field(host.board.load_save_area(host.board.vmcb("vm", 0)), "R13")
+    before = read_field(host.board.save_areas.load(host.board.vmcb("vm", 0)), "R13")
     resumed(host, guest)
     host.pause("vm")
-    after = read_field(host.board.load_save_area(host.board.vmcb("vm", 0)), "R13")
+    after = read_field(host.board.save_areas.load(host.board.vmcb("vm", 0)), "R13")
     assert after > before
     stored = by_host(host, op.HostWrite(spa, old))
     assert (stored is None) is (generation is not SNP)
-    now = read_field(host.board.load_save_area(host.board.vmcb("vm", 0)), "R13")
+    now = read_field(host.board.save_areas.load(host.board.vmcb("vm", 0)), "R13")
     assert now == (after if generation is SNP else before)
     state, code = resumed(host, guest, 2 * SECOND)
     assert state is (GuestState.STOPPED if generation is ES else GuestState.RUNNING)
@@ -89,11 +89,11 @@ def test_an_old_save_area_put_back_is_taken_detected_or_refused(generation):
 def test_without_the_integrity_value_an_old_save_area_runs_again():
     host, guest, spa = paused(ES, platform=UNSEALED)
     old = by_host(host, op.HostRead(spa, 4096))
-    before = read_field(host.board.load_save_area(host.board.vmcb("vm", 0)), "R13")
+    before = read_field(host.board.save_areas.load(host.board.vmcb("vm", 0)), "R13")
     resumed(host, guest)
     host.pause("vm")
     by_host(host, op.HostWrite(spa, old))
-    assert read_field(host.board.load_save_area(host.board.vmcb("vm", 0)), "R13") == before
+    assert read_field(host.board.save_areas.load(host.board.vmcb("vm", 0)), "R13") == before
     assert resumed(host, guest, 2 * SECOND)[0] is GuestState.RUNNING
 
 

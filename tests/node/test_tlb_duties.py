@@ -304,12 +304,12 @@ def test_a_vcpu_that_stays_on_its_thread_keeps_its_translations() -> None:
     assert one.host(op.VmRun(one.vm, 0)) == (0,)
     one.do(op.VirtualRead(GVA, 4))
     misses = tlb.misses
-    area = one.board.load_save_area(one.board.vmcb(one.vm, 0))
+    area = one.board.save_areas.load(one.board.vmcb(one.vm, 0))
     before = [read_field(area, name) for name in ("PCPU_ID", "TLB_ID")]
     assert one.host(op.VmRun(one.vm, 0)) == (0,)
     assert one.do(op.VirtualRead(GVA, 4)) == b"here"
     assert tlb.misses == misses
-    area = one.board.load_save_area(one.board.vmcb(one.vm, 0))
+    area = one.board.save_areas.load(one.board.vmcb(one.vm, 0))
     assert [read_field(area, name) for name in ("PCPU_ID", "TLB_ID")] == before
 
 

@@ -39,6 +39,7 @@ from node.iommu_driver import DEVICE_TABLE
 from node.iommu_events import EventCode
 from node.physical_slots import PhysicalSlots
 from node.platform import Platform, Protection
+from node.rmp_faults import RmpCode
 from psp.system_bus import PAGE_BYTES, RmpEntry
 from tio.card import CardFault
 from tio.gpu import GpuRegister, GpuStatus
@@ -103,6 +104,21 @@ def test_without_a_lock_the_canary_is_on_the_link_and_in_shared_memory() -> None
     assert all(isinstance(packet, Tlp) for _, packet in seen)
     assert CANARY[:64] in b"".join([packet.payload for _, packet in seen])
     assert lab.host(op.HostRead(GUEST_SPA + DATA, 90)) == (CANARY,)
+
+
+@pytest.mark.parametrize("knocked_out", [False, True])
+def test_no_guest_validates_registers_by_itself_nor_takes_that_back(knocked_out: bool) -> None:
+    off = frozenset({Protection.MMIO_VALIDATION} if knocked_out else ())
+    lab = running(Platform(cards=CARDS, disabled=off))
+    rescind = op.PValidate(MMIO_GPA, PAGE_BYTES, large=False, validate=False)
+    code = 0 if knocked_out else RmpCode.FAIL_INPUT
+    assert lab.guest("one", rescind) == (op.PValidateResult(code, False),)
+    assert lab.board.bus.rmp_entry(bar(lab)).validated is not knocked_out
+    for entry in (RmpEntry(), page_of(MMIO_GPA)):
+        assert lab.host(op.RmpUpdate(bar(lab), PAGE_BYTES, entry)) == (0,)
+    assert lab.guest("one", replace(rescind, validate=True)) == (op.PValidateResult(code, False),)
+    assert lab.board.bus.rmp_entry(bar(lab)).validated is knocked_out
+    assert work(lab) is knocked_out
 
 
 # What the host may do, and what becomes of it.

@@ -224,7 +224,7 @@ def test_a_page_grants_what_its_entries_and_the_control_registers_say(
         else:
             assert answer == op.Fault(FaultKind.PAGE_FAULT, GVA + 5, error)
             # CR2 is where the hardware leaves the address.
-            area = one.board.load_save_area(one.board.vmcb(one.vm, 0))
+            area = one.board.save_areas.load(one.board.vmcb(one.vm, 0))
             assert read_field(area, "CR2") == GVA + 5
             assert one.word(at) == GPA | C | flags
 
@@ -368,7 +368,7 @@ def test_a_guest_comes_from_reset_to_long_mode_by_its_own_stores() -> None:
     order = [("CR4", PAE), ("EFER", LME | NXE), ("CR3", ROOT | C), ("CR0", PG | PE | WP)]
     assert one.guest(*[op.WriteControl(*step) for step in order]) == (None,) * 4
     assert one.guest(op.VirtualWrite(GVA, DATA), op.Read(GPA, 64)) == (None, DATA)
-    area = one.board.load_save_area(one.board.vmcb(one.vm, 0))
+    area = one.board.save_areas.load(one.board.vmcb(one.vm, 0))
     assert [read_field(area, name) for name in ("CR4", "CR3", "CR0")] == [PAE, ROOT | C, PG | PE | WP]
     assert read_field(area, "EFER") == LME | NXE | LMA
     # They are the vCPU's, not the board's: it leaves and comes back with them.
@@ -393,9 +393,9 @@ def test_a_guest_comes_from_reset_to_long_mode_by_its_own_stores() -> None:
 def test_a_store_that_the_processor_refuses_changes_nothing(fields: dict[str, int], register: str, value: int) -> None:
     one = paged_guest(SEV, fields)
     vmcb = one.board.vmcb(one.vm, 0)
-    before = one.board.load_save_area(vmcb)
+    before = one.board.save_areas.load(vmcb)
     assert one.do(op.WriteControl(register, value)) == op.Fault(FaultKind.GENERAL_PROTECTION, 0)
-    assert one.board.load_save_area(vmcb) == before
+    assert one.board.save_areas.load(vmcb) == before
 
 
 def test_only_the_kernel_changes_control_registers_and_only_those_that_are_there() -> None:

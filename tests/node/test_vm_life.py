@@ -118,7 +118,7 @@ def test_a_paused_vm_s_registers_lie_in_its_save_area_as_its_generation_keeps_th
         assert vcpu.state is VcpuState.PAUSED
         assert vars_of(vcpu.registers) == dict.fromkeys(Registers.__slots__, 0)
         assert guest.software.programs[0] is None
-        inside = load_registers(host.board.load_save_area(host.board.vmcb("vm", 0)))
+        inside = load_registers(host.board.save_areas.load(host.board.vmcb("vm", 0)))
         assert inside.rip in {ENTRY + 1, ENTRY + 2}
         raw = host.board.dram.read(vcpu.save_area_spa, PAGE_BYTES)
         in_the_clear = load_registers(raw).rip == inside.rip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
@@ -24,10 +23,8 @@ from node.product import PRODUCTS
 from node.program import ProgramSpec
 from psp.system_bus import LARGE_PAGE_BYTES
 from tio.device_identity import CardKind
-from tio.ide import Direction, IdeStream, IdeTlp, StreamSettings, SubStream
-from tio.ide.key_messages import KeyMessage, parse_key_message
 from tio.ide.link import Packet, Way
-from tio.ide.stream import MOST_AGGREGATED
+from workloads.attacks.overheard_keys import keys_in, opened
 from workloads.block_outcome import UNTRUSTED
 from workloads.device_work import NOT_TRUSTED
 from workloads.keyed_content import KeyedContent
@@ -35,7 +32,7 @@ from workloads.library import PROGRAMS
 
 SECOND = 10**9
 COSTS = dict(load_cost_table()) | {"psp.tio_exchange_ns": 1_000_000}
-ROUNDS, PEERS_ROUNDS = 10, 4
+ROUNDS, PEERS_ROUNDS = 6, 4
 BLOCK_BYTES, ORDER, FRAME_BYTES, PIECE_BYTES = 4096, 12, 1024, 16
 DEVICES = CardKind.NVME, CardKind.NIC, CardKind.GPU
 CARDS = tuple([CardSlot(port, kind) for port, kind in enumerate(DEVICES, start=1)])
@@ -201,36 +198,11 @@ def test_work_in_private_memory_over_a_protected_link_is_nobodys_business(
 
 KEYS_OF_A_STREAM = 6
 """Three sub-streams, both ways."""
-KEY_PROG = re.compile(rb"\x00(\x02\x00{2}.\x00...{32}\x00{4}\x01\x00{3})", re.DOTALL)
-"""As PCI-SIG has it behind the protocol's number: a key, and an initial value of 1."""
-
-
-def overheard(carried: bytes) -> list[KeyMessage]:
-    """Every key that somebody was given in what a host carried, once, in order."""
-    return [parse_key_message(one) for one in dict.fromkeys(KEY_PROG.findall(carried))]
-
-
-def opened(packets: list[tuple[Way, Packet]], keys: list[KeyMessage]) -> bytes:
-    """What the packets of a link held, to who knows its keys: an end for each way, made as the true ones are."""
-    payloads = []
-    for way, held in ((Way.DOWN, Direction.RX), (Way.UP, Direction.TX)):
-        end = IdeStream(keys[0].stream_id, StreamSettings(aggregation=dict.fromkeys(SubStream, MOST_AGGREGATED)))
-        for one in keys:
-            if one.slot.direction is held:
-                for direction in Direction:
-                    end.program(one.slot.key_set, direction, SubStream(one.slot.sub_stream), one.key, one.initial)
-                    end.go(one.slot.key_set, direction, SubStream(one.slot.sub_stream))
-        end.enable()
-        for to, packet in packets:
-            if to is way and isinstance(packet, IdeTlp):
-                payloads += [arrived.payload for arrived, _ in end.receive(packet)]
-    return b"".join(payloads)
 
 
 @pytest.mark.parametrize(
     ("encrypts", "disabled", "works", "known"),
     [
-        (True, (), True, False),
         (True, (Protection.SESSION_ENCRYPTION,), True, False),
         # Nobody gives keys to a card where they would be overheard, nor lets it into private memory.
         (False, (), False, False),
@@ -245,7 +217,7 @@ def test_only_who_carries_sessions_that_do_not_encrypt_learns_the_keys_of_links_
     saw = watched(Generation.SEV_TIO, *disabled, devices=kinds, cards=cards, rounds_attached=0)
     assert (saw.ended, saw.trusted) == ((0, 0b11) if works else (NOT_TRUSTED.code, 0))
     assert found([one for pieces in saw.pieces.values() for one in pieces], saw.links + saw.carried) == 0
-    keys = overheard(saw.carried)
+    keys = keys_in(saw.carried)
     assert len(keys) == len(cards) * KEYS_OF_A_STREAM * known
     for number, card in enumerate(cards if known else ()):
         own = keys[number * KEYS_OF_A_STREAM :][:KEYS_OF_A_STREAM]

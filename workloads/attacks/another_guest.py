@@ -21,11 +21,12 @@ from workloads.attacks.target import LET_IT_RUN, WRITE_BACK, Attack, Target
 
 _SHARED, _PRIVATE = 16 * PAGE_BYTES, 2 * LARGE_PAGE_BYTES
 """From where on its other program leaves its memory alone. The private part is in another 2 MiB than the buffer."""
-_FREE_GPA = 1 << 30
+FREE_GPA = 1 << 30
 """Where the guest has no memory."""
-_ANY = DevicePolicy(
+ANY = DevicePolicy(
     CardKind.GPU, b"", checks_certificates=False, checks_identity=False, checks_measurements=False, checks_fresh=False
 )
+"""Any GPU is good enough for it."""
 
 
 def store_to_private_memory(target: Target) -> Attack:
@@ -38,8 +39,17 @@ def store_to_private_memory(target: Target) -> Attack:
 
 def store_to_its_device(target: Target) -> Attack:
     """The same over what the victim has left on its device, which the hypervisor leads the other to."""
-    page = _FREE_GPA, target.device.bar(MEMORY_BAR), PAGE_BYTES, False
-    yield from _store(target, page, _FREE_GPA, CONTENT_BYTES)
+    page = FREE_GPA, target.device.bar(MEMORY_BAR), PAGE_BYTES, False
+    yield from _store(target, page, FREE_GPA, CONTENT_BYTES)
+
+
+def tdi_of_tenant(target: Target) -> GuestTdi:
+    """Its way to its device."""
+    place = target.device.tenant
+    assert place is not None
+    assert place.messages is not None
+    shared = place.shared_gpa + _SHARED
+    return GuestTdi.of(GuestMessages(place.messages, shared, shared + PAGE_BYTES), 0)
 
 
 def _store(target: Target, shown: Piece, gpa: int, length: int) -> Attack:
@@ -47,10 +57,7 @@ def _store(target: Target, shown: Piece, gpa: int, length: int) -> Attack:
     device = target.device
     place = device.tenant
     assert place is not None
-    assert place.messages is not None
-    shared = place.shared_gpa + _SHARED
-    tdi = GuestTdi.of(GuestMessages(place.messages, shared, shared + PAGE_BYTES), 0)
-    yield from tdi.attach(_ANY, bytes(NONCE_BYTES))
+    yield from tdi_of_tenant(target).attach(ANY, bytes(NONCE_BYTES))
     area = BounceArea(place.shared_gpa, place.shared_length, place.book_gpa, bounces=False)
     gpu = GuestGpu(area, DeviceWindow(0, private=True), place.base_gpa + _PRIVATE)
     yield from gpu.start()

@@ -36,6 +36,8 @@ CASES = {
     # Who only listens learns nothing by a MAC that nobody compares, nor by numbers that nobody counts.
     "mac": (without(Protection.IDE_MAC), LINK, {}),
     "number": (without(Protection.IDE_PACKET_NUMBER), LINK, {}),
+    # Cards encrypt the sessions in which they are given keys whether anybody wants it or not.
+    "session": (without(Protection.SESSION_ENCRYPTION), LINK, {}),
     # The host's own loads and stores do not pass it; a device that is stopped does nothing trusted any more; at another
     # device's memory the RMP finds another guest address.
     "entry": (without(Protection.SECURE_DEVICE_ENTRY), MEMORY, {}),

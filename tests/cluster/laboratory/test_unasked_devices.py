@@ -1,5 +1,7 @@
 """What trusted I/O must stop beside the rows of the matrix: the list at the head of the sheet on SEV-TIO."""
 
+from dataclasses import replace
+
 import pytest
 
 from cluster.laboratory.protection import Column
@@ -10,7 +12,7 @@ from node.operations import CardUpdate, PspAnswer
 from node.platform import Platform, Protection
 from psp.status import Status
 from tio.tdisp import LockFlags
-from workloads.attacks import another_guest, unasked_device
+from workloads.attacks import another_guest, claimed_registers, overheard_keys, unasked_device
 from workloads.attacks.depositor_ways import DepositorWays
 from workloads.attacks.slot_operations import CardRead
 
@@ -18,8 +20,8 @@ LETS_GO = DepositorWays(detaches=1)
 STAYS = DepositorWays()
 
 
-def played(attack, ways, column=Column.SEV_TIO, platform=Platform(), **more):  # noqa: B008 - frozen
-    setting = Setting(column, "Turin", platform, victim="depositor", cards=(OWN_CARD, OTHER_CARD), ways=ways, **more)
+def played(attack, ways, column=Column.SEV_TIO, platform=Platform(), card=OWN_CARD, **more):  # noqa: B008 - frozen
+    setting = Setting(column, "Turin", platform, victim="depositor", cards=(card, OTHER_CARD), ways=ways, **more)
     ledger, transcript = act_out(setting, attack)
     return judge(ledger, transcript), transcript
 
@@ -86,6 +88,48 @@ def test_only_the_guests_own_entry_keeps_a_device_from_its_memory_that_was_start
 def test_a_device_that_another_guest_trusts_reaches_its_own_guests_pages_alone(off, outcome):
     platform = Platform(disabled=frozenset(off))
     verdict, _ = played(another_guest.store_to_private_memory, STAYS, platform=platform, tenant_has_card=True)
+    assert verdict.outcome is outcome, verdict
+
+
+KEPT = DepositorWays(wipes=0)
+"""A guest whose secret stays on its device."""
+
+
+@pytest.mark.parametrize(
+    ("attack", "ways", "alone", "stopped", "opened"),
+    [
+        # A page that is another's faults for the victim; of a validation that is refused nobody has anything.
+        (claimed_registers.by_validation, KEPT, Protection.MMIO_VALIDATION, Outcome.BLOCKED, Outcome.LEAKED),
+        (claimed_registers.by_address, KEPT, Protection.MMIO_ROUTE, Outcome.DETECTED, Outcome.LEAKED),
+        (claimed_registers.behind_another_port, STAYS, Protection.MMIO_ROUTE, Outcome.DETECTED, Outcome.CORRUPTED),
+    ],
+    ids=lambda one: getattr(one, "__name__", ""),
+)
+def test_pages_of_a_device_are_a_guests_only_where_firmware_finds_them_behind_its_own_device(
+    attack, ways, alone, stopped, opened
+):
+    both = Protection.MMIO_VALIDATION, Protection.MMIO_ROUTE
+    for off in ((), *((one,) for one in both)):
+        platform = Platform(disabled=frozenset(off))
+        verdict, _ = played(attack, ways, platform=platform, tenant_has_card=True)
+        assert verdict.outcome is (opened if alone in off else stopped), (off, verdict)
+
+
+@pytest.mark.parametrize(
+    ("encrypts", "off", "outcome"),
+    [
+        (True, set(), Outcome.BLOCKED),
+        (True, {Protection.SESSION_ENCRYPTION}, Outcome.BLOCKED),
+        (False, set(), Outcome.DETECTED),
+        (False, {Protection.SESSION_ENCRYPTION}, Outcome.LEAKED),
+    ],
+)
+def test_keys_of_a_link_are_overheard_where_nobody_wants_the_session_encrypted_and_the_device_does_not(
+    encrypts, off, outcome
+):
+    platform = Platform(disabled=frozenset(off))
+    card = replace(OWN_CARD, encrypts=encrypts)
+    verdict, _ = played(overheard_keys.overhear_keys, STAYS, platform=platform, card=card)
     assert verdict.outcome is outcome, verdict
 
 

@@ -85,9 +85,15 @@ class BenchTrustedIo:
     running: set[int] = field(default_factory=set)
     entries: dict[int, SecureDeviceEntry] = field(default_factory=dict)
     fences: dict[int, int] = field(default_factory=dict)
+    windows: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+    """What leads to a port, where that is not all of the machine's MMIO."""
 
     def root_port(self, segment: int, port: int) -> RootPortKeys | None:
         return self.ports.get((segment, port))
+
+    def leads(self, segment: int, port: int, spa: int, length: int) -> bool:
+        first, size = self.windows.get((segment, port), (MMIO, MMIO_BYTES))
+        return first <= spa and spa + length <= first + size
 
     def bind(self, requester: int, binding: TdiBinding) -> None:
         self.bindings[requester] = binding

@@ -14,6 +14,7 @@ from device_bench import (
     MESSAGE,
     MMIO,
     OTHER_GCTX,
+    PORT,
     RID,
     TDI_CONTEXT,
     Bench,
@@ -155,6 +156,19 @@ def test_pages_that_are_validated_in_part_can_be_forced() -> None:
     assert validate(bench) == (S.NOT_UNIFORM, 0)
     assert validate(bench, flags=3) == (S.SUCCESS, 1)
     assert validated(bench) == [True] * 4
+
+
+@pytest.mark.parametrize("window", [(MMIO + PAGE, 63 << 20), (MMIO, 3 * PAGE), (MMIO + (1 << 30), 64 << 20)])
+@pytest.mark.parametrize("minds", [True, False])
+def test_pages_behind_another_root_port_are_not_the_device_s_whatever_it_reports(
+    window: tuple[int, int], minds: bool
+) -> None:
+    bench = running()
+    bench.trusted_io.windows[0, PORT] = window
+    bench.machine.psp.snp.tsm.message_switches.checks_route = minds
+    assign(bench)
+    assert validate(bench) == ((S.NOT_IO, 0) if minds else (S.SUCCESS, 1))
+    assert validated(bench) == [not minds] * 4
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from psp import command_buffers as snp_buffers
 from psp import tsm
 from psp.commands import SnpCommand
 from psp.status import Status
+from psp.system_bus import RmpEntry
 from psp.tsm.trusted_io import TdiBinding
 from tio.spdm import ResponderSettings
 from tio.spdm.algorithms import BaseHash
@@ -107,6 +108,38 @@ def test_a_report_is_what_its_digest_says_and_every_report_has_a_number_of_its_o
     assert bench.unbind() == Status.SUCCESS
     assert bench.bind() == Status.SUCCESS
     assert bench.tdi_info().report_counter > info.report_counter
+
+
+@pytest.mark.parametrize(
+    ("entry", "status"),
+    [
+        (RmpEntry(assigned=True, asid=3, gpa=0x9000, validated=True), Status.IN_USE),
+        (RmpEntry(assigned=True, asid=2, gpa=0x9000, validated=True), Status.IN_USE),
+        (RmpEntry(assigned=True, asid=2, gpa=0x9000), Status.SUCCESS),
+    ],
+    ids=["another guest's", "its own", "not valid"],
+)
+@pytest.mark.parametrize("page", [0, 3])
+def test_a_tdi_is_bound_to_nobody_while_a_page_of_it_is_valid(entry: RmpEntry, status: Status, page: int) -> None:
+    """Who had it before was not asked when it was taken away: what that guest stores would reach it."""
+    bench = with_guest()
+    bench.machine.bus.rmp_set(MMIO + page * PAGE, entry)
+    before = bench.trusted_io.state(), dict(bench.machine.bus.rmp)
+    assert bench.bind() == status
+    if status:
+        assert (bench.trusted_io.state(), bench.machine.bus.rmp) == before
+        assert bench.tdi_info().asid == 0
+        # Once the host has taken it back.
+        bench.machine.bus.rmp_set(MMIO + page * PAGE, RmpEntry())
+        assert bench.bind() == Status.SUCCESS
+    assert bench.card.tdi.state is TdiState.CONFIG_LOCKED
+
+
+def test_that_valid_pages_keep_a_tdi_from_being_bound_is_a_switch() -> None:
+    bench = with_guest()
+    bench.machine.psp.snp.tsm.tdi_switches.checks_pages = False
+    bench.machine.bus.rmp_set(MMIO, RmpEntry(assigned=True, asid=3, gpa=0x9000, validated=True))
+    assert bench.bind() == Status.SUCCESS
 
 
 def test_certificates_are_the_device_s_chain_and_fit_after_a_request_for_room() -> None:

@@ -1,0 +1,127 @@
+"""What code in a guest that moves guests has in common: messages to the firmware, and a peer that it believes.
+
+Its hypervisor carries both and is believed in neither: requests and answers are sealed with the guest's VMPCK0, a peer
+shows a report of a chip that AMD certified, in which the digest of its key is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+
+import msgpack
+
+from node.message_place import COUNT_BYTES, SECRETS_COUNTS, SECRETS_VMPCKS, VMPCK_BYTES
+from node.operations import GuestOperation, Read, Write
+from node.packing import packed
+from psp.byte_layout import ByteLayout
+from psp.guest_message import BadMessage, MessageHeader, MessageKey, MessageType
+from psp.report_messages import ReportRequest, ReportResponse
+from psp.status import Status
+from psp.verifier import LINES, Evidence, Expectations, Rejected, Report, verify
+from psp.verifier.product_line import line_of_processor
+
+MARK = b"sevfleet migration agent 1"
+"""What an agent's image begins with, so that its measurement is no other's."""
+KEY_BYTES = 32
+"""Of a key of X25519, and of what is derived."""
+
+
+class AgentRefusal(Exception):
+    """Why such code does not do what it was told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Carry:
+    """A request that the hypervisor is to carry to the firmware."""
+
+    message: bytes
+
+
+Asking = Generator[tuple[GuestOperation, ...] | Carry, object, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What one shows another: its key, a report that holds the key's digest, and who certifies the chip."""
+
+    public_key: bytes
+    report: bytes = field(repr=False)
+    certificates: tuple[bytes, ...] = field(default=(), repr=False)
+    """VCEK, ASK and ARK in DER; the hypervisor adds them."""
+
+    def pack(self) -> bytes:
+        """As bytes."""
+        return packed((self.public_key, self.report, self.certificates))
+
+    @classmethod
+    def parse(cls, data: bytes) -> Hello:
+        """Back from bytes. Raises AgentRefusal."""
+        try:
+            match msgpack.unpackb(data, use_list=False):
+                case (bytes(key), bytes(report), tuple(certificates)) if len(key) == KEY_BYTES and all(
+                    type(one) is bytes for one in certificates
+                ):
+                    return cls(key, report, certificates)
+        except (ValueError, TypeError, msgpack.UnpackException, RecursionError):
+            pass
+        raise AgentRefusal("the peer's greeting is malformed")
+
+    @property
+    def bound(self) -> bytes:
+        """REPORT_DATA of the report that goes with an agent's key."""
+        return self.bound_by(MARK)
+
+    def bound_by(self, mark: bytes) -> bytes:
+        """The same of code with another mark."""
+        return hashlib.sha512(mark + self.public_key).digest()
+
+
+def tcb_floor(own: Report) -> Mapping[str, int]:
+    """What a peer's firmware must not be below: that of one's own report."""
+    line = line_of_processor(*own.cpuid[:2]) if own.cpuid else None
+    return (line or LINES["Milan"]).layout.split(own.reported_tcb)
+
+
+def believe(hello: Hello, expected: Expectations, now: int, roots: Mapping[str, frozenset[str]]) -> None:
+    """Look at a peer. Raises AgentRefusal."""
+    leaf, ask, ark = (*hello.certificates, None, None, None)[:3]
+    try:
+        verify(Evidence(hello.report, ark, ask, leaf), expected, now, roots)
+    except Rejected as rejected:
+        raise AgentRefusal(f"the peer is not believed: {rejected}") from None
+
+
+def asked_report(secrets_gpa: int, data: bytes) -> Asking:
+    """A report with this REPORT_DATA. Raises AgentRefusal."""
+    answer = yield from ask_firmware(secrets_gpa, MessageType.REPORT_REQ, ReportRequest(data))
+    if ReportResponse.parse(answer).status != Status.SUCCESS:
+        raise AgentRefusal("firmware gives no report")
+    return answer[ReportResponse.SIZE :]
+
+
+def ask_firmware(secrets_gpa: int, kind: MessageType, asked: ByteLayout, version: int = 1) -> Asking:
+    """One message to the firmware, by the secrets page at ``secrets_gpa``, and its answer's payload.
+
+    Raises AgentRefusal.
+    """
+    key_gpa, count_gpa = secrets_gpa + SECRETS_VMPCKS, secrets_gpa + SECRETS_COUNTS
+    found = yield (Read(key_gpa, VMPCK_BYTES), Read(count_gpa, COUNT_BYTES))
+    assert isinstance(found, tuple)
+    key, count = found
+    if not isinstance(key, bytes) or not isinstance(count, bytes):
+        raise AgentRefusal("its secrets page is gone")
+    last, cipher = int.from_bytes(count, "little"), MessageKey(key)
+    page = yield Carry(cipher.seal(0, last + 1, kind, version, asked.pack()))
+    # Whatever comes back, the number is used up, if the firmware has seen it.
+    yield (Write(count_gpa, (last + 2).to_bytes(COUNT_BYTES, "little")),)
+    try:
+        assert isinstance(page, bytes)
+        header = MessageHeader.checked(page)
+        payload = cipher.unseal(header, page)
+    except BadMessage:
+        raise AgentRefusal("no answer of the firmware's") from None
+    if (header.sequence, header.message_type) != (last + 2, kind + 1):
+        raise AgentRefusal("the answer to another message")
+    return payload

@@ -1,0 +1,390 @@
+"""A migration handler: code of a guest's SVSM, at VMPL0, that moves the guest's memory itself while the guest runs.
+
+The same image runs at the target, launched as an initial migration image (IMI) with nothing else. The two show each
+other an attestation report with a key of X25519 in it that is new for every move. The source believes whose launch is
+measured as its own image was (its firmware tells it that of itself, in an export that leaves it running); the target
+believes who has a report of a certified chip, and becomes only the guest that this report is of. Pages, save areas and
+identity are sealed for that peer, each under a number of its own: the hypervisors carry ciphertext, and what they leave
+out, repeat, exchange or change ends the move. Firmware hands the identity over: EXPORT at the source, ABSORB at the
+target, which both handlers ask for with their VMPCK0. No migration agent takes part.
+
+What is sealed is kept until it is used once. From then on the source's save areas are none any more, so that its
+hypervisor cannot run the guest; ``resumes_on_word`` says who can undo that.
+
+A handler keeps all it knows in a page of its own, which its guest cannot reach. What it is told in msgpack is its
+hypervisor's word, which may be a lie. Sources: SNP firmware ABI, 7.5 to 7.9, has the messages; what handlers say to
+each other no text defines, and this is the laboratory's. No product ships one; coconut-svsm names it as a goal.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from node import operations as op
+from node.agent_messages import (
+    KEY_BYTES,
+    AgentRefusal,
+    Carry,
+    Hello,
+    ask_firmware,
+    asked_report,
+    believe,
+    tcb_floor,
+)
+from node.packing import packed
+from node.svsm import grant
+from node.svsm_call import ENTRY_BYTES, entry_words
+from node.svsm_memory import BOOK_GPA, BOOK_RECORD, HANDLER_MARK, POOL_GPA, POOL_PAGES, SECRETS_GPA, SVSM
+from node.vm_state import Packet
+from psp.exported_context import EXPORTED_BYTES, EXPORTED_VERSION, ExportedContext
+from psp.guest_message import MessageType
+from psp.migration_messages import (
+    EXPORT_IMI_EN,
+    ExportRequest,
+    ExportResponse,
+    ImportRequest,
+    StatusResponse,
+)
+from psp.secret_packet import PacketHeader
+from psp.status import Status
+from psp.system_bus import PAGE_BYTES
+from psp.verifier import Expectations, Report
+from psp.verifier.reasons import Trail
+from psp.verifier.report import parse_report
+
+STATE_GPA = SVSM.gpa + 0x5000
+"""Its page, behind those that firmware launches."""
+OWN = SVSM.gpa, STATE_GPA + PAGE_BYTES - SVSM.gpa
+"""What of its guest's memory is there at the target already, or is no part of the guest."""
+BOOKS = tuple(range(BOOK_GPA, STATE_GPA, PAGE_BYTES))
+"""Of that, what the SVSM remembers of its guest."""
+_HEADER = struct.Struct(f"<16sQ{PacketHeader.SIZE - 24}x")
+"""Tag and number of a sealed page."""
+_LENGTH = struct.Struct("<H")
+_AREA, _PAGE = b"save area", b"page"
+_AT_ONCE = 64
+_LARGEST = 1 << 64
+
+Range = tuple[int, int]
+Pieces = tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """Look through memory of its own for pages that somebody wrote: their GPAs. Stands for reading all of it."""
+
+    ranges: tuple[Range, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EnterLoop:
+    """Each vCPU's VMPL0 is past its boot, and goes on where the SVSM serves calls."""
+
+
+Step = Generator[tuple[op.GuestOperation, ...] | Carry | Walk | EnterLoop, object, object]
+_Steps = Generator[tuple[op.GuestOperation, ...] | Carry, object, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a handler's page holds."""
+
+    private: bytes = b""
+    peer: bytes = b""
+    is_source: bool = False
+    handed_over: bool = False
+    areas: tuple[int, ...] = ()
+    """Save areas that are none any more."""
+    report: bytes = b""
+    """The peer's."""
+
+    def pack(self) -> bytes:
+        """As bytes."""
+        body = packed((self.private, self.peer, self.is_source, self.handed_over, self.areas, self.report))
+        return _LENGTH.pack(len(body)) + body
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationHandler:
+    """One handler. ``roots`` are the roots of chips that it trusts; ``now`` is when it looks at certificates, seconds.
+
+    ``resumes_on_word``: a guest that was handed over goes on at its source when its
+    hypervisor says that it is to. Firmware keeps no two apart here, as it does with agents: the context that is
+    exported to be absorbed runs on (IMI_EN), so that a move that fails loses nothing. A hypervisor that lies has two
+    of the guest then. Without, none ever goes on there again, and a target that crashes takes the guest with it. What
+    AMD means to happen is not published.
+    """
+
+    roots: Mapping[str, frozenset[str]]
+    now: int
+    resumes_on_word: bool = True
+
+    def serve(self, order: bytes) -> Step:
+        """One order; its result as a msgpack-able value. Raises AgentRefusal."""
+        try:
+            asked = msgpack.unpackb(order, use_list=False)
+        except (ValueError, TypeError, msgpack.UnpackException, RecursionError):
+            asked = None
+        match asked:
+            case ("hello",):
+                return (yield from self._hello())
+            case ("meet", int(gctx), bytes(peer), bool(is_source)) if 0 <= gctx < _LARGEST:
+                return (yield from self._meet(gctx, peer, is_source=is_source))
+            case ("out", int(gctx), tuple(ranges)) if 0 <= gctx < _LARGEST and _are_ranges(ranges, 2):
+                return (yield from self._out(gctx, ranges))
+            case ("in", tuple(packets), tuple(areas), bytes(identity), tuple(pieces)) if _are_ranges(pieces, 3):
+                return (yield from self._in((*areas, *packets), len(areas), identity, pieces))
+            case ("stays",):
+                return (yield from self._stays())
+        raise AgentRefusal("no such order")
+
+    # Two handlers meet.
+
+    def _hello(self) -> Step:
+        kept = yield from self._kept(fresh=True)
+        if kept.handed_over:
+            raise AgentRefusal("the guest was handed over")
+        private = X25519PrivateKey.from_private_bytes((yield from _random()))
+        hello = Hello(_public(private), b"")
+        report = yield from asked_report(SECRETS_GPA, hello.bound_by(HANDLER_MARK))
+        yield from _keep(Kept(private.private_bytes_raw()))
+        return Hello(hello.public_key, report).pack()
+
+    def _meet(self, gctx: int, peer: bytes, *, is_source: bool) -> Step:
+        kept = yield from self._kept()
+        if not kept.private or kept.peer:
+            raise AgentRefusal("no greeting is open")
+        hello, measurement, floor = Hello.parse(peer), None, None
+        if is_source:
+            measurement = (yield from self._export(gctx)).imd
+            floor = tcb_floor(_parsed((yield from asked_report(SECRETS_GPA, bytes(64)))))
+        expected = Expectations(
+            measurement=measurement, report_data=hello.bound_by(HANDLER_MARK), migration_allowed=True, min_tcb=floor
+        )
+        believe(hello, expected, self.now, self.roots)
+        yield from _keep(Kept(kept.private, hello.public_key, is_source, report=hello.report))
+        return None
+
+    def _export(self, gctx: int) -> Generator[tuple[op.GuestOperation, ...] | Carry, object, ExportedContext]:
+        """Its own context, which runs on; firmware lets it name no other."""
+        answer = yield from ask_firmware(SECRETS_GPA, MessageType.EXPORT_REQ, ExportRequest(gctx, EXPORT_IMI_EN))
+        head = ExportResponse.parse(answer)
+        if head.status != Status.SUCCESS or head.exported_bytes != EXPORTED_BYTES:
+            raise AgentRefusal(f"EXPORT: {Status(head.status).name}")
+        return ExportedContext.parse(answer[ExportResponse.SIZE :])
+
+    # Out.
+
+    def _out(self, gctx: int, ranges: tuple[Range, ...]) -> Step:
+        """Everything of a guest that stands still: (pages, save areas, identity), sealed."""
+        kept = yield from self._kept()
+        if not kept.peer or not kept.is_source or kept.handed_over:
+            raise AgentRefusal("there is nobody to hand the guest to")
+        areas = yield from _save_areas()
+        # Before a word of it leaves no VMRUN of the guest succeeds any more.
+        yield from _must([op.RmpAdjust(area, PAGE_BYTES, large=False, target=1, permissions=0) for area in areas])
+        yield from _keep(Kept(kept.private, kept.peer, True, True, areas))
+        exported = yield from self._export(gctx)
+        written = yield Walk(ranges)
+        assert isinstance(written, tuple)
+        # The number of the last message counts, wherever the guest goes on, and stands in the secrets page.
+        pages = sorted({*written, *BOOKS, SECRETS_GPA} - set(areas))
+        channel, number = self._channel(kept), 0
+        sealed: list[list[Packet]] = [[], []]
+        for which, kind, wanted in ((0, _AREA, list(areas)), (1, _PAGE, pages)):
+            for at in range(0, len(wanted), _AT_ONCE):
+                some = wanted[at : at + _AT_ONCE]
+                for gpa, data in zip(some, (yield from _read(some)), strict=True):
+                    name = len(sealed[0]) if kind is _AREA else gpa
+                    sealed[which].append(_sealed(channel, kind, name, number, data))
+                    number += 1
+        identity = packed((exported.pack(), ranges, areas, len(pages)))
+        return tuple(sealed[1]), tuple(sealed[0]), channel.encrypt(_nonce(number), identity, b"identity")
+
+    def _stays(self) -> Step:
+        """The guest goes on here after all, if it was handed over."""
+        kept = yield from self._kept(fresh=True)
+        if not kept.handed_over:
+            yield from _keep(Kept())
+            return None
+        if not self.resumes_on_word:
+            raise AgentRefusal("the guest was handed over")
+        yield from _must([_as_save_area(area) for area in kept.areas])
+        yield from _keep(Kept())
+        return None
+
+    # In.
+
+    def _in(self, sealed: tuple[Any, ...], areas: int, identity: bytes, pieces: Pieces) -> Step:
+        """Become the guest that came: its save areas, by vCPU. ``pieces`` say how large its memory's entries are."""
+        kept = yield from self._kept()
+        if not kept.peer or kept.is_source:
+            raise AgentRefusal("there is nobody to have a guest from")
+        yield from _keep(Kept())
+        channel = self._channel(kept)
+        try:
+            opened = channel.decrypt(_nonce(len(sealed)), identity, b"identity")
+            pages = [_opened(channel, _AREA if at < areas else _PAGE, at, one) for at, one in enumerate(sealed)]
+        except (InvalidTag, ValueError, TypeError, struct.error):
+            raise AgentRefusal("what came is not all that the peer sealed, in its order") from None
+        exported, ranges, places, count = msgpack.unpackb(opened, use_list=False)
+        _agree(ranges, pieces)
+        if (len(places), count) != (areas, len(pages) - areas):
+            raise AgentRefusal("the peer has sealed something else")
+        yield from self._absorb(exported, _parsed(kept.report))
+        for gpa, length, large in pieces:
+            answer = yield (op.PValidate(gpa, length, bool(large)),)
+            if answer != (op.PValidateResult(0, unchanged=False),):
+                raise AgentRefusal(f"memory at {gpa:#x} was validated before, or is none")
+        places_of = [*places, *[name for name, _ in pages[areas:]]]
+        yield from _must([op.Write(gpa, data) for gpa, (_, data) in zip(places_of, pages, strict=True)])
+        own_end = SVSM.gpa + SVSM.length
+        shown = [one for one in pieces if not SVSM.gpa <= one[0] < own_end]
+        yield from _must([grant(gpa, length, bool(large)) for gpa, length, large in shown])
+        # What the guest lent to its SVSM, or made a save area of, it has no rights to.
+        lent = [*places, *_deposited(dict(pages[areas:])[POOL_GPA])]
+        yield from _must([grant(gpa, PAGE_BYTES, rights=0) for gpa in lent if not SVSM.gpa <= gpa < own_end])
+        yield from _must([_as_save_area(area) for area in places])
+        yield EnterLoop()
+        return places
+
+    def _absorb(self, exported: bytes, report: Report) -> _Steps:
+        """ABSORB_NOMA of the guest that the peer's report is of, and of no other."""
+        found = ExportedContext.parse(exported)
+        if (found.digest, found.report_id, found.policy) != (report.measurement, report.report_id, report.policy):
+            raise AgentRefusal("the peer is not the guest that it hands over")
+        asked = ImportRequest(0, EXPORTED_BYTES, EXPORTED_VERSION, exported)
+        answer = yield from ask_firmware(SECRETS_GPA, MessageType.ABSORB_NOMA_REQ, asked)
+        status = StatusResponse.parse(answer).status
+        if status != Status.SUCCESS:
+            raise AgentRefusal(f"ABSORB: {Status(status).name}")
+
+    # What it knows.
+
+    def _channel(self, kept: Kept) -> AESGCM:
+        private = X25519PrivateKey.from_private_bytes(kept.private)
+        both = (_public(private), kept.peer) if kept.is_source else (kept.peer, _public(private))
+        shared = private.exchange(X25519PublicKey.from_public_bytes(kept.peer))
+        return AESGCM(HKDF(SHA256(), KEY_BYTES, None, HANDLER_MARK + b"".join(both)).derive(shared))
+
+    def _kept(self, *, fresh: bool = False) -> Generator[tuple[op.GuestOperation, ...], object, Kept]:
+        """What its page holds; ``fresh`` takes the page where it has none yet."""
+        if fresh:
+            answers = yield (op.PValidate(STATE_GPA, PAGE_BYTES, large=False),)
+            assert isinstance(answers, tuple)
+            if answers == (op.PValidateResult(0, unchanged=False),):
+                yield from _keep(Kept())
+        (page,) = yield from _read([STATE_GPA])
+        (length,) = _LENGTH.unpack_from(page)
+        return Kept(*msgpack.unpackb(page[_LENGTH.size : _LENGTH.size + length], use_list=False))
+
+
+def _keep(kept: Kept) -> Generator[tuple[op.GuestOperation, ...], object, None]:
+    yield from _must([op.Write(STATE_GPA, kept.pack())])
+
+
+def _must(batch: Iterable[op.GuestOperation]) -> Generator[tuple[op.GuestOperation, ...], object, None]:
+    answers = yield tuple(batch)
+    assert isinstance(answers, tuple)
+    for answer in answers:
+        if answer not in (None, 0):
+            raise AgentRefusal(f"its memory is not as it should be: {answer!r}")
+
+
+def _read(gpas: list[int]) -> Generator[tuple[op.GuestOperation, ...], object, list[bytes]]:
+    answers = yield tuple([op.Read(gpa, PAGE_BYTES) for gpa in gpas])
+    assert isinstance(answers, tuple)
+    found = [one for one in answers if isinstance(one, bytes)]
+    if len(found) != len(gpas):
+        raise AgentRefusal("its memory is not as it should be")
+    return found
+
+
+def _random() -> Generator[tuple[op.GuestOperation, ...], object, bytes]:
+    """A key that nobody has had before."""
+    drawn = yield (op.ReadRandom(),) * (KEY_BYTES // 8)
+    assert isinstance(drawn, tuple)
+    numbers = [one for one in drawn if isinstance(one, int)]
+    if len(numbers) != len(drawn):
+        raise AgentRefusal("the processor has no random numbers")
+    return b"".join([number.to_bytes(8, "little") for number in numbers])
+
+
+def _save_areas() -> Generator[tuple[op.GuestOperation, ...], object, tuple[int, ...]]:
+    """Those of the guest's vCPUs, as the SVSM's book has them."""
+    (book,) = yield from _read([BOOK_GPA])
+    areas = [BOOK_RECORD.unpack_from(book, at)[1] for at in range(0, PAGE_BYTES // 2, BOOK_RECORD.size)]
+    while areas and not areas[-1]:
+        areas.pop()
+    if not all(areas):
+        raise AgentRefusal("a vCPU was not started yet")
+    return tuple(areas)
+
+
+def _deposited(pool: bytes) -> Iterable[int]:
+    """The pages in the SVSM's book of those that its guest lent to it."""
+    end = ENTRY_BYTES * (1 + min(POOL_PAGES, int.from_bytes(pool[:ENTRY_BYTES], "little")))
+    return entry_words(pool[ENTRY_BYTES:end])
+
+
+def _as_save_area(gpa: int) -> op.RmpAdjust:
+    return op.RmpAdjust(gpa, PAGE_BYTES, large=False, target=1, permissions=0, vmsa=True)
+
+
+def _sealed(channel: AESGCM, kind: bytes, name: int, number: int, data: bytes) -> Packet:
+    sealed = channel.encrypt(_nonce(number), data, kind + name.to_bytes(8, "little"))
+    return name, _HEADER.pack(sealed[PAGE_BYTES:], number), sealed[:PAGE_BYTES]
+
+
+def _opened(channel: AESGCM, kind: bytes, number: int, packet: Any) -> tuple[int, bytes]:
+    name, header, body = packet
+    tag, _ = _HEADER.unpack(header)
+    return name, channel.decrypt(_nonce(number), body + tag, kind + name.to_bytes(8, "little"))
+
+
+def _nonce(number: int) -> bytes:
+    return number.to_bytes(12, "little")
+
+
+def _public(private: X25519PrivateKey) -> bytes:
+    return private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+
+
+def _parsed(report: bytes) -> Report:
+    return parse_report(report, Trail())
+
+
+def _are_ranges(found: tuple[object, ...], width: int) -> bool:
+    return all(
+        isinstance(one, tuple) and len(one) == width and all(type(value) in (int, bool) and value >= 0 for value in one)
+        for one in found
+    )
+
+
+def _agree(ranges: tuple[Range, ...], pieces: Pieces) -> None:
+    """Pieces are the ranges, cut. Raises AgentRefusal."""
+    joined: list[list[int]] = []
+    for gpa, length, _ in pieces:
+        if joined and joined[-1][0] + joined[-1][1] == gpa:
+            joined[-1][1] += length
+        else:
+            joined.append([gpa, length])
+    wanted: list[list[int]] = []
+    for gpa, length in ranges:
+        if wanted and wanted[-1][0] + wanted[-1][1] == gpa:
+            wanted[-1][1] += length
+        else:
+            wanted.append([gpa, length])
+    if joined != wanted:
+        raise AgentRefusal("its memory is another than the guest's was")

@@ -1,0 +1,372 @@
+"""A guest's own handler moves it, in its SVSM at VMPL0: hypervisors carry ciphertext, and it is nowhere twice."""
+
+import dataclasses
+
+import msgpack
+import pytest
+from test_agent_transfer import certified, changed, validated
+from test_departures_and_arrivals import leftovers, until
+from test_departures_and_arrivals import stopped as stands_still
+from test_sealed_transfer import certificates, kept, laid, opened, sealed
+from toy_guests import COSTS, IMAGE, RECORD, SECOND, guest_spec, ledger, look, make_host, run
+
+from node import handler_transfer
+from node import operations as op
+from node.agent_messages import Hello
+from node.generation import Generation
+from node.guest import GuestState
+from node.handler_transfer import handler_greets
+from node.host import Host, HostSpec
+from node.hypervisor_port import LaunchRefused
+from node.hypervisor_server import HypervisorServer
+from node.migration_refusal import MigrationRefusal
+from node.packing import packed
+from node.product import PRODUCTS
+from node.remote_hypervisor import RemoteHypervisor
+from node.svsm_memory import TPM_GPA
+from psp.exported_context import ExportedContext
+from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
+from psp.verifier.reasons import Trail
+from psp.verifier.report import parse_report
+
+UNITS = 60
+QUICK = dict(COSTS) | {"psp.guest_request_ns": 100_000}
+"""So that a move does not take longer than the guest's work."""
+SPEC = dataclasses.replace(
+    guest_spec("vm", Generation.SEV_SNP, "ledger", vcpus=2, units=UNITS), svsm=True, migration_handler=True
+)
+IN_THE_MIDDLE = 7_000_000
+
+
+def host(name="host"):
+    return make_host(name=name, costs=QUICK)
+
+
+def started(one):
+    one.launch(SPEC, lambda _: None, running=True)
+    guest = one.guests["vm"]
+    assert guest.state is GuestState.RUNNING, guest.reason
+    return guest
+
+
+def stopped(source, name):
+    """As it stands still, in the middle of its work."""
+    assert all(4 < one.registers.r13 < UNITS - 9 for one in source.guests[name].vcpus)
+    return stands_still(source, name)
+
+
+def agree(source, target):
+    assert not isinstance(source.departures.begin("vm", lambda _: None), MigrationRefusal)
+    wrong, hello = sealed(source, "vm", certified(target, certificates(target, SPEC)))
+    assert wrong is None
+    assert opened(target, "vm", certified(source, hello)) is None
+
+
+def move(source, target):
+    agree(source, target)
+    what = stopped(source, "vm")
+    target.clock.env.run(until=max(target.now_ns + 1, source.now_ns))
+    assert laid(target, "vm", what) is None
+    target.arrivals.start("vm")
+    source.departures.finish("vm")
+    run(source, source.now_ns + SECOND)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """What a guest that stays ends with."""
+    stayed = host()
+    guest = started(stayed)
+    run(stayed)
+    return kept(stayed, guest)
+
+
+@pytest.fixture
+def on_its_way():
+    here, there = host("here"), host("there")
+    started(here)
+    run(here, IN_THE_MIDDLE)
+    agree(here, there)
+    return here, there
+
+
+def goes_on(host):
+    """A move is over, and the guest where it was."""
+    host.departures.cancel("vm")
+    until(lambda: host.guests["vm"].state is GuestState.RUNNING, host)
+
+
+def context(host):
+    return host.board.psp.snp.guests.pages.read(host.hypervisor.launched("vm").gctx)
+
+
+def ends_well(host, expected):
+    guest = host.guests["vm"]
+    run(host, host.now_ns + 100 * SECOND)
+    assert (guest.faults, kept(host, guest)) == (0, expected)
+
+
+def test_a_guest_that_moves_there_and_back_ends_as_one_that_stayed(expected):
+    here, there = host("here"), host("there")
+    empty = leftovers(there)[0]
+    started(here)
+    run(here, IN_THE_MIDDLE)
+    digest, calls = context(here).digest, here.guests["vm"].svsm.calls
+    for _ in range(2):
+        move(here, there)
+        assert leftovers(here)[0] == empty
+        here, there = there, here
+        run(here, here.now_ns + 200_000)
+    assert context(here).digest == digest
+    assert here.guests["vm"].svsm.calls >= calls
+    ends_well(here, expected)
+
+
+def test_identity_moves_and_no_key_does(on_its_way):
+    here, there = on_its_way
+    before, asid, image = context(here), here.guests["vm"].asid, context(there)
+    tpm = look_at_svsm(here, TPM_GPA)
+    # What was launched at the target is the image, and nothing else of the guest.
+    assert image.digest == image.imd == before.imd != before.digest
+    what = stopped(here, "vm")
+    assert laid(there, "vm", what) is None
+    after = context(there)
+    assert (after.digest, after.vmpcks, after.report_id) == (before.digest, before.vmpcks, before.report_id)
+    assert after.memory_key == image.memory_key != before.memory_key
+    assert look_at_svsm(there, TPM_GPA) == tpm
+    # All that its kernel had it has here, and no more.
+    assert abs(validated(there, "vm") - validated(here, "vm")) <= 2 << 20
+    there.arrivals.start("vm")
+    here.departures.finish("vm")
+    run(here, here.now_ns + SECOND)
+    assert not here.board.controller.has_key(asid)
+    # Its SVSM asks the new host's firmware with the keys and numbers that it had.
+    hello = there.tasks.at_once(handler_greets(there.hypervisor, "vm", there.hypervisor.launched("vm")))
+    report = parse_report(Hello.parse(hello).report, Trail())
+    assert (report.measurement, report.report_id) == (before.digest, before.report_id)
+
+
+def look_at_svsm(host, gpa):
+    """A page of the SVSM's, as it sees it."""
+    area = host.hypervisor.launched("vm").save_areas[0]
+    vmcb = dataclasses.replace(host.board.vmcb("vm", 0), save_area_spa=area, vmpl=0)
+    (data,) = host.board.execute_guest(vmcb, (op.Read(gpa, PAGE_BYTES),))
+    return data
+
+
+@pytest.mark.parametrize("was_stopped", [False, True])
+def test_a_guest_that_stays_after_all_goes_on_as_if_nothing_had_been(on_its_way, expected, was_stopped):
+    here, there = on_its_way
+    if was_stopped:
+        stopped(here, "vm")
+    here.departures.cancel("vm")
+    there.arrivals.abandon("vm")
+    ends_well(here, expected)
+
+
+def test_a_guest_that_was_handed_over_is_entered_by_nobody_until_its_handler_lets_it(on_its_way, expected):
+    here, _ = on_its_way
+    stopped(here, "vm")
+    assert here.board.enter("vm", 0) != 0
+    here.departures.cancel("vm")
+    ends_well(here, expected)
+
+
+def test_a_handler_that_takes_no_word_for_it_lets_the_guest_go_on_nowhere_but_where_it_was_handed(on_its_way):
+    here, _ = on_its_way
+    here.board.handlers.handler = dataclasses.replace(here.board.handlers.handler, resumes_on_word=False)
+    stopped(here, "vm")
+    here.departures.cancel("vm")
+    run(here, here.now_ns + SECOND)
+    guest = here.guests["vm"]
+    assert (guest.state, guest.reason) == (GuestState.DESTROYED, "migration handler: the guest was handed over")
+
+
+def test_a_hypervisor_that_lies_has_two_of_a_guest_whose_handler_takes_its_word(on_its_way):
+    """What ``resumes_on_word`` costs: firmware keeps apart what agents export, not what an image absorbs."""
+    here, there = on_its_way
+    what = stopped(here, "vm")
+    assert laid(there, "vm", what) is None
+    there.arrivals.start("vm")
+    here.departures.cancel("vm")
+    for one in (here, there):
+        guest = one.guests["vm"]
+        until(lambda guest=guest: guest.state is GuestState.RUNNING and guest.vcpus[0].registers.r13 == UNITS, one)
+
+
+SPOILT = {
+    "a page": lambda state: {"packets": changed(state.packets, 0, bytes(PAGE_BYTES))},
+    "two pages exchanged": lambda state: {
+        "packets": changed(changed(state.packets, 0, state.packets[1][2]), 1, state.packets[0][2])
+    },
+    "a page left out": lambda state: {"packets": state.packets[1:]},
+    "the last page left out": lambda state: {"packets": state.packets[:-1]},
+    "a page at another address": lambda state: {
+        "packets": ((state.packets[0][0] + PAGE_BYTES, *state.packets[0][1:]), *state.packets[1:])
+    },
+    "a save area": lambda state: {"sealed_areas": changed(state.sealed_areas, 0, bytes(PAGE_BYTES))},
+    "two save areas exchanged": lambda state: {
+        "sealed_areas": changed(
+            changed(state.sealed_areas, 0, state.sealed_areas[1][2]), 1, state.sealed_areas[0][2]
+        )
+    },
+    "the identity": lambda state: {"context": state.context[:-1] + bytes([state.context[-1] ^ 1])},
+    "more that is shared": lambda state: {"shared": (*state.shared, (48 << 20, PAGE_BYTES))},
+}
+
+
+def test_what_was_changed_on_the_way_is_refused_and_the_guest_goes_on(on_its_way, expected):
+    here, there = on_its_way
+    what = stopped(here, "vm")
+    there.arrivals.abandon("vm")
+    run(there, there.now_ns + SECOND)
+    empty = leftovers(there)[0]
+    for name, spoil in SPOILT.items():
+        goes_on(here)
+        agree(here, there)
+        what = stopped(here, "vm")
+        assert laid(there, "vm", what, dataclasses.replace(what.state, **spoil(what.state))) is not None, name
+        there.arrivals.abandon("vm")
+        run(there, there.now_ns + SECOND)
+        assert leftovers(there)[0] == empty, name
+    here.departures.cancel("vm")
+    ends_well(here, expected)
+
+
+def test_memory_that_both_hypervisors_leave_out_is_missed_by_the_guest(on_its_way, monkeypatch):
+    """It finds no other bytes than its own there, but a page that nobody accepted."""
+    here, there = on_its_way
+    base = SPEC.memory.placement("vm", 0, 0).base_gpa // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
+    all_of_it = handler_transfer._moved
+
+    def most_of_it(record):
+        for gpa, length in all_of_it(record):
+            yield from handler_transfer._without(gpa, length, ((base, LARGE_PAGE_BYTES),))
+
+    monkeypatch.setattr(handler_transfer, "_moved", most_of_it)
+    what = stopped(here, "vm")
+    assert laid(there, "vm", what) is None
+    there.arrivals.start("vm")
+    guest = there.guests["vm"]
+    run(there, there.now_ns + 100 * SECOND)
+    assert (guest.state, guest.vcpus[0].registers.r13 < UNITS) == (GuestState.STOPPED, True)
+
+
+def test_what_was_sealed_for_one_image_no_other_opens(on_its_way):
+    """A recording of a move is worth nothing, even to the same handler on the same host."""
+    here, there = on_its_way
+    what = stopped(here, "vm")
+    there.arrivals.abandon("vm")
+    run(there, there.now_ns + SECOND)
+    goes_on(here)
+    agree(here, there)
+    assert "not all that the peer sealed" in laid(there, "vm", what)
+
+
+def test_a_handler_gives_nothing_to_a_peer_that_is_not_its_own_image_or_has_no_report():
+    here, there = host("here"), host("there")
+    guest = started(here)
+    run(here, IN_THE_MIDDLE)
+    assert not isinstance(here.departures.begin("vm", lambda _: None), MigrationRefusal)
+    hello = certificates(there, SPEC)
+    genuine = Hello.parse(certified(there, hello))
+    # One that runs the same image under a guest of its own is not the image alone.
+    other = host("other")
+    started(other)
+    greeting = handler_greets(other.hypervisor, "vm", other.hypervisor.launched("vm"))
+    whole = certified(other, other.tasks.at_once(greeting))
+    mine = dataclasses.replace(genuine, public_key=bytes(31) + b"\1")
+    for peer in (b"", hello, mine.pack(), dataclasses.replace(genuine, certificates=()).pack(), whole):
+        assert sealed(here, "vm", peer) == (MigrationRefusal.HANDLER_REFUSES, b"")
+    assert guest.state is GuestState.RUNNING
+
+
+def test_an_image_becomes_no_guest_but_the_one_whose_report_it_was_shown(on_its_way):
+    here, there = on_its_way
+    taken = []
+    absorb = there.board.handlers.handler.__class__._absorb
+
+    def another(self, exported, report):
+        found = ExportedContext.parse(exported)
+        taken.append(found)
+        yield from absorb(self, dataclasses.replace(found, digest=bytes(48)).pack(), report)
+
+    what = stopped(here, "vm")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(there.board.handlers.handler.__class__, "_absorb", another)
+        assert "not the guest that it hands over" in laid(there, "vm", what)
+    assert taken
+
+
+def test_the_hypervisors_see_neither_a_page_nor_the_identity():
+    """With hypervisors in processes of their own everything that they are shown crosses as bytes."""
+    crossed = []
+
+    def remote(*order):
+        server = HypervisorServer(lambda _: IMAGE)
+
+        def exchange(request):
+            crossed.append(request)
+            crossed.append(server.exchange(request))
+            return crossed[-1]
+
+        return RemoteHypervisor(exchange, *order)
+
+    def far(name):
+        spec = HostSpec(name, PRODUCTS["Milan"], 4 << 30, 100, 7, 60 * SECOND)
+        return Host(spec, {"ledger": ledger}, {"auto": IMAGE}, QUICK, hypervisor=remote)
+
+    here, there = far("here"), far("there")
+    guest = started(here)
+    run(here, IN_THE_MIDDLE)
+    agree(here, there)
+    (gctx,) = here.board.psp.snp.guests.pages.spas
+    secrets = here.board.psp.snp.guests.pages.read(gctx)
+    base = guest.spec.memory.placement("vm", 0, 0).base_gpa
+    plain = look(here, guest, base + PAGE_BYTES - RECORD // 2, RECORD)
+    what = stopped(here, "vm")
+    assert laid(there, "vm", what) is None
+    there.arrivals.start("vm")
+    here.departures.finish("vm")
+    run(here, here.now_ns + SECOND)
+    run(there)
+    arrived = there.guests["vm"]
+    assert ([one.registers.r13 for one in arrived.vcpus], arrived.faults) == ([UNITS] * 2, 0)
+    assert any(plain)
+    for secret in (plain, secrets.oek, secrets.vmpck(0), secrets.memory_key[:16]):
+        assert not [one for one in crossed if secret in one]
+
+
+@pytest.mark.parametrize(
+    "order",
+    [b"", b"\xc1", packed(("hello", 1)), packed(("out", 1, ((-1, 2),))), packed(("out", 1, ((1,),))),
+     packed(("meet", -1, b"", True)), packed(("meet", 0, b"\x90", True)), packed(("out", 1, ())),
+     packed(("in", (), (), b"", ())), packed(("in", ((1, b"", b""),), (), b"", ((0, 4096, False),)))],
+)  # fmt: skip
+def test_a_handler_refuses_an_order_that_is_none_and_serves_the_next(handlers_host, order):
+    record = handlers_host.hypervisor.launched("vm")
+    own = record.request_pages
+    call = op.HandlerCall("vm", order, record.svsm.gpa, record.save_areas[0], record.gctx, record.small[0], *own)
+    (answer,) = handlers_host.board.execute_host((call,))
+    assert msgpack.unpackb(answer)[0] == "refused"
+    greeting = handler_greets(handlers_host.hypervisor, "vm", record)
+    assert Hello.parse(handlers_host.tasks.at_once(greeting)).public_key
+
+
+@pytest.fixture(scope="module")
+def handlers_host():
+    one = host()
+    started(one)
+    run(one, IN_THE_MIDDLE)
+    one.tasks.at_once(handler_greets(one.hypervisor, "vm", one.hypervisor.launched("vm")))
+    return one
+
+
+def test_an_svsm_without_a_handler_answers_no_order():
+    one = host()
+    one.launch(dataclasses.replace(SPEC, migration_handler=False), lambda _: None, running=True)
+    run(one, IN_THE_MIDDLE)
+    assert one.departures.begin("vm", lambda _: None) is MigrationRefusal.NEEDS_MIGRATION_AGENT
+    record = one.hypervisor.launched("vm")
+    with pytest.raises(LaunchRefused, match="does not answer"):
+        one.tasks.at_once(handler_greets(one.hypervisor, "vm", record))
