@@ -185,6 +185,16 @@ _VM_TIME = TableSchema(
     ),
 )
 
+_VM_ROWS = TableSchema(
+    "vm_rows",
+    "Time of a virtual machine's blocks in proportion to rows of the cost table that have a sweep range.",
+    _columns(
+        ("vm", _T, "", "name of the virtual machine", "key"),
+        ("row", _T, "", "name of the row", "key"),
+        ("time_ns", _R, "ns", "vCPU time, summed over vCPUs"),
+    ),
+)
+
 _NEIGHBOURS = TableSchema(
     "neighbours",
     "Time that phases lost to others of their host, where a scenario has it attributed (node/neighbour_ledger.py).",
@@ -346,6 +356,18 @@ _PAIR_PARTS = TableSchema(
     ),
 )
 
+_PAIR_SWINGS = TableSchema(
+    "pair_swings",
+    "A pair's slowdown at both ends of each row of the cost table that nobody has published and that changes it.",
+    _columns(
+        ("vm", _T, "", "name of the virtual machine", "key"),
+        ("generation", _T, "", "its generation", "key"),
+        ("row", _T, "", "name of the row", "key"),
+        ("low", _R, "ratio", "slowdown at the low end of its sweep range (cluster/swept_run.py)"),
+        ("high", _R, "ratio", "the same at the high end"),
+    ),
+)
+
 _MIGRATIONS = TableSchema(
     "migrations",
     "One row per live migration that was asked for.",
@@ -474,8 +496,9 @@ EVENTS = TableSchema(
 TABLES: Mapping[str, TableSchema] = {
     schema.name: schema
     for schema in (
-        _VMS, _VM_TIME, _NEIGHBOURS, _PHASES, _DISKS, _SVSMS, _NETWORKS, _TRAFFIC, _HOSTS, _PSP, _PAIRS, _PAIR_PARTS,
-        _MIGRATIONS, _MIGRATION_PHASES, _MIGRATION_ROUNDS, _DRAINS, _FIRMWARE, _CERTIFICATES, _DIGESTS,
+        _VMS, _VM_TIME, _VM_ROWS, _NEIGHBOURS, _PHASES, _DISKS, _SVSMS, _NETWORKS, _TRAFFIC, _HOSTS, _PSP, _PAIRS,
+        _PAIR_PARTS, _PAIR_SWINGS, _MIGRATIONS, _MIGRATION_PHASES, _MIGRATION_ROUNDS, _DRAINS, _FIRMWARE,
+        _CERTIFICATES, _DIGESTS,
     )
 }
 

@@ -261,7 +261,7 @@ class Departures:
         # Its books and what they follow from are the next host's.
         for vcpu in guest.vcpus:
             vcpu.instructions, vcpu.moved_instructions, vcpu.phases = {}, {}, {}  # Void timers still hold the vCPU.
-        guest.vcpus, guest.phase_costs, guest.lost_ns = [], {}, {}
+        guest.vcpus, guest.phase_costs, guest.lost_ns, guest.row_ns = [], {}, {}, {}
         del guest.software
         host.interrupts.release_all(name)
         host.log.chain(host.spec.name).record_octets(host.now_ns, HostEvent.DEPARTED, name.encode())

@@ -194,6 +194,10 @@ class HypervisorTasks:
             return end_ns
         guest.psp_wait_ns += waited_ns
         guest.psp_service_ns += service_ns
+        if phase == BLOCKS:  # Its vCPU waits for it.
+            for command, ns in served:
+                if row := self._cost.psp_row(command):
+                    guest.row_ns[row] = guest.row_ns.get(row, 0.0) + ns
         if guest.spec.name in self.promises:
             guest.least_left_ns = max(0, guest.least_left_ns - service_ns)
             self.promise(guest, end_ns)

@@ -316,7 +316,7 @@ class VcpuRunner:
     def _issue(self, vcpu: Vcpu, batch: tuple[op.GuestOperation, ...]) -> None:
         guest = vcpu.guest
         lost_ns = guest.lost_ns if (own := vcpu.thread == vcpu.index) else dict.fromkeys(MECHANISMS, 0.0)
-        spent = guest.operation_cost.price(batch, self._contention.latency_ns, lost_ns)
+        spent = guest.operation_cost.price(batch, self._contention.latency_ns, lost_ns, guest.row_ns)
         if len(batch) != 1 or type(batch[0]) not in _OF_MEMORY:
             spent += self.disk.wait(self._clock.now_ns, batch, lost_ns, guest.spec.name)
         if not spent:
@@ -423,6 +423,7 @@ class VcpuRunner:
         link, ide = self._prices.cards.transfer_ns(self._board.card_memory.take_traffic())
         changed = round(sum([self._prices.host.price_in_exit(batch) for batch in work], 0.0))
         guest, epoch = vcpu.guest, vcpu.epoch
+        self._prices.host.note_rows(work, guest.row_ns)
         times = ExitTimes(changed, round(link + ide), ide, guest.psp_wait_ns, guest.psp_service_ns)
         now_ns = self._clock.now_ns
         end_ns = now_ns + changed + times.moved
@@ -505,7 +506,7 @@ class VcpuRunner:
         guest, registers = vcpu.guest, vcpu.registers
         slept_ns = self._clock.now_ns - vcpu.slept_from_ns if vcpu.state is VcpuState.SLEEPING else 0
         timer = registers.r14 == SLEEPING
-        spent = guest.operation_cost.halt(guest.lost_ns, slept_ns, timer=timer)
+        spent = guest.operation_cost.halt(guest.lost_ns, slept_ns, timer=timer, row_ns=guest.row_ns)
         vcpu.called, vcpu.state, registers.r15 = False, VcpuState.BLOCK, 0
         vcpu.elapsed_ns += spent
         guest.operation_ns += spent
