@@ -31,7 +31,7 @@ from psp.system_bus import PAGE_BYTES
 from workloads.trace_player import pack_runs
 
 BY_HANDLER = "SEV_SNP, by a handler in its SVSM"
-WAYS = (*Generation, BY_HANDLER)
+WAYS = (*[one.name for one in Generation], BY_HANDLER)
 """How a machine is protected, and what moves it where there are several."""
 VM = "vm"
 MEMORY_BYTES = 64 << 20
@@ -79,7 +79,7 @@ def both(way: str, firmware: Path, most_bytes: int = MEMORY_BYTES) -> tuple[dict
 def one_move(way: str, firmware: Path) -> dict[str, Any]:
     """One machine and its move."""
     by_handler = way == BY_HANDLER
-    generation = Generation.SEV_SNP if by_handler else Generation(way)
+    generation = Generation.SEV_SNP if by_handler else Generation[way]
     by_agent = CAPABILITIES[generation].rmp and not by_handler
     # Without an RMP firmware's own pages need no lending, which takes the machine that models it as long again.
     product = {Generation.SEV_TIO: "Turin", Generation.SEV_SNP: "Milan"}.get(generation, "Rome")

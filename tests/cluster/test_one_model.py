@@ -10,14 +10,16 @@ import pytest
 
 from cluster.bench import materialised
 from node.agent_transfer import BY_AGENT
-from node.generation import Generation
 from psp.system_bus import PAGE_BYTES
 
 MIB = 1 << 20
 HELD = {
-    Generation.PLAIN: 64 * MIB, Generation.SME: 64 * MIB, Generation.SEV: 4 * MIB, Generation.SEV_ES: 4 * MIB,
-    Generation.SEV_SNP: MIB, Generation.SEV_TIO: MIB, materialised.BY_HANDLER: MIB,
+    "PLAIN": 64 * MIB, "SME": 64 * MIB, "SEV": 4 * MIB, "SEV_ES": 4 * MIB, "SEV_SNP": MIB, "SEV_TIO": MIB,
+    materialised.BY_HANDLER: MIB,
 }  # fmt: skip
+
+
+BY_AGENTS = [one.name for one in BY_AGENT]
 
 
 @pytest.fixture(scope="module")
@@ -34,5 +36,5 @@ def test_a_machine_moves_the_same_whatever_of_it_is_held(way: str, firmware: Pat
     more = held["pages_checked"] - accounted["pages_checked"]
     assert more > 0.9 * min(most, 62 * MIB) / PAGE_BYTES
     assert held["frame_bytes"] - accounted["frame_bytes"] > more * PAGE_BYTES
-    assert (held["rounds"] == 1) == (way in BY_AGENT), "agents move a machine that stands still"
+    assert (held["rounds"] == 1) == (way in BY_AGENTS), "agents move a machine that stands still"
     assert len(held["phases"]) > 3
