@@ -15,7 +15,7 @@ import msgpack
 
 from cluster.entity import Message
 from cluster.errors import ToolError
-from cluster.fleet_garbage import collect_fleet, spare_fleet
+from cluster.fleet_garbage import collect_fleet, growing_fleet
 from cluster.fleet_pages import enlarge_pages
 from cluster.shard import EntityFactory, Shard, ShardReport
 from node.packing import packed
@@ -59,9 +59,8 @@ class ShardWorker:
         with _errors_that_cross():
             self._shard = None
             collect_fleet()
-            spare_fleet()
-            self._shard = Shard(factory, specs)
-            spare_fleet()
+            with growing_fleet():
+                self._shard = Shard(factory, specs)
             enlarge_pages(len(specs))
             return packed_report(self._shard.report())
 

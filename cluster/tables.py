@@ -396,6 +396,8 @@ _MIGRATIONS = TableSchema(
         ("post_copy_bytes", _I, "byte", "of the memory, what came after the virtual machine ran at the target"),
         ("post_copy_faults", _I, "1", "pages of that which it touched before they came, each of which it waited for"),
         ("post_copy_ns", _I, "ns", "how long it ran before all of its memory was there"),
+        ("post_copy_pauses", _I, "1", "how often no page came any more, for want of a link"),
+        ("post_copy_paused_ns", _I, "ns", "how long none came"),
         ("frame_bytes", _I, "byte", "frames of registers, pages and blocks that really travelled"),
         ("pages_checked", _I, "1", "pages read back at the target and found as the source had them"),
         ("downtime_ns", _I, "ns", "how long the virtual machine stood still", "optional"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,14 @@ def test_a_cards_disk_may_lie_on_a_file_beside_the_scenario_and_a_run_leaves_it_
     assert [one.disk for one in found.host_instances[0].cards] == [str(file)]
     (row,) = run(found, layout="inline").tables["vms"].to_pylist()
     assert row["units_of_work"] >= 3
+    for told, works in ((hashlib.sha256(octets[: 64 << 10]).hexdigest(), True), ("0" * 64, False)):
+        ordered["vms"][0]["parameters"] = {"disk_begins": told}
+        (row,) = run(Scenario.parse(ordered, folder=tmp_path), layout="inline").tables["vms"].to_pylist()
+        assert (row["units_of_work"] >= 3) is works
     assert file.read_bytes() == octets
+    ordered["vms"][0]["parameters"] = {"disk_begins": "0x12"}
+    with pytest.raises(ScenarioError, match=r"disk_begins of .* expected 64 hexadecimal digits"):
+        Scenario.parse(ordered, folder=tmp_path)
 
 
 def test_a_machine_with_devices_does_not_migrate() -> None:

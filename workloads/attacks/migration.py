@@ -102,6 +102,18 @@ def take_in_twice(_: Target) -> Attack:
         yield from come_up(session, stream)
 
 
+def take_back_too(_: Target) -> Attack:
+    """Row 58: what travelled comes up, and its source is told that the move has failed."""
+    yield LET_IT_RUN
+    session = yield from agree()
+    stream = yield from take_out()
+    if not stream:
+        return
+    yield from come_up(session, stream)
+    yield (StayHere(),)
+    yield LET_IT_RUN
+
+
 def roll_back(_: Target) -> Attack:
     """Row 60: the move is called off and the victim goes on; later it is as it was when it was read."""
     yield LET_IT_RUN

@@ -63,7 +63,7 @@ BY_WISH = (
     Protection.PMC_VIRTUALIZATION, Protection.REGISTER_NONCE, Protection.MESSAGE_SEQUENCE,
     Protection.IDE, Protection.IDE_MAC, Protection.IDE_PACKET_NUMBER, Protection.SECURE_DEVICE_ENTRY,
     Protection.TARGET_CHAIN, Protection.SWAP_TAG, Protection.SWAP_ENTRY, Protection.EXPORT_DECOMMISSIONS,
-    Protection.SESSION_ENCRYPTION, Protection.MMIO_VALIDATION, Protection.MMIO_ROUTE,
+    Protection.SESSION_ENCRYPTION, Protection.MMIO_VALIDATION, Protection.MMIO_ROUTE, Protection.MMIO_GIVEN_BACK,
 )  # fmt: skip
 """They stop nothing in a guest that did not ask for them, asks nothing, has no device, or stays: others test one that
 did."""
