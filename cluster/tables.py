@@ -218,7 +218,7 @@ _NEIGHBOURS = TableSchema(
     _columns(
         ("host", _T, "", "name of the host", "key"),
         ("vm", _T, "", "who lost it", "key"),
-        ("phase", _T, "", "name of the demand; blocks between them; or its state, where the host worked for it", "key"),
+        ("phase", _T, "", "demand; blocks between; pages of its migration; or its state, where its host worked", "key"),
         ("neighbour", _T, "", "to whom: another virtual machine, its own phases, or the host itself", "key"),
         ("mechanism", _T, "", "loaded_latency, llc, smt, core_wait, disk_wait or psp_wait", "key"),
         ("time_ns", _R, "ns", "vCPU time, and of the host's work for it virtual time"),

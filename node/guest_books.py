@@ -73,10 +73,13 @@ class GuestBooks(NamedTuple):
     def open(self, guest: Guest) -> None:
         """Go on with these books for a VM that came."""
         (
-            guest.ordered_ns, guest.running_ns, guest.launch_digest, guest.psp_wait_ns, guest.psp_service_ns,
+            guest.ordered_ns, guest.running_ns, guest.launch_digest, psp_wait_ns, psp_service_ns,
             guest.operation_ns, guest.operations, guest.faults, guest.bytes_read, guest.bytes_written,
             guest.bytes_bounced, guest.copies, disk, lost_ns, row_ns, elapsed_ns, instructions, phases, _, svsm,
         ) = self  # fmt: skip
+        # Its new host's security processor has worked for it already.
+        guest.psp_wait_ns += psp_wait_ns
+        guest.psp_service_ns += psp_service_ns
         guest.svsm = SvsmUse(*svsm) if svsm else None
         guest.disk = DiskBooks(*disk) if disk else None  # type: ignore[arg-type]  # as they were packed
         guest.lost_ns = dict.fromkeys(MECHANISMS, 0.0) | lost_ns
