@@ -330,6 +330,9 @@ _TAKEN: Mapping[type, Callable[..., op.Answer]] = {
     op.HostWrite: UnlaidVms._host_write,  # noqa: SLF001
     op.HostClear: UnlaidVms._host_clear,  # noqa: SLF001
     op.HostRead: UnlaidVms._host_read,  # noqa: SLF001
+    op.PaidWrite: UnlaidVms._host_write,  # noqa: SLF001
+    op.PaidClear: UnlaidVms._host_clear,  # noqa: SLF001
+    op.PaidRead: UnlaidVms._host_read,  # noqa: SLF001
     op.HostReadWritten: UnlaidVms._host_read_written,  # noqa: SLF001
     op.HostWork: lambda *_: None,
     op.DiskRead: UnlaidVms._disk_read,  # noqa: SLF001

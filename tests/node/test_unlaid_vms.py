@@ -13,6 +13,7 @@ from node.guest import GuestState
 from node.migration_frames import NO_SESSION, PageDigests, Stream
 from node.platform import HostMode, Platform
 from node.program import Compute
+from node.unlaid_vms import UnlaidVms
 from psp.system_bus import PAGE_BYTES, RmpEntry
 
 PLAIN = Generation.PLAIN
@@ -166,6 +167,14 @@ def test_one_that_goes_on_before_anybody_looks_leaves_empty_memory():
     assert not there.board.unlaid.vms
     assert not there.board.running._areas
     assert there.board.dram.cells._kept._starts == fresh.board.dram.cells._kept._starts
+
+
+def test_a_whole_move_is_no_look(monkeypatch):
+    here, there = moved()
+    looks = []
+    monkeypatch.setattr(UnlaidVms, "look", lambda self, vm: looks.append(vm) if vm in self.vms else False)
+    move(here, there, here.guests["vm"].spec)
+    assert looks == []
 
 
 def test_it_stands_still_where_it_is_told_to_and_goes_on_with_its_registers():
