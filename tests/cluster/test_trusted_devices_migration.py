@@ -25,7 +25,8 @@ def fleet(*, cards: Any = CARDS, there: Any = CARDS, parameters: Any = (), **cha
     common = {"product": "Turin", "memory": "2 GiB", "migration_agent": True}
     vm = {
         "name": "vm", "generation": "SEV_TIO", "memory": "64 MiB", "vcpus": 1, "workload": "device-work",
-        "devices": ["nvme", "gpu"], "migration_agent": True, "start": "running", "host": "here", "firmware": FIRMWARE[0],
+        "devices": ["nvme", "gpu"], "migration_agent": True, "start": "running", "host": "here",
+        "firmware": FIRMWARE[0],
         "parameters": {"block_bytes": 4096, "matrix_order": 8, "pause_ms": 80} | dict(parameters),
     }  # fmt: skip
     return {
