@@ -27,7 +27,7 @@ def miniature(folder: Path) -> Scenario:
     }  # fmt: skip
     firmware = str(small_firmware(folder))
     for vm in body["vms"]:
-        vm |= {"memory": "64 MiB"} | ({} if vm.get("svsm") else {"firmware": firmware})
+        vm.update({"memory": "64 MiB"} | ({} if vm.get("svsm") else {"firmware": firmware}))
         vm["parameters"] = {"records": 40} if vm["workload"] == "key-value-store" else {"pause_ms": 300}
     for move in body["migrations"]:
         move["at"] = AT[move["vm"]]
