@@ -326,6 +326,18 @@ def test_a_handler_gives_nothing_to_a_peer_that_is_not_its_own_image_or_has_no_r
     assert guest.state is GuestState.RUNNING
 
 
+def test_a_guest_with_a_vcpu_that_nobody_has_started_is_refused_before_it_is_touched():
+    here, there = host("here"), host("there")
+    guest = started(here)
+    run(here, 1_000_000)
+    assert not isinstance(here.departures.begin("vm", lambda _: None), MigrationRefusal)
+    shown = certified(there, certificates(there, SPEC))
+    assert sealed(here, "vm", shown) == (MigrationRefusal.VCPU_IN_RESET, b"")
+    here.departures.cancel("vm")
+    run(here)
+    assert [one.registers.r13 for one in guest.vcpus] == [UNITS, UNITS]
+
+
 def test_an_image_becomes_no_guest_but_the_one_whose_report_it_was_shown(on_its_way):
     here, there = on_its_way
     taken = []
