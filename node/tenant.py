@@ -273,7 +273,9 @@ made when they run a block.
 
 def _key(spec: TenantSpec, factory: ProgramFactory) -> tuple[object, ...] | None:
     """All that a VM's programs are made of where it has nothing but memory; None for others."""
-    if spec.svsm is not None or spec.devices or spec.kernel is not CAREFUL or CAPABILITIES[spec.generation].rmp:
+    if spec.svsm is not None or spec.devices or CAPABILITIES[spec.generation].rmp:
+        return None
+    if spec.kernel is not CAREFUL and spec.kernel != CAREFUL:
         return None
     whole = id(factory), id(spec.program), id(spec.memory)
     return (*whole, spec.name, spec.seed, spec.generation, len(spec.reset_rips), spec.devices_move)
