@@ -19,6 +19,7 @@ from cluster.progress import OnProgress, Progress, ShouldStop
 from cluster.results import Results
 from cluster.scenario import Scenario
 from cluster.session import Session
+from cluster.swept_run import SweptRun
 from cluster.tables import TABLES
 from node.generation import Generation
 from node.mechanism import Mechanism
@@ -34,6 +35,8 @@ class Pair:
     host: str
     slowdown: float
     parts: Mapping[Mechanism, float]
+    ends: Mapping[str, tuple[float, float]]
+    """The slowdown at both ends of each row of costs that nobody has published, as far as it changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +84,25 @@ def with_pairs(
         pairs = _pairs(session, scenario, base, None, on_progress, should_stop)
     except _StoppedError as stopped:
         return replace(base, partial=str(stopped))
-    rows = [
+    rows: list[dict[str, object]] = [
         {
             "vm": pair.vm, "generation": pair.generation, "workload": pair.workload,
             "host": pair.host, "slowdown": pair.slowdown,
         }
         for pair in pairs
     ]  # fmt: skip
-    parts = [
+    parts: list[dict[str, object]] = [
         {"vm": pair.vm, "generation": pair.generation, "mechanism": mechanism.value, "share": share}
         for pair in pairs
         for mechanism, share in pair.parts.items()
     ]
-    tables = {**base.tables, "pairs": TABLES["pairs"].build(rows), "pair_parts": TABLES["pair_parts"].build(parts)}
+    swings: list[dict[str, object]] = [
+        {"vm": pair.vm, "generation": pair.generation, "row": row, "low": low, "high": high}
+        for pair in pairs
+        for row, (low, high) in pair.ends.items()
+    ]
+    built = {"pairs": rows, "pair_parts": parts, "pair_swings": swings}
+    tables = {**base.tables, **{name: TABLES[name].build(some) for name, some in built.items()}}
     return replace(base, tables=tables, run={**base.run, "pairs_s": time.monotonic() - began})
 
 
@@ -114,6 +123,7 @@ def _pairs(
     offered = {host.name: host.generations for host in scenario.host_instances}
     pairs: list[Pair] = []
     wanted = {vm: host for vm, host in hosts.items() if generations or rows[vm]["generation"] != Generation.PLAIN.name}
+    base_swept = SweptRun(base)
     rounds = _rounds(wanted, frozenset(vm.name for vm in scenario.vm_instances if vm.group.networked))
     for number, tested in enumerate(rounds, start=1):
         runs: dict[Generation, Results] = {}
@@ -133,15 +143,23 @@ def _pairs(
                 runs[generation] = run
             return runs[generation]
 
+        swept: dict[Generation, SweptRun] = {}
         for vm in tested:
             own = Generation[rows[vm]["generation"]]
             for generation in (own,) if generations is None else generations:
                 if generation is Generation.PLAIN or generation not in offered[hosts[vm]]:
                     continue
                 there = base if generation is own else as_generation(generation)
-                pair = _pair(vm, generation, there, as_generation(Generation.PLAIN))
-                if pair is not None:
-                    pairs.append(pair)
+                plain = as_generation(Generation.PLAIN)
+                pair = _pair(vm, generation, there, plain)
+                if pair is None:
+                    continue
+                for one, results in ((generation, there), (Generation.PLAIN, plain)):
+                    if one not in swept and results is not base:
+                        swept[one] = SweptRun(results)
+                here = base_swept if there is base else swept[generation]
+                other = base_swept if plain is base else swept[Generation.PLAIN]
+                pairs.append(replace(pair, ends=_ends(pair, here, other)))
     return tuple(pairs)
 
 
@@ -171,7 +189,18 @@ def _pair(vm: str, generation: Generation, there: Results, plain: Results) -> Pa
     whole = sum(other.values())
     parts = {one: (own[one] - other[one]) / whole for one in Mechanism}
     row = next(row for row in there.tables["vms"].to_pylist() if row["vm"] == vm)
-    return Pair(vm, row["workload"], generation.name, row["host"], sum(own.values()) / whole, parts)
+    return Pair(vm, row["workload"], generation.name, row["host"], sum(own.values()) / whole, parts, {})
+
+
+def _ends(pair: Pair, there: SweptRun, plain: SweptRun) -> Mapping[str, tuple[float, float]]:
+    """The pair's slowdown while its time and that of its plain run are swept together."""
+    own, other = there.of(pair.vm), plain.of(pair.vm)
+    ends: dict[str, tuple[float, float]] = {}
+    for row in sorted(own.ends.keys() | other.ends.keys()):
+        low, high = (pair.slowdown * own.share_at(row, end) / other.share_at(row, end) for end in (0, 1))
+        if not low == high == pair.slowdown:
+            ends[row] = low, high
+    return ends
 
 
 def _per_instruction(vm: str, results: Results) -> dict[Mechanism, float]:

@@ -124,6 +124,7 @@ def _control_plane(scenario: Scenario, arriving: tuple[Order, ...], placement: F
         zero_share=moving.zero_pages,
         zero_page_wire_bytes=costs["migration.zero_page_wire_bytes"],
         zero_scan_bytes_per_s=costs["migration.zero_scan_bytes_per_s"],
+        recover_after_ns=moving.recover_after,
         let_go_within_ns=moving.let_go_within,
         handler_bytes_per_s=costs["migration.handler_bytes_per_s"],
         handler_believes_log=moving.handler_believes_log,
@@ -147,7 +148,8 @@ def _enter_plans(scenario: Scenario, control: ControlPlane) -> None:
         moving = scenario.migration
         control.migrations.send = control.command
         control.migrations.patience = Patience(moving.answer_within, moving.answer_tries)
-        control.faults = FleetFaults(CounterRandom(scenario.seed), control.crash, control.migrations.restart)
+        random = CounterRandom(scenario.seed)
+        control.faults = FleetFaults(random, control.crash, control.migrations.restart, control.link)
     for fault in scenario.faults:
         assert control.faults is not None
         groups_of_hosts = {group.name: instance_names(group.name, group.count) for group in scenario.hosts}

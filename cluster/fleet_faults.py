@@ -12,6 +12,7 @@ from node.counter_random import CounterRandom
 
 CRASH = "crash"
 """The kind of message that switches a host off and on."""
+_LINK, _BACK = "link", "link is back"
 Delays = tuple[int, ...]
 """How much later each copy of a message comes, in nanoseconds; none of a message that is lost."""
 _ON_TIME: Delays = (0,)
@@ -19,35 +20,46 @@ _ON_TIME: Delays = (0,)
 
 @dataclass(slots=True)
 class FleetFaults:
-    """The faults of a run. ``crash`` takes a host, ``restart`` a time."""
+    """The faults of a run. ``crash`` takes a host, ``restart`` a time, ``link`` a host, whether it is up, a time."""
 
     random: CounterRandom
     crash: Callable[[str], None]
     restart: Callable[[int], None]
-    _timeline: list[tuple[int, int, FaultPlan, tuple[str, ...]]] = field(default_factory=list)
+    link: Callable[[str, bool, int], None]
+    _timeline: list[tuple[int, int, str, tuple[str, ...]]] = field(default_factory=list)
     _astray: list[tuple[FaultPlan, frozenset[str]]] = field(default_factory=list)
     _thrown: int = 0
+    _entered: int = 0
 
     def add(self, plan: FaultPlan, hosts: tuple[str, ...]) -> None:
         """Enter a fault of these hosts."""
         if plan.kind == "messages":
             self._astray.append((plan, frozenset(hosts)))
-        else:
-            heapq.heappush(self._timeline, (plan.at, len(self._timeline), plan, hosts))
+            return
+        self._enter(plan.at, plan.kind, hosts)
+        if plan.kind == _LINK:
+            self._enter(plan.at + plan.lasts, _BACK, hosts)
+
+    def _enter(self, at_ns: int, what: str, hosts: tuple[str, ...]) -> None:
+        self._entered += 1
+        heapq.heappush(self._timeline, (at_ns, self._entered, what, hosts))
 
     def next_event_ns(self) -> int:
-        """When the next crash is due."""
+        """When the next crash is due, or a link goes down or up."""
         return self._timeline[0][0] if self._timeline else NEVER
 
     def advance(self, now_ns: int) -> None:
-        """Let crash what is due."""
+        """Let crash or break what is due."""
         while self._timeline and self._timeline[0][0] <= now_ns:
-            _, _, plan, hosts = heapq.heappop(self._timeline)
-            if plan.kind == "control-plane-crash":
+            _, _, what, hosts = heapq.heappop(self._timeline)
+            if what == "control-plane-crash":
                 self.restart(now_ns)
                 continue
             for host in hosts:
-                self.crash(host)
+                if what in (_LINK, _BACK):
+                    self.link(host, what == _BACK, now_ns)
+                else:
+                    self.crash(host)
 
     def delays(self, host: str, direction: str, now_ns: int) -> Delays:
         """What becomes of a message of a move ``to`` or ``from`` a host at a time."""

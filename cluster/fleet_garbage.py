@@ -7,7 +7,9 @@ migrations it found nothing and took an eighth of the time.
 
 from __future__ import annotations
 
+import contextlib
 import gc
+from collections.abc import Iterator
 
 _OBJECTS = 500_000
 """New containers between two looks at them, in place of Python's 700: some 100 MB, if all of them were garbage."""
@@ -19,6 +21,20 @@ def spare_fleet() -> None:
     """Leave what there is out of collections, and make these rare; once before a fleet is built, again when it is."""
     gc.freeze()
     gc.set_threshold(_OBJECTS, *_usual[1:])
+
+
+@contextlib.contextmanager
+def growing_fleet() -> Iterator[None]:
+    """A fleet is built, and spared then. All of it stays, so meanwhile nothing is looked for at all."""
+    before = gc.isenabled()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+        spare_fleet()
 
 
 def collect_fleet() -> None:

@@ -72,6 +72,9 @@ def guest_rows(host: Host, guest: Guest) -> Rows:
         ]
         if ran
         else [],
+        "vm_rows": [
+            {"vm": spec.name, "row": row, "time_ns": ns} for row, ns in sorted(guest.row_ns.items()) if ns and ran
+        ],
         "phases": _phase_rows(guest),
     }
 

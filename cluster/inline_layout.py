@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from cluster.entity import Message
-from cluster.fleet_garbage import collect_fleet, spare_fleet
+from cluster.fleet_garbage import collect_fleet, growing_fleet
 from cluster.fleet_pages import enlarge_pages
 from cluster.layout import Rows, merged_rows
 from cluster.machine import cores
@@ -35,10 +35,9 @@ class InlineLayout:
     ) -> None:
         """Build the entities; the ones before are gone first, so that both never need memory at once."""
         self._let_go()
-        spare_fleet()
-        self._shard = Shard(factory, specs)
+        with growing_fleet():
+            self._shard = Shard(factory, specs)
         self._advice = WorkerAdvice(0, len(specs), cores())
-        spare_fleet()
         enlarge_pages(len(specs))
         self._report = self._shard.report()
 

@@ -4,7 +4,8 @@ The ladder is PLAIN, SME, SEV, SEV_ES, SEV_SNP, SEV_TIO, as far as it is asked f
 comes from pairs: every VM against itself run as PLAIN, on the same host, with the same
 neighbours and seed. What a rung adds is the difference of two such pairs, and so are its
 parts, which add up to it. Over several seeds there are means with 95 % confidence intervals. Beside them
-stands the range that a rung takes on while each figure that nobody has published goes through its sweep.
+stands the range that a rung takes on while each figure that nobody has published goes through its sweep, worked out
+from the runs that there are (``cluster.swept_run``), or where that is asked for from runs of their own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from cluster.progress import OnProgress, Progress
 from cluster.scenario import Scenario
 from cluster.session import Session
 from cluster.sweeps.confidence import Interval, interval_of
-from cluster.tornado import Range, Slowdowns, range_of, swept_rows, tornado
+from cluster.tornado import Range, Slowdowns, Swing, range_of, swept_rows, tornado
 from node.generation import Generation
 from node.mechanism import Mechanism
 from node.product import PRODUCTS
@@ -45,7 +46,7 @@ class Rung:
     """Vcpu time per instruction on top of the rung below, as a share of PLAIN's."""
     parts: Mapping[Mechanism, Interval]
     swept: Range | None = None
-    """Of the first seed, while unpublished figures are swept one at a time; None where that was not asked for."""
+    """Of the first seed, while unpublished figures are swept one at a time; None where nothing was."""
     swings: tuple[tuple[str, float, float], ...] = ()
     """The slowdown at both ends of each row that matters, widest first."""
 
@@ -81,10 +82,12 @@ class _Mean:
     vms: int
     slowdown: float
     parts: Mapping[Mechanism, float]
+    ends: Mapping[str, tuple[float, float]]
+    """The slowdown at both ends of each row that matters."""
 
 
 _Means = Mapping[tuple[str, Generation], _Mean]
-_PLAIN = _Mean(0, 1.0, dict.fromkeys(Mechanism, 0.0))
+_PLAIN = _Mean(0, 1.0, dict.fromkeys(Mechanism, 0.0), {})
 
 
 def climb(
@@ -112,7 +115,7 @@ def climb(
                 on_progress=_noted(on_progress, product, number, seeds),
             )  # fmt: skip
             means.append(_means(compared.pairs))
-        rungs += rungs_of(product, means)
+        rungs += _with_swings(rungs_of(product, means), _swings(means[0]))
     return rungs
 
 
@@ -133,15 +136,28 @@ def with_ranges(
         with Session(layout, workers, address) as session:
             predict = _predictor(session, chosen, generations, on_progress, product)
             swings = tornado(swept_rows(chosen), predict)
-        for rung in rungs:
-            if rung.product != product:
-                continue
-            own = rung.workload, rung.generation
-            mine = [(swing.row, *swing.ends[own]) for swing in swings if own in swing.ends]
-            mine = [one for one in mine if one[1] != one[2]]
-            mine.sort(key=lambda one: (-abs(one[2] - one[1]), one[0]))
-            swept = range_of(swings, *own, rung.below, rung.slowdown.mean, rung.added.mean)
-            found.append(replace(rung, swept=swept, swings=tuple(mine)))
+        found += _with_swings([rung for rung in rungs if rung.product == product], swings)
+    return found
+
+
+def _swings(means: _Means) -> list[Swing]:
+    """Of the sweep of one seed's runs."""
+    rows = sorted({row for mean in means.values() for row in mean.ends})
+    return [
+        Swing(row, {key: mean.ends.get(row, (mean.slowdown, mean.slowdown)) for key, mean in means.items()})
+        for row in rows
+    ]
+
+
+def _with_swings(rungs: Sequence[Rung], swings: Sequence[Swing]) -> list[Rung]:
+    found = []
+    for rung in rungs:
+        own = rung.workload, rung.generation
+        mine = [(swing.row, *swing.ends[own]) for swing in swings if own in swing.ends]
+        mine = [one for one in mine if one[1] != one[2]]
+        mine.sort(key=lambda one: (-abs(one[2] - one[1]), one[0]))
+        swept = range_of(swings, *own, rung.below, rung.slowdown.mean, rung.added.mean)
+        found.append(replace(rung, swept=swept, swings=tuple(mine)))
     return found
 
 
@@ -224,9 +240,18 @@ def _means(pairs: Sequence[Pair]) -> _Means:
         key: _Mean(
             len(some), fmean(pair.slowdown for pair in some),
             {part: fmean(pair.parts[part] for pair in some) for part in Mechanism},
+            {
+                row: (low, high)
+                for row in sorted({row for pair in some for row in pair.ends})
+                for low, high in [[fmean(_end(pair, row, end) for pair in some) for end in (0, 1)]]
+            },
         )
         for key, some in groups.items()
     }  # fmt: skip
+
+
+def _end(pair: Pair, row: str, end: int) -> float:
+    return pair.ends[row][end] if row in pair.ends else pair.slowdown
 
 
 def _noted(on_progress: OnProgress | None, product: str, number: int, seeds: int) -> OnProgress | None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.broken_links import give_up
 from cluster.commit_record import CommitRecord, RecordFullError
 from cluster.fabric import Fabric
 from cluster.hand_over import AFTER_RESTART, AUTHORITY, FINAL, REPEATS, Command, Event, Phase, Report
@@ -22,6 +23,7 @@ from cluster.migration_admission import Admission
 from cluster.migration_commands import AWAITED, TOLD
 from cluster.placement import FirstFit
 from cluster.platform_fit import misfit
+from cluster.post_copy import drain
 from cluster.precopy import Precopy, PrecopySettings, RoundCap, Verdict
 from node.dirty_rates import pools_of
 from node.identity_cache import IdentityCache
@@ -66,6 +68,10 @@ class LiveMigrations:
     """(time, number) of rounds that begin when the dirty log has been read."""
     _deadlines: list[tuple[int, int]] = field(default_factory=list)
     """(time, number) of moves whose copying may not take longer."""
+    goes_on: list[tuple[int, int]] = field(default_factory=list)
+    """(time, number) of moves whose machine runs ahead, and that wait for a link that is back."""
+    down: dict[str, int] = field(default_factory=dict)
+    """Hosts whose links are down, and for how many reasons."""
     _again: list[tuple[int, int, Phase]] = field(default_factory=list)
     """(time, number, phase) of what is to be said again if the move is in that phase still."""
 
@@ -80,18 +86,18 @@ class LiveMigrations:
         self.all.append(one)
         source = self.placement.host_of(order.vm)
         if source is None:
-            self._end(one, Outcome.REFUSED, now_ns, MigrationRefusal.NO_SUCH_VM.name)
+            self.end(one, Outcome.REFUSED, now_ns, MigrationRefusal.NO_SUCH_VM.name)
             return one
         one.source = source
         if order.vm in self._by_vm:
-            self._end(one, Outcome.REFUSED, now_ns, MigrationRefusal.UNDER_WAY.name)
+            self.end(one, Outcome.REFUSED, now_ns, MigrationRefusal.UNDER_WAY.name)
             return one
         if order.to == source:
-            self._end(one, Outcome.REFUSED, now_ns, MigrationRefusal.ALREADY_THERE.name)
+            self.end(one, Outcome.REFUSED, now_ns, MigrationRefusal.ALREADY_THERE.name)
             return one
         destination = self.placement.keep(order.vm, order.to, excluded | {source}, order.first_host)
         if destination is None:
-            self._end(one, Outcome.NO_ROOM, now_ns, f"no room on {order.to}" if order.to else "no host has room")
+            self.end(one, Outcome.NO_ROOM, now_ns, f"no room on {order.to}" if order.to else "no host has room")
             return one
         one.destination, one.guest = destination, self.placement.guest(order.vm)
         self._by_vm[order.vm] = one
@@ -108,12 +114,20 @@ class LiveMigrations:
         """The migration of a VM that is under way or in line."""
         return self._by_vm.get(vm)
 
+    def under_way(self) -> tuple[Migration, ...]:
+        """All migrations that are, or in line."""
+        return tuple(self._by_vm.values())
+
+    def is_cut_off(self, one: Migration) -> bool:
+        """Whether there is no way between a move's hosts."""
+        return bool(self.down) and bool(self.down.get(one.source) or self.down.get(one.destination))
+
     # Time.
 
     def next_event_ns(self) -> int:
         """When a flow ends, shares change, a round begins, or something is said again."""
         following_ns = self.fabric.next_event_ns
-        for queue in (self._rounds, self._again, self._deadlines):
+        for queue in (self._rounds, self._again, self._deadlines, self.goes_on):
             if queue and queue[0][0] < following_ns:
                 following_ns = queue[0][0]
         return following_ns
@@ -133,6 +147,10 @@ class LiveMigrations:
                     self._start_round(one, now_ns)
         while self._deadlines and self._deadlines[0][0] <= now_ns:
             self._timed_out(self.all[heapq.heappop(self._deadlines)[1]], now_ns)
+        while self.goes_on and self.goes_on[0][0] <= now_ns:
+            one = self.all[heapq.heappop(self.goes_on)[1]]
+            if one.phase is Phase.DRAINING and one.broken_ns >= 0:
+                drain(self, one, now_ns)
         while self._again and self._again[0][0] <= now_ns:
             _, number, phase = heapq.heappop(self._again)
             self._say_again(self.all[number], phase, now_ns)
@@ -145,7 +163,7 @@ class LiveMigrations:
 
     # The table's rows.
 
-    def _step(self, one: Migration, event: Event, now_ns: int) -> bool:
+    def step(self, one: Migration, event: Event, now_ns: int) -> bool:
         """Go where the table says for an event, and tell what it says; False where it has no row."""
         step = AUTHORITY.get((one.phase, event))
         if step is None:
@@ -155,7 +173,7 @@ class LiveMigrations:
                 self.record.append(one.number, step.record)
             except RecordFullError:
                 # Nothing is decided. What is decided when nobody can write is to leave the VM where it is.
-                return event is not Event.FAILED and self._step(one, Event.FAILED, now_ns)
+                return event is not Event.FAILED and self.step(one, Event.FAILED, now_ns)
         self._enter(one, step.to, now_ns)
         for command in step.told:
             self._tell(one, command, now_ns)
@@ -177,7 +195,7 @@ class LiveMigrations:
 
     def _begin(self, one: Migration, now_ns: int) -> None:
         one.started_ns = now_ns
-        if not self._step(one, Event.ADMITTED, now_ns):
+        if not self.step(one, Event.ADMITTED, now_ns):
             raise AssertionError(one.phase)
 
     def on_ready(
@@ -249,12 +267,12 @@ class LiveMigrations:
         if one.guest.migration_agent:
             # A page that firmware has swapped out is gone for its guest: nothing is copied while it runs.
             one.precopy.break_off(0, now_ns)
-            self._step(one, Event.ROUNDS_DONE, now_ns)
+            self.step(one, Event.ROUNDS_DONE, now_ns)
             return
         if self.settings.post_copy_at_once and not one.platforms:
             one.precopy.break_off(0, now_ns)
             one.ahead = True
-            self._step(one, Event.ROUNDS_DONE, now_ns)
+            self.step(one, Event.ROUNDS_DONE, now_ns)
             return
         if self.settings.timeout_ns_per_gib:
             most_ns = round(self.settings.timeout_ns_per_gib * one.precopy.memory_bytes / (1 << 30))
@@ -270,10 +288,13 @@ class LiveMigrations:
 
     def _start_round(self, one: Migration, now_ns: int) -> None:
         assert one.precopy is not None
+        if self.is_cut_off(one):
+            give_up(self, one, now_ns)
+            return
         one.copying = Copying.ROUND
         one.precopy.begin(now_ns)
         # A page that was written is taken to hold something.
-        self._start_flow(one, one.precopy.size_bytes, now_ns, 0 if one.precopy.rounds else one.zero_bytes)
+        self.start_flow(one, one.precopy.size_bytes, now_ns, 0 if one.precopy.rounds else one.zero_bytes)
         if one.guest is not None and one.guest.migration_handler:
             self._slow_down(one)
 
@@ -303,11 +324,11 @@ class LiveMigrations:
         if one.phase is Phase.DRAINING:
             one.ran_ahead_ns = now_ns - one.resumed_ns
             self.send(one.destination, "swift", (one.number, one.order.vm))
-            self._step(one, Event.CARRIED, now_ns)
-            self._end(one, Outcome.COMPLETED, now_ns, "")
+            self.step(one, Event.CARRIED, now_ns)
+            self.end(one, Outcome.COMPLETED, now_ns, "")
             return
         if one.phase is Phase.STOPPED:
-            self._step(one, Event.CARRIED, now_ns)
+            self.step(one, Event.CARRIED, now_ns)
             return
         assert one.precopy is not None
         verdict = one.precopy.round_done(now_ns)
@@ -316,10 +337,10 @@ class LiveMigrations:
             one.copying = Copying.BETWEEN
             heapq.heappush(self._rounds, (now_ns + one.precopy.between_rounds_ns, one.number))
         elif verdict is Verdict.STOP:
-            self._step(one, Event.ROUNDS_DONE, now_ns)
+            self.step(one, Event.ROUNDS_DONE, now_ns)
         elif verdict is Verdict.GO_AHEAD and not one.platforms:
             one.ahead = True
-            self._step(one, Event.ROUNDS_DONE, now_ns)
+            self.step(one, Event.ROUNDS_DONE, now_ns)
         elif verdict is Verdict.STALLED:
             self.fail(one, Outcome.TIMED_OUT, now_ns, f"no progress, after {len(one.precopy.rounds)} rounds")
         else:
@@ -350,7 +371,7 @@ class LiveMigrations:
             sent = self.fabric.cancel(str(one.number), now_ns) / one.wire_ratio
             one.precopy.break_off(int(sent), now_ns)
             one.flows, one.unserved = False, {}
-        self._step(one, Event.ROUNDS_DONE, now_ns)
+        self.step(one, Event.ROUNDS_DONE, now_ns)
 
     # Switch-over.
 
@@ -359,7 +380,7 @@ class LiveMigrations:
         books: tuple[Any, ...], written_pages: int, stopped_ns: int,
     ) -> None:  # fmt: skip
         """The VM stands still: what is still dirty goes over now."""
-        if not self._step(one, Event.STOPPED, now_ns):
+        if not self.step(one, Event.STOPPED, now_ns):
             return
         assert one.precopy is not None
         assert one.guest is not None
@@ -372,9 +393,13 @@ class LiveMigrations:
         if one.ahead:
             one.pulled_bytes, left = left, 0
         one.final_bytes = left + one.guest.vcpus * VMSA_BYTES
-        self._start_flow(one, one.final_bytes, now_ns)
+        if self.is_cut_off(one):
+            give_up(self, one, now_ns)
+            return
+        self.start_flow(one, one.final_bytes, now_ns)
 
-    def _start_flow(self, one: Migration, size_bytes: int, now_ns: int, zero_bytes: int = 0) -> None:
+    def start_flow(self, one: Migration, size_bytes: int, now_ns: int, zero_bytes: int = 0) -> None:
+        """Send memory of a move from now on, of which so many bytes are pages of zeros."""
         one.flows = True
         assert one.precopy is not None
         assert one.guest is not None
@@ -406,12 +431,12 @@ class LiveMigrations:
 
     def on_came(self, one: Migration, now_ns: int, pages_checked: int) -> None:
         """The target holds all of the VM: from here on it is the target's."""
-        if self._step(one, Event.WHOLE, now_ns):
+        if self.step(one, Event.WHOLE, now_ns):
             one.pages_checked = pages_checked
 
     def on_never(self, one: Migration, now_ns: int, wrong: str | None) -> None:
         """The target holds nothing of it and will not start it: it goes on at the source."""
-        if self._step(one, Event.NEVER, now_ns):
+        if self.step(one, Event.NEVER, now_ns):
             if one.source_lost:
                 self._stays(one, Outcome.LOST, now_ns, f"with {one.source}")
             elif wrong is None:
@@ -422,50 +447,26 @@ class LiveMigrations:
     def on_runs(self, one: Migration, now_ns: int, resumed_ns: int) -> None:
         """The VM runs at the target."""
         if one.ahead:
-            if self._step(one, Event.RUNS_AHEAD, now_ns):
+            if self.step(one, Event.RUNS_AHEAD, now_ns):
                 one.resumed_ns = resumed_ns
                 self.placement.settle(one.order.vm, moved=True)
-                self._drain(one, now_ns)
-        elif self._step(one, Event.RUNS, now_ns):
+                drain(self, one, now_ns)
+        elif self.step(one, Event.RUNS, now_ns):
             one.resumed_ns = resumed_ns
             self.placement.settle(one.order.vm, moved=True)
-            self._end(one, Outcome.COMPLETED, now_ns, "")
-
-    def _drain(self, one: Migration, now_ns: int) -> None:
-        """Post-copy: the rest comes from the source while the VM runs, and waits for what it touches before that."""
-        assert one.precopy is not None
-        assert one.guest is not None
-        at_once = not one.precopy.sent_bytes
-        self._start_flow(one, one.pulled_bytes, now_ns, min(one.zero_bytes, one.pulled_bytes) if at_once else 0)
-        rate = max(1.0, self.fabric.rate(str(one.number)))
-        took_ns = max(1, round(one.pulled_bytes * one.wire_ratio * 1e9 / rate))
-        faults, stalled = one.precopy.stalled_while(one.pulled_bytes, took_ns, one.guest.vcpus)
-        one.faults = round(faults)
-        self.send(one.source, "ahead", (one.number, one.order.vm))
-        self.send(one.destination, "stall", (one.number, one.order.vm, stalled))
-
-    def host_crashed(self, host: str, now_ns: int) -> None:
-        """What runs ahead of its memory is lost with either host: the connection between them breaks."""
-        for one in list(self._by_vm.values()):
-            if one.phase is Phase.DRAINING and host in (one.source, one.destination):
-                one.pulled_bytes = int(self.fabric.cancel(str(one.number), now_ns))
-                one.flows = False
-                if host == one.source:
-                    self.send(one.destination, "destroy-ahead", (one.number, one.order.vm))
-                self._step(one, Event.CARRIED, now_ns)
-                self._end(one, Outcome.LOST, now_ns, f"it lived by {one.source} and {one.destination}")
+            self.end(one, Outcome.COMPLETED, now_ns, "")
 
     def on_stayed(self, one: Migration, now_ns: int) -> None:
         """The source goes on."""
         one.unanswered -= {Report.STAYED}
-        if self._step(one, Event.STAYED, now_ns):
+        if self.step(one, Event.STAYED, now_ns):
             self._stays(one, one.outcome, now_ns, one.reason)
 
     def on_lost(self, one: Migration, now_ns: int) -> None:
         """The source has lost the VM: the target may have it, if it got that far."""
         one.unanswered -= {Report.STAYED}
         one.source_lost = True
-        if self._step(one, Event.LOST, now_ns) and one.phase is Phase.ABORTED:
+        if self.step(one, Event.LOST, now_ns) and one.phase is Phase.ABORTED:
             self._stays(one, Outcome.LOST, now_ns, f"with {one.source}")
         elif one.phase is Phase.ABORTED and one.outcome is not Outcome.LOST:
             one.outcome, one.reason = Outcome.LOST, f"with {one.source}, after: {one.outcome.value}"
@@ -487,7 +488,7 @@ class LiveMigrations:
 
     def fail(self, one: Migration, outcome: Outcome, now_ns: int, reason: str) -> None:
         """Leave the VM at the source and give the place at the target back, as far as that can still be said."""
-        if self._step(one, Event.FAILED, now_ns):
+        if self.step(one, Event.FAILED, now_ns):
             if one.phase is Phase.ABORTED:
                 self._stays(one, outcome, now_ns, reason)
             else:
@@ -501,7 +502,7 @@ class LiveMigrations:
         if one.started_ns < 0:
             self.admission.forget(str(one.number))
         self.placement.settle(one.order.vm, moved=False)
-        self._end(one, outcome, now_ns, reason)
+        self.end(one, outcome, now_ns, reason)
 
     def close(self, end_ns: int) -> None:
         """The run is over: count what the moves that are still under way have sent."""
@@ -510,7 +511,7 @@ class LiveMigrations:
                 one.final_bytes += int(self.fabric.cancel(str(one.number), end_ns))
                 one.flows = False
 
-    def _end(self, one: Migration, outcome: Outcome, now_ns: int, reason: str) -> None:
+    def end(self, one: Migration, outcome: Outcome, now_ns: int, reason: str) -> None:
         one.outcome, one.ended_ns, one.reason, one.luggage = outcome, now_ns, reason, ()
         if self._by_vm.get(one.order.vm) is one:
             del self._by_vm[one.order.vm]
@@ -555,12 +556,12 @@ class LiveMigrations:
                 self.admission.forget(str(one.number))
                 self.placement.settle(one.order.vm, moved=False)
                 one.phase = Phase.ABORTED
-                self._end(one, Outcome.RESTARTED, now_ns, "before it had begun")
+                self.end(one, Outcome.RESTARTED, now_ns, "before it had begun")
                 continue
             one.outcome, one.reason = Outcome.RESTARTED, f"in phase {one.phase.value!r}"
             self._enter(one, AFTER_RESTART[last[one.number]], now_ns)
             if one.phase is Phase.DRAINING:
-                self._drain(one, now_ns)
+                drain(self, one, now_ns)
             for command in REPEATS[one.phase]:
                 self._tell(one, command, now_ns)
 

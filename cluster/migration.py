@@ -42,6 +42,8 @@ class Outcome(StrEnum):
     """The target crashed before it had started the VM, which went on at the source."""
     LOST = "lost"
     """The source crashed, and no target had all of the VM."""
+    LINK_DOWN = "link down"
+    """The connection between the two hosts broke; the VM went on at the source."""
     UNFINISHED = "unfinished"
     """The run was over first."""
 
@@ -101,6 +103,20 @@ class Migration:
     """Pages of that which it touched before they came."""
     ran_ahead_ns: int = 0
     """How long it ran so."""
+    came_bytes: int = 0
+    """Of that, what came before a connection broke."""
+    faulted: float = 0.0
+    """And pages that were waited for before that."""
+    owed_ns: float = 0.0
+    """What its vCPUs have waited for, and not yet waited."""
+    touched_ns: float = 0.0
+    """How long the machine had run by then, but for its waits."""
+    pulling: tuple[int, int, float] = (0, 1, 0.0)
+    """When the present connection began, how long it would take for the rest, and the share of waits."""
+    broken_ns: int = -1
+    """Since when nothing comes, for want of a link."""
+    pauses: int = 0
+    paused_ns: int = 0
     slowed: tuple[float, float] = (0.0, 0.0)
     """What the source was told last of standing still, and of the most that a vCPU may write."""
     zero_bytes: int = 0

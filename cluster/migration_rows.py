@@ -39,6 +39,8 @@ def migration_row(one: Migration) -> Row:
         "post_copy_bytes": one.pulled_bytes,
         "post_copy_faults": one.faults,
         "post_copy_ns": one.ran_ahead_ns,
+        "post_copy_pauses": one.pauses,
+        "post_copy_paused_ns": one.paused_ns,
         "frame_bytes": one.frame_bytes,
         "pages_checked": one.pages_checked,
         "downtime_ns": one.resumed_ns - one.stopped_ns if completed else None,

@@ -90,6 +90,8 @@ class PrecopySettings:
     """What goes over the wire for one."""
     zero_scan_bytes_per_s: float = 0.0
     """Memory that a source looks through for them."""
+    recover_after_ns: int = 0
+    """From when a broken link is back to when a post-copy goes on."""
     let_go_within_ns: int = 0
     """How long a guest may take to let its devices go."""
 
@@ -232,7 +234,9 @@ class Precopy:
                 self._dirty[number] = max(before, grown)
         return min(self.memory_bytes, math.ceil(sum(self._dirty)) + self._unsent_bytes)
 
-    def stalled_while(self, missing_bytes: int, took_ns: int, vcpus: int) -> tuple[float, float]:
+    def stalled_while(
+        self, missing_bytes: int, took_ns: int, vcpus: int, touched_ns: float = 0.0
+    ) -> tuple[float, float]:
         """(pages, share): what post-copy's guest touches before it came, and the share of time that it waits for that.
 
         Who waits touches less: the share is the one that the pages touched in the rest of the time lead to.
@@ -240,25 +244,41 @@ class Precopy:
         least, most = 0.0, MOST_STALLED
         for _ in range(40):
             share = (least + most) / 2
-            waits_ns = self.faults_while(missing_bytes, took_ns, 1.0 - share) * self._settings.fault_ns
+            faults = self.faults_while(missing_bytes, took_ns, 1.0 - share, touched_ns=touched_ns)
+            waits_ns = faults * self._settings.fault_ns
             if waits_ns > share * took_ns * vcpus:
                 least = share
             else:
                 most = share
-        return self.faults_while(missing_bytes, took_ns, 1.0 - most), most if most > 1e-9 else 0.0
+        faults = self.faults_while(missing_bytes, took_ns, 1.0 - most, touched_ns=touched_ns)
+        return faults, most if most > 1e-9 else 0.0
 
-    def faults_while(self, missing_bytes: int, took_ns: int, pace: float = 1.0) -> float:
+    def missed_pages(self, missing_bytes: int, touched_ns: float) -> float:
+        """Pages that have not come and that the guest would touch, after it has run for so long at its full pace."""
+        share = min(1.0, missing_bytes / self.memory_bytes)
+        return share * sum([
+            pool.working_set_bytes / PAGE_BYTES * _untouched(pool, touched_ns)
+            for pool in self._pools if pool.write_bytes_per_s
+        ])  # fmt: skip
+
+    def faults_while(
+        self, missing_bytes: int, took_ns: int, pace: float = 1.0, until_ns: int | None = None, touched_ns: float = 0.0
+    ) -> float:
         """Pages that the guest touches before they come, while what is missing comes in an even stream.
 
         Of a pool of W that is written at a rate D a page is first touched at time t with density (D/W) exp(-D t / W),
-        and is missing still with probability (1 - t/T) times the missing share of memory.
+        and is missing still with probability (1 - t/T) times the missing share of memory. That is summed up to the end
+        of the stream, or for so long. What it has touched in ``touched_ns`` at its full pace before is there.
         """
         share, took_s = min(1.0, missing_bytes / self.memory_bytes), took_ns * 1e-9
+        passed = 1.0 if until_ns is None else min(1.0, until_ns / took_ns)
         faults = 0.0
         for pool in self._pools:
             x = pace * pool.write_bytes_per_s * took_s / pool.working_set_bytes
-            touched = 1.0 - (1.0 - math.exp(-x)) / x if x else 0.0
-            faults += pool.working_set_bytes / PAGE_BYTES * touched
+            y = x * passed
+            gone = math.exp(-y)
+            touched = 1.0 - gone - (1.0 - gone * (1.0 + y)) / x if x else 0.0
+            faults += pool.working_set_bytes / PAGE_BYTES * touched * _untouched(pool, touched_ns)
         return faults * share
 
     def break_off(self, sent_bytes: int, now_ns: int) -> None:
@@ -307,3 +327,8 @@ class Precopy:
         self._size_bytes = left
         self._dirty = [0.0] * len(self._pools)
         return Verdict.NEXT
+
+
+def _untouched(pool: Pool, touched_ns: float) -> float:
+    """The share of a pool that was not touched in a time."""
+    return math.exp(-pool.write_bytes_per_s * touched_ns * 1e-9 / pool.working_set_bytes)

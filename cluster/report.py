@@ -13,6 +13,7 @@ from rich.table import Table
 
 from cluster.migration import Outcome
 from cluster.results import Results
+from cluster.stretched import OWN, Stretched, kinds_of
 from cluster.units import DURATION, SIZE
 from node.cost_table import load_cost_table
 from node.generation import CAPABILITIES, Generation
@@ -20,12 +21,6 @@ from node.mechanism import Mechanism
 
 if TYPE_CHECKING:
     pass
-
-OWN = (
-    Mechanism.CORE, Mechanism.MEMORY, Mechanism.PAGE_WALK, Mechanism.EXITS, Mechanism.OPERATIONS, Mechanism.BOOT,
-    Mechanism.LINK,
-)  # fmt: skip
-"""What a program costs as a plain guest alone on its host; slowdown is counted from here."""
 
 ADDED = {
     Mechanism.ENCRYPTION: "cipher",
@@ -51,18 +46,27 @@ _LONG = {"operations_by_process"}
 """What run.json holds and nobody wants to read at the end of a summary."""
 _FEW = 4
 _MOST_NEIGHBOURS = 12
+_MOST_SWINGS = 10
+_LEAST_SWING = 0.00005
+"""One that would be shown as nothing."""
 
 Row = Mapping[str, Any]
 
 
-def print_summary(results: Results, console: Console | None = None) -> None:
-    """Print the summary of a run to standard output."""
+def _ends(low: float, high: float) -> str:
+    return f"{low:.3f} to {high:.3f}"
+
+
+def print_summary(
+    results: Results, console: Console | None = None, *, ranges: Sequence[Stretched] = ()
+) -> None:
+    """Print the summary of a run to standard output, with the ranges of its headlines where they are given."""
     out = console or wide_console()
     if results.partial is not None:
         out.print(f"[bold]Partial results:[/] {results.partial}\n")
     for table in (
-        _slowdowns(results), _workloads(results), _neighbours(results), _disks(results), _networks(results),
-        _waits(results), _moves(results), _drains(results), _firmware(results),
+        _slowdowns(results), _workloads(results, ranges), _tornado(results, ranges), _neighbours(results),
+        _disks(results), _networks(results), _waits(results), _moves(results), _drains(results), _firmware(results),
         _resources(results), _refusals(results),
     ):  # fmt: skip
         if table.row_count:
@@ -86,14 +90,13 @@ class _Kind:
         return sum(self.times_ns[mechanism] for mechanism in OWN)
 
 
-def _workloads(results: Results) -> Table:
+def _workloads(results: Results, ranges: Sequence[Stretched]) -> Table:
     """Each workload's slowdown by generation and mechanism."""
     kinds: defaultdict[tuple[str, str], _Kind] = defaultdict(_Kind)
     kind_of: dict[str, _Kind] = {}
-    on_svsm = {row["vm"] for row in _rows(results, "svsms")}
+    names = kinds_of(results)
     for row in _rows(results, "vms"):
-        generation = row["generation"] + (" on SVSM" if row["vm"] in on_svsm else "")
-        kind = kind_of[row["vm"]] = kinds[row["workload"], generation]
+        kind = kind_of[row["vm"]] = kinds[names[row["vm"]]]
         kind.machines += 1
         kind.work += row["units_of_work"]
         if row["launch_ns"] is not None:
@@ -102,14 +105,52 @@ def _workloads(results: Results) -> Table:
         kind_of[row["vm"]].times_ns[row["mechanism"]] += row["time_ns"]
     table = _table(
         "Workloads: time on top of what the program itself needs, by mechanism",
-        "workload", "generation", "VMs", "launch", "work", "stretched", *ADDED.values(),
+        "workload", "generation", "VMs", "launch", "work", "stretched", *(["swept"] if ranges else []), *ADDED.values(),
     )  # fmt: skip
+    swept = {(one.workload, one.generation): _ends(one.low, one.high) for one in ranges}
     for (workload, generation), kind in sorted(kinds.items()):
         added = [_percent(kind.times_ns[mechanism], kind.own_ns) for mechanism in ADDED]
         stretched = f"{sum(kind.times_ns.values()) / kind.own_ns:.3f} x" if kind.own_ns else "-"
         launch = DURATION.about(median(kind.launches_ns)) if kind.launches_ns else "-"
-        table.add_row(workload, generation, str(kind.machines), launch, f"{kind.work:,}", stretched, *added)
+        between = [swept.get((workload, generation), "-")] if ranges else []
+        table.add_row(workload, generation, str(kind.machines), launch, f"{kind.work:,}", stretched, *between, *added)
     return _narrowed(table)
+
+
+def _tornado(results: Results, ranges: Sequence[Stretched]) -> Table:
+    """Which rows of costs that nobody has published matter most, to slowdowns where there are pairs."""
+    swings = [(row, kind, low, high) for kind, _, rows in _pair_ranges(results) for row, low, high in rows]
+    if not swings:
+        swings = [(row, (one.workload, one.generation), low, high) for one in ranges for row, low, high in one.swings]
+    swings.sort(key=lambda one: -abs(one[3] - one[2]))
+    swings = [one for one in swings if abs(one[3] - one[2]) >= _LEAST_SWING][:_MOST_SWINGS]
+    table = _table("Rows of the cost table that nobody has published, swept one at a time", "row", "workload",
+                   "generation", "from", "to", "swing")  # fmt: skip
+    for row, kind, low, high in swings:
+        table.add_row(row, *kind, f"{low:.4f} x", f"{high:.4f} x", f"{100 * abs(high - low):.2f} %")
+    return table
+
+
+def _pair_ranges(
+    results: Results,
+) -> list[tuple[tuple[str, str], float, list[tuple[str, float, float]]]]:
+    """By workload and generation the mean slowdown of its pairs, and the same at both ends of each row."""
+    pairs: defaultdict[tuple[str, str], dict[tuple[str, str], float]] = defaultdict(dict)
+    for row in _rows(results, "pairs"):
+        pairs[row["workload"], row["generation"]][row["vm"], row["generation"]] = row["slowdown"]
+    ends: defaultdict[str, dict[tuple[str, str], tuple[float, float]]] = defaultdict(dict)
+    for row in _rows(results, "pair_swings"):
+        ends[row["row"]][row["vm"], row["generation"]] = row["low"], row["high"]
+    found = []
+    for kind, own in sorted(pairs.items()):
+        rows = []
+        for name, some in sorted(ends.items()):
+            if own.keys() & some.keys():
+                both = [some.get(pair, (slowdown, slowdown)) for pair, slowdown in own.items()]
+                low, high = (sum(one[end] for one in both) / len(both) for end in (0, 1))
+                rows.append((name, low, high))
+        found.append((kind, sum(own.values()) / len(own), rows))
+    return found
 
 
 def _slowdowns(results: Results) -> Table:
@@ -124,13 +165,17 @@ def _slowdowns(results: Results) -> Table:
         parts[kind_of[row["vm"], row["generation"]]][row["mechanism"]] += row["share"]
     table = _table(
         "Slowdown: each VM against itself run as PLAIN, same host, neighbours and seed",
-        "workload", "generation", "VMs", "slowdown", *ADDED.values(), "other",
+        "workload", "generation", "VMs", "slowdown", "swept", *ADDED.values(), "other",
     )  # fmt: skip
+    swept = {
+        kind: _ends(*[edge([mean, *[end for _, *both in rows for end in both]]) for edge in (min, max)])
+        for kind, mean, rows in _pair_ranges(results)
+    }
     for kind, values in sorted(slowdowns.items()):
         shares = {mechanism: share / len(values) for mechanism, share in parts[kind].items()}
         added = [_percent(shares.get(mechanism, 0.0), 1.0) for mechanism in ADDED]
         other = _percent(sum(share for mechanism, share in shares.items() if mechanism not in ADDED), 1.0)
-        table.add_row(*kind, str(len(values)), f"{sum(values) / len(values):.4f} x", *added, other)
+        table.add_row(*kind, str(len(values)), f"{sum(values) / len(values):.4f} x", swept[kind], *added, other)
     return _narrowed(table)
 
 
@@ -364,7 +409,7 @@ def _table(title: str, *headings: str) -> Table:
     """A table without lines; figures to the right, words to the left."""
     words = {
         "workload", "generation", "outcome", "result", "host", "product", "VM", "vm", "state", "reason", "limit",
-        "most time in", "neighbour", "mechanism",
+        "most time in", "neighbour", "mechanism", "row",
     }  # fmt: skip
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
     for heading in headings:

@@ -15,14 +15,15 @@ Share = Annotated[float, Strict(), Field(ge=0, le=1, allow_inf_nan=False)]
 class FaultPlan(ScenarioPart):
     """Something that goes wrong at a given time."""
 
-    kind: Literal["host-crash", "control-plane-crash", "messages"]
+    kind: Literal["host-crash", "control-plane-crash", "messages", "link"]
     """A host is switched off and on, and its machines are gone; the control plane loses all but its record of moves;
-    or what the control plane and hosts say to each other of moves goes astray."""
+    what the control plane and hosts say to each other of moves goes astray; or the link over which a host's machines
+    move is down, and whatever is on it breaks off."""
     at: Duration
     host: Name | None = None
     """A host, or a group for all of its hosts. Default: all."""
     lasts: Duration = 0
-    """How long messages go astray."""
+    """How long messages go astray, or a link is down."""
     direction: Literal["both", "to", "from"] = "both"
     """Messages to the host, from it, or both."""
     lost: Share = 0.0

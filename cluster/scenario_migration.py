@@ -70,6 +70,8 @@ class MigrationSettings(ScenarioPart):
     throttle_max: Annotated[float, Strict(), Field(gt=0, le=0.99)] = 0.99
     dirty_limit: Rate | None = None
     """What each vCPU may write at most while its machine is copied. Default: no limit."""
+    recover_after: Duration = 1_000_000_000
+    """After a link broke and is back: how long until somebody has a machine's post-copy go on."""
     let_go_within: Duration = 60_000_000_000
     """How long a machine may take to let its trusted devices go before it moves."""
     handler_believes_log: Annotated[bool, Strict()] = True

@@ -20,6 +20,9 @@ import pyarrow.compute as pc
 
 Row = Mapping[str, object]
 
+BUILT = "built"
+"""The only column of a row that stands for a table of rows."""
+
 
 class TableError(ValueError):
     """A row that does not fit its table; the message names table, row, column and expectation."""
@@ -76,15 +79,29 @@ class TableSchema:
         )
 
     def build(self, rows: Sequence[Row]) -> pa.Table:
-        """Check rows and make a table of them, in the order of their keys. Raises TableError."""
+        """Check rows and make a table of them, in the order of their keys. Raises TableError.
+
+        A row whose only column is ``BUILT`` stands for those that ``gathered`` made a table of.
+        """
+        built: list[Any] = [row[BUILT] for row in rows if BUILT in row]
+        table = self._checked([row for row in rows if BUILT not in row] if built else rows)
+        if built:
+            table = pa.concat_tables([table, *built]).combine_chunks()
+        table = table.sort_by([(key, "ascending") for key in self.keys])
+        self._check_unique(table)
+        return table
+
+    def gathered(self, rows: Sequence[Row]) -> Row:
+        """One row in place of many, where they are: to make them, and to hand them on, is dear. Raises TableError."""
+        return {BUILT: self._checked(rows)}
+
+    def _checked(self, rows: Sequence[Row]) -> pa.Table:
         names = {column.name for column in self.columns}
         for number, row in enumerate(rows):
             if not row.keys() <= names:
                 raise TableError(f"table {self.name}: row {number}: {min(row.keys() - names)}: no such column")
         arrays = {column.name: self._array(column, [row.get(column.name) for row in rows]) for column in self.columns}
-        table = pa.table(arrays, schema=self.arrow).sort_by([(key, "ascending") for key in self.keys])
-        self._check_unique(table)
-        return table
+        return pa.table(arrays, schema=self.arrow)
 
     def _array(self, column: Column, values: list[object]) -> pa.Array[Any]:
         """One column's values, checked as a whole; only a bad one is looked for row by row."""
@@ -185,13 +202,23 @@ _VM_TIME = TableSchema(
     ),
 )
 
+_VM_ROWS = TableSchema(
+    "vm_rows",
+    "Time of a virtual machine's blocks in proportion to rows of the cost table that have a sweep range.",
+    _columns(
+        ("vm", _T, "", "name of the virtual machine", "key"),
+        ("row", _T, "", "name of the row", "key"),
+        ("time_ns", _R, "ns", "vCPU time, summed over vCPUs"),
+    ),
+)
+
 _NEIGHBOURS = TableSchema(
     "neighbours",
     "Time that phases lost to others of their host, where a scenario has it attributed (node/neighbour_ledger.py).",
     _columns(
         ("host", _T, "", "name of the host", "key"),
         ("vm", _T, "", "who lost it", "key"),
-        ("phase", _T, "", "name of the demand; blocks between them; or its state, where the host worked for it", "key"),
+        ("phase", _T, "", "demand; blocks between; pages of its migration; or its state, where its host worked", "key"),
         ("neighbour", _T, "", "to whom: another virtual machine, its own phases, or the host itself", "key"),
         ("mechanism", _T, "", "loaded_latency, llc, smt, core_wait, disk_wait or psp_wait", "key"),
         ("time_ns", _R, "ns", "vCPU time, and of the host's work for it virtual time"),
@@ -346,6 +373,18 @@ _PAIR_PARTS = TableSchema(
     ),
 )
 
+_PAIR_SWINGS = TableSchema(
+    "pair_swings",
+    "A pair's slowdown at both ends of each row of the cost table that nobody has published and that changes it.",
+    _columns(
+        ("vm", _T, "", "name of the virtual machine", "key"),
+        ("generation", _T, "", "its generation", "key"),
+        ("row", _T, "", "name of the row", "key"),
+        ("low", _R, "ratio", "slowdown at the low end of its sweep range (cluster/swept_run.py)"),
+        ("high", _R, "ratio", "the same at the high end"),
+    ),
+)
+
 _MIGRATIONS = TableSchema(
     "migrations",
     "One row per live migration that was asked for.",
@@ -374,6 +413,8 @@ _MIGRATIONS = TableSchema(
         ("post_copy_bytes", _I, "byte", "of the memory, what came after the virtual machine ran at the target"),
         ("post_copy_faults", _I, "1", "pages of that which it touched before they came, each of which it waited for"),
         ("post_copy_ns", _I, "ns", "how long it ran before all of its memory was there"),
+        ("post_copy_pauses", _I, "1", "how often no page came any more, for want of a link"),
+        ("post_copy_paused_ns", _I, "ns", "how long none came"),
         ("frame_bytes", _I, "byte", "frames of registers, pages and blocks that really travelled"),
         ("pages_checked", _I, "1", "pages read back at the target and found as the source had them"),
         ("downtime_ns", _I, "ns", "how long the virtual machine stood still", "optional"),
@@ -472,10 +513,15 @@ EVENTS = TableSchema(
 TABLES: Mapping[str, TableSchema] = {
     schema.name: schema
     for schema in (
-        _VMS, _VM_TIME, _NEIGHBOURS, _PHASES, _DISKS, _SVSMS, _NETWORKS, _TRAFFIC, _HOSTS, _PSP, _PAIRS, _PAIR_PARTS,
-        _MIGRATIONS, _MIGRATION_PHASES, _MIGRATION_ROUNDS, _DRAINS, _FIRMWARE, _CERTIFICATES, _DIGESTS,
+        _VMS, _VM_TIME, _VM_ROWS, _NEIGHBOURS, _PHASES, _DISKS, _SVSMS, _NETWORKS, _TRAFFIC, _HOSTS, _PSP, _PAIRS,
+        _PAIR_PARTS, _PAIR_SWINGS, _MIGRATIONS, _MIGRATION_PHASES, _MIGRATION_ROUNDS, _DRAINS, _FIRMWARE,
+        _CERTIFICATES, _DIGESTS,
     )
 }
+
+
+BULK = ("vm_time", "phases", "digests")
+"""Tables with many rows for each VM, which nobody looks at before all of them are together."""
 
 
 def build_tables(rows: Mapping[str, Sequence[Row]]) -> dict[str, pa.Table]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import msgpack
 
 from node.message_place import COUNT_BYTES, SECRETS_COUNTS, SECRETS_VMPCKS, VMPCK_BYTES
-from node.operations import GuestOperation, Read, Write
+from node.operations import GuestOperation, Read, ReadRandom, Write
 from node.packing import packed
 from psp.byte_layout import ByteLayout
 from psp.guest_message import BadMessage, MessageHeader, MessageKey, MessageType
@@ -125,3 +125,13 @@ def ask_firmware(secrets_gpa: int, kind: MessageType, asked: ByteLayout, version
     if (header.sequence, header.message_type) != (last + 2, kind + 1):
         raise AgentRefusal("the answer to another message")
     return payload
+
+
+def fresh_key() -> Asking:
+    """A key that nobody has had before. Raises AgentRefusal."""
+    drawn = yield (ReadRandom(),) * (KEY_BYTES // 8)
+    assert isinstance(drawn, tuple)
+    numbers = [one for one in drawn if isinstance(one, int)]
+    if len(numbers) != len(drawn):
+        raise AgentRefusal("the processor has no random numbers")
+    return b"".join([number.to_bytes(8, "little") for number in numbers])

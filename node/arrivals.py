@@ -125,9 +125,10 @@ class Arrivals:
 
     def copy(self, name: str, pages: int, done: Callable[[], None]) -> None:
         """Have firmware receive pages, of those that a round copies."""
-        by_agent = self._host.guests[name].spec.migration_agent
+        guest = self._host.guests[name]
+        by_agent = guest.spec.migration_agent
         command = SnpCommand.PAGE_SWAP_IN if by_agent else LegacyCommand.RECEIVE_UPDATE_DATA
-        self._host.tasks.copy(name, command, with_metadata(pages) if by_agent else pages, done)
+        self._host.tasks.copy(guest, command, with_metadata(pages) if by_agent else pages, done)
 
     def complete(
         self, name: str, frames: Stream | Sequence[bytes], digests: PageDigests | bytes, books: GuestBooks,

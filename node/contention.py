@@ -161,6 +161,8 @@ class Contention:
         """Who costs whom, where somebody asks for it; loads then name their owners."""
         self._demand = 0.0
         """Traffic at the rates set last, as a share of the bandwidth."""
+        self._capped_to_ns = -1.0
+        """The DRAM latency up to which nothing but caps held any phase then."""
         self._known_shares: dict[tuple[float, tuple[tuple[PhaseLoad, int], ...]], list[float]] = {}
         """How caches were shared among phases that ran together before: the same often meet again."""
         self._crowdable = 0
@@ -330,10 +332,8 @@ class Contention:
         gap, slope = self._set_rates(u)
         # Where caps alone hold everybody, the same traffic comes at any latency at which they still do.
         capped_to, demand = -1.0, self._demand
-        if slope == 1.0 and not self._overcommitted:
-            capped_to = min([alike.capped_to_ns for alike in self._loads.values()], default=-1.0)
-            if self.latency_ns >= capped_to:
-                capped_to = -1.0
+        if slope == 1.0 and not self._overcommitted and self.latency_ns < self._capped_to_ns:
+            capped_to = self._capped_to_ns
         idle, factor = self._idle_latency_ns, self._factor
         for _ in range(_MOST_STEPS):
             if gap > 0:
@@ -365,8 +365,10 @@ class Contention:
         free = 1.0 - u
         self.latency_ns = latency = idle * (1.0 + factor * u / free)
         demand = pull = 0.0
+        capped_to = _NO_CAP if self._loads else -1.0
         for alike in self._loads.values():
             core_ns, miss, traffic = alike.now
+            capped_to = min(capped_to, alike.capped_to_ns)
             span = miss * latency + core_ns
             rate = alike.share / span
             if rate < alike.cap:
@@ -377,7 +379,7 @@ class Contention:
                 bytes_per_ns = alike.count * rate * traffic
             alike.rate = rate
             demand += bytes_per_ns
-        self._demand = demand / bandwidth
+        self._demand, self._capped_to_ns = demand / bandwidth, capped_to
         return self._demand - u, pull * idle * factor / (free * free * bandwidth) + 1.0
 
     def _solve_overcommitted(self) -> None:

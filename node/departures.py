@@ -143,9 +143,10 @@ class Departures:
 
     def copy(self, name: str, pages: int, done: Callable[[], None]) -> None:
         """Have firmware send pages, of those that a round copies."""
-        by_agent = self._under_way[name].guest.spec.migration_agent
+        guest = self._under_way[name].guest
+        by_agent = guest.spec.migration_agent
         command = SnpCommand.PAGE_SWAP_OUT if by_agent else LegacyCommand.SEND_UPDATE_DATA
-        self._host.tasks.copy(name, command, with_metadata(pages) if by_agent else pages, done)
+        self._host.tasks.copy(guest, command, with_metadata(pages) if by_agent else pages, done)
 
     def slow(self, name: str, standing_still: float, most_bytes_per_s: float) -> None:
         """Have its vCPUs stand still for a share of their time, and write no more than so much each (0: no limit)."""
@@ -261,7 +262,7 @@ class Departures:
         # Its books and what they follow from are the next host's.
         for vcpu in guest.vcpus:
             vcpu.instructions, vcpu.moved_instructions, vcpu.phases = {}, {}, {}  # Void timers still hold the vCPU.
-        guest.vcpus, guest.phase_costs, guest.lost_ns = [], {}, {}
+        guest.vcpus, guest.phase_costs, guest.lost_ns, guest.row_ns = [], {}, {}, {}
         del guest.software
         host.interrupts.release_all(name)
         host.log.chain(host.spec.name).record_octets(host.now_ns, HostEvent.DEPARTED, name.encode())

@@ -65,6 +65,15 @@ def stored_registers(board: Board, vcpu: Vcpu) -> bytes:
     return board.save_areas.load(board.vmcb(vm, vcpu.index))
 
 
+def load_stored(board: Board, vcpu: Vcpu) -> None:
+    """Load a vCPU's registers from its save area; where nobody can read that any more they stay as they are."""
+    try:
+        page = stored_registers(board, vcpu)
+    except FAULTS:
+        return
+    load_registers(page, vcpu.registers)
+
+
 def store_at_exit(board: Board, vcpu: Vcpu) -> None:
     """Store the registers of a vCPU that its hypervisor makes exit; one that is out already has them stored.
 

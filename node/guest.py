@@ -134,6 +134,8 @@ class Guest:
     shutdown_code: int = 0
     lost_ns: dict[Mechanism, float] = field(default_factory=dict)
     """vCPU time by mechanism that is not proportional to instructions: loaded latency, waits, operations."""
+    row_ns: dict[str, float] = field(default_factory=dict)
+    """Of the time in blocks, what is in proportion to rows of the cost table that have a sweep range."""
     operation_ns: int = 0
     operations: int = 0
     faults: int = 0

@@ -37,6 +37,7 @@ class GuestBooks(NamedTuple):
     """Of a VM that used its disk, else empty."""
     lost_ns: dict[Mechanism, float]
     """What is not zero. Once packed, by name."""
+    row_ns: dict[str, float]
     elapsed_ns: list[int]
     instructions: list[list[tuple[int, float]]]
     phases: list[list[tuple[int, int]]]
@@ -53,6 +54,7 @@ class GuestBooks(NamedTuple):
             guest.operation_ns, guest.operations, guest.faults, guest.bytes_read, guest.bytes_written,
             guest.bytes_bounced, guest.copies, guest.disk.body() if guest.disk else (),
             {mechanism: ns for mechanism, ns in mechanism_ns(guest).items() if ns},
+            {row: ns for row, ns in sorted(guest.row_ns.items()) if ns},
             [vcpu.elapsed_ns for vcpu in guest.vcpus],
             [retired(vcpu) for vcpu in guest.vcpus],
             [_by_number(vcpu.phases) for vcpu in guest.vcpus],
@@ -71,13 +73,17 @@ class GuestBooks(NamedTuple):
     def open(self, guest: Guest) -> None:
         """Go on with these books for a VM that came."""
         (
-            guest.ordered_ns, guest.running_ns, guest.launch_digest, guest.psp_wait_ns, guest.psp_service_ns,
+            guest.ordered_ns, guest.running_ns, guest.launch_digest, psp_wait_ns, psp_service_ns,
             guest.operation_ns, guest.operations, guest.faults, guest.bytes_read, guest.bytes_written,
-            guest.bytes_bounced, guest.copies, disk, lost_ns, elapsed_ns, instructions, phases, _, svsm,
+            guest.bytes_bounced, guest.copies, disk, lost_ns, row_ns, elapsed_ns, instructions, phases, _, svsm,
         ) = self  # fmt: skip
+        # Its new host's security processor has worked for it already.
+        guest.psp_wait_ns += psp_wait_ns
+        guest.psp_service_ns += psp_service_ns
         guest.svsm = SvsmUse(*svsm) if svsm else None
         guest.disk = DiskBooks(*disk) if disk else None  # type: ignore[arg-type]  # as they were packed
         guest.lost_ns = dict.fromkeys(MECHANISMS, 0.0) | lost_ns
+        guest.row_ns = dict(row_ns)
         for vcpu, elapsed, retired_there, phases_there in zip(
             guest.vcpus, elapsed_ns, instructions, phases, strict=True
         ):

@@ -72,7 +72,7 @@ class GuestTdi:
             report = yield from self.judged(policy, nonce)
             yield from self._order(TioAction.RUN)
             yield from self._write_entry(SecureDeviceEntry(valid=True, read=True, write=True, vmpl=vmpl))
-            yield from self._accept(report, validated=True)
+            yield from self.accept(report, validated=True)
         except (DeviceUntrusted, TdiRefused):
             yield from self._order(TioAction.UNBIND)
             raise
@@ -81,7 +81,7 @@ class GuestTdi:
     def detach(self, report: InterfaceReport) -> Steps[None]:
         """Let the device go: no request of it passes any more, and its memory is nobody's."""
         yield from self._write_entry(NOBODYS)
-        yield from self._accept(report, validated=False)
+        yield from self.accept(report, validated=False)
         yield from self._order(TioAction.UNBIND)
 
     def judged(self, policy: DevicePolicy, nonce: bytes) -> Steps[InterfaceReport]:
@@ -97,6 +97,17 @@ class GuestTdi:
         request = TdiInfoRequest(guest_device_id(self.device)).pack()
         answered = yield from self._ask(MessageType.TIO_TDI_INFO_REQ, request, room=room)
         return judge(policy, TdiInfoResponse.parse(answered.payload), answered.certificates, nonce)
+
+    def accept(self, report: InterfaceReport, *, validated: bool) -> Steps[None]:
+        """Take each range of trusted memory for the guest's own, as it was reported; or give it back."""
+        done: dict[int, int] = {}
+        for one in report.ranges:
+            offset = done.get(one.range_id, 0)
+            done[one.range_id] = offset + one.pages
+            if one.attributes & _TABLES:
+                continue
+            for first, order in _runs(offset, one.pages):
+                yield from self._validate(one.range_id, first, order, validated=validated)
 
     # Steps.
 
@@ -114,17 +125,6 @@ class GuestTdi:
         status = SdteWriteResponse.parse(answered.payload).status
         if status != SdteWriteStatus.SUCCESS:
             raise TdiRefused(f"SDTE_WRITE: status {status}")
-
-    def _accept(self, report: InterfaceReport, *, validated: bool) -> Steps[None]:
-        """Take each range of trusted memory for the guest's own, as it was reported; or give it back."""
-        done: dict[int, int] = {}
-        for one in report.ranges:
-            offset = done.get(one.range_id, 0)
-            done[one.range_id] = offset + one.pages
-            if one.attributes & _TABLES:
-                continue
-            for first, order in _runs(offset, one.pages):
-                yield from self._validate(one.range_id, first, order, validated=validated)
 
     def _validate(self, range_id: int, first: int, order: int, *, validated: bool) -> Steps[None]:
         gpa = bar_gpa(self.device, range_id) + first * PAGE_BYTES

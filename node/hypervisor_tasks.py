@@ -14,7 +14,7 @@ from node import operations as op
 from node.board import Board
 from node.clock import Clock
 from node.event_log import Chain
-from node.guest import Guest
+from node.guest import Guest, GuestState
 from node.host_events import HostEvent
 from node.hypervisor_port import LaunchRefused
 from node.mechanism import Mechanism
@@ -25,6 +25,8 @@ from node.psp_streams import PspStreams
 from node.service_line import ServiceLine
 
 _Price = Callable[[tuple[op.HypervisorOperation, ...]], float]
+PAGES = "pages"
+"""The phase of waits of a migration's pages, which are nobody's vCPU time."""
 COPY = "copy of "
 """How the name of a row of a VM's pages begins: a promise of it is not the VM's own."""
 
@@ -127,10 +129,23 @@ class HypervisorTasks:
         else:
             now()
 
-    def copy(self, name: str, command: int, pages: int, done: Callable[[], None]) -> None:
+    def copy(self, guest: Guest, command: int, pages: int, done: Callable[[], None]) -> None:
         """Have the security processor send or receive so many pages of a VM; one row at a time for each VM."""
         service_ns = round(self._cost.psp_service_ns(op.PspCommand(command)))
-        self.streams.start(f"{COPY}{name}", command, pages, service_ns, done)
+        now_ns, ahead = self._clock.now_ns, list[tuple[str, float]]()
+        if self.ledger is not None:
+            self.streams.blamed = self._blame
+            ahead = self._at_mailbox.ahead(now_ns, now_ns, self.psp_queue.free_ns)
+
+        def waited(ns: int) -> None:
+            guest.psp_wait_ns += ns
+
+        self.streams.start(f"{COPY}{guest.spec.name}", command, pages, service_ns, done, waited, ahead)
+
+    def _blame(self, row: str, neighbour: str, ns: float) -> None:
+        if self.ledger is not None:
+            owner = Owner(row.removeprefix(COPY), PAGES)
+            self.ledger.note_wait(owner, Mechanism.PSP_WAIT, ((neighbour.removeprefix(COPY), ns),))
 
     def stop_copying(self, name: str) -> None:
         """Break that off, if it is under way."""
@@ -187,13 +202,17 @@ class HypervisorTasks:
         service_ns = sum([ns for _, ns in served])
         if self.ledger is not None:
             self._attribute(self.ledger, guest, phase, (ready_ns, free_ns, end_ns))
-        self.streams.served(end_ns - service_ns, end_ns)
+        self.streams.served(end_ns - service_ns, end_ns, HOST if guest is None else guest.spec.name)
         if self._chain.keeps:
             self._note(served, end_ns - service_ns, waited_ns, "" if guest is None else guest.spec.name)
         if guest is None:
             return end_ns
         guest.psp_wait_ns += waited_ns
         guest.psp_service_ns += service_ns
+        if phase == BLOCKS:  # Its vCPU waits for it.
+            for command, ns in served:
+                if row := self._cost.psp_row(command):
+                    guest.row_ns[row] = guest.row_ns.get(row, 0.0) + ns
         if guest.spec.name in self.promises:
             guest.least_left_ns = max(0, guest.least_left_ns - service_ns)
             self.promise(guest, end_ns)
@@ -211,7 +230,8 @@ class HypervisorTasks:
             ahead.append((vm, float(ns)))
             self._at_mailbox.join(vm, at_ns)
         self._at_mailbox.join(HOST if guest is None else guest.spec.name, end_ns)
-        if guest is not None:
+        # What is left of one that has departed is cleared away at nobody's cost.
+        if guest is not None and guest.state is not GuestState.DEPARTED:
             ledger.note_wait(Owner(guest.spec.name, phase), Mechanism.PSP_WAIT, ahead)
 
     def _note(self, served: list[tuple[int, int]], start_ns: int, waited_ns: int, vm: str) -> None:

@@ -34,13 +34,13 @@ from node.agent_messages import (
     ask_firmware,
     asked_report,
     believe,
+    fresh_key,
     tcb_floor,
 )
 from node.operations import GuestOperation
 from psp.byte_layout import ByteLayout
 from psp.exported_context import EXPORTED_BYTES, EXPORTED_VERSION
 from psp.guest_message import MessageType
-from psp.key_messages import SELECT_MEASUREMENT, KeyRequest, KeyResponse
 from psp.migration_messages import ExportRequest, ExportResponse, ImportRequest, StatusResponse
 from psp.status import Status
 from psp.verifier import Expectations, Report
@@ -58,7 +58,10 @@ Step = Generator[tuple[GuestOperation, ...] | Carry, object, object]
 class MigrationAgent:
     """One agent. ``roots`` are the roots of chips that it trusts; ``now`` is when it looks at certificates, seconds.
 
-    ``verifies_peer`` and ``keeps_ledger`` are what the attack matrix turns off and on (rows 55 and 58).
+    ``verifies_peer`` and ``keeps_ledger`` are what the attack matrix turns off and on (rows 55 and 58). Without a
+    ledger an agent can take a guest back whose move failed, on its hypervisor's word alone, which may be a lie: there
+    are two then. With one it takes nothing in twice and keeps no copy of what it has given away: a guest is never
+    doubled, and one whose move fails after EXPORT is lost unless its peer sends it back.
     """
 
     secrets_gpa: int
@@ -95,12 +98,8 @@ class MigrationAgent:
 
     def _hello(self) -> Step:
         if self._private is None:
-            asked = KeyRequest(fields=SELECT_MEASUREMENT)
-            answer = yield from self._ask(MessageType.KEY_REQ, asked, 2)
-            derived = KeyResponse.parse(answer)
-            if derived.status != Status.SUCCESS:
-                raise AgentRefusal("firmware derives no key")
-            self._private = X25519PrivateKey.from_private_bytes(derived.key)
+            # Another in each life: who begins anew, and with empty books, opens nothing that came before.
+            self._private = X25519PrivateKey.from_private_bytes((yield from fresh_key()))
         hello = Hello(self._public(), b"")
         report = yield from self._report(hello.bound)
         self._own = parse_report(report, Trail())
@@ -132,7 +131,8 @@ class MigrationAgent:
         if head.status != Status.SUCCESS or head.exported_bytes != EXPORTED_BYTES:
             raise AgentRefusal(f"EXPORT: {Status(head.status).name}")
         blob = answer[ExportResponse.SIZE :]
-        self._kept[vm] = blob
+        if not self.keeps_ledger:
+            self._kept[vm] = blob
         name = hashlib.sha256(blob).digest()
         return name + AESGCM(self._channel(vm, name)).encrypt(bytes(12), blob, vm.encode())
 

@@ -40,6 +40,7 @@ from node.agent_messages import (
     ask_firmware,
     asked_report,
     believe,
+    fresh_key,
     tcb_floor,
 )
 from node.packing import packed
@@ -155,7 +156,7 @@ class MigrationHandler:
         kept = yield from self._kept(fresh=True)
         if kept.handed_over:
             raise AgentRefusal("the guest was handed over")
-        private = X25519PrivateKey.from_private_bytes((yield from _random()))
+        private = X25519PrivateKey.from_private_bytes((yield from fresh_key()))
         hello = Hello(_public(private), b"")
         report = yield from asked_report(SECRETS_GPA, hello.bound_by(HANDLER_MARK))
         yield from _keep(Kept(private.private_bytes_raw()))
@@ -309,16 +310,6 @@ def _read(gpas: list[int]) -> Generator[tuple[op.GuestOperation, ...], object, l
     if len(found) != len(gpas):
         raise AgentRefusal("its memory is not as it should be")
     return found
-
-
-def _random() -> Generator[tuple[op.GuestOperation, ...], object, bytes]:
-    """A key that nobody has had before."""
-    drawn = yield (op.ReadRandom(),) * (KEY_BYTES // 8)
-    assert isinstance(drawn, tuple)
-    numbers = [one for one in drawn if isinstance(one, int)]
-    if len(numbers) != len(drawn):
-        raise AgentRefusal("the processor has no random numbers")
-    return b"".join([number.to_bytes(8, "little") for number in numbers])
 
 
 def _save_areas() -> Generator[tuple[op.GuestOperation, ...], object, tuple[int, ...]]:

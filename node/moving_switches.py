@@ -13,3 +13,4 @@ def switch_off(psp: SecurityProcessor, disabled: frozenset[Protection]) -> None:
     psp.snp.swap.spends_entries = Protection.SWAP_ENTRY not in disabled
     psp.snp.migration.export_decommissions = Protection.EXPORT_DECOMMISSIONS not in disabled
     psp.snp.tsm.message_switches.checks_route = Protection.MMIO_ROUTE not in disabled
+    psp.snp.tsm.tdi_switches.checks_pages = Protection.MMIO_GIVEN_BACK not in disabled

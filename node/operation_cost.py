@@ -6,7 +6,7 @@ what a plain VM would pay and what its generation adds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from node import operations as op
 from node.boot_phases import BOOT_WORK
@@ -21,10 +21,13 @@ from psp.commands import COMMANDS, LegacyCommand, SnpCommand, measured_bytes
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 from psp.tsm.tio_buffers import SpdmOrder
 
+_UPKEEP = "upkeep.misses_per_access"
 PSC_ENTRIES = 253
 """Entries of one page state change request (GHCB specification, section 4.1.6)."""
 
 _KIB = 1024
+Part = tuple[Mechanism, float, str]
+"""Nanoseconds of an operation, and the row with a sweep range that they are in proportion to; empty for none."""
 _READ, _WRITE = op.Read, op.Write
 _OPERATIONS, _ENCRYPTION = Mechanism.OPERATIONS, Mechanism.ENCRYPTION
 """An enumeration looks its members up at ten times the price of a module's name; every batch comes by here."""
@@ -45,32 +48,30 @@ class GuestOperationCost:
         self._vmgexit_extra_ns = own.vmgexit_extra_ns
         self._call_ns = own.call_ns
         self._copy_byte_ns = costs["bounce.copy_ns_per_kib"] / _KIB
-        self._misses = costs["upkeep.misses_per_access"]
+        self._misses = costs[_UPKEEP]
         self._timer_exits = costs["halt.exits_per_request"]
         self._poll_ns, self._wake_ns = costs["halt.poll_ns"], costs["halt.wake_ns"]
         self._by_ghcb = CAPABILITIES[generation].encrypted_registers
         self._checked = generation in RMP_CHECKED
-        self._pvalidate_ns = {False: costs["rmp.pvalidate_ns"], True: costs["rmp.pvalidate_large_ns"]}
-        self._adjust_ns = {False: costs["rmp.adjust_ns"], True: costs["rmp.adjust_large_ns"]}
         self._update_ns = costs["rmp.update_ns"]
         self._disk_exits = costs["disk.exits_per_request"]
         self._disk_ns = {op.BlockRead: costs["disk.read_ns"], op.BlockWrite: costs["disk.write_ns"]}
         self._disk_byte_ns = 1e9 / costs["disk.bytes_per_s"]
-        self._table: dict[type, Callable[..., tuple[tuple[Mechanism, float], ...]]] = {
+        self._table: dict[type, Callable[..., tuple[Part, ...]]] = {
             op.PValidate: self._pvalidate,
             op.RmpAdjust: self._rmpadjust,
-            op.RmpQuery: lambda _: ((Mechanism.ACCEPTANCE, costs["rmp.query_ns"]),),
+            op.RmpQuery: lambda _: ((Mechanism.ACCEPTANCE, costs["rmp.query_ns"], "rmp.query_ns"),),
             op.PageStateChange: self._page_state_change,
             # What the hypervisor does in an exit is charged when it is done; an intercepted CPUID of a guest with
             # encrypted registers costs nothing itself, for the round trip that its handler makes has the figure.
             op.VmgExit: self._vmgexit,
             op.Cpuid: lambda _: (
-                () if CAPABILITIES[generation].encrypted_registers else ((Mechanism.OPERATIONS, self._exit_ns),)
+                () if CAPABILITIES[generation].encrypted_registers else ((Mechanism.OPERATIONS, self._exit_ns, ""),)
             ),
             # Those of cards that were given to the guest do not exit; of others as CPUID: where registers are
             # encrypted the handler's round trip has the figure.
-            op.MmioLoad: lambda one: self._register(one, costs["pcie.load_ns"]),
-            op.MmioStore: lambda one: self._register(one, costs["pcie.store_ns"]),
+            op.MmioLoad: lambda one: self._register(one, "pcie.load_ns"),
+            op.MmioStore: lambda one: self._register(one, "pcie.store_ns"),
             op.Rdmsr: self._intercepted,
             op.Wrmsr: self._intercepted,
             op.PortIn: self._intercepted,
@@ -78,21 +79,30 @@ class GuestOperationCost:
             op.PortInString: self._intercepted,
             op.PortOutString: self._intercepted,
             op.WriteBackCaches: self._intercepted,
-            op.TimedRead: lambda _: ((Mechanism.OPERATIONS, costs["dram.latency_ns"]),),
-            op.Clflush: lambda one: ((Mechanism.OPERATIONS, _lines(one.length) * costs["cache.clflush_ns"]),),
+            op.TimedRead: lambda _: ((Mechanism.OPERATIONS, costs["dram.latency_ns"], ""),),
+            op.Clflush: lambda one: (
+                (Mechanism.OPERATIONS, _lines(one.length) * costs["cache.clflush_ns"], "cache.clflush_ns"),
+            ),
             op.BlockRead: self._block,
             op.BlockWrite: self._block,
             op.GuestWork: self._work,
         }
-        self._at_latency: dict[type, Callable[..., tuple[Mechanism, float]]] = {
+        self._at_latency: dict[type, Callable[..., tuple[Mechanism, float, float]]] = {
             op.Copy: self._copy, op.UpkeepRead: self._upkeep, op.UpkeepWrite: self._upkeep,
         }  # fmt: skip
-        """What makes accesses that a plain VM does not."""
+        """What makes accesses that a plain VM does not: mechanism, nanoseconds of the accesses, and what else."""
 
-    def price(self, batch: tuple[op.GuestOperation, ...], latency_ns: float, lost_ns: dict[Mechanism, float]) -> int:
+    def price(
+        self,
+        batch: tuple[op.GuestOperation, ...],
+        latency_ns: float,
+        lost_ns: dict[Mechanism, float],
+        row_ns: dict[str, float] | None = None,
+    ) -> int:
         """Nanoseconds of a batch at the present DRAM latency, added to ``lost_ns`` by mechanism; 0 if it is free.
 
-        What costs anything takes a nanosecond at least.
+        What costs anything takes a nanosecond at least. ``row_ns`` gets what is in proportion to rows with a sweep
+        range, but for what the cipher adds to loads and stores.
         """
         if len(batch) == 1:
             # As most are: a load or a store.
@@ -122,16 +132,20 @@ class GuestOperationCost:
             elif type(one) is op.VirtualRead or type(one) is op.Fetch:
                 size, private = max(0, one.length), True
             elif (at_latency := self._at_latency.get(type(one))) is not None:
-                mechanism, part_ns = at_latency(one, latency_ns)
-                lost_ns[mechanism] += part_ns
-                other += part_ns
+                mechanism, access_ns, rest_ns = at_latency(one, latency_ns)
+                lost_ns[mechanism] += access_ns + rest_ns
+                other += access_ns + rest_ns
+                if row_ns is not None:
+                    row_ns[_UPKEEP] = row_ns.get(_UPKEEP, 0.0) + access_ns
                 continue
             else:
                 # What a guest may not execute raises #UD, which costs nothing that the table knows.
                 priced = self._table.get(type(one))
-                for mechanism, part_ns in priced(one) if priced else ():
+                for mechanism, part_ns, row in priced(one) if priced else ():
                     lost_ns[mechanism] += part_ns
                     other += part_ns
+                    if row and row_ns is not None:
+                        row_ns[row] = row_ns.get(row, 0.0) + part_ns
                 continue
             plain += latency_ns + size * self._plain_byte_ns
             access_ns, byte_ns = self._private_ns if private else self._shared_ns
@@ -141,88 +155,104 @@ class GuestOperationCost:
         whole = plain + added + other
         return max(1, round(whole)) if whole else 0
 
-    def _copy(self, one: op.Copy, latency_ns: float) -> tuple[Mechanism, float]:
+    def _copy(self, one: op.Copy, latency_ns: float) -> tuple[Mechanism, float, float]:
         """A load and a store to begin with, then the rate of a copy, which is a load and a store of each byte."""
         size = max(0, one.length)
         privates = (one.source_private, one.target_private)
         ends = [self._private_ns if private else self._shared_ns for private in privates]
         access_ns = sum([latency_ns + access for access, _ in ends], 0.0)
         byte_ns = self._copy_byte_ns + max([byte for _, byte in ends])
-        return Mechanism.BOUNCE, self._misses * access_ns + size * byte_ns
+        return Mechanism.BOUNCE, self._misses * access_ns, size * byte_ns
 
-    def _upkeep(self, one: op.UpkeepRead | op.UpkeepWrite, latency_ns: float) -> tuple[Mechanism, float]:
+    def _upkeep(self, one: op.UpkeepRead | op.UpkeepWrite, latency_ns: float) -> tuple[Mechanism, float, float]:
         if one.paid:
-            return one.mechanism, 0.0
+            return one.mechanism, 0.0, 0.0
         size = max(0, one.length) if isinstance(one, op.UpkeepRead) else len(one.data)
         access_ns, byte_ns = self._private_ns if one.private else self._shared_ns
-        return one.mechanism, self._misses * (latency_ns + access_ns + size * (self._plain_byte_ns + byte_ns))
+        return one.mechanism, self._misses * (latency_ns + access_ns + size * (self._plain_byte_ns + byte_ns)), 0.0
 
-    def _vmgexit(self, one: op.VmgExit) -> tuple[tuple[Mechanism, float], ...]:
+    def _vmgexit(self, one: op.VmgExit) -> tuple[Part, ...]:
         if not self._by_ghcb:
             return ()
         if one.instead:
-            return (Mechanism.OPERATIONS, self._exit_ns), (Mechanism.VMGEXIT, self._vmgexit_extra_ns)
-        return ((Mechanism.VMGEXIT, self._call_ns),)
+            return (Mechanism.OPERATIONS, self._exit_ns, ""), (Mechanism.VMGEXIT, self._vmgexit_extra_ns, "")
+        return ((Mechanism.VMGEXIT, self._call_ns, ""),)
 
-    def _work(self, one: op.GuestWork) -> tuple[tuple[Mechanism, float], ...]:
+    def _work(self, one: op.GuestWork) -> tuple[Part, ...]:
         if one.cost not in GUEST_WORK:
             return ()
         times = min(max(0, one.times), _MOST_TIMES)
-        own = (Mechanism.BOOT if one.cost in BOOT_WORK else Mechanism.OPERATIONS, times * self._costs[one.cost])
+        mechanism = Mechanism.BOOT if one.cost in BOOT_WORK else Mechanism.OPERATIONS
+        own = (mechanism, times * self._costs[one.cost], one.cost)
         if one.cost != "disk.crypt_request_ns":
             return (own,)
         # Encryption has a thread of its own, which is woken for each request and wakes the one that waits.
         exits = times * self._costs["disk.crypt_exits_per_request"]
-        return own, (Mechanism.VMGEXIT, exits * self._vmgexit_extra_ns)
+        return own, (Mechanism.VMGEXIT, exits * self._vmgexit_extra_ns, "disk.crypt_exits_per_request")
 
-    def _pvalidate(self, one: op.PValidate) -> tuple[tuple[Mechanism, float], ...]:
+    def _pvalidate(self, one: op.PValidate) -> tuple[Part, ...]:
         pages = max(0, one.length) // (LARGE_PAGE_BYTES if one.large else PAGE_BYTES)
-        return ((Mechanism.ACCEPTANCE, pages * self._pvalidate_ns[one.large]),)
+        row = "rmp.pvalidate_large_ns" if one.large else "rmp.pvalidate_ns"
+        return ((Mechanism.ACCEPTANCE, pages * self._costs[row], row),)
 
-    def _rmpadjust(self, one: op.RmpAdjust) -> tuple[tuple[Mechanism, float], ...]:
+    def _rmpadjust(self, one: op.RmpAdjust) -> tuple[Part, ...]:
         pages = max(0, one.length) // (LARGE_PAGE_BYTES if one.large else PAGE_BYTES)
-        return ((Mechanism.ACCEPTANCE, pages * self._adjust_ns[one.large]),)
+        row = "rmp.adjust_large_ns" if one.large else "rmp.adjust_ns"
+        return ((Mechanism.ACCEPTANCE, pages * self._costs[row], row),)
 
-    def _page_state_change(self, one: op.PageStateChange) -> tuple[tuple[Mechanism, float], ...]:
+    def _page_state_change(self, one: op.PageStateChange) -> tuple[Part, ...]:
         if not self._checked:
-            return ((Mechanism.VMGEXIT, self._call_ns),)
+            return ((Mechanism.VMGEXIT, self._call_ns, ""),)
         unit = PAGE_BYTES if (one.gpa | one.length) % LARGE_PAGE_BYTES else LARGE_PAGE_BYTES
         pages = max(0, -(-one.length // unit))
         calls = -(-pages // PSC_ENTRIES)
         return (
-            (Mechanism.VMGEXIT, calls * self._call_ns),
-            (Mechanism.ACCEPTANCE, pages * self._update_ns),
+            (Mechanism.VMGEXIT, calls * self._call_ns, ""),
+            (Mechanism.ACCEPTANCE, pages * self._update_ns, "rmp.update_ns"),
         )
 
-    def _intercepted(self, _: op.GuestOperation) -> tuple[tuple[Mechanism, float], ...]:
-        return () if self._by_ghcb else ((Mechanism.OPERATIONS, self._exit_ns),)
+    def _intercepted(self, _: op.GuestOperation) -> tuple[Part, ...]:
+        return () if self._by_ghcb else ((Mechanism.OPERATIONS, self._exit_ns, ""),)
 
-    def _register(self, one: op.MmioLoad | op.MmioStore, direct_ns: float) -> tuple[tuple[Mechanism, float], ...]:
+    def _register(self, one: op.MmioLoad | op.MmioStore, row: str) -> tuple[Part, ...]:
         if one.private or one.gpa >= DEVICES_GPA:
-            return ((Mechanism.OPERATIONS, direct_ns),)
+            return ((Mechanism.OPERATIONS, self._costs[row], row),)
         return self._intercepted(one)
 
-    def halt(self, lost_ns: dict[Mechanism, float], slept_ns: int = 0, *, timer: bool = False) -> int:
-        """Nanoseconds that a vCPU needs to go on after it was halted, added to ``lost_ns`` by mechanism.
+    def halt(
+        self,
+        lost_ns: dict[Mechanism, float],
+        slept_ns: int = 0,
+        *,
+        timer: bool = False,
+        row_ns: dict[str, float] | None = None,
+    ) -> int:
+        """Nanoseconds that a vCPU needs to go on after it was halted, added as in ``price``.
 
         HLT exits, and so does setting a timer before it. The host polls for a while before it gives the thread up.
         """
         exits = self._timer_exits if timer else 1.0
-        plain = exits * self._exit_ns + (self._wake_ns if slept_ns > self._poll_ns else 0.0)
+        woken_ns = self._wake_ns if slept_ns > self._poll_ns else 0.0
+        plain = exits * self._exit_ns + woken_ns
         added = exits * self._vmgexit_extra_ns
+        if row_ns is not None:
+            row_ns["halt.wake_ns"] = row_ns.get("halt.wake_ns", 0.0) + woken_ns
+            if timer:
+                by_exits = plain - woken_ns + added
+                row_ns["halt.exits_per_request"] = row_ns.get("halt.exits_per_request", 0.0) + by_exits
         lost_ns[Mechanism.OPERATIONS] += plain
         lost_ns[Mechanism.VMGEXIT] += added
         return max(1, round(plain + added))
 
     def disk_ns(self, one: op.BlockRead | op.BlockWrite) -> float:
         """Nanoseconds of one request to the disk."""
-        return sum([part_ns for _, part_ns in self._block(one)], 0.0)
+        return sum([part_ns for _, part_ns, _ in self._block(one)], 0.0)
 
-    def _block(self, one: op.BlockRead | op.BlockWrite) -> tuple[tuple[Mechanism, float], ...]:
+    def _block(self, one: op.BlockRead | op.BlockWrite) -> tuple[Part, ...]:
         device_ns = self._disk_ns[type(one)] + max(0, one.blocks) * op.BLOCK_BYTES * self._disk_byte_ns
         return (
-            (Mechanism.OPERATIONS, device_ns),
-            (Mechanism.VMGEXIT, self._disk_exits * self._vmgexit_extra_ns),
+            (Mechanism.OPERATIONS, device_ns, ""),
+            (Mechanism.VMGEXIT, self._disk_exits * self._vmgexit_extra_ns, "disk.exits_per_request"),
         )
 
 
@@ -298,13 +328,23 @@ class HostOperationCost:
         table = self._table
         return sum([table[type(one)](one) for one in batch if type(one) in _WORK], 0.0)
 
-    def price_in_exit(self, batch: tuple[op.HypervisorOperation, ...]) -> float:
-        """Nanoseconds that a guest waits for a batch of an exit, beyond the round trip: changes of the RMP and of VMPL.
+    def exits_ns(self, work: Iterable[tuple[op.HypervisorOperation, ...]], row_ns: dict[str, float]) -> float:
+        """Nanoseconds that a guest waits for batches of an exit, beyond the round trip: changes of the RMP and of VMPL.
 
-        The figure of a round trip holds reading and writing the GHCB.
+        The figure of a round trip holds reading and writing the GHCB. Rows with a sweep range are added to ``row_ns``.
         """
-        table = self._in_exit
-        return sum([table[type(one)](one) for one in batch if type(one) in table], 0.0)
+        table, total_ns = self._in_exit, 0.0
+        for batch in work:
+            spent_ns = 0.0
+            for one in batch:
+                kind = type(one)
+                if kind in table:
+                    part_ns = table[kind](one)
+                    spent_ns += part_ns
+                    if (row := _ROWS_IN_EXIT.get(kind)) is not None:
+                        row_ns[row] = row_ns.get(row, 0.0) + part_ns
+            total_ns += spent_ns
+        return total_ns
 
     def psp_service_ns(self, one: op.PspCommand) -> float:
         """Nanoseconds the security processor works on one command."""
@@ -313,7 +353,16 @@ class HostOperationCost:
         priced = self._psp_table.get(one.command)
         return priced(one.buffer) if priced else self._costs["psp.command_ns"]
 
+    def psp_row(self, command: int) -> str:
+        """The row with a sweep range that the service of a command in an exit is in proportion to; empty for none."""
+        if command in _TO_DEVICES:
+            return "psp.tio_exchange_ns"
+        return "" if command in self._psp_table else "psp.command_ns"
 
+
+_ROWS_IN_EXIT: Mapping[type, str] = {
+    op.RmpUpdate: "rmp.update_ns", op.PSmash: "rmp.psmash_ns", op.VmRun: "vmpl.switch_extra_ns",
+}  # fmt: skip
 _WORK = (op.HostWork, op.Wbinvd, op.AgentCall, op.HandlerCall)
 _TO_DEVICES = [one for one, row in COMMANDS.items() if row.layout is not None and issubclass(row.layout, SpdmOrder)]
 

@@ -77,6 +77,8 @@ class Protection(StrEnum):
     """
     MMIO_ROUTE = "mmio route"
     """Firmware's look whether pages that a device reports lie behind its own root port."""
+    MMIO_GIVEN_BACK = "mmio given back"
+    """Firmware's look whether a guest still has valid pages of a TDI that it binds."""
     SECURE_DEVICE_ENTRY = "secure device table entry"
     """The IOMMU's look at whose a trusted request's device is, on which stream it came, and what its guest permits.
 

@@ -4,15 +4,16 @@ A migration of a SEV guest sends or receives memory page by page: hundreds of th
 which each waits for the one before. They are no events of their own: the processor is shared out evenly among the
 rows under way (each has one command in the mailbox at a time), and stands still for them while it serves somebody
 else. Who comes with another command finds the one that is running, half done on the mean, and one each of the
-others ahead.
+others ahead. What a row takes longer than its commands it waits, for other rows and for whoever is served meanwhile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from node.clock import Clock
+from node.neighbour_ledger import HOST
 from node.psp_queue import PspQueue
 
 
@@ -23,6 +24,8 @@ class _Row:
     commands: int
     left_ns: float
     done: Callable[[], None]
+    waited: Callable[[int], None]
+    waited_ns: float = 0.0
 
 
 class PspStreams:
@@ -32,19 +35,39 @@ class PspStreams:
         self._clock = clock
         self._queue = queue
         self._promises = promises
+        self.blamed: Callable[[str, str, float], None] | None = None
+        """Who hears, where somebody asks, that a row waited for somebody: another row by its name, or a VM."""
         self._rows: dict[str, _Row] = {}
         self._looked_ns = 0
-        self._busy: list[tuple[int, int]] = []
-        """When the processor serves others, from the time looked at on; in order."""
+        self._busy: list[tuple[int, int, str]] = []
+        """When the processor serves others, and whom, from the time looked at on; in order."""
         self._epoch = 0
 
-    def start(self, name: str, command: int, commands: int, service_ns: int, done: Callable[[], None]) -> None:
-        """Begin a row of so many commands; ``done`` is called when the last is through. One of the same name ends."""
+    def start(
+        self,
+        name: str,
+        command: int,
+        commands: int,
+        service_ns: int,
+        done: Callable[[], None],
+        waited: Callable[[int], None] = lambda _: None,
+        ahead: Iterable[tuple[str, float]] = (),
+    ) -> None:
+        """Begin a row of so many commands; ``done`` is called when the last is through. One of the same name ends.
+
+        ``waited`` is told before that how long its commands waited, also those of a row that is broken off; ``ahead``
+        says who is served before the first of them, and for how long.
+        """
         self.stop(name)
         self._advance()
         if not self._rows:
-            self._busy = [(self._clock.now_ns, self._queue.free_ns)]  # What was served before it came.
-        self._rows[name] = _Row(command, service_ns, commands, float(commands * service_ns), done)
+            self._busy, at = [], self._clock.now_ns
+            for who, ns in ahead:
+                self._busy.append((at, at + round(ns), who))
+                at += round(ns)
+            if at < self._queue.free_ns:
+                self._busy.append((at, self._queue.free_ns, HOST))
+        self._rows[name] = _Row(command, service_ns, commands, float(commands * service_ns), done, waited)
         self._look_ahead()
 
     def stop(self, name: str) -> None:
@@ -67,10 +90,10 @@ class PspStreams:
             found[0] = name, service_ns - service_ns // 2
         return found
 
-    def served(self, start_ns: int, end_ns: int) -> None:
+    def served(self, start_ns: int, end_ns: int, who: str = HOST) -> None:
         """The processor serves somebody else, now or in a while."""
         if self._rows:
-            self._busy.append((start_ns, end_ns))
+            self._busy.append((start_ns, end_ns, who))
             self._look_ahead()
 
     def _advance(self) -> None:
@@ -80,12 +103,24 @@ class PspStreams:
             self._busy.clear()
             return
         free_ns = now_ns - looked_ns
-        for start, end in self._busy:
-            free_ns -= max(0, min(end, now_ns) - max(start, looked_ns))
+        for start, end, who in self._busy:
+            busy_ns = max(0, min(end, now_ns) - max(start, looked_ns))
+            free_ns -= busy_ns
+            if self.blamed is not None and busy_ns:
+                for name, row in self._rows.items():
+                    if row.commands:
+                        self.blamed(name, who, float(busy_ns))
         self._busy = [one for one in self._busy if one[1] > now_ns]
         share = free_ns / len(self._rows)
-        for row in self._rows.values():
+        for name, row in self._rows.items():
             row.left_ns -= share
+            if not row.commands:
+                continue  # Nothing of it waits.
+            row.waited_ns += now_ns - looked_ns - share
+            if self.blamed is not None and share:
+                for other in self._rows:
+                    if other != name:
+                        self.blamed(name, other, share)
 
     def _look_ahead(self) -> None:
         """Find when the next row is through, if nobody else comes, and wake then."""
@@ -121,7 +156,7 @@ class PspStreams:
     def _after(self, now_ns: int, need_ns: float) -> int:
         """When so much of the processor's free time has passed."""
         at = float(now_ns)
-        for start, end in self._busy:
+        for start, end, _ in self._busy:
             if at + need_ns <= start:
                 break
             need_ns -= max(0.0, start - at)
@@ -131,3 +166,6 @@ class PspStreams:
     def _book(self, row: _Row) -> None:
         commands = row.commands - int(max(0.0, row.left_ns) // row.service_ns) if row.service_ns else row.commands
         self._queue.count(row.command, commands, commands * row.service_ns)
+        waited_ns = round(row.waited_ns)
+        self._queue.waited_ns += waited_ns
+        row.waited(waited_ns)

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from node.identity_cache import IdentityCache
 from node.neighbour_ledger import Owner
 from node.operations import Answer, GuestOperation
-from node.program import Registers
+from node.program import Demand, Registers
 
 if TYPE_CHECKING:
     from node.contention import PhaseAccount
@@ -111,14 +112,19 @@ class Vcpu:
 
     def book(self, account: PhaseAccount) -> None:
         """Add the time of a phase that has ended or was cut."""
-        self.elapsed_ns += account.elapsed_ns
-        self.loaded_ns += account.loaded_ns
-        self.core_wait_ns += account.core_wait_ns
-        self.smt_ns += account.smt_ns
-        self.llc_ns += account.llc_ns
+        _, _, elapsed_ns, loaded_ns, core_wait_ns, smt_ns, llc_ns = account
+        self.elapsed_ns += elapsed_ns
+        self.loaded_ns += loaded_ns
+        self.core_wait_ns += core_wait_ns
+        self.smt_ns += smt_ns
+        self.llc_ns += llc_ns
 
     @property
     def units_of_work(self) -> int:
         """R13 of its program, also while an SVSM runs for it."""
         held = None if self.levels is None else self.levels.program
         return (self.registers if held is None else held).r13
+
+
+names_of = IdentityCache[tuple[Demand, ...], tuple[str, ...]](lambda demands: tuple(one.name for one in demands))
+"""The names of a program's demands: one object for all vCPUs of the same."""

@@ -20,22 +20,20 @@ from node.disk_books import counted
 from node.event_delivery import Delivered
 from node.event_log import EventLog
 from node.exit_charges import ExitTimes
-from node.exit_registers import store_registers, stored_registers
+from node.exit_registers import load_stored, store_registers
 from node.fault_answers import FAULTS
 from node.guest import Guest, GuestState
 from node.host_events import HostEvent
 from node.host_prices import HostPrices
-from node.identity_cache import IdentityCache
 from node.injected_vc import met_first, take_injected_vc
 from node.issued_batch import IssuedBatch
 from node.mechanism import MECHANISMS
-from node.program import Demand, Ending, Registers
+from node.program import Ending, Registers
 from node.tenant import NoBlock, Outcome
-from node.vcpu import AWAITING, HALFWAY, HALTED, SLEEPING, Vcpu, VcpuState
+from node.vcpu import AWAITING, HALFWAY, HALTED, SLEEPING, Vcpu, VcpuState, names_of
 from node.vcpu_levels import charge_svsm, leave_level
 from node.vcpu_throttle import held_load
 from node.vmexit import ExitCode
-from node.vmsa import load_registers
 
 PROGRAM_FAULT = 0xFE
 """Shutdown code of a VM whose registers named no block, or whose blocks never take time."""
@@ -77,7 +75,7 @@ class VcpuRunner:
         guest.operation_cost, guest.chain = self._prices.guest(guest.spec.generation), self._log.chain(guest.spec.name)
         for vcpu, demands in zip(guest.vcpus, guest.software.demands, strict=True):
             guest.phase_costs[vcpu.index] = self._prices.phases(demands, guest.spec.generation, backing)
-        guest.demand_names = tuple(map(_names, guest.software.demands))
+        guest.demand_names = tuple(map(names_of, guest.software.demands))
 
     def start(self, vcpu: Vcpu) -> None:
         """Enter a vCPU that is off its core, and go on with it."""
@@ -184,11 +182,7 @@ class VcpuRunner:
 
     def load(self, vcpu: Vcpu) -> None:
         """Take a vCPU's registers from its save area; one that nobody can read any more no VMRUN accepts."""
-        try:
-            page = stored_registers(self._board, vcpu)
-        except FAULTS:
-            return
-        load_registers(page, vcpu.registers)
+        load_stored(self._board, vcpu)
 
     # Blocks.
 
@@ -322,7 +316,7 @@ class VcpuRunner:
     def _issue(self, vcpu: Vcpu, batch: tuple[op.GuestOperation, ...]) -> None:
         guest = vcpu.guest
         lost_ns = guest.lost_ns if (own := vcpu.thread == vcpu.index) else dict.fromkeys(MECHANISMS, 0.0)
-        spent = guest.operation_cost.price(batch, self._contention.latency_ns, lost_ns)
+        spent = guest.operation_cost.price(batch, self._contention.latency_ns, lost_ns, guest.row_ns)
         if len(batch) != 1 or type(batch[0]) not in _OF_MEMORY:
             spent += self.disk.wait(self._clock.now_ns, batch, lost_ns, guest.spec.name)
         if not spent:
@@ -359,6 +353,18 @@ class VcpuRunner:
         if board.exit_work:
             board.exit_work = []  # Of exits that nobody waited for: somebody else's hands on the board.
         held = False
+        lone = len(batch) == 1 and type(batch[0]) in _OF_MEMORY  # Of which nothing is left but the answer.
+        if lone and guest.dirty_log is None and not (before or board.traced):
+            answers = board.execute_guest(vmcb, batch)
+            if board.sent:
+                self.sent()
+            count_batch(guest, batch, answers)
+            guest.chain.record(self._clock.now_ns, _BATCH, 1, vcpu.registers.r13, index, spent)
+            if board.card_memory.traffic:
+                self._wait_for_exits(vcpu, answers)
+            else:
+                self._run_blocks(vcpu, answers)
+            return
         if board.traced and name in board.traced:
             answers, held = up_to_a_fault(board, vmcb, batch)
         elif guest.dirty_log is None:
@@ -415,8 +421,8 @@ class VcpuRunner:
         """Go on when what the hypervisor did in a batch's exits has taken its time."""
         work, self._board.exit_work = self._board.exit_work, []
         link, ide = self._prices.cards.transfer_ns(self._board.card_memory.take_traffic())
-        changed = round(sum([self._prices.host.price_in_exit(batch) for batch in work], 0.0))
         guest, epoch = vcpu.guest, vcpu.epoch
+        changed = round(self._prices.host.exits_ns(work, guest.row_ns))
         times = ExitTimes(changed, round(link + ide), ide, guest.psp_wait_ns, guest.psp_service_ns)
         now_ns = self._clock.now_ns
         end_ns = now_ns + changed + times.moved
@@ -499,7 +505,7 @@ class VcpuRunner:
         guest, registers = vcpu.guest, vcpu.registers
         slept_ns = self._clock.now_ns - vcpu.slept_from_ns if vcpu.state is VcpuState.SLEEPING else 0
         timer = registers.r14 == SLEEPING
-        spent = guest.operation_cost.halt(guest.lost_ns, slept_ns, timer=timer)
+        spent = guest.operation_cost.halt(guest.lost_ns, slept_ns, timer=timer, row_ns=guest.row_ns)
         vcpu.called, vcpu.state, registers.r15 = False, VcpuState.BLOCK, 0
         vcpu.elapsed_ns += spent
         guest.operation_ns += spent
@@ -533,9 +539,7 @@ class VcpuRunner:
         for vcpu, account in ended:
             self._credit(vcpu, account)
             registers = vcpu.registers
-            vcpu.guest.chain.record(
-                now, _PHASE, registers.r14, registers.r15, vcpu.index, account.elapsed_ns
-            )
+            vcpu.guest.chain.record(now, _PHASE, registers.r14, registers.r15, vcpu.index, account.elapsed_ns)
             registers.r15 = 0
             self._count_phase(vcpu)
             vcpu.state = _BLOCK
@@ -594,6 +598,3 @@ class VcpuRunner:
 
 _NOT_YET = (VcpuState.WAITING, VcpuState.STOPPED)
 _AT_REST = (VcpuState.PAUSED, VcpuState.WAITING, VcpuState.IN_RESET, VcpuState.STOPPED)
-
-
-_names = IdentityCache[tuple[Demand, ...], tuple[str, ...]](lambda demands: tuple(one.name for one in demands))

@@ -12,6 +12,8 @@ Each vCPU but the first rests.
 
 from __future__ import annotations
 
+import hashlib
+import re
 import struct
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
@@ -48,7 +50,7 @@ from tio.virtio_net import ETHERNET_HEADER_BYTES
 from workloads.block_outcome import FAULTED, WRONG_ANSWER, faulted, with_devices
 from workloads.device_policies import policy_for
 from workloads.keyed_content import KeyedContent
-from workloads.parameters import PAGE_BYTES, check_placement, parameters_from, text, whole
+from workloads.parameters import PAGE_BYTES, WorkloadParameterError, check_placement, parameters_from, text, whole
 
 DEVICE_WORK = "device-work"
 NOT_TRUSTED = Shutdown(6)
@@ -68,6 +70,7 @@ _ETHER_TYPE = b"\x88\xb5"
 _REST = Sleep(3_600_000_000_000)
 _WORD = np.dtype("<i4")
 _NS_PER_MS = 1_000_000
+_SHA_256 = re.compile(r"[0-9a-fA-F]{64}")
 
 Job = Callable[["DeviceWork", int, int], Generator[tuple[GuestOperation, ...], tuple[Answer, ...], bool]]
 
@@ -78,6 +81,9 @@ class DeviceParameters:
 
     block_bytes: int = whole(64 << 10, 4096, 256 << 10, 4096)
     """What goes to the disk and back in a round."""
+    disk_begins: str = text("", 64)
+    """SHA-256, in hexadecimal digits, of the first ``block_bytes`` that lie on its disk when it comes, as its owner
+    knows them: another disk is a wrong answer. Nothing is compared by default."""
     matrix_order: int = whole(64, 1, 128)
     """Rows and columns of the matrices that the GPU multiplies."""
     sealed: int = whole(0, 0, 1)
@@ -92,6 +98,11 @@ class DeviceParameters:
     """Between rounds."""
     rounds_attached: int = whole(0, 0, 1 << 30)
     """Rounds after which devices are let go and taken again; 0 for never."""
+
+    def __post_init__(self) -> None:
+        """Raises WorkloadParameterError."""
+        if self.disk_begins and not _SHA_256.fullmatch(self.disk_begins):
+            raise WorkloadParameterError("disk_begins", "64 hexadecimal digits, or none")
 
     @property
     def private_bytes(self) -> int:
@@ -325,12 +336,24 @@ class DeviceWork:
         out, back = self.scratch, self.scratch + length
         disk = self.nvme(device)
         blocks, lba = length // BLOCK_BYTES, number % 4 * (length // BLOCK_BYTES)
+        if not number and not (yield from self._begins_as_told(disk)):
+            return False
         if faulted((yield (Write(out, data),))):
             return False
         if (yield from disk.write(lba, blocks, out)) or (yield from disk.read(lba, blocks, back)):
             return False
         (found,) = yield (Read(back, length),)
         return found == data
+
+    def _begins_as_told(self, disk: GuestNvme) -> Steps[bool]:
+        """Whether there is on the disk what its owner said, before anything is stored there."""
+        told, length = self.parameters.disk_begins.lower(), self.parameters.block_bytes
+        if not told:
+            return True
+        if (yield from disk.read(0, length // BLOCK_BYTES, self.scratch)):
+            return False
+        (found,) = yield (Read(self.scratch, length),)
+        return isinstance(found, bytes) and hashlib.sha256(found).hexdigest() == told
 
     def _multiply(self, device: int, number: int) -> Steps[bool]:
         order = self.parameters.matrix_order

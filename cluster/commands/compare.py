@@ -17,9 +17,10 @@ what each generation adds to the one before it on the ladder PLAIN, SME, SEV,
 SEV_ES, SEV_SNP, SEV_TIO, split by mechanism; with --seeds as means with 95 %
 confidence intervals. A generation that a VM's host does not have is left out.
 
-With --sweep every figure that nobody has published goes through its sweep range,
-one at a time: "swept" is the range that a slowdown takes on meanwhile, and the
-table below says which figures matter. That takes a hundred comparisons or so.
+Every figure that nobody has published goes through its sweep range, one at a
+time: "swept" is the range that a slowdown takes on meanwhile, and the table
+below says which figures matter. That is worked out from the same runs, in which
+each machine does what it did; with --sweep by whole comparisons, a hundred or so.
 Where nobody has measured a rung on hardware it says "model only"."""
 EXAMPLE = "sevfleet compare quiet --generations plain,sev,sev-snp --seeds 5 --products Milan,Genoa"
 
@@ -43,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="how many seeds, the scenario's own and those after it (default: 1)",
     )  # fmt: skip
     add_layout(parser)
-    parser.add_argument("--sweep", action="store_true", help="ranges from figures that nobody has published")
+    parser.add_argument("--sweep", action="store_true", help="run a comparison for each end of each range")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON, one object a line")
 

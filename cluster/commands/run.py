@@ -25,6 +25,7 @@ and what limits the fleet. Without a scenario, the demo.
 
 Ctrl-C ends a run early; what is known by then is shown, and kept where --out is
 given, marked as partial."""
+_MOST_MACHINES = 2000
 EXAMPLE = "sevfleet run launch-storm --out out/ --seed 7"
 
 
@@ -57,6 +58,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log-entity", action="append", default=[], metavar="NAME",
         help="as --log, but of this host or VM only; may be given again",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sweep", action=argparse.BooleanOptionalAction, default=None,
+        help=f"the ranges that figures which nobody has published give it (default: up to {_MOST_MACHINES:,} machines)",
     )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of tables")
@@ -127,13 +132,17 @@ def _run(arguments: argparse.Namespace, scenario: Scenario, should_stop: ShouldS
 def _deliver(arguments: argparse.Namespace, results: Results) -> None:
     """Show first: a full disk must not swallow what was found."""
     from cluster.errors import ToolError
+    from cluster.stretched import stretched
 
+    wanted = arguments.sweep if arguments.sweep is not None else results.vms.num_rows <= _MOST_MACHINES
+    ranges = stretched(results) if wanted and (arguments.json or not arguments.quiet) else []
     if arguments.json:
-        print(json.dumps(results.summary, indent=2, sort_keys=True), flush=True)
+        swept = {"stretched": [one.body() for one in ranges]} if ranges else {}
+        print(json.dumps(results.summary | swept, indent=2, sort_keys=True), flush=True)
     elif not arguments.quiet:
         from cluster.report import print_summary
 
-        print_summary(results)
+        print_summary(results, ranges=ranges)
     if arguments.out is None:
         return
     try:

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 from cluster.errors import UserError
 from cluster.near_names import nearest
-from cluster.report import ADDED, OWN
+from cluster.report import ADDED
 from cluster.results import Results
+from cluster.stretched import OWN
 from cluster.units import shown
 
 FLEET = "fleet"

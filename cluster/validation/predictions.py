@@ -17,6 +17,7 @@ PREDICTIONS: Mapping[str, Prediction] = {
     "MC-5": memory.read_latency, "MC-10": memory.enclave_switches,
     "IO-6": io.forced_bounce,
     "BL-1": boot.launch_update, "BL-2": boot.qemu_storm, "BL-3": boot.microvm_storm, "BL-5": boot.boots,
+    "BL-5-p99": boot.boot_spread,
     "BL-11": boot.ovmf_phases,
     "AT-1": boot.attestation, "AT-2": boot.report_storm,
     "MG-2": migration.never_ready, "MG-3": migration.downtime_parts, "MG-6": migration.idle_node,

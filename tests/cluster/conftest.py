@@ -1,15 +1,40 @@
 """Scenarios that several tests start from."""
 
+import gc
 import sys
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
 
+from cluster import inline_layout
 from cluster.bundled_scenarios import load_scenario
+from cluster.fleet_garbage import collect_fleet
 from cluster.scenario import Scenario
 from node.firmware_image import laboratory_image
 
 sys.path.insert(0, str(Path(__file__).parent))  # for toy_hosts, here and (Ray hands the path on) in workers
+
+
+_FLEETS = 16
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fleets_go_together() -> Iterator[None]:
+    """What a run leaves is collected with what some others do: a look through all modules and tests takes a while."""
+    usual, runs = gc.get_threshold(), count(1)
+
+    def collect_some() -> None:
+        if next(runs) % _FLEETS:
+            gc.set_threshold(*usual)
+            gc.unfreeze()
+        else:
+            collect_fleet()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inline_layout, "collect_fleet", collect_some)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Moves while hosts and the control plane crash and their messages go astray: a VM is whole, and in one place.
+"""Moves while hosts and the control plane crash, links break and messages go astray: a VM is whole, in one place.
 
 Every schedule follows from its number: 200 are played here, two thousand by ``sevfleet bench faults``. The oracle
 looks from outside at every host after every window. The store in the VM checks each record against what it wrote, so

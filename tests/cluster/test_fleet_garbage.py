@@ -2,9 +2,10 @@
 
 import gc
 
+import pytest
 from toy_hosts import Toy, build_toy
 
-from cluster.fleet_garbage import collect_fleet, spare_fleet
+from cluster.fleet_garbage import collect_fleet, growing_fleet, spare_fleet
 from cluster.inline_layout import InlineLayout
 
 
@@ -35,3 +36,16 @@ def test_circles_that_a_run_leaves_behind_are_gone_once_its_fleet_is() -> None:
     assert Circle.alive == 1
     collect_fleet()
     assert Circle.alive == 0
+
+
+def test_nothing_is_looked_for_while_a_fleet_is_built_and_all_of_it_is_spared_then() -> None:
+    with growing_fleet():
+        assert not gc.isenabled()
+        fleet = [[] for _ in range(100)]
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > len(fleet)
+    collect_fleet()
+    with pytest.raises(KeyError), growing_fleet():
+        raise KeyError
+    assert gc.isenabled()
+    collect_fleet()

@@ -303,3 +303,35 @@ def test_ciphertext_hiding_leaves_snp_guests_the_asids_that_the_scenario_names()
     assert [row(results, name)["state"] for name in ("first", "second", "third")] == ["running", "refused", "running"]
     (host,) = results.hosts.to_pylist()
     assert (host["asids_es_snp"], host["asids_sev"], host["limit"]) == (1, 908, "SEV-ES/SNP ASIDs")
+
+
+def test_a_migration_s_pages_wait_for_those_whom_the_security_processors_serve_meanwhile() -> None:
+    """Two leave one host at once, and one is launched there and one on the other: all of their waits have a name.
+
+    The pages of each are sent and received at the figure of a page, so a pass takes that and what it waits.
+    """
+    memory = {"memory": "64 MiB", "firmware": "auto"}
+    idle = [vm(name, "SEV", "idle", start="running", host="one", **memory) for name in ("left", "right")]
+    new = [vm(f"new-{host}", "SEV", "idle", arrival="9 s", host=host, **memory) for host in ("one", "two")]
+    moves = [{"vm": name, "to": "two", "at": "1 s"} for name in ("left", "right")]
+    hosts = [{"name": name, "product": "Milan", "memory": "4 GiB"} for name in ("one", "two")]
+    lost, _, results = _waits(
+        small_fleet(hosts=hosts, vms=idle + new, trace=None, duration="2 min", migrations=moves,
+                    attribute_neighbours=True), "psp_wait"
+    )  # fmt: skip
+    assert {one["outcome"] for one in results.migrations.to_pylist()} == {"completed"}
+    waited = {one["vm"]: one["psp_wait_ns"] for one in results.vms.to_pylist()}
+    for name, rows in lost.items():
+        # A machine's books travel when it has stopped, and its last page waits for a command of the other after that.
+        assert 0 <= sum(one["time_ns"] for one in rows) - waited[name] <= 2e6 * name.startswith(("left", "right")), name
+    pages = {(one["host"], one["vm"], one["neighbour"]): one["time_ns"]
+             for rows in lost.values() for one in rows if one["phase"] == "pages"}  # fmt: skip
+    by_other = pages["one", "left", "right"]
+    assert by_other == pytest.approx(pages["one", "right", "left"], rel=0.01)
+    # Alone a pass over what it sends takes as long as the other makes it wait, for they share the processor evenly.
+    sent = [one["bytes"] for one in results.migrations.to_pylist()]
+    page_ns = 4 * load_cost_table()["psp.send_update_ns_per_kib"]
+    assert by_other == pytest.approx(max(sent) / 4096 * page_ns, rel=0.05)
+    assert pages["one", "left", "new-one"] > 0
+    assert pages["two", "left", "new-two"] > 0
+    assert any(one["neighbour"] in {"left", "right"} for one in lost["new-one"])

@@ -313,6 +313,19 @@ def test_as_many_metadata_pages_go_as_a_move_is_charged_for(on_its_way):
     assert entries + len(state.metadata) == with_metadata(entries)
 
 
+def test_an_agent_that_begins_anew_opens_nothing_that_was_sealed_for_it_before(on_its_way):
+    """Its ledger would be empty: whoever runs the host has it begin anew when he likes."""
+    here, there = on_its_way
+    what, guest, theirs = stopped(here, "vm"), here.guests["vm"], certified(here, greeting(here))
+    assert laid(there, "vm", what) is None
+    there.arrivals.abandon("vm")
+    there.crash()
+    run(there, there.now_ns + SECOND)
+    assert Hello.parse(certificates(there, guest.spec)).public_key
+    assert opened(there, "vm", theirs) is None
+    assert laid(there, "vm", what) == "migration agent: what came is not sealed by the peer for this guest"
+
+
 def test_an_agent_gives_nothing_to_a_peer_that_no_report_vouches_for():
     here, there = hosts()
     guest = started(here, "vm", "rest")

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.clock import Clock
+from node.neighbour_ledger import HOST
 from node.psp_queue import PspQueue
 from node.psp_streams import PspStreams
 
@@ -45,16 +46,26 @@ def test_one_row_alone_takes_its_commands_one_after_another():
 )
 def test_the_processor_never_idles_while_a_row_waits_and_never_serves_two_at_once(rows, others):
     clock, queue, promises, streams = make()
-    ends, served = {}, []
+    ends, served, waited, blamed = {}, [], {}, {}
+    streams.blamed = lambda row, who, ns: blamed.setdefault(row, []).append((who, ns))
     for number, (start_ns, commands) in enumerate(rows):
         at(clock, start_ns, lambda number=number, commands=commands: (
-            streams.start(str(number), COMMAND, commands, PAGE_NS, lambda: ends.setdefault(number, clock.now_ns))
+            streams.start(
+                str(number), COMMAND, commands, PAGE_NS, lambda: ends.setdefault(number, clock.now_ns),
+                lambda ns: waited.setdefault(number, ns),
+            )
         ))  # fmt: skip
     for time_ns, service_ns in others:
         at(clock, time_ns, lambda ns=service_ns: served.append((serve(clock, queue, streams, ns), ns)))
     clock.env.run()
     assert sorted(ends) == list(range(len(rows)))
     assert not promises
+    # A row's commands and what it waited for each of the others are all of its time.
+    for number, (start_ns, commands) in enumerate(rows):
+        for_others = blamed.get(str(number), [])
+        assert sum(ns for _, ns in for_others) == pytest.approx(waited[number], abs=1)
+        assert ends[number] - start_ns == pytest.approx(commands * PAGE_NS + waited[number], abs=2)
+        assert {who for who, _ in for_others} <= {HOST, *map(str, range(len(rows)))} - {str(number)}
     # What all of it takes is served between the first start and the last end, and it is busy throughout if
     # everything comes at once.
     work = sum(commands for _, commands in rows) * PAGE_NS

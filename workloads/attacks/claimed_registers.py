@@ -16,6 +16,7 @@ from node.guest_messages import MessageRefused
 from node.guest_tdi import TdiRefused
 from node.operations import MmioLoad, NestedMap, PValidate, RmpUpdate
 from node.pci_driver import Function
+from node.tio_carrier import TioRefused
 from psp.system_bus import PAGE_BYTES, RmpEntry
 from psp.tsm.tio_buffers import NONCE_BYTES
 from tio.gpu import MEMORY_BAR
@@ -74,6 +75,33 @@ def behind_another_port(target: Target) -> Attack:
     )
     yield LET_IT_RUN
     yield LET_IT_RUN
+
+
+def taken_over(target: Target) -> Attack:
+    """The victim's device is the other guest's, and the victim has its pages still: what it stores goes to the other.
+
+    That takes them when something is there, and loads.
+    """
+    device, tenant = target.device, target.tenant
+    theirs = device.tio.given(tenant.vm, guest_device_id(DEVICE))
+    assert theirs is not None
+    yield LET_IT_RUN
+    device.given.assigned.clear()
+    yield from device.tio.unbind(device.given, device.gctx)
+    theirs.interface = device.given.interface
+    try:
+        yield from device.tio.bind(theirs, tenant.gctx)
+        yield from device.tio.run(theirs, tenant.gctx)
+    except TioRefused:
+        yield LET_IT_RUN
+        return
+    yield LET_IT_RUN
+    memory, size = _memory_of(device.function)
+    yield (NestedMap(tenant.vm, bar_gpa(DEVICE, MEMORY_BAR), memory, size, large=False),)
+    tdi = tdi_of_tenant(target)
+    report = yield from tdi.judged(ANY, bytes(NONCE_BYTES))
+    yield from tdi.accept(report, validated=True)
+    yield _loads(bar_gpa(DEVICE, MEMORY_BAR))
 
 
 def _loads(gpa: int) -> tuple[MmioLoad, ...]:

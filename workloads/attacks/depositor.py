@@ -252,6 +252,8 @@ class Depositor:
 
     def _round(self, registers: Registers) -> Block:
         number = registers.r13
+        if self.ways.stores:
+            yield from self._window.store(MEMORY_BAR, *_words_of(self.secret, SECRET_ON_DEVICE))
         if registers.r12:
             yield from self._take(number - 1)
         if self.ways.rechecks and self.trusts:
@@ -393,6 +395,14 @@ class Depositor:
 
     def _nonce(self, what: str) -> bytes:
         return self._content(f"nonce of {what}")[:_NONCE_BYTES]
+
+
+def _words_of(octets: bytes, at: int) -> list[tuple[int, int, int]]:
+    """Stores of a word each, from an offset on."""
+    return [
+        (at + done, int.from_bytes(octets[done : done + _WORD_BYTES], "little"), _WORD_BYTES)
+        for done in range(0, len(octets), _WORD_BYTES)
+    ]
 
 
 class _Forged(Exception):

@@ -23,6 +23,8 @@ class DepositorWays:
     checks_lock: int = 1
     wipes: int = 1
     """It has the device forget its secret in each round."""
+    stores: int = 0
+    """First in each round it stores its secret through the device's memory window."""
     lock_flags: int = 0
     """What it asks to be locked."""
     polls: int = 0

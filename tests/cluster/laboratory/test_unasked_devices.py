@@ -91,6 +91,8 @@ def test_a_device_that_another_guest_trusts_reaches_its_own_guests_pages_alone(o
     assert verdict.outcome is outcome, verdict
 
 
+MMIO = Protection.MMIO_VALIDATION, Protection.MMIO_ROUTE, Protection.MMIO_GIVEN_BACK
+STORES = DepositorWays(stores=1)
 KEPT = DepositorWays(wipes=0)
 """A guest whose secret stays on its device."""
 
@@ -102,14 +104,14 @@ KEPT = DepositorWays(wipes=0)
         (claimed_registers.by_validation, KEPT, Protection.MMIO_VALIDATION, Outcome.BLOCKED, Outcome.LEAKED),
         (claimed_registers.by_address, KEPT, Protection.MMIO_ROUTE, Outcome.DETECTED, Outcome.LEAKED),
         (claimed_registers.behind_another_port, STAYS, Protection.MMIO_ROUTE, Outcome.DETECTED, Outcome.CORRUPTED),
+        (claimed_registers.taken_over, STORES, Protection.MMIO_GIVEN_BACK, Outcome.DETECTED, Outcome.LEAKED),
     ],
     ids=lambda one: getattr(one, "__name__", ""),
 )
 def test_pages_of_a_device_are_a_guests_only_where_firmware_finds_them_behind_its_own_device(
     attack, ways, alone, stopped, opened
 ):
-    both = Protection.MMIO_VALIDATION, Protection.MMIO_ROUTE
-    for off in ((), *((one,) for one in both)):
+    for off in ({alone}, set(MMIO) - {alone}):
         platform = Platform(disabled=frozenset(off))
         verdict, _ = played(attack, ways, platform=platform, tenant_has_card=True)
         assert verdict.outcome is (opened if alone in off else stopped), (off, verdict)

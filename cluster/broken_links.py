@@ -1,0 +1,44 @@
+"""Links that are down: what moves send over them breaks off.
+
+Before the commit point the VM goes on at its source, as with any other failure; one that runs ahead of its memory
+waits (``cluster.post_copy``). What hosts and control plane say to each other goes another way.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING
+
+from cluster.hand_over import Phase
+from cluster.migration import Migration, Outcome
+from cluster.post_copy import pause
+
+if TYPE_CHECKING:
+    from cluster.live_migration import LiveMigrations
+
+_CONNECTED = frozenset({Phase.PRE, Phase.STOPPED})
+"""Phases in which bytes go over and the VM is its source's."""
+
+
+def break_link(live: LiveMigrations, host: str, now_ns: int) -> None:
+    """A host's link is down from now on: its connections break."""
+    live.down[host] = live.down.get(host, 0) + 1
+    for one in live.under_way():
+        if host in (one.source, one.destination):
+            if one.phase is Phase.DRAINING:
+                pause(live, one, now_ns)
+            elif one.phase in _CONNECTED and one.precopy is not None:
+                give_up(live, one, now_ns)
+
+
+def mend_link(live: LiveMigrations, host: str, now_ns: int) -> None:
+    """It is up again; moves that wait for it go on in a while."""
+    live.down[host] -= 1
+    for one in live.under_way():
+        if one.broken_ns >= 0 and not live.is_cut_off(one):
+            heapq.heappush(live.goes_on, (now_ns + live.settings.recover_after_ns, one.number))
+
+
+def give_up(live: LiveMigrations, one: Migration, now_ns: int) -> None:
+    """The connection of a move that has not been committed broke."""
+    live.fail(one, Outcome.LINK_DOWN, now_ns, f"between {one.source} and {one.destination}")

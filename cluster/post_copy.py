@@ -1,0 +1,88 @@
+"""Post-copy: a machine runs at its target while the rest of its memory comes, and waits for what it touches before.
+
+Until all is there neither host has all of it. Where the link between them breaks, both keep what they have, and the
+machine runs until it touches a page that has not come. When there is a way again, and somebody has the move go on, the
+target says which pages it has, a bit for each, and the rest follows: QEMU's postcopy-paused and postcopy-recover.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cluster.hand_over import Event, Phase
+from cluster.migration import Migration, Outcome
+from cluster.precopy import MOST_STALLED
+from psp.system_bus import PAGE_BYTES
+
+if TYPE_CHECKING:
+    from cluster.live_migration import LiveMigrations
+
+
+def drain(live: LiveMigrations, one: Migration, now_ns: int) -> None:
+    """The rest comes from the source while the VM runs, from now on, or again."""
+    assert one.precopy is not None
+    assert one.guest is not None
+    live.send(one.source, "ahead", (one.number, one.order.vm))
+    if live.is_cut_off(one):
+        pause(live, one, now_ns)
+        return
+    if one.broken_ns >= 0:
+        one.paused_ns += now_ns - one.broken_ns
+        one.broken_ns = -1
+        one.wire_bytes += -(-one.precopy.memory_bytes // PAGE_BYTES // 8)
+    missing = one.pulled_bytes - one.came_bytes
+    at_once = not one.precopy.sent_bytes and not one.came_bytes
+    live.start_flow(one, missing, now_ns, min(one.zero_bytes, missing) if at_once else 0)
+    rate = max(1.0, live.fabric.rate(str(one.number)))
+    took_ns = max(1, round(missing * one.wire_ratio * 1e9 / rate))
+    faults, stalled = one.precopy.stalled_while(missing, took_ns, one.guest.vcpus, one.touched_ns)
+    stalled = min(MOST_STALLED, max(0.0, stalled + one.owed_ns / took_ns))
+    one.owed_ns = 0.0
+    one.pulling = now_ns, took_ns, stalled
+    one.faults = round(one.faulted + faults)
+    live.send(one.destination, "stall", (one.number, one.order.vm, stalled))
+
+
+def pause(live: LiveMigrations, one: Migration, now_ns: int) -> None:
+    """No page comes any more: whoever touches one that is missing stands still, and that is soon, or hardly ever."""
+    assert one.precopy is not None
+    if one.broken_ns >= 0:
+        return
+    one.broken_ns = now_ns
+    one.pauses += 1
+    if one.flows:
+        _settle(live, one, now_ns)
+    waits = one.precopy.missed_pages(one.pulled_bytes - one.came_bytes, one.touched_ns) >= 1.0
+    live.send(one.destination, "stall", (one.number, one.order.vm, MOST_STALLED if waits else 0.0))
+
+
+def lose(live: LiveMigrations, host: str, now_ns: int) -> None:
+    """A host crashed: what ran ahead of its memory there, or lived by it, is lost."""
+    for one in live.under_way():
+        if one.phase is Phase.DRAINING and host in (one.source, one.destination):
+            if one.flows:
+                _settle(live, one, now_ns)
+            one.pulled_bytes = one.came_bytes
+            if host == one.source:
+                live.send(one.destination, "destroy-ahead", (one.number, one.order.vm))
+            live.step(one, Event.CARRIED, now_ns)
+            live.end(one, Outcome.LOST, now_ns, f"it lived by {one.source} and {one.destination}")
+
+
+def _settle(live: LiveMigrations, one: Migration, now_ns: int) -> None:
+    """What came over a connection that is no more, and what the machine waited for meanwhile."""
+    assert one.precopy is not None
+    assert one.guest is not None
+    missing = one.pulled_bytes - one.came_bytes
+    began_ns, took_ns, stalled = one.pulling
+    pace, passed_ns = 1.0 - stalled, now_ns - began_ns
+    faults = one.precopy.faults_while(missing, took_ns, pace, passed_ns, one.touched_ns)
+    # Most pages are waited for at first; the share was that of the whole stream.
+    one.owed_ns += faults * live.settings.fault_ns / one.guest.vcpus - stalled * passed_ns
+    one.faulted += faults
+    one.touched_ns += pace * passed_ns
+    one.faults = round(one.faulted)
+    moved = live.fabric.cancel(str(one.number), now_ns)
+    one.wire_bytes -= round(missing * one.wire_ratio - moved)
+    one.came_bytes += min(missing, int(moved / one.wire_ratio))
+    one.flows = False
