@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 from cluster.scenario import (
@@ -28,7 +29,7 @@ from node.asid_pool import ASID_KINDS
 from node.card_slot import MOST_PORTS
 from node.cost_table import CostOverrideError
 from node.disk_file import DiskFile, DiskFileError
-from node.firmware_image import read_firmware_image
+from node.firmware_image import FirmwareImage, read_firmware_image
 from node.firmware_levels import LEVELS
 from node.generation import CAPABILITIES, Generation
 from node.guest_memory_map import SMALLEST_GUEST_BYTES, SMALLEST_SLICE_BYTES, GuestMemoryMap
@@ -48,6 +49,9 @@ LEAST_CARD_BYTES, MOST_CARD_BYTES = 1 << 20, 1 << 30
 
 _Place = Callable[[str], str]
 """Names a field of the machine at hand."""
+
+_ImageOf = Callable[[Path], FirmwareImage]
+"""The firmware image in a file. Raises FirmwareImageError."""
 
 
 def resolved(scenario: Scenario, folder: Path) -> Scenario:
@@ -81,8 +85,10 @@ def check(scenario: Scenario) -> None:
     _check_names(scenario)
     if not scenario.vms and scenario.trace is None:
         raise _wrong("vms", "at least one virtual machine, or a [trace]", "none")
+    homes = {host.name: host for host in scenario.host_instances}
+    image_of = cache(read_firmware_image)  # Many machines, one image.
     for index, vm in enumerate(scenario.vms):
-        _check_vm(scenario, vm, index)
+        _check_vm(scenario, vm, index, homes, image_of)
     _check_servers(scenario)
     _check_relying_parties(scenario)
     _check_asids(scenario)
@@ -217,7 +223,9 @@ def _check_names(scenario: Scenario) -> None:
         raise _wrong("vms.name", "a name that no host has", shown(both[0]))
 
 
-def _check_vm(scenario: Scenario, vm: VmGroup, index: int) -> None:
+def _check_vm(
+    scenario: Scenario, vm: VmGroup, index: int, homes: Mapping[str, HostInstance], image_of: _ImageOf
+) -> None:
     def place(field: str) -> str:
         return _place("vms", index, field, vm.name)
 
@@ -246,7 +254,7 @@ def _check_vm(scenario: Scenario, vm: VmGroup, index: int) -> None:
     if vm.svsm and not vm.kernel.tracks_validation:
         raise _wrong(place("kernel.tracks_validation"), "true: a kernel above an SVSM accepts no page itself", "false")
     if vm.firmware != "auto":
-        _check_firmware(place, vm)
+        _check_firmware(place, vm, image_of)
     try:
         validate_parameters(vm.workload, vm.parameters)
     except WorkloadParameterError as error:
@@ -255,7 +263,7 @@ def _check_vm(scenario: Scenario, vm: VmGroup, index: int) -> None:
         raise _wrong(place(f"parameters.{key}"), error.expected, got) from None
     if vm.disk != MEMORY_DISK:
         _check_disk(place, vm)
-    hosts = _candidates(scenario, vm, place)
+    hosts = _candidates(homes, vm, place)
     _check_devices(place, vm, hosts)
     _check_fits(place, hosts, vm)
 
@@ -267,12 +275,12 @@ def _check_svsm(place: _Place, vm: VmGroup) -> None:
         raise _wrong(place("vcpus"), f"at most {MOST_VCPUS} with an SVSM", str(vm.vcpus))
 
 
-def _check_firmware(place: _Place, vm: VmGroup) -> None:
+def _check_firmware(place: _Place, vm: VmGroup, image_of: _ImageOf) -> None:
     path = Path(vm.firmware)
     if not path.is_file():
         raise _wrong(place("firmware"), '"auto" or an image file', f"no file {shown(vm.firmware)}")
     try:
-        image = read_firmware_image(path)
+        image = image_of(path)
     except FirmwareImageError as error:
         raise _wrong(place("firmware"), "an OVMF image", str(error)) from None
     if CAPABILITIES[vm.generation].rmp and not image.launches_snp:
@@ -329,15 +337,13 @@ def _check_file(place: str, disk: str, need: int, user: str) -> None:
         raise _wrong(place, f"at least {SIZE.format(need)} for {user}", SIZE.format(have))
 
 
-def _candidates(scenario: Scenario, vm: VmGroup, place: _Place) -> list[HostInstance]:
+def _candidates(homes: Mapping[str, HostInstance], vm: VmGroup, place: _Place) -> list[HostInstance]:
     """The hosts that a machine may run on, as far as its pin and its generation go."""
-    hosts = list(scenario.host_instances)
-    if vm.host is not None:
-        hosts = [host for host in hosts if host.name == vm.host]
-        if not hosts:
-            names = [host.name for host in scenario.host_instances]
-            shown_names = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-            raise _wrong(place("host"), f"the name of a host ({shown_names})", shown(vm.host))
+    if vm.host is not None and vm.host not in homes:
+        names = list(homes)
+        shown_names = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        raise _wrong(place("host"), f"the name of a host ({shown_names})", shown(vm.host))
+    hosts = list(homes.values()) if vm.host is None else [homes[vm.host]]
     able = [host for host in hosts if vm.generation in host.generations]
     if not able:
         products = ", ".join(dict.fromkeys(host.product.name for host in hosts))

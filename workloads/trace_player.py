@@ -231,7 +231,8 @@ class TracePlayer:
             registers.r12 += 1
             return Sleep(duration * NS_PER_MS)
         # The working set is gone through again and again; the number of the touch says how often.
-        times, slots, size = parameters.touches_per_step, parameters.slots, parameters.slot_bytes
+        times, size = parameters.touches_per_step, parameters.slot_bytes
+        slots = parameters.working_set_bytes // size
         base_gpa, octets = self.placement.base_gpa, self.content.octets
         first = registers.r13 * times
         if times == 1:
