@@ -18,6 +18,7 @@ from cluster.errors import ToolError
 from cluster.fleet_garbage import collect_fleet, growing_fleet
 from cluster.fleet_pages import enlarge_pages
 from cluster.shard import EntityFactory, Shard, ShardReport
+from cluster.tables import BULK, TABLES
 from node.packing import packed
 
 Mail = Mapping[str, tuple[Message, ...]]
@@ -73,16 +74,24 @@ class ShardWorker:
             return packed_report(report._replace(busy_s=time.perf_counter() - began_s))
 
     def collect(self, end_ns: int) -> RowsByEntity:
-        """Rows by entity."""
+        """Rows by entity; those of large tables together, with the first of the entities."""
         assert self._shard is not None
         with _errors_that_cross():
-            return self._shard.collect(end_ns)
+            return _gathered(self._shard.collect(end_ns))
 
     def gauges(self) -> dict[str, dict[str, float]]:
         """Live figures by entity."""
         assert self._shard is not None
         with _errors_that_cross():
             return self._shard.gauges()
+
+
+def _gathered(rows: RowsByEntity) -> RowsByEntity:
+    for name in BULK:
+        found = [row for tables in rows.values() for row in tables.pop(name, ())]
+        if found:
+            next(iter(rows.values()))[name] = [dict(TABLES[name].gathered(found))]
+    return rows
 
 
 def packed_call(horizon_ns: int, mail: Mail, event_budget: int) -> bytes:

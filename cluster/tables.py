@@ -20,6 +20,9 @@ import pyarrow.compute as pc
 
 Row = Mapping[str, object]
 
+BUILT = "built"
+"""The only column of a row that stands for a table of rows."""
+
 
 class TableError(ValueError):
     """A row that does not fit its table; the message names table, row, column and expectation."""
@@ -76,15 +79,29 @@ class TableSchema:
         )
 
     def build(self, rows: Sequence[Row]) -> pa.Table:
-        """Check rows and make a table of them, in the order of their keys. Raises TableError."""
+        """Check rows and make a table of them, in the order of their keys. Raises TableError.
+
+        A row whose only column is ``BUILT`` stands for those that ``gathered`` made a table of.
+        """
+        built: list[Any] = [row[BUILT] for row in rows if BUILT in row]
+        table = self._checked([row for row in rows if BUILT not in row] if built else rows)
+        if built:
+            table = pa.concat_tables([table, *built]).combine_chunks()
+        table = table.sort_by([(key, "ascending") for key in self.keys])
+        self._check_unique(table)
+        return table
+
+    def gathered(self, rows: Sequence[Row]) -> Row:
+        """One row in place of many, where they are: to make them, and to hand them on, is dear. Raises TableError."""
+        return {BUILT: self._checked(rows)}
+
+    def _checked(self, rows: Sequence[Row]) -> pa.Table:
         names = {column.name for column in self.columns}
         for number, row in enumerate(rows):
             if not row.keys() <= names:
                 raise TableError(f"table {self.name}: row {number}: {min(row.keys() - names)}: no such column")
         arrays = {column.name: self._array(column, [row.get(column.name) for row in rows]) for column in self.columns}
-        table = pa.table(arrays, schema=self.arrow).sort_by([(key, "ascending") for key in self.keys])
-        self._check_unique(table)
-        return table
+        return pa.table(arrays, schema=self.arrow)
 
     def _array(self, column: Column, values: list[object]) -> pa.Array[Any]:
         """One column's values, checked as a whole; only a bad one is looked for row by row."""
@@ -501,6 +518,10 @@ TABLES: Mapping[str, TableSchema] = {
         _CERTIFICATES, _DIGESTS,
     )
 }
+
+
+BULK = ("vm_time", "phases", "digests")
+"""Tables with many rows for each VM, which nobody looks at before all of them are together."""
 
 
 def build_tables(rows: Mapping[str, Sequence[Row]]) -> dict[str, pa.Table]:

@@ -328,21 +328,23 @@ class HostOperationCost:
         table = self._table
         return sum([table[type(one)](one) for one in batch if type(one) in _WORK], 0.0)
 
-    def price_in_exit(self, batch: tuple[op.HypervisorOperation, ...]) -> float:
-        """Nanoseconds that a guest waits for a batch of an exit, beyond the round trip: changes of the RMP and of VMPL.
+    def exits_ns(self, work: Iterable[tuple[op.HypervisorOperation, ...]], row_ns: dict[str, float]) -> float:
+        """Nanoseconds that a guest waits for batches of an exit, beyond the round trip: changes of the RMP and of VMPL.
 
-        The figure of a round trip holds reading and writing the GHCB.
+        The figure of a round trip holds reading and writing the GHCB. Rows with a sweep range are added to ``row_ns``.
         """
-        table = self._in_exit
-        return sum([table[type(one)](one) for one in batch if type(one) in table], 0.0)
-
-    def note_rows(self, work: Iterable[tuple[op.HypervisorOperation, ...]], row_ns: dict[str, float]) -> None:
-        """Add to ``row_ns`` what batches of exits cost, by rows with a sweep range."""
+        table, total_ns = self._in_exit, 0.0
         for batch in work:
+            spent_ns = 0.0
             for one in batch:
-                row = _ROWS_IN_EXIT.get(type(one))
-                if row is not None:
-                    row_ns[row] = row_ns.get(row, 0.0) + self._in_exit[type(one)](one)
+                kind = type(one)
+                if kind in table:
+                    part_ns = table[kind](one)
+                    spent_ns += part_ns
+                    if (row := _ROWS_IN_EXIT.get(kind)) is not None:
+                        row_ns[row] = row_ns.get(row, 0.0) + part_ns
+            total_ns += spent_ns
+        return total_ns
 
     def psp_service_ns(self, one: op.PspCommand) -> float:
         """Nanoseconds the security processor works on one command."""

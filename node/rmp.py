@@ -512,6 +512,11 @@ class ReverseMapTable:
 
 def _units(table: RmpTable, first: int, stop: int, unit: int) -> Iterator[tuple[int, int, _Olds | None]]:
     """[first, stop) in parts of whole units: as long as one entry goes on, or one unit of several; None for bytes."""
+    if unit == 1 and stop - first == 1:  # As nearly all of a launch.
+        found = table.runs.find(first)
+        one = DEFAULT_ENTRY if found is None else found[2].advanced(first - found[0]).entry
+        yield first, stop, None if one is None else (one,)
+        return
     held: list[RmpEntry] = []
     since = first
     for start, end, entry in list(table.bulk_pieces(first, stop)):

@@ -151,7 +151,7 @@ class RmpTable:
         """
         if self.changed is not None:
             self.changed(start * PAGE_BYTES, end * PAGE_BYTES)
-        run = None if entry == DEFAULT_ENTRY else Run.of(entry)
+        run = None if not entry.assigned and entry == DEFAULT_ENTRY else Run.of(entry)
         if not self.any_in_dram:
             self.runs.put(start, end, run)
         else:

@@ -420,9 +420,8 @@ class VcpuRunner:
         """Go on when what the hypervisor did in a batch's exits has taken its time."""
         work, self._board.exit_work = self._board.exit_work, []
         link, ide = self._prices.cards.transfer_ns(self._board.card_memory.take_traffic())
-        changed = round(sum([self._prices.host.price_in_exit(batch) for batch in work], 0.0))
         guest, epoch = vcpu.guest, vcpu.epoch
-        self._prices.host.note_rows(work, guest.row_ns)
+        changed = round(self._prices.host.exits_ns(work, guest.row_ns))
         times = ExitTimes(changed, round(link + ide), ide, guest.psp_wait_ns, guest.psp_service_ns)
         now_ns = self._clock.now_ns
         end_ns = now_ns + changed + times.moved

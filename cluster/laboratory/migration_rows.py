@@ -16,6 +16,8 @@ MIGRATION_ROWS: Mapping[str, Row] = {
     "57": Row((migration.run_on,), moves=True, open_without_key=True),
     "58": Row((migration.take_in_twice, migration.take_back_too), moves=True, open_without_key=True),
     "59": Row((stale_page.return_older,), needs=Interface.PAGE_SWAP),
-    "60": Row((migration.roll_back,), moves=True, open_without_key=True),
+    "60": Row(
+        (migration.roll_back, migration.roll_back_disk), moves=True, open_without_key=True, victim="counted"
+    ),
 }
 """By id of the matrix."""

@@ -52,7 +52,7 @@ from workloads.attacks import colluder, newcomer, vault
 from workloads.attacks.caller import Caller
 from workloads.attacks.chooser import Chooser
 from workloads.attacks.console import Console
-from workloads.attacks.counted import HEAR_RIP, QUESTION_BYTES, Counted
+from workloads.attacks.counted import ASKS, HEAR_RIP, QUESTION_BYTES, Counted
 from workloads.attacks.counted import NOTICED as COUNTED_NOTICED
 from workloads.attacks.depositor import DEVICE, NOTICED, SERIAL, Depositor
 from workloads.attacks.depositor_ways import DepositorWays
@@ -161,7 +161,7 @@ class Setting:
     agent_keeps_ledger: bool = False
     """They take no context in twice."""
     external_counter: bool = False
-    """A victim that is a vault asks a counter outside of its host whether it is the newest."""
+    """A victim that numbers its rounds asks a counter outside of its host whether it is the newest."""
     sev_policy: int = 0
     """What the owner of a SEV guest demands of firmware: bits of its policy beside the usual."""
     ciphers: tuple[CipherMode, ...] = ()
@@ -257,8 +257,8 @@ class Scene:
             own_key = _has_own_key(protection.launched)
             wanted["vault"] = ProgramSpec("vault", ((vault.C_BIT, 1 << product.c_bit if own_key else 0),))
         self.counter: ExternalCounter | None = None
-        if setting.external_counter and setting.victim == "vault":
-            wanted["vault"] = ProgramSpec("counted")
+        wanted["counted"] = ProgramSpec("counted", ((ASKS, int(setting.external_counter)),))
+        if setting.external_counter and setting.victim == "counted":
             self.counter = ExternalCounter(Counted(memory_map(GUEST_BYTES, 1).placement(VICTIM, 0, SEED)).key)
         program = ProgramSpec("colluder") if self._svsm else wanted[setting.victim]
         vcpus, features = 1 + setting.two_processes, setting.sev_features
@@ -309,6 +309,8 @@ class Scene:
             if secretive:
                 ledger.keep(VICTIM, "the secret", kept)
         ledger.keep(VICTIM, "what its owner sends it", SECRET)
+        if setting.victim == "counted":
+            ledger.count_up(VICTIM, Counted(place).number)
         if setting.outbox_is_secret:
             ledger.keep(VICTIM, "what it hands to its device", _vault(VICTIM).content(vault.ANSWER))
             ledger.entrust(VICTIM, _vault(VICTIM).shared(vault.OUTBOX), PAGE_BYTES)

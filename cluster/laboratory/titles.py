@@ -75,7 +75,7 @@ TITLES: Mapping[str, str] = {
     "57": "source runs on after the move",
     "58": "one exported image taken in twice",
     "59": "old page returned after it was swapped out",
-    "60": "whole VM rolled back",
+    "60": "whole VM, or its disk, rolled back",
     "61": "guest launched on a host with an older TCB",
     "62": "guest request replayed, or answered from before",
     "63": "guest request relayed to another platform",

@@ -88,12 +88,21 @@ def test_a_cards_disk_may_lie_on_a_file_beside_the_scenario_and_a_run_leaves_it_
         Scenario.parse(ordered, folder=tmp_path)
 
 
-def test_a_machine_with_devices_does_not_migrate() -> None:
+def test_a_machine_with_devices_that_no_agent_may_move_does_not_migrate() -> None:
     moving = scenario({"name": "vm", "generation": "PLAIN", "devices": ["nvme"]}, duration="5 s")
     ordered = moving.model_dump(mode="json", by_alias=True, exclude_none=True)
     ordered["migrations"] = [{"vm": "vm", "to": "host-2", "at": "100 ms"}]
     (row,) = run(Scenario.parse(ordered), layout="inline").migrations.to_pylist()
     assert (row["outcome"], row["reason"]) == ("refused", "DEVICE_ASSIGNED")
+
+
+def test_a_machine_with_a_network_card_does_not_migrate_by_agents_either() -> None:
+    moving = scenario({"name": "vm", "generation": "SEV_TIO", "devices": ["nic"]}, duration="300 ms")
+    ordered = moving.model_dump(mode="json", by_alias=True, exclude_none=True)
+    ordered["hosts"][0]["migration_agent"] = ordered["vms"][0]["migration_agent"] = True
+    ordered["migrations"] = [{"vm": "vm", "to": "host-2", "at": "100 ms"}]
+    (row,) = run(Scenario.parse(ordered), layout="inline").migrations.to_pylist()
+    assert (row["outcome"], row["reason"]) == ("refused", "NETWORK_CARD")
 
 
 def test_plain_cards_serve_machines_on_parts_without_trusted_io() -> None:

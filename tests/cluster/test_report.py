@@ -71,6 +71,20 @@ def test_moves_that_nobody_has_measured_say_model_only_with_the_range_of_the_rat
     assert said == [("", ""), ("model only", ": firmware sends 1 to 100 MB/s"), ("", ""), ("model only", "")]
 
 
+def test_moves_say_what_became_of_devices_and_who_carried_them(quiet_scenario: Scenario) -> None:
+    told = [("SEV_TIO", "agents", "trusted"), ("SEV_TIO", "agents", "bounce buffers"), ("SEV_SNP", "handler", None)]
+    moves = [
+        row(
+            "migrations", migration=number, vm=f"vm{number}", generation=generation, outcome="completed",
+            carrier=carrier, devices=devices,
+        )
+        for number, (generation, carrier, devices) in enumerate(told)
+    ]  # fmt: skip
+    text = printed(Results.of_rows(quiet_scenario, {"migrations": moves}, run={}))
+    for part in ("devices: trusted", "devices: bounce buffers", "by its handler"):
+        assert text.count(part) == 1, part
+
+
 def test_empty_results_print_too(quiet_scenario: Scenario) -> None:
     assert "0 guest operations" in printed(Results.of_rows(quiet_scenario, {}))
 

@@ -294,3 +294,20 @@ def test_every_table_has_a_key_and_says_what_it_holds() -> None:
         for column in schema.columns:
             units = {"_ns": "ns", "_bytes": "byte", "_ratio": "ratio"}
             assert all(column.unit == unit for suffix, unit in units.items() if column.name.endswith(suffix))
+
+
+@pytest.mark.parametrize("cut", [0, 2, 5])
+def test_rows_that_were_gathered_in_parts_make_the_same_table(cut: int) -> None:
+    rows = example_rows(5)
+    parts: Rows = {
+        name: [dict(TABLES[name].gathered(some[:cut])), *some[cut:3], dict(TABLES[name].gathered(some[max(cut, 3) :]))]
+        for name, some in rows.items()
+    }
+    assert build_tables(parts) == build_tables(rows)
+
+
+def test_a_row_that_two_parts_have_stands_twice() -> None:
+    schema = TABLES["digests"]
+    (row,) = example_rows(1)["digests"]
+    with pytest.raises(TableError, match=r"digests: the row .* stands twice"):
+        schema.build([schema.gathered([row]), schema.gathered([row])])

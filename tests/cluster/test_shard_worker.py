@@ -5,10 +5,11 @@ import pickle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_hosts import TwoWordsError, build_toy, toys
+from toy_hosts import ToyHost, TwoWordsError, build_toy, toys
 
 from cluster.entity import NEVER, Message
 from cluster.inbox import ProtocolViolationError
+from cluster.layout import merged_rows
 from cluster.shard import Shard, ShardReport
 from cluster.shard_worker import (
     ShardWorker,
@@ -19,6 +20,7 @@ from cluster.shard_worker import (
     parsed_report,
     portable,
 )
+from cluster.tables import TABLES
 
 TIMES = st.integers(0, NEVER)
 MESSAGES = st.builds(
@@ -81,3 +83,21 @@ def test_an_error_that_cannot_cross_is_named_in_one_that_can(error: Exception, t
     there = pickle.loads(pickle.dumps(raised(error)))
     assert (type(there), str(there)) == (WorkerFailedError, text)
     assert "in break_down" in there.__notes__[0]
+
+
+class Bookkeeper(ToyHost):
+    """Has rows of a large table beside its log."""
+
+    def collect(self, end_ns: int) -> dict[str, list[dict[str, object]]]:
+        row = {"entity": self.name, "bucket": 0, "start_ns": 0, "records": len(self.log), "digest": "ab"}
+        return {**super().collect(end_ns), "digests": [row]}
+
+
+def test_rows_of_large_tables_come_together_and_make_the_same_table() -> None:
+    specs = [(toy.name, toy.pack()) for toy in toys(3)]
+    worker, shard = ShardWorker(), Shard(lambda spec: Bookkeeper(build_toy(spec).toy), specs)
+    worker.start(lambda spec: Bookkeeper(build_toy(spec).toy), specs)
+    here, there = (merged_rows(one.collect(500)) for one in (shard, worker))
+    assert (len(here["digests"]), len(there["digests"])) == (3, 1)
+    assert TABLES["digests"].build(there["digests"]) == TABLES["digests"].build(here["digests"])
+    assert {**here, "digests": []} == {**there, "digests": []}

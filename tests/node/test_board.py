@@ -11,6 +11,7 @@ from node.generation import Generation
 from node.guest import GuestState
 from node.host_instructions import VMEXIT_BUSY, VMEXIT_INVALID
 from node.rmp import ERROR_PRESENT, ERROR_RMP, ERROR_WRITE
+from node.rmp_entry import decoded
 from psp.system_bus import LARGE_PAGE_BYTES, RmpEntry
 
 SECRET = b"a guest's secret" * 16
@@ -260,9 +261,13 @@ def test_an_access_through_an_empty_key_slot_is_a_fault_and_no_crash():
 @pytest.mark.parametrize("generation", GENERATIONS)
 @pytest.mark.parametrize("touched", [0, MIB])
 def test_a_guest_of_16_gib_costs_little_until_it_is_touched(generation, touched):
-    """Counted: pages of DRAM that hold bytes, and the interpreter's memory."""
+    """Counted: pages of DRAM that hold bytes, and the interpreter's memory.
+
+    A guest like it was there before: lists of pages that all kernels of a size send are kept once. The last entries
+    that a process decoded are nobody's.
+    """
     host = make_host(memory_bytes=64 << 30)
-    start(host, "first", generation, memory_bytes=1 << 30)
+    start(host, "first", generation, memory_bytes=16 << 30)
     run(host)
     gc.collect()
     tracemalloc.start()
@@ -272,6 +277,7 @@ def test_a_guest_of_16_gib_costs_little_until_it_is_touched(generation, touched)
     gpa = place(guest).base_gpa
     for at in range(0, touched, 65536):
         by_guest(host, guest, op.Write(gpa + at, b"\1" * 65536))
+    decoded.cache_clear()
     gc.collect()
     heap = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()

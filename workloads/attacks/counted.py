@@ -1,10 +1,10 @@
-"""The victim of a rollback that is on its guard: a vault that asks a counter outside of its host before each round.
+"""The victim of a rollback: a vault that numbers its rounds, and keeps the last number on its disk.
 
-It tells the number of rounds that it remembers, under a key that it shares with the counter, with a random number of
-the processor's. The counter has seen each number once: a VM that was put back is behind it, ends itself and uses
-nothing of what it remembers. Whoever carries question and answer can hold them back; an old answer names another
-random number.
-A VM that is copied between answer and use would not notice before it asks again.
+It may be on its guard: then it asks a counter outside of its host before each round. It tells the number that comes
+next, under a key that it shares with the counter, with a random number of the processor's. The counter has seen each
+number once: a VM that was put back, or was given an old disk, is behind it, ends itself and uses nothing of what it
+remembers. Whoever carries question and answer can hold them back; an old answer names another random number. A VM that
+is copied between answer and use would not notice before it asks again.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from node.guest_disk import GuestDisk
 from node.operations import Read, ReadRandom, Shutdown, Sleep, Write
 from node.program import Block, Demand, Placement, ProgramSpec, Registers
+from node.swiotlb import BounceFault
 from workloads.attacks.vault import INBOX, OPEN_RIP, OUTBOX, ROUND_RIP, Vault
 from workloads.block_outcome import FAULTED, faulted
 
@@ -24,6 +26,10 @@ ASK_RIP, HEAR_RIP = 0x40_2000, 0x40_3000
 BEHIND = Shutdown(9)
 """The counter is ahead of it, or what came is no answer of the counter's."""
 NOTICED: Mapping[int, str] = {BEHIND.code: "the counter outside does not say that it is the newest"}
+ASKS = "asks"
+"""A parameter: whether it is on its guard."""
+_NUMBER, _FROM_DISK = 12, 13
+"""Pages of its private range that no ``Vault`` uses."""
 _QUESTION = struct.Struct("<QQ")
 """Random number, and rounds."""
 _MAC_BYTES = 32
@@ -59,17 +65,18 @@ class CounterKey:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """R12 counts the rounds that the counter knows of, R11 holds the random number of the last question."""
+    """R12 holds the number of the round that comes, R11 the random number of the last question."""
 
     placement: Placement
+    asks: bool = False
 
     entry = OPEN_RIP
     demands: tuple[Demand, ...] = ()
 
     @classmethod
-    def build(cls, _: ProgramSpec, placement: Placement) -> Counted:
+    def build(cls, spec: ProgramSpec, placement: Placement) -> Counted:
         """The program of a specification."""
-        return cls(placement)
+        return cls(placement, bool(dict(spec.parameters).get(ASKS, 0)))
 
     @property
     def blocks(self) -> Mapping[int, Callable[[Registers], Block]]:
@@ -83,8 +90,17 @@ class Counted:
         return CounterKey(hashlib.sha256(who.encode()).digest())
 
     @property
+    def number(self) -> int:
+        """GPA of the number of its last round, 8 bytes."""
+        return self._vault.private(_NUMBER)
+
+    @property
     def _vault(self) -> Vault:
         return Vault(self.placement)
+
+    @property
+    def _disk(self) -> GuestDisk:
+        return GuestDisk.of(self.placement)
 
     def _open(self, registers: Registers) -> Block:
         ending = yield from self._vault.blocks[OPEN_RIP](registers)
@@ -92,11 +108,20 @@ class Counted:
         return ending
 
     def _ask(self, registers: Registers) -> Block:
-        (number,) = yield (ReadRandom(),)
-        assert isinstance(number, int)
-        registers.r12 += 1
-        registers.r11 = number
-        question = self.key.question(number, registers.r12)
+        try:
+            status = yield from self._disk.read(0, 1, self._vault.private(_FROM_DISK))
+        except BounceFault:
+            return FAULTED
+        (last,) = yield (Read(self._vault.private(_FROM_DISK), 8),)
+        if status or not isinstance(last, bytes):
+            return FAULTED
+        registers.r12 = int.from_bytes(last, "little") + 1
+        if not self.asks:
+            return (yield from self._act(registers))
+        (random,) = yield (ReadRandom(),)
+        assert isinstance(random, int)
+        registers.r11 = random
+        question = self.key.question(random, registers.r12)
         answers = yield (Write(self._vault.shared(OUTBOX), question, private=False),)
         registers.rip = HEAR_RIP
         return FAULTED if faulted(answers) else _WAIT
@@ -106,6 +131,19 @@ class Counted:
         key = self.key
         if said != key.answer(key.question(registers.r11, registers.r12), newest=True):
             return BEHIND
+        return (yield from self._act(registers))
+
+    def _act(self, registers: Registers) -> Block:
+        """One round, under its number."""
+        answers = yield (Write(self.number, registers.r12.to_bytes(8, "little")),)
+        if faulted(answers):
+            return FAULTED
+        try:
+            status = yield from self._disk.write(0, 1, self.number)
+        except BounceFault:
+            return FAULTED
+        if status:
+            return FAULTED
         ending = yield from self._vault.blocks[ROUND_RIP](registers)
         registers.rip = ASK_RIP
         return ending

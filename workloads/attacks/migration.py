@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from node.operations import Answer, HostRead
+from node.operations import Answer, DiskRead, DiskWrite, HostRead, Runs
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand
 from psp.secret_packet import PacketHeader
@@ -124,6 +124,16 @@ def roll_back(_: Target) -> Attack:
     yield LET_IT_RUN
     if stream:
         yield from come_up(session, stream)
+
+
+def roll_back_disk(target: Target) -> Attack:
+    """Row 60: the disk is as it was, and the machine goes on."""
+    yield LET_IT_RUN
+    (old,) = yield (DiskRead(target.victim.vm),)
+    yield LET_IT_RUN
+    yield LET_IT_RUN
+    if isinstance(old, Runs):
+        yield tuple(DiskWrite(target.victim.vm, lba, data) for lba, data in old.runs)
 
 
 def agree() -> _Carried:

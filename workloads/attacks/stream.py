@@ -12,6 +12,7 @@ from node.vm_state import VmState
 from psp.system_bus import PAGE_BYTES
 from workloads.attacks.target import Household
 
+_ANY_DISK_BLOCKS = 1 << 48
 Page = tuple[bytes, bytes]
 """Header and body; a page that lies open has no header."""
 
@@ -25,7 +26,7 @@ def opened(household: Household, stream: bytes) -> VmState:
     """Back from one."""
     sealed = bool(household.gctx or household.handle)
     expected = Expected(
-        household.vm, lambda _gpa, _length: True, 0, by_firmware=sealed,
+        household.vm, lambda _gpa, _length: True, _ANY_DISK_BLOCKS, by_firmware=sealed,
         hidden_registers=not household.registers_in_the_clear, by_agent=bool(household.gctx),
     )  # fmt: skip
     return state_of(msgpack.unpackb(stream, use_list=False), expected)

@@ -1,5 +1,7 @@
 """A counter outside of the host: a victim that was put back ends itself before it uses anything, whoever carries."""
 
+from dataclasses import replace
+
 import pytest
 
 from cluster.laboratory.external_counter import ExternalCounter
@@ -9,13 +11,13 @@ from cluster.oracle.ledger import Ledger
 from cluster.oracle.transcript import Transcript
 from cluster.oracle.verdict import Outcome, judge
 from node.guest import GuestState
-from node.operations import HostRead
+from node.operations import DiskRead, HostRead
 from workloads.attacks import migration
 from workloads.attacks.counted import BEHIND, CounterKey
 from workloads.attacks.target import LET_IT_RUN
 
 KEY = CounterKey(bytes(range(32)))
-COUNTED = Setting(Column.SEV_SNP, "Milan", moves=True, external_counter=True)
+COUNTED = Setting(Column.SEV_SNP, "Milan", moves=True, external_counter=True, victim="counted")
 
 
 def test_the_counter_calls_each_number_the_newest_once():
@@ -93,6 +95,24 @@ def test_one_that_was_put_back_is_behind_though_its_hypervisor_keeps_the_answer_
     assert judge(ledger, transcript).outcome is Outcome.DETECTED
 
 
-def test_without_the_counter_nobody_notices():
-    found = judge(*act_out(Setting(Column.SEV_SNP, "Milan", moves=True), migration.roll_back))
-    assert found.outcome is Outcome.CORRUPTED
+@pytest.mark.parametrize("way", [migration.roll_back, migration.roll_back_disk])
+def test_without_the_counter_nobody_notices(way):
+    assert judge(*act_out(COUNTED, way)).outcome is Outcome.DETECTED
+    found = judge(*act_out(replace(COUNTED, external_counter=False), way))
+    assert found.outcome is Outcome.CORRUPTED, found
+
+
+def test_a_number_is_on_the_disk_before_the_round_is_over_and_goes_with_the_machine():
+    scene = Scene(replace(COUNTED, external_counter=False), Ledger(), Transcript())
+    numbers = []
+
+    def move(target):
+        yield LET_IT_RUN
+        numbers.extend((yield (DiskRead("victim"),)))
+        session = yield from migration.agree()
+        stream = yield from migration.take_out()
+        yield from migration.come_up(session, stream)
+
+    scene.play(move)
+    (there,) = scene.moves.there.board.execute_host((DiskRead("victim"),))
+    assert [int.from_bytes(one.runs[0][1][:8], "little") for one in (*numbers, there)] == [1, 2]

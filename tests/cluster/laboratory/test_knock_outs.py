@@ -75,7 +75,7 @@ CLOSED = {
     "iommu_write_safe": (Setting(Column.SEV_SNP, "Milan", Platform(iommu_write_safe=True)), {"41"}),
     "policy": (
         Setting(Column.SEV_SNP, "Milan", snp_policy=SnpPolicy.RAPL_DIS | SnpPolicy.PAGE_SWAP_DISABLE),
-        {"29b", "32", "58", "60"},  # a guest whose pages nobody swaps does not move
+        {"29b", "32", "58"},  # a guest whose pages nobody swaps does not move
     ),
     "ciphertext_hiding": (Setting(Column.SEV_SNP, "Turin", Platform(max_snp_asid=4)), {"30", "31", "32"}),
 }
@@ -143,7 +143,8 @@ def test_every_flip_is_one() -> None:
 def test_exactly_what_a_fix_closes_is_closed_by_it(name: str) -> None:
     setting, closed = CLOSED[name]
     found, expected = {}, {}
-    for row in [row for row, line in ROWS.items() if line.card is None]:
+    # Of the ways of row 60 the policy closes one: in test_migration_rows.
+    for row in [row for row, line in ROWS.items() if line.card is None and row != "60"]:
         default = DEFAULTS[row, setting.column, setting.product]
         if default not in ("blocked", "detected", "dos"):
             found[row] = {verdict.outcome.value for verdict in verdicts(row, setting)}

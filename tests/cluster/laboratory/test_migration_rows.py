@@ -19,6 +19,7 @@ from node.generation import CAPABILITIES
 from node.guest import GuestState
 from node.operations import HostRead
 from node.platform import Platform, Protection
+from psp.policy import SnpPolicy
 from psp.status import Status
 from workloads.attacks import fake_target, migration
 from workloads.attacks.move_operations import GoOnHere, LayThere, RunThere
@@ -135,6 +136,11 @@ def test_an_older_page_fits_neither_its_own_entry_nor_the_newer_ones():
     scene.play(attack)
     assert statuses == [Status.INVALID_MDATA_ENTRY, Status.BAD_MEASUREMENT, Status.SUCCESS, Status.SUCCESS]
     assert scene.host.guests["victim"].faults == 0
+
+
+def test_a_guest_whose_pages_nobody_may_swap_is_not_rolled_back_by_a_move_but_its_disk_is():
+    setting = Setting(Column.SEV_SNP, "Milan", snp_policy=SnpPolicy.PAGE_SWAP_DISABLE)
+    assert [one.outcome for one in verdicts("60", setting)] == [Outcome.BLOCKED, Outcome.CORRUPTED]
 
 
 def test_what_is_laid_where_no_place_was_kept_is_refused_and_nothing_runs():
