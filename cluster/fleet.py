@@ -25,6 +25,7 @@ from node.counter_random import CounterRandom
 from node.generation import Generation
 from node.guest import GuestSpec
 from node.host import HostSpec
+from node.migration_loads import StreamRates
 from node.record_buffer import NO_LOG, LogWish
 
 BUCKET_NS = 60_000_000_000
@@ -76,9 +77,14 @@ def build_fleet(scenario: Scenario, changes: Changes | None = None, log: LogWish
     costs = {product: changes_for(table, product) for product in {host.product.name for host in hosts}}
     service = scenario.key_service
     keys = None if service is None else (service.laboratory, service.lie)
+    streams = _streams(scenario)
     built = tuple(
         HostOrder(
-            _host_spec(host, scenario, log), costs[host.product.name], tuple(resident[host.name]), firmware, keys
+            _host_spec(host, scenario, log, streams),
+            costs[host.product.name],
+            tuple(resident[host.name]),
+            firmware,
+            keys,
         )
         for host in hosts
     )
@@ -86,6 +92,17 @@ def build_fleet(scenario: Scenario, changes: Changes | None = None, log: LogWish
     for name in sorted(log.entities - set(known)):
         raise ScenarioError(scenario.name, "log", expected_name(name, known), shown(name))
     return Fleet(built, control, wanted)
+
+
+def _streams(scenario: Scenario) -> StreamRates:
+    """How migrations load the hosts that they leave and come to."""
+    moving, costs = scenario.migration, scenario_costs(scenario)
+    packed = costs["migration.compression_bytes_per_s"] * (moving.compression or 0.0)
+    caps = [
+        moving.connections * costs["migration.connection_bytes_per_s"], float(moving.bandwidth or 0),
+        moving.connections * packed,
+    ]  # fmt: skip
+    return StreamRates(float(scenario.fabric.link), min(cap for cap in caps if cap))
 
 
 def _control_plane(scenario: Scenario, arriving: tuple[Order, ...], placement: FirstFit) -> ControlPlane:
@@ -161,8 +178,8 @@ def _enter_plans(scenario: Scenario, control: ControlPlane) -> None:
             control.updates.add(update, host, hosts[host])
 
 
-def _host_spec(host: HostInstance, scenario: Scenario, log: LogWish) -> HostSpec:
+def _host_spec(host: HostInstance, scenario: Scenario, log: LogWish, streams: StreamRates) -> HostSpec:
     return HostSpec(
         host.name, host.product, host.memory_bytes, host.min_sev_asid, scenario.seed, BUCKET_NS, log, host.platform,
-        scenario.attribute_neighbours,
+        scenario.attribute_neighbours, streams,
     )

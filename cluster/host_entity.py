@@ -33,6 +33,7 @@ from node.guest import Guest, GuestSpec, GuestState
 from node.host import Host, HostSpec
 from node.hypervisor import Hypervisor
 from node.hypervisor_port import HypervisorFactory
+from node.migration_loads import StreamRates
 from node.packing import packed
 from node.product import PRODUCTS
 from node.record_buffer import LogWish
@@ -62,7 +63,7 @@ class HostOrder:
         body = (
             (
                 spec.name, spec.product.name, spec.memory_bytes, spec.min_sev_asid, spec.seed, spec.bucket_ns,
-                spec.attributes,
+                spec.attributes, spec.streams,
             ),
             (spec.log.everything, sorted(spec.log.entities)),
             platform_body(spec.platform),
@@ -78,9 +79,12 @@ class HostOrder:
     def parse(cls, data: bytes) -> HostOrder:
         """The order back from msgpack."""
         own, log, platform, costs, guests, firmware, keys, _ = msgpack.unpackb(data, use_list=False)
-        name, product, memory, min_sev, seed, bucket, attributes = own
+        name, product, memory, min_sev, seed, bucket, attributes, streams = own
         wish = LogWish(log[0], frozenset(log[1]))
-        spec = HostSpec(name, PRODUCTS[product], memory, min_sev, seed, bucket, wish, platform_of(platform), attributes)
+        spec = HostSpec(
+            name, PRODUCTS[product], memory, min_sev, seed, bucket, wish, platform_of(platform), attributes,
+            StreamRates(*streams),
+        )  # fmt: skip
         return cls(spec, costs, tuple(guest_of(body) for body in guests), firmware, keys)
 
 

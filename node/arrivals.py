@@ -101,6 +101,9 @@ class Arrivals:
         def ready(shown: object) -> None:
             assert isinstance(shown, bytes)
             self._ready.add(spec.name)
+            if not (spec.generation in SEALED or spec.migration_agent or spec.migration_handler):
+                host.streams.begin(spec.name)
+                host.clock.settle()
             host.tasks.when_due(guest, lambda: told(None, shown))
             if guest.unwanted:
                 self._give_back(guest)
@@ -136,6 +139,7 @@ class Arrivals:
     ) -> None:  # fmt: skip
         """Lay the VM down and read it back; anything wrong with what came is told, and changes nothing."""
         host = self._host
+        host.streams.end(name)
         guest = host.guests[name]
         spec = guest.spec
         by_another = spec.migration_agent or spec.migration_handler
@@ -223,6 +227,7 @@ class Arrivals:
     def _give_back(self, guest: Guest) -> None:
         host, name = self._host, guest.spec.name
         self._ready.discard(name)
+        host.streams.end(name)
         if self._whole.pop(name, None) is not None:
             host.board.leave(name, 0)  # It was entered, and its save area is in use till then.
         host.tasks.stop_copying(name)

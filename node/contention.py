@@ -39,6 +39,8 @@ from node.neighbour_ledger import NeighbourLedger, Owner, Sharer
 NEVER_NS = (1 << 63) - 1
 _NO_CAP = float("inf")
 _DONE_NS = 0.5
+_ENDLESS_NS = 1e17
+"""Three years: what takes longer is without end."""
 _CLOSE = 1e-7
 _NARROW = 1e-12
 _MOST_STEPS = 200
@@ -398,11 +400,11 @@ class Contention:
                 break
 
     def next_completion_ns(self) -> int:
-        """When the first phase ends if nothing changes, ``NEVER_NS`` if none runs."""
+        """When the first phase ends if nothing changes, ``NEVER_NS`` if none runs but without end."""
         if not self._phases:
             return NEVER_NS
         first = min([(alike.ends[0][0] - alike.retired) / alike.rate for alike in self._loads.values()])
-        return self._now_ns + max(1, -int(-first // 1))
+        return self._now_ns + max(1, -int(-first // 1)) if first < _ENDLESS_NS else NEVER_NS
 
     def completed(self) -> list[int]:
         """The slots of the phases that are done at the present time, in ascending order; they stay until stopped."""

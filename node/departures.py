@@ -21,6 +21,7 @@ from node.host_events import HostEvent
 from node.hypervisor_port import LaunchRefused
 from node.migration_refusal import REFUSALS, MigrationRefusal
 from node.page_swaps import with_metadata
+from node.sealed_transfer import SEALED
 from node.vcpu import VcpuState
 from node.vcpu_throttle import Throttle, slow_down
 from node.vm_state import VmState
@@ -82,6 +83,9 @@ class Departures:
         assert guest is not None
         host.contention.advance(host.now_ns)
         host.arrivals.settled_elsewhere(name)
+        if not (guest.spec.generation in SEALED or guest.spec.migration_agent or guest.spec.migration_handler):
+            host.streams.begin(name)
+            host.clock.settle()
         departure = _Departure(guest, DirtyRates(guest, host.contention, host.now_ns), restate)
         self._under_way[name] = departure
         guest.dirty_log = DirtyLog()
@@ -208,6 +212,7 @@ class Departures:
             return
         guest = departure.guest
         guest.dirty_log = guest.changed = departure.let_go = None
+        self._host.streams.end(name)
         self._host.tasks.stop_copying(name)
         if departure.asked and guest.state not in GONE:
             self._host.tasks.run(self._host.hypervisor.ask_devices(name, False), guest, lambda _: None)
@@ -247,6 +252,7 @@ class Departures:
         departure = self._under_way.pop(name, None)
         if departure is not None:
             departure.guest.dirty_log = departure.guest.changed = departure.let_go = None
+            self._host.streams.end(name)
             self._host.tasks.stop_copying(name)
 
     def hand_on(self, name: str) -> None:
@@ -272,6 +278,7 @@ class Departures:
         """The VM runs elsewhere: give everything it had here back."""
         self.hand_on(name)
         guest = self._under_way.pop(name).guest
+        self._host.streams.end(name)
         self._host.tasks.run(self._host.hypervisor.depart(name), guest, lambda _: None)
         self._host.clock.settle()
 

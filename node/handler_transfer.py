@@ -72,6 +72,9 @@ def handler_greets(self: Hypervisor, vm: str, record: LaunchedVm) -> ReceiveTask
 
 def meet_target(self: Hypervisor, record: LaunchedVm, vm: str, peer: bytes) -> ReceiveTask:
     """Source: have the handler believe the target's; its own greeting. Raises LaunchRefused; the guest is as before."""
+    book = record.vmpls
+    if book is None or any((vcpu, GUEST_VMPL) not in book.areas for vcpu in range(len(record.save_areas))):
+        raise LaunchRefused(MigrationRefusal.VCPU_IN_RESET)
     try:
         hello = yield from handler_greets(self, vm, record)
         yield from _order(self, vm, record, "meet", record.gctx, peer, True)

@@ -41,6 +41,7 @@ from node.hypervisor_port import Answers, Batch, Entered, HypervisorFactory, Hyp
 from node.hypervisor_tasks import HypervisorTasks
 from node.launch_promise import least_launch_ns
 from node.mechanism import Mechanism
+from node.migration_loads import NO_STREAMS, MigrationLoads, StreamRates
 from node.neighbour_ledger import NeighbourLedger
 from node.platform import AS_USUAL, Platform
 from node.port_window import PortWindow
@@ -80,6 +81,8 @@ class HostSpec:
     platform: Platform = AS_USUAL
     attributes: bool = False
     """Whether it keeps books of who costs whom."""
+    streams: StreamRates = NO_STREAMS
+    """Of migrations."""
 
 
 class Host:
@@ -141,6 +144,7 @@ class Host:
         self.board.put_out = self._of_a_vcpu(store_and_stay_out)
         self.board.entered = self._of_a_vcpu(take_registers)
         self.board.devices_told = self._devices_told
+        self.streams = MigrationLoads(self.vcpus.cores, spec.streams, costs)
         self.departures = Departures(self)
         self.arrivals = Arrivals(self)
         self.network = HostNetwork(self, costs)

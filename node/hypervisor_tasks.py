@@ -166,7 +166,7 @@ class HypervisorTasks:
                 one.refused(refusal)
                 self._next(one.guest)
                 return
-            phase = "" if one.guest is None else one.guest.state.value
+            phase = "" if one.guest is None or self.ledger is None else one.guest.state.value
             end_ns = self.served(batch, now_ns + round(one.price(batch)), one.guest, phase)
             if end_ns > now_ns:
                 break

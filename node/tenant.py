@@ -129,13 +129,19 @@ class Tenant:
         self._batches: list[tuple[GuestOperation, ...] | None] = [None] * count
         """What each vCPU's block asked for last; None where the kernel has taken the block over."""
         self._kernels: list[GuestKernel | KernelAboveSvsm | None] = [None] * count
+        self._awaited: set[int] = set()
+        """vCPUs whose programs are made when they run their next block."""
+        facts = _facts_of(spec, factory)
+        self._is_known = facts is not None
         for thread in range(count):
             self.rebuild(thread)
-        boot = self.programs[0]
-        assert boot is not None
-        self.entry = boot.entry
-        self.demands = tuple(program.demands for program in self.programs if program is not None)
-        """Of vCPUs: an SVSM has no phases."""
+        if facts is None:
+            boot = self.programs[0]
+            assert boot is not None
+            facts = boot.entry, tuple(program.demands for program in self.programs if program is not None)
+            _note_facts(spec, factory, facts)
+        self.entry, self.demands = facts
+        """Demands are those of vCPUs: an SVSM has no phases."""
 
     def begin(self, vcpu: int, registers: Registers) -> Outcome:
         """Start the block at RIP. Raises NoBlock."""
@@ -178,6 +184,7 @@ class Tenant:
         """Throw away every object of a vCPU's program."""
         self.programs[vcpu] = self.running[vcpu] = self._kernels[vcpu] = self._batches[vcpu] = None
         self.blocks[vcpu] = {}
+        self._awaited.discard(vcpu)
 
     def rebuild(self, vcpu: int) -> None:
         """Make a vCPU's program anew from its specification."""
@@ -185,16 +192,22 @@ class Tenant:
         if self.blocks[vcpu] or vcpu >= len(self._spec.reset_rips):
             return  # It was made from that and cannot have changed: programs keep nothing.
         if self.programs[vcpu] is None:
-            spec = self._spec
-            bounces = CAPABILITIES[spec.generation].key_per_vm
-            messages = self._messages(vcpu)
-            placement = spec.memory.placement(
-                spec.name, vcpu, spec.seed, bounces=bounces, messages=messages, devices=spec.devices,
-                trusts_devices=CAPABILITIES[spec.generation].trusted_devices, devices_move=spec.devices_move,
-            )  # fmt: skip
-            if spec.kernel.encrypts_disk:
-                placement = replace(placement, disk_key=disk_key(spec.name, spec.seed))
-            self.programs[vcpu] = self._factory(spec.program, placement)
+            if self._is_known:
+                self._awaited.add(vcpu)
+            else:
+                self._build(vcpu)
+
+    def _build(self, vcpu: int) -> None:
+        spec = self._spec
+        bounces = CAPABILITIES[spec.generation].key_per_vm
+        messages = self._messages(vcpu)
+        placement = spec.memory.placement(
+            spec.name, vcpu, spec.seed, bounces=bounces, messages=messages, devices=spec.devices,
+            trusts_devices=CAPABILITIES[spec.generation].trusted_devices, devices_move=spec.devices_move,
+        )  # fmt: skip
+        if spec.kernel.encrypts_disk:
+            placement = replace(placement, disk_key=disk_key(spec.name, spec.seed))
+        self.programs[vcpu] = self._factory(spec.program, placement)
 
     def _messages(self, vcpu: int) -> MessagePlace | None:
         spec, svsm = self._spec, self._spec.svsm
@@ -221,6 +234,9 @@ class Tenant:
             svsm = Svsm(spec.svsm, spec.memory, below, spec.name, spec.seed, SERVICES, self._svsm_skips)
             self.blocks[vcpu] = svsm.blocks
             return self.blocks[vcpu]
+        if vcpu in self._awaited:
+            self._awaited.discard(vcpu)
+            self._build(vcpu)
         program = self.programs[vcpu]
         if program is None:
             return {}
@@ -242,6 +258,40 @@ class Tenant:
 
     def close(self) -> None:
         """Nothing of it is anywhere else."""
+
+
+_Facts = tuple[int, tuple[tuple[Demand, ...], ...]]
+"""Where the boot processor leaves its start-up code, and each vCPU's demands."""
+_MOST_KNOWN = 1 << 14
+_known: dict[tuple[object, ...], tuple[tuple[object, ...], _Facts]] = {}
+"""Of programs that were built before; with the objects whose identities are in the key, lest others get them.
+
+A VM that comes to another host often goes on in the middle of a phase, and leaves before that ends: its programs are
+made when they run a block.
+"""
+
+
+def _key(spec: TenantSpec, factory: ProgramFactory) -> tuple[object, ...] | None:
+    """All that a VM's programs are made of where it has nothing but memory; None for others."""
+    if spec.svsm is not None or spec.devices or CAPABILITIES[spec.generation].rmp:
+        return None
+    if spec.kernel is not CAREFUL and spec.kernel != CAREFUL:
+        return None
+    whole = id(factory), id(spec.program), id(spec.memory)
+    return (*whole, spec.name, spec.seed, spec.generation, len(spec.reset_rips), spec.devices_move)
+
+
+def _facts_of(spec: TenantSpec, factory: ProgramFactory) -> _Facts | None:
+    found = _known.get(_key(spec, factory) or ())
+    return None if found is None else found[1]
+
+
+def _note_facts(spec: TenantSpec, factory: ProgramFactory, facts: _Facts) -> None:
+    key = _key(spec, factory)
+    if key is not None:
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[key] = (factory, spec.program, spec.memory), facts
 
 
 def local_tenants(

@@ -20,6 +20,7 @@ from node.dimm_cells import MachineCheck
 from node.frame_allocator import joined
 from node.generation import Generation
 from node.guest_backing import Backing, backing_of
+from node.kept_ranges import Touch
 from node.nested_table_pages import layout_of
 from node.platform import HostMode
 from node.rmp_faults import RmpFault
@@ -37,7 +38,7 @@ class _NowError(Exception):
 
 
 class _Unlaid:
-    __slots__ = ("areas", "contents", "done", "kept", "maps", "ram", "settled")
+    __slots__ = ("areas", "contents", "done", "kept", "maps", "ram", "settled", "touched")
 
     def __init__(self) -> None:
         self.done: list[op.HypervisorOperation] = []
@@ -52,6 +53,8 @@ class _Unlaid:
         self.areas: dict[int, int] = {}
         """Save areas of the control blocks that were written."""
         self.settled = False
+        self.touched: Touch | None = None
+        """Who is told of an access to what is kept."""
 
     def backing(self, node_bytes: int) -> Backing:
         """As its nested table's."""
@@ -127,8 +130,7 @@ class UnlaidVms:
             return False
         board = self._board
         running = board.running
-        for spa in one.kept:
-            board.dram.let_go(spa)
+        self._let_go(one)
         seats = [
             (vcpu, area, running.thread_of((vm, vcpu)), running.is_scheduled((vm, vcpu)))
             for vcpu, area in one.areas.items()
@@ -196,11 +198,19 @@ class UnlaidVms:
     def _keep(self, vm: str, one: _Unlaid, spa: int, length: int) -> None:
         """Leave such a range to a VM until somebody looks."""
         self._expect_free(spa, length)
+        touched = one.touched
+        if touched is None:
+            touched = one.touched = lambda _spa, _length: self._touched(vm, one)
         try:
-            self._board.dram.keep(spa, length, lambda _spa, _length: self._touched(vm, one))
+            self._board.dram.keep(spa, length, touched)
         except ValueError:
             raise _NowError from None
         one.kept[spa] = spa + length
+
+    def _let_go(self, one: _Unlaid) -> None:
+        one.touched = None
+        for spa in one.kept:
+            self._board.dram.let_go(spa)
 
     def _touched(self, vm: str, one: _Unlaid) -> None:
         if self.vms.get(vm) is one:
@@ -292,10 +302,13 @@ class UnlaidVms:
     def _vmcb_clear(self, vm: str, one: _Unlaid, clear: op.VmcbClear) -> op.Answer:
         if clear.vm != vm or one.contents:
             raise _NowError
-        for spa in one.kept:
-            self._board.dram.let_go(spa)
+        board = self._board
+        self._let_go(one)
         del self.vms[vm]
-        return self._board.carry_out((clear,))[0]
+        # Whatever else the board has by a VM's name, it has since somebody looked.
+        board.traced.discard(vm)
+        board.running.forget(vm)
+        return None
 
     @staticmethod
     def _outside(one: _Unlaid, spa: int, end: int) -> list[tuple[int, int]]:

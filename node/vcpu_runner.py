@@ -319,8 +319,7 @@ class VcpuRunner:
         spent = guest.operation_cost.price(batch, self._contention.latency_ns, lost_ns, guest.row_ns)
         if len(batch) != 1 or type(batch[0]) not in _OF_MEMORY:
             spent += self.disk.wait(self._clock.now_ns, batch, lost_ns, guest.spec.name)
-        if not spent:
-            spent = vcpu.patience_ns(self._clock.now_ns)
+        spent = spent or vcpu.patience_ns(self._clock.now_ns)
         if not own:
             charge_svsm(guest, spent)
         vcpu.elapsed_ns += spent

@@ -27,6 +27,7 @@ NO_COSTS = {
     "cluster/ladder.py LEAST_SHARE": "what is too little to be shown",
     "cluster/laboratory/scene.py _PATIENCE_NS": "when to give up",
     "cluster/ray_start.py _TURN_MS": "how often somebody who waits comes back to Python",
+    "node/contention.py _ENDLESS_NS": "what counts as without end",
     "cluster/steady_host.py _LOOK_NS": "how long a steady state is looked at",
     "cluster/validation/memory_cases.py _CROSSING_CYCLES": "the setup of a published case",
     "cluster/validation/memory_cases.py _HUGE_64_NS": "the setup of a published case",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster import Scenario, run
+from cluster.bench.faults import small_firmware
 from cluster.bundled_scenarios import bundled_text
 
 AT = {
@@ -16,15 +18,16 @@ AT = {
 }  # fmt: skip
 
 
-def miniature() -> Scenario:
+def miniature(folder: Path) -> Scenario:
     """Its hosts, machines and moves, smaller and sooner."""
     body: dict[str, Any] = tomllib.loads(bundled_text("agent-migration"))
     body["duration"] = "3300 ms"
     body["costs"] = {
         "psp.tio_exchange_ns": 1_000_000, "psp.send_update_ns_per_kib": 500, "psp.receive_update_ns_per_kib": 500,
     }  # fmt: skip
+    firmware = str(small_firmware(folder))
     for vm in body["vms"]:
-        vm |= {"memory": "64 MiB"}
+        vm.update({"memory": "64 MiB"} | ({} if vm.get("svsm") else {"firmware": firmware}))
         vm["parameters"] = {"records": 40} if vm["workload"] == "key-value-store" else {"pause_ms": 300}
     for move in body["migrations"]:
         move["at"] = AT[move["vm"]]
@@ -32,11 +35,12 @@ def miniature() -> Scenario:
 
 
 @pytest.mark.ray
-def test_agents_move_machines_in_every_layout_alike() -> None:
-    inline = run(miniature(), layout="inline")
+def test_agents_move_machines_in_every_layout_alike(tmp_path: Path) -> None:
+    scenario = miniature(tmp_path)
+    inline = run(scenario, layout="inline")
     moves = {row["vm"]: row for row in inline.migrations.to_pylist()}
     assert {vm: row["outcome"] for vm, row in moves.items()} == dict.fromkeys(AT, "completed") | {"kept": "refused"}
     assert (moves["disk-1"]["devices"], moves["disk-2"]["devices"]) == ("trusted", "bounce buffers")
     assert moves["live"]["downtime_ns"] < moves["store-1"]["downtime_ns"] / 2
     for layout in ("packed", "host", "isolated"):
-        assert run(miniature(), layout=layout).digest == inline.digest, layout
+        assert run(scenario, layout=layout).digest == inline.digest, layout

@@ -306,7 +306,9 @@ def ray_node(folder: Path, arguments: list[str], more: dict[str, str], prefix: t
     mark = f"sf-test-{os.getpid()}-{len(arguments)}"
     files = [f"--temp-dir=/tmp/{mark}"] if "--head" in arguments else []
     ray = [*prefix, sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus=1", *files]
-    environment = {**os.environ, **more, "RAY_USAGE_STATS_ENABLED": "0", "SEVFLEET_TEST_NODE": mark}
+    # A head of a user who has a token somewhere would ask for it.
+    usual = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = {**os.environ, **usual, **more, "SEVFLEET_TEST_NODE": mark}
     done = subprocess.run(
         [*ray, "--object-store-memory=100000000", *arguments], env=environment, cwd=folder, capture_output=True,
         text=True, check=False,

@@ -1,14 +1,18 @@
 """A guest's own handler moves it, in its SVSM at VMPL0: hypervisors carry ciphertext, and it is nowhere twice."""
 
 import dataclasses
+import hashlib
 
 import msgpack
 import pytest
+from svsm_guests import PAGES, Talker
 from test_agent_transfer import certified, changed, validated
 from test_departures_and_arrivals import leftovers, until
 from test_departures_and_arrivals import stopped as stands_still
 from test_sealed_transfer import certificates, kept, laid, opened, sealed
-from toy_guests import COSTS, IMAGE, RECORD, SECOND, guest_spec, ledger, look, make_host, run
+from test_svsm_vtpm import vtpm
+from test_tpm import DIGEST, STARTUP, extend, read
+from toy_guests import COSTS, IMAGE, RECORD, SECOND, guest_spec, ledger, look, make_host, run, script
 
 from node import handler_transfer
 from node import operations as op
@@ -20,6 +24,7 @@ from node.host import Host, HostSpec
 from node.hypervisor_port import LaunchRefused
 from node.hypervisor_server import HypervisorServer
 from node.migration_refusal import MigrationRefusal
+from node.operations import Shutdown, Sleep
 from node.packing import packed
 from node.product import PRODUCTS
 from node.remote_hypervisor import RemoteHypervisor
@@ -57,7 +62,7 @@ def stopped(source, name):
 
 def agree(source, target):
     assert not isinstance(source.departures.begin("vm", lambda _: None), MigrationRefusal)
-    wrong, hello = sealed(source, "vm", certified(target, certificates(target, SPEC)))
+    wrong, hello = sealed(source, "vm", certified(target, certificates(target, source.guests["vm"].spec)))
     assert wrong is None
     assert opened(target, "vm", certified(source, hello)) is None
 
@@ -152,6 +157,46 @@ def look_at_svsm(host, gpa):
     vmcb = dataclasses.replace(host.board.vmcb("vm", 0), save_area_spa=area, vmpl=0)
     (data,) = host.board.execute_guest(vmcb, (op.Read(gpa, PAGE_BYTES),))
     return data
+
+
+EXTENDS = 8
+
+
+def measures(placement, registers):
+    """Call the SVSM block by block: begin, extend a PCR again and again, read it and keep it."""
+    if placement.vcpu:
+        return Sleep(10**18)
+    done = registers.rbx
+    command = STARTUP if not done else extend(4, (0xB, DIGEST)) if done <= EXTENDS else read(0xB, 1 << 4)
+    result, response = yield from vtpm(Talker(registers, placement), command)
+    if result:
+        return Shutdown(9)
+    registers.rbx += 1
+    if done > EXTENDS:
+        yield (op.Write(PAGES[1], response[-32:]),)
+        return Sleep(10**18)
+    return Sleep(1_000_000)
+
+
+def test_what_a_guest_measured_before_it_moved_is_in_its_vtpm_after():
+    programs = {"measures": script(measures)}
+    here, there = (make_host(programs, name=name, costs=QUICK) for name in ("here", "there"))
+    program = dataclasses.replace(SPEC.program, name="measures")
+    spec = dataclasses.replace(SPEC, program=program)
+    here.launch(spec, lambda _: None, running=True)
+    guest = here.guests["vm"]
+    until(lambda: guest.vcpus[0].thread == 0 and guest.vcpus[0].registers.rbx == EXTENDS // 2, here)
+    agree(here, there)
+    assert guest.vcpus[0].registers.rbx < EXTENDS
+    what = stands_still(here, "vm")
+    assert laid(there, "vm", what) is None
+    there.arrivals.start("vm")
+    here.departures.finish("vm")
+    run(there, there.now_ns + SECOND)
+    expected = bytes(32)
+    for _ in range(EXTENDS):
+        expected = hashlib.sha256(expected + DIGEST).digest()
+    assert look(there, there.guests["vm"], PAGES[1], 32) == expected
 
 
 @pytest.mark.parametrize("was_stopped", [False, True])
@@ -279,6 +324,18 @@ def test_a_handler_gives_nothing_to_a_peer_that_is_not_its_own_image_or_has_no_r
     for peer in (b"", hello, mine.pack(), dataclasses.replace(genuine, certificates=()).pack(), whole):
         assert sealed(here, "vm", peer) == (MigrationRefusal.HANDLER_REFUSES, b"")
     assert guest.state is GuestState.RUNNING
+
+
+def test_a_guest_with_a_vcpu_that_nobody_has_started_is_refused_before_it_is_touched():
+    here, there = host("here"), host("there")
+    guest = started(here)
+    run(here, 1_000_000)
+    assert not isinstance(here.departures.begin("vm", lambda _: None), MigrationRefusal)
+    shown = certified(there, certificates(there, SPEC))
+    assert sealed(here, "vm", shown) == (MigrationRefusal.VCPU_IN_RESET, b"")
+    here.departures.cancel("vm")
+    run(here)
+    assert [one.registers.r13 for one in guest.vcpus] == [UNITS, UNITS]
 
 
 def test_an_image_becomes_no_guest_but_the_one_whose_report_it_was_shown(on_its_way):

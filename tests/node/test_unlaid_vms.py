@@ -27,13 +27,16 @@ def works(placement, registers):
     return Compute(0, 10**12)
 
 
+WORKS = script(works)
+
+
 def until(condition, host):
     while not condition():
         host.clock.env.step()
 
 
 def host(*, eager=False, **kwargs):
-    made = make_host({"works": script(works)}, **kwargs)
+    made = make_host({"works": WORKS}, **kwargs)
     if eager:
         made.board.unlaid.expect = lambda _: None
     return made
@@ -143,15 +146,19 @@ def test_every_way_to_look_has_it_laid_down_first(what):
     assert on_board(here) == on_board(expected)
 
 
-def test_a_block_that_it_runs_finds_its_memory():
+def test_a_block_that_it_runs_finds_its_program_and_memory():
     here, _ = moved()
     guest = here.guests["vm"]
     vcpu = guest.vcpus[0]
+    assert guest.software.programs[0] is None
     here.vcpus.halt(vcpu, vcpu.state)
     vcpu.registers.r15 = 0
     here.vcpus.start(vcpu)
     run(here, here.now_ns + SECOND)
     assert not here.board.unlaid.vms
+    program = guest.software.programs[0]
+    assert program is not None
+    assert (program.entry, (program.demands,)) == (guest.software.entry, guest.software.demands)
     assert guest.faults == 0
     assert vcpu.registers.r13 == 2
     first = guest.spec.memory.placement("vm", 0, 0).base_gpa
