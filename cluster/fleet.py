@@ -80,9 +80,12 @@ def build_fleet(scenario: Scenario, changes: Changes | None = None, log: LogWish
     streams = _streams(scenario)
     built = tuple(
         HostOrder(
-            _host_spec(host, scenario, log, streams), costs[host.product.name], tuple(resident[host.name]), firmware,
+            _host_spec(host, scenario, log, streams),
+            costs[host.product.name],
+            tuple(resident[host.name]),
+            firmware,
             keys,
-        )  # fmt: skip
+        )
         for host in hosts
     )
     known = [*(host.name for host in hosts), *wanted]
