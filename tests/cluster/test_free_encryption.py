@@ -16,10 +16,9 @@ from cluster.bundled_scenarios import load_scenario
 from cluster.scenario import Scenario
 from node.cost_table import load_cost_table
 from node.free_costs import without_encryption
-from node.generation import Generation
 
 FREE = dict(without_encryption(load_cost_table()))
-PROTECTED = [one.name for one in Generation if one is not Generation.PLAIN]
+WITHOUT_DEVICES = ["SME", "SEV", "SEV_ES", "SEV_SNP"]
 NOT_TIME = {
     "generation", "asid", "launch_tcb", "launch_digest", "faults", "bytes_read", "bytes_written", "bytes_bounced",
     "copies",
@@ -49,7 +48,7 @@ def bundled(name: str, duration: str) -> dict[str, Any]:
 
 
 SCENARIOS = {
-    "every workload": (FLEET, PROTECTED),
+    "every workload": (FLEET, WITHOUT_DEVICES),
     "big guests": (bundled("big-guests", "5 s"), ["SEV_SNP"]),
     "trusted devices": (bundled("trusted-devices", "2 s"), ["SEV_SNP", "SEV_TIO"]),
 }
