@@ -357,7 +357,7 @@ class Contention:
             else:
                 capped_to = -1.0
                 gap, slope = self._set_rates(u)
-            if found:
+            if found or not gap:  # Without a gap there is no step.
                 break
         self.utilisation = u
 

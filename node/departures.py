@@ -28,6 +28,7 @@ from node.vm_state import VmState
 from node.vmsa import SevFeature
 from node.zero_pages import held_and_zero_bytes
 from psp.commands import LegacyCommand, SnpCommand
+from tio.device_identity import CardKind
 
 if TYPE_CHECKING:
     from node.host import Host
@@ -196,6 +197,7 @@ class Departures:
                 return  # It was called off meanwhile and goes on.
             assert isinstance(state, VmState)
             assert guest.dirty_log is not None
+            self._host.network.settle(guest)
             departure.chain = self._host.log.leave(name, self._host.now_ns)
             written = guest.dirty_log.written_since(since_ns)
             done(Stopped(state, GuestBooks.of(guest, departure.chain), written, parked_ns))
@@ -271,6 +273,7 @@ class Departures:
         guest.vcpus, guest.phase_costs, guest.lost_ns, guest.row_ns = [], {}, {}, {}
         del guest.software
         host.interrupts.release_all(name)
+        host.network.unplug(guest)
         host.log.chain(host.spec.name).record_octets(host.now_ns, HostEvent.DEPARTED, name.encode())
         host.board.residents.leave(name)
 
@@ -320,7 +323,7 @@ class Departures:
                 return MigrationRefusal.SECURE_TSC
         elif guest.spec.generation in REFUSALS and not guest.spec.migration_handler:
             return REFUSALS[guest.spec.generation]
-        if guest.spec.network:
+        if guest.spec.network and CardKind.NIC not in guest.spec.devices:
             return MigrationRefusal.NETWORK_CARD
         if guest.spec.name in self._under_way:
             return MigrationRefusal.UNDER_WAY

@@ -6,12 +6,14 @@ host it leaves, because the next one may have other cores.
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from typing import Any, NamedTuple, TypeVar
 
 from node.disk_books import DiskBooks
 from node.event_log import ChainEnd
 from node.guest import Guest
 from node.mechanism import MECHANISMS, Mechanism
+from node.network_books import NetworkBooks
 from node.svsm_use import SvsmUse
 from node.vcpu import Vcpu
 
@@ -45,6 +47,8 @@ class GuestBooks(NamedTuple):
     """Where its digest chain stands: bucket, records, value."""
     svsm: tuple[int, ...] = ()
     """Calls and time of its SVSM, if it has one."""
+    network: tuple[int, ...] = ()
+    """What went through its network card, if it has one."""
 
     @classmethod
     def of(cls, guest: Guest, chain: ChainEnd) -> GuestBooks:
@@ -59,6 +63,7 @@ class GuestBooks(NamedTuple):
             [retired(vcpu) for vcpu in guest.vcpus],
             [_by_number(vcpu.phases) for vcpu in guest.vcpus],
             chain, () if guest.svsm is None else (guest.svsm.calls, guest.svsm.time_ns),
+            () if guest.network is None else astuple(guest.network),
         )  # fmt: skip
 
     def body(self) -> tuple[object, ...]:
@@ -76,11 +81,13 @@ class GuestBooks(NamedTuple):
             guest.ordered_ns, guest.running_ns, guest.launch_digest, psp_wait_ns, psp_service_ns,
             guest.operation_ns, guest.operations, guest.faults, guest.bytes_read, guest.bytes_written,
             guest.bytes_bounced, guest.copies, disk, lost_ns, row_ns, elapsed_ns, instructions, phases, _, svsm,
+            network,
         ) = self  # fmt: skip
         # Its new host's security processor has worked for it already.
         guest.psp_wait_ns += psp_wait_ns
         guest.psp_service_ns += psp_service_ns
         guest.svsm = SvsmUse(*svsm) if svsm else None
+        guest.network = NetworkBooks(*network) if network else None
         guest.disk = DiskBooks(*disk) if disk else None  # type: ignore[arg-type]  # as they were packed
         guest.lost_ns = dict.fromkeys(MECHANISMS, 0.0) | lost_ns
         guest.row_ns = dict(row_ns)

@@ -40,6 +40,8 @@ class HostNetwork:
         self._cards: dict[bytes, tuple[Guest, int]] = {}
         self._wired: dict[str, NicDevice] = {}
         """Cards in slots that VMs have in the place of emulated ones, by VM."""
+        self._counted: dict[str, tuple[int, int]] = {}
+        """What cards had counted when it was last brought into the books."""
         self._guests: dict[str, Guest] = {}
         self._free_ns: dict[bytes, int] = {}
         """When each card's last frames have left it."""
@@ -60,6 +62,7 @@ class HostNetwork:
             if name not in self._wired:
                 self._host.board.plug_nic(name, vcpu, mac)
             self._cards[mac] = guest, vcpu
+        self._counted[name] = self._counts(name) or (0, 0)
 
     def wire(self, guest: Guest, requester: int) -> None:
         """A VM has a card in a slot, which is to have its first vCPU's address and to be on this network."""
@@ -85,11 +88,20 @@ class HostNetwork:
 
     def settle(self, guest: Guest) -> None:
         """Bring what the cards counted themselves into the books."""
-        wired, emulated = self._wired.get(guest.spec.name), self._host.board.nics.get(guest.spec.name, {})
+        counted = self._counts(guest.spec.name)
+        if guest.network is not None and counted is not None:
+            before = self._counted.get(guest.spec.name, (0, 0))
+            guest.network.malformed += counted[0] - before[0]
+            guest.network.errors += counted[1] - before[1]
+            self._counted[guest.spec.name] = counted
+
+    def _counts(self, name: str) -> tuple[int, int] | None:
+        """Bad frames and errors that a VM's cards have counted, whoever had them before; None where it has none."""
+        wired, emulated = self._wired.get(name), self._host.board.nics.get(name, {})
         cards = list(emulated.values()) if wired is None else [wired.nic]
-        if guest.network is not None and cards:
-            guest.network.malformed = sum([card.counts.bad_frames for card in cards])
-            guest.network.errors = sum([card.counts.errors for card in cards])
+        if not cards:
+            return None
+        return sum([card.counts.bad_frames for card in cards]), sum([card.counts.errors for card in cards])
 
     def flush(self) -> None:
         """Take what cards have sent, and see each frame on its way."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Generator, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgpack
@@ -101,7 +101,7 @@ _Steps = Generator[tuple[op.GuestOperation, ...] | Carry, object, None]
 class Kept:
     """What a handler's page holds."""
 
-    private: bytes = b""
+    private: bytes = field(default=b"", repr=False)
     peer: bytes = b""
     is_source: bool = False
     handed_over: bool = False
@@ -120,11 +120,11 @@ class Kept:
 class MigrationHandler:
     """One handler. ``roots`` are the roots of chips that it trusts; ``now`` is when it looks at certificates, seconds.
 
-    ``resumes_on_word``: a guest that was handed over goes on at its source when its
-    hypervisor says that it is to. Firmware keeps no two apart here, as it does with agents: the context that is
-    exported to be absorbed runs on (IMI_EN), so that a move that fails loses nothing. A hypervisor that lies has two
-    of the guest then. Without, none ever goes on there again, and a target that crashes takes the guest with it. What
-    AMD means to happen is not published.
+    ``resumes_on_word``: a guest that was handed over goes on at its source when its hypervisor says that it is to.
+    Firmware does not keep two apart here, as it does with agents: the context that is exported to be absorbed runs on
+    (IMI_EN), so that a move that fails loses nothing. A hypervisor that lies has two of the guest then. Without, none
+    ever goes on there again, and a target that crashes takes the guest with it. What AMD means to happen is not
+    published.
     """
 
     roots: Mapping[str, frozenset[str]]
@@ -237,12 +237,10 @@ class MigrationHandler:
         try:
             opened = channel.decrypt(_nonce(len(sealed)), identity, b"identity")
             pages = [_opened(channel, _AREA if at < areas else _PAGE, at, one) for at, one in enumerate(sealed)]
-        except (InvalidTag, ValueError, TypeError, struct.error):
+        except (InvalidTag, ValueError, TypeError, AttributeError, OverflowError, struct.error):
             raise AgentRefusal("what came is not all that the peer sealed, in its order") from None
-        exported, ranges, places, count = msgpack.unpackb(opened, use_list=False)
+        exported, ranges, places = _identity(opened, areas, len(pages) - areas)
         _agree(ranges, pieces)
-        if (len(places), count) != (areas, len(pages) - areas):
-            raise AgentRefusal("the peer has sealed something else")
         yield from self._absorb(exported, _parsed(kept.report))
         for gpa, length, large in pieces:
             answer = yield (op.PValidate(gpa, length, bool(large)),)
@@ -254,7 +252,7 @@ class MigrationHandler:
         shown = [one for one in pieces if not SVSM.gpa <= one[0] < own_end]
         yield from _must([grant(gpa, length, bool(large)) for gpa, length, large in shown])
         # What the guest lent to its SVSM, or made a save area of, it has no rights to.
-        lent = [*places, *_deposited(dict(pages[areas:])[POOL_GPA])]
+        lent = [*places, *_deposited(dict(pages[areas:]).get(POOL_GPA, bytes(PAGE_BYTES)))]
         yield from _must([grant(gpa, PAGE_BYTES, rights=0) for gpa in lent if not SVSM.gpa <= gpa < own_end])
         yield from _must([_as_save_area(area) for area in places])
         yield EnterLoop()
@@ -361,6 +359,20 @@ def _are_ranges(found: tuple[object, ...], width: int) -> bool:
         isinstance(one, tuple) and len(one) == width and all(type(value) in (int, bool) and value >= 0 for value in one)
         for one in found
     )
+
+
+def _identity(opened: bytes, areas: int, pages: int) -> tuple[bytes, tuple[Range, ...], tuple[int, ...]]:
+    """Context, memory and save areas of a guest, as whoever has a report may have sealed them. Raises AgentRefusal."""
+    try:
+        match msgpack.unpackb(opened, use_list=False):
+            case (bytes(exported), tuple(ranges), tuple(places), int(count)) if (
+                len(exported) == EXPORTED_BYTES and _are_ranges(ranges, 2) and (len(places), count) == (areas, pages)
+                and all(type(place) is int and 0 <= place < _LARGEST for place in places)
+            ):
+                return exported, ranges, places
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError):
+        pass
+    raise AgentRefusal("the peer has sealed something else")
 
 
 def _agree(ranges: tuple[Range, ...], pieces: Pieces) -> None:

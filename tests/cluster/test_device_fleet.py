@@ -96,13 +96,26 @@ def test_a_machine_with_devices_that_no_agent_may_move_does_not_migrate() -> Non
     assert (row["outcome"], row["reason"]) == ("refused", "DEVICE_ASSIGNED")
 
 
-def test_a_machine_with_a_network_card_does_not_migrate_by_agents_either() -> None:
-    moving = scenario({"name": "vm", "generation": "SEV_TIO", "devices": ["nic"]}, duration="300 ms")
+def test_a_machine_takes_its_address_to_another_card_and_talks_on_from_there() -> None:
+    pair = [
+        {"name": one, "generation": "SEV_TIO", "devices": ["nic"], "parameters": {"peer": other, "pause_ms": 20}}
+        for one, other in (("a", "b"), ("b", "a"))
+    ]
+    moving = scenario(*pair, hosts=3, duration="2 s")
     ordered = moving.model_dump(mode="json", by_alias=True, exclude_none=True)
-    ordered["hosts"][0]["migration_agent"] = ordered["vms"][0]["migration_agent"] = True
-    ordered["migrations"] = [{"vm": "vm", "to": "host-2", "at": "100 ms"}]
-    (row,) = run(Scenario.parse(ordered), layout="inline").migrations.to_pylist()
-    assert (row["outcome"], row["reason"]) == ("refused", "NETWORK_CARD")
+    ordered["hosts"][0]["migration_agent"] = True
+    ordered["costs"] |= {"psp.send_update_ns_per_kib": 500, "psp.receive_update_ns_per_kib": 500}
+    ordered["vms"][0] |= {"migration_agent": True, "memory": "64 MiB"}
+    ordered["migrations"] = [{"vm": "a", "to": "host-3", "at": "200 ms"}]
+    results = run(Scenario.parse(ordered), layout="inline")
+    (row,) = results.migrations.to_pylist()
+    assert (row["outcome"], row["devices"]) == ("completed", "trusted")
+    assert {one["vm"]: one["host"] for one in results.vms.to_pylist()} == {"a": "host-3", "b": "host-2"}
+    a, b = results.tables["networks"].to_pylist()
+    # What was sent while it stood still nobody took; before and after that frames came, both ways.
+    assert a["frames_received"] > 20
+    assert b["frames_received"] > 20
+    assert a["frames_sent"] >= b["frames_received"]
 
 
 def test_plain_cards_serve_machines_on_parts_without_trusted_io() -> None:

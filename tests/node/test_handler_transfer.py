@@ -14,7 +14,7 @@ from test_svsm_vtpm import vtpm
 from test_tpm import DIGEST, STARTUP, extend, read
 from toy_guests import COSTS, IMAGE, RECORD, SECOND, guest_spec, ledger, look, make_host, run, script
 
-from node import handler_transfer
+from node import handler_transfer, migration_handler
 from node import operations as op
 from node.agent_messages import Hello
 from node.generation import Generation
@@ -353,6 +353,18 @@ def test_an_image_becomes_no_guest_but_the_one_whose_report_it_was_shown(on_its_
         patch.setattr(there.board.handlers.handler.__class__, "_absorb", another)
         assert "not the guest that it hands over" in laid(there, "vm", what)
     assert taken
+
+
+@pytest.mark.parametrize("exported", [b"", bytes(767), bytes(768), bytes([255]) * 768])
+def test_what_a_peer_has_made_up_is_refused(on_its_way, monkeypatch, exported):
+    """A guest that may be moved has a report as well, whatever its handler is."""
+    here, there = on_its_way
+    monkeypatch.setattr(
+        migration_handler, "packed", lambda body: packed((exported, *body[1:]) if len(body) == 4 else body)
+    )
+    what = stopped(here, "vm")
+    monkeypatch.undo()
+    assert laid(there, "vm", what).startswith("migration handler: the peer")
 
 
 def test_the_hypervisors_see_neither_a_page_nor_the_identity():
