@@ -323,7 +323,8 @@ class _Reader:
         context, rows = self._context or (b"", ())
         return VmState(
             self._expected.vm, tuple(self._areas), started, launched, rips, whole_runs(self._pages),
-            tuple(self._blocks), tuple(self._packets), tuple(self._sealed), *self._told, context, tuple(self._metadata), rows,
+            tuple(self._blocks), tuple(self._packets), tuple(self._sealed), *self._told, context,
+            tuple(self._metadata), rows,
         )  # fmt: skip
 
     def _opened(self, frame: bytes) -> tuple[int, object]:
