@@ -22,7 +22,7 @@ import msgpack
 
 from node.operations import BLOCK_BYTES
 from node.packing import Unmade, packed
-from node.vm_state import MOST_VCPUS, Packet, Run, VmState
+from node.vm_state import MOST_VCPUS, Packet, Run, VmState, whole_runs
 from node.vmsa import VMSA_BYTES
 from psp.secret_packet import PacketHeader
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
@@ -322,8 +322,9 @@ class _Reader:
         started, launched, rips = self._head
         context, rows = self._context or (b"", ())
         return VmState(
-            self._expected.vm, tuple(self._areas), started, launched, rips, tuple(self._pages), tuple(self._blocks),
-            tuple(self._packets), tuple(self._sealed), *self._told, context, tuple(self._metadata), rows,
+            self._expected.vm, tuple(self._areas), started, launched, rips, whole_runs(self._pages),
+            tuple(self._blocks), tuple(self._packets), tuple(self._sealed), *self._told, context,
+            tuple(self._metadata), rows,
         )  # fmt: skip
 
     def _opened(self, frame: bytes) -> tuple[int, object]:

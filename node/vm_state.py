@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 MOST_VCPUS = 1024
 """Of a VM; what its vCPUs told at a VMPL follows that of those before by so many."""
@@ -10,6 +11,21 @@ Run = tuple[int, bytes]
 """Where a run of whole pages or blocks begins, and its bytes."""
 Packet = tuple[int, bytes, bytes]
 """A GPA, or a vCPU, and the header and the ciphertext that firmware made of its page."""
+
+
+def whole_runs(runs: list[Run]) -> tuple[Run, ...]:
+    """Runs of bytes in their order, those that touch as one: the same however they were cut on their way."""
+    if not any(at + len(data) == after for (at, data), (after, _) in pairwise(runs)):
+        return tuple(runs)  # As nearly always.
+    found: list[tuple[int, list[bytes]]] = []
+    end = -1
+    for at, data in runs:
+        if at == end:
+            found[-1][1].append(data)
+        else:
+            found.append((at, [data]))
+        end = at + len(data)
+    return tuple([(at, b"".join(parts)) for at, parts in found])
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from node.machine_spec import MachineSpec
 from node.migration_refusal import REFUSALS
 from node.sealed_transfer import SEALED, export_sealed, fill_sealed, record_of, show_platform
 from node.svsm_launch import svsm_below
-from node.vm_state import Run, VmState
+from node.vm_state import Run, VmState, whole_runs
 from node.vmsa import VMSA_BYTES
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def export(self: Hypervisor, vm: str, started: tuple[bool, ...], reset_rips: tup
         ]
     assert isinstance(disk, op.Runs)
     pages.sort()
-    return VmState(vm, octets(tuple(areas)), started, record.launched_gpas, reset_rips, tuple(pages), disk.runs)
+    return VmState(vm, octets(tuple(areas)), started, record.launched_gpas, reset_rips, whole_runs(pages), disk.runs)
 
 
 def receive(self: Hypervisor, spec: MachineSpec) -> ReceiveTask:

@@ -17,7 +17,7 @@ from node.migration_frames import (
     state_of,
 )
 from node.packing import packed
-from node.vm_state import VmState
+from node.vm_state import VmState, whole_runs
 
 PAGE = 4096
 MEMORY = 4 << 20
@@ -95,9 +95,10 @@ def test_no_frame_is_longer_than_it_may_be_and_large_runs_are_cut():
     state = VmState("vm", (bytes(PAGE),), (True,), (), (0,), ((0, bytes(MEMORY)),), ((0, bytes(700 * PAGE)),))
     frames = frames_of(state)
     assert max(map(len, frames)) <= MOST_FRAME_BYTES
+    assert len(frames) > MEMORY >> 20
     found = back(frames)
-    assert b"".join(data for _, data in found.pages) == bytes(MEMORY)
-    assert [gpa for gpa, _ in found.pages] == list(range(0, MEMORY, 1 << 20))
+    assert found.pages == state.pages
+    assert b"".join(data for _, data in found.blocks) == bytes(700 * PAGE)
 
 
 @settings(max_examples=93, deadline=None)
@@ -183,3 +184,26 @@ def test_page_digests_follow_the_pages():
     assert page_digests([(0, first + second)]) == page_digests([(0, first), (9 * PAGE, second)])
     assert page_digests([(0, first)]) != page_digests([(0, second)])
     assert len(page_digests([(0, first + second)])) == 16
+
+
+@given(cuts=st.lists(st.integers(1, 600), max_size=4))
+@settings(max_examples=10, deadline=None)
+def test_a_vm_is_the_same_however_its_pages_were_cut_on_their_way(cuts):
+    """What a host lays down, and what of it is read as one piece, depends on no layout: frames hold 1 MiB each."""
+    octets = b"".join([bytes([page % 251]) * PAGE for page in range(sum(cuts) + 300)])
+    state = VmState("vm", (bytes(PAGE),), (True,), (), (0,), ((PAGE, octets),), ())
+    pieces, at = [], 0
+    for pages in (*cuts, 300):
+        pieces.append((PAGE + at, octets[at : at + pages * PAGE]))
+        at += pages * PAGE
+    assert whole_runs(pieces) == state.pages
+    expected = Expected("vm", lambda *_: True, BLOCKS)
+    assert state_of(frames_of(state), expected) == state
+    stream = Stream(state, NO_SESSION)
+    assert state_of(stream, expected) == state_of(stream, expected) == state
+
+
+def test_pieces_that_do_not_touch_stay_pieces():
+    apart = [(0, bytes(PAGE)), (2 * PAGE, bytes(PAGE))]
+    assert whole_runs(apart) == tuple(apart)
+    assert whole_runs([]) == ()
