@@ -1,6 +1,7 @@
 """A shard behind bytes: calls and reports cross whole, and so do errors, whatever their class does when pickled."""
 
 import pickle
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from toy_hosts import ToyHost, TwoWordsError, build_toy, toys
 
 from cluster.entity import NEVER, Message
+from cluster.fleet_garbage import collect_fleet
 from cluster.inbox import ProtocolViolationError
 from cluster.layout import merged_rows
 from cluster.shard import Shard, ShardReport
@@ -21,6 +23,13 @@ from cluster.shard_worker import (
     portable,
 )
 from cluster.tables import TABLES
+
+
+@pytest.fixture(autouse=True)
+def _collector_as_usual() -> Iterator[None]:
+    yield
+    collect_fleet()  # A worker spares its fleet for as long as its process lives.
+
 
 TIMES = st.integers(0, NEVER)
 MESSAGES = st.builds(
