@@ -7,6 +7,7 @@ what it is good for can be seen. Source: ``spec/tio/tio-overview.md``, sections 
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 from dataclasses import dataclass
 from enum import Enum
@@ -55,17 +56,20 @@ class DeviceUntrusted(Exception):
 class DevicePolicy:
     """What a guest asks of a device. ``root`` is in DER, ``measured`` what it must have measured, by index.
 
-    ``serial`` names one device, if it must be that one. Without ``checks_certificates`` anybody's device will do
-    (row 72), without ``checks_identity`` any other one (row 78), without ``checks_measurements`` one that runs
-    something else (row 73), without ``checks_fresh`` one that was measured long ago (row 85). Without ``checks_report``
-    a report of another lock will do, without ``checks_lock`` nobody asks the firmware what was locked; of
-    ``lock_flags`` then the report is all that says anything.
+    ``serial`` names one device, if it must be that one, and ``now`` is the time at which certificates must be valid;
+    None judges no validity, for a guest's clock is the hypervisor's to set.
+
+    Without ``checks_certificates`` anybody's device will do (row 72), without ``checks_identity`` any other one
+    (row 78), without ``checks_measurements`` one that runs something else (row 73), without ``checks_fresh`` one that
+    was measured long ago (row 85). Without ``checks_report`` a report of another lock will do, without ``checks_lock``
+    nobody asks the firmware what was locked; of ``lock_flags`` then the report is all that says anything.
     """
 
     kind: CardKind
     root: bytes
     measured: tuple[tuple[int, bytes], ...] = ()
     serial: str = ""
+    now: dt.datetime | None = None
     lock_flags: LockFlags = LockFlags(0)  # noqa: RUF009 - a flag is frozen
     checks_certificates: bool = True
     checks_identity: bool = True
@@ -109,7 +113,7 @@ def _judge_chain(policy: DevicePolicy, raw: bytes, base_hash: BaseHash, asym: Ba
     try:
         chain = parse_chain(raw, base_hash.value)
         if policy.checks_certificates:
-            leaf_key(chain, TrustAnchors((policy.root,)), base_hash.value, asym)
+            leaf_key(chain, TrustAnchors((policy.root,), policy.now), base_hash.value, asym)
         told = device_of(chain.leaf)
     except SpdmFault as fault:
         raise DeviceUntrusted(DeviceDoubt.STRANGER, str(fault)) from None

@@ -107,7 +107,7 @@ class SealedGpu:
     def _open_channel(self, keys: Keys) -> Steps[None]:
         """Raises SpdmFault, DeviceSilent and DeviceUntrusted."""
         policy = self.policy
-        anchors = TrustAnchors((policy.root,))
+        anchors = TrustAnchors((policy.root,), policy.now)
         settings = RequesterSettings(anchors=anchors, offer=SEV_TIO_OFFER, wants_encryption=True)
         requester = Requester(settings, PCI_DOE, self.draw)
         yield from self._carried(requester.connect())

@@ -1,17 +1,21 @@
 """What tenants know of devices before they see one: who makes them, and what a proper one measures.
 
-Makers' roots and reference values come to a tenant from outside of the cloud, as a policy does.
+Makers' roots and reference values come to a tenant from outside of the cloud, as a policy does, and so does the time:
+the day after the laboratory's certificates were issued, as for all who judge them there.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 from functools import cache
 
 from node.device_policy import DevicePolicy
+from psp.x509_profile import EPOCH
 from tio.device_identity import CardKind, Firmware, device_identity, measured
 from tio.spdm.measurement import ValueType
 
+_TODAY = EPOCH + dt.timedelta(days=1)
 MAKERS_SEED = 1
 """Of the laboratory's makers, who are the same for all scenarios."""
 _REFERENCE = (
@@ -27,4 +31,4 @@ def policy_for(kind: CardKind) -> DevicePolicy:
     proper = [one for one in measured(kind, Firmware()) if one.kind in _REFERENCE]
     values = [one.raw if one.kind is ValueType.DEVICE_MODE else hashlib.sha384(one.raw).digest() for one in proper]
     pairs = tuple([(one.index, value) for one, value in zip(proper, values, strict=True)])
-    return DevicePolicy(kind, device_identity(kind, "reference", MAKERS_SEED).root, pairs)
+    return DevicePolicy(kind, device_identity(kind, "reference", MAKERS_SEED).root, pairs, now=_TODAY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 from dataclasses import replace
 
@@ -75,6 +76,7 @@ def test_a_proper_device_is_trusted_and_its_report_comes_back() -> None:
 WRONG = {
     "unbound": (GPU, shown(status=TdiInfoStatus.UNBOUND), DeviceDoubt.UNBOUND),
     "another maker": (GPU, shown(chain_of(seed=2)), DeviceDoubt.STRANGER),
+    "expired": (replace(GPU, now=dt.datetime(2075, 1, 2, tzinfo=dt.UTC)), shown(), DeviceDoubt.STRANGER),
     "another kind": (GPU, shown(chain_of(CardKind.NIC)), DeviceDoubt.STRANGER),
     "another than the one it wants": (replace(GPU, serial="0008"), shown(), DeviceDoubt.STRANGER),
     "other firmware": (GPU, shown(evidence=evidence_of(Firmware("1.1"))), DeviceDoubt.FIRMWARE),
@@ -131,7 +133,7 @@ def test_a_table_that_is_none_is_no_evidence(table: bytes) -> None:
 
 
 DOORS = {
-    "checks_certificates": {"another maker"},
+    "checks_certificates": {"another maker", "expired"},
     "checks_identity": {"another kind", "another than the one it wants"},
     "checks_measurements": {"other firmware", "no measurements"},
     "checks_fresh": {"measured before it was locked", "measured for somebody else"},
