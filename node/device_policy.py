@@ -21,6 +21,7 @@ from tio.spdm.algorithms import BaseAsym, BaseHash
 from tio.spdm.certificate_chain import TrustAnchors, leaf_key, parse_chain
 from tio.spdm.evidence import measured_blocks, nonce_of
 from tio.spdm.faults import SpdmFault
+from tio.spdm.measurement import ReferenceValue, first_unlike
 from tio.tdisp.messages import LockFlags
 from tio.tdisp.report import InterfaceInfo, InterfaceReport, ReportError, parse_report
 
@@ -54,7 +55,7 @@ class DeviceUntrusted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DevicePolicy:
-    """What a guest asks of a device. ``root`` is in DER, ``measured`` what it must have measured, by index.
+    """What a guest asks of a device. ``root`` is in DER, ``measured`` what it must have measured.
 
     ``serial`` names one device, if it must be that one, and ``now`` is the time at which certificates must be valid;
     None judges no validity, for a guest's clock is the hypervisor's to set.
@@ -67,7 +68,7 @@ class DevicePolicy:
 
     kind: CardKind
     root: bytes
-    measured: tuple[tuple[int, bytes], ...] = ()
+    measured: tuple[ReferenceValue, ...] = ()
     serial: str = ""
     now: dt.datetime | None = None
     lock_flags: LockFlags = LockFlags(0)  # noqa: RUF009 - a flag is frozen
@@ -133,12 +134,11 @@ def _judge_measurements(policy: DevicePolicy, info: TdiInfoResponse, evidence: b
     if not policy.checks_measurements:
         return
     try:
-        found = {one.index: one.value for one in measured_blocks(evidence)}
+        unlike = first_unlike(policy.measured, measured_blocks(evidence))
     except SpdmFault as fault:
         raise DeviceUntrusted(DeviceDoubt.NO_EVIDENCE, str(fault)) from None
-    for index, value in policy.measured:
-        if found.get(index) != value:
-            raise DeviceUntrusted(DeviceDoubt.FIRMWARE, f"measurement {index}")
+    if unlike is not None:
+        raise DeviceUntrusted(DeviceDoubt.FIRMWARE, f"measurement {unlike.index}")
 
 
 def _judge_interface(policy: DevicePolicy, info: TdiInfoResponse, raw: bytes) -> InterfaceReport:
