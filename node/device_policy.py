@@ -7,6 +7,7 @@ what it is good for can be seen. Source: ``spec/tio/tio-overview.md``, sections 
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 from dataclasses import dataclass
 from enum import Enum
@@ -20,6 +21,7 @@ from tio.spdm.algorithms import BaseAsym, BaseHash
 from tio.spdm.certificate_chain import TrustAnchors, leaf_key, parse_chain
 from tio.spdm.evidence import measured_blocks, nonce_of
 from tio.spdm.faults import SpdmFault
+from tio.spdm.measurement import ReferenceValue, first_unlike
 from tio.tdisp.messages import LockFlags
 from tio.tdisp.report import InterfaceInfo, InterfaceReport, ReportError, parse_report
 
@@ -53,19 +55,22 @@ class DeviceUntrusted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DevicePolicy:
-    """What a guest asks of a device. ``root`` is in DER, ``measured`` what it must have measured, by index.
+    """What a guest asks of a device. ``root`` is in DER, ``measured`` what it must have measured.
 
-    ``serial`` names one device, if it must be that one. Without ``checks_certificates`` anybody's device will do
-    (row 72), without ``checks_identity`` any other one (row 78), without ``checks_measurements`` one that runs
-    something else (row 73), without ``checks_fresh`` one that was measured long ago (row 85). Without ``checks_report``
-    a report of another lock will do, without ``checks_lock`` nobody asks the firmware what was locked; of
-    ``lock_flags`` then the report is all that says anything.
+    ``serial`` names one device, if it must be that one, and ``now`` is the time at which certificates must be valid;
+    None judges no validity, for a guest's clock is the hypervisor's to set.
+
+    Without ``checks_certificates`` anybody's device will do (row 72), without ``checks_identity`` any other one
+    (row 78), without ``checks_measurements`` one that runs something else (row 73), without ``checks_fresh`` one that
+    was measured long ago (row 85). Without ``checks_report`` a report of another lock will do, without ``checks_lock``
+    nobody asks the firmware what was locked; of ``lock_flags`` then the report is all that says anything.
     """
 
     kind: CardKind
     root: bytes
-    measured: tuple[tuple[int, bytes], ...] = ()
+    measured: tuple[ReferenceValue, ...] = ()
     serial: str = ""
+    now: dt.datetime | None = None
     lock_flags: LockFlags = LockFlags(0)  # noqa: RUF009 - a flag is frozen
     checks_certificates: bool = True
     checks_identity: bool = True
@@ -109,7 +114,7 @@ def _judge_chain(policy: DevicePolicy, raw: bytes, base_hash: BaseHash, asym: Ba
     try:
         chain = parse_chain(raw, base_hash.value)
         if policy.checks_certificates:
-            leaf_key(chain, TrustAnchors((policy.root,)), base_hash.value, asym)
+            leaf_key(chain, TrustAnchors((policy.root,), policy.now), base_hash.value, asym)
         told = device_of(chain.leaf)
     except SpdmFault as fault:
         raise DeviceUntrusted(DeviceDoubt.STRANGER, str(fault)) from None
@@ -129,12 +134,11 @@ def _judge_measurements(policy: DevicePolicy, info: TdiInfoResponse, evidence: b
     if not policy.checks_measurements:
         return
     try:
-        found = {one.index: one.value for one in measured_blocks(evidence)}
+        unlike = first_unlike(policy.measured, measured_blocks(evidence))
     except SpdmFault as fault:
         raise DeviceUntrusted(DeviceDoubt.NO_EVIDENCE, str(fault)) from None
-    for index, value in policy.measured:
-        if found.get(index) != value:
-            raise DeviceUntrusted(DeviceDoubt.FIRMWARE, f"measurement {index}")
+    if unlike is not None:
+        raise DeviceUntrusted(DeviceDoubt.FIRMWARE, f"measurement {unlike.index}")
 
 
 def _judge_interface(policy: DevicePolicy, info: TdiInfoResponse, raw: bytes) -> InterfaceReport:

@@ -37,6 +37,7 @@ from tio.gpu_channel import (
 )
 from tio.spdm import PCI_DOE, SEV_TIO_OFFER, Packet, Requester, RequesterSettings, SpdmFault, TrustAnchors
 from tio.spdm.connection_messages import PCI_SIG_STANDARD
+from tio.spdm.measurement import first_unlike
 
 T = TypeVar("T")
 Keys = tuple[bytes, bytes, bytes]
@@ -107,7 +108,7 @@ class SealedGpu:
     def _open_channel(self, keys: Keys) -> Steps[None]:
         """Raises SpdmFault, DeviceSilent and DeviceUntrusted."""
         policy = self.policy
-        anchors = TrustAnchors((policy.root,))
+        anchors = TrustAnchors((policy.root,), policy.now)
         settings = RequesterSettings(anchors=anchors, offer=SEV_TIO_OFFER, wants_encryption=True)
         requester = Requester(settings, PCI_DOE, self.draw)
         yield from self._carried(requester.connect())
@@ -118,10 +119,9 @@ class SealedGpu:
             raise DeviceUntrusted(DeviceDoubt.STRANGER, f"expected {policy.kind.value} {policy.serial}, found {told}")
         session = yield from self._carried(requester.open_session())
         blocks = yield from self._carried(requester.measurements(slot=0, session=session))
-        found = {one.index: one.value for one in blocks}
-        for index, value in policy.measured:
-            if found.get(index) != value:
-                raise DeviceUntrusted(DeviceDoubt.FIRMWARE, f"measurement {index}")
+        unlike = first_unlike(policy.measured, blocks)
+        if unlike is not None:
+            raise DeviceUntrusted(DeviceDoubt.FIRMWARE, f"measurement {unlike.index}")
         answer = yield from self._carried(
             requester.vendor_defined(open_request(keys), PCI_SIG_STANDARD, VENDOR, session)
         )

@@ -133,3 +133,14 @@ def generation_list(text: str) -> tuple[Generation, ...]:
             raise UserError(f'--generations: expected some of {", ".join(known)}, got "{word.strip()}"')
         chosen.append(generation)
     return tuple(dict.fromkeys(chosen))
+
+
+def moment(text: str) -> int:
+    """The time to judge by, ``--at``, in seconds since 1970; without a zone it is UTC."""
+    from datetime import UTC, datetime
+
+    try:
+        at = datetime.fromisoformat(text)
+        return int((at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC).timestamp())
+    except (ValueError, OverflowError):
+        raise UserError(f'--at: expected a time such as 2026-01-31 or 2026-01-31T12:00:00Z, got "{text}"') from None

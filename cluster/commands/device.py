@@ -7,11 +7,13 @@ import asyncio
 import contextlib
 import secrets
 import signal
+import time
+from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from cluster.commands.arguments import one_of, whole_number
+from cluster.commands.arguments import moment, one_of, whole_number
 from cluster.commands.small_files import read_small
 from cluster.commands.stopping import ASKED, Interrupted
 from cluster.errors import ToolError, UserError
@@ -37,7 +39,8 @@ alone, and whoever reaches it may end it.
 asks any such device for its certificates, challenges it, reads signed
 measurements, opens a session, updates its keys and reads them again. The last
 line says whether it is believed; the exit code is 0 or 1. Without --root the
-root that the device brings itself is believed, and its hash shown."""
+root that the device brings itself is believed, and its hash shown. Certificates
+must be valid now, or at the time that --at names."""
 EXAMPLE = """\
 sevfleet device --kind gpu --listen 127.0.0.1:2323 --transport pci-doe --root-out root.der
 sevfleet device attest 127.0.0.1:2323 --root root.der"""
@@ -69,6 +72,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--serial", default="0001", metavar="TEXT", help="the device's serial number (default: 0001)")
     add("--root-out", metavar="FILE", help="write the root certificate, in DER")
     add("--root", metavar="FILE", help="attest: the root to trust, in DER")
+    add("--at", type=moment, metavar="TIME", help="attest: the time to judge by, such as 2026-01-31 (default: now)")
     add("--spdm", type=one_of("spdm", ("1.2", "1.3")), metavar="VERSION", help="attest: speak this version alone")
 
 
@@ -154,9 +158,9 @@ def _attest(arguments: argparse.Namespace) -> int:
 
     host, port = _address("attest", arguments.address)
     versions = {"1.2": (Version.V1_2,), "1.3": (Version.V1_3,), None: (Version.V1_2, Version.V1_3)}[arguments.spdm]
-    anchors = None
-    if arguments.root is not None:
-        anchors = TrustAnchors((read_small(Path(arguments.root), _MOST_CERTIFICATE_BYTES),))
+    roots = None if arguments.root is None else (read_small(Path(arguments.root), _MOST_CERTIFICATE_BYTES),)
+    seconds = time.time() if arguments.at is None else arguments.at
+    anchors = TrustAnchors(roots, datetime.fromtimestamp(seconds, UTC))
     _, binding = TRANSPORTS[arguments.transport]
     one = Requester(RequesterSettings(versions=versions, anchors=anchors), binding, secrets.token_bytes)
     with contextlib.ExitStack() as stack:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.commands.arguments import number, one_of, whole_number
+from cluster.commands.arguments import moment, number, one_of, whole_number
 from cluster.commands.small_files import read_small
 from cluster.errors import UserError
 
@@ -51,7 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--certs", required=True, metavar="DIR", help="certificates and revocation list, in PEM or DER")
     root = parser.add_argument_group("trust")
     _add(root, "--root", _root, "given", "WORD", "given: the ARK in DIR; amd: AMD's; or SHA-256 of its key (given)")
-    _add(root, "--at", _moment, None, "TIME", "the time to judge by, such as 2026-01-31 (default: now)")
+    _add(root, "--at", moment, None, "TIME", "the time to judge by, such as 2026-01-31 (default: now)")
     root.add_argument("--crl", action="store_true", help="demand a revocation list")
     root.add_argument("--allow-vlek", action="store_true", help="believe a cloud provider's key too")
     _add(root, "--csp", str, None, "NAME", "the cloud provider whose VLEK it must be")
@@ -324,11 +323,3 @@ def _root(text: str) -> str:
     if text in {"given", "amd"}:
         return text
     return _octets("root", 32)(text).hex()
-
-
-def _moment(text: str) -> int:
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise UserError(f'--at: expected a time such as 2026-01-31 or 2026-01-31T12:00:00Z, got "{text}"') from None
-    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp())

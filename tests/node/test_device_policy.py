@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 from dataclasses import replace
 
@@ -35,11 +36,11 @@ def chain_of(kind: CardKind = CardKind.GPU, serial: str = "0007", seed: int = 1)
     return pack_chain(SHA_384, device_identity(kind, serial, seed).certificates)
 
 
-def evidence_of(firmware: Firmware = Firmware(), nonce: bytes = NONCE) -> bytes:  # noqa: B008
+def evidence_of(firmware: Firmware = Firmware(), nonce: bytes = NONCE, *, raw: bool = False) -> bytes:  # noqa: B008
     """SPDM 1.2: GET_MEASUREMENTS for all, signed, with a nonce and slot 0; MEASUREMENTS (DSP0274, 10.11)."""
     blocks = measured(CardKind.GPU, firmware)
-    record = b"".join([one.pack(SHA_384) for one in blocks])
-    asked = bytes((0x12, 0xE0, 1, 0xFF)) + nonce + bytes(1)
+    record = b"".join([one.pack(SHA_384, raw=raw) for one in blocks])
+    asked = bytes((0x12, 0xE0, 1 | raw << 1, 0xFF)) + nonce + bytes(1)
     head = bytes((0x12, 0x60, 0, 0, len(blocks))) + len(record).to_bytes(3, "little")
     return asked + head + record + bytes(32) + bytes(2) + bytes(96)
 
@@ -72,9 +73,25 @@ def test_a_proper_device_is_trusted_and_its_report_comes_back() -> None:
     assert judge(GPU, info, table_of(blobs), NONCE) == REPORTED
 
 
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_proper_device_is_trusted_whether_digests_are_asked_for_or_bits(raw: bool) -> None:
+    """Which of both a device is asked for is the hypervisor's choice, in the request that the firmware sends on."""
+    assert doubt_of(GPU, *shown(evidence=evidence_of(raw=raw))) is None
+    assert doubt_of(GPU, *shown(evidence=evidence_of(Firmware("1.1"), raw=raw))) is DeviceDoubt.FIRMWARE
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_firmware_whose_bits_are_the_digest_of_proper_firmware_is_other_firmware(raw: bool) -> None:
+    forged = Firmware(image=hashlib.sha384(Firmware().bits(CardKind.GPU)).digest())
+    firmware_alone = replace(GPU, measured=tuple([one for one in GPU.measured if one.index == 2]))
+    assert doubt_of(firmware_alone, *shown(evidence=evidence_of(forged, raw=raw))) is DeviceDoubt.FIRMWARE
+    assert doubt_of(firmware_alone, *shown(evidence=evidence_of(raw=raw))) is None
+
+
 WRONG = {
     "unbound": (GPU, shown(status=TdiInfoStatus.UNBOUND), DeviceDoubt.UNBOUND),
     "another maker": (GPU, shown(chain_of(seed=2)), DeviceDoubt.STRANGER),
+    "expired": (replace(GPU, now=dt.datetime(2075, 1, 2, tzinfo=dt.UTC)), shown(), DeviceDoubt.STRANGER),
     "another kind": (GPU, shown(chain_of(CardKind.NIC)), DeviceDoubt.STRANGER),
     "another than the one it wants": (replace(GPU, serial="0008"), shown(), DeviceDoubt.STRANGER),
     "other firmware": (GPU, shown(evidence=evidence_of(Firmware("1.1"))), DeviceDoubt.FIRMWARE),
@@ -131,7 +148,7 @@ def test_a_table_that_is_none_is_no_evidence(table: bytes) -> None:
 
 
 DOORS = {
-    "checks_certificates": {"another maker"},
+    "checks_certificates": {"another maker", "expired"},
     "checks_identity": {"another kind", "another than the one it wants"},
     "checks_measurements": {"other firmware", "no measurements"},
     "checks_fresh": {"measured before it was locked", "measured for somebody else"},

@@ -1,7 +1,7 @@
 """Certificate chains: the structure in a slot, and what makes one trustworthy (DSP0274, 10.6).
 
-A chain is trusted if its root is one that the verifier pinned, every certificate is
-signed by the one before it, and the leaf holds a key of the negotiated kind.
+A chain is trusted if its root is one that the verifier pinned, every certificate is signed by an authority,
+the one before it, and valid at the verifier's time, and the leaf holds a key for signatures of the negotiated kind.
 """
 
 from __future__ import annotations
@@ -73,25 +73,24 @@ def parse_chain(raw: bytes, algorithm: HashAlgorithm) -> CertificateChain:
 
 @dataclass(frozen=True, slots=True)
 class TrustAnchors:
-    """Roots that a requester pinned, in DER, and the time by which it judges."""
+    """Roots that a verifier pinned, in DER, and the time by which it judges."""
 
-    roots: tuple[bytes, ...]
+    roots: tuple[bytes, ...] | None = None
+    """None believes the root that a chain brings itself."""
     now: dt.datetime | None = None
-    """None judges no validity: a laboratory's time is virtual."""
+    """With a time zone. None judges no validity: whoever has a clock hands in what it shows."""
 
 
-def leaf_key(
-    chain: CertificateChain, anchors: TrustAnchors | None, algorithm: HashAlgorithm, asym: BaseAsym
-) -> PublicKey:
-    """The key that a chain vouches for. Without anchors the chain's own root is believed.
+def leaf_key(chain: CertificateChain, anchors: TrustAnchors, algorithm: HashAlgorithm, asym: BaseAsym) -> PublicKey:
+    """The key that a chain vouches for.
 
-    Raises PeerUntrusted, and says which certificate does not hold and why.
+    Raises PeerUntrusted, and says which certificate does not hold and why. Source: RFC 5280, 6.1, and DSP0274, 10.6.
     """
     if not chain.certificates:
         raise PeerUntrusted("certificate chain: expected a certificate, found none")
     certificates = [_load(der) for der in chain.certificates]
     first = certificates[0]
-    if anchors is None:
+    if anchors.roots is None:
         root = first
     else:
         pinned = {algorithm.digest(der): der for der in anchors.roots}.get(chain.root_hash)
@@ -100,17 +99,17 @@ def leaf_key(
         root = _load(pinned)
     if algorithm.digest(chain.certificates[0]) == chain.root_hash:
         below = certificates[1:]
-        if anchors is None:
+        if anchors.roots is None:
             _signed_by(first, first, 0)
     else:
         below = certificates
     issuer = root
     for depth, certificate in enumerate(below, start=1):
-        _may_issue(issuer, depth - 1)
+        _may_issue(issuer, depth - 1, len(below) - depth)
         _signed_by(certificate, issuer, depth)
         issuer = certificate
     for depth, certificate in enumerate((root, *below)):
-        _valid_now(certificate, anchors.now if anchors else None, depth)
+        _valid_now(certificate, anchors.now, depth)
     return _checked_leaf(issuer, asym, len(below))
 
 
@@ -119,12 +118,12 @@ def _checked_leaf(leaf: x509.Certificate, asym: BaseAsym, depth: int) -> PublicK
     key = leaf.public_key()
     if not fits(key, asym):
         raise PeerUntrusted(f"certificate {depth}: expected a key for {asym.value.name}")
+    if not any(isinstance(one.value, x509.KeyUsage) and one.value.digital_signature for one in leaf.extensions):
+        raise PeerUntrusted(f"certificate {depth}: expected a key for digital signatures")
     for extension in leaf.extensions:
         value = extension.value
         if isinstance(value, x509.BasicConstraints) and value.ca:
             raise PeerUntrusted(f"certificate {depth}: expected a leaf, found an authority")
-        if isinstance(value, x509.KeyUsage) and not value.digital_signature:
-            raise PeerUntrusted(f"certificate {depth}: expected a key for digital signatures")
         # SPDM's own usages are optional; who names one must name the responder's.
         usages = set(value) if isinstance(value, x509.ExtendedKeyUsage) else set()
         if usages & {REQUESTER_AUTHENTICATION, RESPONDER_AUTHENTICATION} == {REQUESTER_AUTHENTICATION}:
@@ -132,13 +131,18 @@ def _checked_leaf(leaf: x509.Certificate, asym: BaseAsym, depth: int) -> PublicK
     return key  # type: ignore[return-value]  # fits() let only these types pass
 
 
-def _may_issue(issuer: x509.Certificate, depth: int) -> None:
-    try:
-        constraints = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
-    except x509.ExtensionNotFound:
-        raise PeerUntrusted(f"certificate {depth}: expected an authority") from None
-    if not constraints.ca:
+def _may_issue(issuer: x509.Certificate, depth: int, authorities: int) -> None:
+    """Whether a certificate may have issued the next; so many more authorities follow below it."""
+    said = {type(one.value): one.value for one in issuer.extensions}
+    constraints, uses = said.get(x509.BasicConstraints), said.get(x509.KeyUsage)
+    if not isinstance(constraints, x509.BasicConstraints) or not constraints.ca:
         raise PeerUntrusted(f"certificate {depth}: expected an authority")
+    if isinstance(uses, x509.KeyUsage) and not uses.key_cert_sign:
+        raise PeerUntrusted(f"certificate {depth}: expected a key for certificates")
+    if constraints.path_length is not None and authorities > constraints.path_length:
+        raise PeerUntrusted(
+            f"certificate {depth}: expected at most {constraints.path_length} authorities below it, found {authorities}"
+        )
 
 
 def _signed_by(certificate: x509.Certificate, issuer: x509.Certificate, depth: int) -> None:

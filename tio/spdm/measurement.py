@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -69,6 +70,32 @@ class MeasurementBlock:
     """A ``ValueType``, or a number that is none of ours."""
     is_raw: bool
     value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceValue:
+    """What a proper device measures at an index, as its verifier knows it."""
+
+    index: int
+    value: bytes
+    """The SHA-384 digest of the bits; with ``raw`` the bits."""
+    raw: bool = False
+    """Of what a device tells as bits alone, such as its mode."""
+
+    def fits(self, block: MeasurementBlock) -> bool:
+        """Whether a block says so. Bits in place of a digest, which whoever asks may choose, are hashed first."""
+        if self.raw:
+            return block.is_raw and block.value == self.value
+        return self.value == (hashlib.sha384(block.value).digest() if block.is_raw else block.value)
+
+
+def first_unlike(references: Iterable[ReferenceValue], blocks: Sequence[MeasurementBlock]) -> ReferenceValue | None:
+    """The first reference that no block fits, or not every one of its index; None where all are met."""
+    for one in references:
+        told = [block for block in blocks if block.index == one.index]
+        if not told or not all(map(one.fits, told)):
+            return one
+    return None
 
 
 def parse_record(record: bytes, count: int) -> tuple[MeasurementBlock, ...]:

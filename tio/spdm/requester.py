@@ -108,12 +108,12 @@ Step = Generator[Packet, Packet, _M]
 
 @dataclass(frozen=True, slots=True)
 class RequesterSettings:
-    """How a requester is built; without ``anchors`` it believes the root that a chain brings itself."""
+    """How a requester is built; where ``anchors`` pin nothing it believes the root that a chain brings itself."""
 
     versions: tuple[Version, ...] = (Version.V1_2, Version.V1_3)
     capabilities: Capability = _REQUESTER_CAPABILITIES
     offer: Offer = field(default_factory=Offer)
-    anchors: TrustAnchors | None = None
+    anchors: TrustAnchors = field(default_factory=TrustAnchors)
     ct_exponent: int = 20
     data_transfer_bytes: int = 0x1200
     max_message_bytes: int = 0x1200

@@ -89,7 +89,7 @@ class Replay:
 def test_their_responder_is_believed_again(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     line = Replay(name)
     version = Version.V1_2 if name.endswith("1.2") else Version.V1_3
-    settings = RequesterSettings(versions=(version,), anchors=None)
+    settings = RequesterSettings(versions=(version,))
     one = Requester(settings, line.binding, Stream("recorded requester"))
     ask(one, line)
     assert line.left == []

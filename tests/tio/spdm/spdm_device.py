@@ -69,6 +69,7 @@ def key_of(asym: BaseAsym) -> PrivateKey:
 
 
 def certificate(subject: str, issuer: str, key: Any, signs: Any, *, ca: bool) -> x509.Certificate:
+    uses = x509.KeyUsage(not ca, *[False] * 4, ca, *[False] * 3)
     name = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, one)]) for one in (subject, issuer)]
     builder = (
         x509.CertificateBuilder()
@@ -79,6 +80,7 @@ def certificate(subject: str, issuer: str, key: Any, signs: Any, *, ca: bool) ->
         .not_valid_before(dt.datetime(2025, 1, 1, tzinfo=dt.UTC))
         .not_valid_after(dt.datetime(2045, 1, 1, tzinfo=dt.UTC))
         .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        .add_extension(uses, critical=True)
     )
     return builder.sign(signs, hashes.SHA384())
 
