@@ -76,6 +76,8 @@ class FilledSlots:
         self._wants_encryption = wants_encryption
         self._memory = memory
         self._draw = draw
+        self._plugged: dict[int, int] = {}
+        """How many cards have been in a slot, by its port."""
 
     def fill(self, window: MmioWindow) -> RootPort:
         """Make a slot's port with its card."""
@@ -109,7 +111,9 @@ class FilledSlots:
         self.by_port[slot.port] = FilledSlot(window, link, root_port, card, device)
 
     def _random(self, slot: CardSlot) -> Callable[[int], bytes]:
-        name, drawn = f"card {slot.kind.value} {slot.serial} {slot.port}", 0
+        # No two cards draw the same, though one passes for the other and stands in its slot.
+        self._plugged[slot.port] = plugged = self._plugged.get(slot.port, 0) + 1
+        name, drawn = f"card {slot.kind.value} {slot.port} {plugged} {slot.maker} {slot.serial}", 0
 
         def random(length: int) -> bytes:
             nonlocal drawn

@@ -6,6 +6,7 @@ a part of a block, for ``yield from``. Source: ``spec/tio/tio-overview.md``, sec
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from node.device_policy import DevicePolicy, DeviceUntrusted, judge
@@ -14,7 +15,7 @@ from node.ghcb_page import GhcbUntrusted
 from node.guest_functions import guest_device_id
 from node.guest_ghcb import page_exit
 from node.guest_memory_map import Range
-from node.guest_messages import AboutDevice, Answered, GuestMessages
+from node.guest_messages import AboutDevice, Answered, GuestMessages, MessageRefused, MessagesBusy
 from node.nae_event import NaeEvent, TioAction
 from node.operations import UpkeepWrite
 from node.swiotlb import Steps
@@ -46,6 +47,10 @@ class TdiRefused(Exception):
     """The hypervisor or the firmware did not do as the guest asked; says what."""
 
 
+_REFUSALS = DeviceUntrusted, TdiRefused, MessageRefused, MessagesBusy, GhcbUntrusted
+"""How the way to a trusted device ends early."""
+
+
 @dataclass(frozen=True, slots=True)
 class GuestTdi:
     """One vCPU's way to the guest's device of a number. ``shared_gpa`` is memory shared with the host.
@@ -65,16 +70,18 @@ class GuestTdi:
     def attach(self, policy: DevicePolicy, nonce: bytes, vmpl: int = 0) -> Steps[InterfaceReport]:
         """From a device that nobody trusts to one that works in private memory; ``nonce`` as for ``judged``.
 
-        What is not trusted is let go again before DeviceUntrusted is raised.
+        It gets into private memory last, when its registers are proved, too. What is refused on the way, by whomever,
+        is let go again before the error is raised: by the guest's own word, for that of the hypervisor is worth none.
         """
         yield from self._order(TioAction.BIND)
+        report = None
         try:
             report = yield from self.judged(policy, nonce)
             yield from self._order(TioAction.RUN)
-            yield from self._write_entry(SecureDeviceEntry(valid=True, read=True, write=True, vmpl=vmpl))
             yield from self.accept(report, validated=True)
-        except (DeviceUntrusted, TdiRefused):
-            yield from self._order(TioAction.UNBIND)
+            yield from self._write_entry(SecureDeviceEntry(valid=True, read=True, write=True, vmpl=vmpl))
+        except _REFUSALS:
+            yield from self._give_up(report)
             raise
         return report
 
@@ -110,6 +117,16 @@ class GuestTdi:
                 yield from self._validate(one.range_id, first, order, validated=validated)
 
     # Steps.
+
+    def _give_up(self, report: InterfaceReport | None) -> Steps[None]:
+        """Let go of what may have been taken, as far as anybody obeys."""
+        with suppress(*_REFUSALS):
+            yield from self._write_entry(NOBODYS)
+        if report is not None:
+            with suppress(*_REFUSALS):  # In the same order: the first that was not taken is the last that is asked for.
+                yield from self.accept(report, validated=False)
+        with suppress(*_REFUSALS):
+            yield from self._order(TioAction.UNBIND)
 
     def _order(self, action: TioAction) -> Steps[None]:
         ghcb = self.messages.place.ghcb_gpa

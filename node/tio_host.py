@@ -117,6 +117,8 @@ class TioHost:
         """A device is measured when its guest asks for evidence; otherwise it gets what there is, however old."""
         self.reports_anew = True
         """A guest is shown the interface report of its device's present lock; otherwise of the first one it had."""
+        self.unbinds = True
+        """An interface is unbound when its guest asks for it; otherwise the guest is only told so."""
         self._ports = tuple(ports)
         self._memory = memory
         self.device_table = DEVICE_TABLE, DEVICE_TABLE_PAGES
@@ -303,6 +305,11 @@ class TioHost:
     def unbind(self, given: Given, gctx: int) -> Task:
         """Stop an interface, and take its registers back. Raises TioRefused."""
         yield from self._unlocked(given, gctx, force=False)
+
+    def unbind_asked(self, given: Given, gctx: int) -> Task:
+        """Its guest wants it unbound. Raises TioRefused."""
+        if self.unbinds:
+            yield from self.unbind(given, gctx)
 
     def ask(self, given: Given, gctx: int, message: int, answer: int) -> Generator[Batch, Answers, Status]:
         """Carry a guest's message to the firmware, and its answer back, in these pages: the status."""

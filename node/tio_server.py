@@ -51,8 +51,8 @@ class TioServer:
         ways: Mapping[TioAction, Callable[[Given, int], Task]] = {
             TioAction.BIND: self._host.bind,
             TioAction.RUN: self._host.run,
-            TioAction.STOP: self._host.unbind,
-            TioAction.UNBIND: self._host.unbind,
+            TioAction.STOP: self._host.unbind_asked,
+            TioAction.UNBIND: self._host.unbind_asked,
         }
         try:
             yield from ways[asked.action](given, record.gctx)

@@ -18,12 +18,17 @@ from node.iommu_events import EventCode
 from node.platform import HostMode, Platform
 from psp.system_bus import PAGE_BYTES, RmpEntry
 from tio.device_identity import CardKind
+from tio.doe import parse_data_object
 from tio.gpu import GpuCommand, GpuOpcode, GpuRegister, GpuStatus
 from tio.nvme_driver import DRIVER_MEMORY_BYTES, NvmeDriver
 from tio.nvme_format import Register as NvmeRegister
 from tio.nvme_format import Status
 from tio.nvme_namespace import MediaError
 from tio.pci import Command, Register
+from tio.pci.doe_mailbox import exchange
+from tio.spdm import PCI_DOE, Packet, Requester, RequesterSettings, TrustAnchors
+from tio.spdm.codes import Response
+from tio.steps import carry
 
 GPU = CardSlot(2, CardKind.GPU, memory_bytes=1 << 16)
 NIC = CardSlot(5, CardKind.NIC, serial="0002")
@@ -242,3 +247,39 @@ def test_each_kind_of_card_is_what_its_slot_says_and_virtual_functions_have_devi
         assert filled.card.kind is one.kind
         assert len(filled.card.functions.all) == 3
         assert len({id(behind.device) for behind in filled.card.functions._behind}) == 3
+
+
+def key_exchange(board: Board) -> tuple[bytes, bytes]:
+    """What the card in the GPU's slot draws for a session: its random bytes, and its public key."""
+    card, heard = board.slots.by_port[GPU.port].card, list[bytes]()
+    at = card.space.extended_at(card.mailbox)
+
+    def carried(packet: Packet) -> Packet:
+        asked = parse_data_object(PCI_DOE.wrap(packet))
+        found = exchange(
+            lambda offset: card.space.read(at + offset), lambda offset, word: card.space.write(at + offset, word), asked
+        )
+        assert found is not None
+        heard.append(found.payload)
+        return PCI_DOE.unwrap(found.pack())
+
+    one = Requester(RequesterSettings(anchors=TrustAnchors((card.identity.root,))), PCI_DOE, lambda n: b"\x07" * n)
+    for step in (one.connect, one.digests, one.certificates, one.open_session):
+        carry(step(), carried)
+    (answer,) = [each for each in heard if each[1] == Response.KEY_EXCHANGE_RSP]
+    return answer[8:40], answer[40:136]
+
+
+def test_no_card_draws_what_the_one_before_it_in_its_slot_did() -> None:
+    """Who has the one, or makes it pass for the other, would have the keys of the other's sessions."""
+    drawn = []
+    for others in ((GPU, replace(GPU, maker=2)), (replace(GPU, maker=2),)):
+        board = brought_up("Turin", Platform(cards=CARDS))
+        host(board, op.ConfigRead(GPU.requester, 0))
+        drawn.append(key_exchange(board))
+        for other in others:
+            board.slots.swap(GPU.port, other)
+            drawn.append(key_exchange(board))
+    # Each is new, but for the same card's where it is the first in the same slot of the same host.
+    assert drawn[0] == drawn[3]
+    assert [len({one[part] for one in drawn}) for part in range(2)] == [4, 4]

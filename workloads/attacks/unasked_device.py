@@ -5,6 +5,8 @@ Source: the list at the head of ``spec/tio/tio-overview.md``.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from node.card_slot import CardSlot
 from node.doe_driver import DoeDriver
 from node.iommu_driver import NOTHING, IommuDriver
@@ -19,6 +21,7 @@ from workloads.attacks.crooked_device import EVIL
 from workloads.attacks.depositor import CONTENT_BYTES, SECRET_ON_DEVICE, SERIAL
 from workloads.attacks.lock_breaking import placed, registers, set_up
 from workloads.attacks.own_session import carried
+from workloads.attacks.registers_moved import swap_pages
 from workloads.attacks.slot_operations import CardConfide, CardRead, CardRecall, CardSwap
 from workloads.attacks.target import LET_IT_RUN, Attack, Target
 
@@ -58,6 +61,33 @@ def reach_after_unbind(target: Target) -> Attack:
     yield (CardUpdate(port, *EVIL),)
     yield LET_IT_RUN
     yield (CardRead(port, target.device.outbox.gpa, CONTENT_BYTES),)
+
+
+def keep_let_go(target: Target) -> Attack:
+    """The same, and the device is not unbound when the guest asks: it is only told so."""
+    target.device.tio.unbinds = False
+    yield from reach_after_unbind(target)
+
+
+def keep_moved(target: Target) -> Attack:
+    """The guest takes its device again, and finds two pages of its registers changed: it is let go as above."""
+    yield LET_IT_RUN
+    yield LET_IT_RUN
+    target.device.tio.unbinds = False
+    yield from swap_pages(target)
+    yield from _reach(target)
+
+
+def keep_withheld(target: Target) -> Attack:
+    """The guest takes its device again, and is not given its registers: it is let go as above."""
+    device = target.device
+    yield LET_IT_RUN
+    yield LET_IT_RUN
+    device.tio.unbinds = False
+    device.given.interface.function = replace(device.function, bars=())
+    yield LET_IT_RUN
+    yield LET_IT_RUN
+    yield from _reach(target)
 
 
 def read_trusted_memory(target: Target) -> Attack:
@@ -124,3 +154,10 @@ def swap(target: Target) -> Attack:
     yield from set_up(target, before)
     yield LET_IT_RUN
     yield (CardRecall(device.port),)
+
+
+def _reach(target: Target) -> Attack:
+    """Change the device's firmware, and have it load what its guest sends to devices."""
+    device = target.device
+    yield (CardUpdate(device.port, *EVIL),)
+    yield (CardRead(device.port, device.outbox.gpa, CONTENT_BYTES),)

@@ -1,5 +1,6 @@
 """What trusted I/O must stop beside the rows of the matrix: the list at the head of the sheet on SEV-TIO."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -8,13 +9,20 @@ from cluster.laboratory.protection import Column
 from cluster.laboratory.scene import OTHER_CARD, OWN_CARD, Setting, act_out
 from cluster.oracle.transcript import Entry
 from cluster.oracle.verdict import Outcome, judge
+from node.guest_tdi import TdiRefused
 from node.operations import CardUpdate, PspAnswer
 from node.platform import Platform, Protection
+from node.tio_host import TioHost
 from psp.status import Status
+from psp.tsm.tio_buffers import NONCE_BYTES
 from tio.tdisp import LockFlags
 from workloads.attacks import another_guest, claimed_registers, overheard_keys, unasked_device
+from workloads.attacks.another_guest import ANY, tdi_of_tenant
+from workloads.attacks.crooked_device import EVIL
+from workloads.attacks.depositor import CONTENT_BYTES
 from workloads.attacks.depositor_ways import DepositorWays
 from workloads.attacks.slot_operations import CardRead
+from workloads.attacks.target import LET_IT_RUN
 
 LETS_GO = DepositorWays(detaches=1)
 STAYS = DepositorWays()
@@ -36,6 +44,9 @@ def asked_by_cards(transcript):
         (unasked_device.start_without_consent, LETS_GO, Outcome.DETECTED),
         (unasked_device.replay_start, LETS_GO, Outcome.DETECTED),
         (unasked_device.reach_after_unbind, LETS_GO, Outcome.DETECTED),
+        (unasked_device.keep_let_go, LETS_GO, Outcome.DETECTED),
+        (unasked_device.keep_moved, LETS_GO, Outcome.DETECTED),
+        (unasked_device.keep_withheld, LETS_GO, Outcome.DETECTED),
         (unasked_device.read_trusted_memory, DepositorWays(wipes=0), Outcome.BLOCKED),
         (unasked_device.clear_command, STAYS, Outcome.DETECTED),
         (unasked_device.withhold_memory, STAYS, Outcome.DETECTED),
@@ -69,11 +80,55 @@ def test_only_the_guests_own_entry_keeps_a_device_from_its_memory_that_was_start
     knocked_out = Platform(disabled=frozenset({Protection.SECURE_DEVICE_ENTRY}))
     verdict, _ = played(unasked_device.start_without_consent, LETS_GO, platform=knocked_out)
     assert verdict.outcome is Outcome.LEAKED, verdict
+    # Neither does anything else, where the hypervisor keeps bound what its guest refuses or lets go.
+    for attack in (unasked_device.keep_let_go, unasked_device.keep_moved, unasked_device.keep_withheld):
+        verdict, _ = played(attack, LETS_GO, platform=knocked_out)
+        assert verdict.outcome is Outcome.LEAKED, (attack, verdict)
     # What the device is not trusted with, the entry does not keep from it; nor does a start of before start it.
     for attack in (unasked_device.reach_after_unbind, unasked_device.replay_start):
         verdict, transcript = played(attack, LETS_GO, platform=knocked_out)
         assert verdict.outcome is Outcome.DETECTED, verdict
         assert set(asked_by_cards(transcript)) == {None}
+
+
+def test_what_a_guest_refuses_is_unbound_where_its_hypervisor_obeys():
+    bound = []
+
+    def attack(target):
+        given = target.device.given
+        yield LET_IT_RUN
+        yield LET_IT_RUN
+        yield (CardUpdate(target.device.port, *EVIL),)
+        bound.append(given.bound)
+        yield LET_IT_RUN
+        bound.append(given.bound)
+
+    # Let go at the end of its first life; refused in the second.
+    assert played(attack, LETS_GO)[0].outcome is Outcome.DETECTED
+    assert bound == [False, False]
+
+
+def test_a_guest_that_takes_its_device_anew_and_refuses_it_clears_its_entry_of_before(monkeypatch):
+    def pretends(*_):
+        yield from ()
+
+    def attack(target):
+        device, place = target.device, target.device.tenant
+        port = device.other.port.port
+        load = CardRead(port, place.base_gpa, CONTENT_BYTES)
+        yield from tdi_of_tenant(target).attach(ANY, bytes(NONCE_BYTES))
+        yield (CardUpdate(port, *EVIL),)
+        yield (load,)
+        monkeypatch.setattr(TioHost, "bind", pretends)
+        monkeypatch.setattr(TioHost, "unbind", pretends)
+        with suppress(TdiRefused):  # It runs already.
+            yield from tdi_of_tenant(target).attach(ANY, bytes(NONCE_BYTES))
+        yield (load,)
+
+    _, transcript = played(attack, STAYS, tenant_has_card=True)
+    before, after = asked_by_cards(transcript)
+    assert isinstance(before, bytes)
+    assert after is None
 
 
 @pytest.mark.parametrize(
