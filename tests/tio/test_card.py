@@ -252,6 +252,23 @@ def test_a_guest_opens_the_devices_memory_to_its_host_and_takes_it_back_but_no_r
     assert slot.root.load(BARS[0], 4, tee=False) == ONES
 
 
+def test_no_two_locks_of_a_card_have_a_nonce_in_common() -> None:
+    slot = Slot()
+    slot.give_keys()
+    nonces = []
+    for _ in range(3):
+        nonces.append(slot.lock())
+        for older in nonces[:-1]:
+            with pytest.raises(TdispError, match="INVALID_NONCE"):
+                slot.tdisp(requester.start_interface(InterfaceId(CARD), older))
+        assert slot.card.tdi.state is TdiState.CONFIG_LOCKED
+        if len(nonces) < 3:
+            slot.stop()
+            slot.give_keys()
+    slot.tdisp(requester.start_interface(InterfaceId(CARD), nonces[-1]))
+    assert slot.card.tdi.state is TdiState.RUN
+
+
 def test_what_a_session_locked_no_session_of_another_connection_touches() -> None:
     """Randomness that is always the same gives both sessions one number; the card tells them apart all the same."""
     card = Card(CardKind.NVME, LooseDevice(), draw, requester_id=CARD, programmed=True)

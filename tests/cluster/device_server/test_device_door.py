@@ -6,7 +6,16 @@ import contextlib
 import pytest
 
 from cluster.device_server.device_door import MOST_CONNECTIONS, DeviceDoor
-from cluster.device_server.socket_frames import CLIENT_HELLO, HEAD, MOST_PAYLOAD_BYTES, SERVER_HELLO, Command, Frame
+from cluster.device_server.socket_frames import (
+    CLIENT_HELLO,
+    HEAD,
+    MOST_PAYLOAD_BYTES,
+    SERVER_HELLO,
+    Command,
+    Frame,
+    FrameError,
+    parse_head,
+)
 from tio.card import Card
 from tio.device_identity import CardKind
 from tio.doe import discovery_request
@@ -120,6 +129,14 @@ async def nonsense_in_an_object(client):
 )  # fmt: skip
 def test_whoever_comes_first_the_next_is_served(hostile):
     met(hostile, well_behaved)
+
+
+def test_a_frame_that_announces_too_much_is_not_waited_for():
+    """Not even as long as the patience, which here is longer than the client's."""
+    met(too_much, patience_s=60.0)
+    assert parse_head(HEAD.pack(Command.NORMAL, DOE, MOST_PAYLOAD_BYTES)) == (Command.NORMAL, DOE, MOST_PAYLOAD_BYTES)
+    with pytest.raises(FrameError):
+        parse_head(HEAD.pack(Command.NORMAL, DOE, MOST_PAYLOAD_BYTES + 1))
 
 
 def test_what_the_transport_does_not_carry_is_counted():
