@@ -206,6 +206,7 @@ class Report(_Word):
     NEVER = "never"
     GIVEN = "given"
     DESTROYED = "destroyed"
+    PACED = "paced"
 
 
 class HostStep(NamedTuple):
@@ -265,7 +266,10 @@ ANSWERED_BY: Mapping[Report, Event] = {
     Report.LOST: Event.LOST,
     Report.DESTROYED: Event.DESTROYED,
 }
-"""Reports that are events of the authority's table; READY and PLACE only let the copying begin."""
+"""Reports that are events of the authority's table; READY and PLACE only let the copying begin.
+
+PACED answers what is said between the rows to a destination whose VM runs ahead of its memory.
+"""
 
 
 _ENDED = (Holding.RUNS, Holding.NOTHING)

@@ -23,7 +23,7 @@ from cluster.migration_admission import Admission
 from cluster.migration_commands import AWAITED, TOLD
 from cluster.placement import FirstFit
 from cluster.platform_fit import misfit
-from cluster.post_copy import destroyed, drain, drained, lose
+from cluster.post_copy import destroyed, drain, drained, lose, paced, say_pace
 from cluster.precopy import Precopy, PrecopySettings, RoundCap, Verdict
 from node.dirty_rates import pools_of
 from node.identity_cache import IdentityCache
@@ -533,6 +533,8 @@ class LiveMigrations:
         """A host was not heard of for a while."""
         if one.phase is not phase or (phase in FINAL and not one.unanswered):
             return
+        if Report.PACED in one.unanswered:
+            say_pace(self, one)
         if one.unserved or (not one.flows and (phase is not Phase.PRE or one.precopy is None)):
             one.silence += 1
             if one.silence > self.patience.most_times and (phase, Event.FAILED) in AUTHORITY:
@@ -588,6 +590,7 @@ _ANSWERS: Mapping[str, _Answer] = {
     Report.STAYED: LiveMigrations.on_stayed,
     Report.LOST: LiveMigrations.on_lost,
     Report.DESTROYED: destroyed,
+    Report.PACED: paced,
     Report.LEFT: lambda live, one, now_ns: live.on_done(one, now_ns, Report.LEFT),
     Report.GIVEN: lambda live, one, now_ns: live.on_done(one, now_ns, Report.GIVEN),
 }

@@ -113,6 +113,8 @@ class Migration:
     """How long the machine had run by then, but for its waits."""
     pulling: tuple[int, int, float] = (0, 1, 0.0)
     """When the present connection began, how long it would take for the rest, and the share of waits."""
+    pace: tuple[int, float] = (-1, 0.0)
+    """The share of its time for which the target was told last that it stands still; the later, the higher number."""
     broken_ns: int = -1
     """Since when nothing comes, for want of a link."""
     pauses: int = 0
@@ -134,7 +136,7 @@ class Migration:
     silence: int = 0
     """How often something was said again in the present phase."""
     unanswered: frozenset[Report] = frozenset()
-    """What a final phase still waits for."""
+    """What a final phase still waits for, and one in which the machine runs ahead."""
     source_lost: bool = False
     """The source crashed, or has nothing of the VM any more."""
     target_lost: bool = False

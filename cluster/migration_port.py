@@ -52,6 +52,8 @@ class MigrationPort:
         """The names of the streams that they travel as."""
         self._asked: dict[str, int] = {}
         """What between the rows was begun last for each of them: 0 for the agreement on keys, else a round's number."""
+        self._paced: dict[str, tuple[int, int]] = {}
+        """Of which move, and since when, what was told last is of how far each of them stands still."""
         self._said: dict[str, tuple[str, tuple[object, ...]]] = {}
         """What was said of each of these last, to be said again."""
         self._done: Mapping[Command, Callable[..., None]] = {
@@ -68,7 +70,7 @@ class MigrationPort:
 
         self._between: Mapping[str, Callable[..., None]] = {
             "seal": self._seal, "open": self._open, "round": self._round, "slow": self._slow,
-            "ahead": self._ahead, "stall": self._stall, "swift": self._swift,
+            "ahead": self._ahead, "stall": self._stall,
         }  # fmt: skip
         """What is asked of both hosts between the rows of the hand-over, of the move that they are in."""
 
@@ -224,12 +226,13 @@ class MigrationPort:
         if self._moves.get(vm) == (Holding.STANDS, number):
             self._host.departures.hand_on(vm)
 
-    def _stall(self, number: int, vm: str, standing_still: float) -> None:
-        if self._heard.get(vm, _NEW).started == number:
-            self._host.arrivals.slow(vm, standing_still)
-
-    def _swift(self, number: int, vm: str) -> None:
-        self._stall(number, vm, 0.0)
+    def _stall(self, number: int, vm: str, since: int, standing_still: float, answer: bool) -> None:
+        if self._heard.get(vm, _NEW).started == number and (number, since) > self._paced.get(vm, (-1, -1)):
+            self._paced[vm] = number, since
+            if vm in self._host.guests and vm not in self._moves:
+                self._host.arrivals.slow(vm, standing_still)
+        if answer:
+            self._send(Report.PACED, (number, since))
 
     def _destroy(self, number: int, vm: str) -> None:
         self._host.guests[vm].reason = "its memory was on a host that crashed"

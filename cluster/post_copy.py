@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cluster.hand_over import Event
+from cluster.hand_over import Event, Report
 from cluster.migration import Migration, Outcome
 from cluster.precopy import MOST_STALLED
 from psp.system_bus import PAGE_BYTES
@@ -43,7 +43,7 @@ def drain(live: LiveMigrations, one: Migration, now_ns: int) -> None:
     one.owed_ns = 0.0
     one.pulling = now_ns, took_ns, stalled
     one.faults = round(one.faulted + faults)
-    live.send(one.destination, "stall", (one.number, one.order.vm, stalled))
+    _set_pace(live, one, stalled, now_ns)
 
 
 def pause(live: LiveMigrations, one: Migration, now_ns: int) -> None:
@@ -56,7 +56,7 @@ def pause(live: LiveMigrations, one: Migration, now_ns: int) -> None:
     if one.flows:
         _settle(live, one, now_ns)
     waits = one.precopy.missed_pages(one.pulled_bytes - one.came_bytes, one.touched_ns) >= 1.0
-    live.send(one.destination, "stall", (one.number, one.order.vm, MOST_STALLED if waits else 0.0))
+    _set_pace(live, one, MOST_STALLED if waits else 0.0, now_ns)
 
 
 def lose(live: LiveMigrations, one: Migration, now_ns: int) -> None:
@@ -81,9 +81,27 @@ def destroyed(live: LiveMigrations, one: Migration, now_ns: int) -> None:
 def drained(live: LiveMigrations, one: Migration, now_ns: int) -> None:
     """All of its memory is there."""
     one.ran_ahead_ns = now_ns - one.resumed_ns
-    live.send(one.destination, "swift", (one.number, one.order.vm))
     live.step(one, Event.CARRIED, now_ns)
+    _set_pace(live, one, 0.0, now_ns)
     live.end(one, Outcome.COMPLETED, now_ns, "")
+
+
+def say_pace(live: LiveMigrations, one: Migration) -> None:
+    """Tell the target how far the machine stands still, and when that was found."""
+    live.send(one.destination, "stall", (one.number, one.order.vm, *one.pace, live.wants_answer(one)))
+
+
+def paced(_: LiveMigrations, one: Migration, __: int, since: int) -> None:
+    """The target has heard that."""
+    if since == one.pace[0]:
+        one.unanswered -= {Report.PACED}
+
+
+def _set_pace(live: LiveMigrations, one: Migration, standing_still: float, now_ns: int) -> None:
+    one.pace = max(now_ns, one.pace[0] + 1), standing_still
+    if live.patience.again_after_ns:
+        one.unanswered |= {Report.PACED}
+    say_pace(live, one)
 
 
 def _settle(live: LiveMigrations, one: Migration, now_ns: int) -> None:

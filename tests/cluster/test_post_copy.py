@@ -114,3 +114,35 @@ def test_where_the_run_ends_before_all_is_there_the_vm_is_at_its_target_once() -
     )  # fmt: skip
     assert outcomes(rows) == [("unfinished", None)]
     assert (vm_row(rows)["host"], vm_row(rows)["state"]) == ("host-2", "running")
+
+
+def late(lasts: str, at: str = "2 s", **changes: Any) -> dict[str, Any]:
+    return {"kind": "messages", "host": "host-2", "direction": "to", "at": at, "lasts": lasts} | changes
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        pytest.param([late("3 s", "9 s", lost=1.0)], id="that all is there is lost"),
+        pytest.param([late("100 ms", "1026 ms", lost=1.0)], id="that it waits is lost"),
+        pytest.param(
+            [late("20 s", late="6 s"), {"kind": "link", "host": "host-1", "at": "7 s", "lasts": "500 ms"}],
+            id="that it waits overtakes that all is there",
+        ),
+    ],
+)
+def test_what_was_said_last_of_how_fast_a_vm_runs_holds_in_the_end(faults: list[dict[str, Any]]) -> None:
+    post, busy = POST | {"recover_after": "0 s"}, writer(100_000_000, 64 << 20)
+    _, free = moved(busy, {"max_rounds": 1}, duration="40 s")
+    _, whole = moved(busy, post, duration="40 s")
+    fleet, rows = play(
+        scenario(vms=[group("vm", **busy)], migrations=[move(to="host-2")], migration=post, fabric=LINK,
+                 faults=faults, duration="40 s")
+    )  # fmt: skip
+    (row,) = rows["migrations"]
+    assert row["outcome"] == "completed"
+    assert not fleet.control.migrations.all[0].unanswered
+    # It loses what it waits for and at the most some seconds besides, until it hears the last word.
+    lost_s = 40 * (1 - vm_row(rows)["instructions"] / free["instructions"])
+    expected_s = 40 * (1 - whole["instructions"] / free["instructions"])
+    assert expected_s - 0.2 < lost_s < expected_s + 8
