@@ -253,8 +253,8 @@ PASSED: Mapping[Command, Report] = {
 }
 """What a host says to a command of a move it is not in; with that it remembers the number as heard of.
 
-Instead of STAYED it says LOST where it has nothing and did not go on after that move, instead of NEVER it says RUNS
-where it started the VM under that number.
+Instead of STAYED it says LOST where it has nothing and did not go on after that move or a later one, instead of NEVER
+it says RUNS where it started the VM under that number.
 """
 
 ANSWERED_BY: Mapping[Report, Event] = {
@@ -277,7 +277,10 @@ _ENDED = (Holding.RUNS, Holding.NOTHING)
 
 
 class Heard(NamedTuple):
-    """What a host remembers of a VM: the newest move it heard of, the last it started it under, and went on after."""
+    """What a host remembers of a VM: the newest move it heard of, the last it started it under, and went on after.
+
+    It went on after all that were before one by which it was to leave.
+    """
 
     newest: int = -1
     started: int = -1
@@ -298,7 +301,9 @@ def told(mine: Mine, command: Command, number: int) -> tuple[Mine, Report | None
     row = HOST.get((holding, command))
     if row is not None:
         if number > heard.newest and command in BEGINNINGS:
-            current, heard = number, Heard(number, heard.started, heard.stayed)
+            # Who is asked to let it go, and has it, went on after whatever was before.
+            stayed = number - 1 if command is Command.BEGIN else heard.stayed
+            current, heard = number, Heard(number, heard.started, max(stayed, heard.stayed))
         if current == number or (command is Command.DESTROY and heard.started == number):
             if row.report is Report.RUNS:
                 heard = Heard(heard.newest, number, heard.stayed)
@@ -311,7 +316,7 @@ def told(mine: Mine, command: Command, number: int) -> tuple[Mine, Report | None
     report = PASSED[command]
     if report is Report.NEVER and heard.started == number:
         report = Report.RUNS
-    elif report is Report.STAYED and holding is Holding.NOTHING and heard.stayed != number:
+    elif report is Report.STAYED and holding is Holding.NOTHING and heard.stayed < number:
         report = Report.LOST
     return Mine(holding, current, heard), report
 

@@ -469,8 +469,6 @@ class LiveMigrations:
             lose(self, one, now_ns)
         elif self.step(one, Event.LOST, now_ns) and one.phase is Phase.ABORTED:
             self._stays(one, Outcome.LOST, now_ns, f"with {one.source}")
-        elif one.phase is Phase.ABORTED and one.outcome is not Outcome.LOST:
-            one.outcome, one.reason = Outcome.LOST, f"with {one.source}, after: {one.outcome.value}"
 
     def on_busy(self, one: Migration, now_ns: int) -> None:
         """A host is at what it was asked for."""

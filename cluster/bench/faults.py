@@ -133,6 +133,8 @@ class _Watched(InlineLayout):
         """Hosts that ran the VM at once."""
         self.idle: tuple[int, ...] = ()
         """What a host without the VM has of it, and of its own."""
+        self.crashes = False
+        """Whether any host crashes."""
 
     def start(self, *arguments: Any) -> None:
         """As any, but for its garbage, which here is a fleet for every schedule."""
@@ -160,6 +162,7 @@ def judged(body: dict[str, Any]) -> tuple[str | None, list[Migration]]:
 
     layout.start(build, [(order.spec.name, order.pack()) for order in fleet.orders])
     layout.all = built
+    layout.crashes = any(fault["kind"] == "host-crash" for fault in body["faults"])
     layout.idle = _held(built[1])
     try:
         Coordinator(layout, fleet.control, scenario.control_plane_latency, scenario.duration).run()
@@ -183,12 +186,14 @@ def _wrong(layout: _Watched, rows: Rows, moves: list[Migration]) -> str | None:
         # A card that was connected keeps its context and its buffers until it is released.
         if host.spec.name not in there and left != layout.idle and not host.spec.platform.cards:
             return f"{host.spec.name} still has bytes, ASIDs, contexts: {left}, not {layout.idle}"
+    if not layout.crashes and any(one.outcome is Outcome.LOST for one in moves):
+        return "said to be lost, and no host crashed"
     if len(there) > 1:
         return f"on {', '.join(there)}"
     if not there:
         crashed = any(row["vm"] == VM and row["reason"] in _CRASHED for row in rows.get("vms", []))
         crashed = crashed or any(one.outcome is Outcome.LOST for one in moves)
-        return None if crashed else "nowhere, and no host crashed that had it"
+        return None if crashed and layout.crashes else "nowhere, and no host crashed that had it"
     ((name, guest),) = there.items()
     if guest.state is not GuestState.RUNNING or (guest.faults and not guest.spec.devices):
         return f"{guest.state} on {name}, with {guest.faults} faults"

@@ -34,6 +34,7 @@ WORDS: tuple[Command | Report, ...] = (*Command, *Report)
 BITS = {(number, word): 1 << number * len(WORDS) + at for number in range(2) for at, word in enumerate(WORDS)}
 TWO, OLD, NONE = "two run it", "a host went on with an old copy", "the last copy was thrown away"
 BACK = "what was lost with a crash is there again"
+ALIVE = "a source that let go, or goes on, was said to have lost it"
 
 
 class Move(NamedTuple):
@@ -108,6 +109,8 @@ def at_host(world: World, number: int, command: Command, *, spoiled: bool = Fals
     name = move.source if command in TO_SOURCE else move.destination
     before = world.hosts[name]
     after, report = gave_up(before) if spoiled else hand_over.told(before, command, number)
+    if report is Report.LOST:
+        assert name in world.crashes or move.phase is Phase.DESTINATION or not copies(world), ALIVE
     if after == before and (report is None or world.said & BITS[number, report]):
         return world
     if after.holding is Holding.RUNS and before.holding not in RUNNING:
@@ -272,7 +275,7 @@ def test_what_is_unsafe_is_found(
     monkeypatch: pytest.MonkeyPatch, table: str, change: Callable[[Table], Table]
 ) -> None:
     monkeypatch.setattr(hand_over, table, change(getattr(hand_over, table)))
-    with pytest.raises(AssertionError, match=f"{TWO}|{OLD}|{NONE}"):
+    with pytest.raises(AssertionError, match=f"{TWO}|{OLD}|{NONE}|{ALIVE}"):
         explore(2, 1, 3)
 
 
@@ -307,6 +310,20 @@ def test_a_machine_that_runs_on_without_its_memory_is_found(monkeypatch: pytest.
     monkeypatch.setattr(hand_over, "HOST", without((Holding.RUNS, Command.DESTROY))(hand_over.HOST))
     with pytest.raises(AssertionError, match=BACK):
         explore(2, 1, 1, ahead=True)
+
+
+@pytest.mark.parametrize("heard_stay", [False, True])
+def test_a_source_that_let_a_vm_go_later_does_not_say_that_it_lost_it_before(*, heard_stay: bool) -> None:
+    """Whether it heard that it was to keep it, or not; what it has just let go for, it has lost otherwise."""
+    mine = Mine(Holding.RUNS, -1, Heard())
+    for number in (3, 5, 8):
+        for command in (Command.BEGIN, *[Command.STAY] * (heard_stay and number < 8)):
+            mine, _ = hand_over.told(mine, command, number)
+    for command in (Command.STOP, Command.LEAVE):
+        mine, _ = hand_over.told(mine, command, 8)
+    assert mine.holding is Holding.NOTHING
+    said = [hand_over.told(mine, Command.STAY, number)[1] for number in (3, 5, 8)]
+    assert said == [Report.STAYED, Report.STAYED, Report.LOST]
 
 
 def test_without_numbers_what_is_late_takes_the_vm_away_where_it_came_back_to(monkeypatch: pytest.MonkeyPatch) -> None:

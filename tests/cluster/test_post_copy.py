@@ -116,7 +116,7 @@ def test_where_the_run_ends_before_all_is_there_the_vm_is_at_its_target_once() -
     assert (vm_row(rows)["host"], vm_row(rows)["state"]) == ("host-2", "running")
 
 
-def late(lasts: str, at: str = "2 s", **changes: Any) -> dict[str, Any]:
+def late(lasts: str, at: str, **changes: Any) -> dict[str, Any]:
     return {"kind": "messages", "host": "host-2", "direction": "to", "at": at, "lasts": lasts} | changes
 
 
@@ -126,7 +126,7 @@ def late(lasts: str, at: str = "2 s", **changes: Any) -> dict[str, Any]:
         pytest.param([late("3 s", "9 s", lost=1.0)], id="that all is there is lost"),
         pytest.param([late("100 ms", "1026 ms", lost=1.0)], id="that it waits is lost"),
         pytest.param(
-            [late("20 s", late="6 s"), {"kind": "link", "host": "host-1", "at": "7 s", "lasts": "500 ms"}],
+            [late("20 s", "8500 ms", late="6 s"), {"kind": "link", "host": "host-1", "at": "9 s", "lasts": "100 ms"}],
             id="that it waits overtakes that all is there",
         ),
     ],
@@ -137,7 +137,7 @@ def test_what_was_said_last_of_how_fast_a_vm_runs_holds_in_the_end(faults: list[
     _, whole = moved(busy, post, duration="40 s")
     fleet, rows = play(
         scenario(vms=[group("vm", **busy)], migrations=[move(to="host-2")], migration=post, fabric=LINK,
-                 faults=faults, duration="40 s")
+                 faults=faults, duration="40 s", seed=2)
     )  # fmt: skip
     (row,) = rows["migrations"]
     assert row["outcome"] == "completed"

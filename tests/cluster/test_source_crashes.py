@@ -57,11 +57,11 @@ def test_a_machine_whose_memory_is_lost_is_ended_though_its_target_does_not_hear
         scenario(
             vms=[group("vm", **BUSY)], migration=POST, fabric=LINK, duration="9 s",
             faults=[crash("host-1", "5 s"), silent("host-2", "4950 ms", "1 s")],
-            migrations=[move(to="host-2"), move(to="host-3", at="5500 ms")],
+            migrations=[move(to="host-2"), move(to="host-3", at="5500 ms"), move(to="host-3", at="8 s")],
         )
     )  # fmt: skip
-    assert [outcome for outcome, _ in outcomes(rows)][:2] == ["lost", "refused"]
-    assert outcomes(rows)[1][1] == "UNDER_WAY"
+    assert [one.outcome.value for one in fleet.control.migrations.all] == ["lost", "refused", "refused"]
+    assert [one.reason for one in fleet.control.migrations.all][1:] == ["UNDER_WAY", "NO_SUCH_VM"]
     (there,) = rows["vms"]
     assert (there["host"], there["state"]) == ("host-2", "ended")
     assert 5.95 * 10**9 < fleet.control.migrations.all[0].ended_ns < 6.2 * 10**9
