@@ -91,17 +91,22 @@ def test_only_the_guests_own_entry_keeps_a_device_from_its_memory_that_was_start
         assert set(asked_by_cards(transcript)) == {None}
 
 
-def test_what_a_guest_refuses_is_unbound_where_its_hypervisor_obeys():
+@pytest.mark.parametrize("changed", [True, False], ids=["device changed", "registers withheld"])
+def test_what_a_guest_refuses_is_unbound_where_its_hypervisor_obeys(changed):
     bound = []
 
     def attack(target):
-        given = target.device.given
+        given, update = target.device.given, CardUpdate(target.device.port, *EVIL)
         yield LET_IT_RUN
         yield LET_IT_RUN
-        yield (CardUpdate(target.device.port, *EVIL),)
+        if changed:
+            yield (update,)
+        else:
+            given.interface.function = replace(given.function, bars=())
         bound.append(given.bound)
         yield LET_IT_RUN
         bound.append(given.bound)
+        yield (update,)
 
     # Let go at the end of its first life; refused in the second.
     assert played(attack, LETS_GO)[0].outcome is Outcome.DETECTED
