@@ -113,6 +113,23 @@ def test_what_a_guest_refuses_is_unbound_where_its_hypervisor_obeys(changed):
     assert bound == [False, False]
 
 
+def test_registers_that_were_taken_before_one_was_refused_are_given_back():
+    counts = []
+
+    def attack(target):
+        given = target.device.given
+        yield LET_IT_RUN
+        counts.append(len(given.assigned))
+        yield LET_IT_RUN
+        target.device.tio.unbinds = False
+        yield from unasked_device.swap_pages(target)
+        counts.append(len(given.assigned))
+
+    assert played(attack, LETS_GO)[0].outcome is Outcome.DETECTED
+    assert counts[0] > 1
+    assert counts[1] == 0
+
+
 def test_a_guest_that_takes_its_device_anew_and_refuses_it_clears_its_entry_of_before(monkeypatch):
     def pretends(*_):
         yield from ()
