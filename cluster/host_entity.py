@@ -27,6 +27,7 @@ from cluster.inbox import Inbox
 from cluster.migration_port import MigrationPort
 from cluster.platform_body import platform_body, platform_of
 from cluster.resting_host import RestingHost, rests
+from cluster.standing_vms import STANDING
 from cluster.tables import EVENTS
 from node.cost_table import load_cost_table
 from node.guest import Guest, GuestSpec, GuestState
@@ -171,11 +172,23 @@ class HostEntity:
         """Close the books at ``end_ns``; rows by table. A log is one row, its records packed."""
         self.host.close(end_ns)
         rows = host_rows(self.host, self.events, end_ns)
-        for guest in self.host.guests.values():
-            for table, more in guest_rows(self.host, guest).items():
-                rows.setdefault(table, []).extend(more)
+        for table, more in self.guests_rows().items():
+            rows.setdefault(table, []).extend(more)
         if log := packed_events(self.host, end_ns):
             rows[EVENTS.name] = [{PACKED: log}]
+        return rows
+
+    def guests_rows(self) -> dict[str, list[dict[str, object]]]:
+        """Rows of its VMs by table; of those that may run elsewhere by now, apart (``cluster.standing_vms``)."""
+        rows: dict[str, list[dict[str, object]]] = {}
+        for guest in self.host.guests.values():
+            name, found = guest.spec.name, guest_rows(self.host, guest)
+            move = self._migrations.standing(name)
+            if found and move >= 0:
+                rows.setdefault(STANDING, []).append({"vm": name, "move": move, "rows": found})
+                continue
+            for table, more in found.items():
+                rows.setdefault(table, []).extend(more)
         return rows
 
     def gauges(self) -> dict[str, float]:

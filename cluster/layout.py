@@ -9,6 +9,7 @@ from cluster.entity import Message
 from cluster.errors import ToolError, UserError
 from cluster.progress import ShouldStop
 from cluster.shard import EntityFactory, ShardReport
+from cluster.standing_vms import settle
 
 Row = dict[str, object]
 """Of a table: msgpack-able values by column."""
@@ -84,6 +85,7 @@ def merged_rows(by_entity: RowsByEntity) -> Rows:
     for name in sorted(by_entity):
         for table, rows in by_entity[name].items():
             tables.setdefault(table, []).extend(rows)
+    settle(tables)
     return tables
 
 

@@ -119,7 +119,9 @@ class LiveMigrations:
         return tuple(self._by_vm.values())
 
     def is_cut_off(self, one: Migration) -> bool:
-        """Whether there is no way between a move's hosts."""
+        """Whether there is no way between a move's hosts, or one of them has nothing of it any more."""
+        if one.source_lost or one.target_lost:
+            return True
         return bool(self.down) and bool(self.down.get(one.source) or self.down.get(one.destination))
 
     # Time.

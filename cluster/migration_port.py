@@ -106,6 +106,11 @@ class MigrationPort:
         self._asked.clear()
         self._said.clear()
 
+    def standing(self, vm: str) -> int:
+        """Under which move a VM stands still here, and may run elsewhere by now; -1 for one that does not."""
+        holding, number = self._moves.get(vm, (Holding.NOTHING, -1))
+        return number if holding is Holding.STANDS else -1
+
     def _mine(self, vm: str) -> Mine:
         heard = self._heard.get(vm, _NEW)
         move = self._moves.get(vm)

@@ -121,7 +121,7 @@ class GuestTdi:
     def _give_up(self, report: InterfaceReport | None) -> Steps[None]:
         """Let go of what may have been taken, as far as anybody obeys.
 
-        Who is kept from the firmware's answer to the entry has no key to ask with any more, but a device it has judged.
+        Who is kept from the answer to the entry has no key to ask with any more, and a device that it has judged.
         """
         with suppress(*_REFUSALS):
             yield from self._write_entry(NOBODYS)

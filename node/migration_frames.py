@@ -22,6 +22,7 @@ import msgpack
 
 from node.operations import BLOCK_BYTES
 from node.packing import Unmade, packed
+from node.page_swaps import metadata_of
 from node.vm_state import MOST_VCPUS, Packet, Run, VmState, whole_runs
 from node.vmsa import VMSA_BYTES
 from psp.secret_packet import PacketHeader
@@ -283,6 +284,13 @@ def _all_numbers(values: tuple[object, ...]) -> bool:
 _INTEGERS = {int}
 
 
+def _is_word(said: object) -> bool:
+    """Whether this is a vCPU, or -1 for none, and two numbers."""
+    if not isinstance(said, tuple) or len(said) != 3 or type(said[0]) is not int:
+        return False
+    return -1 <= said[0] < _VMPLS * MOST_VCPUS and _numbers(said[1:], 2)
+
+
 class _Reader:
     """Takes frames in their order and holds what they brought."""
 
@@ -437,8 +445,7 @@ class _Reader:
                 raise FrameError(self._sequence, "told", "shared ranges, and words of vCPUs", "something else")
         if not all(_numbers(one, 2) and self._expected.memory(*one) and one[1] for one in shared):
             raise FrameError(self._sequence, "told", "ranges of the VM", "something else")
-        most = _VMPLS * MOST_VCPUS
-        if not all(_numbers(one[1:], 2) and type(one[0]) is int and -1 <= one[0] < most for one in told if one):
+        if not all(map(_is_word, told)):
             raise FrameError(self._sequence, "told", "a vCPU and two numbers", "something else")
         if any(gpa % PAGE_BYTES or length % PAGE_BYTES for gpa, length in shared):
             raise FrameError(self._sequence, "told", "whole pages", "something else")
@@ -473,6 +480,11 @@ class _Reader:
             raise FrameError(self._sequence, "metadata", f"1 to {MOST_RUNS} pages", "something else")
         if any(type(page) is not bytes or len(page) != PAGE_BYTES for page in pages):
             raise FrameError(self._sequence, "metadata", f"pages of {PAGE_BYTES} bytes", "something else")
+        rows = () if self._context is None else self._context[1]
+        most = metadata_of(len(self._packets) + len(self._sealed) + len(rows))
+        if len(self._metadata) + len(pages) > most:
+            # What they are of came before them, and is bounded by the VM's memory.
+            raise FrameError(self._sequence, "metadata", f"at most {most} pages", len(self._metadata) + len(pages))
         self._metadata += pages
 
     def take_blocks(self, body: object) -> None:

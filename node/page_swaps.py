@@ -31,11 +31,14 @@ _ENTRIES = PAGE_BYTES // MdataEntry.SIZE
 
 def with_metadata(pages: int) -> int:
     """Pages that the security processor handles where so many go: the entries of 64 fill one, which goes out too."""
-    if not pages:
-        return 0
-    level = total = pages
-    while total == pages or level > 1:
-        level = max(-(-level // _ENTRIES), 1)
+    return pages + metadata_of(pages)
+
+
+def metadata_of(pages: int) -> int:
+    """The Metadata pages of so many, of all levels up to the one whose entry the context holds."""
+    level, total = pages, 0
+    while level > 1 or (level and not total):
+        level = -(-level // _ENTRIES)
         total += level
     return total
 

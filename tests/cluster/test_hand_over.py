@@ -33,6 +33,7 @@ OF_ITSELF = (Event.ROUNDS_DONE, Event.CARRIED, Event.FAILED)
 WORDS: tuple[Command | Report, ...] = (*Command, *Report)
 BITS = {(number, word): 1 << number * len(WORDS) + at for number in range(2) for at, word in enumerate(WORDS)}
 TWO, OLD, NONE = "two run it", "a host went on with an old copy", "the last copy was thrown away"
+BACK = "what was lost with a crash is there again"
 
 
 class Move(NamedTuple):
@@ -68,6 +69,16 @@ def copies(world: World) -> list[int]:
             fresh = holding in RUNNING or (holding is Holding.WHOLE and number not in world.resumed)
         found += [name] if fresh else []
     return found
+
+
+def sends(world: World, number: int) -> bool:
+    """Whether a source can bring over what is left: it stands still there."""
+    return world.hosts[world.moves[number].source][:2] == (Holding.STANDS, number)
+
+
+def on_its_way(world: World) -> bool:
+    """Whether all of the VM was carried over, and may come yet to a destination that has not looked at it."""
+    return any(world.said & BITS[number, Command.COME] for number in range(len(world.moves)))
 
 
 def at_authority(world: World, number: int, event: Event) -> World | None:
@@ -115,6 +126,8 @@ def following(world: World, most_moves: int, most_crashes: int) -> Iterator[tupl
                 yield False, ahead
     for number in range(len(world.moves)):
         for event in OF_ITSELF:
+            if event is Event.CARRIED and world.moves[number].phase is Phase.STOPPED and not sends(world, number):
+                continue
             if (after := at_authority(world, number, event)) is not None:
                 yield False, after
     if len(world.moves) < most_moves and all(move.phase in FINAL for move in world.moves):
@@ -173,6 +186,7 @@ def explore(hosts: int, most_moves: int, most_crashes: int) -> dict[World, list[
                 assert sum(mine.holding in RUNNING for mine in after.hosts) <= 1, TWO
             if not by_crash:
                 assert not had or copies(after), NONE
+                assert had or on_its_way(world) or not (copies(after) or on_its_way(after)), BACK
                 ways.append(world)
     return before
 
@@ -264,6 +278,12 @@ def test_what_gets_stuck_is_found(
 ) -> None:
     monkeypatch.setattr(hand_over, table, change(getattr(hand_over, table)))
     assert stuck(explore(2, 1, 3))
+
+
+def test_a_source_that_sends_on_after_its_crash_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "sends", lambda _, __: True)
+    with pytest.raises(AssertionError, match=BACK):
+        explore(2, 1, 1)
 
 
 def test_without_numbers_what_is_late_takes_the_vm_away_where_it_came_back_to(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from node.migration_frames import (
 )
 from node.packing import packed
 from node.vm_state import VmState, whole_runs
+from psp.secret_packet import PacketHeader
 
 PAGE = 4096
 MEMORY = 4 << 20
@@ -177,6 +178,33 @@ def test_frames_that_are_well_formed_and_wrong_are_refused_by_field(bodies, line
     with pytest.raises(FrameError) as caught:
         back(frames)
     assert str(caught.value).startswith(line)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [(5,), (1.5,), (None,), ((),), ((1, 2),), ((0, 1, 2, 3),), ((-2, 0, 0),), ((True, 0, 0),), ((0, -1, 0),), ("abc",)],
+)
+def test_words_of_a_guest_that_are_none_are_refused(told):
+    with pytest.raises(FrameError, match="frame 1: told: expected a vCPU and two numbers"):
+        back([forged(0, 1, HEAD), forged(1, 8, ((), told))])
+
+
+@pytest.mark.parametrize(
+    ("packets", "rows", "most"), [(0, 0, 0), (1, 0, 1), (63, 1, 1), (64, 1, 3), (100, 28, 3)]
+)
+def test_no_more_metadata_pages_are_taken_than_what_came_before_them_has(packets, rows, most):
+    """Each holds the entries of 64 pages, or of 64 of its own kind."""
+    expected = Expected("vm", inside, BLOCKS, by_firmware=True, by_agent=True)
+    bodies = [(1, HEAD), (2, (0, bytes(PAGE)))]
+    if packets:
+        bodies.append((6, tuple((gpa * PAGE, bytes(PacketHeader.SIZE), bytes(PAGE)) for gpa in range(packets))))
+    bodies += [(9, (b"context", tuple((MEMORY // 2 + row * 2 * PAGE, 1, False) for row in range(rows))))]
+    bodies += [(10, (bytes(PAGE),))] * most
+    frames = [forged(number, kind, body) for number, (kind, body) in enumerate(bodies)]
+    end = forged(len(frames), 5, (0, 0, packets))
+    assert len(state_of([*frames, end], expected).metadata) == most
+    with pytest.raises(FrameError, match=f"metadata: expected at most {most} pages, got {most + 1}"):
+        state_of([*frames, forged(len(frames), 10, (bytes(PAGE),))], expected)
 
 
 def test_page_digests_follow_the_pages():

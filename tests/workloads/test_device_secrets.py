@@ -263,6 +263,24 @@ def test_no_keys_for_sealed_work_are_given_where_the_bus_would_overhear_them() -
     assert found(saw.pieces[CardKind.GPU], saw.links + saw.carried) == 0
 
 
+@pytest.mark.parametrize(
+    ("maker", "updates", "code"),
+    [(1, (), 0), (2, (), NOT_TRUSTED.code), (1, (op.CardUpdate(1, "1.1", 2),), NOT_TRUSTED.code)],
+)
+def test_sealed_work_is_given_to_a_proper_card_alone(maker: int, updates: tuple, code: int) -> None:
+    """One of the maker that the tenant knows, which runs what the tenant knows; and nothing is given to any other."""
+    work = ProgramSpec("device-work", (("matrix_order", ORDER), ("sealed", 1)))
+    platform = Platform(cards=(CardSlot(1, CardKind.GPU, maker=maker),))
+    spec = HostSpec("turin", PRODUCTS["Turin"], 1 << 30, 99, 1, 60 * SECOND, platform=platform)
+    host = Host(spec, PROGRAMS, {"auto": laboratory_image()}, COSTS)
+    assert host.board.execute_host(updates) == (None,) * len(updates)
+    guest = GuestSpec("vm", Generation.SEV_SNP, 1, 64 << 20, work, 7, devices=(CardKind.GPU,))
+    host.launch(guest, lambda _: None, running=True)
+    host.clock.env.run(until=SECOND // 2)
+    assert host.guests["vm"].shutdown_code == code
+    assert (host.guests["vm"].vcpus[0].registers.r13 > 0) is (code == 0)
+
+
 @pytest.mark.parametrize("way", list(Way))
 def test_sealed_work_that_is_altered_on_the_link_ends_and_is_never_believed(way: Way) -> None:
     work = ProgramSpec("device-work", (("matrix_order", 12), ("sealed", 1)))

@@ -1,0 +1,108 @@
+"""A VM that is handed over has one row, at whatever moment a run ends, and it is of the host that runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.bench.faults import small_firmware
+from cluster.bench.moving_machines import VM, WAYS, moving
+from cluster.coordinator import Coordinator
+from cluster.fleet import build_fleet
+from cluster.hand_over import Phase
+from cluster.host_entity import HostEntity, HostOrder
+from cluster.inline_layout import InlineLayout
+from cluster.layout import Row, Rows, merged_rows
+from cluster.migration import Migration, Outcome
+from cluster.scenario import Scenario
+from cluster.shard import ShardReport
+from cluster.shard_worker import Mail
+from cluster.standing_vms import STANDING, settle
+from cluster.tables import TABLES
+from node.guest import GuestState
+
+
+@pytest.fixture(scope="module")
+def firmware(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_firmware(tmp_path_factory.mktemp("firmware"))
+
+_QUICK = {"psp.send_update_ns_per_kib": 1024, "psp.receive_update_ns_per_kib": 1024}
+
+
+class Watched(InlineLayout):
+    """Looks, each time that the hosts have gone on, at the rows that there would be if the run ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entities: list[HostEntity] = []
+        self.seen: dict[tuple[str, ...], None] = {}
+        self.apart = 0
+
+    def build(self, order: bytes) -> HostEntity:
+        entity = HostEntity(HostOrder.parse(order))
+        self.entities.append(entity)
+        return entity
+
+    def advance(self, horizon_ns: int, mail: Mail, event_budget: int) -> ShardReport:
+        report = super().advance(horizon_ns, mail, event_budget)
+        of_each = {entity.name: entity.guests_rows() for entity in self.entities}
+        self.apart += sum(STANDING in rows for rows in of_each.values())
+        rows = merged_rows(of_each)
+        running = [one.name for one in self.entities if one.host.guests.get(VM) and runs(one)]
+        assert [row["vm"] for row in rows["vms"]] == [VM]
+        for name in ("vm_time", "vm_rows", "phases", "disks", "svsms"):
+            keys = [tuple(row[key] for key in TABLES[name].keys) for row in rows.get(name, [])]
+            assert len(keys) == len(set(keys))
+        if running:
+            assert [row["host"] for row in rows["vms"]] == running
+        self.seen[tuple(str(row["host"]) for row in rows["vms"])] = None
+        return report
+
+
+def runs(entity: HostEntity) -> bool:
+    return entity.host.guests[VM].state is GuestState.RUNNING
+
+
+def play(way: str, firmware: Path) -> tuple[Watched, Migration]:
+    body = moving(way, firmware) | {"schema": 1, "name": "cut", "seed": 1, "duration": "3 s"}
+    body["costs"] = body["costs"] | _QUICK
+    body["migrations"] = [{"vm": VM, "at": "1 s", "to": "host-2"}]
+    scenario = Scenario.parse(body)
+    fleet, layout = build_fleet(scenario), Watched()
+    layout.start(layout.build, [(order.spec.name, order.pack()) for order in fleet.orders])
+    Coordinator(layout, fleet.control, scenario.control_plane_latency, scenario.duration).run()
+    return layout, fleet.control.migrations.all[0]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_whenever_a_run_ends_a_vm_that_moves_has_one_row(way: str, firmware: Path) -> None:
+    layout, move = play(way, firmware)
+    assert move.outcome is Outcome.COMPLETED
+    assert Phase.COMMITTED in dict(move.history)
+    assert list(layout.seen) == [("host-1",), ("host-2",)]
+    assert layout.apart
+
+
+def row(host: str) -> Row:
+    return {"vm": VM, "host": host}
+
+
+def standing(host: str, move: int) -> Row:
+    return {"vm": VM, "move": move, "rows": {"vms": [row(host)], "phases": [row(host)]}}
+
+
+@pytest.mark.parametrize("moves", [(3, 4), (4, 3)])
+def test_where_it_stands_still_on_several_hosts_and_runs_on_none_it_is_at_that_of_the_newest_move(
+    moves: tuple[int, int],
+) -> None:
+    tables: Rows = {"vms": [{"vm": "other", "host": "c"}], STANDING: [standing("a", moves[0]), standing("b", moves[1])]}
+    settle(tables)
+    newest = row("ab"[moves.index(4)])
+    assert tables == {"vms": [{"vm": "other", "host": "c"}, newest], "phases": [newest]}
+
+
+def test_where_another_host_has_rows_of_it_all_that_stand_apart_are_left_out() -> None:
+    tables: Rows = {"vms": [row("c")], STANDING: [standing("a", 1), standing("b", 2)]}
+    settle(tables)
+    assert tables == {"vms": [row("c")]}
