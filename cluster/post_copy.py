@@ -64,10 +64,26 @@ def lose(live: LiveMigrations, one: Migration, now_ns: int) -> None:
     if one.flows:
         _settle(live, one, now_ns)
     one.pulled_bytes = one.came_bytes
+    one.outcome, one.reason = Outcome.LOST, f"it lived by {one.source} and {one.destination}"
     if one.source_lost:
-        live.send(one.destination, "destroy-ahead", (one.number, one.order.vm))
+        live.step(one, Event.LOST, now_ns)  # It may not move before its target has ended it.
+    else:
+        live.step(one, Event.CARRIED, now_ns)
+        live.end(one, one.outcome, now_ns, one.reason)
+
+
+def destroyed(live: LiveMigrations, one: Migration, now_ns: int) -> None:
+    """The target has ended a machine whose memory is lost, or has not had it any more."""
+    if live.step(one, Event.DESTROYED, now_ns):
+        live.end(one, one.outcome, now_ns, one.reason)
+
+
+def drained(live: LiveMigrations, one: Migration, now_ns: int) -> None:
+    """All of its memory is there."""
+    one.ran_ahead_ns = now_ns - one.resumed_ns
+    live.send(one.destination, "swift", (one.number, one.order.vm))
     live.step(one, Event.CARRIED, now_ns)
-    live.end(one, Outcome.LOST, now_ns, f"it lived by {one.source} and {one.destination}")
+    live.end(one, Outcome.COMPLETED, now_ns, "")
 
 
 def _settle(live: LiveMigrations, one: Migration, now_ns: int) -> None:

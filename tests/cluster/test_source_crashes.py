@@ -45,3 +45,24 @@ def test_a_machine_that_would_run_ahead_is_lost_with_its_source_at_any_time(at_u
     )  # fmt: skip
     assert outcomes(rows)[0][0] == "lost"
     assert all(row["state"] == "ended" for row in rows.get("vms", []))
+
+
+def silent(host: str, at: str, lasts: str) -> dict[str, Any]:
+    return {"kind": "messages", "host": host, "direction": "to", "at": at, "lasts": lasts, "lost": 1.0}
+
+
+def test_a_machine_whose_memory_is_lost_is_ended_though_its_target_does_not_hear_of_it_at_once() -> None:
+    """And does not move, before it is known to be gone."""
+    fleet, rows = play(
+        scenario(
+            vms=[group("vm", **BUSY)], migration=POST, fabric=LINK, duration="9 s",
+            faults=[crash("host-1", "5 s"), silent("host-2", "4950 ms", "1 s")],
+            migrations=[move(to="host-2"), move(to="host-3", at="5500 ms")],
+        )
+    )  # fmt: skip
+    assert [outcome for outcome, _ in outcomes(rows)][:2] == ["lost", "refused"]
+    assert outcomes(rows)[1][1] == "UNDER_WAY"
+    (there,) = rows["vms"]
+    assert (there["host"], there["state"]) == ("host-2", "ended")
+    assert 5.95 * 10**9 < fleet.control.migrations.all[0].ended_ns < 6.2 * 10**9
+    assert not any(one.unanswered for one in fleet.control.migrations.all)
