@@ -2,6 +2,8 @@
 
 A record is appended before anything is said that rests on it. Read back, it ends at the first entry that is not whole,
 as a file does whose writer was killed: nothing was said yet of what that entry was to be.
+
+Room for all that may have to be said of a move is reserved before it begins, so that on a full disk too it can end.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ class Entry:
 
 
 class CommitRecord:
-    """An append-only file in memory; ``most_bytes`` is its disk, 0 for one without end.
+    """An append-only file in memory; ``most_bytes`` is its disk, from the beginning; 0 for one without end.
 
     What is written becomes bytes when somebody looks, or there is an end that it could meet.
     """
@@ -42,6 +44,8 @@ class CommitRecord:
         self.most_bytes = most_bytes
         self._data = bytearray(data)
         self._written: list[tuple[int, Record]] = []
+        self._reserved: dict[int, int] = {}
+        """Bytes that moves may still write, where there is an end."""
 
     @property
     def data(self) -> bytearray:
@@ -51,10 +55,28 @@ class CommitRecord:
         self._written.clear()
         return self._data
 
+    def reserve(self, number: int) -> bool:
+        """Keep room for all decisions about a move, before the first; False where there is none."""
+        if self.most_bytes:
+            wanted = sum(len(_framed(number, record)) for record in _LONGEST)
+            if len(self.data) + sum(self._reserved.values()) + wanted > self.most_bytes:
+                return False
+            self._reserved[number] = wanted
+        return True
+
+    def release(self, number: int) -> None:
+        """Nothing more is decided about a move."""
+        self._reserved.pop(number, None)
+
     def append(self, number: int, record: Record) -> None:
-        """Write a decision down. Raises RecordFullError."""
-        if self.most_bytes and len(self.data) + len(_framed(number, record)) > self.most_bytes:
-            raise RecordFullError(f"no room for {record} of move {number}")
+        """Write a decision down. Raises RecordFullError for one that no room was reserved for."""
+        if self.most_bytes:
+            need, others = len(_framed(number, record)), sum(self._reserved.values())
+            reserved = self._reserved.get(number, 0)
+            if len(self.data) + others - reserved + need > self.most_bytes:
+                raise RecordFullError(f"no room for {record} of move {number}")
+            if reserved:
+                self._reserved[number] = max(0, reserved - need)
         self._written.append((number, record))
 
     def entries(self) -> Iterator[Entry]:
@@ -76,6 +98,10 @@ class CommitRecord:
     def last(self) -> dict[int, Record]:
         """The last decision about each move."""
         return {one.number: one.record for one in self.entries()}
+
+
+_LONGEST = (Record.BEGUN, Record.COMMITTED, Record.AHEAD, Record.MOVED)
+"""What is written of a move of which most is written: of one that ends otherwise it is less, and shorter."""
 
 
 def _framed(number: int, record: Record) -> bytes:

@@ -156,6 +156,7 @@ def _control_plane(scenario: Scenario, arriving: tuple[Order, ...], placement: F
 
 def _enter_plans(scenario: Scenario, control: ControlPlane) -> None:
     groups = {group.name: instance_names(group.name, group.count) for group in scenario.vms}
+    control.migrations.record.most_bytes = scenario.migration.record or 0
     for plan in scenario.migrations:
         control.plans.add(plan, tuple(groups.get(plan.vm, (plan.vm,))))
     for drain in scenario.drains:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.broken_links import give_up
-from cluster.commit_record import CommitRecord, RecordFullError
+from cluster.commit_record import CommitRecord
 from cluster.fabric import Fabric
 from cluster.hand_over import AFTER_RESTART, AUTHORITY, FINAL, REPEATS, Command, Event, Phase, Report
 from cluster.migration import Copying, Migration, MigrationOrder, Outcome, Patience
@@ -95,6 +95,9 @@ class LiveMigrations:
         if order.to == source:
             self.end(one, Outcome.REFUSED, now_ns, MigrationRefusal.ALREADY_THERE.name)
             return one
+        if not self.record.reserve(one.number):
+            self.end(one, Outcome.REFUSED, now_ns, MigrationRefusal.RECORD_FULL.name)
+            return one
         destination = self.placement.keep(order.vm, order.to, excluded | {source}, order.first_host)
         if destination is None:
             self.end(one, Outcome.NO_ROOM, now_ns, f"no room on {order.to}" if order.to else "no host has room")
@@ -171,11 +174,7 @@ class LiveMigrations:
         if step is None:
             return False
         if step.record is not None:
-            try:
-                self.record.append(one.number, step.record)
-            except RecordFullError:
-                # Nothing is decided. What is decided when nobody can write is to leave the VM where it is.
-                return event is not Event.FAILED and self.step(one, Event.FAILED, now_ns)
+            self.record.append(one.number, step.record)
         self._enter(one, step.to, now_ns)
         for command in step.told:
             self._tell(one, command, now_ns)
@@ -512,6 +511,7 @@ class LiveMigrations:
 
     def end(self, one: Migration, outcome: Outcome, now_ns: int, reason: str) -> None:
         one.outcome, one.ended_ns, one.reason, one.luggage = outcome, now_ns, reason, ()
+        self.record.release(one.number)
         if self._by_vm.get(one.order.vm) is one:
             del self._by_vm[one.order.vm]
         if one.started_ns >= 0:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, Strict
 
 from cluster.scenario_fields import LARGEST_COUNT, Count, Name, ScenarioPart
-from cluster.units import Duration, Rate
+from cluster.units import Duration, Rate, Size
 
 
 class FabricSettings(ScenarioPart):
@@ -81,6 +81,9 @@ class MigrationSettings(ScenarioPart):
     """In a scenario with faults: when nothing was heard for so long the control plane says it again."""
     answer_tries: Annotated[int, Strict(), Field(ge=1, le=10_000)] = 10
     """How often it does, before it gives a move up that can still be given up."""
+    record: Size | None = None
+    """The disk of the control plane's record of hand-overs; no move begins that it might have no room for. Default:
+    without end."""
     per_host: Annotated[int, Strict(), Field(ge=0, le=LARGEST_COUNT)] = 2
     """Migrations from and to a host at once, 0 for no limit (KubeVirt: 2 from a node)."""
     per_fleet: Annotated[int, Strict(), Field(ge=0, le=LARGEST_COUNT)] = 5

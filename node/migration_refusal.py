@@ -20,6 +20,7 @@ class MigrationRefusal(StrEnum):
     NOT_RUNNING = "the VM does not run"
     UNDER_WAY = "the VM is migrating already"
     ALREADY_THERE = "the VM is on that host"
+    RECORD_FULL = "the control plane's record of hand-overs has no room for another"
     POLICY_FORBIDS_SENDING = "the guest's policy has NOSEND"
     POLICY_FORBIDS_TARGET = "the guest's policy does not want that platform: another owner, or too old an interface"
     TARGET_NOT_GENUINE = "the target's certificates do not lead where the guest's policy and firmware want them to"

@@ -1,11 +1,11 @@
-"""What was decided is read back after a crash, up to the first entry that is not whole."""
+"""What was decided is read back after a crash, up to the first entry that is not whole; what begins can be ended."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.commit_record import CommitRecord, Entry, RecordFullError
-from cluster.hand_over import Record
+from cluster.hand_over import AUTHORITY, Phase, Record
 
 ENTRIES = st.lists(st.builds(Entry, st.integers(0, 1 << 40), st.sampled_from(Record)), max_size=6)
 
@@ -51,3 +51,46 @@ def test_a_full_disk_says_so_and_writes_nothing() -> None:
     with pytest.raises(RecordFullError, match="no room for committed of move 3"):
         record.append(3, Record.COMMITTED)
     assert record.data == before
+
+
+def histories(phase: Phase, written: tuple[Record, ...], seen: frozenset[Phase]) -> set[tuple[Record, ...]]:
+    """All that may be written of a move from a phase on, each phase entered once."""
+    found = {written}
+    for (before, _), step in AUTHORITY.items():
+        if before is phase and step.to not in seen:
+            more = written if step.record is None else (*written, step.record)
+            found |= histories(step.to, more, seen | {step.to})
+    return found
+
+
+@pytest.mark.parametrize("number", [0, 127, 128, 1 << 20])
+def test_what_begins_can_be_ended_in_each_way_however_full_the_disk_is(number: int) -> None:
+    every = histories(Phase.SOURCE, (), frozenset({Phase.SOURCE}))
+    assert (Record.BEGUN, Record.COMMITTED, Record.AHEAD, Record.MOVED) in every
+    for history in every:
+        record = CommitRecord(most_bytes=200)
+        assert record.reserve(number)
+        others = [other for other in range(100, 120) if record.reserve(other)]
+        assert 0 < len(others) < 20
+        for other in others:
+            for one in (Record.BEGUN, Record.COMMITTED, Record.AHEAD, Record.MOVED):
+                record.append(other, one)
+            record.release(other)
+        for one in history:
+            record.append(number, one)
+        assert len(record.data) <= 200
+
+
+def test_room_that_a_move_did_not_need_is_another_s() -> None:
+    record = CommitRecord(most_bytes=100)
+    assert record.reserve(1)
+    assert not record.reserve(2)
+    record.append(1, Record.BEGUN)
+    record.append(1, Record.ABORTED)
+    assert not record.reserve(2)
+    record.release(1)
+    assert [record.reserve(2), record.reserve(3)] == [False, False]
+    record.most_bytes = 150
+    assert [record.reserve(2), record.reserve(3)] == [True, False]
+    with pytest.raises(RecordFullError, match="no room for begun of move 3"):
+        CommitRecord(record.data, len(record.data)).append(3, Record.BEGUN)
