@@ -22,6 +22,7 @@ from cluster.coordinator import Coordinator
 from cluster.errors import ToolError
 from cluster.figure import Figure
 from cluster.fleet import build_fleet
+from cluster.hand_over import Phase
 from cluster.host_entity import build_host
 from cluster.inline_layout import InlineLayout
 from cluster.layout import Rows
@@ -192,12 +193,17 @@ def _wrong(layout: _Watched, rows: Rows, moves: list[Migration]) -> str | None:
         return f"on {', '.join(there)}"
     if not there:
         crashed = any(row["vm"] == VM and row["reason"] in _CRASHED for row in rows.get("vms", []))
-        crashed = crashed or any(one.outcome is Outcome.LOST for one in moves)
+        crashed = crashed or any(one.outcome is Outcome.LOST or _lost_after(one) for one in moves)
         return None if crashed and layout.crashes else "nowhere, and no host crashed that had it"
     ((name, guest),) = there.items()
     if guest.state is not GuestState.RUNNING or (guest.faults and not guest.spec.devices):
         return f"{guest.state} on {name}, with {guest.faults} faults"
     return None
+
+
+def _lost_after(one: Migration) -> bool:
+    """Whether a VM that was to stay stood still at a source that crashed before it heard so."""
+    return one.source_lost and one.phase is Phase.ABORTED
 
 
 def _held(host: Host) -> tuple[int, ...]:

@@ -29,11 +29,14 @@ def test_whatever_goes_wrong_a_vm_is_whole_and_in_one_place(first: int, generati
         assert moves
 
 
-@pytest.mark.parametrize(("seed", "generation"), [(93, "SEV"), (119, "SEV"), (276, "SEV"), (5107, "SEV_ES")])
+@pytest.mark.parametrize(
+    ("seed", "generation"), [(93, "SEV"), (119, "SEV"), (276, "SEV"), (5107, "SEV_ES"), (3522, "PLAIN")]
+)
 def test_schedules_that_once_went_wrong_go_right(seed: int, generation: str, firmware: Path) -> None:
     """A place that was never filled and is to be started, keys asked for twice, a place kept under two moves.
 
-    And a VM said to be lost, for it had left before its source was told again to keep it after an older move.
+    And a VM said to be lost, for it had left before its source was told again to keep it after an older move. And
+    one that was to go on after a move that was over, at a source that crashed before it heard so.
     """
     assert faults.judged(faults.schedule(seed, generation, firmware))[0] is None
 
