@@ -1,4 +1,4 @@
-"""Links that are down: what moves send over them breaks off.
+"""Links that are down, and hosts that crash: what moves send breaks off.
 
 Before the commit point the VM goes on at its source, as with any other failure; one that runs ahead of its memory
 waits (``cluster.post_copy``). What hosts and control plane say to each other goes another way.
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cluster.hand_over import Phase
 from cluster.migration import Migration, Outcome
-from cluster.post_copy import pause
+from cluster.post_copy import lose, pause
 
 if TYPE_CHECKING:
     from cluster.live_migration import LiveMigrations
@@ -39,6 +39,24 @@ def mend_link(live: LiveMigrations, host: str, now_ns: int) -> None:
             heapq.heappush(live.goes_on, (now_ns + live.settings.recover_after_ns, one.number))
 
 
+def crash(live: LiveMigrations, host: str, now_ns: int) -> None:
+    """A host crashes: what it had not sent yet of a VM is gone, and so is what it had got."""
+    for one in live.under_way():
+        if one.started_ns < 0 or host not in (one.source, one.destination):
+            continue
+        one.source_lost |= host == one.source
+        one.target_lost |= host == one.destination and one.has_place
+        if one.phase is Phase.DRAINING:
+            lose(live, one, now_ns)
+        elif one.phase in _CONNECTED and one.precopy is not None:
+            give_up(live, one, now_ns)
+
+
 def give_up(live: LiveMigrations, one: Migration, now_ns: int) -> None:
     """The connection of a move that has not been committed broke."""
-    live.fail(one, Outcome.LINK_DOWN, now_ns, f"between {one.source} and {one.destination}")
+    if one.source_lost:
+        live.on_lost(one, now_ns)
+    elif one.target_lost:
+        live.fail(one, Outcome.TARGET_LOST, now_ns, f"{one.destination} had nothing of it any more")
+    else:
+        live.fail(one, Outcome.LINK_DOWN, now_ns, f"between {one.source} and {one.destination}")

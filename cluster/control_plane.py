@@ -10,7 +10,7 @@ import heapq
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.broken_links import break_link, mend_link
+from cluster import broken_links
 from cluster.entity import NEVER, Message
 from cluster.fabric import Fabric
 from cluster.firmware_updates import FirmwareUpdates
@@ -23,7 +23,6 @@ from cluster.migration import Migration, Outcome
 from cluster.migration_admission import Admission
 from cluster.migration_plans import MigrationPlans
 from cluster.placement import FirstFit
-from cluster.post_copy import lose
 from cluster.precopy import PrecopySettings
 from node.counter_random import CounterRandom
 from node.guest import GuestSpec
@@ -201,11 +200,11 @@ class ControlPlane:
     def crash(self, host: str) -> None:
         """Switch a host off and on."""
         self._send(host, CRASH, ())
-        lose(self.migrations, host, self._now_ns)
+        broken_links.crash(self.migrations, host, self._now_ns)
 
     def link(self, host: str, up: bool, now_ns: int) -> None:
         """A host's link goes down, or is back."""
-        (mend_link if up else break_link)(self.migrations, host, now_ns)
+        (broken_links.mend_link if up else broken_links.break_link)(self.migrations, host, now_ns)
 
     def command(self, host: str, kind: str, body: object) -> None:
         """Tell a host something of a move, as far as it comes through."""

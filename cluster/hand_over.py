@@ -50,8 +50,10 @@ class Phase(_Word):
     """It belongs to the destination, which was told to start it."""
     DRAINING = "draining"
     """It runs there, and gets pages that it has not yet from the source."""
+    ORPHANED = "orphaned"
+    """It runs there without all of its memory, which is lost with the source; the destination was told to end it."""
     DESTINATION = "destination"
-    """It runs there; the source was told to let go."""
+    """It runs there, or is lost; the source was told to let go."""
     ABORTED = "aborted"
     """It belongs to the source, and the destination was told to forget it."""
 
@@ -75,6 +77,8 @@ class Event(_Word):
     """It goes on at the source."""
     LOST = "lost"
     """The source does not hold it any more."""
+    DESTROYED = "destroyed"
+    """The destination has ended it."""
     FAILED = "failed"
     """Refused, called off, out of time, or the VM is over."""
 
@@ -89,6 +93,7 @@ class Command(_Word):
     KEEP = "keep-place"
     COME = "come"
     GO = "go"
+    DESTROY = "destroy-ahead"
     GIVE_BACK = "give-place-back"
 
 
@@ -119,11 +124,14 @@ AUTHORITY: Mapping[tuple[Phase, Event], Step] = {
     (Phase.SOURCE, Event.FAILED): Step(Phase.ABORTED),
     (Phase.PRE, Event.ROUNDS_DONE): Step(Phase.PAUSED, None, (Command.STOP,)),
     (Phase.PRE, Event.FAILED): _ABORT,
+    (Phase.PRE, Event.LOST): _ABORT,
     (Phase.PAUSED, Event.STOPPED): Step(Phase.STOPPED),
     (Phase.PAUSED, Event.FAILED): _ABORT,
     (Phase.PAUSED, Event.LOST): _ABORT,
     (Phase.STOPPED, Event.CARRIED): Step(Phase.SENT, None, (Command.COME,)),
     (Phase.STOPPED, Event.FAILED): _ABORT,
+    # What was left of it is gone with the source.
+    (Phase.STOPPED, Event.LOST): _ABORT,
     (Phase.SENT, Event.WHOLE): _COMMIT,
     (Phase.SENT, Event.NEVER): _NEVER,
     (Phase.SENT, Event.FAILED): Step(Phase.DOUBTED, None, (Command.STAY,)),
@@ -136,6 +144,9 @@ AUTHORITY: Mapping[tuple[Phase, Event], Step] = {
     (Phase.COMMITTED, Event.RUNS_AHEAD): Step(Phase.DRAINING, Record.AHEAD),
     (Phase.COMMITTED, Event.NEVER): _NEVER,
     (Phase.DRAINING, Event.CARRIED): Step(Phase.DESTINATION, Record.MOVED, (Command.LEAVE,)),
+    # Not written down: after a restart the source is found to have lost it again.
+    (Phase.DRAINING, Event.LOST): Step(Phase.ORPHANED, None, (Command.DESTROY,)),
+    (Phase.ORPHANED, Event.DESTROYED): Step(Phase.DESTINATION, Record.MOVED, (Command.LEAVE,)),
 }
 """The authority's rows. An event that has none in a phase is late or repeated, and is passed over."""
 
@@ -146,6 +157,7 @@ REPEATS: Mapping[Phase, tuple[Command, ...]] = {
     Phase.DOUBTED: (Command.STAY,),
     Phase.COMMITTED: (Command.GO,),
     Phase.DRAINING: (),
+    Phase.ORPHANED: (Command.DESTROY,),
     Phase.DESTINATION: (Command.LEAVE,),
     Phase.ABORTED: (Command.STAY, Command.GIVE_BACK),
 }
@@ -193,6 +205,7 @@ class Report(_Word):
     RUNS = "runs"
     NEVER = "never"
     GIVEN = "given"
+    DESTROYED = "destroyed"
 
 
 class HostStep(NamedTuple):
@@ -215,6 +228,8 @@ HOST: Mapping[tuple[Holding, Command], HostStep] = {
     (Holding.KEEPS, Command.GO): HostStep(Holding.NOTHING, Report.NEVER),
     (Holding.KEEPS, Command.GIVE_BACK): HostStep(Holding.NOTHING, Report.GIVEN),
     (Holding.WHOLE, Command.GIVE_BACK): HostStep(Holding.NOTHING, Report.GIVEN),
+    # It is in no move by then; what it was started under is what counts.
+    (Holding.RUNS, Command.DESTROY): HostStep(Holding.NOTHING, Report.DESTROYED),
     # What was done already is said again.
     (Holding.LEAVING, Command.BEGIN): HostStep(Holding.LEAVING, Report.READY),
     (Holding.STANDS, Command.STOP): HostStep(Holding.STANDS, Report.STOPPED),
@@ -233,6 +248,7 @@ PASSED: Mapping[Command, Report] = {
     Command.COME: Report.NEVER,
     Command.GO: Report.NEVER,
     Command.GIVE_BACK: Report.GIVEN,
+    Command.DESTROY: Report.DESTROYED,
 }
 """What a host says to a command of a move it is not in; with that it remembers the number as heard of.
 
@@ -247,6 +263,7 @@ ANSWERED_BY: Mapping[Report, Event] = {
     Report.NEVER: Event.NEVER,
     Report.STAYED: Event.STAYED,
     Report.LOST: Event.LOST,
+    Report.DESTROYED: Event.DESTROYED,
 }
 """Reports that are events of the authority's table; READY and PLACE only let the copying begin."""
 
@@ -278,7 +295,7 @@ def told(mine: Mine, command: Command, number: int) -> tuple[Mine, Report | None
     if row is not None:
         if number > heard.newest and command in BEGINNINGS:
             current, heard = number, Heard(number, heard.started, heard.stayed)
-        if current == number:
+        if current == number or (command is Command.DESTROY and heard.started == number):
             if row.report is Report.RUNS:
                 heard = Heard(heard.newest, number, heard.stayed)
             elif row.report is Report.STAYED:

@@ -23,7 +23,7 @@ from cluster.migration_admission import Admission
 from cluster.migration_commands import AWAITED, TOLD
 from cluster.placement import FirstFit
 from cluster.platform_fit import misfit
-from cluster.post_copy import drain
+from cluster.post_copy import destroyed, drain, drained, lose
 from cluster.precopy import Precopy, PrecopySettings, RoundCap, Verdict
 from node.dirty_rates import pools_of
 from node.identity_cache import IdentityCache
@@ -122,7 +122,9 @@ class LiveMigrations:
         return tuple(self._by_vm.values())
 
     def is_cut_off(self, one: Migration) -> bool:
-        """Whether there is no way between a move's hosts."""
+        """Whether there is no way between a move's hosts, or one of them has nothing of it any more."""
+        if one.source_lost or one.target_lost:
+            return True
         return bool(self.down) and bool(self.down.get(one.source) or self.down.get(one.destination))
 
     # Time.
@@ -321,10 +323,7 @@ class LiveMigrations:
 
     def _copied(self, one: Migration, now_ns: int) -> None:
         if one.phase is Phase.DRAINING:
-            one.ran_ahead_ns = now_ns - one.resumed_ns
-            self.send(one.destination, "swift", (one.number, one.order.vm))
-            self.step(one, Event.CARRIED, now_ns)
-            self.end(one, Outcome.COMPLETED, now_ns, "")
+            drained(self, one, now_ns)
             return
         if one.phase is Phase.STOPPED:
             self.step(one, Event.CARRIED, now_ns)
@@ -465,7 +464,9 @@ class LiveMigrations:
         """The source has lost the VM: the target may have it, if it got that far."""
         one.unanswered -= {Report.STAYED}
         one.source_lost = True
-        if self.step(one, Event.LOST, now_ns) and one.phase is Phase.ABORTED:
+        if one.phase is Phase.DRAINING:
+            lose(self, one, now_ns)
+        elif self.step(one, Event.LOST, now_ns) and one.phase is Phase.ABORTED:
             self._stays(one, Outcome.LOST, now_ns, f"with {one.source}")
         elif one.phase is Phase.ABORTED and one.outcome is not Outcome.LOST:
             one.outcome, one.reason = Outcome.LOST, f"with {one.source}, after: {one.outcome.value}"
@@ -586,6 +587,7 @@ _ANSWERS: Mapping[str, _Answer] = {
     Report.NEVER: LiveMigrations.on_never,
     Report.STAYED: LiveMigrations.on_stayed,
     Report.LOST: LiveMigrations.on_lost,
+    Report.DESTROYED: destroyed,
     Report.LEFT: lambda live, one, now_ns: live.on_done(one, now_ns, Report.LEFT),
     Report.GIVEN: lambda live, one, now_ns: live.on_done(one, now_ns, Report.GIVEN),
 }

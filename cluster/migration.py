@@ -136,6 +136,9 @@ class Migration:
     unanswered: frozenset[Report] = frozenset()
     """What a final phase still waits for."""
     source_lost: bool = False
+    """The source crashed, or has nothing of the VM any more."""
+    target_lost: bool = False
+    """The target crashed after it had kept a place."""
     devices_free_ns: int = -1
     """When its guest had let its devices go."""
     devices_settled_ns: int = -1

@@ -43,6 +43,7 @@ TOLD: Mapping[Command, Callable[[LiveMigrations, Migration], Told]] = {
     Command.STOP: _stop,
     Command.COME: _come,
     Command.GO: lambda _, one: (one.destination, ()),
+    Command.DESTROY: lambda _, one: (one.destination, ()),
     Command.STAY: lambda live, one: (one.source, (live.wants_answer(one),)),
     Command.LEAVE: lambda live, one: (one.source, (live.wants_answer(one),)),
     Command.GIVE_BACK: lambda live, one: (one.destination, (live.wants_answer(one),)),

@@ -62,12 +62,13 @@ class MigrationPort:
             Command.KEEP: self._keep_place,
             Command.COME: self._come,
             Command.GO: self._go,
+            Command.DESTROY: self._destroy,
             Command.GIVE_BACK: self._give_place_back,
         }
 
         self._between: Mapping[str, Callable[..., None]] = {
             "seal": self._seal, "open": self._open, "round": self._round, "slow": self._slow,
-            "ahead": self._ahead, "stall": self._stall, "swift": self._swift, "destroy-ahead": self._destroy,
+            "ahead": self._ahead, "stall": self._stall, "swift": self._swift,
         }  # fmt: skip
         """What is asked of both hosts between the rows of the hand-over, of the move that they are in."""
 
@@ -231,9 +232,9 @@ class MigrationPort:
         self._stall(number, vm, 0.0)
 
     def _destroy(self, number: int, vm: str) -> None:
-        if self._heard.get(vm, _NEW).started == number:
-            self._host.guests[vm].reason = "its memory was on a host that crashed"
-            self._host.destroy(vm)
+        self._host.guests[vm].reason = "its memory was on a host that crashed"
+        self._host.destroy(vm)
+        self._send(Report.DESTROYED, (number,))
 
     def _round(self, number: int, vm: str, round_: int, pages: int) -> None:
         if not self._is_new(number, vm, round_):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cluster.hand_over import Event, Phase
+from cluster.hand_over import Event
 from cluster.migration import Migration, Outcome
 from cluster.precopy import MOST_STALLED
 from psp.system_bus import PAGE_BYTES
@@ -22,6 +22,9 @@ def drain(live: LiveMigrations, one: Migration, now_ns: int) -> None:
     """The rest comes from the source while the VM runs, from now on, or again."""
     assert one.precopy is not None
     assert one.guest is not None
+    if one.source_lost or one.target_lost:
+        lose(live, one, now_ns)
+        return
     live.send(one.source, "ahead", (one.number, one.order.vm))
     if live.is_cut_off(one):
         pause(live, one, now_ns)
@@ -56,17 +59,31 @@ def pause(live: LiveMigrations, one: Migration, now_ns: int) -> None:
     live.send(one.destination, "stall", (one.number, one.order.vm, MOST_STALLED if waits else 0.0))
 
 
-def lose(live: LiveMigrations, host: str, now_ns: int) -> None:
-    """A host crashed: what ran ahead of its memory there, or lived by it, is lost."""
-    for one in live.under_way():
-        if one.phase is Phase.DRAINING and host in (one.source, one.destination):
-            if one.flows:
-                _settle(live, one, now_ns)
-            one.pulled_bytes = one.came_bytes
-            if host == one.source:
-                live.send(one.destination, "destroy-ahead", (one.number, one.order.vm))
-            live.step(one, Event.CARRIED, now_ns)
-            live.end(one, Outcome.LOST, now_ns, f"it lived by {one.source} and {one.destination}")
+def lose(live: LiveMigrations, one: Migration, now_ns: int) -> None:
+    """A host of a machine that ran ahead of its memory crashed: it lived by both, and is lost."""
+    if one.flows:
+        _settle(live, one, now_ns)
+    one.pulled_bytes = one.came_bytes
+    one.outcome, one.reason = Outcome.LOST, f"it lived by {one.source} and {one.destination}"
+    if one.source_lost:
+        live.step(one, Event.LOST, now_ns)  # It may not move before its target has ended it.
+    else:
+        live.step(one, Event.CARRIED, now_ns)
+        live.end(one, one.outcome, now_ns, one.reason)
+
+
+def destroyed(live: LiveMigrations, one: Migration, now_ns: int) -> None:
+    """The target has ended a machine whose memory is lost, or has not had it any more."""
+    if live.step(one, Event.DESTROYED, now_ns):
+        live.end(one, one.outcome, now_ns, one.reason)
+
+
+def drained(live: LiveMigrations, one: Migration, now_ns: int) -> None:
+    """All of its memory is there."""
+    one.ran_ahead_ns = now_ns - one.resumed_ns
+    live.send(one.destination, "swift", (one.number, one.order.vm))
+    live.step(one, Event.CARRIED, now_ns)
+    live.end(one, Outcome.COMPLETED, now_ns, "")
 
 
 def _settle(live: LiveMigrations, one: Migration, now_ns: int) -> None:

@@ -119,7 +119,10 @@ class GuestTdi:
     # Steps.
 
     def _give_up(self, report: InterfaceReport | None) -> Steps[None]:
-        """Let go of what may have been taken, as far as anybody obeys."""
+        """Let go of what may have been taken, as far as anybody obeys.
+
+        Who is kept from the answer to the entry has no key to ask with any more, and a device that it has judged.
+        """
         with suppress(*_REFUSALS):
             yield from self._write_entry(NOBODYS)
         if report is not None:

@@ -7,6 +7,7 @@ a wire carries data objects to ``responder``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from enum import Enum
 from functools import cached_property
 
@@ -30,6 +31,7 @@ from tio.tdisp import InterfaceId, Tampering, Tdi, TdispResponder
 
 _STREAM_BLOCKS = 4
 _BAR_OFFSET = 0x10
+_SESSION_ID_BITS = 32
 STREAM_PORT = 1
 """Index of the port on which IDE streams end; 0 is the mailbox's own."""
 
@@ -191,10 +193,22 @@ class Card:
 
     # Its security module.
 
-    def responder(self, binding: Binding) -> Responder:
-        """A fresh responder of this card, as of a mailbox that was reset."""
-        vendor = self._vendor_defined if self._tee_io else _no_vendors
-        return self.other_responder(binding, vendor, self.dsm.end_session)
+    def responder(self, binding: Binding, connection: int = 0) -> Responder:
+        """A fresh responder of this card, as of a mailbox that was reset.
+
+        ``connection`` tells those apart that are there at once: what a session of one owns no session of another has,
+        though it bore the same number.
+        """
+        first = connection << _SESSION_ID_BITS
+
+        def vendor(session: VendorSession | None, request: VendorDefinedRequest) -> bytes | None:
+            inside = None if session is None else replace(session, session_id=first + session.session_id)
+            return self._vendor_defined(inside, request)
+
+        def ended(session_id: int) -> None:
+            self.dsm.end_session(first + session_id)
+
+        return self.other_responder(binding, vendor if self._tee_io else _no_vendors, ended)
 
     def other_responder(self, binding: Binding, vendor: Vendor, ended: Callable[[int], None]) -> Responder:
         """One that proves the same and answers other messages of vendors; keys and interfaces are not among them."""

@@ -30,7 +30,7 @@ HELP = "serve an emulated device over SPDM, or attest one"
 DESCRIPTION = """\
 Without more serves a card (GPU, NIC or NVMe) with certificates, measurements, IDE keys
 and a TDISP interface of its own, in the socket framing of DMTF's emulators, so that
-their requesters can attest it. It serves one requester after another until one asks for
+their requesters can attest it. It serves several requesters at once, until one asks for
 the end, Ctrl-C or SIGTERM. It listens on 127.0.0.1; other machines reach it with --public
 alone, and whoever reaches it may end it.
 

@@ -1,7 +1,8 @@
-"""A device on a socket: one requester after another, each with a responder of its own.
+"""A device on a socket: several requesters at once, each with a responder of its own.
 
-A requester that says nothing for ``patience_s``, or that announces more than a frame holds, is hung up on; the device
-serves the next one. As on a real bus there is one mailbox: who comes meanwhile waits in the queue of the socket.
+Who brings the device no SPDM message for ``patience_s``, or announces more than a frame holds, is hung up on; all other
+frames buy no time. Nobody keeps others out: where there are as many as may be, whoever comes takes the place of the one
+that the device has not heard of for longest. Sessions are a connection's own, keys and interfaces the one device's.
 """
 
 from __future__ import annotations
@@ -11,24 +12,24 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import count
 
 from cluster.device_server.socket_frames import HEAD, SERVER_HELLO, TRANSPORTS, Command, Frame, FrameError, parse_head
 from cluster.listener import Listener
 from tio.doe import DiscoveryTable, DoeError, ObjectType, parse_data_object
 from tio.spdm import Binding, MalformedMessage, Responder
 
-MOST_WAITING = 64
-"""Connections that wait while another is served; more are hung up on."""
+MOST_CONNECTIONS = 64
 _DISCOVERY = DiscoveryTable((ObjectType.CMA_SPDM, ObjectType.SECURED_CMA_SPDM))
 _QUICK_ACK = getattr(socket, "TCP_QUICKACK", None)
 
 
 class DeviceDoor:
-    """Listens from ``open`` to ``close``. ``responder`` makes one for each connection."""
+    """Listens from ``open`` to ``close``. ``responder`` makes one for each connection, of which it gets the number."""
 
     def __init__(
         self,
-        responder: Callable[[Binding], Responder],
+        responder: Callable[[Binding, int], Responder],
         transport: str,
         patience_s: float = 30.0,
     ) -> None:
@@ -39,7 +40,9 @@ class DeviceDoor:
         self._responder = responder
         self._number, self._binding = TRANSPORTS[transport]
         self._patience_s = patience_s
-        self._turn = asyncio.Lock()
+        self._numbers = count(1)
+        self._heard: dict[asyncio.Task[None], float] = {}
+        """Who is there, and when the device last heard of each: the loop's time."""
         self._listener = Listener(self._admit)
 
     async def open(self, host: str, port: int) -> int:
@@ -52,29 +55,42 @@ class DeviceDoor:
         await self._listener.close()
 
     async def _admit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._listener.connections > MOST_WAITING:
-            return
-        async with self._turn:
-            responder = self._responder(self._binding)
-            try:
-                # Who leaves in the middle of a frame, or sends what is none, is hung up on.
-                with suppress(asyncio.IncompleteReadError, FrameError):
-                    await self._serve(responder, reader, writer)
-            finally:
-                responder.close()
+        client = asyncio.current_task()
+        assert client is not None
+        if len(self._heard) == MOST_CONNECTIONS:
+            quietest = min(self._heard, key=lambda one: self._heard[one])
+            del self._heard[quietest]
+            quietest.cancel()
+        self._heard[client] = asyncio.get_running_loop().time()
+        responder = self._responder(self._binding, next(self._numbers))
+        try:
+            # Who leaves in the middle of a frame, or sends what is none, is hung up on.
+            with suppress(asyncio.IncompleteReadError, FrameError):
+                await self._serve(client, responder, reader, writer)
+        finally:
+            self._heard.pop(client, None)
+            responder.close()
 
     async def _serve(
-        self, responder: Responder, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        client: asyncio.Task[None],
+        responder: Responder,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> None:
         while True:
             _acknowledge_at_once(writer)
-            asked = await asyncio.wait_for(self._read(reader), self._patience_s)
+            async with asyncio.timeout_at(self._heard[client] + self._patience_s):
+                asked = await self._read(reader)
             if asked.transport != self._number:
                 raise FrameError(f"transport: expected {self._number}, found {asked.transport}")
-            answer = self._answer(responder, asked)
+            answer = self._answer(client, responder, asked)
+            # What came in one piece is not answered in one go: others are served between its frames.
+            await asyncio.sleep(0)
             if answer is not None:
                 writer.write(answer.pack())
-                await asyncio.wait_for(writer.drain(), self._patience_s)
+                async with asyncio.timeout_at(self._heard[client] + self._patience_s):
+                    await writer.drain()
             if asked.command in (Command.SHUTDOWN, Command.CONTINUE):
                 writer.write_eof()
                 if asked.command == Command.SHUTDOWN and self.done is not None and not self.done.done():
@@ -86,7 +102,7 @@ class DeviceDoor:
         command, transport, size = parse_head(await reader.readexactly(HEAD.size))
         return Frame(command, transport, await reader.readexactly(size))
 
-    def _answer(self, responder: Responder, asked: Frame) -> Frame | None:
+    def _answer(self, client: asyncio.Task[None], responder: Responder, asked: Frame) -> Frame | None:
         if asked.command == Command.TEST:
             return Frame(Command.TEST, asked.transport, SERVER_HELLO)
         if asked.command in (Command.SHUTDOWN, Command.CONTINUE):
@@ -100,6 +116,7 @@ class DeviceDoor:
             except MalformedMessage:
                 self.malformed += 1
                 return None
+            self._heard[client] = asyncio.get_running_loop().time()
             payload = self._binding.wrap(responder.answer(packet, time.monotonic_ns()))
         return Frame(Command.NORMAL, asked.transport, payload)
 

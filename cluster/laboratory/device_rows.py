@@ -22,7 +22,7 @@ from workloads.attacks import (
 DEVICE_ROWS: Mapping[str, Row] = {
     "70a": Row((bounce_buffers.observe,), victim="depositor", card=OWN_CARD),
     "70b": Row((bounce_buffers.alter,), victim="depositor", card=OWN_CARD),
-    "71a": Row((dma.read_and_write_by_device,)),
+    "71a": Row((dma.read_and_write_by_device, dma.read_and_write_by_card), card=OWN_CARD),
     "71b": Row((dma.read_shared_by_device,), outbox_is_secret=True),
     "72": Row((crooked_device.impersonate,), victim="depositor", card=replace(OWN_CARD, maker=2)),
     "73": Row((crooked_device.update_firmware,), victim="depositor", card=OWN_CARD),

@@ -251,7 +251,7 @@ class Scene:
         ways = _ways(setting)
         wanted["depositor"] = ProgramSpec("depositor", tuple(asdict(ways).items()))
         self._hypervisor.tio.lock_flags = LockFlags(ways.lock_flags)
-        devices = (CardKind.GPU,) if setting.victim == "depositor" else ()
+        devices = (CardKind.GPU,) if setting.cards or setting.victim == "depositor" else ()
         has_tables = setting.page_tables or setting.two_processes
         if has_tables:
             own_key = _has_own_key(protection.launched)
@@ -444,18 +444,19 @@ class Scene:
     def _card(self, hypervisor: BadHypervisor) -> GivenCard | None:
         """What its books say of the victim's card."""
         given, record = hypervisor.tio.given(VICTIM, guest_device_id(DEVICE)), hypervisor.launched(VICTIM)
-        if given is None or self._depositor is None:
+        if given is None:
             return None
         victim = self._depositor
 
         def page(gpa: int) -> Page:
             return Page(gpa, record.spa_of(gpa))
 
-        outbox, inbox = (page(victim.buffer(number, bounces=victim.bounces)) for number in range(2))
+        places: tuple[Page, ...] = ()
+        if victim is not None:
+            outbox, inbox = (page(victim.buffer(number, bounces=victim.bounces)) for number in range(2))
+            places = outbox, inbox, page(victim.idle)
         _, other = hypervisor.tio.cards
-        return GivenCard(
-            hypervisor.tio, given, record.gctx, outbox, inbox, page(victim.idle), other.physical, self._tenant
-        )
+        return GivenCard(hypervisor.tio, given, record.gctx, other.physical, self._tenant, places)
 
     def _placement_of_tenant(self) -> Placement:
         """What the tenant's kernel hands its programs, if it is an SNP guest."""

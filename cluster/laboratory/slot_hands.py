@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 
 from cluster.oracle.transcript import Transcript
 from node.actor import Actor, Role
@@ -19,6 +20,7 @@ from workloads.attacks.slot_operations import (
     CardRead,
     CardRecall,
     CardSwap,
+    CardWrite,
     LinkLeave,
     LinkPacket,
     LinkTap,
@@ -45,6 +47,7 @@ class SlotHands:
             CardConfide: self._confide,
             CardRecall: self._recall,
             CardRead: self._read,
+            CardWrite: self._write,
             CardSwap: self._swap,
         }
 
@@ -101,6 +104,12 @@ class SlotHands:
             return there.card.dma.read(one.address, one.length)
         except DmaFault:
             return None
+
+    def _write(self, one: CardWrite) -> None:
+        there = self._slot(one.port)
+        if there is not None and there.card.dma is not None and _is_crooked(there):
+            with suppress(DmaFault):
+                there.card.dma.write(one.address, one.data)
 
     def _swap(self, one: CardSwap) -> None:
         if self._slot(one.port) is not None:

@@ -17,6 +17,7 @@ from cluster.actor_layout import ActorLayout, packed
 from cluster.entity import Message
 from cluster.inline_layout import InlineLayout
 from cluster.layout import WorkerLostError
+from cluster.ray_cluster import ActorLostError
 from cluster.scenario import Scenario
 from cluster.seat import MOST_LOSSES
 from cluster.session import Session
@@ -200,7 +201,9 @@ def test_hosts_lost_in_the_middle_of_migrations_and_launches_end_with_the_same_d
     def strike_now_and_then() -> None:
         call = next(calls)
         if call % 12 == 4:
-            kill(pid_of(layout, call // 12 % 2))
+            # On a slow machine its turn comes again before anybody has noticed that it is dead.
+            with suppress(ActorLostError):
+                kill(pid_of(layout, call // 12 % 2))
 
     results = session.run(scenario, None, None, strike_now_and_then)
     assert replaced(layout) - before >= 3

@@ -1,4 +1,5 @@
 import io
+from itertools import pairwise
 
 import pytest
 from rich.console import Console
@@ -52,6 +53,15 @@ def results(quiet_scenario: Scenario) -> Results:
 def test_a_slowdown_is_split_into_its_mechanisms(results: Results) -> None:
     (line,) = [line for line in printed(results).splitlines() if line.startswith("stream") and "SEV_SNP" in line]
     assert line.split() == ["stream", "SEV_SNP", "1", "1", "s", "1,234", "1.100", "x", "+8.00", "%", "+2.00", "%"]
+
+
+def test_no_figure_is_cut_short_whatever_columns_are_left_out(quiet_scenario: Scenario) -> None:
+    machine = row("vms", vm="a", workload="stream", generation="SEV_SNP", launch_ns=10**9, units_of_work=1234)
+    for pair in pairwise(ADDED):
+        times = [{"vm": "a", "mechanism": mechanism.value, "time_ns": 4943.21} for mechanism in pair]
+        times.append({"vm": "a", "mechanism": "core", "time_ns": 100.0})
+        text = printed(Results.of_rows(quiet_scenario, {"vms": [machine], "vm_time": times}))
+        assert text.count("+4943.21 %") == 2, pair
 
 
 def test_waits_resources_limits_and_refusals_are_shown(results: Results) -> None:

@@ -42,6 +42,7 @@ from node.platform import Platform, Protection
 from node.rmp_faults import RmpCode
 from psp.system_bus import PAGE_BYTES, RmpEntry
 from tio.card import CardFault
+from tio.dma_port import DmaFault
 from tio.gpu import GpuRegister, GpuStatus
 from tio.ide import IdeTlp, Packet, StreamChecks, StreamState, Tlp, Way, memory_write
 from tio.ide.link import Tap
@@ -350,3 +351,17 @@ def test_what_somebody_injects_in_the_clear_reaches_no_memory_of_the_guest() -> 
     assert [one.code for one in events(lab.board)] == [EventCode.RMP_PAGE_FAULT]
     with pytest.raises(KeyError):
         hands.inject(30, Way.UP, [])
+
+
+def test_a_stream_of_another_port_is_not_a_device_s_though_it_has_the_same_id() -> None:
+    """Each port numbers its own streams: who stands there names whatever requester it likes."""
+    lab = running()
+    memory = lab.board.card_memory
+    mine, others = memory.behind(GPU.port), memory.behind(CARDS[1].port)
+    there = mine.read(GPU.requester, DATA, 16, tee=True, stream_id=STREAM)
+    with pytest.raises(DmaFault):
+        others.read(GPU.requester, DATA, 16, tee=True, stream_id=STREAM)
+    others.write(GPU.requester, DATA, b"evil" * 4, tee=True, stream_id=STREAM)
+    assert [one.code for one in events(lab.board)] == [EventCode.INVALID_DEVICE_REQUEST] * 2
+    # Nobody is fenced for what somebody else asked.
+    assert mine.read(GPU.requester, DATA, 16, tee=True, stream_id=STREAM) == there

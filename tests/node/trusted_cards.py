@@ -153,7 +153,7 @@ def firmware_runs(
     """The TSM locks, binds and starts the TDI, and takes the guest's entry."""
     there, bus, interface = filled(lab, slot), trusted_io(lab), InterfaceId(slot.requester)
     nonce = tdisp(there, requester.lock_interface(interface, LockRequest(flags, STREAM)))
-    bus.bind(slot.requester, TdiBinding(asid, DEVICE_ID, frozenset({STREAM})))
+    bus.bind(slot.requester, TdiBinding(asid, DEVICE_ID, frozenset({STREAM}), slot.port))
     tdisp(there, requester.start_interface(interface, nonce))
     bus.start(slot.requester)
     bus.write_entry(slot.requester, entry)

@@ -34,8 +34,19 @@ BARS = {0: 0xC0_0000_0000, 2: 0xC0_0010_0000, 4: 0xC0_0020_0000}
 
 
 def draw(count: int) -> bytes:
-    """What a DRBG would draw, if it always drew the same."""
+    """What a DRBG would draw, if it always drew the same: two that use it know each other's numbers."""
     return hashlib.shake_128(b"drawn").digest(count)
+
+
+class Draws:
+    """What a DRBG would draw: something else each time, and the same in each run."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def __call__(self, count: int) -> bytes:
+        self._count += 1
+        return hashlib.shake_128(f"drawn {self._count}".encode()).digest(count)
 
 
 @dataclass(frozen=True)
@@ -85,7 +96,7 @@ class Slot:
             self.dma = CardDma(**dma)
             self.gpu = Gpu(self.dma, GPU_MEMORY)
             place = self.requester
-            card = Card(CardKind.GPU, self.gpu, draw, dma=self.dma, memory_bytes=GPU_MEMORY, requester_id=place)
+            card = Card(CardKind.GPU, self.gpu, Draws(), dma=self.dma, memory_bytes=GPU_MEMORY, requester_id=place)
         self.card = card
         self.root.plug(self.card)
         self.control = {"tee_limited": tee_limited, "aggregation": 8}

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from functools import partial
 
 import pytest
-from slot import BARS, CARD, DATA, SESSION, STREAM, Slot, draw, running
+from slot import BARS, CARD, DATA, SESSION, STREAM, Slot, draw, keys_of, running
 
-from tio.card import Card, CardFault
+from tio.card import STREAM_PORT, Card, CardFault
 from tio.card_functions import TdiSettings
 from tio.device_identity import CardKind, Firmware
+from tio.device_security_module import ProtocolId
 from tio.dma_port import DmaFault
 from tio.gpu import Gpu
 from tio.ide import Failure, StreamState
+from tio.ide import key_programmer as keys
 from tio.ide.key_messages import query
 from tio.loose_device import LooseDevice
 from tio.pci import DeviceControl, Register
@@ -23,7 +26,7 @@ from tio.spdm.capabilities import Capability
 from tio.spdm.connection_messages import PCI_SIG_STANDARD, PCI_SIG_VENDOR
 from tio.spdm.negotiation import Offer
 from tio.steps import carry
-from tio.tdisp import InterfaceId, LockFlags, RangeAttributes, Tampering, TdispError, TdiState, requester
+from tio.tdisp import InterfaceId, LockFlags, LockRequest, RangeAttributes, Tampering, TdispError, TdiState, requester
 
 ONES = 0xFFFF_FFFF
 MEMORY_AT = BARS[2]
@@ -247,3 +250,51 @@ def test_a_guest_opens_the_devices_memory_to_its_host_and_takes_it_back_but_no_r
     with pytest.raises(TdispError):
         slot.tdisp(requester.set_mmio_attribute(InterfaceId(CARD), wanted.pack()))
     assert slot.root.load(BARS[0], 4, tee=False) == ONES
+
+
+def test_no_two_locks_of_a_card_have_a_nonce_in_common() -> None:
+    slot = Slot()
+    slot.give_keys()
+    nonces = []
+    for _ in range(3):
+        nonces.append(slot.lock())
+        for older in nonces[:-1]:
+            with pytest.raises(TdispError, match="INVALID_NONCE"):
+                slot.tdisp(requester.start_interface(InterfaceId(CARD), older))
+        assert slot.card.tdi.state is TdiState.CONFIG_LOCKED
+        if len(nonces) < 3:
+            slot.stop()
+            slot.give_keys()
+    slot.tdisp(requester.start_interface(InterfaceId(CARD), nonces[-1]))
+    assert slot.card.tdi.state is TdiState.RUN
+
+
+def test_what_a_session_locked_no_session_of_another_connection_touches() -> None:
+    """Randomness that is always the same gives both sessions one number; the card tells them apart all the same."""
+    card = Card(CardKind.NVME, LooseDevice(), draw, requester_id=CARD, programmed=True)
+
+    def connected(number: int):
+        one = Requester(RequesterSettings(anchors=TrustAnchors((card.identity.root,))), PCI_DOE, draw)
+        responder = card.responder(PCI_DOE, number)
+        do = partial(carry, answer=responder.answer)
+        for steps in (one.connect(), one.digests(), one.certificates()):
+            do(steps)
+        session = do(one.open_session())
+
+        def ask(protocol: ProtocolId, message: bytes) -> bytes:
+            asked = bytes((protocol,)) + message
+            return do(one.vendor_defined(asked, PCI_SIG_STANDARD, PCI_SIG_VENDOR, session))[1:]
+
+        return session, responder, ask
+
+    (mine, responder, ask), (other, others_responder, others_ask) = connected(1), connected(2)
+    assert mine.session_id == other.session_id
+    carry(keys.program_keys(STREAM_PORT, STREAM, 0, keys_of()), partial(ask, ProtocolId.IDE_KM))
+    lock = requester.lock_interface(InterfaceId(CARD), LockRequest(LockFlags(0), STREAM))
+    carry(lock, partial(ask, ProtocolId.TDISP))
+    with pytest.raises(TdispError):
+        carry(requester.stop_interface(InterfaceId(CARD)), partial(others_ask, ProtocolId.TDISP))
+    others_responder.close()
+    assert card.tdi.state is TdiState.CONFIG_LOCKED
+    responder.close()
+    assert card.tdi.state is TdiState.ERROR

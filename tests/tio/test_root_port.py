@@ -25,6 +25,7 @@ from tio.ide import (
     Way,
     completion,
     memory_read,
+    memory_write,
 )
 from tio.ide import key_programmer as keys
 from tio.ide.capability import BLOCKS_AT, BlockRegister
@@ -536,3 +537,16 @@ def test_after_a_reset_no_tag_waits_for_what_cannot_come() -> None:
     slot.root.reset()
     slot.set_up()
     assert slot.root.load(MEMORY_AT, 4, tee=False) == 0
+
+
+@pytest.mark.parametrize("poisoned", [False, True])
+def test_a_store_that_is_marked_as_wrong_is_taken_by_neither_end(poisoned: bool) -> None:
+    slot, data = running(), bytes(range(1, 65))
+    down, up = memory_write(0x18, BARS[MEMORY_BAR], data), memory_write(CARD, DATA, data)
+    if poisoned:
+        down, up = down.as_poisoned(), up.as_poisoned()
+    slot.card.receive(slot.root.port.send([down]))
+    slot.card.upstream(slot.card.port.send([up]))
+    found = slot.gpu.memory[:64].tobytes(), bytes(slot.memory.octets[DATA : DATA + 64])
+    assert found == ((bytes(64),) * 2 if poisoned else (data,) * 2)
+    assert slot.root.is_secure(STREAM)

@@ -86,7 +86,8 @@ class TdispResponder:
             code, payload = self._serve(session_id, asked)
         except TdispError as error:
             code, payload = Response.TDISP_ERROR, error_payload(error.code, error.data)
-        return Message(code, asked.interface, payload).pack()
+        # Also VERSION_MISMATCH bears the version of the request, as DMTF's sample device has it.
+        return Message(code, asked.interface, payload, asked.version).pack()
 
     def end_session(self, session_id: int) -> None:
         """A session is over."""

@@ -6,8 +6,11 @@ device; what the device then gets is the RMP check's and the cipher's to say.
 
 from __future__ import annotations
 
-from node.iommu_driver import IommuDriver
-from node.operations import DeviceRead, DeviceWrite
+from node.iommu_driver import DEVICE_TABLE, IommuDriver
+from node.operations import CardUpdate, DeviceRead, DeviceWrite
+from node.tio_carrier import TioRefused
+from workloads.attacks.crooked_device import EVIL
+from workloads.attacks.slot_operations import CardRead, CardWrite
 from workloads.attacks.target import LET_IT_RUN, WRITE_BACK, Attack, Target
 from workloads.attacks.vault import PAGE_BYTES
 from workloads.attacks.write_memory import JUNK
@@ -53,6 +56,25 @@ def read_and_write_by_device(target: Target) -> Attack:
     yield WRITE_BACK
 
 
+def read_and_write_by_card(target: Target) -> Attack:
+    """Row 71a: both, by a card of the victim's that it has nothing to do with; then that is locked and started, too."""
+    device, victim = target.device, target.victim
+    yield LET_IT_RUN
+    yield WRITE_BACK
+    yield (CardUpdate(device.port, *EVIL),)
+    use = (CardRead(device.port, victim.secret.gpa, PAGE_BYTES), CardWrite(device.port, victim.value.gpa, JUNK))
+    yield use
+    yield WRITE_BACK
+    try:
+        yield from device.tio.bind(device.given, device.gctx)
+        yield from device.tio.run(device.given, device.gctx)
+    except TioRefused:  # No firmware locks any there.
+        pass
+    else:
+        yield use
+    yield WRITE_BACK
+
+
 def read_shared_by_device(target: Target) -> Attack:
     """Row 71b: the device loads what the victim lays out in shared memory."""
     yield LET_IT_RUN
@@ -64,4 +86,5 @@ def read_shared_by_device(target: Target) -> Attack:
 def attach(target: Target, spa: int, c_bit: int = 0) -> Attack:
     """Have the IOMMU translate the device's ``IOVA`` to a page; takes three of the spare frames, the fourth with it."""
     frames = iter(target.spare)
-    yield from IommuDriver(lambda: next(frames)).attach(REQUESTER, DOMAIN, ((IOVA, spa),), c_bit=c_bit)
+    table = target.card.tio.device_table[0] if target.card else DEVICE_TABLE
+    yield from IommuDriver(lambda: next(frames), table).attach(REQUESTER, DOMAIN, ((IOVA, spa),), c_bit=c_bit)

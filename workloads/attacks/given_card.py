@@ -14,19 +14,32 @@ from workloads.attacks.target_page import Page
 class GivenCard:
     """``tio`` is the hypervisor's own driver; what it does are the hypervisor's operations.
 
-    ``outbox`` and ``inbox`` are where the device finds what goes to it, and puts what comes; ``idle`` is a page that it
-    reaches and nobody uses. ``other`` is a card of the attacker's, in another slot.
+    ``other`` is a card of the attacker's, in another slot.
     """
 
     tio: TioHost
     given: Given
     gctx: int
-    outbox: Page
-    inbox: Page
-    idle: Page
     other: Function
     tenant: Placement | None = None
     """What the attacker's own guest may call its own, where that has the other card."""
+    places: tuple[Page, ...] = ()
+    """``outbox``, ``inbox`` and ``idle``; none where the victim does not work on it."""
+
+    @property
+    def outbox(self) -> Page:
+        """Where the device finds what goes to it."""
+        return self.places[0]
+
+    @property
+    def inbox(self) -> Page:
+        """Where it puts what comes."""
+        return self.places[1]
+
+    @property
+    def idle(self) -> Page:
+        """A page that it reaches and nobody uses."""
+        return self.places[2]
 
     @property
     def function(self) -> Function:

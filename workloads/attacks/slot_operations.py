@@ -62,6 +62,15 @@ class CardRead:
 
 
 @dataclass(frozen=True, slots=True)
+class CardWrite:
+    """Have such a card store to its host's memory. Answer: None."""
+
+    port: int
+    address: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class CardSwap:
     """Pull the card in a slot, and put another one there. Answer: None."""
 
@@ -69,4 +78,4 @@ class CardSwap:
     other: CardSlot
 
 
-SlotOperation = LinkTap | LinkLeave | LinkPacket | CardConfide | CardRecall | CardRead | CardSwap
+SlotOperation = LinkTap | LinkLeave | LinkPacket | CardConfide | CardRecall | CardRead | CardWrite | CardSwap

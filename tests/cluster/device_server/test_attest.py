@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,15 +12,31 @@ import pytest
 from cluster.cli import main
 from cluster.commands import device
 from cluster.device_server.device_door import DeviceDoor
-from tio.card import Card
+from cluster.device_server.device_line import DeviceLine
+from tio.card import STREAM_PORT, Card
 from tio.device_identity import CardKind, device_identity
+from tio.device_security_module import ProtocolId
+from tio.ide import Direction, SubStream
+from tio.ide.key_programmer import program_keys
 from tio.loose_device import LooseDevice
+from tio.spdm import PCI_DOE, Requester, RequesterSettings
+from tio.spdm.connection_messages import PCI_SIG_STANDARD, PCI_SIG_VENDOR
+from tio.steps import carry
+from tio.tdisp import InterfaceId, LockFlags, LockRequest, TdiState
+from tio.tdisp.requester import lock_interface
+
+STREAM = 1
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """Where a card listens, on a thread of its own."""
-    loop, card = asyncio.new_event_loop(), Card(CardKind.GPU, LooseDevice(), bytes, programmed=True)
+def card() -> Card:
+    return Card(CardKind.GPU, LooseDevice(), bytes, programmed=True)
+
+
+@pytest.fixture(scope="module")
+def address(card: Card) -> Iterator[str]:
+    """Where the card listens, on a thread of its own."""
+    loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 
@@ -41,6 +57,37 @@ def root(tmp_path: Path) -> str:
     path = tmp_path / "root.der"
     path.write_bytes(device_identity(CardKind.GPU, "0001", 1).root)
     return str(path)
+
+
+def keys_and_lock(line: DeviceLine) -> None:
+    """Attest, give a stream its keys and lock the interface, in a session that is left open."""
+    one = Requester(RequesterSettings(), PCI_DOE, bytes)
+    for steps in (one.connect(), one.digests(), one.certificates()):
+        line.do(steps)
+    session = line.do(one.open_session())
+
+    def ask(protocol: ProtocolId) -> Callable[[bytes], bytes]:
+        def asked(message: bytes) -> bytes:
+            return line.do(
+                one.vendor_defined(bytes((protocol,)) + message, PCI_SIG_STANDARD, PCI_SIG_VENDOR, session)
+            )[1:]
+
+        return asked
+
+    some = {(way, sub): bytes((16 * way + sub,)) * 32 for way in Direction for sub in SubStream}
+    carry(program_keys(STREAM_PORT, STREAM, 0, some), ask(ProtocolId.IDE_KM))
+    carry(lock_interface(InterfaceId(0x0100), LockRequest(LockFlags(0), STREAM)), ask(ProtocolId.TDISP))
+
+
+def test_when_a_requester_is_gone_so_are_its_sessions_and_all_that_hangs_on_them(address: str, card: Card) -> None:
+    host, port = address.split(":")
+    with DeviceLine(host, int(port), "pci-doe") as line:
+        keys_and_lock(line)
+        assert card.tdi.state is TdiState.CONFIG_LOCKED
+    with DeviceLine(host, int(port), "pci-doe"):  # is answered after the other one's end
+        assert card.tdi.state is TdiState.ERROR
+    assert not card.port.streams[STREAM].has_any_key()
+    card.tdi.stop()
 
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> str:

@@ -5,10 +5,20 @@ import contextlib
 
 import pytest
 
-from cluster.device_server.device_door import MOST_WAITING, DeviceDoor
-from cluster.device_server.socket_frames import CLIENT_HELLO, HEAD, MOST_PAYLOAD_BYTES, SERVER_HELLO, Command, Frame
+from cluster.device_server.device_door import MOST_CONNECTIONS, DeviceDoor
+from cluster.device_server.socket_frames import (
+    CLIENT_HELLO,
+    HEAD,
+    MOST_PAYLOAD_BYTES,
+    SERVER_HELLO,
+    Command,
+    Frame,
+    FrameError,
+    parse_head,
+)
 from tio.card import Card
 from tio.device_identity import CardKind
+from tio.doe import discovery_request
 from tio.loose_device import LooseDevice
 from tio.spdm import PCI_DOE, Packet
 from tio.spdm.codes import Response
@@ -121,6 +131,14 @@ def test_whoever_comes_first_the_next_is_served(hostile):
     met(hostile, well_behaved)
 
 
+def test_a_frame_that_announces_too_much_is_not_waited_for():
+    """Not even as long as the patience, which here is longer than the client's."""
+    met(too_much, patience_s=60.0)
+    assert parse_head(HEAD.pack(Command.NORMAL, DOE, MOST_PAYLOAD_BYTES)) == (Command.NORMAL, DOE, MOST_PAYLOAD_BYTES)
+    with pytest.raises(FrameError):
+        parse_head(HEAD.pack(Command.NORMAL, DOE, MOST_PAYLOAD_BYTES + 1))
+
+
 def test_what_the_transport_does_not_carry_is_counted():
     assert met(no_data_object).malformed == 1
 
@@ -145,21 +163,115 @@ def test_a_requester_may_end_it():
     assert door.done.result() == 0
 
 
-def test_only_so_many_wait():
-    async def crowd():
-        one = card()
-        door = DeviceDoor(one.responder, "pci-doe", 30.0)
+async def chatty(client):
+    """Says much that is none of SPDM's, and never waits for long."""
+    with contextlib.suppress(ConnectionError):
+        for _ in range(10):
+            if await client.ask(Command.TEST, CLIENT_HELLO) is None:
+                return
+            await asyncio.sleep(PATIENCE_S / 4)
+    raise AssertionError("it was served for longer than the patience")
+
+
+async def discovering(client):
+    """Asks the mailbox what it speaks, and never anything else."""
+    asked = discovery_request(0).pack()
+    with contextlib.suppress(ConnectionError):
+        for _ in range(10):
+            if await client.ask(Command.NORMAL, asked) is None:
+                return
+            await asyncio.sleep(PATIENCE_S / 4)
+    raise AssertionError("it was served for longer than the patience")
+
+
+@pytest.mark.parametrize("idler", [chatty, discovering])
+def test_nothing_but_spdm_buys_time(idler):
+    met(idler, well_behaved)
+
+
+def test_who_speaks_spdm_stays_for_longer_than_the_patience():
+    async def steady(client):
+        for _ in range(5):
+            assert await client.ask(Command.NORMAL, GET_VERSION) is not None
+            await asyncio.sleep(PATIENCE_S / 2)
+
+    met(steady, patience_s=2 * PATIENCE_S)
+
+
+def beside(count, crowd, main, responder=None):
+    """Have one more come to a device where so many others are, of whom each did at first what ``crowd`` says."""
+
+    async def all_of_them():
+        door = DeviceDoor(responder or card().responder, "pci-doe", 30.0)
         port = await door.open("127.0.0.1", 0)
-        writers = []
+        clients = []
+
+        async def come():
+            clients.append(Client(*await asyncio.open_connection("127.0.0.1", port)))
+
         try:
-            writers += [(await asyncio.open_connection("127.0.0.1", port))[1] for _ in range(MOST_WAITING)]
-            await asyncio.sleep(0.05)
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writers.append(writer)
-            assert await Client(reader, writer).answer() is None
+            for _ in range(count):
+                await come()
+                await crowd(clients)
+            await come()
+            await main(clients)
         finally:
-            for writer in writers:
-                writer.close()
+            for one in clients:
+                one.writer.close()
             await door.close()
 
-    asyncio.run(crowd())
+    asyncio.run(all_of_them())
+
+
+@pytest.mark.parametrize("says", [None, Command.TEST, Command.NORMAL])
+def test_others_who_are_there_keep_nobody_waiting(says):
+    """Their patience is half a minute, and the one that comes is served before any of it is over."""
+
+    async def there(clients):
+        if says is not None:
+            assert await clients[-1].ask(says, GET_VERSION if says == Command.NORMAL else CLIENT_HELLO) is not None
+
+    async def comes(clients):
+        await well_behaved(clients[-1])
+
+    beside(3, there, comes)
+
+
+@pytest.mark.parametrize("silent_one", [0, 5])
+def test_there_are_only_so_many_and_the_quietest_makes_room(silent_one):
+    async def there(clients):
+        if len(clients) - 1 != silent_one:
+            assert await clients[-1].ask(Command.NORMAL, GET_VERSION) is not None
+        if len(clients) == MOST_CONNECTIONS:
+            # The device has heard of all others since the silent one came.
+            for other in clients[:silent_one]:
+                assert await other.ask(Command.NORMAL, GET_VERSION) is not None
+
+    async def comes(clients):
+        await well_behaved(clients[-1])
+        quietest = clients[silent_one]
+        assert await quietest.answer() is None
+        for other in clients[:-1]:
+            assert other is quietest or await other.ask(Command.NORMAL, GET_VERSION) is not None
+
+    beside(MOST_CONNECTIONS, there, comes)
+
+
+def test_a_thousand_requests_in_one_piece_do_not_go_before_everybody_elses():
+    served = []
+
+    def noted(responder, number):
+        answer = responder.answer
+        responder.answer = lambda *asked: (served.append(number), answer(*asked))[1]
+        return responder
+
+    one = card()
+
+    async def there(clients):
+        clients[-1].writer.write(Frame(Command.NORMAL, DOE, GET_VERSION).pack() * 1000)
+
+    async def comes(clients):
+        await well_behaved(clients[-1])
+
+    beside(1, there, comes, lambda binding, number: noted(one.responder(binding, number), number))
+    assert served.index(2) < 500

@@ -17,7 +17,7 @@ from node.platform import Platform, Protection
 from workloads.attacks.depositor_ways import DepositorWays
 
 HELD = {"70a": "blocked", "70b": "blocked", "72": "detected", "77": "blocked", "78": "detected", "80a": "detected",
-        "81": "blocked", "85": "detected", "73": "detected"}  # fmt: skip
+        "81": "blocked", "71a": "blocked", "85": "detected", "73": "detected"}  # fmt: skip
 """What they come to with everything at work."""
 LINK, DEVICE, MEMORY = ("70a", "77"), ("72", "78", "85"), ("70b", "80a", "81")
 
@@ -39,8 +39,9 @@ CASES = {
     # Cards encrypt the sessions in which they are given keys whether anybody wants it or not.
     "session": (without(Protection.SESSION_ENCRYPTION), LINK, {}),
     # The host's own loads and stores do not pass it; a device that is stopped does nothing trusted any more; at another
-    # device's memory the RMP finds another guest address.
-    "entry": (without(Protection.SECURE_DEVICE_ENTRY), MEMORY, {}),
+    # device's memory the RMP finds another guest address. A card that is its guest's by the RMP and the host's word
+    # alone, started behind its back, has nothing else before it; one that nobody started the RMP stops as ever.
+    "entry": (without(Protection.SECURE_DEVICE_ENTRY), (*MEMORY, "71a"), {"71a": {"blocked", "leaked"}}),
     # It is the only thing between the host and a buffer in private memory; what it loads there stays ciphertext.
     "write": (without(Protection.RMP_WRITE_CHECK), ("70a", "70b"), {"70b": {"corrupted"}}),
     # Who looks at no certificate and no measurement takes any device, changed or not.

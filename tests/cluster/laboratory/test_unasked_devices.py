@@ -91,21 +91,43 @@ def test_only_the_guests_own_entry_keeps_a_device_from_its_memory_that_was_start
         assert set(asked_by_cards(transcript)) == {None}
 
 
-def test_what_a_guest_refuses_is_unbound_where_its_hypervisor_obeys():
+@pytest.mark.parametrize("changed", [True, False], ids=["device changed", "registers withheld"])
+def test_what_a_guest_refuses_is_unbound_where_its_hypervisor_obeys(changed):
     bound = []
 
     def attack(target):
-        given = target.device.given
+        given, update = target.device.given, CardUpdate(target.device.port, *EVIL)
         yield LET_IT_RUN
         yield LET_IT_RUN
-        yield (CardUpdate(target.device.port, *EVIL),)
+        if changed:
+            yield (update,)
+        else:
+            given.interface.function = replace(given.function, bars=())
         bound.append(given.bound)
         yield LET_IT_RUN
         bound.append(given.bound)
+        yield (update,)
 
     # Let go at the end of its first life; refused in the second.
     assert played(attack, LETS_GO)[0].outcome is Outcome.DETECTED
     assert bound == [False, False]
+
+
+def test_registers_that_were_taken_before_one_was_refused_are_given_back():
+    counts = []
+
+    def attack(target):
+        given = target.device.given
+        yield LET_IT_RUN
+        counts.append(len(given.assigned))
+        yield LET_IT_RUN
+        target.device.tio.unbinds = False
+        yield from unasked_device.swap_pages(target)
+        counts.append(len(given.assigned))
+
+    assert played(attack, LETS_GO)[0].outcome is Outcome.DETECTED
+    assert counts[0] > 1
+    assert counts[1] == 0
 
 
 def test_a_guest_that_takes_its_device_anew_and_refuses_it_clears_its_entry_of_before(monkeypatch):

@@ -117,3 +117,19 @@ def test_keys_that_a_sub_stream_still_uses_are_not_rolled_away_under_it(refuses:
             receiver.receive(sealed)
         assert roll(bench) == Status.SUCCESS
         traffic(bench)
+
+
+def test_packets_pass_between_any_two_exchanges_of_a_roll() -> None:
+    """Who sends with a new key first would do so to one that has none."""
+    bench, passed = running(), list[int]()
+
+    def meanwhile(_: int, answer: bytes) -> bytes:
+        passed.extend(traffic(bench))
+        return answer
+
+    bench.lay_buffers()
+    assert bench.run(SnpCommand.TIO_ROLL_KEY, bench.order(tsm.DeviceOrder), meanwhile) == Status.SUCCESS
+    assert set(passed) == {0, 1}
+    for sender, _ in ends(bench):
+        assert sender.streams[STREAM].state is StreamState.SECURE
+    assert bench.card.tdi.state is TdiState.RUN

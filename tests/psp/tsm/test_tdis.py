@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 from device_bench import (
@@ -27,6 +28,7 @@ from psp import tsm
 from psp.commands import SnpCommand
 from psp.status import Status
 from psp.system_bus import RmpEntry
+from psp.tsm.mmio_pages import any_valid
 from psp.tsm.trusted_io import TdiBinding
 from tio.spdm import ResponderSettings
 from tio.spdm.algorithms import BaseHash
@@ -362,3 +364,18 @@ def test_a_lock_that_allows_streams_to_peers_binds_none_for_no_command_asks_for_
     assert (tdi.state, tdi.lock.request.bind_p2p_address_mask) == (TdiState.RUN, 0)
     admitting = [one for one in range(256) if tdi.admits(None, tee=True, stream_id=one)]
     assert admitting == [STREAM]
+
+
+@pytest.mark.parametrize("valid", range(3))
+def test_a_valid_page_of_any_range_counts(valid: int) -> None:
+    bench = with_guest()
+    assert bench.bind() == Status.SUCCESS
+    report = parse_report(bench.report())
+    (whole,) = report.ranges
+    elsewhere = replace(whole, first_page=1 << 40, pages=1)  # in no RMP
+    first = MMIO // PAGE
+    ranges = (elsewhere, *(replace(whole, range_id=at, first_page=first + at, pages=1) for at in range(3)))
+    report = replace(report, ranges=ranges)
+    assert not any_valid(bench.machine.bus, report, 0)
+    bench.machine.bus.rmp_set(MMIO + valid * PAGE, RmpEntry(assigned=True, asid=2, gpa=0x9000, validated=True))
+    assert any_valid(bench.machine.bus, report, 0)

@@ -160,3 +160,13 @@ def test_a_tap_sees_a_run_packet_by_packet() -> None:
     assert all(b"secret" not in one.payload for one in seen)
     swapped = replace(run, records=run.records[::-1])
     assert device.receive([swapped]) == []
+
+
+def test_answers_on_another_stream_than_the_requests_end_both() -> None:
+    root, device = ports()
+    root.streams[8], device.streams[8] = ends(8, 8)
+    requests = reads(1, 512)
+    root.receive(device.send(requests))
+    run = root.send_completions(ROOT, requests, b"not what was asked" + bytes(494), SIZE, tee=True, answers_on=8)
+    assert device.receive([run]) == []
+    assert [device.streams[one].failure for one in (7, 8)] == [Failure.OTHER_STREAM] * 2

@@ -66,6 +66,15 @@ def test_an_object_that_is_none_is_an_error_until_it_is_aborted(data):
     assert exchange(mailbox.load, mailbox.store, DataObject(1, SPDM, b"abcd")).payload == b"dcba"
 
 
+def test_an_object_that_is_whole_but_longer_than_the_mailbox_is_an_error():
+    mailbox = echoing()
+    fits, longer = (DataObject(1, SPDM, bytes(size - 8)) for size in (64, 68))
+    assert len(longer.pack()) == 68
+    with pytest.raises(DoeError):
+        exchange(mailbox.load, mailbox.store, longer)
+    assert exchange(mailbox.load, mailbox.store, fits) == fits
+
+
 def test_who_asks_before_taking_the_answer_gets_none_of_it():
     mailbox = echoing()
     for _ in range(2):

@@ -15,6 +15,7 @@ from tio.spdm import (
     PeerRefused,
     RequesterSettings,
     ResponderSettings,
+    SpdmFault,
     SummaryType,
     TrustAnchors,
     Version,
@@ -163,19 +164,23 @@ def test_an_answer_may_take_its_time() -> None:
     assert any(packet.delay_us == 1024 for _, packet in line.packets)
 
 
-def test_a_session_that_is_not_heard_of_is_over() -> None:
+@pytest.mark.parametrize("began_ns", [0, 10**15])
+def test_a_session_that_is_not_heard_of_is_over(began_ns: int) -> None:
+    """After two periods to the nanosecond, also on a machine that has run for long."""
     line = Line(responder=ResponderSettings(capabilities=EVERYTHING, heartbeat_s=2)).connected()
-    line.now_ns = 10**15  # the machine has run for long
-    session = line.do(line.requester.open_session())
-    line.do(line.requester.heartbeat(session))
-    line.now_ns = 0
+    line.now_ns = began_ns
     session = line.do(line.requester.open_session())
     for seconds in (3, 6, 10):
-        line.now_ns = seconds * 10**9
+        line.now_ns = began_ns + seconds * 10**9
         line.do(line.requester.heartbeat(session))
-    line.now_ns = 15 * 10**9
-    line.do(line.requester.connect())
+    line.now_ns = began_ns + 14 * 10**9
+    line.do(line.requester.digests())  # is outside of the session, which is not heard of by it
+    assert set(line.responder.connection.sessions) == {session.session_id}
+    line.now_ns += 1
+    line.do(line.requester.digests())
     assert line.responder.connection.sessions == {}
+    with pytest.raises(SpdmFault):
+        line.do(line.requester.heartbeat(session))
 
 
 def test_equal_seeds_give_equal_bytes() -> None:

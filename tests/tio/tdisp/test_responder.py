@@ -90,6 +90,8 @@ def test_what_is_malformed_gets_the_error_that_the_standard_has_for_it() -> None
     assert device.refusal(R.VDM_REQUEST) is E.UNSUPPORTED_REQUEST
     other = device.dsm.answer(SESSION, Message(R.GET_TDISP_VERSION, IDENTITY.pack(), version=0x20).pack())
     assert error_of(parse_message(other).payload).code is E.VERSION_MISMATCH
+    # As the sample device of DMTF has it, which gives the version back that it was asked in.
+    assert (other[0], other[4:16]) == (0x20, IDENTITY.pack())
     stranger = device.ask(R.GET_TDISP_VERSION, interface=b"\x01\x02" + bytes(10))
     assert error_of(stranger.payload).code is E.INVALID_INTERFACE
     for code in R:
