@@ -64,8 +64,8 @@ def runs(entity: HostEntity) -> bool:
     return entity.host.guests[VM].state is GuestState.RUNNING
 
 
-def play(way: str, firmware: Path) -> tuple[Watched, Migration]:
-    body = moving(way, firmware) | {"schema": 1, "name": "cut", "seed": 1, "duration": "3 s"}
+def play(way: str, firmware: Path, migration: dict[str, str]) -> tuple[Watched, Migration]:
+    body = moving(way, firmware) | {"migration": migration} | {"schema": 1, "name": "cut", "seed": 1, "duration": "3 s"}
     body["costs"] = body["costs"] | _QUICK
     body["migrations"] = [{"vm": VM, "at": "1 s", "to": "host-2"}]
     scenario = Scenario.parse(body)
@@ -75,9 +75,9 @@ def play(way: str, firmware: Path) -> tuple[Watched, Migration]:
     return layout, fleet.control.migrations.all[0]
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_whenever_a_run_ends_a_vm_that_moves_has_one_row(way: str, firmware: Path) -> None:
-    layout, move = play(way, firmware)
+@pytest.mark.parametrize(("way", "mode"), [*[(way, "pre-copy") for way in WAYS], ("PLAIN", "post-copy")])
+def test_whenever_a_run_ends_a_vm_that_moves_has_one_row(way: str, mode: str, firmware: Path) -> None:
+    layout, move = play(way, firmware, {"mode": mode})
     assert move.outcome is Outcome.COMPLETED
     assert Phase.COMMITTED in dict(move.history)
     assert list(layout.seen) == [("host-1",), ("host-2",)]
