@@ -265,6 +265,9 @@ class LiveMigrations:
         begins_ns = now_ns + round(self.settings.setup_ns_per_gib * one.ready[0] / (1 << 30))
         one.precopy = Precopy(*one.ready, self.settings, begins_ns)
         assert one.guest is not None
+        if self.settings.timeout_ns_per_gib:
+            most_ns = round(self.settings.timeout_ns_per_gib * one.precopy.memory_bytes / (1 << 30))
+            heapq.heappush(self._deadlines, (now_ns + most_ns, one.number))
         if one.guest.migration_agent:
             # A page that firmware has swapped out is gone for its guest: nothing is copied while it runs.
             one.precopy.break_off(0, now_ns)
@@ -275,9 +278,6 @@ class LiveMigrations:
             one.ahead = True
             self.step(one, Event.ROUNDS_DONE, now_ns)
             return
-        if self.settings.timeout_ns_per_gib:
-            most_ns = round(self.settings.timeout_ns_per_gib * one.precopy.memory_bytes / (1 << 30))
-            heapq.heappush(self._deadlines, (now_ns + most_ns, one.number))
         self._slow_down(one)
         if begins_ns > now_ns:
             one.copying = Copying.BETWEEN
@@ -359,13 +359,14 @@ class LiveMigrations:
 
     def _timed_out(self, one: Migration, now_ns: int) -> None:
         """The copying has taken as long as it may."""
-        if one.phase is not Phase.PRE or one.precopy is None:
+        agents = one.guest is not None and one.guest.migration_agent  # Their guest stands still from the first byte.
+        if one.precopy is None or not (one.can_be_called_off if agents else one.phase is Phase.PRE):
             return
         one.ahead = self.settings.at_timeout is RoundCap.POST_COPY and not one.platforms
         if self.settings.at_timeout is not RoundCap.STOP and not one.ahead:
             self.fail(one, Outcome.TIMED_OUT, now_ns, "the time for copying is over")
             return
-        if one.flows:
+        if one.flows and not agents:
             sent = self.fabric.cancel(str(one.number), now_ns) / one.wire_ratio
             one.precopy.break_off(int(sent), now_ns)
             one.flows, one.unserved = False, {}

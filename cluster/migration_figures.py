@@ -162,16 +162,27 @@ def _phase(one: Migration) -> str:
 def _move(live: LiveMigrations, one: Migration, now_ns: int) -> MoveFigures:
     assert one.precopy is not None
     rounds, now_bytes, rate = one.precopy.rounds, 0, 0.0
-    size = one.precopy.size_bytes if one.phase is Phase.PRE else one.final_bytes
+    sent, left = _beside_rounds(one)
     if one.flows:
         now_bytes = round(live.fabric.moved(str(one.number), now_ns) / one.wire_ratio)
         rate = live.fabric.rate(str(one.number)) / one.wire_ratio
-    dirty = 0.0
-    if rounds:
-        last = rounds[-1]
-        dirty = last.left_bytes * 1e9 / max(1, last.ended_ns - last.began_ns)
+    dirty = rounds[-1].dirty_bytes_per_s if rounds else 0.0
     return MoveFigures(
         one.order.vm, one.source, one.destination, one.started_ns / 1e9, one.precopy.memory_bytes,
-        one.precopy.sent_bytes + now_bytes, max(0, size - now_bytes), dirty, rate, len(rounds),
+        one.precopy.sent_bytes + sent + now_bytes, max(0, left - now_bytes), dirty, rate, len(rounds),
         one.precopy.throttle, one.precopy.expected_downtime_ns / 1e9,
     )  # fmt: skip
+
+
+def _beside_rounds(one: Migration) -> tuple[int, int]:
+    """Bytes that were sent besides those of rounds that are through, and that are left, what flows now among them."""
+    assert one.precopy is not None
+    if one.phase is Phase.PRE:
+        return 0, one.precopy.size_bytes
+    if one.phase is Phase.PAUSED:
+        return 0, one.precopy.rounds[-1].left_bytes
+    if one.phase is Phase.STOPPED:
+        return 0, one.final_bytes + one.pulled_bytes
+    if one.phase is Phase.DRAINING:
+        return one.final_bytes + one.came_bytes, one.pulled_bytes - one.came_bytes
+    return one.final_bytes, one.pulled_bytes

@@ -27,7 +27,7 @@ _NAMESPACE = "sevfleet"
 _KUBEVIRT: Mapping[str, tuple[str, Callable[[MoveFigures], float]]] = {
     "data_total_bytes": ("Memory of the machine.", lambda one: one.total_bytes),
     "data_processed_bytes": ("Memory sent so far.", lambda one: one.processed_bytes),
-    "data_remaining_bytes": ("Memory of the present round that is left.", lambda one: one.remaining_bytes),
+    "data_remaining_bytes": ("Memory left of the present round, or of post-copy.", lambda one: one.remaining_bytes),
     "dirty_memory_rate_bytes": ("Distinct bytes written a second.", lambda one: one.dirty_bytes_per_s),
     "memory_transfer_rate_bytes": ("Memory sent a second.", lambda one: one.transfer_bytes_per_s),
 }

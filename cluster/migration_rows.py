@@ -5,7 +5,6 @@ from __future__ import annotations
 from cluster.layout import Row
 from cluster.migration import Migration, Outcome
 from cluster.migration_plans import Drain
-from cluster.precopy import Round
 from node.guest import GuestSpec
 from node.sealed_transfer import SEALED
 
@@ -29,7 +28,7 @@ def migration_row(one: Migration) -> Row:
         "setup_ns": None if one.precopy is None else one.precopy.began_copying_ns - one.started_ns,
         "rounds": len(rounds),
         "remaining_bytes": rounds[-1].left_bytes if rounds else None,
-        "dirty_bytes_per_s": _dirty_rate(rounds[-1]) if rounds else None,
+        "dirty_bytes_per_s": rounds[-1].dirty_bytes_per_s if rounds else None,
         "throttle_ratio": 0.0 if one.precopy is None else one.precopy.throttle,
         "expected_downtime_ns": one.precopy.expected_downtime_ns if rounds and one.precopy is not None else None,
         "bytes": sum(round_.size_bytes for round_ in rounds) + one.final_bytes + (one.pulled_bytes if completed else 0),
@@ -86,10 +85,6 @@ def round_rows(one: Migration) -> list[Row]:
         }
         for number, each in enumerate(rounds)
     ]  # fmt: skip
-
-
-def _dirty_rate(last: Round) -> float:
-    return last.left_bytes * 1e9 / max(1, last.ended_ns - last.began_ns)
 
 
 def drain_row(one: Drain) -> Row:

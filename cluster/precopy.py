@@ -153,6 +153,11 @@ class Round(NamedTuple):
     left_bytes: int = 0
     """Dirty when it ended."""
 
+    @property
+    def dirty_bytes_per_s(self) -> float:
+        """Distinct bytes that it found written, over its time; 0 for one that nothing was sent in."""
+        return self.left_bytes * 1e9 / max(1, self.ended_ns - self.began_ns) if self.size_bytes else 0.0
+
 
 class Verdict(StrEnum):
     """What follows a round."""
@@ -290,7 +295,7 @@ class Precopy:
     @property
     def expected_downtime_ns(self) -> int:
         """As it would be if the last round had been the last: what was left, at its rate, and the fixed part."""
-        if not self.rounds:
+        if not self.rounds or not self.rounds[-1].size_bytes:
             return 0
         last = self.rounds[-1]
         took_ns = max(1, last.ended_ns - last.began_ns)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from test_live_migration import group, move, outcomes, play, scenario, small_image  # noqa: F401 - the fixture
 
 QUICK = {"psp.send_update_ns_per_kib": 500.0, "psp.receive_update_ns_per_kib": 500.0}
@@ -51,3 +52,26 @@ def test_a_cancelled_move_leaves_the_machine_where_it_was() -> None:
     assert [outcome for outcome, _ in outcomes(rows)] == ["cancelled"]
     (vm,) = rows["vms"]
     assert (vm["host"], vm["faults"], vm["state"]) == ("host-1", 0, "running")
+
+
+@pytest.mark.parametrize(
+    ("migration", "outcome"),
+    [
+        ({"timeout_per_gib": "1 s"}, ("timed out", "the time for copying is over")),
+        ({"timeout_per_gib": "1 s", "at_timeout": "stop-and-copy"}, ("completed", None)),
+        ({"timeout_per_gib": "1 s", "at_timeout": "post-copy"}, ("timed out", "the time for copying is over")),
+        ({"timeout_per_gib": "100 s"}, ("completed", None)),
+    ],
+)
+def test_a_move_that_takes_too_long_is_called_off_while_the_machine_can_go_on_where_it_was(
+    migration: dict[str, str], outcome: tuple[str, str | None]
+) -> None:
+    """64 MiB at 100 Mb/s take 5.4 s; a second for each GiB is 62.5 ms."""
+    _, rows = play(fleet(migrations=[move(to="host-2")], migration=migration, fabric={"link": "100 Mb/s"}))
+    assert outcomes(rows) == [outcome]
+    (row,), (vm,) = rows["migrations"], rows["vms"]
+    if outcome[0] == "completed":
+        assert (vm["host"], vm["faults"], vm["state"]) == ("host-2", 0, "running")
+        return
+    assert (vm["host"], vm["faults"], vm["state"]) == ("host-1", 0, "running")
+    assert 62.5e6 < row["ended_ns"] - row["started_ns"] < 150e6

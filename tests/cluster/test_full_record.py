@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from test_live_migration import FIRMWARE, IDLE, group, move, outcomes, play, scenario, vm_row
 
-from cluster.bench.faults import small_firmware
+from cluster.bench.faults import judged, schedule, small_firmware
 from cluster.hand_over import FINAL
+from cluster.migration import Outcome
 from node.guest import GuestState
 from node.host import Host
 
@@ -65,3 +67,14 @@ def test_a_move_that_does_not_begin_takes_no_place_in_line() -> None:
         )
     )  # fmt: skip
     assert outcomes(rows) == [("completed", None), ("refused", "RECORD_FULL")]
+
+
+def test_whatever_else_goes_wrong_on_a_full_disk_a_vm_is_whole_and_in_one_place() -> None:
+    outcomes_seen = set()
+    for seed in range(40):
+        body = schedule(seed, "PLAIN", Path(FIRMWARE[0]))
+        body["migration"]["record"] = f"{60 + 15 * (seed % 5)} B"
+        wrong, moves = judged(body)
+        assert wrong is None, seed
+        outcomes_seen |= {(one.outcome, one.reason == "RECORD_FULL") for one in moves}
+    assert {(Outcome.COMPLETED, False), (Outcome.REFUSED, True), (Outcome.RESTARTED, False)} <= outcomes_seen

@@ -419,6 +419,17 @@ def test_a_guest_that_writes_faster_than_the_security_processor_sends_never_conv
     assert vm_row(rows)["state"] == "running"
 
 
+@pytest.mark.parametrize("cancelled", ["40 ms", "200 ms"])
+def test_a_move_that_fails_leaves_its_place_in_line_to_the_next(cancelled: str) -> None:
+    """One at a time: 256 MiB take a fifth of a second, and the first is called off in line, or under way."""
+    vms = [group(f"v{number}", **IDLE, memory="256 MiB") for number in range(3)]
+    first = move("v0", to="host-2", cancel_after="100 ms")
+    moves = [first, move("v1", to="host-2", cancel_after=cancelled), move("v2", at="1100 ms", to="host-2")]
+    _, rows = play(scenario(vms=vms, migration={"per_fleet": 1}, migrations=moves, duration="3 s"))
+    assert outcomes(rows) == [("cancelled", "on request")] * 2 + [("completed", None)]
+    assert rows["migrations"][2]["started_ns"] >= (1_100_000_000 if cancelled == "40 ms" else 1_200_000_000)
+
+
 @pytest.mark.parametrize(
     ("change", "target", "reason"),
     [

@@ -1,5 +1,6 @@
 """Live figures of migrations say what is so, and looking at them changes no result."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -77,3 +78,29 @@ def test_looking_changes_nothing_and_figures_add_up() -> None:
     assert late.expected_downtime_s == pytest.approx(64 * MIB / 125e6 + 0.022, rel=0.05)
     assert rows[1]["remaining_bytes"] == pytest.approx(64 * MIB, rel=0.01)
     assert rows[1]["expected_downtime_ns"] == pytest.approx(late.expected_downtime_s * 1e9, rel=0.05)
+
+
+def test_figures_of_a_machine_that_runs_ahead_are_of_what_is_still_to_come() -> None:
+    """At 125 MB a second, but while its link is down."""
+    down = {"kind": "link", "host": "host-1", "at": "3 s", "lasts": "2 s"}
+    seen, (row,) = play(
+        scenario(
+            vms=[group("vm", **IDLE, memory="512 MiB")], duration="12 s", migrations=[move()], faults=[down],
+            fabric={"link": "1 Gb/s"}, migration={"mode": "post-copy", "recover_after": "0 s"},
+        ),
+        looks=True,
+    )  # fmt: skip
+    assert (row["outcome"], row["post_copy_pauses"]) == ("completed", 1)
+    ahead = [(at_ns, one) for at_ns, figures in seen[::2] for one in figures.moves if one.processed_bytes]
+    whole = {one.processed_bytes + one.remaining_bytes for _, one in ahead}
+    assert whole == {row["post_copy_bytes"] + row["final_bytes"]}
+    for (before_ns, before), (at_ns, one) in pairwise(ahead):
+        assert one.remaining_bytes <= before.remaining_bytes
+        if at_ns <= 3 * 10**9 and before.transfer_bytes_per_s:
+            came = (at_ns - before_ns) * 125e6 / 1e9
+            assert before.remaining_bytes - one.remaining_bytes == pytest.approx(came, abs=4096)
+    paused = [one for at_ns, one in ahead if 3.1e9 < at_ns < 4.9e9]
+    assert {one.dirty_bytes_per_s for _, one in ahead} == {0.0}, "nobody has looked at what it writes"
+    assert {one.transfer_bytes_per_s for one in paused} == {0.0}
+    (left,) = {one.remaining_bytes for one in paused}
+    assert left == pytest.approx(row["post_copy_bytes"] - 2 * 125e6, rel=0.05)

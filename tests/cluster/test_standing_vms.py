@@ -17,9 +17,9 @@ from cluster.layout import Row, Rows, merged_rows
 from cluster.migration import Migration, Outcome
 from cluster.scenario import Scenario
 from cluster.shard import ShardReport
-from cluster.shard_worker import Mail
+from cluster.shard_worker import Mail, _gathered
 from cluster.standing_vms import STANDING, settle
-from cluster.tables import TABLES
+from cluster.tables import EVENTS, TABLES, build_tables
 from node.guest import GuestState
 
 
@@ -64,8 +64,11 @@ def runs(entity: HostEntity) -> bool:
     return entity.host.guests[VM].state is GuestState.RUNNING
 
 
-def play(way: str, firmware: Path) -> tuple[Watched, Migration]:
-    body = moving(way, firmware) | {"schema": 1, "name": "cut", "seed": 1, "duration": "3 s"}
+def play(
+    way: str, firmware: Path, migration: dict[str, str] | None = None, duration_ns: int = 3 * 10**9
+) -> tuple[Watched, Migration]:
+    body = moving(way, firmware) | {"migration": migration or {}, "duration": f"{duration_ns} ns"}
+    body |= {"schema": 1, "name": "cut", "seed": 1}
     body["costs"] = body["costs"] | _QUICK
     body["migrations"] = [{"vm": VM, "at": "1 s", "to": "host-2"}]
     scenario = Scenario.parse(body)
@@ -75,13 +78,32 @@ def play(way: str, firmware: Path) -> tuple[Watched, Migration]:
     return layout, fleet.control.migrations.all[0]
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_whenever_a_run_ends_a_vm_that_moves_has_one_row(way: str, firmware: Path) -> None:
-    layout, move = play(way, firmware)
+@pytest.mark.parametrize(("way", "mode"), [*[(way, "pre-copy") for way in WAYS], ("PLAIN", "post-copy")])
+def test_whenever_a_run_ends_a_vm_that_moves_has_one_row(way: str, mode: str, firmware: Path) -> None:
+    layout, move = play(way, firmware, {"mode": mode})
     assert move.outcome is Outcome.COMPLETED
     assert Phase.COMMITTED in dict(move.history)
     assert list(layout.seen) == [("host-1",), ("host-2",)]
     assert layout.apart
+
+
+def test_rows_are_the_same_where_each_host_s_were_gathered_by_a_worker_of_its_own(firmware: Path) -> None:
+    """Half a latency after the commit point: it stands still at its source, and nobody else has rows of it."""
+    committed_ns = dict(play("PLAIN", firmware)[1].history)[Phase.COMMITTED]
+    found = []
+    for workers in (False, True):
+        end_ns = committed_ns + 500_000
+        layout, _ = play("PLAIN", firmware, duration_ns=end_ns)
+        of_each = {entity.name: entity.collect(end_ns) for entity in layout.entities}
+        assert STANDING in of_each["host-1"]
+        if workers:
+            of_each = {name: dict(_gathered({name: rows})[name]) for name, rows in of_each.items()}
+        rows = merged_rows(of_each)
+        rows.pop(EVENTS.name, None)
+        found.append(build_tables(rows))
+    assert found[0] == found[1]
+    assert found[0]["vms"]["host"].to_pylist() == ["host-1"]
+    assert found[0]["vm_time"].num_rows > 0
 
 
 def row(host: str) -> Row:

@@ -10,10 +10,11 @@ from toy_guests import COSTS, IMAGE, RECORD, SECOND, guest_spec, ledger, look, m
 
 from cluster.agent_certificates import agent_certified
 from node import operations as op
-from node.agent_transfer import AGENT, greet
+from node.agent_transfer import AGENT, _order, greet
 from node.generation import Generation
 from node.guest import GuestState
 from node.host import Host, HostSpec
+from node.hypervisor_port import LaunchRefused
 from node.hypervisor_server import HypervisorServer
 from node.migration_agent import Hello
 from node.migration_refusal import MigrationRefusal
@@ -233,6 +234,48 @@ def test_a_guest_whose_context_went_with_an_agent_is_lost_and_says_so(on_its_way
     guest = here.guests["vm"]
     assert (guest.state, guest.reason) == (GuestState.DESTROYED, "migration agent: nothing of this guest is kept")
     assert not here.board.controller.has_key(guest.asid)
+
+
+@pytest.mark.parametrize(
+    ("then", "order", "refusal"),
+    [
+        ("is called off before it stops", "export", "no peer was met for this guest"),
+        ("is taken back", "take back", "nothing of this guest is kept"),
+        ("lives elsewhere", "take back", "nothing of this guest is kept"),
+        ("lives elsewhere", "export", "no peer was met for this guest"),
+    ],
+)
+def test_when_a_move_is_over_its_agent_has_nothing_of_the_guest_to_give_again(on_its_way, then, order, refusal):
+    """Or a hypervisor could have a second one of it."""
+    here, there = on_its_way
+    gctx = here.hypervisor.launched("vm").gctx
+    if then == "lives elsewhere":
+        what = stopped(here, "vm")
+        assert laid(there, "vm", what) is None
+        there.arrivals.start("vm")
+        here.departures.finish("vm")
+    else:
+        if then == "is taken back":
+            stopped(here, "vm")
+        here.departures.cancel("vm")
+        there.arrivals.abandon("vm")
+    run(here, here.now_ns + SECOND)
+    with pytest.raises(LaunchRefused, match=f"migration agent: {refusal}"):
+        here.tasks.at_once(_order(here.hypervisor, order, "vm", gctx))
+
+
+def test_a_guest_that_was_taken_back_and_whose_next_move_is_called_off_at_once_goes_on(on_its_way, expected):
+    here, there = on_its_way
+    stopped(here, "vm")
+    here.departures.cancel("vm")
+    there.arrivals.abandon("vm")
+    until(lambda: here.guests["vm"].state is GuestState.RUNNING, here)
+    run(there, max(there.now_ns, here.now_ns) + SECOND)
+    agree(here, there, "vm")
+    here.departures.cancel("vm")
+    guest = here.guests["vm"]
+    run(here, here.now_ns + 100 * SECOND)
+    assert (guest.faults, kept(here, guest)) == (0, expected)
 
 
 def test_a_guest_that_came_whole_and_is_not_started_leaves_nothing(on_its_way, expected):

@@ -159,6 +159,34 @@ def test_the_source_s_firmware_has_no_guest_and_no_key_of_it_afterwards(generati
 
 
 @BOTH
+def test_the_source_s_firmware_has_finished_sending_before_the_guest_is_given_up(generation):
+    """From SEND_FINISH on it takes no SEND_CANCEL: what stands still there does not run again, whoever asks."""
+    here, there = hosts()
+    start(here, "vm", generation, "ledger", units=UNITS)
+    run(here, 2_000_000)
+    agree(here, there, "vm")
+    what = stopped(here, "vm")
+    assert laid(there, "vm", what) is None
+    there.arrivals.start("vm")
+    seen, execute = [], here.board.execute_host
+
+    def watched(operations):
+        answers = execute(operations)
+        seen.extend(
+            (one.command, answer.status) for one, answer in zip(operations, answers, strict=True)
+            if isinstance(one, op.PspCommand)
+        )
+        return answers
+
+    here.board.execute_host = watched
+    here.departures.finish("vm")
+    run(here, here.now_ns + SECOND)
+    sent = [one for one in seen if one[0] in (LegacyCommand.SEND_FINISH, LegacyCommand.DEACTIVATE)]
+    assert sent == [(LegacyCommand.SEND_FINISH, Status.SUCCESS), (LegacyCommand.DEACTIVATE, Status.SUCCESS)]
+    assert not here.board.psp.legacy.guests
+
+
+@BOTH
 def test_one_that_is_called_off_goes_on_and_can_be_sent_anew(generation):
     here, there = hosts()
     guest = start(here, "vm", generation, "ledger", units=UNITS)
