@@ -73,9 +73,9 @@ class GuestTdi:
         It gets into private memory last, when its registers are proved, too. What is refused on the way, by whomever,
         is let go again before the error is raised: by the guest's own word, for that of the hypervisor is worth none.
         """
-        yield from self._order(TioAction.BIND)
         report = None
         try:
+            yield from self._order(TioAction.BIND)
             report = yield from self.judged(policy, nonce)
             yield from self._order(TioAction.RUN)
             yield from self.accept(report, validated=True)

@@ -25,6 +25,8 @@ REQUESTER_AUTHENTICATION = ObjectIdentifier("1.3.6.1.4.1.412.274.4")
 SPDM_EXTENSION = ObjectIdentifier("1.3.6.1.4.1.412.274.6")
 
 LONGEST_CHAIN_BYTES = 0xFFFF
+_PROCESSED = (x509.BasicConstraints, x509.KeyUsage, x509.ExtendedKeyUsage, x509.SubjectAlternativeName)
+"""Extensions whose meaning is minded here; any other that is critical refuses its certificate."""
 _HEAD_BYTES = 4
 _MOST_CERTIFICATES = 16
 _SEQUENCE = 0x30
@@ -110,6 +112,7 @@ def leaf_key(chain: CertificateChain, anchors: TrustAnchors, algorithm: HashAlgo
         issuer = certificate
     for depth, certificate in enumerate((root, *below)):
         _valid_now(certificate, anchors.now, depth)
+        _understood(certificate, depth)
     return _checked_leaf(issuer, asym, len(below))
 
 
@@ -124,7 +127,8 @@ def _checked_leaf(leaf: x509.Certificate, asym: BaseAsym, depth: int) -> PublicK
         value = extension.value
         if isinstance(value, x509.BasicConstraints) and value.ca:
             raise PeerUntrusted(f"certificate {depth}: expected a leaf, found an authority")
-        # SPDM's own usages are optional; who names one must name the responder's.
+        # SPDM's own usages are optional, also beside critical ones of others (DMTF's own leaves name serverAuth); who
+        # names one must name the responder's.
         usages = set(value) if isinstance(value, x509.ExtendedKeyUsage) else set()
         if usages & {REQUESTER_AUTHENTICATION, RESPONDER_AUTHENTICATION} == {REQUESTER_AUTHENTICATION}:
             raise PeerUntrusted(f"certificate {depth}: expected a responder's key")
@@ -155,6 +159,13 @@ def _signed_by(certificate: x509.Certificate, issuer: x509.Certificate, depth: i
 def _valid_now(certificate: x509.Certificate, now: dt.datetime | None, depth: int) -> None:
     if now is not None and not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
         raise PeerUntrusted(f"certificate {depth}: expected to be valid at {now:%Y-%m-%d}")
+
+
+def _understood(certificate: x509.Certificate, depth: int) -> None:
+    """RFC 5280, 6.1.4 (o) and 6.1.5 (f)."""
+    for extension in certificate.extensions:
+        if extension.critical and not isinstance(extension.value, _PROCESSED):
+            raise PeerUntrusted(f"certificate {depth}: expected no critical extension {extension.oid.dotted_string}")
 
 
 def _load(der: bytes) -> x509.Certificate:

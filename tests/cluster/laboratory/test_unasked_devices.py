@@ -12,7 +12,9 @@ from cluster.oracle.verdict import Outcome, judge
 from node.guest_tdi import TdiRefused
 from node.operations import CardUpdate, PspAnswer
 from node.platform import Platform, Protection
+from node.tio_carrier import TioRefused
 from node.tio_host import TioHost
+from psp.commands import SnpCommand
 from psp.status import Status
 from psp.tsm.tio_buffers import NONCE_BYTES
 from tio.tdisp import LockFlags
@@ -130,9 +132,14 @@ def test_registers_that_were_taken_before_one_was_refused_are_given_back():
     assert counts[1] == 0
 
 
-def test_a_guest_that_takes_its_device_anew_and_refuses_it_clears_its_entry_of_before(monkeypatch):
+@pytest.mark.parametrize("refused", [False, True], ids=["pretended", "refused"])
+def test_a_guest_that_takes_its_device_anew_and_refuses_it_clears_its_entry_of_before(monkeypatch, refused):
     def pretends(*_):
         yield from ()
+
+    def refuses(*_):
+        yield from ()
+        raise TioRefused(SnpCommand.TIO_TDI_BIND, Status.INVALID_TDI_STATE, "no")
 
     def attack(target):
         device, place = target.device, target.device.tenant
@@ -141,9 +148,9 @@ def test_a_guest_that_takes_its_device_anew_and_refuses_it_clears_its_entry_of_b
         yield from tdi_of_tenant(target).attach(ANY, bytes(NONCE_BYTES))
         yield (CardUpdate(port, *EVIL),)
         yield (load,)
-        monkeypatch.setattr(TioHost, "bind", pretends)
+        monkeypatch.setattr(TioHost, "bind", refuses if refused else pretends)
         monkeypatch.setattr(TioHost, "unbind", pretends)
-        with suppress(TdiRefused):  # It runs already.
+        with suppress(TdiRefused):  # It is not bound, or runs already.
             yield from tdi_of_tenant(target).attach(ANY, bytes(NONCE_BYTES))
         yield (load,)
 

@@ -10,12 +10,19 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tio.device_identity import CardKind, device_identity
 from tio.spdm import PeerUntrusted
 from tio.spdm.algorithms import BaseAsym, BaseHash
-from tio.spdm.certificate_chain import REQUESTER_AUTHENTICATION, TrustAnchors, leaf_key, pack_chain, parse_chain
+from tio.spdm.certificate_chain import (
+    REQUESTER_AUTHENTICATION,
+    RESPONDER_AUTHENTICATION,
+    TrustAnchors,
+    leaf_key,
+    pack_chain,
+    parse_chain,
+)
 
 SHA_384 = BaseHash.SHA_384.value
 NOW = dt.datetime(2026, 6, 1, tzinfo=dt.UTC)
@@ -25,7 +32,7 @@ LEAF = 3
 _USES = (
     "digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
     "key_cert_sign", "crl_sign", "encipher_only", "decipher_only",
-)  # fmt: skip
+)
 
 
 def usage(**bits: bool) -> x509.KeyUsage:
@@ -38,6 +45,7 @@ def certificate(depth: int, **other: Any) -> bytes:
     proper = {
         "ca": depth < LEAF, "most": None, "uses": usage(key_cert_sign=True) if depth < LEAF else
         usage(digital_signature=True), "from": NOW - DAY, "until": NOW + DAY, "extended": None,
+        "more": None, "critical": True,
     }  # fmt: skip
     given = proper | other
     subject, issuer = (
@@ -53,6 +61,8 @@ def certificate(depth: int, **other: Any) -> bytes:
         builder = builder.add_extension(given["uses"], critical=True)
     if given["extended"] is not None:
         builder = builder.add_extension(x509.ExtendedKeyUsage([given["extended"]]), critical=True)
+    if given["more"] is not None:
+        builder = builder.add_extension(given["more"], critical=given["critical"])
     return builder.sign(KEYS[by], hashes.SHA384()).public_bytes(Encoding.DER)
 
 
@@ -115,6 +125,31 @@ def test_a_leaf_is_no_authority_and_no_requester() -> None:
         judged(LEAF, ca=True)
     with pytest.raises(PeerUntrusted, match="certificate 3: expected a responder's key"):
         judged(LEAF, extended=REQUESTER_AUTHENTICATION)
+
+
+@pytest.mark.parametrize("critical", [True, False])
+@pytest.mark.parametrize("depth", range(LEAF + 1))
+@pytest.mark.parametrize(
+    "more",
+    [
+        x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4.5"), b"\x05\0"),
+        x509.NameConstraints(None, [x509.DirectoryName(x509.Name([]))]),
+    ],
+    ids=["unknown", "name constraints"],
+)
+def test_what_is_critical_and_not_understood_refuses_its_certificate(
+    more: x509.ExtensionType, depth: int, critical: bool
+) -> None:
+    if not critical:
+        assert judged(depth, more=more, critical=False)
+        return
+    with pytest.raises(PeerUntrusted, match=f"certificate {depth}: expected no critical extension"):
+        judged(depth, more=more)
+
+
+def test_a_leaf_may_name_usages_of_others() -> None:
+    assert judged(LEAF, extended=RESPONDER_AUTHENTICATION)
+    assert judged(LEAF, extended=ExtendedKeyUsageOID.SERVER_AUTH)
 
 
 @pytest.mark.parametrize("kind", CardKind)
