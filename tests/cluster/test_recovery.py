@@ -19,7 +19,7 @@ from cluster.inline_layout import InlineLayout
 from cluster.layout import WorkerLostError
 from cluster.ray_cluster import ActorLostError
 from cluster.scenario import Scenario
-from cluster.seat import MOST_LOSSES
+from cluster.seat import MOST_LOSSES, Step
 from cluster.session import Session
 from cluster.shard import ShardReport
 from cluster.simulation import run
@@ -199,13 +199,16 @@ def test_hosts_lost_in_the_middle_of_migrations_and_launches_end_with_the_same_d
     calls = iter(range(1 << 30))
 
     def strike_now_and_then() -> None:
+        if any(seat.step is not Step.READY for seat in layout._seats):
+            return  # On a slow machine one is asked often while a worker is replaced: losses in a row end a run.
         call = next(calls)
         if call % 12 == 4:
-            # On a slow machine its turn comes again before anybody has noticed that it is dead.
+            # Or its turn comes again before anybody has noticed that it is dead.
             with suppress(ActorLostError):
                 kill(pid_of(layout, call // 12 % 2))
 
     results = session.run(scenario, None, None, strike_now_and_then)
+    assert results.partial is None
     assert replaced(layout) - before >= 3
     assert {row["outcome"] for row in results.migrations.to_pylist()} == {"completed"}
     assert results.digest == expected.digest
