@@ -185,6 +185,8 @@ def ask(one: Requester, line: Line) -> None:
     """Attest a device and say what was found. Raises SpdmFault."""
     import hashlib
 
+    from tio.spdm import PeerUntrusted
+
     line.do(one.connect())
     chosen = one.algorithms
     names = [part.value.name for part in (chosen.asym, chosen.hash, chosen.dhe, chosen.aead) if part is not None]
@@ -202,7 +204,7 @@ def ask(one: Requester, line: Line) -> None:
     session = line.do(one.open_session(slots[0]))
     line.do(one.update_keys(session))
     if line.do(one.measurements(slot=slots[0], session=session)) != outside:
-        print("measurements in the session differ")
+        raise PeerUntrusted("measurements: expected the same in the session as before it")
     if session.heartbeat_s:
         line.do(one.heartbeat(session))
     line.do(one.end_session(session))

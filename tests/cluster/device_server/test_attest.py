@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,3 +120,17 @@ def test_a_time_that_is_none_is_a_users_mistake(address: str, capsys: pytest.Cap
     for text in ("soon", "0001-01-01T00:00:00+23:00"):
         assert main(["device", "attest", address, "--at", text]) == 2
         assert "--at: expected a time such as 2026-01-31" in capsys.readouterr().err
+
+
+def test_a_device_that_measures_otherwise_in_its_session_is_not_believed(
+    address: str, root: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = Requester.measurements
+
+    def others(one: Requester, **asked: Any) -> Iterator[Any]:
+        first, *more = yield from measured(one, **asked)
+        return (replace(first, value=bytes(len(first.value))) if "session" in asked else first, *more)
+
+    monkeypatch.setattr(Requester, "measurements", others)
+    assert main(["device", "attest", address, "--root", root]) == 1
+    assert last_line(capsys) == "not believed: measurements: expected the same in the session as before it"
