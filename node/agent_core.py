@@ -60,7 +60,10 @@ class AgentCores:
             step = agent.serve(one.order)
             while True:
                 wanted = step.send(answer)
-                answer = self._carried(one, wanted) if isinstance(wanted, Carry) else self._executed(vmcb, wanted)
+                if isinstance(wanted, Carry):
+                    answer = carried(self._board, one, wanted)
+                else:
+                    answer = self._executed(vmcb, wanted)
         except StopIteration as end:
             return packed((DONE, end.value))
         except AgentRefusal as refusal:
@@ -83,12 +86,13 @@ class AgentCores:
     def _executed(self, vmcb: Vmcb, batch: tuple[op.GuestOperation, ...]) -> tuple[op.Answer, ...]:
         return self._board.execute_guest(vmcb, batch)
 
-    def _carried(self, one: op.AgentCall, wanted: Carry) -> op.Answer:
-        """What its hypervisor does at the agent's exit."""
-        asked = buffers.SnpGuestRequest(one.gctx, one.request, one.response).pack()
-        *_, page = self._board.execute_host((
-            op.HostWrite(one.request, wanted.message),
-            op.PspCommand(SnpCommand.GUEST_REQUEST, one.command, asked, paid=True),
-            op.HostRead(one.response, PAGE_BYTES),
-        ))  # fmt: skip
-        return page
+
+def carried(board: Board, one: op.AgentCall | op.HandlerCall, wanted: Carry) -> op.Answer:
+    """What its hypervisor does at the exit of an agent or a handler that asks the firmware."""
+    asked = buffers.SnpGuestRequest(one.gctx, one.request, one.response).pack()
+    *_, page = board.execute_host((
+        op.HostWrite(one.request, wanted.message),
+        op.PspCommand(SnpCommand.GUEST_REQUEST, one.command, asked, paid=True),
+        op.HostRead(one.response, PAGE_BYTES),
+    ))  # fmt: skip
+    return page

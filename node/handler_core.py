@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from node import operations as op
-from node.agent_core import DONE, REFUSED
+from node.agent_core import DONE, REFUSED, carried
 from node.agent_messages import AgentRefusal, Carry
 from node.fault_answers import FAULTS, undefined
 from node.laboratory_roots import LABORATORY_ROOTS
@@ -21,8 +21,6 @@ from node.program import Registers
 from node.svsm import SERVE_RIP
 from node.svsm_memory import HANDLER_MARK
 from node.vmsa import load_registers, save_registers
-from psp import command_buffers as buffers
-from psp.commands import SnpCommand
 from psp.system_bus import PAGE_BYTES
 from psp.x509_profile import EPOCH
 
@@ -52,7 +50,7 @@ class HandlerCores:
             while True:
                 wanted = step.send(answer)
                 if isinstance(wanted, Carry):
-                    answer = self._carried(one, wanted)
+                    answer = carried(self._board, one, wanted)
                 elif isinstance(wanted, Walk):
                     answer = self._walked(vmcb, wanted)
                 elif isinstance(wanted, EnterLoop):
@@ -88,13 +86,3 @@ class HandlerCores:
                     found += range(at + first - spa, at + first - spa + run, PAGE_BYTES)
                 at += size
         return tuple(found)
-
-    def _carried(self, one: op.HandlerCall, wanted: Carry) -> op.Answer:
-        """What its hypervisor does at the handler's exit."""
-        asked = buffers.SnpGuestRequest(one.gctx, one.request, one.response).pack()
-        *_, page = self._board.execute_host((
-            op.HostWrite(one.request, wanted.message),
-            op.PspCommand(SnpCommand.GUEST_REQUEST, one.command, asked, paid=True),
-            op.HostRead(one.response, PAGE_BYTES),
-        ))  # fmt: skip
-        return page
