@@ -4,6 +4,7 @@ import dataclasses
 
 import msgpack
 import pytest
+from overheard_hypervisors import overheard
 from test_departures_and_arrivals import UNITS, leftovers, stopped, until
 from test_sealed_transfer import certificates, kept, laid, opened, sealed
 from toy_guests import COSTS, IMAGE, RECORD, SECOND, guest_spec, ledger, look, make_host, run
@@ -15,14 +16,12 @@ from node.generation import Generation
 from node.guest import GuestState
 from node.host import Host, HostSpec
 from node.hypervisor_port import LaunchRefused
-from node.hypervisor_server import HypervisorServer
 from node.migration_agent import Hello
 from node.migration_refusal import MigrationRefusal
 from node.packing import packed
 from node.page_swaps import with_metadata
 from node.platform import Platform
 from node.product import PRODUCTS
-from node.remote_hypervisor import RemoteHypervisor
 from psp.commands import SnpCommand
 from psp.guest_context import SnpGuestState
 from psp.page_swap import PageSwap
@@ -396,17 +395,7 @@ def test_a_guest_without_leave_and_a_host_without_agent_are_refused_before_the_g
 
 def test_the_hypervisors_on_the_way_see_neither_a_page_nor_the_exported_context():
     """With hypervisors in processes of their own everything that they are shown crosses as bytes."""
-    crossed = []
-
-    def remote(*order):
-        server = HypervisorServer(lambda _: IMAGE)
-
-        def exchange(request):
-            crossed.append(request)
-            crossed.append(server.exchange(request))
-            return crossed[-1]
-
-        return RemoteHypervisor(exchange, *order)
+    crossed, remote = overheard(IMAGE)
 
     def far(name):
         spec = HostSpec(name, PRODUCTS["Milan"], 4 << 30, 100, 7, 60 * SECOND, platform=WITH_AGENT)

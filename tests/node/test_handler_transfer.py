@@ -5,6 +5,7 @@ import hashlib
 
 import msgpack
 import pytest
+from overheard_hypervisors import overheard
 from svsm_guests import PAGES, Talker
 from test_agent_transfer import certified, changed, validated
 from test_departures_and_arrivals import leftovers, until
@@ -22,12 +23,10 @@ from node.guest import GuestState
 from node.handler_transfer import handler_greets
 from node.host import Host, HostSpec
 from node.hypervisor_port import LaunchRefused
-from node.hypervisor_server import HypervisorServer
 from node.migration_refusal import MigrationRefusal
 from node.operations import Shutdown, Sleep
 from node.packing import packed
 from node.product import PRODUCTS
-from node.remote_hypervisor import RemoteHypervisor
 from node.svsm_memory import TPM_GPA
 from psp.exported_context import ExportedContext
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
@@ -369,17 +368,7 @@ def test_what_a_peer_has_made_up_is_refused(on_its_way, monkeypatch, exported):
 
 def test_the_hypervisors_see_neither_a_page_nor_the_identity():
     """With hypervisors in processes of their own everything that they are shown crosses as bytes."""
-    crossed = []
-
-    def remote(*order):
-        server = HypervisorServer(lambda _: IMAGE)
-
-        def exchange(request):
-            crossed.append(request)
-            crossed.append(server.exchange(request))
-            return crossed[-1]
-
-        return RemoteHypervisor(exchange, *order)
+    crossed, remote = overheard(IMAGE)
 
     def far(name):
         spec = HostSpec(name, PRODUCTS["Milan"], 4 << 30, 100, 7, 60 * SECOND)

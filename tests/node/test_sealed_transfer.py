@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from overheard_hypervisors import overheard
 from test_departures_and_arrivals import UNITS, leftovers, place, stopped, until
 from toy_guests import (
     COSTS,
@@ -23,11 +24,9 @@ from node import operations as op
 from node.generation import Generation
 from node.guest import GuestState
 from node.host import Host, HostSpec
-from node.hypervisor_server import HypervisorServer
 from node.migration_frames import frames_of, page_digests
 from node.migration_refusal import MigrationRefusal
 from node.product import PRODUCTS
-from node.remote_hypervisor import RemoteHypervisor
 from psp.commands import LegacyCommand
 from psp.legacy_guest import LegacyGuestState
 from psp.policy import LegacyPolicy
@@ -334,17 +333,7 @@ def test_after_the_source_has_let_go_no_command_of_sending_is_answered():
 @BOTH
 def test_hypervisors_in_processes_of_their_own_move_a_guest_as_those_here(generation):
     """All that a hypervisor is told and says crosses as bytes; nothing of a private page is in it."""
-    crossed = []
-
-    def remote(*order):
-        server = HypervisorServer(lambda _: IMAGE)
-
-        def exchange(request):
-            crossed.append(request)
-            crossed.append(server.exchange(request))
-            return crossed[-1]
-
-        return RemoteHypervisor(exchange, *order)
+    crossed, remote = overheard(IMAGE)
 
     def far(name):
         spec = HostSpec(name, PRODUCTS["Milan"], 4 << 30, 100, 7, 60 * SECOND)
