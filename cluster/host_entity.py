@@ -149,18 +149,12 @@ class HostEntity:
 
     def earliest_output_ns(self) -> int:
         """The first mail that is still to be opened, or what the host promises to say first."""
-        return self._earliest_output_ns(self.next_event_ns())
-
-    def _earliest_output_ns(self, following_ns: int) -> int:
-        promise_ns, mail_ns = self.host.earliest_output_ns(following_ns), self._inbox.next_ns
-        return min(mail_ns, promise_ns)
+        return min(self._inbox.next_ns, self.host.earliest_output_ns(self.next_event_ns()))
 
     def advance(self, horizon_ns: int, event_budget: int) -> Advance:
         """Do the events before ``horizon_ns``."""
-        inbox = self._inbox
-        done = inbox.advance(horizon_ns, event_budget)
+        done, following, mail_ns = self._inbox.advance(horizon_ns, event_budget)
         self.events += done
-        following, mail_ns = inbox.ahead()
         promise_ns = self.host.earliest_output_ns(following)
         outputs: tuple[Message, ...] = ()
         if self._outbox:

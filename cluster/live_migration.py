@@ -132,9 +132,10 @@ class LiveMigrations:
     def next_event_ns(self) -> int:
         """When a flow ends, shares change, a round begins, or something is said again."""
         following_ns = self.fabric.next_event_ns
-        for queue in (self._rounds, self._again, self._deadlines, self.goes_on):
-            if queue and queue[0][0] < following_ns:
-                following_ns = queue[0][0]
+        if self._rounds or self._again or self._deadlines or self.goes_on:
+            for queue in (self._rounds, self._again, self._deadlines, self.goes_on):
+                if queue and queue[0][0] < following_ns:
+                    following_ns = queue[0][0]
         return following_ns
 
     def advance(self, now_ns: int) -> None:

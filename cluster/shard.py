@@ -19,6 +19,7 @@ from typing import NamedTuple
 from cluster.entity import Advance, Entity, Message
 from cluster.inbox import ProtocolViolationError
 from cluster.soonest import Soonest
+from cluster.together import Together
 
 EntityFactory = Callable[[bytes], Entity]
 
@@ -116,6 +117,10 @@ class Shard:
         if reached:
             self._reached_ns = max(self._reached_ns, horizon_ns)
         return self._report(first_ns, done, reached=reached, outputs=outputs)
+
+    def together(self, lookahead_ns: int, end_ns: int) -> Together:
+        """The entities, for whoever has them go on without windows."""
+        return Together(self._entities, lookahead_ns, end_ns, self._clock, SLICE_EVENTS, CALL_S)
 
     def _deliver(self, mail: Mapping[str, tuple[Message, ...]], horizon_ns: int) -> list[tuple[int, str]]:
         """Hand mail over; who has some before the horizon, and from when on."""
