@@ -85,6 +85,7 @@ class Arrivals:
             self._next[spec.name] = (spec, told)  # What was kept for it before is still being given back.
             return
         host.check_name(spec.name)
+        host.departures.chains.pop(spec.name, None)
         guest = Guest(spec, host.now_ns, lost_ns=dict.fromkeys(MECHANISMS, 0.0), state=GuestState.ARRIVING)
         host.guests[spec.name] = guest
         host.want_certificates(spec)
