@@ -32,7 +32,6 @@ from node.hypervisor_port import (
     Answers,
     Batch,
     CpuidReply,
-    Entered,
     HypervisorFigures,
     LaunchRefused,
     LaunchTask,
@@ -166,12 +165,7 @@ class Hypervisor:
         except (OutOfMemory, AsidsExhausted, FirmwareImageError) as error:
             yield from self._give_back(spec.name, record)
             raise LaunchRefused(str(error)) from error
-        return self._entered(record)
-
-    def _entered(self, record: LaunchedVm) -> Entered:
-        cards = tuple([one.requester for one in record.functions])
-        areas = tuple(record.save_areas)
-        return Entered(record.asid, areas, record.launched_gpas, record.gctx, record.handle, cards)
+        return record.entered()
 
     def _way_to_launch(self, generation: Generation) -> Launch:
         if generation not in self.product.generations:
@@ -275,6 +269,10 @@ class Hypervisor:
         clears = [op.HostClear(spa, length) for spa, length in joined(record.frames)]
         clears += [op.PaidClear(spa, PAGE_BYTES) for spa in record.small]
         yield (*clears, op.VmcbClear(vm))
+        self.release(vm, record, pieces)
+
+    def release(self, vm: str, record: LaunchedVm, pieces: list[tuple[int, int]]) -> None:
+        """A VM's memory is cleared: forget it. ``pieces`` are all of its frames but those of its tables."""
         self.frames.release(pieces + record.tables)
         if record.asid:
             self.asids.release(record.asid)

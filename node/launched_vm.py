@@ -13,6 +13,7 @@ from node.firmware_image import FirmwareImage
 from node.generation import Generation
 from node.guest_functions import GuestFunction
 from node.guest_memory_map import Range
+from node.hypervisor_port import Entered
 from node.owned_launch import OwnedLaunch
 from node.shared_pages import SharedPages
 from node.vm_state import MOST_VCPUS, VmState
@@ -95,6 +96,11 @@ class LaunchedVm:
     """Its SVSM has a migration handler."""
     svsm: FirmwareImage | None = None
     """The image below the firmware, where there is one."""
+
+    def entered(self) -> Entered:
+        """What its launch came to."""
+        cards = tuple([one.requester for one in self.functions])
+        return Entered(self.asid, tuple(self.save_areas), self.launched_gpas, self.gctx, self.handle, cards)
 
     @property
     def images(self) -> tuple[FirmwareImage, ...]:
