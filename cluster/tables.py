@@ -290,7 +290,7 @@ _TRAFFIC = TableSchema(
         ("destination", _T, "", "host that they were for; empty if nobody has the address", "key"),
         ("frames", _I, "1", "that left the first"),
         ("bytes", _I, "byte", "in them"),
-        ("lost", _I, "1", "frames that the network dropped: no such address, or too many of one card waiting"),
+        ("lost", _I, "1", "frames dropped: no such address, too many of one card waiting, or their host crashed"),
         ("transfer_mean_ns", _R, "ns", "from the card to the last byte on the links, waits included", "optional"),
         ("transfer_longest_ns", _I, "ns", "of one frame", "optional"),
     ),

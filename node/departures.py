@@ -74,7 +74,7 @@ class Departures:
         self._host = host
         self._under_way: dict[str, _Departure] = {}
         self.chains: dict[str, ChainEnd] = {}
-        """Where chains stood when they left with copies of VMs that neither went on here nor, for certain, elsewhere."""
+        """Where chains stood when they left with copies of VMs that neither went on here nor surely elsewhere."""
 
     def begin(self, name: str, restate: Callable[[tuple[Pool, ...]], None]) -> MigrationRefusal | tuple[Pool, ...]:
         """Turn dirty logging on; the VM's pools. ``restate`` is called when they have changed."""
