@@ -409,7 +409,7 @@ _MIGRATIONS = TableSchema(
         ("bytes", _I, "byte", "memory and registers sent, the last copy included"),
         ("zero_bytes", _I, "byte", "of the memory, pages of zeros that were recognised"),
         ("wire_bytes", _I, "byte", "what that was on the wire, compressed where migrations compress"),
-        ("final_bytes", _I, "byte", "of these, sent while the virtual machine stood still or when it was called off"),
+        ("final_bytes", _I, "byte", "of these, sent while it stood still, or in a round that was broken off"),
         ("post_copy_bytes", _I, "byte", "of the memory, what came after the virtual machine ran at the target"),
         ("post_copy_faults", _I, "1", "pages of that which it touched before they came, each of which it waited for"),
         ("post_copy_ns", _I, "ns", "how long it ran before all of its memory was there"),
