@@ -23,7 +23,7 @@ from cluster.migration_admission import Admission
 from cluster.migration_commands import AWAITED, TOLD
 from cluster.placement import FirstFit
 from cluster.platform_fit import misfit
-from cluster.post_copy import destroyed, drain, drained, lose, paced, say_pace
+from cluster.post_copy import destroyed, drain, drained, lose, paced, say_pace, settle
 from cluster.precopy import Precopy, PrecopySettings, RoundCap, Verdict
 from node.dirty_rates import pools_of
 from node.identity_cache import IdentityCache
@@ -369,9 +369,8 @@ class LiveMigrations:
             self.fail(one, Outcome.TIMED_OUT, now_ns, "the time for copying is over")
             return
         if one.flows and not agents:
-            sent = self.fabric.cancel(str(one.number), now_ns) / one.wire_ratio
-            one.precopy.break_off(int(sent), now_ns)
-            one.flows, one.unserved = False, {}
+            one.precopy.break_off(self._break_off(one, now_ns), now_ns)
+            one.unserved = {}
         self.step(one, Event.ROUNDS_DONE, now_ns)
 
     # Switch-over.
@@ -395,6 +394,7 @@ class LiveMigrations:
             one.pulled_bytes, left = left, 0
         one.final_bytes = left + one.guest.vcpus * VMSA_BYTES
         if self.is_cut_off(one):
+            one.final_bytes = 0
             give_up(self, one, now_ns)
             return
         self.start_flow(one, one.final_bytes, now_ns)
@@ -418,8 +418,16 @@ class LiveMigrations:
         if zero_bytes:
             wire_bytes, cap = self.settings.without_zeros(size_bytes, zero_bytes, ratio)
         one.wire_ratio = max(_LEAST_RATIO, wire_bytes / max(1, size_bytes))
+        one.flow_bytes = size_bytes
         one.wire_bytes += round(wire_bytes)
         self.fabric.start(str(one.number), one.source, one.destination, wire_bytes, now_ns, cap)
+
+    def _break_off(self, one: Migration, now_ns: int) -> int:
+        """A flow goes no further: the bytes of memory that it brought."""
+        moved = self.fabric.cancel(str(one.number), now_ns)
+        one.wire_bytes -= round(one.flow_bytes * one.wire_ratio - moved)
+        one.flows = False
+        return min(one.flow_bytes, int(moved / one.wire_ratio))
 
     def _tell_round(self, one: Migration) -> None:
         for host in one.unserved:
@@ -497,8 +505,7 @@ class LiveMigrations:
 
     def _stays(self, one: Migration, outcome: Outcome, now_ns: int, reason: str) -> None:
         if one.flows:
-            one.final_bytes += int(self.fabric.cancel(str(one.number), now_ns))
-            one.flows = False
+            one.final_bytes = self._break_off(one, now_ns)
         one.unserved = {}
         if one.started_ns < 0:
             self.admission.forget(str(one.number))
@@ -508,9 +515,10 @@ class LiveMigrations:
     def close(self, end_ns: int) -> None:
         """The run is over: count what the moves that are still under way have sent."""
         for one in self._by_vm.values():
-            if one.flows:
-                one.final_bytes += int(self.fabric.cancel(str(one.number), end_ns))
-                one.flows = False
+            if one.flows and one.phase is Phase.DRAINING:
+                settle(self, one, end_ns)
+            elif one.flows:
+                one.final_bytes = self._break_off(one, end_ns)
 
     def end(self, one: Migration, outcome: Outcome, now_ns: int, reason: str) -> None:
         one.outcome, one.ended_ns, one.reason, one.luggage = outcome, now_ns, reason, ()
@@ -552,9 +560,10 @@ class LiveMigrations:
         """The control plane has crashed and comes back with its record and nothing else."""
         last = self.record.last()
         for one in list(self._by_vm.values()):
-            if one.flows:
-                one.final_bytes += int(self.fabric.cancel(str(one.number), now_ns))
-                one.flows = False
+            if one.flows and one.phase is Phase.DRAINING:
+                settle(self, one, now_ns)
+            elif one.flows:
+                one.final_bytes = self._break_off(one, now_ns)
             one.luggage, one.unserved = (), {}
             if one.number not in last:
                 self.admission.forget(str(one.number))
