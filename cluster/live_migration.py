@@ -100,7 +100,9 @@ class LiveMigrations:
             return one
         destination = self.placement.keep(order.vm, order.to, excluded | {source}, order.first_host)
         if destination is None:
-            self.end(one, Outcome.NO_ROOM, now_ns, f"no room on {order.to}" if order.to else "no host has room")
+            room = f"no room on {order.to}" if order.to else "no host has room"
+            wrong = self.placement.misfit(order.vm, order.to)
+            self.end(one, Outcome.REFUSED if wrong else Outcome.NO_ROOM, now_ns, wrong.name if wrong else room)
             return one
         one.destination, one.guest = destination, self.placement.guest(order.vm)
         self._by_vm[order.vm] = one

@@ -108,6 +108,9 @@ class Arrivals:
             if guest.unwanted:
                 self._give_back(guest)
 
+        if host.unlaid_moves.receive(guest):
+            ready(b"")
+            return
         host.tasks.run(host.with_disk(spec, host.hypervisor.receive(spec.machine)), guest, ready, refused)
 
     def open(self, name: str, session: bytes, told: Told) -> None:
@@ -169,8 +172,11 @@ class Arrivals:
                 self._whole[name] = (entered, state, books)
             is_through(wrong)
 
-        fill = host.hypervisor.fill(guest.spec.machine, state)
-        host.tasks.run(fill, guest, laid, lambda why: is_through(str(why)), paid=True)
+        def refused(why: LaunchRefused) -> None:
+            is_through(str(why))
+
+        if not host.unlaid_moves.fill(guest, state, laid, refused):
+            host.tasks.run(host.hypervisor.fill(guest.spec.machine, state), guest, laid, refused, paid=True)
 
     def is_laying(self, name: str) -> bool:
         """Whether a VM's frames are here, and not yet read back."""

@@ -185,8 +185,9 @@ class Departures:
                 done(None)
                 return
             started = tuple(vcpu.state is not VcpuState.WAITING for vcpu in guest.vcpus)
-            export = self._host.hypervisor.export(name, started, guest.boot_rips)
-            self._host.tasks.run(export, guest, read, refused, paid=True)
+            if not self._host.unlaid_moves.export(guest, started, read, refused):
+                export = self._host.hypervisor.export(name, started, guest.boot_rips)
+                self._host.tasks.run(export, guest, read, refused, paid=True)
 
         def refused(refusal: LaunchRefused) -> None:
             if self._under_way.get(name) is departure:
@@ -282,7 +283,8 @@ class Departures:
         self.hand_on(name)
         guest = self._under_way.pop(name).guest
         self._host.streams.end(name)
-        self._host.tasks.run(self._host.hypervisor.depart(name), guest, lambda _: None)
+        if not self._host.unlaid_moves.depart(guest):
+            self._host.tasks.run(self._host.hypervisor.depart(name), guest, lambda _: None)
         self._host.clock.settle()
 
     def has_books_elsewhere(self, name: str) -> bool:

@@ -17,6 +17,7 @@ import msgpack
 
 from node import operations as op
 from node.agent_core import DONE
+from node.cpu_model import model_of
 from node.cpuid_page import cpuid_page
 from node.frame_allocator import joined
 from node.hypervisor_port import Answers, Batch, ExportTask, LaunchRefused, ReceiveTask, Task
@@ -29,7 +30,6 @@ from node.packing import packed
 from node.page_state_change import change_page_state
 from node.svsm_launch import guest_launch_pages
 from node.svsm_memory import GUEST_VMPL
-from node.vcpu_model import vcpu_model
 from node.vm_state import Run, VmState
 from psp.launch_digest import PageType
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
@@ -163,8 +163,8 @@ def _without(gpa: int, length: int, holes: tuple[tuple[int, int], ...]) -> Itera
 
 def launch_image(self: Hypervisor, spec: MachineSpec, record: LaunchedVm) -> ReceiveTask:
     """Launch the SVSM's image alone, with the guest's memory behind it: what its handler shows. Raises as a launch."""
-    model = vcpu_model(self.vcpu_model)
-    pages = guest_launch_pages(record.images, spec.vcpus, model, 0, cpuid_page(self.cpuid_leaves(spec.generation)))
+    model, cpuid = model_of(spec.cpu_model), cpuid_page(self.cpuid_leaves(record))
+    pages = guest_launch_pages(record.images, spec.vcpus, model, 0, cpuid)
     yield from self.launch_pages(spec, record, tuple([page for page in pages if is_of_image(record, page)]))
     batch: list[op.HypervisorOperation] = []
     image = record.firmware
