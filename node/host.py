@@ -264,7 +264,7 @@ class Host:
         """The host is switched off and on: whatever ran on it, came or left is gone, with its memory and keys."""
         for name, guest in list(self.guests.items()):
             if self.departures.has_books_elsewhere(name):
-                self.departures.finish(name)
+                self.departures.crash(name)
                 continue
             if guest.state in GONE:
                 continue

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from node.ap_starts import ApStarts
+from node.cpuid_page import CpuidEntry
 from node.device_notice import DeviceNotice
 from node.firmware_image import FirmwareImage
 from node.generation import Generation
@@ -28,6 +29,8 @@ class LaunchedVm:
 
     generation: Generation
     firmware: FirmwareImage
+    leaves: tuple[CpuidEntry, ...] | None = None
+    """What CPUID tells it; None for all that its host shows."""
     asid: int = 0
     ram: list[tuple[int, int, int]] = field(default_factory=list)
     """(GPA, SPA, length) of RAM and firmware."""

@@ -71,7 +71,7 @@ def receive(self: Hypervisor, spec: MachineSpec) -> ReceiveTask:
         raise LaunchRefused(REFUSALS[spec.generation])
     if spec.migration_agent:
         agent_context(self)
-    record = self._vms[spec.name] = LaunchedVm(spec.generation, self._images[spec.firmware])
+    record = self.record_for(spec)
     shown = b""
     try:
         record.svsm = svsm_below(record.firmware, spec)
