@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from cluster.entity import NEVER, Entity, Message
 from cluster.inbox import ProtocolViolationError
+from cluster.slices import CALL_S, SLICE_EVENTS, SLICE_S, Slices
 
 
 class Stretch(NamedTuple):
@@ -25,21 +26,16 @@ class Stretch(NamedTuple):
 
 
 class Together:
-    """Entities by name, each with its next event; ``clock`` tells wall time.
-
-    Hosts go on in slices: of ``slice_events`` at most, and for about ``call_s`` in one call.
-    """
+    """Entities by name, each with its next event; ``clock`` tells wall time."""
 
     def __init__(
-        self, entities: Mapping[str, Entity], lookahead_ns: int, end_ns: int, clock: Callable[[], float],
-        slice_events: int, call_s: float,
-    ) -> None:  # fmt: skip
+        self, entities: Mapping[str, Entity], lookahead_ns: int, end_ns: int, clock: Callable[[], float]
+    ) -> None:
         self._entities = entities
         self._lookahead_ns = lookahead_ns
         self._end_ns = end_ns
         self._clock = clock
-        self._slice = slice_events
-        self._call_s = call_s
+        self._slices = Slices()
         self._next = {name: entity.next_event_ns() for name, entity in entities.items()}
         self._first = [(time_ns, name) for name, time_ns in self._next.items() if time_ns != NEVER]
         heapify(self._first)
@@ -73,11 +69,11 @@ class Together:
         last. It acts on the first of that, or at ``control_ns``.
         """
         entities, following, first, promises = self._entities, self._next, self._first, self._promises
-        end_ns, lookahead_ns, clock = self._end_ns, self._lookahead_ns, self._clock
+        end_ns, lookahead_ns, clock, slices = self._end_ns, self._lookahead_ns, self._clock, self._slices
         acts_ns = min(control_ns, heard[0][0]) if heard else control_ns
         done = 0
         began_s = now_s = clock()
-        end_s = now_s + self._call_s
+        end_s = now_s + CALL_S
         while True:
             while first and following[first[0][1]] != first[0][0]:
                 heappop(first)
@@ -89,7 +85,7 @@ class Together:
             horizon_ns = min(end_ns, silent_ns + lookahead_ns)
             heappop(first)
             promise_ns = promises[name]
-            advance = entities[name].advance(horizon_ns, self._slice)
+            advance = entities[name].advance(horizon_ns, slices.events)
             reached_ns, next_ns, next_promise_ns, events, said = advance
             if events == 0 or reached_ns > horizon_ns:
                 raise _broken(name, advance.events, horizon_ns, reached_ns)
@@ -112,7 +108,9 @@ class Together:
             if self._since > len(entities):
                 # Each has gone on about once: quiet fleets go far on what all promise, and it costs others little.
                 self._since, self._promised_ns = 0, min(promises.values())
-            now_s = clock()
+            before_s, now_s = now_s, clock()
+            if now_s - before_s > SLICE_S or slices.events < SLICE_EVENTS:
+                slices.learn(now_s - before_s)
         self.busy_s += now_s - began_s
         self.calls += 1
         return Stretch(done, next_ns, silent_ns)
