@@ -228,7 +228,10 @@ class ControlPlane:
             heapq.heappush(self._late, (self._now_ns + delay_ns, self._entries, message.kind, message.payload))
 
     def _send(self, host: str, kind: str, body: object) -> None:
-        self._send_after(self.latency_ns, host, kind, body)
+        # What ``_send_after`` does, which most of what is sent need not pass through.
+        self._sequence += 1
+        time_ns = self._now_ns + self.latency_ns
+        self._out.append(_new(Message, (time_ns, NAME, self._sequence, host, kind, body)))
 
     def _send_frames(self, host: str, fields: tuple[object, ...]) -> None:
         self._send_after(self.network.latency_ns, host, "frames", fields)
