@@ -18,7 +18,7 @@ from node.guest import Guest, GuestSpec, GuestState
 from node.guest_books import GuestBooks
 from node.host_events import HostEvent
 from node.hypervisor_port import Entered, LaunchRefused
-from node.mechanism import MECHANISMS
+from node.mechanism import no_time
 from node.migration_frames import (
     DIGEST_BYTES,
     NO_SESSION,
@@ -86,7 +86,7 @@ class Arrivals:
             return
         host.check_name(spec.name)
         host.departures.chains.pop(spec.name, None)
-        guest = Guest(spec, host.now_ns, lost_ns=dict.fromkeys(MECHANISMS, 0.0), state=GuestState.ARRIVING)
+        guest = Guest(spec, host.now_ns, lost_ns=no_time(), state=GuestState.ARRIVING)
         host.guests[spec.name] = guest
         host.want_certificates(spec)
         host.tasks.promise(guest, host.now_ns)
@@ -292,5 +292,5 @@ class Arrivals:
             else:
                 host.vcpus.load(vcpu)
         host.log.enter(name, ChainEnd(*books.chain))
-        host.log.chain(host.spec.name).record_octets(host.now_ns, HostEvent.ARRIVED, name.encode())
+        host.chain.record_octets(host.now_ns, HostEvent.ARRIVED, name.encode())
         host.resume(name)
