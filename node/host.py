@@ -50,7 +50,8 @@ from node.program import ProgramFactory
 from node.record_buffer import NO_LOG, LogWish
 from node.svsm_memory import guest_reset_rips, svsm_guest
 from node.svsm_use import SvsmUse
-from node.tenant import TenantFactory, TenantSpec, local_tenants
+from node.tenant import TenantFactory, local_tenants
+from node.tenant_order import tenant_order
 from node.unlaid_moves import UnlaidMoves
 from node.vcpu import Vcpu, VcpuState
 from node.vcpu_levels import VcpuLevels
@@ -377,12 +378,7 @@ class Host:
                 vcpu.levels = VcpuLevels()
                 vcpu.thread = spec.vcpus + vcpu.index
         guest.reset_rips = reset_rips
-        tenant = TenantSpec(
-            spec.name, spec.generation, spec.memory, spec.program, spec.seed, guest.launched, guest.reset_rips,
-            spec.sev_features, svsm, self.images[spec.firmware].cpuid_gpa, spec.kernel,
-            self.images[spec.firmware].secrets_gpa, spec.devices, spec.migration_agent and bool(spec.devices),
-        )  # fmt: skip
-        guest.software = self._tenants(tenant)
+        guest.software = self._tenants(tenant_order(guest, self.images[spec.firmware], svsm))
         self.vcpus.prepare(guest)
         for kind, requester in zip(spec.devices, entered.cards, strict=True):
             self.interrupts.assign(requester, spec.name)
@@ -390,9 +386,9 @@ class Host:
                 self.network.wire(guest, requester)
         if spec.network:
             self.network.plug(guest)
-        self._seated = [one for one in self._seated if one.state in _SEATED]
-        self._seated.append(guest)
-        self.peak_vcpus = max(self.peak_vcpus, sum([len(one.vcpus) for one in self._seated]))
+        seated = self._seated = [one for one in self._seated if one.state in _SEATED]
+        seated.append(guest)
+        self.peak_vcpus = max(self.peak_vcpus, sum([len(one.vcpus) for one in seated]))
 
     def _kicked(self, vm: str, vcpu: int, code: int) -> None:
         guest = self.guests.get(vm)
