@@ -111,9 +111,10 @@ class ControlPlane:
         first = self._timeline[0][0] if self._timeline else NEVER
         if self.faults is not None:
             first = min(first, self.faults.next_event_ns(), self._late[0][0] if self._late else NEVER)
-        for queue in (self.updates.timeline, self.plans.timeline):
-            if queue and queue[0][0] < first:
-                first = queue[0][0]
+        if updates := self.updates.timeline:
+            first = min(first, updates[0][0])
+        if planned := self.plans.timeline:
+            first = min(first, planned[0][0])
         return min(first, self.migrations.next_event_ns())
 
     def step(self, now_ns: int, messages: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -150,9 +151,11 @@ class ControlPlane:
             self.updates.advance(now_ns)
         if self.faults is not None:
             self.faults.advance(now_ns)
-        while (asked := planned and planned[0][0] <= now_ns) or migrations.next_event_ns() <= now_ns:
-            if asked:
+        while True:
+            if planned and planned[0][0] <= now_ns:
                 self.plans.advance(now_ns)
+            elif migrations.next_event_ns() > now_ns:
+                break
             migrations.advance(now_ns)
         if not self._out:
             return ()
