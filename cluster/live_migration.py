@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.auto_converge import slow_down
 from cluster.broken_links import break_off, end_flow, give_up
 from cluster.commit_record import CommitRecord
 from cluster.fabric import Fabric
@@ -281,7 +282,7 @@ class LiveMigrations:
             one.ahead = True
             self.step(one, Event.ROUNDS_DONE, now_ns)
             return
-        self._slow_down(one)
+        slow_down(self, one)
         if begins_ns > now_ns:
             one.copying = Copying.BETWEEN
             heapq.heappush(self._rounds, (begins_ns, one.number))
@@ -300,7 +301,7 @@ class LiveMigrations:
         # A page that was written is taken to hold something.
         self.start_flow(one, one.precopy.size_bytes, now_ns, 0 if one.precopy.rounds else one.zero_bytes)
         if one.guest is not None and one.guest.migration_handler:
-            self._slow_down(one)
+            slow_down(self, one)
 
     def on_dirty(self, one: Migration, now_ns: int, pools: tuple[tuple[int, float], ...]) -> None:
         """The guest writes otherwise."""
@@ -334,7 +335,7 @@ class LiveMigrations:
         assert one.precopy is not None
         verdict = one.precopy.round_done(now_ns)
         if verdict is Verdict.NEXT:
-            self._slow_down(one)
+            slow_down(self, one)
             one.copying = Copying.BETWEEN
             heapq.heappush(self._rounds, (now_ns + one.precopy.between_rounds_ns, one.number))
         elif verdict is Verdict.STOP:
@@ -346,19 +347,6 @@ class LiveMigrations:
             self.fail(one, Outcome.TIMED_OUT, now_ns, f"no progress, after {len(one.precopy.rounds)} rounds")
         else:
             self.fail(one, Outcome.ROUND_CAP, now_ns, f"after {len(one.precopy.rounds)} rounds")
-
-    def _slow_down(self, one: Migration) -> None:
-        """Auto-converge and dirty limit: tell the source how far the guest is to be slowed, where that has changed."""
-        assert one.precopy is not None
-        assert one.guest is not None
-        standing_still = one.precopy.throttle
-        if one.guest.migration_handler and one.flows:
-            rate = self.fabric.rate(str(one.number))
-            standing_still = self.settings.beside_handler(standing_still, rate, one.guest.vcpus)
-        wanted = (standing_still, self.settings.dirty_limit_bytes_per_s)
-        if wanted != one.slowed:
-            one.slowed = wanted
-            self.send(one.source, "slow", (one.number, one.order.vm, *wanted))
 
     def _timed_out(self, one: Migration, now_ns: int) -> None:
         """The copying has taken as long as it may."""

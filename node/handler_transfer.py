@@ -73,7 +73,8 @@ def handler_greets(self: Hypervisor, vm: str, record: LaunchedVm) -> ReceiveTask
 def meet_target(self: Hypervisor, record: LaunchedVm, vm: str, peer: bytes) -> ReceiveTask:
     """Source: have the handler believe the target's; its own greeting. Raises LaunchRefused; the guest is as before."""
     book = record.vmpls
-    if book is None or any((vcpu, GUEST_VMPL) not in book.areas for vcpu in range(len(record.save_areas))):
+    waits = any((vcpu, GUEST_VMPL) not in book.areas for vcpu in range(len(record.save_areas))) if book else True
+    if waits or record.starts.halfway:
         raise LaunchRefused(MigrationRefusal.VCPU_IN_RESET)
     try:
         hello = yield from handler_greets(self, vm, record)
@@ -97,7 +98,8 @@ def export_by_handler(
 ) -> ExportTask:
     """A stopped guest as its handler sealed it, and what the host can read as it is."""
     book = record.vmpls
-    if book is None or not all(started) or any(book.vmpl(vcpu) != GUEST_VMPL for vcpu in range(len(started))):
+    elsewhere = any(book.vmpl(vcpu) != GUEST_VMPL for vcpu in range(len(started))) if book else True
+    if elsewhere or not all(started) or record.starts.halfway:
         raise LaunchRefused(MigrationRefusal.VCPU_IN_RESET)
     ranges = tuple([(gpa, length) for gpa, length in _moved(record)])
     found = yield from _order(self, vm, record, "out", record.gctx, ranges)

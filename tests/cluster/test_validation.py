@@ -6,6 +6,7 @@ import math
 import pytest
 
 from cluster.cli import main
+from cluster.scenario_costs import with_rows_of
 from cluster.validation.case import CaseError, CaseKind, Point, load_cases, parse_cases
 from cluster.validation.predictions import PREDICTIONS
 from cluster.validation.verdicts import MOST_KNOWN_MISSES, Verdict, validate
@@ -130,6 +131,7 @@ points = [{ name = "p", result = "r", expected = 5, unit = "ns", percent = 10 }]
     [
         (GOOD.replace('source = "c"', ""), "XX-1: source: expected text"),
         (GOOD.replace("quantitative", "certain"), "XX-1: kind, blind: expected one of quantitative"),
+        (GOOD.replace('kind = "q', 'product = "Xeon"\nkind = "q'), "XX-1: product: expected one of Naples"),
         (GOOD.replace(", percent = 10", ""), "XX-1: p: tolerance: expected one"),
         (GOOD.replace("expected = 5", "expected = true"), "XX-1: p: expected: expected a number"),
         (GOOD.replace("expected = 5, ", ""), "XX-1: p: expected a published value or range"),
@@ -170,6 +172,17 @@ def test_rows_that_miss_what_was_published_make_the_command_fail(tmp_path, capsy
     assert main(["validate", "MC-5", "--rows", str(rows), "--no-sweep"]) == 0
     assert main(["validate", "MC-5", "BL-5", "--rows", str(rows), "--no-sweep", "--json"]) == 1
     assert '"verdict": "outside"' in capsys.readouterr().out
+
+
+def test_a_row_of_one_product_counts_in_the_cases_that_were_measured_on_it_alone(tmp_path):
+    rows = tmp_path / "mine.csv"
+    rows.write_text(
+        "name,value,unit,products,source,sweep_low,sweep_high\n"
+        "rmp.walk_adder_ns,70,ns,Milan,a slow part,,\nbounce.copy_ns_per_kib,500,ns/KiB,Milan,a slow part,,\n"
+    )
+    own = {one.point.result: one for one in validate(load_cases(), with_rows_of(TABLE, str(rows))).results}
+    assert own["gr/tinymembench@4KiB-32MiB"].verdict is Verdict.OUTSIDE
+    assert own["CVM_eval/net@tcp-vhost-mq-bounce"].verdict is Verdict.INSIDE, "a Genoa"
 
 
 def test_an_unknown_case_is_one_line(capsys):
