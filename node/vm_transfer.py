@@ -18,6 +18,7 @@ from node.launched_vm import LaunchedVm
 from node.machine_spec import MachineSpec
 from node.migration_refusal import REFUSALS, MigrationRefusal
 from node.sealed_transfer import SEALED, export_sealed, fill_sealed, record_of, show_platform
+from node.sev_features import features_of
 from node.svsm_launch import svsm_below
 from node.vm_state import Run, VmState, whole_runs
 from node.vmsa import VMSA_BYTES
@@ -69,6 +70,8 @@ def receive(self: Hypervisor, spec: MachineSpec) -> ReceiveTask:
     """
     if spec.generation in REFUSALS and not (spec.migration_agent or spec.migration_handler):
         raise LaunchRefused(REFUSALS[spec.generation])
+    if spec.sev_features & ~features_of(self.product.name):
+        raise LaunchRefused(MigrationRefusal.SEV_FEATURES)
     if spec.migration_agent and not has_agent(self):
         raise LaunchRefused(MigrationRefusal.NO_AGENT_THERE)
     record = self.record_for(spec)

@@ -416,6 +416,17 @@ def test_a_guest_that_agents_cannot_carry_is_refused_before_it_is_touched(shape,
     assert (guest.vcpus[0].registers.r13, guest.faults) == (UNITS, 0)
 
 
+def test_a_guest_that_runs_with_what_the_target_s_line_lacks_gets_no_place_there():
+    spec = dataclasses.replace(guest_spec("vm", SNP), migration_agent=True, sev_features=int(SevFeature.SMT_PROTECTION))
+    for product, wrong in (("Milan", MigrationRefusal.SEV_FEATURES), ("Genoa", None)):
+        told, there = [], make_host(product=product, platform=WITH_AGENT)
+        before = leftovers(there)[0]
+        there.arrivals.prepare(spec, lambda *what, told=told: told.append(what[0]))
+        until(lambda told=told: told, there)
+        assert told == [wrong]
+        assert (leftovers(there)[0] == before) is (wrong is not None)
+
+
 def test_an_agent_itself_is_no_vm_that_anybody_could_move():
     here = make_host(platform=WITH_AGENT)
     assert AGENT in here.hypervisor._vms
