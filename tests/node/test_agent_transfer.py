@@ -380,6 +380,28 @@ def test_an_agent_gives_nothing_to_a_peer_that_no_report_vouches_for():
     assert guest.state is GuestState.RUNNING
 
 
+def older(host):
+    """A platform like a host's, whose firmware has a lower security version in one part."""
+    tcb = host.board.psp.firmware.current.tcb
+    return dataclasses.replace(WITH_AGENT, firmware_tcb=tcb - (1 << 48))
+
+
+def test_an_agent_sends_nothing_under_an_older_firmware_and_takes_a_guest_that_comes_from_one():
+    here, other = hosts()
+    there = make_host(name="there", platform=older(other), costs=QUICK)
+    guest = started(here, "vm", "ledger", units=UNITS)
+    run(here, 2_000_000)
+    assert not isinstance(here.departures.begin("vm", lambda _: None), MigrationRefusal)
+    shown = certified(there, certificates(there, guest.spec))
+    assert sealed(here, "vm", shown) == (MigrationRefusal.AGENT_REFUSES, b"")
+    here.departures.cancel("vm")
+    started(there, "old", "ledger", units=UNITS)
+    run(there, 2_000_000)
+    move(there, other, "old")
+    run(other)
+    assert other.guests["old"].vcpus[0].registers.r13 == UNITS
+
+
 def test_a_guest_without_leave_and_a_host_without_agent_are_refused_before_the_guest_is_touched():
     here = make_host(platform=WITH_AGENT)
     here.launch(guest_spec("vm", SNP), lambda _: None, running=True)
