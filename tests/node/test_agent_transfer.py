@@ -355,6 +355,22 @@ def test_as_many_metadata_pages_go_as_a_move_is_charged_for(on_its_way):
     assert entries + len(state.metadata) == with_metadata(entries)
 
 
+def test_a_context_that_was_changed_cut_or_meant_for_another_is_opened_by_no_agent(on_its_way):
+    here, there = on_its_way
+    gctx, sealed_for_peer = there.hypervisor.launched("vm").gctx, stopped(here, "vm").state.context
+    flips = [
+        sealed_for_peer[:at] + bytes([sealed_for_peer[at] ^ 1]) + sealed_for_peer[at + 1 :]
+        for at in (0, 31, 32, 48, len(sealed_for_peer) // 2, len(sealed_for_peer) - 16, len(sealed_for_peer) - 1)
+    ]
+    for other in (*flips, sealed_for_peer[:-1], sealed_for_peer + b"\0", sealed_for_peer[:32], b""):
+        with pytest.raises(LaunchRefused, match="not sealed by the peer for this guest"):
+            there.tasks.at_once(_order(there.hypervisor, "import", "vm", gctx, other))
+    peer = certified(here, greeting(here))
+    there.tasks.at_once(_order(there.hypervisor, "meet", "other", peer, True))
+    with pytest.raises(LaunchRefused, match="not sealed by the peer for this guest"):
+        there.tasks.at_once(_order(there.hypervisor, "import", "other", gctx, sealed_for_peer))
+
+
 def test_an_agent_that_begins_anew_opens_nothing_that_was_sealed_for_it_before(on_its_way):
     """Its ledger would be empty: whoever runs the host has it begin anew when he likes."""
     here, there = on_its_way
