@@ -94,6 +94,24 @@ def outcomes(rows: Rows) -> list[tuple[object, object]]:
     return [(row["outcome"], row["reason"]) for row in rows["migrations"]]
 
 
+def test_why_a_guest_that_stands_still_already_is_not_sent_is_said_and_it_goes_on() -> None:
+    def a_vcpu_waits(hosts: Mapping[str, Host]) -> None:
+        host = hosts["host-1"]
+        stop = host.departures.stop
+
+        def stopped(vm: str, *how: Any) -> None:
+            host.hypervisor.launched(vm).starts.holds[0] = 0, None
+            stop(vm, *how)
+
+        host.departures.stop = stopped  # type: ignore[method-assign]
+
+    quick = {"psp.send_update_ns_per_kib": 500.0, "psp.receive_update_ns_per_kib": 500.0}
+    body = scenario(vms=[group("vm", generation="SEV", memory="64 MiB")], migrations=[move()], costs=quick)
+    _, rows = play(body, at_start=a_vcpu_waits)
+    assert outcomes(rows) == [("refused", "VCPU_IN_RESET")]
+    assert (vm_row(rows)["host"], vm_row(rows)["state"], vm_row(rows)["faults"]) == ("host-1", "running", 0)
+
+
 def test_an_idle_vm_s_move_takes_its_memory_over_the_link_and_a_downtime_of_fixed_parts() -> None:
     idle = group("vm", workload="trace-player", parameters={"working_set_bytes": 4096, "touches_per_step": 1})
     _, rows = play(scenario(vms=[idle], migrations=[move(to="host-2")]))

@@ -357,6 +357,22 @@ def test_as_many_metadata_pages_go_as_a_move_is_charged_for(on_its_way):
     assert entries + len(state.metadata) == with_metadata(entries)
 
 
+def test_a_context_that_was_changed_cut_or_meant_for_another_is_opened_by_no_agent(on_its_way):
+    here, there = on_its_way
+    gctx, sealed_for_peer = there.hypervisor.launched("vm").gctx, stopped(here, "vm").state.context
+    flips = [
+        sealed_for_peer[:at] + bytes([sealed_for_peer[at] ^ 1]) + sealed_for_peer[at + 1 :]
+        for at in (0, 31, 32, 48, len(sealed_for_peer) // 2, len(sealed_for_peer) - 16, len(sealed_for_peer) - 1)
+    ]
+    for other in (*flips, sealed_for_peer[:-1], sealed_for_peer + b"\0", sealed_for_peer[:32], b""):
+        with pytest.raises(LaunchRefused, match="not sealed by the peer for this guest"):
+            there.tasks.at_once(_order(there.hypervisor, "import", "vm", gctx, other))
+    peer = certified(here, greeting(here))
+    there.tasks.at_once(_order(there.hypervisor, "meet", "other", peer, True))
+    with pytest.raises(LaunchRefused, match="not sealed by the peer for this guest"):
+        there.tasks.at_once(_order(there.hypervisor, "import", "other", gctx, sealed_for_peer))
+
+
 def test_an_agent_that_begins_anew_opens_nothing_that_was_sealed_for_it_before(on_its_way):
     """Its ledger would be empty: whoever runs the host has it begin anew when he likes."""
     here, there = on_its_way
@@ -380,6 +396,28 @@ def test_an_agent_gives_nothing_to_a_peer_that_no_report_vouches_for():
     for peer in (b"", hello, *[one.pack() for one in others]):
         assert sealed(here, "vm", peer) == (MigrationRefusal.AGENT_REFUSES, b"")
     assert guest.state is GuestState.RUNNING
+
+
+def older(host):
+    """A platform like a host's, whose firmware has a lower security version in one part."""
+    tcb = host.board.psp.firmware.current.tcb
+    return dataclasses.replace(WITH_AGENT, firmware_tcb=tcb - (1 << 48))
+
+
+def test_an_agent_sends_nothing_under_an_older_firmware_and_takes_a_guest_that_comes_from_one():
+    here, other = hosts()
+    there = make_host(name="there", platform=older(other), costs=QUICK)
+    guest = started(here, "vm", "ledger", units=UNITS)
+    run(here, 2_000_000)
+    assert not isinstance(here.departures.begin("vm", lambda _: None), MigrationRefusal)
+    shown = certified(there, certificates(there, guest.spec))
+    assert sealed(here, "vm", shown) == (MigrationRefusal.AGENT_REFUSES, b"")
+    here.departures.cancel("vm")
+    started(there, "old", "ledger", units=UNITS)
+    run(there, 2_000_000)
+    move(there, other, "old")
+    run(other)
+    assert other.guests["old"].vcpus[0].registers.r13 == UNITS
 
 
 def test_a_guest_without_leave_and_a_host_without_agent_are_refused_before_the_guest_is_touched():
