@@ -83,6 +83,11 @@ def test_launches_queue_for_the_mailbox_by_the_published_slope():
     assert (storm["N=49"] - storm["N=20"]) / 29 == pytest.approx(each_ms, rel=1e-4)
 
 
+def test_a_page_of_4_kib_takes_to_accept_what_was_measured():
+    """57 s for 64 GiB, one after another, as the sheet divides it: 3.4 us a page."""
+    assert predicted("BL-12")["64 GiB"] / (64 << 18) == pytest.approx(3.4e-6, rel=2e-3)
+
+
 def test_a_storm_of_reports_is_served_one_by_one():
     storm = predicted("AT-2", psp__guest_request_ns=5e6)
     assert (storm["the last of 10"], storm["the last of 50"]) == (50, 250)
