@@ -1,5 +1,7 @@
 """Prices of operations, by mechanism and generation."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -165,6 +167,13 @@ def test_host_work_is_priced_by_its_row():
     assert HOST.price((op.RmpUpdate(0, 4 * MIB, large),)) == pytest.approx(2 * COSTS["rmp.update_ns"])
     assert HOST.price((op.RmpUpdate(0, 4 * MIB, small),)) == pytest.approx(1024 * COSTS["rmp.update_ns"])
     assert HOST.price((op.NestedMap("vm", 0, 0, 4096),)) == HOST.price((op.Read(0, 1),)) == 0.0
+
+
+def test_where_an_rmp_is_in_use_each_page_that_a_host_writes_is_checked():
+    checked = HostOperationCost(COSTS, replace(KIND, rmp=True))
+    clear = op.HostClear(0, 4 * MIB)
+    for one, pages in ((op.HostWrite(0, bytes(4097)), 2), (clear, 1024), (op.HostRead(0, 4096), 0)):
+        assert checked.price((one,)) - HOST.price((one,)) == pytest.approx(pages * COSTS["rmp.write_check_ns"])
 
 
 def test_the_security_processors_time_goes_by_command_and_bytes():
