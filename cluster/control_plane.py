@@ -200,6 +200,7 @@ class ControlPlane:
     def crash(self, host: str) -> None:
         """Switch a host off and on."""
         self._send(host, CRASH, ())
+        self.traffic.crash(host, self._now_ns, self._now_ns + self.latency_ns)
         broken_links.crash(self.migrations, host, self._now_ns)
 
     def link(self, host: str, up: bool, now_ns: int) -> None:

@@ -28,7 +28,7 @@ def guest_body(guest: GuestSpec) -> bytes:
             program.name, program.parameters, guest.seed, guest.firmware, guest.disk, guest.network,
             guest.sev_features, guest.svsm, _kernel_body(guest.kernel), guest.owned,
             guest.sev_policy, tuple([one.value for one in guest.devices]), guest.migration_agent,
-            guest.migration_handler,
+            guest.migration_handler, guest.cpu_model, guest.launched_on,
         )
     )  # fmt: skip
 
@@ -53,10 +53,10 @@ def guest_of(body: bytes | GuestBody) -> GuestSpec:
 
 @lru_cache(maxsize=4096)
 def _guest_of(body: bytes) -> GuestSpec:
-    *values, kernel, owned, sev_policy, devices, agent, handler = msgpack.unpackb(body, use_list=False)
+    *values, kernel, owned, policy, devices, agent, handler, model, launched_on = msgpack.unpackb(body, use_list=False)
     name, generation, vcpus, memory, program, parameters, seed, firmware, disk, network, sev_features, svsm = values
     return GuestSpec(
         name, Generation[generation], vcpus, memory, ProgramSpec(program, parameters), seed, firmware, disk, network,
-        sev_features, svsm, KernelSettings(*kernel), owned, sev_policy,
-        tuple([CardKind(one) for one in devices]), agent, handler,
+        sev_features, svsm, KernelSettings(*kernel), owned, policy,
+        tuple([CardKind(one) for one in devices]), agent, handler, model, launched_on,
     )  # fmt: skip

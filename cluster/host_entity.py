@@ -22,7 +22,7 @@ from cluster.firmware_updates import COMMIT, UPDATE
 from cluster.fleet_faults import CRASH
 from cluster.guest_body import guest_body, guest_of
 from cluster.guest_rows import guest_rows
-from cluster.host_rows import host_rows
+from cluster.host_rows import digest_row, host_rows
 from cluster.inbox import Inbox
 from cluster.migration_port import MigrationPort
 from cluster.platform_body import platform_body, platform_of
@@ -30,6 +30,7 @@ from cluster.resting_host import RestingHost, rests
 from cluster.standing_vms import STANDING
 from cluster.tables import EVENTS
 from node.cost_table import load_cost_table
+from node.event_log import BucketDigest
 from node.guest import Guest, GuestSpec, GuestState
 from node.host import Host, HostSpec
 from node.hypervisor import Hypervisor
@@ -183,6 +184,10 @@ class HostEntity:
         rows: dict[str, list[dict[str, object]]] = {}
         for guest in self.host.guests.values():
             name, found = guest.spec.name, guest_rows(self.host, guest)
+            chain = self.host.departures.chains.get(name)
+            if found and chain is not None and chain.records:
+                bucket = BucketDigest(name, chain.bucket, chain.records, chain.digest.hex())
+                found["digests"] = [digest_row(bucket, self.host.spec.bucket_ns)]
             move = self._migrations.standing(name)
             if found and move >= 0:
                 rows.setdefault(STANDING, []).append({"vm": name, "move": move, "rows": found})

@@ -14,15 +14,14 @@ from dataclasses import dataclass, field, replace
 
 from cluster.root_keys import product_root
 from node.counter_random import CounterRandom
+from node.cpu_model import model_of
 from node.expected_measurement import sev_digest
 from node.firmware_image import FirmwareImage
 from node.generation import CAPABILITIES
 from node.guest import GuestSpec
-from node.hypervisor import VCPU_MODEL
 from node.mac_address import mac_of
 from node.measured_launch import launch_vmsas, sev_launch_ranges
 from node.program import Placement
-from node.vcpu_model import vcpu_model
 from psp import guest_owner
 from psp.chip_identity import ChipIdentity
 from psp.elliptic import pack_public_key
@@ -76,7 +75,7 @@ class LaunchOwner:
     def _secret(self, measurement: bytes) -> bytes | None:
         if self._session is None:
             return None
-        guest, model = self.guest, vcpu_model(VCPU_MODEL)
+        guest, model = self.guest, model_of(self.guest.cpu_model)
         areas = launch_vmsas(self.image, guest.vcpus, model, 0) if self.policy & LegacyPolicy.ES else ()
         expected = Expected(self.firmware, self.policy, sev_digest(sev_launch_ranges(self.image), areas))
         header, packet = guest_owner.secret_for(

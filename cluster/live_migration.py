@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.auto_converge import slow_down
 from cluster.broken_links import give_up
 from cluster.commit_record import CommitRecord
 from cluster.fabric import Fabric
@@ -23,7 +24,7 @@ from cluster.migration_admission import Admission
 from cluster.migration_commands import AWAITED, TOLD
 from cluster.placement import FirstFit
 from cluster.platform_fit import misfit
-from cluster.post_copy import destroyed, drain, drained, lose, paced, say_pace
+from cluster.post_copy import destroyed, drain, drained, lose, paced, say_pace, settle
 from cluster.precopy import Precopy, PrecopySettings, RoundCap, Verdict
 from node.dirty_rates import pools_of
 from node.identity_cache import IdentityCache
@@ -100,7 +101,9 @@ class LiveMigrations:
             return one
         destination = self.placement.keep(order.vm, order.to, excluded | {source}, order.first_host)
         if destination is None:
-            self.end(one, Outcome.NO_ROOM, now_ns, f"no room on {order.to}" if order.to else "no host has room")
+            room = f"no room on {order.to}" if order.to else "no host has room"
+            wrong = self.placement.misfit(order.vm, order.to)
+            self.end(one, Outcome.REFUSED if wrong else Outcome.NO_ROOM, now_ns, wrong.name if wrong else room)
             return one
         one.destination, one.guest = destination, self.placement.guest(order.vm)
         self._by_vm[order.vm] = one
@@ -278,7 +281,7 @@ class LiveMigrations:
             one.ahead = True
             self.step(one, Event.ROUNDS_DONE, now_ns)
             return
-        self._slow_down(one)
+        slow_down(self, one)
         if begins_ns > now_ns:
             one.copying = Copying.BETWEEN
             heapq.heappush(self._rounds, (begins_ns, one.number))
@@ -297,7 +300,7 @@ class LiveMigrations:
         # A page that was written is taken to hold something.
         self.start_flow(one, one.precopy.size_bytes, now_ns, 0 if one.precopy.rounds else one.zero_bytes)
         if one.guest is not None and one.guest.migration_handler:
-            self._slow_down(one)
+            slow_down(self, one)
 
     def on_dirty(self, one: Migration, now_ns: int, pools: tuple[tuple[int, float], ...]) -> None:
         """The guest writes otherwise."""
@@ -331,7 +334,7 @@ class LiveMigrations:
         assert one.precopy is not None
         verdict = one.precopy.round_done(now_ns)
         if verdict is Verdict.NEXT:
-            self._slow_down(one)
+            slow_down(self, one)
             one.copying = Copying.BETWEEN
             heapq.heappush(self._rounds, (now_ns + one.precopy.between_rounds_ns, one.number))
         elif verdict is Verdict.STOP:
@@ -344,19 +347,6 @@ class LiveMigrations:
         else:
             self.fail(one, Outcome.ROUND_CAP, now_ns, f"after {len(one.precopy.rounds)} rounds")
 
-    def _slow_down(self, one: Migration) -> None:
-        """Auto-converge and dirty limit: tell the source how far the guest is to be slowed, where that has changed."""
-        assert one.precopy is not None
-        assert one.guest is not None
-        standing_still = one.precopy.throttle
-        if one.guest.migration_handler and one.flows:
-            rate = self.fabric.rate(str(one.number))
-            standing_still = self.settings.beside_handler(standing_still, rate, one.guest.vcpus)
-        wanted = (standing_still, self.settings.dirty_limit_bytes_per_s)
-        if wanted != one.slowed:
-            one.slowed = wanted
-            self.send(one.source, "slow", (one.number, one.order.vm, *wanted))
-
     def _timed_out(self, one: Migration, now_ns: int) -> None:
         """The copying has taken as long as it may."""
         agents = one.guest is not None and one.guest.migration_agent  # Their guest stands still from the first byte.
@@ -367,9 +357,8 @@ class LiveMigrations:
             self.fail(one, Outcome.TIMED_OUT, now_ns, "the time for copying is over")
             return
         if one.flows and not agents:
-            sent = self.fabric.cancel(str(one.number), now_ns) / one.wire_ratio
-            one.precopy.break_off(int(sent), now_ns)
-            one.flows, one.unserved = False, {}
+            one.precopy.break_off(self._break_off(one, now_ns), now_ns)
+            one.unserved = {}
         self.step(one, Event.ROUNDS_DONE, now_ns)
 
     # Switch-over.
@@ -393,6 +382,7 @@ class LiveMigrations:
             one.pulled_bytes, left = left, 0
         one.final_bytes = left + one.guest.vcpus * VMSA_BYTES
         if self.is_cut_off(one):
+            one.final_bytes = 0
             give_up(self, one, now_ns)
             return
         self.start_flow(one, one.final_bytes, now_ns)
@@ -416,8 +406,16 @@ class LiveMigrations:
         if zero_bytes:
             wire_bytes, cap = self.settings.without_zeros(size_bytes, zero_bytes, ratio)
         one.wire_ratio = max(_LEAST_RATIO, wire_bytes / max(1, size_bytes))
+        one.flow_bytes = size_bytes
         one.wire_bytes += round(wire_bytes)
         self.fabric.start(str(one.number), one.source, one.destination, wire_bytes, now_ns, cap)
+
+    def _break_off(self, one: Migration, now_ns: int) -> int:
+        """A flow goes no further: the bytes of memory that it brought."""
+        moved = self.fabric.cancel(str(one.number), now_ns)
+        one.wire_bytes -= round(one.flow_bytes * one.wire_ratio - moved)
+        one.flows = False
+        return min(one.flow_bytes, int(moved / one.wire_ratio))
 
     def _tell_round(self, one: Migration) -> None:
         for host in one.unserved:
@@ -495,8 +493,7 @@ class LiveMigrations:
 
     def _stays(self, one: Migration, outcome: Outcome, now_ns: int, reason: str) -> None:
         if one.flows:
-            one.final_bytes += int(self.fabric.cancel(str(one.number), now_ns))
-            one.flows = False
+            one.final_bytes = self._break_off(one, now_ns)
         one.unserved = {}
         if one.started_ns < 0:
             self.admission.forget(str(one.number))
@@ -506,9 +503,10 @@ class LiveMigrations:
     def close(self, end_ns: int) -> None:
         """The run is over: count what the moves that are still under way have sent."""
         for one in self._by_vm.values():
-            if one.flows:
-                one.final_bytes += int(self.fabric.cancel(str(one.number), end_ns))
-                one.flows = False
+            if one.flows and one.phase is Phase.DRAINING:
+                settle(self, one, end_ns)
+            elif one.flows:
+                one.final_bytes = self._break_off(one, end_ns)
 
     def end(self, one: Migration, outcome: Outcome, now_ns: int, reason: str) -> None:
         one.outcome, one.ended_ns, one.reason, one.luggage = outcome, now_ns, reason, ()
@@ -550,9 +548,10 @@ class LiveMigrations:
         """The control plane has crashed and comes back with its record and nothing else."""
         last = self.record.last()
         for one in list(self._by_vm.values()):
-            if one.flows:
-                one.final_bytes += int(self.fabric.cancel(str(one.number), now_ns))
-                one.flows = False
+            if one.flows and one.phase is Phase.DRAINING:
+                settle(self, one, now_ns)
+            elif one.flows:
+                one.final_bytes = self._break_off(one, now_ns)
             one.luggage, one.unserved = (), {}
             if one.number not in last:
                 self.admission.forget(str(one.number))

@@ -48,6 +48,8 @@ class MigrationPort:
         """What this host wrote down of each VM; a crash does not take it away."""
         self._moves: dict[str, tuple[Holding, int]] = {}
         """VMs that are on their way, and under which number."""
+        self._lost: dict[str, int] = {}
+        """VMs that stood still here when the host crashed, and under which move: they may run elsewhere."""
         self._peers: dict[str, bytes] = {}
         """The names of the streams that they travel as."""
         self._asked: dict[str, int] = {}
@@ -104,6 +106,7 @@ class MigrationPort:
 
     def crash(self) -> None:
         """Forget what was under way; what was written down stays."""
+        self._lost |= {vm: number for vm, (holding, number) in self._moves.items() if holding is Holding.STANDS}
         self._moves.clear()
         self._peers.clear()
         self._asked.clear()
@@ -112,7 +115,7 @@ class MigrationPort:
     def standing(self, vm: str) -> int:
         """Under which move a VM stands still here, and may run elsewhere by now; -1 for one that does not."""
         holding, number = self._moves.get(vm, (Holding.NOTHING, -1))
-        return number if holding is Holding.STANDS else -1
+        return number if holding is Holding.STANDS else self._lost.get(vm, -1)
 
     def _mine(self, vm: str) -> Mine:
         heard = self._heard.get(vm, _NEW)
@@ -286,6 +289,7 @@ class MigrationPort:
 
     def _keep_place(self, number: int, vm: str, source: str, body: GuestBody | bytes) -> None:
         spec = guest_of(body)
+        self._lost.pop(vm, None)
         self._peers[vm] = session_of(number, vm, source, self._host.spec.name)
         platform = self._platform(spec)
 

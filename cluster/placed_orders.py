@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from cluster.control_plane import Order
 from cluster.firmware_key import AUTO, AUTO_ON_SVSM
 from cluster.placement import FIRMWARE_BYTES, FirstFit, HostAccount
-from cluster.scenario import MEMORY_DISK, HostInstance, Scenario, ScenarioError, instance_names
+from cluster.scenario import HOST_MODEL, MEMORY_DISK, HostInstance, Scenario, ScenarioError, instance_names
 from cluster.scenario_costs import scenario_costs
 from cluster.trace_orders import trace_orders
 from node.agent_transfer import BY_AGENT
@@ -70,12 +70,13 @@ def _wanted(scenario: Scenario) -> Iterator[tuple[Order, bool]]:
         firmware = AUTO_ON_SVSM if group.svsm and group.firmware == AUTO else group.firmware
         disk, runs = "" if group.disk == MEMORY_DISK else group.disk, group.start == "running"
         policy = int(sum(LegacyPolicy[bit] for bit in set(group.sev_policy)))
+        model = "" if group.cpu_model == HOST_MODEL else group.cpu_model
         for index, name in enumerate(instance_names(group.name, group.count)):
             guest = GuestSpec(
                 name, group.generation, group.vcpus, group.memory, program, scenario.seed, firmware, disk, networked,
                 svsm=group.svsm, kernel=kernel, owned=group.attest_to is not None, devices=group.devices,
                 sev_policy=policy, migration_agent=group.migration_agent,
-                migration_handler=group.migration_handler,
+                migration_handler=group.migration_handler, cpu_model=model,
             )  # fmt: skip
             arrival = group.arrival + index * group.arrival_spacing
             yield Order(guest, arrival, group.lifetime, group.host), runs
@@ -97,7 +98,7 @@ def host_account(host: HostInstance, scenario: Scenario) -> HostAccount:
     cards = dict(Counter([one.kind for one in host.cards for _ in range(one.assignable)]))
     twice = _held_twice(scenario) if host.group.double_backing else 0.0
     vcpus = threads * scenario.vcpu_overcommit
-    return HostAccount(host.name, host.generations, usable, vcpus, asids, cards, twice, agent)
+    return HostAccount(host.name, host.generations, usable, vcpus, asids, cards, twice, agent, product)
 
 
 def _held_twice(scenario: Scenario) -> float:

@@ -7,12 +7,15 @@ off before, because nothing on a host reports that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cluster.host_index import HostIndex
+from cluster.platform_fit import lacks, unfit
 from node.asid_pool import ASID_KINDS
 from node.generation import Generation
 from node.guest import GuestSpec
+from node.migration_refusal import MigrationRefusal
+from node.product import Product
 from tio.device_identity import CardKind
 
 FIRMWARE_BYTES = 16 << 20
@@ -38,6 +41,8 @@ class HostAccount:
 
     has_agent: bool = False
     """Whether it has a migration agent, without which no guest comes that is to have one."""
+    product: Product | None = None
+    """Its processors; None for any."""
 
     def needed_bytes(self, guest: GuestSpec) -> int:
         """What a guest takes of the host's memory."""
@@ -53,7 +58,11 @@ class HostAccount:
             and guest.vcpus <= self.free_vcpus
             and self.free_asids.get(ASID_KINDS.get(guest.generation, guest.generation), 1) > 0
             and (not guest.devices or self._has_cards(guest.devices))
+            and (not (guest.cpu_model or guest.launched_on or guest.sev_features) or self._shows(guest))
         )
+
+    def _shows(self, guest: GuestSpec) -> bool:
+        return self.product is None or lacks(self.product, guest) is None
 
     def _has_cards(self, wanted: tuple[CardKind, ...]) -> bool:
         return all(wanted.count(kind) <= self.free_cards.get(kind, 0) for kind in wanted)
@@ -79,10 +88,13 @@ class FirstFit:
     _placed: dict[str, tuple[HostAccount, GuestSpec]] = field(default_factory=dict)
     _kept: dict[str, tuple[HostAccount, GuestSpec]] = field(default_factory=dict)
     """Second places of VMs that migrate."""
+    _is_mixed: bool = field(init=False)
+    """Whether there are processors of several kinds."""
 
     def __post_init__(self) -> None:
         self._numbers = {account.name: number for number, account in enumerate(self.accounts)}
         self._index = HostIndex(self.accounts, FIRMWARE_BYTES)
+        self._is_mixed = len({account.product.name for account in self.accounts if account.product}) > 1
 
     def place(self, guest: GuestSpec, pin: str | None = None, excluded: frozenset[str] = frozenset()) -> str | None:
         """Reserve a host for a VM and return its name, None if no host takes it."""
@@ -90,7 +102,19 @@ class FirstFit:
 
     def keep(self, name: str, pin: str | None, excluded: frozenset[str], first: int = 0) -> str | None:
         """Reserve a second host for a VM that is to move, None if no host takes it; the search begins at ``first``."""
-        return self._reserve(self._placed[name][1], pin, excluded, first, self._kept)
+        account, guest = self._placed[name]
+        if self._is_mixed and account.product is not None and not (guest.cpu_model or guest.launched_on):
+            # Wherever it goes, it is shown from now on what it has been shown so far.
+            guest = replace(guest, launched_on=account.product.name)
+            self._placed[name] = (account, guest)
+        return self._reserve(guest, pin, excluded, first, self._kept)
+
+    def misfit(self, name: str, pin: str | None) -> MigrationRefusal | None:
+        """Why a VM cannot go to the host that is named, or to any other, however much room there were."""
+        account, guest = self._placed[name]
+        others = [one for one in self.accounts if one is not account and pin in (None, one.name)]
+        found = [unfit(account.product, one.product, guest) for one in others if account.product and one.product]
+        return found[0] if found and None not in found else None
 
     def _reserve(
         self, guest: GuestSpec, pin: str | None, excluded: frozenset[str], first: int,

@@ -1,7 +1,8 @@
-"""Whether a VM that firmware carries finds at a target what it had: checked before its first byte leaves.
+"""Whether a VM finds at a target what it had: checked before its first byte leaves.
 
-The two firmwares check certificates and the guest's policy; that the guest's page tables mean the same there, and
-that it does not come under an older firmware, nobody else does.
+That processors have what the guest was shown is asked before anybody is told of the move. Of one that firmware
+carries, the two firmwares check certificates and the guest's policy; that the guest's page tables mean the same there,
+and that it does not come under an older firmware, nobody else does.
 """
 
 from __future__ import annotations
@@ -9,7 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from node.cpu_model import features_shown, lacking
+from node.generation import CAPABILITIES
+from node.guest import GuestSpec
 from node.migration_refusal import MigrationRefusal
+from node.product import Product
+from node.sev_features import features_of
 
 
 def misfit(source: Sequence[Any], target: Sequence[Any]) -> MigrationRefusal | None:
@@ -23,3 +29,18 @@ def misfit(source: Sequence[Any], target: Sequence[Any]) -> MigrationRefusal | N
     if tuple(their_version) < tuple(version):
         return MigrationRefusal.LOWER_FIRMWARE
     return None
+
+
+def lacks(target: Product, guest: GuestSpec) -> MigrationRefusal | None:
+    """What a guest was shown, or runs with, that this product's processors do not have."""
+    if guest.sev_features & ~features_of(target.name):
+        return MigrationRefusal.SEV_FEATURES
+    missing = lacking(target, features_shown(guest.cpu_model, guest.launched_on))
+    return MigrationRefusal.CPU_FEATURES if missing else None
+
+
+def unfit(source: Product, target: Product, guest: GuestSpec) -> MigrationRefusal | None:
+    """Why a guest cannot go from one product's processors to another's; None for nothing that is known of them."""
+    if CAPABILITIES[guest.generation].key_per_vm and source.line.name != target.line.name:
+        return MigrationRefusal.OTHER_PRODUCT_LINE
+    return lacks(target, guest)

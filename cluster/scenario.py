@@ -40,6 +40,7 @@ from workloads.library import NETWORKED, WORKLOADS
 
 SCHEMA_VERSION = 1
 MEMORY_DISK = "memory"
+HOST_MODEL = "host"
 """What stands in place of a path for a disk that is empty at first."""
 
 """The generations that this version can run as virtual machines."""
@@ -214,6 +215,9 @@ class VmGroup(ScenarioPart):
     sev_policy: tuple[Literal["NOKS", "NOSEND", "DOMAIN", "SEV"], ...] = ()
     """Bits of its policy beyond NODBG, where no owner sets it: no shared key, no sending, only to platforms of this
     owner, only to platforms that AMD's root certifies; SEV and SEV_ES machines only."""
+    cpu_model: Literal["host", "EPYC", "EPYC-Rome", "EPYC-Milan", "EPYC-Genoa", "EPYC-Turin"] = "host"
+    """The processor that each is shown: one of QEMU's models, by which it goes to every host that has what the model
+    has; or ``host``, all that the host has which launches it, by which it goes to none with fewer features."""
     host: Name | None = None
     """The host it must run on, by name. Default: placed."""
     attest_to: Name | None = None

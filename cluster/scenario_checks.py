@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from cluster.scenario import (
+    HOST_MODEL,
     MEMORY_DISK,
     HostGroup,
     HostInstance,
@@ -28,6 +29,7 @@ from node.agent_transfer import BY_AGENT
 from node.asid_pool import ASID_KINDS
 from node.card_slot import MOST_PORTS
 from node.cost_table import CostOverrideError
+from node.cpu_model import features_shown, lacking
 from node.disk_file import DiskFile, DiskFileError
 from node.firmware_image import FirmwareImage, read_firmware_image
 from node.firmware_levels import LEVELS
@@ -350,7 +352,13 @@ def _candidates(homes: Mapping[str, HostInstance], vm: VmGroup, place: _Place) -
         where = f"host {vm.host}" if vm.host else "any host"
         kind = f'{products}, mode = "sme"' if vm.generation is Generation.SME else products
         raise _wrong(place("generation"), f"one that {where} ({kind}) has", vm.generation.name)
-    return able
+    if vm.cpu_model == HOST_MODEL:
+        return able
+    shows = [host for host in able if not lacking(host.product, features_shown(vm.cpu_model, ""))]
+    if not shows:
+        products = ", ".join(dict.fromkeys(host.product.name for host in able))
+        raise _wrong(place("cpu_model"), f"one that {vm.host or 'any host'} ({products}) can show", shown(vm.cpu_model))
+    return shows
 
 
 def _check_fits(place: _Place, hosts: list[HostInstance], vm: VmGroup) -> None:

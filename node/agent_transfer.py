@@ -105,7 +105,7 @@ def greet(self: Hypervisor) -> ReceiveTask:
 
 def meet(self: Hypervisor, record: LaunchedVm, vm: str, peer: bytes) -> ReceiveTask:
     """Source: have the agent believe the target's; its own greeting. Raises LaunchRefused; the guest is as before."""
-    if record.starts.holds:
+    if record.starts.halfway:
         raise LaunchRefused(MigrationRefusal.VCPU_IN_RESET)
     try:
         hello = yield from greet(self)
@@ -128,6 +128,8 @@ def export_by_agent(
     self: Hypervisor, record: LaunchedVm, vm: str, started: tuple[bool, ...], reset_rips: tuple[int, ...]
 ) -> ExportTask:
     """A stopped guest's pages as firmware swapped them out, and its context as the agent says it to its peer."""
+    if record.starts.halfway:
+        raise LaunchRefused(MigrationRefusal.VCPU_IN_RESET)
     yield from park_devices(self, vm, record)
     areas = [record.created.get(vcpu, spa) for vcpu, spa in enumerate(record.save_areas)]
     _, *answers = yield (

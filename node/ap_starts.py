@@ -14,3 +14,8 @@ class ApStarts:
     had_init: set[int] = field(default_factory=set)
     had_sipi: set[int] = field(default_factory=set)
     """After their INIT and before they waited."""
+
+    @property
+    def halfway(self) -> bool:
+        """Whether a vCPU is on its way out of reset, which no other hypervisor would know."""
+        return bool(self.holds or self.had_init or self.had_sipi)

@@ -85,6 +85,7 @@ class Arrivals:
             self._next[spec.name] = (spec, told)  # What was kept for it before is still being given back.
             return
         host.check_name(spec.name)
+        host.departures.chains.pop(spec.name, None)
         guest = Guest(spec, host.now_ns, lost_ns=dict.fromkeys(MECHANISMS, 0.0), state=GuestState.ARRIVING)
         host.guests[spec.name] = guest
         host.want_certificates(spec)
@@ -108,6 +109,9 @@ class Arrivals:
             if guest.unwanted:
                 self._give_back(guest)
 
+        if host.unlaid_moves.receive(guest):
+            ready(b"")
+            return
         host.tasks.run(host.with_disk(spec, host.hypervisor.receive(spec.machine)), guest, ready, refused)
 
     def open(self, name: str, session: bytes, told: Told) -> None:
@@ -169,8 +173,11 @@ class Arrivals:
                 self._whole[name] = (entered, state, books)
             is_through(wrong)
 
-        fill = host.hypervisor.fill(guest.spec.machine, state)
-        host.tasks.run(fill, guest, laid, lambda why: is_through(str(why)), paid=True)
+        def refused(why: LaunchRefused) -> None:
+            is_through(str(why))
+
+        if not host.unlaid_moves.fill(guest, state, laid, refused):
+            host.tasks.run(host.hypervisor.fill(guest.spec.machine, state), guest, laid, refused, paid=True)
 
     def is_laying(self, name: str) -> bool:
         """Whether a VM's frames are here, and not yet read back."""
@@ -190,9 +197,16 @@ class Arrivals:
 
     def settled(self, name: str, trusted: int) -> None:
         """A guest says so. Does nothing for one of which nobody wants to know."""
-        told = self.settling.pop(name, None)
+        told = self.settling.get(name)
+
+        def tell() -> None:
+            # Until now it stands there, for something is to be said.
+            if told is not None and self.settling.get(name) is told and self._lives(name):
+                del self.settling[name]
+                told(trusted)
+
         if told is not None:
-            self._host.clock.after(0, lambda: told(trusted))
+            self._host.clock.after(0, tell)
 
     def settled_elsewhere(self, name: str) -> None:
         """A VM moves on before it has: nobody wants to know any more."""
@@ -200,8 +214,11 @@ class Arrivals:
 
     def says_something(self) -> bool:
         """Whether something may be said of any VM's devices at any time."""
-        guests = self._host.guests
-        return any(name in guests and guests[name].state in _LIVES for name in self.settling)
+        return any(map(self._lives, self.settling))
+
+    def _lives(self, name: str) -> bool:
+        guest = self._host.guests.get(name)
+        return guest is not None and guest.state in _LIVES
 
     def slow(self, name: str, standing_still: float) -> None:
         """Have the vCPUs of one that has come stand still for a share of their time, 0 for none: they await pages."""

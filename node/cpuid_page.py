@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from node.cpu_features import feature_registers
 from node.generation import Generation
 
 CPUID_PAGE_BYTES = 4096
@@ -20,6 +21,7 @@ _HEADER = struct.Struct("<I4xQ")
 _ENTRY = struct.Struct("<IIQQIIIIQ")
 
 _VENDOR = b"AuthenticAMD"
+_NONE = (0, 0, 0, 0)
 
 EXTENDED_LEAVES = 0x8000_0000
 """The function whose EAX is the last of the extended functions."""
@@ -54,25 +56,26 @@ def encryption_bits(generation: Generation) -> int:
 
 @cache  # Each host of a fleet asks for those of all generations.
 def cpuid_entries(
-    cpuid_signature: int, generation: Generation = Generation.SEV_SNP, c_bit: int = 51, reduced_bits: int = 1
-) -> tuple[CpuidEntry, ...]:
-    """The leaves of identification, vendor and signature, basic and extended, and that of encryption.
+    cpuid_signature: int, generation: Generation = Generation.SEV_SNP, c_bit: int = 51, reduced_bits: int = 1,
+    features: frozenset[str] = frozenset(),
+) -> tuple[CpuidEntry, ...]:  # fmt: skip
+    """The leaves of identification, vendor and signature, basic and extended, that of encryption, and features.
 
-    No guest program of the laboratory asks for more; features, caches and
-    topology are left out rather than guessed.
+    No guest program of the laboratory asks for more; caches, topology and the sizes of what XSAVE
+    stores are left out rather than guessed.
     """
-    ebx, edx, ecx = (int.from_bytes(_VENDOR[i : i + 4], "little") for i in (0, 4, 8))
+    vendor = [int.from_bytes(_VENDOR[i : i + 4], "little") for i in (0, 8, 4)]
+    shown = {(base + 1, 0): (cpuid_signature, 0, 0, 0) for base in (0, EXTENDED_LEAVES)}
     bits = encryption_bits(generation)
-    last = ENCRYPTION_LEAF if bits else EXTENDED_LEAVES + 1
-    named = tuple(
-        entry
-        for base, end in ((0, 1), (EXTENDED_LEAVES, last))
-        for entry in (
-            CpuidEntry(base, eax=end, ebx=ebx, ecx=ecx, edx=edx),
-            CpuidEntry(base + 1, eax=cpuid_signature),
-        )
-    )
-    return (*named, CpuidEntry(ENCRYPTION_LEAF, eax=bits, ebx=c_bit | reduced_bits << 6)) if bits else named
+    if bits:
+        shown[ENCRYPTION_LEAF, 0] = (bits, c_bit | reduced_bits << 6, 0, 0)
+    for leaf, registers in feature_registers(features).items():
+        eax, ebx, ecx, edx = (ours | more for ours, more in zip(shown.get(leaf, _NONE), registers, strict=True))
+        shown[leaf] = eax, ebx, ecx, edx
+    for base in (0, EXTENDED_LEAVES):
+        last = max([function for function, _ in shown if function & EXTENDED_LEAVES == base])
+        shown[base, 0] = (last, vendor[0], vendor[1], vendor[2])
+    return tuple([CpuidEntry(*leaf, 0, 0, *registers) for leaf, registers in sorted(shown.items())])
 
 
 def cpuid_page(entries: Sequence[CpuidEntry]) -> bytes:

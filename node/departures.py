@@ -73,6 +73,8 @@ class Departures:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._under_way: dict[str, _Departure] = {}
+        self.chains: dict[str, ChainEnd] = {}
+        """Where chains stood when they left with copies of VMs that neither went on here nor surely elsewhere."""
 
     def begin(self, name: str, restate: Callable[[tuple[Pool, ...]], None]) -> MigrationRefusal | tuple[Pool, ...]:
         """Turn dirty logging on; the VM's pools. ``restate`` is called when they have changed."""
@@ -185,8 +187,9 @@ class Departures:
                 done(None)
                 return
             started = tuple(vcpu.state is not VcpuState.WAITING for vcpu in guest.vcpus)
-            export = self._host.hypervisor.export(name, started, guest.boot_rips)
-            self._host.tasks.run(export, guest, read, refused, paid=True)
+            if not self._host.unlaid_moves.export(guest, started, read, refused):
+                export = self._host.hypervisor.export(name, started, guest.boot_rips)
+                self._host.tasks.run(export, guest, read, refused, paid=True)
 
         def refused(refusal: LaunchRefused) -> None:
             if self._under_way.get(name) is departure:
@@ -198,7 +201,7 @@ class Departures:
             assert isinstance(state, VmState)
             assert guest.dirty_log is not None
             self._host.network.settle(guest)
-            departure.chain = self._host.log.leave(name, self._host.now_ns)
+            departure.chain = self.chains[name] = self._host.log.leave(name, self._host.now_ns)
             written = guest.dirty_log.written_since(since_ns)
             done(Stopped(state, GuestBooks.of(guest, departure.chain), written, parked_ns))
 
@@ -223,7 +226,7 @@ class Departures:
         chain = departure.chain
 
         def goes_on(_: object = None) -> None:
-            if chain is not None:
+            if chain is not None and self.chains.pop(name, None) is not None:
                 self._host.log.enter(name, chain)
             if guest.state is GuestState.PAUSED:
                 self._host.resume(name)
@@ -263,8 +266,8 @@ class Departures:
         if departure.handed_on:
             return
         departure.handed_on = True
+        self.chains.pop(name, None)
         guest = departure.guest
-        guest.dirty_log = guest.changed = None
         host.vcpus.let_go(guest)
         guest.state = GuestState.DEPARTED
         # Its books and what they follow from are the next host's.
@@ -272,6 +275,23 @@ class Departures:
             vcpu.instructions, vcpu.moved_instructions, vcpu.phases = {}, {}, {}  # Void timers still hold the vCPU.
         guest.vcpus, guest.phase_costs, guest.lost_ns, guest.row_ns = [], {}, {}, {}
         del guest.software
+        self._take_off(guest)
+
+    def crash(self, name: str) -> None:
+        """The host crashes, and a copy of the VM may run elsewhere by now: its books here count if none does."""
+        host, departure = self._host, self._under_way[name]
+        if not departure.handed_on:
+            departure.handed_on = True
+            guest = departure.guest
+            host.vcpus.stop(guest)
+            guest.state, guest.ended_ns, guest.reason = GuestState.DESTROYED, host.now_ns, "host crashed"
+            self._take_off(guest)
+        self.finish(name)
+
+    def _take_off(self, guest: Guest) -> None:
+        """What a VM that does not go on here had of the host, but for its memory."""
+        host, name = self._host, guest.spec.name
+        guest.dirty_log = guest.changed = None
         host.interrupts.release_all(name)
         host.network.unplug(guest)
         host.log.chain(host.spec.name).record_octets(host.now_ns, HostEvent.DEPARTED, name.encode())
@@ -282,7 +302,8 @@ class Departures:
         self.hand_on(name)
         guest = self._under_way.pop(name).guest
         self._host.streams.end(name)
-        self._host.tasks.run(self._host.hypervisor.depart(name), guest, lambda _: None)
+        if not self._host.unlaid_moves.depart(guest):
+            self._host.tasks.run(self._host.hypervisor.depart(name), guest, lambda _: None)
         self._host.clock.settle()
 
     def has_books_elsewhere(self, name: str) -> bool:

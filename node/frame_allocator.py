@@ -44,7 +44,7 @@ class FrameAllocator:
 
     def allocate(self, length: int, alignment: int) -> list[tuple[int, int]]:
         """Take ``length`` bytes in aligned pieces, one piece if any free run has room. Raises OutOfMemory."""
-        start = self._in_one_run(length, alignment)
+        start = self.allocate_run(length, alignment)
         return self._scattered(length, alignment) if start is None else [(start, length)]
 
     def allocate_row(self, lengths: Sequence[int], alignment: int) -> list[list[tuple[int, int]]]:
@@ -52,7 +52,7 @@ class FrameAllocator:
 
         All but the last must be multiples of the alignment. Raises OutOfMemory with nothing taken.
         """
-        start = self._in_one_run(sum(lengths), alignment)
+        start = self.allocate_run(sum(lengths), alignment)
         if start is not None:
             starts = accumulate(lengths[:-1], initial=start)
             return [[piece] for piece in zip(starts, lengths, strict=True)]
@@ -66,8 +66,8 @@ class FrameAllocator:
             raise
         return row
 
-    def _in_one_run(self, length: int, alignment: int) -> int | None:
-        """Where the first free run that has room begins, and is taken; None if there is none."""
+    def allocate_run(self, length: int, alignment: int) -> int | None:
+        """Take a length in one piece; where it begins, in the first free run that has room, None if there is none."""
         if length <= 0:
             raise ValueError(f"length: expected more than zero, got {length}")
         for index, (spa, free) in enumerate(self._free):

@@ -19,7 +19,8 @@ from node.ap_creation import serve_ap_creation
 from node.ap_jump_table import serve_jump_table
 from node.ap_reset_hold import hold_by_event, hold_by_message
 from node.apic_id_list import serve_apic_ids
-from node.cpuid_page import CpuidEntry, cpuid_entries
+from node.cpu_model import shown_leaves
+from node.cpuid_page import CpuidEntry
 from node.device_access import device_access
 from node.generation import CAPABILITIES, Generation
 from node.ghcb_page import (
@@ -48,7 +49,6 @@ from node.page_state_list import GENERIC_FAILURE, PageListRefused, PageOperation
 from node.product import Product
 from node.tio_host import TioHost
 from node.tio_server import TioServer
-from node.vcpu_model import VcpuModel
 from node.vmpl_switch import announce, run_vmpl
 from psp.system_bus import PAGE_BYTES
 
@@ -80,7 +80,6 @@ class GhcbServer:
     def __init__(
         self,
         product: Product,
-        model: VcpuModel,
         change: PageChange,
         room: Callable[[LaunchedVm], int],
         tio: TioHost,
@@ -89,8 +88,8 @@ class GhcbServer:
     ) -> None:
         self._c_bit = product.c_bit
         self.requests = GuestRequests(room)
-        self.leaves = dict(_leaves(model.cpuid_signature, product.c_bit, product.reduced_bits))
-        """What guests of each generation are told by CPUID."""
+        self.leaves = dict(_leaves(product))
+        """What guests of each generation are told by CPUID, but for those whose record says otherwise."""
         self._change = change
         self.interrupts = InterruptServer()
         self.tio = TioServer(tio, self.requests)
@@ -158,7 +157,7 @@ class GhcbServer:
         yield ()
 
     def _cpuid_message(self, _vm: str, record: LaunchedVm, _vcpu: int, asked: msr.CpuidRequest) -> Reply:
-        return msr.CpuidValue(self.leaf(record.generation, asked.function, 0)[asked.register], asked.register).value
+        return msr.CpuidValue(self.leaf(record, asked.function, 0)[asked.register], asked.register).value
         yield ()
 
     def _hold_message(self, _vm: str, record: LaunchedVm, vcpu: int, _asked: msr.ApResetHoldRequest) -> Reply:
@@ -227,7 +226,7 @@ class GhcbServer:
         return (yield from handler(vm, record, vcpu, exit_, request))
 
     def _cpuid_event(self, _vm: str, record: LaunchedVm, _vcpu: int, _exit: GhcbExit, asked: nae.CpuidQuery) -> Serve:
-        values = self.leaf(record.generation, asked.function, asked.index)
+        values = self.leaf(record, asked.function, asked.index)
         return NaeReply(registers=dict(zip(("RAX", "RBX", "RCX", "RDX"), values, strict=True)))
         yield ()
 
@@ -383,9 +382,9 @@ class GhcbServer:
         tio = self._announces_tio and self.tio.offers(vm, record)
         return _features(record) | (msr.HypervisorFeature.TIO if tio else 0)
 
-    def leaf(self, generation: Generation, function: int, index: int) -> tuple[int, int, int, int]:
+    def leaf(self, record: LaunchedVm, function: int, index: int) -> tuple[int, int, int, int]:
         """A leaf that guests have, else zeros, as processors answer to leaves that they do not have."""
-        for one in self.leaves[generation]:
+        for one in self.leaves[record.generation] if record.leaves is None else record.leaves:
             if (one.eax_in, one.ecx_in) == (function, index):
                 return one.eax, one.ebx, one.ecx, one.edx
         return 0, 0, 0, 0
@@ -419,8 +418,8 @@ class GhcbServer:
 
 
 @lru_cache(maxsize=64)
-def _leaves(signature: int, c_bit: int, reduced_bits: int) -> Mapping[Generation, tuple[CpuidEntry, ...]]:
-    return {one: cpuid_entries(signature, one, c_bit, reduced_bits) for one in Generation}
+def _leaves(product: Product) -> Mapping[Generation, tuple[CpuidEntry, ...]]:
+    return {one: shown_leaves(product, one) for one in Generation}
 
 
 _DR7_AT_RESET = 0x400

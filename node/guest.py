@@ -57,6 +57,10 @@ class GuestSpec:
     """Its policy lets a migration agent move it, and it is launched with its host's; SEV-SNP guests only."""
     migration_handler: bool = False
     """Its SVSM has a migration handler, which moves it."""
+    cpu_model: str = ""
+    """The processor that it is shown, of ``node.cpu_model``; empty for the one of the host that launched it."""
+    launched_on: str = ""
+    """Product of that host, for one that may be elsewhere by now; empty for the host that it is on."""
     machine: MachineSpec = field(init=False, repr=False, compare=False)
     """The part of it that concerns the hypervisor."""
 
@@ -64,7 +68,7 @@ class GuestSpec:
         machine = MachineSpec(
             self.name, self.generation, self.vcpus, self.memory_bytes, self.firmware, self.sev_features,
             self.svsm, self.owned, self.sev_policy, self.devices, self.migration_agent,
-            self.migration_handler,
+            self.migration_handler, self.cpu_model, self.launched_on,
         )
         object.__setattr__(self, "machine", machine)
 

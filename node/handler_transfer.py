@@ -17,6 +17,7 @@ import msgpack
 
 from node import operations as op
 from node.agent_core import DONE
+from node.cpu_model import model_of
 from node.cpuid_page import cpuid_page
 from node.frame_allocator import joined
 from node.hypervisor_port import Answers, Batch, ExportTask, LaunchRefused, ReceiveTask, Task
@@ -29,7 +30,6 @@ from node.packing import packed
 from node.page_state_change import change_page_state
 from node.svsm_launch import guest_launch_pages
 from node.svsm_memory import GUEST_VMPL
-from node.vcpu_model import vcpu_model
 from node.vm_state import Run, VmState
 from psp.launch_digest import PageType
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
@@ -73,7 +73,8 @@ def handler_greets(self: Hypervisor, vm: str, record: LaunchedVm) -> ReceiveTask
 def meet_target(self: Hypervisor, record: LaunchedVm, vm: str, peer: bytes) -> ReceiveTask:
     """Source: have the handler believe the target's; its own greeting. Raises LaunchRefused; the guest is as before."""
     book = record.vmpls
-    if book is None or any((vcpu, GUEST_VMPL) not in book.areas for vcpu in range(len(record.save_areas))):
+    waits = any((vcpu, GUEST_VMPL) not in book.areas for vcpu in range(len(record.save_areas))) if book else True
+    if waits or record.starts.halfway:
         raise LaunchRefused(MigrationRefusal.VCPU_IN_RESET)
     try:
         hello = yield from handler_greets(self, vm, record)
@@ -97,7 +98,8 @@ def export_by_handler(
 ) -> ExportTask:
     """A stopped guest as its handler sealed it, and what the host can read as it is."""
     book = record.vmpls
-    if book is None or not all(started) or any(book.vmpl(vcpu) != GUEST_VMPL for vcpu in range(len(started))):
+    elsewhere = any(book.vmpl(vcpu) != GUEST_VMPL for vcpu in range(len(started))) if book else True
+    if elsewhere or not all(started) or record.starts.halfway:
         raise LaunchRefused(MigrationRefusal.VCPU_IN_RESET)
     ranges = tuple([(gpa, length) for gpa, length in _moved(record)])
     found = yield from _order(self, vm, record, "out", record.gctx, ranges)
@@ -161,8 +163,8 @@ def _without(gpa: int, length: int, holes: tuple[tuple[int, int], ...]) -> Itera
 
 def launch_image(self: Hypervisor, spec: MachineSpec, record: LaunchedVm) -> ReceiveTask:
     """Launch the SVSM's image alone, with the guest's memory behind it: what its handler shows. Raises as a launch."""
-    model = vcpu_model(self.vcpu_model)
-    pages = guest_launch_pages(record.images, spec.vcpus, model, 0, cpuid_page(self.cpuid_leaves(spec.generation)))
+    model, cpuid = model_of(spec.cpu_model), cpuid_page(self.cpuid_leaves(record))
+    pages = guest_launch_pages(record.images, spec.vcpus, model, 0, cpuid)
     yield from self.launch_pages(spec, record, tuple([page for page in pages if is_of_image(record, page)]))
     batch: list[op.HypervisorOperation] = []
     image = record.firmware

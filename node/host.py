@@ -51,6 +51,7 @@ from node.record_buffer import NO_LOG, LogWish
 from node.svsm_memory import guest_reset_rips, svsm_guest
 from node.svsm_use import SvsmUse
 from node.tenant import TenantFactory, TenantSpec, local_tenants
+from node.unlaid_moves import UnlaidMoves
 from node.vcpu import Vcpu, VcpuState
 from node.vcpu_levels import VcpuLevels
 from node.vcpu_runner import VcpuRunner
@@ -138,6 +139,7 @@ class Host:
         self._cost = prices.host
         self._chain = self.log.chain(spec.name)
         self.tasks = HypervisorTasks(self.clock, self.board, self._cost, self._chain)
+        self.unlaid_moves = UnlaidMoves(self.board, self.hypervisor, self.tasks, self._cost)
         self.vcpus = VcpuRunner(self.clock, self.board, self.contention, self.log, prices)
         self.board.kicked = self._kicked
         self.board.exited = self._of_a_vcpu(store_at_exit)
@@ -260,7 +262,7 @@ class Host:
         """The host is switched off and on: whatever ran on it, came or left is gone, with its memory and keys."""
         for name, guest in list(self.guests.items()):
             if self.departures.has_books_elsewhere(name):
-                self.departures.finish(name)
+                self.departures.crash(name)
                 continue
             if guest.state in GONE:
                 continue

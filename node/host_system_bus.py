@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from node.cached_controller import CachedController
 from node.ciphertext_hiding import CiphertextHiding, MemoryReader
 from node.core_msrs import MEM_ENCRYPTION_MODE_EN, MFDM, SNP_EN, VMPL_EN, CoreMsrs, Msr
+from node.cpu_features import allowed_registers, features_of
 from node.data_fabric import DataFabric
 from node.dram import Dram
 from node.energy_counters import EnergyCounters
@@ -31,6 +34,13 @@ from psp.system_bus import (
 from psp.tsm.trusted_io import TrustedIo
 
 
+@cache  # Hosts of a fleet are of few products.
+def _cpuid_facts(product: Product) -> CpuidFacts:
+    allowed = allowed_registers(features_of(product.name, product.cpuid))
+    masks = tuple([(*leaf, registers) for leaf, registers in allowed.items()])
+    return CpuidFacts(product.c_bit, product.reduced_bits, product.physical_address_bits, masks)
+
+
 class HostSystemBus:
     """Wires the security processor to a board's DRAM, key slots, RMP, cores and IOMMU."""
 
@@ -49,7 +59,7 @@ class HostSystemBus:
     ) -> None:
         self.max_asid = product.max_asid
         self.min_sev_asid = min_sev_asid
-        self.cpuid_facts = CpuidFacts(product.c_bit, product.reduced_bits, product.physical_address_bits)
+        self.cpuid_facts = _cpuid_facts(product)
         self.machine_facts = MachineFacts(
             product.cpuid_1_eax,
             product.base_hz // 1000,

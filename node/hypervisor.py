@@ -15,6 +15,7 @@ from node.agent_transfer import agent_context, launch_agent, restart_agent
 from node.asid_pool import AsidPool, AsidsExhausted
 from node.card_driver import release_cards, roll_card_keys
 from node.core_msrs import Msr
+from node.cpu_model import model_of, shown_leaves
 from node.cpuid_page import CpuidEntry, cpuid_page
 from node.device_access import device_access
 from node.device_moves import ask_devices, give_devices
@@ -31,7 +32,6 @@ from node.hypervisor_port import (
     Answers,
     Batch,
     CpuidReply,
-    Entered,
     HypervisorFigures,
     LaunchRefused,
     LaunchTask,
@@ -53,7 +53,6 @@ from node.sev_features import launch_features
 from node.svsm_launch import guest_launch_pages, svsm_below
 from node.tio_host import TioHost
 from node.tio_memory import TioMemory
-from node.vcpu_model import vcpu_model
 from node.vm_transfer import export, fill, receive
 from node.vmsa import VMSA_BYTES, SevFeature
 from psp import command_buffers as buffers
@@ -69,7 +68,6 @@ LEGACY_POLICY = 0x1
 """NODBG; firmware ABI section 3."""
 SNP_POLICY = 0x3_0000
 """SMT allowed and the bit that must be one; firmware ABI section 5."""
-VCPU_MODEL = "EPYC-v4"
 SPARE_TABLES = 8
 """Pages for nested tables that a VM has beyond its first mappings, to split large pages later."""
 COMMANDS_AT_ONCE = 64
@@ -111,21 +109,23 @@ class Hypervisor:
         self.updating = False
         """Whether firmware is just being replaced: no SEV guest can come then."""
         self._vms: dict[str, LaunchedVm] = {}
-        self._ghcb = GhcbServer(product, vcpu_model(VCPU_MODEL), self.page_state_change, self.small_page, self.tio)
-
-    @property
-    def vcpu_model(self) -> str:
-        """Of all its guests."""
-        return VCPU_MODEL
+        self._ghcb = GhcbServer(product, self.page_state_change, self.small_page, self.tio)
 
     @property
     def requests(self) -> GuestRequests:
         """What carries guests' messages to the firmware."""
         return self._ghcb.requests
 
-    def cpuid_leaves(self, generation: Generation) -> tuple[CpuidEntry, ...]:
-        """What CPUID tells guests of a generation."""
-        return self._ghcb.leaves[generation]
+    def cpuid_leaves(self, record: LaunchedVm) -> tuple[CpuidEntry, ...]:
+        """What CPUID tells a VM."""
+        return self._ghcb.leaves[record.generation] if record.leaves is None else record.leaves
+
+    def record_for(self, spec: MachineSpec) -> LaunchedVm:
+        """A new record for a VM. Raises LaunchRefused where it is to be shown what the host does not have."""
+        model, launched_on = spec.cpu_model, spec.launched_on
+        leaves = shown_leaves(self.product, spec.generation, model, launched_on) if model or launched_on else None
+        record = self._vms[spec.name] = LaunchedVm(spec.generation, self._images[spec.firmware], leaves)
+        return record
 
     def launched(self, vm: str) -> LaunchedVm:
         """The record of a VM; KeyError if there is none."""
@@ -150,7 +150,7 @@ class Hypervisor:
 
     def launch(self, spec: MachineSpec) -> LaunchTask:
         """Launch a VM up to the entry of its boot processor. Raises LaunchRefused with everything given back."""
-        record = self._vms[spec.name] = LaunchedVm(spec.generation, self._images[spec.firmware])
+        record = self.record_for(spec)
         try:
             launch = self._way_to_launch(spec.generation)
             record.svsm = svsm_below(record.firmware, spec)
@@ -165,12 +165,7 @@ class Hypervisor:
         except (OutOfMemory, AsidsExhausted, FirmwareImageError) as error:
             yield from self._give_back(spec.name, record)
             raise LaunchRefused(str(error)) from error
-        return self._entered(record)
-
-    def _entered(self, record: LaunchedVm) -> Entered:
-        cards = tuple([one.requester for one in record.functions])
-        areas = tuple(record.save_areas)
-        return Entered(record.asid, areas, record.launched_gpas, record.gctx, record.handle, cards)
+        return record.entered()
 
     def _way_to_launch(self, generation: Generation) -> Launch:
         if generation not in self.product.generations:
@@ -190,7 +185,7 @@ class Hypervisor:
 
     def cpuid(self, vm: str, function: int, index: int) -> CpuidReply:
         """What CPUID tells a guest whose registers are there to be written."""
-        return op.CpuidResult(*self._ghcb.leaf(self._vms[vm].generation, function, index))
+        return op.CpuidResult(*self._ghcb.leaf(self._vms[vm], function, index))
         yield ()
 
     def mmio(self, vm: str, vcpu: int, gpa: int, length: int, value: int | None) -> Reply:
@@ -245,7 +240,7 @@ class Hypervisor:
     def _write_save_areas(self, spec: MachineSpec, record: LaunchedVm) -> Task:
         """Save areas without a guest's key: a VMCB's, as PLAIN, SME and SEV guests have."""
         batch: list[op.HypervisorOperation] = []
-        for index, page in enumerate(launch_vmsas(record.firmware, spec.vcpus, vcpu_model(VCPU_MODEL), 0)):
+        for index, page in enumerate(launch_vmsas(record.firmware, spec.vcpus, model_of(spec.cpu_model), 0)):
             spa = self.small_page(record)
             record.save_areas.append(spa)
             batch.append(op.HostWrite(spa, page, record.c_bit))
@@ -274,6 +269,10 @@ class Hypervisor:
         clears = [op.HostClear(spa, length) for spa, length in joined(record.frames)]
         clears += [op.PaidClear(spa, PAGE_BYTES) for spa in record.small]
         yield (*clears, op.VmcbClear(vm))
+        self.release(vm, record, pieces)
+
+    def release(self, vm: str, record: LaunchedVm, pieces: list[tuple[int, int]]) -> None:
+        """A VM's memory is cleared: forget it. ``pieces`` are all of its frames but those of its tables."""
         self.frames.release(pieces + record.tables)
         if record.asid:
             self.asids.release(record.asid)
@@ -428,7 +427,7 @@ class Hypervisor:
         yield from self._take_asid(record)
         yield from self._begin_legacy_launch(spec, record, LEGACY_POLICY | LegacyPolicy.ES | spec.sev_policy)
         command = record.small[0]
-        pages = launch_vmsas(record.firmware, spec.vcpus, vcpu_model(VCPU_MODEL), 0)
+        pages = launch_vmsas(record.firmware, spec.vcpus, model_of(spec.cpu_model), 0)
         record.save_areas += [self.small_page(record) for _ in pages]
         yield from self._checked(
             [op.HostWrite(spa, page) for spa, page in zip(record.save_areas, pages, strict=True)]
@@ -458,8 +457,8 @@ class Hypervisor:
 
     def launch_snp(self, spec: MachineSpec, record: LaunchedVm) -> Task:
         """SNP: context, pages in the order of KVM and QEMU, finish."""
-        features, leaves = launch_features(self.product.name, spec.sev_features), self.cpuid_leaves(spec.generation)
-        model, cpuid = vcpu_model(VCPU_MODEL), cpuid_page(leaves)
+        features = launch_features(self.product.name, spec.sev_features)
+        model, cpuid = model_of(spec.cpu_model), cpuid_page(self.cpuid_leaves(record))
         pages = tuple(guest_launch_pages(record.images, spec.vcpus, model, features, cpuid))
         yield from self.launch_pages(spec, record, pages)
 

@@ -97,6 +97,34 @@ class HypervisorTasks:
             self._lines[name] = None
         self._step(one, None)
 
+    def is_free(self, name: str) -> bool:
+        """Whether no task for a guest is under way."""
+        return name not in self._lines
+
+    def spend(
+        self, guest: Guest, spent_ns: int, effect: Callable[[], object], done: Callable[[object], None],
+        refused: Callable[[LaunchRefused], None] | None, task: Callable[[], HypervisorTask],
+    ) -> None:  # fmt: skip
+        """Run a task of one batch that takes so long, and whose effect is known, for a guest that has none under way.
+
+        Where ``effect`` comes to None the task itself is run then, and its first batch has taken its time.
+        """
+        self._lines[guest.spec.name] = None
+
+        def due() -> None:
+            result = effect()
+            if result is None:
+                one = _UnderWay(task(), guest, done, refused, self._cost.price_of_work)
+                self._step(one, self._execute(one.task.send(None), guest))  # type: ignore[arg-type]  # it begins
+                return
+            done(result)
+            self._next(guest)
+
+        if spent_ns > 0:
+            self._clock.after(spent_ns, due)
+        else:
+            due()
+
     def _next(self, guest: Guest | None) -> None:
         """A guest's task is over: begin the one that waits for that."""
         if guest is None:

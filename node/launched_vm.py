@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from node.ap_starts import ApStarts
+from node.cpuid_page import CpuidEntry
 from node.device_notice import DeviceNotice
 from node.firmware_image import FirmwareImage
 from node.generation import Generation
 from node.guest_functions import GuestFunction
 from node.guest_memory_map import Range
+from node.hypervisor_port import Entered
 from node.owned_launch import OwnedLaunch
 from node.shared_pages import SharedPages
 from node.vm_state import MOST_VCPUS, VmState
@@ -27,6 +29,8 @@ class LaunchedVm:
 
     generation: Generation
     firmware: FirmwareImage
+    leaves: tuple[CpuidEntry, ...] | None = None
+    """What CPUID tells it; None for all that its host shows."""
     asid: int = 0
     ram: list[tuple[int, int, int]] = field(default_factory=list)
     """(GPA, SPA, length) of RAM and firmware."""
@@ -92,6 +96,11 @@ class LaunchedVm:
     """Its SVSM has a migration handler."""
     svsm: FirmwareImage | None = None
     """The image below the firmware, where there is one."""
+
+    def entered(self) -> Entered:
+        """What its launch came to."""
+        cards = tuple([one.requester for one in self.functions])
+        return Entered(self.asid, tuple(self.save_areas), self.launched_gpas, self.gctx, self.handle, cards)
 
     @property
     def images(self) -> tuple[FirmwareImage, ...]:

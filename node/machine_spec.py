@@ -33,6 +33,10 @@ class MachineSpec:
     """It is launched with its host's migration agent, by which an SNP guest may be moved."""
     migration_handler: bool = False
     """Its SVSM has a migration handler, by which it may be moved."""
+    cpu_model: str = ""
+    """The processor that it is shown, of ``node.cpu_model``; empty for the one of the host that launched it."""
+    launched_on: str = ""
+    """Product of that host, for one that may be elsewhere by now; empty for the host that it is on."""
 
     @property
     def memory(self) -> GuestMemoryMap:

@@ -195,7 +195,7 @@ class MigrationHandler:
         areas = yield from _save_areas()
         # Before a word of it leaves no VMRUN of the guest succeeds any more.
         yield from _must([op.RmpAdjust(area, PAGE_BYTES, large=False, target=1, permissions=0) for area in areas])
-        yield from _keep(Kept(kept.private, kept.peer, True, True, areas))
+        yield from _keep(Kept(is_source=True, handed_over=True, areas=areas))
         exported = yield from self._export(gctx)
         written = yield Walk(ranges)
         assert isinstance(written, tuple)
@@ -290,7 +290,8 @@ class MigrationHandler:
 
 
 def _keep(kept: Kept) -> Generator[tuple[op.GuestOperation, ...], object, None]:
-    yield from _must([op.Write(STATE_GPA, kept.pack())])
+    # All of it, or what is longer than what is kept now would stay behind it.
+    yield from _must([op.Write(STATE_GPA, kept.pack().ljust(PAGE_BYTES, b"\0"))])
 
 
 def _must(batch: Iterable[op.GuestOperation]) -> Generator[tuple[op.GuestOperation, ...], object, None]:

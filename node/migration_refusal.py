@@ -28,6 +28,8 @@ class MigrationRefusal(StrEnum):
     VCPU_IN_RESET = "a vCPU waits to be started by another"
     OTHER_PRODUCT_LINE = "the target's chips are certified by another root"
     OTHER_C_BIT = "the C-bit is elsewhere at the target"
+    CPU_FEATURES = "the target's processors do not have all features that the guest was shown"
+    SEV_FEATURES = "the target's processors do not have all SEV_FEATURES that the guest runs with"
     LOWER_FIRMWARE = "the target's firmware is older than the source's"
     NEEDS_MIGRATION_AGENT = "an SNP guest moves only with a migration agent, and this one has none"
     AGENT_REFUSES = "the migration agents do not believe each other, or firmware does not do what one asks"

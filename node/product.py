@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from node.cache_switches import CacheSwitches
+from node.cpu_features import CpuidSwitches
 from node.generation import Generation
 from node.memory_cipher import CipherMode
 from node.rmp_switches import RmpSwitches
@@ -23,6 +24,7 @@ TIB = 1 << 40
 
 _LIKELIER = RmpSwitches()
 _ZEN_1 = CacheSwitches()
+_CPUID = CpuidSwitches()
 _ZEN_4 = CacheSwitches(invd_drops=False)
 _SEV = frozenset({Generation.PLAIN, Generation.SME, Generation.SEV, Generation.SEV_ES})
 _SNP = _SEV | {Generation.SEV_SNP}
@@ -78,6 +80,7 @@ class Product:
     """
     turns_psp_accesses: bool = False
     """A host can turn accesses of the security processor to its own fast registers (CVE-2025-61971, Zen 4 and 5)."""
+    cpuid: CpuidSwitches = _CPUID
 
     @property
     def family(self) -> int:

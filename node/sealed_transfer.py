@@ -145,7 +145,7 @@ def _check_may_leave(record: LaunchedVm) -> None:
         raise LaunchRefused(MigrationRefusal.POLICY_FORBIDS_SENDING)
     if not record.shared.told:
         raise LaunchRefused(MigrationRefusal.SHARED_PAGES_UNKNOWN)
-    if record.starts.holds:
+    if record.starts.halfway:
         raise LaunchRefused(MigrationRefusal.VCPU_IN_RESET)
 
 
@@ -182,6 +182,8 @@ def export_sealed(
     record = record_of(self, vm)
     if not record.sealed:
         raise LaunchRefused("SEND_START has not been")
+    if record.starts.halfway:
+        raise LaunchRefused(MigrationRefusal.VCPU_IN_RESET)
     clean = () if self.product.coherent_across_keys else (op.Wbinvd(),)
     hidden = record.generation is Generation.SEV_ES
     areas: list[int] = [] if hidden else record.save_areas

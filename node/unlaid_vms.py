@@ -12,7 +12,7 @@ save area of a vCPU that runs is in use.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from node import operations as op
@@ -24,12 +24,18 @@ from node.kept_ranges import Touch
 from node.nested_table_pages import layout_of
 from node.platform import HostMode
 from node.rmp_faults import RmpFault
+from node.vm_state import Run
 from psp.system_bus import PAGE_BYTES
 
 if TYPE_CHECKING:
     from node.board import Board
 
 Batch = tuple[op.HypervisorOperation, ...]
+Later = Callable[[], Batch]
+"""Operations that are made when they are to be carried out."""
+Maps = tuple[tuple[int, int, int], ...]
+"""(GPA, SPA, length) of a VM's memory."""
+Pages = tuple[Run, ...]
 V = TypeVar("V")
 
 
@@ -38,16 +44,18 @@ class _NowError(Exception):
 
 
 class _Unlaid:
-    __slots__ = ("areas", "contents", "done", "kept", "maps", "ram", "settled", "touched")
+    __slots__ = ("areas", "contents", "done", "kept", "maps", "pages", "ram", "settled", "touched")
 
     def __init__(self) -> None:
-        self.done: list[op.HypervisorOperation] = []
+        self.done: list[op.HypervisorOperation | Later] = []
         """What has an effect, in the order in which it was issued."""
         self.contents: dict[int, bytes] = {}
         """What was stored, by SPA: whole pages, none twice."""
         self.kept: dict[int, int] = {}
         """Ranges of memory, by their begin, and their ends; nobody has touched any since."""
-        self.maps: tuple[tuple[int, int, int], ...] = ()
+        self.maps: Maps = ()
+        self.pages: Pages | None = None
+        """What it came with, by GPA, as long as its memory holds that and nothing else."""
         self.ram: tuple[tuple[int, int], ...] = ()
         """The VM's memory, (SPA, length), as few pieces as there can be."""
         self.areas: dict[int, int] = {}
@@ -135,7 +143,10 @@ class UnlaidVms:
             (vcpu, area, running.thread_of((vm, vcpu)), running.is_scheduled((vm, vcpu)))
             for vcpu, area in one.areas.items()
         ]
-        answers = board.carry_out(tuple(one.done))
+        done: list[op.HypervisorOperation] = []
+        for each in one.done:
+            done += each() if callable(each) else (each,)
+        answers = board.carry_out(tuple(done))
         assert not any(answers), f"{vm}: {answers} from what had been accepted"
         # Whoever writes a control block finds its vCPU off the core; these were entered since.
         for vcpu, area, thread, scheduled in seats:
@@ -178,6 +189,83 @@ class UnlaidVms:
         spa = one.areas[vcpu]
         one.contents[spa] = page
         one.done.append(op.HostWrite(spa, page))
+
+    # Whole batches of ``node.unlaid_moves``, which makes no operations of them. False where they cannot be put off,
+    # with nothing changed.
+
+    def of(self, vm: str) -> _Unlaid | None:
+        """What was written down of a VM whose operations nobody watches."""
+        return self.vms.get(vm) if self._board.observer is None else None
+
+    def build(self, vm: str, tables: tuple[int, int], ram: tuple[int, int], maps: Maps) -> bool:
+        """A ``NestedBuild`` over memory in one piece, with tables that are known to be enough."""
+        one = self.of(vm)
+        if one is None or one.done:
+            return False
+        try:
+            for spa, length in (tables, ram):
+                self._keep(vm, one, spa, length)
+        except _NowError:
+            self._let_go(one)
+            one.kept.clear()
+            return False
+        one.ram, one.maps = (ram,), maps
+        one.done.append(lambda: (op.NestedBuild(vm, (tables,), maps, False),))
+        return True
+
+    def fill(self, vm: str, pages: Pages, areas: Sequence[tuple[int, bytes]]) -> bytes | None:
+        """The stores of pages, by GPA, and of save areas; control blocks; the loads of pages; and the first VMRUN.
+
+        What the loads bring; None where it cannot be put off.
+        """
+        one, board = self.of(vm), self._board
+        if one is None or one.contents or one.areas or len(one.ram) != 1 or board.running.any_on_threads:
+            return None
+        laid: dict[int, bytes] = {}
+        for gpa, data in pages:
+            for start, spa, length in one.maps:
+                if start <= gpa and gpa + len(data) <= start + length:
+                    laid[spa + gpa - start] = data
+                    break
+            else:
+                return None
+        consistent, before = board.vmrun_checks.consistent, len(one.kept)
+        try:
+            for spa, page in areas:
+                if len(page) != PAGE_BYTES or not consistent(Generation.PLAIN, 0, spa):
+                    _not_known()
+                self._keep(vm, one, spa, PAGE_BYTES)
+        except _NowError:
+            for spa in list(one.kept)[before:]:
+                board.dram.let_go(spa)
+                del one.kept[spa]
+            return None
+        one.pages = pages
+        one.contents = laid | dict(areas)
+        one.areas = {vcpu: spa for vcpu, (spa, _) in enumerate(areas)}
+        one.done.append(lambda: _stores(vm, laid, areas))
+        board.running.take((vm, 0), 0, one.areas[0])
+        return b"".join(laid.values())
+
+    def pages(self, vm: str) -> Pages | None:
+        """What a VM's memory holds, by GPA, as long as it is what it came with; None where nobody knows at once."""
+        one = self.of(vm)
+        return None if one is None else one.pages
+
+    def leave(self, vm: str, others: Sequence[int]) -> bool:
+        """All of a VM's memory is cleared, with pages beside it of the hypervisor's own, and its control blocks go."""
+        one = self.of(vm)
+        if one is None or len(one.ram) != 1:
+            return False
+        kept = one.kept
+        try:
+            for spa in others:
+                if spa not in kept:
+                    self._expect_free(spa, PAGE_BYTES)
+        except _NowError:
+            return False
+        self._forget(vm, one)
+        return True
 
     # Operations: what they would have been answered, or else they are carried out.
 
@@ -238,6 +326,7 @@ class UnlaidVms:
         if len(data) % PAGE_BYTES or spa % PAGE_BYTES or self._meets(one, spa, end):
             raise _NowError
         one.contents[spa] = data
+        one.pages = None
         one.done.append(write)
         return None
 
@@ -247,6 +336,7 @@ class UnlaidVms:
             raise _NowError
         for start, length in self._outside(one, spa, end):
             self._expect_free(start, length)  # And so it stays.
+        one.pages = None
         for at, data in list(one.contents.items()):
             if spa <= at and at + len(data) <= end:
                 del one.contents[at]
@@ -302,13 +392,16 @@ class UnlaidVms:
     def _vmcb_clear(self, vm: str, one: _Unlaid, clear: op.VmcbClear) -> op.Answer:
         if clear.vm != vm or one.contents:
             raise _NowError
+        self._forget(vm, one)
+        return None
+
+    def _forget(self, vm: str, one: _Unlaid) -> None:
         board = self._board
         self._let_go(one)
         del self.vms[vm]
         # Whatever else the board has by a VM's name, it has since somebody looked.
         board.traced.discard(vm)
         board.running.forget(vm)
-        return None
 
     @staticmethod
     def _outside(one: _Unlaid, spa: int, end: int) -> list[tuple[int, int]]:
@@ -334,7 +427,14 @@ class UnlaidVms:
         return False
 
 
-def _not_known(_: UnlaidVms, __: str, ___: _Unlaid, ____: op.HypervisorOperation) -> op.Answer:
+def _stores(vm: str, pages: Mapping[int, bytes], areas: Sequence[tuple[int, bytes]]) -> Batch:
+    stores: list[op.HypervisorOperation] = [op.HostWrite(spa, data) for spa, data in pages.items()]
+    for vcpu, (spa, page) in enumerate(areas):
+        stores += [op.HostWrite(spa, page), op.VmcbWrite(vm, vcpu, 0, Generation.PLAIN.name, spa)]
+    return tuple(stores)
+
+
+def _not_known(*_: object) -> op.Answer:
     raise _NowError
 
 

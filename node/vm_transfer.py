@@ -71,7 +71,7 @@ def receive(self: Hypervisor, spec: MachineSpec) -> ReceiveTask:
         raise LaunchRefused(REFUSALS[spec.generation])
     if spec.migration_agent:
         agent_context(self)
-    record = self._vms[spec.name] = LaunchedVm(spec.generation, self._images[spec.firmware])
+    record = self.record_for(spec)
     shown = b""
     try:
         record.svsm = svsm_below(record.firmware, spec)
@@ -98,13 +98,28 @@ def fill(self: Hypervisor, spec: MachineSpec, state: VmState) -> FillTask:
     record = record_of(self, spec.name)
     if record.handler:
         yield from share_pages(self, spec, record, state)
+    return (yield from fill_at(self, spec, state, take_areas(self, record, state)))
+
+
+Areas = list[tuple[int, bytes]]
+"""Where each vCPU's registers are to lie, and what lies there."""
+
+
+def take_areas(self: Hypervisor, record: LaunchedVm, state: VmState) -> Areas:
+    """Take frames for the registers of a VM that came."""
     record.launched_gpas = state.launched
+    areas = [(self.small_page(record), area) for area in state.save_areas]
+    record.save_areas += [spa for spa, _ in areas]
+    return areas
+
+
+def fill_at(self: Hypervisor, spec: MachineSpec, state: VmState, areas: Areas) -> FillTask:
+    """As ``fill``, once that is done."""
+    record = record_of(self, spec.name)
     pages, c_bit = placed(record, state.pages), record.c_bit
     writes: list[op.HypervisorOperation] = [op.HostWrite(spa, data, c_bit) for spa, data in pages]
     writes += [op.DiskWrite(spec.name, lba, data) for lba, data in state.blocks]
-    for index, area in enumerate(state.save_areas):
-        spa = self.small_page(record)
-        record.save_areas.append(spa)
+    for index, (spa, area) in enumerate(areas):
         writes += [
             op.HostWrite(spa, area, c_bit),
             op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa),
@@ -122,7 +137,7 @@ def fill(self: Hypervisor, spec: MachineSpec, state: VmState) -> FillTask:
         yield from fill_by_agent(self, spec, record, state)
     run = (op.VmRun(spec.name, 0),)
     expect_done(run, (yield run))
-    return self._entered(record), b"".join(back)
+    return record.entered(), b"".join(back)
 
 
 def placed(record: LaunchedVm, pages: tuple[Run, ...]) -> list[Run]:

@@ -3,13 +3,15 @@
 Firmware compares a page with the processor; where it finds a value that it does not
 allow, it puts the allowed one in its place and refuses the page, so that the host sees
 what would do. The rules of each leaf are in AMD's processor manuals. Of them this firmware knows
-the place of the C-bit, the bits of an address that it costs, and the width of addresses.
+the place of the C-bit, the bits of an address that it costs, the width of addresses, and which features
+the processor has: a guest may be shown fewer.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 from psp.system_bus import CpuidFacts
 
@@ -22,17 +24,21 @@ _SNP_GUEST = 1 << 1 | 1 << 3 | 1 << 4
 Registers = list[int]
 
 
+@lru_cache(maxsize=64)  # A host's guests are shown the same.
 def corrected(page: bytes, facts: CpuidFacts) -> bytes:
     """The page with the values that are allowed; the same bytes if all are. It holds as many entries as it says."""
     out = bytearray(page)
+    masks = {(function, index): allowed for function, index, allowed in facts.masks}
     (count,) = struct.unpack_from("<I", page)
     for number in range(count):
         offset = _HEADER_BYTES + number * _ENTRY.size
         fields = list(_ENTRY.unpack_from(page, offset))
-        rule = _RULES.get(fields[0])
+        rule, allowed = _RULES.get(fields[0]), masks.get((fields[0], fields[1]))
+        if allowed is not None:
+            fields[_EAX : _EAX + 4] = [value & mask for value, mask in zip(fields[_EAX:], allowed, strict=False)]
         if rule is not None:
             rule(fields, facts)
-            _ENTRY.pack_into(out, offset, *fields)
+        _ENTRY.pack_into(out, offset, *fields)
     return bytes(out)
 
 

@@ -103,12 +103,14 @@ class IommuConfiguration:
 class CpuidFacts:
     """What the processor's CPUID says that firmware holds a guest's CPUID page against.
 
-    Position of the C-bit, bits of a physical address that memory encryption costs, and the width of one.
+    Position of the C-bit, bits of a physical address that memory encryption costs, and the width of one. ``masks`` are
+    function, index and, of EAX to EDX, the bits that a guest may be shown; other leaves have no such rule.
     """
 
     c_bit: int
     reduced_bits: int
     address_bits: int
+    masks: tuple[tuple[int, int, tuple[int, int, int, int]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

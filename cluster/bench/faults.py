@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.bench.moving_machines import VM, devices_amiss, moving
+from cluster.bench.progress import bench_line
 from cluster.coordinator import Coordinator
 from cluster.errors import ToolError
 from cluster.figure import Figure
@@ -58,12 +59,14 @@ def run() -> Iterator[Figure]:
             began = time.perf_counter()
             seeds = range(count)
             outcomes: Counter[str] = Counter()
-            for seed in seeds:
-                body = schedule(seed, generation, firmware)
-                found, moves = judged(body)
-                if found is not None:
-                    raise ToolError(f"bench faults: {generation}, seed {seed}: {found}; smallest: {smallest(body)}")
-                outcomes.update(one.outcome.value for one in moves)
+            with bench_line("bench faults", f"schedules, {generation}") as tell:
+                for seed in seeds:
+                    body = schedule(seed, generation, firmware)
+                    found, moves = judged(body)
+                    if found is not None:
+                        raise ToolError(f"bench faults: {generation}, seed {seed}: {found}; smallest: {smallest(body)}")
+                    outcomes.update(one.outcome.value for one in moves)
+                    tell(seed + 1, count)
             took_s = time.perf_counter() - began
             yield Figure(f"{len(seeds)} schedules, {generation}, none lost, doubled or altered", took_s, "s")
             for name, times in sorted(outcomes.items()):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from cluster.bench.progress import Tell, bench_line
 from cluster.figure import Figure
 from cluster.process_family import family
 from cluster.scenario import Scenario
@@ -29,13 +30,15 @@ _LATEST_S = 0.02
 class Killer:
     """Asked after each call whether the run should end; it never should, but now and then a worker should."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, tell: Tell) -> None:
         self.killed = 0
         self._most = most
+        self._tell = tell
         self._random = random.Random(1)  # noqa: S311 - no secret
         self._calls = _MOST_CALLS
 
     def __call__(self) -> None:
+        self._tell(self.killed, self._most)
         self._calls -= 1
         if self._calls > 0 or self.killed >= self._most:
             return
@@ -66,10 +69,10 @@ def run() -> Iterator[Figure]:
         scenario = fleet(firmware)
         with Session("inline", None) as session:
             expected = session.run(scenario, None, None, None).digest
-        killer = Killer(KILLS)
         same = runs = replaced = 0
         began_s = time.perf_counter()
-        with Session("host", None) as session:
+        with bench_line("bench recovery", "workers killed") as tell, Session("host", None) as session:
+            killer = Killer(KILLS, tell)
             while killer.killed < KILLS:
                 results = session.run(scenario, None, None, killer)
                 runs += 1

@@ -13,6 +13,7 @@ from cluster.errors import ToolError, UserError
 if TYPE_CHECKING:
     from cluster.progress import ShouldStop
     from cluster.sweeps.parameter_sweep import SweepResults
+    from cluster.sweeps.unpublished import UnpublishedSweep
     from node.program import Scalar
 
 NAME = "sweep"
@@ -25,6 +26,11 @@ mean over the seeds with its 95 % confidence interval.
 A setting is a path and values as a scenario has them: vms.database.memory="1 GiB,2 GiB",
 vms.*.generation=PLAIN,SEV_SNP, costs.core.vmgexit_ns=2000,3000, trace.vms=1..4.
 
+With --unpublished, instead: the scenario as it is, and with each row of the cost table that
+nobody has published at both ends of its sweep, one at a time (some 130 runs a seed).
+Prints the range of every figure, launches, migrations and waits among them, and which
+rows matter. Ranges of `sevfleet run` are quicker, and of stretched alone.
+
 Each run is kept in --out as it ends. After Ctrl-C or a crash the same command goes on;
 more seeds and values may be added. Figures, those without an asterisk on request:
   stretched* launch_ns* psp_wait_ns* psp_longest_wait_ns migration_ns* downtime_ns*
@@ -34,7 +40,9 @@ more seeds and values may be added. Figures, those without an asterisk on reques
   memory_peak_bytes
 
 Exit code 1: some runs have no result; the table says why."""
-EXAMPLE = "sevfleet sweep quiet --seeds 8 --set costs.core.vmgexit_ns=2000,4000 --out sweep/"
+EXAMPLE = """\
+sevfleet sweep quiet --seeds 8 --set costs.core.vmgexit_ns=2000,4000 --out sweep/
+  sevfleet sweep launch-storm --unpublished --out ranges/"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -42,11 +50,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("scenario", metavar="SCENARIO", help="a scenario file, or the name of a bundled one")
     parser.add_argument(
         "--seeds", type=_seeds, metavar="SEEDS",
-        help="how many, from the scenario's own on, or which: 8, or 1..20, or 3,5,8 (default: 5)",
+        help="how many, from the scenario's own on, or which: 8, or 1..20, or 3,5,8 (default: 5; 1 with --unpublished)",
     )  # fmt: skip
     parser.add_argument(
         "--set", dest="settings", action="append", default=[], type=_setting, metavar="PATH=VALUES",
         help="a setting to vary; may be given again, for every combination",
+    )  # fmt: skip
+    parser.add_argument(
+        "--unpublished", action="store_true",
+        help="instead of settings: each row of the cost table that nobody has published, at both ends of its sweep",
     )  # fmt: skip
     parser.add_argument(
         "--out", metavar="DIR", help="keep runs and tables in this folder (new, empty, or of this sweep)"
@@ -84,29 +96,32 @@ def execute(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _sweep(arguments: argparse.Namespace, should_stop: ShouldStop) -> SweepResults:
+def _sweep(arguments: argparse.Namespace, should_stop: ShouldStop) -> SweepResults | UnpublishedSweep:
     from cluster.bundled_scenarios import load_scenario
     from cluster.sweeps.figures import UnknownFigureError
     from cluster.sweeps.parameter_sweep import sweep
     from cluster.sweeps.plan import DEFAULT_SEEDS, GridError, SeedsError
     from cluster.sweeps.progress import sweep_line
     from cluster.sweeps.scenario_paths import PathError
+    from cluster.sweeps.unpublished import sweep_unpublished
     from cluster.sweeps.workers import WorkersError
 
+    if arguments.unpublished and arguments.settings:
+        raise UserError("--set: expected without --unpublished, which takes one row at a time")
     scenario = load_scenario(arguments.scenario)
     with contextlib.ExitStack() as stack:
+        shown = None if arguments.quiet else stack.enter_context(sweep_line(f"sweep {scenario.name}"))
         try:
+            if arguments.unpublished:
+                return sweep_unpublished(
+                    scenario, seeds=arguments.seeds or 1, figures=arguments.figures, out=arguments.out,
+                    workers=arguments.workers, address=arguments.address, on_progress=shown, should_stop=should_stop,
+                )  # fmt: skip
             return sweep(
-                scenario,
-                seeds=DEFAULT_SEEDS if arguments.seeds is None else arguments.seeds,
-                grid=_grid(arguments.settings),
-                figures=arguments.figures,
-                out=arguments.out,
-                workers=arguments.workers,
-                address=arguments.address,
-                on_progress=None if arguments.quiet else stack.enter_context(sweep_line(f"sweep {scenario.name}")),
-                should_stop=should_stop,
-            )
+                scenario, seeds=DEFAULT_SEEDS if arguments.seeds is None else arguments.seeds,
+                grid=_grid(arguments.settings), figures=arguments.figures, out=arguments.out,
+                workers=arguments.workers, address=arguments.address, on_progress=shown, should_stop=should_stop,
+            )  # fmt: skip
         except (PathError, GridError) as error:
             raise UserError(f"--set {error}") from None
         except (SeedsError, WorkersError) as error:
@@ -124,17 +139,21 @@ def _grid(settings: list[tuple[str, tuple[Scalar, ...]]]) -> dict[str, tuple[Sca
     return grid
 
 
-def _show(arguments: argparse.Namespace, results: SweepResults) -> None:
-    from cluster.sweeps.report import print_sweep, print_sweep_as_json
+def _show(arguments: argparse.Namespace, results: SweepResults | UnpublishedSweep) -> None:
+    from cluster.sweeps.parameter_sweep import SweepResults
+    from cluster.sweeps.report import print_ranges, print_rows_as_json, print_sweep
 
     if arguments.quiet:
         return
     if arguments.json:
         # Rows of half a sweep would pass for those of a whole one.
         if results.partial is None:
-            print_sweep_as_json(results)
+            print_rows_as_json(results.table if isinstance(results, SweepResults) else results.ranges)
         return
-    print_sweep(results)
+    if isinstance(results, SweepResults):
+        print_sweep(results)
+    else:
+        print_ranges(results)
     if arguments.out is not None and results.partial is None:
         print(f"tables in {arguments.out}")
 

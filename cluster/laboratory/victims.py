@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from node.cpu_model import VCPU_MODEL
 from node.expected_measurement import sev_digest, snp_digest
 from node.firmware_image import firmware_image
 from node.generation import CAPABILITIES, Generation
-from node.hypervisor import VCPU_MODEL
 from node.kernel_settings import KernelSettings
 from node.laboratory_firmware import SECTIONS, build_image
 from node.measured_launch import launch_vmsas, sev_launch_ranges, snp_launch_pages

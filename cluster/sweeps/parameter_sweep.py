@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from cluster.progress import ShouldStop
 from cluster.scenario import Scenario
-from cluster.sweeps.figures import SweepFigure, chosen_figures
+from cluster.sweeps.figures import chosen_figures
 from cluster.sweeps.folder import SweepFolder
 from cluster.sweeps.plan import DEFAULT_SEEDS, Run, SweepPlan
 from cluster.sweeps.progress import OnSweepProgress, Pace
@@ -68,6 +68,35 @@ def sweep(
     chosen = chosen_figures(figures)
     plan = SweepPlan.of(scenario, seeds, grid)
     pairs = any(figure.pairs for figure in chosen)
+    played = played_runs(
+        plan, lambda outcomes: sweep_tables(plan, outcomes, chosen), pairs=pairs, out=out, workers=workers,
+        address=address, on_progress=on_progress, should_stop=should_stop,
+    )  # fmt: skip
+    tables = played.tables
+    return SweepResults(plan, tables["sweep"], tables["runs"], tables["points"], played.failures, played.partial)
+
+
+@dataclass(frozen=True, slots=True)
+class PlayedRuns:
+    """The runs of a plan that are over, as tables, and why some have no result."""
+
+    tables: Mapping[str, pa.Table]
+    failures: Mapping[Run, str]
+    partial: str | None
+
+
+def played_runs(
+    plan: SweepPlan,
+    tables_of: Callable[[Mapping[Run, RunOutcome]], Mapping[str, pa.Table]],
+    *,
+    pairs: bool,
+    out: str | Path | None,
+    workers: int | None,
+    address: str | None,
+    on_progress: OnSweepProgress | None,
+    should_stop: ShouldStop | None,
+) -> PlayedRuns:
+    """Play what is not yet kept in ``out``; ``tables_of`` the outcomes are kept there once all runs are over."""
     workers_for(workers, len(plan.runs), address)  # refused before anything is written
     stop = should_stop or _never
     with contextlib.ExitStack() as stack:
@@ -87,10 +116,11 @@ def sweep(
                 folder.keep(todo[index], outcome)
             pace.finished(failed=outcome.reason is not None)
         partial = None if len(outcomes) == len(plan.runs) else stop() or "stopped"
-        results = _results(plan, outcomes, chosen, partial)
+        tables = tables_of(outcomes)
         if folder is not None and partial is None:
-            folder.keep_tables({"sweep": results.table, "runs": results.runs, "points": results.points})
-    return results
+            folder.keep_tables(tables)
+    failures = {run: outcomes[run].reason or "" for run in plan.runs if run in outcomes and outcomes[run].reason}
+    return PlayedRuns(tables, failures, partial)
 
 
 def _never() -> str | None:
@@ -101,10 +131,3 @@ def _kept(plan: SweepPlan, folder: SweepFolder | None) -> dict[Run, RunOutcome]:
     found = {} if folder is None else {run: folder.read(run) for run in plan.runs}
     return {run: outcome for run, outcome in found.items() if outcome is not None}
 
-
-def _results(
-    plan: SweepPlan, outcomes: Mapping[Run, RunOutcome], figures: Sequence[SweepFigure], partial: str | None
-) -> SweepResults:
-    tables = sweep_tables(plan, outcomes, figures)
-    failures = {run: outcomes[run].reason or "" for run in plan.runs if run in outcomes and outcomes[run].reason}
-    return SweepResults(plan, tables["sweep"], tables["runs"], tables["points"], failures, partial)

@@ -1,4 +1,7 @@
-"""What a sweep runs: every combination of its settings with every seed, all of it checked before anything starts."""
+"""What a sweep runs: settings with every seed, all of it checked before anything starts.
+
+Every combination of the settings, or each at its ends alone.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from cluster.scenario import Scenario, ScenarioError
 from cluster.sweeps.scenario_paths import Place, places_of, printable, scenario_values, with_values
 from cluster.sweeps.values import MOST_VALUES
 from cluster.units import shown
+from node.cost_table import Cost
 from node.program import Scalar
 
 DEFAULT_SEEDS = 5
@@ -44,16 +48,23 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One combination of values, in the order of the axes; ``text`` is its scenario, with seed 0."""
+    """One combination of values, in the order of the axes; ``text`` is its scenario, with seed 0.
+
+    None is a setting left as the scenario has it.
+    """
 
     number: int
-    values: tuple[Scalar, ...]
+    values: tuple[Scalar | None, ...]
     text: str = field(repr=False)
 
     @property
     def sha256(self) -> str:
         """Digest of the scenario's text, in hexadecimal."""
         return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def settings(self, axes: Sequence[Axis]) -> list[tuple[Axis, Scalar]]:
+        """What it sets."""
+        return _set(axes, self.values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +76,7 @@ class Run:
 
     def described(self, axes: Sequence[Axis]) -> str:
         """The run in words: ``vms.database.vcpus=4 seed=2``."""
-        settings = [f"{axis.path}={value_text(value)}" for axis, value in zip(axes, self.point.values, strict=True)]
+        settings = [f"{axis.path}={value_text(value)}" for axis, value in self.point.settings(axes)]
         return " ".join([*settings, f"seed={self.seed}"])
 
 
@@ -87,11 +98,31 @@ class SweepPlan:
         A number of seeds counts from the scenario's own. Raises GridError,
         PathError or SeedsError for what cannot be; then nothing was begun.
         """
-        chosen = _seeds(seeds, scenario.seed)
         values = scenario_values(scenario)
         axes = tuple(_axis(path, one, values) for path, one in (grid or {}).items())
         _check_places(axes)
         count = math.prod(len(axis.values) for axis in axes)
+        return cls._with(scenario, axes, seeds, count, itertools.product(*(axis.values for axis in axes)))
+
+    @classmethod
+    def one_at_a_time(cls, scenario: Scenario, seeds: int | Iterable[int], rows: Sequence[Cost]) -> Self:
+        """The scenario as it is, then each of these rows of the cost table at the least and the most of its sweep.
+
+        All else stays as it is meanwhile: point 1 has the first row at its least, point 2 at its most, and so on.
+        ``rows`` have a sweep. Raises GridError or SeedsError for what cannot be.
+        """
+        values = scenario_values(scenario)
+        axes = tuple(_axis(f"costs.{row.name}", row.sweep or (), values) for row in rows)
+        ends = [tuple(end if one is axis else None for one in axes) for axis in axes for end in axis.values]
+        return cls._with(scenario, axes, seeds, 1 + len(ends), [(None,) * len(axes), *ends])
+
+    @classmethod
+    def _with(
+        cls, scenario: Scenario, axes: tuple[Axis, ...], seeds: int | Iterable[int], count: int,
+        combinations: Iterable[tuple[Scalar | None, ...]],
+    ) -> Self:  # fmt: skip
+        """Raises GridError before anything is built where there would be too many."""
+        chosen = _seeds(seeds, scenario.seed)
         if count > MOST_POINTS:
             raise GridError(f"the grid: expected at most {MOST_POINTS:,} combinations of values, got {count:,}")
         if count * len(chosen) > MOST_RUNS:
@@ -99,8 +130,10 @@ class SweepPlan:
                 f"the grid: expected at most {MOST_RUNS:,} runs, got {count:,} combinations of values with "
                 f"{len(chosen):,} seeds each, {count * len(chosen):,} in all"
             )
-        combinations = enumerate(itertools.product(*(axis.values for axis in axes)))
-        points = tuple(Point(number, one, _text(scenario, values, axes, one)) for number, one in combinations)
+        base = scenario_values(scenario)
+        points = tuple(
+            Point(number, one, _text(scenario, base, _set(axes, one))) for number, one in enumerate(combinations)
+        )
         return cls(scenario, axes, chosen, points)
 
     @property
@@ -167,34 +200,35 @@ def _check_places(axes: Sequence[Axis]) -> None:
             taken[place] = axis.path
 
 
-def _text(
-    scenario: Scenario, base: Mapping[str, object], axes: Sequence[Axis], values: Sequence[Scalar]
-) -> str:
+def _set(axes: Sequence[Axis], values: Sequence[Scalar | None]) -> list[tuple[Axis, Scalar]]:
+    """The settings that are not left as they are."""
+    return [(axis, value) for axis, value in zip(axes, values, strict=True) if value is not None]
+
+
+def _text(scenario: Scenario, base: Mapping[str, object], settings: Sequence[tuple[Axis, Scalar]]) -> str:
     """The text of one point's scenario. Raises GridError where there is none such."""
-    if not axes:
+    if not settings:
         return scenario.with_seed(0).to_toml()
     try:
-        return _parsed(base, axes, values).with_seed(0).to_toml()
+        return _parsed(base, settings).with_seed(0).to_toml()
     except ScenarioError as error:
-        guilty = _guilty(base, axes, values, error)
-        settings = ", ".join(printable(f"{axis.path}={value_text(value)}") for axis, value in guilty)
-        raise GridError(f"{settings}: {error.field}: expected {error.expected}, got {error.got}") from None
+        guilty = _guilty(base, settings, error)
+        named = ", ".join(printable(f"{axis.path}={value_text(value)}") for axis, value in guilty)
+        raise GridError(f"{named}: {error.field}: expected {error.expected}, got {error.got}") from None
 
 
-def _parsed(base: Mapping[str, object], axes: Sequence[Axis], values: Sequence[Scalar]) -> Scenario:
-    return Scenario.parse(
-        with_values(base, {place: value for axis, value in zip(axes, values, strict=True) for place in axis.places})
-    )
+def _parsed(base: Mapping[str, object], settings: Sequence[tuple[Axis, Scalar]]) -> Scenario:
+    return Scenario.parse(with_values(base, {place: value for axis, value in settings for place in axis.places}))
 
 
 def _guilty(
-    base: Mapping[str, object], axes: Sequence[Axis], values: Sequence[Scalar], error: ScenarioError
-) -> list[tuple[Axis, Scalar]]:
+    base: Mapping[str, object], settings: Sequence[tuple[Axis, Scalar]], error: ScenarioError
+) -> Sequence[tuple[Axis, Scalar]]:
     """The setting that alone is refused in the same words; all of them where none is."""
-    for axis, value in zip(axes, values, strict=True):
+    for one in settings:
         try:
-            _parsed(base, [axis], [value])
+            _parsed(base, [one])
         except ScenarioError as alone:
             if str(alone) == str(error):
-                return [(axis, value)]
-    return list(zip(axes, values, strict=True))
+                return [one]
+    return settings

@@ -7,15 +7,18 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
 from cluster.report import wide_console
 from cluster.sweeps.figures import FIGURES
 from cluster.sweeps.parameter_sweep import SweepResults
+from cluster.sweeps.unpublished import UnpublishedSweep, relative_swing
 from cluster.units import DURATION, SIZE
 
 _MOST_FAILURES = 10
+_MOST_SWINGS = 20
 
 Row = Mapping[str, Any]
 
@@ -45,9 +48,47 @@ def print_sweep(results: SweepResults, console: Console | None = None) -> None:
     )
 
 
-def print_sweep_as_json(results: SweepResults) -> None:
-    """Print the table as JSON, one object a row."""
-    for row in results.table.to_pylist():
+def print_ranges(results: UnpublishedSweep, console: Console | None = None) -> None:
+    """Print each figure with its range, and the widest swings."""
+    out = console or wide_console()
+    if results.partial is not None:
+        out.print(f"[bold]Partial results:[/] {results.partial}\n")
+    ranges = {(row["figure"], row["of"]): row for row in results.ranges.to_pylist()}
+    if ranges:
+        table = _table("While rows that nobody has published are swept", ("figure", "of"),
+                       ("as it is", "least", "most", "rows", "without"))  # fmt: skip
+        for (figure, of), row in sorted(ranges.items(), key=lambda item: (list(FIGURES).index(item[0][0]), item[0][1])):
+            values = (_figure(row[column], row["unit"]) for column in ("as_is", "low", "high"))
+            table.add_row(figure, of, *values, str(row["rows"]), str(row["none_at"] or "-"))
+        out.print(table)
+        out.print()
+    swings = sorted(
+        results.swings.to_pylist(), key=lambda row: -relative_swing(row, ranges[row["figure"], row["of"]]["as_is"])
+    )
+    if swings:
+        shown = swings[:_MOST_SWINGS]
+        title = f"Widest swings: {len(shown)} of {len(swings)}"
+        table = _table(title, ("row", "figure", "of"), ("row from", "to", "figure from", "to"))
+        for row in shown:
+            ends = (_figure(row[column], row["unit"]) for column in ("at_low", "at_high"))
+            table.add_row(row["row"], row["figure"], row["of"], f"{row['row_low']:g}", f"{row['row_high']:g}", *ends)
+        out.print(table)
+        out.print()
+    if results.failures:
+        out.print(f"Runs without a result: {len(results.failures):,}", highlight=False)
+        out.print(_failures(results))
+        out.print()
+    plan = results.plan
+    out.print(
+        f"rows swept {len(plan.axes):,}, seeds {len(plan.seeds):,}, runs {results.runs.num_rows:,}; "
+        "without: ends at which a figure has no value",
+        highlight=False,
+    )
+
+
+def print_rows_as_json(table: pa.Table) -> None:
+    """Print a table as JSON, one object a row."""
+    for row in table.to_pylist():
         sys.stdout.write(json.dumps(row) + "\n")
     sys.stdout.flush()
 
@@ -65,7 +106,7 @@ def _means(results: SweepResults, rows: Sequence[Row]) -> Table:
     return table
 
 
-def _failures(results: SweepResults) -> Table:
+def _failures(results: SweepResults | UnpublishedSweep) -> Table:
     table = _table("", ("run", "reason"), ())
     for run, reason in list(results.failures.items())[:_MOST_FAILURES]:
         table.add_row(run.described(results.plan.axes), reason)
@@ -89,7 +130,9 @@ def _half_width(row: Row) -> str:
     return f"{row['half_width']:.2g}" if row["unit"] == "x" else _figure(row["half_width"], row["unit"])
 
 
-def _figure(value: float, unit: str) -> str:
+def _figure(value: float | None, unit: str) -> str:
+    if value is None:
+        return "-"
     if unit == "ns":
         return DURATION.about(value)
     if unit == "byte":

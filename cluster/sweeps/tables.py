@@ -131,4 +131,4 @@ def shown_value(axis: Axis, value: Scalar) -> Scalar:
 
 
 def _settings(point: Point, axes: Sequence[Axis]) -> dict[str, Scalar]:
-    return {axis.path: shown_value(axis, value) for axis, value in zip(axes, point.values, strict=True)}
+    return {axis.path: shown_value(axis, value) for axis, value in point.settings(axes)}

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from cluster.cli import main
 from node import operations as op
 from node.cost_table import load_cost_table
+from node.cpu_model import VCPU_MODEL
 from node.firmware_image import read_firmware_image
 from node.generation import Generation
 from node.guest import GuestSpec
 from node.host import Host, HostSpec
-from node.hypervisor import VCPU_MODEL
 from node.laboratory_firmware import LABORATORY_IMAGE_BYTES, SECTIONS, build_image
 from node.ovmf import SectionType
 from node.product import PRODUCTS

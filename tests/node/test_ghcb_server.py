@@ -8,11 +8,12 @@ from toy_guests import COSTS, SECOND, make_host, run, script, spa, start
 from node import ghcb_msr as msr
 from node import operations as op
 from node.ap_wake import JUMP_TABLE_GPA
+from node.cpu_features import features_of
+from node.cpu_model import VCPU_MODEL
 from node.cpuid_page import cpuid_entries
 from node.generation import Generation
 from node.ghcb_page import SHARED_BUFFER, BadInput, GhcbReply, GhcbUntrusted, build_exit, parse_reply
 from node.guest import GuestState
-from node.hypervisor import VCPU_MODEL
 from node.nae_event import EVENTS, NaeEvent
 from node.operations import Sleep
 from node.page_state_list import GENERIC_FAILURE, INVALID_ENTRY, INVALID_HEADER, PageStateEntry, build_list
@@ -144,8 +145,11 @@ def test_guests_without_an_rmp_change_no_page():
 
 def test_cpuid_through_the_page(either):
     signature, milan = vcpu_model(VCPU_MODEL).cpuid_signature, PRODUCTS["Milan"]
-    for entry in cpuid_entries(signature, either.guest.spec.generation, milan.c_bit, milan.reduced_bits):
-        reply = parse_reply(either.ask(NaeEvent.CPUID, RAX=entry.eax_in, RCX=0), EVENTS[NaeEvent.CPUID].outputs)
+    generation, features = either.guest.spec.generation, features_of("Milan")
+    for entry in cpuid_entries(signature, generation, milan.c_bit, milan.reduced_bits, features):
+        state = {"XCR0": 7, "XSS": 0} if entry.eax_in == 0xD else {}
+        asked = either.ask(NaeEvent.CPUID, RAX=entry.eax_in, RCX=entry.ecx_in, **state)
+        reply = parse_reply(asked, EVENTS[NaeEvent.CPUID].outputs)
         assert reply.registers == {"RAX": entry.eax, "RBX": entry.ebx, "RCX": entry.ecx, "RDX": entry.edx}
 
 

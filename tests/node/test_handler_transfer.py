@@ -20,9 +20,10 @@ from node import operations as op
 from node.agent_messages import Hello
 from node.generation import Generation
 from node.guest import GuestState
-from node.handler_transfer import handler_greets
+from node.handler_transfer import export_by_handler, handler_greets, meet_target
 from node.host import Host, HostSpec
 from node.hypervisor_port import LaunchRefused
+from node.migration_handler import STATE_GPA
 from node.migration_refusal import MigrationRefusal
 from node.operations import Shutdown, Sleep
 from node.packing import packed
@@ -150,6 +151,28 @@ def test_identity_moves_and_no_key_does(on_its_way):
     assert (report.measurement, report.report_id) == (before.digest, before.report_id)
 
 
+@pytest.mark.parametrize("then", ["is handed over", "is called off", "comes spoilt"])
+def test_when_a_move_is_over_its_handlers_keep_nothing_that_opens_what_was_sealed(on_its_way, then):
+    """Nor lies any of it in the rest of their pages."""
+    here, there = on_its_way
+    (key, *_), (peers, *_) = (
+        msgpack.unpackb(page[2 : 2 + int.from_bytes(page[:2], "little")])
+        for page in (look_at_svsm(here, STATE_GPA), look_at_svsm(there, STATE_GPA))
+    )
+    assert len({key, peers}) == 2
+    assert (len(key), len(peers)) == (32, 32)
+    if then == "is called off":
+        here.departures.cancel("vm")
+        run(here, here.now_ns + SECOND // 1000)
+    else:
+        what = stopped(here, "vm")
+        spoilt = {} if then == "is handed over" else SPOILT["a page"](what.state)
+        wrong = laid(there, "vm", what, dataclasses.replace(what.state, **spoilt))
+        assert (wrong is not None) is (then == "comes spoilt")
+        assert peers[-8:] not in look_at_svsm(there, STATE_GPA)
+    assert key[-8:] not in look_at_svsm(here, STATE_GPA)
+
+
 def look_at_svsm(host, gpa):
     """A page of the SVSM's, as it sees it."""
     area = host.hypervisor.launched("vm").save_areas[0]
@@ -196,6 +219,25 @@ def test_what_a_guest_measured_before_it_moved_is_in_its_vtpm_after():
     for _ in range(EXTENDS):
         expected = hashlib.sha256(expected + DIGEST).digest()
     assert look(there, there.guests["vm"], PAGES[1], 32) == expected
+
+
+@pytest.mark.parametrize("halfway", ["not started", "at VMPL0", "in reset"])
+def test_a_guest_with_a_vcpu_on_its_way_into_its_kernel_is_not_handed_over(on_its_way, expected, halfway):
+    here, _ = on_its_way
+    record = here.hypervisor.launched("vm")
+    started = (True, halfway != "not started")
+    with pytest.MonkeyPatch.context() as patch:
+        if halfway == "at VMPL0":
+            patch.setitem(record.vmpls.running, 1, 0)
+        elif halfway == "in reset":
+            patch.setitem(record.starts.holds, 1, (0, None))
+        with pytest.raises(LaunchRefused, match=MigrationRefusal.VCPU_IN_RESET):
+            here.tasks.at_once(export_by_handler(here.hypervisor, record, "vm", started, ()))
+        if halfway == "in reset":
+            with pytest.raises(LaunchRefused, match=MigrationRefusal.VCPU_IN_RESET):
+                here.tasks.at_once(meet_target(here.hypervisor, record, "vm", b""))
+    here.departures.cancel("vm")
+    ends_well(here, expected)
 
 
 @pytest.mark.parametrize("was_stopped", [False, True])

@@ -7,11 +7,12 @@ from sevsnpmeasure import guest as reference
 from toy_guests import COSTS, GENERATIONS, IMAGE, MIB, SECOND, guest_spec, make_host, run, start
 
 from node import operations as op
+from node.cpu_model import VCPU_MODEL
 from node.firmware_image import find_firmware_image, firmware_image
 from node.generation import Generation
 from node.guest import GuestState
 from node.host import Host
-from node.hypervisor import COMMANDS_AT_ONCE, VCPU_MODEL
+from node.hypervisor import COMMANDS_AT_ONCE
 from node.vcpu_model import vcpu_model
 from psp.commands import LegacyCommand, SnpCommand
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from cached_boards import base, by_guest, by_host
 from overheard_hypervisors import overheard
 from test_departures_and_arrivals import UNITS, leftovers, place, stopped, until
 from toy_guests import (
@@ -26,6 +27,7 @@ from node.guest import GuestState
 from node.host import Host, HostSpec
 from node.migration_frames import frames_of, page_digests
 from node.migration_refusal import MigrationRefusal
+from node.platform import Platform
 from node.product import PRODUCTS
 from psp.commands import LegacyCommand
 from psp.legacy_guest import LegacyGuestState
@@ -307,6 +309,47 @@ def test_a_guest_that_has_not_said_what_it_shares_is_refused():
     platform = certificates(there, guest.spec)
     here.departures.begin("vm", lambda _: None)  # Its kernel has not run yet.
     assert sealed(here, "vm", platform)[0] == MigrationRefusal.SHARED_PAGES_UNKNOWN
+
+
+# Caches that share no domain: Naples and Rome.
+
+CACHED = Platform(caches=True)
+STALE, NEW = b"what memory has " * 4, b"what the line is" * 4
+
+
+def on_its_way(product):
+    """A guest of hosts with caches, whose firmwares have agreed; its GPA."""
+    here, there = (make_host(product=product, name=name, platform=CACHED) for name in ("here", "there"))
+    guest = start(here, "vm", SEV, "ledger", units=UNITS)
+    run(here, 2_000_000)
+    agree(here, there, "vm")
+    return here, there, guest, base(guest) + (1 << 20)
+
+
+@pytest.mark.parametrize("product", ["Rome", "Milan"])
+def test_what_a_guest_wrote_last_travels_though_it_lies_in_a_cache(product):
+    here, there, guest, gpa = on_its_way(product)
+    by_guest(here, guest, op.Write(gpa, STALE))
+    by_host(here, op.Wbinvd())
+    by_guest(here, guest, op.Write(gpa, NEW))
+    flushed = here.board.bus.wbinvds
+    assert laid(there, "vm", stopped(here, "vm")) is None
+    assert here.board.bus.wbinvds - flushed == (not PRODUCTS[product].coherent_across_keys)
+    assert look(there, there.guests["vm"], gpa, len(NEW)) == NEW
+
+
+@pytest.mark.parametrize("product", ["Rome", "Milan"])
+def test_lines_that_a_host_has_of_a_guest_s_frames_land_on_no_page_that_came(product):
+    here, there, guest, gpa = on_its_way(product)
+    by_guest(here, guest, op.Write(gpa, NEW))
+    what = stopped(here, "vm")
+    (spa,) = there.hypervisor.launched("vm").spas_of([gpa])
+    by_host(there, op.HostWrite(spa, STALE))
+    flushed = there.board.bus.wbinvds
+    assert laid(there, "vm", what) is None
+    assert there.board.bus.wbinvds - flushed == (not PRODUCTS[product].coherent_across_keys)
+    there.board.caches.cache.flush_all()
+    assert look(there, there.guests["vm"], gpa, len(NEW)) == NEW
 
 
 def test_after_the_source_has_let_go_no_command_of_sending_is_answered():

@@ -42,8 +42,11 @@ def host(*, eager=False, **kwargs):
     return made
 
 
-def move(source, target, spec):
-    """What a migration does, in one process; the target's clock goes on to where the source's is."""
+def move(source, target, spec, passing=lambda _step, _host: None):
+    """What a migration does, in one process; the target's clock goes on to where the source's is.
+
+    ``passing`` is called while the time of a step passes.
+    """
     name, told = spec.name, []
     source.clock.env.run(until=max(source.now_ns + 1, target.now_ns))
     assert isinstance(source.departures.begin(name, lambda _: None), tuple)
@@ -51,15 +54,18 @@ def move(source, target, spec):
     target.arrivals.prepare(spec, lambda wrong, _: told.append(wrong))
     until(lambda: told, target)
     source.departures.stop(name, 0, told.append)
+    passing("export", source)
     until(lambda: len(told) > 1, source)
     what = told[1]
     target.clock.env.run(until=max(target.now_ns + 1, source.now_ns))
     frames, digests = Stream(what.state, NO_SESSION), PageDigests(what.state.pages)
     target.arrivals.complete(name, frames, digests, what.books, told.append)
+    passing("fill", target)
     until(lambda: len(told) > 2, target)
     assert told[0] is told[2] is None
     target.arrivals.start(name)
     source.departures.finish(name)
+    passing("depart", source)
     run(source, source.now_ns + SECOND)
     return what
 
@@ -182,6 +188,59 @@ def test_a_whole_move_is_no_look(monkeypatch):
     monkeypatch.setattr(UnlaidVms, "look", lambda self, vm: looks.append(vm) if vm in self.vms else False)
     move(here, there, here.guests["vm"].spec)
     assert looks == []
+
+
+@pytest.mark.parametrize("step", ["export", "fill", "depart"])
+def test_a_step_during_which_somebody_looks_comes_to_the_same(step):
+    ends = []
+    for eager in (False, True):
+        here, there = moved(eager=eager)
+        looked = []
+
+        def look_then(passing, one, looked=looked, lazy=not eager):
+            if passing == step:
+                assert one.board.unlaid.look("vm") is lazy
+                looked.append(one.now_ns)
+
+        move(here, there, here.guests["vm"].spec, look_then)
+        assert len(looked) == 1
+        ends.append((
+            looked, on_board(there), here.now_ns, here.board.dram.resident_bytes,
+            here.hypervisor.frames.used_bytes, here.hypervisor.frames._free, here.log.close(), there.log.close(),
+        ))  # fmt: skip
+    assert ends[0] == ends[1]
+
+
+def test_a_step_makes_no_operations_and_takes_as_many_events(monkeypatch):
+    counts = []
+    for eager in (True, False):
+        here, there = moved(eager=eager)
+        if not eager:
+            monkeypatch.setattr(UnlaidVms, "execute", None)
+        before = here.clock.env._eid, there.clock.env._eid
+        move(here, there, here.guests["vm"].spec)
+        counts.append([next(ids) for ids in before])
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("taken", ["frames", "one page"])
+def test_a_place_that_is_not_there_in_one_piece_is_found_or_refused_as_ever(taken):
+    wrongs = []
+    for eager in (False, True):
+        target = host(eager=eager)
+        frames = target.hypervisor.frames
+        for spa, length in list(frames._free):
+            if taken == "frames":  # All but less than the VM needs.
+                assert frames.allocate(length - (48 << 20), PAGE_BYTES)
+            else:  # Every run ends in the middle of the VM.
+                for at in range(spa + (40 << 20), spa + length - (40 << 20), 40 << 20):
+                    index = next(i for i, (start, size) in enumerate(frames._free) if start <= at < start + size)
+                    frames._cut(index, at, PAGE_BYTES)
+        target.arrivals.prepare(guest_spec("vm", PLAIN, "works"), lambda wrong, _: wrongs.append(wrong))
+        run(target, target.now_ns + SECOND)
+        wrongs.append((frames._free, frames.used_bytes, frames.peak_bytes))
+    assert wrongs[: len(wrongs) // 2] == wrongs[len(wrongs) // 2 :]
+    assert (wrongs[0] is None) == (taken == "one page")
 
 
 def test_it_stands_still_where_it_is_told_to_and_goes_on_with_its_registers():

@@ -7,8 +7,10 @@ from toy_machine import COMMAND_PAGE, GCTX, GUEST_PAGE, PAGE, pre_guest, snp_gue
 
 from psp import command_buffers as buffers
 from psp.commands import SnpCommand
+from psp.cpuid_check import corrected
 from psp.launch_digest import PageType
 from psp.status import Status
+from psp.system_bus import CpuidFacts
 
 C_BIT, REDUCED, WIDTH = 51, 5, 48
 """The toy machine's."""
@@ -66,3 +68,17 @@ def test_entries_behind_the_count_are_nobody_s():
     page = table((0x8000_001F, 0, 0))
     pre_guest(machine, bytes(4) + page[4:])
     assert update(machine, PageType.CPUID) == 0
+
+
+def test_a_guest_is_shown_no_feature_that_the_processor_lacks_and_may_be_shown_fewer():
+    """AVX-512 and INVPCID asked of a processor that has INVPCID alone; index 1 of the function has no rule."""
+    facts = CpuidFacts(C_BIT, REDUCED, WIDTH, ((7, 0, (0xFFFF_FFFF, 0xFFFE_FFFF, 0xFFFF_FFFF, 0xFFFF_FFFF)),))
+
+    def page(index, ebx):
+        entry = struct.pack("<IIQQIIIIQ", 7, index, 0, 0, 1, ebx, 0x11, 0x22, 0)
+        return ((1).to_bytes(4, "little").ljust(16, b"\0") + entry).ljust(PAGE, b"\0")
+
+    avx_512, invpcid = 1 << 16, 1 << 10
+    assert corrected(page(0, avx_512 | invpcid), facts) == page(0, invpcid)
+    assert corrected(page(0, 0), facts) == page(0, 0)
+    assert corrected(page(1, avx_512), facts) == page(1, avx_512)

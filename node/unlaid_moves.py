@@ -1,0 +1,179 @@
+"""Moves of VMs that nobody looks at: what the hypervisor's tasks come to, without their operations.
+
+What ``node.vm_transfer`` has a hypervisor do with a VM without a key is the same each time: frames are taken, bytes are
+stored in them, read, and cleared. Where ``node.unlaid_vms`` only writes that down, a step here does so for the whole of
+a task. It leaves what the task would: the same frames are taken and given back, it takes as long, in as many events,
+and whoever looks finds the operations. Where it cannot, nothing is changed and the task is for its caller to run; if
+somebody looks while a step's time passes, the task itself goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+from node import operations as op
+from node.board import Board
+from node.frame_allocator import OutOfMemory, joined
+from node.guest import Guest
+from node.guest_memory_map import Range
+from node.hypervisor import SPARE_TABLES, Hypervisor
+from node.hypervisor_port import Entered, HypervisorPort, LaunchRefused
+from node.hypervisor_tasks import HypervisorTasks
+from node.launched_vm import LaunchedVm
+from node.machine_spec import MachineSpec
+from node.nested_table_pages import layout_of, table_pages
+from node.operation_cost import HostOperationCost
+from node.unlaid_vms import UnlaidVms
+from node.vm_state import VmState
+from node.vm_transfer import PAUSE, RESUME, STOP, fill_at, take_areas
+from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
+
+Refused = Callable[[LaunchRefused], None]
+
+
+class _Shape(NamedTuple):
+    """How the memory of a VM lies whose parts lie one behind the other: pieces as (GPA, offset, length)."""
+
+    pieces: tuple[tuple[int, int, int], ...]
+    length: int
+    tables_bytes: int
+
+
+@lru_cache(maxsize=256)
+def _shape(ranges: tuple[Range, ...]) -> _Shape | None:
+    """None for what only a ``NestedBuild`` judges, and for what no single row holds."""
+    at, pieces = 0, []
+    for part in ranges:
+        pieces.append((part.gpa, at, part.length))
+        at += part.length
+    if any(offset % LARGE_PAGE_BYTES for _, offset, _ in pieces):
+        return None
+    layout, pages = layout_of(pieces), table_pages(pieces) + SPARE_TABLES
+    if layout is None or pages <= len(layout.tables):
+        return None
+    return _Shape(tuple(pieces), at, pages * PAGE_BYTES)
+
+
+class UnlaidMoves:
+    """Those of one host, whose hypervisor is here."""
+
+    def __init__(
+        self, board: Board, hypervisor: HypervisorPort, tasks: HypervisorTasks, cost: HostOperationCost
+    ) -> None:
+        self._unlaid = board.unlaid
+        # Another kind of hypervisor may do other things than are known here.
+        self._hypervisor = hypervisor if type(hypervisor) is Hypervisor else None
+        self._tasks = tasks
+        self._cost = cost
+        self._stop_ns: dict[int, int] = {}
+        """By the number of vCPUs."""
+        self._resume_ns = round(cost.price_of_work((RESUME,)))
+        self._clear_ns: dict[int, int] = {}
+        """By the length of what is cleared."""
+
+    def _of(self, guest: Guest) -> Hypervisor | None:
+        """The hypervisor, if it has nothing to do for such a VM and nobody has looked at that."""
+        name = guest.spec.name
+        free = self._tasks.is_free(name) and self._unlaid.of(name) is not None
+        return self._hypervisor if free else None
+
+    def receive(self, guest: Guest) -> bool:
+        """As ``receive``: what the VM will need is taken."""
+        hypervisor = self._of(guest)
+        return hypervisor is not None and _take_place(hypervisor, guest.spec.machine, self._unlaid)
+
+    def export(
+        self, guest: Guest, started: tuple[bool, ...], read: Callable[[object], None], refused: Refused
+    ) -> bool:  # fmt: skip
+        """As ``export``: the VM is read."""
+        hypervisor, vm, unlaid, rips = self._of(guest), guest.spec.name, self._unlaid, guest.boot_rips
+        if hypervisor is None or unlaid.pages(vm) is None:
+            return False
+        record = hypervisor.launched(vm)
+        count = len(record.save_areas)
+        spent_ns = self._stop_ns.get(count)
+        if spent_ns is None:
+            spent_ns = self._stop_ns[count] = round(self._cost.price_of_work((STOP, *[PAUSE] * count)))
+
+        def state() -> VmState | None:
+            pages = unlaid.pages(vm)
+            if pages is None:
+                return None
+            areas = tuple([unlaid.save_area(vm, vcpu) for vcpu in range(count)])
+            return VmState(vm, areas, started, record.launched_gpas, rips, pages, ())
+
+        self._tasks.spend(guest, spent_ns, state, read, refused, lambda: hypervisor.export(vm, started, rips))
+        return True
+
+    def fill(self, guest: Guest, state: VmState, laid: Callable[[object], None], refused: Refused) -> bool:
+        """As ``fill``: the VM is laid down, and its pages are read back."""
+        hypervisor, spec, unlaid = self._of(guest), guest.spec.machine, self._unlaid
+        if hypervisor is None or state.blocks or not state.save_areas:
+            return False
+        record = hypervisor.launched(spec.name)
+        if record.save_areas:
+            return False
+        areas = take_areas(hypervisor, record, state)
+
+        def back() -> tuple[Entered, bytes] | None:
+            octets = unlaid.fill(spec.name, state.pages, areas)
+            return None if octets is None else (record.entered(), octets)
+
+        self._tasks.spend(
+            guest, self._resume_ns, back, laid, refused, lambda: fill_at(hypervisor, spec, state, areas)
+        )
+        return True
+
+    def depart(self, guest: Guest) -> bool:
+        """As ``depart``: everything that the VM had is given back."""
+        hypervisor, vm, unlaid = self._of(guest), guest.spec.name, self._unlaid
+        if hypervisor is None:
+            return False
+        record = hypervisor.launched(vm)
+        (_, length), *more = joined(record.frames)
+        if more or record.functions:
+            return False
+        spent_ns = self._clear_ns.get(length)
+        if spent_ns is None:
+            spent_ns = self._clear_ns[length] = round(self._cost.price((op.HostClear(0, length),)))
+
+        def cleared() -> bool | None:
+            if not unlaid.leave(vm, record.small):
+                return None
+            pieces = joined(record.frames + [(spa, PAGE_BYTES) for spa in record.small])
+            hypervisor.release(vm, record, list(pieces))
+            return True
+
+        self._tasks.spend(guest, spent_ns, cleared, lambda _: None, None, lambda: hypervisor.depart(vm))
+        return True
+
+
+def _take_place(self: Hypervisor, spec: MachineSpec, unlaid: UnlaidVms) -> bool:
+    vm, frames = spec.name, self.frames
+    if vm in self._vms:
+        return False
+    record = LaunchedVm(spec.generation, self._images[spec.firmware])
+    shape = _shape((*spec.memory.ram, record.flash))
+    if shape is None:
+        return False
+    start = frames.allocate_run(shape.length, LARGE_PAGE_BYTES)
+    if start is None:
+        return False
+    taken = [(start, shape.length)]
+    try:
+        taken += frames.allocate(PAGE_BYTES, PAGE_BYTES)
+        taken += frames.allocate_last(shape.tables_bytes, PAGE_BYTES)
+    except OutOfMemory:
+        frames.release(taken)
+        return False
+    _, (small, _), *tables = taken
+    maps = tuple([(gpa, start + offset, length) for gpa, offset, length in shape.pieces])
+    if len(tables) > 1 or not unlaid.build(vm, tables[0], (start, shape.length), maps):
+        frames.release(taken)
+        return False
+    record.small.append(small)
+    record.ram, record.tables = list(maps), tables
+    self._vms[vm] = record
+    return True

@@ -1,0 +1,134 @@
+"""A machine goes to processors that have what it was shown, and to no others: it is told so before its first byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import Scenario, run
+from cluster.bench.faults import small_firmware
+from cluster.placement import FirstFit, HostAccount
+from cluster.results import Results
+from cluster.scenario import ScenarioError
+from node.generation import Generation
+from node.guest import GuestSpec
+from node.migration_refusal import MigrationRefusal
+from node.product import PRODUCTS
+from node.program import ProgramSpec
+from node.vmsa import SevFeature
+
+UPWARDS = ("Naples", "Rome", "Milan", "Genoa", "Turin")
+HOSTS = [{"name": product.lower(), "product": product, "memory": "2 GiB"} for product in UPWARDS]
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_firmware(tmp_path_factory.mktemp("firmware"))
+
+
+def scenario(image: Path, moves: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    machine = {"name": "vm", "generation": "PLAIN", "memory": "64 MiB", "workload": "idle", "start": "running",
+               "firmware": str(image)}  # fmt: skip
+    return {
+        "schema": 1, "name": "models", "duration": "20 s", "hosts": HOSTS,
+        "vms": [machine | changes], "migrations": [{"vm": "vm", "pause": "1 s"} | one for one in moves],
+    }  # fmt: skip
+
+
+def moved(image: Path, *route: str, **changes: Any) -> Results:
+    moves = [{"at": f"{2 * number + 1} s", "to": to} for number, to in enumerate(route[1:])]
+    return run(Scenario.parse(scenario(image, moves, host=route[0], **changes)), layout="inline")
+
+
+def reasons(results: Results) -> list[str | None]:
+    return [row["reason"] for row in results.migrations.to_pylist()]
+
+
+def test_upwards_it_goes_through_all_products_and_back_to_where_it_was_launched(image: Path) -> None:
+    results = moved(image, *[product.lower() for product in UPWARDS], "naples", "turin", "rome")
+    assert reasons(results) == [None] * 7
+    (row,) = results.vms.to_pylist()
+    assert (row["host"], row["state"]) == ("rome", "running")
+
+
+@pytest.mark.parametrize(("source", "target"), [("rome", "naples"), ("milan", "rome"), ("genoa", "milan"),
+                                                ("turin", "genoa"), ("turin", "naples")])  # fmt: skip
+@pytest.mark.parametrize("generation", ["PLAIN", "SME"])
+def test_downwards_it_is_refused_before_anything_is_sent(
+    image: Path, source: str, target: str, generation: str
+) -> None:
+    changes = {"generation": generation}
+    body = scenario(image, [{"at": "1 s", "to": target}], host=source, **changes)
+    body["hosts"] = [host | {"mode": "sme"} for host in HOSTS] if generation == "SME" else HOSTS
+    results = run(Scenario.parse(body), layout="inline")
+    (row,) = results.migrations.to_pylist()
+    assert (row["outcome"], row["reason"], row["bytes"]) == ("refused", "CPU_FEATURES", 0)
+    (vm,) = results.vms.to_pylist()
+    assert (vm["host"], vm["state"]) == (source, "running")
+
+
+def test_having_been_up_shows_it_no_more_than_before(image: Path) -> None:
+    """From Milan to Genoa and back it may go, but to Rome not from either."""
+    results = moved(image, "milan", "genoa", "rome", "milan", "rome")
+    assert reasons(results) == [None, "CPU_FEATURES", None, "CPU_FEATURES"]
+
+
+def test_one_that_is_shown_an_older_model_goes_wherever_that_is_had(image: Path) -> None:
+    results = moved(image, "turin", "rome", "genoa", "naples", "milan", cpu_model="EPYC-Rome")
+    assert reasons(results) == [None, None, "CPU_FEATURES", None]
+
+
+def test_where_no_target_is_named_only_hosts_that_have_it_are_asked(image: Path) -> None:
+    def destination(start: str, **changes: Any) -> tuple[object, object]:
+        results = run(Scenario.parse(scenario(image, [{"at": "1 s"}], host=start, **changes)), layout="inline")
+        (row,) = results.migrations.to_pylist()
+        return row["destination"], row["reason"]
+
+    assert destination("milan") == ("genoa", None)
+    assert destination("turin") == (None, "CPU_FEATURES")
+    assert destination("turin", cpu_model="EPYC") == ("naples", None)
+
+
+def test_a_model_that_no_host_can_show_is_refused_with_the_scenario(image: Path) -> None:
+    Scenario.parse(scenario(image, [], host="genoa", cpu_model="EPYC-Genoa"))
+    with pytest.raises(ScenarioError, match=r"cpu_model.*milan \(Milan\).*EPYC-Genoa"):
+        Scenario.parse(scenario(image, [], host="milan", cpu_model="EPYC-Genoa"))
+    with pytest.raises(ScenarioError, match="cpu_model"):
+        Scenario.parse(scenario(image, [], cpu_model="EPYC-v4"))
+
+
+def test_a_model_chooses_the_host_too(image: Path) -> None:
+    results = run(Scenario.parse(scenario(image, [], cpu_model="EPYC-Genoa", start="launch")), layout="inline")
+    assert [row["host"] for row in results.vms.to_pylist()] == ["genoa"]
+
+
+def account(product: str, **changes: Any) -> HostAccount:
+    kinds = frozenset({Generation.PLAIN, Generation.SEV, Generation.SEV_SNP})
+    return HostAccount(product, kinds, 1 << 40, 64.0, {}, has_agent=True, product=PRODUCTS[product], **changes)
+
+
+@pytest.mark.parametrize(
+    ("guest", "source", "target", "refusal"),
+    [
+        ({"generation": Generation.SEV}, "Genoa", "Milan", MigrationRefusal.OTHER_PRODUCT_LINE),
+        ({"generation": Generation.SEV}, "Genoa", "Siena", None),
+        ({"generation": Generation.PLAIN}, "Genoa", "Siena", None),
+        ({"generation": Generation.SEV_SNP, "migration_agent": True, "sev_features": SevFeature.SMT_PROTECTION},
+         "Genoa", "Siena", None),
+        ({"generation": Generation.SEV_SNP, "migration_agent": True, "sev_features": SevFeature.SMT_PROTECTION},
+         "Genoa", "Milan", MigrationRefusal.OTHER_PRODUCT_LINE),
+        ({"generation": Generation.PLAIN, "sev_features": SevFeature.SMT_PROTECTION},
+         "Genoa", "Milan", MigrationRefusal.SEV_FEATURES),
+    ],
+)  # fmt: skip
+def test_the_line_is_named_before_features(
+    guest: dict[str, Any], source: str, target: str, refusal: MigrationRefusal | None
+) -> None:
+    values = {"name": "vm", "vcpus": 1, "memory_bytes": 1 << 30, "program": ProgramSpec("idle"), "seed": 1}
+    fit = FirstFit((account(source), account(target)))
+    assert fit.place(GuestSpec(**(values | guest)), source) == source
+    kept = fit.keep("vm", target, frozenset({source}))
+    assert (kept == target) == (refusal is None)
+    assert fit.misfit("vm", target) is refusal
