@@ -150,6 +150,7 @@ def _control_plane(scenario: Scenario, arriving: tuple[Order, ...], placement: F
         zero_scan_bytes_per_s=costs["migration.zero_scan_bytes_per_s"],
         recover_after_ns=moving.recover_after,
         let_go_within_ns=moving.let_go_within,
+        dirty_fault_ns=costs["migration.dirty_fault_ns"],
         handler_bytes_per_s=costs["migration.handler_bytes_per_s"],
         handler_believes_log=moving.handler_believes_log,
     )
