@@ -397,6 +397,20 @@ def test_a_guest_that_is_slowed_down_converges_and_has_its_pace_back_afterwards(
         assert there["instructions"] < free["instructions"]
 
 
+@pytest.mark.parametrize("slow", [{"dirty_limit": "200 Mb/s"}, {"mode": "post-copy"}])
+def test_time_for_which_a_guest_stands_still_while_it_moves_is_in_its_books(slow: dict[str, Any]) -> None:
+    table = group("vm", workload="random-access", memory="512 MiB")
+    _, rows = play(
+        scenario(vms=[table], migrations=[move()], migration=slow, fabric={"link": "1 Gb/s"}, duration="20 s")
+    )
+    assert outcomes(rows) == [("completed", None)]
+    times = {one["mechanism"]: one["time_ns"] for one in rows["vm_time"]}
+    assert sum(times.values()) == pytest.approx(vm_row(rows)["active_ns"], rel=1e-6)
+    assert times["migration"] > 10e6
+    _, alone = play(scenario(vms=[table], duration="20 s"))
+    assert {one["mechanism"]: one["time_ns"] for one in alone["vm_time"]}["migration"] == 0
+
+
 QUICK = {"psp.send_update_ns_per_kib": 10240, "psp.receive_update_ns_per_kib": 10240}
 """A hundred MB/s."""
 
