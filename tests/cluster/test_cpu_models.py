@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_live_migration import Carried, play
 
 from cluster import Scenario, run
 from cluster.bench.faults import small_firmware
+from cluster.inline_layout import InlineLayout
 from cluster.placement import FirstFit, HostAccount
 from cluster.results import Results
 from cluster.scenario import ScenarioError
@@ -73,6 +75,15 @@ def test_having_been_up_shows_it_no_more_than_before(image: Path) -> None:
     """From Milan to Genoa and back it may go, but to Rome not from either."""
     results = moved(image, "milan", "genoa", "rome", "milan", "rome")
     assert reasons(results) == [None, "CPU_FEATURES", None, "CPU_FEATURES"]
+
+
+def test_what_it_was_shown_goes_along_between_processes(image: Path) -> None:
+    moves = [{"at": f"{2 * number + 1} s", "to": to} for number, to in enumerate(("genoa", "rome", "milan", "rome"))]
+    here, carried = (
+        play(scenario(image, moves, host="milan"), layout=layout)[1] for layout in (InlineLayout(), Carried())
+    )
+    assert here == carried
+    assert [row["reason"] for row in here["migrations"]] == [None, "CPU_FEATURES", None, "CPU_FEATURES"]
 
 
 def test_one_that_is_shown_an_older_model_goes_wherever_that_is_had(image: Path) -> None:

@@ -3,14 +3,16 @@
 from dataclasses import replace
 
 import pytest
+from overheard_hypervisors import overheard
 from sevsnpmeasure import guest as reference
 from sevsnpmeasure.vcpu_types import CPU_SIGS
-from toy_guests import IMAGE, SECOND, guest_spec, make_host, run, script
+from toy_guests import COSTS, IMAGE, SECOND, guest_spec, make_host, rest, run, script
 
 from node.cpu_features import CpuidSwitches
 from node.cpu_model import CPU_MODELS, VCPU_MODEL, features_shown, lacking
 from node.generation import Generation
 from node.guest import GuestState
+from node.host import Host, HostSpec
 from node.operations import Cpuid, Sleep
 from node.product import PRODUCTS
 from node.vcpu_model import vcpu_model
@@ -52,6 +54,21 @@ def asked(product, generation, **shown):
 )
 def test_a_guest_finds_the_features_and_the_signature_of_what_it_is_shown(product, shown, features, generation):
     assert asked(product, generation, **shown) == (SIGNATURES[shown.get("cpu_model", "")], features)
+
+
+def test_a_hypervisor_in_a_process_of_its_own_shows_the_same():
+    _, remote = overheard(IMAGE)
+    spec = HostSpec("far", PRODUCTS["Genoa"], 4 << 30, 100, 7, 60 * SECOND)
+    host = Host(spec, {"rest": script(rest)}, {"auto": IMAGE}, COSTS, hypervisor=remote)
+    wanted = replace(guest_spec("vm", SNP), cpu_model="EPYC-Milan")
+    host.launch(wanted, lambda _: None, running=True)
+    here = make_host(product="Genoa")
+    here.launch(wanted, lambda _: None, running=True)
+    assert host.guests["vm"].launch_digest == here.guests["vm"].launch_digest != ""
+    told = []
+    host.launch(replace(guest_spec("other", SNP), cpu_model="EPYC-Turin"), told.append)
+    run(host)
+    assert [(guest.state, "Genoa has no avx-vnni" in guest.reason) for guest in told] == [(GuestState.REFUSED, True)]
 
 
 @pytest.mark.parametrize("shown", [{"cpu_model": "EPYC-Genoa"}, {"launched_on": "Turin"}])
