@@ -117,7 +117,8 @@ def test_a_model_chooses_the_host_too(image: Path) -> None:
 
 def account(product: str, **changes: Any) -> HostAccount:
     kinds = frozenset({Generation.PLAIN, Generation.SEV, Generation.SEV_SNP})
-    return HostAccount(product, kinds, 1 << 40, 64.0, {}, has_agent=True, product=PRODUCTS[product], **changes)
+    values: dict[str, Any] = {"free_bytes": 1 << 40, "free_vcpus": 64.0, "free_asids": {}} | changes
+    return HostAccount(product, kinds, has_agent=True, product=PRODUCTS[product], **values)
 
 
 @pytest.mark.parametrize(
@@ -143,3 +144,12 @@ def test_the_line_is_named_before_features(
     kept = fit.keep("vm", target, frozenset({source}))
     assert (kept == target) == (refusal is None)
     assert fit.misfit("vm", target) is refusal
+
+
+def test_where_one_host_would_do_but_is_full_it_is_room_that_is_wanting() -> None:
+    fit = FirstFit((account("Milan"), account("Rome"), account("Genoa", free_vcpus=0.0)))
+    assert fit.place(GuestSpec("vm", Generation.PLAIN, 1, 1 << 30, ProgramSpec("idle"), 1), "Milan") == "Milan"
+    assert fit.keep("vm", None, frozenset({"Milan"})) is None
+    assert fit.misfit("vm", None) is None
+    assert fit.misfit("vm", "Genoa") is None
+    assert fit.misfit("vm", "Rome") is MigrationRefusal.CPU_FEATURES

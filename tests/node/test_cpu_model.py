@@ -10,6 +10,7 @@ from toy_guests import COSTS, IMAGE, SECOND, guest_spec, make_host, rest, run, s
 
 from node.cpu_features import CpuidSwitches
 from node.cpu_model import CPU_MODELS, VCPU_MODEL, features_shown, lacking
+from node.cpuid_page import CpuidEntry
 from node.generation import Generation
 from node.guest import GuestState
 from node.host import Host, HostSpec
@@ -87,6 +88,20 @@ def test_a_host_that_lacks_it_refuses_with_everything_given_back(shown):
     assert "Milan has no" in wrong[0]
     assert "other" not in host.guests
     assert host.hypervisor.frames.used_bytes == before
+
+
+@pytest.mark.parametrize(("ebx", "state"), [(INVPCID, GuestState.RUNNING), (AVX_512F, GuestState.REFUSED)])
+def test_firmware_launches_no_guest_that_would_be_shown_more_than_the_processor_has(ebx, state):
+    """A Milan's hypervisor gives a CPUID page of its own making; it has INVPCID and no AVX-512."""
+    host, told = make_host(), []
+    before = host.hypervisor.frames.used_bytes
+    host.hypervisor._ghcb.leaves[SNP] = (CpuidEntry(7, ebx=ebx),)
+    host.launch(guest_spec("vm", SNP), told.append)
+    run(host)
+    assert [guest.state for guest in told] == [state]
+    refused = state is GuestState.REFUSED
+    assert ("SNP_LAUNCH_UPDATE: INVALID_PARAM" in told[0].reason) is refused
+    assert (host.hypervisor.frames.used_bytes == before) is refused  # Also of the pages that went in with that one.
 
 
 def test_what_a_host_s_software_hides_a_guest_of_another_cannot_be_shown_there():
