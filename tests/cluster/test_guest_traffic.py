@@ -166,6 +166,7 @@ def test_a_card_that_has_left_a_host_before_that_crashed_sends_on() -> None:
     traffic.take("b", *burst("second", "third", 10**6), now_ns=0)
     traffic.take("a", *burst("second", "third", 10**6), now_ns=1)  # Its machine is there by now.
     traffic.crash("b", 10**5, heard_ns=10**5)
+    assert list(traffic._frames.values()) == [1]
     ends_ns = fabric.next_event_ns
     assert ends_ns == pytest.approx(1.1e6, rel=0.001)
     (name,) = fabric.advance(ends_ns)
