@@ -76,8 +76,7 @@ class UnlaidMoves:
     def _of(self, guest: Guest) -> Hypervisor | None:
         """The hypervisor, if it has nothing to do for such a VM and nobody has looked at that."""
         name = guest.spec.name
-        free = self._tasks.is_free(name) and self._unlaid.of(name) is not None
-        return self._hypervisor if free else None
+        return self._hypervisor if name in self._unlaid.vms and self._tasks.is_free(name) else None
 
     def receive(self, guest: Guest) -> bool:
         """As ``receive``: what the VM will need is taken."""
