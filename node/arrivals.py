@@ -196,9 +196,13 @@ class Arrivals:
 
     def settled(self, name: str, trusted: int) -> None:
         """A guest says so. Does nothing for one of which nobody wants to know."""
-        told = self.settling.pop(name, None)
-        if told is not None:
-            self._host.clock.after(0, lambda: told(trusted))
+        if name in self.settling:
+            # Until it is told, it is known that something may be.
+            self._host.clock.after(0, lambda: self._tell_settled(name, trusted))
+
+    def _tell_settled(self, name: str, trusted: int) -> None:
+        if self._says_something_of(name):
+            self.settling.pop(name)(trusted)
 
     def settled_elsewhere(self, name: str) -> None:
         """A VM moves on before it has: nobody wants to know any more."""
@@ -206,8 +210,12 @@ class Arrivals:
 
     def says_something(self) -> bool:
         """Whether something may be said of any VM's devices at any time."""
-        guests = self._host.guests
-        return any(name in guests and guests[name].state in _LIVES for name in self.settling)
+        return any(map(self._says_something_of, self.settling))
+
+    def _says_something_of(self, name: str) -> bool:
+        """Whether it may be of this one's."""
+        guest = self._host.guests.get(name)
+        return name in self.settling and guest is not None and guest.state in _LIVES
 
     def slow(self, name: str, standing_still: float) -> None:
         """Have the vCPUs of one that has come stand still for a share of their time, 0 for none: they await pages."""
