@@ -73,6 +73,8 @@ class GuestTraffic:
     _waiting: dict[bytes, deque[_Burst]] = field(default_factory=dict)
     """By sending card; the first of each is on its way."""
     _frames: dict[bytes, int] = field(default_factory=dict)
+    _off_ns: dict[str, int] = field(default_factory=dict)
+    """Until when each host that crashed may still speak: it has not heard so yet."""
     _owners: Mapping[bytes, str] | None = None
 
     def take(self, source: str, target: bytes, frames: tuple[bytes, ...], now_ns: int) -> None:
@@ -85,7 +87,8 @@ class GuestTraffic:
         pair.bytes += sum(map(len, frames))
         card = frames[0][MAC_BYTES : 2 * MAC_BYTES]
         waiting = self._frames.get(card, 0)
-        if destination is None or destination == source or waiting + len(frames) > MOST_WAITING_FRAMES:
+        unsent = bool(self._off_ns) and now_ns <= self._off_ns.get(source, -1)
+        if unsent or destination is None or destination == source or waiting + len(frames) > MOST_WAITING_FRAMES:
             pair.lost += len(frames)
             return
         queue = self._waiting.setdefault(card, deque())
@@ -93,6 +96,27 @@ class GuestTraffic:
         self._frames[card] = waiting + len(frames)
         if len(queue) == 1:
             self._start(card, now_ns)
+
+    def crash(self, host: str, now_ns: int, heard_ns: int) -> None:
+        """A host crashes: what its cards have not sent is lost, also what they would send until it hears of it."""
+        self._off_ns[host] = heard_ns
+        for card, queue in list(self._waiting.items()):
+            left = deque([burst for burst in queue if burst.source != host])
+            if len(left) == len(queue):
+                continue
+            is_first = queue[0].source == host
+            if is_first:
+                self.fabric.cancel(f"{CARD}{card.hex()}", now_ns)
+            for burst in queue:
+                if burst.source == host:
+                    self.pairs[burst.source, burst.destination].lost += len(burst.frames)
+                    self._frames[card] -= len(burst.frames)
+            if not left:
+                del self._waiting[card], self._frames[card]
+                continue
+            self._waiting[card] = left
+            if is_first:
+                self._start(card, now_ns)
 
     def flow_ended(self, name: str, now_ns: int) -> None:
         """The last byte of a burst has left; the card's next one begins."""

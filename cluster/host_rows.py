@@ -6,6 +6,7 @@ import hashlib
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from node.event_log import BucketDigest
 from node.guest import GuestState
 from node.host import Host
 from psp.commands import command_name
@@ -85,16 +86,18 @@ def host_rows(host: Host, events: int, end_ns: int) -> Rows:
         ],
         "firmware": _firmware_rows(host),
         "neighbours": _neighbour_rows(host),
-        "digests": [
-            {
-                "entity": bucket.entity,
-                "bucket": bucket.bucket,
-                "start_ns": bucket.bucket * spec.bucket_ns,
-                "records": bucket.records,
-                "digest": bucket.digest,
-            }
-            for bucket in host.log.close()
-        ],
+        "digests": [digest_row(bucket, spec.bucket_ns) for bucket in host.log.close()],
+    }
+
+
+def digest_row(bucket: BucketDigest, bucket_ns: int) -> dict[str, object]:
+    """A row of the table ``digests``."""
+    return {
+        "entity": bucket.entity,
+        "bucket": bucket.bucket,
+        "start_ns": bucket.bucket * bucket_ns,
+        "records": bucket.records,
+        "digest": bucket.digest,
     }
 
 

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.broken_links import give_up
+from cluster.auto_converge import slow_down
+from cluster.broken_links import break_off, end_flow, give_up
 from cluster.commit_record import CommitRecord
 from cluster.fabric import Fabric
 from cluster.hand_over import AFTER_RESTART, AUTHORITY, FINAL, REPEATS, Command, Event, Phase, Report
@@ -134,9 +135,10 @@ class LiveMigrations:
     def next_event_ns(self) -> int:
         """When a flow ends, shares change, a round begins, or something is said again."""
         following_ns = self.fabric.next_event_ns
-        for queue in (self._rounds, self._again, self._deadlines, self.goes_on):
-            if queue and queue[0][0] < following_ns:
-                following_ns = queue[0][0]
+        if self._rounds or self._again or self._deadlines or self.goes_on:
+            for queue in (self._rounds, self._again, self._deadlines, self.goes_on):
+                if queue and queue[0][0] < following_ns:
+                    following_ns = queue[0][0]
         return following_ns
 
     def advance(self, now_ns: int) -> None:
@@ -164,9 +166,7 @@ class LiveMigrations:
 
     def receive(self, kind: str, fields: tuple[Any, ...], now_ns: int) -> None:
         """An answer of a host: the number of the migration, and what it says."""
-        number, *rest = fields
-        one = self.all[number]
-        _ANSWERS[kind](self, one, now_ns, *rest)
+        _ANSWERS[kind](self, self.all[fields[0]], now_ns, *fields[1:])
 
     # The table's rows.
 
@@ -179,7 +179,8 @@ class LiveMigrations:
             self.record.append(one.number, step.record)
         self._enter(one, step.to, now_ns)
         for command in step.told:
-            self._tell(one, command, now_ns)
+            host, said = TOLD[command](self, one)
+            self.send(host, command, (one.number, one.order.vm, *said))
         return True
 
     def _enter(self, one: Migration, phase: Phase, now_ns: int) -> None:
@@ -222,7 +223,8 @@ class LiveMigrations:
         if one.phase is not Phase.PRE or one.precopy is not None:
             return
         if wrong is not None:
-            self.fail(one, Outcome.NO_ROOM, now_ns, wrong)
+            refusal = MigrationRefusal.of(wrong)
+            self.fail(one, Outcome.REFUSED if refusal else Outcome.NO_ROOM, now_ns, refusal.name if refusal else wrong)
             return
         one.has_place, one.certificates = True, certificates
         if platform:
@@ -280,7 +282,7 @@ class LiveMigrations:
             one.ahead = True
             self.step(one, Event.ROUNDS_DONE, now_ns)
             return
-        self._slow_down(one)
+        slow_down(self, one)
         if begins_ns > now_ns:
             one.copying = Copying.BETWEEN
             heapq.heappush(self._rounds, (begins_ns, one.number))
@@ -299,7 +301,7 @@ class LiveMigrations:
         # A page that was written is taken to hold something.
         self.start_flow(one, one.precopy.size_bytes, now_ns, 0 if one.precopy.rounds else one.zero_bytes)
         if one.guest is not None and one.guest.migration_handler:
-            self._slow_down(one)
+            slow_down(self, one)
 
     def on_dirty(self, one: Migration, now_ns: int, pools: tuple[tuple[int, float], ...]) -> None:
         """The guest writes otherwise."""
@@ -333,7 +335,7 @@ class LiveMigrations:
         assert one.precopy is not None
         verdict = one.precopy.round_done(now_ns)
         if verdict is Verdict.NEXT:
-            self._slow_down(one)
+            slow_down(self, one)
             one.copying = Copying.BETWEEN
             heapq.heappush(self._rounds, (now_ns + one.precopy.between_rounds_ns, one.number))
         elif verdict is Verdict.STOP:
@@ -346,19 +348,6 @@ class LiveMigrations:
         else:
             self.fail(one, Outcome.ROUND_CAP, now_ns, f"after {len(one.precopy.rounds)} rounds")
 
-    def _slow_down(self, one: Migration) -> None:
-        """Auto-converge and dirty limit: tell the source how far the guest is to be slowed, where that has changed."""
-        assert one.precopy is not None
-        assert one.guest is not None
-        standing_still = one.precopy.throttle
-        if one.guest.migration_handler and one.flows:
-            rate = self.fabric.rate(str(one.number))
-            standing_still = self.settings.beside_handler(standing_still, rate, one.guest.vcpus)
-        wanted = (standing_still, self.settings.dirty_limit_bytes_per_s)
-        if wanted != one.slowed:
-            one.slowed = wanted
-            self.send(one.source, "slow", (one.number, one.order.vm, *wanted))
-
     def _timed_out(self, one: Migration, now_ns: int) -> None:
         """The copying has taken as long as it may."""
         agents = one.guest is not None and one.guest.migration_agent  # Their guest stands still from the first byte.
@@ -369,9 +358,8 @@ class LiveMigrations:
             self.fail(one, Outcome.TIMED_OUT, now_ns, "the time for copying is over")
             return
         if one.flows and not agents:
-            sent = self.fabric.cancel(str(one.number), now_ns) / one.wire_ratio
-            one.precopy.break_off(int(sent), now_ns)
-            one.flows, one.unserved = False, {}
+            one.precopy.break_off(break_off(self, one, now_ns), now_ns)
+            one.unserved = {}
         self.step(one, Event.ROUNDS_DONE, now_ns)
 
     # Switch-over.
@@ -395,6 +383,7 @@ class LiveMigrations:
             one.pulled_bytes, left = left, 0
         one.final_bytes = left + one.guest.vcpus * VMSA_BYTES
         if self.is_cut_off(one):
+            one.final_bytes = 0
             give_up(self, one, now_ns)
             return
         self.start_flow(one, one.final_bytes, now_ns)
@@ -418,6 +407,7 @@ class LiveMigrations:
         if zero_bytes:
             wire_bytes, cap = self.settings.without_zeros(size_bytes, zero_bytes, ratio)
         one.wire_ratio = max(_LEAST_RATIO, wire_bytes / max(1, size_bytes))
+        one.flow_bytes = size_bytes
         one.wire_bytes += round(wire_bytes)
         self.fabric.start(str(one.number), one.source, one.destination, wire_bytes, now_ns, cap)
 
@@ -496,9 +486,7 @@ class LiveMigrations:
                 one.outcome, one.reason = outcome, reason
 
     def _stays(self, one: Migration, outcome: Outcome, now_ns: int, reason: str) -> None:
-        if one.flows:
-            one.final_bytes += int(self.fabric.cancel(str(one.number), now_ns))
-            one.flows = False
+        end_flow(self, one, now_ns)
         one.unserved = {}
         if one.started_ns < 0:
             self.admission.forget(str(one.number))
@@ -508,9 +496,7 @@ class LiveMigrations:
     def close(self, end_ns: int) -> None:
         """The run is over: count what the moves that are still under way have sent."""
         for one in self._by_vm.values():
-            if one.flows:
-                one.final_bytes += int(self.fabric.cancel(str(one.number), end_ns))
-                one.flows = False
+            end_flow(self, one, end_ns)
 
     def end(self, one: Migration, outcome: Outcome, now_ns: int, reason: str) -> None:
         one.outcome, one.ended_ns, one.reason, one.luggage = outcome, now_ns, reason, ()
@@ -552,9 +538,7 @@ class LiveMigrations:
         """The control plane has crashed and comes back with its record and nothing else."""
         last = self.record.last()
         for one in list(self._by_vm.values()):
-            if one.flows:
-                one.final_bytes += int(self.fabric.cancel(str(one.number), now_ns))
-                one.flows = False
+            end_flow(self, one, now_ns)
             one.luggage, one.unserved = (), {}
             if one.number not in last:
                 self.admission.forget(str(one.number))

@@ -127,6 +127,8 @@ class Migration:
     """Bytes on the network for each of memory, in what is under way or was last."""
     wire_bytes: int = 0
     """Put on the network, compressed."""
+    flow_bytes: int = 0
+    """Memory that the present flow brings, or the last one brought."""
     final_bytes: int = 0
     frame_bytes: int = 0
     pages_checked: int = 0

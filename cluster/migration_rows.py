@@ -13,6 +13,7 @@ def migration_row(one: Migration) -> Row:
     """A row of the table ``migrations``."""
     rounds = [] if one.precopy is None else one.precopy.rounds
     completed = one.outcome is Outcome.COMPLETED
+    came_bytes = one.pulled_bytes if completed else one.came_bytes
     return {
         "migration": one.number,
         "vm": one.order.vm,
@@ -31,11 +32,11 @@ def migration_row(one: Migration) -> Row:
         "dirty_bytes_per_s": rounds[-1].dirty_bytes_per_s if rounds else None,
         "throttle_ratio": 0.0 if one.precopy is None else one.precopy.throttle,
         "expected_downtime_ns": one.precopy.expected_downtime_ns if rounds and one.precopy is not None else None,
-        "bytes": sum(round_.size_bytes for round_ in rounds) + one.final_bytes + (one.pulled_bytes if completed else 0),
+        "bytes": sum(round_.size_bytes for round_ in rounds) + one.final_bytes + came_bytes,
         "zero_bytes": one.zero_bytes,
         "wire_bytes": one.wire_bytes,
         "final_bytes": one.final_bytes,
-        "post_copy_bytes": one.pulled_bytes,
+        "post_copy_bytes": came_bytes,
         "post_copy_faults": one.faults,
         "post_copy_ns": one.ran_ahead_ns,
         "post_copy_pauses": one.pauses,

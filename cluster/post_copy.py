@@ -54,7 +54,7 @@ def pause(live: LiveMigrations, one: Migration, now_ns: int) -> None:
     one.broken_ns = now_ns
     one.pauses += 1
     if one.flows:
-        _settle(live, one, now_ns)
+        settle(live, one, now_ns)
     waits = one.precopy.missed_pages(one.pulled_bytes - one.came_bytes, one.touched_ns) >= 1.0
     _set_pace(live, one, MOST_STALLED if waits else 0.0, now_ns)
 
@@ -62,7 +62,7 @@ def pause(live: LiveMigrations, one: Migration, now_ns: int) -> None:
 def lose(live: LiveMigrations, one: Migration, now_ns: int) -> None:
     """A host of a machine that ran ahead of its memory crashed: it lived by both, and is lost."""
     if one.flows:
-        _settle(live, one, now_ns)
+        settle(live, one, now_ns)
     one.pulled_bytes = one.came_bytes
     one.outcome, one.reason = Outcome.LOST, f"it lived by {one.source} and {one.destination}"
     if one.source_lost:
@@ -104,7 +104,7 @@ def _set_pace(live: LiveMigrations, one: Migration, standing_still: float, now_n
     say_pace(live, one)
 
 
-def _settle(live: LiveMigrations, one: Migration, now_ns: int) -> None:
+def settle(live: LiveMigrations, one: Migration, now_ns: int) -> None:
     """What came over a connection that is no more, and what the machine waited for meanwhile."""
     assert one.precopy is not None
     assert one.guest is not None

@@ -1,8 +1,9 @@
-"""Rows of VMs that stand still at a source when a run ends.
+"""Rows of VMs that stand still at a source when a run ends, or stood there when it crashed.
 
-Until a source is told to let go, or to go on, it has the VM with all its books, and does not know whether the target
-has it too, running. Who has all hosts' rows does: where the VM has rows by another host they are its own, for its books
-went on there; where it has none it stands where it stood, and of several such hosts, at the one of the newest move.
+Until a source is told to let go, or to go on, it has the VM with all its books and the end of its digest chain, and
+does not know whether the target has it too, running. Who has all hosts' rows does: where the VM has rows by another
+host they are its own, for its books went on there; where it has none it stands where it stood, and of several such
+hosts, at the one of the newest move.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Most of them touch nothing in a given fleet. Those are found in groups: where a whole group goes to
 its ends and no slowdown changes by a bit, none of it matters; else its halves are looked at. A figure that
-a scenario or a user's own file has set is somebody's measurement, and is not swept.
+a scenario or a user's own file has set is somebody's measurement, and is not swept but over a range in that file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from cluster.scenario import Scenario
 from cluster.scenario_costs import scenario_costs
-from node.cost_table import Cost, Kind
+from node.cost_table import Cost
 from node.generation import Generation
 
 Slowdowns = Mapping[tuple[str, Generation], float]
@@ -35,7 +35,7 @@ def swept_rows(scenario: Scenario) -> list[Cost]:
     rows = []
     for name in table:
         taken = [one.row(name) for one in own]
-        if taken and all(row.sweep is not None and row.kind is not Kind.OVERRIDDEN for row in taken):
+        if taken and all(row.sweep is not None for row in taken):
             rows.append(taken[0])
     return rows
 

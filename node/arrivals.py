@@ -85,6 +85,7 @@ class Arrivals:
             self._next[spec.name] = (spec, told)  # What was kept for it before is still being given back.
             return
         host.check_name(spec.name)
+        host.departures.chains.pop(spec.name, None)
         guest = Guest(spec, host.now_ns, lost_ns=dict.fromkeys(MECHANISMS, 0.0), state=GuestState.ARRIVING)
         host.guests[spec.name] = guest
         host.want_certificates(spec)
@@ -196,13 +197,16 @@ class Arrivals:
 
     def settled(self, name: str, trusted: int) -> None:
         """A guest says so. Does nothing for one of which nobody wants to know."""
-        if name in self.settling:
-            # Until it is told, it is known that something may be.
-            self._host.clock.after(0, lambda: self._tell_settled(name, trusted))
+        told = self.settling.get(name)
 
-    def _tell_settled(self, name: str, trusted: int) -> None:
-        if self._says_something_of(name):
-            self.settling.pop(name)(trusted)
+        def tell() -> None:
+            # Until now it stands there, for something is to be said.
+            if told is not None and self.settling.get(name) is told and self._lives(name):
+                del self.settling[name]
+                told(trusted)
+
+        if told is not None:
+            self._host.clock.after(0, tell)
 
     def settled_elsewhere(self, name: str) -> None:
         """A VM moves on before it has: nobody wants to know any more."""
@@ -210,12 +214,11 @@ class Arrivals:
 
     def says_something(self) -> bool:
         """Whether something may be said of any VM's devices at any time."""
-        return any(map(self._says_something_of, self.settling))
+        return any(map(self._lives, self.settling))
 
-    def _says_something_of(self, name: str) -> bool:
-        """Whether it may be of this one's."""
+    def _lives(self, name: str) -> bool:
         guest = self._host.guests.get(name)
-        return name in self.settling and guest is not None and guest.state in _LIVES
+        return guest is not None and guest.state in _LIVES
 
     def slow(self, name: str, standing_still: float) -> None:
         """Have the vCPUs of one that has come stand still for a share of their time, 0 for none: they await pages."""

@@ -140,7 +140,7 @@ class CostTable(Mapping[str, float]):
                 raise CostOverrideError(name, f"{least:,.15g} to {most:,.15g} {old.unit}", f"{value:.15g}")
             changed[name] = replace(
                 old, value=float(value), kind=Kind.OVERRIDDEN, source="overridden by the scenario", points=(),
-                products=tuple(PRODUCTS),
+                products=tuple(PRODUCTS), sweep=None,
             )  # fmt: skip
         kept = [row for row in self.rows if row.name not in changed]
         return CostTable([*kept, *changed.values()], self._product)
@@ -262,7 +262,9 @@ def number_in(cells: Mapping[str, str], column: str, where: str) -> float:
     try:
         value = float(cell)
     except ValueError:
-        raise CostTableError(f"{where}: {column}: expected a number, got {cell!r}") from None
+        value = None
+    if value is None or "_" in cell:  # 1_000 is a number to Python alone.
+        raise CostTableError(f"{where}: {column}: expected a number, got {cell!r}")
     if not math.isfinite(value) or value < 0:
         raise CostTableError(f"{where}: {column}: expected a finite number, zero or more, got {cell!r}")
     return value

@@ -56,7 +56,9 @@ class GuestOperationCost:
         self._update_ns = costs["rmp.update_ns"]
         self._disk_exits = costs["disk.exits_per_request"]
         self._disk_ns = {op.BlockRead: costs["disk.read_ns"], op.BlockWrite: costs["disk.write_ns"]}
-        self._disk_byte_ns = 1e9 / costs["disk.bytes_per_s"]
+        self._disk_byte_ns = {
+            op.BlockRead: 1e9 / costs["disk.bytes_per_s"], op.BlockWrite: 1e9 / costs["disk.write_bytes_per_s"],
+        }  # fmt: skip
         self._table: dict[type, Callable[..., tuple[Part, ...]]] = {
             op.PValidate: self._pvalidate,
             op.RmpAdjust: self._rmpadjust,
@@ -249,7 +251,9 @@ class GuestOperationCost:
         return sum([part_ns for _, part_ns, _ in self._block(one)], 0.0)
 
     def _block(self, one: op.BlockRead | op.BlockWrite) -> tuple[Part, ...]:
-        device_ns = self._disk_ns[type(one)] + max(0, one.blocks) * op.BLOCK_BYTES * self._disk_byte_ns
+        # The figure of a small request has its one block in it.
+        more_bytes = max(0, one.blocks - 1) * op.BLOCK_BYTES
+        device_ns = self._disk_ns[type(one)] + more_bytes * self._disk_byte_ns[type(one)]
         return (
             (Mechanism.OPERATIONS, device_ns, ""),
             (Mechanism.VMGEXIT, self._disk_exits * self._vmgexit_extra_ns, "disk.exits_per_request"),

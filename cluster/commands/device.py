@@ -19,7 +19,7 @@ from cluster.commands.stopping import ASKED, Interrupted
 from cluster.errors import ToolError, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
 
     from tio.card import Card
     from tio.spdm import MeasurementBlock, Packet, Requester
@@ -53,6 +53,8 @@ _EMULATED_INTERFACE = 0xBEEF
 _EMULATED_STREAMS = (0, 1)
 _DISK_BLOCKS = 1 << 17
 _MAC = bytes.fromhex("020000000001")
+_ONLY_ATTESTING = ("--root", "--at", "--spdm")
+_ONLY_SERVING = ("--root-out", "--public")
 _HEARTBEAT_S = 30
 """A session that is not heard of twice as long is over."""
 
@@ -81,7 +83,9 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.action == "attest":
         if arguments.address is None:
             raise UserError("attest: expected HOST:PORT of a device")
+        _refuse(arguments, _ONLY_SERVING, "without attest, which serves nothing")
         return _attest(arguments)
+    _refuse(arguments, _ONLY_ATTESTING, "with attest, which alone judges a device")
     card = _card(arguments)
     if arguments.root_out is not None:
         try:
@@ -92,6 +96,13 @@ def execute(arguments: argparse.Namespace) -> int:
     if number:
         raise Interrupted(number)
     return 0
+
+
+def _refuse(arguments: argparse.Namespace, options: Sequence[str], expected: str) -> None:
+    for option in options:
+        given = vars(arguments)[option.removeprefix("--").replace("-", "_")]
+        if given is not None and given is not False:
+            raise UserError(f"{option}: expected {expected}")
 
 
 # Serving.

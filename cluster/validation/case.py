@@ -10,6 +10,8 @@ from enum import StrEnum
 from functools import cache
 from importlib import resources
 
+from node.product import PRODUCTS
+
 
 class CaseError(ValueError):
     """A case that makes no sense; the message names it and the field."""
@@ -63,6 +65,8 @@ class Case:
     kind: CaseKind
     blind: bool
     points: tuple[Point, ...]
+    product: str | None = None
+    """Whose figures of the cost table it is predicted by; None for a case of no product."""
 
     @property
     def group(self) -> str:
@@ -97,6 +101,9 @@ def _case(body: Mapping[str, object]) -> Case:
             raise CaseError(f"{name}: {field}: expected text")
     if body.get("kind") not in list(CaseKind) or not isinstance(body.get("blind"), bool):
         raise CaseError(f"{name}: kind, blind: expected one of {', '.join(CaseKind)}, and true or false")
+    product = body.get("product")
+    if product is not None and product not in PRODUCTS:
+        raise CaseError(f"{name}: product: expected one of {', '.join(PRODUCTS)}")
     kind, points = CaseKind(str(body["kind"])), body.get("points")
     if not isinstance(points, list) or not points:
         raise CaseError(f"{name}: points: expected some")
@@ -104,7 +111,8 @@ def _case(body: Mapping[str, object]) -> Case:
     if body["blind"] and all(point.fitted for point in found):
         raise CaseError(f"{name}: blind: expected a point that nothing was fitted to")
     return Case(
-        name, str(body["title"]), str(body["setup"]), str(body["source"]), kind, bool(body["blind"]), found
+        name, str(body["title"]), str(body["setup"]), str(body["source"]), kind, bool(body["blind"]), found,
+        None if product is None else str(product),
     )  # fmt: skip
 
 

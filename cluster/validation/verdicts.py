@@ -132,10 +132,11 @@ def validate(cases: Sequence[Case], table: CostTable, *, sweep: bool = True) -> 
     swings: list[Swing] = []
     for case in cases:
         predict = PREDICTIONS[case.id]
-        reader = _Reader(table)
+        own = table if case.product is None else table.of_product(case.product)
+        reader = _Reader(own)
         predicted = predict(case, reader)
-        rows = [table.row(name) for name in reader.asked] if sweep else []
-        swept = [(row, _ends(predict, case, table, row)) for row in rows if row.sweep is not None]
+        rows = [own.row(name) for name in reader.asked] if sweep else []
+        swept = [(row, _ends(predict, case, own, row)) for row in rows if row.sweep is not None]
         for point in case.points:
             value = predicted[point.name]
             seen = [value, *(end[point.name] for _, ends in swept for end in ends)]

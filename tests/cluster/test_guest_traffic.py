@@ -10,14 +10,23 @@ from talking_guests import CLIENT, SERVER, scenario, vm
 
 from cluster.compare import _rounds
 from cluster.coordinator import Coordinator
+from cluster.fabric import Fabric
 from cluster.firmware_key import firmware_image
 from cluster.fleet import Fleet, build_fleet
+from cluster.guest_traffic import GuestTraffic, networked
 from cluster.host_entity import HostEntity, HostOrder, build_host
 from cluster.inline_layout import InlineLayout
 from cluster.layout import Rows
+from cluster.live_migration import CARD
+from cluster.placement import FirstFit, HostAccount
 from cluster.scenario import Scenario, ScenarioError
+from cluster.topology import star
 from cluster.traffic_rows import traffic_rows
+from node.generation import Generation
+from node.guest import GuestSpec
 from node.hypervisor_server import HypervisorServer
+from node.mac_address import mac_of
+from node.program import ProgramSpec
 from node.remote_hypervisor import RemoteHypervisor
 from node.remote_tenant import RemoteTenant
 from node.tenant_server import TenantServer
@@ -130,6 +139,59 @@ def test_frames_for_nobody_are_lost_and_counted() -> None:
     _, rows = play(scenario(vms=vms))
     lost = {row["destination"]: row["lost"] for row in rows["traffic"] if row["source"] == "host-2"}
     assert lost[""] > 0
+
+
+def burst(sender: str, target: str, octets: int) -> tuple[bytes, tuple[bytes, ...]]:
+    address = mac_of(target, 0)
+    return address, ((address + mac_of(sender, 0)).ljust(octets, b"\0"),)
+
+
+def test_what_a_crashed_host_s_cards_had_to_send_is_lost_and_others_get_its_share() -> None:
+    """Two hosts send a megabyte each into a link of 1 GB/s; the second crashes when half of all is over."""
+    accounts = [HostAccount(name, frozenset({Generation.PLAIN}), 1 << 40, 8.0, {}) for name in ("a", "b", "c")]
+    placement, fabric = FirstFit(tuple(accounts)), Fabric(star(dict.fromkeys("abc", 1e9)), 1)
+    vms = {"first": "a", "second": "b", "third": "c"}
+    for name, host in vms.items():
+        placement.place(GuestSpec(name, Generation.PLAIN, 1, 1 << 30, ProgramSpec("idle"), 1, network=True), host)
+    sent: list[tuple[str, int]] = []
+    traffic = GuestTraffic(
+        fabric, placement, 1e9, lambda host, fields: sent.append((host, len(fields[1]))),  # type: ignore[arg-type]
+        lambda: networked(placement.guest(name) for name in vms),
+    )  # fmt: skip
+    for name, host in (("first", "a"), ("second", "b")):
+        traffic.take(host, *burst(name, "third", 10**6), now_ns=0)
+    traffic.take("b", *burst("second", "third", 1000), now_ns=1)  # waits behind the other
+    assert not fabric.advance(10**6)
+    traffic.crash("b", 10**6, heard_ns=2 * 10**6)
+    traffic.take("b", *burst("second", "third", 1000), now_ns=2 * 10**6)  # It had not heard so.
+    assert not fabric.advance(10**6)
+    # Half of the first host's megabyte is over after 1 ms, and the rest has the link to itself.
+    assert fabric.next_event_ns == pytest.approx(1.5e6, rel=0.001)
+    ends_ns = fabric.next_event_ns
+    assert fabric.advance(ends_ns) == [f"{CARD}{mac_of('first', 0).hex()}"]
+    traffic.flow_ended(f"{CARD}{mac_of('first', 0).hex()}", ends_ns)
+    assert len(fabric) == 0
+    assert sent == [("c", 1)]
+    assert (traffic.pairs["b", "c"].lost, traffic.pairs["b", "c"].delivered) == (3, 0)
+    traffic.take("b", *burst("second", "third", 1000), now_ns=2 * 10**6 + 1)  # A machine that came since speaks.
+    assert len(fabric) == 1
+
+
+def test_nothing_comes_from_a_host_once_it_has_crashed() -> None:
+    heard: list[tuple[str, str]] = []
+
+    def wire(source: str, destination: str, frames: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        heard.append((source, destination))
+        return frames
+
+    fault = {"kind": "host-crash", "host": "host-2", "at": "300 ms"}
+    fleet, rows = play(scenario(faults=[fault]), wire=wire)
+    assert (row_of(rows, "vms", "far")["state"], row_of(rows, "vms", "far")["reason"]) == ("ended", "host crashed")
+    assert row_of(rows, "vms", "other")["state"] == row_of(rows, "vms", "store")["state"] == "running"
+    assert ("host-2", "host-1") in heard
+    assert not any("host-2" in {burst.source for burst in one} for one in fleet.control.traffic._waiting.values())
+    away = fleet.control.traffic.pairs["host-2", "host-1"]
+    assert away.frames == away.lost + away.delivered
 
 
 def test_a_client_that_is_launched_meanwhile_speaks_when_it_runs_whatever_the_windows() -> None:

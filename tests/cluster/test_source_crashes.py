@@ -34,7 +34,7 @@ def test_what_was_not_sent_when_a_host_crashed_does_not_come(
     )  # fmt: skip
     (one,) = fleet.control.migrations.all
     assert (outcomes(rows)[0][0], one.history[-2][0], one.ended_ns) == (outcome, "stopped", 30 * 10**9)
-    assert [row["state"] for row in rows.get("vms", [])] == ([] if host == "host-1" else ["running"])
+    assert [row["state"] for row in rows["vms"]] == (["ended"] if host == "host-1" else ["running"])
 
 
 @pytest.mark.parametrize("at_us", [1_001_000, 1_004_000, 1_012_000, 1_018_000, 1_022_000, 1_024_000, 1_026_000])

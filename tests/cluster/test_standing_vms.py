@@ -20,6 +20,7 @@ from cluster.shard import ShardReport
 from cluster.shard_worker import Mail, _gathered
 from cluster.standing_vms import STANDING, settle
 from cluster.tables import EVENTS, TABLES, build_tables
+from node.event_log import ChainEnd, EventLog
 from node.guest import GuestState
 
 
@@ -65,12 +66,14 @@ def runs(entity: HostEntity) -> bool:
 
 
 def play(
-    way: str, firmware: Path, migration: dict[str, str] | None = None, duration_ns: int = 3 * 10**9
+    way: str, firmware: Path, migration: dict[str, str] | None = None, duration_ns: int = 3 * 10**9,
+    crashes: tuple[tuple[str, int], ...] = (),
 ) -> tuple[Watched, Migration]:
     body = moving(way, firmware) | {"migration": migration or {}, "duration": f"{duration_ns} ns"}
     body |= {"schema": 1, "name": "cut", "seed": 1}
     body["costs"] = body["costs"] | _QUICK
     body["migrations"] = [{"vm": VM, "at": "1 s", "to": "host-2"}]
+    body["faults"] = [{"kind": "host-crash", "host": host, "at": f"{at_ns} ns"} for host, at_ns in crashes]
     scenario = Scenario.parse(body)
     fleet, layout = build_fleet(scenario), Watched()
     layout.start(layout.build, [(order.spec.name, order.pack()) for order in fleet.orders])
@@ -104,6 +107,52 @@ def test_rows_are_the_same_where_each_host_s_were_gathered_by_a_worker_of_its_ow
     assert found[0] == found[1]
     assert found[0]["vms"]["host"].to_pylist() == ["host-1"]
     assert found[0]["vm_time"].num_rows > 0
+
+
+@pytest.mark.parametrize(
+    ("way", "crashing"), [("PLAIN", ("host-1",)), ("PLAIN", ("host-1", "host-2")), ("SEV_ES", ("host-1",))]
+)
+def test_a_vm_whose_books_were_on_their_way_when_its_source_crashed_has_one_row_with_its_fate(
+    way: str, crashing: tuple[str, ...], firmware: Path
+) -> None:
+    end_ns = 1_500_000_000
+    phases = dict(play(way, firmware, duration_ns=end_ns)[1].history)
+    stopped_ns, committed_ns = phases[Phase.STOPPED], phases[Phase.COMMITTED]
+    fates = {}
+    # A fault is told to its host a latency later. The target waits for the word when it has all.
+    for at_ns in (stopped_ns - 500_000, (stopped_ns + committed_ns) // 2, committed_ns, committed_ns + 3_000_000):
+        layout, _ = play(way, firmware, duration_ns=end_ns, crashes=tuple([(host, at_ns) for host in crashing]))
+        rows = merged_rows({entity.name: entity.collect(end_ns) for entity in layout.entities})
+        (vm,) = rows["vms"]
+        runs_now = [entity.name for entity in layout.entities if entity.host.guests.get(VM) and runs(entity)]
+        assert runs_now == ([vm["host"]] if vm["state"] == "running" else [])
+        fates[at_ns] = vm["state"], vm["reason"]
+        assert vm["operations"] > 0
+        assert sum(host["operations"] for host in rows["hosts"]) >= vm["operations"]
+        keys = [(one["entity"], one["bucket"]) for one in rows["digests"]]
+        assert len(keys) == len(set(keys))
+    assert fates[stopped_ns - 500_000] == ("ended", "host crashed")
+    assert set(fates.values()) <= {("ended", "host crashed"), ("running", None)}
+    assert (("running", None) in fates.values()) == (len(crashing) == 1)
+
+
+@pytest.mark.parametrize("way", ["PLAIN", "SEV_ES"])
+def test_a_run_that_ends_with_a_vm_between_two_hosts_has_its_chain_to_the_end(
+    way: str, firmware: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends with what the target goes on from in a run that goes on."""
+    entered: list[ChainEnd] = []
+    go_on = EventLog.enter
+    monkeypatch.setattr(EventLog, "enter", lambda log, vm, end: (entered.append(end), go_on(log, vm, end))[1])
+    phases = dict(play(way, firmware, duration_ns=1_500_000_000)[1].history)
+    ((bucket, records, digest),) = entered
+    assert records > 0
+    for end_ns in (phases[Phase.STOPPED] + 500_000, phases[Phase.COMMITTED] + 500_000):
+        layout, _ = play(way, firmware, duration_ns=end_ns)
+        rows = merged_rows({entity.name: entity.collect(end_ns) for entity in layout.entities})
+        last = [one for one in rows["digests"] if one["entity"] == VM and one["bucket"] == bucket]
+        assert [(one["records"], one["digest"]) for one in last] == [(records, digest.hex())]
+    assert len(entered) == 1
 
 
 def row(host: str) -> Row:

@@ -41,6 +41,18 @@ def test_a_figure_of_the_users_own_is_not_swept():
     assert "rmp.walk_adder_ns" not in {row.name for row in swept_rows(own)}
 
 
+def test_a_figure_that_its_user_gives_a_range_is_swept_over_that(tmp_path):
+    rows = tmp_path / "mine.csv"
+    rows.write_text(
+        "name,value,unit,products,source,sweep_low,sweep_high\n"
+        "core.exit_ns,1300,ns,all,our rack,1200,1500\nrmp.walk_adder_ns,2,ns,all,our rack,,\n"
+    )
+    swept = {row.name: row.sweep for row in swept_rows(small_fleet(cost_rows=str(rows)))}
+    assert swept["core.exit_ns"] == (1200, 1500)
+    assert "rmp.walk_adder_ns" not in swept
+    assert "core.exit_ns" not in {row.name for row in swept_rows(small_fleet())}
+
+
 def test_a_rungs_range_is_that_of_the_differences_not_the_difference_of_ranges():
     row = replace(ROWS[0], name="x")
 

@@ -6,6 +6,7 @@ import math
 import pytest
 
 from cluster.cli import main
+from cluster.scenario_costs import with_rows_of
 from cluster.validation.case import CaseError, CaseKind, Point, load_cases, parse_cases
 from cluster.validation.predictions import PREDICTIONS
 from cluster.validation.verdicts import MOST_KNOWN_MISSES, Verdict, validate
@@ -82,6 +83,11 @@ def test_launches_queue_for_the_mailbox_by_the_published_slope():
     assert (storm["N=49"] - storm["N=20"]) / 29 == pytest.approx(each_ms, rel=1e-4)
 
 
+def test_a_page_of_4_kib_takes_to_accept_what_was_measured():
+    """57 s for 64 GiB, one after another, as the sheet divides it: 3.4 us a page."""
+    assert predicted("BL-12")["64 GiB"] / (64 << 18) == pytest.approx(3.4e-6, rel=2e-3)
+
+
 def test_a_storm_of_reports_is_served_one_by_one():
     storm = predicted("AT-2", psp__guest_request_ns=5e6)
     assert (storm["the last of 10"], storm["the last of 50"]) == (50, 250)
@@ -96,6 +102,14 @@ def test_known_answers_of_a_link_with_ide_and_of_ticks():
 def test_bounced_bytes_cost_the_copies_rate():
     """8 queues of 59.1 / 8 Gb/s each, 1 / 23.761 ns more a byte at least: 56.9 Gb/s at most."""
     assert 55 < predicted("IO-6")["vhost, 8 queues"] < 8 * 8 / (8 * 8 / 59.1 + 1 / 23.761)
+
+
+def test_where_copies_are_slow_the_guest_is_the_limit_with_one_queue_too():
+    """8 vCPUs, each of which takes 8 / (59.1 / 8) ns for a byte and 4,000 / 1,024 more."""
+    slow = predicted("IO-6", bounce__copy_ns_per_kib=4000.0)
+    guest = pytest.approx(8 * 8 / (64 / 59.1 + 4000 / 1024), rel=0.02)
+    assert slow["vhost, 8 queues"] == slow["vhost, 1 queue"] == guest
+    assert predicted("IO-6")["user space"] == 12.2, "the host's own limit"
 
 
 POINT = Point("p", "r", 10.0, 12.0, "ms", 1.0, fitted=False, known_miss="")
@@ -130,6 +144,7 @@ points = [{ name = "p", result = "r", expected = 5, unit = "ns", percent = 10 }]
     [
         (GOOD.replace('source = "c"', ""), "XX-1: source: expected text"),
         (GOOD.replace("quantitative", "certain"), "XX-1: kind, blind: expected one of quantitative"),
+        (GOOD.replace('kind = "q', 'product = "Xeon"\nkind = "q'), "XX-1: product: expected one of Naples"),
         (GOOD.replace(", percent = 10", ""), "XX-1: p: tolerance: expected one"),
         (GOOD.replace("expected = 5", "expected = true"), "XX-1: p: expected: expected a number"),
         (GOOD.replace("expected = 5, ", ""), "XX-1: p: expected a published value or range"),
@@ -170,6 +185,17 @@ def test_rows_that_miss_what_was_published_make_the_command_fail(tmp_path, capsy
     assert main(["validate", "MC-5", "--rows", str(rows), "--no-sweep"]) == 0
     assert main(["validate", "MC-5", "BL-5", "--rows", str(rows), "--no-sweep", "--json"]) == 1
     assert '"verdict": "outside"' in capsys.readouterr().out
+
+
+def test_a_row_of_one_product_counts_in_the_cases_that_were_measured_on_it_alone(tmp_path):
+    rows = tmp_path / "mine.csv"
+    rows.write_text(
+        "name,value,unit,products,source,sweep_low,sweep_high\n"
+        "rmp.walk_adder_ns,70,ns,Milan,a slow part,,\nbounce.copy_ns_per_kib,500,ns/KiB,Milan,a slow part,,\n"
+    )
+    own = {one.point.result: one for one in validate(load_cases(), with_rows_of(TABLE, str(rows))).results}
+    assert own["gr/tinymembench@4KiB-32MiB"].verdict is Verdict.OUTSIDE
+    assert own["CVM_eval/net@tcp-vhost-mq-bounce"].verdict is Verdict.INSIDE, "a Genoa"
 
 
 def test_an_unknown_case_is_one_line(capsys):

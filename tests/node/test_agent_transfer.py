@@ -19,6 +19,7 @@ from node.generation import Generation
 from node.guest import GuestState
 from node.host import Host, HostSpec
 from node.hypervisor_port import LaunchRefused
+from node.kernel_settings import KernelSettings
 from node.migration_agent import MARK, Hello
 from node.migration_refusal import MigrationRefusal
 from node.packing import packed
@@ -474,9 +475,47 @@ def test_a_guest_without_leave_and_a_host_without_agent_are_refused_before_the_g
     bare = make_host()
     bare.arrivals.prepare(spec, lambda *what: told.append(what))
     until(lambda: told, bare)
-    assert told == [("migration_agent: this host has none", b"")]
+    assert told == [(MigrationRefusal.NO_AGENT_THERE, b"")]
     bare.launch(dataclasses.replace(spec, name="third"), lambda _: None, running=True)
     assert bare.guests["third"].state is GuestState.REFUSED
+
+
+@pytest.mark.parametrize(
+    ("shape", "refusal"),
+    [
+        ({"svsm": True, "kernel": KernelSettings()}, MigrationRefusal.SVSM_BELOW),
+        ({"sev_features": int(SevFeature.SECURE_TSC)}, MigrationRefusal.SECURE_TSC),
+    ],
+)
+def test_a_guest_that_agents_cannot_carry_is_refused_before_it_is_touched(shape, refusal):
+    here = make_host(platform=WITH_AGENT)
+    spec = dataclasses.replace(guest_spec("vm", SNP, "ledger", units=UNITS), migration_agent=True, **shape)
+    here.launch(spec, lambda _: None, running=True)
+    run(here, 1_000_000)
+    guest = here.guests["vm"]
+    assert guest.state is GuestState.RUNNING, guest.reason
+    before = leftovers(here)
+    assert here.departures.begin("vm", lambda _: None) is refusal
+    assert (guest.dirty_log, leftovers(here)) == (None, before)
+    run(here)
+    assert (guest.vcpus[0].registers.r13, guest.faults) == (UNITS, 0)
+
+
+def test_a_guest_that_runs_with_what_the_target_s_line_lacks_gets_no_place_there():
+    spec = dataclasses.replace(guest_spec("vm", SNP), migration_agent=True, sev_features=int(SevFeature.SMT_PROTECTION))
+    for product, wrong in (("Milan", MigrationRefusal.SEV_FEATURES), ("Genoa", None)):
+        told, there = [], make_host(product=product, platform=WITH_AGENT)
+        before = leftovers(there)[0]
+        there.arrivals.prepare(spec, lambda *what, told=told: told.append(what[0]))
+        until(lambda told=told: told, there)
+        assert told == [wrong]
+        assert (leftovers(there)[0] == before) is (wrong is not None)
+
+
+def test_an_agent_itself_is_no_vm_that_anybody_could_move():
+    here = make_host(platform=WITH_AGENT)
+    assert AGENT in here.hypervisor._vms
+    assert here.departures.begin(AGENT, lambda _: None) is MigrationRefusal.NO_SUCH_VM
 
 
 def test_the_hypervisors_on_the_way_see_neither_a_page_nor_the_exported_context():

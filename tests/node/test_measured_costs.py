@@ -30,6 +30,7 @@ def test_a_row_of_all_products_holds_everywhere_and_needs_no_sweep():
 def test_a_scenarios_figure_stands_above_a_measured_row():
     table = load_cost_table().measured(parsed(HEAD + GOOD)).overridden({"dram.latency_ns": 70})
     assert table.of_product("Milan")["dram.latency_ns"] == 70
+    assert table.of_product("Milan").row("dram.latency_ns").sweep is None, "nobody said what else it may be"
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,9 @@ def test_a_scenarios_figure_stands_above_a_measured_row():
         (HEAD + GOOD.replace(",90,", ",90000,"), "line 2: value: expected 10 to 10,000 ns, got 90000"),
         (HEAD + GOOD.replace("80,100", "95,100"), "line 2: value: expected it inside its sweep 95 to 100, got 90"),
         (HEAD + GOOD.replace("80,100", "80,"), "line 2: sweep_high: expected both ends"),
+        (HEAD + GOOD.replace("80,100", "0,100"), "line 2: sweep_low: expected 10 to 10,000 ns, got 0"),
+        (HEAD + GOOD.replace("80,100", "80,1e99"), "line 2: sweep_high: expected 10 to 10,000 ns, got 1e\\+99"),
+        (HEAD + GOOD.replace(",90,", ",9_0,"), "line 2: value: expected a number, got '9_0'"),
         (HEAD + GOOD.replace("Milan Genoa", "Vienna"), "line 2: products: expected all or some of Naples"),
         (HEAD + GOOD + GOOD, "line 3: name: dram.latency_ns stands twice"),
         (HEAD + GOOD * 40_000, "expected at most 1,048,576 bytes"),

@@ -122,6 +122,21 @@ def test_a_time_that_is_none_is_a_users_mistake(address: str, capsys: pytest.Cap
         assert "--at: expected a time such as 2026-01-31" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--at", "1970-01-01"], "--at: expected with attest, which alone judges a device"),
+        (["--root", "root.der"], "--root: expected with attest, which alone judges a device"),
+        (["attest", "127.0.0.1:1", "--public"], "--public: expected without attest, which serves nothing"),
+    ],
+)
+def test_an_option_of_the_other_side_is_a_users_mistake(
+    words: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["device", *words]) == 2
+    assert capsys.readouterr().err == f"sevfleet: {line}\n"
+
+
 def test_a_device_that_measures_otherwise_in_its_session_is_not_believed(
     address: str, root: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
