@@ -184,7 +184,7 @@ class GuestOperationCost:
         if one.cost not in GUEST_WORK:
             return ()
         times = min(max(0, one.times), _MOST_TIMES)
-        mechanism = Mechanism.BOOT if one.cost in BOOT_WORK else Mechanism.OPERATIONS
+        mechanism = Mechanism.BOOT if one.cost in BOOT_WORK else _OF_WORK.get(one.cost, Mechanism.OPERATIONS)
         own = (mechanism, times * self._costs[one.cost], one.cost)
         if one.cost != "disk.crypt_request_ns":
             return (own,)
@@ -367,6 +367,7 @@ class HostOperationCost:
 _ROWS_IN_EXIT: Mapping[type, str] = {
     op.RmpUpdate: "rmp.update_ns", op.PSmash: "rmp.psmash_ns", op.VmRun: "vmpl.switch_extra_ns",
 }  # fmt: skip
+_OF_WORK = {"gpu.seal_ns_per_kib": Mechanism.BOUNCE}
 _WORK = (op.HostWork, op.Wbinvd, op.AgentCall, op.HandlerCall)
 _TO_DEVICES = [one for one, row in COMMANDS.items() if row.layout is not None and issubclass(row.layout, SpdmOrder)]
 
