@@ -40,6 +40,7 @@ from typing import Protocol
 from cluster.entity import NEVER, Message
 from cluster.inbox import ProtocolViolationError
 from cluster.layout import Layout
+from cluster.together import Together, too_late
 
 PROGRESS_S = 1.0
 
@@ -73,7 +74,7 @@ class CoordinatorResult:
 
     reached_ns: int
     round_trips: int
-    """Windows: how often everybody had to wait for everybody."""
+    """Windows: how often everybody had to wait for everybody. Without windows, how often the control plane acted."""
     calls: int
     """Calls of the layout: more than windows where one took longer than a call may."""
     events: int
@@ -124,9 +125,12 @@ class Coordinator:
 
     def run(self) -> CoordinatorResult:
         """Go to the end, or to where ``should_stop`` gives a reason."""
+        together = self._layout.together(self._lookahead_ns, self._end_ns)
+        if together is not None and self._cut is None and self._event_budget == UNBOUNDED:
+            return self._run_together(together)
         self._promise_ns = self._layout.report().earliest_output_ns
         while True:
-            horizon = min(self._end_ns, self._act(self._promise_ns) + self._lookahead_ns)
+            horizon = min(self._end_ns, self._act(self._promise_ns, self._mail.append) + self._lookahead_ns)
             if self._cut is not None and horizon > self._reached_ns + 1:
                 horizon = self._cut(self._reached_ns, horizon)
             stopped = self._go_to(horizon)
@@ -136,16 +140,38 @@ class Coordinator:
             if horizon == self._end_ns and min([self._control_ns(), *(m.time_ns for m in self._mail)]) >= horizon:
                 return self.result(None)
 
+    def _run_together(self, together: Together) -> CoordinatorResult:
+        """The same where everybody is here: without windows, mail and answers go from hand to hand."""
+        while True:
+            events, next_ns, silent_ns = together.go_on(self._following_ns, self._received, self._reached_ns)
+            self._calls += 1
+            self._events += events
+            reached_ns = min(next_ns, self._end_ns)
+            if self._on_progress is not None:
+                self._show(reached_ns)
+            if self._should_stop is not None and (reason := self._should_stop()) is not None:
+                self._reached_ns = reached_ns
+                return self.result(reason)
+            control_ns = self._control_ns()
+            if control_ns < silent_ns and control_ns < self._end_ns:
+                self._reached_ns = control_ns
+                self._act(control_ns + 1, together.post)
+                self._round_trips += 1
+            elif next_ns >= self._end_ns:
+                self._reached_ns = self._end_ns
+                self._round_trips += 1
+                return self.result(None)
+
     def _control_ns(self) -> int:
         following = self._following_ns
         return min(self._received[0].time_ns, following) if self._received else following
 
-    def _act(self, promise: int) -> int:
+    def _act(self, promise: int, post: Callable[[Message], None]) -> int:
         """Let the control plane act as far as nothing earlier can come: before when now nobody will do or say anything.
 
-        All mail is on its way, so its own is all there is.
+        All mail is on its way, so its own is all there is; ``post`` takes it.
         """
-        mail, received, control, end_ns = self._mail, self._received, self._control, self._end_ns
+        received, control, end_ns = self._received, self._control, self._end_ns
         while True:
             now = self._following_ns
             if received and received[0][0] < now:
@@ -162,7 +188,7 @@ class Coordinator:
                     raise ProtocolViolationError(
                         f"{message.sender}: sent at {now} ns for {time_ns} ns, inside the lookahead"
                     )
-                mail.append(message)
+                post(message)
                 promise = min(promise, time_ns)
             self._following_ns = control.next_event_ns()
             if self._following_ns <= now:
@@ -179,9 +205,7 @@ class Coordinator:
             self._promise_ns = report.earliest_output_ns
             for message in report.outputs:
                 if message[0] < self._reached_ns:
-                    raise ProtocolViolationError(
-                        f"{message.sender}: sent at {message.time_ns} ns, inside a window that began later"
-                    )
+                    raise too_late(message)
                 heapq.heappush(self._received, message)
             if self._on_progress is not None:
                 self._show(min(report.next_event_ns, horizon_ns))

@@ -19,7 +19,7 @@ from node.card_operator import CardOperator
 from node.card_slot import windows, with_cards
 from node.certificate_store import CertificateStore
 from node.clock import Clock
-from node.contention import Contention
+from node.contention import NEVER_NS, Contention
 from node.core_sharing import CoreSharing
 from node.counter_random import CounterRandom
 from node.departures import Departures
@@ -227,10 +227,12 @@ class Host:
 
     def earliest_output_ns(self, next_event_ns: int) -> int:
         """Before which nothing will be said of any VM here, if nobody asks; NEVER_NS for a quiet host."""
-        earliest_ns = self.departures.earliest_output_ns(next_event_ns)
+        earliest_ns = NEVER_NS
+        if self.departures.under_way:
+            earliest_ns = self.departures.earliest_output_ns(next_event_ns)
         if self.arrivals.settling and self.arrivals.says_something():
             earliest_ns = min(earliest_ns, next_event_ns)
-        if self.network:
+        if self.network.guests:
             earliest_ns = min(earliest_ns, self.network.earliest_output_ns(next_event_ns))
         if self.certificates is not None:
             earliest_ns = min(earliest_ns, self.certificates.earliest_output_ns(next_event_ns))

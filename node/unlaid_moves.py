@@ -76,8 +76,7 @@ class UnlaidMoves:
     def _of(self, guest: Guest) -> Hypervisor | None:
         """The hypervisor, if it has nothing to do for such a VM and nobody has looked at that."""
         name = guest.spec.name
-        free = self._tasks.is_free(name) and self._unlaid.of(name) is not None
-        return self._hypervisor if free else None
+        return self._hypervisor if name in self._unlaid.vms and self._tasks.is_free(name) else None
 
     def receive(self, guest: Guest) -> bool:
         """As ``receive``: what the VM will need is taken."""
@@ -152,8 +151,8 @@ class UnlaidMoves:
 
 def _take_place(self: Hypervisor, spec: MachineSpec, unlaid: UnlaidVms) -> bool:
     vm, frames = spec.name, self.frames
-    if vm in self._vms:
-        return False
+    if vm in self._vms or spec.cpu_model or spec.launched_on:
+        return False  # Of the latter the hypervisor asks whether its processors show all that they are shown.
     record = LaunchedVm(spec.generation, self._images[spec.firmware])
     shape = _shape((*spec.memory.ram, record.flash))
     if shape is None:

@@ -269,8 +269,8 @@ class UnlaidVms:
 
     # Operations: what they would have been answered, or else they are carried out.
 
-    def _expect_free(self, spa: int, length: int) -> None:
-        """Only where the host may write, and nobody has written anything yet."""
+    def _expect_reached(self, spa: int, length: int) -> None:
+        """Only where the host may write."""
         board = self._board
         if (spa | length) % PAGE_BYTES or spa < 0 or length <= 0:
             raise _NowError
@@ -280,19 +280,21 @@ class UnlaidVms:
                 board.rmp.check_host_write(spa, length)
         except (MachineCheck, RmpFault):
             raise _NowError from None
-        if not board.dram.cells.is_blank(spa, length):
+
+    def _expect_free(self, spa: int, length: int) -> None:
+        """Only there, and where nobody has written anything yet."""
+        self._expect_reached(spa, length)
+        if not self._board.dram.cells.is_blank(spa, length):
             raise _NowError
 
     def _keep(self, vm: str, one: _Unlaid, spa: int, length: int) -> None:
         """Leave such a range to a VM until somebody looks."""
-        self._expect_free(spa, length)
+        self._expect_reached(spa, length)
         touched = one.touched
         if touched is None:
             touched = one.touched = lambda _spa, _length: self._touched(vm, one)
-        try:
-            self._board.dram.keep(spa, length, touched)
-        except ValueError:
-            raise _NowError from None
+        if not self._board.dram.cells.keep_blank(spa, length, touched):
+            raise _NowError
         one.kept[spa] = spa + length
 
     def _let_go(self, one: _Unlaid) -> None:
