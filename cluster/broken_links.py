@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cluster.hand_over import Phase
 from cluster.migration import Migration, Outcome
-from cluster.post_copy import lose, pause
+from cluster.post_copy import lose, pause, settle
 
 if TYPE_CHECKING:
     from cluster.live_migration import LiveMigrations
@@ -60,3 +60,19 @@ def give_up(live: LiveMigrations, one: Migration, now_ns: int) -> None:
         live.fail(one, Outcome.TARGET_LOST, now_ns, f"{one.destination} had nothing of it any more")
     else:
         live.fail(one, Outcome.LINK_DOWN, now_ns, f"between {one.source} and {one.destination}")
+
+
+def break_off(live: LiveMigrations, one: Migration, now_ns: int) -> int:
+    """A flow goes no further: the bytes of memory that it brought, and no others were on the wire."""
+    moved = live.fabric.cancel(str(one.number), now_ns)
+    one.wire_bytes -= round(one.flow_bytes * one.wire_ratio - moved)
+    one.flows = False
+    return min(one.flow_bytes, int(moved / one.wire_ratio))
+
+
+def end_flow(live: LiveMigrations, one: Migration, now_ns: int) -> None:
+    """A move's flow, if it has one, ends before its time: of a round or the last copy, what it brought is sent."""
+    if one.flows and one.phase is Phase.DRAINING:
+        settle(live, one, now_ns)
+    elif one.flows:
+        one.final_bytes = break_off(live, one, now_ns)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.auto_converge import slow_down
-from cluster.broken_links import give_up
+from cluster.broken_links import break_off, end_flow, give_up
 from cluster.commit_record import CommitRecord
 from cluster.fabric import Fabric
 from cluster.hand_over import AFTER_RESTART, AUTHORITY, FINAL, REPEATS, Command, Event, Phase, Report
@@ -24,7 +24,7 @@ from cluster.migration_admission import Admission
 from cluster.migration_commands import AWAITED, TOLD
 from cluster.placement import FirstFit
 from cluster.platform_fit import misfit
-from cluster.post_copy import destroyed, drain, drained, lose, paced, say_pace, settle
+from cluster.post_copy import destroyed, drain, drained, lose, paced, say_pace
 from cluster.precopy import Precopy, PrecopySettings, RoundCap, Verdict
 from node.dirty_rates import pools_of
 from node.identity_cache import IdentityCache
@@ -224,7 +224,8 @@ class LiveMigrations:
         if one.phase is not Phase.PRE or one.precopy is not None:
             return
         if wrong is not None:
-            self.fail(one, Outcome.NO_ROOM, now_ns, wrong)
+            refusal = MigrationRefusal.of(wrong)
+            self.fail(one, Outcome.REFUSED if refusal else Outcome.NO_ROOM, now_ns, refusal.name if refusal else wrong)
             return
         one.has_place, one.certificates = True, certificates
         if platform:
@@ -358,7 +359,7 @@ class LiveMigrations:
             self.fail(one, Outcome.TIMED_OUT, now_ns, "the time for copying is over")
             return
         if one.flows and not agents:
-            one.precopy.break_off(self._break_off(one, now_ns), now_ns)
+            one.precopy.break_off(break_off(self, one, now_ns), now_ns)
             one.unserved = {}
         self.step(one, Event.ROUNDS_DONE, now_ns)
 
@@ -410,13 +411,6 @@ class LiveMigrations:
         one.flow_bytes = size_bytes
         one.wire_bytes += round(wire_bytes)
         self.fabric.start(str(one.number), one.source, one.destination, wire_bytes, now_ns, cap)
-
-    def _break_off(self, one: Migration, now_ns: int) -> int:
-        """A flow goes no further: the bytes of memory that it brought."""
-        moved = self.fabric.cancel(str(one.number), now_ns)
-        one.wire_bytes -= round(one.flow_bytes * one.wire_ratio - moved)
-        one.flows = False
-        return min(one.flow_bytes, int(moved / one.wire_ratio))
 
     def _tell_round(self, one: Migration) -> None:
         for host in one.unserved:
@@ -493,8 +487,7 @@ class LiveMigrations:
                 one.outcome, one.reason = outcome, reason
 
     def _stays(self, one: Migration, outcome: Outcome, now_ns: int, reason: str) -> None:
-        if one.flows:
-            one.final_bytes = self._break_off(one, now_ns)
+        end_flow(self, one, now_ns)
         one.unserved = {}
         if one.started_ns < 0:
             self.admission.forget(str(one.number))
@@ -504,10 +497,7 @@ class LiveMigrations:
     def close(self, end_ns: int) -> None:
         """The run is over: count what the moves that are still under way have sent."""
         for one in self._by_vm.values():
-            if one.flows and one.phase is Phase.DRAINING:
-                settle(self, one, end_ns)
-            elif one.flows:
-                one.final_bytes = self._break_off(one, end_ns)
+            end_flow(self, one, end_ns)
 
     def end(self, one: Migration, outcome: Outcome, now_ns: int, reason: str) -> None:
         one.outcome, one.ended_ns, one.reason, one.luggage = outcome, now_ns, reason, ()
@@ -549,10 +539,7 @@ class LiveMigrations:
         """The control plane has crashed and comes back with its record and nothing else."""
         last = self.record.last()
         for one in list(self._by_vm.values()):
-            if one.flows and one.phase is Phase.DRAINING:
-                settle(self, one, now_ns)
-            elif one.flows:
-                one.final_bytes = self._break_off(one, now_ns)
+            end_flow(self, one, now_ns)
             one.luggage, one.unserved = (), {}
             if one.number not in last:
                 self.admission.forget(str(one.number))

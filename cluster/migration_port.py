@@ -261,7 +261,7 @@ class MigrationPort:
         self._said.pop(vm, None)
 
         def failed(why: str) -> None:
-            self._say(vm, "stays", (number, "NOT_SENT", why))
+            self._say(vm, "stays", (number, _NAMES.get(why, "NOT_SENT"), why))
 
         def done(stopped: Stopped | None) -> None:
             if self._moves.get(vm) != (Holding.STANDS, number):

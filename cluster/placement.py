@@ -61,6 +61,14 @@ class HostAccount:
             and (not (guest.cpu_model or guest.launched_on or guest.sev_features) or self._shows(guest))
         )
 
+    def unfit(self, guest: GuestSpec, target: HostAccount) -> MigrationRefusal | None:
+        """Why a guest of this host's could not go to another, however much room it had; None for nothing."""
+        if guest.generation not in target.generations:
+            return MigrationRefusal.OTHER_GENERATION
+        if guest.migration_agent and not target.has_agent:
+            return MigrationRefusal.NO_AGENT_THERE
+        return unfit(self.product, target.product, guest) if self.product and target.product else None
+
     def _shows(self, guest: GuestSpec) -> bool:
         return self.product is None or lacks(self.product, guest) is None
 
@@ -112,8 +120,7 @@ class FirstFit:
     def misfit(self, name: str, pin: str | None) -> MigrationRefusal | None:
         """Why a VM cannot go to the host that is named, or to any other, however much room there were."""
         account, guest = self._placed[name]
-        others = [one for one in self.accounts if one is not account and pin in (None, one.name)]
-        found = [unfit(account.product, one.product, guest) for one in others if account.product and one.product]
+        found = [account.unfit(guest, one) for one in self.accounts if one is not account and pin in (None, one.name)]
         return found[0] if found and None not in found else None
 
     def _reserve(

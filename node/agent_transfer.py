@@ -75,9 +75,14 @@ def restart_agent(self: Hypervisor) -> Task:
     yield from launch_agent(self)
 
 
+def has_agent(self: Hypervisor) -> bool:
+    """Whether this host's agent is there, and is launched."""
+    return AGENT in self._vms and self._vms[AGENT].request_pages is not None
+
+
 def agent_context(self: Hypervisor) -> int:
     """Where the agent's context lies. Raises LaunchRefused on a host that has none."""
-    if AGENT not in self._vms or self._vms[AGENT].request_pages is None:
+    if not has_agent(self):
         raise LaunchRefused("migration_agent: this host has none")
     return self._vms[AGENT].gctx
 
@@ -97,8 +102,11 @@ def _order(self: Hypervisor, *order: object) -> _Call:
 
 
 def greet(self: Hypervisor) -> ReceiveTask:
-    """What this host's agent shows others."""
-    hello = yield from _order(self, "hello")
+    """What this host's agent shows others. Raises LaunchRefused."""
+    try:
+        hello = yield from _order(self, "hello")
+    except LaunchRefused:
+        raise LaunchRefused(MigrationRefusal.AGENT_REFUSES) from None
     assert isinstance(hello, bytes)
     return hello
 

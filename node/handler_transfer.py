@@ -174,7 +174,10 @@ def launch_image(self: Hypervisor, spec: MachineSpec, record: LaunchedVm) -> Rec
         record.assigned.append((spa, size, False))
         record.smashed |= set(range(spa // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES, spa + size, LARGE_PAGE_BYTES))
     yield from self._checked(batch)
-    return (yield from handler_greets(self, spec.name, record))
+    try:
+        return (yield from handler_greets(self, spec.name, record))
+    except LaunchRefused:
+        raise LaunchRefused(MigrationRefusal.HANDLER_REFUSES) from None
 
 
 def share_pages(self: Hypervisor, spec: MachineSpec, record: LaunchedVm, state: VmState) -> Task:

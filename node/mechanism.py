@@ -52,6 +52,9 @@ class Mechanism(StrEnum):
     """What prefixes and MACs of IDE add to them."""
     SVSM = "svsm"
     """What an SVSM below does: its operations, and changing to and from its VMPL."""
+    MIGRATION = "migration"
+    """Phases that stand still while their VM moves: for auto-converge, a dirty limit, the dirty log, a handler in the
+    guest, and pages of a post-copy that have not come."""
 
 
 MECHANISMS = tuple(Mechanism)

@@ -26,12 +26,14 @@ class MigrationRefusal(StrEnum):
     TARGET_NOT_GENUINE = "the target's certificates do not lead where the guest's policy and firmware want them to"
     SHARED_PAGES_UNKNOWN = "the guest has not told which pages it shares"
     VCPU_IN_RESET = "a vCPU waits to be started by another"
+    OTHER_GENERATION = "the target has no guests of that generation"
     OTHER_PRODUCT_LINE = "the target's chips are certified by another root"
     OTHER_C_BIT = "the C-bit is elsewhere at the target"
     CPU_FEATURES = "the target's processors do not have all features that the guest was shown"
     SEV_FEATURES = "the target's processors do not have all SEV_FEATURES that the guest runs with"
     LOWER_FIRMWARE = "the target's firmware is older than the source's"
     NEEDS_MIGRATION_AGENT = "an SNP guest moves only with a migration agent, and this one has none"
+    NO_AGENT_THERE = "the target has no migration agent"
     AGENT_REFUSES = "the migration agents do not believe each other, or firmware does not do what one asks"
     HANDLER_REFUSES = "the migration handlers do not believe each other, or firmware does not do what one asks"
     SVSM_BELOW = "guests with an SVSM do not move by agents yet"
@@ -39,6 +41,11 @@ class MigrationRefusal(StrEnum):
     NETWORK_CARD = "the state of a paravirtual network card does not move yet"
     DEVICE_ASSIGNED = "devices of the host are assigned to the VM, and no migration agent may move it"
     DEVICES_KEPT = "the guest does not let its trusted devices go"
+
+    @classmethod
+    def of(cls, wrong: str) -> MigrationRefusal | None:
+        """The reason that a host gives in a text, which may say more behind it; None for another text."""
+        return next((one for one in cls if wrong.startswith(one)), None)
 
 
 REFUSALS: Mapping[Generation, MigrationRefusal] = {

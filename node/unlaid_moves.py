@@ -151,8 +151,8 @@ class UnlaidMoves:
 
 def _take_place(self: Hypervisor, spec: MachineSpec, unlaid: UnlaidVms) -> bool:
     vm, frames = spec.name, self.frames
-    if vm in self._vms:
-        return False
+    if vm in self._vms or spec.cpu_model or spec.launched_on:
+        return False  # Of the latter the hypervisor asks whether its processors show all that they are shown.
     record = LaunchedVm(spec.generation, self._images[spec.firmware])
     image = record.firmware
     shape = _shape(spec.memory_bytes, spec.vcpus, image.gpa, image.end - image.gpa)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from node import operations as op
-from node.agent_transfer import BY_AGENT, agent_context, export_by_agent, fill_by_agent, greet
+from node.agent_transfer import BY_AGENT, export_by_agent, fill_by_agent, greet, has_agent
 from node.asid_pool import AsidsExhausted
 from node.expected_answers import expect_done, octets
 from node.frame_allocator import OutOfMemory, joined
@@ -16,8 +16,9 @@ from node.handler_transfer import export_by_handler, fill_by_handler, launch_ima
 from node.hypervisor_port import ExportTask, FillTask, LaunchRefused, ReceiveTask
 from node.launched_vm import LaunchedVm
 from node.machine_spec import MachineSpec
-from node.migration_refusal import REFUSALS
+from node.migration_refusal import REFUSALS, MigrationRefusal
 from node.sealed_transfer import SEALED, export_sealed, fill_sealed, record_of, show_platform
+from node.sev_features import features_of
 from node.svsm_launch import svsm_below
 from node.vm_state import Run, VmState, whole_runs
 from node.vmsa import VMSA_BYTES
@@ -69,8 +70,10 @@ def receive(self: Hypervisor, spec: MachineSpec) -> ReceiveTask:
     """
     if spec.generation in REFUSALS and not (spec.migration_agent or spec.migration_handler):
         raise LaunchRefused(REFUSALS[spec.generation])
-    if spec.migration_agent:
-        agent_context(self)
+    if spec.sev_features & ~features_of(self.product.name):
+        raise LaunchRefused(MigrationRefusal.SEV_FEATURES)
+    if spec.migration_agent and not has_agent(self):
+        raise LaunchRefused(MigrationRefusal.NO_AGENT_THERE)
     record = self.record_for(spec)
     shown = b""
     try:

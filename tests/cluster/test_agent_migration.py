@@ -33,7 +33,29 @@ def test_a_machine_without_leave_and_one_whose_hosts_have_no_agent_stay_where_th
     hosts = [{**body["hosts"][0], "count": 1}, bare]
     vms = [{**body["vms"][0], "host": "host"}, {**kept, "host": "host"}]
     _, rows = play({**body, "hosts": hosts, "vms": vms, "migrations": [move(), move("kept")]})
-    assert sorted(outcomes(rows)) == [("no room", "no host has room"), ("refused", "NEEDS_MIGRATION_AGENT")]
+    assert sorted(outcomes(rows)) == [("refused", "NEEDS_MIGRATION_AGENT"), ("refused", "NO_AGENT_THERE")]
+
+
+@pytest.mark.parametrize(
+    ("machine", "target", "reason"),
+    [
+        ({"svsm": True}, "host-2", "NEEDS_MIGRATION_AGENT"),
+        ({"migration_agent": True}, "bare", "NO_AGENT_THERE"),
+        ({"svsm": True, "migration_handler": True}, "rome", "OTHER_GENERATION"),
+        ({"migration_agent": True}, "rome", "OTHER_GENERATION"),
+        ({"svsm": True, "migration_handler": True}, "genoa", "OTHER_PRODUCT_LINE"),
+    ],
+)
+def test_who_cannot_go_is_told_why_before_its_first_byte(machine: dict[str, Any], target: str, reason: str) -> None:
+    vm = group("vm", generation="SEV_SNP", memory="64 MiB", vcpus=1, **machine) | {"firmware": "auto"}
+    common = {"memory": "4 GiB"}
+    hosts = [{"name": "host", "product": "Milan", "count": 2, "migration_agent": True} | common,
+             {"name": "bare", "product": "Milan"} | common, {"name": "rome", "product": "Rome"} | common,
+             {"name": "genoa", "product": "Genoa", "migration_agent": True} | common]  # fmt: skip
+    _, rows = play(fleet(hosts=hosts, vms=[vm], migrations=[move(to=target)], duration="1500 ms"))
+    assert outcomes(rows) == [("refused", reason)]
+    assert [row["bytes"] for row in rows["migrations"]] == [0]
+    assert [(row["host"], row["state"], row["faults"]) for row in rows["vms"]] == [("host-1", "running", 0)]
 
 
 def test_what_was_changed_on_the_wire_is_refused_and_the_machine_goes_on_where_it_was() -> None:

@@ -10,18 +10,23 @@ from test_sealed_transfer import certificates, kept, laid, opened, sealed
 from toy_guests import COSTS, IMAGE, RECORD, SECOND, guest_spec, ledger, look, make_host, run
 
 from cluster.agent_certificates import agent_certified
+from node import agent_transfer
 from node import operations as op
+from node.agent_core import AGENT_IMAGE
 from node.agent_transfer import AGENT, _order, greet
+from node.firmware_image import firmware_image
 from node.generation import Generation
 from node.guest import GuestState
 from node.host import Host, HostSpec
 from node.hypervisor_port import LaunchRefused
-from node.migration_agent import Hello
+from node.kernel_settings import KernelSettings
+from node.migration_agent import MARK, Hello
 from node.migration_refusal import MigrationRefusal
 from node.packing import packed
 from node.page_swaps import with_metadata
 from node.platform import Platform
 from node.product import PRODUCTS
+from node.vmsa import SevFeature
 from psp.commands import SnpCommand
 from psp.guest_context import SnpGuestState
 from psp.page_swap import PageSwap
@@ -355,6 +360,22 @@ def test_as_many_metadata_pages_go_as_a_move_is_charged_for(on_its_way):
     assert entries + len(state.metadata) == with_metadata(entries)
 
 
+def test_a_context_that_was_changed_cut_or_meant_for_another_is_opened_by_no_agent(on_its_way):
+    here, there = on_its_way
+    gctx, sealed_for_peer = there.hypervisor.launched("vm").gctx, stopped(here, "vm").state.context
+    flips = [
+        sealed_for_peer[:at] + bytes([sealed_for_peer[at] ^ 1]) + sealed_for_peer[at + 1 :]
+        for at in (0, 31, 32, 48, len(sealed_for_peer) // 2, len(sealed_for_peer) - 16, len(sealed_for_peer) - 1)
+    ]
+    for other in (*flips, sealed_for_peer[:-1], sealed_for_peer + b"\0", sealed_for_peer[:32], b""):
+        with pytest.raises(LaunchRefused, match="not sealed by the peer for this guest"):
+            there.tasks.at_once(_order(there.hypervisor, "import", "vm", gctx, other))
+    peer = certified(here, greeting(here))
+    there.tasks.at_once(_order(there.hypervisor, "meet", "other", peer, True))
+    with pytest.raises(LaunchRefused, match="not sealed by the peer for this guest"):
+        there.tasks.at_once(_order(there.hypervisor, "import", "other", gctx, sealed_for_peer))
+
+
 def test_an_agent_that_begins_anew_opens_nothing_that_was_sealed_for_it_before(on_its_way):
     """Its ledger would be empty: whoever runs the host has it begin anew when he likes."""
     here, there = on_its_way
@@ -380,6 +401,72 @@ def test_an_agent_gives_nothing_to_a_peer_that_no_report_vouches_for():
     assert guest.state is GuestState.RUNNING
 
 
+@pytest.mark.parametrize(
+    ("change", "refusal"),
+    [
+        ({"svsm": True}, MigrationRefusal.SVSM_BELOW),
+        ({"sev_features": int(SevFeature.SECURE_TSC)}, MigrationRefusal.SECURE_TSC),
+    ],
+)
+def test_a_guest_that_no_agent_can_move_yet_is_refused_before_it_is_touched(change, refusal):
+    here = make_host(product="Turin", platform=WITH_AGENT)
+    spec = dataclasses.replace(guest_spec("vm", SNP), migration_agent=True, **change)
+    here.launch(spec, lambda _: None, running=True)
+    assert here.guests["vm"].state is GuestState.RUNNING, here.guests["vm"].reason
+    assert here.departures.begin("vm", lambda _: None) is refusal
+    assert here.guests["vm"].state is GuestState.RUNNING
+
+
+def test_an_agent_of_another_image_is_given_nothing(monkeypatch):
+    data = bytearray(AGENT_IMAGE.data)
+    data[len(MARK)] ^= 1
+    (here, _), image = hosts(), firmware_image(bytes(data), "another agent")
+    monkeypatch.setattr(agent_transfer, "AGENT_IMAGE", image)
+    there = hosts()[1]
+    monkeypatch.undo()
+    guest = started(here, "vm")
+    assert not isinstance(here.departures.begin("vm", lambda _: None), MigrationRefusal)
+    shown = certified(there, certificates(there, guest.spec))
+    assert sealed(here, "vm", shown) == (MigrationRefusal.AGENT_REFUSES, b"")
+
+
+def test_an_agent_that_keeps_a_ledger_takes_nothing_in_twice_and_nothing_back(on_its_way):
+    here, there = on_its_way
+    for host in (here, there):
+        host.board.agents.agents[AGENT].keeps_ledger = True
+    what = stopped(here, "vm")
+    assert laid(there, "vm", what) is None
+    gctx = there.hypervisor.launched("vm").gctx
+    for host, order, more, why in (
+        (there, "import", (what.state.context,), "this context was taken in already"),
+        (here, "take back", (), "nothing of this guest is kept"),
+    ):
+        with pytest.raises(LaunchRefused, match=why):
+            host.tasks.at_once(_order(host.hypervisor, order, "vm", gctx, *more))
+
+
+def older(host):
+    """A platform like a host's, whose firmware has a lower security version in one part."""
+    tcb = host.board.psp.firmware.current.tcb
+    return dataclasses.replace(WITH_AGENT, firmware_tcb=tcb - (1 << 48))
+
+
+def test_an_agent_sends_nothing_under_an_older_firmware_and_takes_a_guest_that_comes_from_one():
+    here, other = hosts()
+    there = make_host(name="there", platform=older(other), costs=QUICK)
+    guest = started(here, "vm", "ledger", units=UNITS)
+    run(here, 2_000_000)
+    assert not isinstance(here.departures.begin("vm", lambda _: None), MigrationRefusal)
+    shown = certified(there, certificates(there, guest.spec))
+    assert sealed(here, "vm", shown) == (MigrationRefusal.AGENT_REFUSES, b"")
+    here.departures.cancel("vm")
+    started(there, "old", "ledger", units=UNITS)
+    run(there, 2_000_000)
+    move(there, other, "old")
+    run(other)
+    assert other.guests["old"].vcpus[0].registers.r13 == UNITS
+
+
 def test_a_guest_without_leave_and_a_host_without_agent_are_refused_before_the_guest_is_touched():
     here = make_host(platform=WITH_AGENT)
     here.launch(guest_spec("vm", SNP), lambda _: None, running=True)
@@ -388,9 +475,47 @@ def test_a_guest_without_leave_and_a_host_without_agent_are_refused_before_the_g
     bare = make_host()
     bare.arrivals.prepare(spec, lambda *what: told.append(what))
     until(lambda: told, bare)
-    assert told == [("migration_agent: this host has none", b"")]
+    assert told == [(MigrationRefusal.NO_AGENT_THERE, b"")]
     bare.launch(dataclasses.replace(spec, name="third"), lambda _: None, running=True)
     assert bare.guests["third"].state is GuestState.REFUSED
+
+
+@pytest.mark.parametrize(
+    ("shape", "refusal"),
+    [
+        ({"svsm": True, "kernel": KernelSettings()}, MigrationRefusal.SVSM_BELOW),
+        ({"sev_features": int(SevFeature.SECURE_TSC)}, MigrationRefusal.SECURE_TSC),
+    ],
+)
+def test_a_guest_that_agents_cannot_carry_is_refused_before_it_is_touched(shape, refusal):
+    here = make_host(platform=WITH_AGENT)
+    spec = dataclasses.replace(guest_spec("vm", SNP, "ledger", units=UNITS), migration_agent=True, **shape)
+    here.launch(spec, lambda _: None, running=True)
+    run(here, 1_000_000)
+    guest = here.guests["vm"]
+    assert guest.state is GuestState.RUNNING, guest.reason
+    before = leftovers(here)
+    assert here.departures.begin("vm", lambda _: None) is refusal
+    assert (guest.dirty_log, leftovers(here)) == (None, before)
+    run(here)
+    assert (guest.vcpus[0].registers.r13, guest.faults) == (UNITS, 0)
+
+
+def test_a_guest_that_runs_with_what_the_target_s_line_lacks_gets_no_place_there():
+    spec = dataclasses.replace(guest_spec("vm", SNP), migration_agent=True, sev_features=int(SevFeature.SMT_PROTECTION))
+    for product, wrong in (("Milan", MigrationRefusal.SEV_FEATURES), ("Genoa", None)):
+        told, there = [], make_host(product=product, platform=WITH_AGENT)
+        before = leftovers(there)[0]
+        there.arrivals.prepare(spec, lambda *what, told=told: told.append(what[0]))
+        until(lambda told=told: told, there)
+        assert told == [wrong]
+        assert (leftovers(there)[0] == before) is (wrong is not None)
+
+
+def test_an_agent_itself_is_no_vm_that_anybody_could_move():
+    here = make_host(platform=WITH_AGENT)
+    assert AGENT in here.hypervisor._vms
+    assert here.departures.begin(AGENT, lambda _: None) is MigrationRefusal.NO_SUCH_VM
 
 
 def test_the_hypervisors_on_the_way_see_neither_a_page_nor_the_exported_context():

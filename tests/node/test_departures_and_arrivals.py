@@ -1,6 +1,7 @@
 """A VM leaves one host whole and comes to another whole, or not at all."""
 
 import dataclasses
+from itertools import count
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from toy_guests import GENERATIONS, MIX, SECOND, final_state, guest_spec, look, 
 from node.generation import Generation
 from node.guest import GuestState
 from node.migration_frames import frames_of, page_digests
+from node.migration_loads import StreamRates
 from node.migration_refusal import REFUSALS, MigrationRefusal
 from node.operations import BLOCK_BYTES, BlockWrite, Read, Shutdown, Write
 from node.platform import HostMode, Platform
@@ -202,6 +204,85 @@ def test_a_place_that_is_given_back_before_it_is_ready_leaves_nothing():
     assert told == [None]
     assert leftovers(host) == before
     assert place(host, guest_spec("vm", PLAIN)) is None
+
+
+def test_a_place_that_is_wanted_again_before_it_is_given_back_is_kept_unless_that_is_over_too():
+    host = make_host()
+    before, told, numbers = leftovers(host), [], count()
+
+    def wanted(*, given_back):
+        number = next(numbers)
+        host.arrivals.prepare(guest_spec("vm", Generation.SEV), lambda *_: told.append(number))
+        if given_back:
+            host.arrivals.abandon("vm")
+
+    wanted(given_back=True)
+    wanted(given_back=True)
+    run(host)
+    assert (told, leftovers(host)) == ([0], before)
+    wanted(given_back=True)
+    wanted(given_back=False)
+    run(host)
+    assert told == [0, 2, 3]
+    assert host.guests["vm"].state is GuestState.ARRIVING
+
+
+@pytest.mark.parametrize("then", ["comes", "does not come", "leaves", "stays", "is lost"])
+def test_a_move_s_stream_takes_nothing_of_a_host_any_more_when_it_is_over(then):
+    here, there = (make_host(name=name, streams=StreamRates(1e9)) for name in ("here", "there"))
+    guest = start(here, "vm", PLAIN)
+    run(here, 5_000_000)
+    assert here.contention.running == 0
+    here.departures.begin("vm", lambda _: None)
+    assert place(there, guest.spec) is None
+    assert (here.contention.running, there.contention.running) == (1, 1)
+    if then in ("comes", "leaves"):
+        what = stopped(here, "vm")
+        told = []
+        there.arrivals.complete("vm", frames_of(what.state), page_digests(what.state.pages), what.books, told.append)
+        until(lambda: told, there)
+        here.departures.finish("vm")
+    elif then == "is lost":
+        here.departures.forget("vm")
+    else:
+        here.departures.cancel("vm")
+        there.arrivals.abandon("vm")
+    host = there if then in ("comes", "does not come") else here
+    assert host.contention.running == 0
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_guest_that_was_slowed_down_goes_at_its_own_pace_again_when_it_stays(stops):
+    host = make_host()
+    guest = start(host, "vm", PLAIN, "busy")
+    run(host, 5_000_000)
+
+    def pace():
+        first = guest.vcpus[0].registers.r13
+        host.clock.env.run(until=host.now_ns + SECOND // 10)
+        return guest.vcpus[0].registers.r13 - first
+
+    alone = pace()
+    host.departures.begin("vm", lambda _: None)
+    host.departures.slow("vm", 0.9, 0.0)
+    assert pace() < alone / 5
+    if stops:
+        stopped(host, "vm")
+    host.departures.cancel("vm")
+    assert pace() == pytest.approx(alone, rel=0.05)
+
+
+def test_a_stream_with_digests_of_fewer_pages_is_not_the_source_s():
+    here, there = make_host(), make_host()
+    guest = start(here, "vm", PLAIN, "ledger", units=UNITS)
+    run(here, 5_000_000)
+    here.departures.begin("vm", lambda _: None)
+    assert place(there, guest.spec) is None
+    what = stopped(here, "vm")
+    digests = page_digests(what.state.pages)
+    for some in (b"", digests[:-8], digests + digests[-8:]):
+        wrong = arrive(there, "vm", frames_of(what.state), some, what.books)
+        assert wrong == f"pages: expected {len(some) // 8}, got {len(digests) // 8}"
 
 
 def off(_, __):

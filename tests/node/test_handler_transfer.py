@@ -27,6 +27,7 @@ from node.migration_handler import STATE_GPA
 from node.migration_refusal import MigrationRefusal
 from node.operations import Shutdown, Sleep
 from node.packing import packed
+from node.platform import Platform
 from node.product import PRODUCTS
 from node.svsm_memory import TPM_GPA
 from psp.exported_context import ExportedContext
@@ -365,6 +366,25 @@ def test_a_handler_gives_nothing_to_a_peer_that_is_not_its_own_image_or_has_no_r
     for peer in (b"", hello, mine.pack(), dataclasses.replace(genuine, certificates=()).pack(), whole):
         assert sealed(here, "vm", peer) == (MigrationRefusal.HANDLER_REFUSES, b"")
     assert guest.state is GuestState.RUNNING
+
+
+def test_a_handler_gives_nothing_to_its_own_image_under_an_older_firmware():
+    here = host("here")
+    tcb = here.board.psp.firmware.current.tcb - (1 << 48)
+    there = make_host(name="there", costs=QUICK, platform=Platform(firmware_tcb=tcb))
+    started(here)
+    run(here, IN_THE_MIDDLE)
+    assert not isinstance(here.departures.begin("vm", lambda _: None), MigrationRefusal)
+    shown = certified(there, certificates(there, SPEC))
+    assert sealed(here, "vm", shown) == (MigrationRefusal.HANDLER_REFUSES, b"")
+    assert here.guests["vm"].state is GuestState.RUNNING
+
+
+def test_the_image_at_the_target_is_measured_with_the_processor_that_its_guest_is_shown():
+    here, there = host("here"), host("there")
+    here.launch(dataclasses.replace(SPEC, cpu_model="EPYC-Milan"), lambda _: None, running=True)
+    run(here, IN_THE_MIDDLE)
+    agree(here, there)
 
 
 def test_a_guest_with_a_vcpu_that_nobody_has_started_is_refused_before_it_is_touched():

@@ -180,6 +180,52 @@ def test_frames_that_are_well_formed_and_wrong_are_refused_by_field(bodies, line
     assert str(caught.value).startswith(line)
 
 
+H, P = bytes(PacketHeader.SIZE), bytes(PAGE)
+AREA, CONTEXT = (7, (0, H, P)), (9, (b"context", ()))
+
+
+@pytest.mark.parametrize(
+    ("bodies", "line"),
+    [
+        ([(6, ((PAGE, H, P), (PAGE, H, P)))], "1: gpa: expected pages in ascending order, got 0x1000"),
+        ([(6, ((PAGE, H, P),)), (6, ((0, H, P),))], "2: gpa: expected pages in ascending order, got 0x0"),
+        ([(6, ((5, H, P),))], "1: gpa: expected whole pages of the VM, got 0x5"),
+        ([(6, ((MEMORY, H, P),))], "1: gpa: expected whole pages of the VM"),
+        ([(6, ((0, H[1:], P),))], "1: packet: expected a number"),
+        ([(6, ((0, H, P[1:]),))], "1: packet: expected a number"),
+        ([(6, ())], "1: packets: expected 1 to"),
+        ([(7, (1, H, P))], "1: registers: expected sealed ones of vCPU 0"),
+        ([AREA, (7, (1, H, P))], "2: registers: expected those of 1 vCPUs, got more"),
+        ([(8, (((0, 5),), ()))], "1: told: expected whole pages"),
+        ([(8, (((5, PAGE),), ()))], "1: told: expected whole pages"),
+        ([(8, (((0, 0),), ()))], "1: told: expected ranges of the VM"),
+        ([(8, (((MEMORY, PAGE),), ()))], "1: told: expected ranges of the VM"),
+        ([CONTEXT, CONTEXT], "2: context: expected one, of a VM that an agent moves"),
+        ([(9, (b"", ()))], "1: context: expected one, of a VM that an agent moves"),
+        ([(9, (b"context", ((PAGE, 1, False),) * 2))], "1: rows: expected whole pages of the VM, in ascending order"),
+        ([(9, (b"context", ((PAGE, 1, True),)))], "1: rows: expected whole pages of the VM"),
+        ([(9, (b"context", ((0, MEMORY // PAGE + 1, False),)))], "1: rows: expected whole pages of the VM"),
+        ([(9, (b"context", ((0, 0, False),)))], "1: rows: expected an address"),
+        ([CONTEXT, (10, (P[1:],))], "2: metadata: expected pages of 4096 bytes"),
+        ([(4, ((5, P), (5, P)))], "1: lba: expected blocks in ascending order, got 5"),
+        ([AREA, (5, (0, 0, 0))], "2: context: expected one, got none"),
+        ([(2, (0, P)), AREA, CONTEXT, (5, (0, 0, 0))], "4: registers: expected of 1 vCPUs, got 1"),
+        ([AREA, (6, ((0, H, P),)), CONTEXT, (5, (0, 0, 0))], "4: end: expected 0 pages, 0 blocks and 1 packets"),
+    ],
+)
+def test_what_comes_of_a_vm_that_firmware_and_an_agent_move_is_refused_by_field(bodies, line):
+    frames = [forged(number, kind, body) for number, (kind, body) in enumerate([(1, HEAD), *bodies])]
+    expected = Expected("vm", inside, BLOCKS, by_firmware=True, hidden_registers=True, by_agent=True)
+    with pytest.raises(FrameError) as caught:
+        state_of(frames, expected)
+    assert str(caught.value).startswith(f"frame {line}")
+
+
+def test_a_frame_that_is_too_long_is_refused_unread():
+    with pytest.raises(FrameError, match=f"frame 0: length: expected at most {MOST_FRAME_BYTES} bytes"):
+        back([bytes(MOST_FRAME_BYTES + 1)])
+
+
 @pytest.mark.parametrize(
     "told",
     [(5,), (1.5,), (None,), ((),), ((1, 2),), ((0, 1, 2, 3),), ((-2, 0, 0),), ((True, 0, 0),), ((0, -1, 0),), ("abc",)],

@@ -352,6 +352,21 @@ def test_lines_that_a_host_has_of_a_guest_s_frames_land_on_no_page_that_came(pro
     assert look(there, there.guests["vm"], gpa, len(NEW)) == NEW
 
 
+def test_what_firmware_was_to_copy_of_a_move_that_is_called_off_it_does_not():
+    here, there = hosts()
+    start(here, "vm", SEV, "ledger", units=UNITS)
+    run(here, 2_000_000)
+    agree(here, there, "vm")
+    copied = []
+    here.departures.copy("vm", 1000, lambda: copied.append("here"))
+    there.arrivals.copy("vm", 1000, lambda: copied.append("there"))
+    here.departures.cancel("vm")
+    there.arrivals.abandon("vm")
+    run(here, here.now_ns + SECOND)
+    run(there, there.now_ns + SECOND)
+    assert not copied
+
+
 def test_after_the_source_has_let_go_no_command_of_sending_is_answered():
     here, there = hosts()
     guest = start(here, "vm", SEV, "ledger", units=UNITS)

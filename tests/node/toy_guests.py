@@ -12,6 +12,7 @@ from node.generation import Generation
 from node.guest import Guest, GuestSpec
 from node.host import Host, HostSpec
 from node.host_kind import HostKind
+from node.migration_loads import NO_STREAMS, StreamRates
 from node.operations import BLOCK_BYTES, BlockRead, BlockWrite, Compute, Read, Shutdown, Sleep, Write
 from node.platform import AS_USUAL, Platform
 from node.product import PRODUCTS
@@ -138,9 +139,11 @@ def make_host(
     image=IMAGE,
     platform: Platform = AS_USUAL,
     name: str = "host",
+    streams: StreamRates = NO_STREAMS,
 ) -> Host:
     known = {"ledger": ledger, "rest": script(rest), "busy": script(busy), **(programs or {})}
-    spec = HostSpec(name, PRODUCTS[product], memory_bytes, min_sev_asid, 7, 60 * SECOND, platform=platform)
+    machine = PRODUCTS[product]
+    spec = HostSpec(name, machine, memory_bytes, min_sev_asid, 7, 60 * SECOND, platform=platform, streams=streams)
     return Host(spec, known, {"auto": image}, costs)
 
 

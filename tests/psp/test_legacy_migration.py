@@ -19,6 +19,7 @@ from psp.product_line import PRODUCT_LINES
 from psp.product_root import laboratory_root
 from psp.secret_packet import PacketHeader
 from psp.sev_certificate import KeyUsage, SevCertificate, parse
+from psp.sev_session import Session
 from psp.status import Status
 
 NOSEND, DOMAIN, SEV, ES = 8, 16, 32, 4
@@ -386,6 +387,17 @@ def test_another_policy_or_another_target_opens_no_session(source, target):
     assert receive_start(source, target, SEV | 1) == (Status.BAD_MEASUREMENT, 0)
     assert receive_start(source, source) == (Status.BAD_MEASUREMENT, 0)
     assert not target.psp.legacy.guests
+
+
+def test_a_session_block_in_which_any_field_was_changed_opens_nothing(source, target):
+    sending(source, target)
+    block = source.bus.read(SESSION, Session.SIZE)
+    for at in range(0, Session.SIZE, 8):
+        source.bus.write(SESSION, flipped(block, at))
+        assert receive_start(source, target) == (Status.BAD_MEASUREMENT, 0), hex(at)
+    source.bus.write(SESSION, block)
+    assert not target.psp.legacy.guests
+    assert receive_start(source, target)[0] == 0
 
 
 def test_receive_start_wants_the_source_s_certificate(target):
