@@ -69,12 +69,12 @@ class GuestBooks(NamedTuple):
 
     def body(self) -> tuple[object, ...]:
         """As msgpack-able values."""
-        return tuple(self)
+        return self
 
     @classmethod
     def parse(cls, body: tuple[Any, ...]) -> GuestBooks:
         """The books back from their values."""
-        return cls(*body)
+        return body if isinstance(body, GuestBooks) else cls(*body)
 
     def open(self, guest: Guest) -> None:
         """Go on with these books for a VM that came."""
