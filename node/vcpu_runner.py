@@ -27,7 +27,7 @@ from node.host_events import HostEvent
 from node.host_prices import HostPrices
 from node.injected_vc import met_first, take_injected_vc
 from node.issued_batch import IssuedBatch
-from node.mechanism import MECHANISMS
+from node.mechanism import no_time
 from node.program import Ending, Registers
 from node.tenant import NoBlock, Outcome
 from node.vcpu import AWAITING, HALFWAY, HALTED, SLEEPING, Vcpu, VcpuState, names_of
@@ -315,7 +315,7 @@ class VcpuRunner:
 
     def _issue(self, vcpu: Vcpu, batch: tuple[op.GuestOperation, ...]) -> None:
         guest = vcpu.guest
-        lost_ns = guest.lost_ns if (own := vcpu.thread == vcpu.index) else dict.fromkeys(MECHANISMS, 0.0)
+        lost_ns = guest.lost_ns if (own := vcpu.thread == vcpu.index) else no_time()
         spent = guest.operation_cost.price(batch, self._contention.latency_ns, lost_ns, guest.row_ns)
         if len(batch) != 1 or type(batch[0]) not in _OF_MEMORY:
             spent += self.disk.wait(self._clock.now_ns, batch, lost_ns, guest.spec.name)
@@ -552,9 +552,10 @@ class VcpuRunner:
         vcpu.book(account)
 
     def _note_cut(self, vcpu: Vcpu, account: PhaseAccount, now_ns: int) -> None:
-        chain = self._log.chain(vcpu.guest.spec.name)
-        done, demand = round(account.instructions), vcpu.registers.r14
-        chain.note(now_ns, HostEvent.PHASE_CUT, demand, done, account.elapsed_ns, vcpu.index)
+        chain = vcpu.guest.chain
+        if chain.keeps:
+            done, demand = round(account.instructions), vcpu.registers.r14
+            chain.note(now_ns, HostEvent.PHASE_CUT, demand, done, account.elapsed_ns, vcpu.index)
 
     def _count_phase(self, vcpu: Vcpu) -> None:
         demand = vcpu.registers.r14
@@ -577,12 +578,16 @@ class VcpuRunner:
         vcpu.registers = Registers()
         for thread in vcpu.threads:
             guest.software.forget(thread)
-        self._log.chain(guest.spec.name).record(self._clock.now_ns, HostEvent.PAUSED, vcpu.index, vcpu=vcpu.index)
+        guest.chain.record(self._clock.now_ns, HostEvent.PAUSED, vcpu.index, vcpu=vcpu.index)
 
     def _tell_parked(self, guest: Guest) -> None:
-        if guest.when_parked is not None and all(vcpu.state in _AT_REST for vcpu in guest.vcpus):
-            tell, guest.when_parked = guest.when_parked, None
-            tell()
+        if guest.when_parked is None:
+            return
+        for vcpu in guest.vcpus:
+            if vcpu.state not in _AT_REST:
+                return
+        tell, guest.when_parked = guest.when_parked, None
+        tell()
 
     def _power_off(self, guest: Guest, code: int) -> None:
         self.stop(guest)
