@@ -66,7 +66,7 @@ ADDED = {
 }
 
 
-@pytest.mark.parametrize(("before", "product"), pairwise(UPWARDS))
+@pytest.mark.parametrize(("before", "product"), list(pairwise(UPWARDS)))
 def test_a_line_adds_what_its_qemu_model_adds(before, product):
     added = {name for name in features_of(product) - features_of(before) if not name.startswith("xcr0-")}
     assert added == set(ADDED[product].split())
