@@ -53,8 +53,8 @@ class Mechanism(StrEnum):
     SVSM = "svsm"
     """What an SVSM below does: its operations, and changing to and from its VMPL."""
     MIGRATION = "migration"
-    """Phases that stand still while their VM moves: for auto-converge, a dirty limit, the dirty log, a migration
-    handler in the guest, and pages of a post-copy that have not come."""
+    """Phases that stand still while their VM moves: for auto-converge, a dirty limit, the dirty log, a handler in the
+    guest, and pages of a post-copy that have not come."""
 
 
 MECHANISMS = tuple(Mechanism)

@@ -117,7 +117,7 @@ class VcpuRunner:
             elif vcpu.state in (VcpuState.COMPUTING, VcpuState.SLEEPING):
                 self.halt(vcpu, VcpuState.PAUSED)
                 self._park(vcpu)
-        self._tell_parked(guest)
+        guest.tell_parked()
 
     def resume(self, guest: Guest) -> None:
         """Rebuild a paused VM's programs from its specification and go on from its save areas."""
@@ -198,7 +198,7 @@ class VcpuRunner:
                     return
                 if vcpu.pause_wanted and not (vcpu.levels and vcpu.levels.waiting):
                     self._park(vcpu)
-                    self._tell_parked(vcpu.guest)
+                    vcpu.guest.tell_parked()
                     return
                 try:
                     outcome: Outcome = software.begin(index, registers)
@@ -231,7 +231,7 @@ class VcpuRunner:
             self._power_off(guest, ExitCode.SHUTDOWN)
         elif came is Delivered.EXIT:
             self._park(vcpu)
-            self._tell_parked(guest)
+            guest.tell_parked()
         return came in (Delivered.NOTHING, Delivered.TAKEN)
 
     def _try_again(self, vcpu: Vcpu) -> None:
@@ -270,7 +270,7 @@ class VcpuRunner:
                 self.halt(vcpu, VcpuState.STOPPED)
             vcpu.state = VcpuState.STOPPED
             guest.software.drop(vcpu.index)
-            self._tell_parked(guest)
+            guest.tell_parked()
             return
         if code:
             if vcpu.state is VcpuState.BLOCK:
@@ -278,7 +278,7 @@ class VcpuRunner:
             elif vcpu.state in (VcpuState.COMPUTING, VcpuState.SLEEPING):
                 self.halt(vcpu, VcpuState.PAUSED)
                 self._park(vcpu)
-                self._tell_parked(guest)
+                guest.tell_parked()
             return
         if vcpu.state in HALFWAY:
             self._try_again(vcpu)
@@ -381,7 +381,7 @@ class VcpuRunner:
         if board.held_in_reset and (name, index) in board.held_in_reset:
             board.held_in_reset.remove((name, index))
             vcpu.state, vcpu.held = VcpuState.IN_RESET, (batch[done:], before + answers)
-            self._tell_parked(guest)
+            guest.tell_parked()
             return
         guest.chain.record(self._clock.now_ns, _BATCH, len(batch), vcpu.registers.r13, index, spent)
         if board.terminated and name in board.terminated:
@@ -468,7 +468,7 @@ class VcpuRunner:
             begin = self._sleep
         if vcpu.pause_wanted:
             self._park(vcpu)
-            self._tell_parked(vcpu.guest)
+            vcpu.guest.tell_parked()
         else:
             begin(vcpu)
         return True
@@ -580,25 +580,13 @@ class VcpuRunner:
             guest.software.forget(thread)
         guest.chain.record(self._clock.now_ns, HostEvent.PAUSED, vcpu.index, vcpu=vcpu.index)
 
-    def _tell_parked(self, guest: Guest) -> None:
-        if guest.when_parked is None:
-            return
-        for vcpu in guest.vcpus:
-            if vcpu.state not in _AT_REST:
-                return
-        tell, guest.when_parked = guest.when_parked, None
-        tell()
-
     def _power_off(self, guest: Guest, code: int) -> None:
         self.stop(guest)
         guest.state = GuestState.STOPPED
         guest.shutdown_code = code
         guest.ended_ns = self._clock.now_ns
         self._log.chain(guest.spec.name).record(self._clock.now_ns, HostEvent.STOPPED, code)
-        if guest.when_parked is not None:
-            tell, guest.when_parked = guest.when_parked, None
-            tell()
+        guest.tell_parked()
 
 
 _NOT_YET = (VcpuState.WAITING, VcpuState.STOPPED)
-_AT_REST = (VcpuState.PAUSED, VcpuState.WAITING, VcpuState.IN_RESET, VcpuState.STOPPED)
