@@ -101,6 +101,13 @@ def _heads(programs: list[GeneratorType]) -> list[GeneratorType]:
     return [program for program in programs if id(program) not in parts]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def frozen() -> Iterator[None]:
+    """What tests set aside stays aside: to collect all modules anew takes longer than most of them."""
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture
 def inspection(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inspection]:
     """An inspection of every board that is made while a test runs."""
@@ -127,7 +134,6 @@ def inspection(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inspection]:
     gc.collect()
     gc.freeze()  # what other tests left behind is not looked at
     yield found
-    gc.unfreeze()
 
 
 def play(column: Column, attack: Callable[..., Any], product: str = "Turin", prelude: Any = None) -> Scene:

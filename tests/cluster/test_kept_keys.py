@@ -89,6 +89,13 @@ class Look:
         return {place: found for place, found in places.items() if found}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def frozen() -> Iterator[None]:
+    """What tests set aside stays aside: to collect all modules anew takes longer than most of them."""
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture
 def look(monkeypatch: pytest.MonkeyPatch) -> Iterator[Look]:
     """Watches every board that is made while a test runs; looks into frames now and then."""
@@ -124,7 +131,6 @@ def look(monkeypatch: pytest.MonkeyPatch) -> Iterator[Look]:
     gc.collect()
     gc.freeze()
     yield found
-    gc.unfreeze()
 
 
 def run_fleet(folder: Path) -> Path:
