@@ -109,7 +109,7 @@ def frozen() -> Iterator[None]:
 
 
 @pytest.fixture
-def inspection(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inspection]:
+def inspection(monkeypatch: pytest.MonkeyPatch) -> Inspection:
     """An inspection of every board that is made while a test runs."""
     found = Inspection()
     execute = {name: getattr(Board, name) for name in ("execute_host", "execute_guest")}
@@ -133,7 +133,7 @@ def inspection(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inspection]:
         monkeypatch.setattr(Board, name, inspected(name))
     gc.collect()
     gc.freeze()  # what other tests left behind is not looked at
-    yield found
+    return found
 
 
 def play(column: Column, attack: Callable[..., Any], product: str = "Turin", prelude: Any = None) -> Scene:

@@ -97,7 +97,7 @@ def frozen() -> Iterator[None]:
 
 
 @pytest.fixture
-def look(monkeypatch: pytest.MonkeyPatch) -> Iterator[Look]:
+def look(monkeypatch: pytest.MonkeyPatch) -> Look:
     """Watches every board that is made while a test runs; looks into frames now and then."""
     found = Look(KeyHunt().listen(monkeypatch))
     execute = {name: getattr(Board, name) for name in ("execute_host", "execute_guest")}
@@ -130,7 +130,7 @@ def look(monkeypatch: pytest.MonkeyPatch) -> Iterator[Look]:
     monkeypatch.setattr(MetricsPage, "show", shown)
     gc.collect()
     gc.freeze()
-    yield found
+    return found
 
 
 def run_fleet(folder: Path) -> Path:
