@@ -76,10 +76,10 @@ class GuestOperationCost:
             op.MmioStore: lambda one: self._register(one, "pcie.store_ns"),
             op.Rdmsr: self._intercepted,
             op.Wrmsr: self._intercepted,
-            op.PortIn: self._intercepted,
-            op.PortOut: self._intercepted,
-            op.PortInString: self._intercepted,
-            op.PortOutString: self._intercepted,
+            op.PortIn: self._port,
+            op.PortOut: self._port,
+            op.PortInString: self._port,
+            op.PortOutString: self._port,
             op.WriteBackCaches: self._intercepted,
             op.TimedRead: lambda _: ((Mechanism.OPERATIONS, costs["dram.latency_ns"], ""),),
             op.Clflush: lambda one: (
@@ -184,7 +184,7 @@ class GuestOperationCost:
         if one.cost not in GUEST_WORK:
             return ()
         times = min(max(0, one.times), _MOST_TIMES)
-        mechanism = Mechanism.BOOT if one.cost in BOOT_WORK else Mechanism.OPERATIONS
+        mechanism = Mechanism.BOOT if one.cost in BOOT_WORK else _OF_WORK.get(one.cost, Mechanism.OPERATIONS)
         own = (mechanism, times * self._costs[one.cost], one.cost)
         if one.cost != "disk.crypt_request_ns":
             return (own,)
@@ -215,6 +215,11 @@ class GuestOperationCost:
 
     def _intercepted(self, _: op.GuestOperation) -> tuple[Part, ...]:
         return () if self._by_ghcb else ((Mechanism.OPERATIONS, self._exit_ns, ""),)
+
+    def _port(self, _: op.GuestOperation) -> tuple[Part, ...]:
+        """Where registers are encrypted what a port takes beyond another exit, which its handler makes."""
+        port_ns = self._costs["core.port_ns"]
+        return ((Mechanism.OPERATIONS, max(0.0, port_ns - self._exit_ns) if self._by_ghcb else port_ns, ""),)
 
     def _register(self, one: op.MmioLoad | op.MmioStore, row: str) -> tuple[Part, ...]:
         if one.private or one.gpa >= DEVICES_GPA:
@@ -367,6 +372,7 @@ class HostOperationCost:
 _ROWS_IN_EXIT: Mapping[type, str] = {
     op.RmpUpdate: "rmp.update_ns", op.PSmash: "rmp.psmash_ns", op.VmRun: "vmpl.switch_extra_ns",
 }  # fmt: skip
+_OF_WORK = {"gpu.seal_ns_per_kib": Mechanism.BOUNCE, "core.vc_ns": Mechanism.VMGEXIT}
 _WORK = (op.HostWork, op.Wbinvd, op.AgentCall, op.HandlerCall)
 _TO_DEVICES = [one for one, row in COMMANDS.items() if row.layout is not None and issubclass(row.layout, SpdmOrder)]
 

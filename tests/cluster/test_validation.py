@@ -88,6 +88,12 @@ def test_a_page_of_4_kib_takes_to_accept_what_was_measured():
     assert predicted("BL-12")["64 GiB"] / (64 << 18) == pytest.approx(3.4e-6, rel=2e-3)
 
 
+def test_exits_are_those_of_the_hypercall_and_of_a_port():
+    found = predicted("EX-1", core__port_ns=2000.0, core__exit_ns=1000.0)
+    assert (found["CPUID, plain VM"], found["CPUID, leaf 1, SNP"]) == (1000, 3553)
+    assert found["port, SNP over plain"] == pytest.approx((2000 - 1000 + 3553) / 2000)
+
+
 def test_a_storm_of_reports_is_served_one_by_one():
     storm = predicted("AT-2", psp__guest_request_ns=5e6)
     assert (storm["the last of 10"], storm["the last of 50"]) == (50, 250)
