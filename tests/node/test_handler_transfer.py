@@ -454,6 +454,20 @@ def test_a_guest_with_a_vcpu_that_nobody_has_started_is_refused_before_it_is_tou
     assert [one.registers.r13 for one in guest.vcpus] == [UNITS, UNITS]
 
 
+def test_a_handler_that_is_told_of_other_entries_than_there_are_accepts_no_memory(on_its_way, monkeypatch):
+    here, there = on_its_way
+    what, honest = stopped(here, "vm"), handler_transfer._order
+
+    def lies(hypervisor, vm, record, order, *rest):
+        if order == "in":
+            *rest, pieces = rest
+            rest.append(tuple([(gpa, length, not large) for gpa, length, large in pieces]))
+        return (yield from honest(hypervisor, vm, record, order, *rest))
+
+    monkeypatch.setattr(handler_transfer, "_order", lies)
+    assert "was validated before, or is none" in laid(there, "vm", what)
+
+
 @pytest.mark.parametrize("change", [{"digest": bytes(48)}, {"report_id": bytes(32)}, {"policy": 0}])
 def test_an_image_becomes_no_guest_but_the_one_whose_report_it_was_shown(on_its_way, change):
     here, there = on_its_way
