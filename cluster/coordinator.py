@@ -130,7 +130,7 @@ class Coordinator:
             return self._run_together(together)
         self._promise_ns = self._layout.report().earliest_output_ns
         while True:
-            horizon = min(self._end_ns, self._act(self._promise_ns, self._mail.append) + self._lookahead_ns)
+            horizon = min(self._end_ns, self._act(self._promise_ns) + self._lookahead_ns)
             if self._cut is not None and horizon > self._reached_ns + 1:
                 horizon = self._cut(self._reached_ns, horizon)
             stopped = self._go_to(horizon)
@@ -142,23 +142,23 @@ class Coordinator:
 
     def _run_together(self, together: Together) -> CoordinatorResult:
         """The same where everybody is here: without windows, mail and answers go from hand to hand."""
+
+        def act(now_ns: int) -> int:
+            self._round_trips += 1
+            self._step(now_ns, together.post)
+            return self._control_ns()
+
+        acts_ns, watched = self._control_ns(), self._should_stop is not None or self._on_progress is not None
         while True:
-            events, next_ns, silent_ns = together.go_on(self._following_ns, self._received, self._reached_ns)
+            events, next_ns, acts_ns = together.go_on(acts_ns, self._received, act, until_acted=watched)
             self._calls += 1
             self._events += events
-            reached_ns = min(next_ns, self._end_ns)
+            self._reached_ns = min(next_ns, self._end_ns)
             if self._on_progress is not None:
-                self._show(reached_ns)
+                self._show(self._reached_ns)
             if self._should_stop is not None and (reason := self._should_stop()) is not None:
-                self._reached_ns = reached_ns
                 return self.result(reason)
-            control_ns = self._control_ns()
-            if control_ns < silent_ns and control_ns < self._end_ns:
-                self._reached_ns = control_ns
-                self._act(control_ns + 1, together.post)
-                self._round_trips += 1
-            elif next_ns >= self._end_ns:
-                self._reached_ns = self._end_ns
+            if next_ns >= self._end_ns and acts_ns >= self._end_ns:
                 self._round_trips += 1
                 return self.result(None)
 
@@ -166,33 +166,34 @@ class Coordinator:
         following = self._following_ns
         return min(self._received[0].time_ns, following) if self._received else following
 
-    def _act(self, promise: int, post: Callable[[Message], None]) -> int:
+    def _act(self, promise: int) -> int:
         """Let the control plane act as far as nothing earlier can come: before when now nobody will do or say anything.
 
-        All mail is on its way, so its own is all there is; ``post`` takes it.
+        All mail is on its way, so its own is all there is.
         """
-        received, control, end_ns = self._received, self._control, self._end_ns
+        mail = self._mail
         while True:
-            now = self._following_ns
-            if received and received[0][0] < now:
-                now = received[0][0]
-            if now >= promise or now >= end_ns:
+            now = self._control_ns()
+            if now >= promise or now >= self._end_ns:
                 return min(promise, now)
-            messages = []
-            while received and received[0][0] == now:
-                messages.append(heapq.heappop(received))
-            earliest_ns = now + self._lookahead_ns
-            for message in control.step(now, tuple(messages)):
-                time_ns = message[0]
-                if time_ns < earliest_ns:
-                    raise ProtocolViolationError(
-                        f"{message.sender}: sent at {now} ns for {time_ns} ns, inside the lookahead"
-                    )
-                post(message)
-                promise = min(promise, time_ns)
-            self._following_ns = control.next_event_ns()
-            if self._following_ns <= now:
-                raise ProtocolViolationError(f"control plane: did not move on from {now} ns")
+            before = len(mail)
+            self._step(now, mail.append)
+            promise = min([promise, *[message[0] for message in mail[before:]]])
+
+    def _step(self, now: int, post: Callable[[Message], None]) -> None:
+        """Let the control plane act at a time; ``post`` takes its mail."""
+        received, earliest_ns, messages = self._received, now + self._lookahead_ns, []
+        while received and received[0][0] == now:
+            messages.append(heapq.heappop(received))
+        for message in self._control.step(now, tuple(messages)):
+            if message[0] < earliest_ns:
+                raise ProtocolViolationError(
+                    f"{message.sender}: sent at {now} ns for {message.time_ns} ns, inside the lookahead"
+                )
+            post(message)
+        self._following_ns = self._control.next_event_ns()
+        if self._following_ns <= now:
+            raise ProtocolViolationError(f"control plane: did not move on from {now} ns")
 
     def _go_to(self, horizon_ns: int) -> str | None:
         mail = self._letters()

@@ -18,11 +18,11 @@ from cluster.slices import CALL_S, SLICE_EVENTS, SLICE_S, Slices
 
 
 class Stretch(NamedTuple):
-    """How far hosts came: events that they did, the first that is left, and before when nothing will be said."""
+    """How far hosts came: events that they did, the first that is left, and when the control plane acts next."""
 
     events: int
     next_ns: int
-    silent_ns: int
+    acts_ns: int
 
 
 class Together:
@@ -42,10 +42,12 @@ class Together:
         self._promises = {name: max(self._next[name], one.earliest_output_ns()) for name, one in entities.items()}
         self._promised_ns = min(self._promises.values(), default=NEVER)
         """By all, when somebody last looked, or later."""
+        self._acted_ns = 0
+        """When the control plane acted last."""
         self._since = 0
         """How often one went on since."""
         self.busy_s = 0.0
-        """Wall time of all calls."""
+        """Wall time of all calls, but for the control plane's."""
         self.calls = 0
 
     def post(self, message: Message) -> None:
@@ -62,16 +64,17 @@ class Together:
             self._promises[name] = time_ns
             self._promised_ns = min(self._promised_ns, time_ns)
 
-    def go_on(self, control_ns: int, heard: list[Message], since_ns: int) -> Stretch:
-        """Have hosts go on until all are through, or the control plane may act, or for as long as a call may take.
+    def go_on(
+        self, control_ns: int, heard: list[Message], act: Callable[[int], int], *, until_acted: bool = False
+    ) -> Stretch:
+        """Have hosts go on, and the control plane act, until all are through or for as long as a call may take.
 
-        What they say goes to ``heard``, a heap, and must not be from before ``since_ns``, when the control plane acted
-        last. It acts on the first of that, or at ``control_ns``.
+        ``control_ns`` is when the control plane acts next. ``act`` has it do so and says when it will again. What hosts
+        say goes to ``heard``, a heap: it acts on the first of that too. With ``until_acted`` the call ends then.
         """
         entities, following, first, promises = self._entities, self._next, self._first, self._promises
         end_ns, lookahead_ns, clock, slices = self._end_ns, self._lookahead_ns, self._clock, self._slices
-        acts_ns = min(control_ns, heard[0][0]) if heard else control_ns
-        done = 0
+        acts_ns, since_ns, done = control_ns, self._acted_ns, 0
         began_s = now_s = clock()
         end_s = now_s + CALL_S
         while True:
@@ -80,7 +83,15 @@ class Together:
             next_ns, name = first[0] if first else (NEVER, "")
             silent_ns = self._promised_ns
             silent_ns = max(silent_ns, next_ns)
-            if (acts_ns < silent_ns and acts_ns < end_ns) or next_ns >= end_ns or now_s >= end_s:
+            if acts_ns < silent_ns and acts_ns < end_ns:
+                since_ns = self._acted_ns = acts_ns
+                acts_ns = act(acts_ns)
+                before_s, now_s = now_s, clock()
+                began_s += now_s - before_s
+                if until_acted:
+                    end_s = now_s
+                continue
+            if next_ns >= end_ns or now_s >= end_s:
                 break
             horizon_ns = min(end_ns, silent_ns + lookahead_ns)
             heappop(first)
@@ -113,7 +124,7 @@ class Together:
                 slices.learn(now_s - before_s)
         self.busy_s += now_s - began_s
         self.calls += 1
-        return Stretch(done, next_ns, silent_ns)
+        return Stretch(done, next_ns, acts_ns)
 
 
 def too_late(message: Message) -> ProtocolViolationError:

@@ -201,7 +201,8 @@ class Departures:
                 return  # It was called off meanwhile and goes on.
             assert isinstance(state, VmState)
             assert guest.dirty_log is not None
-            self._host.network.settle(guest)
+            if guest.network is not None:
+                self._host.network.settle(guest)
             departure.chain = self.chains[name] = self._host.log.leave(name, self._host.now_ns)
             written = guest.dirty_log.written_since(since_ns)
             done(Stopped(state, GuestBooks.of(guest, departure.chain), written, parked_ns))
@@ -294,8 +295,9 @@ class Departures:
         host, name = self._host, guest.spec.name
         guest.dirty_log = guest.changed = None
         host.interrupts.release_all(name)
-        host.network.unplug(guest)
-        host.log.chain(host.spec.name).record_octets(host.now_ns, HostEvent.DEPARTED, name.encode())
+        if guest.spec.network or guest.spec.devices:
+            host.network.unplug(guest)
+        host.chain.record_octets(host.now_ns, HostEvent.DEPARTED, name.encode())
         host.board.residents.leave(name)
 
     def finish(self, name: str) -> None:

@@ -13,6 +13,7 @@ save area of a vCPU that runs is in use.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
 from node import operations as op
@@ -66,10 +67,7 @@ class _Unlaid:
 
     def backing(self, node_bytes: int) -> Backing:
         """As its nested table's."""
-        maps, layout = self.maps, layout_of(self.maps)
-        assert layout is not None
-        runs = [(maps[part][1] + start - maps[part][0], end - start, large) for part, start, end, large in layout.parts]
-        return backing_of(runs, node_bytes)
+        return _backing(self.maps, node_bytes)
 
 
 class ByVm(dict[str, V]):
@@ -111,7 +109,7 @@ class UnlaidVms:
         if (
             self._usual and board.observer is None and not board.dram.has_routes
             and board.bus.fast_registers.page is None and (board.rmp is None or board.snp_enabled)
-            and vm not in board.nested and vm not in board.disk_files
+            and not dict.__contains__(board.nested, vm) and vm not in board.disk_files
         ):  # fmt: skip
             self.vms[vm] = _Unlaid()
 
@@ -427,6 +425,14 @@ class UnlaidVms:
             if at < end and spa < at + len(data):
                 return True
         return False
+
+
+@lru_cache(maxsize=4096)
+def _backing(maps: Maps, node_bytes: int) -> Backing:
+    layout = layout_of(maps)
+    assert layout is not None
+    runs = [(maps[part][1] + start - maps[part][0], end - start, large) for part, start, end, large in layout.parts]
+    return backing_of(runs, node_bytes)
 
 
 def _stores(vm: str, pages: Mapping[int, bytes], areas: Sequence[tuple[int, bytes]]) -> Batch:
