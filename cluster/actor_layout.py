@@ -130,6 +130,7 @@ class ActorLayout:
             return [], 0
         said: list[Message] = []
         events = 0
+        gone: ClusterLostError | None = None
         self._waits = []
         for seat, outcome in zip(seats, outcomes, strict=True):
             works = seat.step in _WORKS
@@ -142,7 +143,12 @@ class ActorLayout:
                 seat.lose(str(error))
                 self._news.append((time.monotonic(), f"{seat.name} was lost and is replaced"))
                 continue
+            except ClusterLostError as error:
+                gone = error  # Found out when a worker was asked for a sign of life; what others said counts.
+                continue
             events += seat.report.events if works else 0
+        if gone is not None:
+            self._start_again(gone)
         return said, events
 
     def _start_again(self, error: ClusterLostError) -> None:
