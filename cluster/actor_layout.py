@@ -154,8 +154,10 @@ class ActorLayout:
     def _start_again(self, error: ClusterLostError) -> None:
         """Ray itself went away: start another, if it is ours and this does not happen again and again."""
         self._cluster_losses += 1
-        if self._cluster.address is not None or self._cluster_losses > MOST_LOSSES:
-            raise WorkerLostError(f"all {self.workers} workers were lost: {error}") from error
+        untold = next((seat.untold for seat in self._working if seat.untold), "")
+        if self._cluster.address is not None or self._cluster_losses > MOST_LOSSES or untold:
+            why = f"{error}; {untold}" if untold else str(error)
+            raise WorkerLostError(f"all {self.workers} workers were lost: {why}") from error
         self._cluster.close()
         for seat in self._seats:
             seat.vacate()

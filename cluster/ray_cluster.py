@@ -488,7 +488,7 @@ class RayCluster(Actors):
         return [kind for kind, found in daemons.items() if any(is_stopped(one.process.pid) for one in found)]
 
     def _is_well(self) -> bool:
-        """Whether our Ray may be asked to end something: without a daemon it waits a minute and ends us, or for ever."""
+        """Whether our Ray may be asked to end something: without a daemon it waits, and ends us after a minute."""
         return self._dead_daemon() is None and not self._stopped_daemons()
 
     def close(self) -> None:

@@ -181,8 +181,8 @@ def test_a_daemon_that_is_gone_or_stands_still_is_not_asked_to_end_actors(
     here = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (here.parents[1], here)))}
     ran = subprocess.run(
-        [sys.executable, "-c", HEADLESS, daemon, str(int(struck))], env=environment, stdout=subprocess.PIPE, text=True, timeout=4 * LONG_S,
-        check=False,
+        [sys.executable, "-c", HEADLESS, daemon, str(int(struck))], env=environment, stdout=subprocess.PIPE, text=True,
+        timeout=4 * LONG_S, check=False,
     )  # fmt: skip
     *lost, end = ran.stdout.splitlines()
     assert f"Ray's process {daemon} {why}" in "".join(lost)
